@@ -1,0 +1,131 @@
+"""What a model is and how its losses are weighed: frozen, and checked when built."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any, Literal, Self
+
+from asap.errors import ConfigError
+
+TYPES = ("face_swap", "face_attribute", "text_swap", "text_attribute")
+"""The manipulation types, in the order of `logits_multilabel` (the published order)."""
+
+IMAGE_TYPES = TYPES[:2]
+TEXT_TYPES = TYPES[2:]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """The shape of an ASAP or HAMMER model.
+
+    The defaults are those of the published model (paper section 4.1); `tiny` is for a CPU.
+    """
+
+    variant: Literal["asap", "hammer"] = "asap"
+    """`asap` adds image self-attention, the fusion scalar and the patch and explanation heads to `hammer`."""
+    image_size: int = 256
+    """Side of the square input, in pixels."""
+    patch_size: int = 16
+    """Side of a patch, in pixels."""
+    patch_embedding: Literal["linear", "conv"] = "linear"
+    """`linear` as published; `conv` is four stride-2 convolutions, which learn local traces from scratch."""
+    width: int = 768
+    """Channels of the tokens, the same in all three encoders."""
+    heads: int = 12
+    image_layers: int = 12
+    image_mlp_width: int = 3072
+    text_layers: int = 6
+    fusion_layers: int = 6
+    text_mlp_width: int = 3072
+    vocab_size: int = 30522
+    max_positions: int = 512
+    """Rows of the position table of the text encoder, in tokens."""
+    type_vocab_size: int = 2
+    max_words: int = 50
+    """Words of a text that one pass analyses; a longer text is analysed in several passes."""
+    max_tokens: int = 128
+    """Tokens of one pass, [CLS] included."""
+    embed_dim: int = 256
+    """Channels of the contrastive features."""
+    dropout: float = 0.1
+    """Probability in the text and fusion layers; the image encoder has none, as published."""
+    layer_norm_eps: float = 1e-12
+    """Of the text and fusion layers (BERT's). The image side uses 1e-6 (timm's)."""
+
+    def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if isinstance(field.default, int) and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
+                raise ConfigError(f"{field.name} {value!r} is not a whole number of at least 1")
+        if self.variant not in ("asap", "hammer"):
+            raise ConfigError(f"variant {self.variant!r} is unknown; 'asap' and 'hammer' are known")
+        if self.patch_embedding not in ("linear", "conv"):
+            raise ConfigError(f"patch_embedding {self.patch_embedding!r} is unknown; 'linear' and 'conv' are known")
+        if self.image_size % self.patch_size:
+            below = self.image_size // self.patch_size * self.patch_size
+            near = " and ".join(str(size) for size in (below, below + self.patch_size) if size)
+            raise ConfigError(f"image_size {self.image_size} is not a multiple of patch_size {self.patch_size}; {near} are")
+        if self.patch_embedding == "conv" and self.patch_size != 16:
+            raise ConfigError(f"patch_size {self.patch_size} does not fit the conv embedding, whose stride is 16")
+        if self.width % self.heads:
+            raise ConfigError(f"width {self.width} is not a multiple of heads {self.heads}")
+        if self.max_tokens > self.max_positions:
+            raise ConfigError(f"max_tokens {self.max_tokens} exceeds the position table, max_positions {self.max_positions}")
+        if not 0 <= self.dropout < 1:
+            raise ConfigError(f"dropout {self.dropout} is not a probability below 1")
+
+    @classmethod
+    def base(cls, **changes: Any) -> Self:
+        """The published size: ViT-B/16 at 256 px, 6 text and 6 fusion layers of BERT base."""
+        return cls(**changes)
+
+    @classmethod
+    def tiny(cls, **changes: Any) -> Self:
+        """A size that learns on a CPU: conv stem, 128 px, a width of 192, a few million parameters."""
+        shape: dict[str, Any] = {
+            "image_size": 128, "patch_embedding": "conv", "width": 192, "heads": 12, "image_layers": 4,
+            "image_mlp_width": 768, "text_layers": 2, "fusion_layers": 2, "text_mlp_width": 768,
+            "vocab_size": 4000, "max_positions": 64, "max_tokens": 64, "embed_dim": 128,
+        }  # fmt: skip
+        return cls(**(shape | changes))
+
+    @classmethod
+    def preset(cls, name: str, **changes: Any) -> Self:
+        """The preset called `name`: `base` or `tiny`."""
+        if name not in ("base", "tiny"):
+            raise ConfigError(f"preset {name!r} is unknown; 'base' and 'tiny' are known")
+        return cls.base(**changes) if name == "base" else cls.tiny(**changes)
+
+    @classmethod
+    def from_dict(cls, fields: dict[str, Any]) -> Self:
+        """The inverse of `dataclasses.asdict`; an unknown field is an error, not ignored."""
+        known = {field.name for field in dataclasses.fields(cls)}
+        if unknown := sorted(set(fields) - known):
+            raise ConfigError(f"unknown model settings {unknown}; known are {sorted(known)}")
+        return cls(**fields)
+
+    @property
+    def patches_per_side(self) -> int:
+        """Patches along one side of the image."""
+        return self.image_size // self.patch_size
+
+
+@dataclass(frozen=True, kw_only=True)
+class LossWeights:
+    """The weight of each term in the total (paper section 3.5 and the published recipe). 0 leaves a term out."""
+
+    vlc: float = 0.1
+    bic: float = 1.0
+    bbox_l1: float = 0.1
+    giou: float = 0.1
+    tmg: float = 1.0
+    mlc: float = 1.0
+    mgca: float = 0.1
+    ied: float = 0.1
+    mpp: float = 0.01
+
+    def __post_init__(self) -> None:
+        for name, weight in dataclasses.asdict(self).items():
+            if not weight >= 0:
+                raise ConfigError(f"loss weight {name} {weight} is negative; 0 leaves a term out")

@@ -1,0 +1,74 @@
+"""From probabilities to a verdict: thresholds that are data, so that a new policy needs no new scan."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Self
+
+from asap.config import IMAGE_TYPES, TYPES
+from asap.errors import ConfigError
+from asap.finding import Verdict
+
+
+def _halves() -> dict[str, float]:
+    return dict.fromkeys(TYPES, 0.5)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Policy:
+    """Thresholds on probabilities: `score >= manipulated` is manipulated, `score >= review` goes to a person."""
+
+    manipulated: float = 0.5
+    review: float = 0.5
+    """Equal to `manipulated` means that there is no review band."""
+    types: dict[str, float] = field(default_factory=_halves)
+    word: float = 0.5
+    calibration: dict[str, Any] | None = None
+    """How, on what, and for which precision and prevalence the thresholds were chosen; None if they were not."""
+
+    def __post_init__(self) -> None:
+        named = {"manipulated": self.manipulated, "review": self.review, "word": self.word}
+        for name, threshold in (named | {f"types.{name}": value for name, value in self.types.items()}).items():
+            if not isinstance(threshold, int | float) or not 0 <= threshold <= 1:
+                raise ConfigError(f"policy threshold {name} {threshold!r} is not a probability in [0, 1]")
+        if self.review > self.manipulated:
+            raise ConfigError(f"policy threshold review {self.review} is above manipulated {self.manipulated}")
+        if set(self.types) != set(TYPES):
+            raise ConfigError(f"policy types {sorted(self.types)} are not the four known ones, {list(TYPES)}")
+
+    @property
+    def policy_id(self) -> str:
+        """First 12 hex of a SHA-256 over the thresholds; how they were found does not change it."""
+        thresholds = {name: value for name, value in dataclasses.asdict(self).items() if name != "calibration"}
+        return hashlib.sha256(json.dumps(thresholds, sort_keys=True).encode()).hexdigest()[:12]
+
+    def verdict(self, score: float) -> Verdict:
+        """The verdict for a probability of manipulated."""
+        if score >= self.manipulated:
+            return "manipulated"
+        return "review" if score >= self.review else "authentic"
+
+    def flagged_types(self, types: dict[str, float]) -> list[str]:
+        """The types whose probability reaches their threshold, in the published order."""
+        return [name for name in TYPES if types[name] >= self.types[name]]
+
+    @staticmethod
+    def flags_a_face(flagged_types: list[str]) -> bool:
+        """Whether a box belongs in the finding: some image type is flagged."""
+        return any(name in IMAGE_TYPES for name in flagged_types)
+
+    def save(self, path: Path) -> None:
+        """Write the policy as JSON."""
+        path.write_text(json.dumps(dataclasses.asdict(self), indent=2) + "\n", encoding="utf-8")
+
+    @classmethod
+    def load(cls, path: Path) -> Self:
+        """Read a `policy.json`; what is wrong in it is a `ConfigError` that names the file."""
+        try:
+            return cls(**json.loads(path.read_text(encoding="utf-8")))
+        except (OSError, ValueError, TypeError) as error:
+            raise ConfigError(f"policy file {path} cannot be used: {error}") from error
