@@ -19,7 +19,7 @@ TEXT_TYPES = TYPES[2:]
 class ModelConfig:
     """The shape of an ASAP or HAMMER model.
 
-    The defaults are those of the published model (paper section 4.1); `tiny` is for a CPU.
+    The defaults are those of the published model (paper, implementation details); `tiny` is for a CPU.
     """
 
     variant: Literal["asap", "hammer"] = "asap"
@@ -113,7 +113,7 @@ class ModelConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class LossWeights:
-    """The weight of each term in the total (paper section 3.5 and the published recipe). 0 leaves a term out."""
+    """The weight of each term in the total (the published recipe). 0 leaves a term out."""
 
     vlc: float = 0.1
     bic: float = 1.0

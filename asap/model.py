@@ -1,0 +1,192 @@
+"""ASAP: what is manipulated, how, and where, from one pass over an image and its text (paper section 3).
+
+Shapes: B pairs, L text tokens with [CLS], N image tokens with [CLS], W width.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from asap.config import TYPES, ModelConfig
+from asap.encoders import FusionEncoder, ImageEncoder, TextEncoder
+
+
+class AsapOutput(NamedTuple):
+    """What the model predicts for B pairs."""
+
+    logits_real_fake: Tensor
+    """(B, 2): authentic, manipulated."""
+    logits_multilabel: Tensor
+    """(B, 4), a logit for each of `asap.config.TYPES`."""
+    box_cxcywh: Tensor
+    """(B, 4): the manipulated face, in [0, 1] of the picture's width and height."""
+    logits_token: Tensor
+    """(B, L-1, 2): authentic, manipulated, for each token after [CLS]; padding has values without meaning."""
+
+
+@dataclass(frozen=True)
+class Fused:
+    """An image seen with a text: what the heads read."""
+
+    tokens_BLW: Tensor
+    """Fused text tokens, [CLS] first."""
+    aggregate_BW: Tensor
+    """The image side seen with the text, gathered into one token."""
+    scores_BLN: Tensor | None
+    """Cross-attention scores of the last fusion layer before softmax, mean over heads; on request only."""
+
+
+class ImageTextAttention(nn.Module):
+    """Image tokens attend to themselves, then to the text (ASAP's image side)."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.self_attention = nn.MultiheadAttention(width, heads, batch_first=True)
+        self.cross_attention = nn.MultiheadAttention(width, heads, batch_first=True)
+
+    def forward(self, image_BNW: Tensor, text_BLW: Tensor, padding_BL: Tensor) -> Tensor:
+        attended_BNW, _ = self.self_attention(image_BNW, image_BNW, image_BNW, need_weights=False)
+        crossed_BNW: Tensor = self.cross_attention(
+            attended_BNW, text_BLW, text_BLW, key_padding_mask=padding_BL, need_weights=False
+        )[0]
+        return crossed_BNW
+
+
+class TextAttention(nn.Module):
+    """Image tokens attend to the text alone (HAMMER's image side)."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.cross_attention = nn.MultiheadAttention(width, heads, batch_first=True)
+
+    def forward(self, image_BNW: Tensor, text_BLW: Tensor, padding_BL: Tensor) -> Tensor:
+        crossed_BNW: Tensor = self.cross_attention(
+            image_BNW, text_BLW, text_BLW, key_padding_mask=padding_BL, need_weights=False
+        )[0]
+        return crossed_BNW
+
+
+def _head(width: int, outputs: int) -> nn.Sequential:
+    """Linear, LayerNorm, GELU twice, then Linear: the form of every head."""
+    inside = 2 * width
+    return nn.Sequential(
+        nn.Linear(width, inside), nn.LayerNorm(inside), nn.GELU(),
+        nn.Linear(inside, inside), nn.LayerNorm(inside), nn.GELU(),
+        nn.Linear(inside, outputs),
+    )  # fmt: skip
+
+
+class Asap(nn.Module):
+    """ASAP, or HAMMER where `config.variant` says so.
+
+    `forward` is inference: every layer runs once. Training calls the parts (`encode_image`, `encode_text`,
+    `fuse`, the heads), because its losses need what lies between.
+    """
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        width, heads = config.width, config.heads
+        is_asap = config.variant == "asap"
+        self.image_encoder = ImageEncoder(config)
+        self.text_encoder = TextEncoder(config)
+        self.fusion_encoder = FusionEncoder(config)
+        self.image_projection = nn.Linear(width, config.embed_dim)
+        self.text_projection = nn.Linear(width, config.embed_dim)
+        self.temperature = nn.Parameter(torch.tensor(0.07))
+        self.image_side_norm = nn.LayerNorm(width)
+        self.image_side_attention = ImageTextAttention(width, heads) if is_asap else TextAttention(width, heads)
+        self.aggregate_norm = nn.LayerNorm(width)
+        self.aggregate_token = nn.Parameter(torch.zeros(1, 1, width))
+        self.aggregator = nn.MultiheadAttention(width, heads, batch_first=True)
+        self.real_fake_head = _head(width, 2)
+        self.type_head = _head(width, len(TYPES))
+        self.box_head = _head(width, 4)
+        self.token_head = _head(width, 2)
+        if is_asap:
+            self.real_fake_scale = nn.Parameter(torch.tensor(0.0))
+            self.type_scale = nn.Parameter(torch.tensor(0.0))
+            self.explanation_head = _head(width, 2)
+            self.patch_head = nn.Linear(width, 1)
+        self._initialise()
+
+    def _initialise(self) -> None:
+        """BERT's initialisation for what timm has not already initialised."""
+        nn.init.trunc_normal_(self.aggregate_token, std=0.02)
+        for name, module in self.named_modules():
+            if isinstance(module, nn.Linear | nn.Embedding) and not name.startswith("image_encoder."):
+                nn.init.normal_(module.weight, std=0.02)
+                if isinstance(module, nn.Linear) and module.bias is not None:
+                    nn.init.zeros_(module.bias)
+
+    def encode_image(self, images_B3SS: Tensor) -> Tensor:
+        """Normalised pixels to image tokens (B, N, W)."""
+        tokens_BNW: Tensor = self.image_encoder(images_B3SS)
+        return tokens_BNW
+
+    def encode_text(self, input_ids_BL: Tensor, mask_BL: Tensor) -> Tensor:
+        """Token ids and mask to text tokens (B, L, W)."""
+        tokens_BLW: Tensor = self.text_encoder(input_ids_BL, mask_BL)
+        return tokens_BLW
+
+    def image_features(self, image_BNW: Tensor) -> Tensor:
+        """The contrastive feature of an image: (B, embed_dim), of unit length."""
+        return F.normalize(self.image_projection(image_BNW[:, 0]), dim=-1)
+
+    def text_features(self, text_BLW: Tensor) -> Tensor:
+        """The contrastive feature of a text, caption or explanation: (B, embed_dim), of unit length."""
+        return F.normalize(self.text_projection(text_BLW[:, 0]), dim=-1)
+
+    def fuse(self, image_BNW: Tensor, text_BLW: Tensor, mask_BL: Tensor, *, with_scores: bool = False) -> Fused:
+        """See an image with a text, from both sides."""
+        tokens_BLW, scores_BLN = self.fusion_encoder(text_BLW, mask_BL, image_BNW, with_scores=with_scores)
+        return Fused(tokens_BLW, self._aggregate(image_BNW, text_BLW, mask_BL), scores_BLN)
+
+    def _aggregate(self, image_BNW: Tensor, text_BLW: Tensor, mask_BL: Tensor) -> Tensor:
+        """The image side (manipulation-guided cross attention, image side): attention to the text, then one token that gathers the patches."""
+        normed_BNW = self.image_side_norm(image_BNW)
+        crossed_BNW = self.image_side_attention(normed_BNW, self.image_side_norm(text_BLW), ~mask_BL.bool())
+        # ASAP adds to the normalised tokens, HAMMER to those that came in: as published.
+        base_BNW = normed_BNW if self.config.variant == "asap" else image_BNW
+        patches_BPW = self.aggregate_norm(base_BNW[:, 1:] + crossed_BNW[:, 1:])
+        query_B1W = self.aggregate_norm(self.aggregate_token).expand(len(image_BNW), -1, -1)
+        aggregate_B1W: Tensor = self.aggregator(query_B1W, patches_BPW, patches_BPW, need_weights=False)[0]
+        return aggregate_B1W.squeeze(1)
+
+    def _pooled(self, fused: Fused, scale: Tensor | None) -> Tensor:
+        text_BW = fused.tokens_BLW[:, 0]
+        return text_BW if scale is None else text_BW + scale * fused.aggregate_BW
+
+    def predict(self, fused: Fused) -> AsapOutput:
+        """The four heads on a fused pair."""
+        is_asap = self.config.variant == "asap"
+        return AsapOutput(
+            logits_real_fake=self.real_fake_head(self._pooled(fused, self.real_fake_scale if is_asap else None)),
+            logits_multilabel=self.type_head(self._pooled(fused, self.type_scale if is_asap else None)),
+            box_cxcywh=self.box_head(fused.aggregate_BW).sigmoid(),
+            logits_token=self.token_head(fused.tokens_BLW[:, 1:]),
+        )
+
+    def explain(self, fused: Fused) -> Tensor:
+        """Real/fake logits (B, 2) of an image fused with its explanation (IED; training only, ASAP only)."""
+        logits_B2: Tensor = self.explanation_head(self._pooled(fused, self.real_fake_scale))
+        return logits_B2
+
+    def patch_logits(self, image_BNW: Tensor) -> Tensor:
+        """A logit for each patch, (B, N-1): manipulated or not (MPP; training only, ASAP only)."""
+        logits_BN1: Tensor = self.patch_head(image_BNW[:, 1:])
+        return logits_BN1.squeeze(-1)
+
+    def forward(self, images: Tensor, input_ids: Tensor, attention_mask: Tensor) -> AsapOutput:
+        """Predict for B pairs.
+
+        images: (B, 3, S, S), CLIP-normalised pixels of the configured size.
+        input_ids, attention_mask: (B, L), [CLS] first, no [SEP], 0 in the mask where padded.
+        """
+        text_BLW = self.encode_text(input_ids, attention_mask)
+        return self.predict(self.fuse(self.encode_image(images), text_BLW, attention_mask))
