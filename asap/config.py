@@ -65,13 +65,17 @@ class ModelConfig:
         if self.image_size % self.patch_size:
             below = self.image_size // self.patch_size * self.patch_size
             near = " and ".join(str(size) for size in (below, below + self.patch_size) if size)
-            raise ConfigError(f"image_size {self.image_size} is not a multiple of patch_size {self.patch_size}; {near} are")
+            raise ConfigError(
+                f"image_size {self.image_size} is not a multiple of patch_size {self.patch_size}; {near} are"
+            )
         if self.patch_embedding == "conv" and self.patch_size != 16:
             raise ConfigError(f"patch_size {self.patch_size} does not fit the conv embedding, whose stride is 16")
         if self.width % self.heads:
             raise ConfigError(f"width {self.width} is not a multiple of heads {self.heads}")
         if self.max_tokens > self.max_positions:
-            raise ConfigError(f"max_tokens {self.max_tokens} exceeds the position table, max_positions {self.max_positions}")
+            raise ConfigError(
+                f"max_tokens {self.max_tokens} exceeds the position table, max_positions {self.max_positions}"
+            )
         if not 0 <= self.dropout < 1:
             raise ConfigError(f"dropout {self.dropout} is not a probability below 1")
 
@@ -129,3 +133,24 @@ class LossWeights:
         for name, weight in dataclasses.asdict(self).items():
             if not weight >= 0:
                 raise ConfigError(f"loss weight {name} {weight} is negative; 0 leaves a term out")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PublishedDefects:
+    """Defects of the published losses, one switch each. All off is the default; on is for parity with old numbers."""
+
+    mgca_words_of_the_batch: bool = False
+    """MGCA marks each sample's manipulated words, one position early, in every sample of the batch."""
+    mgca_padding: bool = False
+    """MGCA averages over padded words too."""
+    mpp_ignored_patches: bool = False
+    """MPP counts each ignored patch as ln 2."""
+    explanation_targets: bool = False
+    """The image-to-explanation soft targets are the explanation-to-image ones."""
+    boxless_pairs: bool = False
+    """The box losses average over all pairs, with zeros as the target of those without a box."""
+
+    @classmethod
+    def all(cls) -> Self:
+        """Every defect on: what the published code computes."""
+        return cls(**{field.name: True for field in dataclasses.fields(cls)})

@@ -5,8 +5,10 @@ Shapes: B pairs, L text tokens, N image tokens ([CLS] and the patches), W width,
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
-from typing import Any
+from itertools import pairwise
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -30,7 +32,7 @@ class ConvStem(nn.Module):
         self.num_patches = self.grid_size[0] * self.grid_size[1]
         channels = [in_chans, embed_dim // 8, embed_dim // 4, embed_dim // 2, embed_dim]
         stages: list[nn.Module] = []
-        for before, after in zip(channels, channels[1:], strict=False):
+        for before, after in pairwise(channels):
             # GroupNorm, not BatchNorm: a pair's result must not depend on what else is in the batch.
             stages += [
                 nn.Conv2d(before, after, 3, stride=2, padding=1, bias=False),
@@ -178,7 +180,8 @@ class TextEncoder(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.embeddings = TextEmbeddings(config)
-        self.layers = nn.ModuleList(BertLayer(config, fuses=False) for _ in range(config.text_layers))
+        layers = nn.ModuleList(BertLayer(config, fuses=False) for _ in range(config.text_layers))
+        self.layers = cast("Sequence[BertLayer]", layers)
 
     def forward(self, input_ids_BL: Tensor, mask_BL: Tensor) -> Tensor:
         """Token ids and mask (B, L) to tokens (B, L, W), [CLS] first."""
@@ -194,7 +197,8 @@ class FusionEncoder(nn.Module):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        self.layers = nn.ModuleList(BertLayer(config, fuses=True) for _ in range(config.fusion_layers))
+        layers = nn.ModuleList(BertLayer(config, fuses=True) for _ in range(config.fusion_layers))
+        self.layers = cast("Sequence[BertLayer]", layers)
 
     def forward(
         self, text_BLW: Tensor, mask_BL: Tensor, image_BNW: Tensor, *, with_scores: bool = False

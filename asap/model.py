@@ -35,8 +35,10 @@ class Fused:
 
     tokens_BLW: Tensor
     """Fused text tokens, [CLS] first."""
+    patches_BPW: Tensor
+    """The image side seen with the text: a token for each patch."""
     aggregate_BW: Tensor
-    """The image side seen with the text, gathered into one token."""
+    """Those patches gathered into one token."""
     scores_BLN: Tensor | None
     """Cross-attention scores of the last fusion layer before softmax, mean over heads; on request only."""
 
@@ -145,16 +147,21 @@ class Asap(nn.Module):
     def fuse(self, image_BNW: Tensor, text_BLW: Tensor, mask_BL: Tensor, *, with_scores: bool = False) -> Fused:
         """See an image with a text, from both sides."""
         tokens_BLW, scores_BLN = self.fusion_encoder(text_BLW, mask_BL, image_BNW, with_scores=with_scores)
-        return Fused(tokens_BLW, self._aggregate(image_BNW, text_BLW, mask_BL), scores_BLN)
+        patches_BPW = self._see_with_text(image_BNW, text_BLW, mask_BL)
+        return Fused(tokens_BLW, patches_BPW, self._gather_patches(patches_BPW), scores_BLN)
 
-    def _aggregate(self, image_BNW: Tensor, text_BLW: Tensor, mask_BL: Tensor) -> Tensor:
-        """The image side (manipulation-guided cross attention, image side): attention to the text, then one token that gathers the patches."""
+    def _see_with_text(self, image_BNW: Tensor, text_BLW: Tensor, mask_BL: Tensor) -> Tensor:
+        """The image side: every patch with what it found in the picture and in the text, (B, P, W)."""
         normed_BNW = self.image_side_norm(image_BNW)
         crossed_BNW = self.image_side_attention(normed_BNW, self.image_side_norm(text_BLW), ~mask_BL.bool())
         # ASAP adds to the normalised tokens, HAMMER to those that came in: as published.
         base_BNW = normed_BNW if self.config.variant == "asap" else image_BNW
-        patches_BPW = self.aggregate_norm(base_BNW[:, 1:] + crossed_BNW[:, 1:])
-        query_B1W = self.aggregate_norm(self.aggregate_token).expand(len(image_BNW), -1, -1)
+        patches_BPW: Tensor = self.aggregate_norm(base_BNW[:, 1:] + crossed_BNW[:, 1:])
+        return patches_BPW
+
+    def _gather_patches(self, patches_BPW: Tensor) -> Tensor:
+        """A learned token attends to the patches: (B, W)."""
+        query_B1W = self.aggregate_norm(self.aggregate_token).expand(len(patches_BPW), -1, -1)
         aggregate_B1W: Tensor = self.aggregator(query_B1W, patches_BPW, patches_BPW, need_weights=False)[0]
         return aggregate_B1W.squeeze(1)
 
@@ -177,10 +184,10 @@ class Asap(nn.Module):
         logits_B2: Tensor = self.explanation_head(self._pooled(fused, self.real_fake_scale))
         return logits_B2
 
-    def patch_logits(self, image_BNW: Tensor) -> Tensor:
-        """A logit for each patch, (B, N-1): manipulated or not (MPP; training only, ASAP only)."""
-        logits_BN1: Tensor = self.patch_head(image_BNW[:, 1:])
-        return logits_BN1.squeeze(-1)
+    def patch_logits(self, fused: Fused) -> Tensor:
+        """A logit for each patch, (B, P): manipulated or not (MPP; training only, ASAP only)."""
+        logits_BP1: Tensor = self.patch_head(fused.patches_BPW)
+        return logits_BP1.squeeze(-1)
 
     def forward(self, images: Tensor, input_ids: Tensor, attention_mask: Tensor) -> AsapOutput:
         """Predict for B pairs.

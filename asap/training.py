@@ -1,0 +1,185 @@
+"""One training step's arithmetic: a batch in, the named losses out.
+
+The step owns the student, its momentum twin and the queues; the optimiser stays outside.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from asap.config import LossWeights, PublishedDefects
+from asap.errors import ConfigError
+from asap.losses import IGNORED_TOKEN, Contrast, Criterion, Features, real_fake_loss, token_loss, type_loss
+from asap.model import Asap
+from asap.momentum import FeatureQueues, MomentumTwin
+from asap.workers import gather
+
+
+class Tokens(NamedTuple):
+    """Padded texts: ids and mask, (B, L) each."""
+
+    input_ids: Tensor
+    mask: Tensor
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What a step trains on. B pairs, L text tokens with [CLS], P patches."""
+
+    images: Tensor
+    """(B, 3, S, S), normalised."""
+    text: Tokens
+    caption: Tokens
+    explanation: Tokens
+    manipulated: Tensor
+    """(B,) bool."""
+    types: Tensor
+    """(B, 4) float, 0 or 1 for each of `asap.config.TYPES`."""
+    box_cxcywh: Tensor
+    """(B, 4) in [0, 1]; zeros where there is no box."""
+    has_box: Tensor
+    """(B,) bool."""
+    token_labels: Tensor
+    """(B, L-1) int64: 1 manipulated, 0 not, -100 padding; [CLS] left out."""
+    patch_mask: Tensor
+    """(B, P) float: 1 where the patch touches the box (MGCA)."""
+    patch_labels: Tensor
+    """(B, P) float: 1 manipulated, 0 not, -1 ignored (MPP)."""
+
+    def to(self, device: torch.device | str) -> Batch:
+        """The same batch on another device."""
+
+        def move(value: Any) -> Any:
+            return Tokens(*(part.to(device) for part in value)) if isinstance(value, Tokens) else value.to(device)
+
+        return Batch(**{name: move(value) for name, value in vars(self).items()})
+
+
+def stack_texts(*texts: Tokens) -> Tokens:
+    """Several batches of texts as one, padded to the longest, so that an encoder runs once over all of them."""
+    longest = max(text.mask.shape[1] for text in texts)
+    padded = [Tokens(*(F.pad(part, (0, longest - part.shape[1])) for part in text)) for text in texts]
+    return Tokens(*(torch.cat(parts) for parts in zip(*padded, strict=True)))
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """A batch after the encoders of one model."""
+
+    image_BNW: Tensor
+    texts: dict[str, tuple[Tensor, Tensor]]
+    """`text` (and `caption`, `explanation`): tokens (B, L, W) and mask (B, L)."""
+
+
+def encoded_features(model: Asap, encoded: Encoded) -> Features:
+    """The contrastive features of an encoded batch."""
+    of_texts = {name: model.text_features(tokens_BLW) for name, (tokens_BLW, _) in encoded.texts.items()}
+    return Features(image=model.image_features(encoded.image_BNW), **of_texts)
+
+
+class TrainingStep(nn.Module):
+    """The student, its twin and its queues, and the objective that ties them (the method section of the paper)."""
+
+    def __init__(
+        self,
+        student: Asap,
+        *,
+        weights: LossWeights | None = None,
+        defects: PublishedDefects | None = None,
+        queue_size: int = 65_536,
+        momentum: float = 0.995,
+        token_momentum: bool = True,
+    ) -> None:
+        """`token_momentum` mixes the twin's token probabilities into TMG's targets, by the same alpha."""
+        super().__init__()
+        self.student = student
+        self.twin = MomentumTwin(student, momentum)
+        self.queues = FeatureQueues(student.config, queue_size)
+        self.criterion = Criterion(weights or LossWeights(), defects or PublishedDefects())
+        self.token_momentum = token_momentum
+        asap_only = [term for term in ("ied", "mpp") if self.criterion.wants(term)]
+        if student.config.variant == "hammer" and asap_only:
+            raise ConfigError(f"a HAMMER model has no head for {asap_only}; set those loss weights to 0")
+
+    @property
+    def uses_explanations(self) -> bool:
+        """Whether captions and explanations are trained on (LMA); HAMMER's objective has none."""
+        return self.student.config.variant == "asap"
+
+    def forward(self, batch: Batch, alpha: float) -> dict[str, Tensor]:
+        """The terms of the objective, unweighted, and their weighted sum under `total`.
+
+        `alpha` is the weight of the twin's soft targets. Updates the twin, then the queues.
+        """
+        with torch.no_grad():
+            self.student.temperature.clamp_(0.001, 0.5)
+            self.twin.update_parameters(self.student)
+            twin = self._encode(self.twin.model, batch)
+        encoded = self._encode(self.student, batch)
+        terms = self._fused_terms(batch, encoded, twin, alpha)
+        if self.criterion.wants("vlc"):
+            terms["vlc"] = self._contrast(batch, encoded, twin, alpha)
+        return terms | {"total": self.criterion.total(terms)}
+
+    def _encode(self, model: Asap, batch: Batch) -> Encoded:
+        """Image tokens, and text (caption, explanation) tokens in one run of the text encoder."""
+        parts = {"text": batch.text}
+        if self.uses_explanations:
+            parts |= {"caption": batch.caption, "explanation": batch.explanation}
+        stacked = stack_texts(*parts.values())
+        tokens = model.encode_text(*stacked).chunk(len(parts))
+        masks = stacked.mask.chunk(len(parts))
+        return Encoded(model.encode_image(batch.images), dict(zip(parts, zip(tokens, masks, strict=True), strict=True)))
+
+    def _contrast(self, batch: Batch, encoded: Encoded, twin: Encoded, alpha: float) -> Tensor:
+        with torch.no_grad():
+            twin_features = encoded_features(self.twin.model, twin)
+            gathered = {name: gather(value) for name, value in vars(twin_features).items() if value is not None}
+        loss = self.criterion.contrast(
+            Contrast(
+                student=encoded_features(self.student, encoded),
+                twin=twin_features,
+                keys=Features(**{name: self.queues.keys(name, value) for name, value in gathered.items()}),
+            ),
+            ~batch.manipulated,
+            self.student.temperature,
+            alpha,
+        )
+        self.queues.enqueue(gathered)
+        return loss
+
+    def _fused_terms(self, batch: Batch, encoded: Encoded, twin: Encoded, alpha: float) -> dict[str, Tensor]:
+        text_BLW, mask_BL = encoded.texts["text"]
+        fused = self.student.fuse(encoded.image_BNW, text_BLW, mask_BL, with_scores=self.criterion.wants("mgca"))
+        predicted = self.student.predict(fused)
+        # Stacking pads the text to the longest caption or explanation; labels follow.
+        longer = predicted.logits_token.shape[1] - batch.token_labels.shape[1]
+        labels_BL = F.pad(batch.token_labels, (0, longer), value=IGNORED_TOKEN)
+        terms = {
+            "bic": real_fake_loss(predicted.logits_real_fake, batch.manipulated),
+            "mlc": type_loss(predicted.logits_multilabel, batch.types),
+            "tmg": token_loss(predicted.logits_token, labels_BL, self._soft_tokens(twin, alpha), alpha),
+            **self.criterion.boxes(predicted.box_cxcywh, batch.box_cxcywh, batch.has_box),
+        }
+        if fused.scores_BLN is not None:
+            terms["mgca"] = self.criterion.guidance(fused.scores_BLN, batch.patch_mask, labels_BL, mask_BL)
+        if self.criterion.wants("mpp"):
+            terms["mpp"] = self.criterion.patches(self.student.patch_logits(fused), batch.patch_labels)
+        if self.criterion.wants("ied"):
+            explained = self.student.fuse(encoded.image_BNW, *encoded.texts["explanation"])
+            terms["ied"] = real_fake_loss(self.student.explain(explained), batch.manipulated)
+        return terms
+
+    @torch.no_grad()
+    def _soft_tokens(self, twin: Encoded, alpha: float) -> Tensor | None:
+        """The twin's probabilities for each token, (B, L-1, 2), where they have any weight."""
+        if not self.token_momentum or alpha == 0:
+            return None
+        tokens_BLW, _ = self.twin.model.fusion_encoder(*twin.texts["text"], twin.image_BNW)
+        logits_BL2: Tensor = self.twin.model.token_head(tokens_BLW[:, 1:])
+        return logits_BL2.softmax(dim=-1)

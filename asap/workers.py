@@ -1,0 +1,37 @@
+"""The three collectives that the losses need. One process is the plain case; no process group is needed for it."""
+
+from __future__ import annotations
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+
+def world_size() -> int:
+    """Workers that train together."""
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def rank() -> int:
+    """This worker's number, from 0."""
+    return dist.get_rank() if world_size() > 1 else 0
+
+
+def gather(features_BE: Tensor) -> Tensor:
+    """Everybody's rows, in rank order: (world * B, E). No gradient flows back; every worker must bring B rows."""
+    if world_size() == 1:
+        return features_BE.detach()
+    parts = [torch.empty_like(features_BE) for _ in range(world_size())]
+    dist.all_gather(parts, features_BE.detach().contiguous())
+    return torch.cat(parts)
+
+
+def mean_over_workers(total: Tensor, count: Tensor) -> Tensor:
+    """`total / count` with the count of all workers, scaled so that averaging gradients gives the global mean.
+
+    A term that nobody has is 0, never NaN, and keeps its graph, so that every parameter still gets a gradient.
+    """
+    count = count.detach().to(total.dtype)
+    if world_size() > 1:
+        dist.all_reduce(count)
+    return total * (world_size() / count.clamp(min=1))
