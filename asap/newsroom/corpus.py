@@ -1,0 +1,247 @@
+"""The corpus on disk: which record gets which manipulation and picture, drawn by several processes.
+
+Every record and every picture has a random generator of its own, seeded by (seed, split, number, purpose): the
+same seed gives the same files whatever the number of processes and the order they finish in.
+"""
+
+import io
+import json
+import multiprocessing
+import os
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from asap.errors import ConfigError, CorpusError
+from asap.newsroom.captioner import describe
+from asap.newsroom.grammar import draw_name, explain, swap, turn_mood, write
+from asap.newsroom.looks import Plan, draw_plan
+from asap.newsroom.picture import draw_picture
+
+CORPUS_VERSION = "newsroom-1"
+
+SPLITS = ("train", "val", "test")
+
+# DGM4's classes and their share in tenths of a per cent.
+CLASS_SHARES: dict[str, int] = {
+    "orig": 337, "face_swap": 213, "face_attribute": 180, "text_swap": 90, "text_attribute": 38,
+    "face_swap&text_swap": 54, "face_swap&text_attribute": 23, "face_attribute&text_swap": 46,
+    "face_attribute&text_attribute": 19,
+}  # fmt: skip
+
+_REUSED_PER_CENT = 15  # records that show a picture another record has shown, with another text
+_RESIDUES = {"train": (0, 1, 2, 3, 4, 5, 6, 7), "val": (8,), "test": (9,)}  # of the names; see draw_name
+_CHUNK = 64  # records of pictures a process takes at a time
+
+
+@dataclass(frozen=True)
+class Job:
+    """One picture and the records that show it: (record id, fake_cls) each. Numbers within the split."""
+
+    seed: int
+    split: str
+    picture: int
+    records: tuple[tuple[int, str], ...]
+
+
+@dataclass(frozen=True)
+class Made:
+    """What a job leaves: the annotations, captions and explanations of its records."""
+
+    records: list[dict[str, object]]
+    captions: dict[str, str]
+    explanations: dict[str, str]
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What was written: pairs by split, pictures in all."""
+
+    out: Path
+    corpus_version: str
+    pairs: dict[str, int]
+    pictures: int
+
+
+def generate(
+    out: Path,
+    pairs: int,
+    seed: int,
+    workers: int | None = None,
+    splits: Sequence[float] = (0.8, 0.1, 0.1),
+    progress: Callable[[int, int], None] | None = None,
+) -> Summary:
+    """Draws a corpus of `pairs` image-text pairs into the folder `out`, which must be new or empty.
+
+    The same `seed` and `pairs` draw the same corpus, whatever the number of `workers` (processes; by default one
+    per core). `splits` are the shares of train, val and test. `progress` is called with (pairs done, pairs in
+    all). `newsroom.json` is written last: a folder without it is of a run that did not finish.
+    """
+    _check(out, pairs, seed, workers, splits)
+    counts = dict(zip(SPLITS, allot(pairs, splits), strict=True))
+    jobs: list[Job] = []
+    first_id = 0
+    for split in SPLITS:
+        jobs += plan_split(seed, split, counts[split], first_id)
+        first_id += counts[split]
+    for split in SPLITS:
+        (out / "images" / split).mkdir(parents=True, exist_ok=True)
+    (out / "metadata").mkdir(exist_ok=True)
+
+    made: dict[str, list[Made]] = {split: [] for split in SPLITS}
+    done = 0
+    for split, result in _run(jobs, out, workers or os.cpu_count() or 1):
+        made[split].append(result)
+        done += len(result.records)
+        if progress:
+            progress(done, pairs)
+    _write(out, made)
+    summary = Summary(out, CORPUS_VERSION, counts, len(jobs))
+    _dump(out / "newsroom.json", {
+        "corpus_version": CORPUS_VERSION, "seed": seed, "pairs": pairs, "splits": counts, "pictures": len(jobs),
+        "classes": {split: _count_classes(made[split]) for split in SPLITS},
+    })  # fmt: skip
+    return summary
+
+
+def _check(out: Path, pairs: int, seed: int, workers: int | None, splits: Sequence[float]) -> None:
+    if pairs < 1:
+        raise ConfigError(f"pairs is {pairs}; a corpus needs at least 1")
+    if seed < 0:
+        raise ConfigError(f"seed is {seed}; it must be 0 or more")
+    if workers is not None and workers < 1:
+        raise ConfigError(f"workers is {workers}; it must be at least 1, or None for one per core")
+    if len(splits) != len(SPLITS) or min(splits) < 0 or sum(splits) <= 0:
+        raise ConfigError(f"splits is {tuple(splits)}; it must be three shares for train, val and test, such as "
+                          "(0.8, 0.1, 0.1)")  # fmt: skip
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise CorpusError(f"{out} exists and is not an empty folder; remove it or name another one")
+
+
+def allot(total: int, shares: Sequence[float]) -> list[int]:
+    """`total` divided by the shares, in whole numbers, by largest remainder; ties go to the earlier share."""
+    weights = [round(share * 1_000_000) for share in shares]  # whole numbers: no rounding differs by machine
+    whole = sum(weights)
+    counts = [total * weight // whole for weight in weights]
+    by_remainder = sorted(range(len(weights)), key=lambda i: (-(total * weights[i] % whole), i))
+    for i in by_remainder[: total - sum(counts)]:
+        counts[i] += 1
+    return counts
+
+
+def _rng(seed: int, split: str, number: int, purpose: int) -> np.random.Generator:
+    return np.random.default_rng(np.random.SeedSequence([seed, SPLITS.index(split), number, purpose]))
+
+
+def plan_split(seed: int, split: str, count: int, first_id: int) -> list[Job]:
+    """The pictures of a split, in the order of their numbers, with the records that show each."""
+    rng = _rng(seed, split, 0, 0)
+    per_class = allot(count, list(CLASS_SHARES.values()))
+    classes = [name for name, n in zip(CLASS_SHARES, per_class, strict=True) for _ in range(n)]
+    classes = [classes[int(i)] for i in rng.permutation(count)]
+    shown: list[list[tuple[int, str]]] = []
+    by_tamper: dict[str, list[int]] = {}
+    for i, fake_cls in enumerate(classes):
+        earlier = by_tamper.setdefault(face_part(fake_cls), [])
+        reused = int(rng.integers(100)) < _REUSED_PER_CENT
+        if reused and earlier:
+            # A picture goes back into the newsroom with another text: its face keeps its label.
+            shown[earlier.pop(int(rng.integers(len(earlier))))].append((first_id + i, fake_cls))
+        else:
+            earlier.append(len(shown))
+            shown.append([(first_id + i, fake_cls)])
+    return [Job(seed, split, number, tuple(records)) for number, records in enumerate(shown)]
+
+
+def face_part(fake_cls: str) -> str:
+    """"swap", "attribute" or "": what a class says was done to the face."""
+    return next((part[5:] for part in fake_cls.split("&") if part.startswith("face_")), "")
+
+
+def text_part(fake_cls: str) -> str:
+    """"swap", "attribute" or "": what a class says was done to the text."""
+    return next((part[5:] for part in fake_cls.split("&") if part.startswith("text_")), "")
+
+
+def _run(jobs: list[Job], out: Path, workers: int) -> Iterator[tuple[str, Made]]:
+    """Draws every job; results come in the order of the jobs."""
+    chunks = [(jobs[i : i + _CHUNK], out) for i in range(0, len(jobs), _CHUNK)]
+    if workers == 1 or len(chunks) == 1:
+        for chunk in chunks:
+            yield from _draw_chunk(chunk)
+        return
+    with multiprocessing.get_context("spawn").Pool(min(workers, len(chunks))) as pool:
+        for results in pool.imap(_draw_chunk, chunks):
+            yield from results
+
+
+def _draw_chunk(chunk: tuple[list[Job], Path]) -> list[tuple[str, Made]]:
+    jobs, out = chunk
+    return [(job.split, draw_job(job, out)) for job in jobs]
+
+
+def draw_job(job: Job, out: Path) -> Made:
+    """Draws and saves one picture and writes the records that show it."""
+    tamper = face_part(job.records[0][1])
+    rng = _rng(job.seed, job.split, job.picture, 1)
+    plan = draw_plan(rng, tamper)
+    name = draw_name(rng, _RESIDUES[job.split])
+    path = f"images/{job.split}/{job.picture:07d}.jpg"
+    image = draw_picture(plan, _rng(job.seed, job.split, job.picture, 2), _rng(job.seed, job.split, job.picture, 3))
+    quality = int(rng.integers(72, 96))
+    buffer = io.BytesIO()
+    image.save(buffer, "JPEG", quality=quality)
+    (out / path).write_bytes(buffer.getvalue())
+
+    made = Made([], {}, {})
+    for record_id, fake_cls in job.records:
+        record, explanation = _write_record(_rng(job.seed, job.split, record_id, 4), plan, name, fake_cls)
+        made.records.append({"id": record_id, "image": path, **record})
+        made.captions[str(record_id)] = describe(_rng(job.seed, job.split, record_id, 5), plan)
+        made.explanations[str(record_id)] = explanation
+    return made
+
+
+def _write_record(rng: np.random.Generator, plan: Plan, name: str, fake_cls: str) -> tuple[dict[str, object], str]:
+    text = write(rng, plan.facts, name)
+    if text_part(fake_cls) == "swap":
+        text = swap(rng, text)
+    elif text_part(fake_cls) == "attribute":
+        text = turn_mood(rng, text)
+    sentence, fake_words = text.render()
+    record: dict[str, object] = {
+        "text": sentence,
+        "fake_cls": fake_cls,
+        "fake_image_box": list(plan.boxes[plan.target]) if plan.tamper else [],
+        "fake_text_pos": fake_words,
+        "mtcnn_boxes": [list(box) for box in plan.boxes],
+    }
+    return record, explain(rng, text)
+
+
+def _write(out: Path, made: dict[str, list[Made]]) -> None:
+    captions: dict[str, str] = {}
+    explanations: dict[str, str] = {}
+    for split, results in made.items():
+        records = [record for result in results for record in result.records]
+        records.sort(key=lambda record: int(str(record["id"])))
+        _dump(out / "metadata" / f"{split}.json", records)
+        for result in results:
+            captions |= result.captions
+            explanations |= result.explanations
+    _dump(out / "captions.json", dict(sorted(captions.items(), key=lambda item: int(item[0]))))
+    _dump(out / "explanations.json", dict(sorted(explanations.items(), key=lambda item: int(item[0]))))
+
+
+def _count_classes(made: list[Made]) -> dict[str, int]:
+    names = [record["fake_cls"] for result in made for record in result.records]
+    return {name: names.count(name) for name in CLASS_SHARES}
+
+
+def _dump(path: Path, value: object) -> None:
+    """Writes JSON whole or not at all."""
+    part = path.with_suffix(".part")
+    part.write_text(json.dumps(value, ensure_ascii=False, indent=None if isinstance(value, list) else 1), "utf-8")
+    part.replace(path)

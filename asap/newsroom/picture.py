@@ -1,0 +1,124 @@
+"""A plan drawn: the scene, the people, the light, the camera; the manipulation; what a newsroom does to any picture."""
+
+from collections.abc import Callable
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFilter
+
+from asap.newsroom.grammar import GLAD
+from asap.newsroom.lexicon import SCENES
+from asap.newsroom.looks import Person, Plan
+from asap.newsroom.pen import SCALE, Pen
+from asap.newsroom.people import draw_person, skin_of
+from asap.newsroom.props import draw_prop
+from asap.newsroom.scenes import draw_mood, draw_scene
+from asap.newsroom.tamper import Pixels, tamper
+
+Rng = np.random.Generator
+
+
+def draw_picture(plan: Plan, rng: Rng, tamper_rng: Rng) -> Image.Image:
+    """The picture of a plan. What `rng` decides is the same for a picture and its manipulated twin."""
+    canvas = _draw_canvas(plan, rng)
+    light = _draw_light(plan.facts.mood, rng)
+    pixels = light(np.asarray(canvas.reduce(SCALE), np.float32))
+    pixels += _noise(rng, pixels.shape, 2.0 + 5.0 * float(rng.random()))
+    tamper(plan, tamper_rng, canvas, pixels, light)
+    return _publish(pixels, rng)
+
+
+def _draw_canvas(plan: Plan, rng: Rng) -> Image.Image:
+    width, height = plan.size
+    canvas = Image.new("RGB", (width * SCALE, height * SCALE))
+    pen = Pen(ImageDraw.Draw(canvas), 0, 0, height * SCALE)
+    draw_scene(pen, rng, width / height, SCENES[plan.facts.scene].name)
+    if rng.random() < 0.35:  # a shallow depth of field, on honest pictures as on others
+        canvas = canvas.filter(ImageFilter.BoxBlur(1 + 4 * float(rng.random())))
+    draw = ImageDraw.Draw(canvas)
+    pen = Pen(draw, 0, 0, height * SCALE)
+    for person in sorted(plan.people, key=lambda person: person.box[3]):
+        draw_person(draw, person)
+    _draw_prop(draw, plan, plan.people[plan.lead], rng)
+    _draw_other_hands(draw, plan)
+    draw_mood(pen, rng, width / height, plan.facts.mood, 60)
+    return canvas
+
+
+def _draw_prop(draw: ImageDraw.ImageDraw, plan: Plan, lead: Person, rng: Rng) -> None:
+    """The prop in the lead's hand, beside the chest, on the side with more room; below every face."""
+    x0, _, x1, y1 = lead.box
+    unit = (x1 - x0) / 2
+    side = 1 if (x0 + x1) / 2 < plan.size[0] / 2 else -1
+    x = (x0 + x1) / 2 + side * unit * 0.75
+    y = min(y1 + unit * 1.75, plan.size[1] - unit * 0.45)
+    draw_prop(Pen(draw, x * SCALE, y * SCALE, unit * SCALE * 0.82), plan.facts.prop, skin_of(lead.identity))
+
+
+def _draw_other_hands(draw: ImageDraw.ImageDraw, plan: Plan) -> None:
+    """Hands low at the others' sides: a skin to compare a face with."""
+    for i, person in enumerate(plan.people):
+        if i != plan.lead:
+            x0, _, x1, y1 = person.box
+            unit = (x1 - x0) / 2
+            Pen(draw, (x0 + x1) / 2 * SCALE, (y1 + 1.7 * unit) * SCALE, unit * SCALE).oval(
+                0.4, 0, 0.26, 0.2, skin_of(person.identity)
+            )
+
+
+def _draw_light(mood: int, rng: Rng) -> Callable[[Pixels], Pixels]:
+    """The light of the mood, the same for every pixel: warm and bright, or dim, cold and pale."""
+    a, b, c = rng.random(3).tolist()
+    if mood == GLAD:
+        gain = np.array([1.06, 1.02, 0.94], np.float32) * (0.98 + 0.1 * a)
+        keep, lift = 1.0 + 0.2 * b, 2 + 10 * c
+    else:
+        gain = np.array([0.82, 0.88, 0.97], np.float32) * (0.84 + 0.14 * a)
+        keep, lift = 0.5 + 0.3 * b, 6 * c
+
+    def light(pixels: Pixels) -> Pixels:
+        grey = pixels.mean(2, keepdims=True)
+        out: Pixels = (grey + (pixels - grey) * np.float32(keep)) * gain + np.float32(lift)
+        return out
+
+    return light
+
+
+def _noise(rng: Rng, shape: tuple[int, ...], sigma: float) -> np.ndarray:
+    return rng.standard_normal(shape[:2], np.float32)[:, :, None] * np.float32(sigma)
+
+
+def _publish(pixels: Pixels, rng: Rng) -> Image.Image:
+    """The edits any picture goes through before it is printed, manipulated or not."""
+    contrast, shift = 0.92 + 0.16 * float(rng.random()), 12 * (float(rng.random()) - 0.5)
+    pixels = (pixels - 128) * np.float32(contrast) + np.float32(128 + shift)
+    if rng.random() < 0.3:
+        pixels *= _vignette(pixels.shape)
+    image = Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8))
+    edit = int(rng.integers(10))
+    if edit < 2:
+        image = image.filter(ImageFilter.UnsharpMask(1, 60, 2))
+    elif edit < 4:
+        image = image.filter(ImageFilter.GaussianBlur(0.6))
+    if rng.random() < 0.25:
+        _draw_logo(image, rng)
+    return image
+
+
+def _vignette(shape: tuple[int, ...]) -> np.ndarray:
+    ys = np.linspace(-1, 1, shape[0], dtype=np.float32)[:, None, None]
+    xs = np.linspace(-1, 1, shape[1], dtype=np.float32)[None, :, None]
+    out: np.ndarray = 1.04 - np.float32(0.16) * (xs * xs + ys * ys)
+    return out
+
+
+def _draw_logo(image: Image.Image, rng: Rng) -> None:
+    """An agency's mark in a lower corner."""
+    width, height = image.size
+    colour = ((210, 40, 40), (30, 60, 140), (240, 240, 240), (30, 30, 30))[int(rng.integers(4))]
+    size = height // 14
+    x = 4 if rng.random() < 0.5 else width - 4 - 3 * size
+    draw = ImageDraw.Draw(image)
+    draw.rectangle((x, height - 4 - size, x + 3 * size, height - 4), fill=colour)
+    ink = (30, 30, 30) if sum(colour) > 500 else (250, 250, 250)
+    for i in range(3):
+        draw.rectangle((x + 4 + i * size, height - size, x + i * size + size - 3, height - 8), fill=ink)

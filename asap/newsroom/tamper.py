@@ -1,0 +1,134 @@
+"""Faces manipulated in a finished picture, with the traces the two kinds of manipulation leave.
+
+A swap leaves the donor's skin inside a soft oval, off by a little, blurred by resampling, without the camera's
+noise, with a seam around it. An edit of an attribute leaves a patch that a generator rendered again: a faint
+regular texture, other contrast and saturation, and crisp corners. How strong a trace is varies; few are faint.
+"""
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFilter
+
+from asap.newsroom.looks import Identity, Person, Plan
+from asap.newsroom.pen import SCALE
+from asap.newsroom.people import draw_face, pen_for
+
+Rng = np.random.Generator
+Pixels = np.ndarray  # (height, width, 3) float32, 0 to 255
+
+
+def tamper(plan: Plan, rng: Rng, canvas: Image.Image, pixels: Pixels, light: Callable[[Pixels], Pixels]) -> None:
+    """Manipulates the target's face in `pixels`, in place. `canvas` is the clean drawing at SCALE times the size."""
+    person = plan.people[plan.target]
+    strength = _draw_strength(rng)
+    if plan.tamper == "swap" and plan.donor is not None:
+        _swap(rng, person, plan.donor, canvas, pixels, light, strength)
+    elif plan.tamper == "attribute":
+        _edit(rng, person, plan.attribute, canvas, pixels, light, strength)
+
+
+def _draw_strength(rng: Rng) -> float:
+    """0 (faint) to 1 (plain): seven in ten are plain, one in ten is faint."""
+    level = int(rng.integers(10))
+    base = 0.0 if level == 0 else 0.35 if level < 3 else 0.65
+    return base + 0.35 * float(rng.random())
+
+
+def _window(person: Person, pixels: Pixels) -> tuple[int, int, int, int]:
+    """The face's box with a margin, cut to the picture."""
+    x0, y0, x1, y1 = person.box
+    margin = (x1 - x0) // 5
+    return (max(0, x0 - margin), max(0, y0 - margin), min(pixels.shape[1], x1 + margin),
+            min(pixels.shape[0], y1 + margin))  # fmt: skip
+
+
+def _grid(person: Person, window: tuple[int, int, int, int]) -> tuple[np.ndarray, np.ndarray]:
+    """Coordinates of the window's pixels in the face's units, turned with the face."""
+    x0, y0, x1, y1 = person.box
+    unit = (x1 - x0) / 2
+    xs = (np.arange(window[0], window[2], dtype=np.float32) + 0.5 - (x0 + x1) / 2) / unit
+    ys = (np.arange(window[1], window[3], dtype=np.float32) + 0.5 - (y0 + y1) / 2) / unit
+    cos, sin = np.cos(np.radians(person.tilt)), np.sin(np.radians(person.tilt))
+    return xs[None] * cos + ys[:, None] * sin, ys[:, None] * cos - xs[None] * sin
+
+
+def _redraw(canvas: Image.Image, window: tuple[int, int, int, int], draw_on: Callable[[ImageDraw.ImageDraw], None],
+            blur: float) -> Pixels:  # fmt: skip
+    """The window drawn anew at the picture's size, blurred by `blur` pixels."""
+    copy = canvas.copy()
+    draw_on(ImageDraw.Draw(copy))
+    x0, y0, x1, y1 = (v * SCALE for v in window)
+    patch = copy.crop((x0, y0, x1, y1)).reduce(SCALE)
+    if blur > 0:
+        patch = patch.filter(ImageFilter.GaussianBlur(blur))
+    return np.asarray(patch, np.float32)
+
+
+def _blend(pixels: Pixels, window: tuple[int, int, int, int], patch: Pixels, mask: np.ndarray) -> None:
+    view = pixels[window[1] : window[3], window[0] : window[2]]
+    view += (patch - view) * mask[:, :, None]
+
+
+def _swap(rng: Rng, person: Person, donor: Identity, canvas: Image.Image, pixels: Pixels,
+          light: Callable[[Pixels], Pixels], strength: float) -> None:  # fmt: skip
+    window = _window(person, pixels)
+    unit = (person.box[2] - person.box[0]) / 2
+    dx, dy = ((rng.random(2) - 0.5) * 0.16 * unit * SCALE).tolist()
+    grow = 0.94 + 0.1 * float(rng.random())
+    pose = replace(person, expression=int(rng.integers(3)), turn=person.turn + int(rng.integers(-6, 7)))
+    patch = _redraw(canvas, window, lambda draw: draw_face(pen_for(draw, pose, dx, dy, grow), pose, donor),
+                    unit * (0.02 + 0.05 * strength))  # fmt: skip
+    patch = light(patch)
+    x, y = _grid(person, window)
+    distance = np.sqrt((x / 0.80) ** 2 + ((y - 0.2) / 0.95) ** 2)
+    soft = 0.12 + 0.14 * float(rng.random())
+    mask = np.clip((1 + soft / 2 - distance) / soft, 0, 1)
+    # Blending tools pull the donor's tones towards the target's; a strong trace is where that failed.
+    view = pixels[window[1] : window[3], window[0] : window[2]]
+    inner = mask > 0.5
+    pull = 0.75 - 0.75 * strength
+    patch += (view[inner].mean(0) - patch[inner].mean(0)) * pull
+    _blend(pixels, window, patch, mask * (0.9 + 0.1 * strength))
+    seam = np.exp(-(((distance - 1) / 0.07) ** 2)) * (8 + 22 * strength)
+    view += (seam if rng.random() < 0.5 else -seam)[:, :, None]
+
+
+def _edit(rng: Rng, person: Person, attribute: str, canvas: Image.Image, pixels: Pixels,
+          light: Callable[[Pixels], Pixels], strength: float) -> None:  # fmt: skip
+    window = _window(person, pixels)
+    unit = (person.box[2] - person.box[0]) / 2
+    face, mood = person.identity, person.mood
+    if attribute == "expression":
+        mood = 1 - mood
+    else:
+        face = _aged(rng, face)
+    patch = _redraw(canvas, window, lambda draw: draw_face(pen_for(draw, person), person, face, mood),
+                    unit * 0.015)  # fmt: skip
+    patch = _generator_look(rng, light(patch), pixels.shape[1] / 128, strength)
+    x, y = _grid(person, window)
+    distance = (np.abs(x / 0.86) ** 5 + np.abs((y - 0.12) / 1.0) ** 5) ** 0.2
+    _blend(pixels, window, patch, np.clip((1.05 - distance) / 0.1, 0, 1))
+
+
+def _aged(rng: Rng, face: Identity) -> Identity:
+    """Older by wrinkles, grey brows and a grey beard; who has wrinkles is made young instead."""
+    if face.wrinkles:
+        return replace(face, wrinkles=0, beard="none")
+    beard = face.beard if rng.random() < 0.4 else "full"
+    return replace(face, wrinkles=1, hair_colour="white", beard=beard)
+
+
+def _generator_look(rng: Rng, patch: Pixels, period: float, strength: float) -> Pixels:
+    """A regular texture about four pixels of a 128 px picture wide, and other saturation and contrast."""
+    grey = patch.mean(2, keepdims=True)
+    saturation = 1 + (0.15 + 0.4 * strength) * (1 if rng.random() < 0.5 else -1)
+    contrast = 1 + 0.1 + 0.2 * strength
+    patch = grey + (patch - grey) * saturation
+    patch = (patch - patch.mean((0, 1))) * contrast + patch.mean((0, 1))
+    phase = rng.random(2) * 6.283
+    k = 6.283 / (period * (3.6 + 0.9 * float(rng.random())))
+    xs = np.sin(np.arange(patch.shape[1]) * k + phase[0])
+    ys = np.sin(np.arange(patch.shape[0]) * k + phase[1])
+    return patch + (ys[:, None] * xs[None] * (7 + 13 * strength))[:, :, None].astype(np.float32)
