@@ -14,9 +14,9 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from io import BytesIO
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from PIL import Image, ImageEnhance, ImageOps
 
@@ -29,6 +29,9 @@ from asap.errors import (
     InputError,
     UnsupportedFormat,
 )
+
+if TYPE_CHECKING:
+    import torch
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
@@ -304,6 +307,8 @@ def _value_range(values: NDArray[np.generic], mode: str) -> tuple[float, float]:
 
 def normalise(pixels: Pixels | torch.Tensor) -> torch.Tensor:
     """uint8 RGB (B, S, S, 3) to the model's input, float32 (B, 3, S, S), on the device it came on."""
+    import torch  # seconds to load, which the processes that only decode need not spend
+
     tensor = torch.as_tensor(pixels)
     mean = torch.tensor(CLIP_MEAN, device=tensor.device).view(1, 3, 1, 1)
     std = torch.tensor(CLIP_STD, device=tensor.device).view(1, 3, 1, 1)
