@@ -1,0 +1,304 @@
+"""Words, pieces and the way back."""
+
+import json
+import random
+from pathlib import Path
+
+import pytest
+import torch
+from tokenizers import Tokenizer, models
+from transformers import PreTrainedTokenizerFast
+
+from asap.errors import AnnotationError, CheckpointError, ConfigError, TextInvalid, TextMissing
+from asap.text import (
+    TextCodec,
+    clean_caption,
+    clean_word,
+    load_tokenizer,
+    pad_batch,
+    split_words,
+    train_tokenizer,
+)
+
+GOLDEN = json.loads((Path(__file__).parent / "golden" / "labels_0.json").read_text(encoding="utf-8"))["pre_caption"]
+CORPUS = [
+    "The president's well-known speech cost $5 million, he said.",
+    "A crowd cheers/waves as the ex-minister leaves the café in July!",
+    "one two three four five six seven eight nine ten president million",
+]
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return train_tokenizer(CORPUS * 3, vocab_size=300)
+
+
+@pytest.fixture
+def codec(tokenizer):
+    return TextCodec(tokenizer)
+
+
+def pieces(codec, encoded):
+    return codec.tokenizer.convert_ids_to_tokens(encoded.input_ids)
+
+
+def words_of(text, encoded):
+    """For each piece, the original word that it is said to come from."""
+    words = text.split()
+    return [words[index] for index in encoded.word_index]
+
+
+@pytest.mark.parametrize("case", GOLDEN, ids=lambda case: case["text"][:20])
+def test_captions_are_cleaned_as_published(case):
+    assert clean_caption(case["text"], case["max_words"]) == case["clean"]
+
+
+def test_a_word_cleans_to_none_one_or_several():
+    assert clean_word("--") == []
+    assert clean_word("!?.") == []
+    assert clean_word("President's") == ["presidents"]
+    assert clean_word("tell-all/expose:") == ["tell", "all", "expose"]
+    assert clean_word("<PERSON>,") == ["person"]
+    assert clean_word("50%") == ["50%"]
+
+
+def test_words_carry_offsets_in_code_points_of_the_original():
+    text = "  Tokyo 👍🏽 café\tre-opens\u00a0’after’\n"
+    words = split_words(text)
+    assert [word.word for word in words] == text.split()
+    assert [word.index for word in words] == list(range(5))
+    assert all(text[word.start : word.end] == word.word for word in words)
+
+
+def test_a_text_begins_with_cls_and_has_no_sep(codec):
+    (encoded,) = codec.encode("the president said")
+    assert encoded.input_ids[0] == codec.tokenizer.cls_token_id
+    assert codec.tokenizer.sep_token_id not in encoded.input_ids
+    assert len(encoded.word_index) == len(encoded.input_ids) - 1
+
+
+def test_every_piece_knows_its_whitespace_word(codec):
+    text = "He -- the president's $5 ex-minister, re-opens"
+    (encoded,) = codec.encode(text)
+    by_word = {}
+    for piece, index in zip(pieces(codec, encoded)[1:], encoded.word_index, strict=True):
+        by_word[index] = by_word.get(index, "") + piece.removeprefix("##")
+    assert by_word == {0: "he", 2: "the", 3: "presidents", 4: "$5", 5: "exminister", 6: "reopens"}
+    assert encoded.warnings == []
+
+
+def test_the_pieces_are_those_of_the_cleaned_caption(codec):
+    text = "All smiles in July, as the President's ex-minister; announces/denies the $5 deal."
+    (encoded,) = codec.encode(text)
+    whole = codec.tokenizer(clean_caption(text, 50), add_special_tokens=False)["input_ids"]
+    assert encoded.input_ids[1:] == whole
+
+
+def test_a_long_text_is_analysed_to_its_end_in_even_passes(tokenizer):
+    codec = TextCodec(tokenizer, max_words=10, max_tokens=64)
+    text = " ".join(f"one two-{i}" for i in range(10))  # 20 words, 30 cleaned
+    passes = codec.encode(text + " end")
+    assert sorted({index for one in passes for index in one.word_index}) == list(range(21))
+    assert [index for one in passes for index in one.word_index] == sorted(i for one in passes for i in one.word_index)
+    assert all(
+        len(clean_caption(" ".join(dict.fromkeys(words_of(text + " end", one))), 99).split()) <= 10 for one in passes
+    )
+    sizes = [len(set(one.word_index)) for one in passes]
+    assert min(sizes) * 2 >= max(sizes)
+
+
+def test_fifty_one_words_make_no_pass_of_one_word(codec):
+    first, second = codec.encode("one " * 51)
+    assert (len(first.word_index), len(second.word_index)) == (26, 25)
+
+
+def test_fifty_words_are_one_pass(codec):
+    assert len(codec.encode("one " * 50)) == 1
+
+
+def test_words_are_not_split_over_passes_and_tokens_are_bounded(tokenizer):
+    codec = TextCodec(tokenizer, max_words=50, max_tokens=12)
+    text = "the unfathomable xylophonist quietly juxtaposed zebras $1,000,000 well-known " * 3
+    passes = codec.encode(text)
+    seen = [set(one.word_index) for one in passes]
+    assert sum(map(len, seen)) == len(set.union(*seen)) == 24
+    assert all(len(one.input_ids) <= 12 for one in passes)
+    assert all(one.warnings == [] for one in passes)
+
+
+def test_a_word_with_more_pieces_than_a_pass_holds_is_cut_and_that_is_said(tokenizer):
+    codec = TextCodec(tokenizer, max_tokens=8)
+    passes = codec.encode("one " + "$" * 40 + " two")
+    assert max(len(one.input_ids) for one in passes) == 8
+    assert passes[0].warnings == ["word 1 has 40 pieces; only the first 7 were analysed"]
+    assert {index for one in passes for index in one.word_index} == {0, 1, 2}
+
+
+def test_a_word_of_more_cleaned_words_than_a_pass_holds_is_cut_and_that_is_said(tokenizer):
+    codec = TextCodec(tokenizer, max_words=3)
+    (encoded,) = codec.encode("one-two-three-four-five")
+    assert pieces(codec, encoded)[1:] == ["one", "two", "three"]
+    assert "only the first 3" in encoded.warnings[0]
+
+
+@pytest.mark.parametrize("text", [None, "", " \n\t\u00a0"])
+def test_no_text_is_missing(codec, text):
+    with pytest.raises(TextMissing):
+        codec.encode(text)
+
+
+@pytest.mark.parametrize("text", [7, b"bytes", ["a", "list"], float("nan")])
+def test_what_is_no_string_is_invalid_and_named(codec, text):
+    with pytest.raises(TextInvalid, match=type(text).__name__):
+        codec.encode(text)
+
+
+@pytest.mark.parametrize("text", ["!!!", "-- / ...", "\0", "\ud800 \udfff", "\ufffd"])
+def test_a_text_without_a_word_is_invalid(codec, text):
+    with pytest.raises(TextInvalid, match="no word is left"):
+        codec.encode(text)
+
+
+def test_a_text_beyond_the_limit_is_invalid_and_the_limit_named(codec):
+    with pytest.raises(TextInvalid, match="20000"):
+        codec.encode("word " * 2_000_000)
+    assert len(codec.encode("a " * 10_000)) == 200
+
+
+def test_surrogates_and_nuls_leave_the_offsets_alone(codec):
+    text = "the\ud83d presi\0dent \udc00said"
+    (encoded,) = codec.encode(text)
+    clean = codec.encode("the president said")[0]
+    assert encoded.input_ids == clean.input_ids
+    assert encoded.word_index == clean.word_index
+    assert [text[word.start : word.end] for word in split_words(text)] == ["the\ud83d", "presi\0dent", "\udc00said"]
+
+
+def test_any_string_is_encoded_or_refused_with_a_typed_error(codec):
+    stream = random.Random(0)
+    ranges = (
+        (0, 0x7F),
+        (0x80, 0x2FF),
+        (0x300, 0x36F),
+        (0x2000, 0x206F),
+        (0xD800, 0xDFFF),
+        (0x4E00, 0x9FFF),
+        (0, 0x10FFFF),
+    )
+    for _ in range(400):
+        text = "".join(chr(stream.randint(*stream.choice(ranges))) for _ in range(stream.randrange(60)))
+        count = len(split_words(text))
+        assert count == len(text.split())
+        try:
+            passes = codec.encode(text)
+        except (TextMissing, TextInvalid):
+            continue
+        assert all(0 <= index < count for one in passes for index in one.word_index)
+        assert all(len(one.word_index) == len(one.input_ids) - 1 > 0 for one in passes)
+
+
+def test_labels_follow_the_words_through_cleaning(codec):
+    text = "He -- the president's $5 ex-minister smiles"
+    labelled = codec.encode_labelled(text, [3, 5])
+    marked = {index for index, label in zip(labelled.word_index, labelled.token_labels, strict=True) if label}
+    assert marked == {3, 5}
+    assert all(
+        (index in marked) == bool(label)
+        for index, label in zip(labelled.word_index, labelled.token_labels, strict=True)
+    )
+    assert labelled.input_ids == codec.encode(text)[0].input_ids
+    assert len(labelled.token_labels) == len(labelled.input_ids) - 1
+
+
+def test_a_manipulated_word_without_content_marks_nothing(codec):
+    assert sum(codec.encode_labelled("one -- two", [1]).token_labels) == 0
+
+
+def test_a_labelled_text_is_cut_where_the_published_one_is(tokenizer):
+    codec = TextCodec(tokenizer, max_words=4)
+    labelled = codec.encode_labelled("one two-three four-five six", [2, 3])
+    assert codec.tokenizer.convert_ids_to_tokens(labelled.input_ids) == ["[CLS]", "one", "two", "three", "four"]
+    assert labelled.token_labels == [0, 0, 0, 1]
+    short = TextCodec(tokenizer, max_tokens=3).encode_labelled("one two three")
+    assert len(short.input_ids) == 3
+    assert short.token_labels == [0, 0]
+
+
+@pytest.mark.parametrize("position", [3, -1, 1.0, True, "1", None])
+def test_a_position_that_the_text_does_not_have_is_an_annotation_error(codec, position):
+    with pytest.raises(AnnotationError, match="words 0 to 2"):
+        codec.encode_labelled("one two three", [0, position])
+
+
+def test_padding_goes_to_the_longest_and_is_masked():
+    ids, mask = pad_batch([[2, 5, 6], [2]], pad_id=9)
+    assert ids.tolist() == [[2, 5, 6], [2, 9, 9]]
+    assert mask.tolist() == [[1, 1, 1], [1, 0, 0]]
+    assert ids.dtype == mask.dtype == torch.int64
+
+
+def test_an_empty_batch_is_padded_to_nothing():
+    ids, mask = pad_batch([], pad_id=0)
+    assert ids.shape == mask.shape == (0, 0)
+    assert ids.dtype == torch.int64
+
+
+def test_a_trained_tokenizer_keeps_to_its_size_and_puts_padding_first(tokenizer):
+    assert len(tokenizer) <= 300
+    assert tokenizer.pad_token_id == 0
+    assert tokenizer.unk_token_id == 1
+    assert "".join(tokenizer.tokenize("CAFÉ")).replace("##", "") == "cafe"
+
+
+def test_training_is_deterministic_whatever_the_order_of_the_texts():
+    texts = [f"word{i % 37} of {i % 11} people re-open{i % 5}s the bazaar" for i in range(400)]
+    shuffled = random.Random(1).sample(texts, len(texts))
+    vocabularies = [train_tokenizer(some, 150).get_vocab() for some in (texts, texts, shuffled, texts)]
+    assert all(vocabulary == vocabularies[0] for vocabulary in vocabularies)
+
+
+def test_an_alphabet_larger_than_its_share_keeps_the_frequent_characters():
+    tokenizer = train_tokenizer(["".join(chr(0x4E00 + i) for i in range(90)), "\u4e05 " * 9], 80)
+    assert len(tokenizer) <= 80
+    assert tokenizer.tokenize("\u4e05") == ["\u4e05"]
+
+
+def test_a_saved_tokenizer_loads_and_encodes_alike(tokenizer, tmp_path):
+    tokenizer.save_pretrained(tmp_path / "tokenizer")
+    again = load_tokenizer(tmp_path / "tokenizer")
+    text = "the president's $5 café, re-opened by xylophonists"
+    assert TextCodec(again).encode(text) == TextCodec(tokenizer).encode(text)
+
+
+def test_truncation_and_padding_saved_with_a_tokenizer_are_ignored(tokenizer, tmp_path):
+    tokenizer.save_pretrained(tmp_path)
+    again = load_tokenizer(tmp_path)
+    again.backend_tokenizer.enable_truncation(3)
+    again.backend_tokenizer.enable_padding(length=9)
+    (encoded,) = TextCodec(again).encode("one two three four five")
+    assert again.backend_tokenizer.truncation is not None
+    assert encoded.word_index == [0, 1, 2, 3, 4]
+
+
+def test_a_folder_that_is_no_tokenizer_is_refused_by_name(tmp_path):
+    (tmp_path / "tokenizer_config.json").write_text("{}")
+    for folder in (tmp_path, tmp_path / "gone", Path("bert-base-uncased")):
+        with pytest.raises(CheckpointError, match=folder.name):
+            load_tokenizer(folder)
+
+
+def test_a_tokenizer_without_cls_is_refused(tmp_path):
+    bare = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.WordPiece({"a": 0}, unk_token="a")), unk_token="a")
+    with pytest.raises(CheckpointError, match="cls_token"):
+        TextCodec(bare)
+
+
+def test_a_tokenizer_that_is_not_fast_is_refused():
+    with pytest.raises(CheckpointError, match="not a fast one"):
+        TextCodec(object())
+
+
+@pytest.mark.parametrize("limit", [{"max_words": 0}, {"max_tokens": 1}, {"max_characters": 0}])
+def test_limits_that_hold_nothing_are_refused(tokenizer, limit):
+    with pytest.raises(ConfigError, match=next(iter(limit))):
+        TextCodec(tokenizer, **limit)
