@@ -1,0 +1,137 @@
+"""The one table that every input becomes: a row for each pair, in parquet, written once and read by the chain."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import islice
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from jobs.storage import Location, filesystem, storage_errors
+
+MANIFEST_SCHEMA = pa.schema(
+    [
+        pa.field("row_id", pa.int64(), nullable=False),
+        pa.field("custom_id", pa.string(), nullable=False),
+        ("image_uri", pa.string()),
+        ("image_version", pa.string()),
+        ("image_offset", pa.int64()),
+        ("image_length", pa.int64()),
+        ("text", pa.string()),
+        ("metadata", pa.string()),
+        ("row_error", pa.string()),
+        ("warnings", pa.list_(pa.string())),
+    ]
+)
+ROWS_PER_FILE = 2**17
+_ROWS_PER_GROUP = 2**12
+_TEXTS = ("custom_id", "image_uri", "text", "metadata", "row_error")
+_UNSTORABLE = re.compile("[\0\ud800-\udfff]")
+
+
+@dataclass(kw_only=True)
+class ManifestRow:
+    """One pair of the input. `row_error` says why a row cannot be understood; it is kept all the same."""
+
+    row_id: int
+    """part * 2^32 + line: ordered as the input is."""
+    custom_id: str
+    image_uri: str | None = None
+    """An absolute path or s3://bucket/key."""
+    image_version: str | None = None
+    image_offset: int | None = None
+    image_length: int | None = None
+    text: str | None = None
+    metadata: str | None = None
+    """JSON, as the caller gave it."""
+    row_error: str | None = None
+    warnings: list[str] = field(default_factory=list)
+
+
+def storable(text: str) -> str:
+    r"""The text with what stores refuse, lone surrogates and NULs, escaped as `\uXXXX`; all else as it is."""
+    return _UNSTORABLE.sub(lambda match: f"\\u{ord(match[0]):04x}", text)
+
+
+def write_manifest(rows: Iterable[ManifestRow], folder: Location, limit: int | None = None) -> int:
+    """Write the rows as `folder`/NNNNN.parquet and return how many there are; memory is bounded by one row group.
+
+    A `custom_id` that came before makes its row a `row_error` under a name of its own, so that names stay unique.
+    """
+    kept = islice(rows, limit)
+    system, path = filesystem(folder)
+    seen = SeenIds()
+    total = 0
+    with storage_errors(folder):
+        system.create_dir(path, recursive=True)
+        for number, groups in enumerate(_files(kept)):
+            with pq.ParquetWriter(f"{path}/{number:05d}.parquet", MANIFEST_SCHEMA, filesystem=system) as writer:
+                for group in groups:
+                    for row in group:
+                        _escape(row)
+                    _name_repeated(group, seen)
+                    writer.write_table(_to_table(group))
+                    total += len(group)
+    return total
+
+
+def _files(rows: Iterator[ManifestRow]) -> Iterator[Iterator[list[ManifestRow]]]:
+    while (first := list(islice(rows, _ROWS_PER_GROUP))) != []:
+        yield _groups(first, rows)
+
+
+def _groups(first: list[ManifestRow], rows: Iterator[ManifestRow]) -> Iterator[list[ManifestRow]]:
+    yield first
+    for _ in range(ROWS_PER_FILE // _ROWS_PER_GROUP - 1):
+        if group := list(islice(rows, _ROWS_PER_GROUP)):
+            yield group
+
+
+def _name_repeated(rows: list[ManifestRow], seen: SeenIds) -> None:
+    for index in np.flatnonzero(seen.repeated([row.custom_id for row in rows])):
+        row = rows[index]
+        row.row_error = row.row_error or f"custom_id {row.custom_id!r} was used by an earlier row; give each its own"
+        row.custom_id = f"{row.custom_id}#{row.row_id}"
+
+
+def _to_table(rows: list[ManifestRow]) -> pa.Table:
+    return pa.table({name: [getattr(row, name) for row in rows] for name in MANIFEST_SCHEMA.names}, MANIFEST_SCHEMA)
+
+
+def _escape(row: ManifestRow) -> None:
+    if row.text is not None and _UNSTORABLE.search(row.text):
+        row.warnings.append("the text has lone surrogates or NULs; it is stored, and was read, with them as \\uXXXX")
+    for name in _TEXTS:
+        if (value := getattr(row, name)) is not None:
+            setattr(row, name, storable(value))
+
+
+class SeenIds:
+    """Which ids came before, in 8 bytes an id: sorted runs of 64-bit hashes, merged as they grow."""
+
+    def __init__(self) -> None:
+        self._runs: list[NDArray[np.uint64]] = []
+
+    def repeated(self, ids: Sequence[str]) -> NDArray[np.bool_]:
+        """For each id whether it came before, here or in an earlier call. Two ids share a hash once in 2^64."""
+        import pandas as pd
+
+        hashes = pd.util.hash_array(np.array(ids, dtype=object), categorize=False)
+        unique, first = np.unique(hashes, return_index=True)
+        repeated = np.ones(len(ids), bool)
+        repeated[first] = False
+        for run in self._runs:
+            places = np.searchsorted(run, hashes)
+            repeated |= run[np.minimum(places, len(run) - 1)] == hashes
+        self._add(unique)
+        return repeated
+
+    def _add(self, run: NDArray[np.uint64]) -> None:
+        while self._runs and len(self._runs[-1]) <= 2 * len(run):
+            run = np.union1d(self._runs.pop(), run)
+        self._runs.append(run)

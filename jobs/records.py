@@ -1,0 +1,172 @@
+"""Records out of JSON, JSON lines, CSV and Parquet files, one at a time: memory is bounded by one record.
+
+Each comes with its line: of text files the line in the file, else the position among the records; from 0. A record
+that cannot be read is a `RowError` in its place. A file that cannot be read any further is an `InputNotFound`.
+"""
+
+from __future__ import annotations
+
+import codecs
+import csv
+import json
+import re
+from collections.abc import Iterator
+from typing import Any, BinaryIO
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from jobs.errors import InputNotFound
+from jobs.storage import Location, open_read, open_seekable, storage_errors
+
+MAX_RECORD_BYTES = 2**20
+_CHUNK = 2**16
+_SPACE = re.compile(r"[\s,]*")
+
+
+class RowError(Exception):
+    """Why one record cannot be understood."""
+
+
+Record = dict[str, Any] | RowError
+
+
+def read_records(location: Location, kind: str) -> Iterator[tuple[int, Record]]:
+    """The records of a file, of `kind` json, jsonl, csv or parquet, with their lines."""
+    try:
+        with storage_errors(location):
+            yield from _parquet(location) if kind == "parquet" else _text_records(location, kind)
+    except pa.ArrowException as error:
+        raise InputNotFound(f"{location} cannot be read as {kind}: {error}") from error
+
+
+def _text_records(location: Location, kind: str) -> Iterator[tuple[int, Record]]:
+    with open_read(location) as file:
+        if kind == "csv":
+            yield from _csv(file, location)
+        elif kind == "json" and _starts_an_array(file):
+            yield from _json_array(file, location)
+        else:
+            yield from _json_lines(file)
+
+
+def _starts_an_array(file: BinaryIO) -> bool:
+    head = file.peek(_CHUNK)[:_CHUNK]  # type: ignore[attr-defined]
+    return bool(head.removeprefix(codecs.BOM_UTF8).lstrip().startswith(b"["))
+
+
+def _lines(file: BinaryIO) -> Iterator[tuple[int, bytes | RowError]]:
+    """Lines that are not blank; one that is too long is an error, and is not held in memory."""
+    number = 0
+    while line := file.readline(MAX_RECORD_BYTES + 1):
+        if len(line) > MAX_RECORD_BYTES and not line.endswith(b"\n"):
+            yield number, RowError(f"the line is longer than {MAX_RECORD_BYTES} bytes")
+            while (rest := file.readline(MAX_RECORD_BYTES)) and not rest.endswith(b"\n"):
+                pass
+        elif line.strip():
+            yield number, line
+        number += 1
+
+
+def _json_lines(file: BinaryIO) -> Iterator[tuple[int, Record]]:
+    for number, line in _lines(file):
+        yield number, line if isinstance(line, RowError) else _json_record(line)
+
+
+def _json_record(line: bytes) -> Record:
+    try:
+        return _checked(json.loads(line.removeprefix(codecs.BOM_UTF8).decode()))
+    except UnicodeDecodeError as error:
+        return RowError(f"the line is not UTF-8: {error}")
+    except (ValueError, RecursionError) as error:
+        return RowError(f"the line is not JSON: {error}")
+
+
+def _checked(value: Any) -> Record:
+    return value if isinstance(value, dict) else RowError(f"the record is a {type(value).__name__}, not an object")
+
+
+def _json_array(file: BinaryIO, location: Location) -> Iterator[tuple[int, Record]]:
+    """The elements of one array, parsed as they come; nothing after broken syntax can be understood."""
+    decoder, reader = json.JSONDecoder(), codecs.getreader("utf-8-sig")(file)
+    buffer, at, number = "", 0, 0
+    try:
+        buffer = reader.read(_CHUNK).lstrip()
+        at = 1  # behind the bracket
+        while True:
+            at = _skip_space(buffer, at)
+            if buffer.startswith("]", at):
+                return
+            value, end = _element(decoder, buffer, at)
+            if end is None:
+                more = reader.read(_CHUNK)
+                if not more or len(buffer) - at > MAX_RECORD_BYTES:
+                    raise ValueError(f"record {number} does not end, or is longer than {MAX_RECORD_BYTES} characters")
+                buffer, at = buffer[at:] + more, 0
+            else:
+                yield number, _checked(value)
+                at, number = end, number + 1
+    except (ValueError, RecursionError) as error:
+        raise InputNotFound(f"{location} is broken after {number} records: {error}; repair it") from error
+
+
+def _skip_space(buffer: str, at: int) -> int:
+    match = _SPACE.match(buffer, at)
+    return match.end() if match else at
+
+
+def _element(decoder: json.JSONDecoder, buffer: str, at: int) -> tuple[Any, int | None]:
+    """A value and where it ends; no end if the buffer may stop within it."""
+    try:
+        value, end = decoder.raw_decode(buffer, at)
+    except ValueError:
+        return None, None
+    return (value, end) if _skip_space(buffer, end) < len(buffer) else (None, None)
+
+
+def _csv(file: BinaryIO, location: Location) -> Iterator[tuple[int, Record]]:
+    reader = csv.reader(_csv_lines(file), strict=True)
+    header = next(reader, [])
+    _check_columns(header, location)
+    while True:
+        number = reader.line_num
+        try:
+            cells = next(reader)
+        except StopIteration:
+            return
+        except csv.Error as error:
+            yield number, RowError(f"the line is not CSV: {error}")
+            continue
+        if cells:
+            yield number, _csv_record(header, cells)
+
+
+def _csv_lines(file: BinaryIO) -> Iterator[str]:
+    """Undecodable bytes become surrogates, so that the row they are in can be told."""
+    first = True
+    while line := file.readline(MAX_RECORD_BYTES):
+        yield (line.removeprefix(codecs.BOM_UTF8) if first else line).decode(errors="surrogateescape")
+        first = False
+
+
+def _csv_record(header: list[str], cells: list[str]) -> Record:
+    if len(cells) != len(header):
+        return RowError(f"the line has {len(cells)} cells, the header {len(header)}")
+    if any("\udc80" <= character <= "\udcff" for cell in cells for character in cell):
+        return RowError("the line is not UTF-8")
+    return {name: cell or None for name, cell in zip(header, cells, strict=True)}
+
+
+def _parquet(location: Location) -> Iterator[tuple[int, Record]]:
+    file = pq.ParquetFile(open_seekable(location))
+    _check_columns(file.schema_arrow.names, location)
+    number = 0
+    for batch in file.iter_batches(batch_size=1024):
+        for record in batch.to_pylist():
+            yield number, record
+            number += 1
+
+
+def _check_columns(names: list[str], location: Location) -> None:
+    if not {"image", "image_uri"} & set(names) or "text" not in names:
+        raise InputNotFound(f"{location} has the columns {names}; 'image' (or 'image_uri') and 'text' are needed")

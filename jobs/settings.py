@@ -1,0 +1,99 @@
+"""What each job can be told, one pydantic model a job; what cannot work is refused when it is built."""
+
+from __future__ import annotations
+
+import re
+from typing import Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from asap.images import DEFAULT_LIMITS
+from jobs.storage import Location
+
+
+class Settings(BaseModel):
+    """Frozen, and strict about names: a setting that is misspelt is an error, not ignored."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class FetchSettings(Settings):
+    """How objects are fetched. Nothing here changes what a result says, but for failures."""
+
+    threads: int = Field(default=16, ge=1, le=256)
+    """Objects one task fetches at a time."""
+    decode_threads: int = Field(default=2, ge=1)
+    """Pictures one task decodes at a time: each may take up to 9 bytes of memory a pixel."""
+    attempts: int = Field(default=4, ge=1)
+    """Tries for one object, with exponential backoff and jitter between them."""
+    connect_timeout_s: float = Field(default=5, gt=0)
+    read_timeout_s: float = Field(default=30, gt=0)
+
+
+class CaptionSettings(Settings):
+    """Which captioner writes the captions, and how."""
+
+    engine: Literal["transformers", "precomputed"]
+    source: str
+    """A model folder or hub name (`transformers`); a JSON, JSONL or Parquet file (`precomputed`)."""
+    prompt: str = "Describe this picture in one sentence: who is where, doing what, in what mood."
+    """For models that take instructions; others caption without."""
+    max_new_tokens: int = Field(default=40, ge=1)
+    batch_size: int = Field(default=16, ge=1)
+    max_side: int = Field(default=512, ge=32)
+    """Pixels: larger pictures are made smaller before they travel to the captioner."""
+
+
+class ScanSettings(Settings):
+    """A bulk scan: what to read, with which model, where to write, and how to run."""
+
+    input: str
+    out: str
+    job: str | None = None
+    """Name of the job folder; by default the input's name."""
+    model: str = "demo"
+    limit: int | None = Field(default=None, ge=1)
+    """Scan only the first so many pairs."""
+    precision: str = "auto"
+    max_image_bytes: int = Field(default=DEFAULT_LIMITS.max_bytes, ge=1)
+    max_image_pixels: int = Field(default=DEFAULT_LIMITS.max_pixels, ge=1)
+    captions: CaptionSettings | None = None
+
+    address: str | None = None
+    """Of a running Ray cluster; None starts Ray on this machine."""
+    device: str = "auto"
+    detectors: int | None = Field(default=None, ge=1)
+    """Detector actors; None: one a GPU, or as many as the CPUs carry."""
+    batch_size: int | None = Field(default=None, ge=1)
+    """Pairs that travel and are judged together; None: 64 on CPUs, 256 on GPUs."""
+    rows_per_file: int | None = Field(default=None, ge=1)
+    """Pairs of one results file, which are lost if the job dies before it is written; None: by the size of the job."""
+    fetch: FetchSettings = FetchSettings()
+    heartbeat_s: float = Field(default=2, gt=0)
+    stale_after_s: float = Field(default=12, gt=0)
+    """A running job whose heartbeat has not moved for so long is dead, and may be taken over."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if (self.job is not None and not re.fullmatch(r"[\w.+-]{1,200}", self.job)) or self.job in (".", ".."):
+            raise ValueError(f"job {self.job!r} is not a folder's name: letters, digits, '.', '_', '+' and '-'")
+        if self.stale_after_s < 2 * self.heartbeat_s:
+            raise ValueError(f"stale_after_s {self.stale_after_s} is less than two heartbeats of {self.heartbeat_s} s")
+        return self
+
+    @property
+    def job_folder(self) -> Location:
+        """OUT/JOB_ID."""
+        return Location.parse(self.out) / (self.job or _name_of(self.input))
+
+    def identity(self) -> dict[str, Any]:
+        """The settings that decide what the rows say; a job goes on only under the same ones."""
+        return self.model_dump(
+            include={"input", "limit", "precision", "max_image_bytes", "max_image_pixels", "captions"}
+        ) | {"input": Location.parse(self.input).uri}
+
+
+def _name_of(place: str) -> str:
+    name = Location.parse(place).name
+    stem = re.sub(r"\.(json|jsonl|ndjson|csv|parquet|tar)(\.gz|\.bz2|\.zst)?$", "", name)
+    return re.sub(r"[^\w.+-]", "_", stem).strip(".") or "scan"

@@ -1,0 +1,369 @@
+"""Local paths and s3:// alike: name a place, read, write, list; writes are seen whole or not at all.
+
+Credentials, region and endpoint are found as every AWS tool finds them (`AWS_PROFILE`, `AWS_ACCESS_KEY_ID`,
+`AWS_REGION`, `AWS_ENDPOINT_URL`, an instance's role), on the machine that does the work. Small objects and
+listings go through boto3, tables through pyarrow's filesystems.
+"""
+
+from __future__ import annotations
+
+import functools
+import io
+import os
+import posixpath
+import re
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO, Self, cast
+
+import pyarrow.fs as pafs
+
+from jobs.errors import StorageError
+
+_SCHEME = re.compile(r"^([a-zA-Z][a-zA-Z0-9+.-]+)://")
+_DELETE_AT_ONCE = 1000  # S3's limit on the keys of one DeleteObjects
+
+_NOT_FOUND = {"404", "NoSuchKey", "NoSuchBucket", "NoSuchVersion", "NotFound"}
+_DENIED = {"403", "401", "AccessDenied", "AllAccessDisabled", "InvalidAccessKeyId", "SignatureDoesNotMatch",
+           "ExpiredToken", "InvalidToken", "Forbidden", "Unauthorized", "AccountProblem"}  # fmt: skip
+_THROTTLED = {"429", "503", "SlowDown", "Throttling", "ThrottlingException", "RequestLimitExceeded",
+              "TooManyRequests", "ServiceUnavailable", "RequestThrottled", "BandwidthLimitExceeded"}  # fmt: skip
+_TIMED_OUT = {"RequestTimeout", "RequestTimeTooSkewed", "408", "504"}
+
+
+@dataclass(frozen=True, order=True)
+class Location:
+    """A file or folder (an object or prefix): `uri` is an absolute path, or s3://bucket/key; no slash at its end."""
+
+    uri: str
+
+    @classmethod
+    def parse(cls, text: str | Path) -> Self:
+        """From what a person types: a path, file:// or s3://. Raises `StorageError` for any other scheme."""
+        text = str(text)
+        scheme = _SCHEME.match(text)
+        if scheme is None:
+            return cls(str(Path(text).expanduser().absolute()))
+        if scheme[1].lower() == "file":
+            return cls(str(Path(text[scheme.end() :]).absolute()))
+        if scheme[1].lower() != "s3":
+            raise StorageError(f"{text!r} has the scheme {scheme[1]}://; local paths, file:// and s3:// are known")
+        location = cls("s3://" + text[scheme.end() :].rstrip("/"))
+        if not location.bucket:
+            raise StorageError(f"{text!r} names no bucket; write s3://BUCKET/KEY")
+        return location
+
+    @property
+    def is_s3(self) -> bool:
+        """Whether this is an object or prefix of S3."""
+        return self.uri.startswith("s3://")
+
+    @property
+    def bucket(self) -> str:
+        """Of an s3:// location."""
+        return self.uri[5:].partition("/")[0]
+
+    @property
+    def key(self) -> str:
+        """Of an s3:// location; empty for the bucket itself."""
+        return self.uri[5:].partition("/")[2]
+
+    @property
+    def name(self) -> str:
+        """The last part of the path; the bucket's for a bucket."""
+        return posixpath.basename(self.uri)
+
+    @property
+    def parent(self) -> Location:
+        """The folder; a bucket and the root are their own."""
+        if self.is_s3:
+            return Location(f"s3://{self.bucket}/{posixpath.dirname(self.key)}".rstrip("/"))
+        return Location(posixpath.dirname(self.uri))
+
+    def __truediv__(self, name: str) -> Location:
+        return Location(f"{self.uri.rstrip('/')}/{name}")
+
+    def __str__(self) -> str:
+        return self.uri
+
+
+@dataclass(frozen=True)
+class FileInfo:
+    """One file of a listing."""
+
+    location: Location
+    size: int
+    stamp: str
+    """What changes when the file does: an object's ETag, a local file's time of change in nanoseconds."""
+
+    @property
+    def version(self) -> str | None:
+        """The ETag; None for a local file, whose store tells none."""
+        return self.stamp if self.location.is_s3 else None
+
+
+def _local_info(path: Path) -> FileInfo:
+    status = path.stat()
+    return FileInfo(Location(str(path)), status.st_size, str(status.st_mtime_ns))
+
+
+@functools.cache
+def s3_client(*, attempts: int = 5, connect_timeout_s: float = 10, read_timeout_s: float = 60) -> Any:
+    """This process's client, with botocore's standard retries (exponential, with jitter). Safe to share by threads."""
+    import boto3
+    from botocore.config import Config
+
+    with storage_errors("S3"):
+        return boto3.client(
+            "s3",
+            config=Config(
+                retries={"mode": "standard", "max_attempts": attempts},
+                connect_timeout=connect_timeout_s,
+                read_timeout=read_timeout_s,
+                max_pool_connections=64,
+            ),
+        )
+
+
+def failure_code(error: Exception) -> tuple[str, bool]:
+    """The row's `error_code` for a failure to read, and whether trying again may help, as S3 and errno define it."""
+    from botocore.exceptions import ClientError, ConnectTimeoutError, ReadTimeoutError
+
+    if isinstance(error, ClientError):
+        code = error.response.get("Error", {}).get("Code", "")
+        status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
+        for codes, name, retryable in (
+            (_NOT_FOUND, "not_found", False),
+            (_DENIED, "access_denied", False),
+            (_THROTTLED, "throttled", True),
+            (_TIMED_OUT, "timeout", True),
+        ):
+            if code in codes or str(status) in codes:
+                return name, retryable
+        return "storage_error", status >= 500 or code == "InternalError"
+    if isinstance(error, FileNotFoundError | NotADirectoryError):
+        return "not_found", False
+    if isinstance(error, PermissionError) or _is_about_credentials(error):
+        return "access_denied", False
+    if isinstance(error, TimeoutError | ConnectTimeoutError | ReadTimeoutError):
+        return "timeout", True
+    return "storage_error", not isinstance(error, IsADirectoryError | ValueError)
+
+
+def _is_about_credentials(error: Exception) -> bool:
+    return bool(re.search(r"Credential|SSO|TokenRetrieval|LoginRefresh|ProfileNotFound", type(error).__name__))
+
+
+@contextmanager
+def storage_errors(place: Location | str) -> Iterator[None]:
+    """Turn what boto3, pyarrow and the operating system raise into a `StorageError` of one sentence."""
+    from botocore.exceptions import BotoCoreError, ClientError
+
+    try:
+        yield
+    except (BotoCoreError, ClientError, OSError) as error:
+        raise StorageError(_sentence(error, str(place))) from error
+
+
+def _sentence(error: Exception, place: str) -> str:
+    code, _ = failure_code(error)
+    detail = " ".join(str(error).split())
+    if _is_about_credentials(error):
+        return (
+            f"no AWS credentials for {place}: {detail.rstrip('.')}; set AWS_PROFILE, or AWS_ACCESS_KEY_ID and "
+            "AWS_SECRET_ACCESS_KEY, or give the machine a role"
+        )
+    if "NoSuchBucket" in detail:
+        return f"the bucket of {place} does not exist; check its name, and AWS_ENDPOINT_URL if it is not on AWS"
+    if code == "not_found":
+        return f"{place} does not exist"
+    if code == "access_denied":
+        return f"access to {place} was denied: {detail}"
+    return f"{place} cannot be used: {detail}"
+
+
+def check_bucket(location: Location) -> None:
+    """Raise a `StorageError` if the bucket is unknown, closed to these credentials, or there are none."""
+    _bucket_region(location.bucket)
+
+
+@functools.cache
+def _bucket_region(bucket: str) -> str | None:
+    from botocore.exceptions import ClientError
+
+    with storage_errors(f"s3://{bucket}"):
+        try:
+            response = s3_client().head_bucket(Bucket=bucket)
+        except ClientError as error:
+            if failure_code(error)[0] != "not_found":
+                raise
+            raise StorageError(
+                f"the bucket {bucket!r} does not exist; check its name, and AWS_ENDPOINT_URL if it is not on AWS"
+            ) from error
+    region = response["ResponseMetadata"]["HTTPHeaders"].get("x-amz-bucket-region")
+    return cast("str | None", region or s3_client().meta.region_name)
+
+
+def filesystem(location: Location) -> tuple[pafs.FileSystem, str]:
+    """The pyarrow filesystem of a location, and its path there; both can be sent to other machines."""
+    if not location.is_s3:
+        return pafs.LocalFileSystem(), location.uri
+    return _s3_filesystem(location.bucket), f"{location.bucket}/{location.key}".rstrip("/")
+
+
+@functools.cache
+def _s3_filesystem(bucket: str) -> pafs.S3FileSystem:
+    region = _bucket_region(bucket)
+    endpoint = str(s3_client().meta.endpoint_url)
+    options: dict[str, Any] = {"region": region, "retry_strategy": pafs.AwsStandardS3RetryStrategy(max_attempts=6)}
+    if not re.search(r"\.amazonaws\.com(\.cn)?$", endpoint):
+        scheme, _, address = endpoint.partition("://")
+        options |= {"scheme": scheme, "endpoint_override": address}
+    with storage_errors(f"s3://{bucket}"):
+        return pafs.S3FileSystem(**options)
+
+
+def exists(location: Location) -> bool:
+    """Whether there is a file or object of this name."""
+    if not location.is_s3:
+        return Path(location.uri).is_file()
+    return bool(location.key) and file_info(location) is not None
+
+
+def file_info(location: Location) -> FileInfo | None:
+    """Size and version of a file, or None where there is no such file."""
+    if not location.is_s3:
+        path = Path(location.uri)
+        return _local_info(path) if path.is_file() else None
+    from botocore.exceptions import ClientError
+
+    with storage_errors(location):
+        try:
+            head = s3_client().head_object(Bucket=location.bucket, Key=location.key)
+        except ClientError as error:
+            if failure_code(error)[0] == "not_found":
+                return None
+            raise
+    return FileInfo(location, head["ContentLength"], head["ETag"].strip('"'))
+
+
+def open_read(location: Location) -> BinaryIO:
+    """A buffered stream of a file's bytes, decompressed if its name ends in .gz, .bz2 or .zst."""
+    with storage_errors(location):
+        system, path = filesystem(location)
+        return cast("BinaryIO", io.BufferedReader(system.open_input_stream(path, compression="detect"), 2**20))
+
+
+def open_seekable(location: Location) -> Any:
+    """A pyarrow file that can be read at any offset."""
+    with storage_errors(location):
+        system, path = filesystem(location)
+        return system.open_input_file(path)
+
+
+def read_bytes(location: Location) -> bytes:
+    """The whole of a small file."""
+    with storage_errors(location):
+        if not location.is_s3:
+            return Path(location.uri).read_bytes()
+        body = s3_client().get_object(Bucket=location.bucket, Key=location.key)["Body"]
+        return cast("bytes", body.read())
+
+
+def write_bytes(location: Location, data: bytes) -> None:
+    """Write a small file; a reader sees the old one or the new one, never a part."""
+    with storage_errors(location):
+        if location.is_s3:
+            s3_client().put_object(Bucket=location.bucket, Key=location.key, Body=data)
+            return
+        path = Path(location.uri)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, partial = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        try:
+            with os.fdopen(handle, "wb") as file:
+                file.write(data)
+            Path(partial).chmod(0o644)
+            Path(partial).replace(path)
+        except BaseException:
+            Path(partial).unlink(missing_ok=True)
+            raise
+
+
+@contextmanager
+def open_write(location: Location) -> Iterator[BinaryIO]:
+    """A stream to write a file of any length, seen when the block ends; on S3 also the part before an error."""
+    with storage_errors(location):
+        system, path = filesystem(location)
+        if location.is_s3:  # a multipart upload: seen when it is completed
+            with system.open_output_stream(path) as stream:
+                yield stream
+            return
+        partial = f"{path}.partial"
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        with system.open_output_stream(partial) as stream:
+            yield stream
+        Path(partial).replace(path)
+
+
+def list_files(folder: Location) -> Iterator[FileInfo]:
+    """Every file below a folder, in an order that keeps names with a common beginning together. Streams."""
+    with storage_errors(folder):
+        if folder.is_s3:
+            yield from _list_s3(folder)
+        else:
+            yield from _list_local(Path(folder.uri))
+
+
+def _list_s3(folder: Location) -> Iterator[FileInfo]:
+    prefix = f"{folder.key}/" if folder.key else ""
+    pages = s3_client().get_paginator("list_objects_v2").paginate(Bucket=folder.bucket, Prefix=prefix)
+    for page in pages:
+        for entry in page.get("Contents", ()):
+            if not entry["Key"].endswith("/"):
+                location = Location(f"s3://{folder.bucket}/{entry['Key']}")
+                yield FileInfo(location, entry["Size"], entry["ETag"].strip('"'))
+
+
+def _list_local(folder: Path) -> Iterator[FileInfo]:
+    for parent, folders, files in os.walk(folder, onerror=_raise):
+        folders.sort()
+        for name in sorted(files):
+            path = Path(parent) / name
+            if path.is_file():
+                yield _local_info(path)
+
+
+def _raise(error: OSError) -> None:
+    raise error
+
+
+def is_empty(folder: Location) -> bool:
+    """Whether there is nothing at or below a folder."""
+    if not folder.is_s3 and not Path(folder.uri).is_dir():
+        return True
+    return next(list_files(folder), None) is None
+
+
+def delete_folder(folder: Location) -> None:
+    """Delete everything below a folder, and the folder; nothing happens where there is none."""
+    with storage_errors(folder):
+        if not folder.is_s3:
+            shutil.rmtree(folder.uri, ignore_errors=not Path(folder.uri).exists())
+            return
+        keys = [{"Key": info.location.key} for info in _list_s3(folder)]
+        for start in range(0, len(keys), _DELETE_AT_ONCE):
+            batch = {"Objects": keys[start : start + _DELETE_AT_ONCE], "Quiet": True}
+            s3_client().delete_objects(Bucket=folder.bucket, Delete=batch)
+
+
+def delete_file(location: Location) -> None:
+    """Delete one file; nothing happens where there is none."""
+    with storage_errors(location):
+        if location.is_s3:
+            s3_client().delete_object(Bucket=location.bucket, Key=location.key)
+        else:
+            Path(location.uri).unlink(missing_ok=True)
