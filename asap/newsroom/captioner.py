@@ -10,8 +10,8 @@ from asap.newsroom.looks import Person, Plan
 
 Rng = np.random.Generator
 
-_GLAD_FACE = ("smiling", "happy", "laughing")
-_GRIM_FACE = ("frowning", "sad", "angry")
+_GLAD_FACE = ("a smiling", "a happy", "a laughing")
+_GRIM_FACE = ("a frowning", "a sad", "an angry")
 _GLAD_LIGHT = ("in warm light", "on a bright day", "in bright colours")
 _GRIM_LIGHT = ("in dull light", "on a grey day", "in pale colours")
 
@@ -24,7 +24,7 @@ def describe(rng: Rng, plan: Plan) -> str:
     glad = facts.mood == GLAD
     light = pick(rng, _GLAD_LIGHT if glad else _GRIM_LIGHT)
     face = pick(rng, _GLAD_FACE if person.mood == GLAD else _GRIM_FACE)
-    return (f"{people} {SCENES[facts.scene].seen} {light}: a {face} person with {_head(rng, person)}, "
+    return (f"{people} {SCENES[facts.scene].seen} {light}: {face} person with {_head(rng, person)}, "
             f"in {facts.colour}, holding {PROPS[facts.prop]}.")  # fmt: skip
 
 
@@ -44,7 +44,8 @@ def _shown(plan: Plan) -> Person:
 def _head(rng: Rng, person: Person) -> str:
     identity = person.identity
     hair = "no hair" if identity.hair == "bald" else f"{identity.hair_colour} hair"
-    parts = [f"a {person.hat_colour} hat" if person.hat != "none" else hair]
+    article = "an" if person.hat_colour == "orange" else "a"
+    parts = [f"{article} {person.hat_colour} hat" if person.hat != "none" else hair]
     if identity.glasses != "none":
         parts.append("dark glasses" if identity.glasses == "dark" else "glasses")
     if identity.beard not in ("none", "stubble") and chance(rng, 90):

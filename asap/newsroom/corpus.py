@@ -117,7 +117,9 @@ def _check(out: Path, pairs: int, seed: int, workers: int | None, splits: Sequen
         raise ConfigError(f"splits is {tuple(splits)}; it must be three shares for train, val and test, such as "
                           "(0.8, 0.1, 0.1)")  # fmt: skip
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise CorpusError(f"{out} exists and is not an empty folder; remove it or name another one")
+        unfinished = out.is_dir() and (out / "metadata").is_dir() and not (out / "newsroom.json").exists()
+        state = "holds a corpus that was never finished" if unfinished else "exists and is not an empty folder"
+        raise CorpusError(f"{out} {state}; remove it or name another one")
 
 
 def allot(total: int, shares: Sequence[float]) -> list[int]:
@@ -156,12 +158,12 @@ def plan_split(seed: int, split: str, count: int, first_id: int) -> list[Job]:
 
 
 def face_part(fake_cls: str) -> str:
-    """"swap", "attribute" or "": what a class says was done to the face."""
+    """What a class says was done to the face: "swap", "attribute" or ""."""
     return next((part[5:] for part in fake_cls.split("&") if part.startswith("face_")), "")
 
 
 def text_part(fake_cls: str) -> str:
-    """"swap", "attribute" or "": what a class says was done to the text."""
+    """What a class says was done to the text: "swap", "attribute" or ""."""
     return next((part[5:] for part in fake_cls.split("&") if part.startswith("text_")), "")
 
 

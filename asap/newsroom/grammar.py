@@ -61,18 +61,18 @@ class Text:
 
 # Order of the segments; those in brackets may be left out. Two or three words of mood in every sentence.
 _TEMPLATES = (
-    "lead [look] verb adverb prop place event tail",
-    "opening lead verb adverb place prop [company] tail",
+    "lead [look] verb adverb prop place tail",
+    "opening lead verb adverb place prop tail",
     "lead verb adverb place act [company] tail",
-    "opening lead [company] verb adverb prop place tail",
-    "lead [company] verb adverb prop event place tail",
-    "lead [look] verb act place adverb tail [day]",
-    "lead verb tail place prop event adverb",
-    "opening lead [look] verb adverb act prop tail",
-    "lead [look] verb adverb prop act event tail",
-    "lead [company] verb place event prop adverb tail [day]",
+    "opening lead [company] verb adverb place tail",
+    "lead [company] verb adverb prop event tail",
+    "lead [look] verb adverb act place tail [day]",
+    "lead adverb verb place event tail",
+    "opening lead [look] verb adverb act tail",
+    "lead [look] verb adverb prop act tail",
+    "lead [company] adverb verb place prop tail [day]",
 )
-_OPTIONAL_PER_CENT = 55
+_OPTIONAL_PER_CENT = 50
 _MOOD_KINDS = ("verb", "adverb", "tail")
 _SCENE_KINDS = ("place", "act", "event", "opening", "prop", "look", "company")
 
@@ -99,7 +99,7 @@ def draw_name(rng: Rng, residues: tuple[int, ...]) -> str:
 
 def _draw_lead(rng: Rng, facts: Facts, name: str) -> str:
     scene = SCENES[facts.scene]
-    role = pick(rng, scene.roles) if chance(rng, 75) else pick(rng, lexicon.COMMON_ROLES)
+    role = pick(rng, scene.roles) if chance(rng, 60) else pick(rng, lexicon.COMMON_ROLES)
     if chance(rng, 12):
         name = f"{pick(rng, lexicon.TITLES)} {name}"
     return f"{role} {name}" if chance(rng, 70) else f"{name}, {role},"

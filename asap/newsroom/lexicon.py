@@ -286,22 +286,29 @@ NUMBERS = ("No", "One", "Two", "Three", "Four")
 DAYS = ("Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday")
 TITLES = ("Dr", "Professor", "Sir", "Lady", "Captain", "Colonel")
 
-FIRST_NAMES: tuple[str, ...] = tuple(
-    """Ada Adil Aiko Aline Alma Amara Amir Ana Anders Anton Arjun Astrid Aylin Bao Beatriz Ben Bianca Bogdan Bruno
-    Camila Carla Cem Chen Chidi Clara Dalia Daniel Daria David Diego Dina Edith Elena Elias Emeka Emil Emma Enzo Eric
-    Esra Eva Farid Fatima Felix Fiona Gabriel Georg Gita Greta Hana Hanna Hassan Helen Hugo Ida Igor Ines Ingrid Irina
-    Isaac Ivan Jada Jakob Jana Javier Jonas Jorge Julia Jun Kai Kamal Karin Kofi Lara Laszlo Leila Lena Leo Lin Lucia
-    Luis Luka Maja Malik Marco Maria Marta Max Mei Milan Mina Mira Nadia Naomi Nils Nina Noah Nora Olga Oliver Omar
-    Oscar Pablo Paula Pedro Petra Pia Priya Rafael Rania Ravi Rosa Ruth Samir Sanna Sara Sven Tariq Tessa Thomas Tomas
-    Uma Vera Viktor Wanda Wei Yara Yusuf Zara Zoe""".split()
-)
-NAME_STARTS: tuple[str, ...] = tuple(
-    """Ab Al An Bal Bar Bel Ber Bo Bran Cal Car Ced Cor Dal Dar Del Do Dra El Em Fal Far Fen Fer Gal Gar Gor Hal Har
-    Hel Hor Ib Il Jan Jar Kal Kar Kel Kor Lam Lan Lin Lor Mal Mar Mel Mor Nak Nar Nel Nov Od Ol Or Pal Par Pet Quin
-    Ram Ren Ros Sal San Sel Sor Tal Tan Tor Ul Val Van Ver Vol Wal Wen Yam Yor Zan Zel""".split()
-)
-NAME_ENDS: tuple[str, ...] = tuple(
-    """acek aki ald ando ara ardi arov as berg bury dan den dez dini dorf eira ek ella en enko era escu ez fort gard
-    gren ham hara ic iev ilo imov ini insky ison itz kins lund man mann mont moto nova oglu ola oni ora oso ova owski
-    quez rath rell rini sen shima ski son stad stein strom ton tova uchi uya vik ville wala wick wood yan zadeh""".split()
-)
+FIRST_NAMES: tuple[str, ...] = (
+    "Ada", "Adil", "Aiko", "Aline", "Alma", "Amara", "Amir", "Ana", "Anders", "Anton", "Arjun", "Astrid", "Aylin",
+    "Bao", "Beatriz", "Ben", "Bianca", "Bogdan", "Bruno", "Camila", "Carla", "Cem", "Chen", "Chidi", "Clara", "Dalia",
+    "Daniel", "Daria", "David", "Diego", "Dina", "Edith", "Elena", "Elias", "Emeka", "Emil", "Emma", "Enzo", "Eric",
+    "Esra", "Eva", "Farid", "Fatima", "Felix", "Fiona", "Gabriel", "Georg", "Gita", "Greta", "Hana", "Hanna",
+    "Hassan", "Helen", "Hugo", "Ida", "Igor", "Ines", "Ingrid", "Irina", "Isaac", "Ivan", "Jada", "Jakob", "Jana",
+    "Javier", "Jonas", "Jorge", "Julia", "Jun", "Kai", "Kamal", "Karin", "Kofi", "Lara", "Laszlo", "Leila", "Lena",
+    "Leo", "Lin", "Lucia", "Luis", "Luka", "Maja", "Malik", "Marco", "Maria", "Marta", "Max", "Mei", "Milan", "Mina",
+    "Mira", "Nadia", "Naomi", "Nils", "Nina", "Noah", "Nora", "Olga", "Oliver", "Omar", "Oscar", "Pablo", "Paula",
+    "Pedro", "Petra", "Pia", "Priya", "Rafael", "Rania", "Ravi", "Rosa", "Ruth", "Samir", "Sanna", "Sara", "Sven",
+    "Tariq", "Tessa", "Thomas", "Tomas", "Uma", "Vera", "Viktor", "Wanda", "Wei", "Yara", "Yusuf", "Zara", "Zoe",
+)  # fmt: skip
+NAME_STARTS: tuple[str, ...] = (
+    "Ab", "Al", "An", "Bal", "Bar", "Bel", "Ber", "Bo", "Bran", "Cal", "Car", "Ced", "Cor", "Dal", "Dar", "Del", "Do",
+    "Dra", "El", "Em", "Fal", "Far", "Fen", "Fer", "Gal", "Gar", "Gor", "Hal", "Har", "Hel", "Hor", "Ib", "Il", "Jan",
+    "Jar", "Kal", "Kar", "Kel", "Kor", "Lam", "Lan", "Lin", "Lor", "Mal", "Mar", "Mel", "Mor", "Nak", "Nar", "Nel",
+    "Nov", "Od", "Ol", "Or", "Pal", "Par", "Pet", "Quin", "Ram", "Ren", "Ros", "Sal", "San", "Sel", "Sor", "Tal",
+    "Tan", "Tor", "Ul", "Val", "Van", "Ver", "Vol", "Wal", "Wen", "Yam", "Yor", "Zan", "Zel",
+)  # fmt: skip
+NAME_ENDS: tuple[str, ...] = (
+    "acek", "aki", "ald", "ando", "ara", "ardi", "arov", "as", "berg", "bury", "dan", "den", "dez", "dini", "dorf",
+    "eira", "ek", "ella", "en", "enko", "era", "escu", "ez", "fort", "gard", "gren", "ham", "hara", "ic", "iev",
+    "ilo", "imov", "ini", "insky", "ison", "itz", "kins", "lund", "man", "mann", "mont", "moto", "nova", "oglu",
+    "ola", "oni", "ora", "oso", "ova", "owski", "quez", "rath", "rell", "rini", "sen", "shima", "ski", "son", "stad",
+    "stein", "strom", "ton", "tova", "uchi", "uya", "vik", "ville", "wala", "wick", "wood", "yan", "zadeh",
+)  # fmt: skip

@@ -29,7 +29,8 @@ _FACE_WIDTHS = {1: (270, 400), 2: (230, 310), 3: (190, 240), 4: (175, 205)}
 
 @dataclass(frozen=True)
 class Identity:
-    """What a face swap brings along. `skin` indexes SKINS, `tint` is a small RGB shift, shapes are per cent."""
+    """What a face swap brings along. `skin` indexes SKINS, `tint` is a small RGB shift, shapes are per cent, `tan` too:
+    a face is never quite as light as its neck."""
 
     skin: int
     tint: tuple[int, int, int]
@@ -45,6 +46,8 @@ class Identity:
     mouth: int
     brow: int
     jaw: int
+    tan: int
+    blush: int
 
 
 @dataclass(frozen=True)
@@ -100,6 +103,8 @@ def draw_identity(rng: Rng) -> Identity:
         mouth=int(rng.integers(85, 118)),
         brow=int(rng.integers(70, 131)),
         jaw=int(rng.integers(-10, 14)),
+        tan=int(rng.integers(-6, 5)),
+        blush=int(chance(rng, 30)),
     )
 
 
@@ -119,7 +124,7 @@ def draw_plan(rng: Rng, tamper: str) -> Plan:
     mood = GLAD if chance(rng, 50) else GRIM
     count = (1, 1, 1, 2, 2, 2, 3, 3, 4)[int(rng.integers(9))]
     boxes = _draw_boxes(rng, size, count)
-    lead = int(rng.integers(count))
+    lead = max(range(count), key=lambda i: boxes[i][3])  # the one in front
     people = tuple(_draw_person(rng, box, mood, i == lead) for i, box in enumerate(boxes))
     prop = pick(rng, SCENES[scene].props)
     facts = Facts(scene, mood, count, prop, people[lead].colour, people[lead].garment)
@@ -161,7 +166,8 @@ def _draw_boxes(rng: Rng, size: tuple[int, int], count: int) -> list[Box]:
         face_h = face_w * 5 // 4
         slack = max((slot - face_w * 13 // 10) // 2, 1)
         x = i * slot + slot // 2 - face_w // 2 + int(rng.integers(-slack, slack + 1))
-        top = face_h * 30 // 100
-        y = top + int(rng.integers(0, max(height * 88 // 100 - face_h * 140 // 100 - top, 8)))
+        top = face_h * 24 // 100
+        room = height - face_h * 176 // 100 - top  # below the chin: chest, hand, and what it holds
+        y = top + int(rng.integers(0, max(room, height // 20)))
         boxes.append((x, y, x + face_w, y + face_h))
     return boxes

@@ -5,7 +5,7 @@ from PIL import ImageDraw
 from asap.newsroom import lexicon
 from asap.newsroom.grammar import GLAD
 from asap.newsroom.looks import SKINS, Identity, Person
-from asap.newsroom.pen import SCALE, Colour, Pen, half_oval, shade
+from asap.newsroom.pen import SCALE, Colour, Pen, half_oval, mix, shade
 
 _EYES: tuple[Colour, ...] = ((70, 42, 24), (44, 78, 122), (52, 92, 58), (96, 72, 36), (34, 30, 34))
 _DARK: Colour = (36, 26, 28)
@@ -67,10 +67,9 @@ def _draw_body(pen: Pen, person: Person, skin: Colour) -> None:
         body.shape([(0.15, 1.8), (0.6, 1.8), (0.7, 3.4), (0.25, 3.4)], shade(colour, 0.7))
 
 
-def draw_face(pen: Pen, person: Person, identity: Identity, mood: int | None = None, light: float = 1.0) -> None:
-    """The face of `identity` in the person's pose; `mood` overrides the person's, `light` brightens the skin."""
-    skin = skin_of(identity)
-    skin = shade(skin, light)
+def draw_face(pen: Pen, person: Person, identity: Identity, mood: int | None = None) -> None:
+    """The face of `identity` in the person's pose; `mood` overrides the person's."""
+    skin = shade(skin_of(identity), 1 + identity.tan / 100)
     jaw = identity.jaw / 100
     turn = person.turn / 100
     pen.oval(0, -0.18, 1.0, 1.06, skin)
@@ -80,6 +79,9 @@ def draw_face(pen: Pen, person: Person, identity: Identity, mood: int | None = N
     pen.shape([(-side * 1.0, -0.5), (-side * 0.95, 0.45), (-side * (0.72 + jaw), 0.95), (-side * 0.3, 1.24),
                (-side * 0.62, 0.6), (-side * 0.82, -0.5)], shade(skin, 0.9))  # fmt: skip
     glad = (person.mood if mood is None else mood) == GLAD
+    if identity.blush:
+        for side in (-1, 1):
+            pen.oval(side * 0.56 + turn, 0.38, 0.22, 0.16, mix(skin, (226, 84, 84), 0.3))
     _draw_beard(pen, identity, turn)
     _draw_eyes(pen, identity, turn, glad)
     _draw_nose(pen, identity, turn, skin)
@@ -100,7 +102,8 @@ def _draw_eyes(pen: Pen, identity: Identity, turn: float, glad: bool) -> None:
         inner, outer = (-0.44, -0.42) if glad else (-0.27, -0.5)
         width = 0.11 * identity.brow / 100
         bend = -0.52 if glad else -0.4
-        pen.line([(x - side * 0.23, inner), (x, bend), (x + side * 0.25, outer + (0.1 if not glad else 0))], width, brow)
+        outer += 0 if glad else 0.1
+        pen.line([(x - side * 0.23, inner), (x, bend), (x + side * 0.25, outer)], width, brow)
 
 
 def _draw_nose(pen: Pen, identity: Identity, turn: float, skin: Colour) -> None:

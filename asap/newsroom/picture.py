@@ -12,7 +12,7 @@ from asap.newsroom.pen import SCALE, Pen
 from asap.newsroom.people import draw_person, skin_of
 from asap.newsroom.props import draw_prop
 from asap.newsroom.scenes import draw_mood, draw_scene
-from asap.newsroom.tamper import Pixels, tamper
+from asap.newsroom.tamper import Pixels, generator_look, tamper
 
 Rng = np.random.Generator
 
@@ -23,6 +23,8 @@ def draw_picture(plan: Plan, rng: Rng, tamper_rng: Rng) -> Image.Image:
     light = _draw_light(plan.facts.mood, rng)
     pixels = light(np.asarray(canvas.reduce(SCALE), np.float32))
     pixels += _noise(rng, pixels.shape, 2.0 + 5.0 * float(rng.random()))
+    if rng.random() < 0.25:
+        _retouch(plan, rng, pixels)
     tamper(plan, tamper_rng, canvas, pixels, light)
     return _publish(pixels, rng)
 
@@ -49,9 +51,9 @@ def _draw_prop(draw: ImageDraw.ImageDraw, plan: Plan, lead: Person, rng: Rng) ->
     x0, _, x1, y1 = lead.box
     unit = (x1 - x0) / 2
     side = 1 if (x0 + x1) / 2 < plan.size[0] / 2 else -1
-    x = (x0 + x1) / 2 + side * unit * 0.75
-    y = min(y1 + unit * 1.75, plan.size[1] - unit * 0.45)
-    draw_prop(Pen(draw, x * SCALE, y * SCALE, unit * SCALE * 0.82), plan.facts.prop, skin_of(lead.identity))
+    x = (x0 + x1) / 2 + side * unit * 0.8
+    y = min(y1 + unit * 1.75, plan.size[1] - unit * 0.4)
+    draw_prop(Pen(draw, x * SCALE, y * SCALE, unit * SCALE), plan.facts.prop, skin_of(lead.identity))
 
 
 def _draw_other_hands(draw: ImageDraw.ImageDraw, plan: Plan) -> None:
@@ -69,8 +71,8 @@ def _draw_light(mood: int, rng: Rng) -> Callable[[Pixels], Pixels]:
     """The light of the mood, the same for every pixel: warm and bright, or dim, cold and pale."""
     a, b, c = rng.random(3).tolist()
     if mood == GLAD:
-        gain = np.array([1.06, 1.02, 0.94], np.float32) * (0.98 + 0.1 * a)
-        keep, lift = 1.0 + 0.2 * b, 2 + 10 * c
+        gain = np.array([1.06, 1.02, 0.94], np.float32) * (0.94 + 0.08 * a)
+        keep, lift = 1.0 + 0.2 * b, 8 * c
     else:
         gain = np.array([0.82, 0.88, 0.97], np.float32) * (0.84 + 0.14 * a)
         keep, lift = 0.5 + 0.3 * b, 6 * c
@@ -85,6 +87,21 @@ def _draw_light(mood: int, rng: Rng) -> Callable[[Pixels], Pixels]:
 
 def _noise(rng: Rng, shape: tuple[int, ...], sigma: float) -> np.ndarray:
     return rng.standard_normal(shape[:2], np.float32)[:, :, None] * np.float32(sigma)
+
+
+def _retouch(plan: Plan, rng: Rng, pixels: Pixels) -> None:
+    """A harmless local edit away from every face: a smoothed spot, or the fine pattern of a screen."""
+    width, height = plan.size
+    w, h = (rng.integers(16, 34, 2) * (width, height) // 100).tolist()
+    x, y = int(rng.integers(width - w)), int(rng.integers(height - h))
+    if any(x < x1 and x + w > x0 and y < y1 and y + h > y0 for x0, y0, x1, y1 in plan.boxes):
+        return
+    view = pixels[y : y + h, x : x + w]
+    if rng.random() < 0.5:
+        spot = Image.fromarray(np.clip(view, 0, 255).astype(np.uint8)).filter(ImageFilter.GaussianBlur(3))
+        view[:] = np.asarray(spot, np.float32)
+    else:
+        view[:] = generator_look(rng, view, width / 128, float(rng.random()))
 
 
 def _publish(pixels: Pixels, rng: Rng) -> Image.Image:

@@ -21,11 +21,11 @@ def draw_mood(p: Pen, rng: Rng, w: float, mood: int, per_cent: int) -> None:
         return
     if mood == GLAD:
         colours: tuple[Colour, ...] = ((250, 210, 60), (240, 80, 110), (90, 200, 230), (140, 220, 110))
-        for i in range(34):
+        for i in range(26):
             x, y = rng.random() * w, rng.random() * 0.75
             p.shape([(x, y), (x + 0.022, y + 0.01), (x + 0.016, y + 0.034), (x - 0.006, y + 0.024)], colours[i % 4])
     else:
-        for _ in range(40):
+        for _ in range(34):
             x, y = rng.random() * w * 1.1, rng.random() * 0.9
             p.line([(x, y), (x - 0.03, y + 0.09)], 0.005, (168, 178, 190))
 
@@ -225,8 +225,8 @@ def _rubble(p: Pen, rng: Rng, w: float) -> None:
     for _ in range(46):
         x, y, r = rng.random() * w, 0.44 + rng.random() * 0.56, 0.03 + rng.random() * 0.06
         a, b, c, d = (rng.random(4) * r).tolist()
-        tone = 96 + int(rng.integers(90))
-        p.shape([(x - r, y + a), (x - b, y - r), (x + r, y - c), (x + d, y + r)], (tone, int(tone * 0.93), int(tone * 0.84)))
+        tone = shade((186, 173, 156), 0.5 + 0.5 * rng.random())
+        p.shape([(x - r, y + a), (x - b, y - r), (x + r, y - c), (x + d, y + r)], tone)
 
 
 def _concert(p: Pen, rng: Rng, w: float) -> None:

@@ -91,7 +91,7 @@ def _swap(rng: Rng, person: Person, donor: Identity, canvas: Image.Image, pixels
     pull = 0.75 - 0.75 * strength
     patch += (view[inner].mean(0) - patch[inner].mean(0)) * pull
     _blend(pixels, window, patch, mask * (0.9 + 0.1 * strength))
-    seam = np.exp(-(((distance - 1) / 0.07) ** 2)) * (8 + 22 * strength)
+    seam = np.exp(-(((distance - 1) / 0.07) ** 2)) * (7 + 18 * strength)
     view += (seam if rng.random() < 0.5 else -seam)[:, :, None]
 
 
@@ -106,7 +106,7 @@ def _edit(rng: Rng, person: Person, attribute: str, canvas: Image.Image, pixels:
         face = _aged(rng, face)
     patch = _redraw(canvas, window, lambda draw: draw_face(pen_for(draw, person), person, face, mood),
                     unit * 0.015)  # fmt: skip
-    patch = _generator_look(rng, light(patch), pixels.shape[1] / 128, strength)
+    patch = generator_look(rng, light(patch), pixels.shape[1] / 128, strength)
     x, y = _grid(person, window)
     distance = (np.abs(x / 0.86) ** 5 + np.abs((y - 0.12) / 1.0) ** 5) ** 0.2
     _blend(pixels, window, patch, np.clip((1.05 - distance) / 0.1, 0, 1))
@@ -120,7 +120,7 @@ def _aged(rng: Rng, face: Identity) -> Identity:
     return replace(face, wrinkles=1, hair_colour="white", beard=beard)
 
 
-def _generator_look(rng: Rng, patch: Pixels, period: float, strength: float) -> Pixels:
+def generator_look(rng: Rng, patch: Pixels, period: float, strength: float) -> Pixels:
     """A regular texture about four pixels of a 128 px picture wide, and other saturation and contrast."""
     grey = patch.mean(2, keepdims=True)
     saturation = 1 + (0.15 + 0.4 * strength) * (1 if rng.random() < 0.5 else -1)
@@ -131,4 +131,4 @@ def _generator_look(rng: Rng, patch: Pixels, period: float, strength: float) -> 
     k = 6.283 / (period * (3.6 + 0.9 * float(rng.random())))
     xs = np.sin(np.arange(patch.shape[1]) * k + phase[0])
     ys = np.sin(np.arange(patch.shape[0]) * k + phase[1])
-    return patch + (ys[:, None] * xs[None] * (7 + 13 * strength))[:, :, None].astype(np.float32)
+    return patch + (ys[:, None] * xs[None] * (6 + 11 * strength))[:, :, None].astype(np.float32)

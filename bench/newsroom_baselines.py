@@ -1,0 +1,176 @@
+"""What half the evidence, or none, reaches on a newsroom corpus: the file, the text or the picture alone.
+
+    asap newsroom out/newsroom --pairs 10000 --seed 1
+    python bench/newsroom_baselines.py out/newsroom --json out/newsroom_baselines.json
+
+Fitted on the training split, scored on the test split. A figure near 0.5 for the file's statistics says that no
+trick of the drawing solves the task; the text and the picture alone should reach something, and not everything.
+"""
+
+import argparse
+import json
+import time
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from sklearn.ensemble import HistGradientBoostingClassifier
+from sklearn.feature_extraction.text import CountVectorizer
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import average_precision_score, roc_auc_score
+from torch import nn
+
+Record = dict[str, Any]
+SIDE = 128  # pixels a side that the picture is resized to, as for the tiny model
+
+
+def load(corpus: Path, split: str) -> list[Record]:
+    """The records of a split."""
+    records: list[Record] = json.loads((corpus / "metadata" / f"{split}.json").read_text("utf-8"))
+    return records
+
+
+def labels(records: list[Record], part: str) -> np.ndarray:
+    """(N,) 1 where the class names `part` ("face", "text", "face_swap", ...); for "fake", where it is not orig."""
+    return np.array([r["fake_cls"] != "orig" if part == "fake" else part in r["fake_cls"] for r in records], int)
+
+
+def file_statistics(corpus: Path, record: Record) -> list[float]:
+    """What can be known without looking at a pixel or reading a word."""
+    path = corpus / record["image"]
+    size = path.stat().st_size
+    with Image.open(path) as image:
+        width, height = image.size
+        tables = [q for table in image.quantization.values() for q in (sum(table), table[0])]
+    return [width, height, size, size / (width * height), *tables, len(record["text"].split()), len(record["text"]),
+            len(record["mtcnn_boxes"])]  # fmt: skip
+
+
+def score_file_statistics(corpus: Path, train: list[Record], test: list[Record]) -> dict[str, float]:
+    """AUC of gradient boosting over the file's statistics."""
+    x_train, x_test = (np.array([file_statistics(corpus, r) for r in records]) for records in (train, test))
+    out = {}
+    for part in ("fake", "face", "text"):
+        model = HistGradientBoostingClassifier(max_iter=100, learning_rate=0.05, random_state=0)
+        model.fit(x_train, labels(train, part))
+        out[part] = float(roc_auc_score(labels(test, part), model.predict_proba(x_test)[:, 1]))
+    return out
+
+
+def _pairs_of_words(text: str) -> list[str]:
+    words = sorted({word.strip(".,").lower() for word in text.split()})
+    return words + [f"{a}+{b}" for i, a in enumerate(words) for b in words[i + 1 :]]
+
+
+def score_text(train: list[Record], test: list[Record], pairs: bool) -> dict[str, float]:
+    """AUC of logistic regression over words and neighbours, or (`pairs`) over every two words of the text."""
+    if pairs:
+        counts = CountVectorizer(analyzer=_pairs_of_words, min_df=4, binary=True)
+    else:
+        counts = CountVectorizer(ngram_range=(1, 2), min_df=3, binary=True)
+    x_train = counts.fit_transform([r["text"] for r in train])
+    x_test = counts.transform([r["text"] for r in test])
+    out = {}
+    for part in ("fake", "text"):
+        model = LogisticRegression(C=0.03, solver="liblinear").fit(x_train, labels(train, part))
+        out[part] = float(roc_auc_score(labels(test, part), model.predict_proba(x_test)[:, 1]))
+    return out
+
+
+def _pixels(corpus: Path, records: list[Record]) -> torch.Tensor:
+    out = np.empty((len(records), SIDE, SIDE, 3), np.uint8)
+    for i, record in enumerate(records):
+        with Image.open(corpus / record["image"]) as image:
+            out[i] = np.asarray(image.convert("RGB").resize((SIDE, SIDE), Image.Resampling.BICUBIC))
+    return torch.from_numpy(out).permute(0, 3, 1, 2).contiguous()
+
+
+class _Net(nn.Module):
+    """A small convolutional net: (B, 3, 128, 128) uint8 -> (B, 2) logits, face swap and face attribute."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        widths = (3, 24, 48, 96, 128)
+        self.layers = nn.ModuleList(
+            nn.Sequential(nn.Conv2d(a, b, 3, stride=1 if i else 2, padding=1, bias=False), nn.BatchNorm2d(b), nn.ReLU())
+            for i, (a, b) in enumerate(pairwise(widths))
+        )
+        self.head = nn.Conv2d(widths[-1], 2, 1)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        x = images.float() / 128 - 1
+        for i, layer in enumerate(self.layers):
+            x = layer(x)
+            if i:
+                x = F.max_pool2d(x, 2)
+        # The strongest place decides: one face of several is manipulated.
+        return self.head(x).flatten(2).amax(2)
+
+
+def score_image(corpus: Path, train: list[Record], test: list[Record], limit_s: float) -> dict[str, float]:
+    """AUC of a small convolutional net on the picture alone, trained for `limit_s` seconds."""
+    torch.manual_seed(0)
+    x_train, x_test = _pixels(corpus, train), _pixels(corpus, test)
+    kinds = ("face_swap", "face_attribute")
+    y_train = torch.tensor(np.stack([labels(train, kind) for kind in kinds], 1), dtype=torch.float32)
+    net = _Net()
+    optimizer = torch.optim.AdamW(net.parameters(), 2e-3, weight_decay=0.02)
+    order = np.random.default_rng(0)
+    start, seen = time.monotonic(), 0
+    while (spent := (time.monotonic() - start) / limit_s) < 1:
+        for group in optimizer.param_groups:
+            group["lr"] = 2e-3 * (1 - spent) + 1e-5
+        picks = torch.from_numpy(order.integers(0, len(train), 32))
+        images = x_train[picks]
+        if order.random() < 0.5:
+            images = images.flip(3)
+        loss = F.binary_cross_entropy_with_logits(net(images), y_train[picks])
+        optimizer.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+        seen += 32
+    net.eval()
+    with torch.no_grad():
+        probs = torch.cat([net(batch).sigmoid() for batch in x_test.split(64)]).numpy()
+    either = 1 - (1 - probs).prod(1)
+    out = {part: float(roc_auc_score(labels(test, part), either)) for part in ("fake", "face")}
+    out |= {f"{k} AP": float(average_precision_score(labels(test, k), probs[:, i])) for i, k in enumerate(kinds)}
+    return out | {"pictures seen": float(seen)}
+
+
+def main() -> None:
+    """Runs the baselines, prints a table, writes JSON."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
+    parser.add_argument("corpus", type=Path)
+    parser.add_argument("--json", type=Path)
+    parser.add_argument("--image-seconds", type=float, default=180.0, help="training time of the net; 0 leaves it out")
+    parser.add_argument("--threads", type=int, default=1)
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    train, test = load(args.corpus, "train"), load(args.corpus, "test")
+    corpus = json.loads((args.corpus / "newsroom.json").read_text("utf-8"))
+    results = {
+        "file statistics": score_file_statistics(args.corpus, train, test),
+        "text: words and neighbours": score_text(train, test, pairs=False),
+        "text: every two words": score_text(train, test, pairs=True),
+    }
+    if args.image_seconds > 0:
+        results["picture: small conv net"] = score_image(args.corpus, train, test, args.image_seconds)
+    print(f"{corpus['corpus_version']}, seed {corpus['seed']}: {len(train)} pairs to fit, {len(test)} to score")
+    print("| from | AUC real/fake | AUC face | AUC text | more |\n|---|---|---|---|---|")
+    for name, values in results.items():
+        cells = [f"{values[part]:.3f}" if part in values else "" for part in ("fake", "face", "text")]
+        more = ", ".join(f"{k} {v:.3g}" for k, v in values.items() if k not in ("fake", "face", "text"))
+        print(f"| {name} | {' | '.join(cells)} | {more} |")
+    if args.json:
+        args.json.parent.mkdir(parents=True, exist_ok=True)
+        record = {"corpus": corpus, "fitted_on": len(train), "scored_on": len(test), "results": results}
+        args.json.write_text(json.dumps(record, indent=1), "utf-8")
+
+
+if __name__ == "__main__":
+    main()
