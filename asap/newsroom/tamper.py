@@ -2,7 +2,7 @@
 
 A swap leaves the donor's skin inside a soft oval, off by a little, blurred by resampling, without the camera's
 noise, with a seam around it. An edit of an attribute leaves a patch that a generator rendered again: a faint
-regular texture, other contrast and saturation, and crisp corners. How strong a trace is varies; few are faint.
+regular texture, more contrast and saturation, and a crisp border. How strong a trace is varies; few are faint.
 """
 
 from collections.abc import Callable
@@ -32,8 +32,8 @@ def tamper(plan: Plan, rng: Rng, canvas: Image.Image, pixels: Pixels, light: Cal
 def _draw_strength(rng: Rng) -> float:
     """0 (faint) to 1 (plain): seven in ten are plain, one in ten is faint."""
     level = int(rng.integers(10))
-    base = 0.0 if level == 0 else 0.35 if level < 3 else 0.65
-    return base + 0.35 * float(rng.random())
+    base = 0.1 if level == 0 else 0.45 if level < 3 else 0.7
+    return base + 0.3 * float(rng.random())
 
 
 def _window(person: Person, pixels: Pixels) -> tuple[int, int, int, int]:
@@ -79,7 +79,7 @@ def _swap(rng: Rng, person: Person, donor: Identity, canvas: Image.Image, pixels
     grow = 0.94 + 0.1 * float(rng.random())
     pose = replace(person, expression=int(rng.integers(3)), turn=person.turn + int(rng.integers(-6, 7)))
     patch = _redraw(canvas, window, lambda draw: draw_face(pen_for(draw, pose, dx, dy, grow), pose, donor),
-                    unit * (0.02 + 0.05 * strength))  # fmt: skip
+                    unit * (0.03 + 0.05 * strength))  # fmt: skip
     patch = light(patch)
     x, y = _grid(person, window)
     distance = np.sqrt((x / 0.80) ** 2 + ((y - 0.2) / 0.95) ** 2)
@@ -121,14 +121,14 @@ def _aged(rng: Rng, face: Identity) -> Identity:
 
 
 def generator_look(rng: Rng, patch: Pixels, period: float, strength: float) -> Pixels:
-    """A regular texture about four pixels of a 128 px picture wide, and other saturation and contrast."""
+    """A glossy patch: more saturation and contrast, and a regular texture some four pixels of 128 wide."""
     grey = patch.mean(2, keepdims=True)
-    saturation = 1 + (0.15 + 0.4 * strength) * (1 if rng.random() < 0.5 else -1)
-    contrast = 1 + 0.1 + 0.2 * strength
+    saturation = 1.2 + 0.6 * strength
+    contrast = 1.1 + 0.25 * strength
     patch = grey + (patch - grey) * saturation
     patch = (patch - patch.mean((0, 1))) * contrast + patch.mean((0, 1))
     phase = rng.random(2) * 6.283
     k = 6.283 / (period * (3.6 + 0.9 * float(rng.random())))
     xs = np.sin(np.arange(patch.shape[1]) * k + phase[0])
     ys = np.sin(np.arange(patch.shape[0]) * k + phase[1])
-    return patch + (ys[:, None] * xs[None] * (6 + 11 * strength))[:, :, None].astype(np.float32)
+    return patch + (ys[:, None] * xs[None] * (7 + 12 * strength))[:, :, None].astype(np.float32)
