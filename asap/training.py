@@ -6,65 +6,18 @@ The step owns the student, its momentum twin and the queues; the optimiser stays
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from asap.batch import Batch, stack_texts
 from asap.config import LossWeights, PublishedDefects
 from asap.errors import ConfigError
 from asap.losses import IGNORED_TOKEN, Contrast, Criterion, Features, real_fake_loss, token_loss, type_loss
 from asap.model import Asap
 from asap.momentum import FeatureQueues, MomentumTwin
 from asap.workers import gather
-
-
-class Tokens(NamedTuple):
-    """Padded texts: ids and mask, (B, L) each."""
-
-    input_ids: Tensor
-    mask: Tensor
-
-
-@dataclass(frozen=True)
-class Batch:
-    """What a step trains on. B pairs, L text tokens with [CLS], P patches."""
-
-    images: Tensor
-    """(B, 3, S, S), normalised."""
-    text: Tokens
-    caption: Tokens
-    explanation: Tokens
-    manipulated: Tensor
-    """(B,) bool."""
-    types: Tensor
-    """(B, 4) float, 0 or 1 for each of `asap.config.TYPES`."""
-    box_cxcywh: Tensor
-    """(B, 4) in [0, 1]; zeros where there is no box."""
-    has_box: Tensor
-    """(B,) bool."""
-    token_labels: Tensor
-    """(B, L-1) int64: 1 manipulated, 0 not, -100 padding; [CLS] left out."""
-    patch_mask: Tensor
-    """(B, P) float: 1 where the patch touches the box (MGCA)."""
-    patch_labels: Tensor
-    """(B, P) float: 1 manipulated, 0 not, -1 ignored (MPP)."""
-
-    def to(self, device: torch.device | str) -> Batch:
-        """The same batch on another device."""
-
-        def move(value: Any) -> Any:
-            return Tokens(*(part.to(device) for part in value)) if isinstance(value, Tokens) else value.to(device)
-
-        return Batch(**{name: move(value) for name, value in vars(self).items()})
-
-
-def stack_texts(*texts: Tokens) -> Tokens:
-    """Several batches of texts as one, padded to the longest, so that an encoder runs once over all of them."""
-    longest = max(text.mask.shape[1] for text in texts)
-    padded = [Tokens(*(F.pad(part, (0, longest - part.shape[1])) for part in text)) for text in texts]
-    return Tokens(*(torch.cat(parts) for parts in zip(*padded, strict=True)))
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,176 @@
+"""One worker's part in a training run: its state, its steps, its checkpoints. Knows torch, not Ray."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from asap.config import LossWeights, ModelConfig
+from asap.dataset import PictureCache, TrainingSet, collate, epoch_order, read_split
+from asap.errors import AsapError
+from asap.model import Asap
+from asap.optimiser import adamw, warmup_cosine
+from asap.text import TextCodec, load_tokenizer
+from asap.training import TrainingStep
+from jobs.settings import TrainSettings
+
+STATE_FILE = "state.pt"
+
+
+class TrainingDiverged(AsapError):
+    """The loss is not a finite number."""
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """Where a run keeps its things."""
+
+    path: Path
+
+    @property
+    def tokenizer(self) -> Path:
+        return self.path / "tokenizer"
+
+    @property
+    def pictures(self) -> Path:
+        return self.path / "pictures"
+
+    @property
+    def model(self) -> Path:
+        return self.path / "model"
+
+    @property
+    def progress(self) -> Path:
+        """A JSON object a line: the losses, the speed and the validation metrics as the run goes."""
+        return self.path / "progress.jsonl"
+
+
+@dataclass(frozen=True)
+class Split:
+    """A split of the corpus, ready to train on or to judge."""
+
+    pairs: TrainingSet
+    config: ModelConfig
+
+    @classmethod
+    def open(cls, settings: TrainSettings, folder: RunFolder, split: str, config: ModelConfig, limit: int = 0) -> Split:
+        """Read the split; its pictures come from the run's cache. `limit` keeps the first so many pairs."""
+        records = read_split(Path(settings.corpus), split)
+        codec = TextCodec(load_tokenizer(folder.tokenizer), max_words=config.max_words, max_tokens=config.max_tokens)
+        pictures = PictureCache.prepare(records, config.image_size, folder.pictures)
+        return cls(TrainingSet(records[: limit or None], pictures, codec), config)
+
+
+def model_config(settings: TrainSettings, vocab_size: int) -> ModelConfig:
+    """The configuration that the run trains."""
+    return ModelConfig.preset(settings.preset, **({"vocab_size": vocab_size} | settings.model))
+
+
+class Fit:
+    """The state of a run on one worker of `world`, and the steps that move it on."""
+
+    def __init__(self, settings: TrainSettings, split: Split, *, rank: int = 0, world: int = 1) -> None:
+        torch.manual_seed(settings.seed)
+        self.settings, self.split, self.rank, self.world = settings, split, rank, world
+        weights = LossWeights(**settings.loss_weights)
+        self.module = TrainingStep(
+            Asap(split.config),
+            weights=weights,
+            queue_size=settings.queue_size,
+            momentum=settings.momentum,
+        )
+        self.step_module: nn.Module = self.module
+        self.vlc_weight = weights.vlc
+        self.total_steps = max(1, settings.pairs // settings.batch_size)
+        self.steps_an_epoch = len(split.pairs) // settings.batch_size
+        if not self.steps_an_epoch:
+            raise AsapError(f"{len(split.pairs)} training pairs do not fill one batch of {settings.batch_size}")
+        self.optimiser = adamw(
+            self.module.student, settings.learning_rate, settings.image_learning_rate, settings.weight_decay
+        )
+        warmup_steps = max(1, settings.warmup_pairs // settings.batch_size)
+        self.schedule = warmup_cosine(self.optimiser, warmup_steps, self.total_steps)
+        self.done = 0
+        # Every worker draws its own dropout, from a stream that a checkpoint can carry.
+        torch.manual_seed(settings.seed + 1 + rank)
+
+    def distribute(self, wrapped: nn.Module) -> None:
+        """Call the step through `wrapped`, which averages gradients over workers."""
+        self.step_module = wrapped
+
+    def save(self, folder: Path) -> None:
+        """Write all that the run needs to go on from here."""
+        state = {
+            "done": self.done,
+            "module": self.module.state_dict(),
+            "optimiser": self.optimiser.state_dict(),
+            "schedule": self.schedule.state_dict(),
+            "rng": torch.get_rng_state(),
+        }
+        torch.save(state, folder / STATE_FILE)
+
+    def restore(self, folder: Path) -> None:
+        """Go back to where `save` was called."""
+        state: dict[str, Any] = torch.load(folder / STATE_FILE, weights_only=True)  # noqa: TID251  # our own file
+        self.module.load_state_dict(state["module"])
+        self.optimiser.load_state_dict(state["optimiser"])
+        self.schedule.load_state_dict(state["schedule"])
+        torch.set_rng_state(state["rng"])
+        self.done = state["done"]
+
+    def steps(self) -> Iterator[dict[str, float]]:
+        """Train to the end of the run, one step at a time; yields each step's terms and its time in seconds."""
+        self.module.train()
+        while self.done < self.total_steps:
+            started = time.monotonic()
+            terms = self._step()
+            self.done += 1
+            yield terms | {"seconds": time.monotonic() - started}
+
+    def _step(self) -> dict[str, float]:
+        numbers, epoch = self._numbers()
+        samples = [
+            self.split.pairs.sample(
+                number, augmentation=self.settings.augmentation, seed=self.settings.seed, epoch=epoch
+            )
+            for number in numbers
+        ]
+        batch = collate(samples, self.split.config, self.split.pairs.pad_id, mpp_labels=self.settings.mpp_labels)
+        contrast_first = self.done < self.settings.contrast_first * self.total_steps
+        self.module.criterion.weights["vlc"] = 1.0 if contrast_first else self.vlc_weight
+        terms: dict[str, Tensor] = self.step_module(batch, self._alpha())
+        self._check(terms, numbers)
+        self.optimiser.zero_grad()
+        terms["total"].backward()
+        torch.nn.utils.clip_grad_norm_(self.module.student.parameters(), self.settings.gradient_norm)
+        self.optimiser.step()
+        self.schedule.step()
+        return {name: float(term) for name, term in terms.items()}
+
+    def _numbers(self) -> tuple[list[int], int]:
+        """The records of this worker's part of the next batch, and the epoch: a function of seed and step."""
+        epoch, place = divmod(self.done, self.steps_an_epoch)
+        order = epoch_order(len(self.split.pairs), self.settings.seed, epoch)
+        batch = order[place * self.settings.batch_size : (place + 1) * self.settings.batch_size]
+        share = self.settings.batch_size // self.world
+        return batch[self.rank * share : (self.rank + 1) * share].tolist(), epoch
+
+    def _alpha(self) -> float:
+        ramp = self.done * self.settings.batch_size / self.settings.alpha_ramp_pairs
+        return self.settings.alpha * min(1.0, ramp)
+
+    def _check(self, terms: dict[str, Tensor], numbers: list[int]) -> None:
+        if torch.isfinite(terms["total"]):
+            return
+        found = ", ".join(f"{name} {float(term):.4g}" for name, term in terms.items())
+        ids = [self.split.pairs.records[number].id for number in numbers]
+        raise TrainingDiverged(
+            f"the loss of step {self.done} is not finite ({found}); its pairs are {ids}. The last checkpoint is "
+            "kept: look at these pairs, or train with a lower learning_rate"
+        )
