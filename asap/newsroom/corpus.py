@@ -32,7 +32,7 @@ CLASS_SHARES: dict[str, int] = {
 }  # fmt: skip
 
 _REUSED_PER_CENT = 15  # records that show a picture another record has shown, with another text
-_RESIDUES = {"train": (0, 1, 2, 3, 4, 5, 6, 7), "val": (8,), "test": (9,)}  # of the names; see draw_name
+RESIDUES = {"train": (0, 1, 2, 3, 4, 5, 6, 7), "val": (8,), "test": (9,)}  # of the names; see draw_name
 _CHUNK = 64  # records of pictures a process takes at a time
 
 
@@ -189,7 +189,7 @@ def draw_job(job: Job, out: Path) -> Made:
     tamper = face_part(job.records[0][1])
     rng = _rng(job.seed, job.split, job.picture, 1)
     plan = draw_plan(rng, tamper)
-    name = draw_name(rng, _RESIDUES[job.split])
+    name = draw_name(rng, RESIDUES[job.split])
     path = f"images/{job.split}/{job.picture:07d}.jpg"
     image = draw_picture(plan, _rng(job.seed, job.split, job.picture, 2), _rng(job.seed, job.split, job.picture, 3))
     quality = int(rng.integers(72, 96))

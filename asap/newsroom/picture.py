@@ -10,7 +10,7 @@ from asap.newsroom.lexicon import SCENES
 from asap.newsroom.looks import Person, Plan
 from asap.newsroom.pen import SCALE, Pen
 from asap.newsroom.people import draw_person, skin_of
-from asap.newsroom.props import draw_prop
+from asap.newsroom.props import HANGING, draw_prop
 from asap.newsroom.scenes import draw_mood, draw_scene
 from asap.newsroom.tamper import Pixels, generator_look, tamper
 
@@ -52,7 +52,8 @@ def _draw_prop(draw: ImageDraw.ImageDraw, plan: Plan, lead: Person, rng: Rng) ->
     unit = (x1 - x0) / 2
     side = 1 if (x0 + x1) / 2 < plan.size[0] / 2 else -1
     x = (x0 + x1) / 2 + side * unit * 0.8
-    y = min(y1 + unit * 1.75, plan.size[1] - unit * 0.4)
+    reach = unit * (1.35 if plan.facts.prop in HANGING else 0.4)
+    y = min(y1 + unit * 1.75, plan.size[1] - reach)
     draw_prop(Pen(draw, x * SCALE, y * SCALE, unit * SCALE), plan.facts.prop, skin_of(lead.identity))
 
 

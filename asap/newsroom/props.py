@@ -9,6 +9,9 @@ _STEEL: Colour = (176, 184, 192)
 _DARK: Colour = (44, 44, 50)
 
 
+HANGING = frozenset({"suitcase", "bucket", "lantern", "basket"})  # below the hand; the others reach up from it
+
+
 def draw_prop(pen: Pen, name: str, skin: Colour) -> None:
     """The thing, and the hand that holds it."""
     _DRAWINGS[name](pen)

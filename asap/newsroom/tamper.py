@@ -123,7 +123,7 @@ def _aged(rng: Rng, face: Identity) -> Identity:
 def generator_look(rng: Rng, patch: Pixels, period: float, strength: float) -> Pixels:
     """A glossy patch: more saturation and contrast, and a regular texture some four pixels of 128 wide."""
     grey = patch.mean(2, keepdims=True)
-    saturation = 1.2 + 0.6 * strength
+    saturation = 1.15 + 0.45 * strength
     contrast = 1.1 + 0.25 * strength
     patch = grey + (patch - grey) * saturation
     patch = (patch - patch.mean((0, 1))) * contrast + patch.mean((0, 1))
