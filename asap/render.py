@@ -37,7 +37,7 @@ LEVEL_EDGES = (0.6, 0.75, 0.9)
 LEVEL_COLOURS: tuple[Colour, ...] = ((255, 238, 196), (255, 217, 148), (255, 188, 118), (255, 154, 112))
 """Behind a marked word, by `level`; INK on each of them has a contrast of 8 to 1 or more."""
 
-MIN_WIDTH = 400
+MIN_WIDTH = 640
 """Pixels of a picture with a strip: a narrower one is enlarged, at most to this height too, so that its words fit."""
 MAX_LINES = 14
 """Lines of text in the strip; what is beyond is counted, not drawn."""
@@ -133,7 +133,7 @@ def _draw_box(picture: Image.Image, box: tuple[int, int, int, int], labels: list
 
 def _fitting_chip(labels: list[str], size: tuple[int, int]) -> Image.Image | None:
     """The largest chip that fits in the picture, or None where it would be too small to read."""
-    for points in range(min(36, max(13, round(min(size) / 26))), 7, -1):
+    for points in range(min(36, max(13, round(min(size) / 31))), 7, -1):
         chip = _chip(labels, VERDICT_COLOURS["manipulated"], points, rim=max(1, points // 10))
         if chip.width <= size[0] and chip.height <= size[1]:
             return chip

@@ -204,20 +204,20 @@ def test_more_types_make_a_taller_label_and_text_types_none_on_the_picture():
 # The strip.
 
 
-def test_the_strip_stands_below_a_picture_that_keeps_its_width():
-    with_text = draw_evidence(plain(), finding(), "A short text")
-    assert with_text.width == 480
+def test_the_strip_stands_below_a_picture_that_keeps_its_size():
+    with_text = draw_evidence(plain((700, 320)), finding(width=700), "A short text")
+    assert with_text.width == 700
     assert with_text.height > 320 + 60
-    assert with_text.crop((0, 0, 480, 320)).tobytes() == draw_evidence(plain(), finding()).tobytes()
+    assert with_text.crop((0, 0, 700, 320)).tobytes() == draw_evidence(plain((700, 320)), finding(width=700)).tobytes()
     assert with_text.getpixel((1, with_text.height - 1)) == PAPER
 
 
 def test_a_small_picture_is_enlarged_with_its_box_so_that_the_words_fit():
     drawn = draw_evidence(plain((100, 50)), finding(box_px=(20, 10, 60, 40), width=100, height=50, types=None), "text")
     assert drawn.width == MIN_WIDTH
-    y, x = pixels_of(drawn.crop((0, 0, MIN_WIDTH, 200)), RED).T
-    assert x.max() + 1 == 240
-    assert y.max() + 1 == 160
+    y, x = pixels_of(drawn.crop((0, 0, MIN_WIDTH, MIN_WIDTH // 2)), RED).T
+    assert (x.max() + 1) / MIN_WIDTH == pytest.approx(0.6, abs=0.002)
+    assert (y.max() + 1) / MIN_WIDTH == pytest.approx(0.4, abs=0.002)
 
 
 def test_a_tall_narrow_picture_stands_in_the_middle_above_its_strip():
@@ -248,9 +248,9 @@ def test_the_verdict_is_told_in_its_colour(verdict):
 def test_a_pair_that_could_not_be_judged_says_so_in_grey():
     failed = Finding(model_id="m@0", policy_id="p", words=None, error=DecodeFailed("truncated JPEG, " * 40))
     drawn = draw_evidence(plain(), failed, "text")
-    assert drawn.width == 480
+    assert drawn.width == MIN_WIDTH
     assert len(pixels_of(drawn, VERDICT_COLOURS[None])) > 50
-    assert draw_evidence(plain(), replace(failed, error=None), "text").width == 480
+    assert draw_evidence(plain(), replace(failed, error=None), "text").width == MIN_WIDTH
 
 
 def test_white_space_alone_and_no_text_leave_the_headline():
@@ -270,7 +270,7 @@ def test_a_word_longer_than_the_line_goes_on_in_the_next_with_its_mark():
     drawn = draw_evidence(plain(), finding(words=words_of(text, {0: 0.95})), text)
     y, x = pixels_of(drawn, LEVEL_COLOURS[3]).T
     assert y.max() - y.min() > 50
-    assert x.max() < 480
+    assert x.max() < MIN_WIDTH - 20
 
 
 def test_a_script_from_right_to_left_begins_at_the_right():
@@ -278,7 +278,7 @@ def test_a_script_from_right_to_left_begins_at_the_right():
         drawn = draw_evidence(plain(), finding(words=words_of(text, {0: 0.95})), text)
         return pixels_of(drawn, LEVEL_COLOURS[3])[:, 1].mean()
 
-    assert middle_of_mark("Gleeful mayor") < 240 < middle_of_mark("الغاضب الرئيس")
+    assert middle_of_mark("Gleeful mayor") < MIN_WIDTH / 2 < middle_of_mark("الغاضب الرئيس")
 
 
 def test_accents_and_dashes_are_drawn_without_a_font_for_them():
