@@ -1,0 +1,104 @@
+"""Counting results: nothing is missed over files and row groups, and only what is wanted is kept."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from jobs.errors import StorageError
+from jobs.results import RESULT_SCHEMA
+from jobs.storage import Location
+from jobs.tally import BINS, read_rows, tally_results
+
+
+def judged(row_id: int, score: float, verdict: str, *types: str) -> dict[str, Any]:
+    return {"row_id": row_id, "custom_id": f"c{row_id}", "status": "ok", "schema_version": 1,
+            "verdict": verdict, "score": score, "flagged_types": list(types), "text": f"text {row_id}"}  # fmt: skip
+
+
+def failed(row_id: int, code: str, retryable: bool | None) -> dict[str, Any]:
+    return {"row_id": row_id, "custom_id": f"c{row_id}", "status": "error", "schema_version": 1,
+            "error_code": code, "error_detail": f"{code} of {row_id}", "retryable": retryable}  # fmt: skip
+
+
+def write(folder: Path, name: str, rows: list[dict[str, Any]], rows_per_group: int = 2) -> None:
+    folder.mkdir(exist_ok=True)
+    pq.write_table(pa.Table.from_pylist(rows, RESULT_SCHEMA), folder / name, row_group_size=rows_per_group)
+
+
+@pytest.fixture
+def results(tmp_path: Path) -> Path:
+    rows = [
+        judged(0, 0.9, "manipulated", "face_swap", "text_swap"),
+        judged(1, 0.1, "authentic", "text_swap"),
+        failed(2, "throttled", True),
+        judged(3, 0.55, "review", "face_swap"),
+        failed(4, "throttled", False),
+    ]
+    write(tmp_path, "0.parquet", rows)
+    write(tmp_path, "1.parquet", [judged(6, 0.95, "manipulated"), judged(5, 0.95, "manipulated"), failed(7, "x", None)])
+    return tmp_path
+
+
+def test_every_row_of_every_file_and_row_group_is_counted(results):
+    tally = tally_results(Location(str(results)), top=10)
+    assert tally.pairs == 8
+    assert tally.verdicts == {"manipulated": 3, "review": 1, "authentic": 1}
+    assert tally.flagged == 4
+    assert tally.errors == {"throttled": 2, "x": 1}
+    assert tally.retryable == {"throttled": 1}
+
+
+def test_types_are_counted_among_the_flagged_pairs_alone(results):
+    assert tally_results(Location(str(results)), top=10).types == {"face_swap": 2, "text_swap": 1}
+
+
+def test_scores_fall_into_bins_by_verdict_with_1_in_the_last(tmp_path):
+    write(tmp_path, "0.parquet", [judged(i, score, "manipulated") for i, score in enumerate((0.0, 0.051, 0.999, 1.0))])
+    scores = tally_results(Location(str(tmp_path)), top=1).scores
+    assert scores["manipulated"].tolist() == [1, 1, *[0] * (BINS - 3), 2]
+    assert scores["authentic"].sum() == 0
+
+
+def test_the_best_flagged_rows_are_kept_by_score_then_row_id(results):
+    tally = tally_results(Location(str(results)), top=3)
+    assert [place.row_id for _, _, place in tally.best] == [5, 6, 0]
+    assert [place.row_id for _, _, place in tally_results(Location(str(results)), top=99).best] == [5, 6, 0, 3]
+
+
+def test_the_wanted_rows_are_read_whole_and_no_others(results):
+    rows = read_rows(tally_results(Location(str(results)), top=2).wanted())
+    assert {row_id: (row["text"], row["error_detail"]) for row_id, row in rows.items()} == {
+        5: ("text 5", None), 6: ("text 6", None), 2: (None, "throttled of 2"), 7: (None, "x of 7"),
+    }  # fmt: skip
+
+
+def test_other_files_beside_the_results_are_left_alone(results):
+    (results / "notes.txt").write_text("not parquet")
+    (results / "2.parquet.partial").write_bytes(b"PAR1")
+    assert tally_results(Location(str(results)), top=1).pairs == 8
+
+
+@pytest.mark.parametrize("make", [lambda folder: None, Path.mkdir, lambda folder: write(folder, "0.parquet", [])])
+def test_no_results_make_an_empty_tally(tmp_path, make):
+    make(tmp_path / "results")
+    tally = tally_results(Location(str(tmp_path / "results")), top=5)
+    assert (tally.pairs, tally.flagged, tally.best, tally.wanted()) == (0, 0, [], set())
+
+
+def test_a_broken_results_file_is_named(results):
+    (results / "2.parquet").write_bytes(b"PAR1 and no more")
+    with pytest.raises(StorageError, match=r"2\.parquet is not a Parquet file that can be read"):
+        tally_results(Location(str(results)), top=1)
+
+
+def test_what_is_kept_does_not_grow_with_the_corpus(tmp_path):
+    write(tmp_path, "0.parquet", [judged(i, 0.5 + i / 1e5, "manipulated") for i in range(20_000)], rows_per_group=5_000)
+    tally = tally_results(Location(str(tmp_path)), top=4)
+    assert tally.pairs == 20_000
+    assert [place.row_id for _, _, place in tally.best] == [19_999, 19_998, 19_997, 19_996]
+    assert len(tally.wanted()) == 4
