@@ -122,14 +122,16 @@ def _counts(column: pa.Array) -> dict[str, int]:
 
 
 def read_rows(wanted: Iterable[Place]) -> dict[int, dict[str, Any]]:
-    """The whole rows, by row_id; a few rows of a row group in memory at a time, for a text may be long."""
+    """The whole rows, by row_id; few rows of a row group in memory at a time, for a text may be long."""
     groups: dict[tuple[Location, int], list[int]] = defaultdict(list)
     for place in sorted(wanted):
         groups[place.file, place.row_group].append(place.row_id)
     rows: dict[int, dict[str, Any]] = {}
     for (location, row_group), row_ids in groups.items():
         with _results_file(location, buffer_size=2**20) as file:
-            for batch in file.iter_batches(64, row_groups=[row_group]):
-                found = batch.filter(pc.is_in(batch["row_id"], pa.array(row_ids, pa.int64())))
-                rows.update({row["row_id"]: row for row in found.to_pylist()})
+            for batch in file.iter_batches(256, row_groups=[row_group]):
+                wanted_here = np.isin(batch["row_id"].to_numpy(), row_ids)
+                if wanted_here.any():
+                    found = batch.filter(pa.array(wanted_here)).to_pylist()
+                    rows.update({row["row_id"]: row for row in found})
     return rows
