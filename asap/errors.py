@@ -12,7 +12,8 @@
         ├── EmptyFile          empty_file
         ├── UnsupportedFormat  unsupported_format
         ├── DecodeFailed       decode_failed
-        └── ImageTooLarge      too_large
+        ├── ImageTooLarge      too_large
+        └── ModelError         model_error
 
 Every message says what was wrong, with the value, and what to do about it. An `InputError` is about one
 pair alone: bulk jobs turn it into a row (`error_code`, `error_detail`), never into a stop.
@@ -85,3 +86,9 @@ class ImageTooLarge(InputError):
     """The image has more bytes or pixels than the limit; it was not decoded."""
 
     code = "too_large"
+
+
+class ModelError(InputError):
+    """The model could not judge this pair: it raised, or what it returned is not a number."""
+
+    code = "model_error"

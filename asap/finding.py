@@ -46,8 +46,8 @@ class Finding:
     verdict: Verdict | None = None
     score: float | None = None
     """Probability of manipulated, from the binary head, in [0, 1]."""
-    types: dict[str, float] | None = None
-    """Probability of each of `asap.config.TYPES`."""
+    types: dict[str, float | None] | None = None
+    """Probability of each of `asap.config.TYPES`; None for the text's where a caption stood in for it."""
     flagged_types: list[str] = field(default_factory=list)
     box_px: Box | None = None
     """The manipulated face; None unless an image type is flagged."""

@@ -6,6 +6,7 @@ import dataclasses
 import hashlib
 import json
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Self
 
@@ -40,7 +41,7 @@ class Policy:
         if set(self.types) != set(TYPES):
             raise ConfigError(f"policy types {sorted(self.types)} are not the four known ones, {list(TYPES)}")
 
-    @property
+    @cached_property
     def policy_id(self) -> str:
         """First 12 hex of a SHA-256 over the thresholds; how they were found does not change it."""
         thresholds = {name: value for name, value in dataclasses.asdict(self).items() if name != "calibration"}

@@ -1,0 +1,310 @@
+"""Pairs in, Findings out: the model's probabilities as pixels of the original image and words of the original text.
+
+Shapes: R rows (pairs), P passes (a long text has several), L tokens with [CLS], N image tokens, W width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from asap.checkpoint import ModelFolder, load_folder
+from asap.config import IMAGE_TYPES, TEXT_TYPES
+from asap.errors import ConfigError, InputError, ModelError
+from asap.evidence import PassEvidence, box_px, flagged_words, highest_types, read_output, score_words
+from asap.finding import Finding, Pair
+from asap.images import DEFAULT_LIMITS, ImageLimits, PreparedImage, normalise, prepare_image
+from asap.model import Asap, AsapOutput
+from asap.policy import Policy
+from asap.text import EncodedPass, TextCodec, pad_batch, split_words
+
+Precision = Literal["auto", "float32", "bfloat16"]
+_Item = TypeVar("_Item")
+
+_ENCODERS = ("image_encoder", "text_encoder", "fusion_encoder")
+_HEADS = ("real_fake_head", "type_head", "box_head", "token_head")
+_CHUNK_BATCHES = 16
+"""Batches of pairs that `predict` holds decoded at once; within them texts are sorted by length."""
+_CAPTION_WARNING = "the pair has no text; it was scored against a caption of the image, so its words were not judged"
+
+
+@dataclass(frozen=True, eq=False)
+class _Row:
+    """A pair that can be scored."""
+
+    image: PreparedImage
+    text: str
+    passes: list[EncodedPass]
+    is_caption: bool
+
+
+_Scored = list[PassEvidence] | ModelError
+
+
+class Predictor:
+    """A model ready to judge pairs. It keeps nothing between calls, so threads may share one."""
+
+    def __init__(
+        self,
+        loaded: ModelFolder,
+        *,
+        device: str = "auto",
+        precision: Precision = "auto",
+        policy: Policy | None = None,
+        batch_size: int = 32,
+        limits: ImageLimits = DEFAULT_LIMITS,
+        compile_encoders: bool = False,
+    ) -> None:
+        """Take over `loaded.model`, which is moved to the device. The arguments are those of `from_folder`."""
+        self.config = loaded.config
+        self.model_id = loaded.model_id
+        self.policy = policy or loaded.policy
+        self.device = _device(device)
+        self.dtype = _dtype(precision, self.device)
+        self.batch_size = batch_size
+        self._limits = limits
+        self._codec = TextCodec(loaded.tokenizer, max_words=self.config.max_words, max_tokens=self.config.max_tokens)
+        self._model = _place(loaded.model, self.device, self.dtype)
+        if compile_encoders:
+            for name in _ENCODERS:
+                getattr(self._model, name).compile(dynamic=True)  # batches and texts vary in length
+
+    @classmethod
+    def from_folder(
+        cls,
+        folder: str | Path,
+        device: str = "auto",
+        precision: Precision = "auto",
+        policy: Policy | None = None,
+        *,
+        batch_size: int = 32,
+        limits: ImageLimits = DEFAULT_LIMITS,
+        compile_encoders: bool = False,
+    ) -> Predictor:
+        """A predictor of a model folder, or of the shipped model, `"demo"`.
+
+        device: "auto" is CUDA where there is any, else the CPU; or any torch device.
+        precision: "auto" is bfloat16 on a CUDA device that has it, else float32; the heads always compute in float32.
+        policy: in the place of the folder's. batch_size: pairs that the model sees at once. limits: on each image.
+        compile_encoders: `torch.compile`, which pays after many batches; the first ones take minutes.
+        Raises `CheckpointError`, `ConfigError`.
+        """
+        return cls(
+            load_folder(folder),
+            device=device,
+            precision=precision,
+            policy=policy,
+            batch_size=batch_size,
+            limits=limits,
+            compile_encoders=compile_encoders,
+        )
+
+    @property
+    def image_size(self) -> int:
+        """Side, in pixels, of the squares that `predict_prepared` takes."""
+        return self.config.image_size
+
+    def predict(self, pairs: Sequence[Pair], *, batch_size: int | None = None) -> list[Finding]:
+        """Judge pairs: one Finding for each, in their order.
+
+        What is wrong with a pair is told by its Finding's `error` and touches no other. A text of more words than one
+        pass holds is analysed in several, against the same image: score and types are the highest of any pass, the
+        box is from the pass that is surest of an image type, each word is scored by the pass that holds it.
+        """
+        size = self.batch_size if batch_size is None else batch_size
+        findings: list[Finding] = []
+        for chunk in _slices(pairs, _CHUNK_BATCHES * size):
+            images = [self._prepare(pair) for pair in chunk]
+            findings += self.predict_prepared(images, [pair.text for pair in chunk], batch_size=size)
+        return findings
+
+    def predict_prepared(
+        self,
+        images: Sequence[PreparedImage | InputError],
+        texts: Sequence[str | InputError | None],
+        *,
+        captioned: Sequence[bool] | None = None,
+        batch_size: int | None = None,
+    ) -> list[Finding]:
+        """Judge pairs whose images are at the model's size: one Finding for each, in their order.
+
+        An `InputError` in the place of an image or a text becomes its Finding's error. captioned: for each pair,
+        whether the text is a caption standing in for a missing one; then the words and the text types are None.
+        """
+        flags = captioned if captioned is not None else [False] * len(texts)
+        size = self.batch_size if batch_size is None else batch_size
+        rows = [self._row(*given) for given in zip(images, texts, flags, strict=True)]
+        # Texts of about one length pad little; the order changes no result.
+        scorable = sorted((row for row in rows if isinstance(row, _Row)), key=_tokens)
+        scored: dict[_Row, _Scored] = {}
+        for batch in _slices(scorable, size):
+            scored |= zip(batch, self._score_safely(batch, size), strict=True)
+        return [
+            self._finding(row, scored[row]) if isinstance(row, _Row) else self._failure(image, row)
+            for row, image in zip(rows, images, strict=True)
+        ]
+
+    def _prepare(self, pair: Pair) -> PreparedImage | InputError:
+        try:
+            return prepare_image(pair.image, self.image_size, self._limits)
+        except InputError as error:
+            return error
+
+    def _row(
+        self, image: PreparedImage | InputError, text: str | InputError | None, is_caption: bool
+    ) -> _Row | InputError:
+        if isinstance(image, InputError):
+            return image
+        if image.pixels.shape != (self.image_size, self.image_size, 3):
+            raise ConfigError(
+                f"an image of shape {image.pixels.shape} was prepared for another model than {self.model_id}"
+            )
+        if isinstance(text, InputError):
+            return text
+        try:
+            passes = self._codec.encode(text)
+        except InputError as error:
+            return error
+        return _Row(image, text or "", passes, is_caption)
+
+    def _score_safely(self, rows: Sequence[_Row], passes_at_once: int) -> list[_Scored]:
+        """Score rows; where the model raises, halve until only the culprit is left with a `ModelError`.
+
+        A broken device (`AcceleratorError`) is no row's fault and goes on up: nothing more can be computed on it.
+        """
+        try:
+            return self._score(rows, passes_at_once)
+        except torch.AcceleratorError:
+            raise
+        except Exception as error:
+            failure = ModelError(f"the model failed on this pair, {type(error).__name__}: {error}")
+            out_of_memory = isinstance(error, torch.OutOfMemoryError)
+        if out_of_memory:  # outside the handler, whose traceback holds the tensors
+            torch.cuda.empty_cache()
+        if len(rows) > 1:
+            half = (len(rows) + 1) // 2
+            return [scored for part in _slices(rows, half) for scored in self._score_safely(part, len(part))]
+        if min(passes_at_once, len(rows[0].passes)) > 1:
+            return self._score_safely(rows, 1)
+        return [failure]
+
+    @torch.inference_mode()
+    def _score(self, rows: Sequence[_Row], passes_at_once: int) -> list[_Scored]:
+        """Encode the image of each row once, and see it with each pass of the row's text."""
+        pixels = torch.from_numpy(np.stack([row.image.pixels for row in rows])).to(self.device)
+        image_RNW = self._model.encode_image(normalise(pixels).to(self.dtype))
+        todo = [(owner, part.input_ids) for owner, row in enumerate(rows) for part in row.passes]
+        seen: list[PassEvidence] = []
+        for some in _slices(todo, passes_at_once):
+            owners, input_ids = zip(*some, strict=True)
+            image_PNW = image_RNW if owners == tuple(range(len(rows))) else image_RNW[list(owners)]
+            seen += read_output(self._see(image_PNW, input_ids), [len(ids) - 1 for ids in input_ids])
+        every = iter(seen)
+        return [_checked([next(every) for _ in row.passes]) for row in rows]
+
+    def _see(self, image_PNW: Tensor, input_ids: Sequence[list[int]]) -> AsapOutput:
+        """Encoded images with a text each, through encoders of `self.dtype` and heads of float32."""
+        ids_PL, mask_PL = (part.to(self.device) for part in pad_batch(input_ids, self._codec.pad_id))
+        fused = self._model.fuse(image_PNW, self._model.encode_text(ids_PL, mask_PL), mask_PL)
+        in_float32 = replace(fused, tokens_BLW=fused.tokens_BLW.float(), aggregate_BW=fused.aggregate_BW.float())
+        return self._model.predict(in_float32)
+
+    def _finding(self, row: _Row, scored: _Scored) -> Finding:
+        """The evidence of all passes over a row, in pixels and words of the original."""
+        if isinstance(scored, InputError):
+            return self._failure(row.image, scored)
+        score = max(seen.score for seen in scored)
+        types: dict[str, float | None] = dict(highest_types(scored))
+        flagged = self.policy.flagged_types(highest_types(scored))
+        raw_box = box_px(scored, row.image.width, row.image.height)
+        words, word_scores = None, None
+        if row.is_caption:
+            flagged = [name for name in flagged if name in IMAGE_TYPES]
+            types |= dict.fromkeys(TEXT_TYPES)
+        else:
+            word_scores = score_words(scored, [part.word_index for part in row.passes], len(split_words(row.text)))
+            words = flagged_words(row.text, word_scores, self.policy.word)
+        return Finding(
+            verdict=self.policy.verdict(score),
+            score=score,
+            types=types,
+            flagged_types=flagged,
+            box_px=raw_box if self.policy.flags_a_face(flagged) else None,
+            raw_box_px=raw_box,
+            words=words,
+            word_scores=word_scores,
+            **self._about(row.image),
+            warnings=[*row.image.warnings, *self._text_warnings(row)],
+        )
+
+    def _failure(self, image: PreparedImage | InputError, error: InputError) -> Finding:
+        warnings = [] if isinstance(image, InputError) else image.warnings
+        return Finding(**self._about(image), warnings=list(warnings), error=error)
+
+    def _about(self, image: PreparedImage | InputError) -> dict[str, Any]:
+        known = {"model_id": self.model_id, "policy_id": self.policy.policy_id}
+        if isinstance(image, InputError):
+            return known
+        return known | {"width": image.width, "height": image.height, "image_sha256": image.sha256}
+
+    def _text_warnings(self, row: _Row) -> Iterator[str]:
+        if row.is_caption:
+            yield _CAPTION_WARNING
+        if len(row.passes) > 1:
+            yield (
+                f"the text is longer than one pass holds ({self.config.max_words} words, {self.config.max_tokens} "
+                f"tokens); it was analysed in {len(row.passes)} passes"
+            )
+        yield from (warning for part in row.passes for warning in part.warnings)
+
+
+def _slices(items: Sequence[_Item], size: int) -> Iterator[Sequence[_Item]]:
+    if size < 1:
+        raise ConfigError(f"batch_size {size} is not at least 1")
+    return (items[start : start + size] for start in range(0, len(items), size))
+
+
+def _device(device: str) -> torch.device:
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).partition("\n")[0]
+        raise ConfigError(f"device {device!r} cannot be used: {reason}; 'auto' takes CUDA or the CPU") from error
+    return torch.device(device)
+
+
+def _dtype(precision: str, device: torch.device) -> torch.dtype:
+    known = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+    if precision == "auto":
+        return torch.bfloat16 if device.type == "cuda" and torch.cuda.is_bf16_supported() else torch.float32
+    if precision not in known:
+        raise ConfigError(f"precision {precision!r} is unknown; 'auto', {', '.join(map(repr, known))} are known")
+    return known[precision]
+
+
+def _place(model: Asap, device: torch.device, dtype: torch.dtype) -> Asap:
+    """The model on its device, all in `dtype` but for the heads, whose logits become the probabilities."""
+    model.to(device).eval()
+    for name, module in model.named_children():
+        module.to(torch.float32 if name in _HEADS else dtype)
+    model.aggregate_token.data = model.aggregate_token.data.to(dtype)
+    return model
+
+
+def _tokens(row: _Row) -> int:
+    """Of the longest pass."""
+    return max(len(part.input_ids) for part in row.passes)
+
+
+def _checked(passes: list[PassEvidence]) -> _Scored:
+    if all(seen.is_finite for seen in passes):
+        return passes
+    return ModelError("the model returned values that are no numbers (NaN or infinite) for this pair")
