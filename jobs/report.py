@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import json
 import math
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -29,8 +29,9 @@ from asap.images import DEFAULT_LIMITS, decode_image
 from asap.render import LEVEL_EDGES, level, mark_words_html
 from jobs.errors import StorageError
 from jobs.fetch import ByteRange, fetch
+from jobs.job_folder import read_record
 from jobs.settings import FetchSettings
-from jobs.storage import Location, read_bytes, write_bytes
+from jobs.storage import Location, write_bytes
 from jobs.tally import BINS, VERDICTS, Tally, read_rows, tally_results
 
 PICTURE_SIDE = 480
@@ -48,18 +49,14 @@ def write_report(job_folder: str | Path | Location, top: int = 60) -> str:
     place. Raises `StorageError` where the folder itself cannot be read or written.
     """
     folder = job_folder if isinstance(job_folder, Location) else Location.parse(job_folder)
+    record = read_record(folder)
+    if record is None:
+        raise StorageError(f"{folder} is not the folder of a job: it has no job.json; give OUT/JOB_ID")
     tally = tally_results(folder / "results", top)
-    html = _render(_page(folder.name, _read_json(folder / "job.json"), tally, read_rows(tally.wanted())))
+    html = _render(_page(folder.name, record, tally, read_rows(tally.wanted())))
     page = folder / "report" / "index.html"
     write_bytes(page, html.encode("utf-8", "replace"))
     return page.uri
-
-
-def _read_json(location: Location) -> dict[str, Any]:
-    try:
-        return dict(json.loads(read_bytes(location)))
-    except (ValueError, TypeError) as error:
-        raise StorageError(f"{location} is not the record of a job: {error}") from error
 
 
 # The page, as data for the template.
@@ -72,7 +69,7 @@ def _page(name: str, job: dict[str, Any], tally: Tally, rows: dict[int, dict[str
     return {
         "name": str(job.get("job_id") or name),
         "state": "completed" if job.get("state") == "finalizing" else str(job.get("state") or "unknown"),
-        "facts": _facts(job, tally.pairs),
+        "facts": _facts(job),
         "pairs": tally.pairs,
         "judged": judged,
         "flagged": tally.flagged,
@@ -91,17 +88,29 @@ def _page(name: str, job: dict[str, Any], tally: Tally, rows: dict[int, dict[str
     }
 
 
-def _facts(job: dict[str, Any], pairs: int) -> list[tuple[str, str]]:
-    timings = job.get("timings") or {}
-    seconds = timings.get("seconds")
+def _facts(job: dict[str, Any]) -> list[tuple[str, str]]:
+    """What the record of the job says of when, with what and how fast; what it does not say is left out."""
+    timings, runs, speed = job.get("timings") or {}, job.get("runs", 1), job.get("pairs_per_s")
     facts = {
+        "Input": (job.get("settings") or {}).get("input"),
         "Model": job.get("model_id"),
         "Policy": job.get("policy_id"),
-        "Started": timings.get("started"),
-        "Took": seconds and f"{seconds:.1f} s",
-        "Speed": seconds and f"{pairs / seconds:,.1f} pairs/s",
+        "Finished": _when(job.get("heartbeat")),
+        f"Took, last of {runs} runs" if runs > 1 else "Took": timings and _duration(sum(timings.values())),
+        "Speed once started": speed and f"{speed:,.1f} pairs/s",
     }
     return [(name, str(value)) for name, value in facts.items() if value]
+
+
+def _when(heartbeat: str | None) -> str:
+    return f"{datetime.fromisoformat(heartbeat).astimezone(UTC):%Y-%m-%d %H:%M} UTC" if heartbeat else ""
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
 
 
 def _spoken(kind: str) -> str:

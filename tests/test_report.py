@@ -221,6 +221,26 @@ def test_a_job_that_is_being_finished_is_completed_for_its_reader(tmp_path):
     assert report(tmp_path, [flagged()], state="failed").all("span", "chip")[0]["text"] == "failed"
 
 
+def test_the_head_tells_input_model_time_and_speed(tmp_path):
+    record = {
+        "settings": {"input": "s3://news/pairs.jsonl"}, "model_id": "demo@0", "policy_id": "p0", "pairs_per_s": 1234.56,
+        "heartbeat": "2025-11-23T15:02:03+01:00", "timings": {"judge_s": 60.2, "manifest_s": 1.4},
+    }  # fmt: skip
+    assert [dd["text"] for dd in report(tmp_path, [flagged()], **record).all("dl", "facts")] == [
+        "Input s3://news/pairs.jsonl Model demo@0 Policy p0 Finished 2025-11-23 14:02 UTC Took 1 min 1 s "
+        "Speed once started 1,234.6 pairs/s"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("seconds", "told"),
+    [(0.04, "0.0 s"), (59.9, "59.9 s"), (60, "1 min 0 s"), (3599.7, "1 h 0 min"), (93_784, "26 h 3 min")],
+)  # fmt: skip
+def test_durations_are_told_as_a_person_would(tmp_path, seconds, told):
+    page = report(tmp_path, [flagged()], timings={"judge_s": seconds}, runs=2)
+    assert page.all("dl", "facts")[0]["text"] == f"Took, last of 2 runs {told}"
+
+
 def test_the_page_says_whether_the_scores_are_calibrated(tmp_path):
     assert "names no calibration" in report(tmp_path, [flagged()]).text
     page = report(tmp_path, [flagged()], policy={"calibration": {"target_precision": 0.9, "on": "newsroom 7"}})
@@ -394,9 +414,9 @@ def test_a_job_of_nothing_but_errors_says_so(tmp_path):
 
 
 def test_a_folder_without_the_record_of_a_job_is_refused(tmp_path):
-    with pytest.raises(StorageError, match=r"job\.json does not exist"):
+    with pytest.raises(StorageError, match=r"is not the folder of a job: it has no job\.json"):
         write_report(tmp_path)
     (tmp_path / "job.json").write_text('{"job_id": ')
-    with pytest.raises(StorageError, match=r"job\.json is not the record of a job"):
+    with pytest.raises(StorageError, match=r"job\.json is broken"):
         write_report(tmp_path)
     assert not (tmp_path / "report").exists()

@@ -70,6 +70,12 @@ def test_the_best_flagged_rows_are_kept_by_score_then_row_id(results):
     assert [place.row_id for _, _, place in tally_results(Location(str(results)), top=99).best] == [5, 6, 0, 3]
 
 
+def test_counting_alone_keeps_no_flagged_row(results):
+    tally = tally_results(Location(str(results)), top=0)
+    assert tally.pairs == 8
+    assert tally.best == []
+
+
 def test_the_wanted_rows_are_read_whole_and_no_others(results):
     rows = read_rows(tally_results(Location(str(results)), top=2).wanted())
     assert {row_id: (row["text"], row["error_detail"]) for row_id, row in rows.items()} == {
