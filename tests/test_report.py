@@ -227,7 +227,7 @@ def test_the_head_tells_input_model_time_and_speed(tmp_path):
         "heartbeat": "2025-11-23T15:02:03+01:00", "timings": {"judge_s": 60.2, "manifest_s": 1.4},
     }  # fmt: skip
     assert [dd["text"] for dd in report(tmp_path, [flagged()], **record).all("dl", "facts")] == [
-        "Input s3://news/pairs.jsonl Model demo@0 Policy p0 Finished 2025-11-23 14:02 UTC Took 1 min 1 s "
+        "Input s3://news/pairs.jsonl Model demo@0 Policy p0 Finished 2025-11-23 14:02 UTC Took 1 min 2 s "
         "Speed once started 1,234.6 pairs/s"
     ]
 
