@@ -329,6 +329,8 @@ def _list_s3(folder: Location) -> Iterator[FileInfo]:
 
 
 def _list_local(folder: Path) -> Iterator[FileInfo]:
+    if not folder.exists():  # a prefix without objects is no error either
+        return
     for parent, folders, files in os.walk(folder, onerror=_raise):
         folders.sort()
         for name in sorted(files):
@@ -343,8 +345,6 @@ def _raise(error: OSError) -> None:
 
 def is_empty(folder: Location) -> bool:
     """Whether there is nothing at or below a folder."""
-    if not folder.is_s3 and not Path(folder.uri).is_dir():
-        return True
     return next(list_files(folder), None) is None
 
 

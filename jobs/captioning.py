@@ -1,0 +1,207 @@
+"""The captioning stage: one Captioner seam, and the engines behind it.
+
+A caption is written to the results as evidence, and stands in for a text that is missing. One that fails is that
+row's trouble alone: with a text the pair is scored without it, without one it is `caption_failed`.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from io import BytesIO
+from pathlib import Path
+from typing import Any, Protocol
+
+import pyarrow as pa
+from PIL import Image
+
+from jobs.errors import InputNotFound
+from jobs.manifest import storable
+from jobs.records import RowError, read_records
+from jobs.settings import CaptionSettings
+from jobs.storage import Location, exists, read_bytes
+
+
+@dataclass(frozen=True)
+class CaptionRequest:
+    """One picture to put into words."""
+
+    custom_id: str
+    image_uri: str
+    image: Image.Image
+
+
+class CaptionFailed(Exception):
+    """Why one picture has no caption."""
+
+
+class Captioner(Protocol):
+    """Loading is in the constructor; a call keeps nothing and can be repeated."""
+
+    def caption(self, requests: Sequence[CaptionRequest]) -> list[str | CaptionFailed]:
+        """A caption for each request, or what went wrong with it."""
+        ...
+
+
+def load_captioner(settings: CaptionSettings) -> Captioner:
+    """The captioner that the settings ask for."""
+    if settings.engine == "precomputed":
+        return PrecomputedCaptioner(settings.source)
+    return TransformersCaptioner(settings)
+
+
+def check_captioner(settings: CaptionSettings) -> None:
+    """Raise `InputNotFound` for a source that is not there, as far as can be told without loading it."""
+    source = settings.source
+    if settings.engine == "precomputed":
+        if not exists(Location.parse(source)):
+            raise InputNotFound(f"the captions {source} are not there; give a JSON or JSONL file")
+    elif re.match(r"[./~]", source) and not (Path(source).expanduser() / "config.json").is_file():
+        raise InputNotFound(f"the captioner {source} is no model folder: it has no config.json")
+
+
+class PrecomputedCaptioner:
+    """Captions from a file: a JSON object by record id or image path, or JSON lines of `id` (or `image`) and `caption`.
+
+    A path matches an image whose path ends with it.
+    """
+
+    def __init__(self, source: str) -> None:
+        location = Location.parse(source)
+        self._name = location.name
+        self._captions = dict(_read_captions(location))
+
+    def caption(self, requests: Sequence[CaptionRequest]) -> list[str | CaptionFailed]:
+        """See `Captioner`; an id or path that the file does not have is a failure."""
+        return [self._find(request) for request in requests]
+
+    def _find(self, request: CaptionRequest) -> str | CaptionFailed:
+        for key in (request.custom_id, *_path_endings(request.image_uri)):
+            if key in self._captions:
+                return self._captions[key]
+        return CaptionFailed(f"{self._name} has no caption for {request.custom_id!r} or its image")
+
+
+def _path_endings(uri: str) -> Iterator[str]:
+    yield uri
+    parts = re.sub(r"^s3://[^/]*", "", uri).split("/")[1:]
+    for start in range(len(parts)):
+        yield "/".join(parts[start:])
+
+
+def _read_captions(location: Location) -> Iterator[tuple[str, str]]:
+    if location.name.endswith(".json"):
+        try:
+            entries = json.loads(read_bytes(location))
+        except ValueError as error:
+            raise InputNotFound(f"the captions {location} are not JSON: {error}") from error
+        if not isinstance(entries, dict):
+            raise InputNotFound(f"the captions {location} are a {type(entries).__name__}, not an object by id or path")
+        yield from ((key, str(caption)) for key, caption in entries.items())
+        return
+    for line, record in read_records(location, "jsonl"):
+        if isinstance(record, RowError) or not isinstance(record.get("caption"), str):
+            raise InputNotFound(f"line {line} of the captions {location} is no object with a caption")
+        yield str(record.get("custom_id", record.get("id", record.get("image")))), record["caption"]
+
+
+class TransformersCaptioner:
+    """An image-text-to-text model of transformers, from a folder or a hub name; code that comes with it is not run."""
+
+    def __init__(self, settings: CaptionSettings, device: str | None = None) -> None:
+        import torch
+        from transformers import AutoModelForImageTextToText, AutoProcessor
+
+        self._settings = settings
+        self._device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+        source = str(Path(settings.source).expanduser()) if settings.source.startswith("~") else settings.source
+        self._processor = AutoProcessor.from_pretrained(source, trust_remote_code=False)
+        dtype = torch.bfloat16 if self._device == "cuda" else torch.float32
+        model = AutoModelForImageTextToText.from_pretrained(source, dtype=dtype, trust_remote_code=False)
+        self._model = model.to(self._device).eval()
+        self._chats = bool(getattr(self._processor, "chat_template", None))
+        if self._chats and getattr(self._processor, "tokenizer", None) is not None:
+            self._processor.tokenizer.padding_side = "left"  # a batch of prompts must end together
+
+    def caption(self, requests: Sequence[CaptionRequest]) -> list[str | CaptionFailed]:
+        """See `Captioner`; where a batch fails it is halved until only the culprit is left."""
+        size = self._settings.batch_size
+        batches = [requests[start : start + size] for start in range(0, len(requests), size)]
+        return [caption for batch in batches for caption in self._caption_safely(batch)]
+
+    def _caption_safely(self, requests: Sequence[CaptionRequest]) -> list[str | CaptionFailed]:
+        try:
+            return [self._checked(text) for text in self._generate([request.image for request in requests])]
+        except Exception as error:
+            if len(requests) == 1:
+                return [CaptionFailed(f"{type(error).__name__}: {error}")]
+        half = (len(requests) + 1) // 2
+        return self._caption_safely(requests[:half]) + self._caption_safely(requests[half:])
+
+    def _generate(self, images: list[Image.Image]) -> list[str]:
+        import torch
+
+        inputs = self._inputs(images).to(self._device, self._model.dtype)
+        with torch.inference_mode():
+            tokens = self._model.generate(**inputs, max_new_tokens=self._settings.max_new_tokens, do_sample=False)
+        if self._chats:
+            tokens = tokens[:, inputs["input_ids"].shape[1] :]
+        texts: list[str] = self._processor.batch_decode(tokens, skip_special_tokens=True)
+        return texts
+
+    def _inputs(self, images: list[Image.Image]) -> Any:
+        if not self._chats:
+            return self._processor(images=images, return_tensors="pt")
+        content = [{"type": "image"}, {"type": "text", "text": self._settings.prompt}]
+        prompt = self._processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
+        prompts = [prompt] * len(images)
+        return self._processor(images=[[image] for image in images], text=prompts, padding=True, return_tensors="pt")
+
+    @staticmethod
+    def _checked(text: str) -> str | CaptionFailed:
+        text = " ".join(text.split())
+        return text or CaptionFailed("the model wrote no words")
+
+
+class CaptionStage:
+    """The actor: prepared rows in, the same with `caption` out; a row without text or caption is an error."""
+
+    def __init__(self, settings: CaptionSettings) -> None:
+        self._captioner = load_captioner(settings)
+
+    def __call__(self, batch: pa.Table) -> pa.Table:
+        """See the class."""
+        places = [place for place, code in enumerate(batch["error_code"].to_pylist()) if code is None]
+        requests = [_request(batch, place) for place in places]
+        outcomes: list[str | CaptionFailed | None] = [None] * len(batch)
+        for place, outcome in zip(places, self._captioner.caption(requests), strict=True):
+            outcomes[place] = outcome
+        return _with_captions(batch, outcomes)
+
+
+def _request(batch: pa.Table, place: int) -> CaptionRequest:
+    image = Image.open(BytesIO(batch["thumbnail"][place].as_buffer()), formats=["JPEG"])
+    return CaptionRequest(batch["custom_id"][place].as_py(), batch["image_uri"][place].as_py(), image)
+
+
+def _with_captions(batch: pa.Table, outcomes: Sequence[str | CaptionFailed | None]) -> pa.Table:
+    texts, warnings = batch["text"].to_pylist(), batch["warnings"].to_pylist()
+    codes, details = batch["error_code"].to_pylist(), batch["error_detail"].to_pylist()
+    retryable = batch["retryable"].to_pylist()
+    for place, outcome in enumerate(outcomes):
+        if isinstance(outcome, CaptionFailed):
+            detail = storable(f"the captioner failed, {outcome}")
+            if texts[place] is None:
+                codes[place], details[place], retryable[place] = "caption_failed", detail, False
+            else:
+                warnings[place] = [*warnings[place], detail]
+    captions = [storable(outcome) if isinstance(outcome, str) else None for outcome in outcomes]
+    changed: dict[str, list[Any]] = {
+        "caption": captions, "error_code": codes, "error_detail": details, "retryable": retryable, "warnings": warnings
+    }  # fmt: skip
+    for name, values in changed.items():
+        field = batch.schema.field(name)
+        batch = batch.set_column(batch.schema.get_field_index(name), field, pa.array(values, field.type))
+    return batch.drop_columns("thumbnail")

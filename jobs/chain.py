@@ -1,0 +1,159 @@
+"""The chain of Ray Data that judges a manifest: read, prepare, caption, detect, write.
+
+A block is a batch from end to end: the manifest is read in blocks of `batch_size` rows, and each stage takes a
+block and makes one. Every stage asks for a fraction of a CPU, for the filter that Ray puts behind the reading when
+a job is gone on with takes a whole one, and would otherwise wait for ever on a small machine.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+import ray
+from ray.data import ActorPoolStrategy, DataContext
+from ray.data.checkpoint import CheckpointConfig
+
+from asap.images import ImageLimits
+from jobs.captioning import CaptionStage
+from jobs.detection import Detection, Detector
+from jobs.preparation import Preparation, prepare_batch
+from jobs.results import RESULT_SCHEMA
+from jobs.settings import CaptionSettings, ScanSettings
+from jobs.storage import Location, filesystem
+
+_READ_CPUS = _WRITE_CPUS = 0.1
+TRIES = 3
+"""Of a batch whose process dies."""
+_MOST_BLOCKS = 50_000
+
+
+@dataclass(frozen=True)
+class Share:
+    """What one stage takes of the machines."""
+
+    cpus: float
+    gpus: float = 0
+    size: int | None = None
+    """Tasks or actors at a time; None lets Ray decide, and a cluster grow."""
+
+
+@dataclass(frozen=True)
+class Chain:
+    """Everything that the stages need to know."""
+
+    preparation: Preparation
+    detection: Detection
+    captions: CaptionSettings | None
+    batch_size: int
+    rows_per_file: int
+    prepare: Share
+    caption: Share
+    detect: Share
+    lost_batches: int = 16
+    """Batches whose process dies again and again. More, and it is not the rows that are at fault: the job stops."""
+
+    def alone(self) -> Chain:
+        """The same for rows whose batch was lost: each by itself, so that the culprit takes no other with it."""
+        return replace(self, batch_size=1, lost_batches=128)
+
+
+def size_chain(settings: ScanSettings, model: str, image_size: int, rows: int) -> Chain:
+    """A chain for the Ray that runs: a detector a GPU, or on CPUs about as many threads as there are."""
+    total = ray.cluster_resources()
+    cpus, on_gpu = (
+        int(total.get("CPU", 1)),
+        settings.device.startswith("cuda") or (settings.device == "auto" and total.get("GPU", 0) > 0),
+    )
+    batch_size = settings.batch_size or (256 if on_gpu else 64)
+    local = settings.address is None
+    detectors = settings.detectors or (None if on_gpu else max(1, cpus // 2))
+    threads = None if on_gpu else max(1, cpus // (detectors or 1))
+    captions = settings.captions
+    return Chain(
+        preparation=Preparation(
+            image_size=image_size,
+            limits=ImageLimits(max_bytes=settings.max_image_bytes, max_pixels=settings.max_image_pixels),
+            fetch=settings.fetch,
+            thumbnail_side=captions.max_side if captions and captions.engine == "transformers" else None,
+        ),
+        detection=Detection(model, settings.device, settings.precision, threads),
+        captions=captions,
+        batch_size=batch_size,
+        rows_per_file=settings.rows_per_file or min(100_000, max(512, rows // 200)),
+        prepare=Share(0.25, size=max(1, cpus // 2) if local else None),
+        caption=Share(0.1, size=1),
+        detect=Share(0.5, 1, detectors) if on_gpu else Share(0.4 * (cpus - 1) / (detectors or 1), 0, detectors),
+    )
+
+
+def judge(chain: Chain, manifest: Location, rows: int, results: Location, checkpoint: Location, counter: Any) -> None:
+    """Judge every row of `manifest`, which has `rows` of them, but for those that `checkpoint` lists as done.
+
+    Rows are left out of the results if their process died each time; the caller finds and judges them `alone`.
+    """
+    with _context(checkpoint, chain.lost_batches):
+        pairs = _read(manifest, math.ceil(rows / chain.batch_size))
+        prepared = pairs.map_batches(
+            prepare_batch, fn_kwargs={"preparation": chain.preparation}, **_tasks(chain.prepare), **_WHOLE_BLOCKS
+        )
+        if chain.captions:
+            prepared = prepared.map_batches(
+                CaptionStage, fn_constructor_args=(chain.captions,), **_actors(chain.caption), **_WHOLE_BLOCKS
+            )
+        judged = prepared.map_batches(
+            Detector, fn_constructor_args=(chain.detection, counter), **_actors(chain.detect), **_WHOLE_BLOCKS
+        )
+        _write(judged, results, chain.rows_per_file)
+
+
+_WHOLE_BLOCKS: dict[str, Any] = {"batch_size": None, "batch_format": "pyarrow", "zero_copy_batch": True}
+
+
+def _tasks(share: Share) -> dict[str, Any]:
+    return {"num_cpus": share.cpus, "concurrency": share.size, "max_retries": TRIES - 1}
+
+
+def _actors(share: Share) -> dict[str, Any]:
+    pool = ActorPoolStrategy(size=share.size) if share.size else ActorPoolStrategy(min_size=1)
+    options = {"num_cpus": share.cpus, "num_gpus": share.gpus or None, "compute": pool}
+    return options | {"max_restarts": -1, "max_task_retries": TRIES - 1}
+
+
+def _read(manifest: Location, blocks: int) -> ray.data.Dataset:
+    system, path = filesystem(manifest)
+    return ray.data.read_parquet(
+        path,
+        filesystem=system,
+        override_num_blocks=max(1, min(blocks, _MOST_BLOCKS)),
+        ray_remote_args={"num_cpus": _READ_CPUS},
+    )
+
+
+def _write(judged: ray.data.Dataset, results: Location, rows_per_file: int) -> None:
+    system, path = filesystem(results)
+    judged.write_parquet(
+        path,
+        filesystem=system,
+        schema=RESULT_SCHEMA,
+        min_rows_per_file=rows_per_file,
+        ray_remote_args={"num_cpus": _WRITE_CPUS},
+    )
+
+
+@contextmanager
+def _context(checkpoint: Location, lost_batches: int) -> Iterator[None]:
+    """Ray Data's settings for this chain, and then as they were."""
+    context = DataContext.get_current()
+    former = context.checkpoint_config, context.max_errored_blocks
+    system, path = filesystem(checkpoint)
+    config = CheckpointConfig("row_id", path, override_filesystem=system, delete_checkpoint_on_success=False)
+    config.checkpoint_actor_pool_max_size = 2
+    context.checkpoint_config, context.max_errored_blocks = config, lost_batches
+    try:
+        yield
+    finally:
+        context.checkpoint_config, context.max_errored_blocks = former

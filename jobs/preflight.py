@@ -1,0 +1,59 @@
+"""What can be wrong with a scan's command, found before any work starts: one error, of one sentence."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from asap.config import ModelConfig
+from asap.policy import Policy
+from jobs.captioning import check_captioner
+from jobs.settings import ScanSettings
+from jobs.sources import Source, find_source
+from jobs.storage import Location, check_bucket
+
+
+@dataclass(frozen=True)
+class ScanPlan:
+    """A scan that can start: its input and its model are there."""
+
+    settings: ScanSettings
+    folder: Location
+    source: Source
+    model: str
+    """The model's absolute folder, or `demo`, which is in the same place for all."""
+    config: ModelConfig
+    model_id: str
+    policy: Policy
+
+    def identity(self) -> dict[str, Any]:
+        """What decides the rows: a job goes on, or counts as done, only where all of it is the same."""
+        return {
+            "settings": self.settings.identity(),
+            "input": self.source.fingerprint(),
+            "model_id": self.model_id,
+            "policy_id": self.policy.policy_id,
+        }
+
+
+def plan_scan(settings: ScanSettings) -> ScanPlan:
+    """Look at input, model, captioner and output. Raises an `AsapError` of one sentence."""
+    source = find_source(settings.input, settings.limit)
+    if settings.captions:
+        check_captioner(settings.captions)
+    folder = settings.job_folder
+    if folder.is_s3:
+        check_bucket(folder)
+    from asap.checkpoint import model_config, model_id, resolve_folder  # loads torch, which takes seconds
+
+    path = resolve_folder(settings.model).resolve()
+    return ScanPlan(
+        settings=settings,
+        folder=folder,
+        source=source,
+        model="demo" if settings.model == "demo" else str(path),
+        config=model_config(path),
+        model_id=model_id(path),
+        policy=Policy.load(Path(path) / "policy.json"),
+    )

@@ -1,0 +1,238 @@
+"""A bulk scan, from an input to a finished job folder.
+
+What can be wrong with the command is found before any work starts, and before Ray does. Then the input becomes a
+manifest, the chain judges it, the results are held against the manifest row by row, and what is told of them is
+written, `_SUCCESS` last.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import os
+import platform
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+
+from jobs.checkup import count_rows, drop_repeated, missing_rows, write_table
+from jobs.cluster import ray_running
+from jobs.finalize import write_lists, write_summary
+from jobs.job_folder import Job, check_resumable, fail, is_finished, wait_until_free
+from jobs.manifest import write_manifest
+from jobs.preflight import ScanPlan, plan_scan
+from jobs.results import failure, result_table
+from jobs.settings import ScanSettings
+from jobs.storage import Location, delete_folder, read_bytes, write_bytes
+
+if TYPE_CHECKING:
+    from jobs.chain import Chain
+
+_POLL_S = 0.5
+
+
+@dataclass(frozen=True)
+class ScanProgress:
+    """Where a scan is. Counts are of rows, `done` with those of earlier runs."""
+
+    stage: str
+    """One line for a person: what is being done."""
+    done: int = 0
+    total: int = 0
+    errors: int = 0
+    flagged: int = 0
+    pairs_per_s: float = 0.0
+
+
+Watch = Callable[[ScanProgress], None]
+
+
+def scan(settings: ScanSettings, watch: Watch = lambda progress: None) -> dict[str, Any]:
+    """Scan, or go on with the same scan, or find that it is done; return its summary, as in `summary.json`.
+
+    `watch` is told twice a second where the scan is, from another thread. Raises an `AsapError` of one sentence.
+    """
+    watch(ScanProgress("looking at the input and the model"))
+    plan = plan_scan(settings)
+    identity = plan.identity()
+    record = check_resumable(plan.folder, identity)
+    if record and is_finished(plan.folder):
+        return _summary(plan.folder)
+    if record:
+        wait_until_free(plan.folder, record, settings.stale_after_s, lambda line: watch(ScanProgress(line)))
+    with Job(plan.folder, (record or {}) | _first_entries(plan, identity), settings.heartbeat_s) as job:
+        _work(job, plan, watch)
+    write_bytes(plan.folder / "_SUCCESS", b"")
+    return _summary(plan.folder)
+
+
+def _summary(folder: Location) -> dict[str, Any]:
+    places = {"folder": folder.uri, "report": (folder / "report" / "index.html").uri}
+    return dict(json.loads(read_bytes(folder / "summary.json"))) | places
+
+
+def _first_entries(plan: ScanPlan, identity: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "kind": "scan",
+        "settings": plan.settings.model_dump(),
+        "identity": identity,
+        "model_id": plan.model_id,
+        "policy_id": plan.policy.policy_id,
+        "policy": asdict(plan.policy),
+        "versions": _versions(),
+    }
+
+
+def _versions() -> dict[str, str]:
+    names = ("asap-ray", "ray", "torch", "pyarrow", "pillow")
+    found = {dist.name: dist.version for dist in map(_distribution, names) if dist}
+    return {"python": platform.python_version()} | found
+
+
+def _distribution(name: str) -> importlib.metadata.Distribution | None:
+    try:
+        return importlib.metadata.distribution(name)
+    except importlib.metadata.PackageNotFoundError:  # run from a checkout that is not installed
+        return None
+
+
+def _work(job: Job, plan: ScanPlan, watch: Watch) -> None:
+    rows = _manifest(job, plan, watch)
+    job.update(state="running")
+    watch(ScanProgress("starting Ray", total=rows))
+    started = time.monotonic()
+    with ray_running(plan.settings.address, **_local_cpus(plan.settings)):
+        from jobs.chain import size_chain
+
+        _note_time(job, "ray_start_s", started)
+        started = time.monotonic()
+        chain = size_chain(plan.settings, plan.model, plan.config.image_size, rows)
+        _judge_all(job, plan, chain, rows, watch)
+    _note_time(job, "judge_s", started)
+    job.update(state="finalizing")
+    watch(ScanProgress("writing the summary and the report", rows, rows))
+    started = time.monotonic()
+    _finalize(job, plan)
+    delete_folder(plan.folder / "_checkpoint")
+    delete_folder(plan.folder / "_alone")
+    _note_time(job, "finalize_s", started)
+    job.update(state="completed")
+
+
+def _local_cpus(settings: ScanSettings) -> dict[str, int]:
+    """Two at least: the filter of a job that is gone on with takes a whole one. A cluster has what it has."""
+    return {} if settings.address else {"num_cpus": max(2, len(os.sched_getaffinity(0)))}
+
+
+def _note_time(job: Job, name: str, started: float) -> None:
+    job.note(timings=job.record.get("timings", {}) | {name: round(time.monotonic() - started, 3)})
+
+
+def _manifest(job: Job, plan: ScanPlan, watch: Watch) -> int:
+    """The rows of the manifest, which is written if an earlier run has not done so to the end."""
+    known = job.record.get("manifest")
+    if known:
+        return int(known["rows"])
+    watch(ScanProgress("writing the manifest"))
+    started = time.monotonic()
+    for name in ("manifest", "results", "_checkpoint"):
+        delete_folder(plan.folder / name)
+    rows = write_manifest(plan.source.rows(), plan.folder / "manifest")
+    _note_time(job, "manifest_s", started)
+    job.update(manifest={"rows": rows, "kind": plan.source.kind})
+    return rows
+
+
+def _judge_all(job: Job, plan: ScanPlan, chain: Chain, rows: int, watch: Watch) -> None:
+    """Judge until every row of the manifest is in the results, be it as an error."""
+    folder = plan.folder
+    done = count_rows(folder / "results")
+    with _watched(job, done, rows, watch) as counter:
+        _judge(chain, folder, folder / "manifest", rows, counter)
+        if lost := _missing(folder):
+            alone = folder / "_alone"
+            write_table(lost, alone / "00000.parquet")
+            _judge(chain.alone(), folder, alone, lost.num_rows, counter)
+    if lost := _missing(folder):
+        _write_lost(plan, chain, lost)
+    if lost := _missing(folder):
+        raise fail(f"{lost.num_rows} rows of the manifest are not in the results")
+
+
+def _judge(chain: Chain, folder: Location, manifest: Location, rows: int, counter: Any) -> None:
+    from jobs.chain import judge
+
+    try:
+        judge(chain, manifest, rows, folder / "results", folder / "_checkpoint", counter)
+    except Exception as error:  # Ray wraps whatever stopped a worker in several layers
+        raise fail(f"the work stopped: {_cause(error)}") from error
+
+
+def _cause(error: BaseException) -> str:
+    """The last line of the innermost error: what went wrong, without the traceback that Ray puts around it."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[-1] if lines else type(error).__name__
+
+
+def _missing(folder: Location) -> pa.Table | None:
+    tables = list(missing_rows(folder / "manifest", drop_repeated(folder / "results")))
+    return pa.concat_tables(tables) if tables else None
+
+
+def _write_lost(plan: ScanPlan, chain: Chain, lost: pa.Table) -> None:
+    """Rows that ended every process that worked on them, alone too: errors like any other."""
+    detail = "the process that worked on this pair died each time, with others and alone: its picture or its memory"
+    row = failure("model_error", detail) | {"model_id": plan.model_id, "policy_id": plan.policy.policy_id}
+    table = result_table(lost, [row] * lost.num_rows)
+    write_table(table, plan.folder / "results" / f"lost-{time.time_ns()}.parquet")
+
+
+@contextmanager
+def _watched(job: Job, done: int, rows: int, watch: Watch) -> Iterator[Any]:
+    """A counter for the detectors, read twice a second for the job's record and for `watch`."""
+    import ray
+
+    from jobs.progress import Progress, start_counter
+
+    counter = start_counter()
+    ended = threading.Event()
+
+    def look() -> None:
+        progress: Progress = ray.get(counter.read.remote())
+        counts = {"done": min(done + progress.rows, rows), "errors": progress.errors, "flagged": progress.flagged}
+        job.note(counts=counts | {"total": rows}, pairs_per_s=round(progress.pairs_per_s, 2))
+        stage = "judging" if progress.rows else "starting the workers"
+        watch(ScanProgress(stage, total=rows, pairs_per_s=progress.pairs_per_s, **counts))
+
+    def keep_looking() -> None:
+        while not ended.wait(_POLL_S):
+            look()
+
+    thread = threading.Thread(target=keep_looking, name="progress", daemon=True)
+    thread.start()
+    try:
+        yield counter
+        look()
+    finally:
+        ended.set()
+        thread.join()
+
+
+def _finalize(job: Job, plan: ScanPlan) -> None:
+    """Lists, summary and report; the report reads the job's record."""
+    from jobs.report import write_report
+
+    record = job.record
+    about = {name: record.get(name) for name in ("job_id", "model_id", "policy_id", "pairs_per_s")}
+    write_lists(plan.folder)
+    summary = write_summary(plan.folder, about)
+    counts = {name: summary[name] for name in ("pairs", "flagged", "errors")}
+    job.update(counts=counts | {"done": summary["pairs"], "total": summary["pairs"]})
+    write_report(plan.folder)
