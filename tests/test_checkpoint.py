@@ -1,0 +1,254 @@
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import PreTrainedTokenizerFast
+
+from asap import checkpoint
+from asap.checkpoint import load, load_folder, model_config, model_id, resolve_folder, save
+from asap.config import ModelConfig
+from asap.errors import CheckpointError, ConfigError
+from asap.model import Asap
+from asap.policy import Policy
+from asap.text import train_tokenizer
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> PreTrainedTokenizerFast:
+    return train_tokenizer(["a man smiles at the crowd", "the minister leaves"], 100)
+
+
+@pytest.fixture(scope="module")
+def model(tokenizer: PreTrainedTokenizerFast) -> Asap:
+    torch.manual_seed(0)
+    return Asap(
+        ModelConfig.tiny(
+            image_size=32, width=48, heads=4, image_layers=1, image_mlp_width=48, text_layers=1, fusion_layers=1,
+            text_mlp_width=48, vocab_size=len(tokenizer), embed_dim=8,
+        )
+    )  # fmt: skip
+
+
+@pytest.fixture
+def folder(model: Asap, tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> Path:
+    return save(model, tmp_path / "small", tokenizer=tokenizer, policy=Policy(manipulated=0.9), card="# A card\n")
+
+
+def edit_config(folder: Path, **changes: object) -> None:
+    path = folder / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+def test_a_saved_model_comes_back_as_it_was(folder: Path, model: Asap, tokenizer: PreTrainedTokenizerFast) -> None:
+    loaded = load_folder(folder)
+
+    assert loaded.config == model.config
+    assert not loaded.model.training
+    torch.testing.assert_close(loaded.model.state_dict(), model.state_dict(), rtol=0, atol=0)
+    torch.testing.assert_close(load(folder).state_dict(), model.state_dict(), rtol=0, atol=0)
+    assert loaded.tokenizer.get_vocab() == tokenizer.get_vocab()
+    assert loaded.policy == Policy(manipulated=0.9)
+    assert (folder / "README.md").read_text() == "# A card\n"
+
+
+def test_a_folder_needs_neither_policy_nor_card_to_be_given(
+    model: Asap, tokenizer: PreTrainedTokenizerFast, tmp_path: Path
+) -> None:
+    folder = save(model, tmp_path / "deep" / "plain", tokenizer=tokenizer)
+    assert load_folder(folder).policy == Policy()
+    assert "plain" in (folder / "README.md").read_text()
+
+
+def test_half_precision_halves_the_file_and_loads_as_float32(
+    folder: Path, model: Asap, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    half = save(model, folder.with_name("half"), tokenizer=tokenizer, dtype=torch.float16)
+
+    sizes = [(path / "model.safetensors").stat().st_size for path in (folder, half)]
+    assert sizes[1] < 0.6 * sizes[0]
+    loaded = load(half).state_dict()
+    assert {tensor.dtype for tensor in loaded.values()} == {torch.float32}
+    torch.testing.assert_close(loaded, model.state_dict(), atol=1e-3, rtol=1e-3)
+
+
+def test_weights_that_half_precision_cannot_hold_are_not_saved(
+    model: Asap, tokenizer: PreTrainedTokenizerFast, tmp_path: Path
+) -> None:
+    large = Asap(model.config)
+    large.temperature.data.fill_(1e6)
+    with pytest.raises(CheckpointError, match=r"1 weights are not finite as torch\.float16, first temperature"):
+        save(large, tmp_path / "large", tokenizer=tokenizer, dtype=torch.float16)
+    assert not any(tmp_path.iterdir())
+
+
+def test_the_id_names_the_model_and_its_content(folder: Path) -> None:
+    name, _, digest = model_id(folder).partition("@")
+    assert name == "small"
+    assert len(digest) == 12
+    copy = Path(shutil.copytree(folder, folder.with_name("elsewhere")))
+    assert model_id(copy) == model_id(folder) == load_folder(copy).model_id
+
+
+def test_the_id_does_not_change_with_policy_and_card(folder: Path) -> None:
+    before = model_id(folder)
+    Policy(manipulated=0.7).save(folder / "policy.json")
+    (folder / "README.md").write_text("# Another card")
+    assert model_id(folder) == before
+
+
+def test_the_id_does_not_change_when_a_loaded_model_is_saved_again(folder: Path) -> None:
+    loaded = load_folder(folder)
+    again = save(loaded.model, folder.with_name("again"), tokenizer=loaded.tokenizer, name="small")
+    assert model_id(again) == loaded.model_id
+
+
+@pytest.mark.parametrize("changed", ["config.json", "model.safetensors", "tokenizer/tokenizer.json"])
+def test_the_id_changes_with_configuration_weights_and_tokenizer(folder: Path, changed: str) -> None:
+    before = model_id(folder)
+    path = folder / changed
+    path.write_bytes(path.read_bytes() + b" ")
+    assert model_id(folder) != before
+
+
+def test_the_configuration_is_read_without_the_weights(folder: Path, model: Asap) -> None:
+    (folder / "model.safetensors").unlink()
+    assert model_config(folder) == model.config
+
+
+@pytest.mark.parametrize("piece", ["config.json", "model.safetensors", "tokenizer", "policy.json"])
+def test_a_missing_piece_is_named_with_its_folder(folder: Path, piece: str) -> None:
+    path = folder / piece
+    shutil.rmtree(path) if path.is_dir() else path.unlink()
+    with pytest.raises(CheckpointError, match=f"small has no {piece}"):
+        load_folder(folder)
+
+
+def test_weights_that_do_not_fit_are_listed(folder: Path) -> None:
+    weights = load_file(folder / "model.safetensors")
+    weights["box_head.0.bias"] = torch.zeros(5)
+    weights["surprise"] = weights.pop("temperature")
+    save_file(weights, folder / "model.safetensors")
+
+    with pytest.raises(CheckpointError) as caught:
+        load(folder)
+
+    assert "1 missing: temperature" in str(caught.value)
+    assert "1 unexpected: surprise" in str(caught.value)
+    assert "1 wrongly shaped: box_head.0.bias is (5,), not (96,)" in str(caught.value)
+
+
+def test_a_damaged_weights_file_is_named(folder: Path) -> None:
+    path = folder / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:100])
+    with pytest.raises(CheckpointError, match=r"model\.safetensors cannot be read as safetensors"):
+        load(folder)
+
+
+def test_a_configuration_of_a_newer_schema_is_refused(folder: Path) -> None:
+    edit_config(folder, schema_version=2)
+    with pytest.raises(CheckpointError, match=r"schema_version 2; this library reads 1"):
+        load(folder)
+
+
+def test_a_configuration_that_cannot_work_is_refused(folder: Path) -> None:
+    edit_config(folder, model={"widht": 48})
+    with pytest.raises(CheckpointError, match=r"config\.json describes no model: unknown model settings \['widht'\]"):
+        load(folder)
+
+
+@pytest.mark.parametrize("content", ["{", "[]", '{"schema_version": 1}', '"text"'])
+def test_a_configuration_of_another_form_is_refused(folder: Path, content: str) -> None:
+    (folder / "config.json").write_text(content)
+    with pytest.raises(CheckpointError, match=r"config\.json is no model configuration"):
+        load(folder)
+
+
+def test_a_tokenizer_of_another_vocabulary_is_refused_on_both_ways(
+    folder: Path, model: Asap, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    other = train_tokenizer(["quite another text"], 50)
+    with pytest.raises(CheckpointError, match=f"{len(other)} pieces and the word embedding {len(tokenizer)} rows"):
+        save(model, folder.with_name("other"), tokenizer=other)
+    assert not folder.with_name("other").exists()
+    other.save_pretrained(folder / "tokenizer")
+    with pytest.raises(CheckpointError, match=f"{len(other)} pieces"):
+        load_folder(folder)
+
+
+def test_saving_replaces_a_model(folder: Path, model: Asap, tokenizer: PreTrainedTokenizerFast) -> None:
+    (folder / "stray.txt").write_text("from the former model")
+    save(model, folder, tokenizer=tokenizer, name="renamed")
+    assert model_id(folder).startswith("renamed@")
+    assert sorted(path.name for path in folder.parent.iterdir()) == ["small"]
+    assert not (folder / "stray.txt").exists()
+
+
+def test_saving_does_not_replace_what_is_no_model(
+    model: Asap, tokenizer: PreTrainedTokenizerFast, tmp_path: Path
+) -> None:
+    (tmp_path / "thesis.txt").write_text("years of work")
+    with pytest.raises(CheckpointError, match="is no model folder; choose another, nothing was saved"):
+        save(model, tmp_path, tokenizer=tokenizer, name="x")
+    assert (tmp_path / "thesis.txt").exists()
+
+
+def test_a_save_that_fails_leaves_the_former_model_and_no_trace(
+    folder: Path, model: Asap, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    class Failing:
+        def __len__(self) -> int:
+            return len(tokenizer)
+
+        def save_pretrained(self, folder: Path) -> None:
+            raise OSError("disk full")
+
+    before = model_id(folder)
+    with pytest.raises(OSError, match="disk full"):
+        save(model, folder, tokenizer=Failing())
+    assert model_id(folder) == before
+    assert sorted(path.name for path in folder.parent.iterdir()) == ["small"]
+
+
+def test_the_former_model_comes_back_if_the_new_one_cannot_take_its_place(
+    folder: Path, model: Asap, tokenizer: PreTrainedTokenizerFast, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before, rename = model_id(folder), Path.rename
+
+    def failing(self: Path, target: Path) -> Path:
+        if ".new-" in self.name:
+            raise OSError("no")
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", failing)
+    with pytest.raises(OSError, match="no"):
+        save(model, folder, tokenizer=tokenizer, name="other")
+    assert model_id(folder) == before
+    assert sorted(path.name for path in folder.parent.iterdir()) == ["small"]
+
+
+@pytest.mark.parametrize("name", ["", "a model", "news/room", "v1@2", ".hidden"])
+def test_a_name_that_would_not_fit_an_id_is_refused(
+    model: Asap, tokenizer: PreTrainedTokenizerFast, tmp_path: Path, name: str
+) -> None:
+    with pytest.raises(ConfigError, match="is not made of letters"):
+        save(model, tmp_path / "x", tokenizer=tokenizer, name=name)
+
+
+def test_demo_is_the_shipped_folder(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(checkpoint, "_DEMO", folder)
+    assert resolve_folder("demo") == folder
+    assert load("demo").config == model_config(folder)
+
+
+def test_the_name_of_a_hub_is_told_from_a_folder() -> None:
+    with pytest.raises(CheckpointError, match=r"'org/model' does not exist; .* names of a hub are not downloaded"):
+        resolve_folder("org/model")
+
+
+def test_a_checkpoint_file_is_told_from_a_folder(tmp_path: Path) -> None:
+    (tmp_path / "model.pth").touch()
+    with pytest.raises(CheckpointError, match="is a file; a model is a folder"):
+        load(tmp_path / "model.pth")
