@@ -67,7 +67,7 @@ class Predictor:
         self.policy = policy or loaded.policy
         self.device = _device(device)
         self.dtype = _dtype(precision, self.device)
-        self.batch_size = batch_size
+        self.batch_size = _positive(batch_size)
         self._limits = limits
         self._codec = TextCodec(loaded.tokenizer, max_words=self.config.max_words, max_tokens=self.config.max_tokens)
         self._model = _place(loaded.model, self.device, self.dtype)
@@ -117,7 +117,7 @@ class Predictor:
         pass holds is analysed in several, against the same image: score and types are the highest of any pass, the
         box is from the pass that is surest of an image type, each word is scored by the pass that holds it.
         """
-        size = self.batch_size if batch_size is None else batch_size
+        size = self.batch_size if batch_size is None else _positive(batch_size)
         findings: list[Finding] = []
         for chunk in _slices(pairs, _CHUNK_BATCHES * size):
             images = [self._prepare(pair) for pair in chunk]
@@ -138,7 +138,7 @@ class Predictor:
         whether the text is a caption standing in for a missing one; then the words and the text types are None.
         """
         flags = captioned if captioned is not None else [False] * len(texts)
-        size = self.batch_size if batch_size is None else batch_size
+        size = self.batch_size if batch_size is None else _positive(batch_size)
         rows = [self._row(*given) for given in zip(images, texts, flags, strict=True)]
         # Texts of about one length pad little; the order changes no result.
         scorable = sorted((row for row in rows if isinstance(row, _Row)), key=_tokens)
@@ -264,9 +264,13 @@ class Predictor:
         yield from (warning for part in row.passes for warning in part.warnings)
 
 
+def _positive(batch_size: int) -> int:
+    if batch_size < 1:
+        raise ConfigError(f"batch_size {batch_size} is not at least 1")
+    return batch_size
+
+
 def _slices(items: Sequence[_Item], size: int) -> Iterator[Sequence[_Item]]:
-    if size < 1:
-        raise ConfigError(f"batch_size {size} is not at least 1")
     return (items[start : start + size] for start in range(0, len(items), size))
 
 

@@ -1,0 +1,394 @@
+import io
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from asap.checkpoint import ModelFolder, load_folder, save
+from asap.config import TYPES, ModelConfig
+from asap.errors import CheckpointError, ConfigError, DecodeFailed, InputError, TextMissing
+from asap.finding import Finding, Pair
+from asap.images import ImageLimits, PreparedImage, normalise, prepare_image
+from asap.model import Asap
+from asap.policy import Policy
+from asap.predictor import Predictor
+from asap.text import pad_batch, train_tokenizer
+
+SENTENCE = "the minister smiles at a crowd of happy people near old bridge in july while rain falls"
+WORDS = SENTENCE.split()
+TEXTS = [" ".join((WORDS * 3)[start : start + length]) for start, length in enumerate([3, 20, 7, 1, 12, 5, 16, 9])]
+LONG = " ".join((WORDS * 10)[:44])
+NEVER = Policy(manipulated=1.0, review=1.0, types=dict.fromkeys(TYPES, 1.0), word=1.0)
+ALWAYS = Policy(manipulated=0.0, review=0.0, types=dict.fromkeys(TYPES, 0.0), word=0.0)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Iterator[None]:
+    """So small a model only waits for its threads, above all on a busy machine."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    torch.manual_seed(0)
+    tokenizer = train_tokenizer(TEXTS * 3, 200)
+    model = Asap(
+        ModelConfig.tiny(
+            image_size=32, width=48, heads=4, image_layers=2, image_mlp_width=48, text_layers=1, fusion_layers=1,
+            text_mlp_width=48, vocab_size=len(tokenizer), embed_dim=8, max_words=20,
+        )
+    )  # fmt: skip
+    for name, parameter in model.named_parameters():
+        if parameter.ndim > 1:  # as drawn for training, all weights say nearly the same of every pair
+            torch.nn.init.normal_(parameter, std=0.5 if "embed" in name else 1.5 * parameter[0].numel() ** -0.5)
+    return save(model, tmp_path_factory.mktemp("models") / "small", tokenizer=tokenizer)
+
+
+@pytest.fixture
+def loaded(folder: Path) -> ModelFolder:
+    return load_folder(folder)
+
+
+@pytest.fixture
+def predictor(loaded: ModelFolder) -> Predictor:
+    return Predictor(loaded, device="cpu", batch_size=4)
+
+
+def picture(seed: int = 0, width: int = 80, height: int = 60) -> Image.Image:
+    pixels = np.random.default_rng(seed).integers(0, 255, (height // 10, width // 10, 3), dtype=np.uint8)
+    return Image.fromarray(pixels).resize((width, height))
+
+
+def encoded(image: Image.Image, kind: str = "PNG", **settings: object) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, kind, **settings)
+    return buffer.getvalue()
+
+
+def pairs() -> list[Pair]:
+    return [Pair(picture(seed), text) for seed, text in enumerate(TEXTS)]
+
+
+def values_of(finding: Finding) -> list[float]:
+    assert finding.error is None
+    assert finding.types is not None
+    return [finding.score, *finding.types.values(), *finding.raw_box_px, *finding.word_scores]  # type: ignore
+
+
+def before(model: Asap, name: str, act: Callable[..., None]) -> None:
+    """Have `act` see the arguments of a method of the model before the method does."""
+    method = getattr(model, name)
+
+    def wrapped(*given: object, **named: object) -> object:
+        act(*given)
+        return method(*given, **named)
+
+    setattr(model, name, wrapped)
+
+
+def test_a_finding_is_what_the_model_says_in_pixels_and_words(loaded: ModelFolder, predictor: Predictor) -> None:
+    text = "  The Minister smiles, -- at a\tcrowd"
+    image = prepare_image(picture(), 32)
+    with torch.inference_mode():
+        ids = [[2, *loaded.tokenizer("the minister smiles at a crowd", add_special_tokens=False)["input_ids"]]]
+        output = loaded.model(normalise(image.pixels[None]), *pad_batch(ids, 0))
+    cx, cy, w, h = output.box_cxcywh[0].tolist()
+    tokens = output.logits_token[0].softmax(-1)[:, 1].tolist()
+
+    finding = predictor.predict([Pair(picture(), text)])[0]
+
+    assert finding.score == pytest.approx(output.logits_real_fake[0].softmax(-1)[1].item(), abs=1e-5)
+    assert finding.types == pytest.approx(
+        dict(zip(TYPES, output.logits_multilabel[0].sigmoid().tolist(), strict=True)), abs=1e-5
+    )
+    box = np.clip([cx - w / 2, cy - h / 2, cx + w / 2, cy + h / 2], 0, 1) * [80, 60, 80, 60]
+    assert finding.raw_box_px == pytest.approx(box.tolist(), abs=1e-3)
+    assert ids[0][0] == loaded.tokenizer.cls_token_id
+    assert len(tokens) == 6, "each word of this text is one piece"
+    assert finding.word_scores == pytest.approx([*tokens[:3], 0, *tokens[3:]], abs=1e-5)
+    assert (finding.width, finding.height, finding.model_id) == (80, 60, loaded.model_id)
+    assert finding.policy_id == loaded.policy.policy_id
+    assert finding.warnings == []
+    flagged = [index for index, score in enumerate(finding.word_scores or []) if score >= 0.5]
+    assert [(word.index, text[word.start : word.end]) for word in finding.words or []] == [
+        (index, text.split()[index]) for index in flagged
+    ]
+
+
+def test_findings_come_in_the_order_of_the_pairs_whatever_is_in_the_batch(predictor: Predictor) -> None:
+    alone = [predictor.predict([pair])[0] for pair in pairs()]
+    for size in (1, 3, 8):
+        for one, together in zip(alone, predictor.predict(pairs(), batch_size=size), strict=True):
+            assert values_of(together) == pytest.approx(values_of(one), abs=1e-5 * 80)
+            assert together.score == pytest.approx(one.score, abs=1e-5)
+            assert together.word_scores == pytest.approx(one.word_scores, abs=1e-5)
+    assert len({round(finding.score or 0, 4) for finding in alone}) == len(alone), "the test would not see a mix-up"
+
+
+def test_more_pairs_than_a_chunk_holds_keep_their_order(predictor: Predictor) -> None:
+    many = [pairs()[index % 8] for index in range(20)]
+    scores = [finding.score for finding in predictor.predict(many, batch_size=1)]
+    assert scores == pytest.approx([scores[index % 8] for index in range(20)], abs=1e-5)
+
+
+def test_no_pairs_give_no_findings(predictor: Predictor) -> None:
+    assert predictor.predict([]) == []
+
+
+def test_bytes_paths_and_pictures_are_the_same_image(predictor: Predictor, tmp_path: Path) -> None:
+    data = encoded(picture())
+    (tmp_path / "a.png").write_bytes(data)
+    sources = [data, tmp_path / "a.png", str(tmp_path / "a.png"), picture()]
+    findings = predictor.predict([Pair(source, TEXTS[1]) for source in sources])
+    for finding in findings:
+        assert values_of(finding) == pytest.approx(values_of(findings[0]), abs=1e-4)
+    assert findings[0].image_sha256 == findings[1].image_sha256
+    assert findings[3].image_sha256 is None
+
+
+def test_a_box_is_in_pixels_after_exif_rotation(predictor: Predictor) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6  # stored lying on its side
+    upright = picture().transpose(Image.Transpose.ROTATE_270)
+    turned, plain = predictor.predict(
+        [Pair(encoded(picture(), exif=exif.tobytes()), TEXTS[0]), Pair(encoded(upright), TEXTS[0])]
+    )
+    assert (turned.width, turned.height) == (60, 80)
+    assert turned.raw_box_px == pytest.approx(plain.raw_box_px, abs=1e-4)
+
+
+def test_a_box_is_reported_only_where_an_image_type_is_flagged(loaded: ModelFolder) -> None:
+    text_only = Policy(types={"face_swap": 1.0, "face_attribute": 1.0, "text_swap": 0.0, "text_attribute": 0.0})
+    findings = {
+        name: Predictor(loaded, device="cpu", policy=policy).predict(pairs()[:1])[0]
+        for name, policy in {"never": NEVER, "always": ALWAYS, "text": text_only}.items()
+    }
+    assert findings["never"].box_px is findings["text"].box_px is None
+    assert findings["never"].raw_box_px == findings["always"].raw_box_px == findings["always"].box_px
+    assert findings["text"].flagged_types == ["text_swap", "text_attribute"]
+    assert findings["never"].words == []
+    assert len(findings["always"].words or []) == len(TEXTS[0].split())
+    assert [findings[name].verdict for name in ("never", "always")] == ["authentic", "manipulated"]
+
+
+def test_what_is_wrong_with_a_pair_touches_no_other(predictor: Predictor) -> None:
+    good, data = pairs(), encoded(picture(), "JPEG")
+    bad = [Pair(None, "text"), Pair(b"", "text"), Pair(b"GIF89a", "x"), Pair(data[: len(data) // 2], "x"),
+           Pair(picture(), None), Pair(picture(), " "), Pair(picture(), "--")]  # fmt: skip
+    mixed = [pair for couple in zip(good, bad, strict=False) for pair in couple]
+
+    findings = predictor.predict(mixed)
+
+    codes = [finding.error.code if finding.error else None for finding in findings]
+    assert codes[1::2] == ["image_missing", "empty_file", "decode_failed", "decode_failed", "text_missing",
+                           "text_missing", "text_invalid"]  # fmt: skip
+    expected = predictor.predict(good[:7])
+    for finding, alone in zip(findings[::2], expected, strict=True):
+        assert values_of(finding) == pytest.approx(values_of(alone), abs=1e-3)
+    failed = findings[9]
+    assert (failed.verdict, failed.score, failed.types, failed.raw_box_px) == (None, None, None, None)
+    assert (failed.width, failed.height) == (80, 60), "what is known of the image stays"
+    assert failed.model_id == predictor.model_id
+
+
+def test_errors_may_stand_in_the_place_of_prepared_images_and_texts(predictor: Predictor) -> None:
+    image = prepare_image(picture(), 32)
+    broken, missing = DecodeFailed("truncated"), TextMissing("none")
+    findings = predictor.predict_prepared([image, broken, image, broken], ["a crowd", "a crowd", missing, missing])
+    assert [finding.error for finding in findings] == [None, broken, missing, broken]
+
+
+def test_limits_on_images_are_those_of_the_predictor(loaded: ModelFolder) -> None:
+    small = Predictor(loaded, device="cpu", limits=ImageLimits(max_pixels=100))
+    error = small.predict(pairs()[:1])[0].error
+    assert error is not None
+    assert error.code == "too_large"
+
+
+def test_a_long_text_is_analysed_in_passes_against_one_look_at_the_image(
+    loaded: ModelFolder, predictor: Predictor
+) -> None:
+    looks: list[int] = []
+    before(loaded.model, "encode_image", lambda images: looks.append(len(images)))
+
+    long, short = predictor.predict([Pair(picture(), LONG), Pair(picture(1), TEXTS[0])])
+
+    assert looks == [2]
+    assert long.warnings == [
+        "the text is longer than one pass holds (20 words, 64 tokens); it was analysed in 3 passes"
+    ]
+    assert short.warnings == []
+    words = LONG.split()
+    parts = [" ".join(words[start : start + 15]) for start in (0, 15, 30)]
+    alone = predictor.predict([Pair(picture(), part) for part in parts])
+    assert long.score == pytest.approx(max(finding.score or 0 for finding in alone), abs=1e-5)
+    for name in TYPES:
+        assert (long.types or {})[name] == pytest.approx(max((one.types or {})[name] or 0 for one in alone), abs=1e-5)
+    surest = max(alone, key=lambda one: max((one.types or {})[name] or 0 for name in TYPES[:2]))
+    assert long.raw_box_px == pytest.approx(surest.raw_box_px, abs=1e-3)
+    assert long.word_scores == pytest.approx([score for one in alone for score in one.word_scores or []], abs=1e-5)
+
+
+def test_many_passes_over_few_pairs_fit_any_batch_size(predictor: Predictor) -> None:
+    many = [Pair(picture(seed), text) for seed, text in enumerate([LONG, TEXTS[2], LONG + " " + LONG])]
+    expected = predictor.predict(many, batch_size=8)
+    for size in (1, 2, 3):
+        for one, other in zip(expected, predictor.predict(many, batch_size=size), strict=True):
+            assert values_of(one) == pytest.approx(values_of(other), abs=1e-3)
+
+
+def test_a_caption_in_the_place_of_a_text_says_nothing_of_words(loaded: ModelFolder) -> None:
+    predictor = Predictor(loaded, device="cpu", policy=ALWAYS)
+    image = prepare_image(picture(), 32)
+    plain, captioned = predictor.predict_prepared([image, image], ["a crowd"] * 2, captioned=[False, True])
+
+    assert captioned.score == pytest.approx(plain.score)
+    assert (captioned.words, captioned.word_scores) == (None, None)
+    assert captioned.types == (plain.types or {}) | {"text_swap": None, "text_attribute": None}
+    assert captioned.flagged_types == ["face_swap", "face_attribute"]
+    assert captioned.box_px == plain.box_px
+    assert "caption" in captioned.warnings[0]
+    assert plain.warnings == []
+
+
+def raise_for(culprit: int) -> Callable[..., None]:
+    def act(input_ids: torch.Tensor, mask: torch.Tensor) -> None:
+        if (input_ids == culprit).any():
+            raise RuntimeError("a kernel that cannot do this")
+
+    return act
+
+
+def test_only_the_pair_that_the_model_fails_on_gets_a_model_error(loaded: ModelFolder, predictor: Predictor) -> None:
+    expected = predictor.predict(pairs())
+    culprit = loaded.tokenizer("bridge", add_special_tokens=False)["input_ids"][0]
+    before(loaded.model, "encode_text", raise_for(culprit))
+
+    findings = predictor.predict(pairs())
+
+    hit = ["bridge" in text for text in TEXTS]
+    assert any(hit)
+    assert not all(hit)
+    for finding, alone, failed in zip(findings, expected, hit, strict=True):
+        if failed:
+            assert finding.error is not None
+            assert finding.error.code == "model_error"
+            assert "RuntimeError: a kernel that cannot do this" in str(finding.error)
+            assert (finding.width, finding.score) == (80, None)
+        else:
+            assert values_of(finding) == pytest.approx(values_of(alone), abs=1e-3)
+
+
+@pytest.mark.parametrize("text", [TEXTS[2], LONG])
+def test_a_batch_that_does_not_fit_in_memory_is_made_smaller(
+    loaded: ModelFolder, predictor: Predictor, text: str
+) -> None:
+    many = [*pairs(), Pair(picture(), text)]
+    expected = predictor.predict(many)
+
+    def limited(input_ids: torch.Tensor, mask: torch.Tensor) -> None:
+        if len(input_ids) > 1:
+            raise torch.OutOfMemoryError("out of memory")
+
+    before(loaded.model, "encode_text", limited)
+    for finding, alone in zip(predictor.predict(many), expected, strict=True):
+        assert values_of(finding) == pytest.approx(values_of(alone), abs=1e-3)
+
+
+def test_a_broken_device_is_no_pairs_fault(loaded: ModelFolder, predictor: Predictor) -> None:
+    def broken(*_: torch.Tensor) -> None:
+        raise torch.AcceleratorError("device-side assert", 710)
+
+    before(loaded.model, "encode_image", broken)
+    with pytest.raises(torch.AcceleratorError):
+        predictor.predict(pairs())
+
+
+def test_a_score_that_is_no_number_is_an_error_and_not_authentic(loaded: ModelFolder, predictor: Predictor) -> None:
+    with torch.no_grad():
+        culprit = loaded.tokenizer("july", add_special_tokens=False)["input_ids"][0]
+        loaded.model.text_encoder.embeddings.word_embeddings.weight[culprit] = torch.nan
+    codes = [finding.error.code if finding.error else None for finding in predictor.predict(pairs())]
+    assert codes == ["model_error" if "july" in text else None for text in TEXTS]
+    assert None in codes
+
+
+def test_an_image_prepared_for_another_model_is_the_callers_mistake(predictor: Predictor) -> None:
+    wrong = PreparedImage(pixels=np.zeros((64, 64, 3), np.uint8), width=64, height=64, sha256=None)
+    with pytest.raises(ConfigError, match=r"shape \(64, 64, 3\) was prepared for another model than small@"):
+        predictor.predict_prepared([wrong], ["a crowd"])
+
+
+def test_images_and_texts_of_different_number_are_refused(predictor: Predictor) -> None:
+    with pytest.raises(ValueError, match="shorter"):
+        predictor.predict_prepared([prepare_image(picture(), 32)], [])
+
+
+@pytest.mark.parametrize("size", [0, -1])
+def test_a_batch_of_no_pairs_is_refused(loaded: ModelFolder, predictor: Predictor, size: int) -> None:
+    with pytest.raises(ConfigError, match=f"batch_size {size} is not at least 1"):
+        predictor.predict(pairs(), batch_size=size)
+    with pytest.raises(ConfigError, match=f"batch_size {size} is not at least 1"):
+        Predictor(loaded, batch_size=size)
+
+
+def test_a_predictor_is_made_from_a_folder(folder: Path, loaded: ModelFolder) -> None:
+    predictor = Predictor.from_folder(folder, device="cpu", policy=NEVER, batch_size=2)
+    assert predictor.config == loaded.config
+    assert predictor.image_size == 32
+    assert predictor.model_id == loaded.model_id
+    assert predictor.policy == NEVER
+    assert predictor.dtype == torch.float32
+    assert values_of(predictor.predict(pairs())[3])
+
+
+def test_a_folder_that_does_not_exist_is_named() -> None:
+    with pytest.raises(CheckpointError, match="'nowhere' does not exist"):
+        Predictor.from_folder("nowhere")
+
+
+def test_auto_is_what_the_machine_has(loaded: ModelFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    predictor = Predictor(loaded)
+    assert (predictor.device.type, predictor.dtype) == ("cpu", torch.float32)
+
+
+@pytest.mark.parametrize("device", ["gpu", "cuda:99"])
+def test_a_device_that_is_not_there_is_refused(loaded: ModelFolder, device: str) -> None:
+    with pytest.raises(ConfigError, match=f"device '{device}' cannot be used: .*'auto' takes CUDA or the CPU"):
+        Predictor(loaded, device=device)
+
+
+def test_an_unknown_precision_is_refused(loaded: ModelFolder) -> None:
+    with pytest.raises(ConfigError, match="precision 'float8' is unknown; 'auto', 'float32', 'bfloat16' are known"):
+        Predictor(loaded, device="cpu", precision="float8")  # type: ignore[arg-type]
+
+
+def test_bfloat16_says_nearly_the_same(folder: Path, predictor: Predictor) -> None:
+    half = Predictor.from_folder(folder, device="cpu", precision="bfloat16")
+    assert half.dtype == torch.bfloat16
+    for one, other in zip(predictor.predict(pairs()), half.predict(pairs()), strict=True):
+        assert one.score != other.score
+        assert one.score == pytest.approx(other.score, abs=0.05)
+        assert one.raw_box_px == pytest.approx(other.raw_box_px, abs=0.05 * 80)
+        assert one.word_scores == pytest.approx(other.word_scores, abs=0.05)
+
+
+def test_threads_may_share_a_predictor(predictor: Predictor) -> None:
+    expected = [finding.score for finding in predictor.predict(pairs())]
+    with ThreadPoolExecutor(4) as pool:
+        results = list(pool.map(lambda _: [finding.score for finding in predictor.predict(pairs())], range(8)))
+    for scores in results:
+        assert scores == pytest.approx(expected, abs=1e-5)
+
+
+def test_every_row_level_error_has_a_code_of_its_own() -> None:
+    classes = InputError.__subclasses__()
+    assert len({error.code for error in classes}) == len(classes)
