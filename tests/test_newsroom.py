@@ -11,7 +11,7 @@ from asap.errors import ConfigError, CorpusError
 from asap.newsroom import CLASS_SHARES, CORPUS_VERSION, SPLITS, generate
 from asap.newsroom.corpus import RESIDUES, allot, face_part, plan_split, text_part
 from asap.newsroom.grammar import GLAD, GRIM, Facts, draw_name, swap, turn_mood, write
-from asap.newsroom.lexicon import MOOD_ADVERBS, MOOD_TAILS, MOOD_VERBS, PROPS, SCENES, TOPICS
+from asap.newsroom.lexicon import MOOD_VERBS, PROPS, SCENES, TONES, TOPICS
 from asap.newsroom.looks import draw_plan
 from asap.newsroom.picture import draw_picture
 
@@ -22,8 +22,9 @@ PLAN_7 = [
     1,
 ]
 TEXT_8 = (
-    "Ada Balberg, novelist, blissfully celebrates at the finish line during the hurdles heat before a happy crowd.",
-    list(range(3, 17)),
+    "After the football final, football captain Ada Balberg smiles setting a running record on a joyful day before "
+    "joyful crowds.",
+    list(range(8, 20)),
 )
 FACTS = Facts(scene=4, mood=GLAD, people=2, prop="trophy", colour="red", garment="shirt")
 
@@ -58,7 +59,7 @@ def test_another_seed_draws_other_people(tmp_path: Path, corpus: Path) -> None:
 
 def test_the_annotations_of_this_version_never_change() -> None:
     # Frozen with CORPUS_VERSION: if this fails, figures of older corpora no longer compare; raise the version.
-    assert CORPUS_VERSION == "newsroom-1"
+    assert CORPUS_VERSION == "newsroom-2"
     plan = draw_plan(np.random.default_rng(7), "swap")
     text = swap(np.random.default_rng(8), write(np.random.default_rng(7), FACTS, "Ada Balberg"))
     assert [plan.size, plan.facts, plan.boxes, plan.target] == PLAN_7
@@ -167,10 +168,29 @@ def test_a_turned_mood_replaces_words_one_for_one() -> None:
 
 
 def test_no_word_of_mood_is_on_both_sides() -> None:
-    for pairs in (MOOD_VERBS, MOOD_ADVERBS, MOOD_TAILS):
-        sides = [{pair[side] for pair in pairs} for side in (GLAD, GRIM)]
-        assert not sides[0] & sides[1]
-        assert all(len(glad.split()) == len(grim.split()) for glad, grim in pairs)
+    pairs = TONES + MOOD_VERBS
+    words = [word for pair in pairs for word in pair]
+    assert len(words) == len(set(words))
+    assert all(len(word.split()) == 1 for word in words)
+
+
+def test_an_honest_text_tells_one_mood() -> None:
+    for seed in range(100):
+        words = {word.strip(".,") for word in write(np.random.default_rng(seed), FACTS, "A B").render()[0].split()}
+        assert not words & {pair[GRIM] for pair in TONES + MOOD_VERBS}
+        assert len(words & {pair[GLAD] for pair in TONES}) == 1
+
+
+def test_texts_are_as_long_whatever_was_done_to_them() -> None:
+    lengths: dict[str, list[int]] = {"": [], "swap": [], "mood": []}
+    for seed in range(600):
+        rng = np.random.default_rng(seed)
+        text = write(rng, FACTS, "Ada Balberg")
+        for kind, shown in (("", text), ("swap", swap(rng, text)), ("mood", turn_mood(rng, text))):
+            lengths[kind].append(len(shown.render()[0].split()))
+    means = {kind: np.mean(values) for kind, values in lengths.items()}
+    assert max(means.values()) - min(means.values()) < 0.5
+    assert max(max(values) for values in lengths.values()) <= 28
 
 
 def test_phrases_of_a_scene_belong_to_no_other() -> None:

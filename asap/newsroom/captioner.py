@@ -10,8 +10,8 @@ from asap.newsroom.looks import Person, Plan
 
 Rng = np.random.Generator
 
-_GLAD_FACE = ("a smiling", "a happy", "a laughing")
-_GRIM_FACE = ("a frowning", "a sad", "an angry")
+_GLAD_FACE = ("a smiling", "a happy", "a cheerful")
+_GRIM_FACE = ("a frowning", "a sad", "a gloomy")
 _GLAD_LIGHT = ("in warm light", "on a bright day", "in bright colours")
 _GRIM_LIGHT = ("in dull light", "on a grey day", "in pale colours")
 

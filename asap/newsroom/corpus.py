@@ -20,7 +20,7 @@ from asap.newsroom.grammar import draw_name, explain, swap, turn_mood, write
 from asap.newsroom.looks import Plan, draw_plan
 from asap.newsroom.picture import draw_picture
 
-CORPUS_VERSION = "newsroom-1"
+CORPUS_VERSION = "newsroom-2"
 
 SPLITS = ("train", "val", "test")
 

@@ -18,7 +18,10 @@ GLAD, GRIM = 0, 1
 
 @dataclass(frozen=True)
 class Facts:
-    """What a caption may tell of a picture: indices into the lexicon; `mood` is GLAD or GRIM."""
+    """What a caption may tell of a picture: indices into the lexicon; `mood` is GLAD or GRIM.
+
+    `tone`, the words for the mood, is the writer's: it is drawn for every text.
+    """
 
     scene: int
     mood: int
@@ -26,6 +29,7 @@ class Facts:
     prop: str
     colour: str
     garment: str
+    tone: int = 0
 
 
 @dataclass(frozen=True)
@@ -61,19 +65,19 @@ class Text:
 
 # Order of the segments; those in brackets may be left out. Two or three words of mood in every sentence.
 _TEMPLATES = (
-    "lead [look] verb adverb prop place tail",
-    "opening lead verb adverb place prop tail",
-    "lead verb adverb place act [company] tail",
-    "opening lead [company] verb adverb place tail",
-    "lead [company] verb adverb prop event tail",
-    "lead [look] verb adverb act place tail [day]",
-    "lead adverb verb place event tail",
-    "opening lead [look] verb adverb act tail",
-    "lead [look] verb adverb prop act tail",
-    "lead [company] adverb verb place prop tail [day]",
+    "lead [look] verb air prop place tail",
+    "opening lead verb air place tail",
+    "lead verb air place act [company] tail",
+    "opening lead [company] verb place air tail",
+    "lead [company] verb prop event air tail",
+    "lead [look] verb act air tail [day]",
+    "lead verb air place event tail",
+    "opening lead [look] verb act air tail",
+    "lead [look] verb air prop act tail",
+    "lead [company] verb place prop air tail [day]",
 )
-_OPTIONAL_PER_CENT = 50
-_MOOD_KINDS = ("verb", "adverb", "tail")
+_OPTIONAL_PER_CENT = 30
+_MOOD_KINDS = ("verb", "air", "tail")
 _SCENE_KINDS = ("place", "act", "event", "opening", "prop", "look", "company")
 
 
@@ -99,7 +103,7 @@ def draw_name(rng: Rng, residues: tuple[int, ...]) -> str:
 
 def _draw_lead(rng: Rng, facts: Facts, name: str) -> str:
     scene = SCENES[facts.scene]
-    role = pick(rng, scene.roles) if chance(rng, 60) else pick(rng, lexicon.COMMON_ROLES)
+    role = pick(rng, scene.roles) if chance(rng, 70) else pick(rng, lexicon.COMMON_ROLES)
     if chance(rng, 12):
         name = f"{pick(rng, lexicon.TITLES)} {name}"
     return f"{role} {name}" if chance(rng, 70) else f"{name}, {role},"
@@ -121,8 +125,11 @@ def _draw_phrase(rng: Rng, kind: str, facts: Facts) -> str:
         return pick(rng, lexicon.COMPANY[facts.people - 1])
     if kind == "day":
         return f"on {pick(rng, lexicon.DAYS)}"
-    pairs = {"verb": lexicon.MOOD_VERBS, "adverb": lexicon.MOOD_ADVERBS, "tail": lexicon.MOOD_TAILS}[kind]
-    return pairs[int(rng.integers(len(pairs)))][facts.mood]
+    tone = lexicon.TONES[facts.tone][facts.mood]
+    if kind == "verb":
+        lively = lexicon.MOOD_VERBS[int(rng.integers(len(lexicon.MOOD_VERBS)))][facts.mood]
+        return lively if chance(rng, 50) else f"{pick(rng, lexicon.LOOK_FRAMES)} {tone}"
+    return pick(rng, lexicon.AIR_FRAMES if kind == "air" else lexicon.TAIL_FRAMES).format(tone)
 
 
 def _draw_kinds(rng: Rng) -> list[str]:
@@ -132,8 +139,8 @@ def _draw_kinds(rng: Rng) -> list[str]:
             kinds.append(kind)
         elif chance(rng, _OPTIONAL_PER_CENT):
             kinds.append(kind.strip("[]"))
-    if chance(rng, 35):
-        kinds.remove(pick(rng, ["adverb", "tail"]))
+    if chance(rng, 20):
+        kinds.remove(pick(rng, ["air", "tail"]))
     return kinds
 
 
@@ -143,6 +150,7 @@ def _draw_segment(rng: Rng, kind: str, facts: Facts) -> Segment:
 
 def write(rng: Rng, facts: Facts, name: str) -> Text:
     """An honest caption of `facts` about the person called `name`."""
+    facts = replace(facts, tone=int(rng.integers(len(lexicon.TONES))))
     lead = Segment("lead", tuple(_draw_lead(rng, facts, name).split()))
     segments = [lead if kind == "lead" else _draw_segment(rng, kind, facts) for kind in _draw_kinds(rng)]
     return Text(facts, tuple(segments))
@@ -158,6 +166,7 @@ def draw_other_facts(rng: Rng, facts: Facts) -> Facts:
         prop=str(_other(rng, SCENES[scene].props, facts.prop)),
         colour=str(_other(rng, tuple(lexicon.COLOURS), facts.colour)),
         garment=str(_other(rng, lexicon.GARMENTS, facts.garment)),
+        tone=int(rng.integers(len(lexicon.TONES))),
     )
 
 
@@ -190,25 +199,19 @@ def _draw_unlike(rng: Rng, kind: str, facts: Facts, old: dict[str, Segment]) -> 
             return replace(segment, fake=tuple(range(len(segment.words))))
 
 
-def _antonyms() -> dict[tuple[str, ...], tuple[str, ...]]:
-    pairs = lexicon.MOOD_VERBS + lexicon.MOOD_ADVERBS + lexicon.MOOD_TAILS
-    both_ways = pairs + tuple((grim, glad) for glad, grim in pairs)
-    return {tuple(one.split()): tuple(other.split()) for one, other in both_ways}
-
-
-_ANTONYMS = _antonyms()
+_ANTONYMS = {word: other for pair in lexicon.TONES + lexicon.MOOD_VERBS for word, other in (pair, pair[::-1])}
 
 
 def turn_mood(rng: Rng, text: Text) -> Text:
     """Some of the mood words, now and then all of them, turned into their opposite; as many words as before."""
     moody = [i for i, segment in enumerate(text.segments) if segment.kind in _MOOD_KINDS]
-    turned = len(moody) if chance(rng, 35) else int(rng.integers(1, len(moody)))
+    turned = len(moody) if chance(rng, 25) else int(rng.integers(1, len(moody)))
     chosen = {moody[int(i)] for i in rng.permutation(len(moody))[:turned]}
     return replace(text, segments=tuple(_turn(s) if i in chosen else s for i, s in enumerate(text.segments)))
 
 
 def _turn(segment: Segment) -> Segment:
-    words = _ANTONYMS[segment.words]
+    words = tuple(_ANTONYMS.get(word, word) for word in segment.words)
     return Segment(segment.kind, words, tuple(i for i, word in enumerate(words) if word != segment.words[i]))
 
 
