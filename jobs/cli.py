@@ -1,0 +1,146 @@
+"""The `asap` command. Each command is one function; what is slow to import is imported inside it."""
+
+from __future__ import annotations
+
+import json
+import signal
+import sys
+from pathlib import Path
+from typing import Annotated, Any, NoReturn, TypeVar
+
+import typer
+from rich.console import Console
+
+from asap.errors import AsapError, ConfigError
+
+app = typer.Typer(
+    name="asap",
+    help="Find manipulated faces and words in image-text pairs.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+_Kind = TypeVar("_Kind")
+_MODEL_HELP = "A model folder, or 'demo', the small model that ships with asap."
+
+
+def main() -> None:
+    """The entry point: an `AsapError` is one sentence on stderr and exit code 1; an interruption is 130."""
+    signal.signal(signal.SIGTERM, _interrupt)  # a job that is told to stop records it
+    try:
+        app()
+    except AsapError as error:
+        _complain(str(error))
+        sys.exit(1)
+    except KeyboardInterrupt:
+        _complain("interrupted; what was done is kept, give the same command to go on")
+        sys.exit(130)
+
+
+def _interrupt(signal_number: int, frame: object) -> NoReturn:
+    raise KeyboardInterrupt
+
+
+def _complain(message: str) -> None:
+    Console(stderr=True).print(f"asap: {message}", style="red", markup=False, highlight=False, soft_wrap=True)
+
+
+@app.command()
+def scan(
+    input: Annotated[str, typer.Argument(help="DGM4 JSON, JSONL, CSV or Parquet, or a folder of pictures; or s3://.")],
+    out: Annotated[str, typer.Option(help="Where job folders are kept: a folder or s3://.")],
+    job: Annotated[str | None, typer.Option(help="Name of the job folder; by default the input's.")] = None,
+    model: Annotated[str, typer.Option(help=_MODEL_HELP)] = "demo",
+    limit: Annotated[int | None, typer.Option(help="Scan only the first so many pairs.")] = None,
+    caption_engine: Annotated[
+        str | None, typer.Option(help="Caption pictures with 'transformers' or 'precomputed'; by default not at all.")
+    ] = None,
+    captioner: Annotated[
+        str | None, typer.Option(help="The captioner's model folder or hub name, or the file of captions.")
+    ] = None,
+    address: Annotated[
+        str | None, typer.Option(help="Of a running Ray cluster ('auto' on one of its machines); by default here.")
+    ] = None,
+    device: Annotated[str, typer.Option(help="'auto', 'cpu' or 'cuda'.")] = "auto",
+    precision: Annotated[str, typer.Option(help="'auto', 'float32' or 'bfloat16'.")] = "auto",
+    detectors: Annotated[int | None, typer.Option(help="Detector actors; by default as many as fit.")] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Pairs that are judged together.")] = None,
+) -> None:
+    """Scan pairs in bulk. The same command again goes on with a scan that was stopped."""
+    from jobs.scan import scan as run
+    from jobs.settings import ScanSettings
+    from jobs.terminal import progress_shown, summary_table
+
+    if (caption_engine is None) != (captioner is None):
+        raise ConfigError("--caption-engine and --captioner belong together; give both or neither")
+    captions = {"engine": caption_engine, "source": captioner} if caption_engine else None
+    settings = _settings(
+        ScanSettings, input=input, out=out, job=job, model=model, limit=limit, captions=captions, address=address,
+        device=device, precision=precision, detectors=detectors, batch_size=batch_size,
+    )  # fmt: skip
+    console = Console()
+    with progress_shown(console) as watch:
+        summary = run(settings, watch)
+    console.print(summary_table(summary))
+    console.print(f"report: {summary['report']}", soft_wrap=True, highlight=False, markup=False)
+
+
+def _settings(kind: type[_Kind], **values: Any) -> _Kind:
+    """Settings, or what is wrong with them in one sentence."""
+    from pydantic import ValidationError
+
+    try:
+        return kind(**values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = ".".join(str(part) for part in first["loc"])
+        message = first["msg"].removeprefix("Value error, ")
+        raise ConfigError(f"{name} {first['input']!r}: {message}" if name else message) from error
+
+
+@app.command()
+def detect(
+    image: Annotated[str, typer.Argument(help="A picture: a path or s3://.")],
+    text: Annotated[str | None, typer.Option(help="The text that goes with it.")] = None,
+    model: Annotated[str, typer.Option(help=_MODEL_HELP)] = "demo",
+    as_json: Annotated[bool, typer.Option("--json", help="Print the finding as JSON.")] = False,
+    save: Annotated[Path | None, typer.Option(help="Save the picture with the evidence drawn on it.")] = None,
+    device: Annotated[str, typer.Option(help="'auto', 'cpu' or 'cuda'.")] = "auto",
+) -> None:
+    """Judge one pair: verdict, types, face and words."""
+    from asap.finding import Pair
+    from asap.predictor import Predictor
+    from jobs.storage import Location, read_bytes
+
+    source = read_bytes(Location.parse(image)) if image.startswith("s3://") else Path(image)
+    finding = Predictor.from_folder(model, device).predict([Pair(source, text)])[0]
+    if as_json:
+        typer.echo(json.dumps(finding.to_dict(), ensure_ascii=False, indent=2))
+    if finding.error is not None:
+        raise finding.error
+    if not as_json:
+        from jobs.terminal import show_finding
+
+        Console().print(show_finding(finding, text))
+    if save is not None:
+        from asap.images import decode_image
+        from asap.render import draw_evidence
+
+        draw_evidence(decode_image(source).image, finding, text).save(save)
+
+
+@app.command()
+def newsroom(
+    out: Annotated[Path, typer.Argument(help="A new folder for the corpus.")],
+    pairs: Annotated[int, typer.Option(min=1, help="Image-text pairs, over all splits.")] = 10_000,
+    seed: Annotated[int, typer.Option(min=0, help="The same seed draws the same corpus.")] = 0,
+    workers: Annotated[int | None, typer.Option(min=1, help="Processes; by default one a core.")] = None,
+) -> None:
+    """Draw a small corpus in DGM4's layout: news pictures and captions, some of them manipulated."""
+    from asap.newsroom import generate
+    from jobs.terminal import count_shown
+
+    with count_shown(Console(), "drawing") as progress:
+        made = generate(out, pairs=pairs, seed=seed, workers=workers, progress=progress)
+    splits = ", ".join(f"{count} {name}" for name, count in made.pairs.items())
+    typer.echo(f"{made.corpus_version}: {splits}; {made.pictures} pictures in {made.out}")

@@ -1,0 +1,126 @@
+"""What the commands show in a terminal: a job's progress, its table, and a finding with its words marked."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console, Group
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
+from rich.table import Table
+from rich.text import Text
+
+from asap.finding import Finding
+from asap.render import LEVEL_COLOURS, level, segments
+
+if TYPE_CHECKING:
+    from jobs.scan import ScanProgress, Watch
+
+_LINE_EVERY_S = 5.0
+_VERDICT_STYLES = {"manipulated": "bold white on red", "review": "bold black on yellow", "authentic": "bold green"}
+
+
+@contextmanager
+def progress_shown(console: Console) -> Iterator[Watch]:
+    """Show a scan's progress: a live bar in a terminal, else a line every few seconds and at each new stage."""
+    if not console.is_terminal:
+        yield _Lines(console).watch
+        return
+    columns = (
+        SpinnerColumn(),
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[counts]}"),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=console) as bar:
+        task = bar.add_task("starting", total=None, counts="")
+
+        def watch(now: ScanProgress) -> None:
+            total = now.total or None
+            bar.update(task, description=now.stage, completed=now.done, total=total, counts=_counts(now))
+
+        yield watch
+
+
+class _Lines:
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._stage = ""
+        self._next_s = 0.0
+
+    def watch(self, now: ScanProgress) -> None:
+        if now.stage == self._stage and time.monotonic() < self._next_s:
+            return
+        self._stage, self._next_s = now.stage, time.monotonic() + _LINE_EVERY_S
+        done = f"  {now.done}/{now.total} pairs  {_counts(now)}" if now.total else ""
+        self._console.print(f"{now.stage}{done}", highlight=False)
+
+
+@contextmanager
+def count_shown(console: Console, what: str) -> Iterator[Callable[[int, int], None]]:
+    """Show a count of pairs, told as (done, total)."""
+    from jobs.scan import ScanProgress
+
+    with progress_shown(console) as watch:
+        yield lambda done, total: watch(ScanProgress(what, done, total))
+
+
+def _counts(now: ScanProgress) -> str:
+    if not now.pairs_per_s:
+        return ""
+    return f"{now.pairs_per_s:.0f} pairs/s  {now.flagged} flagged  {now.errors} errors"
+
+
+def summary_table(summary: dict[str, Any]) -> Table:
+    """The four numbers of a finished scan."""
+    table = Table(title=f"scan {summary['job_id']}", title_justify="left")
+    for name in ("pairs", "flagged", "errors", "pairs/s"):
+        table.add_column(name, justify="right")
+    speed = summary.get("pairs_per_s")
+    numbers = [f"{summary[name]:,}" for name in ("pairs", "flagged", "errors")]
+    table.add_row(*numbers, f"{speed:,.1f}" if speed else "-")
+    return table
+
+
+def show_finding(finding: Finding, text: str | None) -> Group:
+    """A judged pair: verdict and score, the types, the box, and the text with its flagged words marked."""
+    lines: list[Text | Table] = [_headline(finding), _types(finding)]
+    if finding.box_px is not None:
+        x0, y0, x1, y1 = finding.box_px
+        size = f"{finding.width} x {finding.height} px"
+        lines.append(Text(f"face  x {x0:.0f} to {x1:.0f}, y {y0:.0f} to {y1:.0f}, of {size}"))
+    if text:
+        lines.append(_marked(text, finding))
+    lines += [Text(f"note  {warning}", style="dim") for warning in finding.warnings]
+    lines.append(Text(f"model {finding.model_id}, policy {finding.policy_id}", style="dim"))
+    return Group(*lines)
+
+
+def _headline(finding: Finding) -> Text:
+    verdict = finding.verdict or "unknown"
+    score = "" if finding.score is None else f"  score {finding.score:.3f}"
+    return Text.assemble((f" {verdict} ", _VERDICT_STYLES.get(verdict, "")), score)
+
+
+def _types(finding: Finding) -> Table:
+    table = Table.grid(padding=(0, 2))
+    for name, value in (finding.types or {}).items():
+        flagged = name in finding.flagged_types
+        number = "not judged" if value is None else f"{value:.3f}"
+        table.add_row(name.replace("_", " "), number, "flagged" if flagged else "", style="bold red" if flagged else "")
+    return table
+
+
+def _marked(text: str, finding: Finding) -> Text:
+    marked = Text("text  ")
+    for piece, word in segments(text, finding.words):
+        if word is None:
+            marked.append(piece)
+        else:
+            red, green, blue = LEVEL_COLOURS[level(word.score) - 1]
+            marked.append(piece, style=f"bold black on rgb({red},{green},{blue})")
+    return marked
