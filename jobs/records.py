@@ -51,8 +51,8 @@ def _text_records(location: Location, kind: str) -> Iterator[tuple[int, Record]]
 
 
 def _starts_an_array(file: BinaryIO) -> bool:
-    head = file.peek(_CHUNK)[:_CHUNK]  # type: ignore[attr-defined]
-    return bool(head.removeprefix(codecs.BOM_UTF8).lstrip().startswith(b"["))
+    head: bytes = file.peek(1)  # type: ignore[attr-defined]  # all that is buffered
+    return head.removeprefix(codecs.BOM_UTF8).lstrip().startswith(b"[")
 
 
 def _lines(file: BinaryIO) -> Iterator[tuple[int, bytes | RowError]]:
@@ -91,7 +91,8 @@ def _json_array(file: BinaryIO, location: Location) -> Iterator[tuple[int, Recor
     decoder, reader = json.JSONDecoder(), codecs.getreader("utf-8-sig")(file)
     buffer, at, number = "", 0, 0
     try:
-        buffer = reader.read(_CHUNK).lstrip()
+        while not buffer:
+            buffer = reader.read(_CHUNK).lstrip()
         at = 1  # behind the bracket
         while True:
             at = _skip_space(buffer, at)
@@ -116,12 +117,12 @@ def _skip_space(buffer: str, at: int) -> int:
 
 
 def _element(decoder: json.JSONDecoder, buffer: str, at: int) -> tuple[Any, int | None]:
-    """A value and where it ends; no end if the buffer may stop within it."""
+    """A value and where it ends; no end if the buffer may stop within it, as within a number it can unnoticed."""
     try:
         value, end = decoder.raw_decode(buffer, at)
     except ValueError:
         return None, None
-    return (value, end) if _skip_space(buffer, end) < len(buffer) else (None, None)
+    return (value, end) if isinstance(value, dict) or end < len(buffer) else (None, None)
 
 
 def _csv(file: BinaryIO, location: Location) -> Iterator[tuple[int, Record]]:

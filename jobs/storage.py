@@ -134,15 +134,15 @@ def failure_code(error: Exception) -> tuple[str, bool]:
     from botocore.exceptions import ClientError, ConnectTimeoutError, ReadTimeoutError
 
     if isinstance(error, ClientError):
-        code = error.response.get("Error", {}).get("Code", "")
-        status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
+        code = str(error.response.get("Error", {}).get("Code", ""))
+        status = int(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
         for codes, name, retryable in (
             (_NOT_FOUND, "not_found", False),
             (_DENIED, "access_denied", False),
             (_THROTTLED, "throttled", True),
             (_TIMED_OUT, "timeout", True),
         ):
-            if code in codes or str(status) in codes:
+            if (code or str(status)) in codes:
                 return name, retryable
         return "storage_error", status >= 500 or code == "InternalError"
     if isinstance(error, FileNotFoundError | NotADirectoryError):

@@ -1,0 +1,112 @@
+"""What several test files share: one Ray, one S3 server, one small model, a few pictures."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import boto3
+import numpy as np
+import pytest
+from PIL import Image
+
+S3_ENVIRONMENT = {
+    "AWS_ACCESS_KEY_ID": "testing",
+    "AWS_SECRET_ACCESS_KEY": "testing",
+    "AWS_REGION": "us-east-1",
+    "AWS_DEFAULT_REGION": "us-east-1",
+    "AWS_EC2_METADATA_DISABLED": "true",
+}
+CAPTIONS = (
+    "The president smiles at a crowd in the capital",
+    "Angry workers leave the factory after talks fail",
+    "A team celebrates its first title in twenty years",
+    "Rescue workers carry a child out of the flood",
+)
+
+
+@pytest.fixture(scope="session")
+def s3() -> Iterator[str]:
+    """A real S3 server over HTTP, and the environment in which every AWS tool finds it; yields its endpoint."""
+    from moto.server import ThreadedMotoServer
+
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    former = {name: os.environ.get(name) for name in (*S3_ENVIRONMENT, "AWS_ENDPOINT_URL", "AWS_PROFILE")}
+    os.environ.update(S3_ENVIRONMENT, AWS_ENDPOINT_URL=f"http://{host}:{port}")
+    os.environ.pop("AWS_PROFILE", None)
+    boto3.DEFAULT_SESSION = None
+    yield os.environ["AWS_ENDPOINT_URL"]
+    server.stop()
+    for name, value in former.items():
+        if value is None:
+            os.environ.pop(name, None)
+        else:
+            os.environ[name] = value
+
+
+@pytest.fixture
+def bucket(s3: str, request: pytest.FixtureRequest) -> str:
+    """The name of a new, empty bucket."""
+    name = f"b{abs(hash(request.node.nodeid)):x}"
+    boto3.client("s3").create_bucket(Bucket=name)
+    return name
+
+
+@pytest.fixture(scope="session")
+def ray_here(s3: str) -> Iterator[None]:
+    """One Ray of two CPUs for all tests; its workers find the S3 server."""
+    from jobs.cluster import ray_running
+
+    with ray_running(num_cpus=2, object_store_memory=300 * 2**20):
+        yield
+
+
+@pytest.fixture(scope="session")
+def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model of 48 channels and 32 px with random weights, and a tokenizer."""
+    import torch
+
+    from asap.checkpoint import save
+    from asap.config import ModelConfig
+    from asap.model import Asap
+    from asap.text import train_tokenizer
+
+    tokenizer = train_tokenizer(CAPTIONS, 200)
+    config = ModelConfig.tiny(
+        width=48, image_layers=2, text_layers=1, fusion_layers=1, image_size=32, image_mlp_width=96,
+        text_mlp_width=96, vocab_size=len(tokenizer), embed_dim=16,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    return save(Asap(config), tmp_path_factory.mktemp("model") / "small", tokenizer=tokenizer)
+
+
+def draw_jpeg(seed: int, size: tuple[int, int] = (64, 48)) -> bytes:
+    """A picture of soft noise, different for each seed."""
+    noise = np.random.default_rng(seed).integers(0, 255, (6, 8, 3), dtype=np.uint8)
+    buffer = io.BytesIO()
+    Image.fromarray(noise).resize(size).save(buffer, "JPEG")
+    return buffer.getvalue()
+
+
+@pytest.fixture(scope="session")
+def jpeg() -> Callable[..., bytes]:
+    """`draw_jpeg`."""
+    return draw_jpeg
+
+
+@pytest.fixture
+def corpus(tmp_path: Path) -> Path:
+    """A folder with pictures and a JSON lines manifest of four pairs, a.jsonl."""
+    folder = tmp_path / "corpus"
+    (folder / "images").mkdir(parents=True)
+    records = []
+    for number, caption in enumerate(CAPTIONS):
+        (folder / f"images/{number}.jpg").write_bytes(draw_jpeg(number))
+        records.append({"custom_id": f"pair-{number}", "image": f"images/{number}.jpg", "text": caption})
+    (folder / "a.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    return folder

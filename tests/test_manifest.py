@@ -1,0 +1,88 @@
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from jobs import manifest
+from jobs.manifest import MANIFEST_SCHEMA, ManifestRow, SeenIds, storable, write_manifest
+from jobs.storage import Location
+
+
+def _rows(count: int) -> list[ManifestRow]:
+    return [ManifestRow(row_id=number, custom_id=f"id-{number}", text="a text") for number in range(count)]
+
+
+def _written(folder: Path) -> list[dict[str, object]]:
+    return [row for file in sorted(folder.iterdir()) for row in pq.read_table(file).to_pylist()]
+
+
+def test_every_row_is_written_once_in_its_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(manifest, "_ROWS_PER_GROUP", 4)
+    monkeypatch.setattr(manifest, "ROWS_PER_FILE", 8)
+    assert write_manifest(_rows(21), Location(str(tmp_path))) == 21
+    assert [file.name for file in sorted(tmp_path.iterdir())] == ["00000.parquet", "00001.parquet", "00002.parquet"]
+    assert [row["row_id"] for row in _written(tmp_path)] == list(range(21))
+
+
+def test_files_have_the_declared_schema_though_columns_are_null(tmp_path: Path) -> None:
+    write_manifest(_rows(1), Location(str(tmp_path)))
+    assert pq.read_schema(tmp_path / "00000.parquet").equals(MANIFEST_SCHEMA)
+
+
+def test_a_limit_ends_the_reading(tmp_path: Path) -> None:
+    def endless():  # type: ignore[no-untyped-def]
+        yield from _rows(5)
+        raise AssertionError("read beyond the limit")
+
+    assert write_manifest(endless(), Location(str(tmp_path)), limit=5) == 5
+
+
+def test_a_repeated_id_is_an_error_under_a_name_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(manifest, "_ROWS_PER_GROUP", 2)
+    names = ["a", "b", "a", "c", "c"]
+    rows = [ManifestRow(row_id=number, custom_id=name) for number, name in enumerate(names)]
+    write_manifest(rows, Location(str(tmp_path)))
+    written = _written(tmp_path)
+    assert [row["custom_id"] for row in written] == ["a", "b", "a#2", "c", "c#4"]
+    assert [row["row_error"] is None for row in written] == [True, True, False, True, False]
+    assert "'a' was used by an earlier row" in str(written[2]["row_error"])
+
+
+def test_what_stores_refuse_is_escaped_with_a_warning(tmp_path: Path) -> None:
+    rows = [
+        ManifestRow(row_id=0, custom_id="a\ud800", text="x\udc00y\0z"),
+        ManifestRow(row_id=1, custom_id="b", text="naïve 😀 text", metadata='{"a": "\ud83d"}'),
+    ]
+    write_manifest(rows, Location(str(tmp_path)))
+    first, second = _written(tmp_path)
+    assert first["text"] == r"x\udc00y\u0000z"
+    assert first["custom_id"] == r"a\ud800"
+    assert len(first["warnings"]) == 1  # type: ignore[arg-type]
+    assert second["text"] == "naïve 😀 text"
+    assert second["warnings"] == []
+
+
+def test_storable_changes_nothing_else() -> None:
+    text = "tab\t newline\n accents é emoji 😀 \u200f right \x7f"
+    assert storable(text) == text
+
+
+def test_seen_ids_agree_with_a_set_over_many_calls() -> None:
+    generator = np.random.default_rng(0)
+    seen, known = SeenIds(), set[str]()
+    for _ in range(50):
+        ids = [f"n{number}" for number in generator.integers(0, 2000, generator.integers(1, 60))]
+        expected = []
+        for name in ids:
+            expected.append(name in known)
+            known.add(name)
+        assert seen.repeated(ids).tolist() == expected
+
+
+def test_seen_ids_keep_few_runs() -> None:
+    seen = SeenIds()
+    for start in range(0, 10_000, 100):
+        seen.repeated([str(number) for number in range(start, start + 100)])
+    assert len(seen._runs) < 10
+    assert sum(map(len, seen._runs)) == 10_000

@@ -1,0 +1,128 @@
+import gzip
+import json
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from jobs import records
+from jobs.errors import InputNotFound, StorageError
+from jobs.records import RowError, read_records
+from jobs.storage import Location
+
+
+def _read(path: Path, kind: str) -> list[tuple[int, records.Record]]:
+    return list(read_records(Location(str(path)), kind))
+
+
+def _write(tmp_path: Path, data: bytes | str) -> Path:
+    path = tmp_path / "input"
+    path.write_bytes(data.encode() if isinstance(data, str) else data)
+    return path
+
+
+def test_json_lines_keep_their_numbers_and_broken_ones_their_place(tmp_path: Path) -> None:
+    path = _write(tmp_path, b'{"a": 1}\n\n{broken\n[1]\n\xff\xfe\n{"a": 2}')
+    found = _read(path, "jsonl")
+    assert [line for line, _ in found] == [0, 2, 3, 4, 5]
+    assert found[0][1] == {"a": 1}
+    assert found[4][1] == {"a": 2}
+    assert [str(record).split(":")[0] for _, record in found[1:4]] == [
+        "the line is not JSON",
+        "the record is a list, not an object",
+        "the line is not UTF-8",
+    ]
+
+
+def test_a_line_that_is_too_long_is_an_error_and_the_next_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(records, "MAX_RECORD_BYTES", 100)
+    path = _write(tmp_path, json.dumps({"a": "x" * 500}) + '\n{"a": 1}\n')
+    found = _read(path, "jsonl")
+    assert isinstance(found[0][1], RowError)
+    assert found[1:] == [(1, {"a": 1})]
+
+
+def test_deeply_nested_json_is_a_row_error(tmp_path: Path) -> None:
+    found = _read(_write(tmp_path, "[" * 100_000 + "\n" + '{"a": 1}\n'), "jsonl")
+    assert isinstance(found[0][1], RowError)
+    assert found[1] == (1, {"a": 1})
+
+
+@pytest.mark.parametrize("chunk", [1, 7, 2**16])
+def test_an_array_is_read_element_by_element(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, chunk: int) -> None:
+    monkeypatch.setattr(records, "_CHUNK", chunk)
+    elements = [{"a": 1, "text": "é[],{}"}, {"b": [1, {"c": "]"}]}, 12, {"d": None}]
+    path = _write(tmp_path, "\ufeff \n" + json.dumps(elements, indent=1, ensure_ascii=False) + "\n")
+    found = _read(path, "json")
+    assert [line for line, _ in found] == [0, 1, 2, 3]
+    assert [record for _, record in found if isinstance(record, dict)] == [elements[0], elements[1], elements[3]]
+    assert "a int" in str(found[2][1])
+
+
+@pytest.mark.parametrize("text", ['[{"a": 1}, {"b": ', '[{"a": 1}, {b}]', '[{"a": 1}'])
+def test_an_array_that_breaks_off_ends_the_reading_with_its_place(tmp_path: Path, text: str) -> None:
+    reading = read_records(Location(str(_write(tmp_path, text))), "json")
+    assert next(reading) == (0, {"a": 1})
+    with pytest.raises(InputNotFound, match="is broken after 1 records"):
+        next(reading)
+
+
+def test_an_empty_array_holds_nothing(tmp_path: Path) -> None:
+    assert _read(_write(tmp_path, " [ ] "), "json") == []
+
+
+def test_a_json_file_may_hold_lines(tmp_path: Path) -> None:
+    assert _read(_write(tmp_path, '{"a": 1}\n{"a": 2}\n'), "json") == [(0, {"a": 1}), (1, {"a": 2})]
+
+
+def test_csv_rows_keep_their_lines_and_empty_cells_are_null(tmp_path: Path) -> None:
+    path = _write(tmp_path, '\ufeffid,image,text\n1,a.jpg,"two\nlines"\n\n2,,short\n3,b.jpg\n')
+    found = _read(path, "csv")
+    assert found[0] == (1, {"id": "1", "image": "a.jpg", "text": "two\nlines"})
+    assert found[1][1] == {"id": "2", "image": None, "text": "short"}
+    assert str(found[2][1]) == "the line has 2 cells, the header 3"
+
+
+def test_csv_that_is_not_utf8_or_badly_quoted_is_a_row_error(tmp_path: Path) -> None:
+    path = _write(tmp_path, b'image,text\na.jpg,caf\xe9\nb.jpg,"x"y\nc.jpg,fine\n')
+    found = _read(path, "csv")
+    assert str(found[0][1]) == "the line is not UTF-8"
+    assert "not CSV" in str(found[1][1])
+    assert found[2][1] == {"image": "c.jpg", "text": "fine"}
+
+
+@pytest.mark.parametrize("kind", ["csv", "parquet"])
+def test_missing_columns_are_told_before_any_row(tmp_path: Path, kind: str) -> None:
+    path = _write(tmp_path, "img,text\na.jpg,x\n")
+    if kind == "parquet":
+        pq.write_table(pa.table({"img": ["a.jpg"], "text": ["x"]}), path)
+    with pytest.raises(InputNotFound, match=r"columns \['img', 'text'\]; 'image' \(or 'image_uri'\) and 'text'"):
+        _read(path, kind)
+
+
+def test_parquet_rows_are_numbered_over_row_groups(tmp_path: Path) -> None:
+    path = tmp_path / "input"
+    pq.write_table(pa.table({"image": ["a", "b", "c"], "text": ["x", None, "z"]}), path, row_group_size=2)
+    assert _read(path, "parquet") == [
+        (0, {"image": "a", "text": "x"}),
+        (1, {"image": "b", "text": None}),
+        (2, {"image": "c", "text": "z"}),
+    ]
+
+
+def test_what_is_not_parquet_is_told_so(tmp_path: Path) -> None:
+    with pytest.raises(InputNotFound, match="cannot be read as parquet"):
+        _read(_write(tmp_path, "not parquet at all"), "parquet")
+
+
+def test_compressed_lines_are_read_and_a_truncated_file_is_told(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl.gz"
+    data = gzip.compress(b"".join(b'{"a": %d}\n' % number for number in range(1000)))
+    path.write_bytes(data)
+    assert len(_read(path, "jsonl")) == 1000
+    path.write_bytes(data[: len(data) // 2])
+    with pytest.raises(StorageError, match=r"a\.jsonl\.gz"):
+        _read(path, "jsonl")

@@ -1,0 +1,222 @@
+import json
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from jobs import storage
+from jobs.errors import InputNotFound, StorageError
+from jobs.manifest import ManifestRow
+from jobs.records import RowError
+from jobs.sources import find_source, image_uri
+from jobs.storage import Location
+
+
+def _rows(path: Path | str, limit: int | None = None) -> list[ManifestRow]:
+    return list(find_source(str(path), limit).rows())
+
+
+def _write_jsonl(folder: Path, *records: object) -> Path:
+    path = folder / "a.jsonl"
+    path.write_text("".join(json.dumps(record) + "\n" for record in records))
+    return path
+
+
+def test_a_manifest_becomes_rows_with_absolute_images(corpus: Path) -> None:
+    rows = _rows(corpus / "a.jsonl")
+    assert [row.row_id for row in rows] == [0, 1, 2, 3]
+    assert rows[1].custom_id == "pair-1"
+    assert rows[1].image_uri == str(corpus / "images/1.jpg")
+    assert rows[1].text
+    assert rows[1].row_error is None
+
+
+def test_jsonl_csv_and_parquet_say_the_same(corpus: Path) -> None:
+    records = [json.loads(line) for line in (corpus / "a.jsonl").read_text().splitlines()]
+    table = pa.Table.from_pylist(records)
+    pq.write_table(table, corpus / "a.parquet")
+    lines = ["custom_id,image,text", *(f'{r["custom_id"]},{r["image"]},"{r["text"]}"' for r in records)]
+    (corpus / "a.csv").write_text("\n".join(lines))
+    expected = [(row.custom_id, row.image_uri, row.text) for row in _rows(corpus / "a.jsonl")]
+    for name in ("a.parquet", "a.csv"):
+        assert [(row.custom_id, row.image_uri, row.text) for row in _rows(corpus / name)] == expected
+
+
+def test_a_limit_takes_the_first_rows(corpus: Path) -> None:
+    assert [row.row_id for row in _rows(corpus / "a.jsonl", 2)] == [0, 1]
+    assert len(_rows(corpus / "images", 3)) == 3
+
+
+def _dgm4(folder: Path, image: str) -> Path:
+    path = folder / "metadata/test.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    record = {"id": 7, "image": image, "text": "a b", "fake_cls": "face_swap", "fake_image_box": [1, 2, 3, 4]}
+    path.write_text(json.dumps([record]))
+    return path
+
+
+@pytest.mark.parametrize(
+    ("at", "named"), [("DGM4/x.jpg", "x.jpg"), ("DGM4/x.jpg", "DGM4/x.jpg"), ("DGM4/metadata/x.jpg", "x.jpg")]
+)
+def test_dgm4_paths_start_at_the_root_or_the_folder_around_it_or_the_manifest(
+    tmp_path: Path, at: str, named: str
+) -> None:
+    manifest = _dgm4(tmp_path / "DGM4", named)
+    (tmp_path / at).write_bytes(b"x")
+    row = _rows(manifest)[0]
+    assert row.image_uri == str(tmp_path / at)
+    assert row.custom_id == "7"
+    assert json.loads(row.metadata or "") == {"fake_cls": "face_swap", "fake_image_box": [1, 2, 3, 4]}
+
+
+def test_dgm4_without_a_picture_takes_the_root(tmp_path: Path) -> None:
+    assert _rows(_dgm4(tmp_path / "DGM4", "x.jpg"))[0].image_uri == str(tmp_path / "DGM4/x.jpg")
+
+
+def test_metadata_is_passed_through_untouched(corpus: Path) -> None:
+    rows = _rows(
+        _write_jsonl(
+            corpus,
+            {"image": "a.jpg", "text": "t", "metadata": '{"a":  1}', "other": 1},
+            {"image": "a.jpg", "text": "t", "metadata": {"é": [1]}},
+            {"image": "a.jpg", "text": "t", "source": "wire"},
+            {"image": "a.jpg", "text": "t"},
+        )
+    )
+    assert [row.metadata for row in rows] == ['{"a":  1}', '{"é": [1]}', '{"source": "wire"}', None]
+
+
+@pytest.mark.parametrize(
+    ("record", "reason"),
+    [
+        ({"image": 12, "text": "t"}, "image is 12, a int"),
+        ({"image": "a.jpg", "text": ["t"]}, "text is ['t'], a list"),
+        ({"image": "a.jpg", "text": "t", "id": True}, "custom_id is True"),
+        ({"picture": "a.jpg"}, "neither image nor text; its fields are ['picture']"),
+        ({"image": "http://host/a.jpg", "text": "t"}, "is an address"),
+        ({"image": "data:image/png;base64,AA", "text": "t"}, "is an address"),
+        ({"image": "a.tar", "text": "t", "image_offset": 5}, "not two whole numbers"),
+        ({"image": "a.tar", "text": "t", "image_offset": -5, "image_length": 2}, "not bytes of a file"),
+        (["a list"], "not an object"),
+    ],
+)
+def test_a_record_that_cannot_be_understood_keeps_its_row(corpus: Path, record: object, reason: str) -> None:
+    rows = _rows(_write_jsonl(corpus, {"image": "a.jpg", "text": "t"}, record, {"image": "a.jpg", "text": "t"}))
+    assert [row.row_error is None for row in rows] == [True, False, True]
+    assert reason in str(rows[1].row_error)
+
+
+def test_a_row_error_keeps_the_callers_name(corpus: Path) -> None:
+    assert _rows(_write_jsonl(corpus, {"id": "mine", "image": 1}))[0].custom_id == "mine"
+
+
+def test_blank_and_missing_halves_are_null(corpus: Path) -> None:
+    rows = _rows(_write_jsonl(corpus, {"image": "a.jpg", "text": " \n"}, {"text": "t"}, {"image": None, "text": "t"}))
+    assert rows[0].text is None
+    assert [row.image_uri for row in rows[1:]] == [None, None]
+    assert all(row.row_error is None for row in rows)
+
+
+def test_a_member_of_a_larger_file_is_carried(corpus: Path) -> None:
+    row = _rows(_write_jsonl(corpus, {"image": "a.tar", "text": "t", "image_offset": 512, "image_length": 99}))[0]
+    assert (row.image_offset, row.image_length) == (512, 99)
+
+
+def test_a_folder_pairs_pictures_with_texts_of_the_same_name(tmp_path: Path) -> None:
+    for name in ("b.jpg", "b.txt", "a.1.png", "a.1.txt", "c.JPEG", "d.txt", "sub/b.webp", "sub/b.txt", "notes.md"):
+        path = tmp_path / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(f"text of {name}\n")
+    rows = _rows(tmp_path)
+    assert [(row.custom_id, row.text) for row in rows] == [
+        ("a.1.png", "text of a.1.txt"),
+        ("b.jpg", "text of b.txt"),
+        ("c.JPEG", None),
+        ("sub/b.webp", "text of sub/b.txt"),
+    ]
+    assert rows[0].image_uri == str(tmp_path / "a.1.png")
+    assert [row.row_id for row in rows] == [0, 1, 2, 3]
+
+
+def test_a_text_file_that_cannot_be_read_is_its_rows_error(tmp_path: Path) -> None:
+    (tmp_path / "a.jpg").write_bytes(b"x")
+    (tmp_path / "a.txt").write_bytes(b"caf\xe9")
+    (tmp_path / "b.jpg").write_bytes(b"x")
+    (tmp_path / "b.txt").write_bytes(b"x" * (2**20 + 1))
+    first, second = _rows(tmp_path)
+    assert "not UTF-8" in str(first.row_error)
+    assert "1048577 bytes" in str(second.row_error)
+
+
+def test_a_prefix_of_s3_says_the_versions(bucket: str) -> None:
+    folder = Location(f"s3://{bucket}/news")
+    for name in ("a.jpg", "a.txt", "b.jpg"):
+        storage.write_bytes(folder / name, b"text")
+    rows = _rows(folder.uri)
+    assert [(row.custom_id, row.text) for row in rows] == [("a.jpg", "text"), ("b.jpg", None)]
+    assert rows[0].image_uri == f"s3://{bucket}/news/a.jpg"
+    assert rows[0].image_version
+
+
+def test_a_manifest_in_s3_names_objects_beside_it_and_no_local_files(bucket: str) -> None:
+    records = [
+        {"image": "images/a.jpg", "text": "t"},
+        {"image": f"s3://{bucket}/other/b.jpg", "text": "t"},
+        {"image": "/etc/passwd", "text": "t"},
+        {"image": "file:///etc/passwd", "text": "t"},
+        {"image": "../../../etc/passwd", "text": "t"},
+    ]
+    data = "".join(json.dumps(record) + "\n" for record in records).encode()
+    storage.write_bytes(Location(f"s3://{bucket}/news/a.jsonl"), data)
+    rows = _rows(f"s3://{bucket}/news/a.jsonl")
+    assert [row.image_uri for row in rows[:2]] == [f"s3://{bucket}/news/images/a.jpg", f"s3://{bucket}/other/b.jpg"]
+    assert [row.image_uri for row in rows[2:]] == [None, None, None]
+    assert all("local file" in str(row.row_error) for row in rows[2:4])
+    assert "leaves the bucket" in str(rows[4].row_error)
+
+
+def test_a_local_manifest_may_name_any_path_and_odd_names() -> None:
+    base = Location("/data/news")
+    assert image_uri("../a b?#%20.jpg", base) == "/data/a b?#%20.jpg"
+    assert image_uri("/x/./y.jpg", base) == "/x/y.jpg"
+    assert image_uri("file:///x/y.jpg", base) == "/x/y.jpg"
+    assert image_uri("12:30.jpg", base) == "/data/news/12:30.jpg"
+    with pytest.raises(RowError, match="address"):
+        image_uri("HTTPS://host/a.jpg", base)
+
+
+@pytest.mark.parametrize("name", ["nowhere", "nowhere.jsonl", "empty", "empty.jsonl", "file.txt"])
+def test_an_input_with_nothing_to_scan_is_told_in_a_sentence(tmp_path: Path, name: str) -> None:
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "empty.jsonl").write_text("\n\n")
+    (tmp_path / "file.txt").write_text("x")
+    with pytest.raises(InputNotFound, match=name):
+        find_source(str(tmp_path / name))
+
+
+@pytest.mark.parametrize("name", ["BUCKET/nothing/here", "BUCKET/a.jsonl", "unknown-bucket-1234/a.jsonl"])
+def test_an_s3_input_that_is_not_there_is_told_in_a_sentence(bucket: str, name: str) -> None:
+    with pytest.raises((InputNotFound, StorageError), match=r"not there|does not exist"):
+        find_source("s3://" + name.replace("BUCKET", bucket))
+
+
+def test_a_fingerprint_changes_with_the_input_only(corpus: Path) -> None:
+    def prints() -> tuple[str, str]:
+        return find_source(str(corpus / "a.jsonl")).fingerprint(), find_source(str(corpus / "images")).fingerprint()
+
+    before = prints()
+    assert prints() == before
+    (corpus / "a.jsonl").write_text((corpus / "a.jsonl").read_text() + "\n")
+    (corpus / "images/9.jpg").write_bytes(b"x")
+    assert prints()[0] != before[0]
+    assert prints()[1] != before[1]
+    assert find_source(str(corpus / "images"), 4).fingerprint() == before[1]
+
+
+def test_the_fingerprint_of_an_object_is_its_version(bucket: str) -> None:
+    place = Location(f"s3://{bucket}/a.jsonl")
+    storage.write_bytes(place, b'{"image": "a", "text": "t"}\n')
+    before = find_source(place.uri).fingerprint()
+    storage.write_bytes(place, b'{"image": "b", "text": "t"}\n')
+    assert find_source(place.uri).fingerprint() != before

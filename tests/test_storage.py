@@ -1,0 +1,199 @@
+import os
+import stat
+from pathlib import Path
+
+import boto3
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from botocore.exceptions import ClientError, EndpointConnectionError, NoCredentialsError
+
+from jobs import storage
+from jobs.errors import StorageError
+from jobs.storage import Location
+
+
+def test_a_relative_path_becomes_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert Location.parse("a/b.json").uri == str(tmp_path / "a/b.json")
+    assert Location.parse("file:///a/b").uri == "/a/b"
+
+
+def test_an_s3_address_has_a_bucket_and_a_key() -> None:
+    location = Location.parse("s3://news/2024/a.jpg")
+    assert (location.bucket, location.key, location.name) == ("news", "2024/a.jpg", "a.jpg")
+    assert location.parent == Location("s3://news/2024")
+    assert Location.parse("s3://news/").key == ""
+    assert Location("s3://news").parent == Location("s3://news")
+    assert str(Location("s3://news") / "a") == "s3://news/a"
+
+
+@pytest.mark.parametrize("text", ["http://host/a.jpg", "gs://bucket/a", "s3://", "s3:///key"])
+def test_other_schemes_and_missing_buckets_are_refused(text: str) -> None:
+    with pytest.raises(StorageError, match=r"scheme|names no bucket"):
+        Location.parse(text)
+
+
+@pytest.fixture(params=["local", "s3"])
+def folder(request: pytest.FixtureRequest, tmp_path: Path) -> Location:
+    """An empty place of either kind."""
+    if request.param == "local":
+        return Location(str(tmp_path / "place"))
+    return Location(f"s3://{request.getfixturevalue('bucket')}/place")
+
+
+def test_what_is_written_can_be_read_listed_and_deleted(folder: Location) -> None:
+    assert storage.is_empty(folder)
+    storage.write_bytes(folder / "b.txt", b"two")
+    storage.write_bytes(folder / "a/x.txt", b"one")
+    with storage.open_write(folder / "c.txt") as file:
+        file.write(b"three")
+    assert not storage.is_empty(folder)
+    assert storage.exists(folder / "b.txt")
+    assert not storage.exists(folder / "a")
+    assert storage.read_bytes(folder / "c.txt") == b"three"
+    assert {info.location.name: info.size for info in storage.list_files(folder)} == {
+        "x.txt": 3,
+        "b.txt": 3,
+        "c.txt": 5,
+    }
+    storage.delete_file(folder / "b.txt")
+    assert not storage.exists(folder / "b.txt")
+    storage.delete_folder(folder)
+    storage.delete_folder(folder)
+    assert storage.is_empty(folder)
+
+
+def test_a_stamp_changes_with_the_file_and_only_s3_has_versions(folder: Location) -> None:
+    storage.write_bytes(folder / "a", b"one")
+    before = storage.file_info(folder / "a")
+    storage.write_bytes(folder / "a", b"two")
+    after = storage.file_info(folder / "a")
+    assert before
+    assert after
+    assert before.stamp != after.stamp
+    assert (after.version is not None) == folder.is_s3
+    assert storage.file_info(folder / "b") is None
+
+
+def test_a_stream_decompresses_by_name(folder: Location) -> None:
+    storage.write_bytes(folder / "a.jsonl.gz", pa.compress(b"line\n" * 3, codec="gzip", asbytes=True))
+    with storage.open_read(folder / "a.jsonl.gz") as file:
+        assert file.readline() == b"line\n"
+        assert len(file.readlines()) == 2
+
+
+def test_a_table_can_be_written_and_read_at_any_offset(folder: Location) -> None:
+    system, path = storage.filesystem(folder)
+    system.create_dir(path, recursive=True)
+    pq.write_table(pa.table({"a": [1, 2]}), f"{path}/t.parquet", filesystem=system)
+    with storage.open_seekable(folder / "t.parquet") as file:
+        assert pq.read_table(file)["a"].to_pylist() == [1, 2]
+
+
+def test_a_listing_keeps_names_with_a_common_beginning_together(folder: Location) -> None:
+    for name in ("a.jpg", "a-b.jpg", "a.txt", "a/c.jpg", "b.txt"):
+        storage.write_bytes(folder / name, b"x")
+    names = [info.location.uri.removeprefix(f"{folder.uri}/") for info in storage.list_files(folder)]
+    assert abs(names.index("a.jpg") - names.index("a.txt")) == 1
+    assert sorted(names) == ["a-b.jpg", "a.jpg", "a.txt", "a/c.jpg", "b.txt"]
+
+
+def test_a_failed_write_leaves_the_old_file_and_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    place = Location(str(tmp_path / "a"))
+    storage.write_bytes(place, b"old")
+
+    def fail(self: Path, target: Path) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "replace", fail)
+    with pytest.raises(StorageError, match="No space left"):
+        storage.write_bytes(place, b"new")
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]
+    assert (tmp_path / "a").read_bytes() == b"old"
+
+
+def test_a_written_file_can_be_read_by_others(tmp_path: Path) -> None:
+    storage.write_bytes(Location(str(tmp_path / "a")), b"x")
+    assert stat.S_IMODE((tmp_path / "a").stat().st_mode) & 0o444 == 0o444
+
+
+def test_more_objects_than_one_request_takes_are_deleted(bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(storage, "_DELETE_AT_ONCE", 3)
+    place = Location(f"s3://{bucket}/many")
+    for number in range(7):
+        storage.write_bytes(place / str(number), b"x")
+    storage.delete_folder(place)
+    assert storage.is_empty(place)
+
+
+@pytest.mark.parametrize("place", ["/nowhere/at/all", "s3://BUCKET/none"])
+def test_reading_what_is_not_there_is_told_in_a_sentence(place: str, bucket: str) -> None:
+    location = Location(place.replace("BUCKET", bucket))
+    with pytest.raises(StorageError, match="does not exist"):
+        storage.read_bytes(location)
+
+
+def test_an_unknown_bucket_is_told_by_its_name(s3: str) -> None:
+    with pytest.raises(StorageError, match="the bucket 'no-such-bucket-here' does not exist"):
+        storage.check_bucket(Location("s3://no-such-bucket-here/a"))
+    with pytest.raises(StorageError, match="bucket of s3://no-such-bucket-here/a does not exist"):
+        list(storage.list_files(Location("s3://no-such-bucket-here/a")))
+
+
+def test_missing_credentials_are_told_with_what_to_do(s3: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", os.devnull)
+    monkeypatch.setenv("AWS_CONFIG_FILE", os.devnull)
+    monkeypatch.setattr(boto3, "DEFAULT_SESSION", None)
+    storage.s3_client.cache_clear()
+    try:
+        with pytest.raises(StorageError, match=r"no AWS credentials for s3://some-bucket.*AWS_PROFILE"):
+            storage.check_bucket(Location("s3://some-bucket/a"))
+    finally:
+        storage.s3_client.cache_clear()
+        boto3.setup_default_session()
+
+
+def test_an_unknown_profile_is_a_matter_of_credentials(s3: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_PROFILE", "nobody")
+    monkeypatch.setattr(boto3, "DEFAULT_SESSION", None)
+    storage.s3_client.cache_clear()
+    try:
+        with pytest.raises(StorageError, match=r"no AWS credentials.*nobody"):
+            storage.read_bytes(Location("s3://some-bucket/a"))
+    finally:
+        storage.s3_client.cache_clear()
+        boto3.DEFAULT_SESSION = None
+
+
+def _client_error(code: str, status: int) -> ClientError:
+    return ClientError({"Error": {"Code": code}, "ResponseMetadata": {"HTTPStatusCode": status}}, "GetObject")
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (_client_error("NoSuchKey", 404), ("not_found", False)),
+        (_client_error("404", 404), ("not_found", False)),
+        (_client_error("AccessDenied", 403), ("access_denied", False)),
+        (_client_error("ExpiredToken", 400), ("access_denied", False)),
+        (_client_error("SlowDown", 503), ("throttled", True)),
+        (_client_error("RequestTimeout", 400), ("timeout", True)),
+        (_client_error("InternalError", 500), ("storage_error", True)),
+        (_client_error("InvalidObjectState", 403), ("storage_error", False)),
+        (_client_error("InvalidRange", 416), ("storage_error", False)),
+        (NoCredentialsError(), ("access_denied", False)),
+        (EndpointConnectionError(endpoint_url="http://x"), ("storage_error", True)),
+        (FileNotFoundError(2, "No such file"), ("not_found", False)),
+        (NotADirectoryError(20, "Not a directory"), ("not_found", False)),
+        (PermissionError(13, "Permission denied"), ("access_denied", False)),
+        (TimeoutError(110, "timed out"), ("timeout", True)),
+        (OSError(5, "Input/output error"), ("storage_error", True)),
+        (IsADirectoryError(21, "Is a directory"), ("storage_error", False)),
+        (ValueError("embedded null byte"), ("storage_error", False)),
+    ],
+)
+def test_failures_are_named_as_the_store_defines_them(error: Exception, expected: tuple[str, bool]) -> None:
+    assert storage.failure_code(error) == expected
