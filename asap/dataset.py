@@ -128,11 +128,11 @@ class PictureCache:
         records: Sequence[Record],
         image_size: int,
         folder: Path,
-        progress: Callable[[int, int], None] | None = None,
+        progress: Callable[[int], None] | None = None,
     ) -> Self:
         """Open the cache of these pictures under `folder`, decoding them first unless that was done before.
 
-        `progress` is called with (pictures done, pictures in all). Raises `InputError` for a picture that cannot
+        `progress` is called with the pictures done so far. Raises `InputError` for a picture that cannot
         be decoded, naming it.
         """
         paths = list(dict.fromkeys(record.image for record in records))
@@ -150,7 +150,7 @@ def _decode_all(
     image_size: int,
     pixels_file: Path,
     sizes_file: Path,
-    progress: Callable[[int, int], None] | None,
+    progress: Callable[[int], None] | None,
 ) -> None:
     shape = (len(paths), image_size, image_size, 3)
     pixels = np.lib.format.open_memmap(pixels_file, mode="w+", dtype=np.uint8, shape=shape)
@@ -160,7 +160,7 @@ def _decode_all(
             pixels[row] = picture.pixels
             sizes[row] = picture.width, picture.height
             if progress and (row % 256 == 255 or row + 1 == len(paths)):
-                progress(row + 1, len(paths))
+                progress(row + 1)
     pixels.flush()
     partial = sizes_file.with_suffix(".partial.npy")
     np.save(partial, sizes)

@@ -72,12 +72,15 @@ class TrainingStep(nn.Module):
         with torch.no_grad():
             self.student.temperature.clamp_(0.001, 0.5)
             self.twin.update_parameters(self.student)
-            twin = self._encode(self.twin.model, batch)
+            twin = self._encode(self.twin.model, batch) if self._asks_the_twin(alpha) else None
         encoded = self._encode(self.student, batch)
         terms = self._fused_terms(batch, encoded, twin, alpha)
-        if self.criterion.wants("vlc"):
+        if twin is not None and self.criterion.wants("vlc"):
             terms["vlc"] = self._contrast(batch, encoded, twin, alpha)
         return terms | {"total": self.criterion.total(terms)}
+
+    def _asks_the_twin(self, alpha: float) -> bool:
+        return self.criterion.wants("vlc") or (self.token_momentum and alpha > 0)
 
     def _encode(self, model: Asap, batch: Batch) -> Encoded:
         """Image tokens, and text (caption, explanation) tokens in one run of the text encoder."""
@@ -106,7 +109,7 @@ class TrainingStep(nn.Module):
         self.queues.enqueue(gathered)
         return loss
 
-    def _fused_terms(self, batch: Batch, encoded: Encoded, twin: Encoded, alpha: float) -> dict[str, Tensor]:
+    def _fused_terms(self, batch: Batch, encoded: Encoded, twin: Encoded | None, alpha: float) -> dict[str, Tensor]:
         text_BLW, mask_BL = encoded.texts["text"]
         fused = self.student.fuse(encoded.image_BNW, text_BLW, mask_BL, with_scores=self.criterion.wants("mgca"))
         predicted = self.student.predict(fused)
@@ -129,9 +132,9 @@ class TrainingStep(nn.Module):
         return terms
 
     @torch.no_grad()
-    def _soft_tokens(self, twin: Encoded, alpha: float) -> Tensor | None:
+    def _soft_tokens(self, twin: Encoded | None, alpha: float) -> Tensor | None:
         """The twin's probabilities for each token, (B, L-1, 2), where they have any weight."""
-        if not self.token_momentum or alpha == 0:
+        if twin is None or not self.token_momentum or alpha == 0:
             return None
         tokens_BLW, _ = self.twin.model.fusion_encoder(*twin.texts["text"], twin.image_BNW)
         logits_BL2: Tensor = self.twin.model.token_head(tokens_BLW[:, 1:])

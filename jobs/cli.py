@@ -134,6 +134,11 @@ def newsroom(
     out: Annotated[Path, typer.Argument(help="A new folder for the corpus.")],
     pairs: Annotated[int, typer.Option(min=1, help="Image-text pairs, over all splits.")] = 10_000,
     seed: Annotated[int, typer.Option(min=0, help="The same seed draws the same corpus.")] = 0,
+    splits: Annotated[tuple[float, float, float], typer.Option(help="Shares of train, val and test.")] = (
+        0.8,
+        0.1,
+        0.1,
+    ),
     workers: Annotated[int | None, typer.Option(min=1, help="Processes; by default one a core.")] = None,
 ) -> None:
     """Draw a small corpus in DGM4's layout: news pictures and captions, some of them manipulated."""
@@ -141,6 +146,50 @@ def newsroom(
     from jobs.terminal import count_shown
 
     with count_shown(Console(), "drawing") as progress:
-        made = generate(out, pairs=pairs, seed=seed, workers=workers, progress=progress)
-    splits = ", ".join(f"{count} {name}" for name, count in made.pairs.items())
-    typer.echo(f"{made.corpus_version}: {splits}; {made.pictures} pictures in {made.out}")
+        made = generate(out, pairs=pairs, seed=seed, workers=workers, splits=splits, progress=progress)
+    counts = ", ".join(f"{count} {name}" for name, count in made.pairs.items())
+    typer.echo(f"{made.corpus_version}: {counts}; {made.pictures} pictures in {made.out}")
+
+
+@app.command()
+def train(
+    corpus: Annotated[str, typer.Argument(help="A folder in DGM4's layout, such as asap newsroom draws.")],
+    out: Annotated[str, typer.Option(help="The run folder; the trained model will be in OUT/model.")],
+    name: Annotated[str, typer.Option(help="Of the model; it begins the model id.")] = "asap-tiny",
+    test_corpus: Annotated[
+        str | None, typer.Option(help="A corpus whose test split judges the model; by default CORPUS.")
+    ] = None,
+    pairs: Annotated[int, typer.Option(min=1, help="Pairs to train on, counting each time one is seen.")] = 200_000,
+    seed: Annotated[int, typer.Option(min=0, help="Of weights, order and augmentation.")] = 0,
+    workers: Annotated[int, typer.Option(min=1, help="Ray Train workers.")] = 1,
+    address: Annotated[str | None, typer.Option(help="Of a running Ray cluster; by default here.")] = None,
+    change: Annotated[
+        list[str] | None, typer.Option("--set", help="Any other setting, NAME=VALUE (JSON), such as batch_size=64.")
+    ] = None,
+) -> None:
+    """Train a model. The same command again goes on with a run that was stopped."""
+    from jobs.settings import TrainSettings
+    from jobs.terminal import training_shown
+    from jobs.train import train as run
+
+    settings = _settings(
+        TrainSettings, corpus=corpus, out=out, name=name, test_corpus=test_corpus, pairs=pairs, seed=seed,
+        workers=workers, address=address, **_changes(change or []),
+    )  # fmt: skip
+    with training_shown(Console()) as progress:
+        folder = run(settings, progress)
+    typer.echo(f"model: {folder}")
+
+
+def _changes(assignments: list[str]) -> dict[str, Any]:
+    """NAME=VALUE pairs, the value read as JSON where it is JSON."""
+    changes: dict[str, Any] = {}
+    for assignment in assignments:
+        name, equals, value = assignment.partition("=")
+        if not equals:
+            raise ConfigError(f"--set {assignment!r} is not NAME=VALUE")
+        try:
+            changes[name] = json.loads(value)
+        except ValueError:
+            changes[name] = value
+    return changes

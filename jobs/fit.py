@@ -34,6 +34,11 @@ class RunFolder:
     path: Path
 
     @property
+    def settings(self) -> Path:
+        """What the run is told, less what does not change the result."""
+        return self.path / "train.json"
+
+    @property
     def tokenizer(self) -> Path:
         return self.path / "tokenizer"
 
@@ -59,9 +64,9 @@ class Split:
     config: ModelConfig
 
     @classmethod
-    def open(cls, settings: TrainSettings, folder: RunFolder, split: str, config: ModelConfig, limit: int = 0) -> Split:
-        """Read the split; its pictures come from the run's cache. `limit` keeps the first so many pairs."""
-        records = read_split(Path(settings.corpus), split)
+    def open(cls, corpus: str, folder: RunFolder, split: str, config: ModelConfig, limit: int = 0) -> Split:
+        """Read a split; its pictures come from the run's cache. `limit` keeps the first so many pairs."""
+        records = read_split(Path(corpus), split)
         codec = TextCodec(load_tokenizer(folder.tokenizer), max_words=config.max_words, max_tokens=config.max_tokens)
         pictures = PictureCache.prepare(records, config.image_size, folder.pictures)
         return cls(TrainingSet(records[: limit or None], pictures, codec), config)
@@ -96,9 +101,15 @@ class Fit:
         )
         warmup_steps = max(1, settings.warmup_pairs // settings.batch_size)
         self.schedule = warmup_cosine(self.optimiser, warmup_steps, self.total_steps)
+        self.steps_a_checkpoint = max(1, settings.checkpoint_pairs // settings.batch_size)
         self.done = 0
         # Every worker draws its own dropout, from a stream that a checkpoint can carry.
         torch.manual_seed(settings.seed + 1 + rank)
+
+    @property
+    def pairs_done(self) -> int:
+        """Pairs trained on so far, over all workers."""
+        return self.done * self.settings.batch_size
 
     def distribute(self, wrapped: nn.Module) -> None:
         """Call the step through `wrapped`, which averages gradients over workers."""
@@ -115,9 +126,21 @@ class Fit:
         }
         torch.save(state, folder / STATE_FILE)
 
+    @staticmethod
+    def _read(folder: Path) -> dict[str, Any]:
+        state: dict[str, Any] = torch.load(folder / STATE_FILE, weights_only=True)  # noqa: TID251  # our own file
+        return state
+
+    @classmethod
+    def twin_weights(cls, folder: Path) -> dict[str, Tensor]:
+        """The averaged model's state dict in a checkpoint: an average judges better than the last step."""
+        prefix = "twin.module."
+        weights = cls._read(folder)["module"]
+        return {key.removeprefix(prefix): value for key, value in weights.items() if key.startswith(prefix)}
+
     def restore(self, folder: Path) -> None:
         """Go back to where `save` was called."""
-        state: dict[str, Any] = torch.load(folder / STATE_FILE, weights_only=True)  # noqa: TID251  # our own file
+        state = self._read(folder)
         self.module.load_state_dict(state["module"])
         self.optimiser.load_state_dict(state["optimiser"])
         self.schedule.load_state_dict(state["schedule"])
@@ -151,7 +174,7 @@ class Fit:
         torch.nn.utils.clip_grad_norm_(self.module.student.parameters(), self.settings.gradient_norm)
         self.optimiser.step()
         self.schedule.step()
-        return {name: float(term) for name, term in terms.items()}
+        return {name: float(term.detach()) for name, term in terms.items()}
 
     def _numbers(self) -> tuple[list[int], int]:
         """The records of this worker's part of the next batch, and the epoch: a function of seed and step."""

@@ -54,7 +54,7 @@ class ScanSettings(Settings):
     model: str = "demo"
     limit: int | None = Field(default=None, ge=1)
     """Scan only the first so many pairs."""
-    precision: str = "auto"
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
     max_image_bytes: int = Field(default=DEFAULT_LIMITS.max_bytes, ge=1)
     max_image_pixels: int = Field(default=DEFAULT_LIMITS.max_pixels, ge=1)
     captions: CaptionSettings | None = None
@@ -97,3 +97,67 @@ def _name_of(place: str) -> str:
     name = Location.parse(place).name
     stem = re.sub(r"\.(json|jsonl|ndjson|csv|parquet|tar)(\.gz|\.bz2|\.zst)?$", "", name)
     return re.sub(r"[^\w.+-]", "_", stem).strip(".") or "scan"
+
+
+class TrainSettings(Settings):
+    """A training run: what to learn from, what to learn, and how long."""
+
+    corpus: str
+    """A folder in DGM4's layout: metadata/{train,val}.json, captions.json, explanations.json."""
+    out: str
+    """The run folder: checkpoints, progress, and the trained model under `model/`."""
+    test_corpus: str | None = None
+    """A corpus of another seed, whose test split judges the finished model for its card; None: this corpus's own."""
+    name: str = "asap-tiny"
+    """Of the model; it begins the model id."""
+    seed: int = Field(default=0, ge=0)
+
+    preset: Literal["base", "tiny"] = "tiny"
+    vocab_size: int = Field(default=4000, ge=100)
+    """Pieces at most of the tokenizer, which is trained on the corpus."""
+    model: dict[str, Any] = {}
+    """Changes to the preset, by name of `asap.config.ModelConfig`."""
+
+    pairs: int = Field(default=200_000, ge=1)
+    """Pairs to train on in all, counting each time a pair is seen."""
+    batch_size: int = Field(default=32, ge=2)
+    """Pairs of one step, over all workers."""
+    learning_rate: float = Field(default=5e-4, gt=0)
+    image_learning_rate: float = Field(default=5e-4, gt=0)
+    """Of vision, aggregator, image-side attention and box head."""
+    weight_decay: float = Field(default=0.02, ge=0)
+    warmup_pairs: int = Field(default=6_400, ge=0)
+    gradient_norm: float = Field(default=1.0, gt=0)
+    """Gradients are scaled down to this norm."""
+    augmentation: Literal["none", "flip", "published"] = "flip"
+
+    loss_weights: dict[str, float] = {"bbox_l1": 1.0, "giou": 0.5, "mpp": 2.0}
+    """Changes to the published weights, by name of `asap.config.LossWeights`."""
+    contrast_first: float = Field(default=0.0, ge=0, le=1)
+    """Share of the run in which the contrast weighs 1, so that the encoders meet before the heads ask much."""
+    mpp_labels: Literal["published", "authentic", "dense"] = "dense"
+    alpha: float = Field(default=0.4, ge=0, le=1)
+    """Weight of the twin's soft targets, reached linearly over `alpha_ramp_pairs`."""
+    alpha_ramp_pairs: int = Field(default=20_000, ge=1)
+    queue_size: int = Field(default=2048, ge=1)
+    momentum: float = Field(default=0.995, ge=0, lt=1)
+
+    workers: int = Field(default=1, ge=1)
+    cpus_per_worker: int | None = Field(default=None, ge=1)
+    """Threads of a worker; None: the machine's cores shared out."""
+    checkpoint_pairs: int = Field(default=6_400, ge=1)
+    """Pairs between checkpoints, which are also when the validation split is judged."""
+    validation_pairs: int = Field(default=1000, ge=1)
+    """Pairs of the validation split that are judged at a checkpoint."""
+    address: str | None = None
+    """Of a running Ray cluster; None starts Ray on this machine."""
+
+    @model_validator(mode="after")
+    def _divides(self) -> Self:
+        if self.batch_size % self.workers:
+            raise ValueError(f"batch_size {self.batch_size} does not divide among {self.workers} workers")
+        return self
+
+    def identity(self) -> dict[str, Any]:
+        """The settings that decide what is learned; a run goes on only under the same ones."""
+        return self.model_dump(exclude={"out", "cpus_per_worker", "checkpoint_pairs", "address"})

@@ -69,6 +69,32 @@ def count_shown(console: Console, what: str) -> Iterator[Callable[[int, int], No
         yield lambda done, total: watch(ScanProgress(what, done, total))
 
 
+@contextmanager
+def training_shown(console: Console) -> Iterator[Callable[[dict[str, Any]], None]]:
+    """Show a training run's events, as `jobs.train` tells them: a line each."""
+
+    def show(event: dict[str, Any]) -> None:
+        if "stage" in event:
+            line = f"{event['stage']}  {event['done']}/{event['total']}"
+        elif "validation" in event:
+            figures = {name: "-" if value is None else f"{value:.3f}" for name, value in event["validation"].items()}
+            line = f"{event['pairs']}/{event['of']} pairs  validation  {_named(figures)}"
+        else:
+            left_min = (event["of"] - event["pairs"]) / event["pairs_per_s"] / 60
+            losses = {name: f"{value:.3f}" for name, value in event["losses"].items()}
+            line = (
+                f"{event['pairs']}/{event['of']} pairs  {event['pairs_per_s']:.0f} pairs/s  "
+                f"{left_min:.0f} min left  {_named(losses)}"
+            )
+        console.print(line, highlight=False, soft_wrap=True)
+
+    yield show
+
+
+def _named(values: dict[str, str]) -> str:
+    return "  ".join(f"{name} {value}" for name, value in values.items())
+
+
 def _counts(now: ScanProgress) -> str:
     if not now.pairs_per_s:
         return ""

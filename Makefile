@@ -1,0 +1,42 @@
+# make demo   draw a corpus, scan it, and write a report        (everything it needs goes into .venv)
+# make test   the whole test suite
+# make lint   ruff and the type checker
+# make lock   resolve the dependencies anew
+PYTHON ?= python3
+VENV := .venv
+RUN := $(VENV)/bin
+UV := $(RUN)/uv
+DEMO := out/demo
+
+.PHONY: setup demo test lint lock clean
+
+setup: $(VENV)/.ready
+
+# uv resolves and unpacks in a minute what takes pip many; it lives in the virtual environment as everything does.
+$(VENV)/.ready: requirements.lock pyproject.toml
+	@test -x $(RUN)/python || $(PYTHON) -m venv $(VENV)
+	@test -x $(UV) || $(RUN)/python -m pip install --quiet --disable-pip-version-check uv
+	@echo "Installing the locked dependencies into $(VENV) …"
+	@$(UV) pip install --quiet --python $(RUN)/python --require-hashes -r requirements.lock
+	@$(UV) pip install --quiet --python $(RUN)/python --no-deps --editable .
+	@touch $@
+
+demo: setup
+	@rm -rf $(DEMO)
+	@$(RUN)/asap newsroom $(DEMO)/corpus --pairs 400 --seed 2026
+	@$(RUN)/asap scan $(DEMO)/corpus/metadata/test.json --out $(DEMO)/jobs --job demo
+
+test: setup
+	@$(RUN)/python -m pytest $(PYTEST_ARGS)
+
+lint: setup
+	@$(RUN)/ruff check .
+	@$(RUN)/ruff format --check .
+	@$(RUN)/mypy
+
+lock: setup
+	@$(UV) pip compile --quiet --universal --python-version 3.11 --no-emit-index-url --generate-hashes \
+	  --group dev --custom-compile-command "make lock" pyproject.toml --output-file requirements.lock
+
+clean:
+	rm -rf out

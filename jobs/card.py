@@ -1,0 +1,97 @@
+"""The card of a trained model: what it is, how it was made, what it reached, what it is not."""
+
+from __future__ import annotations
+
+import json
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+from asap.config import TYPES, LossWeights, ModelConfig
+from jobs.settings import TrainSettings
+
+_CARD = """# {name}
+
+An ASAP model ({parameters_text}) for image-text pairs: is the pair manipulated, in which of four ways, where is the
+face box, which are the words.
+
+## Figures
+
+On the test split of {test_corpus}, {pairs} pairs that training never saw:
+
+| figure | value |
+|---|---|
+{figures}
+
+Average precision by type: {types}.
+
+`IoU50` counts a pair without a box as right only if the predicted box is empty; `gated` empties the box unless an
+image type is predicted; `boxed` is over the pairs that have one.
+
+## Training
+
+{corpus_text}; {trained} pairs were shown in {hours:.1f} hours. Settings that differ from the defaults, or that decide
+the result:
+
+```json
+{settings}
+```
+
+## Limits
+
+Its thresholds are halves, not calibrated to any precision or prevalence: two thirds of the corpus is manipulated,
+and where manipulation is rare most of what it flags will be wrong until the thresholds are chosen for that.
+{limits}
+"""
+
+_NEWSROOM_LIMITS = (
+    "It has seen drawn pictures and grammar-made captions only. On photographs its scores mean nothing: it is here\n"
+    "to show and test the system, and a model for real pairs is trained on real pairs."
+)
+
+FIGURES = (
+    "AUC", "ACC", "EER", "mAP", "OF1", "CF1", "IoU_mean", "IoU50", "IoU_mean_gated", "IoU50_gated", "IoU75_gated",
+    "IoU_mean_boxed", "IoU50_boxed", "token_precision", "token_recall", "token_F1",
+)  # fmt: skip
+
+
+def model_card(settings: TrainSettings, config: ModelConfig, report: dict[str, Any], progress: Path) -> str:
+    """The text of a model folder's README.md."""
+    test_corpus = Path(settings.test_corpus or settings.corpus)
+    seed = _newsroom(Path(settings.corpus))
+    shown = settings.identity() | {"loss_weights": vars(LossWeights(**settings.loss_weights))}
+    for name in ("corpus", "test_corpus"):
+        shown.pop(name)
+    return _CARD.format(
+        name=settings.name,
+        parameters_text=f"{config.image_size} px, width {config.width}, {settings.preset} preset",
+        test_corpus=_describe(test_corpus),
+        pairs=report["pairs"],
+        figures="\n".join(f"| {name} | {report[name]:.3f} |" for name in FIGURES if report[name] is not None),
+        types=", ".join(
+            f"{name} {value:.3f}" for name, value in zip(TYPES, report["AP"], strict=True) if value is not None
+        ),
+        corpus_text=_describe(Path(settings.corpus)),
+        trained=settings.pairs,
+        hours=_hours(progress),
+        settings=json.dumps(shown, indent=2),
+        limits=_NEWSROOM_LIMITS if seed else "",
+    )
+
+
+def _newsroom(corpus: Path) -> dict[str, Any] | None:
+    made = corpus / "newsroom.json"
+    return dict(json.loads(made.read_text(encoding="utf-8"))) if made.exists() else None
+
+
+def _describe(corpus: Path) -> str:
+    made = _newsroom(corpus)
+    if made is None:
+        return f"the corpus `{corpus.name}`"
+    return f"a drawn corpus ({made['corpus_version']}, seed {made['seed']}, {made['pairs']} pairs)"
+
+
+def _hours(progress: Path) -> float:
+    """Time spent in steps, from the first line to the last; pauses of over ten minutes do not count."""
+    times = [json.loads(line)["at"] for line in progress.read_text(encoding="utf-8").splitlines()]
+    return sum(gap for gap in (b - a for a, b in pairwise(times)) if gap < 600) / 3600

@@ -1,0 +1,225 @@
+"""Ray Train: a corpus in, a model folder out; a killed run goes on with the same command.
+
+The driver prepares what all workers read (tokenizer, pictures at the model's size), Ray Train runs the workers and
+keeps their checkpoints, and the driver writes the model folder from the last one. Workers read the run folder
+directly, so it lies on a disk that they share.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+import threading
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from asap.checkpoint import load, save
+from asap.config import LossWeights, ModelConfig
+from asap.dataset import PictureCache, read_split
+from asap.errors import AsapError, ConfigError
+from asap.text import load_tokenizer, train_tokenizer
+from jobs.card import model_card
+from jobs.cluster import ray_running
+from jobs.fit import Fit, RunFolder, Split, model_config
+from jobs.judge import judge
+from jobs.settings import TrainSettings
+
+Progress = Callable[[dict[str, Any]], None]
+
+HEADLINE = ("AUC", "mAP", "CF1", "IoU50_gated", "IoU50_boxed", "token_F1")
+"""The figures that are worth watching, by their names in `asap.metrics`."""
+
+
+def train(settings: TrainSettings, progress: Progress = lambda event: None) -> Path:
+    """Train, or go on with the run that `settings.out` holds, and return the model folder.
+
+    `progress` gets `{"stage": name, "done": n, "total": m}` while preparing, then every line of `progress.jsonl`.
+    Raises `ConfigError` where the folder holds a run of other settings, `CorpusError`, `AnnotationError`,
+    `InputError` for a picture that cannot be read.
+    """
+    folder = RunFolder(Path(settings.out).resolve())
+    _claim(folder, settings)
+    if folder.model.exists():
+        return folder.model
+    _prepare(folder, settings, progress)
+    with ray_running(settings.address), _followed(folder.progress, progress):
+        state = _fit(folder, settings)
+    return _export(folder, settings, state)
+
+
+def _claim(folder: RunFolder, settings: TrainSettings) -> None:
+    """Make the folder this run's, or make sure that it is."""
+    model_config(settings, settings.vocab_size)  # what cannot work is found now, not by a worker
+    LossWeights(**settings.loss_weights)
+    wanted = settings.identity()
+    if not folder.settings.exists():
+        if folder.path.exists() and any(folder.path.iterdir()):
+            raise ConfigError(f"{folder.path} holds something that is not a training run; choose another folder")
+        folder.path.mkdir(parents=True, exist_ok=True)
+        folder.settings.write_text(json.dumps(wanted, indent=2) + "\n", encoding="utf-8")
+        return
+    found = json.loads(folder.settings.read_text(encoding="utf-8"))
+    differs = [
+        f"{name} {found.get(name)!r} (now {value!r})" for name, value in wanted.items() if found.get(name) != value
+    ]
+    if differs:
+        raise ConfigError(f"{folder.path} holds a run of other settings: {', '.join(differs)}; choose another folder")
+
+
+def _prepare(folder: RunFolder, settings: TrainSettings, progress: Progress) -> None:
+    """Tokenizer and pictures, once for all workers."""
+    records = {split: read_split(Path(settings.corpus), split) for split in ("train", "val")}
+    if not folder.tokenizer.exists():
+        texts = [text for record in records["train"] for text in (record.text, record.caption, record.explanation)]
+        train_tokenizer(texts, settings.vocab_size).save_pretrained(folder.tokenizer)
+    size = model_config(settings, settings.vocab_size).image_size
+    for split, members in records.items():
+        stage = {"stage": f"{split} pictures", "total": len({record.image for record in members})}
+        PictureCache.prepare(members, size, folder.pictures, lambda done: progress(stage | {"done": done}))  # noqa: B023  # called within this turn
+
+
+def _fit(folder: RunFolder, settings: TrainSettings) -> dict[str, torch.Tensor]:
+    """Run the workers to the end; the weights of the twin, which is what ships."""
+    from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
+    from ray.train.torch import TorchTrainer
+
+    cpus = settings.cpus_per_worker or max(1, (os.cpu_count() or 1) // settings.workers)
+    result = TorchTrainer(
+        _work,
+        train_loop_config={"settings": settings.model_dump(), "folder": str(folder.path), "cpus": cpus},
+        scaling_config=ScalingConfig(num_workers=settings.workers, resources_per_worker={"CPU": cpus}),
+        run_config=RunConfig(
+            name="ray_train",
+            storage_path=str(folder.path),
+            failure_config=FailureConfig(max_failures=3),
+            checkpoint_config=CheckpointConfig(num_to_keep=2),
+        ),
+    ).fit()
+    if result.checkpoint is None:
+        raise AsapError(f"the run in {folder.path} ended without a checkpoint; {folder.path}/ray_train says why")
+    with result.checkpoint.as_directory() as place:
+        return Fit.twin_weights(Path(place))
+
+
+def _work(given: dict[str, Any]) -> None:
+    """A worker: from the last checkpoint, if there is one, to the end of the run."""
+    import ray.train
+    from ray.train.torch import prepare_model
+
+    settings, folder = TrainSettings(**given["settings"]), RunFolder(Path(given["folder"]))
+    torch.set_num_threads(given["cpus"])
+    torch.set_flush_denormal(True)  # vanishing gradients are not worth the hundredfold time of denormal numbers
+    context = ray.train.get_context()
+    rank, world = context.get_world_rank(), context.get_world_size()
+    config = model_config(settings, len(load_tokenizer(folder.tokenizer)))
+    fit = Fit(settings, Split.open(settings.corpus, folder, "train", config), rank=rank, world=world)
+    if checkpoint := ray.train.get_checkpoint():
+        with checkpoint.as_directory() as place:
+            fit.restore(Path(place))
+    if world > 1:
+        # The queues are the same everywhere by construction; sending them every step would cost more than the step.
+        fit.distribute(prepare_model(fit.module, parallel_strategy_kwargs={"broadcast_buffers": False}))
+    watch = Watch(settings, folder, config) if rank == 0 else None
+    for terms in fit.steps():
+        figures = watch.see(fit, terms) if watch else {}
+        if fit.done % fit.steps_a_checkpoint == 0 or fit.done == fit.total_steps:
+            _report(fit, figures)
+
+
+def _report(fit: Fit, figures: dict[str, Any]) -> None:
+    """Give Ray Train a checkpoint (from the first worker: the others hold the same) and the figures."""
+    import ray.train
+
+    with tempfile.TemporaryDirectory() as place:
+        checkpoint = None
+        if fit.rank == 0:
+            fit.save(Path(place))
+            checkpoint = ray.train.Checkpoint.from_directory(place)
+        ray.train.report({"pairs": fit.pairs_done} | figures, checkpoint=checkpoint)
+
+
+class Watch:
+    """What the first worker writes down as the run goes: mean losses and speed, and the judged validation split."""
+
+    def __init__(self, settings: TrainSettings, folder: RunFolder, config: ModelConfig) -> None:
+        self.file = folder.progress
+        self.validation = Split.open(settings.corpus, folder, "val", config, limit=settings.validation_pairs)
+        self._terms: dict[str, list[float]] = defaultdict(list)
+
+    def see(self, fit: Fit, terms: dict[str, float], every: int = 25) -> dict[str, Any]:
+        """Take a step's terms in; returns the validation figures where a checkpoint is due."""
+        for name, value in terms.items():
+            self._terms[name].append(value)
+        if fit.done % every == 0 or fit.done == fit.total_steps:
+            means = {name: round(sum(values) / len(values), 4) for name, values in self._terms.items()}
+            seconds = means.pop("seconds")
+            self._terms.clear()
+            rate = fit.schedule.get_last_lr()[0]
+            self._write(
+                fit, {"losses": means, "pairs_per_s": round(fit.settings.batch_size / seconds, 1), "rate": rate}
+            )
+        if fit.done % fit.steps_a_checkpoint and fit.done != fit.total_steps:
+            return {}
+        report = judge(fit.module.twin.model, self.validation)
+        figures = {name: report[name] for name in HEADLINE}
+        self._write(fit, {"validation": figures})
+        return figures
+
+    def _write(self, fit: Fit, event: dict[str, Any]) -> None:
+        line = {"pairs": fit.pairs_done, "of": fit.total_steps * fit.settings.batch_size, "at": time.time()} | event
+        with self.file.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
+
+
+@contextmanager
+def _followed(file: Path, progress: Progress) -> Iterator[None]:
+    """Pass on what is appended to `file` during the block."""
+    stop = threading.Event()
+    start = file.stat().st_size if file.exists() else 0
+
+    def follow() -> None:
+        position = start
+        while True:
+            last = stop.wait(0.5)
+            if file.exists():
+                with file.open(encoding="utf-8") as lines:
+                    lines.seek(position)
+                    text = lines.read()
+                whole, _, _ = text.rpartition("\n")
+                position += len(whole.encode()) + bool(whole)
+                for line in whole.splitlines():
+                    progress(json.loads(line))
+            if last:
+                return
+
+    thread = threading.Thread(target=follow, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join()
+
+
+def _export(folder: RunFolder, settings: TrainSettings, weights: dict[str, torch.Tensor]) -> Path:
+    """Write the model folder, judge what was written, and put the figures on its card."""
+    from asap.model import Asap
+
+    tokenizer = load_tokenizer(folder.tokenizer)
+    model = Asap(model_config(settings, len(tokenizer))).eval()
+    model.load_state_dict(weights)
+    draft = folder.path / "model.draft"
+    save(model, draft, tokenizer=tokenizer, name=settings.name, dtype=torch.float16)
+    test = settings.test_corpus or settings.corpus
+    report = judge(load(draft), Split.open(test, folder, "test", model.config))
+    (folder.path / "test_metrics.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+    card = model_card(settings, model.config, report, folder.progress)
+    save(load(draft), folder.model, tokenizer=tokenizer, name=settings.name, dtype=torch.float16, card=card)
+    return folder.model
