@@ -32,20 +32,21 @@ class Policy:
     """How, on what, and for which precision and prevalence the thresholds were chosen; None if they were not."""
 
     def __post_init__(self) -> None:
+        if not isinstance(self.types, dict) or set(self.types) != set(TYPES):
+            raise ConfigError(f"policy types {self.types!r} are not thresholds of the four known ones, {list(TYPES)}")
         named = {"manipulated": self.manipulated, "review": self.review, "word": self.word}
         for name, threshold in (named | {f"types.{name}": value for name, value in self.types.items()}).items():
             if not isinstance(threshold, int | float) or not 0 <= threshold <= 1:
                 raise ConfigError(f"policy threshold {name} {threshold!r} is not a probability in [0, 1]")
         if self.review > self.manipulated:
             raise ConfigError(f"policy threshold review {self.review} is above manipulated {self.manipulated}")
-        if set(self.types) != set(TYPES):
-            raise ConfigError(f"policy types {sorted(self.types)} are not the four known ones, {list(TYPES)}")
 
     @cached_property
     def policy_id(self) -> str:
         """First 12 hex of a SHA-256 over the thresholds; how they were found does not change it."""
-        thresholds = {name: value for name, value in dataclasses.asdict(self).items() if name != "calibration"}
-        return hashlib.sha256(json.dumps(thresholds, sort_keys=True).encode()).hexdigest()[:12]
+        thresholds = {name: float(getattr(self, name)) for name in ("manipulated", "review", "word")}
+        named = {"types": {name: float(value) for name, value in self.types.items()}, **thresholds}
+        return hashlib.sha256(json.dumps(named, sort_keys=True).encode()).hexdigest()[:12]
 
     def verdict(self, score: float) -> Verdict:
         """The verdict for a probability of manipulated."""

@@ -1,0 +1,111 @@
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from asap.config import TYPES
+from asap.errors import ConfigError
+from asap.policy import Policy
+
+
+@pytest.mark.parametrize(
+    ("score", "verdict"),
+    [
+        (0.0, "authentic"),
+        (0.29, "authentic"),
+        (0.3, "review"),
+        (0.79, "review"),
+        (0.8, "manipulated"),
+        (1.0, "manipulated"),
+    ],
+)
+def test_a_score_that_reaches_a_threshold_counts(score: float, verdict: str) -> None:
+    assert Policy(manipulated=0.8, review=0.3).verdict(score) == verdict
+
+
+def test_without_a_review_band_nothing_goes_to_a_person() -> None:
+    assert {Policy().verdict(score / 100) for score in range(101)} == {"authentic", "manipulated"}
+    assert Policy().verdict(0.5) == "manipulated"
+
+
+def test_types_are_flagged_by_their_own_thresholds_in_the_published_order() -> None:
+    policy = Policy(types={"text_swap": 0.9, "text_attribute": 0.1, "face_attribute": 0.5, "face_swap": 0.5})
+    assert policy.flagged_types(dict.fromkeys(TYPES, 0.5)) == ["face_swap", "face_attribute", "text_attribute"]
+    assert policy.flagged_types(dict.fromkeys(TYPES, 0.0)) == []
+
+
+@pytest.mark.parametrize(
+    ("flagged", "a_face"),
+    [
+        ([], False),
+        (["text_swap", "text_attribute"], False),
+        (["face_attribute"], True),
+        (["face_swap", "text_swap"], True),
+    ],
+)
+def test_a_box_belongs_to_an_image_type(flagged: list[str], a_face: bool) -> None:
+    assert Policy.flags_a_face(flagged) is a_face
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"manipulated": 1.1}, "threshold manipulated 1.1 is not a probability"),
+        ({"review": -0.1}, "threshold review -0.1 is not"),
+        ({"word": float("nan")}, "threshold word nan is not"),
+        ({"manipulated": "0.5"}, "threshold manipulated '0.5' is not"),
+        ({"types": dict.fromkeys(TYPES, 2)}, "threshold types.face_swap 2 is not"),
+        ({"types": {"face_swap": 0.5}}, "policy types {'face_swap': 0.5} are not thresholds of the four known ones"),
+        ({"types": dict.fromkeys([*TYPES, "audio"], 0.5)}, "'audio'.* are not thresholds of the four"),
+        ({"types": None}, "policy types None"),
+        ({"types": [0.5, 0.5, 0.5, 0.5]}, "policy types"),
+        ({"manipulated": 0.4, "review": 0.5}, "review 0.5 is above manipulated 0.4"),
+    ],
+)
+def test_thresholds_that_cannot_work_are_refused(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        Policy(**changes)
+
+
+def test_the_id_names_the_thresholds_and_not_how_they_were_found() -> None:
+    halves = Policy()
+    assert len(halves.policy_id) == 12
+    assert Policy(calibration={"on": "newsroom"}).policy_id == halves.policy_id
+    assert Policy(types=dict(reversed(halves.types.items()))).policy_id == halves.policy_id
+    others = [
+        Policy(manipulated=0.6),
+        Policy(review=0.4),
+        Policy(word=0.6),
+        Policy(types=halves.types | {"text_swap": 0.6}),
+    ]
+    assert len({policy.policy_id for policy in [halves, *others]}) == 5
+
+
+def test_a_whole_number_is_the_same_threshold_as_its_decimal() -> None:
+    whole, decimal = (Policy(manipulated=one, types=dict.fromkeys(TYPES, one)) for one in (1, 1.0))
+    assert whole.policy_id == decimal.policy_id
+
+
+def test_a_policy_comes_back_from_its_file(tmp_path: Path) -> None:
+    policy = Policy(manipulated=0.9, review=0.2, calibration={"precision": 0.95, "prevalence": 0.01})
+    policy.save(tmp_path / "policy.json")
+    assert Policy.load(tmp_path / "policy.json") == policy
+    assert json.loads((tmp_path / "policy.json").read_text()) == dataclasses.asdict(policy)
+
+
+@pytest.mark.parametrize(
+    "content",
+    ["", "[]", "null", '{"threshold": 0.5}', '{"manipulated": 7}', '{"types": null}', '{"types": [0.5]}', "\xff"],
+)
+def test_a_file_that_is_no_policy_is_named(tmp_path: Path, content: str) -> None:
+    path = tmp_path / "policy.json"
+    path.write_text(content, encoding="latin-1")
+    with pytest.raises(ConfigError, match=r"policy file .*policy\.json cannot be used"):
+        Policy.load(path)
+
+
+def test_a_missing_policy_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"policy file .*policy\.json cannot be used"):
+        Policy.load(tmp_path / "policy.json")
