@@ -1,0 +1,42 @@
+import json
+
+from asap.errors import DecodeFailed
+from asap.finding import Finding, Word
+
+
+def test_a_finding_becomes_json() -> None:
+    word = Word(index=1, start=4, end=9, word="happy", score=0.75)
+    finding = Finding(
+        verdict="manipulated", score=0.9, types={"text_attribute": 0.8}, flagged_types=["text_attribute"],
+        raw_box_px=(1.0, 2.0, 3.5, 4.0), words=[word], word_scores=[0.1, 0.75], width=80, height=60,
+        image_sha256="ab", model_id="m@1", policy_id="p", warnings=["a word was cut"],
+    )  # fmt: skip
+
+    fields = json.loads(json.dumps(finding.to_dict()))
+
+    assert fields == {
+        "verdict": "manipulated", "score": 0.9, "types": {"text_attribute": 0.8}, "flagged_types": ["text_attribute"],
+        "box_px": None, "raw_box_px": [1.0, 2.0, 3.5, 4.0],
+        "words": [{"index": 1, "start": 4, "end": 9, "word": "happy", "score": 0.75}], "word_scores": [0.1, 0.75],
+        "width": 80, "height": 60, "image_sha256": "ab", "model_id": "m@1", "policy_id": "p",
+        "warnings": ["a word was cut"], "error_code": None, "error_detail": None,
+    }  # fmt: skip
+
+
+def test_an_error_is_told_by_code_and_detail() -> None:
+    fields = Finding(model_id="m@1", policy_id="p", error=DecodeFailed("truncated JPEG")).to_dict()
+    assert (fields["error_code"], fields["error_detail"]) == ("decode_failed", "truncated JPEG")
+    assert (fields["verdict"], fields["score"], fields["types"]) == (None, None, None)
+    assert "error" not in fields
+
+
+def test_no_words_is_not_the_same_as_no_text() -> None:
+    assert Finding(model_id="m@1", policy_id="p").to_dict()["words"] == []
+    captioned = Finding(model_id="m@1", policy_id="p", words=None, word_scores=None).to_dict()
+    assert (captioned["words"], captioned["word_scores"]) == (None, None)
+
+
+def test_two_findings_do_not_share_their_lists() -> None:
+    first, second = (Finding(model_id="m@1", policy_id="p") for _ in range(2))
+    first.warnings.append("only mine")
+    assert second.warnings == []
