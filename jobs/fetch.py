@@ -81,7 +81,7 @@ def _request(location: Location, settings: FetchSettings, part: ByteRange | None
         response = client.get_object(Bucket=location.bucket, Key=location.key, **extra)
     except Exception as error:
         code, retryable = failure_code(error)
-        told = getattr(error, "response", {}).get("ResponseMetadata", {})
+        told = (getattr(error, "response", None) or {}).get("ResponseMetadata", {})
         tries = told.get("RetryAttempts", settings.attempts - 1 if retryable else 0) + 1
         raise FetchFailed(code, _detail(error), retryable=retryable, attempt=tries) from error
     return response, response["ResponseMetadata"].get("RetryAttempts", 0) + 1

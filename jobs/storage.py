@@ -121,7 +121,7 @@ def s3_client(*, attempts: int = 5, connect_timeout_s: float = 10, read_timeout_
         return boto3.client(
             "s3",
             config=Config(
-                retries={"mode": "standard", "max_attempts": attempts},
+                retries={"mode": "standard", "total_max_attempts": attempts},
                 connect_timeout=connect_timeout_s,
                 read_timeout=read_timeout_s,
                 max_pool_connections=64,

@@ -1,0 +1,208 @@
+import json
+from collections.abc import Callable, Sequence
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pytest
+from PIL import Image
+
+from jobs import captioning
+from jobs.captioning import (
+    CaptionFailed,
+    CaptionRequest,
+    CaptionStage,
+    PrecomputedCaptioner,
+    TransformersCaptioner,
+    check_captioner,
+    load_captioner,
+)
+from jobs.errors import InputNotFound
+from jobs.manifest import MANIFEST_SCHEMA
+from jobs.preparation import PREPARED_FIELDS
+from jobs.settings import CaptionSettings
+
+WORDS = ["a", "man", "woman", "smiles", "crowd", "in", "the", "street"]
+
+
+def _request(name: str = "p", uri: str = "/data/news/images/a.jpg", seed: int = 0) -> CaptionRequest:
+    return CaptionRequest(name, uri, Image.effect_noise((40, 30), 50 + seed).convert("RGB"))
+
+
+@pytest.mark.parametrize("key", ["p", "/data/news/images/a.jpg", "images/a.jpg", "a.jpg"])
+def test_a_precomputed_caption_is_found_by_id_or_path(tmp_path: Path, key: str) -> None:
+    (tmp_path / "captions.json").write_text(json.dumps({key: "a man smiles", "other": "x"}))
+    assert PrecomputedCaptioner(str(tmp_path / "captions.json")).caption([_request()]) == ["a man smiles"]
+
+
+def test_the_id_goes_before_the_path_and_a_path_matches_whole_parts(tmp_path: Path) -> None:
+    (tmp_path / "captions.json").write_text(json.dumps({"p": "by id", "images/a.jpg": "by path", "es/a.jpg": "wrong"}))
+    captioner = PrecomputedCaptioner(str(tmp_path / "captions.json"))
+    assert captioner.caption([_request(), _request("q"), _request("q", "/x/faces/a.jpg")])[:2] == ["by id", "by path"]
+    assert isinstance(captioner.caption([_request("q", "/x/faces/b.jpg")])[0], CaptionFailed)
+
+
+def test_precomputed_captions_may_be_lines(tmp_path: Path) -> None:
+    lines = [{"id": 7, "caption": "seven"}, {"image": "images/a.jpg", "caption": "picture"}]
+    (tmp_path / "captions.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    captioner = PrecomputedCaptioner(str(tmp_path / "captions.jsonl"))
+    assert captioner.caption([_request("7"), _request("8", "s3://bucket/images/a.jpg")]) == ["seven", "picture"]
+
+
+@pytest.mark.parametrize(("name", "text"), [("a.json", "{"), ("a.json", "[1]"), ("a.jsonl", '{"id": 1}')])
+def test_captions_that_are_none_are_told(tmp_path: Path, name: str, text: str) -> None:
+    (tmp_path / name).write_text(text)
+    with pytest.raises(InputNotFound, match=name):
+        PrecomputedCaptioner(str(tmp_path / name))
+
+
+def test_a_source_that_is_not_there_is_found_before_work_starts(tmp_path: Path) -> None:
+    with pytest.raises(InputNotFound, match="captions"):
+        check_captioner(CaptionSettings(engine="precomputed", source=str(tmp_path / "none.json")))
+    with pytest.raises(InputNotFound, match=r"no config\.json"):
+        check_captioner(CaptionSettings(engine="transformers", source=str(tmp_path)))
+    check_captioner(CaptionSettings(engine="transformers", source="some/hub-name"))
+
+
+@pytest.fixture(scope="module")
+def blip(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A tiny image-to-text model, with random weights."""
+    from transformers import (
+        BertTokenizerFast,
+        BlipConfig,
+        BlipForConditionalGeneration,
+        BlipImageProcessor,
+        BlipProcessor,
+    )
+
+    tokens = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS]
+    tokenizer = BertTokenizerFast(vocab={token: number for number, token in enumerate(tokens)})
+    ids = {"bos_token_id": 2, "eos_token_id": 3, "sep_token_id": 3, "pad_token_id": 0}
+    text = {"vocab_size": len(tokens), "hidden_size": 16, "encoder_hidden_size": 16, "intermediate_size": 16,
+            "num_hidden_layers": 1, "num_attention_heads": 2, "max_position_embeddings": 32}  # fmt: skip
+    vision = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2,
+              "image_size": 32, "patch_size": 16}  # fmt: skip
+    model = BlipForConditionalGeneration(BlipConfig(text_config=text | ids, vision_config=vision, projection_dim=16))
+    model.generation_config.suppress_tokens = list(range(5))  # words only, whatever the weights
+    folder = tmp_path_factory.mktemp("blip")
+    model.save_pretrained(folder)
+    BlipProcessor(BlipImageProcessor(size={"height": 32, "width": 32}), tokenizer).save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.fixture(scope="module")
+def llava(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A tiny chat model that sees, with random weights."""
+    from transformers import (
+        BertTokenizerFast,
+        CLIPImageProcessor,
+        LlavaConfig,
+        LlavaForConditionalGeneration,
+        LlavaProcessor,
+    )
+
+    tokens = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "<image>", *WORDS]
+    tokenizer = BertTokenizerFast(vocab={token: number for number, token in enumerate(tokens)})
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<image>"]})
+    text = {"model_type": "llama", "vocab_size": len(tokens), "hidden_size": 16, "intermediate_size": 16,
+            "num_hidden_layers": 1, "num_attention_heads": 2, "num_key_value_heads": 2, "pad_token_id": 0,
+            "bos_token_id": 2, "eos_token_id": 3}  # fmt: skip
+    vision = {"model_type": "clip_vision_model", "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1,
+              "num_attention_heads": 2, "image_size": 32, "patch_size": 16, "projection_dim": 16}  # fmt: skip
+    config = LlavaConfig(text_config=text, vision_config=vision, image_token_index=5, vision_feature_layer=-1)
+    model = LlavaForConditionalGeneration(config)
+    model.generation_config.suppress_tokens = list(range(6))  # words only, whatever the weights
+    folder = tmp_path_factory.mktemp("llava")
+    model.save_pretrained(folder)
+    template = (
+        "{% for message in messages %}{% for part in message['content'] %}"
+        "{% if part['type'] == 'image' %}<image> {% else %}{{ part['text'] }} {% endif %}"
+        "{% endfor %}{% endfor %}"
+    )
+    images = CLIPImageProcessor(size={"height": 32, "width": 32}, crop_size={"height": 32, "width": 32})
+    LlavaProcessor(
+        images, tokenizer, patch_size=16, vision_feature_select_strategy="default", num_additional_image_tokens=1,
+        chat_template=template, image_token="<image>",
+    ).save_pretrained(folder)  # fmt: skip
+    return str(folder)
+
+
+@pytest.mark.parametrize("model", ["blip", "llava"])
+def test_a_transformers_model_captions_each_picture(model: str, request: pytest.FixtureRequest) -> None:
+    source = request.getfixturevalue(model)
+    settings = CaptionSettings(engine="transformers", source=source, max_new_tokens=5, batch_size=2, prompt="the man")
+    captioner = load_captioner(settings)
+    captions = captioner.caption([_request(seed=seed) for seed in range(3)])
+    assert len(captions) == 3
+    for caption in captions:
+        assert isinstance(caption, str)
+        assert set(caption.split()) <= set(WORDS)
+        assert 1 <= len(caption.split()) <= 5, "the prompt is not part of a caption"
+    assert captioner.caption([_request(seed=0)])[0] == captions[0], "a picture's caption does not depend on the batch"
+
+
+def test_a_picture_that_breaks_the_model_takes_no_other_with_it(blip: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    captioner = TransformersCaptioner(CaptionSettings(engine="transformers", source=blip, max_new_tokens=3))
+    whole = captioner._generate
+
+    def breaking(images: list[Image.Image]) -> list[str]:
+        if any(image.width == 1 for image in images):
+            raise RuntimeError("no such size")
+        return whole(images)
+
+    monkeypatch.setattr(captioner, "_generate", breaking)
+    bad = CaptionRequest("bad", "/bad.jpg", Image.new("RGB", (1, 1)))
+    captions = captioner.caption([_request(), bad, _request(seed=1)])
+    assert isinstance(captions[1], CaptionFailed)
+    assert "no such size" in str(captions[1])
+    assert not any("no such size" in str(caption) for caption in (captions[0], captions[2]))
+
+
+def _prepared(*rows: dict[str, Any]) -> pa.Table:
+    buffer = BytesIO()
+    Image.new("RGB", (8, 8)).save(buffer, "JPEG")
+    schema = MANIFEST_SCHEMA.remove(MANIFEST_SCHEMA.get_field_index("row_error"))
+    for name, kind in PREPARED_FIELDS:
+        if name not in schema.names:
+            schema = schema.append(pa.field(name, kind))
+    filled = [
+        {"row_id": number, "custom_id": str(number), "image_uri": "/a.jpg", "warnings": [],
+         "thumbnail": buffer.getvalue()} | row
+        for number, row in enumerate(rows)
+    ]  # fmt: skip
+    return pa.Table.from_pylist(filled, schema)
+
+
+class _Named:
+    def caption(self, requests: Sequence[CaptionRequest]) -> list[str | CaptionFailed]:
+        return [
+            CaptionFailed("no idea") if request.custom_id in ("1", "2") else f"caption {request.custom_id}\ud800"
+            for request in requests
+        ]
+
+
+@pytest.fixture
+def stage(monkeypatch: pytest.MonkeyPatch) -> CaptionStage:
+    named: Callable[[CaptionSettings], _Named] = lambda settings: _Named()  # noqa: E731
+    monkeypatch.setattr(captioning, "load_captioner", named)
+    return CaptionStage(CaptionSettings(engine="precomputed", source="x"))
+
+
+def test_the_stage_captions_good_rows_and_types_its_failures(stage: CaptionStage) -> None:
+    table = stage(_prepared(
+        {"text": "t"}, {"text": "t"}, {"text": None}, {"text": None},
+        {"text": None, "error_code": "not_found", "error_detail": "gone", "retryable": False, "thumbnail": None},
+    ))  # fmt: skip
+    assert table["caption"].to_pylist() == [r"caption 0\ud800", None, None, r"caption 3\ud800", None]
+    assert table["error_code"].to_pylist() == [None, None, "caption_failed", None, "not_found"]
+    assert table["retryable"].to_pylist()[2] is False
+    assert "no idea" in table["warnings"].to_pylist()[1][0]
+    assert "no idea" in table["error_detail"].to_pylist()[2]
+    assert table["error_detail"].to_pylist()[4] == "gone"
+    assert "thumbnail" not in table.column_names
+
+
+def test_a_batch_without_a_good_row_passes_through(stage: CaptionStage) -> None:
+    row = {"error_code": "not_found", "error_detail": "gone", "retryable": False, "thumbnail": None}
+    assert stage(_prepared(row))["error_code"].to_pylist() == ["not_found"]

@@ -1,0 +1,129 @@
+from collections.abc import Callable
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+import torch
+
+from asap.finding import Pair
+from asap.images import ImageLimits
+from asap.predictor import Predictor
+from jobs.detection import Detection, Detector
+from jobs.manifest import MANIFEST_SCHEMA
+from jobs.preparation import Preparation, prepare_batch
+from jobs.results import RESULT_SCHEMA
+from jobs.settings import FetchSettings
+
+PREPARATION = Preparation(image_size=32, limits=ImageLimits(), fetch=FetchSettings())
+
+
+@pytest.fixture(scope="module")
+def detector(model_folder: Path) -> Detector:
+    return Detector(Detection(str(model_folder), device="cpu"))
+
+
+def _prepared(folder: Path, *rows: dict[str, object]) -> pa.Table:
+    filled = [{"row_id": number, "custom_id": str(number), "warnings": []} | row for number, row in enumerate(rows)]
+    for row in filled:
+        if row.get("image_uri"):
+            row["image_uri"] = str(folder / str(row["image_uri"]))
+    return prepare_batch(pa.Table.from_pylist(filled, MANIFEST_SCHEMA), PREPARATION)
+
+
+@pytest.fixture
+def folder(tmp_path: Path, jpeg: Callable[..., bytes]) -> Path:
+    for number in range(3):
+        (tmp_path / f"{number}.jpg").write_bytes(jpeg(number, (80, 60)))
+    return tmp_path
+
+
+def test_rows_are_judged_as_the_predictor_judges_the_pairs(
+    folder: Path, detector: Detector, model_folder: Path
+) -> None:
+    texts = ["The president smiles", "Angry workers leave the factory after talks fail", "A team"]
+    batch = _prepared(folder, *({"image_uri": f"{number}.jpg", "text": text} for number, text in enumerate(texts)))
+    found = detector(batch)
+    pairs = [Pair(folder / f"{number}.jpg", text) for number, text in enumerate(texts)]
+    expected = Predictor.from_folder(model_folder, "cpu").predict(pairs)
+    assert found.schema.equals(RESULT_SCHEMA)
+    for row, finding in zip(found.to_pylist(), expected, strict=True):
+        assert row["status"] == "ok"
+        assert row["score"] == pytest.approx(finding.score, abs=1e-5)
+        assert row["types"] == pytest.approx(finding.types, abs=1e-5)
+        assert row["word_scores"] == pytest.approx(finding.word_scores, abs=1e-5)
+        assert row["raw_box_px"] == pytest.approx(
+            dict(zip(("x0", "y0", "x1", "y1"), finding.raw_box_px, strict=True)), abs=1e-2
+        )  # type: ignore[arg-type]
+        assert (row["image_sha256"], row["model_id"], row["attempt"]) == (finding.image_sha256, finding.model_id, 1)
+
+
+def test_failures_of_earlier_stages_and_of_texts_keep_their_rows(folder: Path, detector: Detector) -> None:
+    batch = _prepared(
+        folder,
+        {"image_uri": "0.jpg", "text": "A team"},
+        {"image_uri": "none.jpg", "text": "A team"},
+        {"image_uri": "1.jpg", "text": None},
+        {"image_uri": "1.jpg", "text": "... !!"},
+        {"row_error": "broken line"},
+        {"image_uri": "2.jpg", "text": "A team", "warnings": ["kept"]},
+    )
+    rows = detector(batch).to_pylist()
+    assert [row["error_code"] for row in rows] == [
+        None,
+        "not_found",
+        "text_missing",
+        "text_invalid",
+        "row_invalid",
+        None,
+    ]
+    assert [row["row_id"] for row in rows] == list(range(6))
+    assert all(row["model_id"] and row["policy_id"] for row in rows)
+    assert rows[5]["warnings"] == ["kept"]
+    assert rows[2]["width"] == 80
+
+
+def test_a_caption_stands_in_for_a_missing_text_and_says_so(folder: Path, detector: Detector) -> None:
+    batch = _prepared(folder, {"image_uri": "0.jpg", "text": None}, {"image_uri": "0.jpg", "text": "A team"})
+    place = batch.schema.get_field_index("caption")
+    batch = batch.set_column(place, "caption", pa.array(["a man smiles", "a man smiles"]))
+    without, with_text = detector(batch).to_pylist()
+    assert without["status"] == "ok"
+    assert (without["words"], without["word_scores"], without["text"]) == (None, None, None)
+    assert without["types"]["text_swap"] is None
+    assert without["types"]["face_swap"] is not None
+    assert any("caption" in warning for warning in without["warnings"])
+    assert (without["caption"], with_text["caption"]) == ("a man smiles", "a man smiles")
+    assert with_text["words"] is not None
+    assert with_text["warnings"] == []
+
+
+def test_a_batch_of_failures_only_needs_no_model(folder: Path, detector: Detector) -> None:
+    rows = detector(_prepared(folder, {"row_error": "x"}, {"image_uri": None, "text": "t"})).to_pylist()
+    assert [row["error_code"] for row in rows] == ["row_invalid", "image_missing"]
+
+
+def test_a_broken_device_ends_the_process_so_that_another_can_try(
+    folder: Path, detector: Detector, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Ended(BaseException):
+        pass
+
+    def end(code: int) -> None:
+        raise Ended(code)
+
+    def break_down(*args: object, **named: object) -> None:
+        raise torch.AcceleratorError("CUDA error: an illegal memory access was encountered")
+
+    monkeypatch.setattr("os._exit", end)
+    monkeypatch.setattr(detector._predictor, "predict_prepared", break_down)
+    with pytest.raises(Ended):
+        detector(_prepared(folder, {"image_uri": "0.jpg", "text": "A team"}))
+
+
+def test_threads_of_torch_are_set(model_folder: Path) -> None:
+    before = torch.get_num_threads()
+    try:
+        Detector(Detection(str(model_folder), device="cpu", threads=1))
+        assert torch.get_num_threads() == 1
+    finally:
+        torch.set_num_threads(before)
