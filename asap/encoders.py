@@ -59,7 +59,8 @@ class ImageEncoder(VisionTransformer):
             embed_dim=config.width,
             depth=config.image_layers,
             num_heads=config.heads,
-            mlp_ratio=config.image_mlp_width / config.width,
+            # timm cuts width * ratio down to a whole number; the half keeps rounding from losing one.
+            mlp_ratio=(config.image_mlp_width + 0.5) / config.width,
             norm_layer=partial(nn.LayerNorm, eps=1e-6),
             **embedding,
         )
