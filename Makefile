@@ -23,8 +23,9 @@ $(VENV)/.ready: requirements.lock pyproject.toml
 
 demo: setup
 	@rm -rf $(DEMO)
-	@$(RUN)/asap newsroom $(DEMO)/corpus --pairs 400 --seed 2026
-	@$(RUN)/asap scan $(DEMO)/corpus/metadata/test.json --out $(DEMO)/jobs --job demo
+	@$(RUN)/asap newsroom $(DEMO)/corpus --pairs 300 --seed 2026 --splits 0 0 1
+	@$(RUN)/python tests/bucket.py $(DEMO)/corpus newsroom \
+	  $(RUN)/asap scan s3://newsroom/metadata/test.json --out $(DEMO)/jobs --job demo
 
 test: setup
 	@$(RUN)/python -m pytest $(PYTEST_ARGS)

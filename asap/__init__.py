@@ -1,0 +1,1 @@
+"""ASAP: finds manipulated faces and words in image-text pairs. Knows torch, never imports ray."""

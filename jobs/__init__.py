@@ -1,0 +1,1 @@
+"""The jobs on Ray: scan a corpus, train a model; and the `asap` command."""

@@ -1,0 +1,1 @@
+"""Online detection on Ray Serve: reserved, nothing is served yet."""
