@@ -9,7 +9,8 @@ trick of the drawing solves the task; the text and the picture alone should reac
 
 import argparse
 import json
-import time
+from collections import Counter
+from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -21,10 +22,11 @@ from PIL import Image
 from sklearn.ensemble import HistGradientBoostingClassifier
 from sklearn.feature_extraction.text import CountVectorizer
 from sklearn.linear_model import LogisticRegression
-from sklearn.metrics import average_precision_score, roc_auc_score
+from sklearn.metrics import average_precision_score, f1_score, roc_auc_score
 from torch import nn
 
 Record = dict[str, Any]
+WORDS = 30  # that the small transformer reads of a text
 SIDE = 128  # pixels a side that the picture is resized to, as for the tiny model
 
 
@@ -45,7 +47,7 @@ def file_statistics(corpus: Path, record: Record) -> list[float]:
     size = path.stat().st_size
     with Image.open(path) as image:
         width, height = image.size
-        tables = [q for table in image.quantization.values() for q in (sum(table), table[0])]
+        tables = [q for table in getattr(image, "quantization", {}).values() for q in (sum(table), table[0])]
     return [width, height, size, size / (width * height), *tables, len(record["text"].split()), len(record["text"]),
             len(record["mtcnn_boxes"])]  # fmt: skip
 
@@ -81,6 +83,79 @@ def score_text(train: list[Record], test: list[Record], pairs: bool) -> dict[str
     return out
 
 
+class _Reader(nn.Module):
+    """A small transformer over words: (B, W) ids, 0 for none -> (B, 2) logits, text swap and text attribute."""
+
+    def __init__(self, words: int, width: int = 96) -> None:
+        super().__init__()
+        self.words = nn.Embedding(words, width)
+        self.places = nn.Parameter(torch.randn(WORDS + 1, width) * 0.02)
+        self.summary = nn.Parameter(torch.randn(1, 1, width) * 0.02)
+        layer = nn.TransformerEncoderLayer(width, 4, 2 * width, 0.0, batch_first=True, norm_first=True)
+        self.layers = nn.TransformerEncoder(layer, 3, enable_nested_tensor=False)
+        self.types = nn.Linear(width, 2)
+        self.fake_word = nn.Linear(width, 1)
+
+    def forward(self, ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        x = torch.cat([self.summary.expand(len(ids), -1, -1), self.words(ids)], 1) + self.places
+        absent = F.pad(ids == 0, (1, 0), value=False)
+        x = self.layers(x, src_key_padding_mask=absent)
+        return self.types(x[:, 0]), self.fake_word(x[:, 1:])[..., 0]
+
+
+def _word_ids(records: list[Record], known: dict[str, int]) -> tuple[torch.Tensor, torch.Tensor]:
+    """(N, WORDS) ids and whether each word is manipulated; 1 is an unknown word."""
+    ids, fake = np.zeros((len(records), WORDS), np.int64), np.zeros((len(records), WORDS), np.float32)
+    for i, record in enumerate(records):
+        words = [word.strip(".,").lower() for word in record["text"].split()][:WORDS]
+        ids[i, : len(words)] = [known.get(word, 1) for word in words]
+        fake[i, [k for k in record["fake_text_pos"] if k < WORDS]] = 1
+    return torch.from_numpy(ids), torch.from_numpy(fake)
+
+
+def score_text_transformer(train: list[Record], test: list[Record], budget: int) -> dict[str, float]:
+    """AUC of a small transformer on the text alone, taught types and words, trained on `budget` samples."""
+    torch.manual_seed(0)
+    counts = Counter(word.strip(".,").lower() for record in train for word in record["text"].split())
+    known = {word: i for i, word in enumerate((w for w, n in sorted(counts.items()) if n >= 10), 2)}
+    (ids, fake), (test_ids, test_fake) = _word_ids(train, known), _word_ids(test, known)
+    kinds = ("text_swap", "text_attribute")
+    types = torch.tensor(np.stack([labels(train, kind) for kind in kinds], 1), dtype=torch.float32)
+    net = _Reader(len(known) + 2)
+
+    def step(picks: torch.Tensor, flip: bool) -> torch.Tensor:
+        type_logits, word_logits = net(ids[picks])
+        here = ids[picks] > 0
+        return F.binary_cross_entropy_with_logits(type_logits, types[picks]) + F.binary_cross_entropy_with_logits(
+            word_logits[here], fake[picks][here]
+        )
+
+    _fit(net, step, len(train), 1e-3, budget)
+    with torch.no_grad():
+        type_logits, word_logits = net(test_ids)
+    probs = type_logits.sigmoid().numpy()
+    either = 1 - (1 - probs).prod(1)
+    here = test_ids > 0
+    out = {part: float(roc_auc_score(labels(test, part), either)) for part in ("fake", "text")}
+    out |= {f"{k} AP": float(average_precision_score(labels(test, k), probs[:, i])) for i, k in enumerate(kinds)}
+    return out | {"word F1": float(f1_score(test_fake[here], word_logits[here] > 0))}
+
+
+def _fit(net: nn.Module, step: Callable[[torch.Tensor, bool], torch.Tensor], count: int, rate: float,
+         budget: int) -> None:  # fmt: skip
+    """Trains on batches of 32 until `budget` samples were seen, the learning rate falling all the while."""
+    optimizer = torch.optim.AdamW(net.parameters(), rate, weight_decay=0.02)
+    order = np.random.default_rng(0)
+    for seen in range(0, budget, 32):
+        for group in optimizer.param_groups:
+            group["lr"] = rate * min(1.0, (seen + 32) / 6400) * (1 - seen / budget) + 1e-5
+        loss = step(torch.from_numpy(order.integers(0, count, 32)), bool(order.random() < 0.5))
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    net.eval()
+
+
 def _pixels(corpus: Path, records: list[Record]) -> torch.Tensor:
     out = np.empty((len(records), SIDE, SIDE, 3), np.uint8)
     for i, record in enumerate(records):
@@ -111,35 +186,25 @@ class _Net(nn.Module):
         return self.head(x).flatten(2).amax(2)
 
 
-def score_image(corpus: Path, train: list[Record], test: list[Record], limit_s: float) -> dict[str, float]:
-    """AUC of a small convolutional net on the picture alone, trained for `limit_s` seconds."""
+def score_image(corpus: Path, train: list[Record], test: list[Record], budget: int) -> dict[str, float]:
+    """AUC of a small convolutional net on the picture alone, trained on `budget` samples."""
     torch.manual_seed(0)
     x_train, x_test = _pixels(corpus, train), _pixels(corpus, test)
     kinds = ("face_swap", "face_attribute")
     y_train = torch.tensor(np.stack([labels(train, kind) for kind in kinds], 1), dtype=torch.float32)
     net = _Net()
-    optimizer = torch.optim.AdamW(net.parameters(), 2e-3, weight_decay=0.02)
-    order = np.random.default_rng(0)
-    start, seen = time.monotonic(), 0
-    while (spent := (time.monotonic() - start) / limit_s) < 1:
-        for group in optimizer.param_groups:
-            group["lr"] = 2e-3 * (1 - spent) + 1e-5
-        picks = torch.from_numpy(order.integers(0, len(train), 32))
-        images = x_train[picks]
-        if order.random() < 0.5:
-            images = images.flip(3)
-        loss = F.binary_cross_entropy_with_logits(net(images), y_train[picks])
-        optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
-        optimizer.step()
-        seen += 32
-    net.eval()
+
+    def step(picks: torch.Tensor, flip: bool) -> torch.Tensor:
+        images = x_train[picks].flip(3) if flip else x_train[picks]
+        return F.binary_cross_entropy_with_logits(net(images), y_train[picks])
+
+    _fit(net, step, len(train), 2e-3, budget)
     with torch.no_grad():
         probs = torch.cat([net(batch).sigmoid() for batch in x_test.split(64)]).numpy()
     either = 1 - (1 - probs).prod(1)
     out = {part: float(roc_auc_score(labels(test, part), either)) for part in ("fake", "face")}
     out |= {f"{k} AP": float(average_precision_score(labels(test, k), probs[:, i])) for i, k in enumerate(kinds)}
-    return out | {"pictures seen": float(seen)}
+    return out
 
 
 def main() -> None:
@@ -147,7 +212,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
     parser.add_argument("corpus", type=Path)
     parser.add_argument("--json", type=Path)
-    parser.add_argument("--image-seconds", type=float, default=180.0, help="training time of the net; 0 leaves it out")
+    parser.add_argument("--texts", type=int, default=64_000, help="that the transformer is trained on; 0 leaves it out")
+    parser.add_argument("--pictures", type=int, default=16_000, help="that the net is trained on; 0 leaves it out")
     parser.add_argument("--threads", type=int, default=1)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
@@ -158,8 +224,10 @@ def main() -> None:
         "text: words and neighbours": score_text(train, test, pairs=False),
         "text: every two words": score_text(train, test, pairs=True),
     }
-    if args.image_seconds > 0:
-        results["picture: small conv net"] = score_image(args.corpus, train, test, args.image_seconds)
+    if args.texts > 0:
+        results["text: small transformer"] = score_text_transformer(train, test, args.texts)
+    if args.pictures > 0:
+        results["picture: small conv net"] = score_image(args.corpus, train, test, args.pictures)
     print(f"{corpus['corpus_version']}, seed {corpus['seed']}: {len(train)} pairs to fit, {len(test)} to score")
     print("| from | AUC real/fake | AUC face | AUC text | more |\n|---|---|---|---|---|")
     for name, values in results.items():
