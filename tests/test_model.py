@@ -1,0 +1,179 @@
+from collections import Counter
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from tiny import draw_batch, draw_texts, tiny_config, tiny_model
+from torch import Tensor, nn
+
+from asap.batch import Batch, Tokens
+from asap.encoders import Attention, BertLayer
+from asap.model import Asap, AsapOutput
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module", params=["asap", "hammer"])
+def model(request: pytest.FixtureRequest) -> Asap:
+    return tiny_model(variant=request.param)
+
+
+@pytest.fixture
+def batch() -> Batch:
+    return draw_batch(["orig"] * 6)
+
+
+def predict(model: Asap, images: Tensor, text: Tokens) -> AsapOutput:
+    with torch.inference_mode():
+        return model(images, *text)
+
+
+def same(actual: Tensor, expected: Tensor) -> None:
+    torch.testing.assert_close(actual, expected, atol=1e-5, rtol=1e-5)
+
+
+def test_the_outputs_have_the_documented_shapes_and_ranges(model: Asap, batch: Batch) -> None:
+    output = predict(model, batch.images, batch.text)
+    length = batch.text.mask.shape[1]
+    assert [tuple(value.shape) for value in output] == [(6, 2), (6, 4), (6, 4), (6, length - 1, 2)]
+    assert (output.box_cxcywh >= 0).all()
+    assert (output.box_cxcywh <= 1).all()
+
+
+def test_a_pair_is_judged_alike_alone_and_in_any_company(model: Asap, batch: Batch) -> None:
+    together = predict(model, batch.images, batch.text)
+    assert together.logits_real_fake.std(dim=0).min() > 0.01  # every pair has an output of its own to compare
+    for row in range(6):
+        length = int(batch.text.mask[row].sum())
+        text = Tokens(*(part[row : row + 1, :length] for part in batch.text))
+        alone = predict(model, batch.images[row : row + 1], text)
+        for name in ("logits_real_fake", "logits_multilabel", "box_cxcywh"):
+            same(getattr(alone, name)[0], getattr(together, name)[row])
+        same(alone.logits_token[0], together.logits_token[row, : length - 1])
+
+
+def test_what_stands_in_the_padding_does_not_matter(model: Asap, batch: Batch) -> None:
+    noise = Tokens(torch.where(batch.text.mask == 1, batch.text.input_ids, 9), batch.text.mask)
+    clean, noisy = predict(model, batch.images, batch.text), predict(model, batch.images, noise)
+    same(noisy.logits_real_fake, clean.logits_real_fake)
+    same(noisy.box_cxcywh, clean.box_cxcywh)
+
+
+@pytest.mark.parametrize("kind", [torch.long, torch.bool, torch.float32])
+def test_a_mask_of_any_type_means_the_same(model: Asap, batch: Batch, kind: torch.dtype) -> None:
+    text = Tokens(batch.text.input_ids, batch.text.mask.to(kind))
+    for one, other in zip(predict(model, batch.images, text), predict(model, batch.images, batch.text), strict=True):
+        assert torch.equal(one, other)
+
+
+def test_image_and_text_both_matter_to_every_output(model: Asap, batch: Batch) -> None:
+    output = predict(model, batch.images, batch.text)
+    other_text = Tokens((54 - batch.text.input_ids) * batch.text.mask, batch.text.mask)
+    for changed in (predict(model, batch.images.flip(0), batch.text), predict(model, batch.images, other_text)):
+        for before, after in zip(output, changed, strict=True):
+            assert not torch.allclose(before, after, atol=1e-4)
+
+
+def test_a_text_of_one_word_and_a_text_of_none_are_judged(model: Asap, batch: Batch) -> None:
+    for length in (2, 1):
+        text = draw_texts(torch.Generator().manual_seed(0), [length])
+        output = predict(model, batch.images[:1], text)
+        assert output.logits_token.shape == (1, length - 1, 2)
+        assert all(value.isfinite().all() for value in output)
+
+
+def test_every_layer_runs_once_and_no_score_is_computed(batch: Batch, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tiny_model(image_layers=2, text_layers=2, fusion_layers=2)
+    monkeypatch.setattr(Attention, "scores", lambda *_: pytest.fail("inference needs no scores"))
+    runs: Counter[str] = Counter()
+    for name, module in model.named_modules():
+        if isinstance(module, Attention | nn.Linear | nn.MultiheadAttention):
+            module.register_forward_hook(lambda *_, name=name: runs.update([name]))
+
+    predict(model, batch.images, batch.text)
+
+    assert set(runs.values()) == {1}
+    inference = {name for name, module in model.named_modules() if isinstance(module, Attention)}
+    assert inference <= set(runs)
+    assert not any(name.startswith(("explanation_head", "patch_head", "text_projection")) for name in runs)
+
+
+def test_scores_come_on_request_and_change_nothing_else(model: Asap, batch: Batch) -> None:
+    with torch.inference_mode():
+        image, text = model.encode_image(batch.images), model.encode_text(*batch.text)
+        plain = model.fuse(image, text, batch.text.mask)
+        scored = model.fuse(image, text, batch.text.mask, with_scores=True)
+    assert plain.scores_BLN is None
+    assert scored.scores_BLN is not None
+    assert scored.scores_BLN.shape == (6, batch.text.mask.shape[1], 10)
+    assert torch.equal(plain.tokens_BLW, scored.tokens_BLW)
+
+
+def test_the_parts_that_training_calls_have_the_documented_shapes(batch: Batch) -> None:
+    model = tiny_model()
+    with torch.inference_mode():
+        image, text = model.encode_image(batch.images), model.encode_text(*batch.text)
+        fused = model.fuse(image, text, batch.text.mask)
+        assert model.explain(fused).shape == (6, 2)
+        assert model.patch_logits(fused).shape == (6, 9)
+        for features in (model.image_features(image), model.text_features(text)):
+            assert features.shape == (6, 8)
+            same(features.norm(dim=1), torch.ones(6))
+
+
+def test_hammer_has_none_of_asaps_own_parts() -> None:
+    asap, hammer = (
+        {name for name, _ in tiny_model(variant=variant).named_parameters()} for variant in ("asap", "hammer")
+    )
+    assert hammer < asap
+    assert {name.split(".")[0] for name in asap - hammer} == {
+        "real_fake_scale", "type_scale", "explanation_head", "patch_head", "image_side_attention",
+    }  # fmt: skip
+
+
+def test_asaps_scalar_decides_how_much_the_patches_say(batch: Batch) -> None:
+    model = tiny_model()
+    with torch.no_grad():
+        model.real_fake_scale.zero_()
+    image, text = model.encode_image(batch.images), model.encode_text(*batch.text)
+    fused = model.fuse(image, text, batch.text.mask)
+    same(model.predict(fused).logits_real_fake, model.real_fake_head(fused.tokens_BLW[:, 0]))
+
+
+def test_a_new_model_starts_as_bert_does_and_leaves_the_image_encoder_to_timm() -> None:
+    torch.manual_seed(0)
+    model = Asap(tiny_config(width=192, heads=4))
+    layer = model.text_encoder.layers[0]
+    assert isinstance(layer, BertLayer)
+    for weight in (layer.attention.self.query.weight, model.token_head[0].weight):
+        assert weight.std().item() == pytest.approx(0.02, rel=0.05)
+    assert model.aggregate_token.std().item() == pytest.approx(0.02, rel=0.3)
+    biases = {name: p for name, p in model.named_parameters() if name.endswith("bias") and "image_encoder" not in name}
+    assert all(not bias.any() for bias in biases.values())
+    assert model.image_encoder.blocks[0].attn.qkv.weight.std() > 0.015
+    assert model.temperature.item() == pytest.approx(0.07)
+
+
+def test_half_precision_judges_nearly_alike(batch: Batch) -> None:
+    model = tiny_model()
+    full = predict(model, batch.images, batch.text)
+    with torch.autocast("cpu", torch.bfloat16):
+        half = predict(model, batch.images, batch.text)
+    for one, other in zip(half, full, strict=True):
+        torch.testing.assert_close(one.float(), other, atol=0.1, rtol=0.1)
+
+
+@pytest.mark.parametrize(
+    "changes", [{"heads": 12}, {"image_size": 64, "patch_embedding": "linear"}, {"fusion_layers": 3}]
+)
+def test_other_shapes_work(batch: Batch, changes: dict[str, Any]) -> None:
+    model = tiny_model(**changes)
+    side = model.config.image_size
+    assert predict(model, torch.randn(6, 3, side, side), batch.text).box_cxcywh.isfinite().all()
