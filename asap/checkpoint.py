@@ -174,7 +174,10 @@ def _checked_name(name: str) -> str:
 
 
 def _stored(model: Asap, dtype: torch.dtype | None) -> dict[str, Tensor]:
-    weights = {key: tensor.detach().to("cpu", dtype).contiguous() for key, tensor in model.state_dict().items()}
+    weights = {
+        key: tensor.detach().to("cpu", dtype if tensor.is_floating_point() else None).contiguous()
+        for key, tensor in model.state_dict().items()
+    }
     if bad := sorted(key for key, tensor in weights.items() if not tensor.isfinite().all()):
         stored = f" as {dtype}" if dtype else ""
         raise CheckpointError(f"{len(bad)} weights are not finite{stored}, first {bad[0]}; nothing was saved")

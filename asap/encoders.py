@@ -21,7 +21,9 @@ from asap.config import ModelConfig
 class ConvStem(nn.Module):
     """Four stride-2 convolutions in the place of the linear patch embedding: (B, 3, S, S) -> (B, patches, W).
 
-    From random weights a linear patch embedding learns local traces very slowly; this learns them in minutes.
+    From random weights a linear patch embedding learns local traces very slowly; this learns them in minutes. Each
+    channel is normalised over the batch in training, so that faint traces weigh as much as bold edges; in eval mode
+    by running statistics, so that a pair's result does not depend on what else is in the batch.
     """
 
     def __init__(self, img_size: int, patch_size: int, in_chans: int, embed_dim: int, **_: Any) -> None:
@@ -33,10 +35,9 @@ class ConvStem(nn.Module):
         channels = [in_chans, embed_dim // 8, embed_dim // 4, embed_dim // 2, embed_dim]
         stages: list[nn.Module] = []
         for before, after in pairwise(channels):
-            # GroupNorm, not BatchNorm: a pair's result must not depend on what else is in the batch.
             stages += [
                 nn.Conv2d(before, after, 3, stride=2, padding=1, bias=False),
-                nn.GroupNorm(1, after),
+                nn.BatchNorm2d(after),
                 nn.GELU(),
             ]
         self.proj = nn.Sequential(*stages, nn.Conv2d(embed_dim, embed_dim, 1))

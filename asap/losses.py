@@ -6,6 +6,7 @@ Shapes: B pairs, G pairs of all workers, K queue length, E feature channels, L t
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 
 import torch
@@ -144,6 +145,10 @@ class Criterion:
     def wants(self, term: str) -> bool:
         """Whether a term has any weight; what has none is not computed."""
         return self.weights[term] > 0
+
+    def wants_any(self, terms: Iterable[str]) -> bool:
+        """Whether any of them has weight."""
+        return any(map(self.wants, terms))
 
     def total(self, terms: dict[str, Tensor]) -> Tensor:
         """The weighted sum of the terms."""

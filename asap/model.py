@@ -30,15 +30,22 @@ class AsapOutput(NamedTuple):
 
 
 @dataclass(frozen=True)
+class Seen:
+    """An image seen with a text: what the box and patch heads read."""
+
+    patches_BPW: Tensor
+    """A token for each patch."""
+    aggregate_BW: Tensor
+    """The patches gathered into one token."""
+
+
+@dataclass(frozen=True)
 class Fused:
-    """An image seen with a text: what the heads read."""
+    """An image and a text, each seen with the other: what the other heads read."""
 
     tokens_BLW: Tensor
     """Fused text tokens, [CLS] first."""
-    patches_BPW: Tensor
-    """The image side seen with the text: a token for each patch."""
-    aggregate_BW: Tensor
-    """Those patches gathered into one token."""
+    seen: Seen
     scores_BLN: Tensor | None
     """Cross-attention scores of the last fusion layer before softmax, mean over heads; on request only."""
 
@@ -147,27 +154,22 @@ class Asap(nn.Module):
     def fuse(self, image_BNW: Tensor, text_BLW: Tensor, mask_BL: Tensor, *, with_scores: bool = False) -> Fused:
         """See an image with a text, from both sides."""
         tokens_BLW, scores_BLN = self.fusion_encoder(text_BLW, mask_BL, image_BNW, with_scores=with_scores)
-        patches_BPW = self._see_with_text(image_BNW, text_BLW, mask_BL)
-        return Fused(tokens_BLW, patches_BPW, self._gather_patches(patches_BPW), scores_BLN)
+        return Fused(tokens_BLW, self.see(image_BNW, text_BLW, mask_BL), scores_BLN)
 
-    def _see_with_text(self, image_BNW: Tensor, text_BLW: Tensor, mask_BL: Tensor) -> Tensor:
-        """The image side: every patch with what it found in the picture and in the text, (B, P, W)."""
+    def see(self, image_BNW: Tensor, text_BLW: Tensor, mask_BL: Tensor) -> Seen:
+        """The image side alone: every patch with what it found in the picture and in the text."""
         normed_BNW = self.image_side_norm(image_BNW)
         crossed_BNW = self.image_side_attention(normed_BNW, self.image_side_norm(text_BLW), ~mask_BL.bool())
         # ASAP adds to the normalised tokens, HAMMER to those that came in: as published.
         base_BNW = normed_BNW if self.config.variant == "asap" else image_BNW
-        patches_BPW: Tensor = self.aggregate_norm(base_BNW[:, 1:] + crossed_BNW[:, 1:])
-        return patches_BPW
-
-    def _gather_patches(self, patches_BPW: Tensor) -> Tensor:
-        """A learned token attends to the patches: (B, W)."""
+        patches_BPW = self.aggregate_norm(base_BNW[:, 1:] + crossed_BNW[:, 1:])
         query_B1W = self.aggregate_norm(self.aggregate_token).expand(len(patches_BPW), -1, -1)
         aggregate_B1W: Tensor = self.aggregator(query_B1W, patches_BPW, patches_BPW, need_weights=False)[0]
-        return aggregate_B1W.squeeze(1)
+        return Seen(patches_BPW, aggregate_B1W.squeeze(1))
 
     def _pooled(self, fused: Fused, scale: Tensor | None) -> Tensor:
         text_BW = fused.tokens_BLW[:, 0]
-        return text_BW if scale is None else text_BW + scale * fused.aggregate_BW
+        return text_BW if scale is None else text_BW + scale * fused.seen.aggregate_BW
 
     def predict(self, fused: Fused) -> AsapOutput:
         """The four heads on a fused pair."""
@@ -175,7 +177,7 @@ class Asap(nn.Module):
         return AsapOutput(
             logits_real_fake=self.real_fake_head(self._pooled(fused, self.real_fake_scale if is_asap else None)),
             logits_multilabel=self.type_head(self._pooled(fused, self.type_scale if is_asap else None)),
-            box_cxcywh=self.box_head(fused.aggregate_BW).sigmoid(),
+            box_cxcywh=self.boxes(fused.seen),
             logits_token=self.token_head(fused.tokens_BLW[:, 1:]),
         )
 
@@ -184,9 +186,14 @@ class Asap(nn.Module):
         logits_B2: Tensor = self.explanation_head(self._pooled(fused, self.real_fake_scale))
         return logits_B2
 
-    def patch_logits(self, fused: Fused) -> Tensor:
+    def boxes(self, seen: Seen) -> Tensor:
+        """The manipulated face, cxcywh in [0, 1], (B, 4)."""
+        boxes_B4: Tensor = self.box_head(seen.aggregate_BW)
+        return boxes_B4.sigmoid()
+
+    def patch_logits(self, seen: Seen) -> Tensor:
         """A logit for each patch, (B, P): manipulated or not (MPP; training only, ASAP only)."""
-        logits_BP1: Tensor = self.patch_head(fused.patches_BPW)
+        logits_BP1: Tensor = self.patch_head(seen.patches_BPW)
         return logits_BP1.squeeze(-1)
 
     def forward(self, images: Tensor, input_ids: Tensor, attention_mask: Tensor) -> AsapOutput:

@@ -123,7 +123,10 @@ def build(config: ModelConfig, weights: Mapping[str, Tensor]) -> Asap:
     """A model that owns a float32 copy of `weights`, whose keys and shapes have been checked."""
     with torch.device("meta"):  # no time for random numbers that are overwritten
         model = Asap(config)
-    owned = {name: tensor.to(torch.float32, copy=True).contiguous() for name, tensor in weights.items()}
+    owned = {
+        name: tensor.to(torch.float32 if tensor.is_floating_point() else None, copy=True).contiguous()
+        for name, tensor in weights.items()
+    }
     model.load_state_dict(owned, strict=True, assign=True)
     return model
 

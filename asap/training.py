@@ -15,9 +15,12 @@ from asap.batch import Batch, stack_texts
 from asap.config import LossWeights, PublishedDefects
 from asap.errors import ConfigError
 from asap.losses import IGNORED_TOKEN, Contrast, Criterion, Features, real_fake_loss, token_loss, type_loss
-from asap.model import Asap
+from asap.model import Asap, Seen
 from asap.momentum import FeatureQueues, MomentumTwin
 from asap.workers import gather
+
+FUSED_TERMS = ("vlc", "bic", "mlc", "tmg", "mgca", "ied")
+"""The terms that need more than the image side."""
 
 
 @dataclass(frozen=True)
@@ -73,14 +76,32 @@ class TrainingStep(nn.Module):
             self.student.temperature.clamp_(0.001, 0.5)
             self.twin.update_parameters(self.student)
             twin = self._encode(self.twin.model, batch) if self._asks_the_twin(alpha) else None
+        if not self.criterion.wants_any(FUSED_TERMS):
+            return self._with_total(self._grounding(batch))
         encoded = self._encode(self.student, batch)
         terms = self._fused_terms(batch, encoded, twin, alpha)
         if twin is not None and self.criterion.wants("vlc"):
             terms["vlc"] = self._contrast(batch, encoded, twin, alpha)
+        return self._with_total(terms)
+
+    def _with_total(self, terms: dict[str, Tensor]) -> dict[str, Tensor]:
         return terms | {"total": self.criterion.total(terms)}
 
+    def _grounding(self, batch: Batch) -> dict[str, Tensor]:
+        """The terms of the image side alone, which need neither the fusion layers nor captions."""
+        text_BLW = self.student.encode_text(*batch.text)
+        return self._image_terms(
+            batch, self.student.see(self.student.encode_image(batch.images), text_BLW, batch.text.mask)
+        )
+
+    def _image_terms(self, batch: Batch, seen: Seen) -> dict[str, Tensor]:
+        terms = self.criterion.boxes(self.student.boxes(seen), batch.box_cxcywh, batch.has_box)
+        if self.criterion.wants("mpp"):
+            terms["mpp"] = self.criterion.patches(self.student.patch_logits(seen), batch.patch_labels)
+        return terms
+
     def _asks_the_twin(self, alpha: float) -> bool:
-        return self.criterion.wants("vlc") or (self.token_momentum and alpha > 0)
+        return self.criterion.wants("vlc") or (self.criterion.wants("tmg") and self.token_momentum and alpha > 0)
 
     def _encode(self, model: Asap, batch: Batch) -> Encoded:
         """Image tokens, and text (caption, explanation) tokens in one run of the text encoder."""
@@ -120,12 +141,10 @@ class TrainingStep(nn.Module):
             "bic": real_fake_loss(predicted.logits_real_fake, batch.manipulated),
             "mlc": type_loss(predicted.logits_multilabel, batch.types),
             "tmg": token_loss(predicted.logits_token, labels_BL, self._soft_tokens(twin, alpha), alpha),
-            **self.criterion.boxes(predicted.box_cxcywh, batch.box_cxcywh, batch.has_box),
+            **self._image_terms(batch, fused.seen),
         }
         if fused.scores_BLN is not None:
             terms["mgca"] = self.criterion.guidance(fused.scores_BLN, batch.patch_mask, labels_BL, mask_BL)
-        if self.criterion.wants("mpp"):
-            terms["mpp"] = self.criterion.patches(self.student.patch_logits(fused), batch.patch_labels)
         if self.criterion.wants("ied"):
             explained = self.student.fuse(encoded.image_BNW, *encoded.texts["explanation"])
             terms["ied"] = real_fake_loss(self.student.explain(explained), batch.manipulated)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from asap.errors import AsapError
 from asap.model import Asap
 from asap.optimiser import adamw, warmup_cosine
 from asap.text import TextCodec, load_tokenizer
-from asap.training import TrainingStep
+from asap.training import FUSED_TERMS, TrainingStep
 from jobs.settings import TrainSettings
 
 STATE_FILE = "state.pt"
@@ -91,7 +91,7 @@ class Fit:
             momentum=settings.momentum,
         )
         self.step_module: nn.Module = self.module
-        self.vlc_weight = weights.vlc
+        self.weights = asdict(weights)
         self.total_steps = max(1, settings.pairs // settings.batch_size)
         self.steps_an_epoch = len(split.pairs) // settings.batch_size
         if not self.steps_an_epoch:
@@ -165,8 +165,7 @@ class Fit:
             for number in numbers
         ]
         batch = collate(samples, self.split.config, self.split.pairs.pad_id, mpp_labels=self.settings.mpp_labels)
-        contrast_first = self.done < self.settings.contrast_first * self.total_steps
-        self.module.criterion.weights["vlc"] = 1.0 if contrast_first else self.vlc_weight
+        self._weigh()
         terms: dict[str, Tensor] = self.step_module(batch, self._alpha())
         self._check(terms, numbers)
         self.optimiser.zero_grad()
@@ -184,8 +183,17 @@ class Fit:
         share = self.settings.batch_size // self.world
         return batch[self.rank * share : (self.rank + 1) * share].tolist(), epoch
 
+    def _weigh(self) -> None:
+        """The image side alone at first, then everything."""
+        grounds = self.pairs_done < self.settings.grounding_first_pairs
+        left_out = FUSED_TERMS if grounds else ()
+        self.module.criterion.weights = {
+            name: 0.0 if name in left_out else value for name, value in self.weights.items()
+        }
+
     def _alpha(self) -> float:
-        ramp = self.done * self.settings.batch_size / self.settings.alpha_ramp_pairs
+        """Ramps up from where the twin is first asked."""
+        ramp = max(0, self.pairs_done - self.settings.grounding_first_pairs) / self.settings.alpha_ramp_pairs
         return self.settings.alpha * min(1.0, ramp)
 
     def _check(self, terms: dict[str, Tensor], numbers: list[int]) -> None:

@@ -118,23 +118,24 @@ class TrainSettings(Settings):
     model: dict[str, Any] = {}
     """Changes to the preset, by name of `asap.config.ModelConfig`."""
 
-    pairs: int = Field(default=200_000, ge=1)
+    pairs: int = Field(default=140_000, ge=1)
     """Pairs to train on in all, counting each time a pair is seen."""
     batch_size: int = Field(default=32, ge=2)
     """Pairs of one step, over all workers."""
-    learning_rate: float = Field(default=5e-4, gt=0)
-    image_learning_rate: float = Field(default=5e-4, gt=0)
+    learning_rate: float = Field(default=7e-4, gt=0)
+    image_learning_rate: float = Field(default=1e-3, gt=0)
     """Of vision, aggregator, image-side attention and box head."""
     weight_decay: float = Field(default=0.02, ge=0)
-    warmup_pairs: int = Field(default=6_400, ge=0)
+    warmup_pairs: int = Field(default=3_200, ge=0)
     gradient_norm: float = Field(default=1.0, gt=0)
     """Gradients are scaled down to this norm."""
     augmentation: Literal["none", "flip", "published"] = "flip"
 
     loss_weights: dict[str, float] = {"bbox_l1": 1.0, "giou": 0.5, "mpp": 2.0}
     """Changes to the published weights, by name of `asap.config.LossWeights`."""
-    contrast_first: float = Field(default=0.0, ge=0, le=1)
-    """Share of the run in which the contrast weighs 1, so that the encoders meet before the heads ask much."""
+    grounding_first_pairs: int = Field(default=60_000, ge=0)
+    """Pairs at the start that train the image side alone (patches and boxes), from scratch: traces of a blend are
+    faint, and the contrast's gradients drown them until something looks at them. 0 for pretrained encoders."""
     mpp_labels: Literal["published", "authentic", "dense"] = "dense"
     alpha: float = Field(default=0.4, ge=0, le=1)
     """Weight of the twin's soft targets, reached linearly over `alpha_ramp_pairs`."""

@@ -125,7 +125,9 @@ def _work(given: dict[str, Any]) -> None:
             fit.restore(Path(place))
     if world > 1:
         # The queues are the same everywhere by construction; sending them every step would cost more than the step.
-        fit.distribute(prepare_model(fit.module, parallel_strategy_kwargs={"broadcast_buffers": False}))
+        # Not every step uses every parameter: the fusion layers rest while the image side is trained alone.
+        options = {"broadcast_buffers": False, "find_unused_parameters": True}
+        fit.distribute(prepare_model(fit.module, parallel_strategy_kwargs=options))
     watch = Watch(settings, folder, config) if rank == 0 else None
     for terms in fit.steps():
         figures = watch.see(fit, terms) if watch else {}
