@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Literal, NamedTuple, Self
 
 import numpy as np
 import torch
@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 
 from asap.batch import Batch, Tokens
 from asap.config import ModelConfig
-from asap.errors import AnnotationError, ConfigError, CorpusError
-from asap.images import BoxXyxy, augment, horizontal_flip, normalise, prepare_image
+from asap.errors import AnnotationError, ConfigError, CorpusError, InputError
+from asap.images import BoxXyxy, PreparedImage, augment, horizontal_flip, normalise, prepare_image
 from asap.targets import (
     box_targets,
     face_box,
@@ -28,7 +28,7 @@ from asap.targets import (
     resize_box,
     stack_boxes,
 )
-from asap.text import TextCodec, pad_batch
+from asap.text import LabelledText, TextCodec, pad_batch
 
 SPLITS = ("train", "val", "test")
 
@@ -66,7 +66,8 @@ def read_split(corpus: Path, split: str) -> list[Record]:
     if not isinstance(rows, list) or not rows:
         raise CorpusError(f"{metadata} is not a list of DGM4 records, or is empty")
     captions, explanations = (_read_lookup(corpus / f"{name}.json") for name in ("captions", "explanations"))
-    return [_record(row, corpus, captions, explanations, metadata, line) for line, row in enumerate(rows)]
+    base = _image_base(corpus, rows[0])
+    return [_record(row, base, captions, explanations, metadata, line) for line, row in enumerate(rows)]
 
 
 def _read_json(path: Path) -> Any:
@@ -85,14 +86,24 @@ def _read_lookup(path: Path) -> dict[str, str]:
     return lookup
 
 
+def _image_base(corpus: Path, row: Any) -> Path:
+    """Where image paths start: the corpus, or the folder around it, from which DGM4's own files name them."""
+    image = row.get("image") if isinstance(row, dict) else None
+    if isinstance(image, str) and not (corpus / image).exists() and (corpus.parent / image).exists():
+        return corpus.parent
+    return corpus
+
+
 def _record(
-    row: Any, corpus: Path, captions: dict[str, str], explanations: dict[str, str], metadata: Path, line: int
+    row: Any, base: Path, captions: dict[str, str], explanations: dict[str, str], metadata: Path, line: int
 ) -> Record:
     try:
-        key, text = str(row["id"]), str(row["text"])
+        key, text = str(row["id"]), row["text"]
+        if not isinstance(text, str):
+            raise TypeError(f"text is a {type(text).__name__}")
         record = Record(
             id=key,
-            image=corpus / row["image"],
+            image=base / row["image"],
             text=text,
             fake_cls=row["fake_cls"],
             fake_image_box=tuple(row.get("fake_image_box") or ()),
@@ -156,7 +167,7 @@ def _decode_all(
     pixels = np.lib.format.open_memmap(pixels_file, mode="w+", dtype=np.uint8, shape=shape)
     sizes = np.zeros((len(paths), 2), np.int32)
     with ThreadPoolExecutor() as pool:  # Pillow decodes without the interpreter's lock
-        for row, picture in enumerate(pool.map(lambda path: prepare_image(path, image_size), paths)):
+        for row, picture in enumerate(pool.map(lambda path: _decode(path, image_size), paths)):
             pixels[row] = picture.pixels
             sizes[row] = picture.width, picture.height
             if progress and (row % 256 == 255 or row + 1 == len(paths)):
@@ -165,6 +176,13 @@ def _decode_all(
     partial = sizes_file.with_suffix(".partial.npy")
     np.save(partial, sizes)
     partial.rename(sizes_file)
+
+
+def _decode(path: Path, image_size: int) -> PreparedImage:
+    try:
+        return prepare_image(path, image_size)
+    except InputError as error:
+        raise type(error)(f"picture {path}: {error}") from error
 
 
 @dataclass(frozen=True)
@@ -183,31 +201,54 @@ class Sample:
     explanation_ids: list[int]
 
 
+class _Prepared(NamedTuple):
+    """What of a record is the same in every epoch."""
+
+    picture: int
+    """Its row in the cache."""
+    box_xyxy: BoxXyxy | None
+    text: LabelledText
+    caption_ids: list[int]
+    explanation_ids: list[int]
+
+
 class TrainingSet:
-    """Annotated pairs ready to train on: texts tokenised at construction, pictures from the cache."""
+    """Annotated pairs ready to train on: texts tokenised at construction, pictures from the cache.
+
+    Raises `AnnotationError` or `InputError`, naming the record, for a box, position or text that cannot be used.
+    """
 
     def __init__(self, records: Sequence[Record], pictures: PictureCache, codec: TextCodec) -> None:
         self.records = records
         self.pictures = pictures
         self.pad_id = codec.pad_id
-        self._rows = np.array([pictures.index[record.image] for record in records])
-        self._texts = [codec.encode_labelled(record.text, record.fake_text_pos) for record in records]
-        self._captions = [codec.encode_labelled(record.caption).input_ids for record in records]
-        self._explanations = [codec.encode_labelled(record.explanation).input_ids for record in records]
-        self._boxes = [self._box(number) for number in range(len(records))]
+        self._prepared = [self._prepare(record, codec) for record in records]
 
     def __len__(self) -> int:
         return len(self.records)
 
-    def _box(self, number: int) -> BoxXyxy | None:
-        record = self.records[number]
-        width, height = (int(side) for side in self.pictures.sizes[self._rows[number]])
+    def _prepare(self, record: Record, codec: TextCodec) -> _Prepared:
+        picture = self.pictures.index[record.image]
+        try:
+            return _Prepared(
+                picture,
+                self._box(record, picture),
+                codec.encode_labelled(record.text, record.fake_text_pos),
+                codec.encode_labelled(record.caption).input_ids,
+                codec.encode_labelled(record.explanation).input_ids,
+            )
+        except (AnnotationError, InputError) as error:
+            raise type(error)(f"record {record.id}: {error}") from error
+
+    def _box(self, record: Record, picture: int) -> BoxXyxy | None:
+        width, height = (int(side) for side in self.pictures.sizes[picture])
         box = face_box(record.fake_cls, record.fake_image_box, width, height)
         return None if box is None else resize_box(box, width, height, self.pictures.pixels.shape[1])
 
     def sample(self, number: int, *, augmentation: Augmentation = "none", seed: int = 0, epoch: int = 0) -> Sample:
         """Record `number`, its picture augmented as a function of (seed, epoch, number) alone."""
-        pixels, box = np.asarray(self.pictures.pixels[self._rows[number]]), self._boxes[number]
+        prepared = self._prepared[number]
+        pixels, box = np.asarray(self.pictures.pixels[prepared.picture]), prepared.box_xyxy
         if augmentation == "published":
             pixels, box = augment(pixels, box, seed, epoch, number)
         elif augmentation == "flip" and np.random.default_rng((seed, epoch, number)).random() < 0.5:
@@ -216,10 +257,10 @@ class TrainingSet:
             pixels=pixels,
             box_xyxy=box,
             fake_cls=self.records[number].fake_cls,
-            text_ids=self._texts[number].input_ids,
-            token_labels=self._texts[number].token_labels,
-            caption_ids=self._captions[number],
-            explanation_ids=self._explanations[number],
+            text_ids=prepared.text.input_ids,
+            token_labels=prepared.text.token_labels,
+            caption_ids=prepared.caption_ids,
+            explanation_ids=prepared.explanation_ids,
         )
 
 
