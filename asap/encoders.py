@@ -19,11 +19,12 @@ from asap.config import ModelConfig
 
 
 class ConvStem(nn.Module):
-    """Four stride-2 convolutions in the place of the linear patch embedding: (B, 3, S, S) -> (B, patches, W).
+    """Four halving convolutions in the place of the linear patch embedding: (B, 3, S, S) -> (B, patches, W).
 
-    From random weights a linear patch embedding learns local traces very slowly; this learns them in minutes. Each
-    channel is normalised over the batch in training, so that faint traces weigh as much as bold edges; in eval mode
-    by running statistics, so that a pair's result does not depend on what else is in the batch.
+    From random weights a linear patch embedding learns local traces very slowly; this learns them in minutes. The
+    last three halve by the maximum: a fine regular texture answers with alternating signs, and striding steps over
+    it. Each channel is normalised over the batch in training, so that faint traces weigh as much as bold edges; in
+    eval mode by running statistics, so that a pair's result does not depend on what else is in the batch.
     """
 
     def __init__(self, img_size: int, patch_size: int, in_chans: int, embed_dim: int, **_: Any) -> None:
@@ -32,13 +33,15 @@ class ConvStem(nn.Module):
         self.patch_size = (patch_size, patch_size)
         self.grid_size = (img_size // patch_size, img_size // patch_size)
         self.num_patches = self.grid_size[0] * self.grid_size[1]
-        channels = [in_chans, embed_dim // 8, embed_dim // 4, embed_dim // 2, embed_dim]
+        narrow = max(1, embed_dim // 12)
+        channels = [in_chans, narrow, 2 * narrow, 4 * narrow, embed_dim]
         stages: list[nn.Module] = []
         for before, after in pairwise(channels):
             stages += [
-                nn.Conv2d(before, after, 3, stride=2, padding=1, bias=False),
+                nn.Conv2d(before, after, 3, stride=1 if stages else 2, padding=1, bias=False),
                 nn.BatchNorm2d(after),
-                nn.GELU(),
+                nn.ReLU(),
+                *([nn.MaxPool2d(2)] if stages else []),
             ]
         self.proj = nn.Sequential(*stages, nn.Conv2d(embed_dim, embed_dim, 1))
 
