@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -30,8 +31,13 @@ image type is predicted; `boxed` is over the pairs that have one.
 
 ## Training
 
-{corpus_text}; {trained} pairs were shown in {hours:.1f} hours. Settings that differ from the defaults, or that decide
-the result:
+On {corpus_text}; {trained} pairs were shown in {hours:.1f} hours. The commands that made it:
+
+```sh
+{commands}
+```
+
+and the settings that they stand for:
 
 ```json
 {settings}
@@ -74,9 +80,30 @@ def model_card(settings: TrainSettings, config: ModelConfig, report: dict[str, A
         corpus_text=_describe(Path(settings.corpus)),
         trained=settings.pairs,
         hours=_hours(progress),
+        commands="\n".join(_commands(settings)),
         settings=json.dumps(shown, indent=2),
         limits=_NEWSROOM_LIMITS if seed else "",
     )
+
+
+def _commands(settings: TrainSettings) -> list[str]:
+    """What to type to make the model again."""
+    test = settings.test_corpus
+    lines = [_drawing(Path(settings.corpus), "corpus"), *([_drawing(Path(test), "unseen")] if test else [])]
+    given = {"corpus", "test_corpus", "out", "name", "address"}
+    changed = settings.model_dump(exclude=given, exclude_defaults=True)
+    options = "".join(f" --set {shlex.quote(f'{key}={json.dumps(value)}')}" for key, value in changed.items())
+    unseen = " --test-corpus unseen" if test else ""
+    return [*filter(None, lines), f"asap train corpus --out run --name {settings.name}{unseen}{options}"]
+
+
+def _drawing(corpus: Path, name: str) -> str:
+    """The command that draws a corpus; empty for one that was not drawn."""
+    made = _newsroom(corpus)
+    if made is None:
+        return ""
+    splits = " ".join(str(made["splits"][split]) for split in ("train", "val", "test"))
+    return f"asap newsroom {name} --pairs {made['pairs']} --seed {made['seed']} --splits {splits}"
 
 
 def _newsroom(corpus: Path) -> dict[str, Any] | None:

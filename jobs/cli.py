@@ -172,10 +172,9 @@ def train(
     from jobs.terminal import training_shown
     from jobs.train import train as run
 
-    settings = _settings(
-        TrainSettings, corpus=corpus, out=out, name=name, test_corpus=test_corpus, pairs=pairs, seed=seed,
-        workers=workers, address=address, **_changes(change or []),
-    )  # fmt: skip
+    given = {"corpus": corpus, "out": out, "name": name, "test_corpus": test_corpus, "pairs": pairs, "seed": seed}
+    given |= {"workers": workers, "address": address}
+    settings = _settings(TrainSettings, **(given | _changes(change or [])))
     with training_shown(Console()) as progress:
         folder = run(settings, progress)
     typer.echo(f"model: {folder}")
