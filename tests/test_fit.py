@@ -1,0 +1,230 @@
+import dataclasses
+import json
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from asap.errors import AsapError, ConfigError
+from asap.text import train_tokenizer
+from jobs.fit import Fit, RunFolder, Split, TrainingDiverged, model_config
+from jobs.settings import TrainSettings
+
+MODEL: dict[str, Any] = {
+    "image_size": 32, "width": 48, "heads": 4, "image_layers": 1, "image_mlp_width": 48, "text_layers": 1,
+    "fusion_layers": 1, "text_mlp_width": 48, "embed_dim": 8, "dropout": 0.2,
+}  # fmt: skip
+CLASSES = ("orig", "face_swap", "text_swap", "face_attribute&text_attribute", "orig")
+PAIRS = 10
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
+    """A run folder beside a corpus of ten pairs."""
+    corpus = tmp_path_factory.mktemp("run") / "corpus"
+    (corpus / "metadata").mkdir(parents=True)
+    rows = []
+    for number in range(PAIRS):
+        noise = np.random.default_rng(number).integers(0, 255, (40, 40, 3), dtype=np.uint8)
+        Image.fromarray(noise).save(corpus / f"{number}.png")
+        name = CLASSES[number % len(CLASSES)]
+        rows.append({
+            "id": number, "image": f"{number}.png", "text": f"the {'calm' if number % 2 else 'angry'} man {number}",
+            "fake_cls": name, "fake_image_box": [5, 5, 25, 30] if "face" in name else [],
+            "fake_text_pos": [1] if "text" in name else [],
+        })  # fmt: skip
+    (corpus / "metadata/train.json").write_text(json.dumps(rows))
+    folder = RunFolder(corpus.parent / "out")
+    train_tokenizer([row["text"] for row in rows], 200).save_pretrained(folder.tokenizer)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def settings(folder: RunFolder) -> TrainSettings:
+    return TrainSettings(
+        corpus=str(folder.path.parent / "corpus"), out=str(folder.path), model=MODEL, pairs=24, batch_size=4,
+        warmup_pairs=8, alpha_ramp_pairs=12, queue_size=16, momentum=0.9, augmentation="published",
+        grounding_first_pairs=0,
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def split(folder: RunFolder, settings: TrainSettings) -> Split:
+    return Split.open(settings.corpus, folder, "train", model_config(settings, vocabulary(folder)))
+
+
+def vocabulary(folder: RunFolder) -> int:
+    return len(json.loads((folder.tokenizer / "tokenizer.json").read_text())["model"]["vocab"])
+
+
+def changed(settings: TrainSettings, **changes: Any) -> TrainSettings:
+    return settings.model_copy(update=changes)
+
+
+def run(fit: Fit, steps: int | None = None) -> list[dict[str, float]]:
+    """So many steps, or all; without the time that each took."""
+    seen = []
+    for terms in fit.steps():
+        seen.append({name: value for name, value in terms.items() if name != "seconds"})
+        if len(seen) == steps:
+            break
+    return seen
+
+
+def test_a_run_takes_its_steps_and_learns(settings: TrainSettings, split: Split) -> None:
+    fit = Fit(settings, split)
+    before = {name: value.clone() for name, value in fit.module.student.state_dict().items()}
+    terms = run(fit)
+    assert (len(terms), fit.done, fit.pairs_done) == (6, 6, 24)
+    assert all(math.isfinite(value) for step in terms for value in step.values())
+    assert not torch.equal(fit.module.student.patch_head.weight, before["patch_head.weight"])
+    assert run(fit) == []
+
+
+def test_a_run_that_was_killed_ends_where_an_uninterrupted_one_does(
+    settings: TrainSettings, split: Split, tmp_path: Path
+) -> None:
+    whole = Fit(settings, split)
+    terms = run(whole)
+
+    killed = Fit(settings, split)
+    assert run(killed, 3) == terms[:3]
+    killed.save(tmp_path)
+    torch.manual_seed(99)  # another process knows nothing of this one's generator
+    resumed = Fit(settings, split)
+    resumed.restore(tmp_path)
+
+    assert resumed.done == 3
+    assert run(resumed) == terms[3:]
+    torch.testing.assert_close(resumed.module.state_dict(), whole.module.state_dict(), rtol=0, atol=0)
+    assert resumed.schedule.get_last_lr() == whole.schedule.get_last_lr()
+
+
+def test_dropout_is_on_and_follows_the_seed(settings: TrainSettings, split: Split) -> None:
+    one, again, other = (run(Fit(changed(settings, seed=seed), split), 1) for seed in (0, 0, 1))
+    assert one == again
+    assert one != other
+    calm = dataclasses.replace(split, config=dataclasses.replace(split.config, dropout=0.0))
+    assert run(Fit(settings, calm), 1) != one
+
+
+def test_a_checkpoint_is_read_as_plain_tensors_and_holds_the_twin(
+    settings: TrainSettings, split: Split, tmp_path: Path
+) -> None:
+    fit = Fit(settings, split)
+    run(fit, 2)
+    fit.save(tmp_path)
+    torch.testing.assert_close(Fit.twin_weights(tmp_path), fit.module.twin.model.state_dict(), rtol=0, atol=0)
+    assert not torch.equal(Fit.twin_weights(tmp_path)["patch_head.weight"], fit.module.student.patch_head.weight)
+
+
+def test_every_epoch_shows_each_pair_at_most_once_whatever_the_number_of_workers(
+    settings: TrainSettings, split: Split
+) -> None:
+    alone = Fit(settings, split)
+    workers = [Fit(settings, split, rank=rank, world=2) for rank in range(2)]
+    seen: dict[int, list[int]] = {}
+    for step in range(6):
+        for fit in (alone, *workers):
+            fit.done = step
+        numbers, epoch = alone._numbers()
+        parts = [worker._numbers() for worker in workers]
+        assert [number for part, _ in parts for number in part] == numbers
+        assert {number for _, number in parts} == {epoch}
+        seen.setdefault(epoch, []).extend(numbers)
+    assert sorted(seen) == [0, 1, 2]
+    assert all(len(set(numbers)) == len(numbers) == 8 for numbers in seen.values())
+    assert seen[0] != seen[1]
+
+
+def test_workers_start_alike_and_draw_their_own_dropout(settings: TrainSettings, split: Split) -> None:
+    def drawn(rank: int) -> tuple[dict[str, torch.Tensor], float]:
+        fit = Fit(settings, split, rank=rank, world=2)
+        return fit.module.state_dict(), torch.rand(()).item()
+
+    (first, one), (second, other) = drawn(0), drawn(1)
+    torch.testing.assert_close(first, second, rtol=0, atol=0)
+    assert one != other
+
+
+def test_the_image_side_is_trained_alone_at_first_and_alpha_rises_after(settings: TrainSettings, split: Split) -> None:
+    fit = Fit(changed(settings, grounding_first_pairs=8, pairs=32), split)
+    alphas, terms = [], []
+    for _ in range(8):
+        alphas.append(fit._alpha())
+        terms += run(fit, 1)
+    assert alphas == pytest.approx([0, 0, 0, 0.4 / 3, 0.8 / 3, 0.4, 0.4, 0.4])
+    assert all(set(step) == {"bbox_l1", "giou", "mpp", "total"} for step in terms[:2])
+    assert all({"vlc", "bic", "tmg", "ied", "mpp"} < set(step) for step in terms[2:])
+
+
+def test_a_run_killed_while_the_image_side_is_trained_goes_on_to_the_rest(
+    settings: TrainSettings, split: Split, tmp_path: Path
+) -> None:
+    settings = changed(settings, grounding_first_pairs=12)
+    killed, resumed = (Fit(settings, split) for _ in range(2))
+    terms = run(killed, 2)
+    killed.save(tmp_path)
+    resumed.restore(tmp_path)
+    terms += run(resumed)
+    whole = Fit(settings, split)
+    assert run(whole) == terms
+    torch.testing.assert_close(resumed.module.state_dict(), whole.module.state_dict(), rtol=0, atol=0)
+
+
+def test_a_loss_that_is_no_number_names_the_step_and_its_pairs(
+    settings: TrainSettings, split: Split, tmp_path: Path
+) -> None:
+    fit = Fit(settings, split)
+    run(fit, 2)
+    fit.save(tmp_path)
+    numbers, _ = fit._numbers()
+    with torch.no_grad():
+        fit.module.student.box_head[0].weight[0, 0] = math.nan
+    ids = [split.pairs.records[number].id for number in numbers]
+
+    with pytest.raises(TrainingDiverged, match="the loss of step 2 is not finite") as caught:
+        run(fit)
+
+    assert f"its pairs are {ids}" in str(caught.value)
+    assert "giou nan" in str(caught.value)
+    assert fit.done == 2
+    resumed = Fit(settings, split)
+    resumed.restore(tmp_path)
+    assert all(value.isfinite().all() for value in resumed.module.state_dict().values())
+
+
+def test_a_split_smaller_than_a_batch_is_refused(settings: TrainSettings, split: Split) -> None:
+    with pytest.raises(AsapError, match="10 training pairs do not fill one batch of 12"):
+        Fit(changed(settings, batch_size=12), split)
+
+
+def test_a_run_of_less_than_a_batch_takes_one_step(settings: TrainSettings, split: Split) -> None:
+    assert len(run(Fit(changed(settings, pairs=1), split))) == 1
+
+
+def test_a_split_may_be_cut_short(folder: RunFolder, settings: TrainSettings, split: Split) -> None:
+    short = Split.open(settings.corpus, folder, "train", split.config, limit=3)
+    assert [record.id for record in short.pairs.records] == ["0", "1", "2"]
+    assert len(split.pairs) == PAIRS
+
+
+def test_the_model_is_the_preset_with_the_settings_changes(settings: TrainSettings) -> None:
+    config = model_config(settings, 77)
+    assert (config.width, config.vocab_size, config.patch_embedding) == (48, 77, "conv")
+    assert model_config(changed(settings, model={"vocab_size": 99}), 77).vocab_size == 99
+    with pytest.raises(ConfigError, match="width 50 is not a multiple of heads"):
+        model_config(changed(settings, model={"width": 50}), 77)
