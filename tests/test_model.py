@@ -122,7 +122,7 @@ def test_the_parts_that_training_calls_have_the_documented_shapes(batch: Batch) 
         image, text = model.encode_image(batch.images), model.encode_text(*batch.text)
         fused = model.fuse(image, text, batch.text.mask)
         assert model.explain(fused).shape == (6, 2)
-        assert model.patch_logits(fused).shape == (6, 9)
+        assert model.patch_logits(fused.seen).shape == (6, 9)
         for features in (model.image_features(image), model.text_features(text)):
             assert features.shape == (6, 8)
             same(features.norm(dim=1), torch.ones(6))

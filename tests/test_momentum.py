@@ -19,13 +19,13 @@ def test_the_twin_starts_as_a_copy_that_learns_nothing_by_itself() -> None:
 def test_the_first_update_averages_and_does_not_copy() -> None:
     student = tiny_model()
     twin = MomentumTwin(student, 0.9)
-    before = {name: value.clone() for name, value in twin.model.state_dict().items()}
+    before = {name: value.clone() for name, value in twin.model.named_parameters()}
     with torch.no_grad():
         for parameter in student.parameters():
             parameter.add_(1.0)
 
     twin.update_parameters(student)
-    after_one = {name: value.clone() for name, value in twin.model.state_dict().items()}
+    after_one = {name: value.clone() for name, value in twin.model.named_parameters()}
     twin.update_parameters(student)
 
     for name, value in before.items():
