@@ -212,7 +212,8 @@ class Predictor:
         """Encoded images with a text each, through encoders of `self.dtype` and heads of float32."""
         ids_PL, mask_PL = (part.to(self.device) for part in pad_batch(input_ids, self._codec.pad_id))
         fused = self._model.fuse(image_PNW, self._model.encode_text(ids_PL, mask_PL), mask_PL)
-        in_float32 = replace(fused, tokens_BLW=fused.tokens_BLW.float(), aggregate_BW=fused.aggregate_BW.float())
+        seen = replace(fused.seen, aggregate_BW=fused.seen.aggregate_BW.float())
+        in_float32 = replace(fused, tokens_BLW=fused.tokens_BLW.float(), seen=seen)
         return self._model.predict(in_float32)
 
     def _finding(self, row: _Row, scored: _Scored) -> Finding:
