@@ -34,7 +34,8 @@ class Trained:
 
 
 def train(part: slice, wrap: type[DistributedDataParallel] | None = None) -> Trained:
-    step = TrainingStep(tiny_model(), queue_size=12, momentum=0.9)
+    # The linear embedding: the convolutional one normalises over what each worker has.
+    step = TrainingStep(tiny_model(patch_embedding="linear"), queue_size=12, momentum=0.9)
     module: nn.Module = step if wrap is None else wrap(step, broadcast_buffers=False)
     optimiser = torch.optim.SGD(step.student.parameters(), lr=0.05)
     step.train()
