@@ -1,0 +1,93 @@
+import json
+import shlex
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from asap.config import ModelConfig
+from jobs import train
+from jobs.card import FIGURES, model_card
+from jobs.cli import app
+from jobs.settings import TrainSettings
+
+REPORT: dict[str, Any] = {name: (number + 1) / 32 for number, name in enumerate(FIGURES)} | {
+    "pairs": 321, "AP": [0.5, None, 0.75, 0.25],
+}  # fmt: skip
+
+
+@pytest.fixture
+def progress(tmp_path: Path) -> Path:
+    path = tmp_path / "progress.jsonl"
+    at = [0, 500, 1000, 90_000, 90_500]  # a night's pause between
+    path.write_text("".join(json.dumps({"at": second}) + "\n" for second in at))
+    return path
+
+
+def corpus(folder: Path, seed: int | None) -> str:
+    folder.mkdir()
+    if seed is not None:
+        splits = {"train": 8000, "val": 1500, "test": 500}
+        made = {"corpus_version": "newsroom-2", "seed": seed, "pairs": 10_000, "splits": splits}
+        (folder / "newsroom.json").write_text(json.dumps(made))
+    return str(folder)
+
+
+def test_the_card_holds_the_figures_and_what_made_the_model(tmp_path: Path, progress: Path) -> None:
+    settings = TrainSettings(
+        corpus=corpus(tmp_path / "drawn", 1), test_corpus=corpus(tmp_path / "unseen", 77), out=str(tmp_path / "run"),
+        name="asap-small", pairs=123_456, learning_rate=3e-4, loss_weights={"mpp": 0.5},
+    )  # fmt: skip
+
+    card = model_card(settings, ModelConfig.tiny(), REPORT, progress)
+
+    assert card.startswith("# asap-small\n")
+    for name in FIGURES:
+        assert f"| {name} | {REPORT[name]:.3f} |" in card
+    assert "face_swap 0.500, text_swap 0.750, text_attribute 0.250." in card
+    assert "321 pairs that training never saw" in card
+    assert "a drawn corpus (newsroom-2, seed 77, 10000 pairs)" in card
+    assert "On a drawn corpus (newsroom-2, seed 1, 10000 pairs); 123456 pairs were shown in 0.4 hours" in card
+    assert '"learning_rate": 0.0003' in card
+    assert '"mpp": 0.5' in card
+    assert '"vlc": 0.1' in card  # the weights that were not changed are told too
+    assert "drawn pictures and grammar-made captions only" in card
+    assert str(tmp_path) not in card
+
+
+def test_a_figure_that_a_corpus_cannot_tell_is_left_out(tmp_path: Path, progress: Path) -> None:
+    settings = TrainSettings(corpus=corpus(tmp_path / "real", None), out=str(tmp_path / "run"))
+    card = model_card(settings, ModelConfig.tiny(), REPORT | {"AUC": None}, progress)
+    assert "| AUC |" not in card
+    assert "| ACC |" in card
+    assert "the corpus `real`" in card
+    assert "grammar-made" not in card
+
+
+def test_a_drawn_corpus_of_seed_0_is_told_as_one(tmp_path: Path, progress: Path) -> None:
+    settings = TrainSettings(corpus=corpus(tmp_path / "drawn", 0), out=str(tmp_path / "run"))
+    card = model_card(settings, ModelConfig.tiny(), REPORT, progress)
+    assert "seed 0" in card
+    assert "grammar-made" in card
+
+
+def test_the_commands_of_the_card_make_the_model_again(
+    tmp_path: Path, progress: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = TrainSettings(
+        corpus=corpus(tmp_path / "drawn", 1), test_corpus=corpus(tmp_path / "unseen", 77), out=str(tmp_path / "run"),
+        name="asap-small", pairs=1_234, seed=5, workers=2, augmentation="none", loss_weights={"mpp": 0.5, "giou": 1},
+        model={"width": 96}, learning_rate=3e-4, grounding_first_pairs=100,
+    )  # fmt: skip
+    card = model_card(settings, ModelConfig.tiny(), REPORT, progress)
+    draw, draw_unseen, command = card.partition("```sh\n")[2].partition("\n```")[0].splitlines()
+    asked: list[TrainSettings] = []
+    monkeypatch.setattr(train, "train", lambda settings, progress: asked.append(settings) or Path("run/model"))
+
+    result = CliRunner().invoke(app, shlex.split(command)[1:])
+
+    assert draw == "asap newsroom corpus --pairs 10000 --seed 1 --splits 8000 1500 500"
+    assert draw_unseen == "asap newsroom unseen --pairs 10000 --seed 77 --splits 8000 1500 500"
+    assert result.exit_code == 0, result.output
+    assert asked == [settings.model_copy(update={"corpus": "corpus", "test_corpus": "unseen", "out": "run"})]
