@@ -82,7 +82,7 @@ class ModelConfig:
     @classmethod
     def base(cls, **changes: Any) -> Self:
         """The published size: ViT-B/16 at 256 px, 6 text and 6 fusion layers of BERT base."""
-        return cls(**changes)
+        return cls.from_dict(changes)
 
     @classmethod
     def tiny(cls, **changes: Any) -> Self:
@@ -92,7 +92,7 @@ class ModelConfig:
             "image_mlp_width": 768, "text_layers": 2, "fusion_layers": 2, "text_mlp_width": 768,
             "vocab_size": 4000, "max_positions": 64, "max_tokens": 64, "embed_dim": 128,
         }  # fmt: skip
-        return cls(**(shape | changes))
+        return cls.from_dict(shape | changes)
 
     @classmethod
     def preset(cls, name: str, **changes: Any) -> Self:
@@ -133,6 +133,14 @@ class LossWeights:
         for name, weight in dataclasses.asdict(self).items():
             if not weight >= 0:
                 raise ConfigError(f"loss weight {name} {weight} is negative; 0 leaves a term out")
+
+    @classmethod
+    def from_dict(cls, weights: dict[str, float]) -> Self:
+        """The published weights with these changes; an unknown term is an error, not ignored."""
+        known = [field.name for field in dataclasses.fields(cls)]
+        if unknown := sorted(set(weights) - set(known)):
+            raise ConfigError(f"unknown loss weights {unknown}; known are {known}")
+        return cls(**weights)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -30,6 +30,12 @@ def test_tiny_has_a_convolutional_stem_and_takes_changes() -> None:
     assert ModelConfig.preset("base") == ModelConfig()
 
 
+def test_a_misspelt_change_to_a_preset_is_refused() -> None:
+    for preset in (ModelConfig.base, ModelConfig.tiny):
+        with pytest.raises(ConfigError, match=r"unknown model settings \['wdith'\]"):
+            preset(wdith=48)
+
+
 def test_an_unknown_preset_is_quoted_with_the_known_ones() -> None:
     with pytest.raises(ConfigError, match="preset 'large' is unknown; 'base' and 'tiny' are known"):
         ModelConfig.preset("large")
@@ -82,6 +88,12 @@ def test_the_loss_weights_are_the_published_recipe() -> None:
 def test_a_loss_weight_below_zero_is_refused(weight: float) -> None:
     with pytest.raises(ConfigError, match=f"loss weight giou {weight} is negative; 0 leaves a term out"):
         LossWeights(giou=weight)
+
+
+def test_loss_weights_may_be_changed_by_name_and_no_other() -> None:
+    assert LossWeights.from_dict({"giou": 2}) == LossWeights(giou=2)
+    with pytest.raises(ConfigError, match=r"unknown loss weights \['gious'\]; known are \['vlc', 'bic'"):
+        LossWeights.from_dict({"gious": 1})
 
 
 def test_no_published_defect_is_on_unless_asked_for() -> None:
