@@ -30,7 +30,8 @@ class CaptionRequest:
 
     custom_id: str
     image_uri: str
-    image: Image.Image
+    image: Image.Image | None
+    """None for an engine that does not look at it."""
 
 
 class CaptionFailed(Exception):
@@ -140,7 +141,7 @@ class TransformersCaptioner:
         half = (len(requests) + 1) // 2
         return self._caption_safely(requests[:half]) + self._caption_safely(requests[half:])
 
-    def _generate(self, images: list[Image.Image]) -> list[str]:
+    def _generate(self, images: list[Image.Image | None]) -> list[str]:
         import torch
 
         inputs = self._inputs(images).to(self._device, self._model.dtype)
@@ -151,7 +152,7 @@ class TransformersCaptioner:
         texts: list[str] = self._processor.batch_decode(tokens, skip_special_tokens=True)
         return texts
 
-    def _inputs(self, images: list[Image.Image]) -> Any:
+    def _inputs(self, images: list[Image.Image | None]) -> Any:
         if not self._chats:
             return self._processor(images=images, return_tensors="pt")
         content = [{"type": "image"}, {"type": "text", "text": self._settings.prompt}]
@@ -182,7 +183,8 @@ class CaptionStage:
 
 
 def _request(batch: pa.Table, place: int) -> CaptionRequest:
-    image = Image.open(BytesIO(batch["thumbnail"][place].as_buffer()), formats=["JPEG"])
+    thumbnail = batch["thumbnail"][place].as_py()
+    image = None if thumbnail is None else Image.open(BytesIO(thumbnail), formats=["JPEG"])
     return CaptionRequest(batch["custom_id"][place].as_py(), batch["image_uri"][place].as_py(), image)
 
 

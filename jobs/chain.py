@@ -11,7 +11,7 @@ import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import ray
 from ray.data import ActorPoolStrategy, DataContext
@@ -39,6 +39,8 @@ class Share:
     gpus: float = 0
     size: int | None = None
     """Tasks or actors at a time; None lets Ray decide, and a cluster grow."""
+    ahead: int | None = None
+    """Batches that wait at an actor; a process that dies takes them with it. None: as many as Ray finds best."""
 
 
 @dataclass(frozen=True)
@@ -58,36 +60,51 @@ class Chain:
 
     def alone(self) -> Chain:
         """The same for rows whose batch was lost: each by itself, so that the culprit takes no other with it."""
-        return replace(self, batch_size=1, lost_batches=128)
+        caption, detect = (replace(share, ahead=1) for share in (self.caption, self.detect))
+        return replace(self, batch_size=1, lost_batches=128, caption=caption, detect=detect)
 
 
 def size_chain(settings: ScanSettings, model: str, image_size: int, rows: int) -> Chain:
-    """A chain for the Ray that runs: a detector a GPU, or on CPUs about as many threads as there are."""
-    total = ray.cluster_resources()
-    cpus, on_gpu = (
-        int(total.get("CPU", 1)),
-        settings.device.startswith("cuda") or (settings.device == "auto" and total.get("GPU", 0) > 0),
-    )
-    batch_size = settings.batch_size or (256 if on_gpu else 64)
-    local = settings.address is None
-    detectors = settings.detectors or (None if on_gpu else max(1, cpus // 2))
-    threads = None if on_gpu else max(1, cpus // (detectors or 1))
+    """A chain for the Ray that runs."""
+    machines = ray.cluster_resources()
+    on_gpu = settings.device.startswith("cuda") or (settings.device == "auto" and machines.get("GPU", 0) > 0)
+    shares = _gpu_shares(settings) if on_gpu else _cpu_shares(settings, int(machines.get("CPU", 1)))
+    limits = ImageLimits(max_bytes=settings.max_image_bytes, max_pixels=settings.max_image_pixels)
     captions = settings.captions
+    thumbnail_side = captions.max_side if captions and captions.engine == "transformers" else None
     return Chain(
-        preparation=Preparation(
-            image_size=image_size,
-            limits=ImageLimits(max_bytes=settings.max_image_bytes, max_pixels=settings.max_image_pixels),
-            fetch=settings.fetch,
-            thumbnail_side=captions.max_side if captions and captions.engine == "transformers" else None,
-        ),
-        detection=Detection(model, settings.device, settings.precision, threads),
+        preparation=Preparation(image_size, limits, settings.fetch, thumbnail_side),
+        detection=Detection(model, settings.device, settings.precision, shares.threads),
         captions=captions,
-        batch_size=batch_size,
+        batch_size=settings.batch_size or (256 if on_gpu else 64),
         rows_per_file=settings.rows_per_file or min(100_000, max(512, rows // 200)),
-        prepare=Share(0.25, size=max(1, cpus // 2) if local else None),
-        caption=Share(0.1, size=1),
-        detect=Share(0.5, 1, detectors) if on_gpu else Share(0.4 * (cpus - 1) / (detectors or 1), 0, detectors),
+        prepare=shares.prepare,
+        caption=shares.caption,
+        detect=shares.detect,
     )
+
+
+class _Shares(NamedTuple):
+    prepare: Share
+    caption: Share
+    detect: Share
+    threads: int | None
+    """Of a detector on a CPU."""
+
+
+def _gpu_shares(settings: ScanSettings) -> _Shares:
+    """A detector a GPU, which it shares with a captioner that needs one; the CPUs prepare."""
+    captions = settings.captions is not None and settings.captions.engine == "transformers"
+    detect = Share(0.5, 0.5 if captions else 1, settings.detectors)
+    return _Shares(Share(0.25), Share(0.1, 0.5 if captions else 0, 1), detect, None)
+
+
+def _cpu_shares(settings: ScanSettings, cpus: int) -> _Shares:
+    """Detectors whose threads together are as many as the CPUs. On one machine, half as many tasks prepare."""
+    detectors = settings.detectors or max(1, cpus // 2)
+    prepare = Share(0.25, size=None if settings.address else max(1, cpus // 2))
+    detect = Share(0.4 * (cpus - 1) / detectors, size=detectors)
+    return _Shares(prepare, Share(0.1, size=1), detect, max(1, cpus // detectors))
 
 
 def judge(chain: Chain, manifest: Location, rows: int, results: Location, checkpoint: Location, counter: Any) -> None:
@@ -118,7 +135,8 @@ def _tasks(share: Share) -> dict[str, Any]:
 
 
 def _actors(share: Share) -> dict[str, Any]:
-    pool = ActorPoolStrategy(size=share.size) if share.size else ActorPoolStrategy(min_size=1)
+    bounds = {"size": share.size} if share.size else {"min_size": 1}
+    pool = ActorPoolStrategy(**bounds, max_tasks_in_flight_per_actor=share.ahead)
     options = {"num_cpus": share.cpus, "num_gpus": share.gpus or None, "compute": pool}
     return options | {"max_restarts": -1, "max_task_retries": TRIES - 1}
 
@@ -129,7 +147,7 @@ def _read(manifest: Location, blocks: int) -> ray.data.Dataset:
         path,
         filesystem=system,
         override_num_blocks=max(1, min(blocks, _MOST_BLOCKS)),
-        ray_remote_args={"num_cpus": _READ_CPUS},
+        num_cpus=_READ_CPUS,
     )
 
 

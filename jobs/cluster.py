@@ -44,17 +44,14 @@ def _start(address: str | None, options: dict[str, Any]) -> None:
         except Exception as error:  # Ray gives a busy machine half a minute, and names no class for what it raises
             ray.shutdown()
             if last or "timed out during startup" not in str(error):
-                raise JobError(f"Ray did not start: {error}") from error
+                raise JobError(f"Ray did not start: {str(error).partition(chr(10))[0]}") from error
 
 
 def _set_defaults(local: bool) -> None:
-    """Before ray is imported: it reads these once."""
-    defaults = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_DATA_USE_DATASOURCE_V2": "0"}
-    if local and "RAY_AUTH_MODE" not in os.environ and "RAY_AUTH_TOKEN_PATH" not in os.environ:
-        # Ray would write a token for ever into the home folder; one that dies with the processes keeps others out too.
-        defaults |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
-    for name, value in defaults.items():
-        os.environ.setdefault(name, value)
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    if local and not {"RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"} & os.environ.keys():
+        # Ray would write a token for ever into the home folder; one that dies with this process keeps others out too.
+        os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
 
 
 def _quieten() -> None:
@@ -64,5 +61,8 @@ def _quieten() -> None:
     context.enable_progress_bars = False
     context.print_on_execution_start = False
     context.use_datasource_v2 = False
-    for name in ("ray.data", "ray"):
-        logging.getLogger(name).setLevel(logging.ERROR)
+    logging.getLogger("ray").setLevel(logging.ERROR)
+    logging.getLogger("ray.data").setLevel(logging.INFO)  # below, it writes pages of figures every few seconds
+    for handler in logging.getLogger("ray.data").handlers:
+        if isinstance(handler, logging.StreamHandler):  # the session's log file still tells everything
+            handler.setLevel(logging.CRITICAL)

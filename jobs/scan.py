@@ -11,6 +11,7 @@ import importlib.metadata
 import json
 import os
 import platform
+import re
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -173,11 +174,10 @@ def _judge(chain: Chain, folder: Location, manifest: Location, rows: int, counte
         raise fail(f"the work stopped: {_cause(error)}") from error
 
 
-def _cause(error: BaseException) -> str:
-    """The last line of the innermost error: what went wrong, without the traceback that Ray puts around it."""
-    while error.__cause__ is not None:
-        error = error.__cause__
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+def _cause(error: Exception) -> str:
+    """What went wrong on the worker: the last line of the first traceback in what Ray tells."""
+    told = re.sub(r"\x1b\[[0-9;]*m", "", str(error)).partition("\n\nThe above exception")[0]
+    lines = [line.strip() for line in told.splitlines() if line.strip()]
     return lines[-1] if lines else type(error).__name__
 
 

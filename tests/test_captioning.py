@@ -146,8 +146,8 @@ def test_a_picture_that_breaks_the_model_takes_no_other_with_it(blip: str, monke
     captioner = TransformersCaptioner(CaptionSettings(engine="transformers", source=blip, max_new_tokens=3))
     whole = captioner._generate
 
-    def breaking(images: list[Image.Image]) -> list[str]:
-        if any(image.width == 1 for image in images):
+    def breaking(images: list[Image.Image | None]) -> list[str]:
+        if any(image and image.width == 1 for image in images):
             raise RuntimeError("no such size")
         return whole(images)
 
@@ -201,6 +201,10 @@ def test_the_stage_captions_good_rows_and_types_its_failures(stage: CaptionStage
     assert "no idea" in table["error_detail"].to_pylist()[2]
     assert table["error_detail"].to_pylist()[4] == "gone"
     assert "thumbnail" not in table.column_names
+
+
+def test_a_stage_whose_engine_needs_no_picture_gets_none(stage: CaptionStage) -> None:
+    assert stage(_prepared({"text": "t", "thumbnail": None}))["caption"].to_pylist() == [r"caption 0\ud800"]
 
 
 def test_a_batch_without_a_good_row_passes_through(stage: CaptionStage) -> None:

@@ -1,0 +1,194 @@
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from jobs import cli
+from jobs.scan import ScanProgress
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Iterator[Any]:
+    """Runs a command in this process: exit code, stdout, stderr."""
+
+    def call(*arguments: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["asap", *map(str, arguments)])
+        monkeypatch.setattr("signal.signal", lambda *_: None)
+        with pytest.raises(SystemExit) as caught:
+            cli.main()
+        captured = capsys.readouterr()
+        return int(caught.value.code or 0), captured.out, captured.err
+
+    return call
+
+
+def test_help_names_the_commands_without_loading_torch_or_ray() -> None:
+    code = (
+        "import sys\nfrom jobs.cli import main\nsys.argv = ['asap', '--help']\n"
+        "try:\n    main()\nexcept SystemExit:\n    pass\n"
+        "print(sorted({'torch', 'ray', 'pyarrow', 'transformers'} & set(sys.modules)))"
+    )
+    output = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert output.rstrip().endswith("[]")
+    assert all(name in output for name in ("scan", "detect", "newsroom"))
+
+
+def test_detect_shows_verdict_types_and_words(run: Any, corpus: Path, model_folder: Path) -> None:
+    code, out, _ = run("detect", corpus / "images/0.jpg", "--text", "The president smiles", "--model", model_folder)
+    assert code == 0
+    assert any(verdict in out for verdict in ("manipulated", "authentic"))
+    assert "face swap" in out
+    assert "The president smiles" in out
+    assert "small@" in out
+
+
+def test_detect_prints_json(run: Any, corpus: Path, model_folder: Path) -> None:
+    code, out, _ = run("detect", corpus / "images/0.jpg", "--text", "A team", "--model", model_folder, "--json")
+    assert code == 0
+    finding = json.loads(out)
+    assert set(finding["types"]) == {"face_swap", "face_attribute", "text_swap", "text_attribute"}
+    assert finding["error_code"] is None
+
+
+def test_detect_saves_the_picture_with_its_evidence(run: Any, corpus: Path, model_folder: Path) -> None:
+    saved = corpus / "evidence.png"
+    code, _, _ = run("detect", corpus / "images/0.jpg", "--text", "A team", "--model", model_folder, "--save", saved)
+    assert code == 0
+    assert Image.open(saved).size[1] > 48
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["none.jpg", "--text", "t"], "no file at the image path"),
+        (["images/0.jpg"], "no text"),
+        (["a.jsonl", "--text", "t"], "the bytes start with"),
+        (["images/0.jpg", "--text", "t", "--model", "/nowhere"], "does not exist"),
+        (["s3://no-such-bucket-for-me/a.jpg", "--text", "t"], "does not exist"),
+    ],
+)
+def test_detect_tells_what_is_wrong_in_one_line(
+    run: Any, s3: str, corpus: Path, model_folder: Path, monkeypatch: pytest.MonkeyPatch,
+    arguments: list[str], sentence: str,
+) -> None:  # fmt: skip
+    monkeypatch.chdir(corpus)
+    model = [] if "--model" in arguments else ["--model", model_folder]
+    code, out, err = run("detect", *arguments, *model)
+    assert code == 1
+    assert sentence in err
+    assert err.startswith("asap: ")
+    assert err.count("\n") == 1
+    assert out == ""
+
+
+def test_an_error_in_json_is_told_there_too(run: Any, corpus: Path, model_folder: Path) -> None:
+    code, out, _ = run("detect", corpus / "a.jsonl", "--text", "t", "--model", model_folder, "--json")
+    assert code == 1
+    assert json.loads(out)["error_code"] == "unsupported_format"
+
+
+def test_detect_reads_from_s3(run: Any, bucket: str, corpus: Path, model_folder: Path) -> None:
+    from jobs.storage import Location, write_bytes
+
+    place = f"s3://{bucket}/a.jpg"
+    write_bytes(Location(place), (corpus / "images/0.jpg").read_bytes())
+    code, out, _ = run("detect", place, "--text", "A team", "--model", model_folder, "--json")
+    assert code == 0
+    assert json.loads(out)["width"] == 64
+
+
+def _pretend(settings: Any, watch: Any) -> dict[str, Any]:
+    watch(ScanProgress("judging", 5, 10, 1, 2, 33.0))
+    watch(ScanProgress("judging", 6, 10, 1, 2, 33.0))
+    watch(ScanProgress("writing the summary and the report", 10, 10))
+    return {"job_id": "x", "pairs": 1234, "flagged": 2, "errors": 1, "pairs_per_s": 33.25, "report": str(settings.out)}
+
+
+def test_scan_shows_progress_and_ends_with_a_table_and_the_report(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("jobs.scan.scan", _pretend)
+    code, out, _ = run("scan", "in.jsonl", "--out", "/out")
+    assert code == 0
+    lines = out.splitlines()
+    assert lines[0] == "judging  5/10 pairs  33 pairs/s  2 flagged  1 errors"
+    assert lines[1].startswith("writing the summary"), "a line every few seconds, not at each look"
+    assert all(name in out for name in ("pairs", "flagged", "errors", "pairs/s", "1,234", "33.2"))
+    assert lines[-1] == "report: /out"
+
+
+def test_scan_settings_reach_the_scan(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[Any] = []
+
+    def keep(settings: Any, watch: Any) -> dict[str, Any]:
+        seen.append(settings)
+        return _pretend(settings, watch)
+
+    monkeypatch.setattr("jobs.scan.scan", keep)
+    code, _, _ = run(
+        "scan", "in.jsonl", "--out", "/out", "--job", "j", "--limit", 5, "--address", "auto", "--detectors", 3,
+        "--caption-engine", "precomputed", "--captioner", "c.json", "--batch-size", 7, "--precision", "bfloat16",
+    )  # fmt: skip
+    assert code == 0
+    settings = seen[0]
+    assert (settings.job, settings.limit, settings.address, settings.detectors) == ("j", 5, "auto", 3)
+    assert (settings.batch_size, settings.precision) == (7, "bfloat16")
+    assert (settings.captions.engine, settings.captions.source) == ("precomputed", "c.json")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["--limit", "0"], "limit 0: Input should be greater than or equal to 1"),
+        (["--job", "a/b"], "job 'a/b' is not a folder's name"),
+        (["--precision", "float8"], "precision 'float8'"),
+        (["--caption-engine", "precomputed"], "belong together"),
+        (["--caption-engine", "magic", "--captioner", "x"], "captions.engine 'magic'"),
+        ([], "/nowhere.jsonl is not there"),
+    ],
+)
+def test_scan_tells_what_is_wrong_in_one_line(run: Any, tmp_path: Path, arguments: list[str], sentence: str) -> None:
+    code, _, err = run("scan", "/nowhere.jsonl", "--out", tmp_path / "out", *arguments)
+    assert code == 1
+    assert sentence in err
+    assert err.count("\n") == 1
+
+
+def test_an_interruption_is_told_with_how_to_go_on(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt(settings: Any, watch: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("jobs.scan.scan", interrupt)
+    code, _, err = run("scan", "in.jsonl", "--out", "/out")
+    assert code == 130
+    assert "give the same command to go on" in err
+
+
+def test_sigterm_is_an_interruption() -> None:
+    code = (
+        "import time, typer\nfrom jobs import cli\n"
+        "@cli.app.command()\ndef wait() -> None:\n    print('here', flush=True)\n    time.sleep(60)\n"
+        "import sys\nsys.argv = ['asap', 'wait']\ncli.main()"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout
+        assert process.stderr
+        process.stdout.readline()
+        process.terminate()
+        started = time.monotonic()
+        assert process.wait(timeout=30) == 130
+        assert time.monotonic() - started < 30
+        assert "interrupted" in process.stderr.read()
+
+
+def test_newsroom_draws_a_corpus_and_says_how_large(run: Any, tmp_path: Path) -> None:
+    code, out, _ = run("newsroom", tmp_path / "news", "--pairs", 20, "--seed", 3, "--workers", 1)
+    assert code == 0
+    assert len(json.loads((tmp_path / "news/metadata/test.json").read_text())) == 2
+    assert "16 train, 2 val, 2 test" in out

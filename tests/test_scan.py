@@ -1,0 +1,264 @@
+"""Whole scans: real Ray, real processes, S3 over HTTP."""
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from asap.errors import AsapError, CheckpointError
+from jobs import storage
+from jobs.detection import Detector
+from jobs.errors import InputNotFound, JobDiffers, JobFailed, StorageError
+from jobs.results import RESULT_SCHEMA
+from jobs.scan import ScanProgress, scan
+from jobs.settings import CaptionSettings, FetchSettings, ScanSettings
+from jobs.storage import Location
+
+
+def _results(folder: Location) -> list[dict[str, Any]]:
+    rows: list[dict[str, Any]] = []
+    for info in storage.list_files(folder / "results"):
+        with storage.open_seekable(info.location) as file:
+            table = pq.read_table(file)
+        assert table.schema.equals(RESULT_SCHEMA), info.location
+        rows += table.to_pylist()
+    return sorted(rows, key=lambda row: row["row_id"])
+
+
+def _lines(location: Location) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in storage.read_bytes(location).splitlines()]
+
+
+def _names(folder: Location) -> set[str]:
+    return {info.location.uri.removeprefix(f"{folder.uri}/").partition("/")[0] for info in storage.list_files(folder)}
+
+
+@pytest.fixture
+def messy_bucket(bucket: str, jpeg: Callable[..., bytes]) -> dict[str, str | None]:
+    """A manifest in S3 with broken, missing, oversized, text-less and repeated entries among good ones.
+
+    Returns what is expected of each `custom_id`: an error code, or None.
+    """
+    root = Location(f"s3://{bucket}")
+    good = {f"good-{number}": f"images/{number}.jpg" for number in range(12)}
+    for number, name in enumerate(good.values()):
+        storage.write_bytes(root / name, jpeg(number))
+    objects = {
+        "cut.jpg": jpeg(50)[:200],
+        "empty.jpg": b"",
+        "page.jpg": b"<html>",
+        "large.jpg": b"\xff\xd8\xff" + b"x" * 50_000,
+    }
+    for name, data in objects.items():
+        storage.write_bytes(root / "images" / name, data)
+    pair = {"text": "A team celebrates its first title"}
+    entries: list[tuple[dict[str, Any], str | None]] = [
+        *(({"id": name, "image": image} | pair, None) for name, image in good.items()),
+        ({"id": "same-image", "image": "images/0.jpg", "text": "Another text"}, None),
+        ({"id": "cut", "image": "images/cut.jpg"} | pair, "decode_failed"),
+        ({"id": "empty", "image": "images/empty.jpg"} | pair, "empty_file"),
+        ({"id": "page", "image": "images/page.jpg"} | pair, "unsupported_format"),
+        ({"id": "large", "image": "images/large.jpg"} | pair, "too_large"),
+        ({"id": "gone", "image": "images/gone.jpg"} | pair, "not_found"),
+        ({"id": "elsewhere", "image": "s3://no-such-bucket-there/a.jpg"} | pair, "not_found"),
+        ({"id": "passwd", "image": "/etc/passwd"} | pair, "row_invalid"),
+        ({"id": "address", "image": "http://127.0.0.1/a.jpg"} | pair, "row_invalid"),
+        ({"id": "mute", "image": "images/1.jpg"}, "text_missing"),
+        ({"id": "punctuation", "image": "images/1.jpg", "text": "... !"}, "text_invalid"),
+        ({"id": "blind", "text": "Only a text"}, "image_missing"),
+        ({"id": "surrogate", "image": "images/2.jpg", "text": "A team \ud83d celebrates"}, None),
+        ({"id": "nul", "image": "images/2.jpg", "text": "A team\0 celebrates"}, None),
+    ]
+    lines = [json.dumps(record) for record, _ in entries]
+    lines.insert(3, "{broken")
+    lines.append(json.dumps({"id": "good-3", "image": "images/0.jpg"} | pair))
+    storage.write_bytes(root / "pairs.jsonl", "\n".join(lines).encode())
+    expected = {str(record["id"]): code for record, code in entries}
+    return expected | {"3": "row_invalid", f"good-3#{len(lines) - 1}": "row_invalid"}
+
+
+def test_a_scan_over_s3_has_one_row_for_every_line_with_the_right_code(
+    ray_here: None, bucket: str, messy_bucket: dict[str, str | None], model_folder: Path
+) -> None:
+    out = f"s3://{bucket}/out"
+    settings = ScanSettings(
+        input=f"s3://{bucket}/pairs.jsonl", out=out, model=str(model_folder), max_image_bytes=40_000, batch_size=8,
+        rows_per_file=8, fetch=FetchSettings(attempts=2),
+    )  # fmt: skip
+    seen: list[ScanProgress] = []
+    summary = scan(settings, seen.append)
+
+    folder = Location(out) / "pairs"
+    rows = _results(folder)
+    assert {row["custom_id"]: row["error_code"] for row in rows} == messy_bucket, [row["error_detail"] for row in rows]
+    assert [row["row_id"] for row in rows] == list(range(len(messy_bucket)))
+    for row in rows:
+        assert (row["status"] == "error") == (row["error_code"] is not None)
+        assert (row["score"] is None) == (row["status"] == "error")
+        assert row["model_id"] == summary["model_id"]
+    by_name = {row["custom_id"]: row for row in rows}
+    assert by_name["good-0"]["image_version"]
+    assert by_name["good-0"]["image_sha256"] == by_name["same-image"]["image_sha256"]
+    assert by_name["surrogate"]["text"] == r"A team \ud83d celebrates"
+    assert by_name["nul"]["warnings"]
+    assert by_name["gone"]["retryable"] is False
+
+    errors = sum(code is not None for code in messy_bucket.values())
+    assert (summary["pairs"], summary["errors"]) == (len(messy_bucket), errors)
+    assert {line["custom_id"] for line in _lines(folder / "errors.jsonl")} == {
+        name for name, code in messy_bucket.items() if code
+    }
+    flagged = {row["custom_id"] for row in rows if row["verdict"] in ("manipulated", "review")}
+    assert {line["custom_id"] for line in _lines(folder / "flagged.jsonl")} == flagged
+    assert summary["flagged"] == len(flagged)
+    assert _names(folder) == {
+        "job.json", "manifest", "results", "errors.jsonl", "flagged.jsonl", "summary.json", "report", "_SUCCESS",
+    }  # fmt: skip
+    job = json.loads(storage.read_bytes(folder / "job.json"))
+    assert job["state"] == "completed"
+    assert job["counts"]["done"] == len(messy_bucket)
+    assert seen[-1].stage == "writing the summary and the report"
+    assert any(progress.done == len(messy_bucket) for progress in seen)
+
+    _check_that_again_does_nothing(settings, summary)
+
+
+def _check_that_again_does_nothing(settings: ScanSettings, summary: dict[str, Any]) -> None:
+    """The same command on a finished job; another model, limit or input is refused."""
+    before = storage.file_info(settings.job_folder / "job.json")
+    assert scan(settings) == summary
+    assert storage.file_info(settings.job_folder / "job.json") == before
+    with pytest.raises(JobDiffers, match=r"settings\.limit was None and is 3"):
+        scan(settings.model_copy(update={"limit": 3}))
+    source = Location.parse(settings.input)
+    storage.write_bytes(source, storage.read_bytes(source) + b"\n{}\n")
+    with pytest.raises(JobDiffers, match="input was"):
+        scan(settings)
+
+
+def test_a_folder_scan_captions_the_pairs_without_text(
+    ray_here: None, tmp_path: Path, jpeg: Callable[..., bytes], model_folder: Path
+) -> None:
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    for number in range(4):
+        (folder / f"{number}.jpg").write_bytes(jpeg(number))
+    (folder / "0.txt").write_text("A team celebrates")
+    (tmp_path / "captions.json").write_text(json.dumps({"0.jpg": "a team", "1.jpg": "a crowd", "2.jpg": "a child"}))
+    captions = CaptionSettings(engine="precomputed", source=str(tmp_path / "captions.json"))
+    summary = scan(
+        ScanSettings(input=str(folder), out=str(tmp_path / "out"), model=str(model_folder), captions=captions)
+    )
+    rows = {row["custom_id"]: row for row in _results(Location(summary["folder"]))}
+    assert [rows[f"{number}.jpg"]["caption"] for number in range(4)] == ["a team", "a crowd", "a child", None]
+    assert [rows[f"{number}.jpg"]["error_code"] for number in range(4)] == [None, None, None, "caption_failed"]
+    assert rows["0.jpg"]["words"] is not None
+    assert rows["1.jpg"]["words"] is None
+    assert "caption" in rows["1.jpg"]["warnings"][0]
+    assert rows["1.jpg"]["types"]["text_swap"] is None
+    assert Path(summary["report"]).read_text().startswith("<!")
+
+
+class _Deadly(Detector):
+    """Ends its process at some texts, as a crash in a library would."""
+
+    def __call__(self, batch: pa.Table) -> pa.Table:
+        import os
+
+        if any("poison" in (text or "") for text in batch["text"].to_pylist()):
+            os._exit(1)
+        return super().__call__(batch)
+
+
+@pytest.fixture
+def deadly(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    import sys
+
+    from ray import cloudpickle
+
+    from jobs import chain
+
+    cloudpickle.register_pickle_by_value(sys.modules[__name__])
+    monkeypatch.setattr(chain, "Detector", _Deadly)
+    monkeypatch.setattr(chain, "TRIES", 1)
+    yield
+    cloudpickle.unregister_pickle_by_value(sys.modules[__name__])
+
+
+def test_rows_that_end_every_process_become_errors_and_take_no_other_with_them(
+    ray_here: None, deadly: None, corpus: Path, model_folder: Path
+) -> None:
+    records = [{"id": number, "image": f"images/{number % 4}.jpg", "text": "A team"} for number in range(24)]
+    records[5]["text"] = "this is poison"
+    (corpus / "b.jsonl").write_text("\n".join(map(json.dumps, records)))
+    settings = ScanSettings(
+        input=str(corpus / "b.jsonl"), out=str(corpus / "out"), model=str(model_folder), batch_size=4
+    )
+    rows = _results(Location(scan(settings)["folder"]))
+    assert [row["row_id"] for row in rows] == list(range(24))
+    assert [row["custom_id"] for row in rows if row["error_code"]] == ["5"]
+    assert rows[5]["error_code"] == "model_error"
+    assert "died each time" in rows[5]["error_detail"]
+
+
+def test_work_that_cannot_be_done_fails_the_job_in_a_sentence_and_keeps_it(
+    ray_here: None, corpus: Path, model_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from jobs import preflight
+
+    settings = ScanSettings(input=str(corpus / "a.jsonl"), out=str(corpus / "out"), model=str(model_folder))
+    plan = preflight.plan_scan(settings)
+    broken = corpus / "no-model-on-the-workers"
+    monkeypatch.setattr("jobs.scan.plan_scan", lambda _: preflight.ScanPlan(**(vars(plan) | {"model": str(broken)})))
+    with pytest.raises(
+        JobFailed, match=r"the work stopped: .*no-model-on-the-workers.*give the same command"
+    ) as caught:
+        scan(settings)
+    assert "\n" not in str(caught.value)
+    job = json.loads((corpus / "out/a/job.json").read_text())
+    assert job["state"] == "failed"
+    assert "no-model-on-the-workers" in job["error"]
+    monkeypatch.undo()
+    assert scan(settings)["pairs"] == 4
+
+
+def _unstartable(corpus: Path, model_folder: Path, **changes: Any) -> ScanSettings:
+    given = {"input": str(corpus / "a.jsonl"), "out": str(corpus / "out"), "model": str(model_folder)}
+    return ScanSettings(**(given | changes))
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "reason"),
+    [
+        ({"input": "/nowhere.jsonl"}, InputNotFound, "/nowhere.jsonl is not there"),
+        ({"input": "s3://unknown-bucket-77/a.jsonl"}, StorageError, "does not exist"),
+        ({"out": "s3://unknown-bucket-77/out"}, StorageError, "'unknown-bucket-77' does not exist"),
+        ({"model": "/nowhere"}, CheckpointError, "'/nowhere' does not exist"),
+        ({"model": "tests"}, CheckpointError, "has no"),
+        ({"captions": {"engine": "precomputed", "source": "/nowhere.json"}}, InputNotFound, "captions /nowhere.json"),
+    ],
+)
+def test_what_is_wrong_with_the_command_is_told_before_any_work(
+    s3: str, corpus: Path, model_folder: Path, monkeypatch: pytest.MonkeyPatch,
+    changes: dict[str, Any], error: type[AsapError], reason: str,
+) -> None:  # fmt: skip
+    def never(*args: object, **named: object) -> None:
+        raise AssertionError("work was started")
+
+    monkeypatch.setattr("jobs.scan.ray_running", never)
+    with pytest.raises(error) as caught:
+        scan(_unstartable(corpus, model_folder, **changes))
+    assert reason in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert not (corpus / "out").exists()
+
+
+def test_an_output_folder_of_something_else_is_refused(corpus: Path, model_folder: Path) -> None:
+    (corpus / "out/a").mkdir(parents=True)
+    (corpus / "out/a/thesis.txt").write_text("x")
+    with pytest.raises(JobDiffers, match="holds files that are not a job's"):
+        scan(_unstartable(corpus, model_folder))
