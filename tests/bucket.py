@@ -3,6 +3,7 @@
 The command finds the server as every AWS tool does, through AWS_ENDPOINT_URL and credentials in the environment.
 """
 
+import logging
 import os
 import subprocess
 import sys
@@ -15,6 +16,7 @@ from moto.server import ThreadedMotoServer
 
 def main(folder: Path, bucket: str, command: list[str]) -> int:
     """Serve, upload, run; the command's exit code."""
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)  # not a line for every object
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     server.start()
     host, port = server.get_host_and_port()
