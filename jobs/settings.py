@@ -154,9 +154,14 @@ class TrainSettings(Settings):
     """Of a running Ray cluster; None starts Ray on this machine."""
 
     @model_validator(mode="after")
-    def _divides(self) -> Self:
+    def _check(self) -> Self:
         if self.batch_size % self.workers:
             raise ValueError(f"batch_size {self.batch_size} does not divide among {self.workers} workers")
+        if self.grounding_first_pairs >= self.pairs:
+            raise ValueError(
+                f"grounding_first_pairs {self.grounding_first_pairs} leaves nothing of {self.pairs} pairs to train the "
+                "verdict, types and words on; set it lower, or to 0"
+            )
         return self
 
     def identity(self) -> dict[str, Any]:

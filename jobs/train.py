@@ -22,9 +22,11 @@ import torch
 
 from asap.checkpoint import load, save
 from asap.config import LossWeights, ModelConfig
-from asap.dataset import PictureCache, read_split
+from asap.dataset import PictureCache, Record, read_split
 from asap.errors import AsapError, ConfigError
+from asap.model import Asap
 from asap.text import load_tokenizer, train_tokenizer
+from asap.training import TrainingStep
 from jobs.card import model_card
 from jobs.cluster import ray_running
 from jobs.fit import Fit, RunFolder, Split, model_config
@@ -44,45 +46,70 @@ def train(settings: TrainSettings, progress: Progress = lambda event: None) -> P
     Raises `ConfigError` where the folder holds a run of other settings, `CorpusError`, `AnnotationError`,
     `InputError` for a picture that cannot be read.
     """
+    _check(settings)
     folder = RunFolder(Path(settings.out).resolve())
-    _claim(folder, settings)
+    _check_folder(folder, settings)
     if folder.model.exists():
         return folder.model
-    _prepare(folder, settings, progress)
+    records = {split: read_split(Path(corpus), split) for split, corpus in _corpora(settings).items()}
+    _claim(folder, settings)
+    _prepare(folder, settings, records, progress)
     with ray_running(settings.address), _followed(folder.progress, progress):
         state = _fit(folder, settings)
     return _export(folder, settings, state)
 
 
-def _claim(folder: RunFolder, settings: TrainSettings) -> None:
-    """Make the folder this run's, or make sure that it is."""
-    model_config(settings, settings.vocab_size)  # what cannot work is found now, not by a worker
-    LossWeights(**settings.loss_weights)
-    wanted = settings.identity()
+def _check(settings: TrainSettings) -> None:
+    """Build what a worker will build, without memory or time: what cannot work is found now."""
+    with torch.device("meta"):
+        student = Asap(model_config(settings, settings.vocab_size))
+        TrainingStep(student, weights=LossWeights.from_dict(settings.loss_weights), queue_size=settings.queue_size)
+
+
+def _check_folder(folder: RunFolder, settings: TrainSettings) -> None:
+    """Refuse a folder of something else, or of another run."""
     if not folder.settings.exists():
         if folder.path.exists() and any(folder.path.iterdir()):
             raise ConfigError(f"{folder.path} holds something that is not a training run; choose another folder")
-        folder.path.mkdir(parents=True, exist_ok=True)
-        folder.settings.write_text(json.dumps(wanted, indent=2) + "\n", encoding="utf-8")
         return
     found = json.loads(folder.settings.read_text(encoding="utf-8"))
     differs = [
-        f"{name} {found.get(name)!r} (now {value!r})" for name, value in wanted.items() if found.get(name) != value
+        f"{name} {found.get(name)!r} (now {value!r})"
+        for name, value in settings.identity().items()
+        if found.get(name) != value
     ]
     if differs:
         raise ConfigError(f"{folder.path} holds a run of other settings: {', '.join(differs)}; choose another folder")
 
 
-def _prepare(folder: RunFolder, settings: TrainSettings, progress: Progress) -> None:
-    """Tokenizer and pictures, once for all workers."""
-    records = {split: read_split(Path(settings.corpus), split) for split in ("train", "val")}
+def _claim(folder: RunFolder, settings: TrainSettings) -> None:
+    """Make the folder this run's."""
+    folder.path.mkdir(parents=True, exist_ok=True)
+    folder.settings.write_text(json.dumps(settings.identity(), indent=2) + "\n", encoding="utf-8")
+
+
+def _corpora(settings: TrainSettings) -> dict[str, str]:
+    """Which corpus each split is read from."""
+    return {"train": settings.corpus, "val": settings.corpus, "test": settings.test_corpus or settings.corpus}
+
+
+def _prepare(folder: RunFolder, settings: TrainSettings, records: dict[str, list[Record]], progress: Progress) -> None:
+    """Tokenizer and pictures, once for all workers. Every record is tried: one that is bad must not end a long run."""
     if not folder.tokenizer.exists():
         texts = [text for record in records["train"] for text in (record.text, record.caption, record.explanation)]
-        train_tokenizer(texts, settings.vocab_size).save_pretrained(folder.tokenizer)
-    size = model_config(settings, settings.vocab_size).image_size
-    for split, members in records.items():
-        stage = {"stage": f"{split} pictures", "total": len({record.image for record in members})}
-        PictureCache.prepare(members, size, folder.pictures, lambda done: progress(stage | {"done": done}))  # noqa: B023  # called within this turn
+        draft = folder.path / "tokenizer.draft"
+        train_tokenizer(texts, settings.vocab_size).save_pretrained(draft)
+        draft.rename(folder.tokenizer)
+    config = model_config(settings, len(load_tokenizer(folder.tokenizer)))
+    for split, corpus in _corpora(settings).items():
+        stage = {"stage": f"{split} pictures", "total": len({record.image for record in records[split]})}
+        PictureCache.prepare(
+            records[split],
+            config.image_size,
+            folder.pictures,
+            lambda done: progress(stage | {"done": done}),  # noqa: B023  # called within this turn
+        )
+        Split.open(corpus, folder, split, config)
 
 
 def _fit(folder: RunFolder, settings: TrainSettings) -> dict[str, torch.Tensor]:
@@ -212,15 +239,12 @@ def _followed(file: Path, progress: Progress) -> Iterator[None]:
 
 def _export(folder: RunFolder, settings: TrainSettings, weights: dict[str, torch.Tensor]) -> Path:
     """Write the model folder, judge what was written, and put the figures on its card."""
-    from asap.model import Asap
-
     tokenizer = load_tokenizer(folder.tokenizer)
     model = Asap(model_config(settings, len(tokenizer))).eval()
     model.load_state_dict(weights)
     draft = folder.path / "model.draft"
     save(model, draft, tokenizer=tokenizer, name=settings.name, dtype=torch.float16)
-    test = settings.test_corpus or settings.corpus
-    report = judge(load(draft), Split.open(test, folder, "test", model.config))
+    report = judge(load(draft), Split.open(_corpora(settings)["test"], folder, "test", model.config))
     (folder.path / "test_metrics.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
     card = model_card(settings, model.config, report, folder.progress)
     save(load(draft), folder.model, tokenizer=tokenizer, name=settings.name, dtype=torch.float16, card=card)

@@ -32,9 +32,7 @@ def main(folder: Path, bucket: str, command: list[str]) -> int:
         files = [path for path in folder.rglob("*") if path.is_file()]
         with ThreadPoolExecutor(8) as pool:
             list(
-                pool.map(
-                    lambda path: client.upload_file(str(path), bucket, path.relative_to(folder).as_posix()), files
-                )
+                pool.map(lambda path: client.upload_file(str(path), bucket, path.relative_to(folder).as_posix()), files)
             )
         sys.stdout.write(f"s3://{bucket} holds {len(files)} objects\n")
         sys.stdout.flush()

@@ -1,0 +1,290 @@
+"""Real training through Ray Train, on a corpus of a hundred pairs."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from asap.checkpoint import load_folder
+from asap.errors import AnnotationError, ConfigError, CorpusError, EmptyFile
+from asap.finding import Pair
+from asap.newsroom import generate
+from asap.predictor import Predictor
+from jobs import train as train_module
+from jobs.fit import Fit, RunFolder
+from jobs.settings import TrainSettings
+from jobs.train import train
+
+MODEL = {
+    "image_size": 32, "width": 48, "heads": 4, "image_layers": 1, "image_mlp_width": 48, "text_layers": 1,
+    "fusion_layers": 1, "text_mlp_width": 48, "embed_dim": 8,
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("drawn") / "corpus"
+    generate(folder, pairs=100, seed=3, workers=1, splits=(0.6, 0.2, 0.2))
+    return folder
+
+
+def settings_for(corpus: Path, out: Path, **changes: Any) -> TrainSettings:
+    few: dict[str, Any] = {
+        "corpus": str(corpus), "out": str(out), "name": "small", "model": MODEL, "vocab_size": 300, "pairs": 64,
+        "batch_size": 8, "warmup_pairs": 16, "grounding_first_pairs": 16, "alpha_ramp_pairs": 16, "queue_size": 32,
+        "checkpoint_pairs": 32, "validation_pairs": 15, "cpus_per_worker": 1,
+    }  # fmt: skip
+    return TrainSettings(**(few | changes))
+
+
+@pytest.fixture(scope="module")
+def events() -> list[dict[str, Any]]:
+    """What the run of `trained` told as it went."""
+    return []
+
+
+@pytest.fixture(scope="module")
+def settings(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> TrainSettings:
+    return settings_for(corpus, tmp_path_factory.mktemp("run") / "out", workers=2)
+
+
+@pytest.fixture(scope="module")
+def trained(ray_here: None, settings: TrainSettings, events: list[dict[str, Any]]) -> RunFolder:
+    """A finished run of two workers."""
+    train(settings, events.append)
+    return RunFolder(Path(settings.out))
+
+
+def test_a_model_folder_comes_out_and_judges_pairs(trained: RunFolder, corpus: Path) -> None:
+    record = json.loads((corpus / "metadata/test.json").read_text())[0]
+    predictor = Predictor.from_folder(trained.model, device="cpu")
+    finding = predictor.predict([Pair(corpus / record["image"], record["text"])])[0]
+    assert finding.error is None
+    assert finding.model_id.startswith("small@")
+    assert load_folder(trained.model).config.width == 48
+
+
+def test_the_card_holds_the_figures_of_the_test_split(trained: RunFolder) -> None:
+    figures = json.loads((trained.path / "test_metrics.json").read_text())
+    card = (trained.model / "README.md").read_text()
+    assert figures["pairs"] == 20
+    for name in ("AUC", "mAP", "token_F1"):
+        assert f"| {name} | {figures[name]:.3f} |" in card
+    assert "seed 3, 100 pairs" in card
+
+
+def test_the_averaged_twin_ships(trained: RunFolder) -> None:
+    checkpoint = max(path for path in trained.path.glob("ray_train/checkpoint_*") if path.is_dir())
+    shipped = load_folder(trained.model).model.state_dict()
+    for name, value in Fit.twin_weights(checkpoint).items():
+        torch.testing.assert_close(shipped[name], value.half().to(value.dtype) if value.is_floating_point() else value)
+
+
+def test_losses_and_validation_are_told_and_kept_as_the_run_goes(
+    trained: RunFolder, events: list[dict[str, Any]]
+) -> None:
+    lines = [json.loads(line) for line in trained.progress.read_text().splitlines()]
+    assert [event for event in events if "pairs" in event] == lines
+    assert {event["stage"] for event in events if "stage" in event} == {
+        "train pictures",
+        "val pictures",
+        "test pictures",
+    }
+    assert [line["pairs"] for line in lines if "validation" in line] == [32, 64]
+    last = next(line for line in reversed(lines) if "losses" in line)
+    assert (last["pairs"], last["of"]) == (64, 64)
+    assert {"total", "vlc", "bic", "giou", "mpp"} <= set(last["losses"])
+    assert all(np.isfinite(value) for value in last["losses"].values())
+
+
+def test_the_same_command_again_returns_at_once(
+    trained: RunFolder, settings: TrainSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(train_module, "_fit", lambda *_: pytest.fail("there was nothing left to train"))
+    before = (trained.model / "model.safetensors").stat().st_mtime_ns
+    assert train(settings) == trained.model
+    assert (trained.model / "model.safetensors").stat().st_mtime_ns == before
+    train(settings.model_copy(update={"cpus_per_worker": 2, "checkpoint_pairs": 8}))  # how, not what
+
+
+def test_other_settings_are_refused_by_what_differs(trained: RunFolder, settings: TrainSettings) -> None:
+    other = settings.model_copy(update={"learning_rate": 0.5, "model": MODEL | {"width": 96}})
+    with pytest.raises(
+        ConfigError, match=r"run of other settings: model \{.*'width': 48.*\(now \{.*'width': 96"
+    ) as caught:
+        train(other)
+    assert "learning_rate 0.0007 (now 0.5)" in str(caught.value)
+    assert "vocab_size" not in str(caught.value)
+
+
+def test_a_run_that_ended_before_the_model_was_written_writes_it(trained: RunFolder, settings: TrainSettings) -> None:
+    weights = (trained.model / "model.safetensors").read_bytes()
+    trained.model.rename(trained.path / "former")
+
+    train(settings)
+
+    assert (trained.model / "model.safetensors").read_bytes() == weights
+
+
+# What is wrong is said before anything is trained
+
+
+@pytest.fixture
+def no_training(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(train_module, "_fit", lambda *_: pytest.fail("this cannot be trained"))
+
+
+def test_a_folder_of_something_else_is_refused(corpus: Path, tmp_path: Path, no_training: None) -> None:
+    (tmp_path / "thesis.txt").write_text("mine")
+    with pytest.raises(ConfigError, match="holds something that is not a training run; choose another folder"):
+        train(settings_for(corpus, tmp_path))
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"model": {"width": 50}}, "width 50 is not a multiple of heads 6"),
+        ({"model": {"wdith": 48}}, "wdith"),
+        ({"loss_weights": {"giou": -1}}, "loss weight giou -1"),
+        ({"loss_weights": {"gious": 1}}, "gious"),
+        ({"model": {"variant": "hammer"}}, r"HAMMER model has no head for \['ied', 'mpp'\]"),
+    ],
+)
+def test_a_model_or_objective_that_cannot_work_is_refused(
+    corpus: Path, tmp_path: Path, no_training: None, changes: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        train(settings_for(corpus, tmp_path / "out", **changes))
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_corpus_that_is_not_there_is_named(tmp_path: Path, no_training: None) -> None:
+    with pytest.raises(CorpusError, match=r"nowhere/metadata/train\.json does not exist"):
+        train(settings_for(tmp_path / "nowhere", tmp_path / "out"))
+
+
+@pytest.fixture
+def copied(corpus: Path, tmp_path: Path) -> Path:
+    """A corpus that a test may break."""
+    folder = tmp_path / "copied"
+    (folder / "metadata").mkdir(parents=True)
+    (folder / "images").symlink_to(corpus / "images")
+    for split in ("train", "val", "test"):
+        (folder / f"metadata/{split}.json").write_text((corpus / f"metadata/{split}.json").read_text())
+    return folder
+
+
+def test_a_missing_test_split_is_found_before_training_and_not_after(
+    copied: Path, tmp_path: Path, no_training: None
+) -> None:
+    (copied / "metadata/test.json").unlink()
+    with pytest.raises(CorpusError, match=r"metadata/test\.json does not exist"):
+        train(settings_for(copied, tmp_path / "out"))
+
+
+@pytest.mark.parametrize("split", ["train", "val", "test"])
+def test_a_record_that_cannot_be_used_is_found_before_training(
+    copied: Path, tmp_path: Path, no_training: None, split: str
+) -> None:
+    path = copied / f"metadata/{split}.json"
+    rows = json.loads(path.read_text())
+    path.write_text(json.dumps([*rows[:-1], rows[-1] | {"fake_text_pos": [99]}]))
+    with pytest.raises(AnnotationError, match=f"record {rows[-1]['id']}: fake_text_pos has 99"):
+        train(settings_for(copied, tmp_path / "out"))
+
+
+def test_a_picture_that_cannot_be_decoded_is_named(copied: Path, tmp_path: Path, no_training: None) -> None:
+    path = copied / "metadata/train.json"
+    rows = json.loads(path.read_text())
+    (copied / "empty.jpg").touch()
+    path.write_text(json.dumps([*rows[:-1], rows[-1] | {"image": "empty.jpg"}]))
+    with pytest.raises(EmptyFile, match=r"empty\.jpg: the image has no bytes"):
+        train(settings_for(copied, tmp_path / "out"))
+
+
+def test_a_run_whose_heads_would_never_be_trained_is_refused() -> None:
+    with pytest.raises(ValueError, match="grounding_first_pairs 64 leaves nothing of 64 pairs"):
+        settings_for(Path("corpus"), Path("out"), grounding_first_pairs=64)
+
+
+# Kills
+
+
+def children_called(name: str) -> Iterator[int]:
+    """Processes below this one whose title holds `name`; those of others on the machine are left alone."""
+    parents: dict[int, int] = {}
+    titles: dict[int, str] = {}
+    for entry in Path("/proc").glob("[0-9]*"):
+        try:
+            parents[int(entry.name)] = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
+            titles[int(entry.name)] = (entry / "cmdline").read_text()
+        except OSError:
+            continue
+    for process, title in titles.items():
+        above = process
+        while above in parents and above != os.getpid():
+            above = parents[above]
+        if above == os.getpid() and name in title:
+            yield process
+
+
+@pytest.mark.chaos
+def test_a_killed_worker_goes_on_from_its_last_checkpoint(ray_here: None, corpus: Path, tmp_path: Path) -> None:
+    killed: list[int] = []
+    checkpoints = tmp_path / "out/ray_train"
+
+    def kill_once(event: dict[str, Any]) -> None:
+        if "validation" in event and not killed and len(list(checkpoints.glob("checkpoint_*/"))) > 1:
+            for process in children_called("RayTrainWorker"):
+                os.kill(process, signal.SIGKILL)
+                killed.append(event["pairs"])
+
+    settings = settings_for(corpus, tmp_path / "out", pairs=6400, checkpoint_pairs=400, validation_pairs=1)
+    folder = train(settings, kill_once)
+
+    pairs = [json.loads(line)["pairs"] for line in RunFolder(tmp_path / "out").progress.read_text().splitlines()]
+    assert (folder / "model.safetensors").exists()
+    assert len(killed) == 1
+    assert pairs[-1] == 6400
+    back = [after for before, after in pairwise(pairs) if after < before]
+    assert len(back) <= 1  # none where the worker died between a checkpoint and the next line
+    assert all(place > 400 for place in back)
+
+
+@pytest.mark.chaos
+@pytest.mark.slow
+def test_a_killed_driver_goes_on_with_the_same_command(corpus: Path, tmp_path: Path) -> None:
+    settings = settings_for(corpus, tmp_path / "out", pairs=6400, checkpoint_pairs=400, validation_pairs=1)
+    code = (
+        "import sys; from jobs.settings import TrainSettings; from jobs.train import train; "
+        "train(TrainSettings.model_validate_json(sys.argv[1]))"
+    )
+    command = [sys.executable, "-c", code, settings.model_dump_json()]
+    progress = RunFolder(tmp_path / "out").progress
+
+    first = subprocess.Popen(command, start_new_session=True)
+    while not progress.exists() or progress.read_text().count("validation") < 3:
+        assert first.poll() is None
+        time.sleep(0.1)
+    os.killpg(first.pid, signal.SIGKILL)
+    first.wait()
+    time.sleep(2)  # workers notice that their driver is gone
+    done = progress.read_text().splitlines()
+    assert json.loads(done[-1])["pairs"] < 6400
+    subprocess.run(command, check=True, timeout=300)
+
+    lines = [json.loads(line)["pairs"] for line in progress.read_text().splitlines()]
+    assert lines[len(done)] > 25 * 8  # not from the start
+    assert lines[-1] == 6400
+    assert (tmp_path / "out/model/model.safetensors").exists()
