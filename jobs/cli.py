@@ -21,6 +21,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 _Kind = TypeVar("_Kind")
+_INTERRUPTED = 130
 _MODEL_HELP = "A model folder, or 'demo', the small model that ships with asap."
 
 
@@ -32,9 +33,10 @@ def main() -> None:
     except AsapError as error:
         _complain(str(error))
         sys.exit(1)
-    except KeyboardInterrupt:
-        _complain("interrupted; what was done is kept, give the same command to go on")
-        sys.exit(130)
+    except SystemExit as stop:
+        if stop.code == _INTERRUPTED:  # typer has turned the KeyboardInterrupt into it
+            _complain("interrupted; what was done is kept, give the same command to go on")
+        raise
 
 
 def _interrupt(signal_number: int, frame: object) -> NoReturn:
