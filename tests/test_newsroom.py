@@ -1,4 +1,6 @@
 import json
+import subprocess
+import sys
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -253,3 +255,14 @@ def test_settings_that_cannot_work_are_refused(tmp_path: Path, wrong: dict[str, 
     with pytest.raises(ConfigError, match=said):
         generate(tmp_path / "c", **settings)
     assert not (tmp_path / "c").exists()
+
+
+def test_a_script_without_a_main_guard_is_told_so_and_does_not_hang(tmp_path: Path) -> None:
+    script = tmp_path / "draw.py"
+    script.write_text(
+        "from pathlib import Path\nfrom asap.newsroom import generate\n"
+        f"generate(Path({str(tmp_path / 'corpus')!r}), pairs=200, seed=1, workers=2)\n"
+    )
+    done = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 1
+    assert "the script that calls generate() does so outside `if __name__ == '__main__':`" in done.stderr

@@ -9,6 +9,8 @@ import json
 import multiprocessing
 import os
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -174,9 +176,15 @@ def _run(jobs: list[Job], out: Path, workers: int) -> Iterator[tuple[str, Made]]
         for chunk in chunks:
             yield from _draw_chunk(chunk)
         return
-    with multiprocessing.get_context("spawn").Pool(min(workers, len(chunks))) as pool:
-        for results in pool.imap(_draw_chunk, chunks):
-            yield from results
+    try:
+        with ProcessPoolExecutor(min(workers, len(chunks)), multiprocessing.get_context("spawn")) as pool:
+            for results in pool.map(_draw_chunk, chunks):
+                yield from results
+    except BrokenProcessPool as error:
+        raise CorpusError(
+            "a process that draws pictures died: the machine ran out of memory, or the script that calls generate() "
+            "does so outside `if __name__ == '__main__':`, which new processes need"
+        ) from error
 
 
 def _draw_chunk(chunk: tuple[list[Job], Path]) -> list[tuple[str, Made]]:
