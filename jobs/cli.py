@@ -12,6 +12,7 @@ import typer
 from rich.console import Console
 
 from asap.errors import AsapError, ConfigError
+from jobs.errors import JobError
 
 app = typer.Typer(
     name="asap",
@@ -71,7 +72,7 @@ def scan(
     """Scan pairs in bulk. The same command again goes on with a scan that was stopped."""
     from jobs.scan import scan as run
     from jobs.settings import ScanSettings
-    from jobs.terminal import progress_shown, summary_table
+    from jobs.terminal import errors_line, progress_shown, summary_table
 
     if (caption_engine is None) != (captioner is None):
         raise ConfigError("--caption-engine and --captioner belong together; give both or neither")
@@ -84,7 +85,10 @@ def scan(
     with progress_shown(console) as watch:
         summary = run(settings, watch)
     console.print(summary_table(summary))
-    console.print(f"report: {summary['report']}", soft_wrap=True, highlight=False, markup=False)
+    for line in filter(None, (errors_line(summary), f"report: {summary['report']}")):
+        console.print(line, soft_wrap=True, highlight=False, markup=False)
+    if summary["errors"] == summary["pairs"]:
+        raise JobError(f"none of the {summary['pairs']} pairs could be judged; the errors say why")
 
 
 def _settings(kind: type[_Kind], **values: Any) -> _Kind:
@@ -161,7 +165,7 @@ def train(
     test_corpus: Annotated[
         str | None, typer.Option(help="A corpus whose test split judges the model; by default CORPUS.")
     ] = None,
-    pairs: Annotated[int, typer.Option(min=1, help="Pairs to train on, counting each time one is seen.")] = 140_000,
+    pairs: Annotated[int, typer.Option(min=1, help="Pairs to train on, counting each time one is seen.")] = 150_000,
     seed: Annotated[int, typer.Option(min=0, help="Of weights, order and augmentation.")] = 0,
     workers: Annotated[int, typer.Option(min=1, help="Ray Train workers.")] = 1,
     address: Annotated[str | None, typer.Option(help="Of a running Ray cluster; by default here.")] = None,

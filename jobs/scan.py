@@ -73,7 +73,11 @@ def scan(settings: ScanSettings, watch: Watch = lambda progress: None) -> dict[s
 
 
 def _summary(folder: Location) -> dict[str, Any]:
-    places = {"folder": folder.uri, "report": (folder / "report" / "index.html").uri}
+    places = {
+        "folder": folder.uri,
+        "report": (folder / "report" / "index.html").uri,
+        "errors_file": (folder / "errors.jsonl").uri,
+    }
     return dict(json.loads(read_bytes(folder / "summary.json"))) | places
 
 

@@ -112,6 +112,12 @@ def summary_table(summary: dict[str, Any]) -> Table:
     return table
 
 
+def errors_line(summary: dict[str, Any]) -> str:
+    """How often each error occurred, and where each is told; empty without errors."""
+    counts = ", ".join(f"{count:,} {code}" for code, count in summary["error_codes"].items())
+    return f"errors: {counts}; see {summary['errors_file']}" if counts else ""
+
+
 def show_finding(finding: Finding, text: str | None) -> Group:
     """A judged pair: verdict and score, the types, the box, and the text with its flagged words marked."""
     lines: list[Text | Table] = [_headline(finding), _types(finding)]

@@ -103,11 +103,17 @@ def test_detect_reads_from_s3(run: Any, bucket: str, corpus: Path, model_folder:
     assert json.loads(out)["width"] == 64
 
 
+_SUMMARY = {
+    "job_id": "x", "pairs": 1234, "flagged": 2, "errors": 0, "error_codes": {}, "pairs_per_s": 33.25,
+    "report": "file:///out/in/report/index.html", "errors_file": "file:///out/in/errors.jsonl",
+}  # fmt: skip
+
+
 def _pretend(settings: Any, watch: Any) -> dict[str, Any]:
     watch(ScanProgress("judging", 5, 10, 1, 2, 33.0))
     watch(ScanProgress("judging", 6, 10, 1, 2, 33.0))
     watch(ScanProgress("writing the summary and the report", 10, 10))
-    return {"job_id": "x", "pairs": 1234, "flagged": 2, "errors": 1, "pairs_per_s": 33.25, "report": str(settings.out)}
+    return _SUMMARY
 
 
 def test_scan_shows_progress_and_ends_with_a_table_and_the_report(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -118,7 +124,24 @@ def test_scan_shows_progress_and_ends_with_a_table_and_the_report(run: Any, monk
     assert lines[0] == "judging  5/10 pairs  33 pairs/s  2 flagged  1 errors"
     assert lines[1].startswith("writing the summary"), "a line every few seconds, not at each look"
     assert all(name in out for name in ("pairs", "flagged", "errors", "pairs/s", "1,234", "33.2"))
-    assert lines[-1] == "report: /out"
+    assert lines[-1] == "report: file:///out/in/report/index.html"
+
+
+def test_scan_tells_which_errors_and_where_each_is_told(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    summary = _SUMMARY | {"errors": 3, "error_codes": {"truncated_image": 2, "fetch_failed": 1}}
+    monkeypatch.setattr("jobs.scan.scan", lambda *_: summary)
+    code, out, _ = run("scan", "in.jsonl", "--out", "/out")
+    assert code == 0
+    assert "errors: 2 truncated_image, 1 fetch_failed; see file:///out/in/errors.jsonl" in out
+
+
+def test_a_scan_that_judged_nothing_is_no_success(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    summary = _SUMMARY | {"errors": 1234, "error_codes": {"model_error": 1234}}
+    monkeypatch.setattr("jobs.scan.scan", lambda *_: summary)
+    code, out, err = run("scan", "in.jsonl", "--out", "/out")
+    assert code == 1
+    assert "1,234 model_error" in out
+    assert "none of the 1234 pairs could be judged; the errors say why" in err
 
 
 def test_scan_settings_reach_the_scan(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
