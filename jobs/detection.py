@@ -77,7 +77,7 @@ class Detector:
         size, pixels = self._predictor.image_size, batch["pixels"]
         return self._predictor.predict_prepared(
             [_image(pixels[place].as_buffer(), given[place], size) for place in places],
-            [given[place]["text"] or given[place]["caption"] for place in places],
+            [(given[place]["caption"] if given[place]["text"] is None else given[place]["text"]) for place in places],
             captioned=[given[place]["text"] is None and given[place]["caption"] is not None for place in places],
         )
 
