@@ -19,8 +19,8 @@ from asap.model import Asap, Seen
 from asap.momentum import FeatureQueues, MomentumTwin
 from asap.workers import gather
 
-FUSED_TERMS = ("vlc", "bic", "mlc", "tmg", "mgca", "ied")
-"""The terms that need more than the image side."""
+ALIGNMENT_TERMS = ("vlc", "ied")
+"""The terms that read captions and explanations (LMA)."""
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ class TrainingStep(nn.Module):
     @property
     def uses_explanations(self) -> bool:
         """Whether captions and explanations are trained on (LMA); HAMMER's objective has none."""
-        return self.student.config.variant == "asap"
+        return self.student.config.variant == "asap" and self.criterion.wants_any(ALIGNMENT_TERMS)
 
     def forward(self, batch: Batch, alpha: float) -> dict[str, Tensor]:
         """The terms of the objective, unweighted, and their weighted sum under `total`.
@@ -76,23 +76,11 @@ class TrainingStep(nn.Module):
             self.student.temperature.clamp_(0.001, 0.5)
             self.twin.update_parameters(self.student)
             twin = self._encode(self.twin.model, batch) if self._asks_the_twin(alpha) else None
-        if not self.criterion.wants_any(FUSED_TERMS):
-            return self._with_total(self._grounding(batch))
         encoded = self._encode(self.student, batch)
         terms = self._fused_terms(batch, encoded, twin, alpha)
         if twin is not None and self.criterion.wants("vlc"):
             terms["vlc"] = self._contrast(batch, encoded, twin, alpha)
-        return self._with_total(terms)
-
-    def _with_total(self, terms: dict[str, Tensor]) -> dict[str, Tensor]:
         return terms | {"total": self.criterion.total(terms)}
-
-    def _grounding(self, batch: Batch) -> dict[str, Tensor]:
-        """The terms of the image side alone, which need neither the fusion layers nor captions."""
-        text_BLW = self.student.encode_text(*batch.text)
-        return self._image_terms(
-            batch, self.student.see(self.student.encode_image(batch.images), text_BLW, batch.text.mask)
-        )
 
     def _image_terms(self, batch: Batch, seen: Seen) -> dict[str, Tensor]:
         terms = self.criterion.boxes(self.student.boxes(seen), batch.box_cxcywh, batch.has_box)

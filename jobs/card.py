@@ -90,7 +90,7 @@ def _commands(settings: TrainSettings) -> list[str]:
     """What to type to make the model again."""
     test = settings.test_corpus
     lines = [_drawing(Path(settings.corpus), "corpus"), *([_drawing(Path(test), "unseen")] if test else [])]
-    given = {"corpus", "test_corpus", "out", "name", "address"}
+    given = {"corpus", "test_corpus", "out", "name", "address", "device"}
     changed = settings.model_dump(exclude=given, exclude_defaults=True)
     options = "".join(f" --set {shlex.quote(f'{key}={json.dumps(value)}')}" for key, value in changed.items())
     unseen = " --test-corpus unseen" if test else ""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -17,7 +18,7 @@ from asap.errors import AsapError
 from asap.model import Asap
 from asap.optimiser import adamw, warmup_cosine
 from asap.text import TextCodec, load_tokenizer
-from asap.training import FUSED_TERMS, TrainingStep
+from asap.training import ALIGNMENT_TERMS, TrainingStep
 from jobs.settings import TrainSettings
 
 STATE_FILE = "state.pt"
@@ -80,16 +81,25 @@ def model_config(settings: TrainSettings, vocab_size: int) -> ModelConfig:
 class Fit:
     """The state of a run on one worker of `world`, and the steps that move it on."""
 
-    def __init__(self, settings: TrainSettings, split: Split, *, rank: int = 0, world: int = 1) -> None:
+    def __init__(
+        self,
+        settings: TrainSettings,
+        split: Split,
+        *,
+        rank: int = 0,
+        world: int = 1,
+        device: torch.device | str = "cpu",
+    ) -> None:
         torch.manual_seed(settings.seed)
         self.settings, self.split, self.rank, self.world = settings, split, rank, world
+        self.device = torch.device(device)
         weights = LossWeights(**settings.loss_weights)
         self.module = TrainingStep(
             Asap(split.config),
             weights=weights,
             queue_size=settings.queue_size,
             momentum=settings.momentum,
-        )
+        ).to(self.device)
         self.step_module: nn.Module = self.module
         self.weights = asdict(weights)
         self.total_steps = max(1, settings.pairs // settings.batch_size)
@@ -111,6 +121,11 @@ class Fit:
         """Pairs trained on so far, over all workers."""
         return self.done * self.settings.batch_size
 
+    @property
+    def _alignment_from(self) -> float:
+        """Pairs."""
+        return self.settings.alignment_from * self.settings.pairs
+
     def distribute(self, wrapped: nn.Module) -> None:
         """Call the step through `wrapped`, which averages gradients over workers."""
         self.step_module = wrapped
@@ -124,11 +139,15 @@ class Fit:
             "schedule": self.schedule.state_dict(),
             "rng": torch.get_rng_state(),
         }
+        if self.device.type == "cuda":
+            state["cuda_rng"] = torch.cuda.get_rng_state(self.device)
         torch.save(state, folder / STATE_FILE)
 
     @staticmethod
     def _read(folder: Path) -> dict[str, Any]:
-        state: dict[str, Any] = torch.load(folder / STATE_FILE, weights_only=True)  # noqa: TID251  # our own file
+        state: dict[str, Any] = torch.load(  # noqa: TID251  # our own file
+            folder / STATE_FILE, weights_only=True, map_location="cpu"
+        )
         return state
 
     @classmethod
@@ -145,6 +164,8 @@ class Fit:
         self.optimiser.load_state_dict(state["optimiser"])
         self.schedule.load_state_dict(state["schedule"])
         torch.set_rng_state(state["rng"])
+        if self.device.type == "cuda" and "cuda_rng" in state:  # a run may go on where there is no GPU, and back
+            torch.cuda.set_rng_state(state["cuda_rng"], self.device)
         self.done = state["done"]
 
     def steps(self) -> Iterator[dict[str, float]]:
@@ -166,14 +187,16 @@ class Fit:
         ]
         batch = collate(samples, self.split.config, self.split.pairs.pad_id, mpp_labels=self.settings.mpp_labels)
         self._weigh()
-        terms: dict[str, Tensor] = self.step_module(batch, self._alpha())
-        self._check(terms, numbers)
+        terms: dict[str, Tensor] = self.step_module(batch.to(self.device), self._alpha())
+        values = torch.stack([term.detach() for term in terms.values()]).tolist()  # one wait for the GPU, not ten
+        figures = dict(zip(terms, values, strict=True))
+        self._check(figures, numbers)
         self.optimiser.zero_grad()
         terms["total"].backward()
         torch.nn.utils.clip_grad_norm_(self.module.student.parameters(), self.settings.gradient_norm)
         self.optimiser.step()
         self.schedule.step()
-        return {name: float(term.detach()) for name, term in terms.items()}
+        return figures
 
     def _numbers(self) -> tuple[list[int], int]:
         """The records of this worker's part of the next batch, and the epoch: a function of seed and step."""
@@ -184,22 +207,21 @@ class Fit:
         return batch[self.rank * share : (self.rank + 1) * share].tolist(), epoch
 
     def _weigh(self) -> None:
-        """The image side alone at first, then everything."""
-        grounds = self.pairs_done < self.settings.grounding_first_pairs
-        left_out = FUSED_TERMS if grounds else ()
+        """What is labelled at first, then everything."""
+        left_out = ALIGNMENT_TERMS if self.pairs_done < self._alignment_from else ()
         self.module.criterion.weights = {
             name: 0.0 if name in left_out else value for name, value in self.weights.items()
         }
 
     def _alpha(self) -> float:
-        """Ramps up from where the twin is first asked."""
-        ramp = max(0, self.pairs_done - self.settings.grounding_first_pairs) / self.settings.alpha_ramp_pairs
+        """Ramps up from where the terms of alignment join."""
+        ramp = max(0.0, self.pairs_done - self._alignment_from) / self.settings.alpha_ramp_pairs
         return self.settings.alpha * min(1.0, ramp)
 
-    def _check(self, terms: dict[str, Tensor], numbers: list[int]) -> None:
-        if torch.isfinite(terms["total"]):
+    def _check(self, figures: dict[str, float], numbers: list[int]) -> None:
+        if math.isfinite(figures["total"]):
             return
-        found = ", ".join(f"{name} {float(term):.4g}" for name, term in terms.items())
+        found = ", ".join(f"{name} {value:.4g}" for name, value in figures.items())
         ids = [self.split.pairs.records[number].id for number in numbers]
         raise TrainingDiverged(
             f"the loss of step {self.done} is not finite ({found}); its pairs are {ids}. The last checkpoint is "

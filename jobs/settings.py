@@ -118,24 +118,25 @@ class TrainSettings(Settings):
     model: dict[str, Any] = {}
     """Changes to the preset, by name of `asap.config.ModelConfig`."""
 
-    pairs: int = Field(default=140_000, ge=1)
+    pairs: int = Field(default=150_000, ge=1)
     """Pairs to train on in all, counting each time a pair is seen."""
     batch_size: int = Field(default=32, ge=2)
     """Pairs of one step, over all workers."""
-    learning_rate: float = Field(default=7e-4, gt=0)
+    learning_rate: float = Field(default=1e-3, gt=0)
     image_learning_rate: float = Field(default=1e-3, gt=0)
     """Of vision, aggregator, image-side attention and box head."""
     weight_decay: float = Field(default=0.02, ge=0)
-    warmup_pairs: int = Field(default=3_200, ge=0)
+    warmup_pairs: int = Field(default=6_400, ge=0)
     gradient_norm: float = Field(default=1.0, gt=0)
     """Gradients are scaled down to this norm."""
     augmentation: Literal["none", "flip", "published"] = "flip"
 
     loss_weights: dict[str, float] = {"bbox_l1": 1.0, "giou": 0.5, "mpp": 2.0}
     """Changes to the published weights, by name of `asap.config.LossWeights`."""
-    grounding_first_pairs: int = Field(default=60_000, ge=0)
-    """Pairs at the start that train the image side alone (patches and boxes), from scratch: traces of a blend are
-    faint, and the contrast's gradients drown them until something looks at them. 0 for pretrained encoders."""
+    alignment_from: float = Field(default=2 / 3, ge=0, lt=1)
+    """Share of the run before the terms of alignment (VLC and IED, which read captions and explanations) join those of
+    the labels. From scratch there is little to align at first, and steps without them take half the time; 0 for
+    pretrained encoders."""
     mpp_labels: Literal["published", "authentic", "dense"] = "dense"
     alpha: float = Field(default=0.4, ge=0, le=1)
     """Weight of the twin's soft targets, reached linearly over `alpha_ramp_pairs`."""
@@ -146,6 +147,8 @@ class TrainSettings(Settings):
     workers: int = Field(default=1, ge=1)
     cpus_per_worker: int | None = Field(default=None, ge=1)
     """Threads of a worker; None: the machine's cores shared out."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where workers compute; `auto`: on a GPU each, where the cluster has that many."""
     checkpoint_pairs: int = Field(default=6_400, ge=1)
     """Pairs between checkpoints, which are also when the validation split is judged."""
     validation_pairs: int = Field(default=1000, ge=1)
@@ -157,13 +160,8 @@ class TrainSettings(Settings):
     def _check(self) -> Self:
         if self.batch_size % self.workers:
             raise ValueError(f"batch_size {self.batch_size} does not divide among {self.workers} workers")
-        if self.grounding_first_pairs >= self.pairs:
-            raise ValueError(
-                f"grounding_first_pairs {self.grounding_first_pairs} leaves nothing of {self.pairs} pairs to train the "
-                "verdict, types and words on; set it lower, or to 0"
-            )
         return self
 
     def identity(self) -> dict[str, Any]:
         """The settings that decide what is learned; a run goes on only under the same ones."""
-        return self.model_dump(exclude={"out", "cpus_per_worker", "checkpoint_pairs", "address"})
+        return self.model_dump(exclude={"out", "cpus_per_worker", "device", "checkpoint_pairs", "address"})

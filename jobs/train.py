@@ -47,7 +47,8 @@ def train(settings: TrainSettings, progress: Progress = lambda event: None) -> P
     `InputError` for a picture that cannot be read.
     """
     _check(settings)
-    folder = RunFolder(Path(settings.out).resolve())
+    settings = _with_absolute_paths(settings)
+    folder = RunFolder(Path(settings.out))
     _check_folder(folder, settings)
     if folder.model.exists():
         return folder.model
@@ -57,6 +58,12 @@ def train(settings: TrainSettings, progress: Progress = lambda event: None) -> P
     with ray_running(settings.address), _followed(folder.progress, progress):
         state = _fit(folder, settings)
     return _export(folder, settings, state)
+
+
+def _with_absolute_paths(settings: TrainSettings) -> TrainSettings:
+    """Ray Train's workers work in a folder of their own."""
+    paths = {name: getattr(settings, name) for name in ("corpus", "out", "test_corpus")}
+    return settings.model_copy(update={name: str(Path(path).resolve()) for name, path in paths.items() if path})
 
 
 def _check(settings: TrainSettings) -> None:
@@ -118,10 +125,15 @@ def _fit(folder: RunFolder, settings: TrainSettings) -> dict[str, torch.Tensor]:
     from ray.train.torch import TorchTrainer
 
     cpus = settings.cpus_per_worker or max(1, (os.cpu_count() or 1) // settings.workers)
+    use_gpu = _on_gpus(settings)
     result = TorchTrainer(
         _work,
         train_loop_config={"settings": settings.model_dump(), "folder": str(folder.path), "cpus": cpus},
-        scaling_config=ScalingConfig(num_workers=settings.workers, resources_per_worker={"CPU": cpus}),
+        scaling_config=ScalingConfig(
+            num_workers=settings.workers,
+            use_gpu=use_gpu,
+            resources_per_worker={"CPU": cpus} | ({"GPU": 1} if use_gpu else {}),
+        ),
         run_config=RunConfig(
             name="ray_train",
             storage_path=str(folder.path),
@@ -135,10 +147,20 @@ def _fit(folder: RunFolder, settings: TrainSettings) -> dict[str, torch.Tensor]:
         return Fit.twin_weights(Path(place))
 
 
+def _on_gpus(settings: TrainSettings) -> bool:
+    """Whether each worker gets a GPU. Raises `ConfigError` where GPUs are asked for that the cluster has not."""
+    import ray
+
+    found = int(ray.cluster_resources().get("GPU", 0))
+    if settings.device == "cuda" and found < settings.workers:
+        raise ConfigError(f"device 'cuda' asks for {settings.workers} GPU(s) and the cluster has {found}; use 'auto'")
+    return settings.device != "cpu" and found >= settings.workers
+
+
 def _work(given: dict[str, Any]) -> None:
     """A worker: from the last checkpoint, if there is one, to the end of the run."""
     import ray.train
-    from ray.train.torch import prepare_model
+    from ray.train.torch import get_device, prepare_model
 
     settings, folder = TrainSettings(**given["settings"]), RunFolder(Path(given["folder"]))
     torch.set_num_threads(given["cpus"])
@@ -146,13 +168,14 @@ def _work(given: dict[str, Any]) -> None:
     context = ray.train.get_context()
     rank, world = context.get_world_rank(), context.get_world_size()
     config = model_config(settings, len(load_tokenizer(folder.tokenizer)))
-    fit = Fit(settings, Split.open(settings.corpus, folder, "train", config), rank=rank, world=world)
+    pairs = Split.open(settings.corpus, folder, "train", config)
+    fit = Fit(settings, pairs, rank=rank, world=world, device=get_device())
     if checkpoint := ray.train.get_checkpoint():
         with checkpoint.as_directory() as place:
             fit.restore(Path(place))
     if world > 1:
         # The queues are the same everywhere by construction; sending them every step would cost more than the step.
-        # Not every step uses every parameter: the fusion layers rest while the image side is trained alone.
+        # Not every step uses every parameter: the projections rest until the contrast begins.
         options = {"broadcast_buffers": False, "find_unused_parameters": True}
         fit.distribute(prepare_model(fit.module, parallel_strategy_kwargs=options))
     watch = Watch(settings, folder, config) if rank == 0 else None

@@ -13,7 +13,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-ROWS = 600
+ROWS = 300
 SCAN = """
 import json, sys
 from jobs.scan import scan

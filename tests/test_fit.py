@@ -57,7 +57,7 @@ def settings(folder: RunFolder) -> TrainSettings:
     return TrainSettings(
         corpus=str(folder.path.parent / "corpus"), out=str(folder.path), model=MODEL, pairs=24, batch_size=4,
         warmup_pairs=8, alpha_ramp_pairs=12, queue_size=16, momentum=0.9, augmentation="published",
-        grounding_first_pairs=0,
+        alignment_from=0,
     )  # fmt: skip
 
 
@@ -160,21 +160,22 @@ def test_workers_start_alike_and_draw_their_own_dropout(settings: TrainSettings,
     assert one != other
 
 
-def test_the_image_side_is_trained_alone_at_first_and_alpha_rises_after(settings: TrainSettings, split: Split) -> None:
-    fit = Fit(changed(settings, grounding_first_pairs=8, pairs=32), split)
+def test_labels_are_trained_on_first_then_everything_and_alpha_rises(settings: TrainSettings, split: Split) -> None:
+    fit = Fit(changed(settings, alignment_from=0.25, pairs=32), split)
     alphas, terms = [], []
     for _ in range(8):
         alphas.append(fit._alpha())
         terms += run(fit, 1)
     assert alphas == pytest.approx([0, 0, 0, 0.4 / 3, 0.8 / 3, 0.4, 0.4, 0.4])
-    assert all(set(step) == {"bbox_l1", "giou", "mpp", "total"} for step in terms[:2])
+    labelled = {"bic", "mlc", "tmg", "mgca", "bbox_l1", "giou", "mpp", "total"}
+    assert all(set(step) == labelled for step in terms[:2])
     assert all({"vlc", "bic", "tmg", "ied", "mpp"} < set(step) for step in terms[2:])
 
 
-def test_a_run_killed_while_the_image_side_is_trained_goes_on_to_the_rest(
+def test_a_run_killed_before_everything_is_trained_goes_on_to_the_rest(
     settings: TrainSettings, split: Split, tmp_path: Path
 ) -> None:
-    settings = changed(settings, grounding_first_pairs=12)
+    settings = changed(settings, alignment_from=0.5)
     killed, resumed = (Fit(settings, split) for _ in range(2))
     terms = run(killed, 2)
     killed.save(tmp_path)

@@ -41,7 +41,7 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def settings_for(corpus: Path, out: Path, **changes: Any) -> TrainSettings:
     few: dict[str, Any] = {
         "corpus": str(corpus), "out": str(out), "name": "small", "model": MODEL, "vocab_size": 300, "pairs": 64,
-        "batch_size": 8, "warmup_pairs": 16, "grounding_first_pairs": 16, "alpha_ramp_pairs": 16, "queue_size": 32,
+        "batch_size": 8, "warmup_pairs": 16, "alignment_from": 0.25, "alpha_ramp_pairs": 16, "queue_size": 32,
         "checkpoint_pairs": 32, "validation_pairs": 15, "cpus_per_worker": 1,
     }  # fmt: skip
     return TrainSettings(**(few | changes))
@@ -55,7 +55,9 @@ def events() -> list[dict[str, Any]]:
 
 @pytest.fixture(scope="module")
 def settings(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> TrainSettings:
-    return settings_for(corpus, tmp_path_factory.mktemp("run") / "out", workers=2)
+    # Paths as a person types them: relative to where the command is given.
+    here = Path(os.path.relpath(corpus)), Path(os.path.relpath(tmp_path_factory.mktemp("run") / "out"))
+    return settings_for(*here, workers=2)
 
 
 @pytest.fixture(scope="module")
@@ -123,7 +125,7 @@ def test_other_settings_are_refused_by_what_differs(trained: RunFolder, settings
         ConfigError, match=r"run of other settings: model \{.*'width': 48.*\(now \{.*'width': 96"
     ) as caught:
         train(other)
-    assert "learning_rate 0.0007 (now 0.5)" in str(caught.value)
+    assert "learning_rate 0.001 (now 0.5)" in str(caught.value)
     assert "vocab_size" not in str(caught.value)
 
 
@@ -213,9 +215,9 @@ def test_a_picture_that_cannot_be_decoded_is_named(copied: Path, tmp_path: Path,
         train(settings_for(copied, tmp_path / "out"))
 
 
-def test_a_run_whose_heads_would_never_be_trained_is_refused() -> None:
-    with pytest.raises(ValueError, match="grounding_first_pairs 64 leaves nothing of 64 pairs"):
-        settings_for(Path("corpus"), Path("out"), grounding_first_pairs=64)
+def test_a_run_that_would_never_come_to_the_whole_objective_is_refused() -> None:
+    with pytest.raises(ValueError, match="Input should be less than 1"):
+        settings_for(Path("corpus"), Path("out"), alignment_from=1)
 
 
 # Kills
@@ -250,22 +252,22 @@ def test_a_killed_worker_goes_on_from_its_last_checkpoint(ray_here: None, corpus
                 os.kill(process, signal.SIGKILL)
                 killed.append(event["pairs"])
 
-    settings = settings_for(corpus, tmp_path / "out", pairs=6400, checkpoint_pairs=400, validation_pairs=1)
+    settings = settings_for(corpus, tmp_path / "out", pairs=3200, checkpoint_pairs=200, validation_pairs=1)
     folder = train(settings, kill_once)
 
     pairs = [json.loads(line)["pairs"] for line in RunFolder(tmp_path / "out").progress.read_text().splitlines()]
     assert (folder / "model.safetensors").exists()
     assert len(killed) == 1
-    assert pairs[-1] == 6400
+    assert pairs[-1] == 3200
     back = [after for before, after in pairwise(pairs) if after < before]
     assert len(back) <= 1  # none where the worker died between a checkpoint and the next line
-    assert all(place > 400 for place in back)
+    assert all(place > 200 for place in back)
 
 
 @pytest.mark.chaos
 @pytest.mark.slow
 def test_a_killed_driver_goes_on_with_the_same_command(corpus: Path, tmp_path: Path) -> None:
-    settings = settings_for(corpus, tmp_path / "out", pairs=6400, checkpoint_pairs=400, validation_pairs=1)
+    settings = settings_for(corpus, tmp_path / "out", pairs=3200, checkpoint_pairs=200, validation_pairs=1)
     code = (
         "import sys; from jobs.settings import TrainSettings; from jobs.train import train; "
         "train(TrainSettings.model_validate_json(sys.argv[1]))"
@@ -281,10 +283,10 @@ def test_a_killed_driver_goes_on_with_the_same_command(corpus: Path, tmp_path: P
     first.wait()
     time.sleep(2)  # workers notice that their driver is gone
     done = progress.read_text().splitlines()
-    assert json.loads(done[-1])["pairs"] < 6400
+    assert json.loads(done[-1])["pairs"] < 3200
     subprocess.run(command, check=True, timeout=300)
 
     lines = [json.loads(line)["pairs"] for line in progress.read_text().splitlines()]
     assert lines[len(done)] > 25 * 8  # not from the start
-    assert lines[-1] == 6400
+    assert lines[-1] == 3200
     assert (tmp_path / "out/model/model.safetensors").exists()

@@ -99,6 +99,17 @@ def test_a_term_without_weight_is_not_computed() -> None:
     assert scores.call_count == 0
 
 
+def test_captions_and_explanations_are_encoded_only_where_a_term_reads_them() -> None:
+    batch = draw_batch()
+    rows = []
+    for weights in (LossWeights(vlc=0, ied=0), LossWeights(vlc=0)):
+        step = new_step(weights=weights)
+        with mock.patch.object(step.student, "encode_text", side_effect=step.student.encode_text) as encode:
+            step(batch, 0.0)
+        rows.append(len(encode.call_args.args[0]))
+    assert rows == [len(batch.images), 3 * len(batch.images)]
+
+
 def test_the_twin_is_asked_only_where_its_word_has_weight() -> None:
     def runs(alpha: float, **settings: Any) -> int:
         step = new_step(**settings)
