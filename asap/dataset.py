@@ -14,10 +14,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from asap.augmentation import augment, horizontal_flip
 from asap.batch import Batch, Tokens
 from asap.config import ModelConfig
 from asap.errors import AnnotationError, ConfigError, CorpusError, InputError
-from asap.images import BoxXyxy, PreparedImage, augment, horizontal_flip, normalise, prepare_image
+from asap.images import BoxXyxy, PreparedImage, normalise, prepare_image
 from asap.targets import (
     box_targets,
     face_box,
