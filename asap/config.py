@@ -38,6 +38,10 @@ class ModelConfig:
     text_layers: int = 6
     fusion_layers: int = 6
     text_mlp_width: int = 3072
+    text_norm: Literal["post", "pre"] = "post"
+    """Where the text and fusion layers normalise: after each residual sum, as BERT and the published model do, or what
+    goes into each branch. From random weights `post` collapsed: every word of a text came out of the fusion alike, a
+    summary of the image."""
     vocab_size: int = 30522
     max_positions: int = 512
     """Rows of the position table of the text encoder, in tokens."""
@@ -62,6 +66,8 @@ class ModelConfig:
             raise ConfigError(f"variant {self.variant!r} is unknown; 'asap' and 'hammer' are known")
         if self.patch_embedding not in ("linear", "conv"):
             raise ConfigError(f"patch_embedding {self.patch_embedding!r} is unknown; 'linear' and 'conv' are known")
+        if self.text_norm not in ("post", "pre"):
+            raise ConfigError(f"text_norm {self.text_norm!r} is unknown; 'post' and 'pre' are known")
         if self.image_size % self.patch_size:
             below = self.image_size // self.patch_size * self.patch_size
             near = " and ".join(str(size) for size in (below, below + self.patch_size) if size)
@@ -90,7 +96,7 @@ class ModelConfig:
         shape: dict[str, Any] = {
             "image_size": 128, "patch_embedding": "conv", "width": 192, "heads": 6, "image_layers": 4,
             "image_mlp_width": 768, "text_layers": 2, "fusion_layers": 2, "text_mlp_width": 768,
-            "vocab_size": 4000, "max_positions": 64, "max_tokens": 64, "embed_dim": 128,
+            "text_norm": "pre", "vocab_size": 4000, "max_positions": 64, "max_tokens": 64, "embed_dim": 128,
         }  # fmt: skip
         return cls.from_dict(shape | changes)
 

@@ -12,6 +12,7 @@ from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
+from timm.layers import build_sincos2d_pos_embed
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
@@ -68,6 +69,15 @@ class ImageEncoder(VisionTransformer):
             norm_layer=partial(nn.LayerNorm, eps=1e-6),
             **embedding,
         )
+        if config.patch_embedding == "conv":
+            self._place_patches()
+
+    def _place_patches(self) -> None:
+        """Start from positions as strong as the stem's features: random ones of 0.02 are lost beside them, and a box
+        cannot be told from tokens that do not know where they are."""
+        sincos_PW = build_sincos2d_pos_embed(list(self.patch_embed.grid_size), self.embed_dim)
+        with torch.no_grad():
+            self.pos_embed[0, self.num_prefix_tokens :] = sincos_PW
 
     def forward(self, images_B3SS: Tensor) -> Tensor:
         """Normalised pixels (B, 3, S, S) to tokens (B, N, W), [CLS] first, the patches row by row."""
@@ -111,17 +121,23 @@ class Attention(nn.Module):
 
 
 class ResidualNorm(nn.Module):
-    """Projection, dropout, and LayerNorm of the sum with what came in (BERT normalises after the residual)."""
+    """The end of a branch: projection, dropout, residual sum; and the branch's LayerNorm, after the sum as in BERT, or
+    of what goes into the branch (`ModelConfig.text_norm`)."""
 
     def __init__(self, width_in: int, config: ModelConfig) -> None:
         super().__init__()
         self.dense = nn.Linear(width_in, config.width)
         self.LayerNorm = nn.LayerNorm(config.width, eps=config.layer_norm_eps)
         self.dropout = nn.Dropout(config.dropout)
+        self.before = config.text_norm == "pre"
+
+    def enter(self, tokens_BLW: Tensor) -> Tensor:
+        """What the branch reads."""
+        return self.LayerNorm(tokens_BLW) if self.before else tokens_BLW
 
     def forward(self, hidden: Tensor, residual_BLW: Tensor) -> Tensor:
-        normed: Tensor = self.LayerNorm(self.dropout(self.dense(hidden)) + residual_BLW)
-        return normed
+        summed: Tensor = self.dropout(self.dense(hidden)) + residual_BLW
+        return summed if self.before else self.LayerNorm(summed)
 
 
 class AttentionBlock(nn.Module):
@@ -132,9 +148,16 @@ class AttentionBlock(nn.Module):
         self.self = Attention(config)
         self.output = ResidualNorm(config.width, config)
 
-    def forward(self, tokens_BLW: Tensor, context_BMW: Tensor, mask_B11M: Tensor | None = None) -> Tensor:
-        normed: Tensor = self.output(self.self(tokens_BLW, context_BMW, mask_B11M), tokens_BLW)
-        return normed
+    def forward(self, tokens_BLW: Tensor, context_BMW: Tensor | None = None, mask_B11M: Tensor | None = None) -> Tensor:
+        """Attend to `context`, or to the tokens themselves."""
+        entered_BLW = self.output.enter(tokens_BLW)
+        context_BMW = entered_BLW if context_BMW is None else context_BMW
+        attended: Tensor = self.output(self.self(entered_BLW, context_BMW, mask_B11M), tokens_BLW)
+        return attended
+
+    def scores(self, tokens_BLW: Tensor, context_BMW: Tensor) -> Tensor:
+        """See `Attention.scores`."""
+        return self.self.scores(self.output.enter(tokens_BLW), context_BMW)
 
 
 class BertLayer(nn.Module):
@@ -149,11 +172,12 @@ class BertLayer(nn.Module):
         self.output = ResidualNorm(config.text_mlp_width, config)
 
     def attend_to_text(self, tokens_BLW: Tensor, mask_B11L: Tensor) -> Tensor:
-        attended: Tensor = self.attention(tokens_BLW, tokens_BLW, mask_B11L)
+        attended: Tensor = self.attention(tokens_BLW, mask_B11M=mask_B11L)
         return attended
 
     def feed_forward(self, tokens_BLW: Tensor) -> Tensor:
-        fed: Tensor = self.output(F.gelu(self.intermediate["dense"](tokens_BLW)), tokens_BLW)
+        inside = F.gelu(self.intermediate["dense"](self.output.enter(tokens_BLW)))
+        fed: Tensor = self.output(inside, tokens_BLW)
         return fed
 
 
@@ -175,6 +199,13 @@ class TextEmbeddings(nn.Module):
         return embedded
 
 
+def _final_norm(config: ModelConfig) -> nn.Module:
+    """Layers that normalise what they read leave their sum as it is."""
+    if config.text_norm == "post":
+        return nn.Identity()
+    return nn.LayerNorm(config.width, eps=config.layer_norm_eps)
+
+
 def _attention_mask(mask_BL: Tensor) -> Tensor:
     return mask_BL.bool()[:, None, None, :]
 
@@ -187,6 +218,7 @@ class TextEncoder(nn.Module):
         self.embeddings = TextEmbeddings(config)
         layers = nn.ModuleList(BertLayer(config, fuses=False) for _ in range(config.text_layers))
         self.layers = cast("Sequence[BertLayer]", layers)
+        self.final_norm = _final_norm(config)
 
     def forward(self, input_ids_BL: Tensor, mask_BL: Tensor) -> Tensor:
         """Token ids and mask (B, L) to tokens (B, L, W), [CLS] first."""
@@ -194,7 +226,8 @@ class TextEncoder(nn.Module):
         mask_B11L = _attention_mask(mask_BL)
         for layer in self.layers:
             tokens_BLW = layer.feed_forward(layer.attend_to_text(tokens_BLW, mask_B11L))
-        return tokens_BLW
+        normed_BLW: Tensor = self.final_norm(tokens_BLW)
+        return normed_BLW
 
 
 class FusionEncoder(nn.Module):
@@ -204,6 +237,7 @@ class FusionEncoder(nn.Module):
         super().__init__()
         layers = nn.ModuleList(BertLayer(config, fuses=True) for _ in range(config.fusion_layers))
         self.layers = cast("Sequence[BertLayer]", layers)
+        self.final_norm = _final_norm(config)
 
     def forward(
         self, text_BLW: Tensor, mask_BL: Tensor, image_BNW: Tensor, *, with_scores: bool = False
@@ -218,6 +252,6 @@ class FusionEncoder(nn.Module):
         for depth, layer in enumerate(self.layers, start=1):
             tokens_BLW = layer.attend_to_text(tokens_BLW, mask_B11L)
             if with_scores and depth == len(self.layers):
-                scores_BLN = layer.crossattention.self.scores(tokens_BLW, image_BNW)
+                scores_BLN = layer.crossattention.scores(tokens_BLW, image_BNW)
             tokens_BLW = layer.feed_forward(layer.crossattention(tokens_BLW, image_BNW))
-        return tokens_BLW, scores_BLN
+        return self.final_norm(tokens_BLW), scores_BLN

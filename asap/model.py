@@ -125,11 +125,12 @@ class Asap(nn.Module):
         self._initialise()
 
     def _initialise(self) -> None:
-        """BERT's initialisation for what timm has not already initialised."""
+        """BERT's initialisation for what timm has not already initialised; its 0.02 belongs to a width of 768."""
+        std = 0.02 * (768 / self.config.width) ** 0.5
         nn.init.trunc_normal_(self.aggregate_token, std=0.02)
         for name, module in self.named_modules():
             if isinstance(module, nn.Linear | nn.Embedding) and not name.startswith("image_encoder."):
-                nn.init.normal_(module.weight, std=0.02)
+                nn.init.normal_(module.weight, std=std)
                 if isinstance(module, nn.Linear) and module.bias is not None:
                     nn.init.zeros_(module.bias)
 

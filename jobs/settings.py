@@ -118,7 +118,7 @@ class TrainSettings(Settings):
     model: dict[str, Any] = {}
     """Changes to the preset, by name of `asap.config.ModelConfig`."""
 
-    pairs: int = Field(default=150_000, ge=1)
+    pairs: int = Field(default=120_000, ge=1)
     """Pairs to train on in all, counting each time a pair is seen."""
     batch_size: int = Field(default=32, ge=2)
     """Pairs of one step, over all workers."""

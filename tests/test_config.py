@@ -49,6 +49,7 @@ def test_an_unknown_preset_is_quoted_with_the_known_ones() -> None:
         ({"width": 100}, "width 100 is not a multiple of heads 12"),
         ({"variant": "hamer"}, "variant 'hamer' is unknown"),
         ({"patch_embedding": "resnet"}, "patch_embedding 'resnet' is unknown"),
+        ({"text_norm": "middle"}, "text_norm 'middle' is unknown; 'post' and 'pre' are known"),
         ({"patch_embedding": "conv", "patch_size": 32}, "patch_size 32 does not fit the conv embedding"),
         ({"max_tokens": 513}, "max_tokens 513 exceeds the position table, max_positions 512"),
         ({"dropout": 1}, "dropout 1 is not a probability below 1"),

@@ -91,8 +91,9 @@ def test_a_text_of_cls_alone_is_encoded() -> None:
     assert TextEncoder(tiny_config()).eval()(torch.tensor([[3]]), torch.ones(1, 1)).isfinite().all()
 
 
-def test_fusion_looks_at_the_picture_and_ignores_padding() -> None:
-    encoder = FusionEncoder(tiny_config(fusion_layers=2)).eval()
+@pytest.mark.parametrize("norm", ["post", "pre"])
+def test_fusion_looks_at_the_picture_and_ignores_padding(norm: str) -> None:
+    encoder = FusionEncoder(tiny_config(fusion_layers=2, text_norm=norm)).eval()
     text, image = torch.randn(2, 6, 48), torch.randn(2, 10, 48)
     mask = torch.tensor([[1] * 6, [1] * 3 + [0] * 3])
     fused, scores = encoder(text, mask, image)
@@ -119,8 +120,9 @@ def test_scores_are_computed_only_when_asked_and_only_in_the_last_layer() -> Non
     assert torch.equal(plain, fused)
 
 
-def test_the_scores_are_those_that_the_last_layer_attends_with() -> None:
-    encoder = FusionEncoder(tiny_config(heads=1)).eval()
+@pytest.mark.parametrize("norm", ["post", "pre"])
+def test_the_scores_are_those_that_the_last_layer_attends_with(norm: str) -> None:
+    encoder = FusionEncoder(tiny_config(heads=1, text_norm=norm)).eval()
     text, mask, image = torch.randn(2, 6, 48), torch.ones(2, 6), torch.randn(2, 10, 48)
     attention = encoder.layers[-1].crossattention.self
     attended: list[Tensor] = []
@@ -130,6 +132,41 @@ def test_the_scores_are_those_that_the_last_layer_attends_with() -> None:
 
     assert scores is not None
     same(attended[0], F.softmax(scores, dim=-1) @ attention.value(image))
+
+
+def test_a_branch_normalises_what_it_reads_or_the_sum() -> None:
+    tokens, context = torch.randn(2, 5, 48), torch.randn(2, 7, 48)
+    for norm in ("post", "pre"):
+        block = AttentionBlock(tiny_config(text_norm=norm)).eval()
+        output = block.output
+        if norm == "post":
+            expected = output.LayerNorm(tokens + output.dense(block.self(tokens, context, None)))
+        else:
+            expected = tokens + output.dense(block.self(output.LayerNorm(tokens), context, None))
+        same(block(tokens, context), expected)
+
+
+def test_words_stay_apart_beside_a_loud_picture_where_branches_are_normalised_before() -> None:
+    text, mask, image = torch.randn(1, 6, 48), torch.ones(1, 6), 100 * torch.randn(1, 10, 48)
+    apart = {}
+    for norm in ("post", "pre"):
+        torch.manual_seed(1)
+        encoder = FusionEncoder(tiny_config(fusion_layers=4, text_norm=norm)).eval()
+        for layer in encoder.layers:  # each word asks for the same: what the picture says drowns what it was
+            layer.crossattention.self.query.weight.data.zero_()
+            layer.crossattention.output.dense.weight.data.mul_(3)
+        apart[norm] = encoder(text, mask, image)[0].var(dim=1).mean().item()
+    assert apart["pre"] > 10 * apart["post"]
+
+
+def test_patches_know_where_they_are_from_the_start_beside_a_stem() -> None:
+    encoder = ImageEncoder(tiny_config(image_size=128))
+    positions = encoder.pos_embed[0, 1:].unflatten(0, (8, 8))
+    assert positions.std() > 0.5
+    to_the_first = (positions - positions[0, 0]).norm(dim=-1)
+    assert to_the_first[0, 1] < to_the_first[0, 4]
+    assert to_the_first[1, 0] < to_the_first[4, 0]
+    assert ImageEncoder(tiny_config(patch_embedding="linear")).pos_embed.std() < 0.05  # timm's, as published
 
 
 @pytest.mark.parametrize("embedding", ["linear", "conv"])
