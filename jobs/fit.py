@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections import deque
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -24,8 +25,13 @@ from jobs.settings import TrainSettings
 STATE_FILE = "state.pt"
 
 
+_EXPLODED = 10.0
+"""A loss this many times the mean of the steps before it will not come back by itself."""
+_STEPS_COMPARED = 100
+
+
 class TrainingDiverged(AsapError):
-    """The loss is not a finite number."""
+    """The loss is not a finite number, or many times what it was."""
 
 
 @dataclass(frozen=True)
@@ -55,6 +61,11 @@ class RunFolder:
     def progress(self) -> Path:
         """A JSON object a line: the losses, the speed and the validation metrics as the run goes."""
         return self.path / "progress.jsonl"
+
+    @property
+    def curves(self) -> Path:
+        """The same for TensorBoard."""
+        return self.path / "tensorboard"
 
 
 @dataclass(frozen=True)
@@ -113,6 +124,7 @@ class Fit:
         self.schedule = warmup_cosine(self.optimiser, warmup_steps, self.total_steps)
         self.steps_a_checkpoint = max(1, settings.checkpoint_pairs // settings.batch_size)
         self.done = 0
+        self._losses: deque[float] = deque(maxlen=_STEPS_COMPARED)
         # Every worker draws its own dropout, from a stream that a checkpoint can carry.
         torch.manual_seed(settings.seed + 1 + rank)
 
@@ -219,11 +231,14 @@ class Fit:
         return self.settings.alpha * min(1.0, ramp)
 
     def _check(self, figures: dict[str, float], numbers: list[int]) -> None:
-        if math.isfinite(figures["total"]):
+        total, usual = figures["total"], sum(self._losses) / max(1, len(self._losses))
+        if math.isfinite(total) and (len(self._losses) < _STEPS_COMPARED or total <= _EXPLODED * usual):
+            self._losses.append(total)
             return
+        what = f"{total:.3g} after a mean of {usual:.3g}" if math.isfinite(total) else "not finite"
         found = ", ".join(f"{name} {value:.4g}" for name, value in figures.items())
         ids = [self.split.pairs.records[number].id for number in numbers]
         raise TrainingDiverged(
-            f"the loss of step {self.done} is not finite ({found}); its pairs are {ids}. The last checkpoint is "
+            f"the loss of step {self.done} is {what} ({found}); its pairs are {ids}. The last checkpoint is "
             "kept: look at these pairs, or train with a lower learning_rate"
         )

@@ -10,18 +10,13 @@ from __future__ import annotations
 import json
 import os
 import tempfile
-import threading
-import time
-from collections import defaultdict
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from asap.checkpoint import load, save
-from asap.config import LossWeights, ModelConfig
+from asap.config import LossWeights
 from asap.dataset import PictureCache, Record, read_split
 from asap.errors import AsapError, ConfigError
 from asap.model import Asap
@@ -31,12 +26,8 @@ from jobs.card import model_card
 from jobs.cluster import ray_running
 from jobs.fit import Fit, RunFolder, Split, model_config
 from jobs.judge import judge
+from jobs.run_log import Progress, RunLog, followed
 from jobs.settings import TrainSettings
-
-Progress = Callable[[dict[str, Any]], None]
-
-HEADLINE = ("AUC", "mAP", "CF1", "IoU50_gated", "IoU50_boxed", "token_F1")
-"""The figures that are worth watching, by their names in `asap.metrics`."""
 
 
 def train(settings: TrainSettings, progress: Progress = lambda event: None) -> Path:
@@ -55,7 +46,7 @@ def train(settings: TrainSettings, progress: Progress = lambda event: None) -> P
     records = {split: read_split(Path(corpus), split) for split, corpus in _corpora(settings).items()}
     _claim(folder, settings)
     _prepare(folder, settings, records, progress)
-    with ray_running(settings.address), _followed(folder.progress, progress):
+    with ray_running(settings.address), followed(folder.progress, progress):
         state = _fit(folder, settings)
     return _export(folder, settings, state)
 
@@ -178,9 +169,9 @@ def _work(given: dict[str, Any]) -> None:
         # Not every step uses every parameter: the projections rest until the contrast begins.
         options = {"broadcast_buffers": False, "find_unused_parameters": True}
         fit.distribute(prepare_model(fit.module, parallel_strategy_kwargs=options))
-    watch = Watch(settings, folder, config) if rank == 0 else None
+    log = RunLog(settings, folder, config, fit.pairs_done) if rank == 0 else None
     for terms in fit.steps():
-        figures = watch.see(fit, terms) if watch else {}
+        figures = log.see(fit, terms) if log else {}
         if fit.done % fit.steps_a_checkpoint == 0 or fit.done == fit.total_steps:
             _report(fit, figures)
 
@@ -195,69 +186,6 @@ def _report(fit: Fit, figures: dict[str, Any]) -> None:
             fit.save(Path(place))
             checkpoint = ray.train.Checkpoint.from_directory(place)
         ray.train.report({"pairs": fit.pairs_done} | figures, checkpoint=checkpoint)
-
-
-class Watch:
-    """What the first worker writes down as the run goes: mean losses and speed, and the judged validation split."""
-
-    def __init__(self, settings: TrainSettings, folder: RunFolder, config: ModelConfig) -> None:
-        self.file = folder.progress
-        self.validation = Split.open(settings.corpus, folder, "val", config, limit=settings.validation_pairs)
-        self._terms: dict[str, list[float]] = defaultdict(list)
-
-    def see(self, fit: Fit, terms: dict[str, float], every: int = 25) -> dict[str, Any]:
-        """Take a step's terms in; returns the validation figures where a checkpoint is due."""
-        for name, value in terms.items():
-            self._terms[name].append(value)
-        if fit.done % every == 0 or fit.done == fit.total_steps:
-            means = {name: round(sum(values) / len(values), 4) for name, values in self._terms.items()}
-            seconds = means.pop("seconds")
-            self._terms.clear()
-            rate = fit.schedule.get_last_lr()[0]
-            self._write(
-                fit, {"losses": means, "pairs_per_s": round(fit.settings.batch_size / seconds, 1), "rate": rate}
-            )
-        if fit.done % fit.steps_a_checkpoint and fit.done != fit.total_steps:
-            return {}
-        report = judge(fit.module.twin.model, self.validation)
-        figures = {name: report[name] for name in HEADLINE}
-        self._write(fit, {"validation": figures})
-        return figures
-
-    def _write(self, fit: Fit, event: dict[str, Any]) -> None:
-        line = {"pairs": fit.pairs_done, "of": fit.total_steps * fit.settings.batch_size, "at": time.time()} | event
-        with self.file.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
-
-
-@contextmanager
-def _followed(file: Path, progress: Progress) -> Iterator[None]:
-    """Pass on what is appended to `file` during the block."""
-    stop = threading.Event()
-    start = file.stat().st_size if file.exists() else 0
-
-    def follow() -> None:
-        position = start
-        while True:
-            last = stop.wait(0.5)
-            if file.exists():
-                with file.open(encoding="utf-8") as lines:
-                    lines.seek(position)
-                    text = lines.read()
-                whole, _, _ = text.rpartition("\n")
-                position += len(whole.encode()) + bool(whole)
-                for line in whole.splitlines():
-                    progress(json.loads(line))
-            if last:
-                return
-
-    thread = threading.Thread(target=follow, daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        stop.set()
-        thread.join()
 
 
 def _export(folder: RunFolder, settings: TrainSettings, weights: dict[str, torch.Tensor]) -> Path:

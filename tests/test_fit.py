@@ -186,6 +186,19 @@ def test_a_run_killed_before_everything_is_trained_goes_on_to_the_rest(
     torch.testing.assert_close(resumed.module.state_dict(), whole.module.state_dict(), rtol=0, atol=0)
 
 
+def test_a_loss_that_explodes_stops_the_run_before_it_harms_the_weights(settings: TrainSettings, split: Split) -> None:
+    fit = Fit(changed(settings, pairs=1000), split)
+    run(fit, 100)
+    before = {name: value.clone() for name, value in fit.module.student.named_parameters()}
+    with torch.no_grad():
+        fit.module.student.type_head[-1].weight.mul_(1e6)
+        before["type_head.6.weight"] *= 1e6
+    with pytest.raises(TrainingDiverged, match=r"the loss of step 100 is [\d.e+]+ after a mean of \d") as caught:
+        run(fit)
+    assert "lower learning_rate" in str(caught.value)
+    torch.testing.assert_close(dict(fit.module.student.named_parameters()), before, rtol=0, atol=0)
+
+
 def test_a_loss_that_is_no_number_names_the_step_and_its_pairs(
     settings: TrainSettings, split: Split, tmp_path: Path
 ) -> None:

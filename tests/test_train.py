@@ -109,6 +109,18 @@ def test_losses_and_validation_are_told_and_kept_as_the_run_goes(
     assert all(np.isfinite(value) for value in last["losses"].values())
 
 
+def test_tensorboard_shows_the_losses_and_the_validation_figures(trained: RunFolder) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    lines = [json.loads(line) for line in trained.progress.read_text().splitlines()]
+    curves = EventAccumulator(str(trained.curves)).Reload()
+    last = next(line for line in reversed(lines) if "losses" in line)
+    shown = {name: curves.Scalars(f"losses/{name}")[-1].value for name in last["losses"]}
+    assert shown == pytest.approx(last["losses"], abs=1e-4)
+    assert [point.step for point in curves.Scalars("validation/AUC")] == [32, 64]
+    assert curves.Scalars("pairs_per_s")
+
+
 def test_the_same_command_again_returns_at_once(
     trained: RunFolder, settings: TrainSettings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
