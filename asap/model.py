@@ -146,11 +146,11 @@ class Asap(nn.Module):
 
     def image_features(self, image_BNW: Tensor) -> Tensor:
         """The contrastive feature of an image: (B, embed_dim), of unit length."""
-        return F.normalize(self.image_projection(image_BNW[:, 0]), dim=-1)
+        return F.normalize(self.image_projection(image_BNW[:, 0]).float(), dim=-1)
 
     def text_features(self, text_BLW: Tensor) -> Tensor:
         """The contrastive feature of a text, caption or explanation: (B, embed_dim), of unit length."""
-        return F.normalize(self.text_projection(text_BLW[:, 0]), dim=-1)
+        return F.normalize(self.text_projection(text_BLW[:, 0]).float(), dim=-1)
 
     def fuse(self, image_BNW: Tensor, text_BLW: Tensor, mask_BL: Tensor, *, with_scores: bool = False) -> Fused:
         """See an image with a text, from both sides."""
@@ -190,7 +190,7 @@ class Asap(nn.Module):
     def boxes(self, seen: Seen) -> Tensor:
         """The manipulated face, cxcywh in [0, 1], (B, 4)."""
         boxes_B4: Tensor = self.box_head(seen.aggregate_BW)
-        return boxes_B4.sigmoid()
+        return boxes_B4.float().sigmoid()  # half precision would round a box to a two hundredth of the picture
 
     def patch_logits(self, seen: Seen) -> Tensor:
         """A logit for each patch, (B, P): manipulated or not (MPP; training only, ASAP only)."""

@@ -105,16 +105,14 @@ class TrainingStep(nn.Module):
         with torch.no_grad():
             twin_features = encoded_features(self.twin.model, twin)
             gathered = {name: gather(value) for name, value in vars(twin_features).items() if value is not None}
-        loss = self.criterion.contrast(
-            Contrast(
-                student=encoded_features(self.student, encoded),
-                twin=twin_features,
-                keys=Features(**{name: self.queues.keys(name, value) for name, value in gathered.items()}),
-            ),
-            ~batch.manipulated,
-            self.student.temperature,
-            alpha,
+        contrast = Contrast(
+            student=encoded_features(self.student, encoded),
+            twin=twin_features,
+            keys=Features(**{name: self.queues.keys(name, value) for name, value in gathered.items()}),
         )
+        # A similarity is divided by a temperature of 0.07: half precision would blur it by a tenth.
+        with torch.autocast(batch.images.device.type, enabled=False):
+            loss = self.criterion.contrast(contrast, ~batch.manipulated, self.student.temperature, alpha)
         self.queues.enqueue(gathered)
         return loss
 

@@ -89,6 +89,12 @@ def model_config(settings: TrainSettings, vocab_size: int) -> ModelConfig:
     return ModelConfig.preset(settings.preset, **({"vocab_size": vocab_size} | settings.model))
 
 
+def _in_bfloat16(precision: str, device: torch.device) -> bool:
+    if precision == "auto":
+        return device.type == "cuda" and torch.cuda.is_bf16_supported()
+    return precision == "bfloat16"
+
+
 class Fit:
     """The state of a run on one worker of `world`, and the steps that move it on."""
 
@@ -104,6 +110,7 @@ class Fit:
         torch.manual_seed(settings.seed)
         self.settings, self.split, self.rank, self.world = settings, split, rank, world
         self.device = torch.device(device)
+        self.in_bfloat16 = _in_bfloat16(settings.precision, self.device)
         weights = LossWeights(**settings.loss_weights)
         self.module = TrainingStep(
             Asap(split.config),
@@ -199,7 +206,8 @@ class Fit:
         ]
         batch = collate(samples, self.split.config, self.split.pairs.pad_id, mpp_labels=self.settings.mpp_labels)
         self._weigh()
-        terms: dict[str, Tensor] = self.step_module(batch.to(self.device), self._alpha())
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.in_bfloat16):
+            terms: dict[str, Tensor] = self.step_module(batch.to(self.device), self._alpha())
         values = torch.stack([term.detach() for term in terms.values()]).tolist()  # one wait for the GPU, not ten
         figures = dict(zip(terms, values, strict=True))
         self._check(figures, numbers)

@@ -149,6 +149,8 @@ class TrainSettings(Settings):
     """Threads of a worker; None: the machine's cores shared out."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where workers compute; `auto`: on a GPU each, where the cluster has that many."""
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    """`bfloat16` computes the layers in it and keeps weights and losses in float32; `auto`: so on GPUs that have it."""
     checkpoint_pairs: int = Field(default=6_400, ge=1)
     """Pairs between checkpoints, which are also when the validation split is judged."""
     validation_pairs: int = Field(default=1000, ge=1)

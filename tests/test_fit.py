@@ -186,6 +186,21 @@ def test_a_run_killed_before_everything_is_trained_goes_on_to_the_rest(
     torch.testing.assert_close(resumed.module.state_dict(), whole.module.state_dict(), rtol=0, atol=0)
 
 
+def test_in_bfloat16_layers_compute_and_float32_keeps(settings: TrainSettings, split: Split) -> None:
+    calm = dataclasses.replace(split, config=dataclasses.replace(split.config, dropout=0.0))
+    half, full = (Fit(changed(settings, precision=name), calm) for name in ("bfloat16", "float32"))
+    types = set()
+    half.module.student.text_encoder.layers[0].attention.self.query.register_forward_hook(
+        lambda module, inputs, output: types.add(output.dtype)
+    )
+    one, other = run(half, 1)[0], run(full, 1)[0]
+    assert types == {torch.bfloat16}
+    assert {parameter.dtype for parameter in half.module.student.parameters()} == {torch.float32}
+    assert one == pytest.approx(other, rel=0.02)
+    assert one != other
+    assert not Fit(settings, split).in_bfloat16  # on a CPU it is slower
+
+
 def test_a_loss_that_explodes_stops_the_run_before_it_harms_the_weights(settings: TrainSettings, split: Split) -> None:
     fit = Fit(changed(settings, pairs=1000), split)
     run(fit, 100)
