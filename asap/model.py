@@ -133,6 +133,10 @@ class Asap(nn.Module):
                 nn.init.normal_(module.weight, std=std)
                 if isinstance(module, nn.Linear) and module.bias is not None:
                     nn.init.zeros_(module.bias)
+        # A word first of all says which word it is: attention can then find its like, wherever that stands.
+        embeddings = self.text_encoder.embeddings
+        for table in (embeddings.position_embeddings, embeddings.token_type_embeddings):
+            nn.init.normal_(table.weight, std=0.1 * std)
 
     def encode_image(self, images_B3SS: Tensor) -> Tensor:
         """Normalised pixels to image tokens (B, N, W)."""

@@ -118,7 +118,7 @@ class TrainSettings(Settings):
     model: dict[str, Any] = {}
     """Changes to the preset, by name of `asap.config.ModelConfig`."""
 
-    pairs: int = Field(default=120_000, ge=1)
+    pairs: int = Field(default=96_000, ge=1)
     """Pairs to train on in all, counting each time a pair is seen."""
     batch_size: int = Field(default=32, ge=2)
     """Pairs of one step, over all workers."""
@@ -133,7 +133,7 @@ class TrainSettings(Settings):
 
     loss_weights: dict[str, float] = {"bbox_l1": 1.0, "giou": 0.5, "mpp": 2.0}
     """Changes to the published weights, by name of `asap.config.LossWeights`."""
-    alignment_from: float = Field(default=2 / 3, ge=0, lt=1)
+    alignment_from: float = Field(default=0.75, ge=0, lt=1)
     """Share of the run before the terms of alignment (VLC and IED, which read captions and explanations) join those of
     the labels. From scratch there is little to align at first, and steps without them take half the time; 0 for
     pretrained encoders."""

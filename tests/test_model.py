@@ -155,6 +155,10 @@ def test_a_new_model_starts_as_bert_does_and_leaves_the_image_encoder_to_timm() 
     assert isinstance(layer, BertLayer)
     for weight in (layer.attention.self.query.weight, model.token_head[0].weight):
         assert weight.std().item() == pytest.approx(std, rel=0.05)
+    embeddings = model.text_encoder.embeddings
+    assert embeddings.word_embeddings.weight.std().item() == pytest.approx(std, rel=0.1)
+    for table in (embeddings.position_embeddings, embeddings.token_type_embeddings):
+        assert table.weight.std().item() == pytest.approx(0.1 * std, rel=0.1)
     assert model.aggregate_token.std().item() == pytest.approx(0.02, rel=0.3)
     biases = {name: p for name, p in model.named_parameters() if name.endswith("bias") and "image_encoder" not in name}
     assert all(not bias.any() for bias in biases.values())
