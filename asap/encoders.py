@@ -240,9 +240,9 @@ class FusionEncoder(nn.Module):
         self.final_norm = _final_norm(config)
 
     def forward(
-        self, text_BLW: Tensor, mask_BL: Tensor, image_BNW: Tensor, *, with_scores: bool = False
+        self, text_BLW: Tensor, mask_BL: Tensor, image_BNW: Tensor | None, *, with_scores: bool = False
     ) -> tuple[Tensor, Tensor | None]:
-        """Fuse text tokens with image tokens.
+        """Fuse text tokens with image tokens; without an image the text is read alone (training only).
 
         Returns the fused tokens (B, L, W) and, `with_scores`, the last layer's cross-attention scores before
         softmax, mean over heads, (B, L, N); else None.
@@ -251,7 +251,9 @@ class FusionEncoder(nn.Module):
         mask_B11L = _attention_mask(mask_BL)
         for depth, layer in enumerate(self.layers, start=1):
             tokens_BLW = layer.attend_to_text(tokens_BLW, mask_B11L)
-            if with_scores and depth == len(self.layers):
-                scores_BLN = layer.crossattention.scores(tokens_BLW, image_BNW)
-            tokens_BLW = layer.feed_forward(layer.crossattention(tokens_BLW, image_BNW))
+            if image_BNW is not None:
+                if with_scores and depth == len(self.layers):
+                    scores_BLN = layer.crossattention.scores(tokens_BLW, image_BNW)
+                tokens_BLW = layer.crossattention(tokens_BLW, image_BNW)
+            tokens_BLW = layer.feed_forward(tokens_BLW)
         return self.final_norm(tokens_BLW), scores_BLN

@@ -33,13 +33,23 @@ def adamw(model: nn.Module, learning_rate: float, image_learning_rate: float, we
     )
 
 
-def warmup_cosine(optimiser: AdamW, warmup_steps: int, total_steps: int, final: float = 0.01) -> LambdaLR:
-    """Linear from 0 over `warmup_steps`, then half a cosine down to the share `final` of each group's rate."""
+def warmup_cosine(
+    optimiser: AdamW, warmup_steps: int, total_steps: int, final: float = 0.01, *, held_steps: int = 0
+) -> LambdaLR:
+    """Linear from 0 over `warmup_steps`, then half a cosine down to the share `final` of each group's rate.
+
+    Before that, `held_steps` at the full rate with a warmup of their own: a stage that others follow.
+    """
 
     def share(step: int) -> float:
+        if step < held_steps:
+            return min(1.0, (step + 1) / warmup_steps)
+        return of_the_rest(step - held_steps, total_steps - held_steps)
+
+    def of_the_rest(step: int, steps: int) -> float:
         if step < warmup_steps:
             return (step + 1) / warmup_steps
-        progress = min(1.0, (step - warmup_steps) / max(1, total_steps - warmup_steps))
+        progress = min(1.0, (step - warmup_steps) / max(1, steps - warmup_steps))
         return final + (1 - final) * 0.5 * (1 + math.cos(math.pi * progress))
 
     return LambdaLR(optimiser, share)

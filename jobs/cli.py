@@ -165,7 +165,7 @@ def train(
     test_corpus: Annotated[
         str | None, typer.Option(help="A corpus whose test split judges the model; by default CORPUS.")
     ] = None,
-    pairs: Annotated[int, typer.Option(min=1, help="Pairs to train on, counting each time one is seen.")] = 96_000,
+    pairs: Annotated[int, typer.Option(min=1, help="Pairs to train on, counting each time one is seen.")] = 140_000,
     seed: Annotated[int, typer.Option(min=0, help="Of weights, order and augmentation.")] = 0,
     workers: Annotated[int, typer.Option(min=1, help="Ray Train workers.")] = 1,
     address: Annotated[str | None, typer.Option(help="Of a running Ray cluster; by default here.")] = None,

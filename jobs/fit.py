@@ -19,7 +19,7 @@ from asap.errors import AsapError
 from asap.model import Asap
 from asap.optimiser import adamw, warmup_cosine
 from asap.text import TextCodec, load_tokenizer
-from asap.training import ALIGNMENT_TERMS, TrainingStep
+from asap.training import ALIGNMENT_TERMS, TERMS, WORD_TERMS, TrainingStep
 from jobs.settings import TrainSettings
 
 STATE_FILE = "state.pt"
@@ -128,7 +128,8 @@ class Fit:
             self.module.student, settings.learning_rate, settings.image_learning_rate, settings.weight_decay
         )
         warmup_steps = max(1, settings.warmup_pairs // settings.batch_size)
-        self.schedule = warmup_cosine(self.optimiser, warmup_steps, self.total_steps)
+        self.word_steps = int(settings.words_until * self.total_steps)
+        self.schedule = warmup_cosine(self.optimiser, warmup_steps, self.total_steps, held_steps=self.word_steps)
         self.steps_a_checkpoint = max(1, settings.checkpoint_pairs // settings.batch_size)
         self.done = 0
         self._losses: deque[float] = deque(maxlen=_STEPS_COMPARED)
@@ -227,8 +228,12 @@ class Fit:
         return batch[self.rank * share : (self.rank + 1) * share].tolist(), epoch
 
     def _weigh(self) -> None:
-        """What is labelled at first, then everything."""
-        left_out = ALIGNMENT_TERMS if self.pairs_done < self._alignment_from else ()
+        """The words at first, then what is labelled, then everything."""
+        left_out: set[str] = set()
+        if self.done < self.word_steps:
+            left_out = set(TERMS).difference(WORD_TERMS)
+        elif self.pairs_done < self._alignment_from:
+            left_out = set(ALIGNMENT_TERMS)
         self.module.criterion.weights = {
             name: 0.0 if name in left_out else value for name, value in self.weights.items()
         }

@@ -118,7 +118,7 @@ class TrainSettings(Settings):
     model: dict[str, Any] = {}
     """Changes to the preset, by name of `asap.config.ModelConfig`."""
 
-    pairs: int = Field(default=96_000, ge=1)
+    pairs: int = Field(default=140_000, ge=1)
     """Pairs to train on in all, counting each time a pair is seen."""
     batch_size: int = Field(default=32, ge=2)
     """Pairs of one step, over all workers."""
@@ -133,7 +133,11 @@ class TrainSettings(Settings):
 
     loss_weights: dict[str, float] = {"bbox_l1": 1.0, "giou": 0.5, "mpp": 2.0}
     """Changes to the published weights, by name of `asap.config.LossWeights`."""
-    alignment_from: float = Field(default=0.75, ge=0, lt=1)
+    words_until: float = Field(default=0.57, ge=0, lt=1)
+    """Share of the run, at its start, that trains the words on the texts alone, at an eighth of the cost. From scratch
+    words are found late by themselves, and beside an image side that learns at once not at all; 0 for pretrained
+    encoders."""
+    alignment_from: float = Field(default=0.9, ge=0, lt=1)
     """Share of the run before the terms of alignment (VLC and IED, which read captions and explanations) join those of
     the labels. From scratch there is little to align at first, and steps without them take half the time; 0 for
     pretrained encoders."""
@@ -162,6 +166,10 @@ class TrainSettings(Settings):
     def _check(self) -> Self:
         if self.batch_size % self.workers:
             raise ValueError(f"batch_size {self.batch_size} does not divide among {self.workers} workers")
+        if self.alignment_from < self.words_until:
+            raise ValueError(
+                f"alignment_from {self.alignment_from} comes before words_until {self.words_until} is over"
+            )
         return self
 
     def identity(self) -> dict[str, Any]:

@@ -57,7 +57,7 @@ def settings(folder: RunFolder) -> TrainSettings:
     return TrainSettings(
         corpus=str(folder.path.parent / "corpus"), out=str(folder.path), model=MODEL, pairs=24, batch_size=4,
         warmup_pairs=8, alpha_ramp_pairs=12, queue_size=16, momentum=0.9, augmentation="published",
-        alignment_from=0,
+        words_until=0, alignment_from=0,
     )  # fmt: skip
 
 
