@@ -106,7 +106,7 @@ class Plot:
         return _template().render(width=WIDTH, height=HEIGHT, plot=self, shapes=[*shapes, *self._legend()])
 
     def _frames(self) -> list[_Frame]:
-        top = _TOP + _LEGEND_ROW * ceil(len(self._labelled()) / 2)
+        top = float(_TOP + _LEGEND_ROW * ceil(len(self._labelled()) / 2))
         room = HEIGHT - top - _BOTTOM - _GAP * (len(self.panels) - 1)
         whole = sum(panel.share for panel in self.panels)
         frames: list[_Frame] = []

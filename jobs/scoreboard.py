@@ -12,7 +12,7 @@ _ROWS = (
     ("face box", "as published: every pair, with no box the truth where no face was touched", _BOX, ""),
     ("face box", "gated: the box is taken back where no image type is predicted", _BOX, "_gated"),
     ("face box", "boxed: pairs with a manipulated face only", _BOX, "_boxed"),
-    ("words", "annotated words: every piece has the label of its word", _WORDS, ""),
+    ("words", "corrected alignment: every piece has the label of its word", _WORDS, ""),
     ("words", "published alignment: labels drift behind punctuation", _WORDS, "_published"),
 )
 _CLASS_FIGURES = (

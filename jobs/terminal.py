@@ -21,6 +21,9 @@ if TYPE_CHECKING:
     from jobs.scan import ScanProgress, Watch
 
 _LINE_EVERY_S = 5.0
+_PLAIN: dict[str, Any] = {
+    "title_justify": "left", "box": SIMPLE_HEAD, "show_edge": False, "pad_edge": False, "collapse_padding": True,
+}  # fmt: skip
 _VERDICT_STYLES = {"manipulated": "bold white on red", "review": "bold black on yellow", "authentic": "bold green"}
 
 
@@ -117,19 +120,13 @@ def summary_table(summary: dict[str, Any]) -> Table:
 def evaluation_tables(report: dict[str, Any]) -> Group:
     """The paper's table of an evaluation, and its breakdown by class."""
     about = report["about"]
-    tasks = Table(
-        title=f"{about['model_id']}: {report['pairs']:,} pairs of {about['split']}, in percent", title_justify="left"
-    )
-    for name in ("task", "read as"):
-        tasks.add_column(name)
-    for _ in range(3):
-        tasks.add_column(justify="right", no_wrap=True)
+    title = f"{about['model_id']}: {report['pairs']:,} pairs of {about['split']}, in percent"
+    tasks = Table(title=title, show_header=False, **_PLAIN)
+    for justify in ("left", "left", "right", "right", "right"):
+        tasks.add_column(justify=justify, no_wrap=True)
     for row in task_rows(report):
         tasks.add_row(row.task, row.reading.partition(":")[0], *(f"{name} {value}" for name, value in row.figures))
-    classes = Table(
-        title="by class: AUC against the authentic pairs, boxes gated",
-        title_justify="left", box=SIMPLE_HEAD, show_edge=False, pad_edge=False, collapse_padding=True,
-    )  # fmt: skip
+    classes = Table(title="by class: AUC against the authentic pairs, boxes gated", **_PLAIN)
     for name in CLASS_COLUMNS:
         classes.add_column(name, justify="left" if name == CLASS_COLUMNS[0] else "right", no_wrap=True)
     for values in class_rows(report):

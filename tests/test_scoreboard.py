@@ -36,7 +36,7 @@ def test_boxes_are_read_in_three_ways_and_words_in_two():
         "100.00",
         "100.00",
     ]
-    assert [found[reading]["F1"] for reading in ("annotated words", "published alignment")] == ["100.00", "0.00"]
+    assert [found[reading]["F1"] for reading in ("corrected alignment", "published alignment")] == ["100.00", "0.00"]
 
 
 def test_each_class_that_occurs_has_a_row():
