@@ -77,7 +77,7 @@ def test_what_cannot_be_evaluated_is_told_before_ray_starts(
 
 
 def test_a_folder_that_is_no_model_is_refused(settings: Any, no_ray: None, drawn: Path) -> None:
-    with pytest.raises(CheckpointError, match="model folder .*corpus has no "):
+    with pytest.raises(CheckpointError, match=r"model folder .*corpus has no "):
         evaluate(settings(model=str(drawn)))
 
 
