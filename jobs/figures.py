@@ -94,7 +94,7 @@ def precision_recall(judged: Judged) -> Plot | None:
         return None
     return Plot(
         title="Manipulation types: precision and recall",
-        note="Each type against all pairs; in brackets what guessing gives, the share of pairs that have it",
+        note="In brackets what guessing gives: the share of pairs that have the type",
         x=Axis("Recall"),
         panels=[Panel(Axis("Precision"), marks)],
         summary=f"Average precision: {', '.join(told)}.",

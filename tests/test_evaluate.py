@@ -142,6 +142,46 @@ def test_pairs_are_explained_by_the_model_that_judged_them(drawn: Path, model_fo
     assert [finding.score > 0.5 for finding in found] == (margin > 0).tolist()
 
 
+# The machines.
+
+
+def machines(monkeypatch: pytest.MonkeyPatch, *nodes: dict[str, float]) -> None:
+    monkeypatch.setattr(ray, "nodes", lambda: [{"Alive": True, "Resources": node} for node in nodes])
+    total = {kind: sum(node.get(kind, 0) for node in nodes) for kind in ("CPU", "GPU")}
+    monkeypatch.setattr(ray, "cluster_resources", lambda: total)
+
+
+@pytest.mark.parametrize(
+    ("nodes", "workers", "wanted"),
+    [
+        ([{"CPU": 4}], None, (2, 2, 2)),
+        ([{"CPU": 1}], None, (1, 1, 1)),
+        ([{"CPU": 2}], 4, (4, 1, 0.5)),
+        ([{"CPU": 0}, {"CPU": 4}, {"CPU": 8}], 1, (1, 4, 4)),  # a task must fit into one machine
+    ],
+)
+def test_the_cpus_are_shared_out(
+    settings: Any, monkeypatch: pytest.MonkeyPatch, nodes: list[dict[str, float]], workers: int | None, wanted: Any
+) -> None:
+    machines(monkeypatch, *nodes)
+    crew = module._crew(settings(workers=workers))
+    assert (crew.workers, crew.threads, crew.options["num_cpus"]) == wanted
+    assert crew.device == "cpu"
+
+
+def test_a_worker_takes_a_gpu_where_there_are_any(settings: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    machines(monkeypatch, {"CPU": 8, "GPU": 2})
+    crew = module._crew(settings(device="auto"))
+    assert (crew.workers, crew.device, crew.options["num_gpus"]) == (2, "cuda", 1)
+    assert "num_gpus" not in module._crew(settings(device="cpu")).options
+
+
+def test_gpus_that_are_not_there_are_not_waited_for(settings: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    machines(monkeypatch, {"CPU": 8})
+    with pytest.raises(ConfigError, match="device 'cuda' asks for a GPU and the cluster has none"):
+        module._crew(settings(device="cuda"))
+
+
 # On Ray.
 
 
