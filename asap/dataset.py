@@ -222,6 +222,7 @@ class TrainingSet:
     def __init__(self, records: Sequence[Record], pictures: PictureCache, codec: TextCodec) -> None:
         self.records = records
         self.pictures = pictures
+        self.codec = codec
         self.pad_id = codec.pad_id
         self._prepared = [self._prepare(record, codec) for record in records]
 

@@ -13,7 +13,7 @@ over the types that occur.
 
 from __future__ import annotations
 
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,20 +34,77 @@ _NO_BOX_BELOW = 1e-4
 """A predicted box whose every xyxy coordinate is below this says that there is none (published rule)."""
 
 
+class Judged(NamedTuple):
+    """What is kept of B pairs: predictions and targets, in the order in which they were seen."""
+
+    margin: Floats
+    """(B,): logit of manipulated minus logit of authentic."""
+    multilabel: Floats
+    """(B, 4): logits of `asap.config.TYPES`."""
+    types: Flags
+    """(B, 4): the true types."""
+    box: Floats
+    """(B, 4) cxcywh in [0, 1], predicted whatever the types say."""
+    box_true: Floats
+    """(B, 4); zeros where there is none."""
+    tokens: Counts
+    """(B, 4): see `token_metrics`."""
+    tokens_published: Counts
+    """(B, 4): likewise, against the published labels; zeros where these were not given."""
+
+    @property
+    def manipulated(self) -> Flags:
+        """(B,): whether any type is true."""
+        return _any(self.types)
+
+    @property
+    def has_box(self) -> Flags:
+        """(B,): whether an image type is true."""
+        return _any(self.types[:, : len(IMAGE_TYPES)])
+
+    @property
+    def flags_a_face(self) -> Flags:
+        """(B,): whether an image type is predicted, at logit 0."""
+        return _any(self.multilabel[:, : len(IMAGE_TYPES)] >= 0)
+
+    @property
+    def overlap(self) -> Floats:
+        """(B,): see `box_overlap`."""
+        return box_overlap(self.box, self.box_true, self.has_box)
+
+    @property
+    def overlap_gated(self) -> Floats:
+        """(B,): likewise, the box being taken back where no image type is predicted."""
+        return box_overlap(np.where(self.flags_a_face[:, None], self.box, 0), self.box_true, self.has_box)
+
+
 class Evaluation:
-    """Predictions and targets of the pairs seen so far, about 90 bytes a pair.
+    """Predictions and targets of the pairs seen so far, about 120 bytes a pair.
 
     `merge` is exact: any split of a corpus over workers gives the figures of the whole. Pickles as it is.
     """
 
     def __init__(self) -> None:
-        self._batches: list[tuple[NDArray[Any], ...]] = []
+        self._batches: list[Judged] = []
 
-    def update(self, output: AsapOutput, types_B4: Tensor, box_cxcywh_B4: Tensor, token_labels_BL: Tensor) -> None:
+    def __len__(self) -> int:
+        """Pairs seen."""
+        return sum(len(batch.margin) for batch in self._batches)
+
+    def update(
+        self,
+        output: AsapOutput,
+        types_B4: Tensor,
+        box_cxcywh_B4: Tensor,
+        token_labels_BL: Tensor,
+        published_labels_BL: Tensor | None = None,
+    ) -> None:
         """Add a batch.
 
         `types`: multi-hot, (B, 4); it also says whether a pair is manipulated, has a box, and of which class it is.
         `box_cxcywh`: (B, 4) in [0, 1]. `token_labels`: (B, L) in step with `output.logits_token`, -100 for padding.
+        `published_labels`: likewise, as `TextCodec.label_as_published` gives them; without them there are no figures
+        of the published alignment.
         """
         logits = [_array(part) for part in output]
         if not all(np.isfinite(part).all() for part in logits[:3]):
@@ -56,34 +113,46 @@ class Evaluation:
             shape, wanted = tuple(token_labels_BL.shape), tuple(output.logits_token.shape[:2])
             raise ValueError(f"token_labels are {shape}, logits_token are for {wanted}; pad both alike")
         real_fake_B2, multilabel_B4, box_B4, token_BL2 = logits
-        margin_B = real_fake_B2[:, 1] - real_fake_B2[:, 0]
-        tokens_B4 = _token_counts(token_BL2, token_labels_BL.cpu().numpy())
-        types = _array(types_B4) > 0.5
-        self._batches.append((margin_B, multilabel_B4, types, box_B4, _array(box_cxcywh_B4), tokens_B4))
+        labels_BL = token_labels_BL.cpu().numpy()
+        published_BL = (
+            np.full_like(labels_BL, -100) if published_labels_BL is None else published_labels_BL.cpu().numpy()
+        )
+        self._batches.append(
+            Judged(
+                margin=real_fake_B2[:, 1] - real_fake_B2[:, 0],
+                multilabel=multilabel_B4,
+                types=_array(types_B4) > 0.5,
+                box=box_B4,
+                box_true=_array(box_cxcywh_B4),
+                tokens=_token_counts(token_BL2, labels_BL),
+                tokens_published=_token_counts(token_BL2, published_BL),
+            )
+        )
 
     def merge(self, other: Self) -> None:
         """Add what another worker saw."""
         self._batches.extend(other._batches)
 
+    def judged(self) -> Judged:
+        """All pairs as one. Raises `ValueError` if there is none."""
+        return Judged(*(np.concatenate(column) for column in zip(*self._batches, strict=True)))
+
     def compute(self) -> Report:
         """All figures, JSON-ready; `by_class` holds a few of them for each DGM4 class that occurs."""
-        if not self._batches:
+        if not len(self):
             return {"pairs": 0}
-        columns = [np.concatenate(column) for column in zip(*self._batches, strict=True)]
-        margin, multilabel, types, box, box_true, tokens = columns
-        manipulated, has_box = _any(types), _any(types[:, : len(IMAGE_TYPES)])
-        overlap = box_overlap(box, box_true, has_box)
-        flagged = _any(multilabel[:, : len(IMAGE_TYPES)] >= 0)
-        gated = box_overlap(np.where(flagged[:, None], box, 0), box_true, has_box)
+        judged = self.judged()
+        overlap, gated = judged.overlap, judged.overlap_gated
         return {
-            "pairs": len(margin),
-            **real_fake_metrics(margin, manipulated),
-            **type_metrics(multilabel, types),
+            "pairs": len(judged.margin),
+            **real_fake_metrics(judged.margin, judged.manipulated),
+            **type_metrics(judged.multilabel, judged.types),
             **box_metrics(overlap),
             **box_metrics(gated, "_gated"),
-            **box_metrics(overlap[has_box], "_boxed"),
-            **token_metrics(tokens.sum(axis=0)),
-            "by_class": _by_class(margin, types, overlap, gated, tokens),
+            **box_metrics(overlap[judged.has_box], "_boxed"),
+            **token_metrics(judged.tokens.sum(axis=0)),
+            **token_metrics(judged.tokens_published.sum(axis=0), "_published"),
+            "by_class": _by_class(judged.margin, judged.types, overlap, gated, judged.tokens),
         }
 
 
@@ -180,12 +249,17 @@ def _token_counts(logits_BL2: Floats, labels_BL: NDArray[np.int64]) -> Counts:
     return np.stack([flags.sum(axis=1) for flags in (counted, actual, predicted, actual & predicted)], axis=1)
 
 
-def token_metrics(counts_4: Counts) -> Report:
-    """Accuracy, precision, recall and F1 over unpadded tokens. `counts`: all, manipulated, predicted, right."""
+def token_metrics(counts_4: Counts, suffix: str = "") -> Report:
+    """Accuracy, precision, recall and F1 over unpadded tokens. `counts`: all, manipulated, predicted, right.
+
+    Without the suffix against the labels of the annotated words; with `_published` against those of the published
+    alignment, which drift (see `asap.text.TextCodec.label_as_published`).
+    """
     tokens, actual, predicted, right = map(int, counts_4)
     precision, recall, f1 = _precision_recall_f1(right, predicted, actual)
     accuracy = _ratio(tokens - actual - predicted + 2 * right, tokens)
-    return {"token_ACC": accuracy, "token_precision": precision, "token_recall": recall, "token_F1": f1}
+    figures = {"ACC": accuracy, "precision": precision, "recall": recall, "F1": f1}
+    return {f"token_{name}{suffix}": value for name, value in figures.items()}
 
 
 def _by_class(margin: Floats, types: Flags, overlap: Floats, gated: Floats, tokens: Counts) -> dict[str, Report]:

@@ -163,6 +163,19 @@ class TextCodec:
         labels = [int(index in manipulated) for index in word_index]
         return LabelledText(input_ids=self._ids(part), token_labels=labels, word_index=word_index)
 
+    def label_as_published(self, text: str, fake_text_pos: Sequence[int] = ()) -> list[int]:
+        """The labels that the published code gives to the same pieces, for figures beside those of the papers.
+
+        It cleans and tokenises the caption as a whole and takes position i for the i-th word of BERT's splitting. That
+        parts at punctuation which cleaning leaves (`$5` is two words), and no longer sees which words cleaning parted
+        (`tell-all`) or dropped (`--`), so behind such a word labels drift to a neighbour. Positions from `max_words`
+        on are left out, and the cut is a piece shorter than in `encode_labelled`, which keeps [SEP]'s place.
+        """
+        caption = clean_caption(_UNREADABLE.sub("\ufffd", text), self.max_words)
+        word_ids = self._word_pieces.encode(caption, add_special_tokens=False).word_ids[: self.max_tokens - 2]
+        manipulated = {position for position in fake_text_pos if position < self.max_words}
+        return [int(index in manipulated) for index in word_ids]
+
     def _check(self, text: str | None) -> str:
         if text is None:
             raise TextMissing("the pair has no text")

@@ -186,6 +186,35 @@ def train(
     typer.echo(f"model: {folder}")
 
 
+@app.command()
+def evaluate(
+    model: Annotated[str, typer.Argument(help=_MODEL_HELP)],
+    corpus: Annotated[str, typer.Argument(help="A labelled corpus: a folder in DGM4's layout.")],
+    split: Annotated[str, typer.Option(help="train, val or test.")] = "test",
+    out: Annotated[str, typer.Option(help="A folder for figures, pictures and page; or s3://.")] = "evaluation",
+    limit: Annotated[int | None, typer.Option(min=1, help="Judge only the first so many pairs.")] = None,
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="Shards judged at a time; by default as many as fit.")
+    ] = None,
+    address: Annotated[str | None, typer.Option(help="Of a running Ray cluster; by default here.")] = None,
+    device: Annotated[str, typer.Option(help="'auto', 'cpu' or 'cuda'.")] = "auto",
+) -> None:
+    """Judge a model on labelled pairs: the paper's table, pictures, and the worst pairs with their evidence."""
+    from jobs.evaluate import evaluate as run
+    from jobs.settings import EvaluateSettings
+    from jobs.terminal import count_shown, evaluation_tables
+
+    settings = _settings(
+        EvaluateSettings, model=model, corpus=corpus, split=split, out=out, limit=limit, workers=workers,
+        address=address, device=device,
+    )  # fmt: skip
+    console = Console()
+    with count_shown(console, "judging") as progress:
+        report = run(settings, progress)
+    console.print(evaluation_tables(report))
+    console.print(f"page: {out.rstrip('/')}/index.html", soft_wrap=True, highlight=False, markup=False)
+
+
 def _changes(assignments: list[str]) -> dict[str, Any]:
     """NAME=VALUE pairs, the value read as JSON where it is JSON."""
     changes: dict[str, Any] = {}

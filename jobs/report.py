@@ -10,7 +10,7 @@ import base64
 import hashlib
 import math
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from io import BytesIO
@@ -53,7 +53,7 @@ def write_report(job_folder: str | Path | Location, top: int = 60) -> str:
     if record is None:
         raise StorageError(f"{folder} is not the folder of a job: it has no job.json; give OUT/JOB_ID")
     tally = tally_results(folder / "results", top)
-    html = _render(_page(folder.name, record, tally, read_rows(tally.wanted())))
+    html = render_page("report.html.j2", ["report.css"], _page(folder.name, record, tally, read_rows(tally.wanted())))
     page = folder / "report" / "index.html"
     write_bytes(page, html.encode("utf-8", "replace"))
     return page.uri
@@ -77,8 +77,8 @@ def _page(name: str, job: dict[str, Any], tally: Tally, rows: dict[int, dict[str
         "errors_total": tally.errors.total(),
         "split": _split(tally),
         "chart": _chart(tally.scores),
-        "types": [(_spoken(kind), tally.types[kind]) for kind in TYPES],
-        "filters": [(kind, _spoken(kind), shown[kind]) for kind in TYPES],
+        "types": [(spoken(kind), tally.types[kind]) for kind in TYPES],
+        "filters": [(kind, spoken(kind), shown[kind]) for kind in TYPES],
         "errors": [_error(tally, rows, code, count) for code, count in tally.errors.most_common()],
         "cards": cards,
         "levels": [(1, f"below {LEVEL_EDGES[0]}")] + [(level(edge), f"from {edge}") for edge in LEVEL_EDGES],
@@ -113,7 +113,8 @@ def _duration(seconds: float) -> str:
     return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
 
 
-def _spoken(kind: str) -> str:
+def spoken(kind: str) -> str:
+    """A type as a person writes it."""
     return kind.replace("_", " ").capitalize()
 
 
@@ -181,7 +182,7 @@ def _calibration(job: dict[str, Any]) -> str:
 def _card(row: dict[str, Any]) -> dict[str, Any]:
     types = row["types"] or {}
     flagged = [kind for kind in TYPES if kind in (row["flagged_types"] or ())]
-    picture = _picture(row)
+    picture = read_picture(row)
     text, text_note = _marked_text(row)
     box = row["box_px"] and {
         "x": row["box_px"]["x0"],
@@ -193,7 +194,7 @@ def _card(row: dict[str, Any]) -> dict[str, Any]:
         "custom_id": row["custom_id"],
         "verdict": row["verdict"],
         "score": row["score"] or 0,
-        "types": [(_spoken(kind), types[kind], kind in flagged) for kind in TYPES if types.get(kind) is not None],
+        "types": [(spoken(kind), types[kind], kind in flagged) for kind in TYPES if types.get(kind) is not None],
         "flagged_types": flagged,
         "picture": picture,
         "alt": f"Picture of the pair {row['custom_id'][:80]}" + (", with a box around the flagged face" if box else ""),
@@ -240,7 +241,8 @@ class Picture:
     problem: str = ""
 
 
-def _picture(row: dict[str, Any]) -> Picture:
+def read_picture(row: dict[str, Any]) -> Picture:
+    """The picture of a row, read again by its `image_uri` and held against its `image_sha256`."""
     try:
         decoded = decode_image(_read_image(row), min_side=PICTURE_SIDE)
         if row["image_sha256"] not in (None, decoded.sha256):
@@ -274,15 +276,15 @@ def _encode(image: Image.Image) -> bytes:
 # HTML.
 
 
-def _render(page: dict[str, Any]) -> str:
+def render_page(template: str, styles: Sequence[str], page: dict[str, Any]) -> str:
+    """A page of its own: `page` in a template, with these style sheets of the templates folder and no others."""
     environment = Environment(
         loader=PackageLoader("jobs"), autoescape=True, undefined=StrictUndefined, trim_blocks=True
     )
     environment.filters["clip"] = _clip
-    source, _, _ = PackageLoader("jobs").get_source(environment, "report.css")
+    source = "".join(PackageLoader("jobs").get_source(environment, name)[0] for name in styles)
     digest = base64.b64encode(hashlib.sha256(source.encode()).digest()).decode()
-    template = environment.get_template("report.html.j2")
-    return template.render(page=page, css=source, css_hash=f"sha256-{digest}")
+    return environment.get_template(template).render(page=page, css=source, css_hash=f"sha256-{digest}")
 
 
 def _clip(value: object, length: int) -> str:

@@ -175,3 +175,28 @@ class TrainSettings(Settings):
     def identity(self) -> dict[str, Any]:
         """The settings that decide what is learned; a run goes on only under the same ones."""
         return self.model_dump(exclude={"out", "cpus_per_worker", "device", "checkpoint_pairs", "address"})
+
+
+class EvaluateSettings(Settings):
+    """An evaluation: which model, on which labelled pairs, and how to run."""
+
+    model: str
+    corpus: str
+    """A folder in DGM4's layout, on a disk that the workers share."""
+    split: str = "test"
+    out: str = "evaluation"
+    """A folder or s3:// for the figures, the pictures and the page."""
+    limit: int | None = Field(default=None, ge=1)
+    """Judge only the first so many pairs."""
+    worst: int = Field(default=20, ge=0)
+    """Pairs that the page shows, those whose score is furthest from the truth."""
+    batch_size: int = Field(default=64, ge=1)
+    """Pairs that are judged together."""
+    shard_pairs: int = Field(default=512, ge=1)
+    """Pairs that are lost, and judged again, if a worker dies."""
+
+    workers: int | None = Field(default=None, ge=1)
+    """Shards judged at a time; None: one a GPU, or one for every two CPUs."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    address: str | None = None
+    """Of a running Ray cluster; None starts Ray on this machine."""

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console, Group
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
 from rich.table import Table
@@ -14,11 +15,15 @@ from rich.text import Text
 
 from asap.finding import Finding
 from asap.render import LEVEL_COLOURS, level, segments
+from jobs.scoreboard import CLASS_COLUMNS, class_rows, task_rows
 
 if TYPE_CHECKING:
     from jobs.scan import ScanProgress, Watch
 
 _LINE_EVERY_S = 5.0
+_PLAIN: dict[str, Any] = {
+    "title_justify": "left", "box": SIMPLE_HEAD, "show_edge": False, "pad_edge": False, "collapse_padding": True,
+}  # fmt: skip
 _VERDICT_STYLES = {"manipulated": "bold white on red", "review": "bold black on yellow", "authentic": "bold green"}
 
 
@@ -110,6 +115,23 @@ def summary_table(summary: dict[str, Any]) -> Table:
     numbers = [f"{summary[name]:,}" for name in ("pairs", "flagged", "errors")]
     table.add_row(*numbers, f"{speed:,.1f}" if speed else "-")
     return table
+
+
+def evaluation_tables(report: dict[str, Any]) -> Group:
+    """The paper's table of an evaluation, and its breakdown by class."""
+    about = report["about"]
+    title = f"{about['model_id']}: {report['pairs']:,} pairs of {about['split']}, in percent"
+    tasks = Table(title=title, show_header=False, **_PLAIN)
+    for justify in ("left", "left", "right", "right", "right"):
+        tasks.add_column(justify=justify, no_wrap=True)
+    for row in task_rows(report):
+        tasks.add_row(row.task, row.reading.partition(":")[0], *(f"{name} {value}" for name, value in row.figures))
+    classes = Table(title="by class: AUC against the authentic pairs, boxes gated", **_PLAIN)
+    for name in CLASS_COLUMNS:
+        classes.add_column(name, justify="left" if name == CLASS_COLUMNS[0] else "right", no_wrap=True)
+    for values in class_rows(report):
+        classes.add_row(*values)
+    return Group(tasks, "", classes)
 
 
 def errors_line(summary: dict[str, Any]) -> str:

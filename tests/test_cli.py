@@ -215,3 +215,42 @@ def test_newsroom_draws_a_corpus_and_says_how_large(run: Any, tmp_path: Path) ->
     assert code == 0
     assert len(json.loads((tmp_path / "news/metadata/test.json").read_text())) == 2
     assert "16 train, 2 val, 2 test" in out
+
+
+def test_evaluate_prints_the_table_in_the_order_of_the_papers(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    from test_scoreboard import report
+
+    seen: list[Any] = []
+
+    def pretend(settings: Any, progress: Any) -> dict[str, Any]:
+        seen.append(settings)
+        progress(3, 3)
+        about = {"model_id": "m@1", "split": "val"}
+        return {"about": about, **report("orig", "face_swap", "text_swap")}
+
+    monkeypatch.setattr("jobs.evaluate.evaluate", pretend)
+    code, out, _ = run("evaluate", "demo", "corpus", "--split", "val", "--out", "here", "--limit", 3, "--workers", 2)
+    assert code == 0
+    assert (seen[0].split, seen[0].out, seen[0].limit, seen[0].workers) == ("val", "here", 3, 2)
+    places = [out.index(name) for name in ("m@1: 3 pairs of val", "AUC", "EER", "ACC", "mAP", "CF1", "OF1", "IoUmean")]
+    assert places == sorted(places)
+    assert all(name in out for name in ("gated", "boxed", "published alignment", "face_swap"))
+    assert all(len(line.rstrip()) <= 80 for line in out.splitlines())
+    assert out.rstrip().endswith("page: here/index.html")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["--device", "tpu"], "device 'tpu'"),
+        (["--split", "dev"], "split 'dev' is unknown"),
+        ([], "/nowhere/metadata/test.json does not exist"),
+    ],
+)
+def test_evaluate_tells_what_is_wrong_in_one_line(
+    run: Any, tmp_path: Path, arguments: list[str], sentence: str
+) -> None:
+    code, _, err = run("evaluate", "demo", "/nowhere", "--out", tmp_path / "out", *arguments)
+    assert code == 1
+    assert sentence in err
+    assert err.count("\n") == 1

@@ -1,16 +1,21 @@
 import dataclasses
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from tiny import tiny_model
 
+from asap.config import TYPES
 from asap.dataset import PictureCache, Record, TrainingSet
+from asap.errors import DecodeFailed
 from asap.text import TextCodec, train_tokenizer
 from jobs.fit import Split
-from jobs.judge import judge
+from jobs.judge import judge, judge_records
 
 TEXTS = ("the angry man waits", "a calm woman", "people dance in the rain")
+NAMES = ("AUC", "mAP", "token_F1", "token_F1_published", "IoU_mean", "IoU_mean_boxed")
 CLASSES = ("orig", "face_swap", "text_swap", "face_attribute&text_swap", "orig", "text_attribute", "face_swap")
 
 
@@ -38,9 +43,8 @@ def test_the_figures_do_not_depend_on_the_batches(split: Split, batch_size: int)
     model = tiny_model(vocab_size=split.config.vocab_size)
     whole = judge(model, split)
     assert whole["pairs"] == len(CLASSES)
-    assert {
-        name: judge(model, split, batch_size)[name] for name in ("AUC", "mAP", "token_F1", "IoU_mean")
-    } == pytest.approx({name: whole[name] for name in ("AUC", "mAP", "token_F1", "IoU_mean")}, abs=1e-5)
+    report = judge(model, split, batch_size)
+    assert {name: report[name] for name in NAMES} == pytest.approx({name: whole[name] for name in NAMES}, abs=1e-5)
 
 
 @pytest.mark.parametrize("training", [True, False])
@@ -63,3 +67,41 @@ def test_a_split_without_boxes_is_judged_by_what_it_has(split: Split) -> None:
     report = judge(tiny_model(vocab_size=split.config.vocab_size), boxless)
     assert report["IoU_mean_boxed"] is None
     assert report["AUC"] is not None
+
+
+@pytest.fixture
+def on_disk(split: Split, tmp_path: Path) -> list[Record]:
+    """The records of `split`, their pictures as files."""
+    records = [dataclasses.replace(record, image=tmp_path / record.image.name) for record in split.pairs.records]
+    for pixels, record in zip(split.pairs.pictures.pixels, records, strict=True):
+        Image.fromarray(pixels).save(record.image)
+    return records
+
+
+@pytest.mark.parametrize("batch_size", [2, 64])
+def test_records_are_judged_as_a_prepared_split_is(split: Split, on_disk: list[Record], batch_size: int) -> None:
+    model = tiny_model(vocab_size=split.config.vocab_size)
+    found = judge_records(model, split.pairs.codec, on_disk, batch_size)
+    assert len(found) == len(CLASSES)
+    assert found.judged().types.tolist() == [[float(t in name.split("&")) for t in TYPES] for name in CLASSES]
+    report, wanted = found.compute(), judge(model, split)
+    assert {name: report[name] for name in NAMES} == pytest.approx({name: wanted[name] for name in NAMES}, abs=1e-5)
+
+
+def test_a_picture_that_two_records_share_is_judged_with_both(split: Split, on_disk: list[Record]) -> None:
+    model = tiny_model(vocab_size=split.config.vocab_size)
+    shared = [on_disk[0], dataclasses.replace(on_disk[3], image=on_disk[0].image)]
+    assert judge_records(model, split.pairs.codec, shared).judged().has_box.tolist() == [False, True]
+
+
+def test_a_picture_that_cannot_be_decoded_is_named(split: Split, on_disk: list[Record]) -> None:
+    on_disk[4].image.write_bytes(on_disk[4].image.read_bytes()[:200])
+    with pytest.raises(DecodeFailed, match=r"4\.png"):
+        judge_records(tiny_model(vocab_size=split.config.vocab_size), split.pairs.codec, on_disk)
+
+
+def test_words_are_judged_under_the_published_alignment_too(split: Split) -> None:
+    model = tiny_model(vocab_size=split.config.vocab_size)
+    report = judge(model, split)  # no word of these texts is parted by punctuation
+    assert report["token_F1"] is not None
+    assert report["token_F1_published"] == report["token_F1"]

@@ -186,6 +186,33 @@ def test_the_breakdown_compares_each_class_with_the_authentic_pairs():
     assert [report[name]["ACC"] for name in report] == [1, 1, 0]
 
 
+def test_words_are_judged_under_both_alignments():
+    output, types, boxes, labels = pairs("text_swap", "orig", tokens=3)
+    drifted = labels.roll(1, dims=1)
+    evaluation = Evaluation()
+    evaluation.update(output, types, boxes, labels, drifted)
+    report = evaluation.compute()
+    assert (report["token_F1"], report["token_F1_published"]) == (1, 0)
+    assert (report["token_recall_published"], report["token_ACC_published"]) == (0, pytest.approx(4 / 6))
+
+
+def test_without_published_labels_there_are_no_figures_of_them():
+    report = evaluate(*pairs("text_swap", "orig")).compute()
+    assert report["token_F1"] == 1
+    assert [report[f"token_{name}_published"] for name in ("ACC", "precision", "recall", "F1")] == [None] * 4
+
+
+def test_pairs_are_kept_in_the_order_in_which_they_were_seen():
+    evaluation = evaluate(*pairs("orig", "face_swap", margin=[-1.0, 2.0]))
+    evaluation.merge(evaluate(*pairs("text_swap", margin=[0.5])))
+    judged = evaluation.judged()
+    assert len(evaluation) == 3
+    assert judged.margin.tolist() == [-2, 4, 1]
+    assert judged.manipulated.tolist() == [False, True, True]
+    assert judged.has_box.tolist() == [False, True, False]
+    assert judged.flags_a_face.tolist() == [False, True, False]
+
+
 def assert_no_nan(report):
     for name, value in numbers(json.loads(json.dumps(report, allow_nan=False))):
         assert value is None or math.isfinite(value), name

@@ -230,6 +230,57 @@ def test_a_position_that_the_text_does_not_have_is_an_annotation_error(codec, po
         codec.encode_labelled("one two three", [0, position])
 
 
+def labelled_pieces(codec, text, positions):
+    """The pieces that the published code labels as manipulated."""
+    ids = codec.encode_labelled(text, positions).input_ids[1:]
+    labels = codec.label_as_published(text, positions)
+    return codec.tokenizer.convert_ids_to_tokens([piece for piece, label in zip(ids, labels, strict=True) if label])
+
+
+def test_published_labels_are_those_of_the_words_where_nothing_parts_them(codec):
+    text = "one two three, four five six!"
+    assert codec.label_as_published(text, (1, 4)) == codec.encode_labelled(text, (1, 4)).token_labels
+
+
+@pytest.mark.parametrize(
+    ("text", "position", "drifted"),
+    [
+        ("$ one two three", 2, "two"),  # a word of its own for both: no drift
+        ("$one two three four", 2, "two"),  # `$` and `one` are two words of BERT's
+        ("president’s two three four five six", 3, "two"),  # three of them
+        ("well-known two three four", 2, "two"),  # cleaning makes two words of one
+        ("-- one two three", 1, "two"),  # cleaning leaves nothing of the first
+    ],
+)
+def test_published_labels_drift_behind_punctuation(codec, text, position, drifted):
+    assert labelled_pieces(codec, text, (position,)) == [drifted]
+
+
+def test_published_labels_lose_what_drifts_over_the_end(codec):
+    text = "one -- two"
+    assert codec.label_as_published(text, (2,)) == [0, 0]
+    assert codec.encode_labelled(text, (2,)).token_labels == [0, 1]
+
+
+def test_published_labels_end_where_the_published_cut_does(tokenizer):
+    short = TextCodec(tokenizer, max_words=3, max_tokens=4)
+    assert short.label_as_published("one two three four", (1, 3)) == [0, 1]
+    assert len(short.encode_labelled("one two three four").token_labels) == 3
+    assert TextCodec(tokenizer, max_words=3).label_as_published("one $two three", (2, 3)) == [0, 0, 1, 0]
+
+
+def test_every_piece_has_a_published_label_whatever_the_text(codec):
+    alphabet = "ab é$-/'’\u0301\u200d漢字\u00a0\x1f\x85#<person>.\ud800\0"
+    draw = random.Random(0)
+    for _ in range(500):
+        text = "".join(draw.choices(alphabet, k=draw.randint(1, 30)))
+        try:
+            pieces = codec.encode_labelled(text).token_labels
+        except (TextMissing, TextInvalid):
+            continue
+        assert len(codec.label_as_published(text)) == len(pieces), repr(text)
+
+
 def test_padding_goes_to_the_longest_and_is_masked():
     ids, mask = pad_batch([[2, 5, 6], [2]], pad_id=9)
     assert ids.tolist() == [[2, 5, 6], [2, 9, 9]]

@@ -1,0 +1,252 @@
+"""A model judged on a corpus by Ray workers."""
+
+import json
+import os
+import shutil
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ray
+
+from asap.checkpoint import load_folder, model_id
+from asap.dataset import read_split
+from asap.errors import CheckpointError, ConfigError, CorpusError
+from asap.metrics import Evaluation
+from asap.newsroom import generate
+from jobs import evaluate as module
+from jobs.errors import JobDiffers, JobFailed, StorageError
+from jobs.evaluate import OUTPUTS, evaluate, explain_pairs, judge_shard, merge_shards, plan_evaluation
+from jobs.settings import EvaluateSettings
+
+PAIRS = 24
+
+
+@pytest.fixture(scope="module")
+def drawn(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("drawn") / "corpus"
+    generate(folder, pairs=PAIRS, seed=5, workers=1, splits=(0.0, 0.0, 1.0))
+    return folder
+
+
+@pytest.fixture
+def settings(drawn: Path, model_folder: Path, tmp_path: Path) -> Callable[..., EvaluateSettings]:
+    def make(**changes: Any) -> EvaluateSettings:
+        given = {"model": str(model_folder), "corpus": str(drawn), "out": str(tmp_path / "out"), "device": "cpu"}
+        return EvaluateSettings(**(given | changes))
+
+    return make
+
+
+def shard(model: Path, drawn: Path, start: int, stop: int) -> Evaluation:
+    return judge_shard(str(model), model_id(model), "cpu", 1, 8, read_split(drawn, "test")[start:stop])
+
+
+# Before Ray starts.
+
+
+@pytest.fixture
+def no_ray(monkeypatch: pytest.MonkeyPatch) -> None:
+    def start(*_: object, **__: object) -> Iterator[None]:
+        pytest.fail("Ray was started")
+
+    monkeypatch.setattr(module, "ray_running", start)
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "sentence"),
+    [
+        ({"corpus": "/nowhere"}, CorpusError, "metadata/test.json"),
+        ({"split": "val"}, CorpusError, "val.json .* is empty"),
+        ({"split": "dev"}, ConfigError, "split 'dev' is unknown; train, val, test are known"),
+        ({"model": "/nowhere"}, CheckpointError, "'/nowhere' does not exist"),
+        ({"out": "/proc/evaluation"}, StorageError, "/proc/evaluation"),
+    ],
+)
+def test_what_cannot_be_evaluated_is_told_before_ray_starts(
+    settings: Any, no_ray: None, changes: dict[str, str], error: type[Exception], sentence: str
+) -> None:
+    with pytest.raises(error, match=sentence) as caught:
+        evaluate(settings(**changes))
+    assert "\n" not in str(caught.value)
+
+
+def test_a_folder_that_is_no_model_is_refused(settings: Any, no_ray: None, drawn: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"model folder .*corpus has no "):
+        evaluate(settings(model=str(drawn)))
+
+
+def test_a_corpus_without_the_split_is_refused(settings: Any, no_ray: None, drawn: Path, tmp_path: Path) -> None:
+    corpus = tmp_path / "no-test"
+    shutil.copytree(drawn / "metadata", corpus / "metadata")
+    (corpus / "metadata/test.json").unlink()
+    with pytest.raises(CorpusError, match=r"no-test/metadata/test\.json does not exist"):
+        evaluate(settings(corpus=str(corpus)))
+
+
+def test_a_folder_of_something_else_is_left_alone(settings: Any, no_ray: None, tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out/thesis.tex").write_text("mine")
+    with pytest.raises(ConfigError, match=r"out holds 'thesis\.tex', which is no part of an evaluation"):
+        evaluate(settings())
+    assert (tmp_path / "out/thesis.tex").read_text() == "mine"
+
+
+def test_another_evaluation_is_refused_by_what_differs(settings: Any, no_ray: None, tmp_path: Path) -> None:
+    about = plan_evaluation(settings(limit=5)).about()
+    (tmp_path / "out/metrics.json").write_text(json.dumps({"about": about}))
+    with pytest.raises(JobDiffers, match=r"holds another evaluation: limit 5 \(now 6\); choose another --out"):
+        evaluate(settings(limit=6))
+    assert plan_evaluation(settings(limit=5)).about() == about
+
+
+# Shards.
+
+
+def test_the_figures_do_not_depend_on_how_the_split_was_cut(drawn: Path, model_folder: Path) -> None:
+    whole = shard(model_folder, drawn, 0, PAIRS)
+    parts = {start: shard(model_folder, drawn, start, min(start + 16, PAIRS)) for start in (16, 0)}
+    merged = merge_shards(parts, PAIRS)
+    assert merged.compute() == whole.compute()
+    assert merged.judged().margin.tolist() == whole.judged().margin.tolist()
+
+
+@pytest.mark.parametrize(("starts", "pairs"), [((0, 8), 16), ((0,), 12), ((4, 12), 16), ((), 4)])
+def test_a_shard_that_is_missing_or_doubled_is_found(
+    drawn: Path, model_folder: Path, starts: tuple[int, ...], pairs: int
+) -> None:
+    one = shard(model_folder, drawn, 0, 8)
+    double = Evaluation()
+    double.merge(one)
+    double.merge(one)
+    held = {start: double if start else one for start in starts}
+    with pytest.raises(JobFailed, match=f"and the split has {pairs}"):
+        merge_shards(held, pairs)
+
+
+def test_a_model_that_changed_meanwhile_is_refused(drawn: Path, model_folder: Path) -> None:
+    with pytest.raises(CheckpointError, match="and was other@1"):
+        judge_shard(str(model_folder), "other@1", "cpu", 1, 8, read_split(drawn, "test")[:2])
+
+
+def test_pairs_are_explained_by_the_model_that_judged_them(drawn: Path, model_folder: Path) -> None:
+    records = read_split(drawn, "test")[:3]
+    found = explain_pairs(str(model_folder), model_id(model_folder), "cpu", 1, records)
+    margin = judge_shard(str(model_folder), model_id(model_folder), "cpu", 1, 8, records).judged().margin
+    assert [finding.model_id for finding in found] == [load_folder(model_folder).model_id] * 3
+    assert [finding.score > 0.5 for finding in found] == (margin > 0).tolist()
+
+
+# The machines.
+
+
+def machines(monkeypatch: pytest.MonkeyPatch, *nodes: dict[str, float]) -> None:
+    monkeypatch.setattr(ray, "nodes", lambda: [{"Alive": True, "Resources": node} for node in nodes])
+    total = {kind: sum(node.get(kind, 0) for node in nodes) for kind in ("CPU", "GPU")}
+    monkeypatch.setattr(ray, "cluster_resources", lambda: total)
+
+
+@pytest.mark.parametrize(
+    ("nodes", "workers", "wanted"),
+    [
+        ([{"CPU": 4}], None, (2, 2, 2)),
+        ([{"CPU": 1}], None, (1, 1, 1)),
+        ([{"CPU": 2}], 4, (4, 1, 0.5)),
+        ([{"CPU": 0}, {"CPU": 4}, {"CPU": 8}], 1, (1, 4, 4)),  # a task must fit into one machine
+    ],
+)
+def test_the_cpus_are_shared_out(
+    settings: Any, monkeypatch: pytest.MonkeyPatch, nodes: list[dict[str, float]], workers: int | None, wanted: Any
+) -> None:
+    machines(monkeypatch, *nodes)
+    crew = module._crew(settings(workers=workers))
+    assert (crew.workers, crew.threads, crew.options["num_cpus"]) == wanted
+    assert crew.device == "cpu"
+
+
+def test_a_worker_takes_a_gpu_where_there_are_any(settings: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    machines(monkeypatch, {"CPU": 8, "GPU": 2})
+    crew = module._crew(settings(device="auto"))
+    assert (crew.workers, crew.device, crew.options["num_gpus"]) == (2, "cuda", 1)
+    assert "num_gpus" not in module._crew(settings(device="cpu")).options
+
+
+def test_gpus_that_are_not_there_are_not_waited_for(settings: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    machines(monkeypatch, {"CPU": 8})
+    with pytest.raises(ConfigError, match="device 'cuda' asks for a GPU and the cluster has none"):
+        module._crew(settings(device="cuda"))
+
+
+# On Ray.
+
+
+def _at_work(task: str) -> list[int]:
+    """The processes below this one that Ray has running the task, by the name that it gives them."""
+    parents: dict[int, int] = {}
+    names: dict[int, str] = {}
+    for place in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):
+            names[int(place.name)] = (place / "cmdline").read_text().partition("\0")[0]
+            parents[int(place.name)] = int((place / "stat").read_text().rpartition(")")[2].split()[1])
+    ours = {os.getpid()}
+    while more := {pid for pid, parent in parents.items() if parent in ours} - ours:
+        ours |= more
+    return [pid for pid in ours if names.get(pid) == f"ray::{task}"]
+
+
+def _kill_a_worker_at_work(until: threading.Event, killed: list[int]) -> None:
+    while not until.is_set() and not killed:
+        for pid in _at_work("judge_shard")[:1]:
+            os.kill(pid, signal.SIGKILL)
+            killed.append(pid)
+        time.sleep(0.01)
+
+
+@pytest.mark.chaos
+def test_a_worker_killed_midway_loses_and_doubles_no_pair(
+    ray_here: None, settings: Any, drawn: Path, model_folder: Path, tmp_path: Path
+) -> None:
+    done, killed, counts = threading.Event(), [], []
+    killer = threading.Thread(target=_kill_a_worker_at_work, args=(done, killed))
+    killer.start()
+    try:
+        report = evaluate(
+            settings(shard_pairs=8, batch_size=8, worst=3, workers=2), lambda now, total: counts.append((now, total))
+        )
+    finally:
+        done.set()
+        killer.join()
+    assert killed, "no worker was seen at its work"
+    assert counts == [(0, PAIRS), (8, PAIRS), (16, PAIRS), (PAIRS, PAIRS)]
+    wanted = shard(model_folder, drawn, 0, PAIRS).compute()
+    assert {name: report[name] for name in wanted} == wanted
+
+    out = tmp_path / "out"
+    assert {path.name for path in out.iterdir()} == set(OUTPUTS)
+    assert json.loads((out / "metrics.json").read_text()) == report
+    assert report["about"]["pairs_in_split"] == report["pairs"] == PAIRS
+    records = {record.id: record for record in read_split(drawn, "test")}
+    errors = [abs(pair["score"] - (records[pair["id"]].fake_cls != "orig")) for pair in report["worst"]]
+    assert errors == sorted(errors, reverse=True)
+    html = (out / "index.html").read_text()
+    assert f"all {PAIRS} of the split, each once" in html
+    assert html.count("data:image/webp") == 3
+
+
+def test_a_record_that_cannot_be_judged_ends_the_evaluation_by_its_name(
+    ray_here: None, settings: Any, drawn: Path, tmp_path: Path
+) -> None:
+    corpus = tmp_path / "torn"
+    shutil.copytree(drawn, corpus)
+    image = read_split(corpus, "test")[3].image
+    image.write_bytes(image.read_bytes()[:500])
+    with pytest.raises(Exception, match=image.name) as caught:
+        evaluate(settings(corpus=str(corpus), shard_pairs=8))
+    assert "\n" not in str(caught.value)
+    assert not isinstance(caught.value, ray.exceptions.RayError)
+    assert not (tmp_path / "out/metrics.json").exists()

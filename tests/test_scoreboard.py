@@ -1,0 +1,50 @@
+"""The paper's table."""
+
+import torch
+
+from asap.metrics import Evaluation
+from asap.model import AsapOutput
+from asap.targets import multi_hot
+from jobs.scoreboard import CLASS_COLUMNS, class_rows, percent, task_rows
+
+
+def report(*classes):
+    types = torch.stack([multi_hot(name) for name in classes])
+    labels = types[:, 2:].any(dim=1, keepdim=True).long()
+    margin = types.any(dim=1).float() * 2 - 1
+    tokens = labels.float()[..., None] * torch.tensor([-2.0, 2.0]) + torch.tensor([1.0, -1.0])
+    evaluation = Evaluation()
+    output = AsapOutput(torch.stack([-margin, margin], 1), types * 2 - 1, torch.full((len(classes), 4), 0.5), tokens)
+    evaluation.update(output, types, torch.full((len(classes), 4), 0.5), labels, 1 - labels)
+    return evaluation.compute()
+
+
+def test_the_figures_are_those_of_the_papers_in_their_order():
+    rows = task_rows(report("orig", "face_swap", "text_swap"))
+    names = [name for row in rows[:3] for name, _ in row.figures] + [name for name, _ in rows[5].figures]
+    assert names == [
+        "AUC", "EER", "ACC", "mAP", "CF1", "OF1", "IoUmean", "IoU50", "IoU75", "precision", "recall", "F1",
+    ]  # fmt: skip
+    assert rows[0].figures == [("AUC", "100.00"), ("EER", "0.00"), ("ACC", "100.00")]
+
+
+def test_boxes_are_read_in_three_ways_and_words_in_two():
+    rows = task_rows(report("orig", "face_swap", "text_swap"))
+    found = {row.reading.partition(":")[0]: dict(row.figures) for row in rows}
+    assert [found[reading]["IoUmean"] for reading in ("as published", "gated", "boxed")] == [
+        "33.33",
+        "100.00",
+        "100.00",
+    ]
+    assert [found[reading]["F1"] for reading in ("corrected alignment", "published alignment")] == ["100.00", "0.00"]
+
+
+def test_each_class_that_occurs_has_a_row():
+    rows = class_rows(report("orig", "face_swap", "face_swap", "text_swap"))
+    assert [row[:2] for row in rows] == [["orig", "1"], ["face_swap", "2"], ["text_swap", "1"]]
+    assert all(len(row) == len(CLASS_COLUMNS) for row in rows)
+    assert rows[0][2] == "–", "no AUC of authentic pairs alone"
+
+
+def test_a_figure_that_the_corpus_cannot_tell_is_a_dash():
+    assert (percent(None), percent(0.0), percent(0.93195)) == ("–", "0.00", "93.19")
