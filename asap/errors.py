@@ -5,6 +5,7 @@
     ├── CheckpointError        weights or a model folder that cannot be used
     ├── AnnotationError        a training record that is not what DGM4 says
     ├── CorpusError            a corpus, folder or file of records that cannot be used
+    ├── PrecisionNotShown      a target precision that the scores at hand cannot show
     └── InputError             one image or text that cannot be judged; has a `code`
         ├── ImageMissing       image_missing
         ├── TextMissing        text_missing
@@ -38,6 +39,10 @@ class AnnotationError(AsapError, ValueError):
 
 class CorpusError(AsapError):
     """A corpus, folder or file of records that cannot be used."""
+
+
+class PrecisionNotShown(AsapError):
+    """A target precision that the scores at hand cannot show; no threshold was written."""
 
 
 class InputError(AsapError, ValueError):

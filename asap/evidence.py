@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -13,6 +13,7 @@ from torchvision.ops import box_convert
 from asap.config import IMAGE_TYPES, TYPES
 from asap.finding import Box, Word
 from asap.model import AsapOutput
+from asap.policy import Policy
 from asap.text import split_words
 
 Floats = NDArray[np.float32]
@@ -75,3 +76,26 @@ def flagged_words(text: str, scores: Sequence[float], threshold: float) -> list[
         for span, score in zip(split_words(text), scores, strict=True)
         if score >= threshold
     ]
+
+
+def apply_policy(
+    policy: Policy,
+    *,
+    score: float,
+    types: Mapping[str, float | None],
+    raw_box: Any,
+    text: str,
+    word_scores: Sequence[float] | None,
+) -> dict[str, Any]:
+    """What thresholds make of a pair's raw scores: `verdict`, `flagged_types`, `box_px` and `words` of a `Finding`.
+
+    A type that is None is not flagged; without word scores there are no words. raw_box: in whatever form, comes back
+    as `box_px` where an image type is flagged.
+    """
+    flagged = policy.flagged_types(types)
+    return {
+        "verdict": policy.verdict(score),
+        "flagged_types": flagged,
+        "box_px": raw_box if policy.flags_a_face(flagged) else None,
+        "words": None if word_scores is None else flagged_words(text, word_scores, policy.word),
+    }

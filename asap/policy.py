@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -40,6 +41,8 @@ class Policy:
                 raise ConfigError(f"policy threshold {name} {threshold!r} is not a probability in [0, 1]")
         if self.review > self.manipulated:
             raise ConfigError(f"policy threshold review {self.review} is above manipulated {self.manipulated}")
+        if self.calibration is not None and not isinstance(self.calibration, dict):
+            raise ConfigError(f"policy calibration {self.calibration!r} is neither null nor an object that says how")
 
     @cached_property
     def policy_id(self) -> str:
@@ -54,9 +57,9 @@ class Policy:
             return "manipulated"
         return "review" if score >= self.review else "authentic"
 
-    def flagged_types(self, types: dict[str, float]) -> list[str]:
-        """The types whose probability reaches their threshold, in the published order."""
-        return [name for name in TYPES if types[name] >= self.types[name]]
+    def flagged_types(self, types: Mapping[str, float | None]) -> list[str]:
+        """The types whose probability reaches their threshold, in the published order; one that is None does not."""
+        return [name for name in TYPES if (value := types[name]) is not None and value >= self.types[name]]
 
     @staticmethod
     def flags_a_face(flagged_types: list[str]) -> bool:
@@ -65,12 +68,24 @@ class Policy:
 
     def save(self, path: Path) -> None:
         """Write the policy as JSON."""
-        path.write_text(json.dumps(dataclasses.asdict(self), indent=2) + "\n", encoding="utf-8")
+        path.write_text(self.to_json(), encoding="utf-8")
+
+    def to_json(self) -> str:
+        """The contents of a `policy.json`."""
+        return json.dumps(dataclasses.asdict(self), indent=2) + "\n"
 
     @classmethod
     def load(cls, path: Path) -> Self:
         """Read a `policy.json`; what is wrong in it is a `ConfigError` that names the file."""
         try:
-            return cls(**json.loads(path.read_text(encoding="utf-8")))
-        except (OSError, ValueError, TypeError) as error:
+            return cls.from_json(path.read_bytes(), path)
+        except OSError as error:
             raise ConfigError(f"policy file {path} cannot be used: {error}") from error
+
+    @classmethod
+    def from_json(cls, content: bytes, source: object) -> Self:
+        """The inverse of `to_json`; what is wrong is a `ConfigError` that names the source."""
+        try:
+            return cls(**json.loads(content.decode()))
+        except (ValueError, TypeError) as error:
+            raise ConfigError(f"policy file {source} cannot be used: {error}") from error

@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 
 from asap.checkpoint import ModelFolder, load_folder
-from asap.config import IMAGE_TYPES, TEXT_TYPES
+from asap.config import TEXT_TYPES
 from asap.errors import ConfigError, InputError, ModelError
-from asap.evidence import PassEvidence, box_px, flagged_words, highest_types, read_output, score_words
+from asap.evidence import PassEvidence, apply_policy, box_px, highest_types, read_output, score_words
 from asap.finding import Finding, Pair
 from asap.images import DEFAULT_LIMITS, ImageLimits, PreparedImage, normalise, prepare_image
 from asap.model import Asap, AsapOutput
@@ -222,24 +222,20 @@ class Predictor:
             return self._failure(row.image, scored)
         score = max(seen.score for seen in scored)
         types: dict[str, float | None] = dict(highest_types(scored))
-        flagged = self.policy.flagged_types(highest_types(scored))
         raw_box = box_px(scored, row.image.width, row.image.height)
-        words, word_scores = None, None
+        word_scores = None
         if row.is_caption:
-            flagged = [name for name in flagged if name in IMAGE_TYPES]
             types |= dict.fromkeys(TEXT_TYPES)
         else:
             word_scores = score_words(scored, [part.word_index for part in row.passes], len(split_words(row.text)))
-            words = flagged_words(row.text, word_scores, self.policy.word)
         return Finding(
-            verdict=self.policy.verdict(score),
             score=score,
             types=types,
-            flagged_types=flagged,
-            box_px=raw_box if self.policy.flags_a_face(flagged) else None,
             raw_box_px=raw_box,
-            words=words,
             word_scores=word_scores,
+            **apply_policy(
+                self.policy, score=score, types=types, raw_box=raw_box, text=row.text, word_scores=word_scores
+            ),
             **self._about(row.image),
             warnings=[*row.image.warnings, *self._text_warnings(row)],
         )

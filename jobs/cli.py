@@ -215,6 +215,59 @@ def evaluate(
     console.print(f"page: {out.rstrip('/')}/index.html", soft_wrap=True, highlight=False, markup=False)
 
 
+@app.command()
+def calibrate(
+    model: Annotated[str, typer.Argument(help=_MODEL_HELP)],
+    corpus: Annotated[str, typer.Argument(help="A folder in DGM4's layout, with pairs that training never saw.")],
+    precision: Annotated[float, typer.Option(help="Of the pairs that are flagged, the share to be flagged rightly.")],
+    prevalence: Annotated[float, typer.Option(help="Share of manipulated pairs where the model will be used.")],
+    split: Annotated[str, typer.Option(help="Whose scores choose the thresholds.")] = "val",
+    out: Annotated[str | None, typer.Option(help="The policy file; by default MODEL/policy.json.")] = None,
+    review_precision: Annotated[
+        float | None, typer.Option(help="Of the pairs that go to people; by default a quarter of --precision.")
+    ] = None,
+    confidence: Annotated[float, typer.Option(help="With which each threshold keeps its precision.")] = 0.95,
+    keep: Annotated[
+        list[str] | None, typer.Option(help="A type, or 'word', whose threshold stays as it is; can be repeated.")
+    ] = None,
+    device: Annotated[str, typer.Option(help="'auto', 'cpu' or 'cuda'.")] = "auto",
+    dtype: Annotated[str, typer.Option(help="'auto', 'float32' or 'bfloat16', as scans will run.")] = "auto",
+) -> None:
+    """Choose thresholds that keep a precision where manipulation is as rare as you say."""
+    from jobs.calibrate import calibrate as run
+    from jobs.settings import CalibrateSettings
+    from jobs.terminal import calibration_table, count_shown
+
+    settings = _settings(
+        CalibrateSettings, model=model, corpus=corpus, precision=precision, prevalence=prevalence, split=split, out=out,
+        review_precision=review_precision, confidence=confidence, keep=keep or (), device=device, dtype=dtype,
+    )  # fmt: skip
+    console = Console()
+    with count_shown(console, "scoring") as progress:
+        made = run(settings, progress)
+    console.print(calibration_table((made.policy.calibration or {})["thresholds"]))
+    typer.echo(f"policy {made.policy.policy_id}: {made.written}")
+    if made.kept:
+        typer.echo(f"the policy that was there: {made.kept}")
+
+
+@app.command()
+def repolicy(
+    job: Annotated[str, typer.Argument(help="The folder of a finished scan, OUT/JOB; or s3://.")],
+    policy: Annotated[str, typer.Option(help="The policy file, such as asap calibrate writes.")],
+) -> None:
+    """Give a finished scan other thresholds, without scanning again. The same command again goes on."""
+    from jobs.repolicy import repolicy as run
+    from jobs.scan import ScanProgress
+    from jobs.terminal import progress_shown, summary_table
+
+    console = Console()
+    with progress_shown(console) as watch:
+        summary = run(job, policy, lambda stage, done, total: watch(ScanProgress(stage, done, total)))
+    console.print(summary_table(summary))
+    typer.echo(f"policy {summary['policy_id']}; report: {summary['report']}")
+
+
 def _changes(assignments: list[str]) -> dict[str, Any]:
     """NAME=VALUE pairs, the value read as JSON where it is JSON."""
     changes: dict[str, Any] = {}

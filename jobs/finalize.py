@@ -12,10 +12,19 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from jobs.results import SCHEMA_VERSION
-from jobs.storage import Location, list_files, open_seekable, open_write, write_bytes
+from jobs.storage import Location, list_files, open_seekable, open_write, read_bytes, write_bytes
 from jobs.tally import VERDICTS, Tally, tally_results
 
 _ERROR_COLUMNS = ["row_id", "custom_id", "image_uri", "text", "error_code", "error_detail", "retryable", "attempt"]
+
+
+def write_outcome(folder: Location, record: dict[str, Any]) -> dict[str, int]:
+    """Write the lists and the summary of a job with that record; return the counts that the record will hold."""
+    write_lists(folder)
+    about = {name: record.get(name) for name in ("job_id", "model_id", "policy_id", "pairs_per_s")}
+    summary = write_summary(folder, about)
+    counts = {name: summary[name] for name in ("pairs", "flagged", "errors")}
+    return counts | {"done": summary["pairs"], "total": summary["pairs"]}
 
 
 def write_lists(folder: Location) -> None:
@@ -41,6 +50,16 @@ def _write_lines(file: BinaryIO, rows: pa.Table) -> None:
     for row in rows.to_pylist():
         told = {name: value for name, value in row.items() if value is not None}
         file.write(json.dumps(told, ensure_ascii=False).encode() + b"\n")
+
+
+def read_summary(folder: Location) -> dict[str, Any]:
+    """What `summary.json` says, and where the job, its report and its errors are."""
+    places = {
+        "folder": folder.uri,
+        "report": (folder / "report" / "index.html").uri,
+        "errors_file": (folder / "errors.jsonl").uri,
+    }
+    return dict(json.loads(read_bytes(folder / "summary.json"))) | places
 
 
 def write_summary(folder: Location, about: dict[str, Any]) -> dict[str, Any]:

@@ -5,6 +5,7 @@
     errors.jsonl    flagged.jsonl    summary.json    report/index.html
     _checkpoint/    which rows are done, until the job is
     _SUCCESS        written last
+    _repolicy/      while another policy is applied to a finished job
 
 States: validating, running, finalizing, then completed, failed or cancelled. A job that was stopped in any way goes
 on when the same command is given again. Who works on a job writes a heartbeat; whoever finds another's heartbeat
@@ -27,6 +28,8 @@ from jobs.errors import JobDiffers, JobFailed, JobInUse, StorageError
 from jobs.storage import Location, exists, is_empty, read_bytes, write_bytes
 
 RECORD_VERSION = 1
+RESULTS_ENTRY = "results"
+"""Of the record, only while a policy is published: the folder that holds the rows until `results` does."""
 Notify = Callable[[str], None]
 _LONG_DEAD_S = 300
 """A heartbeat older than this by the clocks, which may differ, is not waited for."""
@@ -42,6 +45,11 @@ def read_record(folder: Location) -> dict[str, Any] | None:
         raise StorageError(f"{folder / 'job.json'} is broken: {error}; choose another --job, or delete it") from error
 
 
+def results_folder(folder: Location, record: dict[str, Any]) -> Location:
+    """Where the rows of a job are, all of them under the policy that its record names."""
+    return folder / str(record.get(RESULTS_ENTRY, "results"))
+
+
 def check_resumable(folder: Location, identity: dict[str, Any]) -> dict[str, Any] | None:
     """The record of a job that the same command started before; None where the folder is free.
 
@@ -52,6 +60,8 @@ def check_resumable(folder: Location, identity: dict[str, Any]) -> dict[str, Any
         if not is_empty(folder):
             raise JobDiffers(f"{folder} holds files that are not a job's; choose another --out or --job")
         return None
+    if RESULTS_ENTRY in record:
+        raise JobDiffers(f"{folder} is being given another policy; let that end, or give its asap repolicy again")
     if differences := _differences(record.get("identity", {}), identity):
         raise JobDiffers(
             f"{folder} belongs to another job: {'; '.join(differences)}; choose another --job, or give the same command"

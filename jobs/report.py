@@ -29,7 +29,7 @@ from asap.images import DEFAULT_LIMITS, decode_image
 from asap.render import LEVEL_EDGES, level, mark_words_html
 from jobs.errors import StorageError
 from jobs.fetch import ByteRange, fetch
-from jobs.job_folder import read_record
+from jobs.job_folder import read_record, results_folder
 from jobs.settings import FetchSettings
 from jobs.storage import Location, write_bytes
 from jobs.tally import BINS, VERDICTS, Tally, read_rows, tally_results
@@ -52,7 +52,7 @@ def write_report(job_folder: str | Path | Location, top: int = 60) -> str:
     record = read_record(folder)
     if record is None:
         raise StorageError(f"{folder} is not the folder of a job: it has no job.json; give OUT/JOB_ID")
-    tally = tally_results(folder / "results", top)
+    tally = tally_results(results_folder(folder, record), top)
     html = render_page("report.html.j2", ["report.css"], _page(folder.name, record, tally, read_rows(tally.wanted())))
     page = folder / "report" / "index.html"
     write_bytes(page, html.encode("utf-8", "replace"))
@@ -172,7 +172,8 @@ def _calibration(job: dict[str, Any]) -> str:
     calibration = (job.get("policy") or {}).get("calibration")
     if not calibration:
         return "The record of this job names no calibration, so 0.9 does not mean that nine in ten are manipulated."
-    told = "; ".join(f"{name.replace('_', ' ')}: {value}" for name, value in calibration.items())
+    plain = {name: value for name, value in calibration.items() if not isinstance(value, dict | list)}
+    told = "; ".join(f"{name.replace('_', ' ')}: {value}" for name, value in plain.items())
     return f"The thresholds of its policy were calibrated ({told}); for another kind of corpus they are a guess."
 
 

@@ -8,7 +8,6 @@ written, `_SUCCESS` last.
 from __future__ import annotations
 
 import importlib.metadata
-import json
 import os
 import platform
 import re
@@ -23,13 +22,13 @@ import pyarrow as pa
 
 from jobs.checkup import count_rows, drop_repeated, missing_rows, write_table
 from jobs.cluster import ray_running
-from jobs.finalize import write_lists, write_summary
+from jobs.finalize import read_summary, write_outcome
 from jobs.job_folder import Job, check_resumable, fail, is_finished, wait_until_free
 from jobs.manifest import write_manifest
 from jobs.preflight import ScanPlan, plan_scan
 from jobs.results import failure, result_table
 from jobs.settings import ScanSettings
-from jobs.storage import Location, delete_folder, read_bytes, write_bytes
+from jobs.storage import Location, delete_folder, write_bytes
 
 if TYPE_CHECKING:
     from jobs.chain import Chain
@@ -63,22 +62,13 @@ def scan(settings: ScanSettings, watch: Watch = lambda progress: None) -> dict[s
     identity = plan.identity()
     record = check_resumable(plan.folder, identity)
     if record and is_finished(plan.folder):
-        return _summary(plan.folder)
+        return read_summary(plan.folder)
     if record:
         wait_until_free(plan.folder, record, settings.stale_after_s, lambda line: watch(ScanProgress(line)))
     with Job(plan.folder, (record or {}) | _first_entries(plan, identity), settings.heartbeat_s) as job:
         _work(job, plan, watch)
     write_bytes(plan.folder / "_SUCCESS", b"")
-    return _summary(plan.folder)
-
-
-def _summary(folder: Location) -> dict[str, Any]:
-    places = {
-        "folder": folder.uri,
-        "report": (folder / "report" / "index.html").uri,
-        "errors_file": (folder / "errors.jsonl").uri,
-    }
-    return dict(json.loads(read_bytes(folder / "summary.json"))) | places
+    return read_summary(plan.folder)
 
 
 def _first_entries(plan: ScanPlan, identity: dict[str, Any]) -> dict[str, Any]:
@@ -233,10 +223,5 @@ def _finalize(job: Job, plan: ScanPlan) -> None:
     """Lists, summary and report; the report reads the job's record."""
     from jobs.report import write_report
 
-    record = job.record
-    about = {name: record.get(name) for name in ("job_id", "model_id", "policy_id", "pairs_per_s")}
-    write_lists(plan.folder)
-    summary = write_summary(plan.folder, about)
-    counts = {name: summary[name] for name in ("pairs", "flagged", "errors")}
-    job.update(counts=counts | {"done": summary["pairs"], "total": summary["pairs"]})
+    job.update(counts=write_outcome(plan.folder, job.record))
     write_report(plan.folder)

@@ -309,6 +309,18 @@ def open_write(location: Location) -> Iterator[BinaryIO]:
         Path(partial).replace(path)
 
 
+def copy_file(source: Location, target: Location) -> None:
+    """Copy a file within one store, seen whole or not at all; the bytes of an object do not leave S3."""
+    with storage_errors(target):
+        if target.is_s3:
+            s3_client().copy({"Bucket": source.bucket, "Key": source.key}, target.bucket, target.key)
+            return
+        partial = Path(f"{target.uri}.partial")
+        partial.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(source.uri, partial)
+        partial.replace(target.uri)
+
+
 def list_files(folder: Location) -> Iterator[FileInfo]:
     """Every file below a folder, in an order that keeps names with a common beginning together. Streams."""
     with storage_errors(folder):

@@ -39,7 +39,8 @@ def tally_results(folder: Location, top: int) -> Tally:
 
 
 @contextmanager
-def _results_file(location: Location, **options: Any) -> Iterator[pq.ParquetFile]:
+def results_file(location: Location, **options: Any) -> Iterator[pq.ParquetFile]:
+    """One file of results, open; what cannot be read is a `StorageError`. `options` are pyarrow's."""
     with storage_errors(location), open_seekable(location) as stream:
         try:
             yield pq.ParquetFile(stream, **options)
@@ -84,7 +85,7 @@ class Tally:
 
     def add_file(self, location: Location) -> None:
         """Count one results file, row group by row group."""
-        with _results_file(location, pre_buffer=True) as file:
+        with results_file(location, pre_buffer=True) as file:
             for row_group in range(file.num_row_groups):
                 for batch in file.iter_batches(2**16, row_groups=[row_group], columns=_NARROW):
                     self._add(batch, location, row_group)
@@ -128,7 +129,7 @@ def read_rows(wanted: Iterable[Place]) -> dict[int, dict[str, Any]]:
         groups[place.file, place.row_group].append(place.row_id)
     rows: dict[int, dict[str, Any]] = {}
     for (location, row_group), row_ids in groups.items():
-        with _results_file(location, buffer_size=2**20) as file:
+        with results_file(location, buffer_size=2**20) as file:
             for batch in file.iter_batches(256, row_groups=[row_group]):
                 wanted_here = np.isin(batch["row_id"].to_numpy(), row_ids)
                 if wanted_here.any():

@@ -140,6 +140,23 @@ def errors_line(summary: dict[str, Any]) -> str:
     return f"errors: {counts}; see {summary['errors_file']}" if counts else ""
 
 
+def calibration_table(thresholds: dict[str, dict[str, Any]]) -> Table:
+    """What is shown of each threshold of a calibrated policy; of `review`, what is shown of its band."""
+    table = Table(title="thresholds", title_justify="left")
+    table.add_column("flags", no_wrap=True)
+    for name in ("from", "precision", "at least", "recall", "FPR", "at most"):
+        table.add_column(name, justify="right")
+    for name, point in thresholds.items():
+        shown = point | (point.get("band") or {})
+        if name == "review" and not point.get("band"):
+            table.add_row("no review band")
+            continue
+        shares = (f"{shown[key]:.3f}" for key in ("precision", "precision_lower", "recall"))
+        false = (f"{shown[key]:.2g}" for key in ("false_positive_rate", "false_positive_rate_upper"))
+        table.add_row(name.replace("_", " "), f"{shown['value']:.6g}", *shares, *false)
+    return table
+
+
 def show_finding(finding: Finding, text: str | None) -> Group:
     """A judged pair: verdict and score, the types, the box, and the text with its flagged words marked."""
     lines: list[Text | Table] = [_headline(finding), _types(finding)]

@@ -254,3 +254,85 @@ def test_evaluate_tells_what_is_wrong_in_one_line(
     assert code == 1
     assert sentence in err
     assert err.count("\n") == 1
+
+
+_POINT = {
+    "value": 0.97, "precision": 0.99, "precision_lower": 0.951, "recall": 0.8, "false_positive_rate": 0.0,
+    "false_positive_rate_upper": 4.2e-5,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("band", "told_of_it"), [(None, "no review band"), ({"precision": 0.5, "precision_lower": 0.345}, "0.345")]
+)
+def test_calibrate_shows_what_is_shown_of_each_threshold_and_where_the_policies_are(
+    run: Any, monkeypatch: pytest.MonkeyPatch, band: dict[str, float] | None, told_of_it: str
+) -> None:
+    from asap.policy import Policy
+    from jobs.calibrate import Calibrated
+    from jobs.storage import Location
+
+    seen: list[Any] = []
+    review = {"review": _POINT | {"band": band}}
+    policy = Policy(manipulated=0.97, calibration={"thresholds": {"manipulated": _POINT, "face_swap": _POINT} | review})
+
+    def pretend(settings: Any, progress: Any) -> Calibrated:
+        seen.append(settings)
+        return Calibrated(policy, Location("/model/policy.json"), Location("/model/policy.former.json"))
+
+    monkeypatch.setattr("jobs.calibrate.calibrate", pretend)
+    code, out, _ = run(
+        "calibrate", "my-model", "corpus", "--precision", 0.95, "--prevalence", 0.001, "--keep", "word", "--keep",
+        "text_swap", "--confidence", 0.9, "--review-precision", 0.3, "--dtype", "bfloat16", "--out", "p.json",
+    )  # fmt: skip
+    assert code == 0
+    settings = seen[0]
+    assert (settings.model, settings.corpus, settings.split, settings.out) == ("my-model", "corpus", "val", "p.json")
+    assert (settings.precision, settings.prevalence, settings.confidence) == (0.95, 0.001, 0.9)
+    assert (settings.people_precision, settings.keep, settings.dtype) == (0.3, ("word", "text_swap"), "bfloat16")
+    assert all(told in out for told in ("face swap", "0.951", "4.2e-05", "0.97", told_of_it))
+    assert out.splitlines()[-2:] == [
+        f"policy {policy.policy_id}: /model/policy.json",
+        "the policy that was there: /model/policy.former.json",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ({"--precision": 0.001}, "precision 0.001 is no more than the prevalence 0.001"),
+        ({"--precision": 95}, "precision 95.0: Input should be less than 1"),
+        ({"--keep": "verdict"}, "keep.0 'verdict'"),
+        ({"--prevalence": 0}, "prevalence 0.0: Input should be greater than 0"),
+    ],
+)
+def test_calibrate_tells_what_is_wrong_in_one_line(run: Any, options: dict[str, object], sentence: str) -> None:
+    given = {"--precision": 0.95, "--prevalence": 0.001} | options
+    code, _, err = run("calibrate", "m", "c", *(part for option in given.items() for part in option))
+    assert code == 1
+    assert sentence in err
+    assert err.count("\n") == 1
+
+
+def test_repolicy_ends_with_a_table_and_the_report(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[object] = []
+
+    def pretend(job: str, policy: str, watch: Any) -> dict[str, Any]:
+        seen.extend((job, policy))
+        watch("applying the policy", 3, 10)
+        return _SUMMARY | {"policy_id": "abc"}
+
+    monkeypatch.setattr("jobs.repolicy.repolicy", pretend)
+    code, out, _ = run("repolicy", "jobs/a", "--policy", "p.json")
+    assert code == 0
+    assert seen == ["jobs/a", "p.json"]
+    assert "applying the policy  3/10 pairs" in out
+    assert "1,234" in out
+    assert out.splitlines()[-1] == "policy abc; report: file:///out/in/report/index.html"
+
+
+def test_repolicy_tells_what_is_wrong_in_one_line(run: Any, tmp_path: Path) -> None:
+    code, _, err = run("repolicy", tmp_path, "--policy", tmp_path / "none.json")
+    assert code == 1
+    assert "none.json does not exist" in err
+    assert err.count("\n") == 1

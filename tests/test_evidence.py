@@ -2,8 +2,9 @@ import numpy as np
 import pytest
 import torch
 
-from asap.evidence import PassEvidence, box_px, flagged_words, highest_types, read_output, score_words
+from asap.evidence import PassEvidence, apply_policy, box_px, flagged_words, highest_types, read_output, score_words
 from asap.model import AsapOutput
+from asap.policy import Policy
 
 
 def seen(*, score: float = 0.5, types: tuple[float, ...] = (0, 0, 0, 0), box: tuple[float, ...] = (0, 0, 1, 1),
@@ -78,3 +79,26 @@ def test_flagged_words_are_found_by_their_place_in_the_original_text() -> None:
     words = flagged_words(text, [0.1, 0.5, 0.49, 0.8], threshold=0.5)
     assert [(word.index, word.word, word.score) for word in words] == [(1, "👩‍👧", 0.5), (3, "twice", 0.8)]
     assert [text[word.start : word.end] for word in words] == ["👩‍👧", "twice"]
+
+
+BOX = (1.0, 2.0, 3.0, 4.0)
+TYPES = {"face_swap": 0.6, "face_attribute": 0.1, "text_swap": 0.2, "text_attribute": 0.7}
+
+
+def test_a_policy_makes_verdict_types_box_and_words_of_raw_scores() -> None:
+    told = apply_policy(
+        Policy(manipulated=0.9, review=0.4),
+        score=0.5,
+        types=TYPES,
+        raw_box=BOX,
+        text="two words",
+        word_scores=[0.1, 0.8],
+    )
+    assert (told["verdict"], told["flagged_types"], told["box_px"]) == ("review", ["face_swap", "text_attribute"], BOX)
+    assert [(word.word, word.start, word.score) for word in told["words"]] == [("words", 4, 0.8)]
+
+
+def test_without_a_face_there_is_no_box_and_without_word_scores_are_no_words() -> None:
+    types = TYPES | {"face_swap": 0.4, "text_swap": None, "text_attribute": None}
+    told = apply_policy(Policy(), score=0.5, types=types, raw_box=BOX, text="", word_scores=None)
+    assert told == {"verdict": "manipulated", "flagged_types": [], "box_px": None, "words": None}

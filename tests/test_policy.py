@@ -34,6 +34,7 @@ def test_types_are_flagged_by_their_own_thresholds_in_the_published_order() -> N
     policy = Policy(types={"text_swap": 0.9, "text_attribute": 0.1, "face_attribute": 0.5, "face_swap": 0.5})
     assert policy.flagged_types(dict.fromkeys(TYPES, 0.5)) == ["face_swap", "face_attribute", "text_attribute"]
     assert policy.flagged_types(dict.fromkeys(TYPES, 0.0)) == []
+    assert policy.flagged_types(dict.fromkeys(TYPES, 0.5) | {"face_swap": None}) == ["face_attribute", "text_attribute"]
 
 
 @pytest.mark.parametrize(
@@ -62,6 +63,7 @@ def test_a_box_belongs_to_an_image_type(flagged: list[str], a_face: bool) -> Non
         ({"types": None}, "policy types None"),
         ({"types": [0.5, 0.5, 0.5, 0.5]}, "policy types"),
         ({"manipulated": 0.4, "review": 0.5}, "review 0.5 is above manipulated 0.4"),
+        ({"calibration": "by eye"}, "calibration 'by eye' is neither null nor an object"),
     ],
 )
 def test_thresholds_that_cannot_work_are_refused(changes: dict[str, Any], message: str) -> None:

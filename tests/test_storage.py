@@ -64,6 +64,18 @@ def test_what_is_written_can_be_read_listed_and_deleted(folder: Location) -> Non
     assert storage.is_empty(folder)
 
 
+def test_a_copy_has_the_same_bytes_and_takes_the_place_of_what_was_there(folder: Location) -> None:
+    storage.write_bytes(folder / "a/source", b"new")
+    storage.write_bytes(folder / "b/target", b"former")
+    storage.copy_file(folder / "a/source", folder / "b/target")
+    storage.copy_file(folder / "a/source", folder / "c/target")
+    names = [info.location for info in storage.list_files(folder)]
+    assert names == [folder / "a/source", folder / "b/target", folder / "c/target"]
+    assert {storage.read_bytes(name) for name in names} == {b"new"}
+    with pytest.raises(StorageError):
+        storage.copy_file(folder / "none", folder / "b/target")
+
+
 def test_a_stamp_changes_with_the_file_and_only_s3_has_versions(folder: Location) -> None:
     storage.write_bytes(folder / "a", b"one")
     before = storage.file_info(folder / "a")
