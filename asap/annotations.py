@@ -93,7 +93,7 @@ def repaired(row: Row, rules: ReadRules, report: CorpusReport) -> Row | None:
             return None
         report.boxless.add(f"{list(row.fake_image_box)} ({row.where})")
         row = row._replace(fake_image_box=())
-    words = len(split_words(row.text))
+    words = len(split_words(row.text)) if row.fake_text_pos else 0
     stray = [position for position in row.fake_text_pos if not _is_a_position(position, words)]
     if stray:
         what = f"fake_text_pos has {str(stray)[1:-1]}, but the text has words 0 to {words - 1}: {row.text!r:.200}"

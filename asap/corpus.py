@@ -104,7 +104,7 @@ def read_corpus(
     index = index_pictures(pictures or folder, pictures.names() if pictures else listing, [row.image for row in rows])
     usable = [row for row in (repaired(row, rules, report) for row in rows) if row is not None]
     found = _find_pictures(usable, index, rules, report)
-    pairs = [Described(row.id, row.image, (file, str(index.folder.place(file))), row.text) for row, file in found]
+    pairs = [Described.of(row.id, row.image, (file, str(index.folder.place(file))), row.text) for row, file in found]
     described = _join("caption", folder, captions, listing, pairs)
     explained = _join("explanation", folder, explanations, listing, pairs)
     report.captions, report.explanations = described.report, explained.report

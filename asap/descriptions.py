@@ -19,13 +19,13 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, Self
 
 from asap.corpus_report import Joined, Way
 from asap.errors import CorpusError
 from asap.json_files import parse_json
 from asap.layout import canonical
-from asap.text import clean_caption
+from asap.text import clean_word
 
 Kind = Literal["caption", "explanation"]
 
@@ -34,11 +34,14 @@ class Described(NamedTuple):
     """What of a pair says whether an entry is about it."""
 
     id: str
-    image: str
-    """As the metadata names it."""
-    places: tuple[str, ...]
-    """What else the picture may be called: its file in the corpus, its address."""
+    paths: tuple[str, ...]
+    """What an entry may call its picture, in `canonical` parts: the name that the metadata has, then others."""
     text: str
+
+    @classmethod
+    def of(cls, key: str, image: str, places: Iterable[str], text: str) -> Self:
+        """A pair whose picture the metadata calls `image`, and that may be called by its `places` too."""
+        return cls(key, tuple(_path(name) for name in (image, *places)), text)
 
 
 @dataclass(frozen=True)
@@ -53,7 +56,7 @@ class Entry:
 
     def may_be_of(self, pair: Described) -> bool:
         """Whether nothing that the entry says speaks against the pair."""
-        return self.text in (None, pair.text) and (self.image is None or self.image in _paths(pair))
+        return self.text in (None, pair.text) and (self.image is None or self.image in pair.paths)
 
 
 class Descriptions:
@@ -66,7 +69,7 @@ class Descriptions:
         self._by_id: dict[str, list[Entry]] = defaultdict(list)
         self._by_image: dict[str, list[Entry]] = defaultdict(list)
         for key, entry in _entries(name, data, kind):
-            if not clean_caption(entry.value, 1):
+            if not any(map(clean_word, entry.value.split())):
                 self.blank += 1
             elif key is not None:  # an id or a path: the file does not say
                 self._by_id[key].append(entry)
@@ -83,7 +86,7 @@ class Descriptions:
 
     def of_path(self, pair: Described) -> list[Entry]:
         """What may be the pair's, by the path of its picture."""
-        found = next((self._by_image[path] for path in _paths(pair) if path in self._by_image), [])
+        found = next((self._by_image[path] for path in pair.paths if path in self._by_image), [])
         return [entry for entry in found if entry.may_be_of(pair)]
 
 
@@ -104,8 +107,8 @@ class _Shared:
 
     def __init__(self, kind: Kind, pairs: Sequence[Described]) -> None:
         explains = kind == "explanation"
-        self.ids = _repeated((pair.id, pair.text if explains else _path(pair.image)) for pair in pairs)
-        self.images = _repeated((_path(pair.image), pair.text) for pair in pairs) if explains else set()
+        self.ids = _repeated((pair.id, pair.text if explains else pair.paths[0]) for pair in pairs)
+        self.images = _repeated((pair.paths[0], pair.text) for pair in pairs) if explains else set()
 
 
 def _repeated(keys: Iterable[tuple[str, str]]) -> set[str]:
@@ -120,7 +123,7 @@ def _find(kind: Kind, pair: Described, files: Sequence[Descriptions], shared: _S
         by_id, by_path = file.of_id(pair), file.of_path(pair)
         if (value := _choose(kind, by_id, shared=pair.id in shared.ids)) is not None:
             return value, "by_id"
-        if (value := _choose(kind, by_path, shared=_path(pair.image) in shared.images)) is not None:
+        if (value := _choose(kind, by_path, shared=pair.paths[0] in shared.images)) is not None:
             return value, "by_path"
         ambiguous = ambiguous or bool(by_id or by_path)
     return pair.text, "ambiguous" if ambiguous else "fallback"
@@ -174,12 +177,6 @@ def _not_understood(name: str, kind: Kind) -> str:
         f"{name} is not a JSON object from record id or image path to text, nor a list or lines of objects with "
         f"{kind!r} and 'id' or 'image'"
     )
-
-
-def _paths(pair: Described) -> Iterator[str]:
-    """What an entry may call the pair's picture."""
-    yield _path(pair.image)
-    yield from map(_path, pair.places)
 
 
 def _path(text: str) -> str:

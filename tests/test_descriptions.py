@@ -14,7 +14,7 @@ PICTURE, OTHER = "DGM4/origin/guardian/1.jpg", "DGM4/origin/bbc/2.jpg"
 
 def pair(key: str = "1", image: str = PICTURE, text: str = "a man waits") -> Described:
     file = image.removeprefix("DGM4/")
-    return Described(key, image, (file, f"s3://bucket/DGM4/{file}"), text)
+    return Described.of(key, image, (file, f"s3://bucket/DGM4/{file}"), text)
 
 
 def described(kind: Kind, content: Any, *pairs: Described, name: str = "file.json") -> tuple[list[str], Joined]:
