@@ -14,6 +14,9 @@ TYPES = ("face_swap", "face_attribute", "text_swap", "text_attribute")
 IMAGE_TYPES = TYPES[:2]
 TEXT_TYPES = TYPES[2:]
 
+LABEL_SETS = ("dgm4", "samm", "dgm4+")
+"""Whose classes a model may speak; `asap.labels` says what each class means."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
@@ -56,6 +59,8 @@ class ModelConfig:
     """Probability in the text and fusion layers; the image encoder has none, as published."""
     layer_norm_eps: float = 1e-12
     """Of the text and fusion layers (BERT's). The image side uses 1e-6 (timm's)."""
+    label_set: Literal["dgm4", "samm", "dgm4+"] = "dgm4"
+    """Whose classes the model was taught; see `asap.labels`. A folder that does not say speaks DGM4's."""
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
@@ -68,6 +73,8 @@ class ModelConfig:
             raise ConfigError(f"patch_embedding {self.patch_embedding!r} is unknown; 'linear' and 'conv' are known")
         if self.text_norm not in ("post", "pre"):
             raise ConfigError(f"text_norm {self.text_norm!r} is unknown; 'post' and 'pre' are known")
+        if self.label_set not in LABEL_SETS:
+            raise ConfigError(f"label_set {self.label_set!r} is unknown; {', '.join(LABEL_SETS)} are known")
         if self.image_size % self.patch_size:
             below = self.image_size // self.patch_size * self.patch_size
             near = " and ".join(str(size) for size in (below, below + self.patch_size) if size)

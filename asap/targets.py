@@ -14,44 +14,49 @@ import torch.nn.functional as F
 from torch import Tensor
 from torchvision.ops import box_convert
 
-from asap.config import IMAGE_TYPES, TEXT_TYPES, TYPES
+from asap.config import IMAGE_TYPES, TYPES
 from asap.errors import AnnotationError
 from asap.images import BoxXyxy
+from asap.labels import DGM4, LabelSet
 
-AUTHENTIC = "orig"
-CLASSES = (AUTHENTIC, *TYPES, *(f"{image}&{text}" for image in IMAGE_TYPES for text in TEXT_TYPES))
+CLASSES = tuple(DGM4.classes)
 """The nine values of `fake_cls` in DGM4."""
 
 _ROUNDING = 1e-4
 """Pixels by which a box may pass the edge of a patch without touching the next: less than any annotation means."""
 
 
-def types_of(fake_cls: str) -> tuple[str, ...]:
-    """The manipulation types in a `fake_cls`; none for `orig`. Raises `AnnotationError` for an unknown class."""
-    if fake_cls not in CLASSES:
-        raise AnnotationError(f"fake_cls {fake_cls!r} is unknown; DGM4 has {', '.join(CLASSES)}")
-    return tuple(name for name in fake_cls.split("&") if name != AUTHENTIC)
+def types_of(fake_cls: str, labels: LabelSet = DGM4) -> tuple[str, ...]:
+    """The manipulation types in a `fake_cls`; none for an authentic pair. Raises `AnnotationError`."""
+    return labels.types_of(fake_cls)
 
 
-def multi_hot(fake_cls: str) -> Tensor:
+def multi_hot(fake_cls: str, labels: LabelSet = DGM4) -> Tensor:
     """(4,) float32, 1 for each of `asap.config.TYPES` in the class. Raises `AnnotationError`."""
-    types = types_of(fake_cls)
+    types = types_of(fake_cls, labels)
     return torch.tensor([float(name in types) for name in TYPES])
 
 
-def is_manipulated(fake_cls: str) -> bool:
-    """The real/fake label: everything but `orig` is manipulated. Raises `AnnotationError`."""
-    return bool(types_of(fake_cls))
+def is_manipulated(fake_cls: str, labels: LabelSet = DGM4) -> bool:
+    """The real/fake label: a pair with any type is manipulated. Raises `AnnotationError`."""
+    return bool(types_of(fake_cls, labels))
 
 
-def face_box(fake_cls: str, fake_image_box: Sequence[float] | None, width: int, height: int) -> BoxXyxy | None:
+def shows_a_fake_face(fake_cls: str, labels: LabelSet = DGM4) -> bool:
+    """Whether the class has an image type, and so a box. Raises `AnnotationError`."""
+    return any(name in IMAGE_TYPES for name in types_of(fake_cls, labels))
+
+
+def face_box(
+    fake_cls: str, fake_image_box: Sequence[float] | None, width: int, height: int, labels: LabelSet = DGM4
+) -> BoxXyxy | None:
     """The manipulated face in pixels of the original image, clipped to it; None unless the class has an image type.
 
     `fake_image_box`: xmin, ymin, xmax, ymax in pixels; ignored where no image type says that there is a face.
     Raises `AnnotationError` if the box is missing, no box, or has nothing left inside the picture: a zero box
     would teach the box head that the face is in the corner.
     """
-    if not any(name in IMAGE_TYPES for name in types_of(fake_cls)):
+    if not shows_a_fake_face(fake_cls, labels):
         return None
     try:
         x0, y0, x1, y1 = (float(edge) for edge in fake_image_box or ())

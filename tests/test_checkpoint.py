@@ -118,6 +118,20 @@ def test_the_configuration_is_read_without_the_weights(folder: Path, model: Asap
     assert model_config(folder) == model.config
 
 
+def test_a_folder_says_which_label_set_its_model_speaks_and_an_older_one_speaks_dgm4s(
+    folder: Path, model: Asap, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    settings = json.loads((folder / "config.json").read_text())["model"]
+    assert settings.pop("label_set") == "dgm4"
+    edit_config(folder, model=settings)
+    assert load(folder).config.label_set == "dgm4"
+    edit_config(folder, model=settings | {"label_set": "samm"})
+    samm = save(load(folder), folder.with_name("samm"), tokenizer=tokenizer)
+    assert model_config(samm).label_set == "samm"
+    assert "label_set" not in json.loads((resolve_folder("demo") / "config.json").read_text())["model"]
+    assert model_config("demo").label_set == "dgm4"
+
+
 @pytest.mark.parametrize("piece", ["config.json", "model.safetensors", "tokenizer", "policy.json"])
 def test_a_missing_piece_is_named_with_its_folder(folder: Path, piece: str) -> None:
     path = folder / piece

@@ -52,6 +52,7 @@ def test_an_unknown_preset_is_quoted_with_the_known_ones() -> None:
         ({"text_norm": "middle"}, "text_norm 'middle' is unknown; 'post' and 'pre' are known"),
         ({"patch_embedding": "conv", "patch_size": 32}, "patch_size 32 does not fit the conv embedding"),
         ({"max_tokens": 513}, "max_tokens 513 exceeds the position table, max_positions 512"),
+        ({"label_set": "coco"}, "label_set 'coco' is unknown; dgm4, samm, dgm4+ are known"),
         ({"dropout": 1}, "dropout 1 is not a probability below 1"),
         ({"dropout": -0.1}, "dropout -0.1 is not a probability"),
         ({"dropout": float("nan")}, "dropout nan is not a probability"),

@@ -13,8 +13,9 @@ from PIL import Image
 
 from asap import dataset
 from asap.config import ModelConfig
-from asap.dataset import PictureCache, Record, TrainingSet, collate, epoch_order, read_split
-from asap.errors import AnnotationError, ConfigError, CorpusError, DecodeFailed, EmptyFile, ImageMissing, TextInvalid
+from asap.corpus_report import CorpusReport
+from asap.dataset import PictureCache, TrainingSet, collate, epoch_order, read_split
+from asap.errors import AnnotationError, DecodeFailed, EmptyFile, ImageMissing, TextInvalid
 from asap.images import prepare_image
 from asap.text import TextCodec, train_tokenizer
 
@@ -66,93 +67,6 @@ def open_set(corpus: Path, codec: TextCodec, tmp_path: Path) -> Callable[[], Tra
         return TrainingSet(records, PictureCache.prepare(records, SIZE, tmp_path / "cache"), codec)
 
     return opened
-
-
-# Records
-
-
-def test_records_come_with_their_captions_and_explanations(corpus: Path) -> None:
-    first, second, third = read_split(corpus, "train")
-    assert second == Record(
-        id="2", image=corpus / "images/b.png", text="an angry woman leaves the house",
-        fake_cls="face_swap&text_attribute", fake_image_box=(10, 10, 30, 40), fake_text_pos=(1,),
-        caption="an angry woman leaves the house", explanation="a woman goes away",
-    )  # fmt: skip
-    assert (first.caption, first.explanation) == ("a man in a coat", "a calm man waits")
-    assert third.caption == "two people"
-
-
-def test_a_corpus_without_captions_describes_pairs_by_their_text(corpus: Path) -> None:
-    (corpus / "captions.json").unlink()
-    (corpus / "explanations.json").unlink()
-    assert all(record.caption == record.explanation == record.text for record in read_split(corpus, "train"))
-
-
-def test_dgm4s_own_file_may_leave_out_what_an_authentic_pair_has_not(corpus: Path) -> None:
-    write(
-        corpus, [{"id": 1, "image": "images/a.png", "text": "a man waits", "fake_cls": "orig", "fake_image_box": None}]
-    )
-    assert read_split(corpus, "train")[0].fake_image_box == ()
-
-
-def test_paths_may_start_from_the_folder_around_the_corpus(corpus: Path) -> None:
-    # DGM4's own files say DGM4/origin/..., and lie in DGM4/metadata.
-    write(corpus, [row | {"image": f"corpus/{row['image']}"} for row in ROWS])
-    assert read_split(corpus, "train")[0].image == corpus.parent / "corpus/images/a.png"
-
-
-def test_an_unknown_split_is_refused(corpus: Path) -> None:
-    with pytest.raises(ConfigError, match="split 'dev' is unknown; train, val, test are known"):
-        read_split(corpus, "dev")
-
-
-def test_a_missing_split_says_what_a_corpus_has(corpus: Path) -> None:
-    with pytest.raises(CorpusError, match=r"val\.json does not exist; a corpus has metadata/train\.json"):
-        read_split(corpus, "val")
-
-
-@pytest.mark.parametrize("content", ["", "[", "{}", "[]", '{"train": []}', '"text"', "\xff\xfe"])
-def test_a_file_that_is_not_dgm4s_is_named(corpus: Path, content: str) -> None:
-    (corpus / "metadata/train.json").write_text(content, encoding="latin-1")
-    with pytest.raises(CorpusError, match=r"train\.json (is not a list of DGM4 records|cannot be read as JSON)"):
-        read_split(corpus, "train")
-
-
-@pytest.mark.parametrize("content", ["[1, 2]", '"text"', "{"])
-def test_captions_that_are_no_table_are_named(corpus: Path, content: str) -> None:
-    (corpus / "captions.json").write_text(content)
-    with pytest.raises(CorpusError, match=r"captions\.json (is not a JSON object from record id|cannot be read)"):
-        read_split(corpus, "train")
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        (
-            {"fake_cls": "deepfake"},
-            r"record 1 of .*train\.json: fake_cls 'deepfake' is unknown; DGM4 has orig, face_swap",
-        ),
-        ({"fake_cls": None}, "record 1 of .*fake_cls None"),
-        ({"fake_cls": ["orig"]}, "record 1 of "),
-        ({"image": None}, "record 1 of .* is not a DGM4 record"),
-        ({"image": 7}, "record 1 of .* is not a DGM4 record"),
-        ({"text": None}, "record 1 of .* is not a DGM4 record.*text"),
-        ({"text": 7}, "record 1 of .* is not a DGM4 record.*text"),
-        ({"fake_image_box": 7}, "record 1 of .* is not a DGM4 record"),
-        ({"fake_text_pos": 7}, "record 1 of .* is not a DGM4 record"),
-    ],
-)
-def test_a_record_that_is_not_dgm4s_is_named_with_its_line(corpus: Path, change: dict[str, Any], message: str) -> None:
-    write(corpus, [ROWS[0], ROWS[1] | change])
-    with pytest.raises(AnnotationError, match=message):
-        read_split(corpus, "train")
-
-
-@pytest.mark.parametrize("row", [{"id": 1, "image": "images/a.png", "text": "x"}, "orig", None, ["orig"]])
-def test_a_record_without_its_fields_is_named_with_its_line(corpus: Path, row: Any) -> None:
-    write(corpus, [ROWS[0], row])
-    with pytest.raises(AnnotationError, match=r"record 1 of .*train\.json is not a DGM4 record"):
-        read_split(corpus, "train")
 
 
 # Pictures
@@ -222,10 +136,20 @@ def test_a_cache_that_was_interrupted_is_made_again(
 def test_a_picture_that_cannot_be_read_is_named(
     corpus: Path, tmp_path: Path, content: bytes | None, error: type[Exception]
 ) -> None:
-    path = corpus / "images/b.png"
+    path, records = corpus / "images/b.png", read_split(corpus, "train")
     path.unlink() if content is None else path.write_bytes(content)
     with pytest.raises(error, match=re.escape(str(path))):
-        PictureCache.prepare(read_split(corpus, "train"), SIZE, tmp_path / "cache")
+        PictureCache.prepare(records, SIZE, tmp_path / "cache")
+
+
+def test_pictures_that_are_no_files_are_read_as_the_caller_says(corpus: Path, tmp_path: Path) -> None:
+    records = read_split(corpus, "train")
+    elsewhere = [dataclasses.replace(record, image=f"s3://bucket/{Path(record.image).name}") for record in records]
+    cache = PictureCache.prepare(
+        elsewhere, SIZE, tmp_path / "cache", read=lambda place: (corpus / "images" / Path(place).name).read_bytes()
+    )
+    assert set(cache.index) == {"s3://bucket/a.png", "s3://bucket/b.png"}
+    assert np.array_equal(cache.pixels[1], prepare_image(corpus / "images/b.png", SIZE).pixels)
 
 
 # Samples
@@ -294,8 +218,6 @@ def test_without_augmentation_no_epoch_differs(open_set: Callable[[], TrainingSe
     ("change", "error", "message"),
     [
         ({"fake_image_box": [900, 900, 950, 950]}, AnnotationError, r"record 2.*covers nothing of the 40 x 50 picture"),
-        ({"fake_image_box": []}, AnnotationError, r"record 2.*is not xmin, ymin, xmax, ymax"),
-        ({"fake_text_pos": [6]}, AnnotationError, r"record 2.*fake_text_pos has 6"),
         ({"text": "...", "fake_text_pos": []}, TextInvalid, r"record 2.*no word is left"),
     ],
 )
@@ -305,6 +227,58 @@ def test_an_annotation_that_cannot_be_used_is_named_by_its_record(
     write(corpus, [ROWS[0], ROWS[1] | change])
     with pytest.raises(error, match=message):
         open_set()
+
+
+@pytest.fixture
+def outside(corpus: Path, codec: TextCodec, tmp_path: Path) -> Callable[..., TrainingSet]:
+    """A set whose second record has another box."""
+
+    def opened(box: tuple[float, ...], **given: Any) -> TrainingSet:
+        first, second, third = read_split(corpus, "train")
+        records = [first, dataclasses.replace(second, fake_image_box=box), third]
+        return TrainingSet(records, PictureCache.prepare(records, SIZE, tmp_path / "cache"), codec, **given)
+
+    return opened
+
+
+def test_a_box_that_reaches_out_of_the_picture_is_clipped_and_reported(outside: Callable[..., TrainingSet]) -> None:
+    report = CorpusReport("", "", "")
+    assert outside((-8, 25, 20, 90), report=report).sample(1).box_xyxy == (0, 16, 16, 32)
+    assert report.clipped_boxes.count == 1
+    assert "[-8, 25, 20, 90] in 40 x 50 (id 2)" in str(report)
+
+
+@pytest.mark.parametrize("box", [(900, 900, 950, 950), ()])
+def test_a_pair_may_be_kept_without_its_box(outside: Callable[..., TrainingSet], box: tuple[float, ...]) -> None:
+    report = CorpusReport("", "", "", records=3)
+    pairs = outside(box, bad_boxes="boxless", report=report)
+    for kind in ("published", "authentic", "dense"):
+        batch = collate([pairs.sample(number) for number in range(3)], CONFIG, pairs.pad_id, mpp_labels=kind)
+        assert batch.manipulated.tolist() == [False, True, True]
+        assert batch.has_box.tolist() == [False, False, False]
+        assert batch.patch_labels[1].tolist() == [-1] * 4
+        assert batch.patch_labels[0].tolist() == [-1 if kind == "published" else 0] * 4
+        assert not batch.patch_mask.any()
+    assert (report.boxless.count, report.records) == (1 if box else 0, 3)  # an empty one was told of when it was read
+
+
+def test_a_pair_whose_box_is_outside_may_be_left_out(outside: Callable[..., TrainingSet]) -> None:
+    report = CorpusReport("", "", "", records=3)
+    pairs = outside((900, 900, 950, 950), bad_boxes="skip", report=report)
+    assert [record.id for record in pairs.records] == ["1", "three"]
+    assert (len(pairs), report.records, report.skipped.count) == (2, 2, 1)
+    assert pairs.sample(1).types.tolist() == [0, 0, 1, 0]
+    assert "covers nothing of the 40 x 50 picture" in str(report)
+
+
+def test_a_record_is_labelled_by_its_label_set(corpus: Path, codec: TextCodec, tmp_path: Path) -> None:
+    second = read_split(corpus, "train")[1]
+    record = dataclasses.replace(second, fake_cls="swap_manipulation", label_set="samm")
+    pairs = TrainingSet([record], PictureCache.prepare([record], SIZE, tmp_path / "cache"), codec)
+    assert pairs.sample(0).types.tolist() == [1, 0, 0, 1]
+    assert pairs.sample(0).box_xyxy is not None
+    with pytest.raises(AnnotationError, match="record 2: fake_cls 'swap_manipulation' is unknown; DGM4 has orig"):
+        TrainingSet([dataclasses.replace(record, label_set="dgm4")], pairs.pictures, codec)
 
 
 # Batches

@@ -1,0 +1,91 @@
+"""Corpora wherever they lie: what `asap.corpus` reads, from a folder of this machine or an s3:// prefix."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from asap.annotations import DEFAULT_RULES, ReadRules
+from asap.corpus import Corpus
+from asap.corpus import read_corpus as read_folder
+from asap.layout import Folder, ImagePlace, LocalFolder
+from jobs.storage import Location, list_files, read_bytes
+
+
+@dataclass(frozen=True)
+class BucketFolder:
+    """A prefix of a bucket as `asap.layout.Folder`. Listing it costs a request for every thousand objects."""
+
+    location: Location
+
+    @property
+    def name(self) -> str:
+        """See `Folder`."""
+        return self.location.name
+
+    @property
+    def above(self) -> BucketFolder:
+        """See `Folder`; a bucket lies in itself."""
+        return BucketFolder(self.location.parent)
+
+    def names(self, below: str = "") -> Iterator[str]:
+        """See `Folder`."""
+        for info in list_files(self.location / below if below else self.location):
+            yield info.location.uri.removeprefix(f"{self.location}/")
+
+    def read(self, name: str) -> bytes:
+        """See `Folder`. Raises `StorageError`."""
+        return read_bytes(Location.parse(self.place(name)))
+
+    def place(self, name: str) -> str:
+        """See `Folder`: an s3:// address, or a path for what is called by one."""
+        return name if "://" in name or name.startswith("/") else str(self.location / name)
+
+    def __str__(self) -> str:
+        return str(self.location)
+
+
+@dataclass(frozen=True)
+class DiskFolder(LocalFolder):
+    """A folder of this machine, whose corpus may have files in a bucket."""
+
+    def read(self, name: str) -> bytes:
+        """See `Folder`."""
+        return read_bytes(Location.parse(name)) if name.startswith("s3://") else super().read(name)
+
+
+def open_folder(text: str) -> Folder:
+    """The folder called `text`: a path, file:// or s3://. Raises `StorageError` for any other address."""
+    location = Location.parse(text)
+    return BucketFolder(location) if location.is_s3 else DiskFolder(Path(location.uri))
+
+
+def read_corpus(
+    corpus: str,
+    split: str,
+    rules: ReadRules = DEFAULT_RULES,
+    *,
+    files: Sequence[str] = (),
+    captions: Sequence[str] = (),
+    explanations: Sequence[str] = (),
+    pictures: str | None = None,
+) -> Corpus:
+    """A split of the corpus called `corpus`; the other arguments and errors are `asap.corpus.read_corpus`'s.
+
+    Files may be called by paths and s3:// addresses of their own too.
+    """
+    return read_folder(
+        open_folder(corpus),
+        split,
+        rules,
+        files=files,
+        captions=captions,
+        explanations=explanations,
+        pictures=None if pictures is None else open_folder(pictures),
+    )
+
+
+def read_picture(place: ImagePlace) -> bytes | Path:
+    """What decoding a record's picture begins with: its bytes from a bucket, or its path. Raises `StorageError`."""
+    return read_bytes(Location(place)) if isinstance(place, str) else place

@@ -1,0 +1,143 @@
+"""Captions and explanations find their pairs."""
+
+import json
+from typing import Any
+
+import pytest
+
+from asap.corpus_report import Joined
+from asap.descriptions import Described, Descriptions, Kind, join
+from asap.errors import CorpusError
+
+PICTURE, OTHER = "DGM4/origin/guardian/1.jpg", "DGM4/origin/bbc/2.jpg"
+
+
+def pair(key: str = "1", image: str = PICTURE, text: str = "a man waits") -> Described:
+    file = image.removeprefix("DGM4/")
+    return Described.of(key, image, (file, f"s3://bucket/DGM4/{file}"), text)
+
+
+def described(kind: Kind, content: Any, *pairs: Described, name: str = "file.json") -> tuple[list[str], Joined]:
+    data = content if isinstance(content, str) else json.dumps(content)
+    return join(kind, pairs or [pair()], [Descriptions(name, data.encode(), kind)])
+
+
+@pytest.mark.parametrize(
+    ("content", "name", "way"),
+    [
+        ({"1": "a coat"}, "file.json", "by_id"),
+        ({PICTURE: "a coat"}, "file.json", "by_path"),
+        ({"DGM4/origin/gardian/1.jpg": "a coat"}, "file.json", "by_path"),
+        ({"origin/guardian/1.jpg": "a coat"}, "file.json", "by_path"),
+        ({"s3://bucket/DGM4/origin/guardian/1.jpg": "a coat"}, "file.json", "by_path"),
+        ([{PICTURE: "a coat"}, {OTHER: "a hat"}], "file.json", "by_path"),
+        ([{"id": 1, "caption": "a coat", "model": "x"}], "file.json", "by_id"),
+        ([{"image": PICTURE, "caption": "a coat"}], "file.json", "by_path"),
+        ('{"custom_id": "1", "caption": "a coat"}\n{"id": 2, "caption": "a hat"}\n', "file.jsonl", "by_id"),
+        (json.dumps({"image": PICTURE, "caption": "a coat", "text": "a man waits"}), "file.ndjson", "by_path"),
+        (json.dumps({PICTURE: "a coat"}) + '\n{"3": "a hat"}', "file.jsonl", "by_path"),
+    ],
+)  # fmt: skip
+def test_a_caption_is_joined_by_id_or_path_from_every_form(content: Any, name: str, way: str) -> None:
+    values, report = described("caption", content, name=name)
+    assert values == ["a coat"]
+    assert (report.by_id, report.by_path, report.fallback) == (way == "by_id", way == "by_path", 0)
+
+
+def test_the_published_language_model_scripts_list_with_its_comma_is_read() -> None:
+    entries = ({PICTURE: "He waits, and waits.]"}, {OTHER: "A hat"})
+    text = "[" + "".join(json.dumps(entry) + ",\n" for entry in entries) + "]"
+    values, report = described("explanation", text, pair(), pair("2", OTHER), pair("3", "x/3.jpg", "none"))
+    assert values == ["He waits, and waits.]", "A hat", "none"]
+    assert (report.by_path, report.fallback, report.ambiguous) == (2, 1, 0)
+
+
+def test_the_id_goes_before_the_path() -> None:
+    assert described("caption", {PICTURE: "by path", "1": "by id"})[0] == ["by id"]
+
+
+def test_the_first_file_that_has_one_goes_before_and_the_text_is_last() -> None:
+    files = [Descriptions(f"{n}.json", json.dumps(part).encode(), "explanation")
+             for n, part in enumerate(({"1": "first"}, {"1": "second", "2": "second"}))]  # fmt: skip
+    pairs = [pair("1", "a/1.jpg"), pair("2", "a/2.jpg"), pair("3", "a/3.jpg", "its text")]
+    values, report = join("explanation", pairs, files)
+    assert values == ["first", "second", "its text"]
+    assert (report.files, report.by_id, report.fallback) == (["0.json", "1.json"], 2, 1)
+
+
+def test_an_entry_without_a_word_is_counted_and_not_used() -> None:
+    values, report = described("caption", {"1": " ...! ", PICTURE: "a coat"})
+    assert (values, report.blank, report.by_path) == (["a coat"], 1, 1)
+
+
+# Ids and paths that are shared
+
+
+def test_a_caption_is_of_every_pair_that_shows_the_picture() -> None:
+    pairs = [pair("1"), pair("1", text="a man runs")]
+    for content in ({PICTURE: "a coat"}, {"1": "a coat"}):
+        values, report = described("caption", content, *pairs)
+        assert (values, report.ambiguous) == (["a coat"] * 2, 0)
+
+
+def test_a_caption_by_an_id_of_two_pictures_is_not_used_unless_it_names_its_picture() -> None:
+    pairs = [pair("1"), pair("1", OTHER)]
+    values, report = described("caption", {"1": "a coat"}, *pairs)
+    assert (values, report.ambiguous, report.fallback) == (["a man waits"] * 2, 2, 2)
+    values, report = described("caption", [{"id": 1, "image": OTHER, "caption": "a hat"}], *pairs)
+    assert (values, report.by_id, report.fallback, report.ambiguous) == (["a man waits", "a hat"], 1, 1, 0)
+
+
+def test_an_explanation_by_a_path_or_id_of_two_texts_is_not_used_unless_it_names_its_text() -> None:
+    pairs = [pair(), pair(text="a man runs")]
+    for key in (PICTURE, "1"):
+        values, report = described("explanation", {key: "he stands"}, *pairs)
+        assert values == ["a man waits", "a man runs"]
+        assert (report.fallback, report.ambiguous) == (2, 2)
+    entries = [{"image": PICTURE, "text": "a man waits", "explanation": "he stands"},
+               {"image": PICTURE, "text": "a man runs", "explanation": "he moves"}]  # fmt: skip
+    values, report = described("explanation", entries, *pairs)
+    assert (values, report.by_path) == (["he stands", "he moves"], 2)
+
+
+def test_an_explanation_is_of_every_pair_with_the_text() -> None:
+    values, report = described("explanation", {"1": "he stands"}, pair("1"), pair("1", OTHER))
+    assert (values, report.by_id) == (["he stands"] * 2, 2)
+
+
+def test_two_explanations_of_one_path_are_told_apart_by_nothing() -> None:
+    values, report = described("explanation", [{PICTURE: "he stands"}, {PICTURE: "he sits"}])
+    assert (values, report.ambiguous) == (["a man waits"], 1)
+    values, report = described("explanation", [{PICTURE: "he stands"}, {PICTURE: "he stands"}])
+    assert (values, report.by_path) == (["he stands"], 1)
+
+
+def test_an_ambiguous_entry_does_not_hide_a_sure_one_of_a_later_file() -> None:
+    files = [Descriptions("a.json", json.dumps({PICTURE: "he stands"}).encode(), "explanation"),
+             Descriptions("b.json", json.dumps([{"id": 1, "text": "a man runs", "explanation": "he moves"}]).encode(),
+                          "explanation")]  # fmt: skip
+    values, report = join("explanation", [pair(), pair(text="a man runs")], files)
+    assert values == ["a man waits", "he moves"]
+    assert (report.by_id, report.ambiguous) == (1, 1)
+
+
+# Bad files
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("{", r"file\.json cannot be read as JSON"),
+        ('"text"', r"file\.json is not a JSON object from record id or image path to text, nor a list"),
+        ("[1, 2]", r"file\.json is not a JSON object from record id"),
+        ({"1": 7}, r"file\.json has 7 for '1', which is no text"),
+        ({"1": {"caption": "x"}}, r"file\.json has \{.*\} for '1', which is no text"),
+        ([{"id": 1, "caption": None}], r"file\.json has None for 'entry 0', which is no text"),
+        ([{"caption": "x"}], r"entry 0 of file\.json has the fields \['caption'\]; it needs 'caption', and 'id' or"),
+        ([{"1": "x"}, {"id": 1, "words": "x"}], r"entry 1 of file\.json has the fields \['id', 'words'\]"),
+        ([{"id": 1, "image": 7, "caption": "x"}], r"entry 0 of file\.json has an image or a text that is no string"),
+    ],
+)
+def test_a_file_that_cannot_be_understood_is_named(content: Any, message: str) -> None:
+    with pytest.raises(CorpusError, match=message):
+        described("caption", content)
