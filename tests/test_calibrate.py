@@ -28,6 +28,8 @@ CLASSES = ("orig", "face_swap", "text_swap", "face_attribute&text_attribute", "t
 def _write_corpus(folder: Path, records: Sequence[dict[str, Any]]) -> Path:
     (folder / "metadata").mkdir(parents=True)
     (folder / "metadata/val.json").write_text(json.dumps(records))
+    for record in records:
+        (folder / record["image"]).touch()
     return folder
 
 
@@ -40,7 +42,7 @@ def _record(number: int, **changes: Any) -> dict[str, Any]:
 
 @pytest.fixture
 def labelled(tmp_path: Path) -> Path:
-    """A corpus without pictures, for a model that needs none."""
+    """A corpus of empty pictures, for a model that needs none."""
     return _write_corpus(tmp_path / "corpus", [_record(number) for number in range(PAIRS)])
 
 

@@ -78,7 +78,7 @@ def test_the_commands_of_the_card_make_the_model_again(
     settings = TrainSettings(
         corpus=corpus(tmp_path / "drawn", 1), test_corpus=corpus(tmp_path / "unseen", 77), out=str(tmp_path / "run"),
         name="asap-small", pairs=1_234, seed=5, workers=2, augmentation="none", loss_weights={"mpp": 0.5, "giou": 1},
-        model={"width": 96}, learning_rate=3e-4, alignment_from=0.25,
+        model={"width": 96}, learning_rate=3e-4, words_until=0.125, alignment_from=0.25,
     )  # fmt: skip
     card = model_card(settings, ModelConfig.tiny(), REPORT, progress)
     draw, draw_unseen, command = card.partition("```sh\n")[2].partition("\n```")[0].splitlines()
