@@ -41,8 +41,8 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def settings_for(corpus: Path, out: Path, **changes: Any) -> TrainSettings:
     few: dict[str, Any] = {
         "corpus": str(corpus), "out": str(out), "name": "small", "model": MODEL, "vocab_size": 300, "pairs": 64,
-        "batch_size": 8, "warmup_pairs": 16, "words_until": 0.125, "alignment_from": 0.25, "alpha_ramp_pairs": 16, "queue_size": 32,
-        "checkpoint_pairs": 32, "validation_pairs": 15, "cpus_per_worker": 1,
+        "batch_size": 8, "warmup_pairs": 16, "words_until": 0.125, "alignment_from": 0.25, "alpha_ramp_pairs": 16,
+        "queue_size": 32, "checkpoint_pairs": 32, "validation_pairs": 15, "cpus_per_worker": 1,
     }  # fmt: skip
     return TrainSettings(**(few | changes))
 
