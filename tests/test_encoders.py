@@ -105,6 +105,18 @@ def test_fusion_looks_at_the_picture_and_ignores_padding(norm: str) -> None:
     assert not torch.allclose(other[:, 0], fused[:, 0], atol=1e-3)
 
 
+def test_a_text_without_a_picture_is_read_alone() -> None:
+    encoder = FusionEncoder(tiny_config(fusion_layers=2)).eval()
+    text, mask = torch.randn(2, 6, 48), torch.ones(2, 6)
+    with mock.patch.object(Attention, "scores", autospec=True, side_effect=Attention.scores) as computed:
+        alone, scores = encoder(text, mask, None, with_scores=True)
+    assert (scores, computed.call_count) == (None, 0)
+    for layer in encoder.layers:  # a picture that says nothing changes nothing
+        layer.crossattention.output.dense.weight.data.zero_()
+        layer.crossattention.output.dense.bias.data.zero_()
+    same(encoder(text, mask, torch.randn(2, 10, 48))[0], alone)
+
+
 def test_scores_are_computed_only_when_asked_and_only_in_the_last_layer() -> None:
     encoder = FusionEncoder(tiny_config(fusion_layers=2)).eval()
     text, mask, image = torch.randn(2, 6, 48), torch.ones(2, 6), torch.randn(2, 10, 48)

@@ -160,6 +160,22 @@ def test_workers_start_alike_and_draw_their_own_dropout(settings: TrainSettings,
     assert one != other
 
 
+def test_words_are_trained_alone_before_anything_else(settings: TrainSettings, split: Split) -> None:
+    fit = Fit(changed(settings, words_until=0.5, alignment_from=0.5, pairs=32), split)
+    before = {name: value.clone() for name, value in fit.module.student.state_dict().items()}
+    assert [set(step) for step in run(fit, 4)] == [{"tmg", "total"}] * 4
+    moved = {name for name, value in fit.module.student.state_dict().items() if not torch.equal(value, before[name])}
+    assert {name.partition(".")[0] for name in moved} == {"text_encoder", "fusion_encoder", "token_head"}
+    assert not any("crossattention" in name for name in moved)
+    assert "vlc" in run(fit, 1)[0]
+
+
+def test_words_come_before_alignment(settings: TrainSettings) -> None:
+    given = settings.model_dump() | {"words_until": 0.5, "alignment_from": 0.4}
+    with pytest.raises(ValueError, match="alignment_from 0.4 comes before words_until 0.5 is over"):
+        TrainSettings(**given)
+
+
 def test_labels_are_trained_on_first_then_everything_and_alpha_rises(settings: TrainSettings, split: Split) -> None:
     fit = Fit(changed(settings, alignment_from=0.25, pairs=32), split)
     alphas, terms = [], []

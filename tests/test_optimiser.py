@@ -60,9 +60,9 @@ def test_frozen_parameters_are_left_alone() -> None:
     assert not any(name.startswith("image_encoder.") for name in settings_of(optimiser, model))
 
 
-def rates(warmup: int, total: int, steps: int) -> list[float]:
+def rates(warmup: int, total: int, steps: int, held: int = 0) -> list[float]:
     optimiser = AdamW([nn.Parameter(torch.zeros(1))], lr=1.0)
-    schedule = warmup_cosine(optimiser, warmup, total)
+    schedule = warmup_cosine(optimiser, warmup, total, held_steps=held)
     seen = []
     for _ in range(steps):
         seen.append(schedule.get_last_lr()[0])
@@ -78,6 +78,12 @@ def test_the_rate_rises_linearly_and_falls_as_half_a_cosine() -> None:
     assert seen[9] == pytest.approx((1 + 0.01) / 2)  # half way down
     assert seen[14] == pytest.approx(0.01)
     assert all(after < before for before, after in pairwise(seen[4:]))
+
+
+def test_a_stage_before_is_held_at_the_full_rate_with_its_own_warmup() -> None:
+    seen = rates(2, 10, 10, held=4)
+    assert seen[:4] == pytest.approx([0.5, 1, 1, 1])
+    assert seen[4:] == pytest.approx(rates(2, 6, 6))
 
 
 def test_the_rate_stays_low_beyond_the_end_and_copes_with_a_run_of_warmup_alone() -> None:
