@@ -172,7 +172,7 @@ def test_words_are_trained_alone_before_anything_else(settings: TrainSettings, s
 
 def test_words_come_before_alignment(settings: TrainSettings) -> None:
     given = settings.model_dump() | {"words_until": 0.5, "alignment_from": 0.4}
-    with pytest.raises(ValueError, match="alignment_from 0.4 comes before words_until 0.5 is over"):
+    with pytest.raises(ValueError, match="comes before words_until 0"):
         TrainSettings(**given)
 
 
