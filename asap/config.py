@@ -45,6 +45,9 @@ class ModelConfig:
     """Where the text and fusion layers normalise: after each residual sum, as BERT and the published model do, or what
     goes into each branch. From random weights `post` collapsed: every word of a text came out of the fusion alike, a
     summary of the image."""
+    type_heads: Literal["joint", "apart"] = "joint"
+    """What the type logits read: `joint`, all four the fused [CLS] and the aggregate, as published; `apart`, the image
+    types the aggregate and the text types the fused [CLS], so that neither learns from what concerns the other."""
     vocab_size: int = 30522
     max_positions: int = 512
     """Rows of the position table of the text encoder, in tokens."""
@@ -73,6 +76,8 @@ class ModelConfig:
             raise ConfigError(f"patch_embedding {self.patch_embedding!r} is unknown; 'linear' and 'conv' are known")
         if self.text_norm not in ("post", "pre"):
             raise ConfigError(f"text_norm {self.text_norm!r} is unknown; 'post' and 'pre' are known")
+        if self.type_heads not in ("joint", "apart"):
+            raise ConfigError(f"type_heads {self.type_heads!r} is unknown; 'joint' and 'apart' are known")
         if self.label_set not in LABEL_SETS:
             raise ConfigError(f"label_set {self.label_set!r} is unknown; {', '.join(LABEL_SETS)} are known")
         if self.image_size % self.patch_size:
@@ -141,6 +146,8 @@ class LossWeights:
     mgca: float = 0.1
     ied: float = 0.1
     mpp: float = 0.01
+    cwp: float = 0.0
+    """Caption word prediction, which is not of the paper: see `asap.losses.caption_word_loss`."""
 
     def __post_init__(self) -> None:
         for name, weight in dataclasses.asdict(self).items():

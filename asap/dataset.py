@@ -22,6 +22,7 @@ from asap.corpus_report import CorpusReport
 from asap.errors import AnnotationError, InputError
 from asap.images import BoxXyxy, ImageSource, PreparedImage, normalise, prepare_image
 from asap.layout import ImagePlace
+from asap.recipes import MppLabels
 from asap.targets import (
     box_targets,
     face_box,
@@ -46,7 +47,6 @@ __all__ = [
 ]
 
 Augmentation = Literal["none", "flip", "published"]
-MppLabels = Literal["published", "authentic", "dense"]
 
 
 @dataclass(frozen=True)

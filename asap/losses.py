@@ -113,6 +113,20 @@ def patch_loss(logits_BP: Tensor, labels_BP: Tensor, *, count_ignored: bool = Fa
     return mean_over_workers(loss_BP.sum(), labelled_BP.sum())
 
 
+def caption_word_loss(logits_BV: Tensor, caption_ids_BL: Tensor, mask_BL: Tensor) -> Tensor:
+    """CWP: cross entropy of a picture's word logits against the pieces of its caption, each weighing alike.
+
+    Not of the paper: pictures learn words from what is said of them (Joulin et al., ECCV 2016), so that a text can be
+    held against its picture. [CLS] is left out; so is a pair without a caption.
+    """
+    present_BV = torch.zeros_like(logits_BV).scatter_reduce_(
+        1, caption_ids_BL[:, 1:], mask_BL[:, 1:].to(logits_BV.dtype), "amax"
+    )
+    pieces_B = present_BV.sum(dim=1)
+    loss_B = -(F.log_softmax(logits_BV, dim=1) * present_BV).sum(dim=1) / pieces_B.clamp(min=1)
+    return mean_over_workers(loss_B.sum(), (pieces_B > 0).sum())
+
+
 @dataclass(frozen=True)
 class Features:
     """Contrastive features of unit length; caption and explanation are None where the objective has no LMA."""

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from asap.config import TYPES, ModelConfig
+from asap.config import IMAGE_TYPES, TEXT_TYPES, TYPES, ModelConfig
 from asap.encoders import FusionEncoder, ImageEncoder, TextEncoder
 
 
@@ -90,6 +90,19 @@ def _head(width: int, outputs: int) -> nn.Sequential:
     )  # fmt: skip
 
 
+class TypeHeads(nn.Module):
+    """A head for the image types, which reads the image side, and one for the text types, which reads the text side."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.image = _head(width, len(IMAGE_TYPES))
+        self.text = _head(width, len(TEXT_TYPES))
+
+    def forward(self, aggregate_BW: Tensor, text_BW: Tensor) -> Tensor:
+        """Logits (B, 4)."""
+        return torch.cat([self.image(aggregate_BW), self.text(text_BW)], dim=1)
+
+
 class Asap(nn.Module):
     """ASAP, or HAMMER where `config.variant` says so.
 
@@ -114,12 +127,13 @@ class Asap(nn.Module):
         self.aggregate_token = nn.Parameter(torch.zeros(1, 1, width))
         self.aggregator = nn.MultiheadAttention(width, heads, batch_first=True)
         self.real_fake_head = _head(width, 2)
-        self.type_head = _head(width, len(TYPES))
+        self.type_head = TypeHeads(width) if config.type_heads == "apart" else _head(width, len(TYPES))
         self.box_head = _head(width, 4)
         self.token_head = _head(width, 2)
         if is_asap:
             self.real_fake_scale = nn.Parameter(torch.tensor(0.0))
-            self.type_scale = nn.Parameter(torch.tensor(0.0))
+            if config.type_heads == "joint":
+                self.type_scale = nn.Parameter(torch.tensor(0.0))
             self.explanation_head = _head(width, 2)
             self.patch_head = nn.Linear(width, 1)
         self._initialise()
@@ -181,10 +195,18 @@ class Asap(nn.Module):
         is_asap = self.config.variant == "asap"
         return AsapOutput(
             logits_real_fake=self.real_fake_head(self._pooled(fused, self.real_fake_scale if is_asap else None)),
-            logits_multilabel=self.type_head(self._pooled(fused, self.type_scale if is_asap else None)),
+            logits_multilabel=self._types(fused),
             box_cxcywh=self.boxes(fused.seen),
             logits_token=self.token_head(fused.tokens_BLW[:, 1:]),
         )
+
+    def _types(self, fused: Fused) -> Tensor:
+        if self.config.type_heads == "apart":
+            apart_B4: Tensor = self.type_head(fused.seen.aggregate_BW, fused.tokens_BLW[:, 0])
+            return apart_B4
+        scale = self.type_scale if self.config.variant == "asap" else None
+        joint_B4: Tensor = self.type_head(self._pooled(fused, scale))
+        return joint_B4
 
     def explain(self, fused: Fused) -> Tensor:
         """Real/fake logits (B, 2) of an image fused with its explanation (IED; training only, ASAP only)."""

@@ -11,16 +11,17 @@ from torch.optim.lr_scheduler import LambdaLR
 _IMAGE_SIDE = ("image_encoder.", "aggregator.", "image_side_attention.", "box_head.")
 
 
-def adamw(model: nn.Module, learning_rate: float, image_learning_rate: float, weight_decay: float) -> AdamW:
+def adamw(step: nn.Module, learning_rate: float, image_learning_rate: float, weight_decay: float) -> AdamW:
     """AdamW with `image_learning_rate` for vision, aggregator, image-side attention and box head (published recipe).
 
+    step: a model, or a training step with its `student`; what is frozen is left alone.
     Weight decay spares biases, norms, scalars and learned tokens, which have nothing to be shrunk towards.
     """
     groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
-    for name, parameter in model.named_parameters():
+    for name, parameter in step.named_parameters():
         if parameter.requires_grad:
             decays = parameter.ndim >= 2 and "token" not in name.rsplit(".", 1)[-1] and "pos_embed" not in name
-            groups.setdefault((name.startswith(_IMAGE_SIDE), decays), []).append(parameter)
+            groups.setdefault((name.removeprefix("student.").startswith(_IMAGE_SIDE), decays), []).append(parameter)
     return AdamW(
         [
             {

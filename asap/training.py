@@ -12,16 +12,25 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from asap.batch import Batch, stack_texts
-from asap.config import LossWeights, PublishedDefects
+from asap.config import LossWeights, ModelConfig, PublishedDefects
 from asap.errors import ConfigError
-from asap.losses import IGNORED_TOKEN, Contrast, Criterion, Features, real_fake_loss, token_loss, type_loss
+from asap.losses import (
+    IGNORED_TOKEN,
+    Contrast,
+    Criterion,
+    Features,
+    caption_word_loss,
+    real_fake_loss,
+    token_loss,
+    type_loss,
+)
 from asap.model import Asap, Seen
 from asap.momentum import FeatureQueues, MomentumTwin
 from asap.workers import gather
 
 ALIGNMENT_TERMS = ("vlc", "ied")
 """The terms that read captions and explanations (LMA)."""
-TERMS = ("bic", "mlc", "bbox_l1", "giou", "tmg", "mgca", "mpp", *ALIGNMENT_TERMS)
+TERMS = ("bic", "mlc", "bbox_l1", "giou", "tmg", "mgca", "mpp", "cwp", *ALIGNMENT_TERMS)
 WORD_TERMS = ("tmg",)
 """The terms that a text without its image can be trained on."""
 
@@ -39,6 +48,24 @@ def encoded_features(model: Asap, encoded: Encoded) -> Features:
     """The contrastive features of an encoded batch."""
     of_texts = {name: model.text_features(tokens_BLW) for name, (tokens_BLW, _) in encoded.texts.items()}
     return Features(image=model.image_features(encoded.image_BNW), **of_texts)
+
+
+class CaptionWordHead(nn.Module):
+    """From image tokens to a logit for each piece of the vocabulary (CWP; training only).
+
+    Its last layer is the text side's own word embeddings, so that a patch and a word that mean the same come to lie in
+    the same place, which is where cross attention finds them.
+    """
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.dense = nn.Linear(config.width, config.width)
+        self.norm = nn.LayerNorm(config.width)
+        self.bias = nn.Parameter(torch.zeros(config.vocab_size))
+
+    def forward(self, image_BNW: Tensor, embeddings_VW: Tensor) -> Tensor:
+        """Logits (B, V) of the mean patch."""
+        return F.linear(self.norm(self.dense(image_BNW[:, 1:].mean(dim=1))), embeddings_VW, self.bias)
 
 
 class TrainingStep(nn.Module):
@@ -61,6 +88,7 @@ class TrainingStep(nn.Module):
         self.queues = FeatureQueues(student.config, queue_size)
         self.criterion = Criterion(weights or LossWeights(), defects or PublishedDefects())
         self.token_momentum = token_momentum
+        self.caption_words = CaptionWordHead(student.config) if self.criterion.wants("cwp") else None
         asap_only = [term for term in ("ied", "mpp") if self.criterion.wants(term)]
         if student.config.variant == "hammer" and asap_only:
             raise ConfigError(f"a HAMMER model has no head for {asap_only}; set those loss weights to 0")
@@ -84,6 +112,11 @@ class TrainingStep(nn.Module):
             twin = self._encode(self.twin.model, batch) if self._asks_the_twin(alpha) else None
         encoded = self._encode(self.student, batch)
         terms = self._fused_terms(batch, encoded, twin, alpha)
+        if self.caption_words is not None and self.criterion.wants("cwp"):
+            embeddings_VW = self.student.text_encoder.embeddings.word_embeddings.weight
+            terms["cwp"] = caption_word_loss(
+                self.caption_words(encoded.image_BNW, embeddings_VW).float(), *batch.caption
+            )
         if twin is not None and self.criterion.wants("vlc"):
             terms["vlc"] = self._contrast(batch, encoded, twin, alpha)
         return self._with_total(terms)

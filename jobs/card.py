@@ -8,7 +8,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from asap.config import TYPES, LossWeights, ModelConfig
+from asap.config import TYPES, ModelConfig
 from jobs.settings import TrainSettings
 
 _CARD = """# {name}
@@ -65,7 +65,7 @@ def model_card(settings: TrainSettings, config: ModelConfig, report: dict[str, A
     """The text of a model folder's README.md."""
     test_corpus = Path(settings.test_corpus or settings.corpus)
     seed = _newsroom(Path(settings.corpus))
-    shown = settings.identity() | {"loss_weights": vars(LossWeights(**settings.loss_weights))}
+    shown = settings.identity() | {"loss_weights": vars(settings.objective.weights)}
     for name in ("corpus", "test_corpus"):
         shown.pop(name)
     return _CARD.format(

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from asap.config import LossWeights, ModelConfig
+from asap.config import ModelConfig
 from asap.dataset import PictureCache, TrainingSet, collate, epoch_order, read_split
 from asap.errors import AsapError
 from asap.model import Asap
@@ -86,7 +86,7 @@ class Split:
 
 def model_config(settings: TrainSettings, vocab_size: int) -> ModelConfig:
     """The configuration that the run trains."""
-    return ModelConfig.preset(settings.preset, **({"vocab_size": vocab_size} | settings.model))
+    return ModelConfig.preset(settings.preset, **({"vocab_size": vocab_size} | dict(settings.objective.model)))
 
 
 def _in_bfloat16(precision: str, device: torch.device) -> bool:
@@ -111,22 +111,21 @@ class Fit:
         self.settings, self.split, self.rank, self.world = settings, split, rank, world
         self.device = torch.device(device)
         self.in_bfloat16 = _in_bfloat16(settings.precision, self.device)
-        weights = LossWeights(**settings.loss_weights)
+        self.objective = settings.objective
         self.module = TrainingStep(
             Asap(split.config),
-            weights=weights,
+            weights=self.objective.weights,
+            defects=self.objective.defects,
             queue_size=settings.queue_size,
             momentum=settings.momentum,
         ).to(self.device)
         self.step_module: nn.Module = self.module
-        self.weights = asdict(weights)
+        self.weights = asdict(self.objective.weights)
         self.total_steps = max(1, settings.pairs // settings.batch_size)
         self.steps_an_epoch = len(split.pairs) // settings.batch_size
         if not self.steps_an_epoch:
             raise AsapError(f"{len(split.pairs)} training pairs do not fill one batch of {settings.batch_size}")
-        self.optimiser = adamw(
-            self.module.student, settings.learning_rate, settings.image_learning_rate, settings.weight_decay
-        )
+        self.optimiser = adamw(self.module, settings.learning_rate, settings.image_learning_rate, settings.weight_decay)
         warmup_steps = max(1, settings.warmup_pairs // settings.batch_size)
         self.word_steps = int(settings.words_until * self.total_steps)
         self.schedule = warmup_cosine(self.optimiser, warmup_steps, self.total_steps, held_steps=self.word_steps)
@@ -205,7 +204,7 @@ class Fit:
             )
             for number in numbers
         ]
-        batch = collate(samples, self.split.config, self.split.pairs.pad_id, mpp_labels=self.settings.mpp_labels)
+        batch = collate(samples, self.split.config, self.split.pairs.pad_id, mpp_labels=self.objective.mpp_labels)
         self._weigh()
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.in_bfloat16):
             terms: dict[str, Tensor] = self.step_module(batch.to(self.device), self._alpha())
@@ -214,7 +213,7 @@ class Fit:
         self._check(figures, numbers)
         self.optimiser.zero_grad()
         terms["total"].backward()
-        torch.nn.utils.clip_grad_norm_(self.module.student.parameters(), self.settings.gradient_norm)
+        torch.nn.utils.clip_grad_norm_(self.module.parameters(), self.settings.gradient_norm)
         self.optimiser.step()
         self.schedule.step()
         return figures
@@ -234,9 +233,10 @@ class Fit:
             left_out = set(TERMS).difference(WORD_TERMS)
         elif self.pairs_done < self._alignment_from:
             left_out = set(ALIGNMENT_TERMS)
-        self.module.criterion.weights = {
-            name: 0.0 if name in left_out else value for name, value in self.weights.items()
-        }
+        weights = {name: 0.0 if name in left_out else value for name, value in self.weights.items()}
+        if weights != self.module.criterion.weights:
+            self._losses.clear()  # terms that join raise the total, which is then not an explosion
+        self.module.criterion.weights = weights
 
     def _alpha(self) -> float:
         """Ramps up from where the terms of alignment join."""

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import re
+from dataclasses import asdict, replace
 from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from asap.config import LossWeights
 from asap.images import DEFAULT_LIMITS
+from asap.recipes import Recipe, recipe_called
 from jobs.storage import Location
 
 
@@ -166,11 +169,13 @@ class TrainSettings(Settings):
     """Of the model; it begins the model id."""
     seed: int = Field(default=0, ge=0)
 
+    recipe: str = "asap-ray"
+    """What is learned: a name of `asap.recipes.RECIPES`."""
     preset: Literal["base", "tiny"] = "tiny"
     vocab_size: int = Field(default=4000, ge=100)
     """Pieces at most of the tokenizer, which is trained on the corpus."""
     model: dict[str, Any] = {}
-    """Changes to the preset, by name of `asap.config.ModelConfig`."""
+    """Changes to the preset and the recipe, by name of `asap.config.ModelConfig`."""
 
     pairs: int = Field(default=140_000, ge=1)
     """Pairs to train on in all, counting each time a pair is seen."""
@@ -185,8 +190,8 @@ class TrainSettings(Settings):
     """Gradients are scaled down to this norm."""
     augmentation: Literal["none", "flip", "published"] = "flip"
 
-    loss_weights: dict[str, float] = {"bbox_l1": 1.0, "giou": 0.5, "mpp": 2.0}
-    """Changes to the published weights, by name of `asap.config.LossWeights`."""
+    loss_weights: dict[str, float] = {}
+    """Changes to the recipe's weights, by name of `asap.config.LossWeights`."""
     words_until: float = Field(default=0.57, ge=0, lt=1)
     """Share of the run, at its start, that trains the words on the texts alone, at an eighth of the cost. From scratch
     words are found late by themselves, and beside an image side that learns at once not at all; 0 for pretrained
@@ -195,7 +200,6 @@ class TrainSettings(Settings):
     """Share of the run before the terms of alignment (VLC and IED, which read captions and explanations) join those of
     the labels. From scratch there is little to align at first, and steps without them take half the time; 0 for
     pretrained encoders."""
-    mpp_labels: Literal["published", "authentic", "dense"] = "dense"
     alpha: float = Field(default=0.4, ge=0, le=1)
     """Weight of the twin's soft targets, reached linearly over `alpha_ramp_pairs`."""
     alpha_ramp_pairs: int = Field(default=20_000, ge=1)
@@ -225,6 +229,13 @@ class TrainSettings(Settings):
                 f"alignment_from {self.alignment_from} comes before words_until {self.words_until} is over"
             )
         return self
+
+    @property
+    def objective(self) -> Recipe:
+        """The recipe with this run's changes. Raises `ConfigError` for an unknown recipe or weight."""
+        recipe = recipe_called(self.recipe)
+        weights = LossWeights.from_dict(asdict(recipe.weights) | self.loss_weights)
+        return replace(recipe, model={**recipe.model, **self.model}, weights=weights)
 
     def identity(self) -> dict[str, Any]:
         """The settings that decide what is learned; a run goes on only under the same ones."""

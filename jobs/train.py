@@ -16,7 +16,6 @@ from typing import Any
 import torch
 
 from asap.checkpoint import load, save
-from asap.config import LossWeights
 from asap.dataset import PictureCache, Record, read_split
 from asap.errors import AsapError, ConfigError
 from asap.model import Asap
@@ -61,7 +60,7 @@ def _check(settings: TrainSettings) -> None:
     """Build what a worker will build, without memory or time: what cannot work is found now."""
     with torch.device("meta"):
         student = Asap(model_config(settings, settings.vocab_size))
-        TrainingStep(student, weights=LossWeights.from_dict(settings.loss_weights), queue_size=settings.queue_size)
+        TrainingStep(student, weights=settings.objective.weights, queue_size=settings.queue_size)
 
 
 def _check_folder(folder: RunFolder, settings: TrainSettings) -> None:

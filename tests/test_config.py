@@ -50,6 +50,7 @@ def test_an_unknown_preset_is_quoted_with_the_known_ones() -> None:
         ({"variant": "hamer"}, "variant 'hamer' is unknown"),
         ({"patch_embedding": "resnet"}, "patch_embedding 'resnet' is unknown"),
         ({"text_norm": "middle"}, "text_norm 'middle' is unknown; 'post' and 'pre' are known"),
+        ({"type_heads": "many"}, "type_heads 'many' is unknown; 'joint' and 'apart' are known"),
         ({"patch_embedding": "conv", "patch_size": 32}, "patch_size 32 does not fit the conv embedding"),
         ({"max_tokens": 513}, "max_tokens 513 exceeds the position table, max_positions 512"),
         ({"label_set": "coco"}, "label_set 'coco' is unknown; dgm4, samm, dgm4+ are known"),
@@ -83,6 +84,7 @@ def test_a_configuration_cannot_change_after_it_was_checked() -> None:
 def test_the_loss_weights_are_the_published_recipe() -> None:
     assert dataclasses.asdict(LossWeights()) == {
         "vlc": 0.1, "bic": 1, "bbox_l1": 0.1, "giou": 0.1, "tmg": 1, "mlc": 1, "mgca": 0.1, "ied": 0.1, "mpp": 0.01,
+        "cwp": 0,
     }  # fmt: skip
 
 

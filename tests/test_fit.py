@@ -222,12 +222,20 @@ def test_a_loss_that_explodes_stops_the_run_before_it_harms_the_weights(settings
     run(fit, 100)
     before = {name: value.clone() for name, value in fit.module.student.named_parameters()}
     with torch.no_grad():
-        fit.module.student.type_head[-1].weight.mul_(-1e6)  # surely wrong
-        before["type_head.6.weight"] *= -1e6
+        fit.module.student.type_head.text[-1].weight.mul_(-1e6)  # surely wrong
+        before["type_head.text.6.weight"] *= -1e6
     with pytest.raises(TrainingDiverged, match=r"the loss of step 100 is [\d.e+]+ after a mean of \d") as caught:
         run(fit)
     assert "lower learning_rate" in str(caught.value)
     torch.testing.assert_close(dict(fit.module.student.named_parameters()), before, rtol=0, atol=0)
+
+
+def test_terms_that_join_are_no_explosion(settings: TrainSettings, split: Split) -> None:
+    fit = Fit(changed(settings, pairs=16, words_until=0.5, alignment_from=0.5), split)
+    words = run(fit, 2)
+    fit._losses.extend([0.01] * 100)  # of words that are nearly learned
+    everything = run(fit)
+    assert [len(terms) for terms in (*words, *everything)] == [2, 2, 11, 11]
 
 
 def test_a_loss_that_is_no_number_names_the_step_and_its_pairs(

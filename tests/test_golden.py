@@ -31,7 +31,7 @@ CORRECTED = {
     "mpp": "patch_masked_mean",
     "mgca": "mgca_without_padding",
 }
-TERMS = [field.name for field in dataclasses.fields(LossWeights)]
+TERMS = [field.name for field in dataclasses.fields(LossWeights) if field.default]  # with weight as published
 
 State = dict[str, Tensor]
 

@@ -14,6 +14,7 @@ from asap.losses import (
     Criterion,
     Features,
     box_losses,
+    caption_word_loss,
     contrastive_loss,
     diagonal_targets,
     guidance_loss,
@@ -316,3 +317,23 @@ def test_a_worker_that_has_none_adds_0_to_those_that_have(second_of_two: dict[st
     predicted = leaf(2, 4)
     l1, _ = box_losses(predicted.sigmoid(), torch.zeros(2, 4), torch.zeros(2))
     assert is_zero_with_a_graph(l1, predicted)
+
+
+# Caption words
+
+
+def test_a_picture_is_asked_for_every_piece_of_its_caption_once() -> None:
+    logits = leaf(2, 6)
+    ids, mask = torch.tensor([[1, 3, 5, 3], [1, 2, 0, 0]]), torch.tensor([[1, 1, 1, 1], [1, 1, 0, 0]])
+    loss = caption_word_loss(logits, ids, mask)
+    log_probabilities = F.log_softmax(logits, dim=1)
+    expected = -(log_probabilities[0, [3, 5]].mean() + log_probabilities[1, 2]) / 2
+    torch.testing.assert_close(loss, expected)
+
+
+def test_a_pair_without_a_caption_is_left_out_of_the_mean() -> None:
+    logits = leaf(2, 6)
+    ids, mask = torch.tensor([[1, 3], [1, 0]]), torch.tensor([[1, 1], [1, 0]])
+    torch.testing.assert_close(caption_word_loss(logits, ids, mask), -F.log_softmax(logits, dim=1)[0, 3])
+    logits = leaf(1, 6)
+    assert is_zero_with_a_graph(caption_word_loss(logits, ids[1:], mask[1:]), logits)

@@ -1,3 +1,4 @@
+import dataclasses
 from collections import Counter
 from collections.abc import Iterator
 from typing import Any
@@ -20,9 +21,10 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(threads)
 
 
-@pytest.fixture(scope="module", params=["asap", "hammer"])
+@pytest.fixture(scope="module", params=[("asap", "joint"), ("hammer", "joint"), ("asap", "apart")])
 def model(request: pytest.FixtureRequest) -> Asap:
-    return tiny_model(variant=request.param)
+    variant, type_heads = request.param
+    return tiny_model(variant=variant, type_heads=type_heads)
 
 
 @pytest.fixture
@@ -145,6 +147,21 @@ def test_asaps_scalar_decides_how_much_the_patches_say(batch: Batch) -> None:
     image, text = model.encode_image(batch.images), model.encode_text(*batch.text)
     fused = model.fuse(image, text, batch.text.mask)
     same(model.predict(fused).logits_real_fake, model.real_fake_head(fused.tokens_BLW[:, 0]))
+
+
+def test_apart_each_side_has_a_say_in_its_own_types_only(batch: Batch) -> None:
+    model = tiny_model(type_heads="apart")
+    image, text = model.encode_image(batch.images), model.encode_text(*batch.text)
+    fused = model.fuse(image, text, batch.text.mask)
+    told = model.predict(fused).logits_multilabel
+    deaf = dataclasses.replace(fused, tokens_BLW=torch.zeros_like(fused.tokens_BLW))
+    blind = dataclasses.replace(
+        fused, seen=dataclasses.replace(fused.seen, aggregate_BW=torch.zeros_like(fused.seen.aggregate_BW))
+    )
+    same(model.predict(deaf).logits_multilabel[:, :2], told[:, :2])
+    same(model.predict(blind).logits_multilabel[:, 2:], told[:, 2:])
+    assert not torch.allclose(model.predict(deaf).logits_multilabel[:, 2:], told[:, 2:])
+    assert not torch.allclose(model.predict(blind).logits_multilabel[:, :2], told[:, :2])
 
 
 def test_a_new_model_starts_as_bert_does_and_leaves_the_image_encoder_to_timm() -> None:
