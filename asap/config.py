@@ -107,7 +107,7 @@ class ModelConfig:
         """A size that learns on a CPU: conv stem, 128 px, a width of 192, a few million parameters."""
         shape: dict[str, Any] = {
             "image_size": 128, "patch_embedding": "conv", "width": 192, "heads": 6, "image_layers": 4,
-            "image_mlp_width": 768, "text_layers": 2, "fusion_layers": 2, "text_mlp_width": 768, "text_norm": "pre",
+            "image_mlp_width": 768, "text_layers": 1, "fusion_layers": 2, "text_mlp_width": 384, "text_norm": "pre",
             "dropout": 0.0, "vocab_size": 4000, "max_positions": 64, "max_tokens": 64, "embed_dim": 128,
         }  # fmt: skip
         return cls.from_dict(shape | changes)

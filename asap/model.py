@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from asap.config import IMAGE_TYPES, TEXT_TYPES, TYPES, ModelConfig
-from asap.encoders import FusionEncoder, ImageEncoder, TextEncoder
+from asap.encoders import Attention, FusionEncoder, ImageEncoder, TextEncoder
 
 
 class AsapOutput(NamedTuple):
@@ -139,18 +139,39 @@ class Asap(nn.Module):
         self._initialise()
 
     def _initialise(self) -> None:
-        """BERT's initialisation for what timm has not already initialised; its 0.02 belongs to a width of 768."""
-        std = 0.02 * (768 / self.config.width) ** 0.5
+        """What timm has not already initialised."""
         nn.init.trunc_normal_(self.aggregate_token, std=0.02)
+        if self.config.text_norm == "pre":
+            self._initialise_to_learn_words()
+        else:
+            self._initialise_as_bert()
+
+    def _initialise_as_bert(self) -> None:
+        """For encoders that pre-trained weights will fill; BERT's 0.02 belongs to a width of 768."""
+        std = 0.02 * (768 / self.config.width) ** 0.5
         for name, module in self.named_modules():
             if isinstance(module, nn.Linear | nn.Embedding) and not name.startswith("image_encoder."):
                 nn.init.normal_(module.weight, std=std)
                 if isinstance(module, nn.Linear) and module.bias is not None:
                     nn.init.zeros_(module.bias)
-        # A word first of all says which word it is: attention can then find its like, wherever that stands.
+
+    def _initialise_to_learn_words(self) -> None:
+        """For a text side without pre-training, which starts by finding the like of a word among the others.
+
+        Adam moves a weight by about the learning rate. At the 1e-3 that random weights need, words drawn with BERT's
+        0.02 are replaced before attention has learned to compare them; drawn at 1 they last, as BERT's do at its 2e-5.
+        Positions are a tenth of that, so that a word is first of all itself, wherever it stands. Linear layers keep
+        torch's own scale, queries and keys Glorot's.
+        """
         embeddings = self.text_encoder.embeddings
+        nn.init.normal_(embeddings.word_embeddings.weight)
         for table in (embeddings.position_embeddings, embeddings.token_type_embeddings):
-            nn.init.normal_(table.weight, std=0.1 * std)
+            nn.init.normal_(table.weight, std=0.1)
+        for module in self.modules():
+            if isinstance(module, Attention):
+                for projection in (module.query, module.key):
+                    nn.init.xavier_uniform_(projection.weight)
+                    nn.init.zeros_(projection.bias)
 
     def encode_image(self, images_B3SS: Tensor) -> Tensor:
         """Normalised pixels to image tokens (B, N, W)."""
@@ -207,6 +228,14 @@ class Asap(nn.Module):
         scale = self.type_scale if self.config.variant == "asap" else None
         joint_B4: Tensor = self.type_head(self._pooled(fused, scale))
         return joint_B4
+
+    def text_types(self, text_BW: Tensor) -> Tensor:
+        """Logits (B, 2) of the text types alone, from the first token of a text that was read without its image."""
+        if self.config.type_heads == "apart":
+            apart_B2: Tensor = self.type_head.text(text_BW)
+            return apart_B2
+        joint_B4: Tensor = self.type_head(text_BW)
+        return joint_B4[:, len(IMAGE_TYPES) :]
 
     def explain(self, fused: Fused) -> Tensor:
         """Real/fake logits (B, 2) of an image fused with its explanation (IED; training only, ASAP only)."""

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from asap.batch import Batch, stack_texts
-from asap.config import LossWeights, ModelConfig, PublishedDefects
+from asap.config import IMAGE_TYPES, LossWeights, ModelConfig, PublishedDefects
 from asap.errors import ConfigError
 from asap.losses import (
     IGNORED_TOKEN,
@@ -31,8 +31,8 @@ from asap.workers import gather
 ALIGNMENT_TERMS = ("vlc", "ied")
 """The terms that read captions and explanations (LMA)."""
 TERMS = ("bic", "mlc", "bbox_l1", "giou", "tmg", "mgca", "mpp", "cwp", *ALIGNMENT_TERMS)
-WORD_TERMS = ("tmg",)
-"""The terms that a text without its image can be trained on."""
+WORD_TERMS = ("tmg", "mlc")
+"""The terms that a text without its image can be trained on; of MLC the text types."""
 
 
 @dataclass(frozen=True)
@@ -127,7 +127,11 @@ class TrainingStep(nn.Module):
     def _word_terms(self, batch: Batch) -> dict[str, Tensor]:
         """The text side alone, which costs an eighth of a step: words that contradict each other."""
         tokens_BLW, _ = self.student.fusion_encoder(self.student.encode_text(*batch.text), batch.text.mask, None)
-        return {"tmg": token_loss(self.student.token_head(tokens_BLW[:, 1:]), batch.token_labels, None, 0.0)}
+        text_types_B2 = batch.types[:, len(IMAGE_TYPES) :]
+        return {
+            "tmg": token_loss(self.student.token_head(tokens_BLW[:, 1:]), batch.token_labels, None, 0.0),
+            "mlc": type_loss(self.student.text_types(tokens_BLW[:, 0]), text_types_B2),
+        }
 
     def _image_terms(self, batch: Batch, seen: Seen) -> dict[str, Tensor]:
         terms = self.criterion.boxes(self.student.boxes(seen), batch.box_cxcywh, batch.has_box)

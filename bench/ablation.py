@@ -5,7 +5,9 @@ model starts from pre-trained encoders, every cell starts from the same text sid
 all else starts from random weights. A finished cell is kept in the JSON file, so that the command goes on where it was
 stopped.
 
-    python bench/ablation.py [--recipes hammer asap …] [--seeds 0 1 2] [--pairs 12000] [--json docs/ablation.json]
+    asap newsroom corpus --pairs 48000 --seed 100 --splits 46500 1500 0
+    asap newsroom unseen --pairs 3000 --seed 101 --splits 0 0 3000
+    python bench/ablation.py corpus unseen [--recipes hammer asap …] [--seeds 0 1 2] [--pairs 12000]
 """
 
 from __future__ import annotations
@@ -16,7 +18,8 @@ import os
 import statistics
 import time
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cache
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -24,7 +27,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 
-from asap.newsroom import generate
+from asap.dataset import read_split
 from asap.recipes import RECIPES
 from asap.text import load_tokenizer, train_tokenizer
 from jobs.fit import Fit, RunFolder, Split, model_config
@@ -39,15 +42,18 @@ FIGURES = (
     "AUC", "ACC", "mAP", "CF1", "IoU_mean", "IoU50", "IoU50_gated", "IoU50_boxed", "token_F1",
 )  # fmt: skip
 TEXT_SIDE = ("text_encoder.", "fusion_encoder.", "token_head.")
-CORPUS_PAIRS = {"train": 20_000, "val": 500, "test": 3_000}
 MODELS = ("student", "twin")
 """The weights after the last step, as published, and their running average."""
 
 
 @dataclass(frozen=True)
 class Grid:
-    """What the cells share. `work` keeps corpus, tokenizer, decoded pictures and the start."""
+    """What the cells share. `work` keeps tokenizer, decoded pictures and the start."""
 
+    corpus: Path
+    """Cells train on its training split."""
+    unseen: Path
+    """And are judged on the test split of this one."""
     work: Path
     pairs: int
     word_pairs: int
@@ -60,27 +66,24 @@ class Grid:
         """A run of the grid. LMA's terms are there from the first step, but where the recipe is to add them last."""
         late = {} if recipe == "asap-ray" else {"alignment_from": 0.0}
         given: dict[str, Any] = {
-            "corpus": str(self.work / "corpus"), "out": str(self.work), "recipe": recipe, "seed": seed, "model": SMALL,
+            "corpus": str(self.corpus), "out": str(self.work), "recipe": recipe, "seed": seed, "model": SMALL,
             "pairs": self.pairs, "words_until": 0.0, "warmup_pairs": 1_600, "alpha_ramp_pairs": self.pairs // 3,
         }  # fmt: skip
         return TrainSettings(**(given | late | changes))
 
     def prepare(self) -> None:
-        """Corpus, tokenizer, pictures and the start, once."""
-        corpus = self.work / "corpus"
-        if not (corpus / "newsroom.json").exists():
-            generate(corpus, pairs=sum(CORPUS_PAIRS.values()), seed=300, splits=tuple(CORPUS_PAIRS.values()))
+        """Tokenizer, pictures and the start, once."""
         if not self.folder.tokenizer.exists():
-            records = json.loads((corpus / "metadata/train.json").read_text("utf-8"))
-            train_tokenizer([record["text"] for record in records], 4000).save_pretrained(self.folder.tokenizer)
-        for split in CORPUS_PAIRS:
-            self.split("asap", split)
+            records = read_split(self.corpus, "train")
+            texts = [text for record in records for text in (record.text, record.caption)]
+            train_tokenizer(texts, 4000).save_pretrained(self.folder.tokenizer)
+        self.split("asap", "test")
         self.start()
 
-    def split(self, recipe: str, name: str) -> Split:
-        settings = self.settings(recipe, 0)
-        config = model_config(settings, len(load_tokenizer(self.folder.tokenizer)))
-        return Split.open(settings.corpus, self.folder, name, config)
+    def split(self, recipe: str, name: str, limit: int = 0) -> Split:
+        """Pairs for a model of this recipe; `limit` keeps the first so many."""
+        config = model_config(self.settings(recipe, 0), len(load_tokenizer(self.folder.tokenizer)))
+        return replace(_opened(self, name, limit), config=config)
 
     def start(self) -> Path:
         """The text side of a model that read texts alone, in the place of BERT."""
@@ -101,7 +104,7 @@ class Grid:
     def cell(self, recipe: str, seed: int) -> dict[str, Any]:
         """Train and judge one cell."""
         settings = self.settings(recipe, seed)
-        fit = Fit(settings, self.split(recipe, "train"))
+        fit = Fit(settings, self.split(recipe, "train", self.pairs))
         start = load_file(self.start())
         for model in (fit.module.student, fit.module.twin.model):
             left = model.load_state_dict(start, strict=False)
@@ -118,6 +121,14 @@ class Grid:
         kept = {name: {key: report[key] for key in (*FIGURES, "AP")} for name, report in reports.items()}
         return {"recipe": recipe, "seed": seed, "pairs": self.pairs, "word_pairs": self.word_pairs,
                 "train_cpu_s": cpu_s, "last_losses": last} | kept  # fmt: skip
+
+
+@cache
+def _opened(grid: Grid, name: str, limit: int) -> Split:
+    """Cells of one process share it: the pairs are the same for every recipe."""
+    settings = grid.settings("asap", 0)
+    config = model_config(settings, len(load_tokenizer(grid.folder.tokenizer)))
+    return Split.open(str(grid.unseen if name == "test" else grid.corpus), grid.folder, name, config, limit)
 
 
 def _cell(grid: Grid, recipe: str, seed: int) -> dict[str, Any]:
@@ -183,6 +194,8 @@ def markdown(cells: list[dict[str, Any]]) -> str:
 def main() -> None:
     """See the module."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("corpus", type=Path)
+    parser.add_argument("unseen", type=Path)
     parser.add_argument("--recipes", nargs="+", default=list(RECIPES), choices=list(RECIPES))
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--pairs", type=int, default=12_000, help="of one cell")
@@ -195,7 +208,8 @@ def main() -> None:
     if arguments.markdown:
         print(markdown(json.loads(arguments.json.read_text())))
         return
-    grid = Grid(arguments.work.resolve(), arguments.pairs, arguments.word_pairs)
+    places = (path.resolve() for path in (arguments.corpus, arguments.unseen, arguments.work))
+    grid = Grid(*places, arguments.pairs, arguments.word_pairs)
     run(grid, arguments.recipes, arguments.seeds, arguments.json, arguments.processes)
 
 

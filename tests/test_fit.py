@@ -163,9 +163,10 @@ def test_workers_start_alike_and_draw_their_own_dropout(settings: TrainSettings,
 def test_words_are_trained_alone_before_anything_else(settings: TrainSettings, split: Split) -> None:
     fit = Fit(changed(settings, words_until=0.5, alignment_from=0.5, pairs=32), split)
     before = {name: value.clone() for name, value in fit.module.student.state_dict().items()}
-    assert [set(step) for step in run(fit, 4)] == [{"tmg", "total"}] * 4
+    assert [set(step) for step in run(fit, 4)] == [{"tmg", "mlc", "total"}] * 4
     moved = {name for name, value in fit.module.student.state_dict().items() if not torch.equal(value, before[name])}
-    assert {name.partition(".")[0] for name in moved} == {"text_encoder", "fusion_encoder", "token_head"}
+    assert {name.partition(".")[0] for name in moved} == {"text_encoder", "fusion_encoder", "token_head", "type_head"}
+    assert not any(name.startswith("type_head.image") for name in moved)
     assert not any("crossattention" in name for name in moved)
     assert "vlc" in run(fit, 1)[0]
 
@@ -183,7 +184,7 @@ def test_labels_are_trained_on_first_then_everything_and_alpha_rises(settings: T
         alphas.append(fit._alpha())
         terms += run(fit, 1)
     assert alphas == pytest.approx([0, 0, 0, 0.4 / 3, 0.8 / 3, 0.4, 0.4, 0.4])
-    labelled = {"bic", "mlc", "tmg", "mgca", "bbox_l1", "giou", "mpp", "total"}
+    labelled = {"bic", "mlc", "tmg", "mgca", "bbox_l1", "giou", "mpp", "cwp", "total"}
     assert all(set(step) == labelled for step in terms[:2])
     assert all({"vlc", "bic", "tmg", "ied", "mpp"} < set(step) for step in terms[2:])
 
@@ -235,7 +236,7 @@ def test_terms_that_join_are_no_explosion(settings: TrainSettings, split: Split)
     words = run(fit, 2)
     fit._losses.extend([0.01] * 100)  # of words that are nearly learned
     everything = run(fit)
-    assert [len(terms) for terms in (*words, *everything)] == [2, 2, 11, 11]
+    assert [len(terms) for terms in (*words, *everything)] == [3, 3, 11, 11]
 
 
 def test_a_loss_that_is_no_number_names_the_step_and_its_pairs(

@@ -164,23 +164,43 @@ def test_apart_each_side_has_a_say_in_its_own_types_only(batch: Batch) -> None:
     assert not torch.allclose(model.predict(blind).logits_multilabel[:, :2], told[:, :2])
 
 
-def test_a_new_model_starts_as_bert_does_and_leaves_the_image_encoder_to_timm() -> None:
+def test_a_model_to_be_pretrained_starts_as_bert_does_and_leaves_the_image_encoder_to_timm() -> None:
     torch.manual_seed(0)
-    model = Asap(tiny_config(width=192, heads=4))
+    model = Asap(tiny_config(width=192, heads=4, text_norm="post"))
     std = 0.02 * 2  # 0.02 at a width of 768; a weight's share of the sum goes by the root of the width
     layer = model.text_encoder.layers[0]
     assert isinstance(layer, BertLayer)
+    embeddings = model.text_encoder.embeddings
     for weight in (layer.attention.self.query.weight, model.token_head[0].weight):
         assert weight.std().item() == pytest.approx(std, rel=0.05)
-    embeddings = model.text_encoder.embeddings
-    assert embeddings.word_embeddings.weight.std().item() == pytest.approx(std, rel=0.1)
-    for table in (embeddings.position_embeddings, embeddings.token_type_embeddings):
-        assert table.weight.std().item() == pytest.approx(0.1 * std, rel=0.1)
+    for table in (embeddings.word_embeddings, embeddings.position_embeddings):
+        assert table.weight.std().item() == pytest.approx(std, rel=0.1)
     assert model.aggregate_token.std().item() == pytest.approx(0.02, rel=0.3)
     biases = {name: p for name, p in model.named_parameters() if name.endswith("bias") and "image_encoder" not in name}
     assert all(not bias.any() for bias in biases.values())
     assert model.image_encoder.blocks[0].attn.qkv.weight.std() > 0.015
     assert model.temperature.item() == pytest.approx(0.07)
+
+
+def test_a_model_from_random_weights_starts_with_words_that_last_and_stand_anywhere() -> None:
+    torch.manual_seed(0)
+    model = Asap(tiny_config(width=192, heads=4))
+    embeddings = model.text_encoder.embeddings
+    assert embeddings.word_embeddings.weight.std().item() == pytest.approx(1, rel=0.1)
+    for table in (embeddings.position_embeddings, embeddings.token_type_embeddings):
+        assert table.weight.std().item() == pytest.approx(0.1, rel=0.1)
+    layer = model.text_encoder.layers[0]
+    assert isinstance(layer, BertLayer)
+    glorot = (2 / (192 + 192)) ** 0.5
+    assert layer.attention.self.query.weight.std().item() == pytest.approx(glorot, rel=0.05)
+
+
+def test_the_types_of_a_text_are_read_without_its_image(batch: Batch) -> None:
+    for type_heads in ("joint", "apart"):
+        model = tiny_model(type_heads=type_heads)
+        tokens, _ = model.fusion_encoder(model.encode_text(*batch.text), batch.text.mask, None)
+        assert model.text_types(tokens[:, 0]).shape == (6, 2)
+        same(model.text_types(tokens[:1, 0]), model.text_types(tokens[:, 0])[:1])
 
 
 def test_half_precision_judges_nearly_alike(batch: Batch) -> None:
