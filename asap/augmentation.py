@@ -2,12 +2,28 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
+from typing import Literal
 
 import numpy as np
 from PIL import Image, ImageEnhance, ImageOps
 
 from asap.images import BoxXyxy, Pixels
+
+Augmentation = Literal["none", "flip", "published"]
+
+_SIDE = re.compile(r"\b(left|right)(most|ward|wards|hand)?\b|\((l|r)([ -]+(to )?r)?\)", re.IGNORECASE)
+
+
+def names_a_side(*texts: str) -> bool:
+    """Whether a text says left or right, so that it would be wrong of the mirrored picture.
+
+    Whole words, and the `(L)`, `(R)` and `(L-R)` of news captions: "leftover", "copyright" and "rights" name no side.
+    "She left the house" and "all right" are taken for one: a pair that is not mirrored costs a little variety, one
+    that is mirrored against its text teaches that text and picture may disagree.
+    """
+    return any(_SIDE.search(text) for text in texts)
 
 
 def horizontal_flip(pixels: Pixels, box_xyxy: BoxXyxy | None) -> tuple[Pixels, BoxXyxy | None]:
@@ -46,13 +62,23 @@ def rand_augment(pixels: Pixels, generator: np.random.Generator, count: int = 2,
 
 
 def augment(
-    pixels: Pixels, box_xyxy: BoxXyxy | None, seed: int, epoch: int, row_id: int
+    pixels: Pixels,
+    box_xyxy: BoxXyxy | None,
+    seed: int,
+    epoch: int,
+    row_id: int,
+    augmentation: Augmentation = "published",
+    *,
+    may_flip: bool = True,
 ) -> tuple[Pixels, BoxXyxy | None]:
-    """The published augmentation, a flip half of the time and RandAugment(2, 7), as a function of its arguments.
+    """A picture as an epoch shows it: a flip half of the time, and as published also RandAugment(2, 7).
 
-    The same (seed, epoch, row_id), all of them 0 or more, gives the same picture on any worker in any order.
+    A function of its arguments: the same (seed, epoch, row_id), all of them 0 or more, gives the same picture on any
+    worker in any order. `may_flip`: False for a pair whose text names a side; the rest of it is drawn alike.
     """
+    if augmentation == "none":
+        return pixels, box_xyxy
     generator = np.random.default_rng((seed, epoch, row_id))
-    if generator.random() < 0.5:
+    if generator.random() < 0.5 and may_flip:
         pixels, box_xyxy = horizontal_flip(pixels, box_xyxy)
-    return rand_augment(pixels, generator), box_xyxy
+    return (rand_augment(pixels, generator) if augmentation == "published" else pixels), box_xyxy

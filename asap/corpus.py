@@ -11,6 +11,9 @@ Nothing here opens a file by itself: a `Folder` does, of this machine (`LocalFol
 
 from __future__ import annotations
 
+import hashlib
+import json
+import os
 import re
 from collections import Counter
 from collections.abc import Sequence
@@ -64,6 +67,21 @@ class Corpus:
 
     records: list[Record]
     report: CorpusReport
+
+
+def fingerprint(records: Sequence[Record]) -> str:
+    """Of everything that was read of a split: 16 hex digits of a SHA-256 over its records, in their order.
+
+    Pictures count by where they lie below the folder that holds them all: the same corpus in another place is the
+    same. What is in a picture's file is not looked at.
+    """
+    begins = os.path.commonprefix([str(record.image) for record in records])  # noqa: RUF071  # addresses, not only paths
+    above = begins.rpartition("/")[0]
+    digest = hashlib.sha256()
+    for record in records:
+        told = dict(vars(record), image=str(record.image).removeprefix(above))
+        digest.update(json.dumps(told, sort_keys=True).encode() + b"\n")
+    return digest.hexdigest()[:16]
 
 
 def read_split(corpus: Path, split: str) -> list[Record]:

@@ -79,6 +79,8 @@ class CorpusReport:
     missing_images: list[str] = field(default_factory=list)
     """All pictures that are not there, as the metadata names them; their pairs are left out."""
     missing_pairs: int = 0
+    broken_images: Found = field(default_factory=Found)
+    """Pairs left out because their picture cannot be decoded. Known once pictures are decoded."""
     relocated_images: Found = field(default_factory=Found)
     """Pairs whose picture has another spelling, or lies in another folder, than the metadata says."""
     clipped_boxes: Found = field(default_factory=Found)
@@ -104,6 +106,7 @@ class CorpusReport:
             shown = ", ".join(self.missing_images[:SHOWN])
             lines.append(f"pictures missing of {self.missing_pairs:,} pairs ({share:.2%}), left out: {shown}")
         for found, what in (
+            (self.broken_images, "pairs were left out because their picture cannot be decoded"),
             (self.relocated_images, "pictures found under another spelling or in another folder"),
             (self.clipped_boxes, "boxes reach out of their picture and were clipped"),
             (self.boxless, "boxes are no boxes; their pairs are kept without one"),

@@ -1,27 +1,26 @@
-"""Records ready to train on: their pictures kept small, their samples, and the batches that training reads."""
+"""Records ready to train on: their samples, and the batches that training reads."""
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Literal, NamedTuple, Self
+from functools import lru_cache
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from asap.annotations import BadBox
-from asap.augmentation import augment, horizontal_flip
+from asap.augmentation import Augmentation, augment, names_a_side
 from asap.batch import Batch, Tokens
 from asap.config import IMAGE_TYPES, ModelConfig
 from asap.corpus import Record, read_split
 from asap.corpus_report import CorpusReport
 from asap.errors import AnnotationError, InputError
-from asap.images import BoxXyxy, ImageSource, PreparedImage, normalise, prepare_image
+from asap.images import BoxXyxy, Pixels, normalise
 from asap.layout import ImagePlace
+from asap.pictures import Measured, PictureCache
 from asap.recipes import MppLabels
 from asap.targets import (
     box_targets,
@@ -45,76 +44,6 @@ __all__ = [
     "epoch_order",
     "read_split",
 ]
-
-Augmentation = Literal["none", "flip", "published"]
-
-
-@dataclass(frozen=True)
-class PictureCache:
-    """The pictures of some records at a model's size: decoded once, read by every epoch and worker.
-
-    A memory-mapped file of uint8, so that workers of one machine share it and memory stays with the page cache.
-    """
-
-    pixels: NDArray[np.uint8]
-    """(pictures, S, S, 3)."""
-    sizes: NDArray[np.int32]
-    """(pictures, 2): width and height of the originals after EXIF rotation, in pixels."""
-    index: dict[ImagePlace, int]
-    """Which row holds which picture."""
-
-    @classmethod
-    def prepare(
-        cls,
-        records: Sequence[Record],
-        image_size: int,
-        folder: Path,
-        progress: Callable[[int], None] | None = None,
-        read: Callable[[ImagePlace], ImageSource] = lambda place: place,
-    ) -> Self:
-        """Open the cache of these pictures under `folder`, decoding them first unless that was done before.
-
-        `progress` is called with the pictures done so far. `read` opens a picture that is no file of this machine.
-        Raises `InputError` for a picture that cannot be decoded, naming it.
-        """
-        paths = list(dict.fromkeys(record.image for record in records))
-        key = hashlib.sha256("\n".join([str(image_size), *map(str, paths)]).encode()).hexdigest()[:16]
-        pixels_file, sizes_file = folder / f"{key}.pixels.npy", folder / f"{key}.sizes.npy"
-        if not sizes_file.exists():  # written last, so its presence means that all is there
-            folder.mkdir(parents=True, exist_ok=True)
-            _decode_all(paths, image_size, pixels_file, sizes_file, progress, read)
-        pixels = np.load(pixels_file, mmap_mode="r", allow_pickle=False)
-        return cls(pixels, np.load(sizes_file, allow_pickle=False), {path: row for row, path in enumerate(paths)})
-
-
-def _decode_all(
-    paths: list[ImagePlace],
-    image_size: int,
-    pixels_file: Path,
-    sizes_file: Path,
-    progress: Callable[[int], None] | None,
-    read: Callable[[ImagePlace], ImageSource],
-) -> None:
-    shape = (len(paths), image_size, image_size, 3)
-    pixels = np.lib.format.open_memmap(pixels_file, mode="w+", dtype=np.uint8, shape=shape)
-    sizes = np.zeros((len(paths), 2), np.int32)
-    with ThreadPoolExecutor() as pool:  # Pillow decodes without the interpreter's lock
-        for row, picture in enumerate(pool.map(lambda path: _decode(path, read, image_size), paths)):
-            pixels[row] = picture.pixels
-            sizes[row] = picture.width, picture.height
-            if progress and (row % 256 == 255 or row + 1 == len(paths)):
-                progress(row + 1)
-    pixels.flush()
-    partial = sizes_file.with_suffix(".partial.npy")
-    np.save(partial, sizes)
-    partial.rename(sizes_file)
-
-
-def _decode(path: ImagePlace, read: Callable[[ImagePlace], ImageSource], image_size: int) -> PreparedImage:
-    try:
-        return prepare_image(read(path), image_size)
-    except InputError as error:
-        raise type(error)(f"picture {path}: {error}") from error
 
 
 @dataclass(frozen=True)
@@ -141,9 +70,19 @@ class _Prepared(NamedTuple):
     """Its row in the cache."""
     types: torch.Tensor
     box_xyxy: BoxXyxy | None
+    may_flip: bool
     text: LabelledText
     caption_ids: list[int]
     explanation_ids: list[int]
+
+
+class View(NamedTuple):
+    """What of a record decides how an epoch shows its picture."""
+
+    image: ImagePlace
+    box_xyxy: BoxXyxy | None
+    """In pixels of the square picture, before augmentation."""
+    may_flip: bool
 
 
 class _LeftOut(Exception):
@@ -151,17 +90,17 @@ class _LeftOut(Exception):
 
 
 class TrainingSet:
-    """Annotated pairs ready to train on: texts tokenised at construction, pictures from the cache.
+    """Annotated pairs ready to train on: texts tokenised and boxes resized at construction, pictures when asked for.
 
-    `bad_boxes`: of a box with nothing in its picture, as `asap.annotations.ReadRules` says. `report`: gets what is
-    clipped, kept without a box or skipped. Raises `AnnotationError` or `InputError`, naming the record, for a box,
-    position or text that cannot be used.
+    Pairs whose picture is `broken` are left out. `bad_boxes`: of a box with nothing in its picture, as
+    `asap.annotations.ReadRules` says. `report`: gets what is clipped, kept without a box or left out. Raises
+    `AnnotationError` or `InputError`, naming the record, for a box, position or text that cannot be used.
     """
 
     def __init__(
         self,
         records: Sequence[Record],
-        pictures: PictureCache,
+        pictures: Measured,
         codec: TextCodec,
         *,
         bad_boxes: BadBox = "refuse",
@@ -182,11 +121,15 @@ class TrainingSet:
 
     def _prepare(self, record: Record, codec: TextCodec) -> _Prepared | None:
         """None for a record to leave out."""
+        if record.image in self.pictures.broken:
+            self._report.broken_images.add(self.pictures.broken[record.image])
+            return None
         try:
             return _Prepared(
                 self.pictures.index[record.image],
                 multi_hot(record.fake_cls, record.labels),
                 self._box(record),
+                not names_a_side(record.text, record.caption, record.explanation),
                 codec.encode_labelled(record.text, record.fake_text_pos),
                 codec.encode_labelled(record.caption).input_ids,
                 codec.encode_labelled(record.explanation).input_ids,
@@ -207,7 +150,7 @@ class TrainingSet:
             return None
         if box != tuple(record.fake_image_box):
             self._report.clipped_boxes.add(f"{list(record.fake_image_box)} in {width} x {height} (id {record.id})")
-        return resize_box(box, width, height, self.pictures.pixels.shape[1])
+        return resize_box(box, width, height, self.pictures.image_size)
 
     def _without_box(self, record: Record, error: AnnotationError) -> None:
         """Go on without, or do not."""
@@ -220,16 +163,27 @@ class TrainingSet:
             self._report.boxless.add(f"{list(record.fake_image_box)} (id {record.id})")
 
     def sample(self, number: int, *, augmentation: Augmentation = "none", seed: int = 0, epoch: int = 0) -> Sample:
-        """Record `number`, its picture augmented as a function of (seed, epoch, number) alone."""
+        """Record `number`, its picture from the cache, augmented as a function of (seed, epoch, number) alone."""
+        if not isinstance(self.pictures, PictureCache):
+            raise TypeError("these pictures are not cached; decode them, and give them to sample_with")
         prepared = self._prepared[number]
-        pixels, box = np.asarray(self.pictures.pixels[prepared.picture]), prepared.box_xyxy
-        if augmentation == "published":
-            pixels, box = augment(pixels, box, seed, epoch, number)
-        elif augmentation == "flip" and np.random.default_rng((seed, epoch, number)).random() < 0.5:
-            pixels, box = horizontal_flip(pixels, box)
+        pixels, box = augment(
+            np.asarray(self.pictures.pixels[prepared.picture]), prepared.box_xyxy, seed, epoch, number, augmentation,
+            may_flip=prepared.may_flip,
+        )  # fmt: skip
+        return self.sample_with(number, pixels, box)
+
+    def view(self, number: int) -> View:
+        """What decoding and augmenting the picture of record `number` needs to know."""
+        prepared = self._prepared[number]
+        return View(self.records[number].image, prepared.box_xyxy, prepared.may_flip)
+
+    def sample_with(self, number: int, pixels: Pixels, box_xyxy: BoxXyxy | None) -> Sample:
+        """Record `number` with a picture, and its box there, that were augmented elsewhere."""
+        prepared = self._prepared[number]
         return Sample(
             pixels=pixels,
-            box_xyxy=box,
+            box_xyxy=box_xyxy,
             types=prepared.types,
             text_ids=prepared.text.input_ids,
             token_labels=prepared.text.token_labels,
@@ -238,9 +192,12 @@ class TrainingSet:
         )
 
 
+@lru_cache(maxsize=2)
 def epoch_order(pairs: int, seed: int, epoch: int) -> NDArray[np.int64]:
     """The order of an epoch, from seed and epoch alone: (pairs,)."""
-    return np.random.default_rng((seed, epoch)).permutation(pairs)
+    order = np.random.default_rng((seed, epoch)).permutation(pairs)
+    order.flags.writeable = False  # it is drawn once, and asked for at every step
+    return order
 
 
 def collate(

@@ -6,7 +6,7 @@ Shapes: B pairs, L text tokens with [CLS], N image tokens with [CLS], W width.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
@@ -232,7 +232,7 @@ class Asap(nn.Module):
     def text_types(self, text_BW: Tensor) -> Tensor:
         """Logits (B, 2) of the text types alone, from the first token of a text that was read without its image."""
         if self.config.type_heads == "apart":
-            apart_B2: Tensor = self.type_head.text(text_BW)
+            apart_B2: Tensor = cast("TypeHeads", self.type_head).text(text_BW)
             return apart_B2
         joint_B4: Tensor = self.type_head(text_BW)
         return joint_B4[:, len(IMAGE_TYPES) :]

@@ -199,7 +199,7 @@ def main() -> None:
     parser.add_argument("--recipes", nargs="+", default=list(RECIPES), choices=list(RECIPES))
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--pairs", type=int, default=12_000, help="of one cell")
-    parser.add_argument("--word-pairs", type=int, default=160_000, help="texts that the start reads")
+    parser.add_argument("--word-pairs", type=int, default=64_000, help="texts that the start reads")
     parser.add_argument("--work", type=Path, default=Path("out/ablation"))
     parser.add_argument("--json", type=Path, default=Path("docs/ablation.json"))
     parser.add_argument("--processes", type=int, default=len(os.sched_getaffinity(0)), help="cells at a time")

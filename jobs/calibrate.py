@@ -19,7 +19,6 @@ import json
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -27,12 +26,13 @@ from numpy.typing import NDArray
 
 from asap.calibration import Decision, Floats, OperatingCurve
 from asap.config import TYPES
-from asap.dataset import Record, read_split
-from asap.errors import AnnotationError, ConfigError, CorpusError, PrecisionNotShown
+from asap.corpus import Record
+from asap.errors import AnnotationError, ConfigError, CorpusError, InputError, PrecisionNotShown
 from asap.finding import Finding, Pair
 from asap.policy import Policy
 from asap.predictor import Predictor
 from asap.targets import types_of
+from jobs.corpora import read_as_told, read_picture
 from jobs.policy_file import read_policy, replace_policy
 from jobs.settings import CalibrateSettings
 from jobs.storage import Location, check_bucket, exists
@@ -54,6 +54,8 @@ class Calibrated:
     written: Location
     kept: Location | None
     """Where the different policy is that was there before; None if there was none."""
+    read: list[str]
+    """What reading the corpus found, a sentence each."""
 
 
 def calibrate(settings: CalibrateSettings, progress: Progress = lambda done, total: None) -> Calibrated:
@@ -63,11 +65,11 @@ def calibrate(settings: CalibrateSettings, progress: Progress = lambda done, tot
     `CorpusError`, `AnnotationError`, `CheckpointError`, `StorageError`. Then nothing is written.
     """
     _check_target(settings)
-    records = read_split(Path(settings.corpus), settings.split)
     predictor = Predictor.from_folder(settings.model, settings.device, settings.dtype, batch_size=settings.batch_size)
-    scores = score_records(predictor, records, settings.max_failed_share, progress)
+    corpus = read_as_told(settings, settings.corpus, settings.split, predictor.config.label_set)
+    scores = score_records(predictor, corpus.records, settings.max_failed_share, progress)
     policy = choose_policy(scores, settings, predictor.policy, _about(predictor, scores, settings))
-    return Calibrated(policy, settings.target, replace_policy(settings.target, policy))
+    return Calibrated(policy, settings.target, replace_policy(settings.target, policy), corpus.report.lines())
 
 
 def _check_target(settings: CalibrateSettings) -> None:
@@ -142,7 +144,9 @@ def score_records(
             example = example or f"record {record.id}: {finding.error}"
             continue
         rows.append(_scores(record, finding))
-        labels.append((*(name in types_of(record.fake_cls) for name in TYPES), bool(record.fake_text_pos)))
+        labels.append(
+            (*(name in types_of(record.fake_cls, record.labels) for name in TYPES), bool(record.fake_text_pos))
+        )
     if failed.total() > max_failed_share * len(records):
         raise CorpusError(
             f"{failed.total()} of {len(records)} pairs cannot be scored, more than a share of {max_failed_share}; the "
@@ -159,8 +163,16 @@ def _findings(predictor: Predictor, records: Sequence[Record], progress: Progres
     chunk = _CHUNK_BATCHES * predictor.batch_size
     for start in range(0, len(records), chunk):
         some = records[start : start + chunk]
-        yield from zip(some, predictor.predict([Pair(record.image, record.text) for record in some]), strict=True)
+        yield from zip(some, predictor.predict([_pair(record) for record in some]), strict=True)
         progress(start + len(some), len(records))
+
+
+def _pair(record: Record) -> Pair:
+    """A pair whose picture is not there fails by itself."""
+    try:
+        return Pair(read_picture(record.image), record.text)
+    except InputError:
+        return Pair(None, record.text)
 
 
 def _identity(record: Record, finding: Finding) -> bytes:

@@ -23,6 +23,9 @@ app = typer.Typer(
 )
 _Kind = TypeVar("_Kind")
 _INTERRUPTED = 130
+_Change = Annotated[
+    list[str] | None, typer.Option("--set", help="Any other setting, NAME=VALUE (JSON), such as batch_size=64.")
+]
 _MODEL_HELP = "A model folder, or 'demo', the small model that ships with asap."
 
 
@@ -159,7 +162,7 @@ def newsroom(
 
 @app.command()
 def train(
-    corpus: Annotated[str, typer.Argument(help="A folder in DGM4's layout, such as asap newsroom draws.")],
+    corpus: Annotated[str, typer.Argument(help="A folder in DGM4's layout, such as asap newsroom draws; or s3://.")],
     out: Annotated[str, typer.Option(help="The run folder; the trained model will be in OUT/model.")],
     name: Annotated[str, typer.Option(help="Of the model; it begins the model id.")] = "asap-tiny",
     test_corpus: Annotated[
@@ -169,9 +172,7 @@ def train(
     seed: Annotated[int, typer.Option(min=0, help="Of weights, order and augmentation.")] = 0,
     workers: Annotated[int, typer.Option(min=1, help="Ray Train workers.")] = 1,
     address: Annotated[str | None, typer.Option(help="Of a running Ray cluster; by default here.")] = None,
-    change: Annotated[
-        list[str] | None, typer.Option("--set", help="Any other setting, NAME=VALUE (JSON), such as batch_size=64.")
-    ] = None,
+    change: _Change = None,
 ) -> None:
     """Train a model. The same command again goes on with a run that was stopped."""
     from jobs.settings import TrainSettings
@@ -189,7 +190,7 @@ def train(
 @app.command()
 def evaluate(
     model: Annotated[str, typer.Argument(help=_MODEL_HELP)],
-    corpus: Annotated[str, typer.Argument(help="A labelled corpus: a folder in DGM4's layout.")],
+    corpus: Annotated[str, typer.Argument(help="A labelled corpus: a folder in DGM4's layout, or s3://.")],
     split: Annotated[str, typer.Option(help="train, val or test.")] = "test",
     out: Annotated[str, typer.Option(help="A folder for figures, pictures and page; or s3://.")] = "evaluation",
     limit: Annotated[int | None, typer.Option(min=1, help="Judge only the first so many pairs.")] = None,
@@ -198,19 +199,20 @@ def evaluate(
     ] = None,
     address: Annotated[str | None, typer.Option(help="Of a running Ray cluster; by default here.")] = None,
     device: Annotated[str, typer.Option(help="'auto', 'cpu' or 'cuda'.")] = "auto",
+    change: _Change = None,
 ) -> None:
     """Judge a model on labelled pairs: the paper's table, pictures, and the worst pairs with their evidence."""
     from jobs.evaluate import evaluate as run
     from jobs.settings import EvaluateSettings
     from jobs.terminal import count_shown, evaluation_tables
 
-    settings = _settings(
-        EvaluateSettings, model=model, corpus=corpus, split=split, out=out, limit=limit, workers=workers,
-        address=address, device=device,
-    )  # fmt: skip
+    given = {"model": model, "corpus": corpus, "split": split, "out": out, "limit": limit, "workers": workers}
+    given |= {"address": address, "device": device}
+    settings = _settings(EvaluateSettings, **(given | _changes(change or [])))
     console = Console()
     with count_shown(console, "judging") as progress:
         report = run(settings, progress)
+    console.print("\n".join(report["read"]), soft_wrap=True, highlight=False, markup=False)
     console.print(evaluation_tables(report))
     console.print(f"page: {out.rstrip('/')}/index.html", soft_wrap=True, highlight=False, markup=False)
 
@@ -218,7 +220,9 @@ def evaluate(
 @app.command()
 def calibrate(
     model: Annotated[str, typer.Argument(help=_MODEL_HELP)],
-    corpus: Annotated[str, typer.Argument(help="A folder in DGM4's layout, with pairs that training never saw.")],
+    corpus: Annotated[
+        str, typer.Argument(help="A folder or s3:// in DGM4's layout, with pairs that training never saw.")
+    ],
     precision: Annotated[float, typer.Option(help="Of the pairs that are flagged, the share to be flagged rightly.")],
     prevalence: Annotated[float, typer.Option(help="Share of manipulated pairs where the model will be used.")],
     split: Annotated[str, typer.Option(help="Whose scores choose the thresholds.")] = "val",
@@ -232,19 +236,21 @@ def calibrate(
     ] = None,
     device: Annotated[str, typer.Option(help="'auto', 'cpu' or 'cuda'.")] = "auto",
     dtype: Annotated[str, typer.Option(help="'auto', 'float32' or 'bfloat16', as scans will run.")] = "auto",
+    change: _Change = None,
 ) -> None:
     """Choose thresholds that keep a precision where manipulation is as rare as you say."""
     from jobs.calibrate import calibrate as run
     from jobs.settings import CalibrateSettings
     from jobs.terminal import calibration_table, count_shown
 
-    settings = _settings(
-        CalibrateSettings, model=model, corpus=corpus, precision=precision, prevalence=prevalence, split=split, out=out,
-        review_precision=review_precision, confidence=confidence, keep=keep or (), device=device, dtype=dtype,
-    )  # fmt: skip
+    given = {"model": model, "corpus": corpus, "precision": precision, "prevalence": prevalence, "split": split}
+    given |= {"out": out, "review_precision": review_precision, "confidence": confidence, "keep": keep or ()}
+    given |= {"device": device, "dtype": dtype}
+    settings = _settings(CalibrateSettings, **(given | _changes(change or [])))
     console = Console()
     with count_shown(console, "scoring") as progress:
         made = run(settings, progress)
+    console.print("\n".join(made.read), soft_wrap=True, highlight=False, markup=False)
     console.print(calibration_table((made.policy.calibration or {})["thresholds"]))
     typer.echo(f"policy {made.policy.policy_id}: {made.written}")
     if made.kept:

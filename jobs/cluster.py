@@ -19,12 +19,12 @@ def ray_running(address: str | None = None, **options: Any) -> Iterator[None]:
     import ray
 
     if ray.is_initialized():
-        _quieten()
+        quieten()
         yield
         return
     _start(address, options)
     try:
-        _quieten()
+        quieten()
         yield
     finally:
         ray.shutdown()
@@ -54,7 +54,8 @@ def _set_defaults(local: bool) -> None:
         os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
 
 
-def _quieten() -> None:
+def quieten() -> None:
+    """Let Ray Data work in this process without telling of it."""
     from ray.data import DataContext
 
     context = DataContext.get_current()

@@ -9,7 +9,12 @@ from pathlib import Path
 from asap.annotations import DEFAULT_RULES, ReadRules
 from asap.corpus import Corpus
 from asap.corpus import read_corpus as read_folder
+from asap.errors import ImageMissing
+from asap.images import DEFAULT_LIMITS
 from asap.layout import Folder, ImagePlace, LocalFolder
+from jobs.errors import FetchFailed, StorageError
+from jobs.fetch import fetch
+from jobs.settings import CorpusSettings, FetchSettings
 from jobs.storage import Location, list_files, read_bytes
 
 
@@ -86,6 +91,40 @@ def read_corpus(
     )
 
 
+def full_address(folder: str) -> str:
+    """What a person calls a folder by, from anywhere: its path with links followed, or its s3:// address."""
+    location = Location.parse(folder)
+    return location.uri if location.is_s3 else str(Path(location.uri).resolve())
+
+
+def read_as_told(settings: CorpusSettings, corpus: str, split: str, label_set: str) -> Corpus:
+    """A split of the corpus called `corpus`, as a job's settings say. The errors are `read_corpus`'s."""
+    return read_corpus(
+        corpus,
+        split,
+        settings.rules(label_set),
+        files=[file for name, files in settings.files.items() if name == split for file in files],
+        captions=settings.captions,
+        explanations=settings.explanations,
+        pictures=settings.pictures,
+    )
+
+
+def picture_place(text: str) -> ImagePlace:
+    """A record's picture from its place in words."""
+    return text if "://" in text else Path(text)
+
+
 def read_picture(place: ImagePlace) -> bytes | Path:
-    """What decoding a record's picture begins with: its bytes from a bucket, or its path. Raises `StorageError`."""
-    return read_bytes(Location(place)) if isinstance(place, str) else place
+    """What decoding a record's picture begins with: its bytes from a bucket, or its path.
+
+    Raises `ImageMissing` or `ImageTooLarge` for the one object, `StorageError` for a store that does not give it.
+    """
+    if isinstance(place, Path):
+        return place
+    try:
+        return fetch(place, DEFAULT_LIMITS.max_bytes, FetchSettings()).data
+    except FetchFailed as error:
+        if error.code == "not_found":
+            raise ImageMissing("the object does not exist") from error
+        raise StorageError(f"picture {place} cannot be read, after {error.attempt} tries: {error.detail}") from error

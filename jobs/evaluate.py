@@ -2,8 +2,9 @@
 
 A shard is a range of record numbers, and its `Evaluation` a function of them alone. The driver keeps one for each
 range and merges them in order, so that a worker that dies costs time, and neither loses a pair nor counts one twice.
-Predictions are merged, not figures: a mean of AUCs is not the AUC. Workers read corpus and model from a disk that
-they share. Everything that can be known before is checked before Ray starts.
+Predictions are merged, not figures: a mean of AUCs is not the AUC. Workers read the model, and the pictures of a
+corpus that is not in a bucket, from a disk that they share. Everything that can be known before is checked before Ray
+starts.
 """
 
 from __future__ import annotations
@@ -15,7 +16,6 @@ from datetime import UTC, datetime
 from functools import lru_cache
 from importlib.metadata import version
 from itertools import islice
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,8 +23,9 @@ import ray
 import torch
 from scipy.special import expit
 
+from asap.annotations import BadBox
 from asap.checkpoint import ModelFolder, load_folder, resolve_folder
-from asap.dataset import Record, read_split
+from asap.corpus import Record
 from asap.errors import AsapError, CheckpointError, ConfigError
 from asap.finding import Finding, Pair
 from asap.metrics import Evaluation, Judged
@@ -32,6 +33,7 @@ from asap.predictor import Predictor
 from asap.reliability import reliability
 from asap.text import TextCodec
 from jobs.cluster import ray_running
+from jobs.corpora import full_address, read_as_told, read_picture
 from jobs.errors import JobDiffers, JobFailed
 from jobs.evaluation_page import WorstPair, evaluation_page
 from jobs.figures import draw_figures
@@ -72,6 +74,8 @@ class EvaluationPlan:
     records: list[Record]
     in_split: int
     """Records of the split, of which `limit` may leave some out."""
+    read: list[str]
+    """What reading the corpus found, a sentence each."""
     model: str
     """The model's absolute folder, or `demo`, which is in the same place for all."""
     model_id: str
@@ -81,7 +85,7 @@ class EvaluationPlan:
         """What the figures are of."""
         return {
             "model_id": self.model_id,
-            "corpus": str(Path(self.settings.corpus).resolve()),
+            "corpus": full_address(self.settings.corpus),
             "split": self.settings.split,
             "limit": self.settings.limit,
         }
@@ -89,14 +93,16 @@ class EvaluationPlan:
 
 def plan_evaluation(settings: EvaluateSettings) -> EvaluationPlan:
     """Look at corpus, model and output. Raises an `AsapError` of one sentence."""
-    records = read_split(Path(settings.corpus).resolve(), settings.split)
     path = resolve_folder(settings.model).resolve()
+    loaded = load_folder(path)
+    corpus = read_as_told(settings, full_address(settings.corpus), settings.split, loaded.config.label_set)
     plan = EvaluationPlan(
         settings=settings,
-        records=records[: settings.limit],
-        in_split=len(records),
+        records=corpus.records[: settings.limit],
+        in_split=len(corpus.records),
+        read=corpus.report.lines(),
         model="demo" if settings.model == "demo" else str(path),
-        model_id=load_folder(path).model_id,
+        model_id=loaded.model_id,
         out=Location.parse(settings.out),
     )
     _check_out(plan)
@@ -155,7 +161,7 @@ def _judge(plan: EvaluationPlan, crew: _Crew, progress: Progress) -> Evaluation:
         while len(shards) * size < total:
             for start in islice(waiting, crew.workers - len(running)):
                 given = plan.model, plan.model_id, crew.device, crew.threads, plan.settings.batch_size
-                running[task.remote(*given, plan.records[start : start + size])] = start
+                running[task.remote(*given, plan.records[start : start + size], _boxes_outside(plan))] = start
             (done,), _ = ray.wait(list(running))
             start = running.pop(done)
             shards[start] = _result(done, f"pairs {start} to {min(start + size, total) - 1}")
@@ -164,6 +170,11 @@ def _judge(plan: EvaluationPlan, crew: _Crew, progress: Progress) -> Evaluation:
         for task_left in running:
             ray.cancel(task_left, force=True)
     return merge_shards(shards, total)
+
+
+def _boxes_outside(plan: EvaluationPlan) -> BadBox:
+    """What becomes of a box outside its picture, known only now: its pair is judged all the same, or all stops."""
+    return "refuse" if plan.settings.bad_boxes == "refuse" else "boxless"
 
 
 def merge_shards(shards: dict[int, Evaluation], pairs: int) -> Evaluation:
@@ -195,18 +206,24 @@ def _result(reference: Any, what: str) -> Any:
 
 
 def judge_shard(
-    model: str, model_id: str, device: str, threads: int, batch_size: int, records: list[Record]
+    model: str,
+    model_id: str,
+    device: str,
+    threads: int,
+    batch_size: int,
+    records: list[Record],
+    bad_boxes: BadBox = "refuse",
 ) -> Evaluation:
-    """A worker's part: the evaluation of these records, in their order."""
+    """A worker's part: the evaluation of these records, in their order. `bad_boxes`: see `_boxes_outside`."""
     loaded = _loaded(model, model_id, device, threads)
     codec = TextCodec(loaded.tokenizer, max_words=loaded.config.max_words, max_tokens=loaded.config.max_tokens)
-    return judge_records(loaded.model, codec, records, batch_size, max(2, threads))
+    return judge_records(loaded.model, codec, records, batch_size, max(2, threads), bad_boxes)
 
 
 def explain_pairs(model: str, model_id: str, device: str, threads: int, records: list[Record]) -> list[Finding]:
     """A worker's part: the evidence for these records, in their order."""
     predictor = Predictor(_loaded(model, model_id, device, threads), device=device, precision="float32")
-    return predictor.predict([Pair(record.image, record.text) for record in records])
+    return predictor.predict([Pair(read_picture(record.image), record.text) for record in records])
 
 
 @lru_cache(maxsize=1)
@@ -244,7 +261,7 @@ def _write(plan: EvaluationPlan, evaluation: Evaluation, worst: list[WorstPair])
         "version": version("asap-ray"),
     }
     calibration = reliability(scores, judged.manipulated).report()
-    report = {"about": about, **evaluation.compute(), "calibration": calibration}
+    report = {"about": about, "read": plan.read, **evaluation.compute(), "calibration": calibration}
     report["worst"] = [{"id": pair.record.id, "fake_cls": pair.record.fake_cls, "score": pair.score} for pair in worst]
     for name in OUTPUTS:  # of an earlier evaluation
         delete_file(plan.out / name)

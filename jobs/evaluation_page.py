@@ -70,16 +70,18 @@ def _data_uri(svg: str) -> str:
 
 def _card(pair: WorstPair) -> dict[str, Any]:
     record, finding = pair.record, pair.finding
-    true_types = types_of(record.fake_cls)
+    true_types = types_of(record.fake_cls, record.labels)
     row = {"image_uri": str(record.image), "image_offset": None, "image_length": None}
     picture = read_picture(row | {"image_sha256": finding.image_sha256})
     width, height = finding.width or picture.width, finding.height or picture.height
-    true_box = face_box(record.fake_cls, record.fake_image_box, width, height) if picture.data_uri else None
+    true_box = (
+        face_box(record.fake_cls, record.fake_image_box, width, height, record.labels) if picture.data_uri else None
+    )
     boxes = {"truth": true_box, "line": finding.box_px}
     return {
         "id": record.id,
         "image": str(record.image),
-        "truth": "manipulated" if is_manipulated(record.fake_cls) else "authentic",
+        "truth": "manipulated" if is_manipulated(record.fake_cls, record.labels) else "authentic",
         "fake_cls": record.fake_cls,
         "score": pair.score,
         "picture": picture,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import time
 from collections import deque
@@ -14,12 +15,16 @@ import torch
 from torch import Tensor, nn
 
 from asap.config import ModelConfig
-from asap.dataset import PictureCache, TrainingSet, collate, epoch_order, read_split
+from asap.corpus_report import CorpusReport
+from asap.dataset import TrainingSet
 from asap.errors import AsapError
 from asap.model import Asap
 from asap.optimiser import adamw, warmup_cosine
+from asap.pictures import Measured, PictureCache
 from asap.text import TextCodec, load_tokenizer
 from asap.training import ALIGNMENT_TERMS, TERMS, WORD_TERMS, TrainingStep
+from jobs.feed import CacheFeed, Feed, Order
+from jobs.index import read_index
 from jobs.settings import TrainSettings
 
 STATE_FILE = "state.pt"
@@ -53,6 +58,15 @@ class RunFolder:
     def pictures(self) -> Path:
         return self.path / "pictures"
 
+    def index(self, split: str) -> Path:
+        """The records of a split, as all workers read them."""
+        return self.path / "index" / f"{split}.parquet"
+
+    @property
+    def corpus(self) -> Path:
+        """What reading each split of the corpus found."""
+        return self.path / "corpus.json"
+
     @property
     def model(self) -> Path:
         return self.path / "model"
@@ -76,12 +90,24 @@ class Split:
     config: ModelConfig
 
     @classmethod
-    def open(cls, corpus: str, folder: RunFolder, split: str, config: ModelConfig, limit: int = 0) -> Split:
-        """Read a split; its pictures come from the run's cache. `limit` keeps the first so many pairs."""
-        records = read_split(Path(corpus), split)
+    def open(
+        cls,
+        settings: TrainSettings,
+        folder: RunFolder,
+        split: str,
+        config: ModelConfig,
+        limit: int = 0,
+        report: CorpusReport | None = None,
+    ) -> Split:
+        """Open a split as the driver left it. `limit` keeps the first so many pairs; `report`: see `TrainingSet`."""
         codec = TextCodec(load_tokenizer(folder.tokenizer), max_words=config.max_words, max_tokens=config.max_tokens)
-        pictures = PictureCache.prepare(records, config.image_size, folder.pictures)
-        return cls(TrainingSet(records[: limit or None], pictures, codec), config)
+        index = read_index(folder.index(split))
+        pictures: Measured = index.pictures
+        if index.about["ingest"] == "cache":
+            cache = PictureCache.prepare(index.records, config.image_size, folder.pictures)
+            pictures = dataclasses.replace(cache, broken=pictures.broken)
+        records = index.records[: limit or None]
+        return cls(TrainingSet(records, pictures, codec, bad_boxes=settings.bad_boxes, report=report), config)
 
 
 def model_config(settings: TrainSettings, vocab_size: int) -> ModelConfig:
@@ -106,7 +132,9 @@ class Fit:
         rank: int = 0,
         world: int = 1,
         device: torch.device | str = "cpu",
+        feed: Feed | None = None,
     ) -> None:
+        """`feed`: where batches come from, if not from the split's picture cache."""
         torch.manual_seed(settings.seed)
         self.settings, self.split, self.rank, self.world = settings, split, rank, world
         self.device = torch.device(device)
@@ -121,9 +149,10 @@ class Fit:
         ).to(self.device)
         self.step_module: nn.Module = self.module
         self.weights = asdict(self.objective.weights)
-        self.total_steps = max(1, settings.pairs // settings.batch_size)
-        self.steps_an_epoch = len(split.pairs) // settings.batch_size
-        if not self.steps_an_epoch:
+        self.order = Order.of(settings, len(split.pairs), rank, world)
+        self.feed: Feed = feed or CacheFeed(split.pairs, split.config, settings, self.order)
+        self.total_steps = self.order.total_steps
+        if not self.order.steps_an_epoch:
             raise AsapError(f"{len(split.pairs)} training pairs do not fill one batch of {settings.batch_size}")
         self.optimiser = adamw(self.module, settings.learning_rate, settings.image_learning_rate, settings.weight_decay)
         warmup_steps = max(1, settings.warmup_pairs // settings.batch_size)
@@ -197,14 +226,8 @@ class Fit:
             yield terms | {"seconds": time.monotonic() - started}
 
     def _step(self) -> dict[str, float]:
-        numbers, epoch = self._numbers()
-        samples = [
-            self.split.pairs.sample(
-                number, augmentation=self.settings.augmentation, seed=self.settings.seed, epoch=epoch
-            )
-            for number in numbers
-        ]
-        batch = collate(samples, self.split.config, self.split.pairs.pad_id, mpp_labels=self.objective.mpp_labels)
+        numbers, _ = self._numbers()
+        batch = self.feed.batch(self.done)
         self._weigh()
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.in_bfloat16):
             terms: dict[str, Tensor] = self.step_module(batch.to(self.device), self._alpha())
@@ -219,12 +242,8 @@ class Fit:
         return figures
 
     def _numbers(self) -> tuple[list[int], int]:
-        """The records of this worker's part of the next batch, and the epoch: a function of seed and step."""
-        epoch, place = divmod(self.done, self.steps_an_epoch)
-        order = epoch_order(len(self.split.pairs), self.settings.seed, epoch)
-        batch = order[place * self.settings.batch_size : (place + 1) * self.settings.batch_size]
-        share = self.settings.batch_size // self.world
-        return batch[self.rank * share : (self.rank + 1) * share].tolist(), epoch
+        """The records of this worker's part of the next batch, and the epoch."""
+        return self.order.part(self.done)
 
     def _weigh(self) -> None:
         """The words at first, then what is labelled, then everything."""

@@ -4,46 +4,57 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from asap.annotations import BadBox
 from asap.batch import Batch
-from asap.dataset import PictureCache, Record, TrainingSet, collate
-from asap.errors import InputError
-from asap.images import PreparedImage, prepare_image
+from asap.dataset import Record, TrainingSet, collate
 from asap.metrics import Evaluation
 from asap.model import Asap
+from asap.pictures import PictureCache, decode_picture
 from asap.text import TextCodec
+from jobs.corpora import read_picture
 from jobs.fit import Split
 
 
 def judge(model: Asap, split: Split, batch_size: int = 64) -> dict[str, Any]:
     """Every figure of `asap.metrics.Evaluation` for the pairs of the split. Leaves the model in its mode."""
-    evaluation, was_training = Evaluation(), model.training
+    was_training = model.training
     model.eval()
-    for start in range(0, len(split.pairs), batch_size):
-        judge_batch(evaluation, model, split.pairs, range(start, min(start + batch_size, len(split.pairs))))
+    if isinstance(split.pairs.pictures, PictureCache):
+        evaluation = Evaluation()
+        for start in range(0, len(split.pairs), batch_size):
+            judge_batch(evaluation, model, split.pairs, range(start, min(start + batch_size, len(split.pairs))))
+    else:
+        threads = max(2, torch.get_num_threads())
+        evaluation = judge_records(model, split.pairs.codec, split.pairs.records, batch_size, threads, "boxless")
     model.train(was_training)
     return evaluation.compute()
 
 
 def judge_records(
-    model: Asap, codec: TextCodec, records: Sequence[Record], batch_size: int = 64, threads: int = 1
+    model: Asap,
+    codec: TextCodec,
+    records: Sequence[Record],
+    batch_size: int = 64,
+    threads: int = 1,
+    bad_boxes: BadBox = "refuse",
 ) -> Evaluation:
     """Judge records whose pictures nobody has decoded yet, holding one batch of them at a time.
 
-    `threads`: for decoding. Raises `AnnotationError` or `InputError`, naming the picture or record.
+    `threads`: for decoding. `bad_boxes`: see `TrainingSet`. Raises `AnnotationError` or `InputError`, naming the
+    picture or record, `StorageError`.
     """
     evaluation = Evaluation()
     with ThreadPoolExecutor(threads) as pool:
         for start in range(0, len(records), batch_size):
             some = records[start : start + batch_size]
             pictures = _decode(some, model.config.image_size, pool)
-            judge_batch(evaluation, model, TrainingSet(some, pictures, codec), range(len(some)))
+            judge_batch(evaluation, model, TrainingSet(some, pictures, codec, bad_boxes=bad_boxes), range(len(some)))
     return evaluation
 
 
@@ -69,15 +80,8 @@ def _published_labels(pairs: TrainingSet, numbers: range, batch: Batch) -> Tenso
 
 def _decode(records: Sequence[Record], image_size: int, pool: ThreadPoolExecutor) -> PictureCache:
     """The pictures of a batch, in memory."""
-
-    def prepare(path: Path) -> PreparedImage:
-        try:
-            return prepare_image(path, image_size)
-        except InputError as error:
-            raise type(error)(f"picture {path}: {error}") from error
-
-    paths = list(dict.fromkeys(record.image for record in records))
-    pictures = list(pool.map(prepare, paths))
+    places = list(dict.fromkeys(record.image for record in records))
+    pictures = list(pool.map(lambda place: decode_picture(place, image_size, read_picture), places))
     sizes = np.array([(picture.width, picture.height) for picture in pictures], np.int32)
     pixels = np.stack([picture.pixels for picture in pictures])
-    return PictureCache(pixels, sizes, {path: row for row, path in enumerate(paths)})
+    return PictureCache(pixels, sizes, {place: row for row, place in enumerate(places)})

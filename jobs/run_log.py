@@ -31,7 +31,7 @@ class RunLog:
 
         self.file = folder.progress
         self.curves = SummaryWriter(folder.curves, purge_step=started_at)
-        self.validation = Split.open(settings.corpus, folder, "val", config, limit=settings.validation_pairs)
+        self.validation = Split.open(settings, folder, "val", config, limit=settings.validation_pairs)
         self._terms: dict[str, list[float]] = defaultdict(list)
 
     def see(self, fit: Fit, terms: dict[str, float], every: int = 25) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from asap.annotations import BadBox, BadPosition, ReadRules
 from asap.config import LossWeights
 from asap.images import DEFAULT_LIMITS
 from asap.recipes import Recipe, recipe_called
@@ -102,12 +103,40 @@ def _name_of(place: str) -> str:
     return re.sub(r"[^\w.+-]", "_", stem).strip(".") or "scan"
 
 
-class CalibrateSettings(Settings):
+class CorpusSettings(Settings):
+    """How a labelled corpus is read, and what is made of one that is not as it should be (docs/corpora.md)."""
+
+    missing_images: float = Field(default=0.01, ge=0, le=1)
+    """Share of a split's pairs whose picture may be missing or broken: they are left out. Above it nothing starts."""
+    bad_boxes: BadBox = "boxless"
+    """Of a box that is no box: `boxless` keeps the pair without it, `skip` leaves the pair out, `refuse` stops."""
+    stray_positions: BadPosition = "drop"
+    """Of positions beyond the text: `drop` drops them, `skip` leaves the pair out, `refuse` stops."""
+    files: dict[Literal["train", "val", "test"], list[str]] = {}
+    """Of metadata, by split, where they are not found by themselves: in the corpus, or by path or s3:// address."""
+    captions: list[str] = []
+    """Files of captions, those before going before; none: `captions.json` of the corpus, if it is there."""
+    explanations: list[str] = []
+    """Likewise, `explanations.json`."""
+    pictures: str | None = None
+    """The folder or s3:// that the pictures lie in, if it is not the corpus."""
+
+    def rules(self, label_set: str) -> ReadRules:
+        """For a corpus of this label set, the model's."""
+        return ReadRules(
+            label_set=label_set,
+            missing_images=self.missing_images,
+            bad_boxes=self.bad_boxes,
+            stray_positions=self.stray_positions,
+        )
+
+
+class CalibrateSettings(CorpusSettings):
     """Thresholds of a model for a precision at a prevalence: from which scores, and how sure."""
 
     model: str
     corpus: str
-    """A folder in DGM4's layout."""
+    """A folder in DGM4's layout, or s3://."""
     precision: float = Field(gt=0, lt=1)
     """Of all pairs that a threshold flags, the share that must be flagged rightly."""
     prevalence: float = Field(gt=0, lt=1)
@@ -156,15 +185,16 @@ class CalibrateSettings(Settings):
         return Location.parse(self.out) if self.out else Location.parse(self.model) / "policy.json"
 
 
-class TrainSettings(Settings):
+class TrainSettings(CorpusSettings):
     """A training run: what to learn from, what to learn, and how long."""
 
     corpus: str
-    """A folder in DGM4's layout: metadata/{train,val}.json, captions.json, explanations.json."""
+    """A folder in DGM4's layout, or s3://: metadata/{train,val}.json, captions.json, explanations.json."""
     out: str
     """The run folder: checkpoints, progress, and the trained model under `model/`."""
     test_corpus: str | None = None
-    """A corpus of another seed, whose test split judges the finished model for its card; None: this corpus's own."""
+    """A corpus of another seed, whose test split judges the finished model for its card; None: this corpus's own.
+    `files`, `captions`, `explanations` and `pictures` are of `corpus` alone."""
     name: str = "asap-tiny"
     """Of the model; it begins the model id."""
     seed: int = Field(default=0, ge=0)
@@ -206,6 +236,15 @@ class TrainSettings(Settings):
     queue_size: int = Field(default=2048, ge=1)
     momentum: float = Field(default=0.995, ge=0, lt=1)
 
+    ingest: Literal["auto", "cache", "stream"] = "auto"
+    """Where pictures come from. `cache`: decoded once into the run folder, which all workers read. `stream`: decoded
+    for every epoch by tasks anywhere in the cluster, and nothing kept. The batches are the same. `auto`: the cache for
+    pictures of this machine that fit in `cache_gib`."""
+    cache_gib: float = Field(default=8, ge=0)
+    """The largest cache that `auto` makes, in GiB; a picture of 256 px takes 192 KiB."""
+    decode_tasks: int | None = Field(default=None, ge=1)
+    """Tasks that decode for each worker at a time; None: the CPUs that workers leave free, shared out, at least one."""
+
     workers: int = Field(default=1, ge=1)
     cpus_per_worker: int | None = Field(default=None, ge=1)
     """Threads of a worker; None: the machine's cores shared out."""
@@ -239,15 +278,16 @@ class TrainSettings(Settings):
 
     def identity(self) -> dict[str, Any]:
         """The settings that decide what is learned; a run goes on only under the same ones."""
-        return self.model_dump(exclude={"out", "cpus_per_worker", "device", "checkpoint_pairs", "address"})
+        how = {"out", "cpus_per_worker", "device", "checkpoint_pairs", "address", "ingest", "cache_gib", "decode_tasks"}
+        return self.model_dump(exclude=how)
 
 
-class EvaluateSettings(Settings):
+class EvaluateSettings(CorpusSettings):
     """An evaluation: which model, on which labelled pairs, and how to run."""
 
     model: str
     corpus: str
-    """A folder in DGM4's layout, on a disk that the workers share."""
+    """A folder in DGM4's layout, on a disk that the workers share, or s3://."""
     split: str = "test"
     out: str = "evaluation"
     """A folder or s3:// for the figures, the pictures and the page."""

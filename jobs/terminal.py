@@ -81,6 +81,8 @@ def training_shown(console: Console) -> Iterator[Callable[[dict[str, Any]], None
     def show(event: dict[str, Any]) -> None:
         if "stage" in event:
             line = f"{event['stage']}  {event['done']}/{event['total']}"
+        elif "corpus" in event:
+            line = "\n".join([*event["corpus"], f"pictures: {event['ingest']}"])
         elif "validation" in event:
             figures = {name: "-" if value is None else f"{value:.3f}" for name, value in event["validation"].items()}
             line = f"{event['pairs']}/{event['of']} pairs  validation  {_named(figures)}"

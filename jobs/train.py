@@ -1,8 +1,8 @@
 """Ray Train: a corpus in, a model folder out; a killed run goes on with the same command.
 
-The driver prepares what all workers read (tokenizer, pictures at the model's size), Ray Train runs the workers and
-keeps their checkpoints, and the driver writes the model folder from the last one. Workers read the run folder
-directly, so it lies on a disk that they share.
+The driver prepares what all workers read (tokenizer, the index of every split, and pictures at the model's size where
+they are cached), Ray Train runs the workers and keeps their checkpoints, and the driver writes the model folder from
+the last one. Workers read the run folder directly, so it lies on a disk that they share.
 """
 
 from __future__ import annotations
@@ -16,25 +16,30 @@ from typing import Any
 import torch
 
 from asap.checkpoint import load, save
-from asap.dataset import PictureCache, Record, read_split
+from asap.corpus import Corpus
 from asap.errors import AsapError, ConfigError
 from asap.model import Asap
 from asap.text import load_tokenizer, train_tokenizer
 from asap.training import TrainingStep
 from jobs.card import model_card
 from jobs.cluster import ray_running
+from jobs.corpora import full_address
+from jobs.feed import Order
 from jobs.fit import Fit, RunFolder, Split, model_config
+from jobs.ingest import open_feed
 from jobs.judge import judge
 from jobs.run_log import Progress, RunLog, followed
 from jobs.settings import TrainSettings
+from jobs.splits import data_of, prepare_splits, read_splits
 
 
 def train(settings: TrainSettings, progress: Progress = lambda event: None) -> Path:
     """Train, or go on with the run that `settings.out` holds, and return the model folder.
 
-    `progress` gets `{"stage": name, "done": n, "total": m}` while preparing, then every line of `progress.jsonl`.
-    Raises `ConfigError` where the folder holds a run of other settings, `CorpusError`, `AnnotationError`,
-    `InputError` for a picture that cannot be read.
+    `progress` gets `{"stage": name, "done": n, "total": m}` and `{"corpus": lines of its report, "ingest": way}` while
+    preparing, then every line of `progress.jsonl`.
+    Raises `ConfigError` where the folder holds a run of other settings or on other data, `CorpusError`,
+    `AnnotationError`, `StorageError`, `InputError` for a text that cannot be used.
     """
     _check(settings)
     settings = _with_absolute_paths(settings)
@@ -42,18 +47,20 @@ def train(settings: TrainSettings, progress: Progress = lambda event: None) -> P
     _check_folder(folder, settings)
     if folder.model.exists():
         return folder.model
-    records = {split: read_split(Path(corpus), split) for split, corpus in _corpora(settings).items()}
-    _claim(folder, settings)
-    _prepare(folder, settings, records, progress)
+    corpora = read_splits(settings, model_config(settings, settings.vocab_size).label_set)
+    data = {split: data_of(corpus) for split, corpus in corpora.items()}
+    _check_data(folder, data)
+    _claim(folder, settings, data)
     with ray_running(settings.address), followed(folder.progress, progress):
+        _prepare(folder, settings, corpora, progress)
         state = _fit(folder, settings)
     return _export(folder, settings, state)
 
 
 def _with_absolute_paths(settings: TrainSettings) -> TrainSettings:
     """Ray Train's workers work in a folder of their own."""
-    paths = {name: getattr(settings, name) for name in ("corpus", "out", "test_corpus")}
-    return settings.model_copy(update={name: str(Path(path).resolve()) for name, path in paths.items() if path})
+    paths = {name: getattr(settings, name) for name in ("corpus", "out", "test_corpus", "pictures")}
+    return settings.model_copy(update={name: full_address(path) for name, path in paths.items() if path})
 
 
 def _check(settings: TrainSettings) -> None:
@@ -79,34 +86,33 @@ def _check_folder(folder: RunFolder, settings: TrainSettings) -> None:
         raise ConfigError(f"{folder.path} holds a run of other settings: {', '.join(differs)}; choose another folder")
 
 
-def _claim(folder: RunFolder, settings: TrainSettings) -> None:
+def _check_data(folder: RunFolder, data: dict[str, dict[str, Any]]) -> None:
+    """Refuse to go on with a run whose corpus has changed since."""
+    found = json.loads(folder.settings.read_text(encoding="utf-8")).get("data") if folder.settings.exists() else None
+    if differs := [f"{name} {found[name]} (now {now})" for name, now in data.items() if found and found[name] != now]:
+        raise ConfigError(
+            f"{folder.path} holds a run on other data: {', '.join(differs)}; choose another folder, "
+            "or bring the data back"
+        )
+
+
+def _claim(folder: RunFolder, settings: TrainSettings, data: dict[str, dict[str, Any]]) -> None:
     """Make the folder this run's."""
     folder.path.mkdir(parents=True, exist_ok=True)
-    folder.settings.write_text(json.dumps(settings.identity(), indent=2) + "\n", encoding="utf-8")
+    claim = settings.identity() | {"data": data}
+    folder.settings.write_text(json.dumps(claim, indent=2) + "\n", encoding="utf-8")
 
 
-def _corpora(settings: TrainSettings) -> dict[str, str]:
-    """Which corpus each split is read from."""
-    return {"train": settings.corpus, "val": settings.corpus, "test": settings.test_corpus or settings.corpus}
-
-
-def _prepare(folder: RunFolder, settings: TrainSettings, records: dict[str, list[Record]], progress: Progress) -> None:
-    """Tokenizer and pictures, once for all workers. Every record is tried: one that is bad must not end a long run."""
+def _prepare(folder: RunFolder, settings: TrainSettings, corpora: dict[str, Corpus], progress: Progress) -> None:
+    """Tokenizer, pictures and index, once for all workers. Every record is tried: a bad one must not end a long run."""
     if not folder.tokenizer.exists():
-        texts = [text for record in records["train"] for text in (record.text, record.caption, record.explanation)]
+        records = corpora["train"].records
+        texts = [text for record in records for text in (record.text, record.caption, record.explanation)]
         draft = folder.path / "tokenizer.draft"
         train_tokenizer(texts, settings.vocab_size).save_pretrained(draft)
         draft.rename(folder.tokenizer)
     config = model_config(settings, len(load_tokenizer(folder.tokenizer)))
-    for split, corpus in _corpora(settings).items():
-        stage = {"stage": f"{split} pictures", "total": len({record.image for record in records[split]})}
-        PictureCache.prepare(
-            records[split],
-            config.image_size,
-            folder.pictures,
-            lambda done: progress(stage | {"done": done}),  # noqa: B023  # called within this turn
-        )
-        Split.open(corpus, folder, split, config)
+    prepare_splits(folder, settings, corpora, config, progress)
 
 
 def _fit(folder: RunFolder, settings: TrainSettings) -> dict[str, torch.Tensor]:
@@ -158,8 +164,9 @@ def _work(given: dict[str, Any]) -> None:
     context = ray.train.get_context()
     rank, world = context.get_world_rank(), context.get_world_size()
     config = model_config(settings, len(load_tokenizer(folder.tokenizer)))
-    pairs = Split.open(settings.corpus, folder, "train", config)
-    fit = Fit(settings, pairs, rank=rank, world=world, device=get_device())
+    split = Split.open(settings, folder, "train", config)
+    feed = open_feed(settings, split.pairs, config, Order.of(settings, len(split.pairs), rank, world), given["cpus"])
+    fit = Fit(settings, split, rank=rank, world=world, device=get_device(), feed=feed)
     if checkpoint := ray.train.get_checkpoint():
         with checkpoint.as_directory() as place:
             fit.restore(Path(place))
@@ -194,7 +201,7 @@ def _export(folder: RunFolder, settings: TrainSettings, weights: dict[str, torch
     model.load_state_dict(weights)
     draft = folder.path / "model.draft"
     save(model, draft, tokenizer=tokenizer, name=settings.name, dtype=torch.float16)
-    report = judge(load(draft), Split.open(_corpora(settings)["test"], folder, "test", model.config))
+    report = judge(load(draft), Split.open(settings, folder, "test", model.config))
     (folder.path / "test_metrics.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
     card = model_card(settings, model.config, report, folder.progress)
     save(load(draft), folder.model, tokenizer=tokenizer, name=settings.name, dtype=torch.float16, card=card)

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from asap.augmentation import augment, horizontal_flip, rand_augment
+from asap.augmentation import augment, horizontal_flip, names_a_side, rand_augment
 
 
 def picture(width=48, height=32):
@@ -58,6 +58,46 @@ def test_augmentation_does_not_write_into_its_input():
     for row_id in range(30):
         augment(pixels, None, 0, 0, row_id)
     assert (pixels == kept).all()
+
+
+def test_without_flips_the_rest_of_the_augmentation_is_drawn_alike():
+    pixels, box = picture(), (1.0, 2.0, 9.0, 8.0)
+    flips = 0
+    for row_id in range(40):
+        free, moved = augment(pixels, box, 0, 0, row_id, "flip")
+        held, stayed = augment(pixels, box, 0, 0, row_id, "flip", may_flip=False)
+        assert stayed == box
+        assert (held == pixels).all()
+        if moved != box:
+            flips += 1
+            assert (free == pixels[:, ::-1]).all()
+        operations = augment(pixels, box, 0, 0, row_id, may_flip=False)[0]
+        whole = augment(pixels, box, 0, 0, row_id)[0]
+        assert (operations == (whole if moved == box else whole[:, ::-1])).all()
+    assert 10 < flips < 30
+
+
+def test_no_augmentation_is_the_picture_itself():
+    pixels = picture()
+    assert augment(pixels, None, 0, 0, 0, "none")[0] is pixels
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["the man on the left", "Left: the minister", "her right-hand man", "the rightmost door", "Merkel (L) and May (R)",
+     "two players (L-R) leave", "from left, Ann and Bob", "the left's leader", "seen (L to R)", "a lefthand drive"],
+)  # fmt: skip
+def test_a_text_that_names_a_side_is_seen(text):
+    assert names_a_side("nothing here", text)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["leftover food", "a copyright claim", "human rights", "a bright, upright man", "the cleft", "Lefty Wright",
+     "a leftist rightly said so", "model L and model R", "(RL) Bob", "grade (A)"],
+)  # fmt: skip
+def test_words_that_only_look_like_a_side_are_not(text):
+    assert not names_a_side(text, text)
 
 
 class Drawn:

@@ -1,5 +1,6 @@
 """Corpora become records."""
 
+import dataclasses
 import json
 import shutil
 from collections.abc import Callable
@@ -9,7 +10,7 @@ from typing import Any
 import pytest
 
 from asap.annotations import DEFAULT_RULES, STRICT, ReadRules
-from asap.corpus import Corpus, Record, read_corpus, read_split
+from asap.corpus import Corpus, Record, fingerprint, read_corpus, read_split
 from asap.errors import AnnotationError, ConfigError, CorpusError
 from asap.layout import LocalFolder
 
@@ -291,3 +292,31 @@ def test_what_is_repaired_is_reported_and_what_is_strict_refuses_it(corpus: Path
     skipping = read(ReadRules(bad_boxes="skip"))
     assert [record.id for record in skipping.records] == ["1", "three"]
     assert (skipping.report.records, skipping.report.captions.by_id) == (2, 2)
+
+
+# Fingerprints
+
+
+def test_a_fingerprint_follows_everything_that_was_read_but_the_place(corpus: Path, tmp_path: Path) -> None:
+    records = read_split(corpus, "train")
+    print_ = fingerprint(records)
+    assert len(print_) == 16
+    assert fingerprint(read_split(corpus, "train")) == print_
+    corpus.rename(tmp_path / "moved")
+    assert fingerprint(read_split(tmp_path / "moved", "train")) == print_
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"id": "other"}, {"image": Path("elsewhere.png")}, {"text": "another"}, {"fake_cls": "text_swap"},
+     {"fake_image_box": (1.0, 2.0, 3.0, 5.0)}, {"fake_text_pos": (0,)}, {"caption": "a cat"}, {"explanation": "a dog"},
+     {"label_set": "dgm4+"}],
+)  # fmt: skip
+def test_a_fingerprint_changes_with_each_field(corpus: Path, change: dict[str, Any]) -> None:
+    first, *others = read_split(corpus, "train")
+    assert fingerprint([dataclasses.replace(first, **change), *others]) != fingerprint([first, *others])
+
+
+def test_a_fingerprint_changes_with_the_order_and_the_number(corpus: Path) -> None:
+    records = read_split(corpus, "train")
+    assert len({fingerprint(records), fingerprint(records[::-1]), fingerprint(records[1:])}) == 3

@@ -1,7 +1,5 @@
 import dataclasses
 import json
-import os
-import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,9 +12,9 @@ from PIL import Image
 from asap import dataset
 from asap.config import ModelConfig
 from asap.corpus_report import CorpusReport
-from asap.dataset import PictureCache, TrainingSet, collate, epoch_order, read_split
-from asap.errors import AnnotationError, DecodeFailed, EmptyFile, ImageMissing, TextInvalid
-from asap.images import prepare_image
+from asap.dataset import TrainingSet, collate, epoch_order, read_split
+from asap.errors import AnnotationError, TextInvalid
+from asap.pictures import PictureCache, PictureSizes
 from asap.text import TextCodec, train_tokenizer
 
 SIZE = 32
@@ -67,89 +65,6 @@ def open_set(corpus: Path, codec: TextCodec, tmp_path: Path) -> Callable[[], Tra
         return TrainingSet(records, PictureCache.prepare(records, SIZE, tmp_path / "cache"), codec)
 
     return opened
-
-
-# Pictures
-
-
-def test_a_picture_is_decoded_once_for_all_that_show_it(corpus: Path, tmp_path: Path) -> None:
-    cache = PictureCache.prepare(read_split(corpus, "train"), SIZE, tmp_path / "cache")
-    assert cache.pixels.shape == (2, SIZE, SIZE, 3)
-    assert cache.sizes.tolist() == [[80, 60], [40, 50]]
-    for path, row in cache.index.items():
-        assert np.array_equal(cache.pixels[row], prepare_image(path, SIZE).pixels)
-
-
-def test_the_cache_is_a_file_that_workers_share_and_cannot_write(corpus: Path, tmp_path: Path) -> None:
-    cache = PictureCache.prepare(read_split(corpus, "train"), SIZE, tmp_path / "cache")
-    assert isinstance(cache.pixels, np.memmap)
-    with pytest.raises(ValueError, match="read-only"):
-        cache.pixels[0] = 0
-
-
-def test_a_cache_that_is_there_is_used_again(corpus: Path, tmp_path: Path) -> None:
-    records = read_split(corpus, "train")
-    first, seen = PictureCache.prepare(records, SIZE, tmp_path / "cache"), list[int]()
-    for path in first.index:
-        path.unlink()
-    again = PictureCache.prepare(records, SIZE, tmp_path / "cache", seen.append)
-    assert seen == []
-    assert np.array_equal(again.pixels, first.pixels)
-
-
-def test_progress_tells_the_pictures_done(corpus: Path, tmp_path: Path) -> None:
-    seen: list[int] = []
-    PictureCache.prepare(read_split(corpus, "train"), SIZE, tmp_path / "cache", seen.append)
-    assert seen == [2]
-
-
-def test_another_size_or_other_pictures_have_a_cache_of_their_own(corpus: Path, tmp_path: Path) -> None:
-    records = read_split(corpus, "train")
-    assert PictureCache.prepare(records, SIZE, tmp_path / "cache").pixels.shape == (2, 32, 32, 3)
-    assert PictureCache.prepare(records, 16, tmp_path / "cache").pixels.shape == (2, 16, 16, 3)
-    assert PictureCache.prepare(records[1:2], SIZE, tmp_path / "cache").pixels.shape == (1, 32, 32, 3)
-
-
-def test_a_cache_that_was_interrupted_is_made_again(
-    corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    records, real = read_split(corpus, "train"), dataset.prepare_image
-
-    def killed(path: Path, image_size: int) -> Any:
-        if path.name == "b.png":
-            raise KeyboardInterrupt
-        return real(path, image_size)
-
-    with monkeypatch.context() as patched:
-        patched.setattr(dataset, "prepare_image", killed)
-        with pytest.raises(KeyboardInterrupt):
-            PictureCache.prepare(records, SIZE, tmp_path / "cache")
-    assert any((tmp_path / "cache").iterdir())
-
-    cache = PictureCache.prepare(records, SIZE, tmp_path / "cache")
-    assert np.array_equal(cache.pixels[1], prepare_image(corpus / "images/b.png", SIZE).pixels)
-
-
-@pytest.mark.parametrize(
-    ("content", "error"), [(None, ImageMissing), (b"", EmptyFile), (b"\x89PNG\r\n\x1a\nbroken", DecodeFailed)]
-)
-def test_a_picture_that_cannot_be_read_is_named(
-    corpus: Path, tmp_path: Path, content: bytes | None, error: type[Exception]
-) -> None:
-    path, records = corpus / "images/b.png", read_split(corpus, "train")
-    path.unlink() if content is None else path.write_bytes(content)
-    with pytest.raises(error, match=re.escape(str(path))):
-        PictureCache.prepare(records, SIZE, tmp_path / "cache")
-
-
-def test_pictures_that_are_no_files_are_read_as_the_caller_says(corpus: Path, tmp_path: Path) -> None:
-    records = read_split(corpus, "train")
-    elsewhere = [dataclasses.replace(record, image=f"s3://bucket/{Path(record.image).name}") for record in records]
-    cache = PictureCache.prepare(
-        elsewhere, SIZE, tmp_path / "cache", read=lambda place: (corpus / "images" / Path(place).name).read_bytes()
-    )
-    assert set(cache.index) == {"s3://bucket/a.png", "s3://bucket/b.png"}
-    assert np.array_equal(cache.pixels[1], prepare_image(corpus / "images/b.png", SIZE).pixels)
 
 
 # Samples
@@ -207,6 +122,43 @@ def test_a_sample_follows_from_seed_epoch_and_record_alone(
     for number in range(2):
         of_record = [drawn for drawn, place in zip(forward, places, strict=True) if place[2] == number]
         assert len(set(of_record)) > 1
+
+
+@pytest.mark.parametrize("field", ["text", "caption", "explanation"])
+def test_a_pair_whose_texts_name_a_side_is_never_flipped(
+    corpus: Path, codec: TextCodec, tmp_path: Path, field: str
+) -> None:
+    def boxes(changes: dict[str, str]) -> set[Any]:
+        records = [dataclasses.replace(read_split(corpus, "train")[1], fake_image_box=(2, 10, 12, 40), **changes)]
+        pairs = TrainingSet(records, PictureCache.prepare(records, SIZE, tmp_path / "cache"), codec)
+        return {pairs.sample(0, augmentation="published", epoch=epoch).box_xyxy for epoch in range(20)}
+
+    assert len(boxes({field: "an angry woman leftovers"})) == 2
+    assert len(boxes({field: "an angry woman left"})) == 1
+
+
+def test_pictures_that_are_not_cached_are_given(open_set: Callable[[], TrainingSet], codec: TextCodec) -> None:
+    cached = open_set()
+    pictures = PictureSizes(cached.pictures.sizes, cached.pictures.index, SIZE)
+    pairs = TrainingSet(cached.records, pictures, codec)
+    assert pairs.view(1) == cached.view(1)
+    given = pairs.sample_with(1, cached.sample(1).pixels, pairs.view(1).box_xyxy)
+    assert (given.text_ids, given.box_xyxy) == (cached.sample(1).text_ids, cached.sample(1).box_xyxy)
+    with pytest.raises(TypeError, match="not cached"):
+        pairs.sample(1)
+
+
+def test_pairs_whose_picture_is_broken_are_left_out_and_counted(
+    open_set: Callable[[], TrainingSet], codec: TextCodec
+) -> None:
+    cached, report = open_set(), CorpusReport("", "", "", records=3)
+    broken = {cached.records[0].image: "picture a.png: truncated"}
+    pairs = TrainingSet(
+        cached.records, dataclasses.replace(cached.pictures, broken=broken), codec, bad_boxes="skip", report=report
+    )
+    assert [record.id for record in pairs.records] == ["2"]
+    assert (report.records, report.broken_images.count) == (1, 2)
+    assert "2 pairs were left out because their picture cannot be decoded: picture a.png: truncated" in str(report)
 
 
 def test_without_augmentation_no_epoch_differs(open_set: Callable[[], TrainingSet]) -> None:
@@ -332,14 +284,3 @@ def test_an_epoch_shows_every_pair_once_in_an_order_of_its_own() -> None:
     assert first.tolist() != second.tolist()
     assert first.tolist() == epoch_order(50, 1, 0).tolist()
     assert first.tolist() != epoch_order(50, 2, 0).tolist()
-
-
-def test_the_cache_survives_a_kill_between_its_two_files(corpus: Path, tmp_path: Path) -> None:
-    records = read_split(corpus, "train")
-    cache = PictureCache.prepare(records, SIZE, tmp_path / "cache")
-    pixels = np.array(cache.pixels)
-    del cache
-    sizes = next((tmp_path / "cache").glob("*.sizes.npy"))
-    sizes.unlink()
-    next((tmp_path / "cache").glob("*.pixels.npy")).write_bytes(os.urandom(100))
-    assert np.array_equal(PictureCache.prepare(records, SIZE, tmp_path / "cache").pixels, pixels)

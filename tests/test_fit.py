@@ -12,8 +12,12 @@ from PIL import Image
 
 from asap.errors import AsapError, ConfigError
 from asap.text import train_tokenizer
+from jobs.corpora import read_corpus
+from jobs.feed import Order
 from jobs.fit import Fit, RunFolder, Split, TrainingDiverged, model_config
+from jobs.ingest import Decoding, StreamFeed
 from jobs.settings import TrainSettings
+from jobs.splits import prepare_splits
 
 MODEL: dict[str, Any] = {
     "image_size": 32, "width": 48, "heads": 4, "image_layers": 1, "image_mlp_width": 48, "text_layers": 1,
@@ -63,7 +67,9 @@ def settings(folder: RunFolder) -> TrainSettings:
 
 @pytest.fixture(scope="module")
 def split(folder: RunFolder, settings: TrainSettings) -> Split:
-    return Split.open(settings.corpus, folder, "train", model_config(settings, vocabulary(folder)))
+    config = model_config(settings, vocabulary(folder))
+    prepare_splits(folder, settings, {"train": read_corpus(settings.corpus, "train")}, config, lambda event: None)
+    return Split.open(settings, folder, "train", config)
 
 
 def vocabulary(folder: RunFolder) -> int:
@@ -111,6 +117,25 @@ def test_a_run_that_was_killed_ends_where_an_uninterrupted_one_does(
     assert run(resumed) == terms[3:]
     torch.testing.assert_close(resumed.module.state_dict(), whole.module.state_dict(), rtol=0, atol=0)
     assert resumed.schedule.get_last_lr() == whole.schedule.get_last_lr()
+
+
+def test_a_streamed_run_that_was_killed_ends_where_a_cached_one_does(
+    ray_here: None, settings: TrainSettings, split: Split, tmp_path: Path
+) -> None:
+    def streamed() -> Fit:
+        order = Order.of(settings, len(split.pairs))
+        return Fit(settings, split, feed=StreamFeed(split.pairs, split.config, settings, order, Decoding(1, 0.5)))
+
+    whole = Fit(settings, split)
+    terms = run(whole)
+    killed = streamed()
+    assert run(killed, 3) == terms[:3]
+    killed.save(tmp_path)
+    resumed = streamed()
+    resumed.restore(tmp_path)
+
+    assert run(resumed) == terms[3:]
+    torch.testing.assert_close(resumed.module.state_dict(), whole.module.state_dict(), rtol=0, atol=0)
 
 
 def test_dropout_is_on_and_follows_the_seed(settings: TrainSettings, split: Split) -> None:
@@ -271,7 +296,7 @@ def test_a_run_of_less_than_a_batch_takes_one_step(settings: TrainSettings, spli
 
 
 def test_a_split_may_be_cut_short(folder: RunFolder, settings: TrainSettings, split: Split) -> None:
-    short = Split.open(settings.corpus, folder, "train", split.config, limit=3)
+    short = Split.open(settings, folder, "train", split.config, limit=3)
     assert [record.id for record in short.pairs.records] == ["0", "1", "2"]
     assert len(split.pairs) == PAIRS
 

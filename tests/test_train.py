@@ -11,18 +11,20 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import boto3
 import numpy as np
 import pytest
 import torch
 
 from asap.checkpoint import load_folder
-from asap.errors import AnnotationError, ConfigError, CorpusError, EmptyFile
+from asap.errors import AnnotationError, ConfigError, CorpusError
 from asap.finding import Pair
 from asap.newsroom import generate
 from asap.predictor import Predictor
 from jobs import train as train_module
 from jobs.fit import Fit, RunFolder
 from jobs.settings import TrainSettings
+from jobs.splits import data_of, read_splits
 from jobs.train import train
 
 MODEL = {
@@ -97,6 +99,11 @@ def test_losses_and_validation_are_told_and_kept_as_the_run_goes(
 ) -> None:
     lines = [json.loads(line) for line in trained.progress.read_text().splitlines()]
     assert [event for event in events if "pairs" in event] == lines
+    (told,) = [event for event in events if "corpus" in event]
+    assert told["ingest"] == "cache"
+    assert [line.partition(":")[0] for line in told["corpus"]].count("captions") == 3
+    kept = json.loads(trained.corpus.read_text())
+    assert [kept[split]["pairs"] for split in ("train", "val", "test")] == [60, 20, 20]
     assert {event["stage"] for event in events if "stage" in event} == {
         "train pictures",
         "val pictures",
@@ -128,7 +135,9 @@ def test_the_same_command_again_returns_at_once(
     before = (trained.model / "model.safetensors").stat().st_mtime_ns
     assert train(settings) == trained.model.resolve()
     assert (trained.model / "model.safetensors").stat().st_mtime_ns == before
-    train(settings.model_copy(update={"cpus_per_worker": 2, "checkpoint_pairs": 8}))  # how, not what
+    train(
+        settings.model_copy(update={"cpus_per_worker": 2, "checkpoint_pairs": 8, "ingest": "stream"})
+    )  # how, not what
 
 
 def test_other_settings_are_refused_by_what_differs(trained: RunFolder, settings: TrainSettings) -> None:
@@ -148,6 +157,22 @@ def test_a_run_that_ended_before_the_model_was_written_writes_it(trained: RunFol
     train(settings)
 
     assert (trained.model / "model.safetensors").read_bytes() == weights
+
+
+@pytest.mark.slow
+def test_a_corpus_in_a_bucket_is_streamed_and_trains(ray_here: None, bucket: str, corpus: Path, tmp_path: Path) -> None:
+    client = boto3.client("s3")
+    for path in filter(Path.is_file, corpus.rglob("*")):
+        client.upload_file(str(path), bucket, f"news/{path.relative_to(corpus).as_posix()}")
+    events: list[dict[str, Any]] = []
+    settings = settings_for(corpus, tmp_path / "out", workers=2, pairs=32)
+    settings = settings.model_copy(update={"corpus": f"s3://{bucket}/news"})
+    folder = train(settings, events.append)
+
+    assert load_folder(folder).config.width == 48
+    assert [event["ingest"] for event in events if "ingest" in event] == ["stream"]
+    assert not (tmp_path / "out/pictures").exists()
+    assert json.loads((tmp_path / "out/test_metrics.json").read_text())["pairs"] == 20
 
 
 # What is wrong is said before anything is trained
@@ -215,15 +240,33 @@ def test_a_record_that_cannot_be_used_is_found_before_training(
     rows = json.loads(path.read_text())
     path.write_text(json.dumps([*rows[:-1], rows[-1] | {"fake_text_pos": [99]}]))
     with pytest.raises(AnnotationError, match=f"record {rows[-1]['id']}: fake_text_pos has 99"):
-        train(settings_for(copied, tmp_path / "out"))
+        train(settings_for(copied, tmp_path / "out", stray_positions="refuse"))
 
 
-def test_a_picture_that_cannot_be_decoded_is_named(copied: Path, tmp_path: Path, no_training: None) -> None:
+def test_data_that_changed_since_are_refused_by_what_differs(copied: Path, tmp_path: Path, no_training: None) -> None:
+    settings = settings_for(copied, tmp_path / "out")
+    corpora = read_splits(settings, "dgm4")
+    data = {split: data_of(corpus) for split, corpus in corpora.items()}
+    train_module._claim(RunFolder(tmp_path / "out"), settings_for(copied.resolve(), tmp_path / "out"), data)
+    path = copied / "metadata/val.json"
+    path.write_text(json.dumps(json.loads(path.read_text())[:-1]))
+    with pytest.raises(
+        ConfigError, match=r"a run on other data: val \{'pairs': 20, .* \(now \{'pairs': 19, "
+    ) as caught:
+        train(settings)
+    assert "train" not in str(caught.value).partition("other data")[2]
+
+
+def test_a_picture_that_cannot_be_decoded_is_named(
+    ray_here: None, copied: Path, tmp_path: Path, no_training: None
+) -> None:
     path = copied / "metadata/train.json"
     rows = json.loads(path.read_text())
     (copied / "empty.jpg").touch()
     path.write_text(json.dumps([*rows[:-1], rows[-1] | {"image": "empty.jpg"}]))
-    with pytest.raises(EmptyFile, match=r"empty\.jpg: the image has no bytes"):
+    with pytest.raises(
+        CorpusError, match=r"1 of 60 pairs .* 1\.67% where .* 1\.00%: .*empty\.jpg: the image has no bytes"
+    ):
         train(settings_for(copied, tmp_path / "out"))
 
 
