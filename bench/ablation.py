@@ -27,12 +27,12 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 
-from asap.dataset import read_split
 from asap.recipes import RECIPES
 from asap.text import load_tokenizer, train_tokenizer
 from jobs.fit import Fit, RunFolder, Split, model_config
 from jobs.judge import judge
 from jobs.settings import TrainSettings
+from jobs.splits import prepare_splits, read_splits
 
 SMALL: dict[str, Any] = {
     "width": 128, "heads": 4, "image_layers": 3, "image_mlp_width": 512, "text_mlp_width": 512, "embed_dim": 64,
@@ -66,18 +66,21 @@ class Grid:
         """A run of the grid. LMA's terms are there from the first step, but where the recipe is to add them last."""
         late = {} if recipe == "asap-ray" else {"alignment_from": 0.0}
         given: dict[str, Any] = {
-            "corpus": str(self.corpus), "out": str(self.work), "recipe": recipe, "seed": seed, "model": SMALL,
-            "pairs": self.pairs, "words_until": 0.0, "warmup_pairs": 1_600, "alpha_ramp_pairs": self.pairs // 3,
+            "corpus": str(self.corpus), "test_corpus": str(self.unseen), "out": str(self.work), "ingest": "cache",
+            "recipe": recipe, "seed": seed, "model": SMALL, "pairs": self.pairs, "words_until": 0.0,
+            "warmup_pairs": 1_600, "alpha_ramp_pairs": self.pairs // 3,
         }  # fmt: skip
         return TrainSettings(**(given | late | changes))
 
     def prepare(self) -> None:
         """Tokenizer, pictures and the start, once."""
+        settings = self.settings("asap", 0)
+        corpora = read_splits(settings, "dgm4")
         if not self.folder.tokenizer.exists():
-            records = read_split(self.corpus, "train")
-            texts = [text for record in records for text in (record.text, record.caption)]
-            train_tokenizer(texts, 4000).save_pretrained(self.folder.tokenizer)
-        self.split("asap", "test")
+            texts = [text for record in corpora["train"].records for text in (record.text, record.caption)]
+            train_tokenizer(texts, settings.vocab_size).save_pretrained(self.folder.tokenizer)
+        config = model_config(settings, len(load_tokenizer(self.folder.tokenizer)))
+        prepare_splits(self.folder, settings, corpora, config, lambda event: None)
         self.start()
 
     def split(self, recipe: str, name: str, limit: int = 0) -> Split:
@@ -128,7 +131,7 @@ def _opened(grid: Grid, name: str, limit: int) -> Split:
     """Cells of one process share it: the pairs are the same for every recipe."""
     settings = grid.settings("asap", 0)
     config = model_config(settings, len(load_tokenizer(grid.folder.tokenizer)))
-    return Split.open(str(grid.unseen if name == "test" else grid.corpus), grid.folder, name, config, limit)
+    return Split.open(settings, grid.folder, name, config, limit)
 
 
 def _cell(grid: Grid, recipe: str, seed: int) -> dict[str, Any]:
