@@ -13,7 +13,7 @@ downloads, without code from there.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -54,16 +54,16 @@ class Start:
 
 
 def read_starts(
-    sources: Iterable[str], config: ModelConfig, *, queue_size: int = 65_536, words_of: str | None = None
+    sources: Iterable[str], config: ModelConfig, *, queue_size: int = 65_536, words_of: Container[str] = ()
 ) -> Start:
     """What the sources give to a model of this configuration, each over those before it.
 
-    `words_of`: the source whose tokenizer the run uses; of other model folders and BERTs the word embeddings mean other
-    words and stay out. Raises `CheckpointError` with every key that does not fit.
+    `words_of`: the sources whose tokenizer the run uses; of other model folders and BERTs the word embeddings mean
+    other words and stay out. Raises `CheckpointError` with every key that does not fit.
     """
     whole = Start()
     for source in sources:
-        start = _with_queues(_read_start(source, config, takes_words=source == words_of), source, queue_size)
+        start = _with_queues(_read_start(source, config, takes_words=source in words_of), source, queue_size)
         weights = whole.weights | start.weights
         older = {name: value for name, value in whole.twins.weights.items() if name not in start.weights}
         fresh = sorted(set(expected_shapes(config)) - set(weights))

@@ -143,7 +143,7 @@ def test_positions_are_resized_for_student_and_twin(made: str, tmp_path: Path, r
 
 def test_a_model_folder_starts_student_and_twin_alike(folder: Path, tmp_path: Path) -> None:
     config = load(folder).config
-    start = read_starts([str(folder)], config, words_of=str(folder))
+    start = read_starts([str(folder)], config, words_of=[str(folder)])
     step = step_from(start, config, tmp_path / "start.safetensors")
     expected = load(folder).state_dict()
     torch.testing.assert_close(dict(step.student.state_dict()), dict(expected), rtol=0, atol=0)
@@ -207,6 +207,6 @@ def test_a_source_brings_its_tokenizer_or_none(folder: Path, asap_file: str) -> 
 
 
 def test_what_was_saved_and_does_not_fit_is_refused(folder: Path, tmp_path: Path) -> None:
-    read_starts([str(folder)], load(folder).config, words_of=str(folder)).save(tmp_path / "start.safetensors")
+    read_starts([str(folder)], load(folder).config, words_of=[str(folder)]).save(tmp_path / "start.safetensors")
     with pytest.raises(RuntimeError, match="size mismatch"):
         begin(TrainingStep(Asap(CONFIG), queue_size=8), tmp_path / "start.safetensors")
