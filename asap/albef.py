@@ -107,7 +107,7 @@ def _fitting(
     }
     keys = {name: published_name(name, config, twin=twin) for name in ours}
     weights = {name: state[key] for name, key in keys.items() if key in state}
-    resized = [POSITIONS] if _has_another_size(weights.get(POSITIONS), ours[POSITIONS]) else []
+    resized = [POSITIONS] if has_another_size(weights.get(POSITIONS), ours[POSITIONS]) else []
     weights |= {name: resize_positions(weights[name], config) for name in resized}
     expected = {keys[name]: shape for name, shape in ours.items()}
     if lines := misfits(expected, {keys[name]: tuple(tensor.shape) for name, tensor in weights.items()}):
@@ -115,7 +115,7 @@ def _fitting(
     return weights, resized
 
 
-def _has_another_size(positions: Tensor | None, expected: tuple[int, ...]) -> bool:
+def has_another_size(positions: Tensor | None, expected: tuple[int, ...]) -> bool:
     """Whether these are the positions of another square of patches, at the same width."""
     if positions is None or positions.ndim != 3 or tuple(positions.shape) == expected:
         return False

@@ -49,6 +49,18 @@ class Batch:
 
         return Batch(**{name: move(value) for name, value in vars(self).items()})
 
+    def parts(self, count: int) -> list[Batch]:
+        """So many batches of as many pairs each, in order, with the padding of the whole."""
+        pairs = len(self.images) // count
+
+        def cut(value: Any, rows: slice) -> Any:
+            return Tokens(*(part[rows] for part in value)) if isinstance(value, Tokens) else value[rows]
+
+        return [
+            Batch(**{name: cut(value, slice(start, start + pairs)) for name, value in vars(self).items()})
+            for start in range(0, count * pairs, pairs)
+        ]
+
 
 def stack_texts(*texts: Tokens) -> Tokens:
     """Several batches of texts as one, padded to the longest, so that an encoder runs once over all of them."""

@@ -5,7 +5,7 @@ Shapes: B pairs, L text tokens, N image tokens ([CLS] and the patches), W width,
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import pairwise
 from typing import Any, cast
@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from timm.layers import build_sincos2d_pos_embed
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from asap.config import ModelConfig
 
@@ -175,6 +176,18 @@ class BertLayer(nn.Module):
         attended: Tensor = self.attention(tokens_BLW, mask_B11M=mask_B11L)
         return attended
 
+    def read(self, tokens_BLW: Tensor, mask_B11L: Tensor) -> Tensor:
+        """The text alone."""
+        return self.feed_forward(self.attend_to_text(tokens_BLW, mask_B11L))
+
+    def fuse(
+        self, tokens_BLW: Tensor, mask_B11L: Tensor, image_BNW: Tensor, with_scores: bool
+    ) -> tuple[Tensor, Tensor | None]:
+        """The text with the image, and the cross attention's `Attention.scores` if they are asked for."""
+        tokens_BLW = self.attend_to_text(tokens_BLW, mask_B11L)
+        scores_BLN = self.crossattention.scores(tokens_BLW, image_BNW) if with_scores else None
+        return self.feed_forward(self.crossattention(tokens_BLW, image_BNW)), scores_BLN
+
     def feed_forward(self, tokens_BLW: Tensor) -> Tensor:
         inside = F.gelu(self.intermediate["dense"](self.output.enter(tokens_BLW)))
         fed: Tensor = self.output(inside, tokens_BLW)
@@ -206,6 +219,14 @@ def _final_norm(config: ModelConfig) -> nn.Module:
     return nn.LayerNorm(config.width, eps=config.layer_norm_eps)
 
 
+def _kept_or_repeated(repeats: bool, part: Callable[..., Any], *inputs: Any) -> Any:
+    """Run a part of an encoder; where gradients will be taken and it `repeats`, only its inputs are kept, and the
+    backward pass runs it again, with the same dropout."""
+    if repeats and torch.is_grad_enabled():
+        return checkpoint(part, *inputs, use_reentrant=False)
+    return part(*inputs)
+
+
 def _attention_mask(mask_BL: Tensor) -> Tensor:
     return mask_BL.bool()[:, None, None, :]
 
@@ -219,13 +240,14 @@ class TextEncoder(nn.Module):
         layers = nn.ModuleList(BertLayer(config, fuses=False) for _ in range(config.text_layers))
         self.layers = cast("Sequence[BertLayer]", layers)
         self.final_norm = _final_norm(config)
+        self.checkpoints_activations = False
 
     def forward(self, input_ids_BL: Tensor, mask_BL: Tensor) -> Tensor:
         """Token ids and mask (B, L) to tokens (B, L, W), [CLS] first."""
         tokens_BLW: Tensor = self.embeddings(input_ids_BL)
         mask_B11L = _attention_mask(mask_BL)
         for layer in self.layers:
-            tokens_BLW = layer.feed_forward(layer.attend_to_text(tokens_BLW, mask_B11L))
+            tokens_BLW = _kept_or_repeated(self.checkpoints_activations, layer.read, tokens_BLW, mask_B11L)
         normed_BLW: Tensor = self.final_norm(tokens_BLW)
         return normed_BLW
 
@@ -238,6 +260,7 @@ class FusionEncoder(nn.Module):
         layers = nn.ModuleList(BertLayer(config, fuses=True) for _ in range(config.fusion_layers))
         self.layers = cast("Sequence[BertLayer]", layers)
         self.final_norm = _final_norm(config)
+        self.checkpoints_activations = False
 
     def forward(
         self, text_BLW: Tensor, mask_BL: Tensor, image_BNW: Tensor | None, *, with_scores: bool = False
@@ -250,10 +273,11 @@ class FusionEncoder(nn.Module):
         tokens_BLW, scores_BLN = text_BLW, None
         mask_B11L = _attention_mask(mask_BL)
         for depth, layer in enumerate(self.layers, start=1):
-            tokens_BLW = layer.attend_to_text(tokens_BLW, mask_B11L)
-            if image_BNW is not None:
-                if with_scores and depth == len(self.layers):
-                    scores_BLN = layer.crossattention.scores(tokens_BLW, image_BNW)
-                tokens_BLW = layer.crossattention(tokens_BLW, image_BNW)
-            tokens_BLW = layer.feed_forward(tokens_BLW)
+            if image_BNW is None:
+                tokens_BLW = _kept_or_repeated(self.checkpoints_activations, layer.read, tokens_BLW, mask_B11L)
+                continue
+            with_these = with_scores and depth == len(self.layers)
+            tokens_BLW, scores_BLN = _kept_or_repeated(
+                self.checkpoints_activations, layer.fuse, tokens_BLW, mask_B11L, image_BNW, with_these
+            )
         return self.final_norm(tokens_BLW), scores_BLN

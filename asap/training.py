@@ -98,16 +98,20 @@ class TrainingStep(nn.Module):
         """Whether captions and explanations are trained on (LMA); HAMMER's objective has none."""
         return self.student.config.variant == "asap" and self.criterion.wants_any(ALIGNMENT_TERMS)
 
-    def forward(self, batch: Batch, alpha: float) -> dict[str, Tensor]:
+    def forward(
+        self, batch: Batch, alpha: float, shares: dict[str, Tensor] | None = None, *, moves_twin: bool = True
+    ) -> dict[str, Tensor]:
         """The terms of the objective, unweighted, and their weighted sum under `total`.
 
-        `alpha` is the weight of the twin's soft targets. Updates the twin, then the queues.
+        `alpha` is the weight of the twin's soft targets. Updates the twin, then the queues. Of a micro batch, `shares`
+        (`asap.accumulation`) multiply the terms, and only the first of a batch `moves_twin`.
         """
-        with torch.no_grad():
-            self.student.temperature.clamp_(0.001, 0.5)
-            self.twin.update_parameters(self.student)
+        if moves_twin:
+            with torch.no_grad():
+                self.student.temperature.clamp_(0.001, 0.5)
+                self.twin.update_parameters(self.student)
         if not self.criterion.wants_any(set(TERMS).difference(WORD_TERMS)):
-            return self._with_total(self._word_terms(batch))
+            return self._with_total(self._word_terms(batch), shares)
         with torch.no_grad():
             twin = self._encode(self.twin.model, batch) if self._asks_the_twin(alpha) else None
         encoded = self._encode(self.student, batch)
@@ -119,13 +123,15 @@ class TrainingStep(nn.Module):
             )
         if twin is not None and self.criterion.wants("vlc"):
             terms["vlc"] = self._contrast(batch, encoded, twin, alpha)
-        return self._with_total(terms)
+        return self._with_total(terms, shares)
 
-    def _with_total(self, terms: dict[str, Tensor]) -> dict[str, Tensor]:
+    def _with_total(self, terms: dict[str, Tensor], shares: dict[str, Tensor] | None) -> dict[str, Tensor]:
+        if shares is not None:
+            terms = {name: term * shares[name].to(term.dtype) for name, term in terms.items()}
         return terms | {"total": self.criterion.total(terms)}
 
     def _word_terms(self, batch: Batch) -> dict[str, Tensor]:
-        """The text side alone, which costs an eighth of a step: words that contradict each other."""
+        """The text side alone, which costs a sixth of a step: words that contradict each other."""
         tokens_BLW, _ = self.student.fusion_encoder(self.student.encode_text(*batch.text), batch.text.mask, None)
         text_types_B2 = batch.types[:, len(IMAGE_TYPES) :]
         return {

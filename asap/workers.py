@@ -1,4 +1,4 @@
-"""The three collectives that the losses need. One process is the plain case; no process group is needed for it."""
+"""The collectives that the losses need. One process is the plain case; no process group is needed for it."""
 
 from __future__ import annotations
 
@@ -24,6 +24,14 @@ def gather(features_BE: Tensor) -> Tensor:
     parts = [torch.empty_like(features_BE) for _ in range(world_size())]
     dist.all_gather(parts, features_BE.detach().contiguous())
     return torch.cat(parts)
+
+
+def add_over_workers(values: Tensor) -> Tensor:
+    """The sum of everybody's values, element by element. No gradient flows back."""
+    values = values.detach().clone()
+    if world_size() > 1:
+        dist.all_reduce(values)
+    return values
 
 
 def mean_over_workers(total: Tensor, count: Tensor) -> Tensor:

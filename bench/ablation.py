@@ -29,8 +29,9 @@ from safetensors.torch import load_file, save_file
 
 from asap.recipes import RECIPES
 from asap.text import load_tokenizer, train_tokenizer
-from jobs.fit import Fit, RunFolder, Split, model_config
+from jobs.fit import Fit, Split, model_config
 from jobs.judge import judge
+from jobs.run_folder import RunFolder
 from jobs.settings import TrainSettings
 from jobs.splits import prepare_splits, read_splits
 

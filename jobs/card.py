@@ -31,7 +31,8 @@ image type is predicted; `boxed` is over the pairs that have one.
 
 ## Training
 
-On {corpus_text}; {trained} pairs were shown in {hours:.1f} hours. The commands that made it:
+On {corpus_text}; {trained} pairs were shown in {hours:.1f} hours. The model is {checkpoint}, its weights
+averaged over the steps. The commands that made it:
 
 ```sh
 {commands}
@@ -61,13 +62,16 @@ FIGURES = (
 )  # fmt: skip
 
 
-def model_card(settings: TrainSettings, config: ModelConfig, report: dict[str, Any], progress: Path) -> str:
-    """The text of a model folder's README.md."""
+def model_card(
+    settings: TrainSettings, config: ModelConfig, report: dict[str, Any], progress: Path, checkpoint: str
+) -> str:
+    """The text of a model folder's README.md. `checkpoint`: which of the run's it is, in words."""
     test_corpus = Path(settings.test_corpus or settings.corpus)
     seed = _newsroom(Path(settings.corpus))
     shown = settings.identity() | {"loss_weights": vars(settings.objective.weights)}
     for name in ("corpus", "test_corpus"):
         shown.pop(name)
+    shown |= {name: value for name, value in _placeless(settings).items() if name in shown}
     return _CARD.format(
         name=settings.name,
         parameters_text=f"{config.image_size} px, width {config.width}, {settings.preset} preset",
@@ -79,6 +83,7 @@ def model_card(settings: TrainSettings, config: ModelConfig, report: dict[str, A
         ),
         corpus_text=_describe(Path(settings.corpus)),
         trained=settings.pairs,
+        checkpoint=checkpoint,
         hours=_hours(progress),
         commands="\n".join(_commands(settings)),
         settings=json.dumps(shown, indent=2),
@@ -92,9 +97,23 @@ def _commands(settings: TrainSettings) -> list[str]:
     lines = [_drawing(Path(settings.corpus), "corpus"), *([_drawing(Path(test), "unseen")] if test else [])]
     given = {"corpus", "test_corpus", "out", "name", "address", "device"}
     changed = settings.model_dump(exclude=given, exclude_defaults=True)
+    changed |= {name: value for name, value in _placeless(settings).items() if name in changed}
     options = "".join(f" --set {shlex.quote(f'{key}={json.dumps(value)}')}" for key, value in changed.items())
     unseen = " --test-corpus unseen" if test else ""
     return [*filter(None, lines), f"asap train corpus --out run --name {settings.name}{unseen}{options}"]
+
+
+def _placeless(settings: TrainSettings) -> dict[str, Any]:
+    """What the run started from, without where that lay on the machine that trained it."""
+    return {
+        "init": [_without_folders(source) for source in settings.init],
+        "tokenizer": _without_folders(settings.tokenizer) if settings.tokenizer else settings.tokenizer,
+    }
+
+
+def _without_folders(source: str) -> str:
+    kind, colon, place = source.partition(":") if source.startswith(("timm:", "bert:")) else ("", "", source)
+    return f"{kind}{colon}{Path(place).name}" if place.startswith("/") else source
 
 
 def _drawing(corpus: Path, name: str) -> str:

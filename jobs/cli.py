@@ -171,17 +171,29 @@ def train(
     pairs: Annotated[int, typer.Option(min=1, help="Pairs to train on, counting each time one is seen.")] = 140_000,
     seed: Annotated[int, typer.Option(min=0, help="Of weights, order and augmentation.")] = 0,
     workers: Annotated[int, typer.Option(min=1, help="Ray Train workers.")] = 1,
+    init: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Start from these weights: a .pth file, a model folder, timm:NAME_OR_FOLDER or bert:NAME_OR_FOLDER; "
+            "can be repeated."
+        ),
+    ] = None,
+    plan: Annotated[bool, typer.Option("--plan", help="Say what the run will do, and do not do it.")] = False,
     address: Annotated[str | None, typer.Option(help="Of a running Ray cluster; by default here.")] = None,
     change: _Change = None,
 ) -> None:
     """Train a model. The same command again goes on with a run that was stopped."""
     from jobs.settings import TrainSettings
-    from jobs.terminal import training_shown
+    from jobs.terminal import plan_tables, training_shown
+    from jobs.train import plan as planned
     from jobs.train import train as run
 
-    given = {"corpus": corpus, "out": out, "name": name, "test_corpus": test_corpus, "pairs": pairs, "seed": seed}
-    given |= {"workers": workers, "address": address}
+    given: dict[str, Any] = {"corpus": corpus, "out": out, "name": name, "test_corpus": test_corpus, "pairs": pairs}
+    given |= {"seed": seed, "workers": workers, "address": address, "init": init or ()}
     settings = _settings(TrainSettings, **(given | _changes(change or [])))
+    if plan:
+        Console().print(plan_tables(planned(settings)))
+        return
     with training_shown(Console()) as progress:
         folder = run(settings, progress)
     typer.echo(f"model: {folder}")

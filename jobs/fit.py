@@ -7,24 +7,34 @@ import math
 import time
 from collections import deque
 from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
+import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
+from asap.accumulation import term_shares
+from asap.batch import Batch
 from asap.config import ModelConfig
 from asap.corpus_report import CorpusReport
 from asap.dataset import TrainingSet
 from asap.errors import AsapError
+from asap.execution import checkpoint_activations, compile_encoders
 from asap.model import Asap
 from asap.optimiser import adamw, warmup_cosine
 from asap.pictures import Measured, PictureCache
 from asap.text import TextCodec, load_tokenizer
 from asap.training import ALIGNMENT_TERMS, TERMS, WORD_TERMS, TrainingStep
+from asap.warm_start import begin
+from asap.workers import gather
+from jobs.corpora import read_picture
 from jobs.feed import CacheFeed, Feed, Order
 from jobs.index import read_index
+from jobs.run_folder import RunFolder
 from jobs.settings import TrainSettings
 
 STATE_FILE = "state.pt"
@@ -37,49 +47,6 @@ _STEPS_COMPARED = 100
 
 class TrainingDiverged(AsapError):
     """The loss is not a finite number, or many times what it was."""
-
-
-@dataclass(frozen=True)
-class RunFolder:
-    """Where a run keeps its things."""
-
-    path: Path
-
-    @property
-    def settings(self) -> Path:
-        """What the run is told, less what does not change the result."""
-        return self.path / "train.json"
-
-    @property
-    def tokenizer(self) -> Path:
-        return self.path / "tokenizer"
-
-    @property
-    def pictures(self) -> Path:
-        return self.path / "pictures"
-
-    def index(self, split: str) -> Path:
-        """The records of a split, as all workers read them."""
-        return self.path / "index" / f"{split}.parquet"
-
-    @property
-    def corpus(self) -> Path:
-        """What reading each split of the corpus found."""
-        return self.path / "corpus.json"
-
-    @property
-    def model(self) -> Path:
-        return self.path / "model"
-
-    @property
-    def progress(self) -> Path:
-        """A JSON object a line: the losses, the speed and the validation metrics as the run goes."""
-        return self.path / "progress.jsonl"
-
-    @property
-    def curves(self) -> Path:
-        """The same for TensorBoard."""
-        return self.path / "tensorboard"
 
 
 @dataclass(frozen=True)
@@ -104,7 +71,9 @@ class Split:
         index = read_index(folder.index(split))
         pictures: Measured = index.pictures
         if index.about["ingest"] == "cache":
-            cache = PictureCache.prepare(index.records, config.image_size, folder.pictures)
+            cache = PictureCache.prepare(
+                index.records, config.image_size, folder.pictures, read=read_picture, keep_broken=True
+            )
             pictures = dataclasses.replace(cache, broken=pictures.broken)
         records = index.records[: limit or None]
         return cls(TrainingSet(records, pictures, codec, bad_boxes=settings.bad_boxes, report=report), config)
@@ -119,6 +88,11 @@ def _in_bfloat16(precision: str, device: torch.device) -> bool:
     if precision == "auto":
         return device.type == "cuda" and torch.cuda.is_bf16_supported()
     return precision == "bfloat16"
+
+
+def _mixed(*numbers: int) -> int:
+    """A seed out of several numbers."""
+    return int(np.random.SeedSequence(numbers).generate_state(1)[0])
 
 
 class Fit:
@@ -147,6 +121,7 @@ class Fit:
             queue_size=settings.queue_size,
             momentum=settings.momentum,
         ).to(self.device)
+        self._set_execution()
         self.step_module: nn.Module = self.module
         self.weights = asdict(self.objective.weights)
         self.order = Order.of(settings, len(split.pairs), rank, world)
@@ -174,21 +149,40 @@ class Fit:
         """Pairs."""
         return self.settings.alignment_from * self.settings.pairs
 
+    def _set_execution(self) -> None:
+        if self.settings.checkpoint_activations:
+            checkpoint_activations(self.module.student)
+        if self.settings.compile == "on" or (self.settings.compile == "auto" and self.device.type == "cuda"):
+            for model in (self.module.student, self.module.twin.model):
+                compile_encoders(model)
+
+    def begin_from(self, start: Path) -> None:
+        """Take the weights of a warm start, as `jobs.warm_start` wrote them; for a run that has no checkpoint yet."""
+        begin(self.module, start)
+
     def distribute(self, wrapped: nn.Module) -> None:
         """Call the step through `wrapped`, which averages gradients over workers."""
         self.step_module = wrapped
 
-    def save(self, folder: Path) -> None:
-        """Write all that the run needs to go on from here."""
+    def random_states(self) -> dict[str, Tensor]:
+        """Where each worker's random numbers are, (world, bytes): for every worker to call, and the first to save."""
+        states = {"rng": gather(torch.get_rng_state()[None].to(self.device)).cpu()}
+        if self.device.type == "cuda":
+            states["cuda_rng"] = gather(torch.cuda.get_rng_state(self.device)[None].to(self.device)).cpu()
+        return states
+
+    def save(self, folder: Path, random_states: dict[str, Tensor] | None = None) -> None:
+        """Write all that the run needs to go on from here, with any number of workers.
+
+        `random_states`: what `random_states` gave; by default this worker's alone.
+        """
         state = {
             "done": self.done,
             "module": self.module.state_dict(),
             "optimiser": self.optimiser.state_dict(),
             "schedule": self.schedule.state_dict(),
-            "rng": torch.get_rng_state(),
+            **(random_states or self.random_states()),
         }
-        if self.device.type == "cuda":
-            state["cuda_rng"] = torch.cuda.get_rng_state(self.device)
         torch.save(state, folder / STATE_FILE)
 
     @staticmethod
@@ -211,10 +205,18 @@ class Fit:
         self.module.load_state_dict(state["module"])
         self.optimiser.load_state_dict(state["optimiser"])
         self.schedule.load_state_dict(state["schedule"])
-        torch.set_rng_state(state["rng"])
-        if self.device.type == "cuda" and "cuda_rng" in state:  # a run may go on where there is no GPU, and back
-            torch.cuda.set_rng_state(state["cuda_rng"], self.device)
         self.done = state["done"]
+        self._restore_random(state)
+
+    def _restore_random(self, state: dict[str, Any]) -> None:
+        """This worker's own stream; one of its own too where there were other workers, or another kind of device."""
+        own_kind = "cuda_rng" if self.device.type == "cuda" else "rng"
+        if own_kind not in state or len(state[own_kind]) != self.world:
+            torch.manual_seed(_mixed(self.settings.seed, self.done, self.world, self.rank))
+            return
+        torch.set_rng_state(state["rng"][self.rank])
+        if self.device.type == "cuda":
+            torch.cuda.set_rng_state(state["cuda_rng"][self.rank], self.device)
 
     def steps(self) -> Iterator[dict[str, float]]:
         """Train to the end of the run, one step at a time; yields each step's terms and its time in seconds."""
@@ -229,17 +231,35 @@ class Fit:
         numbers, _ = self._numbers()
         batch = self.feed.batch(self.done)
         self._weigh()
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.in_bfloat16):
-            terms: dict[str, Tensor] = self.step_module(batch.to(self.device), self._alpha())
-        values = torch.stack([term.detach() for term in terms.values()]).tolist()  # one wait for the GPU, not ten
+        self.optimiser.zero_grad()
+        terms = self._accumulate(batch.to(self.device))
+        values = torch.stack(list(terms.values())).tolist()  # one wait for the GPU, not ten
         figures = dict(zip(terms, values, strict=True))
         self._check(figures, numbers)
-        self.optimiser.zero_grad()
-        terms["total"].backward()
         torch.nn.utils.clip_grad_norm_(self.module.parameters(), self.settings.gradient_norm)
         self.optimiser.step()
         self.schedule.step()
         return figures
+
+    def _accumulate(self, batch: Batch) -> dict[str, Tensor]:
+        """Add up the gradients of the batch, one micro batch at a time; the terms of the whole of it."""
+        parts = batch.parts(self.settings.micro_batches(self.world))
+        shares = term_shares(parts) if len(parts) > 1 else [None]
+        sums: dict[str, Tensor] = {}
+        for number, (part, share) in enumerate(zip(parts, shares, strict=True)):
+            # Workers average their gradients once, when the last micro batch has added its own.
+            with self._apart() if number + 1 < len(parts) else nullcontext():
+                with torch.autocast(self.device.type, torch.bfloat16, enabled=self.in_bfloat16):
+                    terms = self.step_module(part, self._alpha(), share, moves_twin=number == 0)
+                terms["total"].backward()
+            sums = {name: sums.get(name, 0) + term.detach() for name, term in terms.items()}
+        return sums
+
+    def _apart(self) -> AbstractContextManager[None]:
+        """No averaging over workers during the block."""
+        if isinstance(self.step_module, DistributedDataParallel):
+            return cast("AbstractContextManager[None]", self.step_module.no_sync())
+        return nullcontext()
 
     def _numbers(self) -> tuple[list[int], int]:
         """The records of this worker's part of the next batch, and the epoch."""

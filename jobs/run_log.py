@@ -7,16 +7,22 @@ import threading
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from pathlib import Path
+from contextlib import contextmanager, suppress
 from typing import Any
 
 from asap.config import ModelConfig
-from jobs.fit import Fit, RunFolder, Split
+from jobs.errors import StorageError
+from jobs.fit import Fit, Split
 from jobs.judge import judge
+from jobs.run_folder import RunFolder
 from jobs.settings import TrainSettings
+from jobs.storage import Location, exists, read_bytes
 
 Progress = Callable[[dict[str, Any]], None]
+
+_PUSH_EVERY_S = 10.0
+"""Between the times that a run at s3:// puts its progress there; at a checkpoint it always does."""
+_POLL_S = 3.0
 
 HEADLINE = ("AUC", "mAP", "CF1", "IoU50_gated", "IoU50_boxed", "token_F1")
 """The figures that are worth watching, by their names in `asap.metrics`."""
@@ -29,7 +35,9 @@ class RunLog:
         """`started_at`: pairs done; what a killed run drew beyond is taken from TensorBoard's curves."""
         from torch.utils.tensorboard import SummaryWriter  # a second to load
 
-        self.file = folder.progress
+        self.folder = folder
+        self._pushed_s = 0.0
+        folder.pull(folder.progress.name)
         self.curves = SummaryWriter(folder.curves, purge_step=started_at)
         self.validation = Split.open(settings, folder, "val", config, limit=settings.validation_pairs)
         self._terms: dict[str, list[float]] = defaultdict(list)
@@ -55,7 +63,7 @@ class RunLog:
 
     def _write(self, fit: Fit, event: dict[str, Any]) -> None:
         line = {"pairs": fit.pairs_done, "of": fit.total_steps * fit.settings.batch_size, "at": time.time()} | event
-        with self.file.open("a", encoding="utf-8") as file:
+        with self.folder.progress.open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
         for group, values in event.items():
             named = {f"{group}/{name}": value for name, value in values.items()} if isinstance(values, dict) else {}
@@ -63,26 +71,27 @@ class RunLog:
                 if value is not None:
                     self.curves.add_scalar(name, value, fit.pairs_done)
         self.curves.flush()
+        if "validation" in event or time.monotonic() - self._pushed_s > _PUSH_EVERY_S:
+            self.folder.push(self.folder.progress.name, self.folder.curves.name)
+            self._pushed_s = time.monotonic()
 
 
 @contextmanager
-def followed(file: Path, progress: Progress) -> Iterator[None]:
-    """Pass on what is appended to `file` during the block."""
+def followed(folder: RunFolder, progress: Progress) -> Iterator[None]:
+    """Pass on what is appended to the run's progress during the block."""
     stop = threading.Event()
-    start = file.stat().st_size if file.exists() else 0
+    start = _told(folder)
 
     def follow() -> None:
-        position = start
+        told, position = start, len(start)
         while True:
-            last = stop.wait(0.5)
-            if file.exists():
-                with file.open(encoding="utf-8") as lines:
-                    lines.seek(position)
-                    text = lines.read()
-                whole, _, _ = text.rpartition("\n")
-                position += len(whole.encode()) + bool(whole)
-                for line in whole.splitlines():
-                    progress(json.loads(line))
+            last = stop.wait(0.5 if folder.place is None else _POLL_S)
+            with suppress(StorageError):  # a store that is away for a moment is asked again
+                told = _told(folder)
+            whole, newline, _ = told[position:].rpartition(b"\n")
+            position += len(whole + newline)
+            for line in whole.splitlines():
+                progress(json.loads(line))
             if last:
                 return
 
@@ -93,3 +102,9 @@ def followed(file: Path, progress: Progress) -> Iterator[None]:
     finally:
         stop.set()
         thread.join()
+
+
+def _told(folder: RunFolder) -> bytes:
+    """What the run has told so far, where it is kept."""
+    file = (folder.place or Location(str(folder.path))) / folder.progress.name
+    return read_bytes(file) if exists(file) else b""

@@ -185,6 +185,13 @@ class CalibrateSettings(CorpusSettings):
         return Location.parse(self.out) if self.out else Location.parse(self.model) / "policy.json"
 
 
+HOW_NOT_WHAT = {
+    "out", "workers", "min_workers", "cpus_per_worker", "device", "checkpoint_activations", "compile",
+    "checkpoint_pairs", "export", "address", "ingest", "cache_gib", "decode_tasks",
+}  # fmt: skip
+"""The settings of a training run that may change from one start of it to the next."""
+
+
 class TrainSettings(CorpusSettings):
     """A training run: what to learn from, what to learn, and how long."""
 
@@ -206,11 +213,20 @@ class TrainSettings(CorpusSettings):
     """Pieces at most of the tokenizer, which is trained on the corpus."""
     model: dict[str, Any] = {}
     """Changes to the preset and the recipe, by name of `asap.config.ModelConfig`."""
+    init: tuple[str, ...] = ()
+    """What the weights start from, each over those before it: a `.pth` file, a model folder, `timm:NAME_OR_FOLDER` or
+    `bert:NAME_OR_FOLDER` (`asap.warm_start`); files and folders may lie at s3://. Empty: from random weights."""
+    tokenizer: str | None = None
+    """A tokenizer's folder, or `train` for one made of the corpus; None: that of the last `init` that brings one, and
+    made of the corpus where none does."""
 
     pairs: int = Field(default=140_000, ge=1)
     """Pairs to train on in all, counting each time a pair is seen."""
     batch_size: int = Field(default=32, ge=2)
     """Pairs of one step, over all workers."""
+    accumulation: int = Field(default=1, ge=1)
+    """Micro batches that a worker's part of a step is computed in, one after the other; the contrast then sees the
+    negatives of the queue and of a micro batch, every other term is that of the whole batch."""
     learning_rate: float = Field(default=1e-3, gt=0)
     image_learning_rate: float = Field(default=1e-3, gt=0)
     """Of vision, aggregator, image-side attention and box head."""
@@ -223,7 +239,7 @@ class TrainSettings(CorpusSettings):
     loss_weights: dict[str, float] = {}
     """Changes to the recipe's weights, by name of `asap.config.LossWeights`."""
     words_until: float = Field(default=0.57, ge=0, lt=1)
-    """Share of the run, at its start, that trains the words on the texts alone, at an eighth of the cost. From scratch
+    """Share of the run, at its start, that trains the words on the texts alone, at a sixth of the cost. From scratch
     words are found late by themselves, and beside an image side that learns at once not at all; 0 for pretrained
     encoders."""
     alignment_from: float = Field(default=0.9, ge=0, lt=1)
@@ -246,23 +262,31 @@ class TrainSettings(CorpusSettings):
     """Tasks that decode for each worker at a time; None: the CPUs that workers leave free, shared out, at least one."""
 
     workers: int = Field(default=1, ge=1)
+    min_workers: int | None = Field(default=None, ge=1)
+    """Go on with so few where a cluster loses machines, and with up to `workers` when they are back; the batch of a
+    step stays the same. None: only with all of them."""
     cpus_per_worker: int | None = Field(default=None, ge=1)
     """Threads of a worker; None: the machine's cores shared out."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where workers compute; `auto`: on a GPU each, where the cluster has that many."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """`bfloat16` computes the layers in it and keeps weights and losses in float32; `auto`: so on GPUs that have it."""
+    checkpoint_activations: bool = False
+    """Keep less of the forward pass and compute it again in the backward pass: less memory, about a third more time."""
+    compile: Literal["auto", "off", "on"] = "auto"
+    """`torch.compile` for the encoders; `auto`: on GPUs."""
     checkpoint_pairs: int = Field(default=6_400, ge=1)
     """Pairs between checkpoints, which are also when the validation split is judged."""
     validation_pairs: int = Field(default=1000, ge=1)
     """Pairs of the validation split that are judged at a checkpoint."""
+    export: Literal["best", "last"] = "best"
+    """Which checkpoint becomes the model: the best by validation AUC, or the last."""
     address: str | None = None
     """Of a running Ray cluster; None starts Ray on this machine."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        if self.batch_size % self.workers:
-            raise ValueError(f"batch_size {self.batch_size} does not divide among {self.workers} workers")
+        self._check_division()
         if self.alignment_from < self.words_until:
             raise ValueError(
                 f"alignment_from {self.alignment_from} comes before words_until {self.words_until} is over"
@@ -276,10 +300,27 @@ class TrainSettings(CorpusSettings):
         weights = LossWeights.from_dict(asdict(recipe.weights) | self.loss_weights)
         return replace(recipe, model={**recipe.model, **self.model}, weights=weights)
 
+    def _check_division(self) -> None:
+        fewest = self.min_workers or self.workers
+        if fewest > self.workers:
+            raise ValueError(f"min_workers {fewest} is more than workers {self.workers}")
+        for world in range(fewest, self.workers + 1):
+            if self.batch_size % world:
+                one_of = f", which {fewest} to {self.workers} may come to" if fewest < self.workers else ""
+                raise ValueError(f"batch_size {self.batch_size} does not divide among {world} workers{one_of}")
+        share = self.batch_size // self.workers
+        if share % self.accumulation:
+            raise ValueError(f"a worker's {share} pairs of a step do not divide into {self.accumulation} micro batches")
+
+    def micro_batches(self, world: int) -> int:
+        """Parts that each of `world` workers computes its share of a step in: as few as keep them no larger than those
+        of `workers` workers, whose memory they must fit."""
+        share, largest = self.batch_size // world, self.batch_size // (self.workers * self.accumulation)
+        return next(parts for parts in range(1, share + 1) if share % parts == 0 and share // parts <= largest)
+
     def identity(self) -> dict[str, Any]:
         """The settings that decide what is learned; a run goes on only under the same ones."""
-        how = {"out", "cpus_per_worker", "device", "checkpoint_pairs", "address", "ingest", "cache_gib", "decode_tasks"}
-        return self.model_dump(exclude=how)
+        return self.model_dump(mode="json", exclude=HOW_NOT_WHAT)
 
 
 class EvaluateSettings(CorpusSettings):

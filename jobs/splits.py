@@ -12,9 +12,10 @@ from asap.corpus_report import SHOWN
 from asap.errors import CorpusError
 from asap.pictures import Measured, PictureCache
 from jobs.corpora import read_as_told, read_picture
-from jobs.fit import RunFolder, Split
+from jobs.fit import Split
 from jobs.index import about_index, write_index
 from jobs.ingest import measure_pictures
+from jobs.run_folder import RunFolder
 from jobs.settings import CorpusSettings, TrainSettings
 
 Ingest = Literal["cache", "stream"]

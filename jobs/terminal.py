@@ -18,6 +18,7 @@ from asap.render import LEVEL_COLOURS, level, segments
 from jobs.scoreboard import CLASS_COLUMNS, class_rows, task_rows
 
 if TYPE_CHECKING:
+    from jobs.plan import Plan
     from jobs.scan import ScanProgress, Watch
 
 _LINE_EVERY_S = 5.0
@@ -79,7 +80,9 @@ def training_shown(console: Console) -> Iterator[Callable[[dict[str, Any]], None
     """Show a training run's events, as `jobs.train` tells them: a line each."""
 
     def show(event: dict[str, Any]) -> None:
-        if "stage" in event:
+        if "start" in event:
+            line = f"start from {event['start']}\n{event['report']}"
+        elif "stage" in event:
             line = f"{event['stage']}  {event['done']}/{event['total']}"
         elif "corpus" in event:
             line = "\n".join([*event["corpus"], f"pictures: {event['ingest']}"])
@@ -93,7 +96,7 @@ def training_shown(console: Console) -> Iterator[Callable[[dict[str, Any]], None
                 f"{event['pairs']}/{event['of']} pairs  {event['pairs_per_s']:.0f} pairs/s  "
                 f"{left_min:.0f} min left  {_named(losses)}"
             )
-        console.print(line, highlight=False, soft_wrap=True)
+        console.print(line, highlight=False, soft_wrap=True, markup=False)
 
     yield show
 
@@ -117,6 +120,61 @@ def summary_table(summary: dict[str, Any]) -> Table:
     numbers = [f"{summary[name]:,}" for name in ("pairs", "flagged", "errors")]
     table.add_row(*numbers, f"{speed:,.1f}" if speed else "-")
     return table
+
+
+def plan_tables(plan: Plan) -> Group:
+    """What a training run will do."""
+    classes = list(dict.fromkeys(name for counts in plan.pairs.values() for name in counts))
+    pairs = Table(title="pairs", **_PLAIN)
+    pairs.add_column("class", no_wrap=True)
+    for split in plan.pairs:
+        pairs.add_column(split, justify="right")
+    for name in classes:
+        pairs.add_row(name, *(f"{counts.get(name, 0):,}" for counts in plan.pairs.values()))
+    pairs.add_row("all", *(f"{sum(counts.values()):,}" for counts in plan.pairs.values()), style="bold")
+    left_out = f"{plan.left_out_an_epoch:,} pairs of an epoch do not fill a batch" if plan.left_out_an_epoch else ""
+    steps = _rows("steps", {"steps": f"{plan.steps:,}", "epochs": f"{plan.epochs:.2f}", "left out": left_out or "none"})
+    stages = Table(title="stages", **_PLAIN)
+    for name in ("steps", "terms and their weights"):
+        stages.add_column(name)
+    for stage in plan.stages:
+        terms = ", ".join(f"{name} {weight:g}" for name, weight in stage.weights.items())
+        stages.add_row(f"{stage.first_step:,} to {stage.last_step:,}", terms)
+    total = _size(sum(plan.memory.values()))
+    memory = {name: _size(size) for name, size in plan.memory.items()} | {"all": total}
+    kept = (
+        f"{_size(plan.checkpoint_bytes)} each, {plan.checkpoints_written} written, at most {plan.checkpoints_kept} kept"
+    )
+    return Group(
+        pairs, "", steps, "",
+        _rows("batch", {name: f"{count:,}" for name, count in plan.batch.items()}), "",
+        stages, "",
+        _rows("learning rates", {name: f"{rate:g}" for name, rate in plan.rates.items()}), "",
+        _rows("parameters", {n: f"{c:,}" for n, c in plan.parameters.items()} | {
+            "all": f"{sum(plan.parameters.values()):,}"}), "",
+        _rows("memory of a worker", memory),
+        Text(f"activations {plan.activations_told}", style="dim"), "",
+        _rows("writes", {"checkpoints": kept, "starts from": ", ".join(plan.init) or "random weights",
+                         "run folder": plan.out}),
+    )  # fmt: skip
+
+
+def _rows(title: str, rows: dict[str, str]) -> Table:
+    table = Table(title=title, show_header=False, **_PLAIN)
+    table.add_column(no_wrap=True)
+    table.add_column(overflow="fold")
+    for name, value in rows.items():
+        table.add_row(name, Text(value))
+    return table
+
+
+def _size(count: float) -> str:
+    """Bytes as a person reads them."""
+    for unit in ("B", "KiB", "MiB"):
+        if count < 1024:
+            return f"{count:.0f} {unit}"
+        count /= 1024
+    return f"{count:.1f} GiB"
 
 
 def evaluation_tables(report: dict[str, Any]) -> Group:

@@ -1,8 +1,9 @@
 """Ray Train: a corpus in, a model folder out; a killed run goes on with the same command.
 
-The driver prepares what all workers read (tokenizer, the index of every split, and pictures at the model's size where
-they are cached), Ray Train runs the workers and keeps their checkpoints, and the driver writes the model folder from
-the last one. Workers read the run folder directly, so it lies on a disk that they share.
+The driver prepares what all workers read (start, tokenizer, the index of every split, and pictures at the model's size
+where they are cached), Ray Train runs the workers and keeps their best and last checkpoints, and the driver writes the
+model folder from one of them. Workers read the run folder directly where it lies on a disk that they share, and through
+a copy on each machine where it is at s3://.
 """
 
 from __future__ import annotations
@@ -22,45 +23,71 @@ from asap.model import Asap
 from asap.text import load_tokenizer, train_tokenizer
 from asap.training import TrainingStep
 from jobs.card import model_card
+from jobs.chosen import SCORE, Chosen
 from jobs.cluster import ray_running
 from jobs.corpora import full_address
 from jobs.feed import Order
-from jobs.fit import Fit, RunFolder, Split, model_config
+from jobs.fit import Fit, Split, model_config
 from jobs.ingest import open_feed
 from jobs.judge import judge
+from jobs.plan import Plan, make_plan
+from jobs.run_folder import RunFolder
 from jobs.run_log import Progress, RunLog, followed
+from jobs.run_record import finish_record, note_cluster, start_record
 from jobs.settings import TrainSettings
 from jobs.splits import data_of, prepare_splits, read_splits
+from jobs.storage import Location
+from jobs.warm_start import TRAINED, prepare_start
 
 
-def train(settings: TrainSettings, progress: Progress = lambda event: None) -> Path:
+def train(settings: TrainSettings, progress: Progress = lambda event: None) -> Path | Location:
     """Train, or go on with the run that `settings.out` holds, and return the model folder.
 
     `progress` gets `{"stage": name, "done": n, "total": m}` and `{"corpus": lines of its report, "ingest": way}` while
-    preparing, then every line of `progress.jsonl`.
-    Raises `ConfigError` where the folder holds a run of other settings or on other data, `CorpusError`,
-    `AnnotationError`, `StorageError`, `InputError` for a text that cannot be used.
+    preparing, `{"start": source, "report": text}` for each warm start, then every line of `progress.jsonl`.
+    Raises `ConfigError` where the folder holds a run of other settings or on other data, `StorageError` where nothing
+    can be written to it, `CheckpointError` for a start that does not fit, `CorpusError`, `AnnotationError`,
+    `InputError` for a text that cannot be used.
     """
     _check(settings)
-    settings = _with_absolute_paths(settings)
-    folder = RunFolder(Path(settings.out))
+    typed, settings = settings, _with_absolute_paths(settings)
+    folder = RunFolder.open(settings.out)
+    folder.refresh()
     _check_folder(folder, settings)
-    if folder.model.exists():
-        return folder.model
+    if folder.has_model():
+        return folder.finished_model
     corpora = read_splits(settings, model_config(settings, settings.vocab_size).label_set)
     data = {split: data_of(corpus) for split, corpus in corpora.items()}
     _check_data(folder, data)
     _claim(folder, settings, data)
-    with ray_running(settings.address), followed(folder.progress, progress):
+    start_record(folder, typed, data)
+    prepare_start(folder, settings, model_config, progress)
+    with ray_running(settings.address), followed(folder, progress):
         _prepare(folder, settings, corpora, progress)
-        state = _fit(folder, settings)
-    return _export(folder, settings, state)
+        folder.push("tokenizer", "start", "index", folder.corpus.name)
+        best = _fit(folder, settings)
+    return _export(folder, settings, best)
+
+
+def plan(settings: TrainSettings) -> Plan:
+    """What `train` would do with these settings. Reads the corpus, writes nothing, and needs no Ray."""
+    _check(settings)
+    config = model_config(settings, settings.vocab_size)
+    corpora = read_splits(settings, config.label_set)
+    return make_plan(settings, config, {split: corpus.records for split, corpus in corpora.items()})
 
 
 def _with_absolute_paths(settings: TrainSettings) -> TrainSettings:
     """Ray Train's workers work in a folder of their own."""
-    paths = {name: getattr(settings, name) for name in ("corpus", "out", "test_corpus", "pictures")}
-    return settings.model_copy(update={name: full_address(path) for name, path in paths.items() if path})
+    named = {name: getattr(settings, name) for name in ("corpus", "out", "test_corpus", "pictures", "tokenizer")}
+    paths: dict[str, Any] = {name: full_address(path) for name, path in named.items() if path and path != TRAINED}
+    return settings.model_copy(update=paths | {"init": tuple(_absolute(source) for source in settings.init)})
+
+
+def _absolute(source: str) -> str:
+    """A start's path from the root; s3:// stays, and so does a name that is no path here."""
+    kind, colon, path = source.partition(":") if source.startswith(("timm:", "bert:")) else ("", "", source)
+    return f"{kind}{colon}{full_address(path)}" if Path(path).exists() else source
 
 
 def _check(settings: TrainSettings) -> None:
@@ -73,17 +100,19 @@ def _check(settings: TrainSettings) -> None:
 def _check_folder(folder: RunFolder, settings: TrainSettings) -> None:
     """Refuse a folder of something else, or of another run."""
     if not folder.settings.exists():
-        if folder.path.exists() and any(folder.path.iterdir()):
-            raise ConfigError(f"{folder.path} holds something that is not a training run; choose another folder")
+        if not folder.is_empty():
+            raise ConfigError(f"{folder} holds something that is not a training run; choose another folder")
         return
-    found = json.loads(folder.settings.read_text(encoding="utf-8"))
+    # A setting that the run's own version did not have yet was what it is by default.
+    defaults = TrainSettings(corpus="", out="").identity()
+    found = defaults | json.loads(folder.settings.read_text(encoding="utf-8"))
     differs = [
         f"{name} {found.get(name)!r} (now {value!r})"
         for name, value in settings.identity().items()
         if found.get(name) != value
     ]
     if differs:
-        raise ConfigError(f"{folder.path} holds a run of other settings: {', '.join(differs)}; choose another folder")
+        raise ConfigError(f"{folder} holds a run of other settings: {', '.join(differs)}; choose another folder")
 
 
 def _check_data(folder: RunFolder, data: dict[str, dict[str, Any]]) -> None:
@@ -91,16 +120,17 @@ def _check_data(folder: RunFolder, data: dict[str, dict[str, Any]]) -> None:
     found = json.loads(folder.settings.read_text(encoding="utf-8")).get("data") if folder.settings.exists() else None
     if differs := [f"{name} {found[name]} (now {now})" for name, now in data.items() if found and found[name] != now]:
         raise ConfigError(
-            f"{folder.path} holds a run on other data: {', '.join(differs)}; choose another folder, "
-            "or bring the data back"
+            f"{folder} holds a run on other data: {', '.join(differs)}; choose another folder, or bring the data back"
         )
 
 
 def _claim(folder: RunFolder, settings: TrainSettings, data: dict[str, dict[str, Any]]) -> None:
-    """Make the folder this run's."""
+    """Make the folder this run's. Raises `StorageError` where nothing can be written to it."""
+    folder.check_writable()
     folder.path.mkdir(parents=True, exist_ok=True)
     claim = settings.identity() | {"data": data}
     folder.settings.write_text(json.dumps(claim, indent=2) + "\n", encoding="utf-8")
+    folder.push(folder.settings.name)
 
 
 def _prepare(folder: RunFolder, settings: TrainSettings, corpora: dict[str, Corpus], progress: Progress) -> None:
@@ -115,32 +145,35 @@ def _prepare(folder: RunFolder, settings: TrainSettings, corpora: dict[str, Corp
     prepare_splits(folder, settings, corpora, config, progress)
 
 
-def _fit(folder: RunFolder, settings: TrainSettings) -> dict[str, torch.Tensor]:
-    """Run the workers to the end; the weights of the twin, which is what ships."""
+def _fit(folder: RunFolder, settings: TrainSettings) -> Chosen:
+    """Run the workers to the end; the checkpoint that becomes the model."""
+    import ray
     from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
 
     cpus = settings.cpus_per_worker or max(1, (os.cpu_count() or 1) // settings.workers)
     use_gpu = _on_gpus(settings)
+    note_cluster(folder, ray.cluster_resources())
+    fewest = settings.min_workers or settings.workers
     result = TorchTrainer(
         _work,
-        train_loop_config={"settings": settings.model_dump(), "folder": str(folder.path), "cpus": cpus},
+        train_loop_config={"settings": settings.model_dump(), "cpus": cpus},
         scaling_config=ScalingConfig(
-            num_workers=settings.workers,
+            num_workers=settings.workers if fewest == settings.workers else (fewest, settings.workers),
             use_gpu=use_gpu,
             resources_per_worker={"CPU": cpus} | ({"GPU": 1} if use_gpu else {}),
         ),
         run_config=RunConfig(
             name="ray_train",
-            storage_path=str(folder.path),
+            **folder.ray_storage(),
             failure_config=FailureConfig(max_failures=3),
-            checkpoint_config=CheckpointConfig(num_to_keep=2),
+            # The best, and beside it always the last.
+            checkpoint_config=CheckpointConfig(num_to_keep=1, checkpoint_score_attribute=SCORE),
         ),
     ).fit()
     if result.checkpoint is None:
-        raise AsapError(f"the run in {folder.path} ended without a checkpoint; {folder.path}/ray_train says why")
-    with result.checkpoint.as_directory() as place:
-        return Fit.twin_weights(Path(place))
+        raise AsapError(f"the run in {folder} ended without a checkpoint; {folder}/ray_train says why")
+    return Chosen.of(result.best_checkpoints, result.checkpoint, settings.export)
 
 
 def _on_gpus(settings: TrainSettings) -> bool:
@@ -148,9 +181,10 @@ def _on_gpus(settings: TrainSettings) -> bool:
     import ray
 
     found = int(ray.cluster_resources().get("GPU", 0))
-    if settings.device == "cuda" and found < settings.workers:
-        raise ConfigError(f"device 'cuda' asks for {settings.workers} GPU(s) and the cluster has {found}; use 'auto'")
-    return settings.device != "cpu" and found >= settings.workers
+    fewest = settings.min_workers or settings.workers
+    if settings.device == "cuda" and found < fewest:
+        raise ConfigError(f"device 'cuda' asks for {fewest} GPU(s) and the cluster has {found}; use 'auto'")
+    return settings.device != "cpu" and found >= fewest
 
 
 def _work(given: dict[str, Any]) -> None:
@@ -158,18 +192,23 @@ def _work(given: dict[str, Any]) -> None:
     import ray.train
     from ray.train.torch import get_device, prepare_model
 
-    settings, folder = TrainSettings(**given["settings"]), RunFolder(Path(given["folder"]))
+    settings = TrainSettings(**given["settings"])
+    folder = RunFolder.open(settings.out)
     torch.set_num_threads(given["cpus"])
     torch.set_flush_denormal(True)  # vanishing gradients are not worth the hundredfold time of denormal numbers
     context = ray.train.get_context()
     rank, world = context.get_world_rank(), context.get_world_size()
-    config = model_config(settings, len(load_tokenizer(folder.tokenizer)))
-    split = Split.open(settings, folder, "train", config)
+    with folder.locked():
+        folder.pull("tokenizer", "start", "index")
+        config = model_config(settings, len(load_tokenizer(folder.tokenizer)))
+        split = Split.open(settings, folder, "train", config)
     feed = open_feed(settings, split.pairs, config, Order.of(settings, len(split.pairs), rank, world), given["cpus"])
     fit = Fit(settings, split, rank=rank, world=world, device=get_device(), feed=feed)
     if checkpoint := ray.train.get_checkpoint():
         with checkpoint.as_directory() as place:
             fit.restore(Path(place))
+    elif folder.start.exists():
+        fit.begin_from(folder.start)
     if world > 1:
         # The queues are the same everywhere by construction; sending them every step would cost more than the step.
         # Not every step uses every parameter: the projections rest until the contrast begins.
@@ -186,23 +225,30 @@ def _report(fit: Fit, figures: dict[str, Any]) -> None:
     """Give Ray Train a checkpoint (from the first worker: the others hold the same) and the figures."""
     import ray.train
 
+    random_states = fit.random_states()
     with tempfile.TemporaryDirectory() as place:
         checkpoint = None
         if fit.rank == 0:
-            fit.save(Path(place))
+            fit.save(Path(place), random_states)
             checkpoint = ray.train.Checkpoint.from_directory(place)
-        ray.train.report({"pairs": fit.pairs_done} | figures, checkpoint=checkpoint)
+        score = figures.get("AUC")
+        ray.train.report(
+            {"pairs": fit.pairs_done, SCORE: -1.0 if score is None else score} | figures, checkpoint=checkpoint
+        )
 
 
-def _export(folder: RunFolder, settings: TrainSettings, weights: dict[str, torch.Tensor]) -> Path:
+def _export(folder: RunFolder, settings: TrainSettings, chosen: Chosen) -> Path | Location:
     """Write the model folder, judge what was written, and put the figures on its card."""
+    folder.pull(folder.progress.name)
     tokenizer = load_tokenizer(folder.tokenizer)
     model = Asap(model_config(settings, len(tokenizer))).eval()
-    model.load_state_dict(weights)
+    model.load_state_dict(chosen.weights)
     draft = folder.path / "model.draft"
     save(model, draft, tokenizer=tokenizer, name=settings.name, dtype=torch.float16)
     report = judge(load(draft), Split.open(settings, folder, "test", model.config))
     (folder.path / "test_metrics.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
-    card = model_card(settings, model.config, report, folder.progress)
+    card = model_card(settings, model.config, report, folder.progress, str(chosen))
     save(load(draft), folder.model, tokenizer=tokenizer, name=settings.name, dtype=torch.float16, card=card)
-    return folder.model
+    finish_record(folder, model={"checkpoint": str(chosen), "pairs": chosen.pairs, "validation_AUC": chosen.score})
+    folder.push("test_metrics.json", "tensorboard", "model", last="config.json")
+    return folder.finished_model

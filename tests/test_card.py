@@ -40,7 +40,7 @@ def test_the_card_holds_the_figures_and_what_made_the_model(tmp_path: Path, prog
         name="asap-small", pairs=123_456, learning_rate=3e-4, loss_weights={"mpp": 0.5},
     )  # fmt: skip
 
-    card = model_card(settings, ModelConfig.tiny(), REPORT, progress)
+    card = model_card(settings, ModelConfig.tiny(), REPORT, progress, "the best checkpoint after 640 pairs")
 
     assert card.startswith("# asap-small\n")
     for name in FIGURES:
@@ -58,7 +58,7 @@ def test_the_card_holds_the_figures_and_what_made_the_model(tmp_path: Path, prog
 
 def test_a_figure_that_a_corpus_cannot_tell_is_left_out(tmp_path: Path, progress: Path) -> None:
     settings = TrainSettings(corpus=corpus(tmp_path / "real", None), out=str(tmp_path / "run"))
-    card = model_card(settings, ModelConfig.tiny(), REPORT | {"AUC": None}, progress)
+    card = model_card(settings, ModelConfig.tiny(), REPORT | {"AUC": None}, progress, "the last checkpoint")
     assert "| AUC |" not in card
     assert "| ACC |" in card
     assert "the corpus `real`" in card
@@ -67,7 +67,7 @@ def test_a_figure_that_a_corpus_cannot_tell_is_left_out(tmp_path: Path, progress
 
 def test_a_drawn_corpus_of_seed_0_is_told_as_one(tmp_path: Path, progress: Path) -> None:
     settings = TrainSettings(corpus=corpus(tmp_path / "drawn", 0), out=str(tmp_path / "run"))
-    card = model_card(settings, ModelConfig.tiny(), REPORT, progress)
+    card = model_card(settings, ModelConfig.tiny(), REPORT, progress, "the best checkpoint after 640 pairs")
     assert "seed 0" in card
     assert "grammar-made" in card
 
@@ -80,7 +80,7 @@ def test_the_commands_of_the_card_make_the_model_again(
         name="asap-small", pairs=1_234, seed=5, workers=2, augmentation="none", loss_weights={"mpp": 0.5, "giou": 1},
         model={"width": 96}, learning_rate=3e-4, words_until=0.125, alignment_from=0.25,
     )  # fmt: skip
-    card = model_card(settings, ModelConfig.tiny(), REPORT, progress)
+    card = model_card(settings, ModelConfig.tiny(), REPORT, progress, "the best checkpoint after 640 pairs")
     draw, draw_unseen, command = card.partition("```sh\n")[2].partition("\n```")[0].splitlines()
     asked: list[TrainSettings] = []
     monkeypatch.setattr(train, "train", lambda settings, progress: asked.append(settings) or Path("run/model"))

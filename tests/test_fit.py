@@ -10,12 +10,15 @@ import pytest
 import torch
 from PIL import Image
 
+from asap.dataset import epoch_order
 from asap.errors import AsapError, ConfigError
 from asap.text import train_tokenizer
+from asap.warm_start import Start
 from jobs.corpora import read_corpus
 from jobs.feed import Order
-from jobs.fit import Fit, RunFolder, Split, TrainingDiverged, model_config
+from jobs.fit import Fit, Split, TrainingDiverged, model_config
 from jobs.ingest import Decoding, StreamFeed
+from jobs.run_folder import RunFolder
 from jobs.settings import TrainSettings
 from jobs.splits import prepare_splits
 
@@ -183,6 +186,100 @@ def test_workers_start_alike_and_draw_their_own_dropout(settings: TrainSettings,
     (first, one), (second, other) = drawn(0), drawn(1)
     torch.testing.assert_close(first, second, rtol=0, atol=0)
     assert one != other
+
+
+def test_a_run_goes_on_with_fewer_workers_and_ends_with_every_pair_of_the_epoch_once(
+    settings: TrainSettings, split: Split, tmp_path: Path
+) -> None:
+    settings = changed(settings, workers=2, pairs=8)  # two steps, an epoch
+    two = Fit(settings, split, rank=0, world=2)
+    other = Fit(settings, split, rank=1, world=2)
+    seen = [*two._numbers()[0], *other._numbers()[0]]
+    two.done = 1
+    two.save(tmp_path)
+    alone = Fit(settings, split)
+    alone.restore(tmp_path)
+    seen += alone._numbers()[0]
+    assert len(seen) == len(set(seen)) == 8
+    assert sorted(seen) == sorted(epoch_order(PAIRS, settings.seed, 0)[:8].tolist())
+    assert len(run(alone)) == 1
+    torch.testing.assert_close(alone.module.queues.pointer, torch.tensor(4))
+
+
+def test_another_number_of_workers_draws_streams_of_its_own(
+    settings: TrainSettings, split: Split, tmp_path: Path
+) -> None:
+    settings = changed(settings, workers=2)
+    one = Fit(settings, split, rank=0, world=2)
+    state = torch.get_rng_state()
+    one.save(tmp_path, {"rng": torch.stack([state, torch.flip(state, [0])])})
+
+    def drawn(rank: int, world: int) -> float:
+        fit = Fit(settings, split, rank=rank, world=world)
+        fit.restore(tmp_path)
+        return torch.rand(()).item()
+
+    torch.set_rng_state(state)
+    assert drawn(0, 2) == torch.rand((), generator=_generator(state)).item()
+    assert drawn(0, 1) == drawn(0, 1)
+    assert len({drawn(0, 1), drawn(0, 2), drawn(0, 3), drawn(1, 3)}) == 4
+
+
+def _generator(state: torch.Tensor) -> torch.Generator:
+    generator = torch.Generator()
+    generator.set_state(state)
+    return generator
+
+
+def test_a_run_begins_from_a_warm_start(settings: TrainSettings, split: Split, tmp_path: Path) -> None:
+    weight = torch.full((96,), 7.0)
+    Start({"box_head.0.bias": weight}).save(tmp_path / "weights.safetensors")
+    fit, plain = Fit(settings, split), Fit(settings, split)
+    fit.begin_from(tmp_path / "weights.safetensors")
+    for model in (fit.module.student, fit.module.twin.model):
+        torch.testing.assert_close(model.box_head[0].bias.detach(), weight)
+        torch.testing.assert_close(model.patch_head.weight.detach(), plain.module.student.patch_head.weight.detach())
+
+
+def gradients(fit: Fit) -> dict[str, torch.Tensor]:
+    return {name: p.grad for name, p in fit.module.student.named_parameters() if p.grad is not None}
+
+
+def test_a_step_in_micro_batches_has_the_gradients_of_one_batch(settings: TrainSettings, split: Split) -> None:
+    calm = dataclasses.replace(split, config=dataclasses.replace(split.config, dropout=0.0, patch_embedding="linear"))
+    weights = {"vlc": 0.0}
+    whole, parts = (Fit(changed(settings, accumulation=count, loss_weights=weights), calm) for count in (1, 2))
+    terms, again = run(whole, 1)[0], run(parts, 1)[0]
+    assert again == pytest.approx(terms, abs=1e-5)
+    torch.testing.assert_close(gradients(parts), gradients(whole), atol=1e-5, rtol=0)
+
+
+def test_fewer_workers_compute_more_micro_batches_of_the_same_size(settings: TrainSettings) -> None:
+    given = TrainSettings(**settings.model_dump() | {"batch_size": 48, "workers": 4, "accumulation": 2})
+    assert [given.micro_batches(world) for world in (4, 3, 2, 1)] == [2, 4, 4, 8]
+
+
+def test_what_is_how_and_not_what_may_change_between_starts(settings: TrainSettings) -> None:
+    how = changed(settings, workers=2, min_workers=1, checkpoint_activations=True, compile="on", export="last")
+    assert how.identity() == settings.identity()
+    for what in ({"accumulation": 2}, {"init": ("demo",)}, {"tokenizer": "train"}):
+        assert changed(settings, **what).identity() != settings.identity()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"batch_size": 32, "workers": 4, "min_workers": 2}, "divide among 3 workers, which 2 to 4 may come to"),
+        ({"batch_size": 4, "workers": 3}, "batch_size 4 does not divide among 3 workers"),
+        ({"batch_size": 4, "workers": 1, "min_workers": 2}, "min_workers 2 is more than workers 1"),
+        ({"batch_size": 4, "accumulation": 3}, "4 pairs of a step do not divide into 3 micro batches"),
+    ],
+)
+def test_a_batch_that_does_not_divide_is_refused(
+    settings: TrainSettings, changes: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        TrainSettings(**settings.model_dump() | changes)
 
 
 def test_words_are_trained_alone_before_anything_else(settings: TrainSettings, split: Split) -> None:

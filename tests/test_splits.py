@@ -13,7 +13,8 @@ from asap.config import ModelConfig
 from asap.errors import CorpusError
 from asap.text import train_tokenizer
 from jobs import splits
-from jobs.fit import RunFolder, Split
+from jobs.fit import Split
+from jobs.run_folder import RunFolder
 from jobs.settings import TrainSettings
 from jobs.splits import choose_ingest, data_of, prepare_splits, read_splits
 

@@ -21,8 +21,11 @@ from asap.errors import AnnotationError, ConfigError, CorpusError
 from asap.finding import Pair
 from asap.newsroom import generate
 from asap.predictor import Predictor
+from jobs import run_folder
 from jobs import train as train_module
-from jobs.fit import Fit, RunFolder
+from jobs.errors import StorageError
+from jobs.fit import Fit
+from jobs.run_folder import RunFolder
 from jobs.settings import TrainSettings
 from jobs.splits import data_of, read_splits
 from jobs.train import train
@@ -40,7 +43,7 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def settings_for(corpus: Path, out: Path, **changes: Any) -> TrainSettings:
+def settings_for(corpus: Path, out: Path | str, **changes: Any) -> TrainSettings:
     few: dict[str, Any] = {
         "corpus": str(corpus), "out": str(out), "name": "small", "model": MODEL, "vocab_size": 300, "pairs": 64,
         "batch_size": 8, "warmup_pairs": 16, "words_until": 0.125, "alignment_from": 0.25, "alpha_ramp_pairs": 16,
@@ -87,11 +90,53 @@ def test_the_card_holds_the_figures_of_the_test_split(trained: RunFolder) -> Non
     assert "seed 3, 100 pairs" in card
 
 
-def test_the_averaged_twin_ships(trained: RunFolder) -> None:
-    checkpoint = max(path for path in trained.path.glob("ray_train/checkpoint_*") if path.is_dir())
+def test_the_averaged_twin_of_the_best_checkpoint_ships(trained: RunFolder) -> None:
     shipped = load_folder(trained.model).model.state_dict()
-    for name, value in Fit.twin_weights(checkpoint).items():
+    record = json.loads(trained.record.read_text())["starts"][-1]["model"]
+    lines = [json.loads(line) for line in trained.progress.read_text().splitlines()]
+    scores = {line["pairs"]: line["validation"]["AUC"] for line in lines if "validation" in line}
+    best = max(scores, key=lambda pairs: (scores[pairs], pairs))
+    assert record["pairs"] == best
+    assert record["validation_AUC"] == pytest.approx(scores[best])
+
+    # The best, and beside it the last, are kept; nothing else is.
+    kept = {Fit._read(path)["done"] * 8: path for path in trained.path.glob("ray_train/checkpoint_*") if path.is_dir()}
+    assert set(kept) == {best, 64}
+    for name, value in Fit.twin_weights(kept[best]).items():
         torch.testing.assert_close(shipped[name], value.half().to(value.dtype) if value.is_floating_point() else value)
+    assert f"the best checkpoint after {best} pairs" in (trained.model / "README.md").read_text()
+
+
+def test_the_record_tells_the_settings_as_they_were_typed(trained: RunFolder, settings: TrainSettings) -> None:
+    record = json.loads(trained.record.read_text())
+    assert record["settings"]["corpus"] == settings.corpus  # a relative path, as given
+    assert record["starts"][-1]["cluster"]["cpus"] == 2
+    assert record["starts"][-1]["seconds"] > 0
+
+
+def test_a_run_at_s3_from_a_model_folder_ends_with_everything_there(
+    trained: RunFolder, corpus: Path, bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(run_folder.tempfile, "gettempdir", lambda: str(tmp_path))
+    events: list[dict[str, Any]] = []
+    settings = settings_for(corpus, f"s3://{bucket}/runs/one", pairs=32, init=(str(trained.model),), export="last")
+
+    model = train(settings, events.append)
+
+    assert str(model) == f"s3://{bucket}/runs/one/model"
+    listed = boto3.client("s3").list_objects_v2(Bucket=bucket)["Contents"]
+    names = {entry["Key"].removeprefix("runs/one/") for entry in listed}
+    assert {
+        "train.json", "run.json", "progress.jsonl", "test_metrics.json", "start/report.txt", "tokenizer/tokenizer.json",
+        "model/config.json", "model/model.safetensors", "model/README.md",
+    } <= names  # fmt: skip
+    assert any(name.startswith("tensorboard/") for name in names)
+    assert any(name.startswith("ray_train/checkpoint_") for name in names)
+    assert "left fresh: none" in next(event["report"] for event in events if "start" in event)
+    assert [event["pairs"] for event in events if "validation" in event] == [32]
+    assert train(settings) == model  # finished: nothing is done again
+    with pytest.raises(ConfigError, match=r"s3://.* holds a run of other settings: learning_rate"):
+        train(settings.model_copy(update={"learning_rate": 0.5}))
 
 
 def test_losses_and_validation_are_told_and_kept_as_the_run_goes(
@@ -222,6 +267,11 @@ def copied(corpus: Path, tmp_path: Path) -> Path:
     for split in ("train", "val", "test"):
         (folder / f"metadata/{split}.json").write_text((corpus / f"metadata/{split}.json").read_text())
     return folder
+
+
+def test_a_place_that_cannot_be_written_is_found_before_training(corpus: Path, s3: str, no_training: None) -> None:
+    with pytest.raises(StorageError, match="the bucket 'nobodys-bucket' does not exist"):
+        train(settings_for(corpus, "s3://nobodys-bucket/run"))
 
 
 def test_a_missing_test_split_is_found_before_training_and_not_after(

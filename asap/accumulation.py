@@ -1,0 +1,44 @@
+"""A batch in micro batches: what each of them is worth, so that their gradients add up to the whole batch's.
+
+A term is a mean over what it counts: pairs, boxes, words, patches. The sum over micro batches of the term times the
+micro batch's share of that count, over all workers, is the mean over the whole. Two things are of a micro batch alone:
+the contrast, whose negatives are the queue and the micro batch (the queue holds the micro batches before it), and the
+statistics of a convolutional stem, which normalises over the pairs that it sees together. The shares are those of the
+losses as they are by default, without `PublishedDefects`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from asap.batch import Batch
+from asap.losses import IGNORED_PATCH, IGNORED_TOKEN
+from asap.training import TERMS
+from asap.workers import add_over_workers
+
+
+def term_shares(parts: Sequence[Batch]) -> list[dict[str, Tensor]]:
+    """For each micro batch, the share of each term: scalars that add up to 1 over the micro batches, or are all 0
+    where nobody has what the term counts."""
+    counts_PT = torch.stack([_counts(part) for part in parts])
+    counts_PT = add_over_workers(counts_PT)
+    shares_PT = counts_PT / counts_PT.sum(dim=0).clamp(min=1)
+    return [dict(zip(TERMS, shares_T, strict=True)) for shares_T in shares_PT]
+
+
+def _counts(batch: Batch) -> Tensor:
+    """What each of `TERMS` averages over, (terms,)."""
+    boxes = batch.has_box.sum()
+    counts = {
+        "tmg": (batch.token_labels != IGNORED_TOKEN).sum(),
+        "mgca": batch.text.mask.sum(),
+        "bbox_l1": boxes,
+        "giou": boxes,
+        "cwp": batch.caption.mask[:, 1:].any(dim=1).sum(),
+        "mpp": (batch.patch_labels != IGNORED_PATCH).sum(),
+    }
+    pairs = torch.tensor(len(batch.images), device=batch.images.device)
+    return torch.stack([counts.get(term, pairs) for term in TERMS]).double()

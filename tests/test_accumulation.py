@@ -1,0 +1,85 @@
+from collections.abc import Iterator
+
+import pytest
+import torch
+from tiny import draw_batch, tiny_model
+from torch import Tensor
+
+from asap.accumulation import term_shares
+from asap.config import LossWeights
+from asap.training import TERMS, TrainingStep
+
+# The first half has no box and the second no manipulated word: their means must still be the whole's.
+CLASSES = ("orig", "text_swap", "orig", "text_attribute", "face_swap", "orig", "face_attribute", "face_swap")
+WITHOUT_CONTRAST = LossWeights(vlc=0)
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def new_step(weights: LossWeights | None = None) -> TrainingStep:
+    # The linear embedding: the convolutional one normalises over what it sees together.
+    step = TrainingStep(tiny_model(patch_embedding="linear"), queue_size=16, momentum=0.9, weights=weights).train()
+    with torch.no_grad():  # a twin that would show being moved
+        step.student.patch_head.bias.add_(1.0)
+    return step
+
+
+def run(step: TrainingStep, parts: int) -> tuple[dict[str, float], dict[str, Tensor]]:
+    """The terms of a batch in so many parts, and the gradients."""
+    batches = draw_batch(CLASSES).parts(parts)
+    shares = term_shares(batches)
+    sums: dict[str, float] = {}
+    for number, batch in enumerate(batches):
+        terms = step(batch, 0.4, shares[number] if parts > 1 else None, moves_twin=number == 0)
+        terms["total"].backward()
+        sums = {name: sums.get(name, 0.0) + term.item() for name, term in terms.items()}
+    return sums, {name: p.grad for name, p in step.student.named_parameters() if p.grad is not None}
+
+
+@pytest.mark.parametrize("parts", [2, 4, 8])
+def test_micro_batches_give_the_whole_batchs_terms_and_gradients(parts: int) -> None:
+    whole_terms, whole = run(new_step(WITHOUT_CONTRAST), 1)
+    terms, gradients = run(new_step(WITHOUT_CONTRAST), parts)
+    assert terms == pytest.approx(whole_terms, abs=1e-5)
+    assert gradients.keys() == whole.keys()
+    torch.testing.assert_close(gradients, whole, atol=1e-5, rtol=1e-4)
+
+
+def test_without_shares_the_gradients_would_be_others() -> None:
+    step, (_, whole) = new_step(WITHOUT_CONTRAST), run(new_step(WITHOUT_CONTRAST), 1)
+    for number, batch in enumerate(draw_batch(CLASSES).parts(2)):
+        (step(batch, 0.4, moves_twin=number == 0)["total"] / 2).backward()
+    assert not torch.allclose(step.student.box_head[0].weight.grad, whole["box_head.0.weight"], atol=1e-5)
+
+
+def test_the_twin_moves_once_and_the_queues_take_every_pair_in_order() -> None:
+    one, several = new_step(), new_step()
+    run(one, 1)
+    run(several, 4)
+    torch.testing.assert_close(several.twin.model.state_dict(), one.twin.model.state_dict(), rtol=0, atol=0)
+    assert several.queues.pointer == one.queues.pointer == len(CLASSES)
+    torch.testing.assert_close(several.queues.state_dict(), one.queues.state_dict(), atol=1e-5, rtol=1e-5)
+
+
+def test_shares_add_up_to_one_or_are_nothing_where_nobody_has_what_counts() -> None:
+    shares = term_shares(draw_batch(CLASSES).parts(2))
+    for term in TERMS:
+        assert sum(share[term].item() for share in shares) == pytest.approx(1)
+    assert [share["giou"].item() for share in shares] == [0, 1]
+    assert [share["vlc"].item() for share in shares] == [0.5, 0.5]
+    boxless = term_shares(draw_batch(["orig"] * 4).parts(2))
+    assert [share["bbox_l1"].item() for share in boxless] == [0, 0]
+
+
+def test_parts_are_the_pairs_of_the_batch_in_order() -> None:
+    batch = draw_batch(CLASSES)
+    parts = batch.parts(4)
+    assert torch.equal(torch.cat([part.images for part in parts]), batch.images)
+    assert torch.equal(torch.cat([part.text.input_ids for part in parts]), batch.text.input_ids)
+    assert [len(part.manipulated) for part in parts] == [2] * 4

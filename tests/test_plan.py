@@ -1,0 +1,119 @@
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from rich.console import Console
+from typer.testing import CliRunner
+
+from asap.errors import ConfigError
+from asap.model import Asap
+from asap.newsroom import generate
+from jobs import train as train_module
+from jobs.cli import app
+from jobs.fit import model_config
+from jobs.plan import Plan, stages
+from jobs.settings import TrainSettings
+from jobs.terminal import plan_tables
+from jobs.train import plan
+
+MODEL = {
+    "image_size": 32, "width": 48, "heads": 4, "image_layers": 1, "image_mlp_width": 48, "text_layers": 1,
+    "fusion_layers": 1, "text_mlp_width": 48, "embed_dim": 8,
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("drawn") / "corpus"
+    generate(folder, pairs=40, seed=3, workers=1, splits=(0.5, 0.25, 0.25))
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def settings_for(corpus: Path, **changes: Any) -> TrainSettings:
+    few: dict[str, Any] = {
+        "corpus": str(corpus), "out": "s3://bucket/run", "model": MODEL, "vocab_size": 300, "pairs": 64,
+        "batch_size": 8, "words_until": 0.25, "alignment_from": 0.5, "queue_size": 32, "checkpoint_pairs": 24,
+        "workers": 2, "accumulation": 2,
+    }  # fmt: skip
+    return TrainSettings(**(few | changes))
+
+
+@pytest.fixture(scope="module")
+def made(corpus: Path) -> Plan:
+    return plan(settings_for(corpus))
+
+
+def test_pairs_are_counted_by_split_and_class(made: Plan) -> None:
+    assert {split: sum(counts.values()) for split, counts in made.pairs.items()} == {"train": 20, "val": 10, "test": 10}
+    assert "orig" in made.pairs["train"]
+
+
+def test_steps_epochs_and_the_batchs_arithmetic(made: Plan) -> None:
+    assert (made.steps, made.epochs, made.left_out_an_epoch) == (8, 4.0, 4)
+    assert made.batch == {
+        "pairs of a step": 8, "workers": 2, "pairs of a worker": 4, "micro batches": 2, "pairs of a micro batch": 2,
+    }  # fmt: skip
+    assert (made.checkpoints_written, made.checkpoints_kept) == (3, 2)
+
+
+def test_stages_tell_their_terms(made: Plan) -> None:
+    assert [(stage.first_step, stage.last_step) for stage in made.stages] == [(0, 2), (2, 4), (4, 8)]
+    assert made.stages[0].weights == {"tmg": 1.0, "mlc": 1.0}
+    assert "vlc" not in made.stages[1].weights
+    assert made.stages[2].weights["mpp"] == 2.0
+
+
+@pytest.mark.parametrize(("words", "alignment"), [(0.0, 0.0), (0.3, 0.3), (0.1, 0.95)])
+def test_every_step_has_one_stage(words: float, alignment: float) -> None:
+    planned = stages(settings_for(Path("c"), words_until=words, alignment_from=alignment), 8)
+    steps = [step for stage in planned for step in range(stage.first_step, stage.last_step)]
+    assert steps == list(range(8))
+
+
+def test_memory_is_that_of_the_models_parameters_and_of_the_micro_batch(made: Plan, corpus: Path) -> None:
+    parameters = sum(p.numel() for p in Asap(model_config(settings_for(corpus), 300)).parameters())
+    assert sum(made.parameters.values()) == parameters
+    assert made.memory["weights"] == made.memory["twin"] == 4 * parameters
+    assert made.memory["queues"] == pytest.approx(4 * 4 * 8 * 32, abs=16)
+    alone = plan(settings_for(corpus, accumulation=1)).memory["activations of a micro batch"]
+    assert alone == pytest.approx(2 * made.memory["activations of a micro batch"], abs=2)
+    assert (
+        plan(settings_for(corpus, checkpoint_activations=True)).memory["activations of a micro batch"]
+        < (made.memory["activations of a micro batch"])
+    )
+
+
+def test_a_plan_needs_no_ray_and_writes_nothing(corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(train_module, "ray_running", lambda *_: pytest.fail("a plan starts nothing"))
+    options = [f"{name}={value}" for name, value in (("batch_size", 8), ("vocab_size", 300), ("preset", "tiny"))]
+    out = tmp_path / "run"
+    sets = [part for option in options for part in ("--set", option)]
+    result = CliRunner().invoke(app, ["train", str(corpus), "--out", str(out), "--plan", *sets])
+    assert result.exit_code == 0, result.output
+    for word in ("train", "orig", "epochs", "pairs of a micro batch", "random weights", "activations counted"):
+        assert word in result.output
+    assert not out.exists()
+
+
+def test_the_tables_show_what_is_started_from_as_it_was_typed(made: Plan) -> None:
+    console = Console(width=100, record=True)
+    console.print(plan_tables(made))
+    text = console.export_text()
+    assert "s3://bucket/run" in text
+    assert "4 to 8" in text
+    assert "at most 2 kept" in text
+
+
+def test_too_few_pairs_for_a_batch_are_refused(corpus: Path) -> None:
+    with pytest.raises(ConfigError, match="20 training pairs do not fill one batch of 32"):
+        plan(settings_for(corpus, batch_size=32))

@@ -1,0 +1,101 @@
+import os
+from pathlib import Path
+
+import boto3
+import pytest
+
+from jobs import run_folder
+from jobs.errors import StorageError
+from jobs.run_folder import RunFolder
+
+
+@pytest.fixture
+def mirrored(bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunFolder:
+    """A run at s3:// and this machine's copy of it."""
+    monkeypatch.setattr(run_folder.tempfile, "gettempdir", lambda: str(tmp_path))
+    return RunFolder.open(f"s3://{bucket}/runs/one")
+
+
+def keys(folder: RunFolder) -> list[str]:
+    assert folder.place is not None
+    listed = boto3.client("s3").list_objects_v2(Bucket=folder.place.bucket).get("Contents", [])
+    return sorted(entry["Key"] for entry in listed)
+
+
+def test_a_folder_on_a_disk_is_its_own_place(tmp_path: Path) -> None:
+    folder = RunFolder.open(str(tmp_path / "run"))
+    assert (folder.path, folder.place) == (tmp_path / "run", None)
+    assert folder.ray_storage() == {"storage_path": str(tmp_path / "run")}
+    folder.push("model")
+    folder.pull("model")
+    folder.refresh()
+    assert not folder.path.exists()
+    folder.check_writable()
+    assert list(folder.path.iterdir()) == []
+    assert folder.is_empty()
+
+
+def test_what_is_pushed_is_pulled_on_another_machine(mirrored: RunFolder, tmp_path: Path) -> None:
+    (mirrored.path / "tokenizer").mkdir(parents=True)
+    (mirrored.path / "tokenizer" / "tokenizer.json").write_text("{}")
+    mirrored.progress.write_text("a line\n")
+    mirrored.push("tokenizer", "progress.jsonl", "start")
+
+    assert keys(mirrored) == ["runs/one/progress.jsonl", "runs/one/tokenizer/tokenizer.json"]
+    other = RunFolder(tmp_path / "elsewhere", mirrored.place)
+    other.pull("tokenizer", "progress.jsonl", "start")
+    assert (other.tokenizer / "tokenizer.json").read_text() == "{}"
+    assert other.progress.read_text() == "a line\n"
+    assert not other.start.exists()
+
+
+def test_a_copy_becomes_what_the_place_holds_and_keeps_its_pictures(mirrored: RunFolder) -> None:
+    for name in ("train.json", "pictures/some.npy", "tensorboard/old"):
+        (mirrored.path / name).parent.mkdir(parents=True, exist_ok=True)
+        (mirrored.path / name).write_text("of a run that was deleted")
+    mirrored.refresh()
+    left = [path.name for path in mirrored.path.rglob("*") if path.is_file()]
+    assert left == ["some.npy"]
+
+
+def test_a_model_is_there_once_its_last_file_is(mirrored: RunFolder) -> None:
+    mirrored.model.mkdir(parents=True)
+    for name in ("README.md", "model.safetensors", "config.json"):
+        (mirrored.model / name).write_text(name)
+    uploaded: list[str] = []
+    real = RunFolder._upload
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(RunFolder, "_upload", lambda self, file: (uploaded.append(file.name), real(self, file))[1])
+        assert not mirrored.has_model()
+        mirrored.push("model", last="config.json")
+    assert uploaded == ["README.md", "model.safetensors", "config.json"]
+    assert mirrored.has_model()
+    assert str(mirrored.finished_model) == f"{mirrored}/model"
+
+
+def test_a_place_that_cannot_be_written_is_told_in_one_sentence(s3: str, tmp_path: Path) -> None:
+    with pytest.raises(StorageError, match="the bucket 'no-such-bucket' does not exist; check its name"):
+        RunFolder.open("s3://no-such-bucket/run").check_writable()
+    (tmp_path / "file").touch()
+    with pytest.raises(StorageError, match=f"nothing can be written to {tmp_path}/file/run: "):
+        RunFolder.open(str(tmp_path / "file" / "run")).check_writable()
+
+
+def test_nothing_is_left_of_the_probe(mirrored: RunFolder) -> None:
+    mirrored.check_writable()
+    assert keys(mirrored) == []
+    assert mirrored.is_empty()
+
+
+def test_ray_writes_its_checkpoints_to_the_same_place(mirrored: RunFolder, bucket: str) -> None:
+    storage = mirrored.ray_storage()
+    assert storage["storage_path"] == f"{bucket}/runs/one"
+    assert storage["storage_filesystem"].type_name == "s3"
+
+
+def test_somebody_elses_scratch_is_not_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(run_folder.tempfile, "gettempdir", lambda: str(tmp_path))
+    (tmp_path / "theirs").mkdir()
+    (tmp_path / f"asap-runs-{os.getuid()}").symlink_to(tmp_path / "theirs")
+    with pytest.raises(StorageError, match="belongs to somebody else; set TMPDIR"):
+        RunFolder.open("s3://bucket/run")
