@@ -12,6 +12,7 @@ assert (job / "_SUCCESS").exists(), "the job did not finish"
 assert sorted(manifest["row_id"].to_pylist()) == sorted(results["row_id"].to_pylist()), "a row is lost or doubled"
 assert set(results["status"].to_pylist()) == {"ok"}, "a drawn pair could not be judged"
 assert any(box is not None for box in results["box_px"].to_pylist()), "no face was found"
+assert any(results["words"].to_pylist()), "no word was found"
 
 corpus = {str(record["id"]): record for record in json.loads(Path("out/demo/corpus/metadata/test.json").read_text())}
 rows = results.select(["custom_id", "verdict"]).to_pylist()
