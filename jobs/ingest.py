@@ -180,10 +180,12 @@ class StreamFeed:
             self._views = self._stream(step, start)
         samples = [self._sample(next(self._views), number, epoch) for number in numbers[start:stop]]
         self._next = (step, stop) if stop < len(numbers) else (step + 1, 0)
+        if self._next[0] == self.order.total_steps:
+            self.close()
         return collate(samples, self.config, self.pairs.pad_id, mpp_labels=self.settings.objective.mpp_labels)
 
     def close(self) -> None:
-        """Stop the pipeline."""
+        """Stop the pipeline, as the last batch of the run does; one that outlives its Ray would start another."""
         if self._views is not None:
             self._views.close()
             self._views = None

@@ -125,16 +125,15 @@ def test_a_run_that_was_killed_ends_where_an_uninterrupted_one_does(
 def test_a_streamed_run_that_was_killed_ends_where_a_cached_one_does(
     ray_here: None, settings: TrainSettings, split: Split, tmp_path: Path
 ) -> None:
-    def streamed() -> Fit:
-        order = Order.of(settings, len(split.pairs))
-        return Fit(settings, split, feed=StreamFeed(split.pairs, split.config, settings, order, Decoding(1, 0.5)))
-
+    order, decoding = Order.of(settings, len(split.pairs)), Decoding(1, 0.5)
+    first, second = (StreamFeed(split.pairs, split.config, settings, order, decoding) for _ in range(2))
     whole = Fit(settings, split)
     terms = run(whole)
-    killed = streamed()
+    killed = Fit(settings, split, feed=first)
     assert run(killed, 3) == terms[:3]
     killed.save(tmp_path)
-    resumed = streamed()
+    first.close()
+    resumed = Fit(settings, split, feed=second)
     resumed.restore(tmp_path)
 
     assert run(resumed) == terms[3:]

@@ -83,6 +83,16 @@ def stream(pairs: TrainingSet, settings: TrainSettings, decoding: Decoding = ONE
     return StreamFeed(pairs, CONFIG, settings, Order.of(settings, len(pairs), **order), decoding)
 
 
+@pytest.fixture(autouse=True)
+def closed(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """No pipeline outlives its test."""
+    opened: list[StreamFeed] = []
+    monkeypatch.setattr(StreamFeed, "__post_init__", opened.append, raising=False)
+    yield
+    for feed in opened:
+        feed.close()
+
+
 def cache(pairs: TrainingSet, settings: TrainSettings, **order: int) -> CacheFeed:
     return CacheFeed(pairs, CONFIG, settings, Order.of(settings, len(pairs), **order))
 
@@ -148,6 +158,7 @@ def test_the_stream_gives_the_batches_of_the_cache_whatever_the_number_of_tasks(
     kept = cache(cached, settings)
     for step in range(kept.order.total_steps):
         assert_same(streamed.batch(step), kept.batch(step))
+    assert streamed._views is None  # the pipeline ended with the run
 
 
 def test_two_workers_share_the_steps_that_one_takes(
