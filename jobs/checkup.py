@@ -98,7 +98,10 @@ def missing_rows(manifest: Location, done: RowSet) -> Iterator[pa.Table]:
 
 
 def count_rows(results: Location) -> int:
-    """The rows of a results folder, from the footers of its files."""
+    """The rows of a results folder, from the footers of its files; for people, who watch a job go on.
+
+    A file that a kill cut off counts nothing here: its rows are pending, and are judged again.
+    """
     files = [info.location for info in list_files(results) if info.location.name.endswith(".parquet")]
     with ThreadPoolExecutor(_READERS) as readers:
         return sum(readers.map(_count_file, files))
@@ -106,7 +109,10 @@ def count_rows(results: Location) -> int:
 
 def _count_file(location: Location) -> int:
     with open_seekable(location) as file:
-        return int(pq.read_metadata(file).num_rows)
+        try:
+            return int(pq.read_metadata(file).num_rows)
+        except pa.ArrowInvalid:
+            return 0
 
 
 def write_table(table: pa.Table, location: Location) -> None:

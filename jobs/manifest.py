@@ -61,7 +61,8 @@ def storable(text: str) -> str:
 def write_manifest(rows: Iterable[ManifestRow], folder: Location, limit: int | None = None) -> int:
     """Write the rows as `folder`/NNNNN.parquet and return how many there are; memory is bounded by one row group.
 
-    A `custom_id` that came before makes its row a `row_error` under a name of its own, so that names stay unique.
+    A `custom_id` that came before gets a name of its own and a warning, and its row is judged as any other: pairs of
+    one news item of DGM4 share their id.
     """
     kept = islice(rows, limit)
     system, path = filesystem(folder)
@@ -95,8 +96,11 @@ def _groups(first: list[ManifestRow], rows: Iterator[ManifestRow]) -> Iterator[l
 def _name_repeated(rows: list[ManifestRow], seen: SeenIds) -> None:
     for index in np.flatnonzero(seen.repeated([row.custom_id for row in rows])):
         row = rows[index]
-        row.row_error = row.row_error or f"custom_id {row.custom_id!r} was used by an earlier row; give each its own"
-        row.custom_id = f"{row.custom_id}#{row.row_id}"
+        name = f"{row.custom_id}#{row.row_id}"
+        while seen.repeated([name])[0]:
+            name += "#"
+        row.warnings.append(f"custom_id {row.custom_id!r} was used by an earlier row; this one is called {name!r}")
+        row.custom_id = name
 
 
 def _to_table(rows: list[ManifestRow]) -> pa.Table:

@@ -22,13 +22,14 @@ import pyarrow as pa
 
 from jobs.checkup import count_rows, drop_repeated, missing_rows, write_table
 from jobs.cluster import ray_running
+from jobs.errors import JobFailed
 from jobs.finalize import read_summary, write_outcome
 from jobs.job_folder import Job, check_resumable, fail, is_finished, wait_until_free
 from jobs.manifest import write_manifest
 from jobs.preflight import ScanPlan, plan_scan
 from jobs.results import failure, result_table
 from jobs.settings import ScanSettings
-from jobs.storage import Location, delete_folder, write_bytes
+from jobs.storage import Location, delete_folder, is_empty, write_bytes
 
 if TYPE_CHECKING:
     from jobs.chain import Chain
@@ -132,6 +133,7 @@ def _manifest(job: Job, plan: ScanPlan, watch: Watch) -> int:
     """The rows of the manifest, which is written if an earlier run has not done so to the end."""
     known = job.record.get("manifest")
     if known:
+        check_manifest(plan.folder / "manifest", int(known["rows"]))
         return int(known["rows"])
     watch(ScanProgress("writing the manifest"))
     started = time.monotonic()
@@ -139,16 +141,29 @@ def _manifest(job: Job, plan: ScanPlan, watch: Watch) -> int:
         delete_folder(plan.folder / name)
     rows = write_manifest(plan.source.rows(), plan.folder / "manifest")
     _note_time(job, "manifest_s", started)
+    check_manifest(plan.folder / "manifest", rows)
     job.update(manifest={"rows": rows, "kind": plan.source.kind})
     return rows
+
+
+def check_manifest(manifest: Location, rows: int) -> None:
+    """Raise `JobFailed` unless the manifest holds as many rows as were written: results are held against it."""
+    if (held := count_rows(manifest)) != rows:
+        raise JobFailed(
+            f"{manifest} holds {held} rows where {rows} were written, so another process wrote or deleted there; "
+            "choose another job or delete this one"
+        )
 
 
 def _judge_all(job: Job, plan: ScanPlan, chain: Chain, rows: int, watch: Watch) -> None:
     """Judge until every row of the manifest is in the results, be it as an error."""
     folder = plan.folder
     done = count_rows(folder / "results")
+    # The checkpoint goes once all rows are there: a job that died after that has nothing left to judge.
+    is_judged = done == rows and is_empty(folder / "_checkpoint")
     with _watched(job, done, rows, watch) as counter:
-        _judge(chain, folder, folder / "manifest", rows, counter)
+        if not is_judged:
+            _judge(chain, folder, folder / "manifest", rows, counter)
         if lost := _missing(folder):
             alone = folder / "_alone"
             write_table(lost, alone / "00000.parquet")

@@ -57,6 +57,14 @@ def test_rows_that_are_there_twice_are_taken_out_but_once(folder: Location) -> N
     assert count_rows(folder / "results") == 5
 
 
+def test_a_file_that_a_kill_cut_off_counts_nothing(tmp_path: Path) -> None:
+    _write_ids(Location(str(tmp_path)) / "a.parquet", [0, 1])
+    whole = (tmp_path / "a.parquet").read_bytes()
+    (tmp_path / "b.parquet").write_bytes(whole[: len(whole) // 2])
+    (tmp_path / "c.parquet").write_bytes(b"")
+    assert count_rows(Location(str(tmp_path))) == 2
+
+
 def _all_rows(folder: Location) -> list[tuple[int, str]]:
     from jobs.storage import list_files, open_seekable
 

@@ -13,8 +13,9 @@ from asap.errors import AsapError, CheckpointError
 from jobs import storage
 from jobs.detection import Detector
 from jobs.errors import InputNotFound, JobDiffers, JobFailed, StorageError
+from jobs.manifest import ManifestRow, write_manifest
 from jobs.results import RESULT_SCHEMA
-from jobs.scan import ScanProgress, scan
+from jobs.scan import ScanProgress, check_manifest, scan
 from jobs.settings import CaptionSettings, FetchSettings, ScanSettings
 from jobs.storage import Location
 
@@ -78,7 +79,7 @@ def messy_bucket(bucket: str, jpeg: Callable[..., bytes]) -> dict[str, str | Non
     lines.append(json.dumps({"id": "good-3", "image": "images/0.jpg"} | pair))
     storage.write_bytes(root / "pairs.jsonl", "\n".join(lines).encode())
     expected = {str(record["id"]): code for record, code in entries}
-    return expected | {"3": "row_invalid", f"good-3#{len(lines) - 1}": "row_invalid"}
+    return expected | {"3": "row_invalid", f"good-3#{len(lines) - 1}": None}
 
 
 def test_a_scan_over_s3_has_one_row_for_every_line_with_the_right_code(
@@ -224,6 +225,28 @@ def test_work_that_cannot_be_done_fails_the_job_in_a_sentence_and_keeps_it(
     assert "no-model-on-the-workers" in job["error"]
     monkeypatch.undo()
     assert scan(settings)["pairs"] == 4
+
+
+def test_a_manifest_that_lost_rows_since_it_was_written_fails_the_job(corpus: Path) -> None:
+    write_manifest((ManifestRow(row_id=number, custom_id=str(number)) for number in range(5)), Location(str(corpus)))
+    check_manifest(Location(str(corpus)), 5)
+    with pytest.raises(JobFailed, match=r"holds 5 rows where 7 were written.*choose another job or delete"):
+        check_manifest(Location(str(corpus)), 7)
+
+
+def test_a_job_that_died_after_its_checkpoint_was_cleared_judges_nothing_again(
+    ray_here: None, corpus: Path, model_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = ScanSettings(input=str(corpus / "a.jsonl"), out=str(corpus / "out"), model=str(model_folder))
+    folder = Location(scan(settings)["folder"])
+    rows = _results(folder)
+    (corpus / "out/a/_SUCCESS").unlink()
+    job = json.loads((corpus / "out/a/job.json").read_text())
+    (corpus / "out/a/job.json").write_text(json.dumps(job | {"state": "failed"}))
+    monkeypatch.setattr("jobs.chain.judge", lambda *_: pytest.fail("the rows were judged again"))
+    assert scan(settings)["pairs"] == 4
+    assert _results(folder) == rows
+    assert (corpus / "out/a/_SUCCESS").exists()
 
 
 def _unstartable(corpus: Path, model_folder: Path, **changes: Any) -> ScanSettings:
