@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from asap.checkpoint import load_folder, model_id
-from asap.config import TYPES
+from asap.config import TYPES, ModelConfig
 from asap.dataset import read_split
 from asap.errors import AnnotationError, AsapError, CorpusError, DecodeFailed, PrecisionNotShown
 from asap.finding import Finding, Pair
@@ -53,6 +53,7 @@ class _Oracle:
     model_id = "oracle@0"
     policy = Policy(word=0.4)
     dtype = "torch.float32"
+    config = ModelConfig.tiny()
 
     def __init__(self, corpus: Path, noise: float = 0.02, failing: Sequence[int] = ()) -> None:
         self._truth = {record.image: record for record in read_split(corpus, "val")}
@@ -162,6 +163,7 @@ def test_a_position_beyond_the_text_is_refused(tmp_path: Path) -> None:
 
 def test_the_policy_says_how_it_was_made(labelled: Path, oracle: _Oracle, tmp_path: Path) -> None:
     made = calibrate(_settings(labelled, tmp_path, out=str(tmp_path / "p.json")))
+    assert made.read[0].startswith(f"val of {labelled}: ")
     assert made.kept is None
     policy = Policy.load(tmp_path / "p.json")
     assert policy == made.policy

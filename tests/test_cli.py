@@ -226,7 +226,8 @@ def test_evaluate_prints_the_table_in_the_order_of_the_papers(run: Any, monkeypa
         seen.append(settings)
         progress(3, 3)
         about = {"model_id": "m@1", "split": "val"}
-        return {"about": about, **report("orig", "face_swap", "text_swap")}
+        read = ["val of corpus: 3 of 4 pairs", "pictures missing of 1 pairs"]
+        return {"about": about, "read": read, **report("orig", "face_swap", "text_swap")}
 
     monkeypatch.setattr("jobs.evaluate.evaluate", pretend)
     code, out, _ = run("evaluate", "demo", "corpus", "--split", "val", "--out", "here", "--limit", 3, "--workers", 2)
@@ -234,6 +235,7 @@ def test_evaluate_prints_the_table_in_the_order_of_the_papers(run: Any, monkeypa
     assert (seen[0].split, seen[0].out, seen[0].limit, seen[0].workers) == ("val", "here", 3, 2)
     places = [out.index(name) for name in ("m@1: 3 pairs of val", "AUC", "EER", "ACC", "mAP", "CF1", "OF1", "IoUmean")]
     assert places == sorted(places)
+    assert out.splitlines()[1:3] == ["val of corpus: 3 of 4 pairs", "pictures missing of 1 pairs"]
     assert all(name in out for name in ("gated", "boxed", "published alignment", "face_swap"))
     assert all(len(line.rstrip()) <= 80 for line in out.splitlines())
     assert out.rstrip().endswith("page: here/index.html")
@@ -278,7 +280,7 @@ def test_calibrate_shows_what_is_shown_of_each_threshold_and_where_the_policies_
 
     def pretend(settings: Any, progress: Any) -> Calibrated:
         seen.append(settings)
-        return Calibrated(policy, Location("/model/policy.json"), Location("/model/policy.former.json"))
+        return Calibrated(policy, Location("/model/policy.json"), Location("/model/policy.former.json"), ["val read"])
 
     monkeypatch.setattr("jobs.calibrate.calibrate", pretend)
     code, out, _ = run(
@@ -290,7 +292,7 @@ def test_calibrate_shows_what_is_shown_of_each_threshold_and_where_the_policies_
     assert (settings.model, settings.corpus, settings.split, settings.out) == ("my-model", "corpus", "val", "p.json")
     assert (settings.precision, settings.prevalence, settings.confidence) == (0.95, 0.001, 0.9)
     assert (settings.people_precision, settings.keep, settings.dtype) == (0.3, ("word", "text_swap"), "bfloat16")
-    assert all(told in out for told in ("face swap", "0.951", "4.2e-05", "0.97", told_of_it))
+    assert all(told in out for told in ("val read", "face swap", "0.951", "4.2e-05", "0.97", told_of_it))
     assert out.splitlines()[-2:] == [
         f"policy {policy.policy_id}: /model/policy.json",
         "the policy that was there: /model/policy.former.json",
