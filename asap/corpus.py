@@ -21,13 +21,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from asap.annotations import DEFAULT_RULES, STRICT, ReadRules, Row, read_row, repaired
+from asap.annotations import Row, read_row, repaired
 from asap.corpus_report import SHOWN, CorpusReport, Joined
 from asap.descriptions import Described, Descriptions, Kind, join
 from asap.errors import ConfigError, CorpusError
 from asap.json_files import parse_json
 from asap.labels import LabelSet, label_set
 from asap.layout import Folder, ImagePlace, LocalFolder, PictureIndex, index_pictures
+from asap.read_rules import DEFAULT_RULES, STRICT, ReadRules
 
 SPLITS = ("train", "val", "test")
 

@@ -11,7 +11,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from asap.annotations import BadBox
 from asap.augmentation import Augmentation, augment, names_a_side
 from asap.batch import Batch, Tokens
 from asap.config import IMAGE_TYPES, ModelConfig
@@ -21,6 +20,7 @@ from asap.errors import AnnotationError, InputError
 from asap.images import BoxXyxy, Pixels, normalise
 from asap.layout import ImagePlace
 from asap.pictures import Measured, PictureCache
+from asap.read_rules import BadBox
 from asap.recipes import MppLabels
 from asap.targets import (
     box_targets,

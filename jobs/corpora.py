@@ -6,12 +6,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from asap.annotations import DEFAULT_RULES, ReadRules
 from asap.corpus import Corpus
 from asap.corpus import read_corpus as read_folder
 from asap.errors import ImageMissing
 from asap.images import DEFAULT_LIMITS
 from asap.layout import Folder, ImagePlace, LocalFolder
+from asap.read_rules import DEFAULT_RULES, ReadRules
 from jobs.errors import FetchFailed, StorageError
 from jobs.fetch import fetch
 from jobs.settings import CorpusSettings, FetchSettings

@@ -23,13 +23,13 @@ import ray
 import torch
 from scipy.special import expit
 
-from asap.annotations import BadBox
 from asap.checkpoint import ModelFolder, load_folder, resolve_folder
 from asap.corpus import Record
 from asap.errors import AsapError, CheckpointError, ConfigError
 from asap.finding import Finding, Pair
 from asap.metrics import Evaluation, Judged
 from asap.predictor import Predictor
+from asap.read_rules import BadBox
 from asap.reliability import reliability
 from asap.text import TextCodec
 from jobs.cluster import ray_running

@@ -10,12 +10,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from asap.annotations import BadBox
 from asap.batch import Batch
 from asap.dataset import Record, TrainingSet, collate
 from asap.metrics import Evaluation
 from asap.model import Asap
 from asap.pictures import PictureCache, decode_picture
+from asap.read_rules import BadBox
 from asap.text import TextCodec
 from jobs.corpora import read_picture
 from jobs.fit import Split

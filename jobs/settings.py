@@ -8,9 +8,9 @@ from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from asap.annotations import BadBox, BadPosition, ReadRules
 from asap.config import LossWeights
 from asap.images import DEFAULT_LIMITS
+from asap.read_rules import BadBox, BadPosition, ReadRules
 from asap.recipes import Recipe, recipe_called
 from jobs.storage import Location
 
