@@ -214,9 +214,10 @@ class Fit:
         if own_kind not in state or len(state[own_kind]) != self.world:
             torch.manual_seed(_mixed(self.settings.seed, self.done, self.world, self.rank))
             return
-        torch.set_rng_state(state["rng"][self.rank])
+        # Cloned: torch reads a row of a larger tensor from the wrong place, and the process dies.
+        torch.set_rng_state(state["rng"][self.rank].clone())
         if self.device.type == "cuda":
-            torch.cuda.set_rng_state(state["cuda_rng"][self.rank], self.device)
+            torch.cuda.set_rng_state(state["cuda_rng"][self.rank].clone(), self.device)
 
     def steps(self) -> Iterator[dict[str, float]]:
         """Train to the end of the run, one step at a time; yields each step's terms and its time in seconds."""

@@ -140,6 +140,15 @@ def test_a_streamed_run_that_was_killed_ends_where_a_cached_one_does(
     torch.testing.assert_close(resumed.module.state_dict(), whole.module.state_dict(), rtol=0, atol=0)
 
 
+def test_the_second_worker_goes_on_with_its_own_stream(settings: TrainSettings, split: Split, tmp_path: Path) -> None:
+    second = Fit(settings, split, rank=1, world=2)
+    own = torch.get_rng_state()
+    second.save(tmp_path, {"rng": torch.stack([torch.zeros_like(own), own])})
+    torch.manual_seed(99)
+    Fit(settings, split, rank=1, world=2).restore(tmp_path)
+    assert torch.equal(torch.get_rng_state(), own)
+
+
 def test_dropout_is_on_and_follows_the_seed(settings: TrainSettings, split: Split) -> None:
     one, again, other = (run(Fit(changed(settings, seed=seed), split), 1) for seed in (0, 0, 1))
     assert one == again
