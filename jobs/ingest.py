@@ -136,9 +136,13 @@ def _decoded(images: Sequence[str], image_size: int) -> Iterator[PreparedImage |
 def _run(
     tables: list[pa.Table], task: Callable[..., pa.Table], arguments: dict[str, Any], decoding: Decoding
 ) -> Iterator[pa.Table]:
-    """What `task` makes of each table, in their order."""
+    """What `task` makes of each table, in their order.
+
+    Not `from_arrow`: it asks tasks of a whole CPU each for the tables' schema, and waits for ever where training holds
+    every CPU.
+    """
     quieten()
-    made = ray.data.from_arrow(tables).map_batches(
+    made = ray.data.from_blocks(tables).map_batches(
         task, fn_kwargs=arguments, num_cpus=decoding.cpus, concurrency=decoding.tasks, **_WHOLE_BLOCKS
     )
     made.context.execution_options.preserve_order = True

@@ -237,16 +237,16 @@ def test_decoding_takes_what_training_leaves_free(ray_here: None) -> None:
 def test_workers_that_hold_the_cpus_are_fed(
     ray_here: None, measured: TrainingSet, cached: TrainingSet, settings: TrainSettings, workers: int, cpus: float
 ) -> None:
-    def digests(rank: int) -> list[float]:
-        from jobs.feed import Order
-        from jobs.ingest import StreamFeed, open_feed
+    class Trainer:  # an actor: unlike a task, it keeps its CPUs while it waits
+        def digests(self, rank: int) -> list[float]:
+            feed = open_feed(settings, measured, CONFIG, Order.of(settings, PAIRS, rank, workers), cpus)
+            assert isinstance(feed, StreamFeed)
+            return [feed.batch(step).images.double().sum().item() for step in range(feed.order.total_steps)]
 
-        feed = open_feed(settings, measured, CONFIG, Order.of(settings, PAIRS, rank, workers), cpus)
-        assert isinstance(feed, StreamFeed)
-        return [feed.batch(step).images.double().sum().item() for step in range(feed.order.total_steps)]
-
-    tasks = [ray.remote(num_cpus=cpus)(digests).remote(rank) for rank in range(workers)]
-    found = ray.get(tasks, timeout=300)
+    trainers = [ray.remote(num_cpus=cpus)(Trainer).remote() for _ in range(workers)]
+    found = ray.get([trainer.digests.remote(rank) for rank, trainer in enumerate(trainers)], timeout=300)
+    for trainer in trainers:
+        ray.kill(trainer)
     for rank in range(workers):
         feed = cache(cached, settings, rank=rank, world=workers)
         assert found[rank] == [feed.batch(step).images.double().sum().item() for step in range(feed.order.total_steps)]
