@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from itertools import islice
 
 import numpy as np
@@ -97,22 +98,25 @@ def missing_rows(manifest: Location, done: RowSet) -> Iterator[pa.Table]:
                     yield table.filter(pa.array(missing))
 
 
-def count_rows(results: Location) -> int:
-    """The rows of a results folder, from the footers of its files; for people, who watch a job go on.
+def count_rows(results: Location, *, skip_cut: bool = False) -> int:
+    """The rows of a results folder, from the footers of its files.
 
-    A file that a kill cut off counts nothing here: its rows are pending, and are judged again.
+    `skip_cut`: a file that a kill cut off counts nothing, since its rows are pending and are judged again; else it
+    raises `ArrowInvalid`.
     """
     files = [info.location for info in list_files(results) if info.location.name.endswith(".parquet")]
     with ThreadPoolExecutor(_READERS) as readers:
-        return sum(readers.map(_count_file, files))
+        return sum(readers.map(partial(_count_file, skip_cut=skip_cut), files))
 
 
-def _count_file(location: Location) -> int:
+def _count_file(location: Location, skip_cut: bool) -> int:
     with open_seekable(location) as file:
         try:
             return int(pq.read_metadata(file).num_rows)
         except pa.ArrowInvalid:
-            return 0
+            if skip_cut:
+                return 0
+            raise
 
 
 def write_table(table: pa.Table, location: Location) -> None:

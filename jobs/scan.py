@@ -158,7 +158,7 @@ def check_manifest(manifest: Location, rows: int) -> None:
 def _judge_all(job: Job, plan: ScanPlan, chain: Chain, rows: int, watch: Watch) -> None:
     """Judge until every row of the manifest is in the results, be it as an error."""
     folder = plan.folder
-    done = count_rows(folder / "results")
+    done = count_rows(folder / "results", skip_cut=True)
     # The checkpoint goes once all rows are there: a job that died after that has nothing left to judge.
     is_judged = done == rows and is_empty(folder / "_checkpoint")
     with _watched(job, done, rows, watch) as counter:

@@ -62,7 +62,9 @@ def test_a_file_that_a_kill_cut_off_counts_nothing(tmp_path: Path) -> None:
     whole = (tmp_path / "a.parquet").read_bytes()
     (tmp_path / "b.parquet").write_bytes(whole[: len(whole) // 2])
     (tmp_path / "c.parquet").write_bytes(b"")
-    assert count_rows(Location(str(tmp_path))) == 2
+    assert count_rows(Location(str(tmp_path)), skip_cut=True) == 2
+    with pytest.raises(pa.ArrowInvalid):
+        count_rows(Location(str(tmp_path)))
 
 
 def _all_rows(folder: Location) -> list[tuple[int, str]]:
