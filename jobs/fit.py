@@ -8,7 +8,7 @@ import time
 from collections import deque
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
@@ -28,7 +28,7 @@ from asap.model import Asap
 from asap.optimiser import adamw, warmup_cosine
 from asap.pictures import Measured, PictureCache
 from asap.text import TextCodec, load_tokenizer
-from asap.training import ALIGNMENT_TERMS, TERMS, WORD_TERMS, TrainingStep
+from asap.training import TERMS, TrainingStep
 from asap.warm_start import begin
 from asap.workers import gather
 from jobs.corpora import read_picture
@@ -36,6 +36,7 @@ from jobs.feed import CacheFeed, Feed, Order
 from jobs.index import read_index
 from jobs.run_folder import RunFolder
 from jobs.settings import TrainSettings
+from jobs.stages import stages, word_steps
 
 STATE_FILE = "state.pt"
 
@@ -123,7 +124,6 @@ class Fit:
         ).to(self.device)
         self._set_execution()
         self.step_module: nn.Module = self.module
-        self.weights = asdict(self.objective.weights)
         self.order = Order.of(settings, len(split.pairs), rank, world)
         self.feed: Feed = feed or CacheFeed(split.pairs, split.config, settings, self.order)
         self.total_steps = self.order.total_steps
@@ -131,8 +131,9 @@ class Fit:
             raise AsapError(f"{len(split.pairs)} training pairs do not fill one batch of {settings.batch_size}")
         self.optimiser = adamw(self.module, settings.learning_rate, settings.image_learning_rate, settings.weight_decay)
         warmup_steps = max(1, settings.warmup_pairs // settings.batch_size)
-        self.word_steps = int(settings.words_until * self.total_steps)
-        self.schedule = warmup_cosine(self.optimiser, warmup_steps, self.total_steps, held_steps=self.word_steps)
+        self.stages = stages(settings, self.total_steps)
+        held_steps = word_steps(settings, self.total_steps)
+        self.schedule = warmup_cosine(self.optimiser, warmup_steps, self.total_steps, held_steps=held_steps)
         self.steps_a_checkpoint = max(1, settings.checkpoint_pairs // settings.batch_size)
         self.done = 0
         self._losses: deque[float] = deque(maxlen=_STEPS_COMPARED)
@@ -267,13 +268,9 @@ class Fit:
         return self.order.part(self.done)
 
     def _weigh(self) -> None:
-        """The words at first, then what is labelled, then everything."""
-        left_out: set[str] = set()
-        if self.done < self.word_steps:
-            left_out = set(TERMS).difference(WORD_TERMS)
-        elif self.pairs_done < self._alignment_from:
-            left_out = set(ALIGNMENT_TERMS)
-        weights = {name: 0.0 if name in left_out else value for name, value in self.weights.items()}
+        """Give the criterion the weights of this step's stage."""
+        stage = next(stage for stage in self.stages if self.done < stage.last_step)
+        weights = {name: stage.weights.get(name, 0.0) for name in TERMS}
         if weights != self.module.criterion.weights:
             self._losses.clear()  # terms that join raise the total, which is then not an explosion
         self.module.criterion.weights = weights

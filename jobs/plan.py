@@ -14,24 +14,14 @@ from asap.corpus import Record
 from asap.errors import ConfigError
 from asap.execution import checkpoint_activations
 from asap.model import Asap
-from asap.training import ALIGNMENT_TERMS, TERMS, WORD_TERMS, TrainingStep
+from asap.training import TrainingStep
 from jobs.settings import TrainSettings
+from jobs.stages import Stage, stages
 
 _COUNTED_PAIRS = 2
 """Pairs of the forward pass whose activations are counted; memory grows with the pairs."""
 _FLOAT = 4
 """Bytes: weights, gradients, optimiser and queues are in float32 in any precision."""
-
-
-@dataclass(frozen=True)
-class Stage:
-    """A part of the run that trains certain terms."""
-
-    first_step: int
-    last_step: int
-    """Exclusive."""
-    weights: dict[str, float]
-    """By term, those that are trained."""
 
 
 @dataclass(frozen=True)
@@ -112,21 +102,6 @@ def make_plan(settings: TrainSettings, config: ModelConfig, records: Mapping[str
         init=settings.init,
         out=settings.out,
     )
-
-
-def stages(settings: TrainSettings, steps: int) -> list[Stage]:
-    """The words alone, then what is labelled, then everything; those that have any steps."""
-    weights = {name: weight for name, weight in vars(settings.objective.weights).items() if weight}
-    words_end = int(settings.words_until * steps)
-    # The first step before which that many pairs were seen.
-    labels_end = max(words_end, min(steps, -(-int(settings.alignment_from * settings.pairs) // settings.batch_size)))
-    ends = {words_end: set(WORD_TERMS), labels_end: set(TERMS) - set(ALIGNMENT_TERMS), steps: set(TERMS)}
-    planned, first = [], 0
-    for last, terms in sorted(ends.items()):
-        if last > first:
-            planned.append(Stage(first, last, {name: value for name, value in weights.items() if name in terms}))
-            first = last
-    return planned
 
 
 def _numbers(model: torch.nn.Module) -> int:

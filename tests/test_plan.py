@@ -13,8 +13,9 @@ from asap.newsroom import generate
 from jobs import train as train_module
 from jobs.cli import app
 from jobs.fit import model_config
-from jobs.plan import Plan, stages
+from jobs.plan import Plan
 from jobs.settings import TrainSettings
+from jobs.stages import stages
 from jobs.terminal import plan_tables
 from jobs.train import plan
 
@@ -78,6 +79,12 @@ def test_every_step_has_one_stage(words: float, alignment: float) -> None:
     planned = stages(settings_for(Path("c"), words_until=words, alignment_from=alignment), 8)
     steps = [step for stage in planned for step in range(stage.first_step, stage.last_step)]
     assert steps == list(range(8))
+
+
+def test_words_that_end_where_alignment_joins_have_their_stage() -> None:
+    words, everything = stages(settings_for(Path("c"), words_until=0.5, alignment_from=0.5), 8)
+    assert (words.last_step, set(words.weights)) == (4, {"tmg", "mlc"})
+    assert {"vlc", "giou"} < set(everything.weights)
 
 
 def test_memory_is_that_of_the_models_parameters_and_of_the_micro_batch(made: Plan, corpus: Path) -> None:
