@@ -49,17 +49,18 @@ class Batch:
 
         return Batch(**{name: move(value) for name, value in vars(self).items()})
 
+    def rows(self, rows: slice) -> Batch:
+        """Some of its pairs, with the padding of the whole."""
+
+        def cut(value: Any) -> Any:
+            return Tokens(*(part[rows] for part in value)) if isinstance(value, Tokens) else value[rows]
+
+        return Batch(**{name: cut(value) for name, value in vars(self).items()})
+
     def parts(self, count: int) -> list[Batch]:
         """So many batches of as many pairs each, in order, with the padding of the whole."""
         pairs = len(self.images) // count
-
-        def cut(value: Any, rows: slice) -> Any:
-            return Tokens(*(part[rows] for part in value)) if isinstance(value, Tokens) else value[rows]
-
-        return [
-            Batch(**{name: cut(value, slice(start, start + pairs)) for name, value in vars(self).items()})
-            for start in range(0, count * pairs, pairs)
-        ]
+        return [self.rows(slice(start, start + pairs)) for start in range(0, count * pairs, pairs)]
 
 
 def stack_texts(*texts: Tokens) -> Tokens:

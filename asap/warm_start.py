@@ -75,6 +75,12 @@ def read_starts(
     return whole
 
 
+def split_source(source: str) -> tuple[str, str]:
+    """`timm:` or `bert:`, or nothing, and the place."""
+    kind = next((kind for kind in (_TIMM, _BERT) if source.startswith(kind)), "")
+    return kind, source.removeprefix(kind)
+
+
 def source_tokenizer(source: str) -> Any:
     """The tokenizer that a model folder or a BERT brings, or None."""
     if source.startswith(_BERT):

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from asap.config import TYPES, ModelConfig
+from asap.warm_start import split_source
 from jobs.settings import TrainSettings
 
 _CARD = """# {name}
@@ -112,8 +113,8 @@ def _placeless(settings: TrainSettings) -> dict[str, Any]:
 
 
 def _without_folders(source: str) -> str:
-    kind, colon, place = source.partition(":") if source.startswith(("timm:", "bert:")) else ("", "", source)
-    return f"{kind}{colon}{Path(place).name}" if place.startswith("/") else source
+    kind, place = split_source(source)
+    return f"{kind}{Path(place).name}" if place.startswith("/") else source
 
 
 def _drawing(corpus: Path, name: str) -> str:

@@ -22,6 +22,7 @@ from asap.errors import AsapError, ConfigError
 from asap.model import Asap
 from asap.text import load_tokenizer, train_tokenizer
 from asap.training import TrainingStep
+from asap.warm_start import split_source
 from jobs.card import model_card
 from jobs.chosen import SCORE, Chosen
 from jobs.cluster import ray_running
@@ -86,8 +87,8 @@ def _with_absolute_paths(settings: TrainSettings) -> TrainSettings:
 
 def _absolute(source: str) -> str:
     """A start's path from the root; s3:// stays, and so does a name that is no path here."""
-    kind, colon, path = source.partition(":") if source.startswith(("timm:", "bert:")) else ("", "", source)
-    return f"{kind}{colon}{full_address(path)}" if Path(path).exists() else source
+    kind, path = split_source(source)
+    return f"{kind}{full_address(path)}" if Path(path).exists() else source
 
 
 def _check(settings: TrainSettings) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 from asap.config import ModelConfig
 from asap.errors import ConfigError
 from asap.text import load_tokenizer
-from asap.warm_start import has_words, read_starts, source_tokenizer
+from asap.warm_start import has_words, read_starts, source_tokenizer, split_source
 from jobs.errors import StorageError
 from jobs.run_folder import RunFolder
 from jobs.settings import TrainSettings
@@ -81,9 +81,7 @@ def _prepare_tokenizer(folder: RunFolder, settings: TrainSettings, places: dict[
 
 def _fetched(source: str, scratch: Path) -> str:
     """A source on this machine: what lies at s3:// is copied under `scratch`."""
-    kind, colon, place = source.partition(":")
-    if source.startswith("s3://"):
-        kind, colon, place = "", "", source
+    kind, place = split_source(source)
     if not place.startswith("s3://"):
         return source
     origin = Location.parse(place)
@@ -94,4 +92,4 @@ def _fetched(source: str, scratch: Path) -> str:
         below = file.uri.removeprefix(origin.uri).lstrip("/") or origin.name
         write_bytes(Location(str(scratch / origin.name / below)), read_bytes(file))
     found = scratch / origin.name
-    return f"{kind}{colon}{found / origin.name if files == [origin] else found}"
+    return f"{kind}{found / origin.name if files == [origin] else found}"

@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as multiprocessing
-from tiny import draw_batch, rows_of, tiny_model
+from tiny import draw_batch, tiny_model
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -41,7 +41,7 @@ def train(part: slice, wrap: type[DistributedDataParallel] | None = None) -> Tra
     step.train()
     logged = []
     for number in range(STEPS):
-        terms = module(rows_of(draw_batch(CLASSES, seed=number), part), 0.4)
+        terms = module(draw_batch(CLASSES, seed=number).rows(part), 0.4)
         optimiser.zero_grad()
         terms["total"].backward()
         optimiser.step()

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from asap.batch import Batch, Tokens
 from asap.config import IMAGE_TYPES, ModelConfig
@@ -68,12 +68,3 @@ def draw_batch(classes: Sequence[str] = CLASSES, *, seed: int = 0, config: Model
         patch_mask=mask,
         patch_labels=patch_labels(mask),
     )
-
-
-def rows_of(batch: Batch, rows: slice) -> Batch:
-    """Some pairs of a batch, with the padding of the whole."""
-
-    def cut(value: Tensor | Tokens) -> Tensor | Tokens:
-        return Tokens(*(part[rows] for part in value)) if isinstance(value, Tokens) else value[rows]
-
-    return Batch(**{name: cut(value) for name, value in vars(batch).items()})
