@@ -29,6 +29,17 @@ CAPTIONS = (
 )
 
 
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """Small models are quickest, and to the bit repeatable, on one thread of torch."""
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 @pytest.fixture(scope="session")
 def s3() -> Iterator[str]:
     """A real S3 server over HTTP, and the environment in which every AWS tool finds it; yields its endpoint."""

@@ -1,5 +1,3 @@
-from collections.abc import Iterator
-
 import pytest
 import torch
 from tiny import draw_batch, tiny_model
@@ -14,12 +12,7 @@ CLASSES = ("orig", "text_swap", "orig", "text_attribute", "face_swap", "orig", "
 WITHOUT_CONTRAST = LossWeights(vlc=0)
 
 
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def new_step(weights: LossWeights | None = None) -> TrainingStep:

@@ -1,6 +1,5 @@
 import dataclasses
 from collections import Counter
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -12,13 +11,7 @@ from asap.batch import Batch, Tokens
 from asap.encoders import Attention, BertLayer
 from asap.model import Asap, AsapOutput
 
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module", params=[("asap", "joint"), ("hammer", "joint"), ("asap", "apart")])

@@ -1,5 +1,4 @@
 import dataclasses
-from collections.abc import Iterator
 from typing import Any
 from unittest import mock
 
@@ -18,12 +17,7 @@ HAMMER = LossWeights(ied=0, mpp=0, mgca=0)
 ASAP_TERMS = {"vlc", "bic", "bbox_l1", "giou", "tmg", "mlc", "mgca", "ied", "mpp", "total"}
 
 
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def new_step(*, variant: str = "asap", dropout: float = 0.0, **settings: Any) -> TrainingStep:
