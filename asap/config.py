@@ -48,6 +48,9 @@ class ModelConfig:
     type_heads: Literal["joint", "apart"] = "joint"
     """What the type logits read: `joint`, all four the fused [CLS] and the aggregate, as published; `apart`, the image
     types the aggregate and the text types the fused [CLS], so that neither learns from what concerns the other."""
+    text_heads: Literal["mlp", "linear"] = "mlp"
+    """The form of the token head, and of the text types' own head where they have one: `mlp` as published, or one
+    `linear` layer, through which a text side without pre-training learns words from half as many texts."""
     vocab_size: int = 30522
     max_positions: int = 512
     """Rows of the position table of the text encoder, in tokens."""
@@ -78,6 +81,8 @@ class ModelConfig:
             raise ConfigError(f"text_norm {self.text_norm!r} is unknown; 'post' and 'pre' are known")
         if self.type_heads not in ("joint", "apart"):
             raise ConfigError(f"type_heads {self.type_heads!r} is unknown; 'joint' and 'apart' are known")
+        if self.text_heads not in ("mlp", "linear"):
+            raise ConfigError(f"text_heads {self.text_heads!r} is unknown; 'mlp' and 'linear' are known")
         if self.label_set not in LABEL_SETS:
             raise ConfigError(f"label_set {self.label_set!r} is unknown; {', '.join(LABEL_SETS)} are known")
         if self.image_size % self.patch_size:
@@ -108,7 +113,8 @@ class ModelConfig:
         shape: dict[str, Any] = {
             "image_size": 128, "patch_embedding": "conv", "width": 192, "heads": 6, "image_layers": 4,
             "image_mlp_width": 768, "text_layers": 1, "fusion_layers": 2, "text_mlp_width": 384, "text_norm": "pre",
-            "dropout": 0.0, "vocab_size": 4000, "max_positions": 64, "max_tokens": 64, "embed_dim": 128,
+            "text_heads": "linear", "dropout": 0.0, "vocab_size": 4000, "max_positions": 64, "max_tokens": 64,
+            "embed_dim": 128,
         }  # fmt: skip
         return cls.from_dict(shape | changes)
 

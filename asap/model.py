@@ -81,7 +81,7 @@ class TextAttention(nn.Module):
 
 
 def _head(width: int, outputs: int) -> nn.Sequential:
-    """Linear, LayerNorm, GELU twice, then Linear: the form of every head."""
+    """Linear, LayerNorm, GELU twice, then Linear: the published form of every head."""
     inside = 2 * width
     return nn.Sequential(
         nn.Linear(width, inside), nn.LayerNorm(inside), nn.GELU(),
@@ -90,13 +90,17 @@ def _head(width: int, outputs: int) -> nn.Sequential:
     )  # fmt: skip
 
 
+def _text_head(config: ModelConfig, outputs: int) -> nn.Module:
+    return nn.Linear(config.width, outputs) if config.text_heads == "linear" else _head(config.width, outputs)
+
+
 class TypeHeads(nn.Module):
     """A head for the image types, which reads the image side, and one for the text types, which reads the text side."""
 
-    def __init__(self, width: int) -> None:
+    def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        self.image = _head(width, len(IMAGE_TYPES))
-        self.text = _head(width, len(TEXT_TYPES))
+        self.image = _head(config.width, len(IMAGE_TYPES))
+        self.text = _text_head(config, len(TEXT_TYPES))
 
     def forward(self, aggregate_BW: Tensor, text_BW: Tensor) -> Tensor:
         """Logits (B, 4)."""
@@ -127,9 +131,9 @@ class Asap(nn.Module):
         self.aggregate_token = nn.Parameter(torch.zeros(1, 1, width))
         self.aggregator = nn.MultiheadAttention(width, heads, batch_first=True)
         self.real_fake_head = _head(width, 2)
-        self.type_head = TypeHeads(width) if config.type_heads == "apart" else _head(width, len(TYPES))
+        self.type_head = TypeHeads(config) if config.type_heads == "apart" else _head(width, len(TYPES))
         self.box_head = _head(width, 4)
-        self.token_head = _head(width, 2)
+        self.token_head = _text_head(config, 2)
         if is_asap:
             self.real_fake_scale = nn.Parameter(torch.tensor(0.0))
             if config.type_heads == "joint":

@@ -51,6 +51,7 @@ def test_an_unknown_preset_is_quoted_with_the_known_ones() -> None:
         ({"patch_embedding": "resnet"}, "patch_embedding 'resnet' is unknown"),
         ({"text_norm": "middle"}, "text_norm 'middle' is unknown; 'post' and 'pre' are known"),
         ({"type_heads": "many"}, "type_heads 'many' is unknown; 'joint' and 'apart' are known"),
+        ({"text_heads": "deep"}, "text_heads 'deep' is unknown; 'mlp' and 'linear' are known"),
         ({"patch_embedding": "conv", "patch_size": 32}, "patch_size 32 does not fit the conv embedding"),
         ({"max_tokens": 513}, "max_tokens 513 exceeds the position table, max_positions 512"),
         ({"label_set": "coco"}, "label_set 'coco' is unknown; dgm4, samm, dgm4+ are known"),

@@ -157,6 +157,21 @@ def test_apart_each_side_has_a_say_in_its_own_types_only(batch: Batch) -> None:
     assert not torch.allclose(model.predict(blind).logits_multilabel[:, :2], told[:, :2])
 
 
+def test_linear_text_heads_replace_the_published_ones_where_only_the_text_is_read() -> None:
+    for type_heads in ("joint", "apart"):
+        published, linear = (tiny_model(type_heads=type_heads, text_heads=form) for form in ("mlp", "linear"))
+        own = {"joint": ["token_head"], "apart": ["token_head", "type_head.text"]}[type_heads]
+        for name, module in linear.named_modules():
+            if name in own:
+                assert isinstance(module, torch.nn.Linear)
+                assert isinstance(published.get_submodule(name), torch.nn.Sequential)
+        others = [
+            {name for name, _ in model.named_parameters() if not name.startswith(tuple(own))}
+            for model in (published, linear)
+        ]
+        assert others[0] == others[1]
+
+
 def test_a_model_to_be_pretrained_starts_as_bert_does_and_leaves_the_image_encoder_to_timm() -> None:
     torch.manual_seed(0)
     model = Asap(tiny_config(width=192, heads=4, text_norm="post"))
@@ -164,7 +179,7 @@ def test_a_model_to_be_pretrained_starts_as_bert_does_and_leaves_the_image_encod
     layer = model.text_encoder.layers[0]
     assert isinstance(layer, BertLayer)
     embeddings = model.text_encoder.embeddings
-    for weight in (layer.attention.self.query.weight, model.token_head[0].weight):
+    for weight in (layer.attention.self.query.weight, model.box_head[0].weight):
         assert weight.std().item() == pytest.approx(std, rel=0.05)
     for table in (embeddings.word_embeddings, embeddings.position_embeddings):
         assert table.weight.std().item() == pytest.approx(std, rel=0.1)

@@ -45,7 +45,7 @@ def test_the_image_side_has_a_learning_rate_of_its_own(optimiser: AdamW, model: 
 def test_decay_spares_what_has_nothing_to_be_shrunk_towards(optimiser: AdamW, model: Asap) -> None:
     decays = {name: decay for name, (_, decay) in settings_of(optimiser, model).items()}
     for name in ("image_encoder.blocks.0.attn.qkv.weight", "box_head.0.weight", "aggregator.in_proj_weight",
-                 "text_encoder.embeddings.word_embeddings.weight", "token_head.0.weight"):  # fmt: skip
+                 "text_encoder.embeddings.word_embeddings.weight", "token_head.weight"):  # fmt: skip
         assert decays[name] == 0.02, name
     for name in ("image_encoder.cls_token", "image_encoder.pos_embed", "aggregate_token", "temperature",
                  "type_scale", "image_encoder.norm.weight", "box_head.0.bias"):  # fmt: skip
