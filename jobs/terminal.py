@@ -77,28 +77,50 @@ def count_shown(console: Console, what: str) -> Iterator[Callable[[int, int], No
 
 @contextmanager
 def training_shown(console: Console) -> Iterator[Callable[[dict[str, Any]], None]]:
-    """Show a training run's events, as `jobs.train` tells them: a line each."""
+    """Show a training run's events, as `jobs.train` tells them: a line each; in a terminal, a bar for the losses."""
+    if not console.is_terminal:
+        yield lambda event: _print_line(console, _event_line(event))
+        return
+    columns = (
+        SpinnerColumn(),
+        BarColumn(bar_width=20),
+        MofNCompleteColumn(),
+        TextColumn("pairs  {task.fields[told]}"),
+    )
+    with Progress(*columns, console=console) as bar:
+        task = bar.add_task("training", total=None, told="", visible=False)
 
-    def show(event: dict[str, Any]) -> None:
-        if "start" in event:
-            line = f"start from {event['start']}\n{event['report']}"
-        elif "stage" in event:
-            line = f"{event['stage']}  {event['done']}/{event['total']}"
-        elif "corpus" in event:
-            line = "\n".join([*event["corpus"], f"pictures: {event['ingest']}"])
-        elif "validation" in event:
-            figures = {name: "-" if value is None else f"{value:.3f}" for name, value in event["validation"].items()}
-            line = f"{event['pairs']}/{event['of']} pairs  validation  {_named(figures)}"
-        else:
-            left_min = (event["of"] - event["pairs"]) / event["pairs_per_s"] / 60
-            losses = {name: f"{value:.3f}" for name, value in event["losses"].items()}
-            line = (
-                f"{event['pairs']}/{event['of']} pairs  {event['pairs_per_s']:.0f} pairs/s  "
-                f"{left_min:.0f} min left  {_named(losses)}"
-            )
-        console.print(line, highlight=False, soft_wrap=True, markup=False)
+        def show(event: dict[str, Any]) -> None:
+            if "losses" in event:
+                told = f"{_speed(event)}  loss {event['losses']['total']:.3f}"
+                bar.update(task, visible=True, completed=event["pairs"], total=event["of"], told=told)
+            else:
+                _print_line(bar.console, _event_line(event))
 
-    yield show
+        yield show
+
+
+def _print_line(console: Console, line: str) -> None:
+    console.print(line, highlight=False, soft_wrap=True, markup=False)
+
+
+def _event_line(event: dict[str, Any]) -> str:
+    if "start" in event:
+        return f"start from {event['start']}\n{event['report']}"
+    if "stage" in event:
+        return f"{event['stage']}  {event['done']}/{event['total']}"
+    if "corpus" in event:
+        return "\n".join([*event["corpus"], f"pictures: {event['ingest']}"])
+    if "validation" in event:
+        figures = {name: "-" if value is None else f"{value:.3f}" for name, value in event["validation"].items()}
+        return f"{event['pairs']}/{event['of']} pairs  validation  {_named(figures)}"
+    losses = {name: f"{value:.3f}" for name, value in event["losses"].items()}
+    return f"{event['pairs']}/{event['of']} pairs  {_speed(event)}  {_named(losses)}"
+
+
+def _speed(event: dict[str, Any]) -> str:
+    left_min = (event["of"] - event["pairs"]) / event["pairs_per_s"] / 60
+    return f"{event['pairs_per_s']:.0f} pairs/s  {left_min:.0f} min left"
 
 
 def _named(values: dict[str, str]) -> str:
