@@ -86,6 +86,7 @@ def blip(tmp_path_factory: pytest.TempPathFactory) -> str:
             "num_hidden_layers": 1, "num_attention_heads": 2, "max_position_embeddings": 32}  # fmt: skip
     vision = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2,
               "image_size": 32, "patch_size": 16}  # fmt: skip
+    torch.manual_seed(0)
     model = BlipForConditionalGeneration(BlipConfig(text_config=text | ids, vision_config=vision, projection_dim=16))
     model.generation_config.suppress_tokens = list(range(5))  # words only, whatever the weights
     folder = tmp_path_factory.mktemp("blip")
