@@ -191,12 +191,13 @@ def train(
     given: dict[str, Any] = {"corpus": corpus, "out": out, "name": name, "test_corpus": test_corpus, "pairs": pairs}
     given |= {"seed": seed, "workers": workers, "address": address, "init": init or ()}
     settings = _settings(TrainSettings, **(given | _changes(change or [])))
-    if plan:
-        Console().print(plan_tables(planned(settings)))
-        return
     with training_shown(Console()) as progress:
-        folder = run(settings, progress)
-    typer.echo(f"model: {folder}")
+        if not plan:
+            folder = run(settings, progress)
+            typer.echo(f"model: {folder}")
+            return
+        tables = plan_tables(planned(settings, progress))
+    Console().print(tables)
 
 
 @app.command()

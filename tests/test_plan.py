@@ -5,7 +5,8 @@ import pytest
 from rich.console import Console
 from typer.testing import CliRunner
 
-from asap.errors import ConfigError
+from asap.checkpoint import load
+from asap.errors import CheckpointError, ConfigError
 from asap.model import Asap
 from asap.newsroom import generate
 from jobs import train as train_module
@@ -112,6 +113,23 @@ def test_the_tables_show_what_is_started_from_as_it_was_typed(made: Plan) -> Non
     assert "s3://bucket/run" in text
     assert "4 to 8" in text
     assert "at most 2 kept" in text
+
+
+def test_a_plan_reads_the_starts_and_counts_the_words_that_come_along(corpus: Path, model_folder: Path) -> None:
+    theirs = load(model_folder).config
+    told: list[dict[str, Any]] = []
+    shape = {name: getattr(theirs, name) for name in (*MODEL, "text_mlp_width")}
+    made = plan(settings_for(corpus, model=shape, init=(str(model_folder),), recipe="asap"), told.append)
+    assert [event["start"] for event in told] == [str(model_folder)]
+    assert "taken" in told[0]["report"]
+    assert theirs.vocab_size != 300
+    expected = sum(parameter.numel() for parameter in Asap(theirs).parameters())
+    assert sum(made.parameters.values()) == expected
+
+
+def test_a_start_that_does_not_fit_is_refused_before_anything_is_run(corpus: Path, model_folder: Path) -> None:
+    with pytest.raises(CheckpointError, match="nothing was loaded"):
+        plan(settings_for(corpus, init=(str(model_folder),)))
 
 
 def test_too_few_pairs_for_a_batch_are_refused(corpus: Path) -> None:
