@@ -28,7 +28,7 @@ from jobs.chosen import SCORE, Chosen
 from jobs.cluster import ray_running
 from jobs.corpora import full_address
 from jobs.feed import Order
-from jobs.fit import Fit, Split, model_config
+from jobs.fit import Fit, Split, TrainingDiverged, model_config
 from jobs.ingest import open_feed
 from jobs.judge import judge
 from jobs.plan import Plan, make_plan
@@ -40,6 +40,9 @@ from jobs.splits import data_of, prepare_splits, read_splits
 from jobs.storage import Location
 from jobs.warm_start import TRAINED, prepare_start
 
+_RETRIES = 3
+"""Times that a run goes on by itself after a worker was lost."""
+
 
 def train(settings: TrainSettings, progress: Progress = lambda event: None) -> Path | Location:
     """Train, or go on with the run that `settings.out` holds, and return the model folder.
@@ -47,8 +50,8 @@ def train(settings: TrainSettings, progress: Progress = lambda event: None) -> P
     `progress` gets `{"stage": name, "done": n, "total": m}` and `{"corpus": lines of its report, "ingest": way}` while
     preparing, `{"start": source, "report": text}` for each warm start, then every line of `progress.jsonl`.
     Raises `ConfigError` where the folder holds a run of other settings or on other data, `StorageError` where nothing
-    can be written to it, `CheckpointError` for a start that does not fit, `CorpusError`, `AnnotationError`,
-    `InputError` for a text that cannot be used.
+    can be written to it, `TrainingDiverged` where the loss stops making sense, `CheckpointError` for a start that does
+    not fit, `CorpusError`, `AnnotationError`, `InputError` for a text that cannot be used.
     """
     _check(settings)
     typed, settings = settings, _with_absolute_paths(settings)
@@ -70,10 +73,18 @@ def train(settings: TrainSettings, progress: Progress = lambda event: None) -> P
     return _export(folder, settings, best)
 
 
-def plan(settings: TrainSettings) -> Plan:
-    """What `train` would do with these settings. Reads the corpus, writes nothing, and needs no Ray."""
+def plan(settings: TrainSettings, progress: Progress = lambda event: None) -> Plan:
+    """What `train` would do with these settings. Reads corpus and starts, writes nothing, and needs no Ray.
+
+    `progress` gets `{"start": source, "report": text}` for each warm start. Raises what `train` raises before its
+    first step, but for what only writing can find out.
+    """
     _check(settings)
-    config = model_config(settings, settings.vocab_size)
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = RunFolder(Path(scratch))
+        prepare_start(folder, settings, model_config, progress)
+        words = len(load_tokenizer(folder.tokenizer)) if folder.tokenizer.exists() else settings.vocab_size
+    config = model_config(settings, words)
     corpora = read_splits(settings, config.label_set)
     return make_plan(settings, config, {split: corpus.records for split, corpus in corpora.items()})
 
@@ -149,14 +160,15 @@ def _prepare(folder: RunFolder, settings: TrainSettings, corpora: dict[str, Corp
 def _fit(folder: RunFolder, settings: TrainSettings) -> Chosen:
     """Run the workers to the end; the checkpoint that becomes the model."""
     import ray
-    from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
+    from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
     from ray.train.torch import TorchTrainer
 
     cpus = settings.cpus_per_worker or max(1, (os.cpu_count() or 1) // settings.workers)
     use_gpu = _on_gpus(settings)
     note_cluster(folder, ray.cluster_resources())
     fewest = settings.min_workers or settings.workers
-    result = TorchTrainer(
+    folder.diverged.unlink(missing_ok=True)
+    trainer = TorchTrainer(
         _work,
         train_loop_config={"settings": settings.model_dump(), "cpus": cpus},
         scaling_config=ScalingConfig(
@@ -167,11 +179,17 @@ def _fit(folder: RunFolder, settings: TrainSettings) -> Chosen:
         run_config=RunConfig(
             name="ray_train",
             **folder.ray_storage(),
-            failure_config=FailureConfig(max_failures=3),
+            failure_config=FailureConfig(max_failures=_RETRIES),
             # The best, and beside it always the last.
             checkpoint_config=CheckpointConfig(num_to_keep=1, checkpoint_score_attribute=SCORE),
         ),
-    ).fit()
+    )
+    try:
+        result = trainer.fit()
+    except TrainingFailedError as error:
+        if folder.diverged.exists():
+            raise TrainingDiverged(folder.diverged.read_text(encoding="utf-8")) from None
+        raise AsapError(f"training failed after {_RETRIES} attempts to go on: {error}") from error
     if result.checkpoint is None:
         raise AsapError(f"the run in {folder} ended without a checkpoint; {folder}/ray_train says why")
     return Chosen.of(result.best_checkpoints, result.checkpoint, settings.export)
@@ -195,6 +213,8 @@ def _work(given: dict[str, Any]) -> None:
 
     settings = TrainSettings(**given["settings"])
     folder = RunFolder.open(settings.out)
+    if folder.diverged.exists():  # the same steps from the same checkpoint come to the same end
+        raise TrainingDiverged(folder.diverged.read_text(encoding="utf-8"))
     torch.set_num_threads(given["cpus"])
     torch.set_flush_denormal(True)  # vanishing gradients are not worth the hundredfold time of denormal numbers
     context = ray.train.get_context()
@@ -216,10 +236,14 @@ def _work(given: dict[str, Any]) -> None:
         options = {"broadcast_buffers": False, "find_unused_parameters": True}
         fit.distribute(prepare_model(fit.module, parallel_strategy_kwargs=options))
     log = RunLog(settings, folder, config, fit.pairs_done) if rank == 0 else None
-    for terms in fit.steps():
-        figures = log.see(fit, terms) if log else {}
-        if fit.done % fit.steps_a_checkpoint == 0 or fit.done == fit.total_steps:
-            _report(fit, figures)
+    try:
+        for terms in fit.steps():
+            figures = log.see(fit, terms) if log else {}
+            if fit.done % fit.steps_a_checkpoint == 0 or fit.done == fit.total_steps:
+                _report(fit, figures)
+    except TrainingDiverged as error:
+        folder.diverged.write_text(str(error), encoding="utf-8")
+        raise
 
 
 def _report(fit: Fit, figures: dict[str, Any]) -> None:

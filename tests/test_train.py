@@ -24,7 +24,7 @@ from asap.predictor import Predictor
 from jobs import run_folder
 from jobs import train as train_module
 from jobs.errors import StorageError
-from jobs.fit import Fit
+from jobs.fit import Fit, TrainingDiverged
 from jobs.run_folder import RunFolder
 from jobs.settings import TrainSettings
 from jobs.splits import data_of, read_splits
@@ -323,6 +323,20 @@ def test_a_picture_that_cannot_be_decoded_is_named(
 def test_a_run_that_would_never_come_to_the_whole_objective_is_refused() -> None:
     with pytest.raises(ValueError, match="Input should be less than 1"):
         settings_for(Path("corpus"), Path("out"), alignment_from=1)
+
+
+def test_a_run_whose_loss_explodes_stops_once_and_says_at_which_pairs(
+    ray_here: None, corpus: Path, tmp_path: Path
+) -> None:
+    told: list[dict[str, Any]] = []
+    settings = settings_for(
+        corpus, tmp_path / "out", learning_rate=1e6, image_learning_rate=1e6, pairs=1600, warmup_pairs=8
+    )
+    with pytest.raises(TrainingDiverged, match=r"the loss of step \d+ is .*; its pairs are \[.*The last checkpoint"):
+        train(settings, told.append)
+    done = [event["pairs"] for event in told if "losses" in event]
+    assert done == sorted(set(done))  # no part of it was run again
+    assert not (tmp_path / "out/model").exists()
 
 
 # Kills
