@@ -35,6 +35,8 @@ IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".ti
 _KIND = re.compile(r"\.(json|jsonl|ndjson|csv|parquet)(\.gz|\.bz2|\.zst)?$", re.IGNORECASE)
 _SCHEME = re.compile(r"^(data(?=:)|[a-zA-Z][\w+.-]*(?=://))")
 _MAX_TEXT_BYTES = 2**20
+_MOST_BYTES = 2**63 - 1
+"""Of a file, as the manifest can say it."""
 _TEXT_READERS = 32
 _KNOWN_FIELDS = {"custom_id", "id", "image", "image_uri", "image_offset", "image_length", "text", "metadata"}
 
@@ -167,9 +169,9 @@ def _member(record: dict[str, Any]) -> tuple[int | None, int | None]:
         return None, None
     try:
         offset, length = int(offset), int(length)  # type: ignore[arg-type]  # CSV has them as strings
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, OverflowError) as error:
         raise RowError(f"image_offset {offset!r} and image_length {length!r} are not two whole numbers") from error
-    if offset < 0 or length < 1:
+    if offset < 0 or length < 1 or offset + length > _MOST_BYTES:
         raise RowError(f"image_offset {offset} and image_length {length} are not bytes of a file")
     return offset, length
 
@@ -181,7 +183,10 @@ def _metadata(record: dict[str, Any]) -> str | None:
         value = {name: field for name, field in record.items() if name not in _KNOWN_FIELDS} or None
     if value is None or isinstance(value, str):
         return value
-    return json.dumps(value, ensure_ascii=False, default=str)
+    try:
+        return json.dumps(value, ensure_ascii=False, default=str)
+    except RecursionError as error:
+        raise RowError("the metadata are nested too deep to be passed through") from error
 
 
 def image_uri(uri: str, base: Location) -> str:
