@@ -293,6 +293,29 @@ def write_bytes(location: Location, data: bytes) -> None:
             raise
 
 
+def create_bytes(location: Location, data: bytes) -> bool:
+    """Write a small file unless there is one of its name; whether it was written. Of several at once, one writes."""
+    from botocore.exceptions import ClientError
+
+    with storage_errors(location):
+        if location.is_s3:
+            try:
+                s3_client().put_object(Bucket=location.bucket, Key=location.key, Body=data, IfNoneMatch="*")
+            except ClientError as error:
+                if error.response["Error"]["Code"] in ("PreconditionFailed", "ConditionalRequestConflict"):
+                    return False
+                raise
+            return True
+        path = Path(location.uri)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with path.open("xb") as file:
+                file.write(data)
+        except FileExistsError:
+            return False
+        return True
+
+
 @contextmanager
 def open_write(location: Location) -> Iterator[BinaryIO]:
     """A stream to write a file of any length, seen when the block ends; on S3 also the part before an error."""
