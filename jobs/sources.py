@@ -114,7 +114,7 @@ def _image_base(manifest: Location, records: list[dict[str, Any]]) -> Location:
     bases = [folder.parent, folder.parent.parent, folder]
     for record in records:
         for base in bases:
-            name = record.get("image_uri", record.get("image"))
+            name = _given(record, "image_uri", "image")
             if isinstance(name, str) and _is_relative(name) and exists(base / name):
                 return base
     return bases[0]
@@ -136,7 +136,7 @@ def _to_row(row_id: int, record: Record, base: Location) -> ManifestRow:
 
 
 def _fill(row: ManifestRow, record: dict[str, Any], base: Location) -> None:
-    name = record.get("custom_id", record.get("id"))
+    name = _given(record, "custom_id", "id")
     if name is not None:
         row.custom_id = _typed(name, "custom_id", str, int)
     if not {"image", "image_uri", "text"} & set(record):
@@ -144,9 +144,14 @@ def _fill(row: ManifestRow, record: dict[str, Any], base: Location) -> None:
     row.metadata = _metadata(record)
     row.text = _text(record.get("text"))
     row.image_offset, row.image_length = _member(record)
-    uri = record.get("image_uri", record.get("image"))
+    uri = _given(record, "image_uri", "image")
     if uri is not None:
         row.image_uri = image_uri(_typed(uri, "image", str), base)
+
+
+def _given(record: dict[str, Any], *names: str) -> Any:
+    """What the first of these fields holds that holds anything."""
+    return next((record[name] for name in names if record.get(name) not in (None, "")), None)
 
 
 def _typed(value: Any, name: str, *types: type) -> str:

@@ -128,6 +128,13 @@ def test_blank_and_missing_halves_are_null(corpus: Path) -> None:
     assert all(row.row_error is None for row in rows)
 
 
+def test_of_two_fields_for_one_thing_the_first_that_holds_anything_counts(corpus: Path) -> None:
+    record = {"image_uri": None, "image": "a.jpg", "custom_id": "", "id": "z", "text": "t"}
+    named, without = _rows(_write_jsonl(corpus, record, {"image": "", "text": "t"}))
+    assert (named.custom_id, named.image_uri) == ("z", str(corpus / "a.jpg"))
+    assert (without.image_uri, without.row_error) == (None, None)
+
+
 def test_a_member_of_a_larger_file_is_carried(corpus: Path) -> None:
     row = _rows(_write_jsonl(corpus, {"image": "a.tar", "text": "t", "image_offset": 512, "image_length": 99}))[0]
     assert (row.image_offset, row.image_length) == (512, 99)
