@@ -66,6 +66,7 @@ _TURNS = {
 }
 """What undoes each value of EXIF's Orientation tag."""
 _ORIENTATION_TAG = 0x0112
+_TILE_WIDTH_TAG, _TILE_LENGTH_TAG = 322, 323
 _PILLOW_MAX_PIXELS = 2 * 89_478_485
 """Above this many pixels Pillow itself refuses (`Image.MAX_IMAGE_PIXELS`, doubled)."""
 
@@ -147,7 +148,7 @@ def decode_image(
         raise ImageMissing("the pair has no image")
     if isinstance(source, Image.Image):
         with _typed_errors("PIL"):
-            return _decode(source, limits, None, min_side)
+            return _decode(source, limits, None, None)  # a draft would change the caller's image
     data = _read(source, limits)
     name = _sniff(data)
     with _typed_errors(name), Image.open(BytesIO(data), formats=[name]) as image:
@@ -231,6 +232,8 @@ def _typed_errors(what: str) -> Iterator[None]:
 def _decode(image: Image.Image, limits: ImageLimits, sha256: str | None, min_side: int | None) -> DecodedImage:
     width, height = image.size
     _check_pixels(width, height, limits)
+    if image.format == "TIFF":
+        _check_tile(image, limits)
     if min_side:
         image.draft(None, (min_side, min_side))  # does nothing but to a JPEG that is large enough
     image.load()
@@ -243,6 +246,13 @@ def _decode(image: Image.Image, limits: ImageLimits, sha256: str | None, min_sid
         width, height = height, width
     _note_frames(image, notes)
     return DecodedImage(image=rgb, width=width, height=height, sha256=sha256, warnings=notes)
+
+
+def _check_tile(image: Image.Image, limits: ImageLimits) -> None:
+    """A TIFF is decoded by whole tiles, however small the picture in them is."""
+    tags = getattr(image, "tag_v2", {})
+    if _TILE_WIDTH_TAG in tags and _TILE_LENGTH_TAG in tags:
+        _check_pixels(tags[_TILE_WIDTH_TAG], tags[_TILE_LENGTH_TAG], limits)
 
 
 def _orientation(image: Image.Image, notes: list[str]) -> int:
