@@ -67,6 +67,9 @@ _TURNS = {
 """What undoes each value of EXIF's Orientation tag."""
 _ORIENTATION_TAG = 0x0112
 _TILE_WIDTH_TAG, _TILE_LENGTH_TAG = 322, 323
+_START_OF_SCAN = b"\xff\xda"
+_MAX_SCANS = 100
+"""Of a JPEG; progressive encoders write some ten."""
 _PILLOW_MAX_PIXELS = 2 * 89_478_485
 """Above this many pixels Pillow itself refuses (`Image.MAX_IMAGE_PIXELS`, doubled)."""
 
@@ -151,6 +154,8 @@ def decode_image(
             return _decode(source, limits, None, None)  # a draft would change the caller's image
     data = _read(source, limits)
     name = _sniff(data)
+    if name == "JPEG":
+        _check_scans(data)
     with _typed_errors(name), Image.open(BytesIO(data), formats=[name]) as image:
         return _decode(image, limits, hashlib.sha256(data).hexdigest(), min_side)
 
@@ -209,6 +214,24 @@ def _sniff(data: bytes) -> str:
     foreign = [name for name, sign in _FOREIGN.items() if re.match(sign, start, re.DOTALL | re.IGNORECASE)]
     what = f"are {foreign[0]}" if foreign else f"start with {head[:16]!r}"
     raise UnsupportedFormat(f"the bytes {what}; {', '.join(_SIGNATURES)} are read")
+
+
+def _check_scans(data: bytes) -> None:
+    """Refuse a JPEG of more scans than any encoder writes: each is decoded over the whole picture, however short."""
+    if data.count(_START_OF_SCAN) <= _MAX_SCANS:  # what is no marker is counted too, so most need no second look
+        return
+    at, scans = 2, 0
+    while (at := data.find(b"\xff", at)) >= 0 and at + 4 <= len(data):
+        marker = data[at + 1]
+        if marker == 0xD9:  # the end: whatever follows is not decoded
+            return
+        if marker in (0x00, 0x01, 0xFF) or 0xD0 <= marker <= 0xD8:  # without a length, or a byte of the scan's data
+            at += 1 if marker == 0xFF else 2
+            continue
+        scans += marker == 0xDA
+        if scans > _MAX_SCANS:
+            raise DecodeFailed(f"the JPEG has more than {_MAX_SCANS} scans, which is no picture's need; export it anew")
+        at += 2 + int.from_bytes(data[at + 2 : at + 4])
 
 
 @contextmanager

@@ -299,6 +299,16 @@ def test_the_pixel_limit_holds_for_the_tiles_of_a_tiff():
         prepare_image(tiled_tiff(2000), 16, ImageLimits(max_pixels=1_000_000))
 
 
+def test_a_jpeg_of_hundreds_of_scans_is_refused_and_bytes_that_look_like_scans_are_not():
+    data = encode(scene(), "JPEG", progressive=True)
+    last = data[data.rfind(b"\xff\xda") : -2]
+    with pytest.raises(DecodeFailed, match="more than 100 scans"):
+        prepare_image(data[:-2] + last * 200 + data[-2:], 16)
+    comment = b"\xff\xfe" + struct.pack(">H", 602) + b"\xff\xda" * 300
+    for harmless in (data[:2] + comment + data[2:], data + b"\xff\xda" * 200):
+        assert (prepare_image(harmless, 16).pixels == prepare_image(data, 16).pixels).all()
+
+
 def test_a_pil_image_can_be_prepared_twice():
     image = Image.open(io.BytesIO(encode(scene(1200, 800), "JPEG")))
     first, second = prepare_image(image, 64), prepare_image(image, 64)
