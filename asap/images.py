@@ -66,6 +66,10 @@ _TURNS = {
 }
 """What undoes each value of EXIF's Orientation tag."""
 _ORIENTATION_TAG = 0x0112
+_TILE_WIDTH_TAG, _TILE_LENGTH_TAG = 322, 323
+_START_OF_SCAN = b"\xff\xda"
+_MAX_SCANS = 100
+"""Of a JPEG; progressive encoders write some ten."""
 _PILLOW_MAX_PIXELS = 2 * 89_478_485
 """Above this many pixels Pillow itself refuses (`Image.MAX_IMAGE_PIXELS`, doubled)."""
 
@@ -147,9 +151,11 @@ def decode_image(
         raise ImageMissing("the pair has no image")
     if isinstance(source, Image.Image):
         with _typed_errors("PIL"):
-            return _decode(source, limits, None, min_side)
+            return _decode(source, limits, None, None)  # a draft would change the caller's image
     data = _read(source, limits)
     name = _sniff(data)
+    if name == "JPEG":
+        _check_scans(data)
     with _typed_errors(name), Image.open(BytesIO(data), formats=[name]) as image:
         return _decode(image, limits, hashlib.sha256(data).hexdigest(), min_side)
 
@@ -210,6 +216,24 @@ def _sniff(data: bytes) -> str:
     raise UnsupportedFormat(f"the bytes {what}; {', '.join(_SIGNATURES)} are read")
 
 
+def _check_scans(data: bytes) -> None:
+    """Refuse a JPEG of more scans than any encoder writes: each is decoded over the whole picture, however short."""
+    if data.count(_START_OF_SCAN) <= _MAX_SCANS:  # what is no marker is counted too, so most need no second look
+        return
+    at, scans = 2, 0
+    while (at := data.find(b"\xff", at)) >= 0 and at + 4 <= len(data):
+        marker = data[at + 1]
+        if marker == 0xD9:  # the end: whatever follows is not decoded
+            return
+        if marker in (0x00, 0x01, 0xFF) or 0xD0 <= marker <= 0xD8:  # without a length, or a byte of the scan's data
+            at += 1 if marker == 0xFF else 2
+            continue
+        scans += marker == 0xDA
+        if scans > _MAX_SCANS:
+            raise DecodeFailed(f"the JPEG has more than {_MAX_SCANS} scans, which is no picture's need; export it anew")
+        at += 2 + int.from_bytes(data[at + 2 : at + 4])
+
+
 @contextmanager
 def _typed_errors(what: str) -> Iterator[None]:
     """Let only `InputError` out, and none of Pillow's warnings."""
@@ -231,6 +255,8 @@ def _typed_errors(what: str) -> Iterator[None]:
 def _decode(image: Image.Image, limits: ImageLimits, sha256: str | None, min_side: int | None) -> DecodedImage:
     width, height = image.size
     _check_pixels(width, height, limits)
+    if image.format == "TIFF":
+        _check_tile(image, limits)
     if min_side:
         image.draft(None, (min_side, min_side))  # does nothing but to a JPEG that is large enough
     image.load()
@@ -243,6 +269,13 @@ def _decode(image: Image.Image, limits: ImageLimits, sha256: str | None, min_sid
         width, height = height, width
     _note_frames(image, notes)
     return DecodedImage(image=rgb, width=width, height=height, sha256=sha256, warnings=notes)
+
+
+def _check_tile(image: Image.Image, limits: ImageLimits) -> None:
+    """A TIFF is decoded by whole tiles, however small the picture in them is."""
+    tags = getattr(image, "tag_v2", {})
+    if _TILE_WIDTH_TAG in tags and _TILE_LENGTH_TAG in tags:
+        _check_pixels(tags[_TILE_WIDTH_TAG], tags[_TILE_LENGTH_TAG], limits)
 
 
 def _orientation(image: Image.Image, notes: list[str]) -> int:

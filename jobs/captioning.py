@@ -7,6 +7,7 @@ row's trouble alone: with a text the pair is scored without it, without one it i
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -100,7 +101,10 @@ def _read_captions(location: Location) -> Iterator[tuple[str, str]]:
             raise InputNotFound(f"the captions {location} are not JSON: {error}") from error
         if not isinstance(entries, dict):
             raise InputNotFound(f"the captions {location} are a {type(entries).__name__}, not an object by id or path")
-        yield from ((key, str(caption)) for key, caption in entries.items())
+        for key, caption in entries.items():
+            if not isinstance(caption, str):
+                raise InputNotFound(f"the caption of {key!r} in {location} is a {type(caption).__name__}, not a string")
+            yield key, caption
         return
     for line, record in read_records(location, "jsonl"):
         if isinstance(record, RowError) or not isinstance(record.get("caption"), str):
@@ -127,17 +131,28 @@ class TransformersCaptioner:
             self._processor.tokenizer.padding_side = "left"  # a batch of prompts must end together
 
     def caption(self, requests: Sequence[CaptionRequest]) -> list[str | CaptionFailed]:
-        """See `Captioner`; where a batch fails it is halved until only the culprit is left."""
+        """See `Captioner`; where a batch fails it is halved until only the culprit is left.
+
+        A broken device (`AcceleratorError`) is no picture's fault and goes on up.
+        """
         size = self._settings.batch_size
         batches = [requests[start : start + size] for start in range(0, len(requests), size)]
         return [caption for batch in batches for caption in self._caption_safely(batch)]
 
     def _caption_safely(self, requests: Sequence[CaptionRequest]) -> list[str | CaptionFailed]:
+        import torch
+
         try:
             return [self._checked(text) for text in self._generate([request.image for request in requests])]
+        except torch.AcceleratorError:
+            raise
         except Exception as error:
-            if len(requests) == 1:
-                return [CaptionFailed(f"{type(error).__name__}: {error}")]
+            failure = CaptionFailed(f"{type(error).__name__}: {error}")
+            out_of_memory = isinstance(error, torch.OutOfMemoryError)
+        if out_of_memory:  # outside the handler, whose traceback holds the tensors
+            torch.cuda.empty_cache()
+        if len(requests) == 1:
+            return [failure]
         half = (len(requests) + 1) // 2
         return self._caption_safely(requests[:half]) + self._caption_safely(requests[half:])
 
@@ -177,9 +192,17 @@ class CaptionStage:
         places = [place for place, code in enumerate(batch["error_code"].to_pylist()) if code is None]
         requests = [_request(batch, place) for place in places]
         outcomes: list[str | CaptionFailed | None] = [None] * len(batch)
-        for place, outcome in zip(places, self._captioner.caption(requests), strict=True):
+        for place, outcome in zip(places, self._caption(requests), strict=True):
             outcomes[place] = outcome
         return _with_captions(batch, outcomes)
+
+    def _caption(self, requests: Sequence[CaptionRequest]) -> list[str | CaptionFailed]:
+        try:
+            return self._captioner.caption(requests)
+        except RuntimeError as error:
+            if type(error).__name__ != "AcceleratorError":  # torch takes seconds to load, and some engines need none
+                raise
+            os._exit(1)  # the device computes nothing more in this process: let Ray start another and try again
 
 
 def _request(batch: pa.Table, place: int) -> CaptionRequest:

@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from jobs.storage import Location, filesystem, list_files, open_seekable, storage_errors, write_bytes
+from jobs.storage import Location, list_files, open_seekable, write_bytes
 
 _READERS = 16
 Ids = NDArray[np.int64]
@@ -66,6 +66,17 @@ def drop_repeated(results: Location) -> RowSet:
     return seen
 
 
+def holds_all(results: Location, manifest: Location) -> bool:
+    """Whether every row of the manifest is in the results, whose files are whole; changes nothing."""
+    seen = RowSet()
+    try:
+        for _, row_ids in _row_ids(results):
+            seen.add(row_ids)
+    except pa.ArrowInvalid:
+        return False
+    return next(missing_rows(manifest, seen), None) is None
+
+
 def _row_ids(folder: Location) -> Iterator[tuple[Location, Ids]]:
     files = (info.location for info in list_files(folder) if info.location.name.endswith(".parquet"))
     with ThreadPoolExecutor(_READERS) as readers:
@@ -82,9 +93,7 @@ def _read_row_ids(location: Location) -> Ids:
 def _keep(location: Location, mask: NDArray[np.bool_]) -> None:
     with open_seekable(location) as file:
         table = pq.read_table(file)
-    sink = pa.BufferOutputStream()
-    pq.write_table(table.filter(pa.array(mask)), sink)
-    write_bytes(location, sink.getvalue().to_pybytes())
+    write_table(table.filter(pa.array(mask)), location)
 
 
 def missing_rows(manifest: Location, done: RowSet) -> Iterator[pa.Table]:
@@ -120,8 +129,7 @@ def _count_file(location: Location, skip_cut: bool) -> int:
 
 
 def write_table(table: pa.Table, location: Location) -> None:
-    """Write one small parquet file."""
-    system, path = filesystem(location.parent)
-    with storage_errors(location):
-        system.create_dir(path, recursive=True)
-        pq.write_table(table, f"{path}/{location.name}", filesystem=system)
+    """Write one small parquet file, seen whole or not at all."""
+    sink = pa.BufferOutputStream()
+    pq.write_table(table, sink)
+    write_bytes(location, sink.getvalue().to_pybytes())

@@ -119,9 +119,10 @@ def detect(
     """Judge one pair: verdict, types, face and words."""
     from asap.finding import Pair
     from asap.predictor import Predictor
-    from jobs.storage import Location, read_bytes
 
-    source = read_bytes(Location.parse(image)) if image.startswith("s3://") else Path(image)
+    if save is not None:
+        _check_saving(save)
+    source = _object_bytes(image) if image.startswith("s3://") else Path(image)
     finding = Predictor.from_folder(model, device).predict([Pair(source, text)])[0]
     if as_json:
         typer.echo(json.dumps(finding.to_dict(), ensure_ascii=False, indent=2))
@@ -136,6 +137,26 @@ def detect(
         from asap.render import draw_evidence
 
         draw_evidence(decode_image(source).image, finding, text).save(save)
+
+
+def _check_saving(save: Path) -> None:
+    from PIL import Image
+
+    suffixes = {suffix for suffix, name in Image.registered_extensions().items() if name in Image.SAVE}
+    if save.suffix.lower() not in suffixes:
+        raise ConfigError(f"--save {str(save)!r} does not end in a picture's suffix; write .png or .jpg")
+    if not save.absolute().parent.is_dir():
+        raise ConfigError(f"--save {str(save)!r} lies in a folder that is not there; make it, or name another")
+
+
+def _object_bytes(image: str) -> bytes:
+    """Of an s3:// picture, unless it is too large."""
+    from asap.images import DEFAULT_LIMITS
+    from jobs.fetch import fetch
+    from jobs.settings import FetchSettings
+    from jobs.storage import Location
+
+    return fetch(Location.parse(image).uri, DEFAULT_LIMITS.max_bytes, FetchSettings()).data
 
 
 @app.command()

@@ -4,7 +4,7 @@
     manifest/       the input as rows            results/      one row for each of them
     errors.jsonl    flagged.jsonl    summary.json    report/index.html
     _checkpoint/    which rows are done, until the job is
-    _SUCCESS        written last
+    _SUCCESS        written last; _checkpoint goes after it
     _repolicy/      while another policy is applied to a finished job
 
 States: validating, running, finalizing, then completed, failed or cancelled. A job that was stopped in any way goes
@@ -25,7 +25,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from jobs.errors import JobDiffers, JobFailed, JobInUse, StorageError
-from jobs.storage import Location, exists, is_empty, read_bytes, write_bytes
+from jobs.storage import Location, create_bytes, exists, is_empty, read_bytes, write_bytes
 
 RECORD_VERSION = 1
 RESULTS_ENTRY = "results"
@@ -156,7 +156,13 @@ class Job:
             self._record |= entries
 
     def __enter__(self) -> Self:
-        self.update(state="validating")
+        self._record["state"] = "validating"
+        if self._record["runs"] > 1:
+            self.update()
+        elif not create_bytes(self.folder / "job.json", self._encoded()):
+            raise JobInUse(
+                f"{self.folder} is in use: another process has begun it; wait for it, or choose another --job"
+            )
         self._thread.start()
         return self
 
@@ -194,8 +200,11 @@ class Job:
                 self._write()
 
     def _write(self) -> None:
+        write_bytes(self.folder / "job.json", self._encoded())
+
+    def _encoded(self) -> bytes:
         self._record["heartbeat"] = datetime.now(UTC).isoformat(timespec="seconds")
-        write_bytes(self.folder / "job.json", json.dumps(self._record, indent=2, default=str).encode())
+        return json.dumps(self._record, indent=2, default=str).encode()
 
 
 def fail(reason: str) -> JobFailed:

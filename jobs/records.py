@@ -2,6 +2,9 @@
 
 Each comes with its line: of text files the line in the file, else the position among the records; from 0. A record
 that cannot be read is a `RowError` in its place. A file that cannot be read any further is an `InputNotFound`.
+
+In CSV, a quote that is not closed takes the lines behind it into its record; each of them is a `RowError` too. One that
+another stray quote closes, with as many cells as the header has, cannot be told from a text of several lines.
 """
 
 from __future__ import annotations
@@ -10,8 +13,8 @@ import codecs
 import csv
 import json
 import re
-from collections.abc import Iterator
-from typing import Any, BinaryIO
+from collections.abc import Iterator, Sequence
+from typing import Any, BinaryIO, cast
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -22,6 +25,11 @@ from jobs.storage import Location, open_read, open_seekable, storage_errors
 MAX_RECORD_BYTES = 2**20
 _CHUNK = 2**16
 _SPACE = re.compile(r"[\s,]*")
+_UNDECODED = re.compile("[\udc80-\udcff]")
+"""What `surrogateescape` makes of bytes that are not UTF-8, so that the record they are in can be told."""
+_DECODER = json.JSONDecoder()
+_ANY_INTEGER = json.JSONDecoder(parse_int=str)
+"""Finds the end of a record with an integer of more digits than Python converts."""
 
 
 class RowError(Exception):
@@ -88,7 +96,7 @@ def _checked(value: Any) -> Record:
 
 def _json_array(file: BinaryIO, location: Location) -> Iterator[tuple[int, Record]]:
     """The elements of one array, parsed as they come; nothing after broken syntax can be understood."""
-    decoder, reader = json.JSONDecoder(), codecs.getreader("utf-8-sig")(file)
+    reader = codecs.getreader("utf-8-sig")(file, "surrogateescape")
     buffer, at, number = "", 0, 0
     try:
         while not buffer:
@@ -97,15 +105,16 @@ def _json_array(file: BinaryIO, location: Location) -> Iterator[tuple[int, Recor
         while True:
             at = _skip_space(buffer, at)
             if buffer.startswith("]", at):
+                _check_end(buffer[at + 1 :], reader)
                 return
-            value, end = _element(decoder, buffer, at)
-            if end is None:
+            record, end = _element(buffer, at)
+            if record is None:
                 more = reader.read(_CHUNK)
                 if not more or len(buffer) - at > MAX_RECORD_BYTES:
                     raise ValueError(f"record {number} does not end, or is longer than {MAX_RECORD_BYTES} characters")
                 buffer, at = buffer[at:] + more, 0
             else:
-                yield number, _checked(value)
+                yield number, record
                 at, number = end, number + 1
     except (ValueError, RecursionError) as error:
         raise InputNotFound(f"{location} is broken after {number} records: {error}; repair it") from error
@@ -116,34 +125,67 @@ def _skip_space(buffer: str, at: int) -> int:
     return match.end() if match else at
 
 
-def _element(decoder: json.JSONDecoder, buffer: str, at: int) -> tuple[Any, int | None]:
-    """A value and where it ends; no end if the buffer may stop within it, as within a number it can unnoticed."""
+def _check_end(rest: str, reader: codecs.StreamReader) -> None:
+    while not rest.strip():
+        rest = reader.read(_CHUNK)
+        if not rest:
+            return
+    raise ValueError(f"{rest.strip()[:20]!r} follows the end of the array")
+
+
+def _element(buffer: str, at: int) -> tuple[Record | None, int]:
+    """A record and where it ends; none if the buffer may stop within it, as within a number it can unnoticed."""
     try:
-        value, end = decoder.raw_decode(buffer, at)
-    except ValueError:
-        return None, None
-    return (value, end) if isinstance(value, dict) or end < len(buffer) else (None, None)
+        value, end = _parse(buffer, at)
+    except json.JSONDecodeError:
+        return None, at
+    if not isinstance(value, dict | RowError) and end == len(buffer):
+        return None, at
+    if _UNDECODED.search(buffer, at, end):
+        return RowError("the record is not UTF-8"), end
+    return value if isinstance(value, RowError) else _checked(value), end
+
+
+def _parse(buffer: str, at: int) -> tuple[Any, int]:
+    try:
+        return _DECODER.raw_decode(buffer, at)
+    except json.JSONDecodeError:
+        raise
+    except ValueError as error:  # an integer that is too long: the syntax is sound, so only its record is lost
+        return RowError(f"the record is not read: {error}"), _ANY_INTEGER.raw_decode(buffer, at)[1]
 
 
 def _csv(file: BinaryIO, location: Location) -> Iterator[tuple[int, Record]]:
     reader = csv.reader(_csv_lines(file), strict=True)
-    header = next(reader, [])
+    try:
+        header = next(reader, [])
+    except csv.Error as error:
+        raise InputNotFound(f"the header of {location} is not CSV with lines that end in \\n: {error}") from error
     _check_columns(header, location)
     while True:
-        number = reader.line_num
+        first = reader.line_num
         try:
             cells = next(reader)
         except StopIteration:
             return
         except csv.Error as error:
-            yield number, RowError(f"the line is not CSV: {error}")
+            yield from _broken_lines(first, reader.line_num, f"the line is not CSV: {error}")
             continue
-        if cells:
-            yield number, _csv_record(header, cells)
+        if cells and len(cells) != len(header):
+            problem = f"the line has {len(cells)} cells, the header {len(header)}"
+            yield from _broken_lines(first, reader.line_num, problem)
+        elif cells:
+            yield first, _csv_record(header, cells)
+
+
+def _broken_lines(first: int, end: int, problem: str) -> Iterator[tuple[int, RowError]]:
+    """An error for each line of a record whose quotes may be where they should not."""
+    yield first, RowError(problem)
+    for line in range(first + 1, end):
+        yield line, RowError(f"the line was read as a part of line {first}, whose quotes are wrong: {problem}")
 
 
 def _csv_lines(file: BinaryIO) -> Iterator[str]:
-    """Undecodable bytes become surrogates, so that the row they are in can be told."""
     first = True
     while line := file.readline(MAX_RECORD_BYTES):
         yield (line.removeprefix(codecs.BOM_UTF8) if first else line).decode(errors="surrogateescape")
@@ -151,9 +193,7 @@ def _csv_lines(file: BinaryIO) -> Iterator[str]:
 
 
 def _csv_record(header: list[str], cells: list[str]) -> Record:
-    if len(cells) != len(header):
-        return RowError(f"the line has {len(cells)} cells, the header {len(header)}")
-    if any("\udc80" <= character <= "\udcff" for cell in cells for character in cell):
+    if any(map(_UNDECODED.search, cells)):
         return RowError("the line is not UTF-8")
     return {name: cell or None for name, cell in zip(header, cells, strict=True)}
 
@@ -163,9 +203,19 @@ def _parquet(location: Location) -> Iterator[tuple[int, Record]]:
     _check_columns(file.schema_arrow.names, location)
     number = 0
     for batch in file.iter_batches(batch_size=1024):
-        for record in batch.to_pylist():
+        for record in _parquet_records(batch):
             yield number, record
             number += 1
+
+
+def _parquet_records(batch: pa.RecordBatch) -> Sequence[Record]:
+    """The rows of a batch; one with a value that Python does not have, such as the year 10000, is an error."""
+    try:
+        return cast("list[Record]", batch.to_pylist())
+    except (ValueError, OverflowError) as error:
+        if len(batch) == 1:
+            return [RowError(f"the row is not read: {error}")]
+        return [record for row in range(len(batch)) for record in _parquet_records(batch.slice(row, 1))]
 
 
 def _check_columns(names: list[str], location: Location) -> None:

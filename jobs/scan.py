@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
-from jobs.checkup import count_rows, drop_repeated, missing_rows, write_table
+from jobs.checkup import count_rows, drop_repeated, holds_all, missing_rows, write_table
 from jobs.cluster import ray_running
 from jobs.errors import JobFailed
 from jobs.finalize import read_summary, write_outcome
@@ -29,7 +29,7 @@ from jobs.manifest import write_manifest
 from jobs.preflight import ScanPlan, plan_scan
 from jobs.results import failure, result_table
 from jobs.settings import ScanSettings
-from jobs.storage import Location, delete_folder, is_empty, write_bytes
+from jobs.storage import Location, delete_folder, write_bytes
 
 if TYPE_CHECKING:
     from jobs.chain import Chain
@@ -63,13 +63,21 @@ def scan(settings: ScanSettings, watch: Watch = lambda progress: None) -> dict[s
     identity = plan.identity()
     record = check_resumable(plan.folder, identity)
     if record and is_finished(plan.folder):
+        _clear(plan.folder)
         return read_summary(plan.folder)
     if record:
         wait_until_free(plan.folder, record, settings.stale_after_s, lambda line: watch(ScanProgress(line)))
     with Job(plan.folder, (record or {}) | _first_entries(plan, identity), settings.heartbeat_s) as job:
         _work(job, plan, watch)
     write_bytes(plan.folder / "_SUCCESS", b"")
+    _clear(plan.folder)
     return read_summary(plan.folder)
+
+
+def _clear(folder: Location) -> None:
+    """Delete what a job goes on from, once it is finished: were it gone before, a job that dies would begin anew."""
+    for name in ("_checkpoint", "_alone"):
+        delete_folder(folder / name)
 
 
 def _first_entries(plan: ScanPlan, identity: dict[str, Any]) -> dict[str, Any]:
@@ -114,8 +122,6 @@ def _work(job: Job, plan: ScanPlan, watch: Watch) -> None:
     watch(ScanProgress("writing the summary and the report", rows, rows))
     started = time.monotonic()
     _finalize(job, plan)
-    delete_folder(plan.folder / "_checkpoint")
-    delete_folder(plan.folder / "_alone")
     _note_time(job, "finalize_s", started)
     job.update(state="completed")
 
@@ -159,10 +165,8 @@ def _judge_all(job: Job, plan: ScanPlan, chain: Chain, rows: int, watch: Watch) 
     """Judge until every row of the manifest is in the results, be it as an error."""
     folder = plan.folder
     done = count_rows(folder / "results", skip_cut=True)
-    # The checkpoint goes once all rows are there: a job that died after that has nothing left to judge.
-    is_judged = done == rows and is_empty(folder / "_checkpoint")
     with _watched(job, done, rows, watch) as counter:
-        if not is_judged:
+        if done != rows or not holds_all(folder / "results", folder / "manifest"):
             _judge(chain, folder, folder / "manifest", rows, counter)
         if lost := _missing(folder):
             alone = folder / "_alone"
@@ -172,6 +176,16 @@ def _judge_all(job: Job, plan: ScanPlan, chain: Chain, rows: int, watch: Watch) 
         _write_lost(plan, chain, lost)
     if lost := _missing(folder):
         raise fail(f"{lost.num_rows} rows of the manifest are not in the results")
+    check_results(folder / "results", rows)
+
+
+def check_results(results: Location, rows: int) -> None:
+    """Raise `JobFailed` unless the results hold as many rows as the manifest was written with."""
+    if (held := count_rows(results)) != rows:
+        raise JobFailed(
+            f"{results} holds {held} rows and the manifest was written with {rows}, so another process wrote or "
+            "deleted in the folder of the job; choose another job or delete this one"
+        )
 
 
 def _judge(chain: Chain, folder: Location, manifest: Location, rows: int, counter: Any) -> None:

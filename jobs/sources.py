@@ -35,6 +35,8 @@ IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".ti
 _KIND = re.compile(r"\.(json|jsonl|ndjson|csv|parquet)(\.gz|\.bz2|\.zst)?$", re.IGNORECASE)
 _SCHEME = re.compile(r"^(data(?=:)|[a-zA-Z][\w+.-]*(?=://))")
 _MAX_TEXT_BYTES = 2**20
+_MOST_BYTES = 2**63 - 1
+"""Of a file, as the manifest can say it."""
 _TEXT_READERS = 32
 _KNOWN_FIELDS = {"custom_id", "id", "image", "image_uri", "image_offset", "image_length", "text", "metadata"}
 
@@ -112,7 +114,7 @@ def _image_base(manifest: Location, records: list[dict[str, Any]]) -> Location:
     bases = [folder.parent, folder.parent.parent, folder]
     for record in records:
         for base in bases:
-            name = record.get("image_uri", record.get("image"))
+            name = _given(record, "image_uri", "image")
             if isinstance(name, str) and _is_relative(name) and exists(base / name):
                 return base
     return bases[0]
@@ -134,7 +136,7 @@ def _to_row(row_id: int, record: Record, base: Location) -> ManifestRow:
 
 
 def _fill(row: ManifestRow, record: dict[str, Any], base: Location) -> None:
-    name = record.get("custom_id", record.get("id"))
+    name = _given(record, "custom_id", "id")
     if name is not None:
         row.custom_id = _typed(name, "custom_id", str, int)
     if not {"image", "image_uri", "text"} & set(record):
@@ -142,9 +144,14 @@ def _fill(row: ManifestRow, record: dict[str, Any], base: Location) -> None:
     row.metadata = _metadata(record)
     row.text = _text(record.get("text"))
     row.image_offset, row.image_length = _member(record)
-    uri = record.get("image_uri", record.get("image"))
+    uri = _given(record, "image_uri", "image")
     if uri is not None:
         row.image_uri = image_uri(_typed(uri, "image", str), base)
+
+
+def _given(record: dict[str, Any], *names: str) -> Any:
+    """What the first of these fields holds that holds anything."""
+    return next((record[name] for name in names if record.get(name) not in (None, "")), None)
 
 
 def _typed(value: Any, name: str, *types: type) -> str:
@@ -167,9 +174,9 @@ def _member(record: dict[str, Any]) -> tuple[int | None, int | None]:
         return None, None
     try:
         offset, length = int(offset), int(length)  # type: ignore[arg-type]  # CSV has them as strings
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, OverflowError) as error:
         raise RowError(f"image_offset {offset!r} and image_length {length!r} are not two whole numbers") from error
-    if offset < 0 or length < 1:
+    if offset < 0 or length < 1 or offset + length > _MOST_BYTES:
         raise RowError(f"image_offset {offset} and image_length {length} are not bytes of a file")
     return offset, length
 
@@ -181,7 +188,10 @@ def _metadata(record: dict[str, Any]) -> str | None:
         value = {name: field for name, field in record.items() if name not in _KNOWN_FIELDS} or None
     if value is None or isinstance(value, str):
         return value
-    return json.dumps(value, ensure_ascii=False, default=str)
+    try:
+        return json.dumps(value, ensure_ascii=False, default=str)
+    except RecursionError as error:
+        raise RowError("the metadata are nested too deep to be passed through") from error
 
 
 def image_uri(uri: str, base: Location) -> str:

@@ -7,6 +7,7 @@ listings go through boto3, tables through pyarrow's filesystems.
 
 from __future__ import annotations
 
+import errno
 import functools
 import io
 import os
@@ -33,6 +34,10 @@ _DENIED = {"403", "401", "AccessDenied", "AllAccessDisabled", "InvalidAccessKeyI
 _THROTTLED = {"429", "503", "SlowDown", "Throttling", "ThrottlingException", "RequestLimitExceeded",
               "TooManyRequests", "ServiceUnavailable", "RequestThrottled", "BandwidthLimitExceeded"}  # fmt: skip
 _TIMED_OUT = {"RequestTimeout", "RequestTimeTooSkewed", "408", "504"}
+_FINAL = {errno.ENAMETOOLONG, errno.ELOOP, errno.EINVAL}
+"""Of a name that no file can have."""
+_PUBLIC_S3 = re.compile(r"https://s3([.-][a-z0-9-]+)?\.amazonaws\.com(\.cn)?")
+"""Where pyarrow goes by itself; any other endpoint, that of a VPC or FIPS too, it must be told."""
 
 
 @dataclass(frozen=True, order=True)
@@ -131,7 +136,7 @@ def s3_client(*, attempts: int = 5, connect_timeout_s: float = 10, read_timeout_
 
 def failure_code(error: Exception) -> tuple[str, bool]:
     """The row's `error_code` for a failure to read, and whether trying again may help, as S3 and errno define it."""
-    from botocore.exceptions import ClientError, ConnectTimeoutError, ReadTimeoutError
+    from botocore.exceptions import ClientError, ConnectTimeoutError, ParamValidationError, ReadTimeoutError
 
     if isinstance(error, ClientError):
         code = str(error.response.get("Error", {}).get("Code", ""))
@@ -151,7 +156,8 @@ def failure_code(error: Exception) -> tuple[str, bool]:
         return "access_denied", False
     if isinstance(error, TimeoutError | ConnectTimeoutError | ReadTimeoutError):
         return "timeout", True
-    return "storage_error", not isinstance(error, IsADirectoryError | ValueError)
+    is_final = isinstance(error, IsADirectoryError | ValueError | ParamValidationError)
+    return "storage_error", not is_final and getattr(error, "errno", None) not in _FINAL
 
 
 def _is_about_credentials(error: Exception) -> bool:
@@ -218,13 +224,17 @@ def filesystem(location: Location) -> tuple[pafs.FileSystem, str]:
 @functools.cache
 def _s3_filesystem(bucket: str) -> pafs.S3FileSystem:
     region = _bucket_region(bucket)
-    endpoint = str(s3_client().meta.endpoint_url)
     options: dict[str, Any] = {"region": region, "retry_strategy": pafs.AwsStandardS3RetryStrategy(max_attempts=6)}
-    if not re.search(r"\.amazonaws\.com(\.cn)?$", endpoint):
-        scheme, _, address = endpoint.partition("://")
-        options |= {"scheme": scheme, "endpoint_override": address}
+    options |= _endpoint_options(str(s3_client().meta.endpoint_url))
     with storage_errors(f"s3://{bucket}"):
         return pafs.S3FileSystem(**options)
+
+
+def _endpoint_options(endpoint: str) -> dict[str, str]:
+    if _PUBLIC_S3.fullmatch(endpoint):
+        return {}
+    scheme, _, address = endpoint.partition("://")
+    return {"scheme": scheme, "endpoint_override": address}
 
 
 def exists(location: Location) -> bool:
@@ -291,6 +301,29 @@ def write_bytes(location: Location, data: bytes) -> None:
         except BaseException:
             Path(partial).unlink(missing_ok=True)
             raise
+
+
+def create_bytes(location: Location, data: bytes) -> bool:
+    """Write a small file unless there is one of its name; whether it was written. Of several at once, one writes."""
+    from botocore.exceptions import ClientError
+
+    with storage_errors(location):
+        if location.is_s3:
+            try:
+                s3_client().put_object(Bucket=location.bucket, Key=location.key, Body=data, IfNoneMatch="*")
+            except ClientError as error:
+                if error.response["Error"]["Code"] in ("PreconditionFailed", "ConditionalRequestConflict"):
+                    return False
+                raise
+            return True
+        path = Path(location.uri)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with path.open("xb") as file:
+                file.write(data)
+        except FileExistsError:
+            return False
+        return True
 
 
 @contextmanager

@@ -53,7 +53,9 @@ def test_precomputed_captions_may_be_lines(tmp_path: Path) -> None:
     assert captioner.caption([_request("7"), _request("8", "s3://bucket/images/a.jpg")]) == ["seven", "picture"]
 
 
-@pytest.mark.parametrize(("name", "text"), [("a.json", "{"), ("a.json", "[1]"), ("a.jsonl", '{"id": 1}')])
+@pytest.mark.parametrize(
+    ("name", "text"), [("a.json", "{"), ("a.json", "[1]"), ("a.json", '{"1": null}'), ("a.jsonl", '{"id": 1}')]
+)
 def test_captions_that_are_none_are_told(tmp_path: Path, name: str, text: str) -> None:
     (tmp_path / name).write_text(text)
     with pytest.raises(InputNotFound, match=name):
@@ -210,6 +212,30 @@ def test_the_stage_captions_good_rows_and_types_its_failures(stage: CaptionStage
 
 def test_a_stage_whose_engine_needs_no_picture_gets_none(stage: CaptionStage) -> None:
     assert stage(_prepared({"text": "t", "thumbnail": None}))["caption"].to_pylist() == [r"caption 0\ud800"]
+
+
+def test_a_broken_device_ends_the_process_so_that_another_can_try(
+    stage: CaptionStage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import torch
+
+    class Ended(BaseException):
+        pass
+
+    class Broken(TransformersCaptioner):
+        def __init__(self) -> None:
+            self._settings = CaptionSettings(engine="transformers", source="x")
+
+        def _generate(self, images: list[Image.Image | None]) -> list[str]:
+            raise torch.AcceleratorError("CUDA error: an illegal memory access was encountered")
+
+    def end(code: int) -> None:
+        raise Ended(code)
+
+    monkeypatch.setattr("os._exit", end)
+    stage._captioner = Broken()
+    with pytest.raises(Ended):
+        stage(_prepared({"text": "t"}, {"text": "t"}))
 
 
 def test_a_batch_without_a_good_row_passes_through(stage: CaptionStage) -> None:

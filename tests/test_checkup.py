@@ -5,7 +5,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from jobs.checkup import RowSet, count_rows, drop_repeated, missing_rows, write_table
+from jobs.checkup import RowSet, count_rows, drop_repeated, holds_all, missing_rows, write_table
 from jobs.manifest import ManifestRow, write_manifest
 from jobs.storage import Location
 
@@ -65,6 +65,28 @@ def test_a_file_that_a_kill_cut_off_counts_nothing(tmp_path: Path) -> None:
     assert count_rows(Location(str(tmp_path)), skip_cut=True) == 2
     with pytest.raises(pa.ArrowInvalid):
         count_rows(Location(str(tmp_path)))
+
+
+def test_results_hold_all_only_where_no_row_is_missing_and_no_file_is_cut(tmp_path: Path) -> None:
+    folder = Location(str(tmp_path))
+    write_manifest((ManifestRow(row_id=number, custom_id=str(number)) for number in range(3)), folder / "manifest")
+    _write_ids(folder / "results/a.parquet", [0, 1, 1])
+    assert not holds_all(folder / "results", folder / "manifest")
+    _write_ids(folder / "results/b.parquet", [2])
+    assert holds_all(folder / "results", folder / "manifest")
+    (tmp_path / "results/c.parquet").write_bytes(b"")
+    assert not holds_all(folder / "results", folder / "manifest")
+
+
+def test_a_table_is_seen_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def cut(table: pa.Table, where: object, **named: object) -> None:
+        assert not list(tmp_path.iterdir())
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(pq, "write_table", cut)
+    with pytest.raises(KeyboardInterrupt):
+        _write_ids(Location(str(tmp_path)) / "a.parquet", [0])
+    assert list(tmp_path.iterdir()) == []
 
 
 def _all_rows(folder: Location) -> list[tuple[int, str]]:

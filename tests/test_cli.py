@@ -71,6 +71,8 @@ def test_detect_saves_the_picture_with_its_evidence(run: Any, corpus: Path, mode
         (["a.jsonl", "--text", "t"], "the bytes start with"),
         (["images/0.jpg", "--text", "t", "--model", "/nowhere"], "does not exist"),
         (["s3://no-such-bucket-for-me/a.jpg", "--text", "t"], "does not exist"),
+        (["images/0.jpg", "--text", "t", "--save", "x.foo"], "does not end in a picture's suffix"),
+        (["images/0.jpg", "--text", "t", "--save", "none/x.png"], "a folder that is not there"),
     ],
 )
 def test_detect_tells_what_is_wrong_in_one_line(
@@ -101,6 +103,19 @@ def test_detect_reads_from_s3(run: Any, bucket: str, corpus: Path, model_folder:
     code, out, _ = run("detect", place, "--text", "A team", "--model", model_folder, "--json")
     assert code == 0
     assert json.loads(out)["width"] == 64
+
+
+def test_detect_reads_no_object_above_the_limit(
+    run: Any, bucket: str, model_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from asap.images import ImageLimits
+    from jobs.storage import Location, write_bytes
+
+    monkeypatch.setattr("asap.images.DEFAULT_LIMITS", ImageLimits(max_bytes=10))
+    write_bytes(Location(f"s3://{bucket}/a.jpg"), b"x" * 11)
+    code, _, err = run("detect", f"s3://{bucket}/a.jpg", "--text", "A team", "--model", model_folder)
+    assert code == 1
+    assert "11 bytes, the limit is 10; it was not read" in err
 
 
 _SUMMARY = {

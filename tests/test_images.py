@@ -5,6 +5,7 @@ import io
 import random
 import struct
 import warnings
+import zlib
 
 import numpy as np
 import pytest
@@ -281,6 +282,38 @@ def test_too_many_pixels_are_refused_before_decoding(name, monkeypatch):
 def test_the_pixel_limit_holds_for_pil_images_too():
     with pytest.raises(ImageTooLarge):
         decode_image(scene(), ImageLimits(max_pixels=100))
+
+
+def tiled_tiff(side):
+    """One pixel, in a tile of so many pixels a side."""
+    tile = zlib.compress(bytes(side * side))
+    tags = [(256, 1), (257, 1), (258, 8), (259, 8), (262, 1), (277, 1), (322, side), (323, side), (324, 8)]
+    tags.append((325, len(tile)))
+    entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags)
+    return struct.pack("<2sHI", b"II", 42, 8 + len(tile)) + tile + struct.pack("<H", len(tags)) + entries + bytes(4)
+
+
+def test_the_pixel_limit_holds_for_the_tiles_of_a_tiff():
+    assert prepare_image(tiled_tiff(64), 16).width == 1
+    with pytest.raises(ImageTooLarge, match="2000 x 2000"):
+        prepare_image(tiled_tiff(2000), 16, ImageLimits(max_pixels=1_000_000))
+
+
+def test_a_jpeg_of_hundreds_of_scans_is_refused_and_bytes_that_look_like_scans_are_not():
+    data = encode(scene(), "JPEG", progressive=True)
+    last = data[data.rfind(b"\xff\xda") : -2]
+    with pytest.raises(DecodeFailed, match="more than 100 scans"):
+        prepare_image(data[:-2] + last * 200 + data[-2:], 16)
+    comment = b"\xff\xfe" + struct.pack(">H", 602) + b"\xff\xda" * 300
+    for harmless in (data[:2] + comment + data[2:], data + b"\xff\xda" * 200):
+        assert (prepare_image(harmless, 16).pixels == prepare_image(data, 16).pixels).all()
+
+
+def test_a_pil_image_can_be_prepared_twice():
+    image = Image.open(io.BytesIO(encode(scene(1200, 800), "JPEG")))
+    first, second = prepare_image(image, 64), prepare_image(image, 64)
+    assert (first.width, second.width) == (1200, 1200)
+    assert (first.pixels == second.pixels).all()
 
 
 def test_a_decompression_bomb_is_too_large():

@@ -114,6 +114,19 @@ def test_a_job_whose_heart_beats_is_in_use(folder: Location) -> None:
             wait_until_free(folder, record, stale_after_s=10, notify=lambda line: None)
 
 
+@pytest.mark.parametrize("place", ["local", "s3"])
+def test_of_two_processes_that_begin_a_job_at_once_one_does(
+    folder: Location, place: str, request: pytest.FixtureRequest
+) -> None:
+    if place == "s3":
+        folder = Location(f"s3://{request.getfixturevalue('bucket')}/job")
+    first, second = Job(folder, _entries(), heartbeat_s=10), Job(folder, _entries(), heartbeat_s=10)
+    with first:
+        with pytest.raises(JobInUse, match="another process has begun it"), second:
+            pass
+        assert (read_record(folder) or {})["run_id"] == first.record["run_id"]
+
+
 @pytest.mark.parametrize("state", ["failed", "cancelled", "completed"])
 def test_a_job_that_ended_is_free_at_once(folder: Location, state: str) -> None:
     record = {"state": state, "heartbeat": datetime.now(UTC).isoformat()}

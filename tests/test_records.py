@@ -1,5 +1,6 @@
 import gzip
 import json
+import struct
 from pathlib import Path
 
 import pyarrow as pa
@@ -74,6 +75,21 @@ def test_an_empty_array_holds_nothing(tmp_path: Path) -> None:
     assert _read(_write(tmp_path, " [ ] "), "json") == []
 
 
+@pytest.mark.parametrize("chunk", [1, 2**16])
+def test_what_follows_an_array_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, chunk: int) -> None:
+    monkeypatch.setattr(records, "_CHUNK", chunk)
+    with pytest.raises(InputNotFound, match=r"broken after 1 records: '\[.*' follows the end of the array"):
+        _read(_write(tmp_path, '[{"a": 1}]\n[{"a": 2}]'), "json")
+
+
+def test_a_record_of_an_array_that_cannot_be_read_is_an_error_alone(tmp_path: Path) -> None:
+    long = b'{"a": ' + b"1" * 5000 + b"}"
+    found = _read(_write(tmp_path, b'[{"a": 1}, {"a": "caf\xe9"}, ' + long + b', {"a": "\\udce9"}]'), "json")
+    assert [record for _, record in found[::3]] == [{"a": 1}, {"a": "\udce9"}]
+    assert str(found[1][1]) == "the record is not UTF-8"
+    assert "5000 digits" in str(found[2][1])
+
+
 def test_a_json_file_may_hold_lines(tmp_path: Path) -> None:
     assert _read(_write(tmp_path, '{"a": 1}\n{"a": 2}\n'), "json") == [(0, {"a": 1}), (1, {"a": 2})]
 
@@ -94,6 +110,27 @@ def test_csv_that_is_not_utf8_or_badly_quoted_is_a_row_error(tmp_path: Path) -> 
     assert found[2][1] == {"image": "c.jpg", "text": "fine"}
 
 
+def test_the_lines_that_a_stray_quote_takes_in_are_errors_each(tmp_path: Path) -> None:
+    lines = ["image,text", *(f"{number}.jpg,text {number}" for number in range(1, 10))]
+    lines[3] = '3.jpg,"stray'
+    found = _read(_write(tmp_path, "\n".join(lines)), "csv")
+    assert [line for line, _ in found] == list(range(1, 10))
+    assert [line for line, record in found if isinstance(record, dict)] == [1, 2]
+    assert "not CSV" in str(found[2][1])
+    assert "a part of line 3" in str(found[3][1])
+    lines[6] = '6.jpg,a "quoted" word'
+    found = _read(_write(tmp_path, "\n".join(lines)), "csv")
+    assert [line for line, record in found if isinstance(record, dict)] == [1, 2, 7, 8, 9]
+    lines[6] = '6.jpg,text",closed'
+    assert [line for line, record in _read(_write(tmp_path, "\n".join(lines)), "csv")] == list(range(1, 10))
+
+
+@pytest.mark.parametrize("text", ['image,"te"xt\na.jpg,b\n', "image,text\ra.jpg,b\r"])
+def test_a_header_that_is_not_csv_is_told(tmp_path: Path, text: str) -> None:
+    with pytest.raises(InputNotFound, match=r"the header of .* is not CSV"):
+        _read(_write(tmp_path, text), "csv")
+
+
 @pytest.mark.parametrize("kind", ["csv", "parquet"])
 def test_missing_columns_are_told_before_any_row(tmp_path: Path, kind: str) -> None:
     path = _write(tmp_path, "img,text\na.jpg,x\n")
@@ -111,6 +148,17 @@ def test_parquet_rows_are_numbered_over_row_groups(tmp_path: Path) -> None:
         (1, {"image": "b", "text": None}),
         (2, {"image": "c", "text": "z"}),
     ]
+
+
+def test_a_parquet_value_that_python_does_not_have_is_its_rows_error(tmp_path: Path) -> None:
+    text = pa.Array.from_buffers(
+        pa.string(), 3, [None, pa.py_buffer(struct.pack("<4i", 0, 1, 5, 6)), pa.py_buffer(b"acaf\xe9z")]
+    )
+    when = pa.array([0, 0, 2**50], pa.timestamp("ms"))
+    pq.write_table(pa.table({"image": ["a", "b", "c"], "text": text, "when": when}), tmp_path / "input")
+    found = _read(tmp_path / "input", "parquet")
+    assert [line for line, _ in found] == [0, 1, 2]
+    assert [isinstance(record, RowError) for _, record in found] == [False, True, True]
 
 
 def test_what_is_not_parquet_is_told_so(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from jobs.detection import Detector
 from jobs.errors import InputNotFound, JobDiffers, JobFailed, StorageError
 from jobs.manifest import ManifestRow, write_manifest
 from jobs.results import RESULT_SCHEMA
-from jobs.scan import ScanProgress, check_manifest, scan
+from jobs.scan import ScanProgress, check_manifest, check_results, scan
 from jobs.settings import CaptionSettings, FetchSettings, ScanSettings
 from jobs.storage import Location
 
@@ -234,8 +234,16 @@ def test_a_manifest_that_lost_rows_since_it_was_written_fails_the_job(corpus: Pa
         check_manifest(Location(str(corpus)), 7)
 
 
-def test_a_job_that_died_after_its_checkpoint_was_cleared_judges_nothing_again(
-    ray_here: None, corpus: Path, model_folder: Path, monkeypatch: pytest.MonkeyPatch
+def test_results_that_are_fewer_than_the_rows_fail_the_job(corpus: Path) -> None:
+    write_manifest((ManifestRow(row_id=number, custom_id=str(number)) for number in range(5)), Location(str(corpus)))
+    check_results(Location(str(corpus)), 5)
+    with pytest.raises(JobFailed, match=r"holds 5 rows and the manifest was written with 7"):
+        check_results(Location(str(corpus)), 7)
+
+
+@pytest.mark.parametrize("checkpoint", ["cleared", "kept"])
+def test_a_job_that_died_with_all_rows_there_judges_nothing_again(
+    ray_here: None, corpus: Path, model_folder: Path, monkeypatch: pytest.MonkeyPatch, checkpoint: str
 ) -> None:
     settings = ScanSettings(input=str(corpus / "a.jsonl"), out=str(corpus / "out"), model=str(model_folder))
     folder = Location(scan(settings)["folder"])
@@ -243,10 +251,13 @@ def test_a_job_that_died_after_its_checkpoint_was_cleared_judges_nothing_again(
     (corpus / "out/a/_SUCCESS").unlink()
     job = json.loads((corpus / "out/a/job.json").read_text())
     (corpus / "out/a/job.json").write_text(json.dumps(job | {"state": "failed"}))
+    if checkpoint == "kept":
+        storage.write_bytes(folder / "_checkpoint/ids.parquet", b"x")
     monkeypatch.setattr("jobs.chain.judge", lambda *_: pytest.fail("the rows were judged again"))
     assert scan(settings)["pairs"] == 4
     assert _results(folder) == rows
     assert (corpus / "out/a/_SUCCESS").exists()
+    assert not (corpus / "out/a/_checkpoint").exists()
 
 
 def _unstartable(corpus: Path, model_folder: Path, **changes: Any) -> ScanSettings:

@@ -5,7 +5,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from jobs import storage
+from jobs import sources, storage
 from jobs.errors import InputNotFound, StorageError
 from jobs.manifest import ManifestRow
 from jobs.records import RowError
@@ -98,6 +98,8 @@ def test_metadata_is_passed_through_untouched(corpus: Path) -> None:
         ({"image": "data:image/png;base64,AA", "text": "t"}, "is an address"),
         ({"image": "a.tar", "text": "t", "image_offset": 5}, "not two whole numbers"),
         ({"image": "a.tar", "text": "t", "image_offset": -5, "image_length": 2}, "not bytes of a file"),
+        ({"image": "a.tar", "text": "t", "image_offset": float("inf"), "image_length": 2}, "not two whole numbers"),
+        ({"image": "a.tar", "text": "t", "image_offset": 2**63, "image_length": 2}, "not bytes of a file"),
         (["a list"], "not an object"),
     ],
 )
@@ -105,6 +107,14 @@ def test_a_record_that_cannot_be_understood_keeps_its_row(corpus: Path, record: 
     rows = _rows(_write_jsonl(corpus, {"image": "a.jpg", "text": "t"}, record, {"image": "a.jpg", "text": "t"}))
     assert [row.row_error is None for row in rows] == [True, False, True]
     assert reason in str(rows[1].row_error)
+
+
+def test_metadata_that_are_nested_too_deep_are_their_rows_error() -> None:
+    nested: list[object] = []
+    for _ in range(100_000):
+        nested = [nested]
+    row = sources._to_row(0, {"image": "a.jpg", "text": "t", "metadata": nested}, Location("/data"))
+    assert "nested too deep" in str(row.row_error)
 
 
 def test_a_row_error_keeps_the_callers_name(corpus: Path) -> None:
@@ -116,6 +126,13 @@ def test_blank_and_missing_halves_are_null(corpus: Path) -> None:
     assert rows[0].text is None
     assert [row.image_uri for row in rows[1:]] == [None, None]
     assert all(row.row_error is None for row in rows)
+
+
+def test_of_two_fields_for_one_thing_the_first_that_holds_anything_counts(corpus: Path) -> None:
+    record = {"image_uri": None, "image": "a.jpg", "custom_id": "", "id": "z", "text": "t"}
+    named, without = _rows(_write_jsonl(corpus, record, {"image": "", "text": "t"}))
+    assert (named.custom_id, named.image_uri) == ("z", str(corpus / "a.jpg"))
+    assert (without.image_uri, without.row_error) == (None, None)
 
 
 def test_a_member_of_a_larger_file_is_carried(corpus: Path) -> None:

@@ -1,3 +1,4 @@
+import errno
 import os
 import stat
 from pathlib import Path
@@ -6,7 +7,7 @@ import boto3
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from botocore.exceptions import ClientError, EndpointConnectionError, NoCredentialsError
+from botocore.exceptions import ClientError, EndpointConnectionError, NoCredentialsError, ParamValidationError
 
 from jobs import storage
 from jobs.errors import StorageError
@@ -205,7 +206,26 @@ def _client_error(code: str, status: int) -> ClientError:
         (OSError(5, "Input/output error"), ("storage_error", True)),
         (IsADirectoryError(21, "Is a directory"), ("storage_error", False)),
         (ValueError("embedded null byte"), ("storage_error", False)),
+        (ParamValidationError(report="Invalid bucket name"), ("storage_error", False)),
+        (OSError(errno.ENAMETOOLONG, "File name too long"), ("storage_error", False)),
+        (OSError(errno.ELOOP, "Too many levels of symbolic links"), ("storage_error", False)),
+        (OSError(errno.EINVAL, "Invalid argument"), ("storage_error", False)),
     ],
 )
 def test_failures_are_named_as_the_store_defines_them(error: Exception, expected: tuple[str, bool]) -> None:
     assert storage.failure_code(error) == expected
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "override"),
+    [
+        ("https://s3.amazonaws.com", None),
+        ("https://s3.eu-west-1.amazonaws.com", None),
+        ("https://s3.cn-north-1.amazonaws.com.cn", None),
+        ("https://s3-fips.us-east-1.amazonaws.com", "s3-fips.us-east-1.amazonaws.com"),
+        ("https://bucket.vpce-1a.s3.us-east-1.vpce.amazonaws.com", "bucket.vpce-1a.s3.us-east-1.vpce.amazonaws.com"),
+        ("http://127.0.0.1:9000", "127.0.0.1:9000"),
+    ],
+)
+def test_tables_go_to_the_endpoint_that_objects_go_to(endpoint: str, override: str | None) -> None:
+    assert storage._endpoint_options(endpoint).get("endpoint_override") == override
