@@ -40,6 +40,7 @@ def test_a_picture_comes_out_as_if_it_had_been_decoded_here(pool: DecoderPool) -
         (draw_jpeg(1, (200, 200)), ImageTooLarge),
         (draw_jpeg(1) + bytes(100_000), ImageTooLarge),
     ],
+    ids=lambda value: str(len(value)) if isinstance(value, bytes) else None,
 )
 def test_what_is_wrong_with_a_picture_is_told_and_the_decoder_goes_on(
     pool: DecoderPool, data: bytes, kind: type[InputError]
