@@ -148,15 +148,14 @@ def run(settings: ServeSettings, ready: Callable[[str], None]) -> None:
     """
     application = build(settings)
     stop = threading.Event()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: stop.set())
-    with_dashboard = {"include_dashboard": False, "log_to_driver": True, "logging_level": logging.ERROR}
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     if not {"RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"} & os.environ.keys():
         os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)  # dies with this process, and keeps others out
-    ray.init("local", **with_dashboard)
+    ray.init("local", include_dashboard=False, logging_level=logging.ERROR)
     try:
         start(application, settings)
+        for number in (signal.SIGINT, signal.SIGTERM):  # Ray has set handlers of its own
+            signal.signal(number, lambda *_: stop.set())
         ready(f"http://{settings.host}:{settings.port}/")
         stop.wait()
     finally:

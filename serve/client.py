@@ -45,13 +45,15 @@ class Client:
         except requests.RequestException as error:
             raise ServerError(f"{self._url} does not answer: {error}") from error
         try:
-            told: dict[str, Any] = answer.json()
+            told: Any = answer.json()
         except json.JSONDecodeError as error:
             raise ServerError(f"{self._url} answered {answer.status_code} and no JSON; is it asap serve?") from error
         if not answer.ok:
-            message = told.get("error", {}).get("message", answer.reason)
+            reason = told.get("error") if isinstance(told, dict) else None
+            message = reason["message"] if isinstance(reason, dict) and "message" in reason else answer.reason
             raise ServerError(f"{self._url} answered {answer.status_code}: {message}")
-        return told
+        found: dict[str, Any] = told
+        return found
 
 
 def read_image(path: str) -> bytes:
