@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import sys
 from pathlib import Path
@@ -115,13 +116,17 @@ def detect(
     as_json: Annotated[bool, typer.Option("--json", help="Print the finding as JSON.")] = False,
     save: Annotated[Path | None, typer.Option(help="Save the picture with the evidence drawn on it.")] = None,
     device: Annotated[str, typer.Option(help="'auto', 'cpu' or 'cuda'.")] = "auto",
+    url: Annotated[str | None, typer.Option(help="Of a server, which judges instead; ASAP_KEY is its key.")] = None,
 ) -> None:
     """Judge one pair: verdict, types, face and words."""
+    if save is not None:
+        _check_saving(save)
+    if url is not None:
+        _detect_at(url, image, text, as_json=as_json, save=save)
+        return
     from asap.finding import Pair
     from asap.predictor import Predictor
 
-    if save is not None:
-        _check_saving(save)
     source = _object_bytes(image) if image.startswith("s3://") else Path(image)
     finding = Predictor.from_folder(model, device).predict([Pair(source, text)])[0]
     if as_json:
@@ -157,6 +162,52 @@ def _object_bytes(image: str) -> bytes:
     from jobs.storage import Location
 
     return fetch(Location.parse(image).uri, DEFAULT_LIMITS.max_bytes, FetchSettings()).data
+
+
+def _detect_at(url: str, image: str, text: str | None, *, as_json: bool, save: Path | None) -> None:
+    """As `detect`, by a server of `asap serve`."""
+    from serve.client import Client, finding_of, read_image
+
+    data = read_image(image)
+    answer = Client(url, os.environ.get("ASAP_KEY")).detect(data, text or "")
+    if as_json:
+        typer.echo(json.dumps(answer, ensure_ascii=False, indent=2))
+    else:
+        from jobs.terminal import show_finding
+
+        Console().print(show_finding(finding_of(answer), text))
+    if save is not None:
+        from asap.images import decode_image
+        from asap.render import draw_evidence
+
+        draw_evidence(decode_image(data).image, finding_of(answer), text).save(save)
+
+
+@app.command()
+def serve(
+    model: Annotated[str, typer.Option(help=_MODEL_HELP)] = "demo",
+    host: Annotated[str, typer.Option(help="To listen on; anything but loopback needs keys.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="To listen on.")] = 8000,
+    keys: Annotated[str | None, typer.Option(help="A file of keys; by default ASAP_KEYS, if it is set.")] = None,
+    new_key: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Make a key and its line for the file, and do nothing else.")
+    ] = None,
+    change: _Change = None,
+) -> None:
+    """Judge pairs online: an API and a page, until it is stopped."""
+    from serve.settings import ServeSettings
+
+    if new_key is not None:
+        from serve.keys import new_key as make
+
+        key, line = make(new_key)
+        typer.echo(f"key, for its holder:  {key}\nline, for the file:   {line}")
+        return
+    given = {"model": model, "host": host, "port": port, "keys_file": keys}
+    settings = _settings(ServeSettings, **(given | _changes(change or [])))
+    from serve.app import run
+
+    run(settings, lambda url: typer.echo(f"serving {model} at {url} (the API is told at {url}docs)"))
 
 
 @app.command()

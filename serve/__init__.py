@@ -1,1 +1,1 @@
-"""Online detection on Ray Serve: reserved, nothing is served yet."""
+"""Online detection on Ray Serve: an API with a page to see it, around a batched detector."""

@@ -353,3 +353,37 @@ def test_repolicy_tells_what_is_wrong_in_one_line(run: Any, tmp_path: Path) -> N
     assert code == 1
     assert "none.json does not exist" in err
     assert err.count("\n") == 1
+
+
+def test_detect_at_a_server_shows_saves_and_prints_what_it_answers(
+    run: Any, corpus: Path, model_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from asap.finding import Pair
+    from asap.predictor import Predictor
+    from serve.schemas import detection
+
+    def judge(self: object, image: bytes, text: str) -> dict[str, Any]:
+        finding = Predictor.from_folder(model_folder, "cpu").predict([Pair(image, text)])[0]
+        return detection("id-1", finding, {}, None).model_dump(mode="json")
+
+    monkeypatch.setattr("serve.client.Client.detect", judge)
+    given = ("detect", corpus / "images/0.jpg", "--text", "A team", "--url", "http://127.0.0.1:1")
+    code, out, _ = run(*given, "--save", corpus / "evidence.png")
+    assert code == 0
+    assert "small@" in out
+    assert Image.open(corpus / "evidence.png").size[1] > 48
+    assert json.loads(run(*given, "--json")[1])["id"] == "id-1"
+
+
+def test_serve_makes_keys_and_refuses_to_be_reached_without_them(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    from serve.keys import Keyring
+
+    code, out, _ = run("serve", "--new-key", "desk")
+    key, line = (told.split()[-1] for told in out.splitlines())
+    assert code == 0
+    assert Keyring.parse([line], "here").name_of(key) == "desk"
+    monkeypatch.delenv("ASAP_KEYS", raising=False)
+    code, _, error = run("serve", "--host", "0.0.0.0")
+    assert code == 1
+    assert "needs keys" in error
+    assert "min_replicas 9 is more than max_replicas 2" in run("serve", "--set", "min_replicas=9")[2]

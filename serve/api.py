@@ -1,0 +1,337 @@
+"""The API: what may be asked, who may ask it, and what is answered. It knows no Ray, only a `Service`."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import binascii
+import functools
+import json
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+from fastapi import APIRouter, Depends, FastAPI, Query, Request, Response
+from fastapi.exceptions import RequestValidationError
+from fastapi.middleware.cors import CORSMiddleware
+from fastapi.responses import FileResponse, HTMLResponse
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from pydantic import BaseModel, ValidationError
+from starlette.datastructures import UploadFile
+from starlette.exceptions import HTTPException
+from starlette.staticfiles import StaticFiles
+
+from asap.errors import InputError
+from serve.errors import Refused, refusal
+from serve.front import Figures, Front, Trace, error_body, error_response
+from serve.keys import Keyring, Rates
+from serve.reference import reference_page
+from serve.remote import fetch, redacted
+from serve.schemas import (
+    EXAMPLE_TEXT,
+    BatchItem,
+    BatchRequest,
+    BatchResponse,
+    Detection,
+    DetectRequest,
+    ErrorResponse,
+    Health,
+    ModelList,
+    detection,
+)
+from serve.service import Service, Timings
+from serve.settings import ServeSettings, is_loopback
+
+_Model = TypeVar("_Model", bound=BaseModel)
+_PAGE = Path(__file__).parent / "page"
+_KNOWN_CODES = {404: "not_found", 405: "method_not_allowed", 400: "bad_request"}
+_UNREADABLE_TEXT = "the text is not Unicode: it holds a lone surrogate"
+_STATUSES = {
+    400: "The picture or the text cannot be read", 401: "No key, or an unknown one", 403: "Not allowed",
+    413: "Too large", 415: "Neither multipart/form-data nor application/json", 422: "A field is missing or wrong",
+    429: "Too many requests; Retry-After says when to come back", 500: "The server failed",
+    503: "Loading, or going down", 504: "Not done within the deadline",
+}  # fmt: skip
+_ERRORS: dict[int | str, dict[str, Any]] = {
+    status: {"model": ErrorResponse, "description": what} for status, what in _STATUSES.items()
+}
+Evidence = Annotated[Literal["image"] | None, Query(description="`image`: answer the picture too, with the box drawn.")]
+
+
+def _request_body(model: type[BaseModel], *, form: bool) -> dict[str, Any]:
+    """The OpenAPI of a body that is read by hand, so that its size is known before anything is kept."""
+    content: dict[str, Any] = {"application/json": {"schema": model.model_json_schema()}}
+    if form:
+        content["multipart/form-data"] = {
+            "schema": {
+                "type": "object",
+                "required": ["image", "text"],
+                "properties": {
+                    "image": {"type": "string", "format": "binary", "description": "The encoded picture."},
+                    "text": {"type": "string", "description": "The text that goes with it."},
+                },
+            },
+            "example": {"image": "@photo.jpg", "text": EXAMPLE_TEXT},
+        }
+    return {"requestBody": {"required": True, "content": content}}
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """A pair as it was sent."""
+
+    data: bytes | None
+    uri: str | None
+    text: str
+
+
+def create_app(settings: ServeSettings, service: Service, keyring: Keyring) -> FastAPI:
+    """The application around a service. Without keys, it answers this machine only."""
+    figures = Figures()
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        yield
+        service.close()
+
+    app = FastAPI(
+        title="ASAP", version="1", description="Finds manipulated image-text pairs: whether, how, and where.",
+        docs_url=None, redoc_url=None, lifespan=lifespan,
+    )  # fmt: skip
+    app.include_router(_open_routes(app, service))
+    app.include_router(_Pairs(settings, service, keyring, figures).router)
+    app.mount("/page", StaticFiles(directory=_PAGE), name="page")
+    for kind, handler in _HANDLERS.items():
+        app.add_exception_handler(kind, handler)
+    if settings.cors_origins:
+        app.add_middleware(
+            CORSMiddleware, allow_origins=list(settings.cors_origins), allow_methods=["GET", "POST"],
+            allow_headers=["Authorization", "Content-Type"], expose_headers=["Retry-After", "X-Request-ID"],
+        )  # fmt: skip
+    app.add_middleware(Front, settings=settings, figures=figures)
+    return app
+
+
+def _open_routes(app: FastAPI, service: Service) -> APIRouter:
+    """What needs no key: the page, the reference, and whether the server lives."""
+    router = APIRouter()
+
+    @router.get("/", include_in_schema=False)
+    async def page() -> FileResponse:
+        return FileResponse(_PAGE / "index.html")
+
+    @router.get("/docs", include_in_schema=False)
+    async def docs() -> HTMLResponse:
+        return HTMLResponse(reference_page(app.openapi()))
+
+    @router.get("/healthz", summary="Whether the server is alive")
+    async def healthz() -> Health:
+        return Health()
+
+    @router.get("/readyz", summary="Whether it can judge a pair now", responses={503: _ERRORS[503]})
+    async def readyz() -> Health:
+        await service.check()
+        return Health()
+
+    return router
+
+
+class _Pairs:
+    """The routes that judge pairs, or tell of it: they need a key where there are keys."""
+
+    def __init__(self, settings: ServeSettings, service: Service, keyring: Keyring, figures: Figures) -> None:
+        self._settings = settings
+        self._service = service
+        self._keyring = keyring
+        self._rates = Rates(settings.key_rate, settings.key_burst)
+        self._figures = figures
+        self.router = APIRouter(dependencies=[Depends(self._identify)], responses=_ERRORS)
+        post, get = self.router.post, self.router.get
+        one, many = _request_body(DetectRequest, form=True), _request_body(BatchRequest, form=False)
+        post("/v1/detect", summary="Judge one pair", openapi_extra=one)(self.detect)
+        post("/v1/detect/batch", summary="Judge several pairs", openapi_extra=many)(self.detect_batch)
+        get("/v1/models", summary="The models that answer here")(self.models)
+        get("/metrics", summary="Figures for Prometheus", response_class=Response)(self.metrics)
+
+    async def _identify(self, request: Request) -> None:
+        """Let the holder of a key pass; where there are no keys, whoever calls from this machine."""
+        if not self._keyring:
+            client = request.client.host if request.client else ""
+            # A page elsewhere may point a name of its own at this machine: the name asked for must be local too.
+            if not is_loopback(client) or not is_loopback(request.url.hostname or ""):
+                raise Refused(403, "keys_required", "without keys this server answers its own machine only")
+            return
+        scheme, _, key = request.headers.get("authorization", "").partition(" ")
+        name = self._keyring.name_of(key.strip()) if scheme.lower() == "bearer" else None
+        if name is None:
+            raise Refused(401, "unauthorized", "send a known key as 'Authorization: Bearer KEY'")
+        _trace(request).key_name = name
+
+    def _charge(self, request: Request, pairs: int) -> None:
+        if (name := _trace(request).key_name) is not None:
+            self._rates.take(name, pairs)
+
+    async def detect(self, request: Request, evidence: Evidence = None) -> Detection:
+        """Send a picture and its text as a form or as JSON; the verdict, the types and the evidence come back."""
+        self._charge(request, 1)
+        timings = Timings()
+        async with _deadline(self._settings.deadline_s):
+            with timings.of("read"):
+                asked = await self._read(request)
+            return await self._judge(asked, _trace(request), timings, draw=evidence is not None)
+
+    async def detect_batch(self, request: Request, evidence: Evidence = None) -> BatchResponse:
+        """Each pair has the status that it would have had alone; one that is wrong harms no other."""
+        async with _deadline(self._settings.deadline_s):
+            if _content_type(request) != "application/json":
+                raise Refused(415, "unsupported_media_type", "send application/json")
+            items = _validated(BatchRequest, _json(await request.body())).items
+            if len(items) > (most := self._settings.max_batch_items):
+                raise Refused(413, "too_large", f"the batch has {len(items)} pairs, the limit is {most}", param="items")
+            self._charge(request, len(items))
+            trace, draw = _trace(request), evidence is not None
+            return BatchResponse(items=await asyncio.gather(*(self._judge_item(item, trace, draw) for item in items)))
+
+    async def _judge_item(self, item: Any, trace: Trace, draw: bool) -> BatchItem:
+        try:
+            asked = self._unpacked(_validated(DetectRequest, item))
+            return BatchItem(status=200, result=await self._judge(asked, trace, Timings(), draw=draw))
+        except InputError as error:
+            refused = refusal(error)
+        except Refused as error:
+            refused = error
+        return BatchItem(status=refused.status, error=error_body(refused, trace.id))
+
+    async def models(self) -> ModelList:
+        """One, with its thresholds."""
+        return ModelList(models=[await self._service.about()])
+
+    async def metrics(self) -> Response:
+        """Of this replica of the API."""
+        return Response(generate_latest(self._figures.registry), media_type=CONTENT_TYPE_LATEST)
+
+    async def _read(self, request: Request) -> _Asked:
+        kind = _content_type(request)
+        if kind == "application/json":
+            # base64 of many megabytes takes a while: not in the event loop.
+            return await asyncio.to_thread(self._parsed, await request.body())
+        if kind == "multipart/form-data":
+            return await self._read_form(request)
+        message = f"the body is {kind or 'of no type'}; send multipart/form-data or application/json"
+        raise Refused(415, "unsupported_media_type", message)
+
+    def _parsed(self, body: bytes) -> _Asked:
+        return self._unpacked(_validated(DetectRequest, _json(body)))
+
+    async def _read_form(self, request: Request) -> _Asked:
+        most = 4 * self._settings.max_text_chars
+        async with request.form(max_files=1, max_fields=4, max_part_size=most) as form:
+            image, text = form.get("image"), form.get("text")
+            if not isinstance(image, UploadFile):
+                raise Refused(422, "invalid_field", "image: send the picture as a file", param="image")
+            if not isinstance(text, str):
+                raise Refused(422, "invalid_field", "text: send the text as a field of the form", param="text")
+            return _Asked(await image.read(), None, self._checked_text(text))
+
+    def _unpacked(self, asked: DetectRequest) -> _Asked:
+        data = None
+        if asked.image is not None:
+            try:
+                data = base64.b64decode(asked.image.partition(",")[2] or asked.image, validate=True)
+            except (binascii.Error, ValueError) as error:
+                raise Refused(400, "base64_invalid", f"image is not base64: {error}", param="image") from error
+        return _Asked(data, asked.uri, self._checked_text(asked.text))
+
+    def _checked_text(self, text: str) -> str:
+        if len(text) > (most := self._settings.max_text_chars):
+            message = f"the text has {len(text)} characters, the limit is {most}"
+            raise Refused(413, "too_large", message, param="text")
+        if any("\ud800" <= character <= "\udfff" for character in text):
+            raise Refused(400, "text_invalid", _UNREADABLE_TEXT, param="text")
+        return text
+
+    async def _judge(self, asked: _Asked, trace: Trace, timings: Timings, *, draw: bool) -> Detection:
+        told: dict[str, Any] = {"uri": redacted(asked.uri)} if asked.uri else {}
+        trace.pairs.append(told)
+        try:
+            with timings.of("total"):
+                finding, image = await self._find(asked, timings, draw)
+        except (InputError, Refused) as error:
+            told["error"] = error.code
+            raise
+        told |= {"sha256": finding.image_sha256, "verdict": finding.verdict}
+        told["timings"] = {name: round(value, 2) for name, value in timings.items()}
+        return detection(trace.id, finding, timings, image)
+
+    async def _find(self, asked: _Asked, timings: Timings, draw: bool) -> tuple[Any, str | None]:
+        data = asked.data
+        if data is None:
+            prefixes, most = self._settings.uri_prefixes, self._settings.max_image_bytes
+            with timings.of("fetch"):
+                data = await asyncio.to_thread(fetch, asked.uri or "", prefixes, most)
+        finding = await self._service.judge(data, asked.text, timings)
+        if finding.error is not None:
+            raise finding.error
+        if not draw:
+            return finding, None
+        with timings.of("draw"):
+            jpeg = await self._service.decoders.draw(data, finding)
+        return finding, f"data:image/jpeg;base64,{base64.b64encode(jpeg).decode()}"
+
+
+@asynccontextmanager
+async def _deadline(seconds: float) -> AsyncIterator[None]:
+    """Cancel what is not done in time; what the block awaits is cancelled with it."""
+    try:
+        async with asyncio.timeout(seconds):
+            yield
+    except TimeoutError:
+        raise Refused(504, "deadline", f"not done within {seconds:g} s", retry_after_s=1) from None
+
+
+def _trace(request: Request) -> Trace:
+    trace: Trace = request.state.trace
+    return trace
+
+
+def _content_type(request: Request) -> str:
+    return request.headers.get("content-type", "").partition(";")[0].strip().lower()
+
+
+def _json(body: bytes) -> Any:
+    try:
+        return json.loads(body)
+    except (ValueError, RecursionError) as error:
+        raise Refused(400, "json_invalid", f"the body is not JSON: {type(error).__name__}") from error
+
+
+def _validated(kind: type[_Model], value: Any) -> _Model:
+    try:
+        return kind.model_validate(value)
+    except ValidationError as error:
+        raise _wrong_field(error.errors()) from None
+
+
+def _wrong_field(errors: Any, within: int = 0) -> Refused:
+    """422 by the first field that is wrong, so many levels within; the value is not repeated."""
+    name = ".".join(str(part) for part in errors[0]["loc"][within:]) or None
+    message = errors[0]["msg"].removeprefix("Value error, ")
+    return Refused(422, "invalid_field", f"{name}: {message}" if name else message, param=name)
+
+
+async def _answer(told: Any, request: Request, error: Exception) -> Response:
+    return error_response(told(error), _trace(request).id)
+
+
+def _http_refusal(error: HTTPException) -> Refused:
+    return Refused(error.status_code, _KNOWN_CODES.get(error.status_code, "refused"), str(error.detail))
+
+
+_HANDLERS: dict[Any, Any] = {
+    Refused: functools.partial(_answer, lambda error: error),
+    InputError: functools.partial(_answer, refusal),
+    HTTPException: functools.partial(_answer, _http_refusal),
+    RequestValidationError: functools.partial(_answer, lambda error: _wrong_field(error.errors(), within=1)),
+}

@@ -1,0 +1,172 @@
+"""The application on Ray Serve: an ingress that reads and decodes, and a detector that scales with the load.
+
+On one machine `asap serve` starts it. On a cluster `serve deploy` takes the same `build`, its settings under `args`:
+
+    applications:
+      - name: asap
+        import_path: serve.app:build
+        args: {model: "s3://models/mine", max_replicas: 8, detector_gpus: 1}
+
+Other Ray programs judge pairs through the application's handle:
+
+    handle = ray.serve.run(serve.app.build(ServeSettings()))
+    finding = handle.detect.remote(Pair(image_bytes, "A smiling minister opens the bridge")).result()
+"""
+# Without the future import of annotations: Serve makes `args` of the class that it finds at `build`'s parameter.
+
+import asyncio
+import logging
+import os
+import secrets
+import signal
+import sys
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import ray
+from fastapi import FastAPI
+from ray import serve
+from ray.exceptions import RayActorError
+from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
+
+from asap.errors import ConfigError
+from asap.finding import Finding, Pair
+from asap.images import PreparedImage
+from serve.api import create_app
+from serve.detector import Detector
+from serve.errors import NotReady, Overloaded, Refused
+from serve.front import LOG
+from serve.keys import Keyring
+from serve.schemas import ModelCard
+from serve.service import Service
+from serve.settings import ServeSettings, is_loopback
+
+APP = "asap"
+_TRIES = 2
+_SPARE_REQUESTS = 64
+"""Beyond `max_in_flight`, so that what is too much is refused by the API, in its one shape, and pages still come."""
+
+
+class RayJudge:
+    """The detector's replicas, by their handle. A pair whose replica died is sent to another, once."""
+
+    def __init__(self, detector: Any) -> None:
+        self._detector = detector
+
+    async def about(self) -> ModelCard:
+        """As `Judge.about`."""
+        return await self._ask(self._detector.about.remote)
+
+    async def detect(self, image: PreparedImage, text: str | None) -> Finding:
+        """As `Judge.detect`. Cancelled, the pair is taken from the queue."""
+        return await self._ask(self._detector.detect.remote, image, text)
+
+    async def _ask(self, method: Callable[..., Any], *arguments: Any) -> Any:
+        for attempt in range(1, _TRIES + 1):
+            response = method(*arguments)
+            try:
+                return await response
+            except BackPressureError:
+                raise Overloaded from None
+            except DeploymentUnavailableError:
+                raise NotReady("no detector could be started; the server's log says why") from None
+            except RayActorError:  # judging changes nothing, so it may be done again
+                if attempt == _TRIES:
+                    raise NotReady("the detector died while it judged this pair") from None
+            except asyncio.CancelledError:
+                response.cancel()
+                raise
+        raise AssertionError("the last attempt returns or raises")
+
+
+@serve.ingress()
+class Api:
+    """The ingress: HTTP by the application of `serve.api`, and `detect` for other Ray programs."""
+
+    def __init__(self, settings: ServeSettings, keyring: Keyring, detector: Any) -> None:
+        _log_requests()
+        self._settings = settings
+        self._keyring = keyring
+        self._service = Service(settings, RayJudge(detector))
+
+    def __serve_build_asgi_app__(self) -> FastAPI:
+        """Called by Serve, in the replica."""
+        return create_app(self._settings, self._service, self._keyring)
+
+    async def detect(self, pair: Pair) -> Finding:
+        """As `asap.predictor.Predictor.predict` for one pair; a path is one of this replica's machine."""
+        return await self._service.judge_pair(pair)
+
+
+def _log_requests() -> None:
+    """A line for each request on this process's stderr, where Ray collects it."""
+    if not LOG.handlers:
+        LOG.addHandler(logging.StreamHandler(sys.stderr))
+    LOG.setLevel(logging.INFO)
+
+
+def build(settings: ServeSettings) -> serve.Application:
+    """The application: ingress and detector, bound. Raises `ConfigError` where keys are needed and there are none."""
+    keyring = Keyring.load(settings.keys_file)
+    if not keyring and not is_loopback(settings.host):
+        raise ConfigError(
+            f"host {settings.host!r} is reached from other machines, which needs keys: make one with asap serve "
+            "--new-key NAME, and give its line in --keys FILE or ASAP_KEYS"
+        )
+    detector = serve.deployment(
+        name="Detector",
+        ray_actor_options={"num_cpus": settings.detector_cpus, "num_gpus": settings.detector_gpus},
+        max_ongoing_requests=2 * settings.batch_size,
+        max_queued_requests=settings.max_queued,
+        autoscaling_config={
+            "min_replicas": settings.min_replicas,
+            "max_replicas": settings.max_replicas,
+            "target_ongoing_requests": settings.batch_size,
+            "upscale_delay_s": settings.upscale_delay_s,
+            "downscale_delay_s": settings.downscale_delay_s,
+            "look_back_period_s": max(2.0, settings.upscale_delay_s),
+        },
+        graceful_shutdown_timeout_s=settings.drain_s,
+        health_check_period_s=5,
+        health_check_timeout_s=30,
+    )(Detector)
+    api = serve.deployment(
+        name="Api",
+        ray_actor_options={"num_cpus": 0},
+        max_ongoing_requests=settings.max_in_flight + _SPARE_REQUESTS,
+        max_queued_requests=_SPARE_REQUESTS,
+        graceful_shutdown_timeout_s=settings.drain_s,
+    )(Api)
+    return api.bind(settings, keyring, detector.bind(settings))
+
+
+def run(settings: ServeSettings, ready: Callable[[str], None]) -> None:
+    """Serve on this machine until the process is told to stop; `ready` is called with the address once it answers.
+
+    A request that came before is answered before the end, within `drain_s`.
+    """
+    application = build(settings)
+    stop = threading.Event()
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    if not {"RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"} & os.environ.keys():
+        os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)  # dies with this process, and keeps others out
+    ray.init("local", include_dashboard=False, logging_level=logging.ERROR)
+    try:
+        start(application, settings)
+        for number in (signal.SIGINT, signal.SIGTERM):  # Ray has set handlers of its own
+            signal.signal(number, lambda *_: stop.set())
+        ready(f"http://{settings.host}:{settings.port}/")
+        stop.wait()
+    finally:
+        serve.shutdown()
+        ray.shutdown()
+
+
+def start(application: serve.Application, settings: ServeSettings) -> Any:
+    """Deploy on the running Ray, and return the handle. Raises `Refused` where the detector cannot start."""
+    serve.start(http_options={"host": settings.host, "port": settings.port})
+    try:
+        return serve.run(application, name=APP)
+    except RuntimeError as error:
+        raise Refused(503, "not_ready", f"the server did not start: {error}") from error

@@ -1,0 +1,118 @@
+"""Pictures decoded apart from everything else: a few processes, each killed when one picture takes it too long."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import queue
+import subprocess
+import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from typing import Any, cast
+
+import numpy as np
+
+from asap.errors import DecodeFailed, InputError
+from asap.finding import Finding
+from asap.images import ImageLimits, PreparedImage
+from serve.decoder import Message, read_message, write_message
+
+_ERRORS = {kind.code: kind for kind in InputError.__subclasses__()}
+_DRAWN = ("verdict", "types", "flagged_types", "box_px", "width", "height", "model_id", "policy_id")
+
+
+class DecoderPool:
+    """`decoders` processes, started at once. Any number of event loops may share it."""
+
+    def __init__(self, decoders: int, limits: ImageLimits, timeout_s: float) -> None:
+        self._threads = ThreadPoolExecutor(decoders, thread_name_prefix="decode")  # each waits for one process
+        self._idle: queue.SimpleQueue[_Decoder] = queue.SimpleQueue()
+        self._all = [_Decoder(limits, timeout_s) for _ in range(decoders)]
+        for decoder in self._all:
+            self._threads.submit(self._start, decoder)
+
+    def _start(self, decoder: _Decoder) -> None:
+        with suppress(EOFError, OSError):  # the first picture will tell
+            decoder.start()
+        self._idle.put(decoder)
+
+    async def prepare(self, data: bytes, image_size: int) -> PreparedImage:
+        """As `asap.images.prepare_image`, which it raises as too; `DecodeFailed` where time or memory did not do."""
+        about, pixels = await self._run({"task": "prepare", "image_size": image_size}, data)
+        array = np.frombuffer(pixels, np.uint8).reshape(image_size, image_size, 3)
+        known = {name: about[name] for name in ("width", "height", "sha256", "warnings")}
+        return PreparedImage(pixels=array, **known)
+
+    async def draw(self, data: bytes, finding: Finding) -> bytes:
+        """The picture as a JPEG, with the finding's box and its types drawn, if there is one."""
+        return (await self._run({"task": "draw", "finding": {name: getattr(finding, name) for name in _DRAWN}}, data))[
+            1
+        ]
+
+    async def _run(self, header: dict[str, Any], data: bytes) -> Message:
+        reply, payload = await asyncio.wrap_future(self._threads.submit(self._use_one, header, data))
+        if "error" in reply:
+            raise _ERRORS.get(reply["error"], DecodeFailed)(reply["detail"])
+        return reply, payload
+
+    def _use_one(self, header: dict[str, Any], data: bytes) -> Message:
+        decoder = self._idle.get()
+        try:
+            return decoder.run(header, data)
+        finally:
+            self._idle.put(decoder)
+
+    def close(self) -> None:
+        """End the processes; pictures that wait are not decoded."""
+        self._threads.shutdown(wait=False, cancel_futures=True)
+        for decoder in self._all:
+            decoder.stop()
+
+
+class _Decoder:
+    def __init__(self, limits: ImageLimits, timeout_s: float) -> None:
+        self._limits = limits
+        self._timeout_s = timeout_s
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def run(self, header: dict[str, Any], data: bytes) -> Message:
+        try:
+            return self._ask(self.start(), header, data)
+        except (EOFError, OSError) as error:
+            self.stop()
+            limit = f"{self._timeout_s:g} s"
+            raise DecodeFailed(
+                f"the image could not be decoded within {limit}, or broke its decoder; export it anew"
+            ) from error
+
+    def _ask(self, process: subprocess.Popen[bytes], header: dict[str, Any], data: bytes) -> Message:
+        timer = threading.Timer(self._timeout_s, process.kill)
+        timer.start()
+        try:
+            write_message(cast("Any", process.stdin), header, data)
+            return read_message(cast("Any", process.stdout))
+        finally:
+            timer.cancel()
+
+    def start(self) -> subprocess.Popen[bytes]:
+        """The process, once it is up."""
+        if self._process is None or self._process.poll() is not None:
+            command = [sys.executable, "-m", "serve.decoder", str(self._limits.max_bytes), str(self._limits.max_pixels)]
+            environment = os.environ | {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+            self._process = subprocess.Popen(  # noqa: S603
+                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment
+            )
+            read_message(cast("Any", self._process.stdout))  # it is up: starting does not count as decoding
+        return self._process
+
+    def stop(self) -> None:
+        """End the process; the next picture gets another."""
+        process, self._process = self._process, None
+        if process is not None:
+            process.kill()
+            process.wait()
+            for stream in (process.stdin, process.stdout):
+                if stream is not None:
+                    stream.close()

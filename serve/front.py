@@ -1,0 +1,167 @@
+"""What every request passes first: its id, the gate, the limit of its body, the log line, and the last resort."""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+import time
+import uuid
+from dataclasses import dataclass, field
+from typing import Any
+
+from fastapi.responses import JSONResponse
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from serve.errors import Overloaded, Refused
+from serve.schemas import ErrorBody, ErrorResponse
+from serve.settings import ServeSettings
+
+LOG = logging.getLogger("asap.requests")
+_GIVEN_ID = re.compile(rb"[\w.-]{1,64}")
+_PAGE_POLICY = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data: blob:; connect-src 'self'; "
+    "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+)
+_HEADERS = [
+    (b"content-security-policy", _PAGE_POLICY.encode()),
+    (b"x-content-type-options", b"nosniff"),
+    (b"referrer-policy", b"no-referrer"),
+]
+
+
+class Figures:
+    """What /metrics tells, of this process."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        self.requests = Counter(
+            "asap_requests", "Requests by route and status", ["route", "status"], registry=self.registry
+        )
+        self.seconds = Histogram("asap_request_seconds", "Of one request", ["route"], registry=self.registry)
+        self.in_flight = Gauge("asap_requests_in_flight", "Requests being worked on", registry=self.registry)
+        self.pairs = Counter("asap_pairs", "Judged pairs by verdict", ["verdict"], registry=self.registry)
+
+
+@dataclass
+class Trace:
+    """What the log line tells of one request. Neither key nor text nor picture are in it."""
+
+    id: str
+    key_name: str | None = None
+    pairs: list[dict[str, Any]] = field(default_factory=list)
+    """sha256, verdict and timings of each pair, or its error's code; the redacted address, where there was one."""
+
+
+class Front:
+    """ASGI middleware around the whole API."""
+
+    def __init__(self, app: ASGIApp, settings: ServeSettings, figures: Figures) -> None:
+        self._app = app
+        self._settings = settings
+        self._figures = figures
+        self._busy = 0
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one request."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        trace = Trace(_request_id(scope))
+        scope.setdefault("state", {})["trace"] = trace
+        start, sent = time.perf_counter(), _Sent(send, trace.id)
+        counted = scope["path"].startswith("/v1/")
+        self._busy += counted
+        self._figures.in_flight.set(self._busy)
+        try:
+            if counted and self._busy > self._settings.max_in_flight:
+                raise Overloaded
+            await self._app(scope, _limited(scope, receive, self._settings), sent)
+        except Exception as error:
+            if not isinstance(error, Refused):
+                LOG.exception("request %s failed", trace.id)
+            if not sent.begun:
+                await error_response(_told(error), trace.id)(scope, receive, sent)
+        finally:
+            self._busy -= counted
+            self._figures.in_flight.set(self._busy)
+            self._finish(scope, trace, sent.status, time.perf_counter() - start)
+
+    def _finish(self, scope: Scope, trace: Trace, status: int, seconds: float) -> None:
+        route = getattr(scope.get("route"), "path", "other")
+        self._figures.requests.labels(route, status).inc()
+        self._figures.seconds.labels(route).observe(seconds)
+        for pair in trace.pairs:
+            if "verdict" in pair:
+                self._figures.pairs.labels(pair["verdict"]).inc()
+        if scope["path"].startswith("/v1/"):
+            line = {"id": trace.id, "key": trace.key_name, "route": route, "status": status, "pairs": trace.pairs}
+            LOG.info(json.dumps(line | {"ms": round(seconds * 1000, 2)}))
+
+
+class _Sent:
+    """Passes an answer on, with the headers that every answer has."""
+
+    def __init__(self, send: Send, request_id: str) -> None:
+        self._send = send
+        self._headers = [*_HEADERS, (b"x-request-id", request_id.encode())]
+        self.begun = False
+        self.status = 499
+        """Until an answer begins: nobody waited for one."""
+
+    async def __call__(self, message: Message) -> None:
+        if message["type"] == "http.response.start":
+            self.begun, self.status = True, message["status"]
+            message["headers"] = [*message.get("headers", ()), *self._headers]
+        await self._send(message)
+
+
+def _request_id(scope: Scope) -> str:
+    """The caller's own, if it has one of a harmless form."""
+    given = dict(scope["headers"]).get(b"x-request-id", b"")
+    return given.decode() if _GIVEN_ID.fullmatch(given) else uuid.uuid4().hex
+
+
+def _limited(scope: Scope, receive: Receive, settings: ServeSettings) -> Receive:
+    """A `receive` that raises `Refused` (413) once a body is longer than its route takes."""
+    most = settings.max_batch_bytes if scope["path"].endswith("/batch") else settings.max_body_bytes
+    declared = dict(scope["headers"]).get(b"content-length", b"")
+    got = 0
+
+    async def limited() -> Message:
+        nonlocal got
+        if declared.isdigit() and len(declared) < 20 and int(declared) > most:
+            raise _too_large(most)
+        message = await receive()
+        got += len(message.get("body", b""))
+        if got > most:
+            raise _too_large(most)
+        return message
+
+    return limited
+
+
+def _too_large(most: int) -> Refused:
+    return Refused(413, "too_large", f"the body has more than {most} bytes, which is the limit here")
+
+
+def _told(error: Exception) -> Refused:
+    """What a caller may know of a failure that nobody foresaw: nothing but that it happened."""
+    return error if isinstance(error, Refused) else Refused(500, "internal", "the server failed on this request")
+
+
+def error_body(error: Refused, request_id: str) -> ErrorBody:
+    """An error as the answer tells it."""
+    return ErrorBody(code=error.code, message=error.message, param=error.param, request_id=request_id)
+
+
+def error_response(error: Refused, request_id: str) -> JSONResponse:
+    """The answer of a refused request."""
+    headers = {}
+    if error.retry_after_s is not None:
+        headers["Retry-After"] = str(max(1, round(error.retry_after_s + 0.5)))
+    if error.status == 401:
+        headers["WWW-Authenticate"] = "Bearer"
+    content = ErrorResponse(error=error_body(error, request_id)).model_dump()
+    return JSONResponse(content, error.status, headers)

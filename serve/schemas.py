@@ -1,0 +1,179 @@
+"""Requests and responses of the API, as its OpenAPI document tells them."""
+
+from __future__ import annotations
+
+from typing import Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from asap.config import TYPES
+from asap.finding import Finding
+
+EXAMPLE_TEXT = "A smiling minister opens the bridge"
+
+
+class DetectRequest(BaseModel):
+    """One pair: the picture in base64, or where it lies, and its text."""
+
+    model_config = ConfigDict(
+        extra="forbid", json_schema_extra={"examples": [{"image": "/9j/4AAQSkZJRg…", "text": EXAMPLE_TEXT}]}
+    )
+
+    image: str | None = Field(default=None, description="The encoded picture (JPEG, PNG, WebP, …) in base64.")
+    uri: str | None = Field(default=None, description="s3:// or https://, where the server allows how it begins.")
+    text: str = Field(description="The text that goes with the picture.")
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if (self.image is None) == (self.uri is None):
+            raise ValueError("give either image or uri")
+        return self
+
+
+class BatchRequest(BaseModel):
+    """Several pairs. Each is checked by itself: see `DetectRequest`."""
+
+    model_config = ConfigDict(
+        extra="forbid",
+        json_schema_extra={"examples": [{"items": [{"image": "/9j/4AAQSkZJRg…", "text": EXAMPLE_TEXT}]}]},
+    )
+
+    items: list[Any] = Field(min_length=1, description="Pairs, each as in POST /v1/detect.")
+
+
+class TypeScore(BaseModel):
+    """One of the four ways to manipulate a pair."""
+
+    score: float | None = Field(ge=0, le=1, description="Probability of this type.")
+    flagged: bool = Field(description="Whether the score reaches the policy's threshold.")
+
+
+class BoxPixels(BaseModel):
+    """A box in pixels of the original picture, after EXIF rotation."""
+
+    x0: float
+    y0: float
+    x1: float
+    y1: float
+
+
+class BoxShares(BoxPixels):
+    """The same box in shares of the picture's width and height, each in [0, 1]."""
+
+
+class WordScore(BaseModel):
+    """A flagged word; `start` and `end` are offsets in Unicode code points of the text, end exclusive."""
+
+    index: int
+    start: int
+    end: int
+    word: str
+    score: float = Field(ge=0, le=1)
+
+
+class Evidence(BaseModel):
+    """Where: the face box, which is there only if an image type is flagged, and the flagged words."""
+
+    box_px: BoxPixels | None
+    box: BoxShares | None
+    words: list[WordScore]
+    image: str | None = Field(description="With ?evidence=image: the picture with its box, a data: URL of a JPEG.")
+
+
+class Input(BaseModel):
+    """The picture as it came."""
+
+    sha256: str | None
+    width: int
+    height: int
+
+
+class Detection(BaseModel):
+    """What the model says of a pair. It is evidence for a person to weigh, not proof."""
+
+    id: str = Field(description="Of the request; the server's log has it too.")
+    model_id: str
+    policy_id: str
+    verdict: Literal["manipulated", "review", "authentic"]
+    score: float = Field(ge=0, le=1, description="The model's probability that the pair was manipulated.")
+    types: dict[Literal["face_swap", "face_attribute", "text_swap", "text_attribute"], TypeScore]
+    evidence: Evidence
+    input: Input
+    warnings: list[str]
+    timings: dict[str, float] = Field(description="Milliseconds: read, decode, detect (with waiting), draw, total.")
+
+
+class ErrorBody(BaseModel):
+    """What went wrong, for a program (`code`) and for a person (`message`)."""
+
+    code: str
+    message: str
+    param: str | None = Field(description="The field it is about.")
+    request_id: str
+
+
+class ErrorResponse(BaseModel):
+    """The one shape of every error."""
+
+    error: ErrorBody
+
+
+class BatchItem(BaseModel):
+    """One pair of a batch: the status it would have had alone, and its result or its error."""
+
+    status: int
+    result: Detection | None = None
+    error: ErrorBody | None = None
+
+
+class BatchResponse(BaseModel):
+    """An item for each pair, in their order."""
+
+    items: list[BatchItem]
+
+
+class ModelCard(BaseModel):
+    """A model that answers here."""
+
+    model_id: str
+    policy_id: str
+    image_size: int = Field(description="Side, in pixels, of the square that the model sees.")
+    thresholds: dict[str, float]
+    calibrated: bool = Field(description="Whether the thresholds were calibrated, or are plain numbers.")
+
+
+class ModelList(BaseModel):
+    """The models that answer here."""
+
+    models: list[ModelCard]
+
+
+class Health(BaseModel):
+    """`ok`."""
+
+    status: Literal["ok"] = "ok"
+
+
+def detection(request_id: str, finding: Finding, timings: dict[str, float], image: str | None) -> Detection:
+    """The response of a finding without an error."""
+    box = shares = None
+    if finding.box_px is not None and finding.width and finding.height:
+        x0, y0, x1, y1 = finding.box_px
+        box = BoxPixels(x0=x0, y0=y0, x1=x1, y1=y1)
+        width, height = finding.width, finding.height
+        shares = BoxShares(x0=x0 / width, y0=y0 / height, x1=x1 / width, y1=y1 / height)
+    scores = finding.types or {}
+    types = {name: {"score": scores[name], "flagged": name in finding.flagged_types} for name in TYPES}
+    words = [WordScore(**vars(word)) for word in finding.words or []]
+    return Detection.model_validate({
+        "id": request_id,
+        "model_id": finding.model_id,
+        "policy_id": finding.policy_id,
+        "verdict": finding.verdict,
+        "score": finding.score,
+        "types": types,
+        "evidence": Evidence(box_px=box, box=shares, words=words, image=image),
+        "input": {"sha256": finding.image_sha256, "width": finding.width, "height": finding.height},
+        "warnings": finding.warnings,
+        "timings": {name: round(value, 2) for name, value in timings.items()},
+    })  # fmt: skip

@@ -1,0 +1,56 @@
+"""The API in this process, around the model that ships: no Ray, no network."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from fastapi.testclient import TestClient
+from PIL import Image
+
+from asap.finding import Finding
+from asap.images import PreparedImage
+from asap.predictor import Predictor
+from serve.api import create_app
+from serve.keys import Keyring
+from serve.schemas import ModelCard
+from serve.service import Service, card
+from serve.settings import ServeSettings
+
+TEXT = "A smiling minister opens the bridge"
+
+
+class LocalJudge:
+    """A predictor, as the service asks for one."""
+
+    def __init__(self, predictor: Predictor) -> None:
+        self._predictor = predictor
+        self.judged = 0
+
+    async def about(self) -> ModelCard:
+        return card(self._predictor)
+
+    async def detect(self, image: PreparedImage, text: str | None) -> Finding:
+        self.judged += 1
+        return self._predictor.predict_prepared([image], [text])[0]
+
+
+@contextmanager
+def api(
+    judge: Any, keyring: Keyring | None = None, *, caller: str = "127.0.0.1", **settings: Any
+) -> Iterator[TestClient]:
+    """A client of the API, by default on the server's own machine."""
+    told = ServeSettings(decoders=1, **settings)
+    app = create_app(told, Service(told, judge), keyring or Keyring())
+    client = TestClient(app, "http://127.0.0.1", raise_server_exceptions=False, client=(caller, 5000))
+    with client:
+        yield client
+
+
+def encoded(size: tuple[int, int] = (64, 48), kind: str = "PNG") -> bytes:
+    """A picture of one colour."""
+    buffer = io.BytesIO()
+    Image.new("RGB", size, (90, 120, 150)).save(buffer, kind)
+    return buffer.getvalue()

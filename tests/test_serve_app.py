@@ -1,0 +1,91 @@
+"""The application on a real Ray Serve, started once."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import requests
+from conftest import draw_jpeg
+from serving import TEXT
+
+from asap.errors import ConfigError
+from asap.finding import Pair
+from serve.settings import ServeSettings
+
+
+def _free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port: int = listener.getsockname()[1]
+    return port
+
+
+@pytest.fixture(scope="module")
+def served(ray_here: None) -> Iterator[tuple[str, Any]]:
+    """The address and the handle of a running application."""
+    from ray import serve
+
+    from serve.app import build, start
+
+    settings = ServeSettings(port=_free_port(), max_replicas=1, detector_cpus=0.5, decoders=1, drain_s=5)
+    handle = start(build(settings), settings)
+    yield f"http://127.0.0.1:{settings.port}", handle
+    serve.shutdown()
+
+
+def test_it_is_ready_and_judges_a_pair_over_http(served: tuple[str, Any]) -> None:
+    url, _ = served
+    assert requests.get(f"{url}/readyz", timeout=30).json() == {"status": "ok"}
+    answer = requests.post(f"{url}/v1/detect", files={"image": draw_jpeg(1)}, data={"text": TEXT}, timeout=30)
+    assert answer.status_code == 200, answer.text
+    assert answer.json()["verdict"] in ("manipulated", "review", "authentic")
+    assert answer.json()["input"]["width"] == 64
+    refused = requests.post(f"{url}/v1/detect", files={"image": b"no picture"}, data={"text": TEXT}, timeout=30)
+    assert (refused.status_code, refused.json()["error"]["code"]) == (400, "unsupported_format")
+
+
+def test_other_ray_programs_judge_pairs_by_the_handle_as_http_does(served: tuple[str, Any]) -> None:
+    url, handle = served
+    pairs = [Pair(draw_jpeg(1), TEXT), Pair(b"no picture", TEXT), Pair(draw_jpeg(2), "")]
+    findings = [response.result(timeout_s=30) for response in [handle.detect.remote(pair) for pair in pairs]]
+    codes = [finding.error and finding.error.code for finding in findings]
+    assert codes == [None, "unsupported_format", "text_missing"]
+    answer = requests.post(f"{url}/v1/detect", files={"image": draw_jpeg(1)}, data={"text": TEXT}, timeout=30).json()
+    assert answer["score"] == pytest.approx(findings[0].score, abs=1e-5)
+
+
+def test_pairs_that_arrive_together_are_judged_each_by_itself(served: tuple[str, Any]) -> None:
+    _, handle = served
+    pairs = [Pair(draw_jpeg(number), TEXT) for number in range(12)]
+    findings = [response.result(timeout_s=30) for response in [handle.detect.remote(pair) for pair in pairs]]
+    alone = [handle.detect.remote(pair).result(timeout_s=30) for pair in pairs]
+    assert [finding.image_sha256 for finding in findings] == [finding.image_sha256 for finding in alone]
+    assert [finding.score for finding in findings] == pytest.approx([finding.score for finding in alone], abs=1e-4)
+
+
+def test_other_machines_are_not_served_without_keys(monkeypatch: pytest.MonkeyPatch) -> None:
+    from serve.app import build
+    from serve.keys import new_key
+
+    monkeypatch.delenv("ASAP_KEYS", raising=False)
+    with pytest.raises(ConfigError, match=r"host '0\.0\.0\.0' is reached from other machines, which needs keys"):
+        build(ServeSettings(host="0.0.0.0"))
+    monkeypatch.setenv("ASAP_KEYS", new_key("desk")[1])
+    build(ServeSettings(host="0.0.0.0"))
+
+
+def test_a_cluster_takes_the_application_from_its_yaml() -> None:
+    from ray.serve._private.api import call_user_app_builder_with_args_if_necessary
+    from ray.serve.schema import ServeDeploySchema
+
+    from serve.app import build
+
+    arguments = {"model": "s3://models/mine", "max_replicas": 8}
+    schema = {"applications": [{"name": "asap", "import_path": "serve.app:build", "args": arguments}]}
+    assert ServeDeploySchema.model_validate(schema).applications[0].args == arguments
+    built = call_user_app_builder_with_args_if_necessary(build, arguments)
+    settings = built._bound_deployment.init_args[0]
+    assert (settings.model, settings.max_replicas) == ("s3://models/mine", 8)

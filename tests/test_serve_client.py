@@ -1,0 +1,99 @@
+import json
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from typing import Any
+
+import pytest
+
+from asap.finding import Finding, Word
+from serve.client import Client, ServerError, finding_of, read_image
+from serve.schemas import detection
+
+FINDING = Finding(
+    verdict="manipulated", score=0.9, types=dict.fromkeys(("face_swap", "face_attribute"), 0.9)
+    | dict.fromkeys(("text_swap", "text_attribute"), 0.1), flagged_types=["face_swap", "face_attribute"],
+    box_px=(1.0, 2.0, 3.0, 4.0), words=[Word(0, 0, 1, "A", 0.7)], word_scores=None, width=10, height=20,
+    image_sha256="ab", model_id="m@1", policy_id="p",
+)  # fmt: skip
+
+
+class _Server(HTTPServer):
+    """Answers one thing after the other, and keeps what it was asked."""
+
+    answers: list[tuple[int, str, dict[str, str]]]
+    asked: list[tuple[dict[str, str], bytes]]
+
+
+class _Handler(BaseHTTPRequestHandler):
+    server: _Server
+
+    def do_POST(self) -> None:
+        body = self.rfile.read(int(self.headers["content-length"]))
+        self.server.asked.append((dict(self.headers), body))
+        status, content, headers = self.server.answers.pop(0)
+        self.send_response(status)
+        for name, value in (headers | {"content-length": str(len(content))}).items():
+            self.send_header(name, value)
+        self.end_headers()
+        self.wfile.write(content.encode())
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@pytest.fixture
+def server() -> Iterator[_Server]:
+    server = _Server(("127.0.0.1", 0), _Handler)
+    server.asked = []
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield server
+    server.shutdown()
+    server.server_close()
+
+
+def _url(server: _Server) -> str:
+    return f"http://127.0.0.1:{server.server_port}/"
+
+
+def _told(message: str) -> str:
+    return json.dumps({"error": {"code": "c", "message": message, "param": None, "request_id": "r"}})
+
+
+def test_an_answer_becomes_the_finding_that_it_was_made_of(server: _Server) -> None:
+    answer = detection("id", FINDING, {}, None).model_dump_json()
+    server.answers = [(200, answer, {})]
+    assert finding_of(Client(_url(server), "key").detect(b"picture", "A text")) == FINDING
+    headers, body = server.asked[0]
+    assert headers["Authorization"] == "Bearer key"
+    assert b"picture" in body
+    assert b"A text" in body
+
+
+def test_a_busy_server_is_asked_again_with_the_same_pair(server: _Server) -> None:
+    answer = detection("id", FINDING, {}, None).model_dump_json()
+    server.answers = [(429, "{}", {"Retry-After": "0"}), (503, "{}", {"Retry-After": "0"}), (200, answer, {})]
+    assert Client(_url(server)).detect(b"picture", "text")["id"] == "id"
+    assert [b"picture" in body for _, body in server.asked] == [True] * 3
+
+
+@pytest.mark.parametrize(
+    ("answers", "sentence"),
+    [
+        ([(400, _told("the text is blank"), {})], "answered 400: the text is blank"),
+        ([(429, _told("too many"), {"Retry-After": "0"})] * 2, "answered 429: too many"),
+        ([(502, "<html>", {})], "answered 502 and no JSON"),
+        ([(404, "[]", {})], "answered 404"),
+    ],
+)
+def test_what_the_server_says_is_told_in_one_sentence(server: _Server, answers: Any, sentence: str) -> None:
+    server.answers = list(answers)
+    with pytest.raises(ServerError, match=sentence):
+        Client(_url(server), tries=2).detect(b"picture", "text")
+
+
+def test_a_server_or_a_picture_that_is_not_there_is_told() -> None:
+    with pytest.raises(ServerError, match="does not answer"):
+        Client("http://127.0.0.1:9", tries=1).detect(b"picture", "text")
+    with pytest.raises(ServerError, match=r"'/nowhere\.jpg' cannot be read: No such file"):
+        read_image("/nowhere.jpg")

@@ -1,0 +1,114 @@
+import json
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+
+import boto3
+import pytest
+
+from asap.errors import CheckpointError, ImageTooLarge
+from serve import remote
+from serve.errors import Refused
+from serve.remote import check_allowed, fetch, local_model, redacted
+
+PREFIXES = ("s3://bucket/public/", "https://img.example/a/")
+
+
+@pytest.fixture(autouse=True)
+def own_client() -> Iterator[None]:
+    """The client is kept by the process; the S3 server of tests is not."""
+    remote._s3.cache_clear()
+    yield
+    remote._s3.cache_clear()
+
+
+@pytest.mark.parametrize(
+    "uri",
+    [
+        "s3://bucket/private/a.jpg",
+        "s3://bucket/public/../private/a.jpg",
+        "s3://bucket/public/%2e%2e/private/a.jpg",
+        "s3://bucket/public/%252e%252e/private/a.jpg",
+        "https://img.example.evil/a/b.jpg",
+        "https://img.example@evil/a/b.jpg",
+        "https://img.example/a/\\..\\b",
+        "https://img.example/a/b\r\nHost: evil",
+        "http://img.example/a/b.jpg",
+        "file:///etc/passwd",
+        "",
+    ],
+)
+def test_an_address_outside_the_allowed_ones_is_refused(uri: str) -> None:
+    with pytest.raises(Refused) as caught:
+        check_allowed(uri, PREFIXES)
+    assert (caught.value.status, caught.value.param) == (403, "uri")
+
+
+def test_an_allowed_address_passes_and_one_that_is_none_is_told() -> None:
+    check_allowed("s3://bucket/public/a.jpg", PREFIXES)
+    check_allowed("https://img.example/a/b.jpg?X-Amz-Signature=secret", PREFIXES)
+    with pytest.raises(Refused, match="cannot be read") as caught:
+        check_allowed("https://[broken", PREFIXES)
+    assert caught.value.status == 400
+
+
+def test_signatures_and_credentials_are_not_told() -> None:
+    assert redacted("https://me:pass@host/a.jpg?X-Amz-Signature=secret#x") == "https://host/a.jpg?…"
+    with pytest.raises(Refused) as caught:
+        check_allowed("https://me:pass@host/a.jpg?sig=secret", PREFIXES)
+    assert not {"pass", "secret"} & set(str(caught.value).replace("?", " ").replace(":", " ").split())
+
+
+def test_an_object_is_fetched_and_one_that_is_missing_or_too_large_is_refused(bucket: str) -> None:
+    boto3.client("s3").put_object(Bucket=bucket, Key="a/b.jpg", Body=b"12345")
+    prefixes = (f"s3://{bucket}/a/",)
+    assert fetch(f"s3://{bucket}/a/b.jpg", prefixes, 5) == b"12345"
+    with pytest.raises(ImageTooLarge):
+        fetch(f"s3://{bucket}/a/b.jpg", prefixes, 4)
+    with pytest.raises(Refused, match="cannot be read") as caught:
+        fetch(f"s3://{bucket}/a/none.jpg", prefixes, 5)
+    assert (caught.value.status, caught.value.code) == (400, "uri_unreadable")
+
+
+class _Elsewhere(BaseHTTPRequestHandler):
+    def do_GET(self) -> None:
+        self.send_response(302 if self.path == "/moved" else 200)
+        self.send_header("Location", "/picture")
+        self.end_headers()
+        self.wfile.write(b"12345")
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+def test_a_redirect_is_not_followed() -> None:
+    server = HTTPServer(("127.0.0.1", 0), _Elsewhere)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    address = f"http://127.0.0.1:{server.server_port}"  # the settings allow https alone; what follows is the same
+    try:
+        assert fetch(f"{address}/picture", (address,), 5) == b"12345"
+        with pytest.raises(ImageTooLarge):
+            fetch(f"{address}/picture", (address,), 4)
+        with pytest.raises(Refused, match="cannot be read: 302"):
+            fetch(f"{address}/moved", (address,), 5)
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
+def test_a_model_folder_is_copied_from_s3(bucket: str, model_folder: Path) -> None:
+    client = boto3.client("s3")
+    for file in model_folder.rglob("*"):
+        if file.is_file():
+            client.upload_file(str(file), bucket, f"models/small/{file.relative_to(model_folder)}")
+    client.put_object(Bucket=bucket, Key="models/small/../../escaped", Body=b"x")
+    copied = Path(local_model(f"s3://{bucket}/models/small"))
+    assert json.loads((copied / "config.json").read_text()) == json.loads((model_folder / "config.json").read_text())
+    assert (copied / "tokenizer/tokenizer.json").exists()
+    assert not (copied.parent.parent / "escaped").exists()
+    assert local_model("demo") == "demo"
+    with pytest.raises(CheckpointError, match="is empty or does not exist"):
+        local_model(f"s3://{bucket}/models/none")
+    with pytest.raises(CheckpointError, match="cannot be read"):
+        local_model("s3://no-such-bucket-for-me/models")

@@ -1,0 +1,39 @@
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+
+from serve.settings import ServeSettings, is_loopback
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"min_replicas": 3}, "min_replicas 3 is more than max_replicas 2"),
+        ({"max_batch_items": 100}, "is more than a key's key_burst"),
+        ({"uri_prefixes": ("s3://bucket",)}, "'s3://bucket' is not s3://BUCKET"),
+        ({"uri_prefixes": ("http://host/",)}, "is not s3://BUCKET"),
+        ({"uri_prefixes": ("https://name@host/",)}, "is not s3://BUCKET"),
+        ({"cors_origins": ("*",)}, "cors_origins '\\*'"),
+        ({"max_image_pixels": 10**10}, "Pillow's own"),
+        ({"colour": "red"}, "Extra inputs"),
+        ({"port": 0}, "greater than or equal to 1"),
+    ],
+)
+def test_settings_that_cannot_work_are_refused(change: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(ValidationError, match=sentence):
+        ServeSettings(**change)
+
+
+def test_a_body_of_the_largest_picture_and_text_fits_its_limit() -> None:
+    settings = ServeSettings(max_image_bytes=3000, max_text_chars=10)
+    assert settings.max_body_bytes > 4000 + 10 * len(r"\ud83d\ude00")
+
+
+@pytest.mark.parametrize(
+    ("host", "local"),
+    [("127.0.0.1", True), ("127.8.8.8", True), ("::1", True), ("[::1]", True), ("localhost", True),
+     ("0.0.0.0", False), ("::", False), ("10.0.0.1", False), ("localhost.example.com", False), ("", False)],
+)  # fmt: skip
+def test_only_loopback_is_this_machine(host: str, local: bool) -> None:
+    assert is_loopback(host) == local
