@@ -12,6 +12,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 
 @dataclass(frozen=True)
@@ -53,8 +54,9 @@ class Counter:
 
 
 def start_counter() -> Any:
-    """A counter that the job's actors can report to."""
-    return ray.remote(num_cpus=0)(Counter).remote()
+    """A counter that the job's actors can report to, on the machine of the driver: no other's loss is its end."""
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    return ray.remote(num_cpus=0, scheduling_strategy=here)(Counter).remote()
 
 
 def count_batch(counter: Any, results: pa.Table) -> None:

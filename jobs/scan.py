@@ -228,7 +228,10 @@ def _watched(job: Job, done: int, rows: int, watch: Watch) -> Iterator[Any]:
     ended = threading.Event()
 
     def look() -> None:
-        progress: Progress = ray.get(counter.read.remote())
+        try:
+            progress: Progress = ray.get(counter.read.remote())
+        except ray.exceptions.RayError:  # counts are for people; what the results say is counted from them
+            return
         counts = {"done": min(done + progress.rows, rows), "errors": progress.errors, "flagged": progress.flagged}
         job.note(counts=counts | {"total": rows}, pairs_per_s=round(progress.pairs_per_s, 2))
         stage = "judging" if progress.rows else "starting the workers"

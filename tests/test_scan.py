@@ -13,9 +13,10 @@ from asap.errors import AsapError, CheckpointError
 from jobs import storage
 from jobs.detection import Detector
 from jobs.errors import InputNotFound, JobDiffers, JobFailed, StorageError
+from jobs.job_folder import Job
 from jobs.manifest import ManifestRow, write_manifest
 from jobs.results import RESULT_SCHEMA
-from jobs.scan import ScanProgress, check_manifest, check_results, scan
+from jobs.scan import ScanProgress, _watched, check_manifest, check_results, scan
 from jobs.settings import CaptionSettings, FetchSettings, ScanSettings
 from jobs.storage import Location
 
@@ -232,6 +233,21 @@ def test_a_manifest_that_lost_rows_since_it_was_written_fails_the_job(corpus: Pa
     check_manifest(Location(str(corpus)), 5)
     with pytest.raises(JobFailed, match=r"holds 5 rows where 7 were written.*choose another job or delete"):
         check_manifest(Location(str(corpus)), 7)
+
+
+def test_a_counter_that_is_lost_stops_no_job(corpus: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import ray
+
+    class Lost:
+        read = property(lambda self: self)
+
+        def remote(self) -> None:
+            raise ray.exceptions.ActorDiedError
+
+    monkeypatch.setattr("jobs.progress.start_counter", Lost)
+    job = Job(Location(str(corpus / "out/a")), {}, heartbeat_s=10)
+    with _watched(job, 0, 4, lambda progress: pytest.fail("it told what it does not know")):
+        pass
 
 
 def test_results_that_are_fewer_than_the_rows_fail_the_job(corpus: Path) -> None:
