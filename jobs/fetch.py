@@ -11,8 +11,9 @@ from typing import Any
 
 from asap.errors import ImageTooLarge
 from jobs.errors import FetchFailed
+from jobs.failures import failure_code
 from jobs.settings import FetchSettings
-from jobs.storage import Location, failure_code, s3_client
+from jobs.storage import Location, s3_client
 
 _FIRST_BACKOFF_S = 0.2
 _LONGEST_BACKOFF_S = 20.0

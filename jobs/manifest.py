@@ -12,7 +12,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from jobs.storage import Location, filesystem, storage_errors
+from jobs.failures import storage_errors
+from jobs.storage import Location, filesystem
 
 MANIFEST_SCHEMA = pa.schema(
     [

@@ -20,7 +20,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from jobs.errors import InputNotFound
-from jobs.storage import Location, open_read, open_seekable, storage_errors
+from jobs.failures import storage_errors
+from jobs.storage import Location, open_read, open_seekable
 
 MAX_RECORD_BYTES = 2**20
 _CHUNK = 2**16

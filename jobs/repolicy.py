@@ -29,6 +29,7 @@ from asap.evidence import apply_policy
 from asap.policy import Policy
 from jobs.checkup import count_rows
 from jobs.errors import JobError, StorageError
+from jobs.failures import storage_errors
 from jobs.finalize import read_summary, write_outcome
 from jobs.job_folder import RESULTS_ENTRY, Job, fail, is_finished, read_record, results_folder, wait_until_free
 from jobs.policy_file import read_policy
@@ -41,7 +42,6 @@ from jobs.storage import (
     delete_folder,
     filesystem,
     list_files,
-    storage_errors,
     write_bytes,
 )
 from jobs.tally import results_file

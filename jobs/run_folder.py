@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from jobs.errors import StorageError
+from jobs.failures import storage_errors
 from jobs.storage import (
     Location,
     check_bucket,
@@ -29,7 +30,6 @@ from jobs.storage import (
     list_files,
     read_bytes,
     s3_client,
-    storage_errors,
     write_bytes,
 )
 

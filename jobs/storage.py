@@ -24,18 +24,13 @@ from typing import Any, BinaryIO, Self, cast
 import pyarrow.fs as pafs
 
 from jobs.errors import StorageError
+from jobs.failures import failure_code, storage_errors
 
 _SCHEME = re.compile(r"^([a-zA-Z][a-zA-Z0-9+.-]+)://")
 _DELETE_AT_ONCE = 1000  # S3's limit on the keys of one DeleteObjects
 
-_NOT_FOUND = {"404", "NoSuchKey", "NoSuchBucket", "NoSuchVersion", "NotFound"}
-_DENIED = {"403", "401", "AccessDenied", "AllAccessDisabled", "InvalidAccessKeyId", "SignatureDoesNotMatch",
-           "ExpiredToken", "InvalidToken", "Forbidden", "Unauthorized", "AccountProblem"}  # fmt: skip
-_THROTTLED = {"429", "503", "SlowDown", "Throttling", "ThrottlingException", "RequestLimitExceeded",
-              "TooManyRequests", "ServiceUnavailable", "RequestThrottled", "BandwidthLimitExceeded"}  # fmt: skip
-_TIMED_OUT = {"RequestTimeout", "RequestTimeTooSkewed", "408", "504"}
-_FINAL = {errno.ENAMETOOLONG, errno.ELOOP, errno.EINVAL}
-"""Of a name that no file can have."""
+_NO_LINKS = {errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK}
+"""Of a file system that has no hard links, such as a bucket that is mounted as a folder."""
 _PUBLIC_S3 = re.compile(r"https://s3([.-][a-z0-9-]+)?\.amazonaws\.com(\.cn)?")
 """Where pyarrow goes by itself; any other endpoint, that of a VPC or FIPS too, it must be told."""
 
@@ -132,64 +127,6 @@ def s3_client(*, attempts: int = 5, connect_timeout_s: float = 10, read_timeout_
                 max_pool_connections=64,
             ),
         )
-
-
-def failure_code(error: Exception) -> tuple[str, bool]:
-    """The row's `error_code` for a failure to read, and whether trying again may help, as S3 and errno define it."""
-    from botocore.exceptions import ClientError, ConnectTimeoutError, ParamValidationError, ReadTimeoutError
-
-    if isinstance(error, ClientError):
-        code = str(error.response.get("Error", {}).get("Code", ""))
-        status = int(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
-        for codes, name, retryable in (
-            (_NOT_FOUND, "not_found", False),
-            (_DENIED, "access_denied", False),
-            (_THROTTLED, "throttled", True),
-            (_TIMED_OUT, "timeout", True),
-        ):
-            if (code or str(status)) in codes:
-                return name, retryable
-        return "storage_error", status >= 500 or code == "InternalError"
-    if isinstance(error, FileNotFoundError | NotADirectoryError):
-        return "not_found", False
-    if isinstance(error, PermissionError) or _is_about_credentials(error):
-        return "access_denied", False
-    if isinstance(error, TimeoutError | ConnectTimeoutError | ReadTimeoutError):
-        return "timeout", True
-    is_final = isinstance(error, IsADirectoryError | ValueError | ParamValidationError)
-    return "storage_error", not is_final and getattr(error, "errno", None) not in _FINAL
-
-
-def _is_about_credentials(error: Exception) -> bool:
-    return bool(re.search(r"Credential|SSO|TokenRetrieval|LoginRefresh|ProfileNotFound", type(error).__name__))
-
-
-@contextmanager
-def storage_errors(place: Location | str) -> Iterator[None]:
-    """Turn what boto3, pyarrow and the operating system raise into a `StorageError` of one sentence."""
-    from botocore.exceptions import BotoCoreError, ClientError
-
-    try:
-        yield
-    except (BotoCoreError, ClientError, OSError) as error:
-        raise StorageError(_sentence(error, str(place))) from error
-
-
-def _sentence(error: Exception, place: str) -> str:
-    code, _ = failure_code(error)
-    detail = " ".join(str(error).split())
-    if _is_about_credentials(error):
-        return (
-            f"no AWS credentials for {place}: {detail.rstrip('.')}; set AWS_PROFILE, or AWS_ACCESS_KEY_ID and "
-            "AWS_SECRET_ACCESS_KEY, or give the machine a role"
-        )
-    if "NoSuchBucket" in detail:
-        return f"the bucket of {place} does not exist; check its name, and AWS_ENDPOINT_URL if it is not on AWS"
-    if code == "not_found":
-        return f"{place} does not exist"
-    if code == "access_denied":
-        return f"access to {place} was denied: {detail}"
-    return f"{place} cannot be used: {detail}"
 
 
 def check_bucket(location: Location) -> None:
@@ -290,21 +227,30 @@ def write_bytes(location: Location, data: bytes) -> None:
         if location.is_s3:
             s3_client().put_object(Bucket=location.bucket, Key=location.key, Body=data)
             return
-        path = Path(location.uri)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, partial = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        try:
-            with os.fdopen(handle, "wb") as file:
-                file.write(data)
-            Path(partial).chmod(0o644)
-            Path(partial).replace(path)
-        except BaseException:
-            Path(partial).unlink(missing_ok=True)
-            raise
+        with _written_beside(Path(location.uri), data) as partial:
+            partial.replace(location.uri)
+
+
+@contextmanager
+def _written_beside(path: Path, data: bytes) -> Iterator[Path]:
+    """A file of this content in the folder of `path`, under a name of its own; gone after the block, if still there."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    partial = Path(name)
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+        partial.chmod(0o644)
+        yield partial
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def create_bytes(location: Location, data: bytes) -> bool:
-    """Write a small file unless there is one of its name; whether it was written. Of several at once, one writes."""
+    """Write a small file unless there is one of its name; whether it was written. Of several at once, one writes.
+
+    As with `write_bytes`, no reader sees a part.
+    """
     from botocore.exceptions import ClientError
 
     with storage_errors(location):
@@ -316,14 +262,26 @@ def create_bytes(location: Location, data: bytes) -> bool:
                     return False
                 raise
             return True
-        path = Path(location.uri)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            with path.open("xb") as file:
-                file.write(data)
-        except FileExistsError:
-            return False
-        return True
+        with _written_beside(Path(location.uri), data) as partial:
+            try:
+                os.link(partial, location.uri)
+            except FileExistsError:
+                return False
+            except OSError as error:
+                if error.errno not in _NO_LINKS:
+                    raise
+                return _claimed(partial, Path(location.uri))
+            return True
+
+
+def _claimed(partial: Path, path: Path) -> bool:
+    """As a link would do; an empty file is seen for a moment."""
+    try:
+        path.touch(exist_ok=False)
+    except FileExistsError:
+        return False
+    partial.replace(path)
+    return True
 
 
 @contextmanager

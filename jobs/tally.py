@@ -20,7 +20,8 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from jobs.errors import StorageError
-from jobs.storage import Location, is_empty, list_files, open_seekable, storage_errors
+from jobs.failures import storage_errors
+from jobs.storage import Location, is_empty, list_files, open_seekable
 
 VERDICTS = ("manipulated", "review", "authentic")
 BINS = 20

@@ -7,7 +7,6 @@ import boto3
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from botocore.exceptions import ClientError, EndpointConnectionError, NoCredentialsError, ParamValidationError
 
 from jobs import storage
 from jobs.errors import StorageError
@@ -181,41 +180,6 @@ def test_an_unknown_profile_is_a_matter_of_credentials(s3: str, monkeypatch: pyt
         boto3.DEFAULT_SESSION = None
 
 
-def _client_error(code: str, status: int) -> ClientError:
-    return ClientError({"Error": {"Code": code}, "ResponseMetadata": {"HTTPStatusCode": status}}, "GetObject")
-
-
-@pytest.mark.parametrize(
-    ("error", "expected"),
-    [
-        (_client_error("NoSuchKey", 404), ("not_found", False)),
-        (_client_error("404", 404), ("not_found", False)),
-        (_client_error("AccessDenied", 403), ("access_denied", False)),
-        (_client_error("ExpiredToken", 400), ("access_denied", False)),
-        (_client_error("SlowDown", 503), ("throttled", True)),
-        (_client_error("RequestTimeout", 400), ("timeout", True)),
-        (_client_error("InternalError", 500), ("storage_error", True)),
-        (_client_error("InvalidObjectState", 403), ("storage_error", False)),
-        (_client_error("InvalidRange", 416), ("storage_error", False)),
-        (NoCredentialsError(), ("access_denied", False)),
-        (EndpointConnectionError(endpoint_url="http://x"), ("storage_error", True)),
-        (FileNotFoundError(2, "No such file"), ("not_found", False)),
-        (NotADirectoryError(20, "Not a directory"), ("not_found", False)),
-        (PermissionError(13, "Permission denied"), ("access_denied", False)),
-        (TimeoutError(110, "timed out"), ("timeout", True)),
-        (OSError(5, "Input/output error"), ("storage_error", True)),
-        (IsADirectoryError(21, "Is a directory"), ("storage_error", False)),
-        (ValueError("embedded null byte"), ("storage_error", False)),
-        (ParamValidationError(report="Invalid bucket name"), ("storage_error", False)),
-        (OSError(errno.ENAMETOOLONG, "File name too long"), ("storage_error", False)),
-        (OSError(errno.ELOOP, "Too many levels of symbolic links"), ("storage_error", False)),
-        (OSError(errno.EINVAL, "Invalid argument"), ("storage_error", False)),
-    ],
-)
-def test_failures_are_named_as_the_store_defines_them(error: Exception, expected: tuple[str, bool]) -> None:
-    assert storage.failure_code(error) == expected
-
-
 @pytest.mark.parametrize(
     ("endpoint", "override"),
     [
@@ -229,3 +193,32 @@ def test_failures_are_named_as_the_store_defines_them(error: Exception, expected
 )
 def test_tables_go_to_the_endpoint_that_objects_go_to(endpoint: str, override: str | None) -> None:
     assert storage._endpoint_options(endpoint).get("endpoint_override") == override
+
+
+@pytest.mark.parametrize("has_links", [True, False])
+def test_of_several_that_create_a_file_one_does_and_it_is_seen_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, has_links: bool
+) -> None:
+    if not has_links:
+
+        def refuse(*_: object) -> None:
+            raise OSError(errno.EPERM, "Operation not permitted")
+
+        monkeypatch.setattr("os.link", refuse)
+    place = Location(str(tmp_path / "folder/a.json"))
+    assert storage.create_bytes(place, b"first")
+    assert not storage.create_bytes(place, b"second")
+    assert storage.read_bytes(place) == b"first"
+    assert [path.name for path in (tmp_path / "folder").iterdir()] == ["a.json"]
+
+
+def test_a_folder_that_cannot_be_written_is_told_when_a_file_is_created(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("os.link", fail)
+    with pytest.raises(StorageError, match="No space left on device"):
+        storage.create_bytes(Location(str(tmp_path / "a.json")), b"x")
+    assert list(tmp_path.iterdir()) == []
