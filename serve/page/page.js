@@ -13,7 +13,11 @@ const make = (name, text, into) => {
   return element;
 };
 
-const say = (message) => { find("status").textContent = message; };
+// `heard`: for a screen reader only, where the page shows the same in another way.
+const say = (message, { heard = false } = {}) => {
+  find("status").textContent = message;
+  find("status").classList.toggle("heard", heard);
+};
 
 const complain = (message) => {
   say("");
@@ -85,7 +89,7 @@ const show = async (told, asked) => {
   find("about").textContent =
     `Model ${told.model_id}, policy ${told.policy_id}, ${Math.round(told.timings.total)} ms, request ${told.id}`;
   find("result").hidden = false;
-  say(`${told.verdict}, score ${score}`);
+  say(`${told.verdict}, score ${score}`, { heard: true });
   find("result").focus({ preventScroll: true });
   const calm = matchMedia("(prefers-reduced-motion: reduce)").matches;
   find("result").scrollIntoView({ behavior: calm ? "auto" : "smooth", block: "start" });
