@@ -133,7 +133,7 @@ class TransformersCaptioner:
     def caption(self, requests: Sequence[CaptionRequest]) -> list[str | CaptionFailed]:
         """See `Captioner`; where a batch fails it is halved until only the culprit is left.
 
-        A broken device (`AcceleratorError`) is no picture's fault and goes on up.
+        A broken device (`AcceleratorError`) is no picture's fault: it ends the process.
         """
         size = self._settings.batch_size
         batches = [requests[start : start + size] for start in range(0, len(requests), size)]
@@ -145,7 +145,7 @@ class TransformersCaptioner:
         try:
             return [self._checked(text) for text in self._generate([request.image for request in requests])]
         except torch.AcceleratorError:
-            raise
+            os._exit(1)  # the device computes nothing more in this process: let Ray start another and try again
         except Exception as error:
             failure = CaptionFailed(f"{type(error).__name__}: {error}")
             out_of_memory = isinstance(error, torch.OutOfMemoryError)
@@ -192,17 +192,9 @@ class CaptionStage:
         places = [place for place, code in enumerate(batch["error_code"].to_pylist()) if code is None]
         requests = [_request(batch, place) for place in places]
         outcomes: list[str | CaptionFailed | None] = [None] * len(batch)
-        for place, outcome in zip(places, self._caption(requests), strict=True):
+        for place, outcome in zip(places, self._captioner.caption(requests), strict=True):
             outcomes[place] = outcome
         return _with_captions(batch, outcomes)
-
-    def _caption(self, requests: Sequence[CaptionRequest]) -> list[str | CaptionFailed]:
-        try:
-            return self._captioner.caption(requests)
-        except RuntimeError as error:
-            if type(error).__name__ != "AcceleratorError":  # torch takes seconds to load, and some engines need none
-                raise
-            os._exit(1)  # the device computes nothing more in this process: let Ray start another and try again
 
 
 def _request(batch: pa.Table, place: int) -> CaptionRequest:

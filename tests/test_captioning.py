@@ -217,8 +217,6 @@ def test_a_stage_whose_engine_needs_no_picture_gets_none(stage: CaptionStage) ->
 def test_a_broken_device_ends_the_process_so_that_another_can_try(
     stage: CaptionStage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import torch
-
     class Ended(BaseException):
         pass
 
