@@ -261,9 +261,9 @@ class _Pairs:
         except (InputError, Refused) as error:
             told["error"] = error.code
             raise
-        told |= {"sha256": finding.image_sha256, "verdict": finding.verdict}
-        told["timings"] = {name: round(value, 2) for name, value in timings.items()}
-        return detection(trace.id, finding, timings, image)
+        answer = detection(trace.id, finding, timings, image)
+        told |= {"sha256": finding.image_sha256, "verdict": finding.verdict, "timings": answer.timings}
+        return answer
 
     async def _find(self, asked: _Asked, timings: Timings, draw: bool) -> tuple[Any, str | None]:
         data = asked.data

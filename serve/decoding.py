@@ -47,9 +47,9 @@ class DecoderPool:
 
     async def draw(self, data: bytes, finding: Finding) -> bytes:
         """The picture as a JPEG, with the finding's box and its types drawn, if there is one."""
-        return (await self._run({"task": "draw", "finding": {name: getattr(finding, name) for name in _DRAWN}}, data))[
-            1
-        ]
+        told = {name: getattr(finding, name) for name in _DRAWN}
+        _, jpeg = await self._run({"task": "draw", "finding": told}, data)
+        return jpeg
 
     async def _run(self, header: dict[str, Any], data: bytes) -> Message:
         reply, payload = await asyncio.wrap_future(self._threads.submit(self._use_one, header, data))
