@@ -7,13 +7,16 @@ import os
 import signal
 import sys
 from pathlib import Path
-from typing import Annotated, Any, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn, TypeVar
 
 import typer
 from rich.console import Console
 
 from asap.errors import AsapError, ConfigError
 from jobs.errors import JobError
+
+if TYPE_CHECKING:
+    from asap.finding import Finding
 
 app = typer.Typer(
     name="asap",
@@ -121,16 +124,17 @@ def detect(
     """Judge one pair: verdict, types, face and words."""
     if save is not None:
         _check_saving(save)
-    if url is not None:
-        _detect_at(url, image, text, as_json=as_json, save=save)
-        return
-    from asap.finding import Pair
-    from asap.predictor import Predictor
-
     source = _object_bytes(image) if image.startswith("s3://") else Path(image)
-    finding = Predictor.from_folder(model, device).predict([Pair(source, text)])[0]
+    if url is not None:
+        told, finding = _judged_at(url, source, text)
+    else:
+        from asap.finding import Pair
+        from asap.predictor import Predictor
+
+        finding = Predictor.from_folder(model, device).predict([Pair(source, text)])[0]
+        told = finding.to_dict()
     if as_json:
-        typer.echo(json.dumps(finding.to_dict(), ensure_ascii=False, indent=2))
+        typer.echo(json.dumps(told, ensure_ascii=False, indent=2))
     if finding.error is not None:
         raise finding.error
     if not as_json:
@@ -164,23 +168,13 @@ def _object_bytes(image: str) -> bytes:
     return fetch(Location.parse(image).uri, DEFAULT_LIMITS.max_bytes, FetchSettings()).data
 
 
-def _detect_at(url: str, image: str, text: str | None, *, as_json: bool, save: Path | None) -> None:
-    """As `detect`, by a server of `asap serve`."""
+def _judged_at(url: str, source: bytes | Path, text: str | None) -> tuple[dict[str, Any], Finding]:
+    """What a server of `asap serve` answers, and the same as a finding."""
     from serve.client import Client, finding_of, read_image
 
-    data = read_image(image)
+    data = source if isinstance(source, bytes) else read_image(str(source))
     answer = Client(url, os.environ.get("ASAP_KEY")).detect(data, text or "")
-    if as_json:
-        typer.echo(json.dumps(answer, ensure_ascii=False, indent=2))
-    else:
-        from jobs.terminal import show_finding
-
-        Console().print(show_finding(finding_of(answer), text))
-    if save is not None:
-        from asap.images import decode_image
-        from asap.render import draw_evidence
-
-        draw_evidence(decode_image(data).image, finding_of(answer), text).save(save)
+    return answer, finding_of(answer)
 
 
 @app.command()
@@ -205,9 +199,12 @@ def serve(
         return
     given = {"model": model, "host": host, "port": port, "keys_file": keys}
     settings = _settings(ServeSettings, **(given | _changes(change or [])))
-    from serve.app import run
+    from jobs.cluster import ray_running
+    from serve.app import build, run
 
-    run(settings, lambda url: typer.echo(f"serving {model} at {url} (the API is told at {url}docs)"))
+    application = build(settings)
+    with ray_running(log_to_driver=True):  # the line of each request, and what a replica says that cannot start
+        run(application, settings, lambda url: typer.echo(f"serving {model} at {url} (the API is told at {url}docs)"))
 
 
 @app.command()
@@ -263,13 +260,14 @@ def train(
     given: dict[str, Any] = {"corpus": corpus, "out": out, "name": name, "test_corpus": test_corpus, "pairs": pairs}
     given |= {"seed": seed, "workers": workers, "address": address, "init": init or ()}
     settings = _settings(TrainSettings, **(given | _changes(change or [])))
+    if plan:
+        with training_shown(Console()) as progress:
+            tables = plan_tables(planned(settings, progress))
+        Console().print(tables)
+        return
     with training_shown(Console()) as progress:
-        if not plan:
-            folder = run(settings, progress)
-            typer.echo(f"model: {folder}")
-            return
-        tables = plan_tables(planned(settings, progress))
-    Console().print(tables)
+        folder = run(settings, progress)
+    typer.echo(f"model: {folder}")
 
 
 @app.command()

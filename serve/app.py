@@ -16,15 +16,12 @@ Other Ray programs judge pairs through the application's handle:
 
 import asyncio
 import logging
-import os
-import secrets
 import signal
 import sys
 import threading
 from collections.abc import Callable
 from typing import Any
 
-import ray
 from fastapi import FastAPI
 from ray import serve
 from ray.exceptions import RayActorError
@@ -141,17 +138,12 @@ def build(settings: ServeSettings) -> serve.Application:
     return api.bind(settings, keyring, detector.bind(settings))
 
 
-def run(settings: ServeSettings, ready: Callable[[str], None]) -> None:
-    """Serve on this machine until the process is told to stop; `ready` is called with the address once it answers.
+def run(application: serve.Application, settings: ServeSettings, ready: Callable[[str], None]) -> None:
+    """Serve on the running Ray until the process is told to stop; `ready` gets the address once it answers.
 
     A request that came before is answered before the end, within `drain_s`.
     """
-    application = build(settings)
     stop = threading.Event()
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    if not {"RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"} & os.environ.keys():
-        os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)  # dies with this process, and keeps others out
-    ray.init("local", include_dashboard=False, logging_level=logging.ERROR)
     try:
         start(application, settings)
         for number in (signal.SIGINT, signal.SIGTERM):  # Ray has set handlers of its own
@@ -160,7 +152,6 @@ def run(settings: ServeSettings, ready: Callable[[str], None]) -> None:
         stop.wait()
     finally:
         serve.shutdown()
-        ray.shutdown()
 
 
 def start(application: serve.Application, settings: ServeSettings) -> Any:
