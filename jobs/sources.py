@@ -16,8 +16,8 @@ and the like) are refused, and a manifest that lies in S3 may not name local fil
 
 from __future__ import annotations
 
-import hashlib
 import json
+import os
 import posixpath
 import re
 from collections.abc import Iterator
@@ -27,9 +27,10 @@ from itertools import chain, groupby, islice
 from typing import Any
 
 from jobs.errors import InputNotFound, StorageError
+from jobs.fingerprint import file_fingerprint, files_fingerprint
 from jobs.manifest import ManifestRow
 from jobs.records import Record, RowError, read_records
-from jobs.storage import FileInfo, Location, exists, file_info, list_files, open_read, read_bytes
+from jobs.storage import FileInfo, Location, exists, list_files, read_bytes
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
 _KIND = re.compile(r"\.(json|jsonl|ndjson|csv|parquet)(\.gz|\.bz2|\.zst)?$", re.IGNORECASE)
@@ -52,24 +53,10 @@ class Source:
     """Read only the first so many rows."""
 
     def fingerprint(self) -> str:
-        """Changes when the input does: a digest of a file's bytes, an object's ETag, a folder's names and ages."""
-        digest = hashlib.sha256()
-        for part in self._fingerprint_parts():
-            digest.update(part)
-        return digest.hexdigest()[:16]
-
-    def _fingerprint_parts(self) -> Iterator[bytes]:
-        if self.kind == "folder":
-            for picture, text in _pictures(self.location, self.limit):
-                for info in filter(None, (picture, text)):
-                    yield f"{info.location}\0{info.size}\0{info.stamp}\n".encode(errors="surrogateescape")
-        elif self.location.is_s3:
-            found = file_info(self.location)
-            yield found.stamp.encode() if found else b""
-        else:
-            with open_read(self.location) as file:
-                while data := file.read(2**20):
-                    yield data
+        """Changes when the input does."""
+        if self.kind != "folder":
+            return file_fingerprint(self.location)
+        return files_fingerprint(filter(None, chain.from_iterable(_pictures(self.location, self.limit))))
 
     def rows(self) -> Iterator[ManifestRow]:
         """Every row of the input, in its order."""
@@ -258,11 +245,22 @@ def _folder_rows(folder: Location, limit: int | None) -> Iterator[ManifestRow]:
 def _picture_row(row_id: int, picture: FileInfo, text: str | RowError | None, folder: Location) -> ManifestRow:
     name = picture.location.uri.removeprefix(folder.uri).lstrip("/")
     row = ManifestRow(row_id=row_id, custom_id=name, image_uri=picture.location.uri, image_version=picture.version)
-    if isinstance(text, RowError):
+    if not _is_unicode(name):
+        row.row_error = f"the name of the picture is not UTF-8: {os.fsencode(name)!r}; rename it"
+    elif isinstance(text, RowError):
         row.row_error = str(text)
     else:
         row.text = text
     return row
+
+
+def _is_unicode(name: str) -> bool:
+    """Not what `os.fsdecode` makes of a file's name of other bytes, by which other programs cannot open it."""
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _read_text(info: FileInfo | None) -> str | RowError | None:

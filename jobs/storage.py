@@ -313,7 +313,10 @@ def copy_file(source: Location, target: Location) -> None:
 
 
 def list_files(folder: Location) -> Iterator[FileInfo]:
-    """Every file below a folder, in an order that keeps names with a common beginning together. Streams."""
+    """Every file below a folder, in an order that keeps names with a common beginning together. Streams.
+
+    Links to folders are followed, each folder once.
+    """
     with storage_errors(folder):
         if folder.is_s3:
             yield from _list_s3(folder)
@@ -334,7 +337,13 @@ def _list_s3(folder: Location) -> Iterator[FileInfo]:
 def _list_local(folder: Path) -> Iterator[FileInfo]:
     if not folder.exists():  # a prefix without objects is no error either
         return
-    for parent, folders, files in os.walk(folder, onerror=_raise):
+    seen: set[tuple[int, int]] = set()
+    for parent, folders, files in os.walk(folder, onerror=_raise, followlinks=True):
+        status = Path(parent).stat()
+        if (status.st_dev, status.st_ino) in seen:  # a link to a folder that is listed already, or that it lies in
+            folders.clear()
+            continue
+        seen.add((status.st_dev, status.st_ino))
         folders.sort()
         for name in sorted(files):
             path = Path(parent) / name

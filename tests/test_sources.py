@@ -1,4 +1,5 @@
 import json
+import os
 from pathlib import Path
 
 import pyarrow as pa
@@ -164,6 +165,14 @@ def test_a_text_file_that_cannot_be_read_is_its_rows_error(tmp_path: Path) -> No
     first, second = _rows(tmp_path)
     assert "not UTF-8" in str(first.row_error)
     assert "1048577 bytes" in str(second.row_error)
+
+
+def test_a_picture_whose_name_is_not_utf8_is_its_rows_error(tmp_path: Path) -> None:
+    for name in (b"a.jpg", b"b\xff.jpg"):
+        Path(os.fsdecode(os.fsencode(tmp_path) + b"/" + name)).write_bytes(b"x")
+    good, bad = find_source(str(tmp_path)).rows()
+    assert (good.custom_id, good.row_error) == ("a.jpg", None)
+    assert bad.row_error == r"the name of the picture is not UTF-8: b'b\xff.jpg'; rename it"
 
 
 def test_a_prefix_of_s3_says_the_versions(bucket: str) -> None:
