@@ -201,5 +201,5 @@ class _Texts(NamedTuple):
 
 def _join(kind: Kind, folder: Folder, given: Sequence[str], listing: set[str], pairs: list[Described]) -> _Texts:
     names = given or [name for name in (f"{kind}s.json", f"{kind}s.jsonl") if name in listing]
-    files = [Descriptions(str(folder.place(name)), folder.read(name), kind) for name in names]
+    files = [Descriptions.parse(str(folder.place(name)), folder.read(name), kind) for name in names]
     return _Texts(*join(kind, pairs, files))

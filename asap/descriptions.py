@@ -7,7 +7,7 @@ A file is one of
 - a list of objects with one entry each, image path to text, with a comma behind the last one, which no JSON parser
   accepts: what the published script for language models writes (`llm_script.py`, a file a GPU);
 - JSON lines (`.jsonl`, `.ndjson`), or a list, of objects with `caption` or `explanation`, with `id` or `image` or both,
-  and with `text` where that tells pairs apart.
+  and with `text` where that tells pairs apart. A table with these columns is read by `jobs.captioning`.
 
 Ids and paths of DGM4 are not unique: an authentic pair and those made from it share an id, and one picture is shown
 with its own text and with a swapped one. A caption describes a picture and an explanation a text, so an entry that may
@@ -28,6 +28,9 @@ from asap.layout import canonical
 from asap.text import clean_word
 
 Kind = Literal["caption", "explanation"]
+_FIELDS = ("id", "custom_id"), ("image", "image_uri")
+KEYS = [field for fields in _FIELDS for field in fields]
+"""Of these an entry that is an object needs one."""
 
 
 class Described(NamedTuple):
@@ -44,7 +47,7 @@ class Described(NamedTuple):
         return cls(key, tuple(_path(name) for name in (image, *places)), text)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Entry:
     """One caption or explanation, and whose it says it is."""
 
@@ -60,15 +63,16 @@ class Entry:
 
 
 class Descriptions:
-    """The entries of one file. Raises `CorpusError`, naming the file, for one that cannot be understood."""
+    """The entries of one file, each with its key where that may be an id or a path."""
 
-    def __init__(self, name: str, data: bytes, kind: Kind) -> None:
+    def __init__(self, name: str, kind: Kind, entries: Iterable[tuple[str | None, Entry]]) -> None:
         self.name = name
         self.blank = 0
         """Entries without a word, which are left out."""
+        self._kind = kind
         self._by_id: dict[str, list[Entry]] = defaultdict(list)
         self._by_image: dict[str, list[Entry]] = defaultdict(list)
-        for key, entry in _entries(name, data, kind):
+        for key, entry in entries:
             if not any(map(clean_word, entry.value.split())):
                 self.blank += 1
             elif key is not None:  # an id or a path: the file does not say
@@ -79,6 +83,16 @@ class Descriptions:
                     self._by_id[entry.id].append(entry)
                 if entry.image is not None:
                     self._by_image[entry.image].append(entry)
+
+    @classmethod
+    def parse(cls, name: str, data: bytes, kind: Kind) -> Self:
+        """Of a JSON file. Raises `CorpusError`, naming the file, for one that cannot be understood."""
+        return cls(name, kind, _entries(name, data, kind))
+
+    def of_one(self, pair: Described) -> str | None:
+        """The pair's, by its id, else by its path, where nothing is known of other pairs."""
+        of_id = _choose(self._kind, self.of_id(pair), shared=False)
+        return of_id if of_id is not None else _choose(self._kind, self.of_path(pair), shared=False)
 
     def of_id(self, pair: Described) -> list[Entry]:
         """What may be the pair's, by its id."""
@@ -146,20 +160,22 @@ def _entries(name: str, data: bytes, kind: Kind) -> Iterator[tuple[str | None, E
             raise CorpusError(_not_understood(name, kind))
         if content is part or (len(part) == 1 and kind not in part):
             yield from ((key, Entry(_checked(name, key, value))) for key, value in part.items())
-        elif kind in part and {"id", "custom_id", "image"} & set(part):
-            yield None, _record_entry(name, number, part, kind)
+        elif kind in part and set(KEYS) & set(part):
+            yield None, entry_of(name, number, part, kind)
         else:
             raise CorpusError(
                 f"entry {number} of {name} has the fields {sorted(part)}; it needs {kind!r}, and 'id' or 'image'"
             )
 
 
-def _record_entry(name: str, number: int, part: dict[str, Any], kind: Kind) -> Entry:
-    key, image, text = part.get("id", part.get("custom_id")), part.get("image"), part.get("text")
+def entry_of(name: str, number: int, part: dict[str, Any], kind: Kind) -> Entry:
+    """Entry `number` of the file called `name`, out of its fields. Raises `CorpusError` for a value of another kind."""
+    key, image = (next((part[field] for field in fields if part.get(field) is not None), None) for fields in _FIELDS)
+    text = part.get("text")
     if not isinstance(image, str | None) or not isinstance(text, str | None):
         raise CorpusError(f"entry {number} of {name} has an image or a text that is no string: {part!r:.200}")
     return Entry(
-        _checked(name, f"entry {number}", part[kind]),
+        _checked(name, f"entry {number}", part.get(kind)),
         id=None if key is None else str(key),
         image=None if image is None else _path(image),
         text=text,
@@ -167,6 +183,9 @@ def _record_entry(name: str, number: int, part: dict[str, Any], kind: Kind) -> E
 
 
 def _checked(name: str, key: str, value: Any) -> str:
+    """The text; of null, which says that there is none, an empty one."""
+    if value is None:
+        return ""
     if not isinstance(value, str):
         raise CorpusError(f"{name} has {value!r:.80} for {key!r}, which is no text")
     return value

@@ -40,19 +40,24 @@ class RowError(Exception):
 Record = dict[str, Any] | RowError
 
 
-def read_records(location: Location, kind: str) -> Iterator[tuple[int, Record]]:
+Needed = Sequence[Sequence[str]]
+"""Of each of these groups of columns a table must have one."""
+PAIRS: Needed = (("image", "image_uri"), ("text",))
+
+
+def read_records(location: Location, kind: str, needed: Needed = PAIRS) -> Iterator[tuple[int, Record]]:
     """The records of a file, of `kind` json, jsonl, csv or parquet, with their lines."""
     try:
         with storage_errors(location):
-            yield from _parquet(location) if kind == "parquet" else _text_records(location, kind)
+            yield from _parquet(location, needed) if kind == "parquet" else _text_records(location, kind, needed)
     except pa.ArrowException as error:
         raise InputNotFound(f"{location} cannot be read as {kind}: {error}") from error
 
 
-def _text_records(location: Location, kind: str) -> Iterator[tuple[int, Record]]:
+def _text_records(location: Location, kind: str, needed: Needed) -> Iterator[tuple[int, Record]]:
     with open_read(location) as file:
         if kind == "csv":
-            yield from _csv(file, location)
+            yield from _csv(file, location, needed)
         elif kind == "json" and _starts_an_array(file):
             yield from _json_array(file, location)
         else:
@@ -156,13 +161,13 @@ def _parse(buffer: str, at: int) -> tuple[Any, int]:
         return RowError(f"the record is not read: {error}"), _ANY_INTEGER.raw_decode(buffer, at)[1]
 
 
-def _csv(file: BinaryIO, location: Location) -> Iterator[tuple[int, Record]]:
+def _csv(file: BinaryIO, location: Location, needed: Needed) -> Iterator[tuple[int, Record]]:
     reader = csv.reader(_csv_lines(file), strict=True)
     try:
         header = next(reader, [])
     except csv.Error as error:
         raise InputNotFound(f"the header of {location} is not CSV with lines that end in \\n: {error}") from error
-    _check_columns(header, location)
+    _check_columns(header, location, needed)
     while True:
         first = reader.line_num
         try:
@@ -199,9 +204,9 @@ def _csv_record(header: list[str], cells: list[str]) -> Record:
     return {name: cell or None for name, cell in zip(header, cells, strict=True)}
 
 
-def _parquet(location: Location) -> Iterator[tuple[int, Record]]:
+def _parquet(location: Location, needed: Needed) -> Iterator[tuple[int, Record]]:
     file = pq.ParquetFile(open_seekable(location))
-    _check_columns(file.schema_arrow.names, location)
+    _check_columns(file.schema_arrow.names, location, needed)
     number = 0
     for batch in file.iter_batches(batch_size=1024):
         for record in _parquet_records(batch):
@@ -219,6 +224,7 @@ def _parquet_records(batch: pa.RecordBatch) -> Sequence[Record]:
         return [record for row in range(len(batch)) for record in _parquet_records(batch.slice(row, 1))]
 
 
-def _check_columns(names: list[str], location: Location) -> None:
-    if not {"image", "image_uri"} & set(names) or "text" not in names:
-        raise InputNotFound(f"{location} has the columns {names}; 'image' (or 'image_uri') and 'text' are needed")
+def _check_columns(names: list[str], location: Location, needed: Needed) -> None:
+    if not all(set(group) & set(names) for group in needed):
+        wanted = " and ".join(" or ".join(map(repr, group)) for group in needed)
+        raise InputNotFound(f"{location} has the columns {names}; {wanted} are needed")

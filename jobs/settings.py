@@ -39,7 +39,7 @@ class CaptionSettings(Settings):
 
     engine: Literal["transformers", "precomputed"]
     source: str
-    """A model folder or hub name (`transformers`); a JSON or JSONL file (`precomputed`)."""
+    """A model folder or hub name (`transformers`); a JSON, JSONL, CSV or Parquet file (`precomputed`)."""
     prompt: str = "Describe this picture in one sentence: who is where, doing what, in what mood."
     """For models that take instructions; others caption without."""
     max_new_tokens: int = Field(default=40, ge=1)

@@ -19,7 +19,7 @@ def pair(key: str = "1", image: str = PICTURE, text: str = "a man waits") -> Des
 
 def described(kind: Kind, content: Any, *pairs: Described, name: str = "file.json") -> tuple[list[str], Joined]:
     data = content if isinstance(content, str) else json.dumps(content)
-    return join(kind, pairs or [pair()], [Descriptions(name, data.encode(), kind)])
+    return join(kind, pairs or [pair()], [Descriptions.parse(name, data.encode(), kind)])
 
 
 @pytest.mark.parametrize(
@@ -57,7 +57,7 @@ def test_the_id_goes_before_the_path() -> None:
 
 
 def test_the_first_file_that_has_one_goes_before_and_the_text_is_last() -> None:
-    files = [Descriptions(f"{n}.json", json.dumps(part).encode(), "explanation")
+    files = [Descriptions.parse(f"{n}.json", json.dumps(part).encode(), "explanation")
              for n, part in enumerate(({"1": "first"}, {"1": "second", "2": "second"}))]  # fmt: skip
     pairs = [pair("1", "a/1.jpg"), pair("2", "a/2.jpg"), pair("3", "a/3.jpg", "its text")]
     values, report = join("explanation", pairs, files)
@@ -65,9 +65,18 @@ def test_the_first_file_that_has_one_goes_before_and_the_text_is_last() -> None:
     assert (report.files, report.by_id, report.fallback) == (["0.json", "1.json"], 2, 1)
 
 
-def test_an_entry_without_a_word_is_counted_and_not_used() -> None:
-    values, report = described("caption", {"1": " ...! ", PICTURE: "a coat"})
+@pytest.mark.parametrize("blank", [" ...! ", "", None])
+def test_an_entry_without_a_word_is_counted_and_not_used(blank: str | None) -> None:
+    values, report = described("caption", {"1": blank, PICTURE: "a coat"})
     assert (values, report.blank, report.by_path) == (["a coat"], 1, 1)
+
+
+def test_a_pair_of_which_no_other_is_known_has_what_is_certainly_its_own() -> None:
+    content = [{"id": 1, "image": OTHER, "caption": "a hat"}, {"image": PICTURE, "caption": "a coat"},
+               {"id": 2, "caption": "one"}, {"id": 2, "caption": "or another"}]  # fmt: skip
+    file = Descriptions.parse("a.json", json.dumps(content).encode(), "caption")
+    asked = [pair("1"), pair("1", OTHER), pair("2", "x/3.jpg"), pair("4", "x/3.jpg")]
+    assert [file.of_one(one) for one in asked] == ["a coat", "a hat", None, None]
 
 
 # Ids and paths that are shared
@@ -113,9 +122,9 @@ def test_two_explanations_of_one_path_are_told_apart_by_nothing() -> None:
 
 
 def test_an_ambiguous_entry_does_not_hide_a_sure_one_of_a_later_file() -> None:
-    files = [Descriptions("a.json", json.dumps({PICTURE: "he stands"}).encode(), "explanation"),
-             Descriptions("b.json", json.dumps([{"id": 1, "text": "a man runs", "explanation": "he moves"}]).encode(),
-                          "explanation")]  # fmt: skip
+    sure = [{"id": 1, "text": "a man runs", "explanation": "he moves"}]
+    contents = {"a.json": {PICTURE: "he stands"}, "b.json": sure}
+    files = [Descriptions.parse(name, json.dumps(part).encode(), "explanation") for name, part in contents.items()]
     values, report = join("explanation", [pair(), pair(text="a man runs")], files)
     assert values == ["a man waits", "he moves"]
     assert (report.by_id, report.ambiguous) == (1, 1)
@@ -132,7 +141,7 @@ def test_an_ambiguous_entry_does_not_hide_a_sure_one_of_a_later_file() -> None:
         ("[1, 2]", r"file\.json is not a JSON object from record id"),
         ({"1": 7}, r"file\.json has 7 for '1', which is no text"),
         ({"1": {"caption": "x"}}, r"file\.json has \{.*\} for '1', which is no text"),
-        ([{"id": 1, "caption": None}], r"file\.json has None for 'entry 0', which is no text"),
+        ([{"id": 1, "caption": []}], r"file\.json has \[\] for 'entry 0', which is no text"),
         ([{"caption": "x"}], r"entry 0 of file\.json has the fields \['caption'\]; it needs 'caption', and 'id' or"),
         ([{"1": "x"}, {"id": 1, "words": "x"}], r"entry 1 of file\.json has the fields \['id', 'words'\]"),
         ([{"id": 1, "image": 7, "caption": "x"}], r"entry 0 of file\.json has an image or a text that is no string"),
