@@ -11,13 +11,14 @@ import pyarrow as pa
 
 from asap.finding import Finding
 from asap.images import PreparedImage
+from jobs.manifest import readable_text
 from jobs.progress import count_batch
 from jobs.results import columns_of, failure, result_table
 
 if TYPE_CHECKING:
     from asap.predictor import Precision  # torch takes seconds to load, in every process that reads this module
 
-_GIVEN = ["text", "caption", "width", "height", "image_sha256", "warnings", "attempt",
+_GIVEN = ["text", "text_escapes", "caption", "width", "height", "image_sha256", "warnings", "attempt",
           "error_code", "error_detail", "retryable"]  # fmt: skip
 
 
@@ -77,9 +78,15 @@ class Detector:
         size, pixels = self._predictor.image_size, batch["pixels"]
         return self._predictor.predict_prepared(
             [_image(pixels[place].as_buffer(), given[place], size) for place in places],
-            [(given[place]["caption"] if given[place]["text"] is None else given[place]["text"]) for place in places],
+            [_text(given[place]) for place in places],
             captioned=[given[place]["text"] is None and given[place]["caption"] is not None for place in places],
         )
+
+
+def _text(row: dict[str, Any]) -> str | None:
+    """What the picture is held against: the pair's text, else the caption."""
+    caption: str | None = row["caption"]
+    return caption if row["text"] is None else readable_text(row["text"], row["text_escapes"])
 
 
 def _image(buffer: pa.Buffer, row: dict[str, Any], size: int) -> PreparedImage:

@@ -19,11 +19,13 @@ MANIFEST_SCHEMA = pa.schema(
     [
         pa.field("row_id", pa.int64(), nullable=False),
         pa.field("custom_id", pa.string(), nullable=False),
+        ("given_id", pa.string()),
         ("image_uri", pa.string()),
         ("image_version", pa.string()),
         ("image_offset", pa.int64()),
         ("image_length", pa.int64()),
         ("text", pa.string()),
+        ("text_escapes", pa.list_(pa.int32())),
         ("metadata", pa.string()),
         ("row_error", pa.string()),
         ("warnings", pa.list_(pa.string())),
@@ -33,6 +35,7 @@ ROWS_PER_FILE = 2**17
 _ROWS_PER_GROUP = 2**12
 _TEXTS = ("custom_id", "image_uri", "text", "metadata", "row_error")
 _UNSTORABLE = re.compile("[\0\ud800-\udfff]")
+_ESCAPE_LENGTH = len(r"\u0000")
 
 
 @dataclass(kw_only=True)
@@ -42,12 +45,17 @@ class ManifestRow:
     row_id: int
     """part * 2^32 + line: ordered as the input is."""
     custom_id: str
+    given_id: str | None = None
+    """What the caller called a row whose `custom_id` had to be another, since an earlier row has that one."""
     image_uri: str | None = None
     """An absolute path or s3://bucket/key."""
     image_version: str | None = None
     image_offset: int | None = None
     image_length: int | None = None
     text: str | None = None
+    """As stored: `readable_text` makes of it what the model reads."""
+    text_escapes: list[int] | None = None
+    """Positions in the original text of the characters that are stored as escapes; None where there are none."""
     metadata: str | None = None
     """JSON, as the caller gave it."""
     row_error: str | None = None
@@ -57,6 +65,19 @@ class ManifestRow:
 def storable(text: str) -> str:
     r"""The text with what stores refuse, lone surrogates and NULs, escaped as `\uXXXX`; all else as it is."""
     return _UNSTORABLE.sub(lambda match: f"\\u{ord(match[0]):04x}", text)
+
+
+def readable_text(text: str, escapes: Sequence[int] | None) -> str:
+    """A stored text as the model reads it, character for character the original one, in which offsets of words count.
+
+    escapes: `text_escapes`; what stands there cannot be read by any tokenizer, and becomes U+FFFD.
+    """
+    pieces, end = [], 0
+    for number, position in enumerate(escapes or ()):
+        start = position + number * (_ESCAPE_LENGTH - 1)
+        pieces.append(text[end:start])
+        end = start + _ESCAPE_LENGTH
+    return "\ufffd".join([*pieces, text[end:]])
 
 
 def write_manifest(rows: Iterable[ManifestRow], folder: Location, limit: int | None = None) -> int:
@@ -101,7 +122,7 @@ def _name_repeated(rows: list[ManifestRow], seen: SeenIds) -> None:
         while seen.repeated([name])[0]:
             name += "#"
         row.warnings.append(f"custom_id {row.custom_id!r} was used by an earlier row; this one is called {name!r}")
-        row.custom_id = name
+        row.custom_id, row.given_id = name, row.custom_id
 
 
 def _to_table(rows: list[ManifestRow]) -> pa.Table:
@@ -110,7 +131,10 @@ def _to_table(rows: list[ManifestRow]) -> pa.Table:
 
 def _escape(row: ManifestRow) -> None:
     if row.text is not None and _UNSTORABLE.search(row.text):
-        row.warnings.append("the text has lone surrogates or NULs; it is stored, and was read, with them as \\uXXXX")
+        row.text_escapes = [match.start() for match in _UNSTORABLE.finditer(row.text)]
+        row.warnings.append(
+            "the text has lone surrogates or NULs; each is stored as \\uXXXX, and was read as one U+FFFD"
+        )
     for name in _TEXTS:
         if (value := getattr(row, name)) is not None:
             setattr(row, name, storable(value))

@@ -32,6 +32,7 @@ from jobs.errors import JobError, StorageError
 from jobs.failures import storage_errors
 from jobs.finalize import read_summary, write_outcome
 from jobs.job_folder import RESULTS_ENTRY, Job, fail, is_finished, read_record, results_folder, wait_until_free
+from jobs.manifest import readable_text
 from jobs.policy_file import read_policy
 from jobs.report import write_report
 from jobs.results import RESULT_SCHEMA
@@ -51,7 +52,9 @@ Watch = Callable[[str, int, int], None]
 _WORK = "_repolicy"
 _COPIERS = 16
 _ROWS_AT_ONCE = 2**13
-_RAW = ["status", "score", "types", "raw_box_px", "text", "word_scores"]
+_FIRST_COLUMNS = set(RESULT_SCHEMA.names) - {"given_id", "text_escapes"}
+"""Those of version 1."""
+_RAW = ["status", "score", "types", "raw_box_px", "text", "text_escapes", "word_scores"]
 
 
 def repolicy(
@@ -127,16 +130,25 @@ def _write_file(source: Location, target: Location, policy: Policy) -> int:
     """One file of results under the policy, row group by row group; returns its rows."""
     system, path = filesystem(target)
     with storage_errors(target), results_file(source) as file:
-        if missing := sorted(set(RESULT_SCHEMA.names) - set(file.schema_arrow.names)):
-            raise StorageError(f"{source} has no column {missing[0]}: it is no file of results, or of an older version")
+        if missing := sorted(_FIRST_COLUMNS - set(file.schema_arrow.names)):
+            raise StorageError(f"{source} has no column {missing[0]}: it is no file of results")
         system.create_dir(filesystem(target.parent)[1], recursive=True)
         with pq.ParquetWriter(path, RESULT_SCHEMA, filesystem=system) as writer:
             for group in range(file.num_row_groups):
                 batches = file.iter_batches(_ROWS_AT_ONCE, row_groups=[group])
-                tables = [judge_again(pa.Table.from_batches([batch]), policy) for batch in batches]
+                tables = [judge_again(_with_all_columns(batch), policy) for batch in batches]
                 if tables:
                     writer.write_table(pa.concat_tables(tables))
         return int(file.metadata.num_rows)
+
+
+def _with_all_columns(batch: pa.RecordBatch) -> pa.Table:
+    """The rows with the columns that came with later versions, which say nothing of them."""
+    table = pa.Table.from_batches([batch])
+    for name in RESULT_SCHEMA.names:
+        if name not in table.column_names:
+            table = table.append_column(name, pa.nulls(len(table), RESULT_SCHEMA.field(name).type))
+    return table
 
 
 def judge_again(results: pa.Table, policy: Policy) -> pa.Table:
@@ -158,7 +170,7 @@ def _told(row: dict[str, Any], policy: Policy) -> dict[str, Any]:
         score=row["score"],
         types=row["types"],
         raw_box=row["raw_box_px"],
-        text=row["text"] or "",
+        text=readable_text(row["text"] or "", row["text_escapes"]),
         word_scores=row["word_scores"],
     )
     return told | {"words": None if told["words"] is None else [asdict(word) for word in told["words"]]}

@@ -30,6 +30,7 @@ from asap.render import LEVEL_EDGES, level, mark_words_html
 from jobs.errors import StorageError
 from jobs.fetch import ByteRange, fetch
 from jobs.job_folder import read_record, results_folder
+from jobs.manifest import readable_text
 from jobs.settings import FetchSettings
 from jobs.storage import Location, write_bytes
 from jobs.tally import BINS, VERDICTS, Tally, read_rows, tally_results
@@ -223,7 +224,7 @@ def _marked_text(row: dict[str, Any]) -> tuple[Markup, str]:
     """The text of a card as HTML, and a note on what of it is not there."""
     if row["text"] is None:
         return Markup(""), "The pair has no text."
-    text: str = row["text"]
+    text = readable_text(row["text"], row.get("text_escapes"))
     words = [Word(**word) for word in row["words"] or []]
     if len(text) <= TEXT_SHOWN:
         return mark_words_html(text, words), ""

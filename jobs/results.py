@@ -12,8 +12,8 @@ from asap.config import TYPES
 from asap.finding import Box, Finding
 from jobs.manifest import MANIFEST_SCHEMA, storable
 
-SCHEMA_VERSION = 1
-"""Grows when a column is added; columns are only ever added, and may be null."""
+SCHEMA_VERSION = 2
+"""Grows when a column is added; columns are only ever added, and may be null. 2: `given_id` and `text_escapes`."""
 
 CALLER_COLUMNS = [name for name in MANIFEST_SCHEMA.names if name not in ("row_error", "warnings")]
 """Of the manifest, carried through untouched."""

@@ -2,6 +2,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 
@@ -9,10 +10,11 @@ from asap.finding import Pair
 from asap.images import ImageLimits
 from asap.predictor import Predictor
 from jobs.detection import Detection, Detector
-from jobs.manifest import MANIFEST_SCHEMA
+from jobs.manifest import MANIFEST_SCHEMA, ManifestRow, write_manifest
 from jobs.preparation import Preparation, prepare_batch
 from jobs.results import RESULT_SCHEMA
 from jobs.settings import FetchSettings
+from jobs.storage import Location
 
 PREPARATION = Preparation(image_size=32, limits=ImageLimits(), fetch=FetchSettings())
 
@@ -55,6 +57,21 @@ def test_rows_are_judged_as_the_predictor_judges_the_pairs(
             dict(zip(("x0", "y0", "x1", "y1"), finding.raw_box_px, strict=True)), abs=1e-2
         )  # type: ignore[arg-type]
         assert (row["image_sha256"], row["model_id"], row["attempt"]) == (finding.image_sha256, finding.model_id, 1)
+
+
+def test_a_text_with_what_stores_refuse_is_read_as_the_predictor_reads_it(
+    folder: Path, detector: Detector, model_folder: Path
+) -> None:
+    text = "A team\0 celebrates \ud83d its first title"
+    row = ManifestRow(row_id=0, custom_id="a", image_uri=str(folder / "0.jpg"), text=text)
+    write_manifest([row], Location(str(folder / "manifest")))
+    manifest = pq.read_table(folder / "manifest")
+    found = detector(prepare_batch(manifest, PREPARATION)).to_pylist()[0]
+    expected = Predictor.from_folder(model_folder, "cpu").predict([Pair(folder / "0.jpg", text)])[0]
+    assert found["word_scores"] == pytest.approx(expected.word_scores, abs=1e-5)
+    told = [(word["start"], word["end"], word["word"]) for word in found["words"]]
+    assert told == [(word.start, word.end, word.word.replace("\0", "\ufffd")) for word in expected.words or []]
+    assert any(word[0] > text.index("\0") for word in told), "a word behind the escape is told, or this tests nothing"
 
 
 def test_failures_of_earlier_stages_and_of_texts_keep_their_rows(folder: Path, detector: Detector) -> None:

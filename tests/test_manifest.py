@@ -5,7 +5,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from jobs import manifest
-from jobs.manifest import MANIFEST_SCHEMA, ManifestRow, SeenIds, storable, write_manifest
+from jobs.manifest import MANIFEST_SCHEMA, ManifestRow, SeenIds, readable_text, storable, write_manifest
 from jobs.storage import Location
 
 
@@ -47,6 +47,7 @@ def test_a_repeated_id_is_judged_under_a_name_of_its_own(tmp_path: Path, monkeyp
     called = [str(row["custom_id"]) for row in written]
     assert called == ["a", "b", "a#2", "c", "c#4", "a#2#5", "d", "d#7", "d#7#8", "d#10", "d#10#"]
     assert [row["row_error"] for row in written] == [None] * len(names)
+    assert [row["given_id"] for row in written if row["given_id"]] == ["a", "c", "a#2", "d", "d#7", "d"]
     assert written[2]["warnings"] == ["custom_id 'a' was used by an earlier row; this one is called 'a#2'"]
 
 
@@ -57,11 +58,19 @@ def test_what_stores_refuse_is_escaped_with_a_warning(tmp_path: Path) -> None:
     ]
     write_manifest(rows, Location(str(tmp_path)))
     first, second = _written(tmp_path)
-    assert first["text"] == r"x\udc00y\u0000z"
+    assert (first["text"], first["text_escapes"]) == (r"x\udc00y\u0000z", [1, 3])
     assert first["custom_id"] == r"a\ud800"
     assert len(first["warnings"]) == 1  # type: ignore[arg-type]
-    assert second["text"] == "naïve 😀 text"
+    assert (second["text"], second["text_escapes"]) == ("naïve 😀 text", None)
     assert second["warnings"] == []
+
+
+@pytest.mark.parametrize("text", ["", "\0", "a\0b\ud800", "\udfff\0x \\u0000 😀\0", r"\u0000 as it was written"])
+def test_a_stored_text_is_read_character_for_character(tmp_path: Path, text: str) -> None:
+    write_manifest([ManifestRow(row_id=0, custom_id="a", text=text)], Location(str(tmp_path)))
+    (row,) = _written(tmp_path)
+    read = readable_text(row["text"], row["text_escapes"])  # type: ignore[arg-type]
+    assert read == text.replace("\0", "\ufffd").replace("\ud800", "\ufffd").replace("\udfff", "\ufffd")
 
 
 def test_storable_changes_nothing_else() -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 
@@ -35,7 +36,8 @@ from jobs.storage import Location, exists, list_files, write_bytes
 BEFORE = Policy(manipulated=0.5, review=0.5)
 TEXTS = (
     "A team celebrates its first title",
-    "Two 😀 faces, one smile",
+    "Two \0 faces, one smile",
+    "Three 😀 faces, one smile",
     "  spaced   out\twords ",
     "word " * 130,
     None,
@@ -65,9 +67,12 @@ def _table(predictor: Predictor, policy: Policy, jpeg: Callable[..., bytes]) -> 
     )
     known = {"model_id": judge.model_id, "policy_id": policy.policy_id}
     rows.append(known | failure("not_found", "there is no such picture"))
-    texts = [*TEXTS, None, "A text"]
+    texts: list[str | None] = [*TEXTS, None, "A text"]
+    texts[1], escapes = r"Two \u0000 faces, one smile", [None] * len(texts)
+    escapes[1] = [4]
     callers = {name: [None] * len(texts) for name in MANIFEST_SCHEMA.names}
-    callers |= {"row_id": list(range(len(texts))), "custom_id": [f"c{n}" for n in range(len(texts))], "text": texts}
+    callers |= {"row_id": list(range(len(texts))), "custom_id": [f"c{n}" for n in range(len(texts))]}
+    callers |= {"text": texts, "text_escapes": escapes}
     return result_table(pa.table(callers, MANIFEST_SCHEMA), rows)
 
 
@@ -161,6 +166,19 @@ def test_the_same_thresholds_give_the_same_rows(tmp_path: Path, table: pa.Table,
     repolicy(str(folder), _written(_policies(table), folder.parent / "p.json"))
     repolicy(str(folder), _written(BEFORE, folder.parent / "b.json"))
     assert _rows(folder / "results") == table.to_pylist()
+
+
+def test_rows_of_the_first_version_are_given_a_policy_too(
+    tmp_path: Path, table: pa.Table, predictor: Predictor
+) -> None:
+    kept = table.filter(pc.is_null(table["text_escapes"]))
+    old = _finished_job(
+        Location(str(tmp_path / "a")), kept.drop_columns(["given_id", "text_escapes"]), predictor.model_id
+    )
+    new = _finished_job(Location(str(tmp_path / "b")), kept, predictor.model_id)
+    for folder in (old, new):
+        repolicy(str(folder), _written(_policies(table), folder.parent / "p.json"))
+    assert _rows(old / "results") == _rows(new / "results")
 
 
 def test_a_policy_that_is_there_already_changes_nothing(tmp_path: Path, table: pa.Table, predictor: Predictor) -> None:

@@ -351,6 +351,13 @@ def test_flagged_words_are_marked_in_the_text(tmp_path):
     assert [mark["text"] for mark in page.all("mark") if "title" in mark] == ["gleeful"]
 
 
+def test_words_are_marked_where_they_are_in_a_text_with_escapes(tmp_path):
+    word = {"index": 2, "start": 12, "end": 17, "word": "riots", "score": 0.9}
+    page = report(tmp_path, [flagged(text=r"Calm\u0000 after riots", text_escapes=[4], words=[word])])
+    assert page.all("p", "text")[0]["text"] == "Calm\ufffd after riots"
+    assert [mark["text"] for mark in page.all("mark") if "title" in mark] == ["riots"]
+
+
 def test_a_pair_judged_against_its_caption_shows_it_and_no_text_types(tmp_path):
     types = {"face_swap": 0.91, "face_attribute": 0.1, "text_swap": None, "text_attribute": None}
     warning = "no text; judged against the caption"
