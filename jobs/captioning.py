@@ -6,7 +6,6 @@ row's trouble alone: with a text the pair is scored without it, without one it i
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from collections.abc import Iterator, Sequence
@@ -18,11 +17,15 @@ from typing import Any, Protocol
 import pyarrow as pa
 from PIL import Image
 
+from asap.descriptions import KEYS, Described, Descriptions, Entry, entry_of
+from asap.errors import CorpusError
+from asap.layout import canonical
 from jobs.errors import InputNotFound
+from jobs.fingerprint import file_fingerprint, files_fingerprint
 from jobs.manifest import storable
 from jobs.records import RowError, read_records
 from jobs.settings import CaptionSettings
-from jobs.storage import Location, exists, read_bytes
+from jobs.storage import Location, exists, list_files, open_read
 
 
 @dataclass(frozen=True)
@@ -30,9 +33,11 @@ class CaptionRequest:
     """One picture to put into words."""
 
     custom_id: str
+    """As the caller gave it, though another row may have it too."""
     image_uri: str
     image: Image.Image | None
     """None for an engine that does not look at it."""
+    text: str | None = None
 
 
 class CaptionFailed(Exception):
@@ -54,62 +59,72 @@ def load_captioner(settings: CaptionSettings) -> Captioner:
     return TransformersCaptioner(settings)
 
 
-def check_captioner(settings: CaptionSettings) -> None:
-    """Raise `InputNotFound` for a source that is not there, as far as can be told without loading it."""
+def check_captioner(settings: CaptionSettings) -> str:
+    """A fingerprint of what the captions come from; of a name on the hub, the name.
+
+    Raises `InputNotFound` or `CorpusError` for a source that is not there or cannot be understood.
+    """
     source = settings.source
     if settings.engine == "precomputed":
-        if not exists(Location.parse(source)):
-            raise InputNotFound(f"the captions {source} are not there; give a JSON or JSONL file")
-    elif re.match(r"[./~]", source) and not (Path(source).expanduser() / "config.json").is_file():
+        read_captions(source)
+        return file_fingerprint(Location.parse(source))
+    if not re.match(r"[./~]", source):
+        return source
+    if not (Path(source).expanduser() / "config.json").is_file():
         raise InputNotFound(f"the captioner {source} is no model folder: it has no config.json")
+    return files_fingerprint(list_files(Location.parse(source)))
+
+
+_KIND = re.compile(r"\.(json|jsonl|ndjson|csv|parquet)(\.gz|\.bz2|\.zst)?$", re.IGNORECASE)
+
+
+def read_captions(source: str) -> Descriptions:
+    """A file of captions: what `asap.descriptions` reads, or a CSV or Parquet table with a column `caption`.
+
+    Raises `InputNotFound` for a file that is not there or of another kind, `CorpusError` for one that is broken.
+    """
+    location = Location.parse(source)
+    match = _KIND.search(location.name)
+    if match is None or not exists(location):
+        raise InputNotFound(f"the captions {source} are not there; give a .json, .jsonl, .csv or .parquet file")
+    kind = match[1].lower()
+    if kind in ("csv", "parquet"):
+        return Descriptions(str(location), "caption", ((None, entry) for entry in _table_entries(location, kind)))
+    with open_read(location) as file:
+        return Descriptions.parse(str(location).removesuffix(match[2] or ""), file.read(), "caption")
+
+
+def _table_entries(location: Location, kind: str) -> Iterator[Entry]:
+    for line, record in read_records(location, kind, (KEYS, ("caption",))):
+        if isinstance(record, RowError):
+            raise CorpusError(f"line {line} of {location}: {record}")
+        yield entry_of(str(location), line, record, "caption")
 
 
 class PrecomputedCaptioner:
-    """Captions from a file: a JSON object by record id or image path, or JSON lines of `id` (or `image`) and `caption`.
-
-    A path matches an image whose path ends with it.
-    """
+    """Captions from a file, by record id, else by the path of the picture, which an image's may only end with."""
 
     def __init__(self, source: str) -> None:
-        location = Location.parse(source)
-        self._name = location.name
-        self._captions = dict(_read_captions(location))
+        self._captions = read_captions(source)
 
     def caption(self, requests: Sequence[CaptionRequest]) -> list[str | CaptionFailed]:
-        """See `Captioner`; an id or path that the file does not have is a failure."""
+        """See `Captioner`; a picture that the file has no caption for, or several, is a failure."""
         return [self._find(request) for request in requests]
 
     def _find(self, request: CaptionRequest) -> str | CaptionFailed:
-        for key in (request.custom_id, *_path_endings(request.image_uri)):
-            if key in self._captions:
-                return self._captions[key]
-        return CaptionFailed(f"{self._name} has no caption for {request.custom_id!r} or its image")
+        pair = Described(request.custom_id, tuple(_path_endings(request.image_uri)), request.text or "")
+        caption = self._captions.of_one(pair)
+        if caption is not None:
+            return caption
+        name = Location.parse(self._captions.name).name
+        return CaptionFailed(f"{name} has no caption that is certainly of {request.custom_id!r} or its image")
 
 
 def _path_endings(uri: str) -> Iterator[str]:
-    yield uri
-    parts = re.sub(r"^s3://[^/]*", "", uri).split("/")[1:]
+    yield "/".join(canonical(uri))
+    parts = canonical(re.sub(r"^s3://[^/]*", "", uri))
     for start in range(len(parts)):
         yield "/".join(parts[start:])
-
-
-def _read_captions(location: Location) -> Iterator[tuple[str, str]]:
-    if location.name.endswith(".json"):
-        try:
-            entries = json.loads(read_bytes(location))
-        except ValueError as error:
-            raise InputNotFound(f"the captions {location} are not JSON: {error}") from error
-        if not isinstance(entries, dict):
-            raise InputNotFound(f"the captions {location} are a {type(entries).__name__}, not an object by id or path")
-        for key, caption in entries.items():
-            if not isinstance(caption, str):
-                raise InputNotFound(f"the caption of {key!r} in {location} is a {type(caption).__name__}, not a string")
-            yield key, caption
-        return
-    for line, record in read_records(location, "jsonl"):
-        if isinstance(record, RowError) or not isinstance(record.get("caption"), str):
-            raise InputNotFound(f"line {line} of the captions {location} is no object with a caption")
-        yield str(record.get("custom_id", record.get("id", record.get("image")))), record["caption"]
 
 
 class TransformersCaptioner:
@@ -200,7 +215,9 @@ class CaptionStage:
 def _request(batch: pa.Table, place: int) -> CaptionRequest:
     thumbnail = batch["thumbnail"][place].as_py()
     image = None if thumbnail is None else Image.open(BytesIO(thumbnail), formats=["JPEG"])
-    return CaptionRequest(batch["custom_id"][place].as_py(), batch["image_uri"][place].as_py(), image)
+    told = {name: batch[name][place].as_py() for name in ("custom_id", "given_id", "image_uri", "text")}
+    given = told["custom_id"] if told["given_id"] is None else told["given_id"]
+    return CaptionRequest(given, told["image_uri"], image, told["text"])
 
 
 def _with_captions(batch: pa.Table, outcomes: Sequence[str | CaptionFailed | None]) -> pa.Table:

@@ -9,6 +9,7 @@ from typing import Any
 from asap.config import ModelConfig
 from asap.policy import Policy
 from jobs.captioning import check_captioner
+from jobs.results import SCHEMA_VERSION
 from jobs.settings import ScanSettings
 from jobs.sources import Source, find_source
 from jobs.storage import Location, check_bucket
@@ -26,12 +27,16 @@ class ScanPlan:
     config: ModelConfig
     model_id: str
     policy: Policy
+    captioner: str | None
+    """A fingerprint of what the captions come from."""
 
     def identity(self) -> dict[str, Any]:
         """What decides the rows: a job goes on, or counts as done, only where all of it is the same."""
         return {
             "settings": self.settings.identity(),
+            "schema_version": SCHEMA_VERSION,
             "input": self.source.fingerprint(),
+            "captioner": self.captioner,
             "model_id": self.model_id,
             "policy_id": self.policy.policy_id,
         }
@@ -40,8 +45,7 @@ class ScanPlan:
 def plan_scan(settings: ScanSettings) -> ScanPlan:
     """Look at input, model, captioner and output. Raises an `AsapError` of one sentence."""
     source = find_source(settings.input, settings.limit)
-    if settings.captions:
-        check_captioner(settings.captions)
+    captioner = check_captioner(settings.captions) if settings.captions else None
     folder = settings.job_folder
     if folder.is_s3:
         check_bucket(folder)
@@ -56,4 +60,5 @@ def plan_scan(settings: ScanSettings) -> ScanPlan:
         config=model_config(path),
         model_id=model_id(path),
         policy=Policy.load(Path(path) / "policy.json"),
+        captioner=captioner,
     )

@@ -1,4 +1,6 @@
+import gzip
 import json
+import shutil
 from collections.abc import Callable, Sequence
 from io import BytesIO
 from pathlib import Path
@@ -6,10 +8,12 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from PIL import Image
 
+from asap.errors import CorpusError
 from jobs import captioning
 from jobs.captioning import (
     CaptionFailed,
@@ -53,13 +57,88 @@ def test_precomputed_captions_may_be_lines(tmp_path: Path) -> None:
     assert captioner.caption([_request("7"), _request("8", "s3://bucket/images/a.jpg")]) == ["seven", "picture"]
 
 
+ROWS = [
+    {"custom_id": "7", "image_uri": None, "caption": "seven"},
+    {"custom_id": None, "image_uri": "images/a.jpg", "caption": "picture"},
+    {"custom_id": "9", "image_uri": None, "caption": None},
+]
+
+
+def _csv(path: Path) -> None:
+    path.write_text("custom_id,image_uri,caption\n7,,seven\n,images/a.jpg,picture\n9,,\n")
+
+
+def _gzipped_jsonl(path: Path) -> None:
+    path.write_bytes(gzip.compress("\n".join(map(json.dumps, ROWS)).encode()))
+
+
 @pytest.mark.parametrize(
-    ("name", "text"), [("a.json", "{"), ("a.json", "[1]"), ("a.json", '{"1": null}'), ("a.jsonl", '{"id": 1}')]
+    ("name", "write"),
+    [
+        ("a.parquet", lambda path: pq.write_table(pa.Table.from_pylist(ROWS), path)),
+        ("a.csv", _csv),
+        ("a.jsonl.gz", _gzipped_jsonl),
+        ("a.json", lambda path: path.write_text(json.dumps(ROWS))),
+    ],
 )
-def test_captions_that_are_none_are_told(tmp_path: Path, name: str, text: str) -> None:
+def test_precomputed_captions_may_be_a_table(tmp_path: Path, name: str, write: Callable[[Path], None]) -> None:
+    write(tmp_path / name)
+    captioner = PrecomputedCaptioner(str(tmp_path / name))
+    seven, picture, nine = captioner.caption([_request("7", "b.jpg"), _request("8"), _request("9", "b.jpg")])
+    assert (seven, picture) == ("seven", "picture")
+    assert isinstance(nine, CaptionFailed), "null says that there is none"
+
+
+def test_a_caption_that_may_be_of_another_picture_is_not_used(tmp_path: Path) -> None:
+    lines = [{"id": 1, "image": "a.jpg", "caption": "of a"}, {"id": 1, "image": "b.jpg", "caption": "of b"},
+             {"id": 2, "caption": "one"}, {"id": 2, "caption": "or another"}]  # fmt: skip
+    (tmp_path / "captions.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    captioner = PrecomputedCaptioner(str(tmp_path / "captions.jsonl"))
+    found = captioner.caption([_request("1", "/x/b.jpg"), _request("1", "/x/c.jpg"), _request("2", "/x/d.jpg")])
+    assert found[0] == "of b"
+    assert "no caption that is certainly of '1'" in str(found[1])
+    assert "no caption that is certainly of '2'" in str(found[2])
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "reason"),
+    [
+        ("a.json", "{", "cannot be read as JSON"),
+        ("a.json", "[1]", "is not a JSON object from record id"),
+        ("a.json", '{"1": 5}', "has 5 for '1', which is no text"),
+        ("a.jsonl", '{"id": 1}', "which is no text"),
+        ("a.jsonl", '{"id": 1, "caption": ["x"]}', r"\['x'\] for 'entry 0'"),
+        ("a.csv", "id,text\n1,x\n", "'caption' are needed"),
+        ("a.csv", "caption\nx\n", "'id' or 'custom_id' or 'image' or 'image_uri' and 'caption' are needed"),
+        ("a.csv", "id,caption\n1,x,y\n", "line 1 of .*a.csv: the line has 3 cells"),
+        ("a.parquet", "PAR1", "cannot be read as parquet"),
+        ("a.txt", "x", "give a .json, .jsonl, .csv or .parquet file"),
+    ],
+)
+def test_captions_that_are_none_are_told(tmp_path: Path, name: str, text: str, reason: str) -> None:
     (tmp_path / name).write_text(text)
-    with pytest.raises(InputNotFound, match=name):
-        PrecomputedCaptioner(str(tmp_path / name))
+    settings = CaptionSettings(engine="precomputed", source=str(tmp_path / name))
+    with pytest.raises((InputNotFound, CorpusError), match=reason) as caught:
+        check_captioner(settings)
+    assert name in str(caught.value)
+
+
+def test_other_captions_have_another_fingerprint(tmp_path: Path, blip: str) -> None:
+    path = tmp_path / "captions.json"
+    told = CaptionSettings(engine="precomputed", source=str(path))
+    path.write_text('{"1": "a man"}')
+    first = check_captioner(told)
+    assert check_captioner(told) == first
+    path.write_text('{"1": "a cat"}')
+    assert check_captioner(told) != first
+
+    model = tmp_path / "model"
+    shutil.copytree(blip, model)
+    told = CaptionSettings(engine="transformers", source=str(model))
+    first = check_captioner(told)
+    assert check_captioner(told) == first
+    (model / "generation_config.json").write_text("{}")
+    assert check_captioner(told) != first
 
 
 def test_a_source_that_is_not_there_is_found_before_work_starts(tmp_path: Path) -> None:
@@ -67,7 +146,7 @@ def test_a_source_that_is_not_there_is_found_before_work_starts(tmp_path: Path) 
         check_captioner(CaptionSettings(engine="precomputed", source=str(tmp_path / "none.json")))
     with pytest.raises(InputNotFound, match=r"no config\.json"):
         check_captioner(CaptionSettings(engine="transformers", source=str(tmp_path)))
-    check_captioner(CaptionSettings(engine="transformers", source="some/hub-name"))
+    assert check_captioner(CaptionSettings(engine="transformers", source="some/hub-name")) == "some/hub-name"
 
 
 @pytest.fixture(scope="module")
@@ -208,6 +287,19 @@ def test_the_stage_captions_good_rows_and_types_its_failures(stage: CaptionStage
     assert "no idea" in table["error_detail"].to_pylist()[2]
     assert table["error_detail"].to_pylist()[4] == "gone"
     assert "thumbnail" not in table.column_names
+
+
+def test_a_row_is_captioned_by_the_name_that_it_was_given(stage: CaptionStage, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[CaptionRequest] = []
+
+    class Asked:
+        def caption(self, requests: Sequence[CaptionRequest]) -> list[str | CaptionFailed]:
+            asked.extend(requests)
+            return ["x"] * len(requests)
+
+    stage._captioner = Asked()
+    stage(_prepared({"text": "t"}, {"text": "t", "custom_id": "0#1", "given_id": "0"}))
+    assert [request.custom_id for request in asked] == ["0", "0"]
 
 
 def test_a_stage_whose_engine_needs_no_picture_gets_none(stage: CaptionStage) -> None:
