@@ -1,7 +1,8 @@
 """The chain of Ray Data that judges a manifest: read, prepare, caption, detect, write.
 
 A block is a batch from end to end: the manifest is read in blocks of `batch_size` rows, and each stage takes a
-block and makes one. Every stage asks for a fraction of a CPU, for the filter that Ray puts behind the reading when
+block and makes one. Of a manifest so long that there would be too many, blocks are longer, and stages take them in
+batches. Every stage asks for a fraction of a CPU, for the filter that Ray puts behind the reading when
 a job is gone on with takes a whole one, and would otherwise wait for ever on a small machine.
 """
 
@@ -30,6 +31,7 @@ _READ_CPUS = _WRITE_CPUS = 0.1
 TRIES = 3
 """Of a batch whose process dies."""
 _MOST_BLOCKS = 50_000
+"""Of a dataset: Ray keeps something of each in the memory of the driver."""
 
 
 @dataclass(frozen=True)
@@ -113,22 +115,22 @@ def judge(chain: Chain, manifest: Location, rows: int, results: Location, checkp
 
     Rows are left out of the results if their process died each time; the caller finds and judges them `alone`.
     """
+    blocks = math.ceil(rows / chain.batch_size)
+    batches = {"batch_size": None if blocks <= _MOST_BLOCKS else chain.batch_size,
+               "batch_format": "pyarrow", "zero_copy_batch": True}  # fmt: skip
     with _context(checkpoint, chain.lost_batches):
-        pairs = _read(manifest, math.ceil(rows / chain.batch_size))
+        pairs = _read(manifest, min(blocks, _MOST_BLOCKS))
         prepared = pairs.map_batches(
-            prepare_batch, fn_kwargs={"preparation": chain.preparation}, **_tasks(chain.prepare), **_WHOLE_BLOCKS
+            prepare_batch, fn_kwargs={"preparation": chain.preparation}, **_tasks(chain.prepare), **batches
         )
         if chain.captions:
             prepared = prepared.map_batches(
-                CaptionStage, fn_constructor_args=(chain.captions,), **_actors(chain.caption), **_WHOLE_BLOCKS
+                CaptionStage, fn_constructor_args=(chain.captions,), **_actors(chain.caption), **batches
             )
         judged = prepared.map_batches(
-            Detector, fn_constructor_args=(chain.detection, counter), **_actors(chain.detect), **_WHOLE_BLOCKS
+            Detector, fn_constructor_args=(chain.detection, counter), **_actors(chain.detect), **batches
         )
         _write(judged, results, chain.rows_per_file)
-
-
-_WHOLE_BLOCKS: dict[str, Any] = {"batch_size": None, "batch_format": "pyarrow", "zero_copy_batch": True}
 
 
 def _tasks(share: Share) -> dict[str, Any]:
@@ -147,7 +149,7 @@ def _read(manifest: Location, blocks: int) -> ray.data.Dataset:
     return ray.data.read_parquet(
         path,
         filesystem=system,
-        override_num_blocks=max(1, min(blocks, _MOST_BLOCKS)),
+        override_num_blocks=max(1, blocks),
         num_cpus=_READ_CPUS,
     )
 

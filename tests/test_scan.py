@@ -161,6 +161,9 @@ def test_a_folder_scan_captions_the_pairs_without_text(
     assert rows["0.jpg"]["words"] is not None
     assert rows["1.jpg"]["words"] is None
     assert "caption" in rows["1.jpg"]["warnings"][0]
+    (tmp_path / "captions.json").write_text(json.dumps({"0.jpg": "a team"}))
+    with pytest.raises(JobDiffers, match="captioner was"):
+        scan(ScanSettings(input=str(folder), out=str(tmp_path / "out"), model=str(model_folder), captions=captions))
     assert rows["1.jpg"]["types"]["text_swap"] is None
     assert Path(summary["report"]).read_text().startswith("<!")
 
@@ -189,6 +192,30 @@ def deadly(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(chain, "TRIES", 1)
     yield
     cloudpickle.unregister_pickle_by_value(sys.modules[__name__])
+
+
+class _Bounded(Detector):
+    """Refuses to judge more rows at a time than a batch has."""
+
+    def __call__(self, batch: pa.Table) -> pa.Table:
+        import os
+
+        if len(batch) > 8:
+            os._exit(1)
+        return super().__call__(batch)
+
+
+def test_blocks_of_more_rows_than_a_batch_are_judged_in_batches(
+    ray_here: None, deadly: None, monkeypatch: pytest.MonkeyPatch, corpus: Path, model_folder: Path
+) -> None:
+    monkeypatch.setattr("jobs.chain.Detector", _Bounded)
+    monkeypatch.setattr("jobs.chain._MOST_BLOCKS", 2)
+    records = [{"id": number, "image": f"images/{number % 4}.jpg", "text": "A team"} for number in range(50)]
+    (corpus / "b.jsonl").write_text("\n".join(map(json.dumps, records)))
+    out = str(corpus / "out")
+    summary = scan(ScanSettings(input=str(corpus / "b.jsonl"), out=out, model=str(model_folder), batch_size=8))
+    assert (summary["pairs"], summary["errors"]) == (50, 0)
+    assert [row["custom_id"] for row in _results(Location(summary["folder"]))] == [str(n) for n in range(50)]
 
 
 def test_rows_that_end_every_process_become_errors_and_take_no_other_with_them(
