@@ -28,7 +28,7 @@ from jobs.chosen import SCORE, Chosen
 from jobs.cluster import ray_running
 from jobs.corpora import full_address
 from jobs.feed import Order
-from jobs.fit import Fit, Split, TrainingDiverged, model_config
+from jobs.fit import Fit, Split, model_config
 from jobs.ingest import open_feed
 from jobs.judge import judge
 from jobs.plan import Plan, make_plan
@@ -39,9 +39,6 @@ from jobs.settings import TrainSettings
 from jobs.splits import data_of, prepare_splits, read_splits
 from jobs.storage import Location
 from jobs.warm_start import TRAINED, prepare_start
-
-_RETRIES = 3
-"""Times that a run goes on by itself after a worker was lost."""
 
 
 def train(settings: TrainSettings, progress: Progress = lambda event: None) -> Path | Location:
@@ -163,11 +160,12 @@ def _fit(folder: RunFolder, settings: TrainSettings) -> Chosen:
     from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
     from ray.train.torch import TorchTrainer
 
+    from jobs.retries import RETRIES, FinalFailures, final_failure
+
     cpus = settings.cpus_per_worker or max(1, (os.cpu_count() or 1) // settings.workers)
     use_gpu = _on_gpus(settings)
     note_cluster(folder, ray.cluster_resources())
     fewest = settings.min_workers or settings.workers
-    folder.diverged.unlink(missing_ok=True)
     trainer = TorchTrainer(
         _work,
         train_loop_config={"settings": settings.model_dump(), "cpus": cpus},
@@ -179,7 +177,8 @@ def _fit(folder: RunFolder, settings: TrainSettings) -> Chosen:
         run_config=RunConfig(
             name="ray_train",
             **folder.ray_storage(),
-            failure_config=FailureConfig(max_failures=_RETRIES),
+            failure_config=FailureConfig(max_failures=RETRIES),
+            callbacks=[FinalFailures()],
             # The best, and beside it always the last.
             checkpoint_config=CheckpointConfig(num_to_keep=1, checkpoint_score_attribute=SCORE),
         ),
@@ -187,9 +186,9 @@ def _fit(folder: RunFolder, settings: TrainSettings) -> Chosen:
     try:
         result = trainer.fit()
     except TrainingFailedError as error:
-        if folder.diverged.exists():
-            raise TrainingDiverged(folder.diverged.read_text(encoding="utf-8")) from None
-        raise AsapError(f"training failed after {_RETRIES} attempts to go on: {error}") from error
+        if final := final_failure(error):
+            raise final from None
+        raise AsapError(f"training failed after {RETRIES} attempts to go on: {error}") from error
     if result.checkpoint is None:
         raise AsapError(f"the run in {folder} ended without a checkpoint; {folder}/ray_train says why")
     return Chosen.of(result.best_checkpoints, result.checkpoint, settings.export)
@@ -213,8 +212,6 @@ def _work(given: dict[str, Any]) -> None:
 
     settings = TrainSettings(**given["settings"])
     folder = RunFolder.open(settings.out)
-    if folder.diverged.exists():  # the same steps from the same checkpoint come to the same end
-        raise TrainingDiverged(folder.diverged.read_text(encoding="utf-8"))
     torch.set_num_threads(given["cpus"])
     torch.set_flush_denormal(True)  # vanishing gradients are not worth the hundredfold time of denormal numbers
     context = ray.train.get_context()
@@ -236,14 +233,10 @@ def _work(given: dict[str, Any]) -> None:
         options = {"broadcast_buffers": False, "find_unused_parameters": True}
         fit.distribute(prepare_model(fit.module, parallel_strategy_kwargs=options))
     log = RunLog(settings, folder, config, fit.pairs_done) if rank == 0 else None
-    try:
-        for terms in fit.steps():
-            figures = log.see(fit, terms) if log else {}
-            if fit.done % fit.steps_a_checkpoint == 0 or fit.done == fit.total_steps:
-                _report(fit, figures)
-    except TrainingDiverged as error:
-        folder.diverged.write_text(str(error), encoding="utf-8")
-        raise
+    for terms in fit.steps():
+        figures = log.see(fit, terms) if log else {}
+        if fit.done % fit.steps_a_checkpoint == 0 or fit.done == fit.total_steps:
+            _report(fit, figures)
 
 
 def _report(fit: Fit, figures: dict[str, Any]) -> None:

@@ -23,8 +23,8 @@ from asap.newsroom import generate
 from asap.predictor import Predictor
 from jobs import run_folder
 from jobs import train as train_module
-from jobs.errors import StorageError
-from jobs.fit import Fit, TrainingDiverged
+from jobs.errors import StorageError, TrainingDiverged
+from jobs.fit import Fit
 from jobs.run_folder import RunFolder
 from jobs.settings import TrainSettings
 from jobs.splits import data_of, read_splits
