@@ -143,6 +143,11 @@ class Fit:
         return self.done * self.settings.batch_size
 
     @property
+    def pairs_in_all(self) -> int:
+        """Pairs of the whole run, over all workers."""
+        return self.total_steps * self.settings.batch_size
+
+    @property
     def _alignment_from(self) -> float:
         """Pairs."""
         return self.settings.alignment_from * self.settings.pairs

@@ -40,6 +40,9 @@ from jobs.splits import data_of, prepare_splits, read_splits
 from jobs.storage import Location
 from jobs.warm_start import TRAINED, prepare_start
 
+_NAME = "ray_train"
+"""Of what Ray Train keeps in the run folder."""
+
 
 def train(settings: TrainSettings, progress: Progress = lambda event: None) -> Path | Location:
     """Train, or go on with the run that `settings.out` holds, and return the model folder.
@@ -66,7 +69,7 @@ def train(settings: TrainSettings, progress: Progress = lambda event: None) -> P
     with ray_running(settings.address), followed(folder, progress):
         _prepare(folder, settings, corpora, progress)
         folder.push("tokenizer", "start", "index", folder.corpus.name)
-        best = _fit(folder, settings)
+        best = _ended(folder, settings) or _fit(folder, settings)
     return _export(folder, settings, best)
 
 
@@ -154,6 +157,21 @@ def _prepare(folder: RunFolder, settings: TrainSettings, corpora: dict[str, Corp
     prepare_splits(folder, settings, corpora, config, progress)
 
 
+def _ended(folder: RunFolder, settings: TrainSettings) -> Chosen | None:
+    """Of a run that was trained to its end, the checkpoint that becomes the model: for it no worker need start."""
+    from ray.train import Result
+
+    storage = folder.ray_storage()
+    try:
+        result = Result.from_path(f"{storage['storage_path']}/{_NAME}", storage.get("storage_filesystem"))
+    except RuntimeError:  # Ray Train's word for a run without a checkpoint
+        return None
+    told = result.metrics or {}
+    if result.checkpoint is None or told.get("pairs") != told.get("of", -1):
+        return None
+    return Chosen.of(result.best_checkpoints or [], result.checkpoint, settings.export)
+
+
 def _fit(folder: RunFolder, settings: TrainSettings) -> Chosen:
     """Run the workers to the end; the checkpoint that becomes the model."""
     import ray
@@ -175,7 +193,7 @@ def _fit(folder: RunFolder, settings: TrainSettings) -> Chosen:
             resources_per_worker={"CPU": cpus} | ({"GPU": 1} if use_gpu else {}),
         ),
         run_config=RunConfig(
-            name="ray_train",
+            name=_NAME,
             **folder.ray_storage(),
             failure_config=FailureConfig(max_failures=RETRIES),
             callbacks=[FinalFailures()],
@@ -250,9 +268,8 @@ def _report(fit: Fit, figures: dict[str, Any]) -> None:
             fit.save(Path(place), random_states)
             checkpoint = ray.train.Checkpoint.from_directory(place)
         score = figures.get("AUC")
-        ray.train.report(
-            {"pairs": fit.pairs_done, SCORE: -1.0 if score is None else score} | figures, checkpoint=checkpoint
-        )
+        told = {"pairs": fit.pairs_done, "of": fit.pairs_in_all, SCORE: -1.0 if score is None else score}
+        ray.train.report(told | figures, checkpoint=checkpoint)
 
 
 def _export(folder: RunFolder, settings: TrainSettings, chosen: Chosen) -> Path | Location:

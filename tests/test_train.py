@@ -195,9 +195,12 @@ def test_other_settings_are_refused_by_what_differs(trained: RunFolder, settings
     assert "vocab_size" not in str(caught.value)
 
 
-def test_a_run_that_ended_before_the_model_was_written_writes_it(trained: RunFolder, settings: TrainSettings) -> None:
+def test_a_run_that_ended_before_the_model_was_written_writes_it_and_starts_no_workers(
+    trained: RunFolder, settings: TrainSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
     weights = (trained.model / "model.safetensors").read_bytes()
     trained.model.rename(trained.path / "former")
+    monkeypatch.setattr(train_module, "_fit", lambda *_: pytest.fail("there was nothing left to train"))
 
     train(settings)
 
