@@ -21,6 +21,7 @@ S3_ENVIRONMENT = {
     "AWS_DEFAULT_REGION": "us-east-1",
     "AWS_EC2_METADATA_DISABLED": "true",
 }
+os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")  # how often Ray Train takes reports; by default 2
 CAPTIONS = (
     "The president smiles at a crowd in the capital",
     "Angry workers leave the factory after talks fail",
