@@ -28,8 +28,9 @@ demo: setup
 	@$(RUN)/python tests/bucket.py $(DEMO)/corpus newsroom \
 	  $(RUN)/asap scan s3://newsroom/metadata/test.json --out $(DEMO)/jobs --job demo
 
+# Two processes, a file of tests at a time: one waits for Ray while the other computes.
 test: setup
-	@$(RUN)/python -m pytest $(PYTEST_ARGS)
+	@$(RUN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
 
 lint: setup
 	@$(RUN)/ruff check .
