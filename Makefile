@@ -13,11 +13,12 @@ DEMO := out/demo
 setup: $(VENV)/.ready
 
 # uv resolves and unpacks in a minute what takes pip many; it lives in the virtual environment as everything does.
+# Compiled once here: Ray starts many processes, and where PYTHONDONTWRITEBYTECODE is set each would compile its imports.
 $(VENV)/.ready: requirements.lock pyproject.toml
 	@test -x $(RUN)/python || $(PYTHON) -m venv $(VENV)
 	@test -x $(UV) || $(RUN)/python -m pip install --quiet --disable-pip-version-check uv
 	@echo "Installing the locked dependencies into $(VENV) …"
-	@$(UV) pip install --quiet --python $(RUN)/python --require-hashes -r requirements.lock
+	@$(UV) pip install --quiet --compile-bytecode --python $(RUN)/python --require-hashes -r requirements.lock
 	@$(UV) pip install --quiet --python $(RUN)/python --no-deps --editable .
 	@touch $@
 
@@ -27,8 +28,9 @@ demo: setup
 	@$(RUN)/python tests/bucket.py $(DEMO)/corpus newsroom \
 	  $(RUN)/asap scan s3://newsroom/metadata/test.json --out $(DEMO)/jobs --job demo
 
+# Two processes, a file of tests at a time: one waits for Ray while the other computes.
 test: setup
-	@$(RUN)/python -m pytest $(PYTEST_ARGS)
+	@$(RUN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
 
 lint: setup
 	@$(RUN)/ruff check .

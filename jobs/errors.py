@@ -6,7 +6,8 @@
         ├── InputNotFound      the input is not there, or holds nothing to scan
         ├── JobInUse           another process is working on the job
         ├── JobDiffers         the job folder belongs to other settings, another model or another input
-        └── JobFailed          the work stopped; what was done is kept, and the same command goes on from there
+        ├── JobFailed          the work stopped; what was done is kept, and the same command goes on from there
+        └── TrainingDiverged   the loss of a training run stopped making sense
 
 `FetchFailed` is about one object alone and becomes a row (`error_code`, `error_detail`, `retryable`).
 """
@@ -36,6 +37,10 @@ class JobDiffers(JobError):
 
 class JobFailed(JobError):
     """The work stopped; what was done is kept."""
+
+
+class TrainingDiverged(JobError):
+    """The loss is not a finite number, or many times what it was."""
 
 
 class FetchFailed(AsapError):

@@ -32,6 +32,7 @@ from asap.training import TERMS, TrainingStep
 from asap.warm_start import begin
 from asap.workers import gather
 from jobs.corpora import read_picture
+from jobs.errors import TrainingDiverged
 from jobs.feed import CacheFeed, Feed, Order
 from jobs.index import read_index
 from jobs.run_folder import RunFolder
@@ -44,10 +45,6 @@ STATE_FILE = "state.pt"
 _EXPLODED = 10.0
 """A loss this many times the mean of the steps before it will not come back by itself."""
 _STEPS_COMPARED = 100
-
-
-class TrainingDiverged(AsapError):
-    """The loss is not a finite number, or many times what it was."""
 
 
 @dataclass(frozen=True)
@@ -144,6 +141,11 @@ class Fit:
     def pairs_done(self) -> int:
         """Pairs trained on so far, over all workers."""
         return self.done * self.settings.batch_size
+
+    @property
+    def pairs_in_all(self) -> int:
+        """Pairs of the whole run, over all workers."""
+        return self.total_steps * self.settings.batch_size
 
     @property
     def _alignment_from(self) -> float:

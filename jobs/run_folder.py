@@ -56,11 +56,6 @@ class RunFolder:
         return self.path / "train.json"
 
     @property
-    def diverged(self) -> Path:
-        """Why the run stopped itself, on the machine of the worker that found it."""
-        return self.path / "diverged.txt"
-
-    @property
     def tokenizer(self) -> Path:
         return self.path / "tokenizer"
 

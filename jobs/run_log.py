@@ -62,7 +62,7 @@ class RunLog:
         return figures
 
     def _write(self, fit: Fit, event: dict[str, Any]) -> None:
-        line = {"pairs": fit.pairs_done, "of": fit.total_steps * fit.settings.batch_size, "at": time.time()} | event
+        line = {"pairs": fit.pairs_done, "of": fit.pairs_in_all, "at": time.time()} | event
         with self.folder.progress.open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
         for group, values in event.items():

@@ -28,7 +28,7 @@ from jobs.chosen import SCORE, Chosen
 from jobs.cluster import ray_running
 from jobs.corpora import full_address
 from jobs.feed import Order
-from jobs.fit import Fit, Split, TrainingDiverged, model_config
+from jobs.fit import Fit, Split, model_config
 from jobs.ingest import open_feed
 from jobs.judge import judge
 from jobs.plan import Plan, make_plan
@@ -40,8 +40,8 @@ from jobs.splits import data_of, prepare_splits, read_splits
 from jobs.storage import Location
 from jobs.warm_start import TRAINED, prepare_start
 
-_RETRIES = 3
-"""Times that a run goes on by itself after a worker was lost."""
+_NAME = "ray_train"
+"""Of what Ray Train keeps in the run folder."""
 
 
 def train(settings: TrainSettings, progress: Progress = lambda event: None) -> Path | Location:
@@ -69,7 +69,7 @@ def train(settings: TrainSettings, progress: Progress = lambda event: None) -> P
     with ray_running(settings.address), followed(folder, progress):
         _prepare(folder, settings, corpora, progress)
         folder.push("tokenizer", "start", "index", folder.corpus.name)
-        best = _fit(folder, settings)
+        best = _ended(folder, settings) or _fit(folder, settings)
     return _export(folder, settings, best)
 
 
@@ -157,17 +157,33 @@ def _prepare(folder: RunFolder, settings: TrainSettings, corpora: dict[str, Corp
     prepare_splits(folder, settings, corpora, config, progress)
 
 
+def _ended(folder: RunFolder, settings: TrainSettings) -> Chosen | None:
+    """Of a run that was trained to its end, the checkpoint that becomes the model: for it no worker need start."""
+    from ray.train import Result
+
+    storage = folder.ray_storage()
+    try:
+        result = Result.from_path(f"{storage['storage_path']}/{_NAME}", storage.get("storage_filesystem"))
+    except RuntimeError:  # Ray Train's word for a run without a checkpoint
+        return None
+    told = result.metrics or {}
+    if result.checkpoint is None or told.get("pairs") != told.get("of", -1):
+        return None
+    return Chosen.of(result.best_checkpoints or [], result.checkpoint, settings.export)
+
+
 def _fit(folder: RunFolder, settings: TrainSettings) -> Chosen:
     """Run the workers to the end; the checkpoint that becomes the model."""
     import ray
     from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
     from ray.train.torch import TorchTrainer
 
+    from jobs.retries import RETRIES, FinalFailures, final_failure
+
     cpus = settings.cpus_per_worker or max(1, (os.cpu_count() or 1) // settings.workers)
     use_gpu = _on_gpus(settings)
     note_cluster(folder, ray.cluster_resources())
     fewest = settings.min_workers or settings.workers
-    folder.diverged.unlink(missing_ok=True)
     trainer = TorchTrainer(
         _work,
         train_loop_config={"settings": settings.model_dump(), "cpus": cpus},
@@ -177,9 +193,10 @@ def _fit(folder: RunFolder, settings: TrainSettings) -> Chosen:
             resources_per_worker={"CPU": cpus} | ({"GPU": 1} if use_gpu else {}),
         ),
         run_config=RunConfig(
-            name="ray_train",
+            name=_NAME,
             **folder.ray_storage(),
-            failure_config=FailureConfig(max_failures=_RETRIES),
+            failure_config=FailureConfig(max_failures=RETRIES),
+            callbacks=[FinalFailures()],
             # The best, and beside it always the last.
             checkpoint_config=CheckpointConfig(num_to_keep=1, checkpoint_score_attribute=SCORE),
         ),
@@ -187,9 +204,9 @@ def _fit(folder: RunFolder, settings: TrainSettings) -> Chosen:
     try:
         result = trainer.fit()
     except TrainingFailedError as error:
-        if folder.diverged.exists():
-            raise TrainingDiverged(folder.diverged.read_text(encoding="utf-8")) from None
-        raise AsapError(f"training failed after {_RETRIES} attempts to go on: {error}") from error
+        if final := final_failure(error):
+            raise final from None
+        raise AsapError(f"training failed after {RETRIES} attempts to go on: {error}") from error
     if result.checkpoint is None:
         raise AsapError(f"the run in {folder} ended without a checkpoint; {folder}/ray_train says why")
     return Chosen.of(result.best_checkpoints, result.checkpoint, settings.export)
@@ -213,8 +230,6 @@ def _work(given: dict[str, Any]) -> None:
 
     settings = TrainSettings(**given["settings"])
     folder = RunFolder.open(settings.out)
-    if folder.diverged.exists():  # the same steps from the same checkpoint come to the same end
-        raise TrainingDiverged(folder.diverged.read_text(encoding="utf-8"))
     torch.set_num_threads(given["cpus"])
     torch.set_flush_denormal(True)  # vanishing gradients are not worth the hundredfold time of denormal numbers
     context = ray.train.get_context()
@@ -236,14 +251,10 @@ def _work(given: dict[str, Any]) -> None:
         options = {"broadcast_buffers": False, "find_unused_parameters": True}
         fit.distribute(prepare_model(fit.module, parallel_strategy_kwargs=options))
     log = RunLog(settings, folder, config, fit.pairs_done) if rank == 0 else None
-    try:
-        for terms in fit.steps():
-            figures = log.see(fit, terms) if log else {}
-            if fit.done % fit.steps_a_checkpoint == 0 or fit.done == fit.total_steps:
-                _report(fit, figures)
-    except TrainingDiverged as error:
-        folder.diverged.write_text(str(error), encoding="utf-8")
-        raise
+    for terms in fit.steps():
+        figures = log.see(fit, terms) if log else {}
+        if fit.done % fit.steps_a_checkpoint == 0 or fit.done == fit.total_steps:
+            _report(fit, figures)
 
 
 def _report(fit: Fit, figures: dict[str, Any]) -> None:
@@ -257,9 +268,8 @@ def _report(fit: Fit, figures: dict[str, Any]) -> None:
             fit.save(Path(place), random_states)
             checkpoint = ray.train.Checkpoint.from_directory(place)
         score = figures.get("AUC")
-        ray.train.report(
-            {"pairs": fit.pairs_done, SCORE: -1.0 if score is None else score} | figures, checkpoint=checkpoint
-        )
+        told = {"pairs": fit.pairs_done, "of": fit.pairs_in_all, SCORE: -1.0 if score is None else score}
+        ray.train.report(told | figures, checkpoint=checkpoint)
 
 
 def _export(folder: RunFolder, settings: TrainSettings, chosen: Chosen) -> Path | Location:

@@ -21,12 +21,24 @@ S3_ENVIRONMENT = {
     "AWS_DEFAULT_REGION": "us-east-1",
     "AWS_EC2_METADATA_DISABLED": "true",
 }
+os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")  # how often Ray Train takes reports; by default 2
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # small models only wait for torch's threads, and for each other's
+LONGEST_FIRST = (
+    "test_train_kills", "test_train", "test_scan", "test_chaos", "test_ingest", "test_repolicy", "test_evaluate",
+    "test_serve_app", "test_fit",
+)  # fmt: skip
+"""Of the files that two processes share out, so that both end together."""
 CAPTIONS = (
     "The president smiles at a crowd in the capital",
     "Angry workers leave the factory after talks fail",
     "A team celebrates its first title in twenty years",
     "Rescue workers carry a child out of the flood",
 )
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    places = {name: place for place, name in enumerate(LONGEST_FIRST)}
+    items.sort(key=lambda item: places.get(item.path.stem, len(places)))
 
 
 @pytest.fixture

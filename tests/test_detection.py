@@ -139,6 +139,7 @@ def test_a_broken_device_ends_the_process_so_that_another_can_try(
 
 def test_threads_of_torch_are_set(model_folder: Path) -> None:
     before = torch.get_num_threads()
+    torch.set_num_threads(2)
     try:
         Detector(Detection(str(model_folder), device="cpu", threads=1))
         assert torch.get_num_threads() == 1

@@ -14,8 +14,9 @@ from asap.errors import AsapError, ConfigError
 from asap.text import train_tokenizer
 from asap.warm_start import Start
 from jobs.corpora import read_corpus
+from jobs.errors import TrainingDiverged
 from jobs.feed import Order
-from jobs.fit import Fit, Split, TrainingDiverged, model_config
+from jobs.fit import Fit, Split, model_config
 from jobs.ingest import Decoding, StreamFeed
 from jobs.run_folder import RunFolder
 from jobs.settings import TrainSettings

@@ -1,6 +1,7 @@
 """Whole scans: real Ray, real processes, S3 over HTTP."""
 
 import json
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -284,23 +285,39 @@ def test_results_that_are_fewer_than_the_rows_fail_the_job(corpus: Path) -> None
         check_results(Location(str(corpus)), 7)
 
 
+@pytest.fixture(scope="module")
+def judged(
+    ray_here: None, tmp_path_factory: pytest.TempPathFactory, jpeg: Callable[..., bytes], model_folder: Path
+) -> ScanSettings:
+    """A finished scan of two pairs."""
+    folder = tmp_path_factory.mktemp("judged")
+    for number in range(2):
+        (folder / f"{number}.jpg").write_bytes(jpeg(number))
+    lines = [json.dumps({"id": str(number), "image": f"{number}.jpg", "text": "A team"}) for number in range(2)]
+    (folder / "a.jsonl").write_text("\n".join(lines))
+    settings = ScanSettings(input=str(folder / "a.jsonl"), out=str(folder / "out"), model=str(model_folder))
+    scan(settings)
+    return settings
+
+
 @pytest.mark.parametrize("checkpoint", ["cleared", "kept"])
 def test_a_job_that_died_with_all_rows_there_judges_nothing_again(
-    ray_here: None, corpus: Path, model_folder: Path, monkeypatch: pytest.MonkeyPatch, checkpoint: str
+    judged: ScanSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, checkpoint: str
 ) -> None:
-    settings = ScanSettings(input=str(corpus / "a.jsonl"), out=str(corpus / "out"), model=str(model_folder))
-    folder = Location(scan(settings)["folder"])
+    settings = judged.model_copy(update={"out": str(tmp_path / "out")})
+    shutil.copytree(judged.job_folder.uri, settings.job_folder.uri)
+    folder, place = settings.job_folder, tmp_path / "out/a"
     rows = _results(folder)
-    (corpus / "out/a/_SUCCESS").unlink()
-    job = json.loads((corpus / "out/a/job.json").read_text())
-    (corpus / "out/a/job.json").write_text(json.dumps(job | {"state": "failed"}))
+    (place / "_SUCCESS").unlink()
+    job = json.loads((place / "job.json").read_text())
+    (place / "job.json").write_text(json.dumps(job | {"state": "failed"}))
     if checkpoint == "kept":
         storage.write_bytes(folder / "_checkpoint/ids.parquet", b"x")
     monkeypatch.setattr("jobs.chain.judge", lambda *_: pytest.fail("the rows were judged again"))
-    assert scan(settings)["pairs"] == 4
+    assert scan(settings)["pairs"] == 2
     assert _results(folder) == rows
-    assert (corpus / "out/a/_SUCCESS").exists()
-    assert not (corpus / "out/a/_checkpoint").exists()
+    assert (place / "_SUCCESS").exists()
+    assert not (place / "_checkpoint").exists()
 
 
 def _unstartable(corpus: Path, model_folder: Path, **changes: Any) -> ScanSettings:

@@ -2,12 +2,6 @@
 
 import json
 import os
-import signal
-import subprocess
-import sys
-import time
-from collections.abc import Iterator
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -15,41 +9,25 @@ import boto3
 import numpy as np
 import pytest
 import torch
+from small_run import MODEL, draw_corpus, settings_for
 
 from asap.checkpoint import load_folder
 from asap.errors import AnnotationError, ConfigError, CorpusError
 from asap.finding import Pair
-from asap.newsroom import generate
 from asap.predictor import Predictor
 from jobs import run_folder
 from jobs import train as train_module
-from jobs.errors import StorageError
-from jobs.fit import Fit, TrainingDiverged
+from jobs.errors import StorageError, TrainingDiverged
+from jobs.fit import Fit
 from jobs.run_folder import RunFolder
 from jobs.settings import TrainSettings
 from jobs.splits import data_of, read_splits
 from jobs.train import train
 
-MODEL = {
-    "image_size": 32, "width": 48, "heads": 4, "image_layers": 1, "image_mlp_width": 48, "text_layers": 1,
-    "fusion_layers": 1, "text_mlp_width": 48, "embed_dim": 8,
-}  # fmt: skip
-
 
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("drawn") / "corpus"
-    generate(folder, pairs=100, seed=3, workers=1, splits=(0.6, 0.2, 0.2))
-    return folder
-
-
-def settings_for(corpus: Path, out: Path | str, **changes: Any) -> TrainSettings:
-    few: dict[str, Any] = {
-        "corpus": str(corpus), "out": str(out), "name": "small", "model": MODEL, "vocab_size": 300, "pairs": 64,
-        "batch_size": 8, "warmup_pairs": 16, "words_until": 0.125, "alignment_from": 0.25, "alpha_ramp_pairs": 16,
-        "queue_size": 32, "checkpoint_pairs": 32, "validation_pairs": 15, "cpus_per_worker": 1,
-    }  # fmt: skip
-    return TrainSettings(**(few | changes))
+    return draw_corpus(tmp_path_factory)
 
 
 @pytest.fixture(scope="module")
@@ -195,9 +173,12 @@ def test_other_settings_are_refused_by_what_differs(trained: RunFolder, settings
     assert "vocab_size" not in str(caught.value)
 
 
-def test_a_run_that_ended_before_the_model_was_written_writes_it(trained: RunFolder, settings: TrainSettings) -> None:
+def test_a_run_that_ended_before_the_model_was_written_writes_it_and_starts_no_workers(
+    trained: RunFolder, settings: TrainSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
     weights = (trained.model / "model.safetensors").read_bytes()
     trained.model.rename(trained.path / "former")
+    monkeypatch.setattr(train_module, "_fit", lambda *_: pytest.fail("there was nothing left to train"))
 
     train(settings)
 
@@ -336,80 +317,5 @@ def test_a_run_whose_loss_explodes_stops_once_and_says_at_which_pairs(
         train(settings, told.append)
     done = [event["pairs"] for event in told if "losses" in event]
     assert done == sorted(set(done))  # no part of it was run again
+    assert len(list((tmp_path / "out/tensorboard").iterdir())) == 1  # nor was it begun again
     assert not (tmp_path / "out/model").exists()
-
-
-# Kills
-
-
-def children_called(name: str) -> Iterator[int]:
-    """Processes below this one whose title holds `name`; those of others on the machine are left alone."""
-    parents: dict[int, int] = {}
-    titles: dict[int, str] = {}
-    for entry in Path("/proc").glob("[0-9]*"):
-        try:
-            parents[int(entry.name)] = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
-            titles[int(entry.name)] = (entry / "cmdline").read_text()
-        except OSError:
-            continue
-    for process, title in titles.items():
-        above = process
-        while above in parents and above != os.getpid():
-            above = parents[above]
-        if above == os.getpid() and name in title:
-            yield process
-
-
-HEARD_OF = "out/ray_train/checkpoint_manager_snapshot.json"
-"""Ray Train goes on from what its controller has heard of, a second or so after a checkpoint's folder is there."""
-
-
-@pytest.mark.chaos
-def test_a_killed_worker_goes_on_from_its_last_checkpoint(ray_here: None, corpus: Path, tmp_path: Path) -> None:
-    killed: list[int] = []
-    heard_of = tmp_path / HEARD_OF
-
-    def kill_once(event: dict[str, Any]) -> None:
-        if "validation" in event and not killed and heard_of.exists():
-            for process in children_called("RayTrainWorker"):
-                os.kill(process, signal.SIGKILL)
-                killed.append(event["pairs"])
-
-    settings = settings_for(corpus, tmp_path / "out", pairs=3200, checkpoint_pairs=200, validation_pairs=1)
-    folder = train(settings, kill_once)
-
-    pairs = [json.loads(line)["pairs"] for line in RunFolder(tmp_path / "out").progress.read_text().splitlines()]
-    assert (folder / "model.safetensors").exists()
-    assert len(killed) == 1
-    assert pairs[-1] == 3200
-    back = [after for before, after in pairwise(pairs) if after < before]
-    assert len(back) <= 1  # none where the worker died between a checkpoint and the next line
-    assert all(place > 200 for place in back)
-
-
-@pytest.mark.chaos
-@pytest.mark.slow
-def test_a_killed_driver_goes_on_with_the_same_command(corpus: Path, tmp_path: Path) -> None:
-    settings = settings_for(corpus, tmp_path / "out", pairs=3200, checkpoint_pairs=200, validation_pairs=1)
-    code = (
-        "import sys; from jobs.settings import TrainSettings; from jobs.train import train; "
-        "train(TrainSettings.model_validate_json(sys.argv[1]))"
-    )
-    command = [sys.executable, "-c", code, settings.model_dump_json()]
-    progress = RunFolder(tmp_path / "out").progress
-
-    first = subprocess.Popen(command, start_new_session=True)
-    while not (tmp_path / HEARD_OF).exists():
-        assert first.poll() is None
-        time.sleep(0.1)
-    os.killpg(first.pid, signal.SIGKILL)
-    first.wait()
-    time.sleep(2)  # workers notice that their driver is gone
-    done = progress.read_text().splitlines()
-    assert json.loads(done[-1])["pairs"] < 3200
-    subprocess.run(command, check=True, timeout=300)
-
-    lines = [json.loads(line)["pairs"] for line in progress.read_text().splitlines()]
-    assert lines[len(done)] > 25 * 8  # not from the start
-    assert lines[-1] == 3200
-    assert (tmp_path / "out/model/model.safetensors").exists()

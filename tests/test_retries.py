@@ -1,0 +1,24 @@
+import pytest
+from ray.train import ControllerError, WorkerGroupError
+
+from asap.errors import AsapError, CorpusError
+from jobs.errors import StorageError, TrainingDiverged
+from jobs.retries import FinalFailures, final_failure
+
+
+@pytest.mark.parametrize("error", [TrainingDiverged("the loss of step 3 is not finite"), CorpusError("a.jpg is gone")])
+def test_what_a_worker_raises_on_purpose_is_not_tried_again(error: AsapError) -> None:
+    with pytest.raises(type(error), match=str(error)):
+        FinalFailures().after_exception(None, {0: RuntimeError("connection reset"), 1: error})
+
+
+@pytest.mark.parametrize("error", [RuntimeError("killed"), StorageError("s3://a cannot be used: timed out")])
+def test_a_lost_worker_or_store_is_tried_again(error: Exception) -> None:
+    FinalFailures().after_exception(None, {0: error})
+
+
+def test_the_sentence_that_ended_the_run_is_found_in_what_the_trainer_raises() -> None:
+    diverged = TrainingDiverged("the loss of step 3 is not finite")
+    assert final_failure(ControllerError(diverged)) is diverged
+    assert final_failure(ControllerError(RuntimeError("out of memory"))) is None
+    assert final_failure(WorkerGroupError("rank 0 died", {0: RuntimeError("killed")})) is None
