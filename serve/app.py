@@ -41,6 +41,7 @@ from serve.settings import ServeSettings, is_loopback
 
 APP = "asap"
 _TRIES = 2
+_METRICS_INTERVAL_S = 1.0
 _SPARE_REQUESTS = 64
 """Beyond `max_in_flight`, so that what is too much is refused by the API, in its one shape, and pages still come."""
 
@@ -122,7 +123,10 @@ def build(settings: ServeSettings) -> serve.Application:
             "target_ongoing_requests": settings.batch_size,
             "upscale_delay_s": settings.upscale_delay_s,
             "downscale_delay_s": settings.downscale_delay_s,
-            "look_back_period_s": max(2.0, settings.upscale_delay_s),
+            # Ray marks the interval as deprecated, for variables that it names but does not read yet; its own 10 s
+            # would hide a step in load for longer than `upscale_delay_s`, and must be less than what is looked back.
+            "metrics_interval_s": _METRICS_INTERVAL_S,
+            "look_back_period_s": max(2 * _METRICS_INTERVAL_S, settings.upscale_delay_s),
         },
         graceful_shutdown_timeout_s=settings.drain_s,
         health_check_period_s=5,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import warnings
 from collections.abc import Iterator
 from typing import Any
 
@@ -75,6 +76,19 @@ def test_other_machines_are_not_served_without_keys(monkeypatch: pytest.MonkeyPa
         build(ServeSettings(host="0.0.0.0"))
     monkeypatch.setenv("ASAP_KEYS", new_key("desk")[1])
     build(ServeSettings(host="0.0.0.0"))
+
+
+@pytest.mark.parametrize("delay_s", [0, 5, 60])
+def test_load_is_looked_at_for_longer_than_it_is_told_of(delay_s: float) -> None:
+    from serve.app import build
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", FutureWarning)  # Ray will refuse what it warns of
+        ingress = build(ServeSettings(upscale_delay_s=delay_s))._bound_deployment
+    detector = ingress.init_args[2]._bound_deployment
+    scaling = detector._deployment_config.autoscaling_config
+    assert scaling.metrics_interval_s < scaling.look_back_period_s
+    assert scaling.metrics_interval_s <= max(1, delay_s)
 
 
 def test_a_cluster_takes_the_application_from_its_yaml() -> None:
