@@ -1,6 +1,7 @@
 """The application on Ray Serve: an ingress that reads and decodes, and a detector that scales with the load.
 
-On one machine `asap serve` starts it. On a cluster `serve deploy` takes the same `build`, its settings under `args`:
+On one machine `asap serve` starts it. On a cluster `serve deploy` takes the same `build`, its settings under `args`,
+from a file that `asap serve build` writes (`serve.cluster`):
 
     applications:
       - name: asap

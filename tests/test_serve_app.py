@@ -89,17 +89,3 @@ def test_load_is_looked_at_for_longer_than_it_is_told_of(delay_s: float) -> None
     scaling = detector._deployment_config.autoscaling_config
     assert scaling.metrics_interval_s < scaling.look_back_period_s
     assert scaling.metrics_interval_s <= max(1, delay_s)
-
-
-def test_a_cluster_takes_the_application_from_its_yaml() -> None:
-    from ray.serve._private.api import call_user_app_builder_with_args_if_necessary
-    from ray.serve.schema import ServeDeploySchema
-
-    from serve.app import build
-
-    arguments = {"model": "s3://models/mine", "max_replicas": 8}
-    schema = {"applications": [{"name": "asap", "import_path": "serve.app:build", "args": arguments}]}
-    assert ServeDeploySchema.model_validate(schema).applications[0].args == arguments
-    built = call_user_app_builder_with_args_if_necessary(build, arguments)
-    settings = built._bound_deployment.init_args[0]
-    assert (settings.model, settings.max_replicas) == ("s3://models/mine", 8)
