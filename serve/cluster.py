@@ -11,11 +11,22 @@ from asap.errors import ConfigError
 from serve.keys import ENVIRONMENT
 from serve.settings import ServeSettings
 
+_ANSWER_WITHIN_S = 5
+"""After the deadline of a request, which the API keeps itself once it has it."""
 _HEAD = f"""\
 # Written by `asap serve build`. On a machine of the cluster:  serve deploy FILE
 # The model and the keys are read there. Keys are not in here: keys_file names a file that the machines have, and
 # where it is null, {ENVIRONMENT} is in the environment of their `ray start`.
 """
+
+
+def http_options(settings: ServeSettings) -> dict[str, Any]:
+    """Of Ray's proxy, in which requests wait while no process of the API lives: it answers them 408 in the end."""
+    return {
+        "host": settings.host,
+        "port": settings.port,
+        "request_timeout_s": settings.deadline_s + _ANSWER_WITHIN_S,
+    }
 
 
 def deploy_config(settings: ServeSettings) -> dict[str, Any]:
@@ -28,7 +39,7 @@ def deploy_config(settings: ServeSettings) -> dict[str, Any]:
             )
     return {
         "proxy_location": "EveryNode",
-        "http_options": {"host": settings.host, "port": settings.port},
+        "http_options": http_options(settings),
         "applications": [
             {
                 "name": "asap",

@@ -89,3 +89,15 @@ def test_load_is_looked_at_for_longer_than_it_is_told_of(delay_s: float) -> None
     scaling = detector._deployment_config.autoscaling_config
     assert scaling.metrics_interval_s < scaling.look_back_period_s
     assert scaling.metrics_interval_s <= max(1, delay_s)
+
+
+def test_an_update_starts_what_is_new_before_it_stops_what_is_old_and_a_full_queue_says_when_to_come_back() -> None:
+    from serve.app import build
+
+    api = build(ServeSettings(api_replicas=3))._bound_deployment
+    told = api._deployment_config
+    assert told.num_replicas == 3
+    assert (told.backpressure_config.status_code, told.backpressure_config.retry_after_s) == (503, 2)
+    for deployment in (api, api.init_args[2]._bound_deployment):
+        assert deployment._deployment_config.max_surge_percent == 100
+        assert deployment._deployment_config.max_queued_requests > 0

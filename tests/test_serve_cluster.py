@@ -18,6 +18,7 @@ def test_ray_takes_the_file_and_builds_the_application_with_every_setting(settin
 
     deployed = ServeDeploySchema.model_validate(yaml.safe_load(deploy_yaml(settings)))
     assert (deployed.http_options.host, deployed.http_options.port) == (settings.host, settings.port)
+    assert deployed.http_options.request_timeout_s > settings.deadline_s
     (application,) = deployed.applications
     assert (application.import_path, application.route_prefix) == ("serve.app:build", "/")
     assert set(application.args) == set(ServeSettings.model_fields)
