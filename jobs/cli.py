@@ -177,12 +177,19 @@ def _judged_at(url: str, source: bytes | Path, text: str | None) -> tuple[dict[s
     return answer, finding_of(answer)
 
 
-@app.command()
+_serving = typer.Typer(invoke_without_command=True)
+app.add_typer(_serving, name="serve")
+_Port = Annotated[int, typer.Option(help="To listen on.")]
+_Keys = Annotated[str | None, typer.Option(help="A file of keys; by default ASAP_KEYS, if it is set.")]
+
+
+@_serving.callback()
 def serve(
+    context: typer.Context,
     model: Annotated[str, typer.Option(help=_MODEL_HELP)] = "demo",
     host: Annotated[str, typer.Option(help="To listen on; anything but loopback needs keys.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(help="To listen on.")] = 8000,
-    keys: Annotated[str | None, typer.Option(help="A file of keys; by default ASAP_KEYS, if it is set.")] = None,
+    port: _Port = 8000,
+    keys: _Keys = None,
     new_key: Annotated[
         str | None, typer.Option(metavar="NAME", help="Make a key and its line for the file, and do nothing else.")
     ] = None,
@@ -191,6 +198,9 @@ def serve(
     """Judge pairs online: an API and a page, until it is stopped."""
     from serve.settings import ServeSettings
 
+    if context.invoked_subcommand is not None:
+        _check_nothing_given(context)
+        return
     if new_key is not None:
         from serve.keys import new_key as make
 
@@ -205,6 +215,38 @@ def serve(
     application = build(settings)
     with ray_running(log_to_driver=True):  # the line of each request, and what a replica says that cannot start
         run(application, settings, lambda url: typer.echo(f"serving {model} at {url} (the API is told at {url}docs)"))
+
+
+def _check_nothing_given(context: typer.Context) -> None:
+    for name in context.params:
+        source = context.get_parameter_source(name)
+        if source is not None and source.name == "COMMANDLINE":
+            command = context.invoked_subcommand
+            raise ConfigError(f"an option before {command} does nothing; give it after: asap serve {command} …")
+
+
+@_serving.command("build")
+def serve_build(
+    model: Annotated[str, typer.Option(help="A model folder, whole path or s3://; or 'demo'.")] = "demo",
+    host: Annotated[str, typer.Option(help="To listen on, on each machine.")] = "0.0.0.0",  # noqa: S104 - with keys
+    port: _Port = 8000,
+    keys: _Keys = None,
+    out: Annotated[Path | None, typer.Option(help="The file; by default it is printed.")] = None,
+    change: _Change = None,
+) -> None:
+    """Write the file that Ray's 'serve deploy' takes: the application for a cluster, with all settings, no secret."""
+    from serve.cluster import deploy_yaml
+    from serve.settings import ServeSettings
+
+    given = {"model": model, "host": host, "port": port, "keys_file": keys}
+    told = deploy_yaml(_settings(ServeSettings, **(given | _changes(change or []))))
+    if out is None:
+        typer.echo(told, nl=False)
+        return
+    try:
+        out.write_text(told, encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(f"--out {str(out)!r} cannot be written: {error.strerror}") from error
 
 
 @app.command()

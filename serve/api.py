@@ -187,17 +187,28 @@ class _Pairs:
         async with _deadline(self._settings.deadline_s):
             if _content_type(request) != "application/json":
                 raise Refused(415, "unsupported_media_type", "send application/json")
-            items = _validated(BatchRequest, _json(await request.body())).items
-            if len(items) > (most := self._settings.max_batch_items):
-                raise Refused(413, "too_large", f"the batch has {len(items)} pairs, the limit is {most}", param="items")
+            items = await asyncio.to_thread(self._parsed_batch, await request.body())
             self._charge(request, len(items))
             trace, draw = _trace(request), evidence is not None
             return BatchResponse(items=await asyncio.gather(*(self._judge_item(item, trace, draw) for item in items)))
 
-    async def _judge_item(self, item: Any, trace: Trace, draw: bool) -> BatchItem:
+    def _parsed_batch(self, body: bytes) -> list[_Asked | Refused]:
+        items = _validated(BatchRequest, _json(body)).items
+        if len(items) > (most := self._settings.max_batch_items):
+            raise Refused(413, "too_large", f"the batch has {len(items)} pairs, the limit is {most}", param="items")
+        return [self._asked_or_refused(item) for item in items]
+
+    def _asked_or_refused(self, item: Any) -> _Asked | Refused:
         try:
-            asked = self._unpacked(_validated(DetectRequest, item))
-            return BatchItem(status=200, result=await self._judge(asked, trace, Timings(), draw=draw))
+            return self._unpacked(_validated(DetectRequest, item))
+        except Refused as error:
+            return error
+
+    async def _judge_item(self, item: _Asked | Refused, trace: Trace, draw: bool) -> BatchItem:
+        try:
+            if isinstance(item, Refused):
+                raise item
+            return BatchItem(status=200, result=await self._judge(item, trace, Timings(), draw=draw))
         except InputError as error:
             refused = refusal(error)
         except Refused as error:

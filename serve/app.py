@@ -1,6 +1,7 @@
 """The application on Ray Serve: an ingress that reads and decodes, and a detector that scales with the load.
 
-On one machine `asap serve` starts it. On a cluster `serve deploy` takes the same `build`, its settings under `args`:
+On one machine `asap serve` starts it. On a cluster `serve deploy` takes the same `build`, its settings under `args`,
+from a file that `asap serve build` writes (`serve.cluster`):
 
     applications:
       - name: asap
@@ -31,6 +32,7 @@ from asap.errors import ConfigError
 from asap.finding import Finding, Pair
 from asap.images import PreparedImage
 from serve.api import create_app
+from serve.cluster import http_options
 from serve.detector import Detector
 from serve.errors import NotReady, Overloaded, Refused
 from serve.front import LOG
@@ -41,6 +43,9 @@ from serve.settings import ServeSettings, is_loopback
 
 APP = "asap"
 _TRIES = 2
+_METRICS_INTERVAL_S = 1.0
+_SURGE_PERCENT = 100
+"""Of the replicas, that an update may start before it stops as many: a lone one is not stopped before another is up."""
 _SPARE_REQUESTS = 64
 """Beyond `max_in_flight`, so that what is too much is refused by the API, in its one shape, and pages still come."""
 
@@ -122,17 +127,24 @@ def build(settings: ServeSettings) -> serve.Application:
             "target_ongoing_requests": settings.batch_size,
             "upscale_delay_s": settings.upscale_delay_s,
             "downscale_delay_s": settings.downscale_delay_s,
-            "look_back_period_s": max(2.0, settings.upscale_delay_s),
+            # Ray marks the interval as deprecated, for variables that it names but does not read yet; its own 10 s
+            # would hide a step in load for longer than `upscale_delay_s`, and must be less than what is looked back.
+            "metrics_interval_s": _METRICS_INTERVAL_S,
+            "look_back_period_s": max(2 * _METRICS_INTERVAL_S, settings.upscale_delay_s),
         },
+        max_surge_percent=_SURGE_PERCENT,
         graceful_shutdown_timeout_s=settings.drain_s,
         health_check_period_s=5,
         health_check_timeout_s=30,
     )(Detector)
     api = serve.deployment(
         name="Api",
+        num_replicas=settings.api_replicas,
         ray_actor_options={"num_cpus": 0},
         max_ongoing_requests=settings.max_in_flight + _SPARE_REQUESTS,
         max_queued_requests=_SPARE_REQUESTS,
+        backpressure_config={"status_code": 503, "retry_after_s": 2},
+        max_surge_percent=_SURGE_PERCENT,
         graceful_shutdown_timeout_s=settings.drain_s,
     )(Api)
     return api.bind(settings, keyring, detector.bind(settings))
@@ -156,7 +168,7 @@ def run(application: serve.Application, settings: ServeSettings, ready: Callable
 
 def start(application: serve.Application, settings: ServeSettings) -> Any:
     """Deploy on the running Ray, and return the handle. Raises `Refused` where the detector cannot start."""
-    serve.start(http_options={"host": settings.host, "port": settings.port})
+    serve.start(http_options=http_options(settings))
     try:
         return serve.run(application, name=APP)
     except RuntimeError as error:

@@ -16,7 +16,11 @@ class DetectRequest(BaseModel):
     """One pair: the picture in base64, or where it lies, and its text."""
 
     model_config = ConfigDict(
-        extra="forbid", json_schema_extra={"examples": [{"image": "/9j/4AAQSkZJRg…", "text": EXAMPLE_TEXT}]}
+        extra="forbid",
+        json_schema_extra={
+            "examples": [{"image": "/9j/4AAQSkZJRg…", "text": EXAMPLE_TEXT}],
+            "oneOf": [{"required": [name], "properties": {name: {"type": "string"}}} for name in ("image", "uri")],
+        },
     )
 
     image: str | None = Field(default=None, description="The encoded picture (JPEG, PNG, WebP, …) in base64.")

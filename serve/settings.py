@@ -44,7 +44,10 @@ class ServeSettings(BaseModel):
     decode_timeout_s: float = Field(default=10, gt=0)
     """For one picture; its process is then killed, and another started."""
 
+    api_replicas: int = Field(default=1, ge=1)
+    """Processes that take requests, each with its own decoders, `max_in_flight` and `key_rate`."""
     min_replicas: int = Field(default=1, ge=1)
+    """Detectors; so is `max_replicas`."""
     max_replicas: int = Field(default=2, ge=1)
     upscale_delay_s: float = Field(default=5, ge=0)
     downscale_delay_s: float = Field(default=120, ge=0)

@@ -387,3 +387,31 @@ def test_serve_makes_keys_and_refuses_to_be_reached_without_them(run: Any, monke
     assert code == 1
     assert "needs keys" in error
     assert "min_replicas 9 is more than max_replicas 2" in run("serve", "--set", "min_replicas=9")[2]
+
+
+def test_serve_build_writes_the_file_for_a_cluster(run: Any, tmp_path: Path) -> None:
+    import yaml
+
+    given = ("--model", "s3://models/mine", "--keys", "/etc/keys", "--set", "max_replicas=8")
+    code, out, _ = run("serve", "build", *given)
+    assert code == 0
+    (application,) = yaml.safe_load(out)["applications"]
+    told = {name: application["args"][name] for name in ("model", "host", "keys_file", "max_replicas")}
+    assert told == {"model": "s3://models/mine", "host": "0.0.0.0", "keys_file": "/etc/keys", "max_replicas": 8}
+    assert run("serve", "build", *given, "--out", tmp_path / "serve.yaml")[0] == 0
+    assert (tmp_path / "serve.yaml").read_text() == out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (("--port", "9000", "build"), "give it after: asap serve build"),
+        (("build", "--out", "/no/such/folder/a.yaml"), "cannot be written: No such file"),
+        (("build", "--set", "min_replicas=9"), "min_replicas 9 is more than max_replicas 2"),
+        (("build", "--model", "my-model"), "give a whole path"),
+    ],
+)
+def test_serve_build_says_what_it_cannot_write(run: Any, arguments: tuple[str, ...], sentence: str) -> None:
+    code, _, error = run("serve", *arguments)
+    assert code == 1
+    assert sentence in error

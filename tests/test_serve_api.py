@@ -184,6 +184,22 @@ def test_each_pair_of_a_batch_has_its_own_status(client: TestClient) -> None:
     ]  # fmt: skip
 
 
+def test_json_is_read_outside_the_event_loop(client: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    import serve.api
+
+    loops = []
+
+    def unpack(*arguments: Any, **more: Any) -> bytes:
+        loops.append(asyncio._get_running_loop())
+        return PICTURE
+
+    monkeypatch.setattr(serve.api.base64, "b64decode", unpack)
+    pair = {"image": BASE64, "text": TEXT}
+    assert client.post("/v1/detect", json=pair).status_code == 200
+    assert client.post("/v1/detect/batch", json={"items": [pair, pair]}).status_code == 200
+    assert loops == [None] * 3
+
+
 def test_a_batch_is_limited_in_pairs_and_bytes(client: TestClient) -> None:
     many = client.post("/v1/detect/batch", json={"items": [{}] * 7})
     _error(client, many, 413, "too_large", "items")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import warnings
 from collections.abc import Iterator
 from typing import Any
 
@@ -77,15 +78,26 @@ def test_other_machines_are_not_served_without_keys(monkeypatch: pytest.MonkeyPa
     build(ServeSettings(host="0.0.0.0"))
 
 
-def test_a_cluster_takes_the_application_from_its_yaml() -> None:
-    from ray.serve._private.api import call_user_app_builder_with_args_if_necessary
-    from ray.serve.schema import ServeDeploySchema
-
+@pytest.mark.parametrize("delay_s", [0, 5, 60])
+def test_load_is_looked_at_for_longer_than_it_is_told_of(delay_s: float) -> None:
     from serve.app import build
 
-    arguments = {"model": "s3://models/mine", "max_replicas": 8}
-    schema = {"applications": [{"name": "asap", "import_path": "serve.app:build", "args": arguments}]}
-    assert ServeDeploySchema.model_validate(schema).applications[0].args == arguments
-    built = call_user_app_builder_with_args_if_necessary(build, arguments)
-    settings = built._bound_deployment.init_args[0]
-    assert (settings.model, settings.max_replicas) == ("s3://models/mine", 8)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", FutureWarning)  # Ray will refuse what it warns of
+        ingress = build(ServeSettings(upscale_delay_s=delay_s))._bound_deployment
+    detector = ingress.init_args[2]._bound_deployment
+    scaling = detector._deployment_config.autoscaling_config
+    assert scaling.metrics_interval_s < scaling.look_back_period_s
+    assert scaling.metrics_interval_s <= max(1, delay_s)
+
+
+def test_an_update_starts_what_is_new_before_it_stops_what_is_old_and_a_full_queue_says_when_to_come_back() -> None:
+    from serve.app import build
+
+    api = build(ServeSettings(api_replicas=3))._bound_deployment
+    told = api._deployment_config
+    assert told.num_replicas == 3
+    assert (told.backpressure_config.status_code, told.backpressure_config.retry_after_s) == (503, 2)
+    for deployment in (api, api.init_args[2]._bound_deployment):
+        assert deployment._deployment_config.max_surge_percent == 100
+        assert deployment._deployment_config.max_queued_requests > 0

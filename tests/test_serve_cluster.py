@@ -1,0 +1,54 @@
+import pytest
+import yaml
+
+from asap.errors import ConfigError
+from serve.cluster import deploy_yaml
+from serve.keys import new_key
+from serve.settings import ServeSettings
+
+CHANGED = ServeSettings(
+    model="s3://models/mine", host="0.0.0.0", port=8100, keys_file="/etc/asap/keys", uri_prefixes=("s3://pictures/",),
+    min_replicas=2, max_replicas=8, upscale_delay_s=3, downscale_delay_s=60, detector_gpus=1, batch_size=32,
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("settings", [ServeSettings(), CHANGED], ids=["defaults", "changed"])
+def test_ray_takes_the_file_and_builds_the_application_with_every_setting(settings: ServeSettings) -> None:
+    from ray.serve.schema import ServeDeploySchema
+
+    deployed = ServeDeploySchema.model_validate(yaml.safe_load(deploy_yaml(settings)))
+    assert (deployed.http_options.host, deployed.http_options.port) == (settings.host, settings.port)
+    assert deployed.http_options.request_timeout_s > settings.deadline_s
+    (application,) = deployed.applications
+    assert (application.import_path, application.route_prefix) == ("serve.app:build", "/")
+    assert set(application.args) == set(ServeSettings.model_fields)
+    assert ServeSettings(**application.args) == settings
+
+
+def test_ray_builds_the_application_that_the_file_names(monkeypatch: pytest.MonkeyPatch) -> None:
+    from ray.serve._private.api import call_user_app_builder_with_args_if_necessary
+    from ray.serve._private.utils import import_attr
+
+    monkeypatch.setenv("ASAP_KEYS", new_key("desk")[1])
+    settings = CHANGED.model_copy(update={"keys_file": None})
+    (application,) = yaml.safe_load(deploy_yaml(settings))["applications"]
+    built = call_user_app_builder_with_args_if_necessary(import_attr(application["import_path"]), application["args"])
+    detector = built._bound_deployment.init_args[2]._bound_deployment
+    scaling = detector._deployment_config.autoscaling_config
+    assert (scaling.min_replicas, scaling.max_replicas, scaling.upscale_delay_s) == (2, 8, 3)
+    assert detector.ray_actor_options["num_gpus"] == 1
+
+
+def test_keys_are_not_in_the_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    key, line = new_key("desk")
+    monkeypatch.setenv("ASAP_KEYS", line)
+    told = deploy_yaml(ServeSettings(host="0.0.0.0"))
+    assert key not in told
+    assert line.partition(":")[2] not in told
+
+
+@pytest.mark.parametrize("change", [{"model": "my-model"}, {"keys_file": "keys.txt"}])
+def test_a_path_that_the_cluster_cannot_know_is_refused(change: dict[str, str]) -> None:
+    ((name, path),) = change.items()
+    with pytest.raises(ConfigError, match=f"{name} '{path}' lies in the folder where this runs; give a whole path"):
+        deploy_yaml(ServeSettings(**change))
