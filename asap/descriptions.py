@@ -89,10 +89,15 @@ class Descriptions:
         """Of a JSON file. Raises `CorpusError`, naming the file, for one that cannot be understood."""
         return cls(name, kind, _entries(name, data, kind))
 
-    def of_one(self, pair: Described) -> str | None:
-        """The pair's, by its id, else by its path, where nothing is known of other pairs."""
-        of_id = _choose(self._kind, self.of_id(pair), shared=False)
-        return of_id if of_id is not None else _choose(self._kind, self.of_path(pair), shared=False)
+    def of_one(self, pair: Described, shared_id: str | None = None) -> str | None:
+        """The pair's, by its id, else by its path, where nothing else is known of other pairs.
+
+        shared_id: another id of the pair, which others have too: an entry of it has to say itself whose it is.
+        """
+        found = _choose(self._kind, self.of_id(pair), shared=False)
+        if found is None and shared_id is not None:
+            found = _choose(self._kind, self.of_id(pair._replace(id=shared_id)), shared=True)
+        return found if found is not None else _choose(self._kind, self.of_path(pair), shared=False)
 
     def of_id(self, pair: Described) -> list[Entry]:
         """What may be the pair's, by its id."""
@@ -174,6 +179,10 @@ def entry_of(name: str, number: int, part: dict[str, Any], kind: Kind) -> Entry:
     text = part.get("text")
     if not isinstance(image, str | None) or not isinstance(text, str | None):
         raise CorpusError(f"entry {number} of {name} has an image or a text that is no string: {part!r:.200}")
+    if isinstance(key, bool) or not isinstance(key, str | int | None):
+        raise CorpusError(f"entry {number} of {name} has the id {key!r:.80}, which is neither a string nor an integer")
+    if key is None and not image:
+        raise CorpusError(f"entry {number} of {name} has neither an id nor an image: {part!r:.200}")
     return Entry(
         _checked(name, f"entry {number}", part.get(kind)),
         id=None if key is None else str(key),

@@ -21,8 +21,9 @@ from asap.descriptions import KEYS, Described, Descriptions, Entry, entry_of
 from asap.errors import CorpusError
 from asap.layout import canonical
 from jobs.errors import InputNotFound
+from jobs.failures import storage_errors
 from jobs.fingerprint import file_fingerprint, files_fingerprint
-from jobs.manifest import storable
+from jobs.manifest import legible, readable_text, storable
 from jobs.records import RowError, read_records
 from jobs.settings import CaptionSettings
 from jobs.storage import Location, exists, list_files, open_read
@@ -33,11 +34,13 @@ class CaptionRequest:
     """One picture to put into words."""
 
     custom_id: str
-    """As the caller gave it, though another row may have it too."""
+    """Of this row alone in the job."""
     image_uri: str
     image: Image.Image | None
     """None for an engine that does not look at it."""
     text: str | None = None
+    given_id: str | None = None
+    """What the caller called the row, where an earlier one has that name too."""
 
 
 class CaptionFailed(Exception):
@@ -52,10 +55,10 @@ class Captioner(Protocol):
         ...
 
 
-def load_captioner(settings: CaptionSettings) -> Captioner:
-    """The captioner that the settings ask for."""
+def load_captioner(settings: CaptionSettings, input: Location) -> Captioner:
+    """The captioner that the settings ask for; `input` is the scan's."""
     if settings.engine == "precomputed":
-        return PrecomputedCaptioner(settings.source)
+        return PrecomputedCaptioner(settings.source, input)
     return TransformersCaptioner(settings)
 
 
@@ -68,14 +71,16 @@ def check_captioner(settings: CaptionSettings) -> str:
     if settings.engine == "precomputed":
         read_captions(source)
         return file_fingerprint(Location.parse(source))
-    if not re.match(r"[./~]", source):
+    if not source or re.match(r"[a-zA-Z][a-zA-Z0-9+.-]*://", source):
+        raise InputNotFound(f"the captioner {source!r} is neither a folder of this machine nor a name on the hub")
+    if not re.match(r"[./~]", source) and not Path(source).is_dir():
         return source
     if not (Path(source).expanduser() / "config.json").is_file():
         raise InputNotFound(f"the captioner {source} is no model folder: it has no config.json")
     return files_fingerprint(list_files(Location.parse(source)))
 
 
-_KIND = re.compile(r"\.(json|jsonl|ndjson|csv|parquet)(\.gz|\.bz2|\.zst)?$", re.IGNORECASE)
+_KIND = re.compile(r"\.(json|jsonl|ndjson|csv|parquet)(\.gz|\.bz2|\.zst)?$")
 
 
 def read_captions(source: str) -> Descriptions:
@@ -87,10 +92,10 @@ def read_captions(source: str) -> Descriptions:
     match = _KIND.search(location.name)
     if match is None or not exists(location):
         raise InputNotFound(f"the captions {source} are not there; give a .json, .jsonl, .csv or .parquet file")
-    kind = match[1].lower()
+    kind = match[1]
     if kind in ("csv", "parquet"):
         return Descriptions(str(location), "caption", ((None, entry) for entry in _table_entries(location, kind)))
-    with open_read(location) as file:
+    with storage_errors(location), open_read(location) as file:
         return Descriptions.parse(str(location).removesuffix(match[2] or ""), file.read(), "caption")
 
 
@@ -102,28 +107,37 @@ def _table_entries(location: Location, kind: str) -> Iterator[Entry]:
 
 
 class PrecomputedCaptioner:
-    """Captions from a file, by record id, else by the path of the picture, which an image's may only end with."""
+    """Captions from a file, by the id of the row, else by the path of its picture.
 
-    def __init__(self, source: str) -> None:
+    An entry may call a picture by its path below the input, or by the end of its path from some folder on.
+    """
+
+    def __init__(self, source: str, input: Location) -> None:
         self._captions = read_captions(source)
+        self._input = input
 
     def caption(self, requests: Sequence[CaptionRequest]) -> list[str | CaptionFailed]:
         """See `Captioner`; a picture that the file has no caption for, or several, is a failure."""
         return [self._find(request) for request in requests]
 
     def _find(self, request: CaptionRequest) -> str | CaptionFailed:
-        pair = Described(request.custom_id, tuple(_path_endings(request.image_uri)), request.text or "")
-        caption = self._captions.of_one(pair)
+        paths = tuple(_names_of(request.image_uri, self._input))
+        pair = Described(request.custom_id, paths, request.text or "")
+        caption = self._captions.of_one(pair, request.given_id)
         if caption is not None:
             return caption
         name = Location.parse(self._captions.name).name
         return CaptionFailed(f"{name} has no caption that is certainly of {request.custom_id!r} or its image")
 
 
-def _path_endings(uri: str) -> Iterator[str]:
+def _names_of(uri: str, input: Location) -> Iterator[str]:
+    """What an entry may call a picture. A file's name alone is one only beside the manifest or at the folder's top."""
     yield "/".join(canonical(uri))
+    for folder in (input, input.parent):
+        if uri.startswith(f"{folder}/"):
+            yield "/".join(canonical(uri.removeprefix(f"{folder}/")))
     parts = canonical(re.sub(r"^s3://[^/]*", "", uri))
-    for start in range(len(parts)):
+    for start in range(len(parts) - 1):
         yield "/".join(parts[start:])
 
 
@@ -199,8 +213,8 @@ class TransformersCaptioner:
 class CaptionStage:
     """The actor: prepared rows in, the same with `caption` out; a row without text or caption is an error."""
 
-    def __init__(self, settings: CaptionSettings) -> None:
-        self._captioner = load_captioner(settings)
+    def __init__(self, settings: CaptionSettings, input: Location) -> None:
+        self._captioner = load_captioner(settings, input)
 
     def __call__(self, batch: pa.Table) -> pa.Table:
         """See the class."""
@@ -212,12 +226,15 @@ class CaptionStage:
         return _with_captions(batch, outcomes)
 
 
+_ASKED = ("custom_id", "given_id", "image_uri", "text", "text_escapes")
+
+
 def _request(batch: pa.Table, place: int) -> CaptionRequest:
     thumbnail = batch["thumbnail"][place].as_py()
     image = None if thumbnail is None else Image.open(BytesIO(thumbnail), formats=["JPEG"])
-    told = {name: batch[name][place].as_py() for name in ("custom_id", "given_id", "image_uri", "text")}
-    given = told["custom_id"] if told["given_id"] is None else told["given_id"]
-    return CaptionRequest(given, told["image_uri"], image, told["text"])
+    told = {name: batch[name][place].as_py() for name in _ASKED}
+    text = None if told["text"] is None else readable_text(told["text"], told["text_escapes"])
+    return CaptionRequest(told["custom_id"], told["image_uri"], image, text, told["given_id"])
 
 
 def _with_captions(batch: pa.Table, outcomes: Sequence[str | CaptionFailed | None]) -> pa.Table:
@@ -231,7 +248,7 @@ def _with_captions(batch: pa.Table, outcomes: Sequence[str | CaptionFailed | Non
                 codes[place], details[place], retryable[place] = "caption_failed", detail, False
             else:
                 warnings[place] = [*warnings[place], detail]
-    captions = [storable(outcome) if isinstance(outcome, str) else None for outcome in outcomes]
+    captions = [legible(outcome) if isinstance(outcome, str) else None for outcome in outcomes]
     changed: dict[str, list[Any]] = {
         "caption": captions, "error_code": codes, "error_detail": details, "retryable": retryable, "warnings": warnings
     }  # fmt: skip

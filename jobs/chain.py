@@ -22,6 +22,7 @@ from ray.data.checkpoint import CheckpointConfig
 from asap.images import ImageLimits
 from jobs.captioning import CaptionStage
 from jobs.detection import Detection, Detector
+from jobs.manifest import ROWS_PER_FILE
 from jobs.preparation import Preparation, prepare_batch
 from jobs.results import RESULT_SCHEMA
 from jobs.settings import CaptionSettings, ScanSettings
@@ -53,6 +54,7 @@ class Chain:
     preparation: Preparation
     detection: Detection
     captions: CaptionSettings | None
+    input: Location
     batch_size: int
     rows_per_file: int
     prepare: Share
@@ -79,6 +81,7 @@ def size_chain(settings: ScanSettings, model: str, image_size: int, rows: int) -
         preparation=Preparation(image_size, limits, settings.fetch, thumbnail_side),
         detection=Detection(model, settings.device, settings.precision, shares.threads),
         captions=captions,
+        input=Location.parse(settings.input),
         batch_size=settings.batch_size or (256 if on_gpu else 64),
         rows_per_file=settings.rows_per_file or min(100_000, max(512, rows // 200)),
         prepare=shares.prepare,
@@ -115,7 +118,7 @@ def judge(chain: Chain, manifest: Location, rows: int, results: Location, checkp
 
     Rows are left out of the results if their process died each time; the caller finds and judges them `alone`.
     """
-    blocks = math.ceil(rows / chain.batch_size)
+    blocks = _blocks(rows, chain.batch_size)
     batches = {"batch_size": None if blocks <= _MOST_BLOCKS else chain.batch_size,
                "batch_format": "pyarrow", "zero_copy_batch": True}  # fmt: skip
     with _context(checkpoint, chain.lost_batches):
@@ -125,12 +128,18 @@ def judge(chain: Chain, manifest: Location, rows: int, results: Location, checkp
         )
         if chain.captions:
             prepared = prepared.map_batches(
-                CaptionStage, fn_constructor_args=(chain.captions,), **_actors(chain.caption), **batches
+                CaptionStage, fn_constructor_args=(chain.captions, chain.input), **_actors(chain.caption), **batches
             )
         judged = prepared.map_batches(
             Detector, fn_constructor_args=(chain.detection, counter), **_actors(chain.detect), **batches
         )
         _write(judged, results, chain.rows_per_file)
+
+
+def _blocks(rows: int, batch_size: int) -> int:
+    """Of so many rows at most; Ray makes as many of each file, however long it is."""
+    files = math.ceil(rows / ROWS_PER_FILE)
+    return files * math.ceil(min(rows, ROWS_PER_FILE) / batch_size)
 
 
 def _tasks(share: Share) -> dict[str, Any]:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Iterator
 
+from jobs.failures import storage_errors
 from jobs.storage import FileInfo, Location, file_info, open_read
 
 
 def file_fingerprint(location: Location) -> str:
-    """Of one file: a digest of its bytes, or of an object's ETag."""
+    """Of one file: a digest of its bytes, decompressed, or of an object's ETag. Raises `StorageError`."""
     return _digest(_file_parts(location))
 
 
@@ -23,7 +24,7 @@ def _file_parts(location: Location) -> Iterator[bytes]:
         found = file_info(location)
         yield found.stamp.encode() if found else b""
         return
-    with open_read(location) as file:
+    with storage_errors(location), open_read(location) as file:
         while data := file.read(2**20):
             yield data
 

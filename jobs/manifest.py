@@ -44,7 +44,8 @@ class ManifestRow:
 
     row_id: int
     """part * 2^32 + line: ordered as the input is."""
-    custom_id: str
+    custom_id: str | None = None
+    """None where the caller gave none: the row is called #row_id then."""
     given_id: str | None = None
     """What the caller called a row whose `custom_id` had to be another, since an earlier row has that one."""
     image_uri: str | None = None
@@ -65,6 +66,11 @@ class ManifestRow:
 def storable(text: str) -> str:
     r"""The text with what stores refuse, lone surrogates and NULs, escaped as `\uXXXX`; all else as it is."""
     return _UNSTORABLE.sub(lambda match: f"\\u{ord(match[0]):04x}", text)
+
+
+def legible(text: str) -> str:
+    """The text with one U+FFFD for each character that stores and tokenizers refuse."""
+    return _UNSTORABLE.sub("\ufffd", text)
 
 
 def readable_text(text: str, escapes: Sequence[int] | None) -> str:
@@ -116,13 +122,18 @@ def _groups(first: list[ManifestRow], rows: Iterator[ManifestRow]) -> Iterator[l
 
 
 def _name_repeated(rows: list[ManifestRow], seen: SeenIds) -> None:
-    for index in np.flatnonzero(seen.repeated([row.custom_id for row in rows])):
-        row = rows[index]
-        name = f"{row.custom_id}#{row.row_id}"
-        while seen.repeated([name])[0]:
-            name += "#"
-        row.warnings.append(f"custom_id {row.custom_id!r} was used by an earlier row; this one is called {name!r}")
-        row.custom_id, row.given_id = name, row.custom_id
+    names = [f"#{row.row_id}" if row.custom_id is None else row.custom_id for row in rows]
+    repeated = seen.repeated(names)
+    for row, name, is_repeated in zip(rows, names, repeated, strict=True):
+        given, row.custom_id = row.custom_id, name
+        if not is_repeated:
+            continue
+        row.custom_id = f"{given or ''}#{row.row_id}"
+        while seen.repeated([row.custom_id])[0]:
+            row.custom_id += "#"
+        if given is not None:
+            row.given_id = given
+            row.warnings.append(f"custom_id {given!r} was used by an earlier row; this one is called {row.custom_id!r}")
 
 
 def _to_table(rows: list[ManifestRow]) -> pa.Table:

@@ -44,7 +44,7 @@ class ScanPlan:
 
 def plan_scan(settings: ScanSettings) -> ScanPlan:
     """Look at input, model, captioner and output. Raises an `AsapError` of one sentence."""
-    source = find_source(settings.input, settings.limit)
+    source = find_source(settings.input, settings.limit, texts=settings.captions is None)
     captioner = check_captioner(settings.captions) if settings.captions else None
     folder = settings.job_folder
     if folder.is_s3:

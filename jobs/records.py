@@ -42,7 +42,8 @@ Record = dict[str, Any] | RowError
 
 Needed = Sequence[Sequence[str]]
 """Of each of these groups of columns a table must have one."""
-PAIRS: Needed = (("image", "image_uri"), ("text",))
+PICTURES: Needed = (("image", "image_uri"),)
+PAIRS: Needed = (*PICTURES, ("text",))
 
 
 def read_records(location: Location, kind: str, needed: Needed = PAIRS) -> Iterator[tuple[int, Record]]:
@@ -225,6 +226,6 @@ def _parquet_records(batch: pa.RecordBatch) -> Sequence[Record]:
 
 
 def _check_columns(names: list[str], location: Location, needed: Needed) -> None:
-    if not all(set(group) & set(names) for group in needed):
-        wanted = " and ".join(" or ".join(map(repr, group)) for group in needed)
-        raise InputNotFound(f"{location} has the columns {names}; {wanted} are needed")
+    if missing := [" or ".join(map(repr, group)) for group in needed if not set(group) & set(names)]:
+        found = f"has the columns {', '.join(map(repr, names))}" if names else "is empty"
+        raise InputNotFound(f"{location} {found}; it needs a column {', and a column '.join(missing)}")

@@ -29,7 +29,7 @@ from typing import Any
 from jobs.errors import InputNotFound, StorageError
 from jobs.fingerprint import file_fingerprint, files_fingerprint
 from jobs.manifest import ManifestRow
-from jobs.records import Record, RowError, read_records
+from jobs.records import PAIRS, PICTURES, Needed, Record, RowError, read_records
 from jobs.storage import FileInfo, Location, exists, list_files, read_bytes
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
@@ -51,6 +51,8 @@ class Source:
     """json, jsonl, csv, parquet or folder."""
     limit: int | None = None
     """Read only the first so many rows."""
+    needed: Needed = PAIRS
+    """Of the columns of a table."""
 
     def fingerprint(self) -> str:
         """Changes when the input does."""
@@ -62,28 +64,48 @@ class Source:
         """Every row of the input, in its order."""
         if self.kind == "folder":
             return _folder_rows(self.location, self.limit)
-        return islice(_record_rows(self.location, self.kind), self.limit)
+        return islice(_record_rows(self.location, self.kind, self.needed), self.limit)
 
 
-def find_source(text: str, limit: int | None = None) -> Source:
-    """The input called `text`. Raises `InputNotFound` or `StorageError`, of one sentence, if nothing can be scanned."""
+def find_source(text: str, limit: int | None = None, *, texts: bool = True) -> Source:
+    """The input called `text`; a table of it needs a column of texts only where `texts` says so.
+
+    Raises `InputNotFound` or `StorageError`, of one sentence, if nothing can be scanned.
+    """
     location = Location.parse(text)
     match = _KIND.search(location.name)
     if match and exists(location):
         kind = match[1].lower().replace("ndjson", "jsonl")
-        if next(read_records(location, kind), None) is None:
-            raise InputNotFound(f"{location} holds no record: nothing to scan")
-        return Source(location, kind, limit)
+        needed = PAIRS if texts else PICTURES
+        _check_first(location, kind, needed)
+        return Source(location, kind, limit, needed)
     if next(_pictures(location, 1), None) is None:
-        raise InputNotFound(
-            f"{location} is not there, or holds no picture ({', '.join(IMAGE_SUFFIXES)}); give a manifest "
-            "(.json, .jsonl, .csv, .parquet) or a folder of pictures"
-        )
+        raise InputNotFound(f"{location} {_what_is_wrong(location)}; {_WAYS_IN}")
     return Source(location, "folder", limit)
 
 
-def _record_rows(location: Location, kind: str) -> Iterator[ManifestRow]:
-    records = read_records(location, kind)
+_WAYS_IN = "give a manifest (.json, .jsonl, .csv, .parquet) or a folder of pictures"
+
+
+def _check_first(location: Location, kind: str, needed: Needed) -> None:
+    """Refuse a file without a record, and a .json whose first one is no JSON: its lines are not meant as records."""
+    found = next(read_records(location, kind, needed), None)
+    if found is None:
+        raise InputNotFound(f"{location} holds no record: nothing to scan")
+    if kind == "json" and isinstance(found[1], RowError):
+        raise InputNotFound(f"{location} is neither an array nor lines of JSON objects: {found[1]}")
+
+
+def _what_is_wrong(location: Location) -> str:
+    if exists(location):
+        return "is a file of another kind"
+    if next(list_files(location), None) is None:
+        return "is not there, or holds nothing"
+    return f"holds no picture ({', '.join(IMAGE_SUFFIXES)})"
+
+
+def _record_rows(location: Location, kind: str, needed: Needed) -> Iterator[ManifestRow]:
+    records = read_records(location, kind, needed)
     first = list(islice(records, 20))
     base = _image_base(location, [record for _, record in first if isinstance(record, dict)])
     for line, record in chain(first, records):
@@ -112,7 +134,7 @@ def _is_relative(uri: str) -> bool:
 
 
 def _to_row(row_id: int, record: Record, base: Location) -> ManifestRow:
-    row = ManifestRow(row_id=row_id, custom_id=str(row_id))
+    row = ManifestRow(row_id=row_id)
     try:
         if isinstance(record, RowError):
             raise record
@@ -186,6 +208,8 @@ def image_uri(uri: str, base: Location) -> str:
 
     Raises `RowError` for what a manifest may not name: addresses of the network, local files if it lies in S3.
     """
+    if "\0" in uri or not _is_unicode(uri):
+        raise RowError(f"the image {uri!r:.200} has a NUL or a lone surrogate, which no path has")
     if uri.startswith("s3://"):
         return uri
     scheme = _SCHEME.match(uri)
@@ -245,8 +269,8 @@ def _folder_rows(folder: Location, limit: int | None) -> Iterator[ManifestRow]:
 def _picture_row(row_id: int, picture: FileInfo, text: str | RowError | None, folder: Location) -> ManifestRow:
     name = picture.location.uri.removeprefix(folder.uri).lstrip("/")
     row = ManifestRow(row_id=row_id, custom_id=name, image_uri=picture.location.uri, image_version=picture.version)
-    if not _is_unicode(name):
-        row.row_error = f"the name of the picture is not UTF-8: {os.fsencode(name)!r}; rename it"
+    if not _is_unicode(picture.location.uri):
+        row.row_error = f"the path of the picture is not UTF-8: {os.fsencode(picture.location.uri)!r}; rename it"
     elif isinstance(text, RowError):
         row.row_error = str(text)
     else:

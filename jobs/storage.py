@@ -315,7 +315,7 @@ def copy_file(source: Location, target: Location) -> None:
 def list_files(folder: Location) -> Iterator[FileInfo]:
     """Every file below a folder, in an order that keeps names with a common beginning together. Streams.
 
-    Links to folders are followed, each folder once.
+    Links to folders outside are followed, to each once; those to folders inside and above are not.
     """
     with storage_errors(folder):
         if folder.is_s3:
@@ -337,18 +337,24 @@ def _list_s3(folder: Location) -> Iterator[FileInfo]:
 def _list_local(folder: Path) -> Iterator[FileInfo]:
     if not folder.exists():  # a prefix without objects is no error either
         return
-    seen: set[tuple[int, int]] = set()
+    root, linked = folder.resolve(), set[Path]()
     for parent, folders, files in os.walk(folder, onerror=_raise, followlinks=True):
-        status = Path(parent).stat()
-        if (status.st_dev, status.st_ino) in seen:  # a link to a folder that is listed already, or that it lies in
-            folders.clear()
-            continue
-        seen.add((status.st_dev, status.st_ino))
-        folders.sort()
+        folders[:] = [name for name in sorted(folders) if _is_followed(Path(parent) / name, root, linked)]
         for name in sorted(files):
             path = Path(parent) / name
             if path.is_file():
                 yield _local_info(path)
+
+
+def _is_followed(folder: Path, root: Path, linked: set[Path]) -> bool:
+    """Whether the walk goes on into a folder: not by a link to what is in the tree, above it, or linked before."""
+    if not folder.is_symlink():
+        return True
+    target = folder.resolve()
+    if target in linked or target.is_relative_to(root) or root.is_relative_to(target):
+        return False
+    linked.add(target)
+    return True
 
 
 def _raise(error: OSError) -> None:

@@ -24,11 +24,13 @@ from jobs.captioning import (
     check_captioner,
     load_captioner,
 )
-from jobs.errors import InputNotFound
+from jobs.errors import InputNotFound, StorageError
 from jobs.manifest import MANIFEST_SCHEMA
 from jobs.preparation import PREPARED_FIELDS
 from jobs.settings import CaptionSettings
+from jobs.storage import Location
 
+INPUT = Location("/data/news/images")
 WORDS = ["a", "man", "woman", "smiles", "crowd", "in", "the", "street"]
 
 
@@ -40,20 +42,34 @@ def _request(name: str = "p", uri: str = "/data/news/images/a.jpg", seed: int = 
 @pytest.mark.parametrize("key", ["p", "/data/news/images/a.jpg", "images/a.jpg", "a.jpg"])
 def test_a_precomputed_caption_is_found_by_id_or_path(tmp_path: Path, key: str) -> None:
     (tmp_path / "captions.json").write_text(json.dumps({key: "a man smiles", "other": "x"}))
-    assert PrecomputedCaptioner(str(tmp_path / "captions.json")).caption([_request()]) == ["a man smiles"]
+    assert PrecomputedCaptioner(str(tmp_path / "captions.json"), INPUT).caption([_request()]) == ["a man smiles"]
 
 
 def test_the_id_goes_before_the_path_and_a_path_matches_whole_parts(tmp_path: Path) -> None:
     (tmp_path / "captions.json").write_text(json.dumps({"p": "by id", "images/a.jpg": "by path", "es/a.jpg": "wrong"}))
-    captioner = PrecomputedCaptioner(str(tmp_path / "captions.json"))
+    captioner = PrecomputedCaptioner(str(tmp_path / "captions.json"), INPUT)
     assert captioner.caption([_request(), _request("q"), _request("q", "/x/faces/a.jpg")])[:2] == ["by id", "by path"]
     assert isinstance(captioner.caption([_request("q", "/x/faces/b.jpg")])[0], CaptionFailed)
+
+
+def test_a_files_name_alone_is_that_of_a_picture_at_the_top_of_the_input(tmp_path: Path) -> None:
+    (tmp_path / "captions.json").write_text(json.dumps({"a.jpg": "at the top", "deep/a.jpg": "below"}))
+    beside = PrecomputedCaptioner(str(tmp_path / "captions.json"), Location("s3://bucket/news/pairs.jsonl"))
+    top, below, elsewhere = beside.caption(
+        [
+            _request("1", "s3://bucket/news/a.jpg"),
+            _request("2", "s3://bucket/news/deep/a.jpg"),
+            _request("3", "/x/a.jpg"),
+        ]
+    )
+    assert (top, below) == ("at the top", "below")
+    assert isinstance(elsewhere, CaptionFailed)
 
 
 def test_precomputed_captions_may_be_lines(tmp_path: Path) -> None:
     lines = [{"id": 7, "caption": "seven"}, {"image": "images/a.jpg", "caption": "picture"}]
     (tmp_path / "captions.jsonl").write_text("\n".join(map(json.dumps, lines)))
-    captioner = PrecomputedCaptioner(str(tmp_path / "captions.jsonl"))
+    captioner = PrecomputedCaptioner(str(tmp_path / "captions.jsonl"), INPUT)
     assert captioner.caption([_request("7"), _request("8", "s3://bucket/images/a.jpg")]) == ["seven", "picture"]
 
 
@@ -83,19 +99,23 @@ def _gzipped_jsonl(path: Path) -> None:
 )
 def test_precomputed_captions_may_be_a_table(tmp_path: Path, name: str, write: Callable[[Path], None]) -> None:
     write(tmp_path / name)
-    captioner = PrecomputedCaptioner(str(tmp_path / name))
-    seven, picture, nine = captioner.caption([_request("7", "b.jpg"), _request("8"), _request("9", "b.jpg")])
+    captioner = PrecomputedCaptioner(str(tmp_path / name), INPUT)
+    seven, picture, nine = captioner.caption([_request("7", "/b.jpg"), _request("8"), _request("9", "/b.jpg")])
     assert (seven, picture) == ("seven", "picture")
     assert isinstance(nine, CaptionFailed), "null says that there is none"
 
 
 def test_a_caption_that_may_be_of_another_picture_is_not_used(tmp_path: Path) -> None:
-    lines = [{"id": 1, "image": "a.jpg", "caption": "of a"}, {"id": 1, "image": "b.jpg", "caption": "of b"},
+    lines = [{"id": 1, "image": "x/a.jpg", "caption": "of a"}, {"id": 1, "image": "x/b.jpg", "caption": "of b"},
              {"id": 2, "caption": "one"}, {"id": 2, "caption": "or another"}]  # fmt: skip
     (tmp_path / "captions.jsonl").write_text("\n".join(map(json.dumps, lines)))
-    captioner = PrecomputedCaptioner(str(tmp_path / "captions.jsonl"))
+    captioner = PrecomputedCaptioner(str(tmp_path / "captions.jsonl"), INPUT)
     found = captioner.caption([_request("1", "/x/b.jpg"), _request("1", "/x/c.jpg"), _request("2", "/x/d.jpg")])
     assert found[0] == "of b"
+    (renamed,) = captioner.caption([CaptionRequest("2#9", "/x/d.jpg", None, given_id="2")])
+    assert isinstance(renamed, CaptionFailed), "an id that another row has tells no picture"
+    (renamed,) = captioner.caption([CaptionRequest("1#9", "/x/b.jpg", None, given_id="1")])
+    assert renamed == "of b"
     assert "no caption that is certainly of '1'" in str(found[1])
     assert "no caption that is certainly of '2'" in str(found[2])
 
@@ -108,8 +128,10 @@ def test_a_caption_that_may_be_of_another_picture_is_not_used(tmp_path: Path) ->
         ("a.json", '{"1": 5}', "has 5 for '1', which is no text"),
         ("a.jsonl", '{"id": 1}', "which is no text"),
         ("a.jsonl", '{"id": 1, "caption": ["x"]}', r"\['x'\] for 'entry 0'"),
-        ("a.csv", "id,text\n1,x\n", "'caption' are needed"),
-        ("a.csv", "caption\nx\n", "'id' or 'custom_id' or 'image' or 'image_uri' and 'caption' are needed"),
+        ("a.csv", "id,text\n1,x\n", "it needs a column 'caption'"),
+        ("a.csv", "caption\nx\n", "it needs a column 'id' or 'custom_id' or 'image' or 'image_uri'"),
+        ("a.csv", "id,image,caption\n,,lost\n", "entry 1 of .*a.csv has neither an id nor an image"),
+        ("a.jsonl", '{"id": 1.5, "caption": "x"}', "has the id 1.5, which is neither"),
         ("a.csv", "id,caption\n1,x,y\n", "line 1 of .*a.csv: the line has 3 cells"),
         ("a.parquet", "PAR1", "cannot be read as parquet"),
         ("a.txt", "x", "give a .json, .jsonl, .csv or .parquet file"),
@@ -121,6 +143,29 @@ def test_captions_that_are_none_are_told(tmp_path: Path, name: str, text: str, r
     with pytest.raises((InputNotFound, CorpusError), match=reason) as caught:
         check_captioner(settings)
     assert name in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["c.jsonl.gz", "c.csv.gz"])
+def test_captions_that_are_cut_off_are_told_in_a_sentence(tmp_path: Path, name: str) -> None:
+    whole = gzip.compress(b"id,caption\n" + b"1,x\n" * 50_000)
+    (tmp_path / name).write_bytes(whole[: len(whole) // 2])
+    with pytest.raises((StorageError, CorpusError), match=name):
+        check_captioner(CaptionSettings(engine="precomputed", source=str(tmp_path / name)))
+
+
+def test_a_captioners_folder_is_known_without_a_dot_before_it(
+    blip: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(Path(blip).parent)
+    bare = CaptionSettings(engine="transformers", source=Path(blip).name)
+    assert check_captioner(bare) == check_captioner(bare.model_copy(update={"source": blip}))
+    (tmp_path / "empty").mkdir()
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputNotFound, match=r"no config\.json"):
+        check_captioner(bare.model_copy(update={"source": "empty"}))
+    for source in ("", "s3://bucket/model"):
+        with pytest.raises(InputNotFound, match="neither a folder of this machine nor a name"):
+            check_captioner(bare.model_copy(update={"source": source}))
 
 
 def test_other_captions_have_another_fingerprint(tmp_path: Path, blip: str) -> None:
@@ -218,7 +263,7 @@ def llava(tmp_path_factory: pytest.TempPathFactory) -> str:
 def test_a_transformers_model_captions_each_picture(model: str, request: pytest.FixtureRequest) -> None:
     source = request.getfixturevalue(model)
     settings = CaptionSettings(engine="transformers", source=source, max_new_tokens=5, batch_size=2, prompt="the man")
-    captioner = load_captioner(settings)
+    captioner = load_captioner(settings, INPUT)
     captions = captioner.caption([_request(seed=seed) for seed in range(3)])
     assert len(captions) == 3
     for caption in captions:
@@ -270,9 +315,9 @@ class _Named:
 
 @pytest.fixture
 def stage(monkeypatch: pytest.MonkeyPatch) -> CaptionStage:
-    named: Callable[[CaptionSettings], _Named] = lambda settings: _Named()  # noqa: E731
+    named: Callable[[CaptionSettings, Location], _Named] = lambda settings, input: _Named()  # noqa: E731
     monkeypatch.setattr(captioning, "load_captioner", named)
-    return CaptionStage(CaptionSettings(engine="precomputed", source="x"))
+    return CaptionStage(CaptionSettings(engine="precomputed", source="x"), INPUT)
 
 
 def test_the_stage_captions_good_rows_and_types_its_failures(stage: CaptionStage) -> None:
@@ -280,7 +325,7 @@ def test_the_stage_captions_good_rows_and_types_its_failures(stage: CaptionStage
         {"text": "t"}, {"text": "t"}, {"text": None}, {"text": None},
         {"text": None, "error_code": "not_found", "error_detail": "gone", "retryable": False, "thumbnail": None},
     ))  # fmt: skip
-    assert table["caption"].to_pylist() == [r"caption 0\ud800", None, None, r"caption 3\ud800", None]
+    assert table["caption"].to_pylist() == ["caption 0\ufffd", None, None, "caption 3\ufffd", None]
     assert table["error_code"].to_pylist() == [None, None, "caption_failed", None, "not_found"]
     assert table["retryable"].to_pylist()[2] is False
     assert "no idea" in table["warnings"].to_pylist()[1][0]
@@ -289,7 +334,7 @@ def test_the_stage_captions_good_rows_and_types_its_failures(stage: CaptionStage
     assert "thumbnail" not in table.column_names
 
 
-def test_a_row_is_captioned_by_the_name_that_it_was_given(stage: CaptionStage, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_engine_is_told_both_names_of_a_row(stage: CaptionStage, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[CaptionRequest] = []
 
     class Asked:
@@ -299,11 +344,11 @@ def test_a_row_is_captioned_by_the_name_that_it_was_given(stage: CaptionStage, m
 
     stage._captioner = Asked()
     stage(_prepared({"text": "t"}, {"text": "t", "custom_id": "0#1", "given_id": "0"}))
-    assert [request.custom_id for request in asked] == ["0", "0"]
+    assert [(request.custom_id, request.given_id) for request in asked] == [("0", None), ("0#1", "0")]
 
 
 def test_a_stage_whose_engine_needs_no_picture_gets_none(stage: CaptionStage) -> None:
-    assert stage(_prepared({"text": "t", "thumbnail": None}))["caption"].to_pylist() == [r"caption 0\ud800"]
+    assert stage(_prepared({"text": "t", "thumbnail": None}))["caption"].to_pylist() == ["caption 0\ufffd"]
 
 
 def test_a_broken_device_ends_the_process_so_that_another_can_try(

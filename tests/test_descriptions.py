@@ -77,6 +77,9 @@ def test_a_pair_of_which_no_other_is_known_has_what_is_certainly_its_own() -> No
     file = Descriptions.parse("a.json", json.dumps(content).encode(), "caption")
     asked = [pair("1"), pair("1", OTHER), pair("2", "x/3.jpg"), pair("4", "x/3.jpg")]
     assert [file.of_one(one) for one in asked] == ["a coat", "a hat", None, None]
+    alone = Descriptions.parse("b.json", b'{"1": "a coat"}', "caption")
+    assert alone.of_one(pair("1#7"), shared_id="1") is None, "of which of those that have the id, it does not say"
+    assert file.of_one(pair("1#7", OTHER), shared_id="1") == "a hat"
 
 
 # Ids and paths that are shared

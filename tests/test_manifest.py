@@ -65,6 +65,15 @@ def test_what_stores_refuse_is_escaped_with_a_warning(tmp_path: Path) -> None:
     assert second["warnings"] == []
 
 
+def test_a_row_without_a_name_is_given_one_that_is_no_callers(tmp_path: Path) -> None:
+    names = [None, "0", "1", None, "#5", None]
+    rows = [ManifestRow(row_id=number, custom_id=name) for number, name in enumerate(names)]
+    write_manifest(rows, Location(str(tmp_path)))
+    written = _written(tmp_path)
+    assert [row["custom_id"] for row in written] == ["#0", "0", "1", "#3", "#5", "#5#"]
+    assert [(row["given_id"], row["warnings"]) for row in written] == [(None, [])] * 6
+
+
 @pytest.mark.parametrize("text", ["", "\0", "a\0b\ud800", "\udfff\0x \\u0000 😀\0", r"\u0000 as it was written"])
 def test_a_stored_text_is_read_character_for_character(tmp_path: Path, text: str) -> None:
     write_manifest([ManifestRow(row_id=0, custom_id="a", text=text)], Location(str(tmp_path)))

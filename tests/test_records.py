@@ -136,7 +136,7 @@ def test_missing_columns_are_told_before_any_row(tmp_path: Path, kind: str) -> N
     path = _write(tmp_path, "img,text\na.jpg,x\n")
     if kind == "parquet":
         pq.write_table(pa.table({"img": ["a.jpg"], "text": ["x"]}), path)
-    with pytest.raises(InputNotFound, match=r"columns \['img', 'text'\]; 'image' or 'image_uri' and 'text' are needed"):
+    with pytest.raises(InputNotFound, match=r"columns 'img', 'text'; it needs a column 'image' or 'image_uri'$"):
         _read(path, kind)
 
 

@@ -81,7 +81,7 @@ def messy_bucket(bucket: str, jpeg: Callable[..., bytes]) -> dict[str, str | Non
     lines.append(json.dumps({"id": "good-3", "image": "images/0.jpg"} | pair))
     storage.write_bytes(root / "pairs.jsonl", "\n".join(lines).encode())
     expected = {str(record["id"]): code for record, code in entries}
-    return expected | {"3": "row_invalid", f"good-3#{len(lines) - 1}": None}
+    return expected | {"#3": "row_invalid", f"good-3#{len(lines) - 1}": None}
 
 
 def test_a_scan_over_s3_has_one_row_for_every_line_with_the_right_code(
@@ -139,7 +139,7 @@ def _check_that_again_does_nothing(settings: ScanSettings, summary: dict[str, An
         scan(settings.model_copy(update={"limit": 3}))
     source = Location.parse(settings.input)
     storage.write_bytes(source, storage.read_bytes(source) + b"\n{}\n")
-    with pytest.raises(JobDiffers, match="input was"):
+    with pytest.raises(JobDiffers, match="the content of the input has changed"):
         scan(settings)
 
 
@@ -217,6 +217,13 @@ def test_blocks_of_more_rows_than_a_batch_are_judged_in_batches(
     summary = scan(ScanSettings(input=str(corpus / "b.jsonl"), out=out, model=str(model_folder), batch_size=8))
     assert (summary["pairs"], summary["errors"]) == (50, 0)
     assert [row["custom_id"] for row in _results(Location(summary["folder"]))] == [str(n) for n in range(50)]
+
+
+@pytest.mark.parametrize(("rows", "blocks"), [(1, 1), (64, 1), (65, 2), (2**17, 2048), (2**17 + 1, 4096)])
+def test_no_block_is_longer_than_a_batch_whatever_the_files(rows: int, blocks: int) -> None:
+    from jobs.chain import _blocks
+
+    assert _blocks(rows, 64) == blocks
 
 
 def test_rows_that_end_every_process_become_errors_and_take_no_other_with_them(

@@ -1,3 +1,4 @@
+import gzip
 import json
 import os
 from pathlib import Path
@@ -94,6 +95,8 @@ def test_metadata_is_passed_through_untouched(corpus: Path) -> None:
         ({"image": 12, "text": "t"}, "image is 12, a int"),
         ({"image": "a.jpg", "text": ["t"]}, "text is ['t'], a list"),
         ({"image": "a.jpg", "text": "t", "id": True}, "custom_id is True"),
+        ({"image": "a\0.jpg", "text": "t"}, "has a NUL or a lone surrogate"),
+        ({"image": "a\ud800.jpg", "text": "t"}, "has a NUL or a lone surrogate"),
         ({"picture": "a.jpg"}, "neither image nor text; its fields are ['picture']"),
         ({"image": "http://host/a.jpg", "text": "t"}, "is an address"),
         ({"image": "data:image/png;base64,AA", "text": "t"}, "is an address"),
@@ -172,7 +175,24 @@ def test_a_picture_whose_name_is_not_utf8_is_its_rows_error(tmp_path: Path) -> N
         Path(os.fsdecode(os.fsencode(tmp_path) + b"/" + name)).write_bytes(b"x")
     good, bad = find_source(str(tmp_path)).rows()
     assert (good.custom_id, good.row_error) == ("a.jpg", None)
-    assert bad.row_error == r"the name of the picture is not UTF-8: b'b\xff.jpg'; rename it"
+    assert str(bad.row_error).startswith("the path of the picture is not UTF-8: b'/")
+    assert r"b\xff.jpg'; rename it" in str(bad.row_error)
+
+
+def test_a_table_of_pictures_alone_is_read_where_they_are_captioned(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("id,image\n1,a.jpg\n")
+    with pytest.raises(InputNotFound, match="needs a column 'text'"):
+        find_source(str(tmp_path / "a.csv"))
+    (row,) = find_source(str(tmp_path / "a.csv"), texts=False).rows()
+    assert (row.custom_id, row.text, row.row_error) == ("1", None, None)
+
+
+def test_a_damaged_compressed_input_is_told_in_a_sentence(tmp_path: Path) -> None:
+    line = json.dumps({"image": "a.jpg", "text": "t"}).encode() + b"\n"
+    whole = gzip.compress(b"".join(line.replace(b"a.jpg", b"%d.jpg" % number) for number in range(50_000)))
+    (tmp_path / "a.jsonl.gz").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(StorageError, match=r"a\.jsonl\.gz"):
+        find_source(str(tmp_path / "a.jsonl.gz")).fingerprint()
 
 
 def test_a_prefix_of_s3_says_the_versions(bucket: str) -> None:
@@ -212,12 +232,28 @@ def test_a_local_manifest_may_name_any_path_and_odd_names() -> None:
         image_uri("HTTPS://host/a.jpg", base)
 
 
-@pytest.mark.parametrize("name", ["nowhere", "nowhere.jsonl", "empty", "empty.jsonl", "file.txt"])
-def test_an_input_with_nothing_to_scan_is_told_in_a_sentence(tmp_path: Path, name: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("nowhere", "is not there, or holds nothing"),
+        ("nowhere.jsonl", "is not there, or holds nothing"),
+        ("empty", "is not there, or holds nothing"),
+        ("texts", "holds no picture"),
+        ("empty.jsonl", "holds no record"),
+        ("empty.csv", "is empty; it needs a column 'image' or 'image_uri', and a column 'text'"),
+        ("file.txt", "is a file of another kind"),
+        ("broken.json", "is neither an array nor lines of JSON objects: the line is not JSON"),
+    ],
+)
+def test_an_input_with_nothing_to_scan_is_told_in_a_sentence(tmp_path: Path, name: str, reason: str) -> None:
     (tmp_path / "empty").mkdir()
+    (tmp_path / "texts").mkdir()
+    (tmp_path / "texts/a.txt").write_text("x")
     (tmp_path / "empty.jsonl").write_text("\n\n")
+    (tmp_path / "empty.csv").write_text("")
     (tmp_path / "file.txt").write_text("x")
-    with pytest.raises(InputNotFound, match=name):
+    (tmp_path / "broken.json").write_text("{not json")
+    with pytest.raises(InputNotFound, match=f"{name} {reason}"):
         find_source(str(tmp_path / name))
 
 

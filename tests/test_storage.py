@@ -112,16 +112,18 @@ def test_a_listing_keeps_names_with_a_common_beginning_together(folder: Location
 
 
 def test_links_to_folders_are_followed_and_each_folder_is_listed_once(tmp_path: Path) -> None:
-    for name in ("data/inner/a.jpg", "beside/b.jpg"):
+    for name in ("data/inner/a.jpg", "beside/b.jpg", "beside/deep/c.jpg"):
         (tmp_path / name).parent.mkdir(parents=True)
         (tmp_path / name).write_bytes(b"x")
     (tmp_path / "data/linked").symlink_to(tmp_path / "beside")
     (tmp_path / "data/linked-again").symlink_to(tmp_path / "beside")
-    (tmp_path / "data/inner/above").symlink_to(tmp_path / "data")
+    (tmp_path / "data/a-link").symlink_to(tmp_path / "data/inner")
+    (tmp_path / "data/inner/above").symlink_to(tmp_path)
+    (tmp_path / "beside/deep/loop").symlink_to(tmp_path / "beside")
     listed = [
         info.location.uri.removeprefix(f"{tmp_path}/") for info in storage.list_files(Location(str(tmp_path / "data")))
     ]
-    assert listed == ["data/inner/a.jpg", "data/linked/b.jpg"]
+    assert listed == ["data/inner/a.jpg", "data/linked/b.jpg", "data/linked/deep/c.jpg"]
 
 
 def test_a_failed_write_leaves_the_old_file_and_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
