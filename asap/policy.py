@@ -15,6 +15,8 @@ from asap.config import IMAGE_TYPES, TYPES
 from asap.errors import ConfigError
 from asap.finding import Verdict
 
+_WAY_OUT = "asap calibrate writes one, and so does every model folder hold one"
+
 
 def _halves() -> dict[str, float]:
     return dict.fromkeys(TYPES, 0.5)
@@ -86,6 +88,14 @@ class Policy:
     def from_json(cls, content: bytes, source: object) -> Self:
         """The inverse of `to_json`; what is wrong is a `ConfigError` that names the source."""
         try:
-            return cls(**json.loads(content.decode()))
-        except (ValueError, TypeError) as error:
+            told = json.loads(content.decode())
+        except ValueError as error:
+            raise ConfigError(f"policy file {source} cannot be used: it is not JSON, {error}; {_WAY_OUT}") from error
+        known = [field.name for field in dataclasses.fields(cls)]
+        if not isinstance(told, dict) or not told.keys() <= set(known):
+            found = f"the unknown fields {sorted(told.keys() - set(known))}" if isinstance(told, dict) else "no fields"
+            raise ConfigError(f"policy file {source} cannot be used: it has {found}, known are {known}; {_WAY_OUT}")
+        try:
+            return cls(**told)
+        except ConfigError as error:
             raise ConfigError(f"policy file {source} cannot be used: {error}") from error

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn, TypeVar
 import typer
 from rich.console import Console
 
-from asap.errors import AsapError, ConfigError
+from asap.errors import AsapError, ConfigError, TextInvalid, TextMissing
 from jobs.errors import JobError
 
 if TYPE_CHECKING:
@@ -82,7 +82,8 @@ def scan(
     from jobs.terminal import errors_line, progress_shown, summary_table
 
     if (caption_engine is None) != (captioner is None):
-        raise ConfigError("--caption-engine and --captioner belong together; give both or neither")
+        missing = "--caption-engine" if caption_engine is None else "--captioner"
+        raise ConfigError(f"--caption-engine and --captioner belong together, and {missing} is not given")
     captions = {"engine": caption_engine, "source": captioner} if caption_engine else None
     settings = _settings(
         ScanSettings, input=input, out=out, job=job, model=model, limit=limit, captions=captions, address=address,
@@ -136,7 +137,7 @@ def detect(
     if as_json:
         typer.echo(json.dumps(told, ensure_ascii=False, indent=2))
     if finding.error is not None:
-        raise finding.error
+        raise _named(finding.error, image)
     if not as_json:
         from jobs.terminal import show_finding
 
@@ -146,6 +147,15 @@ def detect(
         from asap.render import draw_evidence
 
         draw_evidence(decode_image(source).image, finding, text).save(save)
+
+
+def _named(error: AsapError, image: str) -> AsapError:
+    """The error of a pair, with its picture where that is at fault and not named yet."""
+    if isinstance(error, TextMissing):
+        return ConfigError(f"{error}; give --text")
+    if isinstance(error, TextInvalid) or image in str(error):
+        return error
+    return ConfigError(f"{image}: {error}")
 
 
 def _check_saving(save: Path) -> None:

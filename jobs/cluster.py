@@ -44,7 +44,10 @@ def _start(address: str | None, options: dict[str, Any]) -> None:
         except Exception as error:  # Ray gives a busy machine half a minute, and names no class for what it raises
             ray.shutdown()
             if last or "timed out during startup" not in str(error):
-                raise JobError(f"Ray did not start: {str(error).partition(chr(10))[0]}") from error
+                raise JobError(
+                    f"Ray did not start: {str(error).partition(chr(10))[0]} Let the machine do less, or give --address "
+                    "of a cluster that runs; the same command begins anew"
+                ) from error
 
 
 def _set_defaults(local: bool) -> None:

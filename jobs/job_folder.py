@@ -71,11 +71,14 @@ def check_resumable(folder: Location, identity: dict[str, Any]) -> dict[str, Any
 
 def _differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
     flat_old, flat_new = _flat(old), _flat(new)
-    names = sorted(flat_old.keys() | flat_new.keys())
+    differ = [name for name in sorted(flat_old.keys() | flat_new.keys()) if flat_old.get(name) != flat_new.get(name)]
+    if "settings.input" in differ and "input" in differ:
+        differ.remove("input")  # another input's content is another, too
     return [
-        f"{name} was {flat_old.get(name)!r} and is {flat_new.get(name)!r}"
-        for name in names
-        if flat_old.get(name) != flat_new.get(name)
+        "the content of the input has changed"
+        if name == "input"
+        else f"{name} was {flat_old.get(name)!r} and is {flat_new.get(name)!r}"
+        for name in differ
     ]
 
 

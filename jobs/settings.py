@@ -14,6 +14,8 @@ from asap.read_rules import BadBox, BadPosition, ReadRules
 from asap.recipes import Recipe, recipe_called
 from jobs.storage import Location
 
+Device = Literal["auto", "cpu", "cuda"]
+
 
 class Settings(BaseModel):
     """Frozen, and strict about names: a setting that is misspelt is an error, not ignored."""
@@ -65,7 +67,7 @@ class ScanSettings(Settings):
 
     address: str | None = None
     """Of a running Ray cluster; None starts Ray on this machine."""
-    device: str = "auto"
+    device: Device = "auto"
     detectors: int | None = Field(default=None, ge=1)
     """Detector actors; None: one a GPU, or as many as the CPUs carry."""
     batch_size: int | None = Field(default=None, ge=1)
@@ -151,7 +153,7 @@ class CalibrateSettings(CorpusSettings):
     """The file to write; None: `policy.json` of the model folder."""
     keep: tuple[Literal["face_swap", "face_attribute", "text_swap", "text_attribute", "word"], ...] = ()
     """Thresholds that stay as the model's policy has them."""
-    device: str = "auto"
+    device: Device = "auto"
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """What the encoders compute in, which must be what they will be used in."""
     batch_size: int = Field(default=32, ge=1)
@@ -267,7 +269,7 @@ class TrainSettings(CorpusSettings):
     step stays the same. None: only with all of them."""
     cpus_per_worker: int | None = Field(default=None, ge=1)
     """Threads of a worker; None: the machine's cores shared out."""
-    device: Literal["auto", "cpu", "cuda"] = "auto"
+    device: Device = "auto"
     """Where workers compute; `auto`: on a GPU each, where the cluster has that many."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """`bfloat16` computes the layers in it and keeps weights and losses in float32; `auto`: so on GPUs that have it."""

@@ -67,8 +67,10 @@ def test_detect_saves_the_picture_with_its_evidence(run: Any, corpus: Path, mode
     ("arguments", "sentence"),
     [
         (["none.jpg", "--text", "t"], "no file at the image path"),
-        (["images/0.jpg"], "no text"),
-        (["a.jsonl", "--text", "t"], "the bytes start with"),
+        (["images/0.jpg"], "the pair has no text; give --text"),
+        (["images/0.jpg", "--text", "... !"], "text"),
+        (["a.jsonl", "--text", "t"], "a.jsonl: the bytes start with"),
+        (["empty.jpg", "--text", "t"], "empty.jpg: the image has no bytes"),
         (["images/0.jpg", "--text", "t", "--model", "/nowhere"], "does not exist"),
         (["s3://no-such-bucket-for-me/a.jpg", "--text", "t"], "does not exist"),
         (["images/0.jpg", "--text", "t", "--save", "x.foo"], "does not end in a picture's suffix"),
@@ -80,6 +82,7 @@ def test_detect_tells_what_is_wrong_in_one_line(
     arguments: list[str], sentence: str,
 ) -> None:  # fmt: skip
     monkeypatch.chdir(corpus)
+    (corpus / "empty.jpg").touch()
     model = [] if "--model" in arguments else ["--model", model_folder]
     code, out, err = run("detect", *arguments, *model)
     assert code == 1
@@ -184,7 +187,9 @@ def test_scan_settings_reach_the_scan(run: Any, monkeypatch: pytest.MonkeyPatch)
         (["--limit", "0"], "limit 0: Input should be greater than or equal to 1"),
         (["--job", "a/b"], "job 'a/b' is not a folder's name"),
         (["--precision", "float8"], "precision 'float8'"),
-        (["--caption-engine", "precomputed"], "belong together"),
+        (["--caption-engine", "precomputed"], "belong together, and --captioner is not given"),
+        (["--captioner", "c.json"], "belong together, and --caption-engine is not given"),
+        (["--device", "tpu"], "device 'tpu': Input should be 'auto', 'cpu' or 'cuda'"),
         (["--caption-engine", "magic", "--captioner", "x"], "captions.engine 'magic'"),
         ([], "/nowhere.jsonl is not there"),
     ],

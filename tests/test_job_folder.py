@@ -94,6 +94,17 @@ def test_another_job_is_refused_naming_every_difference(folder: Location) -> Non
     assert "precomputed" in str(caught.value)
 
 
+def test_fingerprints_are_told_as_what_they_mean(folder: Location) -> None:
+    entries = _entries()
+    entries["identity"] = IDENTITY | {"input": "71962ea7", "settings": {"input": "/a.csv"}}
+    with Job(folder, entries, heartbeat_s=10):
+        pass
+    with pytest.raises(JobDiffers, match=r": the content of the input has changed; choose"):
+        check_resumable(folder, entries["identity"] | {"input": "f00"})
+    with pytest.raises(JobDiffers, match=r": settings\.input was '/a.csv' and is '/b.csv'; choose"):
+        check_resumable(folder, entries["identity"] | {"input": "f00", "settings": {"input": "/b.csv"}})
+
+
 def test_a_folder_of_something_else_is_left_alone(folder: Location) -> None:
     write_bytes(folder / "thesis.txt", b"x")
     with pytest.raises(JobDiffers, match="holds files that are not a job's"):

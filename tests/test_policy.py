@@ -98,13 +98,22 @@ def test_a_policy_comes_back_from_its_file(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "content",
-    ["", "[]", "null", '{"threshold": 0.5}', '{"manipulated": 7}', '{"types": null}', '{"types": [0.5]}', "\xff"],
+    ("content", "reason"),
+    [
+        ("", "it is not JSON, .*asap calibrate writes one"),
+        ("[]", r"it has no fields, known are \['manipulated', 'review', 'types', 'word', 'calibration'\]"),
+        ("null", "it has no fields"),
+        ('{"threshold": 0.5}', r"it has the unknown fields \['threshold'\]"),
+        ('{"manipulated": 7}', "manipulated 7 is not a probability"),
+        ('{"types": null}', "types None are not"),
+        ('{"types": [0.5]}', r"types \[0.5\] are not"),
+        ("\xff", "it is not JSON"),
+    ],
 )
-def test_a_file_that_is_no_policy_is_named(tmp_path: Path, content: str) -> None:
+def test_a_file_that_is_no_policy_is_named(tmp_path: Path, content: str, reason: str) -> None:
     path = tmp_path / "policy.json"
     path.write_text(content, encoding="latin-1")
-    with pytest.raises(ConfigError, match=r"policy file .*policy\.json cannot be used"):
+    with pytest.raises(ConfigError, match=rf"policy file .*policy\.json cannot be used: .*{reason}"):
         Policy.load(path)
 
 
