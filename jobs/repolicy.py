@@ -130,8 +130,11 @@ def _write_file(source: Location, target: Location, policy: Policy) -> int:
     """One file of results under the policy, row group by row group; returns its rows."""
     system, path = filesystem(target)
     with storage_errors(target), results_file(source) as file:
-        if missing := sorted(_FIRST_COLUMNS - set(file.schema_arrow.names)):
+        names = set(file.schema_arrow.names)
+        if missing := sorted(_FIRST_COLUMNS - names):
             raise StorageError(f"{source} has no column {missing[0]}: it is no file of results")
+        if unknown := sorted(names - set(RESULT_SCHEMA.names)):
+            raise StorageError(f"{source} has the column {unknown[0]} of a later version; use that version")
         system.create_dir(filesystem(target.parent)[1], recursive=True)
         with pq.ParquetWriter(path, RESULT_SCHEMA, filesystem=system) as writer:
             for group in range(file.num_row_groups):

@@ -410,5 +410,10 @@ def test_a_file_that_is_no_result_stops_it_and_leaves_the_job_as_it_was(
     write_bytes(folder / "results/zz.parquet", sink.getvalue().to_pybytes())
     with pytest.raises(StorageError, match=r"zz\.parquet has no column raw_box_px"):
         repolicy(str(folder), wanted)
+    sink = pa.BufferOutputStream()
+    pq.write_table(table.append_column("later", pa.nulls(table.num_rows)), sink)
+    write_bytes(folder / "results/zz.parquet", sink.getvalue().to_pybytes())
+    with pytest.raises(StorageError, match=r"zz\.parquet has the column later of a later version"):
+        repolicy(str(folder), wanted)
     assert exists(folder / "_SUCCESS")
     assert (read_record(folder) or {})["policy_id"] == BEFORE.policy_id
