@@ -68,6 +68,11 @@ def storable(text: str) -> str:
     return _UNSTORABLE.sub(lambda match: f"\\u{ord(match[0]):04x}", text)
 
 
+def is_storable(text: str) -> bool:
+    """Whether stores take the text as it is."""
+    return _UNSTORABLE.search(text) is None
+
+
 def legible(text: str) -> str:
     """The text with one U+FFFD for each character that stores and tokenizers refuse."""
     return _UNSTORABLE.sub("\ufffd", text)
@@ -141,7 +146,7 @@ def _to_table(rows: list[ManifestRow]) -> pa.Table:
 
 
 def _escape(row: ManifestRow) -> None:
-    if row.text is not None and _UNSTORABLE.search(row.text):
+    if row.text is not None and not is_storable(row.text):
         row.text_escapes = [match.start() for match in _UNSTORABLE.finditer(row.text)]
         row.warnings.append(
             "the text has lone surrogates or NULs; each is stored as \\uXXXX, and was read as one U+FFFD"

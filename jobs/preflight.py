@@ -8,7 +8,6 @@ from typing import Any
 
 from asap.config import ModelConfig
 from asap.policy import Policy
-from jobs.captioning import check_captioner
 from jobs.results import SCHEMA_VERSION
 from jobs.settings import ScanSettings
 from jobs.sources import Source, find_source
@@ -45,7 +44,11 @@ class ScanPlan:
 def plan_scan(settings: ScanSettings) -> ScanPlan:
     """Look at input, model, captioner and output. Raises an `AsapError` of one sentence."""
     source = find_source(settings.input, settings.limit, texts=settings.captions is None)
-    captioner = check_captioner(settings.captions) if settings.captions else None
+    captioner = None
+    if settings.captions:
+        from jobs.captioning import check_captioner  # loads torch, as below
+
+        captioner = check_captioner(settings.captions)
     folder = settings.job_folder
     if folder.is_s3:
         check_bucket(folder)

@@ -28,7 +28,7 @@ from typing import Any
 
 from jobs.errors import InputNotFound, StorageError
 from jobs.fingerprint import file_fingerprint, files_fingerprint
-from jobs.manifest import ManifestRow
+from jobs.manifest import ManifestRow, is_storable
 from jobs.records import PAIRS, PICTURES, Needed, Record, RowError, read_records
 from jobs.storage import FileInfo, Location, exists, list_files, read_bytes
 
@@ -80,11 +80,11 @@ def find_source(text: str, limit: int | None = None, *, texts: bool = True) -> S
         _check_first(location, kind, needed)
         return Source(location, kind, limit, needed)
     if next(_pictures(location, 1), None) is None:
-        raise InputNotFound(f"{location} {_what_is_wrong(location)}; {_WAYS_IN}")
+        raise InputNotFound(
+            f"{location} {_what_is_wrong(location)}; give a manifest (.json, .jsonl, .csv, .parquet) or a folder of "
+            "pictures"
+        )
     return Source(location, "folder", limit)
-
-
-_WAYS_IN = "give a manifest (.json, .jsonl, .csv, .parquet) or a folder of pictures"
 
 
 def _check_first(location: Location, kind: str, needed: Needed) -> None:
@@ -208,7 +208,7 @@ def image_uri(uri: str, base: Location) -> str:
 
     Raises `RowError` for what a manifest may not name: addresses of the network, local files if it lies in S3.
     """
-    if "\0" in uri or not _is_unicode(uri):
+    if not is_storable(uri):
         raise RowError(f"the image {uri!r:.200} has a NUL or a lone surrogate, which no path has")
     if uri.startswith("s3://"):
         return uri
@@ -269,22 +269,13 @@ def _folder_rows(folder: Location, limit: int | None) -> Iterator[ManifestRow]:
 def _picture_row(row_id: int, picture: FileInfo, text: str | RowError | None, folder: Location) -> ManifestRow:
     name = picture.location.uri.removeprefix(folder.uri).lstrip("/")
     row = ManifestRow(row_id=row_id, custom_id=name, image_uri=picture.location.uri, image_version=picture.version)
-    if not _is_unicode(picture.location.uri):
+    if not is_storable(picture.location.uri):  # what `os.fsdecode` makes of a name of other bytes
         row.row_error = f"the path of the picture is not UTF-8: {os.fsencode(picture.location.uri)!r}; rename it"
     elif isinstance(text, RowError):
         row.row_error = str(text)
     else:
         row.text = text
     return row
-
-
-def _is_unicode(name: str) -> bool:
-    """Not what `os.fsdecode` makes of a file's name of other bytes, by which other programs cannot open it."""
-    try:
-        name.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 def _read_text(info: FileInfo | None) -> str | RowError | None:

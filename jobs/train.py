@@ -208,7 +208,7 @@ def _fit(folder: RunFolder, settings: TrainSettings) -> Chosen:
             raise final from None
         raise AsapError(f"training failed after {RETRIES} attempts to go on: {error}") from error
     if result.checkpoint is None:
-        raise AsapError(f"the run in {folder} ended without a checkpoint; {folder}/ray_train says why")
+        raise AsapError(f"the run in {folder} ended without a checkpoint; {folder}/{_NAME} says why")
     return Chosen.of(result.best_checkpoints, result.checkpoint, settings.export)
 
 

@@ -32,7 +32,7 @@ from asap.errors import ConfigError
 from asap.finding import Finding, Pair
 from asap.images import PreparedImage
 from serve.api import create_app
-from serve.cluster import http_options
+from serve.cluster import APP, http_options
 from serve.detector import Detector
 from serve.errors import NotReady, Overloaded, Refused
 from serve.front import LOG
@@ -41,7 +41,6 @@ from serve.schemas import ModelCard
 from serve.service import Service
 from serve.settings import ServeSettings, is_loopback
 
-APP = "asap"
 _TRIES = 2
 _METRICS_INTERVAL_S = 1.0
 _SURGE_PERCENT = 100

@@ -11,6 +11,8 @@ from asap.errors import ConfigError
 from serve.keys import ENVIRONMENT
 from serve.settings import ServeSettings
 
+APP = "asap"
+"""The application's name on a cluster."""
 _ANSWER_WITHIN_S = 5
 """After the deadline of a request, which the API keeps itself once it has it."""
 _HEAD = f"""\
@@ -42,7 +44,7 @@ def deploy_config(settings: ServeSettings) -> dict[str, Any]:
         "http_options": http_options(settings),
         "applications": [
             {
-                "name": "asap",
+                "name": APP,
                 "route_prefix": "/",
                 "import_path": "serve.app:build",
                 "args": settings.model_dump(mode="json"),

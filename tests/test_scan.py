@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -182,8 +184,6 @@ class _Deadly(Detector):
 
 @pytest.fixture
 def deadly(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    import sys
-
     from ray import cloudpickle
 
     from jobs import chain
@@ -356,6 +356,11 @@ def test_what_is_wrong_with_the_command_is_told_before_any_work(
     assert reason in str(caught.value)
     assert "\n" not in str(caught.value)
     assert not (corpus / "out").exists()
+
+
+def test_what_is_wrong_with_an_input_is_told_without_loading_torch() -> None:
+    code = "import sys, jobs.scan; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
 def test_an_output_folder_of_something_else_is_refused(corpus: Path, model_folder: Path) -> None:
