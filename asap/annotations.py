@@ -10,7 +10,7 @@ from asap.errors import AnnotationError
 from asap.labels import LabelSet, label_set
 from asap.read_rules import BadBox, BadPosition, ReadRules
 from asap.targets import shows_a_fake_face
-from asap.text import split_words
+from asap.words import split_words
 
 
 class Row(NamedTuple):

@@ -25,7 +25,7 @@ from asap.corpus_report import Joined, Way
 from asap.errors import CorpusError
 from asap.json_files import parse_json
 from asap.layout import canonical
-from asap.text import clean_word
+from asap.words import clean_word
 
 Kind = Literal["caption", "explanation"]
 _FIELDS = ("id", "custom_id"), ("image", "image_uri")

@@ -14,7 +14,7 @@ from asap.config import IMAGE_TYPES, TYPES
 from asap.finding import Box, Word
 from asap.model import AsapOutput
 from asap.policy import Policy
-from asap.text import split_words
+from asap.words import split_words
 
 Floats = NDArray[np.float32]
 

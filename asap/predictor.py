@@ -22,7 +22,8 @@ from asap.finding import Finding, Pair
 from asap.images import DEFAULT_LIMITS, ImageLimits, PreparedImage, normalise, prepare_image
 from asap.model import Asap, AsapOutput
 from asap.policy import Policy
-from asap.text import EncodedPass, TextCodec, pad_batch, split_words
+from asap.text import EncodedPass, TextCodec, pad_batch
+from asap.words import split_words
 
 Precision = Literal["auto", "float32", "bfloat16"]
 _Item = TypeVar("_Item")

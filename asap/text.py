@@ -7,7 +7,6 @@ index goes along.
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -18,12 +17,11 @@ import torch
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
 
 from asap.errors import AnnotationError, CheckpointError, ConfigError, TextInvalid, TextMissing
+from asap.words import UNREADABLE, clean_caption, clean_word, split_words
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
-_DROPPED = re.compile(r"[,.'!?\"()*#:;~]")
-_UNREADABLE = re.compile("[\0\ud800-\udfff]")  # NUL and lone surrogates, which tokenizers refuse
 _SPECIAL_TOKENS = {
     "pad_token": "[PAD]",
     "unk_token": "[UNK]",
@@ -31,32 +29,6 @@ _SPECIAL_TOKENS = {
     "sep_token": "[SEP]",
     "mask_token": "[MASK]",
 }
-
-
-@dataclass(frozen=True, slots=True)
-class WordSpan:
-    """A whitespace word of a text; offsets in Unicode code points, `end` exclusive."""
-
-    index: int
-    start: int
-    end: int
-    word: str
-
-
-def split_words(text: str) -> list[WordSpan]:
-    """The whitespace words of a text, as DGM4 counts them."""
-    return [WordSpan(i, m.start(), m.end(), m.group()) for i, m in enumerate(re.finditer(r"\S+", text))]
-
-
-def clean_word(word: str) -> list[str]:
-    """The published caption cleaning of one word: none, one or several words, as `-` and `/` part them."""
-    kept = _DROPPED.sub("", word.lower()).replace("-", " ").replace("/", " ")
-    return kept.replace("<person>", "person").split()
-
-
-def clean_caption(text: str, max_words: int) -> str:
-    """The published caption cleaning of a whole text, cut after `max_words` cleaned words."""
-    return " ".join([cleaned for span in split_words(text) for cleaned in clean_word(span.word)][:max_words])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -171,7 +143,7 @@ class TextCodec:
         (`tell-all`) or dropped (`--`), so behind such a word labels drift to a neighbour. Positions from `max_words`
         on are left out, and the cut is a piece shorter than in `encode_labelled`, which keeps [SEP]'s place.
         """
-        caption = clean_caption(_UNREADABLE.sub("\ufffd", text), self.max_words)
+        caption = clean_caption(UNREADABLE.sub("\ufffd", text), self.max_words)
         word_ids = self._word_pieces.encode(caption, add_special_tokens=False).word_ids[: self.max_tokens - 2]
         manipulated = {position for position in fake_text_pos if position < self.max_words}
         return [int(index in manipulated) for index in word_ids]
@@ -191,7 +163,7 @@ class TextCodec:
 
     def _tokenise(self, text: str) -> list[_WordPieces]:
         """The pieces of every word that has any."""
-        spans = split_words(_UNREADABLE.sub("\ufffd", text))
+        spans = split_words(UNREADABLE.sub("\ufffd", text))
         cleaned = [(span.index, part) for span in spans for part in clean_word(span.word)]
         encoding = self._word_pieces.encode(
             [part for _, part in cleaned], is_pretokenized=True, add_special_tokens=False

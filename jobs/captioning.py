@@ -24,7 +24,7 @@ from jobs.errors import InputNotFound
 from jobs.failures import storage_errors
 from jobs.fingerprint import file_fingerprint, files_fingerprint
 from jobs.manifest import legible, readable_text, storable
-from jobs.records import RowError, read_records
+from jobs.records import RowError, read_records, record_file
 from jobs.settings import CaptionSettings
 from jobs.storage import Location, exists, list_files, open_read
 
@@ -80,23 +80,19 @@ def check_captioner(settings: CaptionSettings) -> str:
     return files_fingerprint(list_files(Location.parse(source)))
 
 
-_KIND = re.compile(r"\.(json|jsonl|ndjson|csv|parquet)(\.gz|\.bz2|\.zst)?$")
-
-
 def read_captions(source: str) -> Descriptions:
     """A file of captions: what `asap.descriptions` reads, or a CSV or Parquet table with a column `caption`.
 
     Raises `InputNotFound` for a file that is not there or of another kind, `CorpusError` for one that is broken.
     """
     location = Location.parse(source)
-    match = _KIND.search(location.name)
-    if match is None or not exists(location):
+    told = record_file(location.name)
+    if told is None or not exists(location):
         raise InputNotFound(f"the captions {source} are not there; give a .json, .jsonl, .csv or .parquet file")
-    kind = match[1]
-    if kind in ("csv", "parquet"):
-        return Descriptions(str(location), "caption", ((None, entry) for entry in _table_entries(location, kind)))
+    if told.kind in ("csv", "parquet"):
+        return Descriptions(str(location), "caption", ((None, entry) for entry in _table_entries(location, told.kind)))
     with storage_errors(location), open_read(location) as file:
-        return Descriptions.parse(str(location).removesuffix(match[2] or ""), file.read(), "caption")
+        return Descriptions.parse(str(location).removesuffix(told.packed), file.read(), "caption")
 
 
 def _table_entries(location: Location, kind: str) -> Iterator[Entry]:

@@ -7,13 +7,15 @@ import os
 import signal
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 from rich.console import Console
 
 from asap.errors import AsapError, ConfigError, TextInvalid, TextMissing
 from jobs.errors import JobError
+from jobs.options import MODEL_HELP, Change, changes_of, settings_of
+from serve.commands import serving
 
 if TYPE_CHECKING:
     from asap.finding import Finding
@@ -25,12 +27,8 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-_Kind = TypeVar("_Kind")
+app.add_typer(serving, name="serve")
 _INTERRUPTED = 130
-_Change = Annotated[
-    list[str] | None, typer.Option("--set", help="Any other setting, NAME=VALUE (JSON), such as batch_size=64.")
-]
-_MODEL_HELP = "A model folder, or 'demo', the small model that ships with asap."
 
 
 def main() -> None:
@@ -60,7 +58,7 @@ def scan(
     input: Annotated[str, typer.Argument(help="DGM4 JSON, JSONL, CSV or Parquet, or a folder of pictures; or s3://.")],
     out: Annotated[str, typer.Option(help="Where job folders are kept: a folder or s3://.")],
     job: Annotated[str | None, typer.Option(help="Name of the job folder; by default the input's.")] = None,
-    model: Annotated[str, typer.Option(help=_MODEL_HELP)] = "demo",
+    model: Annotated[str, typer.Option(help=MODEL_HELP)] = "demo",
     limit: Annotated[int | None, typer.Option(help="Scan only the first so many pairs.")] = None,
     caption_engine: Annotated[
         str | None, typer.Option(help="Caption pictures with 'transformers' or 'precomputed'; by default not at all.")
@@ -85,7 +83,7 @@ def scan(
         missing = "--caption-engine" if caption_engine is None else "--captioner"
         raise ConfigError(f"--caption-engine and --captioner belong together, and {missing} is not given")
     captions = {"engine": caption_engine, "source": captioner} if caption_engine else None
-    settings = _settings(
+    settings = settings_of(
         ScanSettings, input=input, out=out, job=job, model=model, limit=limit, captions=captions, address=address,
         device=device, precision=precision, detectors=detectors, batch_size=batch_size,
     )  # fmt: skip
@@ -99,24 +97,11 @@ def scan(
         raise JobError(f"none of the {summary['pairs']} pairs could be judged; the errors say why")
 
 
-def _settings(kind: type[_Kind], **values: Any) -> _Kind:
-    """Settings, or what is wrong with them in one sentence."""
-    from pydantic import ValidationError
-
-    try:
-        return kind(**values)
-    except ValidationError as error:
-        first = error.errors()[0]
-        name = ".".join(str(part) for part in first["loc"])
-        message = first["msg"].removeprefix("Value error, ")
-        raise ConfigError(f"{name} {first['input']!r}: {message}" if name else message) from error
-
-
 @app.command()
 def detect(
     image: Annotated[str, typer.Argument(help="A picture: a path or s3://.")],
     text: Annotated[str | None, typer.Option(help="The text that goes with it.")] = None,
-    model: Annotated[str, typer.Option(help=_MODEL_HELP)] = "demo",
+    model: Annotated[str, typer.Option(help=MODEL_HELP)] = "demo",
     as_json: Annotated[bool, typer.Option("--json", help="Print the finding as JSON.")] = False,
     save: Annotated[Path | None, typer.Option(help="Save the picture with the evidence drawn on it.")] = None,
     device: Annotated[str, typer.Option(help="'auto', 'cpu' or 'cuda'.")] = "auto",
@@ -187,78 +172,6 @@ def _judged_at(url: str, source: bytes | Path, text: str | None) -> tuple[dict[s
     return answer, finding_of(answer)
 
 
-_serving = typer.Typer(invoke_without_command=True)
-app.add_typer(_serving, name="serve")
-_Port = Annotated[int, typer.Option(help="To listen on.")]
-_Keys = Annotated[str | None, typer.Option(help="A file of keys; by default ASAP_KEYS, if it is set.")]
-
-
-@_serving.callback()
-def serve(
-    context: typer.Context,
-    model: Annotated[str, typer.Option(help=_MODEL_HELP)] = "demo",
-    host: Annotated[str, typer.Option(help="To listen on; anything but loopback needs keys.")] = "127.0.0.1",
-    port: _Port = 8000,
-    keys: _Keys = None,
-    new_key: Annotated[
-        str | None, typer.Option(metavar="NAME", help="Make a key and its line for the file, and do nothing else.")
-    ] = None,
-    change: _Change = None,
-) -> None:
-    """Judge pairs online: an API and a page, until it is stopped."""
-    from serve.settings import ServeSettings
-
-    if context.invoked_subcommand is not None:
-        _check_nothing_given(context)
-        return
-    if new_key is not None:
-        from serve.keys import new_key as make
-
-        key, line = make(new_key)
-        typer.echo(f"key, for its holder:  {key}\nline, for the file:   {line}")
-        return
-    given = {"model": model, "host": host, "port": port, "keys_file": keys}
-    settings = _settings(ServeSettings, **(given | _changes(change or [])))
-    from jobs.cluster import ray_running
-    from serve.app import build, run
-
-    application = build(settings)
-    with ray_running(log_to_driver=True):  # the line of each request, and what a replica says that cannot start
-        run(application, settings, lambda url: typer.echo(f"serving {model} at {url} (the API is told at {url}docs)"))
-
-
-def _check_nothing_given(context: typer.Context) -> None:
-    for name in context.params:
-        source = context.get_parameter_source(name)
-        if source is not None and source.name == "COMMANDLINE":
-            command = context.invoked_subcommand
-            raise ConfigError(f"an option before {command} does nothing; give it after: asap serve {command} …")
-
-
-@_serving.command("build")
-def serve_build(
-    model: Annotated[str, typer.Option(help="A model folder, whole path or s3://; or 'demo'.")] = "demo",
-    host: Annotated[str, typer.Option(help="To listen on, on each machine.")] = "0.0.0.0",  # noqa: S104 - with keys
-    port: _Port = 8000,
-    keys: _Keys = None,
-    out: Annotated[Path | None, typer.Option(help="The file; by default it is printed.")] = None,
-    change: _Change = None,
-) -> None:
-    """Write the file that Ray's 'serve deploy' takes: the application for a cluster, with all settings, no secret."""
-    from serve.cluster import deploy_yaml
-    from serve.settings import ServeSettings
-
-    given = {"model": model, "host": host, "port": port, "keys_file": keys}
-    told = deploy_yaml(_settings(ServeSettings, **(given | _changes(change or []))))
-    if out is None:
-        typer.echo(told, nl=False)
-        return
-    try:
-        out.write_text(told, encoding="utf-8")
-    except OSError as error:
-        raise ConfigError(f"--out {str(out)!r} cannot be written: {error.strerror}") from error
-
-
 @app.command()
 def newsroom(
     out: Annotated[Path, typer.Argument(help="A new folder for the corpus.")],
@@ -301,7 +214,7 @@ def train(
     ] = None,
     plan: Annotated[bool, typer.Option("--plan", help="Say what the run will do, and do not do it.")] = False,
     address: Annotated[str | None, typer.Option(help="Of a running Ray cluster; by default here.")] = None,
-    change: _Change = None,
+    change: Change = None,
 ) -> None:
     """Train a model. The same command again goes on with a run that was stopped."""
     from jobs.settings import TrainSettings
@@ -311,7 +224,7 @@ def train(
 
     given: dict[str, Any] = {"corpus": corpus, "out": out, "name": name, "test_corpus": test_corpus, "pairs": pairs}
     given |= {"seed": seed, "workers": workers, "address": address, "init": init or ()}
-    settings = _settings(TrainSettings, **(given | _changes(change or [])))
+    settings = settings_of(TrainSettings, **(given | changes_of(change or [])))
     if plan:
         with training_shown(Console()) as progress:
             tables = plan_tables(planned(settings, progress))
@@ -324,7 +237,7 @@ def train(
 
 @app.command()
 def evaluate(
-    model: Annotated[str, typer.Argument(help=_MODEL_HELP)],
+    model: Annotated[str, typer.Argument(help=MODEL_HELP)],
     corpus: Annotated[str, typer.Argument(help="A labelled corpus: a folder in DGM4's layout, or s3://.")],
     split: Annotated[str, typer.Option(help="train, val or test.")] = "test",
     out: Annotated[str, typer.Option(help="A folder for figures, pictures and page; or s3://.")] = "evaluation",
@@ -334,7 +247,7 @@ def evaluate(
     ] = None,
     address: Annotated[str | None, typer.Option(help="Of a running Ray cluster; by default here.")] = None,
     device: Annotated[str, typer.Option(help="'auto', 'cpu' or 'cuda'.")] = "auto",
-    change: _Change = None,
+    change: Change = None,
 ) -> None:
     """Judge a model on labelled pairs: the paper's table, pictures, and the worst pairs with their evidence."""
     from jobs.evaluate import evaluate as run
@@ -343,7 +256,7 @@ def evaluate(
 
     given = {"model": model, "corpus": corpus, "split": split, "out": out, "limit": limit, "workers": workers}
     given |= {"address": address, "device": device}
-    settings = _settings(EvaluateSettings, **(given | _changes(change or [])))
+    settings = settings_of(EvaluateSettings, **(given | changes_of(change or [])))
     console = Console()
     with count_shown(console, "judging") as progress:
         report = run(settings, progress)
@@ -354,7 +267,7 @@ def evaluate(
 
 @app.command()
 def calibrate(
-    model: Annotated[str, typer.Argument(help=_MODEL_HELP)],
+    model: Annotated[str, typer.Argument(help=MODEL_HELP)],
     corpus: Annotated[
         str, typer.Argument(help="A folder or s3:// in DGM4's layout, with pairs that training never saw.")
     ],
@@ -371,7 +284,7 @@ def calibrate(
     ] = None,
     device: Annotated[str, typer.Option(help="'auto', 'cpu' or 'cuda'.")] = "auto",
     dtype: Annotated[str, typer.Option(help="'auto', 'float32' or 'bfloat16', as scans will run.")] = "auto",
-    change: _Change = None,
+    change: Change = None,
 ) -> None:
     """Choose thresholds that keep a precision where manipulation is as rare as you say."""
     from jobs.calibrate import calibrate as run
@@ -381,7 +294,7 @@ def calibrate(
     given = {"model": model, "corpus": corpus, "precision": precision, "prevalence": prevalence, "split": split}
     given |= {"out": out, "review_precision": review_precision, "confidence": confidence, "keep": keep or ()}
     given |= {"device": device, "dtype": dtype}
-    settings = _settings(CalibrateSettings, **(given | _changes(change or [])))
+    settings = settings_of(CalibrateSettings, **(given | changes_of(change or [])))
     console = Console()
     with count_shown(console, "scoring") as progress:
         made = run(settings, progress)
@@ -407,17 +320,3 @@ def repolicy(
         summary = run(job, policy, lambda stage, done, total: watch(ScanProgress(stage, done, total)))
     console.print(summary_table(summary))
     typer.echo(f"policy {summary['policy_id']}; report: {summary['report']}")
-
-
-def _changes(assignments: list[str]) -> dict[str, Any]:
-    """NAME=VALUE pairs, the value read as JSON where it is JSON."""
-    changes: dict[str, Any] = {}
-    for assignment in assignments:
-        name, equals, value = assignment.partition("=")
-        if not equals:
-            raise ConfigError(f"--set {assignment!r} is not NAME=VALUE")
-        try:
-            changes[name] = json.loads(value)
-        except ValueError:
-            changes[name] = value
-    return changes

@@ -15,7 +15,7 @@ from asap.dataset import Record
 from asap.finding import Finding, Word
 from asap.render import LEVEL_EDGES, level, segments
 from asap.targets import face_box, is_manipulated, types_of
-from asap.text import split_words
+from asap.words import split_words
 from jobs.report import TEXT_SHOWN, read_picture, render_page, spoken
 from jobs.scoreboard import CLASS_COLUMNS, class_rows, task_rows
 

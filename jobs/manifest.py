@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
@@ -12,6 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from asap.words import UNREADABLE
 from jobs.failures import storage_errors
 from jobs.storage import Location, filesystem
 
@@ -34,7 +34,7 @@ MANIFEST_SCHEMA = pa.schema(
 ROWS_PER_FILE = 2**17
 _ROWS_PER_GROUP = 2**12
 _TEXTS = ("custom_id", "image_uri", "text", "metadata", "row_error")
-_UNSTORABLE = re.compile("[\0\ud800-\udfff]")
+
 _ESCAPE_LENGTH = len(r"\u0000")
 
 
@@ -65,17 +65,17 @@ class ManifestRow:
 
 def storable(text: str) -> str:
     r"""The text with what stores refuse, lone surrogates and NULs, escaped as `\uXXXX`; all else as it is."""
-    return _UNSTORABLE.sub(lambda match: f"\\u{ord(match[0]):04x}", text)
+    return UNREADABLE.sub(lambda match: f"\\u{ord(match[0]):04x}", text)
 
 
 def is_storable(text: str) -> bool:
     """Whether stores take the text as it is."""
-    return _UNSTORABLE.search(text) is None
+    return UNREADABLE.search(text) is None
 
 
 def legible(text: str) -> str:
     """The text with one U+FFFD for each character that stores and tokenizers refuse."""
-    return _UNSTORABLE.sub("\ufffd", text)
+    return UNREADABLE.sub("\ufffd", text)
 
 
 def readable_text(text: str, escapes: Sequence[int] | None) -> str:
@@ -147,7 +147,7 @@ def _to_table(rows: list[ManifestRow]) -> pa.Table:
 
 def _escape(row: ManifestRow) -> None:
     if row.text is not None and not is_storable(row.text):
-        row.text_escapes = [match.start() for match in _UNSTORABLE.finditer(row.text)]
+        row.text_escapes = [match.start() for match in UNREADABLE.finditer(row.text)]
         row.warnings.append(
             "the text has lone surrogates or NULs; each is stored as \\uXXXX, and was read as one U+FFFD"
         )

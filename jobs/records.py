@@ -14,7 +14,7 @@ import csv
 import json
 import re
 from collections.abc import Iterator, Sequence
-from typing import Any, BinaryIO, cast
+from typing import Any, BinaryIO, NamedTuple, cast
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -25,6 +25,9 @@ from jobs.storage import Location, open_read, open_seekable
 
 MAX_RECORD_BYTES = 2**20
 _CHUNK = 2**16
+_FILE = re.compile(
+    r"(?P<stem>.+)\.(?P<kind>json|jsonl|ndjson|csv|parquet)(?P<packed>\.gz|\.bz2|\.zst)?", re.IGNORECASE | re.DOTALL
+)
 _SPACE = re.compile(r"[\s,]*")
 _UNDECODED = re.compile("[\udc80-\udcff]")
 """What `surrogateescape` makes of bytes that are not UTF-8, so that the record they are in can be told."""
@@ -44,6 +47,25 @@ Needed = Sequence[Sequence[str]]
 """Of each of these groups of columns a table must have one."""
 PICTURES: Needed = (("image", "image_uri"),)
 PAIRS: Needed = (*PICTURES, ("text",))
+
+
+class RecordFile(NamedTuple):
+    """What a file's name says of the records in it."""
+
+    stem: str
+    kind: str
+    """json, jsonl, csv or parquet."""
+    packed: str
+    """The suffix of the compression, or nothing."""
+
+
+def record_file(name: str) -> RecordFile | None:
+    """Of a file that `read_records` reads; None for one of another kind."""
+    match = _FILE.fullmatch(name)
+    if match is None:
+        return None
+    kind = match["kind"].lower()
+    return RecordFile(match["stem"], "jsonl" if kind == "ndjson" else kind, match["packed"] or "")
 
 
 def read_records(location: Location, kind: str, needed: Needed = PAIRS) -> Iterator[tuple[int, Record]]:

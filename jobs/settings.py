@@ -12,6 +12,7 @@ from asap.config import LossWeights
 from asap.images import DEFAULT_LIMITS
 from asap.read_rules import BadBox, BadPosition, ReadRules
 from asap.recipes import Recipe, recipe_called
+from jobs.records import record_file
 from jobs.storage import Location
 
 Device = Literal["auto", "cpu", "cuda"]
@@ -101,8 +102,8 @@ class ScanSettings(Settings):
 
 def _name_of(place: str) -> str:
     name = Location.parse(place).name
-    stem = re.sub(r"\.(json|jsonl|ndjson|csv|parquet|tar)(\.gz|\.bz2|\.zst)?$", "", name)
-    return re.sub(r"[^\w.+-]", "_", stem).strip(".") or "scan"
+    file = record_file(name)
+    return re.sub(r"[^\w.+-]", "_", file.stem if file else name).strip(".") or "scan"
 
 
 class CorpusSettings(Settings):

@@ -29,11 +29,10 @@ from typing import Any
 from jobs.errors import InputNotFound, StorageError
 from jobs.fingerprint import file_fingerprint, files_fingerprint
 from jobs.manifest import ManifestRow, is_storable
-from jobs.records import PAIRS, PICTURES, Needed, Record, RowError, read_records
+from jobs.records import PAIRS, PICTURES, Needed, Record, RowError, read_records, record_file
 from jobs.storage import FileInfo, Location, exists, list_files, read_bytes
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
-_KIND = re.compile(r"\.(json|jsonl|ndjson|csv|parquet)(\.gz|\.bz2|\.zst)?$", re.IGNORECASE)
 _SCHEME = re.compile(r"^(data(?=:)|[a-zA-Z][\w+.-]*(?=://))")
 _MAX_TEXT_BYTES = 2**20
 _MOST_BYTES = 2**63 - 1
@@ -73,12 +72,11 @@ def find_source(text: str, limit: int | None = None, *, texts: bool = True) -> S
     Raises `InputNotFound` or `StorageError`, of one sentence, if nothing can be scanned.
     """
     location = Location.parse(text)
-    match = _KIND.search(location.name)
-    if match and exists(location):
-        kind = match[1].lower().replace("ndjson", "jsonl")
+    file = record_file(location.name)
+    if file is not None and exists(location):
         needed = PAIRS if texts else PICTURES
-        _check_first(location, kind, needed)
-        return Source(location, kind, limit, needed)
+        _check_first(location, file.kind, needed)
+        return Source(location, file.kind, limit, needed)
     if next(_pictures(location, 1), None) is None:
         raise InputNotFound(
             f"{location} {_what_is_wrong(location)}; give a manifest (.json, .jsonl, .csv, .parquet) or a folder of "

@@ -15,6 +15,8 @@ from asap.finding import Finding, Word
 
 _TRIES = 5
 _TIMEOUT_S = 60
+_PLAIN_CHARS = 200
+"""Of an answer that is no JSON, so many are told."""
 
 
 class ServerError(AsapError):
@@ -47,13 +49,21 @@ class Client:
         try:
             told: Any = answer.json()
         except json.JSONDecodeError as error:
-            raise ServerError(f"{self._url} answered {answer.status_code} and no JSON; is it asap serve?") from error
+            raise ServerError(f"{self._url} answered {answer.status_code}, {_plain(answer)}") from error
         if not answer.ok:
             reason = told.get("error") if isinstance(told, dict) else None
             message = reason["message"] if isinstance(reason, dict) and "message" in reason else answer.reason
             raise ServerError(f"{self._url} answered {answer.status_code}: {message}")
         found: dict[str, Any] = told
         return found
+
+
+def _plain(answer: requests.Response) -> str:
+    """What an answer without JSON means: where it is refused, Ray Serve, a proxy or another server speaks."""
+    if answer.ok:
+        return "and no JSON; is it asap serve?"
+    said = " ".join(answer.text[:_PLAIN_CHARS].split())
+    return f"not in the API's words: {said or answer.reason}"
 
 
 def read_image(path: str) -> bytes:

@@ -9,7 +9,7 @@ import pytest
 
 from jobs import records
 from jobs.errors import InputNotFound, StorageError
-from jobs.records import RowError, read_records
+from jobs.records import RowError, read_records, record_file
 from jobs.storage import Location
 
 
@@ -174,3 +174,19 @@ def test_compressed_lines_are_read_and_a_truncated_file_is_told(tmp_path: Path) 
     path.write_bytes(data[: len(data) // 2])
     with pytest.raises(StorageError, match=r"a\.jsonl\.gz"):
         _read(path, "jsonl")
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("pairs.json", ("pairs", "json", "")),
+        ("a.b.NDJSON.gz", ("a.b", "jsonl", ".gz")),
+        ("pairs.csv.zst", ("pairs", "csv", ".zst")),
+        ("pairs.parquet", ("pairs", "parquet", "")),
+        ("pairs.json.zip", None),
+        ("pairs", None),
+        (".json", None),
+    ],
+)
+def test_a_file_says_by_its_name_what_records_it_holds(name: str, expected: tuple[str, str, str] | None) -> None:
+    assert record_file(name) == expected

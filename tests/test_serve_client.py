@@ -82,7 +82,9 @@ def test_a_busy_server_is_asked_again_with_the_same_pair(server: _Server) -> Non
     [
         ([(400, _told("the text is blank"), {})], "answered 400: the text is blank"),
         ([(429, _told("too many"), {"Retry-After": "0"})] * 2, "answered 429: too many"),
-        ([(502, "<html>", {})], "answered 502 and no JSON"),
+        ([(502, "<html>", {})], "answered 502, not in the API's words: <html>"),
+        ([(500, "", {})], "answered 500, not in the API's words: Internal Server Error"),
+        ([(200, "<html>", {})], "answered 200, and no JSON; is it asap serve?"),
         ([(404, "[]", {})], "answered 404"),
     ],
 )
