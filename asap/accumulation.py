@@ -17,6 +17,7 @@ from torch import Tensor
 from asap.batch import Batch
 from asap.losses import IGNORED_PATCH, IGNORED_TOKEN
 from asap.training import TERMS
+from asap.word_prediction import caption_words, true_words
 from asap.workers import add_over_workers
 
 
@@ -37,7 +38,8 @@ def _counts(batch: Batch) -> Tensor:
         "mgca": batch.text.mask.sum(),
         "bbox_l1": boxes,
         "giou": boxes,
-        "cwp": batch.caption.mask[:, 1:].any(dim=1).sum(),
+        "cwp": caption_words(batch).mask[:, 1:].any(dim=1).sum(),
+        "mlm": true_words(batch).mask[:, 1:].any(dim=1).sum(),
         "mpp": (batch.patch_labels != IGNORED_PATCH).sum(),
     }
     pairs = torch.tensor(len(batch.images), device=batch.images.device)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -40,22 +41,27 @@ class Batch:
     """(B, P) float: 1 where the patch touches the box (MGCA)."""
     patch_labels: Tensor
     """(B, P) float: 1 manipulated, 0 not, -1 ignored (MPP)."""
+    image_tokens: Tensor | None = None
+    """(B, N, W): what a locked image encoder makes of the images, where that is known."""
 
     def to(self, device: torch.device | str) -> Batch:
         """The same batch on another device."""
 
-        def move(value: Any) -> Any:
-            return Tokens(*(part.to(device) for part in value)) if isinstance(value, Tokens) else value.to(device)
-
-        return Batch(**{name: move(value) for name, value in vars(self).items()})
+        return self._each(lambda tensor: tensor.to(device))
 
     def rows(self, rows: slice) -> Batch:
         """Some of its pairs, with the padding of the whole."""
 
-        def cut(value: Any) -> Any:
-            return Tokens(*(part[rows] for part in value)) if isinstance(value, Tokens) else value[rows]
+        return self._each(lambda tensor: tensor[rows])
 
-        return Batch(**{name: cut(value) for name, value in vars(self).items()})
+    def _each(self, change: Callable[[Tensor], Tensor]) -> Batch:
+        """The batch with every tensor changed."""
+        changed: dict[str, Any] = {}
+        for name, value in vars(self).items():
+            changed[name] = Tokens(*map(change, value)) if isinstance(value, Tokens) else value
+            if isinstance(value, Tensor):
+                changed[name] = change(value)
+        return Batch(**changed)
 
     def parts(self, count: int) -> list[Batch]:
         """So many batches of as many pairs each, in order, with the padding of the whole."""

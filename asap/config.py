@@ -154,6 +154,8 @@ class LossWeights:
     mpp: float = 0.01
     cwp: float = 0.0
     """Caption word prediction, which is not of the paper: see `asap.losses.caption_word_loss`."""
+    mlm: float = 0.0
+    """Masked language modelling with the picture, which is of ALBEF: see `asap.losses.masked_word_loss`."""
 
     def __post_init__(self) -> None:
         for name, weight in dataclasses.asdict(self).items():

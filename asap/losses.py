@@ -127,6 +127,18 @@ def caption_word_loss(logits_BV: Tensor, caption_ids_BL: Tensor, mask_BL: Tensor
     return mean_over_workers(loss_B.sum(), (pieces_B > 0).sum())
 
 
+def masked_word_loss(logits_TV: Tensor, ids_BL: Tensor, hidden_BL: Tensor) -> Tensor:
+    """MLM: cross entropy of the T hidden pieces, in the order of `hidden`; each text weighs alike.
+
+    Not of the paper, but of the pre-training that its model starts from (Li et al., NeurIPS 2021, equation 3). A text
+    of which nothing is hidden is left out.
+    """
+    loss_T = F.cross_entropy(logits_TV, ids_BL[hidden_BL], reduction="none")
+    pieces_B = hidden_BL.sum(dim=1)
+    weight_BL = (1 / pieces_B.clamp(min=1))[:, None].expand_as(hidden_BL)
+    return mean_over_workers((loss_T * weight_BL[hidden_BL]).sum(), (pieces_B > 0).sum())
+
+
 @dataclass(frozen=True)
 class Features:
     """Contrastive features of unit length; caption and explanation are None where the objective has no LMA."""

@@ -33,10 +33,11 @@ RECIPES: Mapping[str, Recipe] = {
     "asap": Recipe(),
     "asap-as-published": Recipe(defects=PublishedDefects.all()),
     # From random weights the box and the patches need more weight than after pre-training; every patch has a label,
-    # which a small corpus cannot do without; types learn from their own side; pictures learn words from captions.
+    # which a small corpus cannot do without; types learn from their own side; pictures learn words from captions, and
+    # the fusion learns to read pictures by words that are hidden from it.
     "asap-ray": Recipe(
         model={"type_heads": "apart"},
-        weights=LossWeights(bbox_l1=1.0, giou=0.5, mpp=2.0, cwp=0.2),
+        weights=LossWeights(bbox_l1=1.0, giou=0.5, mpp=2.0, cwp=0.2, mlm=0.5),
         mpp_labels="dense",
     ),
 }

@@ -6,13 +6,14 @@ The step owns the student, its momentum twin and the queues; the optimiser stays
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from asap.batch import Batch, stack_texts
-from asap.config import IMAGE_TYPES, LossWeights, ModelConfig, PublishedDefects
+from asap.config import IMAGE_TYPES, LossWeights, PublishedDefects
 from asap.errors import ConfigError
 from asap.losses import (
     IGNORED_TOKEN,
@@ -20,17 +21,19 @@ from asap.losses import (
     Criterion,
     Features,
     caption_word_loss,
+    masked_word_loss,
     real_fake_loss,
     token_loss,
     type_loss,
 )
 from asap.model import Asap, Seen
 from asap.momentum import FeatureQueues, MomentumTwin
+from asap.word_prediction import CaptionWordHead, MaskedWordHead, caption_words, mask_words, true_words
 from asap.workers import gather
 
 ALIGNMENT_TERMS = ("vlc", "ied")
 """The terms that read captions and explanations (LMA)."""
-TERMS = ("bic", "mlc", "bbox_l1", "giou", "tmg", "mgca", "mpp", "cwp", *ALIGNMENT_TERMS)
+TERMS = ("bic", "mlc", "bbox_l1", "giou", "tmg", "mgca", "mpp", "cwp", "mlm", *ALIGNMENT_TERMS)
 WORD_TERMS = ("tmg", "mlc")
 """The terms that a text without its image can be trained on; of MLC the text types."""
 
@@ -50,24 +53,6 @@ def encoded_features(model: Asap, encoded: Encoded) -> Features:
     return Features(image=model.image_features(encoded.image_BNW), **of_texts)
 
 
-class CaptionWordHead(nn.Module):
-    """From image tokens to a logit for each piece of the vocabulary (CWP; training only).
-
-    Its last layer is the text side's own word embeddings, so that a patch and a word that mean the same come to lie in
-    the same place, which is where cross attention finds them.
-    """
-
-    def __init__(self, config: ModelConfig) -> None:
-        super().__init__()
-        self.dense = nn.Linear(config.width, config.width)
-        self.norm = nn.LayerNorm(config.width)
-        self.bias = nn.Parameter(torch.zeros(config.vocab_size))
-
-    def forward(self, image_BNW: Tensor, embeddings_VW: Tensor) -> Tensor:
-        """Logits (B, V) of the mean patch."""
-        return F.linear(self.norm(self.dense(image_BNW[:, 1:].mean(dim=1))), embeddings_VW, self.bias)
-
-
 class TrainingStep(nn.Module):
     """The student, its twin and its queues, and the objective that ties them (the method section of the paper)."""
 
@@ -80,18 +65,42 @@ class TrainingStep(nn.Module):
         queue_size: int = 65_536,
         momentum: float = 0.995,
         token_momentum: bool = True,
+        mask_id: int | None = None,
     ) -> None:
-        """`token_momentum` mixes the twin's token probabilities into TMG's targets, by the same alpha."""
+        """`token_momentum` mixes the twin's token probabilities into TMG's targets, by the same alpha; `mask_id` is the
+        tokenizer's [MASK], for MLM."""
         super().__init__()
         self.student = student
         self.twin = MomentumTwin(student, momentum)
         self.queues = FeatureQueues(student.config, queue_size)
         self.criterion = Criterion(weights or LossWeights(), defects or PublishedDefects())
         self.token_momentum = token_momentum
+        self.image_locked = False
         self.caption_words = CaptionWordHead(student.config) if self.criterion.wants("cwp") else None
+        self.masked_words = MaskedWordHead(student.config) if self.criterion.wants("mlm") else None
+        self.mask_id = mask_id
+        if self.masked_words is not None and mask_id is None:
+            raise ConfigError("the loss term mlm needs a tokenizer with a mask token; set its weight to 0")
         asap_only = [term for term in ("ied", "mpp") if self.criterion.wants(term)]
         if student.config.variant == "hammer" and asap_only:
             raise ConfigError(f"a HAMMER model has no head for {asap_only}; set those loss weights to 0")
+
+    def lock_image_encoder(self) -> None:
+        """From now on the image encoder rests, at its averaged weights, and the other parts learn to read it.
+
+        Locked-image tuning (Zhai et al., CVPR 2022): a step then costs a fraction, and its tokens can be kept.
+        """
+        self.student.image_encoder.load_state_dict(self.twin.model.image_encoder.state_dict())
+        self.student.image_encoder.requires_grad_(False)
+        self.image_locked = True
+        self.train(self.training)
+
+    def train(self, mode: bool = True) -> TrainingStep:
+        """As any module's; a locked image encoder stays in eval mode."""
+        super().train(mode)
+        if self.image_locked:
+            self.student.image_encoder.eval()
+        return self
 
     @property
     def uses_explanations(self) -> bool:
@@ -116,11 +125,12 @@ class TrainingStep(nn.Module):
             twin = self._encode(self.twin.model, batch) if self._asks_the_twin(alpha) else None
         encoded = self._encode(self.student, batch)
         terms = self._fused_terms(batch, encoded, twin, alpha)
+        embeddings_VW = self.student.text_encoder.embeddings.word_embeddings.weight
         if self.caption_words is not None and self.criterion.wants("cwp"):
-            embeddings_VW = self.student.text_encoder.embeddings.word_embeddings.weight
-            terms["cwp"] = caption_word_loss(
-                self.caption_words(encoded.image_BNW, embeddings_VW).float(), *batch.caption
-            )
+            logits_BV = self.caption_words(encoded.image_BNW, embeddings_VW)
+            terms["cwp"] = caption_word_loss(logits_BV.float(), *caption_words(batch))
+        if self.masked_words is not None and self.criterion.wants("mlm"):
+            terms["mlm"] = self._masked_words_term(batch, encoded.image_BNW, self.masked_words)
         if twin is not None and self.criterion.wants("vlc"):
             terms["vlc"] = self._contrast(batch, encoded, twin, alpha)
         return self._with_total(terms, shares)
@@ -139,6 +149,13 @@ class TrainingStep(nn.Module):
             "mlc": type_loss(self.student.text_types(tokens_BLW[:, 0]), text_types_B2),
         }
 
+    def _masked_words_term(self, batch: Batch, image_BNW: Tensor, head: MaskedWordHead) -> Tensor:
+        words, student = true_words(batch), self.student
+        shown_BL, hidden_BL = mask_words(words, cast("int", self.mask_id), student.config.vocab_size)
+        tokens_BLW, _ = student.fusion_encoder(student.encode_text(shown_BL, words.mask), words.mask, image_BNW)
+        logits_TV = head(tokens_BLW[hidden_BL], student.text_encoder.embeddings.word_embeddings.weight)
+        return masked_word_loss(logits_TV.float(), words.input_ids, hidden_BL)
+
     def _image_terms(self, batch: Batch, seen: Seen) -> dict[str, Tensor]:
         terms = self.criterion.boxes(self.student.boxes(seen), batch.box_cxcywh, batch.has_box)
         if self.criterion.wants("mpp"):
@@ -156,7 +173,8 @@ class TrainingStep(nn.Module):
         stacked = stack_texts(*parts.values())
         tokens = model.encode_text(*stacked).chunk(len(parts))
         masks = stacked.mask.chunk(len(parts))
-        return Encoded(model.encode_image(batch.images), dict(zip(parts, zip(tokens, masks, strict=True), strict=True)))
+        image_BNW = model.encode_image(batch.images) if batch.image_tokens is None else batch.image_tokens
+        return Encoded(image_BNW, dict(zip(parts, zip(tokens, masks, strict=True), strict=True)))
 
     def _contrast(self, batch: Batch, encoded: Encoded, twin: Encoded, alpha: float) -> Tensor:
         with torch.no_grad():

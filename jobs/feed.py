@@ -9,6 +9,7 @@ from asap.batch import Batch
 from asap.config import ModelConfig
 from asap.dataset import TrainingSet, collate, epoch_order
 from jobs.settings import TrainSettings
+from jobs.stages import augmentation_at
 
 WHOLE = slice(None)
 
@@ -72,7 +73,7 @@ class CacheFeed:
     def batch(self, step: int, rows: slice = WHOLE) -> Batch:
         """See `Feed`."""
         numbers, epoch = self.order.part(step)
-        augmentation, seed = self.settings.augmentation, self.settings.seed
+        augmentation, seed = augmentation_at(self.settings, step, self.order.total_steps), self.settings.seed
         samples = [
             self.pairs.sample(number, augmentation=augmentation, seed=seed, epoch=epoch) for number in numbers[rows]
         ]

@@ -24,6 +24,7 @@ from asap.corpus_report import CorpusReport
 from asap.dataset import TrainingSet
 from asap.errors import AsapError
 from asap.execution import checkpoint_activations, compile_encoders
+from asap.image_tokens import ImageTokens
 from asap.model import Asap
 from asap.optimiser import adamw, warmup_cosine
 from asap.pictures import Measured, PictureCache
@@ -118,10 +119,12 @@ class Fit:
             defects=self.objective.defects,
             queue_size=settings.queue_size,
             momentum=settings.momentum,
+            mask_id=split.pairs.codec.tokenizer.mask_token_id,
         ).to(self.device)
         self._set_execution()
         self.step_module: nn.Module = self.module
         self.order = Order.of(settings, len(split.pairs), rank, world)
+        self._image_tokens = ImageTokens(len(split.pairs), split.config, settings.tokens_gib * 2**30)
         self.feed: Feed = feed or CacheFeed(split.pairs, split.config, settings, self.order)
         self.total_steps = self.order.total_steps
         if not self.order.steps_an_epoch:
@@ -234,7 +237,9 @@ class Fit:
     def _step(self) -> dict[str, float]:
         numbers, _ = self._numbers()
         batch = self.feed.batch(self.done)
-        self._weigh()
+        self._enter_stage()
+        if self.module.image_locked:
+            batch = self._with_image_tokens(batch, numbers)
         self.optimiser.zero_grad()
         terms = self._accumulate(batch.to(self.device))
         values = torch.stack(list(terms.values())).tolist()  # one wait for the GPU, not ten
@@ -269,13 +274,24 @@ class Fit:
         """The records of this worker's part of the next batch, and the epoch."""
         return self.order.part(self.done)
 
-    def _weigh(self) -> None:
-        """Give the criterion the weights of this step's stage."""
+    def _with_image_tokens(self, batch: Batch, numbers: list[int]) -> Batch:
+        """The batch with what the locked image encoder makes of its pictures."""
+
+        def encode() -> Tensor:
+            with torch.no_grad(), torch.autocast(self.device.type, torch.bfloat16, enabled=self.in_bfloat16):
+                return self.module.student.encode_image(batch.images.to(self.device))
+
+        return dataclasses.replace(batch, image_tokens=self._image_tokens.of(numbers, encode))
+
+    def _enter_stage(self) -> None:
+        """Give the criterion the weights of this step's stage, and lock the image encoder where it is to rest."""
         stage = next(stage for stage in self.stages if self.done < stage.last_step)
         weights = {name: stage.weights.get(name, 0.0) for name in TERMS}
         if weights != self.module.criterion.weights:
             self._losses.clear()  # terms that join raise the total, which is then not an explosion
         self.module.criterion.weights = weights
+        if stage.image_locked and not self.module.image_locked:
+            self.module.lock_image_encoder()
 
     def _alpha(self) -> float:
         """Ramps up from where the terms of alignment join."""

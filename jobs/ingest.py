@@ -32,6 +32,7 @@ from jobs.corpora import picture_place, read_picture
 from jobs.errors import JobFailed, StorageError
 from jobs.feed import WHOLE, CacheFeed, Feed, Order
 from jobs.settings import TrainSettings
+from jobs.stages import augmentation_at, lock_step
 
 _BLOCK = 64
 """Pictures that one task decodes: 12 MiB at 256 px."""
@@ -205,19 +206,20 @@ class StreamFeed:
 
     def _stream(self, step: int, row: int) -> Generator[_View]:
         """The views of this worker from there to the end of the run."""
-        window = max(1, _WINDOW // self.order.share)
-        for first in range(step, self.order.total_steps, window):
-            last = min(first + window, self.order.total_steps)
+        window, steps = max(1, _WINDOW // self.order.share), self.order.total_steps
+        locked_from = lock_step(self.settings, steps)
+        while step < steps:
+            last = min(step + window, locked_from if step < locked_from else steps)
             places = [
-                (number, epoch) for numbers, epoch in map(self.order.part, range(first, last)) for number in numbers
+                (number, epoch) for numbers, epoch in map(self.order.part, range(step, last)) for number in numbers
             ]
-            yield from self._window(places[row:])
-            row = 0
+            yield from self._window(places[row:], augmentation_at(self.settings, step, steps))
+            step, row = last, 0
 
-    def _window(self, places: list[tuple[int, int]]) -> Generator[_View]:
+    def _window(self, places: list[tuple[int, int]], augmentation: Augmentation) -> Generator[_View]:
         tables = [self._table(places[at : at + _BLOCK]) for at in range(0, len(places), _BLOCK)]
         size = self.config.image_size
-        arguments = {"image_size": size, "augmentation": self.settings.augmentation, "seed": self.settings.seed}
+        arguments = {"image_size": size, "augmentation": augmentation, "seed": self.settings.seed}
         for block in _run(tables, decode_block, arguments, self.decoding):
             squares = block["pixels"].combine_chunks()
             pixels = np.frombuffer(squares.buffers()[1], np.uint8).reshape(-1, size, size, 3)

@@ -59,7 +59,7 @@ def make_plan(settings: TrainSettings, config: ModelConfig, records: Mapping[str
     steps_an_epoch = len(records["train"]) // settings.batch_size
     if not steps_an_epoch:
         raise ConfigError(f"{len(records['train'])} training pairs do not fill one batch of {settings.batch_size}")
-    step = TrainingStep(Asap(config), weights=settings.objective.weights, queue_size=settings.queue_size)
+    step = TrainingStep(Asap(config), weights=settings.objective.weights, queue_size=settings.queue_size, mask_id=0)
     if settings.checkpoint_activations:
         checkpoint_activations(step.student)
     share = settings.batch_size // settings.workers

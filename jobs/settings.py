@@ -190,7 +190,7 @@ class CalibrateSettings(CorpusSettings):
 
 HOW_NOT_WHAT = {
     "out", "workers", "min_workers", "cpus_per_worker", "device", "checkpoint_activations", "compile",
-    "checkpoint_pairs", "export", "address", "ingest", "cache_gib", "decode_tasks",
+    "checkpoint_pairs", "export", "address", "ingest", "cache_gib", "tokens_gib", "decode_tasks",
 }  # fmt: skip
 """The settings of a training run that may change from one start of it to the next."""
 
@@ -249,6 +249,9 @@ class TrainSettings(CorpusSettings):
     """Share of the run before the terms of alignment (VLC and IED, which read captions and explanations) join those of
     the labels. From scratch there is little to align at first, and steps without them take half the time; 0 for
     pretrained encoders."""
+    lock_image_from: float = Field(default=1.0, ge=0, le=1)
+    """Share of the run after which the image encoder rests and the other parts learn to read it, on pictures as they
+    are: a step costs a fraction, and less still where the tokens of all pairs fit in `tokens_gib`. 1: never."""
     alpha: float = Field(default=0.4, ge=0, le=1)
     """Weight of the twin's soft targets, reached linearly over `alpha_ramp_pairs`."""
     alpha_ramp_pairs: int = Field(default=20_000, ge=1)
@@ -261,6 +264,8 @@ class TrainSettings(CorpusSettings):
     pictures of this machine that fit in `cache_gib`."""
     cache_gib: float = Field(default=8, ge=0)
     """The largest cache that `auto` makes, in GiB; a picture of 256 px takes 192 KiB."""
+    tokens_gib: float = Field(default=4, ge=0)
+    """The most that a worker keeps of what a locked image encoder makes of pictures, in GiB; all of them or nothing."""
     decode_tasks: int | None = Field(default=None, ge=1)
     """Tasks that decode for each worker at a time; None: the CPUs that workers leave free, shared out, at least one."""
 

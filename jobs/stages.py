@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 
+from asap.augmentation import Augmentation
 from asap.training import ALIGNMENT_TERMS, TERMS, WORD_TERMS
 from jobs.settings import TrainSettings
 
@@ -17,6 +19,8 @@ class Stage:
     """Exclusive."""
     weights: dict[str, float]
     """By term, those that are trained."""
+    image_locked: bool = False
+    """Whether the image encoder rests."""
 
 
 def word_steps(settings: TrainSettings, steps: int) -> int:
@@ -24,18 +28,36 @@ def word_steps(settings: TrainSettings, steps: int) -> int:
     return int(settings.words_until * steps)
 
 
+def lock_step(settings: TrainSettings, steps: int) -> int:
+    """The step from which the image encoder rests, `steps` where it never does; words alone need no picture."""
+    return max(word_steps(settings, steps), int(settings.lock_image_from * steps))
+
+
+def augmentation_at(settings: TrainSettings, step: int, steps: int) -> Augmentation:
+    """How pictures are changed at a step: those that a locked encoder has seen, not at all."""
+    return "none" if step >= lock_step(settings, steps) else settings.augmentation
+
+
 def stages(settings: TrainSettings, steps: int) -> list[Stage]:
-    """The words alone, then what is labelled, then everything; those that have any steps."""
+    """The words alone, then what is labelled, then everything, at some step with a locked image encoder; those that
+    have any steps."""
     weights = {name: weight for name, weight in vars(settings.objective.weights).items() if weight}
-    words_end = word_steps(settings, steps)
+    words_end, locked_from = word_steps(settings, steps), lock_step(settings, steps)
     labels_end = max(words_end, min(steps, _first_step_from(settings.alignment_from * settings.pairs, settings)))
-    ends = [(words_end, set(WORD_TERMS)), (labels_end, set(TERMS) - set(ALIGNMENT_TERMS)), (steps, set(TERMS))]
-    planned, first = [], 0
-    for last, terms in ends:
-        if last > first:
-            planned.append(Stage(first, last, {name: value for name, value in weights.items() if name in terms}))
-            first = last
-    return planned
+
+    def terms_at(step: int) -> set[str]:
+        if step < words_end:
+            return set(WORD_TERMS)
+        return set(TERMS) if step >= labels_end else set(TERMS) - set(ALIGNMENT_TERMS)
+
+    return [
+        Stage(
+            first, last,
+            {name: value for name, value in weights.items() if name in terms_at(first)},
+            image_locked=first >= locked_from,
+        )
+        for first, last in pairwise(sorted({0, words_end, labels_end, locked_from, steps}))
+    ]  # fmt: skip
 
 
 def _first_step_from(pairs: float, settings: TrainSettings) -> int:

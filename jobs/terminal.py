@@ -161,7 +161,8 @@ def plan_tables(plan: Plan) -> Group:
         stages.add_column(name)
     for stage in plan.stages:
         terms = ", ".join(f"{name} {weight:g}" for name, weight in stage.weights.items())
-        stages.add_row(f"{stage.first_step:,} to {stage.last_step:,}", terms)
+        locked = "; the image encoder rests" if stage.image_locked else ""
+        stages.add_row(f"{stage.first_step:,} to {stage.last_step:,}", terms + locked)
     total = _size(sum(plan.memory.values()))
     memory = {name: _size(size) for name, size in plan.memory.items()} | {"all": total}
     kept = (

@@ -106,7 +106,7 @@ def _check(settings: TrainSettings) -> None:
     """Build what a worker will build, without memory or time: what cannot work is found now."""
     with torch.device("meta"):
         student = Asap(model_config(settings, settings.vocab_size))
-        TrainingStep(student, weights=settings.objective.weights, queue_size=settings.queue_size)
+        TrainingStep(student, weights=settings.objective.weights, queue_size=settings.queue_size, mask_id=0)
 
 
 def _check_folder(folder: RunFolder, settings: TrainSettings) -> None:

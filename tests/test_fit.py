@@ -11,6 +11,7 @@ from PIL import Image
 
 from asap.dataset import epoch_order
 from asap.errors import AsapError, ConfigError
+from asap.model import Asap
 from asap.text import train_tokenizer
 from asap.warm_start import Start
 from jobs.corpora import read_corpus
@@ -250,7 +251,7 @@ def gradients(fit: Fit) -> dict[str, torch.Tensor]:
 
 def test_a_step_in_micro_batches_has_the_gradients_of_one_batch(settings: TrainSettings, split: Split) -> None:
     calm = dataclasses.replace(split, config=dataclasses.replace(split.config, dropout=0.0, patch_embedding="linear"))
-    weights = {"vlc": 0.0}
+    weights = {"vlc": 0.0, "mlm": 0.0}  # each micro batch draws what it hides
     whole, parts = (Fit(changed(settings, accumulation=count, loss_weights=weights), calm) for count in (1, 2))
     terms, again = run(whole, 1)[0], run(parts, 1)[0]
     assert again == pytest.approx(terms, abs=1e-5)
@@ -309,7 +310,7 @@ def test_labels_are_trained_on_first_then_everything_and_alpha_rises(settings: T
         alphas.append(fit._alpha())
         terms += run(fit, 1)
     assert alphas == pytest.approx([0, 0, 0, 0.4 / 3, 0.8 / 3, 0.4, 0.4, 0.4])
-    labelled = {"bic", "mlc", "tmg", "mgca", "bbox_l1", "giou", "mpp", "cwp", "total"}
+    labelled = {"bic", "mlc", "tmg", "mgca", "bbox_l1", "giou", "mpp", "cwp", "mlm", "total"}
     assert all(set(step) == labelled for step in terms[:2])
     assert all({"vlc", "bic", "tmg", "ied", "mpp"} < set(step) for step in terms[2:])
 
@@ -330,12 +331,13 @@ def test_a_run_killed_before_everything_is_trained_goes_on_to_the_rest(
 
 def test_in_bfloat16_layers_compute_and_float32_keeps(settings: TrainSettings, split: Split) -> None:
     calm = dataclasses.replace(split, config=dataclasses.replace(split.config, dropout=0.0))
-    half, full = (Fit(changed(settings, precision=name), calm) for name in ("bfloat16", "float32"))
+    half = Fit(changed(settings, precision="bfloat16"), calm)
     types = set()
     half.module.student.text_encoder.layers[0].attention.self.query.register_forward_hook(
         lambda module, inputs, output: types.add(output.dtype)
     )
-    one, other = run(half, 1)[0], run(full, 1)[0]
+    one = run(half, 1)[0]
+    other = run(Fit(changed(settings, precision="float32"), calm), 1)[0]
     assert types == {torch.bfloat16}
     assert {parameter.dtype for parameter in half.module.student.parameters()} == {torch.float32}
     assert one == pytest.approx(other, rel=0.02)
@@ -361,7 +363,7 @@ def test_terms_that_join_are_no_explosion(settings: TrainSettings, split: Split)
     words = run(fit, 2)
     fit._losses.extend([0.01] * 100)  # of words that are nearly learned
     everything = run(fit)
-    assert [len(terms) for terms in (*words, *everything)] == [3, 3, 11, 11]
+    assert [len(terms) for terms in (*words, *everything)] == [3, 3, 12, 12]
 
 
 def test_a_loss_that_is_no_number_names_the_step_and_its_pairs(
@@ -407,3 +409,43 @@ def test_the_model_is_the_preset_with_the_settings_changes(settings: TrainSettin
     assert model_config(changed(settings, model={"vocab_size": 99}), 77).vocab_size == 99
     with pytest.raises(ConfigError, match="width 50 is not a multiple of heads"):
         model_config(changed(settings, model={"width": 50}), 77)
+
+
+def test_a_locked_run_that_was_killed_ends_where_an_uninterrupted_one_does(
+    settings: TrainSettings, split: Split, tmp_path: Path
+) -> None:
+    settings = changed(settings, lock_image_from=0.5, pairs=48)
+    whole = Fit(settings, split)
+    terms = run(whole, 6)
+    locked = {name: value.clone() for name, value in whole.module.twin.model.image_encoder.state_dict().items()}
+    head = whole.module.student.box_head[0].weight.clone()
+    terms += run(whole)
+    torch.testing.assert_close(whole.module.student.image_encoder.state_dict(), locked, rtol=0, atol=0)
+    assert not torch.equal(whole.module.student.box_head[0].weight, head)
+
+    for stopped_at in (6, 9):
+        killed = Fit(settings, split)
+        run(killed, stopped_at)
+        killed.save(tmp_path)
+        resumed = Fit(settings, split)
+        resumed.restore(tmp_path)
+        assert run(resumed) == terms[stopped_at:]
+        torch.testing.assert_close(resumed.module.state_dict(), whole.module.state_dict(), rtol=0, atol=0)
+
+
+def test_memory_for_tokens_decides_how_long_a_locked_step_takes_and_not_what_it_learns(
+    settings: TrainSettings, split: Split, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encoded = []
+    encode = Asap.encode_image
+
+    def counted(model: Asap, images: torch.Tensor) -> torch.Tensor:
+        encoded.append(len(images))
+        return encode(model, images)
+
+    monkeypatch.setattr(Asap, "encode_image", counted)
+    settings = changed(settings, lock_image_from=0, pairs=80)
+    terms = run(Fit(changed(settings, tokens_gib=1), split))
+    few = len(encoded)
+    assert run(Fit(changed(settings, tokens_gib=0), split)) == terms
+    assert few < len(encoded) - few == 20

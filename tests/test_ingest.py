@@ -148,12 +148,12 @@ def test_a_store_that_gives_nothing_stops_it(s3: str, ray_here: None, records: l
 
 
 @pytest.mark.parametrize("tasks", [1, 3])
-@pytest.mark.parametrize("augmentation", ["published", "flip"])
+@pytest.mark.parametrize(("augmentation", "lock_image_from"), [("published", 1.0), ("flip", 1.0), ("published", 0.5)])
 def test_the_stream_gives_the_batches_of_the_cache_whatever_the_number_of_tasks(
     measured: TrainingSet, cached: TrainingSet, settings: TrainSettings, small_blocks: None, tasks: int,
-    augmentation: str,
+    augmentation: str, lock_image_from: float,
 ) -> None:  # fmt: skip
-    settings = settings.model_copy(update={"augmentation": augmentation})
+    settings = settings.model_copy(update={"augmentation": augmentation, "lock_image_from": lock_image_from})
     streamed = stream(measured, settings, Decoding(tasks, 0.25))
     kept = cache(cached, settings)
     for step in range(kept.order.total_steps):

@@ -19,6 +19,7 @@ from asap.losses import (
     diagonal_targets,
     guidance_loss,
     guidance_targets,
+    masked_word_loss,
     patch_loss,
     real_fake_loss,
     soft_targets,
@@ -337,3 +338,20 @@ def test_a_pair_without_a_caption_is_left_out_of_the_mean() -> None:
     torch.testing.assert_close(caption_word_loss(logits, ids, mask), -F.log_softmax(logits, dim=1)[0, 3])
     logits = leaf(1, 6)
     assert is_zero_with_a_graph(caption_word_loss(logits, ids[1:], mask[1:]), logits)
+
+
+# Masked words
+
+
+def test_hidden_pieces_are_told_and_every_text_weighs_alike() -> None:
+    ids = torch.tensor([[1, 3, 5, 4], [1, 2, 0, 0], [1, 2, 3, 0]])
+    hidden = torch.tensor([[0, 1, 0, 1], [0, 1, 0, 0], [0, 0, 0, 0]]).bool()
+    logits = leaf(3, 6)
+    log_probabilities = F.log_softmax(logits, dim=1)
+    expected = -((log_probabilities[0, 3] + log_probabilities[1, 4]) / 2 + log_probabilities[2, 2]) / 2
+    torch.testing.assert_close(masked_word_loss(logits, ids, hidden), expected)
+
+
+def test_where_nothing_is_hidden_there_is_no_loss() -> None:
+    logits = leaf(0, 6)
+    assert masked_word_loss(logits, torch.ones(2, 3).long(), torch.zeros(2, 3).bool()).item() == 0

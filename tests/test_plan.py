@@ -14,7 +14,7 @@ from jobs.cli import app
 from jobs.fit import model_config
 from jobs.plan import Plan
 from jobs.settings import TrainSettings
-from jobs.stages import stages
+from jobs.stages import augmentation_at, lock_step, stages
 from jobs.terminal import plan_tables
 from jobs.train import plan
 
@@ -79,6 +79,18 @@ def test_words_that_end_where_alignment_joins_have_their_stage() -> None:
     words, everything = stages(settings_for(Path("c"), words_until=0.5, alignment_from=0.5), 8)
     assert (words.last_step, set(words.weights)) == (4, {"tmg", "mlc"})
     assert {"vlc", "giou"} < set(everything.weights)
+
+
+def test_the_image_encoder_rests_from_a_step_on_which_is_after_the_words() -> None:
+    planned = stages(settings_for(Path("c"), words_until=0.25, alignment_from=0.75, lock_image_from=0.5), 8)
+    assert [stage.first_step for stage in planned] == [0, 2, 4, 6]
+    assert [stage.image_locked for stage in planned] == [False, False, True, True]
+    early = settings_for(Path("c"), words_until=0.25, alignment_from=0.75, lock_image_from=0, augmentation="flip")
+    assert [stage.first_step for stage in stages(early, 8) if stage.image_locked] == [2, 6]
+    assert [augmentation_at(early, step, 8) for step in (0, 1, 2, 7)] == ["flip", "flip", "none", "none"]
+    never = settings_for(Path("c"), augmentation="flip")
+    assert lock_step(never, 8) == 8
+    assert augmentation_at(never, 7, 8) == "flip"
 
 
 def test_memory_is_that_of_the_models_parameters_and_of_the_micro_batch(made: Plan, corpus: Path) -> None:

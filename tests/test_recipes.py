@@ -12,7 +12,7 @@ TERMS_OF = {
     "hammer+lma+mgca": {"vlc", "bic", "mlc", "bbox_l1", "giou", "tmg", "ied", "mgca"},
     "asap": {"vlc", "bic", "mlc", "bbox_l1", "giou", "tmg", "ied", "mgca", "mpp"},
     "asap-as-published": {"vlc", "bic", "mlc", "bbox_l1", "giou", "tmg", "ied", "mgca", "mpp"},
-    "asap-ray": {"vlc", "bic", "mlc", "bbox_l1", "giou", "tmg", "ied", "mgca", "mpp", "cwp"},
+    "asap-ray": {"vlc", "bic", "mlc", "bbox_l1", "giou", "tmg", "ied", "mgca", "mpp", "cwp", "mlm"},
 }
 
 
@@ -20,7 +20,7 @@ TERMS_OF = {
 def test_a_recipe_trains_its_terms_and_every_parameter_that_it_asks_for(name: str) -> None:
     recipe = RECIPES[name]
     step = TrainingStep(
-        tiny_model(**recipe.model), weights=recipe.weights, defects=recipe.defects, queue_size=12
+        tiny_model(**recipe.model), weights=recipe.weights, defects=recipe.defects, queue_size=12, mask_id=3
     ).train()
     terms = step(draw_batch(), 0.4)
     assert set(terms) == TERMS_OF[name] | {"total"}

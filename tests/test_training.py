@@ -207,3 +207,36 @@ def test_the_state_of_a_step_is_all_of_it() -> None:
     batch: Batch = draw_batch(seed=1)
     assert values(step(batch, 0.4)) == values(other(batch, 0.4))
     torch.testing.assert_close(step.state_dict(), other.state_dict(), rtol=0, atol=0)
+
+
+def test_masked_words_need_a_token_that_masks() -> None:
+    with pytest.raises(ConfigError, match="the loss term mlm needs a tokenizer with a mask token"):
+        new_step(weights=LossWeights(mlm=0.5))
+
+
+def test_a_locked_image_encoder_rests_at_its_average_and_the_rest_learns() -> None:
+    step = new_step(weights=LossWeights(cwp=0.2, mlm=0.5), mask_id=4, momentum=0.5)
+    with torch.no_grad():
+        for parameter in step.student.image_encoder.parameters():
+            parameter.add_(0.1)
+    average = {name: value.clone() for name, value in step.twin.model.image_encoder.state_dict().items()}
+    step.lock_image_encoder()
+    step.train()
+    torch.testing.assert_close(step.student.image_encoder.state_dict(), average, rtol=0, atol=0)
+    step(draw_batch(), 0.4)["total"].backward()
+    # Neither gradients nor running statistics, nor a twin that drifts by rounding.
+    torch.testing.assert_close(step.student.image_encoder.state_dict(), average, rtol=0, atol=0)
+    torch.testing.assert_close(step.twin.model.image_encoder.state_dict(), average, rtol=0, atol=0)
+    unmoved = {name for name, p in step.student.named_parameters() if p.grad is None}
+    assert {name.partition(".")[0] for name in unmoved} == {"image_encoder"}
+
+
+def test_known_image_tokens_give_the_losses_of_their_images() -> None:
+    batch = draw_batch()
+    with_images, with_tokens = (new_step() for _ in range(2))
+    for step in (with_images, with_tokens):
+        step.lock_image_encoder()
+    with torch.no_grad():
+        tokens = with_tokens.student.encode_image(batch.images)
+    known = dataclasses.replace(batch, images=torch.zeros_like(batch.images), image_tokens=tokens)
+    assert values(with_tokens(known, 0.4)) == pytest.approx(values(with_images(batch, 0.4)), abs=1e-5)
