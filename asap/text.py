@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, NamedTuple, cast
 
 import torch
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
@@ -29,6 +29,8 @@ _SPECIAL_TOKENS = {
     "sep_token": "[SEP]",
     "mask_token": "[MASK]",
 }
+_KNOWN_WORDS = 2**16
+"""Words whose pieces are kept; beyond, they are looked up anew."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,19 +56,24 @@ class LabelledText:
     """The whitespace word that each piece came from, in step with `token_labels`."""
 
 
-@dataclass(frozen=True, slots=True)
-class _WordPieces:
-    """The pieces of one whitespace word."""
+class _Pieces(NamedTuple):
+    """Of a word, wherever it stands."""
 
-    index: int
     ids: list[int]
     parts: list[int]
     """For each piece, which of the word's cleaned words it belongs to."""
+    cleaned: int
+    """Cleaned words that have a piece."""
 
-    @property
-    def cleaned(self) -> int:
-        """Cleaned words that have a piece."""
-        return len(set(self.parts))
+
+class _WordPieces(NamedTuple):
+    """The pieces of one whitespace word of a text; as `_Pieces`."""
+
+    place: int
+    """The word's, among the words of the text."""
+    ids: list[int]
+    parts: list[int]
+    cleaned: int
 
 
 class TextCodec:
@@ -94,6 +101,7 @@ class TextCodec:
         self._word_pieces = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
         self._word_pieces.no_truncation()  # a saved tokenizer may bring either; a copy leaves the caller's alone
         self._word_pieces.no_padding()
+        self._known: dict[str, _Pieces] = {}
         self.pad_id: int = tokenizer.pad_token_id
         self.max_words = max_words
         self.max_tokens = max_tokens
@@ -109,7 +117,7 @@ class TextCodec:
         whole = self._tokenise(self._check(text))
         words = [fitting for word in whole for fitting in _cut([word], self.max_words, self.max_tokens - 1)]
         warnings = [
-            f"word {word.index} has {len(word.ids)} pieces; only the first {len(fitting.ids)} were analysed"
+            f"word {word.place} has {len(word.ids)} pieces; only the first {len(fitting.ids)} were analysed"
             for word, fitting in zip(whole, words, strict=True)
             if len(fitting.ids) < len(word.ids)
         ]
@@ -163,22 +171,24 @@ class TextCodec:
 
     def _tokenise(self, text: str) -> list[_WordPieces]:
         """The pieces of every word that has any."""
-        spans = split_words(UNREADABLE.sub("\ufffd", text))
-        cleaned = [(span.index, part) for span in spans for part in clean_word(span.word)]
-        encoding = self._word_pieces.encode(
-            [part for _, part in cleaned], is_pretokenized=True, add_special_tokens=False
-        )
-        words: list[_WordPieces] = []
-        word_ids = cast("list[int]", encoding.word_ids)  # None only for special and padding tokens, here are neither
-        for piece, part in zip(encoding.ids, word_ids, strict=True):
-            index = cleaned[part][0]
-            if not words or words[-1].index != index:
-                words.append(_WordPieces(index, [], []))
-            words[-1].ids.append(piece)
-            words[-1].parts.append(part)
+        words = [
+            _WordPieces(place, *pieces)
+            for place, word in enumerate(UNREADABLE.sub("\ufffd", text).split())
+            if (pieces := self._pieces(word)).ids
+        ]
         if not words:
             raise TextInvalid(f"no word is left of the text after cleaning: {text[:80]!r}")
         return words
+
+    def _pieces(self, word: str) -> _Pieces:
+        """Of one whitespace word. Words come again: to ask for those of every text takes three times as long."""
+        if (known := self._known.get(word)) is not None:
+            return known
+        encoding = self._word_pieces.encode(clean_word(word), is_pretokenized=True, add_special_tokens=False)
+        parts = cast("list[int]", encoding.word_ids)  # None only for special and padding tokens, here are neither
+        if len(self._known) >= _KNOWN_WORDS:
+            self._known.clear()
+        return self._known.setdefault(word, _Pieces(encoding.ids, parts, len(set(parts))))
 
     def _passes(self, words: list[_WordPieces]) -> list[list[_WordPieces]]:
         """As few passes as the limits allow, of about equal length."""
@@ -207,17 +217,23 @@ class TextCodec:
 def _cut(words: list[_WordPieces], max_words: int, max_pieces: int) -> Iterator[_WordPieces]:
     """The first words, as far as both limits allow; the last of them may lose its last pieces."""
     for word in words:
-        parts = sorted(set(word.parts))[:max_words]
-        kept = [piece for piece in range(len(word.ids)) if word.parts[piece] in parts][:max_pieces]
+        if word.cleaned <= max_words and len(word.ids) <= max_pieces:
+            yield word
+            max_words -= word.cleaned
+            max_pieces -= len(word.ids)
+            continue
+        within = sorted(set(word.parts))[:max_words]
+        kept = [piece for piece in range(len(word.ids)) if word.parts[piece] in within][:max_pieces]
         if not kept:
             return
-        yield _WordPieces(word.index, [word.ids[piece] for piece in kept], [word.parts[piece] for piece in kept])
-        max_words -= len(parts)
+        ids, parts = [word.ids[piece] for piece in kept], [word.parts[piece] for piece in kept]
+        yield _WordPieces(word.place, ids, parts, len(set(parts)))
+        max_words -= len(within)
         max_pieces -= len(kept)
 
 
 def _word_index(words: list[_WordPieces]) -> list[int]:
-    return [word.index for word in words for _ in word.ids]
+    return [word.place for word in words for _ in word.ids]
 
 
 def pad_batch(input_ids: Sequence[Sequence[int]], pad_id: int) -> tuple[torch.Tensor, torch.Tensor]:

@@ -62,9 +62,9 @@ class RunLog:
         return figures
 
     def _write(self, fit: Fit, event: dict[str, Any]) -> None:
-        line = {"pairs": fit.pairs_done, "of": fit.pairs_in_all, "at": time.time()} | event
+        told = {"pairs": fit.pairs_done, "of": fit.pairs_in_all, "workers": fit.world, "at": time.time()}
         with self.folder.progress.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
+            file.write(json.dumps(told | event) + "\n")
         for group, values in event.items():
             named = {f"{group}/{name}": value for name, value in values.items()} if isinstance(values, dict) else {}
             for name, value in (named or {group: values}).items():

@@ -189,7 +189,7 @@ class CalibrateSettings(CorpusSettings):
 
 
 HOW_NOT_WHAT = {
-    "out", "workers", "min_workers", "cpus_per_worker", "device", "checkpoint_activations", "compile",
+    "out", "workers", "min_workers", "regrow_every_s", "cpus_per_worker", "device", "checkpoint_activations", "compile",
     "checkpoint_pairs", "export", "address", "ingest", "cache_gib", "tokens_gib", "decode_tasks",
 }  # fmt: skip
 """The settings of a training run that may change from one start of it to the next."""
@@ -273,6 +273,8 @@ class TrainSettings(CorpusSettings):
     min_workers: int | None = Field(default=None, ge=1)
     """Go on with so few where a cluster loses machines, and with up to `workers` when they are back; the batch of a
     step stays the same. None: only with all of them."""
+    regrow_every_s: float = Field(default=60, gt=0)
+    """How often a run with fewer than `workers` looks for machines; it goes back to its last checkpoint to take one."""
     cpus_per_worker: int | None = Field(default=None, ge=1)
     """Threads of a worker; None: the machine's cores shared out."""
     device: Device = "auto"

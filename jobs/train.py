@@ -189,6 +189,7 @@ def _fit(folder: RunFolder, settings: TrainSettings) -> Chosen:
         train_loop_config={"settings": settings.model_dump(), "cpus": cpus},
         scaling_config=ScalingConfig(
             num_workers=settings.workers if fewest == settings.workers else (fewest, settings.workers),
+            elastic_resize_monitor_interval_s=settings.regrow_every_s,
             use_gpu=use_gpu,
             resources_per_worker={"CPU": cpus} | ({"GPU": 1} if use_gpu else {}),
         ),

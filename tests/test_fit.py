@@ -7,7 +7,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
+import torch.multiprocessing as multiprocessing
 from PIL import Image
+from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
+from torch.nn.parallel import DistributedDataParallel
 
 from asap.dataset import epoch_order
 from asap.errors import AsapError, ConfigError
@@ -449,3 +453,49 @@ def test_memory_for_tokens_decides_how_long_a_locked_step_takes_and_not_what_it_
     few = len(encoded)
     assert run(Fit(changed(settings, tokens_gib=0), split)) == terms
     assert few < len(encoded) - few == 20
+
+
+def train_together(rank: int, given: str) -> None:
+    """One of two workers, over gloo; keeps what it has after its steps."""
+    torch.set_num_threads(1)
+    settings = TrainSettings.model_validate_json(given)
+    folder = RunFolder(Path(settings.out))
+    place = folder.path / "together"
+    dist.init_process_group("gloo", init_method=f"file://{place}/rendezvous", rank=rank, world_size=2)
+    fit = Fit(
+        settings, Split.open(settings, folder, "train", model_config(settings, vocabulary(folder))), rank=rank, world=2
+    )
+    module = DistributedDataParallel(fit.module, broadcast_buffers=False, find_unused_parameters=True)
+    averaged: list[int] = []
+
+    def count(state: None, bucket: dist.GradBucket) -> torch.futures.Future[torch.Tensor]:
+        averaged.append(bucket.index())
+        return allreduce_hook(None, bucket)  # type: ignore[arg-type]  # None is the whole world
+
+    module.register_comm_hook(None, count)
+    fit.distribute(module)
+    run(fit, 1)
+    first = {name: value.clone() for name, value in gradients(fit).items()}
+    run(fit)
+    torch.save({"first": first, "averaged": averaged, "module": fit.module.state_dict()}, place / f"{rank}.pt")
+    dist.destroy_process_group()
+
+
+def test_two_workers_with_micro_batches_average_once_a_step_and_stay_alike(
+    settings: TrainSettings, split: Split, folder: RunFolder
+) -> None:
+    calm = MODEL | {"dropout": 0.0, "patch_embedding": "linear"}
+    settings = changed(settings, model=calm, loss_weights={"vlc": 0.0, "mlm": 0.0}, lock_image_from=0.5)
+    (folder.path / "together").mkdir()
+    alone = Fit(settings, dataclasses.replace(split, config=model_config(settings, vocabulary(folder))))
+    run(alone, 1)
+
+    multiprocessing.spawn(
+        train_together, args=(changed(settings, workers=2, accumulation=2).model_dump_json(),), nprocs=2
+    )
+
+    two = [torch.load(folder.path / f"together/{rank}.pt", weights_only=True) for rank in range(2)]  # noqa: TID251
+    for worker in two:
+        torch.testing.assert_close(worker["first"], gradients(alone), atol=1e-5, rtol=0)
+        assert worker["averaged"].count(0) == alone.total_steps == 6
+    torch.testing.assert_close(two[0]["module"], two[1]["module"], rtol=0, atol=0)
