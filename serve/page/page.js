@@ -50,9 +50,9 @@ const judge = async () => {
     const headers = key ? { Authorization: `Bearer ${key}` } : {};
     const asked = { ...chosen, text: find("text").value };
     const answer = await fetch("v1/detect", { method: "POST", body: form(), headers });
-    const told = await answer.json();
-    if (answer.ok) await show(told, asked);
-    else complain(explain(answer, told.error));
+    const told = await answer.json().catch(() => null); // what stands before the API may refuse in its own words
+    if (answer.ok && told) await show(told, asked);
+    else complain(explain(answer, told?.error?.message ?? `it answered ${answer.status}`));
   } catch {
     complain("The server does not answer. Is it running?");
   } finally {
@@ -60,13 +60,13 @@ const judge = async () => {
   }
 };
 
-const explain = (answer, error) => {
+const explain = (answer, reason) => {
   if (answer.status === 401) return "This server needs a key: open “API key” and enter yours.";
   if (answer.status === 429 || answer.status === 503) {
     const wait = answer.headers.get("Retry-After") || "a few";
-    return `The server is busy (${error.message}). Try again in ${wait} s.`;
+    return `The server is busy (${reason}). Try again in ${wait} s.`;
   }
-  return `Not judged: ${error.message}`;
+  return `Not judged: ${reason}`;
 };
 
 const MEANINGS = {
