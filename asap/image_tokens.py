@@ -2,12 +2,24 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
 from asap.config import ModelConfig
+
+_KEPT_AS = torch.float16
+
+
+def token_bytes(pairs: int, config: ModelConfig) -> int:
+    """What the tokens of so many pictures take in memory."""
+    return _KEPT_AS.itemsize * math.prod(_shape(pairs, config))
+
+
+def _shape(pairs: int, config: ModelConfig) -> tuple[int, int, int]:
+    return (pairs, config.patches_per_side**2 + 1, config.width)
 
 
 class ImageTokens:
@@ -17,10 +29,9 @@ class ImageTokens:
     """
 
     def __init__(self, pairs: int, config: ModelConfig, most_bytes: float) -> None:
-        shape = (pairs, config.patches_per_side**2 + 1, config.width)
         self._known = torch.zeros(pairs, dtype=torch.bool)
-        fits = 2 * shape[0] * shape[1] * shape[2] <= most_bytes
-        self._kept = torch.empty(shape, dtype=torch.float16) if fits else None
+        fits = token_bytes(pairs, config) <= most_bytes
+        self._kept = torch.empty(_shape(pairs, config), dtype=_KEPT_AS) if fits else None
 
     def of(self, numbers: Sequence[int], encode: Callable[[], Tensor]) -> Tensor:
         """The tokens of these pairs, (B, N, W) in float32; `encode` computes those of all of them.
@@ -31,7 +42,7 @@ class ImageTokens:
         rows = torch.tensor(numbers)
         if self._kept is not None and self._known[rows].all():
             return self._kept[rows].float()
-        tokens_BNW = encode().half()
+        tokens_BNW = encode().to(_KEPT_AS)
         if self._kept is not None:
             self._kept[rows] = tokens_BNW.cpu()
             self._known[rows] = True

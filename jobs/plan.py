@@ -13,10 +13,11 @@ from asap.config import ModelConfig
 from asap.corpus import Record
 from asap.errors import ConfigError
 from asap.execution import checkpoint_activations
+from asap.image_tokens import token_bytes
 from asap.model import Asap
 from asap.training import TrainingStep
 from jobs.settings import TrainSettings
-from jobs.stages import Stage, stages
+from jobs.stages import Stage, lock_step, stages
 
 _COUNTED_PAIRS = 2
 """Pairs of the forward pass whose activations are counted; memory grows with the pairs."""
@@ -91,6 +92,7 @@ def make_plan(settings: TrainSettings, config: ModelConfig, records: Mapping[str
             "twin": _FLOAT * weights,
             "queues": _FLOAT * queues,
             "activations of a micro batch": _activation_bytes(step) * micro // _COUNTED_PAIRS,
+            **_kept_tokens(settings, config, len(records["train"]), steps),
         },
         activations_told=(
             f"counted: what autograd keeps of a forward pass of {_COUNTED_PAIRS} pairs on a CPU in float32, texts at "
@@ -102,6 +104,13 @@ def make_plan(settings: TrainSettings, config: ModelConfig, records: Mapping[str
         init=settings.init,
         out=settings.out,
     )
+
+
+def _kept_tokens(settings: TrainSettings, config: ModelConfig, pairs: int, steps: int) -> dict[str, int]:
+    """Of a run whose image encoder is to rest, where they fit."""
+    taken = token_bytes(pairs, config)
+    rests = lock_step(settings, steps) < steps
+    return {"kept image tokens": taken} if rests and taken <= settings.tokens_gib * 2**30 else {}
 
 
 def _numbers(model: torch.nn.Module) -> int:

@@ -147,3 +147,11 @@ def test_a_start_that_does_not_fit_is_refused_before_anything_is_run(corpus: Pat
 def test_too_few_pairs_for_a_batch_are_refused(corpus: Path) -> None:
     with pytest.raises(ConfigError, match="20 training pairs do not fill one batch of 32"):
         plan(settings_for(corpus, batch_size=32))
+
+
+def test_tokens_that_are_kept_take_memory_where_they_fit(made: Plan, corpus: Path) -> None:
+    assert "kept image tokens" not in made.memory
+    locked = plan(settings_for(corpus, lock_image_from=0.5))
+    assert locked.memory["kept image tokens"] == 2 * 20 * 5 * 48
+    assert [stage.image_locked for stage in locked.stages] == [False, False, True]
+    assert "kept image tokens" not in plan(settings_for(corpus, lock_image_from=0.5, tokens_gib=0)).memory
