@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from sklearn.metrics import auc, average_precision_score, roc_curve
 from torch import Tensor
 
-from asap.config import IMAGE_TYPES, TYPES
+from asap.config import IMAGE_TYPES, TEXT_TYPES, TYPES
 from asap.errors import AsapError
 from asap.model import AsapOutput
 from asap.targets import CLASSES, types_of
@@ -51,6 +51,8 @@ class Judged(NamedTuple):
     """(B, 4): see `token_metrics`."""
     tokens_published: Counts
     """(B, 4): likewise, against the published labels; zeros where these were not given."""
+    text_types_elsewhere: Floats
+    """(B, 2): logits of the text types beside the picture of another pair; NaN where these were not given."""
 
     @property
     def manipulated(self) -> Flags:
@@ -79,7 +81,7 @@ class Judged(NamedTuple):
 
 
 class Evaluation:
-    """Predictions and targets of the pairs seen so far, about 120 bytes a pair.
+    """Predictions and targets of the pairs seen so far, about 130 bytes a pair.
 
     `merge` is exact: any split of a corpus over workers gives the figures of the whole. Pickles as it is.
     """
@@ -98,13 +100,15 @@ class Evaluation:
         box_cxcywh_B4: Tensor,
         token_labels_BL: Tensor,
         published_labels_BL: Tensor | None = None,
+        text_types_elsewhere_B2: Tensor | None = None,
     ) -> None:
         """Add a batch.
 
         `types`: multi-hot, (B, 4); it also says whether a pair is manipulated, has a box, and of which class it is.
         `box_cxcywh`: (B, 4) in [0, 1]. `token_labels`: (B, L) in step with `output.logits_token`, -100 for padding.
         `published_labels`: likewise, as `TextCodec.label_as_published` gives them; without them there are no figures
-        of the published alignment.
+        of the published alignment. `text_types_elsewhere`: logits of the text types, (B, 2), of each text beside the
+        picture of another pair; without them nothing is told of how much of a text's verdict is the picture's.
         """
         logits = [_array(part) for part in output]
         if not all(np.isfinite(part).all() for part in logits[:3]):
@@ -126,6 +130,11 @@ class Evaluation:
                 box_true=_array(box_cxcywh_B4),
                 tokens=_token_counts(token_BL2, labels_BL),
                 tokens_published=_token_counts(token_BL2, published_BL),
+                text_types_elsewhere=(
+                    np.full((len(labels_BL), len(TEXT_TYPES)), np.nan, np.float32)
+                    if text_types_elsewhere_B2 is None
+                    else _array(text_types_elsewhere_B2)
+                ),
             )
         )
 
@@ -147,6 +156,7 @@ class Evaluation:
             "pairs": len(judged.margin),
             **real_fake_metrics(judged.margin, judged.manipulated),
             **type_metrics(judged.multilabel, judged.types),
+            "AP_elsewhere": _elsewhere(judged.text_types_elsewhere, judged.types[:, len(IMAGE_TYPES) :]),
             **box_metrics(overlap),
             **box_metrics(gated, "_gated"),
             **box_metrics(overlap[judged.has_box], "_boxed"),
@@ -190,10 +200,7 @@ def type_metrics(logits_B4: Floats, types_B4: Flags) -> Report:
     O: all predictions together. C: means over the types; CF1 is the F1 of those means. `top3`: likewise, of the
     three highest logits of each pair only.
     """
-    precisions = [
-        float(average_precision_score(types_B4[:, i], logits_B4[:, i])) if types_B4[:, i].any() else None
-        for i in range(len(TYPES))
-    ]
+    precisions = [_average_precision(logits_B4[:, i], types_B4[:, i]) for i in range(len(TYPES))]
     known = [value for value in precisions if value is not None]
     top3 = np.argsort(np.argsort(-logits_B4, axis=1, kind="stable"), axis=1) < 3
     return {
@@ -202,6 +209,21 @@ def type_metrics(logits_B4: Floats, types_B4: Flags) -> Report:
         **_precision_and_recall(logits_B4 >= 0, types_B4),
         "top3": _precision_and_recall((logits_B4 >= 0) & top3, types_B4),
     }
+
+
+def _elsewhere(logits_B2: Floats, types_B2: Flags) -> list[float | None] | None:
+    """AP of the text types where every text stood beside the picture of another pair; None where none did.
+
+    What it lies below `AP` is what the picture contributes: a model that judges texts by themselves has both alike.
+    """
+    known = np.isfinite(logits_B2).all(axis=1)
+    if not known.any():
+        return None
+    return [_average_precision(logits_B2[known, i], types_B2[known, i]) for i in range(len(TEXT_TYPES))]
+
+
+def _average_precision(logits_B: Floats, actual_B: Flags) -> float | None:
+    return float(average_precision_score(actual_B, logits_B)) if actual_B.any() else None
 
 
 def _precision_and_recall(predicted_B4: Flags, types_B4: Flags) -> Report:

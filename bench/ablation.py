@@ -121,8 +121,10 @@ class Grid:
         cpu_s = time.process_time() - before
         test = self.split(recipe, "test")
         models = {"student": fit.module.student, "twin": fit.module.twin.model}
-        reports = {name: judge(model, test) for name, model in models.items()}
-        kept = {name: {key: report[key] for key in (*FIGURES, "AP")} for name, report in reports.items()}
+        reports = {name: judge(model, test, elsewhere=True) for name, model in models.items()}
+        kept = {
+            name: {key: report[key] for key in (*FIGURES, "AP", "AP_elsewhere")} for name, report in reports.items()
+        }
         return {"recipe": recipe, "seed": seed, "pairs": self.pairs, "word_pairs": self.word_pairs,
                 "train_cpu_s": cpu_s, "last_losses": last} | kept  # fmt: skip
 

@@ -8,7 +8,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from asap.config import TYPES, ModelConfig
+from asap.config import TEXT_TYPES, TYPES, ModelConfig
 from asap.warm_start import split_source
 from jobs.settings import TrainSettings
 
@@ -25,7 +25,7 @@ On the test split of {test_corpus}, {pairs} pairs that training never saw:
 |---|---|
 {figures}
 
-Average precision by type: {types}.
+Average precision by type: {types}.{elsewhere}
 
 `IoU50` counts a pair without a box as right only if the predicted box is empty; `gated` empties the box unless an
 image type is predicted; `boxed` is over the pairs that have one.
@@ -82,6 +82,7 @@ def model_card(
         types=", ".join(
             f"{name} {value:.3f}" for name, value in zip(TYPES, report["AP"], strict=True) if value is not None
         ),
+        elsewhere=_elsewhere(report.get("AP_elsewhere")),
         corpus_text=_describe(Path(settings.corpus)),
         trained=settings.pairs,
         checkpoint=checkpoint,
@@ -90,6 +91,14 @@ def model_card(
         settings=json.dumps(shown, indent=2),
         limits=_NEWSROOM_LIMITS if seed else "",
     )
+
+
+def _elsewhere(precisions: list[float | None] | None) -> str:
+    """How much of a text's verdict is the picture's."""
+    told = [
+        f"{name} {value:.3f}" for name, value in zip(TEXT_TYPES, precisions or (), strict=False) if value is not None
+    ]
+    return f" Beside the picture of another pair the text types have {', '.join(told)}." if told else ""
 
 
 def _commands(settings: TrainSettings) -> list[str]:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from asap.batch import Batch
+from asap.config import IMAGE_TYPES
 from asap.dataset import Record, TrainingSet, collate
 from asap.metrics import Evaluation
 from asap.model import Asap
@@ -21,14 +22,18 @@ from jobs.corpora import read_picture
 from jobs.fit import Split
 
 
-def judge(model: Asap, split: Split, batch_size: int = 64) -> dict[str, Any]:
-    """Every figure of `asap.metrics.Evaluation` for the pairs of the split. Leaves the model in its mode."""
+def judge(model: Asap, split: Split, batch_size: int = 64, *, elsewhere: bool = False) -> dict[str, Any]:
+    """Every figure of `asap.metrics.Evaluation` for the pairs of the split. Leaves the model in its mode.
+
+    `elsewhere`: see `judge_batch`.
+    """
     was_training = model.training
     model.eval()
     if isinstance(split.pairs.pictures, PictureCache):
         evaluation = Evaluation()
         for start in range(0, len(split.pairs), batch_size):
-            judge_batch(evaluation, model, split.pairs, range(start, min(start + batch_size, len(split.pairs))))
+            numbers = range(start, min(start + batch_size, len(split.pairs)))
+            judge_batch(evaluation, model, split.pairs, numbers, elsewhere=elsewhere)
     else:
         threads = max(2, torch.get_num_threads())
         evaluation = judge_records(model, split.pairs.codec, split.pairs.records, batch_size, threads, "boxless")
@@ -54,18 +59,29 @@ def judge_records(
         for start in range(0, len(records), batch_size):
             some = records[start : start + batch_size]
             pictures = _decode(some, model.config.image_size, pool)
-            judge_batch(evaluation, model, TrainingSet(some, pictures, codec, bad_boxes=bad_boxes), range(len(some)))
+            pairs = TrainingSet(some, pictures, codec, bad_boxes=bad_boxes)
+            judge_batch(evaluation, model, pairs, range(len(some)), elsewhere=True)
     return evaluation
 
 
 @torch.inference_mode()
-def judge_batch(evaluation: Evaluation, model: Asap, pairs: TrainingSet, numbers: range) -> None:
-    """Add some of the pairs to an evaluation. The model is in eval mode, on whichever device."""
+def judge_batch(
+    evaluation: Evaluation, model: Asap, pairs: TrainingSet, numbers: range, *, elsewhere: bool = False
+) -> None:
+    """Add some of the pairs to an evaluation. The model is in eval mode, on whichever device.
+
+    `elsewhere`: judge each text beside the picture of the pair before it too, which fuses once more.
+    """
     batch = collate([pairs.sample(number) for number in numbers], model.config, pairs.pad_id)
     published_BL = _published_labels(pairs, numbers, batch)
     batch = batch.to(next(model.parameters()).device)
-    output = model(batch.images, *batch.text)
-    evaluation.update(output, batch.types, batch.box_cxcywh, batch.token_labels, published_BL)
+    image_BNW, text_BLW = model.encode_image(batch.images), model.encode_text(*batch.text)
+    output = model.predict(model.fuse(image_BNW, text_BLW, batch.text.mask))
+    text_types_B2 = None
+    if elsewhere and len(numbers) > 1:  # one pair has no other beside it
+        other = model.predict(model.fuse(image_BNW.roll(1, dims=0), text_BLW, batch.text.mask))
+        text_types_B2 = other.logits_multilabel[:, len(IMAGE_TYPES) :]
+    evaluation.update(output, batch.types, batch.box_cxcywh, batch.token_labels, published_BL, text_types_B2)
 
 
 def _published_labels(pairs: TrainingSet, numbers: range, batch: Batch) -> Tensor:

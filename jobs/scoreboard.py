@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
+from asap.config import IMAGE_TYPES, TEXT_TYPES
+
 _BOX = (("IoUmean", "IoU_mean"), ("IoU50", "IoU50"), ("IoU75", "IoU75"))
 _WORDS = (("precision", "token_precision"), ("recall", "token_recall"), ("F1", "token_F1"))
 _ROWS = (
@@ -35,10 +37,26 @@ class Row(NamedTuple):
 
 
 def task_rows(report: dict[str, Any]) -> list[Row]:
-    """The rows of the paper's table, from what `asap.metrics.Evaluation.compute` says."""
-    return [
+    """The rows of the paper's table, from what `asap.metrics.Evaluation.compute` says, and what the pictures do."""
+    rows = [
         Row(task, reading, [(name, percent(report[key + suffix])) for name, key in figures])
         for task, reading, figures, suffix in _ROWS
+    ]
+    return [*rows, *_text_type_rows(report)]
+
+
+def _text_type_rows(report: dict[str, Any]) -> list[Row]:
+    """Whether a text is judged with its picture: AP of the text types, and of texts beside another's picture."""
+    elsewhere = report.get("AP_elsewhere")
+    if elsewhere is None:
+        return []
+    readings = (
+        ("own picture: average precision of the text types", report["AP"][len(IMAGE_TYPES) :]),
+        ("another pair's picture: what it lies below the line above is what pictures tell", elsewhere),
+    )
+    return [
+        Row("texts", reading, [(f"AP {name}", percent(value)) for name, value in zip(TEXT_TYPES, values, strict=True)])
+        for reading, values in readings
     ]
 
 

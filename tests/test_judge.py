@@ -1,5 +1,6 @@
 import dataclasses
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from tiny import tiny_model
 from asap.config import TYPES
 from asap.dataset import PictureCache, Record, TrainingSet
 from asap.errors import DecodeFailed
+from asap.model import Fused
 from asap.text import TextCodec, train_tokenizer
 from jobs.fit import Split
 from jobs.judge import judge, judge_records
@@ -105,3 +107,22 @@ def test_words_are_judged_under_the_published_alignment_too(split: Split) -> Non
     report = judge(model, split)  # no word of these texts is parted by punctuation
     assert report["token_F1"] is not None
     assert report["token_F1_published"] == report["token_F1"]
+
+
+def test_a_text_is_judged_beside_the_picture_before_it_where_that_is_asked(split: Split) -> None:
+    model = tiny_model(vocab_size=split.config.vocab_size)
+    assert judge(model, split)["AP_elsewhere"] is None
+    told: list[torch.Tensor] = []
+    fuse = model.fuse
+
+    def kept(image: torch.Tensor, *rest: torch.Tensor) -> Fused:
+        told.append(image)
+        return fuse(image, *rest)
+
+    with mock.patch.object(model, "fuse", kept):
+        report = judge(model, split, elsewhere=True)
+    own, other = told
+    assert torch.equal(other[1:], own[:-1])
+    assert torch.equal(other[0], own[-1])
+    assert all(0 < value <= 1 for value in report["AP_elsewhere"])
+    assert judge(model, split, batch_size=1, elsewhere=True)["AP_elsewhere"] is None  # one has no other beside it

@@ -273,3 +273,15 @@ def test_token_labels_of_another_length_are_refused():
     output, types, boxes, labels = pairs("orig", "face_swap")
     with pytest.raises(ValueError, match="token_labels"):
         evaluate(output, types, boxes, labels[:, :1])
+
+
+def test_what_texts_reach_beside_another_picture_is_told_where_it_is_known():
+    output, types, boxes, labels = pairs("orig", "text_swap", "face_swap&text_swap", "orig")
+    elsewhere = torch.tensor([[0.9, -1.0], [0.5, -1.0], [float("nan")] * 2, [-0.5, -1.0]])
+    evaluation = Evaluation()
+    evaluation.update(output, types, boxes, labels, None, elsewhere)
+    report = evaluation.compute()
+    # Of three known pairs the swapped text comes second; the corpus has no turned words.
+    assert report["AP_elsewhere"] == [0.5, None]
+    assert report["AP"][2] == 1.0
+    assert evaluate(output, types, boxes, labels).compute()["AP_elsewhere"] is None

@@ -48,3 +48,13 @@ def test_each_class_that_occurs_has_a_row():
 
 def test_a_figure_that_the_corpus_cannot_tell_is_a_dash():
     assert (percent(None), percent(0.0), percent(0.93195)) == ("–", "0.00", "93.19")
+
+
+def test_what_pictures_tell_of_texts_has_two_rows_where_it_is_known():
+    told = report("orig", "text_swap", "text_attribute")
+    assert [row.task for row in task_rows(told)].count("texts") == 0
+    rows = task_rows(told | {"AP_elsewhere": [0.5, None]})[-2:]
+    assert [row.figures for row in rows] == [
+        [("AP text_swap", "100.00"), ("AP text_attribute", "100.00")],
+        [("AP text_swap", "50.00"), ("AP text_attribute", "–")],
+    ]
