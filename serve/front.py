@@ -14,11 +14,13 @@ from fastapi.responses import JSONResponse
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from serve.admission import Admission
 from serve.errors import Overloaded, Refused
 from serve.schemas import ErrorBody, ErrorResponse
 from serve.settings import ServeSettings
 
 LOG = logging.getLogger("asap.requests")
+_ONE_PAIR = "/v1/detect"
 _GIVEN_ID = re.compile(rb"[\w.-]{1,64}")
 _PAGE_POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data: blob:; connect-src 'self'; "
@@ -41,6 +43,7 @@ class Figures:
         )
         self.seconds = Histogram("asap_request_seconds", "Of one request", ["route"], registry=self.registry)
         self.in_flight = Gauge("asap_requests_in_flight", "Requests being worked on", registry=self.registry)
+        self.limit = Gauge("asap_requests_limit", "Requests let in at once, now", registry=self.registry)
         self.pairs = Counter("asap_pairs", "Judged pairs by verdict", ["verdict"], registry=self.registry)
 
 
@@ -62,6 +65,8 @@ class Front:
         self._settings = settings
         self._figures = figures
         self._busy = 0
+        self._admission = Admission(2 * settings.batch_size, settings.max_in_flight, settings.wait_s)
+        figures.limit.set(self._admission.limit)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request."""
@@ -75,7 +80,7 @@ class Front:
         self._busy += counted
         self._figures.in_flight.set(self._busy)
         try:
-            if counted and self._busy > self._settings.max_in_flight:
+            if counted and self._busy > self._admission.limit:
                 raise Overloaded
             await self._app(scope, _limited(scope, receive, self._settings), sent)
         except Exception as error:
@@ -86,7 +91,12 @@ class Front:
         finally:
             self._busy -= counted
             self._figures.in_flight.set(self._busy)
-            self._finish(scope, trace, sent.status, time.perf_counter() - start)
+            seconds = time.perf_counter() - start
+            # What was judged, or not in time. A batch takes as long as it is large, a refusal no time.
+            if scope["path"] == _ONE_PAIR and (sent.status < 400 or sent.status == 504):
+                self._admission.answered(seconds)
+                self._figures.limit.set(self._admission.limit)
+            self._finish(scope, trace, sent.status, seconds)
 
     def _finish(self, scope: Scope, trace: Trace, status: int, seconds: float) -> None:
         route = getattr(scope.get("route"), "path", "other")

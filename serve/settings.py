@@ -35,6 +35,8 @@ class ServeSettings(BaseModel):
     """Of the body of a batch."""
     max_in_flight: int = Field(default=64, ge=1)
     """Requests that are read, decoded or waiting at once; one more is answered 429."""
+    wait_s: float = Field(default=2, gt=0)
+    """What an answer may come to take where more is asked than can be judged: beyond, fewer are let in at once."""
     max_queued: int = Field(default=256, ge=1)
     """Pairs that wait for a detector; one more is answered 429."""
     deadline_s: float = Field(default=30, gt=0)

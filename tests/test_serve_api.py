@@ -14,6 +14,7 @@ from serving import TEXT, LocalJudge, api, encoded
 
 from asap.errors import ModelError
 from asap.finding import Finding, Pair
+from asap.images import PreparedImage
 from asap.predictor import Predictor
 from serve.errors import NotReady, Overloaded
 from serve.keys import Keyring, new_key
@@ -289,6 +290,26 @@ def test_a_request_beyond_those_in_flight_is_refused_at_once() -> None:
     with api(_Troubled(3.0), max_in_flight=2) as client, ThreadPoolExecutor(6) as threads:
         answers = [wait.result() for wait in [threads.submit(_send, client) for _ in range(6)]]
     assert sorted(answer.status_code for answer in answers) == [429] * 4 + [500] * 2
+
+
+def test_fewer_are_let_in_where_answers_take_too_long(predictor: Predictor) -> None:
+    class Slow(LocalJudge):
+        async def detect(self, image: PreparedImage, text: str | None) -> Finding:
+            await asyncio.sleep(0.05)
+            return await super().detect(image, text)
+
+    def let_in() -> int:
+        return int(re.search(r"asap_requests_limit (\d+)", client.get("/metrics").text)[1])  # type: ignore[index]
+
+    with api(Slow(predictor), wait_s=0.01) as client:
+        assert let_in() == 32
+        for _ in range(20):
+            assert _send(client).status_code == 200
+        assert let_in() < 32
+    with api(LocalJudge(predictor), wait_s=60) as client:
+        for _ in range(5):
+            _send(client)
+        assert let_in() == 37
 
 
 def test_without_keys_only_this_machine_is_answered(predictor: Predictor) -> None:

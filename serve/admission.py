@@ -1,0 +1,51 @@
+"""How many requests may be worked on at once, found out from how long they take."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections import deque
+from collections.abc import Callable
+
+_FEWEST = 2
+"""That are always let in."""
+_LOOKED_AT = 16
+"""Answers whose median decides: one picture that takes long to decode says nothing of the load."""
+_CUT = 0.8
+
+
+class Admission:
+    """A limit that falls while answers take longer than `wait_s`, and rises again while they do not.
+
+    As TCP's window: doubling at first, then additive increase and multiplicative decrease (Jacobson, 1988). What waits
+    is bounded in time, whatever the model and the machine, where a number alone would be too many for a slow one and
+    too few for a fast one.
+    """
+
+    def __init__(self, first: int, most: int, wait_s: float, clock: Callable[[], float] = time.monotonic) -> None:
+        self._most, self._wait_s, self._clock = most, wait_s, clock
+        self._limit = float(min(first, most))
+        self._doubling = True
+        self._seconds: deque[float] = deque(maxlen=_LOOKED_AT)
+        self._next_cut = 0.0
+
+    @property
+    def limit(self) -> int:
+        """Requests that may be in flight now."""
+        return int(self._limit)
+
+    def answered(self, seconds: float) -> None:
+        """Take in how long one answer took, from its request's first byte."""
+        self._seconds.append(seconds)
+        usual = statistics.median(self._seconds)
+        if len(self._seconds) == _LOOKED_AT and usual > self._wait_s:
+            self._cut(usual)
+        elif seconds <= self._wait_s:
+            self._limit = min(float(self._most), self._limit + (1 if self._doubling else 1 / self._limit))
+
+    def _cut(self, usual: float) -> None:
+        """Not again before what was let in until now is through: it takes as long as before."""
+        if (now := self._clock()) >= self._next_cut:
+            self._limit = max(float(min(_FEWEST, self._most)), self._limit * _CUT)
+            self._next_cut = now + usual
+            self._doubling = False
