@@ -33,7 +33,7 @@ def add_machine(cluster: Cluster) -> Any:
     return cluster.add_node(num_cpus=1, object_store_memory=100 * 2**20)
 
 
-def wait_until(condition: Callable[[], bool], driver: subprocess.Popen[bytes], seconds: float = 300) -> None:
+def wait_until(condition: Callable[[], bool], driver: subprocess.Popen[bytes], seconds: float = 600) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
         assert driver.poll() is None, "the run ended too early"
