@@ -58,8 +58,9 @@ class Batch:
         """The batch with every tensor changed."""
         changed: dict[str, Any] = {}
         for name, value in vars(self).items():
-            changed[name] = Tokens(*map(change, value)) if isinstance(value, Tokens) else value
-            if isinstance(value, Tensor):
+            if isinstance(value, Tokens):
+                changed[name] = Tokens(*map(change, value))
+            elif value is not None:
                 changed[name] = change(value)
         return Batch(**changed)
 

@@ -63,12 +63,8 @@ def mask_words(words: Tokens, mask_id: int, vocab_size: int) -> tuple[Tensor, Te
     return torch.where(hidden_BL, shown_BL, ids_BL), hidden_BL
 
 
-class CaptionWordHead(nn.Module):
-    """From image tokens to a logit for each piece of the vocabulary (CWP; training only).
-
-    Its last layer is the text side's own word embeddings, so that a patch and a word that mean the same come to lie in
-    the same place, which is where cross attention finds them.
-    """
+class _WordHead(nn.Module):
+    """To a logit for each piece of the vocabulary, by the text side's own word embeddings (training only)."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -76,29 +72,30 @@ class CaptionWordHead(nn.Module):
         self.norm = nn.LayerNorm(config.width)
         self.bias = nn.Parameter(torch.zeros(config.vocab_size))
 
-    def forward(self, image_BNW: Tensor, embeddings_VW: Tensor) -> Tensor:
-        """Logits (B, V) of the mean patch.
+    def words(self, hidden_TW: Tensor, embeddings_VW: Tensor) -> Tensor:
+        """Logits (T, V).
 
         Scaled as attention scores are: words are drawn at 1 (`Asap`), which would make the first logits as large as
         the root of the width, and the first loss above that of knowing nothing.
         """
-        mean_BW = self.norm(self.dense(image_BNW[:, 1:].mean(dim=1)))
-        return F.linear(mean_BW * mean_BW.shape[-1] ** -0.5, embeddings_VW, self.bias)
+        normed_TW = self.norm(hidden_TW)
+        return F.linear(normed_TW * normed_TW.shape[-1] ** -0.5, embeddings_VW, self.bias)
 
 
-class MaskedWordHead(nn.Module):
-    """From a fused token to a logit for each piece of the vocabulary (MLM; training only).
+class CaptionWordHead(_WordHead):
+    """From image tokens to words (CWP).
 
-    BERT's transform, then the text side's own word embeddings, scaled as those of `CaptionWordHead`.
+    A patch and a word that mean the same come to lie in the same place, which is where cross attention finds them.
     """
 
-    def __init__(self, config: ModelConfig) -> None:
-        super().__init__()
-        self.dense = nn.Linear(config.width, config.width)
-        self.norm = nn.LayerNorm(config.width)
-        self.bias = nn.Parameter(torch.zeros(config.vocab_size))
+    def forward(self, image_BNW: Tensor, embeddings_VW: Tensor) -> Tensor:
+        """Logits (B, V) of the mean patch."""
+        return self.words(self.dense(image_BNW[:, 1:].mean(dim=1)), embeddings_VW)
+
+
+class MaskedWordHead(_WordHead):
+    """From a fused token to words (MLM), with BERT's transform."""
 
     def forward(self, tokens_TW: Tensor, embeddings_VW: Tensor) -> Tensor:
         """Logits (T, V) of T tokens."""
-        hidden_TW = self.norm(F.gelu(self.dense(tokens_TW)))
-        return F.linear(hidden_TW * hidden_TW.shape[-1] ** -0.5, embeddings_VW, self.bias)
+        return self.words(F.gelu(self.dense(tokens_TW)), embeddings_VW)

@@ -25,6 +25,11 @@ def split_words(text: str) -> list[WordSpan]:
     return [WordSpan(i, m.start(), m.end(), m.group()) for i, m in enumerate(re.finditer(r"\S+", text))]
 
 
+def legible(text: str) -> str:
+    """The text with one U+FFFD for each character that stores and tokenizers refuse."""
+    return UNREADABLE.sub("\ufffd", text)
+
+
 def clean_word(word: str) -> list[str]:
     """The published caption cleaning of one word: none, one or several words, as `-` and `/` part them."""
     kept = _DROPPED.sub("", word.lower()).replace("-", " ").replace("/", " ")

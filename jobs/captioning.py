@@ -20,10 +20,11 @@ from PIL import Image
 from asap.descriptions import KEYS, Described, Descriptions, Entry, entry_of
 from asap.errors import CorpusError
 from asap.layout import canonical
+from asap.words import legible
 from jobs.errors import InputNotFound
 from jobs.failures import storage_errors
 from jobs.fingerprint import file_fingerprint, files_fingerprint
-from jobs.manifest import legible, readable_text, storable
+from jobs.manifest import readable_text, storable
 from jobs.records import RowError, read_records, record_file
 from jobs.settings import CaptionSettings
 from jobs.storage import Location, exists, list_files, open_read

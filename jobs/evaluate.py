@@ -217,7 +217,7 @@ def judge_shard(
     """A worker's part: the evaluation of these records, in their order. `bad_boxes`: see `_boxes_outside`."""
     loaded = _loaded(model, model_id, device, threads)
     codec = TextCodec(loaded.tokenizer, max_words=loaded.config.max_words, max_tokens=loaded.config.max_tokens)
-    return judge_records(loaded.model, codec, records, batch_size, max(2, threads), bad_boxes)
+    return judge_records(loaded.model, codec, records, batch_size, max(2, threads), bad_boxes, elsewhere=True)
 
 
 def explain_pairs(model: str, model_id: str, device: str, threads: int, records: list[Record]) -> list[Finding]:

@@ -36,7 +36,9 @@ def judge(model: Asap, split: Split, batch_size: int = 64, *, elsewhere: bool = 
             judge_batch(evaluation, model, split.pairs, numbers, elsewhere=elsewhere)
     else:
         threads = max(2, torch.get_num_threads())
-        evaluation = judge_records(model, split.pairs.codec, split.pairs.records, batch_size, threads, "boxless")
+        evaluation = judge_records(
+            model, split.pairs.codec, split.pairs.records, batch_size, threads, "boxless", elsewhere=elsewhere
+        )
     model.train(was_training)
     return evaluation.compute()
 
@@ -48,11 +50,13 @@ def judge_records(
     batch_size: int = 64,
     threads: int = 1,
     bad_boxes: BadBox = "refuse",
+    *,
+    elsewhere: bool = False,
 ) -> Evaluation:
     """Judge records whose pictures nobody has decoded yet, holding one batch of them at a time.
 
-    `threads`: for decoding. `bad_boxes`: see `TrainingSet`. Raises `AnnotationError` or `InputError`, naming the
-    picture or record, `StorageError`.
+    `threads`: for decoding. `bad_boxes`: see `TrainingSet`. `elsewhere`: see `judge_batch`. Raises `AnnotationError` or
+    `InputError`, naming the picture or record, `StorageError`.
     """
     evaluation = Evaluation()
     with ThreadPoolExecutor(threads) as pool:
@@ -60,7 +64,7 @@ def judge_records(
             some = records[start : start + batch_size]
             pictures = _decode(some, model.config.image_size, pool)
             pairs = TrainingSet(some, pictures, codec, bad_boxes=bad_boxes)
-            judge_batch(evaluation, model, pairs, range(len(some)), elsewhere=True)
+            judge_batch(evaluation, model, pairs, range(len(some)), elsewhere=elsewhere)
     return evaluation
 
 

@@ -34,7 +34,6 @@ MANIFEST_SCHEMA = pa.schema(
 ROWS_PER_FILE = 2**17
 _ROWS_PER_GROUP = 2**12
 _TEXTS = ("custom_id", "image_uri", "text", "metadata", "row_error")
-
 _ESCAPE_LENGTH = len(r"\u0000")
 
 
@@ -71,11 +70,6 @@ def storable(text: str) -> str:
 def is_storable(text: str) -> bool:
     """Whether stores take the text as it is."""
     return UNREADABLE.search(text) is None
-
-
-def legible(text: str) -> str:
-    """The text with one U+FFFD for each character that stores and tokenizers refuse."""
-    return UNREADABLE.sub("\ufffd", text)
 
 
 def readable_text(text: str, escapes: Sequence[int] | None) -> str:
