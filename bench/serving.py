@@ -7,6 +7,7 @@ says nothing of the server. Saturation alone is measured with a fixed number of 
 predictor, decoding and judging the same pictures in one process, right before and after.
 
     python bench/serving.py [--model demo] [--seconds 20] [--overload-seconds 600] [--parts overload …] [--json PATH]
+    python bench/serving.py --model base --set detector_cpus=4 --parts
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import os
 import random
 import signal
 import statistics
+import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -128,15 +130,34 @@ def elsewhere() -> Iterator[Any]:
         yield pool
 
 
-def bare(model: str, seconds: float, batch: int) -> float:
-    """Pairs a second of the predictor without a server, on one thread, in the process that calls."""
+@contextmanager
+def model_folder(model: str) -> Iterator[str]:
+    """The folder of a model; of the base size, one of random weights with the demo model's tokenizer."""
+    if model != "base":
+        yield model
+        return
+    from asap.checkpoint import load_folder, save
+    from asap.config import ModelConfig
+    from asap.model import Asap
+
+    tokenizer = load_folder("demo").tokenizer
+    with tempfile.TemporaryDirectory() as parent:
+        drawn = Asap(ModelConfig.preset("base", vocab_size=len(tokenizer)))
+        yield str(save(drawn, Path(parent) / "base", tokenizer=tokenizer))
+
+
+def bare(settings: dict[str, Any], seconds: float) -> float:
+    """Pairs a second of the predictor without a server, on as many threads as a detector has, where it is called."""
     import torch
 
     from asap.finding import Pair
     from asap.predictor import Predictor
+    from serve.settings import ServeSettings
 
-    torch.set_num_threads(1)
-    predictor = Predictor.from_folder(model, "cpu", batch_size=batch)
+    given_to = ServeSettings(**settings)
+    batch = given_to.batch_size
+    torch.set_num_threads(max(1, int(given_to.detector_cpus)))
+    predictor = Predictor.from_folder(given_to.model, given_to.device, given_to.precision, batch_size=batch)
     given = [Pair(*pair) for pair in pairs()]
     some = [given[number % len(given)] for number in range(batch)]
     predictor.predict(some)
@@ -172,8 +193,8 @@ def _quantiles(ordered: list[float]) -> dict[str, float]:
 class Server:
     """The application on a Ray of this process. The settings are those of `asap serve`, but for what is given."""
 
-    def __init__(self, model: str, **settings: Any) -> None:
-        self._settings = {"model": model, "port": PORT, "device": "cpu"} | settings
+    def __init__(self, settings: dict[str, Any]) -> None:
+        self._settings = settings
         self.url = f"http://127.0.0.1:{PORT}"
 
     def deploy(self, **change: Any) -> None:
@@ -335,20 +356,24 @@ PARTS: dict[str, Callable[..., None]] = {"overload": overload, "step": step, "ki
 def main() -> None:
     """See the module."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--model", default="demo", help="'demo', or a model folder")
+    parser.add_argument("--model", default="demo", help="'demo', 'base' (that size, random weights), or a model folder")
     parser.add_argument("--seconds", type=float, default=20, help="of each steady load")
     parser.add_argument("--overload-seconds", type=float, default=600)
     parser.add_argument("--parts", nargs="*", default=list(PARTS), choices=list(PARTS), help="after the steady loads")
+    parser.add_argument("--set", action="append", default=[], help="a setting of the server, NAME=VALUE")
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
     from jobs.cluster import ray_running
-    from serve.settings import ServeSettings
+    from jobs.options import changes_of
 
-    batch, told = ServeSettings().batch_size, {}
-    with elsewhere() as pool, ray_running(num_cpus=8):  # so that Ray has room for as many replicas as are asked for
-        told["bare_before_per_s"] = pool.apply(bare, (arguments.model, arguments.seconds, batch))
-        server = Server(arguments.model)
+    told: dict[str, Any] = {}
+    room = max(8, os.cpu_count() or 1)  # for as many replicas as are asked for
+    with model_folder(arguments.model) as model, elsewhere() as pool, ray_running(num_cpus=room):
+        settings = {"model": model, "port": PORT, "device": "cpu"} | changes_of(arguments.set)
+        told["bare_before_per_s"] = pool.apply(bare, (settings, arguments.seconds))
+        server = Server(settings)
         capacity = steady(server, pool, arguments.seconds, told)
+        keep(told, arguments.json)
         for name in arguments.parts:
             seconds = arguments.overload_seconds if name == "overload" else arguments.seconds
             PARTS[name](server, pool, seconds, capacity, told)
@@ -356,7 +381,7 @@ def main() -> None:
         from ray import serve
 
         serve.shutdown()
-        told["bare_after_per_s"] = pool.apply(bare, (arguments.model, arguments.seconds, batch))
+        told["bare_after_per_s"] = pool.apply(bare, (settings, arguments.seconds))
     keep(told, arguments.json)
 
 

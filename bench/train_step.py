@@ -2,33 +2,42 @@
 
 The published way runs the text and fusion layers a second time for the tokens, keeps the attention maps of every
 layer, encodes text, caption and explanation in three passes, and runs the twin's text encoder twice. Both give the
-same losses (checked first, without dropout). Each is timed in a process of its own, so that peak memory is its own;
-the processes take turns, so that other load on the machine falls on both.
+same losses (checked first, without dropout). On a CPU each is timed in a process of its own, so that peak memory is its
+own; they take turns, so that other load on the machine falls on all.
+
+On a GPU ours is measured as training runs it too, in bfloat16 and compiled, and the work done in a second is held
+against what one large product of matrices reaches there.
 
     python bench/train_step.py [--model base] [--batch 8] [--tokens 24] [--rounds 3] [--steps 3] [--json PATH]
+    python bench/train_step.py --device cuda --batch 32 --steps 20 --compile
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import math
 import multiprocessing
 import resource
 import statistics
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 from unittest import mock
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
 
 from asap.batch import Batch, Tokens
 from asap.config import ModelConfig
 from asap.encoders import Attention
+from asap.execution import compile_encoders
 from asap.losses import token_loss
 from asap.model import Asap
 from asap.optimiser import adamw
@@ -36,7 +45,23 @@ from asap.targets import patch_labels, patch_mask
 from asap.training import Encoded, TrainingStep
 
 ALPHA = 0.4
-WAYS = ("ours", "published")
+
+
+@dataclass(frozen=True)
+class Way:
+    """How a step is done."""
+
+    name: str
+    published: bool = False
+    bfloat16: bool = False
+    compiled: bool = False
+
+
+PUBLISHED, OURS = Way("published", published=True), Way("ours")
+ON_GPU = (Way("ours, bfloat16", bfloat16=True), Way("ours, bfloat16, compiled", bfloat16=True, compiled=True))
+PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+PRODUCT = 8192
+"""Rows and columns of the matrices whose product is the device's limit."""
 
 
 class PublishedWay(TrainingStep):
@@ -72,19 +97,23 @@ def attend_with_maps(self: Attention, tokens_BLW: Tensor, context_BMW: Tensor, m
     return (map_BHLM @ value).transpose(1, 2).flatten(2)
 
 
-@contextmanager
-def prepared(way: str, config: ModelConfig) -> Iterator[TrainingStep]:
-    """A training step that works in that way."""
+def built(way: Way, config: ModelConfig, device: str) -> TrainingStep:
+    """A training step of that way."""
     torch.manual_seed(0)
-    step = (TrainingStep if way == "ours" else PublishedWay)(Asap(config), queue_size=4096)
-    if way == "ours":
-        yield step
-        return
+    with torch.device(device):
+        step = (PublishedWay if way.published else TrainingStep)(Asap(config), queue_size=4096)
     for model in (step.student, step.twin.model):
-        for block in model.image_encoder.blocks:
-            block.attn.fused_attn = False
-    with mock.patch.object(Attention, "forward", attend_with_maps):
-        yield step
+        if way.compiled:
+            compile_encoders(model)
+        if way.published:
+            for block in model.image_encoder.blocks:
+                block.attn.fused_attn = False
+    return step
+
+
+def working(way: Way) -> AbstractContextManager[Any]:
+    """For as long as steps are done that way."""
+    return mock.patch.object(Attention, "forward", attend_with_maps) if way.published else nullcontext()
 
 
 def draw_batch(config: ModelConfig, pairs: int, tokens: int) -> Batch:
@@ -109,32 +138,105 @@ def draw_batch(config: ModelConfig, pairs: int, tokens: int) -> Batch:
     )  # fmt: skip
 
 
-def losses(way: str, config: ModelConfig, pairs: int, tokens: int) -> dict[str, float]:
+def take(step: TrainingStep, way: Way, batch: Batch) -> dict[str, Tensor]:
+    """The losses, in the precision of that way."""
+    with working(way), torch.autocast(batch.images.device.type, torch.bfloat16, enabled=way.bfloat16):
+        terms: dict[str, Tensor] = step(batch, ALPHA)
+    return terms
+
+
+def losses(way: Way, config: ModelConfig, pairs: int, tokens: int, device: str) -> dict[str, float]:
     """Every term of the first step."""
-    with prepared(way, config) as step:
-        return {name: term.item() for name, term in step(draw_batch(config, pairs, tokens), ALPHA).items()}
+    terms = take(built(way, config, device), way, draw_batch(config, pairs, tokens).to(device))
+    return {name: term.item() for name, term in terms.items()}
 
 
-def measure(way: str, preset: str, pairs: int, tokens: int, steps: int, threads: int) -> dict[str, float]:
-    """Seconds of the median step after one warm-up, and the process's peak memory above what it began with."""
-    torch.set_num_threads(threads)
-    config = ModelConfig.preset(preset)
-    with prepared(way, config) as step:
-        optimiser = adamw(step.student, 1e-5, 1e-5, 0.02)
-        batch = draw_batch(config, pairs, tokens)
-        before = _peak_bytes()
-        times = []
-        for _ in range(steps + 1):
-            start = time.perf_counter()
-            optimiser.zero_grad()
-            step(batch, ALPHA)["total"].backward()
-            optimiser.step()
-            times.append(time.perf_counter() - start)
-    return {"seconds": statistics.median(times[1:]), "bytes": _peak_bytes() - before}
+def apart(some: dict[str, float], others: dict[str, float]) -> float:
+    """How far the two are at most."""
+    return max(abs(some[name] - others[name]) for name in some)
 
 
-def _peak_bytes() -> int:
-    return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+def operations(way: Way, config: ModelConfig, pairs: int, tokens: int, device: str) -> float:
+    """Floating-point operations of one step's products, forward and backward, uncompiled."""
+    step, batch = built(way, config, device), draw_batch(config, pairs, tokens).to(device)
+    with FlopCounterMode(display=False) as counter:
+        take(step, way, batch)["total"].backward()
+    return float(counter.get_total_flops())
+
+
+def product_tflops(dtype: torch.dtype) -> float:
+    """Of one large product of matrices on the GPU."""
+    left, right = (torch.randn(PRODUCT, PRODUCT, device="cuda", dtype=dtype) for _ in range(2))
+    times = [_timed("cuda", lambda: torch.mm(left, right)) for _ in range(13)]
+    return 2 * PRODUCT**3 / statistics.median(times[3:]) / 1e12
+
+
+class Optimisation:
+    """A model that is trained one way, and what its steps cost."""
+
+    def __init__(self, way: Way, config: ModelConfig, pairs: int, tokens: int, device: str) -> None:
+        self._way, self._device = way, device
+        self._step = built(way, config, device)
+        self._optimiser = adamw(self._step.student, 1e-5, 1e-5, 0.02)
+        self._batch = draw_batch(config, pairs, tokens).to(device)
+
+    def measure(self, steps: int, warm_up: int) -> dict[str, float]:
+        """Seconds of the median step after the first, and the peak memory above what there was before."""
+        before = _peak_bytes(self._device, afresh=True)
+        times = [_timed(self._device, self._optimise) for _ in range(warm_up + steps)]
+        return {
+            "seconds": statistics.median(times[warm_up:]),
+            "bytes": _peak_bytes(self._device) - before,
+            "warm_up_seconds": sum(times[:warm_up]),
+        }
+
+    def _optimise(self) -> None:
+        self._optimiser.zero_grad()
+        take(self._step, self._way, self._batch)["total"].backward()
+        self._optimiser.step()
+
+
+def in_a_process_each(ways: Sequence[Way], given: argparse.Namespace) -> Iterator[dict[Way, dict[str, float]]]:
+    """A round of every way, on a CPU, whose memory only a process of its own tells."""
+    while True:
+        with multiprocessing.get_context("spawn").Pool(1, maxtasksperchild=1) as pool:
+            yield {way: pool.apply(measure_alone, (way, given)) for way in ways}
+
+
+def measure_alone(way: Way, given: argparse.Namespace) -> dict[str, float]:
+    """One way, on the threads that were given."""
+    torch.set_num_threads(given.threads)
+    config = ModelConfig.preset(given.model)
+    return Optimisation(way, config, given.batch, given.tokens, "cpu").measure(given.steps, 1)
+
+
+def in_turns(ways: Sequence[Way], given: argparse.Namespace) -> Iterator[dict[Way, dict[str, float]]]:
+    """A round of every way, on a GPU, where all find room together; memory is that of the first steps."""
+    config = ModelConfig.preset(given.model)
+    trained, first = {}, {}
+    for way in ways:
+        trained[way] = Optimisation(way, config, given.batch, given.tokens, "cuda")
+        first[way] = trained[way].measure(1, 3)
+        print(f"{way.name}: the first 3 steps took {first[way]['warm_up_seconds']:.1f} s", flush=True)
+    while True:
+        yield {way: run.measure(given.steps, 1) | {"bytes": first[way]["bytes"]} for way, run in trained.items()}
+
+
+def _timed(device: str, work: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    work()
+    if device != "cpu":
+        torch.cuda.synchronize()
+    return time.perf_counter() - start
+
+
+def _peak_bytes(device: str, *, afresh: bool = False) -> int:
+    """The most there was so far; on a GPU `afresh`, what there is now, from which the peak is counted on."""
+    if device == "cpu":
+        return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    if afresh:
+        torch.cuda.reset_peak_memory_stats()
+    return torch.cuda.max_memory_allocated()
 
 
 def spread(values: list[float]) -> dict[str, float]:
@@ -151,33 +253,58 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=3, help="timed steps of a process")
     parser.add_argument("--rounds", type=int, default=3, help="processes of each way")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
+    parser.add_argument("--compile", action="store_true", help="on a GPU, measure the compiled step too")
     parser.add_argument("--json", type=Path, help="where to write the figures")
     given = parser.parse_args()
+    size = (given.batch, given.tokens)
     calm = ModelConfig.preset(given.model, dropout=0.0)
-    ours, published = (losses(way, calm, given.batch, given.tokens) for way in WAYS)
-    apart = max(abs(ours[name] - published[name]) for name in ours)
-    if apart > 1e-4:
+    ours, published = (losses(way, calm, *size, given.device) for way in (OURS, PUBLISHED))
+    if apart(ours, published) > 1e-4:
         raise SystemExit(f"the two ways do not agree: {ours} and {published}")
-    rounds = []
-    for _ in range(given.rounds):
-        arguments = (given.model, given.batch, given.tokens, given.steps, given.threads)
-        with multiprocessing.get_context("spawn").Pool(1, maxtasksperchild=1) as pool:
-            rounds.append([pool.apply(measure, (way, *arguments)) for way in WAYS])
-    figures = {
-        "times_faster": spread([published["seconds"] / ours["seconds"] for ours, published in rounds]),
-        "share_of_memory": spread([ours["bytes"] / published["bytes"] for ours, published in rounds]),
-        "ours_s": spread([ours["seconds"] for ours, _ in rounds]),
-        "published_s": spread([published["seconds"] for _, published in rounds]),
-        "ours_gib": spread([ours["bytes"] / 2**30 for ours, _ in rounds]),
-        "published_gib": spread([published["bytes"] / 2**30 for _, published in rounds]),
-    }
-    print(f"{given.model}, {given.batch} pairs a step, {given.tokens} tokens, {given.threads} threads, float32; "
-          f"losses apart by at most {apart:.1e}; median (lowest to highest) of {given.rounds}")  # fmt: skip
-    for name, value in figures.items():
-        print(f"{name:<16}{value['median']:8.3f}  ({value['low']:.3f} to {value['high']:.3f})")
+    told = {name: value for name, value in vars(given).items() if name != "json"}
+    told |= {"device_name": "cpu", "losses_apart": apart(ours, published)}
+    if given.device == "cuda":
+        told["device_name"] = torch.cuda.get_device_name()
+        told["bfloat16_losses_apart"] = apart(losses(ON_GPU[0], calm, *size, given.device), ours)
+        told["product_tflops"] = {name: product_tflops(dtype) for name, dtype in PRECISIONS.items()}
+        told["step_tflop"] = {way.name: operations(way, calm, *size, "cuda") / 1e12 for way in (PUBLISHED, OURS)}
+        ways = [PUBLISHED, OURS, *ON_GPU[: 2 if given.compile else 1]]
+        turns = in_turns(ways, given)
+    else:
+        ways = [PUBLISHED, OURS]
+        turns = in_a_process_each(ways, given)
+    rounds = list(itertools.islice(turns, given.rounds))
+    told["ways"] = {way.name: _figures(way, rounds, told) for way in ways}
+    show(told)
     if given.json:
-        settings = {name: value for name, value in vars(given).items() if name != "json"}
-        given.json.write_text(json.dumps(settings | {"losses_apart": apart} | figures, indent=2) + "\n")
+        given.json.write_text(json.dumps(told, indent=2) + "\n")
+
+
+def _figures(way: Way, rounds: list[dict[Way, dict[str, float]]], told: dict[str, Any]) -> dict[str, Any]:
+    found = {
+        "times_faster": spread([turn[PUBLISHED]["seconds"] / turn[way]["seconds"] for turn in rounds]),
+        "share_of_memory": spread([turn[way]["bytes"] / turn[PUBLISHED]["bytes"] for turn in rounds]),
+        "seconds": spread([turn[way]["seconds"] for turn in rounds]),
+        "pairs_per_s": spread([told["batch"] / turn[way]["seconds"] for turn in rounds]),
+        "gib": spread([turn[way]["bytes"] / 2**30 for turn in rounds]),
+    }
+    if "step_tflop" in told:
+        work, limit = told["step_tflop"], told["product_tflops"]["bfloat16" if way.bfloat16 else "float32"]
+        done = work["published" if way.published else "ours"]
+        found["tflops"] = spread([done / turn[way]["seconds"] for turn in rounds])
+        found["share_of_product"] = spread([done / turn[way]["seconds"] / limit for turn in rounds])
+    return found
+
+
+def show(told: dict[str, Any]) -> None:
+    """A line for each figure of each way."""
+    print({name: value for name, value in told.items() if name != "ways"})
+    print(f"median (lowest to highest) of {told['rounds']}")
+    for name, found in told["ways"].items():
+        print(name)
+        for figure, value in found.items():
+            print(f"  {figure:<16}{value['median']:10.3f}  ({value['low']:.3f} to {value['high']:.3f})")
 
 
 if __name__ == "__main__":

@@ -26,15 +26,16 @@ from typing import Any
 from fastapi import FastAPI
 from ray import serve
 from ray.exceptions import RayActorError
-from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
+from ray.serve.exceptions import DeploymentUnavailableError
 
 from asap.errors import ConfigError
 from asap.finding import Finding, Pair
 from asap.images import PreparedImage
 from serve.api import create_app
+from serve.batching import Answer, Batcher
 from serve.cluster import APP, http_options
-from serve.detector import Detector
-from serve.errors import NotReady, Overloaded, Refused
+from serve.detector import Detector, Prepared
+from serve.errors import NotReady, Refused
 from serve.front import LOG
 from serve.keys import Keyring
 from serve.schemas import ModelCard
@@ -43,6 +44,8 @@ from serve.settings import ServeSettings, is_loopback
 
 _TRIES = 2
 _METRICS_INTERVAL_S = 1.0
+_BUSY = 1.2
+"""Batches in a detector's hands, on average, that call for another: 2 are as many as it gets, 1 keeps it at work."""
 _SURGE_PERCENT = 100
 """Of the replicas, that an update may start before it stops as many: a lone one is not stopped before another is up."""
 _SPARE_REQUESTS = 64
@@ -50,26 +53,36 @@ _SPARE_REQUESTS = 64
 
 
 class RayJudge:
-    """The detector's replicas, by their handle. A pair whose replica died is sent to another, once."""
+    """The detector's replicas, by their handle, which gets batches. A batch whose replica died is sent to another,
+    once."""
 
-    def __init__(self, detector: Any) -> None:
+    def __init__(self, detector: Any, settings: ServeSettings) -> None:
         self._detector = detector
+        self._batches: Batcher[Prepared, Finding] = Batcher(
+            self._detect_all,
+            size=settings.batch_size,
+            wait_s=settings.batch_wait_s,
+            most_waiting=settings.max_queued,
+        )
 
     async def about(self) -> ModelCard:
         """As `Judge.about`."""
-        return await self._ask(self._detector.about.remote)
+        card: ModelCard = await self._ask(self._detector.about.remote)
+        return card
 
     async def detect(self, image: PreparedImage, text: str | None) -> Finding:
         """As `Judge.detect`. Cancelled, the pair is taken from the queue."""
-        return await self._ask(self._detector.detect.remote, image, text)
+        return await self._batches.ask((image, text))
+
+    async def _detect_all(self, pairs: list[Prepared]) -> Answer[Finding]:
+        answer: Answer[Finding] = await self._ask(self._detector.detect.remote, pairs)
+        return answer
 
     async def _ask(self, method: Callable[..., Any], *arguments: Any) -> Any:
         for attempt in range(1, _TRIES + 1):
             response = method(*arguments)
             try:
                 return await response
-            except BackPressureError:
-                raise Overloaded from None
             except DeploymentUnavailableError:
                 raise NotReady("no detector could be started; the server's log says why") from None
             except RayActorError:  # judging changes nothing, so it may be done again
@@ -89,7 +102,7 @@ class Api:
         _log_requests()
         self._settings = settings
         self._keyring = keyring
-        self._service = Service(settings, RayJudge(detector))
+        self._service = Service(settings, RayJudge(detector, settings))
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         """Called by Serve, in the replica."""
@@ -118,12 +131,12 @@ def build(settings: ServeSettings) -> serve.Application:
     detector = serve.deployment(
         name="Detector",
         ray_actor_options={"num_cpus": settings.detector_cpus, "num_gpus": settings.detector_gpus},
-        max_ongoing_requests=2 * settings.batch_size,
-        max_queued_requests=settings.max_queued,
+        # Of each process of the API it gets two batches at most (`serve.batching`); more only while one of them dies.
+        max_ongoing_requests=4 * settings.api_replicas,
         autoscaling_config={
             "min_replicas": settings.min_replicas,
             "max_replicas": settings.max_replicas,
-            "target_ongoing_requests": settings.batch_size,
+            "target_ongoing_requests": _BUSY,
             "upscale_delay_s": settings.upscale_delay_s,
             "downscale_delay_s": settings.downscale_delay_s,
             # Ray marks the interval as deprecated, for variables that it names but does not read yet; its own 10 s

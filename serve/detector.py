@@ -1,8 +1,9 @@
-"""The detector: a model behind a queue, which judges what arrives together as one batch."""
+"""The detector: a model that judges batches, one after the other."""
 
 from __future__ import annotations
 
 import asyncio
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -10,6 +11,7 @@ from ray import serve
 
 from asap.finding import Finding
 from asap.images import PreparedImage
+from serve.batching import Answer
 from serve.remote import local_model
 from serve.schemas import EXAMPLE_TEXT, ModelCard
 from serve.service import card
@@ -35,27 +37,25 @@ class Detector:
         self._predictor = Predictor.from_folder(
             local_model(settings.model), settings.device, settings.precision, batch_size=settings.batch_size
         )
-        self._judge.set_max_batch_size(settings.batch_size)
-        self._judge.set_batch_wait_timeout_s(settings.batch_wait_s)
+        # One batch at a time, and in a thread: the replica still answers health checks and takes in the next batch.
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="judge")
+        self._name = serve.get_replica_context().replica_id.unique_id
         warm_up(self._predictor, settings.batch_size)
 
     async def about(self) -> ModelCard:
         """The model."""
         return card(self._predictor)
 
-    async def detect(self, image: PreparedImage, text: str | None) -> Finding:
-        """The finding of one pair; it may be judged with others, and none of them harms another."""
-        return await self._judge((image, text))
-
-    @serve.batch
-    async def _judge(self, pairs: list[Prepared]) -> list[Finding]:
+    async def detect(self, pairs: list[Prepared]) -> Answer[Finding]:
+        """The findings of pairs that are judged together; none of them harms another."""
         images, texts = zip(*pairs, strict=True)
+        judge = self._predictor.predict_prepared
         try:
-            # In a thread, so that the replica still answers health checks and takes in the next batch.
-            return await asyncio.to_thread(self._predictor.predict_prepared, images, texts)
+            found = await asyncio.get_running_loop().run_in_executor(self._thread, judge, images, texts)
         except self._device_errors:
             self._broken = True
             raise
+        return Answer(self._name, found)
 
     def check_health(self) -> None:
         """Asked by Serve, which puts another replica in the place of one that raises."""

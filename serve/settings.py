@@ -38,7 +38,7 @@ class ServeSettings(BaseModel):
     wait_s: float = Field(default=2, gt=0)
     """What an answer may come to take where more is asked than can be judged: beyond, fewer are let in at once."""
     max_queued: int = Field(default=256, ge=1)
-    """Pairs that wait for a detector; one more is answered 429."""
+    """Pairs that wait in one process of the API for a detector; one more is answered 429."""
     deadline_s: float = Field(default=30, gt=0)
     """For one request, from its first byte; what nobody waits for any more is not computed."""
     decoders: int = Field(default=2, ge=1)

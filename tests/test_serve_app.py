@@ -100,4 +100,4 @@ def test_an_update_starts_what_is_new_before_it_stops_what_is_old_and_a_full_que
     assert (told.backpressure_config.status_code, told.backpressure_config.retry_after_s) == (503, 2)
     for deployment in (api, api.init_args[2]._bound_deployment):
         assert deployment._deployment_config.max_surge_percent == 100
-        assert deployment._deployment_config.max_queued_requests > 0
+    assert told.max_queued_requests > 0

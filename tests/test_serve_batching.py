@@ -1,0 +1,176 @@
+"""What the batcher sends, when, and to whom each result goes; the workers are played."""
+
+import asyncio
+from collections.abc import Coroutine
+from typing import Any
+
+import pytest
+
+from serve.batching import Answer, Batcher
+from serve.errors import Overloaded
+
+
+class Workers:
+    """Batches that were sent; each is answered, with ten times each item, when the test says so."""
+
+    def __init__(self) -> None:
+        self.sent: list[list[int]] = []
+        self.dropped: list[list[int]] = []
+        self._gates: list[asyncio.Future[str]] = []
+
+    async def __call__(self, items: list[int]) -> Answer[int]:
+        gate: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+        self.sent.append(items)
+        self._gates.append(gate)
+        try:
+            return Answer(await gate, [10 * item for item in items])
+        except asyncio.CancelledError:
+            self.dropped.append(items)
+            raise
+
+    async def answer(self, number: int, worker: str = "one") -> None:
+        self._gates[number].set_result(worker)
+        await settled()
+
+    async def fail(self, number: int, error: Exception) -> None:
+        self._gates[number].set_exception(error)
+        await settled()
+
+
+async def settled() -> None:
+    """Let what is ready run."""
+    for _ in range(10):
+        await asyncio.sleep(0)
+
+
+def ask(batcher: Batcher[int, int], *items: int) -> list[asyncio.Task[int]]:
+    return [asyncio.get_running_loop().create_task(batcher.ask(item)) for item in items]
+
+
+def batcher_for(workers: Workers, **changes: Any) -> Batcher[int, int]:
+    return Batcher(workers, **({"size": 4, "wait_s": 0.0, "most_waiting": 100} | changes))
+
+
+def play(test: Coroutine[Any, Any, None]) -> None:
+    asyncio.run(asyncio.wait_for(test, 10))
+
+
+def test_what_arrives_together_goes_together_and_each_gets_its_own_result() -> None:
+    async def test() -> None:
+        workers = Workers()
+        asked = ask(batcher_for(workers), 1, 2, 3)
+        await settled()
+        assert workers.sent == [[1, 2, 3]]
+        await workers.answer(0)
+        assert await asyncio.gather(*asked) == [10, 20, 30]
+
+    play(test())
+
+
+def test_a_full_batch_does_not_wait_and_the_first_item_of_another_waits_no_longer_than_it_may() -> None:
+    async def test() -> None:
+        workers = Workers()
+        batcher = batcher_for(workers, wait_s=0.05)
+        ask(batcher, 1, 2, 3, 4, 5)
+        await settled()
+        assert workers.sent == [[1, 2, 3, 4]]
+        await asyncio.sleep(0.1)
+        assert workers.sent == [[1, 2, 3, 4], [5]]
+
+    play(test())
+
+
+def test_while_a_worker_has_its_next_batch_what_arrives_makes_a_larger_one() -> None:
+    async def test() -> None:
+        workers = Workers()
+        batcher = batcher_for(workers)
+        ask(batcher, 1)
+        await settled()
+        ask(batcher, 2)
+        await settled()
+        asked = ask(batcher, 3, 4, 5)
+        await settled()
+        assert workers.sent == [[1], [2]]
+        await workers.answer(0)
+        assert workers.sent == [[1], [2], [3, 4, 5]]
+        await workers.answer(1)
+        await workers.answer(2)
+        assert await asyncio.gather(*asked) == [30, 40, 50]
+
+    play(test())
+
+
+def test_every_worker_that_answers_gets_two_batches_until_it_has_answered_nothing_for_long() -> None:
+    async def test() -> None:
+        now = [0.0]
+        workers = Workers()
+        batcher = batcher_for(workers, size=1, clock=lambda: now[0])
+        ask(batcher, *range(20))
+        await settled()
+        assert len(workers.sent) == 2
+        await workers.answer(0, "one")
+        assert len(workers.sent) == 3
+        await workers.answer(1, "two")
+        assert len(workers.sent) == 6  # four on their way
+        now[0] = 9.0
+        await workers.answer(2, "one")
+        assert len(workers.sent) == 7
+        now[0] = 10.5  # of "two" nothing was heard since 0
+        await workers.answer(3, "one")
+        assert len(workers.sent) == 7
+        await workers.answer(4, "one")
+        assert len(workers.sent) == 7
+        await workers.answer(5, "one")
+        assert len(workers.sent) == 8
+
+    play(test())
+
+
+def test_what_a_batch_fails_with_reaches_its_items_and_no_other() -> None:
+    async def test() -> None:
+        workers = Workers()
+        asked = ask(batcher_for(workers, size=2), 1, 2, 3)
+        await settled()
+        await workers.fail(0, ValueError("broken"))
+        await workers.answer(1)
+        told = await asyncio.gather(*asked, return_exceptions=True)
+        assert [str(one) for one in told] == ["broken", "broken", "30"]
+
+    play(test())
+
+
+def test_more_than_may_wait_is_refused_at_once() -> None:
+    async def test() -> None:
+        workers = Workers()
+        batcher = batcher_for(workers, size=1, most_waiting=2)
+        asked = ask(batcher, 1, 2, 3, 4)
+        await settled()
+        with pytest.raises(Overloaded):
+            await batcher.ask(5)
+        for number in range(4):
+            await workers.answer(number)
+        assert await asyncio.gather(*asked) == [10, 20, 30, 40]
+
+    play(test())
+
+
+def test_nobody_judges_what_nobody_waits_for() -> None:
+    async def test() -> None:
+        workers = Workers()
+        batcher = batcher_for(workers, size=2)
+        first, second, third, fourth, fifth, sixth = ask(batcher, 1, 2, 3, 4, 5, 6)
+        await settled()
+        fifth.cancel()  # waits
+        first.cancel()  # was sent with the second, which somebody waits for
+        await settled()
+        assert workers.dropped == []
+        third.cancel()
+        fourth.cancel()
+        await settled()
+        assert workers.dropped == [[3, 4]]
+        assert workers.sent == [[1, 2], [3, 4], [6]]
+        await workers.answer(0)
+        await workers.answer(2)
+        assert (await second, await sixth) == (20, 60)
+
+    play(test())
