@@ -33,7 +33,7 @@ from asap.finding import Finding, Pair
 from asap.images import PreparedImage
 from serve.api import create_app
 from serve.batching import Answer, Batcher
-from serve.cluster import APP, http_options
+from serve.cluster import APP, LOGGING, http_options
 from serve.detector import Detector, Prepared
 from serve.errors import NotReady, Refused
 from serve.front import LOG
@@ -146,6 +146,7 @@ def build(settings: ServeSettings) -> serve.Application:
         },
         max_surge_percent=_SURGE_PERCENT,
         graceful_shutdown_timeout_s=settings.drain_s,
+        logging_config=LOGGING,
         health_check_period_s=5,
         health_check_timeout_s=30,
     )(Detector)
@@ -157,6 +158,7 @@ def build(settings: ServeSettings) -> serve.Application:
         max_queued_requests=_SPARE_REQUESTS,
         backpressure_config={"status_code": 503, "retry_after_s": 2},
         max_surge_percent=_SURGE_PERCENT,
+        logging_config=LOGGING,
         graceful_shutdown_timeout_s=settings.drain_s,
     )(Api)
     return api.bind(settings, keyring, detector.bind(settings))
@@ -180,7 +182,8 @@ def run(application: serve.Application, settings: ServeSettings, ready: Callable
 
 def start(application: serve.Application, settings: ServeSettings) -> Any:
     """Deploy on the running Ray, and return the handle. Raises `Refused` where the detector cannot start."""
-    serve.start(http_options=http_options(settings))
+    logging.getLogger("ray.serve").setLevel(logging.WARNING)
+    serve.start(http_options=http_options(settings), logging_config=LOGGING)
     try:
         return serve.run(application, name=APP)
     except RuntimeError as error:

@@ -13,6 +13,8 @@ from serve.settings import ServeSettings
 
 APP = "asap"
 """The application's name on a cluster."""
+LOGGING = {"log_level": "WARNING", "enable_access_log": False}
+"""Of Ray's own lines only what is wrong, and none for each request: the API writes one."""
 _ANSWER_WITHIN_S = 5
 """After the deadline of a request, which the API keeps itself once it has it."""
 _HEAD = f"""\
@@ -42,6 +44,7 @@ def deploy_config(settings: ServeSettings) -> dict[str, Any]:
     return {
         "proxy_location": "EveryNode",
         "http_options": http_options(settings),
+        "logging_config": LOGGING,
         "applications": [
             {
                 "name": APP,
