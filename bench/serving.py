@@ -3,10 +3,12 @@
 Arrivals follow a schedule that does not wait for answers, drawn by seed with the gaps of a Poisson process, and a
 request's latency counts from the moment it was due: what waits behind a stall is counted, so nothing is coordinated
 away. The load comes from a process of its own; `lag` is how late that process itself was, and a figure with a large lag
-says nothing of the server. Saturation alone is measured with a fixed number of clients that wait, and the bare
-predictor, decoding and judging the same pictures in one process, right before and after.
+says nothing of the server. Saturation alone is measured with a fixed number of clients that wait, beside a plain
+FastAPI server that judges pair by pair, and the bare predictor, which decodes and judges the same pictures in batches
+in one process, right before and after.
 
     python bench/serving.py [--model demo] [--seconds 20] [--overload-seconds 600] [--parts overload …] [--json PATH]
+        [--figure step.svg]
     python bench/serving.py --model base --set detector_cpus=4 --parts
 """
 
@@ -168,6 +170,53 @@ def bare(settings: dict[str, Any], seconds: float) -> float:
     return judged / (time.perf_counter() - start)
 
 
+def plain(settings: dict[str, Any]) -> None:
+    """Serve the predictor as a first try would: FastAPI, one pair at a time, in a process of its own."""
+    import threading
+
+    import torch
+    import uvicorn
+    from fastapi import FastAPI, Form, UploadFile
+
+    from asap.finding import Pair
+    from asap.predictor import Predictor
+    from serve.settings import ServeSettings
+
+    given_to = ServeSettings(**settings)
+    torch.set_num_threads(max(1, int(given_to.detector_cpus)))
+    predictor = Predictor.from_folder(given_to.model, given_to.device, given_to.precision, batch_size=1)
+    app, alone = FastAPI(), threading.Lock()
+
+    def detect(image: UploadFile, text: str = Form()) -> dict[str, float | None]:
+        with alone:
+            return {"score": predictor.predict([Pair(image.file.read(), text)])[0].score}
+
+    detect.__annotations__ = {"image": UploadFile, "text": str}  # FastAPI looks for names in the module alone
+    app.post("/v1/detect")(detect)
+    uvicorn.run(app, host="127.0.0.1", port=PORT + 1, log_level="warning")
+
+
+@contextmanager
+def plain_server(settings: dict[str, Any]) -> Iterator[str]:
+    """Its address, once it answers."""
+    process = multiprocessing.get_context("spawn").Process(target=plain, args=(settings,))
+    process.start()
+    url = f"http://127.0.0.1:{PORT + 1}"
+    try:
+        while True:
+            try:
+                httpx2.get(f"{url}/docs")
+                break
+            except httpx2.HTTPError:
+                if not process.is_alive():
+                    raise SystemExit("the plain server did not start") from None
+                time.sleep(0.5)
+        yield url
+    finally:
+        process.terminate()
+        process.join()
+
+
 def figures(answers: list[Answer], seconds: float) -> dict[str, Any]:
     """Of a load that lasted so long: what came back, and how late, apart for what was judged and what was not."""
     good = sorted(answer.latency_s for answer in answers if answer.status == 200)
@@ -259,20 +308,16 @@ def watched(pool: Any, url: str, due: list[float], look: Callable[[], float]) ->
     return loading.get(), seen
 
 
-def steady(server: Server, pool: Any, seconds: float, told: dict[str, Any]) -> float:
-    """Saturation, and latency below it; returns what one detector judges in a second."""
-    server.deploy(min_replicas=1, max_replicas=1)
-    pool.apply(saturate, (server.url, 5, CLIENTS))
-    alone = [answer.latency_s for answer in pool.apply(saturate, (server.url, seconds / 2, 1))]
-    full = figures(pool.apply(saturate, (server.url, seconds, CLIENTS)), seconds)
-    capacity: float = full["judged_per_s"]
-    told["alone_ms"] = 1000 * statistics.median(alone)
-    told["saturated"] = full
+def steady(url: str, pool: Any, seconds: float) -> dict[str, Any]:
+    """Saturation, and latency below it."""
+    pool.apply(saturate, (url, 5, CLIENTS))
+    alone = [answer.latency_s for answer in pool.apply(saturate, (url, seconds / 2, 1))]
+    full = figures(pool.apply(saturate, (url, seconds, CLIENTS)), seconds)
+    told = {"saturated": full | {"alone_ms": 1000 * statistics.median(alone)}}
     for share in (0.5, 0.8):
-        told[f"load_{share:.0%}"] = figures(
-            pool.apply(offer, (server.url, schedule([(seconds, share * capacity)]))), seconds
-        )
-    return capacity
+        due = schedule([(seconds, share * full["judged_per_s"])])
+        told[f"load_{share:.0%}"] = figures(pool.apply(offer, (url, due)), seconds)
+    return told
 
 
 def overload(server: Server, pool: Any, seconds: float, capacity: float, told: dict[str, Any]) -> None:
@@ -290,15 +335,57 @@ def step(server: Server, pool: Any, seconds: float, capacity: float, told: dict[
     answers, replicas = watched(pool, server.url, schedule(steps), server.replicas)
     told["step"] = figures(answers, sum(length for length, _ in steps)) | {
         "replicas": replicas,
-        "p99_ms_by_5_s": _by_time(answers, 5),
+        "by_time": _by_time(answers, 2),
     }
 
 
-def _by_time(answers: list[Answer], width: int) -> dict[int, float]:
-    parts: dict[int, list[float]] = {}
+def _by_time(answers: list[Answer], width: int) -> list[dict[str, float]]:
+    """Of each so many seconds: what was due then, judged and refused a second, and how late the judged were."""
+    parts: dict[int, list[Answer]] = {}
     for answer in answers:
-        parts.setdefault(int(answer.due_s // width) * width, []).append(answer.latency_s)
-    return {start: _quantiles(sorted(latencies))["p99"] for start, latencies in sorted(parts.items())}
+        parts.setdefault(int(answer.due_s // width) * width, []).append(answer)
+    told = []
+    for start, some in sorted(parts.items()):
+        judged = sorted(answer.latency_s for answer in some if answer.status == 200)
+        rates = {"offered": len(some) / width, "judged": len(judged) / width}
+        told.append({"at_s": start, "width_s": width} | rates | _quantiles(judged))
+    return told
+
+
+def draw_step(told: dict[str, Any]) -> str:
+    """The step as a picture, SVG: load and what was judged of it, detectors, and latency."""
+    import numpy as np
+
+    from jobs.plot import BLUE, DASHES, GREEN, PURPLE, VERMILION, Axis, Line, Panel, Plot
+
+    def axis(label: str, most: float, parts: int = 4) -> Axis:
+        width = next(size * 10**power for power in range(6) for size in (1, 2, 5) if size * 10**power * parts >= most)
+        return Axis(label, width * parts, [width * number for number in range(parts + 1)])
+
+    def line(name: str, colour: str, label: str, dash: str) -> Line:
+        points = [(part["at_s"] + part["width_s"] / 2, part[name]) for part in parts if name in part]
+        return Line(np.array(points), colour, label, dash)
+
+    parts, replicas = told["by_time"], np.array(told["replicas"], float)
+    seconds = max(part["at_s"] for part in parts)
+    late = axis("latency, ms", max(part.get("p99", 0.0) for part in parts))
+    return Plot(
+        title="A step to twice what one detector judges",
+        note=f"{told['answers'].get('200', 0)} judged, {told['failed']} failed",
+        x=axis("seconds", seconds, 6),
+        panels=[
+            Panel(
+                axis("pairs a second", max(part["offered"] for part in parts)),
+                [line("offered", VERMILION, "asked for", DASHES[1]), line("judged", BLUE, "judged", DASHES[0])],
+                2,
+            ),
+            Panel(axis("detectors", replicas[:, 1].max(), 2), [Line(replicas, GREEN, "detectors", step=True)]),
+            Panel(
+                late, [line("p50", PURPLE, "median latency", DASHES[2]), line("p99", PURPLE, "99th percentile", "")], 2
+            ),
+        ],
+        summary="Load, judged pairs, detectors and latency over time.",
+    ).svg()
 
 
 def killed(server: Server, pool: Any, seconds: float, capacity: float, told: dict[str, Any]) -> None:
@@ -362,6 +449,7 @@ def main() -> None:
     parser.add_argument("--parts", nargs="*", default=list(PARTS), choices=list(PARTS), help="after the steady loads")
     parser.add_argument("--set", action="append", default=[], help="a setting of the server, NAME=VALUE")
     parser.add_argument("--json", type=Path)
+    parser.add_argument("--figure", type=Path, help="where to draw the step, SVG")
     arguments = parser.parse_args()
     from jobs.cluster import ray_running
     from jobs.options import changes_of
@@ -371,8 +459,13 @@ def main() -> None:
     with model_folder(arguments.model) as model, elsewhere() as pool, ray_running(num_cpus=room):
         settings = {"model": model, "port": PORT, "device": "cpu"} | changes_of(arguments.set)
         told["bare_before_per_s"] = pool.apply(bare, (settings, arguments.seconds))
+        with plain_server(settings) as url:
+            beside = steady(url, pool, arguments.seconds)
+            told |= {f"plain_{name}": part for name, part in beside.items()}
         server = Server(settings)
-        capacity = steady(server, pool, arguments.seconds, told)
+        server.deploy(min_replicas=1, max_replicas=1)
+        told |= steady(server.url, pool, arguments.seconds)
+        capacity = told["saturated"]["judged_per_s"]
         keep(told, arguments.json)
         for name in arguments.parts:
             seconds = arguments.overload_seconds if name == "overload" else arguments.seconds
@@ -382,6 +475,8 @@ def main() -> None:
 
         serve.shutdown()
         told["bare_after_per_s"] = pool.apply(bare, (settings, arguments.seconds))
+    if arguments.figure and "step" in told:
+        arguments.figure.write_text(draw_step(told["step"]))
     keep(told, arguments.json)
 
 

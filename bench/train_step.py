@@ -274,7 +274,10 @@ def main() -> None:
     else:
         ways = [PUBLISHED, OURS]
         turns = in_a_process_each(ways, given)
-    rounds = list(itertools.islice(turns, given.rounds))
+    rounds = []
+    for turn in itertools.islice(turns, given.rounds):
+        print({way.name: round(found["seconds"], 4) for way, found in turn.items()}, flush=True)
+        rounds.append(turn)
     told["ways"] = {way.name: _figures(way, rounds, told) for way in ways}
     show(told)
     if given.json:

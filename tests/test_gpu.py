@@ -2,6 +2,7 @@
 
 import json
 import math
+from itertools import islice
 from pathlib import Path
 
 import pytest
@@ -49,9 +50,9 @@ def test_a_step_gives_the_losses_and_gradients_of_a_cpu() -> None:
 
 
 def test_a_killed_run_goes_on_with_its_random_numbers(corpus: Path, tmp_path: Path) -> None:
-    """Compiled, with dropout, and with a locked image encoder at its end."""
+    """With dropout, and with a locked image encoder at its end."""
     settings = settings_for(
-        corpus, tmp_path, lock_image_from=0.75, model={"dropout": 0.2}, precision="float32", compile="on"
+        corpus, tmp_path, lock_image_from=0.75, model={"dropout": 0.2}, precision="float32", compile="off"
     )
     split = training_split(settings)
     whole = Fit(settings, split, device="cuda")
@@ -82,7 +83,7 @@ def training_split(settings: TrainSettings) -> Split:
 
 def run(fit: Fit, steps: int) -> list[float]:
     """The totals of so many steps."""
-    return [terms["total"] for terms, _ in zip(fit.steps(), range(steps), strict=False)]
+    return [terms["total"] for terms in islice(fit.steps(), steps)]
 
 
 def test_the_demo_model_finds_what_it_finds_on_a_cpu(corpus: Path) -> None:
