@@ -16,7 +16,8 @@ _Result = TypeVar("_Result")
 _AHEAD = 2
 """Batches on their way to each worker: one that it works on, and the next, so that it never waits for one."""
 _GONE_AFTER_S = 10.0
-"""A worker that answered nothing for so long is counted no more."""
+"""A worker that answered nothing for so long is counted no more; nor is a batch that is out for so long, for one that
+hangs must not hold up the others."""
 
 
 @dataclass(eq=False)
@@ -53,7 +54,7 @@ class Batcher(Generic[_Item, _Result]):
         self._send, self._size, self._wait_s, self._clock = send, size, wait_s, clock
         self._most_waiting = most_waiting
         self._waiting: deque[_Asked[_Item, _Result]] = deque()
-        self._sent: set[asyncio.Task[None]] = set()
+        self._sent: dict[asyncio.Task[None], float] = {}
         self._seen: dict[str, float] = {}
         self._timer: asyncio.TimerHandle | None = None
 
@@ -87,14 +88,14 @@ class Batcher(Generic[_Item, _Result]):
         self._go_on()
 
     def _has_room(self) -> bool:
-        now = self._clock()
-        self._seen = {worker: moment for worker, moment in self._seen.items() if now - moment < _GONE_AFTER_S}
-        return len(self._sent) < _AHEAD * max(1, len(self._seen))
+        lately = self._clock() - _GONE_AFTER_S
+        self._seen = {worker: moment for worker, moment in self._seen.items() if moment > lately}
+        return sum(moment > lately for moment in self._sent.values()) < _AHEAD * max(1, len(self._seen))
 
     def _send_some(self) -> None:
         batch = [self._waiting.popleft() for _ in range(min(self._size, len(self._waiting)))]
         task = asyncio.get_running_loop().create_task(self._judged(batch))
-        self._sent.add(task)
+        self._sent[task] = self._clock()
         task.add_done_callback(self._came_back)
         for asked in batch:
             asked.result.add_done_callback(lambda _: self._stop_if_unwanted(batch, task))
@@ -104,7 +105,7 @@ class Batcher(Generic[_Item, _Result]):
             task.cancel()
 
     def _came_back(self, task: asyncio.Task[None]) -> None:
-        self._sent.discard(task)
+        del self._sent[task]
         if self._waiting and self._has_room():
             self._send_some()  # it has waited long enough: for a worker
         self._go_on()
@@ -112,12 +113,11 @@ class Batcher(Generic[_Item, _Result]):
     async def _judged(self, batch: list[_Asked[_Item, _Result]]) -> None:
         try:
             answer = await self._send([asked.item for asked in batch])
+            self._seen[answer.worker] = self._clock()
+            for asked, result in zip(batch, answer.results, strict=True):
+                if not asked.result.done():
+                    asked.result.set_result(result)
         except Exception as error:
             for asked in batch:
                 if not asked.result.done():
                     asked.result.set_exception(error)
-            return
-        self._seen[answer.worker] = self._clock()
-        for asked, result in zip(batch, answer.results, strict=True):
-            if not asked.result.done():
-                asked.result.set_result(result)

@@ -113,15 +113,15 @@ def test_every_worker_that_answers_gets_two_batches_until_it_has_answered_nothin
         await workers.answer(1, "two")
         assert len(workers.sent) == 6  # four on their way
         now[0] = 9.0
-        await workers.answer(2, "one")
-        assert len(workers.sent) == 7
+        for number in range(2, 6):
+            await workers.answer(number, "one")
+        assert len(workers.sent) == 10
         now[0] = 10.5  # of "two" nothing was heard since 0
-        await workers.answer(3, "one")
-        assert len(workers.sent) == 7
-        await workers.answer(4, "one")
-        assert len(workers.sent) == 7
-        await workers.answer(5, "one")
-        assert len(workers.sent) == 8
+        for number in range(6, 8):
+            await workers.answer(number, "one")
+        assert len(workers.sent) == 10
+        await workers.answer(8, "one")
+        assert len(workers.sent) == 11
 
     play(test())
 
@@ -172,5 +172,35 @@ def test_nobody_judges_what_nobody_waits_for() -> None:
         await workers.answer(0)
         await workers.answer(2)
         assert (await second, await sixth) == (20, 60)
+
+    play(test())
+
+
+def test_a_worker_that_hangs_does_not_hold_up_the_others() -> None:
+    async def test() -> None:
+        now = [0.0]
+        workers = Workers()
+        batcher = batcher_for(workers, size=1, clock=lambda: now[0])
+        ask(batcher, 1, 2, 3)
+        await settled()
+        now[0] = 10.5
+        (fourth,) = ask(batcher, 4)
+        await settled()
+        assert workers.sent == [[1], [2], [3], [4]]
+        await workers.answer(3, "two")
+        assert await fourth == 40
+
+    play(test())
+
+
+def test_a_worker_that_answers_too_little_is_an_error_for_whom_it_left_out() -> None:
+    async def test() -> None:
+        async def send(items: list[int]) -> Answer[int]:
+            return Answer("one", items[1:])
+
+        batcher: Batcher[int, int] = Batcher(send, size=2, wait_s=0.0, most_waiting=10)
+        first, second = await asyncio.gather(*ask(batcher, 1, 2), return_exceptions=True)
+        assert first == 2
+        assert isinstance(second, ValueError)
 
     play(test())
