@@ -36,6 +36,7 @@ import httpx2
 PAGE = Path(__file__).parent.parent / "serve" / "page"
 PORT = 8123
 TIMEOUT_S = 60
+REFUSED = (429, 503)
 CLIENTS = 32
 """That wait for their answers, to saturate."""
 
@@ -96,6 +97,8 @@ async def _saturate(url: str, seconds: float, clients: int) -> list[Answer]:
     async def one(number: int) -> None:
         while (now := time.perf_counter() - start) < seconds:
             answers.append(await _send(client, *given[number % len(given)], start, now))
+            if answers[-1].status in REFUSED:
+                await asyncio.sleep(1)  # as Retry-After asks
 
     async with _client(url) as client:
         start = time.perf_counter()
@@ -220,15 +223,15 @@ def plain_server(settings: dict[str, Any]) -> Iterator[str]:
 def figures(answers: list[Answer], seconds: float) -> dict[str, Any]:
     """Of a load that lasted so long: what came back, and how late, apart for what was judged and what was not."""
     good = sorted(answer.latency_s for answer in answers if answer.status == 200)
-    shed = sorted(answer.latency_s for answer in answers if answer.status in (429, 503))
+    shed = sorted(answer.latency_s for answer in answers if answer.status in REFUSED)
     told = Counter(f"{answer.status} {answer.told}".strip() for answer in answers)
     return {
         "offered_per_s": len(answers) / seconds,
         "judged_per_s": len(good) / seconds,
         "judged_ms": _quantiles(good),
         "shed_ms": _quantiles(shed),
-        "shed_without_retry_after": sum(a.status in (429, 503) and not a.retry_after for a in answers),
-        "failed": sum(answer.status not in (200, 429, 503) for answer in answers),
+        "shed_without_retry_after": sum(a.status in REFUSED and not a.retry_after for a in answers),
+        "failed": sum(answer.status not in (200, *REFUSED) for answer in answers),
         "lag_p99_ms": _quantiles(sorted(answer.lag_s for answer in answers)).get("p99", 0.0),
         "answers": dict(told),
     }

@@ -184,12 +184,13 @@ def test_an_example_shows_verdict_box_words_and_types(page: Page) -> None:
     ]  # fmt: skip
     assert page.browser.find_elements(By.CSS_SELECTOR, "#marked mark")
     assert page.find("marked").text == page.find("text").get_property("value")
+    assert page.find("file").get_attribute("value").endswith(".jpg")
     page.shoot("example")
 
 
 def test_a_picture_of_ones_own_is_judged_with_the_keyboard_alone(page: Page, picture: Path) -> None:
     page.find("file").send_keys(str(picture))
-    assert page.find("chosen").text == "mine.jpg"
+    assert page.find("file").get_attribute("value").endswith("mine.jpg")
     page.find("text").send_keys("Two people meet", Keys.TAB, Keys.TAB)
     assert page.browser.switch_to.active_element == page.find("judge")
     page.browser.switch_to.active_element.send_keys(Keys.ENTER)

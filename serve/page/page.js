@@ -27,7 +27,9 @@ const complain = (message) => {
 
 const choose = (blob, name) => {
   chosen = { blob, name };
-  find("chosen").textContent = name;
+  const held = new DataTransfer(); // so that the field names the picture, wherever it came from
+  held.items.add(new File([blob], name, { type: blob.type }));
+  find("file").files = held.files;
   find("result").hidden = true;
   complain("");
 };
@@ -167,7 +169,6 @@ const copy = async () => {
 const loadExample = async (example) => {
   const answer = await fetch(`page/${example.image}`);
   choose(await answer.blob(), example.image);
-  find("file").value = "";
   find("text").value = example.text;
   await judge();
 };
@@ -198,7 +199,7 @@ for (const kind of ["dragover", "dragleave", "drop"]) {
   document.addEventListener(kind, (event) => {
     event.preventDefault();
     find("drop").classList.toggle("over", kind === "dragover");
-    if (kind === "drop") { find("file").value = ""; take(event.dataTransfer.files); }
+    if (kind === "drop") take(event.dataTransfer.files);
   });
 }
 listExamples();
