@@ -244,7 +244,7 @@ class Server:
     """The application on a Ray of this process. The settings are those of `asap serve`, but for what is given."""
 
     def __init__(self, settings: dict[str, Any]) -> None:
-        self._settings = settings
+        self.settings = settings
         self.url = f"http://127.0.0.1:{PORT}"
 
     def deploy(self, **change: Any) -> None:
@@ -252,8 +252,8 @@ class Server:
         from serve.app import build, start
         from serve.settings import ServeSettings
 
-        self._settings |= change
-        settings = ServeSettings(**self._settings)
+        self.settings |= change
+        settings = ServeSettings(**self.settings)
         start(build(settings), settings)
 
     def replicas(self, name: str = "Detector") -> int:
@@ -329,14 +329,15 @@ def overload(server: Server, pool: Any, seconds: float, capacity: float, told: d
 
 
 def step(server: Server, pool: Any, seconds: float, capacity: float, told: dict[str, Any]) -> None:
-    """From next to nothing to twice what one detector judges, and back, with room for three."""
-    server.deploy(min_replicas=1, max_replicas=3, downscale_delay_s=10)
+    """From next to nothing to twice what one detector judges, and back, with room for three or for as many as set."""
+    server.deploy(min_replicas=1, max_replicas=server.settings.get("max_replicas", 3), downscale_delay_s=10)
     server.wait(Detector=1)
-    steps = [(10, 1.0), (seconds + 20, 2 * capacity), (60, 1.0)]
+    idle = capacity / 20
+    steps = [(10, idle), (seconds + 20, 2 * capacity), (60, idle)]
     answers, replicas = watched(pool, server.url, schedule(steps), server.replicas)
     told["step"] = figures(answers, sum(length for length, _ in steps)) | {
         "replicas": replicas,
-        "by_time": _by_time(answers, 2),
+        "by_time": _by_time(answers, 5),
     }
 
 
