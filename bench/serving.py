@@ -17,6 +17,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import math
 import multiprocessing
 import os
 import random
@@ -361,16 +362,18 @@ def draw_step(told: dict[str, Any]) -> str:
     from jobs.plot import BLUE, DASHES, GREEN, PURPLE, VERMILION, Axis, Line, Panel, Plot
 
     def axis(label: str, most: float, parts: int = 4) -> Axis:
-        width = next(size * 10**power for power in range(6) for size in (1, 2, 5) if size * 10**power * parts >= most)
-        return Axis(label, width * parts, [width * number for number in range(parts + 1)])
+        steps = (size * 10**power for power in range(6) for size in (1, 2, 5))
+        width = next(step for step in steps if step * parts >= most)
+        count = math.ceil(most / width)
+        return Axis(label, width * count, [width * number for number in range(count + 1)])
 
-    def line(name: str, colour: str, label: str, dash: str) -> Line:
-        points = [(part["at_s"] + part["width_s"] / 2, part[name]) for part in parts if name in part]
+    def line(name: str, colour: str, label: str, dash: str, unit: float = 1) -> Line:
+        points = [(part["at_s"] + part["width_s"] / 2, part[name] / unit) for part in parts if name in part]
         return Line(np.array(points), colour, label, dash)
 
     parts, replicas = told["by_time"], np.array(told["replicas"], float)
     seconds = max(part["at_s"] for part in parts)
-    late = axis("latency, ms", max(part.get("p99", 0.0) for part in parts))
+    late = axis("latency, s", max(part.get("p99", 0.0) for part in parts) / 1000)
     return Plot(
         title="A step to twice what one detector judges",
         note=f"{told['answers'].get('200', 0)} judged, {told['failed']} failed",
@@ -383,7 +386,12 @@ def draw_step(told: dict[str, Any]) -> str:
             ),
             Panel(axis("detectors", replicas[:, 1].max(), 2), [Line(replicas, GREEN, "detectors", step=True)]),
             Panel(
-                late, [line("p50", PURPLE, "median latency", DASHES[2]), line("p99", PURPLE, "99th percentile", "")], 2
+                late,
+                [
+                    line("p50", PURPLE, "median latency", DASHES[2], 1000),
+                    line("p99", PURPLE, "99th percentile", "", 1000),
+                ],
+                2,
             ),
         ],
         summary="Load, judged pairs, detectors and latency over time.",
