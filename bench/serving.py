@@ -30,9 +30,13 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import httpx2
+
+if TYPE_CHECKING:
+    from asap.predictor import Predictor
+    from serve.settings import ServeSettings
 
 PAGE = Path(__file__).parent.parent / "serve" / "page"
 PORT = 8123
@@ -150,18 +154,24 @@ def model_folder(model: str) -> Iterator[str]:
         yield str(save(drawn, Path(parent) / "base", tokenizer=tokenizer))
 
 
-def bare(settings: dict[str, Any], seconds: float) -> float:
-    """Pairs a second of the predictor without a server, on as many threads as a detector has, where it is called."""
+def predictor_of(settings: ServeSettings, batch_size: int) -> Predictor:
+    """A detector's predictor without the server, on as many threads."""
     import torch
 
-    from asap.finding import Pair
     from asap.predictor import Predictor
+
+    torch.set_num_threads(max(1, int(settings.detector_cpus)))
+    return Predictor.from_folder(settings.model, settings.device, settings.precision, batch_size=batch_size)
+
+
+def bare(given_settings: dict[str, Any], seconds: float) -> float:
+    """Pairs a second of the predictor alone, where it is called."""
+    from asap.finding import Pair
     from serve.settings import ServeSettings
 
-    given_to = ServeSettings(**settings)
-    batch = given_to.batch_size
-    torch.set_num_threads(max(1, int(given_to.detector_cpus)))
-    predictor = Predictor.from_folder(given_to.model, given_to.device, given_to.precision, batch_size=batch)
+    settings = ServeSettings(**given_settings)
+    batch = settings.batch_size
+    predictor = predictor_of(settings, batch)
     given = [Pair(*pair) for pair in pairs()]
     some = [given[number % len(given)] for number in range(batch)]
     predictor.predict(some)
@@ -172,21 +182,17 @@ def bare(settings: dict[str, Any], seconds: float) -> float:
     return judged / (time.perf_counter() - start)
 
 
-def plain(settings: dict[str, Any]) -> None:
+def plain(given_settings: dict[str, Any]) -> None:
     """Serve the predictor as a first try would: FastAPI, one pair at a time, in a process of its own."""
     import threading
 
-    import torch
     import uvicorn
     from fastapi import FastAPI, Form, UploadFile
 
     from asap.finding import Pair
-    from asap.predictor import Predictor
     from serve.settings import ServeSettings
 
-    given_to = ServeSettings(**settings)
-    torch.set_num_threads(max(1, int(given_to.detector_cpus)))
-    predictor = Predictor.from_folder(given_to.model, given_to.device, given_to.precision, batch_size=1)
+    predictor = predictor_of(ServeSettings(**given_settings), 1)
     app, alone = FastAPI(), threading.Lock()
 
     def detect(image: UploadFile, text: str = Form()) -> dict[str, float | None]:
@@ -343,7 +349,7 @@ def step(server: Server, pool: Any, seconds: float, capacity: float, told: dict[
 
 
 def _by_time(answers: list[Answer], width: int) -> list[dict[str, float]]:
-    """Of each so many seconds: what was due then, judged and refused a second, and how late the judged were."""
+    """Of each so many seconds: what was due then, and judged of it, a second, and how late."""
     parts: dict[int, list[Answer]] = {}
     for answer in answers:
         parts.setdefault(int(answer.due_s // width) * width, []).append(answer)

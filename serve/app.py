@@ -67,16 +67,14 @@ class RayJudge:
 
     async def about(self) -> ModelCard:
         """As `Judge.about`."""
-        card: ModelCard = await self._ask(self._detector.about.remote)
-        return card
+        return await self._ask(self._detector.about.remote)
 
     async def detect(self, image: PreparedImage, text: str | None) -> Finding:
         """As `Judge.detect`. Cancelled, the pair is taken from the queue."""
         return await self._batches.ask((image, text))
 
     async def _detect_all(self, pairs: list[Prepared]) -> Answer[Finding]:
-        answer: Answer[Finding] = await self._ask(self._detector.detect.remote, pairs)
-        return answer
+        return await self._ask(self._detector.detect.remote, pairs)
 
     async def _ask(self, method: Callable[..., Any], *arguments: Any) -> Any:
         for attempt in range(1, _TRIES + 1):

@@ -74,18 +74,17 @@ class Batcher(Generic[_Item, _Result]):
             if asked.result.cancelled() and asked in self._waiting:
                 self._waiting.remove(asked)
 
-    def _go_on(self) -> None:
-        """Send what is full, and the rest when its time has come."""
-        while len(self._waiting) >= self._size and self._has_room():
+    def _go_on(self, *, due: bool = False) -> None:
+        """Send what is full, and once, where it is `due`, what is not; the rest when its time has come."""
+        while self._waiting and (due or len(self._waiting) >= self._size) and self._has_room():
             self._send_some()
+            due = False
         if self._waiting and self._timer is None and self._has_room():
             self._timer = asyncio.get_running_loop().call_later(self._wait_s, self._time_is_up)
 
     def _time_is_up(self) -> None:
         self._timer = None
-        if self._waiting and self._has_room():
-            self._send_some()
-        self._go_on()
+        self._go_on(due=True)
 
     def _has_room(self) -> bool:
         lately = self._clock() - _GONE_AFTER_S
@@ -106,9 +105,7 @@ class Batcher(Generic[_Item, _Result]):
 
     def _came_back(self, task: asyncio.Task[None]) -> None:
         del self._sent[task]
-        if self._waiting and self._has_room():
-            self._send_some()  # it has waited long enough: for a worker
-        self._go_on()
+        self._go_on(due=True)  # what waits has waited long enough: for a worker
 
     async def _judged(self, batch: list[_Asked[_Item, _Result]]) -> None:
         try:
