@@ -35,7 +35,7 @@ class Admission:
         return int(self._limit)
 
     def answered(self, seconds: float) -> None:
-        """Take in how long one answer took, from its request's first byte."""
+        """Take in how long one answer took, from when its request was there."""
         self._seconds.append(seconds)
         usual = statistics.median(self._seconds)
         if len(self._seconds) == _LOOKED_AT and usual > self._wait_s:

@@ -8,6 +8,7 @@ import binascii
 import functools
 import json
 from collections.abc import AsyncIterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -46,6 +47,8 @@ from serve.settings import ServeSettings, is_loopback
 
 _Model = TypeVar("_Model", bound=BaseModel)
 _PAGE = Path(__file__).parent / "page"
+_FETCHES = 32
+"""Pictures that are fetched at once."""
 _KNOWN_CODES = {404: "not_found", 405: "method_not_allowed", 400: "bad_request"}
 _UNREADABLE_TEXT = "the text is not Unicode: it holds a lone surrogate"
 _STATUSES = {
@@ -147,6 +150,8 @@ class _Pairs:
         self._keyring = keyring
         self._rates = Rates(settings.key_rate, settings.key_burst)
         self._figures = figures
+        # Threads of their own: a store that is slow holds up those who name it, and nobody's JSON.
+        self._fetching = ThreadPoolExecutor(_FETCHES, thread_name_prefix="fetch")
         self.router = APIRouter(dependencies=[Depends(self._identify)], responses=_ERRORS)
         post, get = self.router.post, self.router.get
         one, many = _request_body(DetectRequest, form=True), _request_body(BatchRequest, form=False)
@@ -281,7 +286,8 @@ class _Pairs:
         if data is None:
             prefixes, most = self._settings.uri_prefixes, self._settings.max_image_bytes
             with timings.of("fetch"):
-                data = await asyncio.to_thread(fetch, asked.uri or "", prefixes, most)
+                loop = asyncio.get_running_loop()
+                data = await loop.run_in_executor(self._fetching, fetch, asked.uri or "", prefixes, most)
         finding = await self._service.judge(data, asked.text, timings)
         if finding.error is not None:
             raise finding.error

@@ -15,7 +15,8 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serve.admission import Admission
-from serve.errors import Overloaded, Refused
+from serve.body import Body, Load
+from serve.errors import Refused
 from serve.schemas import ErrorBody, ErrorResponse
 from serve.settings import ServeSettings
 
@@ -64,7 +65,7 @@ class Front:
         self._app = app
         self._settings = settings
         self._figures = figures
-        self._busy = 0
+        self._load = Load()
         self._admission = Admission(2 * settings.batch_size, settings.max_in_flight, settings.wait_s)
         figures.limit.set(self._admission.limit)
 
@@ -76,27 +77,26 @@ class Front:
         trace = Trace(_request_id(scope))
         scope.setdefault("state", {})["trace"] = trace
         start, sent = time.perf_counter(), _Sent(send, trace.id)
-        counted = scope["path"].startswith("/v1/")
-        self._busy += counted
-        self._figures.in_flight.set(self._busy)
+        gated = scope["path"].startswith("/v1/")
+        body = Body(scope, receive, self._settings, self._load, self._admission if gated else None)
         try:
-            if counted and self._busy > self._admission.limit:
-                raise Overloaded
-            await self._app(scope, _limited(scope, receive, self._settings), sent)
+            body.enter()
+            self._figures.in_flight.set(self._load.requests)
+            await self._app(scope, body.receive, sent)
         except Exception as error:
             if not isinstance(error, Refused):
                 LOG.exception("request %s failed", trace.id)
             if not sent.begun:
                 await error_response(_told(error), trace.id)(scope, receive, sent)
         finally:
-            self._busy -= counted
-            self._figures.in_flight.set(self._busy)
-            seconds = time.perf_counter() - start
+            body.close()
+            end = time.perf_counter()
             # What was judged, or not in time. A batch takes as long as it is large, a refusal no time.
-            if scope["path"] == _ONE_PAIR and (sent.status < 400 or sent.status == 504):
-                self._admission.answered(seconds)
+            if scope["path"] == _ONE_PAIR and body.read_at is not None and (sent.status < 400 or sent.status == 504):
+                self._admission.answered(end - body.read_at)
                 self._figures.limit.set(self._admission.limit)
-            self._finish(scope, trace, sent.status, seconds)
+            self._figures.in_flight.set(self._load.requests)
+            self._finish(scope, trace, sent.status, end - start)
 
     def _finish(self, scope: Scope, trace: Trace, status: int, seconds: float) -> None:
         route = getattr(scope.get("route"), "path", "other")
@@ -131,29 +131,6 @@ def _request_id(scope: Scope) -> str:
     """The caller's own, if it has one of a harmless form."""
     given = dict(scope["headers"]).get(b"x-request-id", b"")
     return given.decode() if _GIVEN_ID.fullmatch(given) else uuid.uuid4().hex
-
-
-def _limited(scope: Scope, receive: Receive, settings: ServeSettings) -> Receive:
-    """A `receive` that raises `Refused` (413) once a body is longer than its route takes."""
-    most = settings.max_batch_bytes if scope["path"].endswith("/batch") else settings.max_body_bytes
-    declared = dict(scope["headers"]).get(b"content-length", b"")
-    got = 0
-
-    async def limited() -> Message:
-        nonlocal got
-        if declared.isdigit() and len(declared) < 20 and int(declared) > most:
-            raise _too_large(most)
-        message = await receive()
-        got += len(message.get("body", b""))
-        if got > most:
-            raise _too_large(most)
-        return message
-
-    return limited
-
-
-def _too_large(most: int) -> Refused:
-    return Refused(413, "too_large", f"the body has more than {most} bytes, which is the limit here")
 
 
 def _told(error: Exception) -> Refused:

@@ -35,8 +35,11 @@ class ServeSettings(BaseModel):
     """Of the body of a batch."""
     max_in_flight: int = Field(default=64, ge=1)
     """Requests that are read, decoded or waiting at once; one more is answered 429."""
+    max_bytes_in_flight: int = Field(default=512 * 2**20, ge=1)
+    """Of the bodies of those requests together; one more is answered 429."""
     wait_s: float = Field(default=2, gt=0)
-    """What an answer may come to take where more is asked than can be judged: beyond, fewer are let in at once."""
+    """What an answer may come to take, once its request is there, where more is asked than can be judged: beyond, fewer
+    are let in at once."""
     max_queued: int = Field(default=256, ge=1)
     """Pairs that wait in one process of the API for a detector; one more is answered 429."""
     deadline_s: float = Field(default=30, gt=0)
@@ -82,6 +85,8 @@ class ServeSettings(BaseModel):
             raise ValueError(
                 f"a batch of max_batch_items {self.max_batch_items} is more than a key's key_burst {self.key_burst}"
             )
+        if self.max_bytes_in_flight < (most := max(self.max_batch_bytes, self.max_body_bytes)):
+            raise ValueError(f"max_bytes_in_flight {self.max_bytes_in_flight} is less than a request may have, {most}")
         for prefix in self.uri_prefixes:
             if not _PREFIX.fullmatch(prefix):
                 raise ValueError(f"uri_prefixes {prefix!r} is not s3://BUCKET/… or https://HOST/…")

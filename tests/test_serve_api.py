@@ -2,8 +2,11 @@ import asyncio
 import base64
 import json
 import logging
+import os
 import re
+import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import jsonschema
@@ -285,11 +288,32 @@ def test_work_that_is_not_done_within_the_deadline_is_cancelled() -> None:
 
 
 def test_a_request_beyond_those_in_flight_is_refused_at_once() -> None:
-    from concurrent.futures import ThreadPoolExecutor
-
     with api(_Troubled(3.0), max_in_flight=2) as client, ThreadPoolExecutor(6) as threads:
         answers = [wait.result() for wait in [threads.submit(_send, client) for _ in range(6)]]
     assert sorted(answer.status_code for answer in answers) == [429] * 4 + [500] * 2
+
+
+def test_a_store_that_hangs_holds_up_those_who_name_it_alone(
+    predictor: Predictor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    there, asked = threading.Event(), threading.Semaphore(0)
+
+    def hang(*_: Any) -> bytes:
+        asked.release()
+        there.wait(60)
+        return PICTURE
+
+    monkeypatch.setattr("serve.api.fetch", hang)
+    most = min(32, (os.cpu_count() or 1) + 4)  # threads that asyncio has for everything
+    named = {"uri": "s3://pictures/a.png", "text": TEXT}
+    with api(LocalJudge(predictor), batch_size=32) as client, ThreadPoolExecutor(most) as threads:
+        waiting = [threads.submit(client.post, "/v1/detect", json=named) for _ in range(most)]
+        for _ in waiting:
+            asked.acquire()
+        assert client.post("/v1/detect", json={"image": BASE64, "text": TEXT}).status_code == 200
+        assert not any(wait.done() for wait in waiting)
+        there.set()
+        assert {wait.result().status_code for wait in waiting} == {200}
 
 
 def test_fewer_are_let_in_where_answers_take_too_long(predictor: Predictor) -> None:
