@@ -1,11 +1,8 @@
 """What the server does under load: saturation, latency, a step, too much, a killed replica, a rolling update.
 
-Arrivals follow a schedule that does not wait for answers, drawn by seed with the gaps of a Poisson process, and a
-request's latency counts from the moment it was due: what waits behind a stall is counted, so nothing is coordinated
-away. The load comes from a process of its own; `lag` is how late that process itself was, and a figure with a large lag
-says nothing of the server. Saturation alone is measured with a fixed number of clients that wait, beside a plain
-FastAPI server that judges pair by pair, and the bare predictor, which decodes and judges the same pictures in batches
-in one process, right before and after.
+The load is Locust's (`bench/load.py`): arrivals that do not wait for answers, and for saturation alone a fixed number
+of clients that do. Beside it stand a plain FastAPI server that judges pair by pair, and the bare predictor, which
+decodes and judges the same pictures in batches in one process, right before and after.
 
     python bench/serving.py [--model demo] [--seconds 20] [--overload-seconds 600] [--parts overload …] [--json PATH]
         [--figure step.svg]
@@ -15,127 +12,27 @@ in one process, right before and after.
 from __future__ import annotations
 
 import argparse
-import asyncio
 import json
 import math
 import multiprocessing
 import os
-import random
 import signal
 import statistics
 import tempfile
 import time
-from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import httpx2
+from load import Answer, Load, by_time, examples, figures, schedule
 
 if TYPE_CHECKING:
     from asap.predictor import Predictor
     from serve.settings import ServeSettings
 
-PAGE = Path(__file__).parent.parent / "serve" / "page"
 PORT = 8123
-TIMEOUT_S = 60
-REFUSED = (429, 503)
-
-
-@dataclass(frozen=True)
-class Answer:
-    """One request: when it was due and when it was sent, seconds after the start; status 0 is no answer."""
-
-    due_s: float
-    lag_s: float
-    latency_s: float
-    status: int
-    retry_after: bool
-    told: str
-
-
-def pairs() -> list[tuple[bytes, str]]:
-    """The page's examples."""
-    examples = json.loads((PAGE / "examples.json").read_text())
-    return [((PAGE / example["image"]).read_bytes(), example["text"]) for example in examples]
-
-
-def schedule(steps: list[tuple[float, float]], seed: int = 0) -> list[float]:
-    """When requests are due, in seconds, for steps of (seconds, requests a second)."""
-    rng, due, start = random.Random(seed), [], 0.0
-    for seconds, rate in steps:
-        at = start + rng.expovariate(rate)
-        while at < start + seconds:
-            due.append(at)
-            at += rng.expovariate(rate)
-        start += seconds
-    return due
-
-
-def offer(url: str, due: list[float]) -> list[Answer]:
-    """Send a request at each moment that one is due, whatever became of those before."""
-    return asyncio.run(_offer(url, due))
-
-
-async def _offer(url: str, due: list[float]) -> list[Answer]:
-    given = pairs()
-    async with _client(url) as client:
-        start, tasks = time.perf_counter(), []
-        for number, moment in enumerate(due):
-            await asyncio.sleep(max(0.0, start + moment - time.perf_counter()))
-            tasks.append(asyncio.create_task(_send(client, *given[number % len(given)], start, moment)))
-        return list(await asyncio.gather(*tasks))
-
-
-def saturate(url: str, seconds: float, clients: int) -> list[Answer]:
-    """So many clients, each of which sends its next request once it has its answer."""
-    return asyncio.run(_saturate(url, seconds, clients))
-
-
-async def _saturate(url: str, seconds: float, clients: int) -> list[Answer]:
-    given, answers = pairs(), []
-
-    async def one(number: int) -> None:
-        while (now := time.perf_counter() - start) < seconds:
-            answers.append(await _send(client, *given[number % len(given)], start, now))
-            if answers[-1].status in REFUSED:
-                await asyncio.sleep(1)  # as Retry-After asks
-
-    async with _client(url) as client:
-        start = time.perf_counter()
-        await asyncio.gather(*map(one, range(clients)))
-    return answers
-
-
-def _client(url: str) -> httpx2.AsyncClient:
-    limits = httpx2.Limits(max_connections=None, max_keepalive_connections=None)
-    return httpx2.AsyncClient(base_url=url, limits=limits, timeout=TIMEOUT_S)
-
-
-async def _send(client: httpx2.AsyncClient, image: bytes, text: str, start: float, due: float) -> Answer:
-    lag = time.perf_counter() - start - due
-    try:
-        answer = await client.post("/v1/detect", files={"image": image}, data={"text": text})
-        status, retry, told = answer.status_code, "retry-after" in answer.headers, _code(answer)
-    except httpx2.HTTPError as error:
-        status, retry, told = 0, False, type(error).__name__
-    return Answer(due, lag, time.perf_counter() - start - due, status, retry, told)
-
-
-def _code(answer: httpx2.Response) -> str:
-    try:
-        return "" if answer.is_success else str(answer.json()["error"]["code"])
-    except (ValueError, KeyError, TypeError):
-        return f"not of the API: {answer.text.partition('(')[0].strip()[:60]}"
-
-
-@contextmanager
-def elsewhere() -> Iterator[Any]:
-    """A process for the load."""
-    with multiprocessing.get_context("spawn").Pool(1) as pool:
-        yield pool
 
 
 @contextmanager
@@ -172,7 +69,7 @@ def bare(given_settings: dict[str, Any], seconds: float) -> float:
     settings = ServeSettings(**given_settings)
     batch = settings.batch_size
     predictor = predictor_of(settings, batch)
-    given = [Pair(*pair) for pair in pairs()]
+    given = [Pair(*example) for example in examples()]
     some = [given[number % len(given)] for number in range(batch)]
     predictor.predict(some)
     start, judged = time.perf_counter(), 0
@@ -180,6 +77,12 @@ def bare(given_settings: dict[str, Any], seconds: float) -> float:
         predictor.predict(some)
         judged += batch
     return judged / (time.perf_counter() - start)
+
+
+def bare_apart(settings: dict[str, Any], seconds: float) -> float:
+    """The same in a process of its own."""
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        return float(pool.apply(bare, (settings, seconds)))
 
 
 def plain(given_settings: dict[str, Any]) -> None:
@@ -223,28 +126,6 @@ def plain_server(settings: dict[str, Any]) -> Iterator[str]:
     finally:
         process.terminate()
         process.join()
-
-
-def figures(answers: list[Answer], seconds: float) -> dict[str, Any]:
-    """Of a load that lasted so long: what came back, and how late, apart for what was judged and what was not."""
-    good = sorted(answer.latency_s for answer in answers if answer.status == 200)
-    shed = sorted(answer.latency_s for answer in answers if answer.status in REFUSED)
-    told = Counter(f"{answer.status} {answer.told}".strip() for answer in answers)
-    return {
-        "offered_per_s": len(answers) / seconds,
-        "judged_per_s": sum(a.status == 200 and a.due_s + a.latency_s <= seconds for a in answers) / seconds,
-        "judged_ms": _quantiles(good),
-        "shed_ms": _quantiles(shed),
-        "shed_without_retry_after": sum(a.status in REFUSED and not a.retry_after for a in answers),
-        "failed": sum(answer.status not in (200, *REFUSED) for answer in answers),
-        "lag_p99_ms": _quantiles(sorted(answer.lag_s for answer in answers)).get("p99", 0.0),
-        "answers": dict(told),
-    }
-
-
-def _quantiles(ordered: list[float]) -> dict[str, float]:
-    shares = {"p50": 0.5, "p95": 0.95, "p99": 0.99, "max": 1.0}
-    return {name: 1000 * ordered[int(share * (len(ordered) - 1))] for name, share in shares.items()} if ordered else {}
 
 
 class Server:
@@ -298,67 +179,52 @@ def memory_mib() -> float:
     return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
 
 
-def during(pool: Any, url: str, due: list[float], act: Callable[[], None], after_s: float) -> list[Answer]:
+def during(url: str, due: list[float], act: Callable[[], None], after_s: float) -> list[Answer]:
     """The answers of a load, so long into which something is done."""
-    loading = pool.apply_async(offer, (url, due))
-    time.sleep(after_s)
+    load = Load.arriving(url, due)
+    time.sleep(after_s - load.elapsed())
     act()
-    answers: list[Answer] = loading.get()
-    return answers
+    return load.answers()
 
 
-def watched(pool: Any, url: str, due: list[float], look: Callable[[], float]) -> tuple[list[Answer], list[Any]]:
+def watched(url: str, due: list[float], look: Callable[[], float]) -> tuple[list[Answer], list[tuple[float, float]]]:
     """The answers of a load, and what was seen every second of it."""
-    loading, start, seen = pool.apply_async(offer, (url, due)), time.perf_counter(), []
-    while not loading.ready():
-        seen.append((round(time.perf_counter() - start, 1), look()))
-        loading.wait(1)
-    return loading.get(), seen
+    load, seen = Load.arriving(url, due), []
+    while not load.ended_within(1):
+        seen.append((round(load.elapsed(), 1), look()))
+    return load.answers(), [moment for moment in seen if moment[0] >= 0]
 
 
-def steady(url: str, pool: Any, seconds: float, clients: int) -> dict[str, Any]:
+def steady(url: str, seconds: float, clients: int) -> dict[str, Any]:
     """Saturation, and latency below it."""
-    pool.apply(saturate, (url, 5, clients))
-    alone = [answer.latency_s for answer in pool.apply(saturate, (url, seconds / 2, 1))]
-    full = figures(pool.apply(saturate, (url, seconds, clients)), seconds)
+    Load.waiting(url, 5, clients).answers()
+    alone = [answer.latency_s for answer in Load.waiting(url, seconds / 2, 1).answers()]
+    full = figures(Load.waiting(url, seconds, clients).answers(), seconds)
     told = {"saturated": full | {"alone_ms": 1000 * statistics.median(alone)}}
     for share in (0.5, 0.8):
         due = schedule([(seconds, share * full["judged_per_s"])])
-        told[f"load_{share:.0%}"] = figures(pool.apply(offer, (url, due)), seconds)
+        told[f"load_{share:.0%}"] = figures(Load.arriving(url, due).answers(), seconds)
     return told
 
 
-def overload(server: Server, pool: Any, seconds: float, capacity: float, told: dict[str, Any]) -> None:
+def overload(server: Server, seconds: float, capacity: float, told: dict[str, Any]) -> None:
     """Three times what one detector judges."""
     server.deploy(min_replicas=1, max_replicas=1)
-    answers, memory = watched(pool, server.url, schedule([(seconds, 3 * capacity)]), memory_mib)
+    answers, memory = watched(server.url, schedule([(seconds, 3 * capacity)]), memory_mib)
     told["overload"] = figures(answers, seconds) | {"memory_mib": memory}
 
 
-def step(server: Server, pool: Any, seconds: float, capacity: float, told: dict[str, Any]) -> None:
+def step(server: Server, seconds: float, capacity: float, told: dict[str, Any]) -> None:
     """From next to nothing to twice what one detector judges, and back, with room for three or for as many as set."""
     server.deploy(min_replicas=1, max_replicas=server.settings.get("max_replicas", 3), downscale_delay_s=10)
     server.wait(Detector=1)
     idle = capacity / 20
     steps = [(10, idle), (seconds + 20, 2 * capacity), (60, idle)]
-    answers, replicas = watched(pool, server.url, schedule(steps), server.replicas)
+    answers, replicas = watched(server.url, schedule(steps), server.replicas)
     told["step"] = figures(answers, sum(length for length, _ in steps)) | {
         "replicas": replicas,
-        "by_time": _by_time(answers, 5),
+        "by_time": by_time(answers, 5),
     }
-
-
-def _by_time(answers: list[Answer], width: int) -> list[dict[str, float]]:
-    """Of each so many seconds: what was due then, and judged of it, a second, and how late."""
-    parts: dict[int, list[Answer]] = {}
-    for answer in answers:
-        parts.setdefault(int(answer.due_s // width) * width, []).append(answer)
-    told = []
-    for start, some in sorted(parts.items()):
-        judged = sorted(answer.latency_s for answer in some if answer.status == 200)
-        rates = {"offered": len(some) / width, "judged": len(judged) / width}
-        told.append({"at_s": start, "width_s": width} | rates | _quantiles(judged))
-    return told
 
 
 def draw_step(told: dict[str, Any]) -> str:
@@ -404,26 +270,26 @@ def draw_step(told: dict[str, Any]) -> str:
     ).svg()
 
 
-def killed(server: Server, pool: Any, seconds: float, capacity: float, told: dict[str, Any]) -> None:
+def killed(server: Server, seconds: float, capacity: float, told: dict[str, Any]) -> None:
     """At half load, one of two detectors; then the one process that takes requests, and one of two."""
     due = schedule([(seconds + 20, capacity / 2)])
     for name, apis in (("Detector", 1), ("Api", 1), ("Api", 2)):
         server.deploy(min_replicas=2, max_replicas=2, api_replicas=apis)
         server.wait(Detector=2, Api=apis)
-        answers = during(pool, server.url, due, lambda name=name: os.kill(replica_pids(name)[0], signal.SIGKILL), 5)
+        answers = during(server.url, due, lambda name=name: os.kill(replica_pids(name)[0], signal.SIGKILL), 5)
         part = f"killed_{name.lower()}_of_{2 if name == 'Detector' else apis}"
         told[part] = figures(answers, seconds + 20) | {"not_judged_at_s": _lost(answers)}
     server.deploy(api_replicas=1)
 
 
-def update(server: Server, pool: Any, seconds: float, capacity: float, told: dict[str, Any]) -> None:
+def update(server: Server, seconds: float, capacity: float, told: dict[str, Any]) -> None:
     """Another version of everything, at half load, with one detector and with two."""
     for replicas in (1, 2):
         server.deploy(min_replicas=replicas, max_replicas=replicas)
         server.wait(Detector=replicas)
         wait_s = 0.005 + 0.001 * replicas
         due = schedule([(seconds + 40, capacity / 2)])
-        answers = during(pool, server.url, due, lambda wait_s=wait_s: server.deploy(batch_wait_s=wait_s), 5)
+        answers = during(server.url, due, lambda wait_s=wait_s: server.deploy(batch_wait_s=wait_s), 5)
         told[f"update_{replicas}"] = figures(answers, seconds + 40) | {"not_judged_at_s": _lost(answers)}
 
 
@@ -473,25 +339,25 @@ def main() -> None:
 
     told: dict[str, Any] = {}
     room = max(8, os.cpu_count() or 1)  # for as many replicas as are asked for
-    with model_folder(arguments.model) as model, elsewhere() as pool, ray_running(num_cpus=room):
+    with model_folder(arguments.model) as model, ray_running(num_cpus=room):
         settings = {"model": model, "port": PORT, "device": "cpu"} | changes_of(arguments.set)
-        told["bare_before_per_s"] = pool.apply(bare, (settings, arguments.seconds))
+        told["bare_before_per_s"] = bare_apart(settings, arguments.seconds)
         with plain_server(settings) as url:
-            beside = steady(url, pool, arguments.seconds, arguments.clients)
+            beside = steady(url, arguments.seconds, arguments.clients)
             told |= {f"plain_{name}": part for name, part in beside.items()}
         server = Server(settings)
         server.deploy(min_replicas=1, max_replicas=1)
-        told |= steady(server.url, pool, arguments.seconds, arguments.clients)
+        told |= steady(server.url, arguments.seconds, arguments.clients)
         capacity = told["saturated"]["judged_per_s"]
         keep(told, arguments.json)
         for name in arguments.parts:
             seconds = arguments.overload_seconds if name == "overload" else arguments.seconds
-            PARTS[name](server, pool, seconds, capacity, told)
+            PARTS[name](server, seconds, capacity, told)
             keep(told, arguments.json)
         from ray import serve
 
         serve.shutdown()
-        told["bare_after_per_s"] = pool.apply(bare, (settings, arguments.seconds))
+        told["bare_after_per_s"] = bare_apart(settings, arguments.seconds)
     if arguments.figure and "step" in told:
         arguments.figure.write_text(draw_step(told["step"]))
     keep(told, arguments.json)
