@@ -13,6 +13,7 @@ over the types that occur.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple, Self
 
 import numpy as np
@@ -22,12 +23,13 @@ from torch import Tensor
 
 from asap.config import IMAGE_TYPES, TEXT_TYPES, TYPES
 from asap.errors import AsapError
+from asap.labels import AUTHENTIC
 from asap.model import AsapOutput
-from asap.targets import CLASSES, types_of
 
 Floats = NDArray[np.float32]
 Flags = NDArray[np.bool_]
 Counts = NDArray[np.int64]
+Names = NDArray[np.object_]
 Report = dict[str, Any]
 
 _NO_BOX_BELOW = 1e-4
@@ -53,6 +55,8 @@ class Judged(NamedTuple):
     """(B, 4): likewise, against the published labels; zeros where these were not given."""
     text_types_elsewhere: Floats
     """(B, 2): logits of the text types beside the picture of another pair; NaN where these were not given."""
+    fake_cls: Names
+    """(B,): the class, as the corpus calls it."""
 
     @property
     def manipulated(self) -> Flags:
@@ -81,7 +85,7 @@ class Judged(NamedTuple):
 
 
 class Evaluation:
-    """Predictions and targets of the pairs seen so far, about 130 bytes a pair.
+    """Predictions and targets of the pairs seen so far, about 140 bytes a pair.
 
     `merge` is exact: any split of a corpus over workers gives the figures of the whole. Pickles as it is.
     """
@@ -101,14 +105,16 @@ class Evaluation:
         token_labels_BL: Tensor,
         published_labels_BL: Tensor | None = None,
         text_types_elsewhere_B2: Tensor | None = None,
+        fake_cls: Sequence[str] | None = None,
     ) -> None:
         """Add a batch.
 
-        `types`: multi-hot, (B, 4); it also says whether a pair is manipulated, has a box, and of which class it is.
+        `types`: multi-hot, (B, 4); it also says whether a pair is manipulated and has a box.
         `box_cxcywh`: (B, 4) in [0, 1]. `token_labels`: (B, L) in step with `output.logits_token`, -100 for padding.
         `published_labels`: likewise, as `TextCodec.label_as_published` gives them; without them there are no figures
         of the published alignment. `text_types_elsewhere`: logits of the text types, (B, 2), of each text beside the
         picture of another pair; without them nothing is told of how much of a text's verdict is the picture's.
+        `fake_cls`: what the corpus calls each pair's class; without it, what DGM4 calls pairs of these types.
         """
         logits = [_array(part) for part in output]
         if not all(np.isfinite(part).all() for part in logits[:3]):
@@ -121,11 +127,12 @@ class Evaluation:
         published_BL = (
             np.full_like(labels_BL, -100) if published_labels_BL is None else published_labels_BL.cpu().numpy()
         )
+        types_flags_B4 = _array(types_B4) > 0.5
         self._batches.append(
             Judged(
                 margin=real_fake_B2[:, 1] - real_fake_B2[:, 0],
                 multilabel=multilabel_B4,
-                types=_array(types_B4) > 0.5,
+                types=types_flags_B4,
                 box=box_B4,
                 box_true=_array(box_cxcywh_B4),
                 tokens=_token_counts(token_BL2, labels_BL),
@@ -135,6 +142,7 @@ class Evaluation:
                     if text_types_elsewhere_B2 is None
                     else _array(text_types_elsewhere_B2)
                 ),
+                fake_cls=np.array(_names_in_dgm4(types_flags_B4) if fake_cls is None else list(fake_cls), object),
             )
         )
 
@@ -147,7 +155,7 @@ class Evaluation:
         return Judged(*(np.concatenate(column) for column in zip(*self._batches, strict=True)))
 
     def compute(self) -> Report:
-        """All figures, JSON-ready; `by_class` holds a few of them for each DGM4 class that occurs."""
+        """All figures, JSON-ready; `by_class` holds a few of them for each `fake_cls` that occurs."""
         if not len(self):
             return {"pairs": 0}
         judged = self.judged()
@@ -162,7 +170,7 @@ class Evaluation:
             **box_metrics(overlap[judged.has_box], "_boxed"),
             **token_metrics(judged.tokens.sum(axis=0)),
             **token_metrics(judged.tokens_published.sum(axis=0), "_published"),
-            "by_class": _by_class(judged.margin, judged.types, overlap, gated, judged.tokens),
+            "by_class": _by_class(judged, overlap, gated),
         }
 
 
@@ -174,6 +182,10 @@ def _array(tensor: Tensor) -> Floats:
 def _any(flags: Flags) -> Flags:
     """Whether any flag of a row is set."""
     return np.asarray(flags.any(axis=1))
+
+
+def _names_in_dgm4(types_B4: Flags) -> list[str]:
+    return ["&".join(name for name, there in zip(TYPES, row, strict=True) if there) or AUTHENTIC for row in types_B4]
 
 
 def real_fake_metrics(margin_B: Floats, manipulated_B: Flags) -> Report:
@@ -284,14 +296,12 @@ def token_metrics(counts_4: Counts, suffix: str = "") -> Report:
     return {f"token_{name}{suffix}": value for name, value in figures.items()}
 
 
-def _by_class(margin: Floats, types: Flags, overlap: Floats, gated: Floats, tokens: Counts) -> dict[str, Report]:
-    """For each class: pairs, AUC against the authentic pairs, ACC, boxes and tokens."""
-    authentic = ~_any(types)
+def _by_class(judged: Judged, overlap: Floats, gated: Floats) -> dict[str, Report]:
+    """For each class, those of fewer types first: pairs, AUC against the authentic pairs, ACC, boxes and tokens."""
+    margin, authentic = judged.margin, ~judged.manipulated
     report = {}
-    for fake_cls in CLASSES:
-        members = (types == [name in types_of(fake_cls) for name in TYPES]).all(axis=1)
-        if not members.any():
-            continue
+    for fake_cls in _classes(judged):
+        members = judged.fake_cls == fake_cls
         against = members | authentic
         report[fake_cls] = {
             "pairs": int(members.sum()),
@@ -299,9 +309,16 @@ def _by_class(margin: Floats, types: Flags, overlap: Floats, gated: Floats, toke
             "ACC": _ratio(np.sum((margin[members] > 0) != authentic[members]), members.sum()),
             **box_metrics(overlap[members]),
             **box_metrics(gated[members], "_gated"),
-            **token_metrics(tokens[members].sum(axis=0)),
+            **token_metrics(judged.tokens[members].sum(axis=0)),
         }
     return report
+
+
+def _classes(judged: Judged) -> list[str]:
+    """Those that occur, in an order that does not depend on the pairs': by the number of their types, then by these."""
+    names, firsts = np.unique(judged.fake_cls, return_index=True)
+    types = [np.flatnonzero(judged.types[first]).tolist() for first in firsts]
+    return [name for *_, name in sorted((len(own), own, str(name)) for own, name in zip(types, names, strict=True))]
 
 
 def _precision_recall_f1(right: int, predicted: int, actual: int) -> tuple[float | None, float | None, float | None]:

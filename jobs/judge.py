@@ -77,6 +77,7 @@ def judge_batch(
     `elsewhere`: judge each text beside the picture of the pair before it too, which fuses once more.
     """
     batch = collate([pairs.sample(number) for number in numbers], model.config, pairs.pad_id)
+    fake_cls = [pairs.records[number].fake_cls for number in numbers]
     published_BL = _published_labels(pairs, numbers, batch)
     batch = batch.to(next(model.parameters()).device)
     image_BNW, text_BLW = model.encode_image(batch.images), model.encode_text(*batch.text)
@@ -85,7 +86,7 @@ def judge_batch(
     if elsewhere and len(numbers) > 1:  # one pair has no other beside it
         other = model.predict(model.fuse(image_BNW.roll(1, dims=0), text_BLW, batch.text.mask))
         text_types_B2 = other.logits_multilabel[:, len(IMAGE_TYPES) :]
-    evaluation.update(output, batch.types, batch.box_cxcywh, batch.token_labels, published_BL, text_types_B2)
+    evaluation.update(output, batch.types, batch.box_cxcywh, batch.token_labels, published_BL, text_types_B2, fake_cls)
 
 
 def _published_labels(pairs: TrainingSet, numbers: range, batch: Batch) -> Tensor:

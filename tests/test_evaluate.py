@@ -1,5 +1,6 @@
 """A model judged on a corpus by Ray workers."""
 
+import dataclasses
 import json
 import os
 import shutil
@@ -14,10 +15,11 @@ from typing import Any
 import pytest
 import ray
 
-from asap.checkpoint import load_folder, model_id
+from asap.checkpoint import load_folder, model_id, save
 from asap.dataset import read_split
 from asap.errors import CheckpointError, ConfigError, CorpusError
 from asap.metrics import Evaluation
+from asap.model import Asap
 from asap.newsroom import generate
 from jobs import evaluate as module
 from jobs.errors import JobDiffers, JobFailed, StorageError
@@ -140,6 +142,32 @@ def test_pairs_are_explained_by_the_model_that_judged_them(drawn: Path, model_fo
     margin = judge_shard(str(model_folder), model_id(model_folder), "cpu", 1, 8, records).judged().margin
     assert [finding.model_id for finding in found] == [load_folder(model_folder).model_id] * 3
     assert [finding.score > 0.5 for finding in found] == (margin > 0).tolist()
+
+
+def test_a_breakdown_has_the_classes_of_the_corpus_that_was_judged(
+    ray_here: None, settings: Any, model_folder: Path, jpeg: Callable[..., bytes], tmp_path: Path
+) -> None:
+    loaded = load_folder(model_folder)
+    samm = dataclasses.replace(loaded.config, label_set="samm")
+    model = save(Asap(samm), tmp_path / "samm-model", tokenizer=loaded.tokenizer)
+    face = {"fake_image_box": [8, 8, 40, 40], "fake_text_pos": [0]}
+    touched = {"orig": {}, "swap_manipulation": face, "attribute_manipulation": face}
+    rows = [
+        {"id": number, "image": f"emotion_jpg/{number}.jpg", "text": "Angry workers leave", "fake_cls": name} | marks
+        for number, (name, marks) in enumerate([*touched.items()] * 2)
+    ]
+    corpus = tmp_path / "samm"
+    for folder in ("jsons", "emotion_jpg"):
+        (corpus / folder).mkdir(parents=True)
+    (corpus / "jsons/test.json").write_text(json.dumps(rows))
+    for number in range(len(rows)):
+        (corpus / f"emotion_jpg/{number}.jpg").write_bytes(jpeg(number))
+
+    report = evaluate(settings(model=str(model), corpus=str(corpus), shard_pairs=4))
+
+    pairs = {name: figures["pairs"] for name, figures in report["by_class"].items()}
+    assert pairs == {"orig": 2, "swap_manipulation": 2, "attribute_manipulation": 2}
+    assert "<td>swap_manipulation" in (tmp_path / "out/index.html").read_text()
 
 
 # The machines.

@@ -186,6 +186,31 @@ def test_the_breakdown_compares_each_class_with_the_authentic_pairs():
     assert [report[name]["ACC"] for name in report] == [1, 1, 0]
 
 
+def test_the_breakdown_has_the_corpus_own_names_and_merges_exactly():
+    # DGM4+ has two names for an authentic pair; SAMM a name of its own for a class of two types.
+    names = ("orig", "origin", "text_swap", "origin", "swap_manipulation")
+    drawn = pairs("orig", "orig", "text_swap", "orig", "face_swap&text_attribute", margin=[-2.0, 1.0, 3.0, -1.0, 0.5])
+    whole, merged = Evaluation(), Evaluation()
+    whole.update(*drawn, fake_cls=names)
+    for rows in (slice(0, 2), slice(2, None)):
+        part = Evaluation()
+        output, *targets = drawn
+        part.update(
+            AsapOutput(*(one[rows] for one in output)), *(target[rows] for target in targets), fake_cls=names[rows]
+        )
+        merged.merge(pickle.loads(pickle.dumps(part)))  # noqa: S301
+
+    report = merged.compute()["by_class"]
+
+    assert report == whole.compute()["by_class"]
+    assert {name: figures["pairs"] for name, figures in report.items()} == {
+        "orig": 1, "origin": 2, "text_swap": 1, "swap_manipulation": 1,
+    }  # fmt: skip
+    assert list(report) == ["orig", "origin", "text_swap", "swap_manipulation"]
+    assert [report[name]["ACC"] for name in report] == [1, 0.5, 1, 1]
+    assert report["swap_manipulation"]["AUC"] == pytest.approx(2 / 3)  # against all three authentic pairs
+
+
 def test_words_are_judged_under_both_alignments():
     output, types, boxes, labels = pairs("text_swap", "orig", tokens=3)
     drifted = labels.roll(1, dims=1)
