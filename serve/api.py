@@ -25,6 +25,7 @@ from starlette.exceptions import HTTPException
 from starlette.staticfiles import StaticFiles
 
 from asap.errors import InputError
+from serve.draining import Counted
 from serve.errors import Refused, refusal
 from serve.front import Figures, Front, Trace, error_body, error_response
 from serve.keys import Keyring, Rates
@@ -113,6 +114,7 @@ def create_app(settings: ServeSettings, service: Service, keyring: Keyring) -> F
             CORSMiddleware, allow_origins=list(settings.cors_origins), allow_methods=["GET", "POST"],
             allow_headers=["Authorization", "Content-Type"], expose_headers=["Retry-After", "X-Request-ID"],
         )  # fmt: skip
+    app.add_middleware(Counted, under_way=service.under_way)
     app.add_middleware(Front, settings=settings, figures=figures)
     return app
 

@@ -12,6 +12,7 @@ from asap.errors import InputError
 from asap.finding import Finding, Pair
 from asap.images import ImageLimits, PreparedImage, prepare_image
 from serve.decoding import DecoderPool
+from serve.draining import UnderWay
 from serve.errors import NotReady
 from serve.schemas import ModelCard
 from serve.settings import ServeSettings
@@ -59,19 +60,17 @@ class Timings(dict[str, float]):
 
 
 class Service:
-    """Decoders and a judge. `draining` is set once the server goes down: nothing new is begun then."""
+    """Decoders and a judge, and what is under way."""
 
     def __init__(self, settings: ServeSettings, judge: Judge) -> None:
         self.limits: ImageLimits = settings.limits
         self.decoders = DecoderPool(settings.decoders, settings.limits, settings.decode_timeout_s)
-        self.draining = False
+        self.under_way = UnderWay()
         self._judge = judge
         self._card: ModelCard | None = None
 
     async def about(self) -> ModelCard:
         """The model, known since the judge first answered; `NotReady` until then."""
-        if self.draining:
-            raise NotReady("the server is going down")
         if self._card is None:
             await self.check()
         if self._card is None:
@@ -79,9 +78,8 @@ class Service:
         return self._card
 
     async def check(self) -> None:
-        """Raise `NotReady` unless the judge answers now."""
-        if self.draining:
-            raise NotReady("the server is going down")
+        """Raise `NotReady` unless the judge answers now, and something new may begin."""
+        self.under_way.check()
         try:
             async with asyncio.timeout(_READY_WITHIN_S):
                 self._card = await self._judge.about()
@@ -109,5 +107,5 @@ class Service:
 
     def close(self) -> None:
         """Begin nothing new, and end the decoders."""
-        self.draining = True
+        self.under_way.close()
         self.decoders.close()
