@@ -276,7 +276,10 @@ def calibrate(
     split: Annotated[str, typer.Option(help="Whose scores choose the thresholds.")] = "val",
     out: Annotated[str | None, typer.Option(help="The policy file; by default MODEL/policy.json.")] = None,
     review_precision: Annotated[
-        float | None, typer.Option(help="Of the pairs that go to people; by default a quarter of --precision.")
+        float | None,
+        typer.Option(
+            help="Of the pairs that go to people; by default a quarter of the way from --prevalence to --precision."
+        ),
     ] = None,
     confidence: Annotated[float, typer.Option(help="With which each threshold keeps its precision.")] = 0.95,
     keep: Annotated[

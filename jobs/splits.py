@@ -69,7 +69,12 @@ def prepare_splits(
         _check_broken(corpus, settings.missing_images)
     told = {split: data_of(corpus) | corpus.report.to_dict() for split, corpus in corpora.items()}
     folder.corpus.write_text(json.dumps({"ingest": ingest} | told, indent=2) + "\n", encoding="utf-8")
-    progress({"corpus": [line for corpus in corpora.values() for line in corpus.report.lines()], "ingest": ingest})
+    progress(corpus_event(corpora, ingest))
+
+
+def corpus_event(corpora: dict[str, Corpus], ingest: Ingest) -> dict[str, Any]:
+    """What a run tells of its corpus: the lines of the splits' reports, and which way their pictures come."""
+    return {"corpus": [line for corpus in corpora.values() for line in corpus.report.lines()], "ingest": ingest}
 
 
 def _look_at_pictures(

@@ -36,7 +36,7 @@ from jobs.run_folder import RunFolder
 from jobs.run_log import Progress, RunLog, followed
 from jobs.run_record import finish_record, note_cluster, start_record
 from jobs.settings import TrainSettings
-from jobs.splits import data_of, prepare_splits, read_splits
+from jobs.splits import choose_ingest, corpus_event, data_of, prepare_splits, read_splits
 from jobs.storage import Location
 from jobs.warm_start import TRAINED, prepare_start
 
@@ -76,8 +76,9 @@ def train(settings: TrainSettings, progress: Progress = lambda event: None) -> P
 def plan(settings: TrainSettings, progress: Progress = lambda event: None) -> Plan:
     """What `train` would do with these settings. Reads corpus and starts, writes nothing, and needs no Ray.
 
-    `progress` gets `{"start": source, "report": text}` for each warm start. Raises what `train` raises before its
-    first step, but for what only writing can find out.
+    `progress` gets `{"start": source, "report": text}` for each warm start, and `{"corpus": lines, "ingest": way}` as
+    from `train`, less what only decoding the pictures tells. Raises what `train` raises before its first step, but for
+    what only writing can find out.
     """
     _check(settings)
     with tempfile.TemporaryDirectory() as scratch:
@@ -86,6 +87,7 @@ def plan(settings: TrainSettings, progress: Progress = lambda event: None) -> Pl
         words = len(load_tokenizer(folder.tokenizer)) if folder.tokenizer.exists() else settings.vocab_size
     config = model_config(settings, words)
     corpora = read_splits(settings, config.label_set)
+    progress(corpus_event(corpora, choose_ingest(settings, corpora, config.image_size)))
     return make_plan(settings, config, {split: corpus.records for split, corpus in corpora.items()})
 
 
