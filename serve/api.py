@@ -25,9 +25,12 @@ from starlette.exceptions import HTTPException
 from starlette.staticfiles import StaticFiles
 
 from asap.errors import InputError
+from asap.finding import Finding
+from serve.admission import Admission
+from serve.body import Room
 from serve.draining import Counted
 from serve.errors import Refused, refusal
-from serve.front import Figures, Front, Trace, error_body, error_response
+from serve.front import Figures, Front, Trace, as_refused, error_body, error_response
 from serve.keys import Keyring, Rates
 from serve.reference import reference_page
 from serve.remote import fetch, redacted
@@ -49,7 +52,9 @@ from serve.settings import ServeSettings, is_loopback
 _Model = TypeVar("_Model", bound=BaseModel)
 _PAGE = Path(__file__).parent / "page"
 _FETCHES = 32
-"""Pictures that are fetched at once."""
+"""Pictures that are fetched, or were and are not judged yet: what a small request names may be large."""
+_MORE_VALUES = 64
+"""In the JSON of a pair, beyond one for each character of its text."""
 _KNOWN_CODES = {404: "not_found", 405: "method_not_allowed", 400: "bad_request"}
 _UNREADABLE_TEXT = "the text is not Unicode: it holds a lone surrogate"
 _STATUSES = {
@@ -109,13 +114,15 @@ def create_app(settings: ServeSettings, service: Service, keyring: Keyring) -> F
     app.mount("/page", StaticFiles(directory=_PAGE), name="page")
     for kind, handler in _HANDLERS.items():
         app.add_exception_handler(kind, handler)
-    if settings.cors_origins:
+    admission = Admission(2 * settings.batch_size, settings.max_in_flight, settings.wait_s)
+    room = Room(settings, admission, several_keys=len(keyring.hashes) > 1)
+    app.add_middleware(Counted, under_way=service.under_way)
+    app.add_middleware(Front, room=room, figures=figures)
+    if settings.cors_origins:  # around all the rest: a page must be able to read refusals too
         app.add_middleware(
             CORSMiddleware, allow_origins=list(settings.cors_origins), allow_methods=["GET", "POST"],
             allow_headers=["Authorization", "Content-Type"], expose_headers=["Retry-After", "X-Request-ID"],
         )  # fmt: skip
-    app.add_middleware(Counted, under_way=service.under_way)
-    app.add_middleware(Front, settings=settings, figures=figures)
     return app
 
 
@@ -154,6 +161,7 @@ class _Pairs:
         self._figures = figures
         # Threads of their own: a store that is slow holds up those who name it, and nobody's JSON.
         self._fetching = ThreadPoolExecutor(_FETCHES, thread_name_prefix="fetch")
+        self._fetched = asyncio.Semaphore(_FETCHES)
         self.router = APIRouter(dependencies=[Depends(self._identify)], responses=_ERRORS)
         post, get = self.router.post, self.router.get
         one, many = _request_body(DetectRequest, form=True), _request_body(BatchRequest, form=False)
@@ -184,26 +192,50 @@ class _Pairs:
         """Send a picture and its text as a form or as JSON; the verdict, the types and the evidence come back."""
         self._charge(request, 1)
         timings = Timings()
-        async with _deadline(self._settings.deadline_s):
+        async with self._deadline(_now()):
             with timings.of("read"):
                 asked = await self._read(request)
             return await self._judge(asked, _trace(request), timings, draw=evidence is not None)
 
     async def detect_batch(self, request: Request, evidence: Evidence = None) -> BatchResponse:
-        """Each pair has the status that it would have had alone; one that is wrong harms no other."""
-        async with _deadline(self._settings.deadline_s):
-            if _content_type(request) != "application/json":
-                raise Refused(415, "unsupported_media_type", "send application/json")
+        """Each pair has the status that it would have had alone; one that is wrong, or late, harms no other."""
+        start = _now()
+        self._charge(request, 1)  # the rest once it is known: to read and to parse costs too
+        if _content_type(request) != "application/json":
+            raise Refused(415, "unsupported_media_type", "send application/json")
+        async with self._deadline(start):
             items = await asyncio.to_thread(self._parsed_batch, await request.body())
-            self._charge(request, len(items))
-            trace, draw = _trace(request), evidence is not None
-            return BatchResponse(items=await asyncio.gather(*(self._judge_item(item, trace, draw) for item in items)))
+        self._charge(request, len(items) - 1)
+        trace, draw = _trace(request), evidence is not None
+        judged = (self._judge_item(item, trace, start, draw=draw) for item in items)
+        return BatchResponse(items=await asyncio.gather(*judged))
 
     def _parsed_batch(self, body: bytes) -> list[_Asked | Refused]:
-        items = _validated(BatchRequest, _json(body)).items
-        if len(items) > (most := self._settings.max_batch_items):
+        most = self._settings.max_batch_items
+        items = _validated(BatchRequest, self._json(body, most)).items
+        if len(items) > most:
             raise Refused(413, "too_large", f"the batch has {len(items)} pairs, the limit is {most}", param="items")
         return [self._asked_or_refused(item) for item in items]
+
+    def _json(self, body: bytes, pairs: int) -> Any:
+        """Many small values take fifty times the memory that they take here, so they are counted first."""
+        most = pairs * (self._settings.max_text_chars + _MORE_VALUES)
+        if body.count(b",") > most:
+            raise Refused(413, "too_large", f"the body has more than {most} commas, which is the limit here")
+        try:
+            return json.loads(body)
+        except (ValueError, RecursionError) as error:
+            raise Refused(400, "json_invalid", f"the body is not JSON: {type(error).__name__}") from error
+
+    @asynccontextmanager
+    async def _deadline(self, start: float) -> AsyncIterator[None]:
+        """Cancel what is not done in time; what the block awaits is cancelled with it."""
+        seconds = self._settings.deadline_s
+        try:
+            async with asyncio.timeout_at(start + seconds):
+                yield
+        except TimeoutError:
+            raise Refused(504, "deadline", f"not done within {seconds:g} s", retry_after_s=1) from None
 
     def _asked_or_refused(self, item: Any) -> _Asked | Refused:
         try:
@@ -211,15 +243,14 @@ class _Pairs:
         except Refused as error:
             return error
 
-    async def _judge_item(self, item: _Asked | Refused, trace: Trace, draw: bool) -> BatchItem:
+    async def _judge_item(self, item: _Asked | Refused, trace: Trace, start: float, *, draw: bool) -> BatchItem:
         try:
             if isinstance(item, Refused):
                 raise item
-            return BatchItem(status=200, result=await self._judge(item, trace, Timings(), draw=draw))
-        except InputError as error:
-            refused = refusal(error)
-        except Refused as error:
-            refused = error
+            async with self._deadline(start):
+                return BatchItem(status=200, result=await self._judge(item, trace, Timings(), draw=draw))
+        except Exception as error:
+            refused = refusal(error) if isinstance(error, InputError) else as_refused(error, trace.id)
         return BatchItem(status=refused.status, error=error_body(refused, trace.id))
 
     async def models(self) -> ModelList:
@@ -241,17 +272,20 @@ class _Pairs:
         raise Refused(415, "unsupported_media_type", message)
 
     def _parsed(self, body: bytes) -> _Asked:
-        return self._unpacked(_validated(DetectRequest, _json(body)))
+        return self._unpacked(_validated(DetectRequest, self._json(body, 1)))
 
     async def _read_form(self, request: Request) -> _Asked:
-        most = 4 * self._settings.max_text_chars
-        async with request.form(max_files=1, max_fields=4, max_part_size=most) as form:
-            image, text = form.get("image"), form.get("text")
-            if not isinstance(image, UploadFile):
-                raise Refused(422, "invalid_field", "image: send the picture as a file", param="image")
-            if not isinstance(text, str):
-                raise Refused(422, "invalid_field", "text: send the text as a field of the form", param="text")
-            return _Asked(await image.read(), None, self._checked_text(text))
+        most = self._settings.max_body_bytes  # of a field too: what is too long for a text is told below
+        try:
+            async with request.form(max_files=1, max_fields=4, max_part_size=most) as form:
+                image, text = form.get("image"), form.get("text")
+                if not isinstance(image, UploadFile):
+                    raise Refused(422, "invalid_field", "image: send the picture as a file", param="image")
+                if not isinstance(text, str):
+                    raise Refused(422, "invalid_field", "text: send the text as a field of the form", param="text")
+                return _Asked(await image.read(), None, self._checked_text(text))
+        except UnicodeError:
+            raise Refused(400, "bad_request", "the form's charset is not known, or not what it says") from None
 
     def _unpacked(self, asked: DetectRequest) -> _Asked:
         data = None
@@ -279,18 +313,27 @@ class _Pairs:
         except (InputError, Refused) as error:
             told["error"] = error.code
             raise
+        except asyncio.CancelledError:
+            told["error"] = "cancelled"
+            raise
         answer = detection(trace.id, finding, timings, image)
         told |= {"sha256": finding.image_sha256, "verdict": finding.verdict, "timings": answer.timings}
         return answer
 
-    async def _find(self, asked: _Asked, timings: Timings, draw: bool) -> tuple[Any, str | None]:
-        data = asked.data
-        if data is None:
-            prefixes, most = self._settings.uri_prefixes, self._settings.max_image_bytes
+    async def _find(self, asked: _Asked, timings: Timings, draw: bool) -> tuple[Finding, str | None]:
+        if asked.data is not None:
+            return await self._find_in(asked.data, asked.text, timings, draw)
+        async with self._fetched:
+            given = (asked.uri or "", self._settings.uri_prefixes, self._settings.max_image_bytes)
             with timings.of("fetch"):
-                loop = asyncio.get_running_loop()
-                data = await loop.run_in_executor(self._fetching, fetch, asked.uri or "", prefixes, most)
-        finding = await self._service.judge(data, asked.text, timings)
+                fetching = asyncio.get_running_loop().run_in_executor(
+                    self._fetching, fetch, *given, self._settings.deadline_s
+                )
+                data = await fetching
+            return await self._find_in(data, asked.text, timings, draw)
+
+    async def _find_in(self, data: bytes, text: str, timings: Timings, draw: bool) -> tuple[Finding, str | None]:
+        finding = await self._service.judge(data, text, timings)
         if finding.error is not None:
             raise finding.error
         if not draw:
@@ -300,14 +343,8 @@ class _Pairs:
         return finding, f"data:image/jpeg;base64,{base64.b64encode(jpeg).decode()}"
 
 
-@asynccontextmanager
-async def _deadline(seconds: float) -> AsyncIterator[None]:
-    """Cancel what is not done in time; what the block awaits is cancelled with it."""
-    try:
-        async with asyncio.timeout(seconds):
-            yield
-    except TimeoutError:
-        raise Refused(504, "deadline", f"not done within {seconds:g} s", retry_after_s=1) from None
+def _now() -> float:
+    return asyncio.get_running_loop().time()
 
 
 def _trace(request: Request) -> Trace:
@@ -317,13 +354,6 @@ def _trace(request: Request) -> Trace:
 
 def _content_type(request: Request) -> str:
     return request.headers.get("content-type", "").partition(";")[0].strip().lower()
-
-
-def _json(body: bytes) -> Any:
-    try:
-        return json.loads(body)
-    except (ValueError, RecursionError) as error:
-        raise Refused(400, "json_invalid", f"the body is not JSON: {type(error).__name__}") from error
 
 
 def _validated(kind: type[_Model], value: Any) -> _Model:

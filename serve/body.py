@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from collections import defaultdict
+from collections.abc import Callable
+from dataclasses import dataclass, field
 
 from starlette.types import Message, Receive, Scope
 
@@ -11,81 +13,125 @@ from serve.admission import Admission
 from serve.errors import Overloaded, Refused
 from serve.settings import ServeSettings
 
+KEY_SHARE = 0.5
+"""Of what the server takes in hand at once, so much may be one key's, where there are several."""
+
 
 @dataclass
 class Load:
-    """What this process has in hand of what passes the gate."""
+    """What is in hand of what passes the gate."""
 
     requests: int = 0
     """Being read or worked on."""
     working: int = 0
     """Read whole."""
     bytes: int = 0
-    """Of their bodies."""
+    """Of their bodies, as far as they have come."""
+
+
+@dataclass
+class Room:
+    """What this process may have in hand, and has: in all, and of each key."""
+
+    settings: ServeSettings
+    admission: Admission
+    several_keys: bool = False
+    all: Load = field(default_factory=Load)
+    by_key: defaultdict[str, Load] = field(default_factory=lambda: defaultdict(Load))
+
+    def check(self, load: Load, *, requests: int = 0, working: int = 0, more_bytes: int = 0) -> None:
+        """Raise `Overloaded` where so many more are too many."""
+        share, settings = 1.0 if load is self.all else KEY_SHARE, self.settings
+        if (
+            (requests and load.requests + requests > max(1, share * settings.max_in_flight))
+            or (working and load.working + working > max(1, share * self.admission.limit))
+            or load.bytes + more_bytes > max(share * settings.max_bytes_in_flight, settings.max_any_body_bytes)
+        ):
+            raise Overloaded if load is self.all else _too_much_for_one()
 
 
 class Body:
     """A request's body on its way in.
 
     Refused as too large where its route takes less, whatever is told of its length. Where it has to pass the gate, it
-    is refused too while there is no room: at its first byte, so that nobody sends for nothing, and when it is there,
-    for only then does the work begin. Time that a caller takes to send counts for no limit of others.
+    is refused too while there is no room: before its first byte, so that nobody sends for nothing, and when it is
+    there, for only then does the work begin. Who sends slowly keeps a request's place and what has come of it, but
+    none of those that are worked on, and no more than a key's share.
     """
 
     def __init__(
-        self, scope: Scope, receive: Receive, settings: ServeSettings, load: Load, gate: Admission | None
+        self, scope: Scope, receive: Receive, room: Room, key_name: Callable[[], str | None], *, gated: bool
     ) -> None:
-        self._receive, self._settings, self._load, self._gate = receive, settings, load, gate
+        settings = room.settings
+        self._receive, self._room, self._key_name, self._gated = receive, room, key_name, gated
         self._most = settings.max_batch_bytes if scope["path"].endswith("/batch") else settings.max_body_bytes
         declared = dict(scope["headers"]).get(b"content-length", b"")
         self._declared = int(declared) if declared.isdigit() and len(declared) < 20 else 0
         self._got = self._held = 0
-        self._entered = False
+        self._loads: list[Load] = []
         self.read_at: float | None = None
         """When it was there, by `time.perf_counter`."""
 
     def enter(self) -> None:
         """Raise `Overloaded` where no other request may begin."""
-        if self._gate is None:
-            return
-        if self._load.requests >= self._settings.max_in_flight or self._load.working >= self._gate.limit:
-            raise Overloaded
-        self._load.requests += 1
-        self._entered = True
+        if self._gated:
+            self._room.check(self._room.all, requests=1, working=1, more_bytes=self._declared)
+            self._take(self._room.all)
 
     async def receive(self) -> Message:
         """ASGI's `receive`. Raises `Refused`."""
-        self._hold(max(self._declared, self._got))
+        if max(self._declared, self._got) > self._most:
+            raise _too_large(self._most)
+        self._enter_by_key()
         message = await self._receive()
-        self._got += len(message.get("body", b""))
-        self._hold(self._got)
+        self._hold(len(message.get("body", b"")))
         there = message["type"] == "http.request" and not message.get("more_body", False)
-        if there and self._entered and self.read_at is None:
+        if there and self._loads and self.read_at is None:
             self._begin()
         return message
 
-    def _hold(self, size: int) -> None:
-        if size > self._most:
-            raise _too_large(self._most)
-        if not self._entered or (more := size - self._held) <= 0:
+    def _take(self, load: Load) -> None:
+        load.requests += 1
+        self._loads.append(load)
+
+    def _enter_by_key(self) -> None:
+        """Once it is known whose request it is, which is before its body is asked for."""
+        name = self._key_name()
+        if len(self._loads) != 1 or name is None or not self._room.several_keys:
             return
-        if self._load.bytes + more > self._settings.max_bytes_in_flight:
-            raise Overloaded
-        self._load.bytes += more
-        self._held = size
+        load = self._room.by_key[name]
+        self._room.check(load, requests=1, working=1, more_bytes=self._declared)
+        self._take(load)
+
+    def _hold(self, size: int) -> None:
+        self._got += size
+        if self._got > self._most:
+            raise _too_large(self._most)
+        for load in self._loads:
+            self._room.check(load, more_bytes=size)
+        for load in self._loads:
+            load.bytes += size
+        self._held = self._got
 
     def _begin(self) -> None:
-        if self._gate is not None and self._load.working >= self._gate.limit:
-            raise Overloaded
-        self._load.working += 1
+        for load in self._loads:
+            self._room.check(load, working=1)
+        for load in self._loads:
+            load.working += 1
         self.read_at = time.perf_counter()
 
     def close(self) -> None:
         """Give back what it held."""
-        self._load.requests -= self._entered
-        self._load.working -= self.read_at is not None
-        self._load.bytes -= self._held
+        for load in self._loads:
+            load.requests -= 1
+            load.working -= self.read_at is not None
+            load.bytes -= self._held
 
 
 def _too_large(most: int) -> Refused:
     return Refused(413, "too_large", f"the body has more than {most} bytes, which is the limit here")
+
+
+def _too_much_for_one() -> Refused:
+    message = "this key has as much under way as one key may; try again when something of it is answered"
+    return Refused(429, "rate_limited", message, retry_after_s=1)

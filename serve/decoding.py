@@ -18,6 +18,7 @@ from asap.errors import DecodeFailed, InputError
 from asap.finding import Finding
 from asap.images import ImageLimits, PreparedImage
 from serve.decoder import Message, read_message, write_message
+from serve.errors import NotReady
 
 _ERRORS = {kind.code: kind for kind in InputError.__subclasses__()}
 _DRAWN = ("verdict", "types", "flagged_types", "box_px", "width", "height", "model_id", "policy_id")
@@ -79,7 +80,12 @@ class _Decoder:
 
     def run(self, header: dict[str, Any], data: bytes) -> Message:
         try:
-            return self._ask(self.start(), header, data)
+            process = self.start()
+        except (EOFError, OSError) as error:
+            self.stop()
+            raise NotReady("no decoder could be started; the server's log says why") from error
+        try:
+            return self._ask(process, header, data)
         except (EOFError, OSError) as error:
             self.stop()
             limit = f"{self._timeout_s:g} s"

@@ -8,6 +8,8 @@ AsapError
 
 from __future__ import annotations
 
+from typing import Any
+
 from asap.errors import AsapError, InputError
 
 
@@ -23,6 +25,16 @@ class Refused(AsapError):
         self.message = message
         self.param = param
         self.retry_after_s = retry_after_s
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Ray carries it to whoever called a handle."""
+        return _refused_again, (type(self), vars(self))
+
+
+def _refused_again(kind: type[Refused], told: dict[str, Any]) -> Refused:
+    error = kind.__new__(kind, told["message"])
+    vars(error).update(told)
+    return error
 
 
 class Overloaded(Refused):

@@ -12,13 +12,12 @@ from typing import Any
 
 from fastapi.responses import JSONResponse
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from serve.admission import Admission
-from serve.body import Body, Load
+from serve.body import Body, Room
 from serve.errors import Refused
 from serve.schemas import ErrorBody, ErrorResponse
-from serve.settings import ServeSettings
 
 LOG = logging.getLogger("asap.requests")
 _ONE_PAIR = "/v1/detect"
@@ -61,13 +60,11 @@ class Trace:
 class Front:
     """ASGI middleware around the whole API."""
 
-    def __init__(self, app: ASGIApp, settings: ServeSettings, figures: Figures) -> None:
+    def __init__(self, app: ASGIApp, room: Room, figures: Figures) -> None:
         self._app = app
-        self._settings = settings
+        self._room = room
         self._figures = figures
-        self._load = Load()
-        self._admission = Admission(2 * settings.batch_size, settings.max_in_flight, settings.wait_s)
-        figures.limit.set(self._admission.limit)
+        figures.limit.set(room.admission.limit)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request."""
@@ -78,24 +75,25 @@ class Front:
         scope.setdefault("state", {})["trace"] = trace
         start, sent = time.perf_counter(), _Sent(send, trace.id)
         gated = scope["path"].startswith("/v1/")
-        body = Body(scope, receive, self._settings, self._load, self._admission if gated else None)
+        body = Body(scope, receive, self._room, lambda: trace.key_name, gated=gated)
         try:
             body.enter()
-            self._figures.in_flight.set(self._load.requests)
+            self._figures.in_flight.set(self._room.all.requests)
             await self._app(scope, body.receive, sent)
+        except ClientDisconnect:  # nobody is there to be answered
+            pass
         except Exception as error:
-            if not isinstance(error, Refused):
-                LOG.exception("request %s failed", trace.id)
+            refused = as_refused(error, trace.id)
             if not sent.begun:
-                await error_response(_told(error), trace.id)(scope, receive, sent)
+                await error_response(refused, trace.id)(scope, receive, sent)
         finally:
             body.close()
             end = time.perf_counter()
             # What was judged, or not in time. A batch takes as long as it is large, a refusal no time.
             if scope["path"] == _ONE_PAIR and body.read_at is not None and (sent.status < 400 or sent.status == 504):
-                self._admission.answered(end - body.read_at)
-                self._figures.limit.set(self._admission.limit)
-            self._figures.in_flight.set(self._load.requests)
+                self._room.admission.answered(end - body.read_at)
+                self._figures.limit.set(self._room.admission.limit)
+            self._figures.in_flight.set(self._room.all.requests)
             self._finish(scope, trace, sent.status, end - start)
 
     def _finish(self, scope: Scope, trace: Trace, status: int, seconds: float) -> None:
@@ -133,14 +131,18 @@ def _request_id(scope: Scope) -> str:
     return given.decode() if _GIVEN_ID.fullmatch(given) else uuid.uuid4().hex
 
 
-def _told(error: Exception) -> Refused:
-    """What a caller may know of a failure that nobody foresaw: nothing but that it happened."""
-    return error if isinstance(error, Refused) else Refused(500, "internal", "the server failed on this request")
+def as_refused(error: Exception, request_id: str) -> Refused:
+    """A refusal as it is. Of a failure that nobody foresaw the log has all, a caller may know that it happened."""
+    if isinstance(error, Refused):
+        return error
+    LOG.error("request %s failed", request_id, exc_info=error)
+    return Refused(500, "internal", "the server failed on this request")
 
 
 def error_body(error: Refused, request_id: str) -> ErrorBody:
     """An error as the answer tells it."""
-    return ErrorBody(code=error.code, message=error.message, param=error.param, request_id=request_id)
+    message = error.message.encode("utf-8", "replace").decode()  # half a character of the caller's is not UTF-8
+    return ErrorBody(code=error.code, message=message, param=error.param, request_id=request_id)
 
 
 def error_response(error: Refused, request_id: str) -> JSONResponse:

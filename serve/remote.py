@@ -5,9 +5,11 @@ from __future__ import annotations
 import functools
 import re
 import tempfile
+import time
 import urllib.error
 import urllib.request
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from http.client import HTTPException
 from pathlib import Path
 from typing import IO, Any
 from urllib.parse import unquote, urlsplit, urlunsplit
@@ -16,18 +18,24 @@ from asap.errors import CheckpointError, ImageTooLarge
 from serve.errors import Refused
 
 _TIMEOUT_S = 10
-_ODD = re.compile(r"[\x00-\x20\\]")
+_PART = 2**16
+"""Bytes that are read at once."""
+_ODD = re.compile(r"[\x00-\x20\x7f\\]")
 
 
 def redacted(uri: str) -> str:
     """An address without what may be secret in it: credentials and query, where signatures are."""
-    parts = urlsplit(uri)
+    try:
+        parts = urlsplit(uri)
+    except ValueError:
+        return "an address that cannot be read"
     return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "…" if parts.query else "", ""))
 
 
 def check_allowed(uri: str, prefixes: Sequence[str]) -> None:
     """Raise `Refused` (403) unless an address begins as one of the prefixes does, and does not climb out of it."""
     try:
+        uri.encode()
         parts = urlsplit(uri)
     except ValueError:
         raise Refused(400, "uri_invalid", "the address cannot be read", param="uri") from None
@@ -37,11 +45,12 @@ def check_allowed(uri: str, prefixes: Sequence[str]) -> None:
         raise Refused(403, "uri_not_allowed", message, param="uri")
 
 
-def fetch(uri: str, prefixes: Sequence[str], max_bytes: int) -> bytes:
+def fetch(uri: str, prefixes: Sequence[str], max_bytes: int, within_s: float) -> bytes:
     """The bytes at an allowed address; no redirect is followed. Raises `Refused` or `ImageTooLarge`."""
     check_allowed(uri, prefixes)
+    end = time.monotonic() + within_s
     try:
-        data = _object(uri, max_bytes) if uri.startswith("s3://") else _page(uri, max_bytes)
+        data = (_object if uri.startswith("s3://") else _page)(uri, max_bytes + 1, end)
     except _failures() as error:  # whose text may hold the whole address, so it is not told
         what = getattr(error, "code", None) or type(error).__name__
         raise Refused(400, "uri_unreadable", f"{redacted(uri)} cannot be read: {what}", param="uri") from None
@@ -53,7 +62,7 @@ def fetch(uri: str, prefixes: Sequence[str], max_bytes: int) -> bytes:
 def _failures() -> tuple[type[Exception], ...]:
     from botocore.exceptions import BotoCoreError, ClientError
 
-    return (OSError, ValueError, BotoCoreError, ClientError)
+    return (OSError, ValueError, HTTPException, BotoCoreError, ClientError)
 
 
 class _NoRedirects(urllib.request.HTTPRedirectHandler):
@@ -61,16 +70,26 @@ class _NoRedirects(urllib.request.HTTPRedirectHandler):
         return None  # the answer becomes an HTTPError
 
 
-def _page(uri: str, max_bytes: int) -> bytes:
+def _page(uri: str, most: int, end: float) -> bytes:
     opener = urllib.request.build_opener(_NoRedirects)
     with opener.open(uri, timeout=_TIMEOUT_S) as response:
-        return bytes(response.read(max_bytes + 1))
+        return _first(most, response.read1, end)
 
 
-def _object(uri: str, max_bytes: int) -> bytes:
+def _object(uri: str, most: int, end: float) -> bytes:
     bucket, _, key = uri.removeprefix("s3://").partition("/")
     with _s3().get_object(Bucket=bucket, Key=key)["Body"] as body:
-        return bytes(body.read(max_bytes + 1))
+        return _first(most, body.read, end)
+
+
+def _first(most: int, read: Callable[[int], bytes], end: float) -> bytes:
+    """So many bytes at most. A time limit of each read alone would let a drip last for ever."""
+    data = bytearray()
+    while len(data) < most and (part := read(min(_PART, most - len(data)))):
+        data += part
+        if time.monotonic() > end:
+            raise TimeoutError
+    return bytes(data)
 
 
 @functools.cache

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Protocol
 
@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from asap.predictor import Predictor
 
 _READY_WITHIN_S = 2.0
+_MODELS = 5
+"""That a picture is prepared for at most: while one is replaced by another of another size, both answer."""
 
 
 class Judge(Protocol):
@@ -29,8 +31,9 @@ class Judge(Protocol):
     async def about(self) -> ModelCard:
         """The model that judges, once it can."""
 
-    async def detect(self, image: PreparedImage, text: str | None) -> Finding:
-        """The finding of one pair, whose `error` tells what is wrong with it. Raises `Overloaded`."""
+    async def detect(self, image: PreparedImage, text: str | None) -> Finding | ModelCard:
+        """The finding of one pair, whose `error` tells what is wrong with it; or what model there is by now, where the
+        picture was prepared for one of another size. Raises `Overloaded`."""
 
 
 def card(predictor: Predictor) -> ModelCard:
@@ -70,40 +73,54 @@ class Service:
         self._card: ModelCard | None = None
 
     async def about(self) -> ModelCard:
-        """The model, known since the judge first answered; `NotReady` until then."""
-        if self._card is None:
-            await self.check()
-        if self._card is None:
-            raise AssertionError("check sets the card or raises")
-        return self._card
+        """The model, known since the judge last told; `NotReady` until then."""
+        return self._card or await self._ask()
 
     async def check(self) -> None:
         """Raise `NotReady` unless the judge answers now, and something new may begin."""
         self.under_way.check()
+        await self._ask()
+
+    async def _ask(self) -> ModelCard:
         try:
             async with asyncio.timeout(_READY_WITHIN_S):
                 self._card = await self._judge.about()
         except TimeoutError:
             raise NotReady("the model is loading, or too busy to answer") from None
+        return self._card
 
     async def judge(self, data: bytes, text: str | None, timings: Timings) -> Finding:
         """Raises `InputError` for a picture that cannot be read; what else is wrong is the finding's `error`."""
-        size = (await self.about()).image_size
-        with timings.of("decode"):
-            image = await self.decoders.prepare(data, size)
-        with timings.of("detect"):
-            return await self._judge.detect(image, text)
+        return await self._judged(lambda size: self.decoders.prepare(data, size), text, timings)
 
     async def judge_pair(self, pair: Pair) -> Finding:
         """As `Predictor.predict` for one pair: what is wrong with it is the finding's `error`."""
-        known = await self.about()
         try:
-            if isinstance(pair.image, bytes):
-                return await self.judge(pair.image, pair.text, Timings())
-            image = await asyncio.to_thread(prepare_image, pair.image, known.image_size, self.limits)
+            if isinstance(image := pair.image, bytes):
+                return await self.judge(image, pair.text, Timings())
+            return await self._judged(
+                lambda size: asyncio.to_thread(prepare_image, image, size, self.limits), pair.text, Timings()
+            )
         except InputError as error:
+            known = await self.about()
             return Finding(model_id=known.model_id, policy_id=known.policy_id, error=error)
-        return await self._judge.detect(image, pair.text)
+
+    async def _judged(
+        self, prepare: Callable[[int], Awaitable[PreparedImage]], text: str | None, timings: Timings
+    ) -> Finding:
+        for _ in range(_MODELS):
+            known = await self.about()
+            with timings.of("decode"):
+                image = await prepare(known.image_size)
+            with timings.of("detect"):
+                found = await self._judge.detect(image, text)
+            if isinstance(found, ModelCard):
+                self._card = found
+                continue
+            if (found.model_id, found.policy_id) != (known.model_id, known.policy_id):
+                self._card = None  # another answers since: to be asked again
+            return found
+        raise NotReady("the model is being replaced")
 
     def close(self) -> None:
         """Begin nothing new, and end the decoders."""

@@ -28,8 +28,8 @@ class ServeSettings(BaseModel):
 
     max_image_bytes: int = Field(default=16 * 2**20, ge=1)
     max_image_pixels: int = Field(default=DEFAULT_LIMITS.max_pixels, ge=1)
-    max_text_chars: int = Field(default=20_000, ge=1)
-    """Code points of a text: a long one is analysed in many passes."""
+    max_text_chars: int = Field(default=20_000, ge=1, le=20_000)
+    """Code points of a text: a long one is analysed in many passes. The predictor reads no more."""
     max_batch_items: int = Field(default=32, ge=1)
     max_batch_bytes: int = Field(default=64 * 2**20, ge=1)
     """Of the body of a batch."""
@@ -85,7 +85,9 @@ class ServeSettings(BaseModel):
             raise ValueError(
                 f"a batch of max_batch_items {self.max_batch_items} is more than a key's key_burst {self.key_burst}"
             )
-        if self.max_bytes_in_flight < (most := max(self.max_batch_bytes, self.max_body_bytes)):
+        if self.wait_s >= self.deadline_s:
+            raise ValueError(f"wait_s {self.wait_s:g} is not less than deadline_s {self.deadline_s:g}")
+        if self.max_bytes_in_flight < (most := self.max_any_body_bytes):
             raise ValueError(f"max_bytes_in_flight {self.max_bytes_in_flight} is less than a request may have, {most}")
         for prefix in self.uri_prefixes:
             if not _PREFIX.fullmatch(prefix):
@@ -105,6 +107,11 @@ class ServeSettings(BaseModel):
     def max_body_bytes(self) -> int:
         """Of a request for one pair: a picture in base64, its text (escaped JSON at its longest), and a little."""
         return self.max_image_bytes * 4 // 3 + 12 * self.max_text_chars + 2**16
+
+    @property
+    def max_any_body_bytes(self) -> int:
+        """Of the largest request."""
+        return max(self.max_body_bytes, self.max_batch_bytes)
 
 
 def is_loopback(host: str) -> bool:

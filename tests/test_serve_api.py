@@ -3,10 +3,12 @@ import base64
 import json
 import logging
 import os
+import pickle
 import re
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import Any
 
 import jsonschema
@@ -19,7 +21,7 @@ from asap.errors import ModelError
 from asap.finding import Finding, Pair
 from asap.images import PreparedImage
 from asap.predictor import Predictor
-from serve.errors import NotReady, Overloaded
+from serve.errors import NotReady, Overloaded, Refused
 from serve.keys import Keyring, new_key
 from serve.schemas import ModelCard
 
@@ -126,6 +128,7 @@ def test_evidence_is_given_in_pixels_shares_and_words_and_drawn_where_it_is_aske
         (encoded((400, 300)), TEXT, 413, "too_large", "image"),
         (PICTURE + bytes(60_000), TEXT, 413, "too_large", "image"),
         (PICTURE, "word " * 60, 413, "too_large", "text"),
+        (PICTURE, "word " * 600, 413, "too_large", "text"),
         (PICTURE + bytes(200_000), TEXT, 413, "too_large", None),
     ],
     ids=_short,
@@ -151,6 +154,9 @@ def test_a_pair_that_cannot_be_read_is_refused_by_its_field(
         (json.dumps({"image": BASE64, "text": "A \ud83d team"}), 400, "text_invalid", "text"),
         (json.dumps({"uri": "https://example.com/a.jpg", "text": TEXT}), 403, "uri_not_allowed", "uri"),
         (json.dumps({"uri": "file:///etc/passwd", "text": TEXT}), 403, "uri_not_allowed", "uri"),
+        (json.dumps({"uri": "https://[", "text": TEXT}), 400, "uri_invalid", "uri"),
+        (json.dumps({"uri": "https://x/\ud83d", "text": TEXT}), 400, "uri_invalid", "uri"),
+        (b"[" + b"[]," * 5000 + b"[]]", 413, "too_large", None),
     ],
     ids=_short,
 )  # fmt: skip
@@ -173,19 +179,107 @@ def test_what_is_not_asked_as_it_should_be_is_told_in_the_same_shape(client: Tes
     _error(client, client.post("/v1/detect", files={"image": PICTURE}), 422, "invalid_field", "text")
     broken = client.post("/v1/detect", content=b"--", headers={"content-type": "multipart/form-data"})
     _error(client, broken, 400, "bad_request", None)
+    strange = "multipart/form-data; boundary=b; charset=undefined"
+    part = b'--b\r\ncontent-disposition: form-data; name="text"\r\n\r\nA\r\n--b--\r\n'
+    odd = client.post("/v1/detect", content=part, headers={"content-type": strange})
+    _error(client, odd, 400, "bad_request", None)
 
 
 def test_each_pair_of_a_batch_has_its_own_status(client: TestClient) -> None:
     good, bad = {"image": BASE64, "text": TEXT}, {"image": "AAAA", "text": TEXT}
-    answer = client.post("/v1/detect/batch", json={"items": [good, bad, "nothing", {"text": TEXT}, good]})
+    nowhere = {"uri": "https://[", "text": TEXT}
+    answer = client.post("/v1/detect/batch", json={"items": [good, bad, "nothing", {"text": TEXT}, nowhere, good]})
     assert answer.status_code == 200, answer.text
     _check(client, "BatchResponse", answer.json())
     items = answer.json()["items"]
-    assert [item["status"] for item in items] == [200, 400, 422, 422, 200]
-    assert items[0]["result"]["score"] == items[4]["result"]["score"]
+    assert [item["status"] for item in items] == [200, 400, 422, 422, 400, 200]
+    assert items[0]["result"]["score"] == items[5]["result"]["score"]
     assert [item["error"] and item["error"]["code"] for item in items] == [
-        None, "unsupported_format", "invalid_field", "invalid_field", None,
+        None, "unsupported_format", "invalid_field", "invalid_field", "uri_invalid", None,
     ]  # fmt: skip
+
+
+class _Picky(LocalJudge):
+    """Fails on one text, and never comes to an end with another."""
+
+    async def detect(self, image: PreparedImage, text: str | None) -> Finding:
+        if text == "fail":
+            raise RuntimeError("secret")
+        if text == "hang":
+            await asyncio.Event().wait()
+        return await super().detect(image, text)
+
+
+def test_a_pair_that_fails_or_comes_late_harms_no_other_of_its_batch(
+    predictor: Predictor, caplog: pytest.LogCaptureFixture
+) -> None:
+    items = [{"image": BASE64, "text": text} for text in (TEXT, "fail", "hang", TEXT)]
+    with api(_Picky(predictor), deadline_s=5) as client:
+        while _send(client).status_code == 504:  # until the decoder has started
+            pass
+        answer = client.post("/v1/detect/batch", json={"items": items})
+    assert [item["status"] for item in answer.json()["items"]] == [200, 500, 504, 200]
+    assert "secret" not in answer.text
+    assert "RuntimeError: secret" in caplog.text
+
+
+def test_a_batch_is_charged_before_it_is_read(predictor: Predictor) -> None:
+    key, line = new_key("desk")
+    bearer = {"Authorization": f"Bearer {key}"}
+    keyring = Keyring.parse([line], "test")
+    with api(LocalJudge(predictor), keyring, key_rate=0.01, key_burst=2, max_batch_items=2) as client:
+        broken = {"content": b"{", "headers": bearer | {"content-type": "application/json"}}
+        statuses = [client.post("/v1/detect/batch", **broken).status_code for _ in range(3)]
+    assert statuses == [400, 400, 429]
+
+
+class _Replaced(LocalJudge):
+    """From some moment on, another model, that sees larger pictures."""
+
+    replaced = False
+
+    async def about(self) -> ModelCard:
+        known = await super().about()
+        return (
+            known.model_copy(update={"model_id": "next", "image_size": 2 * known.image_size})
+            if self.replaced
+            else known
+        )
+
+    async def detect(self, image: PreparedImage, text: str | None) -> Finding | ModelCard:  # type: ignore[override]
+        known = await self.about()
+        if image.pixels.shape[0] != known.image_size:
+            return known
+        half = replace(image, pixels=image.pixels[:: known.image_size // 128, :: known.image_size // 128])
+        return replace(await super().detect(half, text), model_id=known.model_id)
+
+
+def test_an_update_to_a_model_of_another_size_is_noticed_by_the_next_pair(predictor: Predictor) -> None:
+    judge = _Replaced(predictor)
+    with api(judge) as client:
+        assert _send(client).json()["model_id"] == predictor.model_id
+        judge.replaced = True
+        assert _send(client).json()["model_id"] == "next"
+        assert client.get("/v1/models").json()["models"][0]["image_size"] == 256
+        judge.replaced = False
+        assert _send(client).json()["model_id"] == predictor.model_id
+
+
+def test_a_page_elsewhere_that_may_call_reads_refusals_too(predictor: Predictor) -> None:
+    origin = {"Origin": "https://desk.example"}
+    asks = origin | {"Access-Control-Request-Method": "POST"}
+    settings = {"max_in_flight": 1, "cors_origins": ("https://desk.example",)}
+    with api(_Troubled(3.0), **settings) as client, ThreadPoolExecutor(3) as threads:
+        answers = [wait.result() for wait in [threads.submit(_send, client, headers=origin) for _ in range(3)]]
+        assert client.options("/v1/detect", headers=asks).status_code == 200
+    assert sorted(answer.status_code for answer in answers) == [429, 429, 500]
+    assert {answer.headers["access-control-allow-origin"] for answer in answers} == {"https://desk.example"}
+
+
+@pytest.mark.parametrize("error", [Overloaded(), NotReady("loading"), Refused(413, "too_large", "long", param="text")])
+def test_a_refusal_reaches_who_calls_a_handle(error: Refused) -> None:
+    again = pickle.loads(pickle.dumps(error))  # noqa: S301 - as Ray does
+    assert (type(again), vars(again), str(again)) == (type(error), vars(error), str(error))
 
 
 def test_json_is_read_outside_the_event_loop(client: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -279,7 +373,7 @@ def test_trouble_behind_the_api_is_told_without_what_it_was(trouble: Exception |
 
 def test_work_that_is_not_done_within_the_deadline_is_cancelled() -> None:
     judge = _Troubled(0.0)
-    with api(judge, deadline_s=2) as client:
+    with api(judge, deadline_s=2, wait_s=1) as client:
         while _send(client).status_code == 504:  # until the decoder has started
             pass
         judge.trouble = 60.0
@@ -330,7 +424,7 @@ def test_fewer_are_let_in_where_answers_take_too_long(predictor: Predictor) -> N
         for _ in range(20):
             assert _send(client).status_code == 200
         assert let_in() < 32
-    with api(LocalJudge(predictor), wait_s=60) as client:
+    with api(LocalJudge(predictor), wait_s=60, deadline_s=90) as client:
         for _ in range(5):
             _send(client)
         assert let_in() == 37
@@ -368,11 +462,11 @@ def test_a_key_has_a_rate_in_pairs(predictor: Predictor) -> None:
     key, line = new_key("desk")
     headers = {"authorization": f"Bearer {key}"}
     with api(
-        LocalJudge(predictor), Keyring.parse([line], "here"), key_rate=0.1, key_burst=3, max_batch_items=3
+        LocalJudge(predictor), Keyring.parse([line], "here"), key_rate=0.1, key_burst=4, max_batch_items=3
     ) as client:
         items = {"items": [{"text": "x"}] * 2}
         assert client.post("/v1/detect/batch", json=items, headers=headers).status_code == 200
-        answer = client.post("/v1/detect/batch", json=items, headers=headers)
+        answer = client.post("/v1/detect/batch", json={"items": [{"text": "x"}] * 3}, headers=headers)
         _error(client, answer, 429, "rate_limited", None)
         assert 9 <= int(answer.headers["retry-after"]) <= 11
         assert _send(client, headers=headers).status_code == 200

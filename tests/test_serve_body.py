@@ -6,6 +6,11 @@ import asyncio
 from collections.abc import Callable, Coroutine
 from typing import Any
 
+import pytest
+from starlette.requests import Request
+
+from serve.admission import Admission
+from serve.body import Load, Room
 from serve.front import Figures, Front
 from serve.settings import ServeSettings
 
@@ -17,11 +22,13 @@ class Callers:
         self.figures = Figures()
         given = {"batch_size": 16, "max_image_bytes": 600, "max_text_chars": 1, "max_batch_bytes": 70_000}
         told = ServeSettings(**(given | settings))  # 70,000: more than the least that a pair's body may have
-        self.front = Front(self._app, told, self.figures)
+        self.room = Room(told, Admission(2 * told.batch_size, told.max_in_flight, told.wait_s), several_keys=True)
+        self.front = Front(self._app, self.room, self.figures)
         self.work_s = work_s
         self.read = 0
 
     async def _app(self, scope: Any, receive: Any, send: Any) -> None:
+        scope["state"]["trace"].key_name = scope["key"]
         while (await receive())["more_body"]:
             pass
         self.read += 1
@@ -34,7 +41,9 @@ class Callers:
         """Requests that are let in at once."""
         return self.figures.registry.get_sample_value("asap_requests_limit") or 0
 
-    async def ask(self, chunks: list[bytes], pause_s: float = 0.0, *, declared: int | None = None) -> int:
+    async def ask(
+        self, chunks: list[bytes], pause_s: float = 0.0, *, declared: int | None = None, key: str | None = None
+    ) -> int:
         """The status of a request whose body comes in chunks, with a pause before each."""
         left, statuses = list(chunks), []
 
@@ -47,7 +56,8 @@ class Callers:
                 statuses.append(message["status"])
 
         headers = [] if declared is None else [(b"content-length", str(declared).encode())]
-        await self.front({"type": "http", "path": "/v1/detect", "method": "POST", "headers": headers}, receive, send)
+        scope = {"type": "http", "path": "/v1/detect", "method": "POST", "headers": headers, "key": key}
+        await self.front(scope, receive, send)
         return int(statuses[0])
 
 
@@ -89,7 +99,7 @@ def test_those_who_still_send_take_no_place_of_those_who_are_there() -> None:
     assert quick == [200, 200, 429]
     assert 200 in slow
     assert 429 in slow, "all at once, when they are there, are too many"
-    assert callers.front._load.working == callers.front._load.requests == 0
+    assert callers.room.all == Load()
 
 
 def test_bodies_that_are_too_much_together_are_refused_by_what_they_declare_or_send() -> None:
@@ -104,7 +114,59 @@ def test_bodies_that_are_too_much_together_are_refused_by_what_they_declare_or_s
         return [await first, declared, told_nothing, small, await callers.ask([bytes(60_000)])]
 
     assert run(work) == [200, 429, 429, 200, 200]
-    assert callers.front._load.bytes == 0
+    assert callers.room.all == Load()
+
+
+def test_who_declares_much_and_sends_nothing_takes_no_room() -> None:
+    callers = Callers(max_bytes_in_flight=70_000)
+
+    async def work() -> list[int]:
+        stalled = [asyncio.create_task(callers.ask([b"x"], 0.5, declared=60_000)) for _ in range(5)]
+        await asyncio.sleep(0.05)
+        return [await callers.ask([bytes(60_000)]), *await asyncio.gather(*stalled)]
+
+    assert run(work) == [200] * 6
+
+
+@pytest.mark.parametrize(
+    ("settings", "chunks", "pause_s"),
+    [
+        ({"max_in_flight": 8}, [b"x", b"x"], 0.3),
+        ({"max_bytes_in_flight": 140_000}, [bytes(18_000), b"x"], 0.3),
+        ({"max_in_flight": 64, "batch_size": 4}, [b"x"], 0.0),
+    ],
+)
+def test_one_key_takes_no_more_than_its_share(settings: dict[str, Any], chunks: list[bytes], pause_s: float) -> None:
+    callers = Callers(0.3, **settings)
+
+    async def work() -> tuple[list[int], list[int]]:
+        greedy = [asyncio.create_task(callers.ask(chunks, pause_s, key="greedy")) for _ in range(8)]
+        await asyncio.sleep(0.1)
+        return [await callers.ask(chunks, key="other")], await asyncio.gather(*greedy)
+
+    other, greedy = run(work)
+    assert other == [200]
+    assert sorted(set(greedy)) == [200, 429]
+    assert callers.room.by_key["greedy"] == callers.room.all == Load()
+
+
+def test_who_goes_away_while_sending_is_neither_answered_nor_an_error(caplog: pytest.LogCaptureFixture) -> None:
+    callers = Callers()
+
+    async def gone() -> dict[str, Any]:
+        return {"type": "http.disconnect"}
+
+    async def read(scope: Any, receive: Any, send: Any) -> None:
+        await Request(scope, receive).body()
+
+    async def send(message: dict[str, Any]) -> None:
+        raise AssertionError(message)
+
+    front = Front(read, callers.room, callers.figures)
+    run(lambda: front({"type": "http", "path": "/v1/detect", "method": "POST", "headers": []}, gone, send))
+    assert not [record for record in caplog.records if record.levelname == "ERROR"]
+    assert callers.figures.registry.get_sample_value("asap_requests_total", {"route": "other", "status": "499"}) == 1
+    assert callers.room.all == Load()
 
 
 def test_no_more_send_at_once_than_may_be_in_flight() -> None:

@@ -13,6 +13,7 @@ from asap.errors import DecodeFailed, ImageTooLarge, InputError, UnsupportedForm
 from asap.finding import Finding
 from asap.images import ImageLimits, prepare_image
 from serve.decoding import DecoderPool
+from serve.errors import NotReady
 
 LIMITS = ImageLimits(max_bytes=100_000, max_pixels=10_000)
 
@@ -75,3 +76,11 @@ def test_a_decoder_that_hangs_is_killed_and_the_next_picture_gets_another() -> N
         assert asyncio.run(pool.prepare(draw_jpeg(1), 32)).width == 64
     finally:
         pool.close()
+
+
+def test_a_decoder_that_cannot_be_started_is_the_servers_matter(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("serve.decoding.sys.executable", "/nowhere/python")
+    pool = DecoderPool(1, LIMITS, timeout_s=20)
+    with pytest.raises(NotReady, match="no decoder could be started"):
+        asyncio.run(pool.prepare(draw_jpeg(1), 32))
+    pool.close()

@@ -1,7 +1,8 @@
 import json
 import threading
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, HTTPServer
+from contextlib import suppress
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import boto3
@@ -53,6 +54,14 @@ def test_an_allowed_address_passes_and_one_that_is_none_is_told() -> None:
     assert caught.value.status == 400
 
 
+@pytest.mark.parametrize("uri", ["https://[broken", "https://me:pass@a\u2100b/", "https://img.example/a/\ud83d"])
+def test_an_address_that_is_none_is_told_without_what_may_be_secret(uri: str) -> None:
+    with pytest.raises(Refused) as caught:
+        check_allowed(uri, (*PREFIXES, "https://"))
+    assert (caught.value.status, caught.value.code) == (400, "uri_invalid")
+    assert "pass" not in redacted(uri)
+
+
 def test_signatures_and_credentials_are_not_told() -> None:
     assert redacted("https://me:pass@host/a.jpg?X-Amz-Signature=secret#x") == "https://host/a.jpg?…"
     with pytest.raises(Refused) as caught:
@@ -63,38 +72,60 @@ def test_signatures_and_credentials_are_not_told() -> None:
 def test_an_object_is_fetched_and_one_that_is_missing_or_too_large_is_refused(bucket: str) -> None:
     boto3.client("s3").put_object(Bucket=bucket, Key="a/b.jpg", Body=b"12345")
     prefixes = (f"s3://{bucket}/a/",)
-    assert fetch(f"s3://{bucket}/a/b.jpg", prefixes, 5) == b"12345"
+    assert fetch(f"s3://{bucket}/a/b.jpg", prefixes, 5, 10) == b"12345"
     with pytest.raises(ImageTooLarge):
-        fetch(f"s3://{bucket}/a/b.jpg", prefixes, 4)
+        fetch(f"s3://{bucket}/a/b.jpg", prefixes, 4, 10)
     with pytest.raises(Refused, match="cannot be read") as caught:
-        fetch(f"s3://{bucket}/a/none.jpg", prefixes, 5)
+        fetch(f"s3://{bucket}/a/none.jpg", prefixes, 5, 10)
     assert (caught.value.status, caught.value.code) == (400, "uri_unreadable")
 
 
 class _Elsewhere(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
+        if self.path == "/garbled":
+            self.wfile.write(b"not HTTP\r\n\r\n")
+            return
         self.send_response(302 if self.path == "/moved" else 200)
         self.send_header("Location", "/picture")
         self.end_headers()
+        if self.path == "/drip":
+            with suppress(OSError):  # until the other side is gone
+                while not self.server.ended.wait(0.01):  # type: ignore[attr-defined]
+                    self.wfile.write(b"1")
+            return
         self.wfile.write(b"12345")
 
     def log_message(self, *_: object) -> None:
         pass
 
 
-def test_a_redirect_is_not_followed() -> None:
-    server = HTTPServer(("127.0.0.1", 0), _Elsewhere)
+@pytest.fixture
+def elsewhere() -> Iterator[str]:
+    """The address of a host; the settings allow https alone, what follows is the same."""
+    server = ThreadingHTTPServer(("127.0.0.1", 0), _Elsewhere)
+    server.ended = threading.Event()  # type: ignore[attr-defined]
     threading.Thread(target=server.serve_forever, daemon=True).start()
-    address = f"http://127.0.0.1:{server.server_port}"  # the settings allow https alone; what follows is the same
-    try:
-        assert fetch(f"{address}/picture", (address,), 5) == b"12345"
-        with pytest.raises(ImageTooLarge):
-            fetch(f"{address}/picture", (address,), 4)
-        with pytest.raises(Refused, match="cannot be read: 302"):
-            fetch(f"{address}/moved", (address,), 5)
-    finally:
-        server.shutdown()
-        server.server_close()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.ended.set()  # type: ignore[attr-defined]
+    server.shutdown()
+    server.server_close()
+
+
+def test_a_redirect_is_not_followed(elsewhere: str) -> None:
+    assert fetch(f"{elsewhere}/picture", (elsewhere,), 5, 10) == b"12345"
+    with pytest.raises(ImageTooLarge):
+        fetch(f"{elsewhere}/picture", (elsewhere,), 4, 10)
+    with pytest.raises(Refused, match="cannot be read: 302"):
+        fetch(f"{elsewhere}/moved", (elsewhere,), 5, 10)
+
+
+@pytest.mark.parametrize(("path", "told"), [("garbled", "BadStatusLine"), ("drip", "TimeoutError")])
+def test_a_host_that_answers_nonsense_or_without_an_end_is_the_callers_matter(
+    elsewhere: str, path: str, told: str
+) -> None:
+    with pytest.raises(Refused, match=f"cannot be read: {told}") as caught:
+        fetch(f"{elsewhere}/{path}", (elsewhere,), 10**6, 0.2)
+    assert (caught.value.status, caught.value.code) == (400, "uri_unreadable")
 
 
 def test_a_model_folder_is_copied_from_s3(bucket: str, model_folder: Path) -> None:

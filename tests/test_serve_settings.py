@@ -12,6 +12,8 @@ from serve.settings import ServeSettings, is_loopback
         ({"min_replicas": 3}, "min_replicas 3 is more than max_replicas 2"),
         ({"max_batch_items": 100}, "is more than a key's key_burst"),
         ({"max_bytes_in_flight": 2**20}, "max_bytes_in_flight 1048576 is less than a request may have, 67108864"),
+        ({"wait_s": 30}, "wait_s 30 is not less than deadline_s 30"),
+        ({"max_text_chars": 20_001}, "less than or equal to 20000"),
         ({"uri_prefixes": ("s3://bucket",)}, "'s3://bucket' is not s3://BUCKET"),
         ({"uri_prefixes": ("http://host/",)}, "is not s3://BUCKET"),
         ({"uri_prefixes": ("https://name@host/",)}, "is not s3://BUCKET"),
