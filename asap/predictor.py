@@ -5,7 +5,7 @@ Shapes: R rows (pairs), P passes (a long text has several), L tokens with [CLS],
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -46,6 +46,8 @@ class _Row:
 
 
 _Scored = list[PassEvidence] | ModelError
+_Scoring = Generator[None, None, list[_Scored]]
+"""Pauses between passes of the model; what it found of each row is returned."""
 
 
 class Predictor:
@@ -138,6 +140,21 @@ class Predictor:
         An `InputError` in the place of an image or a text becomes its Finding's error. captioned: for each pair,
         whether the text is a caption standing in for a missing one; then the words and the text types are None.
         """
+        steps = self.predict_in_steps(images, texts, captioned=captioned, batch_size=batch_size)
+        return next(findings for findings in steps if findings is not None)
+
+    def predict_in_steps(
+        self,
+        images: Sequence[PreparedImage | InputError],
+        texts: Sequence[str | InputError | None],
+        *,
+        captioned: Sequence[bool] | None = None,
+        batch_size: int | None = None,
+    ) -> Iterator[list[Finding] | None]:
+        """As `predict_prepared`, with a pause, a None, between passes of the model; the findings come last.
+
+        A long text takes many passes: in a pause, whoever calls may judge other pairs, or go no further.
+        """
         flags = captioned if captioned is not None else [False] * len(texts)
         size = self.batch_size if batch_size is None else _positive(batch_size)
         rows = [self._row(*given) for given in zip(images, texts, flags, strict=True)]
@@ -145,8 +162,10 @@ class Predictor:
         scorable = sorted((row for row in rows if isinstance(row, _Row)), key=_tokens)
         scored: dict[_Row, _Scored] = {}
         for batch in _slices(scorable, size):
-            scored |= zip(batch, self._score_safely(batch, size), strict=True)
-        return [
+            if scored:
+                yield None
+            scored |= zip(batch, (yield from self._score_safely(batch, size)), strict=True)
+        yield [
             self._finding(row, scored[row]) if isinstance(row, _Row) else self._failure(image, row)
             for row, image in zip(rows, images, strict=True)
         ]
@@ -174,13 +193,13 @@ class Predictor:
             return error
         return _Row(image, text or "", passes, is_caption)
 
-    def _score_safely(self, rows: Sequence[_Row], passes_at_once: int) -> list[_Scored]:
+    def _score_safely(self, rows: Sequence[_Row], passes_at_once: int) -> _Scoring:
         """Score rows; where the model raises, halve until only the culprit is left with a `ModelError`.
 
         A broken device (`AcceleratorError`) is no row's fault and goes on up: nothing more can be computed on it.
         """
         try:
-            return self._score(rows, passes_at_once)
+            return (yield from self._score(rows, passes_at_once))
         except torch.AcceleratorError:
             raise
         except Exception as error:
@@ -189,20 +208,24 @@ class Predictor:
         if out_of_memory:  # outside the handler, whose traceback holds the tensors
             torch.cuda.empty_cache()
         if len(rows) > 1:
-            half = (len(rows) + 1) // 2
-            return [scored for part in _slices(rows, half) for scored in self._score_safely(part, len(part))]
+            halves: list[_Scored] = []
+            for half in _slices(rows, (len(rows) + 1) // 2):
+                halves += yield from self._score_safely(half, len(half))
+            return halves
         if min(passes_at_once, len(rows[0].passes)) > 1:
-            return self._score_safely(rows, 1)
+            return (yield from self._score_safely(rows, 1))
         return [failure]
 
     @torch.inference_mode()
-    def _score(self, rows: Sequence[_Row], passes_at_once: int) -> list[_Scored]:
+    def _score(self, rows: Sequence[_Row], passes_at_once: int) -> _Scoring:
         """Encode the image of each row once, and see it with each pass of the row's text."""
         pixels = torch.from_numpy(np.stack([row.image.pixels for row in rows])).to(self.device)
         image_RNW = self._model.encode_image(normalise(pixels).to(self.dtype))
         todo = [(owner, part.input_ids) for owner, row in enumerate(rows) for part in row.passes]
         seen: list[PassEvidence] = []
         for some in _slices(todo, passes_at_once):
+            if seen:
+                yield
             owners, input_ids = zip(*some, strict=True)
             image_PNW = image_RNW if owners == tuple(range(len(rows))) else image_RNW[list(owners)]
             seen += read_output(self._see(image_PNW, input_ids), [len(ids) - 1 for ids in input_ids])

@@ -1,4 +1,4 @@
-"""The detector: a model that judges batches, one after the other."""
+"""The detector: a model that judges batches, those at hand by turns."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Detector:
         self._predictor = Predictor.from_folder(
             local_model(settings.model), settings.device, settings.precision, batch_size=settings.batch_size
         )
-        # One batch at a time, and in a thread: the replica still answers health checks and takes in the next batch.
+        # One pass at a time, and in a thread: the replica still answers health checks and takes in the next batch.
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="judge")
         self._name = serve.get_replica_context().replica_id.unique_id
         warm_up(self._predictor, settings.batch_size)
@@ -47,11 +47,16 @@ class Detector:
         return card(self._predictor)
 
     async def detect(self, pairs: list[Prepared]) -> Answer[Finding]:
-        """The findings of pairs that are judged together; none of them harms another."""
-        images, texts = zip(*pairs, strict=True)
-        judge = self._predictor.predict_prepared
+        """The findings of pairs that are judged together; none of them harms another.
+
+        For every pass of the model they queue anew: a long text does not hold up the batches behind it, and once
+        nobody waits for it, it takes no pass more.
+        """
+        steps = self._predictor.predict_in_steps(*zip(*pairs, strict=True))
+        run = asyncio.get_running_loop().run_in_executor
         try:
-            found = await asyncio.get_running_loop().run_in_executor(self._thread, judge, images, texts)
+            while (found := await run(self._thread, next, steps)) is None:
+                pass
         except self._device_errors:
             self._broken = True
             raise

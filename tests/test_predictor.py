@@ -236,6 +236,26 @@ def test_a_long_text_is_analysed_in_passes_against_one_look_at_the_image(
     assert long.word_scores == pytest.approx([score for one in alone for score in one.word_scores or []], abs=1e-5)
 
 
+def test_there_is_a_pause_between_passes_and_who_stops_there_pays_for_no_more(
+    loaded: ModelFolder, predictor: Predictor
+) -> None:
+    images, texts = [prepare_image(picture(seed), 32) for seed in range(3)], [LONG, TEXTS[0], LONG]
+    expected = predictor.predict_prepared(images, texts, batch_size=2)
+    seen: list[int] = []
+    before(loaded.model, "encode_text", lambda input_ids, mask: seen.append(len(input_ids)))
+
+    *pauses, findings = predictor.predict_in_steps(images, texts, batch_size=2)
+
+    assert seen == [2, 2, 2, 1], "seven passes over three pairs, two of them at once"
+    assert pauses == [None] * 3
+    assert findings == expected
+    seen.clear()
+    steps = predictor.predict_in_steps(images, texts, batch_size=2)
+    assert [next(steps), next(steps)] == [None, None]
+    del steps
+    assert seen == [2, 2]
+
+
 def test_many_passes_over_few_pairs_fit_any_batch_size(predictor: Predictor) -> None:
     many = [Pair(picture(seed), text) for seed, text in enumerate([LONG, TEXTS[2], LONG + " " + LONG])]
     expected = predictor.predict(many, batch_size=8)
