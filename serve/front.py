@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-import re
 import time
-import uuid
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,11 +15,11 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serve.body import Body, Room
 from serve.errors import Refused
+from serve.proxy import request_id
 from serve.schemas import ErrorBody, ErrorResponse
 
 LOG = logging.getLogger("asap.requests")
 _ONE_PAIR = "/v1/detect"
-_GIVEN_ID = re.compile(rb"[\w.-]{1,64}")
 _PAGE_POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data: blob:; connect-src 'self'; "
     "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
@@ -71,7 +69,7 @@ class Front:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        trace = Trace(_request_id(scope))
+        trace = Trace(request_id(scope["headers"]))
         scope.setdefault("state", {})["trace"] = trace
         start, sent = time.perf_counter(), _Sent(send, trace.id)
         gated = scope["path"].startswith("/v1/")
@@ -123,12 +121,6 @@ class _Sent:
             self.begun, self.status = True, message["status"]
             message["headers"] = [*message.get("headers", ()), *self._headers]
         await self._send(message)
-
-
-def _request_id(scope: Scope) -> str:
-    """The caller's own, if it has one of a harmless form."""
-    given = dict(scope["headers"]).get(b"x-request-id", b"")
-    return given.decode() if _GIVEN_ID.fullmatch(given) else uuid.uuid4().hex
 
 
 def as_refused(error: Exception, request_id: str) -> Refused:
