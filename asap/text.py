@@ -17,7 +17,7 @@ import torch
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
 
 from asap.errors import AnnotationError, CheckpointError, ConfigError, TextInvalid, TextMissing
-from asap.words import clean_caption, clean_word, legible, split_words
+from asap.words import MAX_CHARACTERS, clean_caption, clean_word, legible, split_words
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -89,7 +89,7 @@ class TextCodec:
         *,
         max_words: int = 50,
         max_tokens: int = 128,
-        max_characters: int = 20_000,
+        max_characters: int = MAX_CHARACTERS,
     ) -> None:
         if max_words < 1 or max_tokens < 2 or max_characters < 1:
             raise ConfigError(

@@ -10,7 +10,7 @@ from transformers import PreTrainedTokenizerFast
 
 from asap.errors import AnnotationError, CheckpointError, ConfigError, TextInvalid, TextMissing
 from asap.text import TextCodec, load_tokenizer, pad_batch, train_tokenizer
-from asap.words import clean_caption, split_words
+from asap.words import MAX_CHARACTERS, clean_caption, estimate_passes, split_words
 
 CORPUS = [
     "The president's well-known speech cost $5 million, he said.",
@@ -248,6 +248,44 @@ def test_every_piece_has_a_published_label_whatever_the_text(codec):
         except (TextMissing, TextInvalid):
             continue
         assert len(codec.label_as_published(text)) == len(pieces), repr(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "passes"),
+    [
+        ("", 1),
+        (" -- ", 1),
+        ("one " * 50, 1),
+        ("one, two! " * 25, 1),
+        ("one " * 51, 2),
+        ("one-two " * 26, 2),
+        ("a " * 10_000, 200),
+        ("漢" * 20_000, 1),
+        (("漢" * 32 + " ") * 606, 606),
+        (("漢" * 63 + " a ") * 303, 606),
+        ("☂" * 20_000, 1),
+        ("☂ " * 10_000, 200),
+        ("x" * 20_000, 1),
+    ],
+)
+def test_passes_are_estimated_as_the_codec_makes_them(tokenizer, text, passes):
+    assert estimate_passes(text) == passes
+    try:
+        assert len(TextCodec(tokenizer, max_words=50, max_tokens=64).encode(text)) == passes
+    except (TextMissing, TextInvalid):
+        assert passes == 1
+
+
+@pytest.mark.parametrize("length", [1, 4, 12, 13, 20, 32, 63, 99])
+def test_words_of_letters_at_random_take_a_few_times_the_passes_that_are_estimated(codec, length):
+    drawn = random.Random(length)
+    words = ("".join(drawn.choices("bcdfghjklmnpqrstvwxz", k=length)) for _ in range(20_000 // (length + 1)))
+    text = " ".join(words)
+    assert len(TextCodec(codec.tokenizer, max_tokens=64).encode(text)) <= 10 * estimate_passes(text)
+
+
+def test_a_text_that_is_refused_for_its_length_is_not_even_parted():
+    assert estimate_passes("a " * (MAX_CHARACTERS // 2) + "a") == 1
 
 
 def test_padding_goes_to_the_longest_and_is_masked():
