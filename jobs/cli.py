@@ -259,7 +259,9 @@ def evaluate(
     settings = settings_of(EvaluateSettings, **(given | changes_of(change or [])))
     console = Console()
     with count_shown(console, "judging") as progress:
-        report = run(settings, progress)
+        report = run(
+            settings, progress, lambda note: console.print(note, soft_wrap=True, highlight=False, markup=False)
+        )
     console.print("\n".join(report["read"]), soft_wrap=True, highlight=False, markup=False)
     console.print(evaluation_tables(report))
     console.print(f"page: {out.rstrip('/')}/index.html", soft_wrap=True, highlight=False, markup=False)

@@ -1,15 +1,25 @@
-"""The Ray that jobs run on: one that starts by itself on this machine, or a running cluster by its address."""
+"""The Ray that jobs run on: one that starts by itself on this machine, or a running cluster by its address.
+
+Ray waits for ever, and says nothing, for machines that nobody will bring, and tells no program whether a cluster grows
+by itself. So what a job needs is compared with the machines that are alive before it begins: where it does not fit, a
+Ray of this machine is told so at once, and a cluster is given a while to bring what is asked for.
+"""
 
 from __future__ import annotations
 
 import logging
 import os
 import secrets
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+from asap.errors import ConfigError
 from jobs.errors import JobError
+
+Resources = Mapping[str, float]
+"""Amounts by the name that Ray gives them, such as CPU and GPU."""
 
 
 @contextmanager
@@ -70,3 +80,62 @@ def quieten() -> None:
     for handler in logging.getLogger("ray.data").handlers:
         if isinstance(handler, logging.StreamHandler):  # the session's log file still tells everything
             handler.setLevel(logging.CRITICAL)
+
+
+def machines_alive() -> list[Resources]:
+    """What each machine of the Ray that runs has in all, whether it is in use or not."""
+    import ray
+
+    return [node["Resources"] for node in ray.nodes() if node["Alive"]]
+
+
+def places(machines: Sequence[Resources], needs: Resources) -> int:
+    """How many workers of these needs the machines hold together, each worker on one machine."""
+    return sum(min(int(machine.get(kind, 0) // amount) for kind, amount in needs.items()) for machine in machines)
+
+
+def most_cpus(machines: Sequence[Resources], workers: int, needs: Resources) -> int:
+    """The most CPUs that so many workers can have each, beside what else they need; 0 where not even one."""
+    largest = max((int(machine.get("CPU", 0)) for machine in machines), default=0)
+    fits = (cpus for cpus in range(largest, 0, -1) if places(machines, {**needs, "CPU": cpus}) >= workers)
+    return next(fits, 0)
+
+
+def await_places(
+    needs: Resources, workers: int, wait_s: float, tell: Callable[[str], None], way_out: str
+) -> list[Resources]:
+    """The machines, once they hold so many workers of these needs.
+
+    wait_s: how long a cluster is given to bring machines, for which they are asked; `tell` gets a sentence then.
+    Raises `ConfigError`, with what is asked, what there is, and the way out.
+    """
+    machines = machines_alive()
+    if places(machines, needs) >= workers:
+        return machines
+    asked = f"{workers} worker{'s' if workers > 1 else ''} with {_amounts(needs)}{' each' if workers > 1 else ''}"
+    if wait_s:
+        tell(f"waiting up to {wait_s / 60:.2g} min for machines to hold {asked}: there are {_spoken(machines)}")
+        if _brought(needs, workers, wait_s):
+            return machines_alive()
+    raise ConfigError(f"{asked} do not fit into what Ray has, {_spoken(machines_alive())}; {way_out}")
+
+
+def _brought(needs: Resources, workers: int, wait_s: float) -> bool:
+    """Whether a reservation of all of it comes about, which makes an autoscaler start machines; it is not kept."""
+    from ray.util import placement_group, remove_placement_group
+
+    asked = placement_group([dict(needs)] * workers)
+    try:
+        return bool(asked.wait(wait_s))
+    finally:
+        remove_placement_group(asked)
+
+
+def _spoken(machines: Sequence[Resources]) -> str:
+    """Machines by what they have: `2 x (8 CPUs, 1 GPU), 1 x (16 CPUs, 0 GPUs)`."""
+    kinds = Counter(_amounts({kind: machine.get(kind, 0) for kind in ("CPU", "GPU")}) for machine in machines)
+    return ", ".join(f"{count} x ({amounts})" for amounts, count in kinds.most_common()) or "no machine"
+
+
+def _amounts(resources: Resources) -> str:
+    return ", ".join(f"{amount:g} {kind}{'' if amount == 1 else 's'}" for kind, amount in resources.items())

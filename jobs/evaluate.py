@@ -32,7 +32,7 @@ from asap.predictor import Predictor
 from asap.read_rules import BadBox
 from asap.reliability import reliability
 from asap.text import TextCodec
-from jobs.cluster import ray_running
+from jobs.cluster import await_places, machines_alive, places, ray_running
 from jobs.corpora import full_address, read_as_told, read_picture
 from jobs.errors import JobDiffers, JobFailed
 from jobs.evaluation_page import WorstPair, evaluation_page
@@ -51,16 +51,20 @@ Report = dict[str, Any]
 Progress = Callable[[int, int], None]
 
 
-def evaluate(settings: EvaluateSettings, progress: Progress = lambda done, total: None) -> Report:
+def evaluate(
+    settings: EvaluateSettings,
+    progress: Progress = lambda done, total: None,
+    tell: Callable[[str], None] = lambda note: None,
+) -> Report:
     """Judge a split, write the figures to `settings.out`, and return them.
 
-    `progress` gets pairs judged and pairs in all. Raises `CorpusError`, `AnnotationError`, `InputError` for a picture
-    that cannot be used, `CheckpointError`, `ConfigError`, `JobDiffers` where the folder holds another evaluation,
-    `JobFailed`.
+    `progress` gets pairs judged and pairs in all, `tell` a sentence where the machines are not what was asked for.
+    Raises `CorpusError`, `AnnotationError`, `InputError` for a picture that cannot be used, `CheckpointError`,
+    `ConfigError`, `JobDiffers` where the folder holds another evaluation, `JobFailed`.
     """
     plan = plan_evaluation(settings)
     with ray_running(settings.address):
-        crew = _crew(settings)
+        crew = _crew(settings, tell)
         judged = _judge(plan, crew, progress)
         worst = _explain(plan, crew, judged.judged())
     return _write(plan, judged, worst)
@@ -135,16 +139,23 @@ class _Crew:
     """Of a Ray task."""
 
 
-def _crew(settings: EvaluateSettings) -> _Crew:
-    """Workers for the Ray that runs: a GPU each, or the CPUs shared out."""
-    cpus, gpus = (int(ray.cluster_resources().get(kind, 0)) for kind in ("CPU", "GPU"))
-    if settings.device == "cuda" and not gpus:
-        raise ConfigError("device 'cuda' asks for a GPU and the cluster has none; 'auto' takes what there is")
+def _crew(settings: EvaluateSettings, tell: Callable[[str], None] = lambda note: None) -> _Crew:
+    """Workers for the Ray that runs: a GPU each, or the CPUs shared out. `tell`: see `evaluate`."""
+    gpus = places(machines_alive(), {"GPU": 1})
+    on_gpus = settings.device == "cuda" or (settings.device == "auto" and gpus > 0)
+    if settings.device == "auto" and not on_gpus and settings.address:
+        tell("judging on CPUs: no GPU is alive; --device cuda waits for one")
+    wait_s = settings.wait_for_machines_s if settings.address else 0
+    needs = {"CPU": 1, "GPU": 1} if on_gpus else {"CPU": 1}
+    way_out = "--device auto takes what there is" if on_gpus else "let a machine with CPUs join"
+    machines = await_places(needs, 1, wait_s, tell, way_out)
     again = {"max_retries": TRIES - 1}
-    if gpus and settings.device != "cpu":
-        return _Crew(settings.workers or gpus, "cuda", 1, {"num_cpus": 1, "num_gpus": 1} | again)
+    if on_gpus:
+        workers = settings.workers or places(machines, needs)
+        return _Crew(workers, "cuda", 1, {"num_cpus": 1, "num_gpus": 1} | again)
+    of_nodes = [cpus for machine in machines if (cpus := int(machine.get("CPU", 0)))]
+    cpus, of_a_node = sum(of_nodes), min(of_nodes)
     workers = settings.workers or max(1, cpus // 2)
-    of_a_node = min(int(node["Resources"].get("CPU", 0)) or cpus for node in ray.nodes() if node["Alive"])
     threads = max(1, min(cpus // workers, of_a_node))
     return _Crew(workers, "cpu", threads, {"num_cpus": min(threads, cpus / workers)} | again)
 

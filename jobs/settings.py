@@ -190,7 +190,7 @@ class CalibrateSettings(CorpusSettings):
 
 HOW_NOT_WHAT = {
     "out", "workers", "min_workers", "regrow_every_s", "cpus_per_worker", "device", "checkpoint_activations", "compile",
-    "checkpoint_pairs", "export", "address", "ingest", "cache_gib", "tokens_gib", "decode_tasks",
+    "checkpoint_pairs", "export", "address", "wait_for_machines_s", "ingest", "cache_gib", "tokens_gib", "decode_tasks",
 }  # fmt: skip
 """The settings of a training run that may change from one start of it to the next."""
 
@@ -276,9 +276,9 @@ class TrainSettings(CorpusSettings):
     regrow_every_s: float = Field(default=60, gt=0)
     """How often a run with fewer than `workers` looks for machines; it goes back to its last checkpoint to take one."""
     cpus_per_worker: int | None = Field(default=None, ge=1)
-    """Threads of a worker; None: the machine's cores shared out."""
+    """Threads of a worker; None: as many as all workers can have each on the machines that are alive."""
     device: Device = "auto"
-    """Where workers compute; `auto`: on a GPU each, where the cluster has that many."""
+    """Where workers compute; `auto`: on a GPU each, where that many are alive now; `cuda` waits for them."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """`bfloat16` computes the layers in it and keeps weights and losses in float32; `auto`: so on GPUs that have it."""
     checkpoint_activations: bool = False
@@ -293,6 +293,8 @@ class TrainSettings(CorpusSettings):
     """Which checkpoint becomes the model: the best by validation AUC, or the last."""
     address: str | None = None
     """Of a running Ray cluster; None starts Ray on this machine."""
+    wait_for_machines_s: float = Field(default=900, ge=0)
+    """How long a cluster at `address` is given to bring machines that the workers need, as its autoscaler does."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -356,3 +358,5 @@ class EvaluateSettings(CorpusSettings):
     device: Literal["auto", "cpu", "cuda"] = "auto"
     address: str | None = None
     """Of a running Ray cluster; None starts Ray on this machine."""
+    wait_for_machines_s: float = Field(default=900, ge=0)
+    """How long a cluster at `address` is given to bring machines that the workers need, as its autoscaler does."""

@@ -107,6 +107,8 @@ def _print_line(console: Console, line: str) -> None:
 def _event_line(event: dict[str, Any]) -> str:
     if "start" in event:
         return f"start from {event['start']}\n{event['report']}"
+    if "note" in event:
+        return str(event["note"])
     if "stage" in event:
         return f"{event['stage']}  {event['done']}/{event['total']}"
     if "corpus" in event:

@@ -9,7 +9,6 @@ a copy on each machine where it is at s3://.
 from __future__ import annotations
 
 import json
-import os
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -25,7 +24,7 @@ from asap.training import TrainingStep
 from asap.warm_start import split_source
 from jobs.card import model_card
 from jobs.chosen import SCORE, Chosen
-from jobs.cluster import ray_running
+from jobs.cluster import await_places, machines_alive, most_cpus, places, ray_running
 from jobs.corpora import full_address
 from jobs.feed import Order
 from jobs.fit import Fit, Split, model_config
@@ -48,7 +47,8 @@ def train(settings: TrainSettings, progress: Progress = lambda event: None) -> P
     """Train, or go on with the run that `settings.out` holds, and return the model folder.
 
     `progress` gets `{"stage": name, "done": n, "total": m}` and `{"corpus": lines of its report, "ingest": way}` while
-    preparing, `{"start": source, "report": text}` for each warm start, then every line of `progress.jsonl`.
+    preparing, `{"start": source, "report": text}` for each warm start, `{"note": sentence}` where the machines are not
+    what was asked for, then every line of `progress.jsonl`.
     Raises `ConfigError` where the folder holds a run of other settings or on other data, `StorageError` where nothing
     can be written to it, `TrainingDiverged` where the loss stops making sense, `CheckpointError` for a start that does
     not fit, `CorpusError`, `AnnotationError`, `InputError` for a text that cannot be used.
@@ -67,9 +67,11 @@ def train(settings: TrainSettings, progress: Progress = lambda event: None) -> P
     start_record(folder, typed, data)
     prepare_start(folder, settings, model_config, progress)
     with ray_running(settings.address), followed(folder, progress):
+        best = _ended(folder, settings)
+        each = {} if best else _resources_of_a_worker(settings, progress)  # not after hours of decoding
         _prepare(folder, settings, corpora, progress)
         folder.push("tokenizer", "start", "index", folder.corpus.name)
-        best = _ended(folder, settings) or _fit(folder, settings)
+        best = best or _fit(folder, settings, each)
     return _export(folder, settings, best)
 
 
@@ -174,26 +176,24 @@ def _ended(folder: RunFolder, settings: TrainSettings) -> Chosen | None:
     return Chosen.of(result.best_checkpoints or [], result.checkpoint, settings.export)
 
 
-def _fit(folder: RunFolder, settings: TrainSettings) -> Chosen:
-    """Run the workers to the end; the checkpoint that becomes the model."""
+def _fit(folder: RunFolder, settings: TrainSettings, each: dict[str, int]) -> Chosen:
+    """Run the workers to the end, with these resources each; the checkpoint that becomes the model."""
     import ray
     from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
     from ray.train.torch import TorchTrainer
 
     from jobs.retries import RETRIES, FinalFailures, final_failure
 
-    cpus = settings.cpus_per_worker or max(1, (os.cpu_count() or 1) // settings.workers)
-    use_gpu = _on_gpus(settings)
     note_cluster(folder, ray.cluster_resources())
     fewest = settings.min_workers or settings.workers
     trainer = TorchTrainer(
         _work,
-        train_loop_config={"settings": settings.model_dump(), "cpus": cpus},
+        train_loop_config={"settings": settings.model_dump(), "cpus": each["CPU"]},
         scaling_config=ScalingConfig(
             num_workers=settings.workers if fewest == settings.workers else (fewest, settings.workers),
             elastic_resize_monitor_interval_s=settings.regrow_every_s,
-            use_gpu=use_gpu,
-            resources_per_worker={"CPU": cpus} | ({"GPU": 1} if use_gpu else {}),
+            use_gpu="GPU" in each,
+            resources_per_worker=each,
         ),
         run_config=RunConfig(
             name=_NAME,
@@ -215,15 +215,31 @@ def _fit(folder: RunFolder, settings: TrainSettings) -> Chosen:
     return Chosen.of(result.best_checkpoints, result.checkpoint, settings.export)
 
 
-def _on_gpus(settings: TrainSettings) -> bool:
-    """Whether each worker gets a GPU. Raises `ConfigError` where GPUs are asked for that the cluster has not."""
-    import ray
+def _resources_of_a_worker(settings: TrainSettings, progress: Progress) -> dict[str, int]:
+    """CPUs, and a GPU or none, for each worker of the Ray that runs, which has them or was given time to bring them.
 
-    found = int(ray.cluster_resources().get("GPU", 0))
+    Raises `ConfigError` where it cannot hold the workers.
+    """
+
+    def tell(note: str) -> None:
+        progress({"note": note})
+
     fewest = settings.min_workers or settings.workers
-    if settings.device == "cuda" and found < fewest:
-        raise ConfigError(f"device 'cuda' asks for {fewest} GPU(s) and the cluster has {found}; use 'auto'")
-    return settings.device != "cpu" and found >= fewest
+    gpus = places(machines_alive(), {"GPU": 1})
+    on_gpus = settings.device == "cuda" or (settings.device == "auto" and gpus >= fewest)
+    if settings.device == "auto" and not on_gpus and (settings.address or gpus):
+        waits = "; --set device=cuda waits for more" if settings.address else ""
+        tell(f"training on CPUs: of {fewest} GPUs that it takes {gpus} are there{waits}")
+    needs = {"GPU": 1} if on_gpus else {}
+    machines = await_places(
+        {"CPU": settings.cpus_per_worker or 1} | needs,
+        fewest,
+        settings.wait_for_machines_s if settings.address else 0,
+        tell,
+        f"give fewer --workers{', --set device=cpu' if on_gpus else ''} or a lower --set cpus_per_worker=N",
+    )
+    cpus = settings.cpus_per_worker or most_cpus(machines, settings.workers, needs)
+    return {"CPU": cpus or most_cpus(machines, fewest, needs) or 1} | needs
 
 
 def _work(given: dict[str, Any]) -> None:

@@ -21,6 +21,7 @@ from asap.errors import CheckpointError, ConfigError, CorpusError
 from asap.metrics import Evaluation
 from asap.model import Asap
 from asap.newsroom import generate
+from jobs import cluster
 from jobs import evaluate as module
 from jobs.errors import JobDiffers, JobFailed, StorageError
 from jobs.evaluate import OUTPUTS, evaluate, explain_pairs, judge_shard, merge_shards, plan_evaluation
@@ -175,8 +176,6 @@ def test_a_breakdown_has_the_classes_of_the_corpus_that_was_judged(
 
 def machines(monkeypatch: pytest.MonkeyPatch, *nodes: dict[str, float]) -> None:
     monkeypatch.setattr(ray, "nodes", lambda: [{"Alive": True, "Resources": node} for node in nodes])
-    total = {kind: sum(node.get(kind, 0) for node in nodes) for kind in ("CPU", "GPU")}
-    monkeypatch.setattr(ray, "cluster_resources", lambda: total)
 
 
 @pytest.mark.parametrize(
@@ -206,8 +205,36 @@ def test_a_worker_takes_a_gpu_where_there_are_any(settings: Any, monkeypatch: py
 
 def test_gpus_that_are_not_there_are_not_waited_for(settings: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     machines(monkeypatch, {"CPU": 8})
-    with pytest.raises(ConfigError, match="device 'cuda' asks for a GPU and the cluster has none"):
+    with pytest.raises(ConfigError, match=r"1 worker with 1 CPU, 1 GPU .*1 x \(8 CPUs, 0 GPUs\); --device auto takes"):
         module._crew(settings(device="cuda"))
+
+
+def test_a_cluster_is_asked_for_a_gpu_and_given_time_to_bring_it(
+    settings: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    machines(monkeypatch, {"CPU": 0}, {"CPU": 16})
+    asked: list[Any] = []
+
+    def bring(needs: dict[str, int], workers: int, wait_s: float) -> bool:
+        asked.append((needs, workers, wait_s))
+        machines(monkeypatch, {"CPU": 0}, {"CPU": 16}, {"CPU": 8, "GPU": 1})
+        return True
+
+    monkeypatch.setattr(cluster, "_brought", bring)
+    told: list[str] = []
+    crew = module._crew(settings(device="cuda", address="auto", wait_for_machines_s=120), told.append)
+    assert asked == [({"CPU": 1, "GPU": 1}, 1, 120)]
+    assert (crew.workers, crew.device) == (1, "cuda")
+    assert [line.partition(":")[0] for line in told] == [
+        "waiting up to 2 min for machines to hold 1 worker with 1 CPU, 1 GPU"
+    ]
+
+
+def test_a_cluster_without_gpus_is_told_of_where_the_cpus_judge(settings: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    machines(monkeypatch, {"CPU": 0}, {"CPU": 16})
+    told: list[str] = []
+    assert module._crew(settings(device="auto", address="auto"), told.append).device == "cpu"
+    assert told == ["judging on CPUs: no GPU is alive; --device cuda waits for one"]
 
 
 # On Ray.

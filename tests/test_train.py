@@ -2,12 +2,14 @@
 
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import boto3
 import numpy as np
 import pytest
+import ray
 import torch
 from small_run import MODEL, draw_corpus, settings_for
 
@@ -15,7 +17,7 @@ from asap.checkpoint import load_folder
 from asap.errors import AnnotationError, ConfigError, CorpusError
 from asap.finding import Pair
 from asap.predictor import Predictor
-from jobs import run_folder
+from jobs import cluster, run_folder
 from jobs import train as train_module
 from jobs.errors import StorageError, TrainingDiverged
 from jobs.fit import Fit
@@ -299,6 +301,73 @@ def test_a_picture_that_cannot_be_decoded_is_named(
         CorpusError, match=r"1 of 60 pairs .* 1\.67% where .* 1\.00%: .*empty\.jpg: the image has no bytes"
     ):
         train(settings_for(copied, tmp_path / "out"))
+
+
+# The machines
+
+
+@pytest.fixture
+def machines(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    def alive(*nodes: dict[str, float]) -> None:
+        monkeypatch.setattr(ray, "nodes", lambda: [{"Alive": True, "Resources": node} for node in nodes])
+
+    return alive
+
+
+def resources(told: list[dict[str, Any]], **changes: Any) -> dict[str, int]:
+    settings = settings_for("corpus", "out", **({"cpus_per_worker": None} | changes))
+    return train_module._resources_of_a_worker(settings, told.append)
+
+
+def test_a_worker_gets_cpus_that_a_machine_of_the_cluster_has(machines: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "cpu_count", lambda: 64)  # the driver's machine, which is none of theirs
+    machines({"CPU": 0}, {"CPU": 4}, {"CPU": 4}, {"CPU": 8, "GPU": 1})
+    told: list[dict[str, Any]] = []
+    assert resources(told, workers=2) == {"CPU": 4}
+    assert told == [{"note": "training on CPUs: of 2 GPUs that it takes 1 are there"}]
+    assert resources([], workers=1, address="auto") == {"CPU": 8, "GPU": 1}
+    assert resources([], workers=1, device="cpu") == {"CPU": 8}
+    assert resources([], workers=4, device="cpu", cpus_per_worker=2) == {"CPU": 2}
+
+
+def test_workers_that_may_be_fewer_need_machines_for_the_fewest(machines: Any) -> None:
+    machines({"CPU": 1})
+    assert resources([], workers=2, min_workers=1) == {"CPU": 1}
+
+
+def test_gpus_that_a_cluster_may_bring_are_waited_for(machines: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    machines({"CPU": 0}, {"CPU": 16})
+
+    def bring(needs: dict[str, int], workers: int, wait_s: float) -> bool:
+        machines({"CPU": 0}, {"CPU": 16}, *[{"CPU": 8, "GPU": 1}] * workers)
+        return (needs, workers, wait_s) == ({"CPU": 1, "GPU": 1}, 2, 900)
+
+    monkeypatch.setattr(cluster, "_brought", bring)
+    told: list[dict[str, Any]] = []
+    assert resources(told, workers=2, device="cuda", address="auto") == {"CPU": 8, "GPU": 1}
+    assert [event["note"].partition(":")[0] for event in told] == [
+        "waiting up to 15 min for machines to hold 2 workers with 1 CPU, 1 GPU each"
+    ]
+
+
+def test_a_cluster_without_gpus_is_told_of_where_the_cpus_train(machines: Any) -> None:
+    machines({"CPU": 0}, {"CPU": 16})
+    told: list[dict[str, Any]] = []
+    assert resources(told, workers=2, address="auto") == {"CPU": 8}
+    assert [event["note"] for event in told] == [
+        "training on CPUs: of 2 GPUs that it takes 0 are there; --set device=cuda waits for more"
+    ]
+
+
+def test_workers_that_this_machine_cannot_hold_are_refused_before_pictures_are_decoded(
+    ray_here: None, corpus: Path, tmp_path: Path, no_training: None
+) -> None:
+    with pytest.raises(
+        ConfigError, match=r"4 workers with 1 CPU each do not fit .*\(2 CPUs, 0 GPUs\); give fewer --workers or a lower"
+    ) as caught:
+        train(settings_for(corpus, tmp_path / "out", workers=4))
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "out/pictures").exists()
 
 
 def test_a_run_that_would_never_come_to_the_whole_objective_is_refused() -> None:

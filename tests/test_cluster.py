@@ -1,0 +1,74 @@
+"""Whether the machines hold what a job needs."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import ray
+from ray.util import placement_group_table
+
+from asap.errors import ConfigError
+from jobs.cluster import await_places, most_cpus, places
+
+HEAD = {"CPU": 0}
+
+
+@pytest.mark.parametrize(
+    ("machines", "needs", "held"),
+    [
+        ([{"CPU": 4}, {"CPU": 4}], {"CPU": 3}, 2),  # six CPUs are left over, and no machine has three of them
+        ([HEAD, {"CPU": 8, "GPU": 1}, {"CPU": 16}], {"CPU": 4, "GPU": 1}, 1),
+        ([{"CPU": 2, "GPU": 4}], {"CPU": 1, "GPU": 1}, 2),
+        ([], {"CPU": 1}, 0),
+    ],
+)
+def test_a_worker_has_all_it_needs_on_one_machine(machines: Any, needs: dict[str, int], held: int) -> None:
+    assert places(machines, needs) == held
+
+
+@pytest.mark.parametrize(
+    ("machines", "workers", "needs", "cpus"),
+    [
+        ([{"CPU": 8}], 2, {}, 4),
+        ([HEAD, {"CPU": 4}, {"CPU": 8}], 1, {}, 8),
+        ([{"CPU": 3}] * 3, 4, {}, 1),  # two each are fewer than there are, and only three workers could have them
+        ([{"CPU": 8, "GPU": 1}, {"CPU": 64}], 1, {"GPU": 1}, 8),
+        ([{"CPU": 2}], 3, {}, 0),
+    ],
+)
+def test_workers_get_as_many_cpus_as_all_of_them_can_have(machines: Any, workers: int, needs: Any, cpus: int) -> None:
+    assert most_cpus(machines, workers, needs) == cpus
+
+
+@pytest.fixture
+def no_wait(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    def machines(*nodes: dict[str, float]) -> None:
+        monkeypatch.setattr(ray, "nodes", lambda: [{"Alive": True, "Resources": node} for node in nodes])
+        monkeypatch.setattr("ray.util.placement_group", lambda *_: pytest.fail("it was waited"))
+
+    return machines
+
+
+def test_what_does_not_fit_is_refused_with_what_there_is_and_a_way_out(no_wait: Any) -> None:
+    no_wait(HEAD, {"CPU": 4}, {"CPU": 4})
+    with pytest.raises(ConfigError) as caught:
+        await_places({"CPU": 4, "GPU": 1}, 2, 0, pytest.fail, "take fewer")
+    assert str(caught.value) == (
+        "2 workers with 4 CPUs, 1 GPU each do not fit into what Ray has, "
+        "2 x (4 CPUs, 0 GPUs), 1 x (0 CPUs, 0 GPUs); take fewer"
+    )
+
+
+def test_what_fits_is_not_waited_for(no_wait: Any) -> None:
+    no_wait(HEAD, {"CPU": 4})
+    assert await_places({"CPU": 2}, 2, 900, pytest.fail, "") == [HEAD, {"CPU": 4}]
+
+
+def test_machines_are_asked_for_and_waited_for_once(ray_here: None) -> None:
+    told: list[str] = []
+    with pytest.raises(ConfigError, match=r"1 worker with 64 CPUs do not fit .*1 x \(2 CPUs, 0 GPUs\); take fewer"):
+        await_places({"CPU": 64}, 1, 0.1, told.append, "take fewer")
+    assert told == [
+        "waiting up to 0.0017 min for machines to hold 1 worker with 64 CPUs: there are 1 x (2 CPUs, 0 GPUs)"
+    ]
+    assert all(group["state"] == "REMOVED" for group in placement_group_table().values())
