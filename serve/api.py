@@ -26,6 +26,7 @@ from starlette.staticfiles import StaticFiles
 
 from asap.errors import InputError
 from asap.finding import Finding
+from asap.words import estimate_passes
 from serve.admission import Admission
 from serve.body import Room
 from serve.draining import Counted
@@ -94,6 +95,8 @@ class _Asked:
     data: bytes | None
     uri: str | None
     text: str
+    passes: int
+    """Of the model, about."""
 
 
 def create_app(settings: ServeSettings, service: Service, keyring: Keyring) -> FastAPI:
@@ -195,6 +198,7 @@ class _Pairs:
         async with self._deadline(_now()):
             with timings.of("read"):
                 asked = await self._read(request)
+            self._charge(request, asked.passes - 1)
             return await self._judge(asked, _trace(request), timings, draw=evidence is not None)
 
     async def detect_batch(self, request: Request, evidence: Evidence = None) -> BatchResponse:
@@ -205,7 +209,7 @@ class _Pairs:
             raise Refused(415, "unsupported_media_type", "send application/json")
         async with self._deadline(start):
             items = await asyncio.to_thread(self._parsed_batch, await request.body())
-        self._charge(request, len(items) - 1)
+        self._charge(request, sum(1 if isinstance(item, Refused) else item.passes for item in items) - 1)
         trace, draw = _trace(request), evidence is not None
         judged = (self._judge_item(item, trace, start, draw=draw) for item in items)
         return BatchResponse(items=await asyncio.gather(*judged))
@@ -283,7 +287,7 @@ class _Pairs:
                     raise Refused(422, "invalid_field", "image: send the picture as a file", param="image")
                 if not isinstance(text, str):
                     raise Refused(422, "invalid_field", "text: send the text as a field of the form", param="text")
-                return _Asked(await image.read(), None, self._checked_text(text))
+                return self._asked(await image.read(), None, text)
         except UnicodeError:
             raise Refused(400, "bad_request", "the form's charset is not known, or not what it says") from None
 
@@ -294,15 +298,15 @@ class _Pairs:
                 data = base64.b64decode(asked.image.partition(",")[2] or asked.image, validate=True)
             except (binascii.Error, ValueError) as error:
                 raise Refused(400, "base64_invalid", f"image is not base64: {error}", param="image") from error
-        return _Asked(data, asked.uri, self._checked_text(asked.text))
+        return self._asked(data, asked.uri, asked.text)
 
-    def _checked_text(self, text: str) -> str:
+    def _asked(self, data: bytes | None, uri: str | None, text: str) -> _Asked:
         if len(text) > (most := self._settings.max_text_chars):
             message = f"the text has {len(text)} characters, the limit is {most}"
             raise Refused(413, "too_large", message, param="text")
         if any("\ud800" <= character <= "\udfff" for character in text):
             raise Refused(400, "text_invalid", _UNREADABLE_TEXT, param="text")
-        return text
+        return _Asked(data, uri, text, estimate_passes(text))
 
     async def _judge(self, asked: _Asked, trace: Trace, timings: Timings, *, draw: bool) -> Detection:
         told: dict[str, Any] = {"uri": redacted(asked.uri)} if asked.uri else {}

@@ -46,13 +46,20 @@ class Detector:
         """The model."""
         return card(self._predictor)
 
-    async def detect(self, pairs: list[Prepared]) -> Answer[Finding]:
+    async def detect(self, pairs: list[Prepared]) -> Answer[Finding | ModelCard]:
         """The findings of pairs that are judged together; none of them harms another.
 
-        For every pass of the model they queue anew: a long text does not hold up the batches behind it, and once
-        nobody waits for it, it takes no pass more.
+        A picture that was prepared for a model of another size, before an update, gets this one's card.
         """
-        steps = self._predictor.predict_in_steps(*zip(*pairs, strict=True))
+        side = self._predictor.image_size
+        fits = [image.pixels.shape[0] == side for image, _ in pairs]
+        found = iter(await self._judge([pair for pair, fit in zip(pairs, fits, strict=True) if fit]))
+        return Answer(self._name, [next(found) if fit else card(self._predictor) for fit in fits])
+
+    async def _judge(self, pairs: list[Prepared]) -> list[Finding]:
+        """For every pass of the model they queue anew: a long text does not hold up the batches behind it, and once
+        nobody waits for it, it takes no pass more."""
+        steps = self._predictor.predict_in_steps([image for image, _ in pairs], [text for _, text in pairs])
         run = asyncio.get_running_loop().run_in_executor
         try:
             while (found := await run(self._thread, next, steps)) is None:
@@ -60,7 +67,7 @@ class Detector:
         except self._device_errors:
             self._broken = True
             raise
-        return Answer(self._name, found)
+        return found
 
     def check_health(self) -> None:
         """Asked by Serve, which puts another replica in the place of one that raises."""

@@ -84,7 +84,10 @@ class Keyring:
 
 
 class Rates:
-    """A bucket of tokens for each key: `burst` at most, refilled at `rate` a second."""
+    """A bucket of tokens for each key: `burst` at most, refilled at `rate` a second.
+
+    What costs more than a whole bucket takes one that is full, and leaves the debt to be paid before the next.
+    """
 
     def __init__(self, rate: float, burst: int, clock: Callable[[], float] = time.monotonic) -> None:
         self._rate = rate
@@ -97,8 +100,9 @@ class Rates:
         now = self._clock()
         tokens, since = self._buckets.get(name, (float(self._burst), now))
         tokens = min(self._burst, tokens + (now - since) * self._rate)
-        enough = tokens >= count
+        needed = min(count, self._burst)
+        enough = tokens >= needed
         self._buckets[name] = (tokens - count if enough else tokens, now)
         if not enough:
-            message = f"more than {self._rate:g} pairs a second were sent with this key"
-            raise Refused(429, "rate_limited", message, retry_after_s=(count - tokens) / self._rate)
+            message = f"more than {self._rate:g} pairs a second were sent with this key; a long text counts for several"
+            raise Refused(429, "rate_limited", message, retry_after_s=(needed - tokens) / self._rate)

@@ -73,7 +73,7 @@ class ServeSettings(BaseModel):
     keys_file: str | None = None
     """A file of hashed keys (`serve.keys`); None: `ASAP_KEYS`, if it is set."""
     key_rate: float = Field(default=20, gt=0)
-    """Pairs a second that one key may send."""
+    """Pairs a second that one key may send; a long text counts for each pass of the model that it takes."""
     key_burst: int = Field(default=64, ge=1)
     """Pairs that one key may send at once after a pause."""
 

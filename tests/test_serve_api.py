@@ -458,6 +458,15 @@ def test_with_keys_a_known_one_is_needed_and_named_in_the_log_without_pair_or_ke
     assert TEXT not in caplog.text
 
 
+def test_a_long_text_is_charged_by_what_it_costs(predictor: Predictor) -> None:
+    key, line = new_key("desk")
+    headers, keyring = {"authorization": f"Bearer {key}"}, Keyring.parse([line], "here")
+    with api(LocalJudge(predictor), keyring, key_rate=0.01, key_burst=4, max_batch_items=3) as client:
+        assert _send(client, text=" ".join(["river"] * 120), headers=headers).status_code == 200  # three passes
+        assert _send(client, headers=headers).status_code == 200
+        _error(client, _send(client, headers=headers), 429, "rate_limited", None)
+
+
 def test_a_key_has_a_rate_in_pairs(predictor: Predictor) -> None:
     key, line = new_key("desk")
     headers = {"authorization": f"Bearer {key}"}

@@ -65,3 +65,17 @@ def test_a_rate_lets_a_burst_pass_then_says_when_to_come_back() -> None:
     rates.take("a", 3)
     with pytest.raises(Refused):
         rates.take("a")
+
+
+def test_what_costs_more_than_a_burst_is_let_in_once_and_paid_for_before_the_next() -> None:
+    now = 100.0
+    rates = Rates(2.0, 4, lambda: now)
+    rates.take("a", 10)
+    with pytest.raises(Refused) as caught:
+        rates.take("a", 10)
+    assert caught.value.retry_after_s == pytest.approx((10 - 4 + 4) / 2)
+    now += 3.4
+    with pytest.raises(Refused):
+        rates.take("a")
+    now += 0.2
+    rates.take("a")
