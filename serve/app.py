@@ -16,10 +16,12 @@ Other Ray programs judge pairs through the application's handle:
 # Without the future import of annotations: Serve makes `args` of the class that it finds at `build`'s parameter.
 
 import asyncio
+import functools
 import logging
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -31,9 +33,10 @@ from ray.serve.exceptions import DeploymentUnavailableError
 from asap.errors import ConfigError
 from asap.finding import Finding, Pair
 from asap.images import PreparedImage
+from asap.words import estimate_passes
 from serve.api import create_app
 from serve.batching import Answer, Batcher
-from serve.cluster import APP, LOGGING, http_options
+from serve.cluster import APP, CONTROLLER, LOGGING, http_options
 from serve.detector import Detector, Prepared
 from serve.errors import NotReady, Refused
 from serve.front import LOG
@@ -48,6 +51,12 @@ _BUSY = 1.2
 """Batches in a detector's hands, on average, that call for another: 2 are as many as it gets, 1 keeps it at work."""
 _SURGE_PERCENT = 100
 """Of the replicas, that an update may start before it stops as many: a lone one is not stopped before another is up."""
+_LOOK_S = 0.2
+"""Between two looks at what is still under way."""
+_PASSED_ON_S = 1.0
+"""After the last answer, until Ray's proxy has sent it, and what had come to the proxy is refused."""
+_TOLD_S = 5.0
+"""A process of the API that does not say within so long how much it has under way is busy."""
 _SPARE_REQUESTS = 64
 """Beyond `max_in_flight`, so that what is too much is refused by the API, in its one shape, and pages still come."""
 
@@ -58,22 +67,31 @@ class RayJudge:
 
     def __init__(self, detector: Any, settings: ServeSettings) -> None:
         self._detector = detector
-        self._batches: Batcher[Prepared, Finding] = Batcher(
+        self._size = settings.batch_size
+        batcher = functools.partial(
+            Batcher[Prepared, Finding],
             self._detect_all,
             size=settings.batch_size,
             wait_s=settings.batch_wait_s,
             most_waiting=settings.max_queued,
         )
+        self._quick = batcher()
+        self._long = batcher(ahead=1)
 
     async def about(self) -> ModelCard:
         """As `Judge.about`."""
         return await self._ask(self._detector.about.remote)
 
-    async def detect(self, image: PreparedImage, text: str | None) -> Finding:
-        """As `Judge.detect`. Cancelled, the pair is taken from the queue."""
-        return await self._batches.ask((image, text))
+    async def detect(self, image: PreparedImage, text: str | None) -> Finding | ModelCard:
+        """As `Judge.detect`. Cancelled, the pair is taken from the queue.
 
-    async def _detect_all(self, pairs: list[Prepared]) -> Answer[Finding]:
+        A text of more passes than a batch has waits for others of its kind only, and they for it.
+        """
+        passes = estimate_passes(text or "")
+        batches = self._quick if passes <= self._size else self._long
+        return await batches.ask((image, text), passes)
+
+    async def _detect_all(self, pairs: list[Prepared]) -> Answer[Finding | ModelCard]:
         return await self._ask(self._detector.detect.remote, pairs)
 
     async def _ask(self, method: Callable[..., Any], *arguments: Any) -> Any:
@@ -108,7 +126,13 @@ class Api:
 
     async def detect(self, pair: Pair) -> Finding:
         """As `asap.predictor.Predictor.predict` for one pair; a path is one of this replica's machine."""
-        return await self._service.judge_pair(pair)
+        with self._service.under_way.one():
+            return await self._service.judge_pair(pair)
+
+    async def drain(self) -> int:
+        """Begin nothing new from now on. How many requests are still under way."""
+        self._service.under_way.close()
+        return self._service.under_way.requests
 
 
 def _log_requests() -> None:
@@ -129,8 +153,8 @@ def build(settings: ServeSettings) -> serve.Application:
     detector = serve.deployment(
         name="Detector",
         ray_actor_options={"num_cpus": settings.detector_cpus, "num_gpus": settings.detector_gpus},
-        # Of each process of the API it gets two batches at most (`serve.batching`); more only while one of them dies.
-        max_ongoing_requests=4 * settings.api_replicas,
+        # Of each process of the API it gets two batches and a long text at most; more only while a detector dies.
+        max_ongoing_requests=6 * settings.api_replicas,
         autoscaling_config={
             "min_replicas": settings.min_replicas,
             "max_replicas": settings.max_replicas,
@@ -162,26 +186,58 @@ def build(settings: ServeSettings) -> serve.Application:
     return api.bind(settings, keyring, detector.bind(settings))
 
 
-def run(application: serve.Application, settings: ServeSettings, ready: Callable[[str], None]) -> None:
+def run(
+    application: serve.Application, settings: ServeSettings, ready: Callable[[str], None], stopping: Callable[[], None]
+) -> None:
     """Serve on the running Ray until the process is told to stop; `ready` gets the address once it answers.
 
-    A request that came before is answered before the end, within `drain_s`.
+    What came before is answered then, within `drain_s`, and what is new is refused; `stopping` is called as that
+    begins. Told once more, it raises `KeyboardInterrupt`, and what is under way is lost with Ray.
     """
-    stop = threading.Event()
+    told = threading.Event()
+    signals = (signal.SIGINT, signal.SIGTERM)
+
+    def stop(*_: object) -> None:
+        told.set()
+        for number in signals:
+            signal.signal(number, signal.default_int_handler)
+
+    handle = start(application, settings)
+    for number in signals:  # Ray has set handlers of its own
+        signal.signal(number, stop)
+    ready(f"http://{settings.host}:{settings.port}/")
+    told.wait()
+    stopping()
+    _drain(handle, settings.drain_s)
+    serve.shutdown()
+
+
+def _drain(handle: Any, within_s: float) -> None:
+    """Have every process of the API refuse what is new, and wait until what came before is answered."""
+    busy = start = time.monotonic()
+    while (now := time.monotonic()) < start + within_s:
+        if _under_way(handle):
+            busy = now
+        elif now - busy >= _PASSED_ON_S:
+            return
+        time.sleep(_LOOK_S)
+
+
+def _under_way(handle: Any) -> bool:
+    """Whether any process of the API has requests under way; each begins nothing new once it is asked."""
     try:
-        start(application, settings)
-        for number in (signal.SIGINT, signal.SIGTERM):  # Ray has set handlers of its own
-            signal.signal(number, lambda *_: stop.set())
-        ready(f"http://{settings.host}:{settings.port}/")
-        stop.wait()
-    finally:
-        serve.shutdown()
+        counts = handle.broadcast("drain").results(timeout_s=_TOLD_S, return_exceptions=True)
+    except DeploymentUnavailableError:
+        return False
+    except TimeoutError:
+        return True
+    return any(not isinstance(count, RayActorError) and count != 0 for count in counts)
 
 
 def start(application: serve.Application, settings: ServeSettings) -> Any:
     """Deploy on the running Ray, and return the handle. Raises `Refused` where the detector cannot start."""
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
-    serve.start(http_options=http_options(settings), logging_config=LOGGING)
+    serve.start(http_options=http_options(settings), logging_config=LOGGING, controller_options=CONTROLLER)
     try:
         return serve.run(application, name=APP)
     except RuntimeError as error:

@@ -9,12 +9,15 @@ import yaml
 
 from asap.errors import ConfigError
 from serve.keys import ENVIRONMENT
+from serve.proxy import CALLBACK
 from serve.settings import ServeSettings
 
 APP = "asap"
 """The application's name on a cluster."""
 LOGGING = {"log_level": "WARNING", "enable_access_log": False}
 """Of Ray's own lines only what is wrong, and none for each request: the API writes one."""
+CONTROLLER = {"runtime_env": {"env_vars": CALLBACK}}
+"""Of Ray's controller, whose environment the proxies get that it starts."""
 _ANSWER_WITHIN_S = 5
 """After the deadline of a request, which the API keeps itself once it has it."""
 _HEAD = f"""\
@@ -44,6 +47,7 @@ def deploy_config(settings: ServeSettings) -> dict[str, Any]:
     return {
         "proxy_location": "EveryNode",
         "http_options": http_options(settings),
+        "controller_options": CONTROLLER,
         "logging_config": LOGGING,
         "applications": [
             {

@@ -46,7 +46,14 @@ def serve(
 
     application = build(settings)
     with ray_running(log_to_driver=True):  # the line of each request, and what a replica says that cannot start
-        run(application, settings, lambda url: typer.echo(f"serving {model} at {url} (the API is told at {url}docs)"))
+        run(
+            application,
+            settings,
+            lambda url: typer.echo(f"serving {model} at {url} (the API is told at {url}docs)"),
+            lambda: typer.echo(
+                f"stopping: what came is answered, within {settings.drain_s:g} s; to stop at once, once more"
+            ),
+        )
 
 
 def _check_nothing_given(context: typer.Context) -> None:

@@ -48,6 +48,35 @@ def test_it_is_ready_and_judges_a_pair_over_http(served: tuple[str, Any]) -> Non
     assert (refused.status_code, refused.json()["error"]["code"]) == (400, "unsupported_format")
 
 
+@pytest.mark.parametrize(
+    "orders",
+    [
+        {"X-Request-Timeout-Seconds": b"\xff"},
+        {"X-Request-Timeout-Seconds": b"0.001"},
+        {"X-Request-Disconnect-Disabled": b"\xff"},
+        {"Serve-Multiplexed-Model-Id": b"\xff"},
+        {"X-Session-Id": b"\xff"},
+    ],
+    ids=str,
+)
+def test_a_callers_orders_to_ray_do_nothing(served: tuple[str, Any], orders: dict[str, bytes]) -> None:
+    answer = requests.post(
+        f"{served[0]}/v1/detect", files={"image": draw_jpeg(1)}, data={"text": TEXT}, headers=orders, timeout=60
+    )
+    assert answer.status_code == 200, answer.text
+
+
+@pytest.mark.parametrize("given", [None, b"mine-1", b"not mine", b"\xff"], ids=str)
+def test_an_answer_names_one_id_which_is_the_apis_own(served: tuple[str, Any], given: bytes | None) -> None:
+    url, _ = served
+    headers = {} if given is None else {"X-Request-ID": given}
+    answer = requests.post(
+        f"{url}/v1/detect", files={"image": draw_jpeg(1)}, data={"text": TEXT}, headers=headers, timeout=60
+    )
+    assert answer.raw.headers.getlist("x-request-id") == [answer.json()["id"]]
+    assert (answer.json()["id"] == "mine-1") == (given == b"mine-1")
+
+
 def test_other_ray_programs_judge_pairs_by_the_handle_as_http_does(served: tuple[str, Any]) -> None:
     url, handle = served
     pairs = [Pair(draw_jpeg(1), TEXT), Pair(b"no picture", TEXT), Pair(draw_jpeg(2), "")]

@@ -1,0 +1,78 @@
+"""What a request loses before Ray's proxy reads it, and what its answer gets."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+from starlette.types import Message, Receive, Scope, Send
+
+from serve.cluster import CONTROLLER
+from serve.proxy import Guard, request_id
+
+Headers = list[tuple[bytes, bytes]]
+
+
+async def _receive() -> Message:
+    return {"type": "http.request"}
+
+
+def _pass(headers: Headers, answered: Headers | None = None, kind: str = "http") -> tuple[Headers, Headers]:
+    """The headers that what stands behind the guard gets, and those that the caller gets."""
+    got: list[Any] = []
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        got.append(scope["headers"])
+        await send({"type": "http.response.start", "status": 200, "headers": answered or []})
+
+    async def send(message: Message) -> None:
+        got.append(message["headers"])
+
+    asyncio.run(Guard(app)({"type": kind, "headers": headers}, _receive, send))
+    return got[0], got[1]
+
+
+@pytest.mark.parametrize("kind", ["http", "websocket"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        b"x-request-timeout-seconds", b"x-request-disconnect-disabled", b"x-session-id", b"x_session_id",
+        b"serve_multiplexed_model_id", b"serve-multiplexed-model-id",
+    ],
+)  # fmt: skip
+def test_an_order_to_ray_is_dropped_and_the_rest_passes(name: bytes, kind: str) -> None:
+    passed, _ = _pass([(b"accept", b"*/*"), (name, b"\xff")], kind=kind)
+    assert [key for key, _ in passed] == [b"accept", b"x-request-id"]
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        [], [b""], [b"\xff"], [b"a b"], [b"x" * 65], [b"mine-1\n"], [b"mine-1", b"a b"],
+        ["ä".encode()],
+    ],
+)  # fmt: skip
+def test_an_id_that_is_none_or_not_harmless_is_replaced(given: list[bytes]) -> None:
+    passed, answered = _pass([(b"x-request-id", value) for value in given])
+    ((_, fresh),) = passed
+    assert fresh not in given
+    assert request_id(passed) == fresh.decode()  # the API takes it as it is
+    assert answered == [(b"x-request-id", fresh)]
+
+
+def test_a_callers_own_id_stays() -> None:
+    assert _pass([(b"x-request-id", b"mine-1")])[0] == [(b"x-request-id", b"mine-1")]
+
+
+def test_an_answer_has_one_id_however_many_have_named_it() -> None:
+    named = [(b"x-request-id", b"mine-1"), (b"content-type", b"text/plain"), (b"X-Request-ID", b"other")]
+    _, answered = _pass([(b"x-request-id", b"mine-1")], named)
+    assert sorted(answered) == [(b"content-type", b"text/plain"), (b"x-request-id", b"mine-1")]
+
+
+def test_ray_finds_what_its_proxies_are_told_to_load() -> None:
+    from ray.serve._private.utils import call_function_from_import_path
+
+    (path,) = CONTROLLER["runtime_env"]["env_vars"].values()
+    assert [middleware.cls for middleware in call_function_from_import_path(path)] == [Guard]
