@@ -24,7 +24,7 @@ from typing import NamedTuple
 from asap.annotations import Row, read_row, repaired
 from asap.corpus_report import SHOWN, CorpusReport, Joined
 from asap.descriptions import Described, Descriptions, Kind, join
-from asap.errors import ConfigError, CorpusError
+from asap.errors import ConfigError, CorpusError, PicturesMissing
 from asap.json_files import parse_json
 from asap.labels import LabelSet, label_set
 from asap.layout import Folder, ImagePlace, LocalFolder, PictureIndex, index_pictures
@@ -111,7 +111,8 @@ def read_corpus(
     default `captions.json` and `explanations.json` (or `.jsonl`) if they are there. pictures: the folder that the
     pictures lie in, if it is not `folder`. Everything in that folder is listed once.
 
-    Raises `ConfigError` for an unknown split, `CorpusError` for a corpus, `AnnotationError` for a record.
+    Raises `ConfigError` for an unknown split, `CorpusError` for a corpus, of which `PicturesMissing` has the names of
+    the pictures, `AnnotationError` for a record.
     """
     if split not in SPLITS:
         raise ConfigError(f"split {split!r} is unknown; {', '.join(SPLITS)} are known")
@@ -186,10 +187,11 @@ def _find_pictures(
         found.append((row, file))
     report.missing_images = list(dict.fromkeys(report.missing_images))
     if report.missing_pairs > rules.missing_images * report.rows:
-        raise CorpusError(
+        raise PicturesMissing(
             f"the pictures of {report.missing_pairs} of {report.rows} pairs of {', '.join(report.files)} are not in "
             f"{index.folder}, {report.missing_pairs / report.rows:.2%} where missing_images allows "
-            f"{rules.missing_images:.2%}: {', '.join(report.missing_images[:SHOWN])}; look where they lie, or raise it"
+            f"{rules.missing_images:.2%}: {', '.join(report.missing_images[:SHOWN])}; look where they lie, or raise it",
+            report.missing_images,
         )
     return found
 

@@ -5,6 +5,7 @@
     ├── CheckpointError        weights or a model folder that cannot be used
     ├── AnnotationError        a training record that is not what DGM4 says
     ├── CorpusError            a corpus, folder or file of records that cannot be used
+    │   └── PicturesMissing    its pictures are not where it says; has their names
     ├── PrecisionNotShown      a target precision that the scores at hand cannot show
     └── InputError             one image or text that cannot be judged; has a `code`
         ├── ImageMissing       image_missing
@@ -19,6 +20,8 @@
 Every message says what was wrong, with the value, and what to do about it. An `InputError` is about one
 pair alone: bulk jobs turn it into a row (`error_code`, `error_detail`), never into a stop.
 """
+
+from collections.abc import Sequence
 
 
 class AsapError(Exception):
@@ -39,6 +42,15 @@ class AnnotationError(AsapError, ValueError):
 
 class CorpusError(AsapError):
     """A corpus, folder or file of records that cannot be used."""
+
+
+class PicturesMissing(CorpusError):
+    """More pictures of a corpus are missing than its reader allows."""
+
+    def __init__(self, message: str, pictures: Sequence[str] = ()) -> None:
+        super().__init__(message)
+        self.pictures = list(pictures)
+        """All of them, as the metadata names them."""
 
 
 class PrecisionNotShown(AsapError):

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import NamedTemporaryFile
 
 from asap.corpus import Corpus
 from asap.corpus import read_corpus as read_folder
-from asap.errors import ImageMissing
+from asap.errors import ImageMissing, PicturesMissing
 from asap.images import DEFAULT_LIMITS
 from asap.layout import Folder, ImagePlace, LocalFolder
 from asap.read_rules import DEFAULT_RULES, ReadRules
@@ -98,16 +99,36 @@ def full_address(folder: str) -> str:
 
 
 def read_as_told(settings: CorpusSettings, corpus: str, split: str, label_set: str) -> Corpus:
-    """A split of the corpus called `corpus`, as a job's settings say. The errors are `read_corpus`'s."""
-    return read_corpus(
-        corpus,
-        split,
-        settings.rules(label_set),
-        files=[file for name, files in settings.files.items() if name == split for file in files],
-        captions=settings.captions,
-        explanations=settings.explanations,
-        pictures=settings.pictures,
-    )
+    """A split of the corpus called `corpus`, as a job's settings say. The errors are `read_corpus`'s.
+
+    Where too many pictures are missing, all their names are left in a file of this machine, which the error names.
+    """
+    try:
+        return read_corpus(
+            corpus,
+            split,
+            settings.rules(label_set),
+            files=[file for name, files in settings.files.items() if name == split for file in files],
+            captions=settings.captions,
+            explanations=settings.explanations,
+            pictures=settings.pictures,
+        )
+    except PicturesMissing as error:
+        if file := _listed(error.pictures, split):
+            raise PicturesMissing(f"{error}; {file} lists all {len(error.pictures)}", error.pictures) from error
+        raise
+
+
+def _listed(names: Sequence[str], split: str) -> Path | None:
+    """A new file with a name a line, in the folder for temporary files; None where none can be written."""
+    try:
+        with NamedTemporaryFile(
+            "w", prefix=f"asap-missing-{split}-", suffix=".txt", delete=False, encoding="utf-8", errors="replace"
+        ) as file:
+            file.writelines(f"{name}\n" for name in names)
+    except OSError:  # the refusal matters more than its list
+        return None
+    return Path(file.name)
 
 
 def picture_place(text: str) -> ImagePlace:

@@ -12,8 +12,9 @@ from asap.corpus import read_split
 from asap.dataset import PictureCache
 from asap.errors import CorpusError
 from asap.read_rules import DEFAULT_RULES, ReadRules
-from jobs.corpora import open_folder, read_corpus, read_picture
+from jobs.corpora import open_folder, read_as_told, read_corpus, read_picture
 from jobs.errors import StorageError
+from jobs.settings import CorpusSettings
 
 PICTURES = ("origin/guardian/0.jpg", "DGM4/manipulation/infoswap/1.jpg", "origin/bbc/2.jpg")
 NAMES = ("DGM4/origin/gardian/0.jpg", "DGM4/manipulation/infoswap/1.jpg", "DGM4/origin/bbc/2.jpg")
@@ -61,6 +62,36 @@ def test_missing_pictures_are_left_out_or_refused(corpus: str, bucket: str) -> N
     assert len(read_corpus(corpus, "train", ReadRules(missing_images=0.5)).records) == 2
     with pytest.raises(CorpusError, match=rf"1 of 3 pairs .* not in {corpus}, 33\.33% .*: DGM4/origin/bbc/2\.jpg"):
         read_corpus(corpus, "train")
+
+
+@pytest.fixture
+def pictureless(tmp_path: Path) -> Path:
+    """A corpus of four pairs and no picture."""
+    folder = tmp_path / "pictureless"
+    (folder / "metadata").mkdir(parents=True)
+    rows = [ROWS[0] | {"id": number, "image": f"images/{number}.jpg"} for number in range(4)]
+    (folder / "metadata/train.json").write_text(json.dumps(rows))
+    return folder
+
+
+def test_a_refused_corpus_leaves_the_names_of_all_missing_pictures(
+    pictureless: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    with pytest.raises(CorpusError, match=r"images/2\.jpg; look where they lie.*txt lists all 4$") as caught:
+        read_as_told(CorpusSettings(), str(pictureless), "train", "dgm4")
+    (listed,) = tmp_path.glob("asap-missing-train-*.txt")
+    assert str(listed) in str(caught.value)
+    assert listed.read_text().splitlines() == [f"images/{number}.jpg" for number in range(4)]
+    assert "\n" not in str(caught.value)
+
+
+def test_a_corpus_is_refused_all_the_same_where_no_list_can_be_written(
+    pictureless: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tempfile.tempdir", "/proc")
+    with pytest.raises(CorpusError, match=r"look where they lie, or raise it$"):
+        read_as_told(CorpusSettings(), str(pictureless), "train", "dgm4")
 
 
 def test_metadata_and_pictures_may_lie_in_different_places(corpus: str, bucket: str, tmp_path: Path) -> None:
