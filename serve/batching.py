@@ -7,22 +7,22 @@ import time
 from collections import deque
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from itertools import islice
 from typing import Generic, NamedTuple, TypeVar
 
 from serve.errors import Overloaded
 
 _Item = TypeVar("_Item")
 _Result = TypeVar("_Result")
-_AHEAD = 2
-"""Batches on their way to each worker: one that it works on, and the next, so that it never waits for one."""
 _GONE_AFTER_S = 10.0
 """A worker that answered nothing for so long is counted no more; nor is a batch that is out for so long, for one that
-hangs must not hold up the others."""
+hangs must not hold up the others. One item that costs more than a batch may take so many times as long."""
 
 
 @dataclass(eq=False)
 class _Asked(Generic[_Item, _Result]):
     item: _Item
+    cost: int
     result: asyncio.Future[_Result]
 
 
@@ -35,11 +35,12 @@ class Answer(NamedTuple, Generic[_Result]):
 
 
 class Batcher(Generic[_Item, _Result]):
-    """Collects items and sends them on, as many at once as there are, up to `size`; for one event loop.
+    """Collects items and sends them on in their order, as many at once as there are and cost at most `size` together;
+    an item that costs more goes alone. For one event loop.
 
-    A batch goes as soon as it is full, or its first item has waited for `wait_s`, but no more than two for each worker
-    that answers: what arrives while all of them work makes the next batches larger. How many workers there are is
-    learned from who answers.
+    A batch goes as soon as it is full, or its first item has waited for `wait_s`, but no more than `ahead` for each
+    worker that answers (two: one that it works on, and the next, so that it never waits for one): what arrives while
+    all of them work makes the next batches larger. How many workers there are is learned from who answers.
     """
 
     def __init__(
@@ -49,23 +50,24 @@ class Batcher(Generic[_Item, _Result]):
         size: int,
         wait_s: float,
         most_waiting: int,
+        ahead: int = 2,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._send, self._size, self._wait_s, self._clock = send, size, wait_s, clock
-        self._most_waiting = most_waiting
+        self._most_waiting, self._ahead = most_waiting, ahead
         self._waiting: deque[_Asked[_Item, _Result]] = deque()
-        self._sent: dict[asyncio.Task[None], float] = {}
+        self._counted_until: dict[asyncio.Task[None], float] = {}
         self._seen: dict[str, float] = {}
         self._timer: asyncio.TimerHandle | None = None
 
-    async def ask(self, item: _Item) -> _Result:
-        """The result of one item. Cancelled, it is taken from those that wait.
+    async def ask(self, item: _Item, cost: int = 1) -> _Result:
+        """The result of one item, which costs at least 1. Cancelled, it is taken from those that wait.
 
         Raises `Overloaded` where too many wait, and what sending its batch raises.
         """
         if len(self._waiting) >= self._most_waiting:
             raise Overloaded
-        asked: _Asked[_Item, _Result] = _Asked(item, asyncio.get_running_loop().create_future())
+        asked: _Asked[_Item, _Result] = _Asked(item, cost, asyncio.get_running_loop().create_future())
         self._waiting.append(asked)
         self._go_on()
         try:
@@ -76,7 +78,7 @@ class Batcher(Generic[_Item, _Result]):
 
     def _go_on(self, *, due: bool = False) -> None:
         """Send what is full, and once, where it is `due`, what is not; the rest when its time has come."""
-        while self._waiting and (due or len(self._waiting) >= self._size) and self._has_room():
+        while self._waiting and (due or self._is_full()) and self._has_room():
             self._send_some()
             due = False
         if self._waiting and self._timer is None and self._has_room():
@@ -86,15 +88,22 @@ class Batcher(Generic[_Item, _Result]):
         self._timer = None
         self._go_on(due=True)
 
+    def _is_full(self) -> bool:
+        return sum(asked.cost for asked in islice(self._waiting, self._size)) >= self._size
+
     def _has_room(self) -> bool:
-        lately = self._clock() - _GONE_AFTER_S
-        self._seen = {worker: moment for worker, moment in self._seen.items() if moment > lately}
-        return sum(moment > lately for moment in self._sent.values()) < _AHEAD * max(1, len(self._seen))
+        now = self._clock()
+        self._seen = {worker: moment for worker, moment in self._seen.items() if moment > now - _GONE_AFTER_S}
+        return sum(until > now for until in self._counted_until.values()) < self._ahead * max(1, len(self._seen))
 
     def _send_some(self) -> None:
-        batch = [self._waiting.popleft() for _ in range(min(self._size, len(self._waiting)))]
+        batch = [self._waiting.popleft()]
+        cost = batch[0].cost
+        while self._waiting and cost + self._waiting[0].cost <= self._size:
+            batch.append(self._waiting.popleft())
+            cost += batch[-1].cost
         task = asyncio.get_running_loop().create_task(self._judged(batch))
-        self._sent[task] = self._clock()
+        self._counted_until[task] = self._clock() + _GONE_AFTER_S * max(1, cost / self._size)
         task.add_done_callback(self._came_back)
         for asked in batch:
             asked.result.add_done_callback(lambda _: self._stop_if_unwanted(batch, task))
@@ -104,7 +113,7 @@ class Batcher(Generic[_Item, _Result]):
             task.cancel()
 
     def _came_back(self, task: asyncio.Task[None]) -> None:
-        del self._sent[task]
+        del self._counted_until[task]
         self._go_on(due=True)  # what waits has waited long enough: for a worker
 
     async def _judged(self, batch: list[_Asked[_Item, _Result]]) -> None:
