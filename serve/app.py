@@ -69,7 +69,7 @@ class RayJudge:
         self._detector = detector
         self._size = settings.batch_size
         batcher = functools.partial(
-            Batcher[Prepared, Finding],
+            Batcher[Prepared, Finding | ModelCard],
             self._detect_all,
             size=settings.batch_size,
             wait_s=settings.batch_wait_s,
