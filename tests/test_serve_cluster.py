@@ -4,6 +4,7 @@ import yaml
 from asap.errors import ConfigError
 from serve.cluster import deploy_yaml
 from serve.keys import new_key
+from serve.proxy import CALLBACK
 from serve.settings import ServeSettings
 
 CHANGED = ServeSettings(
@@ -19,6 +20,7 @@ def test_ray_takes_the_file_and_builds_the_application_with_every_setting(settin
     deployed = ServeDeploySchema.model_validate(yaml.safe_load(deploy_yaml(settings)))
     assert (deployed.http_options.host, deployed.http_options.port) == (settings.host, settings.port)
     assert deployed.http_options.request_timeout_s > settings.deadline_s
+    assert deployed.controller_options.runtime_env == {"env_vars": CALLBACK}
     (application,) = deployed.applications
     assert (application.import_path, application.route_prefix) == ("serve.app:build", "/")
     assert set(application.args) == set(ServeSettings.model_fields)

@@ -10,7 +10,8 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -59,25 +60,31 @@ def _half_sent(port: int) -> tuple[http.client.HTTPConnection, bytes]:
     return caller, body[100:]
 
 
+def _wait_until(condition: Callable[[], bool], seconds: float = 120) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end
+
+
+def _models(url: str) -> requests.Response:
+    return requests.get(f"{url}/v1/models", timeout=60)
+
+
 @pytest.mark.slow
 def test_a_server_that_is_told_to_stop_answers_what_came_and_refuses_what_is_new(
     server: subprocess.Popen[str], port: int
 ) -> None:
     url = f"http://127.0.0.1:{port}"
     caller, rest = _half_sent(port)
-    while "asap_requests_in_flight 1.0" not in requests.get(f"{url}/metrics", timeout=60).text:
-        pass
+    _wait_until(lambda: "asap_requests_in_flight 1.0" in requests.get(f"{url}/metrics", timeout=60).text)
     server.send_signal(signal.SIGTERM)
     assert server.stdout
     assert "stopping: what came is answered" in server.stdout.readline()
-    while requests.get(f"{url}/v1/models", timeout=60).status_code == 200:
-        pass
-    while requests.get(f"{url}/readyz", timeout=60).status_code == 200:
-        pass
-    refused = [requests.get(f"{url}/v1/models", timeout=60) for _ in range(30)]  # both processes are among them
-    assert {answer.status_code for answer in refused} == {503}
-    assert {answer.json()["error"]["code"] for answer in refused} == {"not_ready"}
-    assert all(int(answer.headers["retry-after"]) >= 1 for answer in refused)
+    _wait_until(lambda: all(_models(url).status_code == 503 for _ in range(30)))  # both processes are among them
+    refused = _models(url)
+    assert refused.json()["error"]["code"] == "not_ready"
+    assert int(refused.headers["retry-after"]) >= 1
+    assert requests.get(f"{url}/readyz", timeout=60).status_code == 503
     assert requests.get(f"{url}/healthz", timeout=60).status_code == 200
 
     caller.send(rest)
