@@ -1,6 +1,7 @@
 """The page, in a real browser, before the real API."""
 
 import asyncio
+import json
 import os
 import shutil
 import socket
@@ -15,6 +16,7 @@ import pytest
 import uvicorn
 from conftest import draw_jpeg
 from fastapi import FastAPI
+from PIL import Image
 from selenium import webdriver
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
@@ -34,17 +36,22 @@ from serve.settings import ServeSettings
 
 SHOTS = Path(os.environ.get("ASAP_SHOTS", "out/page"))
 """Screenshots, to be looked at."""
+EXAMPLES = Path("serve/page").resolve()
+FACE, FACE_AND_WORDS, _ = json.loads((EXAMPLES / "examples.json").read_text())
 
 
 class Moody(LocalJudge):
-    """Judges, unless it is told to be too busy."""
+    """Judges, unless it is told to be too busy, or to wait."""
 
-    busy = False
+    def __init__(self, predictor: Predictor) -> None:
+        super().__init__(predictor)
+        self.busy = False
+        self.may_answer = threading.Event()
 
     async def detect(self, image: PreparedImage, text: str | None) -> Finding:
         if self.busy:
             raise Overloaded
-        await asyncio.sleep(0.2)  # long enough to see that it is being judged
+        await asyncio.to_thread(self.may_answer.wait)
         return await super().detect(image, text)
 
 
@@ -54,7 +61,8 @@ class Server:
     def __init__(self, judge: Moody) -> None:
         settings = ServeSettings(decoders=1)
         self.judge = judge
-        self.refuses_plainly = False
+        self.refuses: dict[str, int] = {}
+        """Status by how a path begins."""
         self.app = create_app(settings, Service(settings, judge), Keyring())
         self._refuse(self.app)
         with closing(socket.socket()) as free:
@@ -69,8 +77,9 @@ class Server:
 
         @app.middleware("http")
         async def refuse(request: Any, call_next: Callable[[Any], Any]) -> Any:
-            if self.refuses_plainly and request.method == "POST":
-                return PlainTextResponse("Request dropped due to backpressure", 503, {"Retry-After": "2"})
+            for begins, status in self.refuses.items():
+                if request.url.path.startswith(begins):
+                    return PlainTextResponse("Request dropped due to backpressure", status, {"Retry-After": "2"})
             return await call_next(request)
 
     def __enter__(self) -> "Server":
@@ -133,9 +142,24 @@ class Page:
         self.find("text").send_keys(text)
         self.find("judge").click()
 
-    def example(self, number: int) -> None:
+    def press_example(self, number: int) -> None:
         self.browser.find_elements(By.CSS_SELECTOR, "#examples button")[number].click()
+
+    def example(self, number: int) -> None:
+        self.press_example(number)
         self.wait(lambda: self.find("result").is_displayed())
+
+    def type(self, text: str) -> None:
+        """What the driver cannot type: emoji, and line breaks at once."""
+        self.run("document.getElementById('text').value = arguments[0]", text)
+
+    def top_of(self, name: str) -> float:
+        """In pixels from the top of what the window shows."""
+        top: float = self.run("return arguments[0].getBoundingClientRect().top", self.find(name))
+        return top
+
+    def is_judging(self) -> bool:
+        return self.find("status").text == "Judging …"
 
     def problem(self) -> str:
         self.wait(lambda: self.find("problem").is_displayed())
@@ -152,12 +176,14 @@ class Page:
 
 @pytest.fixture
 def page(browser: webdriver.Chrome, server: Server) -> Iterator[Page]:
-    server.judge.busy = server.refuses_plainly = False
+    server.judge.busy, server.refuses = False, {}
+    server.judge.may_answer.set()
     browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": []})
     page = Page(browser, server)
     page.open()
     browser.get_log("browser")
     yield page
+    server.judge.may_answer.set()
     # A script or style that the content security policy stops would be told of here.
     ours = [line["message"] for line in browser.get_log("browser") if "status of" not in line["message"]]
     assert ours == []
@@ -171,6 +197,7 @@ def picture(tmp_path: Path) -> Path:
 
 
 def test_an_example_shows_verdict_box_words_and_types(page: Page) -> None:
+    page.open(height=800)
     page.example(1)
     assert page.find("verdict").text.lower() == "manipulated"
     assert "Score" in page.find("meaning").text
@@ -185,6 +212,7 @@ def test_an_example_shows_verdict_box_words_and_types(page: Page) -> None:
     assert page.browser.find_elements(By.CSS_SELECTOR, "#marked mark")
     assert page.find("marked").text == page.find("text").get_property("value")
     assert page.find("file").get_attribute("value").endswith(".jpg")
+    page.wait(lambda: abs(page.top_of("result")) < 2)  # it was scrolled to, once the picture had its height
     page.shoot("example")
 
 
@@ -193,8 +221,10 @@ def test_a_picture_of_ones_own_is_judged_with_the_keyboard_alone(page: Page, pic
     assert page.find("file").get_attribute("value").endswith("mine.jpg")
     page.find("text").send_keys("Two people meet", Keys.TAB, Keys.TAB)
     assert page.browser.switch_to.active_element == page.find("judge")
+    page.server.judge.may_answer.clear()
     page.browser.switch_to.active_element.send_keys(Keys.ENTER)
-    page.wait(lambda: page.find("status").text == "Judging …")
+    page.wait(page.is_judging)
+    page.server.judge.may_answer.set()
     page.wait(lambda: page.find("result").is_displayed())
     assert page.browser.switch_to.active_element == page.find("result")  # where a screen reader goes on
     assert "320 × 240" in page.find("where").text or page.find("where").text == "No face was flagged."
@@ -211,6 +241,8 @@ def test_what_a_screen_reader_is_told(page: Page) -> None:
     assert page.find("result").accessible_name.lower() == page.find("verdict").text.lower()
     assert page.find("problem").get_attribute("role") == "alert"
     assert page.find("picture").accessible_name == "The picture that was judged"
+    meters = page.browser.find_elements(By.CSS_SELECTOR, "#types meter")
+    assert {meter.get_attribute("aria-hidden") for meter in meters} == {"true"}  # the numbers are read
 
 
 def test_a_file_that_is_no_picture_is_refused_in_words(page: Page, tmp_path: Path) -> None:
@@ -237,11 +269,12 @@ def test_what_is_missing_is_asked_for(page: Page, picture: Path) -> None:
 def test_a_server_that_is_full_says_so_and_the_pair_can_be_sent_again(
     page: Page, picture: Path, plainly: bool, words: str
 ) -> None:
-    page.server.judge.busy, page.server.refuses_plainly = not plainly, plainly
+    page.server.judge.busy, page.server.refuses = not plainly, {"/v1/": 503} if plainly else {}
     page.judge(picture, "Two people meet")
     assert page.problem().startswith(words)
+    assert page.browser.switch_to.active_element == page.find("judge")  # nobody has to look for it again
     page.shoot("overload")
-    page.server.judge.busy = page.server.refuses_plainly = False
+    page.server.judge.busy, page.server.refuses = False, {}
     page.find("judge").click()
     page.wait(lambda: page.find("result").is_displayed())
     assert not page.find("problem").is_displayed()
@@ -249,7 +282,7 @@ def test_a_server_that_is_full_says_so_and_the_pair_can_be_sent_again(
 
 def test_nothing_of_a_text_is_executed(page: Page, picture: Path) -> None:
     text = "<img src=x onerror=document.title='owned'> <script>document.title='owned'</script> & 👍 end"
-    page.run("document.getElementById('text').value = arguments[0]", text)  # the driver types no emoji
+    page.type(text)
     page.judge(picture, "")
     page.wait(lambda: page.find("result").is_displayed())
     assert page.find("marked").get_property("textContent") == text
@@ -276,6 +309,7 @@ def test_the_copied_command_asks_for_the_same(page: Page, picture: Path) -> None
 
 def test_a_phone_shows_all_of_it_without_scrolling_sideways(page: Page) -> None:
     page.open(360, 740)
+    page.shoot("phone_before")
     page.example(1)
     page.shoot("phone")
     assert page.run("return document.documentElement.scrollWidth") <= 360
@@ -283,6 +317,153 @@ def test_a_phone_shows_all_of_it_without_scrolling_sideways(page: Page) -> None:
         button.text for button in page.browser.find_elements(By.CSS_SELECTOR, "button") if button.rect["height"] < 24
     ]
     assert small == []  # WCAG 2.2, target size (minimum)
+
+
+def test_the_right_words_are_marked_in_a_text_of_several_lines(page: Page) -> None:
+    text = "👍 👩‍🚀 news\n\n" + FACE_AND_WORDS["text"].replace(" seems", "\nseems").replace(" amid", "\r\namid")
+    page.type(text)
+    page.judge(EXAMPLES / FACE_AND_WORDS["image"], "")
+    page.wait(lambda: page.find("result").is_displayed())
+    marks = page.browser.find_elements(By.CSS_SELECTOR, "#marked mark")
+    assert len(marks) > 5
+    words = [f"{mark.text} {mark.get_attribute('title').split()[-1]}" for mark in marks]
+    assert page.find("words").text == f"Flagged words: {', '.join(words)}"
+    assert {mark.text for mark in marks} <= set(text.split())
+    assert page.find("marked").get_property("textContent") == text.replace("\r\n", "\n")
+    assert page.find("marked").text.count("\n") == 4
+    page.shoot("lines")
+
+
+def test_an_older_verdict_does_not_stand_below_a_newer_error(page: Page) -> None:
+    page.example(1)
+    page.server.judge.busy = True
+    page.judge(None, " and more")
+    assert page.problem().startswith("The server is busy (")
+    assert not page.find("result").is_displayed()
+    page.server.judge.busy = False
+    page.example(1)
+    page.find("text").clear()
+    page.find("judge").click()
+    assert page.problem() == "Type the text that goes with the picture."
+    assert not page.find("result").is_displayed()
+
+
+def test_of_two_pairs_the_later_one_is_shown(page: Page, picture: Path) -> None:
+    page.server.judge.may_answer.clear()
+    page.press_example(1)
+    page.wait(page.is_judging)
+    page.find("file").send_keys(str(picture))
+    assert not page.is_judging()
+    page.find("text").clear()
+    page.judge(None, "Two people meet")
+    page.wait(page.is_judging)
+    page.server.judge.may_answer.set()
+    page.wait(lambda: page.find("result").is_displayed())
+    assert page.find("marked").text == "Two people meet"
+
+
+def test_a_dialog_that_is_cancelled_leaves_no_picture_behind(page: Page, picture: Path) -> None:
+    page.find("file").send_keys(str(picture))
+    page.run(  # what Chromium does then
+        "const file = document.getElementById('file'); file.value = ''; file.dispatchEvent(new Event('change'))"
+    )
+    page.judge(None, "Two people meet")
+    assert page.problem() == "Choose a picture first."
+    assert page.browser.switch_to.active_element == page.find("file")
+
+
+def test_a_picture_that_was_changed_since_is_asked_for_again(page: Page, picture: Path) -> None:
+    page.find("file").send_keys(str(picture))
+    picture.write_bytes(draw_jpeg(2, (640, 480)))
+    page.judge(None, "Two people meet")
+    assert page.problem() == "The picture was changed or moved since you chose it. Choose it again."
+
+
+def drop(page: Page, onto: WebElement, data: dict[str, Any]) -> None:
+    """As a person drags something from another program."""
+    place = onto.rect
+    for kind in ("dragEnter", "dragOver", "drop"):
+        page.browser.execute_cdp_cmd(
+            "Input.dispatchDragEvent",
+            {"type": kind, "x": place["x"] + 20, "y": place["y"] + 20, "data": data | {"dragOperationsMask": 1}},
+        )
+
+
+def test_a_text_is_dropped_into_its_field_and_a_picture_anywhere(page: Page, picture: Path) -> None:
+    drop(page, page.find("text"), {"items": [{"mimeType": "text/plain", "data": "Two people meet"}]})
+    page.wait(lambda: page.find("text").get_property("value") == "Two people meet")
+    drop(page, page.browser.find_element(By.TAG_NAME, "h1"), {"items": [], "files": [str(picture)]})
+    page.wait(lambda: page.find("file").get_attribute("value").endswith("mine.jpg"))
+    assert page.find("drop").get_attribute("class") == "drop"
+
+
+PASTE = """
+const data = new DataTransfer();
+data.items.add(new File(["cells"], "image.png", { type: "image/png" }));
+for (const kind of arguments[1]) data.setData(kind, "Two people meet");
+const paste = new ClipboardEvent("paste", { clipboardData: data, bubbles: true, cancelable: true });
+return arguments[0].dispatchEvent(paste); // false: nothing else is done with it
+"""
+
+
+def test_a_picture_is_pasted_and_a_text_that_comes_with_one_stays_a_text(page: Page) -> None:
+    assert page.run(PASTE, page.find("text"), ["text/plain", "text/html"])
+    assert page.find("file").get_attribute("value") == ""
+    assert not page.run(PASTE, page.find("text"), ["text/html"])
+    assert page.find("file").get_attribute("value").endswith("image.png")
+
+
+def test_an_example_that_cannot_be_loaded_is_no_picture(page: Page) -> None:
+    page.browser.execute_cdp_cmd("Network.enable", {})  # without it nothing is disabled
+    page.browser.execute_cdp_cmd("Network.setCacheDisabled", {"cacheDisabled": True})
+    page.server.refuses = {"/page/face.jpg": 503}
+    page.press_example(0)
+    assert page.problem() == "The server is busy (it answered 503). Try again in 2 s."
+    assert page.find("file").get_attribute("value") == ""
+    page.server.refuses = {"/page/examples.json": 503}
+    page.browser.refresh()
+    page.wait(lambda: page.find("examples").text == "They cannot be loaded now.")
+    page.browser.execute_cdp_cmd("Network.disable", {})
+
+
+@pytest.mark.parametrize("kind", ["a.tiff", "a TIFF by another name.jpg", "turned.webp"])
+def test_a_picture_that_browsers_show_not_or_otherwise_is_drawn_by_the_server(
+    page: Page, tmp_path: Path, kind: str
+) -> None:
+    with Image.open(EXAMPLES / FACE["image"]) as image:
+        if kind == "turned.webp":
+            exif = image.getexif()
+            exif[0x0112] = 6
+            image.transpose(Image.Transpose.ROTATE_90).save(tmp_path / kind, "WEBP", lossless=True, exif=exif)
+        else:
+            image.save(tmp_path / kind, "TIFF")
+    page.judge(tmp_path / kind, FACE["text"])
+    page.wait(lambda: page.find("result").is_displayed())
+    assert page.find("where").text.startswith("A face is flagged")
+    assert page.find("picture").get_attribute("src").startswith("data:image/jpeg;base64,")
+    page.wait(lambda: page.find("picture").get_property("naturalWidth") == 288)
+    assert not page.find("box").is_displayed()
+    page.shoot(kind)
+
+
+def test_a_key_that_is_missing_is_asked_for_where_it_is_typed(page: Page, picture: Path) -> None:
+    page.server.refuses = {"/v1/": 401}
+    page.judge(picture, "Two people meet")
+    assert page.problem() == "This server needs a key: enter yours under “API key”."
+    assert page.browser.switch_to.active_element == page.find("key")
+
+
+@pytest.mark.parametrize("is_example", [False, True])
+def test_a_problem_is_told_where_a_phone_shows_it(page: Page, picture: Path, is_example: bool) -> None:
+    page.open(375, 667)
+    page.server.refuses = {"/v1/": 503}
+    if is_example:
+        page.press_example(2)
+    else:
+        page.judge(picture, "Two people meet")
+    page.problem()
+    page.shoot("phone_problem")
+    assert 0 <= page.top_of("problem") < 667 - page.find("problem").rect["height"]
 
 
 INK_AND_GROUND = """
