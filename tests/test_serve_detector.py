@@ -56,7 +56,9 @@ async def test_each_pair_has_its_finding_however_long_its_text_is(detector: Dete
 async def test_a_picture_for_a_model_of_another_size_gets_this_ones_card(detector: Detector) -> None:
     small = PreparedImage(pixels=np.full((16, 16, 3), 128, np.uint8), width=16, height=16, sha256=None)
     _, (found, told) = await detector.detect([pair(QUICK), (small, QUICK)])
+    assert isinstance(found, Finding)
     assert found.score is not None
+    assert not isinstance(told, Finding)
     assert told == await detector.about()
     assert told.image_size == 32
     assert (await detector.detect([(small, QUICK)])).results == [told]
