@@ -242,8 +242,9 @@ def test_evaluate_prints_the_table_in_the_order_of_the_papers(run: Any, monkeypa
 
     seen: list[Any] = []
 
-    def pretend(settings: Any, progress: Any) -> dict[str, Any]:
+    def pretend(settings: Any, progress: Any, tell: Any) -> dict[str, Any]:
         seen.append(settings)
+        tell("no GPU is alive")
         progress(3, 3)
         about = {"model_id": "m@1", "split": "val"}
         read = ["val of corpus: 3 of 4 pairs", "pictures missing of 1 pairs"]
@@ -255,7 +256,8 @@ def test_evaluate_prints_the_table_in_the_order_of_the_papers(run: Any, monkeypa
     assert (seen[0].split, seen[0].out, seen[0].limit, seen[0].workers) == ("val", "here", 3, 2)
     places = [out.index(name) for name in ("m@1: 3 pairs of val", "AUC", "EER", "ACC", "mAP", "CF1", "OF1", "IoUmean")]
     assert places == sorted(places)
-    assert out.splitlines()[1:3] == ["val of corpus: 3 of 4 pairs", "pictures missing of 1 pairs"]
+    assert out.splitlines()[0] == "no GPU is alive"
+    assert out.splitlines()[2:4] == ["val of corpus: 3 of 4 pairs", "pictures missing of 1 pairs"]
     assert all(name in out for name in ("gated", "boxed", "published alignment", "face_swap"))
     assert all(len(line.rstrip()) <= 80 for line in out.splitlines())
     assert out.rstrip().endswith("page: here/index.html")

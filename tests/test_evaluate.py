@@ -12,8 +12,10 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import boto3
 import pytest
 import ray
+from typer.testing import CliRunner
 
 from asap.checkpoint import load_folder, model_id, save
 from asap.dataset import read_split
@@ -23,6 +25,7 @@ from asap.model import Asap
 from asap.newsroom import generate
 from jobs import cluster
 from jobs import evaluate as module
+from jobs.cli import app
 from jobs.errors import JobDiffers, JobFailed, StorageError
 from jobs.evaluate import OUTPUTS, evaluate, explain_pairs, judge_shard, merge_shards, plan_evaluation
 from jobs.settings import EvaluateSettings
@@ -291,6 +294,30 @@ def test_a_worker_killed_midway_loses_and_doubles_no_pair(
     html = (out / "index.html").read_text()
     assert f"all {PAIRS} of the split, each once" in html
     assert html.count("data:image/webp") == 3
+
+
+def test_a_corpus_in_a_bucket_is_judged_into_a_bucket_with_the_figures_of_one_on_a_disk(
+    ray_here: None, settings: Any, drawn: Path, model_folder: Path, bucket: str
+) -> None:
+    client = boto3.client("s3")
+    for path in filter(Path.is_file, drawn.rglob("*")):
+        client.upload_file(str(path), bucket, f"news/{path.relative_to(drawn).as_posix()}")
+    out = f"s3://{bucket}/judged"
+    args = ["evaluate", str(model_folder), f"s3://{bucket}/news", "--out", out, "--device", "cpu"]
+
+    result = CliRunner().invoke(app, [*args, "--set", "shard_pairs=16", "--set", "worst=2"])
+
+    assert result.exit_code == 0, result.output
+    assert f"page: {out}/index.html" in result.output
+    listed = client.list_objects_v2(Bucket=bucket, Prefix="judged/")["Contents"]
+    assert {entry["Key"].removeprefix("judged/") for entry in listed} == set(OUTPUTS)
+    report = json.loads(client.get_object(Bucket=bucket, Key="judged/metrics.json")["Body"].read())
+    wanted = shard(model_folder, drawn, 0, PAIRS).compute()
+    figures = ("pairs", "AUC", "ACC", "mAP", "IoU_mean", "token_F1")
+    assert [report[name] for name in figures] == pytest.approx([wanted[name] for name in figures], abs=1e-5)
+    assert report["about"]["corpus"] == f"s3://{bucket}/news"
+    page = client.get_object(Bucket=bucket, Key="judged/index.html")["Body"].read()
+    assert page.count(b"data:image/webp") == 2
 
 
 def test_a_record_that_cannot_be_judged_ends_the_evaluation_by_its_name(

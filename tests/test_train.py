@@ -14,6 +14,7 @@ import torch
 from small_run import MODEL, draw_corpus, settings_for
 
 from asap.checkpoint import load_folder
+from asap.corpus import fingerprint, read_split
 from asap.errors import AnnotationError, ConfigError, CorpusError
 from asap.finding import Pair
 from asap.predictor import Predictor
@@ -120,7 +121,7 @@ def test_a_run_at_s3_from_a_model_folder_ends_with_everything_there(
 
 
 def test_losses_and_validation_are_told_and_kept_as_the_run_goes(
-    trained: RunFolder, events: list[dict[str, Any]]
+    trained: RunFolder, corpus: Path, events: list[dict[str, Any]]
 ) -> None:
     lines = [json.loads(line) for line in trained.progress.read_text().splitlines()]
     assert [event for event in events if "pairs" in event] == lines
@@ -129,6 +130,9 @@ def test_losses_and_validation_are_told_and_kept_as_the_run_goes(
     assert [line.partition(":")[0] for line in told["corpus"]].count("captions") == 3
     kept = json.loads(trained.corpus.read_text())
     assert [kept[split]["pairs"] for split in ("train", "val", "test")] == [60, 20, 20]
+    recorded = json.loads(trained.record.read_text())["data"]
+    prints = {split: fingerprint(read_split(corpus, split)) for split in ("train", "val", "test")}
+    assert {split: data["fingerprint"] for split, data in recorded.items()} == prints
     assert {event["stage"] for event in events if "stage" in event} == {
         "train pictures",
         "val pictures",
