@@ -25,8 +25,9 @@ class ConvStem(nn.Module):
 
     From random weights a linear patch embedding learns local traces very slowly; this learns them in minutes. The
     last three halve by the maximum: a fine regular texture answers with alternating signs, and striding steps over
-    it. Each channel is normalised over the batch in training, so that faint traces weigh as much as bold edges; in
-    eval mode by running statistics, so that a pair's result does not depend on what else is in the batch.
+    it. Each channel is normalised over the batch in training (a worker's part of it), so that faint traces weigh as
+    much as bold edges; in eval mode by running statistics (`asap.workers` averages them), so that a pair's result
+    does not depend on what else is in the batch.
     """
 
     def __init__(self, img_size: int, patch_size: int, in_chans: int, embed_dim: int, **_: Any) -> None:

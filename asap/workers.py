@@ -1,10 +1,10 @@
-"""The collectives that the losses need. One process is the plain case; no process group is needed for it."""
+"""The collectives that training needs. One process is the plain case; no process group is needed for it."""
 
 from __future__ import annotations
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 
 
 def world_size() -> int:
@@ -43,3 +43,21 @@ def mean_over_workers(total: Tensor, count: Tensor) -> Tensor:
     if world_size() > 1:
         dist.all_reduce(count)
     return total * (world_size() / count.clamp(min=1))
+
+
+@torch.no_grad()
+def average_running_statistics(model: nn.Module) -> None:
+    """Set the running means and variances of all batch normalisation to their mean over workers, in one message.
+
+    As each worker normalises by its own part of a batch, a variance is that of a part. What is in eval mode rests:
+    it is the same everywhere already, and averaging would make it drift by rounding.
+    """
+    if world_size() == 1:
+        return
+    norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d) and module.training]
+    statistics = [values for norm in norms for values in (norm.running_mean, norm.running_var) if values is not None]
+    if not statistics:
+        return
+    means = add_over_workers(torch.cat(statistics)) / world_size()
+    for values, mean in zip(statistics, means.split([len(values) for values in statistics]), strict=True):
+        values.copy_(mean)

@@ -31,7 +31,7 @@ from asap.pictures import Measured, PictureCache
 from asap.text import TextCodec, load_tokenizer
 from asap.training import TERMS, TrainingStep
 from asap.warm_start import begin
-from asap.workers import gather
+from asap.workers import average_running_statistics, gather
 from jobs.corpora import read_picture
 from jobs.errors import TrainingDiverged
 from jobs.feed import CacheFeed, Feed, Order
@@ -247,6 +247,7 @@ class Fit:
         self._check(figures, numbers)
         torch.nn.utils.clip_grad_norm_(self.module.parameters(), self.settings.gradient_norm)
         self.optimiser.step()
+        average_running_statistics(self.module.student)
         self.schedule.step()
         return figures
 

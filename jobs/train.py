@@ -265,7 +265,8 @@ def _work(given: dict[str, Any]) -> None:
     elif folder.start.exists():
         fit.begin_from(folder.start)
     if world > 1:
-        # The queues are the same everywhere by construction; sending them every step would cost more than the step.
+        # The queues are the same everywhere by construction, and `Fit` averages running statistics; sending all of it
+        # every step would cost more than the step.
         # Not every step uses every parameter: the projections rest until the contrast begins.
         options = {"broadcast_buffers": False, "find_unused_parameters": True}
         fit.distribute(prepare_model(fit.module, parallel_strategy_kwargs=options))

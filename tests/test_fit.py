@@ -1,6 +1,9 @@
 import dataclasses
 import json
 import math
+from collections.abc import Callable, Iterator
+from concurrent.futures import Executor, ProcessPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -455,47 +458,99 @@ def test_memory_for_tokens_decides_how_long_a_locked_step_takes_and_not_what_it_
     assert few < len(encoded) - few == 20
 
 
-def train_together(rank: int, given: str) -> None:
-    """One of two workers, over gloo; keeps what it has after its steps."""
+@contextmanager
+def together(rank: int, settings: TrainSettings, place: Path) -> Iterator[Callable[[Path | None], Fit]]:
+    """Join the other of two workers over gloo; gives what makes this worker's part of a run, from a checkpoint."""
     torch.set_num_threads(1)
-    settings = TrainSettings.model_validate_json(given)
     folder = RunFolder(Path(settings.out))
-    place = folder.path / "together"
+    split = Split.open(settings, folder, "train", model_config(settings, vocabulary(folder)))
     dist.init_process_group("gloo", init_method=f"file://{place}/rendezvous", rank=rank, world_size=2)
-    fit = Fit(
-        settings, Split.open(settings, folder, "train", model_config(settings, vocabulary(folder))), rank=rank, world=2
-    )
-    module = DistributedDataParallel(fit.module, broadcast_buffers=False, find_unused_parameters=True)
+
+    def begin(checkpoint: Path | None) -> Fit:
+        fit = Fit(settings, split, rank=rank, world=2)
+        if checkpoint:
+            fit.restore(checkpoint)
+        fit.distribute(DistributedDataParallel(fit.module, broadcast_buffers=False, find_unused_parameters=True))
+        return fit
+
+    try:
+        yield begin
+    finally:  # where one fails, the other must not wait for it
+        dist.destroy_process_group()
+
+
+@pytest.fixture(scope="module")
+def processes() -> Iterator[Executor]:
+    """Two, for workers that train together; each takes seconds to start."""
+    with ProcessPoolExecutor(2, multiprocessing.get_context("spawn")) as pool:
+        yield pool
+
+
+def of_two_workers(
+    processes: Executor, work: Callable[[int, TrainSettings, Path], None], settings: TrainSettings, place: Path
+) -> list[dict[str, Any]]:
+    """What two workers leave after `work`, by rank."""
+    ends = [processes.submit(work, rank, changed(settings, workers=2), place) for rank in range(2)]
+    for end in ends:
+        end.result()
+    return [torch.load(place / f"{rank}.pt", weights_only=True) for rank in range(2)]  # noqa: TID251  # our own file
+
+
+def train_together(rank: int, settings: TrainSettings, place: Path) -> None:
+    """Keeps the gradients of the first step, how often gradients were averaged, and the state at the end."""
     averaged: list[int] = []
 
     def count(state: None, bucket: dist.GradBucket) -> torch.futures.Future[torch.Tensor]:
         averaged.append(bucket.index())
         return allreduce_hook(None, bucket)  # type: ignore[arg-type]  # None is the whole world
 
-    module.register_comm_hook(None, count)
-    fit.distribute(module)
-    run(fit, 1)
-    first = {name: value.clone() for name, value in gradients(fit).items()}
-    run(fit)
-    torch.save({"first": first, "averaged": averaged, "module": fit.module.state_dict()}, place / f"{rank}.pt")
-    dist.destroy_process_group()
+    with together(rank, settings, place) as begin:
+        fit = begin(None)
+        fit.step_module.register_comm_hook(None, count)  # type: ignore[operator]  # of DistributedDataParallel
+        run(fit, 1)
+        first = {name: value.clone() for name, value in gradients(fit).items()}
+        run(fit)
+        torch.save({"first": first, "averaged": averaged, "module": fit.module.state_dict()}, place / f"{rank}.pt")
 
 
+@pytest.mark.parametrize("embedding", ["linear", "conv"])
 def test_two_workers_with_micro_batches_average_once_a_step_and_stay_alike(
-    settings: TrainSettings, split: Split, folder: RunFolder
+    processes: Executor, settings: TrainSettings, split: Split, folder: RunFolder, tmp_path: Path, embedding: str
 ) -> None:
-    calm = MODEL | {"dropout": 0.0, "patch_embedding": "linear"}
+    calm = MODEL | {"dropout": 0.0, "patch_embedding": embedding}
     settings = changed(settings, model=calm, loss_weights={"vlc": 0.0, "mlm": 0.0}, lock_image_from=0.5)
-    (folder.path / "together").mkdir()
     alone = Fit(settings, dataclasses.replace(split, config=model_config(settings, vocabulary(folder))))
     run(alone, 1)
 
-    multiprocessing.spawn(
-        train_together, args=(changed(settings, workers=2, accumulation=2).model_dump_json(),), nprocs=2
-    )
+    two = of_two_workers(processes, train_together, changed(settings, accumulation=2), tmp_path)
 
-    two = [torch.load(folder.path / f"together/{rank}.pt", weights_only=True) for rank in range(2)]  # noqa: TID251
     for worker in two:
-        torch.testing.assert_close(worker["first"], gradients(alone), atol=1e-5, rtol=0)
+        if embedding == "linear":  # the convolutional one normalises over what it sees together
+            torch.testing.assert_close(worker["first"], gradients(alone), atol=1e-5, rtol=0)
         assert worker["averaged"].count(0) == alone.total_steps == 6
     torch.testing.assert_close(two[0]["module"], two[1]["module"], rtol=0, atol=0)
+
+
+def stop_and_go_on_together(rank: int, settings: TrainSettings, place: Path) -> None:
+    """Keeps the state of a run at its end, and that of one from the checkpoint which the first worker saved."""
+    with together(rank, settings, place) as begin:
+        whole = begin(None)
+        run(whole, 2)
+        random_states = whole.random_states()
+        if rank == 0:
+            whole.save(place, random_states)
+        run(whole)
+        resumed = begin(place)
+        run(resumed)
+        torch.save({"whole": whole.module.state_dict(), "resumed": resumed.module.state_dict()}, place / f"{rank}.pt")
+
+
+def test_two_workers_that_were_killed_end_where_uninterrupted_ones_do(
+    processes: Executor, settings: TrainSettings, split: Split, tmp_path: Path
+) -> None:
+    two = of_two_workers(processes, stop_and_go_on_together, settings, tmp_path)
+
+    assert any(name.endswith("running_var") for name in two[0]["whole"])
+    for worker in two:
+        torch.testing.assert_close(worker["resumed"], worker["whole"], rtol=0, atol=0)
+        torch.testing.assert_close(worker["whole"], two[0]["whole"], rtol=0, atol=0)

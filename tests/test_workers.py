@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from asap.training import TrainingStep
-from asap.workers import gather, mean_over_workers, rank, world_size
+from asap.workers import average_running_statistics, gather, mean_over_workers, rank, world_size
 
 PAIRS = 8
 STEPS = 2
@@ -31,6 +31,19 @@ class Trained:
     twin: dict[str, Tensor]
     queues: dict[str, Tensor]
     mean_of_ones: float
+
+
+def norms_of(number: int) -> nn.ModuleDict:
+    """Batch normalisation that trains and such that rests, after batches of a worker's own."""
+    norms = nn.ModuleDict({"trains": nn.BatchNorm2d(2), "rests": nn.BatchNorm2d(3)})
+    for norm in norms.values():
+        for spread in (1.0, 2.0):
+            norm(
+                number
+                + spread * torch.randn(4, norm.num_features, 3, 3, generator=torch.Generator().manual_seed(number))
+            )
+    norms["rests"].eval()
+    return norms
 
 
 def train(part: slice, wrap: type[DistributedDataParallel] | None = None) -> Trained:
@@ -61,8 +74,10 @@ def work(number: int, place: str) -> None:
     dist.init_process_group("gloo", init_method=f"file://{place}/rendezvous", rank=number, world_size=2)
     half = PAIRS // 2
     trained = train(slice(number * half, (number + 1) * half), DistributedDataParallel)
-    gathered = gather(torch.full((2, 1), float(number)))
-    torch.save({"rank": rank(), "world": world_size(), "gathered": gathered, **vars(trained)}, f"{place}/{number}.pt")
+    norms = norms_of(number)
+    average_running_statistics(norms)
+    own = {"rank": rank(), "world": world_size(), "gathered": gather(torch.full((2, 1), float(number)))}
+    torch.save({**own, "norms": norms.state_dict(), **vars(trained)}, f"{place}/{number}.pt")
     dist.destroy_process_group()
 
 
@@ -114,12 +129,27 @@ def test_workers_know_their_number_and_gather_in_its_order(two: list[dict[str, A
         assert worker["mean_of_ones"] == 1
 
 
+def test_running_statistics_of_what_trains_become_the_mean_of_all_workers(two: list[dict[str, Any]]) -> None:
+    before = [norms_of(number).state_dict() for number in range(2)]
+    for number, worker in enumerate(two):
+        for name, values in worker["norms"].items():
+            averaged = name in ("trains.running_mean", "trains.running_var")
+            expected = (before[0][name] + before[1][name]) / 2 if averaged else before[number][name]
+            torch.testing.assert_close(values, expected, rtol=0, atol=1e-6 if averaged else 0)
+    assert not torch.equal(before[0]["trains.running_var"], before[1]["trains.running_var"])
+    for name in ("trains.running_mean", "trains.running_var"):
+        assert torch.equal(two[0]["norms"][name], two[1]["norms"][name])
+
+
 def test_one_process_is_a_world_of_its_own(one: Trained) -> None:
     assert (world_size(), rank()) == (1, 0)
     features = torch.ones(2, 3, requires_grad=True)
     assert torch.equal(gather(features), features)
     assert not gather(features).requires_grad
     assert one.mean_of_ones == 1
+    norms = norms_of(0)
+    average_running_statistics(norms)
+    torch.testing.assert_close(norms.state_dict(), norms_of(0).state_dict(), rtol=0, atol=0)
 
 
 def test_a_mean_of_nothing_is_0_and_keeps_its_graph() -> None:
