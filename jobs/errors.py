@@ -40,7 +40,7 @@ class JobFailed(JobError):
 
 
 class TrainingDiverged(JobError):
-    """The loss is not a finite number, or many times what it was."""
+    """The loss or its gradients are not finite, or the loss is many times what it was."""
 
 
 class FetchFailed(AsapError):

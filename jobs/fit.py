@@ -242,10 +242,10 @@ class Fit:
             batch = self._with_image_tokens(batch, numbers)
         self.optimiser.zero_grad()
         terms = self._accumulate(batch.to(self.device))
-        values = torch.stack(list(terms.values())).tolist()  # one wait for the GPU, not ten
+        norm = torch.nn.utils.clip_grad_norm_(self.module.parameters(), self.settings.gradient_norm)
+        *values, gradient_norm = torch.stack([*terms.values(), norm]).tolist()  # one wait for the GPU, not ten
         figures = dict(zip(terms, values, strict=True))
-        self._check(figures, numbers)
-        torch.nn.utils.clip_grad_norm_(self.module.parameters(), self.settings.gradient_norm)
+        self._check(figures, gradient_norm)
         self.optimiser.step()
         average_running_statistics(self.module.student)
         self.schedule.step()
@@ -299,15 +299,25 @@ class Fit:
         ramp = max(0.0, self.pairs_done - self._alignment_from) / self.settings.alpha_ramp_pairs
         return self.settings.alpha * min(1.0, ramp)
 
-    def _check(self, figures: dict[str, float], numbers: list[int]) -> None:
+    def _check(self, figures: dict[str, float], gradient_norm: float) -> None:
+        """Raise `TrainingDiverged` where the step would harm the weights."""
         total, usual = figures["total"], sum(self._losses) / max(1, len(self._losses))
-        if math.isfinite(total) and (len(self._losses) < _STEPS_COMPARED or total <= _EXPLODED * usual):
+        if not math.isfinite(total):
+            fault = f"loss of step {self.done} is not finite"
+        elif len(self._losses) == _STEPS_COMPARED and total > _EXPLODED * usual:
+            fault = f"loss of step {self.done} is {total:.3g} after a mean of {usual:.3g}"
+        elif not math.isfinite(gradient_norm):
+            fault = f"gradients of step {self.done} are not finite"
+        else:
             self._losses.append(total)
             return
-        what = f"{total:.3g} after a mean of {usual:.3g}" if math.isfinite(total) else "not finite"
         found = ", ".join(f"{name} {value:.4g}" for name, value in figures.items())
-        ids = [self.split.pairs.records[number].id for number in numbers]
         raise TrainingDiverged(
-            f"the loss of step {self.done} is {what} ({found}); its pairs are {ids}. The last checkpoint is "
+            f"the {fault} ({found}); its pairs are {self._ids()}. The last checkpoint is "
             "kept: look at these pairs, or train with a lower learning_rate"
         )
+
+    def _ids(self) -> list[str]:
+        """The pairs of this step, of all workers: the contrast and averaged gradients carry a fault to every one."""
+        numbers, _ = dataclasses.replace(self.order, rank=0, world=1).part(self.done)
+        return [self.split.pairs.records[number].id for number in numbers]

@@ -395,6 +395,53 @@ def test_a_loss_that_is_no_number_names_the_step_and_its_pairs(
     assert all(value.isfinite().all() for value in resumed.module.state_dict().values())
 
 
+def make_gradients_nan(fit: Fit) -> None:
+    """Of one weight, from now on; losses stay what they are."""
+    fit.module.student.box_head[0].weight.register_hook(lambda gradient: gradient * math.nan)
+
+
+def test_gradients_that_are_no_numbers_stop_the_run_before_they_reach_the_weights(
+    settings: TrainSettings, split: Split
+) -> None:
+    fit = Fit(settings, split)
+    run(fit, 2)
+    before = {name: value.clone() for name, value in fit.module.student.named_parameters()}
+    ids = [split.pairs.records[number].id for number in fit._numbers()[0]]
+    make_gradients_nan(fit)
+
+    with pytest.raises(TrainingDiverged, match=r"the gradients of step 2 are not finite \(bic \d.*total \d") as caught:
+        run(fit)
+
+    assert f"its pairs are {ids}" in str(caught.value)
+    torch.testing.assert_close(dict(fit.module.student.named_parameters()), before, rtol=0, atol=0)
+
+
+def seen_by_the_optimiser(settings: TrainSettings, split: Split) -> dict[str, torch.Tensor]:
+    """The gradients of the first step, as the optimiser takes them."""
+    fit, seen = Fit(settings, split), {}
+
+    def look(*_: Any) -> None:
+        seen.update({name: p.grad.clone() for name, p in fit.module.named_parameters() if p.grad is not None})
+
+    fit.optimiser.register_step_pre_hook(look)
+    run(fit, 1)
+    return seen
+
+
+def test_gradients_are_cut_to_the_norm_that_is_set_and_keep_their_direction(
+    settings: TrainSettings, split: Split
+) -> None:
+    whole, cut = (seen_by_the_optimiser(changed(settings, gradient_norm=norm), split) for norm in (1e9, 1e-3))
+
+    def norm(of: dict[str, torch.Tensor]) -> float:
+        return math.sqrt(sum(gradient.square().sum().item() for gradient in of.values()))
+
+    assert norm(whole) > 1
+    assert norm(cut) == pytest.approx(1e-3, rel=1e-3)
+    shorter = {name: gradient * (norm(cut) / norm(whole)) for name, gradient in whole.items()}
+    torch.testing.assert_close(cut, shorter, atol=1e-9, rtol=1e-4)
+
+
 def test_a_split_smaller_than_a_batch_is_refused(settings: TrainSettings, split: Split) -> None:
     with pytest.raises(AsapError, match="10 training pairs do not fill one batch of 12"):
         Fit(changed(settings, batch_size=12), split)
@@ -554,3 +601,23 @@ def test_two_workers_that_were_killed_end_where_uninterrupted_ones_do(
     for worker in two:
         torch.testing.assert_close(worker["resumed"], worker["whole"], rtol=0, atol=0)
         torch.testing.assert_close(worker["whole"], two[0]["whole"], rtol=0, atol=0)
+
+
+def diverge_together(rank: int, settings: TrainSettings, place: Path) -> None:
+    """Keeps how the run ends where the gradients of the second worker are no numbers."""
+    with together(rank, settings, place) as begin:
+        fit = begin(None)
+        if rank == 1:
+            make_gradients_nan(fit)
+        with pytest.raises(TrainingDiverged) as caught:
+            run(fit)
+        torch.save({"message": str(caught.value)}, place / f"{rank}.pt")
+
+
+def test_every_worker_stops_where_the_gradients_of_one_are_no_numbers_and_tells_the_whole_steps_pairs(
+    processes: Executor, settings: TrainSettings, split: Split, tmp_path: Path
+) -> None:
+    ids = [split.pairs.records[number].id for number in Fit(settings, split)._numbers()[0]]
+    for worker in of_two_workers(processes, diverge_together, settings, tmp_path):
+        assert worker["message"].startswith("the gradients of step 0 are not finite")
+        assert f"its pairs are {ids}" in worker["message"]
