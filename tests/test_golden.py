@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
+import torch.multiprocessing as multiprocessing
 from golden.weights import golden_state_dict
 from torch import Tensor
 
@@ -96,12 +98,16 @@ class Small:
         return {name: term.item() for name, term in terms.items()}
 
 
+def read_small() -> Small:
+    spec, arrays = spec_of("asap_small_0"), arrays_of("asap_small_0")
+    return Small(state_of(spec), arrays, spec["losses"], golden_batch(spec, arrays))
+
+
 @pytest.fixture(scope="module")
 def small() -> Iterator[Small]:
-    spec, arrays = spec_of("asap_small_0"), arrays_of("asap_small_0")
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # so small a model only waits for its threads
-    yield Small(state_of(spec), arrays, spec["losses"], golden_batch(spec, arrays))
+    yield read_small()
     torch.set_num_threads(threads)
 
 
@@ -175,3 +181,45 @@ def test_the_queues_take_in_this_steps_features(small: Small) -> None:
     for modality in MODALITIES:
         queue = getattr(step.queues, modality)
         torch.testing.assert_close(queue, small.arrays[f"queue_after_{modality}"], atol=1e-5, rtol=0)
+
+
+ALPHAS = (0.0, 0.4)
+
+
+def work(rank: int, place: Path) -> None:
+    """One of two workers, each with half of the batch; keeps its terms by alpha, and its queues."""
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{place}/rendezvous", rank=rank, world_size=2)
+    small, terms = read_small(), {}
+    for alpha in ALPHAS:
+        step = small.step(PublishedDefects(), token_momentum=True)
+        found = step(small.batch.parts(2)[rank], alpha)
+        terms[alpha] = {name: term.item() for name, term in found.items()}
+    torch.save({"terms": terms, "queues": step.queues.state_dict()}, place / f"{rank}.pt")
+    dist.destroy_process_group()
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    place = tmp_path_factory.mktemp("workers")
+    multiprocessing.spawn(work, args=(place,), nprocs=2)
+    return [torch.load(place / f"{rank}.pt", weights_only=True) for rank in range(2)]  # noqa: TID251  # our own file
+
+
+@pytest.mark.parametrize("alpha", ALPHAS)
+def test_two_workers_with_half_of_the_batch_each_have_the_corrected_losses(
+    small: Small, two: list[dict[str, Any]], alpha: float
+) -> None:
+    golden = small.losses[f"corrected/alpha={alpha}/token_momentum=True"]
+    first, second = (worker["terms"][alpha] for worker in two)
+    assert first != pytest.approx(second, abs=1e-3, rel=0)
+    means = {term: (first[term] + second[term]) / 2 for term in TERMS}
+    assert means == pytest.approx({term: golden[CORRECTED.get(term, term)] for term in TERMS}, abs=1e-4, rel=0)
+
+
+def test_two_workers_queues_take_in_the_features_of_both_in_order(small: Small, two: list[dict[str, Any]]) -> None:
+    for worker in two:
+        assert worker["queues"]["pointer"] == len(small.batch.images)
+        for modality in MODALITIES:
+            expected = small.arrays[f"queue_after_{modality}"]
+            torch.testing.assert_close(worker["queues"][modality], expected, atol=1e-5, rtol=0)

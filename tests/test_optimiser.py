@@ -6,8 +6,10 @@ from tiny import tiny_model
 from torch import nn
 from torch.optim import AdamW
 
+from asap.config import LossWeights
 from asap.model import Asap
 from asap.optimiser import adamw, warmup_cosine
+from asap.training import TrainingStep
 
 IMAGE_SIDE = ("image_encoder", "aggregator", "image_side_attention", "box_head")
 
@@ -40,6 +42,18 @@ def test_every_parameter_is_trained_once(optimiser: AdamW, model: Asap) -> None:
 def test_the_image_side_has_a_learning_rate_of_its_own(optimiser: AdamW, model: Asap) -> None:
     for name, (rate, _) in settings_of(optimiser, model).items():
         assert rate == (1e-4 if name.split(".")[0] in IMAGE_SIDE else 2e-5), name
+
+
+def test_of_a_training_step_the_students_image_side_has_it_too_and_the_twin_is_left_alone() -> None:
+    step = TrainingStep(tiny_model(), weights=LossWeights(cwp=0.2, mlm=0.5), queue_size=12, mask_id=4)
+    found = {name: rate for name, (rate, _) in settings_of(adamw(step, 2e-5, 1e-4, 0.02), step).items()}
+
+    assert set(found) == {name for name, _ in step.named_parameters() if not name.startswith("twin.")}
+    at_the_image_rate = {name for name, rate in found.items() if rate == 1e-4}
+    assert at_the_image_rate == {
+        f"student.{name}" for name, _ in step.student.named_parameters() if name.split(".")[0] in IMAGE_SIDE
+    }
+    assert {found[name] for name in found.keys() - at_the_image_rate} == {2e-5}
 
 
 def test_decay_spares_what_has_nothing_to_be_shrunk_towards(optimiser: AdamW, model: Asap) -> None:
