@@ -48,10 +48,10 @@ class Guard:
 
         async def answer(message: Message) -> None:
             if message["type"] == "http.response.start":  # Ray and the API name the id, each for itself
-                message = message | {"headers": [*_without_id(message.get("headers", ())), known]}
+                message = {**message, "headers": [*_without_id(message.get("headers", ())), known]}
             await send(message)
 
-        await self._app(scope | {"headers": [*_without_id(asked), known]}, receive, answer)
+        await self._app({**scope, "headers": [*_without_id(asked), known]}, receive, answer)
 
 
 def request_id(headers: _Headers) -> str:
