@@ -67,7 +67,9 @@ _STATUSES = {
 _ERRORS: dict[int | str, dict[str, Any]] = {
     status: {"model": ErrorResponse, "description": what} for status, what in _STATUSES.items()
 }
-Evidence = Annotated[Literal["image"] | None, Query(description="`image`: answer the picture too, with the box drawn.")]
+Evidence = Annotated[
+    Literal["image"] | None, Query(description="With image, the picture is answered too, with the box drawn.")
+]
 
 
 def _request_body(model: type[BaseModel], *, form: bool) -> dict[str, Any]:

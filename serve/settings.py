@@ -9,6 +9,7 @@ from typing import Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from asap.images import DEFAULT_LIMITS, ImageLimits
+from asap.words import MAX_CHARACTERS
 
 _PREFIX = re.compile(r"(s3|https)://[^/@\s\\]+/\S*")
 
@@ -28,7 +29,7 @@ class ServeSettings(BaseModel):
 
     max_image_bytes: int = Field(default=16 * 2**20, ge=1)
     max_image_pixels: int = Field(default=DEFAULT_LIMITS.max_pixels, ge=1)
-    max_text_chars: int = Field(default=20_000, ge=1, le=20_000)
+    max_text_chars: int = Field(default=MAX_CHARACTERS, ge=1, le=MAX_CHARACTERS)
     """Code points of a text: a long one is analysed in many passes. The predictor reads no more."""
     max_batch_items: int = Field(default=32, ge=1)
     max_batch_bytes: int = Field(default=64 * 2**20, ge=1)
@@ -41,7 +42,7 @@ class ServeSettings(BaseModel):
     """What an answer may come to take, once its request is there, where more is asked than can be judged: beyond, fewer
     are let in at once."""
     max_queued: int = Field(default=256, ge=1)
-    """Pairs that wait in one process of the API for a detector; one more is answered 429."""
+    """Pairs that wait in one process of the API for a detector, those of long texts apart; one more is answered 429."""
     deadline_s: float = Field(default=30, gt=0)
     """For one request, from its first byte; what nobody waits for any more is not computed."""
     decoders: int = Field(default=2, ge=1)
@@ -59,7 +60,7 @@ class ServeSettings(BaseModel):
     drain_s: float = Field(default=60, gt=0)
     """A replica that is going down may finish its work for so long."""
     batch_size: int = Field(default=16, ge=1)
-    """Pairs that the model sees at once."""
+    """Pairs that the model sees at once, each with one pass of its text."""
     batch_wait_s: float = Field(default=0.005, ge=0)
     """A pair waits at most so long for others to be judged with it."""
     detector_cpus: float = Field(default=1, gt=0)
