@@ -68,7 +68,7 @@ _ERRORS: dict[int | str, dict[str, Any]] = {
     status: {"model": ErrorResponse, "description": what} for status, what in _STATUSES.items()
 }
 Evidence = Annotated[
-    Literal["image"] | None, Query(description="With image, the picture is answered too, with the box drawn.")
+    Literal["image"] | None, Query(description="With image, the answer has the picture with the box drawn.")
 ]
 
 
