@@ -41,7 +41,7 @@ class LabelSet:
         if isinstance(fake_cls, str) and fake_cls in self.classes:
             return self.classes[fake_cls]
         others = [name for name in LABEL_SETS if isinstance(fake_cls, str) and fake_cls in label_set(name).classes]
-        hint = f"; it is a class of label set {others[0]!r}" if others else ""
+        hint = f"; it is a class of {others[0]!r}, for a model whose label_set that is" if others else ""
         raise AnnotationError(f"fake_cls {fake_cls!r} is unknown; {self.title} has {', '.join(self.classes)}{hint}")
 
 

@@ -107,7 +107,11 @@ class Load:
 
 
 def figures(answers: list[Answer], seconds: float) -> dict[str, Any]:
-    """Of a load that lasted so long: what came back, and how late, apart for what was judged and what was not."""
+    """Of a load that lasted so long: what came back, and how late, apart for what was judged and what was not.
+
+    What clients that wait sent later, until Locust had stopped them, is left out.
+    """
+    answers = [answer for answer in answers if answer.due_s < seconds]
     good = sorted(answer.latency_s for answer in answers if answer.status == 200)
     shed = sorted(answer.latency_s for answer in answers if answer.status in REFUSED)
     told = Counter(f"{answer.status} {answer.told}".strip() for answer in answers)

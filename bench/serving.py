@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from serve.settings import ServeSettings
 
 PORT = 8123
+OVERLOAD = 3
 
 
 @contextmanager
@@ -208,9 +209,9 @@ def steady(url: str, seconds: float, clients: int) -> dict[str, Any]:
 
 
 def overload(server: Server, seconds: float, capacity: float, told: dict[str, Any]) -> None:
-    """Three times what one detector judges."""
+    """`OVERLOAD` times what one detector judges."""
     server.deploy(min_replicas=1, max_replicas=1)
-    answers, memory = watched(server.url, schedule([(seconds, 3 * capacity)]), memory_mib)
+    answers, memory = watched(server.url, schedule([(seconds, OVERLOAD * capacity)]), memory_mib)
     told["overload"] = figures(answers, seconds) | {"memory_mib": memory}
 
 

@@ -41,7 +41,8 @@ def main() -> None:
         sys.exit(1)
     except SystemExit as stop:
         if stop.code == _INTERRUPTED:  # typer has turned the KeyboardInterrupt into it
-            _complain("interrupted; what was done is kept, give the same command to go on")
+            kept = "what was done is kept, give the same command to go on"
+            _complain("stopped at once" if sys.argv[1:2] == ["serve"] else f"interrupted; {kept}")
         raise
 
 

@@ -141,7 +141,7 @@ class _Crew:
 
 def _crew(settings: EvaluateSettings, tell: Callable[[str], None] = lambda note: None) -> _Crew:
     """Workers for the Ray that runs: a GPU each, or the CPUs shared out. `tell`: see `evaluate`."""
-    gpus = places(machines_alive(), {"GPU": 1})
+    gpus = places(machines_alive(), {"CPU": 1, "GPU": 1})
     on_gpus = settings.device == "cuda" or (settings.device == "auto" and gpus > 0)
     if settings.device == "auto" and not on_gpus and settings.address:
         tell("judging on CPUs: no GPU is alive; --device cuda waits for one")

@@ -225,7 +225,7 @@ def _resources_of_a_worker(settings: TrainSettings, progress: Progress) -> dict[
         progress({"note": note})
 
     fewest = settings.min_workers or settings.workers
-    gpus = places(machines_alive(), {"GPU": 1})
+    gpus = places(machines_alive(), {"CPU": settings.cpus_per_worker or 1, "GPU": 1})
     on_gpus = settings.device == "cuda" or (settings.device == "auto" and gpus >= fewest)
     if settings.device == "auto" and not on_gpus and (settings.address or gpus):
         waits = "; --set device=cuda waits for more" if settings.address else ""
