@@ -7,6 +7,7 @@ import base64
 import binascii
 import functools
 import json
+import time
 from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
@@ -29,7 +30,6 @@ from asap.finding import Finding
 from asap.words import estimate_passes
 from serve.admission import Admission
 from serve.body import Room
-from serve.draining import Counted
 from serve.errors import Refused, refusal
 from serve.front import Figures, Front, Trace, as_refused, error_body, error_response
 from serve.keys import Keyring, Rates
@@ -121,8 +121,7 @@ def create_app(settings: ServeSettings, service: Service, keyring: Keyring) -> F
         app.add_exception_handler(kind, handler)
     admission = Admission(2 * settings.batch_size, settings.max_in_flight, settings.wait_s)
     room = Room(settings, admission, several_keys=len(keyring.hashes) > 1)
-    app.add_middleware(Counted, under_way=service.under_way)
-    app.add_middleware(Front, room=room, figures=figures)
+    app.add_middleware(Front, room=room, under_way=service.under_way, figures=figures)
     if settings.cors_origins:  # around all the rest: a page must be able to read refusals too
         app.add_middleware(
             CORSMiddleware, allow_origins=list(settings.cors_origins), allow_methods=["GET", "POST"],
@@ -189,9 +188,9 @@ class _Pairs:
             raise Refused(401, "unauthorized", "send a known key as 'Authorization: Bearer KEY'")
         _trace(request).key_name = name
 
-    def _charge(self, request: Request, pairs: int) -> None:
-        if (name := _trace(request).key_name) is not None:
-            self._rates.take(name, pairs)
+    def _charge(self, request: Request, passes: int, *, paid: int = 0) -> None:
+        if passes and (name := _trace(request).key_name) is not None:
+            self._rates.take(name, passes, paid=paid)
 
     async def detect(self, request: Request, evidence: Evidence = None) -> Detection:
         """Send a picture and its text as a form or as JSON; the verdict, the types and the evidence come back."""
@@ -200,7 +199,7 @@ class _Pairs:
         async with self._deadline(_now()):
             with timings.of("read"):
                 asked = await self._read(request)
-            self._charge(request, asked.passes - 1)
+            self._charge(request, asked.passes - 1, paid=1)
             return await self._judge(asked, _trace(request), timings, draw=evidence is not None)
 
     async def detect_batch(self, request: Request, evidence: Evidence = None) -> BatchResponse:
@@ -211,7 +210,7 @@ class _Pairs:
             raise Refused(415, "unsupported_media_type", "send application/json")
         async with self._deadline(start):
             items = await asyncio.to_thread(self._parsed_batch, await request.body())
-        self._charge(request, sum(1 if isinstance(item, Refused) else item.passes for item in items) - 1)
+        self._charge(request, sum(1 if isinstance(item, Refused) else item.passes for item in items) - 1, paid=1)
         trace, draw = _trace(request), evidence is not None
         judged = (self._judge_item(item, trace, start, draw=draw) for item in items)
         return BatchResponse(items=await asyncio.gather(*judged))
@@ -315,7 +314,7 @@ class _Pairs:
         trace.pairs.append(told)
         try:
             with timings.of("total"):
-                finding, image = await self._find(asked, timings, draw)
+                finding, image = await self._find(asked, trace, timings, draw)
         except (InputError, Refused) as error:
             told["error"] = error.code
             raise
@@ -326,9 +325,9 @@ class _Pairs:
         told |= {"sha256": finding.image_sha256, "verdict": finding.verdict, "timings": answer.timings}
         return answer
 
-    async def _find(self, asked: _Asked, timings: Timings, draw: bool) -> tuple[Finding, str | None]:
+    async def _find(self, asked: _Asked, trace: Trace, timings: Timings, draw: bool) -> tuple[Finding, str | None]:
         if asked.data is not None:
-            return await self._find_in(asked.data, asked.text, timings, draw)
+            return await self._find_in(asked, asked.data, trace, timings, draw)
         async with self._fetched:
             given = (asked.uri or "", self._settings.uri_prefixes, self._settings.max_image_bytes)
             with timings.of("fetch"):
@@ -336,10 +335,14 @@ class _Pairs:
                     self._fetching, fetch, *given, self._settings.deadline_s
                 )
                 data = await fetching
-            return await self._find_in(data, asked.text, timings, draw)
+            return await self._find_in(asked, data, trace, timings, draw)
 
-    async def _find_in(self, data: bytes, text: str, timings: Timings, draw: bool) -> tuple[Finding, str | None]:
-        finding = await self._service.judge(data, text, timings)
+    async def _find_in(
+        self, asked: _Asked, data: bytes, trace: Trace, timings: Timings, draw: bool
+    ) -> tuple[Finding, str | None]:
+        if asked.passes <= self._settings.batch_size:  # what is longer says nothing of how busy the server is
+            trace.there_at = time.perf_counter()
+        finding = await self._service.judge(data, asked.text, timings)
         if finding.error is not None:
             raise finding.error
         if not draw:

@@ -76,7 +76,7 @@ class RayJudge:
             most_waiting=settings.max_queued,
         )
         self._quick = batcher()
-        self._long = batcher(ahead=1)
+        self._long = batcher()
 
     async def about(self) -> ModelCard:
         """As `Judge.about`."""
@@ -153,8 +153,8 @@ def build(settings: ServeSettings) -> serve.Application:
     detector = serve.deployment(
         name="Detector",
         ray_actor_options={"num_cpus": settings.detector_cpus, "num_gpus": settings.detector_gpus},
-        # Of each process of the API it gets two batches and a long text at most; more only while a detector dies.
-        max_ongoing_requests=6 * settings.api_replicas,
+        # Of each process of the API it gets two batches and two long texts at most; more only while a detector dies.
+        max_ongoing_requests=8 * settings.api_replicas,
         autoscaling_config={
             "min_replicas": settings.min_replicas,
             "max_replicas": settings.max_replicas,

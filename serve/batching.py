@@ -14,6 +14,8 @@ from serve.errors import Overloaded
 
 _Item = TypeVar("_Item")
 _Result = TypeVar("_Result")
+_AHEAD = 2
+"""Batches on their way to each worker: one that it works on, and the next, so that it never waits for one."""
 _GONE_AFTER_S = 10.0
 """A worker that answered nothing for so long is counted no more; nor is a batch that is out for so long, for one that
 hangs must not hold up the others. One item that costs more than a batch may take so many times as long."""
@@ -38,9 +40,9 @@ class Batcher(Generic[_Item, _Result]):
     """Collects items and sends them on in their order, as many at once as there are and cost at most `size` together;
     an item that costs more goes alone. For one event loop.
 
-    A batch goes as soon as it is full, or its first item has waited for `wait_s`, but no more than `ahead` for each
-    worker that answers (two: one that it works on, and the next, so that it never waits for one): what arrives while
-    all of them work makes the next batches larger. How many workers there are is learned from who answers.
+    A batch goes as soon as it is full, or its first item has waited for `wait_s`, but no more than two for each worker
+    that answers: what arrives while all of them work makes the next batches larger. How many workers there are is
+    learned from who answers.
     """
 
     def __init__(
@@ -50,14 +52,13 @@ class Batcher(Generic[_Item, _Result]):
         size: int,
         wait_s: float,
         most_waiting: int,
-        ahead: int = 2,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._send, self._size, self._wait_s, self._clock = send, size, wait_s, clock
-        self._most_waiting, self._ahead = most_waiting, ahead
+        self._most_waiting = most_waiting
         self._waiting: deque[_Asked[_Item, _Result]] = deque()
         self._counted_until: dict[asyncio.Task[None], float] = {}
-        self._seen: dict[str, float] = {}
+        self._known_until: dict[str, float] = {}
         self._timer: asyncio.TimerHandle | None = None
 
     async def ask(self, item: _Item, cost: int = 1) -> _Result:
@@ -93,8 +94,12 @@ class Batcher(Generic[_Item, _Result]):
 
     def _has_room(self) -> bool:
         now = self._clock()
-        self._seen = {worker: moment for worker, moment in self._seen.items() if moment > now - _GONE_AFTER_S}
-        return sum(until > now for until in self._counted_until.values()) < self._ahead * max(1, len(self._seen))
+        self._known_until = {worker: until for worker, until in self._known_until.items() if until > now}
+        return sum(until > now for until in self._counted_until.values()) < _AHEAD * max(1, len(self._known_until))
+
+    def _patience(self, cost: int) -> float:
+        """Until when a batch of that cost counts that goes now, and a worker that has just answered it."""
+        return self._clock() + _GONE_AFTER_S * max(1, cost / self._size)
 
     def _send_some(self) -> None:
         batch = [self._waiting.popleft()]
@@ -102,8 +107,8 @@ class Batcher(Generic[_Item, _Result]):
         while self._waiting and cost + self._waiting[0].cost <= self._size:
             batch.append(self._waiting.popleft())
             cost += batch[-1].cost
-        task = asyncio.get_running_loop().create_task(self._judged(batch))
-        self._counted_until[task] = self._clock() + _GONE_AFTER_S * max(1, cost / self._size)
+        task = asyncio.get_running_loop().create_task(self._judged(batch, cost))
+        self._counted_until[task] = self._patience(cost)
         task.add_done_callback(self._came_back)
         for asked in batch:
             asked.result.add_done_callback(lambda _: self._stop_if_unwanted(batch, task))
@@ -116,10 +121,10 @@ class Batcher(Generic[_Item, _Result]):
         del self._counted_until[task]
         self._go_on(due=True)  # what waits has waited long enough: for a worker
 
-    async def _judged(self, batch: list[_Asked[_Item, _Result]]) -> None:
+    async def _judged(self, batch: list[_Asked[_Item, _Result]], cost: int) -> None:
         try:
             answer = await self._send([asked.item for asked in batch])
-            self._seen[answer.worker] = self._clock()
+            self._known_until[answer.worker] = self._patience(cost)
             for asked, result in zip(batch, answer.results, strict=True):
                 if not asked.result.done():
                     asked.result.set_result(result)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -69,8 +68,7 @@ class Body:
         self._declared = int(declared) if declared.isdigit() and len(declared) < 20 else 0
         self._got = self._held = 0
         self._loads: list[Load] = []
-        self.read_at: float | None = None
-        """When it was there, by `time.perf_counter`."""
+        self._is_there = False
 
     def enter(self) -> None:
         """Raise `Overloaded` where no other request may begin."""
@@ -86,7 +84,7 @@ class Body:
         message = await self._receive()
         self._hold(len(message.get("body", b"")))
         there = message["type"] == "http.request" and not message.get("more_body", False)
-        if there and self._loads and self.read_at is None:
+        if there and self._loads and not self._is_there:
             self._begin()
         return message
 
@@ -118,13 +116,13 @@ class Body:
             self._room.check(load, working=1)
         for load in self._loads:
             load.working += 1
-        self.read_at = time.perf_counter()
+        self._is_there = True
 
     def close(self) -> None:
         """Give back what it held."""
         for load in self._loads:
             load.requests -= 1
-            load.working -= self.read_at is not None
+            load.working -= self._is_there
             load.bytes -= self._held
 
 

@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from starlette.types import ASGIApp, Receive, Scope, Send
-
 from serve.errors import NotReady
 
 
@@ -35,19 +33,3 @@ class UnderWay:
     def close(self) -> None:
         """Begin nothing new from now on."""
         self.closed = True
-
-
-class Counted:
-    """ASGI middleware: what is asked under /v1/ is under way until it is answered."""
-
-    def __init__(self, app: ASGIApp, under_way: UnderWay) -> None:
-        self._app = app
-        self._under_way = under_way
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Serve one request. Raises as `UnderWay.check` does, before any of its body is read."""
-        if scope["type"] != "http" or not scope["path"].startswith("/v1/"):
-            await self._app(scope, receive, send)
-            return
-        with self._under_way.one():
-            await self._app(scope, receive, send)

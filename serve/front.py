@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import time
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,6 +15,7 @@ from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serve.body import Body, Room
+from serve.draining import UnderWay
 from serve.errors import Refused
 from serve.proxy import request_id
 from serve.schemas import ErrorBody, ErrorResponse
@@ -53,14 +55,17 @@ class Trace:
     key_name: str | None = None
     pairs: list[dict[str, Any]] = field(default_factory=list)
     """sha256, verdict and timings of each pair, or its error's code; the redacted address, where there was one."""
+    there_at: float | None = None
+    """When a pair was there whose time tells how busy the server is, by `time.perf_counter`."""
 
 
 class Front:
     """ASGI middleware around the whole API."""
 
-    def __init__(self, app: ASGIApp, room: Room, figures: Figures) -> None:
+    def __init__(self, app: ASGIApp, room: Room, under_way: UnderWay, figures: Figures) -> None:
         self._app = app
         self._room = room
+        self._under_way = under_way
         self._figures = figures
         figures.limit.set(room.admission.limit)
 
@@ -75,9 +80,10 @@ class Front:
         gated = scope["path"].startswith("/v1/")
         body = Body(scope, receive, self._room, lambda: trace.key_name, gated=gated)
         try:
-            body.enter()
-            self._figures.in_flight.set(self._room.all.requests)
-            await self._app(scope, body.receive, sent)
+            with self._under_way.one() if gated else nullcontext():
+                body.enter()
+                self._figures.in_flight.set(self._room.all.requests)
+                await self._app(scope, body.receive, sent)
         except ClientDisconnect:  # nobody is there to be answered
             pass
         except Exception as error:
@@ -88,8 +94,8 @@ class Front:
             body.close()
             end = time.perf_counter()
             # What was judged, or not in time. A batch takes as long as it is large, a refusal no time.
-            if scope["path"] == _ONE_PAIR and body.read_at is not None and (sent.status < 400 or sent.status == 504):
-                self._room.admission.answered(end - body.read_at)
+            if scope["path"] == _ONE_PAIR and trace.there_at is not None and (sent.status < 400 or sent.status == 504):
+                self._room.admission.answered(end - trace.there_at)
                 self._figures.limit.set(self._room.admission.limit)
             self._figures.in_flight.set(self._room.all.requests)
             self._finish(scope, trace, sent.status, end - start)

@@ -95,12 +95,13 @@ class Rates:
         self._clock = clock
         self._buckets: dict[str, tuple[float, float]] = {}
 
-    def take(self, name: str, count: int = 1) -> None:
-        """Take tokens, or raise `Refused` (429) that says when there will be enough."""
+    def take(self, name: str, count: int = 1, *, paid: int = 0) -> None:
+        """Take tokens, beside those `paid` for the same request, or raise `Refused` (429) that says when there will be
+        enough."""
         now = self._clock()
         tokens, since = self._buckets.get(name, (float(self._burst), now))
         tokens = min(self._burst, tokens + (now - since) * self._rate)
-        needed = min(count, self._burst)
+        needed = max(0, min(count, self._burst - paid))
         enough = tokens >= needed
         self._buckets[name] = (tokens - count if enough else tokens, now)
         if not enough:

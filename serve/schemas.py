@@ -104,7 +104,9 @@ class Detection(BaseModel):
     evidence: Evidence
     input: Input
     warnings: list[str]
-    timings: dict[str, float] = Field(description="Milliseconds: read, decode, detect (with waiting), draw, total.")
+    timings: dict[str, float] = Field(
+        description="Milliseconds: read, fetch, decode, detect (with waiting), draw, total."
+    )
 
 
 class ErrorBody(BaseModel):

@@ -6,6 +6,7 @@ import os
 import pickle
 import re
 import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -456,6 +457,38 @@ def test_with_keys_a_known_one_is_needed_and_named_in_the_log_without_pair_or_ke
     assert told["pairs"][0]["verdict"] == answer.json()["verdict"]
     assert key not in caplog.text
     assert TEXT not in caplog.text
+
+
+@pytest.mark.parametrize("batch", [False, True])
+def test_what_costs_more_than_a_burst_is_let_in_by_a_key_that_has_rested(predictor: Predictor, batch: bool) -> None:
+    key, line = new_key("desk")
+    pair = {"image": BASE64, "text": " ".join(["river"] * 120)}  # three passes
+    path, body = ("/v1/detect/batch", {"items": [pair, pair]}) if batch else ("/v1/detect", pair)
+    keyring = Keyring.parse([line], "here")
+    with api(LocalJudge(predictor), keyring, key_rate=0.01, key_burst=2, max_batch_items=2) as client:
+        statuses = [
+            client.post(path, json=body, headers={"authorization": f"Bearer {key}"}).status_code for _ in range(2)
+        ]
+    assert statuses == [200, 429]
+
+
+def test_long_texts_and_slow_stores_let_in_no_fewer(predictor: Predictor, monkeypatch: pytest.MonkeyPatch) -> None:
+    def slowly(*_: Any) -> bytes:
+        time.sleep(0.2)
+        return PICTURE
+
+    class Slow(LocalJudge):
+        async def detect(self, image: PreparedImage, text: str | None) -> Finding:
+            await asyncio.sleep(0.2 if len(text or "") > 1000 else 0)
+            return await super().detect(image, text)
+
+    monkeypatch.setattr("serve.api.fetch", slowly)
+    named = {"uri": "s3://pictures/a.png", "text": TEXT}
+    with api(Slow(predictor), batch_size=2, wait_s=0.15) as client:
+        for _ in range(20):
+            assert _send(client, text=" ".join(["river"] * 240)).status_code == 200
+            assert client.post("/v1/detect", json=named).status_code == 200
+        assert re.search(r"asap_requests_limit (\d+)", client.get("/metrics").text)[1] != "2"  # type: ignore[index]
 
 
 def test_a_long_text_is_charged_by_what_it_costs(predictor: Predictor) -> None:

@@ -89,18 +89,6 @@ async def test_a_batch_costs_no_more_than_its_size_and_what_costs_more_goes_alon
 
 
 @played
-async def test_a_worker_gets_no_more_ahead_than_is_said() -> None:
-    workers = Workers()
-    asked = ask(batcher_for(workers, size=1, ahead=1), 1, 2)
-    await settled()
-    assert workers.sent == [[1]]
-    await workers.answer(0)
-    assert workers.sent == [[1], [2]]
-    await workers.answer(1)
-    assert await asyncio.gather(*asked) == [10, 20]
-
-
-@played
 async def test_while_a_worker_has_its_next_batch_what_arrives_makes_a_larger_one() -> None:
     workers = Workers()
     batcher = batcher_for(workers)
@@ -205,17 +193,31 @@ async def test_a_worker_that_hangs_does_not_hold_up_the_others() -> None:
 async def test_what_costs_more_than_a_batch_may_be_out_for_longer() -> None:
     now = [0.0]
     workers = Workers()
-    batcher = batcher_for(workers, ahead=1, clock=lambda: now[0])
-    ask_at_cost(batcher, 12)
+    batcher = batcher_for(workers, clock=lambda: now[0])
+    ask_at_cost(batcher, 12, 12)
     await settled()
     now[0] = 29.5
     ask_at_cost(batcher, 12)
     await settled()
-    assert workers.sent == [[12]]
+    assert workers.sent == [[12], [12]]
     now[0] = 30.5
     ask_at_cost(batcher, 12)
     await settled()
-    assert workers.sent == [[12], [12]]
+    assert workers.sent == [[12]] * 4
+
+
+@played
+async def test_all_workers_are_known_however_long_each_takes_for_what_costs_much() -> None:
+    now = [0.0]
+    workers = Workers()
+    ask_at_cost(batcher_for(workers, clock=lambda: now[0]), *[12] * 8)
+    await settled()
+    now[0] = 20.0
+    await workers.answer(0, "one")
+    await workers.answer(1, "two")
+    now[0] = 40.0
+    await workers.answer(2, "one")
+    assert len(workers.sent) == 7, "two ahead for each of them, not for the last that was heard of alone"
 
 
 @played

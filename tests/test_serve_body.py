@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable, Coroutine
 from typing import Any
 
@@ -11,6 +12,7 @@ from starlette.requests import Request
 
 from serve.admission import Admission
 from serve.body import Load, Room
+from serve.draining import UnderWay
 from serve.front import Figures, Front
 from serve.settings import ServeSettings
 
@@ -23,7 +25,8 @@ class Callers:
         given = {"batch_size": 16, "max_image_bytes": 600, "max_text_chars": 1, "max_batch_bytes": 70_000}
         told = ServeSettings(**(given | settings))  # 70,000: more than the least that a pair's body may have
         self.room = Room(told, Admission(2 * told.batch_size, told.max_in_flight, told.wait_s), several_keys=True)
-        self.front = Front(self._app, self.room, self.figures)
+        self.under_way = UnderWay()
+        self.front = Front(self._app, self.room, self.under_way, self.figures)
         self.work_s = work_s
         self.read = 0
 
@@ -32,6 +35,7 @@ class Callers:
         while (await receive())["more_body"]:
             pass
         self.read += 1
+        scope["state"]["trace"].there_at = time.perf_counter()
         await asyncio.sleep(self.work_s)
         await send({"type": "http.response.start", "status": 200, "headers": []})
         await send({"type": "http.response.body", "body": b""})
@@ -162,7 +166,7 @@ def test_who_goes_away_while_sending_is_neither_answered_nor_an_error(caplog: py
     async def send(message: dict[str, Any]) -> None:
         raise AssertionError(message)
 
-    front = Front(read, callers.room, callers.figures)
+    front = Front(read, callers.room, UnderWay(), callers.figures)
     run(lambda: front({"type": "http", "path": "/v1/detect", "method": "POST", "headers": []}, gone, send))
     assert not [record for record in caplog.records if record.levelname == "ERROR"]
     assert callers.figures.registry.get_sample_value("asap_requests_total", {"route": "other", "status": "499"}) == 1
@@ -177,3 +181,17 @@ def test_no_more_send_at_once_than_may_be_in_flight() -> None:
 
     assert sorted(run(work)) == [200, 200, 200, 429, 429]
     assert callers.read == 3
+
+
+def test_a_server_that_goes_down_says_so_however_busy_it_is() -> None:
+    callers = Callers(max_in_flight=1)
+
+    async def work() -> list[int]:
+        slow = asyncio.create_task(callers.ask([b"x", b"x"], 0.2))
+        await asyncio.sleep(0.05)
+        busy = await callers.ask([b"x"])
+        callers.under_way.close()
+        return [busy, await callers.ask([b"x"]), await slow]
+
+    assert run(work) == [429, 503, 200]
+    assert callers.under_way.requests == 0

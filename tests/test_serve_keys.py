@@ -74,6 +74,8 @@ def test_what_costs_more_than_a_burst_is_let_in_once_and_paid_for_before_the_nex
     with pytest.raises(Refused) as caught:
         rates.take("a", 10)
     assert caught.value.retry_after_s == pytest.approx((10 - 4 + 4) / 2)
+    rates.take("b", 1)
+    rates.take("b", 9, paid=1)
     now += 3.4
     with pytest.raises(Refused):
         rates.take("a")
