@@ -78,7 +78,8 @@ def quieten() -> None:
     logging.getLogger("ray").setLevel(logging.ERROR)
     logging.getLogger("ray.data").setLevel(logging.INFO)  # below, it writes pages of figures every few seconds
     for handler in logging.getLogger("ray.data").handlers:
-        if isinstance(handler, logging.StreamHandler):  # the session's log file still tells everything
+        # Ray's own; the session's log file still tells everything, and what a program logs by is its own.
+        if isinstance(handler, logging.StreamHandler) and handler not in logging.root.handlers:
             handler.setLevel(logging.CRITICAL)
 
 

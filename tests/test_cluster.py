@@ -1,5 +1,6 @@
 """Whether the machines hold what a job needs."""
 
+import logging
 from collections.abc import Callable
 from typing import Any
 
@@ -8,7 +9,7 @@ import ray
 from ray.util import placement_group_table
 
 from asap.errors import ConfigError
-from jobs.cluster import await_places, most_cpus, places
+from jobs.cluster import await_places, most_cpus, places, quieten
 
 HEAD = {"CPU": 0}
 
@@ -72,3 +73,18 @@ def test_machines_are_asked_for_and_waited_for_once(ray_here: None) -> None:
         "waiting up to 0.0017 min for machines to hold 1 worker with 64 CPUs: there are 1 x (2 CPUs, 0 GPUs)"
     ]
     assert all(group["state"] == "REMOVED" for group in placement_group_table().values())
+
+
+def test_ray_data_is_quieted_and_what_a_program_logs_by_is_not() -> None:
+    theirs, ours = logging.StreamHandler(), logging.StreamHandler()
+    ray_data = logging.getLogger("ray.data")
+    for handler in (theirs, ours):
+        ray_data.addHandler(handler)
+    logging.root.addHandler(ours)
+    try:
+        quieten()
+        assert (theirs.level, ours.level) == (logging.CRITICAL, logging.NOTSET)
+    finally:
+        logging.root.removeHandler(ours)
+        for handler in (theirs, ours):
+            ray_data.removeHandler(handler)
