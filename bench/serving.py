@@ -133,7 +133,7 @@ class Server:
     """The application on a Ray of this process. The settings are those of `asap serve`, but for what is given."""
 
     def __init__(self, settings: dict[str, Any]) -> None:
-        self.settings = settings
+        self.given, self.settings = settings, dict(settings)
         self.url = f"http://127.0.0.1:{PORT}"
 
     def deploy(self, **change: Any) -> None:
@@ -217,7 +217,7 @@ def overload(server: Server, seconds: float, capacity: float, told: dict[str, An
 
 def step(server: Server, seconds: float, capacity: float, told: dict[str, Any]) -> None:
     """From next to nothing to twice what one detector judges, and back, with room for three or for as many as set."""
-    server.deploy(min_replicas=1, max_replicas=server.settings.get("max_replicas", 3), downscale_delay_s=10)
+    server.deploy(min_replicas=1, max_replicas=server.given.get("max_replicas", 3), downscale_delay_s=10)
     server.wait(Detector=1)
     idle = capacity / 20
     steps = [(10, idle), (seconds + 20, 2 * capacity), (60, idle)]
