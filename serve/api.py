@@ -329,12 +329,10 @@ class _Pairs:
         if asked.data is not None:
             return await self._find_in(asked, asked.data, trace, timings, draw)
         async with self._fetched:
-            given = (asked.uri or "", self._settings.uri_prefixes, self._settings.max_image_bytes)
+            told = self._settings
+            given = (asked.uri or "", told.uri_prefixes, told.max_image_bytes, told.deadline_s)
             with timings.of("fetch"):
-                fetching = asyncio.get_running_loop().run_in_executor(
-                    self._fetching, fetch, *given, self._settings.deadline_s
-                )
-                data = await fetching
+                data = await asyncio.get_running_loop().run_in_executor(self._fetching, fetch, *given)
             return await self._find_in(asked, data, trace, timings, draw)
 
     async def _find_in(
