@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -47,6 +48,14 @@ def api(
     client = TestClient(app, "http://127.0.0.1", raise_server_exceptions=False, client=(caller, 5000))
     with client:
         yield client
+
+
+def free_port() -> int:
+    """A port of this machine that nobody listens on."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port: int = listener.getsockname()[1]
+    return port
 
 
 def encoded(size: tuple[int, int] = (64, 48), kind: str = "PNG") -> bytes:

@@ -5,13 +5,13 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
+from waiting import wait_until
 
 ROWS = 300
 SCAN = """
@@ -46,19 +46,11 @@ def _result_files(folder: Path) -> list[Path]:
     return list((folder / "results").glob("*.parquet"))
 
 
-def _wait_until(condition: Callable[[], bool], process: subprocess.Popen[str], seconds: float) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert process.poll() is None, "the scan ended before it could be killed"
-        assert time.monotonic() < deadline, "the scan did not come to its work"
-        time.sleep(0.005)
-
-
 @pytest.mark.chaos
 def test_a_scan_whose_driver_is_killed_ends_with_every_row_once(settings: dict[str, object]) -> None:
     folder = Path(str(settings["out"])) / "pairs"
     first = _start(settings)
-    _wait_until(lambda: len(_result_files(folder)) >= 10, first, seconds=240)
+    wait_until(lambda: len(_result_files(folder)) >= 10, 240, process=first, every_s=0.005)
     os.kill(first.pid, signal.SIGKILL)
     first.wait()
     record = json.loads((folder / "job.json").read_text())

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import socket
 import warnings
 from collections.abc import Iterator
 from typing import Any
@@ -10,18 +9,11 @@ from typing import Any
 import pytest
 import requests
 from conftest import draw_jpeg
-from serving import TEXT
+from serving import TEXT, free_port
 
 from asap.errors import ConfigError
 from asap.finding import Pair
 from serve.settings import ServeSettings
-
-
-def _free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        port: int = listener.getsockname()[1]
-    return port
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +23,7 @@ def served(ray_here: None) -> Iterator[tuple[str, Any]]:
 
     from serve.app import build, start
 
-    settings = ServeSettings(port=_free_port(), max_replicas=1, detector_cpus=0.5, decoders=1, drain_s=5)
+    settings = ServeSettings(port=free_port(), max_replicas=1, detector_cpus=0.5, decoders=1, drain_s=5)
     handle = start(build(settings), settings)
     yield f"http://127.0.0.1:{settings.port}", handle
     serve.shutdown()

@@ -4,11 +4,9 @@ import asyncio
 import json
 import os
 import shutil
-import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +20,7 @@ from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.remote.webelement import WebElement
 from selenium.webdriver.support.wait import WebDriverWait
-from serving import LocalJudge
+from serving import LocalJudge, free_port
 from starlette.responses import PlainTextResponse
 
 from asap.finding import Finding
@@ -65,9 +63,7 @@ class Server:
         """Status by how a path begins."""
         self.app = create_app(settings, Service(settings, judge), Keyring())
         self._refuse(self.app)
-        with closing(socket.socket()) as free:
-            free.bind(("127.0.0.1", 0))
-            self.port = free.getsockname()[1]
+        self.port = free_port()
         self._server = uvicorn.Server(uvicorn.Config(self.app, "127.0.0.1", self.port, log_level="warning"))
         self._thread = threading.Thread(target=self._server.run, daemon=True)
         self.url = f"http://127.0.0.1:{self.port}/"

@@ -7,11 +7,9 @@ import http.client
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -19,7 +17,8 @@ import requests
 from conftest import draw_jpeg
 from ray.exceptions import RayActorError
 from ray.serve.exceptions import DeploymentUnavailableError
-from serving import TEXT
+from serving import TEXT, free_port
+from waiting import wait_until
 
 from serve.settings import ServeSettings
 
@@ -28,10 +27,7 @@ COMMAND = "from jobs.cli import main; main()"
 
 @pytest.fixture
 def port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        chosen: int = listener.getsockname()[1]
-    return chosen
+    return free_port()
 
 
 @pytest.fixture
@@ -60,12 +56,6 @@ def _half_sent(port: int) -> tuple[http.client.HTTPConnection, bytes]:
     return caller, body[100:]
 
 
-def _wait_until(condition: Callable[[], bool], seconds: float = 120) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end
-
-
 def _models(url: str) -> requests.Response:
     return requests.get(f"{url}/v1/models", timeout=60)
 
@@ -76,11 +66,11 @@ def test_a_server_that_is_told_to_stop_answers_what_came_and_refuses_what_is_new
 ) -> None:
     url = f"http://127.0.0.1:{port}"
     caller, rest = _half_sent(port)
-    _wait_until(lambda: "asap_requests_in_flight 1.0" in requests.get(f"{url}/metrics", timeout=60).text)
+    wait_until(lambda: "asap_requests_in_flight 1.0" in requests.get(f"{url}/metrics", timeout=60).text, 120)
     server.send_signal(signal.SIGTERM)
     assert server.stdout
     assert "stopping: what came is answered" in server.stdout.readline()
-    _wait_until(lambda: all(_models(url).status_code == 503 for _ in range(30)))  # both processes are among them
+    wait_until(lambda: all(_models(url).status_code == 503 for _ in range(30)), 120)  # both processes are among them
     refused = _models(url)
     assert refused.json()["error"]["code"] == "not_ready"
     assert int(refused.headers["retry-after"]) >= 1

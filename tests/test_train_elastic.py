@@ -3,8 +3,7 @@
 import json
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from typing import Any
 import pytest
 from ray.cluster_utils import Cluster
 from small_run import draw_corpus, settings_for
+from waiting import wait_until
 
 from jobs.run_folder import RunFolder
 
@@ -31,14 +31,6 @@ def cluster() -> Iterator[Cluster]:
 
 def add_machine(cluster: Cluster) -> Any:
     return cluster.add_node(num_cpus=1, object_store_memory=100 * 2**20)
-
-
-def wait_until(condition: Callable[[], bool], driver: subprocess.Popen[bytes], seconds: float = 600) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert driver.poll() is None, "the run ended too early"
-        assert time.monotonic() < deadline
-        time.sleep(0.2)
 
 
 def workers_told(folder: RunFolder) -> list[int]:
@@ -61,11 +53,11 @@ def test_a_run_goes_on_with_fewer_workers_and_grows_back(
     folder = RunFolder(tmp_path / "out")
     driver = subprocess.Popen([sys.executable, "-c", CODE, settings.model_dump_json()])
     try:
-        wait_until((tmp_path / "out/ray_train/checkpoint_manager_snapshot.json").exists, driver)
+        wait_until((tmp_path / "out/ray_train/checkpoint_manager_snapshot.json").exists, 600, process=driver)
         cluster.remove_node(lost, allow_graceful=False)
-        wait_until(lambda: workers_told(folder) == [2, 1], driver)
+        wait_until(lambda: workers_told(folder) == [2, 1], 600, process=driver)
         add_machine(cluster)
-        wait_until(lambda: workers_told(folder) == [2, 1, 2], driver)
+        wait_until(lambda: workers_told(folder) == [2, 1, 2], 600, process=driver)
     finally:
         driver.kill()
         driver.wait()

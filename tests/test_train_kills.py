@@ -5,8 +5,7 @@ import os
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import suppress
 from itertools import pairwise
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import Any
 
 import pytest
 from small_run import draw_corpus, settings_for
+from waiting import wait_until
 
 from jobs.run_folder import RunFolder
 from jobs.train import train
@@ -49,13 +49,6 @@ def is_running(process: int) -> bool:
     except OSError:
         return False
     return state not in "ZX"
-
-
-def wait_until(condition: Callable[[], bool], seconds: float = 900) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
 
 
 HEARD_OF = "out/ray_train/checkpoint_manager_snapshot.json"
@@ -98,14 +91,14 @@ def test_a_killed_driver_goes_on_with_the_same_command(corpus: Path, tmp_path: P
 
     first = subprocess.Popen(command, start_new_session=True)
     try:
-        wait_until(lambda: (tmp_path / HEARD_OF).exists() or first.poll() is not None)
+        wait_until(lambda: (tmp_path / HEARD_OF).exists() or first.poll() is not None, 900)
         workers = list(children_called("RayTrainWorker"))
         assert workers
     finally:
         with suppress(ProcessLookupError):
             os.killpg(first.pid, signal.SIGKILL)
         first.wait()
-    wait_until(lambda: not any(map(is_running, workers)))  # they notice that their driver is gone
+    wait_until(lambda: not any(map(is_running, workers)), 900)  # they notice that their driver is gone
     done = progress.read_text().splitlines()
     assert json.loads(done[-1])["pairs"] < 1600
     subprocess.run(command, check=True, timeout=900)
