@@ -19,7 +19,7 @@ from fastapi import APIRouter, Depends, FastAPI, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.middleware.cors import CORSMiddleware
 from fastapi.responses import FileResponse, HTMLResponse
-from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from prometheus_client import CONTENT_TYPE_LATEST
 from pydantic import BaseModel, ValidationError
 from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
@@ -31,7 +31,8 @@ from asap.words import estimate_passes
 from serve.admission import Admission
 from serve.body import Room
 from serve.errors import Refused, refusal
-from serve.front import Figures, Front, Trace, as_refused, error_body, error_response
+from serve.figures import Figures, exposition
+from serve.front import Front, Trace, as_refused, error_body, error_response
 from serve.keys import Keyring, Rates
 from serve.reference import reference_page
 from serve.remote import fetch, redacted
@@ -101,9 +102,9 @@ class _Asked:
     """Of the model, about."""
 
 
-def create_app(settings: ServeSettings, service: Service, keyring: Keyring) -> FastAPI:
-    """The application around a service. Without keys, it answers this machine only."""
-    figures = Figures()
+def create_app(settings: ServeSettings, service: Service, keyring: Keyring, figures: Figures | None = None) -> FastAPI:
+    """The application around a service, which counts in `figures`. Without keys, it answers this machine only."""
+    figures = figures or Figures()
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -263,8 +264,8 @@ class _Pairs:
         return ModelList(models=[await self._service.about()])
 
     async def metrics(self) -> Response:
-        """Of this replica of the API."""
-        return Response(generate_latest(self._figures.registry), media_type=CONTENT_TYPE_LATEST)
+        """Of every process of the API; the label `replica` tells them apart."""
+        return Response(exposition(await self._figures.everyones()), media_type=CONTENT_TYPE_LATEST)
 
     async def _read(self, request: Request) -> _Asked:
         kind = _content_type(request)

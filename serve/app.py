@@ -39,6 +39,7 @@ from serve.batching import Answer, Batcher
 from serve.cluster import APP, CONTROLLER, LOGGING, http_options
 from serve.detector import Detector, Prepared
 from serve.errors import NotReady, Refused
+from serve.figures import Figures, Told
 from serve.front import LOG
 from serve.keys import Keyring
 from serve.schemas import ModelCard
@@ -56,7 +57,8 @@ _LOOK_S = 0.2
 _PASSED_ON_S = 1.0
 """After the last answer, until Ray's proxy has sent it, and what had come to the proxy is refused."""
 _TOLD_S = 5.0
-"""A process of the API that does not say within so long how much it has under way is busy."""
+"""A process of the API that does not tell within so long how much it has under way is busy, and its figures are left
+out."""
 _SPARE_REQUESTS = 64
 """Beyond `max_in_flight`, so that what is too much is refused by the API, in its one shape, and pages still come."""
 
@@ -119,10 +121,17 @@ class Api:
         self._settings = settings
         self._keyring = keyring
         self._service = Service(settings, RayJudge(detector, settings))
+        here = serve.get_replica_context()
+        ask = functools.partial(_told, serve.get_deployment_handle(here.deployment, here.app_name))
+        self._figures = Figures(here.replica_id.unique_id, ask if settings.api_replicas > 1 else None)
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         """Called by Serve, in the replica."""
-        return create_app(self._settings, self._service, self._keyring)
+        return create_app(self._settings, self._service, self._keyring, self._figures)
+
+    async def figures(self) -> Told:
+        """What /metrics tells of this process."""
+        return self._figures.own()
 
     async def detect(self, pair: Pair) -> Finding:
         """As `asap.predictor.Predictor.predict` for one pair; a path is one of this replica's machine."""
@@ -133,6 +142,15 @@ class Api:
         """Begin nothing new from now on. How many requests are still under way."""
         self._service.under_way.close()
         return self._service.under_way.requests
+
+
+async def _told(handle: Any) -> Told:
+    """The figures of all processes of the API; without those that do not answer."""
+    try:
+        answers = await handle.broadcast("figures").results_async(timeout_s=_TOLD_S, return_exceptions=True)
+    except (TimeoutError, DeploymentUnavailableError):
+        return {}
+    return {replica: figures for answer in answers if isinstance(answer, dict) for replica, figures in answer.items()}
 
 
 def _log_requests() -> None:

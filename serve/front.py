@@ -10,13 +10,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from fastapi.responses import JSONResponse
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serve.body import Body, Room
 from serve.draining import UnderWay
 from serve.errors import Refused
+from serve.figures import Figures
 from serve.proxy import request_id
 from serve.schemas import ErrorBody, ErrorResponse
 
@@ -31,20 +31,6 @@ _HEADERS = [
     (b"x-content-type-options", b"nosniff"),
     (b"referrer-policy", b"no-referrer"),
 ]
-
-
-class Figures:
-    """What /metrics tells, of this process."""
-
-    def __init__(self) -> None:
-        self.registry = CollectorRegistry()
-        self.requests = Counter(
-            "asap_requests", "Requests by route and status", ["route", "status"], registry=self.registry
-        )
-        self.seconds = Histogram("asap_request_seconds", "Of one request", ["route"], registry=self.registry)
-        self.in_flight = Gauge("asap_requests_in_flight", "Requests being worked on", registry=self.registry)
-        self.limit = Gauge("asap_requests_limit", "Requests let in at once, now", registry=self.registry)
-        self.pairs = Counter("asap_pairs", "Judged pairs by verdict", ["verdict"], registry=self.registry)
 
 
 @dataclass

@@ -13,7 +13,8 @@ from starlette.requests import Request
 from serve.admission import Admission
 from serve.body import Load, Room
 from serve.draining import UnderWay
-from serve.front import Figures, Front
+from serve.figures import Figures
+from serve.front import Front
 from serve.settings import ServeSettings
 
 
