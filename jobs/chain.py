@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
@@ -21,6 +21,7 @@ from ray.data.checkpoint import CheckpointConfig
 
 from asap.images import ImageLimits
 from jobs.captioning import CaptionStage
+from jobs.cluster import await_places
 from jobs.detection import Detection, Detector
 from jobs.manifest import ROWS_PER_FILE
 from jobs.preparation import Preparation, prepare_batch
@@ -69,11 +70,21 @@ class Chain:
         return replace(self, batch_size=1, lost_batches=128, caption=caption, detect=detect)
 
 
-def size_chain(settings: ScanSettings, model: str, image_size: int, rows: int) -> Chain:
-    """A chain for the Ray that runs."""
+def size_chain(
+    settings: ScanSettings, model: str, image_size: int, rows: int, tell: Callable[[str], None] = lambda note: None
+) -> Chain:
+    """A chain for the Ray that runs. Raises `ConfigError` where it has no GPU and brings none, and one was asked for.
+
+    `tell` gets a sentence where a cluster is waited for.
+    """
     machines = ray.cluster_resources()
     on_gpu = settings.device.startswith("cuda") or (settings.device == "auto" and machines.get("GPU", 0) > 0)
     shares = _gpu_shares(settings) if on_gpu else _cpu_shares(settings, int(machines.get("CPU", 1)))
+    if on_gpu:
+        needs, detectors = {"CPU": shares.detect.cpus, "GPU": shares.detect.gpus}, settings.detectors or 1
+        wait_s = settings.wait_for_machines_s if settings.address else 0
+        way_out = "give fewer --detectors" if detectors > 1 else "--device auto takes what there is"
+        await_places(needs, detectors, wait_s, tell, way_out)
     limits = ImageLimits(max_bytes=settings.max_image_bytes, max_pixels=settings.max_image_pixels)
     captions = settings.captions
     thumbnail_side = captions.max_side if captions and captions.engine == "transformers" else None

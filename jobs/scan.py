@@ -115,7 +115,9 @@ def _work(job: Job, plan: ScanPlan, watch: Watch) -> None:
 
         _note_time(job, "ray_start_s", started)
         started = time.monotonic()
-        chain = size_chain(plan.settings, plan.model, plan.config.image_size, rows)
+        chain = size_chain(
+            plan.settings, plan.model, plan.config.image_size, rows, lambda note: watch(ScanProgress(note, total=rows))
+        )
         _judge_all(job, plan, chain, rows, watch)
     _note_time(job, "judge_s", started)
     job.update(state="finalizing")

@@ -73,6 +73,8 @@ class ScanSettings(Settings):
     """Detector actors; None: one a GPU, or as many as the CPUs carry."""
     batch_size: int | None = Field(default=None, ge=1)
     """Pairs that travel and are judged together; None: 64 on CPUs, 256 on GPUs."""
+    wait_for_machines_s: float = Field(default=900, ge=0)
+    """That a cluster is given to bring GPUs for the detectors, where `device` asks for them."""
     rows_per_file: int | None = Field(default=None, ge=1)
     """Pairs of one results file, which are lost if the job dies before it is written; None: by the size of the job."""
     fetch: FetchSettings = FetchSettings()

@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from asap.errors import AsapError, CheckpointError
+from asap.errors import AsapError, CheckpointError, ConfigError
 from jobs import storage
 from jobs.detection import Detector
 from jobs.errors import InputNotFound, JobDiffers, JobFailed, StorageError
@@ -217,6 +217,34 @@ def test_blocks_of_more_rows_than_a_batch_are_judged_in_batches(
     summary = scan(ScanSettings(input=str(corpus / "b.jsonl"), out=out, model=str(model_folder), batch_size=8))
     assert (summary["pairs"], summary["errors"]) == (50, 0)
     assert [row["custom_id"] for row in _results(Location(summary["folder"]))] == [str(n) for n in range(50)]
+
+
+def test_gpus_that_are_not_there_are_told_of_and_the_same_scan_goes_on_without(
+    ray_here: None, corpus: Path, model_folder: Path
+) -> None:
+    (corpus / "b.jsonl").write_text(json.dumps({"id": 1, "image": "images/0.jpg", "text": "A team"}))
+    place = {"input": str(corpus / "b.jsonl"), "out": str(corpus / "out"), "model": str(model_folder)}
+    with pytest.raises(ConfigError, match=r"1000 workers with 0\.5 CPUs, 1 GPU each .*; give fewer --detectors"):
+        scan(ScanSettings(**place, device="cuda", detectors=1000))
+    assert scan(ScanSettings(**place, device="cpu"))["pairs"] == 1
+
+
+@pytest.mark.parametrize(("address", "waits"), [(None, False), ("auto", True)])
+def test_a_gpu_is_waited_for_on_a_cluster_only(
+    monkeypatch: pytest.MonkeyPatch, address: str | None, *, waits: bool
+) -> None:
+    from jobs.chain import size_chain
+
+    monkeypatch.setattr("ray.cluster_resources", lambda: {"CPU": 8.0})
+    monkeypatch.setattr("ray.nodes", lambda: [{"Alive": True, "Resources": {"CPU": 8.0}}])
+    asked: list[Any] = []
+    monkeypatch.setattr("jobs.cluster._brought", lambda *needs: asked.append(needs))
+    told: list[str] = []
+    settings = ScanSettings(input="a.jsonl", out="out", device="cuda", address=address, wait_for_machines_s=120)
+    with pytest.raises(ConfigError, match=r"1 worker with 0\.5 CPUs, 1 GPU do not fit .*; --device auto takes"):
+        size_chain(settings, "demo", 32, 100, told.append)
+    assert asked == ([({"CPU": 0.5, "GPU": 1}, 1, 120)] if waits else [])
+    assert bool(told) == waits
 
 
 @pytest.mark.parametrize(("rows", "blocks"), [(1, 1), (64, 1), (65, 2), (2**17, 2048), (2**17 + 1, 4096)])
