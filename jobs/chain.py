@@ -8,6 +8,7 @@ a job is gone on with takes a whole one, and would otherwise wait for ever on a 
 
 from __future__ import annotations
 
+import gc
 import math
 import warnings
 from collections.abc import Callable, Iterator
@@ -137,11 +138,12 @@ def judge(chain: Chain, manifest: Location, rows: int, results: Location, checkp
         prepared = pairs.map_batches(
             prepare_batch, fn_kwargs={"preparation": chain.preparation}, **_tasks(chain.prepare), **batches
         )
+        # Without the check of `map_batches`, which refuses whole blocks as batches where a GPU works on them.
         if chain.captions:
-            prepared = prepared.map_batches(
+            prepared = prepared.map_batches_internal(
                 CaptionStage, fn_constructor_args=(chain.captions, chain.input), **_actors(chain.caption), **batches
             )
-        judged = prepared.map_batches(
+        judged = prepared.map_batches_internal(
             Detector, fn_constructor_args=(chain.detection, counter), **_actors(chain.detect), **batches
         )
         _write(judged, results, chain.rows_per_file)
@@ -201,3 +203,5 @@ def _context(checkpoint: Location, lost_batches: int) -> Iterator[None]:
             yield
     finally:
         context.checkpoint_config, context.max_errored_blocks = former
+        # Of a chain that lost a process, Ray Data leaves the actors in a cycle of references, and they keep their GPUs.
+        gc.collect()
