@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import logging
+import os
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
@@ -20,6 +22,7 @@ from serve.settings import ServeSettings
 if TYPE_CHECKING:
     from asap.predictor import Predictor
 
+_LOG = logging.getLogger("ray.serve")
 Prepared = tuple[PreparedImage, str | None]
 
 
@@ -33,7 +36,6 @@ class Detector:
 
         torch.set_num_threads(max(1, int(settings.detector_cpus)))
         self._device_errors = (torch.AcceleratorError,)
-        self._broken = False
         self._predictor = Predictor.from_folder(
             local_model(settings.model), settings.device, settings.precision, batch_size=settings.batch_size
         )
@@ -65,14 +67,10 @@ class Detector:
             while (found := await run(self._thread, next, steps)) is None:
                 pass
         except self._device_errors:
-            self._broken = True
-            raise
+            # It computes nothing more in this process: end it, so that Serve starts another and the pairs are sent on.
+            _LOG.exception("the accelerator is broken in this process")
+            os._exit(1)
         return found
-
-    def check_health(self) -> None:
-        """Asked by Serve, which puts another replica in the place of one that raises."""
-        if self._broken:
-            raise RuntimeError("the accelerator computes nothing more in this process")
 
 
 def warm_up(predictor: Predictor, batch_size: int) -> None:

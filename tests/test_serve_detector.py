@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
+import torch
 from played import played
 
 from asap.finding import Finding
@@ -62,6 +63,26 @@ async def test_a_picture_for_a_model_of_another_size_gets_this_ones_card(detecto
     assert told == await detector.about()
     assert told.image_size == 32
     assert (await detector.detect([(small, QUICK)])).results == [told]
+
+
+@played
+async def test_a_broken_device_ends_the_process_so_that_another_can_try(
+    detector: Detector, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Ended(BaseException):
+        pass
+
+    def end(code: int) -> None:
+        raise Ended(code)
+
+    def break_down(*given: object) -> None:
+        raise torch.AcceleratorError("CUDA error: an illegal memory access was encountered")
+
+    monkeypatch.setattr("os._exit", end)
+    monkeypatch.setattr(detector._predictor, "predict_prepared", break_down)
+    monkeypatch.setattr(detector._predictor._model, "fuse", break_down)
+    with pytest.raises(Ended):
+        await findings_of(detector, QUICK)
 
 
 @played
