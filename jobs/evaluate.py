@@ -152,7 +152,8 @@ def _crew(settings: EvaluateSettings, tell: Callable[[str], None] = lambda note:
     again = {"max_retries": TRIES - 1}
     if on_gpus:
         workers = settings.workers or places(machines, needs)
-        return _Crew(workers, "cuda", 1, {"num_cpus": 1, "num_gpus": 1} | again)
+        # Ray would end a process that holds a GPU after one shard, and the model with it.
+        return _Crew(workers, "cuda", 1, {"num_cpus": 1, "num_gpus": 1, "max_calls": 0} | again)
     of_nodes = [cpus for machine in machines if (cpus := int(machine.get("CPU", 0)))]
     cpus, of_a_node = sum(of_nodes), min(of_nodes)
     workers = settings.workers or max(1, cpus // 2)

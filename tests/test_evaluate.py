@@ -203,6 +203,7 @@ def test_a_worker_takes_a_gpu_where_there_are_any(settings: Any, monkeypatch: py
     machines(monkeypatch, {"CPU": 8, "GPU": 2})
     crew = module._crew(settings(device="auto"))
     assert (crew.workers, crew.device, crew.options["num_gpus"]) == (2, "cuda", 1)
+    assert crew.options["max_calls"] == 0  # else Ray ends each process after a shard, and with it the model
     assert "num_gpus" not in module._crew(settings(device="cpu")).options
 
 
