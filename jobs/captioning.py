@@ -56,11 +56,14 @@ class Captioner(Protocol):
         ...
 
 
-def load_captioner(settings: CaptionSettings, input: Location) -> Captioner:
-    """The captioner that the settings ask for; `input` is the scan's."""
+def load_captioner(settings: CaptionSettings, input: Location, device: str | None = None) -> Captioner:
+    """The captioner that the settings ask for; `input` is the scan's.
+
+    device: of a model that captions; None: CUDA where there is any.
+    """
     if settings.engine == "precomputed":
         return PrecomputedCaptioner(settings.source, input)
-    return TransformersCaptioner(settings)
+    return TransformersCaptioner(settings, device)
 
 
 def check_captioner(settings: CaptionSettings) -> str:
@@ -210,8 +213,8 @@ class TransformersCaptioner:
 class CaptionStage:
     """The actor: prepared rows in, the same with `caption` out; a row without text or caption is an error."""
 
-    def __init__(self, settings: CaptionSettings, input: Location) -> None:
-        self._captioner = load_captioner(settings, input)
+    def __init__(self, settings: CaptionSettings, input: Location, device: str | None = None) -> None:
+        self._captioner = load_captioner(settings, input, device)
 
     def __call__(self, batch: pa.Table) -> pa.Table:
         """See the class."""

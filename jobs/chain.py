@@ -87,14 +87,15 @@ def size_chain(
         way_out = "give fewer --detectors" if detectors > 1 else "--device auto takes what there is"
         await_places(needs, detectors, wait_s, tell, way_out)
     limits = ImageLimits(max_bytes=settings.max_image_bytes, max_pixels=settings.max_image_pixels)
+    device, batch_size = "cuda" if on_gpu else "cpu", settings.batch_size or (256 if on_gpu else 64)
     captions = settings.captions
     thumbnail_side = captions.max_side if captions and captions.engine == "transformers" else None
     return Chain(
         preparation=Preparation(image_size, limits, settings.fetch, thumbnail_side),
-        detection=Detection(model, settings.device, settings.precision, shares.threads),
+        detection=Detection(model, device, settings.precision, shares.threads, batch_size),
         captions=captions,
         input=Location.parse(settings.input),
-        batch_size=settings.batch_size or (256 if on_gpu else 64),
+        batch_size=batch_size,
         rows_per_file=settings.rows_per_file or min(100_000, max(512, rows // 200)),
         prepare=shares.prepare,
         caption=shares.caption,
@@ -140,8 +141,9 @@ def judge(chain: Chain, manifest: Location, rows: int, results: Location, checkp
         )
         # Without the check of `map_batches`, which refuses whole blocks as batches where a GPU works on them.
         if chain.captions:
+            captioner = chain.captions, chain.input, chain.detection.device
             prepared = prepared.map_batches_internal(
-                CaptionStage, fn_constructor_args=(chain.captions, chain.input), **_actors(chain.caption), **batches
+                CaptionStage, fn_constructor_args=captioner, **_actors(chain.caption), **batches
             )
         judged = prepared.map_batches_internal(
             Detector, fn_constructor_args=(chain.detection, counter), **_actors(chain.detect), **batches

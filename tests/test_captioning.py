@@ -315,8 +315,7 @@ class _Named:
 
 @pytest.fixture
 def stage(monkeypatch: pytest.MonkeyPatch) -> CaptionStage:
-    named: Callable[[CaptionSettings, Location], _Named] = lambda settings, input: _Named()  # noqa: E731
-    monkeypatch.setattr(captioning, "load_captioner", named)
+    monkeypatch.setattr(captioning, "load_captioner", lambda *_: _Named())
     return CaptionStage(CaptionSettings(engine="precomputed", source="x"), INPUT)
 
 

@@ -247,6 +247,24 @@ def test_a_gpu_is_waited_for_on_a_cluster_only(
     assert bool(told) == waits
 
 
+@pytest.mark.parametrize(
+    ("gpus", "device", "wanted"),
+    [(2, "auto", ("cuda", 256)), (2, "cuda", ("cuda", 256)), (2, "cpu", ("cpu", 64)), (0, "auto", ("cpu", 64))],
+)
+def test_models_run_on_what_ray_counts_and_judge_what_travels_together(
+    monkeypatch: pytest.MonkeyPatch, gpus: int, device: Any, wanted: tuple[str, int]
+) -> None:
+    from jobs.chain import size_chain
+
+    machine = {"CPU": 8.0} | ({"GPU": float(gpus)} if gpus else {})
+    monkeypatch.setattr("ray.cluster_resources", lambda: machine)
+    monkeypatch.setattr("ray.nodes", lambda: [{"Alive": True, "Resources": machine}])
+    chain = size_chain(ScanSettings(input="a.jsonl", out="out", device=device), "demo", 32, 100)
+    assert (chain.detection.device, chain.detection.batch_size) == wanted
+    assert chain.batch_size == wanted[1]
+    assert bool(chain.detect.gpus) == (wanted[0] == "cuda")
+
+
 @pytest.mark.parametrize(("rows", "blocks"), [(1, 1), (64, 1), (65, 2), (2**17, 2048), (2**17 + 1, 4096)])
 def test_no_block_is_longer_than_a_batch_whatever_the_files(rows: int, blocks: int) -> None:
     from jobs.chain import _blocks

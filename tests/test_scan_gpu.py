@@ -3,6 +3,7 @@
 import gc
 import json
 import sys
+from dataclasses import replace
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -11,12 +12,16 @@ import pyarrow as pa
 import pytest
 from waiting import wait_until
 
-from jobs.detection import Detector
+from jobs.detection import Detection, Detector
 from jobs.settings import ScanSettings
 
 
 class _Deadly(Detector):
     """Ends its process at some texts, as a crash in a library would."""
+
+    def __init__(self, detection: Detection, progress: Any) -> None:
+        assert detection.device == "cuda"
+        super().__init__(replace(detection, device="auto"), progress)
 
     def __call__(self, batch: pa.Table) -> pa.Table:
         import os
