@@ -1,8 +1,26 @@
-"""How a training step is executed: the same losses and gradients with less memory, or in less time."""
+"""How a model is executed: the same results with less memory, or in less time."""
 
 from __future__ import annotations
 
+import os
+import shutil
+import sysconfig
+from pathlib import Path
+
+import torch
+
 from asap.model import Asap
+
+
+def has_bfloat16(device: torch.device) -> bool:
+    """Whether it is a GPU that computes in bfloat16 by itself; older ones only emulate it."""
+    return device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+
+
+def can_compile() -> bool:
+    """Whether this machine has what `torch.compile` builds code for a GPU with: a C compiler, and Python's headers."""
+    compiler = os.environ.get("CC") or next(filter(None, map(shutil.which, ("gcc", "clang", "cc"))), None)
+    return compiler is not None and Path(sysconfig.get_path("include"), "Python.h").exists()
 
 
 def checkpoint_activations(model: Asap) -> None:

@@ -18,6 +18,7 @@ from asap.checkpoint import ModelFolder, load_folder
 from asap.config import TEXT_TYPES
 from asap.errors import ConfigError, InputError, ModelError
 from asap.evidence import PassEvidence, apply_policy, box_px, highest_types, read_output, score_words
+from asap.execution import has_bfloat16
 from asap.finding import Finding, Pair
 from asap.images import DEFAULT_LIMITS, ImageLimits, PreparedImage, normalise, prepare_image
 from asap.model import Asap, AsapOutput
@@ -309,7 +310,7 @@ def _device(device: str) -> torch.device:
 def _dtype(precision: str, device: torch.device) -> torch.dtype:
     known = {"float32": torch.float32, "bfloat16": torch.bfloat16}
     if precision == "auto":
-        return torch.bfloat16 if device.type == "cuda" and torch.cuda.is_bf16_supported() else torch.float32
+        return torch.bfloat16 if has_bfloat16(device) else torch.float32
     if precision not in known:
         raise ConfigError(f"precision {precision!r} is unknown; 'auto', {', '.join(map(repr, known))} are known")
     return known[precision]

@@ -23,7 +23,7 @@ from asap.config import ModelConfig
 from asap.corpus_report import CorpusReport
 from asap.dataset import TrainingSet
 from asap.errors import AsapError
-from asap.execution import checkpoint_activations, compile_encoders
+from asap.execution import can_compile, checkpoint_activations, compile_encoders, has_bfloat16
 from asap.image_tokens import ImageTokens
 from asap.model import Asap
 from asap.optimiser import adamw, warmup_cosine
@@ -85,7 +85,7 @@ def model_config(settings: TrainSettings, vocab_size: int) -> ModelConfig:
 
 def _in_bfloat16(precision: str, device: torch.device) -> bool:
     if precision == "auto":
-        return device.type == "cuda" and torch.cuda.is_bf16_supported()
+        return has_bfloat16(device)
     return precision == "bfloat16"
 
 
@@ -158,7 +158,8 @@ class Fit:
     def _set_execution(self) -> None:
         if self.settings.checkpoint_activations:
             checkpoint_activations(self.module.student)
-        if self.settings.compile == "on" or (self.settings.compile == "auto" and self.device.type == "cuda"):
+        pays = self.settings.compile == "auto" and self.device.type == "cuda" and can_compile()
+        if self.settings.compile == "on" or pays:
             for model in (self.module.student, self.module.twin.model):
                 compile_encoders(model)
 

@@ -286,7 +286,7 @@ class TrainSettings(CorpusSettings):
     checkpoint_activations: bool = False
     """Keep less of the forward pass and compute it again in the backward pass: less memory, about a third more time."""
     compile: Literal["auto", "off", "on"] = "auto"
-    """`torch.compile` for the encoders; `auto`: on GPUs."""
+    """`torch.compile` for the encoders; `auto`: on GPUs, where there is a C compiler."""
     checkpoint_pairs: int = Field(default=6_400, ge=1)
     """Pairs between checkpoints, which are also when the validation split is judged."""
     validation_pairs: int = Field(default=1000, ge=1)

@@ -300,7 +300,8 @@ def _export(folder: RunFolder, settings: TrainSettings, chosen: Chosen) -> Path 
     model.load_state_dict(chosen.weights)
     draft = folder.path / "model.draft"
     save(model, draft, tokenizer=tokenizer, name=settings.name, dtype=torch.float16)
-    report = judge(load(draft), Split.open(settings, folder, "test", model.config), elsewhere=True)
+    device = "cuda" if settings.device != "cpu" and torch.cuda.is_available() else "cpu"
+    report = judge(load(draft).to(device), Split.open(settings, folder, "test", model.config), elsewhere=True)
     (folder.path / "test_metrics.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
     card = model_card(settings, model.config, report, folder.progress, str(chosen))
     save(load(draft), folder.model, tokenizer=tokenizer, name=settings.name, dtype=torch.float16, card=card)

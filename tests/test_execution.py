@@ -1,11 +1,12 @@
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
 from tiny import draw_batch, tiny_model
 
 from asap.config import LossWeights
-from asap.execution import checkpoint_activations, compile_encoders
+from asap.execution import can_compile, checkpoint_activations, compile_encoders, has_bfloat16
 from asap.model import Asap
 from asap.training import TrainingStep
 
@@ -64,3 +65,26 @@ def test_compiled_encoders_give_the_same_losses_and_keep_their_names() -> None:
     names = list(model.state_dict())
     compile_encoders(model)
     assert list(model.state_dict()) == names
+
+
+def test_a_gpu_that_only_emulates_bfloat16_does_not_have_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.is_bf16_supported", lambda including_emulation=True: including_emulation)
+    assert not has_bfloat16(torch.device("cuda"))
+    monkeypatch.setattr("torch.cuda.is_bf16_supported", lambda including_emulation=True: True)
+    assert has_bfloat16(torch.device("cuda"))
+    assert not has_bfloat16(torch.device("cpu"))
+
+
+def test_compiling_for_a_gpu_takes_a_compiler_and_pythons_headers(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.delenv("CC", raising=False)
+    monkeypatch.setattr("sysconfig.get_path", lambda name: str(tmp_path))
+    monkeypatch.setattr("shutil.which", lambda name: "/usr/bin/clang" if name == "clang" else None)
+    assert not can_compile()
+    (tmp_path / "Python.h").touch()
+    assert can_compile()
+    monkeypatch.setattr("shutil.which", lambda name: None)
+    assert not can_compile()
+    monkeypatch.setenv("CC", "gcc-13")
+    assert can_compile()
