@@ -9,10 +9,10 @@ losses as they are by default, without `PublishedDefects`.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from asap.batch import Batch
 from asap.losses import IGNORED_PATCH, IGNORED_TOKEN
@@ -28,6 +28,22 @@ def term_shares(parts: Sequence[Batch]) -> list[dict[str, Tensor]]:
     counts_PT = add_over_workers(counts_PT)
     shares_PT = counts_PT / counts_PT.sum(dim=0).clamp(min=1)
     return [dict(zip(TERMS, shares_T, strict=True)) for shares_T in shares_PT]
+
+
+def separate_gradients(parameters: Iterable[nn.Parameter]) -> None:
+    """Give every gradient memory of its own, where a backward pass left two in one place.
+
+    Code of `torch.compile` returns the class token's gradient as a part of the position embedding's; what is added to
+    both, or cut from both, would be added and cut twice.
+    """
+    taken: set[int] = set()
+    for parameter in parameters:
+        if parameter.grad is None:
+            continue
+        place = parameter.grad.untyped_storage().data_ptr()
+        if place in taken:
+            parameter.grad = parameter.grad.clone()
+        taken.add(place)
 
 
 def _counts(batch: Batch) -> Tensor:

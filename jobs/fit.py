@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from asap.accumulation import term_shares
+from asap.accumulation import separate_gradients, term_shares
 from asap.batch import Batch
 from asap.config import ModelConfig
 from asap.corpus_report import CorpusReport
@@ -263,6 +263,7 @@ class Fit:
                 with torch.autocast(self.device.type, torch.bfloat16, enabled=self.in_bfloat16):
                     terms = self.step_module(part, self._alpha(), share, moves_twin=number == 0)
                 terms["total"].backward()
+            separate_gradients(self.module.parameters())
             sums = {name: sums.get(name, 0) + term.detach() for name, term in terms.items()}
         return sums
 

@@ -3,9 +3,9 @@ import dataclasses
 import pytest
 import torch
 from tiny import draw_batch, tiny_model
-from torch import Tensor
+from torch import Tensor, nn
 
-from asap.accumulation import term_shares
+from asap.accumulation import separate_gradients, term_shares
 from asap.batch import Tokens
 from asap.config import LossWeights
 from asap.training import TERMS, TrainingStep
@@ -111,3 +111,16 @@ def test_hidden_words_count_alike_in_micro_batches(monkeypatch: pytest.MonkeyPat
         sums = {name: sums[name] + term.item() for name, term in some.items()}
     assert sums == pytest.approx({name: term.item() for name, term in terms.items()}, abs=1e-5)
     torch.testing.assert_close(gradients(parts), gradients(whole), atol=1e-5, rtol=1e-4)
+
+
+def test_gradients_that_lie_in_one_place_are_parted() -> None:
+    positions, token, same, unused = (nn.Parameter(torch.zeros(1, count, 4)) for count in (5, 1, 5, 2))
+    positions.grad = torch.arange(20.0).view(1, 5, 4)
+    token.grad, same.grad = positions.grad[:, :1], positions.grad.view(1, 5, 4)
+    separate_gradients([positions, token, same, unused])
+    positions.grad.mul_(2)
+    token.grad.add_(1)
+    assert positions.grad.flatten().tolist() == [2.0 * number for number in range(20)]
+    assert token.grad.flatten().tolist() == [1, 2, 3, 4]
+    assert same.grad.flatten().tolist() == list(range(20))
+    assert unused.grad is None

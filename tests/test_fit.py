@@ -578,6 +578,20 @@ def test_two_workers_with_micro_batches_average_once_a_step_and_stay_alike(
     torch.testing.assert_close(two[0]["module"], two[1]["module"], rtol=0, atol=0)
 
 
+@pytest.mark.slow
+def test_two_workers_with_compiled_encoders_have_the_gradients_of_such_without(
+    processes: Executor, settings: TrainSettings, split: Split, tmp_path: Path
+) -> None:
+    calm = changed(settings, model=MODEL | {"dropout": 0.0}, accumulation=2)
+    runs = {}
+    for compile in ("off", "on"):
+        (place := tmp_path / compile).mkdir()
+        runs[compile] = of_two_workers(processes, train_together, changed(calm, compile=compile), place)
+    one, other = runs["on"]
+    torch.testing.assert_close(one["module"], other["module"], rtol=0, atol=0)
+    torch.testing.assert_close(one["first"], runs["off"][0]["first"], atol=1e-4, rtol=1e-3)
+
+
 def stop_and_go_on_together(rank: int, settings: TrainSettings, place: Path) -> None:
     """Keeps the state of a run at its end, and that of one from the checkpoint which the first worker saved."""
     with together(rank, settings, place) as begin:
