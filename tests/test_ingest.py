@@ -233,6 +233,7 @@ def test_decoding_takes_what_training_leaves_free(ray_here: None) -> None:
     assert Decoding.beside(1, 2, tasks=3) == Decoding(3, 0.0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("workers", "cpus"), [(2, 1.0), (2, 0.5), (1, 2.0)])
 def test_workers_that_hold_the_cpus_are_fed(
     ray_here: None, measured: TrainingSet, cached: TrainingSet, settings: TrainSettings, workers: int, cpus: float

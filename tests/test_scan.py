@@ -206,6 +206,7 @@ class _Bounded(Detector):
         return super().__call__(batch)
 
 
+@pytest.mark.slow
 def test_blocks_of_more_rows_than_a_batch_are_judged_in_batches(
     ray_here: None, deadly: None, monkeypatch: pytest.MonkeyPatch, corpus: Path, model_folder: Path
 ) -> None:
@@ -272,6 +273,8 @@ def test_no_block_is_longer_than_a_batch_whatever_the_files(rows: int, blocks: i
     assert _blocks(rows, 64) == blocks
 
 
+@pytest.mark.chaos
+@pytest.mark.slow
 def test_rows_that_end_every_process_become_errors_and_take_no_other_with_them(
     ray_here: None, deadly: None, corpus: Path, model_folder: Path
 ) -> None:

@@ -49,6 +49,7 @@ def _scan_with_one_gpu(settings: ScanSettings) -> dict[str, Any]:
     return summary
 
 
+@pytest.mark.chaos
 @pytest.mark.slow
 def test_a_detector_that_dies_leaves_the_only_gpu_to_the_next(corpus: Path, model_folder: Path) -> None:
     records = [{"id": number, "image": f"images/{number % 4}.jpg", "text": "A team"} for number in range(12)]

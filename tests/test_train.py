@@ -95,6 +95,7 @@ def test_the_record_tells_the_settings_as_they_were_typed(trained: RunFolder, se
     assert record["starts"][-1]["seconds"] > 0
 
 
+@pytest.mark.slow
 def test_a_run_at_s3_from_a_model_folder_ends_with_everything_there(
     trained: RunFolder, corpus: Path, bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
