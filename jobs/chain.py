@@ -82,10 +82,7 @@ def size_chain(
     on_gpu = settings.device.startswith("cuda") or (settings.device == "auto" and machines.get("GPU", 0) > 0)
     shares = _gpu_shares(settings) if on_gpu else _cpu_shares(settings, int(machines.get("CPU", 1)))
     if on_gpu:
-        needs, detectors = {"CPU": shares.detect.cpus, "GPU": shares.detect.gpus}, settings.detectors or 1
-        wait_s = settings.wait_for_machines_s if settings.address else 0
-        way_out = "give fewer --detectors" if detectors > 1 else "--device auto takes what there is"
-        await_places(needs, detectors, wait_s, tell, way_out)
+        _await_gpus(settings, shares.detect, tell)
     limits = ImageLimits(max_bytes=settings.max_image_bytes, max_pixels=settings.max_image_pixels)
     device, batch_size = "cuda" if on_gpu else "cpu", settings.batch_size or (256 if on_gpu else 64)
     captions = settings.captions
@@ -101,6 +98,14 @@ def size_chain(
         caption=shares.caption,
         detect=shares.detect,
     )
+
+
+def _await_gpus(settings: ScanSettings, detect: Share, tell: Callable[[str], None]) -> None:
+    """Where detectors are to have GPUs: `jobs.cluster.await_places` for all that were asked for, or for the first."""
+    detectors = settings.detectors or 1
+    wait_s = settings.wait_for_machines_s if settings.address else 0
+    way_out = "give fewer --detectors" if detectors > 1 else "--device auto takes what there is"
+    await_places({"CPU": detect.cpus, "GPU": detect.gpus}, detectors, wait_s, tell, way_out)
 
 
 class _Shares(NamedTuple):

@@ -9,9 +9,8 @@ from prometheus_client.registry import Collector
 
 Told = dict[str, list[Metric]]
 """Figures by the process that they are of."""
-
-
 Ask = Callable[[], Awaitable[Told]]
+"""Has other processes tell theirs."""
 
 
 class Figures:
