@@ -51,6 +51,21 @@ def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object
     return result
 
 
+class _ProcessEnd(BaseException):
+    pass
+
+
+@pytest.fixture
+def process_end(monkeypatch: pytest.MonkeyPatch) -> type[BaseException]:
+    """What is raised where a process would end itself at once."""
+
+    def end(code: int) -> None:
+        raise _ProcessEnd(code)
+
+    monkeypatch.setattr("os._exit", end)
+    return _ProcessEnd
+
+
 @pytest.fixture
 def one_thread() -> Iterator[None]:
     """Small models are quickest, and to the bit repeatable, on one thread of torch."""

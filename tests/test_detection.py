@@ -120,20 +120,13 @@ def test_a_batch_of_failures_only_needs_no_model(folder: Path, detector: Detecto
 
 
 def test_a_broken_device_ends_the_process_so_that_another_can_try(
-    folder: Path, detector: Detector, monkeypatch: pytest.MonkeyPatch
+    folder: Path, detector: Detector, monkeypatch: pytest.MonkeyPatch, process_end: type[BaseException]
 ) -> None:
-    class Ended(BaseException):
-        pass
-
-    def end(code: int) -> None:
-        raise Ended(code)
-
     def break_down(*args: object, **named: object) -> None:
         raise torch.AcceleratorError("CUDA error: an illegal memory access was encountered")
 
-    monkeypatch.setattr("os._exit", end)
     monkeypatch.setattr(detector._predictor, "predict_prepared", break_down)
-    with pytest.raises(Ended):
+    with pytest.raises(process_end):
         detector(_prepared(folder, {"image_uri": "0.jpg", "text": "A team"}))
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from waiting import wait_until
 
 from jobs import job_folder
 from jobs.errors import JobDiffers, JobFailed, JobInUse, StorageError
@@ -55,18 +56,11 @@ def test_a_job_that_stops_says_how(folder: Location, error: BaseException, state
 def test_the_heart_beats_while_the_job_works_and_not_after(folder: Location) -> None:
     with Job(folder, _entries(), heartbeat_s=0.02) as job:
         job.note(counts={"done": 3})
-        _wait_for(lambda: (read_record(folder) or {}).get("beats", 0) >= 2)
+        wait_until(lambda: (read_record(folder) or {}).get("beats", 0) >= 2, 10, every_s=0.01)
         assert (read_record(folder) or {})["counts"] == {"done": 3}
     beats = (read_record(folder) or {})["beats"]
     time.sleep(0.1)
     assert (read_record(folder) or {})["beats"] == beats
-
-
-def _wait_for(condition: Any, seconds: float = 10) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "it did not come"
-        time.sleep(0.01)
 
 
 def test_a_free_folder_has_no_record(folder: Location) -> None:
@@ -167,7 +161,7 @@ def test_a_job_that_was_taken_over_stops(folder: Location, monkeypatch: pytest.M
     interrupted = threading.Event()
     monkeypatch.setattr(job_folder._thread, "interrupt_main", interrupted.set)
     with pytest.raises(JobInUse, match="taken over"), Job(folder, _entries(), heartbeat_s=0.02):
-        _wait_for(lambda: _take_over(folder, {"run_id": "another"}, interrupted))
+        wait_until(lambda: _take_over(folder, {"run_id": "another"}, interrupted), 10, every_s=0.01)
     assert (read_record(folder) or {})["run_id"] == "another"
 
 
@@ -190,9 +184,9 @@ def test_a_store_that_is_away_for_a_moment_stops_no_job(folder: Location, monkey
     monkeypatch.setattr(job_folder, "write_bytes", write)
     with Job(folder, _entries(), heartbeat_s=0.02) as job:
         away.set()
-        _wait_for(lambda: not away.is_set())
+        wait_until(lambda: not away.is_set(), 10, every_s=0.01)
         beats = job.record["beats"]
-        _wait_for(lambda: job.record["beats"] > beats)
+        wait_until(lambda: job.record["beats"] > beats, 10, every_s=0.01)
 
 
 def test_finished_means_the_last_file_is_there(folder: Location) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from deadly import Deadly
 
 from asap.errors import AsapError, CheckpointError, ConfigError
 from jobs import storage
@@ -171,28 +172,20 @@ def test_a_folder_scan_captions_the_pairs_without_text(
     assert Path(summary["report"]).read_text().startswith("<!")
 
 
-class _Deadly(Detector):
-    """Ends its process at some texts, as a crash in a library would."""
-
-    def __call__(self, batch: pa.Table) -> pa.Table:
-        import os
-
-        if any("poison" in (text or "") for text in batch["text"].to_pylist()):
-            os._exit(1)
-        return super().__call__(batch)
-
-
 @pytest.fixture
 def deadly(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     from ray import cloudpickle
 
     from jobs import chain
 
-    cloudpickle.register_pickle_by_value(sys.modules[__name__])
-    monkeypatch.setattr(chain, "Detector", _Deadly)
+    by_value = sys.modules[__name__], sys.modules[Deadly.__module__]
+    for module in by_value:
+        cloudpickle.register_pickle_by_value(module)
+    monkeypatch.setattr(chain, "Detector", Deadly)
     monkeypatch.setattr(chain, "TRIES", 1)
     yield
-    cloudpickle.unregister_pickle_by_value(sys.modules[__name__])
+    for module in by_value:
+        cloudpickle.unregister_pickle_by_value(module)
 
 
 class _Bounded(Detector):

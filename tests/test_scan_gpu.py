@@ -8,27 +8,20 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
 import pytest
+from deadly import Deadly
 from waiting import wait_until
 
-from jobs.detection import Detection, Detector
+from jobs.detection import Detection
 from jobs.settings import ScanSettings
 
 
-class _Deadly(Detector):
-    """Ends its process at some texts, as a crash in a library would."""
+class _Deadly(Deadly):
+    """Knows that it was meant for a GPU."""
 
     def __init__(self, detection: Detection, progress: Any) -> None:
         assert detection.device == "cuda"
         super().__init__(replace(detection, device="auto"), progress)
-
-    def __call__(self, batch: pa.Table) -> pa.Table:
-        import os
-
-        if any("poison" in (text or "") for text in batch["text"].to_pylist()):
-            os._exit(1)
-        return super().__call__(batch)
 
 
 def _scan_with_one_gpu(settings: ScanSettings) -> dict[str, Any]:
@@ -40,7 +33,8 @@ def _scan_with_one_gpu(settings: ScanSettings) -> dict[str, Any]:
     from jobs.cluster import ray_running
     from jobs.scan import scan
 
-    cloudpickle.register_pickle_by_value(sys.modules[__name__])
+    for module in (__name__, Deadly.__module__):
+        cloudpickle.register_pickle_by_value(sys.modules[module])
     chain.Detector, chain.TRIES = _Deadly, 1  # type: ignore[misc]  # in a process of its own
     gc.disable()  # a program with much in memory collects seldom
     with ray_running(num_cpus=2, num_gpus=1, object_store_memory=300 * 2**20):

@@ -67,21 +67,13 @@ async def test_a_picture_for_a_model_of_another_size_gets_this_ones_card(detecto
 
 @played
 async def test_a_broken_device_ends_the_process_so_that_another_can_try(
-    detector: Detector, monkeypatch: pytest.MonkeyPatch
+    detector: Detector, monkeypatch: pytest.MonkeyPatch, process_end: type[BaseException]
 ) -> None:
-    class Ended(BaseException):
-        pass
-
-    def end(code: int) -> None:
-        raise Ended(code)
-
     def break_down(*given: object) -> None:
         raise torch.AcceleratorError("CUDA error: an illegal memory access was encountered")
 
-    monkeypatch.setattr("os._exit", end)
-    monkeypatch.setattr(detector._predictor, "predict_prepared", break_down)
     monkeypatch.setattr(detector._predictor._model, "fuse", break_down)
-    with pytest.raises(Ended):
+    with pytest.raises(process_end):
         await findings_of(detector, QUICK)
 
 
