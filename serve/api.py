@@ -30,6 +30,7 @@ from asap.finding import Finding
 from asap.words import estimate_passes
 from serve.admission import Admission
 from serve.body import Room
+from serve.callers import check_is_local
 from serve.errors import Refused, refusal
 from serve.figures import Figures, exposition
 from serve.front import Front, Trace, as_refused, error_body, error_response
@@ -49,7 +50,7 @@ from serve.schemas import (
     detection,
 )
 from serve.service import Service, Timings
-from serve.settings import ServeSettings, is_loopback
+from serve.settings import ServeSettings
 
 _Model = TypeVar("_Model", bound=BaseModel)
 _PAGE = Path(__file__).parent / "page"
@@ -176,12 +177,9 @@ class _Pairs:
         get("/metrics", summary="Figures for Prometheus", response_class=Response)(self.metrics)
 
     async def _identify(self, request: Request) -> None:
-        """Let the holder of a key pass; where there are no keys, whoever calls from this machine."""
+        """Let the holder of a key pass; where there are no keys, this machine's own programs and pages."""
         if not self._keyring:
-            client = request.client.host if request.client else ""
-            # A page elsewhere may point a name of its own at this machine: the name asked for must be local too.
-            if not is_loopback(client) or not is_loopback(request.url.hostname or ""):
-                raise Refused(403, "keys_required", "without keys this server answers its own machine only")
+            check_is_local(request, self._settings.cors_origins)
             return
         scheme, _, key = request.headers.get("authorization", "").partition(" ")
         name = self._keyring.name_of(key.strip()) if scheme.lower() == "bearer" else None

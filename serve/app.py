@@ -223,7 +223,8 @@ def run(
     handle = start(application, settings)
     for number in signals:  # Ray has set handlers of its own
         signal.signal(number, stop)
-    ready(f"http://{settings.host}:{settings.port}/")
+    host = f"[{settings.host}]" if ":" in settings.host else settings.host
+    ready(f"http://{host}:{settings.port}/")
     told.wait()
     stopping()
     _drain(handle, settings.drain_s)

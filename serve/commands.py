@@ -13,6 +13,10 @@ from jobs.options import MODEL_HELP, Change, changes_of, settings_of
 serving = typer.Typer(invoke_without_command=True)
 _Port = Annotated[int, typer.Option(help="To listen on.")]
 _Keys = Annotated[str | None, typer.Option(help="A file of keys; by default ASAP_KEYS, if it is set.")]
+_WITHOUT_KEYS = (
+    "The server has no keys: it answers this machine only. It cannot recognize a proxy on this machine that adds no "
+    "header. Make a key before you put a proxy in front: asap serve --new-key NAME."
+)
 
 
 @serving.callback()
@@ -43,13 +47,21 @@ def serve(
     settings = settings_of(ServeSettings, **(given | changes_of(change or [])))
     from jobs.cluster import ray_running
     from serve.app import build, run
+    from serve.keys import Keyring
 
     application = build(settings)
+    has_keys = bool(Keyring.load(settings.keys_file))
+
+    def tell_ready(url: str) -> None:
+        typer.echo(f"serving {model} at {url} (the API is told at {url}docs)")
+        if not has_keys:
+            typer.echo(_WITHOUT_KEYS)
+
     with ray_running(log_to_driver=True):  # the line of each request, and what a replica says that cannot start
         run(
             application,
             settings,
-            lambda url: typer.echo(f"serving {model} at {url} (the API is told at {url}docs)"),
+            tell_ready,
             lambda: typer.echo(
                 f"stopping: what came is answered, within {settings.drain_s:g} s; to stop at once, once more"
             ),

@@ -58,6 +58,30 @@ def test_a_callers_orders_to_ray_do_nothing(served: tuple[str, Any], orders: dic
     assert answer.status_code == 200, answer.text
 
 
+@pytest.mark.parametrize(
+    ("headers", "reason"),
+    [
+        # Ray's uvicorn takes the address in this header for the caller's, but keeps the header.
+        ({"X-Forwarded-For": "203.0.113.9"}, "comes from another"),
+        ({"X-Forwarded-For": "127.0.0.1"}, "header x-forwarded-for"),
+        ({"Via": "1.1 proxy"}, "header via"),
+        ({"Origin": "https://evil.example"}, "another site's page"),
+        ({"Host": "evil.example"}, "Host"),
+    ],
+    ids=str,
+)
+def test_without_keys_a_running_server_refuses_proxies_and_other_sites(
+    served: tuple[str, Any], headers: dict[str, str], reason: str
+) -> None:
+    url, _ = served
+    pair: Any = {"files": {"image": draw_jpeg(1)}, "data": {"text": TEXT}}
+    refused = requests.post(f"{url}/v1/detect", **pair, headers=headers, timeout=60)
+    assert (refused.status_code, refused.json()["error"]["code"]) == (403, "keys_required")
+    assert reason in refused.json()["error"]["message"]
+    assert requests.get(f"{url}/healthz", headers=headers, timeout=60).status_code == 200
+    assert requests.post(f"{url}/v1/detect", **pair, headers={"Origin": url}, timeout=60).status_code == 200
+
+
 @pytest.mark.parametrize("given", [None, b"mine-1", b"not mine", b"\xff"], ids=str)
 def test_an_answer_names_one_id_which_is_the_apis_own(served: tuple[str, Any], given: bytes | None) -> None:
     url, _ = served

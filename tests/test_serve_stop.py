@@ -42,6 +42,7 @@ def server(port: int) -> Iterator[subprocess.Popen[str]]:
     ) as process:  # fmt: skip
         assert process.stdout
         assert f"http://127.0.0.1:{port}/" in process.stdout.readline()
+        assert "cannot recognize a proxy on this machine that adds no header" in process.stdout.readline()
         yield process
         process.kill()
 
