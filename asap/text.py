@@ -293,6 +293,10 @@ def _check_tokenizer(tokenizer: PreTrainedTokenizerFast, what: str) -> None:
         raise CheckpointError(
             f"{what} is not a fast one, so its pieces cannot be traced to words; save it as tokenizer.json"
         )
+    # transformers saves several chat templates as files of their names; only its later versions look at the names.
+    templates = tokenizer.chat_template if isinstance(tokenizer.chat_template, dict) else {}
+    if odd := [name for name in templates if "/" in str(name) or "\0" in str(name)]:
+        raise CheckpointError(f"{what} has a chat template whose name is no file name: {odd[0]!r}. Rename it.")
     for name in ("cls_token_id", "pad_token_id"):
         if getattr(tokenizer, name) is None:
             raise CheckpointError(f"{what} has no {name.removesuffix('_id')}; a BERT tokenizer has one")

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal, Self
 
 from torch import Tensor
 
 from jobs.fit import Fit
+from jobs.run_folder import checkpoint_folder
 
 SCORE = "score"
 """Of a checkpoint, what Ray Train keeps the best by: its validation AUC, or -1 where the pairs cannot tell one."""
@@ -32,8 +32,8 @@ class Chosen:
         figures = [(found, metrics or {}) for found, metrics in kept]
         best = max(figures, key=lambda one: (_score(one[1]), one[1].get("pairs", 0)), default=(last, {}))
         checkpoint, metrics = best if way == "best" else (last, _metrics_of(last, figures))
-        with checkpoint.as_directory() as place:
-            weights = Fit.twin_weights(Path(place))
+        with checkpoint_folder(checkpoint) as place:
+            weights = Fit.twin_weights(place)
         score = _score(metrics)
         return cls(weights, metrics.get("pairs"), None if score < 0 else score, way)
 

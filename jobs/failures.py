@@ -56,11 +56,12 @@ def _is_about_credentials(error: Exception) -> bool:
 @contextmanager
 def storage_errors(place: Location | str) -> Iterator[None]:
     """Turn what boto3, pyarrow and the operating system raise into a `StorageError` of one sentence."""
+    from boto3.exceptions import Boto3Error  # of transfers, which wrap a ClientError in it
     from botocore.exceptions import BotoCoreError, ClientError
 
     try:
         yield
-    except (BotoCoreError, ClientError, OSError) as error:
+    except (Boto3Error, BotoCoreError, ClientError, OSError) as error:
         raise StorageError(_sentence(error, str(place))) from error
 
 

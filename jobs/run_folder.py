@@ -18,17 +18,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pyarrow.fs as pafs
+
 from jobs.errors import StorageError
 from jobs.failures import storage_errors
 from jobs.storage import (
     Location,
     check_bucket,
     delete_file,
+    download_file,
+    download_folder,
     exists,
     filesystem,
     is_empty,
-    list_files,
-    read_bytes,
+    local_targets,
     s3_client,
     write_bytes,
 )
@@ -148,9 +151,10 @@ class RunFolder:
             return
         for name in names:
             one = self.place / name
-            for location in [one] if exists(one) else [info.location for info in list_files(one)]:
-                target = self.path / location.uri.removeprefix(f"{self.place.uri}/")
-                write_bytes(Location(str(target)), read_bytes(location))
+            if exists(one):
+                download_file(one, self.path / name)
+            else:
+                download_folder(one, self.path / name)
 
     def push(self, *names: str, last: str = "") -> None:
         """Put files, or all that is in folders, to the place; the file called `last`, which says that all is there,
@@ -179,6 +183,19 @@ class RunFolder:
         with (self.path / ".lock").open("w") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
             yield
+
+
+@contextmanager
+def checkpoint_folder(checkpoint: Any) -> Iterator[Path]:
+    """Give the local folder of a checkpoint of Ray Train for the length of the block.
+
+    Ray copies one at s3:// once for all workers of a machine, and follows `..` in a key out of the copy. So the keys
+    are checked here first. Raises `StorageError`.
+    """
+    if not isinstance(checkpoint.filesystem, pafs.LocalFileSystem):
+        local_targets(Location(f"s3://{checkpoint.path}"), Path())
+    with checkpoint.as_directory() as folder:
+        yield Path(folder)
 
 
 def _scratch() -> Path:

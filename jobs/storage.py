@@ -312,6 +312,53 @@ def copy_file(source: Location, target: Location) -> None:
         partial.replace(target.uri)
 
 
+def target_of_key(folder: Path, source: Location, name: str) -> Path:
+    """Return the path in a local folder for the file `name` below `source`.
+
+    A store takes any text as a name; a file system follows `..` out of the folder, and an absolute path too. Raises
+    `StorageError` for such a name, and for one that a file system reads as another (`a//b`, `./a`).
+    """
+    if "\0" in name or not {"", ".", ".."}.isdisjoint(name.split("/")):
+        raise StorageError(
+            f"object cannot be copied to a local folder, its name is no path below one: {f'{source}/{name}'!r}. "
+            "Rename or delete the object."
+        )
+    return folder / name
+
+
+def local_targets(source: Location, folder: Path) -> dict[Path, Location]:
+    """Map the path that each file below `source` gets in a local folder to the file. Writes nothing.
+
+    Raises `StorageError` if one of them would lie outside the folder.
+    """
+    prefix = f"{source.uri.rstrip('/')}/"
+    files = [info.location for info in list_files(source)]
+    return {target_of_key(folder, source, file.uri.removeprefix(prefix)): file for file in files}
+
+
+def download_folder(source: Location, target: Path) -> int:
+    """Copy every file below a folder to this machine, over files of the same names. Returns the number of files.
+
+    Each file is seen whole or not at all. All names are checked before the first file is written: `StorageError` is
+    raised for one that leaves `target`.
+    """
+    targets = local_targets(source, target)
+    for path, file in targets.items():
+        download_file(file, path)
+    return len(targets)
+
+
+def download_file(source: Location, target: Path) -> None:
+    """Copy a file to this machine, seen whole or not at all."""
+    if not source.is_s3:
+        copy_file(source, Location(str(target)))
+        return
+    with storage_errors(source):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        # boto3 writes beside the target and renames, in parts: weights of gigabytes do not pass through memory.
+        s3_client().download_file(source.bucket, source.key, str(target))
+
+
 def list_files(folder: Location) -> Iterator[FileInfo]:
     """Every file below a folder, in an order that keeps names with a common beginning together. Streams.
 

@@ -31,7 +31,7 @@ from jobs.fit import Fit, Split, model_config
 from jobs.ingest import open_feed
 from jobs.judge import judge
 from jobs.plan import Plan, make_plan
-from jobs.run_folder import RunFolder
+from jobs.run_folder import RunFolder, checkpoint_folder
 from jobs.run_log import Progress, RunLog, followed
 from jobs.run_record import finish_record, note_cluster, start_record
 from jobs.settings import TrainSettings
@@ -260,8 +260,8 @@ def _work(given: dict[str, Any]) -> None:
     feed = open_feed(settings, split.pairs, config, Order.of(settings, len(split.pairs), rank, world), given["cpus"])
     fit = Fit(settings, split, rank=rank, world=world, device=get_device(), feed=feed)
     if checkpoint := ray.train.get_checkpoint():
-        with checkpoint.as_directory() as place:
-            fit.restore(Path(place))
+        with checkpoint_folder(checkpoint) as place:
+            fit.restore(place)
     elif folder.start.exists():
         fit.begin_from(folder.start)
     if world > 1:

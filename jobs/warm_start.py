@@ -17,7 +17,7 @@ from asap.warm_start import has_words, read_starts, source_tokenizer, split_sour
 from jobs.errors import StorageError
 from jobs.run_folder import RunFolder
 from jobs.settings import TrainSettings
-from jobs.storage import Location, exists, list_files, read_bytes, write_bytes
+from jobs.storage import Location, download_file, download_folder, exists, target_of_key
 
 TRAINED = "train"
 """The setting of a tokenizer that is made of the corpus."""
@@ -85,11 +85,9 @@ def _fetched(source: str, scratch: Path) -> str:
     if not place.startswith("s3://"):
         return source
     origin = Location.parse(place)
-    files = [origin] if exists(origin) else [info.location for info in list_files(origin)]
-    if not files:
+    target = target_of_key(scratch, origin.parent, origin.name)
+    if exists(origin):
+        download_file(origin, target)
+    elif not download_folder(origin, target):
         raise StorageError(f"init {source} is not there")
-    for file in files:
-        below = file.uri.removeprefix(origin.uri).lstrip("/") or origin.name
-        write_bytes(Location(str(scratch / origin.name / below)), read_bytes(file))
-    found = scratch / origin.name
-    return f"{kind}{found / origin.name if files == [origin] else found}"
+    return f"{kind}{target}"

@@ -60,9 +60,10 @@ def fetch(uri: str, prefixes: Sequence[str], max_bytes: int, within_s: float) ->
 
 
 def _failures() -> tuple[type[Exception], ...]:
+    from boto3.exceptions import Boto3Error
     from botocore.exceptions import BotoCoreError, ClientError
 
-    return (OSError, ValueError, HTTPException, BotoCoreError, ClientError)
+    return (OSError, ValueError, HTTPException, Boto3Error, BotoCoreError, ClientError)
 
 
 class _NoRedirects(urllib.request.HTTPRedirectHandler):
@@ -104,18 +105,31 @@ def local_model(model: str) -> str:
     """A model folder of this machine; one at s3:// is copied to a temporary folder. Raises `CheckpointError`."""
     if not model.startswith("s3://"):
         return model
-    folder = Path(tempfile.mkdtemp(prefix="asap-model-"))
     bucket, _, prefix = model.removeprefix("s3://").rstrip("/").partition("/")
+    below = f"{prefix}/" if prefix else ""
     try:
-        for page in _s3().get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=f"{prefix}/".lstrip("/")):
-            for item in page.get("Contents", ()):
-                target = (folder / item["Key"].removeprefix(f"{prefix}/")).resolve()
-                if item["Key"].endswith("/") or not target.is_relative_to(folder.resolve()):
-                    continue
-                target.parent.mkdir(parents=True, exist_ok=True)
-                _s3().download_file(bucket, item["Key"], str(target))
+        pages = _s3().get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=below)
+        keys = [item["Key"] for page in pages for item in page.get("Contents", ())]
+        names = [key.removeprefix(below) for key in keys if not key.endswith("/")]
+        if not names:
+            raise CheckpointError(f"model folder {model} is empty or does not exist")
+        # All are checked before the first is written.
+        for name in names:
+            _check_name(model, name)
+        folder = Path(tempfile.mkdtemp(prefix="asap-model-"))
+        for name in names:
+            target = folder / name
+            target.parent.mkdir(parents=True, exist_ok=True)
+            _s3().download_file(bucket, below + name, str(target))
     except _failures() as error:
         raise CheckpointError(f"model folder {model} cannot be read: {error}") from error
-    if not any(folder.iterdir()):
-        raise CheckpointError(f"model folder {model} is empty or does not exist")
     return str(folder)
+
+
+def _check_name(model: str, name: str) -> None:
+    """Raise `CheckpointError` for a name that a file system follows out of a folder, or reads as another name."""
+    if "\0" in name or not {"", ".", ".."}.isdisjoint(name.split("/")):
+        raise CheckpointError(
+            f"model folder {model} cannot be copied, an object's name is no path below a folder: {name!r}. "
+            "Rename or delete the object."
+        )

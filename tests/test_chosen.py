@@ -1,32 +1,19 @@
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from ray.train import Checkpoint
 
 from jobs.chosen import SCORE, Chosen
 from jobs.fit import STATE_FILE
 
 
-@dataclass(frozen=True)
-class Kept:
-    """A checkpoint as Ray Train hands it over."""
-
-    path: str
-
-    @contextmanager
-    def as_directory(self) -> Iterator[str]:
-        yield self.path
-
-
-def checkpoint(folder: Path, value: float) -> Kept:
+def checkpoint(folder: Path, value: float) -> Checkpoint:
     folder.mkdir()
     torch.save({"module": {"twin.module.weight": torch.tensor(value), "student.weight": torch.tensor(-1.0)}},
                folder / STATE_FILE)  # fmt: skip
-    return Kept(str(folder))
+    return Checkpoint.from_directory(folder)
 
 
 def figures(pairs: int, score: float) -> dict[str, Any]:

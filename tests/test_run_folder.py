@@ -1,12 +1,15 @@
 import os
+import tempfile
 from pathlib import Path
 
 import boto3
 import pytest
+from ray.train import Checkpoint
 
 from jobs import run_folder
 from jobs.errors import StorageError
-from jobs.run_folder import RunFolder
+from jobs.run_folder import RunFolder, checkpoint_folder
+from jobs.storage import Location, filesystem, write_bytes
 
 
 @pytest.fixture
@@ -49,6 +52,43 @@ def test_what_is_pushed_is_pulled_on_another_machine(mirrored: RunFolder, tmp_pa
     assert not other.start.exists()
 
 
+@pytest.mark.parametrize("key", ["start/../../../escaped", "start//absolute"])
+def test_a_key_that_leaves_the_copy_is_not_pulled(mirrored: RunFolder, bucket: str, tmp_path: Path, key: str) -> None:
+    mirrored.path.mkdir(parents=True)
+    for name in ("start/!first", key):
+        boto3.client("s3").put_object(Bucket=bucket, Key=f"runs/one/{name}", Body=b"x")
+    before = sorted(tmp_path.rglob("*"))
+    for bring in (lambda: mirrored.pull("start"), mirrored.refresh):
+        with pytest.raises(StorageError, match=f"its name is no path below one: 's3://.*/runs/one/{key}'"):
+            bring()
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_checkpoint_does_not_leave_the_copy_that_ray_makes(
+    bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scratch = tmp_path / "outer" / "scratch"
+    scratch.mkdir(parents=True)
+    monkeypatch.setattr(tempfile, "tempdir", str(scratch))
+    place = Location(f"s3://{bucket}/runs/one/checkpoint")
+    write_bytes(place / "state.pt", b"state")
+    system, path = filesystem(place)
+    with checkpoint_folder(Checkpoint(path, system)) as folder:
+        assert (folder / "state.pt").read_bytes() == b"state"
+    # Where its client resolves a key before it asks, the store must have the object that it asks for then.
+    for name in ("runs/one/checkpoint/../../escaped", "runs/escaped"):
+        boto3.client("s3").put_object(Bucket=bucket, Key=name, Body=b"x")
+    with (
+        pytest.raises(StorageError, match="its name is no path below one"),
+        checkpoint_folder(Checkpoint(path, system)),
+    ):
+        pytest.fail("the block was entered")
+    assert [file.name for file in tmp_path.rglob("escaped")] == []
+    (tmp_path / "local").mkdir()
+    with checkpoint_folder(Checkpoint.from_directory(tmp_path / "local")) as folder:
+        assert folder == tmp_path / "local"
+
+
 def test_a_copy_becomes_what_the_place_holds_and_keeps_its_pictures(mirrored: RunFolder) -> None:
     for name in ("train.json", "pictures/some.npy", "tensorboard/old"):
         (mirrored.path / name).parent.mkdir(parents=True, exist_ok=True)
@@ -79,6 +119,9 @@ def test_a_place_that_cannot_be_written_is_told_in_one_sentence(s3: str, tmp_pat
     (tmp_path / "file").touch()
     with pytest.raises(StorageError, match=f"nothing can be written to {tmp_path}/file/run: "):
         RunFolder.open(str(tmp_path / "file" / "run")).check_writable()
+    (tmp_path / "progress.jsonl").touch()
+    with pytest.raises(StorageError, match=r"the bucket of s3://no-such-bucket/run/progress\.jsonl does not exist"):
+        RunFolder(tmp_path, Location("s3://no-such-bucket/run")).push("progress.jsonl")
 
 
 def test_nothing_is_left_of_the_probe(mirrored: RunFolder) -> None:

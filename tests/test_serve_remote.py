@@ -1,4 +1,5 @@
 import json
+import tempfile
 import threading
 from collections.abc import Iterator
 from contextlib import suppress
@@ -133,13 +134,26 @@ def test_a_model_folder_is_copied_from_s3(bucket: str, model_folder: Path) -> No
     for file in model_folder.rglob("*"):
         if file.is_file():
             client.upload_file(str(file), bucket, f"models/small/{file.relative_to(model_folder)}")
-    client.put_object(Bucket=bucket, Key="models/small/../../escaped", Body=b"x")
     copied = Path(local_model(f"s3://{bucket}/models/small"))
     assert json.loads((copied / "config.json").read_text()) == json.loads((model_folder / "config.json").read_text())
     assert (copied / "tokenizer/tokenizer.json").exists()
-    assert not (copied.parent.parent / "escaped").exists()
     assert local_model("demo") == "demo"
     with pytest.raises(CheckpointError, match="is empty or does not exist"):
         local_model(f"s3://{bucket}/models/none")
     with pytest.raises(CheckpointError, match="cannot be read"):
         local_model("s3://no-such-bucket-for-me/models")
+
+
+@pytest.mark.parametrize("key", ["../../escaped", "a/../../../escaped", "/absolute", "a//b", "a/\0"])
+def test_a_model_folder_with_a_key_that_leaves_it_is_not_copied_at_all(
+    key: str, bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scratch = tmp_path / "outer" / "scratch"
+    scratch.mkdir(parents=True)
+    monkeypatch.setattr(tempfile, "tempdir", str(scratch))
+    for name in ("!first", key):
+        boto3.client("s3").put_object(Bucket=bucket, Key=f"models/small/{name}", Body=b"x")
+    with pytest.raises(CheckpointError, match="name is no path below a folder") as caught:
+        local_model(f"s3://{bucket}/models/small")
+    assert repr(key) in str(caught.value)
+    assert list((tmp_path / "outer").rglob("*")) == [scratch]

@@ -76,6 +76,52 @@ def test_a_copy_has_the_same_bytes_and_takes_the_place_of_what_was_there(folder:
         storage.copy_file(folder / "none", folder / "b/target")
 
 
+def test_a_folder_is_downloaded_over_files_of_the_same_names(folder: Location, tmp_path: Path) -> None:
+    storage.write_bytes(folder / "a", b"new")
+    storage.write_bytes(folder / "b/c..", b"other")
+    target = tmp_path / "target"
+    storage.write_bytes(Location(str(target / "a")), b"former")
+    storage.write_bytes(Location(str(target / "kept")), b"kept")
+    assert storage.download_folder(folder, target) == 2
+    found = {str(path.relative_to(target)): path.read_bytes() for path in target.rglob("*") if path.is_file()}
+    assert found == {"a": b"new", "b/c..": b"other", "kept": b"kept"}
+    assert storage.download_folder(folder / "none", target) == 0
+    with pytest.raises(StorageError, match="none does not exist"):
+        storage.download_file(folder / "none", target / "none")
+
+
+def test_a_bucket_is_downloaded_as_a_folder_is(bucket: str, tmp_path: Path) -> None:
+    storage.write_bytes(Location(f"s3://{bucket}/a/b"), b"whole")
+    assert storage.download_folder(Location(f"s3://{bucket}"), tmp_path / "target") == 1
+    assert (tmp_path / "target/a/b").read_bytes() == b"whole"
+
+
+LEAVING = ["../x", "a/../../x", "a/..", "/x", "a//x", "./x", "a/\0", "", ".", ".."]
+
+
+@pytest.mark.parametrize("name", LEAVING)
+def test_a_name_that_is_no_path_below_a_folder_is_refused(name: str, tmp_path: Path) -> None:
+    with pytest.raises(StorageError, match="its name is no path below one") as caught:
+        storage.target_of_key(tmp_path, Location("s3://news/models"), name)
+    assert repr(f"s3://news/models/{name}") in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["x", "a/x", "..x", "a../x", "...", ".hidden", "a\\..\\x", "a b"])
+def test_a_name_below_a_folder_is_joined_to_it(name: str, tmp_path: Path) -> None:
+    assert str(storage.target_of_key(tmp_path, Location("s3://news"), name)) == f"{tmp_path}/{name}"
+
+
+@pytest.mark.parametrize("name", ["../escaped", "z/../../escaped", "/escaped", "z//escaped", "z/\0"])
+def test_one_key_that_leaves_the_folder_keeps_all_of_it_from_being_downloaded(
+    name: str, bucket: str, tmp_path: Path
+) -> None:
+    for key in ("!first", name):
+        boto3.client("s3").put_object(Bucket=bucket, Key=f"models/{key}", Body=b"x")
+    with pytest.raises(StorageError, match="its name is no path below one"):
+        storage.download_folder(Location(f"s3://{bucket}/models"), tmp_path / "outer" / "target")
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_stamp_changes_with_the_file_and_only_s3_has_versions(folder: Location) -> None:
     storage.write_bytes(folder / "a", b"one")
     before = storage.file_info(folder / "a")

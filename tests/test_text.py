@@ -1,5 +1,6 @@
 """Words, pieces and the way back."""
 
+import json
 import random
 from pathlib import Path
 
@@ -343,6 +344,21 @@ def test_a_folder_that_is_no_tokenizer_is_refused_by_name(tmp_path):
     for folder in (tmp_path, tmp_path / "gone", Path("bert-base-uncased")):
         with pytest.raises(CheckpointError, match=folder.name):
             load_tokenizer(folder)
+
+
+@pytest.mark.parametrize("name", ["../escaped", "/escaped", "a\0"])
+def test_a_chat_template_whose_name_is_no_file_name_is_refused(tokenizer, name, tmp_path):
+    tokenizer.save_pretrained(tmp_path)
+    file = tmp_path / "tokenizer_config.json"
+    templates = [{"name": "default", "template": "x"}, {"name": "tool_use", "template": "x"}]
+    config = json.loads(file.read_text()) | {"chat_template": templates}
+    file.write_text(json.dumps(config))
+    assert set(load_tokenizer(tmp_path).chat_template) == {"default", "tool_use"}
+    templates[1]["name"] = name
+    file.write_text(json.dumps(config))
+    with pytest.raises(CheckpointError, match="chat template whose name is no file name") as caught:
+        load_tokenizer(tmp_path)
+    assert repr(name) in str(caught.value)
 
 
 def test_a_tokenizer_without_cls_is_refused(tmp_path):

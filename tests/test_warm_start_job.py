@@ -1,5 +1,6 @@
 """`jobs/warm_start.py`: what the run folder gets before the workers start."""
 
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -106,3 +107,27 @@ def test_a_model_folder_at_s3_is_fetched_and_told_as_it_was_typed(folder: RunFol
     assert folder.tokenizer.exists()
     with pytest.raises(StorageError, match=r"init s3://.*/nothing is not there"):
         prepared(RunFolder(folder.path / "x"), settings_for(source, f"s3://{bucket}/nothing"))
+
+
+@pytest.mark.parametrize("setting", ["init", "tokenizer"])
+@pytest.mark.parametrize(("address", "key"), [("one", "../../../escaped"), ("one/..", "escaped")])
+def test_a_source_at_s3_does_not_leave_the_scratch_folder(
+    setting: str,
+    address: str,
+    key: str,
+    folder: RunFolder,
+    bucket: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    scratch = tmp_path / "outer" / "scratch"
+    scratch.mkdir(parents=True)
+    monkeypatch.setattr(tempfile, "tempdir", str(scratch))
+    for name in ("!first", key):
+        boto3.client("s3").put_object(Bucket=bucket, Key=f"models/{address}/{name}", Body=b"x")
+    before = sorted(tmp_path.rglob("*"))
+    uri = f"s3://{bucket}/models/{address}"
+    given = {"init": (uri,)} if setting == "init" else {"tokenizer": uri}
+    with pytest.raises(StorageError, match=r"its name is no path below one: 's3://.*/models/one/\.\."):
+        prepared(folder, TrainSettings(corpus="c", out="o", **given))
+    assert sorted(tmp_path.rglob("*")) == before
