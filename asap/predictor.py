@@ -29,7 +29,6 @@ from asap.words import split_words
 Precision = Literal["auto", "float32", "bfloat16"]
 _Item = TypeVar("_Item")
 
-_ENCODERS = ("image_encoder", "text_encoder", "fusion_encoder")
 _HEADS = ("real_fake_head", "type_head", "box_head", "token_head")
 _CHUNK_BATCHES = 16
 """Batches of pairs that `predict` holds decoded at once; within them texts are sorted by length."""
@@ -63,7 +62,6 @@ class Predictor:
         policy: Policy | None = None,
         batch_size: int = 32,
         limits: ImageLimits = DEFAULT_LIMITS,
-        compile_encoders: bool = False,
     ) -> None:
         """Take over `loaded.model`, which is moved to the device. The arguments are those of `from_folder`."""
         self.config = loaded.config
@@ -75,9 +73,6 @@ class Predictor:
         self._limits = limits
         self._codec = TextCodec(loaded.tokenizer, max_words=self.config.max_words, max_tokens=self.config.max_tokens)
         self._model = _place(loaded.model, self.device, self.dtype)
-        if compile_encoders:
-            for name in _ENCODERS:
-                getattr(self._model, name).compile(dynamic=True)  # batches and texts vary in length
 
     @classmethod
     def from_folder(
@@ -89,14 +84,12 @@ class Predictor:
         *,
         batch_size: int = 32,
         limits: ImageLimits = DEFAULT_LIMITS,
-        compile_encoders: bool = False,
     ) -> Predictor:
         """A predictor of a model folder, or of the shipped model, `"demo"`.
 
         device: "auto" is CUDA where there is any, else the CPU; or any torch device.
         precision: "auto" is bfloat16 on a CUDA device that has it, else float32; the heads always compute in float32.
         policy: in the place of the folder's. batch_size: pairs that the model sees at once. limits: on each image.
-        compile_encoders: `torch.compile`, which pays after many batches; the first ones take minutes.
         Raises `CheckpointError`, `ConfigError`.
         """
         return cls(
@@ -106,7 +99,6 @@ class Predictor:
             policy=policy,
             batch_size=batch_size,
             limits=limits,
-            compile_encoders=compile_encoders,
         )
 
     @property

@@ -10,6 +10,7 @@ from typing import Any
 
 from fastapi.testclient import TestClient
 from PIL import Image
+from waiting import HANG_S
 
 from asap.finding import Finding
 from asap.images import PreparedImage
@@ -42,8 +43,8 @@ class LocalJudge:
 def api(
     judge: Any, keyring: Keyring | None = None, *, caller: str = "127.0.0.1", **settings: Any
 ) -> Iterator[TestClient]:
-    """A client of the API, by default on the server's own machine."""
-    told = ServeSettings(decoders=1, **settings)
+    """A client of the API, by default on the server's own machine, which may be slow."""
+    told = ServeSettings(**({"decoders": 1, "deadline_s": HANG_S, "decode_timeout_s": HANG_S} | settings))
     app = create_app(told, Service(told, judge), keyring or Keyring())
     client = TestClient(app, "http://127.0.0.1", raise_server_exceptions=False, client=(caller, 5000))
     with client:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
-from waiting import wait_until
+from waiting import HANG_S, wait_until
 
 ROWS = 300
 SCAN = """
@@ -50,7 +50,7 @@ def _result_files(folder: Path) -> list[Path]:
 def test_a_scan_whose_driver_is_killed_ends_with_every_row_once(settings: dict[str, object]) -> None:
     folder = Path(str(settings["out"])) / "pairs"
     first = _start(settings)
-    wait_until(lambda: len(_result_files(folder)) >= 10, 240, process=first, every_s=0.005)
+    wait_until(lambda: len(_result_files(folder)) >= 10, process=first, every_s=0.005)
     os.kill(first.pid, signal.SIGKILL)
     first.wait()
     record = json.loads((folder / "job.json").read_text())
@@ -58,7 +58,7 @@ def test_a_scan_whose_driver_is_killed_ends_with_every_row_once(settings: dict[s
     assert not (folder / "_SUCCESS").exists()
 
     second = _start(settings)
-    output, _ = second.communicate(timeout=400)
+    output, _ = second.communicate(timeout=HANG_S)
     assert second.returncode == 0
 
     rows = [row for path in _result_files(folder) for row in pq.read_table(path).to_pylist()]

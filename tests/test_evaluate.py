@@ -5,10 +5,7 @@ import json
 import os
 import shutil
 import signal
-import threading
-import time
 from collections.abc import Callable, Iterator
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -244,43 +241,33 @@ def test_a_cluster_without_gpus_is_told_of_where_the_cpus_judge(settings: Any, m
 # On Ray.
 
 
-def _at_work(task: str) -> list[int]:
-    """The processes below this one that Ray has running the task, by the name that it gives them."""
-    parents: dict[int, int] = {}
-    names: dict[int, str] = {}
-    for place in Path("/proc").glob("[0-9]*"):
-        with suppress(OSError):
-            names[int(place.name)] = (place / "cmdline").read_text().partition("\0")[0]
-            parents[int(place.name)] = int((place / "stat").read_text().rpartition(")")[2].split()[1])
-    ours = {os.getpid()}
-    while more := {pid for pid, parent in parents.items() if parent in ours} - ours:
-        ours |= more
-    return [pid for pid in ours if names.get(pid) == f"ray::{task}"]
+def _dies_once(marker: Path) -> Callable[..., Evaluation]:
+    """`judge_shard`, of which the first process that has begun is killed. Ray pickles what is in here by value."""
 
+    def judge(*given: Any) -> Evaluation:
+        from jobs.evaluate import judge_shard
 
-def _kill_a_worker_at_work(until: threading.Event, killed: list[int]) -> None:
-    while not until.is_set() and not killed:
-        for pid in _at_work("judge_shard")[:1]:
-            os.kill(pid, signal.SIGKILL)
-            killed.append(pid)
-        time.sleep(0.01)
+        evaluation = judge_shard(*given)
+        try:
+            marker.touch(exist_ok=False)
+        except FileExistsError:
+            return evaluation
+        os.kill(os.getpid(), signal.SIGKILL)
+        return evaluation
+
+    return judge
 
 
 @pytest.mark.chaos
 def test_a_worker_killed_midway_loses_and_doubles_no_pair(
-    ray_here: None, settings: Any, drawn: Path, model_folder: Path, tmp_path: Path
+    ray_here: None, settings: Any, drawn: Path, model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    done, killed, counts = threading.Event(), [], []
-    killer = threading.Thread(target=_kill_a_worker_at_work, args=(done, killed))
-    killer.start()
-    try:
-        report = evaluate(
-            settings(shard_pairs=8, batch_size=8, worst=3, workers=2), lambda now, total: counts.append((now, total))
-        )
-    finally:
-        done.set()
-        killer.join()
-    assert killed, "no worker was seen at its work"
+    killed, counts = tmp_path / "killed", []
+    monkeypatch.setattr(module, "judge_shard", _dies_once(killed))
+    report = evaluate(
+        settings(shard_pairs=8, batch_size=8, worst=3, workers=2), lambda now, total: counts.append((now, total))
+    )
+    assert killed.exists()
     assert counts == [(0, PAIRS), (8, PAIRS), (16, PAIRS), (PAIRS, PAIRS)]
     wanted = shard(model_folder, drawn, 0, PAIRS).compute()
     assert {name: report[name] for name in wanted} == wanted

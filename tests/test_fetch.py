@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import ClassVar
 
 import pytest
+from waiting import HANG_S
 
 from asap.errors import ImageTooLarge
 from jobs import fetch as fetch_module
@@ -15,7 +16,8 @@ from jobs.fetch import ByteRange, fetch
 from jobs.settings import FetchSettings
 from jobs.storage import Location
 
-SETTINGS = FetchSettings(attempts=2, connect_timeout_s=1, read_timeout_s=1)
+SETTINGS = FetchSettings(attempts=2, connect_timeout_s=HANG_S, read_timeout_s=HANG_S)
+IMPATIENT = SETTINGS.model_copy(update={"read_timeout_s": 1})
 
 
 def test_a_local_file_is_read_whole_or_in_part(tmp_path: Path) -> None:
@@ -92,6 +94,7 @@ class _Broken(http.server.BaseHTTPRequestHandler):
     """An S3 that fails in the way that the key names, `fails` times."""
 
     fails: ClassVar[dict[str, int]] = {}
+    ended: ClassVar[threading.Event] = threading.Event()
 
     def do_GET(self) -> None:
         name = self.path.rsplit("/", 1)[-1].partition("?")[0]
@@ -102,7 +105,7 @@ class _Broken(http.server.BaseHTTPRequestHandler):
         elif name.startswith("short"):
             self._answer(200, b"go", length=4)
         elif name.startswith("slow"):
-            threading.Event().wait(3)
+            self.ended.wait()
         else:
             code = {"throttled": (503, "SlowDown"), "denied": (403, "AccessDenied"), "internal": (500, "InternalError")}
             status, text = code[name.partition("-")[0]]
@@ -121,11 +124,13 @@ class _Broken(http.server.BaseHTTPRequestHandler):
 
 @pytest.fixture
 def broken_s3(s3: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    _Broken.ended.clear()
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), _Broken)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{server.server_port}")
     storage.s3_client.cache_clear()
     yield
+    _Broken.ended.set()
     server.shutdown()
     storage.s3_client.cache_clear()
 
@@ -144,7 +149,8 @@ def test_a_store_that_keeps_failing_is_named_by_how(
     broken_s3: None, name: str, expected: tuple[str, bool, int]
 ) -> None:
     _Broken.fails[name] = 99
-    assert _failure(f"s3://some-bucket/{name}") == expected
+    settings = IMPATIENT if name.startswith("slow") else SETTINGS
+    assert _failure(f"s3://some-bucket/{name}", settings) == expected
 
 
 @pytest.mark.parametrize("name", ["throttled-2", "internal-2", "short-2"])

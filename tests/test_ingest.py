@@ -12,6 +12,7 @@ import pytest
 import ray
 import torch
 from PIL import Image
+from waiting import HANG_S
 
 from asap.batch import Batch
 from asap.config import ModelConfig
@@ -245,7 +246,7 @@ def test_workers_that_hold_the_cpus_are_fed(
             return [feed.batch(step).images.double().sum().item() for step in range(feed.order.total_steps)]
 
     trainers = [ray.remote(num_cpus=cpus)(Trainer).remote() for _ in range(workers)]
-    found = ray.get([trainer.digests.remote(rank) for rank, trainer in enumerate(trainers)], timeout=300)
+    found = ray.get([trainer.digests.remote(rank) for rank, trainer in enumerate(trainers)], timeout=HANG_S)
     for trainer in trainers:
         ray.kill(trainer)
     for rank in range(workers):

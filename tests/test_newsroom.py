@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image, ImageChops
+from waiting import HANG_S
 
 from asap.errors import ConfigError, CorpusError
 from asap.newsroom import CLASS_SHARES, CORPUS_VERSION, SPLITS, generate
@@ -263,6 +264,6 @@ def test_a_script_without_a_main_guard_is_told_so_and_does_not_hang(tmp_path: Pa
         "from pathlib import Path\nfrom asap.newsroom import generate\n"
         f"generate(Path({str(tmp_path / 'corpus')!r}), pairs=200, seed=1, workers=2)\n"
     )
-    done = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=120)
+    done = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=HANG_S)
     assert done.returncode == 1
     assert "the script that calls generate() does so outside `if __name__ == '__main__':`" in done.stderr

@@ -15,6 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
+from waiting import HANG_S
 
 from asap.config import TYPES
 from asap.errors import AsapError, ConfigError
@@ -318,10 +319,10 @@ def _raise_stopped(*args: object) -> None:
     raise _Stopped
 
 
-_KILLED = """
+_KILLED = f"""
 import sys, time
 from jobs import repolicy as module
-module.write_outcome = lambda *args: (print("here", flush=True), time.sleep(60))
+module.write_outcome = lambda *args: (print("here", flush=True), time.sleep({HANG_S}))
 module.repolicy(sys.argv[1], sys.argv[2])
 """
 
@@ -353,7 +354,7 @@ def test_a_job_that_somebody_else_gives_a_policy_is_in_use(
     folder = _finished_job(Location(str(tmp_path / "a")), table, predictor.model_id)
     wanted = _written(_policies(table), folder.parent / "p.json")
     with Job(folder / "_repolicy", {}, heartbeat_s=0.05), pytest.raises(JobInUse, match="is in use"):
-        repolicy(str(folder), wanted, stale_after_s=20)
+        repolicy(str(folder), wanted, stale_after_s=HANG_S)
     assert _rows(folder / "results") == table.to_pylist()
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from deadly import Deadly
-from waiting import wait_until
+from waiting import HANG_S, wait_until
 
 from jobs.detection import Detection
 from jobs.settings import ScanSettings
@@ -39,7 +39,7 @@ def _scan_with_one_gpu(settings: ScanSettings) -> dict[str, Any]:
     gc.disable()  # a program with much in memory collects seldom
     with ray_running(num_cpus=2, num_gpus=1, object_store_memory=300 * 2**20):
         summary = scan(settings)
-        wait_until(lambda: ray.available_resources().get("GPU") == 1, 10)
+        wait_until(lambda: ray.available_resources().get("GPU") == 1)
     return summary
 
 
@@ -53,5 +53,5 @@ def test_a_detector_that_dies_leaves_the_only_gpu_to_the_next(corpus: Path, mode
         input=str(corpus / "b.jsonl"), out=str(corpus / "out"), model=str(model_folder), batch_size=4
     )
     with get_context("spawn").Pool(1) as process:  # which is ended where the time is up
-        summary = process.apply_async(_scan_with_one_gpu, (settings,)).get(240)
+        summary = process.apply_async(_scan_with_one_gpu, (settings,)).get(HANG_S)
     assert (summary["pairs"], summary["errors"]) == (12, 1)

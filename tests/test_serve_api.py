@@ -6,9 +6,8 @@ import os
 import pickle
 import re
 import threading
-import time
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from dataclasses import replace
 from typing import Any
 
@@ -16,7 +15,9 @@ import jsonschema
 import pytest
 from conftest import draw_jpeg
 from fastapi.testclient import TestClient
+from played import let_pass
 from serving import TEXT, LocalJudge, api, encoded
+from waiting import HANG_S, Clock
 
 from asap.errors import ModelError
 from asap.finding import Finding, Pair
@@ -205,8 +206,12 @@ class _Picky(LocalJudge):
 
     async def detect(self, image: PreparedImage, text: str | None) -> Finding:
         if text == "fail":
+            self.judged += 1
             raise RuntimeError("secret")
         if text == "hang":
+            while self.judged < 3:  # the others of its batch
+                await asyncio.sleep(0.01)
+            let_pass(HANG_S)
             await asyncio.Event().wait()
         return await super().detect(image, text)
 
@@ -215,9 +220,7 @@ def test_a_pair_that_fails_or_comes_late_harms_no_other_of_its_batch(
     predictor: Predictor, caplog: pytest.LogCaptureFixture
 ) -> None:
     items = [{"image": BASE64, "text": text} for text in (TEXT, "fail", "hang", TEXT)]
-    with api(_Picky(predictor), deadline_s=5) as client:
-        while _send(client).status_code == 504:  # until the decoder has started
-            pass
+    with api(_Picky(predictor)) as client:
         answer = client.post("/v1/detect/batch", json={"items": items})
     assert [item["status"] for item in answer.json()["items"]] == [200, 500, 504, 200]
     assert "secret" not in answer.text
@@ -228,7 +231,7 @@ def test_a_batch_is_charged_before_it_is_read(predictor: Predictor) -> None:
     key, line = new_key("desk")
     bearer = {"Authorization": f"Bearer {key}"}
     keyring = Keyring.parse([line], "test")
-    with api(LocalJudge(predictor), keyring, key_rate=0.01, key_burst=2, max_batch_items=2) as client:
+    with api(LocalJudge(predictor), keyring, key_rate=1e-6, key_burst=2, max_batch_items=2) as client:
         broken = {"content": b"{", "headers": bearer | {"content-type": "application/json"}}
         statuses = [client.post("/v1/detect/batch", **broken).status_code for _ in range(3)]
     assert statuses == [400, 400, 429]
@@ -270,8 +273,9 @@ def test_a_page_elsewhere_that_may_call_reads_refusals_too(predictor: Predictor)
     origin = {"Origin": "https://desk.example"}
     asks = origin | {"Access-Control-Request-Method": "POST"}
     settings = {"max_in_flight": 1, "cors_origins": ("https://desk.example",)}
-    with api(_Troubled(3.0), **settings) as client, ThreadPoolExecutor(3) as threads:
-        answers = [wait.result() for wait in [threads.submit(_send, client, headers=origin) for _ in range(3)]]
+    judge = _Held()
+    with api(judge, **settings) as client, ThreadPoolExecutor(3) as threads:
+        answers = judge.answers([threads.submit(_send, client, headers=origin) for _ in range(3)], held=1)
         assert client.options("/v1/detect", headers=asks).status_code == 200
     assert sorted(answer.status_code for answer in answers) == [429, 429, 500]
     assert {answer.headers["access-control-allow-origin"] for answer in answers} == {"https://desk.example"}
@@ -372,19 +376,47 @@ def test_trouble_behind_the_api_is_told_without_what_it_was(trouble: Exception |
         assert client.get("/readyz").status_code == (503 if status == 503 else 200)
 
 
+class _Late(_Troubled):
+    """Is at work when the deadline comes."""
+
+    async def detect(self, image: Any, text: str | None) -> Finding:
+        self.trouble = 2 * HANG_S
+        asyncio.get_running_loop().call_soon(let_pass, HANG_S)
+        return await super().detect(image, text)
+
+
+class _Held(_Troubled):
+    """Answers nothing before the requests that are too many were refused."""
+
+    def __init__(self) -> None:
+        super().__init__(0.0)
+        self._go_on = threading.Event()
+
+    async def detect(self, image: Any, text: str | None) -> Finding:
+        await asyncio.to_thread(self._go_on.wait, HANG_S)
+        return await super().detect(image, text)
+
+    def answers(self, asked: list[Future[Any]], *, held: int) -> list[Any]:
+        refused = as_completed(asked, HANG_S)
+        try:
+            for _ in asked[held:]:
+                next(refused)
+        finally:
+            self._go_on.set()
+        return [one.result() for one in asked]
+
+
 def test_work_that_is_not_done_within_the_deadline_is_cancelled() -> None:
-    judge = _Troubled(0.0)
-    with api(judge, deadline_s=2, wait_s=1) as client:
-        while _send(client).status_code == 504:  # until the decoder has started
-            pass
-        judge.trouble = 60.0
+    judge = _Late(0.0)
+    with api(judge) as client:
         _error(client, _send(client), 504, "deadline", None)
     assert judge.cancelled
 
 
 def test_a_request_beyond_those_in_flight_is_refused_at_once() -> None:
-    with api(_Troubled(3.0), max_in_flight=2) as client, ThreadPoolExecutor(6) as threads:
-        answers = [wait.result() for wait in [threads.submit(_send, client) for _ in range(6)]]
+    judge = _Held()
+    with api(judge, max_in_flight=2) as client, ThreadPoolExecutor(6) as threads:
+        answers = judge.answers([threads.submit(_send, client) for _ in range(6)], held=2)
     assert sorted(answer.status_code for answer in answers) == [429] * 4 + [500] * 2
 
 
@@ -395,7 +427,7 @@ def test_a_store_that_hangs_holds_up_those_who_name_it_alone(
 
     def hang(*_: Any) -> bytes:
         asked.release()
-        there.wait(60)
+        there.wait(HANG_S)
         return PICTURE
 
     monkeypatch.setattr("serve.api.fetch", hang)
@@ -425,7 +457,7 @@ def test_fewer_are_let_in_where_answers_take_too_long(predictor: Predictor) -> N
         for _ in range(20):
             assert _send(client).status_code == 200
         assert let_in() < 32
-    with api(LocalJudge(predictor), wait_s=60, deadline_s=90) as client:
+    with api(LocalJudge(predictor), wait_s=HANG_S / 2) as client:
         for _ in range(5):
             _send(client)
         assert let_in() == 37
@@ -465,7 +497,7 @@ def test_what_costs_more_than_a_burst_is_let_in_by_a_key_that_has_rested(predict
     pair = {"image": BASE64, "text": " ".join(["river"] * 120)}  # three passes
     path, body = ("/v1/detect/batch", {"items": [pair, pair]}) if batch else ("/v1/detect", pair)
     keyring = Keyring.parse([line], "here")
-    with api(LocalJudge(predictor), keyring, key_rate=0.01, key_burst=2, max_batch_items=2) as client:
+    with api(LocalJudge(predictor), keyring, key_rate=1e-6, key_burst=2, max_batch_items=2) as client:
         statuses = [
             client.post(path, json=body, headers={"authorization": f"Bearer {key}"}).status_code for _ in range(2)
         ]
@@ -473,15 +505,19 @@ def test_what_costs_more_than_a_burst_is_let_in_by_a_key_that_has_rested(predict
 
 
 def test_long_texts_and_slow_stores_let_in_no_fewer(predictor: Predictor, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = Clock()
+
     def slowly(*_: Any) -> bytes:
-        time.sleep(0.2)
+        clock.sleep(0.2)
         return PICTURE
 
     class Slow(LocalJudge):
         async def detect(self, image: PreparedImage, text: str | None) -> Finding:
-            await asyncio.sleep(0.2 if len(text or "") > 1000 else 0)
+            clock.sleep(0.2 if len(text or "") > 1000 else 0)
             return await super().detect(image, text)
 
+    for module in ("api", "front"):
+        monkeypatch.setattr(f"serve.{module}.time", clock)
     monkeypatch.setattr("serve.api.fetch", slowly)
     named = {"uri": "s3://pictures/a.png", "text": TEXT}
     with api(Slow(predictor), batch_size=2, wait_s=0.15) as client:
@@ -494,7 +530,7 @@ def test_long_texts_and_slow_stores_let_in_no_fewer(predictor: Predictor, monkey
 def test_a_long_text_is_charged_by_what_it_costs(predictor: Predictor) -> None:
     key, line = new_key("desk")
     headers, keyring = {"authorization": f"Bearer {key}"}, Keyring.parse([line], "here")
-    with api(LocalJudge(predictor), keyring, key_rate=0.01, key_burst=4, max_batch_items=3) as client:
+    with api(LocalJudge(predictor), keyring, key_rate=1e-6, key_burst=4, max_batch_items=3) as client:
         assert _send(client, text=" ".join(["river"] * 120), headers=headers).status_code == 200  # three passes
         assert _send(client, headers=headers).status_code == 200
         _error(client, _send(client, headers=headers), 429, "rate_limited", None)
@@ -504,13 +540,13 @@ def test_a_key_has_a_rate_in_pairs(predictor: Predictor) -> None:
     key, line = new_key("desk")
     headers = {"authorization": f"Bearer {key}"}
     with api(
-        LocalJudge(predictor), Keyring.parse([line], "here"), key_rate=0.1, key_burst=4, max_batch_items=3
+        LocalJudge(predictor), Keyring.parse([line], "here"), key_rate=1e-4, key_burst=4, max_batch_items=3
     ) as client:
         items = {"items": [{"text": "x"}] * 2}
         assert client.post("/v1/detect/batch", json=items, headers=headers).status_code == 200
         answer = client.post("/v1/detect/batch", json={"items": [{"text": "x"}] * 3}, headers=headers)
         _error(client, answer, 429, "rate_limited", None)
-        assert 9 <= int(answer.headers["retry-after"]) <= 11
+        assert 9_000 <= int(answer.headers["retry-after"]) <= 10_001
         assert _send(client, headers=headers).status_code == 200
 
 

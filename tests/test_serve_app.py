@@ -10,6 +10,7 @@ import pytest
 import requests
 from conftest import draw_jpeg
 from serving import TEXT, free_port
+from waiting import HANG_S
 
 from asap.errors import ConfigError
 from asap.finding import Pair
@@ -23,7 +24,10 @@ def served(ray_here: None) -> Iterator[tuple[str, Any]]:
 
     from serve.app import build, start
 
-    settings = ServeSettings(port=free_port(), max_replicas=1, detector_cpus=0.5, decoders=1, drain_s=5)
+    settings = ServeSettings(
+        port=free_port(), max_replicas=1, detector_cpus=0.5, decoders=1, drain_s=5, deadline_s=HANG_S,
+        decode_timeout_s=HANG_S,
+    )  # fmt: skip
     handle = start(build(settings), settings)
     yield f"http://127.0.0.1:{settings.port}", handle
     serve.shutdown()
@@ -31,12 +35,12 @@ def served(ray_here: None) -> Iterator[tuple[str, Any]]:
 
 def test_it_is_ready_and_judges_a_pair_over_http(served: tuple[str, Any]) -> None:
     url, _ = served
-    assert requests.get(f"{url}/readyz", timeout=30).json() == {"status": "ok"}
-    answer = requests.post(f"{url}/v1/detect", files={"image": draw_jpeg(1)}, data={"text": TEXT}, timeout=30)
+    assert requests.get(f"{url}/readyz", timeout=HANG_S).json() == {"status": "ok"}
+    answer = requests.post(f"{url}/v1/detect", files={"image": draw_jpeg(1)}, data={"text": TEXT}, timeout=HANG_S)
     assert answer.status_code == 200, answer.text
     assert answer.json()["verdict"] in ("manipulated", "review", "authentic")
     assert answer.json()["input"]["width"] == 64
-    refused = requests.post(f"{url}/v1/detect", files={"image": b"no picture"}, data={"text": TEXT}, timeout=30)
+    refused = requests.post(f"{url}/v1/detect", files={"image": b"no picture"}, data={"text": TEXT}, timeout=HANG_S)
     assert (refused.status_code, refused.json()["error"]["code"]) == (400, "unsupported_format")
 
 
@@ -53,7 +57,7 @@ def test_it_is_ready_and_judges_a_pair_over_http(served: tuple[str, Any]) -> Non
 )
 def test_a_callers_orders_to_ray_do_nothing(served: tuple[str, Any], orders: dict[str, bytes]) -> None:
     answer = requests.post(
-        f"{served[0]}/v1/detect", files={"image": draw_jpeg(1)}, data={"text": TEXT}, headers=orders, timeout=60
+        f"{served[0]}/v1/detect", files={"image": draw_jpeg(1)}, data={"text": TEXT}, headers=orders, timeout=HANG_S
     )
     assert answer.status_code == 200, answer.text
 
@@ -87,7 +91,7 @@ def test_an_answer_names_one_id_which_is_the_apis_own(served: tuple[str, Any], g
     url, _ = served
     headers = {} if given is None else {"X-Request-ID": given}
     answer = requests.post(
-        f"{url}/v1/detect", files={"image": draw_jpeg(1)}, data={"text": TEXT}, headers=headers, timeout=60
+        f"{url}/v1/detect", files={"image": draw_jpeg(1)}, data={"text": TEXT}, headers=headers, timeout=HANG_S
     )
     assert answer.raw.headers.getlist("x-request-id") == [answer.json()["id"]]
     assert (answer.json()["id"] == "mine-1") == (given == b"mine-1")
@@ -96,18 +100,20 @@ def test_an_answer_names_one_id_which_is_the_apis_own(served: tuple[str, Any], g
 def test_other_ray_programs_judge_pairs_by_the_handle_as_http_does(served: tuple[str, Any]) -> None:
     url, handle = served
     pairs = [Pair(draw_jpeg(1), TEXT), Pair(b"no picture", TEXT), Pair(draw_jpeg(2), "")]
-    findings = [response.result(timeout_s=30) for response in [handle.detect.remote(pair) for pair in pairs]]
+    findings = [response.result(timeout_s=HANG_S) for response in [handle.detect.remote(pair) for pair in pairs]]
     codes = [finding.error and finding.error.code for finding in findings]
     assert codes == [None, "unsupported_format", "text_missing"]
-    answer = requests.post(f"{url}/v1/detect", files={"image": draw_jpeg(1)}, data={"text": TEXT}, timeout=30).json()
+    answer = requests.post(
+        f"{url}/v1/detect", files={"image": draw_jpeg(1)}, data={"text": TEXT}, timeout=HANG_S
+    ).json()
     assert answer["score"] == pytest.approx(findings[0].score, abs=1e-5)
 
 
 def test_pairs_that_arrive_together_are_judged_each_by_itself(served: tuple[str, Any]) -> None:
     _, handle = served
     pairs = [Pair(draw_jpeg(number), TEXT) for number in range(12)]
-    findings = [response.result(timeout_s=30) for response in [handle.detect.remote(pair) for pair in pairs]]
-    alone = [handle.detect.remote(pair).result(timeout_s=30) for pair in pairs]
+    findings = [response.result(timeout_s=HANG_S) for response in [handle.detect.remote(pair) for pair in pairs]]
+    alone = [handle.detect.remote(pair).result(timeout_s=HANG_S) for pair in pairs]
     assert [finding.image_sha256 for finding in findings] == [finding.image_sha256 for finding in alone]
     assert [finding.score for finding in findings] == pytest.approx([finding.score for finding in alone], abs=1e-4)
 

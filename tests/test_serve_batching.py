@@ -4,7 +4,7 @@ import asyncio
 from typing import Any
 
 import pytest
-from played import played
+from played import let_pass, played
 
 from serve.batching import Answer, Batcher
 from serve.errors import Overloaded
@@ -53,7 +53,7 @@ def ask_at_cost(batcher: Batcher[int, int], *costs: int) -> list[asyncio.Task[in
 
 
 def batcher_for(workers: Workers, **changes: Any) -> Batcher[int, int]:
-    return Batcher(workers, **({"size": 4, "wait_s": 0.0, "most_waiting": 100} | changes))
+    return Batcher(workers, **({"size": 4, "wait_s": 0.0, "most_waiting": 100, "clock": lambda: 0.0} | changes))
 
 
 @played
@@ -69,11 +69,12 @@ async def test_what_arrives_together_goes_together_and_each_gets_its_own_result(
 @played
 async def test_a_full_batch_does_not_wait_and_the_first_item_of_another_waits_no_longer_than_it_may() -> None:
     workers = Workers()
-    batcher = batcher_for(workers, wait_s=0.05)
+    batcher = batcher_for(workers, wait_s=300)
     ask(batcher, 1, 2, 3, 4, 5)
     await settled()
     assert workers.sent == [[1, 2, 3, 4]]
-    await asyncio.sleep(0.1)
+    let_pass(300)
+    await settled()
     assert workers.sent == [[1, 2, 3, 4], [5]]
 
 

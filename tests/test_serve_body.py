@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Callable, Coroutine
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from played import PlayedTime
 from starlette.requests import Request
 
 from serve.admission import Admission
@@ -25,7 +26,7 @@ class Callers:
         self.figures = Figures()
         given = {"batch_size": 16, "max_image_bytes": 600, "max_text_chars": 1, "max_batch_bytes": 70_000}
         told = ServeSettings(**(given | settings))  # 70,000: more than the least that a pair's body may have
-        self.room = Room(told, Admission(2 * told.batch_size, told.max_in_flight, told.wait_s), several_keys=True)
+        self.room = Room(told, Admission(2 * told.batch_size, told.max_in_flight, told.wait_s, _now), several_keys=True)
         self.under_way = UnderWay()
         self.front = Front(self._app, self.room, self.under_way, self.figures)
         self.work_s = work_s
@@ -36,7 +37,7 @@ class Callers:
         while (await receive())["more_body"]:
             pass
         self.read += 1
-        scope["state"]["trace"].there_at = time.perf_counter()
+        scope["state"]["trace"].there_at = _now()
         await asyncio.sleep(self.work_s)
         await send({"type": "http.response.start", "status": 200, "headers": []})
         await send({"type": "http.response.body", "body": b""})
@@ -66,8 +67,18 @@ class Callers:
         return int(statuses[0])
 
 
+def _now() -> float:
+    return asyncio.get_running_loop().time()
+
+
+@pytest.fixture(autouse=True)
+def played_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("serve.front.time", SimpleNamespace(perf_counter=_now))
+
+
 def run(work: Callable[[], Coroutine[Any, Any, Any]]) -> Any:
-    return asyncio.run(work())
+    with asyncio.Runner(loop_factory=PlayedTime) as runner:
+        return runner.run(work())
 
 
 def test_callers_who_send_slowly_let_in_no_fewer() -> None:

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from conftest import draw_jpeg
 from PIL import Image
+from waiting import HANG_S
 
 from asap.errors import DecodeFailed, ImageTooLarge, InputError, UnsupportedFormat
 from asap.finding import Finding
@@ -20,7 +21,7 @@ LIMITS = ImageLimits(max_bytes=100_000, max_pixels=10_000)
 
 @pytest.fixture(scope="module")
 def pool() -> Iterator[DecoderPool]:
-    pool = DecoderPool(1, LIMITS, timeout_s=20)
+    pool = DecoderPool(1, LIMITS, timeout_s=HANG_S)
     yield pool
     pool.close()
 
@@ -65,14 +66,16 @@ def test_the_box_of_a_finding_is_drawn_on_the_picture(pool: DecoderPool) -> None
 
 
 def test_a_decoder_that_hangs_is_killed_and_the_next_picture_gets_another() -> None:
-    pool = DecoderPool(1, LIMITS, timeout_s=0.5)
+    pool = DecoderPool(1, LIMITS, timeout_s=HANG_S)
     try:
         asyncio.run(pool.prepare(draw_jpeg(1), 32))
         process = pool._all[0].start()
         os.kill(process.pid, signal.SIGSTOP)  # as a picture would that takes for ever
+        pool._all[0]._timeout_s = 0.5
         with pytest.raises(DecodeFailed, match=r"within 0\.5 s"):
             asyncio.run(pool.prepare(draw_jpeg(1), 32))
         assert process.poll() is not None
+        pool._all[0]._timeout_s = HANG_S
         assert asyncio.run(pool.prepare(draw_jpeg(1), 32)).width == 64
     finally:
         pool.close()
@@ -80,7 +83,7 @@ def test_a_decoder_that_hangs_is_killed_and_the_next_picture_gets_another() -> N
 
 def test_a_decoder_that_cannot_be_started_is_the_servers_matter(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("serve.decoding.sys.executable", "/nowhere/python")
-    pool = DecoderPool(1, LIMITS, timeout_s=20)
+    pool = DecoderPool(1, LIMITS, timeout_s=HANG_S)
     with pytest.raises(NotReady, match="no decoder could be started"):
         asyncio.run(pool.prepare(draw_jpeg(1), 32))
     pool.close()

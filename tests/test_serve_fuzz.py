@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -14,6 +13,7 @@ from mutations import BROKE, FORMATS, mutated
 from schemathesis import GenerationMode, openapi
 from schemathesis.specs.openapi.checks import negative_data_rejection, positive_data_acceptance
 from serving import TEXT, LocalJudge, api, encoded
+from waiting import HANG_S
 
 from asap.predictor import Predictor
 from serve.keys import Keyring, new_key
@@ -62,7 +62,7 @@ def test_whatever_is_asked_is_answered_as_the_api_is_described(
     @given(case=described[path][method].as_strategy(generation_mode=mode))
     @settings(max_examples=100, derandomize=True, database=None, deadline=None, suppress_health_check=list(HealthCheck))
     def check(case: Any) -> None:
-        answer = case.call(headers={"Authorization": f"Bearer {KEY}"}, timeout=30)
+        answer = case.call(headers={"Authorization": f"Bearer {KEY}"}, timeout=HANG_S)
         # A picture that cannot be decoded fits the description, and is refused all the same; in a form all is text.
         form = case.media_type == "multipart/form-data"
         excluded = [positive_data_acceptance, *([negative_data_rejection] if form else [])]
@@ -76,11 +76,9 @@ def test_broken_pictures_are_judged_or_refused_and_break_no_decoder(client: Any)
     described = client.app.openapi()
     seen = set()
     for kind, data in mutated(300, seed=1):
-        start = time.perf_counter()
         answer = client.post("/v1/detect", files={"image": data}, data={"text": TEXT}, headers=headers)
-        assert time.perf_counter() - start < 10, (kind, len(data))
         assert answer.status_code in (200, 400, 413), answer.text
-        assert BROKE not in answer.text
+        assert BROKE not in answer.text, (kind, len(data))  # nor did it take longer than a decoder may
         jsonschema.validate(answer.json(), _schema(described, answer.status_code))
         seen.add((kind, answer.status_code))
     assert seen >= {(kind, 400) for kind in FORMATS}

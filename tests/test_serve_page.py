@@ -22,6 +22,7 @@ from selenium.webdriver.remote.webelement import WebElement
 from selenium.webdriver.support.wait import WebDriverWait
 from serving import LocalJudge, free_port
 from starlette.responses import PlainTextResponse
+from waiting import HANG_S
 
 from asap.finding import Finding
 from asap.images import PreparedImage
@@ -34,6 +35,15 @@ from serve.settings import ServeSettings
 
 SHOTS = Path(os.environ.get("ASAP_SHOTS", "out/page"))
 """Screenshots, to be looked at."""
+STANDS_STILL = """
+let [was, frames] = [scrollY, 0];
+const look = () => {
+  [was, frames] = [scrollY, scrollY === was ? frames + 1 : 0];
+  frames < 30 ? requestAnimationFrame(look) : arguments[0]();
+};
+look();
+"""
+"""Ends once nothing has scrolled for 30 frames."""
 EXAMPLES = Path("serve/page").resolve()
 FACE, FACE_AND_WORDS, _ = json.loads((EXAMPLES / "examples.json").read_text())
 
@@ -57,7 +67,7 @@ class Server:
     """The API on a port of its own, in a thread."""
 
     def __init__(self, judge: Moody) -> None:
-        settings = ServeSettings(decoders=1)
+        settings = ServeSettings(decoders=1, deadline_s=HANG_S, decode_timeout_s=HANG_S)
         self.judge = judge
         self.refuses: dict[str, int] = {}
         """Status by how a path begins."""
@@ -130,7 +140,7 @@ class Page:
         return self.browser.find_element(By.ID, name)
 
     def wait(self, condition: Callable[[], Any]) -> None:
-        WebDriverWait(self.browser, 60, 0.05).until(lambda _: condition())
+        WebDriverWait(self.browser, HANG_S, 0.05).until(lambda _: condition())
 
     def judge(self, picture: Path | None, text: str) -> None:
         if picture is not None:
@@ -163,7 +173,8 @@ class Page:
 
     def shoot(self, name: str) -> None:
         SHOTS.mkdir(parents=True, exist_ok=True)
-        time.sleep(0.5)  # scrolling ends
+        self.browser.set_script_timeout(HANG_S)
+        self.browser.execute_async_script(STANDS_STILL)
         self.browser.save_screenshot(str(SHOTS / f"{name}.png"))
 
     def run(self, script: str, *arguments: Any) -> Any:

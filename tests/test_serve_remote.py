@@ -8,6 +8,7 @@ from pathlib import Path
 
 import boto3
 import pytest
+from waiting import HANG_S
 
 from asap.errors import CheckpointError, ImageTooLarge
 from serve import remote
@@ -18,8 +19,9 @@ PREFIXES = ("s3://bucket/public/", "https://img.example/a/")
 
 
 @pytest.fixture(autouse=True)
-def own_client() -> Iterator[None]:
-    """The client is kept by the process; the S3 server of tests is not."""
+def own_client(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """The client is kept by the process; the S3 server of tests is not, and may be slow."""
+    monkeypatch.setattr(remote, "_TIMEOUT_S", HANG_S)
     remote._s3.cache_clear()
     yield
     remote._s3.cache_clear()
@@ -73,11 +75,11 @@ def test_signatures_and_credentials_are_not_told() -> None:
 def test_an_object_is_fetched_and_one_that_is_missing_or_too_large_is_refused(bucket: str) -> None:
     boto3.client("s3").put_object(Bucket=bucket, Key="a/b.jpg", Body=b"12345")
     prefixes = (f"s3://{bucket}/a/",)
-    assert fetch(f"s3://{bucket}/a/b.jpg", prefixes, 5, 10) == b"12345"
+    assert fetch(f"s3://{bucket}/a/b.jpg", prefixes, 5, HANG_S) == b"12345"
     with pytest.raises(ImageTooLarge):
-        fetch(f"s3://{bucket}/a/b.jpg", prefixes, 4, 10)
+        fetch(f"s3://{bucket}/a/b.jpg", prefixes, 4, HANG_S)
     with pytest.raises(Refused, match="cannot be read") as caught:
-        fetch(f"s3://{bucket}/a/none.jpg", prefixes, 5, 10)
+        fetch(f"s3://{bucket}/a/none.jpg", prefixes, 5, HANG_S)
     assert (caught.value.status, caught.value.code) == (400, "uri_unreadable")
 
 
@@ -113,11 +115,11 @@ def elsewhere() -> Iterator[str]:
 
 
 def test_a_redirect_is_not_followed(elsewhere: str) -> None:
-    assert fetch(f"{elsewhere}/picture", (elsewhere,), 5, 10) == b"12345"
+    assert fetch(f"{elsewhere}/picture", (elsewhere,), 5, HANG_S) == b"12345"
     with pytest.raises(ImageTooLarge):
-        fetch(f"{elsewhere}/picture", (elsewhere,), 4, 10)
+        fetch(f"{elsewhere}/picture", (elsewhere,), 4, HANG_S)
     with pytest.raises(Refused, match="cannot be read: 302"):
-        fetch(f"{elsewhere}/moved", (elsewhere,), 5, 10)
+        fetch(f"{elsewhere}/moved", (elsewhere,), 5, HANG_S)
 
 
 @pytest.mark.parametrize(("path", "told"), [("garbled", "BadStatusLine"), ("drip", "TimeoutError")])

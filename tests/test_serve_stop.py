@@ -19,7 +19,7 @@ from conftest import draw_jpeg
 from ray.exceptions import RayActorError
 from ray.serve.exceptions import DeploymentUnavailableError
 from serving import TEXT, free_port
-from waiting import wait_until
+from waiting import HANG_S, Clock, wait_until
 
 from serve.settings import ServeSettings
 
@@ -34,10 +34,11 @@ def port() -> int:
 @pytest.fixture
 def server(port: int) -> Iterator[subprocess.Popen[str]]:
     """`asap serve` with two processes of the API, once it answers."""
-    change = {"api_replicas": 2, "max_replicas": 1, "decoders": 1, "detector_cpus": 0.5, "deadline_s": 300}
+    change = {"api_replicas": 2, "max_replicas": 1, "decoders": 1, "detector_cpus": 0.5}
+    change |= dict.fromkeys(("deadline_s", "decode_timeout_s", "drain_s"), HANG_S)
     sets = [part for name, value in change.items() for part in ("--set", f"{name}={value}")]
     with subprocess.Popen(
-        [sys.executable, "-c", COMMAND, "serve", "--port", str(port), "--set", "drain_s=300", *sets],
+        [sys.executable, "-c", COMMAND, "serve", "--port", str(port), *sets],
         stdout=subprocess.PIPE, text=True,
     ) as process:  # fmt: skip
         assert process.stdout
@@ -50,7 +51,7 @@ def server(port: int) -> Iterator[subprocess.Popen[str]]:
 def _half_sent(port: int) -> tuple[http.client.HTTPConnection, bytes]:
     """A request under way for as long as its caller likes, and what it still has to send."""
     body = json.dumps({"image": base64.b64encode(draw_jpeg(1)).decode(), "text": TEXT}).encode()
-    caller = http.client.HTTPConnection("127.0.0.1", port, timeout=300)
+    caller = http.client.HTTPConnection("127.0.0.1", port, timeout=HANG_S)
     caller.putrequest("POST", "/v1/detect")
     caller.putheader("Content-Type", "application/json")
     caller.putheader("Content-Length", str(len(body)))
@@ -59,12 +60,12 @@ def _half_sent(port: int) -> tuple[http.client.HTTPConnection, bytes]:
 
 
 def _models(url: str) -> requests.Response:
-    return requests.get(f"{url}/v1/models", timeout=60)
+    return requests.get(f"{url}/v1/models", timeout=HANG_S)
 
 
 def _in_flight(url: str) -> list[float]:
     """Requests under way, of each process of the API."""
-    figures = requests.get(f"{url}/metrics", timeout=60).text
+    figures = requests.get(f"{url}/metrics", timeout=HANG_S).text
     return [float(value) for value in re.findall(r'^asap_requests_in_flight{replica="\w+"} (.+)$', figures, re.M)]
 
 
@@ -74,22 +75,22 @@ def test_a_server_that_is_told_to_stop_answers_what_came_and_refuses_what_is_new
 ) -> None:
     url = f"http://127.0.0.1:{port}"
     caller, rest = _half_sent(port)
-    wait_until(lambda: sorted(_in_flight(url)) == [0, 1], 120)  # the idle process is asked, and tells of both
+    wait_until(lambda: sorted(_in_flight(url)) == [0, 1])  # the idle process is asked, and tells of both
     server.send_signal(signal.SIGTERM)
     assert server.stdout
     assert "stopping: what came is answered" in server.stdout.readline()
-    wait_until(lambda: all(_models(url).status_code == 503 for _ in range(30)), 120)  # both processes are among them
+    wait_until(lambda: all(_models(url).status_code == 503 for _ in range(30)))  # both processes are among them
     refused = _models(url)
     assert refused.json()["error"]["code"] == "not_ready"
     assert int(refused.headers["retry-after"]) >= 1
-    assert requests.get(f"{url}/readyz", timeout=60).status_code == 503
-    assert requests.get(f"{url}/healthz", timeout=60).status_code == 200
+    assert requests.get(f"{url}/readyz", timeout=HANG_S).status_code == 503
+    assert requests.get(f"{url}/healthz", timeout=HANG_S).status_code == 200
 
     caller.send(rest)
     answer = caller.getresponse()
     assert answer.status == 200
     assert json.loads(answer.read())["verdict"] in ("manipulated", "review", "authentic")
-    assert server.wait(120) == 0
+    assert server.wait(HANG_S) == 0
 
 
 class Handle:
@@ -140,8 +141,11 @@ def test_it_does_not_wait_for_a_process_that_is_gone(gone: list[Any] | Exception
 def test_it_waits_no_longer_than_it_may(monkeypatch: pytest.MonkeyPatch) -> None:
     from serve.app import _drain
 
-    monkeypatch.setattr("serve.app._LOOK_S", 0)
-    _drain(Handle(*[[1]] * 10**6), 0.05)
+    clock, handle = Clock(), Handle(*[[1]] * 10**4)
+    monkeypatch.setattr("serve.app.time", clock)
+    monkeypatch.setattr("serve.app._LOOK_S", 1)
+    _drain(handle, 300)
+    assert (handle.asked, clock.now) == (300, 300)
 
 
 def test_told_once_more_it_ends_at_once(monkeypatch: pytest.MonkeyPatch) -> None:

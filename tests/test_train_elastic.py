@@ -53,11 +53,11 @@ def test_a_run_goes_on_with_fewer_workers_and_grows_back(
     folder = RunFolder(tmp_path / "out")
     driver = subprocess.Popen([sys.executable, "-c", CODE, settings.model_dump_json()])
     try:
-        wait_until((tmp_path / "out/ray_train/checkpoint_manager_snapshot.json").exists, 600, process=driver)
+        wait_until((tmp_path / "out/ray_train/checkpoint_manager_snapshot.json").exists, process=driver)
         cluster.remove_node(lost, allow_graceful=False)
-        wait_until(lambda: workers_told(folder) == [2, 1], 600, process=driver)
+        wait_until(lambda: workers_told(folder) == [2, 1], process=driver)
         add_machine(cluster)
-        wait_until(lambda: workers_told(folder) == [2, 1, 2], 600, process=driver)
+        wait_until(lambda: workers_told(folder) == [2, 1, 2], process=driver)
     finally:
         driver.kill()
         driver.wait()

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 from small_run import draw_corpus, settings_for
-from waiting import wait_until
+from waiting import HANG_S, wait_until
 
 from jobs.run_folder import RunFolder
 from jobs.train import train
@@ -91,17 +91,17 @@ def test_a_killed_driver_goes_on_with_the_same_command(corpus: Path, tmp_path: P
 
     first = subprocess.Popen(command, start_new_session=True)
     try:
-        wait_until(lambda: (tmp_path / HEARD_OF).exists() or first.poll() is not None, 900)
+        wait_until(lambda: (tmp_path / HEARD_OF).exists() or first.poll() is not None)
         workers = list(children_called("RayTrainWorker"))
         assert workers
     finally:
         with suppress(ProcessLookupError):
             os.killpg(first.pid, signal.SIGKILL)
         first.wait()
-    wait_until(lambda: not any(map(is_running, workers)), 900)  # they notice that their driver is gone
+    wait_until(lambda: not any(map(is_running, workers)))  # they notice that their driver is gone
     done = progress.read_text().splitlines()
     assert json.loads(done[-1])["pairs"] < 1600
-    subprocess.run(command, check=True, timeout=900)
+    subprocess.run(command, check=True, timeout=HANG_S)
 
     lines = [json.loads(line)["pairs"] for line in progress.read_text().splitlines()]
     assert lines[len(done)] > 25 * 8  # not from the start
