@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from asap.errors import ConfigError
+from asap.packages import SETUP_HOOK
 from jobs.errors import JobError
 
 Resources = Mapping[str, float]
@@ -45,6 +46,8 @@ def _start(address: str | None, options: dict[str, Any]) -> None:
 
     local = {} if address else {"include_dashboard": False}
     settings: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR} | local | options
+    # Workers import the packages before Ray puts the working folder, and what it may hold, first on their path.
+    settings["runtime_env"] = {"worker_process_setup_hook": SETUP_HOOK} | options.get("runtime_env", {})
     for last in (False, False, True):
         try:
             ray.init(address or "local", **settings)

@@ -8,6 +8,7 @@ from typing import Any
 import yaml
 
 from asap.errors import ConfigError
+from asap.packages import SETUP_HOOK
 from serve.keys import ENVIRONMENT
 from serve.proxy import CALLBACK
 from serve.settings import ServeSettings
@@ -16,7 +17,9 @@ APP = "asap"
 """The application's name on a cluster."""
 LOGGING = {"log_level": "WARNING", "enable_access_log": False}
 """Of Ray's own lines only what is wrong, and none for each request: the API writes one."""
-CONTROLLER = {"runtime_env": {"env_vars": CALLBACK}}
+_HOOK = {"__RAY_WORKER_PROCESS_SETUP_HOOK_ENV_VAR": SETUP_HOOK}
+"""What Ray makes of a job's `worker_process_setup_hook`. `serve deploy` has no job of ours to give it to."""
+CONTROLLER = {"runtime_env": {"env_vars": CALLBACK | _HOOK}}
 """Of Ray's controller, whose environment the proxies get that it starts."""
 _ANSWER_WITHIN_S = 5
 """After the deadline of a request, which the API keeps itself once it has it."""
@@ -54,6 +57,7 @@ def deploy_config(settings: ServeSettings) -> dict[str, Any]:
                 "name": APP,
                 "route_prefix": "/",
                 "import_path": "serve.app:build",
+                "runtime_env": {"env_vars": _HOOK},
                 "args": settings.model_dump(mode="json"),
             }
         ],

@@ -1,7 +1,7 @@
 """The process that decodes untrusted pictures: it may be killed, or run out of memory, and nothing else is lost.
 
 It reads messages from stdin and answers on stdout: four bytes of length, a JSON header, and so many bytes as the
-header's `bytes` says. Started by `serve.decoding` as `python -m serve.decoder`.
+header's `bytes` says. `serve.decoding` starts it.
 """
 
 from __future__ import annotations
@@ -88,7 +88,3 @@ def main() -> None:
         write_message(replies, {})  # ready
         while True:
             write_message(replies, *answer(*read_message(sys.stdin.buffer), limits))
-
-
-if __name__ == "__main__":
-    main()

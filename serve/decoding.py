@@ -10,6 +10,7 @@ import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
@@ -21,6 +22,17 @@ from serve.decoder import Message, read_message, write_message
 from serve.errors import NotReady
 
 _ERRORS = {kind.code: kind for kind in InputError.__subclasses__()}
+_PARENT = str(Path(__file__).parents[1])
+_PROGRAM = """\
+import sys
+sys.path.insert(0, sys.argv.pop())
+from asap.packages import import_packages
+import_packages()
+del sys.path[0]
+from serve.decoder import main
+main()
+"""
+"""Imports this process's own packages, wherever they lie and whatever the working folder holds; then decodes."""
 _DRAWN = ("verdict", "types", "flagged_types", "box_px", "width", "height", "model_id", "policy_id")
 
 
@@ -105,7 +117,8 @@ class _Decoder:
     def start(self) -> subprocess.Popen[bytes]:
         """The process, once it is up."""
         if self._process is None or self._process.poll() is not None:
-            command = [sys.executable, "-m", "serve.decoder", str(self._limits.max_bytes), str(self._limits.max_pixels)]
+            limits = (str(self._limits.max_bytes), str(self._limits.max_pixels))
+            command = [sys.executable, "-P", "-c", _PROGRAM, *limits, _PARENT]
             environment = os.environ | {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
             self._process = subprocess.Popen(  # noqa: S603
                 command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment

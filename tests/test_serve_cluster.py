@@ -1,7 +1,9 @@
 import pytest
 import yaml
+from ray._private.ray_constants import WORKER_PROCESS_SETUP_HOOK_ENV_VAR
 
 from asap.errors import ConfigError
+from asap.packages import SETUP_HOOK
 from serve.cluster import deploy_yaml
 from serve.keys import new_key
 from serve.proxy import CALLBACK
@@ -20,8 +22,10 @@ def test_ray_takes_the_file_and_builds_the_application_with_every_setting(settin
     deployed = ServeDeploySchema.model_validate(yaml.safe_load(deploy_yaml(settings)))
     assert (deployed.http_options.host, deployed.http_options.port) == (settings.host, settings.port)
     assert deployed.http_options.request_timeout_s > settings.deadline_s
-    assert deployed.controller_options.runtime_env == {"env_vars": CALLBACK}
     (application,) = deployed.applications
+    assert CALLBACK.items() <= deployed.controller_options.runtime_env["env_vars"].items()
+    for environment in (deployed.controller_options.runtime_env, application.runtime_env):
+        assert environment["env_vars"][WORKER_PROCESS_SETUP_HOOK_ENV_VAR] == SETUP_HOOK
     assert (application.import_path, application.route_prefix) == ("serve.app:build", "/")
     assert set(application.args) == set(ServeSettings.model_fields)
     assert ServeSettings(**application.args) == settings

@@ -74,5 +74,5 @@ def test_an_answer_has_one_id_however_many_have_named_it() -> None:
 def test_ray_finds_what_its_proxies_are_told_to_load() -> None:
     from ray.serve._private.utils import call_function_from_import_path
 
-    (path,) = CONTROLLER["runtime_env"]["env_vars"].values()
+    path = CONTROLLER["runtime_env"]["env_vars"]["RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH"]
     assert [middleware.cls for middleware in call_function_from_import_path(path)] == [Guard]
