@@ -2,8 +2,11 @@
 
 A block is a batch from end to end: the manifest is read in blocks of `batch_size` rows, and each stage takes a
 block and makes one. Of a manifest so long that there would be too many, blocks are longer, and stages take them in
-batches. Every stage asks for a fraction of a CPU, for the filter that Ray puts behind the reading when
-a job is gone on with takes a whole one, and would otherwise wait for ever on a small machine.
+batches. Every stage asks for a fraction of a CPU, so that all of them fit beside each other on a small machine.
+
+The chain knows nothing of rows that are done: a job that is resumed gives it a manifest of the others. Ray's own
+checkpoint would filter behind the reading, and `override_num_blocks` splits what the filter makes too: blocks of 64
+rows become 64 blocks of one.
 """
 
 from __future__ import annotations
@@ -18,7 +21,6 @@ from typing import Any, NamedTuple
 
 import ray
 from ray.data import ActorPoolStrategy, DataContext
-from ray.data.checkpoint import CheckpointConfig
 
 from asap.images import ImageLimits
 from jobs.captioning import CaptionStage
@@ -127,19 +129,19 @@ def _cpu_shares(settings: ScanSettings, cpus: int) -> _Shares:
     """Detectors whose threads together are as many as the CPUs. On one machine, half as many tasks prepare."""
     detectors = settings.detectors or max(1, cpus // 2)
     prepare = Share(0.25, size=None if settings.address else max(1, cpus // 2))
-    detect = Share(0.4 * (cpus - 1) / detectors, size=detectors)
+    detect = Share(0.4 * cpus / detectors, size=detectors)
     return _Shares(prepare, Share(0.1, size=1), detect, max(1, cpus // detectors))
 
 
-def judge(chain: Chain, manifest: Location, rows: int, results: Location, checkpoint: Location, counter: Any) -> None:
-    """Judge every row of `manifest`, which has `rows` of them, but for those that `checkpoint` lists as done.
+def judge(chain: Chain, manifest: Location, rows: int, results: Location, counter: Any) -> None:
+    """Judge every row of `manifest`, which has `rows` of them, and add what comes out to `results`.
 
     Rows are left out of the results if their process died each time; the caller finds and judges them `alone`.
     """
     blocks = _blocks(rows, chain.batch_size)
     batches = {"batch_size": None if blocks <= _MOST_BLOCKS else chain.batch_size,
                "batch_format": "pyarrow", "zero_copy_batch": True}  # fmt: skip
-    with _context(checkpoint, chain.lost_batches):
+    with _context(chain.lost_batches):
         pairs = _read(manifest, min(blocks, _MOST_BLOCKS))
         prepared = pairs.map_batches(
             prepare_batch, fn_kwargs={"preparation": chain.preparation}, **_tasks(chain.prepare), **batches
@@ -195,20 +197,17 @@ def _write(judged: ray.data.Dataset, results: Location, rows_per_file: int) -> N
 
 
 @contextmanager
-def _context(checkpoint: Location, lost_batches: int) -> Iterator[None]:
+def _context(lost_batches: int) -> Iterator[None]:
     """Ray Data's settings for this chain, and then as they were."""
     context = DataContext.get_current()
-    former = context.checkpoint_config, context.max_errored_blocks
-    system, path = filesystem(checkpoint)
-    config = CheckpointConfig("row_id", path, override_filesystem=system, delete_checkpoint_on_success=False)
-    config.checkpoint_actor_pool_max_size = 2
-    context.checkpoint_config, context.max_errored_blocks = config, lost_batches
+    former = context.max_errored_blocks
+    context.max_errored_blocks = lost_batches
     try:
         with warnings.catch_warnings():
             # Bounds on tries have no named parameter yet; pyproject.toml keeps to the Ray that takes them this way.
             warnings.filterwarnings("ignore", message="`ray_remote_args` is deprecated")
             yield
     finally:
-        context.checkpoint_config, context.max_errored_blocks = former
+        context.max_errored_blocks = former
         # Of a chain that lost a process, Ray Data leaves the actors in a cycle of references, and they keep their GPUs.
         gc.collect()

@@ -1,13 +1,14 @@
-"""Is every manifest row in the results, once? Counted from the files themselves, at the end of a scan.
+"""Is every manifest row in the results, once? Counted from the files themselves, when a scan starts and when it ends.
 
-Memory is one byte a row of the manifest; the files are streamed.
+The results are the only record of which rows are done. A row is done if it stands in a results file that can be read.
+A parquet file ends with its footer, so no part of a file can be read as a whole one. Memory is one byte a row of the
+manifest; the files are streamed.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 from itertools import islice
 
 import numpy as np
@@ -15,7 +16,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from jobs.storage import Location, list_files, open_seekable, write_bytes
+from jobs.manifest import write_tables
+from jobs.storage import Location, delete_file, delete_folder, list_files, open_seekable, write_bytes
 
 _READERS = 16
 Ids = NDArray[np.int64]
@@ -56,37 +58,38 @@ class RowSet:
             yield int(part), lines[places], places
 
 
-def drop_repeated(results: Location) -> RowSet:
-    """The rows that the results hold; of one that they hold twice, all but the first are taken out of their files."""
+def repair_results(results: Location) -> RowSet:
+    """Return the rows that the results hold, and leave the results with whole files that hold each row once.
+
+    A file that a kill cut short is deleted: its rows are judged again. Of a row that is there twice, all but the first
+    are taken out of their files.
+    """
     seen = RowSet()
     for location, row_ids in _row_ids(results):
+        if row_ids is None:
+            delete_file(location)
+            continue
         new = seen.add(row_ids)
         if not new.all():
             _keep(location, new)
     return seen
 
 
-def holds_all(results: Location, manifest: Location) -> bool:
-    """Whether every row of the manifest is in the results, whose files are whole; changes nothing."""
-    seen = RowSet()
-    try:
-        for _, row_ids in _row_ids(results):
-            seen.add(row_ids)
-    except pa.ArrowInvalid:
-        return False
-    return next(missing_rows(manifest, seen), None) is None
-
-
-def _row_ids(folder: Location) -> Iterator[tuple[Location, Ids]]:
+def _row_ids(folder: Location) -> Iterator[tuple[Location, Ids | None]]:
     files = (info.location for info in list_files(folder) if info.location.name.endswith(".parquet"))
     with ThreadPoolExecutor(_READERS) as readers:
         while some := list(islice(files, _READERS)):
             yield from zip(some, readers.map(_read_row_ids, some), strict=True)
 
 
-def _read_row_ids(location: Location) -> Ids:
+def _read_row_ids(location: Location) -> Ids | None:
+    """The ids of a file's rows; None if the file has no footer, which is written last."""
     with open_seekable(location) as file:
-        ids: Ids = pq.read_table(file, columns=["row_id"])["row_id"].to_numpy()
+        try:
+            parquet = pq.ParquetFile(file)
+        except pa.ArrowInvalid:
+            return None
+        ids: Ids = parquet.read(columns=["row_id"])["row_id"].to_numpy()
         return ids
 
 
@@ -107,25 +110,25 @@ def missing_rows(manifest: Location, done: RowSet) -> Iterator[pa.Table]:
                     yield table.filter(pa.array(missing))
 
 
-def count_rows(results: Location, *, skip_cut: bool = False) -> int:
-    """The rows of a results folder, from the footers of its files.
+def write_missing(manifest: Location, done: RowSet, folder: Location) -> int:
+    """Write the manifest's rows that are not done as a manifest of their own; return how many there are.
 
-    `skip_cut`: a file that a kill cut off counts nothing, since its rows are pending and are judged again; else it
-    raises `ArrowInvalid`.
+    `folder` is emptied first: what a killed process left there is never read.
     """
+    delete_folder(folder)
+    return write_tables(missing_rows(manifest, done), folder)
+
+
+def count_rows(results: Location) -> int:
+    """The rows of a results folder, from the footers of its files. A file that was cut short raises `ArrowInvalid`."""
     files = [info.location for info in list_files(results) if info.location.name.endswith(".parquet")]
     with ThreadPoolExecutor(_READERS) as readers:
-        return sum(readers.map(partial(_count_file, skip_cut=skip_cut), files))
+        return sum(readers.map(_count_file, files))
 
 
-def _count_file(location: Location, skip_cut: bool) -> int:
+def _count_file(location: Location) -> int:
     with open_seekable(location) as file:
-        try:
-            return int(pq.read_metadata(file).num_rows)
-        except pa.ArrowInvalid:
-            if skip_cut:
-                return 0
-            raise
+        return int(pq.read_metadata(file).num_rows)
 
 
 def write_table(table: pa.Table, location: Location) -> None:

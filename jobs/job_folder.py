@@ -3,8 +3,8 @@
     job.json        settings, state, counts, model, versions, timings, heartbeat
     manifest/       the input as rows            results/      one row for each of them
     errors.jsonl    flagged.jsonl    summary.json    report/index.html
-    _checkpoint/    which rows are done, until the job is
-    _SUCCESS        written last; _checkpoint goes after it
+    _remaining/     rows of the manifest that a resumed job judges, until it is done
+    _SUCCESS        written last; _remaining goes after it
     _repolicy/      while another policy is applied to a finished job
 
 States: validating, running, finalizing, then completed, failed or cancelled. A job that was stopped in any way goes

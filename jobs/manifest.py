@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from itertools import islice
+from itertools import chain, islice
 
 import numpy as np
 import pyarrow as pa
@@ -91,33 +91,53 @@ def write_manifest(rows: Iterable[ManifestRow], folder: Location, limit: int | N
     A `custom_id` that came before gets a name of its own and a warning, and its row is judged as any other: pairs of
     one news item of DGM4 share their id.
     """
-    kept = islice(rows, limit)
-    system, path = filesystem(folder)
+    return write_tables(_tables(islice(rows, limit)), folder)
+
+
+def _tables(rows: Iterator[ManifestRow]) -> Iterator[pa.Table]:
     seen = SeenIds()
+    while group := list(islice(rows, _ROWS_PER_GROUP)):
+        for row in group:
+            _escape(row)
+        _name_repeated(group, seen)
+        yield _to_table(group)
+
+
+def write_tables(tables: Iterable[pa.Table], folder: Location) -> int:
+    """Write tables of `MANIFEST_SCHEMA`, however small, as `folder`/NNNNN.parquet; return how many rows they have.
+
+    Every file but the last has `ROWS_PER_FILE` rows. Memory is bounded by one table and one row group.
+    """
+    system, path = filesystem(folder)
     total = 0
     with storage_errors(folder):
-        system.create_dir(path, recursive=True)
-        for number, groups in enumerate(_files(kept)):
+        if not folder.is_s3:  # there, a folder of its own would be an object that stays behind
+            system.create_dir(path, recursive=True)
+        groups = _row_groups(tables)
+        for number, first in enumerate(groups):
             with pq.ParquetWriter(f"{path}/{number:05d}.parquet", MANIFEST_SCHEMA, filesystem=system) as writer:
-                for group in groups:
-                    for row in group:
-                        _escape(row)
-                    _name_repeated(group, seen)
-                    writer.write_table(_to_table(group))
-                    total += len(group)
+                for group in chain([first], islice(groups, ROWS_PER_FILE // _ROWS_PER_GROUP - 1)):
+                    writer.write_table(group)
+                    total += group.num_rows
     return total
 
 
-def _files(rows: Iterator[ManifestRow]) -> Iterator[Iterator[list[ManifestRow]]]:
-    while (first := list(islice(rows, _ROWS_PER_GROUP))) != []:
-        yield _groups(first, rows)
-
-
-def _groups(first: list[ManifestRow], rows: Iterator[ManifestRow]) -> Iterator[list[ManifestRow]]:
-    yield first
-    for _ in range(ROWS_PER_FILE // _ROWS_PER_GROUP - 1):
-        if group := list(islice(rows, _ROWS_PER_GROUP)):
-            yield group
+def _row_groups(tables: Iterable[pa.Table]) -> Iterator[pa.Table]:
+    """The rows of the tables in tables of `_ROWS_PER_GROUP` rows; the last has what is left."""
+    waiting: list[pa.Table] = []
+    rows = 0
+    for table in tables:
+        waiting.append(table)
+        rows += table.num_rows
+        if rows < _ROWS_PER_GROUP:
+            continue
+        joined = pa.concat_tables(waiting)
+        for start in range(0, rows - _ROWS_PER_GROUP + 1, _ROWS_PER_GROUP):
+            yield joined.slice(start, _ROWS_PER_GROUP)
+        rows %= _ROWS_PER_GROUP
+        waiting = [joined.slice(joined.num_rows - rows)]
+    if rows:
+        yield pa.concat_tables(waiting)
 
 
 def _name_repeated(rows: list[ManifestRow], seen: SeenIds) -> None:

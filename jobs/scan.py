@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
-from jobs.checkup import count_rows, drop_repeated, holds_all, missing_rows, write_table
+from jobs.checkup import count_rows, missing_rows, repair_results, write_missing, write_table
 from jobs.cluster import ray_running
 from jobs.errors import JobFailed
 from jobs.finalize import read_summary, write_outcome
@@ -29,7 +29,7 @@ from jobs.manifest import write_manifest
 from jobs.preflight import ScanPlan, plan_scan
 from jobs.results import failure, result_table
 from jobs.settings import ScanSettings
-from jobs.storage import Location, delete_folder, write_bytes
+from jobs.storage import Location, delete_folder, is_empty, write_bytes
 
 if TYPE_CHECKING:
     from jobs.chain import Chain
@@ -75,8 +75,8 @@ def scan(settings: ScanSettings, watch: Watch = lambda progress: None) -> dict[s
 
 
 def _clear(folder: Location) -> None:
-    """Delete what a job goes on from, once it is finished: were it gone before, a job that dies would begin anew."""
-    for name in ("_checkpoint", "_alone"):
+    """Delete what only an unfinished job needs, and `_checkpoint` and `_alone`, which earlier versions left."""
+    for name in ("_remaining", "_checkpoint", "_alone"):
         delete_folder(folder / name)
 
 
@@ -129,8 +129,8 @@ def _work(job: Job, plan: ScanPlan, watch: Watch) -> None:
 
 
 def _local_cpus(settings: ScanSettings) -> dict[str, int]:
-    """Two at least: the filter of a job that is gone on with takes a whole one. A cluster has what it has."""
-    return {} if settings.address else {"num_cpus": max(2, len(os.sched_getaffinity(0)))}
+    """The CPUs that this process may use, for a Ray of its own. A cluster has what it has."""
+    return {} if settings.address else {"num_cpus": len(os.sched_getaffinity(0))}
 
 
 def _note_time(job: Job, name: str, started: float) -> None:
@@ -145,7 +145,7 @@ def _manifest(job: Job, plan: ScanPlan, watch: Watch) -> int:
         return int(known["rows"])
     watch(ScanProgress("writing the manifest"))
     started = time.monotonic()
-    for name in ("manifest", "results", "_checkpoint"):
+    for name in ("manifest", "results"):
         delete_folder(plan.folder / name)
     rows = write_manifest(plan.source.rows(), plan.folder / "manifest")
     _note_time(job, "manifest_s", started)
@@ -166,14 +166,16 @@ def check_manifest(manifest: Location, rows: int) -> None:
 def _judge_all(job: Job, plan: ScanPlan, chain: Chain, rows: int, watch: Watch) -> None:
     """Judge until every row of the manifest is in the results, be it as an error."""
     folder = plan.folder
-    done = count_rows(folder / "results", skip_cut=True)
-    with _watched(job, done, rows, watch) as counter:
-        if done != rows or not holds_all(folder / "results", folder / "manifest"):
-            _judge(chain, folder, folder / "manifest", rows, counter)
-        if lost := _missing(folder):
-            alone = folder / "_alone"
-            write_table(lost, alone / "00000.parquet")
-            _judge(chain.alone(), folder, alone, lost.num_rows, counter)
+    results, remaining = folder / "results", folder / "_remaining"
+    to_judge, missing = folder / "manifest", rows
+    if not is_empty(results):
+        # A job that is resumed judges a manifest of what is missing, in whole batches as a fresh one does.
+        to_judge, missing = remaining, _write_remaining(folder)
+    with _watched(job, rows - missing, rows, watch) as counter:
+        if missing:
+            _judge(chain, to_judge, missing, results, counter)
+        if lost_rows := _write_remaining(folder):
+            _judge(chain.alone(), remaining, lost_rows, results, counter)
     if lost := _missing(folder):
         _write_lost(plan, chain, lost)
     if lost := _missing(folder):
@@ -190,11 +192,11 @@ def check_results(results: Location, rows: int) -> None:
         )
 
 
-def _judge(chain: Chain, folder: Location, manifest: Location, rows: int, counter: Any) -> None:
+def _judge(chain: Chain, manifest: Location, rows: int, results: Location, counter: Any) -> None:
     from jobs.chain import judge
 
     try:
-        judge(chain, manifest, rows, folder / "results", folder / "_checkpoint", counter)
+        judge(chain, manifest, rows, results, counter)
     except Exception as error:  # Ray wraps whatever stopped a worker in several layers
         raise fail(f"the work stopped: {_cause(error)}") from error
 
@@ -206,8 +208,13 @@ def _cause(error: Exception) -> str:
     return lines[-1] if lines else type(error).__name__
 
 
+def _write_remaining(folder: Location) -> int:
+    """Write the manifest's rows that are not in the results to `_remaining`; return how many there are."""
+    return write_missing(folder / "manifest", repair_results(folder / "results"), folder / "_remaining")
+
+
 def _missing(folder: Location) -> pa.Table | None:
-    tables = list(missing_rows(folder / "manifest", drop_repeated(folder / "results")))
+    tables = list(missing_rows(folder / "manifest", repair_results(folder / "results")))
     return pa.concat_tables(tables) if tables else None
 
 

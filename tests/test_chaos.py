@@ -68,7 +68,7 @@ def test_a_scan_whose_driver_is_killed_ends_with_every_row_once(settings: dict[s
     summary = json.loads(output)
     assert (summary["pairs"], summary["errors"]) == (ROWS, len(missing))
     assert (folder / "_SUCCESS").exists()
-    assert not (folder / "_checkpoint").exists()
+    assert not (folder / "_remaining").exists()
     record = json.loads((folder / "job.json").read_text())
     assert (record["state"], record["runs"]) == ("completed", 2)
     assert len(list((folder / "manifest").iterdir())) == 1

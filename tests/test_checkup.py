@@ -5,9 +5,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from jobs.checkup import RowSet, count_rows, drop_repeated, holds_all, missing_rows, write_table
-from jobs.manifest import ManifestRow, write_manifest
-from jobs.storage import Location
+from jobs.checkup import RowSet, count_rows, missing_rows, repair_results, write_missing, write_table
+from jobs.manifest import MANIFEST_SCHEMA, ManifestRow, write_manifest
+from jobs.storage import Location, list_files, open_seekable, write_bytes
 
 
 def _ids(*numbers: int) -> np.ndarray:
@@ -47,35 +47,28 @@ def _write_ids(location: Location, ids: list[int]) -> None:
 def test_rows_that_are_there_twice_are_taken_out_but_once(folder: Location) -> None:
     _write_ids(folder / "results/a.parquet", [0, 1, 2])
     _write_ids(folder / "results/b.parquet", [3, 1, 4, 4])
-    seen = drop_repeated(folder / "results")
+    seen = repair_results(folder / "results")
     assert seen.contains(_ids(0, 1, 2, 3, 4, 5)).tolist() == [True] * 5 + [False]
     assert count_rows(folder / "results") == 5
     rows = [row for _, ids in [(0, 0)] for row in _all_rows(folder / "results")]
     assert sorted(rows) == [(number, str(number)) for number in range(5)]
     assert count_rows(folder / "results") == 5
-    drop_repeated(folder / "results")
+    repair_results(folder / "results")
     assert count_rows(folder / "results") == 5
 
 
-def test_a_file_that_a_kill_cut_off_counts_nothing(tmp_path: Path) -> None:
-    _write_ids(Location(str(tmp_path)) / "a.parquet", [0, 1])
-    whole = (tmp_path / "a.parquet").read_bytes()
-    (tmp_path / "b.parquet").write_bytes(whole[: len(whole) // 2])
-    (tmp_path / "c.parquet").write_bytes(b"")
-    assert count_rows(Location(str(tmp_path)), skip_cut=True) == 2
-    with pytest.raises(pa.ArrowInvalid):
-        count_rows(Location(str(tmp_path)))
-
-
-def test_results_hold_all_only_where_no_row_is_missing_and_no_file_is_cut(tmp_path: Path) -> None:
+def test_a_results_file_that_was_cut_short_is_deleted_wherever_the_cut_is(tmp_path: Path) -> None:
     folder = Location(str(tmp_path))
-    write_manifest((ManifestRow(row_id=number, custom_id=str(number)) for number in range(3)), folder / "manifest")
-    _write_ids(folder / "results/a.parquet", [0, 1, 1])
-    assert not holds_all(folder / "results", folder / "manifest")
-    _write_ids(folder / "results/b.parquet", [2])
-    assert holds_all(folder / "results", folder / "manifest")
-    (tmp_path / "results/c.parquet").write_bytes(b"")
-    assert not holds_all(folder / "results", folder / "manifest")
+    _write_ids(folder / "a.parquet", [0, 1])
+    _write_ids(folder / "whole", [2, 3])
+    whole = (tmp_path / "whole").read_bytes()
+    for size in range(len(whole)):
+        (tmp_path / f"cut-{size}.parquet").write_bytes(whole[:size])
+    with pytest.raises(pa.ArrowInvalid):
+        count_rows(folder)
+    assert repair_results(folder).contains(_ids(0, 1, 2, 3)).tolist() == [True, True, False, False]
+    assert [path.name for path in tmp_path.glob("*.parquet")] == ["a.parquet"]
+    assert count_rows(folder) == 2
 
 
 def test_a_table_is_seen_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -90,8 +83,6 @@ def test_a_table_is_seen_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest
 
 
 def _all_rows(folder: Location) -> list[tuple[int, str]]:
-    from jobs.storage import list_files, open_seekable
-
     rows = []
     for info in list_files(folder):
         with open_seekable(info.location) as file:
@@ -109,6 +100,31 @@ def test_missing_rows_come_back_as_the_manifest_has_them(folder: Location) -> No
     assert list(missing_rows(folder / "manifest", done)) == []
 
 
+def test_missing_rows_become_a_manifest_and_what_was_in_its_folder_is_gone(
+    folder: Location, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("jobs.manifest._ROWS_PER_GROUP", 4)
+    monkeypatch.setattr("jobs.manifest.ROWS_PER_FILE", 8)
+    rows = (ManifestRow(row_id=n, custom_id=f"c{n}", text="t", warnings=["w"]) for n in range(40))
+    write_manifest(rows, folder / "manifest")
+    done = RowSet()
+    done.add(_ids(*range(0, 40, 2)))
+    write_bytes(folder / "remaining/00007.parquet", b"PAR1 of a process that was killed")
+    assert write_missing(folder / "manifest", done, folder / "remaining") == 20
+    files = [info.location for info in list_files(folder / "remaining")]
+    assert [location.name for location in files] == ["00000.parquet", "00001.parquet", "00002.parquet"]
+    tables = []
+    for location in files:
+        with open_seekable(location) as file:
+            tables.append(pq.read_table(file))
+    assert [table.num_rows for table in tables] == [8, 8, 4]
+    assert all(table.schema.equals(MANIFEST_SCHEMA) for table in tables)
+    assert pa.concat_tables(tables)["custom_id"].to_pylist() == [f"c{n}" for n in range(1, 40, 2)]
+    done.add(_ids(*range(40)))
+    assert write_missing(folder / "manifest", done, folder / "remaining") == 0
+    assert not list(list_files(folder / "remaining"))
+
+
 def test_a_folder_without_results_has_no_rows(tmp_path: Path) -> None:
     assert count_rows(Location(str(tmp_path / "none"))) == 0
-    assert not drop_repeated(Location(str(tmp_path / "none"))).contains(_ids(0)).any()
+    assert not repair_results(Location(str(tmp_path / "none"))).contains(_ids(0)).any()

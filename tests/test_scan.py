@@ -4,6 +4,7 @@ import json
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from deadly import Deadly
 
 from asap.errors import AsapError, CheckpointError, ConfigError
 from jobs import storage
+from jobs.checkup import count_rows, repair_results
 from jobs.detection import Detector
 from jobs.errors import InputNotFound, JobDiffers, JobFailed, StorageError
 from jobs.job_folder import Job
@@ -349,24 +351,86 @@ def judged(
     return settings
 
 
-@pytest.mark.parametrize("checkpoint", ["cleared", "kept"])
-def test_a_job_that_died_with_all_rows_there_judges_nothing_again(
-    judged: ScanSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, checkpoint: str
-) -> None:
+@pytest.fixture
+def interrupted(judged: ScanSettings, tmp_path: Path) -> ScanSettings:
+    """The job of `judged`, as it was before its last file was written."""
     settings = judged.model_copy(update={"out": str(tmp_path / "out")})
     shutil.copytree(judged.job_folder.uri, settings.job_folder.uri)
-    folder, place = settings.job_folder, tmp_path / "out/a"
-    rows = _results(folder)
+    place = tmp_path / "out/a"
     (place / "_SUCCESS").unlink()
     job = json.loads((place / "job.json").read_text())
     (place / "job.json").write_text(json.dumps(job | {"state": "failed"}))
-    if checkpoint == "kept":
-        storage.write_bytes(folder / "_checkpoint/ids.parquet", b"x")
+    return settings
+
+
+def test_a_job_that_died_with_all_rows_there_judges_nothing_again(
+    interrupted: ScanSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = _results(interrupted.job_folder)
     monkeypatch.setattr("jobs.chain.judge", lambda *_: pytest.fail("the rows were judged again"))
-    assert scan(settings)["pairs"] == 2
-    assert _results(folder) == rows
-    assert (place / "_SUCCESS").exists()
-    assert not (place / "_checkpoint").exists()
+    assert scan(interrupted)["pairs"] == 2
+    assert _results(interrupted.job_folder) == rows
+    assert (tmp_path / "out/a/_SUCCESS").exists()
+
+
+def test_what_a_killed_run_left_half_written_is_neither_read_nor_kept(
+    interrupted: ScanSettings, tmp_path: Path
+) -> None:
+    rows, place = _results(interrupted.job_folder), tmp_path / "out/a"
+    (whole,) = (place / "results").glob("*.parquet")
+    data = whole.read_bytes()
+    pq.write_table(pq.read_table(whole).slice(1), whole)
+    # What a kill leaves of a results file, of the rows that remain, and of the checkpoint of an earlier version.
+    (place / "results/7-000001-0.parquet").write_bytes(data[:-1])
+    for name in ("_remaining/00000.parquet", "_checkpoint/7-000001.pending.parquet", "_alone/00000.parquet"):
+        (place / name).parent.mkdir()
+        (place / name).write_bytes(data[: len(data) // 2])
+    assert scan(interrupted)["pairs"] == 2
+    again, kept = _results(interrupted.job_folder)
+    assert kept == rows[1]
+    assert (again["row_id"], again["verdict"]) == (0, rows[0]["verdict"])
+    assert again["score"] == pytest.approx(rows[0]["score"], abs=1e-4)  # alone in its batch, not one of two
+    assert not [path.name for path in place.iterdir() if path.is_dir() and path.name.startswith("_")]
+
+
+def test_a_resumed_scan_judges_what_is_missing_in_whole_batches(
+    ray_here: None, corpus: Path, model_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls, fault, results = corpus / "calls", corpus / "fault", corpus / "out/b/results"
+
+    class Counting(Detector):
+        """Writes down the rows of each call. While there is a fault, fails at later rows once there are results."""
+
+        def __call__(self, batch: pa.Table) -> pa.Table:
+            if fault.exists() and min(batch["row_id"].to_pylist()) >= 160:
+                for _ in range(1200):
+                    if any(results.glob("*.parquet")):
+                        break
+                    time.sleep(0.1)
+                raise RuntimeError("a fault")
+            with calls.open("a") as file:
+                file.write(f"{len(batch)}\n")
+            return super().__call__(batch)
+
+    monkeypatch.setattr("jobs.chain.Detector", Counting)
+    records = [{"id": number, "image": f"images/{number % 4}.jpg", "text": "A team"} for number in range(320)]
+    (corpus / "b.jsonl").write_text("\n".join(map(json.dumps, records)))
+    settings = ScanSettings(
+        input=str(corpus / "b.jsonl"), out=str(corpus / "out"), model=str(model_folder), batch_size=8, rows_per_file=8
+    )
+    fault.touch()
+    with pytest.raises(JobFailed, match="a fault"):
+        scan(settings)
+    repair_results(settings.job_folder / "results")
+    done = count_rows(settings.job_folder / "results")
+    assert 0 < done <= 160
+    fault.unlink()
+    calls.unlink()
+    assert scan(settings)["pairs"] == 320
+    assert [row["row_id"] for row in _results(settings.job_folder)] == list(range(320))
+    sizes = [int(size) for size in calls.read_text().split()]
+    assert set(sizes) == {8}
+    assert 160 <= sum(sizes) <= 320 - done
 
 
 def _unstartable(corpus: Path, model_folder: Path, **changes: Any) -> ScanSettings:
