@@ -10,11 +10,11 @@ import torch
 from numpy.typing import NDArray
 from torchvision.ops import box_convert
 
-from asap.config import IMAGE_TYPES, TYPES
 from asap.finding import Box, Word
-from asap.model import AsapOutput
+from asap.model.asap import AsapOutput
+from asap.model.config import IMAGE_TYPES, TYPES
 from asap.policy import Policy
-from asap.words import split_words
+from asap.preprocessing.words import split_words
 
 Floats = NDArray[np.float32]
 
@@ -25,7 +25,7 @@ class PassEvidence(NamedTuple):
     score: float
     """Manipulated, from the binary head."""
     types: Floats
-    """(4,), in the order of `asap.config.TYPES`."""
+    """(4,), in the order of `asap.model.config.TYPES`."""
     box_xyxy: Floats
     """(4,), in [0, 1] of the picture, clipped to it."""
     tokens: Floats

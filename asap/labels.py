@@ -1,6 +1,6 @@
 """What the classes of a data set say: which of the manipulation types is in a pair.
 
-A label set maps every value of `fake_cls` to the types of `asap.config.TYPES`. A model speaks one of them
+A label set maps every value of `fake_cls` to the types of `asap.model.config.TYPES`. A model speaks one of them
 (`ModelConfig.label_set`), and a corpus is read with the one its model speaks. The type head has an output for each of
 the four types whatever the label set; where a set has no class with a type, that output was never taught to say yes.
 
@@ -14,8 +14,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from asap.config import IMAGE_TYPES, LABEL_SETS, TEXT_TYPES, TYPES
 from asap.errors import AnnotationError, ConfigError
+from asap.model.config import IMAGE_TYPES, LABEL_SETS, TEXT_TYPES, TYPES
 
 AUTHENTIC = "orig"
 
@@ -29,7 +29,7 @@ class LabelSet:
     title: str
     """As its authors write it."""
     classes: Mapping[str, tuple[str, ...]]
-    """`fake_cls` to the types in it, in the order of `asap.config.TYPES`; none for an authentic pair."""
+    """`fake_cls` to the types in it, in the order of `asap.model.config.TYPES`; none for an authentic pair."""
 
     @property
     def types(self) -> tuple[str, ...]:

@@ -11,9 +11,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Self
 
-from asap.config import IMAGE_TYPES, TYPES
 from asap.errors import ConfigError
 from asap.finding import Verdict
+from asap.model.config import IMAGE_TYPES, TYPES
 
 _WAY_OUT = "asap calibrate writes one, and so does every model folder hold one"
 

@@ -14,17 +14,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from asap.checkpoint import ModelFolder, load_folder
-from asap.config import TEXT_TYPES
 from asap.errors import ConfigError, InputError, ModelError
 from asap.evidence import PassEvidence, apply_policy, box_px, highest_types, read_output, score_words
-from asap.execution import has_bfloat16
 from asap.finding import Finding, Pair
-from asap.images import DEFAULT_LIMITS, ImageLimits, PreparedImage, normalise, prepare_image
-from asap.model import Asap, AsapOutput
+from asap.model.asap import Asap, AsapOutput
+from asap.model.config import TEXT_TYPES
+from asap.model.execution import has_bfloat16
 from asap.policy import Policy
-from asap.text import EncodedPass, TextCodec, pad_batch
-from asap.words import split_words
+from asap.preprocessing.images import DEFAULT_LIMITS, ImageLimits, PreparedImage, normalise, prepare_image
+from asap.preprocessing.text import EncodedPass, TextCodec, pad_batch
+from asap.preprocessing.words import split_words
+from asap.weights.model_folder import ModelFolder, load_folder
 
 Precision = Literal["auto", "float32", "bfloat16"]
 _Item = TypeVar("_Item")

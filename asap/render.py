@@ -15,8 +15,8 @@ from pathlib import Path
 from markupsafe import Markup
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
-from asap.config import IMAGE_TYPES
 from asap.finding import Box, Finding, Word
+from asap.model.config import IMAGE_TYPES
 
 Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 Piece = tuple[str, Word | None]

@@ -27,8 +27,8 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 
-from asap.recipes import RECIPES
-from asap.text import load_tokenizer, train_tokenizer
+from asap.preprocessing.text import load_tokenizer, train_tokenizer
+from asap.training.objective import RECIPES
 from jobs.fit import Fit, Split, model_config
 from jobs.judge import judge
 from jobs.run_folder import RunFolder

@@ -21,8 +21,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from asap.config import ModelConfig
-from asap.model import Asap, AsapOutput
+from asap.model.asap import Asap, AsapOutput
+from asap.model.config import ModelConfig
 
 Inputs = tuple[Tensor, Tensor, Tensor]
 Clock = Callable[[], float]

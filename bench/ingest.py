@@ -24,13 +24,13 @@ import pyarrow as pa
 import torch
 from PIL import Image
 
-from asap.config import ModelConfig
-from asap.corpus import Record, read_corpus
-from asap.dataset import TrainingSet, collate
-from asap.layout import LocalFolder
+from asap.corpus.picture_cache import PictureCache
+from asap.corpus.picture_index import LocalFolder
+from asap.corpus.reader import Record, read_corpus
+from asap.model.config import ModelConfig
 from asap.newsroom import generate
-from asap.pictures import PictureCache
-from asap.text import TextCodec, train_tokenizer
+from asap.preprocessing.text import TextCodec, train_tokenizer
+from asap.training.dataset import TrainingSet, collate
 from jobs.ingest import decode_block
 
 BLOCK = 64

@@ -40,10 +40,10 @@ def draw_input(folder: Path, rows: int) -> Path:
 
 def random_model(manifest: Path, folder: Path) -> str:
     """A model that costs next to nothing."""
-    from asap.checkpoint import save
-    from asap.config import ModelConfig
-    from asap.model import Asap
-    from asap.text import train_tokenizer
+    from asap.model.asap import Asap
+    from asap.model.config import ModelConfig
+    from asap.preprocessing.text import train_tokenizer
+    from asap.weights.model_folder import save
     from jobs.sources import find_source
 
     tokenizer = train_tokenizer([row.text or "" for row in find_source(str(manifest), PICTURES).rows()], 500)

@@ -154,10 +154,10 @@ def draw_corpus(folder: Path, pairs: int) -> Path:
 
 def random_model(preset: str, manifest: Path, folder: Path) -> str:
     """A model of a preset's shape with random weights."""
-    from asap.checkpoint import save
-    from asap.config import ModelConfig
-    from asap.model import Asap
-    from asap.text import train_tokenizer
+    from asap.model.asap import Asap
+    from asap.model.config import ModelConfig
+    from asap.preprocessing.text import train_tokenizer
+    from asap.weights.model_folder import save
     from jobs.sources import find_source
 
     tokenizer = train_tokenizer([row.text or "" for row in find_source(str(manifest)).rows()], 4000)

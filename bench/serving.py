@@ -42,9 +42,9 @@ def model_folder(model: str) -> Iterator[str]:
     if model != "base":
         yield model
         return
-    from asap.checkpoint import load_folder, save
-    from asap.config import ModelConfig
-    from asap.model import Asap
+    from asap.model.asap import Asap
+    from asap.model.config import ModelConfig
+    from asap.weights.model_folder import load_folder, save
 
     tokenizer = load_folder("demo").tokenizer
     with tempfile.TemporaryDirectory() as parent:

@@ -34,15 +34,15 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from asap.batch import Batch, Tokens
-from asap.config import ModelConfig
-from asap.encoders import Attention
-from asap.execution import compile_encoders
-from asap.losses import token_loss
-from asap.model import Asap
-from asap.optimiser import adamw
-from asap.targets import patch_labels, patch_mask
-from asap.training import Encoded, TrainingStep
+from asap.model.asap import Asap
+from asap.model.config import ModelConfig
+from asap.model.encoders import Attention
+from asap.model.execution import compile_encoders
+from asap.training.batch import Batch, Tokens
+from asap.training.losses import token_loss
+from asap.training.optimizer import adamw
+from asap.training.step import Encoded, TrainingStep
+from asap.training.targets import patch_labels, patch_mask
 
 ALPHA = 0.4
 

@@ -24,14 +24,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from asap.calibration import Decision, Floats, OperatingCurve
-from asap.config import TYPES
-from asap.corpus import Record
+from asap.corpus.reader import Record
 from asap.errors import AnnotationError, ConfigError, CorpusError, InputError, PrecisionNotShown
+from asap.evaluation.thresholds import Decision, Floats, OperatingCurve
 from asap.finding import Finding, Pair
+from asap.model.config import TYPES
 from asap.policy import Policy
 from asap.predictor import Predictor
-from asap.targets import types_of
+from asap.training.targets import types_of
 from jobs.corpora import read_as_told, read_picture
 from jobs.policy_file import read_policy, replace_policy
 from jobs.settings import CalibrateSettings

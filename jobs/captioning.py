@@ -17,10 +17,10 @@ from typing import Any, Protocol
 import pyarrow as pa
 from PIL import Image
 
-from asap.descriptions import KEYS, Described, Descriptions, Entry, entry_of
+from asap.corpus.descriptions import KEYS, Described, Descriptions, Entry, entry_of
+from asap.corpus.picture_index import canonical
 from asap.errors import CorpusError
-from asap.layout import canonical
-from asap.words import legible
+from asap.preprocessing.words import legible
 from jobs.errors import InputNotFound
 from jobs.failures import storage_errors
 from jobs.fingerprint import file_fingerprint, files_fingerprint
@@ -85,7 +85,7 @@ def check_captioner(settings: CaptionSettings) -> str:
 
 
 def read_captions(source: str) -> Descriptions:
-    """A file of captions: what `asap.descriptions` reads, or a CSV or Parquet table with a column `caption`.
+    """A file of captions: what `asap.corpus.descriptions` reads, or a CSV or Parquet table with a column `caption`.
 
     Raises `InputNotFound` for a file that is not there or of another kind, `CorpusError` for one that is broken.
     """

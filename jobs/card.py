@@ -8,8 +8,8 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from asap.config import TEXT_TYPES, TYPES, ModelConfig
-from asap.warm_start import split_source
+from asap.model.config import TEXT_TYPES, TYPES, ModelConfig
+from asap.weights.start import split_source
 from jobs.settings import TrainSettings
 
 _CARD = """# {name}

@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 import ray
 from ray.data import ActorPoolStrategy, DataContext
 
-from asap.images import ImageLimits
+from asap.preprocessing.images import ImageLimits
 from jobs.captioning import CaptionStage
 from jobs.cluster import await_places
 from jobs.detection import Detection, Detector

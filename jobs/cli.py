@@ -129,7 +129,7 @@ def detect(
 
         Console().print(show_finding(finding, text))
     if save is not None:
-        from asap.images import decode_image
+        from asap.preprocessing.images import decode_image
         from asap.render import draw_evidence
 
         draw_evidence(decode_image(source).image, finding, text).save(save)
@@ -156,7 +156,7 @@ def _check_saving(save: Path) -> None:
 
 def _object_bytes(image: str) -> bytes:
     """Of an s3:// picture, unless it is too large."""
-    from asap.images import DEFAULT_LIMITS
+    from asap.preprocessing.images import DEFAULT_LIMITS
     from jobs.fetch import fetch
     from jobs.settings import FetchSettings
     from jobs.storage import Location

@@ -1,4 +1,4 @@
-"""Corpora wherever they lie: what `asap.corpus` reads, from a folder of this machine or an s3:// prefix."""
+"""Corpora wherever they lie: what `asap.corpus.reader` reads, from a folder of this machine or an s3:// prefix."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from tempfile import NamedTemporaryFile
 
-from asap.corpus import Corpus
-from asap.corpus import read_corpus as read_folder
+from asap.corpus.picture_index import Folder, ImagePlace, LocalFolder
+from asap.corpus.read_rules import DEFAULT_RULES, ReadRules
+from asap.corpus.reader import Corpus
+from asap.corpus.reader import read_corpus as read_folder
 from asap.errors import ImageMissing, PicturesMissing
-from asap.images import DEFAULT_LIMITS
-from asap.layout import Folder, ImagePlace, LocalFolder
-from asap.read_rules import DEFAULT_RULES, ReadRules
+from asap.preprocessing.images import DEFAULT_LIMITS
 from jobs.errors import FetchFailed, StorageError
 from jobs.fetch import fetch
 from jobs.settings import CorpusSettings, FetchSettings
@@ -21,7 +21,7 @@ from jobs.storage import Location, list_files, read_bytes
 
 @dataclass(frozen=True)
 class BucketFolder:
-    """A prefix of a bucket as `asap.layout.Folder`. Listing it costs a request for every thousand objects."""
+    """A prefix of a bucket as `Folder`. Listing it costs a request for every thousand objects."""
 
     location: Location
 
@@ -77,7 +77,7 @@ def read_corpus(
     explanations: Sequence[str] = (),
     pictures: str | None = None,
 ) -> Corpus:
-    """A split of the corpus called `corpus`; the other arguments and errors are `asap.corpus.read_corpus`'s.
+    """A split of the corpus called `corpus`; the other arguments and errors are `asap.corpus.reader.read_corpus`'s.
 
     Files may be called by paths and s3:// addresses of their own too.
     """

@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 
 from asap.finding import Finding
-from asap.images import PreparedImage
+from asap.preprocessing.images import PreparedImage
 from jobs.manifest import readable_text
 from jobs.progress import count_batch
 from jobs.results import columns_of, failure, result_table

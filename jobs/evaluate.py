@@ -23,15 +23,15 @@ import ray
 import torch
 from scipy.special import expit
 
-from asap.checkpoint import ModelFolder, load_folder, resolve_folder
-from asap.corpus import Record
+from asap.corpus.read_rules import BadBox
+from asap.corpus.reader import Record
 from asap.errors import AsapError, CheckpointError, ConfigError
+from asap.evaluation.metrics import Evaluation, Judged
+from asap.evaluation.reliability import reliability
 from asap.finding import Finding, Pair
-from asap.metrics import Evaluation, Judged
 from asap.predictor import Predictor
-from asap.read_rules import BadBox
-from asap.reliability import reliability
-from asap.text import TextCodec
+from asap.preprocessing.text import TextCodec
+from asap.weights.model_folder import ModelFolder, load_folder, resolve_folder
 from jobs.cluster import await_places, machines_alive, places, ray_running
 from jobs.corpora import full_address, read_as_told, read_picture
 from jobs.errors import JobDiffers, JobFailed

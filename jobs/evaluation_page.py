@@ -10,12 +10,12 @@ from typing import Any
 
 from markupsafe import Markup
 
-from asap.config import TYPES
-from asap.dataset import Record
 from asap.finding import Finding, Word
+from asap.model.config import TYPES
+from asap.preprocessing.words import split_words
 from asap.render import LEVEL_EDGES, level, segments
-from asap.targets import face_box, is_manipulated, types_of
-from asap.words import split_words
+from asap.training.dataset import Record
+from asap.training.targets import face_box, is_manipulated, types_of
 from jobs.report import TEXT_SHOWN, read_picture, render_page, spoken
 from jobs.scoreboard import CLASS_COLUMNS, class_rows, task_rows
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Protocol, Self
 
-from asap.batch import Batch
-from asap.config import ModelConfig
-from asap.dataset import TrainingSet, collate, epoch_order
+from asap.model.config import ModelConfig
+from asap.training.batch import Batch
+from asap.training.dataset import TrainingSet, collate, epoch_order
 from jobs.settings import TrainSettings
 from jobs.stages import augmentation_at
 

@@ -9,9 +9,9 @@ from numpy.typing import NDArray
 from scipy.special import expit
 from sklearn.metrics import average_precision_score, precision_recall_curve, roc_curve
 
-from asap.config import TYPES
-from asap.metrics import Judged, real_fake_metrics
-from asap.reliability import reliability
+from asap.evaluation.metrics import Judged, real_fake_metrics
+from asap.evaluation.reliability import reliability
+from asap.model.config import TYPES
 from jobs.plot import (
     BLUE,
     DASHES,

@@ -17,21 +17,21 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from asap.accumulation import separate_gradients, term_shares
-from asap.batch import Batch
-from asap.config import ModelConfig
-from asap.corpus_report import CorpusReport
-from asap.dataset import TrainingSet
+from asap.corpus.picture_cache import Measured, PictureCache
+from asap.corpus.report import CorpusReport
 from asap.errors import AsapError
-from asap.execution import can_compile, checkpoint_activations, compile_encoders, has_bfloat16
-from asap.image_tokens import ImageTokens
-from asap.model import Asap
-from asap.optimiser import adamw, warmup_cosine
-from asap.pictures import Measured, PictureCache
-from asap.text import TextCodec, load_tokenizer
-from asap.training import TERMS, TrainingStep
-from asap.warm_start import begin
-from asap.workers import average_running_statistics, gather
+from asap.model.asap import Asap
+from asap.model.config import ModelConfig
+from asap.model.execution import can_compile, checkpoint_activations, compile_encoders, has_bfloat16
+from asap.preprocessing.text import TextCodec, load_tokenizer
+from asap.training.batch import Batch
+from asap.training.dataset import TrainingSet
+from asap.training.distributed import average_running_statistics, gather
+from asap.training.image_token_cache import ImageTokens
+from asap.training.micro_batches import separate_gradients, term_shares
+from asap.training.optimizer import adamw, warmup_cosine
+from asap.training.step import TERMS, TrainingStep
+from asap.weights.start import begin
 from jobs.corpora import read_picture
 from jobs.errors import TrainingDiverged
 from jobs.feed import CacheFeed, Feed, Order

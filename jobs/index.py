@@ -16,9 +16,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from asap.corpus import Record
-from asap.layout import ImagePlace
-from asap.pictures import Measured, PictureSizes
+from asap.corpus.picture_cache import Measured, PictureSizes
+from asap.corpus.picture_index import ImagePlace
+from asap.corpus.reader import Record
 from jobs.corpora import picture_place
 
 _SCHEMA = pa.schema(

@@ -18,15 +18,15 @@ import numpy as np
 import pyarrow as pa
 import ray
 
-from asap.augmentation import Augmentation, augment
-from asap.batch import Batch
-from asap.config import ModelConfig
-from asap.corpus import Record
-from asap.dataset import Sample, TrainingSet, collate
+from asap.corpus.picture_cache import PictureCache, PictureSizes, decode_picture
+from asap.corpus.picture_index import ImagePlace
+from asap.corpus.reader import Record
 from asap.errors import AsapError, CorpusError, InputError
-from asap.images import BoxXyxy, Pixels, PreparedImage
-from asap.layout import ImagePlace
-from asap.pictures import PictureCache, PictureSizes, decode_picture
+from asap.model.config import ModelConfig
+from asap.preprocessing.images import BoxXyxy, Pixels, PreparedImage
+from asap.training.augmentation import Augmentation, augment
+from asap.training.batch import Batch
+from asap.training.dataset import Sample, TrainingSet, collate
 from jobs.cluster import quieten
 from jobs.corpora import picture_place, read_picture
 from jobs.errors import JobFailed, StorageError

@@ -10,20 +10,20 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from asap.batch import Batch
-from asap.config import IMAGE_TYPES
-from asap.dataset import Record, TrainingSet, collate
-from asap.metrics import Evaluation
-from asap.model import Asap
-from asap.pictures import PictureCache, decode_picture
-from asap.read_rules import BadBox
-from asap.text import TextCodec
+from asap.corpus.picture_cache import PictureCache, decode_picture
+from asap.corpus.read_rules import BadBox
+from asap.evaluation.metrics import Evaluation
+from asap.model.asap import Asap
+from asap.model.config import IMAGE_TYPES
+from asap.preprocessing.text import TextCodec
+from asap.training.batch import Batch
+from asap.training.dataset import Record, TrainingSet, collate
 from jobs.corpora import read_picture
 from jobs.fit import Split
 
 
 def judge(model: Asap, split: Split, batch_size: int = 64, *, elsewhere: bool = False) -> dict[str, Any]:
-    """Every figure of `asap.metrics.Evaluation` for the pairs of the split. Leaves the model in its mode.
+    """Every figure of `asap.evaluation.metrics.Evaluation` for the pairs of the split. Leaves the model in its mode.
 
     `elsewhere`: see `judge_batch`.
     """

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from asap.words import UNREADABLE
+from asap.preprocessing.words import UNREADABLE
 from jobs.failures import storage_errors
 from jobs.storage import Location, filesystem
 

@@ -8,14 +8,14 @@ from dataclasses import dataclass
 
 import torch
 
-from asap.batch import Batch, Tokens
-from asap.config import ModelConfig
-from asap.corpus import Record
+from asap.corpus.reader import Record
 from asap.errors import ConfigError
-from asap.execution import checkpoint_activations
-from asap.image_tokens import token_bytes
-from asap.model import Asap
-from asap.training import TrainingStep
+from asap.model.asap import Asap
+from asap.model.config import ModelConfig
+from asap.model.execution import checkpoint_activations
+from asap.training.batch import Batch, Tokens
+from asap.training.image_token_cache import token_bytes
+from asap.training.step import TrainingStep
 from jobs.settings import TrainSettings
 from jobs.stages import Stage, lock_step, stages
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from asap.config import ModelConfig
+from asap.model.config import ModelConfig
 from asap.policy import Policy
 from jobs.results import SCHEMA_VERSION
 from jobs.settings import ScanSettings
@@ -52,7 +52,7 @@ def plan_scan(settings: ScanSettings) -> ScanPlan:
     folder = settings.job_folder
     if folder.is_s3:
         check_bucket(folder)
-    from asap.checkpoint import model_config, model_id, resolve_folder  # loads torch, which takes seconds
+    from asap.weights.model_folder import model_config, model_id, resolve_folder  # loads torch, which takes seconds
 
     path = resolve_folder(settings.model).resolve()
     return ScanPlan(

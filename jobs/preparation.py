@@ -17,7 +17,7 @@ import pyarrow as pa
 from PIL import Image
 
 from asap.errors import InputError
-from asap.images import ImageLimits, decode_image, prepare_image
+from asap.preprocessing.images import ImageLimits, decode_image, prepare_image
 from jobs.errors import FetchFailed
 from jobs.fetch import ByteRange, fetch
 from jobs.manifest import storable

@@ -23,9 +23,9 @@ from markupsafe import Markup
 from numpy.typing import NDArray
 from PIL import Image
 
-from asap.config import TYPES
 from asap.finding import Word
-from asap.images import DEFAULT_LIMITS, decode_image
+from asap.model.config import TYPES
+from asap.preprocessing.images import DEFAULT_LIMITS, decode_image
 from asap.render import LEVEL_EDGES, level, mark_words_html
 from jobs.errors import StorageError
 from jobs.fetch import ByteRange, fetch

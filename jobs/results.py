@@ -8,8 +8,8 @@ from typing import Any
 
 import pyarrow as pa
 
-from asap.config import TYPES
 from asap.finding import Box, Finding
+from asap.model.config import TYPES
 from jobs.manifest import MANIFEST_SCHEMA, storable
 
 SCHEMA_VERSION = 2

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
 
-from asap.config import ModelConfig
+from asap.model.config import ModelConfig
 from jobs.errors import StorageError
 from jobs.fit import Fit, Split
 from jobs.judge import judge
@@ -25,7 +25,7 @@ _PUSH_EVERY_S = 10.0
 _POLL_S = 3.0
 
 HEADLINE = ("AUC", "mAP", "CF1", "IoU50_gated", "IoU50_boxed", "token_F1")
-"""The figures that are worth watching, by their names in `asap.metrics`."""
+"""The figures that are worth watching, by their names in `asap.evaluation.metrics`."""
 
 
 class RunLog:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-from asap.config import IMAGE_TYPES, TEXT_TYPES
+from asap.model.config import IMAGE_TYPES, TEXT_TYPES
 
 _BOX = (("IoUmean", "IoU_mean"), ("IoU50", "IoU50"), ("IoU75", "IoU75"))
 _WORDS = (("precision", "token_precision"), ("recall", "token_recall"), ("F1", "token_F1"))
@@ -37,7 +37,7 @@ class Row(NamedTuple):
 
 
 def task_rows(report: dict[str, Any]) -> list[Row]:
-    """The rows of the paper's table, from what `asap.metrics.Evaluation.compute` says, and what the pictures do."""
+    """The rows of the paper's table, from what `Evaluation.compute` says, and what the pictures do."""
     rows = [
         Row(task, reading, [(name, percent(report[key + suffix])) for name, key in figures])
         for task, reading, figures, suffix in _ROWS

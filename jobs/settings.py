@@ -8,10 +8,10 @@ from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from asap.config import LossWeights
-from asap.images import DEFAULT_LIMITS
-from asap.read_rules import BadBox, BadPosition, ReadRules
-from asap.recipes import Recipe, recipe_called
+from asap.corpus.read_rules import BadBox, BadPosition, ReadRules
+from asap.model.config import LossWeights
+from asap.preprocessing.images import DEFAULT_LIMITS
+from asap.training.objective import Recipe, recipe_called
 from jobs.records import record_file
 from jobs.storage import Location
 
@@ -212,15 +212,15 @@ class TrainSettings(CorpusSettings):
     seed: int = Field(default=0, ge=0)
 
     recipe: str = "asap-ray"
-    """What is learned: a name of `asap.recipes.RECIPES`."""
+    """What is learned: a name of `asap.training.objective.RECIPES`."""
     preset: Literal["base", "tiny"] = "tiny"
     vocab_size: int = Field(default=4000, ge=100)
     """Pieces at most of the tokenizer, which is trained on the corpus."""
     model: dict[str, Any] = {}
-    """Changes to the preset and the recipe, by name of `asap.config.ModelConfig`."""
+    """Changes to the preset and the recipe, by name of `asap.model.config.ModelConfig`."""
     init: tuple[str, ...] = ()
     """What the weights start from, each over those before it: a `.pth` file, a model folder, `timm:NAME_OR_FOLDER` or
-    `bert:NAME_OR_FOLDER` (`asap.warm_start`); files and folders may lie at s3://. Empty: from random weights."""
+    `bert:NAME_OR_FOLDER` (`asap.weights.start`); files and folders may lie at s3://. Empty: from random weights."""
     tokenizer: str | None = None
     """A tokenizer's folder, or `train` for one made of the corpus; None: that of the last `init` that brings one, and
     made of the corpus where none does."""
@@ -242,7 +242,7 @@ class TrainSettings(CorpusSettings):
     augmentation: Literal["none", "flip", "published"] = "flip"
 
     loss_weights: dict[str, float] = {}
-    """Changes to the recipe's weights, by name of `asap.config.LossWeights`."""
+    """Changes to the recipe's weights, by name of `asap.model.config.LossWeights`."""
     words_until: float = Field(default=0.57, ge=0, lt=1)
     """Share of the run, at its start, that trains the words on the texts alone, at a sixth of the cost. From scratch
     words are found late by themselves, and beside an image side that learns at once not at all; 0 for pretrained

@@ -6,11 +6,11 @@ import json
 from collections.abc import Callable
 from typing import Any, Literal
 
-from asap.config import ModelConfig
-from asap.corpus import SPLITS, Corpus, fingerprint
-from asap.corpus_report import SHOWN
+from asap.corpus.picture_cache import Measured, PictureCache
+from asap.corpus.reader import SPLITS, Corpus, fingerprint
+from asap.corpus.report import SHOWN
 from asap.errors import CorpusError
-from asap.pictures import Measured, PictureCache
+from asap.model.config import ModelConfig
 from jobs.corpora import read_as_told, read_picture
 from jobs.fit import Split
 from jobs.index import about_index, write_index

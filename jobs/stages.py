@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from itertools import pairwise
 
-from asap.augmentation import Augmentation
-from asap.training import ALIGNMENT_TERMS, TERMS, WORD_TERMS
+from asap.training.augmentation import Augmentation
+from asap.training.step import ALIGNMENT_TERMS, TERMS, WORD_TERMS
 from jobs.settings import TrainSettings
 
 

@@ -15,13 +15,13 @@ from typing import Any
 
 import torch
 
-from asap.checkpoint import load, save
-from asap.corpus import Corpus
+from asap.corpus.reader import Corpus
 from asap.errors import AsapError, ConfigError
-from asap.model import Asap
-from asap.text import load_tokenizer, train_tokenizer
-from asap.training import TrainingStep
-from asap.warm_start import split_source
+from asap.model.asap import Asap
+from asap.preprocessing.text import load_tokenizer, train_tokenizer
+from asap.training.step import TrainingStep
+from asap.weights.model_folder import load, save
+from asap.weights.start import split_source
 from jobs.card import model_card
 from jobs.chosen import SCORE, Chosen
 from jobs.cluster import await_places, machines_alive, most_cpus, places, ray_running

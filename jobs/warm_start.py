@@ -10,10 +10,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from asap.config import ModelConfig
 from asap.errors import ConfigError
-from asap.text import load_tokenizer
-from asap.warm_start import has_words, read_starts, source_tokenizer, split_source
+from asap.model.config import ModelConfig
+from asap.preprocessing.text import load_tokenizer
+from asap.weights.start import has_words, read_starts, source_tokenizer, split_source
 from jobs.errors import StorageError
 from jobs.run_folder import RunFolder
 from jobs.settings import TrainSettings

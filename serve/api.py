@@ -27,7 +27,7 @@ from starlette.staticfiles import StaticFiles
 
 from asap.errors import InputError
 from asap.finding import Finding
-from asap.words import estimate_passes
+from asap.preprocessing.words import estimate_passes
 from serve.admission import Admission
 from serve.body import Room
 from serve.callers import check_is_local

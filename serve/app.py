@@ -32,8 +32,8 @@ from ray.serve.exceptions import DeploymentUnavailableError
 
 from asap.errors import ConfigError
 from asap.finding import Finding, Pair
-from asap.images import PreparedImage
-from asap.words import estimate_passes
+from asap.preprocessing.images import PreparedImage
+from asap.preprocessing.words import estimate_passes
 from serve.api import create_app
 from serve.batching import Answer, Batcher
 from serve.cluster import APP, CONTROLLER, LOGGING, http_options

@@ -16,7 +16,7 @@ from typing import Any, BinaryIO
 
 from asap.errors import DecodeFailed, InputError
 from asap.finding import Finding
-from asap.images import ImageLimits, decode_image, prepare_image
+from asap.preprocessing.images import ImageLimits, decode_image, prepare_image
 from asap.render import draw_evidence
 
 Message = tuple[dict[str, Any], bytes]

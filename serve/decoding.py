@@ -17,7 +17,7 @@ import numpy as np
 
 from asap.errors import DecodeFailed, InputError
 from asap.finding import Finding
-from asap.images import ImageLimits, PreparedImage
+from asap.preprocessing.images import ImageLimits, PreparedImage
 from serve.decoder import Message, read_message, write_message
 from serve.errors import NotReady
 
@@ -52,7 +52,7 @@ class DecoderPool:
         self._idle.put(decoder)
 
     async def prepare(self, data: bytes, image_size: int) -> PreparedImage:
-        """As `asap.images.prepare_image`, which it raises as too; `DecodeFailed` where time or memory did not do."""
+        """As `images.prepare_image`, which it raises as too; `DecodeFailed` where time or memory did not do."""
         about, pixels = await self._run({"task": "prepare", "image_size": image_size}, data)
         array = np.frombuffer(pixels, np.uint8).reshape(image_size, image_size, 3)
         known = {name: about[name] for name in ("width", "height", "sha256", "warnings")}

@@ -12,7 +12,7 @@ import numpy as np
 from ray import serve
 
 from asap.finding import Finding
-from asap.images import PreparedImage
+from asap.preprocessing.images import PreparedImage
 from serve.batching import Answer
 from serve.remote import local_model
 from serve.schemas import EXAMPLE_TEXT, ModelCard

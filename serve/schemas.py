@@ -6,8 +6,8 @@ from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from asap.config import TYPES
 from asap.finding import Finding
+from asap.model.config import TYPES
 
 EXAMPLE_TEXT = "A smiling minister opens the bridge"
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from asap.errors import InputError
 from asap.finding import Finding, Pair
-from asap.images import ImageLimits, PreparedImage, prepare_image
+from asap.preprocessing.images import ImageLimits, PreparedImage, prepare_image
 from serve.decoding import DecoderPool
 from serve.draining import UnderWay
 from serve.errors import NotReady

@@ -8,8 +8,8 @@ from typing import Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from asap.images import DEFAULT_LIMITS, ImageLimits
-from asap.words import MAX_CHARACTERS
+from asap.preprocessing.images import DEFAULT_LIMITS, ImageLimits
+from asap.preprocessing.words import MAX_CHARACTERS
 
 _PREFIX = re.compile(r"(s3|https)://[^/@\s\\]+/\S*")
 

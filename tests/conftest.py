@@ -121,10 +121,10 @@ def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model of 48 channels and 32 px with random weights, and a tokenizer."""
     import torch
 
-    from asap.checkpoint import save
-    from asap.config import ModelConfig
-    from asap.model import Asap
-    from asap.text import train_tokenizer
+    from asap.model.asap import Asap
+    from asap.model.config import ModelConfig
+    from asap.preprocessing.text import train_tokenizer
+    from asap.weights.model_folder import save
 
     tokenizer = train_tokenizer(CAPTIONS, 200)
     config = ModelConfig.tiny(

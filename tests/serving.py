@@ -13,8 +13,8 @@ from PIL import Image
 from waiting import HANG_S
 
 from asap.finding import Finding
-from asap.images import PreparedImage
 from asap.predictor import Predictor
+from asap.preprocessing.images import PreparedImage
 from serve.api import create_app
 from serve.keys import Keyring
 from serve.schemas import ModelCard

@@ -5,10 +5,10 @@ import torch
 from tiny import draw_batch, tiny_model
 from torch import Tensor, nn
 
-from asap.accumulation import separate_gradients, term_shares
-from asap.batch import Tokens
-from asap.config import LossWeights
-from asap.training import TERMS, TrainingStep
+from asap.model.config import LossWeights
+from asap.training.batch import Tokens
+from asap.training.micro_batches import separate_gradients, term_shares
+from asap.training.step import TERMS, TrainingStep
 
 # The first half has no box and the second no manipulated word: their means must still be the whole's.
 CLASSES = ("orig", "text_swap", "orig", "text_attribute", "face_swap", "orig", "face_attribute", "face_swap")
@@ -95,7 +95,7 @@ def hide_every_second(words: Tokens, mask_id: int, vocab_size: int) -> tuple[Ten
 
 
 def test_hidden_words_count_alike_in_micro_batches(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("asap.training.mask_words", hide_every_second)
+    monkeypatch.setattr("asap.training.step.mask_words", hide_every_second)
     weights = LossWeights(vlc=0, cwp=0.2, mlm=0.5)
     # Without captions a manipulated text leaves nothing that is truly said: the parts count differently.
     batch = draw_batch(CLASSES)

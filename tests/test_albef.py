@@ -6,10 +6,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from asap.albef import albef_twins, import_albef
-from asap.config import ModelConfig
 from asap.errors import CheckpointError
-from asap.momentum import FeatureQueues
+from asap.model.config import ModelConfig
+from asap.training.momentum import FeatureQueues
+from asap.weights.albef import albef_twins, import_albef
 
 SCALED = {257: 17, 768: 48, 2304: 144, 3072: 96, 30522: 60, 512: 24, 256: 16, 65536: 8, 3: 3, 1: 1, 2: 2}
 CONFIG = ModelConfig(

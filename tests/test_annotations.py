@@ -4,11 +4,11 @@ from typing import Any
 
 import pytest
 
-from asap.annotations import read_row, repaired
-from asap.corpus_report import CorpusReport
+from asap.corpus.annotations import read_row, repaired
+from asap.corpus.read_rules import DEFAULT_RULES, STRICT, ReadRules
+from asap.corpus.report import CorpusReport
 from asap.errors import AnnotationError, ConfigError
 from asap.labels import DGM4
-from asap.read_rules import DEFAULT_RULES, STRICT, ReadRules
 
 ROW: dict[str, Any] = {
     "id": 7, "image": "a.png", "text": "an angry woman leaves", "fake_cls": "face_swap&text_attribute",

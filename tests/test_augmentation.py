@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from asap.augmentation import augment, horizontal_flip, names_a_side, rand_augment
+from asap.training.augmentation import augment, horizontal_flip, names_a_side, rand_augment
 
 
 def picture(width=48, height=32):

@@ -1,7 +1,7 @@
 import torch
 from tiny import draw_batch
 
-from asap.batch import Tokens, stack_texts
+from asap.training.batch import Tokens, stack_texts
 
 
 def test_texts_of_different_lengths_are_stacked_and_padded_to_the_longest() -> None:

@@ -8,14 +8,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from asap.checkpoint import load_folder, model_id
-from asap.config import TYPES, ModelConfig
-from asap.dataset import read_split
 from asap.errors import AnnotationError, AsapError, CorpusError, DecodeFailed, PrecisionNotShown
 from asap.finding import Finding, Pair
+from asap.model.config import TYPES, ModelConfig
 from asap.policy import Policy
 from asap.predictor import Predictor
-from asap.targets import types_of
+from asap.training.dataset import read_split
+from asap.training.targets import types_of
+from asap.weights.model_folder import load_folder, model_id
 from jobs import calibrate as module
 from jobs.calibrate import calibrate, score_records
 from jobs.settings import CalibrateSettings

@@ -7,7 +7,7 @@ import pytest
 from scipy.stats import beta, binomtest, norm
 from sklearn.metrics import precision_score
 
-from asap.calibration import Decision, OperatingCurve
+from asap.evaluation.thresholds import Decision, OperatingCurve
 
 CONFIDENCE = 0.95
 

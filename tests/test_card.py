@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from asap.config import ModelConfig
+from asap.model.config import ModelConfig
 from jobs import train
 from jobs.card import FIGURES, model_card
 from jobs.cli import app

@@ -7,13 +7,13 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import PreTrainedTokenizerFast
 
-from asap import checkpoint
-from asap.checkpoint import load, load_folder, model_config, model_id, resolve_folder, save
-from asap.config import ModelConfig
 from asap.errors import CheckpointError, ConfigError
-from asap.model import Asap
+from asap.model.asap import Asap
+from asap.model.config import ModelConfig
 from asap.policy import Policy
-from asap.text import train_tokenizer
+from asap.preprocessing.text import train_tokenizer
+from asap.weights import model_folder as checkpoint
+from asap.weights.model_folder import load, load_folder, model_config, model_id, resolve_folder, save
 
 
 @pytest.fixture(scope="module")

@@ -111,10 +111,10 @@ def test_detect_reads_from_s3(run: Any, bucket: str, corpus: Path, model_folder:
 def test_detect_reads_no_object_above_the_limit(
     run: Any, bucket: str, model_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from asap.images import ImageLimits
+    from asap.preprocessing.images import ImageLimits
     from jobs.storage import Location, write_bytes
 
-    monkeypatch.setattr("asap.images.DEFAULT_LIMITS", ImageLimits(max_bytes=10))
+    monkeypatch.setattr("asap.preprocessing.images.DEFAULT_LIMITS", ImageLimits(max_bytes=10))
     write_bytes(Location(f"s3://{bucket}/a.jpg"), b"x" * 11)
     code, _, err = run("detect", f"s3://{bucket}/a.jpg", "--text", "A team", "--model", model_folder)
     assert code == 1

@@ -4,8 +4,8 @@ from typing import Any
 
 import pytest
 
-from asap.config import IMAGE_TYPES, TEXT_TYPES, TYPES, LossWeights, ModelConfig, PublishedDefects
 from asap.errors import ConfigError
+from asap.model.config import IMAGE_TYPES, TEXT_TYPES, TYPES, LossWeights, ModelConfig, PublishedDefects
 
 
 def test_the_types_are_in_the_published_order() -> None:

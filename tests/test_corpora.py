@@ -8,10 +8,10 @@ import boto3
 import pytest
 from conftest import draw_jpeg
 
-from asap.corpus import read_split
-from asap.dataset import PictureCache
+from asap.corpus.read_rules import DEFAULT_RULES, ReadRules
+from asap.corpus.reader import read_split
 from asap.errors import CorpusError
-from asap.read_rules import DEFAULT_RULES, ReadRules
+from asap.training.dataset import PictureCache
 from jobs.corpora import open_folder, read_as_told, read_corpus, read_picture
 from jobs.errors import StorageError
 from jobs.settings import CorpusSettings

@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
-from asap.corpus import Corpus, Record, fingerprint, read_corpus, read_split
+from asap.corpus.picture_index import LocalFolder
+from asap.corpus.read_rules import DEFAULT_RULES, STRICT, ReadRules
+from asap.corpus.reader import Corpus, Record, fingerprint, read_corpus, read_split
 from asap.errors import AnnotationError, ConfigError, CorpusError
-from asap.layout import LocalFolder
-from asap.read_rules import DEFAULT_RULES, STRICT, ReadRules
 
 ROWS: list[dict[str, Any]] = [
     {"id": 1, "image": "images/a.png", "text": "a calm man waits", "fake_cls": "orig", "fake_image_box": [],

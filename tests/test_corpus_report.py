@@ -2,7 +2,7 @@
 
 import json
 
-from asap.corpus_report import SHOWN, CorpusReport, Found, Joined
+from asap.corpus.report import SHOWN, CorpusReport, Found, Joined
 
 
 def test_the_first_examples_are_kept_and_all_are_counted() -> None:

@@ -9,13 +9,13 @@ import pytest
 import torch
 from PIL import Image
 
-from asap import dataset
-from asap.config import ModelConfig
-from asap.corpus_report import CorpusReport
-from asap.dataset import TrainingSet, collate, epoch_order, read_split
+from asap.corpus.picture_cache import PictureCache, PictureSizes
+from asap.corpus.report import CorpusReport
 from asap.errors import AnnotationError, TextInvalid
-from asap.pictures import PictureCache, PictureSizes
-from asap.text import TextCodec, train_tokenizer
+from asap.model.config import ModelConfig
+from asap.preprocessing.text import TextCodec, train_tokenizer
+from asap.training import dataset
+from asap.training.dataset import TrainingSet, collate, epoch_order, read_split
 
 SIZE = 32
 CONFIG = ModelConfig.tiny(image_size=SIZE, width=48, heads=4)

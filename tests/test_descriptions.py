@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
-from asap.corpus_report import Joined
-from asap.descriptions import Described, Descriptions, Kind, join
+from asap.corpus.descriptions import Described, Descriptions, Kind, join
+from asap.corpus.report import Joined
 from asap.errors import CorpusError
 
 PICTURE, OTHER = "DGM4/origin/guardian/1.jpg", "DGM4/origin/bbc/2.jpg"

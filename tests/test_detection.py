@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from asap.finding import Pair
-from asap.images import ImageLimits
 from asap.predictor import Predictor
+from asap.preprocessing.images import ImageLimits
 from jobs.detection import Detection, Detector
 from jobs.manifest import MANIFEST_SCHEMA, ManifestRow, write_manifest
 from jobs.preparation import Preparation, prepare_batch

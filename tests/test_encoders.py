@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from tiny import tiny_config
 from torch import Tensor
 
-from asap.encoders import Attention, AttentionBlock, ConvStem, FusionEncoder, ImageEncoder, TextEncoder
+from asap.model.encoders import Attention, AttentionBlock, ConvStem, FusionEncoder, ImageEncoder, TextEncoder
 
 
 @pytest.fixture(autouse=True)

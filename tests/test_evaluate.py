@@ -14,12 +14,12 @@ import pytest
 import ray
 from typer.testing import CliRunner
 
-from asap.checkpoint import load_folder, model_id, save
-from asap.dataset import read_split
 from asap.errors import CheckpointError, ConfigError, CorpusError
-from asap.metrics import Evaluation
-from asap.model import Asap
+from asap.evaluation.metrics import Evaluation
+from asap.model.asap import Asap
 from asap.newsroom import generate
+from asap.training.dataset import read_split
+from asap.weights.model_folder import load_folder, model_id, save
 from jobs import cluster
 from jobs import evaluate as module
 from jobs.cli import app

@@ -10,9 +10,9 @@ import pytest
 from PIL import Image
 from test_scoreboard import report
 
-from asap.dataset import Record
 from asap.errors import TextMissing
 from asap.finding import Finding, Word
+from asap.training.dataset import Record
 from jobs.evaluation_page import WorstPair, evaluation_page
 
 TEXT = "A calm crowd <b>waits</b> for the angry minister"

@@ -3,7 +3,7 @@ import pytest
 import torch
 
 from asap.evidence import PassEvidence, apply_policy, box_px, flagged_words, highest_types, read_output, score_words
-from asap.model import AsapOutput
+from asap.model.asap import AsapOutput
 from asap.policy import Policy
 
 

@@ -5,10 +5,10 @@ import pytest
 import torch
 from tiny import draw_batch, tiny_model
 
-from asap.config import LossWeights
-from asap.execution import can_compile, checkpoint_activations, compile_encoders, has_bfloat16
-from asap.model import Asap
-from asap.training import TrainingStep
+from asap.model.asap import Asap
+from asap.model.config import LossWeights
+from asap.model.execution import can_compile, checkpoint_activations, compile_encoders, has_bfloat16
+from asap.training.step import TrainingStep
 
 Gradients = dict[str, torch.Tensor]
 

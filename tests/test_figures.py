@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from sklearn.metrics import auc
 
-from asap.config import TYPES
-from asap.metrics import Judged
-from asap.targets import CLASSES, types_of
+from asap.evaluation.metrics import Judged
+from asap.model.config import TYPES
+from asap.training.targets import CLASSES, types_of
 from jobs.figures import draw_figures, iou_histogram, precision_recall, reliability_diagram, roc
 from jobs.plot import Bars, Dots, Line
 

@@ -16,11 +16,11 @@ from PIL import Image
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
 from torch.nn.parallel import DistributedDataParallel
 
-from asap.dataset import epoch_order
 from asap.errors import AsapError, ConfigError
-from asap.model import Asap
-from asap.text import train_tokenizer
-from asap.warm_start import Start
+from asap.model.asap import Asap
+from asap.preprocessing.text import train_tokenizer
+from asap.training.dataset import epoch_order
+from asap.weights.start import Start
 from jobs.corpora import read_corpus
 from jobs.errors import TrainingDiverged
 from jobs.feed import Order

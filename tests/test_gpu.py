@@ -12,8 +12,8 @@ from tiny import draw_batch, tiny_model
 
 from asap.finding import Pair
 from asap.predictor import Predictor
-from asap.text import load_tokenizer, train_tokenizer
-from asap.training import TrainingStep
+from asap.preprocessing.text import load_tokenizer, train_tokenizer
+from asap.training.step import TrainingStep
 from jobs.cluster import ray_running
 from jobs.evaluate import evaluate
 from jobs.fit import Fit, Split, model_config

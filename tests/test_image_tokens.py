@@ -5,7 +5,7 @@ import torch
 from tiny import tiny_config
 from torch import Tensor
 
-from asap.image_tokens import ImageTokens
+from asap.training.image_token_cache import ImageTokens
 
 CONFIG = tiny_config()
 SHAPE = (10, CONFIG.width)

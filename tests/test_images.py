@@ -21,7 +21,7 @@ from asap.errors import (
     InputError,
     UnsupportedFormat,
 )
-from asap.images import (
+from asap.preprocessing.images import (
     CLIP_MEAN,
     CLIP_STD,
     ImageLimits,

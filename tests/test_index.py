@@ -4,8 +4,8 @@ from pathlib import Path
 
 import numpy as np
 
-from asap.corpus import Record
-from asap.pictures import PictureSizes
+from asap.corpus.picture_cache import PictureSizes
+from asap.corpus.reader import Record
 from jobs.index import about_index, read_index, write_index
 
 TEXT = {"text": "a \u201cman\u201d waits", "caption": "a coat", "explanation": "he stands"}

@@ -14,14 +14,14 @@ import torch
 from PIL import Image
 from waiting import HANG_S
 
-from asap.batch import Batch
-from asap.config import ModelConfig
-from asap.corpus import Record, read_corpus
-from asap.dataset import TrainingSet
+from asap.corpus.picture_cache import PictureCache
+from asap.corpus.picture_index import LocalFolder
+from asap.corpus.reader import Record, read_corpus
 from asap.errors import CorpusError
-from asap.layout import LocalFolder
-from asap.pictures import PictureCache
-from asap.text import TextCodec, train_tokenizer
+from asap.model.config import ModelConfig
+from asap.preprocessing.text import TextCodec, train_tokenizer
+from asap.training.batch import Batch
+from asap.training.dataset import TrainingSet
 from jobs import ingest
 from jobs.errors import JobFailed, StorageError
 from jobs.feed import CacheFeed, Order

@@ -2,8 +2,8 @@
 
 import pytest
 
+from asap.corpus.json_files import parse_json
 from asap.errors import CorpusError
-from asap.json_files import parse_json
 
 
 def test_a_file_may_begin_with_a_byte_order_mark() -> None:

@@ -8,11 +8,11 @@ import torch
 from PIL import Image
 from tiny import tiny_model
 
-from asap.config import TYPES
-from asap.dataset import PictureCache, Record, TrainingSet
 from asap.errors import DecodeFailed
-from asap.model import Fused
-from asap.text import TextCodec, train_tokenizer
+from asap.model.asap import Fused
+from asap.model.config import TYPES
+from asap.preprocessing.text import TextCodec, train_tokenizer
+from asap.training.dataset import PictureCache, Record, TrainingSet
 from jobs.fit import Split
 from jobs.judge import judge, judge_records
 

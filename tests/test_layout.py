@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
+from asap.corpus.picture_index import LocalFolder, PictureIndex, canonical, index_pictures
 from asap.errors import CorpusError
-from asap.layout import LocalFolder, PictureIndex, canonical, index_pictures
 
 NAME = "DGM4/origin/guardian/0001/7.jpg"
 

@@ -8,8 +8,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torchvision.ops import generalized_box_iou
 
-from asap.config import LossWeights, PublishedDefects
-from asap.losses import (
+from asap.model.config import LossWeights, PublishedDefects
+from asap.training.losses import (
     Contrast,
     Criterion,
     Features,

@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from asap.errors import AsapError
-from asap.metrics import Evaluation, box_metrics, box_overlap, real_fake_metrics, token_metrics, type_metrics
-from asap.model import AsapOutput
-from asap.targets import CLASSES, multi_hot
+from asap.evaluation.metrics import Evaluation, box_metrics, box_overlap, real_fake_metrics, token_metrics, type_metrics
+from asap.model.asap import AsapOutput
+from asap.training.targets import CLASSES, multi_hot
 
 GOLDEN = Path(__file__).parent / "golden"
 SPEC = json.loads((GOLDEN / "metrics_0.json").read_text(encoding="utf-8"))

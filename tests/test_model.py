@@ -7,9 +7,9 @@ import torch
 from tiny import draw_batch, draw_texts, tiny_config, tiny_model
 from torch import Tensor, nn
 
-from asap.batch import Batch, Tokens
-from asap.encoders import Attention, BertLayer
-from asap.model import Asap, AsapOutput
+from asap.model.asap import Asap, AsapOutput
+from asap.model.encoders import Attention, BertLayer
+from asap.training.batch import Batch, Tokens
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

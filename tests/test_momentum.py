@@ -3,7 +3,7 @@ import torch
 from tiny import tiny_config, tiny_model
 
 from asap.errors import ConfigError
-from asap.momentum import MODALITIES, FeatureQueues, MomentumTwin
+from asap.training.momentum import MODALITIES, FeatureQueues, MomentumTwin
 
 
 def test_the_twin_starts_as_a_copy_that_learns_nothing_by_itself() -> None:

@@ -6,10 +6,10 @@ from tiny import tiny_model
 from torch import nn
 from torch.optim import AdamW
 
-from asap.config import LossWeights
-from asap.model import Asap
-from asap.optimiser import adamw, warmup_cosine
-from asap.training import TrainingStep
+from asap.model.asap import Asap
+from asap.model.config import LossWeights
+from asap.training.optimizer import adamw, warmup_cosine
+from asap.training.step import TrainingStep
 
 IMAGE_SIDE = ("image_encoder", "aggregator", "image_side_attention", "box_head")
 

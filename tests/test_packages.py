@@ -13,8 +13,8 @@ from conftest import draw_jpeg
 from serving import TEXT, free_port
 from small_run import draw_corpus, settings_for
 
-from asap.images import DEFAULT_LIMITS
 from asap.packages import import_packages
+from asap.preprocessing.images import DEFAULT_LIMITS
 from serve.decoding import DecoderPool
 
 ASAP = Path(sys.executable).parent / "asap"

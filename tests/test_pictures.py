@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from asap import pictures
-from asap.dataset import read_split
+from asap.corpus import picture_cache as pictures
+from asap.corpus.picture_cache import PictureCache
 from asap.errors import DecodeFailed, EmptyFile, ImageMissing
-from asap.images import prepare_image
-from asap.pictures import PictureCache
+from asap.preprocessing.images import prepare_image
+from asap.training.dataset import read_split
 
 SIZE = 32
 

@@ -7,10 +7,10 @@ import pytest
 from rich.console import Console
 from typer.testing import CliRunner
 
-from asap.checkpoint import load
 from asap.errors import CheckpointError, ConfigError
-from asap.model import Asap
+from asap.model.asap import Asap
 from asap.newsroom import generate
+from asap.weights.model_folder import load
 from jobs import train as train_module
 from jobs.cli import app
 from jobs.fit import model_config

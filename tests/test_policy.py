@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
-from asap.config import TYPES
 from asap.errors import ConfigError
+from asap.model.config import TYPES
 from asap.policy import Policy
 
 

@@ -8,15 +8,15 @@ import pytest
 import torch
 from PIL import Image
 
-from asap.checkpoint import ModelFolder, load_folder, save
-from asap.config import TYPES, ModelConfig
 from asap.errors import CheckpointError, ConfigError, DecodeFailed, InputError, TextMissing
 from asap.finding import Finding, Pair
-from asap.images import ImageLimits, PreparedImage, normalise, prepare_image
-from asap.model import Asap
+from asap.model.asap import Asap
+from asap.model.config import TYPES, ModelConfig
 from asap.policy import Policy
 from asap.predictor import Predictor
-from asap.text import pad_batch, train_tokenizer
+from asap.preprocessing.images import ImageLimits, PreparedImage, normalise, prepare_image
+from asap.preprocessing.text import pad_batch, train_tokenizer
+from asap.weights.model_folder import ModelFolder, load_folder, save
 
 SENTENCE = "the minister smiles at a crowd of happy people near old bridge in july while rain falls"
 WORDS = SENTENCE.split()

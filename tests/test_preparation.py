@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from asap.images import ImageLimits, prepare_image
+from asap.preprocessing.images import ImageLimits, prepare_image
 from jobs.manifest import MANIFEST_SCHEMA
 from jobs.preparation import PREPARED_FIELDS, Preparation, prepare_batch
 from jobs.results import CALLER_COLUMNS

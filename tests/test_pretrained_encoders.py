@@ -9,11 +9,11 @@ from timm.models.vision_transformer import VisionTransformer
 from tokenizers import Tokenizer
 from transformers import BertConfig, BertModel
 
-from asap.config import ModelConfig
 from asap.errors import CheckpointError
-from asap.model import Asap
-from asap.pretrained_encoders import bert_encoders, bert_tokenizer, timm_encoder
-from asap.text import train_tokenizer
+from asap.model.asap import Asap
+from asap.model.config import ModelConfig
+from asap.preprocessing.text import train_tokenizer
+from asap.weights.pretrained import bert_encoders, bert_tokenizer, timm_encoder
 
 CONFIG = ModelConfig(
     image_size=64, width=48, heads=4, image_layers=2, image_mlp_width=96, text_layers=2, fusion_layers=1,

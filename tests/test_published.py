@@ -8,12 +8,12 @@ import torch
 import torch.nn.functional as F
 from golden.weights import golden_state_dict
 
-from asap.config import ModelConfig
 from asap.errors import CheckpointError, ConfigError
-from asap.model import Asap
-from asap.momentum import FeatureQueues
-from asap.published import expected_shapes, import_published, published_name, published_twins
-from asap.text import train_tokenizer
+from asap.model.asap import Asap
+from asap.model.config import ModelConfig
+from asap.preprocessing.text import train_tokenizer
+from asap.training.momentum import FeatureQueues
+from asap.weights.published import expected_shapes, import_published, published_name, published_twins
 
 GOLDEN = Path(__file__).parent / "golden"
 State = dict[str, torch.Tensor]

@@ -1,10 +1,10 @@
 import pytest
 from tiny import draw_batch, tiny_model
 
-from asap.config import LossWeights, ModelConfig, PublishedDefects
 from asap.errors import ConfigError
-from asap.recipes import RECIPES, recipe_called
-from asap.training import TrainingStep
+from asap.model.config import LossWeights, ModelConfig, PublishedDefects
+from asap.training.objective import RECIPES, recipe_called
+from asap.training.step import TrainingStep
 
 TERMS_OF = {
     "hammer": {"vlc", "bic", "mlc", "bbox_l1", "giou", "tmg"},

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from asap.reliability import BINS, reliability
+from asap.evaluation.reliability import BINS, reliability
 
 
 def test_a_score_that_means_what_it_says_has_no_calibration_error() -> None:

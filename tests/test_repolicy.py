@@ -17,9 +17,9 @@ import pyarrow.parquet as pq
 import pytest
 from waiting import HANG_S
 
-from asap.config import TYPES
 from asap.errors import AsapError, ConfigError
 from asap.finding import Pair
+from asap.model.config import TYPES
 from asap.policy import Policy
 from asap.predictor import Predictor
 from jobs import repolicy as module

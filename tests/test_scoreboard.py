@@ -2,9 +2,9 @@
 
 import torch
 
-from asap.metrics import Evaluation
-from asap.model import AsapOutput
-from asap.targets import multi_hot
+from asap.evaluation.metrics import Evaluation
+from asap.model.asap import AsapOutput
+from asap.training.targets import multi_hot
 from jobs.scoreboard import CLASS_COLUMNS, class_rows, percent, task_rows
 
 

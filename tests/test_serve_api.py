@@ -21,8 +21,8 @@ from waiting import HANG_S, Clock
 
 from asap.errors import ModelError
 from asap.finding import Finding, Pair
-from asap.images import PreparedImage
 from asap.predictor import Predictor
+from asap.preprocessing.images import PreparedImage
 from serve.errors import NotReady, Overloaded, Refused
 from serve.keys import Keyring, new_key
 from serve.schemas import ModelCard

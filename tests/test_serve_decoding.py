@@ -12,7 +12,7 @@ from waiting import HANG_S
 
 from asap.errors import DecodeFailed, ImageTooLarge, InputError, UnsupportedFormat
 from asap.finding import Finding
-from asap.images import ImageLimits, prepare_image
+from asap.preprocessing.images import ImageLimits, prepare_image
 from serve.decoding import DecoderPool
 from serve.errors import NotReady
 

@@ -14,7 +14,7 @@ import torch
 from played import played
 
 from asap.finding import Finding
-from asap.images import PreparedImage
+from asap.preprocessing.images import PreparedImage
 from serve.settings import ServeSettings
 
 if TYPE_CHECKING:

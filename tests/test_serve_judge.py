@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from played import played
 
-from asap.images import PreparedImage
+from asap.preprocessing.images import PreparedImage
 from serve.settings import ServeSettings
 
 GREY = PreparedImage(pixels=np.full((32, 32, 3), 128, np.uint8), width=32, height=32, sha256=None)

@@ -25,8 +25,8 @@ from starlette.responses import PlainTextResponse
 from waiting import HANG_S
 
 from asap.finding import Finding
-from asap.images import PreparedImage
 from asap.predictor import Predictor
+from asap.preprocessing.images import PreparedImage
 from serve.api import create_app
 from serve.errors import Overloaded
 from serve.keys import Keyring

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from asap.config import ModelConfig
 from asap.errors import CorpusError
-from asap.text import train_tokenizer
+from asap.model.config import ModelConfig
+from asap.preprocessing.text import train_tokenizer
 from jobs import splits
 from jobs.fit import Split
 from jobs.run_folder import RunFolder

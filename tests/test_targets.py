@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from asap.errors import AnnotationError
-from asap.targets import (
+from asap.training.targets import (
     CLASSES,
     box_targets,
     face_box,

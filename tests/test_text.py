@@ -10,8 +10,8 @@ from tokenizers import Tokenizer, models
 from transformers import PreTrainedTokenizerFast
 
 from asap.errors import AnnotationError, CheckpointError, ConfigError, TextInvalid, TextMissing
-from asap.text import TextCodec, load_tokenizer, pad_batch, train_tokenizer
-from asap.words import MAX_CHARACTERS, clean_caption, estimate_passes, split_words
+from asap.preprocessing.text import TextCodec, load_tokenizer, pad_batch, train_tokenizer
+from asap.preprocessing.words import MAX_CHARACTERS, clean_caption, estimate_passes, split_words
 
 CORPUS = [
     "The president's well-known speech cost $5 million, he said.",

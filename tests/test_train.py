@@ -13,11 +13,11 @@ import ray
 import torch
 from small_run import MODEL, draw_corpus, settings_for
 
-from asap.checkpoint import load_folder
-from asap.corpus import fingerprint, read_split
+from asap.corpus.reader import fingerprint, read_split
 from asap.errors import AnnotationError, ConfigError, CorpusError
 from asap.finding import Pair
 from asap.predictor import Predictor
+from asap.weights.model_folder import load_folder
 from jobs import cluster, run_folder
 from jobs import train as train_module
 from jobs.errors import StorageError, TrainingDiverged

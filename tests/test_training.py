@@ -6,12 +6,12 @@ import pytest
 import torch
 from tiny import CLASSES, draw_batch, draw_texts, tiny_model
 
-from asap.batch import Batch
-from asap.config import LossWeights
-from asap.encoders import Attention, TextEncoder
 from asap.errors import ConfigError
-from asap.losses import real_fake_loss, type_loss
-from asap.training import TrainingStep
+from asap.model.config import LossWeights
+from asap.model.encoders import Attention, TextEncoder
+from asap.training.batch import Batch
+from asap.training.losses import real_fake_loss, type_loss
+from asap.training.step import TrainingStep
 
 HAMMER = LossWeights(ied=0, mpp=0, mgca=0)
 ASAP_TERMS = {"vlc", "bic", "bbox_l1", "giou", "tmg", "mlc", "mgca", "ied", "mpp", "total"}

@@ -9,13 +9,13 @@ from safetensors.torch import save_file
 from timm.models.vision_transformer import VisionTransformer
 from tiny import tiny_model
 
-from asap.checkpoint import load, save
-from asap.config import LossWeights, ModelConfig
 from asap.errors import CheckpointError
-from asap.model import Asap
-from asap.text import train_tokenizer
-from asap.training import TrainingStep
-from asap.warm_start import Start, begin, has_words, read_starts, source_tokenizer
+from asap.model.asap import Asap
+from asap.model.config import LossWeights, ModelConfig
+from asap.preprocessing.text import train_tokenizer
+from asap.training.step import TrainingStep
+from asap.weights.model_folder import load, save
+from asap.weights.start import Start, begin, has_words, read_starts, source_tokenizer
 
 State = dict[str, torch.Tensor]
 GOLDEN = Path(__file__).parent / "golden"

@@ -9,9 +9,9 @@ import pytest
 import torch
 from tiny import tiny_model
 
-from asap.checkpoint import load, save
 from asap.errors import CheckpointError, ConfigError
-from asap.text import load_tokenizer, train_tokenizer
+from asap.preprocessing.text import load_tokenizer, train_tokenizer
+from asap.weights.model_folder import load, save
 from jobs.errors import StorageError
 from jobs.fit import model_config
 from jobs.run_folder import RunFolder

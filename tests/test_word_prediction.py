@@ -7,8 +7,8 @@ import torch.nn.functional as F
 from tiny import draw_batch, draw_texts, tiny_config, tiny_model
 from torch import nn
 
-from asap.batch import Batch, Tokens
-from asap.word_prediction import (
+from asap.training.batch import Batch, Tokens
+from asap.training.word_prediction import (
     MASKED_SHARE,
     CaptionWordHead,
     MaskedWordHead,

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from asap.words import clean_caption, clean_word, split_words
+from asap.preprocessing.words import clean_caption, clean_word, split_words
 
 GOLDEN = json.loads((Path(__file__).parent / "golden" / "labels_0.json").read_text(encoding="utf-8"))["pre_caption"]
 

@@ -12,8 +12,8 @@ from tiny import draw_batch, tiny_model
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from asap.training import TrainingStep
-from asap.workers import average_running_statistics, gather, mean_over_workers, rank, world_size
+from asap.training.distributed import average_running_statistics, gather, mean_over_workers, rank, world_size
+from asap.training.step import TrainingStep
 
 PAIRS = 8
 STEPS = 2

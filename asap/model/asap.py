@@ -1,0 +1,266 @@
+"""ASAP: what is manipulated, how, and where, from one pass over an image and its text (paper section 3).
+
+Shapes: B pairs, L text tokens with [CLS], N image tokens with [CLS], W width.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from asap.model.config import IMAGE_TYPES, TEXT_TYPES, TYPES, ModelConfig
+from asap.model.encoders import Attention, FusionEncoder, ImageEncoder, TextEncoder
+
+
+class AsapOutput(NamedTuple):
+    """What the model predicts for B pairs."""
+
+    logits_real_fake: Tensor
+    """(B, 2): authentic, manipulated."""
+    logits_multilabel: Tensor
+    """(B, 4), a logit for each of `asap.model.config.TYPES`."""
+    box_cxcywh: Tensor
+    """(B, 4): the manipulated face, in [0, 1] of the picture's width and height."""
+    logits_token: Tensor
+    """(B, L-1, 2): authentic, manipulated, for each token after [CLS]; padding has values without meaning."""
+
+
+@dataclass(frozen=True)
+class Seen:
+    """An image seen with a text: what the box and patch heads read."""
+
+    patches_BPW: Tensor
+    """A token for each patch."""
+    aggregate_BW: Tensor
+    """The patches gathered into one token."""
+
+
+@dataclass(frozen=True)
+class Fused:
+    """An image and a text, each seen with the other: what the other heads read."""
+
+    tokens_BLW: Tensor
+    """Fused text tokens, [CLS] first."""
+    seen: Seen
+    scores_BLN: Tensor | None
+    """Cross-attention scores of the last fusion layer before softmax, mean over heads; on request only."""
+
+
+class ImageTextAttention(nn.Module):
+    """Image tokens attend to themselves, then to the text (ASAP's image side)."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.self_attention = nn.MultiheadAttention(width, heads, batch_first=True)
+        self.cross_attention = nn.MultiheadAttention(width, heads, batch_first=True)
+
+    def forward(self, image_BNW: Tensor, text_BLW: Tensor, padding_BL: Tensor) -> Tensor:
+        attended_BNW, _ = self.self_attention(image_BNW, image_BNW, image_BNW, need_weights=False)
+        crossed_BNW: Tensor = self.cross_attention(
+            attended_BNW, text_BLW, text_BLW, key_padding_mask=padding_BL, need_weights=False
+        )[0]
+        return crossed_BNW
+
+
+class TextAttention(nn.Module):
+    """Image tokens attend to the text alone (HAMMER's image side)."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.cross_attention = nn.MultiheadAttention(width, heads, batch_first=True)
+
+    def forward(self, image_BNW: Tensor, text_BLW: Tensor, padding_BL: Tensor) -> Tensor:
+        crossed_BNW: Tensor = self.cross_attention(
+            image_BNW, text_BLW, text_BLW, key_padding_mask=padding_BL, need_weights=False
+        )[0]
+        return crossed_BNW
+
+
+def _head(width: int, outputs: int) -> nn.Sequential:
+    """Linear, LayerNorm, GELU twice, then Linear: the published form of every head."""
+    inside = 2 * width
+    return nn.Sequential(
+        nn.Linear(width, inside), nn.LayerNorm(inside), nn.GELU(),
+        nn.Linear(inside, inside), nn.LayerNorm(inside), nn.GELU(),
+        nn.Linear(inside, outputs),
+    )  # fmt: skip
+
+
+def _text_head(config: ModelConfig, outputs: int) -> nn.Module:
+    return nn.Linear(config.width, outputs) if config.text_heads == "linear" else _head(config.width, outputs)
+
+
+class TypeHeads(nn.Module):
+    """A head for the image types, which reads the image side, and one for the text types, which reads the text side."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.image = _head(config.width, len(IMAGE_TYPES))
+        self.text = _text_head(config, len(TEXT_TYPES))
+
+    def forward(self, aggregate_BW: Tensor, text_BW: Tensor) -> Tensor:
+        """Logits (B, 4)."""
+        return torch.cat([self.image(aggregate_BW), self.text(text_BW)], dim=1)
+
+
+class Asap(nn.Module):
+    """ASAP, or HAMMER where `config.variant` says so.
+
+    `forward` is inference: every layer runs once. Training calls the parts (`encode_image`, `encode_text`,
+    `fuse`, the heads), because its losses need what lies between.
+    """
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        width, heads = config.width, config.heads
+        is_asap = config.variant == "asap"
+        self.image_encoder = ImageEncoder(config)
+        self.text_encoder = TextEncoder(config)
+        self.fusion_encoder = FusionEncoder(config)
+        self.image_projection = nn.Linear(width, config.embed_dim)
+        self.text_projection = nn.Linear(width, config.embed_dim)
+        self.temperature = nn.Parameter(torch.tensor(0.07))
+        self.image_side_norm = nn.LayerNorm(width)
+        self.image_side_attention = ImageTextAttention(width, heads) if is_asap else TextAttention(width, heads)
+        self.aggregate_norm = nn.LayerNorm(width)
+        self.aggregate_token = nn.Parameter(torch.zeros(1, 1, width))
+        self.aggregator = nn.MultiheadAttention(width, heads, batch_first=True)
+        self.real_fake_head = _head(width, 2)
+        self.type_head = TypeHeads(config) if config.type_heads == "apart" else _head(width, len(TYPES))
+        self.box_head = _head(width, 4)
+        self.token_head = _text_head(config, 2)
+        if is_asap:
+            self.real_fake_scale = nn.Parameter(torch.tensor(0.0))
+            if config.type_heads == "joint":
+                self.type_scale = nn.Parameter(torch.tensor(0.0))
+            self.explanation_head = _head(width, 2)
+            self.patch_head = nn.Linear(width, 1)
+        self._initialise()
+
+    def _initialise(self) -> None:
+        """What timm has not already initialised."""
+        nn.init.trunc_normal_(self.aggregate_token, std=0.02)
+        if self.config.text_norm == "pre":
+            self._initialise_to_learn_words()
+        else:
+            self._initialise_as_bert()
+
+    def _initialise_as_bert(self) -> None:
+        """For encoders that pre-trained weights will fill; BERT's 0.02 belongs to a width of 768."""
+        std = 0.02 * (768 / self.config.width) ** 0.5
+        for name, module in self.named_modules():
+            if isinstance(module, nn.Linear | nn.Embedding) and not name.startswith("image_encoder."):
+                nn.init.normal_(module.weight, std=std)
+                if isinstance(module, nn.Linear) and module.bias is not None:
+                    nn.init.zeros_(module.bias)
+
+    def _initialise_to_learn_words(self) -> None:
+        """For a text side without pre-training, which starts by finding the like of a word among the others.
+
+        Adam moves a weight by about the learning rate. At the 1e-3 that random weights need, words drawn with BERT's
+        0.02 are replaced before attention has learned to compare them; drawn at 1 they last, as BERT's do at its 2e-5.
+        Positions are a tenth of that, so that a word is first of all itself, wherever it stands. Linear layers keep
+        torch's own scale, queries and keys Glorot's.
+        """
+        embeddings = self.text_encoder.embeddings
+        nn.init.normal_(embeddings.word_embeddings.weight)
+        for table in (embeddings.position_embeddings, embeddings.token_type_embeddings):
+            nn.init.normal_(table.weight, std=0.1)
+        for module in self.modules():
+            if isinstance(module, Attention):
+                for projection in (module.query, module.key):
+                    nn.init.xavier_uniform_(projection.weight)
+                    nn.init.zeros_(projection.bias)
+
+    def encode_image(self, images_B3SS: Tensor) -> Tensor:
+        """Normalised pixels to image tokens (B, N, W)."""
+        tokens_BNW: Tensor = self.image_encoder(images_B3SS)
+        return tokens_BNW
+
+    def encode_text(self, input_ids_BL: Tensor, mask_BL: Tensor) -> Tensor:
+        """Token ids and mask to text tokens (B, L, W)."""
+        tokens_BLW: Tensor = self.text_encoder(input_ids_BL, mask_BL)
+        return tokens_BLW
+
+    def image_features(self, image_BNW: Tensor) -> Tensor:
+        """The contrastive feature of an image: (B, embed_dim), of unit length."""
+        return F.normalize(self.image_projection(image_BNW[:, 0]).float(), dim=-1)
+
+    def text_features(self, text_BLW: Tensor) -> Tensor:
+        """The contrastive feature of a text, caption or explanation: (B, embed_dim), of unit length."""
+        return F.normalize(self.text_projection(text_BLW[:, 0]).float(), dim=-1)
+
+    def fuse(self, image_BNW: Tensor, text_BLW: Tensor, mask_BL: Tensor, *, with_scores: bool = False) -> Fused:
+        """See an image with a text, from both sides."""
+        tokens_BLW, scores_BLN = self.fusion_encoder(text_BLW, mask_BL, image_BNW, with_scores=with_scores)
+        return Fused(tokens_BLW, self.see(image_BNW, text_BLW, mask_BL), scores_BLN)
+
+    def see(self, image_BNW: Tensor, text_BLW: Tensor, mask_BL: Tensor) -> Seen:
+        """The image side alone: every patch with what it found in the picture and in the text."""
+        normed_BNW = self.image_side_norm(image_BNW)
+        crossed_BNW = self.image_side_attention(normed_BNW, self.image_side_norm(text_BLW), ~mask_BL.bool())
+        # ASAP adds to the normalised tokens, HAMMER to those that came in: as published.
+        base_BNW = normed_BNW if self.config.variant == "asap" else image_BNW
+        patches_BPW = self.aggregate_norm(base_BNW[:, 1:] + crossed_BNW[:, 1:])
+        query_B1W = self.aggregate_norm(self.aggregate_token).expand(len(patches_BPW), -1, -1)
+        aggregate_B1W: Tensor = self.aggregator(query_B1W, patches_BPW, patches_BPW, need_weights=False)[0]
+        return Seen(patches_BPW, aggregate_B1W.squeeze(1))
+
+    def _pooled(self, fused: Fused, scale: Tensor | None) -> Tensor:
+        text_BW = fused.tokens_BLW[:, 0]
+        return text_BW if scale is None else text_BW + scale * fused.seen.aggregate_BW
+
+    def predict(self, fused: Fused) -> AsapOutput:
+        """The four heads on a fused pair."""
+        is_asap = self.config.variant == "asap"
+        return AsapOutput(
+            logits_real_fake=self.real_fake_head(self._pooled(fused, self.real_fake_scale if is_asap else None)),
+            logits_multilabel=self._types(fused),
+            box_cxcywh=self.boxes(fused.seen),
+            logits_token=self.token_head(fused.tokens_BLW[:, 1:]),
+        )
+
+    def _types(self, fused: Fused) -> Tensor:
+        if self.config.type_heads == "apart":
+            apart_B4: Tensor = self.type_head(fused.seen.aggregate_BW, fused.tokens_BLW[:, 0])
+            return apart_B4
+        scale = self.type_scale if self.config.variant == "asap" else None
+        joint_B4: Tensor = self.type_head(self._pooled(fused, scale))
+        return joint_B4
+
+    def text_types(self, text_BW: Tensor) -> Tensor:
+        """Logits (B, 2) of the text types alone, from the first token of a text that was read without its image."""
+        if self.config.type_heads == "apart":
+            apart_B2: Tensor = cast("TypeHeads", self.type_head).text(text_BW)
+            return apart_B2
+        joint_B4: Tensor = self.type_head(text_BW)
+        return joint_B4[:, len(IMAGE_TYPES) :]
+
+    def explain(self, fused: Fused) -> Tensor:
+        """Real/fake logits (B, 2) of an image fused with its explanation (IED; training only, ASAP only)."""
+        logits_B2: Tensor = self.explanation_head(self._pooled(fused, self.real_fake_scale))
+        return logits_B2
+
+    def boxes(self, seen: Seen) -> Tensor:
+        """The manipulated face, cxcywh in [0, 1], (B, 4)."""
+        boxes_B4: Tensor = self.box_head(seen.aggregate_BW)
+        return boxes_B4.float().sigmoid()  # half precision would round a box to a two hundredth of the picture
+
+    def patch_logits(self, seen: Seen) -> Tensor:
+        """A logit for each patch, (B, P): manipulated or not (MPP; training only, ASAP only)."""
+        logits_BP1: Tensor = self.patch_head(seen.patches_BPW)
+        return logits_BP1.squeeze(-1)
+
+    def forward(self, images: Tensor, input_ids: Tensor, attention_mask: Tensor) -> AsapOutput:
+        """Predict for B pairs.
+
+        images: (B, 3, S, S), CLIP-normalised pixels of the configured size.
+        input_ids, attention_mask: (B, L), [CLS] first, no [SEP], 0 in the mask where padded.
+        """
+        text_BLW = self.encode_text(input_ids, attention_mask)
+        return self.predict(self.fuse(self.encode_image(images), text_BLW, attention_mask))

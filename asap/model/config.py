@@ -1,0 +1,192 @@
+"""What a model is and how its losses are weighed: frozen, and checked when built."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any, Literal, Self
+
+from asap.errors import ConfigError
+
+TYPES = ("face_swap", "face_attribute", "text_swap", "text_attribute")
+"""The manipulation types, in the order of `logits_multilabel` (the published order)."""
+
+IMAGE_TYPES = TYPES[:2]
+TEXT_TYPES = TYPES[2:]
+
+LABEL_SETS = ("dgm4", "samm", "dgm4+")
+"""Whose classes a model may speak; `asap.labels` says what each class means."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """The shape of an ASAP or HAMMER model.
+
+    The defaults are those of the published model (paper, implementation details); `tiny` is for a CPU.
+    """
+
+    variant: Literal["asap", "hammer"] = "asap"
+    """`asap` adds image self-attention, the fusion scalar and the patch and explanation heads to `hammer`."""
+    image_size: int = 256
+    """Side of the square input, in pixels."""
+    patch_size: int = 16
+    """Side of a patch, in pixels."""
+    patch_embedding: Literal["linear", "conv"] = "linear"
+    """`linear` as published; `conv` is four stride-2 convolutions, which learn local traces from scratch."""
+    width: int = 768
+    """Channels of the tokens, the same in all three encoders."""
+    heads: int = 12
+    image_layers: int = 12
+    image_mlp_width: int = 3072
+    text_layers: int = 6
+    fusion_layers: int = 6
+    text_mlp_width: int = 3072
+    text_norm: Literal["post", "pre"] = "post"
+    """Where the text and fusion layers normalise: after each residual sum, as BERT and the published model do, or what
+    goes into each branch. From random weights `post` collapsed: every word of a text came out of the fusion alike, a
+    summary of the image."""
+    type_heads: Literal["joint", "apart"] = "joint"
+    """What the type logits read: `joint`, all four the fused [CLS] and the aggregate, as published; `apart`, the image
+    types the aggregate and the text types the fused [CLS], so that neither learns from what concerns the other."""
+    text_heads: Literal["mlp", "linear"] = "mlp"
+    """The form of the token head, and of the text types' own head where they have one: `mlp` as published, or one
+    `linear` layer, through which a text side without pre-training learns words from half as many texts."""
+    vocab_size: int = 30522
+    max_positions: int = 512
+    """Rows of the position table of the text encoder, in tokens."""
+    type_vocab_size: int = 2
+    max_words: int = 50
+    """Words of a text that one pass analyses; a longer text is analysed in several passes."""
+    max_tokens: int = 128
+    """Tokens of one pass, [CLS] included."""
+    embed_dim: int = 256
+    """Channels of the contrastive features."""
+    dropout: float = 0.1
+    """Probability in the text and fusion layers; the image encoder has none, as published."""
+    layer_norm_eps: float = 1e-12
+    """Of the text and fusion layers (BERT's). The image side uses 1e-6 (timm's)."""
+    label_set: Literal["dgm4", "samm", "dgm4+"] = "dgm4"
+    """Whose classes the model was taught; see `asap.labels`. A folder that does not say speaks DGM4's."""
+
+    def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if isinstance(field.default, int) and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
+                raise ConfigError(f"{field.name} {value!r} is not a whole number of at least 1")
+        if self.variant not in ("asap", "hammer"):
+            raise ConfigError(f"variant {self.variant!r} is unknown; 'asap' and 'hammer' are known")
+        if self.patch_embedding not in ("linear", "conv"):
+            raise ConfigError(f"patch_embedding {self.patch_embedding!r} is unknown; 'linear' and 'conv' are known")
+        if self.text_norm not in ("post", "pre"):
+            raise ConfigError(f"text_norm {self.text_norm!r} is unknown; 'post' and 'pre' are known")
+        if self.type_heads not in ("joint", "apart"):
+            raise ConfigError(f"type_heads {self.type_heads!r} is unknown; 'joint' and 'apart' are known")
+        if self.text_heads not in ("mlp", "linear"):
+            raise ConfigError(f"text_heads {self.text_heads!r} is unknown; 'mlp' and 'linear' are known")
+        if self.label_set not in LABEL_SETS:
+            raise ConfigError(f"label_set {self.label_set!r} is unknown; {', '.join(LABEL_SETS)} are known")
+        if self.image_size % self.patch_size:
+            below = self.image_size // self.patch_size * self.patch_size
+            near = " and ".join(str(size) for size in (below, below + self.patch_size) if size)
+            raise ConfigError(
+                f"image_size {self.image_size} is not a multiple of patch_size {self.patch_size}; {near} are"
+            )
+        if self.patch_embedding == "conv" and self.patch_size != 16:
+            raise ConfigError(f"patch_size {self.patch_size} does not fit the conv embedding, whose stride is 16")
+        if self.width % self.heads:
+            raise ConfigError(f"width {self.width} is not a multiple of heads {self.heads}")
+        if self.max_tokens > self.max_positions:
+            raise ConfigError(
+                f"max_tokens {self.max_tokens} exceeds the position table, max_positions {self.max_positions}"
+            )
+        if not 0 <= self.dropout < 1:
+            raise ConfigError(f"dropout {self.dropout} is not a probability below 1")
+
+    @classmethod
+    def base(cls, **changes: Any) -> Self:
+        """The published size: ViT-B/16 at 256 px, 6 text and 6 fusion layers of BERT base."""
+        return cls.from_dict(changes)
+
+    @classmethod
+    def tiny(cls, **changes: Any) -> Self:
+        """A size that learns on a CPU: conv stem, 128 px, a width of 192, a few million parameters."""
+        shape: dict[str, Any] = {
+            "image_size": 128, "patch_embedding": "conv", "width": 192, "heads": 6, "image_layers": 4,
+            "image_mlp_width": 768, "text_layers": 1, "fusion_layers": 2, "text_mlp_width": 384, "text_norm": "pre",
+            "text_heads": "linear", "dropout": 0.0, "vocab_size": 4000, "max_positions": 64, "max_tokens": 64,
+            "embed_dim": 128,
+        }  # fmt: skip
+        return cls.from_dict(shape | changes)
+
+    @classmethod
+    def preset(cls, name: str, **changes: Any) -> Self:
+        """The preset called `name`: `base` or `tiny`."""
+        if name not in ("base", "tiny"):
+            raise ConfigError(f"preset {name!r} is unknown; 'base' and 'tiny' are known")
+        return cls.base(**changes) if name == "base" else cls.tiny(**changes)
+
+    @classmethod
+    def from_dict(cls, fields: dict[str, Any]) -> Self:
+        """The inverse of `dataclasses.asdict`; an unknown field is an error, not ignored."""
+        known = {field.name for field in dataclasses.fields(cls)}
+        if unknown := sorted(set(fields) - known):
+            raise ConfigError(f"unknown model settings {unknown}; known are {sorted(known)}")
+        return cls(**fields)
+
+    @property
+    def patches_per_side(self) -> int:
+        """Patches along one side of the image."""
+        return self.image_size // self.patch_size
+
+
+@dataclass(frozen=True, kw_only=True)
+class LossWeights:
+    """The weight of each term in the total (the published recipe). 0 leaves a term out."""
+
+    vlc: float = 0.1
+    bic: float = 1.0
+    bbox_l1: float = 0.1
+    giou: float = 0.1
+    tmg: float = 1.0
+    mlc: float = 1.0
+    mgca: float = 0.1
+    ied: float = 0.1
+    mpp: float = 0.01
+    cwp: float = 0.0
+    """Caption word prediction, which is not of the paper: see `asap.training.losses.caption_word_loss`."""
+    mlm: float = 0.0
+    """Masked language modelling with the picture, which is of ALBEF: see `asap.training.losses.masked_word_loss`."""
+
+    def __post_init__(self) -> None:
+        for name, weight in dataclasses.asdict(self).items():
+            if not weight >= 0:
+                raise ConfigError(f"loss weight {name} {weight} is negative; 0 leaves a term out")
+
+    @classmethod
+    def from_dict(cls, weights: dict[str, float]) -> Self:
+        """The published weights with these changes; an unknown term is an error, not ignored."""
+        known = [field.name for field in dataclasses.fields(cls)]
+        if unknown := sorted(set(weights) - set(known)):
+            raise ConfigError(f"unknown loss weights {unknown}; known are {known}")
+        return cls(**weights)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PublishedDefects:
+    """Defects of the published losses, one switch each. All off is the default; on is for parity with old numbers."""
+
+    mgca_words_of_the_batch: bool = False
+    """MGCA marks each sample's manipulated words, one position early, in every sample of the batch."""
+    mgca_padding: bool = False
+    """MGCA averages over padded words too."""
+    mpp_ignored_patches: bool = False
+    """MPP counts each ignored patch as ln 2."""
+    explanation_targets: bool = False
+    """The image-to-explanation soft targets are the explanation-to-image ones."""
+    boxless_pairs: bool = False
+    """The box losses average over all pairs, with zeros as the target of those without a box."""
+
+    @classmethod
+    def all(cls) -> Self:
+        """Every defect on: what the published code computes."""
+        return cls(**{field.name: True for field in dataclasses.fields(cls)})

@@ -1,0 +1,284 @@
+"""The three encoders: a ViT for the image, BERT layers for the text, BERT layers with cross attention to fuse them.
+
+Shapes: B pairs, L text tokens, N image tokens ([CLS] and the patches), W width, H heads, D channels a head.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from itertools import pairwise
+from typing import Any, cast
+
+import torch
+import torch.nn.functional as F
+from timm.layers import build_sincos2d_pos_embed
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from asap.model.config import ModelConfig
+
+
+class ConvStem(nn.Module):
+    """Four halving convolutions in the place of the linear patch embedding: (B, 3, S, S) -> (B, patches, W).
+
+    From random weights a linear patch embedding learns local traces very slowly; this learns them in minutes. The
+    last three halve by the maximum: a fine regular texture answers with alternating signs, and striding steps over
+    it. Each channel is normalised over the batch in training (a worker's part of it), so that faint traces weigh as
+    much as bold edges; in eval mode by running statistics (`distributed` averages them), so that a pair's result
+    does not depend on what else is in the batch.
+    """
+
+    def __init__(self, img_size: int, patch_size: int, in_chans: int, embed_dim: int, **_: Any) -> None:
+        super().__init__()
+        self.img_size = (img_size, img_size)
+        self.patch_size = (patch_size, patch_size)
+        self.grid_size = (img_size // patch_size, img_size // patch_size)
+        self.num_patches = self.grid_size[0] * self.grid_size[1]
+        narrow = max(1, embed_dim // 12)
+        channels = [in_chans, narrow, 2 * narrow, 4 * narrow, embed_dim]
+        stages: list[nn.Module] = []
+        for before, after in pairwise(channels):
+            stages += [
+                nn.Conv2d(before, after, 3, stride=1 if stages else 2, padding=1, bias=False),
+                nn.BatchNorm2d(after),
+                nn.ReLU(),
+                *([nn.MaxPool2d(2)] if stages else []),
+            ]
+        self.proj = nn.Sequential(*stages, nn.Conv2d(embed_dim, embed_dim, 1))
+
+    def forward(self, images_B3SS: Tensor) -> Tensor:
+        features_BWhw: Tensor = self.proj(images_B3SS.contiguous(memory_format=torch.channels_last))
+        return features_BWhw.flatten(2).transpose(1, 2)
+
+
+class ImageEncoder(VisionTransformer):
+    """ViT with a [CLS] token and a final LayerNorm (timm's, whose parameter names equal the published ones)."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        embedding: dict[str, Any] = {"embed_layer": ConvStem} if config.patch_embedding == "conv" else {}
+        super().__init__(
+            img_size=config.image_size,
+            patch_size=config.patch_size,
+            num_classes=0,
+            global_pool="",
+            embed_dim=config.width,
+            depth=config.image_layers,
+            num_heads=config.heads,
+            # timm cuts width * ratio down to a whole number; the half keeps rounding from losing one.
+            mlp_ratio=(config.image_mlp_width + 0.5) / config.width,
+            norm_layer=partial(nn.LayerNorm, eps=1e-6),
+            **embedding,
+        )
+        if config.patch_embedding == "conv":
+            self._place_patches()
+
+    def _place_patches(self) -> None:
+        """Start from positions as strong as the stem's features: random ones of 0.02 are lost beside them, and a box
+        cannot be told from tokens that do not know where they are."""
+        sincos_PW = build_sincos2d_pos_embed(list(self.patch_embed.grid_size), self.embed_dim)
+        with torch.no_grad():
+            self.pos_embed[0, self.num_prefix_tokens :] = sincos_PW
+
+    def forward(self, images_B3SS: Tensor) -> Tensor:
+        """Normalised pixels (B, 3, S, S) to tokens (B, N, W), [CLS] first, the patches row by row."""
+        tokens_BNW: Tensor = self.forward_features(images_B3SS)
+        return tokens_BNW
+
+
+class Attention(nn.Module):
+    """Multi-head attention in BERT's parameter names, before its output projection."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.heads = config.heads
+        self.dropout = config.dropout
+        self.query = nn.Linear(config.width, config.width)
+        self.key = nn.Linear(config.width, config.width)
+        self.value = nn.Linear(config.width, config.width)
+
+    def _split(self, tokens_BLW: Tensor) -> Tensor:
+        return tokens_BLW.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+
+    def forward(self, tokens_BLW: Tensor, context_BMW: Tensor, mask_B11M: Tensor | None) -> Tensor:
+        """Attend from `tokens` to `context`; `mask` is True where a context token may be looked at."""
+        context_BHLD = F.scaled_dot_product_attention(
+            self._split(self.query(tokens_BLW)),
+            self._split(self.key(context_BMW)),
+            self._split(self.value(context_BMW)),
+            attn_mask=mask_B11M,
+            dropout_p=self.dropout if self.training else 0.0,
+        )
+        return context_BHLD.transpose(1, 2).flatten(2)
+
+    def scores(self, tokens_BLW: Tensor, context_BMW: Tensor) -> Tensor:
+        """The scaled scores before softmax, mean over heads: (B, L, M). SDPA hides them and MGCA supervises them.
+
+        The mean over heads of the per-head products is one product over the whole width.
+        """
+        query_BLW, key_BMW = self.query(tokens_BLW), self.key(context_BMW)
+        per_head_scale = (query_BLW.shape[-1] / self.heads) ** -0.5
+        return (query_BLW @ key_BMW.transpose(1, 2)) * (per_head_scale / self.heads)
+
+
+class ResidualNorm(nn.Module):
+    """The end of a branch: projection, dropout, residual sum; and the branch's LayerNorm, after the sum as in BERT, or
+    of what goes into the branch (`ModelConfig.text_norm`)."""
+
+    def __init__(self, width_in: int, config: ModelConfig) -> None:
+        super().__init__()
+        self.dense = nn.Linear(width_in, config.width)
+        self.LayerNorm = nn.LayerNorm(config.width, eps=config.layer_norm_eps)
+        self.dropout = nn.Dropout(config.dropout)
+        self.before = config.text_norm == "pre"
+
+    def enter(self, tokens_BLW: Tensor) -> Tensor:
+        """What the branch reads."""
+        return self.LayerNorm(tokens_BLW) if self.before else tokens_BLW
+
+    def forward(self, hidden: Tensor, residual_BLW: Tensor) -> Tensor:
+        summed: Tensor = self.dropout(self.dense(hidden)) + residual_BLW
+        return summed if self.before else self.LayerNorm(summed)
+
+
+class AttentionBlock(nn.Module):
+    """Attention with its projection, residual and norm: BERT's `attention` and `crossattention`."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.self = Attention(config)
+        self.output = ResidualNorm(config.width, config)
+
+    def forward(self, tokens_BLW: Tensor, context_BMW: Tensor | None = None, mask_B11M: Tensor | None = None) -> Tensor:
+        """Attend to `context`, or to the tokens themselves."""
+        entered_BLW = self.output.enter(tokens_BLW)
+        context_BMW = entered_BLW if context_BMW is None else context_BMW
+        attended: Tensor = self.output(self.self(entered_BLW, context_BMW, mask_B11M), tokens_BLW)
+        return attended
+
+    def scores(self, tokens_BLW: Tensor, context_BMW: Tensor) -> Tensor:
+        """See `Attention.scores`."""
+        return self.self.scores(self.output.enter(tokens_BLW), context_BMW)
+
+
+class BertLayer(nn.Module):
+    """Self attention, cross attention to the image where the layer fuses, feed-forward."""
+
+    def __init__(self, config: ModelConfig, *, fuses: bool) -> None:
+        super().__init__()
+        self.attention = AttentionBlock(config)
+        if fuses:
+            self.crossattention = AttentionBlock(config)
+        self.intermediate = nn.ModuleDict({"dense": nn.Linear(config.width, config.text_mlp_width)})
+        self.output = ResidualNorm(config.text_mlp_width, config)
+
+    def attend_to_text(self, tokens_BLW: Tensor, mask_B11L: Tensor) -> Tensor:
+        attended: Tensor = self.attention(tokens_BLW, mask_B11M=mask_B11L)
+        return attended
+
+    def read(self, tokens_BLW: Tensor, mask_B11L: Tensor) -> Tensor:
+        """The text alone."""
+        return self.feed_forward(self.attend_to_text(tokens_BLW, mask_B11L))
+
+    def fuse(
+        self, tokens_BLW: Tensor, mask_B11L: Tensor, image_BNW: Tensor, with_scores: bool
+    ) -> tuple[Tensor, Tensor | None]:
+        """The text with the image, and the cross attention's `Attention.scores` if they are asked for."""
+        tokens_BLW = self.attend_to_text(tokens_BLW, mask_B11L)
+        scores_BLN = self.crossattention.scores(tokens_BLW, image_BNW) if with_scores else None
+        return self.feed_forward(self.crossattention(tokens_BLW, image_BNW)), scores_BLN
+
+    def feed_forward(self, tokens_BLW: Tensor) -> Tensor:
+        inside = F.gelu(self.intermediate["dense"](self.output.enter(tokens_BLW)))
+        fed: Tensor = self.output(inside, tokens_BLW)
+        return fed
+
+
+class TextEmbeddings(nn.Module):
+    """Word, position and token-type embeddings of BERT; the type is always 0."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.word_embeddings = nn.Embedding(config.vocab_size, config.width, padding_idx=0)
+        self.position_embeddings = nn.Embedding(config.max_positions, config.width)
+        self.token_type_embeddings = nn.Embedding(config.type_vocab_size, config.width)
+        self.LayerNorm = nn.LayerNorm(config.width, eps=config.layer_norm_eps)
+        self.dropout = nn.Dropout(config.dropout)
+
+    def forward(self, input_ids_BL: Tensor) -> Tensor:
+        positions_LW = self.position_embeddings.weight[: input_ids_BL.shape[1]]
+        tokens_BLW = self.word_embeddings(input_ids_BL) + self.token_type_embeddings.weight[0] + positions_LW
+        embedded: Tensor = self.dropout(self.LayerNorm(tokens_BLW))
+        return embedded
+
+
+def _final_norm(config: ModelConfig) -> nn.Module:
+    """Layers that normalise what they read leave their sum as it is."""
+    if config.text_norm == "post":
+        return nn.Identity()
+    return nn.LayerNorm(config.width, eps=config.layer_norm_eps)
+
+
+def _kept_or_repeated(repeats: bool, part: Callable[..., Any], *inputs: Any) -> Any:
+    """Run a part of an encoder; where gradients will be taken and it `repeats`, only its inputs are kept, and the
+    backward pass runs it again, with the same dropout."""
+    if repeats and torch.is_grad_enabled():
+        return checkpoint(part, *inputs, use_reentrant=False)
+    return part(*inputs)
+
+
+def _attention_mask(mask_BL: Tensor) -> Tensor:
+    return mask_BL.bool()[:, None, None, :]
+
+
+class TextEncoder(nn.Module):
+    """The first layers of BERT: text alone."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.embeddings = TextEmbeddings(config)
+        layers = nn.ModuleList(BertLayer(config, fuses=False) for _ in range(config.text_layers))
+        self.layers = cast("Sequence[BertLayer]", layers)
+        self.final_norm = _final_norm(config)
+        self.checkpoints_activations = False
+
+    def forward(self, input_ids_BL: Tensor, mask_BL: Tensor) -> Tensor:
+        """Token ids and mask (B, L) to tokens (B, L, W), [CLS] first."""
+        tokens_BLW: Tensor = self.embeddings(input_ids_BL)
+        mask_B11L = _attention_mask(mask_BL)
+        for layer in self.layers:
+            tokens_BLW = _kept_or_repeated(self.checkpoints_activations, layer.read, tokens_BLW, mask_B11L)
+        normed_BLW: Tensor = self.final_norm(tokens_BLW)
+        return normed_BLW
+
+
+class FusionEncoder(nn.Module):
+    """The other layers of BERT, whose cross attention looks at the image tokens."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        layers = nn.ModuleList(BertLayer(config, fuses=True) for _ in range(config.fusion_layers))
+        self.layers = cast("Sequence[BertLayer]", layers)
+        self.final_norm = _final_norm(config)
+        self.checkpoints_activations = False
+
+    def forward(
+        self, text_BLW: Tensor, mask_BL: Tensor, image_BNW: Tensor | None, *, with_scores: bool = False
+    ) -> tuple[Tensor, Tensor | None]:
+        """Fuse text tokens with image tokens; without an image the text is read alone (training only).
+
+        Returns the fused tokens (B, L, W) and, `with_scores`, the last layer's cross-attention scores before
+        softmax, mean over heads, (B, L, N); else None.
+        """
+        tokens_BLW, scores_BLN = text_BLW, None
+        mask_B11L = _attention_mask(mask_BL)
+        for depth, layer in enumerate(self.layers, start=1):
+            if image_BNW is None:
+                tokens_BLW = _kept_or_repeated(self.checkpoints_activations, layer.read, tokens_BLW, mask_B11L)
+                continue
+            with_these = with_scores and depth == len(self.layers)
+            tokens_BLW, scores_BLN = _kept_or_repeated(
+                self.checkpoints_activations, layer.fuse, tokens_BLW, mask_B11L, image_BNW, with_these
+            )
+        return self.final_norm(tokens_BLW), scores_BLN

@@ -1,0 +1,77 @@
+"""What a training step reads: padded tensors of B pairs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+class Tokens(NamedTuple):
+    """Padded texts: ids and mask, (B, L) each."""
+
+    input_ids: Tensor
+    mask: Tensor
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What a step trains on. B pairs, L text tokens with [CLS], P patches."""
+
+    images: Tensor
+    """(B, 3, S, S), normalised."""
+    text: Tokens
+    caption: Tokens
+    explanation: Tokens
+    manipulated: Tensor
+    """(B,) bool."""
+    types: Tensor
+    """(B, 4) float, 0 or 1 for each of `asap.model.config.TYPES`."""
+    box_cxcywh: Tensor
+    """(B, 4) in [0, 1]; zeros where there is no box."""
+    has_box: Tensor
+    """(B,) bool."""
+    token_labels: Tensor
+    """(B, L-1) int64: 1 manipulated, 0 not, -100 padding; [CLS] left out."""
+    patch_mask: Tensor
+    """(B, P) float: 1 where the patch touches the box (MGCA)."""
+    patch_labels: Tensor
+    """(B, P) float: 1 manipulated, 0 not, -1 ignored (MPP)."""
+    image_tokens: Tensor | None = None
+    """(B, N, W): what a locked image encoder makes of the images, where that is known."""
+
+    def to(self, device: torch.device | str) -> Batch:
+        """The same batch on another device."""
+
+        return self._each(lambda tensor: tensor.to(device))
+
+    def rows(self, rows: slice) -> Batch:
+        """Some of its pairs, with the padding of the whole."""
+
+        return self._each(lambda tensor: tensor[rows])
+
+    def _each(self, change: Callable[[Tensor], Tensor]) -> Batch:
+        """The batch with every tensor changed."""
+        changed: dict[str, Any] = {}
+        for name, value in vars(self).items():
+            if isinstance(value, Tokens):
+                changed[name] = Tokens(*map(change, value))
+            elif value is not None:
+                changed[name] = change(value)
+        return Batch(**changed)
+
+    def parts(self, count: int) -> list[Batch]:
+        """So many batches of as many pairs each, in order, with the padding of the whole."""
+        pairs = len(self.images) // count
+        return [self.rows(slice(start, start + pairs)) for start in range(0, count * pairs, pairs)]
+
+
+def stack_texts(*texts: Tokens) -> Tokens:
+    """Several batches of texts as one, padded to the longest, so that an encoder runs once over all of them."""
+    longest = max(text.mask.shape[1] for text in texts)
+    padded = [Tokens(*(F.pad(part, (0, longest - part.shape[1])) for part in text)) for text in texts]
+    return Tokens(*(torch.cat(parts) for parts in zip(*padded, strict=True)))

@@ -1,0 +1,240 @@
+"""Records ready to train on: their samples, and the batches that training reads."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from asap.corpus.picture_cache import Measured, PictureCache
+from asap.corpus.picture_index import ImagePlace
+from asap.corpus.read_rules import BadBox
+from asap.corpus.reader import Record, read_split
+from asap.corpus.report import CorpusReport
+from asap.errors import AnnotationError, InputError
+from asap.model.config import IMAGE_TYPES, ModelConfig
+from asap.preprocessing.images import BoxXyxy, Pixels, normalise
+from asap.preprocessing.text import LabelledText, TextCodec, pad_batch
+from asap.training.augmentation import Augmentation, augment, names_a_side
+from asap.training.batch import Batch, Tokens
+from asap.training.objective import MppLabels
+from asap.training.targets import (
+    box_targets,
+    face_box,
+    multi_hot,
+    patch_labels,
+    patch_mask,
+    resize_box,
+    stack_boxes,
+)
+
+__all__ = [
+    "Augmentation",
+    "MppLabels",
+    "PictureCache",
+    "Record",
+    "Sample",
+    "TrainingSet",
+    "collate",
+    "epoch_order",
+    "read_split",
+]
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One record as a step reads it, before padding."""
+
+    pixels: NDArray[np.uint8]
+    """(S, S, 3)."""
+    box_xyxy: BoxXyxy | None
+    """The manipulated face in pixels of the square picture."""
+    types: torch.Tensor
+    """(4,) float32, 0 or 1 for each of `asap.model.config.TYPES`; none of them is an authentic pair."""
+    text_ids: list[int]
+    token_labels: list[int]
+    """For each token after [CLS]."""
+    caption_ids: list[int]
+    explanation_ids: list[int]
+
+
+class _Prepared(NamedTuple):
+    """What of a record is the same in every epoch."""
+
+    picture: int
+    """Its row in the cache."""
+    types: torch.Tensor
+    box_xyxy: BoxXyxy | None
+    may_flip: bool
+    text: LabelledText
+    caption_ids: list[int]
+    explanation_ids: list[int]
+
+
+class View(NamedTuple):
+    """What of a record decides how an epoch shows its picture."""
+
+    image: ImagePlace
+    box_xyxy: BoxXyxy | None
+    """In pixels of the square picture, before augmentation."""
+    may_flip: bool
+
+
+class _LeftOut(Exception):
+    """A record is skipped, and the report says so."""
+
+
+class TrainingSet:
+    """Annotated pairs ready to train on: texts tokenised and boxes resized at construction, pictures when asked for.
+
+    Pairs whose picture is `broken` are left out. `bad_boxes`: of a box with nothing in its picture, as
+    `asap.corpus.annotations.ReadRules` says. `report`: gets what is clipped, kept without a box or left out. Raises
+    `AnnotationError` or `InputError`, naming the record, for a box, position or text that cannot be used.
+    """
+
+    def __init__(
+        self,
+        records: Sequence[Record],
+        pictures: Measured,
+        codec: TextCodec,
+        *,
+        bad_boxes: BadBox = "refuse",
+        report: CorpusReport | None = None,
+    ) -> None:
+        self.pictures = pictures
+        self.codec = codec
+        self.pad_id = codec.pad_id
+        self._bad_boxes = bad_boxes
+        self._report = report or CorpusReport("", "", "")
+        ready = [(record, prepared) for record in records if (prepared := self._prepare(record, codec)) is not None]
+        self.records = [record for record, _ in ready]
+        self._prepared = [prepared for _, prepared in ready]
+        self._report.records -= len(records) - len(ready)
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def _prepare(self, record: Record, codec: TextCodec) -> _Prepared | None:
+        """None for a record to leave out."""
+        if record.image in self.pictures.broken:
+            self._report.broken_images.add(self.pictures.broken[record.image])
+            return None
+        try:
+            return _Prepared(
+                self.pictures.index[record.image],
+                multi_hot(record.fake_cls, record.labels),
+                self._box(record),
+                not names_a_side(record.text, record.caption, record.explanation),
+                codec.encode_labelled(record.text, record.fake_text_pos),
+                codec.encode_labelled(record.caption).input_ids,
+                codec.encode_labelled(record.explanation).input_ids,
+            )
+        except _LeftOut:
+            return None
+        except (AnnotationError, InputError) as error:
+            raise type(error)(f"record {record.id}: {error}") from error
+
+    def _box(self, record: Record) -> BoxXyxy | None:
+        width, height = (int(side) for side in self.pictures.sizes[self.pictures.index[record.image]])
+        try:
+            box = face_box(record.fake_cls, record.fake_image_box, width, height, record.labels)
+        except AnnotationError as error:
+            self._without_box(record, error)
+            return None
+        if box is None:
+            return None
+        if box != tuple(record.fake_image_box):
+            self._report.clipped_boxes.add(f"{list(record.fake_image_box)} in {width} x {height} (id {record.id})")
+        return resize_box(box, width, height, self.pictures.image_size)
+
+    def _without_box(self, record: Record, error: AnnotationError) -> None:
+        """Go on without, or do not."""
+        if self._bad_boxes == "refuse":
+            raise error
+        if self._bad_boxes == "skip":
+            self._report.skipped.add(f"{error} (id {record.id})")
+            raise _LeftOut
+        if record.fake_image_box:  # one without any was told of when it was read
+            self._report.boxless.add(f"{list(record.fake_image_box)} (id {record.id})")
+
+    def sample(self, number: int, *, augmentation: Augmentation = "none", seed: int = 0, epoch: int = 0) -> Sample:
+        """Record `number`, its picture from the cache, augmented as a function of (seed, epoch, number) alone."""
+        if not isinstance(self.pictures, PictureCache):
+            raise TypeError("these pictures are not cached; decode them, and give them to sample_with")
+        prepared = self._prepared[number]
+        pixels, box = augment(
+            np.asarray(self.pictures.pixels[prepared.picture]), prepared.box_xyxy, seed, epoch, number, augmentation,
+            may_flip=prepared.may_flip,
+        )  # fmt: skip
+        return self.sample_with(number, pixels, box)
+
+    def view(self, number: int) -> View:
+        """What decoding and augmenting the picture of record `number` needs to know."""
+        prepared = self._prepared[number]
+        return View(self.records[number].image, prepared.box_xyxy, prepared.may_flip)
+
+    def sample_with(self, number: int, pixels: Pixels, box_xyxy: BoxXyxy | None) -> Sample:
+        """Record `number` with a picture, and its box there, that were augmented elsewhere."""
+        prepared = self._prepared[number]
+        return Sample(
+            pixels=pixels,
+            box_xyxy=box_xyxy,
+            types=prepared.types,
+            text_ids=prepared.text.input_ids,
+            token_labels=prepared.text.token_labels,
+            caption_ids=prepared.caption_ids,
+            explanation_ids=prepared.explanation_ids,
+        )
+
+
+@lru_cache(maxsize=2)
+def epoch_order(pairs: int, seed: int, epoch: int) -> NDArray[np.int64]:
+    """The order of an epoch, from seed and epoch alone: (pairs,)."""
+    order = np.random.default_rng((seed, epoch)).permutation(pairs)
+    order.flags.writeable = False  # it is drawn once, and asked for at every step
+    return order
+
+
+def collate(
+    samples: Sequence[Sample], config: ModelConfig, pad_id: int, *, mpp_labels: MppLabels = "published"
+) -> Batch:
+    """Pad and stack. Patches of a manipulated face whose box is not known are ignored.
+
+    `mpp_labels`: `published` labels the patches of a manipulated face 1 and the ring around them 0; `authentic`
+    labels those of pictures without one 0 too; `dense` labels every other patch 0.
+    """
+    boxes_B4, has_box_B = stack_boxes([sample.box_xyxy for sample in samples])
+    mask_BP = patch_mask(boxes_B4, has_box_B, config.image_size, config.patch_size)
+    labels_BP = mask_BP
+    if mpp_labels != "dense":
+        labels_BP = patch_labels(mask_BP, authentic=0.0 if mpp_labels == "authentic" else -1.0)
+    types_B4 = torch.stack([sample.types for sample in samples])
+    # Somewhere in such a picture is a manipulated face: its patches are not authentic, they are unknown.
+    unknown_B = types_B4[:, : len(IMAGE_TYPES)].any(dim=1) & ~has_box_B
+    return Batch(
+        images=normalise(np.stack([sample.pixels for sample in samples])),
+        text=_tokens((sample.text_ids for sample in samples), pad_id),
+        caption=_tokens((sample.caption_ids for sample in samples), pad_id),
+        explanation=_tokens((sample.explanation_ids for sample in samples), pad_id),
+        manipulated=types_B4.any(dim=1),
+        types=types_B4,
+        box_cxcywh=box_targets(boxes_B4, config.image_size),
+        has_box=has_box_B,
+        token_labels=_pad_labels([sample.token_labels for sample in samples]),
+        patch_mask=mask_BP,
+        patch_labels=labels_BP.masked_fill(unknown_B[:, None], -1.0),
+    )
+
+
+def _tokens(input_ids: Iterable[list[int]], pad_id: int) -> Tokens:
+    return Tokens(*pad_batch(list(input_ids), pad_id))
+
+
+def _pad_labels(labels: Sequence[Sequence[int]]) -> torch.Tensor:
+    longest = max(map(len, labels))
+    return torch.tensor([[*row, *[-100] * (longest - len(row))] for row in labels], dtype=torch.long)

@@ -1,0 +1,238 @@
+"""The terms of the ASAP objective as pure functions, and the criterion that names them.
+
+Every mean that leaves something out divides by what is left in, over all workers: `mean_over_workers`.
+Shapes: B pairs, G pairs of all workers, K queue length, E feature channels, L text tokens with [CLS], P patches.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torchvision.ops import box_convert, generalized_box_iou_loss
+
+from asap.model.config import LossWeights, PublishedDefects
+from asap.training.distributed import mean_over_workers, rank
+
+IGNORED_TOKEN = -100
+"""The label of a padded token."""
+IGNORED_PATCH = -1
+"""The label of a patch that MPP leaves out."""
+
+
+def contrastive_loss(query_BE: Tensor, keys_EK: Tensor, targets_BK: Tensor, temperature: Tensor) -> Tensor:
+    """Cross entropy of the similarities against a target distribution over the keys (ALBEF, equation 6).
+
+    A row of `targets` that is all zero (a pair without a positive) adds nothing and still counts in the mean.
+    """
+    log_probabilities_BK = F.log_softmax(query_BE @ keys_EK / temperature, dim=1)
+    return -(log_probabilities_BK * targets_BK).sum(dim=1).mean()
+
+
+def soft_targets(twin_BE: Tensor, keys_EK: Tensor, hard_BK: Tensor, temperature: Tensor, alpha: float) -> Tensor:
+    """The hard targets mixed with the twin's own similarities by weight `alpha`: (B, G+K)."""
+    if alpha == 0:
+        return hard_BK
+    return alpha * F.softmax(twin_BE @ keys_EK / temperature, dim=1) + (1 - alpha) * hard_BK
+
+
+def diagonal_targets(matched_B: Tensor, keys: int) -> Tensor:
+    """(B, keys): 1 where a matched pair meets itself among the gathered keys, which lie in rank order."""
+    pairs = len(matched_B)
+    targets_BK = torch.zeros(pairs, keys, device=matched_B.device)
+    rows = torch.arange(pairs, device=matched_B.device)
+    targets_BK[rows, rows + rank() * pairs] = matched_B.float()
+    return targets_BK
+
+
+def real_fake_loss(logits_B2: Tensor, manipulated_B: Tensor) -> Tensor:
+    """BIC and IED: cross entropy of authentic (0) against manipulated (1)."""
+    return F.cross_entropy(logits_B2, manipulated_B.long())
+
+
+def type_loss(logits_B4: Tensor, types_B4: Tensor) -> Tensor:
+    """MLC: binary cross entropy over the four types."""
+    return F.binary_cross_entropy_with_logits(logits_B4, types_B4)
+
+
+def token_loss(logits_BL2: Tensor, labels_BL: Tensor, soft_labels_BL2: Tensor | None, alpha: float) -> Tensor:
+    """TMG: cross entropy per unpadded token, mixed by `alpha` with the twin's probabilities."""
+    active_BL = labels_BL != IGNORED_TOKEN
+    log_probabilities_BL2 = F.log_softmax(logits_BL2, dim=-1)
+    loss_BL = -log_probabilities_BL2.gather(-1, labels_BL.clamp(min=0)[..., None]).squeeze(-1)
+    if soft_labels_BL2 is not None:
+        soft_BL = -(log_probabilities_BL2 * soft_labels_BL2).sum(dim=-1)
+        loss_BL = (1 - alpha) * loss_BL + alpha * soft_BL
+    return mean_over_workers((loss_BL * active_BL).sum(), active_BL.sum())
+
+
+def box_losses(predicted_B4: Tensor, target_B4: Tensor, counts_B: Tensor) -> tuple[Tensor, Tensor]:
+    """L1 (summed over the four coordinates) and GIoU of cxcywh boxes, mean over the pairs that count.
+
+    GIoU is taken pair by pair, so a degenerate box harms no other.
+    """
+    l1_B = F.l1_loss(predicted_B4, target_B4, reduction="none").sum(dim=1)
+    predicted_xyxy_B4 = box_convert(predicted_B4.float(), "cxcywh", "xyxy")
+    giou_B = generalized_box_iou_loss(predicted_xyxy_B4, box_convert(target_B4.float(), "cxcywh", "xyxy"))
+    return (
+        mean_over_workers((l1_B * counts_B).sum(), counts_B.sum()),
+        mean_over_workers((giou_B * counts_B).sum(), counts_B.sum()),
+    )
+
+
+def guidance_targets(patch_mask_BP: Tensor, token_labels_BL: Tensor, *, words_of_the_batch: bool = False) -> Tensor:
+    """MGCA: (B, L, P), 1 where the patch is manipulated or the word is.
+
+    `token_labels` leave [CLS] out, so the word at position i stands in row i + 1. `words_of_the_batch` repeats
+    the published defect: every sample's words are marked in all samples, one row early.
+    """
+    manipulated_BL = (token_labels_BL == 1).to(patch_mask_BP.dtype)
+    if words_of_the_batch:
+        manipulated_BL = F.pad(manipulated_BL.amax(dim=0, keepdim=True).expand_as(manipulated_BL), (0, 1))
+    else:
+        manipulated_BL = F.pad(manipulated_BL, (1, 0))
+    return torch.maximum(manipulated_BL[:, :, None], patch_mask_BP[:, None, :])
+
+
+def guidance_loss(scores_BLN: Tensor, targets_BLP: Tensor, mask_BL: Tensor) -> Tensor:
+    """MGCA: binary cross entropy of cross-attention scores, without the image's [CLS], where `mask` is 1."""
+    loss_BLP = F.binary_cross_entropy_with_logits(scores_BLN[:, :, 1:], targets_BLP, reduction="none")
+    return mean_over_workers((loss_BLP.mean(dim=-1) * mask_BL).sum(), mask_BL.sum())
+
+
+def patch_loss(logits_BP: Tensor, labels_BP: Tensor, *, count_ignored: bool = False) -> Tensor:
+    """MPP: binary cross entropy of the labelled patches. `count_ignored` counts the others as ln 2, as published."""
+    labelled_BP = labels_BP != IGNORED_PATCH
+    loss_BP = F.binary_cross_entropy_with_logits(logits_BP, labels_BP.clamp(min=0), reduction="none") * labelled_BP
+    if count_ignored:
+        loss_BP = loss_BP + 0.6931471805599453 * ~labelled_BP
+        labelled_BP = torch.ones_like(labelled_BP)
+    return mean_over_workers(loss_BP.sum(), labelled_BP.sum())
+
+
+def caption_word_loss(logits_BV: Tensor, caption_ids_BL: Tensor, mask_BL: Tensor) -> Tensor:
+    """CWP: cross entropy of a picture's word logits against the pieces of its caption, each weighing alike.
+
+    Not of the paper: pictures learn words from what is said of them (Joulin et al., ECCV 2016), so that a text can be
+    held against its picture. [CLS] is left out; so is a pair without a caption.
+    """
+    present_BV = torch.zeros_like(logits_BV).scatter_reduce_(
+        1, caption_ids_BL[:, 1:], mask_BL[:, 1:].to(logits_BV.dtype), "amax"
+    )
+    pieces_B = present_BV.sum(dim=1)
+    loss_B = -(F.log_softmax(logits_BV, dim=1) * present_BV).sum(dim=1) / pieces_B.clamp(min=1)
+    return mean_over_workers(loss_B.sum(), (pieces_B > 0).sum())
+
+
+def masked_word_loss(logits_TV: Tensor, ids_BL: Tensor, hidden_BL: Tensor) -> Tensor:
+    """MLM: cross entropy of the T hidden pieces, in the order of `hidden`; each text weighs alike.
+
+    Not of the paper, but of the pre-training that its model starts from (Li et al., NeurIPS 2021, equation 3). A text
+    of which nothing is hidden is left out.
+    """
+    loss_T = F.cross_entropy(logits_TV, ids_BL[hidden_BL], reduction="none")
+    pieces_B = hidden_BL.sum(dim=1)
+    weight_BL = (1 / pieces_B.clamp(min=1))[:, None].expand_as(hidden_BL)
+    return mean_over_workers((loss_T * weight_BL[hidden_BL]).sum(), (pieces_B > 0).sum())
+
+
+@dataclass(frozen=True)
+class Features:
+    """Contrastive features of unit length; caption and explanation are None where the objective has no LMA."""
+
+    image: Tensor
+    text: Tensor
+    caption: Tensor | None = None
+    explanation: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Contrast:
+    """What the contrast of one step is made of."""
+
+    student: Features
+    """(B, E) each."""
+    twin: Features
+    """(B, E) each, of this worker."""
+    keys: Features
+    """(E, G+K) each: the twin's features of all workers, then the queue."""
+
+
+class Criterion:
+    """Turns what a step computed into named terms (`terms`) and their weighted sum (`total`)."""
+
+    def __init__(self, weights: LossWeights, defects: PublishedDefects = PublishedDefects()) -> None:  # noqa: B008
+        self.weights = asdict(weights)
+        self.defects = defects
+
+    def wants(self, term: str) -> bool:
+        """Whether a term has any weight; what has none is not computed."""
+        return self.weights[term] > 0
+
+    def wants_any(self, terms: Iterable[str]) -> bool:
+        """Whether any of them has weight."""
+        return any(map(self.wants, terms))
+
+    def total(self, terms: dict[str, Tensor]) -> Tensor:
+        """The weighted sum of the terms."""
+        return torch.stack([self.weights[name] * term.float() for name, term in terms.items()]).sum()
+
+    def contrast(self, contrast: Contrast, authentic_B: Tensor, temperature: Tensor, alpha: float) -> Tensor:
+        """VLC: image-text terms (mean of four) plus caption and explanation terms (mean of six).
+
+        Positives across modalities are authentic pairs (a swapped text does not describe its image), except that
+        every caption describes its image; within a modality, each feature is its own positive.
+        """
+        every_B = torch.ones_like(authentic_B)
+        to, back, within = self._modality_terms("text", contrast, authentic_B, temperature, alpha)
+        image_image = contrastive_loss(
+            contrast.student.image,
+            contrast.keys.image,
+            diagonal_targets(every_B, contrast.keys.image.shape[1]),
+            temperature,
+        )
+        loss = (to + back + image_image + within) / 4
+        if contrast.student.caption is None or contrast.student.explanation is None:
+            return loss
+        described = self._modality_terms("caption", contrast, every_B, temperature, alpha)
+        explained = self._modality_terms("explanation", contrast, authentic_B, temperature, alpha)
+        return loss + torch.stack(described + explained).mean()
+
+    def _modality_terms(
+        self, modality: str, contrast: Contrast, matched_B: Tensor, temperature: Tensor, alpha: float
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Image to modality, modality to image, and modality to itself."""
+        student, twin, keys = contrast.student, contrast.twin, contrast.keys
+        mine, twin_mine, my_keys = (getattr(side, modality) for side in (student, twin, keys))
+        hard_BK = diagonal_targets(matched_B, my_keys.shape[1])
+        forward_BK = soft_targets(twin.image, my_keys, hard_BK, temperature, alpha)
+        backward_BK = soft_targets(twin_mine, keys.image, hard_BK, temperature, alpha)
+        if modality == "explanation" and self.defects.explanation_targets:
+            forward_BK = backward_BK
+        itself_BK = diagonal_targets(torch.ones_like(matched_B), my_keys.shape[1])
+        return (
+            contrastive_loss(student.image, my_keys, forward_BK, temperature),
+            contrastive_loss(mine, keys.image, backward_BK, temperature),
+            contrastive_loss(mine, my_keys, itself_BK, temperature),
+        )
+
+    def boxes(self, predicted_B4: Tensor, target_B4: Tensor, has_box_B: Tensor) -> dict[str, Tensor]:
+        """`bbox_l1` and `giou`."""
+        counts_B = torch.ones_like(has_box_B) if self.defects.boxless_pairs else has_box_B
+        l1, giou = box_losses(predicted_B4, target_B4, counts_B.to(predicted_B4.dtype))
+        return {"bbox_l1": l1, "giou": giou}
+
+    def guidance(self, scores_BLN: Tensor, patch_mask_BP: Tensor, token_labels_BL: Tensor, mask_BL: Tensor) -> Tensor:
+        """`mgca`."""
+        targets_BLP = guidance_targets(
+            patch_mask_BP, token_labels_BL, words_of_the_batch=self.defects.mgca_words_of_the_batch
+        )
+        counted_BL = torch.ones_like(mask_BL) if self.defects.mgca_padding else mask_BL
+        return guidance_loss(scores_BLN, targets_BLP, counted_BL.to(scores_BLN.dtype))
+
+    def patches(self, logits_BP: Tensor, labels_BP: Tensor) -> Tensor:
+        """`mpp`."""
+        return patch_loss(logits_BP, labels_BP, count_ignored=self.defects.mpp_ignored_patches)

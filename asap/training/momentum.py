@@ -1,0 +1,74 @@
+"""The momentum twin and the feature queues (MoCo, ALBEF): slow targets and many negatives for the contrast."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from asap.errors import ConfigError
+from asap.model.asap import Asap
+from asap.model.config import ModelConfig
+
+MODALITIES = ("image", "text", "caption", "explanation")
+
+
+class MomentumTwin(AveragedModel):
+    """An exponential moving average of the whole model.
+
+    The contrast reads its encoders and projections; averaging the heads along costs little and makes the twin a
+    model in its own right, which often evaluates better than the student.
+    """
+
+    def __init__(self, student: Asap, momentum: float) -> None:
+        super().__init__(student, multi_avg_fn=get_ema_multi_avg_fn(momentum))
+        # AveragedModel copies the student at its first update; a twin that starts as a copy (or was loaded) averages.
+        self.n_averaged.fill_(1)
+        self.requires_grad_(False)
+        self.eval()
+
+    def train(self, mode: bool = True) -> MomentumTwin:
+        """Stay in eval mode: targets come without dropout."""
+        return super().train(False)
+
+    @property
+    def model(self) -> Asap:
+        """The averaged model."""
+        assert isinstance(self.module, Asap)  # noqa: S101  # what __init__ put there
+        return self.module
+
+
+class FeatureQueues(nn.Module):
+    """The last `size` features of each modality, as columns of unit length: (E, size)."""
+
+    image: Tensor
+    text: Tensor
+    caption: Tensor
+    explanation: Tensor
+    pointer: Tensor
+
+    def __init__(self, config: ModelConfig, size: int) -> None:
+        super().__init__()
+        if size < 1:
+            raise ConfigError(f"queue size {size} is not at least 1")
+        self.size = size
+        for modality in MODALITIES:
+            self.register_buffer(modality, F.normalize(torch.randn(config.embed_dim, size), dim=0))
+        self.register_buffer("pointer", torch.zeros((), dtype=torch.long))
+
+    def keys(self, modality: str, gathered_GE: Tensor) -> Tensor:
+        """This step's features of all workers, then the queue: (E, G + size)."""
+        queue_EK: Tensor = getattr(self, modality)
+        return torch.cat([gathered_GE.t(), queue_EK.to(gathered_GE.dtype)], dim=1)
+
+    @torch.no_grad()
+    def enqueue(self, gathered: dict[str, Tensor]) -> None:
+        """Put the newest features, (G, E) each, over the oldest, wrapping at the end: any batch fits."""
+        count = len(next(iter(gathered.values())))
+        kept = min(count, self.size)
+        columns = (self.pointer + torch.arange(count - kept, count, device=self.pointer.device)) % self.size
+        for modality, features_GE in gathered.items():
+            queue_EK: Tensor = getattr(self, modality)
+            queue_EK[:, columns] = features_GE[count - kept :].t().to(queue_EK.dtype)
+        self.pointer.copy_((self.pointer + count) % self.size)

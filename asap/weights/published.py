@@ -1,0 +1,302 @@
+"""Published ASAP and HAMMER checkpoints in this library's names.
+
+A checkpoint fits exactly or is refused: every missing, unexpected or wrongly shaped key is listed and nothing
+is loaded. Momentum twins (`*_m.`, but for `itm_head_m`, the explanation head) and feature queues are checked with
+the rest; inference needs neither, training takes them with `published_twins`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import re
+import zipfile
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from timm.layers import resample_abs_pos_embed
+from torch import Tensor
+
+from asap.errors import CheckpointError
+from asap.model.asap import Asap
+from asap.model.config import ModelConfig
+from asap.preprocessing.text import load_tokenizer
+
+Shapes = Mapping[str, tuple[int, ...]]
+
+_PUBLISHED_NAMES = {
+    "image_encoder.": "visual_encoder.",
+    "text_encoder.embeddings.": "text_encoder.bert.embeddings.",
+    "text_encoder.layers.": "text_encoder.bert.encoder.layer.",
+    "token_head.": "text_encoder.classifier.",
+    "image_projection.": "vision_proj.",
+    "text_projection.": "text_proj.",
+    "temperature": "temp",
+    "image_side_norm.": "norm_layer_it_cross_atten.",
+    "image_side_attention.self_attention.": "it_cross_attn.selfatten.",
+    "image_side_attention.cross_attention.": "it_cross_attn.crossatten.",
+    "aggregate_norm.": "norm_layer_aggr.",
+    "aggregate_token": "cls_token_local",
+    "aggregator.": "aggregator.",
+    "real_fake_head.": "itm_head.",
+    "real_fake_scale": "UtilsB",
+    "type_head.": "cls_head.",
+    "type_scale": "UtilsC",
+    "box_head.": "bbox_head.",
+    "explanation_head.": "itm_head_m.",
+    "patch_head.": "patch_head.",
+}
+"""How our names begin, and the published ones in their place; the fusion layers count on from the text layers."""
+TWINNED = ("image_encoder.", "text_encoder.", "fusion_encoder.", "token_head.", "image_projection.", "text_projection.")
+"""The modules that have a momentum twin."""
+_ASAP_ONLY = re.compile(r"Utils[BC]$|(itm_head_m|patch_head|it_cross_attn\.selfatten)\.|(cap|prom)_queue$")
+_QUEUES = {"image": "image_queue", "text": "text_queue", "caption": "cap_queue", "explanation": "prom_queue"}
+_BUFFERS = re.compile(r"queue_ptr$|text_encoder(_m)?\.bert\.embeddings\.position_ids$")
+"""Integers that follow from the rest; some versions of the published code write them, some do not."""
+POSITIONS = "image_encoder.pos_embed"
+_LISTED = 20
+
+
+@dataclass(frozen=True)
+class Twins:
+    """What momentum training had beside the model."""
+
+    weights: dict[str, Tensor] = field(default_factory=dict)
+    """The momentum twin's weights under the names of the student; empty where the checkpoint has none."""
+    queues: dict[str, Tensor] = field(default_factory=dict)
+    """image, text, caption, explanation: (embed_dim, K), columns of unit length; pointer: (), the column that comes
+    next. HAMMER has only the first two; empty where the checkpoint has none."""
+
+
+def import_published(
+    source: str | Path | Mapping[str, Any], *, tokenizer: Any = None, heads: int = 12, image_size: int | None = None
+) -> Asap:
+    """The model of a published ASAP or HAMMER checkpoint, in eval mode, float32, on the CPU.
+
+    source: a `.pth` file, or a state dict in the published names; bare or under "model", with or without DDP's
+    "module.". Which model it is follows from its keys, every size from its shapes, but for `heads`.
+    tokenizer: the one the checkpoint was trained with, or its folder, to check its vocabulary against the weights.
+    image_size: in pixels, resizes the position embedding to it.
+
+    Raises `CheckpointError`, with every key that does not fit, and loads nothing.
+    """
+    state = read_state(source)
+    config = _check_published(state, title_of(source), heads)
+    if tokenizer is not None:
+        check_vocabulary(load_tokenizer(Path(tokenizer)) if isinstance(tokenizer, str | Path) else tokenizer, config)
+    weights = _translated(state, config, twin=False)
+    if image_size is not None:
+        config, weights = _resized(weights, config, image_size)
+    return build(config, weights).eval()
+
+
+def published_twins(source: str | Path | Mapping[str, Any], *, heads: int = 12, image_size: int | None = None) -> Twins:
+    """The momentum twin and the queues of a published checkpoint; arguments and errors are `import_published`'s."""
+    state = read_state(source)
+    config = _check_published(state, title_of(source), heads)
+    weights = _translated(state, config, twin=True)
+    if image_size is not None and weights:
+        _, weights = _resized(weights, config, image_size)
+    return Twins(weights, queues(state))
+
+
+def published_name(name: str, config: ModelConfig, *, twin: bool = False) -> str:
+    """The published name of one of our parameters, or of its momentum twin."""
+    if layer := re.match(r"fusion_encoder\.layers\.(\d+)\.", name):
+        name = f"text_encoder.layers.{config.text_layers + int(layer[1])}.{name[layer.end() :]}"
+    ours = next(prefix for prefix in _PUBLISHED_NAMES if name.startswith(prefix))
+    published = _PUBLISHED_NAMES[ours] + name.removeprefix(ours)
+    if config.variant == "hammer":
+        published = published.replace("it_cross_attn.crossatten.", "it_cross_attn.")
+    if twin:
+        module, _, rest = published.partition(".")
+        published = f"{module}_m.{rest}"
+    return published
+
+
+def build(config: ModelConfig, weights: Mapping[str, Tensor]) -> Asap:
+    """A model that owns a float32 copy of `weights`, whose keys and shapes have been checked."""
+    with torch.device("meta"):  # no time for random numbers that are overwritten
+        model = Asap(config)
+    owned = {
+        name: tensor.to(torch.float32 if tensor.is_floating_point() else None, copy=True).contiguous()
+        for name, tensor in weights.items()
+    }
+    model.load_state_dict(owned, strict=True, assign=True)
+    return model
+
+
+@lru_cache(maxsize=8)
+def expected_shapes(config: ModelConfig) -> Shapes:
+    """Our parameter names and their shapes."""
+    with torch.device("meta"):
+        return {name: tuple(tensor.shape) for name, tensor in Asap(config).state_dict().items()}
+
+
+def misfits(expected: Shapes, found: Shapes) -> str:
+    """One line each for what is missing, unexpected and wrongly shaped; empty where everything fits."""
+    wrong = [
+        f"{key} is {found[key]}, not {expected[key]}"
+        for key in sorted(set(expected) & set(found))
+        if found[key] != expected[key]
+    ]
+    groups = {
+        "missing": sorted(set(expected) - set(found)),
+        "unexpected": sorted(set(found) - set(expected)),
+        "wrongly shaped": wrong,
+    }
+    return "\n".join(f"{len(keys)} {what}: {_shortened(keys)}" for what, keys in groups.items() if keys)
+
+
+def check_vocabulary(tokenizer: Any, config: ModelConfig) -> None:
+    """Raise `CheckpointError` unless the tokenizer has as many pieces as the word embedding has rows."""
+    if len(tokenizer) != config.vocab_size:
+        raise CheckpointError(
+            f"the tokenizer has {len(tokenizer)} pieces and the word embedding {config.vocab_size} rows; "
+            "use the tokenizer that the weights were trained with"
+        )
+
+
+def _shortened(keys: list[str]) -> str:
+    more = f", and {len(keys) - _LISTED} more" if len(keys) > _LISTED else ""
+    return ", ".join(keys[:_LISTED]) + more
+
+
+def title_of(source: Any) -> str:
+    return f"checkpoint {source}" if isinstance(source, str | Path) else "the state dict"
+
+
+def read_state(source: str | Path | Mapping[str, Any]) -> dict[str, Tensor]:
+    """The tensors under their published names, out of whatever wraps them."""
+    content = _read_file(Path(source)) if isinstance(source, str | Path) else source
+    if isinstance(content, Mapping) and isinstance(content.get("model"), Mapping):
+        content = content["model"]
+    if not isinstance(content, Mapping) or not content:
+        raise CheckpointError(f"{title_of(source)} holds no state dict, bare or under 'model'; nothing was loaded")
+    try:
+        state = {str(key).removeprefix("module."): torch.as_tensor(value) for key, value in content.items()}
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise CheckpointError(f"{title_of(source)} holds values that are no tensors: {error}") from error
+    return state
+
+
+def _read_file(path: Path) -> Any:
+    if not path.is_file():
+        raise CheckpointError(f"checkpoint {path} is not a file")
+    try:
+        # Only the zip format can be mapped; what is not used (twins, queues, optimizer) is then never read.
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))  # noqa: TID251
+    except Exception as error:  # a damaged pickle can raise anything
+        reason = str(error).partition("\n")[0]
+        raise CheckpointError(
+            f"checkpoint {path} cannot be read as plain tensors, {type(error).__name__}: {reason}; "
+            "it is damaged, or holds Python objects, which are never unpickled here: save its 'model' entry alone"
+        ) from error
+
+
+def _check_published(state: dict[str, Tensor], title: str, heads: int) -> ModelConfig:
+    """The configuration of a state dict in the published names, every key of which has been checked."""
+    found = {key: tuple(value.shape) for key, value in state.items()}
+    config = _published_config(found, title, heads)
+    if lines := misfits(_published_shapes(found, config), found):
+        raise CheckpointError(
+            f"{title}, read as {config.variant} of {config.image_size} px, width {config.width} and "
+            f"{config.image_layers} + {config.text_layers} + {config.fusion_layers} layers, does not fit; "
+            f"nothing was loaded\n{lines}"
+        )
+    return config
+
+
+def _published_config(found: Shapes, title: str, heads: int) -> ModelConfig:
+    """Which model it is, and its sizes. One damaged tensor does not mislead: where many tell a size, most decide."""
+
+    def size(pattern: str, axis: int) -> int:
+        sizes = [
+            shape[axis] for key, shape in found.items() if re.fullmatch(pattern, key) and len(shape) > max(axis, 0)
+        ]
+        if not sizes:
+            raise CheckpointError(
+                f"{title} is no published ASAP or HAMMER checkpoint: no key matches {pattern!r}, so a size cannot be "
+                f"told; it has {len(found)} keys: {_shortened(sorted(found)[:3])}, …"
+            )
+        return Counter(sizes).most_common(1)[0][0]
+
+    def layers(pattern: str) -> list[int]:
+        return sorted({int(match[1]) for key in found if (match := re.match(pattern, key))})
+
+    bert = r"text_encoder(?:_m)?\.bert\."
+    patches = size(r"visual_encoder(_m)?\.pos_embed", 1) - 1
+    patch_size = size(r"visual_encoder(_m)?\.patch_embed\.proj\.weight", -1)
+    if math.isqrt(patches) ** 2 != patches:
+        raise CheckpointError(f"{title} has position embeddings for {patches} patches, which is no square")
+    blocks = layers(r"visual_encoder\.blocks\.(\d+)\.")
+    bert_layers = layers(r"text_encoder\.bert\.encoder\.layer\.(\d+)\.")
+    fusing = layers(r"text_encoder\.bert\.encoder\.layer\.(\d+)\.crossattention\.")
+    if not (blocks and fusing and fusing[0]):
+        raise CheckpointError(
+            f"{title} is no published ASAP or HAMMER checkpoint: image, text or fusion layers are absent"
+        )
+    return ModelConfig(
+        variant="asap" if any(_ASAP_ONLY.match(key) for key in found) else "hammer",
+        image_size=math.isqrt(patches) * patch_size,
+        patch_size=patch_size,
+        width=size(r"(visual_encoder(_m)?\.norm|norm_layer_aggr|norm_layer_it_cross_atten)\.weight", 0),
+        heads=heads,
+        image_layers=blocks[-1] + 1,
+        image_mlp_width=size(r"visual_encoder(_m)?\.blocks\.\d+\.mlp\.fc1\.weight", 0),
+        text_layers=fusing[0],
+        fusion_layers=bert_layers[-1] + 1 - fusing[0],
+        text_mlp_width=size(bert + r"encoder\.layer\.\d+\.intermediate\.dense\.weight", 0),
+        vocab_size=size(bert + r"embeddings\.word_embeddings\.weight", 0),
+        max_positions=(positions := size(bert + r"embeddings\.position_embeddings\.weight", 0)),
+        type_vocab_size=size(bert + r"embeddings\.token_type_embeddings\.weight", 0),
+        max_tokens=min(positions, ModelConfig.max_tokens),
+        embed_dim=size(r"(vision|text)_proj(_m)?\.(weight|bias)", 0),
+    )  # fmt: skip
+
+
+def _published_shapes(found: Shapes, config: ModelConfig) -> dict[str, tuple[int, ...]]:
+    """What the checkpoint must hold: the model, and twins, queues and buffers if it holds any of each."""
+    ours = expected_shapes(config)
+    shapes = {published_name(name, config): shape for name, shape in ours.items()}
+    twins = {published_name(name, config, twin=True): ours[name] for name in ours if name.startswith(TWINNED)}
+    if any(key in found for key in twins):
+        shapes |= twins
+    queue_keys = list(_QUEUES.values())[: 4 if config.variant == "asap" else 2]
+    lengths = Counter(found[key][-1] for key in queue_keys if found.get(key))
+    if lengths:
+        shapes |= dict.fromkeys(queue_keys, (config.embed_dim, lengths.most_common(1)[0][0]))
+    buffers = {key for key in found if _BUFFERS.match(key)}
+    return shapes | {key: (1,) if key == "queue_ptr" else (1, config.max_positions) for key in buffers}
+
+
+def _translated(state: dict[str, Tensor], config: ModelConfig, *, twin: bool) -> dict[str, Tensor]:
+    """The weights of the model, or of its twin, under our names; empty where the checkpoint has no twin."""
+    names = [name for name in expected_shapes(config) if not twin or name.startswith(TWINNED)]
+    published = {name: published_name(name, config, twin=twin) for name in names}
+    return {name: state[key] for name, key in published.items() if key in state}
+
+
+def queues(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The feature queues of a state dict in published names, as `Twins` holds them."""
+    found = {name: state[key] for name, key in _QUEUES.items() if key in state}
+    if found:
+        found["pointer"] = state["queue_ptr"].reshape(()) if "queue_ptr" in state else torch.tensor(0)
+    return found
+
+
+def _resized(weights: dict[str, Tensor], config: ModelConfig, image_size: int) -> tuple[ModelConfig, dict[str, Tensor]]:
+    config = dataclasses.replace(config, image_size=image_size)
+    return config, weights | {POSITIONS: resize_positions(weights[POSITIONS], config)}
+
+
+def resize_positions(positions_1NW: Tensor, config: ModelConfig) -> Tensor:
+    side = config.patches_per_side
+    # antialias=False gives the published values.
+    resized: Tensor = resample_abs_pos_embed(positions_1NW.float(), [side, side], antialias=False)
+    return resized

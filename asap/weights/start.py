@@ -1,0 +1,186 @@
+"""A start for training out of weights that others trained: what fits is taken, and a report says what became of it.
+
+    PATH.pth              a published ASAP or HAMMER checkpoint, or ALBEF's; its keys tell which
+    FOLDER                a model folder, or `demo`
+    timm:NAME_OR_FOLDER   a ViT of timm, for the image encoder
+    bert:NAME_OR_FOLDER   a BERT of transformers, for the text encoder and the fusion layers that follow it
+
+A start fits the configured model or is refused with every key that does not; only position embeddings are resized.
+Files are read as plain tensors, never unpickled. What is no folder here is a name that timm or transformers
+downloads, without code from there.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Container, Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from asap.errors import CheckpointError
+from asap.model.config import ModelConfig
+from asap.preprocessing.text import load_tokenizer
+from asap.training.step import TrainingStep
+from asap.weights.albef import InitialisationReport, albef_twins, import_albef
+from asap.weights.matching import ASAP_ONLY, PATCH_EMBEDDING, WORDS, check_post_norm, fitting
+from asap.weights.model_folder import load, resolve_folder
+from asap.weights.pretrained import bert_encoders, bert_tokenizer, read_safetensors, timm_encoder
+from asap.weights.published import Twins, expected_shapes, import_published, published_name, published_twins, read_state
+
+_TIMM, _BERT = "timm:", "bert:"
+
+
+@dataclass(frozen=True)
+class Start:
+    """What training begins with in the place of random weights."""
+
+    weights: dict[str, Tensor] = field(default_factory=dict)
+    """Of the student, by our names."""
+    twins: Twins = field(default_factory=Twins)
+    """The twin and the queues, as far as a source had them; elsewhere the twin starts as the student's copy."""
+    reports: dict[str, InitialisationReport] = field(default_factory=dict)
+    """By source, in the order in which they were taken."""
+
+    def save(self, file: Path) -> None:
+        """Write the tensors for `begin`, as safetensors."""
+        groups = {"student": self.weights, "twin": self.twins.weights, "queues": self.twins.queues}
+        tensors = {f"{group}.{name}": value for group, values in groups.items() for name, value in values.items()}
+        save_file({name: value.detach().clone().contiguous() for name, value in tensors.items()}, file)
+
+
+def read_starts(
+    sources: Iterable[str], config: ModelConfig, *, queue_size: int = 65_536, words_of: Container[str] = ()
+) -> Start:
+    """What the sources give to a model of this configuration, each over those before it.
+
+    `words_of`: the sources whose tokenizer the run uses; of other model folders and BERTs the word embeddings mean
+    other words and stay out. Raises `CheckpointError` with every key that does not fit.
+    """
+    whole = Start()
+    for source in sources:
+        start = _with_queues(_read_start(source, config, takes_words=source in words_of), source, queue_size)
+        weights = whole.weights | start.weights
+        older = {name: value for name, value in whole.twins.weights.items() if name not in start.weights}
+        fresh = sorted(set(expected_shapes(config)) - set(weights))
+        whole = Start(
+            weights,
+            Twins(older | start.twins.weights, start.twins.queues or whole.twins.queues),
+            whole.reports | {source: dataclasses.replace(start.reports[source], fresh=fresh)},
+        )
+    return whole
+
+
+def split_source(source: str) -> tuple[str, str]:
+    """`timm:` or `bert:`, or nothing, and the place."""
+    kind = next((kind for kind in (_TIMM, _BERT) if source.startswith(kind)), "")
+    return kind, source.removeprefix(kind)
+
+
+def source_tokenizer(source: str) -> Any:
+    """The tokenizer that a model folder or a BERT brings, or None."""
+    if source.startswith(_BERT):
+        return bert_tokenizer(source.removeprefix(_BERT))
+    if not source.startswith(_TIMM) and (folder := _folder_of(source)).is_dir():
+        return load_tokenizer(folder / "tokenizer")
+    return None
+
+
+def has_words(source: str) -> bool:
+    """Whether a source has word embeddings, which are worth nothing without the tokenizer that numbers the words."""
+    return not source.startswith(_TIMM)
+
+
+def begin(step: TrainingStep, file: Path) -> None:
+    """Put what `Start.save` wrote into a step whose other weights stay; the rest of the twin becomes the student's."""
+    groups: dict[str, dict[str, Tensor]] = {"student": {}, "twin": {}, "queues": {}}
+    for name, value in read_safetensors(file).items():
+        group, _, rest = name.partition(".")
+        groups[group][rest] = value
+    step.student.load_state_dict(step.student.state_dict() | groups["student"])
+    step.twin.model.load_state_dict(step.student.state_dict() | groups["twin"])
+    step.queues.load_state_dict(step.queues.state_dict() | groups["queues"])
+
+
+def _read_start(source: str, config: ModelConfig, *, takes_words: bool) -> Start:
+    if source.startswith(_TIMM):
+        weights, report = timm_encoder(source.removeprefix(_TIMM), config)
+        return Start(weights, reports={source: report})
+    if source.startswith(_BERT):
+        weights, report = bert_encoders(source.removeprefix(_BERT), config, takes_words=takes_words)
+        return Start(weights, reports={source: report})
+    if _folder_of(source).is_dir():
+        return _from_folder(source, config, takes_words=takes_words)
+    if not Path(source).is_file():
+        raise CheckpointError(
+            f"{source!r} is not there; a start is a .pth file, a model folder, {_TIMM}NAME_OR_FOLDER or "
+            f"{_BERT}NAME_OR_FOLDER"
+        )
+    check_post_norm(source, config)
+    # ASAP and HAMMER find boxes; ALBEF, from which they were trained, has no head for them.
+    if any(key.startswith("bbox_head.") for key in read_state(source)):
+        return _from_published(source, config)
+    return _from_albef(source, config)
+
+
+def _from_albef(source: str, config: ModelConfig) -> Start:
+    model, report = import_albef(source, config)
+    state = model.state_dict()
+    return Start({name: state[name] for name in report.taken}, albef_twins(source, config), {source: report})
+
+
+def _from_published(source: str, config: ModelConfig) -> Start:
+    model = import_published(source, heads=config.heads)
+    weights, report = fitting(model.state_dict(), config, source, _left_out(model.config, config))
+    twins = published_twins(source, heads=config.heads, image_size=config.image_size)
+    of_twin = {name: value for name, value in twins.weights.items() if name in weights}
+    names = {published_name(name, model.config, twin=True) for name in of_twin}
+    report = dataclasses.replace(
+        report,
+        dropped=sorted(published_name(name, model.config) for name in report.dropped),
+        for_twins=sorted(names | {key for key in read_state(source) if "queue" in key}),
+    )
+    return Start(weights, Twins(of_twin, twins.queues), {source: report})
+
+
+def _from_folder(source: str, config: ModelConfig, *, takes_words: bool) -> Start:
+    model = load(_folder_of(source))
+    for name in ("heads", "text_norm"):  # no shape tells them
+        theirs, ours = getattr(model.config, name), getattr(config, name)
+        if theirs != ours:
+            raise CheckpointError(f"{source} has {name} {theirs!r} and the run {ours!r}; nothing was loaded")
+    left_out = _left_out(model.config, config) + ([] if takes_words else [WORDS])
+    weights, report = fitting(model.state_dict(), config, source, left_out)
+    return Start(weights, reports={source: report})
+
+
+def _left_out(theirs: ModelConfig, ours: ModelConfig) -> list[str]:
+    """What is neither expected of another kind of model nor taken from it."""
+    return [PATCH_EMBEDDING] * (theirs.patch_embedding != ours.patch_embedding) + [ASAP_ONLY] * (
+        theirs.variant != ours.variant
+    )
+
+
+def _with_queues(start: Start, source: str, size: int) -> Start:
+    """Queues as long as the run's: the newest features of longer ones; none where they would not fill them."""
+    report, twins = start.reports[source], start.twins
+    features = {name: value for name, value in twins.queues.items() if name != "pointer"}
+    if not features:
+        return start
+    if min(value.shape[1] for value in features.values()) >= size:
+        oldest = int(twins.queues["pointer"])  # the column that comes next
+        queues = {name: value.roll(-oldest, dims=1)[:, -size:] for name, value in features.items()}
+        return dataclasses.replace(start, twins=Twins(twins.weights, queues | {"pointer": torch.tensor(0)}))
+    keys = {key for key in report.for_twins if "queue" in key}
+    report = dataclasses.replace(
+        report, for_twins=sorted(set(report.for_twins) - keys), dropped=sorted({*report.dropped, *keys})
+    )
+    return Start(start.weights, Twins(twins.weights), {source: report})
+
+
+def _folder_of(source: str) -> Path:
+    return resolve_folder("demo") if source == "demo" else Path(source)
