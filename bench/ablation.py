@@ -27,13 +27,13 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 
+from asap.evaluation.evaluate import judge
 from asap.preprocessing.text import load_tokenizer, train_tokenizer
 from asap.training.objective import RECIPES
-from jobs.fit import Fit, Split, model_config
-from jobs.judge import judge
-from jobs.run_folder import RunFolder
 from jobs.settings import TrainSettings
-from jobs.splits import prepare_splits, read_splits
+from jobs.train.data.splits import prepare_splits, read_splits
+from jobs.train.run_folder.folder import RunFolder
+from jobs.train.trainer import Fit, Split, model_config
 
 SMALL: dict[str, Any] = {
     "width": 128, "heads": 4, "image_layers": 3, "image_mlp_width": 512, "text_mlp_width": 512, "embed_dim": 64,

@@ -31,7 +31,7 @@ from asap.model.config import ModelConfig
 from asap.newsroom import generate
 from asap.preprocessing.text import TextCodec, train_tokenizer
 from asap.training.dataset import TrainingSet, collate
-from jobs.ingest import decode_block
+from jobs.train.data.stream import decode_block
 
 BLOCK = 64
 GPU_PAIRS_PER_S = 1000

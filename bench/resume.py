@@ -25,7 +25,7 @@ PLAN_S = 600
 def draw_input(folder: Path, rows: int) -> Path:
     """A manifest of so many rows over a few newsroom pictures."""
     from asap.newsroom import generate
-    from jobs.sources import find_source
+    from jobs.scan.input.sources import find_source
 
     generate(folder, pairs=PICTURES, seed=77, workers=1, splits=(0.0, 0.0, 1.0))
     drawn = list(find_source(str(folder / "metadata" / "test.json")).rows())
@@ -44,7 +44,7 @@ def random_model(manifest: Path, folder: Path) -> str:
     from asap.model.config import ModelConfig
     from asap.preprocessing.text import train_tokenizer
     from asap.weights.model_folder import save
-    from jobs.sources import find_source
+    from jobs.scan.input.sources import find_source
 
     tokenizer = train_tokenizer([row.text or "" for row in find_source(str(manifest), PICTURES).rows()], 500)
     config = ModelConfig.tiny(
@@ -56,7 +56,7 @@ def random_model(manifest: Path, folder: Path) -> str:
 
 def _scan(settings: dict[str, Any], results: Connection) -> None:
     """Scan in a process of its own; send the rows that were done before, and the rows per second."""
-    from jobs.scan import ScanProgress, scan
+    from jobs.scan.run import ScanProgress, scan
     from jobs.settings import ScanSettings
 
     seen: list[ScanProgress] = []

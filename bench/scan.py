@@ -90,7 +90,7 @@ def _loop(model: str, manifest: str, pairs: int, threads: int) -> tuple[float, f
 
     from asap.finding import Pair
     from asap.predictor import Predictor
-    from jobs.sources import find_source
+    from jobs.scan.input.sources import find_source
 
     torch.set_num_threads(threads)
     predictor = Predictor.from_folder(model, device="cpu")
@@ -103,7 +103,7 @@ def _loop(model: str, manifest: str, pairs: int, threads: int) -> tuple[float, f
 
 def scan_cost(model: str, manifest: Path, pairs: int, out: Path) -> Cost:
     """A whole scan of the first so many pairs, from the command to the report."""
-    from jobs.scan import scan
+    from jobs.scan.run import scan
     from jobs.settings import ScanSettings
 
     settings = ScanSettings(
@@ -158,7 +158,7 @@ def random_model(preset: str, manifest: Path, folder: Path) -> str:
     from asap.model.config import ModelConfig
     from asap.preprocessing.text import train_tokenizer
     from asap.weights.model_folder import save
-    from jobs.sources import find_source
+    from jobs.scan.input.sources import find_source
 
     tokenizer = train_tokenizer([row.text or "" for row in find_source(str(manifest)).rows()], 4000)
     config = ModelConfig.preset(preset, vocab_size=len(tokenizer))

@@ -232,7 +232,7 @@ def draw_step(told: dict[str, Any]) -> str:
     """The step as a picture, SVG: load and what was judged of it, detectors, and latency."""
     import numpy as np
 
-    from jobs.plot import BLUE, DASHES, GREEN, PURPLE, VERMILION, Axis, Line, Panel, Plot
+    from jobs.pages.plot import BLUE, DASHES, GREEN, PURPLE, VERMILION, Axis, Line, Panel, Plot
 
     def axis(label: str, most: float, parts: int = 4) -> Axis:
         steps = (size * 10**power for power in range(6) for size in (1, 2, 5))
@@ -335,8 +335,8 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     parser.add_argument("--figure", type=Path, help="where to draw the step, SVG")
     arguments = parser.parse_args()
+    from jobs.cli.options import changes_of
     from jobs.cluster import ray_running
-    from jobs.options import changes_of
 
     told: dict[str, Any] = {}
     room = max(8, os.cpu_count() or 1)  # for as many replicas as are asked for

@@ -11,9 +11,9 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from asap.corpus.read_rules import BadBox, BadPosition, ReadRules
 from asap.model.config import LossWeights
 from asap.preprocessing.images import DEFAULT_LIMITS
+from asap.storage.files import Location
 from asap.training.objective import Recipe, recipe_called
-from jobs.records import record_file
-from jobs.storage import Location
+from jobs.scan.input.record_files import record_file
 
 Device = Literal["auto", "cpu", "cuda"]
 

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from asap.errors import ConfigError
-from jobs.options import MODEL_HELP, Change, changes_of, settings_of
+from jobs.cli.options import MODEL_HELP, Change, changes_of, settings_of
 
 serving = typer.Typer(invoke_without_command=True)
 _Port = Annotated[int, typer.Option(help="To listen on.")]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pyarrow as pa
 
-from jobs.detection import Detector
+from jobs.scan.stages.detect import Detector
 
 
 class Deadly(Detector):

@@ -14,8 +14,11 @@ import torch
 from PIL import Image
 
 from asap.errors import CorpusError
-from jobs import captioning
-from jobs.captioning import (
+from asap.storage.files import Location
+from jobs.errors import InputNotFound, StorageError
+from jobs.scan.input.manifest import MANIFEST_SCHEMA
+from jobs.scan.stages import captioners as captioning
+from jobs.scan.stages.captioners import (
     CaptionFailed,
     CaptionRequest,
     CaptionStage,
@@ -24,11 +27,8 @@ from jobs.captioning import (
     check_captioner,
     load_captioner,
 )
-from jobs.errors import InputNotFound, StorageError
-from jobs.manifest import MANIFEST_SCHEMA
-from jobs.preparation import PREPARED_FIELDS
+from jobs.scan.stages.prepare import PREPARED_FIELDS
 from jobs.settings import CaptionSettings
-from jobs.storage import Location
 
 INPUT = Location("/data/news/images")
 WORDS = ["a", "man", "woman", "smiles", "crowd", "in", "the", "street"]

@@ -16,7 +16,7 @@ from waiting import HANG_S, wait_until
 ROWS = 300
 SCAN = """
 import json, sys
-from jobs.scan import scan
+from jobs.scan.run import scan
 from jobs.settings import ScanSettings
 print(json.dumps(scan(ScanSettings(**json.loads(sys.argv[1])))))
 """

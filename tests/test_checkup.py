@@ -5,9 +5,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from jobs.checkup import RowSet, count_rows, missing_rows, repair_results, write_missing, write_table
-from jobs.manifest import MANIFEST_SCHEMA, ManifestRow, write_manifest
-from jobs.storage import Location, list_files, open_seekable, write_bytes
+from asap.storage.files import Location, list_files, open_seekable, write_bytes
+from jobs.scan.input.manifest import MANIFEST_SCHEMA, ManifestRow, write_manifest
+from jobs.scan.output.completeness import RowSet, count_rows, missing_rows, repair_results, write_missing, write_table
 
 
 def _ids(*numbers: int) -> np.ndarray:
@@ -103,8 +103,8 @@ def test_missing_rows_come_back_as_the_manifest_has_them(folder: Location) -> No
 def test_missing_rows_become_a_manifest_and_what_was_in_its_folder_is_gone(
     folder: Location, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("jobs.manifest._ROWS_PER_GROUP", 4)
-    monkeypatch.setattr("jobs.manifest.ROWS_PER_FILE", 8)
+    monkeypatch.setattr("jobs.scan.input.manifest._ROWS_PER_GROUP", 4)
+    monkeypatch.setattr("jobs.scan.input.manifest.ROWS_PER_FILE", 8)
     rows = (ManifestRow(row_id=n, custom_id=f"c{n}", text="t", warnings=["w"]) for n in range(40))
     write_manifest(rows, folder / "manifest")
     done = RowSet()

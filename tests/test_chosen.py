@@ -5,8 +5,8 @@ import pytest
 import torch
 from ray.train import Checkpoint
 
-from jobs.chosen import SCORE, Chosen
-from jobs.fit import STATE_FILE
+from jobs.train.export import SCORE, Chosen
+from jobs.train.trainer import STATE_FILE
 
 
 def checkpoint(folder: Path, value: float) -> Checkpoint:

@@ -9,8 +9,8 @@ import pytest
 from PIL import Image
 from waiting import HANG_S
 
-from jobs import cli
-from jobs.scan import ScanProgress
+from jobs.cli import app as cli
+from jobs.scan.run import ScanProgress
 
 
 @pytest.fixture
@@ -30,7 +30,7 @@ def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> 
 
 def test_help_names_the_commands_without_loading_torch_or_ray() -> None:
     code = (
-        "import sys\nfrom jobs.cli import main\nsys.argv = ['asap', '--help']\n"
+        "import sys\nfrom jobs.cli.app import main\nsys.argv = ['asap', '--help']\n"
         "try:\n    main()\nexcept SystemExit:\n    pass\n"
         "print(sorted({'torch', 'ray', 'pyarrow', 'transformers'} & set(sys.modules)))"
     )
@@ -99,7 +99,7 @@ def test_an_error_in_json_is_told_there_too(run: Any, corpus: Path, model_folder
 
 
 def test_detect_reads_from_s3(run: Any, bucket: str, corpus: Path, model_folder: Path) -> None:
-    from jobs.storage import Location, write_bytes
+    from asap.storage.files import Location, write_bytes
 
     place = f"s3://{bucket}/a.jpg"
     write_bytes(Location(place), (corpus / "images/0.jpg").read_bytes())
@@ -112,7 +112,7 @@ def test_detect_reads_no_object_above_the_limit(
     run: Any, bucket: str, model_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from asap.preprocessing.images import ImageLimits
-    from jobs.storage import Location, write_bytes
+    from asap.storage.files import Location, write_bytes
 
     monkeypatch.setattr("asap.preprocessing.images.DEFAULT_LIMITS", ImageLimits(max_bytes=10))
     write_bytes(Location(f"s3://{bucket}/a.jpg"), b"x" * 11)
@@ -135,8 +135,8 @@ def _pretend(settings: Any, watch: Any) -> dict[str, Any]:
 
 
 def test_scan_shows_progress_and_ends_with_a_table_and_the_report(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("jobs.scan.scan", _pretend)
-    monkeypatch.setattr("jobs.terminal._LINE_EVERY_S", HANG_S)
+    monkeypatch.setattr("jobs.scan.run.scan", _pretend)
+    monkeypatch.setattr("jobs.cli.display._LINE_EVERY_S", HANG_S)
     code, out, _ = run("scan", "in.jsonl", "--out", "/out")
     assert code == 0
     lines = out.splitlines()
@@ -148,7 +148,7 @@ def test_scan_shows_progress_and_ends_with_a_table_and_the_report(run: Any, monk
 
 def test_scan_tells_which_errors_and_where_each_is_told(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     summary = _SUMMARY | {"errors": 3, "error_codes": {"truncated_image": 2, "fetch_failed": 1}}
-    monkeypatch.setattr("jobs.scan.scan", lambda *_: summary)
+    monkeypatch.setattr("jobs.scan.run.scan", lambda *_: summary)
     code, out, _ = run("scan", "in.jsonl", "--out", "/out")
     assert code == 0
     assert "errors: 2 truncated_image, 1 fetch_failed; see file:///out/in/errors.jsonl" in out
@@ -156,7 +156,7 @@ def test_scan_tells_which_errors_and_where_each_is_told(run: Any, monkeypatch: p
 
 def test_a_scan_that_judged_nothing_is_no_success(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     summary = _SUMMARY | {"errors": 1234, "error_codes": {"model_error": 1234}}
-    monkeypatch.setattr("jobs.scan.scan", lambda *_: summary)
+    monkeypatch.setattr("jobs.scan.run.scan", lambda *_: summary)
     code, out, err = run("scan", "in.jsonl", "--out", "/out")
     assert code == 1
     assert "1,234 model_error" in out
@@ -170,7 +170,7 @@ def test_scan_settings_reach_the_scan(run: Any, monkeypatch: pytest.MonkeyPatch)
         seen.append(settings)
         return _pretend(settings, watch)
 
-    monkeypatch.setattr("jobs.scan.scan", keep)
+    monkeypatch.setattr("jobs.scan.run.scan", keep)
     code, _, _ = run(
         "scan", "in.jsonl", "--out", "/out", "--job", "j", "--limit", 5, "--address", "auto", "--detectors", 3,
         "--caption-engine", "precomputed", "--captioner", "c.json", "--batch-size", 7, "--precision", "bfloat16",
@@ -206,7 +206,7 @@ def test_an_interruption_is_told_with_how_to_go_on(run: Any, monkeypatch: pytest
     def interrupt(settings: Any, watch: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("jobs.scan.scan", interrupt)
+    monkeypatch.setattr("jobs.scan.run.scan", interrupt)
     code, _, err = run("scan", "in.jsonl", "--out", "/out")
     assert code == 130
     assert "give the same command to go on" in err
@@ -253,7 +253,7 @@ def test_evaluate_prints_the_table_in_the_order_of_the_papers(run: Any, monkeypa
         read = ["val of corpus: 3 of 4 pairs", "pictures missing of 1 pairs"]
         return {"about": about, "read": read, **report("orig", "face_swap", "text_swap")}
 
-    monkeypatch.setattr("jobs.evaluate.evaluate", pretend)
+    monkeypatch.setattr("jobs.evaluate.run.evaluate", pretend)
     code, out, _ = run("evaluate", "demo", "corpus", "--split", "val", "--out", "here", "--limit", 3, "--workers", 2)
     assert code == 0
     assert (seen[0].split, seen[0].out, seen[0].limit, seen[0].workers) == ("val", "here", 3, 2)
@@ -296,8 +296,8 @@ def test_calibrate_shows_what_is_shown_of_each_threshold_and_where_the_policies_
     run: Any, monkeypatch: pytest.MonkeyPatch, band: dict[str, float] | None, told_of_it: str
 ) -> None:
     from asap.policy import Policy
-    from jobs.calibrate import Calibrated
-    from jobs.storage import Location
+    from asap.storage.files import Location
+    from jobs.policy.calibrate import Calibrated
 
     seen: list[Any] = []
     review = {"review": _POINT | {"band": band}}
@@ -307,7 +307,7 @@ def test_calibrate_shows_what_is_shown_of_each_threshold_and_where_the_policies_
         seen.append(settings)
         return Calibrated(policy, Location("/model/policy.json"), Location("/model/policy.former.json"), ["val read"])
 
-    monkeypatch.setattr("jobs.calibrate.calibrate", pretend)
+    monkeypatch.setattr("jobs.policy.calibrate.calibrate", pretend)
     code, out, _ = run(
         "calibrate", "my-model", "corpus", "--precision", 0.95, "--prevalence", 0.001, "--keep", "word", "--keep",
         "text_swap", "--confidence", 0.9, "--review-precision", 0.3, "--dtype", "bfloat16", "--out", "p.json",
@@ -349,7 +349,7 @@ def test_repolicy_ends_with_a_table_and_the_report(run: Any, monkeypatch: pytest
         watch("applying the policy", 3, 10)
         return _SUMMARY | {"policy_id": "abc"}
 
-    monkeypatch.setattr("jobs.repolicy.repolicy", pretend)
+    monkeypatch.setattr("jobs.policy.repolicy.repolicy", pretend)
     code, out, _ = run("repolicy", "jobs/a", "--policy", "p.json")
     assert code == 0
     assert seen == ["jobs/a", "p.json"]

@@ -12,7 +12,7 @@ from asap.corpus.read_rules import DEFAULT_RULES, ReadRules
 from asap.corpus.reader import read_split
 from asap.errors import CorpusError
 from asap.training.dataset import PictureCache
-from jobs.corpora import open_folder, read_as_told, read_corpus, read_picture
+from jobs.corpus import open_folder, read_as_told, read_corpus, read_picture
 from jobs.errors import StorageError
 from jobs.settings import CorpusSettings
 

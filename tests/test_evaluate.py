@@ -21,10 +21,10 @@ from asap.newsroom import generate
 from asap.training.dataset import read_split
 from asap.weights.model_folder import load_folder, model_id, save
 from jobs import cluster
-from jobs import evaluate as module
-from jobs.cli import app
+from jobs.cli.app import app
 from jobs.errors import JobDiffers, JobFailed, StorageError
-from jobs.evaluate import OUTPUTS, evaluate, explain_pairs, judge_shard, merge_shards, plan_evaluation
+from jobs.evaluate import run as module
+from jobs.evaluate.run import OUTPUTS, evaluate, explain_pairs, judge_shard, merge_shards, plan_evaluation
 from jobs.settings import EvaluateSettings
 
 PAIRS = 24
@@ -245,7 +245,7 @@ def _dies_once(marker: Path) -> Callable[..., Evaluation]:
     """`judge_shard`, of which the first process that has begun is killed. Ray pickles what is in here by value."""
 
     def judge(*given: Any) -> Evaluation:
-        from jobs.evaluate import judge_shard
+        from jobs.evaluate.run import judge_shard
 
         evaluation = judge_shard(*given)
         try:

@@ -13,7 +13,7 @@ from test_scoreboard import report
 from asap.errors import TextMissing
 from asap.finding import Finding, Word
 from asap.training.dataset import Record
-from jobs.evaluation_page import WorstPair, evaluation_page
+from jobs.evaluate.page import WorstPair, evaluation_page
 
 TEXT = "A calm crowd <b>waits</b> for the angry minister"
 

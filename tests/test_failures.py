@@ -3,7 +3,7 @@ import errno
 import pytest
 from botocore.exceptions import ClientError, EndpointConnectionError, NoCredentialsError, ParamValidationError
 
-from jobs.failures import failure_code
+from asap.storage.failures import failure_code
 
 
 def _client_error(code: str, status: int) -> ClientError:

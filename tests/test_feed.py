@@ -1,6 +1,6 @@
 """Which records a step holds."""
 
-from jobs.feed import Order
+from jobs.train.data.feed import Order
 
 
 def test_every_epoch_shows_each_pair_at_most_once_over_all_workers() -> None:

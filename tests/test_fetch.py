@@ -9,12 +9,12 @@ import pytest
 from waiting import HANG_S
 
 from asap.errors import ImageTooLarge
-from jobs import fetch as fetch_module
-from jobs import storage
+from asap.storage import fetch as fetch_module
+from asap.storage import files as storage
+from asap.storage.fetch import ByteRange, fetch
+from asap.storage.files import Location
 from jobs.errors import FetchFailed
-from jobs.fetch import ByteRange, fetch
 from jobs.settings import FetchSettings
-from jobs.storage import Location
 
 SETTINGS = FetchSettings(attempts=2, connect_timeout_s=HANG_S, read_timeout_s=HANG_S)
 IMPATIENT = SETTINGS.model_copy(update={"read_timeout_s": 1})

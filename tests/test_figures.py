@@ -9,8 +9,8 @@ from sklearn.metrics import auc
 from asap.evaluation.metrics import Judged
 from asap.model.config import TYPES
 from asap.training.targets import CLASSES, types_of
-from jobs.figures import draw_figures, iou_histogram, precision_recall, reliability_diagram, roc
-from jobs.plot import Bars, Dots, Line
+from jobs.evaluate.charts import draw_figures, iou_histogram, precision_recall, reliability_diagram, roc
+from jobs.pages.plot import Bars, Dots, Line
 
 
 def judged(*classes: str, right: float = 1.0, seed: int = 0) -> Judged:

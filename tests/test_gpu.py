@@ -15,12 +15,12 @@ from asap.predictor import Predictor
 from asap.preprocessing.text import load_tokenizer, train_tokenizer
 from asap.training.step import TrainingStep
 from jobs.cluster import ray_running
-from jobs.evaluate import evaluate
-from jobs.fit import Fit, Split, model_config
-from jobs.run_folder import RunFolder
+from jobs.evaluate.run import evaluate
 from jobs.settings import EvaluateSettings, TrainSettings
-from jobs.splits import prepare_splits, read_splits
-from jobs.train import train
+from jobs.train.data.splits import prepare_splits, read_splits
+from jobs.train.run import train
+from jobs.train.run_folder.folder import RunFolder
+from jobs.train.trainer import Fit, Split, model_config
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
 

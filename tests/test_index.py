@@ -6,7 +6,7 @@ import numpy as np
 
 from asap.corpus.picture_cache import PictureSizes
 from asap.corpus.reader import Record
-from jobs.index import about_index, read_index, write_index
+from jobs.train.data.split_index import about_index, read_index, write_index
 
 TEXT = {"text": "a \u201cman\u201d waits", "caption": "a coat", "explanation": "he stands"}
 RECORDS = [

@@ -22,11 +22,11 @@ from asap.model.config import ModelConfig
 from asap.preprocessing.text import TextCodec, train_tokenizer
 from asap.training.batch import Batch
 from asap.training.dataset import TrainingSet
-from jobs import ingest
 from jobs.errors import JobFailed, StorageError
-from jobs.feed import CacheFeed, Order
-from jobs.ingest import Decoding, StreamFeed, decode_block, measure_block, measure_pictures, open_feed
 from jobs.settings import TrainSettings
+from jobs.train.data import stream as ingest
+from jobs.train.data.feed import CacheFeed, Order
+from jobs.train.data.stream import Decoding, StreamFeed, decode_block, measure_block, measure_pictures, open_feed
 
 SIZE = 32
 CONFIG = ModelConfig.tiny(image_size=SIZE, width=48, heads=4)

@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 from waiting import HANG_S, Clock, wait_until
 
-from jobs import job_folder
+from asap.storage.files import Location, write_bytes
 from jobs.errors import JobDiffers, JobFailed, JobInUse, StorageError
-from jobs.job_folder import Job, check_resumable, is_finished, read_record, wait_until_free
-from jobs.storage import Location, write_bytes
+from jobs.scan.output import job_folder
+from jobs.scan.output.job_folder import Job, check_resumable, is_finished, read_record, wait_until_free
 
 IDENTITY = {"settings": {"limit": None, "captions": None}, "model_id": "m@1"}
 

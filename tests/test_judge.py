@@ -9,12 +9,12 @@ from PIL import Image
 from tiny import tiny_model
 
 from asap.errors import DecodeFailed
+from asap.evaluation.evaluate import judge, judge_records
 from asap.model.asap import Fused
 from asap.model.config import TYPES
 from asap.preprocessing.text import TextCodec, train_tokenizer
 from asap.training.dataset import PictureCache, Record, TrainingSet
-from jobs.fit import Split
-from jobs.judge import judge, judge_records
+from jobs.train.trainer import Split
 
 TEXTS = ("the angry man waits", "a calm woman", "people dance in the rain")
 NAMES = ("AUC", "mAP", "token_F1", "token_F1_published", "IoU_mean", "IoU_mean_boxed")

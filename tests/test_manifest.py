@@ -4,9 +4,9 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from jobs import manifest
-from jobs.manifest import MANIFEST_SCHEMA, ManifestRow, SeenIds, readable_text, storable, write_manifest
-from jobs.storage import Location
+from asap.storage.files import Location
+from jobs.scan.input import manifest
+from jobs.scan.input.manifest import MANIFEST_SCHEMA, ManifestRow, SeenIds, readable_text, storable, write_manifest
 
 
 def _rows(count: int) -> list[ManifestRow]:

@@ -22,7 +22,7 @@ RAISES = "raise RuntimeError('this is not the package')\n"
 TRAIN = """
 import sys
 from jobs.settings import TrainSettings
-from jobs.train import train
+from jobs.train.run import train
 train(TrainSettings.model_validate_json(sys.argv[1]))
 """
 NAMES = ("asap", "jobs", "serve")

@@ -11,14 +11,14 @@ from asap.errors import CheckpointError, ConfigError
 from asap.model.asap import Asap
 from asap.newsroom import generate
 from asap.weights.model_folder import load
-from jobs import train as train_module
-from jobs.cli import app
-from jobs.fit import model_config
-from jobs.plan import Plan
+from jobs.cli.app import app
+from jobs.cli.display import plan_tables
 from jobs.settings import TrainSettings
-from jobs.stages import augmentation_at, lock_step, stages
-from jobs.terminal import plan_tables
-from jobs.train import plan
+from jobs.train import run as train_module
+from jobs.train.plan import Plan
+from jobs.train.run import plan
+from jobs.train.stages import augmentation_at, lock_step, stages
+from jobs.train.trainer import model_config
 
 MODEL = {
     "image_size": 32, "width": 48, "heads": 4, "image_layers": 1, "image_mlp_width": 48, "text_layers": 1,

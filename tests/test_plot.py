@@ -7,7 +7,7 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 
-from jobs.plot import DASHES, HEIGHT, WIDTH, Axis, Bars, Dots, Line, Panel, Plot
+from jobs.pages.plot import DASHES, HEIGHT, WIDTH, Axis, Bars, Dots, Line, Panel, Plot
 
 SVG = "{http://www.w3.org/2000/svg}"
 DIAGONAL = np.array([[0.0, 0.0], [1.0, 1.0]])

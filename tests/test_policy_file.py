@@ -4,9 +4,9 @@ import pytest
 
 from asap.errors import ConfigError
 from asap.policy import Policy
+from asap.storage.files import Location, exists, list_files, write_bytes
 from jobs.errors import StorageError
-from jobs.policy_file import read_policy, replace_policy
-from jobs.storage import Location, exists, list_files, write_bytes
+from jobs.policy.files import read_policy, replace_policy
 
 
 @pytest.fixture(params=["local", "s3"])

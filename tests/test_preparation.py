@@ -7,9 +7,9 @@ import numpy as np
 import pyarrow as pa
 
 from asap.preprocessing.images import ImageLimits, prepare_image
-from jobs.manifest import MANIFEST_SCHEMA
-from jobs.preparation import PREPARED_FIELDS, Preparation, prepare_batch
-from jobs.results import CALLER_COLUMNS
+from jobs.scan.input.manifest import MANIFEST_SCHEMA
+from jobs.scan.stages.prepare import PREPARED_FIELDS, Preparation, prepare_batch
+from jobs.scan.stages.result_rows import CALLER_COLUMNS
 from jobs.settings import FetchSettings
 
 PREPARATION = Preparation(image_size=32, limits=ImageLimits(max_bytes=20_000), fetch=FetchSettings(threads=4))
@@ -90,5 +90,5 @@ def test_a_thumbnail_is_made_where_a_captioner_needs_it(tmp_path: Path, jpeg: Ca
 
 
 def test_preparing_loads_no_torch() -> None:
-    code = "import sys, jobs.preparation; sys.exit('torch' in sys.modules)"
+    code = "import sys, jobs.scan.stages.prepare; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0

@@ -7,10 +7,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from jobs import records
+from asap.storage.files import Location
 from jobs.errors import InputNotFound, StorageError
-from jobs.records import RowError, read_records, record_file
-from jobs.storage import Location
+from jobs.scan.input import record_files as records
+from jobs.scan.input.record_files import RowError, read_records, record_file
 
 
 def _read(path: Path, kind: str) -> list[tuple[int, records.Record]]:

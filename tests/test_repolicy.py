@@ -22,17 +22,17 @@ from asap.finding import Pair
 from asap.model.config import TYPES
 from asap.policy import Policy
 from asap.predictor import Predictor
-from jobs import repolicy as module
-from jobs import storage
+from asap.storage import files as storage
+from asap.storage.files import Location, exists, list_files, write_bytes
 from jobs.errors import JobDiffers, JobError, JobInUse, StorageError
-from jobs.finalize import write_outcome
-from jobs.job_folder import Job, check_resumable, read_record, results_folder
-from jobs.manifest import MANIFEST_SCHEMA
-from jobs.repolicy import repolicy
-from jobs.results import RESULT_SCHEMA, columns_of, failure, result_table
-from jobs.scan import scan
+from jobs.policy import repolicy as module
+from jobs.policy.repolicy import repolicy
+from jobs.scan.input.manifest import MANIFEST_SCHEMA
+from jobs.scan.output.job_folder import Job, check_resumable, read_record, results_folder
+from jobs.scan.output.summary import write_outcome
+from jobs.scan.run import scan
+from jobs.scan.stages.result_rows import RESULT_SCHEMA, columns_of, failure, result_table
 from jobs.settings import ScanSettings
-from jobs.storage import Location, exists, list_files, write_bytes
 
 BEFORE = Policy(manipulated=0.5, review=0.5)
 TEXTS = (

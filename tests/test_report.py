@@ -20,8 +20,8 @@ import pytest
 from PIL import Image
 
 from jobs.errors import StorageError
-from jobs.report import PICTURE_BYTES, PICTURE_SIDE, TEXT_SHOWN, write_report
-from jobs.results import RESULT_SCHEMA
+from jobs.scan.output.report import PICTURE_BYTES, PICTURE_SIDE, TEXT_SHOWN, write_report
+from jobs.scan.stages.result_rows import RESULT_SCHEMA
 
 VOID = {"meta", "img", "input", "br"}
 HOSTILE = "</p></style><script>alert(1)</script><img src=http://evil.test/x onerror=alert(2)>\"'&amp;"

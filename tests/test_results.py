@@ -3,8 +3,15 @@ import pytest
 
 from asap.errors import DecodeFailed
 from asap.finding import Finding, Word
-from jobs.manifest import MANIFEST_SCHEMA
-from jobs.results import CALLER_COLUMNS, RESULT_SCHEMA, SCHEMA_VERSION, columns_of, failure, result_table
+from jobs.scan.input.manifest import MANIFEST_SCHEMA
+from jobs.scan.stages.result_rows import (
+    CALLER_COLUMNS,
+    RESULT_SCHEMA,
+    SCHEMA_VERSION,
+    columns_of,
+    failure,
+    result_table,
+)
 
 CALLERS = pa.Table.from_pylist(
     [{"row_id": 5, "custom_id": "a", "image_uri": "/a.jpg", "text": "the text", "metadata": "{}"}], MANIFEST_SCHEMA

@@ -3,7 +3,7 @@ from ray.train import ControllerError, WorkerGroupError
 
 from asap.errors import AsapError, CorpusError
 from jobs.errors import StorageError, TrainingDiverged
-from jobs.retries import FinalFailures, final_failure
+from jobs.train.worker import FinalFailures, final_failure
 
 
 @pytest.mark.parametrize("error", [TrainingDiverged("the loss of step 3 is not finite"), CorpusError("a.jpg is gone")])

@@ -6,10 +6,10 @@ import boto3
 import pytest
 from ray.train import Checkpoint
 
-from jobs import run_folder
+from asap.storage.files import Location, filesystem, write_bytes
 from jobs.errors import StorageError
-from jobs.run_folder import RunFolder, checkpoint_folder
-from jobs.storage import Location, filesystem, write_bytes
+from jobs.train.run_folder import folder as run_folder
+from jobs.train.run_folder.folder import RunFolder, checkpoint_folder
 
 
 @pytest.fixture

@@ -15,16 +15,16 @@ import pytest
 from deadly import Deadly
 
 from asap.errors import AsapError, CheckpointError, ConfigError
-from jobs import storage
-from jobs.checkup import count_rows, repair_results
-from jobs.detection import Detector
+from asap.storage import files as storage
+from asap.storage.files import Location
 from jobs.errors import InputNotFound, JobDiffers, JobFailed, StorageError
-from jobs.job_folder import Job
-from jobs.manifest import ManifestRow, write_manifest
-from jobs.results import RESULT_SCHEMA
-from jobs.scan import ScanProgress, _watched, check_manifest, check_results, scan
+from jobs.scan.input.manifest import ManifestRow, write_manifest
+from jobs.scan.output.completeness import count_rows, repair_results
+from jobs.scan.output.job_folder import Job
+from jobs.scan.run import ScanProgress, _watched, check_manifest, check_results, scan
+from jobs.scan.stages.detect import Detector
+from jobs.scan.stages.result_rows import RESULT_SCHEMA
 from jobs.settings import CaptionSettings, FetchSettings, ScanSettings
-from jobs.storage import Location
 
 
 def _results(folder: Location) -> list[dict[str, Any]]:
@@ -178,7 +178,7 @@ def test_a_folder_scan_captions_the_pairs_without_text(
 def deadly(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     from ray import cloudpickle
 
-    from jobs import chain
+    from jobs.scan import pipeline as chain
 
     by_value = sys.modules[__name__], sys.modules[Deadly.__module__]
     for module in by_value:
@@ -205,8 +205,8 @@ class _Bounded(Detector):
 def test_blocks_of_more_rows_than_a_batch_are_judged_in_batches(
     ray_here: None, deadly: None, monkeypatch: pytest.MonkeyPatch, corpus: Path, model_folder: Path
 ) -> None:
-    monkeypatch.setattr("jobs.chain.Detector", _Bounded)
-    monkeypatch.setattr("jobs.chain._MOST_BLOCKS", 2)
+    monkeypatch.setattr("jobs.scan.pipeline.Detector", _Bounded)
+    monkeypatch.setattr("jobs.scan.pipeline._MOST_BLOCKS", 2)
     records = [{"id": number, "image": f"images/{number % 4}.jpg", "text": "A team"} for number in range(50)]
     (corpus / "b.jsonl").write_text("\n".join(map(json.dumps, records)))
     out = str(corpus / "out")
@@ -229,7 +229,7 @@ def test_gpus_that_are_not_there_are_told_of_and_the_same_scan_goes_on_without(
 def test_a_gpu_is_waited_for_on_a_cluster_only(
     monkeypatch: pytest.MonkeyPatch, address: str | None, *, waits: bool
 ) -> None:
-    from jobs.chain import size_chain
+    from jobs.scan.pipeline import size_chain
 
     monkeypatch.setattr("ray.cluster_resources", lambda: {"CPU": 8.0})
     monkeypatch.setattr("ray.nodes", lambda: [{"Alive": True, "Resources": {"CPU": 8.0}}])
@@ -250,7 +250,7 @@ def test_a_gpu_is_waited_for_on_a_cluster_only(
 def test_models_run_on_what_ray_counts_and_judge_what_travels_together(
     monkeypatch: pytest.MonkeyPatch, gpus: int, device: Any, wanted: tuple[str, int]
 ) -> None:
-    from jobs.chain import size_chain
+    from jobs.scan.pipeline import size_chain
 
     machine = {"CPU": 8.0} | ({"GPU": float(gpus)} if gpus else {})
     monkeypatch.setattr("ray.cluster_resources", lambda: machine)
@@ -263,7 +263,7 @@ def test_models_run_on_what_ray_counts_and_judge_what_travels_together(
 
 @pytest.mark.parametrize(("rows", "blocks"), [(1, 1), (64, 1), (65, 2), (2**17, 2048), (2**17 + 1, 4096)])
 def test_no_block_is_longer_than_a_batch_whatever_the_files(rows: int, blocks: int) -> None:
-    from jobs.chain import _blocks
+    from jobs.scan.pipeline import _blocks
 
     assert _blocks(rows, 64) == blocks
 
@@ -289,12 +289,14 @@ def test_rows_that_end_every_process_become_errors_and_take_no_other_with_them(
 def test_work_that_cannot_be_done_fails_the_job_in_a_sentence_and_keeps_it(
     ray_here: None, corpus: Path, model_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from jobs import preflight
+    from jobs.scan import plan as preflight
 
     settings = ScanSettings(input=str(corpus / "a.jsonl"), out=str(corpus / "out"), model=str(model_folder))
     plan = preflight.plan_scan(settings)
     broken = corpus / "no-model-on-the-workers"
-    monkeypatch.setattr("jobs.scan.plan_scan", lambda _: preflight.ScanPlan(**(vars(plan) | {"model": str(broken)})))
+    monkeypatch.setattr(
+        "jobs.scan.run.plan_scan", lambda _: preflight.ScanPlan(**(vars(plan) | {"model": str(broken)}))
+    )
     with pytest.raises(
         JobFailed, match=r"the work stopped: .*no-model-on-the-workers.*give the same command"
     ) as caught:
@@ -323,7 +325,7 @@ def test_a_counter_that_is_lost_stops_no_job(corpus: Path, monkeypatch: pytest.M
         def remote(self) -> None:
             raise ray.exceptions.ActorDiedError
 
-    monkeypatch.setattr("jobs.progress.start_counter", Lost)
+    monkeypatch.setattr("jobs.scan.stages.progress.start_counter", Lost)
     job = Job(Location(str(corpus / "out/a")), {}, heartbeat_s=10)
     with _watched(job, 0, 4, lambda progress: pytest.fail("it told what it does not know")):
         pass
@@ -367,7 +369,7 @@ def test_a_job_that_died_with_all_rows_there_judges_nothing_again(
     interrupted: ScanSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rows = _results(interrupted.job_folder)
-    monkeypatch.setattr("jobs.chain.judge", lambda *_: pytest.fail("the rows were judged again"))
+    monkeypatch.setattr("jobs.scan.pipeline.judge", lambda *_: pytest.fail("the rows were judged again"))
     assert scan(interrupted)["pairs"] == 2
     assert _results(interrupted.job_folder) == rows
     assert (tmp_path / "out/a/_SUCCESS").exists()
@@ -412,7 +414,7 @@ def test_a_resumed_scan_judges_what_is_missing_in_whole_batches(
                 file.write(f"{len(batch)}\n")
             return super().__call__(batch)
 
-    monkeypatch.setattr("jobs.chain.Detector", Counting)
+    monkeypatch.setattr("jobs.scan.pipeline.Detector", Counting)
     records = [{"id": number, "image": f"images/{number % 4}.jpg", "text": "A team"} for number in range(320)]
     (corpus / "b.jsonl").write_text("\n".join(map(json.dumps, records)))
     settings = ScanSettings(
@@ -456,7 +458,7 @@ def test_what_is_wrong_with_the_command_is_told_before_any_work(
     def never(*args: object, **named: object) -> None:
         raise AssertionError("work was started")
 
-    monkeypatch.setattr("jobs.scan.ray_running", never)
+    monkeypatch.setattr("jobs.scan.run.ray_running", never)
     with pytest.raises(error) as caught:
         scan(_unstartable(corpus, model_folder, **changes))
     assert reason in str(caught.value)
@@ -465,7 +467,7 @@ def test_what_is_wrong_with_the_command_is_told_before_any_work(
 
 
 def test_what_is_wrong_with_an_input_is_told_without_loading_torch() -> None:
-    code = "import sys, jobs.scan; sys.exit('torch' in sys.modules)"
+    code = "import sys, jobs.scan.run; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 

@@ -12,7 +12,7 @@ import pytest
 from deadly import Deadly
 from waiting import HANG_S, wait_until
 
-from jobs.detection import Detection
+from jobs.scan.stages.detect import Detection
 from jobs.settings import ScanSettings
 
 
@@ -29,9 +29,9 @@ def _scan_with_one_gpu(settings: ScanSettings) -> dict[str, Any]:
     import ray
     from ray import cloudpickle
 
-    from jobs import chain
     from jobs.cluster import ray_running
-    from jobs.scan import scan
+    from jobs.scan import pipeline as chain
+    from jobs.scan.run import scan
 
     for module in (__name__, Deadly.__module__):
         cloudpickle.register_pickle_by_value(sys.modules[module])

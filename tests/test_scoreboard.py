@@ -3,9 +3,9 @@
 import torch
 
 from asap.evaluation.metrics import Evaluation
+from asap.evaluation.table import CLASS_COLUMNS, class_rows, percent, task_rows
 from asap.model.asap import AsapOutput
 from asap.training.targets import multi_hot
-from jobs.scoreboard import CLASS_COLUMNS, class_rows, percent, task_rows
 
 
 def report(*classes):

@@ -23,7 +23,7 @@ from waiting import HANG_S, Clock, wait_until
 
 from serve.settings import ServeSettings
 
-COMMAND = "from jobs.cli import main; main()"
+COMMAND = "from jobs.cli.app import main; main()"
 
 
 @pytest.fixture

@@ -7,12 +7,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from jobs import sources, storage
+from asap.storage import files as storage
+from asap.storage.files import Location
 from jobs.errors import InputNotFound, StorageError
-from jobs.manifest import ManifestRow
-from jobs.records import RowError
-from jobs.sources import find_source, image_uri
-from jobs.storage import Location
+from jobs.scan.input import sources
+from jobs.scan.input.manifest import ManifestRow
+from jobs.scan.input.record_files import RowError
+from jobs.scan.input.sources import find_source, image_uri
 
 
 def _rows(path: Path | str, limit: int | None = None) -> list[ManifestRow]:

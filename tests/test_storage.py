@@ -8,9 +8,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from jobs import storage
+from asap.storage import files as storage
+from asap.storage.files import Location
 from jobs.errors import StorageError
-from jobs.storage import Location
 
 
 def test_a_relative_path_becomes_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

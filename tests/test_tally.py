@@ -9,10 +9,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from asap.storage.files import Location
 from jobs.errors import StorageError
-from jobs.results import RESULT_SCHEMA
-from jobs.storage import Location
-from jobs.tally import BINS, read_rows, tally_results
+from jobs.scan.output.tally import BINS, read_rows, tally_results
+from jobs.scan.stages.result_rows import RESULT_SCHEMA
 
 
 def judged(row_id: int, score: float, verdict: str, *types: str) -> dict[str, Any]:

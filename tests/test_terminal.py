@@ -5,7 +5,7 @@ from typing import Any
 
 from rich.console import Console
 
-from jobs.terminal import training_shown
+from jobs.cli.display import training_shown
 
 STEP: dict[str, Any] = {
     "pairs": 3_200, "of": 6_400, "losses": {"tmg": 0.25, "total": 1.5}, "pairs_per_s": 40.0, "rate": 1e-3,

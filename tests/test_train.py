@@ -18,14 +18,15 @@ from asap.errors import AnnotationError, ConfigError, CorpusError
 from asap.finding import Pair
 from asap.predictor import Predictor
 from asap.weights.model_folder import load_folder
-from jobs import cluster, run_folder
-from jobs import train as train_module
+from jobs import cluster
 from jobs.errors import StorageError, TrainingDiverged
-from jobs.fit import Fit
-from jobs.run_folder import RunFolder
 from jobs.settings import TrainSettings
-from jobs.splits import data_of, read_splits
-from jobs.train import train
+from jobs.train import run as train_module
+from jobs.train.data.splits import data_of, read_splits
+from jobs.train.run import train
+from jobs.train.run_folder import folder as run_folder
+from jobs.train.run_folder.folder import RunFolder
+from jobs.train.trainer import Fit
 
 
 @pytest.fixture(scope="module")

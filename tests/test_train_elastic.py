@@ -13,10 +13,10 @@ from ray.cluster_utils import Cluster
 from small_run import draw_corpus, settings_for
 from waiting import wait_until
 
-from jobs.run_folder import RunFolder
+from jobs.train.run_folder.folder import RunFolder
 
 CODE = (
-    "import sys; from jobs.settings import TrainSettings; from jobs.train import train; "
+    "import sys; from jobs.settings import TrainSettings; from jobs.train.run import train; "
     "train(TrainSettings.model_validate_json(sys.argv[1]))"
 )
 

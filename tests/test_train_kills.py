@@ -15,8 +15,8 @@ import pytest
 from small_run import draw_corpus, settings_for
 from waiting import HANG_S, wait_until
 
-from jobs.run_folder import RunFolder
-from jobs.train import train
+from jobs.train.run import train
+from jobs.train.run_folder.folder import RunFolder
 
 
 @pytest.fixture(scope="module")
@@ -83,7 +83,7 @@ def test_a_killed_worker_goes_on_from_its_last_checkpoint(ray_here: None, corpus
 def test_a_killed_driver_goes_on_with_the_same_command(corpus: Path, tmp_path: Path) -> None:
     settings = settings_for(corpus, tmp_path / "out", pairs=1600, checkpoint_pairs=200, validation_pairs=1)
     code = (
-        "import sys; from jobs.settings import TrainSettings; from jobs.train import train; "
+        "import sys; from jobs.settings import TrainSettings; from jobs.train.run import train; "
         "train(TrainSettings.model_validate_json(sys.argv[1]))"
     )
     command = [sys.executable, "-c", code, settings.model_dump_json()]

@@ -13,10 +13,10 @@ from asap.errors import CheckpointError, ConfigError
 from asap.preprocessing.text import load_tokenizer, train_tokenizer
 from asap.weights.model_folder import load, save
 from jobs.errors import StorageError
-from jobs.fit import model_config
-from jobs.run_folder import RunFolder
 from jobs.settings import TrainSettings
-from jobs.warm_start import prepare_start
+from jobs.train.run_folder.folder import RunFolder
+from jobs.train.start import prepare_start
+from jobs.train.trainer import model_config
 
 WORDS = ["a man smiles at the crowd", "the minister leaves"]
 

@@ -7,7 +7,7 @@ A file is one of
 - a list of objects with one entry each, image path to text, with a comma behind the last one, which no JSON parser
   accepts: what the published script for language models writes (`llm_script.py`, a file a GPU);
 - JSON lines (`.jsonl`, `.ndjson`), or a list, of objects with `caption` or `explanation`, with `id` or `image` or both,
-  and with `text` where that tells pairs apart. A table with these columns is read by `jobs.captioning`.
+  and with `text` where that tells pairs apart. A table with these columns is read by `jobs.scan.stages.captioners`.
 
 Ids and paths of DGM4 are not unique: an authentic pair and those made from it share an id, and one picture is shown
 with its own text and with a swapped one. A caption describes a picture and an explanation a text, so an entry that may

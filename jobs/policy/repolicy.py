@@ -1,0 +1,228 @@
+"""Another policy for a finished scan: the rows keep the model's raw scores, so nothing is scanned again.
+
+At every moment the job's record and the folder of rows that it names (`job_folder.results_folder`) belong together,
+and all rows of that folder are under one policy:
+
+1. The rows under the new policy are written beside, into `_repolicy/results`. A stop here leaves the job as it was.
+2. The record is replaced, in one write: from now on it names the new policy and those rows.
+3. They are copied to `results`, which was emptied before, and what is told of them is written anew. Meanwhile there
+   is no `_SUCCESS`, so nobody takes `results` for whole.
+4. `_SUCCESS` is back, and the record names `results` again.
+
+The same command goes on from wherever it was stopped.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
+from datetime import UTC, datetime
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from asap.errors import ConfigError
+from asap.evidence import apply_policy
+from asap.policy import Policy
+from asap.storage.failures import storage_errors
+from asap.storage.files import (
+    Location,
+    copy_file,
+    delete_file,
+    delete_folder,
+    filesystem,
+    list_files,
+    write_bytes,
+)
+from jobs.errors import JobError, StorageError
+from jobs.policy.files import read_policy
+from jobs.scan.input.manifest import readable_text
+from jobs.scan.output.completeness import count_rows
+from jobs.scan.output.job_folder import (
+    RESULTS_ENTRY,
+    Job,
+    fail,
+    is_finished,
+    read_record,
+    results_folder,
+    wait_until_free,
+)
+from jobs.scan.output.report import write_report
+from jobs.scan.output.summary import read_summary, write_outcome
+from jobs.scan.output.tally import results_file
+from jobs.scan.stages.result_rows import RESULT_SCHEMA
+
+Watch = Callable[[str, int, int], None]
+
+_WORK = "_repolicy"
+_COPIERS = 16
+_ROWS_AT_ONCE = 2**13
+_FIRST_COLUMNS = set(RESULT_SCHEMA.names) - {"given_id", "text_escapes"}
+"""Those of version 1."""
+_RAW = ["status", "score", "types", "raw_box_px", "text", "text_escapes", "word_scores"]
+
+
+def repolicy(
+    job: str,
+    policy: str,
+    watch: Watch = lambda stage, done, total: None,
+    *,
+    heartbeat_s: float = 2,
+    stale_after_s: float = 12,
+) -> dict[str, Any]:
+    """Apply the policy of a file to the finished scan in a folder and return its summary; both local or s3://.
+
+    `watch` is told the stage, rows done and rows in all. Raises `ConfigError` for a file that is no policy or was
+    calibrated on another model, `JobError` for a job that is not finished, `JobInUse`, `StorageError`.
+    """
+    folder, wanted = Location.parse(job), read_policy(Location.parse(policy))
+    _check_model(wanted, _finished(folder))
+    work = folder / _WORK
+    former = read_record(work)
+    if former:
+        wait_until_free(work, former, stale_after_s, lambda line: watch(line, 0, 0))
+    with Job(work, former or {"kind": "repolicy"}, heartbeat_s) as claim:
+        record = _finished(folder)
+        if RESULTS_ENTRY in record:
+            record = _publish(folder, record, watch)
+        if Policy(**record["policy"]) != wanted:
+            _write_rows(folder, wanted, watch)
+            _publish(folder, _commit(folder, record, wanted), watch)
+        claim.update(state="completed")
+    delete_folder(work)
+    return read_summary(folder)
+
+
+def _finished(folder: Location) -> dict[str, Any]:
+    """The record of a finished scan, or of one that was stopped while its new policy was published."""
+    record = read_record(folder)
+    if record is None:
+        raise StorageError(f"{folder} is not the folder of a job: it has no job.json; give OUT/JOB_ID")
+    if record.get("kind") != "scan":
+        raise JobError(f"{folder} is the folder of a {record.get('kind')!r}, not of a scan, and has no verdicts")
+    if RESULTS_ENTRY not in record and not is_finished(folder):
+        raise JobError(
+            f"{folder} is not finished: its state is {record.get('state')!r}; let the scan end, or give its command "
+            "again"
+        )
+    return record
+
+
+def _check_model(policy: Policy, record: dict[str, Any]) -> None:
+    calibrated = (policy.calibration or {}).get("model_id")
+    if calibrated not in (None, record.get("model_id")):
+        raise ConfigError(
+            f"the policy was calibrated on {calibrated}, the job was scanned with {record.get('model_id')}, whose "
+            "scores mean something else; calibrate that model"
+        )
+
+
+def _write_rows(folder: Location, policy: Policy, watch: Watch) -> None:
+    """Every file of results again, under the policy, into the work folder."""
+    results, draft = folder / "results", folder / _WORK / "results"
+    delete_folder(draft)
+    total, done = count_rows(results), 0
+    watch("applying the policy", done, total)
+    for info in list_files(results):
+        if info.location.name.endswith(".parquet"):
+            done += _write_file(info.location, draft / info.location.uri.removeprefix(f"{results}/"), policy)
+            watch("applying the policy", done, total)
+    if count_rows(draft) != total:
+        raise fail(f"{count_rows(draft)} of {total} rows were written under the policy")
+
+
+def _write_file(source: Location, target: Location, policy: Policy) -> int:
+    """One file of results under the policy, row group by row group; returns its rows."""
+    system, path = filesystem(target)
+    with storage_errors(target), results_file(source) as file:
+        names = set(file.schema_arrow.names)
+        if missing := sorted(_FIRST_COLUMNS - names):
+            raise StorageError(f"{source} has no column {missing[0]}: it is no file of results")
+        if unknown := sorted(names - set(RESULT_SCHEMA.names)):
+            raise StorageError(f"{source} has the column {unknown[0]} of a later version; use that version")
+        system.create_dir(filesystem(target.parent)[1], recursive=True)
+        with pq.ParquetWriter(path, RESULT_SCHEMA, filesystem=system) as writer:
+            for group in range(file.num_row_groups):
+                batches = file.iter_batches(_ROWS_AT_ONCE, row_groups=[group])
+                tables = [judge_again(_with_all_columns(batch), policy) for batch in batches]
+                if tables:
+                    writer.write_table(pa.concat_tables(tables))
+        return int(file.metadata.num_rows)
+
+
+def _with_all_columns(batch: pa.RecordBatch) -> pa.Table:
+    """The rows with the columns that came with later versions, which say nothing of them."""
+    table = pa.Table.from_batches([batch])
+    for name in RESULT_SCHEMA.names:
+        if name not in table.column_names:
+            table = table.append_column(name, pa.nulls(len(table), RESULT_SCHEMA.field(name).type))
+    return table
+
+
+def judge_again(results: pa.Table, policy: Policy) -> pa.Table:
+    """Result rows under a policy: what they say of the raw scores is new, all else is as it was."""
+    told = [_told(row, policy) for row in results.select(_RAW).to_pylist()]
+    columns = {name: results[name] for name in RESULT_SCHEMA.names}
+    for name in ("verdict", "flagged_types", "box_px", "words"):
+        columns[name] = pa.array([row.get(name) for row in told], RESULT_SCHEMA.field(name).type)
+    columns["policy_id"] = pa.array([policy.policy_id] * len(told), pa.string())
+    return pa.table(columns).cast(RESULT_SCHEMA)
+
+
+def _told(row: dict[str, Any], policy: Policy) -> dict[str, Any]:
+    """Nothing for a pair that could not be judged."""
+    if row["status"] != "ok":
+        return {}
+    told = apply_policy(
+        policy,
+        score=row["score"],
+        types=row["types"],
+        raw_box=row["raw_box_px"],
+        text=readable_text(row["text"] or "", row["text_escapes"]),
+        word_scores=row["word_scores"],
+    )
+    return told | {"words": None if told["words"] is None else [asdict(word) for word in told["words"]]}
+
+
+def _commit(folder: Location, record: dict[str, Any], policy: Policy) -> dict[str, Any]:
+    """Replace the record by one that names the policy and the rows under it; the former policy stays in it."""
+    former = {"policy": record["policy"], "policy_id": record["policy_id"], "until": _now()}
+    record = record | {
+        "state": "finalizing",
+        "policy": asdict(policy),
+        "policy_id": policy.policy_id,
+        "identity": record["identity"] | {"policy_id": policy.policy_id},
+        "former_policies": [*record.get("former_policies", []), former],
+        RESULTS_ENTRY: f"{_WORK}/results",
+    }
+    _write_record(folder, record)
+    return record
+
+
+def _publish(folder: Location, record: dict[str, Any], watch: Watch) -> dict[str, Any]:
+    """Put the rows that the record names in the place of the former ones; all of it can be done again."""
+    watch("putting the rows in place", 0, 0)
+    source, results = results_folder(folder, record), folder / "results"
+    delete_file(folder / "_SUCCESS")
+    delete_folder(results)
+    files = [info.location for info in list_files(source)]
+    with ThreadPoolExecutor(_COPIERS) as copiers:
+        list(copiers.map(lambda file: copy_file(file, results / file.uri.removeprefix(f"{source}/")), files))
+    watch("writing the summary and the report", 0, 0)
+    record = record | {"counts": write_outcome(folder, record)}
+    write_report(folder)
+    write_bytes(folder / "_SUCCESS", b"")
+    published = {name: value for name, value in record.items() if name != RESULTS_ENTRY} | {"state": "completed"}
+    _write_record(folder, published)
+    return published
+
+
+def _write_record(folder: Location, record: dict[str, Any]) -> None:
+    write_bytes(folder / "job.json", json.dumps(record, indent=2).encode())
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")

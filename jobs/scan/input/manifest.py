@@ -1,0 +1,196 @@
+"""The one table that every input becomes: a row for each pair, in parquet, written once and read by the chain."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import chain, islice
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from asap.preprocessing.words import UNREADABLE
+from asap.storage.failures import storage_errors
+from asap.storage.files import Location, filesystem
+
+MANIFEST_SCHEMA = pa.schema(
+    [
+        pa.field("row_id", pa.int64(), nullable=False),
+        pa.field("custom_id", pa.string(), nullable=False),
+        ("given_id", pa.string()),
+        ("image_uri", pa.string()),
+        ("image_version", pa.string()),
+        ("image_offset", pa.int64()),
+        ("image_length", pa.int64()),
+        ("text", pa.string()),
+        ("text_escapes", pa.list_(pa.int32())),
+        ("metadata", pa.string()),
+        ("row_error", pa.string()),
+        ("warnings", pa.list_(pa.string())),
+    ]
+)
+ROWS_PER_FILE = 2**17
+_ROWS_PER_GROUP = 2**12
+_TEXTS = ("custom_id", "image_uri", "text", "metadata", "row_error")
+_ESCAPE_LENGTH = len(r"\u0000")
+
+
+@dataclass(kw_only=True)
+class ManifestRow:
+    """One pair of the input. `row_error` says why a row cannot be understood; it is kept all the same."""
+
+    row_id: int
+    """part * 2^32 + line: ordered as the input is."""
+    custom_id: str | None = None
+    """None where the caller gave none: the row is called #row_id then."""
+    given_id: str | None = None
+    """What the caller called a row whose `custom_id` had to be another, since an earlier row has that one."""
+    image_uri: str | None = None
+    """An absolute path or s3://bucket/key."""
+    image_version: str | None = None
+    image_offset: int | None = None
+    image_length: int | None = None
+    text: str | None = None
+    """As stored: `readable_text` makes of it what the model reads."""
+    text_escapes: list[int] | None = None
+    """Positions in the original text of the characters that are stored as escapes; None where there are none."""
+    metadata: str | None = None
+    """JSON, as the caller gave it."""
+    row_error: str | None = None
+    warnings: list[str] = field(default_factory=list)
+
+
+def storable(text: str) -> str:
+    r"""The text with what stores refuse, lone surrogates and NULs, escaped as `\uXXXX`; all else as it is."""
+    return UNREADABLE.sub(lambda match: f"\\u{ord(match[0]):04x}", text)
+
+
+def is_storable(text: str) -> bool:
+    """Whether stores take the text as it is."""
+    return UNREADABLE.search(text) is None
+
+
+def readable_text(text: str, escapes: Sequence[int] | None) -> str:
+    """A stored text as the model reads it, character for character the original one, in which offsets of words count.
+
+    escapes: `text_escapes`; what stands there cannot be read by any tokenizer, and becomes U+FFFD.
+    """
+    pieces, end = [], 0
+    for number, position in enumerate(escapes or ()):
+        start = position + number * (_ESCAPE_LENGTH - 1)
+        pieces.append(text[end:start])
+        end = start + _ESCAPE_LENGTH
+    return "\ufffd".join([*pieces, text[end:]])
+
+
+def write_manifest(rows: Iterable[ManifestRow], folder: Location, limit: int | None = None) -> int:
+    """Write the rows as `folder`/NNNNN.parquet and return how many there are; memory is bounded by one row group.
+
+    A `custom_id` that came before gets a name of its own and a warning, and its row is judged as any other: pairs of
+    one news item of DGM4 share their id.
+    """
+    return write_tables(_tables(islice(rows, limit)), folder)
+
+
+def _tables(rows: Iterator[ManifestRow]) -> Iterator[pa.Table]:
+    seen = SeenIds()
+    while group := list(islice(rows, _ROWS_PER_GROUP)):
+        for row in group:
+            _escape(row)
+        _name_repeated(group, seen)
+        yield _to_table(group)
+
+
+def write_tables(tables: Iterable[pa.Table], folder: Location) -> int:
+    """Write tables of `MANIFEST_SCHEMA`, however small, as `folder`/NNNNN.parquet; return how many rows they have.
+
+    Every file but the last has `ROWS_PER_FILE` rows. Memory is bounded by one table and one row group.
+    """
+    system, path = filesystem(folder)
+    total = 0
+    with storage_errors(folder):
+        if not folder.is_s3:  # there, a folder of its own would be an object that stays behind
+            system.create_dir(path, recursive=True)
+        groups = _row_groups(tables)
+        for number, first in enumerate(groups):
+            with pq.ParquetWriter(f"{path}/{number:05d}.parquet", MANIFEST_SCHEMA, filesystem=system) as writer:
+                for group in chain([first], islice(groups, ROWS_PER_FILE // _ROWS_PER_GROUP - 1)):
+                    writer.write_table(group)
+                    total += group.num_rows
+    return total
+
+
+def _row_groups(tables: Iterable[pa.Table]) -> Iterator[pa.Table]:
+    """The rows of the tables in tables of `_ROWS_PER_GROUP` rows; the last has what is left."""
+    waiting: list[pa.Table] = []
+    rows = 0
+    for table in tables:
+        waiting.append(table)
+        rows += table.num_rows
+        if rows < _ROWS_PER_GROUP:
+            continue
+        joined = pa.concat_tables(waiting)
+        for start in range(0, rows - _ROWS_PER_GROUP + 1, _ROWS_PER_GROUP):
+            yield joined.slice(start, _ROWS_PER_GROUP)
+        rows %= _ROWS_PER_GROUP
+        waiting = [joined.slice(joined.num_rows - rows)]
+    if rows:
+        yield pa.concat_tables(waiting)
+
+
+def _name_repeated(rows: list[ManifestRow], seen: SeenIds) -> None:
+    names = [f"#{row.row_id}" if row.custom_id is None else row.custom_id for row in rows]
+    repeated = seen.repeated(names)
+    for row, name, is_repeated in zip(rows, names, repeated, strict=True):
+        given, row.custom_id = row.custom_id, name
+        if not is_repeated:
+            continue
+        row.custom_id = f"{given or ''}#{row.row_id}"
+        while seen.repeated([row.custom_id])[0]:
+            row.custom_id += "#"
+        if given is not None:
+            row.given_id = given
+            row.warnings.append(f"custom_id {given!r} was used by an earlier row; this one is called {row.custom_id!r}")
+
+
+def _to_table(rows: list[ManifestRow]) -> pa.Table:
+    return pa.table({name: [getattr(row, name) for row in rows] for name in MANIFEST_SCHEMA.names}, MANIFEST_SCHEMA)
+
+
+def _escape(row: ManifestRow) -> None:
+    if row.text is not None and not is_storable(row.text):
+        row.text_escapes = [match.start() for match in UNREADABLE.finditer(row.text)]
+        row.warnings.append(
+            "the text has lone surrogates or NULs; each is stored as \\uXXXX, and was read as one U+FFFD"
+        )
+    for name in _TEXTS:
+        if (value := getattr(row, name)) is not None:
+            setattr(row, name, storable(value))
+
+
+class SeenIds:
+    """Which ids came before, in 8 bytes an id: sorted runs of 64-bit hashes, merged as they grow."""
+
+    def __init__(self) -> None:
+        self._runs: list[NDArray[np.uint64]] = []
+
+    def repeated(self, ids: Sequence[str]) -> NDArray[np.bool_]:
+        """For each id whether it came before, here or in an earlier call. Two ids share a hash once in 2^64."""
+        import pandas as pd
+
+        hashes = pd.util.hash_array(np.array(ids, dtype=object), categorize=False)
+        unique, first = np.unique(hashes, return_index=True)
+        repeated = np.ones(len(ids), bool)
+        repeated[first] = False
+        for run in self._runs:
+            places = np.searchsorted(run, hashes)
+            repeated |= run[np.minimum(places, len(run) - 1)] == hashes
+        self._add(unique)
+        return repeated
+
+    def _add(self, run: NDArray[np.uint64]) -> None:
+        while self._runs and len(self._runs[-1]) <= 2 * len(run):
+            run = np.union1d(self._runs.pop(), run)
+        self._runs.append(run)

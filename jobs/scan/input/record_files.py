@@ -1,0 +1,253 @@
+"""Records out of JSON, JSON lines, CSV and Parquet files, one at a time: memory is bounded by one record.
+
+Each comes with its line: of text files the line in the file, else the position among the records; from 0. A record
+that cannot be read is a `RowError` in its place. A file that cannot be read any further is an `InputNotFound`.
+
+In CSV, a quote that is not closed takes the lines behind it into its record; each of them is a `RowError` too. One that
+another stray quote closes, with as many cells as the header has, cannot be told from a text of several lines.
+"""
+
+from __future__ import annotations
+
+import codecs
+import csv
+import json
+import re
+from collections.abc import Iterator, Sequence
+from typing import Any, BinaryIO, NamedTuple, cast
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from asap.storage.failures import storage_errors
+from asap.storage.files import Location, open_read, open_seekable
+from jobs.errors import InputNotFound
+
+MAX_RECORD_BYTES = 2**20
+_CHUNK = 2**16
+_FILE = re.compile(
+    r"(?P<stem>.+)\.(?P<kind>json|jsonl|ndjson|csv|parquet)(?P<packed>\.gz|\.bz2|\.zst)?", re.IGNORECASE | re.DOTALL
+)
+_SPACE = re.compile(r"[\s,]*")
+_UNDECODED = re.compile("[\udc80-\udcff]")
+"""What `surrogateescape` makes of bytes that are not UTF-8, so that the record they are in can be told."""
+_DECODER = json.JSONDecoder()
+_ANY_INTEGER = json.JSONDecoder(parse_int=str)
+"""Finds the end of a record with an integer of more digits than Python converts."""
+
+
+class RowError(Exception):
+    """Why one record cannot be understood."""
+
+
+Record = dict[str, Any] | RowError
+
+
+Needed = Sequence[Sequence[str]]
+"""Of each of these groups of columns a table must have one."""
+PICTURES: Needed = (("image", "image_uri"),)
+PAIRS: Needed = (*PICTURES, ("text",))
+
+
+class RecordFile(NamedTuple):
+    """What a file's name says of the records in it."""
+
+    stem: str
+    kind: str
+    """json, jsonl, csv or parquet."""
+    packed: str
+    """The suffix of the compression, or nothing."""
+
+
+def record_file(name: str) -> RecordFile | None:
+    """Of a file that `read_records` reads; None for one of another kind."""
+    match = _FILE.fullmatch(name)
+    if match is None:
+        return None
+    kind = match["kind"].lower()
+    return RecordFile(match["stem"], "jsonl" if kind == "ndjson" else kind, match["packed"] or "")
+
+
+def read_records(location: Location, kind: str, needed: Needed = PAIRS) -> Iterator[tuple[int, Record]]:
+    """The records of a file, of `kind` json, jsonl, csv or parquet, with their lines."""
+    try:
+        with storage_errors(location):
+            yield from _parquet(location, needed) if kind == "parquet" else _text_records(location, kind, needed)
+    except pa.ArrowException as error:
+        raise InputNotFound(f"{location} cannot be read as {kind}: {error}") from error
+
+
+def _text_records(location: Location, kind: str, needed: Needed) -> Iterator[tuple[int, Record]]:
+    with open_read(location) as file:
+        if kind == "csv":
+            yield from _csv(file, location, needed)
+        elif kind == "json" and _starts_an_array(file):
+            yield from _json_array(file, location)
+        else:
+            yield from _json_lines(file)
+
+
+def _starts_an_array(file: BinaryIO) -> bool:
+    head: bytes = file.peek(1)  # type: ignore[attr-defined]  # all that is buffered
+    return head.removeprefix(codecs.BOM_UTF8).lstrip().startswith(b"[")
+
+
+def _lines(file: BinaryIO) -> Iterator[tuple[int, bytes | RowError]]:
+    """Lines that are not blank; one that is too long is an error, and is not held in memory."""
+    number = 0
+    while line := file.readline(MAX_RECORD_BYTES + 1):
+        if len(line) > MAX_RECORD_BYTES and not line.endswith(b"\n"):
+            yield number, RowError(f"the line is longer than {MAX_RECORD_BYTES} bytes")
+            while (rest := file.readline(MAX_RECORD_BYTES)) and not rest.endswith(b"\n"):
+                pass
+        elif line.strip():
+            yield number, line
+        number += 1
+
+
+def _json_lines(file: BinaryIO) -> Iterator[tuple[int, Record]]:
+    for number, line in _lines(file):
+        yield number, line if isinstance(line, RowError) else _json_record(line)
+
+
+def _json_record(line: bytes) -> Record:
+    try:
+        return _checked(json.loads(line.removeprefix(codecs.BOM_UTF8).decode()))
+    except UnicodeDecodeError as error:
+        return RowError(f"the line is not UTF-8: {error}")
+    except (ValueError, RecursionError) as error:
+        return RowError(f"the line is not JSON: {error}")
+
+
+def _checked(value: Any) -> Record:
+    return value if isinstance(value, dict) else RowError(f"the record is a {type(value).__name__}, not an object")
+
+
+def _json_array(file: BinaryIO, location: Location) -> Iterator[tuple[int, Record]]:
+    """The elements of one array, parsed as they come; nothing after broken syntax can be understood."""
+    reader = codecs.getreader("utf-8-sig")(file, "surrogateescape")
+    buffer, at, number = "", 0, 0
+    try:
+        while not buffer:
+            buffer = reader.read(_CHUNK).lstrip()
+        at = 1  # behind the bracket
+        while True:
+            at = _skip_space(buffer, at)
+            if buffer.startswith("]", at):
+                _check_end(buffer[at + 1 :], reader)
+                return
+            record, end = _element(buffer, at)
+            if record is None:
+                more = reader.read(_CHUNK)
+                if not more or len(buffer) - at > MAX_RECORD_BYTES:
+                    raise ValueError(f"record {number} does not end, or is longer than {MAX_RECORD_BYTES} characters")
+                buffer, at = buffer[at:] + more, 0
+            else:
+                yield number, record
+                at, number = end, number + 1
+    except (ValueError, RecursionError) as error:
+        raise InputNotFound(f"{location} is broken after {number} records: {error}; repair it") from error
+
+
+def _skip_space(buffer: str, at: int) -> int:
+    match = _SPACE.match(buffer, at)
+    return match.end() if match else at
+
+
+def _check_end(rest: str, reader: codecs.StreamReader) -> None:
+    while not rest.strip():
+        rest = reader.read(_CHUNK)
+        if not rest:
+            return
+    raise ValueError(f"{rest.strip()[:20]!r} follows the end of the array")
+
+
+def _element(buffer: str, at: int) -> tuple[Record | None, int]:
+    """A record and where it ends; none if the buffer may stop within it, as within a number it can unnoticed."""
+    try:
+        value, end = _parse(buffer, at)
+    except json.JSONDecodeError:
+        return None, at
+    if not isinstance(value, dict | RowError) and end == len(buffer):
+        return None, at
+    if _UNDECODED.search(buffer, at, end):
+        return RowError("the record is not UTF-8"), end
+    return value if isinstance(value, RowError) else _checked(value), end
+
+
+def _parse(buffer: str, at: int) -> tuple[Any, int]:
+    try:
+        return _DECODER.raw_decode(buffer, at)
+    except json.JSONDecodeError:
+        raise
+    except ValueError as error:  # an integer that is too long: the syntax is sound, so only its record is lost
+        return RowError(f"the record is not read: {error}"), _ANY_INTEGER.raw_decode(buffer, at)[1]
+
+
+def _csv(file: BinaryIO, location: Location, needed: Needed) -> Iterator[tuple[int, Record]]:
+    reader = csv.reader(_csv_lines(file), strict=True)
+    try:
+        header = next(reader, [])
+    except csv.Error as error:
+        raise InputNotFound(f"the header of {location} is not CSV with lines that end in \\n: {error}") from error
+    _check_columns(header, location, needed)
+    while True:
+        first = reader.line_num
+        try:
+            cells = next(reader)
+        except StopIteration:
+            return
+        except csv.Error as error:
+            yield from _broken_lines(first, reader.line_num, f"the line is not CSV: {error}")
+            continue
+        if cells and len(cells) != len(header):
+            problem = f"the line has {len(cells)} cells, the header {len(header)}"
+            yield from _broken_lines(first, reader.line_num, problem)
+        elif cells:
+            yield first, _csv_record(header, cells)
+
+
+def _broken_lines(first: int, end: int, problem: str) -> Iterator[tuple[int, RowError]]:
+    """An error for each line of a record whose quotes may be where they should not."""
+    yield first, RowError(problem)
+    for line in range(first + 1, end):
+        yield line, RowError(f"the line was read as a part of line {first}, whose quotes are wrong: {problem}")
+
+
+def _csv_lines(file: BinaryIO) -> Iterator[str]:
+    first = True
+    while line := file.readline(MAX_RECORD_BYTES):
+        yield (line.removeprefix(codecs.BOM_UTF8) if first else line).decode(errors="surrogateescape")
+        first = False
+
+
+def _csv_record(header: list[str], cells: list[str]) -> Record:
+    if any(map(_UNDECODED.search, cells)):
+        return RowError("the line is not UTF-8")
+    return {name: cell or None for name, cell in zip(header, cells, strict=True)}
+
+
+def _parquet(location: Location, needed: Needed) -> Iterator[tuple[int, Record]]:
+    file = pq.ParquetFile(open_seekable(location))
+    _check_columns(file.schema_arrow.names, location, needed)
+    number = 0
+    for batch in file.iter_batches(batch_size=1024):
+        for record in _parquet_records(batch):
+            yield number, record
+            number += 1
+
+
+def _parquet_records(batch: pa.RecordBatch) -> Sequence[Record]:
+    """The rows of a batch; one with a value that Python does not have, such as the year 10000, is an error."""
+    try:
+        return cast("list[Record]", batch.to_pylist())
+    except (ValueError, OverflowError) as error:
+        if len(batch) == 1:
+            return [RowError(f"the row is not read: {error}")]
+        return [record for row in range(len(batch)) for record in _parquet_records(batch.slice(row, 1))]
+
+
+def _check_columns(names: list[str], location: Location, needed: Needed) -> None:
+    if missing := [" or ".join(map(repr, group)) for group in needed if not set(group) & set(names)]:
+        found = f"has the columns {', '.join(map(repr, names))}" if names else "is empty"
+        raise InputNotFound(f"{location} {found}; it needs a column {', and a column '.join(missing)}")

@@ -1,0 +1,215 @@
+"""OUT/JOB_ID: the record of a job (`job.json`), who works on it, and whether it may be gone on with.
+
+    job.json        settings, state, counts, model, versions, timings, heartbeat
+    manifest/       the input as rows            results/      one row for each of them
+    errors.jsonl    flagged.jsonl    summary.json    report/index.html
+    _remaining/     rows of the manifest that a resumed job judges, until it is done
+    _SUCCESS        written last; _remaining goes after it
+    _repolicy/      while another policy is applied to a finished job
+
+States: validating, running, finalizing, then completed, failed or cancelled. A job that was stopped in any way goes
+on when the same command is given again. Who works on a job writes a heartbeat; whoever finds another's heartbeat
+moving stays away, and whoever finds another's name in the record stops.
+"""
+
+from __future__ import annotations
+
+import _thread
+import json
+import threading
+import time
+import uuid
+from collections.abc import Callable
+from datetime import UTC, datetime
+from types import TracebackType
+from typing import Any, Self
+
+from asap.storage.files import Location, create_bytes, exists, is_empty, read_bytes, write_bytes
+from jobs.errors import JobDiffers, JobFailed, JobInUse, StorageError
+
+RECORD_VERSION = 1
+RESULTS_ENTRY = "results"
+"""Of the record, only while a policy is published: the folder that holds the rows until `results` does."""
+Notify = Callable[[str], None]
+_LONG_DEAD_S = 300
+"""A heartbeat older than this by the clocks, which may differ, is not waited for."""
+
+
+def read_record(folder: Location) -> dict[str, Any] | None:
+    """The contents of `job.json`, or None where there is none."""
+    if not exists(folder / "job.json"):
+        return None
+    try:
+        return dict(json.loads(read_bytes(folder / "job.json")))
+    except ValueError as error:
+        raise StorageError(f"{folder / 'job.json'} is broken: {error}; choose another --job, or delete it") from error
+
+
+def results_folder(folder: Location, record: dict[str, Any]) -> Location:
+    """Where the rows of a job are, all of them under the policy that its record names."""
+    return folder / str(record.get(RESULTS_ENTRY, "results"))
+
+
+def check_resumable(folder: Location, identity: dict[str, Any]) -> dict[str, Any] | None:
+    """The record of a job that the same command started before; None where the folder is free.
+
+    Raises `JobDiffers` if the folder holds another job, naming the difference, or something else.
+    """
+    record = read_record(folder)
+    if record is None:
+        if not is_empty(folder):
+            raise JobDiffers(f"{folder} holds files that are not a job's; choose another --out or --job")
+        return None
+    if RESULTS_ENTRY in record:
+        raise JobDiffers(f"{folder} is being given another policy; let that end, or give its asap repolicy again")
+    if differences := _differences(record.get("identity", {}), identity):
+        raise JobDiffers(
+            f"{folder} belongs to another job: {'; '.join(differences)}; choose another --job, or give the same command"
+        )
+    return record
+
+
+def _differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
+    flat_old, flat_new = _flat(old), _flat(new)
+    differ = [name for name in sorted(flat_old.keys() | flat_new.keys()) if flat_old.get(name) != flat_new.get(name)]
+    if "settings.input" in differ and "input" in differ:
+        differ.remove("input")  # another input's content is another, too
+    return [
+        "the content of the input has changed"
+        if name == "input"
+        else f"{name} was {flat_old.get(name)!r} and is {flat_new.get(name)!r}"
+        for name in differ
+    ]
+
+
+def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for name, value in tree.items():
+        flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
+    return flat
+
+
+def is_finished(folder: Location) -> bool:
+    """Whether the job is complete, to its last file."""
+    return exists(folder / "_SUCCESS")
+
+
+def wait_until_free(folder: Location, record: dict[str, Any], stale_after_s: float, notify: Notify) -> None:
+    """Return once nobody works on the job: at once if it says so, else when its heartbeat has stood still.
+
+    The heartbeat is watched, not compared with this machine's clock. Raises `JobInUse` when it moves.
+    """
+    if record.get("state") in ("completed", "failed", "cancelled") or _age_s(record) > _LONG_DEAD_S:
+        return
+    notify(f"the job was not ended properly; watching {stale_after_s:.0f} s whether another process works on it")
+    deadline = time.monotonic() + stale_after_s
+    while time.monotonic() < deadline:
+        time.sleep(min(0.5, stale_after_s / 10))
+        now = read_record(folder) or {}
+        if _beat(now) != _beat(record):
+            raise JobInUse(f"{folder} is in use: another process works on it; wait for it, or choose another --job")
+
+
+def _beat(record: dict[str, Any]) -> tuple[Any, Any]:
+    return record.get("run_id"), record.get("beats")
+
+
+def _age_s(record: dict[str, Any]) -> float:
+    try:
+        return (datetime.now(UTC) - datetime.fromisoformat(record["heartbeat"])).total_seconds()
+    except (KeyError, TypeError, ValueError):
+        return 0.0
+
+
+class Job:
+    """A job this process works on: `with` claims it and keeps its heart beating; leaving it records how it ended."""
+
+    def __init__(self, folder: Location, record: dict[str, Any], heartbeat_s: float) -> None:
+        """record: what the job was left with, or its first entries."""
+        self.folder = folder
+        self._heartbeat_s = heartbeat_s
+        self._lock = threading.Lock()
+        self._ended = threading.Event()
+        self._lost = False
+        self._record = record | {
+            "record_version": RECORD_VERSION,
+            "job_id": folder.name,
+            "run_id": uuid.uuid4().hex,
+            "runs": record.get("runs", 0) + 1,
+            "beats": 0,
+            "error": None,
+        }
+        self._thread = threading.Thread(target=self._beat, name="heartbeat", daemon=True)
+
+    @property
+    def record(self) -> dict[str, Any]:
+        """A copy of what `job.json` says, or is about to."""
+        with self._lock:
+            return dict(self._record)
+
+    def update(self, **entries: Any) -> None:
+        """Change entries and write the record."""
+        with self._lock:
+            self._record |= entries
+            self._write()
+
+    def note(self, **entries: Any) -> None:
+        """Change entries; the next heartbeat writes them."""
+        with self._lock:
+            self._record |= entries
+
+    def __enter__(self) -> Self:
+        self._record["state"] = "validating"
+        if self._record["runs"] > 1:
+            self.update()
+        elif not create_bytes(self.folder / "job.json", self._encoded()):
+            raise JobInUse(
+                f"{self.folder} is in use: another process has begun it; wait for it, or choose another --job"
+            )
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._ended.set()
+        self._thread.join()
+        if self._lost:
+            raise JobInUse(f"{self.folder} was taken over by another process; this one stopped") from error
+        if error is None:
+            return
+        if isinstance(error, KeyboardInterrupt):
+            self.update(state="cancelled")
+            return
+        message = str(error).partition("\n")[0] or type(error).__name__
+        self.update(state="failed", error=message)
+
+    def _beat(self) -> None:
+        while not self._ended.wait(self._heartbeat_s):
+            try:
+                self._beat_once()
+            except StorageError:  # a store that is away for a moment stops no job; one that stays away stops its work
+                continue
+            if self._lost:
+                _thread.interrupt_main()
+                return
+
+    def _beat_once(self) -> None:
+        found = read_record(self.folder)
+        self._lost = found is not None and found.get("run_id") != self._record["run_id"]
+        if not self._lost:
+            with self._lock:
+                self._record["beats"] += 1
+                self._write()
+
+    def _write(self) -> None:
+        write_bytes(self.folder / "job.json", self._encoded())
+
+    def _encoded(self) -> bytes:
+        self._record["heartbeat"] = datetime.now(UTC).isoformat(timespec="seconds")
+        return json.dumps(self._record, indent=2, default=str).encode()
+
+
+def fail(reason: str) -> JobFailed:
+    """A stop that says how to go on."""
+    return JobFailed(f"{reason}; what was done is kept, give the same command to go on")

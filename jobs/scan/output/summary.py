@@ -1,0 +1,81 @@
+"""What is told of a job's results when all are there: counts, and the rows a person looks at, as JSON lines."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import ExitStack
+from typing import Any, BinaryIO
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from asap.storage.files import Location, list_files, open_seekable, open_write, read_bytes, write_bytes
+from jobs.scan.output.tally import VERDICTS, Tally, tally_results
+from jobs.scan.stages.result_rows import SCHEMA_VERSION
+
+_ERROR_COLUMNS = ["row_id", "custom_id", "image_uri", "text", "error_code", "error_detail", "retryable", "attempt"]
+
+
+def write_outcome(folder: Location, record: dict[str, Any]) -> dict[str, int]:
+    """Write the lists and the summary of a job with that record; return the counts that the record will hold."""
+    write_lists(folder)
+    about = {name: record.get(name) for name in ("job_id", "model_id", "policy_id", "pairs_per_s")}
+    summary = write_summary(folder, about)
+    counts = {name: summary[name] for name in ("pairs", "flagged", "errors")}
+    return counts | {"done": summary["pairs"], "total": summary["pairs"]}
+
+
+def write_lists(folder: Location) -> None:
+    """Write `errors.jsonl` and `flagged.jsonl`: every row with an error, every row manipulated or for review."""
+    with ExitStack() as stack:
+        errors = stack.enter_context(open_write(folder / "errors.jsonl"))
+        flagged = stack.enter_context(open_write(folder / "flagged.jsonl"))
+        for table in _tables(folder / "results"):
+            _write_lines(errors, table.filter(pc.equal(table["status"], "error")).select(_ERROR_COLUMNS))
+            is_flagged = pc.is_in(table["verdict"], pa.array(VERDICTS[:2]))
+            _write_lines(flagged, table.filter(is_flagged).drop_columns(["word_scores"]))
+
+
+def _tables(results: Location) -> Iterator[pa.Table]:
+    for info in list_files(results):
+        if info.location.name.endswith(".parquet"):
+            with open_seekable(info.location) as file:
+                for batch in pq.ParquetFile(file).iter_batches(2**12):
+                    yield pa.Table.from_batches([batch])
+
+
+def _write_lines(file: BinaryIO, rows: pa.Table) -> None:
+    for row in rows.to_pylist():
+        told = {name: value for name, value in row.items() if value is not None}
+        file.write(json.dumps(told, ensure_ascii=False).encode() + b"\n")
+
+
+def read_summary(folder: Location) -> dict[str, Any]:
+    """What `summary.json` says, and where the job, its report and its errors are."""
+    places = {
+        "folder": folder.uri,
+        "report": (folder / "report" / "index.html").uri,
+        "errors_file": (folder / "errors.jsonl").uri,
+    }
+    return dict(json.loads(read_bytes(folder / "summary.json"))) | places
+
+
+def write_summary(folder: Location, about: dict[str, Any]) -> dict[str, Any]:
+    """Write `summary.json`, the counts of the results beside what the job says `about` itself, and return it."""
+    summary = about | _counts(tally_results(folder / "results", top=0)) | {"schema_version": SCHEMA_VERSION}
+    write_bytes(folder / "summary.json", (json.dumps(summary, indent=2, ensure_ascii=False) + "\n").encode())
+    return summary
+
+
+def _counts(tally: Tally) -> dict[str, Any]:
+    return {
+        "pairs": tally.pairs,
+        "flagged": tally.flagged,
+        "errors": tally.errors.total(),
+        "verdicts": {name: tally.verdicts[name] for name in VERDICTS},
+        "flagged_types": dict(tally.types.most_common()),
+        "error_codes": dict(tally.errors.most_common()),
+        "retryable_errors": tally.retryable.total(),
+    }

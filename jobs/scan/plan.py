@@ -1,0 +1,67 @@
+"""What can be wrong with a scan's command, found before any work starts: one error, of one sentence."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from asap.model.config import ModelConfig
+from asap.policy import Policy
+from asap.storage.files import Location, check_bucket
+from jobs.scan.input.sources import Source, find_source
+from jobs.scan.stages.result_rows import SCHEMA_VERSION
+from jobs.settings import ScanSettings
+
+
+@dataclass(frozen=True)
+class ScanPlan:
+    """A scan that can start: its input and its model are there."""
+
+    settings: ScanSettings
+    folder: Location
+    source: Source
+    model: str
+    """The model's absolute folder, or `demo`, which is in the same place for all."""
+    config: ModelConfig
+    model_id: str
+    policy: Policy
+    captioner: str | None
+    """A fingerprint of what the captions come from."""
+
+    def identity(self) -> dict[str, Any]:
+        """What decides the rows: a job goes on, or counts as done, only where all of it is the same."""
+        return {
+            "settings": self.settings.identity(),
+            "schema_version": SCHEMA_VERSION,
+            "input": self.source.fingerprint(),
+            "captioner": self.captioner,
+            "model_id": self.model_id,
+            "policy_id": self.policy.policy_id,
+        }
+
+
+def plan_scan(settings: ScanSettings) -> ScanPlan:
+    """Look at input, model, captioner and output. Raises an `AsapError` of one sentence."""
+    source = find_source(settings.input, settings.limit, texts=settings.captions is None)
+    captioner = None
+    if settings.captions:
+        from jobs.scan.stages.captioners import check_captioner  # loads torch, as below
+
+        captioner = check_captioner(settings.captions)
+    folder = settings.job_folder
+    if folder.is_s3:
+        check_bucket(folder)
+    from asap.weights.model_folder import model_config, model_id, resolve_folder  # loads torch, which takes seconds
+
+    path = resolve_folder(settings.model).resolve()
+    return ScanPlan(
+        settings=settings,
+        folder=folder,
+        source=source,
+        model="demo" if settings.model == "demo" else str(path),
+        config=model_config(path),
+        model_id=model_id(path),
+        policy=Policy.load(Path(path) / "policy.json"),
+        captioner=captioner,
+    )

@@ -1,0 +1,258 @@
+"""The captioning stage: one Captioner seam, and the engines behind it.
+
+A caption is written to the results as evidence, and stands in for a text that is missing. One that fails is that
+row's trouble alone: with a text the pair is scored without it, without one it is `caption_failed`.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from io import BytesIO
+from pathlib import Path
+from typing import Any, Protocol
+
+import pyarrow as pa
+from PIL import Image
+
+from asap.corpus.descriptions import KEYS, Described, Descriptions, Entry, entry_of
+from asap.corpus.picture_index import canonical
+from asap.errors import CorpusError
+from asap.preprocessing.words import legible
+from asap.storage.failures import storage_errors
+from asap.storage.files import Location, exists, list_files, open_read
+from asap.storage.fingerprint import file_fingerprint, files_fingerprint
+from jobs.errors import InputNotFound
+from jobs.scan.input.manifest import readable_text, storable
+from jobs.scan.input.record_files import RowError, read_records, record_file
+from jobs.settings import CaptionSettings
+
+
+@dataclass(frozen=True)
+class CaptionRequest:
+    """One picture to put into words."""
+
+    custom_id: str
+    """Of this row alone in the job."""
+    image_uri: str
+    image: Image.Image | None
+    """None for an engine that does not look at it."""
+    text: str | None = None
+    given_id: str | None = None
+    """What the caller called the row, where an earlier one has that name too."""
+
+
+class CaptionFailed(Exception):
+    """Why one picture has no caption."""
+
+
+class Captioner(Protocol):
+    """Loading is in the constructor; a call keeps nothing and can be repeated."""
+
+    def caption(self, requests: Sequence[CaptionRequest]) -> list[str | CaptionFailed]:
+        """A caption for each request, or what went wrong with it."""
+        ...
+
+
+def load_captioner(settings: CaptionSettings, input: Location, device: str | None = None) -> Captioner:
+    """The captioner that the settings ask for; `input` is the scan's.
+
+    device: of a model that captions; None: CUDA where there is any.
+    """
+    if settings.engine == "precomputed":
+        return PrecomputedCaptioner(settings.source, input)
+    return TransformersCaptioner(settings, device)
+
+
+def check_captioner(settings: CaptionSettings) -> str:
+    """A fingerprint of what the captions come from; of a name on the hub, the name.
+
+    Raises `InputNotFound` or `CorpusError` for a source that is not there or cannot be understood.
+    """
+    source = settings.source
+    if settings.engine == "precomputed":
+        read_captions(source)
+        return file_fingerprint(Location.parse(source))
+    if not source or re.match(r"[a-zA-Z][a-zA-Z0-9+.-]*://", source):
+        raise InputNotFound(f"the captioner {source!r} is neither a folder of this machine nor a name on the hub")
+    if not re.match(r"[./~]", source) and not Path(source).is_dir():
+        return source
+    if not (Path(source).expanduser() / "config.json").is_file():
+        raise InputNotFound(f"the captioner {source} is no model folder: it has no config.json")
+    return files_fingerprint(list_files(Location.parse(source)))
+
+
+def read_captions(source: str) -> Descriptions:
+    """A file of captions: what `asap.corpus.descriptions` reads, or a CSV or Parquet table with a column `caption`.
+
+    Raises `InputNotFound` for a file that is not there or of another kind, `CorpusError` for one that is broken.
+    """
+    location = Location.parse(source)
+    told = record_file(location.name)
+    if told is None or not exists(location):
+        raise InputNotFound(f"the captions {source} are not there; give a .json, .jsonl, .csv or .parquet file")
+    if told.kind in ("csv", "parquet"):
+        return Descriptions(str(location), "caption", ((None, entry) for entry in _table_entries(location, told.kind)))
+    with storage_errors(location), open_read(location) as file:
+        return Descriptions.parse(str(location).removesuffix(told.packed), file.read(), "caption")
+
+
+def _table_entries(location: Location, kind: str) -> Iterator[Entry]:
+    for line, record in read_records(location, kind, (KEYS, ("caption",))):
+        if isinstance(record, RowError):
+            raise CorpusError(f"line {line} of {location}: {record}")
+        yield entry_of(str(location), line, record, "caption")
+
+
+class PrecomputedCaptioner:
+    """Captions from a file, by the id of the row, else by the path of its picture.
+
+    An entry may call a picture by its path below the input, or by the end of its path from some folder on.
+    """
+
+    def __init__(self, source: str, input: Location) -> None:
+        self._captions = read_captions(source)
+        self._input = input
+
+    def caption(self, requests: Sequence[CaptionRequest]) -> list[str | CaptionFailed]:
+        """See `Captioner`; a picture that the file has no caption for, or several, is a failure."""
+        return [self._find(request) for request in requests]
+
+    def _find(self, request: CaptionRequest) -> str | CaptionFailed:
+        paths = tuple(_names_of(request.image_uri, self._input))
+        pair = Described(request.custom_id, paths, request.text or "")
+        caption = self._captions.of_one(pair, request.given_id)
+        if caption is not None:
+            return caption
+        name = Location.parse(self._captions.name).name
+        return CaptionFailed(f"{name} has no caption that is certainly of {request.custom_id!r} or its image")
+
+
+def _names_of(uri: str, input: Location) -> Iterator[str]:
+    """What an entry may call a picture. A file's name alone is one only beside the manifest or at the folder's top."""
+    yield "/".join(canonical(uri))
+    for folder in (input, input.parent):
+        if uri.startswith(f"{folder}/"):
+            yield "/".join(canonical(uri.removeprefix(f"{folder}/")))
+    parts = canonical(re.sub(r"^s3://[^/]*", "", uri))
+    for start in range(len(parts) - 1):
+        yield "/".join(parts[start:])
+
+
+class TransformersCaptioner:
+    """An image-text-to-text model of transformers, from a folder or a hub name; code that comes with it is not run."""
+
+    def __init__(self, settings: CaptionSettings, device: str | None = None) -> None:
+        import torch
+        from transformers import AutoModelForImageTextToText, AutoProcessor
+
+        self._settings = settings
+        self._device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+        source = str(Path(settings.source).expanduser()) if settings.source.startswith("~") else settings.source
+        self._processor = AutoProcessor.from_pretrained(source, trust_remote_code=False)
+        dtype = torch.bfloat16 if self._device == "cuda" else torch.float32
+        model = AutoModelForImageTextToText.from_pretrained(source, dtype=dtype, trust_remote_code=False)
+        self._model = model.to(self._device).eval()
+        self._chats = bool(getattr(self._processor, "chat_template", None))
+        if self._chats and getattr(self._processor, "tokenizer", None) is not None:
+            self._processor.tokenizer.padding_side = "left"  # a batch of prompts must end together
+
+    def caption(self, requests: Sequence[CaptionRequest]) -> list[str | CaptionFailed]:
+        """See `Captioner`; where a batch fails it is halved until only the culprit is left.
+
+        A broken device (`AcceleratorError`) is no picture's fault: it ends the process.
+        """
+        size = self._settings.batch_size
+        batches = [requests[start : start + size] for start in range(0, len(requests), size)]
+        return [caption for batch in batches for caption in self._caption_safely(batch)]
+
+    def _caption_safely(self, requests: Sequence[CaptionRequest]) -> list[str | CaptionFailed]:
+        import torch
+
+        try:
+            return [self._checked(text) for text in self._generate([request.image for request in requests])]
+        except torch.AcceleratorError:
+            os._exit(1)  # the device computes nothing more in this process: let Ray start another and try again
+        except Exception as error:
+            failure = CaptionFailed(f"{type(error).__name__}: {error}")
+            out_of_memory = isinstance(error, torch.OutOfMemoryError)
+        if out_of_memory:  # outside the handler, whose traceback holds the tensors
+            torch.cuda.empty_cache()
+        if len(requests) == 1:
+            return [failure]
+        half = (len(requests) + 1) // 2
+        return self._caption_safely(requests[:half]) + self._caption_safely(requests[half:])
+
+    def _generate(self, images: list[Image.Image | None]) -> list[str]:
+        import torch
+
+        inputs = self._inputs(images).to(self._device, self._model.dtype)
+        with torch.inference_mode():
+            tokens = self._model.generate(**inputs, max_new_tokens=self._settings.max_new_tokens, do_sample=False)
+        if self._chats:
+            tokens = tokens[:, inputs["input_ids"].shape[1] :]
+        texts: list[str] = self._processor.batch_decode(tokens, skip_special_tokens=True)
+        return texts
+
+    def _inputs(self, images: list[Image.Image | None]) -> Any:
+        if not self._chats:
+            return self._processor(images=images, return_tensors="pt")
+        content = [{"type": "image"}, {"type": "text", "text": self._settings.prompt}]
+        prompt = self._processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
+        prompts = [prompt] * len(images)
+        return self._processor(images=[[image] for image in images], text=prompts, padding=True, return_tensors="pt")
+
+    @staticmethod
+    def _checked(text: str) -> str | CaptionFailed:
+        text = " ".join(text.split())
+        return text or CaptionFailed("the model wrote no words")
+
+
+class CaptionStage:
+    """The actor: prepared rows in, the same with `caption` out; a row without text or caption is an error."""
+
+    def __init__(self, settings: CaptionSettings, input: Location, device: str | None = None) -> None:
+        self._captioner = load_captioner(settings, input, device)
+
+    def __call__(self, batch: pa.Table) -> pa.Table:
+        """See the class."""
+        places = [place for place, code in enumerate(batch["error_code"].to_pylist()) if code is None]
+        requests = [_request(batch, place) for place in places]
+        outcomes: list[str | CaptionFailed | None] = [None] * len(batch)
+        for place, outcome in zip(places, self._captioner.caption(requests), strict=True):
+            outcomes[place] = outcome
+        return _with_captions(batch, outcomes)
+
+
+_ASKED = ("custom_id", "given_id", "image_uri", "text", "text_escapes")
+
+
+def _request(batch: pa.Table, place: int) -> CaptionRequest:
+    thumbnail = batch["thumbnail"][place].as_py()
+    image = None if thumbnail is None else Image.open(BytesIO(thumbnail), formats=["JPEG"])
+    told = {name: batch[name][place].as_py() for name in _ASKED}
+    text = None if told["text"] is None else readable_text(told["text"], told["text_escapes"])
+    return CaptionRequest(told["custom_id"], told["image_uri"], image, text, told["given_id"])
+
+
+def _with_captions(batch: pa.Table, outcomes: Sequence[str | CaptionFailed | None]) -> pa.Table:
+    texts, warnings = batch["text"].to_pylist(), batch["warnings"].to_pylist()
+    codes, details = batch["error_code"].to_pylist(), batch["error_detail"].to_pylist()
+    retryable = batch["retryable"].to_pylist()
+    for place, outcome in enumerate(outcomes):
+        if isinstance(outcome, CaptionFailed):
+            detail = storable(f"the captioner failed, {outcome}")
+            if texts[place] is None:
+                codes[place], details[place], retryable[place] = "caption_failed", detail, False
+            else:
+                warnings[place] = [*warnings[place], detail]
+    captions = [legible(outcome) if isinstance(outcome, str) else None for outcome in outcomes]
+    changed: dict[str, list[Any]] = {
+        "caption": captions, "error_code": codes, "error_detail": details, "retryable": retryable, "warnings": warnings
+    }  # fmt: skip
+    for name, values in changed.items():
+        field = batch.schema.field(name)
+        batch = batch.set_column(batch.schema.get_field_index(name), field, pa.array(values, field.type))
+    return batch.drop_columns("thumbnail")

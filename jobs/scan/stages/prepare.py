@@ -1,0 +1,115 @@
+"""The first stage of a scan: each row's picture fetched, decoded and resized, in one step, to a small uint8 square.
+
+So what travels between machines is small, whatever the pictures are. Nothing of a row raises: what is wrong with it
+is in its `error_code`. This module loads no torch, for its processes are many and start often.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from io import BytesIO
+from threading import BoundedSemaphore
+from typing import Any
+
+import pyarrow as pa
+from PIL import Image
+
+from asap.errors import InputError
+from asap.preprocessing.images import ImageLimits, decode_image, prepare_image
+from asap.storage.fetch import ByteRange, fetch
+from jobs.errors import FetchFailed
+from jobs.scan.input.manifest import storable
+from jobs.scan.stages.result_rows import CALLER_COLUMNS
+from jobs.settings import FetchSettings
+
+PREPARED_FIELDS = [
+    ("pixels", pa.large_binary()),
+    ("thumbnail", pa.binary()),
+    ("width", pa.int32()),
+    ("height", pa.int32()),
+    ("image_sha256", pa.string()),
+    ("image_version", pa.string()),
+    ("error_code", pa.string()),
+    ("error_detail", pa.string()),
+    ("retryable", pa.bool_()),
+    ("attempt", pa.int32()),
+    ("warnings", pa.list_(pa.string())),
+    ("caption", pa.string()),
+]
+"""What is added to a row; `pixels` are image_size * image_size * 3 bytes, RGB."""
+
+
+@dataclass(frozen=True)
+class Preparation:
+    """How pictures are fetched and prepared."""
+
+    image_size: int
+    limits: ImageLimits
+    fetch: FetchSettings
+    thumbnail_side: int | None = None
+    """Also keep a JPEG of at most so many pixels a side, for the captioner."""
+
+
+def prepare_batch(batch: pa.Table, preparation: Preparation) -> pa.Table:
+    """Manifest rows in, the same rows out with `PREPARED_FIELDS`; one that failed has an `error_code`."""
+    settings = preparation.fetch
+    decoding = BoundedSemaphore(settings.decode_threads)
+    with ThreadPoolExecutor(settings.threads) as threads:
+        rows = list(threads.map(lambda row: _prepare(row, preparation, decoding), batch.to_pylist()))
+    return _to_table(batch, rows)
+
+
+def _prepare(row: dict[str, Any], preparation: Preparation, decoding: BoundedSemaphore) -> dict[str, Any]:
+    known = {"image_version": row["image_version"], "warnings": row["warnings"] or []}
+    if row["row_error"] is not None:
+        return known | _error("row_invalid", row["row_error"])
+    if row["image_uri"] is None:
+        return known | _error("image_missing", "the pair has no image")
+    try:
+        return known | _picture(row, preparation, decoding, known["warnings"])
+    except FetchFailed as error:
+        return known | _error(error.code, error.detail, error.retryable) | {"attempt": error.attempt}
+    except InputError as error:
+        return known | _error(error.code, str(error))
+
+
+def _picture(
+    row: dict[str, Any], preparation: Preparation, decoding: BoundedSemaphore, warnings: list[str]
+) -> dict[str, Any]:
+    part = None if row["image_offset"] is None else ByteRange(row["image_offset"], row["image_length"])
+    fetched = fetch(row["image_uri"], preparation.limits.max_bytes, preparation.fetch, part)
+    with decoding:
+        image = prepare_image(fetched.data, preparation.image_size, preparation.limits)
+        side = preparation.thumbnail_side
+        thumbnail = None if side is None else _thumbnail(fetched.data, preparation.limits, side)
+    return {
+        "pixels": image.pixels.tobytes(),
+        "thumbnail": thumbnail,
+        "width": image.width,
+        "height": image.height,
+        "image_sha256": image.sha256,
+        "image_version": fetched.version or row["image_version"],
+        "attempt": fetched.attempt,
+        "warnings": [*warnings, *image.warnings],
+    }
+
+
+def _thumbnail(data: bytes, limits: ImageLimits, side: int) -> bytes:
+    image = decode_image(data, limits, min_side=side).image
+    image.thumbnail((side, side), Image.Resampling.BICUBIC)
+    buffer = BytesIO()
+    image.save(buffer, "JPEG", quality=90)
+    return buffer.getvalue()
+
+
+def _error(code: str, detail: str, retryable: bool = False) -> dict[str, Any]:
+    return {"error_code": code, "error_detail": storable(detail), "retryable": retryable}
+
+
+def _to_table(batch: pa.Table, rows: Sequence[dict[str, Any]]) -> pa.Table:
+    columns: dict[str, Any] = {name: batch[name] for name in CALLER_COLUMNS}
+    for name, kind in PREPARED_FIELDS:
+        columns[name] = pa.array([row.get(name) for row in rows], kind)
+    return pa.table(columns)

@@ -1,0 +1,125 @@
+"""The one declared schema of result rows, and the way from findings to a table of it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any
+
+import pyarrow as pa
+
+from asap.finding import Box, Finding
+from asap.model.config import TYPES
+from jobs.scan.input.manifest import MANIFEST_SCHEMA, storable
+
+SCHEMA_VERSION = 2
+"""Grows when a column is added; columns are only ever added, and may be null. 2: `given_id` and `text_escapes`."""
+
+CALLER_COLUMNS = [name for name in MANIFEST_SCHEMA.names if name not in ("row_error", "warnings")]
+"""Of the manifest, carried through untouched."""
+
+_BOX = pa.struct([(name, pa.float32()) for name in ("x0", "y0", "x1", "y1")])
+_WORD = pa.struct(
+    [
+        ("index", pa.int32()),
+        ("start", pa.int32()),
+        ("end", pa.int32()),
+        ("word", pa.string()),
+        ("score", pa.float32()),
+    ]
+)
+RESULT_SCHEMA = pa.schema(
+    [MANIFEST_SCHEMA.field(name) for name in CALLER_COLUMNS]
+    + [
+        pa.field("status", pa.string(), nullable=False),
+        ("error_code", pa.string()),
+        ("error_detail", pa.string()),
+        ("retryable", pa.bool_()),
+        ("attempt", pa.int32()),
+        ("verdict", pa.string()),
+        ("score", pa.float32()),
+        ("types", pa.struct([(name, pa.float32()) for name in TYPES])),
+        ("flagged_types", pa.list_(pa.string())),
+        ("box_px", _BOX),
+        ("raw_box_px", _BOX),
+        ("words", pa.list_(_WORD)),
+        ("word_scores", pa.list_(pa.float32())),
+        ("caption", pa.string()),
+        ("explanation", pa.string()),
+        ("width", pa.int32()),
+        ("height", pa.int32()),
+        ("image_sha256", pa.string()),
+        ("model_id", pa.string()),
+        ("policy_id", pa.string()),
+        pa.field("schema_version", pa.int32(), nullable=False),
+        ("warnings", pa.list_(pa.string())),
+    ]
+)
+
+
+def success(finding: Finding) -> dict[str, Any]:
+    """The columns of a judged pair."""
+    return _common(finding) | {
+        "status": "ok",
+        "verdict": finding.verdict,
+        "score": finding.score,
+        "types": finding.types,
+        "flagged_types": finding.flagged_types,
+        "box_px": _box(finding.box_px),
+        "raw_box_px": _box(finding.raw_box_px),
+        "words": None if finding.words is None else [asdict(word) for word in finding.words],
+        "word_scores": finding.word_scores,
+    }
+
+
+def failure(code: str, detail: str, *, retryable: bool = False) -> dict[str, Any]:
+    """The columns of a pair that could not be judged."""
+    return {"status": "error", "error_code": code, "error_detail": detail, "retryable": retryable}
+
+
+def columns_of(finding: Finding) -> dict[str, Any]:
+    """The columns of a finding, be it a judgement or an error."""
+    if finding.error is None:
+        return success(finding)
+    return _common(finding) | failure(finding.error.code, str(finding.error))
+
+
+def _common(finding: Finding) -> dict[str, Any]:
+    return {
+        "width": finding.width,
+        "height": finding.height,
+        "image_sha256": finding.image_sha256,
+        "model_id": finding.model_id,
+        "policy_id": finding.policy_id,
+        "warnings": finding.warnings,
+    }
+
+
+def _box(box: Box | None) -> dict[str, float] | None:
+    return None if box is None else dict(zip(("x0", "y0", "x1", "y1"), box, strict=True))
+
+
+def result_table(callers: pa.Table, rows: Sequence[dict[str, Any]]) -> pa.Table:
+    """The caller's columns beside those of the outcome, cast to `RESULT_SCHEMA`; a missing key is null.
+
+    callers: a table that has `CALLER_COLUMNS`; rows: for each of its rows, a dict of other columns.
+    """
+    fields = [field for field in RESULT_SCHEMA if field.name not in CALLER_COLUMNS]
+    columns = {name: callers[name] for name in CALLER_COLUMNS}
+    for field in fields:
+        values = [_storable(row.get(field.name)) for row in rows]
+        if field.name == "schema_version":
+            values = [SCHEMA_VERSION] * len(rows)
+        columns[field.name] = pa.array(values, field.type)
+    return pa.table(columns).cast(RESULT_SCHEMA)
+
+
+def _storable(value: Any) -> Any:
+    """Strings at any depth without what stores refuse: errors and captions may quote anything."""
+    if isinstance(value, str):
+        return storable(value)
+    if isinstance(value, list) and value and not isinstance(value[0], float):
+        return [_storable(item) for item in value]
+    if isinstance(value, dict) and "word" in value:
+        return value | {"word": storable(value["word"])}
+    return value
