@@ -1,7 +1,7 @@
 """The application on Ray Serve: an ingress that reads and decodes, and a detector that scales with the load.
 
 On one machine `asap serve` starts it. On a cluster `serve deploy` takes the same `build`, its settings under `args`,
-from a file that `asap serve build` writes (`serve.cluster`):
+from a file that `asap serve build` writes (`serve.deploy`):
 
     applications:
       - name: asap
@@ -34,16 +34,16 @@ from asap.errors import ConfigError
 from asap.finding import Finding, Pair
 from asap.preprocessing.images import PreparedImage
 from asap.preprocessing.words import estimate_passes
-from serve.api import create_app
-from serve.batching import Answer, Batcher
-from serve.cluster import APP, CONTROLLER, LOGGING, http_options
-from serve.detector import Detector, Prepared
+from serve.api.keys import Keyring
+from serve.api.metrics import Figures, Told
+from serve.api.middleware import LOG
+from serve.api.routes import create_app
+from serve.deploy import APP, CONTROLLER, LOGGING, http_options
 from serve.errors import NotReady, Refused
-from serve.figures import Figures, Told
-from serve.front import LOG
-from serve.keys import Keyring
+from serve.inference.batcher import Answer, Batcher
+from serve.inference.detector import Detector, Prepared
+from serve.inference.service import Service
 from serve.schemas import ModelCard
-from serve.service import Service
 from serve.settings import ServeSettings, is_loopback
 
 _TRIES = 2
@@ -114,7 +114,7 @@ class RayJudge:
 
 @serve.ingress()
 class Api:
-    """The ingress: HTTP by the application of `serve.api`, and `detect` for other Ray programs."""
+    """The ingress: HTTP by the application of `serve.api.routes`, and `detect` for other Ray programs."""
 
     def __init__(self, settings: ServeSettings, keyring: Keyring, detector: Any) -> None:
         _log_requests()

@@ -72,7 +72,7 @@ class ServeSettings(BaseModel):
     cors_origins: tuple[str, ...] = ()
     """Other sites whose pages may call the API; none."""
     keys_file: str | None = None
-    """A file of hashed keys (`serve.keys`); None: `ASAP_KEYS`, if it is set."""
+    """A file of hashed keys (`serve.api.keys`); None: `ASAP_KEYS`, if it is set."""
     key_rate: float = Field(default=20, gt=0)
     """Pairs a second that one key may send; a long text counts for each pass of the model that it takes."""
     key_burst: int = Field(default=64, ge=1)

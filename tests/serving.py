@@ -15,10 +15,10 @@ from waiting import HANG_S
 from asap.finding import Finding
 from asap.predictor import Predictor
 from asap.preprocessing.images import PreparedImage
-from serve.api import create_app
-from serve.keys import Keyring
+from serve.api.keys import Keyring
+from serve.api.routes import create_app
+from serve.inference.service import Service, card
 from serve.schemas import ModelCard
-from serve.service import Service, card
 from serve.settings import ServeSettings
 
 TEXT = "A smiling minister opens the bridge"

@@ -386,7 +386,7 @@ def test_detect_at_a_server_shows_saves_and_prints_what_it_answers(
 
 
 def test_serve_makes_keys_and_refuses_to_be_reached_without_them(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    from serve.keys import Keyring
+    from serve.api.keys import Keyring
 
     code, out, _ = run("serve", "--new-key", "desk")
     key, line = (told.split()[-1] for told in out.splitlines())

@@ -15,7 +15,7 @@ from small_run import draw_corpus, settings_for
 
 from asap.packages import import_packages
 from asap.preprocessing.images import DEFAULT_LIMITS
-from serve.decoding import DecoderPool
+from serve.inference.decoder_pool import DecoderPool
 
 ASAP = Path(sys.executable).parent / "asap"
 RAISES = "raise RuntimeError('this is not the package')\n"

@@ -1,6 +1,6 @@
 import pytest
 
-from serve.admission import Admission
+from serve.api.capacity import Admission
 
 
 class Queue:

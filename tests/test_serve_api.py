@@ -23,8 +23,8 @@ from asap.errors import ModelError
 from asap.finding import Finding, Pair
 from asap.predictor import Predictor
 from asap.preprocessing.images import PreparedImage
+from serve.api.keys import Keyring, new_key
 from serve.errors import NotReady, Overloaded, Refused
-from serve.keys import Keyring, new_key
 from serve.schemas import ModelCard
 
 PICTURE = encoded()
@@ -288,7 +288,7 @@ def test_a_refusal_reaches_who_calls_a_handle(error: Refused) -> None:
 
 
 def test_json_is_read_outside_the_event_loop(client: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
-    import serve.api
+    import serve.api.routes
 
     loops = []
 
@@ -296,7 +296,7 @@ def test_json_is_read_outside_the_event_loop(client: TestClient, monkeypatch: py
         loops.append(asyncio._get_running_loop())
         return PICTURE
 
-    monkeypatch.setattr(serve.api.base64, "b64decode", unpack)
+    monkeypatch.setattr(serve.api.routes.base64, "b64decode", unpack)
     pair = {"image": BASE64, "text": TEXT}
     assert client.post("/v1/detect", json=pair).status_code == 200
     assert client.post("/v1/detect/batch", json={"items": [pair, pair]}).status_code == 200
@@ -430,7 +430,7 @@ def test_a_store_that_hangs_holds_up_those_who_name_it_alone(
         there.wait(HANG_S)
         return PICTURE
 
-    monkeypatch.setattr("serve.api.fetch", hang)
+    monkeypatch.setattr("serve.api.routes.fetch", hang)
     most = min(32, (os.cpu_count() or 1) + 4)  # threads that asyncio has for everything
     named = {"uri": "s3://pictures/a.png", "text": TEXT}
     with api(LocalJudge(predictor), batch_size=32) as client, ThreadPoolExecutor(most) as threads:
@@ -518,7 +518,7 @@ def test_long_texts_and_slow_stores_let_in_no_fewer(predictor: Predictor, monkey
 
     for module in ("api", "front"):
         monkeypatch.setattr(f"serve.{module}.time", clock)
-    monkeypatch.setattr("serve.api.fetch", slowly)
+    monkeypatch.setattr("serve.api.routes.fetch", slowly)
     named = {"uri": "s3://pictures/a.png", "text": TEXT}
     with api(Slow(predictor), batch_size=2, wait_s=0.15) as client:
         for _ in range(20):

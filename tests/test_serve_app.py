@@ -119,8 +119,8 @@ def test_pairs_that_arrive_together_are_judged_each_by_itself(served: tuple[str,
 
 
 def test_other_machines_are_not_served_without_keys(monkeypatch: pytest.MonkeyPatch) -> None:
+    from serve.api.keys import new_key
     from serve.app import build
-    from serve.keys import new_key
 
     monkeypatch.delenv("ASAP_KEYS", raising=False)
     with pytest.raises(ConfigError, match=r"host '0\.0\.0\.0' is reached from other machines, which needs keys"):

@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 from played import let_pass, played
 
-from serve.batching import Answer, Batcher
 from serve.errors import Overloaded
+from serve.inference.batcher import Answer, Batcher
 
 
 class Workers:

@@ -11,11 +11,11 @@ import pytest
 from played import PlayedTime
 from starlette.requests import Request
 
-from serve.admission import Admission
-from serve.body import Load, Room
-from serve.draining import UnderWay
-from serve.figures import Figures
-from serve.front import Front
+from serve.api.body import Load, Room
+from serve.api.capacity import Admission
+from serve.api.metrics import Figures
+from serve.api.middleware import Front
+from serve.inference.in_flight import UnderWay
 from serve.settings import ServeSettings
 
 
@@ -73,7 +73,7 @@ def _now() -> float:
 
 @pytest.fixture(autouse=True)
 def played_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("serve.front.time", SimpleNamespace(perf_counter=_now))
+    monkeypatch.setattr("serve.api.middleware.time", SimpleNamespace(perf_counter=_now))
 
 
 def run(work: Callable[[], Coroutine[Any, Any, Any]]) -> Any:

@@ -11,7 +11,7 @@ from fastapi.testclient import TestClient
 from serving import TEXT, LocalJudge, api, encoded
 
 from asap.predictor import Predictor
-from serve.keys import Keyring, new_key
+from serve.api.keys import Keyring, new_key
 
 PICTURE = encoded()
 FOREIGN = {"origin": "https://evil.example", "sec-fetch-site": "cross-site"}

@@ -4,8 +4,8 @@ from ray._private.ray_constants import WORKER_PROCESS_SETUP_HOOK_ENV_VAR
 
 from asap.errors import ConfigError
 from asap.packages import SETUP_HOOK
-from serve.cluster import deploy_yaml
-from serve.keys import new_key
+from serve.api.keys import new_key
+from serve.deploy import deploy_yaml
 from serve.proxy import CALLBACK
 from serve.settings import ServeSettings
 

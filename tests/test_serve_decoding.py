@@ -13,8 +13,8 @@ from waiting import HANG_S
 from asap.errors import DecodeFailed, ImageTooLarge, InputError, UnsupportedFormat
 from asap.finding import Finding
 from asap.preprocessing.images import ImageLimits, prepare_image
-from serve.decoding import DecoderPool
 from serve.errors import NotReady
+from serve.inference.decoder_pool import DecoderPool
 
 LIMITS = ImageLimits(max_bytes=100_000, max_pixels=10_000)
 
@@ -82,7 +82,7 @@ def test_a_decoder_that_hangs_is_killed_and_the_next_picture_gets_another() -> N
 
 
 def test_a_decoder_that_cannot_be_started_is_the_servers_matter(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("serve.decoding.sys.executable", "/nowhere/python")
+    monkeypatch.setattr("serve.inference.decoder_pool.sys.executable", "/nowhere/python")
     pool = DecoderPool(1, LIMITS, timeout_s=HANG_S)
     with pytest.raises(NotReady, match="no decoder could be started"):
         asyncio.run(pool.prepare(draw_jpeg(1), 32))

@@ -18,7 +18,7 @@ from asap.preprocessing.images import PreparedImage
 from serve.settings import ServeSettings
 
 if TYPE_CHECKING:
-    from serve.detector import Detector, Prepared
+    from serve.inference.detector import Detector, Prepared
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 PASSES = 40
@@ -28,7 +28,7 @@ QUICK = "a crowd"
 
 @pytest.fixture
 def detector(model_folder: Path, monkeypatch: pytest.MonkeyPatch) -> Detector:
-    from serve.detector import Detector
+    from serve.inference.detector import Detector
 
     replica = SimpleNamespace(replica_id=SimpleNamespace(unique_id="one"))
     monkeypatch.setattr("ray.serve.get_replica_context", lambda: replica)

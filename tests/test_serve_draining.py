@@ -12,11 +12,11 @@ from fastapi.testclient import TestClient
 from serving import TEXT, LocalJudge
 
 from asap.predictor import Predictor
-from serve.api import create_app
-from serve.draining import UnderWay
+from serve.api.keys import Keyring
+from serve.api.routes import create_app
 from serve.errors import NotReady
-from serve.keys import Keyring
-from serve.service import Service
+from serve.inference.in_flight import UnderWay
+from serve.inference.service import Service
 from serve.settings import ServeSettings
 
 SETTINGS = ServeSettings(decoders=1)

@@ -10,8 +10,8 @@ from prometheus_client.parser import text_string_to_metric_families
 from ray.exceptions import RayActorError
 from ray.serve.exceptions import DeploymentUnavailableError
 
+from serve.api.metrics import Figures, Told, exposition
 from serve.app import _told
-from serve.figures import Figures, Told, exposition
 
 
 def _counted(replica: str, requests: int) -> Figures:

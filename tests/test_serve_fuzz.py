@@ -16,7 +16,7 @@ from serving import TEXT, LocalJudge, api, encoded
 from waiting import HANG_S
 
 from asap.predictor import Predictor
-from serve.keys import Keyring, new_key
+from serve.api.keys import Keyring, new_key
 
 KEY, LINE = new_key("fuzz")
 PICTURE = encoded()

@@ -3,8 +3,8 @@ from pathlib import Path
 import pytest
 
 from asap.errors import ConfigError
+from serve.api.keys import Keyring, Rates, new_key
 from serve.errors import Refused
-from serve.keys import Keyring, Rates, new_key
 
 
 def test_a_new_key_is_known_by_its_line_and_no_other_key_is(tmp_path: Path) -> None:

@@ -27,10 +27,10 @@ from waiting import HANG_S
 from asap.finding import Finding
 from asap.predictor import Predictor
 from asap.preprocessing.images import PreparedImage
-from serve.api import create_app
+from serve.api.keys import Keyring
+from serve.api.routes import create_app
 from serve.errors import Overloaded
-from serve.keys import Keyring
-from serve.service import Service
+from serve.inference.service import Service
 from serve.settings import ServeSettings
 
 SHOTS = Path(os.environ.get("ASAP_SHOTS", "out/page"))

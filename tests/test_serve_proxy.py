@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from starlette.types import Message, Receive, Scope, Send
 
-from serve.cluster import CONTROLLER
+from serve.deploy import CONTROLLER
 from serve.proxy import Guard, request_id
 
 Headers = list[tuple[bytes, bytes]]

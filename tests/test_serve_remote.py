@@ -11,9 +11,9 @@ import pytest
 from waiting import HANG_S
 
 from asap.errors import CheckpointError, ImageTooLarge
-from serve import remote
+from serve.api import remote_images as remote
+from serve.api.remote_images import check_allowed, fetch, local_model, redacted
 from serve.errors import Refused
-from serve.remote import check_allowed, fetch, local_model, redacted
 
 PREFIXES = ("s3://bucket/public/", "https://img.example/a/")
 

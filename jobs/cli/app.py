@@ -14,8 +14,8 @@ from rich.console import Console
 
 from asap.errors import AsapError, ConfigError, TextInvalid, TextMissing
 from jobs.cli.options import MODEL_HELP, Change, changes_of, settings_of
+from jobs.cli.serve import serving
 from jobs.errors import JobError
-from serve.commands import serving
 
 if TYPE_CHECKING:
     from asap.finding import Finding

@@ -18,8 +18,8 @@ import numpy as np
 from asap.errors import DecodeFailed, InputError
 from asap.finding import Finding
 from asap.preprocessing.images import ImageLimits, PreparedImage
-from serve.decoder import Message, read_message, write_message
 from serve.errors import NotReady
+from serve.inference.decoder_process import Message, read_message, write_message
 
 _ERRORS = {kind.code: kind for kind in InputError.__subclasses__()}
 _PARENT = str(Path(__file__).parents[1])
@@ -29,7 +29,7 @@ sys.path.insert(0, sys.argv.pop())
 from asap.packages import import_packages
 import_packages()
 del sys.path[0]
-from serve.decoder import main
+from serve.inference.decoder_process import main
 main()
 """
 """Imports this process's own packages, wherever they lie and whatever the working folder holds; then decodes."""

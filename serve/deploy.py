@@ -9,7 +9,7 @@ import yaml
 
 from asap.errors import ConfigError
 from asap.packages import SETUP_HOOK
-from serve.keys import ENVIRONMENT
+from serve.api.keys import ENVIRONMENT
 from serve.proxy import CALLBACK
 from serve.settings import ServeSettings
 

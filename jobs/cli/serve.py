@@ -38,7 +38,7 @@ def serve(
         _check_nothing_given(context)
         return
     if new_key is not None:
-        from serve.keys import new_key as make
+        from serve.api.keys import new_key as make
 
         key, line = make(new_key)
         typer.echo(f"key, for its holder:  {key}\nline, for the file:   {line}")
@@ -46,8 +46,8 @@ def serve(
     given = {"model": model, "host": host, "port": port, "keys_file": keys}
     settings = settings_of(ServeSettings, **(given | changes_of(change or [])))
     from jobs.cluster import ray_running
+    from serve.api.keys import Keyring
     from serve.app import build, run
-    from serve.keys import Keyring
 
     application = build(settings)
     has_keys = bool(Keyring.load(settings.keys_file))
@@ -86,7 +86,7 @@ def serve_build(
     change: Change = None,
 ) -> None:
     """Write the file that Ray's 'serve deploy' takes: the application for a cluster, with all settings, no secret."""
-    from serve.cluster import deploy_yaml
+    from serve.deploy import deploy_yaml
     from serve.settings import ServeSettings
 
     given = {"model": model, "host": host, "port": port, "keys_file": keys}

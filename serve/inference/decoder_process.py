@@ -1,7 +1,7 @@
 """The process that decodes untrusted pictures: it may be killed, or run out of memory, and nothing else is lost.
 
 It reads messages from stdin and answers on stdout: four bytes of length, a JSON header, and so many bytes as the
-header's `bytes` says. `serve.decoding` starts it.
+header's `bytes` says. `serve.inference.decoder_pool` starts it.
 """
 
 from __future__ import annotations

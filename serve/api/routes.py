@@ -28,15 +28,16 @@ from starlette.staticfiles import StaticFiles
 from asap.errors import InputError
 from asap.finding import Finding
 from asap.preprocessing.words import estimate_passes
-from serve.admission import Admission
-from serve.body import Room
-from serve.callers import check_is_local
+from serve.api.body import Room
+from serve.api.callers import check_is_local
+from serve.api.capacity import Admission
+from serve.api.keys import Keyring, Rates
+from serve.api.metrics import Figures, exposition
+from serve.api.middleware import Front, Trace, as_refused, error_body, error_response
+from serve.api.reference import reference_page
+from serve.api.remote_images import fetch, redacted
 from serve.errors import Refused, refusal
-from serve.figures import Figures, exposition
-from serve.front import Front, Trace, as_refused, error_body, error_response
-from serve.keys import Keyring, Rates
-from serve.reference import reference_page
-from serve.remote import fetch, redacted
+from serve.inference.service import Service, Timings
 from serve.schemas import (
     EXAMPLE_TEXT,
     BatchItem,
@@ -49,11 +50,10 @@ from serve.schemas import (
     ModelList,
     detection,
 )
-from serve.service import Service, Timings
 from serve.settings import ServeSettings
 
 _Model = TypeVar("_Model", bound=BaseModel)
-_PAGE = Path(__file__).parent / "page"
+_PAGE = Path(__file__).parent.parent / "page"
 _FETCHES = 32
 """Pictures that are fetched, or were and are not judged yet: what a small request names may be large."""
 _MORE_VALUES = 64

@@ -13,10 +13,10 @@ from ray import serve
 
 from asap.finding import Finding
 from asap.preprocessing.images import PreparedImage
-from serve.batching import Answer
-from serve.remote import local_model
+from serve.api.remote_images import local_model
+from serve.inference.batcher import Answer
+from serve.inference.service import card
 from serve.schemas import EXAMPLE_TEXT, ModelCard
-from serve.service import card
 from serve.settings import ServeSettings
 
 if TYPE_CHECKING:

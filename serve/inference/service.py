@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Protocol
 from asap.errors import InputError
 from asap.finding import Finding, Pair
 from asap.preprocessing.images import ImageLimits, PreparedImage, prepare_image
-from serve.decoding import DecoderPool
-from serve.draining import UnderWay
 from serve.errors import NotReady
+from serve.inference.decoder_pool import DecoderPool
+from serve.inference.in_flight import UnderWay
 from serve.schemas import ModelCard
 from serve.settings import ServeSettings
 

@@ -13,10 +13,10 @@ from fastapi.responses import JSONResponse
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from serve.body import Body, Room
-from serve.draining import UnderWay
+from serve.api.body import Body, Room
+from serve.api.metrics import Figures
 from serve.errors import Refused
-from serve.figures import Figures
+from serve.inference.in_flight import UnderWay
 from serve.proxy import request_id
 from serve.schemas import ErrorBody, ErrorResponse
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 from starlette.types import Message, Receive, Scope
 
-from serve.admission import Admission
+from serve.api.capacity import Admission
 from serve.errors import Overloaded, Refused
 from serve.settings import ServeSettings
 
