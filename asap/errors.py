@@ -109,3 +109,18 @@ class ModelError(InputError):
     """The model could not judge this pair: it raised, or what it returned is not a number."""
 
     code = "model_error"
+
+
+class StorageError(AsapError):
+    """A place that cannot be read or written."""
+
+
+class FetchFailed(AsapError):
+    """One object could not be fetched. `code` is the row's `error_code`."""
+
+    def __init__(self, code: str, detail: str, *, retryable: bool, attempt: int = 1) -> None:
+        super().__init__(detail)
+        self.code = code
+        self.detail = detail
+        self.retryable = retryable
+        self.attempt = attempt

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torchvision.ops import box_convert
 
-from asap.finding import Box, Word
+from asap.finding import Box
+from asap.labels import IMAGE_TYPES, TYPES
 from asap.model.asap import AsapOutput
-from asap.model.config import IMAGE_TYPES, TYPES
-from asap.policy import Policy
-from asap.preprocessing.words import split_words
 
 Floats = NDArray[np.float32]
 
@@ -25,7 +23,7 @@ class PassEvidence(NamedTuple):
     score: float
     """Manipulated, from the binary head."""
     types: Floats
-    """(4,), in the order of `asap.model.config.TYPES`."""
+    """(4,), in the order of `asap.labels.TYPES`."""
     box_xyxy: Floats
     """(4,), in [0, 1] of the picture, clipped to it."""
     tokens: Floats
@@ -67,35 +65,3 @@ def score_words(passes: Sequence[PassEvidence], word_index: Sequence[Sequence[in
     for seen, index in zip(passes, word_index, strict=True):
         np.maximum.at(scores, index, seen.tokens)
     return [float(score) for score in scores]
-
-
-def flagged_words(text: str, scores: Sequence[float], threshold: float) -> list[Word]:
-    """The words of a text whose score reaches the threshold."""
-    return [
-        Word(index=span.index, start=span.start, end=span.end, word=span.word, score=score)
-        for span, score in zip(split_words(text), scores, strict=True)
-        if score >= threshold
-    ]
-
-
-def apply_policy(
-    policy: Policy,
-    *,
-    score: float,
-    types: Mapping[str, float | None],
-    raw_box: Any,
-    text: str,
-    word_scores: Sequence[float] | None,
-) -> dict[str, Any]:
-    """What thresholds make of a pair's raw scores: `verdict`, `flagged_types`, `box_px` and `words` of a `Finding`.
-
-    A type that is None is not flagged; without word scores there are no words. raw_box: in whatever form, comes back
-    as `box_px` where an image type is flagged.
-    """
-    flagged = policy.flagged_types(types)
-    return {
-        "verdict": policy.verdict(score),
-        "flagged_types": flagged,
-        "box_px": raw_box if policy.flags_a_face(flagged) else None,
-        "words": None if word_scores is None else flagged_words(text, word_scores, policy.word),
-    }

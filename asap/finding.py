@@ -47,7 +47,7 @@ class Finding:
     score: float | None = None
     """Probability of manipulated, from the binary head, in [0, 1]."""
     types: dict[str, float | None] | None = None
-    """Probability of each of `asap.model.config.TYPES`; None for the text's where a caption stood in for it."""
+    """Probability of each of `asap.labels.TYPES`; None for the text's where a caption stood in for it."""
     flagged_types: list[str] = field(default_factory=list)
     box_px: Box | None = None
     """The manipulated face; None unless an image type is flagged."""

@@ -1,6 +1,6 @@
 """What the classes of a data set say: which of the manipulation types is in a pair.
 
-A label set maps every value of `fake_cls` to the types of `asap.model.config.TYPES`. A model speaks one of them
+A label set maps every value of `fake_cls` to the types of `asap.labels.TYPES`. A model speaks one of them
 (`ModelConfig.label_set`), and a corpus is read with the one its model speaks. The type head has an output for each of
 the four types whatever the label set; where a set has no class with a type, that output was never taught to say yes.
 
@@ -15,7 +15,23 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from asap.errors import AnnotationError, ConfigError
-from asap.model.config import IMAGE_TYPES, LABEL_SETS, TEXT_TYPES, TYPES
+
+VERDICTS = ("manipulated", "review", "authentic")
+
+
+TYPES = ("face_swap", "face_attribute", "text_swap", "text_attribute")
+"""The manipulation types, in the order of `logits_multilabel` (the published order)."""
+
+
+IMAGE_TYPES = TYPES[:2]
+
+
+TEXT_TYPES = TYPES[2:]
+
+
+LABEL_SETS = ("dgm4", "samm", "dgm4+")
+"""Whose classes a model may speak; `asap.labels` says what each class means."""
+
 
 AUTHENTIC = "orig"
 
@@ -29,7 +45,7 @@ class LabelSet:
     title: str
     """As its authors write it."""
     classes: Mapping[str, tuple[str, ...]]
-    """`fake_cls` to the types in it, in the order of `asap.model.config.TYPES`; none for an authentic pair."""
+    """`fake_cls` to the types in it, in the order of `asap.labels.TYPES`; none for an authentic pair."""
 
     @property
     def types(self) -> tuple[str, ...]:
@@ -82,3 +98,18 @@ def label_set(name: str) -> LabelSet:
     if name not in _ALL:
         raise ConfigError(f"label set {name!r} is unknown; {', '.join(_ALL)} are known")
     return _ALL[name]
+
+
+def types_of(fake_cls: str, labels: LabelSet = DGM4) -> tuple[str, ...]:
+    """The manipulation types in a `fake_cls`; none for an authentic pair. Raises `AnnotationError`."""
+    return labels.types_of(fake_cls)
+
+
+def is_manipulated(fake_cls: str, labels: LabelSet = DGM4) -> bool:
+    """The real/fake label: a pair with any type is manipulated. Raises `AnnotationError`."""
+    return bool(types_of(fake_cls, labels))
+
+
+def shows_a_fake_face(fake_cls: str, labels: LabelSet = DGM4) -> bool:
+    """Whether the class has an image type, and so a box. Raises `AnnotationError`."""
+    return any(name in IMAGE_TYPES for name in types_of(fake_cls, labels))

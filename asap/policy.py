@@ -5,15 +5,16 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Self
 
 from asap.errors import ConfigError
-from asap.finding import Verdict
-from asap.model.config import IMAGE_TYPES, TYPES
+from asap.finding import Verdict, Word
+from asap.labels import IMAGE_TYPES, TYPES
+from asap.preprocessing.words import split_words
 
 _WAY_OUT = "asap calibrate writes one, and so does every model folder hold one"
 
@@ -99,3 +100,35 @@ class Policy:
             return cls(**told)
         except ConfigError as error:
             raise ConfigError(f"policy file {source} cannot be used: {error}") from error
+
+
+def flagged_words(text: str, scores: Sequence[float], threshold: float) -> list[Word]:
+    """The words of a text whose score reaches the threshold."""
+    return [
+        Word(index=span.index, start=span.start, end=span.end, word=span.word, score=score)
+        for span, score in zip(split_words(text), scores, strict=True)
+        if score >= threshold
+    ]
+
+
+def apply_policy(
+    policy: Policy,
+    *,
+    score: float,
+    types: Mapping[str, float | None],
+    raw_box: Any,
+    text: str,
+    word_scores: Sequence[float] | None,
+) -> dict[str, Any]:
+    """What thresholds make of a pair's raw scores: `verdict`, `flagged_types`, `box_px` and `words` of a `Finding`.
+
+    A type that is None is not flagged; without word scores there are no words. raw_box: in whatever form, comes back
+    as `box_px` where an image type is flagged.
+    """
+    flagged = policy.flagged_types(types)
+    return {
+        "verdict": policy.verdict(score),
+        "flagged_types": flagged,
+        "box_px": raw_box if policy.flags_a_face(flagged) else None,
+        "words": None if word_scores is None else flagged_words(text, word_scores, policy.word),
+    }

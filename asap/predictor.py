@@ -15,12 +15,12 @@ import torch
 from torch import Tensor
 
 from asap.errors import ConfigError, InputError, ModelError
-from asap.evidence import PassEvidence, apply_policy, box_px, highest_types, read_output, score_words
+from asap.evidence import PassEvidence, box_px, highest_types, read_output, score_words
 from asap.finding import Finding, Pair
+from asap.labels import TEXT_TYPES
 from asap.model.asap import Asap, AsapOutput
-from asap.model.config import TEXT_TYPES
 from asap.model.execution import has_bfloat16
-from asap.policy import Policy
+from asap.policy import Policy, apply_policy
 from asap.preprocessing.images import DEFAULT_LIMITS, ImageLimits, PreparedImage, normalise, prepare_image
 from asap.preprocessing.text import EncodedPass, TextCodec, pad_batch
 from asap.preprocessing.words import split_words

@@ -16,7 +16,7 @@ from markupsafe import Markup
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from asap.finding import Box, Finding, Word
-from asap.model.config import IMAGE_TYPES
+from asap.labels import IMAGE_TYPES
 
 Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 Piece = tuple[str, Word | None]

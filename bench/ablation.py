@@ -30,10 +30,10 @@ from safetensors.torch import load_file, save_file
 from asap.evaluation.evaluate import judge
 from asap.preprocessing.text import load_tokenizer, train_tokenizer
 from asap.training.objective import RECIPES
-from jobs.settings import TrainSettings
-from jobs.train.data.splits import prepare_splits, read_splits
+from jobs.train.data.splits import Split, prepare_splits, read_splits
 from jobs.train.run_folder.folder import RunFolder
-from jobs.train.trainer import Fit, Split, model_config
+from jobs.train.settings import TrainSettings
+from jobs.train.trainer import Fit, model_config
 
 SMALL: dict[str, Any] = {
     "width": 128, "heads": 4, "image_layers": 3, "image_mlp_width": 512, "text_mlp_width": 512, "embed_dim": 64,
@@ -121,7 +121,7 @@ class Grid:
         cpu_s = time.process_time() - before
         test = self.split(recipe, "test")
         models = {"student": fit.module.student, "twin": fit.module.twin.model}
-        reports = {name: judge(model, test, elsewhere=True) for name, model in models.items()}
+        reports = {name: judge(model, test.pairs, elsewhere=True) for name, model in models.items()}
         kept = {
             name: {key: report[key] for key in (*FIGURES, "AP", "AP_elsewhere")} for name, report in reports.items()
         }

@@ -24,8 +24,8 @@ import pyarrow as pa
 import torch
 from PIL import Image
 
+from asap.corpus.folder import LocalFolder
 from asap.corpus.picture_cache import PictureCache
-from asap.corpus.picture_index import LocalFolder
 from asap.corpus.reader import Record, read_corpus
 from asap.model.config import ModelConfig
 from asap.newsroom import generate

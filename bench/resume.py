@@ -57,7 +57,7 @@ def random_model(manifest: Path, folder: Path) -> str:
 def _scan(settings: dict[str, Any], results: Connection) -> None:
     """Scan in a process of its own; send the rows that were done before, and the rows per second."""
     from jobs.scan.run import ScanProgress, scan
-    from jobs.settings import ScanSettings
+    from jobs.scan.settings import ScanSettings
 
     seen: list[ScanProgress] = []
     summary = scan(ScanSettings(**settings), seen.append)

@@ -104,7 +104,7 @@ def _loop(model: str, manifest: str, pairs: int, threads: int) -> tuple[float, f
 def scan_cost(model: str, manifest: Path, pairs: int, out: Path) -> Cost:
     """A whole scan of the first so many pairs, from the command to the report."""
     from jobs.scan.run import scan
-    from jobs.settings import ScanSettings
+    from jobs.scan.settings import ScanSettings
 
     settings = ScanSettings(
         input=str(manifest), out=str(out), job=f"{Path(model).name}-{pairs}-{time.time_ns()}", model=model, limit=pairs,

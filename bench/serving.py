@@ -138,7 +138,8 @@ class Server:
 
     def deploy(self, **change: Any) -> None:
         """Start it, or replace it by one of other settings, and wait until it is there."""
-        from serve.app import build, start
+        from serve.app import build
+        from serve.run import start
         from serve.settings import ServeSettings
 
         self.settings |= change

@@ -19,10 +19,6 @@ class JobError(AsapError):
     """A job that cannot start or go on."""
 
 
-class StorageError(JobError):
-    """A place that cannot be read or written."""
-
-
 class InputNotFound(JobError):
     """The input is not there, or holds nothing to scan."""
 
@@ -41,14 +37,3 @@ class JobFailed(JobError):
 
 class TrainingDiverged(JobError):
     """The loss or its gradients are not finite, or the loss is many times what it was."""
-
-
-class FetchFailed(AsapError):
-    """One object could not be fetched. `code` is the row's `error_code`."""
-
-    def __init__(self, code: str, detail: str, *, retryable: bool, attempt: int = 1) -> None:
-        super().__init__(detail)
-        self.code = code
-        self.detail = detail
-        self.retryable = retryable
-        self.attempt = attempt

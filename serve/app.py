@@ -13,103 +13,37 @@ Other Ray programs judge pairs through the application's handle:
     handle = ray.serve.run(serve.app.build(ServeSettings()))
     finding = handle.detect.remote(Pair(image_bytes, "A smiling minister opens the bridge")).result()
 """
-# Without the future import of annotations: Serve makes `args` of the class that it finds at `build`'s parameter.
 
-import asyncio
+# Without the future import of annotations: Serve makes `args` of the class that it finds at `build`'s parameter.
 import functools
 import logging
-import signal
 import sys
-import threading
-import time
-from collections.abc import Callable
 from typing import Any
 
 from fastapi import FastAPI
 from ray import serve
-from ray.exceptions import RayActorError
 from ray.serve.exceptions import DeploymentUnavailableError
 
 from asap.errors import ConfigError
 from asap.finding import Finding, Pair
-from asap.preprocessing.images import PreparedImage
-from asap.preprocessing.words import estimate_passes
 from serve.api.keys import Keyring
 from serve.api.metrics import Figures, Told
 from serve.api.middleware import LOG
 from serve.api.routes import create_app
-from serve.deploy import APP, CONTROLLER, LOGGING, http_options
-from serve.errors import NotReady, Refused
-from serve.inference.batcher import Answer, Batcher
-from serve.inference.detector import Detector, Prepared
+from serve.deploy import LOGGING
+from serve.inference.detector import Detector
+from serve.inference.detector_client import RayJudge
 from serve.inference.service import Service
-from serve.schemas import ModelCard
+from serve.run import _TOLD_S
 from serve.settings import ServeSettings, is_loopback
 
-_TRIES = 2
 _METRICS_INTERVAL_S = 1.0
 _BUSY = 1.2
 """Batches in a detector's hands, on average, that call for another: 2 are as many as it gets, 1 keeps it at work."""
 _SURGE_PERCENT = 100
 """Of the replicas, that an update may start before it stops as many: a lone one is not stopped before another is up."""
-_LOOK_S = 0.2
-"""Between two looks at what is still under way."""
-_PASSED_ON_S = 1.0
-"""After the last answer, until Ray's proxy has sent it, and what had come to the proxy is refused."""
-_TOLD_S = 5.0
-"""A process of the API that does not tell within so long how much it has under way is busy, and its figures are left
-out."""
 _SPARE_REQUESTS = 64
 """Beyond `max_in_flight`, so that what is too much is refused by the API, in its one shape, and pages still come."""
-
-
-class RayJudge:
-    """The detector's replicas, by their handle, which gets batches. A batch whose replica died is sent to another,
-    once."""
-
-    def __init__(self, detector: Any, settings: ServeSettings) -> None:
-        self._detector = detector
-        self._size = settings.batch_size
-        batcher = functools.partial(
-            Batcher[Prepared, Finding | ModelCard],
-            self._detect_all,
-            size=settings.batch_size,
-            wait_s=settings.batch_wait_s,
-            most_waiting=settings.max_queued,
-        )
-        self._quick = batcher()
-        self._long = batcher()
-
-    async def about(self) -> ModelCard:
-        """As `Judge.about`."""
-        return await self._ask(self._detector.about.remote)
-
-    async def detect(self, image: PreparedImage, text: str | None) -> Finding | ModelCard:
-        """As `Judge.detect`. Cancelled, the pair is taken from the queue.
-
-        A text of more passes than a batch has waits for others of its kind only, and they for it.
-        """
-        passes = estimate_passes(text or "")
-        batches = self._quick if passes <= self._size else self._long
-        return await batches.ask((image, text), passes)
-
-    async def _detect_all(self, pairs: list[Prepared]) -> Answer[Finding | ModelCard]:
-        return await self._ask(self._detector.detect.remote, pairs)
-
-    async def _ask(self, method: Callable[..., Any], *arguments: Any) -> Any:
-        for attempt in range(1, _TRIES + 1):
-            response = method(*arguments)
-            try:
-                return await response
-            except DeploymentUnavailableError:
-                raise NotReady("no detector could be started; the server's log says why") from None
-            except RayActorError:  # judging changes nothing, so it may be done again
-                if attempt == _TRIES:
-                    raise NotReady("the detector died while it judged this pair") from None
-            except asyncio.CancelledError:
-                response.cancel()
-                raise
-        raise AssertionError("the last attempt returns or raises")
 
 
 @serve.ingress()
@@ -202,62 +136,3 @@ def build(settings: ServeSettings) -> serve.Application:
         graceful_shutdown_timeout_s=settings.drain_s,
     )(Api)
     return api.bind(settings, keyring, detector.bind(settings))
-
-
-def run(
-    application: serve.Application, settings: ServeSettings, ready: Callable[[str], None], stopping: Callable[[], None]
-) -> None:
-    """Serve on the running Ray until the process is told to stop; `ready` gets the address once it answers.
-
-    What came before is answered then, within `drain_s`, and what is new is refused; `stopping` is called as that
-    begins. Told once more, it raises `KeyboardInterrupt`, and what is under way is lost with Ray.
-    """
-    told = threading.Event()
-    signals = (signal.SIGINT, signal.SIGTERM)
-
-    def stop(*_: object) -> None:
-        told.set()
-        for number in signals:
-            signal.signal(number, signal.default_int_handler)
-
-    handle = start(application, settings)
-    for number in signals:  # Ray has set handlers of its own
-        signal.signal(number, stop)
-    host = f"[{settings.host}]" if ":" in settings.host else settings.host
-    ready(f"http://{host}:{settings.port}/")
-    told.wait()
-    stopping()
-    _drain(handle, settings.drain_s)
-    serve.shutdown()
-
-
-def _drain(handle: Any, within_s: float) -> None:
-    """Have every process of the API refuse what is new, and wait until what came before is answered."""
-    busy = start = time.monotonic()
-    while (now := time.monotonic()) < start + within_s:
-        if _under_way(handle):
-            busy = now
-        elif now - busy >= _PASSED_ON_S:
-            return
-        time.sleep(_LOOK_S)
-
-
-def _under_way(handle: Any) -> bool:
-    """Whether any process of the API has requests under way; each begins nothing new once it is asked."""
-    try:
-        counts = handle.broadcast("drain").results(timeout_s=_TOLD_S, return_exceptions=True)
-    except DeploymentUnavailableError:
-        return False
-    except TimeoutError:
-        return True
-    return any(not isinstance(count, RayActorError) and count != 0 for count in counts)
-
-
-def start(application: serve.Application, settings: ServeSettings) -> Any:
-    """Deploy on the running Ray, and return the handle. Raises `Refused` where the detector cannot start."""
-    logging.getLogger("ray.serve").setLevel(logging.WARNING)
-    serve.start(http_options=http_options(settings), logging_config=LOGGING, controller_options=CONTROLLER)
-    try:
-        return serve.run(application, name=APP)
-    except RuntimeError as error:
-        raise Refused(503, "not_ready", f"the server did not start: {error}") from error

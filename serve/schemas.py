@@ -7,7 +7,7 @@ from typing import Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from asap.finding import Finding
-from asap.model.config import TYPES
+from asap.labels import TYPES
 
 EXAMPLE_TEXT = "A smiling minister opens the bridge"
 

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from asap.newsroom import generate
-from jobs.settings import TrainSettings
+from jobs.train.settings import TrainSettings
 
 MODEL = {
     "image_size": 32, "width": 48, "heads": 4, "image_layers": 1, "image_mlp_width": 48, "text_layers": 1,

@@ -5,9 +5,9 @@ import torch
 from tiny import draw_batch, tiny_model
 from torch import Tensor, nn
 
-from asap.model.config import LossWeights
 from asap.training.batch import Tokens
 from asap.training.micro_batches import separate_gradients, term_shares
+from asap.training.objective import LossWeights
 from asap.training.step import TERMS, TrainingStep
 
 # The first half has no box and the second no manipulated word: their means must still be the whole's.

@@ -4,8 +4,7 @@ from typing import Any
 
 import pytest
 
-from asap.corpus.annotations import read_row, repaired
-from asap.corpus.read_rules import DEFAULT_RULES, STRICT, ReadRules
+from asap.corpus.annotations import DEFAULT_RULES, STRICT, ReadRules, read_row, repaired
 from asap.corpus.report import CorpusReport
 from asap.errors import AnnotationError, ConfigError
 from asap.labels import DGM4

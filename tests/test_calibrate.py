@@ -10,16 +10,17 @@ import pytest
 
 from asap.errors import AnnotationError, AsapError, CorpusError, DecodeFailed, PrecisionNotShown
 from asap.finding import Finding, Pair
-from asap.model.config import TYPES, ModelConfig
+from asap.labels import TYPES, types_of
+from asap.model.config import ModelConfig
 from asap.policy import Policy
 from asap.predictor import Predictor
-from asap.storage.files import Location, read_bytes
+from asap.storage.files import read_bytes
+from asap.storage.location import Location
 from asap.training.dataset import read_split
-from asap.training.targets import types_of
 from asap.weights.model_folder import load_folder, model_id
 from jobs.policy import calibrate as module
 from jobs.policy.calibrate import calibrate, score_records
-from jobs.settings import CalibrateSettings
+from jobs.policy.settings import CalibrateSettings
 
 PAIRS = 2400
 CLASSES = ("orig", "face_swap", "text_swap", "face_attribute&text_attribute", "text_attribute", "orig")

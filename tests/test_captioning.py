@@ -13,22 +13,22 @@ import pytest
 import torch
 from PIL import Image
 
-from asap.errors import CorpusError
-from asap.storage.files import Location
-from jobs.errors import InputNotFound, StorageError
+from asap.errors import CorpusError, StorageError
+from asap.storage.location import Location
+from jobs.errors import InputNotFound
 from jobs.scan.input.manifest import MANIFEST_SCHEMA
+from jobs.scan.settings import CaptionSettings
 from jobs.scan.stages import captioners as captioning
+from jobs.scan.stages.caption import CaptionStage
 from jobs.scan.stages.captioners import (
     CaptionFailed,
     CaptionRequest,
-    CaptionStage,
     PrecomputedCaptioner,
     TransformersCaptioner,
     check_captioner,
     load_captioner,
 )
 from jobs.scan.stages.prepare import PREPARED_FIELDS
-from jobs.settings import CaptionSettings
 
 INPUT = Location("/data/news/images")
 WORDS = ["a", "man", "woman", "smiles", "crowd", "in", "the", "street"]

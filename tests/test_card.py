@@ -8,9 +8,9 @@ from typer.testing import CliRunner
 
 from asap.model.config import ModelConfig
 from jobs.cli.app import app
-from jobs.settings import TrainSettings
 from jobs.train import run as train
 from jobs.train.card import FIGURES, model_card
+from jobs.train.settings import TrainSettings
 
 REPORT: dict[str, Any] = {name: (number + 1) / 32 for number, name in enumerate(FIGURES)} | {
     "pairs": 321, "AP": [0.5, None, 0.75, 0.25],

@@ -5,7 +5,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from asap.storage.files import Location, list_files, open_seekable, write_bytes
+from asap.storage.files import list_files, open_seekable, write_bytes
+from asap.storage.location import Location
 from jobs.scan.input.manifest import MANIFEST_SCHEMA, ManifestRow, write_manifest
 from jobs.scan.output.completeness import RowSet, count_rows, missing_rows, repair_results, write_missing, write_table
 

@@ -99,7 +99,8 @@ def test_an_error_in_json_is_told_there_too(run: Any, corpus: Path, model_folder
 
 
 def test_detect_reads_from_s3(run: Any, bucket: str, corpus: Path, model_folder: Path) -> None:
-    from asap.storage.files import Location, write_bytes
+    from asap.storage.files import write_bytes
+    from asap.storage.location import Location
 
     place = f"s3://{bucket}/a.jpg"
     write_bytes(Location(place), (corpus / "images/0.jpg").read_bytes())
@@ -112,7 +113,8 @@ def test_detect_reads_no_object_above_the_limit(
     run: Any, bucket: str, model_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from asap.preprocessing.images import ImageLimits
-    from asap.storage.files import Location, write_bytes
+    from asap.storage.files import write_bytes
+    from asap.storage.location import Location
 
     monkeypatch.setattr("asap.preprocessing.images.DEFAULT_LIMITS", ImageLimits(max_bytes=10))
     write_bytes(Location(f"s3://{bucket}/a.jpg"), b"x" * 11)
@@ -296,7 +298,7 @@ def test_calibrate_shows_what_is_shown_of_each_threshold_and_where_the_policies_
     run: Any, monkeypatch: pytest.MonkeyPatch, band: dict[str, float] | None, told_of_it: str
 ) -> None:
     from asap.policy import Policy
-    from asap.storage.files import Location
+    from asap.storage.location import Location
     from jobs.policy.calibrate import Calibrated
 
     seen: list[Any] = []

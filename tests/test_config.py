@@ -5,7 +5,9 @@ from typing import Any
 import pytest
 
 from asap.errors import ConfigError
-from asap.model.config import IMAGE_TYPES, TEXT_TYPES, TYPES, LossWeights, ModelConfig, PublishedDefects
+from asap.labels import IMAGE_TYPES, TEXT_TYPES, TYPES
+from asap.model.config import ModelConfig
+from asap.training.objective import LossWeights, PublishedDefects
 
 
 def test_the_types_are_in_the_published_order() -> None:

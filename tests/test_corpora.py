@@ -8,12 +8,13 @@ import boto3
 import pytest
 from conftest import draw_jpeg
 
-from asap.corpus.read_rules import DEFAULT_RULES, ReadRules
+from asap.corpus.annotations import DEFAULT_RULES, ReadRules
+from asap.corpus.folder import open_folder
+from asap.corpus.picture_cache import read_picture
 from asap.corpus.reader import read_split
-from asap.errors import CorpusError
+from asap.errors import CorpusError, StorageError
 from asap.training.dataset import PictureCache
-from jobs.corpus import open_folder, read_as_told, read_corpus, read_picture
-from jobs.errors import StorageError
+from jobs.corpus import read_as_told, read_corpus
 from jobs.settings import CorpusSettings
 
 PICTURES = ("origin/guardian/0.jpg", "DGM4/manipulation/infoswap/1.jpg", "origin/bbc/2.jpg")

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from asap.corpus.picture_index import LocalFolder
-from asap.corpus.read_rules import DEFAULT_RULES, STRICT, ReadRules
+from asap.corpus.annotations import DEFAULT_RULES, STRICT, ReadRules
+from asap.corpus.folder import LocalFolder
 from asap.corpus.reader import Corpus, Record, fingerprint, read_corpus, read_split
 from asap.errors import AnnotationError, ConfigError, CorpusError
 

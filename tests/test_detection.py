@@ -9,12 +9,12 @@ import torch
 from asap.finding import Pair
 from asap.predictor import Predictor
 from asap.preprocessing.images import ImageLimits
-from asap.storage.files import Location
+from asap.storage.fetch import FetchSettings
+from asap.storage.location import Location
 from jobs.scan.input.manifest import MANIFEST_SCHEMA, ManifestRow, write_manifest
 from jobs.scan.stages.detect import Detection, Detector
 from jobs.scan.stages.prepare import Preparation, prepare_batch
 from jobs.scan.stages.result_rows import RESULT_SCHEMA
-from jobs.settings import FetchSettings
 
 PREPARATION = Preparation(image_size=32, limits=ImageLimits(), fetch=FetchSettings())
 

@@ -14,7 +14,7 @@ import pytest
 import ray
 from typer.testing import CliRunner
 
-from asap.errors import CheckpointError, ConfigError, CorpusError
+from asap.errors import CheckpointError, ConfigError, CorpusError, StorageError
 from asap.evaluation.metrics import Evaluation
 from asap.model.asap import Asap
 from asap.newsroom import generate
@@ -22,10 +22,10 @@ from asap.training.dataset import read_split
 from asap.weights.model_folder import load_folder, model_id, save
 from jobs import cluster
 from jobs.cli.app import app
-from jobs.errors import JobDiffers, JobFailed, StorageError
+from jobs.errors import JobDiffers, JobFailed
 from jobs.evaluate import run as module
 from jobs.evaluate.run import OUTPUTS, evaluate, explain_pairs, judge_shard, merge_shards, plan_evaluation
-from jobs.settings import EvaluateSettings
+from jobs.evaluate.settings import EvaluateSettings
 
 PAIRS = 24
 

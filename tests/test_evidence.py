@@ -2,9 +2,9 @@ import numpy as np
 import pytest
 import torch
 
-from asap.evidence import PassEvidence, apply_policy, box_px, flagged_words, highest_types, read_output, score_words
+from asap.evidence import PassEvidence, box_px, highest_types, read_output, score_words
 from asap.model.asap import AsapOutput
-from asap.policy import Policy
+from asap.policy import Policy, apply_policy, flagged_words
 
 
 def seen(*, score: float = 0.5, types: tuple[float, ...] = (0, 0, 0, 0), box: tuple[float, ...] = (0, 0, 1, 1),

@@ -6,8 +6,8 @@ import torch
 from tiny import draw_batch, tiny_model
 
 from asap.model.asap import Asap
-from asap.model.config import LossWeights
 from asap.model.execution import can_compile, checkpoint_activations, compile_encoders, has_bfloat16
+from asap.training.objective import LossWeights
 from asap.training.step import TrainingStep
 
 Gradients = dict[str, torch.Tensor]

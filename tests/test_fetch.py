@@ -8,13 +8,12 @@ from typing import ClassVar
 import pytest
 from waiting import HANG_S
 
-from asap.errors import ImageTooLarge
+from asap.errors import FetchFailed, ImageTooLarge
 from asap.storage import fetch as fetch_module
 from asap.storage import files as storage
-from asap.storage.fetch import ByteRange, fetch
-from asap.storage.files import Location
-from jobs.errors import FetchFailed
-from jobs.settings import FetchSettings
+from asap.storage.fetch import ByteRange, FetchSettings, fetch
+from asap.storage.location import Location
+from asap.storage.s3 import s3_client
 
 SETTINGS = FetchSettings(attempts=2, connect_timeout_s=HANG_S, read_timeout_s=HANG_S)
 IMPATIENT = SETTINGS.model_copy(update={"read_timeout_s": 1})
@@ -128,11 +127,11 @@ def broken_s3(s3: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), _Broken)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{server.server_port}")
-    storage.s3_client.cache_clear()
+    s3_client.cache_clear()
     yield
     _Broken.ended.set()
     server.shutdown()
-    storage.s3_client.cache_clear()
+    s3_client.cache_clear()
 
 
 @pytest.mark.parametrize(
@@ -162,8 +161,8 @@ def test_a_store_that_recovers_is_read_and_the_tries_are_told(broken_s3: None, n
 
 def test_a_store_that_is_away_is_a_storage_error(s3: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
-    storage.s3_client.cache_clear()
+    s3_client.cache_clear()
     try:
         assert _failure("s3://some-bucket/a") == ("storage_error", True, 2)
     finally:
-        storage.s3_client.cache_clear()
+        s3_client.cache_clear()

@@ -7,8 +7,8 @@ import pytest
 from sklearn.metrics import auc
 
 from asap.evaluation.metrics import Judged
-from asap.model.config import TYPES
-from asap.training.targets import CLASSES, types_of
+from asap.labels import TYPES, types_of
+from asap.training.targets import CLASSES
 from jobs.evaluate.charts import draw_figures, iou_histogram, precision_recall, reliability_diagram, roc
 from jobs.pages.plot import Bars, Dots, Line
 

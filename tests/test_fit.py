@@ -23,12 +23,12 @@ from asap.training.dataset import epoch_order
 from asap.weights.start import Start
 from jobs.corpus import read_corpus
 from jobs.errors import TrainingDiverged
-from jobs.settings import TrainSettings
 from jobs.train.data.feed import Order
-from jobs.train.data.splits import prepare_splits
+from jobs.train.data.splits import Split, prepare_splits
 from jobs.train.data.stream import Decoding, StreamFeed
 from jobs.train.run_folder.folder import RunFolder
-from jobs.train.trainer import Fit, Split, model_config
+from jobs.train.settings import TrainSettings
+from jobs.train.trainer import Fit, model_config
 
 MODEL: dict[str, Any] = {
     "image_size": 32, "width": 48, "heads": 4, "image_layers": 1, "image_mlp_width": 48, "text_layers": 1,

@@ -15,14 +15,15 @@ import torch.multiprocessing as multiprocessing
 from golden.weights import golden_state_dict
 from torch import Tensor
 
+from asap.labels import IMAGE_TYPES, is_manipulated
 from asap.model.asap import Asap
-from asap.model.config import IMAGE_TYPES, LossWeights, PublishedDefects
 from asap.training.batch import Batch, Tokens
 from asap.training.losses import IGNORED_TOKEN
 from asap.training.momentum import MODALITIES
+from asap.training.objective import LossWeights, PublishedDefects
 from asap.training.step import TrainingStep
-from asap.training.targets import is_manipulated, multi_hot
-from asap.weights.model_folder import import_published, published_twins
+from asap.training.targets import multi_hot
+from asap.weights.published import import_published, published_twins
 
 GOLDEN = Path(__file__).parent / "golden"
 TWIN_OR_QUEUE = re.compile(r"(visual_encoder|text_encoder|vision_proj|text_proj)_m\.|.*_queue$|queue_ptr$")

@@ -16,11 +16,12 @@ from asap.preprocessing.text import load_tokenizer, train_tokenizer
 from asap.training.step import TrainingStep
 from jobs.cluster import ray_running
 from jobs.evaluate.run import evaluate
-from jobs.settings import EvaluateSettings, TrainSettings
-from jobs.train.data.splits import prepare_splits, read_splits
+from jobs.evaluate.settings import EvaluateSettings
+from jobs.train.data.splits import Split, prepare_splits, read_splits
 from jobs.train.run import train
 from jobs.train.run_folder.folder import RunFolder
-from jobs.train.trainer import Fit, Split, model_config
+from jobs.train.settings import TrainSettings
+from jobs.train.trainer import Fit, model_config
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
 

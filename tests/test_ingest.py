@@ -14,19 +14,19 @@ import torch
 from PIL import Image
 from waiting import HANG_S
 
+from asap.corpus.folder import LocalFolder
 from asap.corpus.picture_cache import PictureCache
-from asap.corpus.picture_index import LocalFolder
 from asap.corpus.reader import Record, read_corpus
-from asap.errors import CorpusError
+from asap.errors import CorpusError, StorageError
 from asap.model.config import ModelConfig
 from asap.preprocessing.text import TextCodec, train_tokenizer
 from asap.training.batch import Batch
 from asap.training.dataset import TrainingSet
-from jobs.errors import JobFailed, StorageError
-from jobs.settings import TrainSettings
+from jobs.errors import JobFailed
 from jobs.train.data import stream as ingest
 from jobs.train.data.feed import CacheFeed, Order
 from jobs.train.data.stream import Decoding, StreamFeed, decode_block, measure_block, measure_pictures, open_feed
+from jobs.train.settings import TrainSettings
 
 SIZE = 32
 CONFIG = ModelConfig.tiny(image_size=SIZE, width=48, heads=4)

@@ -7,8 +7,10 @@ from typing import Any
 import pytest
 from waiting import HANG_S, Clock, wait_until
 
-from asap.storage.files import Location, write_bytes
-from jobs.errors import JobDiffers, JobFailed, JobInUse, StorageError
+from asap.errors import StorageError
+from asap.storage.files import write_bytes
+from asap.storage.location import Location
+from jobs.errors import JobDiffers, JobFailed, JobInUse
 from jobs.scan.output import job_folder
 from jobs.scan.output.job_folder import Job, check_resumable, is_finished, read_record, wait_until_free
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from asap.corpus.json_files import parse_json
+from asap.corpus.folder import parse_json
 from asap.errors import CorpusError
 
 

@@ -10,11 +10,11 @@ from tiny import tiny_model
 
 from asap.errors import DecodeFailed
 from asap.evaluation.evaluate import judge, judge_records
+from asap.labels import TYPES
 from asap.model.asap import Fused
-from asap.model.config import TYPES
 from asap.preprocessing.text import TextCodec, train_tokenizer
 from asap.training.dataset import PictureCache, Record, TrainingSet
-from jobs.train.trainer import Split
+from jobs.train.data.splits import Split
 
 TEXTS = ("the angry man waits", "a calm woman", "people dance in the rain")
 NAMES = ("AUC", "mAP", "token_F1", "token_F1_published", "IoU_mean", "IoU_mean_boxed")
@@ -43,20 +43,20 @@ def split(tmp_path_factory: pytest.TempPathFactory) -> Split:
 @pytest.mark.parametrize("batch_size", [1, 3])
 def test_the_figures_do_not_depend_on_the_batches(split: Split, batch_size: int) -> None:
     model = tiny_model(vocab_size=split.config.vocab_size)
-    whole = judge(model, split)
+    whole = judge(model, split.pairs)
     assert whole["pairs"] == len(CLASSES)
-    report = judge(model, split, batch_size)
+    report = judge(model, split.pairs, batch_size)
     assert {name: report[name] for name in NAMES} == pytest.approx({name: whole[name] for name in NAMES}, abs=1e-5)
 
 
 @pytest.mark.parametrize("training", [True, False])
 def test_the_model_is_judged_in_eval_mode_and_left_in_its_own(split: Split, training: bool) -> None:
     model = tiny_model(vocab_size=split.config.vocab_size)
-    calm = judge(model, split)
+    calm = judge(model, split.pairs)
     dropping = tiny_model(vocab_size=split.config.vocab_size, dropout=0.5).train(training)
     before = {name: value.clone() for name, value in dropping.state_dict().items()}
 
-    assert judge(dropping, split) == calm
+    assert judge(dropping, split.pairs) == calm
 
     assert dropping.training is training
     torch.testing.assert_close(dropping.state_dict(), before, rtol=0, atol=0)
@@ -66,7 +66,7 @@ def test_a_split_without_boxes_is_judged_by_what_it_has(split: Split) -> None:
     records = [record for record in split.pairs.records if "face" not in record.fake_cls]
     tokenizer = train_tokenizer(TEXTS, 100)
     boxless = dataclasses.replace(split, pairs=TrainingSet(records, split.pairs.pictures, TextCodec(tokenizer)))
-    report = judge(tiny_model(vocab_size=split.config.vocab_size), boxless)
+    report = judge(tiny_model(vocab_size=split.config.vocab_size), boxless.pairs)
     assert report["IoU_mean_boxed"] is None
     assert report["AUC"] is not None
 
@@ -86,7 +86,7 @@ def test_records_are_judged_as_a_prepared_split_is(split: Split, on_disk: list[R
     found = judge_records(model, split.pairs.codec, on_disk, batch_size)
     assert len(found) == len(CLASSES)
     assert found.judged().types.tolist() == [[float(t in name.split("&")) for t in TYPES] for name in CLASSES]
-    report, wanted = found.compute(), judge(model, split)
+    report, wanted = found.compute(), judge(model, split.pairs)
     assert {name: report[name] for name in NAMES} == pytest.approx({name: wanted[name] for name in NAMES}, abs=1e-5)
 
 
@@ -104,14 +104,14 @@ def test_a_picture_that_cannot_be_decoded_is_named(split: Split, on_disk: list[R
 
 def test_words_are_judged_under_the_published_alignment_too(split: Split) -> None:
     model = tiny_model(vocab_size=split.config.vocab_size)
-    report = judge(model, split)  # no word of these texts is parted by punctuation
+    report = judge(model, split.pairs)  # no word of these texts is parted by punctuation
     assert report["token_F1"] is not None
     assert report["token_F1_published"] == report["token_F1"]
 
 
 def test_a_text_is_judged_beside_the_picture_before_it_where_that_is_asked(split: Split) -> None:
     model = tiny_model(vocab_size=split.config.vocab_size)
-    assert judge(model, split)["AP_elsewhere"] is None
+    assert judge(model, split.pairs)["AP_elsewhere"] is None
     told: list[torch.Tensor] = []
     fuse = model.fuse
 
@@ -120,9 +120,9 @@ def test_a_text_is_judged_beside_the_picture_before_it_where_that_is_asked(split
         return fuse(image, *rest)
 
     with mock.patch.object(model, "fuse", kept):
-        report = judge(model, split, elsewhere=True)
+        report = judge(model, split.pairs, elsewhere=True)
     own, other = told
     assert torch.equal(other[1:], own[:-1])
     assert torch.equal(other[0], own[-1])
     assert all(0 < value <= 1 for value in report["AP_elsewhere"])
-    assert judge(model, split, batch_size=1, elsewhere=True)["AP_elsewhere"] is None  # one has no other beside it
+    assert judge(model, split.pairs, batch_size=1, elsewhere=True)["AP_elsewhere"] is None  # one has no other beside it

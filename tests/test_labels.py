@@ -3,8 +3,8 @@
 import pytest
 
 from asap.errors import AnnotationError, ConfigError
-from asap.labels import DGM4, SAMM, label_set
-from asap.model.config import LABEL_SETS, TYPES, ModelConfig
+from asap.labels import DGM4, LABEL_SETS, SAMM, TYPES, label_set
+from asap.model.config import ModelConfig
 
 
 def test_every_label_set_that_a_model_may_speak_is_there_under_its_name() -> None:

@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from asap.corpus.picture_index import LocalFolder, PictureIndex, canonical, index_pictures
+from asap.corpus.folder import LocalFolder
+from asap.corpus.picture_index import PictureIndex, canonical, index_pictures
 from asap.errors import CorpusError
 
 NAME = "DGM4/origin/guardian/0001/7.jpg"

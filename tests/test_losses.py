@@ -8,7 +8,6 @@ import torch.nn.functional as F
 from torch import Tensor
 from torchvision.ops import generalized_box_iou
 
-from asap.model.config import LossWeights, PublishedDefects
 from asap.training.losses import (
     Contrast,
     Criterion,
@@ -26,6 +25,7 @@ from asap.training.losses import (
     token_loss,
     type_loss,
 )
+from asap.training.objective import LossWeights, PublishedDefects
 
 TEMPERATURE = torch.tensor(0.07)
 

@@ -4,7 +4,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from asap.storage.files import Location
+from asap.storage.location import Location
 from jobs.scan.input import manifest
 from jobs.scan.input.manifest import MANIFEST_SCHEMA, ManifestRow, SeenIds, readable_text, storable, write_manifest
 

@@ -7,7 +7,7 @@ from torch import nn
 from torch.optim import AdamW
 
 from asap.model.asap import Asap
-from asap.model.config import LossWeights
+from asap.training.objective import LossWeights
 from asap.training.optimizer import adamw, warmup_cosine
 from asap.training.step import TrainingStep
 

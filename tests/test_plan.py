@@ -13,10 +13,10 @@ from asap.newsroom import generate
 from asap.weights.model_folder import load
 from jobs.cli.app import app
 from jobs.cli.display import plan_tables
-from jobs.settings import TrainSettings
 from jobs.train import run as train_module
 from jobs.train.plan import Plan
 from jobs.train.run import plan
+from jobs.train.settings import TrainSettings
 from jobs.train.stages import augmentation_at, lock_step, stages
 from jobs.train.trainer import model_config
 

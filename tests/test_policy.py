@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from asap.errors import ConfigError
-from asap.model.config import TYPES
+from asap.labels import TYPES
 from asap.policy import Policy
 
 

@@ -2,10 +2,10 @@ from pathlib import Path
 
 import pytest
 
-from asap.errors import ConfigError
+from asap.errors import ConfigError, StorageError
 from asap.policy import Policy
-from asap.storage.files import Location, exists, list_files, write_bytes
-from jobs.errors import StorageError
+from asap.storage.files import exists, list_files, write_bytes
+from asap.storage.location import Location
 from jobs.policy.files import read_policy, replace_policy
 
 

@@ -10,8 +10,9 @@ from PIL import Image
 
 from asap.errors import CheckpointError, ConfigError, DecodeFailed, InputError, TextMissing
 from asap.finding import Finding, Pair
+from asap.labels import TYPES
 from asap.model.asap import Asap
-from asap.model.config import TYPES, ModelConfig
+from asap.model.config import ModelConfig
 from asap.policy import Policy
 from asap.predictor import Predictor
 from asap.preprocessing.images import ImageLimits, PreparedImage, normalise, prepare_image

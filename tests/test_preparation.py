@@ -7,10 +7,10 @@ import numpy as np
 import pyarrow as pa
 
 from asap.preprocessing.images import ImageLimits, prepare_image
+from asap.storage.fetch import FetchSettings
 from jobs.scan.input.manifest import MANIFEST_SCHEMA
 from jobs.scan.stages.prepare import PREPARED_FIELDS, Preparation, prepare_batch
 from jobs.scan.stages.result_rows import CALLER_COLUMNS
-from jobs.settings import FetchSettings
 
 PREPARATION = Preparation(image_size=32, limits=ImageLimits(max_bytes=20_000), fetch=FetchSettings(threads=4))
 

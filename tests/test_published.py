@@ -13,7 +13,8 @@ from asap.model.asap import Asap
 from asap.model.config import ModelConfig
 from asap.preprocessing.text import train_tokenizer
 from asap.training.momentum import FeatureQueues
-from asap.weights.published import expected_shapes, import_published, published_name, published_twins
+from asap.weights.matching import expected_shapes
+from asap.weights.published import import_published, published_name, published_twins
 
 GOLDEN = Path(__file__).parent / "golden"
 State = dict[str, torch.Tensor]

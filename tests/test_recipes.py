@@ -2,8 +2,8 @@ import pytest
 from tiny import draw_batch, tiny_model
 
 from asap.errors import ConfigError
-from asap.model.config import LossWeights, ModelConfig, PublishedDefects
-from asap.training.objective import RECIPES, recipe_called
+from asap.model.config import ModelConfig
+from asap.training.objective import RECIPES, LossWeights, PublishedDefects, recipe_called
 from asap.training.step import TrainingStep
 
 TERMS_OF = {

@@ -7,8 +7,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from asap.storage.files import Location
-from jobs.errors import InputNotFound, StorageError
+from asap.errors import StorageError
+from asap.storage.location import Location
+from jobs.errors import InputNotFound
 from jobs.scan.input import record_files as records
 from jobs.scan.input.record_files import RowError, read_records, record_file
 

@@ -17,22 +17,23 @@ import pyarrow.parquet as pq
 import pytest
 from waiting import HANG_S
 
-from asap.errors import AsapError, ConfigError
+from asap.errors import AsapError, ConfigError, StorageError
 from asap.finding import Pair
-from asap.model.config import TYPES
+from asap.labels import TYPES
 from asap.policy import Policy
 from asap.predictor import Predictor
 from asap.storage import files as storage
-from asap.storage.files import Location, exists, list_files, write_bytes
-from jobs.errors import JobDiffers, JobError, JobInUse, StorageError
+from asap.storage.files import exists, list_files, write_bytes
+from asap.storage.location import Location
+from jobs.errors import JobDiffers, JobError, JobInUse
 from jobs.policy import repolicy as module
 from jobs.policy.repolicy import repolicy
 from jobs.scan.input.manifest import MANIFEST_SCHEMA
 from jobs.scan.output.job_folder import Job, check_resumable, read_record, results_folder
 from jobs.scan.output.summary import write_outcome
 from jobs.scan.run import scan
+from jobs.scan.settings import ScanSettings
 from jobs.scan.stages.result_rows import RESULT_SCHEMA, columns_of, failure, result_table
-from jobs.settings import ScanSettings
 
 BEFORE = Policy(manipulated=0.5, review=0.5)
 TEXTS = (

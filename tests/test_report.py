@@ -19,8 +19,9 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from jobs.errors import StorageError
-from jobs.scan.output.report import PICTURE_BYTES, PICTURE_SIDE, TEXT_SHOWN, write_report
+from asap.errors import StorageError
+from jobs.pages.page import PICTURE_BYTES, PICTURE_SIDE
+from jobs.scan.output.report import TEXT_SHOWN, write_report
 from jobs.scan.stages.result_rows import RESULT_SCHEMA
 
 VOID = {"meta", "img", "input", "br"}

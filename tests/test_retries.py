@@ -1,8 +1,8 @@
 import pytest
 from ray.train import ControllerError, WorkerGroupError
 
-from asap.errors import AsapError, CorpusError
-from jobs.errors import StorageError, TrainingDiverged
+from asap.errors import AsapError, CorpusError, StorageError
+from jobs.errors import TrainingDiverged
 from jobs.train.worker import FinalFailures, final_failure
 
 

@@ -6,8 +6,10 @@ import boto3
 import pytest
 from ray.train import Checkpoint
 
-from asap.storage.files import Location, filesystem, write_bytes
-from jobs.errors import StorageError
+from asap.errors import StorageError
+from asap.storage.files import write_bytes
+from asap.storage.location import Location
+from asap.storage.s3 import filesystem
 from jobs.train.run_folder import folder as run_folder
 from jobs.train.run_folder.folder import RunFolder, checkpoint_folder
 

@@ -4,10 +4,10 @@ from typing import Any
 
 import pytest
 
-from jobs.settings import TrainSettings
 from jobs.train.run_folder import record as run_record
 from jobs.train.run_folder.folder import RunFolder
 from jobs.train.run_folder.record import code_version, finish_record, note_cluster, start_record
+from jobs.train.settings import TrainSettings
 
 
 @pytest.fixture

@@ -14,17 +14,18 @@ import pyarrow.parquet as pq
 import pytest
 from deadly import Deadly
 
-from asap.errors import AsapError, CheckpointError, ConfigError
+from asap.errors import AsapError, CheckpointError, ConfigError, StorageError
 from asap.storage import files as storage
-from asap.storage.files import Location
-from jobs.errors import InputNotFound, JobDiffers, JobFailed, StorageError
+from asap.storage.fetch import FetchSettings
+from asap.storage.location import Location
+from jobs.errors import InputNotFound, JobDiffers, JobFailed
 from jobs.scan.input.manifest import ManifestRow, write_manifest
 from jobs.scan.output.completeness import count_rows, repair_results
 from jobs.scan.output.job_folder import Job
 from jobs.scan.run import ScanProgress, _watched, check_manifest, check_results, scan
+from jobs.scan.settings import CaptionSettings, ScanSettings
 from jobs.scan.stages.detect import Detector
 from jobs.scan.stages.result_rows import RESULT_SCHEMA
-from jobs.settings import CaptionSettings, FetchSettings, ScanSettings
 
 
 def _results(folder: Location) -> list[dict[str, Any]]:

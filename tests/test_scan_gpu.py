@@ -12,8 +12,8 @@ import pytest
 from deadly import Deadly
 from waiting import HANG_S, wait_until
 
+from jobs.scan.settings import ScanSettings
 from jobs.scan.stages.detect import Detection
-from jobs.settings import ScanSettings
 
 
 class _Deadly(Deadly):

@@ -22,7 +22,8 @@ def served(ray_here: None) -> Iterator[tuple[str, Any]]:
     """The address and the handle of a running application."""
     from ray import serve
 
-    from serve.app import build, start
+    from serve.app import build
+    from serve.run import start
 
     settings = ServeSettings(
         port=free_port(), max_replicas=1, detector_cpus=0.5, decoders=1, drain_s=5, deadline_s=HANG_S,

@@ -11,8 +11,7 @@ import pytest
 from played import PlayedTime
 from starlette.requests import Request
 
-from serve.api.body import Load, Room
-from serve.api.capacity import Admission
+from serve.api.capacity import Admission, Load, Room
 from serve.api.metrics import Figures
 from serve.api.middleware import Front
 from serve.inference.in_flight import UnderWay

@@ -31,7 +31,7 @@ class Detectors:
 
 @played
 async def test_long_texts_go_alone_and_two_ahead_and_hold_up_no_other() -> None:
-    from serve.app import RayJudge
+    from serve.inference.detector_client import RayJudge
 
     detectors = Detectors()
     judge = RayJudge(detectors, ServeSettings(batch_size=2, batch_wait_s=0))
@@ -73,7 +73,7 @@ def held(ray_here: None) -> Iterator[Any]:
 
 @played
 async def test_what_nobody_waits_for_any_more_is_called_back_from_its_detector(held: Any) -> None:
-    from serve.app import RayJudge
+    from serve.inference.detector_client import RayJudge
 
     asked = asyncio.create_task(RayJudge(held, ServeSettings()).detect(GREY, QUICK))
     assert await held.begun.remote()

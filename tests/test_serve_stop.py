@@ -114,14 +114,14 @@ class Handle:
 
 @pytest.fixture
 def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("serve.app._LOOK_S", 0)
-    monkeypatch.setattr("serve.app._PASSED_ON_S", 0)
+    monkeypatch.setattr("serve.run._LOOK_S", 0)
+    monkeypatch.setattr("serve.run._PASSED_ON_S", 0)
 
 
 @pytest.mark.usefixtures("at_once")
 @pytest.mark.parametrize("busy", [[0, 1], [TimeoutError()], TimeoutError()], ids=str)
 def test_it_waits_while_any_process_is_busy_or_does_not_say(busy: list[Any] | Exception) -> None:
-    from serve.app import _drain
+    from serve.run import _drain
 
     handle = Handle(busy, busy, [0, 0])
     _drain(handle, 300)
@@ -131,7 +131,7 @@ def test_it_waits_while_any_process_is_busy_or_does_not_say(busy: list[Any] | Ex
 @pytest.mark.usefixtures("at_once")
 @pytest.mark.parametrize("gone", [[0, RayActorError()], DeploymentUnavailableError(None)], ids=str)  # type: ignore[arg-type]
 def test_it_does_not_wait_for_a_process_that_is_gone(gone: list[Any] | Exception) -> None:
-    from serve.app import _drain
+    from serve.run import _drain
 
     handle = Handle(gone, [1])
     _drain(handle, 300)
@@ -139,11 +139,11 @@ def test_it_does_not_wait_for_a_process_that_is_gone(gone: list[Any] | Exception
 
 
 def test_it_waits_no_longer_than_it_may(monkeypatch: pytest.MonkeyPatch) -> None:
-    from serve.app import _drain
+    from serve.run import _drain
 
     clock, handle = Clock(), Handle(*[[1]] * 10**4)
     monkeypatch.setattr("serve.app.time", clock)
-    monkeypatch.setattr("serve.app._LOOK_S", 1)
+    monkeypatch.setattr("serve.run._LOOK_S", 1)
     _drain(handle, 300)
     assert (handle.asked, clock.now) == (300, 300)
 
@@ -156,7 +156,7 @@ def test_told_once_more_it_ends_at_once(monkeypatch: pytest.MonkeyPatch) -> None
 
     former = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     ended: list[str] = []
-    monkeypatch.setattr("serve.app.start", lambda *_: Handle(*[[1]] * 10**6))
+    monkeypatch.setattr("serve.run.start", lambda *_: Handle(*[[1]] * 10**6))
     monkeypatch.setattr("ray.serve.shutdown", lambda: ended.append("with grace"))
     try:
         with pytest.raises(KeyboardInterrupt):

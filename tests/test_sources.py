@@ -7,9 +7,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from asap.errors import StorageError
 from asap.storage import files as storage
-from asap.storage.files import Location
-from jobs.errors import InputNotFound, StorageError
+from asap.storage.location import Location
+from jobs.errors import InputNotFound
 from jobs.scan.input import sources
 from jobs.scan.input.manifest import ManifestRow
 from jobs.scan.input.record_files import RowError

@@ -12,11 +12,10 @@ from PIL import Image
 from asap.errors import CorpusError
 from asap.model.config import ModelConfig
 from asap.preprocessing.text import train_tokenizer
-from jobs.settings import TrainSettings
 from jobs.train.data import splits
-from jobs.train.data.splits import choose_ingest, data_of, prepare_splits, read_splits
+from jobs.train.data.splits import Split, choose_ingest, data_of, prepare_splits, read_splits
 from jobs.train.run_folder.folder import RunFolder
-from jobs.train.trainer import Split
+from jobs.train.settings import TrainSettings
 
 CONFIG = ModelConfig.tiny(image_size=32, width=48, heads=4)
 

@@ -8,9 +8,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from asap.errors import StorageError
 from asap.storage import files as storage
-from asap.storage.files import Location
-from jobs.errors import StorageError
+from asap.storage import s3 as s3_module
+from asap.storage.location import Location
 
 
 def test_a_relative_path_becomes_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -142,7 +143,7 @@ def test_a_stream_decompresses_by_name(folder: Location) -> None:
 
 
 def test_a_table_can_be_written_and_read_at_any_offset(folder: Location) -> None:
-    system, path = storage.filesystem(folder)
+    system, path = s3_module.filesystem(folder)
     system.create_dir(path, recursive=True)
     pq.write_table(pa.table({"a": [1, 2]}), f"{path}/t.parquet", filesystem=system)
     with storage.open_seekable(folder / "t.parquet") as file:
@@ -209,7 +210,7 @@ def test_reading_what_is_not_there_is_told_in_a_sentence(place: str, bucket: str
 
 def test_an_unknown_bucket_is_told_by_its_name(s3: str) -> None:
     with pytest.raises(StorageError, match="the bucket 'no-such-bucket-here' does not exist"):
-        storage.check_bucket(Location("s3://no-such-bucket-here/a"))
+        s3_module.check_bucket(Location("s3://no-such-bucket-here/a"))
     with pytest.raises(StorageError, match="bucket of s3://no-such-bucket-here/a does not exist"):
         list(storage.list_files(Location("s3://no-such-bucket-here/a")))
 
@@ -220,24 +221,24 @@ def test_missing_credentials_are_told_with_what_to_do(s3: str, monkeypatch: pyte
     monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", os.devnull)
     monkeypatch.setenv("AWS_CONFIG_FILE", os.devnull)
     monkeypatch.setattr(boto3, "DEFAULT_SESSION", None)
-    storage.s3_client.cache_clear()
+    s3_module.s3_client.cache_clear()
     try:
         with pytest.raises(StorageError, match=r"no AWS credentials for s3://some-bucket.*AWS_PROFILE"):
-            storage.check_bucket(Location("s3://some-bucket/a"))
+            s3_module.check_bucket(Location("s3://some-bucket/a"))
     finally:
-        storage.s3_client.cache_clear()
+        s3_module.s3_client.cache_clear()
         boto3.setup_default_session()
 
 
 def test_an_unknown_profile_is_a_matter_of_credentials(s3: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_PROFILE", "nobody")
     monkeypatch.setattr(boto3, "DEFAULT_SESSION", None)
-    storage.s3_client.cache_clear()
+    s3_module.s3_client.cache_clear()
     try:
         with pytest.raises(StorageError, match=r"no AWS credentials.*nobody"):
             storage.read_bytes(Location("s3://some-bucket/a"))
     finally:
-        storage.s3_client.cache_clear()
+        s3_module.s3_client.cache_clear()
         boto3.DEFAULT_SESSION = None
 
 
@@ -253,7 +254,7 @@ def test_an_unknown_profile_is_a_matter_of_credentials(s3: str, monkeypatch: pyt
     ],
 )
 def test_tables_go_to_the_endpoint_that_objects_go_to(endpoint: str, override: str | None) -> None:
-    assert storage._endpoint_options(endpoint).get("endpoint_override") == override
+    assert s3_module._endpoint_options(endpoint).get("endpoint_override") == override
 
 
 @pytest.mark.parametrize("has_links", [True, False])

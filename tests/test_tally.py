@@ -9,8 +9,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from asap.storage.files import Location
-from jobs.errors import StorageError
+from asap.errors import StorageError
+from asap.storage.location import Location
 from jobs.scan.output.tally import BINS, read_rows, tally_results
 from jobs.scan.stages.result_rows import RESULT_SCHEMA
 

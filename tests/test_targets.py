@@ -9,17 +9,16 @@ import torch
 import torch.nn.functional as F
 
 from asap.errors import AnnotationError
+from asap.labels import is_manipulated, types_of
 from asap.training.targets import (
     CLASSES,
     box_targets,
     face_box,
-    is_manipulated,
     multi_hot,
     patch_labels,
     patch_mask,
     resize_box,
     stack_boxes,
-    types_of,
 )
 
 GOLDEN = Path(__file__).parent / "golden"

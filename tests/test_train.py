@@ -14,18 +14,18 @@ import torch
 from small_run import MODEL, draw_corpus, settings_for
 
 from asap.corpus.reader import fingerprint, read_split
-from asap.errors import AnnotationError, ConfigError, CorpusError
+from asap.errors import AnnotationError, ConfigError, CorpusError, StorageError
 from asap.finding import Pair
 from asap.predictor import Predictor
 from asap.weights.model_folder import load_folder
 from jobs import cluster
-from jobs.errors import StorageError, TrainingDiverged
-from jobs.settings import TrainSettings
+from jobs.errors import TrainingDiverged
 from jobs.train import run as train_module
 from jobs.train.data.splits import data_of, read_splits
 from jobs.train.run import train
 from jobs.train.run_folder import folder as run_folder
 from jobs.train.run_folder.folder import RunFolder
+from jobs.train.settings import TrainSettings
 from jobs.train.trainer import Fit
 
 

@@ -7,10 +7,10 @@ import torch
 from tiny import CLASSES, draw_batch, draw_texts, tiny_model
 
 from asap.errors import ConfigError
-from asap.model.config import LossWeights
 from asap.model.encoders import Attention, TextEncoder
 from asap.training.batch import Batch
 from asap.training.losses import real_fake_loss, type_loss
+from asap.training.objective import LossWeights
 from asap.training.step import TrainingStep
 
 HAMMER = LossWeights(ied=0, mpp=0, mgca=0)

@@ -11,11 +11,12 @@ from tiny import tiny_model
 
 from asap.errors import CheckpointError
 from asap.model.asap import Asap
-from asap.model.config import LossWeights, ModelConfig
+from asap.model.config import ModelConfig
 from asap.preprocessing.text import train_tokenizer
-from asap.training.step import TrainingStep
+from asap.training.objective import LossWeights
+from asap.training.step import TrainingStep, begin
 from asap.weights.model_folder import load, save
-from asap.weights.start import Start, begin, has_words, read_starts, source_tokenizer
+from asap.weights.start import Start, has_words, read_starts, source_tokenizer
 
 State = dict[str, torch.Tensor]
 GOLDEN = Path(__file__).parent / "golden"

@@ -9,12 +9,11 @@ import pytest
 import torch
 from tiny import tiny_model
 
-from asap.errors import CheckpointError, ConfigError
+from asap.errors import CheckpointError, ConfigError, StorageError
 from asap.preprocessing.text import load_tokenizer, train_tokenizer
 from asap.weights.model_folder import load, save
-from jobs.errors import StorageError
-from jobs.settings import TrainSettings
 from jobs.train.run_folder.folder import RunFolder
+from jobs.train.settings import TrainSettings
 from jobs.train.start import prepare_start
 from jobs.train.trainer import model_config
 

@@ -6,10 +6,11 @@ from typing import Any
 import torch
 from torch import nn
 
+from asap.labels import IMAGE_TYPES, is_manipulated
 from asap.model.asap import Asap
-from asap.model.config import IMAGE_TYPES, ModelConfig
+from asap.model.config import ModelConfig
 from asap.training.batch import Batch, Tokens
-from asap.training.targets import box_targets, is_manipulated, multi_hot, patch_labels, patch_mask
+from asap.training.targets import box_targets, multi_hot, patch_labels, patch_mask
 
 CLASSES = ("orig", "face_swap", "text_swap", "face_attribute&text_attribute")
 

@@ -21,7 +21,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, Self
 
-from asap.corpus.json_files import parse_json
+from asap.corpus.folder import parse_json
 from asap.corpus.picture_index import canonical
 from asap.corpus.report import Joined, Way
 from asap.errors import CorpusError

@@ -12,10 +12,11 @@ from typing import Protocol, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from asap.corpus.picture_index import ImagePlace
+from asap.corpus.folder import ImagePlace
 from asap.corpus.reader import Record
-from asap.errors import InputError
-from asap.preprocessing.images import ImageSource, PreparedImage, prepare_image
+from asap.errors import FetchFailed, ImageMissing, InputError, StorageError
+from asap.preprocessing.images import DEFAULT_LIMITS, ImageSource, PreparedImage, prepare_image
+from asap.storage.fetch import FetchSettings, fetch
 
 
 class Measured(Protocol):
@@ -148,3 +149,23 @@ def decode_picture(
         return prepare_image(read(place), image_size)
     except InputError as error:
         raise type(error)(f"picture {place}: {error}") from error
+
+
+def picture_place(text: str) -> ImagePlace:
+    """A record's picture from its place in words."""
+    return text if "://" in text else Path(text)
+
+
+def read_picture(place: ImagePlace) -> bytes | Path:
+    """What decoding a record's picture begins with: its bytes from a bucket, or its path.
+
+    Raises `ImageMissing` or `ImageTooLarge` for the one object, `StorageError` for a store that does not give it.
+    """
+    if isinstance(place, Path):
+        return place
+    try:
+        return fetch(place, DEFAULT_LIMITS.max_bytes, FetchSettings()).data
+    except FetchFailed as error:
+        if error.code == "not_found":
+            raise ImageMissing("the object does not exist") from error
+        raise StorageError(f"picture {place} cannot be read, after {error.attempt} tries: {error.detail}") from error

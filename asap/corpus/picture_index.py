@@ -10,94 +10,14 @@ What users of DGM4 meet, and what is looked for after the name itself:
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from itertools import groupby
-from pathlib import Path
-from typing import Protocol
 
-from asap.errors import CorpusError
-
-ImagePlace = Path | str
-"""What a picture is opened by: a path, or the address of an object."""
+from asap.corpus.folder import Folder
 
 _SPELLINGS = {"gardian": "guardian"}
 _DATASET_FOLDERS = {"dgm4", "samm", "samm_datasets"}
 """Names, in lower case, that paths of the metadata may start with."""
-
-
-class Folder(Protocol):
-    """A folder with a corpus in it, wherever it is; names are relative to it and have slashes. `str` is its address."""
-
-    @property
-    def name(self) -> str:
-        """The last part of its address."""
-        ...
-
-    @property
-    def above(self) -> Folder:
-        """The folder that this one lies in."""
-        ...
-
-    def names(self, below: str = "") -> Iterator[str]:
-        """Every file in it, or in one of its folders; none where there is no such folder."""
-        ...
-
-    def read(self, name: str) -> bytes:
-        """A whole file. `name` may also be an address of its own. Raises an `AsapError` that names the file."""
-        ...
-
-    def place(self, name: str) -> ImagePlace:
-        """What a picture is opened by."""
-        ...
-
-
-@dataclass(frozen=True)
-class LocalFolder:
-    """A folder of this machine. Links are followed."""
-
-    path: Path
-
-    @property
-    def name(self) -> str:
-        """See `Folder`."""
-        return self.path.resolve().name
-
-    @property
-    def above(self) -> LocalFolder:
-        """See `Folder`."""
-        return LocalFolder(self.path.parent)
-
-    def names(self, below: str = "") -> Iterator[str]:
-        """See `Folder`."""
-        seen: set[tuple[int, int]] = set()
-        for parent, folders, files in os.walk(self.path / below, followlinks=True):
-            status = Path(parent).stat()
-            if (status.st_dev, status.st_ino) in seen:  # a link back to a folder above
-                folders.clear()
-                continue
-            seen.add((status.st_dev, status.st_ino))
-            folders.sort()
-            relative = Path(parent).relative_to(self.path)
-            yield from ((relative / file).as_posix() for file in sorted(files))
-
-    def read(self, name: str) -> bytes:
-        """See `Folder`."""
-        path = self.path / name
-        try:
-            return path.read_bytes()
-        except FileNotFoundError:
-            raise CorpusError(f"{path} does not exist") from None
-        except OSError as error:
-            raise CorpusError(f"{path} cannot be read: {error}") from error
-
-    def place(self, name: str) -> Path:
-        """See `Folder`."""
-        return self.path / name
-
-    def __str__(self) -> str:
-        return str(self.path)
 
 
 def canonical(path: str) -> tuple[str, ...]:

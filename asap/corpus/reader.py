@@ -21,11 +21,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from asap.corpus.annotations import Row, read_row, repaired
+from asap.corpus.annotations import DEFAULT_RULES, STRICT, ReadRules, Row, read_row, repaired
 from asap.corpus.descriptions import Described, Descriptions, Kind, join
-from asap.corpus.json_files import parse_json
-from asap.corpus.picture_index import Folder, ImagePlace, LocalFolder, PictureIndex, index_pictures
-from asap.corpus.read_rules import DEFAULT_RULES, STRICT, ReadRules
+from asap.corpus.folder import Folder, ImagePlace, LocalFolder, parse_json
+from asap.corpus.picture_index import PictureIndex, index_pictures
 from asap.corpus.report import SHOWN, CorpusReport, Joined
 from asap.errors import ConfigError, CorpusError, PicturesMissing
 from asap.labels import LabelSet, label_set

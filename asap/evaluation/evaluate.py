@@ -8,36 +8,34 @@ from typing import Any
 
 import numpy as np
 import torch
-from jobs.corpus import read_picture
-from jobs.train.trainer import Split
 from torch import Tensor
 
-from asap.corpus.picture_cache import PictureCache, decode_picture
-from asap.corpus.read_rules import BadBox
+from asap.corpus.annotations import BadBox
+from asap.corpus.picture_cache import PictureCache, decode_picture, read_picture
 from asap.evaluation.metrics import Evaluation
+from asap.labels import IMAGE_TYPES
 from asap.model.asap import Asap
-from asap.model.config import IMAGE_TYPES
 from asap.preprocessing.text import TextCodec
 from asap.training.batch import Batch
 from asap.training.dataset import Record, TrainingSet, collate
 
 
-def judge(model: Asap, split: Split, batch_size: int = 64, *, elsewhere: bool = False) -> dict[str, Any]:
+def judge(model: Asap, pairs: TrainingSet, batch_size: int = 64, *, elsewhere: bool = False) -> dict[str, Any]:
     """Every figure of `asap.evaluation.metrics.Evaluation` for the pairs of the split. Leaves the model in its mode.
 
     `elsewhere`: see `judge_batch`.
     """
     was_training = model.training
     model.eval()
-    if isinstance(split.pairs.pictures, PictureCache):
+    if isinstance(pairs.pictures, PictureCache):
         evaluation = Evaluation()
-        for start in range(0, len(split.pairs), batch_size):
-            numbers = range(start, min(start + batch_size, len(split.pairs)))
-            judge_batch(evaluation, model, split.pairs, numbers, elsewhere=elsewhere)
+        for start in range(0, len(pairs), batch_size):
+            numbers = range(start, min(start + batch_size, len(pairs)))
+            judge_batch(evaluation, model, pairs, numbers, elsewhere=elsewhere)
     else:
         threads = max(2, torch.get_num_threads())
         evaluation = judge_records(
-            model, split.pairs.codec, split.pairs.records, batch_size, threads, "boxless", elsewhere=elsewhere
+            model, pairs.codec, pairs.records, batch_size, threads, "boxless", elsewhere=elsewhere
         )
     model.train(was_training)
     return evaluation.compute()

@@ -22,9 +22,8 @@ from sklearn.metrics import auc, average_precision_score, roc_curve
 from torch import Tensor
 
 from asap.errors import AsapError
-from asap.labels import AUTHENTIC
+from asap.labels import AUTHENTIC, IMAGE_TYPES, TEXT_TYPES, TYPES
 from asap.model.asap import AsapOutput
-from asap.model.config import IMAGE_TYPES, TEXT_TYPES, TYPES
 
 Floats = NDArray[np.float32]
 Flags = NDArray[np.bool_]
@@ -42,7 +41,7 @@ class Judged(NamedTuple):
     margin: Floats
     """(B,): logit of manipulated minus logit of authentic."""
     multilabel: Floats
-    """(B, 4): logits of `asap.model.config.TYPES`."""
+    """(B, 4): logits of `asap.labels.TYPES`."""
     types: Flags
     """(B, 4): the true types."""
     box: Floats

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-from asap.model.config import IMAGE_TYPES, TEXT_TYPES
+from asap.labels import IMAGE_TYPES, TEXT_TYPES
 
 _BOX = (("IoUmean", "IoU_mean"), ("IoU50", "IoU50"), ("IoU75", "IoU75"))
 _WORDS = (("precision", "token_precision"), ("recall", "token_recall"), ("F1", "token_F1"))

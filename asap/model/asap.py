@@ -12,7 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from asap.model.config import IMAGE_TYPES, TEXT_TYPES, TYPES, ModelConfig
+from asap.labels import IMAGE_TYPES, TEXT_TYPES, TYPES
+from asap.model.config import ModelConfig
 from asap.model.encoders import Attention, FusionEncoder, ImageEncoder, TextEncoder
 
 
@@ -22,7 +23,7 @@ class AsapOutput(NamedTuple):
     logits_real_fake: Tensor
     """(B, 2): authentic, manipulated."""
     logits_multilabel: Tensor
-    """(B, 4), a logit for each of `asap.model.config.TYPES`."""
+    """(B, 4), a logit for each of `asap.labels.TYPES`."""
     box_cxcywh: Tensor
     """(B, 4): the manipulated face, in [0, 1] of the picture's width and height."""
     logits_token: Tensor

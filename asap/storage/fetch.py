@@ -9,12 +9,28 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from jobs.errors import FetchFailed
-from jobs.settings import FetchSettings
+from pydantic import BaseModel, ConfigDict, Field
 
-from asap.errors import ImageTooLarge
+from asap.errors import FetchFailed, ImageTooLarge
 from asap.storage.failures import failure_code
-from asap.storage.files import Location, s3_client
+from asap.storage.location import Location
+from asap.storage.s3 import s3_client
+
+
+class FetchSettings(BaseModel):
+    """How objects are fetched. Nothing here changes what a result says, but for failures."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    threads: int = Field(default=16, ge=1, le=256)
+    """Objects one task fetches at a time."""
+    decode_threads: int = Field(default=2, ge=1)
+    """Pictures one task decodes at a time: each may take up to 9 bytes of memory a pixel."""
+    attempts: int = Field(default=4, ge=1)
+    """Tries for one object, with exponential backoff and jitter between them."""
+    connect_timeout_s: float = Field(default=5, gt=0)
+    read_timeout_s: float = Field(default=30, gt=0)
+
 
 _FIRST_BACKOFF_S = 0.2
 _LONGEST_BACKOFF_S = 20.0

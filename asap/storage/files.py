@@ -8,170 +8,29 @@ listings go through boto3, tables through pyarrow's filesystems.
 from __future__ import annotations
 
 import errno
-import functools
 import io
 import os
-import posixpath
-import re
 import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, Self, cast
+from typing import Any, BinaryIO, cast
 
-import pyarrow.fs as pafs
-from jobs.errors import StorageError
-
+from asap.errors import StorageError
 from asap.storage.failures import failure_code, storage_errors
+from asap.storage.location import FileInfo, Location
+from asap.storage.s3 import filesystem, s3_client
 
-_SCHEME = re.compile(r"^([a-zA-Z][a-zA-Z0-9+.-]+)://")
 _DELETE_AT_ONCE = 1000  # S3's limit on the keys of one DeleteObjects
 
 _NO_LINKS = {errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK}
 """Of a file system that has no hard links, such as a bucket that is mounted as a folder."""
-_PUBLIC_S3 = re.compile(r"https://s3([.-][a-z0-9-]+)?\.amazonaws\.com(\.cn)?")
-"""Where pyarrow goes by itself; any other endpoint, that of a VPC or FIPS too, it must be told."""
-
-
-@dataclass(frozen=True, order=True)
-class Location:
-    """A file or folder (an object or prefix): `uri` is an absolute path, or s3://bucket/key; no slash at its end."""
-
-    uri: str
-
-    @classmethod
-    def parse(cls, text: str | Path) -> Self:
-        """From what a person types: a path, file:// or s3://. Raises `StorageError` for any other scheme."""
-        text = str(text)
-        scheme = _SCHEME.match(text)
-        if scheme is None:
-            return cls(str(Path(text).expanduser().absolute()))
-        if scheme[1].lower() == "file":
-            return cls(str(Path(text[scheme.end() :]).absolute()))
-        if scheme[1].lower() != "s3":
-            raise StorageError(f"{text!r} has the scheme {scheme[1]}://; local paths, file:// and s3:// are known")
-        location = cls("s3://" + text[scheme.end() :].rstrip("/"))
-        if not location.bucket:
-            raise StorageError(f"{text!r} names no bucket; write s3://BUCKET/KEY")
-        return location
-
-    @property
-    def is_s3(self) -> bool:
-        """Whether this is an object or prefix of S3."""
-        return self.uri.startswith("s3://")
-
-    @property
-    def bucket(self) -> str:
-        """Of an s3:// location."""
-        return self.uri[5:].partition("/")[0]
-
-    @property
-    def key(self) -> str:
-        """Of an s3:// location; empty for the bucket itself."""
-        return self.uri[5:].partition("/")[2]
-
-    @property
-    def name(self) -> str:
-        """The last part of the path; the bucket's for a bucket."""
-        return posixpath.basename(self.uri)
-
-    @property
-    def parent(self) -> Location:
-        """The folder; a bucket and the root are their own."""
-        if self.is_s3:
-            return Location(f"s3://{self.bucket}/{posixpath.dirname(self.key)}".rstrip("/"))
-        return Location(posixpath.dirname(self.uri))
-
-    def __truediv__(self, name: str) -> Location:
-        return Location(f"{self.uri.rstrip('/')}/{name}")
-
-    def __str__(self) -> str:
-        return self.uri
-
-
-@dataclass(frozen=True)
-class FileInfo:
-    """One file of a listing."""
-
-    location: Location
-    size: int
-    stamp: str
-    """What changes when the file does: an object's ETag, a local file's time of change in nanoseconds."""
-
-    @property
-    def version(self) -> str | None:
-        """The ETag; None for a local file, whose store tells none."""
-        return self.stamp if self.location.is_s3 else None
 
 
 def _local_info(path: Path) -> FileInfo:
     status = path.stat()
     return FileInfo(Location(str(path)), status.st_size, str(status.st_mtime_ns))
-
-
-@functools.cache
-def s3_client(*, attempts: int = 5, connect_timeout_s: float = 10, read_timeout_s: float = 60) -> Any:
-    """This process's client, with botocore's standard retries (exponential, with jitter). Safe to share by threads."""
-    import boto3
-    from botocore.config import Config
-
-    with storage_errors("S3"):
-        return boto3.client(
-            "s3",
-            config=Config(
-                retries={"mode": "standard", "total_max_attempts": attempts},
-                connect_timeout=connect_timeout_s,
-                read_timeout=read_timeout_s,
-                max_pool_connections=64,
-            ),
-        )
-
-
-def check_bucket(location: Location) -> None:
-    """Raise a `StorageError` if the bucket is unknown, closed to these credentials, or there are none."""
-    _bucket_region(location.bucket)
-
-
-@functools.cache
-def _bucket_region(bucket: str) -> str | None:
-    from botocore.exceptions import ClientError
-
-    with storage_errors(f"s3://{bucket}"):
-        try:
-            response = s3_client().head_bucket(Bucket=bucket)
-        except ClientError as error:
-            if failure_code(error)[0] != "not_found":
-                raise
-            raise StorageError(
-                f"the bucket {bucket!r} does not exist; check its name, and AWS_ENDPOINT_URL if it is not on AWS"
-            ) from error
-    region = response["ResponseMetadata"]["HTTPHeaders"].get("x-amz-bucket-region")
-    return cast("str | None", region or s3_client().meta.region_name)
-
-
-def filesystem(location: Location) -> tuple[pafs.FileSystem, str]:
-    """The pyarrow filesystem of a location, and its path there; both can be sent to other machines."""
-    if not location.is_s3:
-        return pafs.LocalFileSystem(), location.uri
-    return _s3_filesystem(location.bucket), f"{location.bucket}/{location.key}".rstrip("/")
-
-
-@functools.cache
-def _s3_filesystem(bucket: str) -> pafs.S3FileSystem:
-    region = _bucket_region(bucket)
-    options: dict[str, Any] = {"region": region, "retry_strategy": pafs.AwsStandardS3RetryStrategy(max_attempts=6)}
-    options |= _endpoint_options(str(s3_client().meta.endpoint_url))
-    with storage_errors(f"s3://{bucket}"):
-        return pafs.S3FileSystem(**options)
-
-
-def _endpoint_options(endpoint: str) -> dict[str, str]:
-    if _PUBLIC_S3.fullmatch(endpoint):
-        return {}
-    scheme, _, address = endpoint.partition("://")
-    return {"scheme": scheme, "endpoint_override": address}
 
 
 def exists(location: Location) -> bool:

@@ -6,7 +6,8 @@ import hashlib
 from collections.abc import Iterable, Iterator
 
 from asap.storage.failures import storage_errors
-from asap.storage.files import FileInfo, Location, file_info, open_read
+from asap.storage.files import file_info, open_read
+from asap.storage.location import FileInfo, Location
 
 
 def file_fingerprint(location: Location) -> str:

@@ -30,7 +30,7 @@ class Batch:
     manipulated: Tensor
     """(B,) bool."""
     types: Tensor
-    """(B, 4) float, 0 or 1 for each of `asap.model.config.TYPES`."""
+    """(B, 4) float, 0 or 1 for each of `asap.labels.TYPES`."""
     box_cxcywh: Tensor
     """(B, 4) in [0, 1]; zeros where there is no box."""
     has_box: Tensor

@@ -11,13 +11,14 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from asap.corpus.annotations import BadBox
+from asap.corpus.folder import ImagePlace
 from asap.corpus.picture_cache import Measured, PictureCache
-from asap.corpus.picture_index import ImagePlace
-from asap.corpus.read_rules import BadBox
 from asap.corpus.reader import Record, read_split
 from asap.corpus.report import CorpusReport
 from asap.errors import AnnotationError, InputError
-from asap.model.config import IMAGE_TYPES, ModelConfig
+from asap.labels import IMAGE_TYPES
+from asap.model.config import ModelConfig
 from asap.preprocessing.images import BoxXyxy, Pixels, normalise
 from asap.preprocessing.text import LabelledText, TextCodec, pad_batch
 from asap.training.augmentation import Augmentation, augment, names_a_side
@@ -55,7 +56,7 @@ class Sample:
     box_xyxy: BoxXyxy | None
     """The manipulated face in pixels of the square picture."""
     types: torch.Tensor
-    """(4,) float32, 0 or 1 for each of `asap.model.config.TYPES`; none of them is an authentic pair."""
+    """(4,) float32, 0 or 1 for each of `asap.labels.TYPES`; none of them is an authentic pair."""
     text_ids: list[int]
     token_labels: list[int]
     """For each token after [CLS]."""

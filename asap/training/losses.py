@@ -14,8 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torchvision.ops import box_convert, generalized_box_iou_loss
 
-from asap.model.config import LossWeights, PublishedDefects
 from asap.training.distributed import mean_over_workers, rank
+from asap.training.objective import LossWeights, PublishedDefects
 
 IGNORED_TOKEN = -100
 """The label of a padded token."""

@@ -2,12 +2,66 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 from asap.errors import ConfigError
-from asap.model.config import LossWeights, PublishedDefects
+
+
+@dataclass(frozen=True, kw_only=True)
+class LossWeights:
+    """The weight of each term in the total (the published recipe). 0 leaves a term out."""
+
+    vlc: float = 0.1
+    bic: float = 1.0
+    bbox_l1: float = 0.1
+    giou: float = 0.1
+    tmg: float = 1.0
+    mlc: float = 1.0
+    mgca: float = 0.1
+    ied: float = 0.1
+    mpp: float = 0.01
+    cwp: float = 0.0
+    """Caption word prediction, which is not of the paper: see `asap.training.losses.caption_word_loss`."""
+    mlm: float = 0.0
+    """Masked language modelling with the picture, which is of ALBEF: see `asap.training.losses.masked_word_loss`."""
+
+    def __post_init__(self) -> None:
+        for name, weight in dataclasses.asdict(self).items():
+            if not weight >= 0:
+                raise ConfigError(f"loss weight {name} {weight} is negative; 0 leaves a term out")
+
+    @classmethod
+    def from_dict(cls, weights: dict[str, float]) -> Self:
+        """The published weights with these changes; an unknown term is an error, not ignored."""
+        known = [field.name for field in dataclasses.fields(cls)]
+        if unknown := sorted(set(weights) - set(known)):
+            raise ConfigError(f"unknown loss weights {unknown}; known are {known}")
+        return cls(**weights)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PublishedDefects:
+    """Defects of the published losses, one switch each. All off is the default; on is for parity with old numbers."""
+
+    mgca_words_of_the_batch: bool = False
+    """MGCA marks each sample's manipulated words, one position early, in every sample of the batch."""
+    mgca_padding: bool = False
+    """MGCA averages over padded words too."""
+    mpp_ignored_patches: bool = False
+    """MPP counts each ignored patch as ln 2."""
+    explanation_targets: bool = False
+    """The image-to-explanation soft targets are the explanation-to-image ones."""
+    boxless_pairs: bool = False
+    """The box losses average over all pairs, with zeros as the target of those without a box."""
+
+    @classmethod
+    def all(cls) -> Self:
+        """Every defect on: what the published code computes."""
+        return cls(**{field.name: True for field in dataclasses.fields(cls)})
+
 
 MppLabels = Literal["published", "authentic", "dense"]
 

@@ -6,6 +6,7 @@ The step owns the student, its momentum twin and the queues; the optimiser stays
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import cast
 
 import torch
@@ -13,8 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from asap.errors import ConfigError
+from asap.labels import IMAGE_TYPES
 from asap.model.asap import Asap, Seen
-from asap.model.config import IMAGE_TYPES, LossWeights, PublishedDefects
 from asap.training.batch import Batch, stack_texts
 from asap.training.distributed import gather
 from asap.training.losses import (
@@ -29,7 +30,9 @@ from asap.training.losses import (
     type_loss,
 )
 from asap.training.momentum import FeatureQueues, MomentumTwin
+from asap.training.objective import LossWeights, PublishedDefects
 from asap.training.word_prediction import CaptionWordHead, MaskedWordHead, caption_words, mask_words, true_words
+from asap.weights.pretrained import read_safetensors
 
 ALIGNMENT_TERMS = ("vlc", "ied")
 """The terms that read captions and explanations (LMA)."""
@@ -219,3 +222,14 @@ class TrainingStep(nn.Module):
         tokens_BLW, _ = self.twin.model.fusion_encoder(*twin.texts["text"], twin.image_BNW)
         logits_BL2: Tensor = self.twin.model.token_head(tokens_BLW[:, 1:])
         return logits_BL2.softmax(dim=-1)
+
+
+def begin(step: TrainingStep, file: Path) -> None:
+    """Put what `Start.save` wrote into a step whose other weights stay; the rest of the twin becomes the student's."""
+    groups: dict[str, dict[str, Tensor]] = {"student": {}, "twin": {}, "queues": {}}
+    for name, value in read_safetensors(file).items():
+        group, _, rest = name.partition(".")
+        groups[group][rest] = value
+    step.student.load_state_dict(step.student.state_dict() | groups["student"])
+    step.twin.model.load_state_dict(step.student.state_dict() | groups["twin"])
+    step.queues.load_state_dict(step.queues.state_dict() | groups["queues"])

@@ -15,8 +15,7 @@ from torch import Tensor
 from torchvision.ops import box_convert
 
 from asap.errors import AnnotationError
-from asap.labels import DGM4, LabelSet
-from asap.model.config import IMAGE_TYPES, TYPES
+from asap.labels import DGM4, TYPES, LabelSet, shows_a_fake_face, types_of
 from asap.preprocessing.images import BoxXyxy
 
 CLASSES = tuple(DGM4.classes)
@@ -26,25 +25,10 @@ _ROUNDING = 1e-4
 """Pixels by which a box may pass the edge of a patch without touching the next: less than any annotation means."""
 
 
-def types_of(fake_cls: str, labels: LabelSet = DGM4) -> tuple[str, ...]:
-    """The manipulation types in a `fake_cls`; none for an authentic pair. Raises `AnnotationError`."""
-    return labels.types_of(fake_cls)
-
-
 def multi_hot(fake_cls: str, labels: LabelSet = DGM4) -> Tensor:
-    """(4,) float32, 1 for each of `asap.model.config.TYPES` in the class. Raises `AnnotationError`."""
+    """(4,) float32, 1 for each of `asap.labels.TYPES` in the class. Raises `AnnotationError`."""
     types = types_of(fake_cls, labels)
     return torch.tensor([float(name in types) for name in TYPES])
-
-
-def is_manipulated(fake_cls: str, labels: LabelSet = DGM4) -> bool:
-    """The real/fake label: a pair with any type is manipulated. Raises `AnnotationError`."""
-    return bool(types_of(fake_cls, labels))
-
-
-def shows_a_fake_face(fake_cls: str, labels: LabelSet = DGM4) -> bool:
-    """Whether the class has an image type, and so a box. Raises `AnnotationError`."""
-    return any(name in IMAGE_TYPES for name in types_of(fake_cls, labels))
 
 
 def face_box(

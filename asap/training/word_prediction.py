@@ -10,7 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from asap.model.config import IMAGE_TYPES, ModelConfig
+from asap.labels import IMAGE_TYPES
+from asap.model.config import ModelConfig
 from asap.training.batch import Batch, Tokens, stack_texts
 
 MASKED_SHARE = 0.4

@@ -2,59 +2,28 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from asap.errors import CheckpointError
 from asap.model.asap import Asap
 from asap.model.config import ModelConfig
-from asap.weights.published import (
+from asap.weights.matching import (
     POSITIONS,
-    TWINNED,
-    Twins,
+    InitialisationReport,
     expected_shapes,
+    has_another_size,
     misfits,
-    published_name,
-    queues,
-    read_state,
     resize_positions,
-    title_of,
 )
+from asap.weights.published import TWINNED, Twins, published_name, queues, read_state, title_of
 
 _PRETRAINED = ("image_encoder.", "text_encoder.", "fusion_encoder.", "image_projection.", "text_projection.")
 """The modules that ALBEF has too, each with a twin; beside them it has the temperature."""
 _QUEUE_KEYS = {"image_queue", "text_queue", "queue_ptr"}
-
-
-@dataclass(frozen=True)
-class InitialisationReport:
-    """What became of a checkpoint that was taken as a start. Names are ours unless said otherwise."""
-
-    taken: list[str]
-    resized: list[str]
-    """Taken at another image size; these are in `taken` too."""
-    fresh: list[str]
-    """Left as the model's own initialisation drew them."""
-    for_twins: list[str]
-    """What `albef_twins` takes, in the checkpoint's names."""
-    dropped: list[str]
-    """What neither model nor twin has a place for, in the checkpoint's names."""
-
-    def __str__(self) -> str:
-        groups = {
-            "taken": self.taken,
-            "of these resized": self.resized,
-            "left fresh": self.fresh,
-            "for the twins": self.for_twins,
-            "dropped": self.dropped,
-        }
-        return "\n".join(f"{title:>16}: {_by_module(names)}" for title, names in groups.items())
 
 
 def import_albef(source: str | Path | Mapping[str, Any], config: ModelConfig) -> tuple[Asap, InitialisationReport]:
@@ -113,18 +82,3 @@ def _fitting(
     if lines := misfits(expected, {keys[name]: tuple(tensor.shape) for name, tensor in weights.items()}):
         raise CheckpointError(f"{title} is no ALBEF checkpoint of the configured size; nothing was loaded\n{lines}")
     return weights, resized
-
-
-def has_another_size(positions: Tensor | None, expected: tuple[int, ...]) -> bool:
-    """Whether these are the positions of another square of patches, at the same width."""
-    if positions is None or positions.ndim != 3 or tuple(positions.shape) == expected:
-        return False
-    side = round((positions.shape[1] - 1) ** 0.5)
-    return side**2 + 1 == positions.shape[1] and positions.shape[::2] == torch.Size(expected[::2])
-
-
-def _by_module(names: Iterable[str]) -> str:
-    """How many, and how many of each module."""
-    counts = Counter(name.partition(".")[0] for name in names)
-    modules = ", ".join(f"{module} {count}" for module, count in sorted(counts.items()))
-    return f"{counts.total()} tensors ({modules})" if counts else "none"

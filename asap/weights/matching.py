@@ -3,14 +3,112 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
 
+import torch
+from timm.layers import resample_abs_pos_embed
 from torch import Tensor
 
 from asap.errors import CheckpointError
+from asap.model.asap import Asap
 from asap.model.config import ModelConfig
-from asap.weights.albef import InitialisationReport, has_another_size
-from asap.weights.published import POSITIONS, expected_shapes, misfits, resize_positions
+
+
+@dataclass(frozen=True)
+class InitialisationReport:
+    """What became of a checkpoint that was taken as a start. Names are ours unless said otherwise."""
+
+    taken: list[str]
+    resized: list[str]
+    """Taken at another image size; these are in `taken` too."""
+    fresh: list[str]
+    """Left as the model's own initialisation drew them."""
+    for_twins: list[str]
+    """What `albef_twins` takes, in the checkpoint's names."""
+    dropped: list[str]
+    """What neither model nor twin has a place for, in the checkpoint's names."""
+
+    def __str__(self) -> str:
+        groups = {
+            "taken": self.taken,
+            "of these resized": self.resized,
+            "left fresh": self.fresh,
+            "for the twins": self.for_twins,
+            "dropped": self.dropped,
+        }
+        return "\n".join(f"{title:>16}: {_by_module(names)}" for title, names in groups.items())
+
+
+def has_another_size(positions: Tensor | None, expected: tuple[int, ...]) -> bool:
+    """Whether these are the positions of another square of patches, at the same width."""
+    if positions is None or positions.ndim != 3 or tuple(positions.shape) == expected:
+        return False
+    side = round((positions.shape[1] - 1) ** 0.5)
+    return side**2 + 1 == positions.shape[1] and positions.shape[::2] == torch.Size(expected[::2])
+
+
+def _by_module(names: Iterable[str]) -> str:
+    """How many, and how many of each module."""
+    counts = Counter(name.partition(".")[0] for name in names)
+    modules = ", ".join(f"{module} {count}" for module, count in sorted(counts.items()))
+    return f"{counts.total()} tensors ({modules})" if counts else "none"
+
+
+Shapes = Mapping[str, tuple[int, ...]]
+
+
+POSITIONS = "image_encoder.pos_embed"
+
+
+_LISTED = 20
+
+
+@lru_cache(maxsize=8)
+def expected_shapes(config: ModelConfig) -> Shapes:
+    """Our parameter names and their shapes."""
+    with torch.device("meta"):
+        return {name: tuple(tensor.shape) for name, tensor in Asap(config).state_dict().items()}
+
+
+def misfits(expected: Shapes, found: Shapes) -> str:
+    """One line each for what is missing, unexpected and wrongly shaped; empty where everything fits."""
+    wrong = [
+        f"{key} is {found[key]}, not {expected[key]}"
+        for key in sorted(set(expected) & set(found))
+        if found[key] != expected[key]
+    ]
+    groups = {
+        "missing": sorted(set(expected) - set(found)),
+        "unexpected": sorted(set(found) - set(expected)),
+        "wrongly shaped": wrong,
+    }
+    return "\n".join(f"{len(keys)} {what}: {_shortened(keys)}" for what, keys in groups.items() if keys)
+
+
+def check_vocabulary(tokenizer: Any, config: ModelConfig) -> None:
+    """Raise `CheckpointError` unless the tokenizer has as many pieces as the word embedding has rows."""
+    if len(tokenizer) != config.vocab_size:
+        raise CheckpointError(
+            f"the tokenizer has {len(tokenizer)} pieces and the word embedding {config.vocab_size} rows; "
+            "use the tokenizer that the weights were trained with"
+        )
+
+
+def _shortened(keys: list[str]) -> str:
+    more = f", and {len(keys) - _LISTED} more" if len(keys) > _LISTED else ""
+    return ", ".join(keys[:_LISTED]) + more
+
+
+def resize_positions(positions_1NW: Tensor, config: ModelConfig) -> Tensor:
+    side = config.patches_per_side
+    # antialias=False gives the published values.
+    resized: Tensor = resample_abs_pos_embed(positions_1NW.float(), [side, side], antialias=False)
+    return resized
+
 
 PATCH_EMBEDDING = r"image_encoder\.patch_embed\."
 WORDS = r"text_encoder\.embeddings\.word_embeddings\."

@@ -28,32 +28,8 @@ from asap.model.asap import Asap
 from asap.model.config import ModelConfig
 from asap.policy import Policy
 from asap.preprocessing.text import load_tokenizer
-from asap.weights.albef import InitialisationReport, albef_twins, import_albef
-from asap.weights.published import (
-    Twins,
-    build,
-    check_vocabulary,
-    expected_shapes,
-    import_published,
-    misfits,
-    published_twins,
-)
-
-__all__ = [
-    "InitialisationReport",
-    "ModelFolder",
-    "Twins",
-    "albef_twins",
-    "import_albef",
-    "import_published",
-    "load",
-    "load_folder",
-    "model_config",
-    "model_id",
-    "published_twins",
-    "resolve_folder",
-    "save",
-]
+from asap.weights.matching import check_vocabulary, expected_shapes, misfits
+from asap.weights.published import build
 
 SCHEMA_VERSION = 1
 """Of `config.json`. A reader refuses a newer one."""

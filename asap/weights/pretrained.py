@@ -20,8 +20,7 @@ from torch import Tensor
 from asap.errors import CheckpointError
 from asap.model.config import ModelConfig
 from asap.preprocessing.text import load_tokenizer
-from asap.weights.albef import InitialisationReport
-from asap.weights.matching import PATCH_EMBEDDING, WORDS, check_post_norm, fitting
+from asap.weights.matching import PATCH_EMBEDDING, WORDS, InitialisationReport, check_post_norm, fitting
 from asap.weights.published import read_state
 
 _TIMM_HEADS = re.compile(r"(head|head_dist|fc_norm|pre_logits)\.")

@@ -14,20 +14,25 @@ import zipfile
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import torch
-from timm.layers import resample_abs_pos_embed
 from torch import Tensor
 
 from asap.errors import CheckpointError
 from asap.model.asap import Asap
 from asap.model.config import ModelConfig
 from asap.preprocessing.text import load_tokenizer
-
-Shapes = Mapping[str, tuple[int, ...]]
+from asap.weights.matching import (
+    POSITIONS,
+    Shapes,
+    _shortened,
+    check_vocabulary,
+    expected_shapes,
+    misfits,
+    resize_positions,
+)
 
 _PUBLISHED_NAMES = {
     "image_encoder.": "visual_encoder.",
@@ -58,8 +63,6 @@ _ASAP_ONLY = re.compile(r"Utils[BC]$|(itm_head_m|patch_head|it_cross_attn\.selfa
 _QUEUES = {"image": "image_queue", "text": "text_queue", "caption": "cap_queue", "explanation": "prom_queue"}
 _BUFFERS = re.compile(r"queue_ptr$|text_encoder(_m)?\.bert\.embeddings\.position_ids$")
 """Integers that follow from the rest; some versions of the published code write them, some do not."""
-POSITIONS = "image_encoder.pos_embed"
-_LISTED = 20
 
 
 @dataclass(frozen=True)
@@ -129,42 +132,6 @@ def build(config: ModelConfig, weights: Mapping[str, Tensor]) -> Asap:
     }
     model.load_state_dict(owned, strict=True, assign=True)
     return model
-
-
-@lru_cache(maxsize=8)
-def expected_shapes(config: ModelConfig) -> Shapes:
-    """Our parameter names and their shapes."""
-    with torch.device("meta"):
-        return {name: tuple(tensor.shape) for name, tensor in Asap(config).state_dict().items()}
-
-
-def misfits(expected: Shapes, found: Shapes) -> str:
-    """One line each for what is missing, unexpected and wrongly shaped; empty where everything fits."""
-    wrong = [
-        f"{key} is {found[key]}, not {expected[key]}"
-        for key in sorted(set(expected) & set(found))
-        if found[key] != expected[key]
-    ]
-    groups = {
-        "missing": sorted(set(expected) - set(found)),
-        "unexpected": sorted(set(found) - set(expected)),
-        "wrongly shaped": wrong,
-    }
-    return "\n".join(f"{len(keys)} {what}: {_shortened(keys)}" for what, keys in groups.items() if keys)
-
-
-def check_vocabulary(tokenizer: Any, config: ModelConfig) -> None:
-    """Raise `CheckpointError` unless the tokenizer has as many pieces as the word embedding has rows."""
-    if len(tokenizer) != config.vocab_size:
-        raise CheckpointError(
-            f"the tokenizer has {len(tokenizer)} pieces and the word embedding {config.vocab_size} rows; "
-            "use the tokenizer that the weights were trained with"
-        )
-
-
-def _shortened(keys: list[str]) -> str:
-    more = f", and {len(keys) - _LISTED} more" if len(keys) > _LISTED else ""
-    return ", ".join(keys[:_LISTED]) + more
 
 
 def title_of(source: Any) -> str:
@@ -293,10 +260,3 @@ def queues(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def _resized(weights: dict[str, Tensor], config: ModelConfig, image_size: int) -> tuple[ModelConfig, dict[str, Tensor]]:
     config = dataclasses.replace(config, image_size=image_size)
     return config, weights | {POSITIONS: resize_positions(weights[POSITIONS], config)}
-
-
-def resize_positions(positions_1NW: Tensor, config: ModelConfig) -> Tensor:
-    side = config.patches_per_side
-    # antialias=False gives the published values.
-    resized: Tensor = resample_abs_pos_embed(positions_1NW.float(), [side, side], antialias=False)
-    return resized

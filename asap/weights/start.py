@@ -25,12 +25,19 @@ from torch import Tensor
 from asap.errors import CheckpointError
 from asap.model.config import ModelConfig
 from asap.preprocessing.text import load_tokenizer
-from asap.training.step import TrainingStep
-from asap.weights.albef import InitialisationReport, albef_twins, import_albef
-from asap.weights.matching import ASAP_ONLY, PATCH_EMBEDDING, WORDS, check_post_norm, fitting
+from asap.weights.albef import albef_twins, import_albef
+from asap.weights.matching import (
+    ASAP_ONLY,
+    PATCH_EMBEDDING,
+    WORDS,
+    InitialisationReport,
+    check_post_norm,
+    expected_shapes,
+    fitting,
+)
 from asap.weights.model_folder import load, resolve_folder
-from asap.weights.pretrained import bert_encoders, bert_tokenizer, read_safetensors, timm_encoder
-from asap.weights.published import Twins, expected_shapes, import_published, published_name, published_twins, read_state
+from asap.weights.pretrained import bert_encoders, bert_tokenizer, timm_encoder
+from asap.weights.published import Twins, import_published, published_name, published_twins, read_state
 
 _TIMM, _BERT = "timm:", "bert:"
 
@@ -93,17 +100,6 @@ def source_tokenizer(source: str) -> Any:
 def has_words(source: str) -> bool:
     """Whether a source has word embeddings, which are worth nothing without the tokenizer that numbers the words."""
     return not source.startswith(_TIMM)
-
-
-def begin(step: TrainingStep, file: Path) -> None:
-    """Put what `Start.save` wrote into a step whose other weights stay; the rest of the twin becomes the student's."""
-    groups: dict[str, dict[str, Tensor]] = {"student": {}, "twin": {}, "queues": {}}
-    for name, value in read_safetensors(file).items():
-        group, _, rest = name.partition(".")
-        groups[group][rest] = value
-    step.student.load_state_dict(step.student.state_dict() | groups["student"])
-    step.twin.model.load_state_dict(step.student.state_dict() | groups["twin"])
-    step.queues.load_state_dict(step.queues.state_dict() | groups["queues"])
 
 
 def _read_start(source: str, config: ModelConfig, *, takes_words: bool) -> Start:

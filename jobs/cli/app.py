@@ -78,7 +78,7 @@ def scan(
     """Scan pairs in bulk. The same command again goes on with a scan that was stopped."""
     from jobs.cli.display import errors_line, progress_shown, summary_table
     from jobs.scan.run import scan as run
-    from jobs.settings import ScanSettings
+    from jobs.scan.settings import ScanSettings
 
     if (caption_engine is None) != (captioner is None):
         missing = "--caption-engine" if caption_engine is None else "--captioner"
@@ -157,9 +157,8 @@ def _check_saving(save: Path) -> None:
 def _object_bytes(image: str) -> bytes:
     """Of an s3:// picture, unless it is too large."""
     from asap.preprocessing.images import DEFAULT_LIMITS
-    from asap.storage.fetch import fetch
-    from asap.storage.files import Location
-    from jobs.settings import FetchSettings
+    from asap.storage.fetch import FetchSettings, fetch
+    from asap.storage.location import Location
 
     return fetch(Location.parse(image).uri, DEFAULT_LIMITS.max_bytes, FetchSettings()).data
 
@@ -219,9 +218,9 @@ def train(
 ) -> None:
     """Train a model. The same command again goes on with a run that was stopped."""
     from jobs.cli.display import plan_tables, training_shown
-    from jobs.settings import TrainSettings
     from jobs.train.run import plan as planned
     from jobs.train.run import train as run
+    from jobs.train.settings import TrainSettings
 
     given: dict[str, Any] = {"corpus": corpus, "out": out, "name": name, "test_corpus": test_corpus, "pairs": pairs}
     given |= {"seed": seed, "workers": workers, "address": address, "init": init or ()}
@@ -253,7 +252,7 @@ def evaluate(
     """Judge a model on labelled pairs: the paper's table, pictures, and the worst pairs with their evidence."""
     from jobs.cli.display import count_shown, evaluation_tables
     from jobs.evaluate.run import evaluate as run
-    from jobs.settings import EvaluateSettings
+    from jobs.evaluate.settings import EvaluateSettings
 
     given = {"model": model, "corpus": corpus, "split": split, "out": out, "limit": limit, "workers": workers}
     given |= {"address": address, "device": device}
@@ -295,7 +294,7 @@ def calibrate(
     """Choose thresholds that keep a precision where manipulation is as rare as you say."""
     from jobs.cli.display import calibration_table, count_shown
     from jobs.policy.calibrate import calibrate as run
-    from jobs.settings import CalibrateSettings
+    from jobs.policy.settings import CalibrateSettings
 
     given = {"model": model, "corpus": corpus, "precision": precision, "prevalence": prevalence, "split": split}
     given |= {"out": out, "review_precision": review_precision, "confidence": confidence, "keep": keep or ()}

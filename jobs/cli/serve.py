@@ -47,7 +47,8 @@ def serve(
     settings = settings_of(ServeSettings, **(given | changes_of(change or [])))
     from jobs.cluster import ray_running
     from serve.api.keys import Keyring
-    from serve.app import build, run
+    from serve.app import build
+    from serve.run import run
 
     application = build(settings)
     has_keys = bool(Keyring.load(settings.keys_file))

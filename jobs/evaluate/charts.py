@@ -11,7 +11,7 @@ from sklearn.metrics import average_precision_score, precision_recall_curve, roc
 
 from asap.evaluation.metrics import Judged, real_fake_metrics
 from asap.evaluation.reliability import reliability
-from asap.model.config import TYPES
+from asap.labels import TYPES
 from jobs.pages.plot import (
     BLUE,
     DASHES,

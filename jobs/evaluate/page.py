@@ -12,12 +12,13 @@ from markupsafe import Markup
 
 from asap.evaluation.table import CLASS_COLUMNS, class_rows, task_rows
 from asap.finding import Finding, Word
-from asap.model.config import TYPES
+from asap.labels import TYPES, is_manipulated, types_of
 from asap.preprocessing.words import split_words
 from asap.render import LEVEL_EDGES, level, segments
 from asap.training.dataset import Record
-from asap.training.targets import face_box, is_manipulated, types_of
-from jobs.scan.output.report import TEXT_SHOWN, read_picture, render_page, spoken
+from asap.training.targets import face_box
+from jobs.pages.page import read_picture, render_page
+from jobs.scan.output.report import TEXT_SHOWN, spoken
 
 
 @dataclass(frozen=True)

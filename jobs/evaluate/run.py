@@ -23,7 +23,9 @@ import ray
 import torch
 from scipy.special import expit
 
-from asap.corpus.read_rules import BadBox
+from asap.corpus.annotations import BadBox
+from asap.corpus.folder import full_address
+from asap.corpus.picture_cache import read_picture
 from asap.corpus.reader import Record
 from asap.errors import AsapError, CheckpointError, ConfigError
 from asap.evaluation.evaluate import judge_records
@@ -32,14 +34,15 @@ from asap.evaluation.reliability import reliability
 from asap.finding import Finding, Pair
 from asap.predictor import Predictor
 from asap.preprocessing.text import TextCodec
-from asap.storage.files import Location, delete_file, list_files, read_bytes, write_bytes
+from asap.storage.files import delete_file, list_files, read_bytes, write_bytes
+from asap.storage.location import Location
 from asap.weights.model_folder import ModelFolder, load_folder, resolve_folder
 from jobs.cluster import await_places, machines_alive, places, ray_running
-from jobs.corpus import full_address, read_as_told, read_picture
+from jobs.corpus import read_as_told
 from jobs.errors import JobDiffers, JobFailed
 from jobs.evaluate.charts import draw_figures
 from jobs.evaluate.page import WorstPair, evaluation_page
-from jobs.settings import EvaluateSettings
+from jobs.evaluate.settings import EvaluateSettings
 
 METRICS, PAGE = "metrics.json", "index.html"
 OUTPUTS = (METRICS, PAGE, "roc.svg", "precision_recall.svg", "iou.svg", "reliability.svg")

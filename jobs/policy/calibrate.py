@@ -24,18 +24,20 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from asap.corpus.picture_cache import read_picture
 from asap.corpus.reader import Record
 from asap.errors import AnnotationError, ConfigError, CorpusError, InputError, PrecisionNotShown
 from asap.evaluation.thresholds import Decision, Floats, OperatingCurve
 from asap.finding import Finding, Pair
-from asap.model.config import TYPES
+from asap.labels import TYPES, types_of
 from asap.policy import Policy
 from asap.predictor import Predictor
-from asap.storage.files import Location, check_bucket, exists
-from asap.training.targets import types_of
-from jobs.corpus import read_as_told, read_picture
+from asap.storage.files import exists
+from asap.storage.location import Location
+from asap.storage.s3 import check_bucket
+from jobs.corpus import read_as_told
 from jobs.policy.files import read_policy, replace_policy
-from jobs.settings import CalibrateSettings
+from jobs.policy.settings import CalibrateSettings
 
 Progress = Callable[[int, int], None]
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from itertools import count
 
 from asap.policy import Policy
-from asap.storage.files import Location, exists, read_bytes, write_bytes
+from asap.storage.files import exists, read_bytes, write_bytes
+from asap.storage.location import Location
 
 
 def read_policy(location: Location) -> Policy:

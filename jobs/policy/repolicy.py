@@ -24,20 +24,13 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from asap.errors import ConfigError
-from asap.evidence import apply_policy
-from asap.policy import Policy
+from asap.errors import ConfigError, StorageError
+from asap.policy import Policy, apply_policy
 from asap.storage.failures import storage_errors
-from asap.storage.files import (
-    Location,
-    copy_file,
-    delete_file,
-    delete_folder,
-    filesystem,
-    list_files,
-    write_bytes,
-)
-from jobs.errors import JobError, StorageError
+from asap.storage.files import copy_file, delete_file, delete_folder, list_files, write_bytes
+from asap.storage.location import Location
+from asap.storage.s3 import filesystem
+from jobs.errors import JobError
 from jobs.policy.files import read_policy
 from jobs.scan.input.manifest import readable_text
 from jobs.scan.output.completeness import count_rows

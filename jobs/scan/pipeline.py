@@ -23,14 +23,15 @@ import ray
 from ray.data import ActorPoolStrategy, DataContext
 
 from asap.preprocessing.images import ImageLimits
-from asap.storage.files import Location, filesystem
+from asap.storage.location import Location
+from asap.storage.s3 import filesystem
 from jobs.cluster import await_places
 from jobs.scan.input.manifest import ROWS_PER_FILE
-from jobs.scan.stages.captioners import CaptionStage
+from jobs.scan.settings import CaptionSettings, ScanSettings
+from jobs.scan.stages.caption import CaptionStage
 from jobs.scan.stages.detect import Detection, Detector
 from jobs.scan.stages.prepare import Preparation, prepare_batch
 from jobs.scan.stages.result_rows import RESULT_SCHEMA
-from jobs.settings import CaptionSettings, ScanSettings
 
 _READ_CPUS = _WRITE_CPUS = 0.1
 TRIES = 3

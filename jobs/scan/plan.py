@@ -8,10 +8,11 @@ from typing import Any
 
 from asap.model.config import ModelConfig
 from asap.policy import Policy
-from asap.storage.files import Location, check_bucket
+from asap.storage.location import Location
+from asap.storage.s3 import check_bucket
 from jobs.scan.input.sources import Source, find_source
+from jobs.scan.settings import ScanSettings
 from jobs.scan.stages.result_rows import SCHEMA_VERSION
-from jobs.settings import ScanSettings
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,7 @@ def plan_scan(settings: ScanSettings) -> ScanPlan:
     folder = settings.job_folder
     if folder.is_s3:
         check_bucket(folder)
-    from asap.weights.model_folder import model_config, model_id, resolve_folder  # loads torch, which takes seconds
+    from asap.weights.model_folder import model_config, model_id, resolve_folder
 
     path = resolve_folder(settings.model).resolve()
     return ScanPlan(

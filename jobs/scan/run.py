@@ -20,7 +20,8 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
-from asap.storage.files import Location, delete_folder, is_empty, write_bytes
+from asap.storage.files import delete_folder, is_empty, write_bytes
+from asap.storage.location import Location
 from jobs.cluster import ray_running
 from jobs.errors import JobFailed
 from jobs.scan.input.manifest import write_manifest
@@ -28,8 +29,8 @@ from jobs.scan.output.completeness import count_rows, missing_rows, repair_resul
 from jobs.scan.output.job_folder import Job, check_resumable, fail, is_finished, wait_until_free
 from jobs.scan.output.summary import read_summary, write_outcome
 from jobs.scan.plan import ScanPlan, plan_scan
+from jobs.scan.settings import ScanSettings
 from jobs.scan.stages.result_rows import failure, result_table
-from jobs.settings import ScanSettings
 
 if TYPE_CHECKING:
     from jobs.scan.pipeline import Chain

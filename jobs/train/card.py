@@ -8,9 +8,10 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from asap.model.config import TEXT_TYPES, TYPES, ModelConfig
+from asap.labels import TEXT_TYPES, TYPES
+from asap.model.config import ModelConfig
 from asap.weights.start import split_source
-from jobs.settings import TrainSettings
+from jobs.train.settings import TrainSettings
 
 _CARD = """# {name}
 

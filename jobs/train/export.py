@@ -2,14 +2,26 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal, Self
 
+import torch
 from torch import Tensor
 
-from jobs.train.run_folder.folder import checkpoint_folder
-from jobs.train.trainer import Fit
+from asap.evaluation.evaluate import judge
+from asap.model.asap import Asap
+from asap.preprocessing.text import load_tokenizer
+from asap.storage.location import Location
+from asap.weights.model_folder import load, save
+from jobs.train.card import model_card
+from jobs.train.data.splits import Split
+from jobs.train.run_folder.folder import RunFolder, checkpoint_folder
+from jobs.train.run_folder.record import finish_record
+from jobs.train.settings import TrainSettings
+from jobs.train.trainer import Fit, model_config
 
 SCORE = "score"
 """Of a checkpoint, what Ray Train keeps the best by: its validation AUC, or -1 where the pairs cannot tell one."""
@@ -49,3 +61,21 @@ def _score(metrics: dict[str, Any]) -> float:
 
 def _metrics_of(checkpoint: Any, kept: Sequence[tuple[Any, dict[str, Any]]]) -> dict[str, Any]:
     return next((metrics for found, metrics in kept if found.path == checkpoint.path), {})
+
+
+def _export(folder: RunFolder, settings: TrainSettings, chosen: Chosen) -> Path | Location:
+    """Write the model folder, judge what was written, and put the figures on its card."""
+    folder.pull(folder.progress.name)
+    tokenizer = load_tokenizer(folder.tokenizer)
+    model = Asap(model_config(settings, len(tokenizer))).eval()
+    model.load_state_dict(chosen.weights)
+    draft = folder.path / "model.draft"
+    save(model, draft, tokenizer=tokenizer, name=settings.name, dtype=torch.float16)
+    device = "cuda" if settings.device != "cpu" and torch.cuda.is_available() else "cpu"
+    report = judge(load(draft).to(device), Split.open(settings, folder, "test", model.config).pairs, elsewhere=True)
+    (folder.path / "test_metrics.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+    card = model_card(settings, model.config, report, folder.progress, str(chosen))
+    save(load(draft), folder.model, tokenizer=tokenizer, name=settings.name, dtype=torch.float16, card=card)
+    finish_record(folder, model={"checkpoint": str(chosen), "pairs": chosen.pairs, "validation_AUC": chosen.score})
+    folder.push("test_metrics.json", "tensorboard", "model", last="config.json")
+    return folder.finished_model

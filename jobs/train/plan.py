@@ -16,7 +16,7 @@ from asap.model.execution import checkpoint_activations
 from asap.training.batch import Batch, Tokens
 from asap.training.image_token_cache import token_bytes
 from asap.training.step import TrainingStep
-from jobs.settings import TrainSettings
+from jobs.train.settings import TrainSettings
 from jobs.train.stages import Stage, lock_step, stages
 
 _COUNTED_PAIRS = 2

@@ -15,29 +15,25 @@ from typing import Any
 
 import torch
 
+from asap.corpus.folder import full_address
 from asap.corpus.reader import Corpus
 from asap.errors import AsapError, ConfigError
-from asap.evaluation.evaluate import judge
 from asap.model.asap import Asap
 from asap.preprocessing.text import load_tokenizer, train_tokenizer
-from asap.storage.files import Location
+from asap.storage.location import Location
 from asap.training.step import TrainingStep
-from asap.weights.model_folder import load, save
 from asap.weights.start import split_source
 from jobs.cluster import await_places, machines_alive, most_cpus, places, ray_running
-from jobs.corpus import full_address
-from jobs.settings import TrainSettings
-from jobs.train.card import model_card
-from jobs.train.data.feed import Order
 from jobs.train.data.splits import choose_ingest, corpus_event, data_of, prepare_splits, read_splits
-from jobs.train.data.stream import open_feed
-from jobs.train.export import SCORE, Chosen
+from jobs.train.export import SCORE, Chosen, _export
 from jobs.train.plan import Plan, make_plan
-from jobs.train.run_folder.folder import RunFolder, checkpoint_folder
-from jobs.train.run_folder.log import Progress, RunLog, followed
-from jobs.train.run_folder.record import finish_record, note_cluster, start_record
+from jobs.train.run_folder.folder import RunFolder
+from jobs.train.run_folder.log import Progress, followed
+from jobs.train.run_folder.record import note_cluster, start_record
+from jobs.train.settings import TrainSettings
 from jobs.train.start import TRAINED, prepare_start
-from jobs.train.trainer import Fit, Split, model_config
+from jobs.train.trainer import model_config
+from jobs.train.worker import _work
 
 _NAME = "ray_train"
 """Of what Ray Train keeps in the run folder."""
@@ -240,71 +236,3 @@ def _resources_of_a_worker(settings: TrainSettings, progress: Progress) -> dict[
     )
     cpus = settings.cpus_per_worker or most_cpus(machines, settings.workers, needs)
     return {"CPU": cpus or most_cpus(machines, fewest, needs) or 1} | needs
-
-
-def _work(given: dict[str, Any]) -> None:
-    """A worker: from the last checkpoint, if there is one, to the end of the run."""
-    import ray.train
-    from ray.train.torch import get_device, prepare_model
-
-    settings = TrainSettings(**given["settings"])
-    folder = RunFolder.open(settings.out)
-    torch.set_num_threads(given["cpus"])
-    torch.set_flush_denormal(True)  # vanishing gradients are not worth the hundredfold time of denormal numbers
-    context = ray.train.get_context()
-    rank, world = context.get_world_rank(), context.get_world_size()
-    with folder.locked():
-        folder.pull("tokenizer", "start", "index")
-        config = model_config(settings, len(load_tokenizer(folder.tokenizer)))
-        split = Split.open(settings, folder, "train", config)
-    feed = open_feed(settings, split.pairs, config, Order.of(settings, len(split.pairs), rank, world), given["cpus"])
-    fit = Fit(settings, split, rank=rank, world=world, device=get_device(), feed=feed)
-    if checkpoint := ray.train.get_checkpoint():
-        with checkpoint_folder(checkpoint) as place:
-            fit.restore(place)
-    elif folder.start.exists():
-        fit.begin_from(folder.start)
-    if world > 1:
-        # The queues are the same everywhere by construction, and `Fit` averages running statistics; sending all of it
-        # every step would cost more than the step.
-        # Not every step uses every parameter: the projections rest until the contrast begins.
-        options = {"broadcast_buffers": False, "find_unused_parameters": True}
-        fit.distribute(prepare_model(fit.module, parallel_strategy_kwargs=options))
-    log = RunLog(settings, folder, config, fit.pairs_done) if rank == 0 else None
-    for terms in fit.steps():
-        figures = log.see(fit, terms) if log else {}
-        if fit.done % fit.steps_a_checkpoint == 0 or fit.done == fit.total_steps:
-            _report(fit, figures)
-
-
-def _report(fit: Fit, figures: dict[str, Any]) -> None:
-    """Give Ray Train a checkpoint (from the first worker: the others hold the same) and the figures."""
-    import ray.train
-
-    random_states = fit.random_states()
-    with tempfile.TemporaryDirectory() as place:
-        checkpoint = None
-        if fit.rank == 0:
-            fit.save(Path(place), random_states)
-            checkpoint = ray.train.Checkpoint.from_directory(place)
-        score = figures.get("AUC")
-        told = {"pairs": fit.pairs_done, "of": fit.pairs_in_all, SCORE: -1.0 if score is None else score}
-        ray.train.report(told | figures, checkpoint=checkpoint)
-
-
-def _export(folder: RunFolder, settings: TrainSettings, chosen: Chosen) -> Path | Location:
-    """Write the model folder, judge what was written, and put the figures on its card."""
-    folder.pull(folder.progress.name)
-    tokenizer = load_tokenizer(folder.tokenizer)
-    model = Asap(model_config(settings, len(tokenizer))).eval()
-    model.load_state_dict(chosen.weights)
-    draft = folder.path / "model.draft"
-    save(model, draft, tokenizer=tokenizer, name=settings.name, dtype=torch.float16)
-    device = "cuda" if settings.device != "cpu" and torch.cuda.is_available() else "cpu"
-    report = judge(load(draft).to(device), Split.open(settings, folder, "test", model.config), elsewhere=True)
-    (folder.path / "test_metrics.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
-    card = model_card(settings, model.config, report, folder.progress, str(chosen))
-    save(load(draft), folder.model, tokenizer=tokenizer, name=settings.name, dtype=torch.float16, card=card)
-    finish_record(folder, model={"checkpoint": str(chosen), "pairs": chosen.pairs, "validation_AUC": chosen.score})
-    folder.push("test_metrics.json", "tensorboard", "model", last="config.json")
-    return folder.finished_model

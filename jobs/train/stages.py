@@ -7,7 +7,7 @@ from itertools import pairwise
 
 from asap.training.augmentation import Augmentation
 from asap.training.step import ALIGNMENT_TERMS, TERMS, WORD_TERMS
-from jobs.settings import TrainSettings
+from jobs.train.settings import TrainSettings
 
 
 @dataclass(frozen=True)

@@ -10,14 +10,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from asap.errors import ConfigError
+from asap.errors import ConfigError, StorageError
 from asap.model.config import ModelConfig
 from asap.preprocessing.text import load_tokenizer
-from asap.storage.files import Location, download_file, download_folder, exists, target_of_key
+from asap.storage.files import download_file, download_folder, exists, target_of_key
+from asap.storage.location import Location
 from asap.weights.start import has_words, read_starts, source_tokenizer, split_source
-from jobs.errors import StorageError
-from jobs.settings import TrainSettings
 from jobs.train.run_folder.folder import RunFolder
+from jobs.train.settings import TrainSettings
 
 TRAINED = "train"
 """The setting of a tokenizer that is made of the corpus."""

@@ -8,7 +8,6 @@ import time
 from collections import deque
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
@@ -17,27 +16,20 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from asap.corpus.picture_cache import Measured, PictureCache
-from asap.corpus.report import CorpusReport
 from asap.errors import AsapError
 from asap.model.asap import Asap
 from asap.model.config import ModelConfig
 from asap.model.execution import can_compile, checkpoint_activations, compile_encoders, has_bfloat16
-from asap.preprocessing.text import TextCodec, load_tokenizer
 from asap.training.batch import Batch
-from asap.training.dataset import TrainingSet
 from asap.training.distributed import average_running_statistics, gather
 from asap.training.image_token_cache import ImageTokens
 from asap.training.micro_batches import separate_gradients, term_shares
 from asap.training.optimizer import adamw, warmup_cosine
-from asap.training.step import TERMS, TrainingStep
-from asap.weights.start import begin
-from jobs.corpus import read_picture
+from asap.training.step import TERMS, TrainingStep, begin
 from jobs.errors import TrainingDiverged
-from jobs.settings import TrainSettings
 from jobs.train.data.feed import CacheFeed, Feed, Order
-from jobs.train.data.split_index import read_index
-from jobs.train.run_folder.folder import RunFolder
+from jobs.train.data.splits import Split
+from jobs.train.settings import TrainSettings
 from jobs.train.stages import stages, word_steps
 
 STATE_FILE = "state.pt"
@@ -46,36 +38,6 @@ STATE_FILE = "state.pt"
 _EXPLODED = 10.0
 """A loss this many times the mean of the steps before it will not come back by itself."""
 _STEPS_COMPARED = 100
-
-
-@dataclass(frozen=True)
-class Split:
-    """A split of the corpus, ready to train on or to judge."""
-
-    pairs: TrainingSet
-    config: ModelConfig
-
-    @classmethod
-    def open(
-        cls,
-        settings: TrainSettings,
-        folder: RunFolder,
-        split: str,
-        config: ModelConfig,
-        limit: int = 0,
-        report: CorpusReport | None = None,
-    ) -> Split:
-        """Open a split as the driver left it. `limit` keeps the first so many pairs; `report`: see `TrainingSet`."""
-        codec = TextCodec(load_tokenizer(folder.tokenizer), max_words=config.max_words, max_tokens=config.max_tokens)
-        index = read_index(folder.index(split))
-        pictures: Measured = index.pictures
-        if index.about["ingest"] == "cache":
-            cache = PictureCache.prepare(
-                index.records, config.image_size, folder.pictures, read=read_picture, keep_broken=True
-            )
-            pictures = dataclasses.replace(cache, broken=pictures.broken)
-        records = index.records[: limit or None]
-        return cls(TrainingSet(records, pictures, codec, bad_boxes=settings.bad_boxes, report=report), config)
 
 
 def model_config(settings: TrainSettings, vocab_size: int) -> ModelConfig:

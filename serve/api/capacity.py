@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from serve.errors import Overloaded, Refused
+from serve.settings import ServeSettings
 
 _FEWEST = 2
 """That are always let in."""
@@ -49,3 +53,45 @@ class Admission:
             self._limit = max(float(min(_FEWEST, self._most)), self._limit * _CUT)
             self._next_cut = now + usual
             self._doubling = False
+
+
+KEY_SHARE = 0.5
+"""Of what the server takes in hand at once, so much may be one key's, where there are several."""
+
+
+@dataclass
+class Load:
+    """What is in hand of what passes the gate."""
+
+    requests: int = 0
+    """Being read or worked on."""
+    working: int = 0
+    """Read whole."""
+    bytes: int = 0
+    """Of their bodies, as far as they have come."""
+
+
+@dataclass
+class Room:
+    """What this process may have in hand, and has: in all, and of each key."""
+
+    settings: ServeSettings
+    admission: Admission
+    several_keys: bool = False
+    all: Load = field(default_factory=Load)
+    by_key: defaultdict[str, Load] = field(default_factory=lambda: defaultdict(Load))
+
+    def check(self, load: Load, *, requests: int = 0, working: int = 0, more_bytes: int = 0) -> None:
+        """Raise `Overloaded` where so many more are too many."""
+        share, settings = 1.0 if load is self.all else KEY_SHARE, self.settings
+        if (
+            (requests and load.requests + requests > max(1, share * settings.max_in_flight))
+            or (working and load.working + working > max(1, share * self.admission.limit))
+            or load.bytes + more_bytes > max(share * settings.max_bytes_in_flight, settings.max_any_body_bytes)
+        ):
+            raise Overloaded if load is self.all else _too_much_for_one()
+
+
+def _too_much_for_one() -> Refused:
+    message = "this key has as much under way as one key may; try again when something of it is answered"
+    return Refused(429, "rate_limited", message, retry_after_s=1)

@@ -13,7 +13,8 @@ from fastapi.responses import JSONResponse
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from serve.api.body import Body, Room
+from serve.api.body import Body
+from serve.api.capacity import Room
 from serve.api.metrics import Figures
 from serve.errors import Refused
 from serve.inference.in_flight import UnderWay

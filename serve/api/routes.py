@@ -28,9 +28,8 @@ from starlette.staticfiles import StaticFiles
 from asap.errors import InputError
 from asap.finding import Finding
 from asap.preprocessing.words import estimate_passes
-from serve.api.body import Room
 from serve.api.callers import check_is_local
-from serve.api.capacity import Admission
+from serve.api.capacity import Admission, Room
 from serve.api.keys import Keyring, Rates
 from serve.api.metrics import Figures, exposition
 from serve.api.middleware import Front, Trace, as_refused, error_body, error_response

@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 
 from asap.preprocessing.words import UNREADABLE
 from asap.storage.failures import storage_errors
-from asap.storage.files import Location, filesystem
+from asap.storage.location import Location
+from asap.storage.s3 import filesystem
 
 MANIFEST_SCHEMA = pa.schema(
     [

@@ -20,7 +20,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from asap.storage.failures import storage_errors
-from asap.storage.files import Location, open_read, open_seekable
+from asap.storage.files import open_read, open_seekable
+from asap.storage.location import Location
 from jobs.errors import InputNotFound
 
 MAX_RECORD_BYTES = 2**20

@@ -26,9 +26,11 @@ from dataclasses import dataclass
 from itertools import chain, groupby, islice
 from typing import Any
 
-from asap.storage.files import FileInfo, Location, exists, list_files, read_bytes
+from asap.errors import StorageError
+from asap.storage.files import exists, list_files, read_bytes
 from asap.storage.fingerprint import file_fingerprint, files_fingerprint
-from jobs.errors import InputNotFound, StorageError
+from asap.storage.location import FileInfo, Location
+from jobs.errors import InputNotFound
 from jobs.scan.input.manifest import ManifestRow, is_storable
 from jobs.scan.input.record_files import PAIRS, PICTURES, Needed, Record, RowError, read_records, record_file
 

@@ -16,7 +16,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from asap.storage.files import Location, delete_file, delete_folder, list_files, open_seekable, write_bytes
+from asap.storage.files import delete_file, delete_folder, list_files, open_seekable, write_bytes
+from asap.storage.location import Location
 from jobs.scan.input.manifest import write_tables
 
 _READERS = 16

@@ -24,8 +24,10 @@ from datetime import UTC, datetime
 from types import TracebackType
 from typing import Any, Self
 
-from asap.storage.files import Location, create_bytes, exists, is_empty, read_bytes, write_bytes
-from jobs.errors import JobDiffers, JobFailed, JobInUse, StorageError
+from asap.errors import StorageError
+from asap.storage.files import create_bytes, exists, is_empty, read_bytes, write_bytes
+from asap.storage.location import Location
+from jobs.errors import JobDiffers, JobFailed, JobInUse
 
 RECORD_VERSION = 1
 RESULTS_ENTRY = "results"

@@ -11,8 +11,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from asap.storage.files import Location, list_files, open_seekable, open_write, read_bytes, write_bytes
-from jobs.scan.output.tally import VERDICTS, Tally, tally_results
+from asap.labels import VERDICTS
+from asap.storage.files import list_files, open_seekable, open_write, read_bytes, write_bytes
+from asap.storage.location import Location
+from jobs.scan.output.tally import Tally, tally_results
 from jobs.scan.stages.result_rows import SCHEMA_VERSION
 
 _ERROR_COLUMNS = ["row_id", "custom_id", "image_uri", "text", "error_code", "error_detail", "retryable", "attempt"]

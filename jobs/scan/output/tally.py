@@ -19,11 +19,12 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from asap.errors import StorageError
+from asap.labels import VERDICTS
 from asap.storage.failures import storage_errors
-from asap.storage.files import Location, is_empty, list_files, open_seekable
-from jobs.errors import StorageError
+from asap.storage.files import is_empty, list_files, open_seekable
+from asap.storage.location import Location
 
-VERDICTS = ("manipulated", "review", "authentic")
 BINS = 20
 """Of the score histograms, from 0 to 1."""
 

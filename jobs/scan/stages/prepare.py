@@ -16,13 +16,11 @@ from typing import Any
 import pyarrow as pa
 from PIL import Image
 
-from asap.errors import InputError
+from asap.errors import FetchFailed, InputError
 from asap.preprocessing.images import ImageLimits, decode_image, prepare_image
-from asap.storage.fetch import ByteRange, fetch
-from jobs.errors import FetchFailed
+from asap.storage.fetch import ByteRange, FetchSettings, fetch
 from jobs.scan.input.manifest import storable
 from jobs.scan.stages.result_rows import CALLER_COLUMNS
-from jobs.settings import FetchSettings
 
 PREPARED_FIELDS = [
     ("pixels", pa.large_binary()),

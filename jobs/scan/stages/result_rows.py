@@ -9,7 +9,7 @@ from typing import Any
 import pyarrow as pa
 
 from asap.finding import Box, Finding
-from asap.model.config import TYPES
+from asap.labels import TYPES
 from jobs.scan.input.manifest import MANIFEST_SCHEMA, storable
 
 SCHEMA_VERSION = 2

@@ -8,7 +8,7 @@ from typing import Protocol, Self
 from asap.model.config import ModelConfig
 from asap.training.batch import Batch
 from asap.training.dataset import TrainingSet, collate, epoch_order
-from jobs.settings import TrainSettings
+from jobs.train.settings import TrainSettings
 from jobs.train.stages import augmentation_at
 
 WHOLE = slice(None)

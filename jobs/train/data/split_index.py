@@ -16,10 +16,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from asap.corpus.picture_cache import Measured, PictureSizes
-from asap.corpus.picture_index import ImagePlace
+from asap.corpus.folder import ImagePlace
+from asap.corpus.picture_cache import Measured, PictureSizes, picture_place
 from asap.corpus.reader import Record
-from jobs.corpus import picture_place
 
 _SCHEMA = pa.schema(
     [

@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, Literal
 
-from asap.corpus.picture_cache import Measured, PictureCache
+from asap.corpus.picture_cache import Measured, PictureCache, read_picture
 from asap.corpus.reader import SPLITS, Corpus, fingerprint
-from asap.corpus.report import SHOWN
+from asap.corpus.report import SHOWN, CorpusReport
 from asap.errors import CorpusError
 from asap.model.config import ModelConfig
-from jobs.corpus import read_as_told, read_picture
-from jobs.settings import CorpusSettings, TrainSettings
-from jobs.train.data.split_index import about_index, write_index
+from asap.preprocessing.text import TextCodec, load_tokenizer
+from asap.training.dataset import TrainingSet
+from jobs.corpus import read_as_told
+from jobs.settings import CorpusSettings
+from jobs.train.data.split_index import about_index, read_index, write_index
 from jobs.train.data.stream import measure_pictures
 from jobs.train.run_folder.folder import RunFolder
-from jobs.train.trainer import Split
+from jobs.train.settings import TrainSettings
 
 Ingest = Literal["cache", "stream"]
 Progress = Callable[[dict[str, Any]], None]
@@ -99,3 +103,33 @@ def _check_broken(corpus: Corpus, allowed: float) -> None:
             f"cannot be decoded, {unusable / report.rows:.2%} where missing_images allows {allowed:.2%}: "
             f"{'; '.join(report.broken_images.examples[:SHOWN])}; replace them, or raise it"
         )
+
+
+@dataclass(frozen=True)
+class Split:
+    """A split of the corpus, ready to train on or to judge."""
+
+    pairs: TrainingSet
+    config: ModelConfig
+
+    @classmethod
+    def open(
+        cls,
+        settings: TrainSettings,
+        folder: RunFolder,
+        split: str,
+        config: ModelConfig,
+        limit: int = 0,
+        report: CorpusReport | None = None,
+    ) -> Split:
+        """Open a split as the driver left it. `limit` keeps the first so many pairs; `report`: see `TrainingSet`."""
+        codec = TextCodec(load_tokenizer(folder.tokenizer), max_words=config.max_words, max_tokens=config.max_tokens)
+        index = read_index(folder.index(split))
+        pictures: Measured = index.pictures
+        if index.about["ingest"] == "cache":
+            cache = PictureCache.prepare(
+                index.records, config.image_size, folder.pictures, read=read_picture, keep_broken=True
+            )
+            pictures = dataclasses.replace(cache, broken=pictures.broken)
+        records = index.records[: limit or None]
+        return cls(TrainingSet(records, pictures, codec, bad_boxes=settings.bad_boxes, report=report), config)

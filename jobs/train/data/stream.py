@@ -18,20 +18,19 @@ import numpy as np
 import pyarrow as pa
 import ray
 
-from asap.corpus.picture_cache import PictureCache, PictureSizes, decode_picture
-from asap.corpus.picture_index import ImagePlace
+from asap.corpus.folder import ImagePlace
+from asap.corpus.picture_cache import PictureCache, PictureSizes, decode_picture, picture_place, read_picture
 from asap.corpus.reader import Record
-from asap.errors import AsapError, CorpusError, InputError
+from asap.errors import AsapError, CorpusError, InputError, StorageError
 from asap.model.config import ModelConfig
 from asap.preprocessing.images import BoxXyxy, Pixels, PreparedImage
 from asap.training.augmentation import Augmentation, augment
 from asap.training.batch import Batch
 from asap.training.dataset import Sample, TrainingSet, collate
 from jobs.cluster import quieten
-from jobs.corpus import picture_place, read_picture
-from jobs.errors import JobFailed, StorageError
-from jobs.settings import TrainSettings
+from jobs.errors import JobFailed
 from jobs.train.data.feed import WHOLE, CacheFeed, Feed, Order
+from jobs.train.settings import TrainSettings
 from jobs.train.stages import augmentation_at, lock_step
 
 _BLOCK = 64

@@ -20,21 +20,11 @@ from typing import Any
 
 import pyarrow.fs as pafs
 
+from asap.errors import StorageError
 from asap.storage.failures import storage_errors
-from asap.storage.files import (
-    Location,
-    check_bucket,
-    delete_file,
-    download_file,
-    download_folder,
-    exists,
-    filesystem,
-    is_empty,
-    local_targets,
-    s3_client,
-    write_bytes,
-)
-from jobs.errors import StorageError
+from asap.storage.files import delete_file, download_file, download_folder, exists, is_empty, local_targets, write_bytes
+from asap.storage.location import Location
+from asap.storage.s3 import check_bucket, filesystem, s3_client
 
 
 @dataclass(frozen=True)

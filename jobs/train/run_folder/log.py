@@ -10,13 +10,15 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
 
+from asap.errors import StorageError
 from asap.evaluation.evaluate import judge
 from asap.model.config import ModelConfig
-from asap.storage.files import Location, exists, read_bytes
-from jobs.errors import StorageError
-from jobs.settings import TrainSettings
+from asap.storage.files import exists, read_bytes
+from asap.storage.location import Location
+from jobs.train.data.splits import Split
 from jobs.train.run_folder.folder import RunFolder
-from jobs.train.trainer import Fit, Split
+from jobs.train.settings import TrainSettings
+from jobs.train.trainer import Fit
 
 Progress = Callable[[dict[str, Any]], None]
 
@@ -56,7 +58,7 @@ class RunLog:
             )
         if fit.done % fit.steps_a_checkpoint and fit.done != fit.total_steps:
             return {}
-        report = judge(fit.module.twin.model, self.validation)
+        report = judge(fit.module.twin.model, self.validation.pairs)
         figures = {name: report[name] for name in HEADLINE}
         self._write(fit, {"validation": figures})
         return figures

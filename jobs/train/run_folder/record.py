@@ -17,8 +17,8 @@ from typing import Any
 
 import torch
 
-from jobs.settings import TrainSettings
 from jobs.train.run_folder.folder import RunFolder
+from jobs.train.settings import TrainSettings
 
 _LIBRARIES = ("torch", "torchvision", "timm", "transformers", "tokenizers", "safetensors", "ray", "numpy", "pillow")
 _PACKAGE = "asap-ray"

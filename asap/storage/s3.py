@@ -1,0 +1,83 @@
+"""The S3 client of boto3 and the file systems of pyarrow.
+
+Credentials, region and endpoint are found as every AWS tool finds them (`AWS_PROFILE`, `AWS_ACCESS_KEY_ID`,
+`AWS_REGION`, `AWS_ENDPOINT_URL`, an instance's role), on the machine that does the work.
+"""
+
+from __future__ import annotations
+
+import functools
+import re
+from typing import Any, cast
+
+import pyarrow.fs as pafs
+
+from asap.errors import StorageError
+from asap.storage.failures import failure_code, storage_errors
+from asap.storage.location import Location
+
+_PUBLIC_S3 = re.compile(r"https://s3([.-][a-z0-9-]+)?\.amazonaws\.com(\.cn)?")
+"""Where pyarrow goes by itself; any other endpoint, that of a VPC or FIPS too, it must be told."""
+
+
+@functools.cache
+def s3_client(*, attempts: int = 5, connect_timeout_s: float = 10, read_timeout_s: float = 60) -> Any:
+    """This process's client, with botocore's standard retries (exponential, with jitter). Safe to share by threads."""
+    import boto3
+    from botocore.config import Config
+
+    with storage_errors("S3"):
+        return boto3.client(
+            "s3",
+            config=Config(
+                retries={"mode": "standard", "total_max_attempts": attempts},
+                connect_timeout=connect_timeout_s,
+                read_timeout=read_timeout_s,
+                max_pool_connections=64,
+            ),
+        )
+
+
+def check_bucket(location: Location) -> None:
+    """Raise a `StorageError` if the bucket is unknown, closed to these credentials, or there are none."""
+    _bucket_region(location.bucket)
+
+
+@functools.cache
+def _bucket_region(bucket: str) -> str | None:
+    from botocore.exceptions import ClientError
+
+    with storage_errors(f"s3://{bucket}"):
+        try:
+            response = s3_client().head_bucket(Bucket=bucket)
+        except ClientError as error:
+            if failure_code(error)[0] != "not_found":
+                raise
+            raise StorageError(
+                f"the bucket {bucket!r} does not exist; check its name, and AWS_ENDPOINT_URL if it is not on AWS"
+            ) from error
+    region = response["ResponseMetadata"]["HTTPHeaders"].get("x-amz-bucket-region")
+    return cast("str | None", region or s3_client().meta.region_name)
+
+
+def filesystem(location: Location) -> tuple[pafs.FileSystem, str]:
+    """The pyarrow filesystem of a location, and its path there; both can be sent to other machines."""
+    if not location.is_s3:
+        return pafs.LocalFileSystem(), location.uri
+    return _s3_filesystem(location.bucket), f"{location.bucket}/{location.key}".rstrip("/")
+
+
+@functools.cache
+def _s3_filesystem(bucket: str) -> pafs.S3FileSystem:
+    region = _bucket_region(bucket)
+    options: dict[str, Any] = {"region": region, "retry_strategy": pafs.AwsStandardS3RetryStrategy(max_attempts=6)}
+    options |= _endpoint_options(str(s3_client().meta.endpoint_url))
+    with storage_errors(f"s3://{bucket}"):
+        return pafs.S3FileSystem(**options)
+
+
+def _endpoint_options(endpoint: str) -> dict[str, str]:
+    if _PUBLIC_S3.fullmatch(endpoint):
+        return {}
+    scheme, _, address = endpoint.partition("://")
+    return {"scheme": scheme, "endpoint_override": address}
