@@ -27,13 +27,13 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 
-from asap.evaluation.evaluate import judge
+from asap.evaluation.evaluate import evaluate_split
 from asap.preprocessing.text import load_tokenizer, train_tokenizer
 from asap.training.objective import RECIPES
 from jobs.train.data.splits import Split, prepare_splits, read_splits
 from jobs.train.run_folder.folder import RunFolder
 from jobs.train.settings import TrainSettings
-from jobs.train.trainer import Fit, model_config
+from jobs.train.trainer import Trainer, model_config
 
 SMALL: dict[str, Any] = {
     "width": 128, "heads": 4, "image_layers": 3, "image_mlp_width": 512, "text_mlp_width": 512, "embed_dim": 64,
@@ -97,7 +97,7 @@ class Grid:
             settings = self.settings(
                 "asap", 0, pairs=2 * self.word_pairs, words_until=0.5, alignment_from=0.5, warmup_pairs=6_400
             )
-            fit = Fit(settings, self.split("asap", "train"))
+            fit = Trainer(settings, self.split("asap", "train"))
             for _ in fit.steps():
                 if fit.pairs_done >= self.word_pairs:
                     break
@@ -108,7 +108,7 @@ class Grid:
     def cell(self, recipe: str, seed: int) -> dict[str, Any]:
         """Train and judge one cell."""
         settings = self.settings(recipe, seed)
-        fit = Fit(settings, self.split(recipe, "train", self.pairs))
+        fit = Trainer(settings, self.split(recipe, "train", self.pairs))
         start = load_file(self.start())
         for model in (fit.module.student, fit.module.twin.model):
             left = model.load_state_dict(start, strict=False)
@@ -121,7 +121,7 @@ class Grid:
         cpu_s = time.process_time() - before
         test = self.split(recipe, "test")
         models = {"student": fit.module.student, "twin": fit.module.twin.model}
-        reports = {name: judge(model, test.pairs, elsewhere=True) for name, model in models.items()}
+        reports = {name: evaluate_split(model, test.pairs, elsewhere=True) for name, model in models.items()}
         kept = {
             name: {key: report[key] for key in (*FIGURES, "AP", "AP_elsewhere")} for name, report in reports.items()
         }

@@ -30,12 +30,12 @@ def ray_running(address: str | None = None, **options: Any) -> Iterator[None]:
     import ray
 
     if ray.is_initialized():
-        quieten()
+        silence_ray_data()
         yield
         return
     _start(address, options)
     try:
-        quieten()
+        silence_ray_data()
         yield
     finally:
         ray.shutdown()
@@ -70,7 +70,7 @@ def _set_defaults(local: bool) -> None:
         os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
 
 
-def quieten() -> None:
+def silence_ray_data() -> None:
     """Let Ray Data work in this process without telling of it."""
     from ray.data import DataContext
 
@@ -93,7 +93,7 @@ def machines_alive() -> list[Resources]:
     return [node["Resources"] for node in ray.nodes() if node["Alive"]]
 
 
-def places(machines: Sequence[Resources], needs: Resources) -> int:
+def count_fitting(machines: Sequence[Resources], needs: Resources) -> int:
     """How many workers of these needs the machines hold together, each worker on one machine."""
     return sum(min(int(machine.get(kind, 0) // amount) for kind, amount in needs.items()) for machine in machines)
 
@@ -101,11 +101,11 @@ def places(machines: Sequence[Resources], needs: Resources) -> int:
 def most_cpus(machines: Sequence[Resources], workers: int, needs: Resources) -> int:
     """The most CPUs that so many workers can have each, beside what else they need; 0 where not even one."""
     largest = max((int(machine.get("CPU", 0)) for machine in machines), default=0)
-    fits = (cpus for cpus in range(largest, 0, -1) if places(machines, {**needs, "CPU": cpus}) >= workers)
+    fits = (cpus for cpus in range(largest, 0, -1) if count_fitting(machines, {**needs, "CPU": cpus}) >= workers)
     return next(fits, 0)
 
 
-def await_places(
+def wait_for_resources(
     needs: Resources, workers: int, wait_s: float, tell: Callable[[str], None], way_out: str
 ) -> list[Resources]:
     """The machines, once they hold so many workers of these needs.
@@ -114,17 +114,17 @@ def await_places(
     Raises `ConfigError`, with what is asked, what there is, and the way out.
     """
     machines = machines_alive()
-    if places(machines, needs) >= workers:
+    if count_fitting(machines, needs) >= workers:
         return machines
     asked = f"{workers} worker{'s' if workers > 1 else ''} with {_amounts(needs)}{' each' if workers > 1 else ''}"
     if wait_s:
-        tell(f"waiting up to {wait_s / 60:.2g} min for machines to hold {asked}: there are {_spoken(machines)}")
-        if _brought(needs, workers, wait_s):
+        tell(f"waiting up to {wait_s / 60:.2g} min for machines to hold {asked}: there are {_describe(machines)}")
+        if _reserve(needs, workers, wait_s):
             return machines_alive()
-    raise ConfigError(f"{asked} do not fit into what Ray has, {_spoken(machines_alive())}; {way_out}")
+    raise ConfigError(f"{asked} do not fit into what Ray has, {_describe(machines_alive())}; {way_out}")
 
 
-def _brought(needs: Resources, workers: int, wait_s: float) -> bool:
+def _reserve(needs: Resources, workers: int, wait_s: float) -> bool:
     """Whether a reservation of all of it comes about, which makes an autoscaler start machines; it is not kept."""
     from ray.util import placement_group, remove_placement_group
 
@@ -135,7 +135,7 @@ def _brought(needs: Resources, workers: int, wait_s: float) -> bool:
         remove_placement_group(asked)
 
 
-def _spoken(machines: Sequence[Resources]) -> str:
+def _describe(machines: Sequence[Resources]) -> str:
     """Machines by what they have: `2 x (8 CPUs, 1 GPU), 1 x (16 CPUs, 0 GPUs)`."""
     kinds = Counter(_amounts({kind: machine.get(kind, 0) for kind in ("CPU", "GPU")}) for machine in machines)
     return ", ".join(f"{count} x ({amounts})" for amounts, count in kinds.most_common()) or "no machine"

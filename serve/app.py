@@ -27,14 +27,14 @@ from ray.serve.exceptions import DeploymentUnavailableError
 from asap.errors import ConfigError
 from asap.finding import Finding, Pair
 from serve.api.keys import Keyring
-from serve.api.metrics import Figures, Told
+from serve.api.metrics import Metrics, MetricsByReplica
 from serve.api.middleware import LOG
 from serve.api.routes import create_app
 from serve.deploy import LOGGING
 from serve.inference.detector import Detector
-from serve.inference.detector_client import RayJudge
+from serve.inference.detector_client import DetectorClient
 from serve.inference.service import Service
-from serve.run import _TOLD_S
+from serve.run import ANSWER_WITHIN_S
 from serve.settings import ServeSettings, is_loopback
 
 _METRICS_INTERVAL_S = 1.0
@@ -54,34 +54,34 @@ class Api:
         _log_requests()
         self._settings = settings
         self._keyring = keyring
-        self._service = Service(settings, RayJudge(detector, settings))
+        self._service = Service(settings, DetectorClient(detector, settings))
         here = serve.get_replica_context()
         ask = functools.partial(_told, serve.get_deployment_handle(here.deployment, here.app_name))
-        self._figures = Figures(here.replica_id.unique_id, ask if settings.api_replicas > 1 else None)
+        self._figures = Metrics(here.replica_id.unique_id, ask if settings.api_replicas > 1 else None)
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         """Called by Serve, in the replica."""
         return create_app(self._settings, self._service, self._keyring, self._figures)
 
-    async def figures(self) -> Told:
+    async def figures(self) -> MetricsByReplica:
         """What /metrics tells of this process."""
         return self._figures.own()
 
     async def detect(self, pair: Pair) -> Finding:
         """As `asap.predictor.Predictor.predict` for one pair; a path is one of this replica's machine."""
-        with self._service.under_way.one():
-            return await self._service.judge_pair(pair)
+        with self._service.in_flight.one():
+            return await self._service.detect_pair(pair)
 
     async def drain(self) -> int:
         """Begin nothing new from now on. How many requests are still under way."""
-        self._service.under_way.close()
-        return self._service.under_way.requests
+        self._service.in_flight.close()
+        return self._service.in_flight.requests
 
 
-async def _told(handle: Any) -> Told:
+async def _told(handle: Any) -> MetricsByReplica:
     """The figures of all processes of the API; without those that do not answer."""
     try:
-        answers = await handle.broadcast("figures").results_async(timeout_s=_TOLD_S, return_exceptions=True)
+        answers = await handle.broadcast("figures").results_async(timeout_s=ANSWER_WITHIN_S, return_exceptions=True)
     except (TimeoutError, DeploymentUnavailableError):
         return {}
     return {replica: figures for answer in answers if isinstance(answer, dict) for replica, figures in answer.items()}

@@ -29,10 +29,10 @@ _Headers = Iterable[tuple[bytes, bytes]]
 
 def middlewares() -> list[Middleware]:
     """Called by Ray, in each proxy."""
-    return [Middleware(Guard)]
+    return [Middleware(HeaderFilter)]
 
 
-class Guard:
+class HeaderFilter:
     """ASGI middleware: drops the headers that are orders to Ray, and gives request and answer one harmless id."""
 
     def __init__(self, app: ASGIApp) -> None:

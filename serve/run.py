@@ -26,7 +26,7 @@ _PASSED_ON_S = 1.0
 """After the last answer, until Ray's proxy has sent it, and what had come to the proxy is refused."""
 
 
-_TOLD_S = 5.0
+ANSWER_WITHIN_S = 5.0
 """A process of the API that does not tell within so long how much it has under way is busy, and its figures are left
 out."""
 
@@ -62,17 +62,17 @@ def _drain(handle: Any, within_s: float) -> None:
     """Have every process of the API refuse what is new, and wait until what came before is answered."""
     busy = start = time.monotonic()
     while (now := time.monotonic()) < start + within_s:
-        if _under_way(handle):
+        if _has_in_flight(handle):
             busy = now
         elif now - busy >= _PASSED_ON_S:
             return
         time.sleep(_LOOK_S)
 
 
-def _under_way(handle: Any) -> bool:
+def _has_in_flight(handle: Any) -> bool:
     """Whether any process of the API has requests under way; each begins nothing new once it is asked."""
     try:
-        counts = handle.broadcast("drain").results(timeout_s=_TOLD_S, return_exceptions=True)
+        counts = handle.broadcast("drain").results(timeout_s=ANSWER_WITHIN_S, return_exceptions=True)
     except DeploymentUnavailableError:
         return False
     except TimeoutError:

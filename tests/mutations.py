@@ -114,7 +114,7 @@ MUTATIONS = (_flip, _cut, _splice, _repeat, _drop, _exaggerate)
 
 def main() -> None:
     """See the module."""
-    from serving import TEXT, LocalJudge, api
+    from serving import TEXT, LocalDetector, api
 
     from asap.predictor import Predictor
 
@@ -124,7 +124,7 @@ def main() -> None:
     arguments = parser.parse_args()
     answered: Counter[tuple[str, int, str]] = Counter()
     slowest, broken = 0.0, 0
-    with api(LocalJudge(Predictor.from_folder("demo", "cpu"))) as client:
+    with api(LocalDetector(Predictor.from_folder("demo", "cpu"))) as client:
         client.post("/v1/detect", files={"image": draw_jpeg(1)}, data={"text": TEXT})  # until all is started
         for kind, data in mutated(arguments.count, arguments.seed):
             start = time.perf_counter()

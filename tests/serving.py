@@ -24,7 +24,7 @@ from serve.settings import ServeSettings
 TEXT = "A smiling minister opens the bridge"
 
 
-class LocalJudge:
+class LocalDetector:
     """A predictor, as the service asks for one."""
 
     def __init__(self, predictor: Predictor) -> None:

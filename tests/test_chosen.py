@@ -5,7 +5,7 @@ import pytest
 import torch
 from ray.train import Checkpoint
 
-from jobs.train.export import SCORE, Chosen
+from jobs.train.export import SCORE, ChosenCheckpoint
 from jobs.train.trainer import STATE_FILE
 
 
@@ -24,26 +24,26 @@ def test_the_best_by_validation_or_the_last_is_chosen(tmp_path: Path) -> None:
     good, last = checkpoint(tmp_path / "good", 1.0), checkpoint(tmp_path / "last", 2.0)
     kept = [(last, figures(640, 0.7)), (good, figures(320, 0.9))]
 
-    best = Chosen.of(kept, last, "best")
+    best = ChosenCheckpoint.of(kept, last, "best")
     assert (best.weights, best.pairs, best.score) == ({"weight": torch.tensor(1.0)}, 320, 0.9)
     assert str(best) == "the best checkpoint after 320 pairs (validation AUC 0.900)"
-    assert str(Chosen.of(kept, last, "last")) == "the last checkpoint after 640 pairs (validation AUC 0.700)"
+    assert str(ChosenCheckpoint.of(kept, last, "last")) == "the last checkpoint after 640 pairs (validation AUC 0.700)"
 
 
 def test_of_two_equally_good_ones_the_later_is_taken(tmp_path: Path) -> None:
     one, two = checkpoint(tmp_path / "one", 1.0), checkpoint(tmp_path / "two", 2.0)
     kept = [(two, figures(640, 0.9)), (one, figures(320, 0.9))]
-    assert Chosen.of(kept, two, "best").pairs == 640
+    assert ChosenCheckpoint.of(kept, two, "best").pairs == 640
 
 
 @pytest.mark.parametrize("way", ["best", "last"])
 def test_pairs_that_tell_no_auc_are_no_figure(tmp_path: Path, way: Any) -> None:
     last = checkpoint(tmp_path / "last", 1.0)
-    chosen = Chosen.of([(last, figures(64, -1.0))], last, way)
+    chosen = ChosenCheckpoint.of([(last, figures(64, -1.0))], last, way)
     assert chosen.score is None
     assert str(chosen) == f"the {way} checkpoint after 64 pairs"
 
 
 def test_a_run_that_kept_no_figures_ships_its_last(tmp_path: Path) -> None:
     last = checkpoint(tmp_path / "last", 1.0)
-    assert str(Chosen.of([], last, "best")) == "the best checkpoint"
+    assert str(ChosenCheckpoint.of([], last, "best")) == "the best checkpoint"

@@ -318,7 +318,11 @@ def test_calibrate_shows_what_is_shown_of_each_threshold_and_where_the_policies_
     settings = seen[0]
     assert (settings.model, settings.corpus, settings.split, settings.out) == ("my-model", "corpus", "val", "p.json")
     assert (settings.precision, settings.prevalence, settings.confidence) == (0.95, 0.001, 0.9)
-    assert (settings.people_precision, settings.keep, settings.dtype) == (0.3, ("word", "text_swap"), "bfloat16")
+    assert (settings.effective_review_precision, settings.keep, settings.dtype) == (
+        0.3,
+        ("word", "text_swap"),
+        "bfloat16",
+    )
     assert all(told in out for told in ("val read", "face swap", "0.951", "4.2e-05", "0.97", told_of_it))
     assert out.splitlines()[-2:] == [
         f"policy {policy.policy_id}: /model/policy.json",

@@ -9,7 +9,7 @@ import ray
 from ray.util import placement_group_table
 
 from asap.errors import ConfigError
-from jobs.cluster import await_places, most_cpus, places, quieten
+from jobs.cluster import count_fitting, most_cpus, silence_ray_data, wait_for_resources
 
 HEAD = {"CPU": 0}
 
@@ -24,7 +24,7 @@ HEAD = {"CPU": 0}
     ],
 )
 def test_a_worker_has_all_it_needs_on_one_machine(machines: Any, needs: dict[str, int], held: int) -> None:
-    assert places(machines, needs) == held
+    assert count_fitting(machines, needs) == held
 
 
 @pytest.mark.parametrize(
@@ -53,7 +53,7 @@ def no_wait(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
 def test_what_does_not_fit_is_refused_with_what_there_is_and_a_way_out(no_wait: Any) -> None:
     no_wait(HEAD, {"CPU": 4}, {"CPU": 4})
     with pytest.raises(ConfigError) as caught:
-        await_places({"CPU": 4, "GPU": 1}, 2, 0, pytest.fail, "take fewer")
+        wait_for_resources({"CPU": 4, "GPU": 1}, 2, 0, pytest.fail, "take fewer")
     assert str(caught.value) == (
         "2 workers with 4 CPUs, 1 GPU each do not fit into what Ray has, "
         "2 x (4 CPUs, 0 GPUs), 1 x (0 CPUs, 0 GPUs); take fewer"
@@ -62,13 +62,13 @@ def test_what_does_not_fit_is_refused_with_what_there_is_and_a_way_out(no_wait: 
 
 def test_what_fits_is_not_waited_for(no_wait: Any) -> None:
     no_wait(HEAD, {"CPU": 4})
-    assert await_places({"CPU": 2}, 2, 900, pytest.fail, "") == [HEAD, {"CPU": 4}]
+    assert wait_for_resources({"CPU": 2}, 2, 900, pytest.fail, "") == [HEAD, {"CPU": 4}]
 
 
 def test_machines_are_asked_for_and_waited_for_once(ray_here: None) -> None:
     told: list[str] = []
     with pytest.raises(ConfigError, match=r"1 worker with 64 CPUs do not fit .*1 x \(2 CPUs, 0 GPUs\); take fewer"):
-        await_places({"CPU": 64}, 1, 0.1, told.append, "take fewer")
+        wait_for_resources({"CPU": 64}, 1, 0.1, told.append, "take fewer")
     assert told == [
         "waiting up to 0.0017 min for machines to hold 1 worker with 64 CPUs: there are 1 x (2 CPUs, 0 GPUs)"
     ]
@@ -82,7 +82,7 @@ def test_ray_data_is_quieted_and_what_a_program_logs_by_is_not() -> None:
         ray_data.addHandler(handler)
     logging.root.addHandler(ours)
     try:
-        quieten()
+        silence_ray_data()
         assert (theirs.level, ours.level) == (logging.CRITICAL, logging.NOTSET)
     finally:
         logging.root.removeHandler(ours)

@@ -5,19 +5,19 @@ from typing import Any
 
 import pytest
 
-from asap.corpus.descriptions import Described, Descriptions, Kind, join
+from asap.corpus.descriptions import Descriptions, Kind, PairKeys, join
 from asap.corpus.report import Joined
 from asap.errors import CorpusError
 
 PICTURE, OTHER = "DGM4/origin/guardian/1.jpg", "DGM4/origin/bbc/2.jpg"
 
 
-def pair(key: str = "1", image: str = PICTURE, text: str = "a man waits") -> Described:
+def pair(key: str = "1", image: str = PICTURE, text: str = "a man waits") -> PairKeys:
     file = image.removeprefix("DGM4/")
-    return Described.of(key, image, (file, f"s3://bucket/DGM4/{file}"), text)
+    return PairKeys.of(key, image, (file, f"s3://bucket/DGM4/{file}"), text)
 
 
-def described(kind: Kind, content: Any, *pairs: Described, name: str = "file.json") -> tuple[list[str], Joined]:
+def described(kind: Kind, content: Any, *pairs: PairKeys, name: str = "file.json") -> tuple[list[str], Joined]:
     data = content if isinstance(content, str) else json.dumps(content)
     return join(kind, pairs or [pair()], [Descriptions.parse(name, data.encode(), kind)])
 
@@ -76,10 +76,10 @@ def test_a_pair_of_which_no_other_is_known_has_what_is_certainly_its_own() -> No
                {"id": 2, "caption": "one"}, {"id": 2, "caption": "or another"}]  # fmt: skip
     file = Descriptions.parse("a.json", json.dumps(content).encode(), "caption")
     asked = [pair("1"), pair("1", OTHER), pair("2", "x/3.jpg"), pair("4", "x/3.jpg")]
-    assert [file.of_one(one) for one in asked] == ["a coat", "a hat", None, None]
+    assert [file.lookup(one) for one in asked] == ["a coat", "a hat", None, None]
     alone = Descriptions.parse("b.json", b'{"1": "a coat"}', "caption")
-    assert alone.of_one(pair("1#7"), shared_id="1") is None, "of which of those that have the id, it does not say"
-    assert file.of_one(pair("1#7", OTHER), shared_id="1") == "a hat"
+    assert alone.lookup(pair("1#7"), shared_id="1") is None, "of which of those that have the id, it does not say"
+    assert file.lookup(pair("1#7", OTHER), shared_id="1") == "a hat"
 
 
 # Ids and paths that are shared

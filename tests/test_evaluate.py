@@ -24,7 +24,7 @@ from jobs import cluster
 from jobs.cli.app import app
 from jobs.errors import JobDiffers, JobFailed
 from jobs.evaluate import run as module
-from jobs.evaluate.run import OUTPUTS, evaluate, explain_pairs, judge_shard, merge_shards, plan_evaluation
+from jobs.evaluate.run import OUTPUTS, evaluate, evaluate_shard, explain_pairs, merge_shards, plan_evaluation
 from jobs.evaluate.settings import EvaluateSettings
 
 PAIRS = 24
@@ -47,7 +47,7 @@ def settings(drawn: Path, model_folder: Path, tmp_path: Path) -> Callable[..., E
 
 
 def shard(model: Path, drawn: Path, start: int, stop: int) -> Evaluation:
-    return judge_shard(str(model), model_id(model), "cpu", 1, 8, read_split(drawn, "test")[start:stop])
+    return evaluate_shard(str(model), model_id(model), "cpu", 1, 8, read_split(drawn, "test")[start:stop])
 
 
 # Before Ray starts.
@@ -116,7 +116,7 @@ def test_the_figures_do_not_depend_on_how_the_split_was_cut(drawn: Path, model_f
     parts = {start: shard(model_folder, drawn, start, min(start + 16, PAIRS)) for start in (16, 0)}
     merged = merge_shards(parts, PAIRS)
     assert merged.compute() == whole.compute()
-    assert merged.judged().margin.tolist() == whole.judged().margin.tolist()
+    assert merged.predictions().margin.tolist() == whole.judged().margin.tolist()
 
 
 @pytest.mark.parametrize(("starts", "pairs"), [((0, 8), 16), ((0,), 12), ((4, 12), 16), ((), 4)])
@@ -134,13 +134,13 @@ def test_a_shard_that_is_missing_or_doubled_is_found(
 
 def test_a_model_that_changed_meanwhile_is_refused(drawn: Path, model_folder: Path) -> None:
     with pytest.raises(CheckpointError, match="and was other@1"):
-        judge_shard(str(model_folder), "other@1", "cpu", 1, 8, read_split(drawn, "test")[:2])
+        evaluate_shard(str(model_folder), "other@1", "cpu", 1, 8, read_split(drawn, "test")[:2])
 
 
 def test_pairs_are_explained_by_the_model_that_judged_them(drawn: Path, model_folder: Path) -> None:
     records = read_split(drawn, "test")[:3]
     found = explain_pairs(str(model_folder), model_id(model_folder), "cpu", 1, records)
-    margin = judge_shard(str(model_folder), model_id(model_folder), "cpu", 1, 8, records).judged().margin
+    margin = evaluate_shard(str(model_folder), model_id(model_folder), "cpu", 1, 8, records).predictions().margin
     assert [finding.model_id for finding in found] == [load_folder(model_folder).model_id] * 3
     assert [finding.score > 0.5 for finding in found] == (margin > 0).tolist()
 
@@ -242,12 +242,12 @@ def test_a_cluster_without_gpus_is_told_of_where_the_cpus_judge(settings: Any, m
 
 
 def _dies_once(marker: Path) -> Callable[..., Evaluation]:
-    """`judge_shard`, of which the first process that has begun is killed. Ray pickles what is in here by value."""
+    """`evaluate_shard`, of which the first process that has begun is killed. Ray pickles what is in here by value."""
 
     def judge(*given: Any) -> Evaluation:
-        from jobs.evaluate.run import judge_shard
+        from jobs.evaluate.run import evaluate_shard
 
-        evaluation = judge_shard(*given)
+        evaluation = evaluate_shard(*given)
         try:
             marker.touch(exist_ok=False)
         except FileExistsError:
@@ -263,7 +263,7 @@ def test_a_worker_killed_midway_loses_and_doubles_no_pair(
     ray_here: None, settings: Any, drawn: Path, model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     killed, counts = tmp_path / "killed", []
-    monkeypatch.setattr(module, "judge_shard", _dies_once(killed))
+    monkeypatch.setattr(module, "evaluate_shard", _dies_once(killed))
     report = evaluate(
         settings(shard_pairs=8, batch_size=8, worst=3, workers=2), lambda now, total: counts.append((now, total))
     )

@@ -9,9 +9,9 @@ def test_every_epoch_shows_each_pair_at_most_once_over_all_workers() -> None:
     assert alone.steps_an_epoch == 2
     seen: dict[int, list[int]] = {}
     for step in range(6):
-        numbers, epoch = alone.part(step)
-        parts = [worker.part(step) for worker in workers]
-        assert [number for part, _ in parts for number in part] == numbers
+        numbers, epoch = alone.rows_of_step(step)
+        parts = [worker.rows_of_step(step) for worker in workers]
+        assert [number for rows_of_step, _ in parts for number in rows_of_step] == numbers
         assert {number for _, number in parts} == {epoch}
         seen.setdefault(epoch, []).extend(numbers)
     assert sorted(seen) == [0, 1, 2]
@@ -20,5 +20,5 @@ def test_every_epoch_shows_each_pair_at_most_once_over_all_workers() -> None:
 
 
 def test_the_order_follows_the_seed() -> None:
-    assert Order(100, 10, 5, seed=1).part(3) == Order(100, 10, 50, seed=1).part(3)
-    assert Order(100, 10, 5, seed=1).part(3) != Order(100, 10, 5, seed=2).part(3)
+    assert Order(100, 10, 5, seed=1).rows_of_step(3) == Order(100, 10, 50, seed=1).rows_of_step(3)
+    assert Order(100, 10, 5, seed=1).rows_of_step(3) != Order(100, 10, 5, seed=2).rows_of_step(3)

@@ -6,14 +6,14 @@ import numpy as np
 import pytest
 from sklearn.metrics import auc
 
-from asap.evaluation.metrics import Judged
+from asap.evaluation.metrics import Predictions
 from asap.labels import TYPES, types_of
 from asap.training.targets import CLASSES
 from jobs.evaluate.charts import draw_figures, iou_histogram, precision_recall, reliability_diagram, roc
 from jobs.pages.plot import Bars, Dots, Line
 
 
-def judged(*classes: str, right: float = 1.0, seed: int = 0) -> Judged:
+def predictions(*classes: str, right: float = 1.0, seed: int = 0) -> Predictions:
     """Pairs of the classes; scores that favour the truth by `right`."""
     stream = np.random.default_rng(seed)
     types = np.array([[name in types_of(cls) for name in TYPES] for cls in classes])
@@ -22,7 +22,7 @@ def judged(*classes: str, right: float = 1.0, seed: int = 0) -> Judged:
     boxes = np.tile(np.array([0.5, 0.5, 0.4, 0.4]), (len(classes), 1)) * has_box[:, None]
     shift = stream.uniform(0, 0.2, (len(classes), 1)) * np.array([1, 0, 0, 0])
     tokens = np.zeros((len(classes), 4), np.int64)
-    return Judged(
+    return Predictions(
         margin=(truth + stream.normal(size=len(classes))).astype(np.float32),
         multilabel=(np.where(types, right, -right) + stream.normal(size=types.shape)).astype(np.float32),
         types=types, box=(boxes + shift).astype(np.float32), box_true=boxes.astype(np.float32),
@@ -32,8 +32,8 @@ def judged(*classes: str, right: float = 1.0, seed: int = 0) -> Judged:
 
 
 @pytest.fixture
-def mixed() -> Judged:
-    return judged(*CLASSES * 30)
+def mixed() -> Predictions:
+    return predictions(*CLASSES * 30)
 
 
 def lines(plot, colour=None):
@@ -76,8 +76,8 @@ def test_each_type_has_a_staircase_of_its_average_precision(mixed):
 
 
 def test_a_type_that_does_not_occur_has_no_curve():
-    assert len(lines(precision_recall(judged("orig", "face_swap", "text_swap")))) == 2
-    assert precision_recall(judged("orig", "orig")) is None
+    assert len(lines(precision_recall(predictions("orig", "face_swap", "text_swap")))) == 2
+    assert precision_recall(predictions("orig", "orig")) is None
 
 
 def test_the_iou_histogram_counts_the_pairs_with_a_face_and_tells_the_gated_apart(mixed):
@@ -92,7 +92,7 @@ def test_the_iou_histogram_counts_the_pairs_with_a_face_and_tells_the_gated_apar
 
 @pytest.mark.parametrize("pairs", [1, 3, 7, 40, 999, 12_345])
 def test_the_count_axis_ends_above_the_tallest_bar_in_few_round_steps(pairs):
-    axis = reliability_diagram(judged(*["orig"] * pairs, right=30)).panels[1].y
+    axis = reliability_diagram(predictions(*["orig"] * pairs, right=30)).panels[1].y
     assert axis.high >= pairs
     assert 2 <= len(axis.ticks) <= 4
     assert axis.ticks[-1] == axis.high
@@ -126,4 +126,4 @@ def test_every_picture_is_an_svg_of_its_own(mixed):
     ],
 )
 def test_a_picture_that_the_pairs_cannot_tell_is_left_out(classes, left):
-    assert list(draw_figures(judged(*classes))) == left
+    assert list(draw_figures(predictions(*classes))) == left

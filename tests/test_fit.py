@@ -28,7 +28,7 @@ from jobs.train.data.splits import Split, prepare_splits
 from jobs.train.data.stream import Decoding, StreamFeed
 from jobs.train.run_folder.folder import RunFolder
 from jobs.train.settings import TrainSettings
-from jobs.train.trainer import Fit, model_config
+from jobs.train.trainer import Trainer, model_config
 
 MODEL: dict[str, Any] = {
     "image_size": 32, "width": 48, "heads": 4, "image_layers": 1, "image_mlp_width": 48, "text_layers": 1,
@@ -86,7 +86,7 @@ def changed(settings: TrainSettings, **changes: Any) -> TrainSettings:
     return settings.model_copy(update=changes)
 
 
-def run(fit: Fit, steps: int | None = None) -> list[dict[str, float]]:
+def run(fit: Trainer, steps: int | None = None) -> list[dict[str, float]]:
     """So many steps, or all; without the time that each took."""
     seen = []
     for terms in fit.steps():
@@ -97,7 +97,7 @@ def run(fit: Fit, steps: int | None = None) -> list[dict[str, float]]:
 
 
 def test_a_run_takes_its_steps_and_learns(settings: TrainSettings, split: Split) -> None:
-    fit = Fit(settings, split)
+    fit = Trainer(settings, split)
     before = {name: value.clone() for name, value in fit.module.student.state_dict().items()}
     terms = run(fit)
     assert (len(terms), fit.done, fit.pairs_done) == (6, 6, 24)
@@ -109,14 +109,14 @@ def test_a_run_takes_its_steps_and_learns(settings: TrainSettings, split: Split)
 def test_a_run_that_was_killed_ends_where_an_uninterrupted_one_does(
     settings: TrainSettings, split: Split, tmp_path: Path
 ) -> None:
-    whole = Fit(settings, split)
+    whole = Trainer(settings, split)
     terms = run(whole)
 
-    killed = Fit(settings, split)
+    killed = Trainer(settings, split)
     assert run(killed, 3) == terms[:3]
     killed.save(tmp_path)
     torch.manual_seed(99)  # another process knows nothing of this one's generator
-    resumed = Fit(settings, split)
+    resumed = Trainer(settings, split)
     resumed.restore(tmp_path)
 
     assert resumed.done == 3
@@ -130,13 +130,13 @@ def test_a_streamed_run_that_was_killed_ends_where_a_cached_one_does(
 ) -> None:
     order, decoding = Order.of(settings, len(split.pairs)), Decoding(1, 0.5)
     first, second = (StreamFeed(split.pairs, split.config, settings, order, decoding) for _ in range(2))
-    whole = Fit(settings, split)
+    whole = Trainer(settings, split)
     terms = run(whole)
-    killed = Fit(settings, split, feed=first)
+    killed = Trainer(settings, split, feed=first)
     assert run(killed, 3) == terms[:3]
     killed.save(tmp_path)
     first.close()
-    resumed = Fit(settings, split, feed=second)
+    resumed = Trainer(settings, split, feed=second)
     resumed.restore(tmp_path)
 
     assert run(resumed) == terms[3:]
@@ -144,37 +144,37 @@ def test_a_streamed_run_that_was_killed_ends_where_a_cached_one_does(
 
 
 def test_the_second_worker_goes_on_with_its_own_stream(settings: TrainSettings, split: Split, tmp_path: Path) -> None:
-    second = Fit(settings, split, rank=1, world=2)
+    second = Trainer(settings, split, rank=1, world=2)
     own = torch.get_rng_state()
     second.save(tmp_path, {"rng": torch.stack([torch.zeros_like(own), own])})
     torch.manual_seed(99)
-    Fit(settings, split, rank=1, world=2).restore(tmp_path)
+    Trainer(settings, split, rank=1, world=2).restore(tmp_path)
     assert torch.equal(torch.get_rng_state(), own)
 
 
 def test_dropout_is_on_and_follows_the_seed(settings: TrainSettings, split: Split) -> None:
-    one, again, other = (run(Fit(changed(settings, seed=seed), split), 1) for seed in (0, 0, 1))
+    one, again, other = (run(Trainer(changed(settings, seed=seed), split), 1) for seed in (0, 0, 1))
     assert one == again
     assert one != other
     calm = dataclasses.replace(split, config=dataclasses.replace(split.config, dropout=0.0))
-    assert run(Fit(settings, calm), 1) != one
+    assert run(Trainer(settings, calm), 1) != one
 
 
 def test_a_checkpoint_is_read_as_plain_tensors_and_holds_the_twin(
     settings: TrainSettings, split: Split, tmp_path: Path
 ) -> None:
-    fit = Fit(settings, split)
+    fit = Trainer(settings, split)
     run(fit, 2)
     fit.save(tmp_path)
-    torch.testing.assert_close(Fit.twin_weights(tmp_path), fit.module.twin.model.state_dict(), rtol=0, atol=0)
-    assert not torch.equal(Fit.twin_weights(tmp_path)["patch_head.weight"], fit.module.student.patch_head.weight)
+    torch.testing.assert_close(Trainer.twin_weights(tmp_path), fit.module.twin.model.state_dict(), rtol=0, atol=0)
+    assert not torch.equal(Trainer.twin_weights(tmp_path)["patch_head.weight"], fit.module.student.patch_head.weight)
 
 
 def test_every_epoch_shows_each_pair_at_most_once_whatever_the_number_of_workers(
     settings: TrainSettings, split: Split
 ) -> None:
-    alone = Fit(settings, split)
-    workers = [Fit(settings, split, rank=rank, world=2) for rank in range(2)]
+    alone = Trainer(settings, split)
+    workers = [Trainer(settings, split, rank=rank, world=2) for rank in range(2)]
     seen: dict[int, list[int]] = {}
     for step in range(6):
         for fit in (alone, *workers):
@@ -191,7 +191,7 @@ def test_every_epoch_shows_each_pair_at_most_once_whatever_the_number_of_workers
 
 def test_workers_start_alike_and_draw_their_own_dropout(settings: TrainSettings, split: Split) -> None:
     def drawn(rank: int) -> tuple[dict[str, torch.Tensor], float]:
-        fit = Fit(settings, split, rank=rank, world=2)
+        fit = Trainer(settings, split, rank=rank, world=2)
         return fit.module.state_dict(), torch.rand(()).item()
 
     (first, one), (second, other) = drawn(0), drawn(1)
@@ -203,12 +203,12 @@ def test_a_run_goes_on_with_fewer_workers_and_ends_with_every_pair_of_the_epoch_
     settings: TrainSettings, split: Split, tmp_path: Path
 ) -> None:
     settings = changed(settings, workers=2, pairs=8)  # two steps, an epoch
-    two = Fit(settings, split, rank=0, world=2)
-    other = Fit(settings, split, rank=1, world=2)
+    two = Trainer(settings, split, rank=0, world=2)
+    other = Trainer(settings, split, rank=1, world=2)
     seen = [*two._numbers()[0], *other._numbers()[0]]
     two.done = 1
     two.save(tmp_path)
-    alone = Fit(settings, split)
+    alone = Trainer(settings, split)
     alone.restore(tmp_path)
     seen += alone._numbers()[0]
     assert len(seen) == len(set(seen)) == 8
@@ -221,12 +221,12 @@ def test_another_number_of_workers_draws_streams_of_its_own(
     settings: TrainSettings, split: Split, tmp_path: Path
 ) -> None:
     settings = changed(settings, workers=2)
-    one = Fit(settings, split, rank=0, world=2)
+    one = Trainer(settings, split, rank=0, world=2)
     state = torch.get_rng_state()
     one.save(tmp_path, {"rng": torch.stack([state, torch.flip(state, [0])])})
 
     def drawn(rank: int, world: int) -> float:
-        fit = Fit(settings, split, rank=rank, world=world)
+        fit = Trainer(settings, split, rank=rank, world=world)
         fit.restore(tmp_path)
         return torch.rand(()).item()
 
@@ -245,21 +245,21 @@ def _generator(state: torch.Tensor) -> torch.Generator:
 def test_a_run_begins_from_a_warm_start(settings: TrainSettings, split: Split, tmp_path: Path) -> None:
     weight = torch.full((96,), 7.0)
     Start({"box_head.0.bias": weight}).save(tmp_path / "weights.safetensors")
-    fit, plain = Fit(settings, split), Fit(settings, split)
+    fit, plain = Trainer(settings, split), Trainer(settings, split)
     fit.begin_from(tmp_path / "weights.safetensors")
     for model in (fit.module.student, fit.module.twin.model):
         torch.testing.assert_close(model.box_head[0].bias.detach(), weight)
         torch.testing.assert_close(model.patch_head.weight.detach(), plain.module.student.patch_head.weight.detach())
 
 
-def gradients(fit: Fit) -> dict[str, torch.Tensor]:
+def gradients(fit: Trainer) -> dict[str, torch.Tensor]:
     return {name: p.grad for name, p in fit.module.student.named_parameters() if p.grad is not None}
 
 
 def test_a_step_in_micro_batches_has_the_gradients_of_one_batch(settings: TrainSettings, split: Split) -> None:
     calm = dataclasses.replace(split, config=dataclasses.replace(split.config, dropout=0.0, patch_embedding="linear"))
     weights = {"vlc": 0.0, "mlm": 0.0}  # each micro batch draws what it hides
-    whole, parts = (Fit(changed(settings, accumulation=count, loss_weights=weights), calm) for count in (1, 2))
+    whole, parts = (Trainer(changed(settings, accumulation=count, loss_weights=weights), calm) for count in (1, 2))
     terms, again = run(whole, 1)[0], run(parts, 1)[0]
     assert again == pytest.approx(terms, abs=1e-5)
     torch.testing.assert_close(gradients(parts), gradients(whole), atol=1e-5, rtol=0)
@@ -294,7 +294,7 @@ def test_a_batch_that_does_not_divide_is_refused(
 
 
 def test_words_are_trained_alone_before_anything_else(settings: TrainSettings, split: Split) -> None:
-    fit = Fit(changed(settings, words_until=0.5, alignment_from=0.5, pairs=32), split)
+    fit = Trainer(changed(settings, words_until=0.5, alignment_from=0.5, pairs=32), split)
     before = {name: value.clone() for name, value in fit.module.student.state_dict().items()}
     assert [set(step) for step in run(fit, 4)] == [{"tmg", "mlc", "total"}] * 4
     moved = {name for name, value in fit.module.student.state_dict().items() if not torch.equal(value, before[name])}
@@ -311,7 +311,7 @@ def test_words_come_before_alignment(settings: TrainSettings) -> None:
 
 
 def test_labels_are_trained_on_first_then_everything_and_alpha_rises(settings: TrainSettings, split: Split) -> None:
-    fit = Fit(changed(settings, alignment_from=0.25, pairs=32), split)
+    fit = Trainer(changed(settings, alignment_from=0.25, pairs=32), split)
     alphas, terms = [], []
     for _ in range(8):
         alphas.append(fit._alpha())
@@ -326,34 +326,34 @@ def test_a_run_killed_before_everything_is_trained_goes_on_to_the_rest(
     settings: TrainSettings, split: Split, tmp_path: Path
 ) -> None:
     settings = changed(settings, alignment_from=0.5)
-    killed, resumed = (Fit(settings, split) for _ in range(2))
+    killed, resumed = (Trainer(settings, split) for _ in range(2))
     terms = run(killed, 2)
     killed.save(tmp_path)
     resumed.restore(tmp_path)
     terms += run(resumed)
-    whole = Fit(settings, split)
+    whole = Trainer(settings, split)
     assert run(whole) == terms
     torch.testing.assert_close(resumed.module.state_dict(), whole.module.state_dict(), rtol=0, atol=0)
 
 
 def test_in_bfloat16_layers_compute_and_float32_keeps(settings: TrainSettings, split: Split) -> None:
     calm = dataclasses.replace(split, config=dataclasses.replace(split.config, dropout=0.0))
-    half = Fit(changed(settings, precision="bfloat16"), calm)
+    half = Trainer(changed(settings, precision="bfloat16"), calm)
     types = set()
     half.module.student.text_encoder.layers[0].attention.self.query.register_forward_hook(
         lambda module, inputs, output: types.add(output.dtype)
     )
     one = run(half, 1)[0]
-    other = run(Fit(changed(settings, precision="float32"), calm), 1)[0]
+    other = run(Trainer(changed(settings, precision="float32"), calm), 1)[0]
     assert types == {torch.bfloat16}
     assert {parameter.dtype for parameter in half.module.student.parameters()} == {torch.float32}
     assert one == pytest.approx(other, rel=0.02)
     assert one != other
-    assert not Fit(settings, split).in_bfloat16  # on a CPU it is slower
+    assert not Trainer(settings, split).in_bfloat16  # on a CPU it is slower
 
 
 def test_a_loss_that_explodes_stops_the_run_before_it_harms_the_weights(settings: TrainSettings, split: Split) -> None:
-    fit = Fit(changed(settings, pairs=1000), split)
+    fit = Trainer(changed(settings, pairs=1000), split)
     run(fit, 100)
     before = {name: value.clone() for name, value in fit.module.student.named_parameters()}
     with torch.no_grad():
@@ -366,7 +366,7 @@ def test_a_loss_that_explodes_stops_the_run_before_it_harms_the_weights(settings
 
 
 def test_terms_that_join_are_no_explosion(settings: TrainSettings, split: Split) -> None:
-    fit = Fit(changed(settings, pairs=16, words_until=0.5, alignment_from=0.5), split)
+    fit = Trainer(changed(settings, pairs=16, words_until=0.5, alignment_from=0.5), split)
     words = run(fit, 2)
     fit._losses.extend([0.01] * 100)  # of words that are nearly learned
     everything = run(fit)
@@ -376,7 +376,7 @@ def test_terms_that_join_are_no_explosion(settings: TrainSettings, split: Split)
 def test_a_loss_that_is_no_number_names_the_step_and_its_pairs(
     settings: TrainSettings, split: Split, tmp_path: Path
 ) -> None:
-    fit = Fit(settings, split)
+    fit = Trainer(settings, split)
     run(fit, 2)
     fit.save(tmp_path)
     numbers, _ = fit._numbers()
@@ -390,12 +390,12 @@ def test_a_loss_that_is_no_number_names_the_step_and_its_pairs(
     assert f"its pairs are {ids}" in str(caught.value)
     assert "giou nan" in str(caught.value)
     assert fit.done == 2
-    resumed = Fit(settings, split)
+    resumed = Trainer(settings, split)
     resumed.restore(tmp_path)
     assert all(value.isfinite().all() for value in resumed.module.state_dict().values())
 
 
-def make_gradients_nan(fit: Fit) -> None:
+def make_gradients_nan(fit: Trainer) -> None:
     """Of one weight, from now on; losses stay what they are."""
     fit.module.student.box_head[0].weight.register_hook(lambda gradient: gradient * math.nan)
 
@@ -403,7 +403,7 @@ def make_gradients_nan(fit: Fit) -> None:
 def test_gradients_that_are_no_numbers_stop_the_run_before_they_reach_the_weights(
     settings: TrainSettings, split: Split
 ) -> None:
-    fit = Fit(settings, split)
+    fit = Trainer(settings, split)
     run(fit, 2)
     before = {name: value.clone() for name, value in fit.module.student.named_parameters()}
     ids = [split.pairs.records[number].id for number in fit._numbers()[0]]
@@ -418,7 +418,7 @@ def test_gradients_that_are_no_numbers_stop_the_run_before_they_reach_the_weight
 
 def seen_by_the_optimiser(settings: TrainSettings, split: Split) -> dict[str, torch.Tensor]:
     """The gradients of the first step, as the optimiser takes them."""
-    fit, seen = Fit(settings, split), {}
+    fit, seen = Trainer(settings, split), {}
 
     def look(*_: Any) -> None:
         seen.update({name: p.grad.clone() for name, p in fit.module.named_parameters() if p.grad is not None})
@@ -444,11 +444,11 @@ def test_gradients_are_cut_to_the_norm_that_is_set_and_keep_their_direction(
 
 def test_a_split_smaller_than_a_batch_is_refused(settings: TrainSettings, split: Split) -> None:
     with pytest.raises(AsapError, match="10 training pairs do not fill one batch of 12"):
-        Fit(changed(settings, batch_size=12), split)
+        Trainer(changed(settings, batch_size=12), split)
 
 
 def test_a_run_of_less_than_a_batch_takes_one_step(settings: TrainSettings, split: Split) -> None:
-    assert len(run(Fit(changed(settings, pairs=1), split))) == 1
+    assert len(run(Trainer(changed(settings, pairs=1), split))) == 1
 
 
 def test_a_split_may_be_cut_short(folder: RunFolder, settings: TrainSettings, split: Split) -> None:
@@ -469,7 +469,7 @@ def test_a_locked_run_that_was_killed_ends_where_an_uninterrupted_one_does(
     settings: TrainSettings, split: Split, tmp_path: Path
 ) -> None:
     settings = changed(settings, lock_image_from=0.5, pairs=48)
-    whole = Fit(settings, split)
+    whole = Trainer(settings, split)
     terms = run(whole, 6)
     locked = {name: value.clone() for name, value in whole.module.twin.model.image_encoder.state_dict().items()}
     head = whole.module.student.box_head[0].weight.clone()
@@ -478,10 +478,10 @@ def test_a_locked_run_that_was_killed_ends_where_an_uninterrupted_one_does(
     assert not torch.equal(whole.module.student.box_head[0].weight, head)
 
     for stopped_at in (6, 9):
-        killed = Fit(settings, split)
+        killed = Trainer(settings, split)
         run(killed, stopped_at)
         killed.save(tmp_path)
-        resumed = Fit(settings, split)
+        resumed = Trainer(settings, split)
         resumed.restore(tmp_path)
         assert run(resumed) == terms[stopped_at:]
         torch.testing.assert_close(resumed.module.state_dict(), whole.module.state_dict(), rtol=0, atol=0)
@@ -499,22 +499,22 @@ def test_memory_for_tokens_decides_how_long_a_locked_step_takes_and_not_what_it_
 
     monkeypatch.setattr(Asap, "encode_image", counted)
     settings = changed(settings, lock_image_from=0, pairs=80)
-    terms = run(Fit(changed(settings, tokens_gib=1), split))
+    terms = run(Trainer(changed(settings, tokens_gib=1), split))
     few = len(encoded)
-    assert run(Fit(changed(settings, tokens_gib=0), split)) == terms
+    assert run(Trainer(changed(settings, tokens_gib=0), split)) == terms
     assert few < len(encoded) - few == 20
 
 
 @contextmanager
-def together(rank: int, settings: TrainSettings, place: Path) -> Iterator[Callable[[Path | None], Fit]]:
+def together(rank: int, settings: TrainSettings, place: Path) -> Iterator[Callable[[Path | None], Trainer]]:
     """Join the other of two workers over gloo; gives what makes this worker's part of a run, from a checkpoint."""
     torch.set_num_threads(1)
     folder = RunFolder(Path(settings.out))
     split = Split.open(settings, folder, "train", model_config(settings, vocabulary(folder)))
     dist.init_process_group("gloo", init_method=f"file://{place}/rendezvous", rank=rank, world_size=2)
 
-    def begin(checkpoint: Path | None) -> Fit:
-        fit = Fit(settings, split, rank=rank, world=2)
+    def begin(checkpoint: Path | None) -> Trainer:
+        fit = Trainer(settings, split, rank=rank, world=2)
         if checkpoint:
             fit.restore(checkpoint)
         fit.distribute(DistributedDataParallel(fit.module, broadcast_buffers=False, find_unused_parameters=True))
@@ -566,7 +566,7 @@ def test_two_workers_with_micro_batches_average_once_a_step_and_stay_alike(
 ) -> None:
     calm = MODEL | {"dropout": 0.0, "patch_embedding": embedding}
     settings = changed(settings, model=calm, loss_weights={"vlc": 0.0, "mlm": 0.0}, lock_image_from=0.5)
-    alone = Fit(settings, dataclasses.replace(split, config=model_config(settings, vocabulary(folder))))
+    alone = Trainer(settings, dataclasses.replace(split, config=model_config(settings, vocabulary(folder))))
     run(alone, 1)
 
     two = of_two_workers(processes, train_together, changed(settings, accumulation=2), tmp_path)
@@ -631,7 +631,7 @@ def diverge_together(rank: int, settings: TrainSettings, place: Path) -> None:
 def test_every_worker_stops_where_the_gradients_of_one_are_no_numbers_and_tells_the_whole_steps_pairs(
     processes: Executor, settings: TrainSettings, split: Split, tmp_path: Path
 ) -> None:
-    ids = [split.pairs.records[number].id for number in Fit(settings, split)._numbers()[0]]
+    ids = [split.pairs.records[number].id for number in Trainer(settings, split)._numbers()[0]]
     for worker in of_two_workers(processes, diverge_together, settings, tmp_path):
         assert worker["message"].startswith("the gradients of step 0 are not finite")
         assert f"its pairs are {ids}" in worker["message"]

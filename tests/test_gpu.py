@@ -21,7 +21,7 @@ from jobs.train.data.splits import Split, prepare_splits, read_splits
 from jobs.train.run import train
 from jobs.train.run_folder.folder import RunFolder
 from jobs.train.settings import TrainSettings
-from jobs.train.trainer import Fit, model_config
+from jobs.train.trainer import Trainer, model_config
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
 
@@ -56,17 +56,17 @@ def test_a_killed_run_goes_on_with_its_random_numbers(corpus: Path, tmp_path: Pa
         corpus, tmp_path, lock_image_from=0.75, model={"dropout": 0.2}, precision="float32", compile="off"
     )
     split = training_split(settings)
-    whole = Fit(settings, split, device="cuda")
+    whole = Trainer(settings, split, device="cuda")
     losses = run(whole, 8)
     assert all(map(math.isfinite, losses))
 
-    killed = Fit(settings, split, device="cuda")
+    killed = Trainer(settings, split, device="cuda")
     assert run(killed, 4) == pytest.approx(losses[:4], rel=2e-3)
     place = torch.cuda.get_rng_state()
     (tmp_path / "checkpoint").mkdir()
     killed.save(tmp_path / "checkpoint")
     torch.manual_seed(99)
-    resumed = Fit(settings, split, device="cuda")
+    resumed = Trainer(settings, split, device="cuda")
     resumed.restore(tmp_path / "checkpoint")
     assert torch.equal(torch.cuda.get_rng_state(), place)
     assert run(resumed, 4) == pytest.approx(losses[4:], rel=2e-3)
@@ -82,7 +82,7 @@ def training_split(settings: TrainSettings) -> Split:
     return Split.open(settings, folder, "train", config)
 
 
-def run(fit: Fit, steps: int) -> list[float]:
+def run(fit: Trainer, steps: int) -> list[float]:
     """The totals of so many steps."""
     return [terms["total"] for terms in islice(fit.steps(), steps)]
 

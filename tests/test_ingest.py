@@ -192,7 +192,10 @@ def test_what_was_trained_on_before_a_resume_is_not_decoded_again(
     monkeypatch.setattr(ingest, "_run", run)
     feed = stream(cached, settings)
     assert list(feed._stream(10, 3)) == []
-    order = [(number, epoch) for step in (10, 11) for numbers, epoch in [feed.order.part(step)] for number in numbers]
+    steps = [feed.order.rows_of_step(step) for step in (10, 11)]
+    order = [(number, epoch) for numbers, epoch in steps for number in numbers]
+        (number, epoch) for step in (10, 11) for numbers, epoch in [feed.order.rows_of_step(step)] for number in numbers
+    ]
     assert given == order[3:]
 
 

@@ -276,7 +276,7 @@ def test_the_total_weighs_the_terms() -> None:
     criterion = Criterion(LossWeights(vlc=0, bic=2, mpp=0.5))
     total = criterion.total({"bic": torch.tensor(3.0), "mpp": torch.tensor(4.0), "vlc": torch.tensor(5.0)})
     assert total.item() == 8
-    assert [criterion.wants(term) for term in ("vlc", "bic", "mpp")] == [False, True, True]
+    assert [criterion.has_weight(term) for term in ("vlc", "bic", "mpp")] == [False, True, True]
 
 
 def test_a_criterion_counts_boxless_pairs_only_as_the_published_defect() -> None:

@@ -230,12 +230,12 @@ def test_without_published_labels_there_are_no_figures_of_them():
 def test_pairs_are_kept_in_the_order_in_which_they_were_seen():
     evaluation = evaluate(*pairs("orig", "face_swap", margin=[-1.0, 2.0]))
     evaluation.merge(evaluate(*pairs("text_swap", margin=[0.5])))
-    judged = evaluation.judged()
+    predictions = evaluation.predictions()
     assert len(evaluation) == 3
-    assert judged.margin.tolist() == [-2, 4, 1]
-    assert judged.manipulated.tolist() == [False, True, True]
-    assert judged.has_box.tolist() == [False, True, False]
-    assert judged.flags_a_face.tolist() == [False, True, False]
+    assert predictions.margin.tolist() == [-2, 4, 1]
+    assert predictions.manipulated.tolist() == [False, True, True]
+    assert predictions.has_box.tolist() == [False, True, False]
+    assert predictions.flags_a_face.tolist() == [False, True, False]
 
 
 def assert_no_nan(report):

@@ -274,7 +274,7 @@ def test_a_stop_anywhere_leaves_one_policy_and_the_same_command_finishes(
     wanted = _written(policy, Location(str(tmp_path / "p.json")))
     rows = {
         BEFORE.policy_id: table.to_pylist(),
-        policy.policy_id: module.judge_again(table, policy).to_pylist(),
+        policy.policy_id: module.reapply_policy(table, policy).to_pylist(),
     }
     seen = []
     for number in range(1, 100):

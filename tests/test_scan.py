@@ -230,7 +230,7 @@ def test_gpus_that_are_not_there_are_told_of_and_the_same_scan_goes_on_without(
 def test_a_gpu_is_waited_for_on_a_cluster_only(
     monkeypatch: pytest.MonkeyPatch, address: str | None, *, waits: bool
 ) -> None:
-    from jobs.scan.pipeline import size_chain
+    from jobs.scan.pipeline import size_pipeline
 
     monkeypatch.setattr("ray.cluster_resources", lambda: {"CPU": 8.0})
     monkeypatch.setattr("ray.nodes", lambda: [{"Alive": True, "Resources": {"CPU": 8.0}}])
@@ -239,7 +239,7 @@ def test_a_gpu_is_waited_for_on_a_cluster_only(
     told: list[str] = []
     settings = ScanSettings(input="a.jsonl", out="out", device="cuda", address=address, wait_for_machines_s=120)
     with pytest.raises(ConfigError, match=r"1 worker with 0\.5 CPUs, 1 GPU do not fit .*; --device auto takes"):
-        size_chain(settings, "demo", 32, 100, told.append)
+        size_pipeline(settings, "demo", 32, 100, told.append)
     assert asked == ([({"CPU": 0.5, "GPU": 1}, 1, 120)] if waits else [])
     assert bool(told) == waits
 
@@ -251,12 +251,12 @@ def test_a_gpu_is_waited_for_on_a_cluster_only(
 def test_models_run_on_what_ray_counts_and_judge_what_travels_together(
     monkeypatch: pytest.MonkeyPatch, gpus: int, device: Any, wanted: tuple[str, int]
 ) -> None:
-    from jobs.scan.pipeline import size_chain
+    from jobs.scan.pipeline import size_pipeline
 
     machine = {"CPU": 8.0} | ({"GPU": float(gpus)} if gpus else {})
     monkeypatch.setattr("ray.cluster_resources", lambda: machine)
     monkeypatch.setattr("ray.nodes", lambda: [{"Alive": True, "Resources": machine}])
-    chain = size_chain(ScanSettings(input="a.jsonl", out="out", device=device), "demo", 32, 100)
+    chain = size_pipeline(ScanSettings(input="a.jsonl", out="out", device=device), "demo", 32, 100)
     assert (chain.detection.device, chain.detection.batch_size) == wanted
     assert chain.batch_size == wanted[1]
     assert bool(chain.detect.gpus) == (wanted[0] == "cuda")
@@ -370,7 +370,7 @@ def test_a_job_that_died_with_all_rows_there_judges_nothing_again(
     interrupted: ScanSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rows = _results(interrupted.job_folder)
-    monkeypatch.setattr("jobs.scan.pipeline.judge", lambda *_: pytest.fail("the rows were judged again"))
+    monkeypatch.setattr("jobs.scan.pipeline.run_pipeline", lambda *_: pytest.fail("the rows were judged again"))
     assert scan(interrupted)["pairs"] == 2
     assert _results(interrupted.job_folder) == rows
     assert (tmp_path / "out/a/_SUCCESS").exists()

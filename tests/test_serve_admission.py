@@ -1,12 +1,12 @@
 import pytest
 
-from serve.api.capacity import Admission
+from serve.api.capacity import ConcurrencyLimit
 
 
 class Queue:
     """A server that judges so many pairs a second, one after the other, and callers that never stop asking."""
 
-    def __init__(self, admission: Admission, rate: float) -> None:
+    def __init__(self, admission: ConcurrencyLimit, rate: float) -> None:
         self.admission, self.rate, self.now = admission, rate, 0.0
 
     def clock(self) -> float:
@@ -26,7 +26,7 @@ class Queue:
 
 
 def queue(most: int, wait_s: float, rate: float) -> Queue:
-    made = Queue(Admission(8, most, wait_s, lambda: made.now), rate)
+    made = Queue(ConcurrencyLimit(8, most, wait_s, lambda: made.now), rate)
     return made
 
 
@@ -55,7 +55,7 @@ def test_the_limit_rises_again_when_the_server_is_quicker() -> None:
 
 
 def test_one_slow_picture_lets_in_no_fewer() -> None:
-    admission = Admission(64, 64, 2.0)
+    admission = ConcurrencyLimit(64, 64, 2.0)
     for number in range(200):
         admission.answered(25.0 if number % 5 == 0 else 0.1)
     assert admission.limit == 64
@@ -64,7 +64,7 @@ def test_one_slow_picture_lets_in_no_fewer() -> None:
 @pytest.mark.parametrize(("most", "fewest"), [(64, 2), (1, 1)])
 def test_some_are_always_let_in(most: int, fewest: int) -> None:
     now = 0.0
-    admission = Admission(8, most, 1.0, lambda: now)
+    admission = ConcurrencyLimit(8, most, 1.0, lambda: now)
     for _ in range(2000):
         now += 1.0
         admission.answered(30.0)

@@ -16,7 +16,7 @@ import pytest
 from conftest import draw_jpeg
 from fastapi.testclient import TestClient
 from played import let_pass
-from serving import TEXT, LocalJudge, api, encoded
+from serving import TEXT, LocalDetector, api, encoded
 from waiting import HANG_S, Clock
 
 from asap.errors import ModelError
@@ -40,7 +40,7 @@ def predictor() -> Predictor:
 @pytest.fixture(scope="module")
 def client(predictor: Predictor) -> Iterator[TestClient]:
     with api(
-        LocalJudge(predictor), max_image_bytes=60_000, max_image_pixels=100_000, max_text_chars=200,
+        LocalDetector(predictor), max_image_bytes=60_000, max_image_pixels=100_000, max_text_chars=200,
         max_batch_items=6, max_batch_bytes=300_000,
     ) as client:  # fmt: skip
         yield client
@@ -201,7 +201,7 @@ def test_each_pair_of_a_batch_has_its_own_status(client: TestClient) -> None:
     ]  # fmt: skip
 
 
-class _Picky(LocalJudge):
+class _Picky(LocalDetector):
     """Fails on one text, and never comes to an end with another."""
 
     async def detect(self, image: PreparedImage, text: str | None) -> Finding:
@@ -231,13 +231,13 @@ def test_a_batch_is_charged_before_it_is_read(predictor: Predictor) -> None:
     key, line = new_key("desk")
     bearer = {"Authorization": f"Bearer {key}"}
     keyring = Keyring.parse([line], "test")
-    with api(LocalJudge(predictor), keyring, key_rate=1e-6, key_burst=2, max_batch_items=2) as client:
+    with api(LocalDetector(predictor), keyring, key_rate=1e-6, key_burst=2, max_batch_items=2) as client:
         broken = {"content": b"{", "headers": bearer | {"content-type": "application/json"}}
         statuses = [client.post("/v1/detect/batch", **broken).status_code for _ in range(3)]
     assert statuses == [400, 400, 429]
 
 
-class _Replaced(LocalJudge):
+class _Replaced(LocalDetector):
     """From some moment on, another model, that sees larger pictures."""
 
     replaced = False
@@ -433,7 +433,7 @@ def test_a_store_that_hangs_holds_up_those_who_name_it_alone(
     monkeypatch.setattr("serve.api.routes.fetch", hang)
     most = min(32, (os.cpu_count() or 1) + 4)  # threads that asyncio has for everything
     named = {"uri": "s3://pictures/a.png", "text": TEXT}
-    with api(LocalJudge(predictor), batch_size=32) as client, ThreadPoolExecutor(most) as threads:
+    with api(LocalDetector(predictor), batch_size=32) as client, ThreadPoolExecutor(most) as threads:
         waiting = [threads.submit(client.post, "/v1/detect", json=named) for _ in range(most)]
         for _ in waiting:
             asked.acquire()
@@ -444,7 +444,7 @@ def test_a_store_that_hangs_holds_up_those_who_name_it_alone(
 
 
 def test_fewer_are_let_in_where_answers_take_too_long(predictor: Predictor) -> None:
-    class Slow(LocalJudge):
+    class Slow(LocalDetector):
         async def detect(self, image: PreparedImage, text: str | None) -> Finding:
             await asyncio.sleep(0.05)
             return await super().detect(image, text)
@@ -457,17 +457,17 @@ def test_fewer_are_let_in_where_answers_take_too_long(predictor: Predictor) -> N
         for _ in range(20):
             assert _send(client).status_code == 200
         assert let_in() < 32
-    with api(LocalJudge(predictor), wait_s=HANG_S / 2) as client:
+    with api(LocalDetector(predictor), wait_s=HANG_S / 2) as client:
         for _ in range(5):
             _send(client)
         assert let_in() == 37
 
 
 def test_without_keys_only_this_machine_is_answered(predictor: Predictor) -> None:
-    with api(LocalJudge(predictor), caller="10.1.2.3") as client:
+    with api(LocalDetector(predictor), caller="10.1.2.3") as client:
         _error(client, _send(client), 403, "keys_required", None)
         assert client.get("/healthz").status_code == 200
-    with api(LocalJudge(predictor)) as client:  # a name that an attacker points at this machine
+    with api(LocalDetector(predictor)) as client:  # a name that an attacker points at this machine
         _error(client, _send(client, headers={"host": "evil.example"}), 403, "keys_required", None)
 
 
@@ -476,7 +476,7 @@ def test_with_keys_a_known_one_is_needed_and_named_in_the_log_without_pair_or_ke
 ) -> None:
     key, line = new_key("desk")
     headers = {"authorization": f"Bearer {key}", "x-request-id": "mine-1"}
-    with api(LocalJudge(predictor), Keyring.parse([line], "here"), caller="10.1.2.3") as client:
+    with api(LocalDetector(predictor), Keyring.parse([line], "here"), caller="10.1.2.3") as client:
         _error(client, _send(client), 401, "unauthorized", None)
         _error(client, _send(client, headers={"authorization": f"Bearer {key}x"}), 401, "unauthorized", None)
         assert client.get("/metrics").status_code == 401
@@ -497,7 +497,7 @@ def test_what_costs_more_than_a_burst_is_let_in_by_a_key_that_has_rested(predict
     pair = {"image": BASE64, "text": " ".join(["river"] * 120)}  # three passes
     path, body = ("/v1/detect/batch", {"items": [pair, pair]}) if batch else ("/v1/detect", pair)
     keyring = Keyring.parse([line], "here")
-    with api(LocalJudge(predictor), keyring, key_rate=1e-6, key_burst=2, max_batch_items=2) as client:
+    with api(LocalDetector(predictor), keyring, key_rate=1e-6, key_burst=2, max_batch_items=2) as client:
         statuses = [
             client.post(path, json=body, headers={"authorization": f"Bearer {key}"}).status_code for _ in range(2)
         ]
@@ -511,7 +511,7 @@ def test_long_texts_and_slow_stores_let_in_no_fewer(predictor: Predictor, monkey
         clock.sleep(0.2)
         return PICTURE
 
-    class Slow(LocalJudge):
+    class Slow(LocalDetector):
         async def detect(self, image: PreparedImage, text: str | None) -> Finding:
             clock.sleep(0.2 if len(text or "") > 1000 else 0)
             return await super().detect(image, text)
@@ -530,7 +530,7 @@ def test_long_texts_and_slow_stores_let_in_no_fewer(predictor: Predictor, monkey
 def test_a_long_text_is_charged_by_what_it_costs(predictor: Predictor) -> None:
     key, line = new_key("desk")
     headers, keyring = {"authorization": f"Bearer {key}"}, Keyring.parse([line], "here")
-    with api(LocalJudge(predictor), keyring, key_rate=1e-6, key_burst=4, max_batch_items=3) as client:
+    with api(LocalDetector(predictor), keyring, key_rate=1e-6, key_burst=4, max_batch_items=3) as client:
         assert _send(client, text=" ".join(["river"] * 120), headers=headers).status_code == 200  # three passes
         assert _send(client, headers=headers).status_code == 200
         _error(client, _send(client, headers=headers), 429, "rate_limited", None)
@@ -540,7 +540,7 @@ def test_a_key_has_a_rate_in_pairs(predictor: Predictor) -> None:
     key, line = new_key("desk")
     headers = {"authorization": f"Bearer {key}"}
     with api(
-        LocalJudge(predictor), Keyring.parse([line], "here"), key_rate=1e-4, key_burst=4, max_batch_items=3
+        LocalDetector(predictor), Keyring.parse([line], "here"), key_rate=1e-4, key_burst=4, max_batch_items=3
     ) as client:
         items = {"items": [{"text": "x"}] * 2}
         assert client.post("/v1/detect/batch", json=items, headers=headers).status_code == 200
@@ -552,15 +552,15 @@ def test_a_key_has_a_rate_in_pairs(predictor: Predictor) -> None:
 
 def test_pages_of_other_sites_may_not_read_answers_unless_they_are_named(predictor: Predictor) -> None:
     ask = {"origin": "https://desk.example"}
-    with api(LocalJudge(predictor)) as client:
+    with api(LocalDetector(predictor)) as client:
         assert "access-control-allow-origin" not in client.get("/v1/models", headers=ask).headers
-    with api(LocalJudge(predictor), cors_origins=("https://desk.example",)) as client:
+    with api(LocalDetector(predictor), cors_origins=("https://desk.example",)) as client:
         answer = client.get("/v1/models", headers=ask)
         assert answer.headers["access-control-allow-origin"] == "https://desk.example"
 
 
 def test_a_server_that_goes_down_begins_nothing_new(predictor: Predictor) -> None:
-    with api(LocalJudge(predictor)) as client:
+    with api(LocalDetector(predictor)) as client:
         app = client.app
     outside = TestClient(app, "http://127.0.0.1", client=("127.0.0.1", 5000))
     assert _send(outside).status_code == 503

@@ -11,10 +11,10 @@ import pytest
 from played import PlayedTime
 from starlette.requests import Request
 
-from serve.api.capacity import Admission, Load, Room
-from serve.api.metrics import Figures
-from serve.api.middleware import Front
-from serve.inference.in_flight import UnderWay
+from serve.api.capacity import Capacity, ConcurrencyLimit, Usage
+from serve.api.metrics import Metrics
+from serve.api.middleware import RequestMiddleware
+from serve.inference.in_flight import InFlight
 from serve.settings import ServeSettings
 
 
@@ -22,12 +22,14 @@ class Callers:
     """A front whose application reads a request, works for a while, and answers 200."""
 
     def __init__(self, work_s: float = 0.0, **settings: Any) -> None:
-        self.figures = Figures()
+        self.figures = Metrics()
         given = {"batch_size": 16, "max_image_bytes": 600, "max_text_chars": 1, "max_batch_bytes": 70_000}
         told = ServeSettings(**(given | settings))  # 70,000: more than the least that a pair's body may have
-        self.room = Room(told, Admission(2 * told.batch_size, told.max_in_flight, told.wait_s, _now), several_keys=True)
-        self.under_way = UnderWay()
-        self.front = Front(self._app, self.room, self.under_way, self.figures)
+        self.room = Capacity(
+            told, ConcurrencyLimit(2 * told.batch_size, told.max_in_flight, told.wait_s, _now), several_keys=True
+        )
+        self.in_flight = InFlight()
+        self.front = RequestMiddleware(self._app, self.room, self.in_flight, self.figures)
         self.work_s = work_s
         self.read = 0
 
@@ -114,7 +116,7 @@ def test_those_who_still_send_take_no_place_of_those_who_are_there() -> None:
     assert quick == [200, 200, 429]
     assert 200 in slow
     assert 429 in slow, "all at once, when they are there, are too many"
-    assert callers.room.all == Load()
+    assert callers.room.all == Usage()
 
 
 def test_bodies_that_are_too_much_together_are_refused_by_what_they_declare_or_send() -> None:
@@ -129,7 +131,7 @@ def test_bodies_that_are_too_much_together_are_refused_by_what_they_declare_or_s
         return [await first, declared, told_nothing, small, await callers.ask([bytes(60_000)])]
 
     assert run(work) == [200, 429, 429, 200, 200]
-    assert callers.room.all == Load()
+    assert callers.room.all == Usage()
 
 
 def test_who_declares_much_and_sends_nothing_takes_no_room() -> None:
@@ -162,7 +164,7 @@ def test_one_key_takes_no_more_than_its_share(settings: dict[str, Any], chunks: 
     other, greedy = run(work)
     assert other == [200]
     assert sorted(set(greedy)) == [200, 429]
-    assert callers.room.by_key["greedy"] == callers.room.all == Load()
+    assert callers.room.by_key["greedy"] == callers.room.all == Usage()
 
 
 def test_who_goes_away_while_sending_is_neither_answered_nor_an_error(caplog: pytest.LogCaptureFixture) -> None:
@@ -177,11 +179,11 @@ def test_who_goes_away_while_sending_is_neither_answered_nor_an_error(caplog: py
     async def send(message: dict[str, Any]) -> None:
         raise AssertionError(message)
 
-    front = Front(read, callers.room, UnderWay(), callers.figures)
+    front = RequestMiddleware(read, callers.room, InFlight(), callers.figures)
     run(lambda: front({"type": "http", "path": "/v1/detect", "method": "POST", "headers": []}, gone, send))
     assert not [record for record in caplog.records if record.levelname == "ERROR"]
     assert callers.figures.registry.get_sample_value("asap_requests_total", {"route": "other", "status": "499"}) == 1
-    assert callers.room.all == Load()
+    assert callers.room.all == Usage()
 
 
 def test_no_more_send_at_once_than_may_be_in_flight() -> None:
@@ -201,8 +203,8 @@ def test_a_server_that_goes_down_says_so_however_busy_it_is() -> None:
         slow = asyncio.create_task(callers.ask([b"x", b"x"], 0.2))
         await asyncio.sleep(0.05)
         busy = await callers.ask([b"x"])
-        callers.under_way.close()
+        callers.in_flight.close()
         return [busy, await callers.ask([b"x"]), await slow]
 
     assert run(work) == [429, 503, 200]
-    assert callers.under_way.requests == 0
+    assert callers.in_flight.requests == 0

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from fastapi.testclient import TestClient
-from serving import TEXT, LocalJudge, api, encoded
+from serving import TEXT, LocalDetector, api, encoded
 
 from asap.predictor import Predictor
 from serve.api.keys import Keyring, new_key
@@ -26,7 +26,7 @@ def predictor() -> Predictor:
 
 @pytest.fixture(scope="module")
 def client(predictor: Predictor) -> Iterator[TestClient]:
-    with api(LocalJudge(predictor)) as client:
+    with api(LocalDetector(predictor)) as client:
         yield client
 
 
@@ -118,7 +118,7 @@ def test_a_request_with_two_names_is_refused(client: TestClient) -> None:
     ],
 )
 def test_the_servers_own_page_is_answered_by_whichever_local_name(predictor: Predictor, caller: str, host: str) -> None:
-    with api(LocalJudge(predictor), caller=caller) as client:
+    with api(LocalDetector(predictor), caller=caller) as client:
         own = {"host": host, "origin": f"http://{host}", "sec-fetch-site": "same-origin"}
         assert _send(client, own).status_code == 200
         assert client.get("/metrics", headers={"host": host, "sec-fetch-site": "same-origin"}).status_code == 200
@@ -138,7 +138,7 @@ def test_a_program_of_this_machine_is_answered(client: TestClient, headers: dict
 
 
 def test_a_page_of_cors_origins_is_answered_and_no_other(predictor: Predictor) -> None:
-    with api(LocalJudge(predictor), cors_origins=("https://desk.example",)) as client:
+    with api(LocalDetector(predictor), cors_origins=("https://desk.example",)) as client:
         desk = {"origin": "https://desk.example", "sec-fetch-site": "cross-site"}
         assert _send(client, desk).status_code == 200
         _check_refused(_send(client, FOREIGN), "another site's page")
@@ -148,7 +148,7 @@ def test_a_page_of_cors_origins_is_answered_and_no_other(predictor: Predictor) -
 def test_with_keys_a_proxy_may_stand_in_front(predictor: Predictor) -> None:
     key, line = new_key("desk")
     headers = {"authorization": f"Bearer {key}", "host": "asap.example"} | FORWARDED | FOREIGN
-    with api(LocalJudge(predictor), Keyring.parse([line], "here")) as client:
+    with api(LocalDetector(predictor), Keyring.parse([line], "here")) as client:
         assert _send(client, headers).status_code == 200
 
 

@@ -9,13 +9,13 @@ from collections.abc import Iterator
 import pytest
 from conftest import draw_jpeg
 from fastapi.testclient import TestClient
-from serving import TEXT, LocalJudge
+from serving import TEXT, LocalDetector
 
 from asap.predictor import Predictor
 from serve.api.keys import Keyring
 from serve.api.routes import create_app
 from serve.errors import NotReady
-from serve.inference.in_flight import UnderWay
+from serve.inference.in_flight import InFlight
 from serve.inference.service import Service
 from serve.settings import ServeSettings
 
@@ -23,12 +23,12 @@ SETTINGS = ServeSettings(decoders=1)
 
 
 @pytest.fixture(scope="module")
-def judge() -> LocalJudge:
-    return LocalJudge(Predictor.from_folder("demo"))
+def judge() -> LocalDetector:
+    return LocalDetector(Predictor.from_folder("demo"))
 
 
 @pytest.fixture
-def service(judge: LocalJudge) -> Service:
+def service(judge: LocalDetector) -> Service:
     return Service(SETTINGS, judge)
 
 
@@ -46,17 +46,17 @@ def test_what_was_let_in_is_answered_when_the_server_goes_down_while_it_is_still
 
     def sent() -> Iterator[bytes]:
         yield body[:100]
-        assert service.under_way.requests == 1
-        service.under_way.close()
+        assert service.in_flight.requests == 1
+        service.in_flight.close()
         yield body[100:]
 
     answer = client.post("/v1/detect", content=sent(), headers={"content-type": "application/json"})
     assert answer.status_code == 200, answer.text
-    assert service.under_way.requests == 0
+    assert service.in_flight.requests == 0
 
 
 def test_what_is_new_is_told_to_come_back_before_any_of_it_is_read(client: TestClient, service: Service) -> None:
-    service.under_way.close()
+    service.in_flight.close()
 
     def unwanted() -> Iterator[bytes]:
         raise AssertionError("the body was asked for")
@@ -73,7 +73,7 @@ def test_a_server_that_goes_down_is_alive_tells_its_figures_and_is_not_ready(
     client: TestClient, service: Service
 ) -> None:
     assert client.get("/readyz").status_code == 200
-    service.under_way.close()
+    service.in_flight.close()
     assert client.get("/healthz").status_code == 200
     assert client.get("/metrics").status_code == 200
     ready = client.get("/readyz")
@@ -82,14 +82,14 @@ def test_a_server_that_goes_down_is_alive_tells_its_figures_and_is_not_ready(
 
 def test_a_request_that_failed_is_not_under_way_any_more(client: TestClient, service: Service) -> None:
     assert client.post("/v1/detect", files={"image": b"no picture"}, data={"text": TEXT}).status_code == 400
-    assert service.under_way.requests == 0
+    assert service.in_flight.requests == 0
 
 
 def test_what_is_refused_does_not_count() -> None:
-    under_way = UnderWay()
-    with under_way.one():
-        under_way.close()
-        with pytest.raises(NotReady, match="going down"), under_way.one():
+    in_flight = InFlight()
+    with in_flight.one():
+        in_flight.close()
+        with pytest.raises(NotReady, match="going down"), in_flight.one():
             raise AssertionError("nothing new begins")
-        assert under_way.requests == 1
-    assert under_way.requests == 0
+        assert in_flight.requests == 1
+    assert in_flight.requests == 0

@@ -10,12 +10,12 @@ from prometheus_client.parser import text_string_to_metric_families
 from ray.exceptions import RayActorError
 from ray.serve.exceptions import DeploymentUnavailableError
 
-from serve.api.metrics import Figures, Told, exposition
+from serve.api.metrics import Metrics, MetricsByReplica, exposition
 from serve.app import _told
 
 
-def _counted(replica: str, requests: int) -> Figures:
-    figures = Figures(replica)
+def _counted(replica: str, requests: int) -> Metrics:
+    figures = Metrics(replica)
     figures.requests.labels("/v1/detect", 200).inc(requests)
     figures.seconds.labels("/v1/detect").observe(0.1)
     return figures
@@ -62,7 +62,7 @@ class Handle:
     ids=["all", "one died", "one is stuck", "an update"],
 )
 def test_a_process_that_does_not_answer_is_left_out_and_the_one_that_is_asked_never_is(
-    answers: list[Told] | Exception, known: set[str]
+    answers: list[MetricsByReplica] | Exception, known: set[str]
 ) -> None:
-    figures = Figures("a", lambda: _told(Handle(answers)))
+    figures = Metrics("a", lambda: _told(Handle(answers)))
     assert set(asyncio.run(figures.everyones())) == known

@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from mutations import BROKE, FORMATS, mutated
 from schemathesis import GenerationMode, openapi
 from schemathesis.specs.openapi.checks import negative_data_rejection, positive_data_acceptance
-from serving import TEXT, LocalJudge, api, encoded
+from serving import TEXT, LocalDetector, api, encoded
 from waiting import HANG_S
 
 from asap.predictor import Predictor
@@ -25,7 +25,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 @pytest.fixture(scope="module")
 def client() -> Iterator[Any]:
-    judge = LocalJudge(Predictor.from_folder("demo", "cpu"))
+    judge = LocalDetector(Predictor.from_folder("demo", "cpu"))
     with api(judge, Keyring.parse([LINE], "here"), key_rate=1e9, max_text_chars=500) as client:
         yield client
 

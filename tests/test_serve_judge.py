@@ -31,10 +31,10 @@ class Detectors:
 
 @played
 async def test_long_texts_go_alone_and_two_ahead_and_hold_up_no_other() -> None:
-    from serve.inference.detector_client import RayJudge
+    from serve.inference.detector_client import DetectorClient
 
     detectors = Detectors()
-    judge = RayJudge(detectors, ServeSettings(batch_size=2, batch_wait_s=0))
+    judge = DetectorClient(detectors, ServeSettings(batch_size=2, batch_wait_s=0))
     texts = [LONG, QUICK, LONG, QUICK, LONG, "a " * 51, QUICK]
     asked = [asyncio.create_task(judge.detect(GREY, text)) for text in texts]
     while len(detectors.sent) < 4:
@@ -73,9 +73,9 @@ def held(ray_here: None) -> Iterator[Any]:
 
 @played
 async def test_what_nobody_waits_for_any_more_is_called_back_from_its_detector(held: Any) -> None:
-    from serve.inference.detector_client import RayJudge
+    from serve.inference.detector_client import DetectorClient
 
-    asked = asyncio.create_task(RayJudge(held, ServeSettings()).detect(GREY, QUICK))
+    asked = asyncio.create_task(DetectorClient(held, ServeSettings()).detect(GREY, QUICK))
     assert await held.begun.remote()
     asked.cancel()
     assert await held.cancelled.remote()

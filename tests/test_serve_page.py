@@ -20,7 +20,7 @@ from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.remote.webelement import WebElement
 from selenium.webdriver.support.wait import WebDriverWait
-from serving import LocalJudge, free_port
+from serving import LocalDetector, free_port
 from starlette.responses import PlainTextResponse
 from waiting import HANG_S
 
@@ -48,7 +48,7 @@ EXAMPLES = Path("serve/page").resolve()
 FACE, FACE_AND_WORDS, _ = json.loads((EXAMPLES / "examples.json").read_text())
 
 
-class Moody(LocalJudge):
+class Moody(LocalDetector):
     """Judges, unless it is told to be too busy, or to wait."""
 
     def __init__(self, predictor: Predictor) -> None:

@@ -9,7 +9,7 @@ import pytest
 from starlette.types import Message, Receive, Scope, Send
 
 from serve.deploy import CONTROLLER
-from serve.proxy import Guard, request_id
+from serve.proxy import HeaderFilter, request_id
 
 Headers = list[tuple[bytes, bytes]]
 
@@ -29,7 +29,7 @@ def _pass(headers: Headers, answered: Headers | None = None, kind: str = "http")
     async def send(message: Message) -> None:
         got.append(message["headers"])
 
-    asyncio.run(Guard(app)({"type": kind, "headers": headers}, _receive, send))
+    asyncio.run(HeaderFilter(app)({"type": kind, "headers": headers}, _receive, send))
     return got[0], got[1]
 
 
@@ -75,4 +75,4 @@ def test_ray_finds_what_its_proxies_are_told_to_load() -> None:
     from ray.serve._private.utils import call_function_from_import_path
 
     path = CONTROLLER["runtime_env"]["env_vars"]["RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH"]
-    assert [middleware.cls for middleware in call_function_from_import_path(path)] == [Guard]
+    assert [middleware.cls for middleware in call_function_from_import_path(path)] == [HeaderFilter]

@@ -26,7 +26,7 @@ from jobs.train.run import train
 from jobs.train.run_folder import folder as run_folder
 from jobs.train.run_folder.folder import RunFolder
 from jobs.train.settings import TrainSettings
-from jobs.train.trainer import Fit
+from jobs.train.trainer import Trainer
 
 
 @pytest.fixture(scope="module")
@@ -82,9 +82,11 @@ def test_the_averaged_twin_of_the_best_checkpoint_ships(trained: RunFolder) -> N
     assert record["validation_AUC"] == pytest.approx(scores[best])
 
     # The best, and beside it the last, are kept; nothing else is.
-    kept = {Fit._read(path)["done"] * 8: path for path in trained.path.glob("ray_train/checkpoint_*") if path.is_dir()}
+    kept = {
+        Trainer._read(path)["done"] * 8: path for path in trained.path.glob("ray_train/checkpoint_*") if path.is_dir()
+    }
     assert set(kept) == {best, 64}
-    for name, value in Fit.twin_weights(kept[best]).items():
+    for name, value in Trainer.twin_weights(kept[best]).items():
         torch.testing.assert_close(shipped[name], value.half().to(value.dtype) if value.is_floating_point() else value)
     assert f"the best checkpoint after {best} pairs" in (trained.model / "README.md").read_text()
 

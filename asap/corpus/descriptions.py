@@ -23,7 +23,7 @@ from typing import Any, Literal, NamedTuple, Self
 
 from asap.corpus.folder import parse_json
 from asap.corpus.picture_index import canonical
-from asap.corpus.report import Joined, Way
+from asap.corpus.report import Joined, JoinedBy
 from asap.errors import CorpusError
 from asap.preprocessing.words import clean_word
 
@@ -33,7 +33,7 @@ KEYS = [field for fields in _FIELDS for field in fields]
 """Of these an entry that is an object needs one."""
 
 
-class Described(NamedTuple):
+class PairKeys(NamedTuple):
     """What of a pair says whether an entry is about it."""
 
     id: str
@@ -57,7 +57,7 @@ class Entry:
     """In `canonical` parts, joined by slashes."""
     text: str | None = None
 
-    def may_be_of(self, pair: Described) -> bool:
+    def may_be_of(self, pair: PairKeys) -> bool:
         """Whether nothing that the entry says speaks against the pair."""
         return self.text in (None, pair.text) and (self.image is None or self.image in pair.paths)
 
@@ -89,7 +89,7 @@ class Descriptions:
         """Of a JSON file. Raises `CorpusError`, naming the file, for one that cannot be understood."""
         return cls(name, kind, _entries(name, data, kind))
 
-    def of_one(self, pair: Described, shared_id: str | None = None) -> str | None:
+    def lookup(self, pair: PairKeys, shared_id: str | None = None) -> str | None:
         """The pair's, by its id, else by its path, where nothing else is known of other pairs.
 
         shared_id: another id of the pair, which others have too: an entry of it has to say itself whose it is.
@@ -99,17 +99,17 @@ class Descriptions:
             found = _choose(self._kind, self.of_id(pair._replace(id=shared_id)), shared=True)
         return found if found is not None else _choose(self._kind, self.of_path(pair), shared=False)
 
-    def of_id(self, pair: Described) -> list[Entry]:
+    def of_id(self, pair: PairKeys) -> list[Entry]:
         """What may be the pair's, by its id."""
         return [entry for entry in self._by_id.get(pair.id, ()) if entry.may_be_of(pair)]
 
-    def of_path(self, pair: Described) -> list[Entry]:
+    def of_path(self, pair: PairKeys) -> list[Entry]:
         """What may be the pair's, by the path of its picture."""
         found = next((self._by_image[path] for path in pair.paths if path in self._by_image), [])
         return [entry for entry in found if entry.may_be_of(pair)]
 
 
-def join(kind: Kind, pairs: Sequence[Described], files: Sequence[Descriptions]) -> tuple[list[str], Joined]:
+def join(kind: Kind, pairs: Sequence[PairKeys], files: Sequence[Descriptions]) -> tuple[list[str], Joined]:
     """For each pair its caption or explanation: of the first file that has one, by id, else by path; else its text."""
     report = Joined(files=[file.name for file in files], blank=sum(file.blank for file in files))
     shared = _Shared(kind, pairs)
@@ -124,7 +124,7 @@ def join(kind: Kind, pairs: Sequence[Described], files: Sequence[Descriptions]) 
 class _Shared:
     """Ids and paths that are of several pictures (for captions) or texts (for explanations)."""
 
-    def __init__(self, kind: Kind, pairs: Sequence[Described]) -> None:
+    def __init__(self, kind: Kind, pairs: Sequence[PairKeys]) -> None:
         explains = kind == "explanation"
         self.ids = _repeated((pair.id, pair.text if explains else pair.paths[0]) for pair in pairs)
         self.images = _repeated((pair.paths[0], pair.text) for pair in pairs) if explains else set()
@@ -136,7 +136,7 @@ def _repeated(keys: Iterable[tuple[str, str]]) -> set[str]:
     return {key for key, value in keys if first.setdefault(key, value) != value}
 
 
-def _find(kind: Kind, pair: Described, files: Sequence[Descriptions], shared: _Shared) -> tuple[str, Way]:
+def _find(kind: Kind, pair: PairKeys, files: Sequence[Descriptions], shared: _Shared) -> tuple[str, JoinedBy]:
     ambiguous = False
     for file in files:
         by_id, by_path = file.of_id(pair), file.of_path(pair)

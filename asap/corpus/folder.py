@@ -14,7 +14,7 @@ from asap.errors import CorpusError
 from asap.storage.files import list_files, read_bytes
 from asap.storage.location import Location
 
-ImagePlace = Path | str
+ImageAddress = Path | str
 """What a picture is opened by: a path, or the address of an object."""
 
 
@@ -39,7 +39,7 @@ class Folder(Protocol):
         """A whole file. `name` may also be an address of its own. Raises an `AsapError` that names the file."""
         ...
 
-    def place(self, name: str) -> ImagePlace:
+    def place(self, name: str) -> ImageAddress:
         """What a picture is opened by."""
         ...
 

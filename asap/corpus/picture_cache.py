@@ -12,14 +12,14 @@ from typing import Protocol, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from asap.corpus.folder import ImagePlace
+from asap.corpus.folder import ImageAddress
 from asap.corpus.reader import Record
 from asap.errors import FetchFailed, ImageMissing, InputError, StorageError
 from asap.preprocessing.images import DEFAULT_LIMITS, ImageSource, PreparedImage, prepare_image
 from asap.storage.fetch import FetchSettings, fetch
 
 
-class Measured(Protocol):
+class PictureInfo(Protocol):
     """What the boxes of a corpus need to know of its pictures."""
 
     @property
@@ -28,12 +28,12 @@ class Measured(Protocol):
         ...
 
     @property
-    def index(self) -> Mapping[ImagePlace, int]:
+    def index(self) -> Mapping[ImageAddress, int]:
         """Which row holds which picture."""
         ...
 
     @property
-    def broken(self) -> Mapping[ImagePlace, str]:
+    def broken(self) -> Mapping[ImageAddress, str]:
         """Pictures that cannot be decoded, and why; their sizes are 0."""
         ...
 
@@ -45,12 +45,12 @@ class Measured(Protocol):
 
 @dataclass(frozen=True)
 class PictureSizes:
-    """`Measured` for pictures whose pixels are decoded anew each time. The fields are those of `Measured`."""
+    """`PictureInfo` for pictures whose pixels are decoded anew each time. The fields are those of `PictureInfo`."""
 
     sizes: NDArray[np.int32]
-    index: Mapping[ImagePlace, int]
+    index: Mapping[ImageAddress, int]
     image_size: int
-    broken: Mapping[ImagePlace, str] = field(default_factory=dict)
+    broken: Mapping[ImageAddress, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -64,9 +64,9 @@ class PictureCache:
     """(pictures, S, S, 3)."""
     sizes: NDArray[np.int32]
     """(pictures, 2): width and height of the originals after EXIF rotation, in pixels."""
-    index: dict[ImagePlace, int]
+    index: dict[ImageAddress, int]
     """Which row holds which picture."""
-    broken: Mapping[ImagePlace, str] = field(default_factory=dict)
+    broken: Mapping[ImageAddress, str] = field(default_factory=dict)
     """Pictures that cannot be decoded, and why; their sizes are 0."""
 
     @property
@@ -81,7 +81,7 @@ class PictureCache:
         image_size: int,
         folder: Path,
         progress: Callable[[int], None] | None = None,
-        read: Callable[[ImagePlace], ImageSource] = lambda place: place,
+        read: Callable[[ImageAddress], ImageSource] = lambda place: place,
         *,
         keep_broken: bool = False,
     ) -> Self:
@@ -93,7 +93,7 @@ class PictureCache:
         paths = list(dict.fromkeys(record.image for record in records))
         key = hashlib.sha256("\n".join([str(image_size), *map(str, paths)]).encode()).hexdigest()[:16]
         pixels_file, sizes_file = folder / f"{key}.pixels.npy", folder / f"{key}.sizes.npy"
-        broken: dict[ImagePlace, str] = {}
+        broken: dict[ImageAddress, str] = {}
         if not sizes_file.exists():  # written last, so its presence means that all is there
             folder.mkdir(parents=True, exist_ok=True)
             _decode_all(paths, image_size, pixels_file, sizes_file, progress, read, broken if keep_broken else None)
@@ -105,20 +105,20 @@ class PictureCache:
 
 
 def _decode_all(
-    paths: list[ImagePlace],
+    paths: list[ImageAddress],
     image_size: int,
     pixels_file: Path,
     sizes_file: Path,
     progress: Callable[[int], None] | None,
-    read: Callable[[ImagePlace], ImageSource],
-    broken: dict[ImagePlace, str] | None,
+    read: Callable[[ImageAddress], ImageSource],
+    broken: dict[ImageAddress, str] | None,
 ) -> None:
     """Write both files; what is `broken` stays black there, where it does not raise."""
     shape = (len(paths), image_size, image_size, 3)
     pixels = np.lib.format.open_memmap(pixels_file, mode="w+", dtype=np.uint8, shape=shape)
     sizes = np.zeros((len(paths), 2), np.int32)
 
-    def decode(path: ImagePlace) -> PreparedImage | InputError:
+    def decode(path: ImageAddress) -> PreparedImage | InputError:
         try:
             return decode_picture(path, image_size, read)
         except InputError as error:
@@ -142,7 +142,7 @@ def _decode_all(
 
 
 def decode_picture(
-    place: ImagePlace, image_size: int, read: Callable[[ImagePlace], ImageSource] = lambda place: place
+    place: ImageAddress, image_size: int, read: Callable[[ImageAddress], ImageSource] = lambda place: place
 ) -> PreparedImage:
     """A record's picture at a model's size. Raises `InputError`, naming it; what `read` raises otherwise stays."""
     try:
@@ -151,12 +151,12 @@ def decode_picture(
         raise type(error)(f"picture {place}: {error}") from error
 
 
-def picture_place(text: str) -> ImagePlace:
+def picture_address(text: str) -> ImageAddress:
     """A record's picture from its place in words."""
     return text if "://" in text else Path(text)
 
 
-def read_picture(place: ImagePlace) -> bytes | Path:
+def read_picture(place: ImageAddress) -> bytes | Path:
     """What decoding a record's picture begins with: its bytes from a bucket, or its path.
 
     Raises `ImageMissing` or `ImageTooLarge` for the one object, `StorageError` for a store that does not give it.

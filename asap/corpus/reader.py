@@ -22,8 +22,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from asap.corpus.annotations import DEFAULT_RULES, STRICT, ReadRules, Row, read_row, repaired
-from asap.corpus.descriptions import Described, Descriptions, Kind, join
-from asap.corpus.folder import Folder, ImagePlace, LocalFolder, parse_json
+from asap.corpus.descriptions import Descriptions, Kind, PairKeys, join
+from asap.corpus.folder import Folder, ImageAddress, LocalFolder, parse_json
 from asap.corpus.picture_index import PictureIndex, index_pictures
 from asap.corpus.report import SHOWN, CorpusReport, Joined
 from asap.errors import ConfigError, CorpusError, PicturesMissing
@@ -40,7 +40,7 @@ class Record:
 
     id: str
     """As its file has it; in DGM4 an authentic pair and those made from it share one."""
-    image: ImagePlace
+    image: ImageAddress
     text: str
     fake_cls: str
     fake_image_box: tuple[float, ...]
@@ -123,7 +123,7 @@ def read_corpus(
     index = index_pictures(pictures or folder, pictures.names() if pictures else listing, [row.image for row in rows])
     usable = [row for row in (repaired(row, rules, report) for row in rows) if row is not None]
     found = _find_pictures(usable, index, rules, report)
-    pairs = [Described.of(row.id, row.image, (file, str(index.folder.place(file))), row.text) for row, file in found]
+    pairs = [PairKeys.of(row.id, row.image, (file, str(index.folder.place(file))), row.text) for row, file in found]
     described = _join("caption", folder, captions, listing, pairs)
     explained = _join("explanation", folder, explanations, listing, pairs)
     report.captions, report.explanations = described.report, explained.report
@@ -200,7 +200,7 @@ class _Texts(NamedTuple):
     report: Joined
 
 
-def _join(kind: Kind, folder: Folder, given: Sequence[str], listing: set[str], pairs: list[Described]) -> _Texts:
+def _join(kind: Kind, folder: Folder, given: Sequence[str], listing: set[str], pairs: list[PairKeys]) -> _Texts:
     names = given or [name for name in (f"{kind}s.json", f"{kind}s.jsonl") if name in listing]
     files = [Descriptions.parse(str(folder.place(name)), folder.read(name), kind) for name in names]
     return _Texts(*join(kind, pairs, files))

@@ -6,7 +6,7 @@ import dataclasses
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-Way = Literal["by_id", "by_path", "fallback", "ambiguous"]
+JoinedBy = Literal["by_id", "by_path", "fallback", "ambiguous"]
 
 SHOWN = 3
 """Examples that are kept of each finding."""
@@ -43,7 +43,7 @@ class Joined:
     blank: int = 0
     """Entries of the files without a word in them."""
 
-    def count(self, way: Way) -> None:
+    def count(self, way: JoinedBy) -> None:
         """One more pair."""
         if way == "ambiguous":
             self.fallback += 1

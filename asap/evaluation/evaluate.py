@@ -20,10 +20,10 @@ from asap.training.batch import Batch
 from asap.training.dataset import Record, TrainingSet, collate
 
 
-def judge(model: Asap, pairs: TrainingSet, batch_size: int = 64, *, elsewhere: bool = False) -> dict[str, Any]:
+def evaluate_split(model: Asap, pairs: TrainingSet, batch_size: int = 64, *, elsewhere: bool = False) -> dict[str, Any]:
     """Every figure of `asap.evaluation.metrics.Evaluation` for the pairs of the split. Leaves the model in its mode.
 
-    `elsewhere`: see `judge_batch`.
+    `elsewhere`: see `evaluate_batch`.
     """
     was_training = model.training
     model.eval()
@@ -31,17 +31,17 @@ def judge(model: Asap, pairs: TrainingSet, batch_size: int = 64, *, elsewhere: b
         evaluation = Evaluation()
         for start in range(0, len(pairs), batch_size):
             numbers = range(start, min(start + batch_size, len(pairs)))
-            judge_batch(evaluation, model, pairs, numbers, elsewhere=elsewhere)
+            evaluate_batch(evaluation, model, pairs, numbers, elsewhere=elsewhere)
     else:
         threads = max(2, torch.get_num_threads())
-        evaluation = judge_records(
+        evaluation = evaluate_records(
             model, pairs.codec, pairs.records, batch_size, threads, "boxless", elsewhere=elsewhere
         )
     model.train(was_training)
     return evaluation.compute()
 
 
-def judge_records(
+def evaluate_records(
     model: Asap,
     codec: TextCodec,
     records: Sequence[Record],
@@ -53,8 +53,8 @@ def judge_records(
 ) -> Evaluation:
     """Judge records whose pictures nobody has decoded yet, holding one batch of them at a time.
 
-    `threads`: for decoding. `bad_boxes`: see `TrainingSet`. `elsewhere`: see `judge_batch`. Raises `AnnotationError` or
-    `InputError`, naming the picture or record, `StorageError`.
+    `threads`: for decoding. `bad_boxes`: see `TrainingSet`. `elsewhere`: see `evaluate_batch`. Raises `AnnotationError`
+    or `InputError`, naming the picture or record, `StorageError`.
     """
     evaluation = Evaluation()
     with ThreadPoolExecutor(threads) as pool:
@@ -62,12 +62,12 @@ def judge_records(
             some = records[start : start + batch_size]
             pictures = _decode(some, model.config.image_size, pool)
             pairs = TrainingSet(some, pictures, codec, bad_boxes=bad_boxes)
-            judge_batch(evaluation, model, pairs, range(len(some)), elsewhere=elsewhere)
+            evaluate_batch(evaluation, model, pairs, range(len(some)), elsewhere=elsewhere)
     return evaluation
 
 
 @torch.inference_mode()
-def judge_batch(
+def evaluate_batch(
     evaluation: Evaluation, model: Asap, pairs: TrainingSet, numbers: range, *, elsewhere: bool = False
 ) -> None:
     """Add some of the pairs to an evaluation. The model is in eval mode, on whichever device.

@@ -35,7 +35,7 @@ _NO_BOX_BELOW = 1e-4
 """A predicted box whose every xyxy coordinate is below this says that there is none (published rule)."""
 
 
-class Judged(NamedTuple):
+class Predictions(NamedTuple):
     """What is kept of B pairs: predictions and targets, in the order in which they were seen."""
 
     margin: Floats
@@ -90,7 +90,7 @@ class Evaluation:
     """
 
     def __init__(self) -> None:
-        self._batches: list[Judged] = []
+        self._batches: list[Predictions] = []
 
     def __len__(self) -> int:
         """Pairs seen."""
@@ -128,7 +128,7 @@ class Evaluation:
         )
         types_flags_B4 = _array(types_B4) > 0.5
         self._batches.append(
-            Judged(
+            Predictions(
                 margin=real_fake_B2[:, 1] - real_fake_B2[:, 0],
                 multilabel=multilabel_B4,
                 types=types_flags_B4,
@@ -149,27 +149,27 @@ class Evaluation:
         """Add what another worker saw."""
         self._batches.extend(other._batches)
 
-    def judged(self) -> Judged:
+    def predictions(self) -> Predictions:
         """All pairs as one. Raises `ValueError` if there is none."""
-        return Judged(*(np.concatenate(column) for column in zip(*self._batches, strict=True)))
+        return Predictions(*(np.concatenate(column) for column in zip(*self._batches, strict=True)))
 
     def compute(self) -> Report:
         """All figures, JSON-ready; `by_class` holds a few of them for each `fake_cls` that occurs."""
         if not len(self):
             return {"pairs": 0}
-        judged = self.judged()
-        overlap, gated = judged.overlap, judged.overlap_gated
+        predictions = self.predictions()
+        overlap, gated = predictions.overlap, predictions.overlap_gated
         return {
-            "pairs": len(judged.margin),
-            **real_fake_metrics(judged.margin, judged.manipulated),
-            **type_metrics(judged.multilabel, judged.types),
-            "AP_elsewhere": _elsewhere(judged.text_types_elsewhere, judged.types[:, len(IMAGE_TYPES) :]),
+            "pairs": len(predictions.margin),
+            **real_fake_metrics(predictions.margin, predictions.manipulated),
+            **type_metrics(predictions.multilabel, predictions.types),
+            "AP_elsewhere": _elsewhere(predictions.text_types_elsewhere, predictions.types[:, len(IMAGE_TYPES) :]),
             **box_metrics(overlap),
             **box_metrics(gated, "_gated"),
-            **box_metrics(overlap[judged.has_box], "_boxed"),
-            **token_metrics(judged.tokens.sum(axis=0)),
-            **token_metrics(judged.tokens_published.sum(axis=0), "_published"),
-            "by_class": _by_class(judged, overlap, gated),
+            **box_metrics(overlap[predictions.has_box], "_boxed"),
+            **token_metrics(predictions.tokens.sum(axis=0)),
+            **token_metrics(predictions.tokens_published.sum(axis=0), "_published"),
+            "by_class": _by_class(predictions, overlap, gated),
         }
 
 
@@ -295,12 +295,12 @@ def token_metrics(counts_4: Counts, suffix: str = "") -> Report:
     return {f"token_{name}{suffix}": value for name, value in figures.items()}
 
 
-def _by_class(judged: Judged, overlap: Floats, gated: Floats) -> dict[str, Report]:
+def _by_class(predictions: Predictions, overlap: Floats, gated: Floats) -> dict[str, Report]:
     """For each class, those of fewer types first: pairs, AUC against the authentic pairs, ACC, boxes and tokens."""
-    margin, authentic = judged.margin, ~judged.manipulated
+    margin, authentic = predictions.margin, ~predictions.manipulated
     report = {}
-    for fake_cls in _classes(judged):
-        members = judged.fake_cls == fake_cls
+    for fake_cls in _classes(predictions):
+        members = predictions.fake_cls == fake_cls
         against = members | authentic
         report[fake_cls] = {
             "pairs": int(members.sum()),
@@ -308,15 +308,15 @@ def _by_class(judged: Judged, overlap: Floats, gated: Floats) -> dict[str, Repor
             "ACC": _ratio(np.sum((margin[members] > 0) != authentic[members]), members.sum()),
             **box_metrics(overlap[members]),
             **box_metrics(gated[members], "_gated"),
-            **token_metrics(judged.tokens[members].sum(axis=0)),
+            **token_metrics(predictions.tokens[members].sum(axis=0)),
         }
     return report
 
 
-def _classes(judged: Judged) -> list[str]:
+def _classes(predictions: Predictions) -> list[str]:
     """Those that occur, in an order that does not depend on the pairs': by the number of their types, then by these."""
-    names, firsts = np.unique(judged.fake_cls, return_index=True)
-    types = [np.flatnonzero(judged.types[first]).tolist() for first in firsts]
+    names, firsts = np.unique(predictions.fake_cls, return_index=True)
+    types = [np.flatnonzero(predictions.types[first]).tolist() for first in firsts]
     return [name for *_, name in sorted((len(own), own, str(name)) for own, name in zip(types, names, strict=True))]
 
 

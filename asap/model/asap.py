@@ -31,7 +31,7 @@ class AsapOutput(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Seen:
+class ImageSide:
     """An image seen with a text: what the box and patch heads read."""
 
     patches_BPW: Tensor
@@ -46,7 +46,7 @@ class Fused:
 
     tokens_BLW: Tensor
     """Fused text tokens, [CLS] first."""
-    seen: Seen
+    seen: ImageSide
     scores_BLN: Tensor | None
     """Cross-attention scores of the last fusion layer before softmax, mean over heads; on request only."""
 
@@ -199,9 +199,9 @@ class Asap(nn.Module):
     def fuse(self, image_BNW: Tensor, text_BLW: Tensor, mask_BL: Tensor, *, with_scores: bool = False) -> Fused:
         """See an image with a text, from both sides."""
         tokens_BLW, scores_BLN = self.fusion_encoder(text_BLW, mask_BL, image_BNW, with_scores=with_scores)
-        return Fused(tokens_BLW, self.see(image_BNW, text_BLW, mask_BL), scores_BLN)
+        return Fused(tokens_BLW, self.attend_image_side(image_BNW, text_BLW, mask_BL), scores_BLN)
 
-    def see(self, image_BNW: Tensor, text_BLW: Tensor, mask_BL: Tensor) -> Seen:
+    def attend_image_side(self, image_BNW: Tensor, text_BLW: Tensor, mask_BL: Tensor) -> ImageSide:
         """The image side alone: every patch with what it found in the picture and in the text."""
         normed_BNW = self.image_side_norm(image_BNW)
         crossed_BNW = self.image_side_attention(normed_BNW, self.image_side_norm(text_BLW), ~mask_BL.bool())
@@ -210,7 +210,7 @@ class Asap(nn.Module):
         patches_BPW = self.aggregate_norm(base_BNW[:, 1:] + crossed_BNW[:, 1:])
         query_B1W = self.aggregate_norm(self.aggregate_token).expand(len(patches_BPW), -1, -1)
         aggregate_B1W: Tensor = self.aggregator(query_B1W, patches_BPW, patches_BPW, need_weights=False)[0]
-        return Seen(patches_BPW, aggregate_B1W.squeeze(1))
+        return ImageSide(patches_BPW, aggregate_B1W.squeeze(1))
 
     def _pooled(self, fused: Fused, scale: Tensor | None) -> Tensor:
         text_BW = fused.tokens_BLW[:, 0]
@@ -247,12 +247,12 @@ class Asap(nn.Module):
         logits_B2: Tensor = self.explanation_head(self._pooled(fused, self.real_fake_scale))
         return logits_B2
 
-    def boxes(self, seen: Seen) -> Tensor:
+    def boxes(self, seen: ImageSide) -> Tensor:
         """The manipulated face, cxcywh in [0, 1], (B, 4)."""
         boxes_B4: Tensor = self.box_head(seen.aggregate_BW)
         return boxes_B4.float().sigmoid()  # half precision would round a box to a two hundredth of the picture
 
-    def patch_logits(self, seen: Seen) -> Tensor:
+    def patch_logits(self, seen: ImageSide) -> Tensor:
         """A logit for each patch, (B, P): manipulated or not (MPP; training only, ASAP only)."""
         logits_BP1: Tensor = self.patch_head(seen.patches_BPW)
         return logits_BP1.squeeze(-1)

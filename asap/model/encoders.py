@@ -133,7 +133,7 @@ class ResidualNorm(nn.Module):
         self.dropout = nn.Dropout(config.dropout)
         self.before = config.text_norm == "pre"
 
-    def enter(self, tokens_BLW: Tensor) -> Tensor:
+    def norm_before(self, tokens_BLW: Tensor) -> Tensor:
         """What the branch reads."""
         return self.LayerNorm(tokens_BLW) if self.before else tokens_BLW
 
@@ -152,14 +152,14 @@ class AttentionBlock(nn.Module):
 
     def forward(self, tokens_BLW: Tensor, context_BMW: Tensor | None = None, mask_B11M: Tensor | None = None) -> Tensor:
         """Attend to `context`, or to the tokens themselves."""
-        entered_BLW = self.output.enter(tokens_BLW)
+        entered_BLW = self.output.norm_before(tokens_BLW)
         context_BMW = entered_BLW if context_BMW is None else context_BMW
         attended: Tensor = self.output(self.self(entered_BLW, context_BMW, mask_B11M), tokens_BLW)
         return attended
 
     def scores(self, tokens_BLW: Tensor, context_BMW: Tensor) -> Tensor:
         """See `Attention.scores`."""
-        return self.self.scores(self.output.enter(tokens_BLW), context_BMW)
+        return self.self.scores(self.output.norm_before(tokens_BLW), context_BMW)
 
 
 class BertLayer(nn.Module):
@@ -190,7 +190,7 @@ class BertLayer(nn.Module):
         return self.feed_forward(self.crossattention(tokens_BLW, image_BNW)), scores_BLN
 
     def feed_forward(self, tokens_BLW: Tensor) -> Tensor:
-        inside = F.gelu(self.intermediate["dense"](self.output.enter(tokens_BLW)))
+        inside = F.gelu(self.intermediate["dense"](self.output.norm_before(tokens_BLW)))
         fed: Tensor = self.output(inside, tokens_BLW)
         return fed
 
@@ -220,7 +220,7 @@ def _final_norm(config: ModelConfig) -> nn.Module:
     return nn.LayerNorm(config.width, eps=config.layer_norm_eps)
 
 
-def _kept_or_repeated(repeats: bool, part: Callable[..., Any], *inputs: Any) -> Any:
+def _checkpointed(repeats: bool, part: Callable[..., Any], *inputs: Any) -> Any:
     """Run a part of an encoder; where gradients will be taken and it `repeats`, only its inputs are kept, and the
     backward pass runs it again, with the same dropout."""
     if repeats and torch.is_grad_enabled():
@@ -248,7 +248,7 @@ class TextEncoder(nn.Module):
         tokens_BLW: Tensor = self.embeddings(input_ids_BL)
         mask_B11L = _attention_mask(mask_BL)
         for layer in self.layers:
-            tokens_BLW = _kept_or_repeated(self.checkpoints_activations, layer.read, tokens_BLW, mask_B11L)
+            tokens_BLW = _checkpointed(self.checkpoints_activations, layer.read, tokens_BLW, mask_B11L)
         normed_BLW: Tensor = self.final_norm(tokens_BLW)
         return normed_BLW
 
@@ -275,10 +275,10 @@ class FusionEncoder(nn.Module):
         mask_B11L = _attention_mask(mask_BL)
         for depth, layer in enumerate(self.layers, start=1):
             if image_BNW is None:
-                tokens_BLW = _kept_or_repeated(self.checkpoints_activations, layer.read, tokens_BLW, mask_B11L)
+                tokens_BLW = _checkpointed(self.checkpoints_activations, layer.read, tokens_BLW, mask_B11L)
                 continue
             with_these = with_scores and depth == len(self.layers)
-            tokens_BLW, scores_BLN = _kept_or_repeated(
+            tokens_BLW, scores_BLN = _checkpointed(
                 self.checkpoints_activations, layer.fuse, tokens_BLW, mask_B11L, image_BNW, with_these
             )
         return self.final_norm(tokens_BLW), scores_BLN

@@ -17,7 +17,7 @@ import torch
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
 
 from asap.errors import AnnotationError, CheckpointError, ConfigError, TextInvalid, TextMissing
-from asap.preprocessing.words import MAX_CHARACTERS, clean_caption, clean_word, legible, split_words
+from asap.preprocessing.words import MAX_CHARACTERS, clean_caption, clean_word, replace_unreadable, split_words
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -151,7 +151,7 @@ class TextCodec:
         (`tell-all`) or dropped (`--`), so behind such a word labels drift to a neighbour. Positions from `max_words`
         on are left out, and the cut is a piece shorter than in `encode_labelled`, which keeps [SEP]'s place.
         """
-        caption = clean_caption(legible(text), self.max_words)
+        caption = clean_caption(replace_unreadable(text), self.max_words)
         word_ids = self._word_pieces.encode(caption, add_special_tokens=False).word_ids[: self.max_tokens - 2]
         manipulated = {position for position in fake_text_pos if position < self.max_words}
         return [int(index in manipulated) for index in word_ids]
@@ -173,7 +173,7 @@ class TextCodec:
         """The pieces of every word that has any."""
         words = [
             _WordPieces(place, *pieces)
-            for place, word in enumerate(legible(text).split())
+            for place, word in enumerate(replace_unreadable(text).split())
             if (pieces := self._pieces(word)).ids
         ]
         if not words:

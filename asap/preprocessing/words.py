@@ -29,7 +29,7 @@ def split_words(text: str) -> list[WordSpan]:
     return [WordSpan(i, m.start(), m.end(), m.group()) for i, m in enumerate(re.finditer(r"\S+", text))]
 
 
-def legible(text: str) -> str:
+def replace_unreadable(text: str) -> str:
     """The text with one U+FFFD for each character that stores and tokenizers refuse."""
     return UNREADABLE.sub("\ufffd", text)
 

@@ -12,8 +12,8 @@ import torch
 from numpy.typing import NDArray
 
 from asap.corpus.annotations import BadBox
-from asap.corpus.folder import ImagePlace
-from asap.corpus.picture_cache import Measured, PictureCache
+from asap.corpus.folder import ImageAddress
+from asap.corpus.picture_cache import PictureCache, PictureInfo
 from asap.corpus.reader import Record, read_split
 from asap.corpus.report import CorpusReport
 from asap.errors import AnnotationError, InputError
@@ -80,7 +80,7 @@ class _Prepared(NamedTuple):
 class View(NamedTuple):
     """What of a record decides how an epoch shows its picture."""
 
-    image: ImagePlace
+    image: ImageAddress
     box_xyxy: BoxXyxy | None
     """In pixels of the square picture, before augmentation."""
     may_flip: bool
@@ -101,7 +101,7 @@ class TrainingSet:
     def __init__(
         self,
         records: Sequence[Record],
-        pictures: Measured,
+        pictures: PictureInfo,
         codec: TextCodec,
         *,
         bad_boxes: BadBox = "refuse",

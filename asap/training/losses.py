@@ -168,13 +168,13 @@ class Criterion:
         self.weights = asdict(weights)
         self.defects = defects
 
-    def wants(self, term: str) -> bool:
+    def has_weight(self, term: str) -> bool:
         """Whether a term has any weight; what has none is not computed."""
         return self.weights[term] > 0
 
     def wants_any(self, terms: Iterable[str]) -> bool:
         """Whether any of them has weight."""
-        return any(map(self.wants, terms))
+        return any(map(self.has_weight, terms))
 
     def total(self, terms: dict[str, Tensor]) -> Tensor:
         """The weighted sum of the terms."""

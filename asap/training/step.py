@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from asap.errors import ConfigError
 from asap.labels import IMAGE_TYPES
-from asap.model.asap import Asap, Seen
+from asap.model.asap import Asap, ImageSide
 from asap.training.batch import Batch, stack_texts
 from asap.training.distributed import gather
 from asap.training.losses import (
@@ -79,12 +79,12 @@ class TrainingStep(nn.Module):
         self.criterion = Criterion(weights or LossWeights(), defects or PublishedDefects())
         self.token_momentum = token_momentum
         self.image_locked = False
-        self.caption_words = CaptionWordHead(student.config) if self.criterion.wants("cwp") else None
-        self.masked_words = MaskedWordHead(student.config) if self.criterion.wants("mlm") else None
+        self.caption_words = CaptionWordHead(student.config) if self.criterion.has_weight("cwp") else None
+        self.masked_words = MaskedWordHead(student.config) if self.criterion.has_weight("mlm") else None
         self.mask_id = mask_id
         if self.masked_words is not None and mask_id is None:
             raise ConfigError("the loss term mlm needs a tokenizer with a mask token; set its weight to 0")
-        asap_only = [term for term in ("ied", "mpp") if self.criterion.wants(term)]
+        asap_only = [term for term in ("ied", "mpp") if self.criterion.has_weight(term)]
         if student.config.variant == "hammer" and asap_only:
             raise ConfigError(f"a HAMMER model has no head for {asap_only}; set those loss weights to 0")
 
@@ -129,12 +129,12 @@ class TrainingStep(nn.Module):
         encoded = self._encode(self.student, batch)
         terms = self._fused_terms(batch, encoded, twin, alpha)
         embeddings_VW = self.student.text_encoder.embeddings.word_embeddings.weight
-        if self.caption_words is not None and self.criterion.wants("cwp"):
+        if self.caption_words is not None and self.criterion.has_weight("cwp"):
             logits_BV = self.caption_words(encoded.image_BNW, embeddings_VW)
             terms["cwp"] = caption_word_loss(logits_BV.float(), *caption_words(batch))
-        if self.masked_words is not None and self.criterion.wants("mlm"):
+        if self.masked_words is not None and self.criterion.has_weight("mlm"):
             terms["mlm"] = self._masked_words_term(batch, encoded.image_BNW, self.masked_words)
-        if twin is not None and self.criterion.wants("vlc"):
+        if twin is not None and self.criterion.has_weight("vlc"):
             terms["vlc"] = self._contrast(batch, encoded, twin, alpha)
         return self._with_total(terms, shares)
 
@@ -159,14 +159,16 @@ class TrainingStep(nn.Module):
         logits_TV = head(tokens_BLW[hidden_BL], student.text_encoder.embeddings.word_embeddings.weight)
         return masked_word_loss(logits_TV.float(), words.input_ids, hidden_BL)
 
-    def _image_terms(self, batch: Batch, seen: Seen) -> dict[str, Tensor]:
+    def _image_terms(self, batch: Batch, seen: ImageSide) -> dict[str, Tensor]:
         terms = self.criterion.boxes(self.student.boxes(seen), batch.box_cxcywh, batch.has_box)
-        if self.criterion.wants("mpp"):
+        if self.criterion.has_weight("mpp"):
             terms["mpp"] = self.criterion.patches(self.student.patch_logits(seen), batch.patch_labels)
         return terms
 
     def _asks_the_twin(self, alpha: float) -> bool:
-        return self.criterion.wants("vlc") or (self.criterion.wants("tmg") and self.token_momentum and alpha > 0)
+        return self.criterion.has_weight("vlc") or (
+            self.criterion.has_weight("tmg") and self.token_momentum and alpha > 0
+        )
 
     def _encode(self, model: Asap, batch: Batch) -> Encoded:
         """Image tokens, and text (caption, explanation) tokens in one run of the text encoder."""
@@ -196,7 +198,7 @@ class TrainingStep(nn.Module):
 
     def _fused_terms(self, batch: Batch, encoded: Encoded, twin: Encoded | None, alpha: float) -> dict[str, Tensor]:
         text_BLW, mask_BL = encoded.texts["text"]
-        fused = self.student.fuse(encoded.image_BNW, text_BLW, mask_BL, with_scores=self.criterion.wants("mgca"))
+        fused = self.student.fuse(encoded.image_BNW, text_BLW, mask_BL, with_scores=self.criterion.has_weight("mgca"))
         predicted = self.student.predict(fused)
         # Stacking pads the text to the longest caption or explanation; labels follow.
         longer = predicted.logits_token.shape[1] - batch.token_labels.shape[1]
@@ -209,7 +211,7 @@ class TrainingStep(nn.Module):
         }
         if fused.scores_BLN is not None:
             terms["mgca"] = self.criterion.guidance(fused.scores_BLN, batch.patch_mask, labels_BL, mask_BL)
-        if self.criterion.wants("ied"):
+        if self.criterion.has_weight("ied"):
             explained = self.student.fuse(encoded.image_BNW, *encoded.texts["explanation"])
             terms["ied"] = real_fake_loss(self.student.explain(explained), batch.manipulated)
         return terms

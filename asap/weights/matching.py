@@ -86,7 +86,7 @@ def misfits(expected: Shapes, found: Shapes) -> str:
         "unexpected": sorted(set(found) - set(expected)),
         "wrongly shaped": wrong,
     }
-    return "\n".join(f"{len(keys)} {what}: {_shortened(keys)}" for what, keys in groups.items() if keys)
+    return "\n".join(f"{len(keys)} {what}: {shorten(keys)}" for what, keys in groups.items() if keys)
 
 
 def check_vocabulary(tokenizer: Any, config: ModelConfig) -> None:
@@ -98,7 +98,7 @@ def check_vocabulary(tokenizer: Any, config: ModelConfig) -> None:
         )
 
 
-def _shortened(keys: list[str]) -> str:
+def shorten(keys: list[str]) -> str:
     more = f", and {len(keys) - _LISTED} more" if len(keys) > _LISTED else ""
     return ", ".join(keys[:_LISTED]) + more
 

@@ -27,11 +27,11 @@ from asap.preprocessing.text import load_tokenizer
 from asap.weights.matching import (
     POSITIONS,
     Shapes,
-    _shortened,
     check_vocabulary,
     expected_shapes,
     misfits,
     resize_positions,
+    shorten,
 )
 
 _PUBLISHED_NAMES = {
@@ -189,7 +189,7 @@ def _published_config(found: Shapes, title: str, heads: int) -> ModelConfig:
         if not sizes:
             raise CheckpointError(
                 f"{title} is no published ASAP or HAMMER checkpoint: no key matches {pattern!r}, so a size cannot be "
-                f"told; it has {len(found)} keys: {_shortened(sorted(found)[:3])}, …"
+                f"told; it has {len(found)} keys: {shorten(sorted(found)[:3])}, …"
             )
         return Counter(sizes).most_common(1)[0][0]
 

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from scipy.special import expit
 from sklearn.metrics import average_precision_score, precision_recall_curve, roc_curve
 
-from asap.evaluation.metrics import Judged, real_fake_metrics
+from asap.evaluation.metrics import Predictions, real_fake_metrics
 from asap.evaluation.reliability import reliability
 from asap.labels import TYPES
 from jobs.pages.plot import (
@@ -35,25 +35,25 @@ _DIAGONAL = np.array([[0.0, 0.0], [1.0, 1.0]])
 _TYPE_COLOURS = dict(zip(TYPES, (BLUE, VERMILION, GREEN, PURPLE), strict=True))
 
 
-def draw_figures(judged: Judged) -> dict[str, str]:
+def draw_figures(predictions: Predictions) -> dict[str, str]:
     """Each picture by its file name, as SVG; one that the pairs cannot tell anything for is left out."""
-    figures: dict[str, Callable[[Judged], Plot | None]] = {
+    figures: dict[str, Callable[[Predictions], Plot | None]] = {
         "roc.svg": roc,
         "precision_recall.svg": precision_recall,
         "iou.svg": iou_histogram,
         "reliability.svg": reliability_diagram,
     }
-    plots = {name: draw(judged) for name, draw in figures.items()}
+    plots = {name: draw(predictions) for name, draw in figures.items()}
     return {name: plot.svg() for name, plot in plots.items() if plot is not None}
 
 
-def roc(judged: Judged) -> Plot | None:
+def roc(predictions: Predictions) -> Plot | None:
     """Real/fake: the ROC polyline, its AUC, the equal error rate and the threshold of a half. None of one class."""
-    manipulated, figures = judged.manipulated, real_fake_metrics(judged.margin, judged.manipulated)
+    manipulated, figures = predictions.manipulated, real_fake_metrics(predictions.margin, predictions.manipulated)
     if figures["AUC"] is None:
         return None
-    false_positives, true_positives, _ = roc_curve(manipulated, judged.margin)
-    flagged = judged.margin > 0
+    false_positives, true_positives, _ = roc_curve(manipulated, predictions.margin)
+    flagged = predictions.margin > 0
     half = np.array([[flagged[~manipulated].mean(), flagged[manipulated].mean()]])
     equal = np.array([[figures["EER"], 1 - figures["EER"]]])
     return Plot(
@@ -75,11 +75,11 @@ def roc(judged: Judged) -> Plot | None:
     )
 
 
-def precision_recall(judged: Judged) -> Plot | None:
+def precision_recall(predictions: Predictions) -> Plot | None:
     """Each type that occurs: precision over recall as the staircase whose area is the AP."""
     marks, told = [], []
     for number, name in enumerate(TYPES):
-        actual, logits = judged.types[:, number], judged.multilabel[:, number]
+        actual, logits = predictions.types[:, number], predictions.multilabel[:, number]
         if not actual.any():
             continue
         precision, recall, _ = precision_recall_curve(actual, logits)
@@ -107,9 +107,9 @@ def _held_back(points: Points) -> Points:
     return np.stack([corners[:-1, 0], corners[1:, 1]], axis=1)
 
 
-def iou_histogram(judged: Judged) -> Plot | None:
+def iou_histogram(predictions: Predictions) -> Plot | None:
     """Pairs with a true box by the IoU of the predicted one, those apart that no image type would show."""
-    overlap, shown = judged.overlap[judged.has_box], judged.flags_a_face[judged.has_box]
+    overlap, shown = predictions.overlap[predictions.has_box], predictions.flags_a_face[predictions.has_box]
     if not len(overlap):
         return None
     kept, withheld = (np.histogram(overlap[which], IOU_BINS, (0, 1))[0].astype(float) for which in (shown, ~shown))
@@ -134,9 +134,9 @@ def iou_histogram(judged: Judged) -> Plot | None:
     )
 
 
-def reliability_diagram(judged: Judged) -> Plot:
+def reliability_diagram(predictions: Predictions) -> Plot:
     """The share of manipulated pairs in each bin of the score, with 95 % intervals, over how many pairs it holds."""
-    found = reliability(expit(judged.margin.astype(np.float64)), judged.manipulated)
+    found = reliability(expit(predictions.margin.astype(np.float64)), predictions.manipulated)
     held = found.counts > 0
     dots = Dots(
         np.stack([found.mean_score[held], found.share[held]], 1), VERMILION,
@@ -145,7 +145,7 @@ def reliability_diagram(judged: Judged) -> Plot:
     return Plot(
         title="Does a score mean what it says?",
         note=f"Expected calibration error {_percent(found.ece)} over {len(held)} bins, Brier score {found.brier:.3f}; "
-        f"{_percent(float(judged.manipulated.mean()))} manipulated",
+        f"{_percent(float(predictions.manipulated.mean()))} manipulated",
         x=Axis("Score (probability of manipulated)"),
         panels=[
             Panel(

@@ -18,7 +18,7 @@ from asap.render import LEVEL_EDGES, level, segments
 from asap.training.dataset import Record
 from asap.training.targets import face_box
 from jobs.pages.page import read_picture, render_page
-from jobs.scan.output.report import TEXT_SHOWN, spoken
+from jobs.scan.output.report import TEXT_SHOWN, label
 
 
 @dataclass(frozen=True)
@@ -92,7 +92,7 @@ def _card(pair: WorstPair) -> dict[str, Any]:
         "boxes": [(kind, _rectangle(box)) for kind, box in boxes.items() if box is not None],
         "text": _marked(record, finding),
         "types": [
-            (spoken(kind), value, kind in true_types)
+            (label(kind), value, kind in true_types)
             for kind in TYPES
             if (value := (finding.types or {}).get(kind)) is not None
         ],

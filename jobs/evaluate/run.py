@@ -28,8 +28,8 @@ from asap.corpus.folder import full_address
 from asap.corpus.picture_cache import read_picture
 from asap.corpus.reader import Record
 from asap.errors import AsapError, CheckpointError, ConfigError
-from asap.evaluation.evaluate import judge_records
-from asap.evaluation.metrics import Evaluation, Judged
+from asap.evaluation.evaluate import evaluate_records
+from asap.evaluation.metrics import Evaluation, Predictions
 from asap.evaluation.reliability import reliability
 from asap.finding import Finding, Pair
 from asap.predictor import Predictor
@@ -37,7 +37,7 @@ from asap.preprocessing.text import TextCodec
 from asap.storage.files import delete_file, list_files, read_bytes, write_bytes
 from asap.storage.location import Location
 from asap.weights.model_folder import ModelFolder, load_folder, resolve_folder
-from jobs.cluster import await_places, machines_alive, places, ray_running
+from jobs.cluster import count_fitting, machines_alive, ray_running, wait_for_resources
 from jobs.corpus import read_as_told
 from jobs.errors import JobDiffers, JobFailed
 from jobs.evaluate.charts import draw_figures
@@ -51,12 +51,12 @@ TRIES = 3
 """Of a shard whose worker dies."""
 
 Report = dict[str, Any]
-Progress = Callable[[int, int], None]
+OnPairs = Callable[[int, int], None]
 
 
 def evaluate(
     settings: EvaluateSettings,
-    progress: Progress = lambda done, total: None,
+    progress: OnPairs = lambda done, total: None,
     tell: Callable[[str], None] = lambda note: None,
 ) -> Report:
     """Judge a split, write the figures to `settings.out`, and return them.
@@ -67,10 +67,10 @@ def evaluate(
     """
     plan = plan_evaluation(settings)
     with ray_running(settings.address):
-        crew = _crew(settings, tell)
-        judged = _judge(plan, crew, progress)
-        worst = _explain(plan, crew, judged.judged())
-    return _write(plan, judged, worst)
+        pool = _worker_pool(settings, tell)
+        predictions = _evaluate(plan, pool, progress)
+        worst = _explain(plan, pool, predictions.predictions())
+    return _write(plan, predictions, worst)
 
 
 @dataclass(frozen=True)
@@ -132,7 +132,7 @@ def _check_out(plan: EvaluationPlan) -> None:
 
 
 @dataclass(frozen=True)
-class _Crew:
+class WorkerPool:
     """How the shards are worked on."""
 
     workers: int
@@ -142,40 +142,40 @@ class _Crew:
     """Of a Ray task."""
 
 
-def _crew(settings: EvaluateSettings, tell: Callable[[str], None] = lambda note: None) -> _Crew:
+def _worker_pool(settings: EvaluateSettings, tell: Callable[[str], None] = lambda note: None) -> WorkerPool:
     """Workers for the Ray that runs: a GPU each, or the CPUs shared out. `tell`: see `evaluate`."""
-    gpus = places(machines_alive(), {"CPU": 1, "GPU": 1})
+    gpus = count_fitting(machines_alive(), {"CPU": 1, "GPU": 1})
     on_gpus = settings.device == "cuda" or (settings.device == "auto" and gpus > 0)
     if settings.device == "auto" and not on_gpus and settings.address:
         tell("judging on CPUs: no GPU is alive; --device cuda waits for one")
     wait_s = settings.wait_for_machines_s if settings.address else 0
     needs = {"CPU": 1, "GPU": 1} if on_gpus else {"CPU": 1}
     way_out = "--device auto takes what there is" if on_gpus else "let a machine with CPUs join"
-    machines = await_places(needs, 1, wait_s, tell, way_out)
+    machines = wait_for_resources(needs, 1, wait_s, tell, way_out)
     again = {"max_retries": TRIES - 1}
     if on_gpus:
-        workers = settings.workers or places(machines, needs)
+        workers = settings.workers or count_fitting(machines, needs)
         # Ray would end a process that holds a GPU after one shard, and the model with it.
-        return _Crew(workers, "cuda", 1, {"num_cpus": 1, "num_gpus": 1, "max_calls": 0} | again)
+        return WorkerPool(workers, "cuda", 1, {"num_cpus": 1, "num_gpus": 1, "max_calls": 0} | again)
     of_nodes = [cpus for machine in machines if (cpus := int(machine.get("CPU", 0)))]
     cpus, of_a_node = sum(of_nodes), min(of_nodes)
     workers = settings.workers or max(1, cpus // 2)
     threads = max(1, min(cpus // workers, of_a_node))
-    return _Crew(workers, "cpu", threads, {"num_cpus": min(threads, cpus / workers)} | again)
+    return WorkerPool(workers, "cpu", threads, {"num_cpus": min(threads, cpus / workers)} | again)
 
 
-def _judge(plan: EvaluationPlan, crew: _Crew, progress: Progress) -> Evaluation:
+def _evaluate(plan: EvaluationPlan, pool: WorkerPool, progress: OnPairs) -> Evaluation:
     """Every pair of the plan, shard by shard."""
     size, total = plan.settings.shard_pairs, len(plan.records)
-    task = ray.remote(**crew.options)(judge_shard)
+    task = ray.remote(**pool.options)(evaluate_shard)
     waiting = iter(range(0, total, size))
     running: dict[Any, int] = {}
     shards: dict[int, Evaluation] = {}
     progress(0, total)
     try:
         while len(shards) * size < total:
-            for start in islice(waiting, crew.workers - len(running)):
-                given = plan.model, plan.model_id, crew.device, crew.threads, plan.settings.batch_size
+            for start in islice(waiting, pool.workers - len(running)):
+                given = plan.model, plan.model_id, pool.device, pool.threads, plan.settings.batch_size
                 running[task.remote(*given, plan.records[start : start + size], _boxes_outside(plan))] = start
             (done,), _ = ray.wait(list(running))
             start = running.pop(done)
@@ -220,7 +220,7 @@ def _result(reference: Any, what: str) -> Any:
         raise JobFailed(f"the worker that judged {what} died {TRIES} times: {reason}") from error
 
 
-def judge_shard(
+def evaluate_shard(
     model: str,
     model_id: str,
     device: str,
@@ -232,7 +232,7 @@ def judge_shard(
     """A worker's part: the evaluation of these records, in their order. `bad_boxes`: see `_boxes_outside`."""
     loaded = _loaded(model, model_id, device, threads)
     codec = TextCodec(loaded.tokenizer, max_words=loaded.config.max_words, max_tokens=loaded.config.max_tokens)
-    return judge_records(loaded.model, codec, records, batch_size, max(2, threads), bad_boxes, elsewhere=True)
+    return evaluate_records(loaded.model, codec, records, batch_size, max(2, threads), bad_boxes, elsewhere=True)
 
 
 def explain_pairs(model: str, model_id: str, device: str, threads: int, records: list[Record]) -> list[Finding]:
@@ -252,36 +252,36 @@ def _loaded(model: str, model_id: str, device: str, threads: int) -> ModelFolder
     return loaded
 
 
-def _explain(plan: EvaluationPlan, crew: _Crew, judged: Judged) -> list[WorstPair]:
+def _explain(plan: EvaluationPlan, pool: WorkerPool, predictions: Predictions) -> list[WorstPair]:
     """The pairs whose score is furthest from the truth, the furthest first, with what the model saw in them."""
-    towards_truth = np.where(judged.manipulated, judged.margin, -judged.margin)
+    towards_truth = np.where(predictions.manipulated, predictions.margin, -predictions.margin)
     numbers = np.argsort(towards_truth, kind="stable")[: plan.settings.worst].tolist()
     if not numbers:
         return []
     records = [plan.records[number] for number in numbers]
-    task = ray.remote(**crew.options)(explain_pairs)
-    reference = task.remote(plan.model, plan.model_id, crew.device, crew.threads, records)
+    task = ray.remote(**pool.options)(explain_pairs)
+    reference = task.remote(plan.model, plan.model_id, pool.device, pool.threads, records)
     findings = _result(reference, "the worst pairs")
-    scores = expit(judged.margin[numbers].astype(np.float64)).tolist()
+    scores = expit(predictions.margin[numbers].astype(np.float64)).tolist()
     return [WorstPair(*of_a_pair) for of_a_pair in zip(records, findings, scores, strict=True)]
 
 
 def _write(plan: EvaluationPlan, evaluation: Evaluation, worst: list[WorstPair]) -> Report:
     """The figures, and then the pictures and the page of them."""
-    judged = evaluation.judged()
-    scores = expit(judged.margin.astype(np.float64))
+    predictions = evaluation.predictions()
+    scores = expit(predictions.margin.astype(np.float64))
     about = plan.about() | {
         "pairs_in_split": plan.in_split,
         "finished": datetime.now(UTC).isoformat(timespec="seconds"),
         "version": version("asap-ray"),
     }
-    calibration = reliability(scores, judged.manipulated).report()
+    calibration = reliability(scores, predictions.manipulated).report()
     report = {"about": about, "read": plan.read, **evaluation.compute(), "calibration": calibration}
     report["worst"] = [{"id": pair.record.id, "fake_cls": pair.record.fake_cls, "score": pair.score} for pair in worst]
     for name in OUTPUTS:  # of an earlier evaluation
         delete_file(plan.out / name)
     figures = {METRICS: json.dumps(report, indent=2, allow_nan=False) + "\n"}
-    pictures = draw_figures(judged)
+    pictures = draw_figures(predictions)
     for name, text in (figures | pictures | {PAGE: evaluation_page(report, pictures, worst)}).items():
         write_bytes(plan.out / name, text.encode("utf-8", "replace"))
     return report

@@ -39,7 +39,7 @@ from jobs.corpus import read_as_told
 from jobs.policy.files import read_policy, replace_policy
 from jobs.policy.settings import CalibrateSettings
 
-Progress = Callable[[int, int], None]
+OnPairs = Callable[[int, int], None]
 
 _CHUNK_BATCHES = 16
 _METHOD = (
@@ -60,7 +60,7 @@ class Calibrated:
     """What reading the corpus found, a sentence each."""
 
 
-def calibrate(settings: CalibrateSettings, progress: Progress = lambda done, total: None) -> Calibrated:
+def calibrate(settings: CalibrateSettings, progress: OnPairs = lambda done, total: None) -> Calibrated:
     """Choose thresholds on a split and write them; `progress` is told the pairs scored so far and in all.
 
     Raises `PrecisionNotShown` where the scores do not support the target, saying what they do; `ConfigError`,
@@ -128,7 +128,7 @@ class SplitScores:
 
 
 def score_records(
-    predictor: Predictor, records: Sequence[Record], max_failed_share: float, progress: Progress
+    predictor: Predictor, records: Sequence[Record], max_failed_share: float, progress: OnPairs
 ) -> SplitScores:
     """Score annotated pairs, a few batches in memory at a time.
 
@@ -161,7 +161,7 @@ def score_records(
     )  # fmt: skip
 
 
-def _findings(predictor: Predictor, records: Sequence[Record], progress: Progress) -> Iterator[tuple[Record, Finding]]:
+def _findings(predictor: Predictor, records: Sequence[Record], progress: OnPairs) -> Iterator[tuple[Record, Finding]]:
     chunk = _CHUNK_BATCHES * predictor.batch_size
     for start in range(0, len(records), chunk):
         some = records[start : start + chunk]
@@ -218,7 +218,7 @@ def choose_policy(scores: SplitScores, settings: CalibrateSettings, former: Poli
             continue
         shown[name] = curve.at(place).to_dict()
         if name == "manipulated":
-            shown["review"] = _review(curve, place, settings.people_precision)
+            shown["review"] = _review(curve, place, settings.effective_review_precision)
     if problems:
         raise _refusal(problems, scores, settings)
     value = {name: float(point["value"]) for name, point in shown.items()}
@@ -276,7 +276,7 @@ def _about(predictor: Predictor, scores: SplitScores, settings: CalibrateSetting
         "target_precision": settings.precision,
         "prevalence": settings.prevalence,
         "confidence": settings.confidence,
-        "review_precision": round(settings.people_precision, 6),
+        "review_precision": round(settings.effective_review_precision, 6),
         "model_id": predictor.model_id,
         "dtype": str(predictor.dtype).removeprefix("torch."),
         "corpus": Location.parse(settings.corpus).name,

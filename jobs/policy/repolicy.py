@@ -140,7 +140,7 @@ def _write_file(source: Location, target: Location, policy: Policy) -> int:
         with pq.ParquetWriter(path, RESULT_SCHEMA, filesystem=system) as writer:
             for group in range(file.num_row_groups):
                 batches = file.iter_batches(_ROWS_AT_ONCE, row_groups=[group])
-                tables = [judge_again(_with_all_columns(batch), policy) for batch in batches]
+                tables = [reapply_policy(_with_all_columns(batch), policy) for batch in batches]
                 if tables:
                     writer.write_table(pa.concat_tables(tables))
         return int(file.metadata.num_rows)
@@ -155,7 +155,7 @@ def _with_all_columns(batch: pa.RecordBatch) -> pa.Table:
     return table
 
 
-def judge_again(results: pa.Table, policy: Policy) -> pa.Table:
+def reapply_policy(results: pa.Table, policy: Policy) -> pa.Table:
     """Result rows under a policy: what they say of the raw scores is new, all else is as it was."""
     told = [_told(row, policy) for row in results.select(_RAW).to_pylist()]
     columns = {name: results[name] for name in RESULT_SCHEMA.names}

@@ -44,7 +44,7 @@ class CalibrateSettings(CorpusSettings):
                 f"precision {self.precision} is no more than the prevalence {self.prevalence}: flagging every pair "
                 "reaches it"
             )
-        if not self.prevalence < self.people_precision <= self.precision:
+        if not self.prevalence < self.effective_review_precision <= self.precision:
             raise ValueError(
                 f"review_precision {self.review_precision} is not above the prevalence {self.prevalence} (which "
                 f"pairs drawn at random reach) and at most the precision {self.precision}"
@@ -52,7 +52,7 @@ class CalibrateSettings(CorpusSettings):
         return self
 
     @property
-    def people_precision(self) -> float:
+    def effective_review_precision(self) -> float:
         """What `review_precision` stands for."""
         if self.review_precision is None:
             return self.prevalence + (self.precision - self.prevalence) / 4

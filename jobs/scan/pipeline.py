@@ -25,7 +25,7 @@ from ray.data import ActorPoolStrategy, DataContext
 from asap.preprocessing.images import ImageLimits
 from asap.storage.location import Location
 from asap.storage.s3 import filesystem
-from jobs.cluster import await_places
+from jobs.cluster import wait_for_resources
 from jobs.scan.input.manifest import ROWS_PER_FILE
 from jobs.scan.settings import CaptionSettings, ScanSettings
 from jobs.scan.stages.caption import CaptionStage
@@ -41,7 +41,7 @@ _MOST_BLOCKS = 50_000
 
 
 @dataclass(frozen=True)
-class Share:
+class StageResources:
     """What one stage takes of the machines."""
 
     cpus: float
@@ -53,7 +53,7 @@ class Share:
 
 
 @dataclass(frozen=True)
-class Chain:
+class ScanPipeline:
     """Everything that the stages need to know."""
 
     preparation: Preparation
@@ -62,101 +62,102 @@ class Chain:
     input: Location
     batch_size: int
     rows_per_file: int
-    prepare: Share
-    caption: Share
-    detect: Share
+    prepare: StageResources
+    caption: StageResources
+    detect: StageResources
     lost_batches: int = 16
     """Batches whose process dies again and again. More, and it is not the rows that are at fault: the job stops."""
 
-    def alone(self) -> Chain:
+    def one_row_at_a_time(self) -> ScanPipeline:
         """The same for rows whose batch was lost: each by itself, so that the culprit takes no other with it."""
-        caption, detect = (replace(share, ahead=1) for share in (self.caption, self.detect))
+        caption, detect = (replace(resources, ahead=1) for resources in (self.caption, self.detect))
         return replace(self, batch_size=1, lost_batches=128, caption=caption, detect=detect)
 
 
-def size_chain(
+def size_pipeline(
     settings: ScanSettings, model: str, image_size: int, rows: int, tell: Callable[[str], None] = lambda note: None
-) -> Chain:
+) -> ScanPipeline:
     """A chain for the Ray that runs. Raises `ConfigError` where it has no GPU and brings none, and one was asked for.
 
     `tell` gets a sentence where a cluster is waited for.
     """
     machines = ray.cluster_resources()
     on_gpu = settings.device.startswith("cuda") or (settings.device == "auto" and machines.get("GPU", 0) > 0)
-    shares = _gpu_shares(settings) if on_gpu else _cpu_shares(settings, int(machines.get("CPU", 1)))
+    resources = _gpu_resources(settings) if on_gpu else _cpu_resources(settings, int(machines.get("CPU", 1)))
     if on_gpu:
-        _await_gpus(settings, shares.detect, tell)
+        _await_gpus(settings, resources.detect, tell)
     limits = ImageLimits(max_bytes=settings.max_image_bytes, max_pixels=settings.max_image_pixels)
     device, batch_size = "cuda" if on_gpu else "cpu", settings.batch_size or (256 if on_gpu else 64)
     captions = settings.captions
     thumbnail_side = captions.max_side if captions and captions.engine == "transformers" else None
-    return Chain(
+    return ScanPipeline(
         preparation=Preparation(image_size, limits, settings.fetch, thumbnail_side),
-        detection=Detection(model, device, settings.precision, shares.threads, batch_size),
+        detection=Detection(model, device, settings.precision, resources.threads, batch_size),
         captions=captions,
         input=Location.parse(settings.input),
         batch_size=batch_size,
         rows_per_file=settings.rows_per_file or min(100_000, max(512, rows // 200)),
-        prepare=shares.prepare,
-        caption=shares.caption,
-        detect=shares.detect,
+        prepare=resources.prepare,
+        caption=resources.caption,
+        detect=resources.detect,
     )
 
 
-def _await_gpus(settings: ScanSettings, detect: Share, tell: Callable[[str], None]) -> None:
-    """Where detectors are to have GPUs: `jobs.cluster.await_places` for all that were asked for, or for the first."""
+def _await_gpus(settings: ScanSettings, detect: StageResources, tell: Callable[[str], None]) -> None:
+    """Where detectors are to have GPUs: `cluster.wait_for_resources` for all that were asked for, or for the first."""
     detectors = settings.detectors or 1
     wait_s = settings.wait_for_machines_s if settings.address else 0
     way_out = "give fewer --detectors" if detectors > 1 else "--device auto takes what there is"
-    await_places({"CPU": detect.cpus, "GPU": detect.gpus}, detectors, wait_s, tell, way_out)
+    wait_for_resources({"CPU": detect.cpus, "GPU": detect.gpus}, detectors, wait_s, tell, way_out)
 
 
-class _Shares(NamedTuple):
-    prepare: Share
-    caption: Share
-    detect: Share
+class _Resources(NamedTuple):
+    prepare: StageResources
+    caption: StageResources
+    detect: StageResources
     threads: int | None
     """Of a detector on a CPU."""
 
 
-def _gpu_shares(settings: ScanSettings) -> _Shares:
+def _gpu_resources(settings: ScanSettings) -> _Resources:
     """A detector a GPU, which it shares with a captioner that needs one; the CPUs prepare."""
     captions = settings.captions is not None and settings.captions.engine == "transformers"
-    detect = Share(0.5, 0.5 if captions else 1, settings.detectors)
-    return _Shares(Share(0.25), Share(0.1, 0.5 if captions else 0, 1), detect, None)
+    detect = StageResources(0.5, 0.5 if captions else 1, settings.detectors)
+    return _Resources(StageResources(0.25), StageResources(0.1, 0.5 if captions else 0, 1), detect, None)
 
 
-def _cpu_shares(settings: ScanSettings, cpus: int) -> _Shares:
+def _cpu_resources(settings: ScanSettings, cpus: int) -> _Resources:
     """Detectors whose threads together are as many as the CPUs. On one machine, half as many tasks prepare."""
     detectors = settings.detectors or max(1, cpus // 2)
-    prepare = Share(0.25, size=None if settings.address else max(1, cpus // 2))
-    detect = Share(0.4 * cpus / detectors, size=detectors)
-    return _Shares(prepare, Share(0.1, size=1), detect, max(1, cpus // detectors))
+    prepare = StageResources(0.25, size=None if settings.address else max(1, cpus // 2))
+    detect = StageResources(0.4 * cpus / detectors, size=detectors)
+    return _Resources(prepare, StageResources(0.1, size=1), detect, max(1, cpus // detectors))
 
 
-def judge(chain: Chain, manifest: Location, rows: int, results: Location, counter: Any) -> None:
+def run_pipeline(pipeline: ScanPipeline, manifest: Location, rows: int, results: Location, counter: Any) -> None:
     """Judge every row of `manifest`, which has `rows` of them, and add what comes out to `results`.
 
-    Rows are left out of the results if their process died each time; the caller finds and judges them `alone`.
+    Rows are left out of the results if their process died each time; the caller finds them and runs them
+    `one_row_at_a_time`.
     """
-    blocks = _blocks(rows, chain.batch_size)
-    batches = {"batch_size": None if blocks <= _MOST_BLOCKS else chain.batch_size,
+    blocks = _blocks(rows, pipeline.batch_size)
+    batches = {"batch_size": None if blocks <= _MOST_BLOCKS else pipeline.batch_size,
                "batch_format": "pyarrow", "zero_copy_batch": True}  # fmt: skip
-    with _context(chain.lost_batches):
+    with _context(pipeline.lost_batches):
         pairs = _read(manifest, min(blocks, _MOST_BLOCKS))
         prepared = pairs.map_batches(
-            prepare_batch, fn_kwargs={"preparation": chain.preparation}, **_tasks(chain.prepare), **batches
+            prepare_batch, fn_kwargs={"preparation": pipeline.preparation}, **_tasks(pipeline.prepare), **batches
         )
         # Without the check of `map_batches`, which refuses whole blocks as batches where a GPU works on them.
-        if chain.captions:
-            captioner = chain.captions, chain.input, chain.detection.device
+        if pipeline.captions:
+            captioner = pipeline.captions, pipeline.input, pipeline.detection.device
             prepared = prepared.map_batches_internal(
-                CaptionStage, fn_constructor_args=captioner, **_actors(chain.caption), **batches
+                CaptionStage, fn_constructor_args=captioner, **_actors(pipeline.caption), **batches
             )
         judged = prepared.map_batches_internal(
-            Detector, fn_constructor_args=(chain.detection, counter), **_actors(chain.detect), **batches
+            Detector, fn_constructor_args=(pipeline.detection, counter), **_actors(pipeline.detect), **batches
         )
-        _write(judged, results, chain.rows_per_file)
+        _write(judged, results, pipeline.rows_per_file)
 
 
 def _blocks(rows: int, batch_size: int) -> int:
@@ -165,14 +166,14 @@ def _blocks(rows: int, batch_size: int) -> int:
     return files * math.ceil(min(rows, ROWS_PER_FILE) / batch_size)
 
 
-def _tasks(share: Share) -> dict[str, Any]:
-    return {"num_cpus": share.cpus, "concurrency": share.size, "max_retries": TRIES - 1}
+def _tasks(resources: StageResources) -> dict[str, Any]:
+    return {"num_cpus": resources.cpus, "concurrency": resources.size, "max_retries": TRIES - 1}
 
 
-def _actors(share: Share) -> dict[str, Any]:
-    bounds = {"size": share.size} if share.size else {"min_size": 1}
-    pool = ActorPoolStrategy(**bounds, max_tasks_in_flight_per_actor=share.ahead)
-    options = {"num_cpus": share.cpus, "num_gpus": share.gpus or None, "compute": pool}
+def _actors(resources: StageResources) -> dict[str, Any]:
+    bounds = {"size": resources.size} if resources.size else {"min_size": 1}
+    pool = ActorPoolStrategy(**bounds, max_tasks_in_flight_per_actor=resources.ahead)
+    options = {"num_cpus": resources.cpus, "num_gpus": resources.gpus or None, "compute": pool}
     return options | {"max_restarts": -1, "max_task_retries": TRIES - 1}
 
 

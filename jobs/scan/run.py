@@ -33,7 +33,7 @@ from jobs.scan.settings import ScanSettings
 from jobs.scan.stages.result_rows import failure, result_table
 
 if TYPE_CHECKING:
-    from jobs.scan.pipeline import Chain
+    from jobs.scan.pipeline import ScanPipeline
 
 _POLL_S = 0.5
 
@@ -112,14 +112,14 @@ def _work(job: Job, plan: ScanPlan, watch: Watch) -> None:
     watch(ScanProgress("starting Ray", total=rows))
     started = time.monotonic()
     with ray_running(plan.settings.address, **_local_cpus(plan.settings)):
-        from jobs.scan.pipeline import size_chain
+        from jobs.scan.pipeline import size_pipeline
 
         _note_time(job, "ray_start_s", started)
         started = time.monotonic()
-        chain = size_chain(
+        pipeline = size_pipeline(
             plan.settings, plan.model, plan.config.image_size, rows, lambda note: watch(ScanProgress(note, total=rows))
         )
-        _judge_all(job, plan, chain, rows, watch)
+        _detect_all_rows(job, plan, pipeline, rows, watch)
     _note_time(job, "judge_s", started)
     job.update(state="finalizing")
     watch(ScanProgress("writing the summary and the report", rows, rows))
@@ -164,7 +164,7 @@ def check_manifest(manifest: Location, rows: int) -> None:
         )
 
 
-def _judge_all(job: Job, plan: ScanPlan, chain: Chain, rows: int, watch: Watch) -> None:
+def _detect_all_rows(job: Job, plan: ScanPlan, pipeline: ScanPipeline, rows: int, watch: Watch) -> None:
     """Judge until every row of the manifest is in the results, be it as an error."""
     folder = plan.folder
     results, remaining = folder / "results", folder / "_remaining"
@@ -174,11 +174,11 @@ def _judge_all(job: Job, plan: ScanPlan, chain: Chain, rows: int, watch: Watch) 
         to_judge, missing = remaining, _write_remaining(folder)
     with _watched(job, rows - missing, rows, watch) as counter:
         if missing:
-            _judge(chain, to_judge, missing, results, counter)
+            _run(pipeline, to_judge, missing, results, counter)
         if lost_rows := _write_remaining(folder):
-            _judge(chain.alone(), remaining, lost_rows, results, counter)
+            _run(pipeline.one_row_at_a_time(), remaining, lost_rows, results, counter)
     if lost := _missing(folder):
-        _write_lost(plan, chain, lost)
+        _write_lost(plan, pipeline, lost)
     if lost := _missing(folder):
         raise fail(f"{lost.num_rows} rows of the manifest are not in the results")
     check_results(folder / "results", rows)
@@ -193,11 +193,11 @@ def check_results(results: Location, rows: int) -> None:
         )
 
 
-def _judge(chain: Chain, manifest: Location, rows: int, results: Location, counter: Any) -> None:
-    from jobs.scan.pipeline import judge
+def _run(pipeline: ScanPipeline, manifest: Location, rows: int, results: Location, counter: Any) -> None:
+    from jobs.scan.pipeline import run_pipeline
 
     try:
-        judge(chain, manifest, rows, results, counter)
+        run_pipeline(pipeline, manifest, rows, results, counter)
     except Exception as error:  # Ray wraps whatever stopped a worker in several layers
         raise fail(f"the work stopped: {_cause(error)}") from error
 
@@ -219,7 +219,7 @@ def _missing(folder: Location) -> pa.Table | None:
     return pa.concat_tables(tables) if tables else None
 
 
-def _write_lost(plan: ScanPlan, chain: Chain, lost: pa.Table) -> None:
+def _write_lost(plan: ScanPlan, pipeline: ScanPipeline, lost: pa.Table) -> None:
     """Rows that ended every process that worked on them, alone too: errors like any other."""
     detail = "the process that worked on this pair died each time, with others and alone: its picture or its memory"
     row = failure("model_error", detail) | {"model_id": plan.model_id, "policy_id": plan.policy.policy_id}
@@ -232,14 +232,14 @@ def _watched(job: Job, done: int, rows: int, watch: Watch) -> Iterator[Any]:
     """A counter for the detectors, read twice a second for the job's record and for `watch`."""
     import ray
 
-    from jobs.scan.stages.progress import Progress, start_counter
+    from jobs.scan.stages.progress import RowCounts, start_counter
 
     counter = start_counter()
     ended = threading.Event()
 
     def look() -> None:
         try:
-            progress: Progress = ray.get(counter.read.remote())
+            progress: RowCounts = ray.get(counter.read.remote())
         except ray.exceptions.RayError:  # counts are for people; what the results say is counted from them
             return
         counts = {"done": min(done + progress.rows, rows), "errors": progress.errors, "flagged": progress.flagged}

@@ -11,7 +11,7 @@ from typing import Any, Literal, Self
 import torch
 from torch import Tensor
 
-from asap.evaluation.evaluate import judge
+from asap.evaluation.evaluate import evaluate_split
 from asap.model.asap import Asap
 from asap.preprocessing.text import load_tokenizer
 from asap.storage.location import Location
@@ -21,14 +21,14 @@ from jobs.train.data.splits import Split
 from jobs.train.run_folder.folder import RunFolder, checkpoint_folder
 from jobs.train.run_folder.record import finish_record
 from jobs.train.settings import TrainSettings
-from jobs.train.trainer import Fit, model_config
+from jobs.train.trainer import Trainer, model_config
 
 SCORE = "score"
 """Of a checkpoint, what Ray Train keeps the best by: its validation AUC, or -1 where the pairs cannot tell one."""
 
 
 @dataclass(frozen=True)
-class Chosen:
+class ChosenCheckpoint:
     """A checkpoint's averaged weights, and how it came to be chosen."""
 
     weights: dict[str, Tensor]
@@ -45,7 +45,7 @@ class Chosen:
         best = max(figures, key=lambda one: (_score(one[1]), one[1].get("pairs", 0)), default=(last, {}))
         checkpoint, metrics = best if way == "best" else (last, _metrics_of(last, figures))
         with checkpoint_folder(checkpoint) as place:
-            weights = Fit.twin_weights(place)
+            weights = Trainer.twin_weights(place)
         score = _score(metrics)
         return cls(weights, metrics.get("pairs"), None if score < 0 else score, way)
 
@@ -63,7 +63,7 @@ def _metrics_of(checkpoint: Any, kept: Sequence[tuple[Any, dict[str, Any]]]) -> 
     return next((metrics for found, metrics in kept if found.path == checkpoint.path), {})
 
 
-def _export(folder: RunFolder, settings: TrainSettings, chosen: Chosen) -> Path | Location:
+def export_model(folder: RunFolder, settings: TrainSettings, chosen: ChosenCheckpoint) -> Path | Location:
     """Write the model folder, judge what was written, and put the figures on its card."""
     folder.pull(folder.progress.name)
     tokenizer = load_tokenizer(folder.tokenizer)
@@ -72,7 +72,9 @@ def _export(folder: RunFolder, settings: TrainSettings, chosen: Chosen) -> Path 
     draft = folder.path / "model.draft"
     save(model, draft, tokenizer=tokenizer, name=settings.name, dtype=torch.float16)
     device = "cuda" if settings.device != "cpu" and torch.cuda.is_available() else "cpu"
-    report = judge(load(draft).to(device), Split.open(settings, folder, "test", model.config).pairs, elsewhere=True)
+    report = evaluate_split(
+        load(draft).to(device), Split.open(settings, folder, "test", model.config).pairs, elsewhere=True
+    )
     (folder.path / "test_metrics.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
     card = model_card(settings, model.config, report, folder.progress, str(chosen))
     save(load(draft), folder.model, tokenizer=tokenizer, name=settings.name, dtype=torch.float16, card=card)

@@ -23,23 +23,23 @@ from asap.preprocessing.text import load_tokenizer, train_tokenizer
 from asap.storage.location import Location
 from asap.training.step import TrainingStep
 from asap.weights.start import split_source
-from jobs.cluster import await_places, machines_alive, most_cpus, places, ray_running
+from jobs.cluster import count_fitting, machines_alive, most_cpus, ray_running, wait_for_resources
 from jobs.train.data.splits import choose_ingest, corpus_event, data_of, prepare_splits, read_splits
-from jobs.train.export import SCORE, Chosen, _export
+from jobs.train.export import SCORE, ChosenCheckpoint, export_model
 from jobs.train.plan import Plan, make_plan
 from jobs.train.run_folder.folder import RunFolder
-from jobs.train.run_folder.log import Progress, followed
+from jobs.train.run_folder.log import OnEvent, follow_progress
 from jobs.train.run_folder.record import note_cluster, start_record
 from jobs.train.settings import TrainSettings
 from jobs.train.start import TRAINED, prepare_start
 from jobs.train.trainer import model_config
-from jobs.train.worker import _work
+from jobs.train.worker import train_worker
 
 _NAME = "ray_train"
 """Of what Ray Train keeps in the run folder."""
 
 
-def train(settings: TrainSettings, progress: Progress = lambda event: None) -> Path | Location:
+def train(settings: TrainSettings, progress: OnEvent = lambda event: None) -> Path | Location:
     """Train, or go on with the run that `settings.out` holds, and return the model folder.
 
     `progress` gets `{"stage": name, "done": n, "total": m}` and `{"corpus": lines of its report, "ingest": way}` while
@@ -62,16 +62,16 @@ def train(settings: TrainSettings, progress: Progress = lambda event: None) -> P
     _claim(folder, settings, data)
     start_record(folder, typed, data)
     prepare_start(folder, settings, model_config, progress)
-    with ray_running(settings.address), followed(folder, progress):
+    with ray_running(settings.address), follow_progress(folder, progress):
         best = _ended(folder, settings)
         each = {} if best else _resources_of_a_worker(settings, progress)  # not after hours of decoding
         _prepare(folder, settings, corpora, progress)
         folder.push("tokenizer", "start", "index", folder.corpus.name)
         best = best or _fit(folder, settings, each)
-    return _export(folder, settings, best)
+    return export_model(folder, settings, best)
 
 
-def plan(settings: TrainSettings, progress: Progress = lambda event: None) -> Plan:
+def plan(settings: TrainSettings, progress: OnEvent = lambda event: None) -> Plan:
     """What `train` would do with these settings. Reads corpus and starts, writes nothing, and needs no Ray.
 
     `progress` gets `{"start": source, "report": text}` for each warm start, and `{"corpus": lines, "ingest": way}` as
@@ -145,7 +145,7 @@ def _claim(folder: RunFolder, settings: TrainSettings, data: dict[str, dict[str,
     folder.push(folder.settings.name)
 
 
-def _prepare(folder: RunFolder, settings: TrainSettings, corpora: dict[str, Corpus], progress: Progress) -> None:
+def _prepare(folder: RunFolder, settings: TrainSettings, corpora: dict[str, Corpus], progress: OnEvent) -> None:
     """Tokenizer, pictures and index, once for all workers. Every record is tried: a bad one must not end a long run."""
     if not folder.tokenizer.exists():
         records = corpora["train"].records
@@ -157,7 +157,7 @@ def _prepare(folder: RunFolder, settings: TrainSettings, corpora: dict[str, Corp
     prepare_splits(folder, settings, corpora, config, progress)
 
 
-def _ended(folder: RunFolder, settings: TrainSettings) -> Chosen | None:
+def _ended(folder: RunFolder, settings: TrainSettings) -> ChosenCheckpoint | None:
     """Of a run that was trained to its end, the checkpoint that becomes the model: for it no worker need start."""
     from ray.train import Result
 
@@ -169,10 +169,10 @@ def _ended(folder: RunFolder, settings: TrainSettings) -> Chosen | None:
     told = result.metrics or {}
     if result.checkpoint is None or told.get("pairs") != told.get("of", -1):
         return None
-    return Chosen.of(result.best_checkpoints or [], result.checkpoint, settings.export)
+    return ChosenCheckpoint.of(result.best_checkpoints or [], result.checkpoint, settings.export)
 
 
-def _fit(folder: RunFolder, settings: TrainSettings, each: dict[str, int]) -> Chosen:
+def _fit(folder: RunFolder, settings: TrainSettings, each: dict[str, int]) -> ChosenCheckpoint:
     """Run the workers to the end, with these resources each; the checkpoint that becomes the model."""
     import ray
     from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
@@ -183,7 +183,7 @@ def _fit(folder: RunFolder, settings: TrainSettings, each: dict[str, int]) -> Ch
     note_cluster(folder, ray.cluster_resources())
     fewest = settings.min_workers or settings.workers
     trainer = TorchTrainer(
-        _work,
+        train_worker,
         train_loop_config={"settings": settings.model_dump(), "cpus": each["CPU"]},
         scaling_config=ScalingConfig(
             num_workers=settings.workers if fewest == settings.workers else (fewest, settings.workers),
@@ -208,10 +208,10 @@ def _fit(folder: RunFolder, settings: TrainSettings, each: dict[str, int]) -> Ch
         raise AsapError(f"training failed after {RETRIES} attempts to go on: {error}") from error
     if result.checkpoint is None:
         raise AsapError(f"the run in {folder} ended without a checkpoint; {folder}/{_NAME} says why")
-    return Chosen.of(result.best_checkpoints, result.checkpoint, settings.export)
+    return ChosenCheckpoint.of(result.best_checkpoints, result.checkpoint, settings.export)
 
 
-def _resources_of_a_worker(settings: TrainSettings, progress: Progress) -> dict[str, int]:
+def _resources_of_a_worker(settings: TrainSettings, progress: OnEvent) -> dict[str, int]:
     """CPUs, and a GPU or none, for each worker of the Ray that runs, which has them or was given time to bring them.
 
     Raises `ConfigError` where it cannot hold the workers.
@@ -221,13 +221,13 @@ def _resources_of_a_worker(settings: TrainSettings, progress: Progress) -> dict[
         progress({"note": note})
 
     fewest = settings.min_workers or settings.workers
-    gpus = places(machines_alive(), {"CPU": settings.cpus_per_worker or 1, "GPU": 1})
+    gpus = count_fitting(machines_alive(), {"CPU": settings.cpus_per_worker or 1, "GPU": 1})
     on_gpus = settings.device == "cuda" or (settings.device == "auto" and gpus >= fewest)
     if settings.device == "auto" and not on_gpus and (settings.address or gpus):
         waits = "; --set device=cuda waits for more" if settings.address else ""
         tell(f"training on CPUs: of {fewest} GPUs that it takes {gpus} are there{waits}")
     needs = {"GPU": 1} if on_gpus else {}
-    machines = await_places(
+    machines = wait_for_resources(
         {"CPU": settings.cpus_per_worker or 1} | needs,
         fewest,
         settings.wait_for_machines_s if settings.address else 0,

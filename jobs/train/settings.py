@@ -10,7 +10,7 @@ from pydantic import Field, model_validator
 from asap.training.objective import LossWeights, Recipe, recipe_called
 from jobs.settings import CorpusSettings, Device
 
-HOW_NOT_WHAT = {
+EXECUTION_SETTINGS = {
     "out", "workers", "min_workers", "regrow_every_s", "cpus_per_worker", "device", "checkpoint_activations", "compile",
     "checkpoint_pairs", "export", "address", "wait_for_machines_s", "ingest", "cache_gib", "tokens_gib", "decode_tasks",
 }  # fmt: skip
@@ -154,4 +154,4 @@ class TrainSettings(CorpusSettings):
 
     def identity(self) -> dict[str, Any]:
         """The settings that decide what is learned; a run goes on only under the same ones."""
-        return self.model_dump(mode="json", exclude=HOW_NOT_WHAT)
+        return self.model_dump(mode="json", exclude=EXECUTION_SETTINGS)

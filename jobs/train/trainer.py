@@ -56,7 +56,7 @@ def _mixed(*numbers: int) -> int:
     return int(np.random.SeedSequence(numbers).generate_state(1)[0])
 
 
-class Fit:
+class Trainer:
     """The state of a run on one worker of `world`, and the steps that move it on."""
 
     def __init__(
@@ -237,7 +237,7 @@ class Fit:
 
     def _numbers(self) -> tuple[list[int], int]:
         """The records of this worker's part of the next batch, and the epoch."""
-        return self.order.part(self.done)
+        return self.order.rows_of_step(self.done)
 
     def _with_image_tokens(self, batch: Batch, numbers: list[int]) -> Batch:
         """The batch with what the locked image encoder makes of its pictures."""
@@ -283,5 +283,5 @@ class Fit:
 
     def _ids(self) -> list[str]:
         """The pairs of this step, of all workers: the contrast and averaged gradients carry a fault to every one."""
-        numbers, _ = dataclasses.replace(self.order, rank=0, world=1).part(self.done)
+        numbers, _ = dataclasses.replace(self.order, rank=0, world=1).rows_of_step(self.done)
         return [self.split.pairs.records[number].id for number in numbers]

@@ -18,7 +18,7 @@ from jobs.train.export import SCORE
 from jobs.train.run_folder.folder import RunFolder, checkpoint_folder
 from jobs.train.run_folder.log import RunLog
 from jobs.train.settings import TrainSettings
-from jobs.train.trainer import Fit, model_config
+from jobs.train.trainer import Trainer, model_config
 
 RETRIES = 3
 """Times that a run goes on by itself after a worker was lost."""
@@ -44,7 +44,7 @@ def final_failure(error: Exception) -> AsapError | None:
     return failure if isinstance(failure, AsapError) else None
 
 
-def _work(given: dict[str, Any]) -> None:
+def train_worker(given: dict[str, Any]) -> None:
     """A worker: from the last checkpoint, if there is one, to the end of the run."""
     import ray.train
     from ray.train.torch import get_device, prepare_model
@@ -60,15 +60,15 @@ def _work(given: dict[str, Any]) -> None:
         config = model_config(settings, len(load_tokenizer(folder.tokenizer)))
         split = Split.open(settings, folder, "train", config)
     feed = open_feed(settings, split.pairs, config, Order.of(settings, len(split.pairs), rank, world), given["cpus"])
-    fit = Fit(settings, split, rank=rank, world=world, device=get_device(), feed=feed)
+    fit = Trainer(settings, split, rank=rank, world=world, device=get_device(), feed=feed)
     if checkpoint := ray.train.get_checkpoint():
         with checkpoint_folder(checkpoint) as place:
             fit.restore(place)
     elif folder.start.exists():
         fit.begin_from(folder.start)
     if world > 1:
-        # The queues are the same everywhere by construction, and `Fit` averages running statistics; sending all of it
-        # every step would cost more than the step.
+        # The queues are the same everywhere by construction, and `Trainer` averages running statistics; sending all
+        # of it every step would cost more than the step.
         # Not every step uses every parameter: the projections rest until the contrast begins.
         options = {"broadcast_buffers": False, "find_unused_parameters": True}
         fit.distribute(prepare_model(fit.module, parallel_strategy_kwargs=options))
@@ -76,10 +76,10 @@ def _work(given: dict[str, Any]) -> None:
     for terms in fit.steps():
         figures = log.see(fit, terms) if log else {}
         if fit.done % fit.steps_a_checkpoint == 0 or fit.done == fit.total_steps:
-            _report(fit, figures)
+            _save_and_report(fit, figures)
 
 
-def _report(fit: Fit, figures: dict[str, Any]) -> None:
+def _save_and_report(fit: Trainer, figures: dict[str, Any]) -> None:
     """Give Ray Train a checkpoint (from the first worker: the others hold the same) and the figures."""
     import ray.train
 

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from starlette.types import Message, Receive, Scope
 
-from serve.api.capacity import Load, Room
+from serve.api.capacity import Capacity, Usage
 from serve.errors import Refused
 
 
@@ -20,7 +20,7 @@ class Body:
     """
 
     def __init__(
-        self, scope: Scope, receive: Receive, room: Room, key_name: Callable[[], str | None], *, gated: bool
+        self, scope: Scope, receive: Receive, room: Capacity, key_name: Callable[[], str | None], *, gated: bool
     ) -> None:
         settings = room.settings
         self._receive, self._room, self._key_name, self._gated = receive, room, key_name, gated
@@ -28,7 +28,7 @@ class Body:
         declared = dict(scope["headers"]).get(b"content-length", b"")
         self._declared = int(declared) if declared.isdigit() and len(declared) < 20 else 0
         self._got = self._held = 0
-        self._loads: list[Load] = []
+        self._loads: list[Usage] = []
         self._is_there = False
 
     def enter(self) -> None:
@@ -49,7 +49,7 @@ class Body:
             self._begin()
         return message
 
-    def _take(self, load: Load) -> None:
+    def _take(self, load: Usage) -> None:
         load.requests += 1
         self._loads.append(load)
 

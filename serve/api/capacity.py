@@ -18,7 +18,7 @@ _LOOKED_AT = 16
 _CUT = 0.8
 
 
-class Admission:
+class ConcurrencyLimit:
     """A limit that falls while answers take longer than `wait_s`, and rises again while they do not.
 
     As TCP's window: doubling at first, then additive increase and multiplicative decrease (Jacobson, 1988). What waits
@@ -60,7 +60,7 @@ KEY_SHARE = 0.5
 
 
 @dataclass
-class Load:
+class Usage:
     """What is in hand of what passes the gate."""
 
     requests: int = 0
@@ -72,16 +72,16 @@ class Load:
 
 
 @dataclass
-class Room:
+class Capacity:
     """What this process may have in hand, and has: in all, and of each key."""
 
     settings: ServeSettings
-    admission: Admission
+    admission: ConcurrencyLimit
     several_keys: bool = False
-    all: Load = field(default_factory=Load)
-    by_key: defaultdict[str, Load] = field(default_factory=lambda: defaultdict(Load))
+    all: Usage = field(default_factory=Usage)
+    by_key: defaultdict[str, Usage] = field(default_factory=lambda: defaultdict(Usage))
 
-    def check(self, load: Load, *, requests: int = 0, working: int = 0, more_bytes: int = 0) -> None:
+    def check(self, load: Usage, *, requests: int = 0, working: int = 0, more_bytes: int = 0) -> None:
         """Raise `Overloaded` where so many more are too many."""
         share, settings = 1.0 if load is self.all else KEY_SHARE, self.settings
         if (

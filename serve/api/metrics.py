@@ -7,13 +7,13 @@ from collections.abc import Awaitable, Callable, Iterator
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Metric, generate_latest
 from prometheus_client.registry import Collector
 
-Told = dict[str, list[Metric]]
+MetricsByReplica = dict[str, list[Metric]]
 """Figures by the process that they are of."""
-Ask = Callable[[], Awaitable[Told]]
+Ask = Callable[[], Awaitable[MetricsByReplica]]
 """Has other processes tell theirs."""
 
 
-class Figures:
+class Metrics:
     """Of one process of the API, which can ask for those of the others."""
 
     def __init__(self, replica: str = "only", others: Ask | None = None) -> None:
@@ -28,17 +28,17 @@ class Figures:
         self.limit = Gauge("asap_requests_limit", "Requests let in at once, now", registry=self.registry)
         self.pairs = Counter("asap_pairs", "Judged pairs by verdict", ["verdict"], registry=self.registry)
 
-    def own(self) -> Told:
+    def own(self) -> MetricsByReplica:
         """Of this process, as they are now."""
         return {self._replica: list(self.registry.collect())}
 
-    async def everyones(self) -> Told:
+    async def everyones(self) -> MetricsByReplica:
         """Of this process, and of the others as far as they answer."""
         others = await self._others() if self._others else {}
         return others | self.own()
 
 
-def exposition(told: Told) -> bytes:
+def exposition(told: MetricsByReplica) -> bytes:
     """Prometheus's text format; each sample says by its label `replica` which process it is of.
 
     A sum would fall when a process ends, which Prometheus takes for a restart of all.
@@ -47,7 +47,7 @@ def exposition(told: Told) -> bytes:
 
 
 class _Together(Collector):
-    def __init__(self, told: Told) -> None:
+    def __init__(self, told: MetricsByReplica) -> None:
         self._told = told
 
     def collect(self) -> Iterator[Metric]:

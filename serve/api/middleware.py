@@ -14,10 +14,10 @@ from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serve.api.body import Body
-from serve.api.capacity import Room
-from serve.api.metrics import Figures
+from serve.api.capacity import Capacity
+from serve.api.metrics import Metrics
 from serve.errors import Refused
-from serve.inference.in_flight import UnderWay
+from serve.inference.in_flight import InFlight
 from serve.proxy import request_id
 from serve.schemas import ErrorBody, ErrorResponse
 
@@ -46,13 +46,13 @@ class Trace:
     """When a pair was there whose time tells how busy the server is, by `time.perf_counter`."""
 
 
-class Front:
+class RequestMiddleware:
     """ASGI middleware around the whole API."""
 
-    def __init__(self, app: ASGIApp, room: Room, under_way: UnderWay, figures: Figures) -> None:
+    def __init__(self, app: ASGIApp, room: Capacity, in_flight: InFlight, figures: Metrics) -> None:
         self._app = app
         self._room = room
-        self._under_way = under_way
+        self._has_in_flight = in_flight
         self._figures = figures
         figures.limit.set(room.admission.limit)
 
@@ -67,7 +67,7 @@ class Front:
         gated = scope["path"].startswith("/v1/")
         body = Body(scope, receive, self._room, lambda: trace.key_name, gated=gated)
         try:
-            with self._under_way.one() if gated else nullcontext():
+            with self._has_in_flight.one() if gated else nullcontext():
                 body.enter()
                 self._figures.in_flight.set(self._room.all.requests)
                 await self._app(scope, body.receive, sent)

@@ -29,10 +29,10 @@ from asap.errors import InputError
 from asap.finding import Finding
 from asap.preprocessing.words import estimate_passes
 from serve.api.callers import check_is_local
-from serve.api.capacity import Admission, Room
+from serve.api.capacity import Capacity, ConcurrencyLimit
 from serve.api.keys import Keyring, Rates
-from serve.api.metrics import Figures, exposition
-from serve.api.middleware import Front, Trace, as_refused, error_body, error_response
+from serve.api.metrics import Metrics, exposition
+from serve.api.middleware import RequestMiddleware, Trace, as_refused, error_body, error_response
 from serve.api.reference import reference_page
 from serve.api.remote_images import fetch, redacted
 from serve.errors import Refused, refusal
@@ -92,7 +92,7 @@ def _request_body(model: type[BaseModel], *, form: bool) -> dict[str, Any]:
 
 
 @dataclass(frozen=True)
-class _Asked:
+class PairRequest:
     """A pair as it was sent."""
 
     data: bytes | None
@@ -102,9 +102,9 @@ class _Asked:
     """Of the model, about."""
 
 
-def create_app(settings: ServeSettings, service: Service, keyring: Keyring, figures: Figures | None = None) -> FastAPI:
+def create_app(settings: ServeSettings, service: Service, keyring: Keyring, figures: Metrics | None = None) -> FastAPI:
     """The application around a service, which counts in `figures`. Without keys, it answers this machine only."""
-    figures = figures or Figures()
+    figures = figures or Metrics()
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -116,13 +116,13 @@ def create_app(settings: ServeSettings, service: Service, keyring: Keyring, figu
         docs_url=None, redoc_url=None, lifespan=lifespan,
     )  # fmt: skip
     app.include_router(_open_routes(app, service))
-    app.include_router(_Pairs(settings, service, keyring, figures).router)
+    app.include_router(DetectionRoutes(settings, service, keyring, figures).router)
     app.mount("/page", StaticFiles(directory=_PAGE), name="page")
     for kind, handler in _HANDLERS.items():
         app.add_exception_handler(kind, handler)
-    admission = Admission(2 * settings.batch_size, settings.max_in_flight, settings.wait_s)
-    room = Room(settings, admission, several_keys=len(keyring.hashes) > 1)
-    app.add_middleware(Front, room=room, under_way=service.under_way, figures=figures)
+    admission = ConcurrencyLimit(2 * settings.batch_size, settings.max_in_flight, settings.wait_s)
+    room = Capacity(settings, admission, several_keys=len(keyring.hashes) > 1)
+    app.add_middleware(RequestMiddleware, room=room, in_flight=service.in_flight, figures=figures)
     if settings.cors_origins:  # around all the rest: a page must be able to read refusals too
         app.add_middleware(
             CORSMiddleware, allow_origins=list(settings.cors_origins), allow_methods=["GET", "POST"],
@@ -155,10 +155,10 @@ def _open_routes(app: FastAPI, service: Service) -> APIRouter:
     return router
 
 
-class _Pairs:
+class DetectionRoutes:
     """The routes that judge pairs, or tell of it: they need a key where there are keys."""
 
-    def __init__(self, settings: ServeSettings, service: Service, keyring: Keyring, figures: Figures) -> None:
+    def __init__(self, settings: ServeSettings, service: Service, keyring: Keyring, figures: Metrics) -> None:
         self._settings = settings
         self._service = service
         self._keyring = keyring
@@ -198,7 +198,7 @@ class _Pairs:
             with timings.of("read"):
                 asked = await self._read(request)
             self._charge(request, asked.passes - 1, paid=1)
-            return await self._judge(asked, _trace(request), timings, draw=evidence is not None)
+            return await self._detect(asked, _trace(request), timings, draw=evidence is not None)
 
     async def detect_batch(self, request: Request, evidence: Evidence = None) -> BatchResponse:
         """Each pair has the status that it would have had alone; one that is wrong, or late, harms no other."""
@@ -210,10 +210,10 @@ class _Pairs:
             items = await asyncio.to_thread(self._parsed_batch, await request.body())
         self._charge(request, sum(1 if isinstance(item, Refused) else item.passes for item in items) - 1, paid=1)
         trace, draw = _trace(request), evidence is not None
-        judged = (self._judge_item(item, trace, start, draw=draw) for item in items)
+        judged = (self._detect_item(item, trace, start, draw=draw) for item in items)
         return BatchResponse(items=await asyncio.gather(*judged))
 
-    def _parsed_batch(self, body: bytes) -> list[_Asked | Refused]:
+    def _parsed_batch(self, body: bytes) -> list[PairRequest | Refused]:
         most = self._settings.max_batch_items
         items = _validated(BatchRequest, self._json(body, most)).items
         if len(items) > most:
@@ -240,18 +240,18 @@ class _Pairs:
         except TimeoutError:
             raise Refused(504, "deadline", f"not done within {seconds:g} s", retry_after_s=1) from None
 
-    def _asked_or_refused(self, item: Any) -> _Asked | Refused:
+    def _asked_or_refused(self, item: Any) -> PairRequest | Refused:
         try:
             return self._unpacked(_validated(DetectRequest, item))
         except Refused as error:
             return error
 
-    async def _judge_item(self, item: _Asked | Refused, trace: Trace, start: float, *, draw: bool) -> BatchItem:
+    async def _detect_item(self, item: PairRequest | Refused, trace: Trace, start: float, *, draw: bool) -> BatchItem:
         try:
             if isinstance(item, Refused):
                 raise item
             async with self._deadline(start):
-                return BatchItem(status=200, result=await self._judge(item, trace, Timings(), draw=draw))
+                return BatchItem(status=200, result=await self._detect(item, trace, Timings(), draw=draw))
         except Exception as error:
             refused = refusal(error) if isinstance(error, InputError) else as_refused(error, trace.id)
         return BatchItem(status=refused.status, error=error_body(refused, trace.id))
@@ -264,7 +264,7 @@ class _Pairs:
         """Of every process of the API; the label `replica` tells them apart."""
         return Response(exposition(await self._figures.everyones()), media_type=CONTENT_TYPE_LATEST)
 
-    async def _read(self, request: Request) -> _Asked:
+    async def _read(self, request: Request) -> PairRequest:
         kind = _content_type(request)
         if kind == "application/json":
             # base64 of many megabytes takes a while: not in the event loop.
@@ -274,10 +274,10 @@ class _Pairs:
         message = f"the body is {kind or 'of no type'}; send multipart/form-data or application/json"
         raise Refused(415, "unsupported_media_type", message)
 
-    def _parsed(self, body: bytes) -> _Asked:
+    def _parsed(self, body: bytes) -> PairRequest:
         return self._unpacked(_validated(DetectRequest, self._json(body, 1)))
 
-    async def _read_form(self, request: Request) -> _Asked:
+    async def _read_form(self, request: Request) -> PairRequest:
         most = self._settings.max_body_bytes  # of a field too: what is too long for a text is told below
         try:
             async with request.form(max_files=1, max_fields=4, max_part_size=most) as form:
@@ -290,7 +290,7 @@ class _Pairs:
         except UnicodeError:
             raise Refused(400, "bad_request", "the form's charset is not known, or not what it says") from None
 
-    def _unpacked(self, asked: DetectRequest) -> _Asked:
+    def _unpacked(self, asked: DetectRequest) -> PairRequest:
         data = None
         if asked.image is not None:
             try:
@@ -299,15 +299,15 @@ class _Pairs:
                 raise Refused(400, "base64_invalid", f"image is not base64: {error}", param="image") from error
         return self._asked(data, asked.uri, asked.text)
 
-    def _asked(self, data: bytes | None, uri: str | None, text: str) -> _Asked:
+    def _asked(self, data: bytes | None, uri: str | None, text: str) -> PairRequest:
         if len(text) > (most := self._settings.max_text_chars):
             message = f"the text has {len(text)} characters, the limit is {most}"
             raise Refused(413, "too_large", message, param="text")
         if any("\ud800" <= character <= "\udfff" for character in text):
             raise Refused(400, "text_invalid", _UNREADABLE_TEXT, param="text")
-        return _Asked(data, uri, text, estimate_passes(text))
+        return PairRequest(data, uri, text, estimate_passes(text))
 
-    async def _judge(self, asked: _Asked, trace: Trace, timings: Timings, *, draw: bool) -> Detection:
+    async def _detect(self, asked: PairRequest, trace: Trace, timings: Timings, *, draw: bool) -> Detection:
         told: dict[str, Any] = {"uri": redacted(asked.uri)} if asked.uri else {}
         trace.pairs.append(told)
         try:
@@ -323,7 +323,7 @@ class _Pairs:
         told |= {"sha256": finding.image_sha256, "verdict": finding.verdict, "timings": answer.timings}
         return answer
 
-    async def _find(self, asked: _Asked, trace: Trace, timings: Timings, draw: bool) -> tuple[Finding, str | None]:
+    async def _find(self, asked: PairRequest, trace: Trace, timings: Timings, draw: bool) -> tuple[Finding, str | None]:
         if asked.data is not None:
             return await self._find_in(asked, asked.data, trace, timings, draw)
         async with self._fetched:
@@ -334,11 +334,11 @@ class _Pairs:
             return await self._find_in(asked, data, trace, timings, draw)
 
     async def _find_in(
-        self, asked: _Asked, data: bytes, trace: Trace, timings: Timings, draw: bool
+        self, asked: PairRequest, data: bytes, trace: Trace, timings: Timings, draw: bool
     ) -> tuple[Finding, str | None]:
         if asked.passes <= self._settings.batch_size:  # what is longer says nothing of how busy the server is
             trace.there_at = time.perf_counter()
-        finding = await self._service.judge(data, asked.text, timings)
+        finding = await self._service.detect(data, asked.text, timings)
         if finding.error is not None:
             raise finding.error
         if not draw:

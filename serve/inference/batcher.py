@@ -22,7 +22,7 @@ hangs must not hold up the others. One item that costs more than a batch may tak
 
 
 @dataclass(eq=False)
-class _Asked(Generic[_Item, _Result]):
+class QueuedItem(Generic[_Item, _Result]):
     item: _Item
     cost: int
     result: asyncio.Future[_Result]
@@ -56,7 +56,7 @@ class Batcher(Generic[_Item, _Result]):
     ) -> None:
         self._send, self._size, self._wait_s, self._clock = send, size, wait_s, clock
         self._most_waiting = most_waiting
-        self._waiting: deque[_Asked[_Item, _Result]] = deque()
+        self._waiting: deque[QueuedItem[_Item, _Result]] = deque()
         self._counted_until: dict[asyncio.Task[None], float] = {}
         self._known_until: dict[str, float] = {}
         self._timer: asyncio.TimerHandle | None = None
@@ -68,7 +68,7 @@ class Batcher(Generic[_Item, _Result]):
         """
         if len(self._waiting) >= self._most_waiting:
             raise Overloaded
-        asked: _Asked[_Item, _Result] = _Asked(item, cost, asyncio.get_running_loop().create_future())
+        asked: QueuedItem[_Item, _Result] = QueuedItem(item, cost, asyncio.get_running_loop().create_future())
         self._waiting.append(asked)
         self._go_on()
         try:
@@ -113,7 +113,7 @@ class Batcher(Generic[_Item, _Result]):
         for asked in batch:
             asked.result.add_done_callback(lambda _: self._stop_if_unwanted(batch, task))
 
-    def _stop_if_unwanted(self, batch: list[_Asked[_Item, _Result]], task: asyncio.Task[None]) -> None:
+    def _stop_if_unwanted(self, batch: list[QueuedItem[_Item, _Result]], task: asyncio.Task[None]) -> None:
         if all(asked.result.cancelled() for asked in batch):
             task.cancel()
 
@@ -121,7 +121,7 @@ class Batcher(Generic[_Item, _Result]):
         del self._counted_until[task]
         self._go_on(due=True)  # what waits has waited long enough: for a worker
 
-    async def _judged(self, batch: list[_Asked[_Item, _Result]], cost: int) -> None:
+    async def _judged(self, batch: list[QueuedItem[_Item, _Result]], cost: int) -> None:
         try:
             answer = await self._send([asked.item for asked in batch])
             self._known_until[answer.worker] = self._patience(cost)

@@ -55,10 +55,10 @@ class Detector:
         """
         side = self._predictor.image_size
         fits = [image.pixels.shape[0] == side for image, _ in pairs]
-        found = iter(await self._judge([pair for pair, fit in zip(pairs, fits, strict=True) if fit]))
+        found = iter(await self._detect([pair for pair, fit in zip(pairs, fits, strict=True) if fit]))
         return Answer(self._name, [next(found) if fit else card(self._predictor) for fit in fits])
 
-    async def _judge(self, pairs: list[Prepared]) -> list[Finding]:
+    async def _detect(self, pairs: list[Prepared]) -> list[Finding]:
         """For every pass of the model they queue anew: a long text does not hold up the batches behind it, and once
         nobody waits for it, it takes no pass more."""
         steps = self._predictor.predict_in_steps([image for image, _ in pairs], [text for _, text in pairs])

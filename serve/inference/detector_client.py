@@ -23,7 +23,7 @@ from serve.settings import ServeSettings
 _TRIES = 2
 
 
-class RayJudge:
+class DetectorClient:
     """The detector's replicas, by their handle, which gets batches. A batch whose replica died is sent to another,
     once."""
 

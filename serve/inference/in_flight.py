@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from serve.errors import NotReady
 
 
-class UnderWay:
+class InFlight:
     """What this process was asked to judge and has not answered yet."""
 
     def __init__(self) -> None:

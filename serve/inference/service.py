@@ -13,7 +13,7 @@ from asap.finding import Finding, Pair
 from asap.preprocessing.images import ImageLimits, PreparedImage, prepare_image
 from serve.errors import NotReady
 from serve.inference.decoder_pool import DecoderPool
-from serve.inference.in_flight import UnderWay
+from serve.inference.in_flight import InFlight
 from serve.schemas import ModelCard
 from serve.settings import ServeSettings
 
@@ -25,7 +25,7 @@ _MODELS = 5
 """That a picture is prepared for at most: while one is replaced by another of another size, both answer."""
 
 
-class Judge(Protocol):
+class DetectorBackend(Protocol):
     """What judges prepared pairs: a Ray Serve deployment, or in tests a predictor of this process."""
 
     async def about(self) -> ModelCard:
@@ -65,11 +65,11 @@ class Timings(dict[str, float]):
 class Service:
     """Decoders and a judge, and what is under way."""
 
-    def __init__(self, settings: ServeSettings, judge: Judge) -> None:
+    def __init__(self, settings: ServeSettings, backend: DetectorBackend) -> None:
         self.limits: ImageLimits = settings.limits
         self.decoders = DecoderPool(settings.decoders, settings.limits, settings.decode_timeout_s)
-        self.under_way = UnderWay()
-        self._judge = judge
+        self.in_flight = InFlight()
+        self._detect = backend
         self._card: ModelCard | None = None
 
     async def about(self) -> ModelCard:
@@ -78,34 +78,34 @@ class Service:
 
     async def check(self) -> None:
         """Raise `NotReady` unless the judge answers now, and something new may begin."""
-        self.under_way.check()
+        self.in_flight.check()
         await self._ask()
 
     async def _ask(self) -> ModelCard:
         try:
             async with asyncio.timeout(_READY_WITHIN_S):
-                self._card = await self._judge.about()
+                self._card = await self._detect.about()
         except TimeoutError:
             raise NotReady("the model is loading, or too busy to answer") from None
         return self._card
 
-    async def judge(self, data: bytes, text: str | None, timings: Timings) -> Finding:
+    async def backend(self, data: bytes, text: str | None, timings: Timings) -> Finding:
         """Raises `InputError` for a picture that cannot be read; what else is wrong is the finding's `error`."""
-        return await self._judged(lambda size: self.decoders.prepare(data, size), text, timings)
+        return await self._detect_prepared(lambda size: self.decoders.prepare(data, size), text, timings)
 
-    async def judge_pair(self, pair: Pair) -> Finding:
+    async def detect_pair(self, pair: Pair) -> Finding:
         """As `Predictor.predict` for one pair: what is wrong with it is the finding's `error`."""
         try:
             if isinstance(image := pair.image, bytes):
-                return await self.judge(image, pair.text, Timings())
-            return await self._judged(
+                return await self.backend(image, pair.text, Timings())
+            return await self._detect_prepared(
                 lambda size: asyncio.to_thread(prepare_image, image, size, self.limits), pair.text, Timings()
             )
         except InputError as error:
             known = await self.about()
             return Finding(model_id=known.model_id, policy_id=known.policy_id, error=error)
 
-    async def _judged(
+    async def _detect_prepared(
         self, prepare: Callable[[int], Awaitable[PreparedImage]], text: str | None, timings: Timings
     ) -> Finding:
         for _ in range(_MODELS):
@@ -113,7 +113,7 @@ class Service:
             with timings.of("decode"):
                 image = await prepare(known.image_size)
             with timings.of("detect"):
-                found = await self._judge.detect(image, text)
+                found = await self._detect.detect(image, text)
             if isinstance(found, ModelCard):
                 self._card = found
                 continue
@@ -124,5 +124,5 @@ class Service:
 
     def close(self) -> None:
         """Begin nothing new, and end the decoders."""
-        self.under_way.close()
+        self.in_flight.close()
         self.decoders.close()

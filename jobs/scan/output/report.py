@@ -67,8 +67,8 @@ def _page(name: str, job: dict[str, Any], tally: Tally, rows: dict[int, dict[str
         "errors_total": tally.errors.total(),
         "split": _split(tally),
         "chart": _chart(tally.scores),
-        "types": [(spoken(kind), tally.types[kind]) for kind in TYPES],
-        "filters": [(kind, spoken(kind), shown[kind]) for kind in TYPES],
+        "types": [(label(kind), tally.types[kind]) for kind in TYPES],
+        "filters": [(kind, label(kind), shown[kind]) for kind in TYPES],
         "errors": [_error(tally, rows, code, count) for code, count in tally.errors.most_common()],
         "cards": cards,
         "levels": [(1, f"below {LEVEL_EDGES[0]}")] + [(level(edge), f"from {edge}") for edge in LEVEL_EDGES],
@@ -103,7 +103,7 @@ def _duration(seconds: float) -> str:
     return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
 
 
-def spoken(kind: str) -> str:
+def label(kind: str) -> str:
     """A type as a person writes it."""
     return kind.replace("_", " ").capitalize()
 
@@ -185,7 +185,7 @@ def _card(row: dict[str, Any]) -> dict[str, Any]:
         "custom_id": row["custom_id"],
         "verdict": row["verdict"],
         "score": row["score"] or 0,
-        "types": [(spoken(kind), types[kind], kind in flagged) for kind in TYPES if types.get(kind) is not None],
+        "types": [(label(kind), types[kind], kind in flagged) for kind in TYPES if types.get(kind) is not None],
         "flagged_types": flagged,
         "picture": picture,
         "alt": f"Picture of the pair {row['custom_id'][:80]}" + (", with a box around the flagged face" if box else ""),

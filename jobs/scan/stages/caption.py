@@ -9,7 +9,7 @@ from typing import Any
 import pyarrow as pa
 from PIL import Image
 
-from asap.preprocessing.words import legible
+from asap.preprocessing.words import replace_unreadable
 from asap.storage.location import Location
 from jobs.scan.input.manifest import readable_text, storable
 from jobs.scan.settings import CaptionSettings
@@ -54,7 +54,7 @@ def _with_captions(batch: pa.Table, outcomes: Sequence[str | CaptionFailed | Non
                 codes[place], details[place], retryable[place] = "caption_failed", detail, False
             else:
                 warnings[place] = [*warnings[place], detail]
-    captions = [legible(outcome) if isinstance(outcome, str) else None for outcome in outcomes]
+    captions = [replace_unreadable(outcome) if isinstance(outcome, str) else None for outcome in outcomes]
     changed: dict[str, list[Any]] = {
         "caption": captions, "error_code": codes, "error_detail": details, "retryable": retryable, "warnings": warnings
     }  # fmt: skip

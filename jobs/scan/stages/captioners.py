@@ -15,7 +15,7 @@ from typing import Any, Protocol
 
 from PIL import Image
 
-from asap.corpus.descriptions import KEYS, Described, Descriptions, Entry, entry_of
+from asap.corpus.descriptions import KEYS, Descriptions, Entry, PairKeys, entry_of
 from asap.corpus.picture_index import canonical
 from asap.errors import CorpusError
 from asap.storage.failures import storage_errors
@@ -119,8 +119,8 @@ class PrecomputedCaptioner:
 
     def _find(self, request: CaptionRequest) -> str | CaptionFailed:
         paths = tuple(_names_of(request.image_uri, self._input))
-        pair = Described(request.custom_id, paths, request.text or "")
-        caption = self._captions.of_one(pair, request.given_id)
+        pair = PairKeys(request.custom_id, paths, request.text or "")
+        caption = self._captions.lookup(pair, request.given_id)
         if caption is not None:
             return caption
         name = Location.parse(self._captions.name).name

@@ -56,7 +56,7 @@ class Detector:
         rows = [self._known(row) for row in given]
         places = [place for place, row in enumerate(given) if row["error_code"] is None]
         try:
-            findings = self._judge(batch, given, places)
+            findings = self._detect(batch, given, places)
         except self._device_errors:
             os._exit(1)  # the device computes nothing more in this process: let Ray start another and try again
         for place, finding in zip(places, findings, strict=True):
@@ -74,7 +74,7 @@ class Detector:
             return row | model
         return row | model | failure(row["error_code"], row["error_detail"], retryable=row["retryable"])
 
-    def _judge(self, batch: pa.Table, given: list[dict[str, Any]], places: list[int]) -> list[Finding]:
+    def _detect(self, batch: pa.Table, given: list[dict[str, Any]], places: list[int]) -> list[Finding]:
         size, pixels = self._predictor.image_size, batch["pixels"]
         return self._predictor.predict_prepared(
             [_image(pixels[place].as_buffer(), given[place], size) for place in places],

@@ -16,7 +16,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 
 @dataclass(frozen=True)
-class Progress:
+class RowCounts:
     """Rows so far, in this run of the job."""
 
     rows: int = 0
@@ -46,9 +46,9 @@ class Counter:
             self._first_s, self._first_rows = self._last_s, rows
         self._rows, self._errors, self._flagged = self._rows + rows, self._errors + errors, self._flagged + flagged
 
-    def read(self) -> Progress:
+    def read(self) -> RowCounts:
         """The counts so far."""
-        return Progress(
+        return RowCounts(
             self._rows, self._errors, self._flagged, self._last_s - self._first_s, self._rows - self._first_rows
         )
 

@@ -39,15 +39,15 @@ class Order:
         return self.pairs // self.batch_size
 
     @property
-    def share(self) -> int:
+    def pairs_per_worker(self) -> int:
         """Pairs of this worker's part of a step."""
         return self.batch_size // self.world
 
-    def part(self, step: int) -> tuple[list[int], int]:
+    def rows_of_step(self, step: int) -> tuple[list[int], int]:
         """The records of this worker's part of a step, and the epoch."""
         epoch, place = divmod(step, self.steps_an_epoch)
         batch = epoch_order(self.pairs, self.seed, epoch)[place * self.batch_size : (place + 1) * self.batch_size]
-        return batch[self.rank * self.share : (self.rank + 1) * self.share].tolist(), epoch
+        return batch[self.rank * self.pairs_per_worker : (self.rank + 1) * self.pairs_per_worker].tolist(), epoch
 
 
 class Feed(Protocol):
@@ -72,7 +72,7 @@ class CacheFeed:
 
     def batch(self, step: int, rows: slice = WHOLE) -> Batch:
         """See `Feed`."""
-        numbers, epoch = self.order.part(step)
+        numbers, epoch = self.order.rows_of_step(step)
         augmentation, seed = augmentation_at(self.settings, step, self.order.total_steps), self.settings.seed
         samples = [
             self.pairs.sample(number, augmentation=augmentation, seed=seed, epoch=epoch) for number in numbers[rows]

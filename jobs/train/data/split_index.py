@@ -16,8 +16,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from asap.corpus.folder import ImagePlace
-from asap.corpus.picture_cache import Measured, PictureSizes, picture_place
+from asap.corpus.folder import ImageAddress
+from asap.corpus.picture_cache import PictureInfo, PictureSizes, picture_address
 from asap.corpus.reader import Record
 
 _SCHEMA = pa.schema(
@@ -49,7 +49,7 @@ class SplitIndex:
     """What it was made of."""
 
 
-def write_index(file: Path, records: Sequence[Record], pictures: Measured, about: dict[str, Any]) -> None:
+def write_index(file: Path, records: Sequence[Record], pictures: PictureInfo, about: dict[str, Any]) -> None:
     """Write the index of a split; `about`, with the `image_size`, says what it was made of."""
     rows = []
     for record in records:
@@ -75,12 +75,12 @@ def _about(schema: pa.Schema) -> dict[str, Any]:
 def read_index(file: Path) -> SplitIndex:
     """The records of a split and the sizes of their pictures."""
     table = pq.read_table(file)
-    sizes: dict[ImagePlace, tuple[int, int]] = {}
-    broken: dict[ImagePlace, str] = {}
+    sizes: dict[ImageAddress, tuple[int, int]] = {}
+    broken: dict[ImageAddress, str] = {}
     records = []
     for row in table.to_pylist():
         width, height, problem = row.pop("width"), row.pop("height"), row.pop("broken")
-        place = picture_place(row["image"])
+        place = picture_address(row["image"])
         sizes[place] = width, height
         if problem is not None:
             broken[place] = problem

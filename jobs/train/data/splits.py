@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from asap.corpus.picture_cache import Measured, PictureCache, read_picture
+from asap.corpus.picture_cache import PictureCache, PictureInfo, read_picture
 from asap.corpus.reader import SPLITS, Corpus, fingerprint
 from asap.corpus.report import SHOWN, CorpusReport
 from asap.errors import CorpusError
@@ -23,7 +23,7 @@ from jobs.train.run_folder.folder import RunFolder
 from jobs.train.settings import TrainSettings
 
 Ingest = Literal["cache", "stream"]
-Progress = Callable[[dict[str, Any]], None]
+OnEvent = Callable[[dict[str, Any]], None]
 
 
 def read_splits(settings: TrainSettings, label_set: str) -> dict[str, Corpus]:
@@ -54,7 +54,7 @@ def choose_ingest(settings: TrainSettings, corpora: dict[str, Corpus], image_siz
 
 
 def prepare_splits(
-    folder: RunFolder, settings: TrainSettings, corpora: dict[str, Corpus], config: ModelConfig, progress: Progress
+    folder: RunFolder, settings: TrainSettings, corpora: dict[str, Corpus], config: ModelConfig, progress: OnEvent
 ) -> None:
     """Decode or measure the pictures of every split, try every record, and keep what was found.
 
@@ -82,8 +82,8 @@ def corpus_event(corpora: dict[str, Corpus], ingest: Ingest) -> dict[str, Any]:
 
 
 def _look_at_pictures(
-    folder: RunFolder, split: str, corpus: Corpus, image_size: int, ingest: Ingest, progress: Progress
-) -> Measured:
+    folder: RunFolder, split: str, corpus: Corpus, image_size: int, ingest: Ingest, progress: OnEvent
+) -> PictureInfo:
     stage = {"stage": f"{split} pictures", "total": len({record.image for record in corpus.records})}
 
     def tell(done: int) -> None:
@@ -125,7 +125,7 @@ class Split:
         """Open a split as the driver left it. `limit` keeps the first so many pairs; `report`: see `TrainingSet`."""
         codec = TextCodec(load_tokenizer(folder.tokenizer), max_words=config.max_words, max_tokens=config.max_tokens)
         index = read_index(folder.index(split))
-        pictures: Measured = index.pictures
+        pictures: PictureInfo = index.pictures
         if index.about["ingest"] == "cache":
             cache = PictureCache.prepare(
                 index.records, config.image_size, folder.pictures, read=read_picture, keep_broken=True

@@ -18,8 +18,8 @@ import numpy as np
 import pyarrow as pa
 import ray
 
-from asap.corpus.folder import ImagePlace
-from asap.corpus.picture_cache import PictureCache, PictureSizes, decode_picture, picture_place, read_picture
+from asap.corpus.folder import ImageAddress
+from asap.corpus.picture_cache import PictureCache, PictureSizes, decode_picture, picture_address, read_picture
 from asap.corpus.reader import Record
 from asap.errors import AsapError, CorpusError, InputError, StorageError
 from asap.model.config import ModelConfig
@@ -27,7 +27,7 @@ from asap.preprocessing.images import BoxXyxy, Pixels, PreparedImage
 from asap.training.augmentation import Augmentation, augment
 from asap.training.batch import Batch
 from asap.training.dataset import Sample, TrainingSet, collate
-from jobs.cluster import quieten
+from jobs.cluster import silence_ray_data
 from jobs.errors import JobFailed
 from jobs.train.data.feed import WHOLE, CacheFeed, Feed, Order
 from jobs.train.settings import TrainSettings
@@ -67,7 +67,7 @@ def measure_pictures(
     """
     places = list(dict.fromkeys(record.image for record in records))
     sizes = np.zeros((len(places), 2), np.int32)
-    broken: dict[ImagePlace, str] = {}
+    broken: dict[ImageAddress, str] = {}
     tables = [pa.table({"image": list(map(str, places[at : at + _BLOCK]))}) for at in range(0, len(places), _BLOCK)]
     done = 0
     for block in _run(tables, measure_block, {"image_size": image_size}, decoding):
@@ -123,7 +123,7 @@ def decode_block(rows: pa.Table, image_size: int, augmentation: Augmentation, se
 
 def _decoded(images: Sequence[str], image_size: int) -> Iterator[PreparedImage | AsapError]:
     """Pictures in their order, or what is wrong with them; the store's answers are waited for together."""
-    places = [picture_place(image) for image in images]
+    places = [picture_address(image) for image in images]
     with ThreadPoolExecutor(_FETCHED_AT_A_TIME) as pool:
         reading = [pool.submit(read_picture, place) for place in places]
         for place, source in zip(places, reading, strict=True):
@@ -141,7 +141,7 @@ def _run(
     Not `from_arrow`: it asks tasks of a whole CPU each for the tables' schema, and waits for ever where training holds
     every CPU.
     """
-    quieten()
+    silence_ray_data()
     made = ray.data.from_blocks(tables).map_batches(
         task, fn_kwargs=arguments, num_cpus=decoding.cpus, concurrency=decoding.tasks, **_WHOLE_BLOCKS
     )
@@ -177,7 +177,7 @@ class StreamFeed:
 
     def batch(self, step: int, rows: slice = WHOLE) -> Batch:
         """See `Feed`. Anything but what follows what was asked for last starts a new pipeline there."""
-        numbers, epoch = self.order.part(step)
+        numbers, epoch = self.order.rows_of_step(step)
         start, stop, _ = rows.indices(len(numbers))
         if self._views is None or self._next != (step, start):
             self.close()
@@ -205,12 +205,14 @@ class StreamFeed:
 
     def _stream(self, step: int, row: int) -> Generator[_View]:
         """The views of this worker from there to the end of the run."""
-        window, steps = max(1, _WINDOW // self.order.share), self.order.total_steps
+        window, steps = max(1, _WINDOW // self.order.pairs_per_worker), self.order.total_steps
         locked_from = lock_step(self.settings, steps)
         while step < steps:
             last = min(step + window, locked_from if step < locked_from else steps)
             places = [
-                (number, epoch) for numbers, epoch in map(self.order.part, range(step, last)) for number in numbers
+                (number, epoch)
+                for numbers, epoch in map(self.order.rows_of_step, range(step, last))
+                for number in numbers
             ]
             yield from self._window(places[row:], augmentation_at(self.settings, step, steps))
             step, row = last, 0

@@ -11,16 +11,16 @@ from contextlib import contextmanager, suppress
 from typing import Any
 
 from asap.errors import StorageError
-from asap.evaluation.evaluate import judge
+from asap.evaluation.evaluate import evaluate_split
 from asap.model.config import ModelConfig
 from asap.storage.files import exists, read_bytes
 from asap.storage.location import Location
 from jobs.train.data.splits import Split
 from jobs.train.run_folder.folder import RunFolder
 from jobs.train.settings import TrainSettings
-from jobs.train.trainer import Fit
+from jobs.train.trainer import Trainer
 
-Progress = Callable[[dict[str, Any]], None]
+OnEvent = Callable[[dict[str, Any]], None]
 
 _PUSH_EVERY_S = 10.0
 """Between the times that a run at s3:// puts its progress there; at a checkpoint it always does."""
@@ -44,7 +44,7 @@ class RunLog:
         self.validation = Split.open(settings, folder, "val", config, limit=settings.validation_pairs)
         self._terms: dict[str, list[float]] = defaultdict(list)
 
-    def see(self, fit: Fit, terms: dict[str, float], every: int = 25) -> dict[str, Any]:
+    def see(self, fit: Trainer, terms: dict[str, float], every: int = 25) -> dict[str, Any]:
         """Take a step's terms in; returns the validation figures where a checkpoint is due."""
         for name, value in terms.items():
             self._terms[name].append(value)
@@ -58,12 +58,12 @@ class RunLog:
             )
         if fit.done % fit.steps_a_checkpoint and fit.done != fit.total_steps:
             return {}
-        report = judge(fit.module.twin.model, self.validation.pairs)
+        report = evaluate_split(fit.module.twin.model, self.validation.pairs)
         figures = {name: report[name] for name in HEADLINE}
         self._write(fit, {"validation": figures})
         return figures
 
-    def _write(self, fit: Fit, event: dict[str, Any]) -> None:
+    def _write(self, fit: Trainer, event: dict[str, Any]) -> None:
         told = {"pairs": fit.pairs_done, "of": fit.pairs_in_all, "workers": fit.world, "at": time.time()}
         with self.folder.progress.open("a", encoding="utf-8") as file:
             file.write(json.dumps(told | event) + "\n")
@@ -79,7 +79,7 @@ class RunLog:
 
 
 @contextmanager
-def followed(folder: RunFolder, progress: Progress) -> Iterator[None]:
+def follow_progress(folder: RunFolder, progress: OnEvent) -> Iterator[None]:
     """Pass on what is appended to the run's progress during the block."""
     stop = threading.Event()
     start = _told(folder)
