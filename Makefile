@@ -25,7 +25,7 @@ $(VENV)/.ready: requirements.lock pyproject.toml
 demo: setup
 	@rm -rf $(DEMO)
 	@$(RUN)/asap newsroom $(DEMO)/corpus --pairs 300 --seed 2026 --splits 0 0 1
-	@$(RUN)/python tests/bucket.py $(DEMO)/corpus newsroom \
+	@$(RUN)/python tests/support/bucket.py $(DEMO)/corpus newsroom \
 	  $(RUN)/asap scan s3://newsroom/metadata/test.json --out $(DEMO)/jobs --job demo
 
 # Two processes, a file of tests at a time: one waits for Ray while the other computes.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import io
 import json
 import logging
 import os
@@ -11,9 +10,9 @@ from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 
 import boto3
-import numpy as np
 import pytest
-from PIL import Image
+
+from tests.support.pictures import CAPTIONS, draw_jpeg
 
 S3_ENVIRONMENT = {
     "AWS_ACCESS_KEY_ID": "testing",
@@ -25,21 +24,17 @@ S3_ENVIRONMENT = {
 os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")  # how often Ray Train takes reports; by default 2
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # small models only wait for torch's threads, and for each other's
 LONGEST_FIRST = (
-    "test_train_kills", "test_train", "test_scan", "test_chaos", "test_ingest", "test_repolicy", "test_evaluate",
-    "test_serve_app", "test_fit",
+    "end_to_end/test_train_kills", "jobs/train/test_run", "jobs/scan/test_run", "end_to_end/test_scan_kills",
+    "jobs/train/data/test_stream", "jobs/policy/test_repolicy", "jobs/evaluate/test_run", "serve/test_app",
+    "jobs/train/test_trainer",
 )  # fmt: skip
-"""Of the files that two processes share out, so that both end together."""
-CAPTIONS = (
-    "The president smiles at a crowd in the capital",
-    "Angry workers leave the factory after talks fail",
-    "A team celebrates its first title in twenty years",
-    "Rescue workers carry a child out of the flood",
-)
+"""Test files that take longest. Two processes share the files out, and these go first so that both end together."""
+TESTS = Path(__file__).parent
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    places = {name: place for place, name in enumerate(LONGEST_FIRST)}
-    items.sort(key=lambda item: places.get(item.path.stem, len(places)))
+    order = {TESTS / f"{name}.py": position for position, name in enumerate(LONGEST_FIRST)}
+    items.sort(key=lambda item: order.get(item.path, len(order)))
 
 
 @pytest.hookimpl(wrapper=True)
@@ -133,14 +128,6 @@ def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )  # fmt: skip
     torch.manual_seed(0)
     return save(Asap(config), tmp_path_factory.mktemp("model") / "small", tokenizer=tokenizer)
-
-
-def draw_jpeg(seed: int, size: tuple[int, int] = (64, 48)) -> bytes:
-    """A picture of soft noise, different for each seed."""
-    noise = np.random.default_rng(seed).integers(0, 255, (6, 8, 3), dtype=np.uint8)
-    buffer = io.BytesIO()
-    Image.fromarray(noise).resize(size).save(buffer, "JPEG")
-    return buffer.getvalue()
 
 
 @pytest.fixture(scope="session")

@@ -1,0 +1,130 @@
+import dataclasses
+from pathlib import Path
+from unittest import mock
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from asap.errors import DecodeFailed
+from asap.evaluation.evaluate import evaluate_records, evaluate_split
+from asap.labels import TYPES
+from asap.model.asap import Fused
+from asap.preprocessing.text import TextCodec, train_tokenizer
+from asap.training.dataset import PictureCache, Record, TrainingSet
+from jobs.train.data.splits import Split
+from tests.support.tiny import tiny_model
+
+TEXTS = ("the angry man waits", "a calm woman", "people dance in the rain")
+NAMES = ("AUC", "mAP", "token_F1", "token_F1_published", "IoU_mean", "IoU_mean_boxed")
+CLASSES = ("orig", "face_swap", "text_swap", "face_attribute&text_swap", "orig", "text_attribute", "face_swap")
+
+
+@pytest.fixture(scope="module")
+def split(tmp_path_factory: pytest.TempPathFactory) -> Split:
+    folder = tmp_path_factory.mktemp("pictures")
+    tokenizer = train_tokenizer(TEXTS, 100)
+    model = tiny_model(vocab_size=len(tokenizer))
+    records = [
+        Record(
+            id=str(number), image=folder / f"{number}.png", text=(text := TEXTS[number % 3]), fake_cls=name,
+            fake_image_box=(4, 4, 30, 30) if "face" in name else (), fake_text_pos=(0,) if "text" in name else (),
+            caption=text, explanation=text,
+        )
+        for number, name in enumerate(CLASSES)
+    ]  # fmt: skip
+    noise = np.random.default_rng(0).integers(0, 255, (len(records), 48, 48, 3), dtype=np.uint8)
+    sizes = np.full((len(records), 2), 48, np.int32)
+    pictures = PictureCache(noise, sizes, {record.image: row for row, record in enumerate(records)})
+    return Split(TrainingSet(records, pictures, TextCodec(tokenizer)), model.config)
+
+
+@pytest.mark.parametrize("batch_size", [1, 3])
+def test_the_figures_do_not_depend_on_the_batches(split: Split, batch_size: int) -> None:
+    model = tiny_model(vocab_size=split.config.vocab_size)
+    whole = evaluate_split(model, split.pairs)
+    assert whole["pairs"] == len(CLASSES)
+    report = evaluate_split(model, split.pairs, batch_size)
+    assert {name: report[name] for name in NAMES} == pytest.approx({name: whole[name] for name in NAMES}, abs=1e-5)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_the_model_is_judged_in_eval_mode_and_left_in_its_own(split: Split, training: bool) -> None:
+    model = tiny_model(vocab_size=split.config.vocab_size)
+    calm = evaluate_split(model, split.pairs)
+    dropping = tiny_model(vocab_size=split.config.vocab_size, dropout=0.5).train(training)
+    before = {name: value.clone() for name, value in dropping.state_dict().items()}
+
+    assert evaluate_split(dropping, split.pairs) == calm
+
+    assert dropping.training is training
+    torch.testing.assert_close(dropping.state_dict(), before, rtol=0, atol=0)
+
+
+def test_a_split_without_boxes_is_judged_by_what_it_has(split: Split) -> None:
+    records = [record for record in split.pairs.records if "face" not in record.fake_cls]
+    tokenizer = train_tokenizer(TEXTS, 100)
+    boxless = dataclasses.replace(split, pairs=TrainingSet(records, split.pairs.pictures, TextCodec(tokenizer)))
+    report = evaluate_split(tiny_model(vocab_size=split.config.vocab_size), boxless.pairs)
+    assert report["IoU_mean_boxed"] is None
+    assert report["AUC"] is not None
+
+
+@pytest.fixture
+def on_disk(split: Split, tmp_path: Path) -> list[Record]:
+    """The records of `split`, their pictures as files."""
+    records = [dataclasses.replace(record, image=tmp_path / record.image.name) for record in split.pairs.records]
+    for pixels, record in zip(split.pairs.pictures.pixels, records, strict=True):
+        Image.fromarray(pixels).save(record.image)
+    return records
+
+
+@pytest.mark.parametrize("batch_size", [2, 64])
+def test_records_are_judged_as_a_prepared_split_is(split: Split, on_disk: list[Record], batch_size: int) -> None:
+    model = tiny_model(vocab_size=split.config.vocab_size)
+    found = evaluate_records(model, split.pairs.codec, on_disk, batch_size)
+    assert len(found) == len(CLASSES)
+    assert found.predictions().types.tolist() == [[float(t in name.split("&")) for t in TYPES] for name in CLASSES]
+    report, wanted = found.compute(), evaluate_split(model, split.pairs)
+    assert {name: report[name] for name in NAMES} == pytest.approx({name: wanted[name] for name in NAMES}, abs=1e-5)
+
+
+def test_a_picture_that_two_records_share_is_judged_with_both(split: Split, on_disk: list[Record]) -> None:
+    model = tiny_model(vocab_size=split.config.vocab_size)
+    shared = [on_disk[0], dataclasses.replace(on_disk[3], image=on_disk[0].image)]
+    assert evaluate_records(model, split.pairs.codec, shared).predictions().has_box.tolist() == [False, True]
+
+
+def test_a_picture_that_cannot_be_decoded_is_named(split: Split, on_disk: list[Record]) -> None:
+    on_disk[4].image.write_bytes(on_disk[4].image.read_bytes()[:200])
+    with pytest.raises(DecodeFailed, match=r"4\.png"):
+        evaluate_records(tiny_model(vocab_size=split.config.vocab_size), split.pairs.codec, on_disk)
+
+
+def test_words_are_judged_under_the_published_alignment_too(split: Split) -> None:
+    model = tiny_model(vocab_size=split.config.vocab_size)
+    report = evaluate_split(model, split.pairs)  # no word of these texts is parted by punctuation
+    assert report["token_F1"] is not None
+    assert report["token_F1_published"] == report["token_F1"]
+
+
+def test_a_text_is_judged_beside_the_picture_before_it_where_that_is_asked(split: Split) -> None:
+    model = tiny_model(vocab_size=split.config.vocab_size)
+    assert evaluate_split(model, split.pairs)["AP_elsewhere"] is None
+    told: list[torch.Tensor] = []
+    fuse = model.fuse
+
+    def kept(image: torch.Tensor, *rest: torch.Tensor) -> Fused:
+        told.append(image)
+        return fuse(image, *rest)
+
+    with mock.patch.object(model, "fuse", kept):
+        report = evaluate_split(model, split.pairs, elsewhere=True)
+    own, other = told
+    assert torch.equal(other[1:], own[:-1])
+    assert torch.equal(other[0], own[-1])
+    assert all(0 < value <= 1 for value in report["AP_elsewhere"])
+    assert (
+        evaluate_split(model, split.pairs, batch_size=1, elsewhere=True)["AP_elsewhere"] is None
+    )  # one has no other beside it

@@ -1,0 +1,269 @@
+import json
+import subprocess
+import sys
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image, ImageChops
+
+from asap.errors import ConfigError, CorpusError
+from asap.newsroom import CLASS_SHARES, CORPUS_VERSION, SPLITS, generate
+from asap.newsroom.corpus import RESIDUES, allot, face_part, plan_split, text_part
+from asap.newsroom.grammar import GLAD, GRIM, Facts, draw_name, swap, turn_mood, write
+from asap.newsroom.lexicon import MOOD_VERBS, PROPS, SCENES, TONES, TOPICS
+from asap.newsroom.looks import draw_plan
+from asap.newsroom.picture import draw_picture
+from tests.support.waiting import HANG_S
+
+PLAN_7 = [
+    (240, 304),
+    Facts(scene=15, mood=GRIM, people=4, prop="balloons", colour="red", garment="coat"),
+    [(9, 175, 53, 230), (67, 71, 110, 124), (131, 193, 174, 246), (189, 177, 231, 229)],
+    1,
+]
+TEXT_8 = (
+    "After the football final, football captain Ada Balberg smiles setting a running record on a joyful day before "
+    "joyful crowds.",
+    list(range(8, 20)),
+)
+FACTS = Facts(scene=4, mood=GLAD, people=2, prop="trophy", colour="red", garment="shirt")
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("newsroom") / "corpus"
+    generate(out, pairs=150, seed=5, workers=1)
+    return out
+
+
+def records(corpus: Path, split: str = "train") -> list[dict[str, Any]]:
+    return json.loads((corpus / "metadata" / f"{split}.json").read_text("utf-8"))
+
+
+def every_record(corpus: Path) -> list[dict[str, Any]]:
+    return [record for split in SPLITS for record in records(corpus, split)]
+
+
+def test_the_same_seed_draws_the_same_corpus_whatever_the_number_of_workers(tmp_path: Path) -> None:
+    generate(tmp_path / "one", pairs=100, seed=3, workers=1)
+    generate(tmp_path / "two", pairs=100, seed=3, workers=2)
+    one, two = ({p.relative_to(root): p.read_bytes() for p in root.rglob("*") if p.is_file()}
+                for root in (tmp_path / "one", tmp_path / "two"))  # fmt: skip
+    assert one == two
+
+
+def test_another_seed_draws_other_people(tmp_path: Path, corpus: Path) -> None:
+    generate(tmp_path / "other", pairs=30, seed=6, workers=1)
+    assert not {r["text"] for r in every_record(corpus)} & {r["text"] for r in every_record(tmp_path / "other")}
+
+
+def test_the_annotations_of_this_version_never_change() -> None:
+    # Frozen with CORPUS_VERSION: if this fails, figures of older corpora no longer compare; raise the version.
+    assert CORPUS_VERSION == "newsroom-2"
+    plan = draw_plan(np.random.default_rng(7), "swap")
+    text = swap(np.random.default_rng(8), write(np.random.default_rng(7), FACTS, "Ada Balberg"))
+    assert [plan.size, plan.facts, plan.boxes, plan.target] == PLAN_7
+    assert text.render() == TEXT_8
+
+
+def test_classes_have_the_proportions_of_dgm4_in_every_split() -> None:
+    for split in SPLITS:
+        jobs = plan_split(1, split, 1000, 0)
+        classes = [fake_cls for job in jobs for _, fake_cls in job.records]
+        assert {name: classes.count(name) for name in CLASS_SHARES} == CLASS_SHARES
+
+
+def test_shares_are_divided_by_largest_remainder() -> None:
+    assert allot(10, (0.8, 0.1, 0.1)) == [8, 1, 1]
+    assert allot(1, (0.8, 0.1, 0.1)) == [1, 0, 0]
+    assert allot(7, (1, 1, 1)) == [3, 2, 2]
+    assert sum(allot(7, list(CLASS_SHARES.values()))) == 7
+
+
+def test_a_record_has_the_fields_of_dgm4(corpus: Path) -> None:
+    for record in every_record(corpus):
+        assert list(record) == ["id", "image", "text", "fake_cls", "fake_image_box", "fake_text_pos", "mtcnn_boxes"]
+        assert bool(record["fake_image_box"]) == bool(face_part(record["fake_cls"]))
+        assert bool(record["fake_text_pos"]) == bool(text_part(record["fake_cls"]))
+        assert all(0 <= i < len(record["text"].split()) for i in record["fake_text_pos"])
+
+
+def test_boxes_lie_inside_the_picture_and_the_fake_one_is_a_face(corpus: Path) -> None:
+    for record in every_record(corpus):
+        with Image.open(corpus / record["image"]) as image:
+            width, height = image.size
+        for x0, y0, x1, y1 in record["mtcnn_boxes"]:
+            assert 0 <= x0 < x1 <= width
+            assert 0 <= y0 < y1 <= height
+            assert x1 - x0 >= 0.16 * width
+            assert y1 - y0 >= 0.16 * height
+        assert not record["fake_image_box"] or record["fake_image_box"] in record["mtcnn_boxes"]
+
+
+def test_faces_never_overlap() -> None:
+    for seed in range(200):
+        boxes = draw_plan(np.random.default_rng(seed), "").boxes
+        assert all(a[2] <= b[0] for a, b in pairwise(boxes))
+
+
+def test_captions_and_explanations_are_keyed_by_record(corpus: Path) -> None:
+    ids = [str(record["id"]) for record in every_record(corpus)]
+    assert ids == [str(i) for i in range(150)]
+    for name in ("captions", "explanations"):
+        assert list(json.loads((corpus / f"{name}.json").read_text("utf-8"))) == ids
+
+
+def test_a_recurring_picture_keeps_its_face_and_gets_another_text(corpus: Path) -> None:
+    by_image: dict[str, list[dict[str, Any]]] = {}
+    for record in every_record(corpus):
+        by_image.setdefault(record["image"], []).append(record)
+    again = [group for group in by_image.values() if len(group) > 1]
+    assert again
+    for group in again:
+        assert len({r["text"] for r in group}) == len(group)
+        assert len({str(r["fake_image_box"]) for r in group}) == 1
+        assert len({face_part(r["fake_cls"]) for r in group}) == 1
+
+
+def test_a_manipulation_changes_the_face_and_nothing_else() -> None:
+    for seed, kind in ((1, "swap"), (2, "attribute"), (3, "swap")):
+        plan = draw_plan(np.random.default_rng(seed), kind)
+        honest = draw_plan(np.random.default_rng(seed), "")
+        fake, real = (draw_picture(p, np.random.default_rng(9), np.random.default_rng(10)) for p in (plan, honest))
+        assert (honest.facts, honest.people) == (plan.facts, plan.people)
+        changed = ImageChops.difference(fake, real).getbbox()
+        assert changed is not None
+        x0, y0, x1, y1 = plan.boxes[plan.target]
+        margin = (x1 - x0) // 4
+        assert changed[0] >= x0 - margin
+        assert changed[1] >= y0 - margin
+        assert changed[2] <= x1 + margin
+        assert changed[3] <= y1 + margin
+
+
+def test_a_swapped_text_keeps_the_lead_and_marks_what_it_replaced() -> None:
+    for seed in range(200):
+        rng = np.random.default_rng(seed)
+        text = write(rng, FACTS, "Ada Balberg")
+        fake = swap(rng, text)
+        old = {segment.kind: segment.words for segment in text.segments}
+        for segment in fake.segments:
+            kept = not segment.fake
+            assert kept == (old.get(segment.kind) == segment.words)
+            assert kept or segment.fake == tuple(range(len(segment.words)))
+        assert [s.fake for s in fake.segments if s.kind == "lead"] == [()]
+        assert fake.facts.scene != FACTS.scene
+        assert SCENES[fake.facts.scene].topic == SCENES[FACTS.scene].topic
+
+
+def test_a_turned_mood_replaces_words_one_for_one() -> None:
+    for seed in range(200):
+        rng = np.random.default_rng(seed)
+        text = write(rng, FACTS, "Ada Balberg")
+        before, _ = text.render()
+        after, fake = turn_mood(rng, text).render()
+        pairs = zip(before.split(), after.split(), strict=True)
+        assert fake == [i for i, (old, new) in enumerate(pairs) if old != new]
+        assert fake
+
+
+def test_no_word_of_mood_is_on_both_sides() -> None:
+    pairs = TONES + MOOD_VERBS
+    words = [word for pair in pairs for word in pair]
+    assert len(words) == len(set(words))
+    assert all(len(word.split()) == 1 for word in words)
+
+
+def test_an_honest_text_tells_one_mood() -> None:
+    for seed in range(100):
+        words = {word.strip(".,") for word in write(np.random.default_rng(seed), FACTS, "A B").render()[0].split()}
+        assert not words & {pair[GRIM] for pair in TONES + MOOD_VERBS}
+        assert len(words & {pair[GLAD] for pair in TONES}) == 1
+
+
+def test_texts_are_as_long_whatever_was_done_to_them() -> None:
+    lengths: dict[str, list[int]] = {"": [], "swap": [], "mood": []}
+    for seed in range(600):
+        rng = np.random.default_rng(seed)
+        text = write(rng, FACTS, "Ada Balberg")
+        for kind, shown in (("", text), ("swap", swap(rng, text)), ("mood", turn_mood(rng, text))):
+            lengths[kind].append(len(shown.render()[0].split()))
+    means = {kind: np.mean(values) for kind, values in lengths.items()}
+    assert max(means.values()) - min(means.values()) < 0.5
+    assert max(max(values) for values in lengths.values()) <= 28
+
+
+def test_phrases_of_a_scene_belong_to_no_other() -> None:
+    for field in ("places", "roles", "acts", "events"):
+        phrases = [phrase for scene in SCENES for phrase in getattr(scene, field)]
+        assert len(phrases) == len(set(phrases))
+    assert {prop for scene in SCENES for prop in scene.props} <= set(PROPS)
+    assert all(len(scenes) >= 4 for scenes in TOPICS.values())
+
+
+def test_names_of_different_splits_do_not_meet() -> None:
+    names = {split: {draw_name(np.random.default_rng(i), RESIDUES[split]) for i in range(1500)} for split in SPLITS}
+    assert not names["train"] & (names["val"] | names["test"])
+    assert not names["val"] & names["test"]
+
+
+def test_one_pair_is_a_corpus(tmp_path: Path) -> None:
+    summary = generate(tmp_path / "one", pairs=1, seed=0)
+    assert summary.pairs == {"train": 1, "val": 0, "test": 0}
+    assert records(tmp_path / "one", "test") == []
+
+
+def test_progress_counts_every_pair(tmp_path: Path) -> None:
+    seen: list[tuple[int, int]] = []
+    generate(tmp_path / "c", pairs=12, seed=0, workers=1, progress=lambda done, total: seen.append((done, total)))
+    assert seen[-1] == (12, 12)
+    assert [done for done, _ in seen] == sorted(done for done, _ in seen)
+
+
+def test_a_corpus_says_its_version_and_is_marked_finished_last(corpus: Path) -> None:
+    told = json.loads((corpus / "newsroom.json").read_text("utf-8"))
+    assert (told["corpus_version"], told["seed"], told["pairs"]) == (CORPUS_VERSION, 5, 150)
+    assert told["splits"] == {"train": 120, "val": 15, "test": 15}
+    assert told["classes"]["train"]["orig"] == sum(r["fake_cls"] == "orig" for r in records(corpus))
+
+
+def test_a_folder_in_use_is_refused_and_named(tmp_path: Path) -> None:
+    (tmp_path / "note.txt").write_text("mine")
+    with pytest.raises(CorpusError, match=f"{tmp_path} exists and is not an empty folder; remove it or name another"):
+        generate(tmp_path, pairs=1, seed=0)
+
+
+def test_an_unfinished_corpus_is_told_from_other_folders(tmp_path: Path) -> None:
+    (tmp_path / "metadata").mkdir()
+    with pytest.raises(CorpusError, match="never finished"):
+        generate(tmp_path, pairs=1, seed=0)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        ({"pairs": 0}, "pairs is 0"),
+        ({"seed": -1}, "seed is -1"),
+        ({"workers": 0}, "workers is 0"),
+        ({"splits": (1, 0)}, "splits is"),
+    ],
+)
+def test_settings_that_cannot_work_are_refused(tmp_path: Path, wrong: dict[str, Any], said: str) -> None:
+    settings: dict[str, Any] = {"pairs": 1, "seed": 0} | wrong
+    with pytest.raises(ConfigError, match=said):
+        generate(tmp_path / "c", **settings)
+    assert not (tmp_path / "c").exists()
+
+
+def test_a_script_without_a_main_guard_is_told_so_and_does_not_hang(tmp_path: Path) -> None:
+    script = tmp_path / "draw.py"
+    script.write_text(
+        "from pathlib import Path\nfrom asap.newsroom import generate\n"
+        f"generate(Path({str(tmp_path / 'corpus')!r}), pairs=200, seed=1, workers=2)\n"
+    )
+    done = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=HANG_S)
+    assert done.returncode == 1
+    assert "the script that calls generate() does so outside `if __name__ == '__main__':`" in done.stderr

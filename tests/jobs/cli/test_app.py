@@ -1,0 +1,433 @@
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from jobs.cli import app as cli
+from jobs.scan.run import ScanProgress
+from tests.support.waiting import HANG_S
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Iterator[Any]:
+    """Runs a command in this process: exit code, stdout, stderr."""
+
+    def call(*arguments: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["asap", *map(str, arguments)])
+        monkeypatch.setattr("signal.signal", lambda *_: None)
+        with pytest.raises(SystemExit) as caught:
+            cli.main()
+        captured = capsys.readouterr()
+        return int(caught.value.code or 0), captured.out, captured.err
+
+    return call
+
+
+def test_help_names_the_commands_without_loading_torch_or_ray() -> None:
+    code = (
+        "import sys\nfrom jobs.cli.app import main\nsys.argv = ['asap', '--help']\n"
+        "try:\n    main()\nexcept SystemExit:\n    pass\n"
+        "print(sorted({'torch', 'ray', 'pyarrow', 'transformers'} & set(sys.modules)))"
+    )
+    output = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert output.rstrip().endswith("[]")
+    assert all(name in output for name in ("scan", "detect", "newsroom"))
+
+
+def test_detect_shows_verdict_types_and_words(run: Any, corpus: Path, model_folder: Path) -> None:
+    code, out, _ = run("detect", corpus / "images/0.jpg", "--text", "The president smiles", "--model", model_folder)
+    assert code == 0
+    assert any(verdict in out for verdict in ("manipulated", "authentic"))
+    assert "face swap" in out
+    assert "The president smiles" in out
+    assert "small@" in out
+
+
+def test_detect_prints_json(run: Any, corpus: Path, model_folder: Path) -> None:
+    code, out, _ = run("detect", corpus / "images/0.jpg", "--text", "A team", "--model", model_folder, "--json")
+    assert code == 0
+    finding = json.loads(out)
+    assert set(finding["types"]) == {"face_swap", "face_attribute", "text_swap", "text_attribute"}
+    assert finding["error_code"] is None
+
+
+def test_detect_saves_the_picture_with_its_evidence(run: Any, corpus: Path, model_folder: Path) -> None:
+    saved = corpus / "evidence.png"
+    code, _, _ = run("detect", corpus / "images/0.jpg", "--text", "A team", "--model", model_folder, "--save", saved)
+    assert code == 0
+    assert Image.open(saved).size[1] > 48
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["none.jpg", "--text", "t"], "no file at the image path"),
+        (["images/0.jpg"], "the pair has no text; give --text"),
+        (["images/0.jpg", "--text", "... !"], "text"),
+        (["a.jsonl", "--text", "t"], "a.jsonl: the bytes start with"),
+        (["empty.jpg", "--text", "t"], "empty.jpg: the image has no bytes"),
+        (["images/0.jpg", "--text", "t", "--model", "/nowhere"], "does not exist"),
+        (["s3://no-such-bucket-for-me/a.jpg", "--text", "t"], "does not exist"),
+        (["images/0.jpg", "--text", "t", "--save", "x.foo"], "does not end in a picture's suffix"),
+        (["images/0.jpg", "--text", "t", "--save", "none/x.png"], "a folder that is not there"),
+    ],
+)
+def test_detect_tells_what_is_wrong_in_one_line(
+    run: Any, s3: str, corpus: Path, model_folder: Path, monkeypatch: pytest.MonkeyPatch,
+    arguments: list[str], sentence: str,
+) -> None:  # fmt: skip
+    monkeypatch.chdir(corpus)
+    (corpus / "empty.jpg").touch()
+    model = [] if "--model" in arguments else ["--model", model_folder]
+    code, out, err = run("detect", *arguments, *model)
+    assert code == 1
+    assert sentence in err
+    assert err.startswith("asap: ")
+    assert err.count("\n") == 1
+    assert out == ""
+
+
+def test_an_error_in_json_is_told_there_too(run: Any, corpus: Path, model_folder: Path) -> None:
+    code, out, _ = run("detect", corpus / "a.jsonl", "--text", "t", "--model", model_folder, "--json")
+    assert code == 1
+    assert json.loads(out)["error_code"] == "unsupported_format"
+
+
+def test_detect_reads_from_s3(run: Any, bucket: str, corpus: Path, model_folder: Path) -> None:
+    from asap.storage.files import write_bytes
+    from asap.storage.location import Location
+
+    place = f"s3://{bucket}/a.jpg"
+    write_bytes(Location(place), (corpus / "images/0.jpg").read_bytes())
+    code, out, _ = run("detect", place, "--text", "A team", "--model", model_folder, "--json")
+    assert code == 0
+    assert json.loads(out)["width"] == 64
+
+
+def test_detect_reads_no_object_above_the_limit(
+    run: Any, bucket: str, model_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from asap.preprocessing.images import ImageLimits
+    from asap.storage.files import write_bytes
+    from asap.storage.location import Location
+
+    monkeypatch.setattr("asap.preprocessing.images.DEFAULT_LIMITS", ImageLimits(max_bytes=10))
+    write_bytes(Location(f"s3://{bucket}/a.jpg"), b"x" * 11)
+    code, _, err = run("detect", f"s3://{bucket}/a.jpg", "--text", "A team", "--model", model_folder)
+    assert code == 1
+    assert "11 bytes, the limit is 10; it was not read" in err
+
+
+_SUMMARY = {
+    "job_id": "x", "pairs": 1234, "flagged": 2, "errors": 0, "error_codes": {}, "pairs_per_s": 33.25,
+    "report": "file:///out/in/report/index.html", "errors_file": "file:///out/in/errors.jsonl",
+}  # fmt: skip
+
+
+def _pretend(settings: Any, watch: Any) -> dict[str, Any]:
+    watch(ScanProgress("judging", 5, 10, 1, 2, 33.0))
+    watch(ScanProgress("judging", 6, 10, 1, 2, 33.0))
+    watch(ScanProgress("writing the summary and the report", 10, 10))
+    return _SUMMARY
+
+
+def test_scan_shows_progress_and_ends_with_a_table_and_the_report(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("jobs.scan.run.scan", _pretend)
+    monkeypatch.setattr("jobs.cli.display._LINE_EVERY_S", HANG_S)
+    code, out, _ = run("scan", "in.jsonl", "--out", "/out")
+    assert code == 0
+    lines = out.splitlines()
+    assert lines[0] == "judging  5/10 pairs  33 pairs/s  2 flagged  1 errors"
+    assert lines[1].startswith("writing the summary"), "a line every few seconds, not at each look"
+    assert all(name in out for name in ("pairs", "flagged", "errors", "pairs/s", "1,234", "33.2"))
+    assert lines[-1] == "report: file:///out/in/report/index.html"
+
+
+def test_scan_tells_which_errors_and_where_each_is_told(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    summary = _SUMMARY | {"errors": 3, "error_codes": {"truncated_image": 2, "fetch_failed": 1}}
+    monkeypatch.setattr("jobs.scan.run.scan", lambda *_: summary)
+    code, out, _ = run("scan", "in.jsonl", "--out", "/out")
+    assert code == 0
+    assert "errors: 2 truncated_image, 1 fetch_failed; see file:///out/in/errors.jsonl" in out
+
+
+def test_a_scan_that_judged_nothing_is_no_success(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    summary = _SUMMARY | {"errors": 1234, "error_codes": {"model_error": 1234}}
+    monkeypatch.setattr("jobs.scan.run.scan", lambda *_: summary)
+    code, out, err = run("scan", "in.jsonl", "--out", "/out")
+    assert code == 1
+    assert "1,234 model_error" in out
+    assert "none of the 1234 pairs could be judged; the errors say why" in err
+
+
+def test_scan_settings_reach_the_scan(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[Any] = []
+
+    def keep(settings: Any, watch: Any) -> dict[str, Any]:
+        seen.append(settings)
+        return _pretend(settings, watch)
+
+    monkeypatch.setattr("jobs.scan.run.scan", keep)
+    code, _, _ = run(
+        "scan", "in.jsonl", "--out", "/out", "--job", "j", "--limit", 5, "--address", "auto", "--detectors", 3,
+        "--caption-engine", "precomputed", "--captioner", "c.json", "--batch-size", 7, "--precision", "bfloat16",
+    )  # fmt: skip
+    assert code == 0
+    settings = seen[0]
+    assert (settings.job, settings.limit, settings.address, settings.detectors) == ("j", 5, "auto", 3)
+    assert (settings.batch_size, settings.precision) == (7, "bfloat16")
+    assert (settings.captions.engine, settings.captions.source) == ("precomputed", "c.json")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["--limit", "0"], "limit 0: Input should be greater than or equal to 1"),
+        (["--job", "a/b"], "job 'a/b' is not a folder's name"),
+        (["--precision", "float8"], "precision 'float8'"),
+        (["--caption-engine", "precomputed"], "belong together, and --captioner is not given"),
+        (["--captioner", "c.json"], "belong together, and --caption-engine is not given"),
+        (["--device", "tpu"], "device 'tpu': Input should be 'auto', 'cpu' or 'cuda'"),
+        (["--caption-engine", "magic", "--captioner", "x"], "captions.engine 'magic'"),
+        ([], "/nowhere.jsonl is not there"),
+    ],
+)
+def test_scan_tells_what_is_wrong_in_one_line(run: Any, tmp_path: Path, arguments: list[str], sentence: str) -> None:
+    code, _, err = run("scan", "/nowhere.jsonl", "--out", tmp_path / "out", *arguments)
+    assert code == 1
+    assert sentence in err
+    assert err.count("\n") == 1
+
+
+def test_an_interruption_is_told_with_how_to_go_on(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt(settings: Any, watch: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("jobs.scan.run.scan", interrupt)
+    code, _, err = run("scan", "in.jsonl", "--out", "/out")
+    assert code == 130
+    assert "give the same command to go on" in err
+
+
+def test_sigterm_is_an_interruption() -> None:
+    code = (
+        "import time, typer\nfrom jobs import cli\n"
+        "@cli.app.command()\ndef wait() -> None:\n    print('here', flush=True)\n"
+        "    while True:\n        time.sleep(0.1)\n"
+        "import sys\nsys.argv = ['asap', 'wait']\ncli.main()"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout
+        assert process.stderr
+        process.stdout.readline()
+        process.terminate()
+        try:
+            assert process.wait(HANG_S) == 130
+        finally:
+            process.kill()
+        assert "interrupted" in process.stderr.read()
+
+
+def test_newsroom_draws_a_corpus_and_says_how_large(run: Any, tmp_path: Path) -> None:
+    code, out, _ = run("newsroom", tmp_path / "news", "--pairs", 20, "--seed", 3, "--workers", 1)
+    assert code == 0
+    assert len(json.loads((tmp_path / "news/metadata/test.json").read_text())) == 2
+    assert "16 train, 2 val, 2 test" in out
+
+
+def test_evaluate_prints_the_table_in_the_order_of_the_papers(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    from tests.asap.evaluation.test_table import report
+
+    seen: list[Any] = []
+
+    def pretend(settings: Any, progress: Any, tell: Any) -> dict[str, Any]:
+        seen.append(settings)
+        tell("no GPU is alive")
+        progress(3, 3)
+        about = {"model_id": "m@1", "split": "val"}
+        read = ["val of corpus: 3 of 4 pairs", "pictures missing of 1 pairs"]
+        return {"about": about, "read": read, **report("orig", "face_swap", "text_swap")}
+
+    monkeypatch.setattr("jobs.evaluate.run.evaluate", pretend)
+    code, out, _ = run("evaluate", "demo", "corpus", "--split", "val", "--out", "here", "--limit", 3, "--workers", 2)
+    assert code == 0
+    assert (seen[0].split, seen[0].out, seen[0].limit, seen[0].workers) == ("val", "here", 3, 2)
+    places = [out.index(name) for name in ("m@1: 3 pairs of val", "AUC", "EER", "ACC", "mAP", "CF1", "OF1", "IoUmean")]
+    assert places == sorted(places)
+    assert out.splitlines()[0] == "no GPU is alive"
+    assert out.splitlines()[2:4] == ["val of corpus: 3 of 4 pairs", "pictures missing of 1 pairs"]
+    assert all(name in out for name in ("gated", "boxed", "published alignment", "face_swap"))
+    assert all(len(line.rstrip()) <= 80 for line in out.splitlines())
+    assert out.rstrip().endswith("page: here/index.html")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["--device", "tpu"], "device 'tpu'"),
+        (["--split", "dev"], "split 'dev' is unknown"),
+        ([], "/nowhere/metadata/test.json does not exist"),
+    ],
+)
+def test_evaluate_tells_what_is_wrong_in_one_line(
+    run: Any, tmp_path: Path, arguments: list[str], sentence: str
+) -> None:
+    code, _, err = run("evaluate", "demo", "/nowhere", "--out", tmp_path / "out", *arguments)
+    assert code == 1
+    assert sentence in err
+    assert err.count("\n") == 1
+
+
+_POINT = {
+    "value": 0.97, "precision": 0.99, "precision_lower": 0.951, "recall": 0.8, "false_positive_rate": 0.0,
+    "false_positive_rate_upper": 4.2e-5,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("band", "told_of_it"), [(None, "no review band"), ({"precision": 0.5, "precision_lower": 0.345}, "0.345")]
+)
+def test_calibrate_shows_what_is_shown_of_each_threshold_and_where_the_policies_are(
+    run: Any, monkeypatch: pytest.MonkeyPatch, band: dict[str, float] | None, told_of_it: str
+) -> None:
+    from asap.policy import Policy
+    from asap.storage.location import Location
+    from jobs.policy.calibrate import Calibrated
+
+    seen: list[Any] = []
+    review = {"review": _POINT | {"band": band}}
+    policy = Policy(manipulated=0.97, calibration={"thresholds": {"manipulated": _POINT, "face_swap": _POINT} | review})
+
+    def pretend(settings: Any, progress: Any) -> Calibrated:
+        seen.append(settings)
+        return Calibrated(policy, Location("/model/policy.json"), Location("/model/policy.former.json"), ["val read"])
+
+    monkeypatch.setattr("jobs.policy.calibrate.calibrate", pretend)
+    code, out, _ = run(
+        "calibrate", "my-model", "corpus", "--precision", 0.95, "--prevalence", 0.001, "--keep", "word", "--keep",
+        "text_swap", "--confidence", 0.9, "--review-precision", 0.3, "--dtype", "bfloat16", "--out", "p.json",
+    )  # fmt: skip
+    assert code == 0
+    settings = seen[0]
+    assert (settings.model, settings.corpus, settings.split, settings.out) == ("my-model", "corpus", "val", "p.json")
+    assert (settings.precision, settings.prevalence, settings.confidence) == (0.95, 0.001, 0.9)
+    assert (settings.effective_review_precision, settings.keep, settings.dtype) == (
+        0.3,
+        ("word", "text_swap"),
+        "bfloat16",
+    )
+    assert all(told in out for told in ("val read", "face swap", "0.951", "4.2e-05", "0.97", told_of_it))
+    assert out.splitlines()[-2:] == [
+        f"policy {policy.policy_id}: /model/policy.json",
+        "the policy that was there: /model/policy.former.json",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ({"--precision": 0.001}, "precision 0.001 is no more than the prevalence 0.001"),
+        ({"--precision": 95}, "precision 95.0: Input should be less than 1"),
+        ({"--keep": "verdict"}, "keep.0 'verdict'"),
+        ({"--prevalence": 0}, "prevalence 0.0: Input should be greater than 0"),
+    ],
+)
+def test_calibrate_tells_what_is_wrong_in_one_line(run: Any, options: dict[str, object], sentence: str) -> None:
+    given = {"--precision": 0.95, "--prevalence": 0.001} | options
+    code, _, err = run("calibrate", "m", "c", *(part for option in given.items() for part in option))
+    assert code == 1
+    assert sentence in err
+    assert err.count("\n") == 1
+
+
+def test_repolicy_ends_with_a_table_and_the_report(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[object] = []
+
+    def pretend(job: str, policy: str, watch: Any) -> dict[str, Any]:
+        seen.extend((job, policy))
+        watch("applying the policy", 3, 10)
+        return _SUMMARY | {"policy_id": "abc"}
+
+    monkeypatch.setattr("jobs.policy.repolicy.repolicy", pretend)
+    code, out, _ = run("repolicy", "jobs/a", "--policy", "p.json")
+    assert code == 0
+    assert seen == ["jobs/a", "p.json"]
+    assert "applying the policy  3/10 pairs" in out
+    assert "1,234" in out
+    assert out.splitlines()[-1] == "policy abc; report: file:///out/in/report/index.html"
+
+
+def test_repolicy_tells_what_is_wrong_in_one_line(run: Any, tmp_path: Path) -> None:
+    code, _, err = run("repolicy", tmp_path, "--policy", tmp_path / "none.json")
+    assert code == 1
+    assert "none.json does not exist" in err
+    assert err.count("\n") == 1
+
+
+def test_detect_at_a_server_shows_saves_and_prints_what_it_answers(
+    run: Any, corpus: Path, model_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from asap.finding import Pair
+    from asap.predictor import Predictor
+    from serve.schemas import detection
+
+    def judge(self: object, image: bytes, text: str) -> dict[str, Any]:
+        finding = Predictor.from_folder(model_folder, "cpu").predict([Pair(image, text)])[0]
+        return detection("id-1", finding, {}, None).model_dump(mode="json")
+
+    monkeypatch.setattr("serve.client.Client.detect", judge)
+    given = ("detect", corpus / "images/0.jpg", "--text", "A team", "--url", "http://127.0.0.1:1")
+    code, out, _ = run(*given, "--save", corpus / "evidence.png")
+    assert code == 0
+    assert "small@" in out
+    assert Image.open(corpus / "evidence.png").size[1] > 48
+    assert json.loads(run(*given, "--json")[1])["id"] == "id-1"
+
+
+def test_serve_makes_keys_and_refuses_to_be_reached_without_them(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    from serve.api.keys import Keyring
+
+    code, out, _ = run("serve", "--new-key", "desk")
+    key, line = (told.split()[-1] for told in out.splitlines())
+    assert code == 0
+    assert Keyring.parse([line], "here").name_of(key) == "desk"
+    monkeypatch.delenv("ASAP_KEYS", raising=False)
+    code, _, error = run("serve", "--host", "0.0.0.0")
+    assert code == 1
+    assert "needs keys" in error
+    assert "min_replicas 9 is more than max_replicas 2" in run("serve", "--set", "min_replicas=9")[2]
+
+
+def test_serve_build_writes_the_file_for_a_cluster(run: Any, tmp_path: Path) -> None:
+    import yaml
+
+    given = ("--model", "s3://models/mine", "--keys", "/etc/keys", "--set", "max_replicas=8")
+    code, out, _ = run("serve", "build", *given)
+    assert code == 0
+    (application,) = yaml.safe_load(out)["applications"]
+    told = {name: application["args"][name] for name in ("model", "host", "keys_file", "max_replicas")}
+    assert told == {"model": "s3://models/mine", "host": "0.0.0.0", "keys_file": "/etc/keys", "max_replicas": 8}
+    assert run("serve", "build", *given, "--out", tmp_path / "serve.yaml")[0] == 0
+    assert (tmp_path / "serve.yaml").read_text() == out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (("--port", "9000", "build"), "give it after: asap serve build"),
+        (("build", "--out", "/no/such/folder/a.yaml"), "cannot be written: No such file"),
+        (("build", "--set", "min_replicas=9"), "min_replicas 9 is more than max_replicas 2"),
+        (("build", "--model", "my-model"), "give a whole path"),
+    ],
+)
+def test_serve_build_says_what_it_cannot_write(run: Any, arguments: tuple[str, ...], sentence: str) -> None:
+    code, _, error = run("serve", *arguments)
+    assert code == 1
+    assert sentence in error

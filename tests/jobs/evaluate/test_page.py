@@ -1,0 +1,97 @@
+"""An evaluation as a page."""
+
+import base64
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from asap.errors import TextMissing
+from asap.finding import Finding, Word
+from asap.training.dataset import Record
+from jobs.evaluate.page import WorstPair, evaluation_page
+from tests.asap.evaluation.test_table import report
+
+TEXT = "A calm crowd <b>waits</b> for the angry minister"
+
+
+@pytest.fixture
+def picture(tmp_path: Path) -> Path:
+    path = tmp_path / "a.png"
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (60, 80, 3), dtype=np.uint8)).save(path)
+    return path
+
+
+def worst(picture: Path, **changes: Any) -> WorstPair:
+    record = Record(
+        id="17", image=picture, text=TEXT, fake_cls="face_swap&text_attribute", fake_image_box=(10, 20, 30, 50),
+        fake_text_pos=(1, 6), caption=TEXT, explanation=TEXT,
+    )  # fmt: skip
+    words = [Word(3, 13, 25, "<b>waits</b>", 0.7), Word(6, 34, 39, "angry", 0.95)]
+    seen: dict[str, Any] = {
+        "verdict": "authentic", "score": 0.1, "model_id": "m@1", "policy_id": "p", "width": 80, "height": 60,
+        "types": {"face_swap": 0.6, "face_attribute": 0.1, "text_swap": 0.2, "text_attribute": 0.05},
+        "flagged_types": ["face_swap"], "box_px": (12, 22, 32, 52), "words": words,
+    }  # fmt: skip
+    return WorstPair(record, Finding(**(seen | changes)), 0.0625)
+
+
+def page(*pairs: WorstPair, **about: Any) -> str:
+    told = {"model_id": "m@1", "corpus": "/data/dgm4", "split": "test", "pairs_in_split": 3, "finished": "today"}
+    figures = report("orig", "face_swap", "text_swap")
+    return evaluation_page({"about": told | about, **figures}, {"roc.svg": "<svg>roc</svg>"}, pairs)
+
+
+def test_the_page_holds_the_table_the_classes_and_the_pictures() -> None:
+    html = page()
+    assert "<h1><bdi>m@1 on dgm4/test</bdi></h1>" in html
+    assert html.index("AUC</span>100.00") < html.index("mAP</span>") < html.index("IoUmean</span>33.33")
+    assert "<td>face_swap</td><td>1</td>" in html
+    assert f"data:image/svg+xml;base64,{base64.b64encode(b'<svg>roc</svg>').decode()}" in html
+
+
+@pytest.mark.parametrize(("of", "said"), [(3, "all 3 of the split, each once"), (50_705, "the first 3 of 50,705")])
+def test_the_page_says_how_much_of_the_split_was_judged(of: int, said: str) -> None:
+    assert said in page(pairs_in_split=of)
+
+
+def test_a_worst_pair_shows_what_the_model_saw_and_what_is_true(picture: Path) -> None:
+    html = page(worst(picture))
+    assert "data:image/webp;base64," in html
+    assert "truly manipulated" in html
+    assert "0.062" in html
+    assert '<rect class="truth" x="10.0" y="20.0" width="20.0" height="30.0"/>' in html
+    assert '<rect class="line" x="12" y="22" width="20" height="30"/>' in html
+    assert '<u title="truly manipulated">calm</u>' in html
+    assert re.search(r'<u [^>]+><mark data-level="4" [^>]+>angry</mark></u>', html)
+    assert re.search(r'<mark data-level="2" [^>]+>&lt;b&gt;waits&lt;/b&gt;</mark>', html)
+    assert "<b>waits" not in html
+
+
+def test_a_pair_whose_face_is_not_flagged_has_only_the_true_box(picture: Path) -> None:
+    html = page(worst(picture, box_px=None, flagged_types=[]))
+    assert 'class="truth" x=' in html
+    assert 'class="line"' not in html
+
+
+def test_a_picture_that_is_gone_leaves_a_note(tmp_path: Path) -> None:
+    html = page(worst(tmp_path / "gone.png"))
+    assert "No picture here" in html
+    assert 'class="truth" x=' not in html
+
+
+def test_a_pair_that_could_not_be_explained_says_why(picture: Path) -> None:
+    failed = Finding(model_id="m@1", policy_id="p", error=TextMissing("the text is blank"))
+    html = page(WorstPair(worst(picture).record, failed, 0.5))
+    assert "the text is blank" in html
+    assert "data:image/webp" in html
+
+
+def test_the_page_runs_no_script_and_fetches_nothing(picture: Path) -> None:
+    html = page(worst(picture), corpus="/data/<script>alert(1)</script>")
+    assert "default-src 'none'" in html
+    assert "<script" not in html
+    assert not re.search(r"(src|href)=\"(?!data:|#)", html)

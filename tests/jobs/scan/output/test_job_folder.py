@@ -1,0 +1,199 @@
+import json
+import threading
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from asap.errors import StorageError
+from asap.storage.files import write_bytes
+from asap.storage.location import Location
+from jobs.errors import JobDiffers, JobFailed, JobInUse
+from jobs.scan.output import job_folder
+from jobs.scan.output.job_folder import Job, check_resumable, is_finished, read_record, wait_until_free
+from tests.support.waiting import HANG_S, Clock, wait_until
+
+IDENTITY = {"settings": {"limit": None, "captions": None}, "model_id": "m@1"}
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Location:
+    return Location(str(tmp_path / "job"))
+
+
+def _entries() -> dict[str, Any]:
+    return {"identity": IDENTITY}
+
+
+def test_a_job_records_what_it_is_and_how_it_ends(folder: Location) -> None:
+    with Job(folder, _entries(), heartbeat_s=10) as job:
+        record = read_record(folder)
+        assert record
+        assert (record["state"], record["job_id"], record["runs"]) == ("validating", "job", 1)
+        assert datetime.fromisoformat(record["heartbeat"]).tzinfo
+        job.update(state="completed")
+    record = read_record(folder)
+    assert record
+    assert (record["state"], record["error"]) == ("completed", None)
+
+
+@pytest.mark.parametrize(
+    ("error", "state", "message"),
+    [
+        (JobFailed("the disk is full\nand more"), "failed", "the disk is full"),
+        (KeyboardInterrupt(), "cancelled", None),
+        (ValueError(), "failed", "ValueError"),
+    ],
+)
+def test_a_job_that_stops_says_how(folder: Location, error: BaseException, state: str, message: str | None) -> None:
+    with pytest.raises(type(error)), Job(folder, _entries(), heartbeat_s=10):
+        raise error
+    record = read_record(folder)
+    assert record
+    assert (record["state"], record["error"]) == (state, message)
+
+
+def test_the_heart_beats_while_the_job_works_and_not_after(folder: Location) -> None:
+    with Job(folder, _entries(), heartbeat_s=0.02) as job:
+        job.note(counts={"done": 3})
+        beats = job.record["beats"]
+        wait_until(lambda: (read_record(folder) or {})["beats"] >= beats + 2, every_s=0.01)
+        assert (read_record(folder) or {})["counts"] == {"done": 3}
+    assert "heartbeat" not in {thread.name for thread in threading.enumerate()}
+
+
+def test_a_free_folder_has_no_record(folder: Location) -> None:
+    assert check_resumable(folder, IDENTITY) is None
+
+
+def test_the_same_job_can_be_gone_on_with(folder: Location) -> None:
+    with Job(folder, _entries(), heartbeat_s=10) as job:
+        job.update(manifest={"rows": 5})
+    record = check_resumable(folder, json.loads(json.dumps(IDENTITY)))
+    assert record
+    assert record["manifest"] == {"rows": 5}
+    with Job(folder, record | _entries(), heartbeat_s=10) as job:
+        assert job.record["runs"] == 2
+        assert job.record["manifest"] == {"rows": 5}
+
+
+def test_another_job_is_refused_naming_every_difference(folder: Location) -> None:
+    with Job(folder, _entries(), heartbeat_s=10):
+        pass
+    other = {"settings": {"limit": 10, "captions": {"engine": "precomputed"}}, "model_id": "m@2"}
+    with pytest.raises(JobDiffers, match=r"model_id was 'm@1' and is 'm@2'") as caught:
+        check_resumable(folder, other)
+    assert "settings.limit was None and is 10" in str(caught.value)
+    assert "precomputed" in str(caught.value)
+
+
+def test_fingerprints_are_told_as_what_they_mean(folder: Location) -> None:
+    entries = _entries()
+    entries["identity"] = IDENTITY | {"input": "71962ea7", "settings": {"input": "/a.csv"}}
+    with Job(folder, entries, heartbeat_s=10):
+        pass
+    with pytest.raises(JobDiffers, match=r": the content of the input has changed; choose"):
+        check_resumable(folder, entries["identity"] | {"input": "f00"})
+    with pytest.raises(JobDiffers, match=r": settings\.input was '/a.csv' and is '/b.csv'; choose"):
+        check_resumable(folder, entries["identity"] | {"input": "f00", "settings": {"input": "/b.csv"}})
+
+
+def test_a_folder_of_something_else_is_left_alone(folder: Location) -> None:
+    write_bytes(folder / "thesis.txt", b"x")
+    with pytest.raises(JobDiffers, match="holds files that are not a job's"):
+        check_resumable(folder, IDENTITY)
+
+
+def test_a_broken_record_is_told(folder: Location) -> None:
+    write_bytes(folder / "job.json", b"{")
+    with pytest.raises(StorageError, match=r"job\.json is broken"):
+        check_resumable(folder, IDENTITY)
+
+
+def test_a_job_whose_heart_beats_is_in_use(folder: Location) -> None:
+    with Job(folder, _entries(), heartbeat_s=0.05):
+        record = read_record(folder)
+        assert record
+        with pytest.raises(JobInUse, match="is in use"):
+            wait_until_free(folder, record, stale_after_s=HANG_S, notify=lambda line: None)
+
+
+@pytest.mark.parametrize("place", ["local", "s3"])
+def test_of_two_processes_that_begin_a_job_at_once_one_does(
+    folder: Location, place: str, request: pytest.FixtureRequest
+) -> None:
+    if place == "s3":
+        folder = Location(f"s3://{request.getfixturevalue('bucket')}/job")
+    first, second = Job(folder, _entries(), heartbeat_s=10), Job(folder, _entries(), heartbeat_s=10)
+    with first:
+        with pytest.raises(JobInUse, match="another process has begun it"), second:
+            pass
+        assert (read_record(folder) or {})["run_id"] == first.record["run_id"]
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    clock = Clock()
+    monkeypatch.setattr(job_folder, "time", clock)
+    return clock
+
+
+@pytest.mark.parametrize("state", ["failed", "cancelled", "completed"])
+def test_a_job_that_ended_is_free_at_once(folder: Location, clock: Clock, state: str) -> None:
+    record = {"state": state, "heartbeat": datetime.now(UTC).isoformat()}
+    wait_until_free(folder, record, stale_after_s=30, notify=lambda line: None)
+    assert clock.now == 0
+
+
+def test_a_job_that_was_killed_is_free_once_its_heart_has_stood_still(folder: Location, clock: Clock) -> None:
+    record = {"state": "running", "run_id": "a", "beats": 3, "heartbeat": datetime.now(UTC).isoformat()}
+    write_bytes(folder / "job.json", json.dumps(record).encode())
+    told: list[str] = []
+    wait_until_free(folder, record, stale_after_s=12, notify=told.append)
+    assert 12 <= clock.now < 13
+    assert "not ended properly" in told[0]
+
+
+def test_a_job_that_was_killed_long_ago_is_free_at_once(folder: Location, clock: Clock) -> None:
+    record = {"state": "running", "heartbeat": (datetime.now(UTC) - timedelta(days=1)).isoformat()}
+    wait_until_free(folder, record, stale_after_s=30, notify=lambda line: None)
+    assert clock.now == 0
+
+
+def test_a_job_that_was_taken_over_stops(folder: Location, monkeypatch: pytest.MonkeyPatch) -> None:
+    interrupted = threading.Event()
+    monkeypatch.setattr(job_folder._thread, "interrupt_main", interrupted.set)
+    with pytest.raises(JobInUse, match="taken over"), Job(folder, _entries(), heartbeat_s=0.02):
+        wait_until(lambda: _take_over(folder, {"run_id": "another"}, interrupted), every_s=0.01)
+    assert (read_record(folder) or {})["run_id"] == "another"
+
+
+def _take_over(folder: Location, record: dict[str, Any], interrupted: threading.Event) -> bool:
+    if not interrupted.is_set():  # a beat may have been between its reading and its writing
+        write_bytes(folder / "job.json", json.dumps(record).encode())
+    return interrupted.wait(0.05)
+
+
+def test_a_store_that_is_away_for_a_moment_stops_no_job(folder: Location, monkeypatch: pytest.MonkeyPatch) -> None:
+    away = threading.Event()
+    real = job_folder.write_bytes
+
+    def write(location: Location, data: bytes) -> None:
+        if away.is_set():
+            away.clear()
+            raise StorageError("away")
+        real(location, data)
+
+    monkeypatch.setattr(job_folder, "write_bytes", write)
+    with Job(folder, _entries(), heartbeat_s=0.02) as job:
+        away.set()
+        wait_until(lambda: not away.is_set(), every_s=0.01)
+        beats = job.record["beats"]
+        wait_until(lambda: job.record["beats"] > beats, every_s=0.01)
+
+
+def test_finished_means_the_last_file_is_there(folder: Location) -> None:
+    assert not is_finished(folder)
+    write_bytes(folder / "_SUCCESS", b"")
+    assert is_finished(folder)

@@ -1,0 +1,479 @@
+"""Whole scans: real Ray, real processes, S3 over HTTP."""
+
+import json
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from asap.errors import AsapError, CheckpointError, ConfigError, StorageError
+from asap.storage import files as storage
+from asap.storage.fetch import FetchSettings
+from asap.storage.location import Location
+from jobs.errors import InputNotFound, JobDiffers, JobFailed
+from jobs.scan.input.manifest import ManifestRow, write_manifest
+from jobs.scan.output.completeness import count_rows, repair_results
+from jobs.scan.output.job_folder import Job
+from jobs.scan.run import ScanProgress, _watched, check_manifest, check_results, scan
+from jobs.scan.settings import CaptionSettings, ScanSettings
+from jobs.scan.stages.detect import Detector
+from jobs.scan.stages.result_rows import RESULT_SCHEMA
+from tests.support.deadly import Deadly
+
+
+def _results(folder: Location) -> list[dict[str, Any]]:
+    rows: list[dict[str, Any]] = []
+    for info in storage.list_files(folder / "results"):
+        with storage.open_seekable(info.location) as file:
+            table = pq.read_table(file)
+        assert table.schema.equals(RESULT_SCHEMA), info.location
+        rows += table.to_pylist()
+    return sorted(rows, key=lambda row: row["row_id"])
+
+
+def _lines(location: Location) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in storage.read_bytes(location).splitlines()]
+
+
+def _names(folder: Location) -> set[str]:
+    return {info.location.uri.removeprefix(f"{folder.uri}/").partition("/")[0] for info in storage.list_files(folder)}
+
+
+@pytest.fixture
+def messy_bucket(bucket: str, jpeg: Callable[..., bytes]) -> dict[str, str | None]:
+    """A manifest in S3 with broken, missing, oversized, text-less and repeated entries among good ones.
+
+    Returns what is expected of each `custom_id`: an error code, or None.
+    """
+    root = Location(f"s3://{bucket}")
+    good = {f"good-{number}": f"images/{number}.jpg" for number in range(12)}
+    for number, name in enumerate(good.values()):
+        storage.write_bytes(root / name, jpeg(number))
+    objects = {
+        "cut.jpg": jpeg(50)[:200],
+        "empty.jpg": b"",
+        "page.jpg": b"<html>",
+        "large.jpg": b"\xff\xd8\xff" + b"x" * 50_000,
+    }
+    for name, data in objects.items():
+        storage.write_bytes(root / "images" / name, data)
+    pair = {"text": "A team celebrates its first title"}
+    entries: list[tuple[dict[str, Any], str | None]] = [
+        *(({"id": name, "image": image} | pair, None) for name, image in good.items()),
+        ({"id": "same-image", "image": "images/0.jpg", "text": "Another text"}, None),
+        ({"id": "cut", "image": "images/cut.jpg"} | pair, "decode_failed"),
+        ({"id": "empty", "image": "images/empty.jpg"} | pair, "empty_file"),
+        ({"id": "page", "image": "images/page.jpg"} | pair, "unsupported_format"),
+        ({"id": "large", "image": "images/large.jpg"} | pair, "too_large"),
+        ({"id": "gone", "image": "images/gone.jpg"} | pair, "not_found"),
+        ({"id": "elsewhere", "image": "s3://no-such-bucket-there/a.jpg"} | pair, "not_found"),
+        ({"id": "passwd", "image": "/etc/passwd"} | pair, "row_invalid"),
+        ({"id": "address", "image": "http://127.0.0.1/a.jpg"} | pair, "row_invalid"),
+        ({"id": "mute", "image": "images/1.jpg"}, "text_missing"),
+        ({"id": "punctuation", "image": "images/1.jpg", "text": "... !"}, "text_invalid"),
+        ({"id": "blind", "text": "Only a text"}, "image_missing"),
+        ({"id": "surrogate", "image": "images/2.jpg", "text": "A team \ud83d celebrates"}, None),
+        ({"id": "nul", "image": "images/2.jpg", "text": "A team\0 celebrates"}, None),
+    ]
+    lines = [json.dumps(record) for record, _ in entries]
+    lines.insert(3, "{broken")
+    lines.append(json.dumps({"id": "good-3", "image": "images/0.jpg"} | pair))
+    storage.write_bytes(root / "pairs.jsonl", "\n".join(lines).encode())
+    expected = {str(record["id"]): code for record, code in entries}
+    return expected | {"#3": "row_invalid", f"good-3#{len(lines) - 1}": None}
+
+
+def test_a_scan_over_s3_has_one_row_for_every_line_with_the_right_code(
+    ray_here: None, bucket: str, messy_bucket: dict[str, str | None], model_folder: Path
+) -> None:
+    out = f"s3://{bucket}/out"
+    settings = ScanSettings(
+        input=f"s3://{bucket}/pairs.jsonl", out=out, model=str(model_folder), max_image_bytes=40_000, batch_size=8,
+        rows_per_file=8, fetch=FetchSettings(attempts=2),
+    )  # fmt: skip
+    seen: list[ScanProgress] = []
+    summary = scan(settings, seen.append)
+
+    folder = Location(out) / "pairs"
+    rows = _results(folder)
+    assert {row["custom_id"]: row["error_code"] for row in rows} == messy_bucket, [row["error_detail"] for row in rows]
+    assert [row["row_id"] for row in rows] == list(range(len(messy_bucket)))
+    for row in rows:
+        assert (row["status"] == "error") == (row["error_code"] is not None)
+        assert (row["score"] is None) == (row["status"] == "error")
+        assert row["model_id"] == summary["model_id"]
+    by_name = {row["custom_id"]: row for row in rows}
+    assert by_name["good-0"]["image_version"]
+    assert by_name["good-0"]["image_sha256"] == by_name["same-image"]["image_sha256"]
+    assert by_name["surrogate"]["text"] == r"A team \ud83d celebrates"
+    assert by_name["nul"]["warnings"]
+    assert by_name["gone"]["retryable"] is False
+
+    errors = sum(code is not None for code in messy_bucket.values())
+    assert (summary["pairs"], summary["errors"]) == (len(messy_bucket), errors)
+    assert {line["custom_id"] for line in _lines(folder / "errors.jsonl")} == {
+        name for name, code in messy_bucket.items() if code
+    }
+    flagged = {row["custom_id"] for row in rows if row["verdict"] in ("manipulated", "review")}
+    assert {line["custom_id"] for line in _lines(folder / "flagged.jsonl")} == flagged
+    assert summary["flagged"] == len(flagged)
+    assert _names(folder) == {
+        "job.json", "manifest", "results", "errors.jsonl", "flagged.jsonl", "summary.json", "report", "_SUCCESS",
+    }  # fmt: skip
+    job = json.loads(storage.read_bytes(folder / "job.json"))
+    assert job["state"] == "completed"
+    assert job["counts"]["done"] == len(messy_bucket)
+    assert seen[-1].stage == "writing the summary and the report"
+    assert any(progress.done == len(messy_bucket) for progress in seen)
+
+    _check_that_again_does_nothing(settings, summary)
+
+
+def _check_that_again_does_nothing(settings: ScanSettings, summary: dict[str, Any]) -> None:
+    """The same command on a finished job; another model, limit or input is refused."""
+    before = storage.file_info(settings.job_folder / "job.json")
+    assert scan(settings) == summary
+    assert storage.file_info(settings.job_folder / "job.json") == before
+    with pytest.raises(JobDiffers, match=r"settings\.limit was None and is 3"):
+        scan(settings.model_copy(update={"limit": 3}))
+    source = Location.parse(settings.input)
+    storage.write_bytes(source, storage.read_bytes(source) + b"\n{}\n")
+    with pytest.raises(JobDiffers, match="the content of the input has changed"):
+        scan(settings)
+
+
+def test_a_folder_scan_captions_the_pairs_without_text(
+    ray_here: None, tmp_path: Path, jpeg: Callable[..., bytes], model_folder: Path
+) -> None:
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    for number in range(4):
+        (folder / f"{number}.jpg").write_bytes(jpeg(number))
+    (folder / "0.txt").write_text("A team celebrates")
+    (tmp_path / "captions.json").write_text(json.dumps({"0.jpg": "a team", "1.jpg": "a crowd", "2.jpg": "a child"}))
+    captions = CaptionSettings(engine="precomputed", source=str(tmp_path / "captions.json"))
+    summary = scan(
+        ScanSettings(input=str(folder), out=str(tmp_path / "out"), model=str(model_folder), captions=captions)
+    )
+    rows = {row["custom_id"]: row for row in _results(Location(summary["folder"]))}
+    assert [rows[f"{number}.jpg"]["caption"] for number in range(4)] == ["a team", "a crowd", "a child", None]
+    assert [rows[f"{number}.jpg"]["error_code"] for number in range(4)] == [None, None, None, "caption_failed"]
+    assert rows["0.jpg"]["words"] is not None
+    assert rows["1.jpg"]["words"] is None
+    assert "caption" in rows["1.jpg"]["warnings"][0]
+    (tmp_path / "captions.json").write_text(json.dumps({"0.jpg": "a team"}))
+    with pytest.raises(JobDiffers, match="captioner was"):
+        scan(ScanSettings(input=str(folder), out=str(tmp_path / "out"), model=str(model_folder), captions=captions))
+    assert rows["1.jpg"]["types"]["text_swap"] is None
+    assert Path(summary["report"]).read_text().startswith("<!")
+
+
+@pytest.fixture
+def deadly(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    from ray import cloudpickle
+
+    from jobs.scan import pipeline as chain
+
+    by_value = sys.modules[__name__], sys.modules[Deadly.__module__]
+    for module in by_value:
+        cloudpickle.register_pickle_by_value(module)
+    monkeypatch.setattr(chain, "Detector", Deadly)
+    monkeypatch.setattr(chain, "TRIES", 1)
+    yield
+    for module in by_value:
+        cloudpickle.unregister_pickle_by_value(module)
+
+
+class _Bounded(Detector):
+    """Refuses to judge more rows at a time than a batch has."""
+
+    def __call__(self, batch: pa.Table) -> pa.Table:
+        import os
+
+        if len(batch) > 8:
+            os._exit(1)
+        return super().__call__(batch)
+
+
+@pytest.mark.slow
+def test_blocks_of_more_rows_than_a_batch_are_judged_in_batches(
+    ray_here: None, deadly: None, monkeypatch: pytest.MonkeyPatch, corpus: Path, model_folder: Path
+) -> None:
+    monkeypatch.setattr("jobs.scan.pipeline.Detector", _Bounded)
+    monkeypatch.setattr("jobs.scan.pipeline._MOST_BLOCKS", 2)
+    records = [{"id": number, "image": f"images/{number % 4}.jpg", "text": "A team"} for number in range(50)]
+    (corpus / "b.jsonl").write_text("\n".join(map(json.dumps, records)))
+    out = str(corpus / "out")
+    summary = scan(ScanSettings(input=str(corpus / "b.jsonl"), out=out, model=str(model_folder), batch_size=8))
+    assert (summary["pairs"], summary["errors"]) == (50, 0)
+    assert [row["custom_id"] for row in _results(Location(summary["folder"]))] == [str(n) for n in range(50)]
+
+
+def test_gpus_that_are_not_there_are_told_of_and_the_same_scan_goes_on_without(
+    ray_here: None, corpus: Path, model_folder: Path
+) -> None:
+    (corpus / "b.jsonl").write_text(json.dumps({"id": 1, "image": "images/0.jpg", "text": "A team"}))
+    place = {"input": str(corpus / "b.jsonl"), "out": str(corpus / "out"), "model": str(model_folder)}
+    with pytest.raises(ConfigError, match=r"1000 workers with 0\.5 CPUs, 1 GPU each .*; give fewer --detectors"):
+        scan(ScanSettings(**place, device="cuda", detectors=1000))
+    assert scan(ScanSettings(**place, device="cpu"))["pairs"] == 1
+
+
+@pytest.mark.parametrize(("address", "waits"), [(None, False), ("auto", True)])
+def test_a_gpu_is_waited_for_on_a_cluster_only(
+    monkeypatch: pytest.MonkeyPatch, address: str | None, *, waits: bool
+) -> None:
+    from jobs.scan.pipeline import size_pipeline
+
+    monkeypatch.setattr("ray.cluster_resources", lambda: {"CPU": 8.0})
+    monkeypatch.setattr("ray.nodes", lambda: [{"Alive": True, "Resources": {"CPU": 8.0}}])
+    asked: list[Any] = []
+    monkeypatch.setattr("jobs.cluster._brought", lambda *needs: asked.append(needs))
+    told: list[str] = []
+    settings = ScanSettings(input="a.jsonl", out="out", device="cuda", address=address, wait_for_machines_s=120)
+    with pytest.raises(ConfigError, match=r"1 worker with 0\.5 CPUs, 1 GPU do not fit .*; --device auto takes"):
+        size_pipeline(settings, "demo", 32, 100, told.append)
+    assert asked == ([({"CPU": 0.5, "GPU": 1}, 1, 120)] if waits else [])
+    assert bool(told) == waits
+
+
+@pytest.mark.parametrize(
+    ("gpus", "device", "wanted"),
+    [(2, "auto", ("cuda", 256)), (2, "cuda", ("cuda", 256)), (2, "cpu", ("cpu", 64)), (0, "auto", ("cpu", 64))],
+)
+def test_models_run_on_what_ray_counts_and_judge_what_travels_together(
+    monkeypatch: pytest.MonkeyPatch, gpus: int, device: Any, wanted: tuple[str, int]
+) -> None:
+    from jobs.scan.pipeline import size_pipeline
+
+    machine = {"CPU": 8.0} | ({"GPU": float(gpus)} if gpus else {})
+    monkeypatch.setattr("ray.cluster_resources", lambda: machine)
+    monkeypatch.setattr("ray.nodes", lambda: [{"Alive": True, "Resources": machine}])
+    chain = size_pipeline(ScanSettings(input="a.jsonl", out="out", device=device), "demo", 32, 100)
+    assert (chain.detection.device, chain.detection.batch_size) == wanted
+    assert chain.batch_size == wanted[1]
+    assert bool(chain.detect.gpus) == (wanted[0] == "cuda")
+
+
+@pytest.mark.parametrize(("rows", "blocks"), [(1, 1), (64, 1), (65, 2), (2**17, 2048), (2**17 + 1, 4096)])
+def test_no_block_is_longer_than_a_batch_whatever_the_files(rows: int, blocks: int) -> None:
+    from jobs.scan.pipeline import _blocks
+
+    assert _blocks(rows, 64) == blocks
+
+
+@pytest.mark.chaos
+@pytest.mark.slow
+def test_rows_that_end_every_process_become_errors_and_take_no_other_with_them(
+    ray_here: None, deadly: None, corpus: Path, model_folder: Path
+) -> None:
+    records = [{"id": number, "image": f"images/{number % 4}.jpg", "text": "A team"} for number in range(24)]
+    records[5]["text"] = "this is poison"
+    (corpus / "b.jsonl").write_text("\n".join(map(json.dumps, records)))
+    settings = ScanSettings(
+        input=str(corpus / "b.jsonl"), out=str(corpus / "out"), model=str(model_folder), batch_size=4
+    )
+    rows = _results(Location(scan(settings)["folder"]))
+    assert [row["row_id"] for row in rows] == list(range(24))
+    assert [row["custom_id"] for row in rows if row["error_code"]] == ["5"]
+    assert rows[5]["error_code"] == "model_error"
+    assert "died each time" in rows[5]["error_detail"]
+
+
+def test_work_that_cannot_be_done_fails_the_job_in_a_sentence_and_keeps_it(
+    ray_here: None, corpus: Path, model_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from jobs.scan import plan as preflight
+
+    settings = ScanSettings(input=str(corpus / "a.jsonl"), out=str(corpus / "out"), model=str(model_folder))
+    plan = preflight.plan_scan(settings)
+    broken = corpus / "no-model-on-the-workers"
+    monkeypatch.setattr(
+        "jobs.scan.run.plan_scan", lambda _: preflight.ScanPlan(**(vars(plan) | {"model": str(broken)}))
+    )
+    with pytest.raises(
+        JobFailed, match=r"the work stopped: .*no-model-on-the-workers.*give the same command"
+    ) as caught:
+        scan(settings)
+    assert "\n" not in str(caught.value)
+    job = json.loads((corpus / "out/a/job.json").read_text())
+    assert job["state"] == "failed"
+    assert "no-model-on-the-workers" in job["error"]
+    monkeypatch.undo()
+    assert scan(settings)["pairs"] == 4
+
+
+def test_a_manifest_that_lost_rows_since_it_was_written_fails_the_job(corpus: Path) -> None:
+    write_manifest((ManifestRow(row_id=number, custom_id=str(number)) for number in range(5)), Location(str(corpus)))
+    check_manifest(Location(str(corpus)), 5)
+    with pytest.raises(JobFailed, match=r"holds 5 rows where 7 were written.*choose another job or delete"):
+        check_manifest(Location(str(corpus)), 7)
+
+
+def test_a_counter_that_is_lost_stops_no_job(corpus: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import ray
+
+    class Lost:
+        read = property(lambda self: self)
+
+        def remote(self) -> None:
+            raise ray.exceptions.ActorDiedError
+
+    monkeypatch.setattr("jobs.scan.stages.progress.start_counter", Lost)
+    job = Job(Location(str(corpus / "out/a")), {}, heartbeat_s=10)
+    with _watched(job, 0, 4, lambda progress: pytest.fail("it told what it does not know")):
+        pass
+
+
+def test_results_that_are_fewer_than_the_rows_fail_the_job(corpus: Path) -> None:
+    write_manifest((ManifestRow(row_id=number, custom_id=str(number)) for number in range(5)), Location(str(corpus)))
+    check_results(Location(str(corpus)), 5)
+    with pytest.raises(JobFailed, match=r"holds 5 rows and the manifest was written with 7"):
+        check_results(Location(str(corpus)), 7)
+
+
+@pytest.fixture(scope="module")
+def judged(
+    ray_here: None, tmp_path_factory: pytest.TempPathFactory, jpeg: Callable[..., bytes], model_folder: Path
+) -> ScanSettings:
+    """A finished scan of two pairs."""
+    folder = tmp_path_factory.mktemp("judged")
+    for number in range(2):
+        (folder / f"{number}.jpg").write_bytes(jpeg(number))
+    lines = [json.dumps({"id": str(number), "image": f"{number}.jpg", "text": "A team"}) for number in range(2)]
+    (folder / "a.jsonl").write_text("\n".join(lines))
+    settings = ScanSettings(input=str(folder / "a.jsonl"), out=str(folder / "out"), model=str(model_folder))
+    scan(settings)
+    return settings
+
+
+@pytest.fixture
+def interrupted(judged: ScanSettings, tmp_path: Path) -> ScanSettings:
+    """The job of `judged`, as it was before its last file was written."""
+    settings = judged.model_copy(update={"out": str(tmp_path / "out")})
+    shutil.copytree(judged.job_folder.uri, settings.job_folder.uri)
+    place = tmp_path / "out/a"
+    (place / "_SUCCESS").unlink()
+    job = json.loads((place / "job.json").read_text())
+    (place / "job.json").write_text(json.dumps(job | {"state": "failed"}))
+    return settings
+
+
+def test_a_job_that_died_with_all_rows_there_judges_nothing_again(
+    interrupted: ScanSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = _results(interrupted.job_folder)
+    monkeypatch.setattr("jobs.scan.pipeline.run_pipeline", lambda *_: pytest.fail("the rows were judged again"))
+    assert scan(interrupted)["pairs"] == 2
+    assert _results(interrupted.job_folder) == rows
+    assert (tmp_path / "out/a/_SUCCESS").exists()
+
+
+def test_what_a_killed_run_left_half_written_is_neither_read_nor_kept(
+    interrupted: ScanSettings, tmp_path: Path
+) -> None:
+    rows, place = _results(interrupted.job_folder), tmp_path / "out/a"
+    (whole,) = (place / "results").glob("*.parquet")
+    data = whole.read_bytes()
+    pq.write_table(pq.read_table(whole).slice(1), whole)
+    # What a kill leaves of a results file, of the rows that remain, and of the checkpoint of an earlier version.
+    (place / "results/7-000001-0.parquet").write_bytes(data[:-1])
+    for name in ("_remaining/00000.parquet", "_checkpoint/7-000001.pending.parquet", "_alone/00000.parquet"):
+        (place / name).parent.mkdir()
+        (place / name).write_bytes(data[: len(data) // 2])
+    assert scan(interrupted)["pairs"] == 2
+    again, kept = _results(interrupted.job_folder)
+    assert kept == rows[1]
+    assert (again["row_id"], again["verdict"]) == (0, rows[0]["verdict"])
+    assert again["score"] == pytest.approx(rows[0]["score"], abs=1e-4)  # alone in its batch, not one of two
+    assert not [path.name for path in place.iterdir() if path.is_dir() and path.name.startswith("_")]
+
+
+def test_a_resumed_scan_judges_what_is_missing_in_whole_batches(
+    ray_here: None, corpus: Path, model_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls, fault, results = corpus / "calls", corpus / "fault", corpus / "out/b/results"
+
+    class Counting(Detector):
+        """Writes down the rows of each call. While there is a fault, fails at later rows once there are results."""
+
+        def __call__(self, batch: pa.Table) -> pa.Table:
+            if fault.exists() and min(batch["row_id"].to_pylist()) >= 160:
+                for _ in range(1200):
+                    if any(results.glob("*.parquet")):
+                        break
+                    time.sleep(0.1)
+                raise RuntimeError("a fault")
+            with calls.open("a") as file:
+                file.write(f"{len(batch)}\n")
+            return super().__call__(batch)
+
+    monkeypatch.setattr("jobs.scan.pipeline.Detector", Counting)
+    records = [{"id": number, "image": f"images/{number % 4}.jpg", "text": "A team"} for number in range(320)]
+    (corpus / "b.jsonl").write_text("\n".join(map(json.dumps, records)))
+    settings = ScanSettings(
+        input=str(corpus / "b.jsonl"), out=str(corpus / "out"), model=str(model_folder), batch_size=8, rows_per_file=8
+    )
+    fault.touch()
+    with pytest.raises(JobFailed, match="a fault"):
+        scan(settings)
+    repair_results(settings.job_folder / "results")
+    done = count_rows(settings.job_folder / "results")
+    assert 0 < done <= 160
+    fault.unlink()
+    calls.unlink()
+    assert scan(settings)["pairs"] == 320
+    assert [row["row_id"] for row in _results(settings.job_folder)] == list(range(320))
+    sizes = [int(size) for size in calls.read_text().split()]
+    assert set(sizes) == {8}
+    assert 160 <= sum(sizes) <= 320 - done
+
+
+def _unstartable(corpus: Path, model_folder: Path, **changes: Any) -> ScanSettings:
+    given = {"input": str(corpus / "a.jsonl"), "out": str(corpus / "out"), "model": str(model_folder)}
+    return ScanSettings(**(given | changes))
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "reason"),
+    [
+        ({"input": "/nowhere.jsonl"}, InputNotFound, "/nowhere.jsonl is not there"),
+        ({"input": "s3://unknown-bucket-77/a.jsonl"}, StorageError, "does not exist"),
+        ({"out": "s3://unknown-bucket-77/out"}, StorageError, "'unknown-bucket-77' does not exist"),
+        ({"model": "/nowhere"}, CheckpointError, "'/nowhere' does not exist"),
+        ({"model": "tests"}, CheckpointError, "has no"),
+        ({"captions": {"engine": "precomputed", "source": "/nowhere.json"}}, InputNotFound, "captions /nowhere.json"),
+    ],
+)
+def test_what_is_wrong_with_the_command_is_told_before_any_work(
+    s3: str, corpus: Path, model_folder: Path, monkeypatch: pytest.MonkeyPatch,
+    changes: dict[str, Any], error: type[AsapError], reason: str,
+) -> None:  # fmt: skip
+    def never(*args: object, **named: object) -> None:
+        raise AssertionError("work was started")
+
+    monkeypatch.setattr("jobs.scan.run.ray_running", never)
+    with pytest.raises(error) as caught:
+        scan(_unstartable(corpus, model_folder, **changes))
+    assert reason in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert not (corpus / "out").exists()
+
+
+def test_what_is_wrong_with_an_input_is_told_without_loading_torch() -> None:
+    code = "import sys, jobs.scan.run; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_an_output_folder_of_something_else_is_refused(corpus: Path, model_folder: Path) -> None:
+    (corpus / "out/a").mkdir(parents=True)
+    (corpus / "out/a/thesis.txt").write_text("x")
+    with pytest.raises(JobDiffers, match="holds files that are not a job's"):
+        scan(_unstartable(corpus, model_folder))

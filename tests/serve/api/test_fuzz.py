@@ -1,0 +1,91 @@
+"""The API against its own description, with requests that are made from it, and with pictures that are broken."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Iterator
+from typing import Any
+
+import jsonschema
+import pytest
+from hypothesis import HealthCheck, given, settings
+from schemathesis import GenerationMode, openapi
+from schemathesis.specs.openapi.checks import negative_data_rejection, positive_data_acceptance
+
+from asap.predictor import Predictor
+from serve.api.keys import Keyring, new_key
+from tests.support.mutations import BROKE, FORMATS, mutated
+from tests.support.serving import TEXT, LocalDetector, api, encoded
+from tests.support.waiting import HANG_S
+
+KEY, LINE = new_key("fuzz")
+PICTURE = encoded()
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+@pytest.fixture(scope="module")
+def client() -> Iterator[Any]:
+    judge = LocalDetector(Predictor.from_folder("demo", "cpu"))
+    with api(judge, Keyring.parse([LINE], "here"), key_rate=1e9, max_text_chars=500) as client:
+        yield client
+
+
+@pytest.fixture(scope="module")
+def described(client: Any) -> Any:
+    async def requests_only(scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] == "http":  # the client has begun the application's life, and will end it
+            await client.app(scope, receive, send)
+
+    schema = openapi.from_dict(client.app.openapi())
+    schema.app = requests_only
+
+    @schema.hook
+    def map_body(context: Any, body: Any) -> Any:
+        """Put a real picture in the place of every other one, so that what is beside it gets as far as the model."""
+        if isinstance(body, dict) and isinstance(given := body.get("image"), str | bytes) and len(given) % 2:
+            return body | {"image": PICTURE if isinstance(given, bytes) else base64.b64encode(PICTURE).decode()}
+        return body
+
+    return schema
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "mode"),
+    [
+        *[("POST", path, mode) for path in ("/v1/detect", "/v1/detect/batch") for mode in GenerationMode],
+        *[("GET", path, GenerationMode.POSITIVE) for path in ("/v1/models", "/metrics", "/healthz", "/readyz")],
+    ],
+)
+def test_whatever_is_asked_is_answered_as_the_api_is_described(
+    described: Any, method: str, path: str, mode: GenerationMode
+) -> None:
+    @given(case=described[path][method].as_strategy(generation_mode=mode))
+    @settings(max_examples=100, derandomize=True, database=None, deadline=None, suppress_health_check=list(HealthCheck))
+    def check(case: Any) -> None:
+        answer = case.call(headers={"Authorization": f"Bearer {KEY}"}, timeout=HANG_S)
+        # A picture that cannot be decoded fits the description, and is refused all the same; in a form all is text.
+        form = case.media_type == "multipart/form-data"
+        excluded = [positive_data_acceptance, *([negative_data_rejection] if form else [])]
+        case.validate_response(answer, excluded_checks=excluded)
+
+    check()
+
+
+def test_broken_pictures_are_judged_or_refused_and_break_no_decoder(client: Any) -> None:
+    headers = {"Authorization": f"Bearer {KEY}"}
+    described = client.app.openapi()
+    seen = set()
+    for kind, data in mutated(300, seed=1):
+        answer = client.post("/v1/detect", files={"image": data}, data={"text": TEXT}, headers=headers)
+        assert answer.status_code in (200, 400, 413), answer.text
+        assert BROKE not in answer.text, (kind, len(data))  # nor did it take longer than a decoder may
+        jsonschema.validate(answer.json(), _schema(described, answer.status_code))
+        seen.add((kind, answer.status_code))
+    assert seen >= {(kind, 400) for kind in FORMATS}
+    assert seen >= {(kind, 200) for kind in FORMATS if kind != "PNG"}  # whose pixels have a checksum of their own
+
+
+def _schema(described: dict[str, Any], status: int) -> dict[str, Any]:
+    """Of an answer of POST /v1/detect."""
+    (content,) = described["paths"]["/v1/detect"]["post"]["responses"][str(status)]["content"].values()
+    return content["schema"] | {"components": described["components"]}

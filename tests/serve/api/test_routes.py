@@ -1,0 +1,567 @@
+import asyncio
+import base64
+import json
+import logging
+import os
+import pickle
+import re
+import threading
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor, as_completed
+from dataclasses import replace
+from typing import Any
+
+import jsonschema
+import pytest
+from fastapi.testclient import TestClient
+
+from asap.errors import ModelError
+from asap.finding import Finding, Pair
+from asap.predictor import Predictor
+from asap.preprocessing.images import PreparedImage
+from serve.api.keys import Keyring, new_key
+from serve.errors import NotReady, Overloaded, Refused
+from serve.schemas import ModelCard
+from tests.support.pictures import draw_jpeg
+from tests.support.played import let_pass
+from tests.support.serving import TEXT, LocalDetector, api, encoded
+from tests.support.waiting import HANG_S, Clock
+
+PICTURE = encoded()
+BASE64 = base64.b64encode(PICTURE).decode()
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+@pytest.fixture(scope="module")
+def predictor() -> Predictor:
+    return Predictor.from_folder("demo", "cpu")
+
+
+@pytest.fixture(scope="module")
+def client(predictor: Predictor) -> Iterator[TestClient]:
+    with api(
+        LocalDetector(predictor), max_image_bytes=60_000, max_image_pixels=100_000, max_text_chars=200,
+        max_batch_items=6, max_batch_bytes=300_000,
+    ) as client:  # fmt: skip
+        yield client
+
+
+def _short(value: Any) -> str | None:
+    """A part of a test's name: not a whole picture."""
+    return str(len(value)) if isinstance(value, bytes | str) and len(value) > 20 else None
+
+
+def _send(client: TestClient, picture: bytes = PICTURE, text: str = TEXT, query: str = "", **more: Any) -> Any:
+    return client.post(f"/v1/detect{query}", files={"image": ("a.png", picture)}, data={"text": text}, **more)
+
+
+def _check(client: TestClient, name: str, answer: Any) -> None:
+    """Against the OpenAPI document's schema of that name."""
+    schemas = client.get("/openapi.json").json()["components"]["schemas"]
+    text = json.dumps(schemas[name] | {"$defs": schemas}).replace("#/components/schemas/", "#/$defs/")
+    jsonschema.validate(answer, json.loads(text))
+
+
+def _error(client: TestClient, answer: Any, status: int, code: str, param: str | None) -> None:
+    assert answer.status_code == status, answer.text
+    _check(client, "ErrorResponse", answer.json())
+    told = answer.json()["error"]
+    assert (told["code"], told["param"], told["request_id"]) == (code, param, answer.headers["x-request-id"])
+    assert "Traceback" not in answer.text
+
+
+def test_a_form_and_json_are_answered_alike_as_the_predictor_judges(client: TestClient, predictor: Predictor) -> None:
+    form, sent = _send(client), client.post("/v1/detect", json={"image": BASE64, "text": TEXT})
+    for answer in (form, sent):
+        assert answer.status_code == 200, answer.text
+        _check(client, "Detection", answer.json())
+        assert answer.headers["x-request-id"] == answer.json()["id"]
+    varying = {"id", "timings"}
+    first, second = ({k: v for k, v in answer.json().items() if k not in varying} for answer in (form, sent))
+    assert first == second
+    expected = predictor.predict([Pair(PICTURE, TEXT)])[0]
+    assert first["score"] == pytest.approx(expected.score)
+    assert first["input"] == {"sha256": expected.image_sha256, "width": 64, "height": 48}
+    assert set(form.json()["timings"]) == {"read", "decode", "detect", "total"}
+
+
+def test_a_data_url_is_taken_as_pages_make_it(client: TestClient) -> None:
+    answer = client.post("/v1/detect", json={"image": f"data:image/png;base64,{BASE64}", "text": TEXT})
+    assert answer.status_code == 200
+
+
+def test_evidence_is_given_in_pixels_shares_and_words_and_drawn_where_it_is_asked_for() -> None:
+    from asap.finding import Word
+
+    class Sure:
+        async def about(self) -> ModelCard:
+            return ModelCard(model_id="m", policy_id="p", image_size=32, thresholds={}, calibrated=False)
+
+        async def detect(self, image: Any, text: str | None) -> Finding:
+            scores: dict[str, float | None] = {"face_swap": 0.9, "face_attribute": 0.1, "text_swap": 0.8}
+            return Finding(
+                verdict="manipulated", score=0.9, types={**scores, "text_attribute": 0.1},
+                flagged_types=["face_swap", "text_swap"], box_px=(16, 12, 32, 24), width=64, height=48,
+                words=[Word(1, 2, 9, "smiling", 0.8)], image_sha256=image.sha256, model_id="m", policy_id="p",
+            )  # fmt: skip
+
+    with api(Sure()) as client:
+        told = _send(client, query="?evidence=image").json()
+        _check(client, "Detection", told)
+        evidence = told["evidence"]
+        assert evidence["box_px"] == {"x0": 16, "y0": 12, "x1": 32, "y1": 24}
+        assert evidence["box"] == {"x0": 0.25, "y0": 0.25, "x1": 0.5, "y1": 0.5}
+        assert evidence["words"] == [{"index": 1, "start": 2, "end": 9, "word": "smiling", "score": 0.8}]
+        assert told["types"]["text_swap"] == {"score": 0.8, "flagged": True}
+        kind, _, data = evidence["image"].partition(",")
+        assert kind == "data:image/jpeg;base64"
+        assert base64.b64decode(data).startswith(b"\xff\xd8\xff")
+        assert _send(client).json()["evidence"]["image"] is None
+
+
+@pytest.mark.parametrize(
+    ("picture", "text", "status", "code", "param"),
+    [
+        (draw_jpeg(1)[:200], TEXT, 400, "decode_failed", "image"),
+        (b"no picture at all", TEXT, 400, "unsupported_format", "image"),
+        (b"", TEXT, 400, "empty_file", "image"),
+        (PICTURE, "", 400, "text_missing", "text"),
+        (PICTURE, "... !", 400, "text_invalid", "text"),
+        (encoded((400, 300)), TEXT, 413, "too_large", "image"),
+        (PICTURE + bytes(60_000), TEXT, 413, "too_large", "image"),
+        (PICTURE, "word " * 60, 413, "too_large", "text"),
+        (PICTURE, "word " * 600, 413, "too_large", "text"),
+        (PICTURE + bytes(200_000), TEXT, 413, "too_large", None),
+    ],
+    ids=_short,
+)
+def test_a_pair_that_cannot_be_read_is_refused_by_its_field(
+    client: TestClient, picture: bytes, text: str, status: int, code: str, param: str | None
+) -> None:
+    _error(client, _send(client, picture, text), status, code, param)
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "code", "param"),
+    [
+        (b"{broken", 400, "json_invalid", None),
+        (b"[" * 100_000, 400, "json_invalid", None),
+        (b"\xff\xfe\x00", 400, "json_invalid", None),
+        (b"[]", 422, "invalid_field", None),
+        (json.dumps({"image": BASE64}), 422, "invalid_field", "text"),
+        (json.dumps({"text": TEXT}), 422, "invalid_field", None),
+        (json.dumps({"image": BASE64, "text": TEXT, "colour": 1}), 422, "invalid_field", "colour"),
+        (json.dumps({"image": BASE64, "text": 7}), 422, "invalid_field", "text"),
+        (json.dumps({"image": "né", "text": TEXT}), 400, "base64_invalid", "image"),
+        (json.dumps({"image": BASE64, "text": "A \ud83d team"}), 400, "text_invalid", "text"),
+        (json.dumps({"uri": "https://example.com/a.jpg", "text": TEXT}), 403, "uri_not_allowed", "uri"),
+        (json.dumps({"uri": "file:///etc/passwd", "text": TEXT}), 403, "uri_not_allowed", "uri"),
+        (json.dumps({"uri": "https://[", "text": TEXT}), 400, "uri_invalid", "uri"),
+        (json.dumps({"uri": "https://x/\ud83d", "text": TEXT}), 400, "uri_invalid", "uri"),
+        (b"[" + b"[]," * 5000 + b"[]]", 413, "too_large", None),
+    ],
+    ids=_short,
+)  # fmt: skip
+def test_json_that_is_wrong_is_refused_by_its_field(
+    client: TestClient, body: bytes, status: int, code: str, param: str | None
+) -> None:
+    answer = client.post("/v1/detect", content=body, headers={"content-type": "application/json"})
+    if code == "text_invalid" and answer.status_code == 422:
+        code, status = "invalid_field", 422
+    _error(client, answer, status, code, param)
+
+
+def test_what_is_not_asked_as_it_should_be_is_told_in_the_same_shape(client: TestClient) -> None:
+    _error(client, client.post("/v1/detect", content=b"x"), 415, "unsupported_media_type", None)
+    _error(client, client.post("/v1/detect/batch", data={"a": "b"}), 415, "unsupported_media_type", None)
+    _error(client, client.get("/v1/detect"), 405, "method_not_allowed", None)
+    _error(client, client.get("/v2/nothing"), 404, "not_found", None)
+    _error(client, _send(client, query="?evidence=video"), 422, "invalid_field", "evidence")
+    _error(client, client.post("/v1/detect", data={"text": "x"}, files={"b": b""}), 422, "invalid_field", "image")
+    _error(client, client.post("/v1/detect", files={"image": PICTURE}), 422, "invalid_field", "text")
+    broken = client.post("/v1/detect", content=b"--", headers={"content-type": "multipart/form-data"})
+    _error(client, broken, 400, "bad_request", None)
+    strange = "multipart/form-data; boundary=b; charset=undefined"
+    part = b'--b\r\ncontent-disposition: form-data; name="text"\r\n\r\nA\r\n--b--\r\n'
+    odd = client.post("/v1/detect", content=part, headers={"content-type": strange})
+    _error(client, odd, 400, "bad_request", None)
+
+
+def test_each_pair_of_a_batch_has_its_own_status(client: TestClient) -> None:
+    good, bad = {"image": BASE64, "text": TEXT}, {"image": "AAAA", "text": TEXT}
+    nowhere = {"uri": "https://[", "text": TEXT}
+    answer = client.post("/v1/detect/batch", json={"items": [good, bad, "nothing", {"text": TEXT}, nowhere, good]})
+    assert answer.status_code == 200, answer.text
+    _check(client, "BatchResponse", answer.json())
+    items = answer.json()["items"]
+    assert [item["status"] for item in items] == [200, 400, 422, 422, 400, 200]
+    assert items[0]["result"]["score"] == items[5]["result"]["score"]
+    assert [item["error"] and item["error"]["code"] for item in items] == [
+        None, "unsupported_format", "invalid_field", "invalid_field", "uri_invalid", None,
+    ]  # fmt: skip
+
+
+class _Picky(LocalDetector):
+    """Fails on one text, and never comes to an end with another."""
+
+    async def detect(self, image: PreparedImage, text: str | None) -> Finding:
+        if text == "fail":
+            self.judged += 1
+            raise RuntimeError("secret")
+        if text == "hang":
+            while self.judged < 3:  # the others of its batch
+                await asyncio.sleep(0.01)
+            let_pass(HANG_S)
+            await asyncio.Event().wait()
+        return await super().detect(image, text)
+
+
+def test_a_pair_that_fails_or_comes_late_harms_no_other_of_its_batch(
+    predictor: Predictor, caplog: pytest.LogCaptureFixture
+) -> None:
+    items = [{"image": BASE64, "text": text} for text in (TEXT, "fail", "hang", TEXT)]
+    with api(_Picky(predictor)) as client:
+        answer = client.post("/v1/detect/batch", json={"items": items})
+    assert [item["status"] for item in answer.json()["items"]] == [200, 500, 504, 200]
+    assert "secret" not in answer.text
+    assert "RuntimeError: secret" in caplog.text
+
+
+def test_a_batch_is_charged_before_it_is_read(predictor: Predictor) -> None:
+    key, line = new_key("desk")
+    bearer = {"Authorization": f"Bearer {key}"}
+    keyring = Keyring.parse([line], "test")
+    with api(LocalDetector(predictor), keyring, key_rate=1e-6, key_burst=2, max_batch_items=2) as client:
+        broken = {"content": b"{", "headers": bearer | {"content-type": "application/json"}}
+        statuses = [client.post("/v1/detect/batch", **broken).status_code for _ in range(3)]
+    assert statuses == [400, 400, 429]
+
+
+class _Replaced(LocalDetector):
+    """From some moment on, another model, that sees larger pictures."""
+
+    replaced = False
+
+    async def about(self) -> ModelCard:
+        known = await super().about()
+        return (
+            known.model_copy(update={"model_id": "next", "image_size": 2 * known.image_size})
+            if self.replaced
+            else known
+        )
+
+    async def detect(self, image: PreparedImage, text: str | None) -> Finding | ModelCard:  # type: ignore[override]
+        known = await self.about()
+        if image.pixels.shape[0] != known.image_size:
+            return known
+        half = replace(image, pixels=image.pixels[:: known.image_size // 128, :: known.image_size // 128])
+        return replace(await super().detect(half, text), model_id=known.model_id)
+
+
+def test_an_update_to_a_model_of_another_size_is_noticed_by_the_next_pair(predictor: Predictor) -> None:
+    judge = _Replaced(predictor)
+    with api(judge) as client:
+        assert _send(client).json()["model_id"] == predictor.model_id
+        judge.replaced = True
+        assert _send(client).json()["model_id"] == "next"
+        assert client.get("/v1/models").json()["models"][0]["image_size"] == 256
+        judge.replaced = False
+        assert _send(client).json()["model_id"] == predictor.model_id
+
+
+def test_a_page_elsewhere_that_may_call_reads_refusals_too(predictor: Predictor) -> None:
+    origin = {"Origin": "https://desk.example"}
+    asks = origin | {"Access-Control-Request-Method": "POST"}
+    settings = {"max_in_flight": 1, "cors_origins": ("https://desk.example",)}
+    judge = _Held()
+    with api(judge, **settings) as client, ThreadPoolExecutor(3) as threads:
+        answers = judge.answers([threads.submit(_send, client, headers=origin) for _ in range(3)], held=1)
+        assert client.options("/v1/detect", headers=asks).status_code == 200
+    assert sorted(answer.status_code for answer in answers) == [429, 429, 500]
+    assert {answer.headers["access-control-allow-origin"] for answer in answers} == {"https://desk.example"}
+
+
+@pytest.mark.parametrize("error", [Overloaded(), NotReady("loading"), Refused(413, "too_large", "long", param="text")])
+def test_a_refusal_reaches_who_calls_a_handle(error: Refused) -> None:
+    again = pickle.loads(pickle.dumps(error))  # noqa: S301 - as Ray does
+    assert (type(again), vars(again), str(again)) == (type(error), vars(error), str(error))
+
+
+def test_json_is_read_outside_the_event_loop(client: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    import serve.api.routes
+
+    loops = []
+
+    def unpack(*arguments: Any, **more: Any) -> bytes:
+        loops.append(asyncio._get_running_loop())
+        return PICTURE
+
+    monkeypatch.setattr(serve.api.routes.base64, "b64decode", unpack)
+    pair = {"image": BASE64, "text": TEXT}
+    assert client.post("/v1/detect", json=pair).status_code == 200
+    assert client.post("/v1/detect/batch", json={"items": [pair, pair]}).status_code == 200
+    assert loops == [None] * 3
+
+
+def test_a_batch_is_limited_in_pairs_and_bytes(client: TestClient) -> None:
+    many = client.post("/v1/detect/batch", json={"items": [{}] * 7})
+    _error(client, many, 413, "too_large", "items")
+    _error(client, client.post("/v1/detect/batch", json={"items": []}), 422, "invalid_field", "items")
+    long = client.post("/v1/detect/batch", json={"items": ["x" * 300_000]})
+    _error(client, long, 413, "too_large", None)
+
+
+def test_the_model_and_the_state_of_the_server_are_told(client: TestClient, predictor: Predictor) -> None:
+    models = client.get("/v1/models").json()
+    _check(client, "ModelList", models)
+    assert [model["model_id"] for model in models["models"]] == [predictor.model_id]
+    assert client.get("/healthz").json() == client.get("/readyz").json() == {"status": "ok"}
+    _send(client)
+    figures = client.get("/metrics").text
+    assert 'asap_requests_total{replica="only",route="/v1/detect",status="200"}' in figures
+    assert "asap_pairs_total" in figures
+
+
+def test_the_reference_and_the_page_hold_nothing_from_elsewhere(client: TestClient) -> None:
+    for path in ("/", "/docs"):
+        answer = client.get(path)
+        assert answer.headers["content-security-policy"].startswith("default-src 'none'; script-src 'self'")
+        assert not re.search(r"""(src|href)=["']?(http|//)""", answer.text)
+    assert "POST /v1/detect/batch" in client.get("/docs").text
+    assert "A smiling minister" in client.get("/docs").text
+    for example in client.get("/page/examples.json").json():
+        answer = _send(client, client.get(f"/page/{example['image']}").content, example["text"])
+        assert answer.json()["verdict"] == ("authentic" if example["image"] == "authentic.jpg" else "manipulated")
+
+
+class _Troubled:
+    """A judge that raises, or takes its time."""
+
+    def __init__(self, trouble: Exception | float) -> None:
+        self.trouble = trouble
+        self.cancelled = False
+
+    async def about(self) -> ModelCard:
+        if isinstance(self.trouble, NotReady):
+            raise self.trouble
+        return ModelCard(model_id="m", policy_id="p", image_size=32, thresholds={}, calibrated=False)
+
+    async def detect(self, image: Any, text: str | None) -> Finding:
+        if isinstance(self.trouble, Exception):
+            raise self.trouble
+        try:
+            await asyncio.sleep(self.trouble)
+        except asyncio.CancelledError:
+            self.cancelled = True
+            raise
+        return Finding(model_id="m", policy_id="p", error=ModelError("CUDA said: secret"))
+
+
+@pytest.mark.parametrize(
+    ("trouble", "status", "code"),
+    [
+        (Overloaded(), 429, "overloaded"),
+        (NotReady("the model is loading"), 503, "not_ready"),
+        (RuntimeError("secret"), 500, "internal"),
+        (0.0, 500, "model_error"),
+    ],
+)
+def test_trouble_behind_the_api_is_told_without_what_it_was(trouble: Exception | float, status: int, code: str) -> None:
+    with api(_Troubled(trouble)) as client:
+        answer = _send(client)
+        _error(client, answer, status, code, None)
+        assert "secret" not in answer.text
+        assert ("retry-after" in answer.headers) == (status in (429, 503))
+        assert client.get("/healthz").status_code == 200
+        assert client.get("/readyz").status_code == (503 if status == 503 else 200)
+
+
+class _Late(_Troubled):
+    """Is at work when the deadline comes."""
+
+    async def detect(self, image: Any, text: str | None) -> Finding:
+        self.trouble = 2 * HANG_S
+        asyncio.get_running_loop().call_soon(let_pass, HANG_S)
+        return await super().detect(image, text)
+
+
+class _Held(_Troubled):
+    """Answers nothing before the requests that are too many were refused."""
+
+    def __init__(self) -> None:
+        super().__init__(0.0)
+        self._go_on = threading.Event()
+
+    async def detect(self, image: Any, text: str | None) -> Finding:
+        await asyncio.to_thread(self._go_on.wait, HANG_S)
+        return await super().detect(image, text)
+
+    def answers(self, asked: list[Future[Any]], *, held: int) -> list[Any]:
+        refused = as_completed(asked, HANG_S)
+        try:
+            for _ in asked[held:]:
+                next(refused)
+        finally:
+            self._go_on.set()
+        return [one.result() for one in asked]
+
+
+def test_work_that_is_not_done_within_the_deadline_is_cancelled() -> None:
+    judge = _Late(0.0)
+    with api(judge) as client:
+        _error(client, _send(client), 504, "deadline", None)
+    assert judge.cancelled
+
+
+def test_a_request_beyond_those_in_flight_is_refused_at_once() -> None:
+    judge = _Held()
+    with api(judge, max_in_flight=2) as client, ThreadPoolExecutor(6) as threads:
+        answers = judge.answers([threads.submit(_send, client) for _ in range(6)], held=2)
+    assert sorted(answer.status_code for answer in answers) == [429] * 4 + [500] * 2
+
+
+def test_a_store_that_hangs_holds_up_those_who_name_it_alone(
+    predictor: Predictor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    there, asked = threading.Event(), threading.Semaphore(0)
+
+    def hang(*_: Any) -> bytes:
+        asked.release()
+        there.wait(HANG_S)
+        return PICTURE
+
+    monkeypatch.setattr("serve.api.routes.fetch", hang)
+    most = min(32, (os.cpu_count() or 1) + 4)  # threads that asyncio has for everything
+    named = {"uri": "s3://pictures/a.png", "text": TEXT}
+    with api(LocalDetector(predictor), batch_size=32) as client, ThreadPoolExecutor(most) as threads:
+        waiting = [threads.submit(client.post, "/v1/detect", json=named) for _ in range(most)]
+        for _ in waiting:
+            asked.acquire()
+        assert client.post("/v1/detect", json={"image": BASE64, "text": TEXT}).status_code == 200
+        assert not any(wait.done() for wait in waiting)
+        there.set()
+        assert {wait.result().status_code for wait in waiting} == {200}
+
+
+def test_fewer_are_let_in_where_answers_take_too_long(predictor: Predictor) -> None:
+    class Slow(LocalDetector):
+        async def detect(self, image: PreparedImage, text: str | None) -> Finding:
+            await asyncio.sleep(0.05)
+            return await super().detect(image, text)
+
+    def let_in() -> int:
+        return int(re.search(r"asap_requests_limit{.*} (\d+)", client.get("/metrics").text)[1])  # type: ignore[index]
+
+    with api(Slow(predictor), wait_s=0.01) as client:
+        assert let_in() == 32
+        for _ in range(20):
+            assert _send(client).status_code == 200
+        assert let_in() < 32
+    with api(LocalDetector(predictor), wait_s=HANG_S / 2) as client:
+        for _ in range(5):
+            _send(client)
+        assert let_in() == 37
+
+
+def test_without_keys_only_this_machine_is_answered(predictor: Predictor) -> None:
+    with api(LocalDetector(predictor), caller="10.1.2.3") as client:
+        _error(client, _send(client), 403, "keys_required", None)
+        assert client.get("/healthz").status_code == 200
+    with api(LocalDetector(predictor)) as client:  # a name that an attacker points at this machine
+        _error(client, _send(client, headers={"host": "evil.example"}), 403, "keys_required", None)
+
+
+def test_with_keys_a_known_one_is_needed_and_named_in_the_log_without_pair_or_key(
+    predictor: Predictor, caplog: pytest.LogCaptureFixture
+) -> None:
+    key, line = new_key("desk")
+    headers = {"authorization": f"Bearer {key}", "x-request-id": "mine-1"}
+    with api(LocalDetector(predictor), Keyring.parse([line], "here"), caller="10.1.2.3") as client:
+        _error(client, _send(client), 401, "unauthorized", None)
+        _error(client, _send(client, headers={"authorization": f"Bearer {key}x"}), 401, "unauthorized", None)
+        assert client.get("/metrics").status_code == 401
+        with caplog.at_level(logging.INFO, "asap.requests"):
+            answer = _send(client, headers=headers)
+    assert answer.json()["id"] == "mine-1"
+    told = json.loads(caplog.records[-1].message)
+    assert (told["id"], told["key"], told["status"]) == ("mine-1", "desk", 200)
+    assert told["pairs"][0]["sha256"] == answer.json()["input"]["sha256"]
+    assert told["pairs"][0]["verdict"] == answer.json()["verdict"]
+    assert key not in caplog.text
+    assert TEXT not in caplog.text
+
+
+@pytest.mark.parametrize("batch", [False, True])
+def test_what_costs_more_than_a_burst_is_let_in_by_a_key_that_has_rested(predictor: Predictor, batch: bool) -> None:
+    key, line = new_key("desk")
+    pair = {"image": BASE64, "text": " ".join(["river"] * 120)}  # three passes
+    path, body = ("/v1/detect/batch", {"items": [pair, pair]}) if batch else ("/v1/detect", pair)
+    keyring = Keyring.parse([line], "here")
+    with api(LocalDetector(predictor), keyring, key_rate=1e-6, key_burst=2, max_batch_items=2) as client:
+        statuses = [
+            client.post(path, json=body, headers={"authorization": f"Bearer {key}"}).status_code for _ in range(2)
+        ]
+    assert statuses == [200, 429]
+
+
+def test_long_texts_and_slow_stores_let_in_no_fewer(predictor: Predictor, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = Clock()
+
+    def slowly(*_: Any) -> bytes:
+        clock.sleep(0.2)
+        return PICTURE
+
+    class Slow(LocalDetector):
+        async def detect(self, image: PreparedImage, text: str | None) -> Finding:
+            clock.sleep(0.2 if len(text or "") > 1000 else 0)
+            return await super().detect(image, text)
+
+    for module in ("api", "front"):
+        monkeypatch.setattr(f"serve.{module}.time", clock)
+    monkeypatch.setattr("serve.api.routes.fetch", slowly)
+    named = {"uri": "s3://pictures/a.png", "text": TEXT}
+    with api(Slow(predictor), batch_size=2, wait_s=0.15) as client:
+        for _ in range(20):
+            assert _send(client, text=" ".join(["river"] * 240)).status_code == 200
+            assert client.post("/v1/detect", json=named).status_code == 200
+        assert re.search(r"asap_requests_limit{.*} (\d+)", client.get("/metrics").text)[1] != "2"  # type: ignore[index]
+
+
+def test_a_long_text_is_charged_by_what_it_costs(predictor: Predictor) -> None:
+    key, line = new_key("desk")
+    headers, keyring = {"authorization": f"Bearer {key}"}, Keyring.parse([line], "here")
+    with api(LocalDetector(predictor), keyring, key_rate=1e-6, key_burst=4, max_batch_items=3) as client:
+        assert _send(client, text=" ".join(["river"] * 120), headers=headers).status_code == 200  # three passes
+        assert _send(client, headers=headers).status_code == 200
+        _error(client, _send(client, headers=headers), 429, "rate_limited", None)
+
+
+def test_a_key_has_a_rate_in_pairs(predictor: Predictor) -> None:
+    key, line = new_key("desk")
+    headers = {"authorization": f"Bearer {key}"}
+    with api(
+        LocalDetector(predictor), Keyring.parse([line], "here"), key_rate=1e-4, key_burst=4, max_batch_items=3
+    ) as client:
+        items = {"items": [{"text": "x"}] * 2}
+        assert client.post("/v1/detect/batch", json=items, headers=headers).status_code == 200
+        answer = client.post("/v1/detect/batch", json={"items": [{"text": "x"}] * 3}, headers=headers)
+        _error(client, answer, 429, "rate_limited", None)
+        assert 9_000 <= int(answer.headers["retry-after"]) <= 10_001
+        assert _send(client, headers=headers).status_code == 200
+
+
+def test_pages_of_other_sites_may_not_read_answers_unless_they_are_named(predictor: Predictor) -> None:
+    ask = {"origin": "https://desk.example"}
+    with api(LocalDetector(predictor)) as client:
+        assert "access-control-allow-origin" not in client.get("/v1/models", headers=ask).headers
+    with api(LocalDetector(predictor), cors_origins=("https://desk.example",)) as client:
+        answer = client.get("/v1/models", headers=ask)
+        assert answer.headers["access-control-allow-origin"] == "https://desk.example"
+
+
+def test_a_server_that_goes_down_begins_nothing_new(predictor: Predictor) -> None:
+    with api(LocalDetector(predictor)) as client:
+        app = client.app
+    outside = TestClient(app, "http://127.0.0.1", client=("127.0.0.1", 5000))
+    assert _send(outside).status_code == 503
+    assert outside.get("/readyz").status_code == 503

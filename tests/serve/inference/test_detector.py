@@ -1,0 +1,112 @@
+"""A detector in this process, around a small model: whom it makes wait, and for whom it works."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from pathlib import Path
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+import torch
+
+from asap.finding import Finding
+from asap.preprocessing.images import PreparedImage
+from serve.settings import ServeSettings
+from tests.support.played import played
+
+if TYPE_CHECKING:
+    from serve.inference.detector import Detector, Prepared
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+PASSES = 40
+LONG = "a " * 50 * PASSES
+QUICK = "a crowd"
+
+
+@pytest.fixture
+def detector(model_folder: Path, monkeypatch: pytest.MonkeyPatch) -> Detector:
+    from serve.inference.detector import Detector
+
+    replica = SimpleNamespace(replica_id=SimpleNamespace(unique_id="one"))
+    monkeypatch.setattr("ray.serve.get_replica_context", lambda: replica)
+    return Detector(ServeSettings(model=str(model_folder), device="cpu", batch_size=2))
+
+
+def pair(text: str) -> Prepared:
+    return PreparedImage(pixels=np.full((32, 32, 3), 128, np.uint8), width=32, height=32, sha256=None), text
+
+
+async def findings_of(detector: Detector, *texts: str) -> list[Finding]:
+    found = (await detector.detect([pair(text) for text in texts])).results
+    return [finding for finding in found if isinstance(finding, Finding)]
+
+
+@played
+async def test_each_pair_has_its_finding_however_long_its_text_is(detector: Detector) -> None:
+    texts = [QUICK, LONG, "happy people", ""]
+    findings = await findings_of(detector, *texts)
+    alone = [(await findings_of(detector, text))[0] for text in texts]
+    assert [finding.error and finding.error.code for finding in findings] == [None, None, None, "text_missing"]
+    assert [one.score for one in findings[:3]] == pytest.approx([one.score for one in alone[:3]], abs=1e-5)
+
+
+@played
+async def test_a_picture_for_a_model_of_another_size_gets_this_ones_card(detector: Detector) -> None:
+    small = PreparedImage(pixels=np.full((16, 16, 3), 128, np.uint8), width=16, height=16, sha256=None)
+    _, (found, told) = await detector.detect([pair(QUICK), (small, QUICK)])
+    assert isinstance(found, Finding)
+    assert found.score is not None
+    assert not isinstance(told, Finding)
+    assert told == await detector.about()
+    assert told.image_size == 32
+    assert (await detector.detect([(small, QUICK)])).results == [told]
+
+
+@played
+async def test_a_broken_device_ends_the_process_so_that_another_can_try(
+    detector: Detector, monkeypatch: pytest.MonkeyPatch, process_end: type[BaseException]
+) -> None:
+    def break_down(*given: object) -> None:
+        raise torch.AcceleratorError("CUDA error: an illegal memory access was encountered")
+
+    monkeypatch.setattr(detector._predictor._model, "fuse", break_down)
+    with pytest.raises(process_end):
+        await findings_of(detector, QUICK)
+
+
+@played
+async def test_a_quick_pair_does_not_wait_for_all_passes_of_a_long_text(detector: Detector) -> None:
+    long = asyncio.create_task(findings_of(detector, LONG))
+    await asyncio.sleep(0)  # it is first in the queue
+    await findings_of(detector, QUICK)
+    assert not long.done()
+    (finding,) = await long
+    assert f"it was analysed in {PASSES} passes" in finding.warnings[0]
+
+
+@played
+async def test_what_nobody_waits_for_any_more_takes_no_pass_more(
+    detector: Detector, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun, go_on, passes = threading.Event(), threading.Event(), 0
+    fuse = detector._predictor._model.fuse
+
+    def held(*given: Any) -> Any:
+        nonlocal passes
+        passes += 1
+        begun.set()
+        go_on.wait()
+        return fuse(*given)
+
+    monkeypatch.setattr(detector._predictor._model, "fuse", held)
+    long, waiting, quick = (asyncio.create_task(findings_of(detector, text)) for text in (LONG, LONG, QUICK))
+    await asyncio.to_thread(begun.wait)
+    long.cancel()
+    waiting.cancel()
+    go_on.set()
+    assert len(await quick) == 1
+    assert (long.cancelled(), waiting.cancelled()) == (True, True)
+    assert passes == 2, "the long text's that had begun, and the quick pair's"

@@ -1,0 +1,155 @@
+"""The application on a real Ray Serve, started once."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import requests
+
+from asap.errors import ConfigError
+from asap.finding import Pair
+from serve.settings import ServeSettings
+from tests.support.pictures import draw_jpeg
+from tests.support.serving import TEXT, free_port
+from tests.support.waiting import HANG_S
+
+
+@pytest.fixture(scope="module")
+def served(ray_here: None) -> Iterator[tuple[str, Any]]:
+    """The address and the handle of a running application."""
+    from ray import serve
+
+    from serve.app import build
+    from serve.run import start
+
+    settings = ServeSettings(
+        port=free_port(), max_replicas=1, detector_cpus=0.5, decoders=1, drain_s=5, deadline_s=HANG_S,
+        decode_timeout_s=HANG_S,
+    )  # fmt: skip
+    handle = start(build(settings), settings)
+    yield f"http://127.0.0.1:{settings.port}", handle
+    serve.shutdown()
+
+
+def test_it_is_ready_and_judges_a_pair_over_http(served: tuple[str, Any]) -> None:
+    url, _ = served
+    assert requests.get(f"{url}/readyz", timeout=HANG_S).json() == {"status": "ok"}
+    answer = requests.post(f"{url}/v1/detect", files={"image": draw_jpeg(1)}, data={"text": TEXT}, timeout=HANG_S)
+    assert answer.status_code == 200, answer.text
+    assert answer.json()["verdict"] in ("manipulated", "review", "authentic")
+    assert answer.json()["input"]["width"] == 64
+    refused = requests.post(f"{url}/v1/detect", files={"image": b"no picture"}, data={"text": TEXT}, timeout=HANG_S)
+    assert (refused.status_code, refused.json()["error"]["code"]) == (400, "unsupported_format")
+
+
+@pytest.mark.parametrize(
+    "orders",
+    [
+        {"X-Request-Timeout-Seconds": b"\xff"},
+        {"X-Request-Timeout-Seconds": b"0.001"},
+        {"X-Request-Disconnect-Disabled": b"\xff"},
+        {"Serve-Multiplexed-Model-Id": b"\xff"},
+        {"X-Session-Id": b"\xff"},
+    ],
+    ids=str,
+)
+def test_a_callers_orders_to_ray_do_nothing(served: tuple[str, Any], orders: dict[str, bytes]) -> None:
+    answer = requests.post(
+        f"{served[0]}/v1/detect", files={"image": draw_jpeg(1)}, data={"text": TEXT}, headers=orders, timeout=HANG_S
+    )
+    assert answer.status_code == 200, answer.text
+
+
+@pytest.mark.parametrize(
+    ("headers", "reason"),
+    [
+        # Ray's uvicorn takes the address in this header for the caller's, but keeps the header.
+        ({"X-Forwarded-For": "203.0.113.9"}, "comes from another"),
+        ({"X-Forwarded-For": "127.0.0.1"}, "header x-forwarded-for"),
+        ({"Via": "1.1 proxy"}, "header via"),
+        ({"Origin": "https://evil.example"}, "another site's page"),
+        ({"Host": "evil.example"}, "Host"),
+    ],
+    ids=str,
+)
+def test_without_keys_a_running_server_refuses_proxies_and_other_sites(
+    served: tuple[str, Any], headers: dict[str, str], reason: str
+) -> None:
+    url, _ = served
+    pair: Any = {"files": {"image": draw_jpeg(1)}, "data": {"text": TEXT}}
+    refused = requests.post(f"{url}/v1/detect", **pair, headers=headers, timeout=60)
+    assert (refused.status_code, refused.json()["error"]["code"]) == (403, "keys_required")
+    assert reason in refused.json()["error"]["message"]
+    assert requests.get(f"{url}/healthz", headers=headers, timeout=60).status_code == 200
+    assert requests.post(f"{url}/v1/detect", **pair, headers={"Origin": url}, timeout=60).status_code == 200
+
+
+@pytest.mark.parametrize("given", [None, b"mine-1", b"not mine", b"\xff"], ids=str)
+def test_an_answer_names_one_id_which_is_the_apis_own(served: tuple[str, Any], given: bytes | None) -> None:
+    url, _ = served
+    headers = {} if given is None else {"X-Request-ID": given}
+    answer = requests.post(
+        f"{url}/v1/detect", files={"image": draw_jpeg(1)}, data={"text": TEXT}, headers=headers, timeout=HANG_S
+    )
+    assert answer.raw.headers.getlist("x-request-id") == [answer.json()["id"]]
+    assert (answer.json()["id"] == "mine-1") == (given == b"mine-1")
+
+
+def test_other_ray_programs_judge_pairs_by_the_handle_as_http_does(served: tuple[str, Any]) -> None:
+    url, handle = served
+    pairs = [Pair(draw_jpeg(1), TEXT), Pair(b"no picture", TEXT), Pair(draw_jpeg(2), "")]
+    findings = [response.result(timeout_s=HANG_S) for response in [handle.detect.remote(pair) for pair in pairs]]
+    codes = [finding.error and finding.error.code for finding in findings]
+    assert codes == [None, "unsupported_format", "text_missing"]
+    answer = requests.post(
+        f"{url}/v1/detect", files={"image": draw_jpeg(1)}, data={"text": TEXT}, timeout=HANG_S
+    ).json()
+    assert answer["score"] == pytest.approx(findings[0].score, abs=1e-5)
+
+
+def test_pairs_that_arrive_together_are_judged_each_by_itself(served: tuple[str, Any]) -> None:
+    _, handle = served
+    pairs = [Pair(draw_jpeg(number), TEXT) for number in range(12)]
+    findings = [response.result(timeout_s=HANG_S) for response in [handle.detect.remote(pair) for pair in pairs]]
+    alone = [handle.detect.remote(pair).result(timeout_s=HANG_S) for pair in pairs]
+    assert [finding.image_sha256 for finding in findings] == [finding.image_sha256 for finding in alone]
+    assert [finding.score for finding in findings] == pytest.approx([finding.score for finding in alone], abs=1e-4)
+
+
+def test_other_machines_are_not_served_without_keys(monkeypatch: pytest.MonkeyPatch) -> None:
+    from serve.api.keys import new_key
+    from serve.app import build
+
+    monkeypatch.delenv("ASAP_KEYS", raising=False)
+    with pytest.raises(ConfigError, match=r"host '0\.0\.0\.0' is reached from other machines, which needs keys"):
+        build(ServeSettings(host="0.0.0.0"))
+    monkeypatch.setenv("ASAP_KEYS", new_key("desk")[1])
+    build(ServeSettings(host="0.0.0.0"))
+
+
+@pytest.mark.parametrize("delay_s", [0, 5, 60])
+def test_load_is_looked_at_for_longer_than_it_is_told_of(delay_s: float) -> None:
+    from serve.app import build
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", FutureWarning)  # Ray will refuse what it warns of
+        ingress = build(ServeSettings(upscale_delay_s=delay_s))._bound_deployment
+    detector = ingress.init_args[2]._bound_deployment
+    scaling = detector._deployment_config.autoscaling_config
+    assert scaling.metrics_interval_s < scaling.look_back_period_s
+    assert scaling.metrics_interval_s <= max(1, delay_s)
+
+
+def test_an_update_starts_what_is_new_before_it_stops_what_is_old_and_a_full_queue_says_when_to_come_back() -> None:
+    from serve.app import build
+
+    api = build(ServeSettings(api_replicas=3))._bound_deployment
+    told = api._deployment_config
+    assert told.num_replicas == 3
+    assert (told.backpressure_config.status_code, told.backpressure_config.retry_after_s) == (503, 2)
+    for deployment in (api, api.init_args[2]._bound_deployment):
+        assert deployment._deployment_config.max_surge_percent == 100
+    assert told.max_queued_requests > 0

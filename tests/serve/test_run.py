@@ -1,0 +1,167 @@
+"""The server is told to stop: once, which waits for what is under way, and once more, which does not."""
+
+from __future__ import annotations
+
+import base64
+import http.client
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import requests
+from ray.exceptions import RayActorError
+from ray.serve.exceptions import DeploymentUnavailableError
+
+from serve.settings import ServeSettings
+from tests.support.pictures import draw_jpeg
+from tests.support.serving import TEXT, free_port
+from tests.support.waiting import HANG_S, Clock, wait_until
+
+COMMAND = "from jobs.cli.app import main; main()"
+
+
+@pytest.fixture
+def port() -> int:
+    return free_port()
+
+
+@pytest.fixture
+def server(port: int) -> Iterator[subprocess.Popen[str]]:
+    """`asap serve` with two processes of the API, once it answers."""
+    change = {"api_replicas": 2, "max_replicas": 1, "decoders": 1, "detector_cpus": 0.5}
+    change |= dict.fromkeys(("deadline_s", "decode_timeout_s", "drain_s"), HANG_S)
+    sets = [part for name, value in change.items() for part in ("--set", f"{name}={value}")]
+    with subprocess.Popen(
+        [sys.executable, "-c", COMMAND, "serve", "--port", str(port), *sets],
+        stdout=subprocess.PIPE, text=True,
+    ) as process:  # fmt: skip
+        assert process.stdout
+        assert f"http://127.0.0.1:{port}/" in process.stdout.readline()
+        assert "cannot recognize a proxy on this machine that adds no header" in process.stdout.readline()
+        yield process
+        process.kill()
+
+
+def _half_sent(port: int) -> tuple[http.client.HTTPConnection, bytes]:
+    """A request under way for as long as its caller likes, and what it still has to send."""
+    body = json.dumps({"image": base64.b64encode(draw_jpeg(1)).decode(), "text": TEXT}).encode()
+    caller = http.client.HTTPConnection("127.0.0.1", port, timeout=HANG_S)
+    caller.putrequest("POST", "/v1/detect")
+    caller.putheader("Content-Type", "application/json")
+    caller.putheader("Content-Length", str(len(body)))
+    caller.endheaders(body[:100])
+    return caller, body[100:]
+
+
+def _models(url: str) -> requests.Response:
+    return requests.get(f"{url}/v1/models", timeout=HANG_S)
+
+
+def _in_flight(url: str) -> list[float]:
+    """Requests under way, of each process of the API."""
+    figures = requests.get(f"{url}/metrics", timeout=HANG_S).text
+    return [float(value) for value in re.findall(r'^asap_requests_in_flight{replica="\w+"} (.+)$', figures, re.M)]
+
+
+@pytest.mark.slow
+def test_a_server_that_is_told_to_stop_answers_what_came_and_refuses_what_is_new(
+    server: subprocess.Popen[str], port: int
+) -> None:
+    url = f"http://127.0.0.1:{port}"
+    caller, rest = _half_sent(port)
+    wait_until(lambda: sorted(_in_flight(url)) == [0, 1])  # the idle process is asked, and tells of both
+    server.send_signal(signal.SIGTERM)
+    assert server.stdout
+    assert "stopping: what came is answered" in server.stdout.readline()
+    wait_until(lambda: all(_models(url).status_code == 503 for _ in range(30)))  # both processes are among them
+    refused = _models(url)
+    assert refused.json()["error"]["code"] == "not_ready"
+    assert int(refused.headers["retry-after"]) >= 1
+    assert requests.get(f"{url}/readyz", timeout=HANG_S).status_code == 503
+    assert requests.get(f"{url}/healthz", timeout=HANG_S).status_code == 200
+
+    caller.send(rest)
+    answer = caller.getresponse()
+    assert answer.status == 200
+    assert json.loads(answer.read())["verdict"] in ("manipulated", "review", "authentic")
+    assert server.wait(HANG_S) == 0
+
+
+class Handle:
+    """The processes of the API, as their handle knows them: a look gives the next of `looks`, or raises it."""
+
+    def __init__(self, *looks: list[Any] | Exception) -> None:
+        self._looks = iter(looks)
+        self.asked = 0
+
+    def broadcast(self, method: str) -> Handle:
+        assert method == "drain"
+        self.asked += 1
+        return self
+
+    def results(self, *, timeout_s: float, return_exceptions: bool) -> list[Any]:
+        look = next(self._looks, [0])
+        if isinstance(look, Exception):
+            raise look
+        return look
+
+
+@pytest.fixture
+def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("serve.run._LOOK_S", 0)
+    monkeypatch.setattr("serve.run._PASSED_ON_S", 0)
+
+
+@pytest.mark.usefixtures("at_once")
+@pytest.mark.parametrize("busy", [[0, 1], [TimeoutError()], TimeoutError()], ids=str)
+def test_it_waits_while_any_process_is_busy_or_does_not_say(busy: list[Any] | Exception) -> None:
+    from serve.run import _drain
+
+    handle = Handle(busy, busy, [0, 0])
+    _drain(handle, 300)
+    assert handle.asked == 3
+
+
+@pytest.mark.usefixtures("at_once")
+@pytest.mark.parametrize("gone", [[0, RayActorError()], DeploymentUnavailableError(None)], ids=str)  # type: ignore[arg-type]
+def test_it_does_not_wait_for_a_process_that_is_gone(gone: list[Any] | Exception) -> None:
+    from serve.run import _drain
+
+    handle = Handle(gone, [1])
+    _drain(handle, 300)
+    assert handle.asked == 1
+
+
+def test_it_waits_no_longer_than_it_may(monkeypatch: pytest.MonkeyPatch) -> None:
+    from serve.run import _drain
+
+    clock, handle = Clock(), Handle(*[[1]] * 10**4)
+    monkeypatch.setattr("serve.app.time", clock)
+    monkeypatch.setattr("serve.run._LOOK_S", 1)
+    _drain(handle, 300)
+    assert (handle.asked, clock.now) == (300, 300)
+
+
+def test_told_once_more_it_ends_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    import serve.app as serve_app
+
+    def tell(*_: object) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    former = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    ended: list[str] = []
+    monkeypatch.setattr("serve.run.start", lambda *_: Handle(*[[1]] * 10**6))
+    monkeypatch.setattr("ray.serve.shutdown", lambda: ended.append("with grace"))
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            serve_app.run(None, ServeSettings(drain_s=300), ready=tell, stopping=tell)  # type: ignore[arg-type]
+    finally:
+        for number, handler in former.items():
+            signal.signal(number, handler)
+    assert not ended
