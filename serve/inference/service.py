@@ -69,7 +69,7 @@ class Service:
         self.limits: ImageLimits = settings.limits
         self.decoders = DecoderPool(settings.decoders, settings.limits, settings.decode_timeout_s)
         self.in_flight = InFlight()
-        self._detect = backend
+        self._backend = backend
         self._card: ModelCard | None = None
 
     async def about(self) -> ModelCard:
@@ -84,12 +84,12 @@ class Service:
     async def _ask(self) -> ModelCard:
         try:
             async with asyncio.timeout(_READY_WITHIN_S):
-                self._card = await self._detect.about()
+                self._card = await self._backend.about()
         except TimeoutError:
             raise NotReady("the model is loading, or too busy to answer") from None
         return self._card
 
-    async def backend(self, data: bytes, text: str | None, timings: Timings) -> Finding:
+    async def detect(self, data: bytes, text: str | None, timings: Timings) -> Finding:
         """Raises `InputError` for a picture that cannot be read; what else is wrong is the finding's `error`."""
         return await self._detect_prepared(lambda size: self.decoders.prepare(data, size), text, timings)
 
@@ -97,7 +97,7 @@ class Service:
         """As `Predictor.predict` for one pair: what is wrong with it is the finding's `error`."""
         try:
             if isinstance(image := pair.image, bytes):
-                return await self.backend(image, pair.text, Timings())
+                return await self.detect(image, pair.text, Timings())
             return await self._detect_prepared(
                 lambda size: asyncio.to_thread(prepare_image, image, size, self.limits), pair.text, Timings()
             )
@@ -113,7 +113,7 @@ class Service:
             with timings.of("decode"):
                 image = await prepare(known.image_size)
             with timings.of("detect"):
-                found = await self._detect.detect(image, text)
+                found = await self._backend.detect(image, text)
             if isinstance(found, ModelCard):
                 self._card = found
                 continue
