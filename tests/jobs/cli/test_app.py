@@ -216,7 +216,7 @@ def test_an_interruption_is_told_with_how_to_go_on(run: Any, monkeypatch: pytest
 
 def test_sigterm_is_an_interruption() -> None:
     code = (
-        "import time, typer\nfrom jobs import cli\n"
+        "import time, typer\nfrom jobs.cli import app as cli\n"
         "@cli.app.command()\ndef wait() -> None:\n    print('here', flush=True)\n"
         "    while True:\n        time.sleep(0.1)\n"
         "import sys\nsys.argv = ['asap', 'wait']\ncli.main()"

@@ -516,8 +516,8 @@ def test_long_texts_and_slow_stores_let_in_no_fewer(predictor: Predictor, monkey
             clock.sleep(0.2 if len(text or "") > 1000 else 0)
             return await super().detect(image, text)
 
-    for module in ("api", "front"):
-        monkeypatch.setattr(f"serve.{module}.time", clock)
+    for module in ("routes", "middleware"):
+        monkeypatch.setattr(f"serve.api.{module}.time", clock)
     monkeypatch.setattr("serve.api.routes.fetch", slowly)
     named = {"uri": "s3://pictures/a.png", "text": TEXT}
     with api(Slow(predictor), batch_size=2, wait_s=0.15) as client:
