@@ -21,7 +21,7 @@ ASAP = Path(sys.executable).parent / "asap"
 RAISES = "raise RuntimeError('this is not the package')\n"
 TRAIN = """
 import sys
-from jobs.settings import TrainSettings
+from jobs.train.settings import TrainSettings
 from jobs.train.run import train
 train(TrainSettings.model_validate_json(sys.argv[1]))
 """

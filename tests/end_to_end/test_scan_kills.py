@@ -18,7 +18,7 @@ ROWS = 300
 SCAN = """
 import json, sys
 from jobs.scan.run import scan
-from jobs.settings import ScanSettings
+from jobs.scan.settings import ScanSettings
 print(json.dumps(scan(ScanSettings(**json.loads(sys.argv[1])))))
 """
 

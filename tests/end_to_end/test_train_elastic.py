@@ -16,7 +16,7 @@ from tests.support.small_run import draw_corpus, settings_for
 from tests.support.waiting import wait_until
 
 CODE = (
-    "import sys; from jobs.settings import TrainSettings; from jobs.train.run import train; "
+    "import sys; from jobs.train.settings import TrainSettings; from jobs.train.run import train; "
     "train(TrainSettings.model_validate_json(sys.argv[1]))"
 )
 

@@ -83,7 +83,7 @@ def test_a_killed_worker_goes_on_from_its_last_checkpoint(ray_here: None, corpus
 def test_a_killed_driver_goes_on_with_the_same_command(corpus: Path, tmp_path: Path) -> None:
     settings = settings_for(corpus, tmp_path / "out", pairs=1600, checkpoint_pairs=200, validation_pairs=1)
     code = (
-        "import sys; from jobs.settings import TrainSettings; from jobs.train.run import train; "
+        "import sys; from jobs.train.settings import TrainSettings; from jobs.train.run import train; "
         "train(TrainSettings.model_validate_json(sys.argv[1]))"
     )
     command = [sys.executable, "-c", code, settings.model_dump_json()]

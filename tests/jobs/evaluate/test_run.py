@@ -221,7 +221,7 @@ def test_a_cluster_is_asked_for_a_gpu_and_given_time_to_bring_it(
         machines(monkeypatch, {"CPU": 0}, {"CPU": 16}, {"CPU": 8, "GPU": 1})
         return True
 
-    monkeypatch.setattr(cluster, "_brought", bring)
+    monkeypatch.setattr(cluster, "_reserve", bring)
     told: list[str] = []
     crew = module._crew(settings(device="cuda", address="auto", wait_for_machines_s=120), told.append)
     assert asked == [({"CPU": 1, "GPU": 1}, 1, 120)]

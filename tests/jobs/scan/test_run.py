@@ -235,7 +235,7 @@ def test_a_gpu_is_waited_for_on_a_cluster_only(
     monkeypatch.setattr("ray.cluster_resources", lambda: {"CPU": 8.0})
     monkeypatch.setattr("ray.nodes", lambda: [{"Alive": True, "Resources": {"CPU": 8.0}}])
     asked: list[Any] = []
-    monkeypatch.setattr("jobs.cluster._brought", lambda *needs: asked.append(needs))
+    monkeypatch.setattr("jobs.cluster._reserve", lambda *needs: asked.append(needs))
     told: list[str] = []
     settings = ScanSettings(input="a.jsonl", out="out", device="cuda", address=address, wait_for_machines_s=120)
     with pytest.raises(ConfigError, match=r"1 worker with 0\.5 CPUs, 1 GPU do not fit .*; --device auto takes"):

@@ -350,7 +350,7 @@ def test_gpus_that_a_cluster_may_bring_are_waited_for(machines: Any, monkeypatch
         machines({"CPU": 0}, {"CPU": 16}, *[{"CPU": 8, "GPU": 1}] * workers)
         return (needs, workers, wait_s) == ({"CPU": 1, "GPU": 1}, 2, 900)
 
-    monkeypatch.setattr(cluster, "_brought", bring)
+    monkeypatch.setattr(cluster, "_reserve", bring)
     told: list[dict[str, Any]] = []
     assert resources(told, workers=2, device="cuda", address="auto") == {"CPU": 8, "GPU": 1}
     assert [event["note"].partition(":")[0] for event in told] == [
