@@ -322,7 +322,7 @@ def _raise_stopped(*args: object) -> None:
 
 _KILLED = f"""
 import sys, time
-from jobs import repolicy as module
+from jobs.policy import repolicy as module
 module.write_outcome = lambda *args: (print("here", flush=True), time.sleep({HANG_S}))
 module.repolicy(sys.argv[1], sys.argv[2])
 """
