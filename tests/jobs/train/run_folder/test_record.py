@@ -55,7 +55,7 @@ def test_no_place_of_this_machine_is_in_it(folder: RunFolder, tmp_path: Path) ->
 
 
 def test_code_is_named_by_its_commit_or_its_version(monkeypatch: pytest.MonkeyPatch) -> None:
-    said = {"rev-parse": "0123abc", "ls-files": "run_record.py", "status": " M jobs/train.py"}
+    said = {"rev-parse": "0123abc", "ls-files": "record.py", "status": " M jobs/train.py"}
     monkeypatch.setattr(run_record, "_git", lambda folder, *words: said[words[0]])
     assert code_version() == {"version": "0.1.0", "commit": "0123abc", "changed": True}
     said["ls-files"] = ""  # an environment that lies in somebody's repository
