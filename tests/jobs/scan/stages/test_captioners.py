@@ -315,7 +315,7 @@ class _Named:
 
 @pytest.fixture
 def stage(monkeypatch: pytest.MonkeyPatch) -> CaptionStage:
-    monkeypatch.setattr(captioning, "load_captioner", lambda *_: _Named())
+    monkeypatch.setattr("jobs.scan.stages.caption.load_captioner", lambda *_: _Named())
     return CaptionStage(CaptionSettings(engine="precomputed", source="x"), INPUT)
 
 
