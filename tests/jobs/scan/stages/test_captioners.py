@@ -18,7 +18,6 @@ from asap.storage.location import Location
 from jobs.errors import InputNotFound
 from jobs.scan.input.manifest import MANIFEST_SCHEMA
 from jobs.scan.settings import CaptionSettings
-from jobs.scan.stages import captioners as captioning
 from jobs.scan.stages.caption import CaptionStage
 from jobs.scan.stages.captioners import (
     CaptionFailed,
