@@ -22,7 +22,7 @@ from serve.errors import NotReady
 from serve.inference.decoder_process import Message, read_message, write_message
 
 _ERRORS = {kind.code: kind for kind in InputError.__subclasses__()}
-_PARENT = str(Path(__file__).parents[1])
+_PARENT = str(Path(__file__).parents[2])
 _PROGRAM = """\
 import sys
 sys.path.insert(0, sys.argv.pop())
