@@ -142,14 +142,14 @@ def test_it_waits_no_longer_than_it_may(monkeypatch: pytest.MonkeyPatch) -> None
     from serve.run import _drain
 
     clock, handle = Clock(), Handle(*[[1]] * 10**4)
-    monkeypatch.setattr("serve.app.time", clock)
+    monkeypatch.setattr("serve.run.time", clock)
     monkeypatch.setattr("serve.run._LOOK_S", 1)
     _drain(handle, 300)
     assert (handle.asked, clock.now) == (300, 300)
 
 
 def test_told_once_more_it_ends_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    import serve.app as serve_app
+    import serve.run as serve_run
 
     def tell(*_: object) -> None:
         os.kill(os.getpid(), signal.SIGTERM)
@@ -160,7 +160,7 @@ def test_told_once_more_it_ends_at_once(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setattr("ray.serve.shutdown", lambda: ended.append("with grace"))
     try:
         with pytest.raises(KeyboardInterrupt):
-            serve_app.run(None, ServeSettings(drain_s=300), ready=tell, stopping=tell)  # type: ignore[arg-type]
+            serve_run.run(None, ServeSettings(drain_s=300), ready=tell, stopping=tell)  # type: ignore[arg-type]
     finally:
         for number, handler in former.items():
             signal.signal(number, handler)

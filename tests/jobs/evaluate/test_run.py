@@ -116,7 +116,7 @@ def test_the_figures_do_not_depend_on_how_the_split_was_cut(drawn: Path, model_f
     parts = {start: shard(model_folder, drawn, start, min(start + 16, PAIRS)) for start in (16, 0)}
     merged = merge_shards(parts, PAIRS)
     assert merged.compute() == whole.compute()
-    assert merged.predictions().margin.tolist() == whole.judged().margin.tolist()
+    assert merged.predictions().margin.tolist() == whole.predictions().margin.tolist()
 
 
 @pytest.mark.parametrize(("starts", "pairs"), [((0, 8), 16), ((0,), 12), ((4, 12), 16), ((), 4)])
@@ -191,23 +191,23 @@ def test_the_cpus_are_shared_out(
     settings: Any, monkeypatch: pytest.MonkeyPatch, nodes: list[dict[str, float]], workers: int | None, wanted: Any
 ) -> None:
     machines(monkeypatch, *nodes)
-    crew = module._crew(settings(workers=workers))
+    crew = module._worker_pool(settings(workers=workers))
     assert (crew.workers, crew.threads, crew.options["num_cpus"]) == wanted
     assert crew.device == "cpu"
 
 
 def test_a_worker_takes_a_gpu_where_there_are_any(settings: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     machines(monkeypatch, {"CPU": 8, "GPU": 2})
-    crew = module._crew(settings(device="auto"))
+    crew = module._worker_pool(settings(device="auto"))
     assert (crew.workers, crew.device, crew.options["num_gpus"]) == (2, "cuda", 1)
     assert crew.options["max_calls"] == 0  # else Ray ends each process after a shard, and with it the model
-    assert "num_gpus" not in module._crew(settings(device="cpu")).options
+    assert "num_gpus" not in module._worker_pool(settings(device="cpu")).options
 
 
 def test_gpus_that_are_not_there_are_not_waited_for(settings: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     machines(monkeypatch, {"CPU": 8})
     with pytest.raises(ConfigError, match=r"1 worker with 1 CPU, 1 GPU .*1 x \(8 CPUs, 0 GPUs\); --device auto takes"):
-        module._crew(settings(device="cuda"))
+        module._worker_pool(settings(device="cuda"))
 
 
 def test_a_cluster_is_asked_for_a_gpu_and_given_time_to_bring_it(
@@ -223,7 +223,7 @@ def test_a_cluster_is_asked_for_a_gpu_and_given_time_to_bring_it(
 
     monkeypatch.setattr(cluster, "_reserve", bring)
     told: list[str] = []
-    crew = module._crew(settings(device="cuda", address="auto", wait_for_machines_s=120), told.append)
+    crew = module._worker_pool(settings(device="cuda", address="auto", wait_for_machines_s=120), told.append)
     assert asked == [({"CPU": 1, "GPU": 1}, 1, 120)]
     assert (crew.workers, crew.device) == (1, "cuda")
     assert [line.partition(":")[0] for line in told] == [
@@ -234,7 +234,7 @@ def test_a_cluster_is_asked_for_a_gpu_and_given_time_to_bring_it(
 def test_a_cluster_without_gpus_is_told_of_where_the_cpus_judge(settings: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     machines(monkeypatch, {"CPU": 0}, {"CPU": 16})
     told: list[str] = []
-    assert module._crew(settings(device="auto", address="auto"), told.append).device == "cpu"
+    assert module._worker_pool(settings(device="auto", address="auto"), told.append).device == "cpu"
     assert told == ["judging on CPUs: no GPU is alive; --device cuda waits for one"]
 
 
