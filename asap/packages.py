@@ -7,8 +7,11 @@ is called `jobs` there, which a user may well have, would be taken for the packa
 from __future__ import annotations
 
 import importlib
+from pathlib import Path
 
 _PACKAGES = ("asap", "jobs", "serve")
+FOLDER = Path(__file__).resolve().parents[1]
+"""The folder in which the packages lie. A process that puts it first on its path finds them, installed or not."""
 SETUP_HOOK = "asap.packages.import_packages"
 """Import path of `import_packages`, as Ray's `worker_process_setup_hook` takes it."""
 

@@ -10,19 +10,18 @@ import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
 
 from asap.errors import DecodeFailed, InputError
 from asap.finding import Finding
+from asap.packages import FOLDER
 from asap.preprocessing.images import ImageLimits, PreparedImage
 from serve.errors import NotReady
 from serve.inference.decoder_process import Message, read_message, write_message
 
 _ERRORS = {kind.code: kind for kind in InputError.__subclasses__()}
-_PARENT = str(Path(__file__).parents[2])
 _PROGRAM = """\
 import sys
 sys.path.insert(0, sys.argv.pop())
@@ -118,7 +117,7 @@ class _Decoder:
         """The process, once it is up."""
         if self._process is None or self._process.poll() is not None:
             limits = (str(self._limits.max_bytes), str(self._limits.max_pixels))
-            command = [sys.executable, "-P", "-c", _PROGRAM, *limits, _PARENT]
+            command = [sys.executable, "-P", "-c", _PROGRAM, *limits, str(FOLDER)]
             environment = os.environ | {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
             self._process = subprocess.Popen(  # noqa: S603
                 command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment

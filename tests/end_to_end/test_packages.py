@@ -10,12 +10,13 @@ from pathlib import Path
 import pytest
 import requests
 
-from asap.packages import import_packages
+from asap.packages import FOLDER, import_packages
 from asap.preprocessing.images import DEFAULT_LIMITS
 from serve.inference.decoder_pool import DecoderPool
 from tests.support.pictures import draw_jpeg
 from tests.support.serving import TEXT, free_port
 from tests.support.small_run import draw_corpus, settings_for
+from tests.support.waiting import HANG_S
 
 ASAP = Path(sys.executable).parent / "asap"
 RAISES = "raise RuntimeError('this is not the package')\n"
@@ -47,16 +48,21 @@ def test_the_decoder_takes_nothing_from_the_working_folder(
         path = {"folder": f"{name}/decoder.txt", "package": f"{name}/__init__.py", "module": f"{name}.py"}[kind]
         (tmp_path / path).write_text(RAISES)
     monkeypatch.chdir(tmp_path)
-    pool = DecoderPool(1, DEFAULT_LIMITS, timeout_s=60)
+    pool = DecoderPool(1, DEFAULT_LIMITS, timeout_s=HANG_S)
     try:
         assert asyncio.run(pool.prepare(draw_jpeg(1), 32)).width == 64
     finally:
         pool.close()
 
 
+def test_the_packages_are_found_from_their_folder_where_nothing_is_installed() -> None:
+    code = "import sys; sys.path.insert(0, sys.argv[1]); import asap.packages as packages; packages.import_packages()"
+    subprocess.run([sys.executable, "-I", "-S", "-c", code, str(FOLDER)], check=True)
+
+
 def test_each_package_is_kept_once_it_is_imported(folder: Path) -> None:
     code = (
-        "import sys\nfrom asap.packages import import_packages\nimport_packages()\n"
+        "import sys\nfrom asap.packages import FOLDER, import_packages\nimport_packages()\n"
         "sys.path.insert(0, sys.argv[1])\nimport jobs.errors, serve.errors, asap.errors\n"
     )
     subprocess.run([sys.executable, "-P", "-c", code, str(folder)], check=True, cwd=folder)
@@ -78,7 +84,7 @@ def test_a_pair_is_detected_beside_folders_called_as_the_packages(folder: Path, 
 @pytest.mark.slow
 def test_a_scan_reads_beside_folders_called_as_the_packages(folder: Path, corpus: Path, model_folder: Path) -> None:
     command = [ASAP, "scan", str(corpus / "a.jsonl"), "--out", "jobs", "--model", str(model_folder)]
-    subprocess.run(command, cwd=folder, check=True, timeout=900)
+    subprocess.run(command, cwd=folder, check=True, timeout=HANG_S)
     assert (folder / "jobs/a/_SUCCESS").exists()
 
 
@@ -88,7 +94,7 @@ def test_a_model_is_trained_beside_folders_called_as_the_packages(
 ) -> None:
     settings = settings_for(draw_corpus(tmp_path_factory), "run")
     command = [sys.executable, "-P", "-c", TRAIN, settings.model_dump_json()]
-    subprocess.run(command, cwd=folder, check=True, timeout=900)
+    subprocess.run(command, cwd=folder, check=True, timeout=HANG_S)
     assert (folder / "run/model/policy.json").exists()
 
 
@@ -109,5 +115,5 @@ def url(folder: Path) -> Iterator[str]:
 def test_the_server_answers_beside_folders_called_as_the_packages(url: str) -> None:
     files = {"image": draw_jpeg(1)}
     orders = {"x-request-timeout-seconds": "0.001"}  # dropped where the proxy has loaded `serve.proxy`
-    answer = requests.post(f"{url}/v1/detect", files=files, data={"text": TEXT}, headers=orders, timeout=300)
+    answer = requests.post(f"{url}/v1/detect", files=files, data={"text": TEXT}, headers=orders, timeout=HANG_S)
     assert answer.status_code == 200, answer.text
