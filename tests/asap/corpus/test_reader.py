@@ -69,6 +69,12 @@ def test_records_have_their_captions_and_explanations(corpus: Path) -> None:
     assert third.caption == "two people"
 
 
+def test_a_corpus_is_named_by_its_folder_its_path_or_its_address(corpus: Path) -> None:
+    records = read_corpus(LocalFolder(corpus), "train").records
+    assert read_corpus(corpus, "train").records == records
+    assert read_corpus(str(corpus), "train", pictures=corpus).records == records
+
+
 def test_a_corpus_without_captions_describes_pairs_by_their_text(corpus: Path) -> None:
     (corpus / "captions.json").unlink()
     (corpus / "explanations.json").unlink()
