@@ -1,4 +1,4 @@
-"""Corpora wherever they lie: what `asap.corpus.reader` reads, from a folder of this machine or an s3:// prefix."""
+"""Reads the corpus of a job as its settings say."""
 
 from __future__ import annotations
 
@@ -6,46 +6,25 @@ from collections.abc import Sequence
 from pathlib import Path
 from tempfile import NamedTemporaryFile
 
-from asap.corpus.annotations import DEFAULT_RULES, ReadRules
-from asap.corpus.folder import open_folder
+from asap.corpus import reader
 from asap.corpus.reader import Corpus
-from asap.corpus.reader import read_corpus as read_folder
 from asap.errors import PicturesMissing
 from jobs.settings import CorpusSettings
 
 
-def read_corpus(
-    corpus: str,
-    split: str,
-    rules: ReadRules = DEFAULT_RULES,
-    *,
-    files: Sequence[str] = (),
-    captions: Sequence[str] = (),
-    explanations: Sequence[str] = (),
-    pictures: str | None = None,
-) -> Corpus:
-    """A split of the corpus called `corpus`; the other arguments and errors are `asap.corpus.reader.read_corpus`'s.
+def read_corpus(settings: CorpusSettings, corpus: str, split: str, label_set: str) -> Corpus:
+    """Read a split of a corpus. The errors are those of `asap.corpus.reader.read_corpus`.
 
-    Files may be called by paths and s3:// addresses of their own too.
-    """
-    return read_folder(
-        open_folder(corpus),
-        split,
-        rules,
-        files=files,
-        captions=captions,
-        explanations=explanations,
-        pictures=None if pictures is None else open_folder(pictures),
-    )
+    If too many pictures are missing, a file on this machine lists all their names, and the error names that file.
 
-
-def read_as_told(settings: CorpusSettings, corpus: str, split: str, label_set: str) -> Corpus:
-    """A split of the corpus called `corpus`, as a job's settings say. The errors are `read_corpus`'s.
-
-    Where too many pictures are missing, all their names are left in a file of this machine, which the error names.
+    Args:
+        settings: the files, and the rules for faults.
+        corpus: the address of the corpus: a path, file:// or s3://.
+        split: train, val or test.
+        label_set: the label set of the model.
     """
     try:
-        return read_corpus(
+        return reader.read_corpus(
             corpus,
             split,
             settings.rules(label_set),
@@ -55,13 +34,13 @@ def read_as_told(settings: CorpusSettings, corpus: str, split: str, label_set: s
             pictures=settings.pictures,
         )
     except PicturesMissing as error:
-        if file := _listed(error.pictures, split):
-            raise PicturesMissing(f"{error}; {file} lists all {len(error.pictures)}", error.pictures) from error
+        if file := _write_list(error.pictures, split):
+            raise PicturesMissing(f"{error} {file} lists all {len(error.pictures)}.", error.pictures) from error
         raise
 
 
-def _listed(names: Sequence[str], split: str) -> Path | None:
-    """A new file with a name a line, in the folder for temporary files; None where none can be written."""
+def _write_list(names: Sequence[str], split: str) -> Path | None:
+    """Write the names, one a line, to a new file in the folder for temporary files; return None if that fails."""
     try:
         with NamedTemporaryFile(
             "w", prefix=f"asap-missing-{split}-", suffix=".txt", delete=False, encoding="utf-8", errors="replace"

@@ -1,10 +1,10 @@
-"""One row of a corpus's metadata: its fields checked, then its box and positions kept, repaired or refused."""
+"""Checks the fields of a metadata row, then keeps, repairs or refuses its box and positions."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 from asap.corpus.report import CorpusReport
 from asap.errors import AnnotationError, ConfigError
@@ -12,45 +12,40 @@ from asap.labels import LabelSet, label_set, shows_a_fake_face
 from asap.preprocessing.words import split_words
 
 BadBox = Literal["boxless", "skip", "refuse"]
-
-
 BadPosition = Literal["drop", "skip", "refuse"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class ReadRules:
-    """What to make of a corpus that is not as it should be. A row that is no record is refused always."""
+    """The handling of faults in a corpus. A row that is not a record is always refused."""
 
     label_set: str = "dgm4"
-    """Whose classes the rows have; the model's (`ModelConfig.label_set`)."""
+    """The label set of the rows' classes; that of the model (`ModelConfig.label_set`)."""
     missing_images: float = 0.01
-    """Share of a split's pairs whose picture may be missing: they are left out. Above it the split is refused."""
+    """Fraction of a split's pairs whose picture may be missing. They are left out; above it the split is refused."""
     bad_boxes: BadBox = "boxless"
-    """Of a box that is missing, no box, or has no area inside the picture: `boxless` keeps the pair without box terms
-    and patch labels (MGCA sees no patch marked, and an evaluation has no box that a prediction could meet); `skip`
-    leaves it out; `refuse` stops."""
+    """Handling of a box that is missing, malformed, or without an area inside the picture. `boxless` keeps the pair
+    without box terms and patch labels: MGCA has no marked patch, and an evaluation has no box that a prediction could
+    match. `skip` leaves the pair out. `refuse` raises."""
     stray_positions: BadPosition = "drop"
-    """Of positions beyond the text: `drop` drops them, `skip` leaves the pair out, `refuse` stops."""
+    """Handling of positions beyond the text. `drop` drops them, `skip` leaves the pair out, `refuse` raises."""
 
     def __post_init__(self) -> None:
         label_set(self.label_set)
         if not 0 <= self.missing_images <= 1:
             raise ConfigError(f"missing_images {self.missing_images} is not a share between 0 and 1")
-        for name, known in (("bad_boxes", ("boxless", "skip", "refuse")),
-                            ("stray_positions", ("drop", "skip", "refuse"))):  # fmt: skip
-            if getattr(self, name) not in known:
-                raise ConfigError(f"{name} {getattr(self, name)!r} is unknown; {', '.join(known)} are known")
+        for name, allowed in (("bad_boxes", get_args(BadBox)), ("stray_positions", get_args(BadPosition))):
+            if getattr(self, name) not in allowed:
+                raise ConfigError(f"{name} {getattr(self, name)!r} is unknown; {', '.join(allowed)} are known")
 
 
 DEFAULT_RULES = ReadRules()
-
-
 STRICT = ReadRules(missing_images=0, bad_boxes="refuse", stray_positions="refuse")
-"""Everything that a report would have to tell of is refused."""
+"""Rules that refuse every fault of a corpus."""
 
 
 class Row(NamedTuple):
-    """A row of the metadata whose fields have the right types."""
+    """A row of metadata whose fields have the right types."""
 
     id: str
     image: str
@@ -59,11 +54,20 @@ class Row(NamedTuple):
     fake_image_box: tuple[Any, ...]
     fake_text_pos: tuple[Any, ...]
     where: str
-    """File and number, for messages."""
+    """File and number of the row, for messages."""
 
 
 def read_row(row: Any, where: str, labels: LabelSet) -> Row:
-    """A row as JSON has it, `where` naming it in messages. Raises `AnnotationError` for one that is no record."""
+    """Check the fields of a row.
+
+    Args:
+        row: the row as parsed from JSON.
+        where: the name of the row in messages.
+        labels: the label set that the row's class must belong to.
+
+    Raises:
+        AnnotationError: if the row is not a record.
+    """
     try:
         checked = Row(
             id=str(row["id"]),
@@ -88,41 +92,47 @@ def _typed(value: Any, name: str, kind: type) -> Any:
     return value
 
 
-def repaired(row: Row, rules: ReadRules, report: CorpusReport) -> Row | None:
-    """The row with a box and positions that can be used; None for one to leave out."""
-    if shows_a_fake_face(row.fake_cls, label_set(rules.label_set)) and not _is_a_box(row.fake_image_box):
-        what = f"fake_image_box {list(row.fake_image_box)} of a {row.fake_cls} is not xmin, ymin, xmax, ymax in pixels"
-        if not _keeps(rules.bad_boxes, row, what, report):
+def repair_row(row: Row, rules: ReadRules, report: CorpusReport) -> Row | None:
+    """Return the row with a usable box and positions, or None if it is to be left out.
+
+    Every repair is added to `report`. Raises `AnnotationError` if the rules refuse the row.
+    """
+    # Only a class with a fake face needs a box. A text manipulation may have any, which nothing reads.
+    if shows_a_fake_face(row.fake_cls, label_set(rules.label_set)) and not _is_box(row.fake_image_box):
+        fault = f"fake_image_box {list(row.fake_image_box)} of a {row.fake_cls} is not xmin, ymin, xmax, ymax in pixels"
+        if not _is_kept(rules.bad_boxes, row, fault, report):
             return None
         report.boxless.add(f"{list(row.fake_image_box)} ({row.where})")
         row = row._replace(fake_image_box=())
+
     words = len(split_words(row.text)) if row.fake_text_pos else 0
-    stray = [position for position in row.fake_text_pos if not _is_a_position(position, words)]
+    stray = [position for position in row.fake_text_pos if not _is_position(position, words)]
     if stray:
-        what = f"fake_text_pos has {str(stray)[1:-1]}, but the text has words 0 to {words - 1}: {row.text!r:.200}"
-        if not _keeps(rules.stray_positions, row, what, report):
+        fault = f"fake_text_pos has {str(stray)[1:-1]}, but the text has words 0 to {words - 1}: {row.text!r:.200}"
+        if not _is_kept(rules.stray_positions, row, fault, report):
             return None
         report.stray_positions.add(f"{stray} of {words} words ({row.where})")
-        row = row._replace(fake_text_pos=tuple(one for one in row.fake_text_pos if _is_a_position(one, words)))
+        kept = tuple(position for position in row.fake_text_pos if _is_position(position, words))
+        row = row._replace(fake_text_pos=kept)
     return row
 
 
-def _keeps(rule: BadBox | BadPosition, row: Row, what: str, report: CorpusReport) -> bool:
-    """Whether the row is kept for repair; a rule that refuses raises."""
+def _is_kept(rule: BadBox | BadPosition, row: Row, fault: str, report: CorpusReport) -> bool:
+    """True if a row with a fault is kept for repair. Raises `AnnotationError` if the rule refuses it."""
     if rule == "refuse":
-        raise AnnotationError(f"{row.where}: record {row.id}: {what}")
+        raise AnnotationError(f"{row.where}: record {row.id}: {fault}")
     if rule == "skip":
-        report.skipped.add(f"{what} ({row.where})")
+        report.skipped.add(f"{fault} ({row.where})")
     return rule != "skip"
 
 
-def _is_a_box(box: tuple[Any, ...]) -> bool:
-    """Whether it has an area in some picture. Whether in this one, is known once that is decoded."""
+def _is_box(box: tuple[Any, ...]) -> bool:
+    """True if the box has an area in a picture of some size. Its own picture is checked once that is decoded."""
     if len(box) != 4 or not all(type(edge) in (int, float) and math.isfinite(edge) for edge in box):
         return False
     x0, y0, x1, y1 = box
     return bool(x0 < x1 and y0 < y1 and x1 > 0 and y1 > 0)
 
 
-def _is_a_position(position: Any, words: int) -> bool:
-    return type(position) is int and 0 <= position < words
+def _is_position(position: Any, words: int) -> bool:
+    return type(position) is int and 0 <= position < words  # `isinstance` would accept True as 1

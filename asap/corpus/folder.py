@@ -15,53 +15,59 @@ from asap.storage.files import list_files, read_bytes
 from asap.storage.location import Location
 
 ImageAddress = Path | str
-"""What a picture is opened by: a path, or the address of an object."""
+"""The address of a picture: a path, or an s3:// address."""
 
 
 class Folder(Protocol):
-    """A folder with a corpus in it, wherever it is; names are relative to it and have slashes. `str` is its address."""
+    """A folder that holds a corpus, on this machine or in a bucket. `str` gives its address.
+
+    Names of files are relative to the folder and have slashes.
+    """
 
     @property
     def name(self) -> str:
-        """The last part of its address."""
+        """The last part of the folder's address."""
         ...
 
     @property
-    def above(self) -> Folder:
-        """The folder that this one lies in."""
+    def parent(self) -> Folder:
+        """The folder that this one lies in; a bucket is its own parent."""
         ...
 
     def names(self, below: str = "") -> Iterator[str]:
-        """Every file in it, or in one of its folders; none where there is no such folder."""
+        """Yield the name of every file in the folder, or below one of its folders; none if that does not exist."""
         ...
 
     def read(self, name: str) -> bytes:
-        """A whole file. `name` may also be an address of its own. Raises an `AsapError` that names the file."""
+        """Read a whole file, which may also be named by an address of its own.
+
+        Raises an `AsapError` that names the file.
+        """
         ...
 
-    def place(self, name: str) -> ImageAddress:
-        """What a picture is opened by."""
+    def address(self, name: str) -> ImageAddress:
+        """Return the address of a file."""
         ...
 
 
 @dataclass(frozen=True)
 class LocalFolder:
-    """A folder of this machine. Links are followed."""
+    """A `Folder` of this machine, whose corpus may have files in a bucket. Links are followed."""
 
     path: Path
 
     @property
     def name(self) -> str:
-        """See `Folder`."""
+        """The name of the folder that a link leads to."""
         return self.path.resolve().name
 
     @property
-    def above(self) -> LocalFolder:
-        """See `Folder`."""
+    def parent(self) -> LocalFolder:
+        """The folder that this one lies in, as its path says."""
         return LocalFolder(self.path.parent)
 
     def names(self, below: str = "") -> Iterator[str]:
-        """See `Folder`."""
+        """Yield the names of the files in order, each folder once, however many links lead to it."""
         seen: set[tuple[int, int]] = set()
         for parent, folders, files in os.walk(self.path / below, followlinks=True):
             status = Path(parent).stat()
@@ -69,12 +75,14 @@ class LocalFolder:
                 folders.clear()
                 continue
             seen.add((status.st_dev, status.st_ino))
-            folders.sort()
+            folders.sort()  # os.walk enters the folders in the order of this list
             relative = Path(parent).relative_to(self.path)
             yield from ((relative / file).as_posix() for file in sorted(files))
 
     def read(self, name: str) -> bytes:
-        """See `Folder`."""
+        """Read a file by its name here, its path, or its s3:// address. Raises `CorpusError` or `StorageError`."""
+        if name.startswith("s3://"):
+            return read_bytes(Location.parse(name))
         path = self.path / name
         try:
             return path.read_bytes()
@@ -83,8 +91,8 @@ class LocalFolder:
         except OSError as error:
             raise CorpusError(f"{path} cannot be read: {error}") from error
 
-    def place(self, name: str) -> Path:
-        """See `Folder`."""
+    def address(self, name: str) -> Path:
+        """Return the path of a file."""
         return self.path / name
 
     def __str__(self) -> str:
@@ -93,74 +101,74 @@ class LocalFolder:
 
 @dataclass(frozen=True)
 class BucketFolder:
-    """A prefix of a bucket as `Folder`. Listing it costs a request for every thousand objects."""
+    """A prefix of a bucket as a `Folder`. Listing it costs a request for every thousand objects."""
 
     location: Location
 
     @property
     def name(self) -> str:
-        """See `Folder`."""
+        """The last part of the prefix; the bucket's name for a whole bucket."""
         return self.location.name
 
     @property
-    def above(self) -> BucketFolder:
-        """See `Folder`; a bucket lies in itself."""
+    def parent(self) -> BucketFolder:
+        """The prefix above this one; a bucket is its own parent."""
         return BucketFolder(self.location.parent)
 
     def names(self, below: str = "") -> Iterator[str]:
-        """See `Folder`."""
+        """Yield the names of the objects as the bucket lists them."""
         for info in list_files(self.location / below if below else self.location):
             yield info.location.uri.removeprefix(f"{self.location}/")
 
     def read(self, name: str) -> bytes:
-        """See `Folder`. Raises `StorageError`."""
-        return read_bytes(Location.parse(self.place(name)))
+        """Read an object, or a file that is named by an address of its own. Raises `StorageError`."""
+        return read_bytes(Location.parse(self.address(name)))
 
-    def place(self, name: str) -> str:
-        """See `Folder`: an s3:// address, or a path for what is called by one."""
+    def address(self, name: str) -> str:
+        """Return the s3:// address of a file; an address or an absolute path is returned as it is."""
         return name if "://" in name or name.startswith("/") else str(self.location / name)
 
     def __str__(self) -> str:
         return str(self.location)
 
 
-@dataclass(frozen=True)
-class DiskFolder(LocalFolder):
-    """A folder of this machine, whose corpus may have files in a bucket."""
+def open_folder(address: Folder | Path | str) -> Folder:
+    """Open the folder at a path, a file:// or an s3:// address; return a `Folder` as it is.
 
-    def read(self, name: str) -> bytes:
-        """See `Folder`."""
-        return read_bytes(Location.parse(name)) if name.startswith("s3://") else super().read(name)
-
-
-def open_folder(text: str) -> Folder:
-    """The folder called `text`: a path, file:// or s3://. Raises `StorageError` for any other address."""
-    location = Location.parse(text)
-    return BucketFolder(location) if location.is_s3 else DiskFolder(Path(location.uri))
+    Raises `StorageError` for any other address.
+    """
+    if not isinstance(address, Path | str):
+        return address
+    location = Location.parse(address)
+    return BucketFolder(location) if location.is_s3 else LocalFolder(Path(location.uri))
 
 
 def full_address(folder: str) -> str:
-    """What a person calls a folder by, from anywhere: its path with links followed, or its s3:// address."""
+    """Return an address that holds in any working directory: a path without links, or an s3:// address."""
     location = Location.parse(folder)
     return location.uri if location.is_s3 else str(Path(location.uri).resolve())
 
 
 def parse_json(name: str, data: bytes, *, trailing_comma: bool = False) -> Any:
-    """The content of a file; a list of its lines where `name` ends in .jsonl or .ndjson.
+    """Parse the content of a JSON file, or the lines of one whose name ends in .jsonl or .ndjson as a list.
 
-    `trailing_comma` allows a comma between the last object of a list and the bracket that closes it, and nothing else
-    that is not JSON. Raises `CorpusError`, naming the file.
+    Args:
+        name: the file's name, which decides how it is read and which messages name.
+        data: the file's bytes.
+        trailing_comma: allow a comma between the last object of a list and the bracket that closes it, and nothing
+            else that is not JSON.
+
+    Raises:
+        CorpusError: if the file is not JSON.
     """
     try:
         text = data.decode("utf-8-sig")
         if name.endswith((".jsonl", ".ndjson")):
+            # Not `splitlines`, which also splits at characters that a JSON string may hold, such as U+2028.
             return [json.loads(line) for line in text.split("\n") if line.strip()]
-        return json.loads(_without_trailing_comma(text) if trailing_comma else text)
+        # The comma cannot be within a string, because the bracket that ends the text is outside all strings.
+        if trailing_comma and (match := re.search(r"\}\s*(,)\s*\]\s*\Z", text)):
+            text = text[: match.start(1)] + text[match.end(1) :]
+        return json.loads(text)
     except (ValueError, RecursionError) as error:
         raise CorpusError(f"{name} cannot be read as JSON: {error}") from error
-
-
-def _without_trailing_comma(text: str) -> str:
-    """No string of a JSON text can hold the comma that is found here: a bracket that is outside all of them ends it."""
-    match = re.search(r"\}\s*(,)\s*\]\s*\Z", text)
-    return text[: match.start(1)] + text[match.end(1) :] if match else text

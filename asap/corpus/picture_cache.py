@@ -1,4 +1,4 @@
-"""The pictures of a corpus at a model's size: kept small in a cache, or measured and decoded anew each time."""
+"""The pictures of a corpus at a model's size: decoded once into a cache, or measured and decoded anew each time."""
 
 from __future__ import annotations
 
@@ -17,10 +17,11 @@ from asap.corpus.reader import Record
 from asap.errors import FetchFailed, ImageMissing, InputError, StorageError
 from asap.preprocessing.images import DEFAULT_LIMITS, ImageSource, PreparedImage, prepare_image
 from asap.storage.fetch import FetchSettings, fetch
+from asap.storage.files import write_atomically
 
 
 class PictureInfo(Protocol):
-    """What the boxes of a corpus need to know of its pictures."""
+    """The properties of a corpus's pictures that its boxes depend on."""
 
     @property
     def sizes(self) -> NDArray[np.int32]:
@@ -29,23 +30,23 @@ class PictureInfo(Protocol):
 
     @property
     def index(self) -> Mapping[ImageAddress, int]:
-        """Which row holds which picture."""
+        """The row of each picture."""
         ...
 
     @property
     def broken(self) -> Mapping[ImageAddress, str]:
-        """Pictures that cannot be decoded, and why; their sizes are 0."""
+        """The error of each picture that cannot be decoded; its size is 0 x 0."""
         ...
 
     @property
     def image_size(self) -> int:
-        """The side that training sees them at, in pixels."""
+        """The side of the pictures in training, in pixels."""
         ...
 
 
 @dataclass(frozen=True)
 class PictureSizes:
-    """`PictureInfo` for pictures whose pixels are decoded anew each time. The fields are those of `PictureInfo`."""
+    """The `PictureInfo` of pictures that are decoded anew each time. The fields are described there."""
 
     sizes: NDArray[np.int32]
     index: Mapping[ImageAddress, int]
@@ -55,23 +56,23 @@ class PictureSizes:
 
 @dataclass(frozen=True)
 class PictureCache:
-    """The pictures of some records at a model's size: decoded once, read by every epoch and worker.
+    """The pictures of some records at a model's size, decoded once for all epochs and workers.
 
-    A memory-mapped file of uint8, so that workers of one machine share it and memory stays with the page cache.
+    The pixels are a memory-mapped file: workers of one machine share it, and the page cache holds it in memory.
     """
 
     pixels: NDArray[np.uint8]
-    """(pictures, S, S, 3)."""
+    """(pictures, S, S, 3), RGB; S is the side in pixels."""
     sizes: NDArray[np.int32]
     """(pictures, 2): width and height of the originals after EXIF rotation, in pixels."""
     index: dict[ImageAddress, int]
-    """Which row holds which picture."""
+    """The row of each picture."""
     broken: Mapping[ImageAddress, str] = field(default_factory=dict)
-    """Pictures that cannot be decoded, and why; their sizes are 0."""
+    """The error of each picture that cannot be decoded; its size is 0 x 0."""
 
     @property
     def image_size(self) -> int:
-        """S."""
+        """The side S of the pictures, in pixels."""
         return self.pixels.shape[1]
 
     @classmethod
@@ -81,20 +82,28 @@ class PictureCache:
         image_size: int,
         folder: Path,
         progress: Callable[[int], None] | None = None,
-        read: Callable[[ImageAddress], ImageSource] = lambda place: place,
+        read: Callable[[ImageAddress], ImageSource] = lambda address: address,
         *,
         keep_broken: bool = False,
     ) -> Self:
-        """Open the cache of these pictures under `folder`, decoding them first unless that was done before.
+        """Open the cache of the records' pictures, after decoding them unless that was done before.
 
-        `progress` is called with the pictures done so far. `read` opens a picture that is no file of this machine.
-        A picture that cannot be decoded raises `InputError`, naming it, or is `broken` if those are kept.
+        Args:
+            records: the records whose pictures are needed.
+            image_size: the side S, in pixels.
+            folder: the folder of the cache.
+            progress: is called with the number of pictures decoded so far.
+            read: opens a picture that is not a file of this machine.
+            keep_broken: list a picture that cannot be decoded in `broken`.
+
+        Raises:
+            InputError: for a picture that cannot be decoded, unless `keep_broken`. The message names it.
         """
         paths = list(dict.fromkeys(record.image for record in records))
         key = hashlib.sha256("\n".join([str(image_size), *map(str, paths)]).encode()).hexdigest()[:16]
         pixels_file, sizes_file = folder / f"{key}.pixels.npy", folder / f"{key}.sizes.npy"
         broken: dict[ImageAddress, str] = {}
-        if not sizes_file.exists():  # written last, so its presence means that all is there
+        if not sizes_file.exists():  # it is written last, so its presence means that both files are complete
             folder.mkdir(parents=True, exist_ok=True)
             _decode_all(paths, image_size, pixels_file, sizes_file, progress, read, broken if keep_broken else None)
         pixels = np.load(pixels_file, mmap_mode="r", allow_pickle=False)
@@ -113,7 +122,10 @@ def _decode_all(
     read: Callable[[ImageAddress], ImageSource],
     broken: dict[ImageAddress, str] | None,
 ) -> None:
-    """Write both files; what is `broken` stays black there, where it does not raise."""
+    """Write the pixels, then the sizes.
+
+    A picture that cannot be decoded is entered in `broken` and stays black; its error is raised if `broken` is None.
+    """
     shape = (len(paths), image_size, image_size, 3)
     pixels = np.lib.format.open_memmap(pixels_file, mode="w+", dtype=np.uint8, shape=shape)
     sizes = np.zeros((len(paths), 2), np.int32)
@@ -124,7 +136,8 @@ def _decode_all(
         except InputError as error:
             return error
 
-    with ThreadPoolExecutor() as pool:  # Pillow decodes without the interpreter's lock
+    # Threads are enough, because Pillow decodes without the interpreter's lock.
+    with ThreadPoolExecutor() as pool:
         for row, picture in enumerate(pool.map(decode, paths)):
             if isinstance(picture, PreparedImage):
                 pixels[row] = picture.pixels
@@ -136,36 +149,38 @@ def _decode_all(
             if progress and (row % 256 == 255 or row + 1 == len(paths)):
                 progress(row + 1)
     pixels.flush()
-    partial = sizes_file.with_suffix(".partial.npy")
-    np.save(partial, sizes)
-    partial.rename(sizes_file)
+    with write_atomically(sizes_file) as draft, draft.open("wb") as file:
+        np.save(file, sizes)
 
 
 def decode_picture(
-    place: ImageAddress, image_size: int, read: Callable[[ImageAddress], ImageSource] = lambda place: place
+    address: ImageAddress, image_size: int, read: Callable[[ImageAddress], ImageSource] = lambda address: address
 ) -> PreparedImage:
-    """A record's picture at a model's size. Raises `InputError`, naming it; what `read` raises otherwise stays."""
+    """Decode a record's picture at a model's size.
+
+    Raises `InputError` with the picture's address in the message. Other errors of `read` pass unchanged.
+    """
     try:
-        return prepare_image(read(place), image_size)
+        return prepare_image(read(address), image_size)
     except InputError as error:
-        raise type(error)(f"picture {place}: {error}") from error
+        raise type(error)(f"picture {address}: {error}") from error
 
 
 def picture_address(text: str) -> ImageAddress:
-    """A record's picture from its place in words."""
+    """Convert the text of a picture's address back to the address."""
     return text if "://" in text else Path(text)
 
 
-def read_picture(place: ImageAddress) -> bytes | Path:
-    """What decoding a record's picture begins with: its bytes from a bucket, or its path.
+def read_picture(address: ImageAddress) -> bytes | Path:
+    """Return the source to decode a picture from: the bytes of an object, or a path as it is.
 
-    Raises `ImageMissing` or `ImageTooLarge` for the one object, `StorageError` for a store that does not give it.
+    Raises `ImageMissing` or `ImageTooLarge` if the fault is the object's, `StorageError` if it is the store's.
     """
-    if isinstance(place, Path):
-        return place
+    if isinstance(address, Path):
+        return address
     try:
-        return fetch(place, DEFAULT_LIMITS.max_bytes, FetchSettings()).data
+        return fetch(address, DEFAULT_LIMITS.max_bytes, FetchSettings()).data
     except FetchFailed as error:
         if error.code == "not_found":
             raise ImageMissing("the object does not exist") from error
-        raise StorageError(f"picture {place} cannot be read, after {error.attempt} tries: {error.detail}") from error
+        raise StorageError(f"picture {address} cannot be read, after {error.attempt} tries: {error.detail}") from error

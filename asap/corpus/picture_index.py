@@ -1,8 +1,8 @@
-"""Where the pictures of a corpus lie: their names in the metadata against the files that are there.
+"""Finds the picture files of a corpus by the names in its metadata.
 
-What users of DGM4 meet, and what is looked for after the name itself:
+A file of exactly the name is preferred. These differences between metadata and copies of DGM4 are allowed for:
 
-- `gardian` and `guardian`: the paper's README lists `origin/gardian`, copies of the data have either;
+- `gardian` and `guardian`: the README of the data set lists `origin/gardian`, copies of the data have either;
 - paths that start at the folder above (`DGM4/origin/…`, in `DGM4/metadata/train.json`), in a corpus of any name;
 - archives unpacked into folders of their own name: `DGM4/DGM4/origin/…`, `infoswap/DGM4/manipulation/infoswap/…`
   (rshaojimmy/MultiModal-DeepFake, issue 37).
@@ -17,29 +17,33 @@ from asap.corpus.folder import Folder
 
 _SPELLINGS = {"gardian": "guardian"}
 _DATASET_FOLDERS = {"dgm4", "samm", "samm_datasets"}
-"""Names, in lower case, that paths of the metadata may start with."""
+"""Folder names, in lower case, that paths of the metadata may start with."""
 
 
 def canonical(path: str) -> tuple[str, ...]:
-    """The parts of a path in one spelling, those that repeat the part before them left out."""
+    """Return the parts of a path in one spelling, without those that repeat the part before them."""
     parts = [_SPELLINGS.get(part, part) for part in path.split("/") if part not in ("", ".")]
     return tuple(part for part, _ in groupby(parts))
 
 
 class PictureIndex:
-    """The files of a folder by every name that the metadata may give them."""
+    """An index of a folder's files by every name that the metadata may give them."""
 
     def __init__(self, folder: Folder, files: Iterable[str]) -> None:
         self.folder = folder
         self._files = set(files)
         self._wrappers = _DATASET_FOLDERS | {folder.name.lower()}
         self._by_parts: dict[str, str] = {}
+        # The file nearest to the top of the folder gets a name that several could have.
         for file in sorted(self._files, key=lambda file: (file.count("/"), file)):
             for parts in self._endings(canonical(file)):
                 self._by_parts.setdefault("/".join(parts), file)
 
     def find(self, name: str) -> str | None:
-        """The file that a name of the metadata means: of that name, else as the module says; None if there is none."""
+        """Return the file that a name of the metadata stands for, or None.
+
+        A file of the same name is preferred; else the name is matched as the module describes.
+        """
         name = name.removeprefix(f"{self.folder}/")
         if name in self._files:
             return name
@@ -50,9 +54,9 @@ class PictureIndex:
         return found
 
     def _endings(self, parts: tuple[str, ...]) -> Iterator[tuple[str, ...]]:
-        """The path from each folder on before which nothing but folders of the path or data set is repeated.
+        """Yield the path from each folder on before which only folders of the rest or the data set come.
 
-        Any ending would find thumbnails in place of missing pictures.
+        Accepting any ending would find thumbnails in place of missing pictures.
         """
         for start in range(len(parts)):
             rest = parts[start:]
@@ -61,13 +65,17 @@ class PictureIndex:
 
 
 def index_pictures(folder: Folder, files: Iterable[str], names: Sequence[str]) -> PictureIndex:
-    """The index of a corpus, or, where it holds none of the pictures called `names`, of those beside it.
+    """Index the pictures of a corpus, or, if it holds none of them, those in the folder beside it.
 
-    `files`: everything in the folder.
+    Args:
+        folder: the folder of the corpus.
+        files: every file in it.
+        names: the pictures as the metadata names them.
     """
     index = PictureIndex(folder, files)
     if any(index.find(name) for name in names):
         return index
+    # Only the folder that the paths start with is listed, not everything beside the corpus.
     first = next((name.strip("/").partition("/")[0] for name in names if "/" in name.strip("/")), "")
-    beside = PictureIndex(folder.above, folder.above.names(first) if first not in ("", "..", ".") else ())
+    beside = PictureIndex(folder.parent, folder.parent.names(first) if first not in ("", "..", ".") else ())
     return beside if any(beside.find(name) for name in names) else index

@@ -1,1 +1,9 @@
-"""storage"""
+"""Bytes at an address: a local path or s3://.
+
+location.py      names of files and folders
+files.py         read, write, list, copy, download and delete; atomic writes
+s3.py            the S3 client and the pyarrow file systems
+failures.py      exceptions -> error codes and messages
+fetch.py         one file or object, with retries
+fingerprint.py   has an input changed?
+"""

@@ -1,4 +1,4 @@
-"""What stores raise, told as rows and people need it: a code and whether to try again, or one sentence."""
+"""Maps the exceptions of stores to an error code for a row, and to a message for a person."""
 
 from __future__ import annotations
 
@@ -20,15 +20,19 @@ _THROTTLED = {"429", "503", "SlowDown", "Throttling", "ThrottlingException", "Re
               "TooManyRequests", "ServiceUnavailable", "RequestThrottled", "BandwidthLimitExceeded"}  # fmt: skip
 _TIMED_OUT = {"RequestTimeout", "RequestTimeTooSkewed", "408", "504"}
 _FINAL = {errno.ENAMETOOLONG, errno.ELOOP, errno.EINVAL}
-"""Of a name that no file can have."""
+"""Error numbers of a name that no file can have: a retry cannot succeed."""
 
 
 def failure_code(error: Exception) -> tuple[str, bool]:
-    """The row's `error_code` for a failure to read, and whether trying again may help, as S3 and errno define it."""
+    """Return the row's `error_code` for a failed read, and True if a retry may succeed.
+
+    Both follow the error codes of S3 and the error numbers of the operating system.
+    """
     from botocore.exceptions import ClientError, ConnectTimeoutError, ParamValidationError, ReadTimeoutError
 
     if isinstance(error, ClientError):
         code = str(error.response.get("Error", {}).get("Code", ""))
+        # A HEAD response has no body and so no code of S3. The HTTP status stands in for it.
         status = int(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
         for codes, name, retryable in (
             (_NOT_FOUND, "not_found", False),
@@ -54,29 +58,30 @@ def _is_about_credentials(error: Exception) -> bool:
 
 
 @contextmanager
-def storage_errors(place: Location | str) -> Iterator[None]:
-    """Turn what boto3, pyarrow and the operating system raise into a `StorageError` of one sentence."""
-    from boto3.exceptions import Boto3Error  # of transfers, which wrap a ClientError in it
+def storage_errors(location: Location | str) -> Iterator[None]:
+    """Turn the errors of boto3, pyarrow and the operating system into a `StorageError` that names `location`."""
+    from boto3.exceptions import Boto3Error  # raised by transfers, which wrap a ClientError in it
     from botocore.exceptions import BotoCoreError, ClientError
 
     try:
         yield
     except (Boto3Error, BotoCoreError, ClientError, OSError) as error:
-        raise StorageError(_sentence(error, str(place))) from error
+        raise StorageError(_message(error, str(location))) from error
 
 
-def _sentence(error: Exception, place: str) -> str:
+def _message(error: Exception, location: str) -> str:
     code, _ = failure_code(error)
     detail = " ".join(str(error).split())
     if _is_about_credentials(error):
         return (
-            f"no AWS credentials for {place}: {detail.rstrip('.')}; set AWS_PROFILE, or AWS_ACCESS_KEY_ID and "
-            "AWS_SECRET_ACCESS_KEY, or give the machine a role"
+            f"no AWS credentials for {location}: {detail.rstrip('.')}. Set AWS_PROFILE, or AWS_ACCESS_KEY_ID and "
+            "AWS_SECRET_ACCESS_KEY, or give the machine a role."
         )
+    # A missing bucket has the code not_found too, but another remedy than a missing object.
     if "NoSuchBucket" in detail:
-        return f"the bucket of {place} does not exist; check its name, and AWS_ENDPOINT_URL if it is not on AWS"
+        return f"the bucket of {location} does not exist; check its name, and AWS_ENDPOINT_URL if it is not on AWS"
     if code == "not_found":
-        return f"{place} does not exist"
+        return f"{location} does not exist"
     if code == "access_denied":
-        return f"access to {place} was denied: {detail}"
-    return f"{place} cannot be used: {detail}"
+        return f"access to {location} was denied: {detail}"
+    return f"{location} cannot be used: {detail}"

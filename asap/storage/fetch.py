@@ -1,4 +1,7 @@
-"""One object -> its bytes, or a typed failure. botocore retries requests; a body that breaks off is asked for here."""
+"""Reads one file or object into memory, or raises a typed error.
+
+botocore retries a request that fails; this module repeats one whose body breaks off.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,6 @@ import stat
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -18,18 +20,20 @@ from asap.storage.s3 import s3_client
 
 
 class FetchSettings(BaseModel):
-    """How objects are fetched. Nothing here changes what a result says, but for failures."""
+    """Parallelism, retries and timeouts of fetching. They change no result, except which fetches fail."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     threads: int = Field(default=16, ge=1, le=256)
-    """Objects one task fetches at a time."""
+    """Objects that one task fetches at a time."""
     decode_threads: int = Field(default=2, ge=1)
-    """Pictures one task decodes at a time: each may take up to 9 bytes of memory a pixel."""
+    """Pictures that one task decodes at a time. Each may take up to 9 bytes of memory per pixel."""
     attempts: int = Field(default=4, ge=1)
     """Tries for one object, with exponential backoff and jitter between them."""
     connect_timeout_s: float = Field(default=5, gt=0)
+    """Seconds to wait for a connection."""
     read_timeout_s: float = Field(default=30, gt=0)
+    """Seconds to wait for a response, or for more of its body."""
 
 
 _FIRST_BACKOFF_S = 0.2
@@ -38,37 +42,47 @@ _LONGEST_BACKOFF_S = 20.0
 
 @dataclass(frozen=True)
 class Fetched:
-    """An object's bytes."""
+    """The bytes of a file or object."""
 
     data: bytes
     version: str | None
-    """Version id or ETag, where the store tells it."""
+    """Version id or ETag of an object; None for a local file."""
     attempt: int
-    """The try that succeeded, from 1."""
+    """The try that succeeded, counted from 1."""
 
 
 @dataclass(frozen=True)
 class ByteRange:
-    """A part of an object: a member of a tar, for example."""
+    """A range within a file or object: a member of a tar, for example."""
 
     offset: int
+    """Bytes before the range."""
     length: int
+    """Bytes in the range."""
 
 
-def fetch(uri: str, max_bytes: int, settings: FetchSettings, part: ByteRange | None = None) -> Fetched:
-    """Read a file or object, or a part of it. More than `max_bytes` are not read at all.
+def fetch(uri: str, max_bytes: int, settings: FetchSettings, byte_range: ByteRange | None = None) -> Fetched:
+    """Read a file or object, or a range of it.
 
-    Raises `FetchFailed` (not_found, access_denied, throttled, timeout, storage_error) or `ImageTooLarge`.
+    Args:
+        uri: a local path or an s3:// address.
+        max_bytes: the limit; nothing is read of a larger file, object or range.
+        settings: tries and timeouts.
+        byte_range: the range to read; None reads everything.
+
+    Raises:
+        FetchFailed: with the code not_found, access_denied, throttled, timeout or storage_error.
+        ImageTooLarge: for more than `max_bytes`.
     """
     location = Location(uri)
     for attempt in range(1, settings.attempts + 1):
         try:
             if location.is_s3:
-                return _read_object(location, max_bytes, settings, part, attempt)
-            return Fetched(_read_file(Path(uri), max_bytes, part), None, attempt)
-        except (ImageTooLarge, FetchFailed):
+                return _read_object(location, max_bytes, settings, byte_range, attempt)
+            return Fetched(_read_file(Path(uri), max_bytes, byte_range), None, attempt)
+        except (ImageTooLarge, FetchFailed):  # final: botocore has already retried what may succeed
             raise
-        except Exception as error:  # whatever the network or a disk does, it is one row's trouble
+        except Exception as error:  # any failure of a network or disk concerns one row only, so it ends no job
             code, retryable = failure_code(error)
             if not retryable or attempt == settings.attempts:
                 raise FetchFailed(code, _detail(error), retryable=retryable, attempt=attempt) from error
@@ -77,44 +91,43 @@ def fetch(uri: str, max_bytes: int, settings: FetchSettings, part: ByteRange | N
 
 
 def _read_object(
-    location: Location, max_bytes: int, settings: FetchSettings, part: ByteRange | None, attempt: int
+    location: Location, max_bytes: int, settings: FetchSettings, byte_range: ByteRange | None, attempt: int
 ) -> Fetched:
-    response, tries = _request(location, settings, part)
-    _check_size(response["ContentLength"], max_bytes)
-    with response["Body"] as body:
-        data = body.read()
-    version = response.get("VersionId") or response["ETag"].strip('"')
-    return Fetched(data, version, attempt + tries - 1)
-
-
-def _request(location: Location, settings: FetchSettings, part: ByteRange | None) -> tuple[dict[str, Any], int]:
-    """GetObject's response, and how many tries it took; botocore has retried what is worth it."""
     client = s3_client(
         attempts=settings.attempts,
         connect_timeout_s=settings.connect_timeout_s,
         read_timeout_s=settings.read_timeout_s,
     )
-    extra = {"Range": f"bytes={part.offset}-{part.offset + part.length - 1}"} if part else {}
+    extra = {}
+    if byte_range:
+        extra = {"Range": f"bytes={byte_range.offset}-{byte_range.offset + byte_range.length - 1}"}
+    # Opening the response is retried by botocore, so a failure here is final. It still counts each of those tries.
     try:
         response = client.get_object(Bucket=location.bucket, Key=location.key, **extra)
     except Exception as error:
         code, retryable = failure_code(error)
-        told = (getattr(error, "response", None) or {}).get("ResponseMetadata", {})
-        tries = told.get("RetryAttempts", settings.attempts - 1 if retryable else 0) + 1
+        metadata = (getattr(error, "response", None) or {}).get("ResponseMetadata", {})
+        tries = metadata.get("RetryAttempts", settings.attempts - 1 if retryable else 0) + 1
         raise FetchFailed(code, _detail(error), retryable=retryable, attempt=tries) from error
-    return response, response["ResponseMetadata"].get("RetryAttempts", 0) + 1
+
+    # The length is checked before the body is read. A body that breaks off raises here, and `fetch` tries again.
+    _check_size(response["ContentLength"], max_bytes)
+    with response["Body"] as body:
+        data = body.read()
+    version = response.get("VersionId") or response["ETag"].strip('"')
+    return Fetched(data, version, attempt + response["ResponseMetadata"].get("RetryAttempts", 0))
 
 
-def _read_file(path: Path, max_bytes: int, part: ByteRange | None) -> bytes:
+def _read_file(path: Path, max_bytes: int, byte_range: ByteRange | None) -> bytes:
     status = path.stat()
-    if not stat.S_ISREG(status.st_mode):  # a pipe or a device could be read for ever
+    if not stat.S_ISREG(status.st_mode):  # reading a pipe or a device could take for ever
         raise FetchFailed("not_found", f"{path} is not a regular file", retryable=False)
-    _check_size(part.length if part else status.st_size, max_bytes)
+    _check_size(byte_range.length if byte_range else status.st_size, max_bytes)
     with path.open("rb") as file:
-        if part is None:
-            return file.read(max_bytes + 1)
-        file.seek(part.offset)
-        return file.read(part.length)
+        if byte_range is None:
+            return file.read(max_bytes + 1)  # bounded, because the file may have grown since it was measured
+        file.seek(byte_range.offset)
+        return file.read(byte_range.length)
 
 
 def _check_size(size: int, max_bytes: int) -> None:

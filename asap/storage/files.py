@@ -1,8 +1,7 @@
-"""Local paths and s3:// alike: name a place, read, write, list; writes are seen whole or not at all.
+"""Reads, writes, lists, copies, downloads and deletes files, on this machine and in S3 alike.
 
-Credentials, region and endpoint are found as every AWS tool finds them (`AWS_PROFILE`, `AWS_ACCESS_KEY_ID`,
-`AWS_REGION`, `AWS_ENDPOINT_URL`, an instance's role), on the machine that does the work. Small objects and
-listings go through boto3, tables through pyarrow's filesystems.
+A reader sees a file that is written here whole or not at all. Small objects and listings go through boto3; streams and
+tables go through the file systems of pyarrow.
 """
 
 from __future__ import annotations
@@ -22,26 +21,22 @@ from asap.storage.failures import failure_code, storage_errors
 from asap.storage.location import FileInfo, Location
 from asap.storage.s3 import filesystem, s3_client
 
-_DELETE_AT_ONCE = 1000  # S3's limit on the keys of one DeleteObjects
+_DELETE_AT_ONCE = 1000
+"""Keys in one DeleteObjects request, the limit of S3."""
 
 _NO_LINKS = {errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK}
-"""Of a file system that has no hard links, such as a bucket that is mounted as a folder."""
-
-
-def _local_info(path: Path) -> FileInfo:
-    status = path.stat()
-    return FileInfo(Location(str(path)), status.st_size, str(status.st_mtime_ns))
+"""Error numbers of a file system without hard links, such as a bucket that is mounted as a folder."""
 
 
 def exists(location: Location) -> bool:
-    """Whether there is a file or object of this name."""
+    """True if there is a file or object of this name."""
     if not location.is_s3:
         return Path(location.uri).is_file()
     return bool(location.key) and file_info(location) is not None
 
 
 def file_info(location: Location) -> FileInfo | None:
-    """Size and version of a file, or None where there is no such file."""
+    """Return the size and version of a file, or None if it does not exist."""
     if not location.is_s3:
         path = Path(location.uri)
         return _local_info(path) if path.is_file() else None
@@ -57,22 +52,27 @@ def file_info(location: Location) -> FileInfo | None:
     return FileInfo(location, head["ContentLength"], head["ETag"].strip('"'))
 
 
+def _local_info(path: Path) -> FileInfo:
+    status = path.stat()
+    return FileInfo(Location(str(path)), status.st_size, str(status.st_mtime_ns))
+
+
 def open_read(location: Location) -> BinaryIO:
-    """A buffered stream of a file's bytes, decompressed if its name ends in .gz, .bz2 or .zst."""
+    """Open a buffered stream of a file's bytes, decompressed if its name ends in .gz, .bz2 or .zst."""
     with storage_errors(location):
         system, path = filesystem(location)
         return cast("BinaryIO", io.BufferedReader(system.open_input_stream(path, compression="detect"), 2**20))
 
 
 def open_seekable(location: Location) -> Any:
-    """A pyarrow file that can be read at any offset."""
+    """Open a pyarrow file that can be read at any offset."""
     with storage_errors(location):
         system, path = filesystem(location)
         return system.open_input_file(path)
 
 
 def read_bytes(location: Location) -> bytes:
-    """The whole of a small file."""
+    """Read the whole of a small file."""
     with storage_errors(location):
         if not location.is_s3:
             return Path(location.uri).read_bytes()
@@ -80,101 +80,127 @@ def read_bytes(location: Location) -> bytes:
         return cast("bytes", body.read())
 
 
+@contextmanager
+def write_atomically(path: Path) -> Iterator[Path]:
+    """Yield a temporary file beside `path`, which replaces `path` when the block ends without an error.
+
+    A reader sees the former file or the new one, never a part. An error leaves the former file and no other. Missing
+    folders are created. The new file may be read by everyone and written by its owner (mode 0644).
+    """
+    with _temporary_file(path) as draft:
+        yield draft
+        draft.chmod(0o644)
+        draft.replace(path)
+
+
+@contextmanager
+def _temporary_file(path: Path) -> Iterator[Path]:
+    """Yield an empty file in the folder of `path`; delete it after the block if it is still there."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # A name of its own, so that several writers of one path do not write into each other's file. It does not end as
+    # `path` does, so that no search for .parquet or .json files finds it.
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    os.close(handle)
+    draft = Path(name)
+    try:
+        yield draft
+    finally:
+        draft.unlink(missing_ok=True)
+
+
 def write_bytes(location: Location, data: bytes) -> None:
-    """Write a small file; a reader sees the old one or the new one, never a part."""
+    """Write a small file. A reader sees the former file or the new one, never a part."""
     with storage_errors(location):
         if location.is_s3:
             s3_client().put_object(Bucket=location.bucket, Key=location.key, Body=data)
             return
-        with _written_beside(Path(location.uri), data) as partial:
-            partial.replace(location.uri)
-
-
-@contextmanager
-def _written_beside(path: Path, data: bytes) -> Iterator[Path]:
-    """A file of this content in the folder of `path`, under a name of its own; gone after the block, if still there."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    partial = Path(name)
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-        partial.chmod(0o644)
-        yield partial
-    finally:
-        partial.unlink(missing_ok=True)
+        with write_atomically(Path(location.uri)) as draft:
+            draft.write_bytes(data)
 
 
 def create_bytes(location: Location, data: bytes) -> bool:
-    """Write a small file unless there is one of its name; whether it was written. Of several at once, one writes.
+    """Write a small file unless one of its name exists. Return True if it was written.
 
-    As with `write_bytes`, no reader sees a part.
+    If several processes do so at once, one of them writes. A reader sees the whole file or none.
     """
     from botocore.exceptions import ClientError
 
     with storage_errors(location):
-        if location.is_s3:
-            try:
-                s3_client().put_object(Bucket=location.bucket, Key=location.key, Body=data, IfNoneMatch="*")
-            except ClientError as error:
-                if error.response["Error"]["Code"] in ("PreconditionFailed", "ConditionalRequestConflict"):
-                    return False
-                raise
-            return True
-        with _written_beside(Path(location.uri), data) as partial:
-            try:
-                os.link(partial, location.uri)
-            except FileExistsError:
+        if not location.is_s3:
+            return _create_local(Path(location.uri), data)
+        try:
+            s3_client().put_object(Bucket=location.bucket, Key=location.key, Body=data, IfNoneMatch="*")
+        except ClientError as error:
+            if error.response["Error"]["Code"] in ("PreconditionFailed", "ConditionalRequestConflict"):
                 return False
-            except OSError as error:
-                if error.errno not in _NO_LINKS:
-                    raise
-                return _claimed(partial, Path(location.uri))
+            raise
+        return True
+
+
+def _create_local(path: Path, data: bytes) -> bool:
+    with _temporary_file(path) as draft:
+        draft.write_bytes(data)
+        draft.chmod(0o644)
+        # Unlike a rename, a link fails if the name is taken, and it gives the name to a file that is complete.
+        try:
+            os.link(draft, path)
+        except FileExistsError:
+            return False
+        except OSError as error:
+            if error.errno not in _NO_LINKS:
+                raise
+        else:
             return True
-
-
-def _claimed(partial: Path, path: Path) -> bool:
-    """As a link would do; an empty file is seen for a moment."""
-    try:
-        path.touch(exist_ok=False)
-    except FileExistsError:
-        return False
-    partial.replace(path)
-    return True
+        # Without links an exclusive creation decides who writes. A reader may see the empty file for a moment.
+        try:
+            path.touch(exist_ok=False)
+        except FileExistsError:
+            return False
+        draft.replace(path)
+        return True
 
 
 @contextmanager
 def open_write(location: Location) -> Iterator[BinaryIO]:
-    """A stream to write a file of any length, seen when the block ends; on S3 also the part before an error."""
+    """Open a stream that writes a file of any length, which readers see when the block ends.
+
+    If the block raises, S3 keeps what was written before the error; a local file stays as it was.
+    """
     with storage_errors(location):
         system, path = filesystem(location)
-        if location.is_s3:  # a multipart upload: seen when it is completed
+        if location.is_s3:  # a multipart upload, which S3 shows once it is completed
             with system.open_output_stream(path) as stream:
                 yield stream
             return
-        partial = f"{path}.partial"
-        Path(path).parent.mkdir(parents=True, exist_ok=True)
-        with system.open_output_stream(partial) as stream:
+        with write_atomically(Path(path)) as draft, system.open_output_stream(str(draft)) as stream:
             yield stream
-        Path(partial).replace(path)
 
 
 def copy_file(source: Location, target: Location) -> None:
-    """Copy a file within one store, seen whole or not at all; the bytes of an object do not leave S3."""
+    """Copy a file within one store. A reader sees it whole or not at all; the bytes of an object do not leave S3."""
     with storage_errors(target):
         if target.is_s3:
             s3_client().copy({"Bucket": source.bucket, "Key": source.key}, target.bucket, target.key)
             return
-        partial = Path(f"{target.uri}.partial")
-        partial.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(source.uri, partial)
-        partial.replace(target.uri)
+        with write_atomically(Path(target.uri)) as draft:
+            shutil.copyfile(source.uri, draft)
+
+
+def download_file(source: Location, target: Path) -> None:
+    """Copy a file to this machine. A reader sees it whole or not at all."""
+    if not source.is_s3:
+        copy_file(source, Location(str(target)))
+        return
+    with storage_errors(source):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        # boto3 itself writes beside the target and renames. It works in parts, so weights of gigabytes fit in memory.
+        s3_client().download_file(source.bucket, source.key, str(target))
 
 
 def target_of_key(folder: Path, source: Location, name: str) -> Path:
     """Return the path in a local folder for the file `name` below `source`.
 
-    A store takes any text as a name; a file system follows `..` out of the folder, and an absolute path too. Raises
+    A store accepts any text as a name; a file system follows `..` and absolute paths out of the folder. Raises
     `StorageError` for such a name, and for one that a file system reads as another (`a//b`, `./a`).
     """
     if "\0" in name or not {"", ".", ".."}.isdisjoint(name.split("/")):
@@ -186,9 +212,9 @@ def target_of_key(folder: Path, source: Location, name: str) -> Path:
 
 
 def local_targets(source: Location, folder: Path) -> dict[Path, Location]:
-    """Map the path that each file below `source` gets in a local folder to the file. Writes nothing.
+    """Map the path that each file below `source` gets in a local folder to the file, without writing anything.
 
-    Raises `StorageError` if one of them would lie outside the folder.
+    Raises `StorageError` if one of the paths would lie outside the folder.
     """
     prefix = f"{source.uri.rstrip('/')}/"
     files = [info.location for info in list_files(source)]
@@ -196,10 +222,10 @@ def local_targets(source: Location, folder: Path) -> dict[Path, Location]:
 
 
 def download_folder(source: Location, target: Path) -> int:
-    """Copy every file below a folder to this machine, over files of the same names. Returns the number of files.
+    """Copy every file below a folder to this machine, over files of the same names. Return the number of files.
 
-    Each file is seen whole or not at all. All names are checked before the first file is written: `StorageError` is
-    raised for one that leaves `target`.
+    A reader sees each file whole or not at all. All names are checked before the first file is written. Raises
+    `StorageError` for a name that leaves `target`.
     """
     targets = local_targets(source, target)
     for path, file in targets.items():
@@ -207,21 +233,11 @@ def download_folder(source: Location, target: Path) -> int:
     return len(targets)
 
 
-def download_file(source: Location, target: Path) -> None:
-    """Copy a file to this machine, seen whole or not at all."""
-    if not source.is_s3:
-        copy_file(source, Location(str(target)))
-        return
-    with storage_errors(source):
-        target.parent.mkdir(parents=True, exist_ok=True)
-        # boto3 writes beside the target and renames, in parts: weights of gigabytes do not pass through memory.
-        s3_client().download_file(source.bucket, source.key, str(target))
-
-
 def list_files(folder: Location) -> Iterator[FileInfo]:
-    """Every file below a folder, in an order that keeps names with a common beginning together. Streams.
+    """Yield every file below a folder, in an order that keeps names with a common beginning together.
 
-    Links to folders outside are followed, to each once; those to folders inside and above are not.
+    Links to folders outside are followed, each folder once. Links to folders inside and above are not followed. A
+    folder that does not exist holds no files.
     """
     with storage_errors(folder):
         if folder.is_s3:
@@ -235,16 +251,17 @@ def _list_s3(folder: Location) -> Iterator[FileInfo]:
     pages = s3_client().get_paginator("list_objects_v2").paginate(Bucket=folder.bucket, Prefix=prefix)
     for page in pages:
         for entry in page.get("Contents", ()):
-            if not entry["Key"].endswith("/"):
+            if not entry["Key"].endswith("/"):  # such an object stands for a folder
                 location = Location(f"s3://{folder.bucket}/{entry['Key']}")
                 yield FileInfo(location, entry["Size"], entry["ETag"].strip('"'))
 
 
 def _list_local(folder: Path) -> Iterator[FileInfo]:
-    if not folder.exists():  # a prefix without objects is no error either
+    if not folder.exists():  # no error, as S3 has none for a prefix without objects
         return
     root, linked = folder.resolve(), set[Path]()
     for parent, folders, files in os.walk(folder, onerror=_raise, followlinks=True):
+        # os.walk enters the folders of this list, in its order.
         folders[:] = [name for name in sorted(folders) if _is_followed(Path(parent) / name, root, linked)]
         for name in sorted(files):
             path = Path(parent) / name
@@ -253,7 +270,7 @@ def _list_local(folder: Path) -> Iterator[FileInfo]:
 
 
 def _is_followed(folder: Path, root: Path, linked: set[Path]) -> bool:
-    """Whether the walk goes on into a folder: not by a link to what is in the tree, above it, or linked before."""
+    """True if the walk enters a folder: always, unless it is a link into the tree, above it, or followed before."""
     if not folder.is_symlink():
         return True
     target = folder.resolve()
@@ -264,16 +281,17 @@ def _is_followed(folder: Path, root: Path, linked: set[Path]) -> bool:
 
 
 def _raise(error: OSError) -> None:
+    """Raise what os.walk passes over otherwise, such as a folder that may not be read."""
     raise error
 
 
 def is_empty(folder: Location) -> bool:
-    """Whether there is nothing at or below a folder."""
+    """True if there is no file at or below a folder."""
     return next(list_files(folder), None) is None
 
 
 def delete_folder(folder: Location) -> None:
-    """Delete everything below a folder, and the folder; nothing happens where there is none."""
+    """Delete a folder and everything below it. A folder that does not exist is no error."""
     with storage_errors(folder):
         if not folder.is_s3:
             shutil.rmtree(folder.uri, ignore_errors=not Path(folder.uri).exists())
@@ -285,7 +303,7 @@ def delete_folder(folder: Location) -> None:
 
 
 def delete_file(location: Location) -> None:
-    """Delete one file; nothing happens where there is none."""
+    """Delete one file. A file that does not exist is no error."""
     with storage_errors(location):
         if location.is_s3:
             s3_client().delete_object(Bucket=location.bucket, Key=location.key)

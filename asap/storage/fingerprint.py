@@ -1,4 +1,4 @@
-"""What changes when an input does, so that a job goes on only with what it began with."""
+"""Fingerprints of input files, so that a job resumes only with the inputs that it began with."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from asap.storage.location import FileInfo, Location
 
 
 def file_fingerprint(location: Location) -> str:
-    """Of one file: a digest of its bytes, decompressed, or of an object's ETag. Raises `StorageError`."""
-    return _digest(_file_parts(location))
+    """Return a digest of a local file's decompressed bytes, or of an object's ETag. Raises `StorageError`."""
+    return _digest(_content_or_etag(location))
 
 
 def files_fingerprint(files: Iterable[FileInfo]) -> str:
-    """Of the files of a listing: a digest of their names, sizes and ages or ETags."""
+    """Return a digest of the names, sizes, and modification times or ETags of the files of a listing."""
     return _digest(f"{info.location}\0{info.size}\0{info.stamp}\n".encode(errors="surrogateescape") for info in files)
 
 
-def _file_parts(location: Location) -> Iterator[bytes]:
+def _content_or_etag(location: Location) -> Iterator[bytes]:
     if location.is_s3:
         found = file_info(location)
         yield found.stamp.encode() if found else b""
@@ -30,8 +30,8 @@ def _file_parts(location: Location) -> Iterator[bytes]:
             yield data
 
 
-def _digest(parts: Iterable[bytes]) -> str:
+def _digest(chunks: Iterable[bytes]) -> str:
     digest = hashlib.sha256()
-    for part in parts:
-        digest.update(part)
+    for chunk in chunks:
+        digest.update(chunk)
     return digest.hexdigest()[:16]

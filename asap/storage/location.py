@@ -1,4 +1,4 @@
-"""Names of files and folders: a local path or an s3:// address."""
+"""Names of files and folders: local paths and s3:// addresses."""
 
 from __future__ import annotations
 
@@ -15,13 +15,17 @@ _SCHEME = re.compile(r"^([a-zA-Z][a-zA-Z0-9+.-]+)://")
 
 @dataclass(frozen=True, order=True)
 class Location:
-    """A file or folder (an object or prefix): `uri` is an absolute path, or s3://bucket/key; no slash at its end."""
+    """The name of a file or folder: an absolute path, or an object or prefix of S3."""
 
     uri: str
+    """An absolute path, or s3://bucket/key, without a slash at its end."""
 
     @classmethod
     def parse(cls, text: str | Path) -> Self:
-        """From what a person types: a path, file:// or s3://. Raises `StorageError` for any other scheme."""
+        """Parse a location that a person typed: a path, file:// or s3://.
+
+        Raises `StorageError` for any other scheme, and for an s3:// address without a bucket.
+        """
         text = str(text)
         scheme = _SCHEME.match(text)
         if scheme is None:
@@ -29,35 +33,35 @@ class Location:
         if scheme[1].lower() == "file":
             return cls(str(Path(text[scheme.end() :]).absolute()))
         if scheme[1].lower() != "s3":
-            raise StorageError(f"{text!r} has the scheme {scheme[1]}://; local paths, file:// and s3:// are known")
+            raise StorageError(f"{text!r} has the unknown scheme {scheme[1]}://. Use a local path, file:// or s3://.")
         location = cls("s3://" + text[scheme.end() :].rstrip("/"))
         if not location.bucket:
-            raise StorageError(f"{text!r} names no bucket; write s3://BUCKET/KEY")
+            raise StorageError(f"{text!r} names no bucket. Write s3://BUCKET/KEY.")
         return location
 
     @property
     def is_s3(self) -> bool:
-        """Whether this is an object or prefix of S3."""
+        """True if this is an object or prefix of S3."""
         return self.uri.startswith("s3://")
 
     @property
     def bucket(self) -> str:
-        """Of an s3:// location."""
+        """The bucket of an s3:// location."""
         return self.uri[5:].partition("/")[0]
 
     @property
     def key(self) -> str:
-        """Of an s3:// location; empty for the bucket itself."""
+        """The key of an s3:// location; empty for the bucket itself."""
         return self.uri[5:].partition("/")[2]
 
     @property
     def name(self) -> str:
-        """The last part of the path; the bucket's for a bucket."""
+        """The last part of the path. For a bucket, its name."""
         return posixpath.basename(self.uri)
 
     @property
     def parent(self) -> Location:
-        """The folder; a bucket and the root are their own."""
+        """The folder that holds this location. A bucket and the root directory are their own parents."""
         if self.is_s3:
             return Location(f"s3://{self.bucket}/{posixpath.dirname(self.key)}".rstrip("/"))
         return Location(posixpath.dirname(self.uri))
@@ -71,14 +75,15 @@ class Location:
 
 @dataclass(frozen=True)
 class FileInfo:
-    """One file of a listing."""
+    """A file in a listing."""
 
     location: Location
     size: int
+    """Bytes."""
     stamp: str
-    """What changes when the file does: an object's ETag, a local file's time of change in nanoseconds."""
+    """A value that changes with the file: an object's ETag, a local file's modification time in nanoseconds."""
 
     @property
     def version(self) -> str | None:
-        """The ETag; None for a local file, whose store tells none."""
+        """The ETag of an object; None for a local file, which has no version."""
         return self.stamp if self.location.is_s3 else None

@@ -1,7 +1,7 @@
 """The S3 client of boto3 and the file systems of pyarrow.
 
-Credentials, region and endpoint are found as every AWS tool finds them (`AWS_PROFILE`, `AWS_ACCESS_KEY_ID`,
-`AWS_REGION`, `AWS_ENDPOINT_URL`, an instance's role), on the machine that does the work.
+Both find credentials, region and endpoint as every AWS tool does (`AWS_PROFILE`, `AWS_ACCESS_KEY_ID`, `AWS_REGION`,
+`AWS_ENDPOINT_URL`, the role of an instance), on the machine that does the work.
 """
 
 from __future__ import annotations
@@ -17,12 +17,18 @@ from asap.storage.failures import failure_code, storage_errors
 from asap.storage.location import Location
 
 _PUBLIC_S3 = re.compile(r"https://s3([.-][a-z0-9-]+)?\.amazonaws\.com(\.cn)?")
-"""Where pyarrow goes by itself; any other endpoint, that of a VPC or FIPS too, it must be told."""
+"""Endpoints that pyarrow finds by itself. It must be given any other one, also that of a VPC or FIPS."""
 
 
 @functools.cache
 def s3_client(*, attempts: int = 5, connect_timeout_s: float = 10, read_timeout_s: float = 60) -> Any:
-    """This process's client, with botocore's standard retries (exponential, with jitter). Safe to share by threads."""
+    """Return this process's client, which threads may share.
+
+    Args:
+        attempts: tries for one request, by botocore's standard retries (exponential backoff with jitter).
+        connect_timeout_s: seconds to wait for a connection.
+        read_timeout_s: seconds to wait for a response, or for more of it.
+    """
     import boto3
     from botocore.config import Config
 
@@ -39,7 +45,7 @@ def s3_client(*, attempts: int = 5, connect_timeout_s: float = 10, read_timeout_
 
 
 def check_bucket(location: Location) -> None:
-    """Raise a `StorageError` if the bucket is unknown, closed to these credentials, or there are none."""
+    """Raise `StorageError` if the bucket does not exist, or the credentials are missing or have no access to it."""
     _bucket_region(location.bucket)
 
 
@@ -53,6 +59,7 @@ def _bucket_region(bucket: str) -> str | None:
         except ClientError as error:
             if failure_code(error)[0] != "not_found":
                 raise
+            # HeadBucket has no body, so the code NoSuchBucket, which `storage_errors` looks for, is absent here.
             raise StorageError(
                 f"the bucket {bucket!r} does not exist; check its name, and AWS_ENDPOINT_URL if it is not on AWS"
             ) from error
@@ -61,7 +68,7 @@ def _bucket_region(bucket: str) -> str | None:
 
 
 def filesystem(location: Location) -> tuple[pafs.FileSystem, str]:
-    """The pyarrow filesystem of a location, and its path there; both can be sent to other machines."""
+    """Return the pyarrow file system of a location, and its path there. Both can be sent to other machines."""
     if not location.is_s3:
         return pafs.LocalFileSystem(), location.uri
     return _s3_filesystem(location.bucket), f"{location.bucket}/{location.key}".rstrip("/")
@@ -77,6 +84,7 @@ def _s3_filesystem(bucket: str) -> pafs.S3FileSystem:
 
 
 def _endpoint_options(endpoint: str) -> dict[str, str]:
+    """Return the options that send pyarrow to the endpoint that boto3 uses."""
     if _PUBLIC_S3.fullmatch(endpoint):
         return {}
     scheme, _, address = endpoint.partition("://")

@@ -1,7 +1,7 @@
-"""Model folders, and the way into them from published checkpoints.
+"""Model folders: saved, loaded and named by their content.
 
 A folder holds `config.json` (name, schema version, `ModelConfig`), `model.safetensors`, `tokenizer/`, `policy.json`
-and `README.md` (the card). It is written whole or not at all, read strictly, and never unpickled.
+and `README.md` (the card). It is written whole or not at all. It is read strictly, and nothing in it is unpickled.
 """
 
 from __future__ import annotations
@@ -19,8 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
 from asap.errors import CheckpointError, ConfigError
@@ -28,11 +27,12 @@ from asap.model.asap import Asap
 from asap.model.config import ModelConfig
 from asap.policy import Policy
 from asap.preprocessing.text import load_tokenizer
-from asap.weights.matching import check_vocabulary, expected_shapes, misfits
+from asap.weights.matching import check_vocabulary, describe_mismatches, expected_shapes
+from asap.weights.pretrained import read_safetensors
 from asap.weights.published import build
 
 SCHEMA_VERSION = 1
-"""Of `config.json`. A reader refuses a newer one."""
+"""The version of `config.json`. A folder of another version is refused."""
 
 _DEMO = Path(__file__).parent.parent / "demo"
 _CONFIG, _WEIGHTS, _TOKENIZER, _POLICY, _CARD = (
@@ -43,37 +43,40 @@ _CONFIG, _WEIGHTS, _TOKENIZER, _POLICY, _CARD = (
     "README.md",
 )
 _ORIGIN = ("is_local", "local_files_only", "name_or_path")
-"""What a tokenizer's settings say of where it was read from: not part of the model, so not of its id."""
+"""Settings that say where a tokenizer was read from. They are not saved, so they do not change the model's id."""
 
 
 @dataclass(frozen=True)
 class ModelFolder:
-    """Everything that a prediction needs."""
+    """The content of a model folder: everything that a prediction needs."""
 
     model: Asap
-    """In eval mode, float32, on the CPU."""
+    """The model in eval mode, float32, on the CPU."""
     tokenizer: Any
     policy: Policy
     model_id: str
 
     @property
     def config(self) -> ModelConfig:
-        """The model's configuration."""
+        """The configuration of the model."""
         return self.model.config
 
 
 def resolve_folder(folder: str | Path) -> Path:
-    """The folder of a model: `"demo"` is the one that ships with the library (`"./demo"` is your own)."""
+    """Return the path of a model folder; `"demo"` is the one in this library (`"./demo"` is your own).
+
+    Raises `CheckpointError` if there is no such folder.
+    """
     path = _DEMO if folder == "demo" else Path(folder)
     if path.is_dir():
         return path
     if path.is_file():
         raise CheckpointError(
-            f"model {str(folder)!r} is a file; a model is a folder (import_published reads .pth files)"
+            f"model {str(folder)!r} is a file and not a model folder. Read a .pth file with import_published."
         )
     raise CheckpointError(
-        f"model folder {str(folder)!r} does not exist; a model is a folder on this machine, or 'demo': "
-        "names of a hub are not downloaded"
+        f"model folder {str(folder)!r} does not exist. Name a folder on this machine, or 'demo'; "
+        "names of a hub are not downloaded."
     )
 
 
@@ -87,44 +90,61 @@ def save(
     card: str | None = None,
     dtype: torch.dtype | None = None,
 ) -> Path:
-    """Write a model folder and return its path; a model that is there already is replaced, anything else is not.
+    """Write a model folder and return its path. A model folder that is there already is replaced.
 
-    policy: by default the uncalibrated thresholds of a half. name: by default the folder's; it begins the model id.
-    card: the text of README.md. dtype: of the stored weights, such as `torch.float16`; None leaves them as they are.
-    Raises `CheckpointError` if the tokenizer does not fit, a weight is not finite (in `dtype`), or the folder holds
-    something else.
+    Args:
+        model: the model.
+        folder: the path to write to.
+        tokenizer: the tokenizer that the model was trained with.
+        policy: the thresholds; by default the uncalibrated ones of a half.
+        name: the name that the model id begins with; by default the folder's.
+        card: the text of README.md.
+        dtype: the type of the stored weights, such as `torch.float16`; None leaves them as they are.
+
+    Raises:
+        ConfigError: if the name has other characters than letters, digits, '.', '_' and '-'.
+        CheckpointError: if the tokenizer does not fit, a weight is not finite (in `dtype`), or the folder holds
+            something else than a model.
     """
     folder = Path(folder)
-    name = _checked_name(folder.resolve().name if name is None else name)
+    name = folder.resolve().name if name is None else name
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
+        raise ConfigError(f"model name {name!r} is not made of letters, digits, '.', '_' and '-'. Pass another name=.")
     check_vocabulary(tokenizer, model.config)
-    weights = _stored(model, dtype)
-    with _published_whole(folder) as draft:
+    weights = _stored_weights(model, dtype)
+    with _replace_folder(folder) as draft:
         settings = {"schema_version": SCHEMA_VERSION, "name": name, "model": dataclasses.asdict(model.config)}
         (draft / _CONFIG).write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
         save_file(weights, draft / _WEIGHTS)
-        _save_tokenizer(tokenizer, draft / _TOKENIZER)
+        # The id is a hash over the tokenizer's files too. Sorted and without their origin, they are the same each time
+        # that a loaded model is saved.
+        tokenizer.save_pretrained(draft / _TOKENIZER)
+        path = draft / _TOKENIZER / "tokenizer_config.json"
+        kept = {key: value for key, value in json.loads(path.read_text("utf-8")).items() if key not in _ORIGIN}
+        path.write_text(json.dumps(kept, indent=2, sort_keys=True) + "\n", encoding="utf-8")
         (policy or Policy()).save(draft / _POLICY)
         (draft / _CARD).write_text(card or f"# {name}\n\nNo metrics were recorded for this model.\n", encoding="utf-8")
     return folder
 
 
 def load(folder: str | Path) -> Asap:
-    """The model of a folder (or of `"demo"`), in eval mode, float32, on the CPU.
+    """Load the model of a folder (or of `"demo"`), in eval mode, float32, on the CPU.
 
-    Raises `CheckpointError`, naming the folder and what is missing or does not fit in it.
+    Raises `CheckpointError`, which names the folder and every weight that is missing or does not fit.
     """
     path = resolve_folder(folder)
     config = model_config(path)
-    weights = _read_weights(_piece(path, _WEIGHTS))
+    weights = read_safetensors(_piece(path, _WEIGHTS))
     found = {key: tuple(tensor.shape) for key, tensor in weights.items()}
-    if lines := misfits(expected_shapes(config), found):
+    if lines := describe_mismatches(expected_shapes(config), found):
         raise CheckpointError(f"{path / _WEIGHTS} does not fit {_CONFIG}; nothing was loaded\n{lines}")
     return build(config, weights).eval()
 
 
 def load_folder(folder: str | Path) -> ModelFolder:
-    """Model, tokenizer, policy and id of a folder (or of `"demo"`). Raises `CheckpointError` as `load` does."""
+    """Load model, tokenizer, policy and id of a folder (or of `"demo"`). Raises `CheckpointError` as `load` does."""
     path = resolve_folder(folder)
+    # The small files come first, so that a fault in one of them shows before the weights are read.
     tokenizer = load_tokenizer(_piece(path, _TOKENIZER))
     check_vocabulary(tokenizer, model_config(path))
     policy = Policy.load(_piece(path, _POLICY))
@@ -132,16 +152,16 @@ def load_folder(folder: str | Path) -> ModelFolder:
 
 
 def model_config(folder: str | Path) -> ModelConfig:
-    """The configuration of a folder's model, without reading its weights."""
+    """Read the configuration of a folder's model, but not its weights."""
     path = resolve_folder(folder)
     try:
         return ModelConfig.from_dict(_settings(path)["model"])
     except (ConfigError, TypeError) as error:
-        raise CheckpointError(f"{path / _CONFIG} describes no model: {error}") from error
+        raise CheckpointError(f"{path / _CONFIG} does not describe a model: {error}") from error
 
 
 def model_id(folder: str | Path) -> str:
-    """NAME@ and the first 12 hex digits of a SHA-256 over configuration, weights and tokenizer."""
+    """Return NAME@ and the first 12 hex digits of a SHA-256 over configuration, weights and tokenizer."""
     path = resolve_folder(folder)
     pieces = [_piece(path, _CONFIG), _piece(path, _WEIGHTS), *_piece(path, _TOKENIZER).rglob("*")]
     total = hashlib.sha256()
@@ -151,13 +171,8 @@ def model_id(folder: str | Path) -> str:
     return f"{_settings(path)['name']}@{total.hexdigest()[:12]}"
 
 
-def _checked_name(name: str) -> str:
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
-        raise ConfigError(f"model name {name!r} is not made of letters, digits, '.', '_' and '-'; pass name=")
-    return name
-
-
-def _stored(model: Asap, dtype: torch.dtype | None) -> dict[str, Tensor]:
+def _stored_weights(model: Asap, dtype: torch.dtype | None) -> dict[str, Tensor]:
+    """Return the weights on the CPU in `dtype`. Raises `CheckpointError` if one is not finite there."""
     weights = {
         key: tensor.detach().to("cpu", dtype if tensor.is_floating_point() else None).contiguous()
         for key, tensor in model.state_dict().items()
@@ -168,23 +183,21 @@ def _stored(model: Asap, dtype: torch.dtype | None) -> dict[str, Tensor]:
     return weights
 
 
-def _save_tokenizer(tokenizer: Any, folder: Path) -> None:
-    tokenizer.save_pretrained(folder)
-    path = folder / "tokenizer_config.json"
-    settings = {key: value for key, value in json.loads(path.read_text("utf-8")).items() if key not in _ORIGIN}
-    path.write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-
-
 @contextmanager
-def _published_whole(folder: Path) -> Iterator[Path]:
-    """A draft beside `folder` that takes its place once it is complete, and leaves no trace if it never is."""
-    if folder.exists() and not _may_be_replaced(folder):
-        raise CheckpointError(f"{folder} is there and is no model folder; choose another, nothing was saved")
+def _replace_folder(folder: Path) -> Iterator[Path]:
+    """Yield a draft beside `folder`, which replaces it when the block ends.
+
+    An error leaves the former folder and no trace of the draft.
+    """
+    is_replaceable = folder.is_dir() and ((folder / _CONFIG).is_file() or not any(folder.iterdir()))
+    if folder.exists() and not is_replaceable:
+        raise CheckpointError(f"{folder} exists and is not a model folder. Choose another path; nothing was saved.")
     folder.parent.mkdir(parents=True, exist_ok=True)
     draft, former = (folder.with_name(f".{folder.name}.{kind}-{uuid.uuid4().hex[:8]}") for kind in ("new", "old"))
     draft.mkdir()
     try:
         yield draft
+        # A folder cannot be renamed over another one, so the former one steps aside first, and back on an error.
         if folder.exists():
             folder.rename(former)
         draft.rename(folder)
@@ -197,11 +210,8 @@ def _published_whole(folder: Path) -> Iterator[Path]:
         shutil.rmtree(former, ignore_errors=True)
 
 
-def _may_be_replaced(folder: Path) -> bool:
-    return folder.is_dir() and ((folder / _CONFIG).is_file() or not any(folder.iterdir()))
-
-
 def _piece(path: Path, name: str) -> Path:
+    """Return the path of a file or folder in a model folder. Raises `CheckpointError` if it is missing."""
     piece = path / name
     if not piece.exists():
         raise CheckpointError(f"model folder {path} has no {name}")
@@ -209,20 +219,13 @@ def _piece(path: Path, name: str) -> Path:
 
 
 def _settings(path: Path) -> dict[str, Any]:
-    """The contents of `config.json`, checked for its form."""
+    """Return the content of `config.json` after checking its form and version."""
     file = _piece(path, _CONFIG)
     try:
         settings = json.loads(file.read_text(encoding="utf-8"))
         version, _, _ = settings["schema_version"], settings["name"], settings["model"]
     except (OSError, ValueError, TypeError, KeyError) as error:
-        raise CheckpointError(f"{file} is no model configuration: {type(error).__name__}: {error}") from error
+        raise CheckpointError(f"{file} is not a model configuration: {type(error).__name__}: {error}") from error
     if version != SCHEMA_VERSION:
         raise CheckpointError(f"{file} has schema_version {version!r}; this library reads {SCHEMA_VERSION}")
     return dict(settings)
-
-
-def _read_weights(file: Path) -> dict[str, Tensor]:
-    try:
-        return dict(load_file(file))
-    except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"{file} cannot be read as safetensors: {error}") from error

@@ -1,8 +1,8 @@
-"""Published ASAP and HAMMER checkpoints in this library's names.
+"""Published ASAP and HAMMER checkpoints, translated to this library's names.
 
-A checkpoint fits exactly or is refused: every missing, unexpected or wrongly shaped key is listed and nothing
-is loaded. Momentum twins (`*_m.`, but for `itm_head_m`, the explanation head) and feature queues are checked with
-the rest; inference needs neither, training takes them with `published_twins`.
+A checkpoint fits exactly or is refused: the error lists every missing, unexpected or wrongly shaped key, and nothing
+is loaded. Momentum twins (`*_m.`, except `itm_head_m`, the explanation head) and feature queues are checked with the
+rest. Inference needs neither; training takes them with `published_twins`.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ from asap.weights.matching import (
     POSITIONS,
     Shapes,
     check_vocabulary,
+    describe_mismatches,
     expected_shapes,
-    misfits,
     resize_positions,
     shorten,
 )
@@ -56,37 +56,43 @@ _PUBLISHED_NAMES = {
     "explanation_head.": "itm_head_m.",
     "patch_head.": "patch_head.",
 }
-"""How our names begin, and the published ones in their place; the fusion layers count on from the text layers."""
+"""Our prefixes and the published ones. There the fusion layers are numbered on from the text layers."""
 TWINNED = ("image_encoder.", "text_encoder.", "fusion_encoder.", "token_head.", "image_projection.", "text_projection.")
-"""The modules that have a momentum twin."""
+"""Prefixes of the modules that have a momentum twin."""
 _ASAP_ONLY = re.compile(r"Utils[BC]$|(itm_head_m|patch_head|it_cross_attn\.selfatten)\.|(cap|prom)_queue$")
 _QUEUES = {"image": "image_queue", "text": "text_queue", "caption": "cap_queue", "explanation": "prom_queue"}
 _BUFFERS = re.compile(r"queue_ptr$|text_encoder(_m)?\.bert\.embeddings\.position_ids$")
-"""Integers that follow from the rest; some versions of the published code write them, some do not."""
+"""Integers that follow from the other tensors. Only some versions of the published code write them."""
 
 
 @dataclass(frozen=True)
 class Twins:
-    """What momentum training had beside the model."""
+    """The state of momentum training beside the model: a momentum twin and feature queues."""
 
     weights: dict[str, Tensor] = field(default_factory=dict)
-    """The momentum twin's weights under the names of the student; empty where the checkpoint has none."""
+    """The momentum twin's weights by the student's names; empty if the checkpoint has none."""
     queues: dict[str, Tensor] = field(default_factory=dict)
-    """image, text, caption, explanation: (embed_dim, K), columns of unit length; pointer: (), the column that comes
-    next. HAMMER has only the first two; empty where the checkpoint has none."""
+    """image, text, caption, explanation: (embed_dim, K), columns of unit length; pointer: (), the column to write next.
+    HAMMER has only the first two of the features. Empty if the checkpoint has none."""
 
 
 def import_published(
     source: str | Path | Mapping[str, Any], *, tokenizer: Any = None, heads: int = 12, image_size: int | None = None
 ) -> Asap:
-    """The model of a published ASAP or HAMMER checkpoint, in eval mode, float32, on the CPU.
+    """Import a published ASAP or HAMMER checkpoint as a model in eval mode, float32, on the CPU.
 
-    source: a `.pth` file, or a state dict in the published names; bare or under "model", with or without DDP's
-    "module.". Which model it is follows from its keys, every size from its shapes, but for `heads`.
-    tokenizer: the one the checkpoint was trained with, or its folder, to check its vocabulary against the weights.
-    image_size: in pixels, resizes the position embedding to it.
+    The keys decide which model it is, and the shapes give every size, except the number of heads.
 
-    Raises `CheckpointError`, with every key that does not fit, and loads nothing.
+    Args:
+        source: a `.pth` file, or a state dict in the published names; bare or under "model", with or without DDP's
+            "module.".
+        tokenizer: the tokenizer that the checkpoint was trained with, or its folder; its vocabulary is compared with
+            the weights.
+        heads: attention heads of the model.
+        image_size: the side in pixels to resize the position embedding to; None keeps the checkpoint's.
+
+    Raises:
+        CheckpointError: with every key that does not fit; nothing is loaded.
     """
     state = read_state(source)
     config = _check_published(state, title_of(source), heads)
@@ -99,7 +105,7 @@ def import_published(
 
 
 def published_twins(source: str | Path | Mapping[str, Any], *, heads: int = 12, image_size: int | None = None) -> Twins:
-    """The momentum twin and the queues of a published checkpoint; arguments and errors are `import_published`'s."""
+    """Return the momentum twin and queues of a published checkpoint. Arguments and errors are `import_published`'s."""
     state = read_state(source)
     config = _check_published(state, title_of(source), heads)
     weights = _translated(state, config, twin=True)
@@ -109,11 +115,12 @@ def published_twins(source: str | Path | Mapping[str, Any], *, heads: int = 12, 
 
 
 def published_name(name: str, config: ModelConfig, *, twin: bool = False) -> str:
-    """The published name of one of our parameters, or of its momentum twin."""
+    """Return the published name of one of our parameters, or of its momentum twin."""
     if layer := re.match(r"fusion_encoder\.layers\.(\d+)\.", name):
         name = f"text_encoder.layers.{config.text_layers + int(layer[1])}.{name[layer.end() :]}"
     ours = next(prefix for prefix in _PUBLISHED_NAMES if name.startswith(prefix))
     published = _PUBLISHED_NAMES[ours] + name.removeprefix(ours)
+    # HAMMER has a single attention there, which the published code gives no name of its own.
     if config.variant == "hammer":
         published = published.replace("it_cross_attn.crossatten.", "it_cross_attn.")
     if twin:
@@ -123,8 +130,8 @@ def published_name(name: str, config: ModelConfig, *, twin: bool = False) -> str
 
 
 def build(config: ModelConfig, weights: Mapping[str, Tensor]) -> Asap:
-    """A model that owns a float32 copy of `weights`, whose keys and shapes have been checked."""
-    with torch.device("meta"):  # no time for random numbers that are overwritten
+    """Build a model that owns a float32 copy of `weights`, whose keys and shapes have been checked."""
+    with torch.device("meta"):  # saves drawing random numbers that are overwritten
         model = Asap(config)
     owned = {
         name: tensor.to(torch.float32 if tensor.is_floating_point() else None, copy=True).contiguous()
@@ -135,11 +142,12 @@ def build(config: ModelConfig, weights: Mapping[str, Tensor]) -> Asap:
 
 
 def title_of(source: Any) -> str:
+    """Return the name of a checkpoint in messages."""
     return f"checkpoint {source}" if isinstance(source, str | Path) else "the state dict"
 
 
 def read_state(source: str | Path | Mapping[str, Any]) -> dict[str, Tensor]:
-    """The tensors under their published names, out of whatever wraps them."""
+    """Read the tensors under their published names, without the mappings and prefixes that wrap them."""
     content = _read_file(Path(source)) if isinstance(source, str | Path) else source
     if isinstance(content, Mapping) and isinstance(content.get("model"), Mapping):
         content = content["model"]
@@ -156,21 +164,21 @@ def _read_file(path: Path) -> Any:
     if not path.is_file():
         raise CheckpointError(f"checkpoint {path} is not a file")
     try:
-        # Only the zip format can be mapped; what is not used (twins, queues, optimizer) is then never read.
+        # Only the zip format can be memory-mapped. Twins, queues and optimizer are then not read unless they are used.
         return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))  # noqa: TID251
     except Exception as error:  # a damaged pickle can raise anything
         reason = str(error).partition("\n")[0]
         raise CheckpointError(
-            f"checkpoint {path} cannot be read as plain tensors, {type(error).__name__}: {reason}; "
-            "it is damaged, or holds Python objects, which are never unpickled here: save its 'model' entry alone"
+            f"checkpoint {path} cannot be read as plain tensors, {type(error).__name__}: {reason}. "
+            "It is damaged, or holds Python objects, which are never unpickled here. Save its 'model' entry alone."
         ) from error
 
 
 def _check_published(state: dict[str, Tensor], title: str, heads: int) -> ModelConfig:
-    """The configuration of a state dict in the published names, every key of which has been checked."""
+    """Check every key of a state dict in the published names, and return its configuration."""
     found = {key: tuple(value.shape) for key, value in state.items()}
     config = _published_config(found, title, heads)
-    if lines := misfits(_published_shapes(found, config), found):
+    if lines := describe_mismatches(_published_shapes(found, config), found):
         raise CheckpointError(
             f"{title}, read as {config.variant} of {config.image_size} px, width {config.width} and "
             f"{config.image_layers} + {config.text_layers} + {config.fusion_layers} layers, does not fit; "
@@ -180,7 +188,7 @@ def _check_published(state: dict[str, Tensor], title: str, heads: int) -> ModelC
 
 
 def _published_config(found: Shapes, title: str, heads: int) -> ModelConfig:
-    """Which model it is, and its sizes. One damaged tensor does not mislead: where many tell a size, most decide."""
+    """Infer the model and its sizes, by majority vote so that one damaged tensor is tolerated."""
 
     def size(pattern: str, axis: int) -> int:
         sizes = [
@@ -188,8 +196,8 @@ def _published_config(found: Shapes, title: str, heads: int) -> ModelConfig:
         ]
         if not sizes:
             raise CheckpointError(
-                f"{title} is no published ASAP or HAMMER checkpoint: no key matches {pattern!r}, so a size cannot be "
-                f"told; it has {len(found)} keys: {shorten(sorted(found)[:3])}, …"
+                f"{title} is not a published ASAP or HAMMER checkpoint: no key matches {pattern!r}, so a size is "
+                f"unknown. It has {len(found)} keys: {shorten(sorted(found)[:3])}, …"
             )
         return Counter(sizes).most_common(1)[0][0]
 
@@ -200,13 +208,14 @@ def _published_config(found: Shapes, title: str, heads: int) -> ModelConfig:
     patches = size(r"visual_encoder(_m)?\.pos_embed", 1) - 1
     patch_size = size(r"visual_encoder(_m)?\.patch_embed\.proj\.weight", -1)
     if math.isqrt(patches) ** 2 != patches:
-        raise CheckpointError(f"{title} has position embeddings for {patches} patches, which is no square")
+        raise CheckpointError(f"{title} has position embeddings for {patches} patches, which is not a square")
     blocks = layers(r"visual_encoder\.blocks\.(\d+)\.")
     bert_layers = layers(r"text_encoder\.bert\.encoder\.layer\.(\d+)\.")
+    # The layers are one BERT: text layers first, then those with cross attention, which fuse both sides.
     fusing = layers(r"text_encoder\.bert\.encoder\.layer\.(\d+)\.crossattention\.")
     if not (blocks and fusing and fusing[0]):
         raise CheckpointError(
-            f"{title} is no published ASAP or HAMMER checkpoint: image, text or fusion layers are absent"
+            f"{title} is not a published ASAP or HAMMER checkpoint: image, text or fusion layers are absent"
         )
     return ModelConfig(
         variant="asap" if any(_ASAP_ONLY.match(key) for key in found) else "hammer",
@@ -228,12 +237,13 @@ def _published_config(found: Shapes, title: str, heads: int) -> ModelConfig:
 
 
 def _published_shapes(found: Shapes, config: ModelConfig) -> dict[str, tuple[int, ...]]:
-    """What the checkpoint must hold: the model, and twins, queues and buffers if it holds any of each."""
+    """Return the shapes that the checkpoint must have: the model's, and those of any twins, queues and buffers."""
     ours = expected_shapes(config)
     shapes = {published_name(name, config): shape for name, shape in ours.items()}
     twins = {published_name(name, config, twin=True): ours[name] for name in ours if name.startswith(TWINNED)}
     if any(key in found for key in twins):
         shapes |= twins
+    # The length of the queues is free, but must be the same for all.
     queue_keys = list(_QUEUES.values())[: 4 if config.variant == "asap" else 2]
     lengths = Counter(found[key][-1] for key in queue_keys if found.get(key))
     if lengths:
@@ -243,14 +253,14 @@ def _published_shapes(found: Shapes, config: ModelConfig) -> dict[str, tuple[int
 
 
 def _translated(state: dict[str, Tensor], config: ModelConfig, *, twin: bool) -> dict[str, Tensor]:
-    """The weights of the model, or of its twin, under our names; empty where the checkpoint has no twin."""
+    """Return the weights of the model, or of its twin, by our names; empty if the checkpoint has no twin."""
     names = [name for name in expected_shapes(config) if not twin or name.startswith(TWINNED)]
     published = {name: published_name(name, config, twin=twin) for name in names}
     return {name: state[key] for name, key in published.items() if key in state}
 
 
 def queues(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The feature queues of a state dict in published names, as `Twins` holds them."""
+    """Return the feature queues of a state dict in published names, as `Twins` holds them."""
     found = {name: state[key] for name, key in _QUEUES.items() if key in state}
     if found:
         found["pointer"] = state["queue_ptr"].reshape(()) if "queue_ptr" in state else torch.tensor(0)

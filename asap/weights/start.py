@@ -1,13 +1,13 @@
-"""A start for training out of weights that others trained: what fits is taken, and a report says what became of it.
+"""A start for training from weights that others trained, with a report on the use of each tensor.
 
-    PATH.pth              a published ASAP or HAMMER checkpoint, or ALBEF's; its keys tell which
+    PATH.pth              a published ASAP or HAMMER checkpoint, or ALBEF's; its keys decide which
     FOLDER                a model folder, or `demo`
     timm:NAME_OR_FOLDER   a ViT of timm, for the image encoder
     bert:NAME_OR_FOLDER   a BERT of transformers, for the text encoder and the fusion layers that follow it
 
-A start fits the configured model or is refused with every key that does not; only position embeddings are resized.
-Files are read as plain tensors, never unpickled. What is no folder here is a name that timm or transformers
-downloads, without code from there.
+A source fits the configured model, or it is refused with every key that does not fit. Only position embeddings are
+resized. Files are read as plain tensors and never unpickled. A source of timm or BERT that is not a folder here is a
+name that timm or transformers downloads, without code from there.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ from asap.weights.matching import (
     ASAP_ONLY,
     PATCH_EMBEDDING,
     WORDS,
-    InitialisationReport,
+    InitializationReport,
     check_post_norm,
     expected_shapes,
-    fitting,
+    select_fitting,
 )
 from asap.weights.model_folder import load, resolve_folder
 from asap.weights.pretrained import bert_encoders, bert_tokenizer, timm_encoder
@@ -44,17 +44,17 @@ _TIMM, _BERT = "timm:", "bert:"
 
 @dataclass(frozen=True)
 class Start:
-    """What training begins with in the place of random weights."""
+    """The weights that training begins with in place of random ones."""
 
     weights: dict[str, Tensor] = field(default_factory=dict)
-    """Of the student, by our names."""
+    """The student's weights, by our names."""
     twins: Twins = field(default_factory=Twins)
-    """The twin and the queues, as far as a source had them; elsewhere the twin starts as the student's copy."""
-    reports: dict[str, InitialisationReport] = field(default_factory=dict)
-    """By source, in the order in which they were taken."""
+    """The twin and queues that the sources had. Where they had none, the twin starts as a copy of the student."""
+    reports: dict[str, InitializationReport] = field(default_factory=dict)
+    """The reports by source, in the order in which the sources were taken."""
 
     def save(self, file: Path) -> None:
-        """Write the tensors for `begin`, as safetensors."""
+        """Write the tensors as safetensors, for `asap.training.step.begin` to read."""
         groups = {"student": self.weights, "twin": self.twins.weights, "queues": self.twins.queues}
         tensors = {f"{group}.{name}": value for group, values in groups.items() for name, value in values.items()}
         save_file({name: value.detach().clone().contiguous() for name, value in tensors.items()}, file)
@@ -63,15 +63,23 @@ class Start:
 def read_starts(
     sources: Iterable[str], config: ModelConfig, *, queue_size: int = 65_536, words_of: Container[str] = ()
 ) -> Start:
-    """What the sources give to a model of this configuration, each over those before it.
+    """Read the start of a model from several sources; a later source replaces weights of an earlier one.
 
-    `words_of`: the sources whose tokenizer the run uses; of other model folders and BERTs the word embeddings mean
-    other words and stay out. Raises `CheckpointError` with every key that does not fit.
+    Args:
+        sources: the sources, as the module describes them.
+        config: the model to train.
+        queue_size: length of the run's feature queues.
+        words_of: the sources whose tokenizer the run uses. Other model folders and BERTs number their words
+            differently, so their word embeddings are left out.
+
+    Raises:
+        CheckpointError: with every key that does not fit.
     """
     whole = Start()
     for source in sources:
         start = _with_queues(_read_start(source, config, takes_words=source in words_of), source, queue_size)
         weights = whole.weights | start.weights
+        # The twin of replaced weights goes too: it would pull the new ones back to the old.
         older = {name: value for name, value in whole.twins.weights.items() if name not in start.weights}
         fresh = sorted(set(expected_shapes(config)) - set(weights))
         whole = Start(
@@ -83,13 +91,13 @@ def read_starts(
 
 
 def split_source(source: str) -> tuple[str, str]:
-    """`timm:` or `bert:`, or nothing, and the place."""
+    """Split a source into `timm:` or `bert:`, or an empty text, and the name or path."""
     kind = next((kind for kind in (_TIMM, _BERT) if source.startswith(kind)), "")
     return kind, source.removeprefix(kind)
 
 
 def source_tokenizer(source: str) -> Any:
-    """The tokenizer that a model folder or a BERT brings, or None."""
+    """Return the tokenizer that comes with a model folder or a BERT, or None."""
     if source.startswith(_BERT):
         return bert_tokenizer(source.removeprefix(_BERT))
     if not source.startswith(_TIMM) and (folder := _folder_of(source)).is_dir():
@@ -98,7 +106,7 @@ def source_tokenizer(source: str) -> Any:
 
 
 def has_words(source: str) -> bool:
-    """Whether a source has word embeddings, which are worth nothing without the tokenizer that numbers the words."""
+    """True if a source has word embeddings, which are useless without the tokenizer that numbers the words."""
     return not source.startswith(_TIMM)
 
 
@@ -113,17 +121,13 @@ def _read_start(source: str, config: ModelConfig, *, takes_words: bool) -> Start
         return _from_folder(source, config, takes_words=takes_words)
     if not Path(source).is_file():
         raise CheckpointError(
-            f"{source!r} is not there; a start is a .pth file, a model folder, {_TIMM}NAME_OR_FOLDER or "
-            f"{_BERT}NAME_OR_FOLDER"
+            f"start {source!r} does not exist. Name a .pth file, a model folder, {_TIMM}NAME_OR_FOLDER or "
+            f"{_BERT}NAME_OR_FOLDER."
         )
     check_post_norm(source, config)
     # ASAP and HAMMER find boxes; ALBEF, from which they were trained, has no head for them.
     if any(key.startswith("bbox_head.") for key in read_state(source)):
         return _from_published(source, config)
-    return _from_albef(source, config)
-
-
-def _from_albef(source: str, config: ModelConfig) -> Start:
     model, report = import_albef(source, config)
     state = model.state_dict()
     return Start({name: state[name] for name in report.taken}, albef_twins(source, config), {source: report})
@@ -131,8 +135,9 @@ def _from_albef(source: str, config: ModelConfig) -> Start:
 
 def _from_published(source: str, config: ModelConfig) -> Start:
     model = import_published(source, heads=config.heads)
-    weights, report = fitting(model.state_dict(), config, source, _left_out(model.config, config))
+    weights, report = select_fitting(model.state_dict(), config, source, _left_out(model.config, config))
     twins = published_twins(source, heads=config.heads, image_size=config.image_size)
+    # A parameter that the student does not take has no use in the twin either.
     of_twin = {name: value for name, value in twins.weights.items() if name in weights}
     names = {published_name(name, model.config, twin=True) for name in of_twin}
     report = dataclasses.replace(
@@ -145,30 +150,30 @@ def _from_published(source: str, config: ModelConfig) -> Start:
 
 def _from_folder(source: str, config: ModelConfig, *, takes_words: bool) -> Start:
     model = load(_folder_of(source))
-    for name in ("heads", "text_norm"):  # no shape tells them
+    for name in ("heads", "text_norm"):  # no shape shows these
         theirs, ours = getattr(model.config, name), getattr(config, name)
         if theirs != ours:
             raise CheckpointError(f"{source} has {name} {theirs!r} and the run {ours!r}; nothing was loaded")
     left_out = _left_out(model.config, config) + ([] if takes_words else [WORDS])
-    weights, report = fitting(model.state_dict(), config, source, left_out)
+    weights, report = select_fitting(model.state_dict(), config, source, left_out)
     return Start(weights, reports={source: report})
 
 
 def _left_out(theirs: ModelConfig, ours: ModelConfig) -> list[str]:
-    """What is neither expected of another kind of model nor taken from it."""
+    """Return patterns of the parameters that one of two kinds of models lacks, or has in another form."""
     return [PATCH_EMBEDDING] * (theirs.patch_embedding != ours.patch_embedding) + [ASAP_ONLY] * (
         theirs.variant != ours.variant
     )
 
 
 def _with_queues(start: Start, source: str, size: int) -> Start:
-    """Queues as long as the run's: the newest features of longer ones; none where they would not fill them."""
+    """Fit the queues to the run's length: keep the newest features of longer ones, drop shorter ones."""
     report, twins = start.reports[source], start.twins
     features = {name: value for name, value in twins.queues.items() if name != "pointer"}
     if not features:
         return start
     if min(value.shape[1] for value in features.values()) >= size:
-        oldest = int(twins.queues["pointer"])  # the column that comes next
+        oldest = int(twins.queues["pointer"])  # the column to write next holds the oldest features
         queues = {name: value.roll(-oldest, dims=1)[:, -size:] for name, value in features.items()}
         return dataclasses.replace(start, twins=Twins(twins.weights, queues | {"pointer": torch.tensor(0)}))
     keys = {key for key in report.for_twins if "queue" in key}

@@ -38,7 +38,7 @@ from asap.storage.files import delete_file, list_files, read_bytes, write_bytes
 from asap.storage.location import Location
 from asap.weights.model_folder import ModelFolder, load_folder, resolve_folder
 from jobs.cluster import count_fitting, machines_alive, ray_running, wait_for_resources
-from jobs.corpus import read_as_told
+from jobs.corpus import read_corpus
 from jobs.errors import JobDiffers, JobFailed
 from jobs.evaluate.charts import draw_figures
 from jobs.evaluate.page import WorstPair, evaluation_page
@@ -102,7 +102,7 @@ def plan_evaluation(settings: EvaluateSettings) -> EvaluationPlan:
     """Look at corpus, model and output. Raises an `AsapError` of one sentence."""
     path = resolve_folder(settings.model).resolve()
     loaded = load_folder(path)
-    corpus = read_as_told(settings, full_address(settings.corpus), settings.split, loaded.config.label_set)
+    corpus = read_corpus(settings, full_address(settings.corpus), settings.split, loaded.config.label_set)
     plan = EvaluationPlan(
         settings=settings,
         records=corpus.records[: settings.limit],

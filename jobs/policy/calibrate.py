@@ -35,7 +35,7 @@ from asap.predictor import Predictor
 from asap.storage.files import exists
 from asap.storage.location import Location
 from asap.storage.s3 import check_bucket
-from jobs.corpus import read_as_told
+from jobs.corpus import read_corpus
 from jobs.policy.files import read_policy, replace_policy
 from jobs.policy.settings import CalibrateSettings
 
@@ -68,7 +68,7 @@ def calibrate(settings: CalibrateSettings, progress: OnPairs = lambda done, tota
     """
     _check_target(settings)
     predictor = Predictor.from_folder(settings.model, settings.device, settings.dtype, batch_size=settings.batch_size)
-    corpus = read_as_told(settings, settings.corpus, settings.split, predictor.config.label_set)
+    corpus = read_corpus(settings, settings.corpus, settings.split, predictor.config.label_set)
     scores = score_records(predictor, corpus.records, settings.max_failed_share, progress)
     policy = choose_policy(scores, settings, predictor.policy, _about(predictor, scores, settings))
     return Calibrated(policy, settings.target, replace_policy(settings.target, policy), corpus.report.lines())

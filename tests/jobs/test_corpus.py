@@ -1,4 +1,4 @@
-"""Corpora of a bucket."""
+"""Corpora are read from a bucket, or as the settings of a job say."""
 
 import json
 from pathlib import Path
@@ -10,10 +10,10 @@ import pytest
 from asap.corpus.annotations import DEFAULT_RULES, ReadRules
 from asap.corpus.folder import open_folder
 from asap.corpus.picture_cache import read_picture
-from asap.corpus.reader import read_split
+from asap.corpus.reader import read_corpus, read_split
 from asap.errors import CorpusError, StorageError
 from asap.training.dataset import PictureCache
-from jobs.corpus import read_as_told, read_corpus
+from jobs.corpus import read_corpus as read_corpus_of_job
 from jobs.settings import CorpusSettings
 from tests.support.pictures import draw_jpeg
 
@@ -33,7 +33,7 @@ def upload(bucket: str, key: str, content: Any) -> None:
 
 @pytest.fixture
 def corpus(bucket: str) -> str:
-    """DGM4 as users have it: pictures under other names than the metadata's."""
+    """A copy of DGM4 as users have it: the pictures have other names than in the metadata."""
     for number, file in enumerate(PICTURES):
         upload(bucket, f"data/DGM4/{file}", draw_jpeg(number))
     upload(bucket, "data/DGM4/metadata/train.json", ROWS)
@@ -42,7 +42,7 @@ def corpus(bucket: str) -> str:
     return f"s3://{bucket}/data/DGM4"
 
 
-def test_a_corpus_in_a_bucket_is_read_as_one_on_a_disk(corpus: str) -> None:
+def test_a_corpus_in_a_bucket_is_read_like_one_on_a_disk(corpus: str) -> None:
     found = read_corpus(corpus, "train")
     assert [record.image for record in found.records] == [f"{corpus}/{file}" for file in PICTURES]
     assert [record.caption for record in found.records] == ["a coat", "a man waits 1", "a man waits 2"]
@@ -51,7 +51,7 @@ def test_a_corpus_in_a_bucket_is_read_as_one_on_a_disk(corpus: str) -> None:
     assert f"train of {corpus}: 3 of 3 pairs" in str(found.report)
 
 
-def test_its_pictures_are_decoded_from_the_bucket(corpus: str, tmp_path: Path) -> None:
+def test_pictures_are_decoded_from_the_bucket(corpus: str, tmp_path: Path) -> None:
     records = read_corpus(corpus, "train").records
     cache = PictureCache.prepare(records, 16, tmp_path, read=read_picture)
     assert cache.sizes.tolist() == [[64, 48]] * 3
@@ -67,7 +67,7 @@ def test_missing_pictures_are_left_out_or_refused(corpus: str, bucket: str) -> N
 
 @pytest.fixture
 def pictureless(tmp_path: Path) -> Path:
-    """A corpus of four pairs and no picture."""
+    """A corpus of four pairs without pictures."""
     folder = tmp_path / "pictureless"
     (folder / "metadata").mkdir(parents=True)
     rows = [ROWS[0] | {"id": number, "image": f"images/{number}.jpg"} for number in range(4)]
@@ -75,27 +75,27 @@ def pictureless(tmp_path: Path) -> Path:
     return folder
 
 
-def test_a_refused_corpus_leaves_the_names_of_all_missing_pictures(
+def test_a_refused_corpus_leaves_a_list_of_all_missing_pictures(
     pictureless: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    with pytest.raises(CorpusError, match=r"images/2\.jpg; look where they lie.*txt lists all 4$") as caught:
-        read_as_told(CorpusSettings(), str(pictureless), "train", "dgm4")
+    with pytest.raises(
+        CorpusError, match=r"images/2\.jpg\. Check where the pictures are.*txt lists all 4\.$"
+    ) as caught:
+        read_corpus_of_job(CorpusSettings(), str(pictureless), "train", "dgm4")
     (listed,) = tmp_path.glob("asap-missing-train-*.txt")
     assert str(listed) in str(caught.value)
     assert listed.read_text().splitlines() == [f"images/{number}.jpg" for number in range(4)]
     assert "\n" not in str(caught.value)
 
 
-def test_a_corpus_is_refused_all_the_same_where_no_list_can_be_written(
-    pictureless: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_corpus_is_also_refused_if_no_list_can_be_written(pictureless: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tempfile.tempdir", "/proc")
-    with pytest.raises(CorpusError, match=r"look where they lie, or raise it$"):
-        read_as_told(CorpusSettings(), str(pictureless), "train", "dgm4")
+    with pytest.raises(CorpusError, match=r"Check where the pictures are, or raise missing_images\.$"):
+        read_corpus_of_job(CorpusSettings(), str(pictureless), "train", "dgm4")
 
 
-def test_metadata_and_pictures_may_lie_in_different_places(corpus: str, bucket: str, tmp_path: Path) -> None:
+def test_metadata_and_pictures_may_be_in_different_locations(corpus: str, bucket: str, tmp_path: Path) -> None:
     (tmp_path / "notes/metadata").mkdir(parents=True)
     (tmp_path / "notes/metadata/train.json").write_text(json.dumps(ROWS))
     upload(bucket, "llm_0.jsonl", b'{"id": 2, "explanation": "he stands"}\n')
@@ -133,12 +133,12 @@ def test_a_path_is_read_without_a_store(tmp_path: Path) -> None:
     assert read_picture(found.records[0].image) == picture
 
 
-def test_what_is_not_there_is_named(bucket: str, corpus: str) -> None:
+def test_missing_files_and_buckets_are_named(bucket: str, corpus: str) -> None:
     with pytest.raises(CorpusError, match=rf"s3://{bucket}/none/metadata/train\.json does not exist; a corpus has"):
         read_corpus(f"s3://{bucket}/none", "train")
     with pytest.raises(StorageError, match=rf"{corpus}/metadata/none\.json does not exist"):
         read_corpus(corpus, "train", files=["metadata/none.json"])
     with pytest.raises(StorageError, match="the bucket of s3://no-such-bucket-here/x does not exist"):
         read_corpus("s3://no-such-bucket-here/x", "train")
-    with pytest.raises(StorageError, match="has the scheme https://; local paths, file:// and s3:// are known"):
+    with pytest.raises(StorageError, match=r"has the unknown scheme https://\. Use a local path, file:// or s3://"):
         open_folder("https://example.org/DGM4")

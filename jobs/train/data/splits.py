@@ -15,7 +15,7 @@ from asap.errors import CorpusError
 from asap.model.config import ModelConfig
 from asap.preprocessing.text import TextCodec, load_tokenizer
 from asap.training.dataset import TrainingSet
-from jobs.corpus import read_as_told
+from jobs.corpus import read_corpus
 from jobs.settings import CorpusSettings
 from jobs.train.data.split_index import about_index, read_index, write_index
 from jobs.train.data.stream import measure_pictures
@@ -29,13 +29,13 @@ OnEvent = Callable[[dict[str, Any]], None]
 def read_splits(settings: TrainSettings, label_set: str) -> dict[str, Corpus]:
     """Every split of a run. Raises `CorpusError`, `AnnotationError`, `StorageError`."""
     corpora = {
-        split: read_as_told(settings, settings.corpus, split, label_set)
+        split: read_corpus(settings, settings.corpus, split, label_set)
         for split in SPLITS
         if split != "test" or not settings.test_corpus
     }
     if settings.test_corpus:
         rules = settings.model_dump(include={"missing_images", "bad_boxes", "stray_positions"})
-        corpora["test"] = read_as_told(CorpusSettings(**rules), settings.test_corpus, "test", label_set)
+        corpora["test"] = read_corpus(CorpusSettings(**rules), settings.test_corpus, "test", label_set)
     return corpora
 
 

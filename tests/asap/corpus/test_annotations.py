@@ -1,10 +1,10 @@
-"""Rows of metadata, checked and repaired."""
+"""Rows of metadata are checked and repaired."""
 
 from typing import Any
 
 import pytest
 
-from asap.corpus.annotations import DEFAULT_RULES, STRICT, ReadRules, read_row, repaired
+from asap.corpus.annotations import DEFAULT_RULES, STRICT, ReadRules, read_row, repair_row
 from asap.corpus.report import CorpusReport
 from asap.errors import AnnotationError, ConfigError
 from asap.labels import DGM4
@@ -23,7 +23,7 @@ BAD_POSITIONS: list[list[Any]] = [[4], [-1], [1, 99], ["1"], [1.0], [True], [Non
 
 def repair(rules: ReadRules = DEFAULT_RULES, **changes: Any) -> tuple[Any, CorpusReport]:
     report = CorpusReport("", "", "")
-    return repaired(read_row(ROW | changes, "record 3 of train.json", DGM4), rules, report), report
+    return repair_row(read_row(ROW | changes, "record 3 of train.json", DGM4), rules, report), report
 
 
 def test_a_good_row_is_kept_as_it_is() -> None:
@@ -33,7 +33,7 @@ def test_a_good_row_is_kept_as_it_is() -> None:
 
 
 @pytest.mark.parametrize("box", BAD_BOXES)
-def test_a_box_that_is_no_box_is_dropped_or_drops_the_pair_or_is_refused(box: list[Any]) -> None:
+def test_a_malformed_box_is_dropped_or_drops_the_pair_or_is_refused(box: list[Any]) -> None:
     row, report = repair(fake_image_box=box)
     assert (row.fake_image_box, row.fake_text_pos) == ((), (1,))
     assert (report.boxless.count, report.skipped.count) == (1, 0)
@@ -48,13 +48,13 @@ def test_a_box_that_is_no_box_is_dropped_or_drops_the_pair_or_is_refused(box: li
 
 
 @pytest.mark.parametrize("box", [[-5, -3.5, 120, 9000], [0.5, 0, 1, 1]])
-def test_a_box_that_may_reach_into_a_picture_waits_for_it(box: list[float]) -> None:
+def test_a_box_that_may_reach_into_a_picture_is_kept_until_it_is_decoded(box: list[float]) -> None:
     row, report = repair(STRICT, fake_image_box=box)
     assert row.fake_image_box == tuple(box)
     assert not report.boxless
 
 
-def test_a_box_where_no_face_was_manipulated_means_nothing() -> None:
+def test_a_malformed_box_without_a_manipulated_face_is_not_reported() -> None:
     for box in BAD_BOXES:
         _, report = repair(STRICT, fake_cls="text_attribute", fake_image_box=box)
         assert not report.boxless
@@ -87,6 +87,6 @@ def test_positions_beyond_the_text_are_dropped_or_drop_the_pair_or_are_refused(p
         ({"label_set": "coco"}, "label set 'coco' is unknown"),
     ],
 )
-def test_rules_that_cannot_work_are_refused(changes: dict[str, Any], message: str) -> None:
+def test_invalid_rules_are_refused(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         ReadRules(**changes)

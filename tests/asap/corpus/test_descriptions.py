@@ -1,4 +1,4 @@
-"""Captions and explanations find their pairs."""
+"""Captions and explanations are joined to their pairs."""
 
 import json
 from typing import Any
@@ -6,24 +6,24 @@ from typing import Any
 import pytest
 
 from asap.corpus.descriptions import Descriptions, Kind, PairKeys, join
-from asap.corpus.report import Joined
+from asap.corpus.report import JoinReport
 from asap.errors import CorpusError
 
 PICTURE, OTHER = "DGM4/origin/guardian/1.jpg", "DGM4/origin/bbc/2.jpg"
 
 
-def pair(key: str = "1", image: str = PICTURE, text: str = "a man waits") -> PairKeys:
+def pair(pair_id: str = "1", image: str = PICTURE, text: str = "a man waits") -> PairKeys:
     file = image.removeprefix("DGM4/")
-    return PairKeys.of(key, image, (file, f"s3://bucket/DGM4/{file}"), text)
+    return PairKeys.of(pair_id, image, (file, f"s3://bucket/DGM4/{file}"), text)
 
 
-def described(kind: Kind, content: Any, *pairs: PairKeys, name: str = "file.json") -> tuple[list[str], Joined]:
+def described(kind: Kind, content: Any, *pairs: PairKeys, name: str = "file.json") -> tuple[list[str], JoinReport]:
     data = content if isinstance(content, str) else json.dumps(content)
     return join(kind, pairs or [pair()], [Descriptions.parse(name, data.encode(), kind)])
 
 
 @pytest.mark.parametrize(
-    ("content", "name", "way"),
+    ("content", "name", "joined_by"),
     [
         ({"1": "a coat"}, "file.json", "by_id"),
         ({PICTURE: "a coat"}, "file.json", "by_path"),
@@ -38,10 +38,10 @@ def described(kind: Kind, content: Any, *pairs: PairKeys, name: str = "file.json
         (json.dumps({PICTURE: "a coat"}) + '\n{"3": "a hat"}', "file.jsonl", "by_path"),
     ],
 )  # fmt: skip
-def test_a_caption_is_joined_by_id_or_path_from_every_form(content: Any, name: str, way: str) -> None:
+def test_a_caption_is_joined_by_id_or_path_from_every_form(content: Any, name: str, joined_by: str) -> None:
     values, report = described("caption", content, name=name)
     assert values == ["a coat"]
-    assert (report.by_id, report.by_path, report.fallback) == (way == "by_id", way == "by_path", 0)
+    assert (report.by_id, report.by_path, report.fallback) == (joined_by == "by_id", joined_by == "by_path", 0)
 
 
 def test_the_published_language_model_scripts_list_with_its_comma_is_read() -> None:
@@ -52,11 +52,11 @@ def test_the_published_language_model_scripts_list_with_its_comma_is_read() -> N
     assert (report.by_path, report.fallback, report.ambiguous) == (2, 1, 0)
 
 
-def test_the_id_goes_before_the_path() -> None:
+def test_the_id_takes_precedence_over_the_path() -> None:
     assert described("caption", {PICTURE: "by path", "1": "by id"})[0] == ["by id"]
 
 
-def test_the_first_file_that_has_one_goes_before_and_the_text_is_last() -> None:
+def test_the_first_file_with_an_entry_takes_precedence_and_the_text_comes_last() -> None:
     files = [Descriptions.parse(f"{n}.json", json.dumps(part).encode(), "explanation")
              for n, part in enumerate(({"1": "first"}, {"1": "second", "2": "second"}))]  # fmt: skip
     pairs = [pair("1", "a/1.jpg"), pair("2", "a/2.jpg"), pair("3", "a/3.jpg", "its text")]
@@ -71,28 +71,28 @@ def test_an_entry_without_a_word_is_counted_and_not_used(blank: str | None) -> N
     assert (values, report.blank, report.by_path) == (["a coat"], 1, 1)
 
 
-def test_a_pair_of_which_no_other_is_known_has_what_is_certainly_its_own() -> None:
+def test_a_lookup_without_the_other_pairs_returns_only_what_is_certain() -> None:
     content = [{"id": 1, "image": OTHER, "caption": "a hat"}, {"image": PICTURE, "caption": "a coat"},
                {"id": 2, "caption": "one"}, {"id": 2, "caption": "or another"}]  # fmt: skip
     file = Descriptions.parse("a.json", json.dumps(content).encode(), "caption")
-    asked = [pair("1"), pair("1", OTHER), pair("2", "x/3.jpg"), pair("4", "x/3.jpg")]
-    assert [file.lookup(one) for one in asked] == ["a coat", "a hat", None, None]
+    requested = [pair("1"), pair("1", OTHER), pair("2", "x/3.jpg"), pair("4", "x/3.jpg")]
+    assert [file.lookup(one) for one in requested] == ["a coat", "a hat", None, None]
     alone = Descriptions.parse("b.json", b'{"1": "a coat"}', "caption")
-    assert alone.lookup(pair("1#7"), shared_id="1") is None, "of which of those that have the id, it does not say"
+    assert alone.lookup(pair("1#7"), shared_id="1") is None, "the entry does not say which pair with the id it is of"
     assert file.lookup(pair("1#7", OTHER), shared_id="1") == "a hat"
 
 
 # Ids and paths that are shared
 
 
-def test_a_caption_is_of_every_pair_that_shows_the_picture() -> None:
+def test_every_pair_with_the_picture_gets_its_caption() -> None:
     pairs = [pair("1"), pair("1", text="a man runs")]
     for content in ({PICTURE: "a coat"}, {"1": "a coat"}):
         values, report = described("caption", content, *pairs)
         assert (values, report.ambiguous) == (["a coat"] * 2, 0)
 
 
-def test_a_caption_by_an_id_of_two_pictures_is_not_used_unless_it_names_its_picture() -> None:
+def test_a_caption_with_an_id_of_two_pictures_is_used_only_if_it_names_its_picture() -> None:
     pairs = [pair("1"), pair("1", OTHER)]
     values, report = described("caption", {"1": "a coat"}, *pairs)
     assert (values, report.ambiguous, report.fallback) == (["a man waits"] * 2, 2, 2)
@@ -100,7 +100,7 @@ def test_a_caption_by_an_id_of_two_pictures_is_not_used_unless_it_names_its_pict
     assert (values, report.by_id, report.fallback, report.ambiguous) == (["a man waits", "a hat"], 1, 1, 0)
 
 
-def test_an_explanation_by_a_path_or_id_of_two_texts_is_not_used_unless_it_names_its_text() -> None:
+def test_an_explanation_with_a_path_or_id_of_two_texts_is_used_only_if_it_names_its_text() -> None:
     pairs = [pair(), pair(text="a man runs")]
     for key in (PICTURE, "1"):
         values, report = described("explanation", {key: "he stands"}, *pairs)
@@ -112,19 +112,19 @@ def test_an_explanation_by_a_path_or_id_of_two_texts_is_not_used_unless_it_names
     assert (values, report.by_path) == (["he stands", "he moves"], 2)
 
 
-def test_an_explanation_is_of_every_pair_with_the_text() -> None:
+def test_every_pair_with_the_text_gets_its_explanation() -> None:
     values, report = described("explanation", {"1": "he stands"}, pair("1"), pair("1", OTHER))
     assert (values, report.by_id) == (["he stands"] * 2, 2)
 
 
-def test_two_explanations_of_one_path_are_told_apart_by_nothing() -> None:
+def test_two_different_explanations_of_one_path_are_ambiguous() -> None:
     values, report = described("explanation", [{PICTURE: "he stands"}, {PICTURE: "he sits"}])
     assert (values, report.ambiguous) == (["a man waits"], 1)
     values, report = described("explanation", [{PICTURE: "he stands"}, {PICTURE: "he stands"}])
     assert (values, report.by_path) == (["he stands"], 1)
 
 
-def test_an_ambiguous_entry_does_not_hide_a_sure_one_of_a_later_file() -> None:
+def test_an_ambiguous_entry_does_not_hide_a_certain_one_of_a_later_file() -> None:
     sure = [{"id": 1, "text": "a man runs", "explanation": "he moves"}]
     contents = {"a.json": {PICTURE: "he stands"}, "b.json": sure}
     files = [Descriptions.parse(name, json.dumps(part).encode(), "explanation") for name, part in contents.items()]

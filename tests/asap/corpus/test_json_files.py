@@ -1,4 +1,4 @@
-"""JSON and what is nearly JSON."""
+"""JSON files, and files that are nearly JSON."""
 
 import pytest
 
@@ -10,20 +10,20 @@ def test_a_file_may_begin_with_a_byte_order_mark() -> None:
     assert parse_json("a.json", b'\xef\xbb\xbf{"a": 1}') == {"a": 1}
 
 
-def test_lines_are_parted_at_line_feeds_alone() -> None:
+def test_lines_are_split_at_line_feeds_only() -> None:
     assert parse_json("a.jsonl", '{"a": "x\u2028y"}\n\n{"b": 2}\r\n'.encode()) == [{"a": "x\u2028y"}, {"b": 2}]
     assert parse_json("a.ndjson", b'{"a": 1}') == [{"a": 1}]
 
 
 @pytest.mark.parametrize("end", [",]", ",\n]", " ,\n ] \n"])
-def test_a_comma_behind_the_last_object_is_read_over_where_that_is_allowed(end: str) -> None:
+def test_a_comma_after_the_last_object_is_accepted_only_if_allowed(end: str) -> None:
     text = ('[{"a": "x}, ]"},\n{"b": "y"}' + end).encode()
     assert parse_json("a.json", text, trailing_comma=True) == [{"a": "x}, ]"}, {"b": "y"}]
     with pytest.raises(CorpusError, match=r"a\.json cannot be read as JSON"):
         parse_json("a.json", text)
 
 
-def test_a_string_that_looks_like_such_a_comma_is_left_alone() -> None:
+def test_a_string_that_looks_like_such_a_comma_is_not_changed() -> None:
     for text in ('["},]"]', '[{"a": "}, ]"}]', '"},]"'):
         assert parse_json("a.json", text.encode(), trailing_comma=True) == parse_json("a.json", text.encode())
 
@@ -37,6 +37,6 @@ def test_anything_else_that_is_not_json_is_refused_by_name(text: str) -> None:
         parse_json("a.json", text.encode(), trailing_comma=True)
 
 
-def test_bytes_that_are_no_text_are_refused() -> None:
+def test_bytes_that_are_not_utf_8_are_refused() -> None:
     with pytest.raises(CorpusError, match=r"a\.json cannot be read as JSON: 'utf-8'"):
         parse_json("a.json", b"\xff\xfe")

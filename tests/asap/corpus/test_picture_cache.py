@@ -1,4 +1,4 @@
-"""The pictures of a corpus, decoded once."""
+"""The pictures of a corpus are decoded once."""
 
 import dataclasses
 import json
@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from asap.corpus import picture_cache as pictures
 from asap.corpus.picture_cache import PictureCache
 from asap.errors import DecodeFailed, EmptyFile, ImageMissing
 from asap.preprocessing.images import prepare_image
@@ -34,7 +33,7 @@ def corpus(tmp_path: Path) -> Path:
     return folder
 
 
-def test_a_picture_is_decoded_once_for_all_that_show_it(corpus: Path, tmp_path: Path) -> None:
+def test_a_picture_is_decoded_once_for_all_records_that_show_it(corpus: Path, tmp_path: Path) -> None:
     cache = PictureCache.prepare(read_split(corpus, "train"), SIZE, tmp_path / "cache")
     assert cache.pixels.shape == (2, SIZE, SIZE, 3)
     assert cache.sizes.tolist() == [[80, 60], [40, 50]]
@@ -49,7 +48,7 @@ def test_the_cache_is_a_file_that_workers_share_and_cannot_write(corpus: Path, t
         cache.pixels[0] = 0
 
 
-def test_a_cache_that_is_there_is_used_again(corpus: Path, tmp_path: Path) -> None:
+def test_an_existing_cache_is_used_again(corpus: Path, tmp_path: Path) -> None:
     records = read_split(corpus, "train")
     first, seen = PictureCache.prepare(records, SIZE, tmp_path / "cache"), list[int]()
     for path in first.index:
@@ -59,13 +58,13 @@ def test_a_cache_that_is_there_is_used_again(corpus: Path, tmp_path: Path) -> No
     assert np.array_equal(again.pixels, first.pixels)
 
 
-def test_progress_tells_the_pictures_done(corpus: Path, tmp_path: Path) -> None:
+def test_progress_gets_the_number_of_decoded_pictures(corpus: Path, tmp_path: Path) -> None:
     seen: list[int] = []
     PictureCache.prepare(read_split(corpus, "train"), SIZE, tmp_path / "cache", seen.append)
     assert seen == [2]
 
 
-def test_another_size_or_other_pictures_have_a_cache_of_their_own(corpus: Path, tmp_path: Path) -> None:
+def test_another_size_or_other_pictures_have_their_own_cache(corpus: Path, tmp_path: Path) -> None:
     records = read_split(corpus, "train")
     assert PictureCache.prepare(records, SIZE, tmp_path / "cache").pixels.shape == (2, 32, 32, 3)
     assert PictureCache.prepare(records, 16, tmp_path / "cache").pixels.shape == (2, 16, 16, 3)
@@ -75,7 +74,7 @@ def test_another_size_or_other_pictures_have_a_cache_of_their_own(corpus: Path, 
 def test_a_cache_that_was_interrupted_is_made_again(
     corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    records, real = read_split(corpus, "train"), pictures.prepare_image
+    records, real = read_split(corpus, "train"), prepare_image
 
     def killed(path: Path, image_size: int) -> Any:
         if path.name == "b.png":
@@ -83,7 +82,7 @@ def test_a_cache_that_was_interrupted_is_made_again(
         return real(path, image_size)
 
     with monkeypatch.context() as patched:
-        patched.setattr(pictures, "prepare_image", killed)
+        patched.setattr("asap.corpus.picture_cache.prepare_image", killed)
         with pytest.raises(KeyboardInterrupt):
             PictureCache.prepare(records, SIZE, tmp_path / "cache")
     assert any((tmp_path / "cache").iterdir())
@@ -104,11 +103,11 @@ def test_a_picture_that_cannot_be_read_is_named(
         PictureCache.prepare(records, SIZE, tmp_path / "cache")
 
 
-def test_pictures_that_are_no_files_are_read_as_the_caller_says(corpus: Path, tmp_path: Path) -> None:
+def test_pictures_that_are_not_local_files_are_read_by_the_callers_function(corpus: Path, tmp_path: Path) -> None:
     records = read_split(corpus, "train")
     elsewhere = [dataclasses.replace(record, image=f"s3://bucket/{Path(record.image).name}") for record in records]
     cache = PictureCache.prepare(
-        elsewhere, SIZE, tmp_path / "cache", read=lambda place: (corpus / "images" / Path(place).name).read_bytes()
+        elsewhere, SIZE, tmp_path / "cache", read=lambda address: (corpus / "images" / Path(address).name).read_bytes()
     )
     assert set(cache.index) == {"s3://bucket/a.png", "s3://bucket/b.png"}
     assert np.array_equal(cache.pixels[1], prepare_image(corpus / "images/b.png", SIZE).pixels)
@@ -130,9 +129,8 @@ def test_a_picture_that_cannot_be_decoded_may_be_kept_as_broken(corpus: Path, tm
     records = read_split(corpus, "train")
     cache = PictureCache.prepare(records, SIZE, tmp_path / "cache", keep_broken=True)
     assert cache.sizes.tolist() == [[80, 60], [0, 0]]
-    ((place, problem),) = cache.broken.items()
-    assert place == corpus / "images/b.png"
-    assert re.match(rf"picture {place}: the PNG image is truncated or corrupt", problem)
-    assert list(PictureCache.prepare(records, SIZE, tmp_path / "cache").broken) == [
-        place
-    ]  # nor when it is opened again
+    ((address, problem),) = cache.broken.items()
+    assert address == corpus / "images/b.png"
+    assert re.match(rf"picture {address}: the PNG image is truncated or corrupt", problem)
+    # The cache keeps that the picture is broken when it is opened again.
+    assert list(PictureCache.prepare(records, SIZE, tmp_path / "cache").broken) == [address]

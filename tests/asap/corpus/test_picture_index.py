@@ -1,4 +1,4 @@
-"""Where pictures lie."""
+"""Pictures are found by the names in the metadata."""
 
 from pathlib import Path
 
@@ -44,12 +44,12 @@ def test_either_spelling_finds_the_other() -> None:
     assert index("origin/gardian/1.jpg").find("origin/guardian/1.jpg") == "origin/gardian/1.jpg"
 
 
-def test_an_archive_unpacked_in_a_folder_of_its_own_name_is_seen_through() -> None:
+def test_a_picture_is_found_in_an_archive_unpacked_into_a_folder_of_its_own_name() -> None:
     file = "infoswap/DGM4/manipulation/infoswap/1.jpg"
     assert index(file, folder="/data").find("DGM4/manipulation/infoswap/1.jpg") == file
 
 
-def test_the_name_itself_goes_before_everything_else() -> None:
+def test_a_file_of_exactly_the_name_is_preferred() -> None:
     files = ("DGM4/origin/bbc/1.jpg", "origin/bbc/1.jpg")
     assert index(*files).find("origin/bbc/1.jpg") == "origin/bbc/1.jpg"
     assert index(*files).find("DGM4/origin/bbc/1.jpg") == "DGM4/origin/bbc/1.jpg"
@@ -69,11 +69,11 @@ def test_another_picture_does_not_stand_in_for_a_missing_one(file: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["", "/", "../secret.jpg", "/etc/passwd"])
-def test_what_is_no_name_finds_nothing(name: str) -> None:
+def test_a_text_that_is_no_name_finds_nothing(name: str) -> None:
     assert index("origin/1.jpg", "secret.jpg", folder="/data/x").find(name) is None
 
 
-def test_one_spelling_stands_for_all() -> None:
+def test_a_canonical_path_has_one_spelling_and_no_repeated_parts() -> None:
     assert canonical("./a//gardian/guardian/b/b/c.jpg") == ("a", "guardian", "b", "c.jpg")
 
 
@@ -81,7 +81,7 @@ def test_pictures_beside_the_corpus_are_found_if_it_holds_none(tmp_path: Path) -
     touch(tmp_path, "notes/metadata/train.json", "DGM4/origin/1.jpg", "other/2.jpg")
     notes = LocalFolder(tmp_path / "notes")
     found = index_pictures(notes, notes.names(), ["DGM4/origin/0.jpg", "DGM4/origin/1.jpg"])
-    assert found.folder.place(found.find("DGM4/origin/1.jpg") or "") == tmp_path / "DGM4/origin/1.jpg"
+    assert found.folder.address(found.find("DGM4/origin/1.jpg") or "") == tmp_path / "DGM4/origin/1.jpg"
     assert found.find("other/2.jpg") is None
     assert index_pictures(notes, notes.names(), ["nowhere/1.jpg"]).folder is notes
     assert index_pictures(notes, notes.names(), ["1.jpg"]).folder is notes
@@ -95,7 +95,7 @@ def test_a_local_folder_lists_what_is_below_it_through_links_and_in_order(tmp_pa
     assert list(folder.names()) == ["b.jpg", "a/1.jpg", "a/2.jpg", "link/away/3.jpg"]
     assert list(folder.names("a")) == ["a/1.jpg", "a/2.jpg"]
     assert list(folder.names("nothing")) == []
-    assert (folder.name, folder.above.path) == ("corpus", tmp_path)
+    assert (folder.name, folder.parent.path) == ("corpus", tmp_path)
 
 
 def test_a_local_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:

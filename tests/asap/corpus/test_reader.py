@@ -1,4 +1,4 @@
-"""Corpora become records."""
+"""Corpora are read into records."""
 
 import dataclasses
 import json
@@ -36,7 +36,7 @@ def put(path: Path, content: Any) -> None:
 
 @pytest.fixture
 def corpus(tmp_path: Path) -> Path:
-    """Pictures here are names alone: nothing decodes them."""
+    """A corpus whose picture files are empty, because nothing decodes them."""
     folder = tmp_path / "corpus"
     for name in ("a", "b"):
         put(folder / f"images/{name}.png", "")
@@ -52,13 +52,13 @@ def write(corpus: Path, rows: Any) -> None:
 
 @pytest.fixture
 def read(corpus: Path) -> Callable[..., Corpus]:
-    def reader(rules: ReadRules = DEFAULT_RULES, **given: Any) -> Corpus:
-        return read_corpus(LocalFolder(corpus), "train", rules, **given)
+    def reader(rules: ReadRules = DEFAULT_RULES, **options: Any) -> Corpus:
+        return read_corpus(LocalFolder(corpus), "train", rules, **options)
 
     return reader
 
 
-def test_records_come_with_their_captions_and_explanations(corpus: Path) -> None:
+def test_records_have_their_captions_and_explanations(corpus: Path) -> None:
     first, second, third = read_split(corpus, "train")
     assert second == Record(
         id="2", image=corpus / "images/b.png", text="an angry woman leaves the house",
@@ -69,13 +69,19 @@ def test_records_come_with_their_captions_and_explanations(corpus: Path) -> None
     assert third.caption == "two people"
 
 
+def test_a_corpus_is_named_by_its_folder_its_path_or_its_address(corpus: Path) -> None:
+    records = read_corpus(LocalFolder(corpus), "train").records
+    assert read_corpus(corpus, "train").records == records
+    assert read_corpus(str(corpus), "train", pictures=corpus).records == records
+
+
 def test_a_corpus_without_captions_describes_pairs_by_their_text(corpus: Path) -> None:
     (corpus / "captions.json").unlink()
     (corpus / "explanations.json").unlink()
     assert all(record.caption == record.explanation == record.text for record in read_split(corpus, "train"))
 
 
-def test_dgm4s_own_file_may_leave_out_what_an_authentic_pair_has_not(corpus: Path) -> None:
+def test_an_authentic_pair_may_have_no_box_and_no_positions_in_its_row(corpus: Path) -> None:
     write(
         corpus, [{"id": 1, "image": "images/a.png", "text": "a man waits", "fake_cls": "orig", "fake_image_box": None}]
     )
@@ -106,7 +112,7 @@ def test_a_file_that_is_not_dgm4s_is_named(corpus: Path, content: str) -> None:
 
 
 @pytest.mark.parametrize("content", ["[1, 2]", '"text"', "{"])
-def test_captions_that_are_no_table_are_named(corpus: Path, content: str) -> None:
+def test_captions_that_are_not_a_table_are_named(corpus: Path, content: str) -> None:
     (corpus / "captions.json").write_text(content)
     with pytest.raises(CorpusError, match=r"captions\.json (is not a JSON object from record id|cannot be read)"):
         read_split(corpus, "train")
@@ -176,7 +182,7 @@ def test_a_split_is_found_in_one_file_or_several(corpus: Path, read: Callable[..
     assert [record.id for record in found.records] == ["1", "2", "three"]
 
 
-def test_a_whole_file_goes_before_its_parts(corpus: Path, read: Callable[..., Corpus]) -> None:
+def test_a_whole_file_takes_precedence_over_its_parts(corpus: Path, read: Callable[..., Corpus]) -> None:
     put(corpus / "metadata/train-0.json", ROWS)
     put(corpus / "metadata/train.jsonl", "")
     assert read().report.files == ["metadata/train.json"]
@@ -195,7 +201,7 @@ def test_captions_and_explanations_may_be_named_too(corpus: Path, read: Callable
     put(tmp_path / "llm_0.json", '[{"images/b.png": "she is furious"},\n]')
     found = read(captions=["caption_train.json"], explanations=[str(tmp_path / "llm_0.json"), "explanations.json"])
     assert [record.caption for record in found.records] == ["a coat", "an angry woman leaves the house", "a coat"]
-    assert found.records[1].explanation == "she is furious"  # of the first file, though the second has it by id
+    assert found.records[1].explanation == "she is furious"  # from the first file, though the second has it by id
     assert found.report.captions.by_path == 2
 
 
@@ -238,7 +244,7 @@ def test_pictures_of_other_spelling_and_doubled_folders_are_found_and_reported(
     write(corpus, [row | {"image": name} for row, name in zip(ROWS, names, strict=True)])
     found = read(STRICT)
     assert [record.image for record in found.records] == [corpus / file for file in names.values()]
-    assert found.report.relocated_images.count == 2  # from the folder above is as DGM4 means it
+    assert found.report.relocated_images.count == 2  # a path that starts at the folder above is what DGM4 means
     assert "DGM4/origin/gardian/1.jpg at origin/guardian/1.jpg" in str(found.report)
 
 
@@ -262,7 +268,9 @@ def test_more_missing_pictures_than_allowed_are_refused_with_their_share(
     corpus: Path, read: Callable[..., Corpus]
 ) -> None:
     (corpus / "images/a.png").unlink()
-    with pytest.raises(CorpusError, match=r"2 of 3 pairs of metadata/train.json are not in .*66.67%.*: images/a\.png;"):
+    with pytest.raises(
+        CorpusError, match=r"2 of 3 pairs of metadata/train.json are not in .*66.67%.*: images/a\.png\. Check"
+    ):
         read(ReadRules(missing_images=0.66))
     assert len(read(ReadRules(missing_images=0.67)).records) == 1
     with pytest.raises(CorpusError, match=r"66\.67% where missing_images allows 0\.00%"):
@@ -278,7 +286,7 @@ def test_a_split_without_a_pair_to_use_is_refused_with_the_report(corpus: Path, 
 # Boxes and positions
 
 
-def test_what_is_repaired_is_reported_and_what_is_strict_refuses_it(corpus: Path, read: Callable[..., Corpus]) -> None:
+def test_repairs_are_reported_and_the_strict_rules_refuse_instead(corpus: Path, read: Callable[..., Corpus]) -> None:
     write(corpus, [ROWS[0], ROWS[1] | {"fake_image_box": [30, 10, 10, 40], "fake_text_pos": [1, 6]}, ROWS[2]])
     found = read()
     assert (found.records[1].fake_image_box, found.records[1].fake_text_pos) == ((), (1,))
@@ -297,7 +305,7 @@ def test_what_is_repaired_is_reported_and_what_is_strict_refuses_it(corpus: Path
 # Fingerprints
 
 
-def test_a_fingerprint_follows_everything_that_was_read_but_the_place(corpus: Path, tmp_path: Path) -> None:
+def test_a_fingerprint_does_not_change_with_the_location(corpus: Path, tmp_path: Path) -> None:
     records = read_split(corpus, "train")
     print_ = fingerprint(records)
     assert len(print_) == 16

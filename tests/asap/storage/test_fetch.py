@@ -8,9 +8,8 @@ from typing import ClassVar
 import pytest
 
 from asap.errors import FetchFailed, ImageTooLarge
-from asap.storage import fetch as fetch_module
-from asap.storage import files as storage
 from asap.storage.fetch import ByteRange, FetchSettings, fetch
+from asap.storage.files import file_info, write_bytes
 from asap.storage.location import Location
 from asap.storage.s3 import s3_client
 from tests.support.waiting import HANG_S
@@ -26,21 +25,21 @@ def test_a_local_file_is_read_whole_or_in_part(tmp_path: Path) -> None:
     assert fetch(str(tmp_path / "a"), 10, SETTINGS, ByteRange(2, 3)).data == b"234"
 
 
-def test_an_object_is_read_whole_or_in_part_and_tells_its_version(bucket: str) -> None:
-    place = Location(f"s3://{bucket}/a b+c%20é.jpg")
-    storage.write_bytes(place, b"0123456789")
-    info = storage.file_info(place)
-    found = fetch(place.uri, 10, SETTINGS)
+def test_an_object_is_read_whole_or_in_part_and_has_a_version(bucket: str) -> None:
+    location = Location(f"s3://{bucket}/a b+c%20é.jpg")
+    write_bytes(location, b"0123456789")
+    info = file_info(location)
+    found = fetch(location.uri, 10, SETTINGS)
     assert found.data == b"0123456789"
     assert info
     assert found.version == info.version
-    assert fetch(place.uri, 3, SETTINGS, ByteRange(2, 3)).data == b"234"
+    assert fetch(location.uri, 3, SETTINGS, ByteRange(2, 3)).data == b"234"
 
 
-@pytest.mark.parametrize("place", ["local", "s3"])
-def test_more_than_the_limit_is_not_read(place: str, tmp_path: Path, bucket: str) -> None:
-    location = Location(str(tmp_path / "a")) if place == "local" else Location(f"s3://{bucket}/a")
-    storage.write_bytes(location, b"x" * 11)
+@pytest.mark.parametrize("store", ["local", "s3"])
+def test_a_file_above_the_limit_is_not_read(store: str, tmp_path: Path, bucket: str) -> None:
+    location = Location(str(tmp_path / "a")) if store == "local" else Location(f"s3://{bucket}/a")
+    write_bytes(location, b"x" * 11)
     with pytest.raises(ImageTooLarge, match="11 bytes, the limit is 10"):
         fetch(location.uri, 10, SETTINGS)
 
@@ -52,25 +51,25 @@ def _failure(uri: str, settings: FetchSettings = SETTINGS) -> tuple[str, bool, i
     return caught.value.code, caught.value.retryable, caught.value.attempt
 
 
-def test_what_is_not_there_is_not_found(tmp_path: Path, bucket: str) -> None:
+def test_a_missing_file_or_object_is_not_found(tmp_path: Path, bucket: str) -> None:
     for uri in (str(tmp_path / "a"), f"s3://{bucket}/a", "s3://no-such-bucket-at-all/a"):
         assert _failure(uri) == ("not_found", False, 1)
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
-def test_a_closed_file_is_denied(tmp_path: Path) -> None:
+def test_a_file_without_permission_is_denied(tmp_path: Path) -> None:
     (tmp_path / "a").write_bytes(b"x")
     (tmp_path / "a").chmod(0)
     assert _failure(str(tmp_path / "a")) == ("access_denied", False, 1)
 
 
-def test_what_could_be_read_for_ever_is_refused(tmp_path: Path) -> None:
+def test_a_file_that_is_not_regular_is_refused(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     for uri in (str(tmp_path / "pipe"), "/dev/zero", str(tmp_path)):
         assert _failure(uri) == ("not_found", False, 1)
 
 
-def test_a_name_that_no_file_can_have_is_one_rows_trouble() -> None:
+def test_a_name_that_no_file_can_have_fails_its_own_row_only() -> None:
     assert _failure("/data/a\0b")[0] == "storage_error"
     assert _failure("/" + "x" * 5000)[0] == "storage_error"
 
@@ -78,19 +77,19 @@ def test_a_name_that_no_file_can_have_is_one_rows_trouble() -> None:
 def test_a_disk_that_recovers_is_read_at_the_second_try(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tries = []
 
-    def read(path: Path, max_bytes: int, part: ByteRange | None) -> bytes:
+    def read(path: Path, max_bytes: int, byte_range: ByteRange | None) -> bytes:
         tries.append(path)
         if len(tries) == 1:
             raise OSError(5, "Input/output error")
         return b"data"
 
-    monkeypatch.setattr(fetch_module, "_read_file", read)
+    monkeypatch.setattr("asap.storage.fetch._read_file", read)
     found = fetch("/a", 10, SETTINGS)
     assert (found.data, found.attempt) == (b"data", 2)
 
 
 class _Broken(http.server.BaseHTTPRequestHandler):
-    """An S3 that fails in the way that the key names, `fails` times."""
+    """An S3 server that fails as the key says, as many times as `fails` says."""
 
     fails: ClassVar[dict[str, int]] = {}
     ended: ClassVar[threading.Event] = threading.Event()
@@ -144,7 +143,7 @@ def broken_s3(s3: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         ("short-1", ("storage_error", True, 2)),
     ],
 )
-def test_a_store_that_keeps_failing_is_named_by_how(
+def test_a_store_that_keeps_failing_gives_the_code_of_its_failure(
     broken_s3: None, name: str, expected: tuple[str, bool, int]
 ) -> None:
     _Broken.fails[name] = 99
@@ -153,13 +152,13 @@ def test_a_store_that_keeps_failing_is_named_by_how(
 
 
 @pytest.mark.parametrize("name", ["throttled-2", "internal-2", "short-2"])
-def test_a_store_that_recovers_is_read_and_the_tries_are_told(broken_s3: None, name: str) -> None:
+def test_a_store_that_recovers_is_read_and_the_tries_are_counted(broken_s3: None, name: str) -> None:
     _Broken.fails[name] = 1
     found = fetch(f"s3://some-bucket/{name}", 10, SETTINGS)
     assert (found.data, found.attempt) == (b"good", 2)
 
 
-def test_a_store_that_is_away_is_a_storage_error(s3: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_store_that_cannot_be_reached_is_a_storage_error(s3: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
     s3_client.cache_clear()
     try:

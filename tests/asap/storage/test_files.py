@@ -1,6 +1,7 @@
 import errno
 import os
 import stat
+from collections.abc import Callable
 from pathlib import Path
 
 import boto3
@@ -9,9 +10,27 @@ import pyarrow.parquet as pq
 import pytest
 
 from asap.errors import StorageError
-from asap.storage import files as storage
-from asap.storage import s3 as s3_module
+from asap.storage.files import (
+    copy_file,
+    create_bytes,
+    delete_file,
+    delete_folder,
+    download_file,
+    download_folder,
+    exists,
+    file_info,
+    is_empty,
+    list_files,
+    open_read,
+    open_seekable,
+    open_write,
+    read_bytes,
+    target_of_key,
+    write_atomically,
+    write_bytes,
+)
 from asap.storage.location import Location
+from asap.storage.s3 import _endpoint_options, check_bucket, filesystem, s3_client
 
 
 def test_a_relative_path_becomes_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -37,63 +56,63 @@ def test_other_schemes_and_missing_buckets_are_refused(text: str) -> None:
 
 @pytest.fixture(params=["local", "s3"])
 def folder(request: pytest.FixtureRequest, tmp_path: Path) -> Location:
-    """An empty place of either kind."""
+    """An empty folder of either kind."""
     if request.param == "local":
-        return Location(str(tmp_path / "place"))
-    return Location(f"s3://{request.getfixturevalue('bucket')}/place")
+        return Location(str(tmp_path / "folder"))
+    return Location(f"s3://{request.getfixturevalue('bucket')}/folder")
 
 
-def test_what_is_written_can_be_read_listed_and_deleted(folder: Location) -> None:
-    assert storage.is_empty(folder)
-    storage.write_bytes(folder / "b.txt", b"two")
-    storage.write_bytes(folder / "a/x.txt", b"one")
-    with storage.open_write(folder / "c.txt") as file:
+def test_a_file_that_was_written_can_be_read_listed_and_deleted(folder: Location) -> None:
+    assert is_empty(folder)
+    write_bytes(folder / "b.txt", b"two")
+    write_bytes(folder / "a/x.txt", b"one")
+    with open_write(folder / "c.txt") as file:
         file.write(b"three")
-    assert not storage.is_empty(folder)
-    assert storage.exists(folder / "b.txt")
-    assert not storage.exists(folder / "a")
-    assert storage.read_bytes(folder / "c.txt") == b"three"
-    assert {info.location.name: info.size for info in storage.list_files(folder)} == {
+    assert not is_empty(folder)
+    assert exists(folder / "b.txt")
+    assert not exists(folder / "a")
+    assert read_bytes(folder / "c.txt") == b"three"
+    assert {info.location.name: info.size for info in list_files(folder)} == {
         "x.txt": 3,
         "b.txt": 3,
         "c.txt": 5,
     }
-    storage.delete_file(folder / "b.txt")
-    assert not storage.exists(folder / "b.txt")
-    storage.delete_folder(folder)
-    storage.delete_folder(folder)
-    assert storage.is_empty(folder)
+    delete_file(folder / "b.txt")
+    assert not exists(folder / "b.txt")
+    delete_folder(folder)
+    delete_folder(folder)
+    assert is_empty(folder)
 
 
-def test_a_copy_has_the_same_bytes_and_takes_the_place_of_what_was_there(folder: Location) -> None:
-    storage.write_bytes(folder / "a/source", b"new")
-    storage.write_bytes(folder / "b/target", b"former")
-    storage.copy_file(folder / "a/source", folder / "b/target")
-    storage.copy_file(folder / "a/source", folder / "c/target")
-    names = [info.location for info in storage.list_files(folder)]
+def test_a_copy_has_the_same_bytes_and_replaces_the_former_file(folder: Location) -> None:
+    write_bytes(folder / "a/source", b"new")
+    write_bytes(folder / "b/target", b"former")
+    copy_file(folder / "a/source", folder / "b/target")
+    copy_file(folder / "a/source", folder / "c/target")
+    names = [info.location for info in list_files(folder)]
     assert names == [folder / "a/source", folder / "b/target", folder / "c/target"]
-    assert {storage.read_bytes(name) for name in names} == {b"new"}
+    assert {read_bytes(name) for name in names} == {b"new"}
     with pytest.raises(StorageError):
-        storage.copy_file(folder / "none", folder / "b/target")
+        copy_file(folder / "none", folder / "b/target")
 
 
 def test_a_folder_is_downloaded_over_files_of_the_same_names(folder: Location, tmp_path: Path) -> None:
-    storage.write_bytes(folder / "a", b"new")
-    storage.write_bytes(folder / "b/c..", b"other")
+    write_bytes(folder / "a", b"new")
+    write_bytes(folder / "b/c..", b"other")
     target = tmp_path / "target"
-    storage.write_bytes(Location(str(target / "a")), b"former")
-    storage.write_bytes(Location(str(target / "kept")), b"kept")
-    assert storage.download_folder(folder, target) == 2
+    write_bytes(Location(str(target / "a")), b"former")
+    write_bytes(Location(str(target / "kept")), b"kept")
+    assert download_folder(folder, target) == 2
     found = {str(path.relative_to(target)): path.read_bytes() for path in target.rglob("*") if path.is_file()}
     assert found == {"a": b"new", "b/c..": b"other", "kept": b"kept"}
-    assert storage.download_folder(folder / "none", target) == 0
+    assert download_folder(folder / "none", target) == 0
     with pytest.raises(StorageError, match="none does not exist"):
-        storage.download_file(folder / "none", target / "none")
+        download_file(folder / "none", target / "none")
 
 
-def test_a_bucket_is_downloaded_as_a_folder_is(bucket: str, tmp_path: Path) -> None:
-    storage.write_bytes(Location(f"s3://{bucket}/a/b"), b"whole")
-    assert storage.download_folder(Location(f"s3://{bucket}"), tmp_path / "target") == 1
+def test_a_whole_bucket_is_downloaded_like_a_folder(bucket: str, tmp_path: Path) -> None:
+    write_bytes(Location(f"s3://{bucket}/a/b"), b"whole")
+    assert download_folder(Location(f"s3://{bucket}"), tmp_path / "target") == 1
     assert (tmp_path / "target/a/b").read_bytes() == b"whole"
 
 
@@ -103,57 +122,55 @@ LEAVING = ["../x", "a/../../x", "a/..", "/x", "a//x", "./x", "a/\0", "", ".", ".
 @pytest.mark.parametrize("name", LEAVING)
 def test_a_name_that_is_no_path_below_a_folder_is_refused(name: str, tmp_path: Path) -> None:
     with pytest.raises(StorageError, match="its name is no path below one") as caught:
-        storage.target_of_key(tmp_path, Location("s3://news/models"), name)
+        target_of_key(tmp_path, Location("s3://news/models"), name)
     assert repr(f"s3://news/models/{name}") in str(caught.value)
 
 
 @pytest.mark.parametrize("name", ["x", "a/x", "..x", "a../x", "...", ".hidden", "a\\..\\x", "a b"])
 def test_a_name_below_a_folder_is_joined_to_it(name: str, tmp_path: Path) -> None:
-    assert str(storage.target_of_key(tmp_path, Location("s3://news"), name)) == f"{tmp_path}/{name}"
+    assert str(target_of_key(tmp_path, Location("s3://news"), name)) == f"{tmp_path}/{name}"
 
 
 @pytest.mark.parametrize("name", ["../escaped", "z/../../escaped", "/escaped", "z//escaped", "z/\0"])
-def test_one_key_that_leaves_the_folder_keeps_all_of_it_from_being_downloaded(
-    name: str, bucket: str, tmp_path: Path
-) -> None:
+def test_one_key_that_leaves_the_folder_prevents_the_whole_download(name: str, bucket: str, tmp_path: Path) -> None:
     for key in ("!first", name):
         boto3.client("s3").put_object(Bucket=bucket, Key=f"models/{key}", Body=b"x")
     with pytest.raises(StorageError, match="its name is no path below one"):
-        storage.download_folder(Location(f"s3://{bucket}/models"), tmp_path / "outer" / "target")
+        download_folder(Location(f"s3://{bucket}/models"), tmp_path / "outer" / "target")
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_stamp_changes_with_the_file_and_only_s3_has_versions(folder: Location) -> None:
-    storage.write_bytes(folder / "a", b"one")
-    before = storage.file_info(folder / "a")
-    storage.write_bytes(folder / "a", b"two")
-    after = storage.file_info(folder / "a")
+    write_bytes(folder / "a", b"one")
+    before = file_info(folder / "a")
+    write_bytes(folder / "a", b"two")
+    after = file_info(folder / "a")
     assert before
     assert after
     assert before.stamp != after.stamp
     assert (after.version is not None) == folder.is_s3
-    assert storage.file_info(folder / "b") is None
+    assert file_info(folder / "b") is None
 
 
 def test_a_stream_decompresses_by_name(folder: Location) -> None:
-    storage.write_bytes(folder / "a.jsonl.gz", pa.compress(b"line\n" * 3, codec="gzip", asbytes=True))
-    with storage.open_read(folder / "a.jsonl.gz") as file:
+    write_bytes(folder / "a.jsonl.gz", pa.compress(b"line\n" * 3, codec="gzip", asbytes=True))
+    with open_read(folder / "a.jsonl.gz") as file:
         assert file.readline() == b"line\n"
         assert len(file.readlines()) == 2
 
 
 def test_a_table_can_be_written_and_read_at_any_offset(folder: Location) -> None:
-    system, path = s3_module.filesystem(folder)
+    system, path = filesystem(folder)
     system.create_dir(path, recursive=True)
     pq.write_table(pa.table({"a": [1, 2]}), f"{path}/t.parquet", filesystem=system)
-    with storage.open_seekable(folder / "t.parquet") as file:
+    with open_seekable(folder / "t.parquet") as file:
         assert pq.read_table(file)["a"].to_pylist() == [1, 2]
 
 
-def test_a_listing_keeps_names_with_a_common_beginning_together(folder: Location) -> None:
+def test_a_listing_keeps_names_with_a_common_prefix_together(folder: Location) -> None:
     for name in ("a.jpg", "a-b.jpg", "a.txt", "a/c.jpg", "b.txt"):
-        storage.write_bytes(folder / name, b"x")
-    names = [info.location.uri.removeprefix(f"{folder.uri}/") for info in storage.list_files(folder)]
+        write_bytes(folder / name, b"x")
+    names = [info.location.uri.removeprefix(f"{folder.uri}/") for info in list_files(folder)]
     assert abs(names.index("a.jpg") - names.index("a.txt")) == 1
     assert sorted(names) == ["a-b.jpg", "a.jpg", "a.txt", "a/c.jpg", "b.txt"]
 
@@ -167,78 +184,112 @@ def test_links_to_folders_are_followed_and_each_folder_is_listed_once(tmp_path: 
     (tmp_path / "data/a-link").symlink_to(tmp_path / "data/inner")
     (tmp_path / "data/inner/above").symlink_to(tmp_path)
     (tmp_path / "beside/deep/loop").symlink_to(tmp_path / "beside")
-    listed = [
-        info.location.uri.removeprefix(f"{tmp_path}/") for info in storage.list_files(Location(str(tmp_path / "data")))
-    ]
+    listed = [info.location.uri.removeprefix(f"{tmp_path}/") for info in list_files(Location(str(tmp_path / "data")))]
     assert listed == ["data/inner/a.jpg", "data/linked/b.jpg", "data/linked/deep/c.jpg"]
 
 
 def test_a_failed_write_leaves_the_old_file_and_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    place = Location(str(tmp_path / "a"))
-    storage.write_bytes(place, b"old")
+    location = Location(str(tmp_path / "a"))
+    write_bytes(location, b"old")
 
     def fail(self: Path, target: Path) -> None:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(Path, "replace", fail)
     with pytest.raises(StorageError, match="No space left"):
-        storage.write_bytes(place, b"new")
+        write_bytes(location, b"new")
     assert [path.name for path in tmp_path.iterdir()] == ["a"]
     assert (tmp_path / "a").read_bytes() == b"old"
 
 
+def test_an_atomic_write_is_seen_when_its_block_ends(tmp_path: Path) -> None:
+    path = tmp_path / "folder/a.txt"
+    with write_atomically(path) as draft:
+        draft.write_bytes(b"new")
+        assert not path.exists()
+    assert path.read_bytes() == b"new"
+    assert list(path.parent.iterdir()) == [path]
+
+
+def _fail_within_write_atomically(path: Path) -> None:
+    with write_atomically(path) as draft:
+        draft.write_bytes(b"new")
+        raise RuntimeError("stopped")
+
+
+def _fail_within_open_write(path: Path) -> None:
+    with open_write(Location(str(path))) as file:
+        file.write(b"new")
+        raise RuntimeError("stopped")
+
+
+@pytest.mark.parametrize("fail", [_fail_within_write_atomically, _fail_within_open_write])
+def test_an_error_in_the_block_leaves_the_former_file_and_no_other(
+    tmp_path: Path, fail: Callable[[Path], None]
+) -> None:
+    (tmp_path / "a").write_bytes(b"former")
+    with pytest.raises(RuntimeError, match="stopped"):
+        fail(tmp_path / "a")
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == {"a": b"former"}
+
+
 def test_a_written_file_can_be_read_by_others(tmp_path: Path) -> None:
-    storage.write_bytes(Location(str(tmp_path / "a")), b"x")
+    write_bytes(Location(str(tmp_path / "a")), b"x")
     assert stat.S_IMODE((tmp_path / "a").stat().st_mode) & 0o444 == 0o444
+    with open_write(Location(str(tmp_path / "b"))) as file:
+        file.write(b"x")
+    assert stat.S_IMODE((tmp_path / "b").stat().st_mode) == 0o644
 
 
-def test_more_objects_than_one_request_takes_are_deleted(bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(storage, "_DELETE_AT_ONCE", 3)
-    place = Location(f"s3://{bucket}/many")
+def test_a_folder_with_more_objects_than_one_request_takes_is_deleted(
+    bucket: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("asap.storage.files._DELETE_AT_ONCE", 3)
+    location = Location(f"s3://{bucket}/many")
     for number in range(7):
-        storage.write_bytes(place / str(number), b"x")
-    storage.delete_folder(place)
-    assert storage.is_empty(place)
+        write_bytes(location / str(number), b"x")
+    delete_folder(location)
+    assert is_empty(location)
 
 
-@pytest.mark.parametrize("place", ["/nowhere/at/all", "s3://BUCKET/none"])
-def test_reading_what_is_not_there_is_told_in_a_sentence(place: str, bucket: str) -> None:
-    location = Location(place.replace("BUCKET", bucket))
+@pytest.mark.parametrize("address", ["/nowhere/at/all", "s3://BUCKET/none"])
+def test_reading_a_missing_file_raises_an_error_of_one_sentence(address: str, bucket: str) -> None:
+    location = Location(address.replace("BUCKET", bucket))
     with pytest.raises(StorageError, match="does not exist"):
-        storage.read_bytes(location)
+        read_bytes(location)
 
 
-def test_an_unknown_bucket_is_told_by_its_name(s3: str) -> None:
+def test_an_unknown_bucket_is_named_in_the_error(s3: str) -> None:
     with pytest.raises(StorageError, match="the bucket 'no-such-bucket-here' does not exist"):
-        s3_module.check_bucket(Location("s3://no-such-bucket-here/a"))
+        check_bucket(Location("s3://no-such-bucket-here/a"))
     with pytest.raises(StorageError, match="bucket of s3://no-such-bucket-here/a does not exist"):
-        list(storage.list_files(Location("s3://no-such-bucket-here/a")))
+        list(list_files(Location("s3://no-such-bucket-here/a")))
 
 
-def test_missing_credentials_are_told_with_what_to_do(s3: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_credentials_raise_an_error_with_a_remedy(s3: str, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
         monkeypatch.delenv(name)
     monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", os.devnull)
     monkeypatch.setenv("AWS_CONFIG_FILE", os.devnull)
     monkeypatch.setattr(boto3, "DEFAULT_SESSION", None)
-    s3_module.s3_client.cache_clear()
+    s3_client.cache_clear()
     try:
         with pytest.raises(StorageError, match=r"no AWS credentials for s3://some-bucket.*AWS_PROFILE"):
-            s3_module.check_bucket(Location("s3://some-bucket/a"))
+            check_bucket(Location("s3://some-bucket/a"))
     finally:
-        s3_module.s3_client.cache_clear()
+        s3_client.cache_clear()
         boto3.setup_default_session()
 
 
-def test_an_unknown_profile_is_a_matter_of_credentials(s3: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unknown_profile_raises_the_error_of_missing_credentials(s3: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_PROFILE", "nobody")
     monkeypatch.setattr(boto3, "DEFAULT_SESSION", None)
-    s3_module.s3_client.cache_clear()
+    s3_client.cache_clear()
     try:
         with pytest.raises(StorageError, match=r"no AWS credentials.*nobody"):
-            storage.read_bytes(Location("s3://some-bucket/a"))
+            read_bytes(Location("s3://some-bucket/a"))
     finally:
-        s3_module.s3_client.cache_clear()
+        s3_client.cache_clear()
         boto3.DEFAULT_SESSION = None
 
 
@@ -253,12 +304,12 @@ def test_an_unknown_profile_is_a_matter_of_credentials(s3: str, monkeypatch: pyt
         ("http://127.0.0.1:9000", "127.0.0.1:9000"),
     ],
 )
-def test_tables_go_to_the_endpoint_that_objects_go_to(endpoint: str, override: str | None) -> None:
-    assert s3_module._endpoint_options(endpoint).get("endpoint_override") == override
+def test_tables_use_the_same_endpoint_as_objects(endpoint: str, override: str | None) -> None:
+    assert _endpoint_options(endpoint).get("endpoint_override") == override
 
 
 @pytest.mark.parametrize("has_links", [True, False])
-def test_of_several_that_create_a_file_one_does_and_it_is_seen_whole(
+def test_only_the_first_creation_of_a_file_writes_it_and_leaves_no_other_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, has_links: bool
 ) -> None:
     if not has_links:
@@ -267,14 +318,14 @@ def test_of_several_that_create_a_file_one_does_and_it_is_seen_whole(
             raise OSError(errno.EPERM, "Operation not permitted")
 
         monkeypatch.setattr("os.link", refuse)
-    place = Location(str(tmp_path / "folder/a.json"))
-    assert storage.create_bytes(place, b"first")
-    assert not storage.create_bytes(place, b"second")
-    assert storage.read_bytes(place) == b"first"
+    location = Location(str(tmp_path / "folder/a.json"))
+    assert create_bytes(location, b"first")
+    assert not create_bytes(location, b"second")
+    assert read_bytes(location) == b"first"
     assert [path.name for path in (tmp_path / "folder").iterdir()] == ["a.json"]
 
 
-def test_a_folder_that_cannot_be_written_is_told_when_a_file_is_created(
+def test_creating_a_file_on_a_full_disk_raises_and_leaves_no_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(*_: object) -> None:
@@ -282,5 +333,5 @@ def test_a_folder_that_cannot_be_written_is_told_when_a_file_is_created(
 
     monkeypatch.setattr("os.link", fail)
     with pytest.raises(StorageError, match="No space left on device"):
-        storage.create_bytes(Location(str(tmp_path / "a.json")), b"x")
+        create_bytes(Location(str(tmp_path / "a.json")), b"x")
     assert list(tmp_path.iterdir()) == []

@@ -21,7 +21,7 @@ State = dict[str, torch.Tensor]
 
 @pytest.fixture(scope="module")
 def albef() -> State:
-    """The keys of the published checkpoint, every side scaled down; each tensor has values of its own."""
+    """The keys of the published checkpoint with every side scaled down. Each tensor has values of its own."""
     keys = json.loads((Path(__file__).parents[2] / "golden" / "albef_keys.json").read_text())["state_dict"]
     generator = torch.Generator().manual_seed(0)
     state = {}
@@ -32,7 +32,7 @@ def albef() -> State:
     return state | {"queue_ptr": torch.tensor([5])}
 
 
-def test_everything_that_albef_pretrained_is_taken(albef: State) -> None:
+def test_all_modules_that_albef_pretrained_are_taken(albef: State) -> None:
     torch.manual_seed(1)
     model, report = import_albef({"model": albef}, CONFIG)
 
@@ -105,7 +105,7 @@ def test_the_twin_is_albefs_own_and_loads_with_its_queues(albef: State) -> None:
     assert twins.queues["pointer"] == 5
 
 
-def test_a_checkpoint_without_a_twin_gives_none(albef: State) -> None:
+def test_a_checkpoint_without_a_twin_gives_no_twin_weights(albef: State) -> None:
     student = {key: value for key, value in albef.items() if "_m." not in key and "queue" not in key}
     twins = albef_twins(student, CONFIG)
     assert (twins.weights, twins.queues) == ({}, {})
@@ -128,7 +128,7 @@ def test_missing_and_wrongly_shaped_keys_are_all_in_the_error(albef: State) -> N
     assert "1 wrongly shaped: vision_proj.bias is (3,), not (16,)" in str(caught.value)
 
 
-def test_a_damaged_twin_is_refused_where_it_is_asked_for(albef: State) -> None:
+def test_a_damaged_twin_is_refused_when_it_is_requested(albef: State) -> None:
     damaged = albef | {"vision_proj_m.bias": torch.zeros(3)}
     import_albef(damaged, CONFIG)
     with pytest.raises(CheckpointError, match=r"vision_proj_m\.bias is \(3,\)"):
@@ -142,5 +142,5 @@ def test_positions_that_cannot_be_resized_are_refused(albef: State, shape: tuple
 
 
 def test_a_model_of_another_width_is_refused(albef: State) -> None:
-    with pytest.raises(CheckpointError, match="no ALBEF checkpoint of the configured size"):
+    with pytest.raises(CheckpointError, match="not an ALBEF checkpoint of the configured size"):
         import_albef(albef, ModelConfig.from_dict({**vars(CONFIG), "width": 96}))

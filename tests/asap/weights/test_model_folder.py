@@ -12,7 +12,6 @@ from asap.model.asap import Asap
 from asap.model.config import ModelConfig
 from asap.policy import Policy
 from asap.preprocessing.text import train_tokenizer
-from asap.weights import model_folder as checkpoint
 from asap.weights.model_folder import load, load_folder, model_config, model_id, resolve_folder, save
 
 
@@ -42,7 +41,7 @@ def edit_config(folder: Path, **changes: object) -> None:
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))
 
 
-def test_a_saved_model_comes_back_as_it_was(folder: Path, model: Asap, tokenizer: PreTrainedTokenizerFast) -> None:
+def test_a_saved_model_is_loaded_unchanged(folder: Path, model: Asap, tokenizer: PreTrainedTokenizerFast) -> None:
     loaded = load_folder(folder)
 
     assert loaded.config == model.config
@@ -54,7 +53,7 @@ def test_a_saved_model_comes_back_as_it_was(folder: Path, model: Asap, tokenizer
     assert (folder / "README.md").read_text() == "# A card\n"
 
 
-def test_a_folder_needs_neither_policy_nor_card_to_be_given(
+def test_a_folder_has_a_default_policy_and_card(
     model: Asap, tokenizer: PreTrainedTokenizerFast, tmp_path: Path
 ) -> None:
     folder = save(model, tmp_path / "deep" / "plain", tokenizer=tokenizer)
@@ -118,7 +117,7 @@ def test_the_configuration_is_read_without_the_weights(folder: Path, model: Asap
     assert model_config(folder) == model.config
 
 
-def test_a_folder_says_which_label_set_its_model_speaks_and_an_older_one_speaks_dgm4s(
+def test_a_folder_names_its_label_set_and_an_older_folder_means_dgm4s(
     folder: Path, model: Asap, tokenizer: PreTrainedTokenizerFast
 ) -> None:
     settings = json.loads((folder / "config.json").read_text())["model"]
@@ -166,20 +165,22 @@ def test_a_configuration_of_a_newer_schema_is_refused(folder: Path) -> None:
         load(folder)
 
 
-def test_a_configuration_that_cannot_work_is_refused(folder: Path) -> None:
+def test_a_configuration_with_an_unknown_setting_is_refused(folder: Path) -> None:
     edit_config(folder, model={"widht": 48})
-    with pytest.raises(CheckpointError, match=r"config\.json describes no model: unknown model settings \['widht'\]"):
+    with pytest.raises(
+        CheckpointError, match=r"config\.json does not describe a model: unknown model settings \['widht'\]"
+    ):
         load(folder)
 
 
 @pytest.mark.parametrize("content", ["{", "[]", '{"schema_version": 1}', '"text"'])
 def test_a_configuration_of_another_form_is_refused(folder: Path, content: str) -> None:
     (folder / "config.json").write_text(content)
-    with pytest.raises(CheckpointError, match=r"config\.json is no model configuration"):
+    with pytest.raises(CheckpointError, match=r"config\.json is not a model configuration"):
         load(folder)
 
 
-def test_a_tokenizer_of_another_vocabulary_is_refused_on_both_ways(
+def test_a_tokenizer_of_another_vocabulary_is_refused_on_saving_and_on_loading(
     folder: Path, model: Asap, tokenizer: PreTrainedTokenizerFast
 ) -> None:
     other = train_tokenizer(["quite another text"], 50)
@@ -199,16 +200,16 @@ def test_saving_replaces_a_model(folder: Path, model: Asap, tokenizer: PreTraine
     assert not (folder / "stray.txt").exists()
 
 
-def test_saving_does_not_replace_what_is_no_model(
+def test_saving_does_not_replace_a_folder_without_a_model(
     model: Asap, tokenizer: PreTrainedTokenizerFast, tmp_path: Path
 ) -> None:
     (tmp_path / "thesis.txt").write_text("years of work")
-    with pytest.raises(CheckpointError, match="is no model folder; choose another, nothing was saved"):
+    with pytest.raises(CheckpointError, match=r"is not a model folder\. Choose another path; nothing was saved"):
         save(model, tmp_path, tokenizer=tokenizer, name="x")
     assert (tmp_path / "thesis.txt").exists()
 
 
-def test_a_save_that_fails_leaves_the_former_model_and_no_trace(
+def test_a_save_that_fails_leaves_the_former_model_and_no_other_folder(
     folder: Path, model: Asap, tokenizer: PreTrainedTokenizerFast
 ) -> None:
     class Failing:
@@ -225,7 +226,7 @@ def test_a_save_that_fails_leaves_the_former_model_and_no_trace(
     assert sorted(path.name for path in folder.parent.iterdir()) == ["small"]
 
 
-def test_the_former_model_comes_back_if_the_new_one_cannot_take_its_place(
+def test_the_former_model_is_restored_if_the_new_one_cannot_be_renamed(
     folder: Path, model: Asap, tokenizer: PreTrainedTokenizerFast, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before, rename = model_id(folder), Path.rename
@@ -250,18 +251,18 @@ def test_a_name_that_would_not_fit_an_id_is_refused(
         save(model, tmp_path / "x", tokenizer=tokenizer, name=name)
 
 
-def test_demo_is_the_shipped_folder(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(checkpoint, "_DEMO", folder)
+def test_demo_is_the_folder_in_the_library(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("asap.weights.model_folder._DEMO", folder)
     assert resolve_folder("demo") == folder
     assert load("demo").config == model_config(folder)
 
 
-def test_the_name_of_a_hub_is_told_from_a_folder() -> None:
-    with pytest.raises(CheckpointError, match=r"'org/model' does not exist; .* names of a hub are not downloaded"):
+def test_the_name_of_a_hub_is_not_taken_for_a_folder() -> None:
+    with pytest.raises(CheckpointError, match=r"'org/model' does not exist\. .* names of a hub are not downloaded"):
         resolve_folder("org/model")
 
 
-def test_a_checkpoint_file_is_told_from_a_folder(tmp_path: Path) -> None:
+def test_a_checkpoint_file_is_not_taken_for_a_folder(tmp_path: Path) -> None:
     (tmp_path / "model.pth").touch()
-    with pytest.raises(CheckpointError, match="is a file; a model is a folder"):
+    with pytest.raises(CheckpointError, match="is a file and not a model folder"):
         load(tmp_path / "model.pth")

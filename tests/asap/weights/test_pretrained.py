@@ -23,7 +23,7 @@ CONFIG = ModelConfig(
 
 @pytest.fixture
 def vit(tmp_path: Path) -> Path:
-    """A folder as timm saves one, of 48 px and three classes."""
+    """A folder as timm saves it, with a ViT of 48 px and three classes."""
     torch.manual_seed(0)
     model = VisionTransformer(
         img_size=48, patch_size=16, embed_dim=48, depth=2, num_heads=4, mlp_ratio=2, num_classes=3
@@ -36,7 +36,7 @@ def vit(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def bert(tmp_path: Path) -> Path:
-    """A folder as transformers saves one, of four layers."""
+    """A folder as transformers saves it, with a BERT of four layers."""
     torch.manual_seed(0)
     model = BertModel(
         BertConfig(
@@ -53,7 +53,7 @@ def changed(**changes: object) -> ModelConfig:
     return ModelConfig.from_dict(vars(CONFIG) | changes)
 
 
-def test_the_image_encoder_becomes_timms(vit: Path) -> None:
+def test_the_image_encoder_computes_the_same_as_timms_vit(vit: Path) -> None:
     weights, report = timm_encoder(str(vit), changed(image_size=48))
     theirs = load_file(vit / "model.safetensors")
     model = Asap(changed(image_size=48))
@@ -97,7 +97,7 @@ def test_a_vit_of_another_depth_or_width_is_refused(vit: Path) -> None:
         timm_encoder(str(vit), changed(width=96))
 
 
-def test_a_weights_file_can_be_given_by_itself(vit: Path) -> None:
+def test_a_weights_file_can_be_named_itself(vit: Path) -> None:
     by_file, _ = timm_encoder(str(vit / "model.safetensors"), CONFIG)
     torch.save(load_file(vit / "model.safetensors"), vit / "vit.pth")
     by_pickle, _ = timm_encoder(str(vit / "vit.pth"), CONFIG)
@@ -108,7 +108,7 @@ def test_a_weights_file_can_be_given_by_itself(vit: Path) -> None:
 def test_a_folder_without_weights_and_a_path_to_nothing_are_named(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"has none of model\.safetensors, pytorch_model\.bin"):
         timm_encoder(str(tmp_path), CONFIG)
-    with pytest.raises(CheckpointError, match="nowhere is not there"):
+    with pytest.raises(CheckpointError, match="nowhere does not exist"):
         timm_encoder(str(tmp_path / "nowhere"), CONFIG)
 
 
@@ -124,7 +124,9 @@ def test_a_name_that_cannot_be_downloaded_says_so(monkeypatch: pytest.MonkeyPatc
         raise OSError(f"no way to {name}")
 
     monkeypatch.setattr(timm, "create_model", refuse)
-    with pytest.raises(CheckpointError, match="vit_of_nobody is no folder on this machine and could not be downloaded"):
+    with pytest.raises(
+        CheckpointError, match="vit_of_nobody is not a folder on this machine and could not be downloaded"
+    ):
         timm_encoder("vit_of_nobody", CONFIG)
 
 
@@ -144,7 +146,7 @@ def test_bert_becomes_the_text_encoder_and_the_fusion_layers(bert: Path) -> None
     assert not any("crossattention" in name for name in weights)
 
 
-def test_the_text_encoder_computes_what_bert_does(bert: Path) -> None:
+def test_the_text_encoder_computes_the_same_as_bert(bert: Path) -> None:
     weights, _ = bert_encoders(str(bert), CONFIG)
     model = Asap(CONFIG).eval()
     model.load_state_dict(weights, strict=False)
@@ -155,7 +157,7 @@ def test_the_text_encoder_computes_what_bert_does(bert: Path) -> None:
     torch.testing.assert_close(ours, states.hidden_states[2], atol=1e-5, rtol=1e-5)
 
 
-def test_older_names_of_norms_and_a_prefix_are_understood(bert: Path) -> None:
+def test_older_names_of_norms_and_a_prefix_are_translated(bert: Path) -> None:
     state = load_file(bert / "model.safetensors")
     older = {
         f"bert.{key}".replace("LayerNorm.weight", "LayerNorm.gamma").replace("LayerNorm.bias", "LayerNorm.beta"): value
@@ -168,7 +170,7 @@ def test_older_names_of_norms_and_a_prefix_are_understood(bert: Path) -> None:
     assert "cls.predictions.bias" in report.dropped
 
 
-def test_words_of_another_tokenizer_stay_out(bert: Path) -> None:
+def test_words_of_another_tokenizer_are_left_out(bert: Path) -> None:
     weights, report = bert_encoders(str(bert), changed(vocab_size=70), takes_words=False)
     assert "text_encoder.embeddings.word_embeddings.weight" not in weights
     assert "embeddings.word_embeddings.weight" in report.dropped
@@ -176,7 +178,7 @@ def test_words_of_another_tokenizer_stay_out(bert: Path) -> None:
         bert_encoders(str(bert), changed(vocab_size=70))
 
 
-def test_a_model_that_is_no_bert_or_has_other_heads_is_refused(bert: Path) -> None:
+def test_a_model_that_is_not_a_bert_or_has_other_heads_is_refused(bert: Path) -> None:
     with pytest.raises(CheckpointError, match="has num_attention_heads 4 and not 6; nothing was loaded"):
         bert_encoders(str(bert), changed(heads=6))
     file = bert / "config.json"
@@ -188,12 +190,12 @@ def test_a_model_that_is_no_bert_or_has_other_heads_is_refused(bert: Path) -> No
         bert_encoders(str(bert), CONFIG)
 
 
-def test_layers_that_normalise_first_refuse_a_bert(bert: Path) -> None:
+def test_a_model_with_pre_norm_refuses_a_bert(bert: Path) -> None:
     with pytest.raises(CheckpointError, match="the run's text_norm is 'pre'"):
         bert_encoders(str(bert), changed(text_norm="pre"))
 
 
-def test_a_berts_tokenizer_comes_from_its_folder_if_it_has_one(bert: Path) -> None:
+def test_the_tokenizer_of_a_bert_is_read_from_its_folder_if_it_has_one(bert: Path) -> None:
     assert bert_tokenizer(str(bert)) is None
     made = train_tokenizer(["a man smiles at the crowd"], 100)
     made.save_pretrained(bert)

@@ -52,7 +52,7 @@ def test_a_published_checkpoint_gives_the_published_outputs(states: dict[str, St
 
 
 @pytest.mark.parametrize("variant", ["asap", "hammer"])
-def test_every_size_is_told_from_the_shapes(states: dict[str, State], variant: str) -> None:
+def test_every_size_follows_from_the_shapes(states: dict[str, State], variant: str) -> None:
     assert import_published(states[variant]).config == ModelConfig(
         variant=variant,  # type: ignore[arg-type]
         image_size=64, width=96, image_layers=3, image_mlp_width=384, text_layers=2, fusion_layers=2,
@@ -136,11 +136,11 @@ def test_twins_and_queues_may_be_absent(state: State) -> None:
 @pytest.mark.parametrize(
     "kept", ["text_proj_m.bias", "visual_encoder_m.norm.weight", "prom_queue", "text_encoder_m.classifier.6.bias"]
 )
-def test_a_part_of_the_twins_or_queues_is_not_enough(state: State, kept: str) -> None:
+def test_incomplete_twins_or_queues_are_refused(state: State, kept: str) -> None:
     group = "_queue" if kept.endswith("_queue") else "_m."
-    part = {key: value for key, value in state.items() if group not in key or "itm_head" in key or key == kept}
+    incomplete = {key: value for key, value in state.items() if group not in key or "itm_head" in key or key == kept}
     with pytest.raises(CheckpointError, match=r"\d+ missing: "):
-        import_published(part)
+        import_published(incomplete)
 
 
 def test_the_twins_load_into_a_model_and_the_queues_into_feature_queues(state: State) -> None:
@@ -158,7 +158,7 @@ def test_the_twins_load_into_a_model_and_the_queues_into_feature_queues(state: S
     assert queues.pointer == 12
 
 
-def test_buffers_that_follow_from_the_rest_may_be_there(state: State) -> None:
+def test_buffers_that_follow_from_other_tensors_are_optional(state: State) -> None:
     state |= {
         "queue_ptr": torch.zeros(1, dtype=torch.long),
         "text_encoder.bert.embeddings.position_ids": torch.arange(64)[None],
@@ -171,7 +171,7 @@ def test_buffers_that_follow_from_the_rest_may_be_there(state: State) -> None:
 
 
 @pytest.mark.parametrize("zipped", [True, False])
-def test_a_file_is_read_bare_or_with_what_training_saved_beside_it(state: State, tmp_path: Path, zipped: bool) -> None:
+def test_a_file_is_read_bare_or_with_the_rest_of_the_training_state(state: State, tmp_path: Path, zipped: bool) -> None:
     wrapped = {
         "model": {f"module.{key}": value for key, value in state.items()},
         "epoch": 49,
@@ -186,7 +186,7 @@ def test_a_file_is_read_bare_or_with_what_training_saved_beside_it(state: State,
 
 
 class _Dangerous:
-    """Unpickling one of these would write a file."""
+    """An object whose unpickling writes a file."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -203,7 +203,7 @@ def test_a_file_with_python_objects_is_refused_and_nothing_in_it_runs(state: Sta
 
 
 @pytest.mark.parametrize("content", [b"", b"not a checkpoint", b"PK\x03\x04" + bytes(40)])
-def test_a_file_that_is_no_checkpoint_is_refused(tmp_path: Path, content: bytes) -> None:
+def test_a_file_that_is_not_a_checkpoint_is_refused(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "bad.pth").write_bytes(content)
     with pytest.raises(CheckpointError, match=r"bad\.pth cannot be read"):
         import_published(tmp_path / "bad.pth")
@@ -220,15 +220,15 @@ def test_a_mapping_without_tensors_is_refused(content: object) -> None:
         import_published(content)  # type: ignore[arg-type]
 
 
-def test_another_models_checkpoint_is_refused_with_what_it_holds() -> None:
-    with pytest.raises(CheckpointError, match=r"no published ASAP or HAMMER.* 1 keys: conv1\.weight"):
+def test_the_checkpoint_of_another_model_is_refused_with_some_of_its_keys() -> None:
+    with pytest.raises(CheckpointError, match=r"not a published ASAP or HAMMER.* 1 keys: conv1\.weight"):
         import_published({"conv1.weight": torch.zeros(3)})
 
 
-def test_position_embeddings_of_no_square_are_refused(state: State) -> None:
+def test_position_embeddings_that_form_no_square_are_refused(state: State) -> None:
     for key in ("visual_encoder.pos_embed", "visual_encoder_m.pos_embed"):
         state[key] = torch.zeros(1, 16, 96)
-    with pytest.raises(CheckpointError, match="15 patches, which is no square"):
+    with pytest.raises(CheckpointError, match="15 patches, which is not a square"):
         import_published(state)
 
 
@@ -238,7 +238,7 @@ def test_a_checkpoint_without_fusion_layers_is_refused(state: State) -> None:
         import_published(text_only)
 
 
-def test_the_number_of_heads_is_the_callers_to_say(state: State) -> None:
+def test_the_caller_gives_the_number_of_heads(state: State) -> None:
     assert import_published(state, heads=6).config.heads == 6
     with pytest.raises(ConfigError, match="width 96 is not a multiple of heads 7"):
         import_published(state, heads=7)

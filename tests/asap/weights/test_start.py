@@ -31,7 +31,7 @@ def changed(**changes: object) -> ModelConfig:
 
 
 def published(name: str, folder: Path) -> str:
-    """A checkpoint file as the published code writes it, with its queues."""
+    """Write a checkpoint file as the published code does, with its queues."""
     spec = json.loads((GOLDEN / f"{name}.json").read_text())
     state = {key: torch.from_numpy(np.asarray(value)) for key, value in golden_state_dict(spec).items()}
     torch.save({"model": state | {"queue_ptr": torch.tensor([3])}}, folder / f"{name}.pth")
@@ -50,7 +50,7 @@ def hammer_file(tmp_path: Path) -> str:
 
 @pytest.fixture
 def albef_file(tmp_path: Path, asap_file: str) -> str:
-    """What ALBEF has of a published checkpoint: encoders, projections, twins, image and text queues."""
+    """The parts of a published checkpoint that ALBEF has: encoders, projections, twins, image and text queues."""
     state = torch.load(asap_file, weights_only=True)["model"]  # noqa: TID251
     kept = ("visual_encoder", "text_encoder.bert", "text_encoder_m.bert", "vision_proj", "text_proj", "temp")
     own = {key: value for key, value in state.items() if key.startswith(kept)}
@@ -82,14 +82,14 @@ def test_a_published_checkpoint_gives_student_twin_and_queues(asap_file: str, tm
 
     torch.testing.assert_close(step.student.box_head[0].weight.detach(), state["bbox_head.0.weight"])
     torch.testing.assert_close(step.twin.model.text_projection.weight, state["text_proj_m.weight"])
-    # What has no twin of its own there starts as the student's copy.
+    # A module without a twin in the checkpoint starts as a copy of the student's.
     torch.testing.assert_close(step.twin.model.box_head[0].weight, state["bbox_head.0.weight"])
     torch.testing.assert_close(step.queues.caption, state["cap_queue"].roll(-3, dims=1))
     assert start.reports[asap_file].fresh == []
     assert len(start.reports[asap_file].taken) == len(step.student.state_dict())
 
 
-def test_hammer_starts_asap_and_what_it_lacks_stays_fresh(hammer_file: str, tmp_path: Path) -> None:
+def test_asap_starts_from_hammer_and_its_other_modules_stay_fresh(hammer_file: str, tmp_path: Path) -> None:
     start = read_starts([hammer_file], CONFIG)
     fresh = {name.partition(".")[0] for name in start.reports[hammer_file].fresh}
     assert fresh == {"image_side_attention", "explanation_head", "patch_head", "real_fake_scale", "type_scale"}
@@ -97,7 +97,7 @@ def test_hammer_starts_asap_and_what_it_lacks_stays_fresh(hammer_file: str, tmp_
     step_from(start, CONFIG, tmp_path / "start.safetensors")
 
 
-def test_asap_starts_hammer_and_what_hammer_lacks_is_dropped(asap_file: str, tmp_path: Path) -> None:
+def test_hammer_starts_from_asap_and_the_other_modules_are_dropped(asap_file: str, tmp_path: Path) -> None:
     start = read_starts([asap_file], changed(variant="hammer"))
     report = start.reports[asap_file]
     assert report.fresh == []
@@ -105,7 +105,7 @@ def test_asap_starts_hammer_and_what_hammer_lacks_is_dropped(asap_file: str, tmp
     step_from(start, changed(variant="hammer"), tmp_path / "start.safetensors")
 
 
-def test_albef_is_told_by_its_keys(albef_file: str, tmp_path: Path) -> None:
+def test_albef_is_recognized_by_its_keys(albef_file: str, tmp_path: Path) -> None:
     start = read_starts([albef_file], CONFIG, queue_size=8)
     report = start.reports[albef_file]
     assert report.dropped == ["itm_head.weight"]
@@ -116,7 +116,7 @@ def test_albef_is_told_by_its_keys(albef_file: str, tmp_path: Path) -> None:
     torch.testing.assert_close(step.twin.model.box_head[0].weight, step.student.box_head[0].weight.detach())
 
 
-def test_of_longer_queues_the_newest_features_are_taken_in_order(asap_file: str, tmp_path: Path) -> None:
+def test_the_newest_features_of_longer_queues_are_taken_in_order(asap_file: str, tmp_path: Path) -> None:
     state = torch.load(asap_file, weights_only=True)["model"]  # noqa: TID251
     step = step_from(read_starts([asap_file], CONFIG, queue_size=2), CONFIG, tmp_path / "start.safetensors", 2)
     # Column 3 comes next, so 2 is the newest and 1 the one before.
@@ -124,7 +124,7 @@ def test_of_longer_queues_the_newest_features_are_taken_in_order(asap_file: str,
     assert step.queues.pointer == 0
 
 
-def test_queues_too_short_to_fill_the_runs_are_dropped_and_the_report_says_so(asap_file: str) -> None:
+def test_queues_that_are_too_short_for_the_run_are_dropped_and_reported(asap_file: str) -> None:
     start = read_starts([asap_file], CONFIG, queue_size=10_000)
     report = start.reports[asap_file]
     assert start.twins.queues == {}
@@ -142,7 +142,7 @@ def test_positions_are_resized_for_student_and_twin(made: str, tmp_path: Path, r
     assert step.twin.model.image_encoder.pos_embed.shape == (1, 37, 96)
 
 
-def test_a_model_folder_starts_student_and_twin_alike(folder: Path, tmp_path: Path) -> None:
+def test_student_and_twin_start_alike_from_a_model_folder(folder: Path, tmp_path: Path) -> None:
     config = load(folder).config
     start = read_starts([str(folder)], config, words_of=[str(folder)])
     step = step_from(start, config, tmp_path / "start.safetensors")
@@ -151,14 +151,14 @@ def test_a_model_folder_starts_student_and_twin_alike(folder: Path, tmp_path: Pa
     torch.testing.assert_close(dict(step.twin.model.state_dict()), dict(expected), rtol=0, atol=0)
 
 
-def test_under_another_tokenizer_word_embeddings_stay_fresh(folder: Path, tmp_path: Path) -> None:
+def test_word_embeddings_stay_fresh_if_the_run_has_another_tokenizer(folder: Path, tmp_path: Path) -> None:
     config = ModelConfig.from_dict(vars(load(folder).config) | {"vocab_size": 77})
     start = read_starts([str(folder)], config)
     assert start.reports[str(folder)].fresh == ["text_encoder.embeddings.word_embeddings.weight"]
     step_from(start, config, tmp_path / "start.safetensors")
 
 
-def test_later_sources_go_over_earlier_ones_and_fresh_is_what_none_gave(asap_file: str, tmp_path: Path) -> None:
+def test_later_sources_replace_earlier_ones_and_only_the_rest_is_fresh(asap_file: str, tmp_path: Path) -> None:
     torch.manual_seed(5)
     vit = VisionTransformer(img_size=64, patch_size=16, embed_dim=96, depth=3, num_heads=12, num_classes=0).state_dict()
     save_file(vit, tmp_path / "vit.safetensors")
@@ -167,7 +167,7 @@ def test_later_sources_go_over_earlier_ones_and_fresh_is_what_none_gave(asap_fil
     over, under = read_starts([asap_file, timm], CONFIG), read_starts([timm, asap_file], CONFIG)
 
     torch.testing.assert_close(over.weights["image_encoder.norm.bias"], vit["norm.bias"])
-    assert "image_encoder.norm.bias" not in over.twins.weights  # an old twin of new weights would pull them back
+    assert "image_encoder.norm.bias" not in over.twins.weights  # the old twin of new weights would pull them back
     assert "text_projection.bias" in over.twins.weights
     assert "image_encoder.norm.bias" in under.twins.weights
     assert list(over.reports) == [asap_file, timm]
@@ -185,18 +185,18 @@ def test_a_checkpoint_of_another_shape_is_one_error_with_its_keys(asap_file: str
         read_starts([str(folder)], CONFIG)
 
 
-def test_layers_that_normalise_first_refuse_a_published_checkpoint(asap_file: str, albef_file: str) -> None:
+def test_a_model_with_pre_norm_refuses_a_published_checkpoint(asap_file: str, albef_file: str) -> None:
     for source in (asap_file, albef_file):
         with pytest.raises(CheckpointError, match=r"the run's text_norm is 'pre'; nothing was loaded"):
             read_starts([source], changed(text_norm="pre"))
 
 
-def test_a_source_that_is_not_there_says_what_a_start_can_be(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match=r"nowhere\.pth' is not there; a start is a \.pth file, a model folder"):
+def test_a_missing_source_raises_an_error_that_lists_the_kinds_of_sources(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"nowhere\.pth' does not exist\. Name a \.pth file, a model folder"):
         read_starts([str(tmp_path / "nowhere.pth")], CONFIG)
 
 
-def test_a_source_brings_its_tokenizer_or_none(folder: Path, asap_file: str) -> None:
+def test_a_source_has_a_tokenizer_or_none(folder: Path, asap_file: str) -> None:
     assert (
         source_tokenizer(str(folder)).get_vocab()
         == train_tokenizer(["a man smiles at the crowd", "the minister leaves"], 100).get_vocab()
@@ -207,7 +207,7 @@ def test_a_source_brings_its_tokenizer_or_none(folder: Path, asap_file: str) -> 
     assert [has_words(source) for source in ("timm:x", "bert:x", asap_file, "demo")] == [False, True, True, True]
 
 
-def test_what_was_saved_and_does_not_fit_is_refused(folder: Path, tmp_path: Path) -> None:
+def test_a_saved_start_that_does_not_fit_is_refused(folder: Path, tmp_path: Path) -> None:
     read_starts([str(folder)], load(folder).config, words_of=[str(folder)]).save(tmp_path / "start.safetensors")
     with pytest.raises(RuntimeError, match="size mismatch"):
         begin(TrainingStep(Asap(CONFIG), queue_size=8), tmp_path / "start.safetensors")

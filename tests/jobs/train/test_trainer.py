@@ -16,12 +16,12 @@ from PIL import Image
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
 from torch.nn.parallel import DistributedDataParallel
 
+from asap.corpus.reader import read_corpus
 from asap.errors import AsapError, ConfigError
 from asap.model.asap import Asap
 from asap.preprocessing.text import train_tokenizer
 from asap.training.dataset import epoch_order
 from asap.weights.start import Start
-from jobs.corpus import read_corpus
 from jobs.errors import TrainingDiverged
 from jobs.train.data.feed import Order
 from jobs.train.data.splits import Split, prepare_splits
