@@ -1,9 +1,9 @@
-"""How many pairs a core decodes, resizes and augments, and how many cores keep a GPU fed.
+"""Measure how many pairs a core decodes, resizes and augments, and how many cores keep a GPU busy.
 
-One process on one core does what a decode task of the stream does, and what a worker does with what comes out of it:
-`stream` decodes each picture for each epoch, `cache` reads it from the memory-mapped file, `batch` makes a batch of
-ready pictures, which the training worker does itself either way. Ray Data's own cost is not in it. The ways take
-turns, so that other load on the machine falls on all; CPU time also holds where the machine is shared.
+One process on one core does the work of a decode task of the stream, and the work of a training worker on its output:
+`stream` decodes each picture for each epoch, `cache` reads it from the memory-mapped file, and `batch` makes a batch of
+ready pictures (the training worker does this in either case). The overhead of Ray Data is not included. The variants
+take turns, so that other load on the machine affects all of them. CPU time is reliable on a shared machine too.
 
     python bench/ingest.py [--pictures 128] [--rounds 3] [--image-size 256] [--json PATH]
 """
@@ -38,13 +38,13 @@ GPU_PAIRS_PER_S = 1000
 
 
 def newsroom_records(folder: Path, pictures: int) -> list[Record]:
-    """Pairs of the drawn corpus, as many as asked for."""
+    """Draw a newsroom corpus of at least `pictures` pairs and return its records."""
     generate(folder, pairs=pictures, seed=77, workers=1, splits=(1.0, 0.0, 0.0))
     return read_corpus(LocalFolder(folder), "train").records
 
 
 def photographs(folder: Path, pictures: int, size: tuple[int, int]) -> list[Path]:
-    """JPEGs of noise with about a photograph's spectrum."""
+    """Write JPEGs of noise whose spectrum is similar to that of a photograph."""
     folder.mkdir()
     paths = []
     for number in range(pictures):
@@ -60,7 +60,7 @@ def photographs(folder: Path, pictures: int, size: tuple[int, int]) -> list[Path
 
 
 def rows_of(records: list[Record]) -> list[pa.Table]:
-    """The blocks that tasks would get."""
+    """Return the blocks that decode tasks would receive."""
     count = len(records)
     table = pa.table({
         "number": range(count), "epoch": [0] * count, "image": [str(record.image) for record in records],
@@ -70,14 +70,14 @@ def rows_of(records: list[Record]) -> list[pa.Table]:
 
 
 def timed(work: Callable[[], object]) -> tuple[float, float]:
-    """Seconds of the clock and of the CPUs."""
+    """Return the seconds of the clock and of the CPU that `work` takes."""
     wall, cpu = time.perf_counter(), time.process_time()
     work()
     return time.perf_counter() - wall, time.process_time() - cpu
 
 
-def ways(records: list[Record], codec: TextCodec, image_size: int, folder: Path) -> dict[str, Callable[[], object]]:
-    """What is measured, by its name: each does all pictures once."""
+def variants(records: list[Record], codec: TextCodec, image_size: int, folder: Path) -> dict[str, Callable[[], object]]:
+    """Return the variants to measure by name. Each one processes all pictures once."""
     tables, numbers = rows_of(records), range(len(records))
     pairs = TrainingSet(records, PictureCache.prepare(records, image_size, folder), codec, bad_boxes="boxless")
     config = ModelConfig.base(image_size=image_size)
@@ -92,20 +92,22 @@ def ways(records: list[Record], codec: TextCodec, image_size: int, folder: Path)
     def batch() -> object:
         return [collate(samples[start : start + BLOCK], config, pairs.pad_id) for start in numbers[::BLOCK]]
 
-    augmented = {f"{name}, {kind}": way(kind) for name, way in (("stream", stream), ("cache", cache))
+    augmented = {f"{name}, {kind}": work(kind) for name, work in (("stream", stream), ("cache", cache))
                  for kind in ("flip", "published")}  # fmt: skip
     return augmented | {"batch": batch}
 
 
 def measure(corpus: str, named: dict[str, Callable[[], object]], pictures: int, rounds: int) -> list[dict[str, Any]]:
-    """The figures of each way, which take turns."""
+    """Measure the variants in turns and return their figures."""
     costs: dict[str, list[tuple[float, float]]] = {name: [] for name in named}
     for _ in range(rounds):
         for name, work in named.items():
             costs[name].append(timed(work))
     figures = []
-    for name, of_rounds in costs.items():
-        wall_ms, cpu_ms = (1000 * statistics.median(values) / pictures for values in zip(*of_rounds, strict=True))
+    for name, rounds_of_variant in costs.items():
+        wall_ms, cpu_ms = (
+            1000 * statistics.median(values) / pictures for values in zip(*rounds_of_variant, strict=True)
+        )
         figures.append({
             "pictures": corpus, "way": name, "cpu_ms_per_pair": cpu_ms, "wall_ms_per_pair": wall_ms,
             "pairs_per_s_and_core": 1000 / cpu_ms, "cores_a_gpu": GPU_PAIRS_PER_S * cpu_ms / 1000,
@@ -114,12 +116,13 @@ def measure(corpus: str, named: dict[str, Callable[[], object]], pictures: int, 
 
 
 def show(figures: list[dict[str, Any]]) -> None:
-    """The figures as a table."""
+    """Print the figures as a table."""
     from rich.console import Console
     from rich.table import Table
 
     columns = {
-        "pictures": "pictures", "way": "way", "cpu_ms_per_pair": "CPU ms a pair", "wall_ms_per_pair": "wall ms a pair",
+        "pictures": "pictures", "way": "variant",
+        "cpu_ms_per_pair": "CPU ms a pair", "wall_ms_per_pair": "wall ms a pair",
         "pairs_per_s_and_core": "pairs/s a core", "cores_a_gpu": f"cores for {GPU_PAIRS_PER_S} pairs/s",
     }  # fmt: skip
     table = Table(*columns.values())
@@ -129,18 +132,18 @@ def show(figures: list[dict[str, Any]]) -> None:
 
 
 def main() -> None:
-    """See the module."""
+    """Measure, print a table, and write JSON if requested."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--pictures", type=int, default=128, help="of each kind")
+    parser.add_argument("--pictures", type=int, default=128, help="Pictures of each kind.")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--image-size", type=int, default=256)
-    parser.add_argument("--json", type=Path, help="where to write the figures")
-    given = parser.parse_args()
+    parser.add_argument("--json", type=Path, help="File for the figures.")
+    options = parser.parse_args()
     torch.set_num_threads(1)
     figures = []
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        drawn = newsroom_records(folder / "news", given.pictures)[: given.pictures]
+        drawn = newsroom_records(folder / "news", options.pictures)[: options.pictures]
         codec = TextCodec(train_tokenizer([record.text for record in drawn], 1000))
         corpora = {"newsroom": drawn}
         for width, height in ((1024, 768), (2048, 1536)):
@@ -150,12 +153,12 @@ def main() -> None:
                 for number, path in enumerate(paths)
             ]
         for corpus, records in corpora.items():
-            named = ways(records, codec, given.image_size, folder / "cache")
-            figures += measure(corpus, named, len(records), given.rounds)
+            named = variants(records, codec, options.image_size, folder / "cache")
+            figures += measure(corpus, named, len(records), options.rounds)
     show(figures)
-    if given.json:
-        settings = {name: value for name, value in vars(given).items() if name != "json"}
-        given.json.write_text(json.dumps({"settings": settings, "figures": figures}, indent=2) + "\n")
+    if options.json:
+        settings = {name: value for name, value in vars(options).items() if name != "json"}
+        options.json.write_text(json.dumps({"settings": settings, "figures": figures}, indent=2) + "\n")
 
 
 if __name__ == "__main__":

@@ -1,10 +1,11 @@
-"""What half the evidence, or none, reaches on a newsroom corpus: the file, the text or the picture alone.
+"""Baselines on a newsroom corpus that see a part of the evidence: the file, the text or the picture alone.
 
     asap newsroom out/newsroom --pairs 10000 --seed 1
     python bench/newsroom_baselines.py out/newsroom --json out/newsroom_baselines.json
 
-Fitted on the training split, scored on the test split. A figure near 0.5 for the file's statistics says that no
-trick of the drawing solves the task; the text and the picture alone should reach something, and not everything.
+The baselines are fitted on the training split and scored on the test split. A figure near 0.5 for the statistics of the
+file means that no artifact of the drawing solves the task. The text and the picture alone should be of some use, but
+should not be enough.
 """
 
 import argparse
@@ -26,23 +27,23 @@ from sklearn.metrics import average_precision_score, f1_score, roc_auc_score
 from torch import nn
 
 Record = dict[str, Any]
-WORDS = 30  # that the small transformer reads of a text
-SIDE = 128  # pixels a side that the picture is resized to, as for the tiny model
+WORDS = 30  # words of a text that the small transformer reads
+SIDE = 128  # pixels a side after resizing, as for the tiny model
 
 
 def load(corpus: Path, split: str) -> list[Record]:
-    """The records of a split."""
+    """Read the records of a split."""
     records: list[Record] = json.loads((corpus / "metadata" / f"{split}.json").read_text("utf-8"))
     return records
 
 
 def labels(records: list[Record], part: str) -> np.ndarray:
-    """(N,) 1 where the class names `part` ("face", "text", "face_swap", ...); for "fake", where it is not orig."""
+    """Return (N,): 1 if the class names `part` ("face", "text", "face_swap", ...), or for "fake", if it is not orig."""
     return np.array([r["fake_cls"] != "orig" if part == "fake" else part in r["fake_cls"] for r in records], int)
 
 
 def file_statistics(corpus: Path, record: Record) -> list[float]:
-    """What can be known without looking at a pixel or reading a word."""
+    """Return the features that need no pixel and no word."""
     path = corpus / record["image"]
     size = path.stat().st_size
     with Image.open(path) as image:
@@ -53,7 +54,7 @@ def file_statistics(corpus: Path, record: Record) -> list[float]:
 
 
 def score_file_statistics(corpus: Path, train: list[Record], test: list[Record]) -> dict[str, float]:
-    """AUC of gradient boosting over the file's statistics."""
+    """Return the AUC of gradient boosting over the statistics of the file."""
     x_train, x_test = (np.array([file_statistics(corpus, r) for r in records]) for records in (train, test))
     out = {}
     for part in ("fake", "face", "text"):
@@ -63,15 +64,16 @@ def score_file_statistics(corpus: Path, train: list[Record], test: list[Record])
     return out
 
 
-def _pairs_of_words(text: str) -> list[str]:
+def _words_and_pairs(text: str) -> list[str]:
+    """Return the distinct words of a text, and every two of them."""
     words = sorted({word.strip(".,").lower() for word in text.split()})
     return words + [f"{a}+{b}" for i, a in enumerate(words) for b in words[i + 1 :]]
 
 
 def score_text(train: list[Record], test: list[Record], pairs: bool) -> dict[str, float]:
-    """AUC of logistic regression over words and neighbours, or (`pairs`) over every two words of the text."""
+    """Return the AUC of logistic regression over words and bigrams, or (`pairs`) over every two words of the text."""
     if pairs:
-        counts = CountVectorizer(analyzer=_pairs_of_words, min_df=4, binary=True)
+        counts = CountVectorizer(analyzer=_words_and_pairs, min_df=4, binary=True)
     else:
         counts = CountVectorizer(ngram_range=(1, 2), min_df=3, binary=True)
     x_train = counts.fit_transform([r["text"] for r in train])
@@ -84,12 +86,12 @@ def score_text(train: list[Record], test: list[Record], pairs: bool) -> dict[str
 
 
 class _Reader(nn.Module):
-    """A small transformer over words: (B, W) ids, 0 for none -> (B, 2) logits, text swap and text attribute."""
+    """A small transformer over words: (B, W) ids (0 is padding) -> (B, 2) logits, text swap and text attribute."""
 
     def __init__(self, words: int, width: int = 96) -> None:
         super().__init__()
         self.words = nn.Embedding(words, width)
-        self.places = nn.Parameter(torch.randn(WORDS + 1, width) * 0.02)
+        self.positions = nn.Parameter(torch.randn(WORDS + 1, width) * 0.02)
         self.summary = nn.Parameter(torch.randn(1, 1, width) * 0.02)
         layer = nn.TransformerEncoderLayer(width, 4, 2 * width, 0.0, batch_first=True, norm_first=True)
         self.layers = nn.TransformerEncoder(layer, 3, enable_nested_tensor=False)
@@ -97,14 +99,14 @@ class _Reader(nn.Module):
         self.fake_word = nn.Linear(width, 1)
 
     def forward(self, ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        x = torch.cat([self.summary.expand(len(ids), -1, -1), self.words(ids)], 1) + self.places
+        x = torch.cat([self.summary.expand(len(ids), -1, -1), self.words(ids)], 1) + self.positions
         absent = F.pad(ids == 0, (1, 0), value=False)
         x = self.layers(x, src_key_padding_mask=absent)
         return self.types(x[:, 0]), self.fake_word(x[:, 1:])[..., 0]
 
 
 def _word_ids(records: list[Record], known: dict[str, int]) -> tuple[torch.Tensor, torch.Tensor]:
-    """(N, WORDS) ids and whether each word is manipulated; 1 is an unknown word."""
+    """Return (N, WORDS) ids (1 is an unknown word), and 1 for each manipulated word."""
     ids, fake = np.zeros((len(records), WORDS), np.int64), np.zeros((len(records), WORDS), np.float32)
     for i, record in enumerate(records):
         words = [word.strip(".,").lower() for word in record["text"].split()][:WORDS]
@@ -114,7 +116,7 @@ def _word_ids(records: list[Record], known: dict[str, int]) -> tuple[torch.Tenso
 
 
 def score_text_transformer(train: list[Record], test: list[Record], budget: int) -> dict[str, float]:
-    """AUC of a small transformer on the text alone, taught types and words, trained on `budget` samples."""
+    """Return the AUC of a small transformer on the text alone, trained on types and words with `budget` samples."""
     torch.manual_seed(0)
     counts = Counter(word.strip(".,").lower() for record in train for word in record["text"].split())
     known = {word: i for i, word in enumerate((w for w, n in sorted(counts.items()) if n >= 10), 2)}
@@ -143,7 +145,7 @@ def score_text_transformer(train: list[Record], test: list[Record], budget: int)
 
 def _fit(net: nn.Module, step: Callable[[torch.Tensor, bool], torch.Tensor], count: int, rate: float,
          budget: int) -> None:  # fmt: skip
-    """Trains on batches of 32 until `budget` samples were seen, the learning rate falling all the while."""
+    """Train on batches of 32 until `budget` samples were seen, with a warmup and a linear decay."""
     optimizer = torch.optim.AdamW(net.parameters(), rate, weight_decay=0.02)
     order = np.random.default_rng(0)
     for seen in range(0, budget, 32):
@@ -157,6 +159,7 @@ def _fit(net: nn.Module, step: Callable[[torch.Tensor, bool], torch.Tensor], cou
 
 
 def _pixels(corpus: Path, records: list[Record]) -> torch.Tensor:
+    """Return the pictures, (N, 3, SIDE, SIDE) uint8."""
     out = np.empty((len(records), SIDE, SIDE, 3), np.uint8)
     for i, record in enumerate(records):
         with Image.open(corpus / record["image"]) as image:
@@ -182,12 +185,12 @@ class _Net(nn.Module):
             x = layer(x)
             if i:
                 x = F.max_pool2d(x, 2)
-        # The strongest place decides: one face of several is manipulated.
+        # The strongest location decides, since only one of several faces is manipulated.
         return self.head(x).flatten(2).amax(2)
 
 
 def score_image(corpus: Path, train: list[Record], test: list[Record], budget: int) -> dict[str, float]:
-    """AUC of a small convolutional net on the picture alone, trained on `budget` samples."""
+    """Return the AUC of a small convolutional net on the picture alone, trained on `budget` samples."""
     torch.manual_seed(0)
     x_train, x_test = _pixels(corpus, train), _pixels(corpus, test)
     kinds = ("face_swap", "face_attribute")
@@ -208,12 +211,16 @@ def score_image(corpus: Path, train: list[Record], test: list[Record], budget: i
 
 
 def main() -> None:
-    """Runs the baselines, prints a table, writes JSON."""
+    """Run the baselines, print a table, and write JSON if requested."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
     parser.add_argument("corpus", type=Path)
     parser.add_argument("--json", type=Path)
-    parser.add_argument("--texts", type=int, default=64_000, help="that the transformer is trained on; 0 leaves it out")
-    parser.add_argument("--pictures", type=int, default=16_000, help="that the net is trained on; 0 leaves it out")
+    parser.add_argument(
+        "--texts", type=int, default=64_000, help="Texts that the transformer is trained on; 0 leaves it out."
+    )
+    parser.add_argument(
+        "--pictures", type=int, default=16_000, help="Pictures that the net is trained on; 0 leaves it out."
+    )
     parser.add_argument("--threads", type=int, default=1)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)

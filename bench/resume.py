@@ -1,7 +1,7 @@
-"""How fast a scan resumes, beside how fast the same scan runs undisturbed: rows per second once started.
+"""Measure how fast a scan resumes and how fast the same scan runs uninterrupted, in rows per second once started.
 
-Each round runs a scan to its end, then starts a second one, kills its driver at a share of the rows, and gives the
-same command again. The model is a tiny one with random weights, so that the figures are those of the chain around it.
+Each round runs a scan to its end. It then starts a second scan, kills its driver at a share of the rows, and runs the
+same command again. The model is tiny and has random weights, so that the figures are those of the pipeline around it.
 
     python bench/resume.py [--rows 8192] [--batch-size 64] [--stop-at 0.5] [--rounds 1] [--json PATH]
 """
@@ -23,7 +23,7 @@ PLAN_S = 600
 
 
 def draw_input(folder: Path, rows: int) -> Path:
-    """A manifest of so many rows over a few newsroom pictures."""
+    """Write a manifest of `rows` rows over a few newsroom pictures."""
     from asap.newsroom import generate
     from jobs.scan.input.sources import find_source
 
@@ -39,7 +39,7 @@ def draw_input(folder: Path, rows: int) -> Path:
 
 
 def random_model(manifest: Path, folder: Path) -> str:
-    """A model that costs next to nothing."""
+    """Save a tiny model with random weights, whose cost is negligible."""
     from asap.model.asap import Asap
     from asap.model.config import ModelConfig
     from asap.preprocessing.text import train_tokenizer
@@ -55,7 +55,7 @@ def random_model(manifest: Path, folder: Path) -> str:
 
 
 def _scan(settings: dict[str, Any], results: Connection) -> None:
-    """Scan in a process of its own; send the rows that were done before, and the rows per second."""
+    """Scan in this process; send the rows that were done before, and the rows per second."""
     from jobs.scan.run import ScanProgress, scan
     from jobs.scan.settings import ScanSettings
 
@@ -63,12 +63,16 @@ def _scan(settings: dict[str, Any], results: Connection) -> None:
     summary = scan(ScanSettings(**settings), seen.append)
     if summary["errors"]:
         raise SystemExit(f"The scan has errors: {summary['errors']}.")
-    judging = [progress for progress in seen if progress.stage in ("starting the workers", "judging")]
-    results.send((judging[0].done, judging[-1].pairs_per_s))
+    # A resumed scan first reports the rows done before; the rate is the last that it reports.
+    done_before = next(progress.done for progress in seen if progress.done)
+    results.send((done_before, [progress.pairs_per_s for progress in seen if progress.pairs_per_s][-1]))
 
 
 def run_scan(settings: dict[str, Any], stop_at_rows: int | None = None) -> tuple[int, float]:
-    """Run a scan to its end, or kill it once so many rows are judged: rows done before, rows per second."""
+    """Run a scan to its end, or kill it after `stop_at_rows` rows.
+
+    Returns the rows done before and the rows per second, which are 0 for a scan that is killed.
+    """
     context = multiprocessing.get_context("spawn")
     receiver, sender = context.Pipe(duplex=False)
     process = context.Process(target=_scan, args=(settings, sender))
@@ -77,9 +81,9 @@ def run_scan(settings: dict[str, Any], stop_at_rows: int | None = None) -> tuple
     if stop_at_rows is not None:
         record = Path(settings["out"]) / settings["job"] / "job.json"
         deadline = time.monotonic() + PLAN_S
-        while _judged(record) < stop_at_rows:
+        while _rows_done(record) < stop_at_rows:
             if not process.is_alive() or time.monotonic() > deadline:
-                raise SystemExit(f"The scan ended or hung before {stop_at_rows} rows. Give more --rows.")
+                raise SystemExit(f"The scan ended or hung before {stop_at_rows} rows. Pass more --rows.")
             time.sleep(0.05)
         process.kill()
         process.join()
@@ -92,22 +96,23 @@ def run_scan(settings: dict[str, Any], stop_at_rows: int | None = None) -> tuple
     return before, rate
 
 
-def _judged(record: Path) -> int:
+def _rows_done(record: Path) -> int:
+    """Read the number of finished rows from the record of a job; 0 if there is no record yet."""
     return int(json.loads(record.read_text()).get("counts", {}).get("done", 0)) if record.exists() else 0
 
 
-def measure(manifest: Path, model: str, out: Path, number: int, given: argparse.Namespace) -> dict[str, Any]:
-    """The figures of one round."""
+def measure(manifest: Path, model: str, out: Path, number: int, options: argparse.Namespace) -> dict[str, Any]:
+    """Run one round and return its figures."""
     settings = {
-        "input": str(manifest), "out": str(out), "model": model, "device": "cpu", "batch_size": given.batch_size,
-        "rows_per_file": 4 * given.batch_size, "heartbeat_s": 0.5, "stale_after_s": 4,
+        "input": str(manifest), "out": str(out), "model": model, "device": "cpu", "batch_size": options.batch_size,
+        "rows_per_file": 4 * options.batch_size, "heartbeat_s": 0.5, "stale_after_s": 4,
     }  # fmt: skip
     _, fresh = run_scan(settings | {"job": f"fresh-{number}"})
     stopped = settings | {"job": f"stopped-{number}"}
-    run_scan(stopped, int(given.stop_at * given.rows))
+    run_scan(stopped, int(options.stop_at * options.rows))
     before, resumed = run_scan(stopped)
     return {
-        "round": number, "rows": given.rows, "batch_size": given.batch_size, "resumed_rows": given.rows - before,
+        "round": number, "rows": options.rows, "batch_size": options.batch_size, "resumed_rows": options.rows - before,
         "fresh_rows_per_s": fresh, "resumed_rows_per_s": resumed, "resumed_over_fresh": resumed / fresh,
     }  # fmt: skip
 
@@ -129,23 +134,25 @@ def show(figures: list[dict[str, Any]]) -> None:
 
 
 def main() -> None:
-    """See the module."""
+    """Run the rounds, print a table, and write JSON if requested."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, default=8192)
     parser.add_argument("--batch-size", type=int, default=64)
-    parser.add_argument("--stop-at", type=float, default=0.5, help="share of the rows that the first run judges")
+    parser.add_argument(
+        "--stop-at", type=float, default=0.5, help="Share of the rows after which the first run is killed."
+    )
     parser.add_argument("--rounds", type=int, default=1)
-    parser.add_argument("--json", type=Path, help="where to write the figures")
-    given = parser.parse_args()
+    parser.add_argument("--json", type=Path, help="File for the figures.")
+    options = parser.parse_args()
     figures = []
     with tempfile.TemporaryDirectory() as name:
-        manifest = draw_input(Path(name) / "news", given.rows)
+        manifest = draw_input(Path(name) / "news", options.rows)
         model = random_model(manifest, Path(name))
-        for number in range(given.rounds):
-            figures.append(measure(manifest, model, Path(name) / "out", number, given))
+        for number in range(options.rounds):
+            figures.append(measure(manifest, model, Path(name) / "out", number, options))
     show(figures)
-    if given.json:
-        given.json.write_text(json.dumps(figures, indent=2) + "\n")
+    if options.json:
+        options.json.write_text(json.dumps(figures, indent=2) + "\n")
 
 
 if __name__ == "__main__":

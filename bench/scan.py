@@ -1,9 +1,9 @@
-"""What a scan costs beside the bare predictor loop: decode and predict, on the same pairs, in the same run.
+"""Measure the cost of a scan and compare it with the bare predictor loop (decode and predict) on the same pairs.
 
-A scan is timed twice, over a few pairs and over many: the difference is what the pairs between cost once all is
-started, whatever the start took, and nothing that was done ahead is left out. The bare loop runs before and after,
-in a process of its own with as many threads as there are cores. Wall time is what a person waits; CPU time, of all
-processes of the scan together, also holds where the machine has other work.
+A scan is timed twice, over a few pairs and over many. The difference is the cost of the additional pairs once
+everything has started. It does not depend on the time of the start, and it includes work that was done ahead. The bare
+loop runs before and after, in its own process with as many threads as cores. Wall time is what a person waits. CPU
+time, of all processes of the scan together, is reliable on a busy machine too.
 
     python bench/scan.py [--models demo tiny base] [--pairs 400 2000] [--base-pairs 16 64] [--json PATH]
 """
@@ -28,59 +28,60 @@ TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 
 @dataclass
 class Cost:
-    """Seconds of a run: on the clock, and of the CPUs."""
+    """The seconds of a run, of the clock and of the CPUs."""
 
     wall_s: float = 0.0
     cpu_s: float = 0.0
-    known: dict[int, float] = field(default_factory=dict)
+    cpu_s_by_pid: dict[int, float] = field(default_factory=dict)
 
 
 @contextmanager
 def costs() -> Iterator[Cost]:
-    """What the block costs, with all processes below this one: Ray's are, too. Looked at four times a second."""
+    """Measure the cost of the block in this process and all its descendants, which Ray's are, four times a second."""
     cost, ended = Cost(), threading.Event()
     before, started = _cpu_seconds(), time.perf_counter()
 
-    def look() -> None:
-        cost.known |= _cpu_seconds()
+    def sample() -> None:
+        cost.cpu_s_by_pid |= _cpu_seconds()
 
-    def keep_looking() -> None:
+    def keep_sampling() -> None:
         while not ended.wait(0.25):
-            look()
+            sample()
 
-    thread = threading.Thread(target=keep_looking, daemon=True)
+    thread = threading.Thread(target=keep_sampling, daemon=True)
     thread.start()
     try:
         yield cost
     finally:
-        look()
+        sample()
         ended.set()
         thread.join()
         cost.wall_s = time.perf_counter() - started
-        cost.cpu_s = sum(seconds - before.get(pid, 0.0) for pid, seconds in cost.known.items())
+        cost.cpu_s = sum(seconds - before.get(pid, 0.0) for pid, seconds in cost.cpu_s_by_pid.items())
 
 
 def _cpu_seconds() -> dict[int, float]:
-    """CPU seconds of this process and of every process below it, by process id."""
+    """Return the CPU seconds of this process and of all its descendants, by process id."""
     parents, seconds = {}, {}
     for path in Path("/proc").glob("[0-9]*/stat"):
         try:
             fields = path.read_text().rpartition(")")[2].split()
-        except OSError:  # it ended in between
+        except OSError:  # the process has ended
             continue
         pid = int(path.parent.name)
         parents[pid], seconds[pid] = int(fields[1]), (int(fields[11]) + int(fields[12])) / TICKS_PER_S
-    return {pid: value for pid, value in seconds.items() if _is_below(pid, os.getpid(), parents)}
+    return {pid: value for pid, value in seconds.items() if _is_descendant(pid, os.getpid(), parents)}
 
 
-def _is_below(pid: int, ancestor: int, parents: dict[int, int]) -> bool:
+def _is_descendant(pid: int, ancestor: int, parents: dict[int, int]) -> bool:
+    """True if `pid` is the ancestor itself or one of its descendants."""
     while pid not in (0, ancestor):
         pid = parents.get(pid, 0)
     return pid == ancestor
 
 
 def bare_loop(model: str, manifest: Path, pairs: int, threads: int) -> Cost:
-    """Decode and predict one batch after the other, in a fresh process; loading and a warm-up are not counted."""
+    """Decode and predict batch by batch in a new process; loading and a warm-up are not counted."""
     with multiprocessing.get_context("spawn").Pool(1) as pool:
         return Cost(*pool.apply(_loop, (model, str(manifest), pairs, threads)))
 
@@ -94,15 +95,15 @@ def _loop(model: str, manifest: str, pairs: int, threads: int) -> tuple[float, f
 
     torch.set_num_threads(threads)
     predictor = Predictor.from_folder(model, device="cpu")
-    given = [Pair(row.image_uri, row.text) for row in find_source(manifest, pairs).rows()]
-    predictor.predict(given[:8])
+    loaded = [Pair(row.image_uri, row.text) for row in find_source(manifest, pairs).rows()]
+    predictor.predict(loaded[:8])
     wall, cpu = time.perf_counter(), time.process_time()
-    predictor.predict(given)
+    predictor.predict(loaded)
     return time.perf_counter() - wall, time.process_time() - cpu
 
 
 def scan_cost(model: str, manifest: Path, pairs: int, out: Path) -> Cost:
-    """A whole scan of the first so many pairs, from the command to the report."""
+    """Measure a whole scan of the first `pairs` pairs, from the command to the report."""
     from jobs.scan.run import scan
     from jobs.scan.settings import ScanSettings
 
@@ -113,12 +114,12 @@ def scan_cost(model: str, manifest: Path, pairs: int, out: Path) -> Cost:
     with costs() as cost:
         summary = scan(settings)
     if (summary["pairs"], summary["errors"]) != (pairs, 0):
-        raise SystemExit(f"the scan judged {summary['pairs']} pairs, {summary['errors']} with errors")
+        raise SystemExit(f"the scan is incomplete: {summary['pairs']} pairs, {summary['errors']} with errors")
     return cost
 
 
 def measure(name: str, model: str, manifest: Path, few: int, many: int, out: Path) -> dict[str, Any]:
-    """The figures of one model."""
+    """Measure one model and return its figures."""
     threads = len(os.sched_getaffinity(0))
     before = bare_loop(model, manifest, many, threads)
     small, large = (scan_cost(model, manifest, pairs, out) for pairs in (few, many))
@@ -144,7 +145,7 @@ def measure(name: str, model: str, manifest: Path, few: int, many: int, out: Pat
 
 
 def draw_corpus(folder: Path, pairs: int) -> Path:
-    """A manifest of newsroom pairs."""
+    """Draw newsroom pairs, unless they exist already, and return their manifest."""
     from asap.newsroom import generate
 
     if not (folder / "newsroom.json").exists():
@@ -153,7 +154,7 @@ def draw_corpus(folder: Path, pairs: int) -> Path:
 
 
 def random_model(preset: str, manifest: Path, folder: Path) -> str:
-    """A model of a preset's shape with random weights."""
+    """Save a model of a preset's shape with random weights."""
     from asap.model.asap import Asap
     from asap.model.config import ModelConfig
     from asap.preprocessing.text import train_tokenizer
@@ -166,7 +167,7 @@ def random_model(preset: str, manifest: Path, folder: Path) -> str:
 
 
 def show(figures: list[dict[str, Any]]) -> None:
-    """The figures as a table."""
+    """Print the figures as a table."""
     from rich.console import Console
     from rich.table import Table
 
@@ -183,13 +184,15 @@ def show(figures: list[dict[str, Any]]) -> None:
 
 
 def main() -> None:
-    """See the module."""
+    """Measure each model, print a table, and write JSON if requested."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--models", nargs="+", default=["demo", "base"], help="'demo', 'tiny', 'base', or a folder")
-    parser.add_argument("--pairs", nargs=2, type=int, default=[400, 2000], help="few and many, for small models")
-    parser.add_argument("--base-pairs", nargs=2, type=int, default=[16, 64], help="few and many, for base")
-    parser.add_argument("--corpus", type=Path, help="a manifest; by default newsroom pairs are drawn")
-    parser.add_argument("--json", type=Path)
+    parser.add_argument(
+        "--models", nargs="+", default=["demo", "base"], help="Models: 'demo', 'tiny', 'base', or a model folder."
+    )
+    parser.add_argument("--pairs", nargs=2, type=int, default=[400, 2000], help="Few and many pairs, for small models.")
+    parser.add_argument("--base-pairs", nargs=2, type=int, default=[16, 64], help="Few and many pairs, for base.")
+    parser.add_argument("--corpus", type=Path, help="A manifest; by default newsroom pairs are drawn.")
+    parser.add_argument("--json", type=Path, help="File for the figures.")
     arguments = parser.parse_args()
     figures = []
     with tempfile.TemporaryDirectory() as name:

@@ -1,12 +1,12 @@
-"""What one optimisation step costs, beside the same step done the published way.
+"""Measure the cost of one optimization step and compare it with the published implementation.
 
-The published way runs the text and fusion layers a second time for the tokens, keeps the attention maps of every
-layer, encodes text, caption and explanation in three passes, and runs the twin's text encoder twice. Both give the
-same losses (checked first, without dropout). On a CPU each is timed in a process of its own, so that peak memory is its
-own; they take turns, so that other load on the machine falls on all.
+The published implementation runs the text and fusion layers a second time for the tokens, keeps the attention maps of
+every layer, encodes text, caption and explanation in three passes, and runs the twin's text encoder twice. Both
+variants give the same losses; this is checked first, without dropout. On a CPU each variant is timed in its own
+process, so that peak memory is its own. The variants take turns, so that other load on the machine affects all of them.
 
-On a GPU ours is measured as training runs it too, in bfloat16 and compiled, and the work done in a second is held
-against what one large product of matrices reaches there.
+On a GPU our variant is also measured as training runs it, in bfloat16 and compiled. The operations per second are
+compared with those of one large matrix product.
 
     python bench/train_step.py [--model base] [--batch 8] [--tokens 24] [--rounds 3] [--steps 3] [--json PATH]
     python bench/train_step.py --device cuda --batch 32 --steps 20 --compile
@@ -48,8 +48,8 @@ ALPHA = 0.4
 
 
 @dataclass(frozen=True)
-class Way:
-    """How a step is done."""
+class Variant:
+    """An implementation of the step."""
 
     name: str
     published: bool = False
@@ -57,15 +57,15 @@ class Way:
     compiled: bool = False
 
 
-PUBLISHED, OURS = Way("published", published=True), Way("ours")
-ON_GPU = (Way("ours, bfloat16", bfloat16=True), Way("ours, bfloat16, compiled", bfloat16=True, compiled=True))
+PUBLISHED, OURS = Variant("published", published=True), Variant("ours")
+ON_GPU = (Variant("ours, bfloat16", bfloat16=True), Variant("ours, bfloat16, compiled", bfloat16=True, compiled=True))
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 PRODUCT = 8192
-"""Rows and columns of the matrices whose product is the device's limit."""
+"""Rows and columns of the matrices whose product is taken as the limit of the device."""
 
 
-class PublishedWay(TrainingStep):
-    """The same losses by the published order of work."""
+class PublishedStep(TrainingStep):
+    """A step that computes the same losses in the published order of work."""
 
     def _encode(self, model: Asap, batch: Batch) -> Encoded:
         texts = {"text": batch.text, "caption": batch.caption, "explanation": batch.explanation}
@@ -85,10 +85,10 @@ class PublishedWay(TrainingStep):
 
 
 def attend_with_maps(self: Attention, tokens_BLW: Tensor, context_BMW: Tensor, mask_B11M: Tensor | None) -> Tensor:
-    """`Attention.forward` by its definition, whose maps autograd keeps."""
+    """Compute `Attention.forward` by its definition; autograd keeps the attention maps."""
     query, key, value = (
-        self._split(layer(given))
-        for layer, given in ((self.query, tokens_BLW), (self.key, context_BMW), (self.value, context_BMW))
+        self._split(layer(tokens))
+        for layer, tokens in ((self.query, tokens_BLW), (self.key, context_BMW), (self.value, context_BMW))
     )
     scores_BHLM = query @ key.transpose(-1, -2) / math.sqrt(query.shape[-1])
     if mask_B11M is not None:
@@ -97,27 +97,27 @@ def attend_with_maps(self: Attention, tokens_BLW: Tensor, context_BMW: Tensor, m
     return (map_BHLM @ value).transpose(1, 2).flatten(2)
 
 
-def built(way: Way, config: ModelConfig, device: str) -> TrainingStep:
-    """A training step of that way."""
+def build_step(variant: Variant, config: ModelConfig, device: str) -> TrainingStep:
+    """Build a training step of this variant."""
     torch.manual_seed(0)
     with torch.device(device):
-        step = (PublishedWay if way.published else TrainingStep)(Asap(config), queue_size=4096)
+        step = (PublishedStep if variant.published else TrainingStep)(Asap(config), queue_size=4096)
     for model in (step.student, step.twin.model):
-        if way.compiled:
+        if variant.compiled:
             compile_encoders(model)
-        if way.published:
+        if variant.published:
             for block in model.image_encoder.blocks:
                 block.attn.fused_attn = False
     return step
 
 
-def working(way: Way) -> AbstractContextManager[Any]:
-    """For as long as steps are done that way."""
-    return mock.patch.object(Attention, "forward", attend_with_maps) if way.published else nullcontext()
+def attention_of(variant: Variant) -> AbstractContextManager[Any]:
+    """Replace the attention, for the time of the block, by that of the variant."""
+    return mock.patch.object(Attention, "forward", attend_with_maps) if variant.published else nullcontext()
 
 
 def draw_batch(config: ModelConfig, pairs: int, tokens: int) -> Batch:
-    """Noise of the right shapes without padding; every second pair has a manipulated face and a manipulated word."""
+    """Draw noise of the right shapes, unpadded; every second pair has a manipulated face and a manipulated word."""
     generator = torch.Generator().manual_seed(1)
 
     def text() -> Tokens:
@@ -138,88 +138,96 @@ def draw_batch(config: ModelConfig, pairs: int, tokens: int) -> Batch:
     )  # fmt: skip
 
 
-def take(step: TrainingStep, way: Way, batch: Batch) -> dict[str, Tensor]:
-    """The losses, in the precision of that way."""
-    with working(way), torch.autocast(batch.images.device.type, torch.bfloat16, enabled=way.bfloat16):
+def take(step: TrainingStep, variant: Variant, batch: Batch) -> dict[str, Tensor]:
+    """Return the losses in the precision of the variant."""
+    with attention_of(variant), torch.autocast(batch.images.device.type, torch.bfloat16, enabled=variant.bfloat16):
         terms: dict[str, Tensor] = step(batch, ALPHA)
     return terms
 
 
-def losses(way: Way, config: ModelConfig, pairs: int, tokens: int, device: str) -> dict[str, float]:
-    """Every term of the first step."""
-    terms = take(built(way, config, device), way, draw_batch(config, pairs, tokens).to(device))
+def losses(variant: Variant, config: ModelConfig, pairs: int, tokens: int, device: str) -> dict[str, float]:
+    """Return every term of the first step."""
+    terms = take(build_step(variant, config, device), variant, draw_batch(config, pairs, tokens).to(device))
     return {name: term.item() for name, term in terms.items()}
 
 
-def apart(some: dict[str, float], others: dict[str, float]) -> float:
-    """How far the two are at most."""
+def largest_difference(some: dict[str, float], others: dict[str, float]) -> float:
+    """Return the largest absolute difference between the losses of two variants."""
     return max(abs(some[name] - others[name]) for name in some)
 
 
-def operations(way: Way, config: ModelConfig, pairs: int, tokens: int, device: str) -> float:
-    """Floating-point operations of one step's products, forward and backward, uncompiled."""
-    step, batch = built(way, config, device), draw_batch(config, pairs, tokens).to(device)
+def operations(variant: Variant, config: ModelConfig, pairs: int, tokens: int, device: str) -> float:
+    """Count the floating-point operations of one step's products, forward and backward, uncompiled."""
+    step, batch = build_step(variant, config, device), draw_batch(config, pairs, tokens).to(device)
     with FlopCounterMode(display=False) as counter:
-        take(step, way, batch)["total"].backward()
+        take(step, variant, batch)["total"].backward()
     return float(counter.get_total_flops())
 
 
 def product_tflops(dtype: torch.dtype) -> float:
-    """Of one large product of matrices on the GPU."""
+    """Return the TFLOPS of one large matrix product on the GPU."""
     left, right = (torch.randn(PRODUCT, PRODUCT, device="cuda", dtype=dtype) for _ in range(2))
     times = [_timed("cuda", lambda: torch.mm(left, right)) for _ in range(13)]
     return 2 * PRODUCT**3 / statistics.median(times[3:]) / 1e12
 
 
-class Optimisation:
-    """A model that is trained one way, and what its steps cost."""
+class Optimization:
+    """A model trained by one variant, and the cost of its steps."""
 
-    def __init__(self, way: Way, config: ModelConfig, pairs: int, tokens: int, device: str) -> None:
-        self._way, self._device = way, device
-        self._step = built(way, config, device)
-        self._optimiser = adamw(self._step.student, 1e-5, 1e-5, 0.02)
+    def __init__(self, variant: Variant, config: ModelConfig, pairs: int, tokens: int, device: str) -> None:
+        self._variant, self._device = variant, device
+        self._step = build_step(variant, config, device)
+        self._optimizer = adamw(self._step.student, 1e-5, 1e-5, 0.02)
         self._batch = draw_batch(config, pairs, tokens).to(device)
 
     def measure(self, steps: int, warm_up: int) -> dict[str, float]:
-        """Seconds of the median step after the first, and the peak memory above what there was before."""
+        """Return the seconds of the median step after the warm-up, and the peak memory above the level before."""
+
+        def optimize() -> None:
+            self._optimizer.zero_grad()
+            take(self._step, self._variant, self._batch)["total"].backward()
+            self._optimizer.step()
+
         before = _peak_bytes(self._device, afresh=True)
-        times = [_timed(self._device, self._optimise) for _ in range(warm_up + steps)]
+        times = [_timed(self._device, optimize) for _ in range(warm_up + steps)]
         return {
             "seconds": statistics.median(times[warm_up:]),
             "bytes": _peak_bytes(self._device) - before,
             "warm_up_seconds": sum(times[:warm_up]),
         }
 
-    def _optimise(self) -> None:
-        self._optimiser.zero_grad()
-        take(self._step, self._way, self._batch)["total"].backward()
-        self._optimiser.step()
 
-
-def in_a_process_each(ways: Sequence[Way], given: argparse.Namespace) -> Iterator[dict[Way, dict[str, float]]]:
-    """A round of every way, on a CPU, whose memory only a process of its own tells."""
+def measure_in_processes(
+    variants: Sequence[Variant], options: argparse.Namespace
+) -> Iterator[dict[Variant, dict[str, float]]]:
+    """Yield a round of all variants on a CPU, each in its own process, where its peak memory can be measured."""
     while True:
         with multiprocessing.get_context("spawn").Pool(1, maxtasksperchild=1) as pool:
-            yield {way: pool.apply(measure_alone, (way, given)) for way in ways}
+            yield {variant: pool.apply(measure_alone, (variant, options)) for variant in variants}
 
 
-def measure_alone(way: Way, given: argparse.Namespace) -> dict[str, float]:
-    """One way, on the threads that were given."""
-    torch.set_num_threads(given.threads)
-    config = ModelConfig.preset(given.model)
-    return Optimisation(way, config, given.batch, given.tokens, "cpu").measure(given.steps, 1)
+def measure_alone(variant: Variant, options: argparse.Namespace) -> dict[str, float]:
+    """Measure one variant on the requested number of threads."""
+    torch.set_num_threads(options.threads)
+    config = ModelConfig.preset(options.model)
+    return Optimization(variant, config, options.batch, options.tokens, "cpu").measure(options.steps, 1)
 
 
-def in_turns(ways: Sequence[Way], given: argparse.Namespace) -> Iterator[dict[Way, dict[str, float]]]:
-    """A round of every way, on a GPU, where all find room together; memory is that of the first steps."""
-    config = ModelConfig.preset(given.model)
+def measure_in_turns(
+    variants: Sequence[Variant], options: argparse.Namespace
+) -> Iterator[dict[Variant, dict[str, float]]]:
+    """Yield a round of all variants on a GPU, which holds all of them; memory is that of the first steps."""
+    config = ModelConfig.preset(options.model)
     trained, first = {}, {}
-    for way in ways:
-        trained[way] = Optimisation(way, config, given.batch, given.tokens, "cuda")
-        first[way] = trained[way].measure(1, 3)
-        print(f"{way.name}: the first 3 steps took {first[way]['warm_up_seconds']:.1f} s", flush=True)
+    for variant in variants:
+        trained[variant] = Optimization(variant, config, options.batch, options.tokens, "cuda")
+        first[variant] = trained[variant].measure(1, 3)
+        print(f"{variant.name}: the first 3 steps took {first[variant]['warm_up_seconds']:.1f} s", flush=True)
     while True:
-        yield {way: run.measure(given.steps, 1) | {"bytes": first[way]["bytes"]} for way, run in trained.items()}
+        yield {
+            variant: run.measure(options.steps, 1) | {"bytes": first[variant]["bytes"]}
+            for variant, run in trained.items()
+        }
 
 
 def _timed(device: str, work: Callable[[], object]) -> float:
@@ -231,7 +239,7 @@ def _timed(device: str, work: Callable[[], object]) -> float:
 
 
 def _peak_bytes(device: str, *, afresh: bool = False) -> int:
-    """The most there was so far; on a GPU `afresh`, what there is now, from which the peak is counted on."""
+    """Return the peak memory so far; `afresh` resets the peak of a GPU to the current use first."""
     if device == "cpu":
         return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     if afresh:
@@ -240,71 +248,74 @@ def _peak_bytes(device: str, *, afresh: bool = False) -> int:
 
 
 def spread(values: list[float]) -> dict[str, float]:
-    """Median, lowest and highest."""
+    """Return median, lowest and highest value."""
     return {"median": statistics.median(values), "low": min(values), "high": max(values)}
 
 
 def main() -> None:
-    """Check, measure, print a table, and write JSON where asked."""
+    """Check the losses, measure, print a table, and write JSON if requested."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="base", choices=["base", "tiny"])
-    parser.add_argument("--batch", type=int, default=8, help="pairs of a step")
-    parser.add_argument("--tokens", type=int, default=24, help="of every text, [CLS] included")
-    parser.add_argument("--steps", type=int, default=3, help="timed steps of a process")
-    parser.add_argument("--rounds", type=int, default=3, help="processes of each way")
+    parser.add_argument("--batch", type=int, default=8, help="Pairs in a step.")
+    parser.add_argument("--tokens", type=int, default=24, help="Tokens of every text, [CLS] included.")
+    parser.add_argument("--steps", type=int, default=3, help="Timed steps in a round.")
+    parser.add_argument("--rounds", type=int, default=3, help="Rounds; on a CPU, processes of each variant.")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
-    parser.add_argument("--compile", action="store_true", help="on a GPU, measure the compiled step too")
-    parser.add_argument("--json", type=Path, help="where to write the figures")
-    given = parser.parse_args()
-    size = (given.batch, given.tokens)
-    calm = ModelConfig.preset(given.model, dropout=0.0)
-    ours, published = (losses(way, calm, *size, given.device) for way in (OURS, PUBLISHED))
-    if apart(ours, published) > 1e-4:
-        raise SystemExit(f"the two ways do not agree: {ours} and {published}")
-    told = {name: value for name, value in vars(given).items() if name != "json"}
-    told |= {"device_name": "cpu", "losses_apart": apart(ours, published)}
-    if given.device == "cuda":
-        told["device_name"] = torch.cuda.get_device_name()
-        told["bfloat16_losses_apart"] = apart(losses(ON_GPU[0], calm, *size, given.device), ours)
-        told["product_tflops"] = {name: product_tflops(dtype) for name, dtype in PRECISIONS.items()}
-        told["step_tflop"] = {way.name: operations(way, calm, *size, "cuda") / 1e12 for way in (PUBLISHED, OURS)}
-        ways = [PUBLISHED, OURS, *ON_GPU[: 2 if given.compile else 1]]
-        turns = in_turns(ways, given)
+    parser.add_argument("--compile", action="store_true", help="On a GPU, measure the compiled step too.")
+    parser.add_argument("--json", type=Path, help="File for the figures.")
+    options = parser.parse_args()
+    size = (options.batch, options.tokens)
+    config = ModelConfig.preset(options.model, dropout=0.0)
+    ours, published = (losses(variant, config, *size, options.device) for variant in (OURS, PUBLISHED))
+    if largest_difference(ours, published) > 1e-4:
+        raise SystemExit(f"the losses of the two variants differ: {ours} and {published}")
+    report = {name: value for name, value in vars(options).items() if name != "json"}
+    report |= {"device_name": "cpu", "losses_apart": largest_difference(ours, published)}
+    if options.device == "cuda":
+        report["device_name"] = torch.cuda.get_device_name()
+        report["bfloat16_losses_apart"] = largest_difference(losses(ON_GPU[0], config, *size, options.device), ours)
+        report["product_tflops"] = {name: product_tflops(dtype) for name, dtype in PRECISIONS.items()}
+        report["step_tflop"] = {
+            variant.name: operations(variant, config, *size, "cuda") / 1e12 for variant in (PUBLISHED, OURS)
+        }
+        variants = [PUBLISHED, OURS, *ON_GPU[: 2 if options.compile else 1]]
+        turns = measure_in_turns(variants, options)
     else:
-        ways = [PUBLISHED, OURS]
-        turns = in_a_process_each(ways, given)
+        variants = [PUBLISHED, OURS]
+        turns = measure_in_processes(variants, options)
     rounds = []
-    for turn in itertools.islice(turns, given.rounds):
-        print({way.name: round(found["seconds"], 4) for way, found in turn.items()}, flush=True)
+    for turn in itertools.islice(turns, options.rounds):
+        print({variant.name: round(found["seconds"], 4) for variant, found in turn.items()}, flush=True)
         rounds.append(turn)
-    told["ways"] = {way.name: _figures(way, rounds, told) for way in ways}
-    show(told)
-    if given.json:
-        given.json.write_text(json.dumps(told, indent=2) + "\n")
+    report["ways"] = {variant.name: _figures(variant, rounds, report) for variant in variants}
+    show(report)
+    if options.json:
+        options.json.write_text(json.dumps(report, indent=2) + "\n")
 
 
-def _figures(way: Way, rounds: list[dict[Way, dict[str, float]]], told: dict[str, Any]) -> dict[str, Any]:
+def _figures(variant: Variant, rounds: list[dict[Variant, dict[str, float]]], report: dict[str, Any]) -> dict[str, Any]:
     found = {
-        "times_faster": spread([turn[PUBLISHED]["seconds"] / turn[way]["seconds"] for turn in rounds]),
-        "share_of_memory": spread([turn[way]["bytes"] / turn[PUBLISHED]["bytes"] for turn in rounds]),
-        "seconds": spread([turn[way]["seconds"] for turn in rounds]),
-        "pairs_per_s": spread([told["batch"] / turn[way]["seconds"] for turn in rounds]),
-        "gib": spread([turn[way]["bytes"] / 2**30 for turn in rounds]),
+        # The ratios are taken round by round, so that other load on the machine affects both sides.
+        "times_faster": spread([turn[PUBLISHED]["seconds"] / turn[variant]["seconds"] for turn in rounds]),
+        "share_of_memory": spread([turn[variant]["bytes"] / turn[PUBLISHED]["bytes"] for turn in rounds]),
+        "seconds": spread([turn[variant]["seconds"] for turn in rounds]),
+        "pairs_per_s": spread([report["batch"] / turn[variant]["seconds"] for turn in rounds]),
+        "gib": spread([turn[variant]["bytes"] / 2**30 for turn in rounds]),
     }
-    if "step_tflop" in told:
-        work, limit = told["step_tflop"], told["product_tflops"]["bfloat16" if way.bfloat16 else "float32"]
-        done = work["published" if way.published else "ours"]
-        found["tflops"] = spread([done / turn[way]["seconds"] for turn in rounds])
-        found["share_of_product"] = spread([done / turn[way]["seconds"] / limit for turn in rounds])
+    if "step_tflop" in report:
+        work, limit = report["step_tflop"], report["product_tflops"]["bfloat16" if variant.bfloat16 else "float32"]
+        done = work["published" if variant.published else "ours"]
+        found["tflops"] = spread([done / turn[variant]["seconds"] for turn in rounds])
+        found["share_of_product"] = spread([done / turn[variant]["seconds"] / limit for turn in rounds])
     return found
 
 
-def show(told: dict[str, Any]) -> None:
-    """A line for each figure of each way."""
-    print({name: value for name, value in told.items() if name != "ways"})
-    print(f"median (lowest to highest) of {told['rounds']}")
-    for name, found in told["ways"].items():
+def show(report: dict[str, Any]) -> None:
+    """Print a line for each figure of each variant."""
+    print({name: value for name, value in report.items() if name != "ways"})
+    print(f"median (lowest to highest) of {report['rounds']}")
+    for name, found in report["ways"].items():
         print(name)
         for figure, value in found.items():
             print(f"  {figure:<16}{value['median']:10.3f}  ({value['low']:.3f} to {value['high']:.3f})")

@@ -1,1 +1,8 @@
-"""evaluation"""
+"""Evaluation: how good a model is on labeled pairs.
+
+evaluate.py      a model on labeled pairs, in batches
+metrics.py       the DGM4 evaluation, mergeable over workers
+table.py         the table of the papers
+reliability.py   expected calibration error, Brier score and bins
+thresholds.py    thresholds that keep a precision, with a confidence bound
+"""

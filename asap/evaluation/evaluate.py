@@ -1,4 +1,4 @@
-"""A model judged on labelled pairs: the DGM4 evaluation, in batches. The one path from a model to its figures."""
+"""Evaluation of a model on labeled pairs, in batches. Every figure of a model is computed here."""
 
 from __future__ import annotations
 
@@ -12,18 +12,25 @@ from torch import Tensor
 
 from asap.corpus.annotations import BadBox
 from asap.corpus.picture_cache import PictureCache, decode_picture, read_picture
+from asap.corpus.reader import Record
 from asap.evaluation.metrics import Evaluation
 from asap.labels import IMAGE_TYPES
 from asap.model.asap import Asap
 from asap.preprocessing.text import TextCodec
 from asap.training.batch import Batch
-from asap.training.dataset import Record, TrainingSet, collate
+from asap.training.dataset import TrainingSet, collate
 
 
 def evaluate_split(model: Asap, pairs: TrainingSet, batch_size: int = 64, *, elsewhere: bool = False) -> dict[str, Any]:
-    """Every figure of `asap.evaluation.metrics.Evaluation` for the pairs of the split. Leaves the model in its mode.
+    """Return every figure of `asap.evaluation.metrics.Evaluation` for the pairs of a split.
 
-    `elsewhere`: see `evaluate_batch`.
+    The model is evaluated in eval mode; its former mode is restored afterwards.
+
+    Args:
+        model: the model, on any device.
+        pairs: the pairs. Pictures that are not cached are decoded batch by batch.
+        batch_size: pairs in a batch.
+        elsewhere: also evaluate each text beside the picture of another pair; see `evaluate_batch`.
     """
     was_training = model.training
     model.eval()
@@ -33,6 +40,7 @@ def evaluate_split(model: Asap, pairs: TrainingSet, batch_size: int = 64, *, els
             numbers = range(start, min(start + batch_size, len(pairs)))
             evaluate_batch(evaluation, model, pairs, numbers, elsewhere=elsewhere)
     else:
+        # The training set has applied its rule for bad boxes already: a pair that is still there was kept without one.
         threads = max(2, torch.get_num_threads())
         evaluation = evaluate_records(
             model, pairs.codec, pairs.records, batch_size, threads, "boxless", elsewhere=elsewhere
@@ -51,10 +59,23 @@ def evaluate_records(
     *,
     elsewhere: bool = False,
 ) -> Evaluation:
-    """Judge records whose pictures nobody has decoded yet, holding one batch of them at a time.
+    """Evaluate records whose pictures are not decoded yet, with the pictures of one batch in memory at a time.
 
-    `threads`: for decoding. `bad_boxes`: see `TrainingSet`. `elsewhere`: see `evaluate_batch`. Raises `AnnotationError`
-    or `InputError`, naming the picture or record, `StorageError`.
+    Args:
+        model: the model in eval mode, on any device.
+        codec: the tokenizer of the model.
+        records: the annotated pairs.
+        batch_size: pairs in a batch.
+        threads: threads that decode pictures.
+        bad_boxes: how to treat a pair whose box is missing, is not a box, or covers nothing of its picture. `refuse`
+            raises `AnnotationError`; `boxless` keeps the pair, with no true box that a prediction could match. `skip`
+            is not for evaluations, in which every record counts. See `asap.corpus.annotations.ReadRules`.
+        elsewhere: also evaluate each text beside the picture of another pair; see `evaluate_batch`.
+
+    Raises:
+        AnnotationError: a box, position or class cannot be used; the message names the record.
+        InputError: a picture or text cannot be used; the message names the picture or record.
+        StorageError: a picture cannot be read.
     """
     evaluation = Evaluation()
     with ThreadPoolExecutor(threads) as pool:
@@ -70,9 +91,16 @@ def evaluate_records(
 def evaluate_batch(
     evaluation: Evaluation, model: Asap, pairs: TrainingSet, numbers: range, *, elsewhere: bool = False
 ) -> None:
-    """Add some of the pairs to an evaluation. The model is in eval mode, on whichever device.
+    """Add some of the pairs to an evaluation.
 
-    `elsewhere`: judge each text beside the picture of the pair before it too, which fuses once more.
+    Args:
+        evaluation: the evaluation that receives predictions and targets.
+        model: the model in eval mode, on any device.
+        pairs: the pairs, whose pictures are cached.
+        numbers: the numbers of the pairs in `pairs`.
+        elsewhere: also evaluate each text beside the picture of the pair before it in the batch, which runs the fusion
+            encoder once more. The evaluation then reports the AP of the text types for these texts (`AP_elsewhere`),
+            which shows how much the picture contributes. A batch of one pair has no other picture and is left out.
     """
     batch = collate([pairs.sample(number) for number in numbers], model.config, pairs.pad_id)
     fake_cls = [pairs.records[number].fake_cls for number in numbers]
@@ -81,14 +109,14 @@ def evaluate_batch(
     image_BNW, text_BLW = model.encode_image(batch.images), model.encode_text(*batch.text)
     output = model.predict(model.fuse(image_BNW, text_BLW, batch.text.mask))
     text_types_B2 = None
-    if elsewhere and len(numbers) > 1:  # one pair has no other beside it
+    if elsewhere and len(numbers) > 1:  # a single pair has no other picture in its batch
         other = model.predict(model.fuse(image_BNW.roll(1, dims=0), text_BLW, batch.text.mask))
         text_types_B2 = other.logits_multilabel[:, len(IMAGE_TYPES) :]
     evaluation.update(output, batch.types, batch.box_cxcywh, batch.token_labels, published_BL, text_types_B2, fake_cls)
 
 
 def _published_labels(pairs: TrainingSet, numbers: range, batch: Batch) -> Tensor:
-    """(B, L) in step with the batch's token labels."""
+    """Return the token labels of the published alignment, (B, L), padded like the batch's own."""
     labels_BL = torch.full_like(batch.token_labels, -100)
     for row, number in enumerate(numbers):
         record = pairs.records[number]
@@ -98,9 +126,9 @@ def _published_labels(pairs: TrainingSet, numbers: range, batch: Batch) -> Tenso
 
 
 def _decode(records: Sequence[Record], image_size: int, pool: ThreadPoolExecutor) -> PictureCache:
-    """The pictures of a batch, in memory."""
-    places = list(dict.fromkeys(record.image for record in records))
-    pictures = list(pool.map(lambda place: decode_picture(place, image_size, read_picture), places))
+    """Decode the pictures of a batch into memory; a picture that several records share is decoded once."""
+    addresses = list(dict.fromkeys(record.image for record in records))
+    pictures = list(pool.map(lambda address: decode_picture(address, image_size, read_picture), addresses))
     sizes = np.array([(picture.width, picture.height) for picture in pictures], np.int32)
     pixels = np.stack([picture.pixels for picture in pictures])
-    return PictureCache(pixels, sizes, {place: row for row, place in enumerate(places)})
+    return PictureCache(pixels, sizes, {address: row for row, address in enumerate(addresses)})

@@ -1,14 +1,15 @@
-"""The DGM4 evaluation: is it manipulated, how, where in the image, where in the text.
+"""The DGM4 evaluation: real or fake, types, box and words, mergeable over workers.
 
-As published (Shao et al., CVPR 2023), manipulated being the positive class, with two sounder definitions where the
-published code leaves room, both equal to it on scores without ties: average precision takes pairs of equal score
-together (the published one in the order that a sort left them), and the equal error rate is the point where the
-ROC polyline crosses false positives = false negatives (the published one solves for it on an interpolation that is
-ambiguous on vertical pieces).
+The metrics are those of Shao et al. (CVPR 2023), with manipulated as the positive class. Two definitions are more exact
+than in the published code; on scores without ties they are equal to it:
 
-What a corpus cannot tell is None, never NaN: an AUC without both classes, the recall of what does not occur, the
-IoU without a box. The precision of what was never predicted is 0, as published. Means over types (mAP, CP, CR) are
-over the types that occur.
+- Average precision treats pairs of equal score together. The published code takes them in the order of a sort.
+- The equal error rate is the point where the ROC polyline crosses false positives = false negatives. The published code
+  solves for it on an interpolation that is ambiguous on vertical pieces.
+
+A figure that is undefined on a corpus is None, never NaN: an AUC without both classes, the recall of a type that does
+not occur, the IoU without a box. The precision of a type that was never predicted is 0, as published. Means over types
+(mAP, CP, CR) are over the types that occur.
 """
 
 from __future__ import annotations
@@ -32,11 +33,11 @@ Names = NDArray[np.object_]
 Report = dict[str, Any]
 
 _NO_BOX_BELOW = 1e-4
-"""A predicted box whose every xyxy coordinate is below this says that there is none (published rule)."""
+"""A predicted box whose xyxy coordinates are all below this means that there is no box (published rule)."""
 
 
 class Predictions(NamedTuple):
-    """What is kept of B pairs: predictions and targets, in the order in which they were seen."""
+    """Predictions and targets of B pairs, in the order in which they were evaluated."""
 
     margin: Floats
     """(B,): logit of manipulated minus logit of authentic."""
@@ -45,55 +46,55 @@ class Predictions(NamedTuple):
     types: Flags
     """(B, 4): the true types."""
     box: Floats
-    """(B, 4) cxcywh in [0, 1], predicted whatever the types say."""
+    """(B, 4) cxcywh in [0, 1]; predicted for every pair, whatever its types."""
     box_true: Floats
-    """(B, 4); zeros where there is none."""
+    """(B, 4); zeros where there is no box."""
     tokens: Counts
-    """(B, 4): see `token_metrics`."""
+    """(B, 4): the counts of `token_metrics` for each pair."""
     tokens_published: Counts
-    """(B, 4): likewise, against the published labels; zeros where these were not given."""
+    """(B, 4): the same counts against the published labels; zeros if these were not passed."""
     text_types_elsewhere: Floats
-    """(B, 2): logits of the text types beside the picture of another pair; NaN where these were not given."""
+    """(B, 2): logits of the text types beside the picture of another pair; NaN if these were not passed."""
     fake_cls: Names
-    """(B,): the class, as the corpus calls it."""
+    """(B,): the class by its name in the corpus."""
 
     @property
     def manipulated(self) -> Flags:
-        """(B,): whether any type is true."""
+        """(B,): True if any type is true."""
         return _any(self.types)
 
     @property
     def has_box(self) -> Flags:
-        """(B,): whether an image type is true."""
+        """(B,): True if an image type is true."""
         return _any(self.types[:, : len(IMAGE_TYPES)])
 
     @property
     def flags_a_face(self) -> Flags:
-        """(B,): whether an image type is predicted, at logit 0."""
+        """(B,): True if an image type is predicted, at logit 0."""
         return _any(self.multilabel[:, : len(IMAGE_TYPES)] >= 0)
 
     @property
     def overlap(self) -> Floats:
-        """(B,): see `box_overlap`."""
+        """(B,): the IoU of predicted and true box; see `box_overlap`."""
         return box_overlap(self.box, self.box_true, self.has_box)
 
     @property
     def overlap_gated(self) -> Floats:
-        """(B,): likewise, the box being taken back where no image type is predicted."""
+        """(B,): the same, with no box predicted for pairs without a predicted image type."""
         return box_overlap(np.where(self.flags_a_face[:, None], self.box, 0), self.box_true, self.has_box)
 
 
 class Evaluation:
-    """Predictions and targets of the pairs seen so far, about 140 bytes a pair.
+    """Predictions and targets of the pairs added so far, about 140 bytes a pair.
 
-    `merge` is exact: any split of a corpus over workers gives the figures of the whole. Pickles as it is.
+    `merge` is exact: any split of a corpus over workers gives the figures of the whole. It can be pickled.
     """
 
     def __init__(self) -> None:
         self._batches: list[Predictions] = []
 
     def __len__(self) -> int:
-        """Pairs seen."""
+        """Return the number of pairs."""
         return sum(len(batch.margin) for batch in self._batches)
 
     def update(
@@ -108,25 +109,36 @@ class Evaluation:
     ) -> None:
         """Add a batch.
 
-        `types`: multi-hot, (B, 4); it also says whether a pair is manipulated and has a box.
-        `box_cxcywh`: (B, 4) in [0, 1]. `token_labels`: (B, L) in step with `output.logits_token`, -100 for padding.
-        `published_labels`: likewise, as `TextCodec.label_as_published` gives them; without them there are no figures
-        of the published alignment. `text_types_elsewhere`: logits of the text types, (B, 2), of each text beside the
-        picture of another pair; without them nothing is told of how much of a text's verdict is the picture's.
-        `fake_cls`: what the corpus calls each pair's class; without it, what DGM4 calls pairs of these types.
+        Args:
+            output: the model's output for B pairs.
+            types_B4: the true types, multi-hot. They also define whether a pair is manipulated and has a box.
+            box_cxcywh_B4: the true boxes in [0, 1].
+            token_labels_BL: token labels aligned with `output.logits_token`, -100 for padding.
+            published_labels_BL: the same, as `TextCodec.label_as_published` makes them. Without them there are no
+                figures of the published alignment.
+            text_types_elsewhere_B2: logits of the text types for each text beside the picture of another pair. Without
+                them there is no figure for the contribution of the picture (`AP_elsewhere`).
+            fake_cls: the class of each pair by its name in the corpus; by default, its name in DGM4.
+
+        Raises `AsapError` if the model predicts NaN or infinity, `ValueError` if labels and logits differ in shape.
         """
         logits = [_array(part) for part in output]
         if not all(np.isfinite(part).all() for part in logits[:3]):
-            raise AsapError("the model predicts NaN or infinity, which has no rank; look at the training loss")
+            raise AsapError("the model predicts NaN or infinity, which cannot be ranked. Look at the training loss.")
         if output.logits_token.shape[:2] != token_labels_BL.shape:
             shape, wanted = tuple(token_labels_BL.shape), tuple(output.logits_token.shape[:2])
-            raise ValueError(f"token_labels are {shape}, logits_token are for {wanted}; pad both alike")
+            raise ValueError(f"token_labels have shape {shape}, logits_token are for {wanted}. Pad both alike.")
         real_fake_B2, multilabel_B4, box_B4, token_BL2 = logits
         labels_BL = token_labels_BL.cpu().numpy()
         published_BL = (
             np.full_like(labels_BL, -100) if published_labels_BL is None else published_labels_BL.cpu().numpy()
         )
         types_flags_B4 = _array(types_B4) > 0.5
+        if fake_cls is None:  # a class of DGM4 is named by its types
+            fake_cls = [
+                "&".join(name for name, is_true in zip(TYPES, row, strict=True) if is_true) or AUTHENTIC
+                for row in types_flags_B4
+            ]
         self._batches.append(
             Predictions(
                 margin=real_fake_B2[:, 1] - real_fake_B2[:, 0],
@@ -141,20 +153,20 @@ class Evaluation:
                     if text_types_elsewhere_B2 is None
                     else _array(text_types_elsewhere_B2)
                 ),
-                fake_cls=np.array(_names_in_dgm4(types_flags_B4) if fake_cls is None else list(fake_cls), object),
+                fake_cls=np.array(list(fake_cls), object),
             )
         )
 
     def merge(self, other: Self) -> None:
-        """Add what another worker saw."""
+        """Add the pairs of another worker's evaluation."""
         self._batches.extend(other._batches)
 
     def predictions(self) -> Predictions:
-        """All pairs as one. Raises `ValueError` if there is none."""
+        """Concatenate all batches. Raises `ValueError` if there is none."""
         return Predictions(*(np.concatenate(column) for column in zip(*self._batches, strict=True)))
 
     def compute(self) -> Report:
-        """All figures, JSON-ready; `by_class` holds a few of them for each `fake_cls` that occurs."""
+        """Return all figures, ready for JSON; `by_class` holds some of them for each `fake_cls` that occurs."""
         if not len(self):
             return {"pairs": 0}
         predictions = self.predictions()
@@ -163,7 +175,9 @@ class Evaluation:
             "pairs": len(predictions.margin),
             **real_fake_metrics(predictions.margin, predictions.manipulated),
             **type_metrics(predictions.multilabel, predictions.types),
-            "AP_elsewhere": _elsewhere(predictions.text_types_elsewhere, predictions.types[:, len(IMAGE_TYPES) :]),
+            "AP_elsewhere": _precision_elsewhere(
+                predictions.text_types_elsewhere, predictions.types[:, len(IMAGE_TYPES) :]
+            ),
             **box_metrics(overlap),
             **box_metrics(gated, "_gated"),
             **box_metrics(overlap[predictions.has_box], "_boxed"),
@@ -179,16 +193,12 @@ def _array(tensor: Tensor) -> Floats:
 
 
 def _any(flags: Flags) -> Flags:
-    """Whether any flag of a row is set."""
+    """Return, for each row, True if any of its flags is set."""
     return np.asarray(flags.any(axis=1))
 
 
-def _names_in_dgm4(types_B4: Flags) -> list[str]:
-    return ["&".join(name for name, there in zip(TYPES, row, strict=True) if there) or AUTHENTIC for row in types_B4]
-
-
 def real_fake_metrics(margin_B: Floats, manipulated_B: Flags) -> Report:
-    """AUC, ACC and EER. `margin`: logit of manipulated minus logit of authentic."""
+    """Return AUC, ACC and EER (equal error rate). `margin` is the logit of manipulated minus that of authentic."""
     report: Report = {"AUC": None, "ACC": _ratio(np.sum((margin_B > 0) == manipulated_B), len(margin_B)), "EER": None}
     if manipulated_B.any() and not manipulated_B.all():
         false_positives, true_positives, _ = roc_curve(manipulated_B, margin_B)
@@ -198,39 +208,42 @@ def real_fake_metrics(margin_B: Floats, manipulated_B: Flags) -> Report:
 
 
 def _equal_error_rate(false_positives: NDArray[np.float64], true_positives: NDArray[np.float64]) -> float:
-    """Where the ROC polyline has as many false positives as false negatives, both as rates."""
+    """Return the rate at which the ROC polyline has as many false positives as false negatives."""
     excess = false_positives - (1 - true_positives)  # rises from -1 to 1
     after = int(np.argmax(excess >= 0))
-    share = -excess[after - 1] / (excess[after] - excess[after - 1])
-    return float(false_positives[after - 1] + share * (false_positives[after] - false_positives[after - 1]))
+    # Interpolate on the segment that crosses 0.
+    fraction = -excess[after - 1] / (excess[after] - excess[after - 1])
+    return float(false_positives[after - 1] + fraction * (false_positives[after] - false_positives[after - 1]))
 
 
 def type_metrics(logits_B4: Floats, types_B4: Flags) -> Report:
-    """AP of each type, mAP, and precision, recall and F1 of the types predicted at logit 0.
+    """Return the AP of each type, mAP, and precision, recall and F1 of the types predicted at logit 0.
 
-    O: all predictions together. C: means over the types; CF1 is the F1 of those means. `top3`: likewise, of the
-    three highest logits of each pair only.
+    The prefix O stands for all predictions together, C for means over the types; CF1 is the F1 of those means. `top3`
+    holds the same figures when only the three highest logits of each pair may predict a type.
     """
     precisions = [_average_precision(logits_B4[:, i], types_B4[:, i]) for i in range(len(TYPES))]
-    known = [value for value in precisions if value is not None]
+    defined = [value for value in precisions if value is not None]
+    # The rank of each logit in its pair, from 0; the stable sort breaks ties by the order of the types.
     top3 = np.argsort(np.argsort(-logits_B4, axis=1, kind="stable"), axis=1) < 3
     return {
-        "mAP": _ratio(sum(known), len(known)),
+        "mAP": _ratio(sum(defined), len(defined)),
         "AP": precisions,
         **_precision_and_recall(logits_B4 >= 0, types_B4),
         "top3": _precision_and_recall((logits_B4 >= 0) & top3, types_B4),
     }
 
 
-def _elsewhere(logits_B2: Floats, types_B2: Flags) -> list[float | None] | None:
-    """AP of the text types where every text stood beside the picture of another pair; None where none did.
+def _precision_elsewhere(logits_B2: Floats, types_B2: Flags) -> list[float | None] | None:
+    """Return the AP of the text types for texts beside the picture of another pair; None without such texts.
 
-    What it lies below `AP` is what the picture contributes: a model that judges texts by themselves has both alike.
+    `AP` minus this value is the contribution of the picture. A model that ignores the picture has the same value for
+    both.
     """
-    known = np.isfinite(logits_B2).all(axis=1)
-    if not known.any():
+    evaluated = np.isfinite(logits_B2).all(axis=1)
+    if not evaluated.any():
         return None
-    return [_average_precision(logits_B2[known, i], types_B2[known, i]) for i in range(len(TEXT_TYPES))]
+    return [_average_precision(logits_B2[evaluated, i], types_B2[evaluated, i]) for i in range(len(TEXT_TYPES))]
 
 
 def _average_precision(logits_B: Floats, actual_B: Flags) -> float | None:
@@ -240,15 +253,18 @@ def _average_precision(logits_B: Floats, actual_B: Flags) -> float | None:
 def _precision_and_recall(predicted_B4: Flags, types_B4: Flags) -> Report:
     right, predicted, actual = (flags.sum(axis=0) for flags in (predicted_B4 & types_B4, predicted_B4, types_B4))
     occurs = actual > 0
-    share = np.maximum(predicted, 1)
-    CP = _ratio(np.sum((right / share)[occurs]), occurs.sum())
+    # A type that was never predicted has precision 0, as published.
+    CP = _ratio(np.sum((right / np.maximum(predicted, 1))[occurs]), occurs.sum())
     CR = _ratio(np.sum(right[occurs] / actual[occurs]), occurs.sum())
     OP, OR, OF1 = _precision_recall_f1(int(right.sum()), int(predicted.sum()), int(actual.sum()))
     return {"OP": OP, "OR": OR, "OF1": OF1, "CP": CP, "CR": CR, "CF1": _f1(CP, CR)}
 
 
 def box_overlap(box_B4: Floats, true_B4: Floats, has_box_B: Flags) -> Floats:
-    """IoU (B,) of cxcywh boxes; without a true box 1 if the predicted one says that there is none, else 0."""
+    """Return the IoU, (B,), of cxcywh boxes.
+
+    Without a true box it is 1 if the prediction means that there is no box (`_NO_BOX_BELOW`), else 0.
+    """
     low, high = _corners(box_B4)
     true_low, true_high = _corners(true_B4)
     inside = np.clip(np.minimum(high, true_high) - np.maximum(low, true_low), 0, None).prod(axis=1)
@@ -259,15 +275,16 @@ def box_overlap(box_B4: Floats, true_B4: Floats, has_box_B: Flags) -> Floats:
 
 
 def _corners(box_B4: Floats) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    centre, size = box_B4[:, :2].astype(np.float64), box_B4[:, 2:].astype(np.float64)
-    return centre - size / 2, centre + size / 2
+    center, size = box_B4[:, :2].astype(np.float64), box_B4[:, 2:].astype(np.float64)
+    return center - size / 2, center + size / 2
 
 
 def box_metrics(overlap_B: Floats, suffix: str = "") -> Report:
-    """Mean IoU and the share of pairs above 0.5, 0.75 and 0.95.
+    """Return the mean IoU and the share of pairs with an IoU above 0.5, 0.75 and 0.95.
 
-    46 % of DGM4 has no box, so a model that always predicts one cannot pass 0.54. Hence beside the published figures
-    those with the suffix `_gated` (the box counts only if an image type is predicted) and `_boxed` (pairs with a box).
+    46 % of DGM4 has no box, so a model that always predicts one cannot exceed 0.54. There are therefore two variants of
+    the published figures: `_gated` (the box counts only if an image type is predicted) and `_boxed` (only pairs with a
+    box).
     """
     report: Report = {f"IoU_mean{suffix}": _ratio(overlap_B.sum(), len(overlap_B))}
     for percent in (50, 75, 95):
@@ -276,17 +293,18 @@ def box_metrics(overlap_B: Floats, suffix: str = "") -> Report:
 
 
 def _token_counts(logits_BL2: Floats, labels_BL: NDArray[np.int64]) -> Counts:
-    """(B, 4): for each pair, tokens, tokens labelled, tokens predicted, tokens rightly predicted manipulated."""
+    """Count, for each pair, tokens: all, labeled manipulated, predicted manipulated, and both; (B, 4)."""
     counted = labels_BL >= 0
     actual, predicted = labels_BL == 1, counted & (logits_BL2[..., 1] > logits_BL2[..., 0])
     return np.stack([flags.sum(axis=1) for flags in (counted, actual, predicted, actual & predicted)], axis=1)
 
 
 def token_metrics(counts_4: Counts, suffix: str = "") -> Report:
-    """Accuracy, precision, recall and F1 over unpadded tokens. `counts`: all, manipulated, predicted, right.
+    """Return accuracy, precision, recall and F1 over unpadded tokens.
 
-    Without the suffix against the labels of the annotated words; with `_published` against those of the published
-    alignment, which drift (see `asap.preprocessing.text.TextCodec.label_as_published`).
+    `counts` are the numbers of tokens: all, labeled manipulated, predicted manipulated, and correctly predicted
+    manipulated. Figures without suffix use the labels of the annotated words. Those with `_published` use the published
+    alignment, whose labels drift (see `asap.preprocessing.text.TextCodec.label_as_published`).
     """
     tokens, actual, predicted, right = map(int, counts_4)
     precision, recall, f1 = _precision_recall_f1(right, predicted, actual)
@@ -296,10 +314,14 @@ def token_metrics(counts_4: Counts, suffix: str = "") -> Report:
 
 
 def _by_class(predictions: Predictions, overlap: Floats, gated: Floats) -> dict[str, Report]:
-    """For each class, those of fewer types first: pairs, AUC against the authentic pairs, ACC, boxes and tokens."""
+    """Return, for each class: pairs, AUC against the authentic pairs, ACC, boxes and tokens."""
+    # Sort the classes by the number of their types, then by these and the name: independent of the pairs' order.
+    names, firsts = np.unique(predictions.fake_cls, return_index=True)
+    types = [np.flatnonzero(predictions.types[first]).tolist() for first in firsts]
+    classes = sorted((len(own), own, str(name)) for own, name in zip(types, names, strict=True))
     margin, authentic = predictions.margin, ~predictions.manipulated
     report = {}
-    for fake_cls in _classes(predictions):
+    for *_, fake_cls in classes:
         members = predictions.fake_cls == fake_cls
         against = members | authentic
         report[fake_cls] = {
@@ -313,15 +335,11 @@ def _by_class(predictions: Predictions, overlap: Floats, gated: Floats) -> dict[
     return report
 
 
-def _classes(predictions: Predictions) -> list[str]:
-    """Those that occur, in an order that does not depend on the pairs': by the number of their types, then by these."""
-    names, firsts = np.unique(predictions.fake_cls, return_index=True)
-    types = [np.flatnonzero(predictions.types[first]).tolist() for first in firsts]
-    return [name for *_, name in sorted((len(own), own, str(name)) for own, name in zip(types, names, strict=True))]
-
-
 def _precision_recall_f1(right: int, predicted: int, actual: int) -> tuple[float | None, float | None, float | None]:
-    """Of counts. Without anything to find, recall and F1 are None, and so is a precision without a prediction."""
+    """Return precision, recall and F1 of counts.
+
+    With nothing to find, recall and F1 are None; precision is then 0 with predictions, and None without.
+    """
     if not actual:
         return (0.0 if predicted else None), None, None
     precision, recall = right / max(predicted, 1), right / actual

@@ -1,6 +1,7 @@
-"""Whether a score means what it says: of the pairs scored 0.8, are eight in ten manipulated?
+"""Reliability of scores: are eight in ten of the pairs that score 0.8 manipulated?
 
-Expected calibration error over bins of equal width (Guo et al., ICML 2017), Wilson intervals for each bin.
+The measure is the expected calibration error over bins of equal width (Guo et al., ICML 2017), with a Wilson interval
+for each bin.
 """
 
 from __future__ import annotations
@@ -18,26 +19,27 @@ BINS = 10
 
 @dataclass(frozen=True)
 class Reliability:
-    """One entry for each of `BINS` bins of the score; NaN in bins without a pair."""
+    """The share of manipulated pairs in each of `BINS` bins of the score; NaN in bins without a pair."""
 
     counts: NDArray[np.int64]
     mean_score: NDArray[np.float64]
     share: NDArray[np.float64]
-    """Of manipulated pairs."""
+    """The share of manipulated pairs."""
     low: NDArray[np.float64]
-    """Of the 95 % Wilson interval of the share; `high` likewise."""
+    """The lower end of the 95 % Wilson interval of the share."""
     high: NDArray[np.float64]
+    """The upper end of the 95 % Wilson interval of the share."""
     brier: float
     """Mean squared difference of score and truth."""
 
     @property
     def ece(self) -> float:
-        """Expected calibration error: |share - mean score|, weighted by the pairs of a bin."""
-        held = self.counts > 0
-        return float(np.average(np.abs(self.share - self.mean_score)[held], weights=self.counts[held]))
+        """The expected calibration error: the mean of |share - mean score|, weighted by the pairs of a bin."""
+        filled = self.counts > 0
+        return float(np.average(np.abs(self.share - self.mean_score)[filled], weights=self.counts[filled]))
 
     def report(self) -> dict[str, Any]:
-        """JSON-ready; None in bins without a pair."""
+        """Return the figures ready for JSON, with None in bins without a pair."""
         columns = {name: getattr(self, name) for name in ("mean_score", "share", "low", "high")}
         rows = [
             {"pairs": int(count)} | {name: float(column[number]) if count else None for name, column in columns.items()}
@@ -47,8 +49,9 @@ class Reliability:
 
 
 def reliability(scores_B: NDArray[np.floating], manipulated_B: NDArray[np.bool_]) -> Reliability:
-    """Of B >= 1 probabilities of manipulated."""
+    """Compute the reliability of B >= 1 scores, each the probability that the pair is manipulated."""
     scores = scores_B.astype(np.float64)
+    # A score of exactly 1 belongs to the last bin.
     bins = np.minimum((scores * BINS).astype(np.int64), BINS - 1)
     counts = np.bincount(bins, minlength=BINS)
     hits = np.bincount(bins[manipulated_B], minlength=BINS)

@@ -1,4 +1,4 @@
-"""The table of the DGM4 papers: which figures of an evaluation, in which order, under which names; in percent."""
+"""The table of the DGM4 papers: the figures of an evaluation, their order and names, in percent."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ _WORDS = (("precision", "token_precision"), ("recall", "token_recall"), ("F1", "
 _ROWS = (
     ("real/fake", "", (("AUC", "AUC"), ("EER", "EER"), ("ACC", "ACC")), ""),
     ("types", "", (("mAP", "mAP"), ("CF1", "CF1"), ("OF1", "OF1")), ""),
-    ("face box", "as published: every pair, with no box the truth where no face was touched", _BOX, ""),
-    ("face box", "gated: the box is taken back where no image type is predicted", _BOX, "_gated"),
-    ("face box", "boxed: pairs with a manipulated face only", _BOX, "_boxed"),
+    ("face box", "as published: all pairs; without a manipulated face, the right answer is no box", _BOX, ""),
+    ("face box", "gated: the box counts only if an image type is predicted", _BOX, "_gated"),
+    ("face box", "boxed: only pairs with a manipulated face", _BOX, "_boxed"),
     ("words", "corrected alignment: every piece has the label of its word", _WORDS, ""),
-    ("words", "published alignment: labels drift behind punctuation", _WORDS, "_published"),
+    ("words", "published alignment: labels drift after punctuation", _WORDS, "_published"),
 )
 _CLASS_FIGURES = (
     ("AUC", "AUC"),
@@ -28,40 +28,43 @@ CLASS_COLUMNS = ("fake_cls", "pairs", *(name for name, _ in _CLASS_FIGURES))
 
 
 class Row(NamedTuple):
-    """A task under one reading of its figures."""
+    """The figures of a task under one definition."""
 
     task: str
     reading: str
+    """The definition that the figures follow."""
     figures: list[tuple[str, str]]
-    """Name and value."""
+    """Names and values."""
 
 
 def task_rows(report: dict[str, Any]) -> list[Row]:
-    """The rows of the paper's table, from what `Evaluation.compute` says, and what the pictures do."""
+    """Return the rows of the paper's table from the report of `Evaluation.compute`.
+
+    Two more rows, if the report has them, show the contribution of the pictures to the text types.
+    """
     rows = [
         Row(task, reading, [(name, percent(report[key + suffix])) for name, key in figures])
         for task, reading, figures, suffix in _ROWS
     ]
-    return [*rows, *_text_type_rows(report)]
-
-
-def _text_type_rows(report: dict[str, Any]) -> list[Row]:
-    """Whether a text is judged with its picture: AP of the text types, and of texts beside another's picture."""
     elsewhere = report.get("AP_elsewhere")
     if elsewhere is None:
-        return []
+        return rows
+    # The same texts beside their own picture and beside another's: the difference is what the picture contributes.
     readings = (
         ("own picture: average precision of the text types", report["AP"][len(IMAGE_TYPES) :]),
-        ("another pair's picture: what it lies below the line above is what pictures tell", elsewhere),
+        ("another pair's picture: the line above minus this one is the contribution of the picture", elsewhere),
     )
-    return [
-        Row("texts", reading, [(f"AP {name}", percent(value)) for name, value in zip(TEXT_TYPES, values, strict=True)])
-        for reading, values in readings
-    ]
+    for reading, values in readings:
+        figures = [(f"AP {name}", percent(value)) for name, value in zip(TEXT_TYPES, values, strict=True)]
+        rows.append(Row("texts", reading, figures))
+    return rows
 
 
 def class_rows(report: dict[str, Any]) -> list[list[str]]:
-    """`CLASS_COLUMNS` for each class that occurs. AUC against the authentic pairs; boxes gated."""
+    """Return the values of `CLASS_COLUMNS` for each class that occurs.
+
+    AUC is measured against the authentic pairs; boxes are gated.
+    """
     return [
         [name, f"{figures['pairs']:,}", *(percent(figures[key]) for _, key in _CLASS_FIGURES)]
         for name, figures in report["by_class"].items()
@@ -69,5 +72,5 @@ def class_rows(report: dict[str, Any]) -> list[list[str]]:
 
 
 def percent(value: float | None) -> str:
-    """As the papers print it; a dash for what the corpus cannot tell."""
+    """Format a figure in percent, as the papers print it; a dash if it is undefined on the corpus."""
     return "–" if value is None else f"{100 * value:.2f}"

@@ -1,4 +1,4 @@
-"""What a training step reads: padded tensors of B pairs."""
+"""The batch of a training step: padded tensors of B pairs."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ class Tokens(NamedTuple):
 
 @dataclass(frozen=True)
 class Batch:
-    """What a step trains on. B pairs, L text tokens with [CLS], P patches."""
+    """The inputs and targets of a step: B pairs, L text tokens with [CLS], P patches."""
 
     images: Tensor
-    """(B, 3, S, S), normalised."""
+    """(B, 3, S, S), normalized."""
     text: Tokens
     caption: Tokens
     explanation: Tokens
@@ -38,24 +38,27 @@ class Batch:
     token_labels: Tensor
     """(B, L-1) int64: 1 manipulated, 0 not, -100 padding; [CLS] left out."""
     patch_mask: Tensor
-    """(B, P) float: 1 where the patch touches the box (MGCA)."""
+    """(B, P) float: 1 where the patch touches the box, for manipulation-guided cross attention (MGCA)."""
     patch_labels: Tensor
-    """(B, P) float: 1 manipulated, 0 not, -1 ignored (MPP)."""
+    """(B, P) float: 1 manipulated, 0 not, -1 ignored, for manipulated patch prediction (MPP)."""
     image_tokens: Tensor | None = None
-    """(B, N, W): what a locked image encoder makes of the images, where that is known."""
+    """(B, N, W): the image tokens of a locked image encoder, if they were computed already."""
 
     def to(self, device: torch.device | str) -> Batch:
-        """The same batch on another device."""
-
-        return self._each(lambda tensor: tensor.to(device))
+        """Return the same batch on another device."""
+        return self._map(lambda tensor: tensor.to(device))
 
     def rows(self, rows: slice) -> Batch:
-        """Some of its pairs, with the padding of the whole."""
+        """Return some of the pairs, with the padding of the whole batch."""
+        return self._map(lambda tensor: tensor[rows])
 
-        return self._each(lambda tensor: tensor[rows])
+    def parts(self, count: int) -> list[Batch]:
+        """Cut the batch into `count` batches of equal size, in order, with the padding of the whole batch."""
+        pairs = len(self.images) // count
+        return [self.rows(slice(start, start + pairs)) for start in range(0, count * pairs, pairs)]
 
-    def _each(self, change: Callable[[Tensor], Tensor]) -> Batch:
-        """The batch with every tensor changed."""
+    def _map(self, change: Callable[[Tensor], Tensor]) -> Batch:
+        """Return a batch in which every tensor is changed."""
         changed: dict[str, Any] = {}
         for name, value in vars(self).items():
             if isinstance(value, Tokens):
@@ -64,14 +67,9 @@ class Batch:
                 changed[name] = change(value)
         return Batch(**changed)
 
-    def parts(self, count: int) -> list[Batch]:
-        """So many batches of as many pairs each, in order, with the padding of the whole."""
-        pairs = len(self.images) // count
-        return [self.rows(slice(start, start + pairs)) for start in range(0, count * pairs, pairs)]
-
 
 def stack_texts(*texts: Tokens) -> Tokens:
-    """Several batches of texts as one, padded to the longest, so that an encoder runs once over all of them."""
+    """Stack batches of texts, padded to the longest, so that an encoder runs once over all of them."""
     longest = max(text.mask.shape[1] for text in texts)
     padded = [Tokens(*(F.pad(part, (0, longest - part.shape[1])) for part in text)) for text in texts]
     return Tokens(*(torch.cat(parts) for parts in zip(*padded, strict=True)))

@@ -1,4 +1,4 @@
-"""Records ready to train on: their samples, and the batches that training reads."""
+"""The training set: records made ready to train on, their samples, and the batches of a step."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch.nn.utils.rnn import pad_sequence
 
 from asap.corpus.annotations import BadBox
 from asap.corpus.folder import ImageAddress
@@ -49,26 +50,26 @@ __all__ = [
 
 @dataclass(frozen=True)
 class Sample:
-    """One record as a step reads it, before padding."""
+    """A record as a step reads it, before padding."""
 
     pixels: NDArray[np.uint8]
     """(S, S, 3)."""
     box_xyxy: BoxXyxy | None
-    """The manipulated face in pixels of the square picture."""
+    """The box of the manipulated face in pixels of the square picture."""
     types: torch.Tensor
-    """(4,) float32, 0 or 1 for each of `asap.labels.TYPES`; none of them is an authentic pair."""
+    """(4,) float32, 0 or 1 for each of `asap.labels.TYPES`; all 0 for an authentic pair."""
     text_ids: list[int]
     token_labels: list[int]
-    """For each token after [CLS]."""
+    """A label for each token after [CLS]."""
     caption_ids: list[int]
     explanation_ids: list[int]
 
 
 class _Prepared(NamedTuple):
-    """What of a record is the same in every epoch."""
+    """The fields of a record that do not change between epochs."""
 
     picture: int
-    """Its row in the cache."""
+    """The row of its picture in the cache."""
     types: torch.Tensor
     box_xyxy: BoxXyxy | None
     may_flip: bool
@@ -78,24 +79,23 @@ class _Prepared(NamedTuple):
 
 
 class View(NamedTuple):
-    """What of a record decides how an epoch shows its picture."""
+    """The fields of a record that decide how an epoch shows its picture."""
 
     image: ImageAddress
     box_xyxy: BoxXyxy | None
-    """In pixels of the square picture, before augmentation."""
+    """The box in pixels of the square picture, before augmentation."""
     may_flip: bool
 
 
 class _LeftOut(Exception):
-    """A record is skipped, and the report says so."""
+    """The record is left out; the report says so already."""
 
 
 class TrainingSet:
-    """Annotated pairs ready to train on: texts tokenised and boxes resized at construction, pictures when asked for.
+    """Annotated pairs ready to train on.
 
-    Pairs whose picture is `broken` are left out. `bad_boxes`: of a box with nothing in its picture, as
-    `asap.corpus.annotations.ReadRules` says. `report`: gets what is clipped, kept without a box or left out. Raises
-    `AnnotationError` or `InputError`, naming the record, for a box, position or text that cannot be used.
+    Texts are tokenized and boxes are resized at construction; pictures are read when a sample is requested. Pairs whose
+    picture is `broken` are left out.
     """
 
     def __init__(
@@ -107,6 +107,18 @@ class TrainingSet:
         bad_boxes: BadBox = "refuse",
         report: CorpusReport | None = None,
     ) -> None:
+        """Tokenize the texts and resize the boxes.
+
+        Args:
+            records: the annotated pairs.
+            pictures: the decoded pictures (`PictureCache`), or only their sizes (`PictureInfo`).
+            codec: the tokenizer.
+            bad_boxes: how to treat a box that covers nothing of its picture; see
+                `asap.corpus.annotations.ReadRules`.
+            report: receives the pairs whose box is clipped, that are kept without a box, or that are left out.
+
+        Raises `AnnotationError` or `InputError`, naming the record, if a box, position or text cannot be used.
+        """
         self.pictures = pictures
         self.codec = codec
         self.pad_id = codec.pad_id
@@ -121,7 +133,7 @@ class TrainingSet:
         return len(self.records)
 
     def _prepare(self, record: Record, codec: TextCodec) -> _Prepared | None:
-        """None for a record to leave out."""
+        """Return the record's fixed fields, or None if it is left out."""
         if record.image in self.pictures.broken:
             self._report.broken_images.add(self.pictures.broken[record.image])
             return None
@@ -145,7 +157,7 @@ class TrainingSet:
         try:
             box = face_box(record.fake_cls, record.fake_image_box, width, height, record.labels)
         except AnnotationError as error:
-            self._without_box(record, error)
+            self._report_bad_box(record, error)
             return None
         if box is None:
             return None
@@ -153,20 +165,26 @@ class TrainingSet:
             self._report.clipped_boxes.add(f"{list(record.fake_image_box)} in {width} x {height} (id {record.id})")
         return resize_box(box, width, height, self.pictures.image_size)
 
-    def _without_box(self, record: Record, error: AnnotationError) -> None:
-        """Go on without, or do not."""
+    def _report_bad_box(self, record: Record, error: AnnotationError) -> None:
+        """Report a pair that is kept without its box.
+
+        Raises `AnnotationError` if such boxes are refused, `_LeftOut` if their pairs are skipped.
+        """
         if self._bad_boxes == "refuse":
             raise error
         if self._bad_boxes == "skip":
             self._report.skipped.add(f"{error} (id {record.id})")
             raise _LeftOut
-        if record.fake_image_box:  # one without any was told of when it was read
+        if record.fake_image_box:  # a pair that has no box at all was reported when it was read
             self._report.boxless.add(f"{list(record.fake_image_box)} (id {record.id})")
 
     def sample(self, number: int, *, augmentation: Augmentation = "none", seed: int = 0, epoch: int = 0) -> Sample:
-        """Record `number`, its picture from the cache, augmented as a function of (seed, epoch, number) alone."""
+        """Return the sample of record `number`, its picture read from the cache and augmented.
+
+        The augmentation depends on (seed, epoch, number) alone. Raises `TypeError` if the pictures are not cached.
+        """
         if not isinstance(self.pictures, PictureCache):
-            raise TypeError("these pictures are not cached; decode them, and give them to sample_with")
+            raise TypeError("these pictures are not cached. Decode them and pass them to sample_with.")
         prepared = self._prepared[number]
         pixels, box = augment(
             np.asarray(self.pictures.pixels[prepared.picture]), prepared.box_xyxy, seed, epoch, number, augmentation,
@@ -175,12 +193,12 @@ class TrainingSet:
         return self.sample_with(number, pixels, box)
 
     def view(self, number: int) -> View:
-        """What decoding and augmenting the picture of record `number` needs to know."""
+        """Return the fields of record `number` that are needed to decode and augment its picture."""
         prepared = self._prepared[number]
         return View(self.records[number].image, prepared.box_xyxy, prepared.may_flip)
 
     def sample_with(self, number: int, pixels: Pixels, box_xyxy: BoxXyxy | None) -> Sample:
-        """Record `number` with a picture, and its box there, that were augmented elsewhere."""
+        """Return the sample of record `number` with a picture and box that were augmented elsewhere."""
         prepared = self._prepared[number]
         return Sample(
             pixels=pixels,
@@ -195,19 +213,26 @@ class TrainingSet:
 
 @lru_cache(maxsize=2)
 def epoch_order(pairs: int, seed: int, epoch: int) -> NDArray[np.int64]:
-    """The order of an epoch, from seed and epoch alone: (pairs,)."""
+    """Return the order of an epoch, (pairs,). It depends on seed and epoch alone."""
     order = np.random.default_rng((seed, epoch)).permutation(pairs)
-    order.flags.writeable = False  # it is drawn once, and asked for at every step
+    order.flags.writeable = False  # the cached array is shared by all callers
     return order
 
 
 def collate(
     samples: Sequence[Sample], config: ModelConfig, pad_id: int, *, mpp_labels: MppLabels = "published"
 ) -> Batch:
-    """Pad and stack. Patches of a manipulated face whose box is not known are ignored.
+    """Pad and stack samples into a batch.
 
-    `mpp_labels`: `published` labels the patches of a manipulated face 1 and the ring around them 0; `authentic`
-    labels those of pictures without one 0 too; `dense` labels every other patch 0.
+    Patches of a picture whose manipulated face has no known box are ignored.
+
+    Args:
+        samples: the samples.
+        config: the model, for its image and patch size.
+        pad_id: the id of the padding token.
+        mpp_labels: the patches labeled for manipulated patch prediction (MPP). `published` labels the patches of a
+            manipulated face 1 and the ring around them 0; `authentic` also labels the patches of pictures without a
+            manipulated face 0; `dense` labels every other patch 0.
     """
     boxes_B4, has_box_B = stack_boxes([sample.box_xyxy for sample in samples])
     mask_BP = patch_mask(boxes_B4, has_box_B, config.image_size, config.patch_size)
@@ -215,7 +240,7 @@ def collate(
     if mpp_labels != "dense":
         labels_BP = patch_labels(mask_BP, authentic=0.0 if mpp_labels == "authentic" else -1.0)
     types_B4 = torch.stack([sample.types for sample in samples])
-    # Somewhere in such a picture is a manipulated face: its patches are not authentic, they are unknown.
+    # With an image type but no box, a manipulated face is somewhere in the picture: its patches are unknown.
     unknown_B = types_B4[:, : len(IMAGE_TYPES)].any(dim=1) & ~has_box_B
     return Batch(
         images=normalise(np.stack([sample.pixels for sample in samples])),
@@ -226,7 +251,11 @@ def collate(
         types=types_B4,
         box_cxcywh=box_targets(boxes_B4, config.image_size),
         has_box=has_box_B,
-        token_labels=_pad_labels([sample.token_labels for sample in samples]),
+        token_labels=pad_sequence(
+            [torch.tensor(sample.token_labels, dtype=torch.long) for sample in samples],
+            batch_first=True,
+            padding_value=-100,
+        ),
         patch_mask=mask_BP,
         patch_labels=labels_BP.masked_fill(unknown_B[:, None], -1.0),
     )
@@ -234,8 +263,3 @@ def collate(
 
 def _tokens(input_ids: Iterable[list[int]], pad_id: int) -> Tokens:
     return Tokens(*pad_batch(list(input_ids), pad_id))
-
-
-def _pad_labels(labels: Sequence[Sequence[int]]) -> torch.Tensor:
-    longest = max(map(len, labels))
-    return torch.tensor([[*row, *[-100] * (longest - len(row))] for row in labels], dtype=torch.long)

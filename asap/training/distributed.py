@@ -1,4 +1,4 @@
-"""The collectives that training needs. One process is the plain case; no process group is needed for it."""
+"""Collective operations of training. A single process needs no process group."""
 
 from __future__ import annotations
 
@@ -8,17 +8,20 @@ from torch import Tensor, nn
 
 
 def world_size() -> int:
-    """Workers that train together."""
+    """Return the number of workers that train together."""
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
 def rank() -> int:
-    """This worker's number, from 0."""
+    """Return the number of this worker, from 0."""
     return dist.get_rank() if world_size() > 1 else 0
 
 
 def gather(features_BE: Tensor) -> Tensor:
-    """Everybody's rows, in rank order: (world * B, E). No gradient flows back; every worker must bring B rows."""
+    """Concatenate the rows of all workers in rank order: (world * B, E).
+
+    No gradient flows back. Every worker must pass B rows.
+    """
     if world_size() == 1:
         return features_BE.detach()
     parts = [torch.empty_like(features_BE) for _ in range(world_size())]
@@ -27,7 +30,7 @@ def gather(features_BE: Tensor) -> Tensor:
 
 
 def add_over_workers(values: Tensor) -> Tensor:
-    """The sum of everybody's values, element by element. No gradient flows back."""
+    """Sum the values over all workers, element by element. No gradient flows back."""
     values = values.detach().clone()
     if world_size() > 1:
         dist.all_reduce(values)
@@ -35,9 +38,9 @@ def add_over_workers(values: Tensor) -> Tensor:
 
 
 def mean_over_workers(total: Tensor, count: Tensor) -> Tensor:
-    """`total / count` with the count of all workers, scaled so that averaging gradients gives the global mean.
+    """Divide `total` by the count of all workers, scaled so that averaging gradients gives the global mean.
 
-    A term that nobody has is 0, never NaN, and keeps its graph, so that every parameter still gets a gradient.
+    A term that no worker has is 0, never NaN. It keeps its graph, so that every parameter still gets a gradient.
     """
     count = count.detach().to(total.dtype)
     if world_size() > 1:
@@ -47,10 +50,10 @@ def mean_over_workers(total: Tensor, count: Tensor) -> Tensor:
 
 @torch.no_grad()
 def average_running_statistics(model: nn.Module) -> None:
-    """Set the running means and variances of all batch normalisation to their mean over workers, in one message.
+    """Average the running statistics of batch normalization over workers, in one message.
 
-    As each worker normalises by its own part of a batch, a variance is that of a part. What is in eval mode rests:
-    it is the same everywhere already, and averaging would make it drift by rounding.
+    Each worker normalizes by its own part of a batch, so a variance is the variance of a part. Modules in eval mode are
+    skipped: their statistics are the same on all workers already, and averaging would make them drift by rounding.
     """
     if world_size() == 1:
         return

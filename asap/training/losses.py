@@ -1,6 +1,17 @@
-"""The terms of the ASAP objective as pure functions, and the criterion that names them.
+"""The terms of the ASAP objective as pure functions, and the criterion that names and weighs them.
 
-Every mean that leaves something out divides by what is left in, over all workers: `mean_over_workers`.
+    VLC   vision-language contrast                       `Criterion.contrast`
+    BIC   binary classification, real or fake            `real_fake_loss`
+    MLC   multi-label classification of the four types   `type_loss`
+    box   L1 distance and generalized IoU                `box_losses`
+    TMG   token grounding                                `token_loss`
+    MGCA  manipulation-guided cross attention            `guidance_loss`
+    IED   real or fake from the explanation              `real_fake_loss`
+    MPP   manipulated patch prediction                   `patch_loss`
+    CWP   caption word prediction                        `caption_word_loss`
+    MLM   masked language modeling                       `masked_word_loss`
+
+A mean over a part of the items divides by the number of these items on all workers: `mean_over_workers`.
 Shapes: B pairs, G pairs of all workers, K queue length, E feature channels, L text tokens with [CLS], P patches.
 """
 
@@ -20,27 +31,27 @@ from asap.training.objective import LossWeights, PublishedDefects
 IGNORED_TOKEN = -100
 """The label of a padded token."""
 IGNORED_PATCH = -1
-"""The label of a patch that MPP leaves out."""
+"""The label of a patch that MPP (manipulated patch prediction) leaves out."""
 
 
 def contrastive_loss(query_BE: Tensor, keys_EK: Tensor, targets_BK: Tensor, temperature: Tensor) -> Tensor:
-    """Cross entropy of the similarities against a target distribution over the keys (ALBEF, equation 6).
+    """Return the cross entropy of the similarities and a target distribution over the keys (ALBEF, equation 6).
 
-    A row of `targets` that is all zero (a pair without a positive) adds nothing and still counts in the mean.
+    A row of `targets` that is all zero (a pair without a positive) adds nothing but counts in the mean.
     """
     log_probabilities_BK = F.log_softmax(query_BE @ keys_EK / temperature, dim=1)
     return -(log_probabilities_BK * targets_BK).sum(dim=1).mean()
 
 
 def soft_targets(twin_BE: Tensor, keys_EK: Tensor, hard_BK: Tensor, temperature: Tensor, alpha: float) -> Tensor:
-    """The hard targets mixed with the twin's own similarities by weight `alpha`: (B, G+K)."""
+    """Mix the hard targets with the similarities of the twin, which have weight `alpha`: (B, G+K)."""
     if alpha == 0:
         return hard_BK
     return alpha * F.softmax(twin_BE @ keys_EK / temperature, dim=1) + (1 - alpha) * hard_BK
 
 
 def diagonal_targets(matched_B: Tensor, keys: int) -> Tensor:
-    """(B, keys): 1 where a matched pair meets itself among the gathered keys, which lie in rank order."""
+    """Return (B, keys): 1 where a matched pair meets itself among the gathered keys, which are in rank order."""
     pairs = len(matched_B)
     targets_BK = torch.zeros(pairs, keys, device=matched_B.device)
     rows = torch.arange(pairs, device=matched_B.device)
@@ -49,17 +60,23 @@ def diagonal_targets(matched_B: Tensor, keys: int) -> Tensor:
 
 
 def real_fake_loss(logits_B2: Tensor, manipulated_B: Tensor) -> Tensor:
-    """BIC and IED: cross entropy of authentic (0) against manipulated (1)."""
+    """Return the cross entropy of authentic (0) against manipulated (1), for BIC and IED.
+
+    BIC is the binary classification of the pair; IED is the same from its picture and explanation.
+    """
     return F.cross_entropy(logits_B2, manipulated_B.long())
 
 
 def type_loss(logits_B4: Tensor, types_B4: Tensor) -> Tensor:
-    """MLC: binary cross entropy over the four types."""
+    """Return the binary cross entropy over the four types (MLC, multi-label classification)."""
     return F.binary_cross_entropy_with_logits(logits_B4, types_B4)
 
 
 def token_loss(logits_BL2: Tensor, labels_BL: Tensor, soft_labels_BL2: Tensor | None, alpha: float) -> Tensor:
-    """TMG: cross entropy per unpadded token, mixed by `alpha` with the twin's probabilities."""
+    """Return the mean cross entropy of unpadded tokens (TMG, token grounding).
+
+    The probabilities of the twin (`soft_labels`) are targets too, with weight `alpha`.
+    """
     active_BL = labels_BL != IGNORED_TOKEN
     log_probabilities_BL2 = F.log_softmax(logits_BL2, dim=-1)
     loss_BL = -log_probabilities_BL2.gather(-1, labels_BL.clamp(min=0)[..., None]).squeeze(-1)
@@ -70,9 +87,9 @@ def token_loss(logits_BL2: Tensor, labels_BL: Tensor, soft_labels_BL2: Tensor | 
 
 
 def box_losses(predicted_B4: Tensor, target_B4: Tensor, counts_B: Tensor) -> tuple[Tensor, Tensor]:
-    """L1 (summed over the four coordinates) and GIoU of cxcywh boxes, mean over the pairs that count.
+    """Return the L1 loss (summed over the four coordinates) and the GIoU loss of cxcywh boxes.
 
-    GIoU is taken pair by pair, so a degenerate box harms no other.
+    Both are means over the pairs that count. GIoU is computed pair by pair, so a degenerate box affects no other pair.
     """
     l1_B = F.l1_loss(predicted_B4, target_B4, reduction="none").sum(dim=1)
     predicted_xyxy_B4 = box_convert(predicted_B4.float(), "cxcywh", "xyxy")
@@ -84,12 +101,15 @@ def box_losses(predicted_B4: Tensor, target_B4: Tensor, counts_B: Tensor) -> tup
 
 
 def guidance_targets(patch_mask_BP: Tensor, token_labels_BL: Tensor, *, words_of_the_batch: bool = False) -> Tensor:
-    """MGCA: (B, L, P), 1 where the patch is manipulated or the word is.
+    """Return the targets of manipulation-guided cross attention (MGCA), (B, L, P).
 
-    `token_labels` leave [CLS] out, so the word at position i stands in row i + 1. `words_of_the_batch` repeats
-    the published defect: every sample's words are marked in all samples, one row early.
+    A target is 1 if its patch or its word is manipulated.
+
+    `token_labels` leave [CLS] out, so the label at position i belongs to row i + 1. `words_of_the_batch` reproduces the
+    published defect: the words of every sample are marked in all samples, one row early.
     """
     manipulated_BL = (token_labels_BL == 1).to(patch_mask_BP.dtype)
+    # Pad the row of [CLS]: in front, or at the end (the defect), which moves every word one row up.
     if words_of_the_batch:
         manipulated_BL = F.pad(manipulated_BL.amax(dim=0, keepdim=True).expand_as(manipulated_BL), (0, 1))
     else:
@@ -98,13 +118,16 @@ def guidance_targets(patch_mask_BP: Tensor, token_labels_BL: Tensor, *, words_of
 
 
 def guidance_loss(scores_BLN: Tensor, targets_BLP: Tensor, mask_BL: Tensor) -> Tensor:
-    """MGCA: binary cross entropy of cross-attention scores, without the image's [CLS], where `mask` is 1."""
+    """Return the binary cross entropy of cross-attention scores where `mask` is 1 (MGCA), without the image's [CLS]."""
     loss_BLP = F.binary_cross_entropy_with_logits(scores_BLN[:, :, 1:], targets_BLP, reduction="none")
     return mean_over_workers((loss_BLP.mean(dim=-1) * mask_BL).sum(), mask_BL.sum())
 
 
 def patch_loss(logits_BP: Tensor, labels_BP: Tensor, *, count_ignored: bool = False) -> Tensor:
-    """MPP: binary cross entropy of the labelled patches. `count_ignored` counts the others as ln 2, as published."""
+    """Return the binary cross entropy of the labeled patches (MPP, manipulated patch prediction).
+
+    `count_ignored` reproduces the published defect: every other patch counts with a loss of ln 2.
+    """
     labelled_BP = labels_BP != IGNORED_PATCH
     loss_BP = F.binary_cross_entropy_with_logits(logits_BP, labels_BP.clamp(min=0), reduction="none") * labelled_BP
     if count_ignored:
@@ -114,11 +137,13 @@ def patch_loss(logits_BP: Tensor, labels_BP: Tensor, *, count_ignored: bool = Fa
 
 
 def caption_word_loss(logits_BV: Tensor, caption_ids_BL: Tensor, mask_BL: Tensor) -> Tensor:
-    """CWP: cross entropy of a picture's word logits against the pieces of its caption, each weighing alike.
+    """Return the cross entropy of a picture's word logits and the pieces of its caption (CWP, caption word prediction).
 
-    Not of the paper: pictures learn words from what is said of them (Joulin et al., ECCV 2016), so that a text can be
-    held against its picture. [CLS] is left out; so is a pair without a caption.
+    Each distinct piece has the same weight. [CLS] and pairs without a caption are left out. The term is not in the
+    paper: the image side learns words from captions (Joulin et al., ECCV 2016), so that the model can compare a text
+    with its picture.
     """
+    # The caption as a set of pieces: a piece that occurs twice counts once.
     present_BV = torch.zeros_like(logits_BV).scatter_reduce_(
         1, caption_ids_BL[:, 1:], mask_BL[:, 1:].to(logits_BV.dtype), "amax"
     )
@@ -128,20 +153,21 @@ def caption_word_loss(logits_BV: Tensor, caption_ids_BL: Tensor, mask_BL: Tensor
 
 
 def masked_word_loss(logits_TV: Tensor, ids_BL: Tensor, hidden_BL: Tensor) -> Tensor:
-    """MLM: cross entropy of the T hidden pieces, in the order of `hidden`; each text weighs alike.
+    """Return the cross entropy of the T hidden pieces, in the order of `hidden` (MLM, masked language modeling).
 
-    Not of the paper, but of the pre-training that its model starts from (Li et al., NeurIPS 2021, equation 3). A text
-    of which nothing is hidden is left out.
+    Each text has the same weight; a text without a hidden piece is left out. The term is not in the paper. It belongs
+    to the pre-training that the paper's model starts from (Li et al., NeurIPS 2021, equation 3).
     """
     loss_T = F.cross_entropy(logits_TV, ids_BL[hidden_BL], reduction="none")
     pieces_B = hidden_BL.sum(dim=1)
+    # Give each piece the inverse of its text's count, so that long texts do not dominate.
     weight_BL = (1 / pieces_B.clamp(min=1))[:, None].expand_as(hidden_BL)
     return mean_over_workers((loss_T * weight_BL[hidden_BL]).sum(), (pieces_B > 0).sum())
 
 
 @dataclass(frozen=True)
 class Features:
-    """Contrastive features of unit length; caption and explanation are None where the objective has no LMA."""
+    """Contrastive features of unit length; caption and explanation are None in an objective without LMA."""
 
     image: Tensor
     text: Tensor
@@ -151,40 +177,41 @@ class Features:
 
 @dataclass(frozen=True)
 class Contrast:
-    """What the contrast of one step is made of."""
+    """The inputs of the contrast of one step."""
 
     student: Features
     """(B, E) each."""
     twin: Features
-    """(B, E) each, of this worker."""
+    """(B, E) each, of this worker alone."""
     keys: Features
     """(E, G+K) each: the twin's features of all workers, then the queue."""
 
 
 class Criterion:
-    """Turns what a step computed into named terms (`terms`) and their weighted sum (`total`)."""
+    """The terms that depend on weights or published defects, and the weighted sum of all terms."""
 
     def __init__(self, weights: LossWeights, defects: PublishedDefects = PublishedDefects()) -> None:  # noqa: B008
         self.weights = asdict(weights)
         self.defects = defects
 
     def has_weight(self, term: str) -> bool:
-        """Whether a term has any weight; what has none is not computed."""
+        """True if the term has a weight above 0; a term without weight is not computed."""
         return self.weights[term] > 0
 
-    def wants_any(self, terms: Iterable[str]) -> bool:
-        """Whether any of them has weight."""
+    def any_has_weight(self, terms: Iterable[str]) -> bool:
+        """True if any of the terms has a weight above 0."""
         return any(map(self.has_weight, terms))
 
     def total(self, terms: dict[str, Tensor]) -> Tensor:
-        """The weighted sum of the terms."""
+        """Return the weighted sum of the terms."""
         return torch.stack([self.weights[name] * term.float() for name, term in terms.items()]).sum()
 
     def contrast(self, contrast: Contrast, authentic_B: Tensor, temperature: Tensor, alpha: float) -> Tensor:
-        """VLC: image-text terms (mean of four) plus caption and explanation terms (mean of six).
+        """Return the vision-language contrast (VLC): the mean of four image-text terms plus the mean of six others.
 
-        Positives across modalities are authentic pairs (a swapped text does not describe its image), except that
-        every caption describes its image; within a modality, each feature is its own positive.
+        The six are the terms of captions and explanations. Across modalities, the positives are the authentic pairs,
+        since a swapped text does not describe its image; only captions describe their image in every pair. Within a
+        modality, each feature is its own positive.
         """
         every_B = torch.ones_like(authentic_B)
         to, back, within = self._modality_terms("text", contrast, authentic_B, temperature, alpha)
@@ -204,7 +231,7 @@ class Criterion:
     def _modality_terms(
         self, modality: str, contrast: Contrast, matched_B: Tensor, temperature: Tensor, alpha: float
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Image to modality, modality to image, and modality to itself."""
+        """Return the terms from image to modality, from modality to image, and from modality to itself."""
         student, twin, keys = contrast.student, contrast.twin, contrast.keys
         mine, twin_mine, my_keys = (getattr(side, modality) for side in (student, twin, keys))
         hard_BK = diagonal_targets(matched_B, my_keys.shape[1])
@@ -212,6 +239,7 @@ class Criterion:
         backward_BK = soft_targets(twin_mine, keys.image, hard_BK, temperature, alpha)
         if modality == "explanation" and self.defects.explanation_targets:
             forward_BK = backward_BK
+        # Every pair is its own positive within a modality, manipulated or not.
         itself_BK = diagonal_targets(torch.ones_like(matched_B), my_keys.shape[1])
         return (
             contrastive_loss(student.image, my_keys, forward_BK, temperature),
@@ -220,13 +248,13 @@ class Criterion:
         )
 
     def boxes(self, predicted_B4: Tensor, target_B4: Tensor, has_box_B: Tensor) -> dict[str, Tensor]:
-        """`bbox_l1` and `giou`."""
+        """Return the box losses, `bbox_l1` and `giou`."""
         counts_B = torch.ones_like(has_box_B) if self.defects.boxless_pairs else has_box_B
         l1, giou = box_losses(predicted_B4, target_B4, counts_B.to(predicted_B4.dtype))
         return {"bbox_l1": l1, "giou": giou}
 
     def guidance(self, scores_BLN: Tensor, patch_mask_BP: Tensor, token_labels_BL: Tensor, mask_BL: Tensor) -> Tensor:
-        """`mgca`."""
+        """Return the loss of manipulation-guided cross attention (`mgca`)."""
         targets_BLP = guidance_targets(
             patch_mask_BP, token_labels_BL, words_of_the_batch=self.defects.mgca_words_of_the_batch
         )
@@ -234,5 +262,5 @@ class Criterion:
         return guidance_loss(scores_BLN, targets_BLP, counted_BL.to(scores_BLN.dtype))
 
     def patches(self, logits_BP: Tensor, labels_BP: Tensor) -> Tensor:
-        """`mpp`."""
+        """Return the loss of manipulated patch prediction (`mpp`)."""
         return patch_loss(logits_BP, labels_BP, count_ignored=self.defects.mpp_ignored_patches)

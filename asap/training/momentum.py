@@ -1,4 +1,4 @@
-"""The momentum twin and the feature queues (MoCo, ALBEF): slow targets and many negatives for the contrast."""
+"""The momentum twin and the feature queues (MoCo, ALBEF): stable targets and many negatives for the contrast."""
 
 from __future__ import annotations
 
@@ -17,25 +17,26 @@ MODALITIES = ("image", "text", "caption", "explanation")
 class MomentumTwin(AveragedModel):
     """An exponential moving average of the whole model.
 
-    The contrast reads its encoders and projections; averaging the heads along costs little and makes the twin a
-    model in its own right, which often evaluates better than the student.
+    The contrast reads only the encoders and projections. Averaging the heads too costs little and makes the twin a
+    complete model, which often evaluates better than the student.
     """
 
     def __init__(self, student: Asap, momentum: float) -> None:
         super().__init__(student, multi_avg_fn=get_ema_multi_avg_fn(momentum))
-        # AveragedModel copies the student at its first update; a twin that starts as a copy (or was loaded) averages.
+        # AveragedModel copies the student at its first update. This twin is a copy already (or is loaded later), so
+        # its first update must average.
         self.n_averaged.fill_(1)
         self.requires_grad_(False)
         self.eval()
 
     def train(self, mode: bool = True) -> MomentumTwin:
-        """Stay in eval mode: targets come without dropout."""
+        """Stay in eval mode, since targets are computed without dropout."""
         return super().train(False)
 
     @property
     def model(self) -> Asap:
         """The averaged model."""
-        assert isinstance(self.module, Asap)  # noqa: S101  # what __init__ put there
+        assert isinstance(self.module, Asap)  # noqa: S101  # set by __init__
         return self.module
 
 
@@ -58,14 +59,15 @@ class FeatureQueues(nn.Module):
         self.register_buffer("pointer", torch.zeros((), dtype=torch.long))
 
     def keys(self, modality: str, gathered_GE: Tensor) -> Tensor:
-        """This step's features of all workers, then the queue: (E, G + size)."""
+        """Return the features of this step, gathered from all workers, then the queue: (E, G + size)."""
         queue_EK: Tensor = getattr(self, modality)
         return torch.cat([gathered_GE.t(), queue_EK.to(gathered_GE.dtype)], dim=1)
 
     @torch.no_grad()
     def enqueue(self, gathered: dict[str, Tensor]) -> None:
-        """Put the newest features, (G, E) each, over the oldest, wrapping at the end: any batch fits."""
+        """Overwrite the oldest features with the newest, (G, E) each; a batch of any size fits."""
         count = len(next(iter(gathered.values())))
+        # Of a batch larger than the queue, only the last `size` features are kept.
         kept = min(count, self.size)
         columns = (self.pointer + torch.arange(count - kept, count, device=self.pointer.device)) % self.size
         for modality, features_GE in gathered.items():

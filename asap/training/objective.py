@@ -1,4 +1,4 @@
-"""What a run learns, by name: the objectives of the papers, each with a part more, and this project's own."""
+"""Training objectives by name: those of the papers, each with one part more, and this project's own."""
 
 from __future__ import annotations
 
@@ -9,24 +9,48 @@ from typing import Any, Literal, Self
 
 from asap.errors import ConfigError
 
+LOSS_NAMES: Mapping[str, str] = {
+    "vlc": "vision-language contrast",
+    "bic": "binary classification, real or fake",
+    "bbox_l1": "box, L1 distance",
+    "giou": "box, generalized IoU",
+    "tmg": "token grounding",
+    "mlc": "multi-label classification of the four types",
+    "mgca": "manipulation-guided cross attention",
+    "ied": "real or fake from the explanation",
+    "mpp": "manipulated patch prediction",
+    "cwp": "caption word prediction",
+    "mlm": "masked language modeling",
+}
+"""The words for each term of the objective, by its short name (a field of `LossWeights`)."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class LossWeights:
-    """The weight of each term in the total (the published recipe). 0 leaves a term out."""
+    """The weight of each term in the total (defaults: the published recipe). 0 leaves a term out."""
 
     vlc: float = 0.1
+    """Vision-language contrast of pictures with texts, captions and explanations."""
     bic: float = 1.0
+    """Binary classification: real or fake."""
     bbox_l1: float = 0.1
+    """L1 distance of the predicted and the true box."""
     giou: float = 0.1
+    """Generalized IoU of the predicted and the true box."""
     tmg: float = 1.0
+    """Token grounding: real or fake for each token of the text."""
     mlc: float = 1.0
+    """Multi-label classification of the four types of manipulation."""
     mgca: float = 0.1
+    """Manipulation-guided cross attention: the attention scores of manipulated patches and words."""
     ied: float = 0.1
+    """Real or fake, predicted from the picture and its explanation."""
     mpp: float = 0.01
+    """Manipulated patch prediction: real or fake for each labelled patch."""
     cwp: float = 0.0
-    """Caption word prediction, which is not of the paper: see `asap.training.losses.caption_word_loss`."""
+    """Caption word prediction. It is not in the paper; see `asap.training.losses.caption_word_loss`."""
     mlm: float = 0.0
-    """Masked language modelling with the picture, which is of ALBEF: see `asap.training.losses.masked_word_loss`."""
+    """Masked language modeling with the picture. It comes from ALBEF; see `asap.training.losses.masked_word_loss`."""
 
     def __post_init__(self) -> None:
         for name, weight in dataclasses.asdict(self).items():
@@ -35,7 +59,7 @@ class LossWeights:
 
     @classmethod
     def from_dict(cls, weights: dict[str, float]) -> Self:
-        """The published weights with these changes; an unknown term is an error, not ignored."""
+        """Change the published weights. Raises `ConfigError` for an unknown term."""
         known = [field.name for field in dataclasses.fields(cls)]
         if unknown := sorted(set(weights) - set(known)):
             raise ConfigError(f"unknown loss weights {unknown}; known are {known}")
@@ -44,22 +68,25 @@ class LossWeights:
 
 @dataclass(frozen=True, kw_only=True)
 class PublishedDefects:
-    """Defects of the published losses, one switch each. All off is the default; on is for parity with old numbers."""
+    """Defects of the published losses, one switch each.
+
+    All are off by default. Switched on, they reproduce numbers of the published code.
+    """
 
     mgca_words_of_the_batch: bool = False
-    """MGCA marks each sample's manipulated words, one position early, in every sample of the batch."""
+    """MGCA (guided cross attention) marks a sample's manipulated words in every sample, one position early."""
     mgca_padding: bool = False
     """MGCA averages over padded words too."""
     mpp_ignored_patches: bool = False
-    """MPP counts each ignored patch as ln 2."""
+    """MPP (patch prediction) counts each ignored patch as a loss of ln 2."""
     explanation_targets: bool = False
     """The image-to-explanation soft targets are the explanation-to-image ones."""
     boxless_pairs: bool = False
-    """The box losses average over all pairs, with zeros as the target of those without a box."""
+    """The box losses average over all pairs. Pairs without a box have zeros as their target."""
 
     @classmethod
     def all(cls) -> Self:
-        """Every defect on: what the published code computes."""
+        """Switch every defect on, as in the published code."""
         return cls(**{field.name: True for field in dataclasses.fields(cls)})
 
 
@@ -68,27 +95,27 @@ MppLabels = Literal["published", "authentic", "dense"]
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """An objective, and the parts of a model that it needs."""
+    """An objective and the changes to the model that it needs."""
 
     model: Mapping[str, Any] = field(default_factory=dict)
     """Changes to a preset of `ModelConfig`."""
     weights: LossWeights = field(default_factory=LossWeights)
     defects: PublishedDefects = field(default_factory=PublishedDefects)
     mpp_labels: MppLabels = "published"
-    """Which patches MPP labels; see `asap.training.dataset.collate`."""
+    """The patches that MPP labels; see `asap.training.dataset.collate`."""
 
 
 RECIPES: Mapping[str, Recipe] = {
-    # HAMMER (Shao et al., CVPR 2023): contrast of image and text, real or fake, types, box, tokens.
+    # HAMMER (Shao et al., CVPR 2023): image-text contrast, real or fake, types, box, tokens.
     "hammer": Recipe(model={"variant": "hammer"}, weights=LossWeights(mgca=0, ied=0, mpp=0)),
-    # ASAP's image side and scalars, and captions and explanations in the contrast and in IED.
+    # Adds ASAP's image side and scalars, and captions and explanations (in the contrast and in IED).
     "hammer+lma": Recipe(weights=LossWeights(mgca=0, mpp=0)),
     "hammer+lma+mgca": Recipe(weights=LossWeights(mpp=0)),
     "asap": Recipe(),
     "asap-as-published": Recipe(defects=PublishedDefects.all()),
-    # From random weights the box and the patches need more weight than after pre-training; every patch has a label,
-    # which a small corpus cannot do without; types learn from their own side; pictures learn words from captions, and
-    # the fusion learns to read pictures by words that are hidden from it.
+    # For training from random weights. The box and the patches need more weight than after pre-training. Every patch
+    # has a label: a small corpus needs them all. The types of each modality have a head on their own side. CWP teaches
+    # the image side words from captions; MLM hides words, so that the fusion learns to read them from the picture.
     "asap-ray": Recipe(
         model={"type_heads": "apart"},
         weights=LossWeights(bbox_l1=1.0, giou=0.5, mpp=2.0, cwp=0.2, mlm=0.5),
@@ -98,7 +125,7 @@ RECIPES: Mapping[str, Recipe] = {
 
 
 def recipe_called(name: str) -> Recipe:
-    """The recipe of that name. Raises `ConfigError` with the known ones."""
+    """Return the recipe of that name. Raises `ConfigError`, with the known names, if it is unknown."""
     if name not in RECIPES:
         raise ConfigError(f"recipe {name!r} is unknown; {', '.join(RECIPES)} are known")
     return RECIPES[name]

@@ -1,4 +1,4 @@
-"""AdamW as the paper trains with: two learning rates, decay where it belongs, warmup and cosine by step."""
+"""AdamW and its schedule as in the paper: two learning rates, selective decay, warmup and cosine by step."""
 
 from __future__ import annotations
 
@@ -12,10 +12,15 @@ _IMAGE_SIDE = ("image_encoder.", "aggregator.", "image_side_attention.", "box_he
 
 
 def adamw(step: nn.Module, learning_rate: float, image_learning_rate: float, weight_decay: float) -> AdamW:
-    """AdamW with `image_learning_rate` for vision, aggregator, image-side attention and box head (published recipe).
+    """Create AdamW with a learning rate of its own for the image side (published recipe).
 
-    step: a model, or a training step with its `student`; what is frozen is left alone.
-    Weight decay spares biases, norms, scalars and learned tokens, which have nothing to be shrunk towards.
+    Weight decay spares biases, norms, scalars and learned tokens: zero is no sensible target for them.
+
+    Args:
+        step: a model, or a training step with its `student`. Frozen parameters are left out.
+        learning_rate: the rate of all other parameters.
+        image_learning_rate: the rate of image encoder, aggregator, image-side attention and box head.
+        weight_decay: the decay of matrices.
     """
     groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
     for name, parameter in step.named_parameters():
@@ -35,22 +40,26 @@ def adamw(step: nn.Module, learning_rate: float, image_learning_rate: float, wei
 
 
 def warmup_cosine(
-    optimiser: AdamW, warmup_steps: int, total_steps: int, final: float = 0.01, *, held_steps: int = 0
+    optimizer: AdamW, warmup_steps: int, total_steps: int, final: float = 0.01, *, held_steps: int = 0
 ) -> LambdaLR:
-    """Linear from 0 over `warmup_steps`, then half a cosine down to the share `final` of each group's rate.
+    """Create the schedule: a linear warmup, then half a cosine.
 
-    Before that, `held_steps` at the full rate with a warmup of their own: a stage that others follow.
+    Args:
+        optimizer: the optimizer whose rates are scheduled.
+        warmup_steps: steps of the linear warmup from 0.
+        total_steps: all steps, `held_steps` included.
+        final: the factor of each group's rate at the end of the cosine.
+        held_steps: steps before all that, which hold the full rate after a warmup of their own (a first stage).
     """
 
-    def share(step: int) -> float:
+    def factor(step: int) -> float:
         if step < held_steps:
             return min(1.0, (step + 1) / warmup_steps)
-        return of_the_rest(step - held_steps, total_steps - held_steps)
-
-    def of_the_rest(step: int, steps: int) -> float:
+        # After the held steps, count from zero: warmup and cosine share the steps that are left.
+        step, steps = step - held_steps, total_steps - held_steps
         if step < warmup_steps:
             return (step + 1) / warmup_steps
         progress = min(1.0, (step - warmup_steps) / max(1, steps - warmup_steps))
         return final + (1 - final) * 0.5 * (1 + math.cos(math.pi * progress))
 
-    return LambdaLR(optimiser, share)
+    return LambdaLR(optimizer, factor)

@@ -1,6 +1,6 @@
-"""One training step's arithmetic: a batch in, the named losses out.
+"""The training step: a batch in, the named losses out.
 
-The step owns the student, its momentum twin and the queues; the optimiser stays outside.
+The step owns the student, its momentum twin and the queues. The optimizer stays outside.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from asap.errors import ConfigError
 from asap.labels import IMAGE_TYPES
-from asap.model.asap import Asap, ImageSide
+from asap.model.asap import Asap
 from asap.training.batch import Batch, stack_texts
 from asap.training.distributed import gather
 from asap.training.losses import (
@@ -30,20 +30,21 @@ from asap.training.losses import (
     type_loss,
 )
 from asap.training.momentum import FeatureQueues, MomentumTwin
-from asap.training.objective import LossWeights, PublishedDefects
+from asap.training.objective import LOSS_NAMES, LossWeights, PublishedDefects
 from asap.training.word_prediction import CaptionWordHead, MaskedWordHead, caption_words, mask_words, true_words
 from asap.weights.pretrained import read_safetensors
 
 ALIGNMENT_TERMS = ("vlc", "ied")
-"""The terms that read captions and explanations (LMA)."""
+"""The terms that read captions and explanations (LMA, the large-model-assisted alignment of the paper)."""
 TERMS = ("bic", "mlc", "bbox_l1", "giou", "tmg", "mgca", "mpp", "cwp", "mlm", *ALIGNMENT_TERMS)
+"""All terms of the objective; `asap.training.objective.LOSS_NAMES` has the words for each."""
 WORD_TERMS = ("tmg", "mlc")
-"""The terms that a text without its image can be trained on; of MLC the text types."""
+"""The terms that can be trained on a text without its image. MLC is then restricted to the text types."""
 
 
 @dataclass(frozen=True)
 class Encoded:
-    """A batch after the encoders of one model."""
+    """A batch encoded by one model."""
 
     image_BNW: Tensor
     texts: dict[str, tuple[Tensor, Tensor]]
@@ -51,13 +52,13 @@ class Encoded:
 
 
 def encoded_features(model: Asap, encoded: Encoded) -> Features:
-    """The contrastive features of an encoded batch."""
-    of_texts = {name: model.text_features(tokens_BLW) for name, (tokens_BLW, _) in encoded.texts.items()}
-    return Features(image=model.image_features(encoded.image_BNW), **of_texts)
+    """Return the contrastive features of an encoded batch."""
+    texts = {name: model.text_features(tokens_BLW) for name, (tokens_BLW, _) in encoded.texts.items()}
+    return Features(image=model.image_features(encoded.image_BNW), **texts)
 
 
 class TrainingStep(nn.Module):
-    """The student, its twin and its queues, and the objective that ties them (the method section of the paper)."""
+    """The student, its momentum twin, the feature queues, and the objective (the method section of the paper)."""
 
     def __init__(
         self,
@@ -70,9 +71,22 @@ class TrainingStep(nn.Module):
         token_momentum: bool = True,
         mask_id: int | None = None,
     ) -> None:
-        """`token_momentum` mixes the twin's token probabilities into TMG's targets, by the same alpha; `mask_id` is the
-        tokenizer's [MASK], for MLM."""
+        """Create the twin, the queues, and the heads that are used in training only.
+
+        Args:
+            student: the model to train.
+            weights: the weights of the terms; the published ones by default.
+            defects: the published defects to reproduce; none by default.
+            queue_size: features of each modality that the queues hold.
+            momentum: decay of the moving average that the twin is.
+            token_momentum: mix the token probabilities of the twin into the targets of token grounding (TMG), with the
+                same weight `alpha` as in the contrast.
+            mask_id: the tokenizer's [MASK], needed for masked language modeling (MLM).
+
+        Raises `ConfigError` if a term has weight that the model or the tokenizer has no means for.
+        """
         super().__init__()
+        # Twin, queues and heads draw random numbers: their order is part of a run's reproducibility.
         self.student = student
         self.twin = MomentumTwin(student, momentum)
         self.queues = FeatureQueues(student.config, queue_size)
@@ -83,15 +97,21 @@ class TrainingStep(nn.Module):
         self.masked_words = MaskedWordHead(student.config) if self.criterion.has_weight("mlm") else None
         self.mask_id = mask_id
         if self.masked_words is not None and mask_id is None:
-            raise ConfigError("the loss term mlm needs a tokenizer with a mask token; set its weight to 0")
+            raise ConfigError(
+                "the loss term mlm needs a tokenizer with a mask token (masked language modeling); set its weight to 0"
+            )
         asap_only = [term for term in ("ied", "mpp") if self.criterion.has_weight(term)]
         if student.config.variant == "hammer" and asap_only:
-            raise ConfigError(f"a HAMMER model has no head for {asap_only}; set those loss weights to 0")
+            spelled_out = ", ".join(f"{term}: {LOSS_NAMES[term]}" for term in asap_only)
+            raise ConfigError(
+                f"a HAMMER model has no head for {asap_only}; set those loss weights to 0 ({spelled_out})"
+            )
 
     def lock_image_encoder(self) -> None:
-        """From now on the image encoder rests, at its averaged weights, and the other parts learn to read it.
+        """Freeze the image encoder at its averaged weights; the other parts go on learning.
 
-        Locked-image tuning (Zhai et al., CVPR 2022): a step then costs a fraction, and its tokens can be kept.
+        This is locked-image tuning (Zhai et al., CVPR 2022). A step then costs a fraction, and the image tokens can be
+        cached.
         """
         self.student.image_encoder.load_state_dict(self.twin.model.image_encoder.state_dict())
         self.student.image_encoder.requires_grad_(False)
@@ -99,7 +119,7 @@ class TrainingStep(nn.Module):
         self.train(self.training)
 
     def train(self, mode: bool = True) -> TrainingStep:
-        """As any module's; a locked image encoder stays in eval mode."""
+        """Set the training mode; a locked image encoder stays in eval mode."""
         super().train(mode)
         if self.image_locked:
             self.student.image_encoder.eval()
@@ -107,25 +127,34 @@ class TrainingStep(nn.Module):
 
     @property
     def uses_explanations(self) -> bool:
-        """Whether captions and explanations are trained on (LMA); HAMMER's objective has none."""
-        return self.student.config.variant == "asap" and self.criterion.wants_any(ALIGNMENT_TERMS)
+        """True if captions and explanations are trained on (LMA); the objective of HAMMER does not use them."""
+        return self.student.config.variant == "asap" and self.criterion.any_has_weight(ALIGNMENT_TERMS)
 
     def forward(
         self, batch: Batch, alpha: float, shares: dict[str, Tensor] | None = None, *, moves_twin: bool = True
     ) -> dict[str, Tensor]:
-        """The terms of the objective, unweighted, and their weighted sum under `total`.
+        """Return the unweighted terms of the objective, and their weighted sum under `total`.
 
-        `alpha` is the weight of the twin's soft targets. Updates the twin, then the queues. Of a micro batch, `shares`
-        (`asap.training.micro_batches`) multiply the terms, and only the first of a batch `moves_twin`.
+        The twin is updated first, and the queues last.
+
+        Args:
+            batch: the batch, or a micro batch.
+            alpha: the weight of the twin's soft targets.
+            shares: factors of the terms of a micro batch; see `asap.training.micro_batches`.
+            moves_twin: update the twin. Only the first micro batch of a batch does.
         """
         if moves_twin:
             with torch.no_grad():
                 self.student.temperature.clamp_(0.001, 0.5)
                 self.twin.update_parameters(self.student)
-        if not self.criterion.wants_any(set(TERMS).difference(WORD_TERMS)):
+        # A stage that trains words alone never runs the image side.
+        if not self.criterion.any_has_weight(set(TERMS).difference(WORD_TERMS)):
             return self._with_total(self._word_terms(batch), shares)
+        # The twin is encoded only if a term reads its soft targets or its features.
+        reads_soft_tokens = self.criterion.has_weight("tmg") and self.token_momentum and alpha > 0
+        needs_twin = self.criterion.has_weight("vlc") or reads_soft_tokens
         with torch.no_grad():
-            twin = self._encode(self.twin.model, batch) if self._asks_the_twin(alpha) else None
+            twin = self._encode(self.twin.model, batch) if needs_twin else None
         encoded = self._encode(self.student, batch)
         terms = self._fused_terms(batch, encoded, twin, alpha)
         embeddings_VW = self.student.text_encoder.embeddings.word_embeddings.weight
@@ -144,7 +173,10 @@ class TrainingStep(nn.Module):
         return terms | {"total": self.criterion.total(terms)}
 
     def _word_terms(self, batch: Batch) -> dict[str, Tensor]:
-        """The text side alone, which costs a sixth of a step: words that contradict each other."""
+        """Return the terms of the text side alone, at a sixth of the cost of a full step.
+
+        The text side learns to find words that contradict each other.
+        """
         tokens_BLW, _ = self.student.fusion_encoder(self.student.encode_text(*batch.text), batch.text.mask, None)
         text_types_B2 = batch.types[:, len(IMAGE_TYPES) :]
         return {
@@ -159,19 +191,8 @@ class TrainingStep(nn.Module):
         logits_TV = head(tokens_BLW[hidden_BL], student.text_encoder.embeddings.word_embeddings.weight)
         return masked_word_loss(logits_TV.float(), words.input_ids, hidden_BL)
 
-    def _image_terms(self, batch: Batch, seen: ImageSide) -> dict[str, Tensor]:
-        terms = self.criterion.boxes(self.student.boxes(seen), batch.box_cxcywh, batch.has_box)
-        if self.criterion.has_weight("mpp"):
-            terms["mpp"] = self.criterion.patches(self.student.patch_logits(seen), batch.patch_labels)
-        return terms
-
-    def _asks_the_twin(self, alpha: float) -> bool:
-        return self.criterion.has_weight("vlc") or (
-            self.criterion.has_weight("tmg") and self.token_momentum and alpha > 0
-        )
-
     def _encode(self, model: Asap, batch: Batch) -> Encoded:
-        """Image tokens, and text (caption, explanation) tokens in one run of the text encoder."""
+        """Encode the images, and the texts (with captions and explanations) in one run of the text encoder."""
         parts = {"text": batch.text}
         if self.uses_explanations:
             parts |= {"caption": batch.caption, "explanation": batch.explanation}
@@ -190,9 +211,10 @@ class TrainingStep(nn.Module):
             twin=twin_features,
             keys=Features(**{name: self.queues.keys(name, value) for name, value in gathered.items()}),
         )
-        # A similarity is divided by a temperature of 0.07: half precision would blur it by a tenth.
+        # Similarities are divided by a temperature of about 0.07. In half precision their error would reach a tenth.
         with torch.autocast(batch.images.device.type, enabled=False):
             loss = self.criterion.contrast(contrast, ~batch.manipulated, self.student.temperature, alpha)
+        # Enqueue last: the keys above hold this step's features already.
         self.queues.enqueue(gathered)
         return loss
 
@@ -200,15 +222,17 @@ class TrainingStep(nn.Module):
         text_BLW, mask_BL = encoded.texts["text"]
         fused = self.student.fuse(encoded.image_BNW, text_BLW, mask_BL, with_scores=self.criterion.has_weight("mgca"))
         predicted = self.student.predict(fused)
-        # Stacking pads the text to the longest caption or explanation; labels follow.
+        # `_encode` pads the text to the longest caption or explanation, so the labels are padded too.
         longer = predicted.logits_token.shape[1] - batch.token_labels.shape[1]
         labels_BL = F.pad(batch.token_labels, (0, longer), value=IGNORED_TOKEN)
         terms = {
             "bic": real_fake_loss(predicted.logits_real_fake, batch.manipulated),
             "mlc": type_loss(predicted.logits_multilabel, batch.types),
             "tmg": token_loss(predicted.logits_token, labels_BL, self._soft_tokens(twin, alpha), alpha),
-            **self._image_terms(batch, fused.seen),
+            **self.criterion.boxes(self.student.boxes(fused.seen), batch.box_cxcywh, batch.has_box),
         }
+        if self.criterion.has_weight("mpp"):
+            terms["mpp"] = self.criterion.patches(self.student.patch_logits(fused.seen), batch.patch_labels)
         if fused.scores_BLN is not None:
             terms["mgca"] = self.criterion.guidance(fused.scores_BLN, batch.patch_mask, labels_BL, mask_BL)
         if self.criterion.has_weight("ied"):
@@ -218,7 +242,7 @@ class TrainingStep(nn.Module):
 
     @torch.no_grad()
     def _soft_tokens(self, twin: Encoded | None, alpha: float) -> Tensor | None:
-        """The twin's probabilities for each token, (B, L-1, 2), where they have any weight."""
+        """Return the twin's probabilities for each token, (B, L-1, 2); None if they have no weight."""
         if twin is None or not self.token_momentum or alpha == 0:
             return None
         tokens_BLW, _ = self.twin.model.fusion_encoder(*twin.texts["text"], twin.image_BNW)
@@ -226,8 +250,11 @@ class TrainingStep(nn.Module):
         return logits_BL2.softmax(dim=-1)
 
 
-def begin(step: TrainingStep, file: Path) -> None:
-    """Put what `Start.save` wrote into a step whose other weights stay; the rest of the twin becomes the student's."""
+def begin_from_start(step: TrainingStep, file: Path) -> None:
+    """Load the file that `asap.weights.start.Start.save` wrote into a step.
+
+    Weights that the file does not hold keep their values in student and queues; in the twin they become the student's.
+    """
     groups: dict[str, dict[str, Tensor]] = {"student": {}, "twin": {}, "queues": {}}
     for name, value in read_safetensors(file).items():
         group, _, rest = name.partition(".")

@@ -1,7 +1,8 @@
-"""Words predicted from pictures, in training only: what is said of a picture teaches it words, and how to be read.
+"""Words predicted from pictures: caption word prediction (CWP) and masked language modeling (MLM).
 
-Neither term is of the paper, whose model starts from encoders and a fusion that captions have trained (ALBEF). From
-random weights the fusion does without the picture for as long as the words of a text tell enough of each other.
+Both are used in training only. CWP teaches the image side words; MLM teaches the fusion encoder to read pictures.
+Neither term is in the paper: its model starts from encoders and a fusion encoder that were trained on captions (ALBEF).
+From random weights, the fusion encoder ignores the picture as long as the words of a text predict each other well.
 """
 
 from __future__ import annotations
@@ -15,15 +16,21 @@ from asap.model.config import ModelConfig
 from asap.training.batch import Batch, Tokens, stack_texts
 
 MASKED_SHARE = 0.4
-"""Of the words of a text: more than BERT's 0.15, so that the words left often do not tell those that are not, and the
-picture must (Wettig et al., EACL 2023, who find 0.4 as good for the text alone)."""
+"""The share of a text's words that are masked.
+
+It is larger than BERT's 0.15, so that the remaining words often do not determine the masked ones and the picture must.
+Wettig et al. (EACL 2023) find 0.4 as good for the text alone.
+"""
 _KEPT, _REPLACED = 0.1, 0.1
-"""Of the masked words, those that stay and those that another stands for, as BERT's."""
+"""The shares of the masked words that stay as they are, and that are replaced by another word (as in BERT)."""
 
 
 def caption_words(batch: Batch) -> Tokens:
-    """The captions; [CLS] alone where a caption is only a manipulated text that stands in for a missing one."""
-    text, caption = _of_one_length(batch.text, batch.caption)
+    """Return the captions; [CLS] alone where the caption is only a copy of the manipulated text.
+
+    A text stands in for a missing caption. A manipulated one does not describe its picture.
+    """
+    text, caption = _pad_to_one_length(batch.text, batch.caption)
     same_B = (text.input_ids == caption.input_ids).all(dim=1) & (text.mask == caption.mask).all(dim=1)
     mask_BL = caption.mask.clone()
     mask_BL[:, 1:] *= ~(same_B & _text_manipulated(batch))[:, None]
@@ -31,8 +38,8 @@ def caption_words(batch: Batch) -> Tokens:
 
 
 def true_words(batch: Batch) -> Tokens:
-    """What is truly said of each picture: the text where it was not manipulated, else the caption, or [CLS] alone."""
-    text, caption = _of_one_length(batch.text, caption_words(batch))
+    """Return a true text for each picture: the text unless it was manipulated, else the caption or [CLS] alone."""
+    text, caption = _pad_to_one_length(batch.text, caption_words(batch))
     manipulated_B1 = _text_manipulated(batch)[:, None]
     return Tokens(*(torch.where(manipulated_B1, other, own) for own, other in zip(text, caption, strict=True)))
 
@@ -41,20 +48,24 @@ def _text_manipulated(batch: Batch) -> Tensor:
     return batch.types[:, len(IMAGE_TYPES) :].any(dim=1)
 
 
-def _of_one_length(*texts: Tokens) -> list[Tokens]:
+def _pad_to_one_length(*texts: Tokens) -> list[Tokens]:
     stacked = stack_texts(*texts)
     return [Tokens(*parts) for parts in zip(*(part.chunk(len(texts)) for part in stacked), strict=True)]
 
 
 def mask_words(words: Tokens, mask_id: int, vocab_size: int) -> tuple[Tensor, Tensor]:
-    """Hide some pieces of each text: the ids with them hidden, and which they are; (B, L) each.
+    """Mask `MASKED_SHARE` of the pieces of each text, except [CLS].
 
-    As many of every text, by its length, [CLS] never; most become [MASK], some another piece, some stay (BERT).
+    As in BERT, most of them become [MASK], some become another piece, and some stay.
+
+    Returns the ids with these pieces masked, (B, L), and a mask of the hidden pieces, (B, L) bool.
     """
     ids_BL, mask_BL = words
     maskable_BL = mask_BL.bool()
     maskable_BL[:, 0] = False
     count_B1 = (maskable_BL.sum(dim=1, keepdim=True) * MASKED_SHARE).ceil()
+    # Rank the pieces by a random number and take the first: an exact number of each text. Pieces that cannot be masked
+    # get a number above all others.
     drawn_BL = torch.rand_like(ids_BL, dtype=torch.float32).masked_fill(~maskable_BL, 2.0)
     hidden_BL = (drawn_BL.argsort(dim=1).argsort(dim=1) < count_B1) & maskable_BL
     how_BL = torch.rand_like(ids_BL, dtype=torch.float32)
@@ -65,7 +76,7 @@ def mask_words(words: Tokens, mask_id: int, vocab_size: int) -> tuple[Tensor, Te
 
 
 class _WordHead(nn.Module):
-    """To a logit for each piece of the vocabulary, by the text side's own word embeddings (training only)."""
+    """A head with a logit for each piece of the vocabulary, tied to the word embeddings of the text side."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -74,29 +85,29 @@ class _WordHead(nn.Module):
         self.bias = nn.Parameter(torch.zeros(config.vocab_size))
 
     def words(self, hidden_TW: Tensor, embeddings_VW: Tensor) -> Tensor:
-        """Logits (T, V).
+        """Return logits (T, V), scaled as attention scores are.
 
-        Scaled as attention scores are: words are drawn at 1 (`Asap`), which would make the first logits as large as
-        the root of the width, and the first loss above that of knowing nothing.
+        The word embeddings are initialized with standard deviation 1 (`Asap`). Unscaled, the first logits would be as
+        large as the square root of the width, and the first loss larger than that of a uniform guess.
         """
         normed_TW = self.norm(hidden_TW)
         return F.linear(normed_TW * normed_TW.shape[-1] ** -0.5, embeddings_VW, self.bias)
 
 
 class CaptionWordHead(_WordHead):
-    """From image tokens to words (CWP).
+    """The head of caption word prediction (CWP): image tokens to words.
 
-    A patch and a word that mean the same come to lie in the same place, which is where cross attention finds them.
+    It draws a patch and a word of the same meaning to the same point, where cross attention finds them.
     """
 
     def forward(self, image_BNW: Tensor, embeddings_VW: Tensor) -> Tensor:
-        """Logits (B, V) of the mean patch."""
+        """Return the logits of the mean patch, (B, V)."""
         return self.words(self.dense(image_BNW[:, 1:].mean(dim=1)), embeddings_VW)
 
 
 class MaskedWordHead(_WordHead):
-    """From a fused token to words (MLM), with BERT's transform."""
+    """The head of masked language modeling (MLM): fused tokens to words, with the transform of BERT."""
 
     def forward(self, tokens_TW: Tensor, embeddings_VW: Tensor) -> Tensor:
-        """Logits (T, V) of T tokens."""
+        """Return the logits of T tokens, (T, V)."""
         return self.words(F.gelu(self.dense(tokens_TW)), embeddings_VW)

@@ -25,7 +25,7 @@ from asap.training.distributed import average_running_statistics, gather
 from asap.training.image_token_cache import ImageTokens
 from asap.training.micro_batches import separate_gradients, term_shares
 from asap.training.optimizer import adamw, warmup_cosine
-from asap.training.step import TERMS, TrainingStep, begin
+from asap.training.step import TERMS, TrainingStep, begin_from_start
 from jobs.errors import TrainingDiverged
 from jobs.train.data.feed import CacheFeed, Feed, Order
 from jobs.train.data.splits import Split
@@ -127,7 +127,7 @@ class Trainer:
 
     def begin_from(self, start: Path) -> None:
         """Take the weights of a warm start, as `jobs.train.start` wrote them; for a run that has no checkpoint yet."""
-        begin(self.module, start)
+        begin_from_start(self.module, start)
 
     def distribute(self, wrapped: nn.Module) -> None:
         """Call the step through `wrapped`, which averages gradients over workers."""

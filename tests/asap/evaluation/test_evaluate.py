@@ -7,12 +7,14 @@ import pytest
 import torch
 from PIL import Image
 
+from asap.corpus.picture_cache import PictureCache
+from asap.corpus.reader import Record
 from asap.errors import DecodeFailed
 from asap.evaluation.evaluate import evaluate_records, evaluate_split
 from asap.labels import TYPES
 from asap.model.asap import Fused
 from asap.preprocessing.text import TextCodec, train_tokenizer
-from asap.training.dataset import PictureCache, Record, TrainingSet
+from asap.training.dataset import TrainingSet
 from jobs.train.data.splits import Split
 from tests.support.tiny import tiny_model
 
@@ -50,7 +52,7 @@ def test_the_figures_do_not_depend_on_the_batches(split: Split, batch_size: int)
 
 
 @pytest.mark.parametrize("training", [True, False])
-def test_the_model_is_judged_in_eval_mode_and_left_in_its_own(split: Split, training: bool) -> None:
+def test_the_model_is_evaluated_in_eval_mode_and_its_mode_is_restored(split: Split, training: bool) -> None:
     model = tiny_model(vocab_size=split.config.vocab_size)
     calm = evaluate_split(model, split.pairs)
     dropping = tiny_model(vocab_size=split.config.vocab_size, dropout=0.5).train(training)
@@ -62,7 +64,7 @@ def test_the_model_is_judged_in_eval_mode_and_left_in_its_own(split: Split, trai
     torch.testing.assert_close(dropping.state_dict(), before, rtol=0, atol=0)
 
 
-def test_a_split_without_boxes_is_judged_by_what_it_has(split: Split) -> None:
+def test_a_split_without_boxes_has_all_other_figures(split: Split) -> None:
     records = [record for record in split.pairs.records if "face" not in record.fake_cls]
     tokenizer = train_tokenizer(TEXTS, 100)
     boxless = dataclasses.replace(split, pairs=TrainingSet(records, split.pairs.pictures, TextCodec(tokenizer)))
@@ -73,7 +75,7 @@ def test_a_split_without_boxes_is_judged_by_what_it_has(split: Split) -> None:
 
 @pytest.fixture
 def on_disk(split: Split, tmp_path: Path) -> list[Record]:
-    """The records of `split`, their pictures as files."""
+    """Write the pictures of `split` to files and return its records with these."""
     records = [dataclasses.replace(record, image=tmp_path / record.image.name) for record in split.pairs.records]
     for pixels, record in zip(split.pairs.pictures.pixels, records, strict=True):
         Image.fromarray(pixels).save(record.image)
@@ -81,7 +83,7 @@ def on_disk(split: Split, tmp_path: Path) -> list[Record]:
 
 
 @pytest.mark.parametrize("batch_size", [2, 64])
-def test_records_are_judged_as_a_prepared_split_is(split: Split, on_disk: list[Record], batch_size: int) -> None:
+def test_records_give_the_figures_of_the_prepared_split(split: Split, on_disk: list[Record], batch_size: int) -> None:
     model = tiny_model(vocab_size=split.config.vocab_size)
     found = evaluate_records(model, split.pairs.codec, on_disk, batch_size)
     assert len(found) == len(CLASSES)
@@ -90,7 +92,7 @@ def test_records_are_judged_as_a_prepared_split_is(split: Split, on_disk: list[R
     assert {name: report[name] for name in NAMES} == pytest.approx({name: wanted[name] for name in NAMES}, abs=1e-5)
 
 
-def test_a_picture_that_two_records_share_is_judged_with_both(split: Split, on_disk: list[Record]) -> None:
+def test_a_picture_that_two_records_share_is_evaluated_with_both(split: Split, on_disk: list[Record]) -> None:
     model = tiny_model(vocab_size=split.config.vocab_size)
     shared = [on_disk[0], dataclasses.replace(on_disk[3], image=on_disk[0].image)]
     assert evaluate_records(model, split.pairs.codec, shared).predictions().has_box.tolist() == [False, True]
@@ -102,29 +104,28 @@ def test_a_picture_that_cannot_be_decoded_is_named(split: Split, on_disk: list[R
         evaluate_records(tiny_model(vocab_size=split.config.vocab_size), split.pairs.codec, on_disk)
 
 
-def test_words_are_judged_under_the_published_alignment_too(split: Split) -> None:
+def test_words_are_evaluated_under_the_published_alignment_too(split: Split) -> None:
     model = tiny_model(vocab_size=split.config.vocab_size)
-    report = evaluate_split(model, split.pairs)  # no word of these texts is parted by punctuation
+    report = evaluate_split(model, split.pairs)  # without punctuation both alignments are the same
     assert report["token_F1"] is not None
     assert report["token_F1_published"] == report["token_F1"]
 
 
-def test_a_text_is_judged_beside_the_picture_before_it_where_that_is_asked(split: Split) -> None:
+def test_elsewhere_evaluates_a_text_beside_the_picture_before_it(split: Split) -> None:
     model = tiny_model(vocab_size=split.config.vocab_size)
     assert evaluate_split(model, split.pairs)["AP_elsewhere"] is None
-    told: list[torch.Tensor] = []
+    fused_images: list[torch.Tensor] = []
     fuse = model.fuse
 
-    def kept(image: torch.Tensor, *rest: torch.Tensor) -> Fused:
-        told.append(image)
+    def fuse_and_keep(image: torch.Tensor, *rest: torch.Tensor) -> Fused:
+        fused_images.append(image)
         return fuse(image, *rest)
 
-    with mock.patch.object(model, "fuse", kept):
+    with mock.patch.object(model, "fuse", fuse_and_keep):
         report = evaluate_split(model, split.pairs, elsewhere=True)
-    own, other = told
+    own, other = fused_images
     assert torch.equal(other[1:], own[:-1])
     assert torch.equal(other[0], own[-1])
     assert all(0 < value <= 1 for value in report["AP_elsewhere"])
-    assert (
-        evaluate_split(model, split.pairs, batch_size=1, elsewhere=True)["AP_elsewhere"] is None
-    )  # one has no other beside it
+    # A batch of a single pair has no other picture.
+    assert evaluate_split(model, split.pairs, batch_size=1, elsewhere=True)["AP_elsewhere"] is None

@@ -20,7 +20,7 @@ SPEC = json.loads((GOLDEN / "metrics_0.json").read_text(encoding="utf-8"))
 
 @pytest.fixture(scope="module")
 def golden():
-    """Output and targets of the 500 golden pairs."""
+    """Return output and targets of the 500 golden pairs."""
     with np.load(GOLDEN / "metrics_0.npz") as arrays:
         held = {name: torch.from_numpy(arrays[name]) for name in arrays}
     names = ("logits_real_fake", "logits_multilabel", "box_pred_cxcywh", "logits_token")
@@ -35,7 +35,10 @@ def evaluate(output, *targets, rows=slice(None)):
 
 
 def pairs(*classes, margin=None, tokens=2):
-    """Output and targets of pairs of the classes, rightly judged unless told a `margin`; each has one fake token."""
+    """Return output and targets of one pair of each class, predicted correctly unless `margin` is passed.
+
+    Each pair with a manipulated text has one manipulated token.
+    """
     types = torch.stack([multi_hot(name) for name in classes])
     manipulated, has_box = types.any(dim=1), types[:, :2].any(dim=1)
     boxes = torch.tensor([0.5, 0.5, 0.4, 0.4]) * has_box[:, None]
@@ -50,7 +53,7 @@ def pairs(*classes, margin=None, tokens=2):
 
 
 def numbers(report):
-    """Every leaf of a report with its path."""
+    """Yield every leaf of a report with its path."""
     items = report.items() if isinstance(report, dict) else enumerate(report)
     for key, value in items:
         if isinstance(value, dict | list):
@@ -133,7 +136,7 @@ def test_top3_leaves_out_the_lowest_of_four_flagged_types():
     assert (report["top3"]["OP"], report["top3"]["OR"]) == (pytest.approx(1 / 3), 0.5)
 
 
-def test_overlap_is_that_of_the_boxes():
+def test_overlap_is_the_iou_of_the_boxes():
     box = np.array(
         [[0.5, 0.5, 0.4, 0.4], [0.25, 0.5, 0.5, 1.0], [0.1, 0.1, 0.1, 0.1], [0.5, 0.5, 0.0, 0.0]], np.float32
     )
@@ -143,7 +146,7 @@ def test_overlap_is_that_of_the_boxes():
     assert box_overlap(box, true, np.ones(4, bool)) == pytest.approx([1, 0.5, 0, 0])
 
 
-def test_without_a_box_only_a_prediction_of_none_is_right():
+def test_without_a_box_only_a_prediction_of_no_box_is_right():
     box = np.array([[0, 0, 0, 0], [5e-5, 5e-5, 5e-5, 5e-5], [1.1e-4, 0, 0, 0], [0.5, 0.5, 0.2, 0.2]], np.float32)
     assert box_overlap(box, np.zeros_like(box), np.zeros(4, bool)).tolist() == [1, 1, 0, 0]
 
@@ -152,7 +155,7 @@ def test_overlap_thresholds_are_exclusive_as_published():
     assert box_metrics(np.array([0.5, 0.75, 1.0]))["IoU50"] == pytest.approx(2 / 3)
 
 
-def test_gating_takes_back_the_box_of_an_unflagged_pair_and_boxed_looks_at_boxes_only():
+def test_gated_drops_the_box_of_an_unflagged_pair_and_boxed_counts_only_boxes():
     output, types, boxes, labels = pairs("orig", "face_swap", "face_swap")
     always = AsapOutput(output[0], output[1], torch.tensor([0.5, 0.5, 0.4, 0.4]).repeat(3, 1), output[3])
     always.logits_multilabel[2] = -1  # a face that no image type flags
@@ -186,8 +189,8 @@ def test_the_breakdown_compares_each_class_with_the_authentic_pairs():
     assert [report[name]["ACC"] for name in report] == [1, 1, 0]
 
 
-def test_the_breakdown_has_the_corpus_own_names_and_merges_exactly():
-    # DGM4+ has two names for an authentic pair; SAMM a name of its own for a class of two types.
+def test_the_breakdown_uses_the_names_of_the_corpus_and_merges_exactly():
+    # DGM4+ has two names for an authentic pair; SAMM has its own name for a class of two types.
     names = ("orig", "origin", "text_swap", "origin", "swap_manipulation")
     drawn = pairs("orig", "orig", "text_swap", "orig", "face_swap&text_attribute", margin=[-2.0, 1.0, 3.0, -1.0, 0.5])
     whole, merged = Evaluation(), Evaluation()
@@ -211,7 +214,7 @@ def test_the_breakdown_has_the_corpus_own_names_and_merges_exactly():
     assert report["swap_manipulation"]["AUC"] == pytest.approx(2 / 3)  # against all three authentic pairs
 
 
-def test_words_are_judged_under_both_alignments():
+def test_words_are_evaluated_under_both_alignments():
     output, types, boxes, labels = pairs("text_swap", "orig", tokens=3)
     drifted = labels.roll(1, dims=1)
     evaluation = Evaluation()
@@ -221,13 +224,13 @@ def test_words_are_judged_under_both_alignments():
     assert (report["token_recall_published"], report["token_ACC_published"]) == (0, pytest.approx(4 / 6))
 
 
-def test_without_published_labels_there_are_no_figures_of_them():
+def test_figures_of_the_published_alignment_need_published_labels():
     report = evaluate(*pairs("text_swap", "orig")).compute()
     assert report["token_F1"] == 1
     assert [report[f"token_{name}_published"] for name in ("ACC", "precision", "recall", "F1")] == [None] * 4
 
 
-def test_pairs_are_kept_in_the_order_in_which_they_were_seen():
+def test_pairs_are_kept_in_the_order_of_evaluation():
     evaluation = evaluate(*pairs("orig", "face_swap", margin=[-1.0, 2.0]))
     evaluation.merge(evaluate(*pairs("text_swap", margin=[0.5])))
     predictions = evaluation.predictions()
@@ -243,11 +246,11 @@ def assert_no_nan(report):
         assert value is None or math.isfinite(value), name
 
 
-def test_nothing_seen_is_no_figure():
+def test_an_empty_evaluation_has_no_figures():
     assert Evaluation().compute() == {"pairs": 0}
 
 
-def test_no_manipulated_sample_leaves_auc_and_recalls_out():
+def test_auc_and_recalls_are_none_without_manipulated_samples():
     report = evaluate(*pairs("orig", "orig")).compute()
     assert_no_nan(report)
     assert (report["AUC"], report["EER"], report["mAP"], report["OR"], report["CF1"]) == (None,) * 5
@@ -258,7 +261,7 @@ def test_no_manipulated_sample_leaves_auc_and_recalls_out():
     assert report["token_F1"] is None
 
 
-def test_no_authentic_sample_leaves_auc_out():
+def test_auc_is_none_without_authentic_samples():
     report = evaluate(*pairs("face_swap", "text_swap")).compute()
     assert_no_nan(report)
     assert (report["AUC"], report["EER"]) == (None, None)
@@ -268,7 +271,7 @@ def test_no_authentic_sample_leaves_auc_out():
     assert report["CF1"] == 1
 
 
-def test_no_tokens_leave_the_token_figures_out():
+def test_token_figures_are_none_without_tokens():
     report = evaluate(*pairs("orig", "face_swap", tokens=0)).compute()
     assert_no_nan(report)
     assert [report[f"token_{name}"] for name in ("ACC", "precision", "recall", "F1")] == [None] * 4
@@ -282,11 +285,11 @@ def test_precision_without_a_prediction_is_zero_as_published():
     assert (report["OP"], report["OR"], report["OF1"], report["CP"], report["CF1"]) == (0, 0, 0, 0, 0)
 
 
-def test_a_false_alarm_where_there_is_nothing_to_find_has_precision_zero():
+def test_a_false_alarm_has_precision_zero_if_there_is_nothing_to_find():
     assert token_metrics(np.array([10, 0, 2, 0]))["token_precision"] == 0
 
 
-def test_a_prediction_that_is_no_number_is_an_error():
+def test_a_nan_prediction_is_an_error():
     output, *targets = pairs("orig", "face_swap")
     for part in output[:3]:
         broken = AsapOutput(*(torch.full_like(one, torch.nan) if one is part else one for one in output))
@@ -300,13 +303,13 @@ def test_token_labels_of_another_length_are_refused():
         evaluate(output, types, boxes, labels[:, :1])
 
 
-def test_what_texts_reach_beside_another_picture_is_told_where_it_is_known():
+def test_precision_beside_another_picture_is_reported_if_it_was_evaluated():
     output, types, boxes, labels = pairs("orig", "text_swap", "face_swap&text_swap", "orig")
     elsewhere = torch.tensor([[0.9, -1.0], [0.5, -1.0], [float("nan")] * 2, [-0.5, -1.0]])
     evaluation = Evaluation()
     evaluation.update(output, types, boxes, labels, None, elsewhere)
     report = evaluation.compute()
-    # Of three known pairs the swapped text comes second; the corpus has no turned words.
+    # Among the three pairs that were evaluated, the swapped text ranks second; no pair has a text_attribute.
     assert report["AP_elsewhere"] == [0.5, None]
     assert report["AP"][2] == 1.0
     assert evaluate(output, types, boxes, labels).compute()["AP_elsewhere"] is None

@@ -1,4 +1,4 @@
-"""The paper's table."""
+"""The table of the papers."""
 
 import torch
 
@@ -28,7 +28,7 @@ def test_the_figures_are_those_of_the_papers_in_their_order():
     assert rows[0].figures == [("AUC", "100.00"), ("EER", "0.00"), ("ACC", "100.00")]
 
 
-def test_boxes_are_read_in_three_ways_and_words_in_two():
+def test_boxes_have_three_definitions_and_words_two():
     rows = task_rows(report("orig", "face_swap", "text_swap"))
     found = {row.reading.partition(":")[0]: dict(row.figures) for row in rows}
     assert [found[reading]["IoUmean"] for reading in ("as published", "gated", "boxed")] == [
@@ -46,14 +46,14 @@ def test_each_class_that_occurs_has_a_row():
     assert rows[0][2] == "–", "no AUC of authentic pairs alone"
 
 
-def test_a_figure_that_the_corpus_cannot_tell_is_a_dash():
+def test_an_undefined_figure_is_a_dash():
     assert (percent(None), percent(0.0), percent(0.93195)) == ("–", "0.00", "93.19")
 
 
-def test_what_pictures_tell_of_texts_has_two_rows_where_it_is_known():
-    told = report("orig", "text_swap", "text_attribute")
-    assert [row.task for row in task_rows(told)].count("texts") == 0
-    rows = task_rows(told | {"AP_elsewhere": [0.5, None]})[-2:]
+def test_the_contribution_of_pictures_has_two_rows_if_it_was_evaluated():
+    evaluated = report("orig", "text_swap", "text_attribute")
+    assert [row.task for row in task_rows(evaluated)].count("texts") == 0
+    rows = task_rows(evaluated | {"AP_elsewhere": [0.5, None]})[-2:]
     assert [row.figures for row in rows] == [
         [("AP text_swap", "100.00"), ("AP text_attribute", "100.00")],
         [("AP text_swap", "50.00"), ("AP text_attribute", "–")],

@@ -1,4 +1,4 @@
-"""What is shown of a precision, held against simulated models whose true precision is known."""
+"""Bounds of a precision, compared with simulated models whose true precision is known."""
 
 from typing import Any
 
@@ -21,7 +21,7 @@ def _logit(threshold: float) -> float:
 
 
 def _draw(seed: int, authentic: int, positive: int, mean: float, digits: int | None = None) -> Decision:
-    """Authentic logits are N(0, 1), positive ones N(mean, 1); with `digits`, scores are rounded, so that many tie."""
+    """Draw authentic logits from N(0, 1), positive ones from N(mean, 1); `digits` rounds scores, so that many tie."""
     generator = np.random.default_rng(seed)
     scores = [_sigmoid(generator.normal(at, 1, size)) for at, size in ((0, authentic), (mean, positive))]
     if digits is not None:
@@ -36,7 +36,7 @@ def _true_precision(threshold: float, prevalence: float, mean: float, digits: in
     return float(right / (right + (1 - prevalence) * norm.sf(_logit(threshold))))
 
 
-# The promise.
+# The guarantee.
 
 
 @pytest.mark.parametrize(
@@ -49,16 +49,16 @@ def _true_precision(threshold: float, prevalence: float, mean: float, digits: in
         (0.2, 0.9, 800, 600, 2.5, 2),
     ],
 )
-def test_the_shown_precision_holds_on_fresh_draws_as_often_as_was_said(
+def test_the_guaranteed_precision_holds_on_fresh_draws_with_the_stated_confidence(
     prevalence: float, precision: float, authentic: int, positive: int, mean: float, digits: int | None
 ) -> None:
     runs, shown, broken = 150, 0, 0
     for seed in range(runs):
         curve = OperatingCurve(_draw(seed, authentic, positive, mean, digits), prevalence, CONFIDENCE)
-        place = curve.choose(precision)
-        if place is None:
+        position = curve.choose(precision)
+        if position is None:
             continue
-        point = curve.at(place)
+        point = curve.at(position)
         true = _true_precision(point.value, prevalence, mean, digits)
         shown += 1
         broken += not precision <= point.precision_lower <= true <= point.precision_upper
@@ -67,7 +67,7 @@ def test_the_shown_precision_holds_on_fresh_draws_as_often_as_was_said(
 
 
 def test_a_bound_for_one_threshold_would_promise_too_much() -> None:
-    """Why the bounds hold for all thresholds at once: the lowest threshold that seems to keep the target is lucky."""
+    """Show why the bounds must hold for all thresholds at once: the lowest one that seems to suffice is lucky."""
     runs, target, prevalence, mean, authentic, positive = 200, 0.9, 0.2, 2.5, 800, 600
     level, broken = (1 - CONFIDENCE) / 2, 0
     for seed in range(runs):
@@ -82,27 +82,30 @@ def test_a_bound_for_one_threshold_would_promise_too_much() -> None:
     assert broken > (1 - CONFIDENCE) * runs
 
 
-def test_the_share_that_people_find_in_their_band_is_at_least_what_was_shown() -> None:
+def test_the_precision_of_a_review_band_is_at_least_its_bound() -> None:
     runs, prevalence, mean, shown, broken = 60, 0.1, 2.5, 0, 0
     for seed in range(runs):
         curve = OperatingCurve(_draw(seed, 4000, 3000, mean), prevalence, CONFIDENCE)
         top = curve.choose(0.85)
         assert top is not None
         bands = curve.bands(top)
-        place = bands.choose(0.3)
-        if place is None:
+        position = bands.choose(0.3)
+        if position is None:
             continue
-        low, high = (_logit(float(curve.thresholds_C[at])) for at in (place, top))
+        low, high = (_logit(float(curve.thresholds_C[at])) for at in (position, top))
         right = prevalence * (norm.sf(low - mean) - norm.sf(high - mean))
         true = right / (right + (1 - prevalence) * (norm.sf(low) - norm.sf(high)))
         shown += 1
-        broken += not 0.3 <= bands.precision_lower_C[place] <= true
+        broken += not 0.3 <= bands.precision_lower_C[position] <= true
     assert shown > runs / 2
     assert broken <= (1 - CONFIDENCE) * runs
 
 
-def test_pairs_of_another_type_and_words_in_the_wrong_place_count_against_the_precision() -> None:
-    """Scores of others are N(1, 1), of wrong places N(0.5, 1), independent of those of the right ones, N(3, 1)."""
+def test_other_types_and_words_in_the_wrong_location_lower_the_precision() -> None:
+    """Draw the logits of each group independently and compare the precision with its bound.
+
+    Other types are N(1, 1), wrong locations N(0.5, 1), right ones N(3, 1).
+    """
     runs, prevalence, target, shown, broken = 100, 0.3, 0.8, 0, 0
     for seed in range(runs):
         draw = np.random.default_rng(seed).normal
@@ -113,14 +116,14 @@ def test_pairs_of_another_type_and_words_in_the_wrong_place_count_against_the_pr
             stray=_sigmoid(draw(0.5, 1, 1500)),
         )
         curve = OperatingCurve(decision, prevalence, CONFIDENCE)
-        place = curve.choose(target)
-        if place is None:
+        position = curve.choose(target)
+        if position is None:
             continue
-        x = _logit(float(curve.thresholds_C[place]))
+        x = _logit(float(curve.thresholds_C[position]))
         right = prevalence / 2 * norm.sf(x - 3)
         wrong = prevalence / 2 * (norm.sf(x - 1) + norm.sf(x - 0.5) * norm.cdf(x - 3)) + (1 - prevalence) * norm.sf(x)
         shown += 1
-        broken += not target <= curve.at(place).precision_lower <= right / (right + wrong)
+        broken += not target <= curve.at(position).precision_lower <= right / (right + wrong)
     assert shown > runs / 2
     assert broken <= (1 - CONFIDENCE) * runs
 
@@ -134,16 +137,16 @@ def test_the_estimate_is_the_precision_with_importance_weights() -> None:
     truth = np.repeat([0, 1], [300, 200])
     weights = np.repeat([(1 - prevalence) / 300, prevalence / 200], [300, 200])
     scores = np.concatenate([decision.authentic, decision.positive])
-    for place, threshold in enumerate(curve.thresholds_C):
+    for position, threshold in enumerate(curve.thresholds_C):
         expected = precision_score(truth, scores >= threshold, sample_weight=weights, zero_division=0)
-        assert curve.precision_C[place] == pytest.approx(expected)
-        assert curve.at(place).flagged_share == pytest.approx(weights[scores >= threshold].sum())
+        assert curve.precision_C[position] == pytest.approx(expected)
+        assert curve.at(position).flagged_share == pytest.approx(weights[scores >= threshold].sum())
 
 
 def test_the_bounds_are_those_of_clopper_and_pearson() -> None:
     curve = OperatingCurve(_draw(0, 300, 200, 2.0), 0.05, CONFIDENCE)
     strictest = curve.at(len(curve.thresholds_C) - 1)
-    confidence = 1 - (1 - CONFIDENCE) / 2 / 2  # two rates; half of a rate's share goes to no false positive
+    confidence = 1 - (1 - CONFIDENCE) / 2 / 2  # two rates; half of a rate's error probability goes to k = 0
     false, right = (
         binomtest(count, size, alternative=side).proportion_ci(confidence, "exact")
         for count, size, side in ((0, 300, "less"), (strictest.true_positives, 200, "greater"))
@@ -154,11 +157,11 @@ def test_the_bounds_are_those_of_clopper_and_pearson() -> None:
     assert strictest.precision_lower == pytest.approx(0.05 * right.low / (0.05 * right.low + 0.95 * false.high))
 
 
-def test_a_threshold_lets_no_more_through_than_it_counts() -> None:
+def test_a_threshold_flags_no_more_pairs_than_it_counts() -> None:
     decision = _draw(1, 500, 300, 2.0, digits=2)
     curve = OperatingCurve(decision, 0.1)
-    for place, threshold in enumerate(curve.thresholds_C):
-        point = curve.at(place)
+    for position, threshold in enumerate(curve.thresholds_C):
+        point = curve.at(position)
         assert point.false_positives == (decision.authentic >= float(threshold)).sum()
         assert point.true_positives == (decision.positive >= float(threshold)).sum()
         assert point.false_positive_rate <= point.false_positive_rate_upper
@@ -168,62 +171,62 @@ def test_a_threshold_lets_no_more_through_than_it_counts() -> None:
 
 def test_the_lowest_threshold_that_keeps_the_target_is_chosen() -> None:
     curve = OperatingCurve(_draw(2, 2000, 1000, 3.0), 0.2)
-    place = curve.choose(0.8)
-    assert place is not None
-    assert curve.precision_lower_C[place] >= 0.8
-    assert (curve.precision_lower_C[:place] < 0.8).all()
+    position = curve.choose(0.8)
+    assert position is not None
+    assert curve.precision_lower_C[position] >= 0.8
+    assert (curve.precision_lower_C[:position] < 0.8).all()
     assert curve.best == curve.precision_lower_C.max()
     assert curve.choose(curve.best) is not None
     assert curve.choose(np.nextafter(curve.best, 1)) is None
 
 
 def test_figures_that_do_not_apply_are_left_out() -> None:
-    told = OperatingCurve(_draw(0, 50, 50, 2.0), 0.5).at(0).to_dict()
-    assert "other_rate" not in told
-    assert "stray_rate_upper" not in told
-    assert told["negatives"] == 50
+    fields = OperatingCurve(_draw(0, 50, 50, 2.0), 0.5).at(0).to_dict()
+    assert "other_rate" not in fields
+    assert "stray_rate_upper" not in fields
+    assert fields["negatives"] == 50
 
 
-# What cannot be shown.
+# No guarantee.
 
 
-def _parted(authentic: int, **changes: Any) -> Decision:
-    """A model without a fault."""
-    given = {"authentic": np.full(authentic, 0.1, np.float32), "positive": np.full(2000, 0.9, np.float32)}
-    return Decision(**(given | changes))
+def _separated(authentic: int, **changes: Any) -> Decision:
+    """Return the scores of a model that separates authentic and positive pairs perfectly."""
+    scores = {"authentic": np.full(authentic, 0.1, np.float32), "positive": np.full(2000, 0.9, np.float32)}
+    return Decision(**(scores | changes))
 
 
-def test_a_faultless_model_needs_the_authentic_pairs_that_are_said_to_be_needed() -> None:
-    needed = OperatingCurve(_parted(300), 0.001).authentic_pairs_needed(0.95)
+def test_a_perfect_model_needs_exactly_the_authentic_pairs_reported() -> None:
+    needed = OperatingCurve(_separated(300), 0.001).authentic_pairs_needed(0.95)
     assert needed is not None
-    assert OperatingCurve(_parted(300), 0.001).choose(0.95) is None
-    assert OperatingCurve(_parted(needed), 0.001).choose(0.95) is not None
-    assert OperatingCurve(_parted(needed - 1), 0.001).choose(0.95) is None
+    assert OperatingCurve(_separated(300), 0.001).choose(0.95) is None
+    assert OperatingCurve(_separated(needed), 0.001).choose(0.95) is not None
+    assert OperatingCurve(_separated(needed - 1), 0.001).choose(0.95) is None
 
 
-def test_more_authentic_pairs_do_not_help_where_another_type_is_taken_for_this_one() -> None:
-    curve = OperatingCurve(_parted(300, other=np.full(500, 0.9, np.float32)), 0.001)
+def test_more_authentic_pairs_do_not_help_if_another_type_is_flagged() -> None:
+    curve = OperatingCurve(_separated(300, other=np.full(500, 0.9, np.float32)), 0.001)
     assert curve.choose(0.95) is None
     assert curve.authentic_pairs_needed(0.95) is None
 
 
-def test_more_authentic_pairs_do_not_help_a_model_that_tells_nothing_apart() -> None:
+def test_more_authentic_pairs_do_not_help_a_model_that_separates_nothing() -> None:
     assert OperatingCurve(_draw(0, 500, 500, 0.0), 0.001).authentic_pairs_needed(0.95) is None
 
 
 @pytest.mark.parametrize("missing", ["authentic", "positive"])
-def test_without_pairs_nothing_can_be_shown(missing: str) -> None:
+def test_a_curve_needs_authentic_and_positive_pairs(missing: str) -> None:
     some, none = np.full(5, 0.5, np.float32), np.zeros(0, np.float32)
     with pytest.raises(ValueError, match=f"0 {missing}"):
         OperatingCurve(Decision(**({"authentic": some, "positive": some} | {missing: none})), 0.5)
 
 
-def test_no_threshold_parts_what_scores_one() -> None:
+def test_no_threshold_separates_scores_of_one() -> None:
     ones = np.ones(100, np.float32)
     curve = OperatingCurve(Decision(authentic=ones, positive=ones), 0.5)
     assert len(curve.thresholds_C) == 0
     assert (curve.best, curve.choose(0.6), curve.authentic_pairs_needed(0.6)) == (0.0, None, None)
 
 
-def test_one_authentic_pair_is_enough_to_say_how_little_is_known() -> None:
-    assert OperatingCurve(_parted(1), 0.5).at(0).false_positive_rate_upper == pytest.approx(1 - 0.0125)
+def test_one_authentic_pair_gives_a_very_weak_bound() -> None:
+    assert OperatingCurve(_separated(1), 0.5).at(0).false_positive_rate_upper == pytest.approx(1 - 0.0125)

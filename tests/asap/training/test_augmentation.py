@@ -1,4 +1,4 @@
-"""Augmentation that keeps boxes true."""
+"""Augmentation of pictures with their boxes."""
 
 import numpy as np
 import pytest
@@ -7,7 +7,7 @@ from asap.training.augmentation import augment, horizontal_flip, names_a_side, r
 
 
 def picture(width=48, height=32):
-    """A smooth picture whose four corners all differ."""
+    """Return a smooth picture whose four corners all differ."""
     x, y = np.meshgrid(np.linspace(0, 1, width), np.linspace(0, 1, height))
     return (255 * np.stack([x, y, x * y], -1)).astype(np.uint8)
 
@@ -30,7 +30,7 @@ def test_flipping_twice_changes_nothing_and_no_box_stays_no_box():
     assert horizontal_flip(pixels, None)[1] is None
 
 
-def test_augmentation_is_a_function_of_seed_epoch_and_row():
+def test_augmentation_depends_on_seed_epoch_and_row_alone():
     pixels, box = picture(), (1.0, 2.0, 9.0, 8.0)
     first = augment(pixels, box, seed=1, epoch=2, row_id=3)
     again = augment(pixels, box, seed=1, epoch=2, row_id=3)
@@ -47,7 +47,7 @@ def test_augmentation_moves_the_box_exactly_when_it_flips():
     for row_id in range(40):
         changed, (x0, y0, x1, y1) = augment(pixels, (1.0, 2.0, 6.0, 5.0), 0, 0, row_id)
         inside = changed[int(y0) : int(y1), int(x0) : int(x1)]
-        assert inside.min() > 100  # no operation turns the bright face dark, wherever the flip put it
+        assert inside.min() > 100  # no operation makes the bright face dark, on either side
         sides.add(x0)
     assert sides == {1.0, 14.0}
 
@@ -60,7 +60,7 @@ def test_augmentation_does_not_write_into_its_input():
     assert (pixels == kept).all()
 
 
-def test_without_flips_the_rest_of_the_augmentation_is_drawn_alike():
+def test_the_other_draws_are_the_same_without_flips():
     pixels, box = picture(), (1.0, 2.0, 9.0, 8.0)
     flips = 0
     for row_id in range(40):
@@ -77,7 +77,7 @@ def test_without_flips_the_rest_of_the_augmentation_is_drawn_alike():
     assert 10 < flips < 30
 
 
-def test_no_augmentation_is_the_picture_itself():
+def test_augmentation_none_returns_the_picture_unchanged():
     pixels = picture()
     assert augment(pixels, None, 0, 0, 0, "none")[0] is pixels
 
@@ -87,7 +87,7 @@ def test_no_augmentation_is_the_picture_itself():
     ["the man on the left", "Left: the minister", "her right-hand man", "the rightmost door", "Merkel (L) and May (R)",
      "two players (L-R) leave", "from left, Ann and Bob", "the left's leader", "seen (L to R)", "a lefthand drive"],
 )  # fmt: skip
-def test_a_text_that_names_a_side_is_seen(text):
+def test_a_text_that_names_a_side_is_detected(text):
     assert names_a_side("nothing here", text)
 
 
@@ -96,12 +96,12 @@ def test_a_text_that_names_a_side_is_seen(text):
     ["leftover food", "a copyright claim", "human rights", "a bright, upright man", "the cleft", "Lefty Wright",
      "a leftist rightly said so", "model L and model R", "(RL) Bob", "grade (A)"],
 )  # fmt: skip
-def test_words_that_only_look_like_a_side_are_not(text):
+def test_words_that_only_look_like_a_side_are_not_detected(text):
     assert not names_a_side(text, text)
 
 
 class Drawn:
-    """A generator whose draws are chosen."""
+    """A random generator with preset draws."""
 
     def __init__(self, operations, coins):
         self.operations, self.coins = np.array(operations), np.array(coins)

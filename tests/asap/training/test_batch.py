@@ -14,13 +14,13 @@ def test_texts_of_different_lengths_are_stacked_and_padded_to_the_longest() -> N
     assert stacked.mask.tolist() == [[1, 1, 0, 0], [1, 1, 1, 1], [1, 1, 0, 0]]
 
 
-def test_one_text_is_stacked_as_it_is() -> None:
+def test_a_single_text_is_stacked_unchanged() -> None:
     text = Tokens(torch.tensor([[2, 5]]), torch.tensor([[1, 1]]))
     stacked = stack_texts(text)
     assert (stacked.input_ids.tolist(), stacked.mask.tolist()) == ([[2, 5]], [[1, 1]])
 
 
-def test_a_batch_moves_with_all_that_is_in_it() -> None:
+def test_a_batch_moves_with_all_its_tensors() -> None:
     batch = draw_batch()
     moved = batch.to("meta")
     assert all(value.device.type == "meta" for value in vars(moved).values() if isinstance(value, torch.Tensor))

@@ -29,7 +29,7 @@ ROWS: list[dict[str, Any]] = [
 ]  # fmt: skip
 
 CORNER = [2.5, 3.125, 15, 18.75]
-"""Of the 40 x 50 picture: 2, 2, 12, 12 of the square, in the upper left of its four patches."""
+"""A box of the 40 x 50 picture: 2, 2, 12, 12 of the square, in the upper left of its four patches."""
 
 
 @pytest.fixture
@@ -58,7 +58,7 @@ def codec() -> TextCodec:
 
 @pytest.fixture
 def open_set(corpus: Path, codec: TextCodec, tmp_path: Path) -> Callable[[], TrainingSet]:
-    """Reads what the corpus holds when it is called."""
+    """Return a function that reads the corpus when it is called."""
 
     def opened() -> TrainingSet:
         records = read_split(corpus, "train")
@@ -106,7 +106,7 @@ def test_a_flip_moves_the_box_and_the_patch_mask_to_the_other_side(
 
 
 @pytest.mark.parametrize("augmentation", ["flip", "published"])
-def test_a_sample_follows_from_seed_epoch_and_record_alone(
+def test_a_sample_depends_on_seed_epoch_and_record_alone(
     open_set: Callable[[], TrainingSet], augmentation: dataset.Augmentation
 ) -> None:
     pairs, others = open_set(), open_set()
@@ -137,7 +137,7 @@ def test_a_pair_whose_texts_name_a_side_is_never_flipped(
     assert len(boxes({field: "an angry woman left"})) == 1
 
 
-def test_pictures_that_are_not_cached_are_given(open_set: Callable[[], TrainingSet], codec: TextCodec) -> None:
+def test_a_sample_takes_a_picture_that_is_not_cached(open_set: Callable[[], TrainingSet], codec: TextCodec) -> None:
     cached = open_set()
     pictures = PictureSizes(cached.pictures.sizes, cached.pictures.index, SIZE)
     pairs = TrainingSet(cached.records, pictures, codec)
@@ -161,7 +161,7 @@ def test_pairs_whose_picture_is_broken_are_left_out_and_counted(
     assert "2 pairs were left out because their picture cannot be decoded: picture a.png: truncated" in str(report)
 
 
-def test_without_augmentation_no_epoch_differs(open_set: Callable[[], TrainingSet]) -> None:
+def test_epochs_are_the_same_without_augmentation(open_set: Callable[[], TrainingSet]) -> None:
     pairs = open_set()
     assert all(np.array_equal(pairs.sample(1, epoch=epoch).pixels, pairs.sample(1).pixels) for epoch in range(5))
 
@@ -173,7 +173,7 @@ def test_without_augmentation_no_epoch_differs(open_set: Callable[[], TrainingSe
         ({"text": "...", "fake_text_pos": []}, TextInvalid, r"record 2.*no word is left"),
     ],
 )
-def test_an_annotation_that_cannot_be_used_is_named_by_its_record(
+def test_the_error_of_a_bad_annotation_names_its_record(
     corpus: Path, open_set: Callable[[], TrainingSet], change: dict[str, Any], error: type[Exception], message: str
 ) -> None:
     write(corpus, [ROWS[0], ROWS[1] | change])
@@ -183,7 +183,7 @@ def test_an_annotation_that_cannot_be_used_is_named_by_its_record(
 
 @pytest.fixture
 def outside(corpus: Path, codec: TextCodec, tmp_path: Path) -> Callable[..., TrainingSet]:
-    """A set whose second record has another box."""
+    """Return a function that opens a training set with another box in its second record."""
 
     def opened(box: tuple[float, ...], **given: Any) -> TrainingSet:
         first, second, third = read_split(corpus, "train")
@@ -201,7 +201,7 @@ def test_a_box_that_reaches_out_of_the_picture_is_clipped_and_reported(outside: 
 
 
 @pytest.mark.parametrize("box", [(900, 900, 950, 950), ()])
-def test_a_pair_may_be_kept_without_its_box(outside: Callable[..., TrainingSet], box: tuple[float, ...]) -> None:
+def test_a_pair_can_be_kept_without_its_box(outside: Callable[..., TrainingSet], box: tuple[float, ...]) -> None:
     report = CorpusReport("", "", "", records=3)
     pairs = outside(box, bad_boxes="boxless", report=report)
     for kind in ("published", "authentic", "dense"):
@@ -211,10 +211,10 @@ def test_a_pair_may_be_kept_without_its_box(outside: Callable[..., TrainingSet],
         assert batch.patch_labels[1].tolist() == [-1] * 4
         assert batch.patch_labels[0].tolist() == [-1 if kind == "published" else 0] * 4
         assert not batch.patch_mask.any()
-    assert (report.boxless.count, report.records) == (1 if box else 0, 3)  # an empty one was told of when it was read
+    assert (report.boxless.count, report.records) == (1 if box else 0, 3)  # an empty box is reported when it is read
 
 
-def test_a_pair_whose_box_is_outside_may_be_left_out(outside: Callable[..., TrainingSet]) -> None:
+def test_a_pair_whose_box_is_outside_can_be_left_out(outside: Callable[..., TrainingSet]) -> None:
     report = CorpusReport("", "", "", records=3)
     pairs = outside((900, 900, 950, 950), bad_boxes="skip", report=report)
     assert [record.id for record in pairs.records] == ["1", "three"]
@@ -223,7 +223,7 @@ def test_a_pair_whose_box_is_outside_may_be_left_out(outside: Callable[..., Trai
     assert "covers nothing of the 40 x 50 picture" in str(report)
 
 
-def test_a_record_is_labelled_by_its_label_set(corpus: Path, codec: TextCodec, tmp_path: Path) -> None:
+def test_a_record_is_labeled_by_its_label_set(corpus: Path, codec: TextCodec, tmp_path: Path) -> None:
     second = read_split(corpus, "train")[1]
     record = dataclasses.replace(second, fake_cls="swap_manipulation", label_set="samm")
     pairs = TrainingSet([record], PictureCache.prepare([record], SIZE, tmp_path / "cache"), codec)
@@ -236,7 +236,7 @@ def test_a_record_is_labelled_by_its_label_set(corpus: Path, codec: TextCodec, t
 # Batches
 
 
-def test_a_batch_is_padded_and_labelled(open_set: Callable[[], TrainingSet]) -> None:
+def test_a_batch_is_padded_and_labeled(open_set: Callable[[], TrainingSet]) -> None:
     pairs = open_set()
     batch = collate([pairs.sample(number) for number in range(3)], CONFIG, pairs.pad_id)
 
@@ -254,9 +254,7 @@ def test_a_batch_is_padded_and_labelled(open_set: Callable[[], TrainingSet]) -> 
     assert batch.token_labels[2][batch.token_labels[2] >= 0].all()
 
 
-def test_patches_may_be_labelled_as_published_or_more_densely(
-    corpus: Path, open_set: Callable[[], TrainingSet]
-) -> None:
+def test_patches_can_be_labeled_as_published_or_more_densely(corpus: Path, open_set: Callable[[], TrainingSet]) -> None:
     write(corpus, [ROWS[0], ROWS[1] | {"fake_image_box": CORNER}])
     pairs = open_set()
     samples = [pairs.sample(number) for number in range(2)]
@@ -278,7 +276,7 @@ def test_a_pair_is_the_same_in_any_batch(open_set: Callable[[], TrainingSet]) ->
             assert torch.equal(getattr(alone, field.name)[0], getattr(whole, field.name)[1]), field.name
 
 
-def test_an_epoch_shows_every_pair_once_in_an_order_of_its_own() -> None:
+def test_each_epoch_shows_every_pair_once_in_its_own_order() -> None:
     first, second = epoch_order(50, 1, 0), epoch_order(50, 1, 1)
     assert sorted(first.tolist()) == list(range(50))
     assert first.tolist() != second.tolist()

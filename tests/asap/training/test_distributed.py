@@ -1,4 +1,4 @@
-"""Two real workers over gloo, half of the batch each, against one worker with the whole of it."""
+"""Two real workers over gloo with half of a batch each, compared with one worker with the whole batch."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,13 +17,13 @@ from tests.support.tiny import draw_batch, tiny_model
 
 PAIRS = 8
 STEPS = 2
-# The first worker's half has no box and the second's no manipulated word: their means must still be the whole's.
+# The first half has no box and the second no manipulated word; the means must still be those of the whole batch.
 CLASSES = ("orig", "text_swap", "orig", "text_attribute", "face_swap", "orig", "face_attribute", "face_swap")
 
 
 @dataclass
 class Trained:
-    """What a worker has after its steps."""
+    """The state of a worker after its steps."""
 
     terms: list[dict[str, float]]
     gradients: dict[str, Tensor]
@@ -34,30 +34,30 @@ class Trained:
 
 
 def norms_of(number: int) -> nn.ModuleDict:
-    """Batch normalisation that trains and such that rests, after batches of a worker's own."""
-    norms = nn.ModuleDict({"trains": nn.BatchNorm2d(2), "rests": nn.BatchNorm2d(3)})
+    """Return batch normalization in training and in eval mode, after batches that differ by worker."""
+    norms = nn.ModuleDict({"trained": nn.BatchNorm2d(2), "frozen": nn.BatchNorm2d(3)})
     for norm in norms.values():
         for spread in (1.0, 2.0):
             norm(
                 number
                 + spread * torch.randn(4, norm.num_features, 3, 3, generator=torch.Generator().manual_seed(number))
             )
-    norms["rests"].eval()
+    norms["frozen"].eval()
     return norms
 
 
 def train(part: slice, wrap: type[DistributedDataParallel] | None = None) -> Trained:
-    # The linear embedding: the convolutional one normalises over what each worker has.
+    # The linear patch embedding is used: the convolutional one normalizes over the pairs of each worker.
     step = TrainingStep(tiny_model(patch_embedding="linear"), queue_size=12, momentum=0.9)
     module: nn.Module = step if wrap is None else wrap(step, broadcast_buffers=False)
-    optimiser = torch.optim.SGD(step.student.parameters(), lr=0.05)
+    optimizer = torch.optim.SGD(step.student.parameters(), lr=0.05)
     step.train()
     logged = []
     for number in range(STEPS):
         terms = module(draw_batch(CLASSES, seed=number).rows(part), 0.4)
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         terms["total"].backward()
-        optimiser.step()
+        optimizer.step()
         logged.append({name: term.item() for name, term in terms.items()})
     return Trained(
         logged,
@@ -69,15 +69,15 @@ def train(part: slice, wrap: type[DistributedDataParallel] | None = None) -> Tra
     )
 
 
-def work(number: int, place: str) -> None:
+def work(number: int, folder: str) -> None:
     torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{place}/rendezvous", rank=number, world_size=2)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=number, world_size=2)
     half = PAIRS // 2
     trained = train(slice(number * half, (number + 1) * half), DistributedDataParallel)
     norms = norms_of(number)
     average_running_statistics(norms)
     own = {"rank": rank(), "world": world_size(), "gathered": gather(torch.full((2, 1), float(number)))}
-    torch.save({**own, "norms": norms.state_dict(), **vars(trained)}, f"{place}/{number}.pt")
+    torch.save({**own, "norms": norms.state_dict(), **vars(trained)}, f"{folder}/{number}.pt")
     dist.destroy_process_group()
 
 
@@ -92,29 +92,29 @@ def one() -> Trained:
 
 @pytest.fixture(scope="module")
 def two(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
-    place = tmp_path_factory.mktemp("workers")
-    multiprocessing.spawn(work, args=(str(place),), nprocs=2)
-    return [torch.load(Path(place) / f"{number}.pt", weights_only=True) for number in range(2)]  # noqa: TID251
+    folder = tmp_path_factory.mktemp("workers")
+    multiprocessing.spawn(work, args=(str(folder),), nprocs=2)
+    return [torch.load(Path(folder) / f"{number}.pt", weights_only=True) for number in range(2)]  # noqa: TID251
 
 
 def alike(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
     torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
 
 
-def test_the_mean_of_two_workers_losses_is_the_whole_batchs(one: Trained, two: list[dict[str, Any]]) -> None:
+def test_the_mean_loss_of_two_workers_equals_that_of_the_whole_batch(one: Trained, two: list[dict[str, Any]]) -> None:
     for number, whole in enumerate(one.terms):
         halves = [worker["terms"][number] for worker in two]
         assert halves[0] != pytest.approx(halves[1], abs=1e-2)
         assert {name: (halves[0][name] + halves[1][name]) / 2 for name in whole} == pytest.approx(whole, abs=1e-4)
 
 
-def test_averaged_gradients_are_the_whole_batchs(one: Trained, two: list[dict[str, Any]]) -> None:
+def test_averaged_gradients_equal_those_of_the_whole_batch(one: Trained, two: list[dict[str, Any]]) -> None:
     for worker in two:
         alike(worker["gradients"], one.gradients)
         alike(worker["student"], one.student)
 
 
-def test_twin_and_queues_are_the_same_everywhere(one: Trained, two: list[dict[str, Any]]) -> None:
+def test_twin_and_queues_are_the_same_on_all_workers(one: Trained, two: list[dict[str, Any]]) -> None:
     for worker in two:
         alike(worker["twin"], one.twin)
         alike(worker["queues"], one.queues)
@@ -122,26 +122,26 @@ def test_twin_and_queues_are_the_same_everywhere(one: Trained, two: list[dict[st
     torch.testing.assert_close(two[0]["queues"], two[1]["queues"], rtol=0, atol=0)
 
 
-def test_workers_know_their_number_and_gather_in_its_order(two: list[dict[str, Any]]) -> None:
+def test_workers_know_their_rank_and_gather_in_rank_order(two: list[dict[str, Any]]) -> None:
     assert [(worker["rank"], worker["world"]) for worker in two] == [(0, 2), (1, 2)]
     for worker in two:
         assert worker["gathered"].flatten().tolist() == [0, 0, 1, 1]
         assert worker["mean_of_ones"] == 1
 
 
-def test_running_statistics_of_what_trains_become_the_mean_of_all_workers(two: list[dict[str, Any]]) -> None:
+def test_running_statistics_in_training_mode_become_the_mean_over_workers(two: list[dict[str, Any]]) -> None:
     before = [norms_of(number).state_dict() for number in range(2)]
     for number, worker in enumerate(two):
         for name, values in worker["norms"].items():
-            averaged = name in ("trains.running_mean", "trains.running_var")
+            averaged = name in ("trained.running_mean", "trained.running_var")
             expected = (before[0][name] + before[1][name]) / 2 if averaged else before[number][name]
             torch.testing.assert_close(values, expected, rtol=0, atol=1e-6 if averaged else 0)
-    assert not torch.equal(before[0]["trains.running_var"], before[1]["trains.running_var"])
-    for name in ("trains.running_mean", "trains.running_var"):
+    assert not torch.equal(before[0]["trained.running_var"], before[1]["trained.running_var"])
+    for name in ("trained.running_mean", "trained.running_var"):
         assert torch.equal(two[0]["norms"][name], two[1]["norms"][name])
 
 
-def test_one_process_is_a_world_of_its_own(one: Trained) -> None:
+def test_a_single_process_is_a_world_of_one_worker(one: Trained) -> None:
     assert (world_size(), rank()) == (1, 0)
     features = torch.ones(2, 3, requires_grad=True)
     assert torch.equal(gather(features), features)

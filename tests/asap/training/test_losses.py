@@ -40,7 +40,7 @@ def leaf(*shape: int) -> Tensor:
 
 
 def is_zero_with_a_graph(loss: Tensor, parameter: Tensor) -> bool:
-    """0, never NaN, and every parameter still gets a gradient, of 0."""
+    """Return True if the loss is 0, not NaN, and every parameter gets a gradient of 0."""
     loss.backward()
     return loss.item() == 0 and parameter.grad is not None and not parameter.grad.any()
 
@@ -76,7 +76,7 @@ def test_a_batch_without_any_positive_has_no_contrast() -> None:
     assert is_zero_with_a_graph(contrastive_loss(student, unit(5, 8).t(), targets, TEMPERATURE), student)
 
 
-def test_targets_are_hard_at_alpha_0_and_the_twins_at_alpha_1() -> None:
+def test_targets_are_hard_at_alpha_0_and_those_of_the_twin_at_alpha_1() -> None:
     twin, keys = unit(3, 8), unit(5, 8).t()
     hard = diagonal_targets(torch.tensor([True, True, False]), 5)
     assert torch.equal(soft_targets(twin, keys, hard, TEMPERATURE, 0.0), hard)
@@ -96,7 +96,7 @@ def contrast_of(pairs: int = 3, *, described: bool = True) -> Contrast:
     )
 
 
-def test_the_contrast_is_a_mean_of_four_terms_and_a_mean_of_six() -> None:
+def test_the_contrast_is_a_mean_of_four_terms_plus_a_mean_of_six() -> None:
     contrast, authentic = contrast_of(), torch.tensor([True, False, True])
 
     def term(query: str, keys: str, matched: Tensor) -> float:
@@ -124,7 +124,7 @@ def test_the_contrast_is_a_mean_of_four_terms_and_a_mean_of_six() -> None:
     assert loss.item() == pytest.approx(sum(four) / 4, rel=1e-5)
 
 
-def test_a_batch_of_manipulated_pairs_alone_is_contrasted() -> None:
+def test_a_batch_of_only_manipulated_pairs_has_a_contrast() -> None:
     loss = Criterion(LossWeights()).contrast(contrast_of(), torch.zeros(3, dtype=torch.bool), TEMPERATURE, 0.4)
     assert loss.isfinite()
     assert loss > 0
@@ -148,7 +148,7 @@ def test_padded_tokens_do_not_count() -> None:
     torch.testing.assert_close(padded, expected)
 
 
-def test_the_twins_probabilities_take_their_share() -> None:
+def test_the_probabilities_of_the_twin_have_weight_alpha() -> None:
     logits, labels = torch.randn(2, 4, 2), torch.tensor([[1, 0, 0, 1], [0, 1, -100, -100]])
     soft = torch.rand(2, 4, 2).softmax(dim=-1)
     hard_loss, soft_loss, mixed = (token_loss(logits, labels, soft, alpha) for alpha in (0.0, 1.0, 0.25))
@@ -167,7 +167,7 @@ def test_a_batch_without_tokens_has_no_token_loss(length: int) -> None:
 # Boxes
 
 
-def test_boxes_are_compared_where_there_is_one() -> None:
+def test_only_pairs_with_a_box_have_box_losses() -> None:
     predicted, target = torch.rand(3, 4) * 0.3 + 0.3, torch.rand(3, 4) * 0.3 + 0.3
     counts = torch.tensor([1.0, 0.0, 1.0])
     l1, giou = box_losses(predicted, target, counts)
@@ -180,7 +180,7 @@ def test_boxes_are_compared_where_there_is_one() -> None:
     assert giou.item() == pytest.approx(by_pair[[0, 2]].mean().item(), rel=1e-4)
 
 
-def test_a_right_box_costs_nothing_and_one_far_away_more_than_one() -> None:
+def test_a_right_box_has_no_loss_and_a_distant_box_more_than_one() -> None:
     box, far = torch.tensor([[0.2, 0.2, 0.1, 0.1]]), torch.tensor([[0.8, 0.8, 0.1, 0.1]])
     assert [loss.item() for loss in box_losses(box, box, torch.ones(1))] == pytest.approx([0, 0], abs=1e-5)
     l1, giou = box_losses(box, far, torch.ones(1))
@@ -197,7 +197,7 @@ def test_a_batch_without_boxes_has_no_box_loss() -> None:
 
 @pytest.mark.parametrize("degenerate", [[0.5, 0.5, 0.0, 0.0], [0.5, 0.5, 0.2, 0.0], [0.0, 0.0, 0.0, 0.0]])
 @pytest.mark.parametrize("place", ["predicted", "target"])
-def test_a_degenerate_box_harms_nobody_elses_giou(degenerate: list[float], place: str) -> None:
+def test_a_degenerate_box_affects_no_other_giou(degenerate: list[float], place: str) -> None:
     predicted, target = torch.rand(3, 4) * 0.3 + 0.3, torch.rand(3, 4) * 0.3 + 0.3
     _, alone = box_losses(predicted[:2], target[:2], torch.ones(2))
     {"predicted": predicted, "target": target}[place][2] = torch.tensor(degenerate)
@@ -213,7 +213,7 @@ def test_a_degenerate_box_harms_nobody_elses_giou(degenerate: list[float], place
     assert predicted.grad[:2].any(dim=1).all()
 
 
-def test_both_boxes_degenerate_is_still_a_number() -> None:
+def test_two_degenerate_boxes_give_a_finite_loss() -> None:
     nothing = torch.zeros(1, 4, requires_grad=True)
     _, giou = box_losses(nothing, torch.zeros(1, 4), torch.ones(1))
     giou.backward()
@@ -222,7 +222,7 @@ def test_both_boxes_degenerate_is_still_a_number() -> None:
     assert nothing.grad.isfinite().all()
 
 
-# Where patches and words meet
+# Patches and words: MGCA and MPP
 
 
 def test_a_word_is_supervised_in_its_own_pair_one_row_after_cls() -> None:
@@ -264,7 +264,7 @@ def test_a_batch_whose_patches_are_all_ignored_has_no_patch_loss() -> None:
 # Heads and the sum
 
 
-def test_the_heads_are_taught_by_plain_cross_entropy() -> None:
+def test_the_heads_are_trained_by_plain_cross_entropy() -> None:
     logits, manipulated = torch.randn(4, 2), torch.tensor([True, False, True, True])
     torch.testing.assert_close(real_fake_loss(logits, manipulated), F.cross_entropy(logits, manipulated.long()))
     sure = torch.tensor([[20.0, -20.0]])
@@ -286,12 +286,12 @@ def test_a_criterion_counts_boxless_pairs_only_as_the_published_defect() -> None
     assert all(loss > 0 for loss in defect.boxes(predicted, target, has_box).values())
 
 
-# Workers, faked: what another worker counted comes back from the collective
+# Workers, faked: the collective returns the count of another worker
 
 
 @pytest.fixture
 def second_of_two(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
-    """This process as the second of two workers; `theirs` is what the first one counts."""
+    """Make this process the second of two workers; `theirs` is the count of the first."""
     state: dict[str, Any] = {"theirs": 0.0}
     monkeypatch.setattr(dist, "is_initialized", lambda: True)
     monkeypatch.setattr(dist, "get_world_size", lambda: 2)
@@ -300,7 +300,7 @@ def second_of_two(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     return state
 
 
-def test_targets_of_the_second_worker_start_after_the_firsts_keys(second_of_two: dict[str, Any]) -> None:
+def test_targets_of_the_second_worker_start_after_the_keys_of_the_first(second_of_two: dict[str, Any]) -> None:
     targets = diagonal_targets(torch.tensor([True, False, True]), 8)
     assert targets.nonzero().tolist() == [[0, 3], [2, 5]]
 
@@ -309,11 +309,11 @@ def test_a_mean_divides_by_what_all_workers_count(second_of_two: dict[str, Any])
     second_of_two["theirs"] = 6.0
     logits, labels = torch.randn(1, 4), torch.tensor([[1.0, 0, -1, -1]])
     lost = F.binary_cross_entropy_with_logits(logits[0, :2], labels[0, :2], reduction="sum").item()
-    # Workers' gradients are averaged, so each gives its sum times the workers over the count of all: 2 and 6.
+    # Gradients are averaged over workers, so each worker's loss is its sum, times 2 workers, over the count 2 + 6.
     assert patch_loss(logits, labels).item() == pytest.approx(2 * lost / 8)
 
 
-def test_a_worker_that_has_none_adds_0_to_those_that_have(second_of_two: dict[str, Any]) -> None:
+def test_a_worker_without_items_adds_0(second_of_two: dict[str, Any]) -> None:
     second_of_two["theirs"] = 3.0
     predicted = leaf(2, 4)
     l1, _ = box_losses(predicted.sigmoid(), torch.zeros(2, 4), torch.zeros(2))
@@ -323,7 +323,7 @@ def test_a_worker_that_has_none_adds_0_to_those_that_have(second_of_two: dict[st
 # Caption words
 
 
-def test_a_picture_is_asked_for_every_piece_of_its_caption_once() -> None:
+def test_each_piece_of_a_caption_counts_once() -> None:
     logits = leaf(2, 6)
     ids, mask = torch.tensor([[1, 3, 5, 3], [1, 2, 0, 0]]), torch.tensor([[1, 1, 1, 1], [1, 1, 0, 0]])
     loss = caption_word_loss(logits, ids, mask)
@@ -343,7 +343,7 @@ def test_a_pair_without_a_caption_is_left_out_of_the_mean() -> None:
 # Masked words
 
 
-def test_hidden_pieces_are_told_and_every_text_weighs_alike() -> None:
+def test_hidden_pieces_are_predicted_and_every_text_has_the_same_weight() -> None:
     ids = torch.tensor([[1, 3, 5, 4], [1, 2, 0, 0], [1, 2, 3, 0]])
     hidden = torch.tensor([[0, 1, 0, 1], [0, 1, 0, 0], [0, 0, 0, 0]]).bool()
     logits = leaf(3, 6)
@@ -352,6 +352,6 @@ def test_hidden_pieces_are_told_and_every_text_weighs_alike() -> None:
     torch.testing.assert_close(masked_word_loss(logits, ids, hidden), expected)
 
 
-def test_where_nothing_is_hidden_there_is_no_loss() -> None:
+def test_texts_without_hidden_pieces_have_no_loss() -> None:
     logits = leaf(0, 6)
     assert masked_word_loss(logits, torch.ones(2, 3).long(), torch.zeros(2, 3).bool()).item() == 0

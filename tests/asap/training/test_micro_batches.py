@@ -10,7 +10,7 @@ from asap.training.objective import LossWeights
 from asap.training.step import TERMS, TrainingStep
 from tests.support.tiny import draw_batch, tiny_model
 
-# The first half has no box and the second no manipulated word: their means must still be the whole's.
+# The first half has no box and the second no manipulated word; the means must still be those of the whole batch.
 CLASSES = ("orig", "text_swap", "orig", "text_attribute", "face_swap", "orig", "face_attribute", "face_swap")
 WITHOUT_CONTRAST = LossWeights(vlc=0)
 
@@ -19,17 +19,17 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def new_step(weights: LossWeights | None = None) -> TrainingStep:
-    # The linear embedding: the convolutional one normalises over what it sees together.
+    # The linear patch embedding is used: the convolutional one normalizes over the pairs that it sees together.
     step = TrainingStep(
         tiny_model(patch_embedding="linear"), queue_size=16, momentum=0.9, weights=weights, mask_id=4
     ).train()
-    with torch.no_grad():  # a twin that would show being moved
+    with torch.no_grad():  # the twin differs from the student, so that an update would show
         step.student.patch_head.bias.add_(1.0)
     return step
 
 
 def run(step: TrainingStep, parts: int) -> tuple[dict[str, float], dict[str, Tensor]]:
-    """The terms of a batch in so many parts, and the gradients."""
+    """Return the terms of a batch cut into `parts` micro batches, and the gradients."""
     batches = draw_batch(CLASSES).parts(parts)
     shares = term_shares(batches)
     sums: dict[str, float] = {}
@@ -45,7 +45,7 @@ def gradients(step: TrainingStep) -> dict[str, Tensor]:
 
 
 @pytest.mark.parametrize("parts", [2, 4, 8])
-def test_micro_batches_give_the_whole_batchs_terms_and_gradients(parts: int) -> None:
+def test_micro_batches_give_the_terms_and_gradients_of_the_whole_batch(parts: int) -> None:
     whole_terms, whole = run(new_step(WITHOUT_CONTRAST), 1)
     terms, gradients = run(new_step(WITHOUT_CONTRAST), parts)
     assert terms == pytest.approx(whole_terms, abs=1e-5)
@@ -53,7 +53,7 @@ def test_micro_batches_give_the_whole_batchs_terms_and_gradients(parts: int) -> 
     torch.testing.assert_close(gradients, whole, atol=1e-5, rtol=1e-4)
 
 
-def test_without_shares_the_gradients_would_be_others() -> None:
+def test_gradients_differ_without_shares() -> None:
     step, (_, whole) = new_step(WITHOUT_CONTRAST), run(new_step(WITHOUT_CONTRAST), 1)
     for number, batch in enumerate(draw_batch(CLASSES).parts(2)):
         (step(batch, 0.4, moves_twin=number == 0)["total"] / 2).backward()
@@ -69,7 +69,7 @@ def test_the_twin_moves_once_and_the_queues_take_every_pair_in_order() -> None:
     torch.testing.assert_close(several.queues.state_dict(), one.queues.state_dict(), atol=1e-5, rtol=1e-5)
 
 
-def test_shares_add_up_to_one_or_are_nothing_where_nobody_has_what_counts() -> None:
+def test_shares_add_up_to_one_or_are_zero_if_nothing_is_counted() -> None:
     shares = term_shares(draw_batch(CLASSES).parts(2))
     for term in TERMS:
         assert sum(share[term].item() for share in shares) == pytest.approx(1)
@@ -88,16 +88,16 @@ def test_parts_are_the_pairs_of_the_batch_in_order() -> None:
 
 
 def hide_every_second(words: Tokens, mask_id: int, vocab_size: int) -> tuple[Tensor, Tensor]:
-    """As `mask_words`, without drawing."""
+    """Mask every second word: a deterministic `mask_words`."""
     hidden = words.mask.bool()
     hidden[:, ::2] = False
     return words.input_ids.masked_fill(hidden, mask_id), hidden
 
 
-def test_hidden_words_count_alike_in_micro_batches(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_hidden_words_count_the_same_in_micro_batches(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("asap.training.step.mask_words", hide_every_second)
     weights = LossWeights(vlc=0, cwp=0.2, mlm=0.5)
-    # Without captions a manipulated text leaves nothing that is truly said: the parts count differently.
+    # Without captions, a manipulated text leaves no true words, so the micro batches have different counts.
     batch = draw_batch(CLASSES)
     batch = dataclasses.replace(batch, caption=batch.text)
     whole, parts = (new_step(weights) for _ in range(2))
@@ -113,7 +113,7 @@ def test_hidden_words_count_alike_in_micro_batches(monkeypatch: pytest.MonkeyPat
     torch.testing.assert_close(gradients(parts), gradients(whole), atol=1e-5, rtol=1e-4)
 
 
-def test_gradients_that_lie_in_one_place_are_parted() -> None:
+def test_gradients_in_the_same_memory_are_separated() -> None:
     positions, token, same, unused = (nn.Parameter(torch.zeros(1, count, 4)) for count in (5, 1, 5, 2))
     positions.grad = torch.arange(20.0).view(1, 5, 4)
     token.grad, same.grad = positions.grad[:, :1], positions.grad.view(1, 5, 4)

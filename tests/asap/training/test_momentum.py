@@ -6,7 +6,7 @@ from asap.training.momentum import MODALITIES, FeatureQueues, MomentumTwin
 from tests.support.tiny import tiny_config, tiny_model
 
 
-def test_the_twin_starts_as_a_copy_that_learns_nothing_by_itself() -> None:
+def test_the_twin_starts_as_a_copy_without_gradients() -> None:
     student = tiny_model()
     twin = MomentumTwin(student, 0.9)
 
@@ -33,7 +33,7 @@ def test_the_first_update_averages_and_does_not_copy() -> None:
         torch.testing.assert_close(twin.model.state_dict()[name], value + 0.19, atol=1e-5, rtol=0)
 
 
-def test_a_twin_that_was_loaded_goes_on_averaging() -> None:
+def test_a_loaded_twin_goes_on_averaging() -> None:
     student, other = tiny_model(), tiny_model(seed=1)
     saved = MomentumTwin(other, 0.9).state_dict()
     twin = MomentumTwin(student, 0.9)
@@ -54,7 +54,7 @@ def test_the_twin_stays_in_eval_mode() -> None:
 
 
 def features(first: int, count: int) -> dict[str, torch.Tensor]:
-    """Rows that tell which they are."""
+    """Return rows that hold their own numbers."""
     return {name: torch.arange(first, first + count).float()[:, None].expand(-1, 8) for name in MODALITIES}
 
 
@@ -70,7 +70,7 @@ def test_queues_start_as_noise_of_unit_length() -> None:
     assert queues.pointer == 0
 
 
-def test_the_newest_features_take_the_place_of_the_oldest_and_wrap() -> None:
+def test_the_newest_features_replace_the_oldest_and_wrap() -> None:
     queues = FeatureQueues(tiny_config(), 5)
     queues.enqueue(features(1, 3))
     queues.enqueue(features(4, 3))
@@ -82,7 +82,7 @@ def test_the_newest_features_take_the_place_of_the_oldest_and_wrap() -> None:
 
 
 @pytest.mark.parametrize(("before", "count"), [(0, 5), (0, 7), (3, 7), (2, 13)])
-def test_of_a_batch_larger_than_the_queue_the_last_are_kept(before: int, count: int) -> None:
+def test_the_queue_keeps_the_last_features_of_a_larger_batch(before: int, count: int) -> None:
     queues = FeatureQueues(tiny_config(), 5)
     if before:
         queues.enqueue(features(1, before))
@@ -102,7 +102,7 @@ def test_keys_are_this_steps_features_and_then_the_queue() -> None:
     torch.testing.assert_close(keys[:, 2:], queues.caption)
 
 
-def test_queues_go_with_the_state_and_get_no_gradient() -> None:
+def test_queues_are_part_of_the_state_and_get_no_gradient() -> None:
     queues, others = (FeatureQueues(tiny_config(), 5) for _ in range(2))
     queues.enqueue(features(1, 3))
     others.load_state_dict(queues.state_dict())
@@ -111,6 +111,6 @@ def test_queues_go_with_the_state_and_get_no_gradient() -> None:
     assert list(queues.parameters()) == []
 
 
-def test_a_queue_of_none_is_refused() -> None:
+def test_an_empty_queue_is_refused() -> None:
     with pytest.raises(ConfigError, match="queue size 0 is not at least 1"):
         FeatureQueues(tiny_config(), 0)

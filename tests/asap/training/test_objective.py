@@ -17,7 +17,7 @@ TERMS_OF = {
 
 
 @pytest.mark.parametrize("name", RECIPES)
-def test_a_recipe_trains_its_terms_and_every_parameter_that_it_asks_for(name: str) -> None:
+def test_a_recipe_trains_its_terms_and_all_its_parameters(name: str) -> None:
     recipe = RECIPES[name]
     step = TrainingStep(
         tiny_model(**recipe.model), weights=recipe.weights, defects=recipe.defects, queue_size=12, mask_id=3
@@ -30,7 +30,7 @@ def test_a_recipe_trains_its_terms_and_every_parameter_that_it_asks_for(name: st
     assert not unused or name in ("hammer+lma", "hammer+lma+mgca")
 
 
-def test_the_published_recipes_keep_to_the_published_model_and_weights() -> None:
+def test_the_published_recipes_use_the_published_model_and_weights() -> None:
     assert RECIPES["asap"].weights == LossWeights()
     assert RECIPES["asap"].defects == PublishedDefects()
     assert RECIPES["asap-as-published"].defects == PublishedDefects.all()

@@ -28,7 +28,7 @@ def values(terms: dict[str, torch.Tensor]) -> dict[str, float]:
     return {name: term.item() for name, term in terms.items()}
 
 
-def test_a_step_gives_every_term_and_their_weighted_sum() -> None:
+def test_a_step_returns_every_term_and_their_weighted_sum() -> None:
     terms = values(new_step()(draw_batch(), 0.4))
     weights = dataclasses.asdict(LossWeights())
     assert set(terms) == ASAP_TERMS
@@ -36,18 +36,18 @@ def test_a_step_gives_every_term_and_their_weighted_sum() -> None:
     assert terms["total"] == pytest.approx(weighted, rel=1e-5)
 
 
-def test_every_parameter_learns_from_the_objective_and_no_twin_does() -> None:
+def test_every_parameter_of_the_student_gets_a_gradient_and_none_of_the_twin() -> None:
     step = new_step()
     step(draw_batch(), 0.4)["total"].backward()
     unmoved = [name for name, parameter in step.student.named_parameters() if parameter.grad is None]
     assert unmoved == []
     unmoved = [name for name, p in step.student.named_parameters() if p.grad is not None and not p.grad.any()]
-    # A key's bias adds the same to every score of a row, which softmax does not see.
+    # The bias of a key adds the same value to every score of a row, which softmax ignores.
     assert [name for name in unmoved if not name.endswith("key.bias")] == []
     assert all(parameter.grad is None for parameter in step.twin.parameters())
 
 
-def test_losses_are_of_what_the_model_predicts() -> None:
+def test_losses_are_computed_from_the_predictions_of_the_model() -> None:
     step, batch = new_step(), draw_batch()
     predicted = step.student(batch.images, *batch.text)
     terms = step(batch, 0.0)
@@ -57,7 +57,7 @@ def test_losses_are_of_what_the_model_predicts() -> None:
 
 @pytest.mark.parametrize("classes", [["orig"] * 3, ["text_swap"] * 3, ["face_swap"] * 3, ["orig"], list(CLASSES)])
 @pytest.mark.parametrize("alpha", [0.0, 0.4])
-def test_no_batch_makes_a_loss_that_is_no_number(classes: list[str], alpha: float) -> None:
+def test_every_batch_has_finite_losses(classes: list[str], alpha: float) -> None:
     step = new_step()
     terms = step(draw_batch(classes), alpha)
     terms["total"].backward()
@@ -65,11 +65,11 @@ def test_no_batch_makes_a_loss_that_is_no_number(classes: list[str], alpha: floa
     assert all(p.grad.isfinite().all() for p in step.student.parameters() if p.grad is not None)
     boxless = not any("face" in name for name in classes)
     assert all((terms[name] == 0) == boxless for name in ("bbox_l1", "giou", "mpp"))
-    # Every parameter has its gradient even so: workers that average them must not wait for one.
+    # Every parameter has a gradient all the same: workers that average gradients must not wait for one.
     assert all(parameter.grad is not None for parameter in step.student.parameters())
 
 
-def test_a_text_of_one_word_is_trained_on() -> None:
+def test_a_text_of_one_word_can_be_trained_on() -> None:
     batch = dataclasses.replace(
         draw_batch(["orig", "text_swap"]),
         text=draw_texts(torch.Generator().manual_seed(0), [2, 2]),
@@ -94,7 +94,7 @@ def test_a_term_without_weight_is_not_computed() -> None:
     assert scores.call_count == 0
 
 
-def test_captions_and_explanations_are_encoded_only_where_a_term_reads_them() -> None:
+def test_captions_and_explanations_are_encoded_only_if_a_term_reads_them() -> None:
     batch = draw_batch()
     rows = []
     for weights in (LossWeights(vlc=0, ied=0), LossWeights(vlc=0)):
@@ -105,7 +105,7 @@ def test_captions_and_explanations_are_encoded_only_where_a_term_reads_them() ->
     assert rows == [len(batch.images), 3 * len(batch.images)]
 
 
-def test_the_twin_is_asked_only_where_its_word_has_weight() -> None:
+def test_the_twin_runs_only_if_a_term_reads_it() -> None:
     def runs(alpha: float, **settings: Any) -> int:
         step = new_step(**settings)
         with mock.patch.object(TextEncoder, "forward", autospec=True, side_effect=TextEncoder.forward) as run:
@@ -115,11 +115,11 @@ def test_the_twin_is_asked_only_where_its_word_has_weight() -> None:
     without = LossWeights(vlc=0)
     assert runs(0.0) == 2  # the student and the twin's keys
     assert runs(0.0, weights=without) == 1
-    assert runs(0.4, weights=without) == 2  # its word probabilities
+    assert runs(0.4, weights=without) == 2  # the twin's token probabilities
     assert runs(0.4, weights=without, token_momentum=False) == 1
 
 
-def test_alpha_and_token_momentum_touch_only_the_terms_with_soft_targets() -> None:
+def test_alpha_and_token_momentum_change_only_the_terms_with_soft_targets() -> None:
     hard, soft = (values(new_step()(draw_batch(), alpha)) for alpha in (0.0, 0.4))
     plain = values(new_step(token_momentum=False)(draw_batch(), 0.4))
 
@@ -144,7 +144,7 @@ def test_hammer_trains_without_captions_and_explanations() -> None:
     assert values(new_step(variant="hammer", weights=HAMMER)(other, 0.4)) == pytest.approx(values(terms))
 
 
-def test_hammer_refuses_the_terms_that_it_has_no_head_for() -> None:
+def test_hammer_refuses_terms_without_a_head() -> None:
     with pytest.raises(
         ConfigError, match=r"HAMMER model has no head for \['ied', 'mpp'\]; set those loss weights to 0"
     ):
@@ -164,7 +164,7 @@ def test_a_step_moves_the_twin_towards_the_student_and_the_queues_on() -> None:
 
 
 @pytest.mark.parametrize(("wild", "tamed"), [(-1.0, 0.001), (3.0, 0.5), (0.1, 0.1)])
-def test_the_temperature_stays_where_a_softmax_works(wild: float, tamed: float) -> None:
+def test_the_temperature_stays_within_its_bounds(wild: float, tamed: float) -> None:
     step = new_step()
     with torch.no_grad():
         step.student.temperature.fill_(wild)
@@ -188,19 +188,19 @@ def test_only_the_student_has_dropout() -> None:
 
 def test_the_objective_can_be_learned() -> None:
     step, batch = new_step(weights=LossWeights(mpp=0.5, mgca=0.5)), draw_batch()
-    optimiser = torch.optim.AdamW(step.student.parameters(), lr=2e-3)
+    optimizer = torch.optim.AdamW(step.student.parameters(), lr=2e-3)
     first = values(step(batch, 0.0))
     for _ in range(30):
         terms = step(batch, 0.0)
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         terms["total"].backward()
-        optimiser.step()
+        optimizer.step()
     last = values(terms)
     for name in ("bic", "mlc", "tmg", "bbox_l1", "giou", "ied", "mpp"):
         assert last[name] < 0.7 * first[name], name
 
 
-def test_the_state_of_a_step_is_all_of_it() -> None:
+def test_the_state_of_a_step_is_complete() -> None:
     step, other = new_step(momentum=0.9), new_step(momentum=0.9)
     step(draw_batch(), 0.4)
     other.load_state_dict(step.state_dict())
@@ -209,12 +209,12 @@ def test_the_state_of_a_step_is_all_of_it() -> None:
     torch.testing.assert_close(step.state_dict(), other.state_dict(), rtol=0, atol=0)
 
 
-def test_masked_words_need_a_token_that_masks() -> None:
+def test_masked_words_need_a_mask_token() -> None:
     with pytest.raises(ConfigError, match="the loss term mlm needs a tokenizer with a mask token"):
         new_step(weights=LossWeights(mlm=0.5))
 
 
-def test_a_locked_image_encoder_rests_at_its_average_and_the_rest_learns() -> None:
+def test_a_locked_image_encoder_keeps_its_average_and_the_rest_learns() -> None:
     step = new_step(weights=LossWeights(cwp=0.2, mlm=0.5), mask_id=4, momentum=0.5)
     with torch.no_grad():
         for parameter in step.student.image_encoder.parameters():
@@ -224,14 +224,14 @@ def test_a_locked_image_encoder_rests_at_its_average_and_the_rest_learns() -> No
     step.train()
     torch.testing.assert_close(step.student.image_encoder.state_dict(), average, rtol=0, atol=0)
     step(draw_batch(), 0.4)["total"].backward()
-    # Neither gradients nor running statistics, nor a twin that drifts by rounding.
+    # Gradients, running statistics and rounding in the twin's average must all leave it unchanged.
     torch.testing.assert_close(step.student.image_encoder.state_dict(), average, rtol=0, atol=0)
     torch.testing.assert_close(step.twin.model.image_encoder.state_dict(), average, rtol=0, atol=0)
     unmoved = {name for name, p in step.student.named_parameters() if p.grad is None}
     assert {name.partition(".")[0] for name in unmoved} == {"image_encoder"}
 
 
-def test_known_image_tokens_give_the_losses_of_their_images() -> None:
+def test_cached_image_tokens_give_the_losses_of_their_images() -> None:
     batch = draw_batch()
     with_images, with_tokens = (new_step() for _ in range(2))
     for step in (with_images, with_tokens):

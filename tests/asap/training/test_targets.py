@@ -1,4 +1,4 @@
-"""Annotations become targets."""
+"""Targets made from annotations."""
 
 import json
 from pathlib import Path
@@ -57,7 +57,7 @@ def test_a_class_becomes_four_labels_in_the_order_of_types(fake_cls, expected):
 
 
 @pytest.mark.parametrize("fake_cls", ["Orig", "text_swap&face_swap", "face_swap&face_attribute", "", "deepfake", None])
-def test_an_unknown_class_is_an_annotation_error_that_lists_the_known(fake_cls):
+def test_an_unknown_class_is_an_annotation_error_that_lists_the_known_classes(fake_cls):
     for read in (multi_hot, is_manipulated, types_of):
         with pytest.raises(AnnotationError, match="face_attribute&text_attribute") as caught:
             read(fake_cls)
@@ -76,7 +76,7 @@ def test_manipulated_is_the_positive_class_of_the_published_outputs():
     assert F.binary_cross_entropy_with_logits(types, wanted).item() == pytest.approx(losses["mlc"], abs=1e-5)
 
 
-def test_the_image_types_say_whether_there_is_a_box():
+def test_only_classes_with_an_image_type_have_a_box():
     box = [10, 20, 50, 60]
     assert face_box("face_swap", box, 100, 80) == (10, 20, 50, 60)
     assert face_box("face_attribute&text_swap", box, 100, 80) == (10, 20, 50, 60)
@@ -114,7 +114,7 @@ def test_a_box_that_covers_nothing_of_the_picture_is_an_annotation_error(box):
         face_box("face_swap", box, 100, 80)
 
 
-def test_the_box_target_is_centre_and_size_as_fractions():
+def test_the_box_target_is_center_and_size_as_fractions():
     box = resize_box((10, 20, 50, 60), 100, 80, image_size=256)
     boxes, has_box = stack_boxes([box, None])
     targets = box_targets(boxes, 256)
@@ -123,7 +123,7 @@ def test_the_box_target_is_centre_and_size_as_fractions():
     assert has_box.tolist() == [True, False]
 
 
-def test_no_pairs_make_empty_targets():
+def test_an_empty_batch_has_empty_targets():
     boxes, has_box = stack_boxes([])
     assert boxes.shape == (0, 4)
     assert patch_labels(patch_mask(boxes, has_box, 64, 16)).shape == (0, 16)
@@ -136,7 +136,7 @@ def test_patch_masks_and_labels_are_the_published_ones(case):
     assert patch_labels(mask)[0].tolist() == case["mpp_patch_label"]
 
 
-def test_all_boxes_at_once_give_what_each_gives_alone():
+def test_boxes_give_the_same_masks_together_and_alone():
     masks = mask_of(*(xyxy(case["box_xywh_256"]) for case in PATCHES))
     assert masks.int().tolist() == [case["mgca_patch_mask"] for case in PATCHES]
 
@@ -147,7 +147,7 @@ def test_other_sizes_follow_the_same_rule():
     assert patch_labels(mask).tolist() == [[0, 1, 0, -1, 0, -1, -1, -1, -1]]
 
 
-def test_a_box_on_the_patch_grid_touches_no_neighbour_whatever_size_it_came_from():
+def test_a_box_on_the_patch_grid_touches_no_neighbor_at_any_original_size():
     for size in (96, 128, 224, 256):
         for width in (300, 333, 517, 1000):
             patch = size / 16

@@ -12,7 +12,7 @@ from asap.model.asap import Asap
 from asap.model.config import ModelConfig
 from asap.preprocessing.text import train_tokenizer
 from asap.training.objective import LossWeights
-from asap.training.step import TrainingStep, begin
+from asap.training.step import TrainingStep, begin_from_start
 from asap.weights.model_folder import load, save
 from asap.weights.start import Start, has_words, read_starts, source_tokenizer
 from tests.golden.weights import golden_state_dict
@@ -70,7 +70,7 @@ def step_from(start: Start, config: ModelConfig, file: Path, queue_size: int = 8
     weights = LossWeights(ied=0, mpp=0) if config.variant == "hammer" else None
     step = TrainingStep(Asap(config), queue_size=queue_size, weights=weights)
     start.save(file)
-    begin(step, file)
+    begin_from_start(step, file)
     return step
 
 
@@ -210,4 +210,4 @@ def test_a_source_has_a_tokenizer_or_none(folder: Path, asap_file: str) -> None:
 def test_a_saved_start_that_does_not_fit_is_refused(folder: Path, tmp_path: Path) -> None:
     read_starts([str(folder)], load(folder).config, words_of=[str(folder)]).save(tmp_path / "start.safetensors")
     with pytest.raises(RuntimeError, match="size mismatch"):
-        begin(TrainingStep(Asap(CONFIG), queue_size=8), tmp_path / "start.safetensors")
+        begin_from_start(TrainingStep(Asap(CONFIG), queue_size=8), tmp_path / "start.safetensors")
