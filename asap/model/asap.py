@@ -261,7 +261,7 @@ class Asap(nn.Module):
     def patch_logits(self, seen: ImageSide) -> Tensor:
         """Return a logit for each patch, manipulated or not, (B, P).
 
-        Used by the patch loss (MPP) in training; ASAP only.
+        Used by manipulated patch prediction (MPP) in training; ASAP only.
         """
         logits_BP1: Tensor = self.patch_head(seen.patches_BPW)
         return logits_BP1.squeeze(-1)
