@@ -47,9 +47,9 @@ MAX_LINES = 14
 
 
 def segments(text: str, words: Sequence[Word] | None) -> list[Piece]:
-    """Split the text into pieces, each with the flagged word it belongs to or None; joined, they are the text.
+    """Split the text into pieces, each with the flagged word it belongs to, or None.
 
-    Offsets beyond the text are cut to it. If words overlap, the one that starts first keeps the overlap.
+    Joined, the pieces are the text. Offsets beyond the text are cut to it. If words overlap, the one that starts first keeps the overlap.
     """
     pieces: list[Piece] = []
     cursor = 0
@@ -82,7 +82,7 @@ def mark_words_html(text: str, words: Sequence[Word] | None) -> Markup:
 def draw_evidence(
     image: Image.Image, finding: Finding, text: str | None = None, *, font: Path | None = None
 ) -> Image.Image:
-    """Return a new RGB image: the face box with its types, and with `text` a strip of evidence below it.
+    """Return a new RGB image with the face box and its types, and a strip of evidence below it.
 
     The strip holds the verdict, the score, the types, and the text with its flagged words.
 
@@ -123,7 +123,7 @@ def _labels(finding: Finding, names: Sequence[str]) -> list[str]:
 
 
 def _scaled_box(box: Box, original: tuple[int, int], size: tuple[int, int]) -> tuple[int, int, int, int]:
-    """Scale the box to whole pixels of an image of this size, inside it and at least one pixel wide and high."""
+    """Scale the box to whole pixels inside an image of this size, at least one pixel wide and high."""
     width, height = size
     sx, sy = width / original[0], height / original[1]
     x0, x1 = sorted(min(max(round(x * sx), 0), width) for x in (box[0], box[2]))
@@ -133,7 +133,7 @@ def _scaled_box(box: Box, original: tuple[int, int], size: tuple[int, int]) -> t
 
 
 def _draw_box(picture: Image.Image, box: tuple[int, int, int, int], labels: list[str]) -> None:
-    """Draw the box with a white halo on both sides, visible on any background, and a chip with the types."""
+    """Draw the box, with a white halo that is visible on any background, and a chip with the types."""
     line = max(2, round(min(picture.size) / 150))
     halo = max(1, round(line / 3))
     x0, y0, x1, y1 = box
@@ -165,7 +165,7 @@ def _beside(box: tuple[int, int, int, int], chip: tuple[int, int], size: tuple[i
 
 
 def _chip(lines: list[str], color: Color, points: int, *, ink: Color = WHITE, rim: int = 0) -> Image.Image:
-    """Draw lines of text on a plate with round corners (RGBA), with a white rim if it is put on an image."""
+    """Draw lines of text on an RGBA plate with round corners; a white rim sets it off from an image."""
     face = _face(points)
     drawn = [_drawable(line) for line in lines]
     pad, row = round(points * 0.5), round(points * 1.3)
@@ -193,7 +193,7 @@ def _plate(picture: Image.Image, box: tuple[int, int, int, int], radius: int, co
 
 
 def _strip(finding: Finding, text: str, width: int, font: Path | None) -> Image.Image:
-    """Draw the verdict, the score and the types in one row (or more, if needed), and the marked text below."""
+    """Draw rows of chips with verdict, score and types, and the marked text below."""
     width = max(width, MIN_WIDTH)  # a tall narrow image stays narrower than its strip
     points = min(40, max(16, round(width / 34)))
     pad, row = round(points * 1.1), round(points * 1.75)

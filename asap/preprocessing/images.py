@@ -345,7 +345,7 @@ def _value_range(values: NDArray[np.generic], mode: str) -> tuple[float, float]:
 
 
 def normalise(pixels: Pixels | torch.Tensor) -> torch.Tensor:
-    """Normalize uint8 RGB (B, S, S, 3) to the model's input, float32 (B, 3, S, S), on the same device."""
+    """Normalize uint8 RGB (B, S, S, 3) to float32 (B, 3, S, S), on the same device."""
     import torch  # takes seconds to import, and processes that only decode do not need it
 
     tensor = torch.as_tensor(pixels)
