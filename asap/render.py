@@ -49,7 +49,8 @@ MAX_LINES = 14
 def segments(text: str, words: Sequence[Word] | None) -> list[Piece]:
     """Split the text into pieces, each with the flagged word it belongs to, or None.
 
-    Joined, the pieces are the text. Offsets beyond the text are cut to it. If words overlap, the one that starts first keeps the overlap.
+    Joined, the pieces are the text. Offsets beyond the text are cut to it. If words overlap, the one
+    that starts first keeps the overlap.
     """
     pieces: list[Piece] = []
     cursor = 0
