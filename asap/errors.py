@@ -3,11 +3,13 @@
     AsapError
     ├── ConfigError            a setting that cannot work
     ├── CheckpointError        weights or a model folder that cannot be used
-    ├── AnnotationError        a training record that is not what DGM4 says
+    ├── AnnotationError        a training record that does not follow the DGM4 format
     ├── CorpusError            a corpus, folder or file of records that cannot be used
-    │   └── PicturesMissing    its pictures are not where it says; has their names
-    ├── PrecisionNotShown      a target precision that the scores at hand cannot show
-    └── InputError             one image or text that cannot be judged; has a `code`
+    │   └── PicturesMissing    images that the metadata names are missing; has their names
+    ├── PrecisionNotShown      a target precision that the available scores cannot show
+    ├── StorageError           a location that cannot be read or written
+    ├── FetchFailed            one object that could not be fetched; has a `code`
+    └── InputError             one image or text that cannot be analyzed; has a `code`
         ├── ImageMissing       image_missing
         ├── TextMissing        text_missing
         ├── TextInvalid        text_invalid
@@ -17,15 +19,17 @@
         ├── ImageTooLarge      too_large
         └── ModelError         model_error
 
-Every message says what was wrong, with the value, and what to do about it. An `InputError` is about one
-pair alone: bulk jobs turn it into a row (`error_code`, `error_detail`), never into a stop.
+Every message states the problem, quotes the value, and says what to do. An `InputError` concerns one pair only: bulk
+jobs turn it into a row (`error_code`, `error_detail`) and never stop because of it.
 """
+
+from __future__ import annotations
 
 from collections.abc import Sequence
 
 
 class AsapError(Exception):
-    """Base of every error this library raises on purpose."""
+    """The base of every error that this library raises on purpose."""
 
 
 class ConfigError(AsapError, ValueError):
@@ -37,7 +41,7 @@ class CheckpointError(AsapError):
 
 
 class AnnotationError(AsapError, ValueError):
-    """A training record whose annotation is not what DGM4 says."""
+    """A training record whose annotation does not follow the DGM4 format."""
 
 
 class CorpusError(AsapError):
@@ -45,20 +49,35 @@ class CorpusError(AsapError):
 
 
 class PicturesMissing(CorpusError):
-    """More pictures of a corpus are missing than its reader allows."""
+    """More images of a corpus are missing than its reader allows."""
 
     def __init__(self, message: str, pictures: Sequence[str] = ()) -> None:
         super().__init__(message)
         self.pictures = list(pictures)
-        """All of them, as the metadata names them."""
+        """All missing images, as the metadata names them."""
 
 
 class PrecisionNotShown(AsapError):
-    """A target precision that the scores at hand cannot show; no threshold was written."""
+    """A target precision that the available scores cannot show; no threshold was written."""
+
+
+class StorageError(AsapError):
+    """A location that cannot be read or written."""
+
+
+class FetchFailed(AsapError):
+    """An object that could not be fetched. `code` becomes the row's `error_code`."""
+
+    def __init__(self, code: str, detail: str, *, retryable: bool, attempt: int = 1) -> None:
+        super().__init__(detail)
+        self.code = code
+        self.detail = detail
+        self.retryable = retryable
+        self.attempt = attempt
 
 
 class InputError(AsapError, ValueError):
-    """One image or one text that cannot be judged. `code` is the row's `error_code`."""
+    """An image or a text that cannot be analyzed. `code` becomes the row's `error_code`."""
 
     code = "input_error"
 
@@ -70,13 +89,13 @@ class ImageMissing(InputError):
 
 
 class TextMissing(InputError):
-    """The pair has no text, and no caption to stand in for it."""
+    """The pair has no text, and no caption replaces it."""
 
     code = "text_missing"
 
 
 class TextInvalid(InputError):
-    """The text is not a string of words: wrong type, undecodable, or no word left after cleaning."""
+    """The text is not a string of words: wrong type, undecodable, too long, or no word left after cleaning."""
 
     code = "text_invalid"
 
@@ -94,7 +113,7 @@ class UnsupportedFormat(InputError):
 
 
 class DecodeFailed(InputError):
-    """The image starts like a supported format and cannot be decoded: truncated or corrupt."""
+    """The image starts like a supported format but cannot be decoded: it is truncated or corrupt."""
 
     code = "decode_failed"
 
@@ -106,21 +125,6 @@ class ImageTooLarge(InputError):
 
 
 class ModelError(InputError):
-    """The model could not judge this pair: it raised, or what it returned is not a number."""
+    """The model failed on this pair: it raised an error or returned NaN or infinite values."""
 
     code = "model_error"
-
-
-class StorageError(AsapError):
-    """A place that cannot be read or written."""
-
-
-class FetchFailed(AsapError):
-    """One object could not be fetched. `code` is the row's `error_code`."""
-
-    def __init__(self, code: str, detail: str, *, retryable: bool, attempt: int = 1) -> None:
-        super().__init__(detail)
-        self.code = code
-        self.detail = detail
-        self.retryable = retryable
-        self.attempt = attempt

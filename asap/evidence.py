@@ -1,4 +1,4 @@
-"""What the model returned, as evidence: probabilities of each pass over a text, boxes in pixels, scores of words."""
+"""Evidence from the model's outputs: probabilities of each pass over a text, boxes in pixels, word scores."""
 
 from __future__ import annotations
 
@@ -18,27 +18,28 @@ Floats = NDArray[np.float32]
 
 
 class PassEvidence(NamedTuple):
-    """Probabilities from one pass over one pair."""
+    """Probabilities from one pass of the model over one pair."""
 
     score: float
-    """Manipulated, from the binary head."""
+    """Probability that the pair is manipulated, from the binary head."""
     types: Floats
-    """(4,), in the order of `asap.labels.TYPES`."""
+    """Probability of each type, (4,), in the order of `asap.labels.TYPES`."""
     box_xyxy: Floats
-    """(4,), in [0, 1] of the picture, clipped to it."""
+    """Corners of the box, (4,), in [0, 1] of the image and clipped to it."""
     tokens: Floats
-    """Manipulated, for each token after [CLS]."""
+    """Probability that each token after [CLS] is manipulated."""
 
     @property
     def is_finite(self) -> bool:
-        """Whether all of it are numbers; a NaN would pass every threshold as authentic."""
+        """True if every value is finite; a NaN would be below every threshold and pass as authentic."""
         return bool(np.isfinite(self.score) and all(np.isfinite(values).all() for values in self[1:]))
 
 
 def read_output(output: AsapOutput, lengths: Sequence[int]) -> list[PassEvidence]:
-    """Logits of P passes to probabilities on the CPU. lengths: tokens without [CLS] of each pass."""
+    """Turn the logits of P passes into probabilities on the CPU. `lengths`: tokens of each pass without [CLS]."""
     score_P1 = output.logits_real_fake.softmax(-1)[:, 1:]
     box_P4 = box_convert(output.box_cxcywh, "cxcywh", "xyxy").clamp(0, 1)
+    # One tensor, so that a GPU is waited for twice a batch and not four times.
     values_P9 = torch.cat([score_P1, output.logits_multilabel.sigmoid(), box_P4], dim=1).cpu().numpy()
     tokens_PL = output.logits_token.softmax(-1)[..., 1].cpu().numpy()
     return [
@@ -48,20 +49,26 @@ def read_output(output: AsapOutput, lengths: Sequence[int]) -> list[PassEvidence
 
 
 def highest_types(passes: Sequence[PassEvidence]) -> dict[str, float]:
-    """The highest probability of any pass for each type."""
-    return dict(zip(TYPES, np.max([seen.types for seen in passes], axis=0).tolist(), strict=True))
+    """Return the probability of each type, the maximum over the passes."""
+    return dict(zip(TYPES, np.max([evidence.types for evidence in passes], axis=0).tolist(), strict=True))
 
 
 def box_px(passes: Sequence[PassEvidence], width: int, height: int) -> Box:
-    """The box of the pass that is surest of an image type, in pixels of a picture of that size."""
-    surest = max(passes, key=lambda seen: seen.types[: len(IMAGE_TYPES)].max())
+    """Return the box of the pass with the highest image type, in pixels of an image of this size."""
+    surest = max(passes, key=lambda evidence: evidence.types[: len(IMAGE_TYPES)].max())
     x0, y0, x1, y1 = surest.box_xyxy.tolist()
     return x0 * width, y0 * height, x1 * width, y1 * height
 
 
 def score_words(passes: Sequence[PassEvidence], word_index: Sequence[Sequence[int]], words: int) -> list[float]:
-    """The highest of its tokens for each of so many words; 0 for a word without any. word_index: token to word."""
+    """Score each word as the maximum over its tokens; a word without tokens scores 0.
+
+    Args:
+        passes: the evidence of each pass over the text.
+        word_index: for each pass, the index of the word that each token belongs to.
+        words: number of words in the text.
+    """
     scores = np.zeros(words, np.float32)
-    for seen, index in zip(passes, word_index, strict=True):
-        np.maximum.at(scores, index, seen.tokens)
+    for evidence, index in zip(passes, word_index, strict=True):
+        np.maximum.at(scores, index, evidence.tokens)
     return [float(score) for score in scores]

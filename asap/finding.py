@@ -1,4 +1,4 @@
-"""What goes into a prediction and what comes out: plain data, no torch."""
+"""The input and the output of a prediction: plain data, no torch."""
 
 from __future__ import annotations
 
@@ -36,30 +36,31 @@ class Word:
     end: int
     word: str
     score: float
-    """Probability that the word is manipulated: the highest of its tokens', in [0, 1]."""
+    """Probability that the word is manipulated: the maximum over its tokens, in [0, 1]."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Finding:
-    """What the model says of one pair. On an error, verdict, score, types and evidence are None or empty."""
+    """The result for one pair. If `error` is set, verdict, score, types and evidence are None or empty."""
 
     verdict: Verdict | None = None
     score: float | None = None
-    """Probability of manipulated, from the binary head, in [0, 1]."""
+    """Probability that the pair is manipulated, from the binary head, in [0, 1]."""
     types: dict[str, float | None] | None = None
-    """Probability of each of `asap.labels.TYPES`; None for the text's where a caption stood in for it."""
+    """Probability of each of `asap.labels.TYPES`. A text type is None if a caption replaced a missing text."""
     flagged_types: list[str] = field(default_factory=list)
     box_px: Box | None = None
     """The manipulated face; None unless an image type is flagged."""
     raw_box_px: Box | None = None
-    """The box that the model predicts whatever the types say."""
+    """The box that the model predicts, whichever types are flagged."""
     words: list[Word] | None = field(default_factory=list)
-    """The flagged words; None where the text was a caption standing in for a missing one."""
+    """The flagged words; None if a caption replaced a missing text."""
     word_scores: list[float] | None = field(default_factory=list)
-    """A score for every whitespace-separated word of the text."""
+    """A score for every whitespace-separated word of the text; None if a caption replaced a missing text."""
     width: int | None = None
-    """Of the original image after EXIF rotation, in pixels; so is `height`."""
+    """Width of the original image after EXIF rotation, in pixels."""
     height: int | None = None
+    """Height of the original image after EXIF rotation, in pixels."""
     image_sha256: str | None = None
     """Hex digest of the encoded bytes; None for a PIL image, which has none."""
     model_id: str
@@ -68,7 +69,8 @@ class Finding:
     error: InputError | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-ready fields; an error becomes `error_code` and `error_detail`."""
+        """Return JSON-ready fields; an error becomes `error_code` and `error_detail`."""
+        # The fields one by one: `dataclasses.asdict` would copy the error, which is not a field of the JSON.
         fields = {item.name: getattr(self, item.name) for item in dataclasses.fields(self) if item.name != "error"}
         if self.words is not None:
             fields["words"] = [dataclasses.asdict(word) for word in self.words]

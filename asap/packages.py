@@ -1,7 +1,7 @@
-"""The packages of this program, imported before another folder of the same name can come first on the path.
+"""Imports of this program's packages, made before a folder with the same name can come first on the import path.
 
-Ray puts the driver's working folder first on the path of its workers, as `python -m` does with its own. A folder that
-is called `jobs` there, which a user may well have, would be taken for the package.
+Ray puts the driver's working directory first on the import path of its workers, as `python -m` does with the current
+directory. A user may well have a folder called `jobs` there, which Python would take for the package.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ _PACKAGES = ("asap", "jobs", "serve")
 FOLDER = Path(__file__).resolve().parents[1]
 """The folder in which the packages lie. A process that puts it first on its path finds them, installed or not."""
 SETUP_HOOK = "asap.packages.import_packages"
-"""Import path of `import_packages`, as Ray's `worker_process_setup_hook` takes it."""
+"""Import path of `import_packages`, in the form of Ray's `worker_process_setup_hook`."""
 
 
 def import_packages() -> None:

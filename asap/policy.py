@@ -1,4 +1,4 @@
-"""From probabilities to a verdict: thresholds that are data, so that a new policy needs no new scan."""
+"""The policy: thresholds that turn probabilities into a verdict. They are data, so a new policy needs no new scan."""
 
 from __future__ import annotations
 
@@ -16,11 +16,7 @@ from asap.finding import Verdict, Word
 from asap.labels import IMAGE_TYPES, TYPES
 from asap.preprocessing.words import split_words
 
-_WAY_OUT = "asap calibrate writes one, and so does every model folder hold one"
-
-
-def _halves() -> dict[str, float]:
-    return dict.fromkeys(TYPES, 0.5)
+_HOW_TO_GET_ONE = "Create one with `asap calibrate`, or copy policy.json from a model folder."
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,44 +25,48 @@ class Policy:
 
     manipulated: float = 0.5
     review: float = 0.5
-    """Equal to `manipulated` means that there is no review band."""
-    types: dict[str, float] = field(default_factory=_halves)
+    """If it equals `manipulated`, there is no review band."""
+    types: dict[str, float] = field(default_factory=lambda: dict.fromkeys(TYPES, 0.5))
     word: float = 0.5
     calibration: dict[str, Any] | None = None
-    """How, on what, and for which precision and prevalence the thresholds were chosen; None if they were not."""
+    """Method, data, precision and prevalence that the thresholds were chosen with; None if they were not chosen."""
 
     def __post_init__(self) -> None:
         if not isinstance(self.types, dict) or set(self.types) != set(TYPES):
             raise ConfigError(f"policy types {self.types!r} are not thresholds of the four known ones, {list(TYPES)}")
-        named = {"manipulated": self.manipulated, "review": self.review, "word": self.word}
-        for name, threshold in (named | {f"types.{name}": value for name, value in self.types.items()}).items():
+        thresholds = {"manipulated": self.manipulated, "review": self.review, "word": self.word}
+        for name, threshold in (thresholds | {f"types.{name}": value for name, value in self.types.items()}).items():
+            # Stated as what a threshold is, so that NaN is refused too.
             if not isinstance(threshold, int | float) or not 0 <= threshold <= 1:
                 raise ConfigError(f"policy threshold {name} {threshold!r} is not a probability in [0, 1]")
         if self.review > self.manipulated:
             raise ConfigError(f"policy threshold review {self.review} is above manipulated {self.manipulated}")
         if self.calibration is not None and not isinstance(self.calibration, dict):
-            raise ConfigError(f"policy calibration {self.calibration!r} is neither null nor an object that says how")
+            raise ConfigError(
+                f"policy calibration {self.calibration!r} is neither null nor an object that describes the calibration"
+            )
 
     @cached_property
     def policy_id(self) -> str:
-        """First 12 hex of a SHA-256 over the thresholds; how they were found does not change it."""
+        """The first 12 hex digits of a SHA-256 over the thresholds, without `calibration`."""
+        # As floats, so that 1 and 1.0 have one id.
         thresholds = {name: float(getattr(self, name)) for name in ("manipulated", "review", "word")}
         named = {"types": {name: float(value) for name, value in self.types.items()}, **thresholds}
         return hashlib.sha256(json.dumps(named, sort_keys=True).encode()).hexdigest()[:12]
 
     def verdict(self, score: float) -> Verdict:
-        """The verdict for a probability of manipulated."""
+        """Return the verdict for a probability that the pair is manipulated."""
         if score >= self.manipulated:
             return "manipulated"
         return "review" if score >= self.review else "authentic"
 
     def flagged_types(self, types: Mapping[str, float | None]) -> list[str]:
-        """The types whose probability reaches their threshold, in the published order; one that is None does not."""
+        """Return the types whose probability reaches its threshold, in the published order; None never does."""
         return [name for name in TYPES if (value := types[name]) is not None and value >= self.types[name]]
 
     @staticmethod
     def flags_a_face(flagged_types: list[str]) -> bool:
-        """Whether a box belongs in the finding: some image type is flagged."""
+        """True if an image type is flagged, so that the finding has a box."""
         return any(name in IMAGE_TYPES for name in flagged_types)
 
     def save(self, path: Path) -> None:
@@ -74,12 +74,12 @@ class Policy:
         path.write_text(self.to_json(), encoding="utf-8")
 
     def to_json(self) -> str:
-        """The contents of a `policy.json`."""
+        """Return the contents of a `policy.json`."""
         return json.dumps(dataclasses.asdict(self), indent=2) + "\n"
 
     @classmethod
     def load(cls, path: Path) -> Self:
-        """Read a `policy.json`; what is wrong in it is a `ConfigError` that names the file."""
+        """Read a `policy.json`. Raises `ConfigError`, with the path, if it cannot be read or is not a policy."""
         try:
             return cls.from_json(path.read_bytes(), path)
         except OSError as error:
@@ -87,23 +87,28 @@ class Policy:
 
     @classmethod
     def from_json(cls, content: bytes, source: object) -> Self:
-        """The inverse of `to_json`; what is wrong is a `ConfigError` that names the source."""
+        """Parse the output of `to_json`. Raises `ConfigError`, with the source, if it is not a policy."""
         try:
-            told = json.loads(content.decode())
+            fields = json.loads(content.decode())
         except ValueError as error:
-            raise ConfigError(f"policy file {source} cannot be used: it is not JSON, {error}; {_WAY_OUT}") from error
+            raise ConfigError(
+                f"policy file {source} cannot be used: it is not JSON, {error}. {_HOW_TO_GET_ONE}"
+            ) from error
         known = [field.name for field in dataclasses.fields(cls)]
-        if not isinstance(told, dict) or not told.keys() <= set(known):
-            found = f"the unknown fields {sorted(told.keys() - set(known))}" if isinstance(told, dict) else "no fields"
-            raise ConfigError(f"policy file {source} cannot be used: it has {found}, known are {known}; {_WAY_OUT}")
+        if not isinstance(fields, dict) or not fields.keys() <= set(known):
+            unknown = sorted(fields.keys() - set(known)) if isinstance(fields, dict) else None
+            found = "no fields" if unknown is None else f"the unknown fields {unknown}"
+            raise ConfigError(
+                f"policy file {source} cannot be used: it has {found}, known are {known}. {_HOW_TO_GET_ONE}"
+            )
         try:
-            return cls(**told)
+            return cls(**fields)
         except ConfigError as error:
             raise ConfigError(f"policy file {source} cannot be used: {error}") from error
 
 
 def flagged_words(text: str, scores: Sequence[float], threshold: float) -> list[Word]:
-    """The words of a text whose score reaches the threshold."""
+    """Return the words of a text whose score reaches the threshold."""
     return [
         Word(index=span.index, start=span.start, end=span.end, word=span.word, score=score)
         for span, score in zip(split_words(text), scores, strict=True)
@@ -120,10 +125,15 @@ def apply_policy(
     text: str,
     word_scores: Sequence[float] | None,
 ) -> dict[str, Any]:
-    """What thresholds make of a pair's raw scores: `verdict`, `flagged_types`, `box_px` and `words` of a `Finding`.
+    """Return `verdict`, `flagged_types`, `box_px` and `words` of a `Finding` for a pair's raw scores.
 
-    A type that is None is not flagged; without word scores there are no words. raw_box: in whatever form, comes back
-    as `box_px` where an image type is flagged.
+    Args:
+        policy: the thresholds.
+        score: probability that the pair is manipulated.
+        types: probability of each type; a type that is None is not flagged.
+        raw_box: the predicted box in any form; it is returned as `box_px` if an image type is flagged.
+        text: the text that the word scores belong to.
+        word_scores: one score for each word of the text; if None, `words` is None.
     """
     flagged = policy.flagged_types(types)
     return {

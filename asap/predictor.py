@@ -1,4 +1,4 @@
-"""Pairs in, Findings out: the model's probabilities as pixels of the original image and words of the original text.
+"""The predictor: pairs in, findings out, in pixels of the original image and words of the original text.
 
 Shapes: R rows (pairs), P passes (a long text has several), L tokens with [CLS], N image tokens, W width.
 """
@@ -32,7 +32,7 @@ _Item = TypeVar("_Item")
 _HEADS = ("real_fake_head", "type_head", "box_head", "token_head")
 _CHUNK_BATCHES = 16
 """Batches of pairs that `predict` holds decoded at once; within them texts are sorted by length."""
-_CAPTION_WARNING = "the pair has no text; it was scored against a caption of the image, so its words were not judged"
+_CAPTION_WARNING = "the pair has no text; it was scored against a caption of the image, so its words were not scored"
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,11 +47,11 @@ class _Row:
 
 _Scored = list[PassEvidence] | ModelError
 _Scoring = Generator[None, None, list[_Scored]]
-"""Pauses between passes of the model; what it found of each row is returned."""
+"""A generator that pauses between passes of the model and returns the evidence of each row."""
 
 
 class Predictor:
-    """A model ready to judge pairs. It keeps nothing between calls, so threads may share one."""
+    """A model ready to detect manipulated pairs. It keeps no state between calls, so threads may share one."""
 
     def __init__(
         self,
@@ -63,7 +63,7 @@ class Predictor:
         batch_size: int = 32,
         limits: ImageLimits = DEFAULT_LIMITS,
     ) -> None:
-        """Take over `loaded.model`, which is moved to the device. The arguments are those of `from_folder`."""
+        """Take over `loaded.model`, which is moved to the device. `from_folder` explains the other arguments."""
         self.config = loaded.config
         self.model_id = loaded.model_id
         self.policy = policy or loaded.policy
@@ -72,7 +72,7 @@ class Predictor:
         self.batch_size = _positive(batch_size)
         self._limits = limits
         self._codec = TextCodec(loaded.tokenizer, max_words=self.config.max_words, max_tokens=self.config.max_tokens)
-        self._model = _place(loaded.model, self.device, self.dtype)
+        self._model = _move(loaded.model, self.device, self.dtype)
 
     @classmethod
     def from_folder(
@@ -85,12 +85,18 @@ class Predictor:
         batch_size: int = 32,
         limits: ImageLimits = DEFAULT_LIMITS,
     ) -> Predictor:
-        """A predictor of a model folder, or of the shipped model, `"demo"`.
+        """Build a predictor from a model folder.
 
-        device: "auto" is CUDA where there is any, else the CPU; or any torch device.
-        precision: "auto" is bfloat16 on a CUDA device that has it, else float32; the heads always compute in float32.
-        policy: in the place of the folder's. batch_size: pairs that the model sees at once. limits: on each image.
-        Raises `CheckpointError`, `ConfigError`.
+        Args:
+            folder: a model folder, or "demo" for the model that ships with the library.
+            device: "auto" is CUDA if available, else the CPU; or any torch device.
+            precision: "auto" is bfloat16 on a CUDA device that supports it, else float32. The heads always compute in
+                float32.
+            policy: used instead of the folder's policy.
+            batch_size: pairs that the model sees at once.
+            limits: size limits on each image.
+
+        Raises `CheckpointError` if the folder cannot be used, `ConfigError` if another argument cannot.
         """
         return cls(
             load_folder(folder),
@@ -103,20 +109,26 @@ class Predictor:
 
     @property
     def image_size(self) -> int:
-        """Side, in pixels, of the squares that `predict_prepared` takes."""
+        """Side, in pixels, of the square images that `predict_prepared` takes."""
         return self.config.image_size
 
     def predict(self, pairs: Sequence[Pair], *, batch_size: int | None = None) -> list[Finding]:
-        """Judge pairs: one Finding for each, in their order.
+        """Return one Finding for each pair, in their order.
 
-        What is wrong with a pair is told by its Finding's `error` and touches no other. A text of more words than one
-        pass holds is analysed in several, against the same image: score and types are the highest of any pass, the
-        box is from the pass that is surest of an image type, each word is scored by the pass that holds it.
+        A problem with a pair is reported in its Finding's `error` and affects no other pair. A text with more words
+        than one pass holds is analyzed in several passes against the same image. Score and types are the maximum over
+        the passes, the box comes from the pass with the highest image type, and each word is scored by the pass that
+        holds it.
         """
         size = self.batch_size if batch_size is None else _positive(batch_size)
         findings: list[Finding] = []
         for chunk in _slices(pairs, _CHUNK_BATCHES * size):
-            images = [self._prepare(pair) for pair in chunk]
+            images: list[PreparedImage | InputError] = []
+            for pair in chunk:
+                try:
+                    images.append(prepare_image(pair.image, self.image_size, self._limits))
+                except InputError as error:
+                    images.append(error)
             findings += self.predict_prepared(images, [pair.text for pair in chunk], batch_size=size)
         return findings
 
@@ -128,10 +140,14 @@ class Predictor:
         captioned: Sequence[bool] | None = None,
         batch_size: int | None = None,
     ) -> list[Finding]:
-        """Judge pairs whose images are at the model's size: one Finding for each, in their order.
+        """Return one Finding for each pair of a prepared image and a text, in their order.
 
-        An `InputError` in the place of an image or a text becomes its Finding's error. captioned: for each pair,
-        whether the text is a caption standing in for a missing one; then the words and the text types are None.
+        Args:
+            images: images at the model's size; an `InputError` instead of one becomes its Finding's error.
+            texts: the texts; an `InputError` instead of one becomes its Finding's error.
+            captioned: for each pair, True if the text is a caption that replaces a missing text. The words and the
+                text types of such a pair are None.
+            batch_size: pairs that the model sees at once, by default the predictor's.
         """
         steps = self.predict_in_steps(images, texts, captioned=captioned, batch_size=batch_size)
         return next(findings for findings in steps if findings is not None)
@@ -144,15 +160,16 @@ class Predictor:
         captioned: Sequence[bool] | None = None,
         batch_size: int | None = None,
     ) -> Iterator[list[Finding] | None]:
-        """As `predict_prepared`, with a pause, a None, between passes of the model; the findings come last.
+        """Do the same as `predict_prepared`, but yield None between passes of the model and the findings at the end.
 
-        A long text takes many passes: in a pause, whoever calls may judge other pairs, or go no further.
+        A long text takes many passes. At each None the caller can process other pairs, or stop.
         """
-        flags = captioned if captioned is not None else [False] * len(texts)
+        is_caption = captioned if captioned is not None else [False] * len(texts)
         size = self.batch_size if batch_size is None else _positive(batch_size)
-        rows = [self._row(*given) for given in zip(images, texts, flags, strict=True)]
-        # Texts of about one length pad little; the order changes no result.
-        scorable = sorted((row for row in rows if isinstance(row, _Row)), key=_tokens)
+        rows = [self._row(*fields) for fields in zip(images, texts, is_caption, strict=True)]
+        # Texts of similar length need little padding. The order does not change any result.
+        scorable = [row for row in rows if isinstance(row, _Row)]
+        scorable.sort(key=lambda row: max(len(part.input_ids) for part in row.passes))
         scored: dict[_Row, _Scored] = {}
         for batch in _slices(scorable, size):
             if scored:
@@ -163,20 +180,16 @@ class Predictor:
             for row, image in zip(rows, images, strict=True)
         ]
 
-    def _prepare(self, pair: Pair) -> PreparedImage | InputError:
-        try:
-            return prepare_image(pair.image, self.image_size, self._limits)
-        except InputError as error:
-            return error
-
     def _row(
         self, image: PreparedImage | InputError, text: str | InputError | None, is_caption: bool
     ) -> _Row | InputError:
         if isinstance(image, InputError):
             return image
         if image.pixels.shape != (self.image_size, self.image_size, 3):
+            # The caller's mistake, which concerns all pairs: no InputError.
             raise ConfigError(
-                f"an image of shape {image.pixels.shape} was prepared for another model than {self.model_id}"
+                f"an image of shape {image.pixels.shape} was prepared for another model than {self.model_id}. "
+                f"Prepare it with image_size {self.image_size}."
             )
         if isinstance(text, InputError):
             return text
@@ -187,61 +200,71 @@ class Predictor:
         return _Row(image, text or "", passes, is_caption)
 
     def _score_safely(self, rows: Sequence[_Row], passes_at_once: int) -> _Scoring:
-        """Score rows; where the model raises, halve until only the culprit is left with a `ModelError`.
+        """Score rows. If the model raises, halve the batch until only the culprit is left with a `ModelError`.
 
-        A broken device (`AcceleratorError`) is no row's fault and goes on up: nothing more can be computed on it.
+        A broken device (`AcceleratorError`) is not the fault of any row, and nothing more can be computed on it, so
+        that error is raised.
         """
         try:
             return (yield from self._score(rows, passes_at_once))
         except torch.AcceleratorError:
             raise
         except Exception as error:
-            failure = ModelError(f"the model failed on this pair, {type(error).__name__}: {error}")
+            failure = ModelError(f"the model failed on this pair: {type(error).__name__}: {error}")
             out_of_memory = isinstance(error, torch.OutOfMemoryError)
-        if out_of_memory:  # outside the handler, whose traceback holds the tensors
+        if out_of_memory:  # outside the handler, because the traceback keeps the tensors alive
             torch.cuda.empty_cache()
         if len(rows) > 1:
             halves: list[_Scored] = []
             for half in _slices(rows, (len(rows) + 1) // 2):
                 halves += yield from self._score_safely(half, len(half))
             return halves
+        # One row is left. Its passes may still be too many at once, so try them one by one before giving up.
         if min(passes_at_once, len(rows[0].passes)) > 1:
             return (yield from self._score_safely(rows, 1))
         return [failure]
 
     @torch.inference_mode()
     def _score(self, rows: Sequence[_Row], passes_at_once: int) -> _Scoring:
-        """Encode the image of each row once, and see it with each pass of the row's text."""
+        """Encode the image of each row once, and fuse it with each pass of the row's text."""
         pixels = torch.from_numpy(np.stack([row.image.pixels for row in rows])).to(self.device)
         image_RNW = self._model.encode_image(normalise(pixels).to(self.dtype))
         todo = [(owner, part.input_ids) for owner, row in enumerate(rows) for part in row.passes]
-        seen: list[PassEvidence] = []
-        for some in _slices(todo, passes_at_once):
-            if seen:
+        evidence: list[PassEvidence] = []
+        for batch in _slices(todo, passes_at_once):
+            if evidence:
                 yield
-            owners, input_ids = zip(*some, strict=True)
+            owners, input_ids = zip(*batch, strict=True)
+            # Indexing copies the image tokens. Most batches have one pass for each row and need no copy.
             image_PNW = image_RNW if owners == tuple(range(len(rows))) else image_RNW[list(owners)]
-            seen += read_output(self._see(image_PNW, input_ids), [len(ids) - 1 for ids in input_ids])
-        every = iter(seen)
-        return [_checked([next(every) for _ in row.passes]) for row in rows]
+            evidence += read_output(self._run_passes(image_PNW, input_ids), [len(ids) - 1 for ids in input_ids])
+        in_order = iter(evidence)
+        scored: list[_Scored] = []
+        for row in rows:
+            passes = [next(in_order) for _ in row.passes]
+            is_finite = all(one.is_finite for one in passes)
+            scored.append(
+                passes if is_finite else ModelError("the model returned NaN or infinite values for this pair")
+            )
+        return scored
 
-    def _see(self, image_PNW: Tensor, input_ids: Sequence[list[int]]) -> AsapOutput:
-        """Encoded images with a text each, through encoders of `self.dtype` and heads of float32."""
+    def _run_passes(self, image_PNW: Tensor, input_ids: Sequence[list[int]]) -> AsapOutput:
+        """Run encoded images with one text each through encoders of `self.dtype` and heads of float32."""
         ids_PL, mask_PL = (part.to(self.device) for part in pad_batch(input_ids, self._codec.pad_id))
         fused = self._model.fuse(image_PNW, self._model.encode_text(ids_PL, mask_PL), mask_PL)
         seen = replace(fused.seen, aggregate_BW=fused.seen.aggregate_BW.float())
-        in_float32 = replace(fused, tokens_BLW=fused.tokens_BLW.float(), seen=seen)
-        return self._model.predict(in_float32)
+        return self._model.predict(replace(fused, tokens_BLW=fused.tokens_BLW.float(), seen=seen))
 
     def _finding(self, row: _Row, scored: _Scored) -> Finding:
-        """The evidence of all passes over a row, in pixels and words of the original."""
+        """Combine the evidence of all passes over a row, in pixels and words of the original."""
         if isinstance(scored, InputError):
             return self._failure(row.image, scored)
-        score = max(seen.score for seen in scored)
+        score = max(evidence.score for evidence in scored)
         types: dict[str, float | None] = dict(highest_types(scored))
         raw_box = box_px(scored, row.image.width, row.image.height)
         word_scores = None
         if row.is_caption:
+            # The caption comes from the image itself, so it is no evidence about the words of the pair.
             types |= dict.fromkeys(TEXT_TYPES)
         else:
             word_scores = score_words(scored, [part.word_index for part in row.passes], len(split_words(row.text)))
@@ -262,10 +285,11 @@ class Predictor:
         return Finding(**self._about(image), warnings=list(warnings), error=error)
 
     def _about(self, image: PreparedImage | InputError) -> dict[str, Any]:
-        known = {"model_id": self.model_id, "policy_id": self.policy.policy_id}
+        """Return the fields of a Finding that do not depend on the model's output."""
+        ids = {"model_id": self.model_id, "policy_id": self.policy.policy_id}
         if isinstance(image, InputError):
-            return known
-        return known | {"width": image.width, "height": image.height, "image_sha256": image.sha256}
+            return ids
+        return ids | {"width": image.width, "height": image.height, "image_sha256": image.sha256}
 
     def _text_warnings(self, row: _Row) -> Iterator[str]:
         if row.is_caption:
@@ -292,10 +316,12 @@ def _device(device: str) -> torch.device:
     if device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
-        torch.empty(0, device=device)
+        torch.empty(0, device=device)  # torch.device() accepts devices that the machine does not have
     except (RuntimeError, AssertionError) as error:
         reason = str(error).partition("\n")[0]
-        raise ConfigError(f"device {device!r} cannot be used: {reason}; 'auto' takes CUDA or the CPU") from error
+        raise ConfigError(
+            f"device {device!r} cannot be used: {reason}. Use 'auto' for CUDA if available, else the CPU."
+        ) from error
     return torch.device(device)
 
 
@@ -308,21 +334,10 @@ def _dtype(precision: str, device: torch.device) -> torch.dtype:
     return known[precision]
 
 
-def _place(model: Asap, device: torch.device, dtype: torch.dtype) -> Asap:
-    """The model on its device, all in `dtype` but for the heads, whose logits become the probabilities."""
+def _move(model: Asap, device: torch.device, dtype: torch.dtype) -> Asap:
+    """Move the model to its device, all in `dtype` except the heads, whose logits become the probabilities."""
     model.to(device).eval()
     for name, module in model.named_children():
         module.to(torch.float32 if name in _HEADS else dtype)
     model.aggregate_token.data = model.aggregate_token.data.to(dtype)
     return model
-
-
-def _tokens(row: _Row) -> int:
-    """Of the longest pass."""
-    return max(len(part.input_ids) for part in row.passes)
-
-
-def _checked(passes: list[PassEvidence]) -> _Scored:
-    if all(seen.is_finite for seen in passes):
-        return passes
-    return ModelError("the model returned values that are no numbers (NaN or infinite) for this pair")

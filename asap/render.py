@@ -1,7 +1,7 @@
-"""Evidence for a person: the face boxed on the picture, the words marked in the text.
+"""Evidence for a person: a box around the face in the image, and marked words in the text.
 
-Everything here works on a `Finding` and knows no model. `segments` is the one place that turns word offsets
-into pieces of text; the picture, the HTML and the terminal are drawn from it.
+Everything here works on a `Finding` and needs no model. Only `segments` turns word offsets into pieces of text; the
+image, the HTML and the terminal output are made from it.
 """
 
 from __future__ import annotations
@@ -20,33 +20,37 @@ from asap.labels import IMAGE_TYPES
 
 Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 Piece = tuple[str, Word | None]
-Colour = tuple[int, int, int]
+Color = tuple[int, int, int]
 
-WHITE: Colour = (255, 255, 255)
-PAPER: Colour = (250, 249, 246)
-INK: Colour = (28, 27, 31)
-QUIET: Colour = (104, 101, 110)
-PLATE: Colour = (232, 229, 222)
-VERDICT_COLOURS: dict[str | None, Colour] = {
+WHITE: Color = (255, 255, 255)
+PAPER: Color = (250, 249, 246)
+INK: Color = (28, 27, 31)
+QUIET: Color = (104, 101, 110)
+PLATE: Color = (232, 229, 222)
+VERDICT_COLORS: dict[str | None, Color] = {
     "manipulated": (200, 44, 28),
     "review": (158, 98, 0),
     "authentic": (15, 112, 104),
     None: QUIET,
 }
 LEVEL_EDGES = (0.6, 0.75, 0.9)
-LEVEL_COLOURS: tuple[Colour, ...] = ((255, 238, 196), (255, 217, 148), (255, 188, 118), (255, 154, 112))
-"""Behind a marked word, by `level`; INK on each of them has a contrast of 8 to 1 or more."""
+LEVEL_COLOURS: tuple[Color, ...] = ((255, 238, 196), (255, 217, 148), (255, 188, 118), (255, 154, 112))
+"""Background of a marked word, by `level`. INK on each of them has a contrast of 8 to 1 or more."""
 
 MIN_WIDTH = 640
-"""Pixels of a picture with a strip: a narrower one is enlarged, at most to this height too, so that its words fit."""
+"""Width, in pixels, that an image with a strip has at least, so that the words fit.
+
+A smaller image is enlarged until its longer side has this length.
+"""
 MAX_LINES = 14
-"""Lines of text in the strip; what is beyond is counted, not drawn."""
+"""Lines of text in the strip; the words after them are counted, not drawn."""
 
 
 def segments(text: str, words: Sequence[Word] | None) -> list[Piece]:
-    """The text in pieces, each with the flagged word it belongs to, or None; joined they are the text again.
+    """Split the text into pieces, each with the flagged word it belongs to, or None.
 
-    Offsets beyond the text are cut to it. Where words overlap, the one that starts first keeps the overlap.
+    Joined, the pieces are the text. Offsets beyond the text are cut to it. If words overlap, the one
+    that starts first keeps the overlap.
     """
     pieces: list[Piece] = []
     cursor = 0
@@ -64,12 +68,12 @@ def segments(text: str, words: Sequence[Word] | None) -> list[Piece]:
 
 
 def level(score: float) -> int:
-    """How strongly a word is marked, 1 to 4, for its probability of being manipulated."""
+    """Return how strongly to mark a word with this probability of being manipulated, from 1 to 4."""
     return 1 + sum(score >= edge for edge in LEVEL_EDGES)
 
 
 def mark_words_html(text: str, words: Sequence[Word] | None) -> Markup:
-    """The text as HTML, safe whatever it holds: everything escaped, flagged words in `<mark data-level title>`."""
+    """Return the text as safe HTML: all of it escaped, and flagged words in `<mark data-level title>`."""
     mark = Markup('<mark data-level="{}" title="manipulated: {:.2f}">{}</mark>')
     return Markup("").join(
         mark.format(level(word.score), word.score, piece) if word else piece for piece, word in segments(text, words)
@@ -79,25 +83,35 @@ def mark_words_html(text: str, words: Sequence[Word] | None) -> Markup:
 def draw_evidence(
     image: Image.Image, finding: Finding, text: str | None = None, *, font: Path | None = None
 ) -> Image.Image:
-    """A new RGB picture: the face box with its types, and below it, where `text` is given, a strip of evidence.
+    """Return a new RGB image with the face box and its types, and a strip of evidence below it.
 
-    `image` is upright (EXIF rotation applied) and may be smaller than the original: the box is scaled from
-    `finding.width` and `height`. The strip holds verdict, score, types and the text with its flagged words.
-    The built-in font has ASCII and little more (é is drawn as e); `font`, a TrueType file, brings the text's script.
+    The strip holds the verdict, the score, the types, and the text with its flagged words.
+
+    Args:
+        image: the image, upright (EXIF rotation applied). It may be smaller than the original: the box is scaled from
+            `finding.width` and `finding.height`.
+        finding: the result to draw.
+        text: the text of the pair; None draws no strip.
+        font: a TrueType file with the script of the text. The built-in font has little more than ASCII (é is drawn as
+            e).
     """
-    picture = image.convert("RGB") if text is None else _enlarged(image.convert("RGB"))
+    picture = image.convert("RGB")
+    if text is not None and (scale := MIN_WIDTH / max(picture.size)) > 1:
+        picture = ImageOps.scale(picture, scale)
     if finding.box_px is not None:
         size = finding.width or image.width, finding.height or image.height
         _draw_box(picture, _scaled_box(finding.box_px, size, picture.size), _labels(finding, IMAGE_TYPES))
-    return picture if text is None else _above_strip(picture, _strip(finding, text, picture.width, font))
-
-
-def _enlarged(picture: Image.Image) -> Image.Image:
-    scale = MIN_WIDTH / max(picture.size)
-    return picture if scale <= 1 else ImageOps.scale(picture, scale)
+    if text is None:
+        return picture
+    strip = _strip(finding, text, picture.width, font)
+    whole = Image.new("RGB", (strip.width, picture.height + strip.height), PAPER)
+    whole.paste(picture, ((strip.width - picture.width) // 2, 0))
+    whole.paste(strip, (0, picture.height))
+    return whole
 
 
 def _labels(finding: Finding, names: Sequence[str]) -> list[str]:
+    """Return the flagged types among `names`, each with its probability if it has one."""
     types = finding.types or {}
     return [
         f"{name.replace('_', ' ')} {types[name]:.2f}" if name in types else name.replace("_", " ")
@@ -106,11 +120,11 @@ def _labels(finding: Finding, names: Sequence[str]) -> list[str]:
     ]
 
 
-# The box on the picture.
+# The box on the image.
 
 
 def _scaled_box(box: Box, original: tuple[int, int], size: tuple[int, int]) -> tuple[int, int, int, int]:
-    """The box in whole pixels of a picture of this size, inside it, at least one pixel wide and high."""
+    """Scale the box to whole pixels inside an image of this size, at least one pixel wide and high."""
     width, height = size
     sx, sy = width / original[0], height / original[1]
     x0, x1 = sorted(min(max(round(x * sx), 0), width) for x in (box[0], box[2]))
@@ -120,28 +134,28 @@ def _scaled_box(box: Box, original: tuple[int, int], size: tuple[int, int]) -> t
 
 
 def _draw_box(picture: Image.Image, box: tuple[int, int, int, int], labels: list[str]) -> None:
-    """A line with a white halo on both sides, which shows on any background; a chip with the types beside it."""
+    """Draw the box, with a white halo that is visible on any background, and a chip with the types."""
     line = max(2, round(min(picture.size) / 150))
     halo = max(1, round(line / 3))
     x0, y0, x1, y1 = box
     draw = ImageDraw.Draw(picture)
     draw.rectangle((x0 - halo, y0 - halo, x1 - 1 + halo, y1 - 1 + halo), outline=WHITE, width=line + 2 * halo)
-    draw.rectangle((x0, y0, x1 - 1, y1 - 1), outline=VERDICT_COLOURS["manipulated"], width=line)
+    draw.rectangle((x0, y0, x1 - 1, y1 - 1), outline=VERDICT_COLORS["manipulated"], width=line)
     if labels and (chip := _fitting_chip(labels, picture.size)):
         picture.paste(chip, _beside(box, chip.size, picture.size, gap=2 * halo), chip)
 
 
 def _fitting_chip(labels: list[str], size: tuple[int, int]) -> Image.Image | None:
-    """The largest chip that fits in the picture, or None where it would be too small to read."""
+    """Return the largest chip that fits in the image, or None if it would be too small to read."""
     for points in range(min(36, max(13, round(min(size) / 31))), 7, -1):
-        chip = _chip(labels, VERDICT_COLOURS["manipulated"], points, rim=max(1, points // 10))
+        chip = _chip(labels, VERDICT_COLORS["manipulated"], points, rim=max(1, points // 10))
         if chip.width <= size[0] and chip.height <= size[1]:
             return chip
     return None
 
 
 def _beside(box: tuple[int, int, int, int], chip: tuple[int, int], size: tuple[int, int], gap: int) -> tuple[int, int]:
-    """Where the chip goes: above the box, else below, else inside its top; never beyond the picture."""
+    """Return the position of the chip: above the box, else below, else inside its top; never outside the image."""
     x0, y0, _, y1 = box
     x = max(0, min(x0 - gap, size[0] - chip[0]))
     if y0 - gap - chip[1] >= 0:
@@ -151,8 +165,8 @@ def _beside(box: tuple[int, int, int, int], chip: tuple[int, int], size: tuple[i
     return x, max(0, min(y0 + gap, size[1] - chip[1]))
 
 
-def _chip(lines: list[str], colour: Colour, points: int, *, ink: Colour = WHITE, rim: int = 0) -> Image.Image:
-    """Lines of text on a round-cornered plate (RGBA), with a white rim where it lies on a picture."""
+def _chip(lines: list[str], color: Color, points: int, *, ink: Color = WHITE, rim: int = 0) -> Image.Image:
+    """Draw lines of text on an RGBA plate with round corners; a white rim sets it off from an image."""
     face = _face(points)
     drawn = [_drawable(line) for line in lines]
     pad, row = round(points * 0.5), round(points * 1.3)
@@ -160,39 +174,36 @@ def _chip(lines: list[str], colour: Colour, points: int, *, ink: Colour = WHITE,
     height = row * len(lines) + 2 * (round(points * 0.16) + rim)
     chip = Image.new("RGBA", (width, height), (*WHITE, 0))
     _plate(chip, (0, 0, width, height), round(points * 0.4) + rim, WHITE)
-    _plate(chip, (rim, rim, width - rim, height - rim), round(points * 0.4), colour)
+    _plate(chip, (rim, rim, width - rim, height - rim), round(points * 0.4), color)
     for number, line in enumerate(drawn):
         middle = rim + round(points * 0.16) + row * (number + 0.5)
         ImageDraw.Draw(chip).text((pad + rim, middle), line, fill=ink, font=face, anchor="lm")
     return chip
 
 
-def _plate(picture: Image.Image, box: tuple[int, int, int, int], radius: int, colour: Colour) -> None:
-    """A filled rectangle with smooth round corners: Pillow draws them jagged, so draw large and reduce."""
+def _plate(picture: Image.Image, box: tuple[int, int, int, int], radius: int, color: Color) -> None:
+    """Draw a filled rectangle with round corners."""
+    # Pillow draws round corners jagged. A mask that is drawn four times as large and reduced is smooth.
     width, height = box[2] - box[0], box[3] - box[1]
     mask = Image.new("L", (width * 4, height * 4))
     ImageDraw.Draw(mask).rounded_rectangle((0, 0, width * 4 - 1, height * 4 - 1), radius * 4, fill=255)
-    picture.paste(Image.new(picture.mode, (width, height), colour), box[:2], mask.resize((width, height)))
+    picture.paste(Image.new(picture.mode, (width, height), color), box[:2], mask.resize((width, height)))
 
 
-# The strip below the picture.
-
-
-def _above_strip(picture: Image.Image, strip: Image.Image) -> Image.Image:
-    whole = Image.new("RGB", (strip.width, picture.height + strip.height), PAPER)
-    whole.paste(picture, ((strip.width - picture.width) // 2, 0))
-    whole.paste(strip, (0, picture.height))
-    return whole
+# The strip below the image.
 
 
 def _strip(finding: Finding, text: str, width: int, font: Path | None) -> Image.Image:
-    """Verdict, score and types in one row (or more, where they do not fit), the marked text below."""
-    width = max(width, MIN_WIDTH)
+    """Draw rows of chips with verdict, score and types, and the marked text below."""
+    width = max(width, MIN_WIDTH)  # a tall narrow image stays narrower than its strip
     points = min(40, max(16, round(width / 34)))
     pad, row = round(points * 1.1), round(points * 1.75)
     face = _face(points, font)
     chips = _wrapped_chips(finding, points, width - 2 * pad)
     lines = _wrapped_text(segments(text, finding.words), face, width - 2 * pad, font)
+    # The first letter with a direction decides the direction of the text, as in Unicode's bidirectional algorithm.
+    directions = (unicodedata.bidirectional(character) for character in text)
+    right_to_left = next((kind in ("R", "AL") for kind in directions if kind in ("L", "R", "AL")), False)
     chip_row = round(points * 1.85)
     strip = Image.new("RGB", (width, 2 * pad + chip_row * len(chips) + row * len(lines)), PAPER)
     for number, chips_of_row in enumerate(chips):
@@ -202,17 +213,19 @@ def _strip(finding: Finding, text: str, width: int, font: Path | None) -> Image.
             x += chip.width + round(points * 0.5)
     top = pad + chip_row * len(chips)
     for number, line in enumerate(lines):
-        _draw_line(strip, line, face, pad, top + row * (number + 0.5), points, right_to_left=_right_to_left(text))
+        _draw_line(strip, line, face, pad, top + row * (number + 0.5), points, right_to_left=right_to_left)
     return strip
 
 
 def _wrapped_chips(finding: Finding, points: int, width: int) -> list[list[Image.Image]]:
-    """Rows of chips no wider than the strip: the verdict with its score first, then each flagged type."""
+    """Return rows of chips no wider than `width`: the verdict with its score first, then each flagged type."""
     score = "" if finding.score is None else f" {finding.score:.2f}"
-    headline = f"{finding.verdict}{score}" if finding.verdict else f"not judged: {finding.error or 'unknown error'}"
-    colour = VERDICT_COLOURS[finding.verdict]
+    headline = f"{finding.verdict}{score}" if finding.verdict else f"not analyzed: {finding.error or 'unknown error'}"
     small = round(points * 0.86)
-    chips = [_chip([_clipped(headline, _face(small), width - 2 * small)], colour, small)]
+    face = _face(small)
+    while len(headline) > 1 and face.getlength(headline) > width - 2 * small:
+        headline = headline.removesuffix("…")[:-1] + "…"
+    chips = [_chip([headline], VERDICT_COLORS[finding.verdict], small)]
     chips += [_chip([label], PLATE, small, ink=INK) for label in _labels(finding, finding.flagged_types)]
     rows: list[list[Image.Image]] = [[]]
     for chip in chips:
@@ -222,14 +235,8 @@ def _wrapped_chips(finding: Finding, points: int, width: int) -> list[list[Image
     return rows
 
 
-def _clipped(line: str, face: Font, width: int) -> str:
-    while len(line) > 1 and face.getlength(line) > width:
-        line = line.removesuffix("…")[:-1] + "…"
-    return line
-
-
 def _wrapped_text(pieces: list[Piece], face: Font, width: int, font: Path | None) -> list[list[list[Piece]]]:
-    """Lines of tokens of pieces: broken at white space, a token longer than a line where the line ends."""
+    """Break tokens of pieces into lines at white space; a token longer than a line is split."""
     lines: list[list[list[Piece]]] = []
     room = 0.0
     tokens = _tokens(pieces, font)
@@ -237,8 +244,11 @@ def _wrapped_text(pieces: list[Piece], face: Font, width: int, font: Path | None
         for part in _broken(token, face, width):
             needed = _length(part, face)
             if not lines or needed > room:
+                # Measuring is slow, so stop at the last line instead of laying out a text of any length.
                 if len(lines) == MAX_LINES:
-                    return [*lines, [[(_left_out(tokens[number:]), None)]]]
+                    rest = tokens[number:]
+                    flagged = sum(any(word for _, word in token) for token in rest)
+                    return [*lines, [[(f"… and {len(rest)} more words, {flagged} of them flagged", None)]]]
                 lines.append([])
                 room = width
             lines[-1].append(part)
@@ -246,13 +256,8 @@ def _wrapped_text(pieces: list[Piece], face: Font, width: int, font: Path | None
     return lines
 
 
-def _left_out(tokens: list[list[Piece]]) -> str:
-    flagged = sum(any(word for _, word in token) for token in tokens)
-    return f"… and {len(tokens)} more words, {flagged} of them flagged"
-
-
 def _tokens(pieces: list[Piece], font: Path | None) -> list[list[Piece]]:
-    """The pieces regrouped by the white space of the text, in characters that the font can draw."""
+    """Regroup the pieces by the white space of the text, in characters that the font can draw."""
     tokens: list[list[Piece]] = [[]]
     for piece, word in pieces:
         for number, part in enumerate(re.split(r"\s+", piece)):
@@ -264,7 +269,8 @@ def _tokens(pieces: list[Piece], font: Path | None) -> list[list[Piece]]:
 
 
 def _broken(token: list[Piece], face: Font, width: int) -> Iterator[list[Piece]]:
-    """The token, or where it is longer than a line, as many characters of it as fit, and again."""
+    """Yield the token, or, if it is longer than a line, parts of it that fit."""
+    # A token with more characters than the line has pixels is too long, and is not measured: that would be slow.
     if sum(len(piece) for piece, _ in token) <= width and _length(token, face) <= width:
         yield token
         return
@@ -285,7 +291,7 @@ def _length(token: list[Piece], face: Font) -> float:
 def _draw_line(
     strip: Image.Image, line: list[list[Piece]], face: Font, pad: int, middle: float, points: int, right_to_left: bool
 ) -> None:
-    """One line of text, a plate behind each flagged word, from the side where its script begins."""
+    """Draw one line of text, with a plate behind each flagged word, from the side where its script begins."""
     draw = ImageDraw.Draw(strip)
     x = float(strip.width - pad if right_to_left else pad)
     for token in line:
@@ -302,14 +308,8 @@ def _draw_line(
 
 
 def _space(face: Font) -> float:
-    """Between words: wider than the font has it, so that plates of neighbouring words stay apart."""
+    """Return the width of a space, wider than the font's, so that plates of adjacent words do not touch."""
     return face.getlength(" ") * 1.4
-
-
-def _right_to_left(text: str) -> bool:
-    """Whether the first letter with a direction is of a script that runs from right to left."""
-    directions = (unicodedata.bidirectional(character) for character in text)
-    return next((kind in ("R", "AL") for kind in directions if kind in ("L", "R", "AL")), False)
 
 
 def _face(points: int, font: Path | None = None) -> Font:
@@ -317,7 +317,7 @@ def _face(points: int, font: Path | None = None) -> Font:
 
 
 def _drawable(text: str, font: Path | None = None) -> str:
-    """What the built-in font can draw of a text: letters without their accents, plain dashes."""
+    """Return the text in characters that the built-in font has: letters without accents, plain dashes."""
     if font is not None or text.isascii():
         return text
     plain = text.translate({0x2010: "-", 0x2011: "-", 0x2012: "-", 0x2013: "-", 0x2014: "-", 0x2212: "-"})

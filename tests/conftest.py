@@ -1,4 +1,4 @@
-"""What several test files share: one Ray, one S3 server, one small model, a few pictures."""
+"""Fixtures that many test files use: one Ray, one S3 server, one small model, a few images."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ S3_ENVIRONMENT = {
     "AWS_DEFAULT_REGION": "us-east-1",
     "AWS_EC2_METADATA_DISABLED": "true",
 }
-os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")  # how often Ray Train takes reports; by default 2
-os.environ.setdefault("OMP_NUM_THREADS", "1")  # small models only wait for torch's threads, and for each other's
+os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")  # how often Ray Train polls reports; the default is 2
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # small models only wait for threads: torch's and each other's
 LONGEST_FIRST = (
     "end_to_end/test_train_kills", "jobs/train/test_run", "jobs/scan/test_run", "end_to_end/test_scan_kills",
     "jobs/train/data/test_stream", "jobs/policy/test_repolicy", "jobs/evaluate/test_run", "serve/test_app",
     "jobs/train/test_trainer",
 )  # fmt: skip
-"""Test files that take longest. Two processes share the files out, and these go first so that both end together."""
+"""The slowest test files. Two processes divide the files; these run first, so that both end at about the same time."""
 TESTS = Path(__file__).parent
 
 
@@ -39,7 +39,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
-    """pytest keeps what Ray logs until a test is over, tracebacks and all, and with them actors that hold CPUs."""
+    """Collect garbage after a test with Ray.
+
+    pytest keeps Ray's log records until a test is over. Their tracebacks keep actors alive, and these hold CPUs.
+    """
     result = yield
     if "ray_here" in getattr(item, "fixturenames", ()):
         gc.collect()
@@ -52,7 +55,7 @@ class _ProcessEnd(BaseException):
 
 @pytest.fixture
 def process_end(monkeypatch: pytest.MonkeyPatch) -> type[BaseException]:
-    """What is raised where a process would end itself at once."""
+    """Replace `os._exit` with a function that raises this exception, and return the exception."""
 
     def end(code: int) -> None:
         raise _ProcessEnd(code)
@@ -63,7 +66,7 @@ def process_end(monkeypatch: pytest.MonkeyPatch) -> type[BaseException]:
 
 @pytest.fixture
 def one_thread() -> Iterator[None]:
-    """Small models are quickest, and to the bit repeatable, on one thread of torch."""
+    """Use one torch thread: small models are fastest with it, and repeatable to the bit."""
     import torch
 
     threads = torch.get_num_threads()
@@ -74,20 +77,20 @@ def one_thread() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def s3() -> Iterator[str]:
-    """A real S3 server over HTTP, and the environment in which every AWS tool finds it; yields its endpoint."""
+    """Run a real S3 server over HTTP, set the environment so that AWS tools find it, and yield its endpoint."""
     from moto.server import ThreadedMotoServer
 
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     logging.getLogger("werkzeug").setLevel(logging.ERROR)
     server.start()
     host, port = server.get_host_and_port()
-    former = {name: os.environ.get(name) for name in (*S3_ENVIRONMENT, "AWS_ENDPOINT_URL", "AWS_PROFILE")}
+    previous = {name: os.environ.get(name) for name in (*S3_ENVIRONMENT, "AWS_ENDPOINT_URL", "AWS_PROFILE")}
     os.environ.update(S3_ENVIRONMENT, AWS_ENDPOINT_URL=f"http://{host}:{port}")
     os.environ.pop("AWS_PROFILE", None)
     boto3.DEFAULT_SESSION = None
     yield os.environ["AWS_ENDPOINT_URL"]
     server.stop()
-    for name, value in former.items():
+    for name, value in previous.items():
         if value is None:
             os.environ.pop(name, None)
         else:
@@ -96,7 +99,7 @@ def s3() -> Iterator[str]:
 
 @pytest.fixture
 def bucket(s3: str, request: pytest.FixtureRequest) -> str:
-    """The name of a new, empty bucket."""
+    """Create an empty bucket and return its name."""
     name = f"b{abs(hash(request.node.nodeid)):x}"
     boto3.client("s3").create_bucket(Bucket=name)
     return name
@@ -104,7 +107,7 @@ def bucket(s3: str, request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture(scope="session")
 def ray_here(s3: str) -> Iterator[None]:
-    """One Ray of two CPUs for all tests; its workers find the S3 server."""
+    """Run a Ray cluster of two CPUs for all tests; its workers find the S3 server."""
     from jobs.cluster import ray_running
 
     with ray_running(num_cpus=2, object_store_memory=300 * 2**20):
@@ -113,7 +116,7 @@ def ray_here(s3: str) -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model of 48 channels and 32 px with random weights, and a tokenizer."""
+    """Save a model of 48 channels and 32 px, with random weights and a tokenizer, and return its folder."""
     import torch
 
     from asap.model.asap import Asap
@@ -132,13 +135,13 @@ def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def jpeg() -> Callable[..., bytes]:
-    """`draw_jpeg`."""
+    """Return `draw_jpeg`."""
     return draw_jpeg
 
 
 @pytest.fixture
 def corpus(tmp_path: Path) -> Path:
-    """A folder with pictures and a JSON lines manifest of four pairs, a.jsonl."""
+    """Write a folder with images and a JSON Lines manifest of four pairs, a.jsonl, and return the folder."""
     folder = tmp_path / "corpus"
     (folder / "images").mkdir(parents=True)
     records = []

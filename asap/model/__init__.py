@@ -1,1 +1,7 @@
-"""model"""
+"""The network.
+
+config.py       ModelConfig: the shape of a model, and its presets
+encoders.py     the image, text and fusion encoders
+asap.py         Asap: encoders, image side and heads
+execution.py    bfloat16, compilation and activation checkpointing
+"""

@@ -1,6 +1,7 @@
-"""ASAP: what is manipulated, how, and where, from one pass over an image and its text (paper section 3).
+"""The ASAP network: it finds what is manipulated, how and where, from one pass over an image and its text.
 
-Shapes: B pairs, L text tokens with [CLS], N image tokens with [CLS], W width.
+Source: section 3 of the paper. Shapes: B pairs, L text tokens with [CLS], N image tokens with [CLS], P patches,
+W width, S side of the image in pixels.
 """
 
 from __future__ import annotations
@@ -18,37 +19,37 @@ from asap.model.encoders import Attention, FusionEncoder, ImageEncoder, TextEnco
 
 
 class AsapOutput(NamedTuple):
-    """What the model predicts for B pairs."""
+    """The model's predictions for B pairs."""
 
     logits_real_fake: Tensor
-    """(B, 2): authentic, manipulated."""
+    """Logits of authentic and manipulated, (B, 2)."""
     logits_multilabel: Tensor
-    """(B, 4), a logit for each of `asap.labels.TYPES`."""
+    """A logit for each of `asap.labels.TYPES`, (B, 4)."""
     box_cxcywh: Tensor
-    """(B, 4): the manipulated face, in [0, 1] of the picture's width and height."""
+    """The box of the manipulated face, (B, 4), in [0, 1] of the image's width and height."""
     logits_token: Tensor
-    """(B, L-1, 2): authentic, manipulated, for each token after [CLS]; padding has values without meaning."""
+    """Logits of authentic and manipulated for each token after [CLS], (B, L-1, 2); values of padding are undefined."""
 
 
 @dataclass(frozen=True)
 class ImageSide:
-    """An image seen with a text: what the box and patch heads read."""
+    """An image that has attended to a text: the input of the box and patch heads."""
 
     patches_BPW: Tensor
-    """A token for each patch."""
+    """The tokens of the patches."""
     aggregate_BW: Tensor
-    """The patches gathered into one token."""
+    """The token that aggregates the patches."""
 
 
 @dataclass(frozen=True)
 class Fused:
-    """An image and a text, each seen with the other: what the other heads read."""
+    """An image and a text that have attended to each other: the input of the other heads."""
 
     tokens_BLW: Tensor
-    """Fused text tokens, [CLS] first."""
+    """The fused text tokens, [CLS] first."""
     seen: ImageSide
     scores_BLN: Tensor | None
-    """Cross-attention scores of the last fusion layer before softmax, mean over heads; on request only."""
+    """Cross-attention scores of the last fusion layer before softmax, mean over heads; None unless requested."""
 
 
 class ImageTextAttention(nn.Module):
@@ -82,7 +83,7 @@ class TextAttention(nn.Module):
 
 
 def _head(width: int, outputs: int) -> nn.Sequential:
-    """Linear, LayerNorm, GELU twice, then Linear: the published form of every head."""
+    """Build a head in the published form: Linear, LayerNorm, GELU twice, then Linear."""
     inside = 2 * width
     return nn.Sequential(
         nn.Linear(width, inside), nn.LayerNorm(inside), nn.GELU(),
@@ -96,7 +97,7 @@ def _text_head(config: ModelConfig, outputs: int) -> nn.Module:
 
 
 class TypeHeads(nn.Module):
-    """A head for the image types, which reads the image side, and one for the text types, which reads the text side."""
+    """Separate heads: image types from the image side, text types from the text side."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -104,20 +105,21 @@ class TypeHeads(nn.Module):
         self.text = _text_head(config, len(TEXT_TYPES))
 
     def forward(self, aggregate_BW: Tensor, text_BW: Tensor) -> Tensor:
-        """Logits (B, 4)."""
+        """Return the logits of the four types, (B, 4)."""
         return torch.cat([self.image(aggregate_BW), self.text(text_BW)], dim=1)
 
 
 class Asap(nn.Module):
-    """ASAP, or HAMMER where `config.variant` says so.
+    """The ASAP network, or HAMMER if `config.variant` is `hammer`.
 
-    `forward` is inference: every layer runs once. Training calls the parts (`encode_image`, `encode_text`,
-    `fuse`, the heads), because its losses need what lies between.
+    `forward` is inference: every layer runs once. Training calls the parts (`encode_image`, `encode_text`, `fuse`, the
+    heads), because its losses need the intermediate results.
     """
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.config = config
+        # Attribute names are keys of saved weights. The order here is the order in which random weights are drawn.
         width, heads = config.width, config.heads
         is_asap = config.variant == "asap"
         self.image_encoder = ImageEncoder(config)
@@ -141,18 +143,18 @@ class Asap(nn.Module):
                 self.type_scale = nn.Parameter(torch.tensor(0.0))
             self.explanation_head = _head(width, 2)
             self.patch_head = nn.Linear(width, 1)
-        self._initialise()
+        self._initialize()
 
-    def _initialise(self) -> None:
-        """What timm has not already initialised."""
+    def _initialize(self) -> None:
+        """Initialize all weights that timm has not initialized."""
         nn.init.trunc_normal_(self.aggregate_token, std=0.02)
         if self.config.text_norm == "pre":
-            self._initialise_to_learn_words()
+            self._initialize_to_learn_words()
         else:
-            self._initialise_as_bert()
+            self._initialize_as_bert()
 
-    def _initialise_as_bert(self) -> None:
-        """For encoders that pre-trained weights will fill; BERT's 0.02 belongs to a width of 768."""
+    def _initialize_as_bert(self) -> None:
+        """Initialize encoders that pretrained weights will fill. BERT's 0.02 is for a width of 768."""
         std = 0.02 * (768 / self.config.width) ** 0.5
         for name, module in self.named_modules():
             if isinstance(module, nn.Linear | nn.Embedding) and not name.startswith("image_encoder."):
@@ -160,13 +162,13 @@ class Asap(nn.Module):
                 if isinstance(module, nn.Linear) and module.bias is not None:
                     nn.init.zeros_(module.bias)
 
-    def _initialise_to_learn_words(self) -> None:
-        """For a text side without pre-training, which starts by finding the like of a word among the others.
+    def _initialize_to_learn_words(self) -> None:
+        """Initialize a text side without pretraining, which first learns to find equal words by attention.
 
         Adam moves a weight by about the learning rate. At the 1e-3 that random weights need, words drawn with BERT's
-        0.02 are replaced before attention has learned to compare them; drawn at 1 they last, as BERT's do at its 2e-5.
-        Positions are a tenth of that, so that a word is first of all itself, wherever it stands. Linear layers keep
-        torch's own scale, queries and keys Glorot's.
+        std of 0.02 are replaced before attention has learned to compare them. Words drawn with a std of 1 last, as
+        BERT's do at its 2e-5. Positions have a tenth of that std, so that the position of a word changes it little.
+        Linear layers keep torch's own scale; queries and keys use Glorot's.
         """
         embeddings = self.text_encoder.embeddings
         nn.init.normal_(embeddings.word_embeddings.weight)
@@ -179,45 +181,41 @@ class Asap(nn.Module):
                     nn.init.zeros_(projection.bias)
 
     def encode_image(self, images_B3SS: Tensor) -> Tensor:
-        """Normalised pixels to image tokens (B, N, W)."""
+        """Encode normalized pixels (B, 3, S, S) as image tokens (B, N, W)."""
         tokens_BNW: Tensor = self.image_encoder(images_B3SS)
         return tokens_BNW
 
     def encode_text(self, input_ids_BL: Tensor, mask_BL: Tensor) -> Tensor:
-        """Token ids and mask to text tokens (B, L, W)."""
+        """Encode token ids and their mask, both (B, L), as text tokens (B, L, W)."""
         tokens_BLW: Tensor = self.text_encoder(input_ids_BL, mask_BL)
         return tokens_BLW
 
     def image_features(self, image_BNW: Tensor) -> Tensor:
-        """The contrastive feature of an image: (B, embed_dim), of unit length."""
+        """Return the contrastive features of images, (B, embed_dim), of unit length."""
         return F.normalize(self.image_projection(image_BNW[:, 0]).float(), dim=-1)
 
     def text_features(self, text_BLW: Tensor) -> Tensor:
-        """The contrastive feature of a text, caption or explanation: (B, embed_dim), of unit length."""
+        """Return the contrastive features of texts, captions or explanations, (B, embed_dim), of unit length."""
         return F.normalize(self.text_projection(text_BLW[:, 0]).float(), dim=-1)
 
     def fuse(self, image_BNW: Tensor, text_BLW: Tensor, mask_BL: Tensor, *, with_scores: bool = False) -> Fused:
-        """See an image with a text, from both sides."""
+        """Fuse images with texts on both sides: the text attends to the image, and the image to the text."""
         tokens_BLW, scores_BLN = self.fusion_encoder(text_BLW, mask_BL, image_BNW, with_scores=with_scores)
         return Fused(tokens_BLW, self.attend_image_side(image_BNW, text_BLW, mask_BL), scores_BLN)
 
     def attend_image_side(self, image_BNW: Tensor, text_BLW: Tensor, mask_BL: Tensor) -> ImageSide:
-        """The image side alone: every patch with what it found in the picture and in the text."""
+        """Compute the image side alone: every patch after it has attended to the image and to the text."""
         normed_BNW = self.image_side_norm(image_BNW)
         crossed_BNW = self.image_side_attention(normed_BNW, self.image_side_norm(text_BLW), ~mask_BL.bool())
-        # ASAP adds to the normalised tokens, HAMMER to those that came in: as published.
+        # As published, ASAP adds the attention to the normalized tokens, and HAMMER to the tokens before the norm.
         base_BNW = normed_BNW if self.config.variant == "asap" else image_BNW
         patches_BPW = self.aggregate_norm(base_BNW[:, 1:] + crossed_BNW[:, 1:])
         query_B1W = self.aggregate_norm(self.aggregate_token).expand(len(patches_BPW), -1, -1)
         aggregate_B1W: Tensor = self.aggregator(query_B1W, patches_BPW, patches_BPW, need_weights=False)[0]
         return ImageSide(patches_BPW, aggregate_B1W.squeeze(1))
 
-    def _pooled(self, fused: Fused, scale: Tensor | None) -> Tensor:
-        text_BW = fused.tokens_BLW[:, 0]
-        return text_BW if scale is None else text_BW + scale * fused.seen.aggregate_BW
-
     def predict(self, fused: Fused) -> AsapOutput:
-        """The four heads on a fused pair."""
+        """Apply the four heads to fused pairs."""
         is_asap = self.config.variant == "asap"
         return AsapOutput(
             logits_real_fake=self.real_fake_head(self._pooled(fused, self.real_fake_scale if is_asap else None)),
@@ -225,6 +223,11 @@ class Asap(nn.Module):
             box_cxcywh=self.boxes(fused.seen),
             logits_token=self.token_head(fused.tokens_BLW[:, 1:]),
         )
+
+    def _pooled(self, fused: Fused, scale: Tensor | None) -> Tensor:
+        """Return the fused [CLS], plus the scaled aggregate of the patches in ASAP (its fusion scalar)."""
+        text_BW = fused.tokens_BLW[:, 0]
+        return text_BW if scale is None else text_BW + scale * fused.seen.aggregate_BW
 
     def _types(self, fused: Fused) -> Tensor:
         if self.config.type_heads == "apart":
@@ -235,7 +238,7 @@ class Asap(nn.Module):
         return joint_B4
 
     def text_types(self, text_BW: Tensor) -> Tensor:
-        """Logits (B, 2) of the text types alone, from the first token of a text that was read without its image."""
+        """Return the logits of the text types alone, (B, 2), from the [CLS] of texts read without their images."""
         if self.config.type_heads == "apart":
             apart_B2: Tensor = cast("TypeHeads", self.type_head).text(text_BW)
             return apart_B2
@@ -243,25 +246,33 @@ class Asap(nn.Module):
         return joint_B4[:, len(IMAGE_TYPES) :]
 
     def explain(self, fused: Fused) -> Tensor:
-        """Real/fake logits (B, 2) of an image fused with its explanation (IED; training only, ASAP only)."""
+        """Return real/fake logits (B, 2) of images fused with their explanations.
+
+        Used by the image-explanation loss (IED) in training; ASAP only.
+        """
         logits_B2: Tensor = self.explanation_head(self._pooled(fused, self.real_fake_scale))
         return logits_B2
 
     def boxes(self, seen: ImageSide) -> Tensor:
-        """The manipulated face, cxcywh in [0, 1], (B, 4)."""
+        """Return the box of the manipulated face, cxcywh in [0, 1], (B, 4)."""
         boxes_B4: Tensor = self.box_head(seen.aggregate_BW)
-        return boxes_B4.float().sigmoid()  # half precision would round a box to a two hundredth of the picture
+        return boxes_B4.float().sigmoid()  # half precision would round a box to 1/200 of the image
 
     def patch_logits(self, seen: ImageSide) -> Tensor:
-        """A logit for each patch, (B, P): manipulated or not (MPP; training only, ASAP only)."""
+        """Return a logit for each patch, manipulated or not, (B, P).
+
+        Used by manipulated patch prediction (MPP) in training; ASAP only.
+        """
         logits_BP1: Tensor = self.patch_head(seen.patches_BPW)
         return logits_BP1.squeeze(-1)
 
     def forward(self, images: Tensor, input_ids: Tensor, attention_mask: Tensor) -> AsapOutput:
-        """Predict for B pairs.
+        """Predict B pairs.
 
-        images: (B, 3, S, S), CLIP-normalised pixels of the configured size.
-        input_ids, attention_mask: (B, L), [CLS] first, no [SEP], 0 in the mask where padded.
+        Args:
+            images: CLIP-normalized pixels of the configured size, (B, 3, S, S).
+            input_ids: token ids, [CLS] first and no [SEP], (B, L).
+            attention_mask: 0 for padding, else 1, (B, L).
         """
         text_BLW = self.encode_text(input_ids, attention_mask)
         return self.predict(self.fuse(self.encode_image(images), text_BLW, attention_mask))

@@ -1,4 +1,4 @@
-"""What a model is and how its losses are weighed: frozen, and checked when built."""
+"""The configuration of a model: frozen, and checked when it is built."""
 
 from __future__ import annotations
 
@@ -14,17 +14,18 @@ from asap.labels import LABEL_SETS
 class ModelConfig:
     """The shape of an ASAP or HAMMER model.
 
-    The defaults are those of the published model (paper, implementation details); `tiny` is for a CPU.
+    The defaults are those of the published model (paper, implementation details). `tiny` is a size for a CPU.
     """
 
     variant: Literal["asap", "hammer"] = "asap"
-    """`asap` adds image self-attention, the fusion scalar and the patch and explanation heads to `hammer`."""
+    """The architecture: `asap` is `hammer` with image self-attention, fusion scalar, patch and explanation heads."""
     image_size: int = 256
     """Side of the square input, in pixels."""
     patch_size: int = 16
     """Side of a patch, in pixels."""
     patch_embedding: Literal["linear", "conv"] = "linear"
-    """`linear` as published; `conv` is four stride-2 convolutions, which learn local traces from scratch."""
+    """The patch embedding: `linear` as published, or `conv`, four halving convolutions that learn local traces from
+    random weights."""
     width: int = 768
     """Channels of the tokens, the same in all three encoders."""
     heads: int = 12
@@ -34,33 +35,43 @@ class ModelConfig:
     fusion_layers: int = 6
     text_mlp_width: int = 3072
     text_norm: Literal["post", "pre"] = "post"
-    """Where the text and fusion layers normalise: after each residual sum, as BERT and the published model do, or what
-    goes into each branch. From random weights `post` collapsed: every word of a text came out of the fusion alike, a
-    summary of the image."""
+    """The position of LayerNorm in the text and fusion layers.
+
+    `post` normalizes after each residual sum, as BERT and the published model do. `pre` normalizes the input of each
+    branch. From random weights `post` collapsed: every word of a text came out of the fusion as the same summary of the
+    image.
+    """
     type_heads: Literal["joint", "apart"] = "joint"
-    """What the type logits read: `joint`, all four the fused [CLS] and the aggregate, as published; `apart`, the image
-    types the aggregate and the text types the fused [CLS], so that neither learns from what concerns the other."""
+    """The inputs of the type logits.
+
+    `joint`, as published: all four read the fused [CLS] and the aggregate. `apart`: the image types read the aggregate
+    and the text types the fused [CLS], so that neither learns from what concerns the other.
+    """
     text_heads: Literal["mlp", "linear"] = "mlp"
-    """The form of the token head, and of the text types' own head where they have one: `mlp` as published, or one
-    `linear` layer, through which a text side without pre-training learns words from half as many texts."""
+    """The form of the token head, and of the text types' own head if `type_heads` is `apart`.
+
+    `mlp` is the published form. `linear` is one layer; with it, a text side without pretraining learns words from half
+    as many texts.
+    """
     vocab_size: int = 30522
     max_positions: int = 512
     """Rows of the position table of the text encoder, in tokens."""
     type_vocab_size: int = 2
     max_words: int = 50
-    """Words of a text that one pass analyses; a longer text is analysed in several passes."""
+    """Words of a text that one pass analyzes; a longer text is analyzed in several passes."""
     max_tokens: int = 128
     """Tokens of one pass, [CLS] included."""
     embed_dim: int = 256
     """Channels of the contrastive features."""
     dropout: float = 0.1
-    """Probability in the text and fusion layers; the image encoder has none, as published."""
+    """Dropout probability in the text and fusion layers; the image encoder has none, as published."""
     layer_norm_eps: float = 1e-12
-    """Of the text and fusion layers (BERT's). The image side uses 1e-6 (timm's)."""
+    """Epsilon of LayerNorm in the text and fusion layers (BERT's). The image encoder uses 1e-6 (timm's)."""
     label_set: Literal["dgm4", "samm", "dgm4+"] = "dgm4"
-    """Whose classes the model was taught; see `asap.labels`. A folder that does not say speaks DGM4's."""
+    """The label set that the model was trained on; see `asap.labels`. A folder without this field means DGM4."""
 
     def __post_init__(self) -> None:
+        # A bool is an int in Python, and no size may be one.
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
             if isinstance(field.default, int) and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
@@ -77,6 +88,7 @@ class ModelConfig:
             raise ConfigError(f"text_heads {self.text_heads!r} is unknown; 'mlp' and 'linear' are known")
         if self.label_set not in LABEL_SETS:
             raise ConfigError(f"label_set {self.label_set!r} is unknown; {', '.join(LABEL_SETS)} are known")
+        # Sizes that have to fit each other.
         if self.image_size % self.patch_size:
             below = self.image_size // self.patch_size * self.patch_size
             near = " and ".join(str(size) for size in (below, below + self.patch_size) if size)
@@ -96,12 +108,12 @@ class ModelConfig:
 
     @classmethod
     def base(cls, **changes: Any) -> Self:
-        """The published size: ViT-B/16 at 256 px, 6 text and 6 fusion layers of BERT base."""
+        """Return the published size: ViT-B/16 at 256 px, and BERT base as 6 text and 6 fusion layers."""
         return cls.from_dict(changes)
 
     @classmethod
     def tiny(cls, **changes: Any) -> Self:
-        """A size that learns on a CPU: conv stem, 128 px, a width of 192, a few million parameters."""
+        """Return a size that trains on a CPU: conv stem, 128 px, width 192, a few million parameters."""
         shape: dict[str, Any] = {
             "image_size": 128, "patch_embedding": "conv", "width": 192, "heads": 6, "image_layers": 4,
             "image_mlp_width": 768, "text_layers": 1, "fusion_layers": 2, "text_mlp_width": 384, "text_norm": "pre",
@@ -112,14 +124,14 @@ class ModelConfig:
 
     @classmethod
     def preset(cls, name: str, **changes: Any) -> Self:
-        """The preset called `name`: `base` or `tiny`."""
+        """Return the preset with this name: `base` or `tiny`. Raises `ConfigError` for another name."""
         if name not in ("base", "tiny"):
             raise ConfigError(f"preset {name!r} is unknown; 'base' and 'tiny' are known")
         return cls.base(**changes) if name == "base" else cls.tiny(**changes)
 
     @classmethod
     def from_dict(cls, fields: dict[str, Any]) -> Self:
-        """The inverse of `dataclasses.asdict`; an unknown field is an error, not ignored."""
+        """Build a configuration from the output of `dataclasses.asdict`. Raises `ConfigError` for an unknown field."""
         known = {field.name for field in dataclasses.fields(cls)}
         if unknown := sorted(set(fields) - known):
             raise ConfigError(f"unknown model settings {unknown}; known are {sorted(known)}")
@@ -127,5 +139,5 @@ class ModelConfig:
 
     @property
     def patches_per_side(self) -> int:
-        """Patches along one side of the image."""
+        """Number of patches along one side of the image."""
         return self.image_size // self.patch_size

@@ -1,6 +1,10 @@
-"""The three encoders: a ViT for the image, BERT layers for the text, BERT layers with cross attention to fuse them.
+"""The three encoders: a ViT for the image, BERT layers for the text, BERT layers with cross attention to fuse both.
 
-Shapes: B pairs, L text tokens, N image tokens ([CLS] and the patches), W width, H heads, D channels a head.
+Attribute names are keys of saved weights and follow the published checkpoints. The order in which modules are built is
+the order in which random weights are drawn. Do not change either.
+
+Shapes: B pairs, L text tokens, M context tokens, N image tokens ([CLS] and the patches), W width, H heads, D channels
+per head, S side of the image in pixels.
 """
 
 from __future__ import annotations
@@ -21,17 +25,18 @@ from asap.model.config import ModelConfig
 
 
 class ConvStem(nn.Module):
-    """Four halving convolutions in the place of the linear patch embedding: (B, 3, S, S) -> (B, patches, W).
+    """Four halving convolutions instead of the linear patch embedding: (B, 3, S, S) -> (B, patches, W).
 
-    From random weights a linear patch embedding learns local traces very slowly; this learns them in minutes. The
-    last three halve by the maximum: a fine regular texture answers with alternating signs, and striding steps over
-    it. Each channel is normalised over the batch in training (a worker's part of it), so that faint traces weigh as
-    much as bold edges; in eval mode by running statistics (`distributed` averages them), so that a pair's result
-    does not depend on what else is in the batch.
+    From random weights, a linear patch embedding learns local traces very slowly; this stem learns them in minutes.
+    The last three stages halve by the maximum: a fine regular texture gives responses with alternating signs, and a
+    stride would skip them. In training each channel is normalized over the batch (a worker's part of it), so that
+    faint traces weigh as much as strong edges. In eval mode it is normalized by running statistics (averaged over
+    workers by `asap.training.distributed`), so that the result of a pair does not depend on the rest of the batch.
     """
 
     def __init__(self, img_size: int, patch_size: int, in_chans: int, embed_dim: int, **_: Any) -> None:
         super().__init__()
+        # timm's VisionTransformer reads these attributes of its patch embedding.
         self.img_size = (img_size, img_size)
         self.patch_size = (patch_size, patch_size)
         self.grid_size = (img_size // patch_size, img_size // patch_size)
@@ -54,7 +59,7 @@ class ConvStem(nn.Module):
 
 
 class ImageEncoder(VisionTransformer):
-    """ViT with a [CLS] token and a final LayerNorm (timm's, whose parameter names equal the published ones)."""
+    """A ViT with a [CLS] token and a final LayerNorm: timm's, whose parameter names equal the published ones."""
 
     def __init__(self, config: ModelConfig) -> None:
         embedding: dict[str, Any] = {"embed_layer": ConvStem} if config.patch_embedding == "conv" else {}
@@ -66,29 +71,26 @@ class ImageEncoder(VisionTransformer):
             embed_dim=config.width,
             depth=config.image_layers,
             num_heads=config.heads,
-            # timm cuts width * ratio down to a whole number; the half keeps rounding from losing one.
+            # timm truncates width * ratio to a whole number. The half protects it from a rounding error.
             mlp_ratio=(config.image_mlp_width + 0.5) / config.width,
             norm_layer=partial(nn.LayerNorm, eps=1e-6),
             **embedding,
         )
         if config.patch_embedding == "conv":
-            self._place_patches()
-
-    def _place_patches(self) -> None:
-        """Start from positions as strong as the stem's features: random ones of 0.02 are lost beside them, and a box
-        cannot be told from tokens that do not know where they are."""
-        sincos_PW = build_sincos2d_pos_embed(list(self.patch_embed.grid_size), self.embed_dim)
-        with torch.no_grad():
-            self.pos_embed[0, self.num_prefix_tokens :] = sincos_PW
+            # Start from positions as strong as the stem's features. timm's random ones, with a std of 0.02, are lost
+            # beside them, and a box cannot be derived from tokens that do not encode where they are.
+            sincos_PW = build_sincos2d_pos_embed(list(self.patch_embed.grid_size), self.embed_dim)
+            with torch.no_grad():
+                self.pos_embed[0, self.num_prefix_tokens :] = sincos_PW
 
     def forward(self, images_B3SS: Tensor) -> Tensor:
-        """Normalised pixels (B, 3, S, S) to tokens (B, N, W), [CLS] first, the patches row by row."""
+        """Encode normalized pixels (B, 3, S, S) as tokens (B, N, W): [CLS] first, then the patches row by row."""
         tokens_BNW: Tensor = self.forward_features(images_B3SS)
         return tokens_BNW
 
 
 class Attention(nn.Module):
-    """Multi-head attention in BERT's parameter names, before its output projection."""
+    """Multi-head attention with BERT's parameter names, without its output projection."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -102,7 +104,7 @@ class Attention(nn.Module):
         return tokens_BLW.unflatten(-1, (self.heads, -1)).transpose(1, 2)
 
     def forward(self, tokens_BLW: Tensor, context_BMW: Tensor, mask_B11M: Tensor | None) -> Tensor:
-        """Attend from `tokens` to `context`; `mask` is True where a context token may be looked at."""
+        """Attend from `tokens` to `context`; `mask` is True where a context token may be attended to."""
         context_BHLD = F.scaled_dot_product_attention(
             self._split(self.query(tokens_BLW)),
             self._split(self.key(context_BMW)),
@@ -113,9 +115,10 @@ class Attention(nn.Module):
         return context_BHLD.transpose(1, 2).flatten(2)
 
     def scores(self, tokens_BLW: Tensor, context_BMW: Tensor) -> Tensor:
-        """The scaled scores before softmax, mean over heads: (B, L, M). SDPA hides them and MGCA supervises them.
+        """Return the scaled scores before softmax, mean over heads, (B, L, M).
 
-        The mean over heads of the per-head products is one product over the whole width.
+        The guided-attention loss (MGCA) supervises them, and `scaled_dot_product_attention` does not return them. The
+        mean over heads of the per-head products is one product over the whole width.
         """
         query_BLW, key_BMW = self.query(tokens_BLW), self.key(context_BMW)
         per_head_scale = (query_BLW.shape[-1] / self.heads) ** -0.5
@@ -123,23 +126,25 @@ class Attention(nn.Module):
 
 
 class ResidualNorm(nn.Module):
-    """The end of a branch: projection, dropout, residual sum; and the branch's LayerNorm, after the sum as in BERT, or
-    of what goes into the branch (`ModelConfig.text_norm`)."""
+    """The end of a branch: projection, dropout, residual sum and LayerNorm.
+
+    The LayerNorm is applied after the sum, as in BERT, or to the input of the branch (`ModelConfig.text_norm`).
+    """
 
     def __init__(self, width_in: int, config: ModelConfig) -> None:
         super().__init__()
         self.dense = nn.Linear(width_in, config.width)
         self.LayerNorm = nn.LayerNorm(config.width, eps=config.layer_norm_eps)
         self.dropout = nn.Dropout(config.dropout)
-        self.before = config.text_norm == "pre"
+        self.is_pre_norm = config.text_norm == "pre"
 
     def norm_before(self, tokens_BLW: Tensor) -> Tensor:
-        """What the branch reads."""
-        return self.LayerNorm(tokens_BLW) if self.before else tokens_BLW
+        """Return the input of the branch: normalized if the norm comes first, else unchanged."""
+        return self.LayerNorm(tokens_BLW) if self.is_pre_norm else tokens_BLW
 
     def forward(self, hidden: Tensor, residual_BLW: Tensor) -> Tensor:
         summed: Tensor = self.dropout(self.dense(hidden)) + residual_BLW
-        return summed if self.before else self.LayerNorm(summed)
+        return summed if self.is_pre_norm else self.LayerNorm(summed)
 
 
 class AttentionBlock(nn.Module):
@@ -151,19 +156,19 @@ class AttentionBlock(nn.Module):
         self.output = ResidualNorm(config.width, config)
 
     def forward(self, tokens_BLW: Tensor, context_BMW: Tensor | None = None, mask_B11M: Tensor | None = None) -> Tensor:
-        """Attend to `context`, or to the tokens themselves."""
-        entered_BLW = self.output.norm_before(tokens_BLW)
-        context_BMW = entered_BLW if context_BMW is None else context_BMW
-        attended: Tensor = self.output(self.self(entered_BLW, context_BMW, mask_B11M), tokens_BLW)
+        """Attend to `context`, or to the tokens themselves if it is None."""
+        inputs_BLW = self.output.norm_before(tokens_BLW)
+        context_BMW = inputs_BLW if context_BMW is None else context_BMW
+        attended: Tensor = self.output(self.self(inputs_BLW, context_BMW, mask_B11M), tokens_BLW)
         return attended
 
     def scores(self, tokens_BLW: Tensor, context_BMW: Tensor) -> Tensor:
-        """See `Attention.scores`."""
+        """Return the scores of `Attention.scores` for the input of this block."""
         return self.self.scores(self.output.norm_before(tokens_BLW), context_BMW)
 
 
 class BertLayer(nn.Module):
-    """Self attention, cross attention to the image where the layer fuses, feed-forward."""
+    """Self attention, cross attention to the image if the layer fuses, and feed-forward."""
 
     def __init__(self, config: ModelConfig, *, fuses: bool) -> None:
         super().__init__()
@@ -178,13 +183,13 @@ class BertLayer(nn.Module):
         return attended
 
     def read(self, tokens_BLW: Tensor, mask_B11L: Tensor) -> Tensor:
-        """The text alone."""
+        """Run the layer on the text alone."""
         return self.feed_forward(self.attend_to_text(tokens_BLW, mask_B11L))
 
     def fuse(
         self, tokens_BLW: Tensor, mask_B11L: Tensor, image_BNW: Tensor, with_scores: bool
     ) -> tuple[Tensor, Tensor | None]:
-        """The text with the image, and the cross attention's `Attention.scores` if they are asked for."""
+        """Run the layer on the text and the image. Also return the `Attention.scores` if requested, else None."""
         tokens_BLW = self.attend_to_text(tokens_BLW, mask_B11L)
         scores_BLN = self.crossattention.scores(tokens_BLW, image_BNW) if with_scores else None
         return self.feed_forward(self.crossattention(tokens_BLW, image_BNW)), scores_BLN
@@ -196,7 +201,7 @@ class BertLayer(nn.Module):
 
 
 class TextEmbeddings(nn.Module):
-    """Word, position and token-type embeddings of BERT; the type is always 0."""
+    """BERT's word, position and token-type embeddings; the type is always 0."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -214,26 +219,29 @@ class TextEmbeddings(nn.Module):
 
 
 def _final_norm(config: ModelConfig) -> nn.Module:
-    """Layers that normalise what they read leave their sum as it is."""
+    """Return the norm after the last layer. Only layers with a norm before each branch need one."""
     if config.text_norm == "post":
         return nn.Identity()
     return nn.LayerNorm(config.width, eps=config.layer_norm_eps)
 
 
-def _checkpointed(repeats: bool, part: Callable[..., Any], *inputs: Any) -> Any:
-    """Run a part of an encoder; where gradients will be taken and it `repeats`, only its inputs are kept, and the
-    backward pass runs it again, with the same dropout."""
-    if repeats and torch.is_grad_enabled():
+def _checkpointed(enabled: bool, part: Callable[..., Any], *inputs: Any) -> Any:
+    """Run a part of an encoder, with activation checkpointing if it is enabled and gradients are recorded.
+
+    Then only the inputs are kept, and the backward pass runs the part again with the same dropout.
+    """
+    if enabled and torch.is_grad_enabled():
         return checkpoint(part, *inputs, use_reentrant=False)
     return part(*inputs)
 
 
 def _attention_mask(mask_BL: Tensor) -> Tensor:
+    """Return the mask as bool and in a shape that broadcasts over heads and queries, (B, 1, 1, L)."""
     return mask_BL.bool()[:, None, None, :]
 
 
 class TextEncoder(nn.Module):
-    """The first layers of BERT: text alone."""
+    """The first layers of BERT, which read the text alone."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -244,7 +252,7 @@ class TextEncoder(nn.Module):
         self.checkpoints_activations = False
 
     def forward(self, input_ids_BL: Tensor, mask_BL: Tensor) -> Tensor:
-        """Token ids and mask (B, L) to tokens (B, L, W), [CLS] first."""
+        """Encode token ids and their mask, both (B, L), as tokens (B, L, W), [CLS] first."""
         tokens_BLW: Tensor = self.embeddings(input_ids_BL)
         mask_B11L = _attention_mask(mask_BL)
         for layer in self.layers:
@@ -254,7 +262,7 @@ class TextEncoder(nn.Module):
 
 
 class FusionEncoder(nn.Module):
-    """The other layers of BERT, whose cross attention looks at the image tokens."""
+    """The remaining layers of BERT, with cross attention to the image tokens."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -266,10 +274,16 @@ class FusionEncoder(nn.Module):
     def forward(
         self, text_BLW: Tensor, mask_BL: Tensor, image_BNW: Tensor | None, *, with_scores: bool = False
     ) -> tuple[Tensor, Tensor | None]:
-        """Fuse text tokens with image tokens; without an image the text is read alone (training only).
+        """Fuse text tokens with image tokens.
 
-        Returns the fused tokens (B, L, W) and, `with_scores`, the last layer's cross-attention scores before
-        softmax, mean over heads, (B, L, N); else None.
+        Args:
+            text_BLW: tokens of the text encoder.
+            mask_BL: 0 for padding, else 1.
+            image_BNW: tokens of the image encoder. If None, the text is read alone (training only).
+            with_scores: return the scores too.
+
+        Returns the fused tokens (B, L, W), and the last layer's cross-attention scores before softmax, mean over
+        heads, (B, L, N), or None.
         """
         tokens_BLW, scores_BLN = text_BLW, None
         mask_B11L = _attention_mask(mask_BL)
@@ -277,6 +291,7 @@ class FusionEncoder(nn.Module):
             if image_BNW is None:
                 tokens_BLW = _checkpointed(self.checkpoints_activations, layer.read, tokens_BLW, mask_B11L)
                 continue
+            # Only the last layer's scores are supervised, so only they are computed.
             with_these = with_scores and depth == len(self.layers)
             tokens_BLW, scores_BLN = _checkpointed(
                 self.checkpoints_activations, layer.fuse, tokens_BLW, mask_B11L, image_BNW, with_these

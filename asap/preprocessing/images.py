@@ -1,7 +1,7 @@
-"""From untrusted bytes to the square of pixels that the model sees.
+"""Untrusted bytes to the square of pixels that the model reads.
 
-Everything is checked before it is paid for: bytes before reading, format before a decoder is chosen, pixels
-before decoding. Whatever a hostile file makes Pillow raise comes out as an `InputError`.
+Every check comes before the work that it limits: bytes before reading, the format before a decoder is chosen, pixels
+before decoding. Every error that a hostile file causes in Pillow is raised as an `InputError`.
 """
 
 from __future__ import annotations
@@ -64,19 +64,19 @@ _TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-"""What undoes each value of EXIF's Orientation tag."""
+"""The transposition that undoes each value of EXIF's Orientation tag."""
 _ORIENTATION_TAG = 0x0112
 _TILE_WIDTH_TAG, _TILE_LENGTH_TAG = 322, 323
 _START_OF_SCAN = b"\xff\xda"
 _MAX_SCANS = 100
-"""Of a JPEG; progressive encoders write some ten."""
+"""The most scans that a JPEG may have; progressive encoders write about ten."""
 _PILLOW_MAX_PIXELS = 2 * 89_478_485
-"""Above this many pixels Pillow itself refuses (`Image.MAX_IMAGE_PIXELS`, doubled)."""
+"""The most pixels that Pillow itself decodes (`Image.MAX_IMAGE_PIXELS`, doubled)."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ImageLimits:
-    """What one image may cost: decoding takes 3 to 9 bytes of memory a pixel."""
+    """Size limits on one image. Decoding takes 3 to 9 bytes of memory per pixel."""
 
     max_bytes: int = 32 * 2**20
     max_pixels: int = 64_000_000
@@ -85,7 +85,7 @@ class ImageLimits:
         if self.max_bytes < 1:
             raise ConfigError(f"max_bytes {self.max_bytes} is not at least 1")
         if not 1 <= self.max_pixels <= _PILLOW_MAX_PIXELS:
-            raise ConfigError(f"max_pixels {self.max_pixels} is not between 1 and Pillow's own {_PILLOW_MAX_PIXELS}")
+            raise ConfigError(f"max_pixels {self.max_pixels} is not between 1 and Pillow's limit {_PILLOW_MAX_PIXELS}")
 
 
 DEFAULT_LIMITS = ImageLimits()
@@ -93,13 +93,14 @@ DEFAULT_LIMITS = ImageLimits()
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class DecodedImage:
-    """A decoded RGB image, turned as EXIF says."""
+    """A decoded RGB image, rotated as EXIF says."""
 
     image: Image.Image
-    """May be smaller than the original where `decode_image` was told a `min_side`."""
+    """The pixels; smaller than the original if `decode_image` was called with a `min_side`."""
     width: int
-    """Of the original after EXIF rotation, in pixels; so is `height`."""
+    """Width of the original after EXIF rotation, in pixels."""
     height: int
+    """Height of the original after EXIF rotation, in pixels."""
     sha256: str | None
     """Hex digest of the encoded bytes; None for a PIL image, which has none."""
     warnings: list[str] = field(default_factory=list)
@@ -107,10 +108,10 @@ class DecodedImage:
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class PreparedImage:
-    """An image at the model's size, and what it was before. The fields are those of `DecodedImage`."""
+    """An image at the model's size. The fields other than `pixels` are those of `DecodedImage`."""
 
     pixels: Pixels
-    """(S, S, 3) uint8 RGB."""
+    """RGB, uint8, (S, S, 3)."""
     width: int
     height: int
     sha256: str | None
@@ -118,11 +119,11 @@ class PreparedImage:
 
 
 def prepare_image(source: ImageSource, image_size: int, limits: ImageLimits = DEFAULT_LIMITS) -> PreparedImage:
-    """Decode and resize straight to a square of `image_size` pixels: bicubic, no crop, as published.
+    """Decode and resize to a square of `image_size` pixels: bicubic, without a crop, as published.
 
-    Large JPEGs are decoded at a half, quarter or eighth if both sides stay at least four times `image_size`:
-    half the time and a fraction of the memory, at 0.3 levels of 255 in the mean and 4 at most (measured on
-    noise of a photograph's spectrum). Raises any `InputError` about an image.
+    Large JPEGs are decoded at a half, quarter or eighth of their size if both sides stay at least four times
+    `image_size`. This takes half the time and a fraction of the memory. It changes pixels by 0.3 levels of 255 on
+    average and by 4 at most (measured on noise with a photograph's spectrum). Raises the errors of `decode_image`.
     """
     decoded = decode_image(source, limits, min_side=4 * image_size)
     with _typed_errors("image"):
@@ -141,11 +142,15 @@ def decode_image(
 ) -> DecodedImage:
     """Decode bytes, a file or a PIL image to RGB, guarded by `limits`.
 
-    The first frame of an animation; EXIF orientation applied; transparency laid over white, the colour of the
-    page it would be seen on; 16-bit grey scaled to 8, not clipped. `min_side` lets a JPEG be decoded at a
-    fraction of its size as long as both sides keep that many pixels.
+    Only the first frame of an animation is decoded. EXIF orientation is applied. Transparency is blended with white,
+    the color of a page. 16-bit gray is scaled to 8 bits, not clipped.
 
-    Raises: `ImageMissing`, `EmptyFile`, `ImageTooLarge`, `UnsupportedFormat`, `DecodeFailed`.
+    Args:
+        source: encoded bytes, a path, or a PIL image.
+        limits: size limits, checked before decoding.
+        min_side: if set, a JPEG may be decoded at a fraction of its size while both sides keep this many pixels.
+
+    Raises `ImageMissing`, `EmptyFile`, `ImageTooLarge`, `UnsupportedFormat` or `DecodeFailed`.
     """
     if source is None:
         raise ImageMissing("the pair has no image")
@@ -166,7 +171,7 @@ def _read(source: bytes | str | Path, limits: ImageLimits) -> bytes:
     elif isinstance(source, bytes | bytearray | memoryview):
         data = bytes(source)
     else:
-        raise UnsupportedFormat(f"the image is a {type(source).__name__}; give bytes, a path or a PIL image")
+        raise UnsupportedFormat(f"the image is a {type(source).__name__}. Pass bytes, a path or a PIL image.")
     if not data:
         raise EmptyFile("the image has no bytes")
     _check_bytes(len(data), limits)
@@ -176,11 +181,11 @@ def _read(source: bytes | str | Path, limits: ImageLimits) -> bytes:
 def _read_file(source: str | Path, limits: ImageLimits) -> bytes:
     path = Path(source)
     try:
-        if not path.is_file():  # a device or a pipe could be read for ever
+        if not path.is_file():  # reading a device or a pipe might never end
             raise ImageMissing(f"no file at the image path {str(source)!r}")
         _check_bytes(path.stat().st_size, limits)
         with path.open("rb") as file:
-            return file.read(limits.max_bytes + 1)
+            return file.read(limits.max_bytes + 1)  # the file may have grown since; one byte more is noticed
     except (OSError, ValueError) as error:
         if isinstance(error, InputError):
             raise
@@ -190,76 +195,82 @@ def _read_file(source: str | Path, limits: ImageLimits) -> bytes:
 def _check_bytes(count: int, limits: ImageLimits) -> None:
     if count > limits.max_bytes:
         raise ImageTooLarge(
-            f"the image has {count} bytes, the limit is {limits.max_bytes}; raise max_bytes or shrink it"
+            f"the image has {count} bytes; the limit is {limits.max_bytes}. Raise max_bytes or shrink the image."
         )
 
 
 def _check_pixels(width: int, height: int, limits: ImageLimits) -> None:
     if width * height > limits.max_pixels:
         raise ImageTooLarge(
-            f"the image has {width} x {height} = {width * height} pixels, the limit is {limits.max_pixels}; "
-            "raise max_pixels or shrink it"
+            f"the image has {width} x {height} = {width * height} pixels; the limit is {limits.max_pixels}. "
+            "Raise max_pixels or shrink the image."
         )
     if not width * height:
-        raise DecodeFailed(f"the image is {width} x {height}: it has no pixels")
+        raise DecodeFailed(f"the image has no pixels: {width} x {height}")
 
 
 def _sniff(data: bytes) -> str:
-    """The name of the one decoder that may look at the bytes."""
+    """Return the name of the one decoder that may read the bytes, by their signature."""
     head = data[:1024]
     for name, signature in _SIGNATURES.items():
         if re.match(signature, head, re.DOTALL):
             return name
     start = head.removeprefix(b"\xef\xbb\xbf").lstrip()
     foreign = [name for name, sign in _FOREIGN.items() if re.match(sign, start, re.DOTALL | re.IGNORECASE)]
-    what = f"are {foreign[0]}" if foreign else f"start with {head[:16]!r}"
-    raise UnsupportedFormat(f"the bytes {what}; {', '.join(_SIGNATURES)} are read")
+    found = f"are {foreign[0]}" if foreign else f"start with {head[:16]!r}"
+    raise UnsupportedFormat(f"the bytes {found}, which is not supported. Use {', '.join(_SIGNATURES)}.")
 
 
 def _check_scans(data: bytes) -> None:
-    """Refuse a JPEG of more scans than any encoder writes: each is decoded over the whole picture, however short."""
-    if data.count(_START_OF_SCAN) <= _MAX_SCANS:  # what is no marker is counted too, so most need no second look
+    """Refuse a JPEG with more scans than any encoder writes: each one is decoded over the whole image."""
+    # A plain count includes bytes that are not markers, so it is never too low. Most files need no second look.
+    if data.count(_START_OF_SCAN) <= _MAX_SCANS:
         return
-    at, scans = 2, 0
-    while (at := data.find(b"\xff", at)) >= 0 and at + 4 <= len(data):
-        marker = data[at + 1]
-        if marker == 0xD9:  # the end: whatever follows is not decoded
+    position, scans = 2, 0
+    while (position := data.find(b"\xff", position)) >= 0 and position + 4 <= len(data):
+        marker = data[position + 1]
+        if marker == 0xD9:  # end of image: the rest is not decoded
             return
-        if marker in (0x00, 0x01, 0xFF) or 0xD0 <= marker <= 0xD8:  # without a length, or a byte of the scan's data
-            at += 1 if marker == 0xFF else 2
+        if marker in (0x00, 0x01, 0xFF) or 0xD0 <= marker <= 0xD8:  # a marker without a length, or data of a scan
+            position += 1 if marker == 0xFF else 2
             continue
         scans += marker == 0xDA
         if scans > _MAX_SCANS:
-            raise DecodeFailed(f"the JPEG has more than {_MAX_SCANS} scans, which is no picture's need; export it anew")
-        at += 2 + int.from_bytes(data[at + 2 : at + 4])
+            raise DecodeFailed(f"the JPEG image has more than {_MAX_SCANS} scans. Re-save the image.")
+        # Skip the segment, so that bytes in a comment do not count as scans.
+        position += 2 + int.from_bytes(data[position + 2 : position + 4])
 
 
 @contextmanager
-def _typed_errors(what: str) -> Iterator[None]:
-    """Let only `InputError` out, and none of Pillow's warnings."""
+def _typed_errors(name: str) -> Iterator[None]:
+    """Turn every error into an `InputError`, and silence Pillow's warnings. `name` is the format."""
     with warnings.catch_warnings():
-        # Not thread-safe, so the filter is one that does no harm if another thread keeps it.
+        # catch_warnings is not thread-safe. This filter does no harm if another thread keeps it.
         warnings.filterwarnings("ignore", module=r"PIL\.")
         try:
             yield
         except InputError:
             raise
         except Image.DecompressionBombError as error:
-            raise ImageTooLarge(f"the {what} image was not decoded: {error}; shrink it") from error
+            raise ImageTooLarge(f"the {name} image was not decoded: {error}. Shrink the image.") from error
         except Exception as error:
             raise DecodeFailed(
-                f"the {what} image is truncated or corrupt, {type(error).__name__}: {error}; export it anew"
+                f"the {name} image is truncated or corrupt: {type(error).__name__}: {error}. Re-save the image."
             ) from error
 
 
 def _decode(image: Image.Image, limits: ImageLimits, sha256: str | None, min_side: int | None) -> DecodedImage:
+    # Before decoding: the size, and that of a tile, because a TIFF is decoded by whole tiles, however small the image.
     width, height = image.size
     _check_pixels(width, height, limits)
-    if image.format == "TIFF":
-        _check_tile(image, limits)
+    tags = getattr(image, "tag_v2", {}) if image.format == "TIFF" else {}
+    if _TILE_WIDTH_TAG in tags and _TILE_LENGTH_TAG in tags:
+        _check_pixels(tags[_TILE_WIDTH_TAG], tags[_TILE_LENGTH_TAG], limits)
     if min_side:
-        image.draft(None, (min_side, min_side))  # does nothing but to a JPEG that is large enough
+        image.draft(None, (min_side, min_side))  # only changes a JPEG that is large enough
     image.load()
+
+    # After decoding: color, then rotation. A TIFF was rotated by `load` already.
     notes: list[str] = []
     orientation = _orientation(image, notes)
     rgb = _to_rgb(image, notes)
@@ -267,37 +278,26 @@ def _decode(image: Image.Image, limits: ImageLimits, sha256: str | None, min_sid
         rgb = rgb.transpose(turn)
     if orientation >= 5:
         width, height = height, width
-    _note_frames(image, notes)
+    # The further images of a JPEG (MPO) are previews and depth maps, not frames.
+    with suppress(Exception):  # a broken second frame does not affect the first
+        if image.format != "MPO" and getattr(image, "is_animated", False):
+            notes.append("the image has several frames; only the first was analyzed")
     return DecodedImage(image=rgb, width=width, height=height, sha256=sha256, warnings=notes)
 
 
-def _check_tile(image: Image.Image, limits: ImageLimits) -> None:
-    """A TIFF is decoded by whole tiles, however small the picture in them is."""
-    tags = getattr(image, "tag_v2", {})
-    if _TILE_WIDTH_TAG in tags and _TILE_LENGTH_TAG in tags:
-        _check_pixels(tags[_TILE_WIDTH_TAG], tags[_TILE_LENGTH_TAG], limits)
-
-
 def _orientation(image: Image.Image, notes: list[str]) -> int:
-    """EXIF's Orientation, 1 where there is none; TIFF has been turned by `load` already."""
+    """Return EXIF's Orientation, or 1 if there is none."""
     try:
         value = image.getexif().get(_ORIENTATION_TAG, 1)
-    except Exception:  # the picture is whole, only what is said about it is not
-        notes.append("the EXIF data is corrupt; the image is taken as stored, without rotation")
+    except Exception:  # the image is intact, only its metadata is not
+        notes.append("the EXIF data is corrupt; the image is used as stored, without rotation")
         return 1
     return value if value in _TURNS else 1
 
 
-def _note_frames(image: Image.Image, notes: list[str]) -> None:
-    """Say that frames were left out. JPEG's further pictures (MPO) are previews and depth maps, not frames."""
-    with suppress(Exception):  # a broken second frame takes nothing from the first
-        if image.format != "MPO" and getattr(image, "is_animated", False):
-            notes.append("the image has several frames; only the first was analysed")
-
-
 def _to_rgb(image: Image.Image, notes: list[str]) -> Image.Image:
     if image.mode in ("I", "F") or image.mode.startswith("I;16"):
-        return _grey_to_8_bit(image, notes).convert("RGB")
+        return _gray_to_8_bit(image, notes).convert("RGB")
     if image.has_transparency_data:
         return _over_white(image.convert("RGBA"), notes)
     return image if image.mode == "RGB" else image.convert("RGB")
@@ -307,30 +307,36 @@ def _over_white(image: Image.Image, notes: list[str]) -> Image.Image:
     alpha = image.getchannel("A")
     if alpha.getextrema() == (255, 255):
         return image.convert("RGB")
-    notes.append("the image has transparency; it was laid over white")
+    notes.append("the image has transparency; it was blended with white")
     page = Image.new("RGB", image.size, "white")
     page.paste(image, mask=alpha)
     return page
 
 
-def _grey_to_8_bit(image: Image.Image, notes: list[str]) -> Image.Image:
-    """16-bit grey by its full range; 32-bit and float, which declare none, by the range of their values."""
+def _gray_to_8_bit(image: Image.Image, notes: list[str]) -> Image.Image:
+    """Scale 16-bit gray by its full range, and 32-bit and float gray by the range of their values.
+
+    32-bit and float images do not declare a range.
+    """
     values = np.asarray(image)
     if image.mode.startswith("I;16"):
         low, high = 0.0, 65535.0
     else:
         values = np.nan_to_num(values, posinf=0, neginf=0)
         low, high = _value_range(values, image.mode)
-        notes.append(f"the image has grey values without a declared range; {low:g} to {high:g} became 0 to 255")
-    flat, grey = values.ravel(), np.empty(values.size, np.uint8)
-    for start in range(0, flat.size, 2**20):  # np.interp works in float64: not for the whole picture at once
+        notes.append(f"the image has gray values without a declared range; {low:g} to {high:g} became 0 to 255")
+    flat, gray = values.ravel(), np.empty(values.size, np.uint8)
+    for start in range(0, flat.size, 2**20):  # np.interp works in float64, too large for the whole image at once
         part = slice(start, start + 2**20)
-        grey[part] = np.rint(np.interp(flat[part], (low, high), (0, 255)))
-    return Image.fromarray(grey.reshape(values.shape))
+        gray[part] = np.rint(np.interp(flat[part], (low, high), (0, 255)))
+    return Image.fromarray(gray.reshape(values.shape))
 
 
 def _value_range(values: NDArray[np.generic], mode: str) -> tuple[float, float]:
-    """The usual range that holds the values (0 to 1 for floats, 8 bit, 16 bit), else from lowest to highest."""
+    """Return the smallest usual range that holds the values, else their own range.
+
+    Usual ranges are 0 to 1 (for floats), 8 bits and 16 bits.
+    """
     low, high = float(values.min()), float(values.max())
     usual = (1.0, 255.0, 65535.0) if mode == "F" else (255.0, 65535.0)
     if low >= 0:
@@ -339,8 +345,8 @@ def _value_range(values: NDArray[np.generic], mode: str) -> tuple[float, float]:
 
 
 def normalise(pixels: Pixels | torch.Tensor) -> torch.Tensor:
-    """uint8 RGB (B, S, S, 3) to the model's input, float32 (B, 3, S, S), on the device it came on."""
-    import torch  # seconds to load, which the processes that only decode need not spend
+    """Normalize uint8 RGB (B, S, S, 3) to float32 (B, 3, S, S), on the same device."""
+    import torch  # takes seconds to import, and processes that only decode do not need it
 
     tensor = torch.as_tensor(pixels)
     mean = torch.tensor(CLIP_MEAN, device=tensor.device).view(1, 3, 1, 1)

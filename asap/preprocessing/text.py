@@ -1,8 +1,8 @@
-"""From a text to word pieces and back: which piece came from which word of the original.
+"""Texts to word pieces and back: each piece keeps the index of the original word it came from.
 
-DGM4 annotates whitespace words, the model reads word pieces. The published code tokenises the cleaned caption as a
-whole and loses the way back (`$5`, `president's`); here every word is cleaned and tokenised by itself, and its
-index goes along.
+DGM4 annotates whitespace words, and the model reads word pieces. The published code tokenizes the cleaned caption as a
+whole and cannot map pieces back to words (`$5`, `president's`). Here every word is cleaned and tokenized by itself, and
+its index is kept.
 """
 
 from __future__ import annotations
@@ -29,18 +29,18 @@ _SPECIAL_TOKENS = {
     "sep_token": "[SEP]",
     "mask_token": "[MASK]",
 }
-_KNOWN_WORDS = 2**16
-"""Words whose pieces are kept; beyond, they are looked up anew."""
+_CACHED_WORDS = 2**16
+"""Words whose pieces are cached. A full cache is emptied."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class EncodedPass:
-    """One run of the model over (a part of) a text."""
+    """The input of one run of the model over a text or a part of it."""
 
     input_ids: list[int]
-    """[CLS] and the word pieces, no [SEP]."""
+    """Ids of [CLS] and the word pieces, without [SEP]."""
     word_index: list[int]
-    """The whitespace word that each piece came from: one entry less than `input_ids`, [CLS] having none."""
+    """Index of the whitespace word that each piece came from: one entry less than `input_ids`, without [CLS]."""
     warnings: list[str] = field(default_factory=list)
 
 
@@ -49,39 +49,35 @@ class LabelledText:
     """The start of an annotated text, as much as one pass holds."""
 
     input_ids: list[int]
-    """[CLS] and the word pieces, no [SEP]."""
+    """Ids of [CLS] and the word pieces, without [SEP]."""
     token_labels: list[int]
-    """For each piece, 1 if its word was manipulated, else 0: one entry less than `input_ids`."""
+    """The label of each piece, 1 if its word was manipulated, else 0: one entry less than `input_ids`."""
     word_index: list[int]
-    """The whitespace word that each piece came from, in step with `token_labels`."""
+    """Index of the whitespace word that each piece came from, aligned with `token_labels`."""
 
 
 class _Pieces(NamedTuple):
-    """Of a word, wherever it stands."""
+    """The pieces of a word, independent of its position in a text."""
 
     ids: list[int]
     parts: list[int]
-    """For each piece, which of the word's cleaned words it belongs to."""
+    """For each piece, the index of the cleaned word it belongs to: cleaning can split a word."""
     cleaned: int
-    """Cleaned words that have a piece."""
+    """Number of cleaned words that have a piece."""
 
 
 class _WordPieces(NamedTuple):
-    """The pieces of one whitespace word of a text; as `_Pieces`."""
+    """The pieces of one whitespace word of a text. The other fields are those of `_Pieces`."""
 
-    place: int
-    """The word's, among the words of the text."""
+    position: int
+    """Index of the word among the words of the text."""
     ids: list[int]
     parts: list[int]
     cleaned: int
 
 
 class TextCodec:
-    """Texts to token ids, with the way back to the words.
-
-    `tokenizer`: a fast transformers tokenizer with [CLS] and [PAD]. `max_words` (cleaned words) and `max_tokens`
-    ([CLS] included) bound one pass, `max_characters` a whole text: a pair must not cost thousands of passes.
-    """
+    """Texts to token ids, with the index of the word that each token came from."""
 
     def __init__(
         self,
@@ -91,6 +87,16 @@ class TextCodec:
         max_tokens: int = 128,
         max_characters: int = MAX_CHARACTERS,
     ) -> None:
+        """Build a codec.
+
+        Args:
+            tokenizer: a fast transformers tokenizer with [CLS] and [PAD].
+            max_words: cleaned words in one pass.
+            max_tokens: tokens in one pass, [CLS] included.
+            max_characters: characters in a whole text, so that one pair cannot cost thousands of passes.
+
+        Raises `ConfigError` if a limit is too small, `CheckpointError` if the tokenizer is not of that kind.
+        """
         if max_words < 1 or max_tokens < 2 or max_characters < 1:
             raise ConfigError(
                 f"max_words {max_words}, max_tokens {max_tokens}, max_characters {max_characters}: a pass holds at "
@@ -98,39 +104,45 @@ class TextCodec:
             )
         _check_tokenizer(tokenizer, "the tokenizer")
         self.tokenizer = tokenizer
+        # A saved tokenizer may truncate or pad. Both are switched off in a copy, so the caller's stays as it is.
         self._word_pieces = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
-        self._word_pieces.no_truncation()  # a saved tokenizer may bring either; a copy leaves the caller's alone
+        self._word_pieces.no_truncation()
         self._word_pieces.no_padding()
-        self._known: dict[str, _Pieces] = {}
+        self._cache: dict[str, _Pieces] = {}
         self.pad_id: int = tokenizer.pad_token_id
         self.max_words = max_words
         self.max_tokens = max_tokens
         self.max_characters = max_characters
 
     def encode(self, text: str | None) -> list[EncodedPass]:
-        """Tokenise the whole text, in as many passes as it needs; words are not split over passes.
+        """Tokenize the whole text, in as many passes as it needs; no word is split over two passes.
 
-        Passes of a long text are of about equal length, so that none is left with a word or two and no context.
-        A word that no pass can hold is cut, and `warnings` says so. A word without cleaned content (`--`) has no
-        piece. Raises: `TextMissing`, `TextInvalid`.
+        A word that no pass can hold is cut, and `warnings` reports it. A word without cleaned content (`--`) has no
+        piece. Raises `TextMissing` or `TextInvalid`.
         """
-        whole = self._tokenise(self._check(text))
+        whole = self._tokenize(self._check(text))
         words = [fitting for word in whole for fitting in _cut([word], self.max_words, self.max_tokens - 1)]
         warnings = [
-            f"word {word.place} has {len(word.ids)} pieces; only the first {len(fitting.ids)} were analysed"
+            f"word {word.position} has {len(word.ids)} pieces; only the first {len(fitting.ids)} were analyzed"
             for word, fitting in zip(whole, words, strict=True)
             if len(fitting.ids) < len(word.ids)
         ]
+        # First find how few passes the limits allow. Then lower the word limit as far as that number of passes
+        # allows: passes of about equal length leave none with a word or two and no context.
+        passes = self._fill(words, self.max_words)
+        even_length = -(-sum(word.cleaned for word in words) // len(passes))
+        evened = (self._fill(words, limit) for limit in range(even_length, self.max_words + 1))
+        passes = next((even for even in evened if len(even) == len(passes)), passes)
         return [
             EncodedPass(input_ids=self._ids(part), word_index=_word_index(part), warnings=[] if i else warnings)
-            for i, part in enumerate(self._passes(words))
+            for i, part in enumerate(passes)
         ]
 
     def encode_labelled(self, text: str, fake_text_pos: Sequence[int] = ()) -> LabelledText:
-        """Tokenise the start of an annotated text, cut after `max_words` cleaned words and `max_tokens` tokens.
+        """Tokenize the start of an annotated text, cut after `max_words` cleaned words and `max_tokens` tokens.
 
-        `fake_text_pos`: positions of the manipulated whitespace words, as DGM4 gives them. Raises `AnnotationError`
-        for a position that the text does not have, `TextMissing`, `TextInvalid`.
+        `fake_text_pos` holds the positions of the manipulated whitespace words, as DGM4 gives them. Raises
+        `AnnotationError` for a position that the text does not have, `TextMissing` or `TextInvalid`.
         """
         count = len(split_words(self._check(text)))
         for position in fake_text_pos:
@@ -138,18 +150,19 @@ class TextCodec:
                 raise AnnotationError(
                     f"fake_text_pos has {position!r}, but the text has words 0 to {count - 1}: {text!r}"
                 )
-        part = list(_cut(self._tokenise(text), self.max_words, self.max_tokens - 1))
+        part = list(_cut(self._tokenize(text), self.max_words, self.max_tokens - 1))
         manipulated, word_index = set(fake_text_pos), _word_index(part)
         labels = [int(index in manipulated) for index in word_index]
         return LabelledText(input_ids=self._ids(part), token_labels=labels, word_index=word_index)
 
     def label_as_published(self, text: str, fake_text_pos: Sequence[int] = ()) -> list[int]:
-        """The labels that the published code gives to the same pieces, for figures beside those of the papers.
+        """Return the labels that the published code gives to the same pieces, to compare with the papers' metrics.
 
-        It cleans and tokenises the caption as a whole and takes position i for the i-th word of BERT's splitting. That
-        parts at punctuation which cleaning leaves (`$5` is two words), and no longer sees which words cleaning parted
-        (`tell-all`) or dropped (`--`), so behind such a word labels drift to a neighbour. Positions from `max_words`
-        on are left out, and the cut is a piece shorter than in `encode_labelled`, which keeps [SEP]'s place.
+        The published code cleans and tokenizes the caption as a whole, and takes position i for the i-th word of
+        BERT's own splitting. BERT splits at punctuation that cleaning leaves (`$5` is two words), and it cannot see
+        which words cleaning split (`re-opens`) or dropped (`--`). After such a word, labels drift to a neighbor.
+        Positions from `max_words` on are left out. The cut is one piece shorter than in `encode_labelled`, because
+        the published code reserves a token for [SEP].
         """
         caption = clean_caption(replace_unreadable(text), self.max_words)
         word_ids = self._word_pieces.encode(caption, add_special_tokens=False).word_ids[: self.max_tokens - 2]
@@ -160,20 +173,20 @@ class TextCodec:
         if text is None:
             raise TextMissing("the pair has no text")
         if not isinstance(text, str):
-            raise TextInvalid(f"the text is a {type(text).__name__}, not a string")
+            raise TextInvalid(f"the text is not a string but a {type(text).__name__}")
         if len(text) > self.max_characters:
             raise TextInvalid(
-                f"the text has {len(text)} characters, the limit is {self.max_characters}; give a part of it"
+                f"the text has {len(text)} characters; the limit is {self.max_characters}. Submit a part of it."
             )
         if not text.strip():
             raise TextMissing("the text is blank")
         return text
 
-    def _tokenise(self, text: str) -> list[_WordPieces]:
-        """The pieces of every word that has any."""
+    def _tokenize(self, text: str) -> list[_WordPieces]:
+        """Return the pieces of every word that has any."""
         words = [
-            _WordPieces(place, *pieces)
-            for place, word in enumerate(replace_unreadable(text).split())
+            _WordPieces(position, *pieces)
+            for position, word in enumerate(replace_unreadable(text).split())
             if (pieces := self._pieces(word)).ids
         ]
         if not words:
@@ -181,33 +194,28 @@ class TextCodec:
         return words
 
     def _pieces(self, word: str) -> _Pieces:
-        """Of one whitespace word. Words come again: to ask for those of every text takes three times as long."""
-        if (known := self._known.get(word)) is not None:
-            return known
+        """Return the pieces of a whitespace word. Words recur: without the cache, this takes three times as long."""
+        if (cached := self._cache.get(word)) is not None:
+            return cached
         encoding = self._word_pieces.encode(clean_word(word), is_pretokenized=True, add_special_tokens=False)
-        parts = cast("list[int]", encoding.word_ids)  # None only for special and padding tokens, here are neither
-        if len(self._known) >= _KNOWN_WORDS:
-            self._known.clear()
-        return self._known.setdefault(word, _Pieces(encoding.ids, parts, len(set(parts))))
-
-    def _passes(self, words: list[_WordPieces]) -> list[list[_WordPieces]]:
-        """As few passes as the limits allow, of about equal length."""
-        passes = self._fill(words, self.max_words)
-        share = -(-sum(word.cleaned for word in words) // len(passes))
-        fills = (self._fill(words, limit) for limit in range(share, self.max_words + 1))
-        return next((even for even in fills if len(even) == len(passes)), passes)
+        # A word id is None only for special and padding tokens, and here are neither.
+        parts = cast("list[int]", encoding.word_ids)
+        if len(self._cache) >= _CACHED_WORDS:
+            self._cache.clear()
+        # Threads may share a codec: setdefault keeps the first entry, and both are equal.
+        return self._cache.setdefault(word, _Pieces(encoding.ids, parts, len(set(parts))))
 
     def _fill(self, words: list[_WordPieces], max_words: int) -> list[list[_WordPieces]]:
-        """Put words into passes in order, opening the next one when a word no longer fits."""
+        """Put words into passes in order, and open the next pass when a word no longer fits."""
         passes: list[list[_WordPieces]] = []
-        room_words = room_pieces = 0
+        words_left = pieces_left = 0
         for word in words:
-            if not passes or word.cleaned > room_words or len(word.ids) > room_pieces:
+            if not passes or word.cleaned > words_left or len(word.ids) > pieces_left:
                 passes.append([])
-                room_words, room_pieces = max_words, self.max_tokens - 1
+                words_left, pieces_left = max_words, self.max_tokens - 1
             passes[-1].append(word)
-            room_words -= word.cleaned
-            room_pieces -= len(word.ids)
+            words_left -= word.cleaned
+            pieces_left -= len(word.ids)
         return passes
 
     def _ids(self, words: list[_WordPieces]) -> list[int]:
@@ -215,29 +223,30 @@ class TextCodec:
 
 
 def _cut(words: list[_WordPieces], max_words: int, max_pieces: int) -> Iterator[_WordPieces]:
-    """The first words, as far as both limits allow; the last of them may lose its last pieces."""
+    """Yield the first words that both limits allow; the last word may lose its last pieces."""
     for word in words:
         if word.cleaned <= max_words and len(word.ids) <= max_pieces:
             yield word
             max_words -= word.cleaned
             max_pieces -= len(word.ids)
             continue
+        # The word does not fit: keep its first cleaned words, and of those the first pieces.
         within = sorted(set(word.parts))[:max_words]
         kept = [piece for piece in range(len(word.ids)) if word.parts[piece] in within][:max_pieces]
         if not kept:
             return
         ids, parts = [word.ids[piece] for piece in kept], [word.parts[piece] for piece in kept]
-        yield _WordPieces(word.place, ids, parts, len(set(parts)))
+        yield _WordPieces(word.position, ids, parts, len(set(parts)))
         max_words -= len(within)
         max_pieces -= len(kept)
 
 
 def _word_index(words: list[_WordPieces]) -> list[int]:
-    return [word.place for word in words for _ in word.ids]
+    return [word.position for word in words for _ in word.ids]
 
 
 def pad_batch(input_ids: Sequence[Sequence[int]], pad_id: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Token ids (B, L) and their attention mask (B, L), both int64, padded to the longest of the batch."""
+    """Return token ids (B, L) and their attention mask (B, L), int64, padded to the longest of the batch."""
     longest = max(map(len, input_ids), default=0)
     ids = torch.full((len(input_ids), longest), pad_id)
     mask = torch.zeros_like(ids)
@@ -250,7 +259,7 @@ def pad_batch(input_ids: Sequence[Sequence[int]], pad_id: int) -> tuple[torch.Te
 def train_tokenizer(texts: Iterable[str], vocab_size: int, max_tokens: int = 512) -> PreTrainedTokenizerFast:
     """Train a lower-case BERT WordPiece vocabulary of at most `vocab_size` on cleaned texts.
 
-    Every character of the texts is a piece, up to a quarter of the vocabulary. The same texts give the same
+    Every character of the texts becomes a piece, up to a quarter of the vocabulary. The same texts give the same
     vocabulary, in any order.
     """
     from transformers import BertTokenizerFast  # takes seconds to import, and only two functions need it
@@ -259,11 +268,12 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int, max_tokens: int = 512
     cleaned = [normalizer.normalize_str(" ".join(clean_word(text))) for text in texts]
     counts = Counter(character for text in cleaned for character in text if not character.isspace())
     alphabet = sorted(sorted(counts, key=lambda character: (-counts[character], character))[: vocab_size // 4])
-    # The trainer breaks ties by token id, and gives ids in hash order to pieces that it was not told beforehand.
-    known = [*_SPECIAL_TOKENS.values(), *alphabet, *(f"##{character}" for character in alphabet)]
+    # The trainer breaks ties by token id, and it assigns ids in hash order to pieces that are not special tokens.
+    # Listing the alphabet among the special tokens makes the vocabulary deterministic.
+    listed = [*_SPECIAL_TOKENS.values(), *alphabet, *(f"##{character}" for character in alphabet)]
     trainer = trainers.WordPieceTrainer(
         vocab_size=vocab_size,
-        special_tokens=known,
+        special_tokens=listed,
         initial_alphabet=alphabet,
         limit_alphabet=len(alphabet),
         show_progress=False,
@@ -275,28 +285,32 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int, max_tokens: int = 512
 
 
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
-    """Read a tokenizer from a local folder; nothing is downloaded and no code of the folder is run."""
+    """Read a tokenizer from a local folder. Nothing is downloaded, and no code in the folder is run.
+
+    Raises `CheckpointError` if the folder holds no tokenizer that `TextCodec` can use.
+    """
     from transformers import AutoTokenizer  # takes seconds to import, and only two functions need it
 
     if not folder.is_dir():
         raise CheckpointError(f"tokenizer folder {str(folder)!r} does not exist")
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    except Exception as error:  # what transformers raises of a broken folder is not documented
+    except Exception as error:  # transformers does not document what it raises for a broken folder
         raise CheckpointError(f"tokenizer folder {str(folder)!r} cannot be used: {error}") from error
     _check_tokenizer(tokenizer, f"the tokenizer in {str(folder)!r}")
     return tokenizer
 
 
-def _check_tokenizer(tokenizer: PreTrainedTokenizerFast, what: str) -> None:
+def _check_tokenizer(tokenizer: PreTrainedTokenizerFast, name: str) -> None:
     if not getattr(tokenizer, "is_fast", False):
         raise CheckpointError(
-            f"{what} is not a fast one, so its pieces cannot be traced to words; save it as tokenizer.json"
+            f"{name} is not a fast one, so its pieces cannot be traced to words. Save it as tokenizer.json."
         )
-    # transformers saves several chat templates as files of their names; only its later versions look at the names.
+    # transformers saves multiple chat templates as files with their names, and only later versions check the names.
     templates = tokenizer.chat_template if isinstance(tokenizer.chat_template, dict) else {}
-    if odd := [name for name in templates if "/" in str(name) or "\0" in str(name)]:
-        raise CheckpointError(f"{what} has a chat template whose name is no file name: {odd[0]!r}. Rename it.")
-    for name in ("cls_token_id", "pad_token_id"):
-        if getattr(tokenizer, name) is None:
-            raise CheckpointError(f"{what} has no {name.removesuffix('_id')}; a BERT tokenizer has one")
+    if odd := [template for template in templates if "/" in str(template) or "\0" in str(template)]:
+        raise CheckpointError(f"{name} has a chat template whose name is not a file name: {odd[0]!r}. Rename it.")
+    for token_id in ("cls_token_id", "pad_token_id"):
+        if getattr(tokenizer, token_id) is None:
+            token = token_id.removesuffix("_id")
+            raise CheckpointError(f"{name} has no {token}, which the model needs. Use a BERT tokenizer.")

@@ -1,4 +1,4 @@
-"""The words of a text: where they stand, how they are cleaned, and what no text may hold."""
+"""The words of a text: their offsets, the published cleaning, and the characters that no text may hold."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ import re
 from dataclasses import dataclass
 
 UNREADABLE = re.compile("[\0\ud800-\udfff]")
-"""NUL and lone surrogates, which tokenizers refuse and files do not hold."""
+"""NUL and lone surrogates, which tokenizers refuse and files cannot hold."""
 MAX_CHARACTERS = 20_000
-"""Of a text: one that is longer is refused."""
+"""The longest text that is accepted, in characters."""
 _DROPPED = re.compile(r"[,.'!?\"()*#:;~]")
 _COMMON = re.compile(r"(?<![a-z0-9])[a-z0-9]{1,12}")
-"""What a vocabulary may hold as one piece; of what is left it holds the characters."""
+"""The start of a word, which a vocabulary may hold as one piece; the rest counts one piece a character."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,37 +25,37 @@ class WordSpan:
 
 
 def split_words(text: str) -> list[WordSpan]:
-    """The whitespace words of a text, as DGM4 counts them."""
+    """Return the whitespace words of a text, as DGM4 counts them."""
     return [WordSpan(i, m.start(), m.end(), m.group()) for i, m in enumerate(re.finditer(r"\S+", text))]
 
 
 def replace_unreadable(text: str) -> str:
-    """The text with one U+FFFD for each character that stores and tokenizers refuse."""
+    """Replace each character that files and tokenizers refuse with one U+FFFD, which keeps all offsets."""
     return UNREADABLE.sub("\ufffd", text)
 
 
 def clean_word(word: str) -> list[str]:
-    """The published caption cleaning of one word: none, one or several words, as `-` and `/` part them."""
+    """Clean one word as the published code cleans captions. `-` and `/` split a word, and `--` leaves none."""
     kept = _DROPPED.sub("", word.lower()).replace("-", " ").replace("/", " ")
     return kept.replace("<person>", "person").split()
 
 
 def clean_caption(text: str, max_words: int) -> str:
-    """The published caption cleaning of a whole text, cut after `max_words` cleaned words."""
+    """Clean a whole text as the published code does, cut after `max_words` cleaned words."""
     return " ".join([cleaned for span in split_words(text) for cleaned in clean_word(span.word)][:max_words])
 
 
 def estimate_passes(text: str, *, max_words: int = 50, max_tokens: int = 64) -> int:
-    """About how many passes of the model a text takes, told without a tokenizer, in milliseconds; at least 1.
+    """Estimate how many passes of the model a text takes, at least 1. This takes milliseconds and no tokenizer.
 
-    It fills passes as `TextCodec` does: `max_words` common words are one, and so is one word, however long.
-    A small vocabulary makes about twice as many of plain English, letters at random make up to ten times as many.
+    It fills passes as `TextCodec` does: `max_words` common words are one pass, and so is one word, however long. A
+    small vocabulary needs about twice as many passes for plain English; random letters need up to ten times as many.
     """
     if len(text) > MAX_CHARACTERS:
-        return 1
+        return 1  # the text will be refused
     passes = words_left = pieces_left = 0
     for word in _COMMON.sub("x", " ".join(clean_word(text))).split():
-        pieces = min(len(word), max_tokens - 1)
+        pieces = min(len(word), max_tokens - 1)  # [CLS] takes one token of each pass
         if not words_left or pieces > pieces_left:
             passes, words_left, pieces_left = passes + 1, max_words, max_tokens - 1
         words_left -= 1

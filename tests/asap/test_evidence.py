@@ -7,8 +7,8 @@ from asap.model.asap import AsapOutput
 from asap.policy import Policy, apply_policy, flagged_words
 
 
-def seen(*, score: float = 0.5, types: tuple[float, ...] = (0, 0, 0, 0), box: tuple[float, ...] = (0, 0, 1, 1),
-         tokens: tuple[float, ...] = ()) -> PassEvidence:  # fmt: skip
+def evidence(*, score: float = 0.5, types: tuple[float, ...] = (0, 0, 0, 0), box: tuple[float, ...] = (0, 0, 1, 1),
+             tokens: tuple[float, ...] = ()) -> PassEvidence:  # fmt: skip
     return PassEvidence(score, *(np.array(values, np.float32) for values in (types, box, tokens)))
 
 
@@ -46,7 +46,7 @@ def test_a_box_is_clipped_to_the_picture() -> None:
 
 
 @pytest.mark.parametrize("broken", ["logits_real_fake", "logits_multilabel", "box_cxcywh", "logits_token"])
-def test_values_that_are_no_numbers_are_noticed_in_every_output(broken: str) -> None:
+def test_nan_is_noticed_in_every_output(broken: str) -> None:
     values = getattr(output(), broken).clone()
     values[1] = torch.nan
     first, second = read_output(output(**{broken: values}), [3, 3])
@@ -55,26 +55,26 @@ def test_values_that_are_no_numbers_are_noticed_in_every_output(broken: str) -> 
 
 
 def test_each_type_has_the_highest_probability_of_any_pass() -> None:
-    passes = [seen(types=(0.1, 0.9, 0.2, 0.3)), seen(types=(0.4, 0.5, 0.6, 0.1))]
+    passes = [evidence(types=(0.1, 0.9, 0.2, 0.3)), evidence(types=(0.4, 0.5, 0.6, 0.1))]
     assert highest_types(passes) == pytest.approx(
         {"face_swap": 0.4, "face_attribute": 0.9, "text_swap": 0.6, "text_attribute": 0.3}
     )
 
 
-def test_the_box_is_in_pixels_and_from_the_pass_that_is_surest_of_the_face() -> None:
+def test_the_box_is_in_pixels_and_from_the_pass_with_the_highest_image_type() -> None:
     passes = [
-        seen(types=(0.6, 0.1, 0.99, 0.1), box=(0, 0, 1, 1)),
-        seen(types=(0.1, 0.7, 0.1, 0.1), box=(0.25, 0.5, 0.75, 1)),
+        evidence(types=(0.6, 0.1, 0.99, 0.1), box=(0, 0, 1, 1)),
+        evidence(types=(0.1, 0.7, 0.1, 0.1), box=(0.25, 0.5, 0.75, 1)),
     ]
     assert box_px(passes, width=200, height=40) == (50, 20, 150, 40)
 
 
-def test_a_word_scores_as_its_highest_token_and_a_word_without_tokens_0() -> None:
-    passes = [seen(tokens=(0.2, 0.7, 0.4)), seen(tokens=(0.9,))]
+def test_a_word_scores_as_its_highest_token_and_a_word_without_tokens_scores_0() -> None:
+    passes = [evidence(tokens=(0.2, 0.7, 0.4)), evidence(tokens=(0.9,))]
     assert score_words(passes, [[0, 0, 2], [3]], words=5) == pytest.approx([0.7, 0, 0.4, 0.9, 0])
 
 
-def test_flagged_words_are_found_by_their_place_in_the_original_text() -> None:
+def test_flagged_words_have_their_offsets_in_the_original_text() -> None:
     text = "  Señor 👩‍👧 smiles,\n twice "
     words = flagged_words(text, [0.1, 0.5, 0.49, 0.8], threshold=0.5)
     assert [(word.index, word.word, word.score) for word in words] == [(1, "👩‍👧", 0.5), (3, "twice", 0.8)]
@@ -85,8 +85,8 @@ BOX = (1.0, 2.0, 3.0, 4.0)
 TYPES = {"face_swap": 0.6, "face_attribute": 0.1, "text_swap": 0.2, "text_attribute": 0.7}
 
 
-def test_a_policy_makes_verdict_types_box_and_words_of_raw_scores() -> None:
-    told = apply_policy(
+def test_a_policy_turns_raw_scores_into_verdict_types_box_and_words() -> None:
+    applied = apply_policy(
         Policy(manipulated=0.9, review=0.4),
         score=0.5,
         types=TYPES,
@@ -94,11 +94,15 @@ def test_a_policy_makes_verdict_types_box_and_words_of_raw_scores() -> None:
         text="two words",
         word_scores=[0.1, 0.8],
     )
-    assert (told["verdict"], told["flagged_types"], told["box_px"]) == ("review", ["face_swap", "text_attribute"], BOX)
-    assert [(word.word, word.start, word.score) for word in told["words"]] == [("words", 4, 0.8)]
+    assert (applied["verdict"], applied["flagged_types"], applied["box_px"]) == (
+        "review",
+        ["face_swap", "text_attribute"],
+        BOX,
+    )
+    assert [(word.word, word.start, word.score) for word in applied["words"]] == [("words", 4, 0.8)]
 
 
-def test_without_a_face_there_is_no_box_and_without_word_scores_are_no_words() -> None:
+def test_there_is_no_box_without_a_flagged_face_and_no_words_without_word_scores() -> None:
     types = TYPES | {"face_swap": 0.4, "text_swap": None, "text_attribute": None}
-    told = apply_policy(Policy(), score=0.5, types=types, raw_box=BOX, text="", word_scores=None)
-    assert told == {"verdict": "manipulated", "flagged_types": [], "box_px": None, "words": None}
+    applied = apply_policy(Policy(), score=0.5, types=types, raw_box=BOX, text="", word_scores=None)
+    assert applied == {"verdict": "manipulated", "flagged_types": [], "box_px": None, "words": None}

@@ -23,14 +23,14 @@ def test_a_finding_becomes_json() -> None:
     }  # fmt: skip
 
 
-def test_an_error_is_told_by_code_and_detail() -> None:
+def test_an_error_becomes_a_code_and_a_detail() -> None:
     fields = Finding(model_id="m@1", policy_id="p", error=DecodeFailed("truncated JPEG")).to_dict()
     assert (fields["error_code"], fields["error_detail"]) == ("decode_failed", "truncated JPEG")
     assert (fields["verdict"], fields["score"], fields["types"]) == (None, None, None)
     assert "error" not in fields
 
 
-def test_no_words_is_not_the_same_as_no_text() -> None:
+def test_a_text_without_flagged_words_is_not_the_same_as_no_text() -> None:
     assert Finding(model_id="m@1", policy_id="p").to_dict()["words"] == []
     captioned = Finding(model_id="m@1", policy_id="p", words=None, word_scores=None).to_dict()
     assert (captioned["words"], captioned["word_scores"]) == (None, None)

@@ -1,4 +1,4 @@
-"""The published ASAP and HAMMER, to 1e-4: outputs at both sizes, every loss, the queues after an update."""
+"""Agreement with the published ASAP and HAMMER to 1e-4: outputs at both sizes, losses, queues after an update."""
 
 import dataclasses
 import json
@@ -34,7 +34,9 @@ CORRECTED = {
     "mpp": "patch_masked_mean",
     "mgca": "mgca_without_padding",
 }
-TERMS = [field.name for field in dataclasses.fields(LossWeights) if field.default]  # with weight as published
+TERMS = [
+    field.name for field in dataclasses.fields(LossWeights) if field.default
+]  # terms with a weight in the published recipe
 
 State = dict[str, Tensor]
 
@@ -68,7 +70,7 @@ def test_a_small_model_predicts_what_the_published_one_does(name: str) -> None:
 @pytest.mark.parametrize("name", ["asap_full_0", "hammer_full_0"])
 def test_the_published_size_predicts_what_the_published_model_does(name: str) -> None:
     spec = spec_of(name)
-    # Half of a published checkpoint is twins and queues, which inference does not read: they need not be drawn.
+    # Half of a published checkpoint is momentum twins and queues. Inference does not read them, so none are drawn.
     spec["state_dict"] = {key: shape for key, shape in spec["state_dict"].items() if not TWIN_OR_QUEUE.match(key)}
     images = np.random.RandomState(1000 + spec["seed"]).standard_normal((4, 3, 256, 256)).astype("float32")
     check_outputs(import_published(state_of(spec)), torch.from_numpy(images), arrays_of(name))
@@ -76,7 +78,7 @@ def test_the_published_size_predicts_what_the_published_model_does(name: str) ->
 
 @dataclasses.dataclass(frozen=True)
 class Small:
-    """asap_small_0: its weights in the published names, its batch, and what was computed of them."""
+    """The golden case asap_small_0: weights under published names, the batch, and the published results."""
 
     state: State
     arrays: State
@@ -84,7 +86,7 @@ class Small:
     batch: Batch
 
     def step(self, defects: PublishedDefects, *, token_momentum: bool = False) -> TrainingStep:
-        """The golden student, twin and queues, dropout off."""
+        """Build a training step with the golden student, twin and queues, without dropout."""
         imported = import_published(self.state)
         student = Asap(dataclasses.replace(imported.config, dropout=0.0))
         student.load_state_dict(imported.state_dict())
@@ -107,7 +109,7 @@ def read_small() -> Small:
 @pytest.fixture(scope="module")
 def small() -> Iterator[Small]:
     threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # so small a model only waits for its threads
+    torch.set_num_threads(1)  # a model this small only waits for its threads
     yield read_small()
     torch.set_num_threads(threads)
 
@@ -173,7 +175,7 @@ def test_a_published_defect_changes_its_own_term_alone(
     assert {term: terms[term] for term in TERMS} == pytest.approx(wanted, abs=1e-4, rel=0)
 
 
-def test_the_queues_take_in_this_steps_features(small: Small) -> None:
+def test_the_queues_receive_the_features_of_this_step(small: Small) -> None:
     step = small.step(PublishedDefects())
 
     step(small.batch, 0.4)
@@ -187,39 +189,41 @@ def test_the_queues_take_in_this_steps_features(small: Small) -> None:
 ALPHAS = (0.0, 0.4)
 
 
-def work(rank: int, place: Path) -> None:
-    """One of two workers, each with half of the batch; keeps its terms by alpha, and its queues."""
+def run_worker(rank: int, folder: Path) -> None:
+    """Run one of two workers, each with half of the batch. Save its terms by alpha, and its queues."""
     torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{place}/rendezvous", rank=rank, world_size=2)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
     small, terms = read_small(), {}
     for alpha in ALPHAS:
         step = small.step(PublishedDefects(), token_momentum=True)
         found = step(small.batch.parts(2)[rank], alpha)
         terms[alpha] = {name: term.item() for name, term in found.items()}
-    torch.save({"terms": terms, "queues": step.queues.state_dict()}, place / f"{rank}.pt")
+    torch.save({"terms": terms, "queues": step.queues.state_dict()}, folder / f"{rank}.pt")
     dist.destroy_process_group()
 
 
 @pytest.fixture(scope="module")
-def two(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
-    place = tmp_path_factory.mktemp("workers")
-    multiprocessing.spawn(work, args=(place,), nprocs=2)
-    return [torch.load(place / f"{rank}.pt", weights_only=True) for rank in range(2)]  # noqa: TID251  # our own file
+def workers(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    folder = tmp_path_factory.mktemp("workers")
+    multiprocessing.spawn(run_worker, args=(folder,), nprocs=2)
+    return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(2)]  # noqa: TID251  # written by this test
 
 
 @pytest.mark.parametrize("alpha", ALPHAS)
 def test_two_workers_with_half_of_the_batch_each_have_the_corrected_losses(
-    small: Small, two: list[dict[str, Any]], alpha: float
+    small: Small, workers: list[dict[str, Any]], alpha: float
 ) -> None:
     golden = small.losses[f"corrected/alpha={alpha}/token_momentum=True"]
-    first, second = (worker["terms"][alpha] for worker in two)
+    first, second = (worker["terms"][alpha] for worker in workers)
     assert first != pytest.approx(second, abs=1e-3, rel=0)
     means = {term: (first[term] + second[term]) / 2 for term in TERMS}
     assert means == pytest.approx({term: golden[CORRECTED.get(term, term)] for term in TERMS}, abs=1e-4, rel=0)
 
 
-def test_two_workers_queues_take_in_the_features_of_both_in_order(small: Small, two: list[dict[str, Any]]) -> None:
-    for worker in two:
+def test_the_queues_of_two_workers_receive_the_features_of_both_in_order(
+    small: Small, workers: list[dict[str, Any]]
+) -> None:
+    for worker in workers:
         assert worker["queues"]["pointer"] == len(small.batch.images)
         for modality in MODALITIES:
             expected = small.arrays[f"queue_after_{modality}"]

@@ -46,7 +46,7 @@ def test_types_are_flagged_by_their_own_thresholds_in_the_published_order() -> N
         (["face_swap", "text_swap"], True),
     ],
 )
-def test_a_box_belongs_to_an_image_type(flagged: list[str], a_face: bool) -> None:
+def test_a_box_is_reported_only_if_an_image_type_is_flagged(flagged: list[str], a_face: bool) -> None:
     assert Policy.flags_a_face(flagged) is a_face
 
 
@@ -63,7 +63,10 @@ def test_a_box_belongs_to_an_image_type(flagged: list[str], a_face: bool) -> Non
         ({"types": None}, "policy types None"),
         ({"types": [0.5, 0.5, 0.5, 0.5]}, "policy types"),
         ({"manipulated": 0.4, "review": 0.5}, "review 0.5 is above manipulated 0.4"),
-        ({"calibration": "by eye"}, "calibration 'by eye' is neither null nor an object"),
+        (
+            {"calibration": "by eye"},
+            "calibration 'by eye' is neither null nor an object that describes the calibration",
+        ),
     ],
 )
 def test_thresholds_that_cannot_work_are_refused(changes: dict[str, Any], message: str) -> None:
@@ -71,7 +74,7 @@ def test_thresholds_that_cannot_work_are_refused(changes: dict[str, Any], messag
         Policy(**changes)
 
 
-def test_the_id_names_the_thresholds_and_not_how_they_were_found() -> None:
+def test_the_id_depends_on_the_thresholds_and_not_on_the_calibration() -> None:
     halves = Policy()
     assert len(halves.policy_id) == 12
     assert Policy(calibration={"on": "newsroom"}).policy_id == halves.policy_id
@@ -86,11 +89,11 @@ def test_the_id_names_the_thresholds_and_not_how_they_were_found() -> None:
 
 
 def test_a_whole_number_is_the_same_threshold_as_its_decimal() -> None:
-    whole, decimal = (Policy(manipulated=one, types=dict.fromkeys(TYPES, one)) for one in (1, 1.0))
+    whole, decimal = (Policy(manipulated=value, types=dict.fromkeys(TYPES, value)) for value in (1, 1.0))
     assert whole.policy_id == decimal.policy_id
 
 
-def test_a_policy_comes_back_from_its_file(tmp_path: Path) -> None:
+def test_a_saved_policy_loads_again(tmp_path: Path) -> None:
     policy = Policy(manipulated=0.9, review=0.2, calibration={"precision": 0.95, "prevalence": 0.01})
     policy.save(tmp_path / "policy.json")
     assert Policy.load(tmp_path / "policy.json") == policy
@@ -100,7 +103,7 @@ def test_a_policy_comes_back_from_its_file(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "reason"),
     [
-        ("", "it is not JSON, .*asap calibrate writes one"),
+        ("", "it is not JSON, .*Create one with `asap calibrate`, or copy policy.json"),
         ("[]", r"it has no fields, known are \['manipulated', 'review', 'types', 'word', 'calibration'\]"),
         ("null", "it has no fields"),
         ('{"threshold": 0.5}', r"it has the unknown fields \['threshold'\]"),
@@ -110,13 +113,13 @@ def test_a_policy_comes_back_from_its_file(tmp_path: Path) -> None:
         ("\xff", "it is not JSON"),
     ],
 )
-def test_a_file_that_is_no_policy_is_named(tmp_path: Path, content: str, reason: str) -> None:
+def test_a_file_that_is_not_a_policy_is_refused_by_name(tmp_path: Path, content: str, reason: str) -> None:
     path = tmp_path / "policy.json"
     path.write_text(content, encoding="latin-1")
     with pytest.raises(ConfigError, match=rf"policy file .*policy\.json cannot be used: .*{reason}"):
         Policy.load(path)
 
 
-def test_a_missing_policy_is_named(tmp_path: Path) -> None:
+def test_a_missing_policy_is_reported_by_name(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"policy file .*policy\.json cannot be used"):
         Policy.load(tmp_path / "policy.json")

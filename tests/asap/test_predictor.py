@@ -29,7 +29,7 @@ ALWAYS = Policy(manipulated=0.0, review=0.0, types=dict.fromkeys(TYPES, 0.0), wo
 
 @pytest.fixture(scope="module", autouse=True)
 def one_thread() -> Iterator[None]:
-    """So small a model only waits for its threads, above all on a busy machine."""
+    """Use one thread: a model this small only waits for its threads, above all on a busy machine."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -47,7 +47,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         )
     )  # fmt: skip
     for name, parameter in model.named_parameters():
-        if parameter.ndim > 1:  # as drawn for training, all weights say nearly the same of every pair
+        if parameter.ndim > 1:  # with the initial weights for training, all pairs get nearly the same output
             torch.nn.init.normal_(parameter, std=0.5 if "embed" in name else 1.5 * parameter[0].numel() ** -0.5)
     return save(model, tmp_path_factory.mktemp("models") / "small", tokenizer=tokenizer)
 
@@ -84,17 +84,17 @@ def values_of(finding: Finding) -> list[float]:
 
 
 def before(model: Asap, name: str, act: Callable[..., None]) -> None:
-    """Have `act` see the arguments of a method of the model before the method does."""
+    """Call `act` with the arguments of a method of the model before each call of that method."""
     method = getattr(model, name)
 
-    def wrapped(*given: object, **named: object) -> object:
-        act(*given)
-        return method(*given, **named)
+    def wrapped(*args: object, **kwargs: object) -> object:
+        act(*args)
+        return method(*args, **kwargs)
 
     setattr(model, name, wrapped)
 
 
-def test_a_finding_is_what_the_model_says_in_pixels_and_words(loaded: ModelFolder, predictor: Predictor) -> None:
+def test_a_finding_holds_the_models_output_in_pixels_and_words(loaded: ModelFolder, predictor: Predictor) -> None:
     text = "  The Minister smiles, -- at a\tcrowd"
     image = prepare_image(picture(), 32)
     with torch.inference_mode():
@@ -123,14 +123,14 @@ def test_a_finding_is_what_the_model_says_in_pixels_and_words(loaded: ModelFolde
     ]
 
 
-def test_findings_come_in_the_order_of_the_pairs_whatever_is_in_the_batch(predictor: Predictor) -> None:
+def test_findings_come_in_the_order_of_the_pairs_at_any_batch_size(predictor: Predictor) -> None:
     alone = [predictor.predict([pair])[0] for pair in pairs()]
     for size in (1, 3, 8):
         for one, together in zip(alone, predictor.predict(pairs(), batch_size=size), strict=True):
             assert values_of(together) == pytest.approx(values_of(one), abs=1e-5 * 80)
             assert together.score == pytest.approx(one.score, abs=1e-5)
             assert together.word_scores == pytest.approx(one.word_scores, abs=1e-5)
-    assert len({round(finding.score or 0, 4) for finding in alone}) == len(alone), "the test would not see a mix-up"
+    assert len({round(finding.score or 0, 4) for finding in alone}) == len(alone), "the test would not notice a mix-up"
 
 
 def test_more_pairs_than_a_chunk_holds_keep_their_order(predictor: Predictor) -> None:
@@ -143,7 +143,7 @@ def test_no_pairs_give_no_findings(predictor: Predictor) -> None:
     assert predictor.predict([]) == []
 
 
-def test_bytes_paths_and_pictures_are_the_same_image(predictor: Predictor, tmp_path: Path) -> None:
+def test_bytes_paths_and_pil_images_give_the_same_finding(predictor: Predictor, tmp_path: Path) -> None:
     data = encoded(picture())
     (tmp_path / "a.png").write_bytes(data)
     sources = [data, tmp_path / "a.png", str(tmp_path / "a.png"), picture()]
@@ -165,7 +165,7 @@ def test_a_box_is_in_pixels_after_exif_rotation(predictor: Predictor) -> None:
     assert turned.raw_box_px == pytest.approx(plain.raw_box_px, abs=1e-4)
 
 
-def test_a_box_is_reported_only_where_an_image_type_is_flagged(loaded: ModelFolder) -> None:
+def test_a_box_is_reported_only_if_an_image_type_is_flagged(loaded: ModelFolder) -> None:
     text_only = Policy(types={"face_swap": 1.0, "face_attribute": 1.0, "text_swap": 0.0, "text_attribute": 0.0})
     findings = {
         name: Predictor(loaded, device="cpu", policy=policy).predict(pairs()[:1])[0]
@@ -179,7 +179,7 @@ def test_a_box_is_reported_only_where_an_image_type_is_flagged(loaded: ModelFold
     assert [findings[name].verdict for name in ("never", "always")] == ["authentic", "manipulated"]
 
 
-def test_what_is_wrong_with_a_pair_touches_no_other(predictor: Predictor) -> None:
+def test_an_error_in_one_pair_does_not_affect_the_others(predictor: Predictor) -> None:
     good, data = pairs(), encoded(picture(), "JPEG")
     bad = [Pair(None, "text"), Pair(b"", "text"), Pair(b"GIF89a", "x"), Pair(data[: len(data) // 2], "x"),
            Pair(picture(), None), Pair(picture(), " "), Pair(picture(), "--")]  # fmt: skip
@@ -195,33 +195,33 @@ def test_what_is_wrong_with_a_pair_touches_no_other(predictor: Predictor) -> Non
         assert values_of(finding) == pytest.approx(values_of(alone), abs=1e-3)
     failed = findings[9]
     assert (failed.verdict, failed.score, failed.types, failed.raw_box_px) == (None, None, None, None)
-    assert (failed.width, failed.height) == (80, 60), "what is known of the image stays"
+    assert (failed.width, failed.height) == (80, 60), "what is known about the image stays"
     assert failed.model_id == predictor.model_id
 
 
-def test_errors_may_stand_in_the_place_of_prepared_images_and_texts(predictor: Predictor) -> None:
+def test_errors_may_be_passed_instead_of_prepared_images_and_texts(predictor: Predictor) -> None:
     image = prepare_image(picture(), 32)
     broken, missing = DecodeFailed("truncated"), TextMissing("none")
     findings = predictor.predict_prepared([image, broken, image, broken], ["a crowd", "a crowd", missing, missing])
     assert [finding.error for finding in findings] == [None, broken, missing, broken]
 
 
-def test_limits_on_images_are_those_of_the_predictor(loaded: ModelFolder) -> None:
+def test_the_predictors_limits_apply_to_its_images(loaded: ModelFolder) -> None:
     small = Predictor(loaded, device="cpu", limits=ImageLimits(max_pixels=100))
     error = small.predict(pairs()[:1])[0].error
     assert error is not None
     assert error.code == "too_large"
 
 
-def test_a_long_text_is_analysed_in_passes_against_one_look_at_the_image(
+def test_a_long_text_is_analyzed_in_passes_and_its_image_is_encoded_once(
     loaded: ModelFolder, predictor: Predictor
 ) -> None:
-    looks: list[int] = []
-    before(loaded.model, "encode_image", lambda images: looks.append(len(images)))
+    encoded_images: list[int] = []
+    before(loaded.model, "encode_image", lambda images: encoded_images.append(len(images)))
 
     long, short = predictor.predict([Pair(picture(), LONG), Pair(picture(1), TEXTS[0])])
 
-    assert looks == [2]
+    assert encoded_images == [2]
     assert long.warnings == [
         "the text is longer than one pass holds (20 words, 64 tokens); it was analysed in 3 passes"
     ]
@@ -237,7 +237,7 @@ def test_a_long_text_is_analysed_in_passes_against_one_look_at_the_image(
     assert long.word_scores == pytest.approx([score for one in alone for score in one.word_scores or []], abs=1e-5)
 
 
-def test_there_is_a_pause_between_passes_and_who_stops_there_pays_for_no_more(
+def test_prediction_pauses_between_passes_and_a_caller_that_stops_runs_no_more(
     loaded: ModelFolder, predictor: Predictor
 ) -> None:
     images, texts = [prepare_image(picture(seed), 32) for seed in range(3)], [LONG, TEXTS[0], LONG]
@@ -257,7 +257,7 @@ def test_there_is_a_pause_between_passes_and_who_stops_there_pays_for_no_more(
     assert seen == [2, 2]
 
 
-def test_many_passes_over_few_pairs_fit_any_batch_size(predictor: Predictor) -> None:
+def test_many_passes_over_few_pairs_work_with_any_batch_size(predictor: Predictor) -> None:
     many = [Pair(picture(seed), text) for seed, text in enumerate([LONG, TEXTS[2], LONG + " " + LONG])]
     expected = predictor.predict(many, batch_size=8)
     for size in (1, 2, 3):
@@ -265,7 +265,7 @@ def test_many_passes_over_few_pairs_fit_any_batch_size(predictor: Predictor) -> 
             assert values_of(one) == pytest.approx(values_of(other), abs=1e-3)
 
 
-def test_a_caption_in_the_place_of_a_text_says_nothing_of_words(loaded: ModelFolder) -> None:
+def test_a_caption_instead_of_a_text_gives_no_word_scores(loaded: ModelFolder) -> None:
     predictor = Predictor(loaded, device="cpu", policy=ALWAYS)
     image = prepare_image(picture(), 32)
     plain, captioned = predictor.predict_prepared([image, image], ["a crowd"] * 2, captioned=[False, True])
@@ -323,7 +323,7 @@ def test_a_batch_that_does_not_fit_in_memory_is_made_smaller(
         assert values_of(finding) == pytest.approx(values_of(alone), abs=1e-3)
 
 
-def test_a_broken_device_is_no_pairs_fault(loaded: ModelFolder, predictor: Predictor) -> None:
+def test_the_error_of_a_broken_device_is_raised_and_blames_no_pair(loaded: ModelFolder, predictor: Predictor) -> None:
     def broken(*_: torch.Tensor) -> None:
         raise torch.AcceleratorError("device-side assert", 710)
 
@@ -332,7 +332,7 @@ def test_a_broken_device_is_no_pairs_fault(loaded: ModelFolder, predictor: Predi
         predictor.predict(pairs())
 
 
-def test_a_score_that_is_no_number_is_an_error_and_not_authentic(loaded: ModelFolder, predictor: Predictor) -> None:
+def test_a_nan_score_is_an_error_and_not_authentic(loaded: ModelFolder, predictor: Predictor) -> None:
     with torch.no_grad():
         culprit = loaded.tokenizer("july", add_special_tokens=False)["input_ids"][0]
         loaded.model.text_encoder.embeddings.word_embeddings.weight[culprit] = torch.nan
@@ -341,26 +341,28 @@ def test_a_score_that_is_no_number_is_an_error_and_not_authentic(loaded: ModelFo
     assert None in codes
 
 
-def test_an_image_prepared_for_another_model_is_the_callers_mistake(predictor: Predictor) -> None:
+def test_an_image_prepared_for_another_model_raises_a_config_error(predictor: Predictor) -> None:
     wrong = PreparedImage(pixels=np.zeros((64, 64, 3), np.uint8), width=64, height=64, sha256=None)
-    with pytest.raises(ConfigError, match=r"shape \(64, 64, 3\) was prepared for another model than small@"):
+    with pytest.raises(
+        ConfigError, match=r"shape \(64, 64, 3\) was prepared for another model than small@.*image_size 32"
+    ):
         predictor.predict_prepared([wrong], ["a crowd"])
 
 
-def test_images_and_texts_of_different_number_are_refused(predictor: Predictor) -> None:
+def test_different_numbers_of_images_and_texts_are_refused(predictor: Predictor) -> None:
     with pytest.raises(ValueError, match="shorter"):
         predictor.predict_prepared([prepare_image(picture(), 32)], [])
 
 
 @pytest.mark.parametrize("size", [0, -1])
-def test_a_batch_of_no_pairs_is_refused(loaded: ModelFolder, predictor: Predictor, size: int) -> None:
+def test_a_batch_size_below_1_is_refused(loaded: ModelFolder, predictor: Predictor, size: int) -> None:
     with pytest.raises(ConfigError, match=f"batch_size {size} is not at least 1"):
         predictor.predict(pairs(), batch_size=size)
     with pytest.raises(ConfigError, match=f"batch_size {size} is not at least 1"):
         Predictor(loaded, batch_size=size)
 
 
-def test_a_predictor_is_made_from_a_folder(folder: Path, loaded: ModelFolder) -> None:
+def test_a_predictor_is_built_from_a_folder(folder: Path, loaded: ModelFolder) -> None:
     predictor = Predictor.from_folder(folder, device="cpu", policy=NEVER, batch_size=2)
     assert predictor.config == loaded.config
     assert predictor.image_size == 32
@@ -370,20 +372,22 @@ def test_a_predictor_is_made_from_a_folder(folder: Path, loaded: ModelFolder) ->
     assert values_of(predictor.predict(pairs())[3])
 
 
-def test_a_folder_that_does_not_exist_is_named() -> None:
+def test_a_missing_folder_is_reported_by_name() -> None:
     with pytest.raises(CheckpointError, match="'nowhere' does not exist"):
         Predictor.from_folder("nowhere")
 
 
-def test_auto_is_what_the_machine_has(loaded: ModelFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_auto_without_cuda_is_float32_on_the_cpu(loaded: ModelFolder, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     predictor = Predictor(loaded)
     assert (predictor.device.type, predictor.dtype) == ("cpu", torch.float32)
 
 
 @pytest.mark.parametrize("device", ["gpu", "cuda:99"])
-def test_a_device_that_is_not_there_is_refused(loaded: ModelFolder, device: str) -> None:
-    with pytest.raises(ConfigError, match=f"device '{device}' cannot be used: .*'auto' takes CUDA or the CPU"):
+def test_a_missing_device_is_refused(loaded: ModelFolder, device: str) -> None:
+    with pytest.raises(
+        ConfigError, match=f"device '{device}' cannot be used: .*Use 'auto' for CUDA if available, else the CPU"
+    ):
         Predictor(loaded, device=device)
 
 
@@ -392,7 +396,7 @@ def test_an_unknown_precision_is_refused(loaded: ModelFolder) -> None:
         Predictor(loaded, device="cpu", precision="float8")  # type: ignore[arg-type]
 
 
-def test_bfloat16_says_nearly_the_same(folder: Path, predictor: Predictor) -> None:
+def test_bfloat16_gives_nearly_the_same_results(folder: Path, predictor: Predictor) -> None:
     half = Predictor.from_folder(folder, device="cpu", precision="bfloat16")
     assert half.dtype == torch.bfloat16
     for one, other in zip(predictor.predict(pairs()), half.predict(pairs()), strict=True):
@@ -410,6 +414,6 @@ def test_threads_may_share_a_predictor(predictor: Predictor) -> None:
         assert scores == pytest.approx(expected, abs=1e-5)
 
 
-def test_every_row_level_error_has_a_code_of_its_own() -> None:
+def test_every_input_error_has_its_own_code() -> None:
     classes = InputError.__subclasses__()
     assert len({error.code for error in classes}) == len(classes)

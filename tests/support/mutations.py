@@ -1,8 +1,8 @@
-"""Broken pictures, by seed: bits flipped, ends cut off, parts moved, numbers of headers at their extremes.
+"""Broken images by seed: flipped bits, cut ends, moved parts, extreme numbers in headers.
 
-    python tests/mutations.py [--count 10000] [--seed 0]
+    python -m tests.support.mutations [--count 10000] [--seed 0]
 
-sends so many to the API in this process and prints what was answered, by format.
+This command sends that many images to the API in this process and prints the responses by format.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ FORMATS: dict[str, list[dict[str, Any]]] = {
 }
 EXTREMES = (b"\0", b"\xff", b"\0\0", b"\xff\xff", b"\x7f\xff\xff\xff", b"\xff\xff\xff\x7f", bytes(4), b"\xff" * 4)
 BROKE = "broke its decoder"
-"""In the message of an answer whose picture cost a process."""
+"""A part of the error message for an image that crashed its decoder process."""
 
 
 def pictures() -> dict[str, list[bytes]]:
-    """Whole pictures by format, several of each, as encoders differ in what they write."""
-    return {kind: [_encoded(kind, **options) for options in ways] for kind, ways in FORMATS.items()}
+    """Return intact images by format, several of each, because encoders write different structures."""
+    return {kind: [_encoded(kind, **options) for options in variants] for kind, variants in FORMATS.items()}
 
 
 def _encoded(kind: str, mode: str = "RGB", frames: int = 1, **options: Any) -> bytes:
@@ -48,19 +48,19 @@ def _encoded(kind: str, mode: str = "RGB", frames: int = 1, **options: Any) -> b
 
 
 def mutated(count: int, seed: int) -> Iterator[tuple[str, bytes]]:
-    """So many broken pictures, each with the format that it was."""
-    rng, whole = random.Random(seed), pictures()
-    kinds = list(whole)
+    """Yield `count` broken images, each with the format it had."""
+    rng, intact = random.Random(seed), pictures()
+    kinds = list(intact)
     for number in range(count):
         kind = kinds[number % len(kinds)]
-        data = rng.choice(whole[kind])
+        data = rng.choice(intact[kind])
         for _ in range(rng.choice((1, 1, 2, 4))):
-            data = rng.choice(MUTATIONS)(rng, data, rng.choice(whole[rng.choice(kinds)]))
+            data = rng.choice(MUTATIONS)(rng, data, rng.choice(intact[rng.choice(kinds)]))
         yield kind, _sealed(data) if kind == "PNG" and rng.random() < 0.7 else data
 
 
 def _sealed(png: bytes) -> bytes:
-    """With the checksum of each chunk made right, so that a decoder looks at what is in it."""
+    """Correct the checksum of each chunk, so that a decoder reads the chunk's content."""
     sealed, at = bytearray(png), 8
     while at + 12 <= len(sealed):
         end = at + 8 + int.from_bytes(sealed[at : at + 4])
@@ -84,7 +84,7 @@ def _cut(rng: random.Random, data: bytes, other: bytes) -> bytes:
 
 
 def _splice(rng: random.Random, data: bytes, other: bytes) -> bytes:
-    """A part of another picture, in the place of a part or between two."""
+    """Insert a part of another image, or replace a part with it."""
     at, part = rng.randrange(len(data) + 1), _part(rng, other)
     return data[:at] + part + data[at + rng.choice((0, len(part))) :]
 
@@ -100,7 +100,7 @@ def _drop(rng: random.Random, data: bytes, other: bytes) -> bytes:
 
 
 def _exaggerate(rng: random.Random, data: bytes, other: bytes) -> bytes:
-    """An extreme number among the first bytes, where headers say how large all is."""
+    """Write an extreme number into the first bytes, where headers hold sizes."""
     at, number = rng.randrange(min(len(data), 200) + 1), rng.choice(EXTREMES)
     return data[:at] + number + data[at + len(number) :]
 
@@ -114,7 +114,7 @@ MUTATIONS = (_flip, _cut, _splice, _repeat, _drop, _exaggerate)
 
 
 def main() -> None:
-    """See the module."""
+    """Send broken images to the API and print the responses, as the module's docstring describes."""
     from asap.predictor import Predictor
     from tests.support.serving import TEXT, LocalDetector, api
 
@@ -122,20 +122,22 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=10_000)
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
-    answered: Counter[tuple[str, int, str]] = Counter()
+    responses: Counter[tuple[str, int, str]] = Counter()
     slowest, broken = 0.0, 0
     with api(LocalDetector(Predictor.from_folder("demo", "cpu"))) as client:
-        client.post("/v1/detect", files={"image": draw_jpeg(1)}, data={"text": TEXT})  # until all is started
+        client.post(
+            "/v1/detect", files={"image": draw_jpeg(1)}, data={"text": TEXT}
+        )  # the first request waits until everything is started
         for kind, data in mutated(arguments.count, arguments.seed):
             start = time.perf_counter()
-            answer = client.post("/v1/detect", files={"image": data}, data={"text": TEXT})
+            response = client.post("/v1/detect", files={"image": data}, data={"text": TEXT})
             slowest = max(slowest, time.perf_counter() - start)
-            code = "" if answer.status_code == 200 else answer.json()["error"]["code"]
-            answered[kind, answer.status_code, code] += 1
-            broken += BROKE in answer.text
-    for key, count in sorted(answered.items()):
+            code = "" if response.status_code == 200 else response.json()["error"]["code"]
+            responses[kind, response.status_code, code] += 1
+            broken += BROKE in response.text
+    for key, count in sorted(responses.items()):
         print(*key, count)  # noqa: T201
-    print(f"slowest {slowest:.2f} s; decoders that broke: {broken}")  # noqa: T201
+    print(f"slowest {slowest:.2f} s; decoder crashes: {broken}")  # noqa: T201
 
 
 if __name__ == "__main__":

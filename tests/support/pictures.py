@@ -1,4 +1,4 @@
-"""Small pictures and captions that many tests share."""
+"""Small images and captions that many tests use."""
 
 import io
 
@@ -14,7 +14,7 @@ CAPTIONS = (
 
 
 def draw_jpeg(seed: int, size: tuple[int, int] = (64, 48)) -> bytes:
-    """A picture of soft noise, different for each seed."""
+    """Draw an image of soft noise, different for each seed, and encode it."""
     noise = np.random.default_rng(seed).integers(0, 255, (6, 8, 3), dtype=np.uint8)
     buffer = io.BytesIO()
     Image.fromarray(noise).resize(size).save(buffer, "JPEG")

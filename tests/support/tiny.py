@@ -1,4 +1,4 @@
-"""A model of 48 channels and batches of noise: real parts that cost no time."""
+"""A model of 48 channels and batches of noise: real parts that take no time."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -16,7 +16,7 @@ CLASSES = ("orig", "face_swap", "text_swap", "face_attribute&text_attribute")
 
 
 def tiny_config(**changes: Any) -> ModelConfig:
-    """One layer in each encoder, nine patches, no dropout."""
+    """Return a configuration with one layer in each encoder, nine patches and no dropout."""
     shape: dict[str, Any] = {
         "image_size": 48, "width": 48, "heads": 4, "image_layers": 1, "image_mlp_width": 48, "text_layers": 1,
         "fusion_layers": 1, "text_mlp_width": 48, "vocab_size": 50, "max_positions": 32, "max_tokens": 32,
@@ -26,7 +26,10 @@ def tiny_config(**changes: Any) -> ModelConfig:
 
 
 def tiny_model(seed: int = 0, **changes: Any) -> Asap:
-    """In eval mode, with weights that make every pair's outputs its own (as drawn for training, they hardly differ)."""
+    """Build a model in eval mode whose outputs differ clearly between pairs.
+
+    With the initial weights for training, they hardly differ.
+    """
     torch.manual_seed(seed)
     model = Asap(tiny_config(**changes))
     for name, parameter in model.named_parameters():
@@ -38,13 +41,13 @@ def tiny_model(seed: int = 0, **changes: Any) -> Asap:
 
 
 def draw_texts(generator: torch.Generator, lengths: Sequence[int]) -> Tokens:
-    """Texts of so many tokens, padded to the longest."""
+    """Draw texts with these numbers of tokens, padded to the longest."""
     mask = (torch.arange(max(lengths))[None] < torch.tensor(lengths)[:, None]).long()
     return Tokens(torch.randint(5, 50, mask.shape, generator=generator) * mask, mask)
 
 
 def draw_batch(classes: Sequence[str] = CLASSES, *, seed: int = 0, config: ModelConfig | None = None) -> Batch:
-    """A pair for each of the classes; texts of 3 to 7 tokens, the first manipulated where the class says so."""
+    """Draw a pair for each class. Texts have 3 to 7 tokens; the first is manipulated if the class has a text type."""
     config = config or tiny_config()
     generator = torch.Generator().manual_seed(seed)
     pairs = len(classes)

@@ -42,9 +42,9 @@ def test_the_outputs_have_the_documented_shapes_and_ranges(model: Asap, batch: B
     assert (output.box_cxcywh <= 1).all()
 
 
-def test_a_pair_is_judged_alike_alone_and_in_any_company(model: Asap, batch: Batch) -> None:
+def test_a_pair_gets_the_same_outputs_alone_and_in_a_batch(model: Asap, batch: Batch) -> None:
     together = predict(model, batch.images, batch.text)
-    assert together.logits_real_fake.std(dim=0).min() > 0.01  # every pair has an output of its own to compare
+    assert together.logits_real_fake.std(dim=0).min() > 0.01  # the pairs' outputs differ, so a mix-up would be noticed
     for row in range(6):
         length = int(batch.text.mask[row].sum())
         text = Tokens(*(part[row : row + 1, :length] for part in batch.text))
@@ -54,7 +54,7 @@ def test_a_pair_is_judged_alike_alone_and_in_any_company(model: Asap, batch: Bat
         same(alone.logits_token[0], together.logits_token[row, : length - 1])
 
 
-def test_what_stands_in_the_padding_does_not_matter(model: Asap, batch: Batch) -> None:
+def test_the_content_of_padding_does_not_matter(model: Asap, batch: Batch) -> None:
     noise = Tokens(torch.where(batch.text.mask == 1, batch.text.input_ids, 9), batch.text.mask)
     clean, noisy = predict(model, batch.images, batch.text), predict(model, batch.images, noise)
     same(noisy.logits_real_fake, clean.logits_real_fake)
@@ -62,13 +62,13 @@ def test_what_stands_in_the_padding_does_not_matter(model: Asap, batch: Batch) -
 
 
 @pytest.mark.parametrize("kind", [torch.long, torch.bool, torch.float32])
-def test_a_mask_of_any_type_means_the_same(model: Asap, batch: Batch, kind: torch.dtype) -> None:
+def test_a_mask_of_any_dtype_gives_the_same_outputs(model: Asap, batch: Batch, kind: torch.dtype) -> None:
     text = Tokens(batch.text.input_ids, batch.text.mask.to(kind))
     for one, other in zip(predict(model, batch.images, text), predict(model, batch.images, batch.text), strict=True):
         assert torch.equal(one, other)
 
 
-def test_image_and_text_both_matter_to_every_output(model: Asap, batch: Batch) -> None:
+def test_every_output_depends_on_image_and_text(model: Asap, batch: Batch) -> None:
     output = predict(model, batch.images, batch.text)
     other_text = Tokens((54 - batch.text.input_ids) * batch.text.mask, batch.text.mask)
     for changed in (predict(model, batch.images.flip(0), batch.text), predict(model, batch.images, other_text)):
@@ -76,7 +76,7 @@ def test_image_and_text_both_matter_to_every_output(model: Asap, batch: Batch) -
             assert not torch.allclose(before, after, atol=1e-4)
 
 
-def test_a_text_of_one_word_and_a_text_of_none_are_judged(model: Asap, batch: Batch) -> None:
+def test_texts_of_one_word_and_of_no_word_have_finite_outputs(model: Asap, batch: Batch) -> None:
     for length in (2, 1):
         text = draw_texts(torch.Generator().manual_seed(0), [length])
         output = predict(model, batch.images[:1], text)
@@ -84,7 +84,7 @@ def test_a_text_of_one_word_and_a_text_of_none_are_judged(model: Asap, batch: Ba
         assert all(value.isfinite().all() for value in output)
 
 
-def test_every_layer_runs_once_and_no_score_is_computed(batch: Batch, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_inference_runs_every_layer_once_and_computes_no_scores(batch: Batch, monkeypatch: pytest.MonkeyPatch) -> None:
     model = tiny_model(image_layers=2, text_layers=2, fusion_layers=2)
     monkeypatch.setattr(Attention, "scores", lambda *_: pytest.fail("inference needs no scores"))
     runs: Counter[str] = Counter()
@@ -100,7 +100,7 @@ def test_every_layer_runs_once_and_no_score_is_computed(batch: Batch, monkeypatc
     assert not any(name.startswith(("explanation_head", "patch_head", "text_projection")) for name in runs)
 
 
-def test_scores_come_on_request_and_change_nothing_else(model: Asap, batch: Batch) -> None:
+def test_scores_are_returned_on_request_and_change_nothing_else(model: Asap, batch: Batch) -> None:
     with torch.inference_mode():
         image, text = model.encode_image(batch.images), model.encode_text(*batch.text)
         plain = model.fuse(image, text, batch.text.mask)
@@ -123,7 +123,7 @@ def test_the_parts_that_training_calls_have_the_documented_shapes(batch: Batch) 
             same(features.norm(dim=1), torch.ones(6))
 
 
-def test_hammer_has_none_of_asaps_own_parts() -> None:
+def test_hammer_lacks_the_parts_that_only_asap_has() -> None:
     asap, hammer = (
         {name for name, _ in tiny_model(variant=variant).named_parameters()} for variant in ("asap", "hammer")
     )
@@ -133,7 +133,7 @@ def test_hammer_has_none_of_asaps_own_parts() -> None:
     }  # fmt: skip
 
 
-def test_asaps_scalar_decides_how_much_the_patches_say(batch: Batch) -> None:
+def test_the_fusion_scalar_of_asap_weights_the_patches(batch: Batch) -> None:
     model = tiny_model()
     with torch.no_grad():
         model.real_fake_scale.zero_()
@@ -142,22 +142,22 @@ def test_asaps_scalar_decides_how_much_the_patches_say(batch: Batch) -> None:
     same(model.predict(fused).logits_real_fake, model.real_fake_head(fused.tokens_BLW[:, 0]))
 
 
-def test_apart_each_side_has_a_say_in_its_own_types_only(batch: Batch) -> None:
+def test_each_side_affects_only_its_own_types_if_the_type_heads_are_apart(batch: Batch) -> None:
     model = tiny_model(type_heads="apart")
     image, text = model.encode_image(batch.images), model.encode_text(*batch.text)
     fused = model.fuse(image, text, batch.text.mask)
-    told = model.predict(fused).logits_multilabel
-    deaf = dataclasses.replace(fused, tokens_BLW=torch.zeros_like(fused.tokens_BLW))
-    blind = dataclasses.replace(
+    logits = model.predict(fused).logits_multilabel
+    without_text = dataclasses.replace(fused, tokens_BLW=torch.zeros_like(fused.tokens_BLW))
+    without_image = dataclasses.replace(
         fused, seen=dataclasses.replace(fused.seen, aggregate_BW=torch.zeros_like(fused.seen.aggregate_BW))
     )
-    same(model.predict(deaf).logits_multilabel[:, :2], told[:, :2])
-    same(model.predict(blind).logits_multilabel[:, 2:], told[:, 2:])
-    assert not torch.allclose(model.predict(deaf).logits_multilabel[:, 2:], told[:, 2:])
-    assert not torch.allclose(model.predict(blind).logits_multilabel[:, :2], told[:, :2])
+    same(model.predict(without_text).logits_multilabel[:, :2], logits[:, :2])
+    same(model.predict(without_image).logits_multilabel[:, 2:], logits[:, 2:])
+    assert not torch.allclose(model.predict(without_text).logits_multilabel[:, 2:], logits[:, 2:])
+    assert not torch.allclose(model.predict(without_image).logits_multilabel[:, :2], logits[:, :2])
 
 
-def test_linear_text_heads_replace_the_published_ones_where_only_the_text_is_read() -> None:
+def test_linear_text_heads_replace_only_the_heads_that_read_the_text_alone() -> None:
     for type_heads in ("joint", "apart"):
         published, linear = (tiny_model(type_heads=type_heads, text_heads=form) for form in ("mlp", "linear"))
         own = {"joint": ["token_head"], "apart": ["token_head", "type_head.text"]}[type_heads]
@@ -172,10 +172,10 @@ def test_linear_text_heads_replace_the_published_ones_where_only_the_text_is_rea
         assert others[0] == others[1]
 
 
-def test_a_model_to_be_pretrained_starts_as_bert_does_and_leaves_the_image_encoder_to_timm() -> None:
+def test_a_post_norm_model_is_initialized_as_bert_with_the_image_encoder_of_timm() -> None:
     torch.manual_seed(0)
     model = Asap(tiny_config(width=192, heads=4, text_norm="post"))
-    std = 0.02 * 2  # 0.02 at a width of 768; a weight's share of the sum goes by the root of the width
+    std = 0.02 * 2  # 0.02 at a width of 768; the std scales with the inverse root of the width
     layer = model.text_encoder.layers[0]
     assert isinstance(layer, BertLayer)
     embeddings = model.text_encoder.embeddings
@@ -190,7 +190,7 @@ def test_a_model_to_be_pretrained_starts_as_bert_does_and_leaves_the_image_encod
     assert model.temperature.item() == pytest.approx(0.07)
 
 
-def test_a_model_from_random_weights_starts_with_words_that_last_and_stand_anywhere() -> None:
+def test_a_pre_norm_model_is_initialized_with_large_words_and_small_positions() -> None:
     torch.manual_seed(0)
     model = Asap(tiny_config(width=192, heads=4))
     embeddings = model.text_encoder.embeddings
@@ -203,7 +203,7 @@ def test_a_model_from_random_weights_starts_with_words_that_last_and_stand_anywh
     assert layer.attention.self.query.weight.std().item() == pytest.approx(glorot, rel=0.05)
 
 
-def test_the_types_of_a_text_are_read_without_its_image(batch: Batch) -> None:
+def test_text_types_can_be_predicted_without_the_image(batch: Batch) -> None:
     for type_heads in ("joint", "apart"):
         model = tiny_model(type_heads=type_heads)
         tokens, _ = model.fusion_encoder(model.encode_text(*batch.text), batch.text.mask, None)
@@ -211,7 +211,7 @@ def test_the_types_of_a_text_are_read_without_its_image(batch: Batch) -> None:
         same(model.text_types(tokens[:1, 0]), model.text_types(tokens[:, 0])[:1])
 
 
-def test_half_precision_judges_nearly_alike(batch: Batch) -> None:
+def test_half_precision_gives_nearly_the_same_outputs(batch: Batch) -> None:
     model = tiny_model()
     full = predict(model, batch.images, batch.text)
     with torch.autocast("cpu", torch.bfloat16):

@@ -32,13 +32,13 @@ def test_tiny_has_a_convolutional_stem_and_takes_changes() -> None:
     assert ModelConfig.preset("base") == ModelConfig()
 
 
-def test_a_misspelt_change_to_a_preset_is_refused() -> None:
+def test_a_misspelled_change_to_a_preset_is_refused() -> None:
     for preset in (ModelConfig.base, ModelConfig.tiny):
         with pytest.raises(ConfigError, match=r"unknown model settings \['wdith'\]"):
             preset(wdith=48)
 
 
-def test_an_unknown_preset_is_quoted_with_the_known_ones() -> None:
+def test_an_unknown_preset_is_reported_with_the_known_ones() -> None:
     with pytest.raises(ConfigError, match="preset 'large' is unknown; 'base' and 'tiny' are known"):
         ModelConfig.preset("large")
 
@@ -72,14 +72,14 @@ def test_a_configuration_that_cannot_work_fails_when_it_is_built(changes: dict[s
         ModelConfig(**changes)
 
 
-def test_a_configuration_survives_json_and_refuses_what_it_does_not_know() -> None:
+def test_a_configuration_survives_a_dict_and_refuses_unknown_fields() -> None:
     tiny = ModelConfig.tiny(variant="hammer")
     assert ModelConfig.from_dict(dataclasses.asdict(tiny)) == tiny
     with pytest.raises(ConfigError, match=r"unknown model settings \['depth', 'wdith'\]; known are \['dropout'"):
         ModelConfig.from_dict({"wdith": 96, "depth": 3})
 
 
-def test_a_configuration_cannot_change_after_it_was_checked() -> None:
+def test_a_configuration_is_frozen() -> None:
     with pytest.raises(dataclasses.FrozenInstanceError):
         ModelConfig().width = 100  # type: ignore[misc]
 
@@ -98,12 +98,12 @@ def test_a_loss_weight_below_zero_is_refused(weight: float) -> None:
         LossWeights(giou=weight)
 
 
-def test_loss_weights_may_be_changed_by_name_and_no_other() -> None:
+def test_loss_weights_are_changed_by_known_names_only() -> None:
     assert LossWeights.from_dict({"giou": 2}) == LossWeights(giou=2)
     with pytest.raises(ConfigError, match=r"unknown loss weights \['gious'\]; known are \['vlc', 'bic'"):
         LossWeights.from_dict({"gious": 1})
 
 
-def test_no_published_defect_is_on_unless_asked_for() -> None:
+def test_no_published_defect_is_on_by_default() -> None:
     assert not any(dataclasses.asdict(PublishedDefects()).values())
     assert all(dataclasses.asdict(PublishedDefects.all()).values())

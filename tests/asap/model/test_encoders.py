@@ -25,7 +25,7 @@ def same(actual: Tensor, expected: Tensor) -> None:
 
 
 def softmax_attention(attention: Attention, tokens: Tensor, context: Tensor, mask: Tensor | None = None) -> Tensor:
-    """The textbook's attention, head by head."""
+    """Compute attention by its textbook definition, head by head."""
     heads = []
     for query, key, value in zip(
         attention.query(tokens).chunk(attention.heads, dim=-1),
@@ -41,7 +41,7 @@ def softmax_attention(attention: Attention, tokens: Tensor, context: Tensor, mas
 
 
 @pytest.mark.parametrize("heads", [4, 12])
-def test_attention_is_the_textbooks_with_and_without_a_mask(heads: int) -> None:
+def test_attention_matches_its_textbook_definition_with_and_without_a_mask(heads: int) -> None:
     attention = Attention(tiny_config(heads=heads))
     tokens, context = torch.randn(3, 5, 48), torch.randn(3, 7, 48)
     mask = torch.arange(7)[None] < torch.tensor([7, 4, 1])[:, None]
@@ -70,7 +70,7 @@ def test_dropout_acts_in_training_only() -> None:
     assert torch.equal(block(tokens, tokens), block(tokens, tokens))
 
 
-def test_the_text_encoder_does_not_see_padding() -> None:
+def test_the_text_encoder_ignores_padding() -> None:
     encoder = TextEncoder(tiny_config()).eval()
     ids = torch.randint(1, 50, (2, 9))
     mask = torch.tensor([[1] * 9, [1] * 4 + [0] * 5])
@@ -81,7 +81,7 @@ def test_the_text_encoder_does_not_see_padding() -> None:
     same(other_padding[1, :4], whole[1, :4])
 
 
-def test_a_word_is_another_word_in_another_place() -> None:
+def test_the_encoding_of_a_word_depends_on_its_position() -> None:
     encoder = TextEncoder(tiny_config()).eval()
     forward, backward = (encoder(torch.tensor([ids]), torch.ones(1, 3)) for ids in ([4, 5, 6], [4, 6, 5]))
     assert not torch.allclose(forward[0, 1], backward[0, 2], atol=1e-3)
@@ -92,7 +92,7 @@ def test_a_text_of_cls_alone_is_encoded() -> None:
 
 
 @pytest.mark.parametrize("norm", ["post", "pre"])
-def test_fusion_looks_at_the_picture_and_ignores_padding(norm: str) -> None:
+def test_fusion_attends_to_the_image_and_ignores_padding(norm: str) -> None:
     encoder = FusionEncoder(tiny_config(fusion_layers=2, text_norm=norm)).eval()
     text, image = torch.randn(2, 6, 48), torch.randn(2, 10, 48)
     mask = torch.tensor([[1] * 6, [1] * 3 + [0] * 3])
@@ -105,19 +105,19 @@ def test_fusion_looks_at_the_picture_and_ignores_padding(norm: str) -> None:
     assert not torch.allclose(other[:, 0], fused[:, 0], atol=1e-3)
 
 
-def test_a_text_without_a_picture_is_read_alone() -> None:
+def test_a_text_without_an_image_is_read_alone() -> None:
     encoder = FusionEncoder(tiny_config(fusion_layers=2)).eval()
     text, mask = torch.randn(2, 6, 48), torch.ones(2, 6)
     with mock.patch.object(Attention, "scores", autospec=True, side_effect=Attention.scores) as computed:
         alone, scores = encoder(text, mask, None, with_scores=True)
     assert (scores, computed.call_count) == (None, 0)
-    for layer in encoder.layers:  # a picture that says nothing changes nothing
+    for layer in encoder.layers:  # an image that contributes nothing changes nothing
         layer.crossattention.output.dense.weight.data.zero_()
         layer.crossattention.output.dense.bias.data.zero_()
     same(encoder(text, mask, torch.randn(2, 10, 48))[0], alone)
 
 
-def test_scores_are_computed_only_when_asked_and_only_in_the_last_layer() -> None:
+def test_scores_are_computed_only_on_request_and_only_in_the_last_layer() -> None:
     encoder = FusionEncoder(tiny_config(fusion_layers=2)).eval()
     text, mask, image = torch.randn(2, 6, 48), torch.ones(2, 6), torch.randn(2, 10, 48)
 
@@ -133,7 +133,7 @@ def test_scores_are_computed_only_when_asked_and_only_in_the_last_layer() -> Non
 
 
 @pytest.mark.parametrize("norm", ["post", "pre"])
-def test_the_scores_are_those_that_the_last_layer_attends_with(norm: str) -> None:
+def test_the_last_layer_attends_with_the_returned_scores(norm: str) -> None:
     encoder = FusionEncoder(tiny_config(heads=1, text_norm=norm)).eval()
     text, mask, image = torch.randn(2, 6, 48), torch.ones(2, 6), torch.randn(2, 10, 48)
     attention = encoder.layers[-1].crossattention.self
@@ -146,7 +146,7 @@ def test_the_scores_are_those_that_the_last_layer_attends_with(norm: str) -> Non
     same(attended[0], F.softmax(scores, dim=-1) @ attention.value(image))
 
 
-def test_a_branch_normalises_what_it_reads_or_the_sum() -> None:
+def test_a_branch_normalizes_its_input_or_the_sum() -> None:
     tokens, context = torch.randn(2, 5, 48), torch.randn(2, 7, 48)
     for norm in ("post", "pre"):
         block = AttentionBlock(tiny_config(text_norm=norm)).eval()
@@ -158,27 +158,27 @@ def test_a_branch_normalises_what_it_reads_or_the_sum() -> None:
         same(block(tokens, context), expected)
 
 
-def test_words_stay_apart_beside_a_loud_picture_where_branches_are_normalised_before() -> None:
+def test_words_stay_distinct_beside_a_strong_image_with_pre_norm() -> None:
     text, mask, image = torch.randn(1, 6, 48), torch.ones(1, 6), 100 * torch.randn(1, 10, 48)
-    apart = {}
+    variances = {}
     for norm in ("post", "pre"):
         torch.manual_seed(1)
         encoder = FusionEncoder(tiny_config(fusion_layers=4, text_norm=norm)).eval()
-        for layer in encoder.layers:  # each word asks for the same: what the picture says drowns what it was
+        for layer in encoder.layers:  # every word has the same query, so the image dominates every word
             layer.crossattention.self.query.weight.data.zero_()
             layer.crossattention.output.dense.weight.data.mul_(3)
-        apart[norm] = encoder(text, mask, image)[0].var(dim=1).mean().item()
-    assert apart["pre"] > 10 * apart["post"]
+        variances[norm] = encoder(text, mask, image)[0].var(dim=1).mean().item()
+    assert variances["pre"] > 10 * variances["post"]
 
 
-def test_patches_know_where_they_are_from_the_start_beside_a_stem() -> None:
+def test_patch_positions_of_a_conv_stem_start_strong_and_ordered() -> None:
     encoder = ImageEncoder(tiny_config(image_size=128))
     positions = encoder.pos_embed[0, 1:].unflatten(0, (8, 8))
     assert positions.std() > 0.5
     to_the_first = (positions - positions[0, 0]).norm(dim=-1)
     assert to_the_first[0, 1] < to_the_first[0, 4]
     assert to_the_first[1, 0] < to_the_first[4, 0]
-    assert ImageEncoder(tiny_config(patch_embedding="linear")).pos_embed.std() < 0.05  # timm's, as published
+    assert ImageEncoder(tiny_config(patch_embedding="linear")).pos_embed.std() < 0.05  # timm's positions, as published
 
 
 @pytest.mark.parametrize("embedding", ["linear", "conv"])
@@ -187,7 +187,7 @@ def test_an_image_becomes_cls_and_its_patches_row_by_row(embedding: str) -> None
     images = torch.randn(1, 3, 48, 48)
     patches = encoder.patch_embed(images)
     changed = images.clone()
-    changed[:, :, 37:42, 5:10] += 9  # well inside the third row's first patch
+    changed[:, :, 37:42, 5:10] += 9  # well inside the first patch of the third row
 
     assert encoder(images).shape == (1, 10, 48)
     moved = (encoder.patch_embed(changed) - patches).norm(dim=-1)[0]
@@ -195,7 +195,7 @@ def test_an_image_becomes_cls_and_its_patches_row_by_row(embedding: str) -> None
 
 
 @pytest.mark.parametrize("embedding", ["linear", "conv"])
-def test_an_image_is_encoded_alike_whatever_is_beside_it(embedding: str) -> None:
+def test_the_encoding_of_an_image_does_not_depend_on_its_batch(embedding: str) -> None:
     encoder = ImageEncoder(tiny_config(patch_embedding=embedding)).eval()
     images = torch.randn(3, 3, 48, 48) * torch.tensor([1.0, 10.0, 0.1])[:, None, None, None]
     together = encoder(images)
@@ -209,13 +209,13 @@ def test_the_image_encoder_has_no_dropout() -> None:
     assert torch.equal(encoder(images), encoder(images))
 
 
-def test_the_inner_width_is_the_one_asked_for() -> None:
+def test_the_mlp_width_is_the_configured_one() -> None:
     # timm takes a ratio, and 384 / 47 * 47 is a little less than 384.
     encoder = ImageEncoder(tiny_config(width=47, heads=1, image_mlp_width=384, patch_embedding="linear"))
     assert encoder.blocks[0].mlp.fc1.out_features == 384
 
 
-def test_the_stem_halves_the_picture_four_times() -> None:
+def test_the_stem_halves_the_image_four_times() -> None:
     stem = ConvStem(img_size=64, patch_size=16, in_chans=3, embed_dim=48)
     assert stem(torch.randn(2, 3, 64, 64)).shape == (2, 16, 48)
     assert (stem.num_patches, stem.grid_size) == (16, (4, 4))

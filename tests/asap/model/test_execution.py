@@ -19,7 +19,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 def train_once(
     change: Callable[[Asap], None] = lambda model: None, *, weights: LossWeights | None = None, dropout: float = 0.0
 ) -> tuple[dict[str, float], Gradients, int]:
-    """Terms, gradients, and the bytes that autograd kept for the backward pass."""
+    """Return the loss terms, the gradients, and the bytes that autograd kept for the backward pass."""
     layers = {"image_layers": 3, "text_layers": 3, "fusion_layers": 3}
     step = TrainingStep(tiny_model(dropout=dropout, **layers), queue_size=12, weights=weights).train()
     change(step.student)
@@ -39,7 +39,7 @@ def train_once(
 
 
 @pytest.mark.parametrize("dropout", [0.0, 0.3])
-def test_checkpointed_activations_change_nothing_but_memory(dropout: float) -> None:
+def test_checkpointed_activations_change_only_the_memory(dropout: float) -> None:
     terms, gradients, kept = train_once(dropout=dropout)
     again, same, fewer = train_once(checkpoint_activations, dropout=dropout)
     assert again == pytest.approx(terms, abs=1e-6)
@@ -47,7 +47,7 @@ def test_checkpointed_activations_change_nothing_but_memory(dropout: float) -> N
     assert fewer < 0.8 * kept
 
 
-def test_the_stage_of_words_can_be_checkpointed_too() -> None:
+def test_training_on_words_alone_can_be_checkpointed_too() -> None:
     words = LossWeights(**{name: 1.0 if name == "tmg" else 0.0 for name in vars(LossWeights())})
     terms, gradients, _ = train_once(weights=words)
     again, same, _ = train_once(checkpoint_activations, weights=words)
@@ -56,7 +56,7 @@ def test_the_stage_of_words_can_be_checkpointed_too() -> None:
 
 
 @pytest.mark.slow
-def test_compiled_encoders_give_the_same_losses_and_keep_their_names() -> None:
+def test_compiled_encoders_give_the_same_losses_and_keep_the_names_of_weights() -> None:
     terms, gradients, _ = train_once()
     compiled, same, _ = train_once(compile_encoders)
     assert compiled == pytest.approx(terms, abs=1e-4)
@@ -75,7 +75,7 @@ def test_a_gpu_that_only_emulates_bfloat16_does_not_have_it(monkeypatch: pytest.
     assert not has_bfloat16(torch.device("cpu"))
 
 
-def test_compiling_for_a_gpu_takes_a_compiler_and_pythons_headers(
+def test_compiling_for_a_gpu_needs_a_compiler_and_pythons_headers(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.delenv("CC", raising=False)

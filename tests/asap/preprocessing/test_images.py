@@ -1,4 +1,4 @@
-"""Decoding what the world sends."""
+"""Decoding of untrusted images."""
 
 import hashlib
 import io
@@ -35,7 +35,7 @@ EXACT = ("PNG", "BMP", "TIFF")
 
 
 def scene(width=48, height=32):
-    """A smooth picture whose four corners all differ."""
+    """Draw a smooth image whose four corners all differ."""
     x, y = np.meshgrid(np.linspace(0, 1, width), np.linspace(0, 1, height))
     return Image.fromarray((255 * np.stack([x, y, x * y], -1)).astype(np.uint8))
 
@@ -70,7 +70,7 @@ def test_bytes_a_path_and_a_pil_image_give_the_same_pixels(tmp_path):
     assert [one.sha256 is None for one in prepared] == [False, False, False, True]
 
 
-def test_resizing_is_straight_to_the_square_and_bicubic():
+def test_an_image_is_resized_to_the_square_in_one_bicubic_step():
     prepared = prepare_image(encode(scene(), "PNG"), 24)
     expected = np.asarray(scene().resize((24, 24), Image.Resampling.BICUBIC))
     assert prepared.pixels.shape == (24, 24, 3)
@@ -99,7 +99,7 @@ def test_a_large_jpeg_is_decoded_at_a_fraction_without_changing_the_square():
 @pytest.mark.parametrize("orientation", range(1, 9))
 @pytest.mark.parametrize("name", ["JPEG", "PNG", "WEBP", "TIFF"])
 def test_exif_orientation_is_undone(name, orientation):
-    undo = {2: 0, 3: 3, 4: 1, 5: 5, 6: 2, 7: 6, 8: 4}  # each is its own inverse but for the two quarter turns
+    undo = {2: 0, 3: 3, 4: 1, 5: 5, 6: 2, 7: 6, 8: 4}  # each is its own inverse, except the two quarter turns
     stored = scene() if orientation == 1 else scene().transpose(Image.Transpose(undo[orientation]))
     exif = Image.Exif()
     exif[0x0112] = orientation
@@ -109,7 +109,7 @@ def test_exif_orientation_is_undone(name, orientation):
     assert np.abs(np.asarray(decoded.image).astype(int) - np.asarray(scene())).mean() < 5
 
 
-def test_a_turned_jpeg_decoded_at_a_fraction_reports_the_turned_original_size():
+def test_a_rotated_jpeg_decoded_at_a_fraction_reports_the_rotated_original_size():
     exif = Image.Exif()
     exif[0x0112] = 6
     prepared = prepare_image(encode(scene(1200, 800), "JPEG", exif=exif), 16)
@@ -124,14 +124,14 @@ def test_an_orientation_that_does_not_exist_is_ignored():
 
 @pytest.mark.parametrize("name", ["PNG", "WEBP"])
 @pytest.mark.parametrize("broken", [b"II*\0", b"XX*\0" + b"\xff" * 20])
-def test_corrupt_exif_costs_the_rotation_not_the_picture(name, broken):
+def test_an_image_with_corrupt_exif_is_decoded_without_rotation(name, broken):
     decoded = decode_image(encode(scene(), name, exif=b"Exif\0\0" + broken))
     assert decoded.image.size == (48, 32)
     assert "EXIF" in decoded.warnings[0]
 
 
 @pytest.mark.parametrize("name", ["PNG", "WEBP", "TIFF"])
-def test_transparency_is_laid_over_white_and_said(name):
+def test_transparency_is_blended_with_white_and_reported(name):
     image = Image.new("RGBA", (8, 8), (200, 0, 0, 255))
     image.paste((0, 0, 0, 0), (0, 0, 4, 8))
     options = {"lossless": True} if name == "WEBP" else {}
@@ -141,18 +141,18 @@ def test_transparency_is_laid_over_white_and_said(name):
     assert "transparency" in decoded.warnings[0]
 
 
-def test_an_alpha_channel_that_hides_nothing_is_no_warning():
+def test_an_opaque_alpha_channel_causes_no_warning():
     decoded = decode_image(encode(Image.new("RGBA", (4, 4), (1, 2, 3, 255)), "PNG"))
     assert decoded.image.getpixel((0, 0)) == (1, 2, 3)
     assert decoded.warnings == []
 
 
-def test_half_transparent_grey_is_blended_with_white():
+def test_half_transparent_gray_is_blended_with_white():
     pixel = rgb_of(encode(Image.new("LA", (2, 2), (0, 128)), "PNG"))[0, 0]
     assert (pixel == 127).all()
 
 
-def test_a_transparent_palette_colour_becomes_white():
+def test_a_transparent_palette_color_becomes_white():
     image = Image.new("P", (4, 4), 0)
     image.putpalette([255, 0, 0, 0, 0, 255])
     image.putpixel((0, 0), 1)
@@ -162,13 +162,13 @@ def test_a_transparent_palette_colour_becomes_white():
         assert pixels[3, 3].tolist() == [255, 255, 255]
 
 
-def test_an_opaque_palette_keeps_its_colours():
+def test_an_opaque_palette_keeps_its_colors():
     image = Image.new("P", (4, 4), 1)
     image.putpalette([255, 0, 0, 0, 128, 255])
     assert rgb_of(encode(image, "BMP"))[2, 2].tolist() == [0, 128, 255]
 
 
-def test_one_bit_becomes_black_and_white():
+def test_a_one_bit_image_becomes_black_and_white():
     image = Image.new("1", (4, 1))
     image.putpixel((3, 0), 1)
     assert rgb_of(encode(image, "PNG"))[0, :, 0].tolist() == [0, 0, 0, 255]
@@ -181,12 +181,12 @@ def test_cmyk_is_converted(name):
 
 
 @pytest.mark.parametrize("name", ["PNG", "TIFF"])
-def test_sixteen_bit_grey_is_scaled_not_clipped(name):
+def test_sixteen_bit_gray_is_scaled_and_not_clipped(name):
     levels = np.array([[0, 128, 257 * 100, 257 * 200, 65535]], np.uint16)
     assert rgb_of(encode(Image.fromarray(levels), name))[0, :, 0].tolist() == [0, 0, 100, 200, 255]
 
 
-def test_big_endian_sixteen_bit_grey_is_read_alike():
+def test_big_endian_sixteen_bit_gray_is_scaled_too():
     image = Image.frombytes("I;16B", (2, 1), struct.pack(">HH", 0, 257 * 50))
     assert rgb_of(image)[0, :, 1].tolist() == [0, 50]
 
@@ -203,19 +203,19 @@ def test_big_endian_sixteen_bit_grey_is_read_alike():
         ([-2.0, -2.0, -2.0], [0, 0, 0]),
     ],
 )
-def test_float_tiff_is_scaled_by_the_range_of_its_values(values, expected):
+def test_a_float_tiff_is_scaled_by_the_range_of_its_values(values, expected):
     decoded = decode_image(encode(Image.fromarray(np.array([values], np.float32)), "TIFF"))
     assert np.abs(np.asarray(decoded.image)[0, :, 0].astype(int) - expected).max() <= 1
     assert "range" in decoded.warnings[0]
 
 
-def test_thirty_two_bit_grey_is_scaled():
+def test_thirty_two_bit_gray_is_scaled():
     values = np.array([[0, 257 * 9, 65535]], np.int32)
     assert rgb_of(encode(Image.fromarray(values), "TIFF"))[0, :, 2].tolist() == [0, 9, 255]
 
 
 @pytest.mark.parametrize("name", ["GIF", "WEBP", "PNG", "TIFF"])
-def test_only_the_first_frame_of_several_is_analysed_and_that_is_said(name):
+def test_only_the_first_of_several_frames_is_analyzed_and_a_warning_reports_it(name):
     second = Image.new("RGB", (48, 32), "red")
     data = encode(scene(), name, save_all=True, append_images=[second])
     decoded = decode_image(data)
@@ -223,26 +223,26 @@ def test_only_the_first_frame_of_several_is_analysed_and_that_is_said(name):
     assert "only the first" in decoded.warnings[0]
 
 
-def test_a_second_picture_in_a_jpeg_is_no_frame():
+def test_a_second_image_in_a_jpeg_is_not_a_frame():
     data = encode(scene(), "MPO", save_all=True, append_images=[scene()])
     decoded = decode_image(data)
     assert decoded.image.size == (48, 32)
     assert decoded.warnings == []
 
 
-def test_no_image_is_missing():
+def test_none_is_a_missing_image():
     with pytest.raises(ImageMissing, match="no image"):
         prepare_image(None, 16)
 
 
-def test_no_file_is_missing_and_the_message_names_it(tmp_path):
+def test_a_path_without_a_file_is_a_missing_image_and_the_message_names_it(tmp_path):
     for path in (tmp_path / "gone.jpg", tmp_path, "https://example.org/a.jpg", "nul\0.jpg", "/dev/zero"):
         with pytest.raises(ImageMissing) as caught:
             decode_image(path)
         assert repr(str(path)) in str(caught.value)
 
 
-def test_a_file_that_may_not_be_read_is_missing_with_the_reason(tmp_path, monkeypatch):
+def test_an_unreadable_file_is_a_missing_image_with_the_reason(tmp_path, monkeypatch):
     path = tmp_path / "secret.png"
     path.write_bytes(encode(scene(), "PNG"))
 
@@ -254,7 +254,7 @@ def test_a_file_that_may_not_be_read_is_missing_with_the_reason(tmp_path, monkey
         decode_image(path)
 
 
-def test_empty_bytes_and_empty_files_are_empty(tmp_path):
+def test_empty_bytes_and_empty_files_are_refused(tmp_path):
     (tmp_path / "empty.jpg").touch()
     for source in (b"", tmp_path / "empty.jpg"):
         with pytest.raises(EmptyFile):
@@ -275,17 +275,17 @@ def test_too_many_bytes_are_refused_before_the_file_is_read(tmp_path, monkeypatc
 def test_too_many_pixels_are_refused_before_decoding(name, monkeypatch):
     data = encode(scene(), name)
     monkeypatch.setattr(Image.Image, "load", lambda self: pytest.fail("decoded"))
-    with pytest.raises(ImageTooLarge, match=r"48 x 32 = 1536 pixels, the limit is 1535"):
+    with pytest.raises(ImageTooLarge, match=r"48 x 32 = 1536 pixels; the limit is 1535"):
         decode_image(data, ImageLimits(max_pixels=1535))
 
 
-def test_the_pixel_limit_holds_for_pil_images_too():
+def test_the_pixel_limit_applies_to_pil_images():
     with pytest.raises(ImageTooLarge):
         decode_image(scene(), ImageLimits(max_pixels=100))
 
 
 def tiled_tiff(side):
-    """One pixel, in a tile of so many pixels a side."""
+    """Build a TIFF of one pixel in a square tile with this side, in pixels."""
     tile = zlib.compress(bytes(side * side))
     tags = [(256, 1), (257, 1), (258, 8), (259, 8), (262, 1), (277, 1), (322, side), (323, side), (324, 8)]
     tags.append((325, len(tile)))
@@ -293,13 +293,13 @@ def tiled_tiff(side):
     return struct.pack("<2sHI", b"II", 42, 8 + len(tile)) + tile + struct.pack("<H", len(tags)) + entries + bytes(4)
 
 
-def test_the_pixel_limit_holds_for_the_tiles_of_a_tiff():
+def test_the_pixel_limit_applies_to_the_tiles_of_a_tiff():
     assert prepare_image(tiled_tiff(64), 16).width == 1
     with pytest.raises(ImageTooLarge, match="2000 x 2000"):
         prepare_image(tiled_tiff(2000), 16, ImageLimits(max_pixels=1_000_000))
 
 
-def test_a_jpeg_of_hundreds_of_scans_is_refused_and_bytes_that_look_like_scans_are_not():
+def test_a_jpeg_with_hundreds_of_scans_is_refused_and_bytes_that_look_like_scans_are_not():
     data = encode(scene(), "JPEG", progressive=True)
     last = data[data.rfind(b"\xff\xda") : -2]
     with pytest.raises(DecodeFailed, match="more than 100 scans"):
@@ -316,7 +316,7 @@ def test_a_pil_image_can_be_prepared_twice():
     assert (first.pixels == second.pixels).all()
 
 
-def test_a_decompression_bomb_is_too_large():
+def test_a_decompression_bomb_is_refused_as_too_large():
     data = bytearray(encode(scene(), "BMP"))
     data[18:26] = struct.pack("<II", 60_000, 60_000)
     with pytest.raises(ImageTooLarge, match="3600000000"):
@@ -339,19 +339,19 @@ def test_a_decompression_bomb_is_too_large():
         (b"\0", "x00"),
     ],
 )
-def test_what_is_no_image_of_a_known_format_is_unsupported_and_named(data, named):
+def test_bytes_of_an_unsupported_format_are_refused_and_named(data, named):
     with pytest.raises(UnsupportedFormat, match=named) as caught:
         decode_image(data)
     assert "JPEG, PNG, WEBP, GIF, BMP, TIFF" in str(caught.value)
 
 
-def test_formats_that_pillow_reads_but_are_not_listed_are_unsupported():
+def test_formats_that_pillow_reads_but_that_are_not_listed_are_unsupported():
     for name in ("PPM", "TGA", "ICO", "PCX", "JPEG2000"):
         with pytest.raises(UnsupportedFormat):
             decode_image(encode(scene(), name))
 
 
-def test_something_that_is_no_source_at_all_is_unsupported():
+def test_a_source_of_an_unknown_type_is_unsupported():
     with pytest.raises(UnsupportedFormat, match="ndarray"):
         decode_image(np.zeros((4, 4, 3)))
 
@@ -362,7 +362,7 @@ def test_a_pil_image_without_pixels_is_refused():
 
 
 @pytest.mark.parametrize("name", FORMATS)
-def test_a_truncated_file_fails_to_decode_and_says_which_format(name):
+def test_a_truncated_file_fails_to_decode_and_its_format_is_reported(name):
     data = encode(scene(300, 200), name)
     with pytest.raises(DecodeFailed, match="truncated or corrupt") as caught:
         decode_image(data[: len(data) // 2])
@@ -370,16 +370,16 @@ def test_a_truncated_file_fails_to_decode_and_says_which_format(name):
 
 
 def samples():
-    """Small files of every format and of the odd modes."""
-    grey16 = Image.fromarray(np.arange(400, dtype=np.uint16).reshape(20, 20))
+    """Yield small files of every format and of rare modes."""
+    gray16 = Image.fromarray(np.arange(400, dtype=np.uint16).reshape(20, 20))
     small = scene(20, 16)
     exif = Image.Exif()
     exif[0x0112] = 6
     yield from ((name, encode(small, name)) for name in FORMATS)
     yield from ((f"{name} alpha", encode(small.convert("RGBA"), name)) for name in ("PNG", "WEBP", "TIFF"))
     yield from ((f"{name} palette", encode(small.convert("P"), name)) for name in ("PNG", "GIF", "BMP", "TIFF"))
-    yield from ((f"{name} grey16", encode(grey16, name)) for name in ("PNG", "TIFF"))
-    yield "TIFF float", encode(grey16.convert("F"), "TIFF")
+    yield from ((f"{name} gray16", encode(gray16, name)) for name in ("PNG", "TIFF"))
+    yield "TIFF float", encode(gray16.convert("F"), "TIFF")
     yield from (
         (f"TIFF {how}", encode(small, "TIFF", compression=how))
         for how in ("tiff_lzw", "jpeg", "packbits", "tiff_deflate")
@@ -391,28 +391,28 @@ def samples():
 
 def mutations(data, stream, count):
     for _ in range(count):
-        hurt = bytearray(data)
+        broken = bytearray(data)
         for _ in range(stream.choice((1, 1, 2, 8))):
-            hurt[stream.randrange(len(hurt) if stream.random() < 0.5 else min(64, len(hurt)))] = stream.choice(
+            broken[stream.randrange(len(broken) if stream.random() < 0.5 else min(64, len(broken)))] = stream.choice(
                 (0, 1, 0x7F, 0x80, 0xFF, stream.randrange(256))
             )
-        yield bytes(hurt)
+        yield bytes(broken)
         yield data[: stream.randrange(1, len(data))]
 
 
 @pytest.mark.parametrize(("label", "data"), [pytest.param(*one, id=one[0]) for one in samples()])
-def test_hostile_files_raise_nothing_but_input_errors_and_leak_no_warning(label, data, capfd):
+def test_hostile_files_raise_only_input_errors_and_no_warnings(label, data, capfd):
     stream, limits, failed = random.Random(label), ImageLimits(max_pixels=250_000), 0
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        for hurt in mutations(data, stream, 40):
+        for broken in mutations(data, stream, 40):
             try:
-                prepared = prepare_image(hurt, 16, limits)
+                prepared = prepare_image(broken, 16, limits)
                 assert prepared.pixels.shape == (16, 16, 3)
             except InputError:
                 failed += 1
-    assert failed > 5  # the mutations do hurt
-    if "TIFF" not in label:  # libtiff, beneath Pillow, writes to the error stream by itself
+    assert failed > 5  # enough of the mutations break the file
+    if "TIFF" not in label:  # libtiff, which Pillow uses, writes to stderr itself
         assert capfd.readouterr().err == ""
 
 
@@ -422,7 +422,7 @@ def test_limits_that_cannot_work_are_refused():
             ImageLimits(**limits)
 
 
-def test_normalising_gives_clip_statistics_channels_first():
+def test_normalized_pixels_have_clip_statistics_and_channels_first():
     pixels = np.random.default_rng(0).integers(0, 256, (2, 4, 4, 3), dtype=np.uint8)
     images = normalise(pixels)
     expected = (pixels / 255 - np.array(CLIP_MEAN)) / np.array(CLIP_STD)
@@ -433,7 +433,7 @@ def test_normalising_gives_clip_statistics_channels_first():
     assert torch.equal(normalise(torch.from_numpy(pixels)), images)
 
 
-def test_normalising_leaves_its_input_alone():
+def test_normalizing_does_not_change_its_input():
     pixels = torch.full((1, 2, 2, 3), 7, dtype=torch.uint8)
     normalise(pixels)
     assert (pixels == 7).all()

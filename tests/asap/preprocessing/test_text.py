@@ -1,4 +1,4 @@
-"""Words, pieces and the way back."""
+"""Words to word pieces, and pieces back to words."""
 
 import json
 import random
@@ -35,7 +35,7 @@ def pieces(codec, encoded):
 
 
 def words_of(text, encoded):
-    """For each piece, the original word that it is said to come from."""
+    """Return the original word of each piece."""
     words = text.split()
     return [words[index] for index in encoded.word_index]
 
@@ -47,7 +47,7 @@ def test_a_text_begins_with_cls_and_has_no_sep(codec):
     assert len(encoded.word_index) == len(encoded.input_ids) - 1
 
 
-def test_every_piece_knows_its_whitespace_word(codec):
+def test_every_piece_has_the_index_of_its_whitespace_word(codec):
     text = "He -- the president's $5 ex-minister, re-opens"
     (encoded,) = codec.encode(text)
     by_word = {}
@@ -64,7 +64,7 @@ def test_the_pieces_are_those_of_the_cleaned_caption(codec):
     assert encoded.input_ids[1:] == whole
 
 
-def test_a_long_text_is_analysed_to_its_end_in_even_passes(tokenizer):
+def test_a_long_text_is_analyzed_to_its_end_in_even_passes(tokenizer):
     codec = TextCodec(tokenizer, max_words=10, max_tokens=64)
     text = " ".join(f"one two-{i}" for i in range(10))  # 20 words, 30 cleaned
     passes = codec.encode(text + " end")
@@ -77,7 +77,7 @@ def test_a_long_text_is_analysed_to_its_end_in_even_passes(tokenizer):
     assert min(sizes) * 2 >= max(sizes)
 
 
-def test_fifty_one_words_make_no_pass_of_one_word(codec):
+def test_fifty_one_words_are_split_evenly_over_two_passes(codec):
     first, second = codec.encode("one " * 51)
     assert (len(first.word_index), len(second.word_index)) == (26, 25)
 
@@ -96,15 +96,15 @@ def test_words_are_not_split_over_passes_and_tokens_are_bounded(tokenizer):
     assert all(one.warnings == [] for one in passes)
 
 
-def test_a_word_with_more_pieces_than_a_pass_holds_is_cut_and_that_is_said(tokenizer):
+def test_a_word_with_more_pieces_than_a_pass_holds_is_cut_with_a_warning(tokenizer):
     codec = TextCodec(tokenizer, max_tokens=8)
     passes = codec.encode("one " + "$" * 40 + " two")
     assert max(len(one.input_ids) for one in passes) == 8
-    assert passes[0].warnings == ["word 1 has 40 pieces; only the first 7 were analysed"]
+    assert passes[0].warnings == ["word 1 has 40 pieces; only the first 7 were analyzed"]
     assert {index for one in passes for index in one.word_index} == {0, 1, 2}
 
 
-def test_a_word_of_more_cleaned_words_than_a_pass_holds_is_cut_and_that_is_said(tokenizer):
+def test_a_word_of_more_cleaned_words_than_a_pass_holds_is_cut_with_a_warning(tokenizer):
     codec = TextCodec(tokenizer, max_words=3)
     (encoded,) = codec.encode("one-two-three-four-five")
     assert pieces(codec, encoded)[1:] == ["one", "two", "three"]
@@ -112,13 +112,13 @@ def test_a_word_of_more_cleaned_words_than_a_pass_holds_is_cut_and_that_is_said(
 
 
 @pytest.mark.parametrize("text", [None, "", " \n\t\u00a0"])
-def test_no_text_is_missing(codec, text):
+def test_none_and_blank_texts_are_missing(codec, text):
     with pytest.raises(TextMissing):
         codec.encode(text)
 
 
 @pytest.mark.parametrize("text", [7, b"bytes", ["a", "list"], float("nan")])
-def test_what_is_no_string_is_invalid_and_named(codec, text):
+def test_a_text_that_is_not_a_string_is_invalid_and_its_type_is_reported(codec, text):
     with pytest.raises(TextInvalid, match=type(text).__name__):
         codec.encode(text)
 
@@ -129,13 +129,13 @@ def test_a_text_without_a_word_is_invalid(codec, text):
         codec.encode(text)
 
 
-def test_a_text_beyond_the_limit_is_invalid_and_the_limit_named(codec):
+def test_a_text_beyond_the_limit_is_invalid_and_the_limit_is_reported(codec):
     with pytest.raises(TextInvalid, match="20000"):
         codec.encode("word " * 2_000_000)
     assert len(codec.encode("a " * 10_000)) == 200
 
 
-def test_surrogates_and_nuls_leave_the_offsets_alone(codec):
+def test_surrogates_and_nuls_do_not_change_the_offsets(codec):
     text = "the\ud83d presi\0dent \udc00said"
     (encoded,) = codec.encode(text)
     clean = codec.encode("the president said")[0]
@@ -180,11 +180,11 @@ def test_labels_follow_the_words_through_cleaning(codec):
     assert len(labelled.token_labels) == len(labelled.input_ids) - 1
 
 
-def test_a_manipulated_word_without_content_marks_nothing(codec):
+def test_a_manipulated_word_without_content_labels_no_piece(codec):
     assert sum(codec.encode_labelled("one -- two", [1]).token_labels) == 0
 
 
-def test_a_labelled_text_is_cut_where_the_published_one_is(tokenizer):
+def test_a_labeled_text_is_cut_where_the_published_one_is(tokenizer):
     codec = TextCodec(tokenizer, max_words=4)
     labelled = codec.encode_labelled("one two-three four-five six", [2, 3])
     assert codec.tokenizer.convert_ids_to_tokens(labelled.input_ids) == ["[CLS]", "one", "two", "three", "four"]
@@ -200,14 +200,14 @@ def test_a_position_that_the_text_does_not_have_is_an_annotation_error(codec, po
         codec.encode_labelled("one two three", [0, position])
 
 
-def labelled_pieces(codec, text, positions):
-    """The pieces that the published code labels as manipulated."""
+def labeled_pieces(codec, text, positions):
+    """Return the pieces that the published code labels as manipulated."""
     ids = codec.encode_labelled(text, positions).input_ids[1:]
     labels = codec.label_as_published(text, positions)
     return codec.tokenizer.convert_ids_to_tokens([piece for piece, label in zip(ids, labels, strict=True) if label])
 
 
-def test_published_labels_are_those_of_the_words_where_nothing_parts_them(codec):
+def test_published_labels_match_the_words_if_no_word_is_split(codec):
     text = "one two three, four five six!"
     assert codec.label_as_published(text, (1, 4)) == codec.encode_labelled(text, (1, 4)).token_labels
 
@@ -215,31 +215,31 @@ def test_published_labels_are_those_of_the_words_where_nothing_parts_them(codec)
 @pytest.mark.parametrize(
     ("text", "position", "drifted"),
     [
-        ("$ one two three", 2, "two"),  # a word of its own for both: no drift
-        ("$one two three four", 2, "two"),  # `$` and `one` are two words of BERT's
-        ("president’s two three four five six", 3, "two"),  # three of them
-        ("well-known two three four", 2, "two"),  # cleaning makes two words of one
-        ("-- one two three", 1, "two"),  # cleaning leaves nothing of the first
+        ("$ one two three", 2, "two"),  # `$` is a word for both: no drift
+        ("$one two three four", 2, "two"),  # BERT splits `$` and `one`
+        ("president’s two three four five six", 3, "two"),  # BERT splits it into three words
+        ("well-known two three four", 2, "two"),  # cleaning splits the first word
+        ("-- one two three", 1, "two"),  # cleaning drops the first word
     ],
 )
-def test_published_labels_drift_behind_punctuation(codec, text, position, drifted):
-    assert labelled_pieces(codec, text, (position,)) == [drifted]
+def test_published_labels_drift_after_punctuation(codec, text, position, drifted):
+    assert labeled_pieces(codec, text, (position,)) == [drifted]
 
 
-def test_published_labels_lose_what_drifts_over_the_end(codec):
+def test_published_labels_that_drift_past_the_end_are_lost(codec):
     text = "one -- two"
     assert codec.label_as_published(text, (2,)) == [0, 0]
     assert codec.encode_labelled(text, (2,)).token_labels == [0, 1]
 
 
-def test_published_labels_end_where_the_published_cut_does(tokenizer):
+def test_published_labels_are_cut_as_in_the_published_code(tokenizer):
     short = TextCodec(tokenizer, max_words=3, max_tokens=4)
     assert short.label_as_published("one two three four", (1, 3)) == [0, 1]
     assert len(short.encode_labelled("one two three four").token_labels) == 3
     assert TextCodec(tokenizer, max_words=3).label_as_published("one $two three", (2, 3)) == [0, 0, 1, 0]
 
 
-def test_every_piece_has_a_published_label_whatever_the_text(codec):
+def test_every_piece_of_any_text_has_a_published_label(codec):
     alphabet = "ab é$-/'’\u0301\u200d漢字\u00a0\x1f\x85#<person>.\ud800\0"
     draw = random.Random(0)
     for _ in range(500):
@@ -269,7 +269,7 @@ def test_every_piece_has_a_published_label_whatever_the_text(codec):
         ("x" * 20_000, 1),
     ],
 )
-def test_passes_are_estimated_as_the_codec_makes_them(tokenizer, text, passes):
+def test_the_estimated_passes_are_those_of_the_codec(tokenizer, text, passes):
     assert estimate_passes(text) == passes
     try:
         assert len(TextCodec(tokenizer, max_words=50, max_tokens=64).encode(text)) == passes
@@ -278,18 +278,18 @@ def test_passes_are_estimated_as_the_codec_makes_them(tokenizer, text, passes):
 
 
 @pytest.mark.parametrize("length", [1, 4, 12, 13, 20, 32, 63, 99])
-def test_words_of_letters_at_random_take_a_few_times_the_passes_that_are_estimated(codec, length):
+def test_random_words_take_at_most_ten_times_the_estimated_passes(codec, length):
     drawn = random.Random(length)
     words = ("".join(drawn.choices("bcdfghjklmnpqrstvwxz", k=length)) for _ in range(20_000 // (length + 1)))
     text = " ".join(words)
     assert len(TextCodec(codec.tokenizer, max_tokens=64).encode(text)) <= 10 * estimate_passes(text)
 
 
-def test_a_text_that_is_refused_for_its_length_is_not_even_parted():
+def test_the_estimate_for_a_text_that_is_too_long_is_one_pass():
     assert estimate_passes("a " * (MAX_CHARACTERS // 2) + "a") == 1
 
 
-def test_padding_goes_to_the_longest_and_is_masked():
+def test_texts_are_padded_to_the_longest_and_padding_is_masked():
     ids, mask = pad_batch([[2, 5, 6], [2]], pad_id=9)
     assert ids.tolist() == [[2, 5, 6], [2, 9, 9]]
     assert mask.tolist() == [[1, 1, 1], [1, 0, 0]]
@@ -302,27 +302,27 @@ def test_an_empty_batch_is_padded_to_nothing():
     assert ids.dtype == torch.int64
 
 
-def test_a_trained_tokenizer_keeps_to_its_size_and_puts_padding_first(tokenizer):
+def test_a_trained_tokenizer_keeps_its_size_limit_and_puts_padding_first(tokenizer):
     assert len(tokenizer) <= 300
     assert tokenizer.pad_token_id == 0
     assert tokenizer.unk_token_id == 1
     assert "".join(tokenizer.tokenize("CAFÉ")).replace("##", "") == "cafe"
 
 
-def test_training_is_deterministic_whatever_the_order_of_the_texts():
+def test_training_is_deterministic_for_any_order_of_the_texts():
     texts = [f"word{i % 37} of {i % 11} people re-open{i % 5}s the bazaar" for i in range(400)]
     shuffled = random.Random(1).sample(texts, len(texts))
     vocabularies = [train_tokenizer(some, 150).get_vocab() for some in (texts, texts, shuffled, texts)]
     assert all(vocabulary == vocabularies[0] for vocabulary in vocabularies)
 
 
-def test_an_alphabet_larger_than_its_share_keeps_the_frequent_characters():
+def test_an_alphabet_beyond_a_quarter_of_the_vocabulary_keeps_the_frequent_characters():
     tokenizer = train_tokenizer(["".join(chr(0x4E00 + i) for i in range(90)), "\u4e05 " * 9], 80)
     assert len(tokenizer) <= 80
     assert tokenizer.tokenize("\u4e05") == ["\u4e05"]
 
 
-def test_a_saved_tokenizer_loads_and_encodes_alike(tokenizer, tmp_path):
+def test_a_saved_tokenizer_loads_and_encodes_the_same(tokenizer, tmp_path):
     tokenizer.save_pretrained(tmp_path / "tokenizer")
     again = load_tokenizer(tmp_path / "tokenizer")
     text = "the president's $5 café, re-opened by xylophonists"
@@ -339,7 +339,7 @@ def test_truncation_and_padding_saved_with_a_tokenizer_are_ignored(tokenizer, tm
     assert encoded.word_index == [0, 1, 2, 3, 4]
 
 
-def test_a_folder_that_is_no_tokenizer_is_refused_by_name(tmp_path):
+def test_a_folder_without_a_tokenizer_is_refused_by_name(tmp_path):
     (tmp_path / "tokenizer_config.json").write_text("{}")
     for folder in (tmp_path, tmp_path / "gone", Path("bert-base-uncased")):
         with pytest.raises(CheckpointError, match=folder.name):
@@ -347,7 +347,7 @@ def test_a_folder_that_is_no_tokenizer_is_refused_by_name(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["../escaped", "/escaped", "a\0"])
-def test_a_chat_template_whose_name_is_no_file_name_is_refused(tokenizer, name, tmp_path):
+def test_a_chat_template_whose_name_is_not_a_file_name_is_refused(tokenizer, name, tmp_path):
     tokenizer.save_pretrained(tmp_path)
     file = tmp_path / "tokenizer_config.json"
     templates = [{"name": "default", "template": "x"}, {"name": "tool_use", "template": "x"}]
@@ -356,7 +356,7 @@ def test_a_chat_template_whose_name_is_no_file_name_is_refused(tokenizer, name, 
     assert set(load_tokenizer(tmp_path).chat_template) == {"default", "tool_use"}
     templates[1]["name"] = name
     file.write_text(json.dumps(config))
-    with pytest.raises(CheckpointError, match="chat template whose name is no file name") as caught:
+    with pytest.raises(CheckpointError, match="chat template whose name is not a file name") as caught:
         load_tokenizer(tmp_path)
     assert repr(name) in str(caught.value)
 
@@ -373,6 +373,6 @@ def test_a_tokenizer_that_is_not_fast_is_refused():
 
 
 @pytest.mark.parametrize("limit", [{"max_words": 0}, {"max_tokens": 1}, {"max_characters": 0}])
-def test_limits_that_hold_nothing_are_refused(tokenizer, limit):
+def test_limits_that_allow_nothing_are_refused(tokenizer, limit):
     with pytest.raises(ConfigError, match=next(iter(limit))):
         TextCodec(tokenizer, **limit)

@@ -14,7 +14,7 @@ def test_captions_are_cleaned_as_published(case: dict[str, Any]) -> None:
     assert clean_caption(case["text"], case["max_words"]) == case["clean"]
 
 
-def test_a_word_cleans_to_none_one_or_several() -> None:
+def test_a_word_is_cleaned_to_no_word_one_word_or_several() -> None:
     assert clean_word("--") == []
     assert clean_word("!?.") == []
     assert clean_word("President's") == ["presidents"]
@@ -23,7 +23,7 @@ def test_a_word_cleans_to_none_one_or_several() -> None:
     assert clean_word("50%") == ["50%"]
 
 
-def test_words_carry_offsets_in_code_points_of_the_original() -> None:
+def test_words_have_offsets_in_code_points_of_the_original() -> None:
     text = "  Tokyo 👍🏽 café\tre-opens\u00a0’after’\n"
     words = split_words(text)
     assert [word.word for word in words] == text.split()
