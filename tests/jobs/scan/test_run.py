@@ -400,7 +400,7 @@ def test_a_resumed_scan_takes_the_missing_rows_in_whole_batches(
     calls, fault, results = corpus / "calls", corpus / "fault", corpus / "out/b/results"
 
     class Counting(Detector):
-        """A detector that logs the rows of each call. While `fault` exists, it fails at later rows after first results."""
+        """A detector that logs the rows of each call. While `fault` exists, it fails at later rows after others."""
 
         def __call__(self, batch: pa.Table) -> pa.Table:
             if fault.exists() and min(batch["row_id"].to_pylist()) >= 160:

@@ -18,7 +18,6 @@ from asap.storage.location import Location
 from jobs.errors import InputNotFound
 from jobs.scan.input.manifest import MANIFEST_SCHEMA
 from jobs.scan.settings import CaptionSettings
-from jobs.scan.stages import captioners as captioning
 from jobs.scan.stages.caption import CaptionStage
 from jobs.scan.stages.captioners import (
     CaptionFailed,
@@ -317,7 +316,7 @@ class _Named:
 
 @pytest.fixture
 def stage(monkeypatch: pytest.MonkeyPatch) -> CaptionStage:
-    monkeypatch.setattr(captioning, "load_captioner", lambda *_: _Named())
+    monkeypatch.setattr("jobs.scan.stages.caption.load_captioner", lambda *_: _Named())
     return CaptionStage(CaptionSettings(engine="precomputed", source="x"), INPUT)
 
 
