@@ -63,7 +63,7 @@ class ScanSettings(Settings):
     @model_validator(mode="after")
     def _check(self) -> Self:
         if (self.job is not None and not re.fullmatch(r"[\w.+-]{1,200}", self.job)) or self.job in (".", ".."):
-            raise ValueError(f"job {self.job!r} is not a folder name. Use letters, digits, '.', '_', '+' and '-'.")
+            raise ValueError(f"job {self.job!r} is not a folder's name. Use letters, digits, '.', '_', '+' and '-'.")
         if self.stale_after_s < 2 * self.heartbeat_s:
             raise ValueError(f"stale_after_s {self.stale_after_s} is less than two heartbeats of {self.heartbeat_s} s")
         return self
