@@ -1,1 +1,10 @@
-"""scan"""
+"""Bulk scans, in the order in which a row travels.
+
+run.py          scan(): from the command to _SUCCESS
+settings.py     ScanSettings and CaptionSettings
+plan.py         everything that is checked before Ray starts
+pipeline.py     the Ray Data pipeline, and the resources of its stages
+input/          from an input to a manifest
+stages/         from a manifest row to a result row
+output/         the job folder, and what is written from the results
+"""

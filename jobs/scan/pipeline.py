@@ -1,12 +1,12 @@
-"""The chain of Ray Data that judges a manifest: read, prepare, caption, detect, write.
+"""The Ray Data pipeline that turns a manifest into results: read, prepare, caption, detect, write.
 
-A block is a batch from end to end: the manifest is read in blocks of `batch_size` rows, and each stage takes a
-block and makes one. Of a manifest so long that there would be too many, blocks are longer, and stages take them in
-batches. Every stage asks for a fraction of a CPU, so that all of them fit beside each other on a small machine.
+A block is one batch from end to end: the manifest is read in blocks of `batch_size` rows, and each stage takes a block
+and makes one. If the manifest is so long that there would be too many blocks, blocks are longer and the stages take
+them in batches. Every stage asks for a fraction of a CPU, so that all of them fit beside each other on a small machine.
 
-The chain knows nothing of rows that are done: a job that is resumed gives it a manifest of the others. Ray's own
-checkpoint would filter behind the reading, and `override_num_blocks` splits what the filter makes too: blocks of 64
-rows become 64 blocks of one.
+The pipeline knows nothing of rows that are done: a resumed job gives it a manifest of the missing rows. Ray's own
+checkpoint would filter the rows after the read, and `override_num_blocks` splits the output of that filter too: blocks
+of 64 rows would become 64 blocks of one.
 """
 
 from __future__ import annotations
@@ -35,21 +35,21 @@ from jobs.scan.stages.result_rows import RESULT_SCHEMA
 
 _READ_CPUS = _WRITE_CPUS = 0.1
 TRIES = 3
-"""Of a batch whose process dies."""
+"""Tries of a batch whose process dies."""
 _MOST_BLOCKS = 50_000
-"""Of a dataset: Ray keeps something of each in the memory of the driver."""
+"""Most blocks of a dataset: Ray keeps an entry for each in the memory of the driver."""
 
 
 @dataclass(frozen=True)
 class StageResources:
-    """What one stage takes of the machines."""
+    """Resources of one stage."""
 
     cpus: float
     gpus: float = 0
     size: int | None = None
-    """Tasks or actors at a time; None lets Ray decide, and a cluster grow."""
+    """Number of tasks or actors at a time. None lets Ray decide, and lets a cluster grow."""
     ahead: int | None = None
-    """Batches that wait at an actor; a process that dies takes them with it. None: as many as Ray finds best."""
+    """Batches that wait at an actor; they are lost with its process. None: as many as Ray finds best."""
 
 
 @dataclass(frozen=True)
@@ -66,26 +66,39 @@ class ScanPipeline:
     caption: StageResources
     detect: StageResources
     lost_batches: int = 16
-    """Batches whose process dies again and again. More, and it is not the rows that are at fault: the job stops."""
+    """Batches that may be lost because their process dies each time. With more, the rows are not the cause: the job
+    stops."""
 
     def one_row_at_a_time(self) -> ScanPipeline:
-        """The same for rows whose batch was lost: each by itself, so that the culprit takes no other with it."""
+        """Return the pipeline for rows of lost batches: each row alone, so that the culprit takes no other with it."""
         caption, detect = (replace(resources, ahead=1) for resources in (self.caption, self.detect))
         return replace(self, batch_size=1, lost_batches=128, caption=caption, detect=detect)
 
 
 def size_pipeline(
-    settings: ScanSettings, model: str, image_size: int, rows: int, tell: Callable[[str], None] = lambda note: None
+    settings: ScanSettings, model: str, image_size: int, rows: int, notify: Callable[[str], None] = lambda note: None
 ) -> ScanPipeline:
-    """A chain for the Ray that runs. Raises `ConfigError` where it has no GPU and brings none, and one was asked for.
+    """Return a pipeline for the Ray that runs.
 
-    `tell` gets a sentence where a cluster is waited for.
+    Raises `ConfigError` if `settings.device` requires GPUs that Ray does not have and does not get in time.
+
+    Args:
+        settings: Settings of the scan.
+        model: The model's absolute folder, or `demo`.
+        image_size: Side of the model's square images, in pixels.
+        rows: Rows of the manifest.
+        notify: Receives a sentence before a wait for the cluster.
     """
     machines = ray.cluster_resources()
     on_gpu = settings.device.startswith("cuda") or (settings.device == "auto" and machines.get("GPU", 0) > 0)
-    resources = _gpu_resources(settings) if on_gpu else _cpu_resources(settings, int(machines.get("CPU", 1)))
+    resources = _size_stages(settings, on_gpu, int(machines.get("CPU", 1)))
     if on_gpu:
-        _await_gpus(settings, resources.detect, tell)
+        # Ray itself would wait for ever, in silence. The first detector is enough to start, unless more are requested.
+        detectors = settings.detectors or 1
+        needs = {"CPU": resources.detect.cpus, "GPU": resources.detect.gpus}
+        wait_s = settings.wait_for_machines_s if settings.address else 0
+        way_out = "give fewer --detectors" if detectors > 1 else "--device auto takes what there is"
+        wait_for_resources(needs, detectors, wait_s, notify, way_out)
     limits = ImageLimits(max_bytes=settings.max_image_bytes, max_pixels=settings.max_image_pixels)
     device, batch_size = "cuda" if on_gpu else "cpu", settings.batch_size or (256 if on_gpu else 64)
     captions = settings.captions
@@ -103,31 +116,22 @@ def size_pipeline(
     )
 
 
-def _await_gpus(settings: ScanSettings, detect: StageResources, tell: Callable[[str], None]) -> None:
-    """Where detectors are to have GPUs: `cluster.wait_for_resources` for all that were asked for, or for the first."""
-    detectors = settings.detectors or 1
-    wait_s = settings.wait_for_machines_s if settings.address else 0
-    way_out = "give fewer --detectors" if detectors > 1 else "--device auto takes what there is"
-    wait_for_resources({"CPU": detect.cpus, "GPU": detect.gpus}, detectors, wait_s, tell, way_out)
-
-
 class _Resources(NamedTuple):
     prepare: StageResources
     caption: StageResources
     detect: StageResources
     threads: int | None
-    """Of a detector on a CPU."""
+    """Threads of a detector on a CPU."""
 
 
-def _gpu_resources(settings: ScanSettings) -> _Resources:
-    """A detector a GPU, which it shares with a captioner that needs one; the CPUs prepare."""
-    captions = settings.captions is not None and settings.captions.engine == "transformers"
-    detect = StageResources(0.5, 0.5 if captions else 1, settings.detectors)
-    return _Resources(StageResources(0.25), StageResources(0.1, 0.5 if captions else 0, 1), detect, None)
-
-
-def _cpu_resources(settings: ScanSettings, cpus: int) -> _Resources:
-    """Detectors whose threads together are as many as the CPUs. On one machine, half as many tasks prepare."""
+def _size_stages(settings: ScanSettings, on_gpu: bool, cpus: int) -> _Resources:
+    """Divide the machines among the stages; `cpus` is the number of CPUs that Ray has."""
+    if on_gpu:
+        # One detector a GPU, which it shares with a captioner that needs one. The CPUs prepare.
+        captions = settings.captions is not None and settings.captions.engine == "transformers"
+        detect = StageResources(0.5, 0.5 if captions else 1, settings.detectors)
+        return _Resources(StageResources(0.25), StageResources(0.1, 0.5 if captions else 0, 1), detect, None)
+    # All threads of all detectors together are as many as the CPUs. On one machine, half as many tasks prepare.
     detectors = settings.detectors or max(1, cpus // 2)
     prepare = StageResources(0.25, size=None if settings.address else max(1, cpus // 2))
     detect = StageResources(0.4 * cpus / detectors, size=detectors)
@@ -135,81 +139,73 @@ def _cpu_resources(settings: ScanSettings, cpus: int) -> _Resources:
 
 
 def run_pipeline(pipeline: ScanPipeline, manifest: Location, rows: int, results: Location, counter: Any) -> None:
-    """Judge every row of `manifest`, which has `rows` of them, and add what comes out to `results`.
+    """Run every row of `manifest` through the stages, and add the result rows to `results`.
 
-    Rows are left out of the results if their process died each time; the caller finds them and runs them
+    A row is left out of the results if its process died each time. The caller finds such rows and runs them
     `one_row_at_a_time`.
+
+    Args:
+        pipeline: The pipeline.
+        manifest: Folder of parquet files of `MANIFEST_SCHEMA`.
+        rows: Rows of the manifest.
+        results: Folder that the results files are added to.
+        counter: The actor that counts finished rows, of `stages.progress.start_counter`.
     """
-    blocks = _blocks(rows, pipeline.batch_size)
+    blocks = _count_blocks(rows, pipeline.batch_size)
     batches = {"batch_size": None if blocks <= _MOST_BLOCKS else pipeline.batch_size,
                "batch_format": "pyarrow", "zero_copy_batch": True}  # fmt: skip
-    with _context(pipeline.lost_batches):
-        pairs = _read(manifest, min(blocks, _MOST_BLOCKS))
-        prepared = pairs.map_batches(
-            prepare_batch, fn_kwargs={"preparation": pipeline.preparation}, **_tasks(pipeline.prepare), **batches
+    with _data_context(pipeline.lost_batches):
+        system, path = filesystem(manifest)
+        pairs = ray.data.read_parquet(
+            path, filesystem=system, override_num_blocks=max(1, min(blocks, _MOST_BLOCKS)), num_cpus=_READ_CPUS
         )
-        # Without the check of `map_batches`, which refuses whole blocks as batches where a GPU works on them.
+        tasks = {"num_cpus": pipeline.prepare.cpus, "concurrency": pipeline.prepare.size, "max_retries": TRIES - 1}
+        prepared = pairs.map_batches(prepare_batch, fn_kwargs={"preparation": pipeline.preparation}, **tasks, **batches)
+        # `map_batches` would refuse whole blocks as batches if a GPU works on them; `map_batches_internal` does not.
         if pipeline.captions:
             captioner = pipeline.captions, pipeline.input, pipeline.detection.device
             prepared = prepared.map_batches_internal(
                 CaptionStage, fn_constructor_args=captioner, **_actors(pipeline.caption), **batches
             )
-        judged = prepared.map_batches_internal(
+        detected = prepared.map_batches_internal(
             Detector, fn_constructor_args=(pipeline.detection, counter), **_actors(pipeline.detect), **batches
         )
-        _write(judged, results, pipeline.rows_per_file)
+        system, path = filesystem(results)
+        detected.write_parquet(
+            path,
+            filesystem=system,
+            schema=RESULT_SCHEMA,
+            min_rows_per_file=pipeline.rows_per_file,
+            ray_remote_args={"num_cpus": _WRITE_CPUS},
+        )
 
 
-def _blocks(rows: int, batch_size: int) -> int:
-    """Of so many rows at most; Ray makes as many of each file, however long it is."""
+def _count_blocks(rows: int, batch_size: int) -> int:
+    """Return how many blocks to request so that none exceeds a batch; Ray splits each file into equally many."""
     files = math.ceil(rows / ROWS_PER_FILE)
     return files * math.ceil(min(rows, ROWS_PER_FILE) / batch_size)
 
 
-def _tasks(resources: StageResources) -> dict[str, Any]:
-    return {"num_cpus": resources.cpus, "concurrency": resources.size, "max_retries": TRIES - 1}
-
-
 def _actors(resources: StageResources) -> dict[str, Any]:
+    """Return the options of a stage of actors: its pool, its resources, and restarts without a bound."""
     bounds = {"size": resources.size} if resources.size else {"min_size": 1}
     pool = ActorPoolStrategy(**bounds, max_tasks_in_flight_per_actor=resources.ahead)
     options = {"num_cpus": resources.cpus, "num_gpus": resources.gpus or None, "compute": pool}
     return options | {"max_restarts": -1, "max_task_retries": TRIES - 1}
 
 
-def _read(manifest: Location, blocks: int) -> ray.data.Dataset:
-    system, path = filesystem(manifest)
-    return ray.data.read_parquet(
-        path,
-        filesystem=system,
-        override_num_blocks=max(1, blocks),
-        num_cpus=_READ_CPUS,
-    )
-
-
-def _write(judged: ray.data.Dataset, results: Location, rows_per_file: int) -> None:
-    system, path = filesystem(results)
-    judged.write_parquet(
-        path,
-        filesystem=system,
-        schema=RESULT_SCHEMA,
-        min_rows_per_file=rows_per_file,
-        ray_remote_args={"num_cpus": _WRITE_CPUS},
-    )
-
-
 @contextmanager
-def _context(lost_batches: int) -> Iterator[None]:
-    """Ray Data's settings for this chain, and then as they were."""
+def _data_context(lost_batches: int) -> Iterator[None]:
+    """Apply Ray Data's settings for this pipeline, and restore the former ones afterwards."""
     context = DataContext.get_current()
     former = context.max_errored_blocks
     context.max_errored_blocks = lost_batches
     try:
         with warnings.catch_warnings():
-            # Bounds on tries have no named parameter yet; pyproject.toml keeps to the Ray that takes them this way.
+            # Bounds on tries have no named parameter yet; pyproject.toml pins the Ray that takes them this way.
             warnings.filterwarnings("ignore", message="`ray_remote_args` is deprecated")
             yield
     finally:
         context.max_errored_blocks = former
-        # Of a chain that lost a process, Ray Data leaves the actors in a cycle of references, and they keep their GPUs.
+        # After a process died, Ray Data leaves the actors in a cycle of references, and they keep their GPUs.
         gc.collect()

@@ -1,4 +1,4 @@
-"""What can be wrong with a scan's command, found before any work starts: one error, of one sentence."""
+"""The plan of a scan. Making it checks the whole command before any work starts."""
 
 from __future__ import annotations
 
@@ -17,21 +17,21 @@ from jobs.scan.stages.result_rows import SCHEMA_VERSION
 
 @dataclass(frozen=True)
 class ScanPlan:
-    """A scan that can start: its input and its model are there."""
+    """A scan that can start: its input and its model exist."""
 
     settings: ScanSettings
     folder: Location
     source: Source
     model: str
-    """The model's absolute folder, or `demo`, which is in the same place for all."""
+    """The model's absolute folder, or `demo`, which every machine finds in its own installation."""
     config: ModelConfig
     model_id: str
     policy: Policy
     captioner: str | None
-    """A fingerprint of what the captions come from."""
+    """Fingerprint of the model or file that the captions come from."""
 
     def identity(self) -> dict[str, Any]:
-        """What decides the rows: a job goes on, or counts as done, only where all of it is the same."""
+        """Return what decides the rows: a job resumes, or counts as done, only if all of it is the same."""
         return {
             "settings": self.settings.identity(),
             "schema_version": SCHEMA_VERSION,
@@ -43,11 +43,12 @@ class ScanPlan:
 
 
 def plan_scan(settings: ScanSettings) -> ScanPlan:
-    """Look at input, model, captioner and output. Raises an `AsapError` of one sentence."""
+    """Check input, captioner, output and model, in this order. Raises an `AsapError` with a message of one line."""
     source = find_source(settings.input, settings.limit, texts=settings.captions is None)
+    # Torch takes seconds to load. An error in the input is reported without waiting for it.
     captioner = None
     if settings.captions:
-        from jobs.scan.stages.captioners import check_captioner  # loads torch, as below
+        from jobs.scan.stages.captioners import check_captioner
 
         captioner = check_captioner(settings.captions)
     folder = settings.job_folder

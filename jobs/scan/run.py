@@ -1,8 +1,8 @@
 """A bulk scan, from an input to a finished job folder.
 
-What can be wrong with the command is found before any work starts, and before Ray does. Then the input becomes a
-manifest, the chain judges it, the results are held against the manifest row by row, and what is told of them is
-written, `_SUCCESS` last.
+Errors in the command are found before any work starts, and before Ray does. The input then becomes a manifest, the
+pipeline turns its rows into results, and the results are compared with the manifest row by row. The lists, the summary
+and the report are written from the results, and `_SUCCESS` is written last.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import re
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -40,10 +40,10 @@ _POLL_S = 0.5
 
 @dataclass(frozen=True)
 class ScanProgress:
-    """Where a scan is. Counts are of rows, `done` with those of earlier runs."""
+    """The progress of a scan. Counts are of rows; `done` includes those of earlier runs."""
 
     stage: str
-    """One line for a person: what is being done."""
+    """The current step, as one line for a person."""
     done: int = 0
     total: int = 0
     errors: int = 0
@@ -55,33 +55,40 @@ Watch = Callable[[ScanProgress], None]
 
 
 def scan(settings: ScanSettings, watch: Watch = lambda progress: None) -> dict[str, Any]:
-    """Scan, or go on with the same scan, or find that it is done; return its summary, as in `summary.json`.
+    """Run a scan, resume it, or find that it is done; return its summary, as in `summary.json`.
 
-    `watch` is told twice a second where the scan is, from another thread. Raises an `AsapError` of one sentence.
+    `watch` receives the progress twice a second, from another thread. Raises an `AsapError` with a message of one line.
     """
-    watch(ScanProgress("looking at the input and the model"))
+    watch(ScanProgress("checking the input and the model"))
     plan = plan_scan(settings)
     identity = plan.identity()
     record = check_resumable(plan.folder, identity)
     if record and is_finished(plan.folder):
-        _clear(plan.folder)
+        _delete_temporary(plan.folder)
         return read_summary(plan.folder)
     if record:
         wait_until_free(plan.folder, record, settings.stale_after_s, lambda line: watch(ScanProgress(line)))
     with Job(plan.folder, (record or {}) | _first_entries(plan, identity), settings.heartbeat_s) as job:
         _work(job, plan, watch)
+    # Only after the job's record says `completed`: whoever sees _SUCCESS finds every other file in its final state.
     write_bytes(plan.folder / "_SUCCESS", b"")
-    _clear(plan.folder)
+    _delete_temporary(plan.folder)
     return read_summary(plan.folder)
 
 
-def _clear(folder: Location) -> None:
+def _delete_temporary(folder: Location) -> None:
     """Delete what only an unfinished job needs, and `_checkpoint` and `_alone`, which earlier versions left."""
     for name in ("_remaining", "_checkpoint", "_alone"):
         delete_folder(folder / name)
 
 
 def _first_entries(plan: ScanPlan, identity: dict[str, Any]) -> dict[str, Any]:
+    """Return what each start of the job writes into `job.json`."""
+    versions = {"python": platform.python_version()}
+    for name in ("asap-ray", "ray", "torch", "pyarrow", "pillow"):
+        with suppress(importlib.metadata.PackageNotFoundError):  # a checkout that is not installed
+            package = importlib.metadata.distribution(name)
+            versions[package.name] = package.version
     return {
         "kind": "scan",
         "settings": plan.settings.model_dump(),
@@ -89,29 +96,20 @@ def _first_entries(plan: ScanPlan, identity: dict[str, Any]) -> dict[str, Any]:
         "model_id": plan.model_id,
         "policy_id": plan.policy.policy_id,
         "policy": asdict(plan.policy),
-        "versions": _versions(),
+        "versions": versions,
     }
 
 
-def _versions() -> dict[str, str]:
-    names = ("asap-ray", "ray", "torch", "pyarrow", "pillow")
-    found = {dist.name: dist.version for dist in map(_distribution, names) if dist}
-    return {"python": platform.python_version()} | found
-
-
-def _distribution(name: str) -> importlib.metadata.Distribution | None:
-    try:
-        return importlib.metadata.distribution(name)
-    except importlib.metadata.PackageNotFoundError:  # run from a checkout that is not installed
-        return None
-
-
 def _work(job: Job, plan: ScanPlan, watch: Watch) -> None:
-    rows = _manifest(job, plan, watch)
+    """Do all steps of a claimed job, and record the state and the time of each."""
+    rows = _write_manifest(job, plan, watch)
+
     job.update(state="running")
     watch(ScanProgress("starting Ray", total=rows))
     started = time.monotonic()
-    with ray_running(plan.settings.address, **_local_cpus(plan.settings)):
+    # A Ray that this process starts may use its CPUs and no others; a cluster has CPUs of its own.
+    cpus = {} if plan.settings.address else {"num_cpus": len(os.sched_getaffinity(0))}
+    with ray_running(plan.settings.address, **cpus):
         from jobs.scan.pipeline import size_pipeline
 
         _note_time(job, "ray_start_s", started)
@@ -121,31 +119,31 @@ def _work(job: Job, plan: ScanPlan, watch: Watch) -> None:
         )
         _detect_all_rows(job, plan, pipeline, rows, watch)
     _note_time(job, "judge_s", started)
+
     job.update(state="finalizing")
     watch(ScanProgress("writing the summary and the report", rows, rows))
+    from jobs.scan.output.report import write_report
+
     started = time.monotonic()
-    _finalize(job, plan)
+    job.update(counts=write_outcome(plan.folder, job.record))
+    write_report(plan.folder)  # after the update: it shows the job's record
     _note_time(job, "finalize_s", started)
     job.update(state="completed")
-
-
-def _local_cpus(settings: ScanSettings) -> dict[str, int]:
-    """The CPUs that this process may use, for a Ray of its own. A cluster has what it has."""
-    return {} if settings.address else {"num_cpus": len(os.sched_getaffinity(0))}
 
 
 def _note_time(job: Job, name: str, started: float) -> None:
     job.note(timings=job.record.get("timings", {}) | {name: round(time.monotonic() - started, 3)})
 
 
-def _manifest(job: Job, plan: ScanPlan, watch: Watch) -> int:
-    """The rows of the manifest, which is written if an earlier run has not done so to the end."""
-    known = job.record.get("manifest")
-    if known:
-        check_manifest(plan.folder / "manifest", int(known["rows"]))
-        return int(known["rows"])
+def _write_manifest(job: Job, plan: ScanPlan, watch: Watch) -> int:
+    """Write the manifest, unless an earlier run has written all of it; return its number of rows."""
+    written = job.record.get("manifest")
+    if written:
+        check_manifest(plan.folder / "manifest", int(written["rows"]))
+        return int(written["rows"])
     watch(ScanProgress("writing the manifest"))
     started = time.monotonic()
+    # A run that was killed here left a part of a manifest. Results that belong to no manifest are of no use either.
     for name in ("manifest", "results"):
         delete_folder(plan.folder / name)
     rows = write_manifest(plan.source.rows(), plan.folder / "manifest")
@@ -156,57 +154,59 @@ def _manifest(job: Job, plan: ScanPlan, watch: Watch) -> int:
 
 
 def check_manifest(manifest: Location, rows: int) -> None:
-    """Raise `JobFailed` unless the manifest holds as many rows as were written: results are held against it."""
+    """Raise `JobFailed` unless the manifest holds as many rows as were written: results are compared with it."""
     if (held := count_rows(manifest)) != rows:
         raise JobFailed(
-            f"{manifest} holds {held} rows where {rows} were written, so another process wrote or deleted there; "
-            "choose another job or delete this one"
+            f"{manifest} holds {held} rows, but {rows} were written: another process wrote or deleted files there. "
+            "Choose another --job, or delete this one."
         )
 
 
 def _detect_all_rows(job: Job, plan: ScanPlan, pipeline: ScanPipeline, rows: int, watch: Watch) -> None:
-    """Judge until every row of the manifest is in the results, be it as an error."""
+    """Run the pipeline until every row of the manifest is in the results, some of them as errors."""
     folder = plan.folder
     results, remaining = folder / "results", folder / "_remaining"
-    to_judge, missing = folder / "manifest", rows
+    manifest, missing = folder / "manifest", rows
     if not is_empty(results):
-        # A job that is resumed judges a manifest of what is missing, in whole batches as a fresh one does.
-        to_judge, missing = remaining, _write_remaining(folder)
+        # A resumed job reads a manifest of the missing rows, so its batches are as full as those of a fresh job.
+        manifest, missing = remaining, _write_remaining(folder)
     with _watched(job, rows - missing, rows, watch) as counter:
         if missing:
-            _run(pipeline, to_judge, missing, results, counter)
+            _run(pipeline, manifest, missing, results, counter)
+        # Each process that dies loses its whole batch. Alone, the innocent rows of such a batch succeed.
         if lost_rows := _write_remaining(folder):
             _run(pipeline.one_row_at_a_time(), remaining, lost_rows, results, counter)
     if lost := _missing(folder):
-        _write_lost(plan, pipeline, lost)
+        # These rows ended every process that worked on them, alone too. They become errors like any other.
+        detail = "the process died each time that it worked on this pair, with others and alone: "
+        detail += "the cause is its picture, or the memory that it needs"
+        row = failure("model_error", detail) | {"model_id": plan.model_id, "policy_id": plan.policy.policy_id}
+        write_table(result_table(lost, [row] * lost.num_rows), results / f"lost-{time.time_ns()}.parquet")
     if lost := _missing(folder):
         raise fail(f"{lost.num_rows} rows of the manifest are not in the results")
-    check_results(folder / "results", rows)
+    check_results(results, rows)
 
 
 def check_results(results: Location, rows: int) -> None:
     """Raise `JobFailed` unless the results hold as many rows as the manifest was written with."""
     if (held := count_rows(results)) != rows:
         raise JobFailed(
-            f"{results} holds {held} rows and the manifest was written with {rows}, so another process wrote or "
-            "deleted in the folder of the job; choose another job or delete this one"
+            f"{results} holds {held} rows, but the manifest was written with {rows}: another process wrote or deleted "
+            "files in the job folder. Choose another --job, or delete this one."
         )
 
 
 def _run(pipeline: ScanPipeline, manifest: Location, rows: int, results: Location, counter: Any) -> None:
+    """Run the pipeline; raise `JobFailed` with the cause, in one line, if it stops."""
     from jobs.scan.pipeline import run_pipeline
 
     try:
         run_pipeline(pipeline, manifest, rows, results, counter)
-    except Exception as error:  # Ray wraps whatever stopped a worker in several layers
-        raise fail(f"the work stopped: {_cause(error)}") from error
-
-
-def _cause(error: Exception) -> str:
-    """What went wrong on the worker: the last line of the first traceback in what Ray tells."""
-    told = re.sub(r"\x1b\[[0-9;]*m", "", str(error)).partition("\n\nThe above exception")[0]
-    lines = [line.strip() for line in told.splitlines() if line.strip()]
-    return lines[-1] if lines else type(error).__name__
+    except Exception as error:
+        # Ray wraps what stopped a worker in several layers; the cause is the last line of the first traceback.
+        message = re.sub(r"\x1b\[[0-9;]*m", "", str(error)).partition("\n\nThe above exception")[0]
+        lines = [line.strip() for line in message.splitlines() if line.strip()]
+        raise fail(f"the work stopped: {lines[-1] if lines else type(error).__name__}") from error
 
 
 def _write_remaining(folder: Location) -> int:
@@ -219,17 +219,16 @@ def _missing(folder: Location) -> pa.Table | None:
     return pa.concat_tables(tables) if tables else None
 
 
-def _write_lost(plan: ScanPlan, pipeline: ScanPipeline, lost: pa.Table) -> None:
-    """Rows that ended every process that worked on them, alone too: errors like any other."""
-    detail = "the process that worked on this pair died each time, with others and alone: its picture or its memory"
-    row = failure("model_error", detail) | {"model_id": plan.model_id, "policy_id": plan.policy.policy_id}
-    table = result_table(lost, [row] * lost.num_rows)
-    write_table(table, plan.folder / "results" / f"lost-{time.time_ns()}.parquet")
-
-
 @contextmanager
 def _watched(job: Job, done: int, rows: int, watch: Watch) -> Iterator[Any]:
-    """A counter for the detectors, read twice a second for the job's record and for `watch`."""
+    """Start a counter for the detectors; read it twice a second for the job's record and for `watch`.
+
+    Args:
+        job: The job whose record gets the counts.
+        done: Rows that earlier runs finished.
+        rows: Rows of the manifest.
+        watch: Receives the progress.
+    """
     import ray
 
     from jobs.scan.stages.progress import RowCounts, start_counter
@@ -237,33 +236,25 @@ def _watched(job: Job, done: int, rows: int, watch: Watch) -> Iterator[Any]:
     counter = start_counter()
     ended = threading.Event()
 
-    def look() -> None:
+    def report_progress() -> None:
         try:
             progress: RowCounts = ray.get(counter.read.remote())
-        except ray.exceptions.RayError:  # counts are for people; what the results say is counted from them
-            return
+        except ray.exceptions.RayError:
+            return  # these counts are for people; those of the summary are counted from the results
         counts = {"done": min(done + progress.rows, rows), "errors": progress.errors, "flagged": progress.flagged}
         job.note(counts=counts | {"total": rows}, pairs_per_s=round(progress.pairs_per_s, 2))
         stage = "judging" if progress.rows else "starting the workers"
         watch(ScanProgress(stage, total=rows, pairs_per_s=progress.pairs_per_s, **counts))
 
-    def keep_looking() -> None:
+    def poll() -> None:
         while not ended.wait(_POLL_S):
-            look()
+            report_progress()
 
-    thread = threading.Thread(target=keep_looking, name="progress", daemon=True)
+    thread = threading.Thread(target=poll, name="progress", daemon=True)
     thread.start()
     try:
         yield counter
-        look()
+        report_progress()  # the last batches, which came after the last poll
     finally:
         ended.set()
         thread.join()
-
-
-def _finalize(job: Job, plan: ScanPlan) -> None:
-    """Lists, summary and report; the report reads the job's record."""
-    from jobs.scan.output.report import write_report
-
-    job.update(counts=write_outcome(plan.folder, job.record))
-    write_report(plan.folder)

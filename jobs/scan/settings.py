@@ -15,26 +15,26 @@ from jobs.settings import Device, Settings
 
 
 class CaptionSettings(Settings):
-    """Which captioner writes the captions, and how."""
+    """Settings of the captioner."""
 
     engine: Literal["transformers", "precomputed"]
     source: str
     """A model folder or hub name (`transformers`); a JSON, JSONL, CSV or Parquet file (`precomputed`)."""
     prompt: str = "Describe this picture in one sentence: who is where, doing what, in what mood."
-    """For models that take instructions; others caption without."""
+    """The prompt for models that take instructions. Other models caption without one."""
     max_new_tokens: int = Field(default=40, ge=1)
     batch_size: int = Field(default=16, ge=1)
     max_side: int = Field(default=512, ge=32)
-    """Pixels: larger pictures are made smaller before they travel to the captioner."""
+    """Pixels. Larger pictures are shrunk before they travel to the captioner."""
 
 
 class ScanSettings(Settings):
-    """A bulk scan: what to read, with which model, where to write, and how to run."""
+    """Settings of a bulk scan: what to read, with which model, where to write, and how to run."""
 
     input: str
     out: str
     job: str | None = None
-    """Name of the job folder; by default the input's name."""
+    """Name of the job folder. None: the name of the input."""
     model: str = "demo"
     limit: int | None = Field(default=None, ge=1)
     """Scan only the first so many pairs."""
@@ -44,42 +44,43 @@ class ScanSettings(Settings):
     captions: CaptionSettings | None = None
 
     address: str | None = None
-    """Of a running Ray cluster; None starts Ray on this machine."""
+    """Address of a running Ray cluster. None: start Ray on this machine."""
     device: Device = "auto"
     detectors: int | None = Field(default=None, ge=1)
-    """Detector actors; None: one a GPU, or as many as the CPUs carry."""
+    """Number of detector actors. None: one a GPU, or as many as the CPUs carry."""
     batch_size: int | None = Field(default=None, ge=1)
-    """Pairs that travel and are judged together; None: 64 on CPUs, 256 on GPUs."""
+    """Pairs that travel and enter the model together. None: 64 on CPUs, 256 on GPUs."""
     wait_for_machines_s: float = Field(default=900, ge=0)
-    """That a cluster is given to bring GPUs for the detectors, where `device` asks for them."""
+    """Seconds that a cluster has to add GPUs for the detectors, if `device` requires GPUs."""
     rows_per_file: int | None = Field(default=None, ge=1)
-    """Pairs of one results file, which are lost if the job dies before it is written; None: by the size of the job."""
+    """Pairs in one results file. They are lost if the job dies before it is written. None: by the size of the job."""
     fetch: FetchSettings = FetchSettings()
     heartbeat_s: float = Field(default=2, gt=0)
+    """Seconds between two heartbeats of the job."""
     stale_after_s: float = Field(default=12, gt=0)
-    """A running job whose heartbeat has not moved for so long is dead, and may be taken over."""
+    """Seconds without a heartbeat after which a running job counts as dead, and may be taken over."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:
         if (self.job is not None and not re.fullmatch(r"[\w.+-]{1,200}", self.job)) or self.job in (".", ".."):
-            raise ValueError(f"job {self.job!r} is not a folder's name: letters, digits, '.', '_', '+' and '-'")
+            raise ValueError(f"job {self.job!r} is not a folder's name. Use letters, digits, '.', '_', '+' and '-'.")
         if self.stale_after_s < 2 * self.heartbeat_s:
             raise ValueError(f"stale_after_s {self.stale_after_s} is less than two heartbeats of {self.heartbeat_s} s")
         return self
 
     @property
     def job_folder(self) -> Location:
-        """OUT/JOB_ID."""
-        return Location.parse(self.out) / (self.job or _name_of(self.input))
+        """The folder of the job, OUT/JOB."""
+        if self.job:
+            return Location.parse(self.out) / self.job
+        # Without a name, the job takes the input's, less the suffix and the characters that `_check` refuses.
+        name = Location.parse(self.input).name
+        file = record_file(name)
+        name = re.sub(r"[^\w.+-]", "_", file.stem if file else name).strip(".")
+        return Location.parse(self.out) / (name or "scan")
 
     def identity(self) -> dict[str, Any]:
-        """The settings that decide what the rows say; a job goes on only under the same ones."""
+        """Return the settings that decide what the rows say; a job resumes only under the same ones."""
         return self.model_dump(
             include={"input", "limit", "precision", "max_image_bytes", "max_image_pixels", "captions"}
         ) | {"input": Location.parse(self.input).uri}
-
-
-def _name_of(place: str) -> str:
-    name = Location.parse(place).name
-    file = record_file(name)
-    return re.sub(r"[^\w.+-]", "_", file.stem if file else name).strip(".") or "scan"

@@ -1,4 +1,4 @@
-"""A scan on a GPU, as far as any machine can tell: Ray counts one, and the detector computes on what is there."""
+"""A scan on a pretended GPU, which any machine can run: Ray counts one, and the detector computes on what exists."""
 
 import gc
 import json
@@ -17,7 +17,7 @@ from tests.support.waiting import HANG_S, wait_until
 
 
 class _Deadly(Deadly):
-    """Knows that it was meant for a GPU."""
+    """A deadly detector that expects a GPU and takes any device."""
 
     def __init__(self, detection: Detection, progress: Any) -> None:
         assert detection.device == "cuda"
@@ -25,18 +25,18 @@ class _Deadly(Deadly):
 
 
 def _scan_with_one_gpu(settings: ScanSettings) -> dict[str, Any]:
-    """The summary, once the GPU is free again."""
+    """Run a scan, wait until the GPU is free again, and return the summary."""
     import ray
     from ray import cloudpickle
 
     from jobs.cluster import ray_running
-    from jobs.scan import pipeline as chain
+    from jobs.scan import pipeline
     from jobs.scan.run import scan
 
     for module in (__name__, Deadly.__module__):
         cloudpickle.register_pickle_by_value(sys.modules[module])
-    chain.Detector, chain.TRIES = _Deadly, 1  # type: ignore[misc]  # in a process of its own
-    gc.disable()  # a program with much in memory collects seldom
+    pipeline.Detector, pipeline.TRIES = _Deadly, 1  # type: ignore[misc]  # in a process of its own
+    gc.disable()  # a program with much in memory rarely collects
     with ray_running(num_cpus=2, num_gpus=1, object_store_memory=300 * 2**20):
         summary = scan(settings)
         wait_until(lambda: ray.available_resources().get("GPU") == 1)
@@ -52,6 +52,6 @@ def test_a_detector_that_dies_leaves_the_only_gpu_to_the_next(corpus: Path, mode
     settings = ScanSettings(
         input=str(corpus / "b.jsonl"), out=str(corpus / "out"), model=str(model_folder), batch_size=4
     )
-    with get_context("spawn").Pool(1) as process:  # which is ended where the time is up
+    with get_context("spawn").Pool(1) as process:  # the pool ends the process when the time is up
         summary = process.apply_async(_scan_with_one_gpu, (settings,)).get(HANG_S)
     assert (summary["pairs"], summary["errors"]) == (12, 1)

@@ -1,4 +1,4 @@
-"""Processes are killed to see what is lost. Nothing may be."""
+"""A scan whose driver is killed loses nothing."""
 
 import json
 import os
@@ -25,7 +25,7 @@ print(json.dumps(scan(ScanSettings(**json.loads(sys.argv[1])))))
 
 @pytest.fixture
 def settings(tmp_path: Path, jpeg: Callable[..., bytes], model_folder: Path) -> dict[str, object]:
-    """A scan of many pairs in small batches, with broken ones among them."""
+    """Return the settings of a scan of many pairs in small batches, some of them without their picture."""
     for number in range(20):
         (tmp_path / f"{number}.jpg").write_bytes(jpeg(number))
     lines = [

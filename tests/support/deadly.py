@@ -1,4 +1,4 @@
-"""A detector that ends its process; workers of Ray do not find this module, so a test has it pickled by value."""
+"""A detector that ends its process. Ray's workers cannot import this module, so tests pickle it by value."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from jobs.scan.stages.detect import Detector
 
 
 class Deadly(Detector):
-    """Ends its process at some texts, as a crash in a library would."""
+    """A detector that ends its process at texts with `poison`, as a crash in a library would."""
 
     def __call__(self, batch: pa.Table) -> pa.Table:
         import os

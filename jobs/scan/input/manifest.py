@@ -1,4 +1,4 @@
-"""The one table that every input becomes: a row for each pair, in parquet, written once and read by the chain."""
+"""The manifest: one parquet table, a row for each pair of the input, written once and read by the pipeline."""
 
 from __future__ import annotations
 
@@ -40,46 +40,47 @@ _ESCAPE_LENGTH = len(r"\u0000")
 
 @dataclass(kw_only=True)
 class ManifestRow:
-    """One pair of the input. `row_error` says why a row cannot be understood; it is kept all the same."""
+    """A pair of the input. `row_error` says why a row cannot be understood; the row is kept all the same."""
 
     row_id: int
     """part * 2^32 + line: ordered as the input is."""
     custom_id: str | None = None
-    """None where the caller gave none: the row is called #row_id then."""
+    """The caller's name for the row. None if there is none: the row is then called #row_id."""
     given_id: str | None = None
-    """What the caller called a row whose `custom_id` had to be another, since an earlier row has that one."""
+    """The caller's name for a row that had to get another `custom_id`, because an earlier row has that name."""
     image_uri: str | None = None
     """An absolute path or s3://bucket/key."""
     image_version: str | None = None
     image_offset: int | None = None
     image_length: int | None = None
     text: str | None = None
-    """As stored: `readable_text` makes of it what the model reads."""
+    """The text as it is stored. `readable_text` turns it into what the model reads."""
     text_escapes: list[int] | None = None
-    """Positions in the original text of the characters that are stored as escapes; None where there are none."""
+    """Positions in the original text of the characters that are stored as escapes. None if there are none."""
     metadata: str | None = None
-    """JSON, as the caller gave it."""
+    """JSON, as the caller wrote it."""
     row_error: str | None = None
     warnings: list[str] = field(default_factory=list)
 
 
 def storable(text: str) -> str:
-    r"""The text with what stores refuse, lone surrogates and NULs, escaped as `\uXXXX`; all else as it is."""
+    r"""Return the text with lone surrogates and NULs, which stores refuse, escaped as `\uXXXX`."""
     return UNREADABLE.sub(lambda match: f"\\u{ord(match[0]):04x}", text)
 
 
 def is_storable(text: str) -> bool:
-    """Whether stores take the text as it is."""
+    """True if stores take the text as it is."""
     return UNREADABLE.search(text) is None
 
 
 def readable_text(text: str, escapes: Sequence[int] | None) -> str:
-    """A stored text as the model reads it, character for character the original one, in which offsets of words count.
+    """Return a stored text as the model reads it, character for character the original one, so word offsets hold.
 
-    escapes: `text_escapes`; what stands there cannot be read by any tokenizer, and becomes U+FFFD.
+    `escapes` are the row's `text_escapes`. No tokenizer can read the characters there; each becomes U+FFFD.
     """
     pieces, end = [], 0
     for number, position in enumerate(escapes or ()):
+        # Each escape before this one made the stored text longer.
         start = position + number * (_ESCAPE_LENGTH - 1)
         pieces.append(text[end:start])
         end = start + _ESCAPE_LENGTH
@@ -89,19 +90,81 @@ def readable_text(text: str, escapes: Sequence[int] | None) -> str:
 def write_manifest(rows: Iterable[ManifestRow], folder: Location, limit: int | None = None) -> int:
     """Write the rows as `folder`/NNNNN.parquet and return how many there are; memory is bounded by one row group.
 
-    A `custom_id` that came before gets a name of its own and a warning, and its row is judged as any other: pairs of
-    one news item of DGM4 share their id.
+    A row whose `custom_id` came before gets a unique name and a warning, and is scanned like any other: pairs of one
+    news item of DGM4 share their id.
     """
     return write_tables(_tables(islice(rows, limit)), folder)
 
 
 def _tables(rows: Iterator[ManifestRow]) -> Iterator[pa.Table]:
+    """Group the rows into tables, with their strings escaped and their names made unique."""
     seen = SeenIds()
     while group := list(islice(rows, _ROWS_PER_GROUP)):
+        # Escapes come first: two names that differ only before the escaping must not collide after it.
         for row in group:
             _escape(row)
-        _name_repeated(group, seen)
-        yield _to_table(group)
+        _make_names_unique(group, seen)
+        columns = {name: [getattr(row, name) for row in group] for name in MANIFEST_SCHEMA.names}
+        yield pa.table(columns, MANIFEST_SCHEMA)
+
+
+def _escape(row: ManifestRow) -> None:
+    """Escape what stores refuse in every string of the row; remember where the text had it."""
+    if row.text is not None and not is_storable(row.text):
+        row.text_escapes = [match.start() for match in UNREADABLE.finditer(row.text)]
+        row.warnings.append(
+            "the text has lone surrogates or NULs; each is stored as \\uXXXX, and was read as one U+FFFD"
+        )
+    for name in _TEXTS:
+        if (value := getattr(row, name)) is not None:
+            setattr(row, name, storable(value))
+
+
+def _make_names_unique(rows: list[ManifestRow], seen: SeenIds) -> None:
+    """Name the rows that have no name, and rename those whose name came before."""
+    names = [f"#{row.row_id}" if row.custom_id is None else row.custom_id for row in rows]
+    repeated = seen.repeated(names)
+    for row, name, is_repeated in zip(rows, names, repeated, strict=True):
+        given, row.custom_id = row.custom_id, name
+        if not is_repeated:
+            continue
+        row.custom_id = f"{given or ''}#{row.row_id}"
+        # An earlier row may have been called `a#2` by the caller.
+        while seen.repeated([row.custom_id])[0]:
+            row.custom_id += "#"
+        if given is not None:
+            row.given_id = given
+            row.warnings.append(f"custom_id {given!r} was used by an earlier row; this one is called {row.custom_id!r}")
+
+
+class SeenIds:
+    """The ids that came before, in 8 bytes an id: sorted runs of 64-bit hashes, merged as they grow."""
+
+    def __init__(self) -> None:
+        self._runs: list[NDArray[np.uint64]] = []
+
+    def repeated(self, ids: Sequence[str]) -> NDArray[np.bool_]:
+        """Return for each id whether it came before, here or in an earlier call; then remember all of them.
+
+        Two ids share a hash once in 2^64.
+        """
+        import pandas as pd
+
+        hashes = pd.util.hash_array(np.array(ids, dtype=object), categorize=False)
+        unique, first = np.unique(hashes, return_index=True)
+        repeated = np.ones(len(ids), bool)
+        repeated[first] = False
+        for run in self._runs:
+            positions = np.searchsorted(run, hashes)
+            repeated |= run[np.minimum(positions, len(run) - 1)] == hashes
+        self._add(unique)
+        return repeated
+
+    def _add(self, run: NDArray[np.uint64]) -> None:
+        # Each run stays more than twice as long as the next, so that there are few, and each id is merged a few times.
+        while self._runs and len(self._runs[-1]) <= 2 * len(run):
+            run = np.union1d(self._runs.pop(), run)
+        self._runs.append(run)
 
 
 def write_tables(tables: Iterable[pa.Table], folder: Location) -> int:
@@ -112,7 +175,7 @@ def write_tables(tables: Iterable[pa.Table], folder: Location) -> int:
     system, path = filesystem(folder)
     total = 0
     with storage_errors(folder):
-        if not folder.is_s3:  # there, a folder of its own would be an object that stays behind
+        if not folder.is_s3:  # in S3, a folder would be an object that is left behind
             system.create_dir(path, recursive=True)
         groups = _row_groups(tables)
         for number, first in enumerate(groups):
@@ -124,7 +187,7 @@ def write_tables(tables: Iterable[pa.Table], folder: Location) -> int:
 
 
 def _row_groups(tables: Iterable[pa.Table]) -> Iterator[pa.Table]:
-    """The rows of the tables in tables of `_ROWS_PER_GROUP` rows; the last has what is left."""
+    """Regroup the rows into tables of `_ROWS_PER_GROUP` rows; the last has what is left."""
     waiting: list[pa.Table] = []
     rows = 0
     for table in tables:
@@ -139,59 +202,3 @@ def _row_groups(tables: Iterable[pa.Table]) -> Iterator[pa.Table]:
         waiting = [joined.slice(joined.num_rows - rows)]
     if rows:
         yield pa.concat_tables(waiting)
-
-
-def _name_repeated(rows: list[ManifestRow], seen: SeenIds) -> None:
-    names = [f"#{row.row_id}" if row.custom_id is None else row.custom_id for row in rows]
-    repeated = seen.repeated(names)
-    for row, name, is_repeated in zip(rows, names, repeated, strict=True):
-        given, row.custom_id = row.custom_id, name
-        if not is_repeated:
-            continue
-        row.custom_id = f"{given or ''}#{row.row_id}"
-        while seen.repeated([row.custom_id])[0]:
-            row.custom_id += "#"
-        if given is not None:
-            row.given_id = given
-            row.warnings.append(f"custom_id {given!r} was used by an earlier row; this one is called {row.custom_id!r}")
-
-
-def _to_table(rows: list[ManifestRow]) -> pa.Table:
-    return pa.table({name: [getattr(row, name) for row in rows] for name in MANIFEST_SCHEMA.names}, MANIFEST_SCHEMA)
-
-
-def _escape(row: ManifestRow) -> None:
-    if row.text is not None and not is_storable(row.text):
-        row.text_escapes = [match.start() for match in UNREADABLE.finditer(row.text)]
-        row.warnings.append(
-            "the text has lone surrogates or NULs; each is stored as \\uXXXX, and was read as one U+FFFD"
-        )
-    for name in _TEXTS:
-        if (value := getattr(row, name)) is not None:
-            setattr(row, name, storable(value))
-
-
-class SeenIds:
-    """Which ids came before, in 8 bytes an id: sorted runs of 64-bit hashes, merged as they grow."""
-
-    def __init__(self) -> None:
-        self._runs: list[NDArray[np.uint64]] = []
-
-    def repeated(self, ids: Sequence[str]) -> NDArray[np.bool_]:
-        """For each id whether it came before, here or in an earlier call. Two ids share a hash once in 2^64."""
-        import pandas as pd
-
-        hashes = pd.util.hash_array(np.array(ids, dtype=object), categorize=False)
-        unique, first = np.unique(hashes, return_index=True)
-        repeated = np.ones(len(ids), bool)
-        repeated[first] = False
-        for run in self._runs:
-            places = np.searchsorted(run, hashes)
-            repeated |= run[np.minimum(places, len(run) - 1)] == hashes
-        self._add(unique)
-        return repeated
-
-    def _add(self, run: NDArray[np.uint64]) -> None:
-        while self._runs and len(self._runs[-1]) <= 2 * len(run):
-            run = np.union1d(self._runs.pop(), run)
-        self._runs.append(run)

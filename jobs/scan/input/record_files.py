@@ -1,10 +1,11 @@
-"""Records out of JSON, JSON lines, CSV and Parquet files, one at a time: memory is bounded by one record.
+"""Records of JSON, JSON lines, CSV and Parquet files, one at a time: memory is bounded by one record.
 
-Each comes with its line: of text files the line in the file, else the position among the records; from 0. A record
-that cannot be read is a `RowError` in its place. A file that cannot be read any further is an `InputNotFound`.
+Each record comes with its line, from 0: the line in a text file, else the position among the records. A record that
+cannot be read is replaced by a `RowError`. A file that cannot be read any further raises `InputNotFound`.
 
-In CSV, a quote that is not closed takes the lines behind it into its record; each of them is a `RowError` too. One that
-another stray quote closes, with as many cells as the header has, cannot be told from a text of several lines.
+In CSV, a quote that is not closed takes the following lines into its record; each of them is a `RowError` too. If
+another stray quote closes it, and the record has as many cells as the header, it looks like a text of several lines and
+is read as one.
 """
 
 from __future__ import annotations
@@ -31,37 +32,36 @@ _FILE = re.compile(
 )
 _SPACE = re.compile(r"[\s,]*")
 _UNDECODED = re.compile("[\udc80-\udcff]")
-"""What `surrogateescape` makes of bytes that are not UTF-8, so that the record they are in can be told."""
+"""Characters that `surrogateescape` makes of bytes that are not UTF-8; they mark the record that holds such bytes."""
 _DECODER = json.JSONDecoder()
 _ANY_INTEGER = json.JSONDecoder(parse_int=str)
-"""Finds the end of a record with an integer of more digits than Python converts."""
+"""The decoder that finds the end of a record with an integer of more digits than Python converts."""
 
 
 class RowError(Exception):
-    """Why one record cannot be understood."""
+    """The reason why one record cannot be understood."""
 
 
 Record = dict[str, Any] | RowError
 
-
 Needed = Sequence[Sequence[str]]
-"""Of each of these groups of columns a table must have one."""
+"""Groups of columns. A table must have at least one column of each group."""
 PICTURES: Needed = (("image", "image_uri"),)
 PAIRS: Needed = (*PICTURES, ("text",))
 
 
 class RecordFile(NamedTuple):
-    """What a file's name says of the records in it."""
+    """The parts of the name of a file of records."""
 
     stem: str
     kind: str
     """json, jsonl, csv or parquet."""
     packed: str
-    """The suffix of the compression, or nothing."""
+    """The suffix of the compression, or an empty string."""
 
 
 def record_file(name: str) -> RecordFile | None:
-    """Of a file that `read_records` reads; None for one of another kind."""
+    """Return the parts of the name of a file that `read_records` reads; None for a file of another kind."""
     match = _FILE.fullmatch(name)
     if match is None:
         return None
@@ -70,7 +70,13 @@ def record_file(name: str) -> RecordFile | None:
 
 
 def read_records(location: Location, kind: str, needed: Needed = PAIRS) -> Iterator[tuple[int, Record]]:
-    """The records of a file, of `kind` json, jsonl, csv or parquet, with their lines."""
+    """Yield the records of a file, with their lines.
+
+    Args:
+        location: The file, which may be compressed.
+        kind: json, jsonl, csv or parquet, as in `RecordFile`.
+        needed: Columns that a table must have.
+    """
     try:
         with storage_errors(location):
             yield from _parquet(location, needed) if kind == "parquet" else _text_records(location, kind, needed)
@@ -85,16 +91,17 @@ def _text_records(location: Location, kind: str, needed: Needed) -> Iterator[tup
         elif kind == "json" and _starts_an_array(file):
             yield from _json_array(file, location)
         else:
-            yield from _json_lines(file)
+            for number, line in _lines(file):
+                yield number, line if isinstance(line, RowError) else _json_record(line)
 
 
 def _starts_an_array(file: BinaryIO) -> bool:
-    head: bytes = file.peek(1)  # type: ignore[attr-defined]  # all that is buffered
+    head: bytes = file.peek(1)  # type: ignore[attr-defined]  # returns all that is buffered, not one byte
     return head.removeprefix(codecs.BOM_UTF8).lstrip().startswith(b"[")
 
 
 def _lines(file: BinaryIO) -> Iterator[tuple[int, bytes | RowError]]:
-    """Lines that are not blank; one that is too long is an error, and is not held in memory."""
+    """Yield the lines that are not blank; a line that is too long is an error, and is not held in memory."""
     number = 0
     while line := file.readline(MAX_RECORD_BYTES + 1):
         if len(line) > MAX_RECORD_BYTES and not line.endswith(b"\n"):
@@ -104,11 +111,6 @@ def _lines(file: BinaryIO) -> Iterator[tuple[int, bytes | RowError]]:
         elif line.strip():
             yield number, line
         number += 1
-
-
-def _json_lines(file: BinaryIO) -> Iterator[tuple[int, Record]]:
-    for number, line in _lines(file):
-        yield number, line if isinstance(line, RowError) else _json_record(line)
 
 
 def _json_record(line: bytes) -> Record:
@@ -121,24 +123,28 @@ def _json_record(line: bytes) -> Record:
 
 
 def _checked(value: Any) -> Record:
-    return value if isinstance(value, dict) else RowError(f"the record is a {type(value).__name__}, not an object")
+    return (
+        value if isinstance(value, dict) else RowError(f"the record is of type {type(value).__name__}, not an object")
+    )
 
 
 def _json_array(file: BinaryIO, location: Location) -> Iterator[tuple[int, Record]]:
-    """The elements of one array, parsed as they come; nothing after broken syntax can be understood."""
+    """Yield the elements of one array, parsed as they come; nothing after broken syntax can be understood."""
     reader = codecs.getreader("utf-8-sig")(file, "surrogateescape")
     buffer, at, number = "", 0, 0
     try:
         while not buffer:
             buffer = reader.read(_CHUNK).lstrip()
-        at = 1  # behind the bracket
+        at = 1  # after the bracket
         while True:
-            at = _skip_space(buffer, at)
+            space = _SPACE.match(buffer, at)
+            at = space.end() if space else at
             if buffer.startswith("]", at):
                 _check_end(buffer[at + 1 :], reader)
                 return
             record, end = _element(buffer, at)
             if record is None:
+                # The record goes on beyond the buffer. Drop what is read, append a chunk, and try again.
                 more = reader.read(_CHUNK)
                 if not more or len(buffer) - at > MAX_RECORD_BYTES:
                     raise ValueError(f"record {number} does not end, or is longer than {MAX_RECORD_BYTES} characters")
@@ -147,15 +153,11 @@ def _json_array(file: BinaryIO, location: Location) -> Iterator[tuple[int, Recor
                 yield number, record
                 at, number = end, number + 1
     except (ValueError, RecursionError) as error:
-        raise InputNotFound(f"{location} is broken after {number} records: {error}; repair it") from error
-
-
-def _skip_space(buffer: str, at: int) -> int:
-    match = _SPACE.match(buffer, at)
-    return match.end() if match else at
+        raise InputNotFound(f"{location} is broken after {number} records: {error}. Repair the file.") from error
 
 
 def _check_end(rest: str, reader: codecs.StreamReader) -> None:
+    """Raise `ValueError` if anything but white space follows the array."""
     while not rest.strip():
         rest = reader.read(_CHUNK)
         if not rest:
@@ -164,19 +166,20 @@ def _check_end(rest: str, reader: codecs.StreamReader) -> None:
 
 
 def _element(buffer: str, at: int) -> tuple[Record | None, int]:
-    """A record and where it ends; none if the buffer may stop within it, as within a number it can unnoticed."""
+    """Return a record and where it ends; None for the record if the buffer may stop within it."""
     try:
         value, end = _parse(buffer, at)
     except json.JSONDecodeError:
         return None, at
     if not isinstance(value, dict | RowError) and end == len(buffer):
-        return None, at
+        return None, at  # a number that is cut in two parses as a shorter number
     if _UNDECODED.search(buffer, at, end):
         return RowError("the record is not UTF-8"), end
     return value if isinstance(value, RowError) else _checked(value), end
 
 
 def _parse(buffer: str, at: int) -> tuple[Any, int]:
+    """Return the value at a position and where it ends; raise `JSONDecodeError` for broken syntax."""
     try:
         return _DECODER.raw_decode(buffer, at)
     except json.JSONDecodeError:
@@ -186,7 +189,7 @@ def _parse(buffer: str, at: int) -> tuple[Any, int]:
 
 
 def _csv(file: BinaryIO, location: Location, needed: Needed) -> Iterator[tuple[int, Record]]:
-    reader = csv.reader(_csv_lines(file), strict=True)
+    reader = csv.reader(_csv_lines(file), strict=True)  # strict: a stray quote is an error, not a part of the text
     try:
         header = next(reader, [])
     except csv.Error as error:
@@ -205,27 +208,25 @@ def _csv(file: BinaryIO, location: Location, needed: Needed) -> Iterator[tuple[i
             problem = f"the line has {len(cells)} cells, the header {len(header)}"
             yield from _broken_lines(first, reader.line_num, problem)
         elif cells:
-            yield first, _csv_record(header, cells)
+            if any(map(_UNDECODED.search, cells)):
+                yield first, RowError("the line is not UTF-8")
+            else:
+                yield first, {name: cell or None for name, cell in zip(header, cells, strict=True)}
 
 
 def _broken_lines(first: int, end: int, problem: str) -> Iterator[tuple[int, RowError]]:
-    """An error for each line of a record whose quotes may be where they should not."""
+    """Yield an error for each line of a record whose quotes may be misplaced."""
     yield first, RowError(problem)
     for line in range(first + 1, end):
         yield line, RowError(f"the line was read as a part of line {first}, whose quotes are wrong: {problem}")
 
 
 def _csv_lines(file: BinaryIO) -> Iterator[str]:
+    """Decode the lines without failing: a line that is not UTF-8 is the error of its own record only."""
     first = True
     while line := file.readline(MAX_RECORD_BYTES):
         yield (line.removeprefix(codecs.BOM_UTF8) if first else line).decode(errors="surrogateescape")
         first = False
-
-
-def _csv_record(header: list[str], cells: list[str]) -> Record:
-    if any(map(_UNDECODED.search, cells)):
-        return RowError("the line is not UTF-8")
-    return {name: cell or None for name, cell in zip(header, cells, strict=True)}
 
 
 def _parquet(location: Location, needed: Needed) -> Iterator[tuple[int, Record]]:
@@ -239,16 +240,18 @@ def _parquet(location: Location, needed: Needed) -> Iterator[tuple[int, Record]]
 
 
 def _parquet_records(batch: pa.RecordBatch) -> Sequence[Record]:
-    """The rows of a batch; one with a value that Python does not have, such as the year 10000, is an error."""
+    """Return the rows of a batch; a row with a value that Python does not have, such as the year 10000, is an error."""
     try:
         return cast("list[Record]", batch.to_pylist())
     except (ValueError, OverflowError) as error:
         if len(batch) == 1:
             return [RowError(f"the row is not read: {error}")]
+        # The error names no row, so the rows are converted one by one.
         return [record for row in range(len(batch)) for record in _parquet_records(batch.slice(row, 1))]
 
 
 def _check_columns(names: list[str], location: Location, needed: Needed) -> None:
+    """Raise `InputNotFound` if a table has no column of one of the groups."""
     if missing := [" or ".join(map(repr, group)) for group in needed if not set(group) & set(names)]:
         found = f"has the columns {', '.join(map(repr, names))}" if names else "is empty"
         raise InputNotFound(f"{location} {found}; it needs a column {', and a column '.join(missing)}")

@@ -1,4 +1,4 @@
-"""Inputs of a scan, told apart by their names, each a stream of manifest rows.
+"""Inputs of a scan, each a stream of manifest rows. The name of an input decides how it is read.
 
     *.json            a DGM4 metadata file (an array of records), or one JSON object a line
     *.jsonl *.ndjson  one JSON object a line
@@ -7,11 +7,11 @@
     anything else     a folder or prefix of pictures, each with a text file of the same name beside it
 
 A record has `image` or `image_uri`, `text`, and may have `custom_id` or `id`, `image_offset` with `image_length`
-(bytes of a larger file), and `metadata`; without the last, its other fields are the metadata. Files may be
-compressed (.gz, .bz2, .zst). A record that cannot be understood is a row with a `row_error`, never left out.
+(bytes of a larger file), and `metadata`. Without `metadata`, its other fields are the metadata. Files may be
+compressed (.gz, .bz2, .zst). A record that cannot be understood becomes a row with a `row_error`; none is left out.
 
 A manifest names the pictures to read, so it decides what the job's credentials are used for. Addresses (http://
-and the like) are refused, and a manifest that lies in S3 may not name local files, which are the workers' own.
+and the like) are refused. A manifest in S3 may not name local files, because these belong to the workers.
 """
 
 from __future__ import annotations
@@ -38,14 +38,14 @@ IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".ti
 _SCHEME = re.compile(r"^(data(?=:)|[a-zA-Z][\w+.-]*(?=://))")
 _MAX_TEXT_BYTES = 2**20
 _MOST_BYTES = 2**63 - 1
-"""Of a file, as the manifest can say it."""
+"""Largest end of a byte range that the manifest can hold."""
 _TEXT_READERS = 32
 _KNOWN_FIELDS = {"custom_id", "id", "image", "image_uri", "image_offset", "image_length", "text", "metadata"}
 
 
 @dataclass(frozen=True)
 class Source:
-    """An input that is there, and how to read it."""
+    """An input that exists, and how to read it."""
 
     location: Location
     kind: str
@@ -53,25 +53,30 @@ class Source:
     limit: int | None = None
     """Read only the first so many rows."""
     needed: Needed = PAIRS
-    """Of the columns of a table."""
+    """Columns that a table must have."""
 
     def fingerprint(self) -> str:
-        """Changes when the input does."""
+        """Return a string that changes when the input does."""
         if self.kind != "folder":
             return file_fingerprint(self.location)
         return files_fingerprint(filter(None, chain.from_iterable(_pictures(self.location, self.limit))))
 
     def rows(self) -> Iterator[ManifestRow]:
-        """Every row of the input, in its order."""
+        """Return every row of the input, in its order."""
         if self.kind == "folder":
             return _folder_rows(self.location, self.limit)
         return islice(_record_rows(self.location, self.kind, self.needed), self.limit)
 
 
 def find_source(text: str, limit: int | None = None, *, texts: bool = True) -> Source:
-    """The input called `text`; a table of it needs a column of texts only where `texts` says so.
+    """Return the input at an address.
 
-    Raises `InputNotFound` or `StorageError`, of one sentence, if nothing can be scanned.
+    Raises `InputNotFound` or `StorageError` if there is nothing that can be scanned.
+
+    Args:
+        text: A path or an s3:// address.
+        limit: Read only the first so many rows.
+        texts: True if a table needs a column of texts.
     """
     location = Location.parse(text)
     file = record_file(location.name)
@@ -81,14 +86,17 @@ def find_source(text: str, limit: int | None = None, *, texts: bool = True) -> S
         return Source(location, file.kind, limit, needed)
     if next(_pictures(location, 1), None) is None:
         raise InputNotFound(
-            f"{location} {_what_is_wrong(location)}; give a manifest (.json, .jsonl, .csv, .parquet) or a folder of "
+            f"{location} {_describe_problem(location)}; give a manifest (.json, .jsonl, .csv, .parquet) or a folder of "
             "pictures"
         )
     return Source(location, "folder", limit)
 
 
 def _check_first(location: Location, kind: str, needed: Needed) -> None:
-    """Refuse a file without a record, and a .json whose first one is no JSON: its lines are not meant as records."""
+    """Raise `InputNotFound` for a file without a record, and for a .json file whose first record is not JSON.
+
+    A .json file may hold one object a line. If its first line is broken, its lines are probably not meant as records.
+    """
     found = next(read_records(location, kind, needed), None)
     if found is None:
         raise InputNotFound(f"{location} holds no record: nothing to scan")
@@ -96,7 +104,7 @@ def _check_first(location: Location, kind: str, needed: Needed) -> None:
         raise InputNotFound(f"{location} is neither an array nor lines of JSON objects: {found[1]}")
 
 
-def _what_is_wrong(location: Location) -> str:
+def _describe_problem(location: Location) -> str:
     if exists(location):
         return "is a file of another kind"
     if next(list_files(location), None) is None:
@@ -106,6 +114,7 @@ def _what_is_wrong(location: Location) -> str:
 
 def _record_rows(location: Location, kind: str, needed: Needed) -> Iterator[ManifestRow]:
     records = read_records(location, kind, needed)
+    # The first records show where relative paths start; the others are read as a stream.
     first = list(islice(records, 20))
     base = _image_base(location, [record for _, record in first if isinstance(record, dict)])
     for line, record in chain(first, records):
@@ -113,24 +122,23 @@ def _record_rows(location: Location, kind: str, needed: Needed) -> Iterator[Mani
 
 
 def _image_base(manifest: Location, records: list[dict[str, Any]]) -> Location:
-    """The folder that relative image paths start from: the manifest's, or the data set's if that is where they are.
+    """Return the folder that relative image paths start from.
 
-    DGM4 keeps its manifests in metadata/, with paths from the data set's root or from the folder around it.
+    It is the manifest's folder. DGM4 keeps its manifests in metadata/, with paths from the data set's root or from the
+    folder around it, so for a manifest in metadata/ it is the first folder that has the picture of one of the records.
     """
     folder = manifest.parent
     if folder.name != "metadata":
         return folder
     bases = [folder.parent, folder.parent.parent, folder]
     for record in records:
+        name = _first_value(record, "image_uri", "image")
+        if not isinstance(name, str) or name.startswith("/") or _SCHEME.match(name):
+            continue  # not a relative path
         for base in bases:
-            name = _given(record, "image_uri", "image")
-            if isinstance(name, str) and _is_relative(name) and exists(base / name):
+            if exists(base / name):
                 return base
     return bases[0]
-
-
-def _is_relative(uri: str) -> bool:
-    return not uri.startswith("/") and _SCHEME.match(uri) is None
 
 
 def _to_row(row_id: int, record: Record, base: Location) -> ManifestRow:
@@ -145,39 +153,42 @@ def _to_row(row_id: int, record: Record, base: Location) -> ManifestRow:
 
 
 def _fill(row: ManifestRow, record: dict[str, Any], base: Location) -> None:
-    name = _given(record, "custom_id", "id")
+    """Copy the fields of a record into a row; raise `RowError` at the first that cannot be understood."""
+    # The name comes first, so that the error of another field is reported under the caller's name.
+    name = _first_value(record, "custom_id", "id")
     if name is not None:
-        row.custom_id = _typed(name, "custom_id", str, int)
+        row.custom_id = _to_string(name, "custom_id", str, int)
     if not {"image", "image_uri", "text"} & set(record):
         raise RowError(f"the record has neither image nor text; its fields are {sorted(record)}")
     row.metadata = _metadata(record)
-    row.text = _text(record.get("text"))
-    row.image_offset, row.image_length = _member(record)
-    uri = _given(record, "image_uri", "image")
+    text = record.get("text")
+    if text is not None:
+        row.text = _text_or_none(_to_string(text, "text", str))
+    row.image_offset, row.image_length = _byte_range(record)
+    uri = _first_value(record, "image_uri", "image")
     if uri is not None:
-        row.image_uri = image_uri(_typed(uri, "image", str), base)
+        row.image_uri = image_uri(_to_string(uri, "image", str), base)
 
 
-def _given(record: dict[str, Any], *names: str) -> Any:
-    """What the first of these fields holds that holds anything."""
+def _first_value(record: dict[str, Any], *names: str) -> Any:
+    """Return the value of the first of these fields that is neither null nor empty; None without one."""
     return next((record[name] for name in names if record.get(name) not in (None, "")), None)
 
 
-def _typed(value: Any, name: str, *types: type) -> str:
-    if isinstance(value, bool) or not isinstance(value, types):
-        raise RowError(f"{name} is {value!r:.100}, a {type(value).__name__} and not a string")
+def _to_string(value: Any, name: str, *types: type) -> str:
+    """Return a field's value as a string; raise `RowError` if it is of none of the types."""
+    if isinstance(value, bool) or not isinstance(value, types):  # a bool is an int to Python
+        raise RowError(f"{name} is {value!r:.100}, of type {type(value).__name__}; it must be a string")
     return str(value)
 
 
-def _text(value: Any) -> str | None:
-    """The text as it is; nothing but white space is no text."""
-    if value is None:
-        return None
-    text = _typed(value, "text", str)
+def _text_or_none(text: str) -> str | None:
+    """Return the text unchanged; None if it is only white space."""
     return text if text.strip() else None
 
 
-def _member(record: dict[str, Any]) -> tuple[int | None, int | None]:
+def _byte_range(record: dict[str, Any]) -> tuple[int | None, int | None]:
+    """Return `image_offset` and `image_length`, checked; both are None for a picture that is a whole file."""
     offset, length = record.get("image_offset"), record.get("image_length")
     if offset is None and length is None:
         return None, None
@@ -191,7 +202,7 @@ def _member(record: dict[str, Any]) -> tuple[int | None, int | None]:
 
 
 def _metadata(record: dict[str, Any]) -> str | None:
-    """What the caller gave as `metadata`; without it, the fields that mean nothing to the scan."""
+    """Return the caller's `metadata`; without it, the fields that mean nothing to the scan."""
     value = record.get("metadata")
     if value is None:
         value = {name: field for name, field in record.items() if name not in _KNOWN_FIELDS} or None
@@ -204,9 +215,10 @@ def _metadata(record: dict[str, Any]) -> str | None:
 
 
 def image_uri(uri: str, base: Location) -> str:
-    """The absolute path or s3:// address of an image named in a manifest, `base` being where relative paths start.
+    """Return the absolute path or s3:// address of an image named in a manifest.
 
-    Raises `RowError` for what a manifest may not name: addresses of the network, local files if it lies in S3.
+    `base` is the folder that relative paths start from. Raises `RowError` for what a manifest may not name: addresses
+    of the network, and local files if the manifest lies in S3.
     """
     if not is_storable(uri):
         raise RowError(f"the image {uri!r:.200} has a NUL or a lone surrogate, which no path has")
@@ -228,24 +240,29 @@ def image_uri(uri: str, base: Location) -> str:
     return f"s3://{base.bucket}/{key}"
 
 
+def _folder_rows(folder: Location, limit: int | None) -> Iterator[ManifestRow]:
+    pairs = _pictures(folder, limit)
+    row_id = 0
+    # Texts are read a few hundred at a time: enough to keep all readers busy, and few in memory.
+    with ThreadPoolExecutor(_TEXT_READERS) as readers:
+        while chunk := list(islice(pairs, 16 * _TEXT_READERS)):
+            for (picture, _), text in zip(chunk, readers.map(_read_text, [text for _, text in chunk]), strict=True):
+                yield _picture_row(row_id, picture, text, folder)
+                row_id += 1
+
+
 def _pictures(folder: Location, limit: int | None) -> Iterator[tuple[FileInfo, FileInfo | None]]:
-    """Each picture below a folder, with the text file of the same name. Texts without a picture are no pairs.
-
-    Listings keep names with a common beginning together, so one group of them at a time is enough to pair up.
-    """
+    """Return each picture below a folder, with the text file of the same name. A text without a picture is no pair."""
     if not folder.is_s3 and exists(folder):
-        return iter(())
-    return islice(chain.from_iterable(map(_pair_up, _groups(folder))), limit)
+        return iter(())  # it is a file
 
+    def before_first_dot(info: FileInfo) -> str:
+        parent, name = posixpath.split(info.location.uri)
+        return f"{parent}/{name.partition('.')[0]}"
 
-def _groups(folder: Location) -> Iterator[list[FileInfo]]:
-    for _, group in groupby(list_files(folder), key=lambda info: _before_first_dot(info.location)):
-        yield list(group)
-
-
-def _before_first_dot(location: Location) -> str:
-    folder, name = posixpath.split(location.uri)
-    return f"{folder}/{name.partition('.')[0]}"
+    # Listings keep names with a common beginning together, so holding one such group at a time is enough to pair up.
+    groups = (list(group) for _, group in groupby(list_files(folder), key=before_first_dot))
+    return islice(chain.from_iterable(map(_pair_up, groups)), limit)
 
 
 def _pair_up(group: list[FileInfo]) -> Iterator[tuple[FileInfo, FileInfo | None]]:
@@ -256,36 +273,27 @@ def _pair_up(group: list[FileInfo]) -> Iterator[tuple[FileInfo, FileInfo | None]
             yield info, texts.get(stem)
 
 
-def _folder_rows(folder: Location, limit: int | None) -> Iterator[ManifestRow]:
-    pairs = _pictures(folder, limit)
-    row_id = 0
-    with ThreadPoolExecutor(_TEXT_READERS) as readers:
-        while chunk := list(islice(pairs, 16 * _TEXT_READERS)):
-            for (picture, _), text in zip(chunk, readers.map(_read_text, [text for _, text in chunk]), strict=True):
-                yield _picture_row(row_id, picture, text, folder)
-                row_id += 1
+def _read_text(info: FileInfo | None) -> str | RowError | None:
+    """Return the text of a text file, or why it cannot be read."""
+    if info is None:
+        return None
+    if info.size > _MAX_TEXT_BYTES:
+        return RowError(f"the text file {info.location} has {info.size} bytes; the limit is {_MAX_TEXT_BYTES}")
+    try:
+        return _text_or_none(read_bytes(info.location).decode("utf-8-sig").rstrip("\r\n"))
+    except UnicodeDecodeError as error:
+        return RowError(f"the text file {info.location} is not UTF-8: {error}")
+    except StorageError as error:
+        return RowError(f"the text file cannot be read: {error}")
 
 
 def _picture_row(row_id: int, picture: FileInfo, text: str | RowError | None, folder: Location) -> ManifestRow:
     name = picture.location.uri.removeprefix(folder.uri).lstrip("/")
     row = ManifestRow(row_id=row_id, custom_id=name, image_uri=picture.location.uri, image_version=picture.version)
-    if not is_storable(picture.location.uri):  # what `os.fsdecode` makes of a name of other bytes
+    if not is_storable(picture.location.uri):  # `os.fsdecode` makes lone surrogates of bytes that are not UTF-8
         row.row_error = f"the path of the picture is not UTF-8: {os.fsencode(picture.location.uri)!r}; rename it"
     elif isinstance(text, RowError):
         row.row_error = str(text)
     else:
         row.text = text
     return row
-
-
-def _read_text(info: FileInfo | None) -> str | RowError | None:
-    if info is None:
-        return None
-    if info.size > _MAX_TEXT_BYTES:
-        return RowError(f"the text file {info.location} has {info.size} bytes; the limit is {_MAX_TEXT_BYTES}")
-    try:
-        return _text(read_bytes(info.location).decode("utf-8-sig").rstrip("\r\n"))
-    except UnicodeDecodeError as error:
-        return RowError(f"the text file {info.location} is not UTF-8: {error}")
-    except StorageError as error:
-        return RowError(f"the text file cannot be read: {error}")

@@ -1,1 +1,8 @@
-"""output"""
+"""The job folder of a scan, and what is written from its results.
+
+job_folder.py      job.json, heartbeat, and the checks before a job resumes
+completeness.py    results compared with the manifest, row by row
+tally.py           counts over all result rows
+summary.py         summary.json, errors.jsonl, flagged.jsonl
+report.py          report/index.html
+"""

@@ -1,15 +1,15 @@
-"""OUT/JOB_ID: the record of a job (`job.json`), who works on it, and whether it may be gone on with.
+"""The folder of a job: its record (`job.json`), which process owns the job, and whether it can be resumed.
 
     job.json        settings, state, counts, model, versions, timings, heartbeat
     manifest/       the input as rows            results/      one row for each of them
     errors.jsonl    flagged.jsonl    summary.json    report/index.html
-    _remaining/     rows of the manifest that a resumed job judges, until it is done
-    _SUCCESS        written last; _remaining goes after it
-    _repolicy/      while another policy is applied to a finished job
+    _remaining/     rows of the manifest that a resumed job still has to scan, until it is done
+    _SUCCESS        written last; _remaining is deleted after it
+    _repolicy/      exists while another policy is applied to a finished job
 
-States: validating, running, finalizing, then completed, failed or cancelled. A job that was stopped in any way goes
-on when the same command is given again. Who works on a job writes a heartbeat; whoever finds another's heartbeat
-moving stays away, and whoever finds another's name in the record stops.
+States: validating, running, finalizing, then completed, failed or cancelled. A job that was stopped in any way resumes
+when the same command is run again. The process that owns a job writes a heartbeat. A process that sees the heartbeat of
+another one move leaves the job alone, and an owner that finds the id of another run in the record stops.
 """
 
 from __future__ import annotations
@@ -31,51 +31,54 @@ from jobs.errors import JobDiffers, JobFailed, JobInUse
 
 RECORD_VERSION = 1
 RESULTS_ENTRY = "results"
-"""Of the record, only while a policy is published: the folder that holds the rows until `results` does."""
+"""Entry of the record while a policy is published: the folder that holds the rows until `results` does."""
 Notify = Callable[[str], None]
 _LONG_DEAD_S = 300
-"""A heartbeat older than this by the clocks, which may differ, is not waited for."""
+"""Age in seconds beyond which a heartbeat is not watched. It is large, because clocks of machines may differ."""
 
 
 def read_record(folder: Location) -> dict[str, Any] | None:
-    """The contents of `job.json`, or None where there is none."""
+    """Return the contents of `job.json`, or None if there is no such file."""
     if not exists(folder / "job.json"):
         return None
     try:
         return dict(json.loads(read_bytes(folder / "job.json")))
     except ValueError as error:
-        raise StorageError(f"{folder / 'job.json'} is broken: {error}; choose another --job, or delete it") from error
+        raise StorageError(f"{folder / 'job.json'} is broken: {error}. Choose another --job, or delete it.") from error
 
 
 def results_folder(folder: Location, record: dict[str, Any]) -> Location:
-    """Where the rows of a job are, all of them under the policy that its record names."""
+    """Return the folder of a job's rows, all of which are under the policy that its record names."""
     return folder / str(record.get(RESULTS_ENTRY, "results"))
 
 
 def check_resumable(folder: Location, identity: dict[str, Any]) -> dict[str, Any] | None:
-    """The record of a job that the same command started before; None where the folder is free.
+    """Return the record of a job that the same command started before; None if the folder is free.
 
-    Raises `JobDiffers` if the folder holds another job, naming the difference, or something else.
+    Raises `JobDiffers` if the folder holds another job, with the differences in the message, or something else.
     """
     record = read_record(folder)
     if record is None:
         if not is_empty(folder):
-            raise JobDiffers(f"{folder} holds files that are not a job's; choose another --out or --job")
+            raise JobDiffers(f"{folder} holds files that are not a job's. Choose another --out or --job.")
         return None
     if RESULTS_ENTRY in record:
-        raise JobDiffers(f"{folder} is being given another policy; let that end, or give its asap repolicy again")
+        raise JobDiffers(
+            f"{folder} is being given another policy. Wait until that is done, or run its `asap repolicy` again."
+        )
     if differences := _differences(record.get("identity", {}), identity):
         raise JobDiffers(
-            f"{folder} belongs to another job: {'; '.join(differences)}; choose another --job, or give the same command"
+            f"{folder} belongs to another job: {'; '.join(differences)}. Choose another --job, or run the same command."
         )
     return record
 
 
 def _differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
+    """Describe each difference between two identities, for a person."""
     flat_old, flat_new = _flat(old), _flat(new)
     differ = [name for name in sorted(flat_old.keys() | flat_new.keys()) if flat_old.get(name) != flat_new.get(name)]
     if "settings.input" in differ and "input" in differ:
-        differ.remove("input")  # another input's content is another, too
+        differ.remove("input")  # another input has another fingerprint, which says nothing more
     return [
         "the content of the input has changed"
         if name == "input"
@@ -92,24 +95,33 @@ def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def is_finished(folder: Location) -> bool:
-    """Whether the job is complete, to its last file."""
+    """True if the job is complete, with its last file written."""
     return exists(folder / "_SUCCESS")
 
 
 def wait_until_free(folder: Location, record: dict[str, Any], stale_after_s: float, notify: Notify) -> None:
-    """Return once nobody works on the job: at once if it says so, else when its heartbeat has stood still.
+    """Return once no process works on the job: at once if its record says so, else when its heartbeat stands still.
 
-    The heartbeat is watched, not compared with this machine's clock. Raises `JobInUse` when it moves.
+    The heartbeat is watched, not compared with this machine's clock. Raises `JobInUse` if it moves.
+
+    Args:
+        folder: Folder of the job.
+        record: Record of the job, as it was read before.
+        stale_after_s: Seconds to watch the heartbeat.
+        notify: Receives a sentence before the wait.
     """
     if record.get("state") in ("completed", "failed", "cancelled") or _age_s(record) > _LONG_DEAD_S:
         return
-    notify(f"the job was not ended properly; watching {stale_after_s:.0f} s whether another process works on it")
+    notify(
+        f"the job was not ended properly; waiting {stale_after_s:.0f} s to see whether another process is still "
+        "running it"
+    )
     deadline = time.monotonic() + stale_after_s
     while time.monotonic() < deadline:
         time.sleep(min(0.5, stale_after_s / 10))
         now = read_record(folder) or {}
         if _beat(now) != _beat(record):
-            raise JobInUse(f"{folder} is in use: another process works on it; wait for it, or choose another --job")
+            raise JobInUse(f"{folder} is in use: another process works on it. Wait for it, or choose another --job.")
 
 
 def _beat(record: dict[str, Any]) -> tuple[Any, Any]:
@@ -117,6 +129,7 @@ def _beat(record: dict[str, Any]) -> tuple[Any, Any]:
 
 
 def _age_s(record: dict[str, Any]) -> float:
+    """Return the age of the heartbeat; 0 for a record without one, so that the job is watched."""
     try:
         return (datetime.now(UTC) - datetime.fromisoformat(record["heartbeat"])).total_seconds()
     except (KeyError, TypeError, ValueError):
@@ -124,10 +137,19 @@ def _age_s(record: dict[str, Any]) -> float:
 
 
 class Job:
-    """A job this process works on: `with` claims it and keeps its heart beating; leaving it records how it ended."""
+    """A job that this process works on.
+
+    Entering the context claims the job and starts its heartbeat; leaving it records how the job ended.
+    """
 
     def __init__(self, folder: Location, record: dict[str, Any], heartbeat_s: float) -> None:
-        """record: what the job was left with, or its first entries."""
+        """Prepare the claim of a job.
+
+        Args:
+            folder: Folder of the job.
+            record: Record of an earlier run, or the first entries of a new one.
+            heartbeat_s: Seconds between two heartbeats.
+        """
         self.folder = folder
         self._heartbeat_s = heartbeat_s
         self._lock = threading.Lock()
@@ -145,7 +167,7 @@ class Job:
 
     @property
     def record(self) -> dict[str, Any]:
-        """A copy of what `job.json` says, or is about to."""
+        """A copy of the record. `job.json` holds it after the next write."""
         with self._lock:
             return dict(self._record)
 
@@ -162,11 +184,12 @@ class Job:
 
     def __enter__(self) -> Self:
         self._record["state"] = "validating"
+        # A new job is claimed by creating its record, which succeeds in one process only.
         if self._record["runs"] > 1:
             self.update()
         elif not create_bytes(self.folder / "job.json", self._encoded()):
             raise JobInUse(
-                f"{self.folder} is in use: another process has begun it; wait for it, or choose another --job"
+                f"{self.folder} is in use: another process has begun it. Wait for it, or choose another --job."
             )
         self._thread.start()
         return self
@@ -177,7 +200,7 @@ class Job:
         self._ended.set()
         self._thread.join()
         if self._lost:
-            raise JobInUse(f"{self.folder} was taken over by another process; this one stopped") from error
+            raise JobInUse(f"{self.folder} was taken over by another process. This one stopped.") from error
         if error is None:
             return
         if isinstance(error, KeyboardInterrupt):
@@ -190,13 +213,14 @@ class Job:
         while not self._ended.wait(self._heartbeat_s):
             try:
                 self._beat_once()
-            except StorageError:  # a store that is away for a moment stops no job; one that stays away stops its work
-                continue
+            except StorageError:
+                continue  # a short outage must not stop the job; a long one stops its work anyway
             if self._lost:
                 _thread.interrupt_main()
                 return
 
     def _beat_once(self) -> None:
+        """Write a heartbeat, unless another run has taken the job over."""
         found = read_record(self.folder)
         self._lost = found is not None and found.get("run_id") != self._record["run_id"]
         if not self._lost:
@@ -213,5 +237,5 @@ class Job:
 
 
 def fail(reason: str) -> JobFailed:
-    """A stop that says how to go on."""
-    return JobFailed(f"{reason}; what was done is kept, give the same command to go on")
+    """Return an error that says how to resume."""
+    return JobFailed(f"{reason}. What was done is kept; run the same command again to resume.")

@@ -1,7 +1,7 @@
-"""A job's results -> one self-contained HTML page: the numbers, and the flagged pairs with their evidence.
+"""The report of a job: one self-contained HTML page with the numbers, and the flagged pairs with their evidence.
 
-Everything from the data is escaped, and a content security policy in the page lets no script run and nothing be
-fetched. Memory and the page are bounded by the pairs that it shows, not by the corpus.
+Everything from the data is escaped. A content security policy in the page forbids scripts and requests. Memory and the
+size of the page are bounded by the pairs that it shows, not by the corpus.
 """
 
 from __future__ import annotations
@@ -29,39 +29,41 @@ from jobs.scan.output.job_folder import read_record, results_folder
 from jobs.scan.output.tally import BINS, Tally, read_rows, tally_results
 
 TEXT_SHOWN = 2000
-"""Code points of a text on its card; what is beyond is counted."""
+"""Code points of a text that its card shows. The rest is counted."""
 
 
 def write_report(job_folder: str | Path | Location, top: int = 60) -> str:
-    """Write `report/index.html` into a job folder, local or s3://, and return where it is.
+    """Write `report/index.html` into a job folder, local or s3://, and return its address.
 
-    Shows the `top` flagged pairs with the highest scores. A picture that cannot be read again leaves a note in its
-    place. Raises `StorageError` where the folder itself cannot be read or written.
+    The report shows the `top` flagged pairs with the highest scores. A picture that cannot be read again is replaced by
+    a note. Raises `StorageError` if the folder itself cannot be read or written.
     """
     folder = job_folder if isinstance(job_folder, Location) else Location.parse(job_folder)
     record = read_record(folder)
     if record is None:
-        raise StorageError(f"{folder} is not the folder of a job: it has no job.json; give OUT/JOB_ID")
+        raise StorageError(f"{folder} is not the folder of a job: it has no job.json. Give OUT/JOB.")
     tally = tally_results(results_folder(folder, record), top)
-    html = render_page("report.html.j2", ["report.css"], _page(folder.name, record, tally, read_rows(tally.wanted())))
+    data = _page(folder.name, record, tally, read_rows(tally.shown_rows()))
+    html = render_page("report.html.j2", ["report.css"], data)
     page = folder / "report" / "index.html"
     write_bytes(page, html.encode("utf-8", "replace"))
     return page.uri
 
 
-# The page, as data for the template.
+# The data of the page, for the template.
 
 
 def _page(name: str, job: dict[str, Any], tally: Tally, rows: dict[int, dict[str, Any]]) -> dict[str, Any]:
-    cards = [_card(rows[place.row_id]) for _, _, place in tally.best]
+    cards = [_card(rows[address.row_id]) for _, _, address in tally.best]
     shown = Counter(kind for card in cards for kind in card["flagged_types"])
-    judged = sum(tally.verdicts.values())
+    scored = sum(tally.verdicts.values())
     return {
         "name": str(job.get("job_id") or name),
+        # The report is written before the job is completed, and read after it.
         "state": "completed" if job.get("state") == "finalizing" else str(job.get("state") or "unknown"),
         "facts": _facts(job),
         "pairs": tally.pairs,
-        "judged": judged,
+        "judged": scored,
         "flagged": tally.flagged,
         "verdicts": {name: tally.verdicts[name] for name in VERDICTS},
         "errors_total": tally.errors.total(),
@@ -72,31 +74,30 @@ def _page(name: str, job: dict[str, Any], tally: Tally, rows: dict[int, dict[str
         "errors": [_error(tally, rows, code, count) for code, count in tally.errors.most_common()],
         "cards": cards,
         "levels": [(1, f"below {LEVEL_EDGES[0]}")] + [(level(edge), f"from {edge}") for edge in LEVEL_EDGES],
-        "nothing_flagged": _nothing_flagged(tally.pairs, judged),
+        "nothing_flagged": _nothing_flagged(tally.pairs, scored),
         "calibration": _calibration(job),
         "imprint": f"Model {job.get('model_id') or 'unknown'}, policy {job.get('policy_id') or 'unknown'}.",
     }
 
 
 def _facts(job: dict[str, Any]) -> list[tuple[str, str]]:
-    """What the record of the job says of when, with what and how fast; what it does not say is left out."""
+    """Return input, model, policy, time and speed from the record of the job, those that it has."""
     timings, runs, speed = job.get("timings") or {}, job.get("runs", 1), job.get("pairs_per_s")
+    ended = job.get("heartbeat")  # the last heartbeat of a finished job
+    if ended:
+        ended = f"{datetime.fromisoformat(ended).astimezone(UTC):%Y-%m-%d %H:%M} UTC"
     facts = {
         "Input": (job.get("settings") or {}).get("input"),
         "Model": job.get("model_id"),
         "Policy": job.get("policy_id"),
-        "Finished": _when(job.get("heartbeat")),
-        f"Took, last of {runs} runs" if runs > 1 else "Took": timings and _duration(sum(timings.values())),
+        "Finished": ended,
+        f"Took, last of {runs} runs" if runs > 1 else "Took": timings and _format_duration(sum(timings.values())),
         "Speed once started": speed and f"{speed:,.1f} pairs/s",
     }
     return [(name, str(value)) for name, value in facts.items() if value]
 
 
-def _when(heartbeat: str | None) -> str:
-    return f"{datetime.fromisoformat(heartbeat).astimezone(UTC):%Y-%m-%d %H:%M} UTC" if heartbeat else ""
-
-
-def _duration(seconds: float) -> str:
+def _format_duration(seconds: float) -> str:
     if seconds < 60:
         return f"{seconds:.1f} s"
     minutes, rest = divmod(round(seconds), 60)
@@ -104,18 +105,19 @@ def _duration(seconds: float) -> str:
 
 
 def label(kind: str) -> str:
-    """A type as a person writes it."""
+    """Return a manipulation type as a person writes it."""
     return kind.replace("_", " ").capitalize()
 
 
-def _nothing_flagged(pairs: int, judged: int) -> str:
+def _nothing_flagged(pairs: int, scored: int) -> str:
+    """Return the sentence that replaces the cards if there are none."""
     if not pairs:
-        return "The job has no results: there was no pair to judge."
-    return f"None of the {judged:,} judged pairs was flagged." if judged else "No pair could be judged; see the errors."
+        return "The job has no results: there was no pair to scan."
+    return f"None of the {scored:,} scored pairs was flagged." if scored else "No pair could be scored; see the errors."
 
 
 def _split(tally: Tally) -> Iterator[tuple[str, int, int]]:
-    """Kind, start and width of each part of the bar, in pairs."""
+    """Yield kind, start and width of each part of the bar, in pairs."""
     start = 0
     for kind in (*VERDICTS, "error"):
         width = tally.errors.total() if kind == "error" else tally.verdicts[kind]
@@ -124,12 +126,16 @@ def _split(tally: Tally) -> Iterator[tuple[str, int, int]]:
 
 
 def _chart(scores: dict[str, NDArray[np.int64]]) -> dict[str, Any]:
-    """A histogram with equally spaced ticks: linear, or where the bars differ a hundredfold decades above 1."""
+    """Return a histogram of all scores, each bar colored by its most frequent verdict, with equally spaced ticks.
+
+    The scale is linear. If the bars differ more than a hundredfold, it is logarithmic above 1.
+    """
     counts = sum(scores.values(), np.zeros(BINS, np.int64))
     highest, lowest = int(counts.max()), int(counts[counts > 0].min(initial=counts.max()))
     log = highest > 100 * max(lowest, 1)
     decades = math.ceil(math.log10(max(highest, 10)))
     ceiling = _round_up(highest)
+    # A bar that is not empty stays visible, however low it is.
     bins = [
         {
             "number": number,
@@ -147,7 +153,7 @@ def _chart(scores: dict[str, NDArray[np.int64]]) -> dict[str, Any]:
 
 
 def _round_up(count: int) -> int:
-    """The next even number of one leading digit, so that it and its half are good ticks."""
+    """Return the next even number with one leading digit, so that it and its half are good ticks."""
     step = 10 ** (len(str(count)) - 1)
     return next(n * step for n in (2, 4, 6, 8, 10, 20) if n * step >= count)
 
@@ -159,15 +165,19 @@ def _error(tally: Tally, rows: dict[int, dict[str, Any]], code: str, count: int)
 
 
 def _calibration(job: dict[str, Any]) -> str:
+    """Return the sentence about the calibration of the job's policy."""
     calibration = (job.get("policy") or {}).get("calibration")
     if not calibration:
-        return "The record of this job names no calibration, so 0.9 does not mean that nine in ten are manipulated."
+        return (
+            "The record of this job names no calibration, so a score of 0.9 does not mean that nine in ten such pairs "
+            "are manipulated."
+        )
     plain = {name: value for name, value in calibration.items() if not isinstance(value, dict | list)}
-    told = "; ".join(f"{name.replace('_', ' ')}: {value}" for name, value in plain.items())
-    return f"The thresholds of its policy were calibrated ({told}); for another kind of corpus they are a guess."
+    facts = "; ".join(f"{name.replace('_', ' ')}: {value}" for name, value in plain.items())
+    return f"The thresholds of its policy were calibrated ({facts}). For another kind of corpus they are a guess."
 
 
-# One pair.
+# The card of one pair.
 
 
 def _card(row: dict[str, Any]) -> dict[str, Any]:
@@ -202,6 +212,7 @@ def _card(row: dict[str, Any]) -> dict[str, Any]:
 
 
 def _ids(row: dict[str, Any]) -> list[tuple[str, str]]:
+    """Return the details of a card: where the pair comes from, and its evidence in numbers."""
     words = ", ".join(f"{word['word']} {word['score']:.2f}" for word in row["words"] or [])
     box = row["box_px"] and ", ".join(f"{name} {value:.0f}" for name, value in row["box_px"].items())
     named = {"row": row["row_id"], "image": row["image_uri"], "SHA-256": row["image_sha256"], "box, px": box,
@@ -210,7 +221,7 @@ def _ids(row: dict[str, Any]) -> list[tuple[str, str]]:
 
 
 def _marked_text(row: dict[str, Any]) -> tuple[Markup, str]:
-    """The text of a card as HTML, and a note on what of it is not there."""
+    """Return the text of a card as HTML, and a note on how much of it is left out."""
     if row["text"] is None:
         return Markup(""), "The pair has no text."
     text = readable_text(row["text"], row.get("text_escapes"))

@@ -1,4 +1,4 @@
-"""What is told of a job's results when all are there: counts, and the rows a person looks at, as JSON lines."""
+"""The summary of a job's results, and lists of the rows that a person looks at, as JSON lines."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ import pyarrow.parquet as pq
 from asap.labels import VERDICTS
 from asap.storage.files import list_files, open_seekable, open_write, read_bytes, write_bytes
 from asap.storage.location import Location
-from jobs.scan.output.tally import Tally, tally_results
+from jobs.scan.output.tally import tally_results
 from jobs.scan.stages.result_rows import SCHEMA_VERSION
 
 _ERROR_COLUMNS = ["row_id", "custom_id", "image_uri", "text", "error_code", "error_detail", "retryable", "attempt"]
 
 
 def write_outcome(folder: Location, record: dict[str, Any]) -> dict[str, int]:
-    """Write the lists and the summary of a job with that record; return the counts that the record will hold."""
+    """Write the lists and the summary of a job; return the counts for its record, which is `record` now."""
     write_lists(folder)
     about = {name: record.get(name) for name in ("job_id", "model_id", "policy_id", "pairs_per_s")}
     summary = write_summary(folder, about)
@@ -30,7 +30,7 @@ def write_outcome(folder: Location, record: dict[str, Any]) -> dict[str, int]:
 
 
 def write_lists(folder: Location) -> None:
-    """Write `errors.jsonl` and `flagged.jsonl`: every row with an error, every row manipulated or for review."""
+    """Write `errors.jsonl`, every row with an error, and `flagged.jsonl`, every row manipulated or for review."""
     with ExitStack() as stack:
         errors = stack.enter_context(open_write(folder / "errors.jsonl"))
         flagged = stack.enter_context(open_write(folder / "flagged.jsonl"))
@@ -41,6 +41,7 @@ def write_lists(folder: Location) -> None:
 
 
 def _tables(results: Location) -> Iterator[pa.Table]:
+    """Yield the result rows in small tables, whatever the size of the files."""
     for info in list_files(results):
         if info.location.name.endswith(".parquet"):
             with open_seekable(info.location) as file:
@@ -50,29 +51,24 @@ def _tables(results: Location) -> Iterator[pa.Table]:
 
 def _write_lines(file: BinaryIO, rows: pa.Table) -> None:
     for row in rows.to_pylist():
-        told = {name: value for name, value in row.items() if value is not None}
-        file.write(json.dumps(told, ensure_ascii=False).encode() + b"\n")
+        fields = {name: value for name, value in row.items() if value is not None}
+        file.write(json.dumps(fields, ensure_ascii=False).encode() + b"\n")
 
 
 def read_summary(folder: Location) -> dict[str, Any]:
-    """What `summary.json` says, and where the job, its report and its errors are."""
-    places = {
+    """Return the contents of `summary.json`, with the addresses of the job, its report and its errors."""
+    addresses = {
         "folder": folder.uri,
         "report": (folder / "report" / "index.html").uri,
         "errors_file": (folder / "errors.jsonl").uri,
     }
-    return dict(json.loads(read_bytes(folder / "summary.json"))) | places
+    return dict(json.loads(read_bytes(folder / "summary.json"))) | addresses
 
 
 def write_summary(folder: Location, about: dict[str, Any]) -> dict[str, Any]:
-    """Write `summary.json`, the counts of the results beside what the job says `about` itself, and return it."""
-    summary = about | _counts(tally_results(folder / "results", top=0)) | {"schema_version": SCHEMA_VERSION}
-    write_bytes(folder / "summary.json", (json.dumps(summary, indent=2, ensure_ascii=False) + "\n").encode())
-    return summary
-
-
-def _counts(tally: Tally) -> dict[str, Any]:
-    return {
+    """Write `summary.json` and return its contents: the entries `about` the job, and the counts of its results."""
+    tally = tally_results(folder / "results", top=0)
+    counts = {
         "pairs": tally.pairs,
         "flagged": tally.flagged,
         "errors": tally.errors.total(),
@@ -81,3 +77,6 @@ def _counts(tally: Tally) -> dict[str, Any]:
         "error_codes": dict(tally.errors.most_common()),
         "retryable_errors": tally.retryable.total(),
     }
+    summary = about | counts | {"schema_version": SCHEMA_VERSION}
+    write_bytes(folder / "summary.json", (json.dumps(summary, indent=2, ensure_ascii=False) + "\n").encode())
+    return summary

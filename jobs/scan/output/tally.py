@@ -1,7 +1,7 @@
-"""What the results of a job hold in all, and the few rows of them that the report shows whole.
+"""Counts over all results of a job, and the few rows that the report shows whole.
 
-The results are read twice: once a few narrow columns of every row, counted as they stream by, then the whole rows
-that are wanted. So memory is bounded by what is kept, not by the corpus.
+The results are read twice. The first pass streams a few narrow columns of every row and counts them. The second reads
+the whole rows that the report shows. Memory is bounded by the rows that are shown, not by the corpus.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ from asap.storage.files import is_empty, list_files, open_seekable
 from asap.storage.location import Location
 
 BINS = 20
-"""Of the score histograms, from 0 to 1."""
+"""Number of bins of a score histogram, from 0 to 1."""
 
 _NARROW = ["row_id", "status", "error_code", "retryable", "verdict", "score", "flagged_types"]
 
 
 def tally_results(folder: Location, top: int) -> Tally:
-    """Count every parquet file below a results folder, keeping the places of the `top` flagged rows."""
+    """Count every parquet file below a results folder; keep the addresses of the `top` flagged rows."""
     tally = Tally(top)
     for info in () if is_empty(folder) else list_files(folder):
         if info.location.name.endswith(".parquet"):
@@ -42,7 +42,7 @@ def tally_results(folder: Location, top: int) -> Tally:
 
 @contextmanager
 def results_file(location: Location, **options: Any) -> Iterator[pq.ParquetFile]:
-    """One file of results, open; what cannot be read is a `StorageError`. `options` are pyarrow's."""
+    """Open one file of results, with pyarrow's options. Raises `StorageError` for a file that cannot be read."""
     with storage_errors(location), open_seekable(location) as stream:
         try:
             yield pq.ParquetFile(stream, **options)
@@ -50,35 +50,36 @@ def results_file(location: Location, **options: Any) -> Iterator[pq.ParquetFile]
             raise StorageError(f"{location} is not a Parquet file that can be read: {error}") from error
 
 
-class Place(NamedTuple):
-    """Where a result row is kept."""
+class RowAddress(NamedTuple):
+    """The address of a result row."""
 
     file: Location
     row_group: int
     row_id: int
 
 
-def _empty_histograms() -> dict[str, NDArray[np.int64]]:
-    return {name: np.zeros(BINS, np.int64) for name in VERDICTS}
-
-
 @dataclass
 class Tally:
-    """What the page says of all rows, and where the rows are that it shows; grows with neither."""
+    """Counts over all result rows, and addresses of the rows that the report shows. Memory is constant."""
 
     top: int
+    """Number of flagged rows to keep the addresses of."""
     pairs: int = 0
     verdicts: Counter[str] = field(default_factory=Counter)
     types: Counter[str] = field(default_factory=Counter)
-    """Of the flagged pairs alone."""
+    """Pairs by manipulation type, among the flagged pairs only."""
     errors: Counter[str] = field(default_factory=Counter)
+    """Rows by error code."""
     retryable: Counter[str] = field(default_factory=Counter)
-    scores: dict[str, NDArray[np.int64]] = field(default_factory=_empty_histograms)
-    """Verdict to a histogram of its scores."""
-    best: list[tuple[float, int, Place]] = field(default_factory=list)
-    """Score, minus the row_id, place; the best first."""
-    examples: dict[str, Place] = field(default_factory=dict)
-    """Error code to its first row."""
+    """Rows by error code, among the errors that another try may not meet."""
+    scores: dict[str, NDArray[np.int64]] = field(
+        default_factory=lambda: {name: np.zeros(BINS, np.int64) for name in VERDICTS}
+    )
+    """Histogram of the scores, by verdict."""
+    best: list[tuple[float, int, RowAddress]] = field(default_factory=list)
+    """Score, negative row_id and address of the best flagged rows, the best first."""
+    examples: dict[str, RowAddress] = field(default_factory=dict)
+    """The first row of each error code."""
 
     @property
     def flagged(self) -> int:
@@ -93,48 +94,53 @@ class Tally:
                     self._add(batch, location, row_group)
 
     def _add(self, batch: pa.RecordBatch, file: Location, row_group: int) -> None:
+        """Count the rows of a batch, which are all of one row group."""
         self.pairs += len(batch)
+
         failed = batch.filter(pc.equal(batch["status"], "error"))
         self.errors.update(_counts(failed["error_code"]))
         self.retryable.update(_counts(failed.filter(pc.fill_null(failed["retryable"], False))["error_code"]))
         for code in _counts(failed["error_code"]).keys() - self.examples.keys():
             row_id = failed.filter(pc.equal(failed["error_code"], code))["row_id"][0].as_py()
-            self.examples[code] = Place(file, row_group, row_id)
+            self.examples[code] = RowAddress(file, row_group, row_id)
+
         self.verdicts.update(_counts(batch["verdict"]))
         for name in VERDICTS:
             scores = batch.filter(pc.equal(batch["verdict"], name))["score"].drop_null().to_numpy(zero_copy_only=False)
             self.scores[name] += np.histogram(scores, BINS, (0, 1))[0]
+
         flagged = batch.filter(pc.is_in(batch["verdict"], pa.array(VERDICTS[:2])))
         self.types.update(_counts(pc.list_flatten(flagged["flagged_types"])))
         self._keep_best(flagged, file, row_group)
 
     def _keep_best(self, flagged: pa.RecordBatch, file: Location, row_group: int) -> None:
+        """Merge the best rows of a batch into `best`. Of equal scores the lower row_id goes first."""
         scores = pc.fill_null(flagged["score"], 0).to_numpy(zero_copy_only=False)
         row_ids = flagged["row_id"].to_numpy()
         first = np.lexsort((row_ids, -scores))[: self.top]
-        new = [(float(scores[i]), -int(row_ids[i]), Place(file, row_group, int(row_ids[i]))) for i in first]
+        new = [(float(scores[i]), -int(row_ids[i]), RowAddress(file, row_group, int(row_ids[i]))) for i in first]
         self.best = heapq.nlargest(self.top, self.best + new)
 
-    def wanted(self) -> set[Place]:
-        """The rows that the page shows whole."""
-        return {place for _, _, place in self.best} | set(self.examples.values())
+    def shown_rows(self) -> set[RowAddress]:
+        """Return the addresses of the rows that the report shows whole."""
+        return {address for _, _, address in self.best} | set(self.examples.values())
 
 
 def _counts(column: pa.Array) -> dict[str, int]:
     return {entry["values"]: entry["counts"] for entry in pc.value_counts(column.drop_null()).to_pylist()}
 
 
-def read_rows(wanted: Iterable[Place]) -> dict[int, dict[str, Any]]:
-    """The whole rows, by row_id; few rows of a row group in memory at a time, for a text may be long."""
+def read_rows(addresses: Iterable[RowAddress]) -> dict[int, dict[str, Any]]:
+    """Read whole rows, by row_id. Few rows of a row group are in memory at a time, because texts may be long."""
     groups: dict[tuple[Location, int], list[int]] = defaultdict(list)
-    for place in sorted(wanted):
-        groups[place.file, place.row_group].append(place.row_id)
+    for address in sorted(addresses):
+        groups[address.file, address.row_group].append(address.row_id)
     rows: dict[int, dict[str, Any]] = {}
+    # Each file is opened once a row group, and no group without a wanted row is read.
     for (location, row_group), row_ids in groups.items():
         with results_file(location, buffer_size=2**20) as file:
             for batch in file.iter_batches(256, row_groups=[row_group]):
-                wanted_here = np.isin(batch["row_id"].to_numpy(), row_ids)
-                if wanted_here.any():
-                    found = batch.filter(pa.array(wanted_here)).to_pylist()
-                    rows.update({row["row_id"]: row for row in found})
+                wanted = np.isin(batch["row_id"].to_numpy(), row_ids)
+                if wanted.any():
+                    rows |= {row["row_id"]: row for row in batch.filter(pa.array(wanted)).to_pylist()}
     return rows

@@ -1,1 +1,9 @@
-"""stages"""
+"""The stages of the pipeline: a manifest row becomes a result row.
+
+prepare.py        picture fetched, decoded and resized
+caption.py        CaptionStage: the actor that adds captions
+captioners.py     the engines that write or look up captions
+detect.py         Detector: the actor that runs the model
+result_rows.py    the schema of result rows
+progress.py       the actor that counts finished rows
+"""

@@ -1,4 +1,4 @@
-"""The caption stage of a scan: an actor that adds a caption to each row of a batch."""
+"""The caption stage: an actor that adds a caption to each row of a batch."""
 
 from __future__ import annotations
 
@@ -17,43 +17,46 @@ from jobs.scan.stages.captioners import CaptionFailed, CaptionRequest, load_capt
 
 
 class CaptionStage:
-    """The actor: prepared rows in, the same with `caption` out; a row without text or caption is an error."""
+    """The actor that captions prepared rows."""
 
     def __init__(self, settings: CaptionSettings, input: Location, device: str | None = None) -> None:
         self._captioner = load_captioner(settings, input, device)
 
     def __call__(self, batch: pa.Table) -> pa.Table:
-        """See the class."""
-        places = [place for place, code in enumerate(batch["error_code"].to_pylist()) if code is None]
-        requests = [_request(batch, place) for place in places]
+        """Return the rows with `caption` filled in; a row with neither text nor caption becomes an error."""
+        # Rows that failed before have no picture, and keep their error.
+        positions = [position for position, code in enumerate(batch["error_code"].to_pylist()) if code is None]
+        requests = [_request(batch, position) for position in positions]
         outcomes: list[str | CaptionFailed | None] = [None] * len(batch)
-        for place, outcome in zip(places, self._captioner.caption(requests), strict=True):
-            outcomes[place] = outcome
+        for position, outcome in zip(positions, self._captioner.caption(requests), strict=True):
+            outcomes[position] = outcome
         return _with_captions(batch, outcomes)
 
 
-_ASKED = ("custom_id", "given_id", "image_uri", "text", "text_escapes")
+_REQUEST_COLUMNS = ("custom_id", "given_id", "image_uri", "text", "text_escapes")
 
 
-def _request(batch: pa.Table, place: int) -> CaptionRequest:
-    thumbnail = batch["thumbnail"][place].as_py()
+def _request(batch: pa.Table, position: int) -> CaptionRequest:
+    thumbnail = batch["thumbnail"][position].as_py()
     image = None if thumbnail is None else Image.open(BytesIO(thumbnail), formats=["JPEG"])
-    told = {name: batch[name][place].as_py() for name in _ASKED}
-    text = None if told["text"] is None else readable_text(told["text"], told["text_escapes"])
-    return CaptionRequest(told["custom_id"], told["image_uri"], image, text, told["given_id"])
+    row = {name: batch[name][position].as_py() for name in _REQUEST_COLUMNS}
+    text = None if row["text"] is None else readable_text(row["text"], row["text_escapes"])
+    return CaptionRequest(row["custom_id"], row["image_uri"], image, text, row["given_id"])
 
 
 def _with_captions(batch: pa.Table, outcomes: Sequence[str | CaptionFailed | None]) -> pa.Table:
+    """Return the batch with the captions, and with their failures as errors or warnings."""
     texts, warnings = batch["text"].to_pylist(), batch["warnings"].to_pylist()
     codes, details = batch["error_code"].to_pylist(), batch["error_detail"].to_pylist()
     retryable = batch["retryable"].to_pylist()
-    for place, outcome in enumerate(outcomes):
+    # A failed caption is an error only for a pair without a text: the others are scored by their text.
+    for position, outcome in enumerate(outcomes):
         if isinstance(outcome, CaptionFailed):
-            detail = storable(f"the captioner failed, {outcome}")
-            if texts[place] is None:
-                codes[place], details[place], retryable[place] = "caption_failed", detail, False
+            detail = storable(f"the captioner failed: {outcome}")
+            if texts[position] is None:
+                codes[position], details[position], retryable[position] = "caption_failed", detail, False
             else:
-                warnings[place] = [*warnings[place], detail]
+                warnings[position] = [*warnings[position], detail]
     captions = [replace_unreadable(outcome) if isinstance(outcome, str) else None for outcome in outcomes]
     changed: dict[str, list[Any]] = {
         "caption": captions, "error_code": codes, "error_detail": details, "retryable": retryable, "warnings": warnings
@@ -61,4 +64,4 @@ def _with_captions(batch: pa.Table, outcomes: Sequence[str | CaptionFailed | Non
     for name, values in changed.items():
         field = batch.schema.field(name)
         batch = batch.set_column(batch.schema.get_field_index(name), field, pa.array(values, field.type))
-    return batch.drop_columns("thumbnail")
+    return batch.drop_columns("thumbnail")  # the next stage need not receive it

@@ -1,7 +1,7 @@
-"""The captioning stage: one Captioner seam, and the engines behind it.
+"""Captioners: the protocol, and the engines that write captions or look them up in a file.
 
-A caption is written to the results as evidence, and stands in for a text that is missing. One that fails is that
-row's trouble alone: with a text the pair is scored without it, without one it is `caption_failed`.
+A caption is written to the results as evidence, and replaces a text that is missing. A caption that fails concerns its
+own row only: a pair with a text is scored without the caption, a pair without a text becomes `caption_failed`.
 """
 
 from __future__ import annotations
@@ -29,34 +29,37 @@ from jobs.scan.settings import CaptionSettings
 
 @dataclass(frozen=True)
 class CaptionRequest:
-    """One picture to put into words."""
+    """A picture to caption."""
 
     custom_id: str
-    """Of this row alone in the job."""
+    """The name of the row, unique in the job."""
     image_uri: str
     image: Image.Image | None
-    """None for an engine that does not look at it."""
+    """None for an engine that does not look at the picture."""
     text: str | None = None
     given_id: str | None = None
-    """What the caller called the row, where an earlier one has that name too."""
+    """The caller's name for the row, if an earlier row has that name too."""
 
 
 class CaptionFailed(Exception):
-    """Why one picture has no caption."""
+    """The reason why one picture has no caption."""
 
 
 class Captioner(Protocol):
-    """Loading is in the constructor; a call keeps nothing and can be repeated."""
+    """The interface of a captioner. The constructor loads; a call keeps nothing and can be repeated."""
 
     def caption(self, requests: Sequence[CaptionRequest]) -> list[str | CaptionFailed]:
-        """A caption for each request, or what went wrong with it."""
+        """Return a caption for each request, or the reason why it has none."""
         ...
 
 
 def load_captioner(settings: CaptionSettings, input: Location, device: str | None = None) -> Captioner:
-    """The captioner that the settings ask for; `input` is the scan's.
+    """Return the captioner of the settings.
 
-    device: of a model that captions; None: CUDA where there is any.
+    Args:
+        settings: Settings of the captioner.
+        input: Input of the scan, from which paths in a file of captions may start.
+        device: Device of a model that captions. None: CUDA if there is any, else the CPU.
     """
     if settings.engine == "precomputed":
         return PrecomputedCaptioner(settings.source, input)
@@ -64,9 +67,9 @@ def load_captioner(settings: CaptionSettings, input: Location, device: str | Non
 
 
 def check_captioner(settings: CaptionSettings) -> str:
-    """A fingerprint of what the captions come from; of a name on the hub, the name.
+    """Return a fingerprint of the source of the captions; for a name on the hub, the name itself.
 
-    Raises `InputNotFound` or `CorpusError` for a source that is not there or cannot be understood.
+    Raises `InputNotFound` or `CorpusError` for a source that does not exist or cannot be understood.
     """
     source = settings.source
     if settings.engine == "precomputed":
@@ -75,25 +78,25 @@ def check_captioner(settings: CaptionSettings) -> str:
     if not source or re.match(r"[a-zA-Z][a-zA-Z0-9+.-]*://", source):
         raise InputNotFound(f"the captioner {source!r} is neither a folder of this machine nor a name on the hub")
     if not re.match(r"[./~]", source) and not Path(source).is_dir():
-        return source
+        return source  # a name on the hub
     if not (Path(source).expanduser() / "config.json").is_file():
-        raise InputNotFound(f"the captioner {source} is no model folder: it has no config.json")
+        raise InputNotFound(f"the captioner {source} is not a model folder: it has no config.json")
     return files_fingerprint(list_files(Location.parse(source)))
 
 
 def read_captions(source: str) -> Descriptions:
-    """A file of captions: what `asap.corpus.descriptions` reads, or a CSV or Parquet table with a column `caption`.
+    """Read a file of captions: one of `asap.corpus.descriptions`, or a CSV or Parquet table with a column `caption`.
 
-    Raises `InputNotFound` for a file that is not there or of another kind, `CorpusError` for one that is broken.
+    Raises `InputNotFound` for a file that does not exist or is of another kind, `CorpusError` for one that is broken.
     """
     location = Location.parse(source)
-    told = record_file(location.name)
-    if told is None or not exists(location):
+    name = record_file(location.name)
+    if name is None or not exists(location):
         raise InputNotFound(f"the captions {source} are not there; give a .json, .jsonl, .csv or .parquet file")
-    if told.kind in ("csv", "parquet"):
-        return Descriptions(str(location), "caption", ((None, entry) for entry in _table_entries(location, told.kind)))
+    if name.kind in ("csv", "parquet"):
+        return Descriptions(str(location), "caption", ((None, entry) for entry in _table_entries(location, name.kind)))
     with storage_errors(location), open_read(location) as file:
-        return Descriptions.parse(str(location).removesuffix(told.packed), file.read(), "caption")
+        return Descriptions.parse(str(location).removesuffix(name.packed), file.read(), "caption")
 
 
 def _table_entries(location: Location, kind: str) -> Iterator[Entry]:
@@ -104,9 +107,9 @@ def _table_entries(location: Location, kind: str) -> Iterator[Entry]:
 
 
 class PrecomputedCaptioner:
-    """Captions from a file, by the id of the row, else by the path of its picture.
+    """A captioner that looks captions up in a file, by the id of the row, else by the path of its picture.
 
-    An entry may call a picture by its path below the input, or by the end of its path from some folder on.
+    An entry may name a picture by its path below the input, or by the end of its path from some folder on.
     """
 
     def __init__(self, source: str, input: Location) -> None:
@@ -114,21 +117,23 @@ class PrecomputedCaptioner:
         self._input = input
 
     def caption(self, requests: Sequence[CaptionRequest]) -> list[str | CaptionFailed]:
-        """See `Captioner`; a picture that the file has no caption for, or several, is a failure."""
-        return [self._find(request) for request in requests]
-
-    def _find(self, request: CaptionRequest) -> str | CaptionFailed:
-        paths = tuple(_names_of(request.image_uri, self._input))
-        pair = PairKeys(request.custom_id, paths, request.text or "")
-        caption = self._captions.lookup(pair, request.given_id)
-        if caption is not None:
-            return caption
+        """Look up each caption. It fails if the file has no caption for the picture, or several."""
         name = Location.parse(self._captions.name).name
-        return CaptionFailed(f"{name} has no caption that is certainly of {request.custom_id!r} or its image")
+        captions: list[str | CaptionFailed] = []
+        for request in requests:
+            paths = tuple(_names_of(request.image_uri, self._input))
+            pair = PairKeys(request.custom_id, paths, request.text or "")
+            caption = self._captions.lookup(pair, request.given_id)
+            failure = CaptionFailed(f"{name} has no caption that is certainly of {request.custom_id!r} or its image")
+            captions.append(failure if caption is None else caption)
+        return captions
 
 
 def _names_of(uri: str, input: Location) -> Iterator[str]:
-    """What an entry may call a picture. A file's name alone is one only beside the manifest or at the folder's top."""
+    """Yield the names that an entry may use for a picture.
+
+    The name of the file alone is one only for a picture beside the manifest, or at the top of an input folder.
+    """
     yield "/".join(canonical(uri))
     for folder in (input, input.parent):
         if uri.startswith(f"{folder}/"):
@@ -139,7 +144,7 @@ def _names_of(uri: str, input: Location) -> Iterator[str]:
 
 
 class TransformersCaptioner:
-    """An image-text-to-text model of transformers, from a folder or a hub name; code that comes with it is not run."""
+    """An image-text-to-text model of transformers, from a folder or a hub name. Code that comes with it is not run."""
 
     def __init__(self, settings: CaptionSettings, device: str | None = None) -> None:
         import torch
@@ -157,9 +162,9 @@ class TransformersCaptioner:
             self._processor.tokenizer.padding_side = "left"  # a batch of prompts must end together
 
     def caption(self, requests: Sequence[CaptionRequest]) -> list[str | CaptionFailed]:
-        """See `Captioner`; where a batch fails it is halved until only the culprit is left.
+        """Caption the pictures in batches. A batch that fails is halved until only the culprit is left.
 
-        A broken device (`AcceleratorError`) is no picture's fault: it ends the process.
+        No picture is to blame for a broken device (`AcceleratorError`): it ends the process.
         """
         size = self._settings.batch_size
         batches = [requests[start : start + size] for start in range(0, len(requests), size)]
@@ -169,13 +174,14 @@ class TransformersCaptioner:
         import torch
 
         try:
-            return [self._checked(text) for text in self._generate([request.image for request in requests])]
+            texts = [" ".join(text.split()) for text in self._generate([request.image for request in requests])]
+            return [text or CaptionFailed("the model wrote no words") for text in texts]
         except torch.AcceleratorError:
             os._exit(1)  # the device computes nothing more in this process: let Ray start another and try again
         except Exception as error:
             failure = CaptionFailed(f"{type(error).__name__}: {error}")
             out_of_memory = isinstance(error, torch.OutOfMemoryError)
-        if out_of_memory:  # outside the handler, whose traceback holds the tensors
+        if out_of_memory:  # outside the handler, because its traceback holds the tensors
             torch.cuda.empty_cache()
         if len(requests) == 1:
             return [failure]
@@ -189,19 +195,15 @@ class TransformersCaptioner:
         with torch.inference_mode():
             tokens = self._model.generate(**inputs, max_new_tokens=self._settings.max_new_tokens, do_sample=False)
         if self._chats:
-            tokens = tokens[:, inputs["input_ids"].shape[1] :]
+            tokens = tokens[:, inputs["input_ids"].shape[1] :]  # a chat model repeats the prompt before its answer
         texts: list[str] = self._processor.batch_decode(tokens, skip_special_tokens=True)
         return texts
 
     def _inputs(self, images: list[Image.Image | None]) -> Any:
+        """Return the tensors of a batch; a chat model gets the prompt with each picture."""
         if not self._chats:
             return self._processor(images=images, return_tensors="pt")
         content = [{"type": "image"}, {"type": "text", "text": self._settings.prompt}]
         prompt = self._processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
         prompts = [prompt] * len(images)
         return self._processor(images=[[image] for image in images], text=prompts, padding=True, return_tensors="pt")
-
-    @staticmethod
-    def _checked(text: str) -> str | CaptionFailed:
-        text = " ".join(text.split())
-        return text or CaptionFailed("the model wrote no words")

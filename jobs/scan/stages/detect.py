@@ -1,4 +1,4 @@
-"""The Detector actor around `asap.predictor`: prepared rows in, result rows of the declared schema out."""
+"""The Detector actor around `asap.predictor`: it turns prepared rows into result rows of the declared schema."""
 
 from __future__ import annotations
 
@@ -18,24 +18,25 @@ from jobs.scan.stages.result_rows import columns_of, failure, result_table
 if TYPE_CHECKING:
     from asap.predictor import Precision  # torch takes seconds to load, in every process that reads this module
 
-_GIVEN = ["text", "text_escapes", "caption", "width", "height", "image_sha256", "warnings", "attempt",
-          "error_code", "error_detail", "retryable"]  # fmt: skip
+_SMALL_COLUMNS = ["text", "text_escapes", "caption", "width", "height", "image_sha256", "warnings", "attempt",
+                  "error_code", "error_detail", "retryable"]  # fmt: skip
+"""Columns that become Python values; `pixels` is read where it lies."""
 
 
 @dataclass(frozen=True)
 class Detection:
-    """Which model, and how it runs."""
+    """The model of the detectors, and how it runs."""
 
     model: str
     device: str = "auto"
     precision: Precision = "auto"
     threads: int | None = None
-    """Of torch, on a CPU; None leaves it to torch."""
+    """Threads of torch on a CPU. None: torch decides."""
     batch_size: int = 32
 
 
 class Detector:
-    """Loads the model once; a call judges a batch of prepared rows and never raises for a row."""
+    """The actor that runs the model on prepared rows. It loads the model once, and never raises for a row."""
 
     def __init__(self, detection: Detection, progress: Any = None) -> None:
         import torch
@@ -51,44 +52,39 @@ class Detector:
         self._progress = progress
 
     def __call__(self, batch: pa.Table) -> pa.Table:
-        """Prepared rows (see `PREPARED_FIELDS`) to rows of `RESULT_SCHEMA`, in their order."""
-        given = batch.select(_GIVEN).to_pylist()
-        rows = [self._known(row) for row in given]
-        places = [place for place, row in enumerate(given) if row["error_code"] is None]
+        """Turn prepared rows (see `PREPARED_FIELDS`) into rows of `RESULT_SCHEMA`, in their order."""
+        prepared = batch.select(_SMALL_COLUMNS).to_pylist()
+        # Rows that failed in an earlier stage have no pixels; they keep their error.
+        positions = [position for position, row in enumerate(prepared) if row["error_code"] is None]
         try:
-            findings = self._detect(batch, given, places)
+            findings = self._detect(batch["pixels"], prepared, positions)
         except self._device_errors:
             os._exit(1)  # the device computes nothing more in this process: let Ray start another and try again
-        for place, finding in zip(places, findings, strict=True):
-            told = columns_of(finding)
-            rows[place] |= told | {"warnings": rows[place]["warnings"] + told["warnings"]}
+        model = {"model_id": self._predictor.model_id, "policy_id": self._predictor.policy.policy_id}
+        rows: list[dict[str, Any]] = [row | model for row in prepared]
+        for row in rows:
+            if row["error_code"] is not None:
+                row.update(failure(row["error_code"], row["error_detail"], retryable=row["retryable"]))
+        for position, finding in zip(positions, findings, strict=True):
+            fields = columns_of(finding)
+            rows[position] |= fields | {"warnings": rows[position]["warnings"] + fields["warnings"]}
         table = result_table(batch, rows)
         if self._progress is not None:
             count_batch(self._progress, table)
         return table
 
-    def _known(self, row: dict[str, Any]) -> dict[str, Any]:
-        """What is known of a row before the model sees it."""
-        model = {"model_id": self._predictor.model_id, "policy_id": self._predictor.policy.policy_id}
-        if row["error_code"] is None:
-            return row | model
-        return row | model | failure(row["error_code"], row["error_detail"], retryable=row["retryable"])
-
-    def _detect(self, batch: pa.Table, given: list[dict[str, Any]], places: list[int]) -> list[Finding]:
-        size, pixels = self._predictor.image_size, batch["pixels"]
-        return self._predictor.predict_prepared(
-            [_image(pixels[place].as_buffer(), given[place], size) for place in places],
-            [_text(given[place]) for place in places],
-            captioned=[given[place]["text"] is None and given[place]["caption"] is not None for place in places],
-        )
-
-
-def _text(row: dict[str, Any]) -> str | None:
-    """What the picture is held against: the pair's text, else the caption."""
-    caption: str | None = row["caption"]
-    return caption if row["text"] is None else readable_text(row["text"], row["text_escapes"])
-
-
-def _image(buffer: pa.Buffer, row: dict[str, Any], size: int) -> PreparedImage:
-    pixels = np.frombuffer(buffer, np.uint8).reshape(size, size, 3)
-    return PreparedImage(pixels=pixels, width=row["width"], height=row["height"], sha256=row["image_sha256"])
+    def _detect(self, pixels: pa.ChunkedArray, prepared: list[dict[str, Any]], positions: list[int]) -> list[Finding]:
+        """Run the model on the rows at these positions; return their findings."""
+        size = self._predictor.image_size
+        images, texts, captioned = [], [], []
+        for position in positions:
+            row = prepared[position]
+            array = np.frombuffer(pixels[position].as_buffer(), np.uint8).reshape(size, size, 3)
+            images.append(
+                PreparedImage(pixels=array, width=row["width"], height=row["height"], sha256=row["image_sha256"])
+            )
+            # The picture is compared with the pair's text, or with the caption if there is no text.
+            has_text = row["text"] is not None
+            texts.append(readable_text(row["text"], row["text_escapes"]) if has_text else row["caption"])
+            captioned.append(not has_text and row["caption"] is not None)
+        return self._predictor.predict_prepared(images, texts, captioned=captioned)

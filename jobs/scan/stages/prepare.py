@@ -1,12 +1,11 @@
-"""The first stage of a scan: each row's picture fetched, decoded and resized, in one step, to a small uint8 square.
+"""The first stage: it fetches each row's picture, decodes it and resizes it to a small uint8 square, in one step.
 
-So what travels between machines is small, whatever the pictures are. Nothing of a row raises: what is wrong with it
-is in its `error_code`. This module loads no torch, for its processes are many and start often.
+Data that travels between machines is therefore small, whatever the size of the pictures. No row raises an error: its
+problem is written to its `error_code`. This module loads no torch, because its processes are many and start often.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from io import BytesIO
@@ -36,30 +35,36 @@ PREPARED_FIELDS = [
     ("warnings", pa.list_(pa.string())),
     ("caption", pa.string()),
 ]
-"""What is added to a row; `pixels` are image_size * image_size * 3 bytes, RGB."""
+"""Columns that this stage adds to a row. `pixels` are image_size * image_size * 3 bytes, RGB."""
 
 
 @dataclass(frozen=True)
 class Preparation:
-    """How pictures are fetched and prepared."""
+    """Settings for fetching and preparing pictures."""
 
     image_size: int
     limits: ImageLimits
     fetch: FetchSettings
     thumbnail_side: int | None = None
-    """Also keep a JPEG of at most so many pixels a side, for the captioner."""
+    """Largest side, in pixels, of the JPEG that is kept for the captioner. None: no JPEG is kept."""
 
 
 def prepare_batch(batch: pa.Table, preparation: Preparation) -> pa.Table:
-    """Manifest rows in, the same rows out with `PREPARED_FIELDS`; one that failed has an `error_code`."""
+    """Return the rows of a manifest with `PREPARED_FIELDS`; a row that failed has an `error_code`."""
     settings = preparation.fetch
+    # Many threads wait for stores, but only a few decode at a time: decoding needs CPU and memory.
     decoding = BoundedSemaphore(settings.decode_threads)
     with ThreadPoolExecutor(settings.threads) as threads:
         rows = list(threads.map(lambda row: _prepare(row, preparation, decoding), batch.to_pylist()))
-    return _to_table(batch, rows)
+    # Types are declared, so that a column of nulls has the type of all others.
+    columns: dict[str, Any] = {name: batch[name] for name in CALLER_COLUMNS}
+    for name, kind in PREPARED_FIELDS:
+        columns[name] = pa.array([row.get(name) for row in rows], kind)
+    return pa.table(columns)
 
 
 def _prepare(row: dict[str, Any], preparation: Preparation, decoding: BoundedSemaphore) -> dict[str, Any]:
+    """Return the prepared fields of a row: those of its picture, or those of its error."""
     known = {"image_version": row["image_version"], "warnings": row["warnings"] or []}
     if row["row_error"] is not None:
         return known | _error("row_invalid", row["row_error"])
@@ -76,8 +81,8 @@ def _prepare(row: dict[str, Any], preparation: Preparation, decoding: BoundedSem
 def _picture(
     row: dict[str, Any], preparation: Preparation, decoding: BoundedSemaphore, warnings: list[str]
 ) -> dict[str, Any]:
-    part = None if row["image_offset"] is None else ByteRange(row["image_offset"], row["image_length"])
-    fetched = fetch(row["image_uri"], preparation.limits.max_bytes, preparation.fetch, part)
+    byte_range = None if row["image_offset"] is None else ByteRange(row["image_offset"], row["image_length"])
+    fetched = fetch(row["image_uri"], preparation.limits.max_bytes, preparation.fetch, byte_range)
     with decoding:
         image = prepare_image(fetched.data, preparation.image_size, preparation.limits)
         side = preparation.thumbnail_side
@@ -104,10 +109,3 @@ def _thumbnail(data: bytes, limits: ImageLimits, side: int) -> bytes:
 
 def _error(code: str, detail: str, retryable: bool = False) -> dict[str, Any]:
     return {"error_code": code, "error_detail": storable(detail), "retryable": retryable}
-
-
-def _to_table(batch: pa.Table, rows: Sequence[dict[str, Any]]) -> pa.Table:
-    columns: dict[str, Any] = {name: batch[name] for name in CALLER_COLUMNS}
-    for name, kind in PREPARED_FIELDS:
-        columns[name] = pa.array([row.get(name) for row in rows], kind)
-    return pa.table(columns)

@@ -1,4 +1,4 @@
-"""The one declared schema of result rows, and the way from findings to a table of it."""
+"""The schema of result rows, declared once, and the conversion of findings to tables of it."""
 
 from __future__ import annotations
 
@@ -13,10 +13,13 @@ from asap.labels import TYPES
 from jobs.scan.input.manifest import MANIFEST_SCHEMA, storable
 
 SCHEMA_VERSION = 2
-"""Grows when a column is added; columns are only ever added, and may be null. 2: `given_id` and `text_escapes`."""
+"""Version of the schema. It grows when a column is added; columns are only ever added, and may be null.
+
+Version 2 added `given_id` and `text_escapes`.
+"""
 
 CALLER_COLUMNS = [name for name in MANIFEST_SCHEMA.names if name not in ("row_error", "warnings")]
-"""Of the manifest, carried through untouched."""
+"""Columns of the manifest that are passed through unchanged."""
 
 _BOX = pa.struct([(name, pa.float32()) for name in ("x0", "y0", "x1", "y1")])
 _WORD = pa.struct(
@@ -58,7 +61,7 @@ RESULT_SCHEMA = pa.schema(
 
 
 def success(finding: Finding) -> dict[str, Any]:
-    """The columns of a judged pair."""
+    """Return the columns of a scored pair."""
     return _common(finding) | {
         "status": "ok",
         "verdict": finding.verdict,
@@ -73,12 +76,12 @@ def success(finding: Finding) -> dict[str, Any]:
 
 
 def failure(code: str, detail: str, *, retryable: bool = False) -> dict[str, Any]:
-    """The columns of a pair that could not be judged."""
+    """Return the columns of a pair that could not be scored."""
     return {"status": "error", "error_code": code, "error_detail": detail, "retryable": retryable}
 
 
 def columns_of(finding: Finding) -> dict[str, Any]:
-    """The columns of a finding, be it a judgement or an error."""
+    """Return the columns of a finding, which has either a verdict or an error."""
     if finding.error is None:
         return success(finding)
     return _common(finding) | failure(finding.error.code, str(finding.error))
@@ -100,13 +103,16 @@ def _box(box: Box | None) -> dict[str, float] | None:
 
 
 def result_table(callers: pa.Table, rows: Sequence[dict[str, Any]]) -> pa.Table:
-    """The caller's columns beside those of the outcome, cast to `RESULT_SCHEMA`; a missing key is null.
+    """Return a table of `RESULT_SCHEMA`: the caller's columns, and those of the outcome. A missing key is null.
 
-    callers: a table that has `CALLER_COLUMNS`; rows: for each of its rows, a dict of other columns.
+    Args:
+        callers: A table that has `CALLER_COLUMNS`.
+        rows: The other columns, as a dict for each row of `callers`.
     """
-    fields = [field for field in RESULT_SCHEMA if field.name not in CALLER_COLUMNS]
     columns = {name: callers[name] for name in CALLER_COLUMNS}
-    for field in fields:
+    for field in RESULT_SCHEMA:
+        if field.name in CALLER_COLUMNS:
+            continue
         values = [_storable(row.get(field.name)) for row in rows]
         if field.name == "schema_version":
             values = [SCHEMA_VERSION] * len(rows)
@@ -115,10 +121,10 @@ def result_table(callers: pa.Table, rows: Sequence[dict[str, Any]]) -> pa.Table:
 
 
 def _storable(value: Any) -> Any:
-    """Strings at any depth without what stores refuse: errors and captions may quote anything."""
+    """Escape strings at any depth as stores need it: errors and captions may quote anything."""
     if isinstance(value, str):
         return storable(value)
-    if isinstance(value, list) and value and not isinstance(value[0], float):
+    if isinstance(value, list) and value and not isinstance(value[0], float):  # long lists of scores need no copy
         return [_storable(item) for item in value]
     if isinstance(value, dict) and "word" in value:
         return value | {"word": storable(value["word"])}

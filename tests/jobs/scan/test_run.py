@@ -1,4 +1,4 @@
-"""Whole scans: real Ray, real processes, S3 over HTTP."""
+"""Whole scans, with real Ray, real processes, and S3 over HTTP."""
 
 import json
 import shutil
@@ -14,8 +14,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from asap.errors import AsapError, CheckpointError, ConfigError, StorageError
-from asap.storage import files as storage
 from asap.storage.fetch import FetchSettings
+from asap.storage.files import file_info, list_files, open_seekable, read_bytes, write_bytes
 from asap.storage.location import Location
 from jobs.errors import InputNotFound, JobDiffers, JobFailed
 from jobs.scan.input.manifest import ManifestRow, write_manifest
@@ -30,8 +30,8 @@ from tests.support.deadly import Deadly
 
 def _results(folder: Location) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = []
-    for info in storage.list_files(folder / "results"):
-        with storage.open_seekable(info.location) as file:
+    for info in list_files(folder / "results"):
+        with open_seekable(info.location) as file:
             table = pq.read_table(file)
         assert table.schema.equals(RESULT_SCHEMA), info.location
         rows += table.to_pylist()
@@ -39,23 +39,23 @@ def _results(folder: Location) -> list[dict[str, Any]]:
 
 
 def _lines(location: Location) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in storage.read_bytes(location).splitlines()]
+    return [json.loads(line) for line in read_bytes(location).splitlines()]
 
 
 def _names(folder: Location) -> set[str]:
-    return {info.location.uri.removeprefix(f"{folder.uri}/").partition("/")[0] for info in storage.list_files(folder)}
+    return {info.location.uri.removeprefix(f"{folder.uri}/").partition("/")[0] for info in list_files(folder)}
 
 
 @pytest.fixture
 def messy_bucket(bucket: str, jpeg: Callable[..., bytes]) -> dict[str, str | None]:
-    """A manifest in S3 with broken, missing, oversized, text-less and repeated entries among good ones.
+    """Write a manifest to S3, with broken, missing, oversized, text-less and repeated entries among good ones.
 
-    Returns what is expected of each `custom_id`: an error code, or None.
+    Return what is expected of each `custom_id`: an error code, or None.
     """
     root = Location(f"s3://{bucket}")
     good = {f"good-{number}": f"images/{number}.jpg" for number in range(12)}
     for number, name in enumerate(good.values()):
-        storage.write_bytes(root / name, jpeg(number))
+        write_bytes(root / name, jpeg(number))
     objects = {
         "cut.jpg": jpeg(50)[:200],
         "empty.jpg": b"",
@@ -63,7 +63,7 @@ def messy_bucket(bucket: str, jpeg: Callable[..., bytes]) -> dict[str, str | Non
         "large.jpg": b"\xff\xd8\xff" + b"x" * 50_000,
     }
     for name, data in objects.items():
-        storage.write_bytes(root / "images" / name, data)
+        write_bytes(root / "images" / name, data)
     pair = {"text": "A team celebrates its first title"}
     entries: list[tuple[dict[str, Any], str | None]] = [
         *(({"id": name, "image": image} | pair, None) for name, image in good.items()),
@@ -85,7 +85,7 @@ def messy_bucket(bucket: str, jpeg: Callable[..., bytes]) -> dict[str, str | Non
     lines = [json.dumps(record) for record, _ in entries]
     lines.insert(3, "{broken")
     lines.append(json.dumps({"id": "good-3", "image": "images/0.jpg"} | pair))
-    storage.write_bytes(root / "pairs.jsonl", "\n".join(lines).encode())
+    write_bytes(root / "pairs.jsonl", "\n".join(lines).encode())
     expected = {str(record["id"]): code for record, code in entries}
     return expected | {"#3": "row_invalid", f"good-3#{len(lines) - 1}": None}
 
@@ -127,24 +127,24 @@ def test_a_scan_over_s3_has_one_row_for_every_line_with_the_right_code(
     assert _names(folder) == {
         "job.json", "manifest", "results", "errors.jsonl", "flagged.jsonl", "summary.json", "report", "_SUCCESS",
     }  # fmt: skip
-    job = json.loads(storage.read_bytes(folder / "job.json"))
+    job = json.loads(read_bytes(folder / "job.json"))
     assert job["state"] == "completed"
     assert job["counts"]["done"] == len(messy_bucket)
     assert seen[-1].stage == "writing the summary and the report"
     assert any(progress.done == len(messy_bucket) for progress in seen)
 
-    _check_that_again_does_nothing(settings, summary)
+    _check_that_a_second_run_does_nothing(settings, summary)
 
 
-def _check_that_again_does_nothing(settings: ScanSettings, summary: dict[str, Any]) -> None:
-    """The same command on a finished job; another model, limit or input is refused."""
-    before = storage.file_info(settings.job_folder / "job.json")
+def _check_that_a_second_run_does_nothing(settings: ScanSettings, summary: dict[str, Any]) -> None:
+    """Check that the same command changes nothing in a finished job, and that another limit or input is refused."""
+    before = file_info(settings.job_folder / "job.json")
     assert scan(settings) == summary
-    assert storage.file_info(settings.job_folder / "job.json") == before
+    assert file_info(settings.job_folder / "job.json") == before
     with pytest.raises(JobDiffers, match=r"settings\.limit was None and is 3"):
         scan(settings.model_copy(update={"limit": 3}))
     source = Location.parse(settings.input)
-    storage.write_bytes(source, storage.read_bytes(source) + b"\n{}\n")
+    write_bytes(source, read_bytes(source) + b"\n{}\n")
     with pytest.raises(JobDiffers, match="the content of the input has changed"):
         scan(settings)
 
@@ -179,20 +179,20 @@ def test_a_folder_scan_captions_the_pairs_without_text(
 def deadly(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     from ray import cloudpickle
 
-    from jobs.scan import pipeline as chain
+    from jobs.scan import pipeline
 
     by_value = sys.modules[__name__], sys.modules[Deadly.__module__]
     for module in by_value:
         cloudpickle.register_pickle_by_value(module)
-    monkeypatch.setattr(chain, "Detector", Deadly)
-    monkeypatch.setattr(chain, "TRIES", 1)
+    monkeypatch.setattr(pipeline, "Detector", Deadly)
+    monkeypatch.setattr(pipeline, "TRIES", 1)
     yield
     for module in by_value:
         cloudpickle.unregister_pickle_by_value(module)
 
 
 class _Bounded(Detector):
-    """Refuses to judge more rows at a time than a batch has."""
+    """A detector that ends its process at more rows than a batch has."""
 
     def __call__(self, batch: pa.Table) -> pa.Table:
         import os
@@ -203,7 +203,7 @@ class _Bounded(Detector):
 
 
 @pytest.mark.slow
-def test_blocks_of_more_rows_than_a_batch_are_judged_in_batches(
+def test_blocks_of_more_rows_than_a_batch_are_scanned_in_batches(
     ray_here: None, deadly: None, monkeypatch: pytest.MonkeyPatch, corpus: Path, model_folder: Path
 ) -> None:
     monkeypatch.setattr("jobs.scan.pipeline.Detector", _Bounded)
@@ -216,39 +216,39 @@ def test_blocks_of_more_rows_than_a_batch_are_judged_in_batches(
     assert [row["custom_id"] for row in _results(Location(summary["folder"]))] == [str(n) for n in range(50)]
 
 
-def test_gpus_that_are_not_there_are_told_of_and_the_same_scan_goes_on_without(
+def test_missing_gpus_are_reported_and_the_same_scan_runs_without_them(
     ray_here: None, corpus: Path, model_folder: Path
 ) -> None:
     (corpus / "b.jsonl").write_text(json.dumps({"id": 1, "image": "images/0.jpg", "text": "A team"}))
-    place = {"input": str(corpus / "b.jsonl"), "out": str(corpus / "out"), "model": str(model_folder)}
+    common = {"input": str(corpus / "b.jsonl"), "out": str(corpus / "out"), "model": str(model_folder)}
     with pytest.raises(ConfigError, match=r"1000 workers with 0\.5 CPUs, 1 GPU each .*; give fewer --detectors"):
-        scan(ScanSettings(**place, device="cuda", detectors=1000))
-    assert scan(ScanSettings(**place, device="cpu"))["pairs"] == 1
+        scan(ScanSettings(**common, device="cuda", detectors=1000))
+    assert scan(ScanSettings(**common, device="cpu"))["pairs"] == 1
 
 
 @pytest.mark.parametrize(("address", "waits"), [(None, False), ("auto", True)])
-def test_a_gpu_is_waited_for_on_a_cluster_only(
+def test_a_scan_waits_for_a_gpu_on_a_cluster_only(
     monkeypatch: pytest.MonkeyPatch, address: str | None, *, waits: bool
 ) -> None:
     from jobs.scan.pipeline import size_pipeline
 
     monkeypatch.setattr("ray.cluster_resources", lambda: {"CPU": 8.0})
     monkeypatch.setattr("ray.nodes", lambda: [{"Alive": True, "Resources": {"CPU": 8.0}}])
-    asked: list[Any] = []
-    monkeypatch.setattr("jobs.cluster._reserve", lambda *needs: asked.append(needs))
-    told: list[str] = []
+    reservations: list[Any] = []
+    monkeypatch.setattr("jobs.cluster._reserve", lambda *needs: reservations.append(needs))
+    notes: list[str] = []
     settings = ScanSettings(input="a.jsonl", out="out", device="cuda", address=address, wait_for_machines_s=120)
     with pytest.raises(ConfigError, match=r"1 worker with 0\.5 CPUs, 1 GPU do not fit .*; --device auto takes"):
-        size_pipeline(settings, "demo", 32, 100, told.append)
-    assert asked == ([({"CPU": 0.5, "GPU": 1}, 1, 120)] if waits else [])
-    assert bool(told) == waits
+        size_pipeline(settings, "demo", 32, 100, notes.append)
+    assert reservations == ([({"CPU": 0.5, "GPU": 1}, 1, 120)] if waits else [])
+    assert bool(notes) == waits
 
 
 @pytest.mark.parametrize(
     ("gpus", "device", "wanted"),
     [(2, "auto", ("cuda", 256)), (2, "cuda", ("cuda", 256)), (2, "cpu", ("cpu", 64)), (0, "auto", ("cpu", 64))],
 )
-def test_models_run_on_what_ray_counts_and_judge_what_travels_together(
+def test_models_run_on_the_gpus_that_ray_counts_in_batches_as_large_as_blocks(
     monkeypatch: pytest.MonkeyPatch, gpus: int, device: Any, wanted: tuple[str, int]
 ) -> None:
     from jobs.scan.pipeline import size_pipeline
@@ -256,22 +256,22 @@ def test_models_run_on_what_ray_counts_and_judge_what_travels_together(
     machine = {"CPU": 8.0} | ({"GPU": float(gpus)} if gpus else {})
     monkeypatch.setattr("ray.cluster_resources", lambda: machine)
     monkeypatch.setattr("ray.nodes", lambda: [{"Alive": True, "Resources": machine}])
-    chain = size_pipeline(ScanSettings(input="a.jsonl", out="out", device=device), "demo", 32, 100)
-    assert (chain.detection.device, chain.detection.batch_size) == wanted
-    assert chain.batch_size == wanted[1]
-    assert bool(chain.detect.gpus) == (wanted[0] == "cuda")
+    pipeline = size_pipeline(ScanSettings(input="a.jsonl", out="out", device=device), "demo", 32, 100)
+    assert (pipeline.detection.device, pipeline.detection.batch_size) == wanted
+    assert pipeline.batch_size == wanted[1]
+    assert bool(pipeline.detect.gpus) == (wanted[0] == "cuda")
 
 
 @pytest.mark.parametrize(("rows", "blocks"), [(1, 1), (64, 1), (65, 2), (2**17, 2048), (2**17 + 1, 4096)])
-def test_no_block_is_longer_than_a_batch_whatever_the_files(rows: int, blocks: int) -> None:
-    from jobs.scan.pipeline import _blocks
+def test_no_block_is_longer_than_a_batch_however_long_the_files_are(rows: int, blocks: int) -> None:
+    from jobs.scan.pipeline import _count_blocks
 
-    assert _blocks(rows, 64) == blocks
+    assert _count_blocks(rows, 64) == blocks
 
 
 @pytest.mark.chaos
 @pytest.mark.slow
-def test_rows_that_end_every_process_become_errors_and_take_no_other_with_them(
+def test_rows_that_end_every_process_become_errors_and_no_other_row_is_lost(
     ray_here: None, deadly: None, corpus: Path, model_folder: Path
 ) -> None:
     records = [{"id": number, "image": f"images/{number % 4}.jpg", "text": "A team"} for number in range(24)]
@@ -287,19 +287,17 @@ def test_rows_that_end_every_process_become_errors_and_take_no_other_with_them(
     assert "died each time" in rows[5]["error_detail"]
 
 
-def test_work_that_cannot_be_done_fails_the_job_in_a_sentence_and_keeps_it(
+def test_a_fault_on_the_workers_fails_the_job_with_one_line_and_the_job_can_be_resumed(
     ray_here: None, corpus: Path, model_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from jobs.scan import plan as preflight
+    from jobs.scan.plan import ScanPlan, plan_scan
 
     settings = ScanSettings(input=str(corpus / "a.jsonl"), out=str(corpus / "out"), model=str(model_folder))
-    plan = preflight.plan_scan(settings)
+    plan = plan_scan(settings)
     broken = corpus / "no-model-on-the-workers"
-    monkeypatch.setattr(
-        "jobs.scan.run.plan_scan", lambda _: preflight.ScanPlan(**(vars(plan) | {"model": str(broken)}))
-    )
+    monkeypatch.setattr("jobs.scan.run.plan_scan", lambda _: ScanPlan(**(vars(plan) | {"model": str(broken)})))
     with pytest.raises(
-        JobFailed, match=r"the work stopped: .*no-model-on-the-workers.*give the same command"
+        JobFailed, match=r"the work stopped: .*no-model-on-the-workers.*run the same command again"
     ) as caught:
         scan(settings)
     assert "\n" not in str(caught.value)
@@ -310,14 +308,14 @@ def test_work_that_cannot_be_done_fails_the_job_in_a_sentence_and_keeps_it(
     assert scan(settings)["pairs"] == 4
 
 
-def test_a_manifest_that_lost_rows_since_it_was_written_fails_the_job(corpus: Path) -> None:
+def test_a_manifest_that_lost_rows_after_it_was_written_fails_the_job(corpus: Path) -> None:
     write_manifest((ManifestRow(row_id=number, custom_id=str(number)) for number in range(5)), Location(str(corpus)))
     check_manifest(Location(str(corpus)), 5)
-    with pytest.raises(JobFailed, match=r"holds 5 rows where 7 were written.*choose another job or delete"):
+    with pytest.raises(JobFailed, match=r"holds 5 rows, but 7 were written.*Choose another --job, or delete"):
         check_manifest(Location(str(corpus)), 7)
 
 
-def test_a_counter_that_is_lost_stops_no_job(corpus: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_lost_counter_does_not_stop_the_job(corpus: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import ray
 
     class Lost:
@@ -328,23 +326,23 @@ def test_a_counter_that_is_lost_stops_no_job(corpus: Path, monkeypatch: pytest.M
 
     monkeypatch.setattr("jobs.scan.stages.progress.start_counter", Lost)
     job = Job(Location(str(corpus / "out/a")), {}, heartbeat_s=10)
-    with _watched(job, 0, 4, lambda progress: pytest.fail("it told what it does not know")):
+    with _watched(job, 0, 4, lambda progress: pytest.fail("progress was reported without counts")):
         pass
 
 
-def test_results_that_are_fewer_than_the_rows_fail_the_job(corpus: Path) -> None:
+def test_results_with_fewer_rows_than_the_manifest_fail_the_job(corpus: Path) -> None:
     write_manifest((ManifestRow(row_id=number, custom_id=str(number)) for number in range(5)), Location(str(corpus)))
     check_results(Location(str(corpus)), 5)
-    with pytest.raises(JobFailed, match=r"holds 5 rows and the manifest was written with 7"):
+    with pytest.raises(JobFailed, match=r"holds 5 rows, but the manifest was written with 7"):
         check_results(Location(str(corpus)), 7)
 
 
 @pytest.fixture(scope="module")
-def judged(
+def finished(
     ray_here: None, tmp_path_factory: pytest.TempPathFactory, jpeg: Callable[..., bytes], model_folder: Path
 ) -> ScanSettings:
-    """A finished scan of two pairs."""
-    folder = tmp_path_factory.mktemp("judged")
+    """Run a scan of two pairs to its end."""
+    folder = tmp_path_factory.mktemp("finished")
     for number in range(2):
         (folder / f"{number}.jpg").write_bytes(jpeg(number))
     lines = [json.dumps({"id": str(number), "image": f"{number}.jpg", "text": "A team"}) for number in range(2)]
@@ -355,54 +353,54 @@ def judged(
 
 
 @pytest.fixture
-def interrupted(judged: ScanSettings, tmp_path: Path) -> ScanSettings:
-    """The job of `judged`, as it was before its last file was written."""
-    settings = judged.model_copy(update={"out": str(tmp_path / "out")})
-    shutil.copytree(judged.job_folder.uri, settings.job_folder.uri)
-    place = tmp_path / "out/a"
-    (place / "_SUCCESS").unlink()
-    job = json.loads((place / "job.json").read_text())
-    (place / "job.json").write_text(json.dumps(job | {"state": "failed"}))
+def interrupted(finished: ScanSettings, tmp_path: Path) -> ScanSettings:
+    """Copy the job of `finished`, as it was before its last file was written."""
+    settings = finished.model_copy(update={"out": str(tmp_path / "out")})
+    shutil.copytree(finished.job_folder.uri, settings.job_folder.uri)
+    folder = tmp_path / "out/a"
+    (folder / "_SUCCESS").unlink()
+    job = json.loads((folder / "job.json").read_text())
+    (folder / "job.json").write_text(json.dumps(job | {"state": "failed"}))
     return settings
 
 
-def test_a_job_that_died_with_all_rows_there_judges_nothing_again(
+def test_a_job_that_died_after_its_last_row_scans_nothing_again(
     interrupted: ScanSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rows = _results(interrupted.job_folder)
-    monkeypatch.setattr("jobs.scan.pipeline.run_pipeline", lambda *_: pytest.fail("the rows were judged again"))
+    monkeypatch.setattr("jobs.scan.pipeline.run_pipeline", lambda *_: pytest.fail("the rows were scanned again"))
     assert scan(interrupted)["pairs"] == 2
     assert _results(interrupted.job_folder) == rows
     assert (tmp_path / "out/a/_SUCCESS").exists()
 
 
-def test_what_a_killed_run_left_half_written_is_neither_read_nor_kept(
+def test_half_written_files_of_a_killed_run_are_neither_read_nor_kept(
     interrupted: ScanSettings, tmp_path: Path
 ) -> None:
-    rows, place = _results(interrupted.job_folder), tmp_path / "out/a"
-    (whole,) = (place / "results").glob("*.parquet")
+    rows, folder = _results(interrupted.job_folder), tmp_path / "out/a"
+    (whole,) = (folder / "results").glob("*.parquet")
     data = whole.read_bytes()
     pq.write_table(pq.read_table(whole).slice(1), whole)
-    # What a kill leaves of a results file, of the rows that remain, and of the checkpoint of an earlier version.
-    (place / "results/7-000001-0.parquet").write_bytes(data[:-1])
+    # A kill cut short a results file, the manifest of the missing rows, and the checkpoint of an earlier version.
+    (folder / "results/7-000001-0.parquet").write_bytes(data[:-1])
     for name in ("_remaining/00000.parquet", "_checkpoint/7-000001.pending.parquet", "_alone/00000.parquet"):
-        (place / name).parent.mkdir()
-        (place / name).write_bytes(data[: len(data) // 2])
+        (folder / name).parent.mkdir()
+        (folder / name).write_bytes(data[: len(data) // 2])
     assert scan(interrupted)["pairs"] == 2
     again, kept = _results(interrupted.job_folder)
     assert kept == rows[1]
     assert (again["row_id"], again["verdict"]) == (0, rows[0]["verdict"])
     assert again["score"] == pytest.approx(rows[0]["score"], abs=1e-4)  # alone in its batch, not one of two
-    assert not [path.name for path in place.iterdir() if path.is_dir() and path.name.startswith("_")]
+    assert not [path.name for path in folder.iterdir() if path.is_dir() and path.name.startswith("_")]
 
 
-def test_a_resumed_scan_judges_what_is_missing_in_whole_batches(
+def test_a_resumed_scan_takes_the_missing_rows_in_whole_batches(
     ray_here: None, corpus: Path, model_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     calls, fault, results = corpus / "calls", corpus / "fault", corpus / "out/b/results"
 
     class Counting(Detector):
-        """Writes down the rows of each call. While there is a fault, fails at later rows once there are results."""
+        """A detector that logs the rows of each call. While `fault` exists, it fails at later rows after others."""
 
         def __call__(self, batch: pa.Table) -> pa.Table:
             if fault.exists() and min(batch["row_id"].to_pylist()) >= 160:
@@ -437,8 +435,8 @@ def test_a_resumed_scan_judges_what_is_missing_in_whole_batches(
 
 
 def _unstartable(corpus: Path, model_folder: Path, **changes: Any) -> ScanSettings:
-    given = {"input": str(corpus / "a.jsonl"), "out": str(corpus / "out"), "model": str(model_folder)}
-    return ScanSettings(**(given | changes))
+    fields = {"input": str(corpus / "a.jsonl"), "out": str(corpus / "out"), "model": str(model_folder)}
+    return ScanSettings(**(fields | changes))
 
 
 @pytest.mark.parametrize(
@@ -452,7 +450,7 @@ def _unstartable(corpus: Path, model_folder: Path, **changes: Any) -> ScanSettin
         ({"captions": {"engine": "precomputed", "source": "/nowhere.json"}}, InputNotFound, "captions /nowhere.json"),
     ],
 )
-def test_what_is_wrong_with_the_command_is_told_before_any_work(
+def test_an_error_in_the_command_is_reported_before_any_work(
     s3: str, corpus: Path, model_folder: Path, monkeypatch: pytest.MonkeyPatch,
     changes: dict[str, Any], error: type[AsapError], reason: str,
 ) -> None:  # fmt: skip
@@ -467,12 +465,12 @@ def test_what_is_wrong_with_the_command_is_told_before_any_work(
     assert not (corpus / "out").exists()
 
 
-def test_what_is_wrong_with_an_input_is_told_without_loading_torch() -> None:
+def test_starting_a_scan_does_not_load_torch() -> None:
     code = "import sys, jobs.scan.run; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
-def test_an_output_folder_of_something_else_is_refused(corpus: Path, model_folder: Path) -> None:
+def test_an_output_folder_with_other_files_is_refused(corpus: Path, model_folder: Path) -> None:
     (corpus / "out/a").mkdir(parents=True)
     (corpus / "out/a/thesis.txt").write_text("x")
     with pytest.raises(JobDiffers, match="holds files that are not a job's"):

@@ -17,7 +17,7 @@ def _written(folder: Path) -> list[dict[str, object]]:
     return [row for file in sorted(folder.iterdir()) for row in pq.read_table(file).to_pylist()]
 
 
-def test_every_row_is_written_once_in_its_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_row_is_written_once_and_in_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(manifest, "_ROWS_PER_GROUP", 4)
     monkeypatch.setattr(manifest, "ROWS_PER_FILE", 8)
     assert write_manifest(_rows(21), Location(str(tmp_path))) == 21
@@ -25,7 +25,7 @@ def test_every_row_is_written_once_in_its_order(tmp_path: Path, monkeypatch: pyt
     assert [row["row_id"] for row in _written(tmp_path)] == list(range(21))
 
 
-def test_files_have_the_declared_schema_though_columns_are_null(tmp_path: Path) -> None:
+def test_files_have_the_declared_schema_even_if_columns_are_null(tmp_path: Path) -> None:
     write_manifest(_rows(1), Location(str(tmp_path)))
     assert pq.read_schema(tmp_path / "00000.parquet").equals(MANIFEST_SCHEMA)
 
@@ -38,7 +38,7 @@ def test_a_limit_ends_the_reading(tmp_path: Path) -> None:
     assert write_manifest(endless(), Location(str(tmp_path)), limit=5) == 5
 
 
-def test_a_repeated_id_is_judged_under_a_name_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_row_with_a_repeated_id_gets_a_unique_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(manifest, "_ROWS_PER_GROUP", 2)
     names = ["a", "b", "a", "c", "c", "a#2", "d", "d", "d#7", "d#10", "d"]
     rows = [ManifestRow(row_id=number, custom_id=name) for number, name in enumerate(names)]
@@ -51,7 +51,7 @@ def test_a_repeated_id_is_judged_under_a_name_of_its_own(tmp_path: Path, monkeyp
     assert written[2]["warnings"] == ["custom_id 'a' was used by an earlier row; this one is called 'a#2'"]
 
 
-def test_what_stores_refuse_is_escaped_with_a_warning(tmp_path: Path) -> None:
+def test_unstorable_characters_are_escaped_with_a_warning(tmp_path: Path) -> None:
     rows = [
         ManifestRow(row_id=0, custom_id="a\ud800", text="x\udc00y\0z"),
         ManifestRow(row_id=1, custom_id="b", text="naïve 😀 text", metadata='{"a": "\ud83d"}'),
@@ -65,7 +65,7 @@ def test_what_stores_refuse_is_escaped_with_a_warning(tmp_path: Path) -> None:
     assert second["warnings"] == []
 
 
-def test_a_row_without_a_name_is_given_one_that_is_no_callers(tmp_path: Path) -> None:
+def test_a_row_without_a_name_gets_one_that_no_caller_uses(tmp_path: Path) -> None:
     names = [None, "0", "1", None, "#5", None]
     rows = [ManifestRow(row_id=number, custom_id=name) for number, name in enumerate(names)]
     write_manifest(rows, Location(str(tmp_path)))
@@ -75,7 +75,7 @@ def test_a_row_without_a_name_is_given_one_that_is_no_callers(tmp_path: Path) ->
 
 
 @pytest.mark.parametrize("text", ["", "\0", "a\0b\ud800", "\udfff\0x \\u0000 😀\0", r"\u0000 as it was written"])
-def test_a_stored_text_is_read_character_for_character(tmp_path: Path, text: str) -> None:
+def test_a_stored_text_is_read_back_character_for_character(tmp_path: Path, text: str) -> None:
     write_manifest([ManifestRow(row_id=0, custom_id="a", text=text)], Location(str(tmp_path)))
     (row,) = _written(tmp_path)
     read = readable_text(row["text"], row["text_escapes"])  # type: ignore[arg-type]

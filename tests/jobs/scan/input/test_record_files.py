@@ -10,11 +10,11 @@ import pytest
 from asap.errors import StorageError
 from asap.storage.location import Location
 from jobs.errors import InputNotFound
-from jobs.scan.input import record_files as records
-from jobs.scan.input.record_files import RowError, read_records, record_file
+from jobs.scan.input import record_files
+from jobs.scan.input.record_files import Record, RowError, read_records, record_file
 
 
-def _read(path: Path, kind: str) -> list[tuple[int, records.Record]]:
+def _read(path: Path, kind: str) -> list[tuple[int, Record]]:
     return list(read_records(Location(str(path)), kind))
 
 
@@ -24,7 +24,7 @@ def _write(tmp_path: Path, data: bytes | str) -> Path:
     return path
 
 
-def test_json_lines_keep_their_numbers_and_broken_ones_their_place(tmp_path: Path) -> None:
+def test_json_lines_keep_their_numbers_and_broken_lines_become_errors(tmp_path: Path) -> None:
     path = _write(tmp_path, b'{"a": 1}\n\n{broken\n[1]\n\xff\xfe\n{"a": 2}')
     found = _read(path, "jsonl")
     assert [line for line, _ in found] == [0, 2, 3, 4, 5]
@@ -32,7 +32,7 @@ def test_json_lines_keep_their_numbers_and_broken_ones_their_place(tmp_path: Pat
     assert found[4][1] == {"a": 2}
     assert [str(record).split(":")[0] for _, record in found[1:4]] == [
         "the line is not JSON",
-        "the record is a list, not an object",
+        "the record is of type list, not an object",
         "the line is not UTF-8",
     ]
 
@@ -40,7 +40,7 @@ def test_json_lines_keep_their_numbers_and_broken_ones_their_place(tmp_path: Pat
 def test_a_line_that_is_too_long_is_an_error_and_the_next_is_read(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(records, "MAX_RECORD_BYTES", 100)
+    monkeypatch.setattr(record_files, "MAX_RECORD_BYTES", 100)
     path = _write(tmp_path, json.dumps({"a": "x" * 500}) + '\n{"a": 1}\n')
     found = _read(path, "jsonl")
     assert isinstance(found[0][1], RowError)
@@ -55,17 +55,17 @@ def test_deeply_nested_json_is_a_row_error(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("chunk", [1, 7, 2**16])
 def test_an_array_is_read_element_by_element(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, chunk: int) -> None:
-    monkeypatch.setattr(records, "_CHUNK", chunk)
+    monkeypatch.setattr(record_files, "_CHUNK", chunk)
     elements = [{"a": 1, "text": "é[],{}"}, {"b": [1, {"c": "]"}]}, 12, {"d": None}]
     path = _write(tmp_path, "\ufeff \n" + json.dumps(elements, indent=1, ensure_ascii=False) + "\n")
     found = _read(path, "json")
     assert [line for line, _ in found] == [0, 1, 2, 3]
     assert [record for _, record in found if isinstance(record, dict)] == [elements[0], elements[1], elements[3]]
-    assert "a int" in str(found[2][1])
+    assert "of type int" in str(found[2][1])
 
 
 @pytest.mark.parametrize("text", ['[{"a": 1}, {"b": ', '[{"a": 1}, {b}]', '[{"a": 1}'])
-def test_an_array_that_breaks_off_ends_the_reading_with_its_place(tmp_path: Path, text: str) -> None:
+def test_a_truncated_array_ends_the_reading_and_the_error_counts_the_records(tmp_path: Path, text: str) -> None:
     reading = read_records(Location(str(_write(tmp_path, text))), "json")
     assert next(reading) == (0, {"a": 1})
     with pytest.raises(InputNotFound, match="is broken after 1 records"):
@@ -77,13 +77,13 @@ def test_an_empty_array_holds_nothing(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("chunk", [1, 2**16])
-def test_what_follows_an_array_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, chunk: int) -> None:
-    monkeypatch.setattr(records, "_CHUNK", chunk)
+def test_data_after_an_array_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, chunk: int) -> None:
+    monkeypatch.setattr(record_files, "_CHUNK", chunk)
     with pytest.raises(InputNotFound, match=r"broken after 1 records: '\[.*' follows the end of the array"):
         _read(_write(tmp_path, '[{"a": 1}]\n[{"a": 2}]'), "json")
 
 
-def test_a_record_of_an_array_that_cannot_be_read_is_an_error_alone(tmp_path: Path) -> None:
+def test_an_unreadable_record_of_an_array_fails_alone(tmp_path: Path) -> None:
     long = b'{"a": ' + b"1" * 5000 + b"}"
     found = _read(_write(tmp_path, b'[{"a": 1}, {"a": "caf\xe9"}, ' + long + b', {"a": "\\udce9"}]'), "json")
     assert [record for _, record in found[::3]] == [{"a": 1}, {"a": "\udce9"}]
@@ -111,7 +111,7 @@ def test_csv_that_is_not_utf8_or_badly_quoted_is_a_row_error(tmp_path: Path) -> 
     assert found[2][1] == {"image": "c.jpg", "text": "fine"}
 
 
-def test_the_lines_that_a_stray_quote_takes_in_are_errors_each(tmp_path: Path) -> None:
+def test_each_line_that_a_stray_quote_takes_in_is_an_error(tmp_path: Path) -> None:
     lines = ["image,text", *(f"{number}.jpg,text {number}" for number in range(1, 10))]
     lines[3] = '3.jpg,"stray'
     found = _read(_write(tmp_path, "\n".join(lines)), "csv")
@@ -127,13 +127,13 @@ def test_the_lines_that_a_stray_quote_takes_in_are_errors_each(tmp_path: Path) -
 
 
 @pytest.mark.parametrize("text", ['image,"te"xt\na.jpg,b\n', "image,text\ra.jpg,b\r"])
-def test_a_header_that_is_not_csv_is_told(tmp_path: Path, text: str) -> None:
+def test_a_header_that_is_not_csv_is_reported(tmp_path: Path, text: str) -> None:
     with pytest.raises(InputNotFound, match=r"the header of .* is not CSV"):
         _read(_write(tmp_path, text), "csv")
 
 
 @pytest.mark.parametrize("kind", ["csv", "parquet"])
-def test_missing_columns_are_told_before_any_row(tmp_path: Path, kind: str) -> None:
+def test_missing_columns_are_reported_before_any_row(tmp_path: Path, kind: str) -> None:
     path = _write(tmp_path, "img,text\na.jpg,x\n")
     if kind == "parquet":
         pq.write_table(pa.table({"img": ["a.jpg"], "text": ["x"]}), path)
@@ -151,7 +151,7 @@ def test_parquet_rows_are_numbered_over_row_groups(tmp_path: Path) -> None:
     ]
 
 
-def test_a_parquet_value_that_python_does_not_have_is_its_rows_error(tmp_path: Path) -> None:
+def test_a_parquet_value_that_python_does_not_have_is_an_error_of_its_row(tmp_path: Path) -> None:
     text = pa.Array.from_buffers(
         pa.string(), 3, [None, pa.py_buffer(struct.pack("<4i", 0, 1, 5, 6)), pa.py_buffer(b"acaf\xe9z")]
     )
@@ -162,12 +162,12 @@ def test_a_parquet_value_that_python_does_not_have_is_its_rows_error(tmp_path: P
     assert [isinstance(record, RowError) for _, record in found] == [False, True, True]
 
 
-def test_what_is_not_parquet_is_told_so(tmp_path: Path) -> None:
+def test_a_file_that_is_not_parquet_is_reported(tmp_path: Path) -> None:
     with pytest.raises(InputNotFound, match="cannot be read as parquet"):
         _read(_write(tmp_path, "not parquet at all"), "parquet")
 
 
-def test_compressed_lines_are_read_and_a_truncated_file_is_told(tmp_path: Path) -> None:
+def test_compressed_lines_are_read_and_a_truncated_file_is_reported(tmp_path: Path) -> None:
     path = tmp_path / "a.jsonl.gz"
     data = gzip.compress(b"".join(b'{"a": %d}\n' % number for number in range(1000)))
     path.write_bytes(data)
@@ -189,5 +189,5 @@ def test_compressed_lines_are_read_and_a_truncated_file_is_told(tmp_path: Path) 
         (".json", None),
     ],
 )
-def test_a_file_says_by_its_name_what_records_it_holds(name: str, expected: tuple[str, str, str] | None) -> None:
+def test_the_name_of_a_file_decides_how_its_records_are_read(name: str, expected: tuple[str, str, str] | None) -> None:
     assert record_file(name) == expected

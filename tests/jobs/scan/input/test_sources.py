@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from asap.errors import StorageError
-from asap.storage import files as storage
+from asap.storage.files import write_bytes
 from asap.storage.location import Location
 from jobs.errors import InputNotFound
 from jobs.scan.input import sources
@@ -36,7 +36,7 @@ def test_a_manifest_becomes_rows_with_absolute_images(corpus: Path) -> None:
     assert rows[1].row_error is None
 
 
-def test_jsonl_csv_and_parquet_say_the_same(corpus: Path) -> None:
+def test_jsonl_csv_and_parquet_give_the_same_rows(corpus: Path) -> None:
     records = [json.loads(line) for line in (corpus / "a.jsonl").read_text().splitlines()]
     table = pa.Table.from_pylist(records)
     pq.write_table(table, corpus / "a.parquet")
@@ -61,24 +61,24 @@ def _dgm4(folder: Path, image: str) -> Path:
 
 
 @pytest.mark.parametrize(
-    ("at", "named"), [("DGM4/x.jpg", "x.jpg"), ("DGM4/x.jpg", "DGM4/x.jpg"), ("DGM4/metadata/x.jpg", "x.jpg")]
+    ("path", "name"), [("DGM4/x.jpg", "x.jpg"), ("DGM4/x.jpg", "DGM4/x.jpg"), ("DGM4/metadata/x.jpg", "x.jpg")]
 )
 def test_dgm4_paths_start_at_the_root_or_the_folder_around_it_or_the_manifest(
-    tmp_path: Path, at: str, named: str
+    tmp_path: Path, path: str, name: str
 ) -> None:
-    manifest = _dgm4(tmp_path / "DGM4", named)
-    (tmp_path / at).write_bytes(b"x")
+    manifest = _dgm4(tmp_path / "DGM4", name)
+    (tmp_path / path).write_bytes(b"x")
     row = _rows(manifest)[0]
-    assert row.image_uri == str(tmp_path / at)
+    assert row.image_uri == str(tmp_path / path)
     assert row.custom_id == "7"
     assert json.loads(row.metadata or "") == {"fake_cls": "face_swap", "fake_image_box": [1, 2, 3, 4]}
 
 
-def test_dgm4_without_a_picture_takes_the_root(tmp_path: Path) -> None:
+def test_dgm4_paths_start_at_the_root_if_no_picture_is_found(tmp_path: Path) -> None:
     assert _rows(_dgm4(tmp_path / "DGM4", "x.jpg"))[0].image_uri == str(tmp_path / "DGM4/x.jpg")
 
 
-def test_metadata_is_passed_through_untouched(corpus: Path) -> None:
+def test_metadata_is_passed_through_unchanged(corpus: Path) -> None:
     rows = _rows(
         _write_jsonl(
             corpus,
@@ -94,8 +94,8 @@ def test_metadata_is_passed_through_untouched(corpus: Path) -> None:
 @pytest.mark.parametrize(
     ("record", "reason"),
     [
-        ({"image": 12, "text": "t"}, "image is 12, a int"),
-        ({"image": "a.jpg", "text": ["t"]}, "text is ['t'], a list"),
+        ({"image": 12, "text": "t"}, "image is 12, of type int"),
+        ({"image": "a.jpg", "text": ["t"]}, "text is ['t'], of type list"),
         ({"image": "a.jpg", "text": "t", "id": True}, "custom_id is True"),
         ({"image": "a\0.jpg", "text": "t"}, "has a NUL or a lone surrogate"),
         ({"image": "a\ud800.jpg", "text": "t"}, "has a NUL or a lone surrogate"),
@@ -115,7 +115,7 @@ def test_a_record_that_cannot_be_understood_keeps_its_row(corpus: Path, record: 
     assert reason in str(rows[1].row_error)
 
 
-def test_metadata_that_are_nested_too_deep_are_their_rows_error() -> None:
+def test_metadata_nested_too_deep_are_an_error_of_their_row() -> None:
     nested: list[object] = []
     for _ in range(100_000):
         nested = [nested]
@@ -127,21 +127,21 @@ def test_a_row_error_keeps_the_callers_name(corpus: Path) -> None:
     assert _rows(_write_jsonl(corpus, {"id": "mine", "image": 1}))[0].custom_id == "mine"
 
 
-def test_blank_and_missing_halves_are_null(corpus: Path) -> None:
+def test_blank_and_missing_texts_and_images_are_null(corpus: Path) -> None:
     rows = _rows(_write_jsonl(corpus, {"image": "a.jpg", "text": " \n"}, {"text": "t"}, {"image": None, "text": "t"}))
     assert rows[0].text is None
     assert [row.image_uri for row in rows[1:]] == [None, None]
     assert all(row.row_error is None for row in rows)
 
 
-def test_of_two_fields_for_one_thing_the_first_that_holds_anything_counts(corpus: Path) -> None:
+def test_an_empty_field_gives_way_to_its_alternative_name(corpus: Path) -> None:
     record = {"image_uri": None, "image": "a.jpg", "custom_id": "", "id": "z", "text": "t"}
     named, without = _rows(_write_jsonl(corpus, record, {"image": "", "text": "t"}))
     assert (named.custom_id, named.image_uri) == ("z", str(corpus / "a.jpg"))
     assert (without.image_uri, without.row_error) == (None, None)
 
 
-def test_a_member_of_a_larger_file_is_carried(corpus: Path) -> None:
+def test_a_byte_range_of_a_larger_file_is_kept(corpus: Path) -> None:
     row = _rows(_write_jsonl(corpus, {"image": "a.tar", "text": "t", "image_offset": 512, "image_length": 99}))[0]
     assert (row.image_offset, row.image_length) == (512, 99)
 
@@ -162,7 +162,7 @@ def test_a_folder_pairs_pictures_with_texts_of_the_same_name(tmp_path: Path) -> 
     assert [row.row_id for row in rows] == [0, 1, 2, 3]
 
 
-def test_a_text_file_that_cannot_be_read_is_its_rows_error(tmp_path: Path) -> None:
+def test_an_unreadable_text_file_is_an_error_of_its_row(tmp_path: Path) -> None:
     (tmp_path / "a.jpg").write_bytes(b"x")
     (tmp_path / "a.txt").write_bytes(b"caf\xe9")
     (tmp_path / "b.jpg").write_bytes(b"x")
@@ -172,7 +172,7 @@ def test_a_text_file_that_cannot_be_read_is_its_rows_error(tmp_path: Path) -> No
     assert "1048577 bytes" in str(second.row_error)
 
 
-def test_a_picture_whose_name_is_not_utf8_is_its_rows_error(tmp_path: Path) -> None:
+def test_a_picture_whose_name_is_not_utf8_is_an_error_of_its_row(tmp_path: Path) -> None:
     for name in (b"a.jpg", b"b\xff.jpg"):
         Path(os.fsdecode(os.fsencode(tmp_path) + b"/" + name)).write_bytes(b"x")
     good, bad = find_source(str(tmp_path)).rows()
@@ -181,7 +181,7 @@ def test_a_picture_whose_name_is_not_utf8_is_its_rows_error(tmp_path: Path) -> N
     assert r"b\xff.jpg'; rename it" in str(bad.row_error)
 
 
-def test_a_table_of_pictures_alone_is_read_where_they_are_captioned(tmp_path: Path) -> None:
+def test_a_table_of_pictures_without_texts_is_read_if_they_are_captioned(tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_text("id,image\n1,a.jpg\n")
     with pytest.raises(InputNotFound, match="needs a column 'text'"):
         find_source(str(tmp_path / "a.csv"))
@@ -189,7 +189,7 @@ def test_a_table_of_pictures_alone_is_read_where_they_are_captioned(tmp_path: Pa
     assert (row.custom_id, row.text, row.row_error) == ("1", None, None)
 
 
-def test_a_damaged_compressed_input_is_told_in_a_sentence(tmp_path: Path) -> None:
+def test_a_damaged_compressed_input_is_named(tmp_path: Path) -> None:
     line = json.dumps({"image": "a.jpg", "text": "t"}).encode() + b"\n"
     whole = gzip.compress(b"".join(line.replace(b"a.jpg", b"%d.jpg" % number) for number in range(50_000)))
     (tmp_path / "a.jsonl.gz").write_bytes(whole[: len(whole) // 2])
@@ -197,17 +197,17 @@ def test_a_damaged_compressed_input_is_told_in_a_sentence(tmp_path: Path) -> Non
         find_source(str(tmp_path / "a.jsonl.gz")).fingerprint()
 
 
-def test_a_prefix_of_s3_says_the_versions(bucket: str) -> None:
+def test_rows_of_an_s3_prefix_have_the_versions_of_their_pictures(bucket: str) -> None:
     folder = Location(f"s3://{bucket}/news")
     for name in ("a.jpg", "a.txt", "b.jpg"):
-        storage.write_bytes(folder / name, b"text")
+        write_bytes(folder / name, b"text")
     rows = _rows(folder.uri)
     assert [(row.custom_id, row.text) for row in rows] == [("a.jpg", "text"), ("b.jpg", None)]
     assert rows[0].image_uri == f"s3://{bucket}/news/a.jpg"
     assert rows[0].image_version
 
 
-def test_a_manifest_in_s3_names_objects_beside_it_and_no_local_files(bucket: str) -> None:
+def test_a_manifest_in_s3_may_name_objects_but_no_local_files(bucket: str) -> None:
     records = [
         {"image": "images/a.jpg", "text": "t"},
         {"image": f"s3://{bucket}/other/b.jpg", "text": "t"},
@@ -216,7 +216,7 @@ def test_a_manifest_in_s3_names_objects_beside_it_and_no_local_files(bucket: str
         {"image": "../../../etc/passwd", "text": "t"},
     ]
     data = "".join(json.dumps(record) + "\n" for record in records).encode()
-    storage.write_bytes(Location(f"s3://{bucket}/news/a.jsonl"), data)
+    write_bytes(Location(f"s3://{bucket}/news/a.jsonl"), data)
     rows = _rows(f"s3://{bucket}/news/a.jsonl")
     assert [row.image_uri for row in rows[:2]] == [f"s3://{bucket}/news/images/a.jpg", f"s3://{bucket}/other/b.jpg"]
     assert [row.image_uri for row in rows[2:]] == [None, None, None]
@@ -224,7 +224,7 @@ def test_a_manifest_in_s3_names_objects_beside_it_and_no_local_files(bucket: str
     assert "leaves the bucket" in str(rows[4].row_error)
 
 
-def test_a_local_manifest_may_name_any_path_and_odd_names() -> None:
+def test_a_local_manifest_may_name_any_path_and_odd_file_names() -> None:
     base = Location("/data/news")
     assert image_uri("../a b?#%20.jpg", base) == "/data/a b?#%20.jpg"
     assert image_uri("/x/./y.jpg", base) == "/x/y.jpg"
@@ -247,7 +247,7 @@ def test_a_local_manifest_may_name_any_path_and_odd_names() -> None:
         ("broken.json", "is neither an array nor lines of JSON objects: the line is not JSON"),
     ],
 )
-def test_an_input_with_nothing_to_scan_is_told_in_a_sentence(tmp_path: Path, name: str, reason: str) -> None:
+def test_an_input_with_nothing_to_scan_is_reported_with_the_reason(tmp_path: Path, name: str, reason: str) -> None:
     (tmp_path / "empty").mkdir()
     (tmp_path / "texts").mkdir()
     (tmp_path / "texts/a.txt").write_text("x")
@@ -260,12 +260,12 @@ def test_an_input_with_nothing_to_scan_is_told_in_a_sentence(tmp_path: Path, nam
 
 
 @pytest.mark.parametrize("name", ["BUCKET/nothing/here", "BUCKET/a.jsonl", "unknown-bucket-1234/a.jsonl"])
-def test_an_s3_input_that_is_not_there_is_told_in_a_sentence(bucket: str, name: str) -> None:
+def test_a_missing_s3_input_is_reported(bucket: str, name: str) -> None:
     with pytest.raises((InputNotFound, StorageError), match=r"not there|does not exist"):
         find_source("s3://" + name.replace("BUCKET", bucket))
 
 
-def test_a_fingerprint_changes_with_the_input_only(corpus: Path) -> None:
+def test_a_fingerprint_changes_only_with_the_input(corpus: Path) -> None:
     def prints() -> tuple[str, str]:
         return find_source(str(corpus / "a.jsonl")).fingerprint(), find_source(str(corpus / "images")).fingerprint()
 
@@ -279,8 +279,8 @@ def test_a_fingerprint_changes_with_the_input_only(corpus: Path) -> None:
 
 
 def test_the_fingerprint_of_an_object_is_its_version(bucket: str) -> None:
-    place = Location(f"s3://{bucket}/a.jsonl")
-    storage.write_bytes(place, b'{"image": "a", "text": "t"}\n')
-    before = find_source(place.uri).fingerprint()
-    storage.write_bytes(place, b'{"image": "b", "text": "t"}\n')
-    assert find_source(place.uri).fingerprint() != before
+    location = Location(f"s3://{bucket}/a.jsonl")
+    write_bytes(location, b'{"image": "a", "text": "t"}\n')
+    before = find_source(location.uri).fingerprint()
+    write_bytes(location, b'{"image": "b", "text": "t"}\n')
+    assert find_source(location.uri).fingerprint() != before

@@ -45,20 +45,19 @@ def _write_ids(location: Location, ids: list[int]) -> None:
     write_table(pa.table({"row_id": pa.array(ids, pa.int64()), "x": [str(row_id) for row_id in ids]}), location)
 
 
-def test_rows_that_are_there_twice_are_taken_out_but_once(folder: Location) -> None:
+def test_copies_of_a_row_are_removed_and_the_first_is_kept(folder: Location) -> None:
     _write_ids(folder / "results/a.parquet", [0, 1, 2])
     _write_ids(folder / "results/b.parquet", [3, 1, 4, 4])
     seen = repair_results(folder / "results")
     assert seen.contains(_ids(0, 1, 2, 3, 4, 5)).tolist() == [True] * 5 + [False]
     assert count_rows(folder / "results") == 5
-    rows = [row for _, ids in [(0, 0)] for row in _all_rows(folder / "results")]
-    assert sorted(rows) == [(number, str(number)) for number in range(5)]
+    assert sorted(_all_rows(folder / "results")) == [(number, str(number)) for number in range(5)]
     assert count_rows(folder / "results") == 5
     repair_results(folder / "results")
     assert count_rows(folder / "results") == 5
 
 
-def test_a_results_file_that_was_cut_short_is_deleted_wherever_the_cut_is(tmp_path: Path) -> None:
+def test_a_truncated_results_file_is_deleted_wherever_it_is_cut(tmp_path: Path) -> None:
     folder = Location(str(tmp_path))
     _write_ids(folder / "a.parquet", [0, 1])
     _write_ids(folder / "whole", [2, 3])
@@ -72,7 +71,7 @@ def test_a_results_file_that_was_cut_short_is_deleted_wherever_the_cut_is(tmp_pa
     assert count_rows(folder) == 2
 
 
-def test_a_table_is_seen_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_table_that_is_not_written_to_its_end_leaves_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def cut(table: pa.Table, where: object, **named: object) -> None:
         assert not list(tmp_path.iterdir())
         raise KeyboardInterrupt
@@ -91,7 +90,7 @@ def _all_rows(folder: Location) -> list[tuple[int, str]]:
     return rows
 
 
-def test_missing_rows_come_back_as_the_manifest_has_them(folder: Location) -> None:
+def test_missing_rows_are_those_of_the_manifest_that_are_not_done(folder: Location) -> None:
     write_manifest((ManifestRow(row_id=n, custom_id=f"c{n}", text="t") for n in range(10)), folder / "manifest")
     done = RowSet()
     done.add(_ids(0, 1, 2, 4, 5, 6, 8, 9))
@@ -101,7 +100,7 @@ def test_missing_rows_come_back_as_the_manifest_has_them(folder: Location) -> No
     assert list(missing_rows(folder / "manifest", done)) == []
 
 
-def test_missing_rows_become_a_manifest_and_what_was_in_its_folder_is_gone(
+def test_missing_rows_become_a_manifest_in_a_folder_that_is_emptied_first(
     folder: Location, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("jobs.scan.input.manifest._ROWS_PER_GROUP", 4)

@@ -26,7 +26,7 @@ def _entries() -> dict[str, Any]:
     return {"identity": IDENTITY}
 
 
-def test_a_job_records_what_it_is_and_how_it_ends(folder: Location) -> None:
+def test_a_job_records_its_state_and_its_end(folder: Location) -> None:
     with Job(folder, _entries(), heartbeat_s=10) as job:
         record = read_record(folder)
         assert record
@@ -46,7 +46,9 @@ def test_a_job_records_what_it_is_and_how_it_ends(folder: Location) -> None:
         (ValueError(), "failed", "ValueError"),
     ],
 )
-def test_a_job_that_stops_says_how(folder: Location, error: BaseException, state: str, message: str | None) -> None:
+def test_a_stopped_job_records_the_reason(
+    folder: Location, error: BaseException, state: str, message: str | None
+) -> None:
     with pytest.raises(type(error)), Job(folder, _entries(), heartbeat_s=10):
         raise error
     record = read_record(folder)
@@ -54,7 +56,7 @@ def test_a_job_that_stops_says_how(folder: Location, error: BaseException, state
     assert (record["state"], record["error"]) == (state, message)
 
 
-def test_the_heart_beats_while_the_job_works_and_not_after(folder: Location) -> None:
+def test_the_heartbeat_runs_while_the_job_works_and_not_after(folder: Location) -> None:
     with Job(folder, _entries(), heartbeat_s=0.02) as job:
         job.note(counts={"done": 3})
         beats = job.record["beats"]
@@ -67,7 +69,7 @@ def test_a_free_folder_has_no_record(folder: Location) -> None:
     assert check_resumable(folder, IDENTITY) is None
 
 
-def test_the_same_job_can_be_gone_on_with(folder: Location) -> None:
+def test_the_same_job_can_be_resumed(folder: Location) -> None:
     with Job(folder, _entries(), heartbeat_s=10) as job:
         job.update(manifest={"rows": 5})
     record = check_resumable(folder, json.loads(json.dumps(IDENTITY)))
@@ -78,7 +80,7 @@ def test_the_same_job_can_be_gone_on_with(folder: Location) -> None:
         assert job.record["manifest"] == {"rows": 5}
 
 
-def test_another_job_is_refused_naming_every_difference(folder: Location) -> None:
+def test_another_job_is_refused_with_every_difference(folder: Location) -> None:
     with Job(folder, _entries(), heartbeat_s=10):
         pass
     other = {"settings": {"limit": 10, "captions": {"engine": "precomputed"}}, "model_id": "m@2"}
@@ -88,30 +90,30 @@ def test_another_job_is_refused_naming_every_difference(folder: Location) -> Non
     assert "precomputed" in str(caught.value)
 
 
-def test_fingerprints_are_told_as_what_they_mean(folder: Location) -> None:
+def test_a_changed_input_is_reported_in_words_and_not_as_a_fingerprint(folder: Location) -> None:
     entries = _entries()
     entries["identity"] = IDENTITY | {"input": "71962ea7", "settings": {"input": "/a.csv"}}
     with Job(folder, entries, heartbeat_s=10):
         pass
-    with pytest.raises(JobDiffers, match=r": the content of the input has changed; choose"):
+    with pytest.raises(JobDiffers, match=r": the content of the input has changed\. Choose"):
         check_resumable(folder, entries["identity"] | {"input": "f00"})
-    with pytest.raises(JobDiffers, match=r": settings\.input was '/a.csv' and is '/b.csv'; choose"):
+    with pytest.raises(JobDiffers, match=r": settings\.input was '/a.csv' and is '/b.csv'\. Choose"):
         check_resumable(folder, entries["identity"] | {"input": "f00", "settings": {"input": "/b.csv"}})
 
 
-def test_a_folder_of_something_else_is_left_alone(folder: Location) -> None:
+def test_a_folder_with_other_files_is_refused(folder: Location) -> None:
     write_bytes(folder / "thesis.txt", b"x")
     with pytest.raises(JobDiffers, match="holds files that are not a job's"):
         check_resumable(folder, IDENTITY)
 
 
-def test_a_broken_record_is_told(folder: Location) -> None:
+def test_a_broken_record_is_reported(folder: Location) -> None:
     write_bytes(folder / "job.json", b"{")
     with pytest.raises(StorageError, match=r"job\.json is broken"):
         check_resumable(folder, IDENTITY)
 
 
-def test_a_job_whose_heart_beats_is_in_use(folder: Location) -> None:
+def test_a_job_with_a_moving_heartbeat_is_in_use(folder: Location) -> None:
     with Job(folder, _entries(), heartbeat_s=0.05):
         record = read_record(folder)
         assert record
@@ -119,11 +121,11 @@ def test_a_job_whose_heart_beats_is_in_use(folder: Location) -> None:
             wait_until_free(folder, record, stale_after_s=HANG_S, notify=lambda line: None)
 
 
-@pytest.mark.parametrize("place", ["local", "s3"])
-def test_of_two_processes_that_begin_a_job_at_once_one_does(
-    folder: Location, place: str, request: pytest.FixtureRequest
+@pytest.mark.parametrize("store", ["local", "s3"])
+def test_only_one_of_two_processes_can_begin_a_job(
+    folder: Location, store: str, request: pytest.FixtureRequest
 ) -> None:
-    if place == "s3":
+    if store == "s3":
         folder = Location(f"s3://{request.getfixturevalue('bucket')}/job")
     first, second = Job(folder, _entries(), heartbeat_s=10), Job(folder, _entries(), heartbeat_s=10)
     with first:
@@ -146,13 +148,13 @@ def test_a_job_that_ended_is_free_at_once(folder: Location, clock: Clock, state:
     assert clock.now == 0
 
 
-def test_a_job_that_was_killed_is_free_once_its_heart_has_stood_still(folder: Location, clock: Clock) -> None:
+def test_a_killed_job_is_free_once_its_heartbeat_has_stood_still(folder: Location, clock: Clock) -> None:
     record = {"state": "running", "run_id": "a", "beats": 3, "heartbeat": datetime.now(UTC).isoformat()}
     write_bytes(folder / "job.json", json.dumps(record).encode())
-    told: list[str] = []
-    wait_until_free(folder, record, stale_after_s=12, notify=told.append)
+    notes: list[str] = []
+    wait_until_free(folder, record, stale_after_s=12, notify=notes.append)
     assert 12 <= clock.now < 13
-    assert "not ended properly" in told[0]
+    assert "not ended properly" in notes[0]
 
 
 def test_a_job_that_was_killed_long_ago_is_free_at_once(folder: Location, clock: Clock) -> None:
@@ -170,12 +172,12 @@ def test_a_job_that_was_taken_over_stops(folder: Location, monkeypatch: pytest.M
 
 
 def _take_over(folder: Location, record: dict[str, Any], interrupted: threading.Event) -> bool:
-    if not interrupted.is_set():  # a beat may have been between its reading and its writing
+    if not interrupted.is_set():  # again, since a heartbeat between its read and its write may overwrite the record
         write_bytes(folder / "job.json", json.dumps(record).encode())
     return interrupted.wait(0.05)
 
 
-def test_a_store_that_is_away_for_a_moment_stops_no_job(folder: Location, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_short_outage_of_the_store_does_not_stop_the_job(folder: Location, monkeypatch: pytest.MonkeyPatch) -> None:
     away = threading.Event()
     real = job_folder.write_bytes
 
@@ -193,7 +195,7 @@ def test_a_store_that_is_away_for_a_moment_stops_no_job(folder: Location, monkey
         wait_until(lambda: job.record["beats"] > beats, every_s=0.01)
 
 
-def test_finished_means_the_last_file_is_there(folder: Location) -> None:
+def test_a_job_is_finished_once_its_last_file_exists(folder: Location) -> None:
     assert not is_finished(folder)
     write_bytes(folder / "_SUCCESS", b"")
     assert is_finished(folder)

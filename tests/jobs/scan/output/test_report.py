@@ -1,4 +1,4 @@
-"""The report page: whole in one file, true to the results, and inert whatever the corpus holds."""
+"""The report page is one file, true to the results, and inert whatever the corpus holds."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ HOSTILE = "</p></style><script>alert(1)</script><img src=http://evil.test/x oner
 
 
 class Page(HTMLParser):
-    """A page taken apart: elements with their attributes, the text in each, and whether every tag is closed."""
+    """A parsed page: elements with their attributes and their text. Every tag must be closed."""
 
     def __init__(self, html: str) -> None:
         super().__init__()
@@ -57,7 +57,7 @@ class Page(HTMLParser):
             text.append(data)
 
     def all(self, tag: str, css_class: str = "") -> list[dict[str, str]]:
-        """Attributes, and under `text` the text, of the elements of a tag that have a class."""
+        """Return the attributes of the elements of a tag that have a class, with their text under `text`."""
         return [
             attrs | {"text": " ".join(" ".join(text).split())}
             for name, attrs, text in self.elements
@@ -106,7 +106,7 @@ def embedded(page: Page) -> Image.Image:
     return Image.open(io.BytesIO(base64.b64decode(uri.removeprefix("data:image/webp;base64,"))))
 
 
-# One page, whole and inert.
+# The page is one file, and inert.
 
 
 def test_the_report_is_written_into_the_job_folder(tmp_path):
@@ -140,7 +140,7 @@ def test_the_content_security_policy_allows_its_one_style_sheet_and_embedded_pic
     ]  # fmt: skip
 
 
-def test_hostile_data_is_shown_as_it_is_and_executed_nowhere(tmp_path):
+def test_hostile_data_is_shown_as_it_is_and_never_executed(tmp_path):
     hostile = dict.fromkeys(("custom_id", "image_uri", "text", "metadata", "caption", "explanation"), HOSTILE)
     hostile |= {"words": [{"index": 0, "start": 0, "end": len(HOSTILE), "word": HOSTILE, "score": 0.9}]}
     job = {"job_id": HOSTILE, "state": HOSTILE, "model_id": HOSTILE, "policy": {"calibration": {HOSTILE: HOSTILE}}}
@@ -154,11 +154,11 @@ def test_hostile_data_is_shown_as_it_is_and_executed_nowhere(tmp_path):
     assert page.text.count("<script>alert(1)</script>") >= 10
 
 
-def test_a_lone_surrogate_in_the_record_of_the_job_stops_nothing(tmp_path):
+def test_a_lone_surrogate_in_the_record_of_the_job_is_replaced(tmp_path):
     assert report(tmp_path, [flagged()], job_id="job \ud800").all("h1")[0]["text"] == "job ?"
 
 
-def test_headings_have_no_gap_and_every_picture_has_words(tmp_path):
+def test_headings_skip_no_level_and_every_picture_has_an_alternative_text(tmp_path):
     page = report(tmp_path, [flagged(image_uri=picture(tmp_path)), flagged(1), failed(2)])
     levels = [int(tag[1]) for tag, _, _ in page.elements if re.fullmatch(r"h[1-6]", tag)]
     assert levels[0] == 1
@@ -190,7 +190,7 @@ def test_the_score_chart_has_a_bar_for_every_bin_that_has_pairs(tmp_path):
     assert "logarithmic" not in page.text
 
 
-def test_a_lopsided_score_chart_is_logarithmic_and_says_so(tmp_path):
+def test_a_score_chart_with_very_different_bars_is_logarithmic_and_says_so(tmp_path):
     rows = [flagged(i, score=0.01, verdict="authentic") for i in range(101)] + [flagged(101, score=0.99)]
     page = report(tmp_path, rows)
     assert "logarithmic above 1" in page.text
@@ -207,7 +207,7 @@ def test_types_are_counted_among_the_flagged_pairs(tmp_path):
     ]
 
 
-def test_each_error_code_comes_with_a_count_an_example_and_whether_a_retry_helps(tmp_path):
+def test_each_error_code_has_a_count_an_example_and_whether_a_retry_helps(tmp_path):
     rows = [failed(0), failed(1, "throttled", retryable=True), failed(2, "throttled", retryable=True)]
     rows += [failed(3, "storage_error", retryable=True), failed(4, "storage_error")]
     cells = [cell["text"] for cell in report(tmp_path, rows).all("td")]
@@ -217,12 +217,12 @@ def test_each_error_code_comes_with_a_count_an_example_and_whether_a_retry_helps
     assert cells[3] == "pair-1 throttled: no luck with 1"
 
 
-def test_a_job_that_is_being_finished_is_completed_for_its_reader(tmp_path):
+def test_a_job_that_is_finalizing_is_shown_as_completed(tmp_path):
     assert report(tmp_path, [flagged()], state="finalizing").all("span", "chip")[0]["text"] == "completed"
     assert report(tmp_path, [flagged()], state="failed").all("span", "chip")[0]["text"] == "failed"
 
 
-def test_the_head_tells_input_model_time_and_speed(tmp_path):
+def test_the_head_shows_input_model_time_and_speed(tmp_path):
     record = {
         "settings": {"input": "s3://news/pairs.jsonl"}, "model_id": "demo@0", "policy_id": "p0", "pairs_per_s": 1234.56,
         "heartbeat": "2025-11-23T15:02:03+01:00", "timings": {"judge_s": 60.2, "manifest_s": 1.4},
@@ -234,12 +234,12 @@ def test_the_head_tells_input_model_time_and_speed(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("seconds", "told"),
+    ("seconds", "shown"),
     [(0.04, "0.0 s"), (59.9, "59.9 s"), (60, "1 min 0 s"), (3599.7, "1 h 0 min"), (93_784, "26 h 3 min")],
 )  # fmt: skip
-def test_durations_are_told_as_a_person_would(tmp_path, seconds, told):
+def test_durations_are_shown_in_units_that_a_person_uses(tmp_path, seconds, shown):
     page = report(tmp_path, [flagged()], timings={"judge_s": seconds}, runs=2)
-    assert page.all("dl", "facts")[0]["text"] == f"Took, last of 2 runs {told}"
+    assert page.all("dl", "facts")[0]["text"] == f"Took, last of 2 runs {shown}"
 
 
 def test_the_page_says_whether_the_scores_are_calibrated(tmp_path):
@@ -251,7 +251,7 @@ def test_the_page_says_whether_the_scores_are_calibrated(tmp_path):
 # The flagged pairs.
 
 
-def test_the_flagged_pairs_come_by_score_and_authentic_ones_not_at_all(tmp_path):
+def test_flagged_pairs_are_sorted_by_score_and_authentic_pairs_are_left_out(tmp_path):
     rows = [flagged(i, score=score) for i, score in enumerate((0.7, 0.99, 0.8))]
     rows += [flagged(3, score=0.45, verdict="review"), flagged(4, score=0.1, verdict="authentic")]
     page = report(tmp_path, rows)
@@ -261,7 +261,7 @@ def test_the_flagged_pairs_come_by_score_and_authentic_ones_not_at_all(tmp_path)
     assert "All 4, the highest score first." in page.text
 
 
-def test_only_the_best_are_shown_and_the_page_says_of_how_many(tmp_path):
+def test_only_the_best_pairs_are_shown_and_the_page_counts_all(tmp_path):
     page = report(tmp_path, [flagged(i, score=0.6 + i / 100) for i in range(9)], top=3)
     assert [h3["text"] for h3 in page.all("h3")] == ["Pair pair-8", "Pair pair-7", "Pair pair-6"]
     assert "The 3 with the highest scores of 9; all of them are in flagged.jsonl" in page.text
@@ -282,19 +282,19 @@ def test_the_box_lies_over_the_picture_in_pixels_of_the_original(tmp_path):
     assert "box around the flagged face" in page.all("img")[0]["alt"]
 
 
-def test_without_a_size_the_box_is_in_the_pixels_of_the_picture_on_the_page(tmp_path):
+def test_a_box_of_a_row_without_a_size_is_in_pixels_of_the_embedded_picture(tmp_path):
     uri = picture(tmp_path, size=(300, 200))
     page = report(tmp_path, [flagged(image_uri=uri, width=None, height=None)])
     assert 'viewBox="0 0 300 200"' in page.html
 
 
-def test_without_a_box_nothing_is_drawn_on_the_picture(tmp_path):
+def test_nothing_is_drawn_on_a_picture_without_a_box(tmp_path):
     page = report(tmp_path, [flagged(image_uri=picture(tmp_path), box_px=None)])
     assert len(page.all("img")) == 1
     assert not page.all("rect", "line")
 
 
-def test_a_picture_is_shown_upright_as_it_was_judged(tmp_path):
+def test_a_picture_is_shown_upright_as_the_model_saw_it(tmp_path):
     exif = Image.Exif()
     exif[0x0112] = 6
     uri = picture(tmp_path, "turned.jpg", (640, 400), exif=exif)
@@ -308,11 +308,11 @@ def test_a_picture_inside_a_tar_is_read_by_its_offset(tmp_path):
         tar.add(path, "b.png")
     with tarfile.open(tmp_path / "shard.tar") as tar:
         member = tar.getmember("b.png")
-    place = {"image_offset": member.offset_data, "image_length": member.size}
-    assert embedded(report(tmp_path, [flagged(image_uri=str(tmp_path / "shard.tar"), **place)])).size == (123, 45)
+    byte_range = {"image_offset": member.offset_data, "image_length": member.size}
+    assert embedded(report(tmp_path, [flagged(image_uri=str(tmp_path / "shard.tar"), **byte_range)])).size == (123, 45)
 
 
-def test_a_picture_that_resists_compression_still_stays_small(tmp_path):
+def test_a_picture_that_resists_compression_is_still_small(tmp_path):
     noise = np.random.default_rng(0).integers(0, 256, (900, 900, 3), dtype=np.uint8)
     Image.fromarray(noise).save(tmp_path / "noise.png")
     page = report(tmp_path, [flagged(image_uri=str(tmp_path / "noise.png"))])
@@ -324,7 +324,7 @@ def test_a_picture_of_any_shape_is_shown(tmp_path, size):
     assert len(report(tmp_path, [flagged(image_uri=picture(tmp_path, size=size))]).all("img")) == 1
 
 
-def test_a_picture_that_cannot_be_read_again_leaves_a_note_and_the_report_still_comes(tmp_path):
+def test_a_picture_that_cannot_be_read_again_is_replaced_by_a_note(tmp_path):
     (tmp_path / "text.png").write_text("not a picture")
     (tmp_path / "empty.png").write_bytes(b"")
     uris = ["/nowhere/lost.png", str(tmp_path), str(tmp_path / "text.png"), str(tmp_path / "empty.png"),
@@ -352,16 +352,16 @@ def test_flagged_words_are_marked_in_the_text(tmp_path):
     assert [mark["text"] for mark in page.all("mark") if "title" in mark] == ["gleeful"]
 
 
-def test_words_are_marked_where_they_are_in_a_text_with_escapes(tmp_path):
+def test_words_are_marked_at_their_positions_in_a_text_with_escapes(tmp_path):
     word = {"index": 2, "start": 12, "end": 17, "word": "riots", "score": 0.9}
     page = report(tmp_path, [flagged(text=r"Calm\u0000 after riots", text_escapes=[4], words=[word])])
     assert page.all("p", "text")[0]["text"] == "Calm\ufffd after riots"
     assert [mark["text"] for mark in page.all("mark") if "title" in mark] == ["riots"]
 
 
-def test_a_pair_judged_against_its_caption_shows_it_and_no_text_types(tmp_path):
+def test_a_pair_scored_against_its_caption_shows_it_and_no_text_types(tmp_path):
     types = {"face_swap": 0.91, "face_attribute": 0.1, "text_swap": None, "text_attribute": None}
-    warning = "no text; judged against the caption"
+    warning = "no text; scored against the caption"
     page = report(tmp_path, [flagged(text=None, words=None, types=types, caption="A drawn bridge", warnings=[warning])])
     assert not page.all("p", "text")
     assert page.all("p", "said")[0]["text"] == "Caption A drawn bridge"
@@ -375,7 +375,7 @@ def test_a_row_with_every_nullable_column_null_is_shown(tmp_path):
     assert len(report(tmp_path, [flagged(**nulls)]).all("article")) == 1
 
 
-def test_a_text_from_right_to_left_runs_as_its_letters_say(tmp_path):
+def test_a_right_to_left_text_takes_its_direction_from_its_letters(tmp_path):
     text = "أعلن الرئيس الغاضب"
     words = [{"index": 1, "start": 5, "end": 11, "word": "الرئيس", "score": 0.9}]
     page = report(tmp_path, [flagged(text=text, words=words)])
@@ -383,7 +383,7 @@ def test_a_text_from_right_to_left_runs_as_its_letters_say(tmp_path):
     assert [mark["text"] for mark in page.all("mark") if "title" in mark] == ["الرئيس"]
 
 
-def test_a_huge_text_is_cut_with_what_is_missing_counted(tmp_path):
+def test_a_huge_text_is_cut_and_the_rest_is_counted(tmp_path):
     words = [{"index": i, "start": at, "end": at + 4, "word": "word", "score": 0.9}
              for i, at in enumerate((0, TEXT_SHOWN + 5, TEXT_SHOWN + 10))]  # fmt: skip
     page = report(tmp_path, [flagged(text="word " * 200_000, words=words, metadata="m" * 1_000_000)])
@@ -393,11 +393,11 @@ def test_a_huge_text_is_cut_with_what_is_missing_counted(tmp_path):
     assert "tabindex" in page.all("p", "text")[0]
 
 
-def test_where_a_pair_comes_from_is_told(tmp_path):
+def test_the_details_of_a_card_show_the_origin_of_the_pair(tmp_path):
     page = report(tmp_path, [flagged(image_uri="/data/p.png", image_sha256="ab" * 32, metadata='{"desk": "world"}')])
-    told = page.all("details")[0]["text"]
+    details = page.all("details")[0]["text"]
     for part in ("pair-0", "/data/p.png", "ab" * 32, '{"desk": "world"}', "gleeful 0.93", "x0 100, y0 80"):
-        assert part in told
+        assert part in details
 
 
 # Jobs with little in them.
@@ -405,19 +405,19 @@ def test_where_a_pair_comes_from_is_told(tmp_path):
 
 def test_a_job_without_results_says_so(tmp_path):
     page = report(tmp_path, [])
-    assert "there was no pair to judge" in page.text
+    assert "there was no pair to scan" in page.text
     assert [dd["text"] for dd in page.all("dd", "count")] == ["0"] * 5
 
 
 def test_a_job_that_flagged_nothing_says_so(tmp_path):
     page = report(tmp_path, [flagged(i, verdict="authentic", score=0.1) for i in range(3)])
-    assert "None of the 3 judged pairs was flagged." in page.text
+    assert "None of the 3 scored pairs was flagged." in page.text
     assert not page.all("article")
 
 
-def test_a_job_of_nothing_but_errors_says_so(tmp_path):
+def test_a_job_with_only_errors_says_so(tmp_path):
     page = report(tmp_path, [failed(i) for i in range(3)])
-    assert "No pair could be judged; see the errors." in page.text
+    assert "No pair could be scored; see the errors." in page.text
     assert not page.all("div", "plot")
 
 

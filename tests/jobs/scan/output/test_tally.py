@@ -1,4 +1,4 @@
-"""Counting results: nothing is missed over files and row groups, and only what is wanted is kept."""
+"""Counting results: no file and no row group is missed, and only the rows that are shown are kept."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from jobs.scan.output.tally import BINS, read_rows, tally_results
 from jobs.scan.stages.result_rows import RESULT_SCHEMA
 
 
-def judged(row_id: int, score: float, verdict: str, *types: str) -> dict[str, Any]:
+def scored(row_id: int, score: float, verdict: str, *types: str) -> dict[str, Any]:
     return {"row_id": row_id, "custom_id": f"c{row_id}", "status": "ok", "schema_version": 1,
             "verdict": verdict, "score": score, "flagged_types": list(types), "text": f"text {row_id}"}  # fmt: skip
 
@@ -33,14 +33,14 @@ def write(folder: Path, name: str, rows: list[dict[str, Any]], rows_per_group: i
 @pytest.fixture
 def results(tmp_path: Path) -> Path:
     rows = [
-        judged(0, 0.9, "manipulated", "face_swap", "text_swap"),
-        judged(1, 0.1, "authentic", "text_swap"),
+        scored(0, 0.9, "manipulated", "face_swap", "text_swap"),
+        scored(1, 0.1, "authentic", "text_swap"),
         failed(2, "throttled", True),
-        judged(3, 0.55, "review", "face_swap"),
+        scored(3, 0.55, "review", "face_swap"),
         failed(4, "throttled", False),
     ]
     write(tmp_path, "0.parquet", rows)
-    write(tmp_path, "1.parquet", [judged(6, 0.95, "manipulated"), judged(5, 0.95, "manipulated"), failed(7, "x", None)])
+    write(tmp_path, "1.parquet", [scored(6, 0.95, "manipulated"), scored(5, 0.95, "manipulated"), failed(7, "x", None)])
     return tmp_path
 
 
@@ -57,8 +57,8 @@ def test_types_are_counted_among_the_flagged_pairs_alone(results):
     assert tally_results(Location(str(results)), top=10).types == {"face_swap": 2, "text_swap": 1}
 
 
-def test_scores_fall_into_bins_by_verdict_with_1_in_the_last(tmp_path):
-    write(tmp_path, "0.parquet", [judged(i, score, "manipulated") for i, score in enumerate((0.0, 0.051, 0.999, 1.0))])
+def test_scores_fall_into_bins_by_verdict_and_1_into_the_last_bin(tmp_path):
+    write(tmp_path, "0.parquet", [scored(i, score, "manipulated") for i, score in enumerate((0.0, 0.051, 0.999, 1.0))])
     scores = tally_results(Location(str(tmp_path)), top=1).scores
     assert scores["manipulated"].tolist() == [1, 1, *[0] * (BINS - 3), 2]
     assert scores["authentic"].sum() == 0
@@ -66,24 +66,24 @@ def test_scores_fall_into_bins_by_verdict_with_1_in_the_last(tmp_path):
 
 def test_the_best_flagged_rows_are_kept_by_score_then_row_id(results):
     tally = tally_results(Location(str(results)), top=3)
-    assert [place.row_id for _, _, place in tally.best] == [5, 6, 0]
-    assert [place.row_id for _, _, place in tally_results(Location(str(results)), top=99).best] == [5, 6, 0, 3]
+    assert [address.row_id for _, _, address in tally.best] == [5, 6, 0]
+    assert [address.row_id for _, _, address in tally_results(Location(str(results)), top=99).best] == [5, 6, 0, 3]
 
 
-def test_counting_alone_keeps_no_flagged_row(results):
+def test_a_tally_without_shown_rows_keeps_no_flagged_row(results):
     tally = tally_results(Location(str(results)), top=0)
     assert tally.pairs == 8
     assert tally.best == []
 
 
-def test_the_wanted_rows_are_read_whole_and_no_others(results):
-    rows = read_rows(tally_results(Location(str(results)), top=2).wanted())
+def test_the_shown_rows_are_read_whole_and_no_others(results):
+    rows = read_rows(tally_results(Location(str(results)), top=2).shown_rows())
     assert {row_id: (row["text"], row["error_detail"]) for row_id, row in rows.items()} == {
         5: ("text 5", None), 6: ("text 6", None), 2: (None, "throttled of 2"), 7: (None, "x of 7"),
     }  # fmt: skip
 
 
-def test_other_files_beside_the_results_are_left_alone(results):
+def test_other_files_in_the_results_folder_are_ignored(results):
     (results / "notes.txt").write_text("not parquet")
     (results / "2.parquet.partial").write_bytes(b"PAR1")
     assert tally_results(Location(str(results)), top=1).pairs == 8
@@ -93,7 +93,7 @@ def test_other_files_beside_the_results_are_left_alone(results):
 def test_no_results_make_an_empty_tally(tmp_path, make):
     make(tmp_path / "results")
     tally = tally_results(Location(str(tmp_path / "results")), top=5)
-    assert (tally.pairs, tally.flagged, tally.best, tally.wanted()) == (0, 0, [], set())
+    assert (tally.pairs, tally.flagged, tally.best, tally.shown_rows()) == (0, 0, [], set())
 
 
 def test_a_broken_results_file_is_named(results):
@@ -102,9 +102,9 @@ def test_a_broken_results_file_is_named(results):
         tally_results(Location(str(results)), top=1)
 
 
-def test_what_is_kept_does_not_grow_with_the_corpus(tmp_path):
-    write(tmp_path, "0.parquet", [judged(i, 0.5 + i / 1e5, "manipulated") for i in range(20_000)], rows_per_group=5_000)
+def test_the_number_of_kept_rows_does_not_grow_with_the_corpus(tmp_path):
+    write(tmp_path, "0.parquet", [scored(i, 0.5 + i / 1e5, "manipulated") for i in range(20_000)], rows_per_group=5_000)
     tally = tally_results(Location(str(tmp_path)), top=4)
     assert tally.pairs == 20_000
-    assert [place.row_id for _, _, place in tally.best] == [19_999, 19_998, 19_997, 19_996]
-    assert len(tally.wanted()) == 4
+    assert [address.row_id for _, _, address in tally.best] == [19_999, 19_998, 19_997, 19_996]
+    assert len(tally.shown_rows()) == 4

@@ -44,14 +44,14 @@ def test_a_precomputed_caption_is_found_by_id_or_path(tmp_path: Path, key: str) 
     assert PrecomputedCaptioner(str(tmp_path / "captions.json"), INPUT).caption([_request()]) == ["a man smiles"]
 
 
-def test_the_id_goes_before_the_path_and_a_path_matches_whole_parts(tmp_path: Path) -> None:
+def test_an_id_takes_precedence_over_a_path_and_a_path_matches_whole_parts(tmp_path: Path) -> None:
     (tmp_path / "captions.json").write_text(json.dumps({"p": "by id", "images/a.jpg": "by path", "es/a.jpg": "wrong"}))
     captioner = PrecomputedCaptioner(str(tmp_path / "captions.json"), INPUT)
     assert captioner.caption([_request(), _request("q"), _request("q", "/x/faces/a.jpg")])[:2] == ["by id", "by path"]
     assert isinstance(captioner.caption([_request("q", "/x/faces/b.jpg")])[0], CaptionFailed)
 
 
-def test_a_files_name_alone_is_that_of_a_picture_at_the_top_of_the_input(tmp_path: Path) -> None:
+def test_a_bare_file_name_matches_a_picture_at_the_top_of_the_input_only(tmp_path: Path) -> None:
     (tmp_path / "captions.json").write_text(json.dumps({"a.jpg": "at the top", "deep/a.jpg": "below"}))
     beside = PrecomputedCaptioner(str(tmp_path / "captions.json"), Location("s3://bucket/news/pairs.jsonl"))
     top, below, elsewhere = beside.caption(
@@ -101,10 +101,10 @@ def test_precomputed_captions_may_be_a_table(tmp_path: Path, name: str, write: C
     captioner = PrecomputedCaptioner(str(tmp_path / name), INPUT)
     seven, picture, nine = captioner.caption([_request("7", "/b.jpg"), _request("8"), _request("9", "/b.jpg")])
     assert (seven, picture) == ("seven", "picture")
-    assert isinstance(nine, CaptionFailed), "null says that there is none"
+    assert isinstance(nine, CaptionFailed), "null means that there is no caption"
 
 
-def test_a_caption_that_may_be_of_another_picture_is_not_used(tmp_path: Path) -> None:
+def test_a_caption_that_may_belong_to_another_picture_is_not_used(tmp_path: Path) -> None:
     lines = [{"id": 1, "image": "x/a.jpg", "caption": "of a"}, {"id": 1, "image": "x/b.jpg", "caption": "of b"},
              {"id": 2, "caption": "one"}, {"id": 2, "caption": "or another"}]  # fmt: skip
     (tmp_path / "captions.jsonl").write_text("\n".join(map(json.dumps, lines)))
@@ -112,7 +112,7 @@ def test_a_caption_that_may_be_of_another_picture_is_not_used(tmp_path: Path) ->
     found = captioner.caption([_request("1", "/x/b.jpg"), _request("1", "/x/c.jpg"), _request("2", "/x/d.jpg")])
     assert found[0] == "of b"
     (renamed,) = captioner.caption([CaptionRequest("2#9", "/x/d.jpg", None, given_id="2")])
-    assert isinstance(renamed, CaptionFailed), "an id that another row has tells no picture"
+    assert isinstance(renamed, CaptionFailed), "an id that another row has identifies no picture"
     (renamed,) = captioner.caption([CaptionRequest("1#9", "/x/b.jpg", None, given_id="1")])
     assert renamed == "of b"
     assert "no caption that is certainly of '1'" in str(found[1])
@@ -136,7 +136,7 @@ def test_a_caption_that_may_be_of_another_picture_is_not_used(tmp_path: Path) ->
         ("a.txt", "x", "give a .json, .jsonl, .csv or .parquet file"),
     ],
 )
-def test_captions_that_are_none_are_told(tmp_path: Path, name: str, text: str, reason: str) -> None:
+def test_a_broken_file_of_captions_is_named_with_the_reason(tmp_path: Path, name: str, text: str, reason: str) -> None:
     (tmp_path / name).write_text(text)
     settings = CaptionSettings(engine="precomputed", source=str(tmp_path / name))
     with pytest.raises((InputNotFound, CorpusError), match=reason) as caught:
@@ -145,14 +145,14 @@ def test_captions_that_are_none_are_told(tmp_path: Path, name: str, text: str, r
 
 
 @pytest.mark.parametrize("name", ["c.jsonl.gz", "c.csv.gz"])
-def test_captions_that_are_cut_off_are_told_in_a_sentence(tmp_path: Path, name: str) -> None:
+def test_a_truncated_file_of_captions_is_named(tmp_path: Path, name: str) -> None:
     whole = gzip.compress(b"id,caption\n" + b"1,x\n" * 50_000)
     (tmp_path / name).write_bytes(whole[: len(whole) // 2])
     with pytest.raises((StorageError, CorpusError), match=name):
         check_captioner(CaptionSettings(engine="precomputed", source=str(tmp_path / name)))
 
 
-def test_a_captioners_folder_is_known_without_a_dot_before_it(
+def test_a_captioner_folder_is_found_by_its_bare_name(
     blip: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(Path(blip).parent)
@@ -167,25 +167,25 @@ def test_a_captioners_folder_is_known_without_a_dot_before_it(
             check_captioner(bare.model_copy(update={"source": source}))
 
 
-def test_other_captions_have_another_fingerprint(tmp_path: Path, blip: str) -> None:
+def test_changed_captions_have_another_fingerprint(tmp_path: Path, blip: str) -> None:
     path = tmp_path / "captions.json"
-    told = CaptionSettings(engine="precomputed", source=str(path))
+    settings = CaptionSettings(engine="precomputed", source=str(path))
     path.write_text('{"1": "a man"}')
-    first = check_captioner(told)
-    assert check_captioner(told) == first
+    first = check_captioner(settings)
+    assert check_captioner(settings) == first
     path.write_text('{"1": "a cat"}')
-    assert check_captioner(told) != first
+    assert check_captioner(settings) != first
 
     model = tmp_path / "model"
     shutil.copytree(blip, model)
-    told = CaptionSettings(engine="transformers", source=str(model))
-    first = check_captioner(told)
-    assert check_captioner(told) == first
+    settings = CaptionSettings(engine="transformers", source=str(model))
+    first = check_captioner(settings)
+    assert check_captioner(settings) == first
     (model / "generation_config.json").write_text("{}")
-    assert check_captioner(told) != first
+    assert check_captioner(settings) != first
 
 
-def test_a_source_that_is_not_there_is_found_before_work_starts(tmp_path: Path) -> None:
+def test_a_missing_source_is_reported_before_work_starts(tmp_path: Path) -> None:
     with pytest.raises(InputNotFound, match="captions"):
         check_captioner(CaptionSettings(engine="precomputed", source=str(tmp_path / "none.json")))
     with pytest.raises(InputNotFound, match=r"no config\.json"):
@@ -195,7 +195,7 @@ def test_a_source_that_is_not_there_is_found_before_work_starts(tmp_path: Path) 
 
 @pytest.fixture(scope="module")
 def blip(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """A tiny image-to-text model, with random weights."""
+    """Save a tiny image-to-text model with random weights."""
     from transformers import (
         BertTokenizerFast,
         BlipConfig,
@@ -222,7 +222,7 @@ def blip(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.fixture(scope="module")
 def llava(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """A tiny chat model that sees, with random weights."""
+    """Save a tiny chat model that takes pictures, with random weights."""
     from transformers import (
         BertTokenizerFast,
         CLIPImageProcessor,
@@ -240,7 +240,7 @@ def llava(tmp_path_factory: pytest.TempPathFactory) -> str:
     vision = {"model_type": "clip_vision_model", "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1,
               "num_attention_heads": 2, "image_size": 32, "patch_size": 16, "projection_dim": 16}  # fmt: skip
     config = LlavaConfig(text_config=text, vision_config=vision, image_token_index=5, vision_feature_layer=-1)
-    torch.manual_seed(0)  # and weights that are not small, so that no two words score alike
+    torch.manual_seed(0)  # the weights are not small (`initializer_range`), so that no two words score alike
     model = LlavaForConditionalGeneration(config)
     model.generation_config.suppress_tokens = list(range(6))  # words only, whatever the weights
     folder = tmp_path_factory.mktemp("llava")
@@ -272,7 +272,7 @@ def test_a_transformers_model_captions_each_picture(model: str, request: pytest.
     assert captioner.caption([_request(seed=0)])[0] == captions[0], "a picture's caption does not depend on the batch"
 
 
-def test_a_picture_that_breaks_the_model_takes_no_other_with_it(blip: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_picture_that_breaks_the_model_fails_alone(blip: str, monkeypatch: pytest.MonkeyPatch) -> None:
     captioner = TransformersCaptioner(CaptionSettings(engine="transformers", source=blip, max_new_tokens=3))
     whole = captioner._generate
 
@@ -305,6 +305,8 @@ def _prepared(*rows: dict[str, Any]) -> pa.Table:
 
 
 class _Named:
+    """A captioner that names the row in its caption, and fails for two rows."""
+
     def caption(self, requests: Sequence[CaptionRequest]) -> list[str | CaptionFailed]:
         return [
             CaptionFailed("no idea") if request.custom_id in ("1", "2") else f"caption {request.custom_id}\ud800"
@@ -318,7 +320,7 @@ def stage(monkeypatch: pytest.MonkeyPatch) -> CaptionStage:
     return CaptionStage(CaptionSettings(engine="precomputed", source="x"), INPUT)
 
 
-def test_the_stage_captions_good_rows_and_types_its_failures(stage: CaptionStage) -> None:
+def test_the_stage_captions_good_rows_and_gives_failures_their_code(stage: CaptionStage) -> None:
     table = stage(_prepared(
         {"text": "t"}, {"text": "t"}, {"text": None}, {"text": None},
         {"text": None, "error_code": "not_found", "error_detail": "gone", "retryable": False, "thumbnail": None},
@@ -332,24 +334,24 @@ def test_the_stage_captions_good_rows_and_types_its_failures(stage: CaptionStage
     assert "thumbnail" not in table.column_names
 
 
-def test_the_engine_is_told_both_names_of_a_row(stage: CaptionStage, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: list[CaptionRequest] = []
+def test_the_engine_receives_both_names_of_a_row(stage: CaptionStage, monkeypatch: pytest.MonkeyPatch) -> None:
+    received: list[CaptionRequest] = []
 
-    class Asked:
+    class Recorder:
         def caption(self, requests: Sequence[CaptionRequest]) -> list[str | CaptionFailed]:
-            asked.extend(requests)
+            received.extend(requests)
             return ["x"] * len(requests)
 
-    stage._captioner = Asked()
+    stage._captioner = Recorder()
     stage(_prepared({"text": "t"}, {"text": "t", "custom_id": "0#1", "given_id": "0"}))
-    assert [(request.custom_id, request.given_id) for request in asked] == [("0", None), ("0#1", "0")]
+    assert [(request.custom_id, request.given_id) for request in received] == [("0", None), ("0#1", "0")]
 
 
-def test_a_stage_whose_engine_needs_no_picture_gets_none(stage: CaptionStage) -> None:
+def test_an_engine_that_needs_no_picture_gets_none(stage: CaptionStage) -> None:
     assert stage(_prepared({"text": "t", "thumbnail": None}))["caption"].to_pylist() == ["caption 0\ufffd"]
 
 
-def test_a_broken_device_ends_the_process_so_that_another_can_try(
+def test_a_broken_device_ends_the_process_so_that_another_process_retries(
     stage: CaptionStage, process_end: type[BaseException]
 ) -> None:
     class Broken(TransformersCaptioner):
@@ -364,6 +366,6 @@ def test_a_broken_device_ends_the_process_so_that_another_can_try(
         stage(_prepared({"text": "t"}, {"text": "t"}))
 
 
-def test_a_batch_without_a_good_row_passes_through(stage: CaptionStage) -> None:
+def test_a_batch_of_failures_passes_through(stage: CaptionStage) -> None:
     row = {"error_code": "not_found", "error_detail": "gone", "retryable": False, "thumbnail": None}
     assert stage(_prepared(row))["error_code"].to_pylist() == ["not_found"]

@@ -39,9 +39,7 @@ def folder(tmp_path: Path, jpeg: Callable[..., bytes]) -> Path:
     return tmp_path
 
 
-def test_rows_are_judged_as_the_predictor_judges_the_pairs(
-    folder: Path, detector: Detector, model_folder: Path
-) -> None:
+def test_rows_get_the_findings_of_the_predictor(folder: Path, detector: Detector, model_folder: Path) -> None:
     texts = ["The president smiles", "Angry workers leave the factory after talks fail", "A team"]
     batch = _prepared(folder, *({"image_uri": f"{number}.jpg", "text": text} for number, text in enumerate(texts)))
     found = detector(batch)
@@ -59,7 +57,7 @@ def test_rows_are_judged_as_the_predictor_judges_the_pairs(
         assert (row["image_sha256"], row["model_id"], row["attempt"]) == (finding.image_sha256, finding.model_id, 1)
 
 
-def test_a_text_with_what_stores_refuse_is_read_as_the_predictor_reads_it(
+def test_a_text_with_unstorable_characters_is_read_as_the_predictor_reads_it(
     folder: Path, detector: Detector, model_folder: Path
 ) -> None:
     text = "A team\0 celebrates \ud83d its first title"
@@ -69,9 +67,9 @@ def test_a_text_with_what_stores_refuse_is_read_as_the_predictor_reads_it(
     found = detector(prepare_batch(manifest, PREPARATION)).to_pylist()[0]
     expected = Predictor.from_folder(model_folder, "cpu").predict([Pair(folder / "0.jpg", text)])[0]
     assert found["word_scores"] == pytest.approx(expected.word_scores, abs=1e-5)
-    told = [(word["start"], word["end"], word["word"]) for word in found["words"]]
-    assert told == [(word.start, word.end, word.word.replace("\0", "\ufffd")) for word in expected.words or []]
-    assert any(word[0] > text.index("\0") for word in told), "a word behind the escape is told, or this tests nothing"
+    words = [(word["start"], word["end"], word["word"]) for word in found["words"]]
+    assert words == [(word.start, word.end, word.word.replace("\0", "\ufffd")) for word in expected.words or []]
+    assert any(word[0] > text.index("\0") for word in words), "no flagged word follows the escape"
 
 
 def test_failures_of_earlier_stages_and_of_texts_keep_their_rows(folder: Path, detector: Detector) -> None:
@@ -99,10 +97,10 @@ def test_failures_of_earlier_stages_and_of_texts_keep_their_rows(folder: Path, d
     assert rows[2]["width"] == 80
 
 
-def test_a_caption_stands_in_for_a_missing_text_and_says_so(folder: Path, detector: Detector) -> None:
+def test_a_caption_replaces_a_missing_text_and_a_warning_says_so(folder: Path, detector: Detector) -> None:
     batch = _prepared(folder, {"image_uri": "0.jpg", "text": None}, {"image_uri": "0.jpg", "text": "A team"})
-    place = batch.schema.get_field_index("caption")
-    batch = batch.set_column(place, "caption", pa.array(["a man smiles", "a man smiles"]))
+    position = batch.schema.get_field_index("caption")
+    batch = batch.set_column(position, "caption", pa.array(["a man smiles", "a man smiles"]))
     without, with_text = detector(batch).to_pylist()
     assert without["status"] == "ok"
     assert (without["words"], without["word_scores"], without["text"]) == (None, None, None)
@@ -114,12 +112,12 @@ def test_a_caption_stands_in_for_a_missing_text_and_says_so(folder: Path, detect
     assert with_text["warnings"] == []
 
 
-def test_a_batch_of_failures_only_needs_no_model(folder: Path, detector: Detector) -> None:
+def test_a_batch_of_failures_passes_through(folder: Path, detector: Detector) -> None:
     rows = detector(_prepared(folder, {"row_error": "x"}, {"image_uri": None, "text": "t"})).to_pylist()
     assert [row["error_code"] for row in rows] == ["row_invalid", "image_missing"]
 
 
-def test_a_broken_device_ends_the_process_so_that_another_can_try(
+def test_a_broken_device_ends_the_process_so_that_another_process_retries(
     folder: Path, detector: Detector, monkeypatch: pytest.MonkeyPatch, process_end: type[BaseException]
 ) -> None:
     def break_down(*args: object, **named: object) -> None:
@@ -130,7 +128,7 @@ def test_a_broken_device_ends_the_process_so_that_another_can_try(
         detector(_prepared(folder, {"image_uri": "0.jpg", "text": "A team"}))
 
 
-def test_threads_of_torch_are_set(model_folder: Path) -> None:
+def test_a_detector_sets_the_threads_of_torch(model_folder: Path) -> None:
     before = torch.get_num_threads()
     torch.set_num_threads(2)
     try:

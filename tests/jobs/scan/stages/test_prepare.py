@@ -20,7 +20,7 @@ def _batch(*rows: dict[str, object]) -> pa.Table:
     return pa.Table.from_pylist(filled, MANIFEST_SCHEMA)
 
 
-def test_a_picture_becomes_the_square_that_the_library_makes(tmp_path: Path, jpeg: Callable[..., bytes]) -> None:
+def test_a_picture_becomes_the_square_that_prepare_image_makes(tmp_path: Path, jpeg: Callable[..., bytes]) -> None:
     data = jpeg(0, (100, 60))
     (tmp_path / "a.jpg").write_bytes(data)
     row = prepare_batch(_batch({"image_uri": str(tmp_path / "a.jpg"), "text": "t"}), PREPARATION).to_pylist()[0]
@@ -30,7 +30,7 @@ def test_a_picture_becomes_the_square_that_the_library_makes(tmp_path: Path, jpe
     assert (row["error_code"], row["attempt"], row["text"]) == (None, 1, "t")
 
 
-def test_each_broken_row_says_how_and_harms_no_other(tmp_path: Path, jpeg: Callable[..., bytes]) -> None:
+def test_each_broken_row_has_its_own_code_and_harms_no_other(tmp_path: Path, jpeg: Callable[..., bytes]) -> None:
     for name, data in {
         "good": jpeg(1), "truncated": jpeg(1)[:300], "empty": b"", "text": b"not a picture", "big": b"x" * 20_001,
     }.items():  # fmt: skip
@@ -51,14 +51,14 @@ def test_each_broken_row_says_how_and_harms_no_other(tmp_path: Path, jpeg: Calla
     ))  # fmt: skip
 
 
-def test_columns_have_their_types_though_all_are_null() -> None:
+def test_columns_have_their_types_even_if_all_values_are_null() -> None:
     table = prepare_batch(_batch({"row_error": "x"}), PREPARATION)
     for name, kind in PREPARED_FIELDS:
         assert table.schema.field(name).type == kind
     assert set(CALLER_COLUMNS) <= set(table.column_names)
 
 
-def test_a_part_of_a_file_is_a_picture(tmp_path: Path, jpeg: Callable[..., bytes]) -> None:
+def test_a_byte_range_of_a_file_is_read_as_a_picture(tmp_path: Path, jpeg: Callable[..., bytes]) -> None:
     data = jpeg(2)
     (tmp_path / "a.tar").write_bytes(b"x" * 512 + data + b"y" * 100)
     row = {"image_uri": str(tmp_path / "a.tar"), "image_offset": 512, "image_length": len(data)}
@@ -75,7 +75,7 @@ def test_warnings_of_the_manifest_and_the_picture_are_kept(tmp_path: Path) -> No
     assert "transparency" in warnings[1]
 
 
-def test_a_thumbnail_is_made_where_a_captioner_needs_it(tmp_path: Path, jpeg: Callable[..., bytes]) -> None:
+def test_a_thumbnail_is_made_if_a_captioner_needs_it(tmp_path: Path, jpeg: Callable[..., bytes]) -> None:
     from io import BytesIO
 
     from PIL import Image

@@ -16,7 +16,7 @@ from jobs.scan.stages.result_rows import (
 CALLERS = pa.Table.from_pylist(
     [{"row_id": 5, "custom_id": "a", "image_uri": "/a.jpg", "text": "the text", "metadata": "{}"}], MANIFEST_SCHEMA
 )
-JUDGED = Finding(
+FINDING = Finding(
     verdict="manipulated", score=0.75,
     types={"face_swap": 0.5, "face_attribute": 0.25, "text_swap": 1, "text_attribute": 0},
     flagged_types=["face_swap"], box_px=(1, 2, 3, 4), raw_box_px=(1, 2, 3, 4),
@@ -25,20 +25,20 @@ JUDGED = Finding(
 )  # fmt: skip
 
 
-def test_a_finding_keeps_all_it_says() -> None:
-    row = result_table(CALLERS, [columns_of(JUDGED) | {"attempt": 2}]).to_pylist()[0]
+def test_a_row_keeps_every_field_of_its_finding() -> None:
+    row = result_table(CALLERS, [columns_of(FINDING) | {"attempt": 2}]).to_pylist()[0]
     assert {name: row[name] for name in ("row_id", "custom_id", "text", "metadata")} == {
         "row_id": 5, "custom_id": "a", "text": "the text", "metadata": "{}",
     }  # fmt: skip
     assert (row["status"], row["verdict"], row["score"], row["attempt"]) == ("ok", "manipulated", 0.75, 2)
-    assert row["types"] == JUDGED.types
+    assert row["types"] == FINDING.types
     assert row["box_px"] == {"x0": 1, "y0": 2, "x1": 3, "y1": 4}
     assert row["words"] == [{"index": 0, "start": 0, "end": 3, "word": "the", "score": 0.5}]
     assert (row["word_scores"], row["warnings"], row["model_id"]) == ([0.5, 0.25], ["w"], "m@1")
     assert (row["schema_version"], row["error_code"], row["caption"]) == (SCHEMA_VERSION, None, None)
 
 
-def test_a_text_that_was_not_judged_has_null_words_and_text_types() -> None:
+def test_a_pair_without_a_text_has_null_words_and_text_types() -> None:
     finding = Finding(
         verdict="authentic", score=0.0,
         types={"face_swap": 0, "face_attribute": 0, "text_swap": None, "text_attribute": None},
@@ -58,13 +58,13 @@ def test_an_error_has_no_verdict_score_or_types() -> None:
     assert [row[name] for name in ("verdict", "score", "types", "box_px", "words")] == [None] * 5
 
 
-@pytest.mark.parametrize("rows", [[failure("not_found", "gone")], [columns_of(JUDGED)]])
+@pytest.mark.parametrize("rows", [[failure("not_found", "gone")], [columns_of(FINDING)]])
 def test_every_table_has_the_declared_schema(rows: list[dict[str, object]]) -> None:
     assert result_table(CALLERS, rows).schema.equals(RESULT_SCHEMA)
     assert result_table(CALLERS.slice(0, 0), []).schema.equals(RESULT_SCHEMA)
 
 
-def test_strings_that_stores_refuse_are_escaped_at_any_depth() -> None:
+def test_unstorable_strings_are_escaped_at_any_depth() -> None:
     row = failure("x", "bad \ud800") | {
         "caption": "a\0b", "warnings": ["\udfff"],
         "words": [{"index": 0, "start": 0, "end": 1, "word": "\0", "score": 1.0}],
@@ -76,6 +76,6 @@ def test_strings_that_stores_refuse_are_escaped_at_any_depth() -> None:
     assert found["words"][0]["word"] == r"\u0000"
 
 
-def test_the_callers_columns_come_first_and_row_errors_stay_behind() -> None:
+def test_the_callers_columns_come_first_and_row_error_is_left_out() -> None:
     assert RESULT_SCHEMA.names[: len(CALLER_COLUMNS)] == CALLER_COLUMNS
     assert "row_error" not in RESULT_SCHEMA.names
