@@ -72,7 +72,9 @@ def test_a_tokenizer_of_the_settings_wins_and_embeddings_are_taken_if_it_has_the
 
 def test_word_embeddings_without_a_tokenizer_are_refused(folder: RunFolder, source: Path, tmp_path: Path) -> None:
     torch.save({"any": torch.zeros(1)}, tmp_path / "some.pth")
-    with pytest.raises(ConfigError, match=r"some\.pth has word embeddings but no tokenizer that says which words they are"):
+    with pytest.raises(
+        ConfigError, match=r"some\.pth has word embeddings but no tokenizer that says which words they are"
+    ):
         prepared(folder, settings_for(source, str(tmp_path / "some.pth")))
 
 
@@ -95,7 +97,9 @@ def test_a_start_that_does_not_fit_leaves_no_weights(folder: RunFolder, source: 
     assert not folder.start.exists()
 
 
-def test_a_model_folder_at_s3_is_fetched_and_reported_as_it_was_typed(folder: RunFolder, source: Path, bucket: str) -> None:
+def test_a_model_folder_at_s3_is_fetched_and_reported_as_it_was_typed(
+    folder: RunFolder, source: Path, bucket: str
+) -> None:
     client = boto3.client("s3")
     for file in source.rglob("*"):
         if file.is_file():

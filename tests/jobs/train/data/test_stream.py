@@ -113,9 +113,7 @@ def test_every_picture_is_measured_as_the_cache_measures_it(
     assert [measured.view(number) for number in range(PAIRS)] == [cached.view(number) for number in range(PAIRS)]
 
 
-def test_pictures_that_cannot_be_decoded_are_named(
-    ray_here: None, records: list[Record], tmp_path: Path
-) -> None:
+def test_pictures_that_cannot_be_decoded_are_named(ray_here: None, records: list[Record], tmp_path: Path) -> None:
     (tmp_path / "broken.jpg").write_bytes(b"\xff\xd8\xff broken")
     images = [records[0].image, tmp_path / "broken.jpg", tmp_path / "gone.jpg", records[1].image]
     some = [dataclasses.replace(records[0], image=image) for image in images]
@@ -204,7 +202,9 @@ def test_a_picture_that_no_longer_exists_is_named_and_ends_the_run(
         return path.with_suffix(".gone")
 
     monkeypatch.setattr(stream_module, "read_picture", gone)
-    monkeypatch.setattr(stream_module, "_map_blocks", lambda tables, task, arguments, _: (task(table, **arguments) for table in tables))
+    monkeypatch.setattr(
+        stream_module, "_map_blocks", lambda tables, task, arguments, _: (task(table, **arguments) for table in tables)
+    )
     with pytest.raises(CorpusError, match=r"picture .*\.png: no file at .*It could be read and decoded before"):
         stream(cached, settings).batch(0)
 
@@ -212,8 +212,14 @@ def test_a_picture_that_no_longer_exists_is_named_and_ends_the_run(
 def test_rows_out_of_order_are_never_trained_on(
     cached: TrainingSet, settings: TrainSettings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(stream_module, "_map_blocks", lambda tables, task, arguments, _: (task(table[1:], **arguments) for table in tables))
-    with pytest.raises(JobFailed, match=r"the ingest returned record \d+ of epoch 0, but record \d+ of epoch 0 was due"):
+    monkeypatch.setattr(
+        stream_module,
+        "_map_blocks",
+        lambda tables, task, arguments, _: (task(table[1:], **arguments) for table in tables),
+    )
+    with pytest.raises(
+        JobFailed, match=r"the ingest returned record \d+ of epoch 0, but record \d+ of epoch 0 was due"
+    ):
         stream(cached, settings).batch(0)
 
 

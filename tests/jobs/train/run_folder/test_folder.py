@@ -142,5 +142,5 @@ def test_the_folder_of_another_user_is_not_used_for_copies(tmp_path: Path, monke
     monkeypatch.setattr(run_folder.tempfile, "gettempdir", lambda: str(tmp_path))
     (tmp_path / "theirs").mkdir()
     (tmp_path / f"asap-runs-{os.getuid()}").symlink_to(tmp_path / "theirs")
-    with pytest.raises(StorageError, match="belongs to another user. Set TMPDIR"):
+    with pytest.raises(StorageError, match=r"belongs to another user\. Set TMPDIR"):
         RunFolder.open("s3://bucket/run")
