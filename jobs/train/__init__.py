@@ -1,1 +1,15 @@
-"""train"""
+"""Training: a corpus in, a model folder out.
+
+run.py       the driver: train() and plan()
+settings.py  the settings of a run
+plan.py      the plan of a run, which `asap train --plan` shows
+stages.py    the loss terms that each step trains
+events.py    the events that a run reports
+start.py     the first weights and the tokenizer, from other models
+worker.py    the work of one Ray Train worker, and the failures that end a run
+trainer.py   state, steps and checkpoints of one worker, without Ray
+export.py    the chosen checkpoint becomes the model folder
+card.py      the README.md of the model folder
+data/        splits, their order and their batches
+run_folder/  files, record and log of a run
+"""

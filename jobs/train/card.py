@@ -1,9 +1,10 @@
-"""The card of a trained model: what it is, how it was made, what it reached, what it is not."""
+"""The card of a trained model: its purpose, metrics, training and limits."""
 
 from __future__ import annotations
 
 import json
 import shlex
+from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -15,32 +16,32 @@ from jobs.train.settings import TrainSettings
 
 _CARD = """# {name}
 
-An ASAP model ({parameters_text}) for image-text pairs: is the pair manipulated, in which of four ways, where is the
-face box, which are the words.
+An ASAP model ({size}) for image-text pairs. It detects whether a pair is manipulated and with which of
+four types of manipulation, and it locates the manipulated face and the manipulated words.
 
-## Figures
+## Metrics
 
 On the test split of {test_corpus}, {pairs} pairs that training never saw:
 
-| figure | value |
+| metric | value |
 |---|---|
-{figures}
+{metrics}
 
 Average precision by type: {types}.{elsewhere}
 
-`IoU50` counts a pair without a box as right only if the predicted box is empty; `gated` empties the box unless an
-image type is predicted; `boxed` is over the pairs that have one.
+`IoU50` counts a pair without a box as correct only if the predicted box is empty. `gated` metrics empty the predicted
+box unless an image type is predicted. `boxed` metrics are over the pairs that have a box.
 
 ## Training
 
-On {corpus_text}; {trained} pairs were shown in {hours:.1f} hours. The model is {checkpoint}, its weights
-averaged over the steps. The commands that made it:
+The model was trained on {corpus}; {trained} pairs were shown in {hours:.1f} hours. It is {checkpoint}, with
+the weights averaged over the steps. These commands made it:
 
 ```sh
 {commands}
 ```
 
-and the settings that they stand for:
+These are all settings of the run:
 
 ```json
 {settings}
@@ -48,87 +49,99 @@ and the settings that they stand for:
 
 ## Limits
 
-Its thresholds are halves, not calibrated to any precision or prevalence: two thirds of the corpus is manipulated,
-and where manipulation is rare most of what it flags will be wrong until the thresholds are chosen for that.
+All thresholds are 0.5. They are not calibrated to a precision or a prevalence. Two thirds of the corpus is manipulated;
+where manipulation is rare, most flagged pairs will be wrong until the thresholds are calibrated for that prevalence.
 {limits}
 """
 
 _NEWSROOM_LIMITS = (
-    "It has seen drawn pictures and grammar-made captions only. On photographs its scores mean nothing: it is here\n"
-    "to show and test the system, and a model for real pairs is trained on real pairs."
+    "The model has seen drawn pictures and grammar-made captions only. On photographs its scores mean nothing. It is\n"
+    "here to show and test the system; train a model for real pairs on real pairs."
 )
 
-FIGURES = (
+METRICS = (
     "AUC", "ACC", "EER", "mAP", "OF1", "CF1", "IoU_mean", "IoU50", "IoU_mean_gated", "IoU50_gated", "IoU75_gated",
     "IoU_mean_boxed", "IoU50_boxed", "token_precision", "token_recall", "token_F1",
 )  # fmt: skip
+"""The metrics of the card, by their names in `asap.evaluation.metrics`."""
 
 
 def model_card(
     settings: TrainSettings, config: ModelConfig, report: dict[str, Any], progress: Path, checkpoint: str
 ) -> str:
-    """The text of a model folder's README.md. `checkpoint`: which of the run's it is, in words."""
-    test_corpus = Path(settings.test_corpus or settings.corpus)
-    seed = _newsroom(Path(settings.corpus))
+    """Return the text of a model folder's README.md.
+
+    Args:
+        settings: The settings of the run.
+        config: The configuration of the model.
+        report: The evaluation of the model on the test split.
+        progress: The file `progress.jsonl` of the run, for its duration.
+        checkpoint: A description of the checkpoint that became the model.
+    """
     shown = settings.identity() | {"loss_weights": vars(settings.objective.weights)}
     for name in ("corpus", "test_corpus"):
         shown.pop(name)
-    shown |= {name: value for name, value in _placeless(settings).items() if name in shown}
+    shown |= {name: value for name, value in _sources_without_folders(settings).items() if name in shown}
+    # The time in steps: pauses of ten minutes and more are those between starts of the run.
+    times_s = [json.loads(line)["at"] for line in progress.read_text(encoding="utf-8").splitlines()]
+    seconds = sum(gap for gap in (later - earlier for earlier, later in pairwise(times_s)) if gap < 600)
+    # Average precision next to the picture of another pair shows how much the picture contributes to the text types.
+    precisions = report.get("AP_elsewhere")
+    elsewhere = _list_values(TEXT_TYPES, precisions) if precisions else ""
     return _CARD.format(
         name=settings.name,
-        parameters_text=f"{config.image_size} px, width {config.width}, {settings.preset} preset",
-        test_corpus=_describe(test_corpus),
+        size=f"{config.image_size} px, width {config.width}, {settings.preset} preset",
+        test_corpus=_describe(Path(settings.test_corpus or settings.corpus)),
         pairs=report["pairs"],
-        figures="\n".join(f"| {name} | {report[name]:.3f} |" for name in FIGURES if report[name] is not None),
-        types=", ".join(
-            f"{name} {value:.3f}" for name, value in zip(TYPES, report["AP"], strict=True) if value is not None
-        ),
-        elsewhere=_elsewhere(report.get("AP_elsewhere")),
-        corpus_text=_describe(Path(settings.corpus)),
+        metrics="\n".join(f"| {name} | {report[name]:.3f} |" for name in METRICS if report[name] is not None),
+        types=_list_values(TYPES, report["AP"]),
+        elsewhere=f" Next to the picture of another pair: {elsewhere}." if elsewhere else "",
+        corpus=_describe(Path(settings.corpus)),
         trained=settings.pairs,
+        hours=seconds / 3600,
         checkpoint=checkpoint,
-        hours=_hours(progress),
         commands="\n".join(_commands(settings)),
         settings=json.dumps(shown, indent=2),
-        limits=_NEWSROOM_LIMITS if seed else "",
+        limits=_NEWSROOM_LIMITS if _newsroom(Path(settings.corpus)) else "",
     )
 
 
-def _elsewhere(precisions: list[float | None] | None) -> str:
-    """How much of a text's verdict is the picture's."""
-    told = [
-        f"{name} {value:.3f}" for name, value in zip(TEXT_TYPES, precisions or (), strict=False) if value is not None
-    ]
-    return f" Beside the picture of another pair the text types have {', '.join(told)}." if told else ""
+def _list_values(names: Sequence[str], values: Sequence[float | None]) -> str:
+    """Return names with their values, without those that the corpus does not define."""
+    pairs = zip(names, values, strict=True)
+    return ", ".join(f"{name} {value:.3f}" for name, value in pairs if value is not None)
 
 
 def _commands(settings: TrainSettings) -> list[str]:
-    """What to type to make the model again."""
+    """Return the commands that make the model again."""
     test = settings.test_corpus
-    lines = [_drawing(Path(settings.corpus), "corpus"), *([_drawing(Path(test), "unseen")] if test else [])]
-    given = {"corpus", "test_corpus", "out", "name", "address", "device"}
-    changed = settings.model_dump(exclude=given, exclude_defaults=True)
-    changed |= {name: value for name, value in _placeless(settings).items() if name in changed}
+    lines = [_drawing_command(Path(settings.corpus), "corpus")]
+    if test:
+        lines.append(_drawing_command(Path(test), "unseen"))
+    # Settings of the machines are left out, and so are those with an option of their own.
+    left_out = {"corpus", "test_corpus", "out", "name", "address", "device"}
+    changed = settings.model_dump(exclude=left_out, exclude_defaults=True)
+    changed |= {name: value for name, value in _sources_without_folders(settings).items() if name in changed}
     options = "".join(f" --set {shlex.quote(f'{key}={json.dumps(value)}')}" for key, value in changed.items())
     unseen = " --test-corpus unseen" if test else ""
     return [*filter(None, lines), f"asap train corpus --out run --name {settings.name}{unseen}{options}"]
 
 
-def _placeless(settings: TrainSettings) -> dict[str, Any]:
-    """What the run started from, without where that lay on the machine that trained it."""
+def _sources_without_folders(settings: TrainSettings) -> dict[str, Any]:
+    """Return the sources that the run started from, without their folders on the machine that trained it."""
+
+    def without_folders(source: str) -> str:
+        kind, path = split_source(source)
+        return f"{kind}{Path(path).name}" if path.startswith("/") else source
+
     return {
-        "init": [_without_folders(source) for source in settings.init],
-        "tokenizer": _without_folders(settings.tokenizer) if settings.tokenizer else settings.tokenizer,
+        "init": [without_folders(source) for source in settings.init],
+        "tokenizer": without_folders(settings.tokenizer) if settings.tokenizer else settings.tokenizer,
     }
 
 
-def _without_folders(source: str) -> str:
-    kind, place = split_source(source)
-    return f"{kind}{Path(place).name}" if place.startswith("/") else source
-
-
-def _drawing(corpus: Path, name: str) -> str:
-    """The command that draws a corpus; empty for one that was not drawn."""
+def _drawing_command(corpus: Path, name: str) -> str:
+    """Return the command that draws a corpus; empty for a corpus that was not drawn."""
     made = _newsroom(corpus)
     if made is None:
         return ""
@@ -137,18 +150,14 @@ def _drawing(corpus: Path, name: str) -> str:
 
 
 def _newsroom(corpus: Path) -> dict[str, Any] | None:
+    """Return how a drawn corpus was made; None for another corpus."""
     made = corpus / "newsroom.json"
     return dict(json.loads(made.read_text(encoding="utf-8"))) if made.exists() else None
 
 
 def _describe(corpus: Path) -> str:
+    """Return a description of a corpus for the card, without its folder."""
     made = _newsroom(corpus)
     if made is None:
         return f"the corpus `{corpus.name}`"
     return f"a drawn corpus ({made['corpus_version']}, seed {made['seed']}, {made['pairs']} pairs)"
-
-
-def _hours(progress: Path) -> float:
-    """Time spent in steps, from the first line to the last; pauses of over ten minutes do not count."""
-    times = [json.loads(line)["at"] for line in progress.read_text(encoding="utf-8").splitlines()]
-    return sum(gap for gap in (b - a for a, b in pairwise(times)) if gap < 600) / 3600

@@ -1,4 +1,4 @@
-"""What a training run will do, told before it does it: pairs, steps, stages, memory, and where it writes."""
+"""The plan of a training run, made before the run: pairs, steps, stages, memory, and what it writes."""
 
 from __future__ import annotations
 
@@ -17,34 +17,35 @@ from asap.training.batch import Batch, Tokens
 from asap.training.image_token_cache import token_bytes
 from asap.training.step import TrainingStep
 from jobs.train.settings import TrainSettings
-from jobs.train.stages import Stage, lock_step, stages
+from jobs.train.stages import Stage, lock_step, plan_stages
 
 _COUNTED_PAIRS = 2
-"""Pairs of the forward pass whose activations are counted; memory grows with the pairs."""
+"""Pairs of the forward pass whose activations are counted; memory grows linearly with the pairs."""
 _FLOAT = 4
-"""Bytes: weights, gradients, optimiser and queues are in float32 in any precision."""
+"""Bytes of a number: weights, gradients, optimizer and queues are float32 in any precision."""
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What `asap train --plan` shows. Memory and sizes in bytes."""
+    """The plan that `asap train --plan` shows. Memory and sizes are in bytes."""
 
     pairs: dict[str, dict[str, int]]
-    """By split, then by class."""
+    """Number of pairs by split, then by class."""
     steps: int
     epochs: float
     left_out_an_epoch: int
-    """Pairs that do not fill a last batch; which ones changes from epoch to epoch."""
+    """Pairs that do not fill a last batch; which pairs these are changes from epoch to epoch."""
     batch: dict[str, int]
     """Pairs of a step, workers, pairs of a worker, micro batches, pairs of a micro batch."""
     stages: list[Stage]
     rates: dict[str, float]
+    """Peak learning rates by the parts of the model."""
     parameters: dict[str, int]
-    """By module."""
+    """Number of parameters by module."""
     memory: dict[str, int]
-    """Of one worker, by what it is for."""
+    """Memory of one worker by purpose."""
     activations_told: str
-    """How the entry for activations came about."""
+    """Explanation of how the memory for activations was found."""
     checkpoint_bytes: int
     checkpoints_written: int
     checkpoints_kept: int
@@ -53,95 +54,99 @@ class Plan:
 
 
 def make_plan(settings: TrainSettings, config: ModelConfig, records: Mapping[str, Sequence[Record]]) -> Plan:
-    """Plan a run on these records, by split. Runs one forward pass of the model on the CPU, without Ray.
+    """Plan a run without Ray. One forward pass of the model is run on the CPU.
 
-    Raises `ConfigError` where the training pairs do not fill a batch.
+    Args:
+        settings: The settings of the run.
+        config: The configuration of the model.
+        records: The records of each split.
+
+    Raises `ConfigError` if the training pairs do not fill one batch.
     """
-    steps_an_epoch = len(records["train"]) // settings.batch_size
+    train_pairs = len(records["train"])
+    steps_an_epoch = train_pairs // settings.batch_size
     if not steps_an_epoch:
-        raise ConfigError(f"{len(records['train'])} training pairs do not fill one batch of {settings.batch_size}")
+        raise ConfigError(
+            f"{train_pairs} training pairs do not fill one batch of {settings.batch_size}. "
+            "Use a larger corpus or a smaller batch_size."
+        )
     step = TrainingStep(Asap(config), weights=settings.objective.weights, queue_size=settings.queue_size, mask_id=0)
     if settings.checkpoint_activations:
         checkpoint_activations(step.student)
-    share = settings.batch_size // settings.workers
-    micro = share // settings.accumulation
-    weights, queues = _numbers(step.student), sum(value.numel() for value in step.queues.buffers())
+    pairs_per_worker = settings.batch_size // settings.workers
+    micro_batch = pairs_per_worker // settings.accumulation
     steps = max(1, settings.pairs // settings.batch_size)
-    each = max(1, settings.checkpoint_pairs // settings.batch_size)
+    parameters: Counter[str] = Counter()
+    for name, parameter in step.student.named_parameters():
+        parameters[name.partition(".")[0]] += parameter.numel()
+    memory = _memory(step, micro_batch)
+    # Tokens of a locked image encoder are kept only if the run locks it and those of all pairs fit.
+    tokens = token_bytes(train_pairs, config)
+    if lock_step(settings, steps) < steps and tokens <= settings.tokens_gib * 2**30:
+        memory["kept image tokens"] = tokens
     return Plan(
         pairs={
             split: dict(Counter(record.fake_cls for record in some).most_common()) for split, some in records.items()
         },
         steps=steps,
         epochs=steps / steps_an_epoch,
-        left_out_an_epoch=len(records["train"]) % settings.batch_size,
+        left_out_an_epoch=train_pairs % settings.batch_size,
         batch={
             "pairs of a step": settings.batch_size,
             "workers": settings.workers,
-            "pairs of a worker": share,
+            "pairs of a worker": pairs_per_worker,
             "micro batches": settings.accumulation,
-            "pairs of a micro batch": micro,
+            "pairs of a micro batch": micro_batch,
         },
-        stages=stages(settings, steps),
+        stages=plan_stages(settings, steps),
         rates={"text, fusion, heads": settings.learning_rate, "image side, boxes": settings.image_learning_rate},
-        parameters=_by_module(step.student),
-        memory={
-            "weights": _FLOAT * weights,
-            "gradients": _FLOAT * weights,
-            "optimiser (two averages)": 2 * _FLOAT * weights,
-            "twin": _FLOAT * weights,
-            "queues": _FLOAT * queues,
-            "activations of a micro batch": _activation_bytes(step) * micro // _COUNTED_PAIRS,
-            **_kept_tokens(settings, config, len(records["train"]), steps),
-        },
+        parameters=dict(parameters.most_common()),
+        memory=memory,
         activations_told=(
-            f"counted: what autograd keeps of a forward pass of {_COUNTED_PAIRS} pairs on a CPU in float32, texts at "
-            f"{config.max_tokens} tokens, times the pairs of a micro batch; bfloat16 needs about half"
+            f"counted: the tensors that autograd keeps in a forward pass of {_COUNTED_PAIRS} pairs on a CPU in "
+            f"float32, with texts of {config.max_tokens} tokens, scaled to a micro batch; bfloat16 needs about half"
         ),
-        checkpoint_bytes=_FLOAT * (4 * weights + queues),
-        checkpoints_written=-(-steps // each),
+        # A checkpoint holds the weights, the twin, the two averages of the optimizer, and the queues.
+        checkpoint_bytes=2 * memory["weights"] + memory["optimizer (two averages)"] + memory["queues"],
+        checkpoints_written=-(-steps // max(1, settings.checkpoint_pairs // settings.batch_size)),
         checkpoints_kept=2,
         init=settings.init,
         out=settings.out,
     )
 
 
-def _kept_tokens(settings: TrainSettings, config: ModelConfig, pairs: int, steps: int) -> dict[str, int]:
-    """Of a run whose image encoder is to rest, where they fit."""
-    taken = token_bytes(pairs, config)
-    rests = lock_step(settings, steps) < steps
-    return {"kept image tokens": taken} if rests and taken <= settings.tokens_gib * 2**30 else {}
-
-
-def _numbers(model: torch.nn.Module) -> int:
-    return sum(parameter.numel() for parameter in model.parameters())
-
-
-def _by_module(model: Asap) -> dict[str, int]:
-    counts: Counter[str] = Counter()
-    for name, parameter in model.named_parameters():
-        counts[name.partition(".")[0]] += parameter.numel()
-    return dict(counts.most_common())
+def _memory(step: TrainingStep, micro_batch: int) -> dict[str, int]:
+    """Return the memory of one worker in bytes, by purpose."""
+    weights = _FLOAT * sum(parameter.numel() for parameter in step.student.parameters())
+    return {
+        "weights": weights,
+        "gradients": weights,
+        "optimizer (two averages)": 2 * weights,
+        "twin": weights,
+        "queues": _FLOAT * sum(value.numel() for value in step.queues.buffers()),
+        "activations of a micro batch": _activation_bytes(step) * micro_batch // _COUNTED_PAIRS,
+    }
 
 
 def _activation_bytes(step: TrainingStep) -> int:
-    """What autograd keeps of one forward pass, beside the weights."""
+    """Return the bytes that autograd keeps of one forward pass, without the weights."""
     weights = {parameter.untyped_storage().data_ptr() for parameter in step.parameters()}
     kept: dict[int, tuple[torch.Tensor, int]] = {}
 
     def keep(tensor: torch.Tensor) -> torch.Tensor:
         storage = tensor.untyped_storage()
         if storage.data_ptr() not in weights:
-            kept[storage.data_ptr()] = (tensor, storage.nbytes())  # held, so that no address is used twice
+            # Holding the tensor keeps its address from being used again.
+            kept[storage.data_ptr()] = (tensor, storage.nbytes())
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        step.train()(_batch(step.student.config), 0.4)
+        step.train()(_longest_batch(step.student.config), 0.4)
     return sum(size for _, size in kept.values())
 
 
-def _batch(config: ModelConfig) -> Batch:
-    """Pairs of zeros, with texts as long as they can be."""
+def _longest_batch(config: ModelConfig) -> Batch:
+    """Return a batch of zeros whose texts have the maximum length."""
     pairs, patches = _COUNTED_PAIRS, config.patches_per_side**2
     ids = torch.ones(pairs, config.max_tokens, dtype=torch.long)
     text = Tokens(ids, torch.ones_like(ids))

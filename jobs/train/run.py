@@ -1,9 +1,9 @@
-"""Ray Train: a corpus in, a model folder out; a killed run goes on with the same command.
+"""The driver of a training run: a corpus in, a model folder out. The same command resumes a run that was killed.
 
-The driver prepares what all workers read (start, tokenizer, the index of every split, and pictures at the model's size
-where they are cached), Ray Train runs the workers and keeps their best and last checkpoints, and the driver writes the
-model folder from one of them. Workers read the run folder directly where it lies on a disk that they share, and through
-a copy on each machine where it is at s3://.
+The driver prepares what all workers read: the first weights, the tokenizer, the index of every split, and the pictures
+at the model's size if they are cached. Ray Train runs the workers and keeps their best and last checkpoints. The driver
+then writes the model folder from one of them. Workers read a run folder on a shared disk directly, and a run folder at
+s3:// through a copy on each machine.
 """
 
 from __future__ import annotations
@@ -25,31 +25,36 @@ from asap.training.step import TrainingStep
 from asap.weights.start import split_source
 from jobs.cluster import count_fitting, machines_alive, most_cpus, ray_running, wait_for_resources
 from jobs.train.data.splits import choose_ingest, corpus_event, data_of, prepare_splits, read_splits
+from jobs.train.events import OnEvent
 from jobs.train.export import SCORE, ChosenCheckpoint, export_model
 from jobs.train.plan import Plan, make_plan
 from jobs.train.run_folder.folder import RunFolder
-from jobs.train.run_folder.log import OnEvent, follow_progress
+from jobs.train.run_folder.log import follow_progress
 from jobs.train.run_folder.record import note_cluster, start_record
 from jobs.train.settings import TrainSettings
 from jobs.train.start import TRAINED, prepare_start
 from jobs.train.trainer import model_config
-from jobs.train.worker import train_worker
+from jobs.train.worker import RETRIES, FinalFailures, final_failure, run_worker
 
 _NAME = "ray_train"
-"""Of what Ray Train keeps in the run folder."""
+"""The folder of Ray Train in the run folder."""
 
 
 def train(settings: TrainSettings, progress: OnEvent = lambda event: None) -> Path | Location:
-    """Train, or go on with the run that `settings.out` holds, and return the model folder.
+    """Train, or resume the run in `settings.out`, and return the model folder.
 
-    `progress` gets `{"stage": name, "done": n, "total": m}` and `{"corpus": lines of its report, "ingest": way}` while
-    preparing, `{"start": source, "report": text}` for each warm start, `{"note": sentence}` where the machines are not
-    what was asked for, then every line of `progress.jsonl`.
-    Raises `ConfigError` where the folder holds a run of other settings or on other data, `StorageError` where nothing
-    can be written to it, `TrainingDiverged` where the loss stops making sense, `CheckpointError` for a start that does
-    not fit, `CorpusError`, `AnnotationError`, `InputError` for a text that cannot be used.
+    `progress` gets the events of `jobs.train.events`.
+
+    Raises:
+        ConfigError: The folder holds a run with other settings or on other data, or the machines cannot hold the
+            workers.
+        StorageError: The run folder cannot be written, or a store cannot be read.
+        TrainingDiverged: The loss or its gradients are not finite, or the loss exploded.
+        CheckpointError: A source of the first weights does not fit the model.
+        CorpusError, AnnotationError: The corpus cannot be used.
+        InputError: A text cannot be used.
     """
-    _check(settings)
+    _check_buildable(settings)
     typed, settings = settings, _with_absolute_paths(settings)
     folder = RunFolder.open(settings.out)
     folder.refresh()
@@ -59,26 +64,27 @@ def train(settings: TrainSettings, progress: OnEvent = lambda event: None) -> Pa
     corpora = read_splits(settings, model_config(settings, settings.vocab_size).label_set)
     data = {split: data_of(corpus) for split, corpus in corpora.items()}
     _check_data(folder, data)
+    # Everything that can be refused without Ray has been checked. From here on the folder belongs to this run.
     _claim(folder, settings, data)
     start_record(folder, typed, data)
     prepare_start(folder, settings, model_config, progress)
     with ray_running(settings.address), follow_progress(folder, progress):
-        best = _ended(folder, settings)
-        each = {} if best else _resources_of_a_worker(settings, progress)  # not after hours of decoding
+        chosen = _finished_checkpoint(folder, settings)
+        # Resources are checked before pictures are decoded, which may take hours.
+        resources = {} if chosen else _resources_per_worker(settings, progress)
         _prepare(folder, settings, corpora, progress)
         folder.push("tokenizer", "start", "index", folder.corpus.name)
-        best = best or _fit(folder, settings, each)
-    return export_model(folder, settings, best)
+        chosen = chosen or _run_workers(folder, settings, resources)
+    return export_model(folder, settings, chosen)
 
 
 def plan(settings: TrainSettings, progress: OnEvent = lambda event: None) -> Plan:
-    """What `train` would do with these settings. Reads corpus and starts, writes nothing, and needs no Ray.
+    """Return the plan of `train` with these settings. It reads the corpus, writes nothing, and needs no Ray.
 
-    `progress` gets `{"start": source, "report": text}` for each warm start, and `{"corpus": lines, "ingest": way}` as
-    from `train`, less what only decoding the pictures tells. Raises what `train` raises before its first step, but for
-    what only writing can find out.
+    `progress` gets the events of the sources and of the corpus, without the findings that need decoded pictures.
+    Raises what `train` raises before its first step, except the errors of writing.
     """
-    _check(settings)
+    _check_buildable(settings)
     with tempfile.TemporaryDirectory() as scratch:
         folder = RunFolder(Path(scratch))
         prepare_start(folder, settings, model_config, progress)
@@ -89,55 +95,56 @@ def plan(settings: TrainSettings, progress: OnEvent = lambda event: None) -> Pla
     return make_plan(settings, config, {split: corpus.records for split, corpus in corpora.items()})
 
 
-def _with_absolute_paths(settings: TrainSettings) -> TrainSettings:
-    """Ray Train's workers work in a folder of their own."""
-    named = {name: getattr(settings, name) for name in ("corpus", "out", "test_corpus", "pictures", "tokenizer")}
-    paths: dict[str, Any] = {name: full_address(path) for name, path in named.items() if path and path != TRAINED}
-    return settings.model_copy(update=paths | {"init": tuple(_absolute(source) for source in settings.init)})
-
-
-def _absolute(source: str) -> str:
-    """A start's path from the root; s3:// stays, and so does a name that is no path here."""
-    kind, path = split_source(source)
-    return f"{kind}{full_address(path)}" if Path(path).exists() else source
-
-
-def _check(settings: TrainSettings) -> None:
-    """Build what a worker will build, without memory or time: what cannot work is found now."""
-    with torch.device("meta"):
+def _check_buildable(settings: TrainSettings) -> None:
+    """Raise `ConfigError` if a worker could not build the model and the objective."""
+    with torch.device("meta"):  # costs neither memory nor time
         student = Asap(model_config(settings, settings.vocab_size))
         TrainingStep(student, weights=settings.objective.weights, queue_size=settings.queue_size, mask_id=0)
 
 
+def _with_absolute_paths(settings: TrainSettings) -> TrainSettings:
+    """Return the settings with absolute paths, because Ray Train's workers run in another working folder."""
+
+    def absolute(source: str) -> str:
+        kind, path = split_source(source)
+        # s3:// stays, and so does the name of a model that is not a path here.
+        return f"{kind}{full_address(path)}" if Path(path).exists() else source
+
+    named = {name: getattr(settings, name) for name in ("corpus", "out", "test_corpus", "pictures", "tokenizer")}
+    paths: dict[str, Any] = {name: full_address(path) for name, path in named.items() if path and path != TRAINED}
+    return settings.model_copy(update=paths | {"init": tuple(absolute(source) for source in settings.init)})
+
+
 def _check_folder(folder: RunFolder, settings: TrainSettings) -> None:
-    """Refuse a folder of something else, or of another run."""
+    """Raise `ConfigError` if the folder holds something else, or a run with other settings."""
     if not folder.settings.exists():
         if not folder.is_empty():
-            raise ConfigError(f"{folder} holds something that is not a training run; choose another folder")
+            raise ConfigError(f"{folder} holds something that is not a training run. Choose another folder.")
         return
-    # A setting that the run's own version did not have yet was what it is by default.
+    # A run may be older than a setting. It ran then as the default of that setting has it.
     defaults = TrainSettings(corpus="", out="").identity()
     found = defaults | json.loads(folder.settings.read_text(encoding="utf-8"))
-    differs = [
+    differences = [
         f"{name} {found.get(name)!r} (now {value!r})"
         for name, value in settings.identity().items()
         if found.get(name) != value
     ]
-    if differs:
-        raise ConfigError(f"{folder} holds a run of other settings: {', '.join(differs)}; choose another folder")
+    if differences:
+        raise ConfigError(f"{folder} holds a run with other settings: {', '.join(differences)}. Choose another folder.")
 
 
 def _check_data(folder: RunFolder, data: dict[str, dict[str, Any]]) -> None:
-    """Refuse to go on with a run whose corpus has changed since."""
+    """Raise `ConfigError` if the corpus has changed since the run began."""
     found = json.loads(folder.settings.read_text(encoding="utf-8")).get("data") if folder.settings.exists() else None
-    if differs := [f"{name} {found[name]} (now {now})" for name, now in data.items() if found and found[name] != now]:
+    differences = [f"{name} {found[name]} (now {now})" for name, now in data.items() if found and found[name] != now]
+    if differences:
         raise ConfigError(
-            f"{folder} holds a run on other data: {', '.join(differs)}; choose another folder, or bring the data back"
+            f"{folder} holds a run on other data: {', '.join(differences)}. Choose another folder, or restore the data."
         )
 
 
 def _claim(folder: RunFolder, settings: TrainSettings, data: dict[str, dict[str, Any]]) -> None:
-    """Make the folder this run's. Raises `StorageError` where nothing can be written to it."""
+    """Write the settings and the data of this run to the folder. Raises `StorageError` if it cannot be written."""
     folder.check_writable()
     folder.path.mkdir(parents=True, exist_ok=True)
     claim = settings.identity() | {"data": data}
@@ -146,7 +153,10 @@ def _claim(folder: RunFolder, settings: TrainSettings, data: dict[str, dict[str,
 
 
 def _prepare(folder: RunFolder, settings: TrainSettings, corpora: dict[str, Corpus], progress: OnEvent) -> None:
-    """Tokenizer, pictures and index, once for all workers. Every record is tried: a bad one must not end a long run."""
+    """Write the tokenizer, the pictures and the indexes, once for all workers.
+
+    Every record is checked, because a bad one must not end a long run.
+    """
     if not folder.tokenizer.exists():
         records = corpora["train"].records
         texts = [text for record in records for text in (record.text, record.caption, record.explanation)]
@@ -157,46 +167,75 @@ def _prepare(folder: RunFolder, settings: TrainSettings, corpora: dict[str, Corp
     prepare_splits(folder, settings, corpora, config, progress)
 
 
-def _ended(folder: RunFolder, settings: TrainSettings) -> ChosenCheckpoint | None:
-    """Of a run that was trained to its end, the checkpoint that becomes the model: for it no worker need start."""
+def _finished_checkpoint(folder: RunFolder, settings: TrainSettings) -> ChosenCheckpoint | None:
+    """Return the chosen checkpoint of a run that was trained to its end, which needs no more workers; else None."""
     from ray.train import Result
 
     storage = folder.ray_storage()
     try:
         result = Result.from_path(f"{storage['storage_path']}/{_NAME}", storage.get("storage_filesystem"))
-    except RuntimeError:  # Ray Train's word for a run without a checkpoint
+    except RuntimeError:  # Ray Train raises it for a run without a checkpoint
         return None
-    told = result.metrics or {}
-    if result.checkpoint is None or told.get("pairs") != told.get("of", -1):
+    metrics = result.metrics or {}
+    if result.checkpoint is None or metrics.get("pairs") != metrics.get("of", -1):
         return None
     return ChosenCheckpoint.of(result.best_checkpoints or [], result.checkpoint, settings.export)
 
 
-def _fit(folder: RunFolder, settings: TrainSettings, each: dict[str, int]) -> ChosenCheckpoint:
-    """Run the workers to the end, with these resources each; the checkpoint that becomes the model."""
+def _resources_per_worker(settings: TrainSettings, progress: OnEvent) -> dict[str, int]:
+    """Return the CPUs and the GPU, if any, of each worker, after waiting for a cluster to bring machines.
+
+    Raises `ConfigError` if the machines cannot hold the workers.
+    """
+
+    def report(note: str) -> None:
+        progress({"note": note})
+
+    fewest = settings.min_workers or settings.workers
+    cpus_needed = settings.cpus_per_worker or 1
+    # Decide between GPUs and CPUs. `auto` takes GPUs only if there are enough now; it does not wait for any.
+    gpus = count_fitting(machines_alive(), {"CPU": cpus_needed, "GPU": 1})
+    on_gpus = settings.device == "cuda" or (settings.device == "auto" and gpus >= fewest)
+    if settings.device == "auto" and not on_gpus and (settings.address or gpus):
+        waits = "; --set device=cuda waits for more" if settings.address else ""
+        report(f"training on CPUs: {fewest} GPUs are needed and {gpus} are available{waits}")
+    gpu = {"GPU": 1} if on_gpus else {}
+    # A Ray of this machine gets no more machines, so only a cluster is waited for.
+    machines = wait_for_resources(
+        {"CPU": cpus_needed} | gpu,
+        fewest,
+        settings.wait_for_machines_s if settings.address else 0,
+        report,
+        f"give fewer --workers{', --set device=cpu' if on_gpus else ''} or a lower --set cpus_per_worker=N",
+    )
+    # Each worker gets the most CPUs that all workers can have; or, in an elastic run, the fewest workers.
+    cpus = settings.cpus_per_worker or most_cpus(machines, settings.workers, gpu)
+    return {"CPU": cpus or most_cpus(machines, fewest, gpu) or 1} | gpu
+
+
+def _run_workers(folder: RunFolder, settings: TrainSettings, resources: dict[str, int]) -> ChosenCheckpoint:
+    """Train to the end with these resources per worker, and return the checkpoint that becomes the model."""
     import ray
     from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
     from ray.train.torch import TorchTrainer
 
-    from jobs.train.worker import RETRIES, FinalFailures, final_failure
-
     note_cluster(folder, ray.cluster_resources())
     fewest = settings.min_workers or settings.workers
     trainer = TorchTrainer(
-        train_worker,
-        train_loop_config={"settings": settings.model_dump(), "cpus": each["CPU"]},
+        run_worker,
+        train_loop_config={"settings": settings.model_dump(), "cpus": resources["CPU"]},
         scaling_config=ScalingConfig(
             num_workers=settings.workers if fewest == settings.workers else (fewest, settings.workers),
             elastic_resize_monitor_interval_s=settings.regrow_every_s,
-            use_gpu="GPU" in each,
-            resources_per_worker=each,
+            use_gpu="GPU" in resources,
+            resources_per_worker=resources,
         ),
         run_config=RunConfig(
             name=_NAME,
             **folder.ray_storage(),
             failure_config=FailureConfig(max_failures=RETRIES),
             callbacks=[FinalFailures()],
-            # The best, and beside it always the last.
+            # Ray Train keeps the best checkpoint and always the last one too.
             checkpoint_config=CheckpointConfig(num_to_keep=1, checkpoint_score_attribute=SCORE),
         ),
     )
@@ -205,34 +244,7 @@ def _fit(folder: RunFolder, settings: TrainSettings, each: dict[str, int]) -> Ch
     except TrainingFailedError as error:
         if final := final_failure(error):
             raise final from None
-        raise AsapError(f"training failed after {RETRIES} attempts to go on: {error}") from error
+        raise AsapError(f"training failed; {RETRIES} attempts to resume failed too: {error}") from error
     if result.checkpoint is None:
-        raise AsapError(f"the run in {folder} ended without a checkpoint; {folder}/{_NAME} says why")
+        raise AsapError(f"the run in {folder} ended without a checkpoint. See {folder}/{_NAME} for the reason.")
     return ChosenCheckpoint.of(result.best_checkpoints, result.checkpoint, settings.export)
-
-
-def _resources_of_a_worker(settings: TrainSettings, progress: OnEvent) -> dict[str, int]:
-    """CPUs, and a GPU or none, for each worker of the Ray that runs, which has them or was given time to bring them.
-
-    Raises `ConfigError` where it cannot hold the workers.
-    """
-
-    def tell(note: str) -> None:
-        progress({"note": note})
-
-    fewest = settings.min_workers or settings.workers
-    gpus = count_fitting(machines_alive(), {"CPU": settings.cpus_per_worker or 1, "GPU": 1})
-    on_gpus = settings.device == "cuda" or (settings.device == "auto" and gpus >= fewest)
-    if settings.device == "auto" and not on_gpus and (settings.address or gpus):
-        waits = "; --set device=cuda waits for more" if settings.address else ""
-        tell(f"training on CPUs: of {fewest} GPUs that it takes {gpus} are there{waits}")
-    needs = {"GPU": 1} if on_gpus else {}
-    machines = wait_for_resources(
-        {"CPU": settings.cpus_per_worker or 1} | needs,
-        fewest,
-        settings.wait_for_machines_s if settings.address else 0,
-        tell,
-        f"give fewer --workers{', --set device=cpu' if on_gpus else ''} or a lower --set cpus_per_worker=N",
-    )
-    cpus = settings.cpus_per_worker or most_cpus(machines, settings.workers, needs)
-    return {"CPU": cpus or most_cpus(machines, fewest, needs) or 1} | needs

@@ -1,4 +1,4 @@
-"""The stages of a training run: which terms each step trains, for the run and for its plan."""
+"""The stages of a training run: the loss terms that each step trains, for the run and for its plan."""
 
 from __future__ import annotations
 
@@ -12,38 +12,30 @@ from jobs.train.settings import TrainSettings
 
 @dataclass(frozen=True)
 class Stage:
-    """A part of the run that trains certain terms."""
+    """A range of steps that trains the same terms."""
 
     first_step: int
     last_step: int
     """Exclusive."""
     weights: dict[str, float]
-    """By term, those that are trained."""
+    """Loss weights of the trained terms, by name."""
     image_locked: bool = False
-    """Whether the image encoder rests."""
+    """True if the image encoder is locked."""
 
 
-def word_steps(settings: TrainSettings, steps: int) -> int:
-    """The steps at the start of the run that train the words alone."""
-    return int(settings.words_until * steps)
+def plan_stages(settings: TrainSettings, steps: int) -> list[Stage]:
+    """Return the stages of a run of so many steps, without those that have no steps.
 
-
-def lock_step(settings: TrainSettings, steps: int) -> int:
-    """The step from which the image encoder rests, `steps` where it never does; words alone need no picture."""
-    return max(word_steps(settings, steps), int(settings.lock_image_from * steps))
-
-
-def augmentation_at(settings: TrainSettings, step: int, steps: int) -> Augmentation:
-    """How pictures are changed at a step: those that a locked encoder has seen, not at all."""
-    return "none" if step >= lock_step(settings, steps) else settings.augmentation
-
-
-def stages(settings: TrainSettings, steps: int) -> list[Stage]:
-    """The words alone, then what is labelled, then everything, at some step with a locked image encoder; those that
-    have any steps."""
+    First the words alone are trained, then all terms of the labels, then all terms. The image encoder may be locked
+    from any step after the words; this starts a stage too.
+    """
     weights = {name: weight for name, weight in vars(settings.objective.weights).items() if weight}
     words_end, locked_from = word_steps(settings, steps), lock_step(settings, steps)
-    labels_end = max(words_end, min(steps, _first_step_from(settings.alignment_from * settings.pairs, settings)))
+    # Alignment joins at the first step before which at least that many pairs were seen, so the step is rounded up.
+    alignment_pairs = settings.alignment_from * settings.pairs
+    whole = int(alignment_pairs // settings.batch_size)
+    aligned_from = whole + (whole * settings.batch_size < alignment_pairs)
+    labels_end = max(words_end, min(steps, aligned_from))
 
     def terms_at(step: int) -> set[str]:
         if step < words_end:
@@ -60,7 +52,19 @@ def stages(settings: TrainSettings, steps: int) -> list[Stage]:
     ]  # fmt: skip
 
 
-def _first_step_from(pairs: float, settings: TrainSettings) -> int:
-    """The first step before which so many pairs were seen."""
-    whole = int(pairs // settings.batch_size)
-    return whole + (whole * settings.batch_size < pairs)
+def word_steps(settings: TrainSettings, steps: int) -> int:
+    """Return the number of steps at the start of the run that train the words alone."""
+    return int(settings.words_until * steps)
+
+
+def lock_step(settings: TrainSettings, steps: int) -> int:
+    """Return the step from which the image encoder is locked, or `steps` if it never is.
+
+    It is never before the end of the stage that trains the words alone, because that stage reads no pictures.
+    """
+    return max(word_steps(settings, steps), int(settings.lock_image_from * steps))
+
+
+def augmentation_at(settings: TrainSettings, step: int, steps: int) -> Augmentation:
+    """Return the augmentation of pictures at a step; none once the image encoder is locked."""
+    return "none" if step >= lock_step(settings, steps) else settings.augmentation

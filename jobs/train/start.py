@@ -1,6 +1,6 @@
-"""What a run starts from, made ready once for all workers: the tokenizer that comes along, and the weights.
+"""The first weights and the tokenizer of a run, prepared once for all workers.
 
-The run folder keeps both, so that a run goes on where its sources are no longer there.
+The run folder keeps both, so that a run can resume when its sources no longer exist.
 """
 
 from __future__ import annotations
@@ -8,7 +8,6 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from asap.errors import ConfigError, StorageError
 from asap.model.config import ModelConfig
@@ -16,35 +15,43 @@ from asap.preprocessing.text import load_tokenizer
 from asap.storage.files import download_file, download_folder, exists, target_of_key
 from asap.storage.location import Location
 from asap.weights.start import has_words, read_starts, source_tokenizer, split_source
+from jobs.train.events import OnEvent
 from jobs.train.run_folder.folder import RunFolder
 from jobs.train.settings import TrainSettings
 
 TRAINED = "train"
-"""The setting of a tokenizer that is made of the corpus."""
+"""The value of the setting `tokenizer` that trains one on the corpus."""
 
 
 def prepare_start(
     folder: RunFolder,
     settings: TrainSettings,
     config_of: Callable[[TrainSettings, int], ModelConfig],
-    progress: Callable[[dict[str, Any]], None],
+    progress: OnEvent,
 ) -> None:
-    """Write tokenizer and weights that `settings.init` and `settings.tokenizer` give into the run folder, if they do.
+    """Write the tokenizer and the weights of `settings.init` and `settings.tokenizer` to the run folder, if there are.
 
-    config_of: settings and vocabulary size to the configuration of the model. `progress` gets
-    `{"start": source, "report": text}` for each source. Raises `CheckpointError` or `ConfigError`.
+    Args:
+        folder: The folder of the run.
+        settings: The settings of the run.
+        config_of: A function from settings and vocabulary size to the configuration of the model.
+        progress: A function that gets `{"start": source, "report": text}` for each source.
+
+    Raises `CheckpointError` or `ConfigError`.
     """
     if folder.start.exists() or not (settings.init or settings.tokenizer):
         return
     with tempfile.TemporaryDirectory() as scratch:
-        places = {_fetched(source, Path(scratch) / str(number)): source for number, source in enumerate(settings.init)}
-        words_of = _prepare_tokenizer(folder, settings, places)
-        if not places:
+        # Each source by its address on this machine. Reports name it as the user typed it.
+        sources = {_fetch(source, Path(scratch) / str(number)): source for number, source in enumerate(settings.init)}
+        words_of = _prepare_tokenizer(folder, settings, sources)
+        if not sources:
             return
         vocab_size = len(load_tokenizer(folder.tokenizer)) if folder.tokenizer.exists() else settings.vocab_size
         config = config_of(settings, vocab_size)
-        start = read_starts(places, config, queue_size=settings.queue_size, words_of=words_of)
-        reports = {places[place]: str(report) for place, report in start.reports.items()}
+        start = read_starts(sources, config, queue_size=settings.queue_size, words_of=words_of)
+        reports = {sources[address]: str(report) for address, report in start.reports.items()}
+        # The weights are moved into place last: their presence means that all is there.
         folder.start.parent.mkdir(parents=True, exist_ok=True)
         text = "".join(f"{source}\n{report}\n\n" for source, report in reports.items())
         (folder.start.parent / "report.txt").write_text(text, encoding="utf-8")
@@ -55,39 +62,45 @@ def prepare_start(
         progress({"start": source, "report": report})
 
 
-def _prepare_tokenizer(folder: RunFolder, settings: TrainSettings, places: dict[str, str]) -> list[str]:
-    """Put the tokenizer into the run folder unless one is to be made; the places whose words it numbers."""
-    own = {place: source_tokenizer(place) for place in places}
-    bringing = [place for place in own if own[place] is not None]
-    if settings.tokenizer == TRAINED or (settings.tokenizer is None and not bringing):
-        if silent := [places[place] for place in places if has_words(place) and own[place] is None]:
+def _prepare_tokenizer(folder: RunFolder, settings: TrainSettings, sources: dict[str, str]) -> list[str]:
+    """Write the tokenizer of the run, unless one is to be trained, and return the sources with the same vocabulary.
+
+    Args:
+        folder: The folder of the run.
+        settings: The settings of the run.
+        sources: The address of each source on this machine, and the source as the user typed it.
+    """
+    own = {address: source_tokenizer(address) for address in sources}
+    with_tokenizer = [address for address in own if own[address] is not None]
+    if settings.tokenizer == TRAINED or (settings.tokenizer is None and not with_tokenizer):
+        if without := [sources[address] for address in sources if has_words(address) and own[address] is None]:
             raise ConfigError(
-                f"init {silent[0]} has word embeddings and does not say which words they are; set tokenizer to the "
-                "folder of the tokenizer that it was trained with"
+                f"init {without[0]} has word embeddings but no tokenizer that says which words they are. Set tokenizer "
+                "to the folder of the tokenizer that it was trained with."
             )
         return []
     if settings.tokenizer is not None:
         with tempfile.TemporaryDirectory() as scratch:
-            chosen = load_tokenizer(Path(_fetched(settings.tokenizer, Path(scratch) / "tokenizer")))
+            chosen = load_tokenizer(Path(_fetch(settings.tokenizer, Path(scratch) / "tokenizer")))
     else:
-        chosen = own[bringing[-1]]
+        chosen = own[with_tokenizer[-1]]
     if not folder.tokenizer.exists():
         draft = folder.path / "tokenizer.draft"
         chosen.save_pretrained(draft)
         draft.rename(folder.tokenizer)
-    # What is silent about its words is taken to speak those of the tokenizer that it was given.
-    return [place for place in places if own[place] is None or own[place].get_vocab() == chosen.get_vocab()]
+    # A source without a tokenizer is taken to have been trained with the chosen one.
+    return [address for address in sources if own[address] is None or own[address].get_vocab() == chosen.get_vocab()]
 
 
-def _fetched(source: str, scratch: Path) -> str:
-    """A source on this machine: what lies at s3:// is copied under `scratch`."""
-    kind, place = split_source(source)
-    if not place.startswith("s3://"):
+def _fetch(source: str, scratch: Path) -> str:
+    """Return the address of a source on this machine, after downloading a source at s3:// to `scratch`."""
+    kind, address = split_source(source)
+    if not address.startswith("s3://"):
         return source
-    origin = Location.parse(place)
+    origin = Location.parse(address)
     target = target_of_key(scratch, origin.parent, origin.name)
     if exists(origin):
         download_file(origin, target)
     elif not download_folder(origin, target):
-        raise StorageError(f"init {source} is not there")
+        raise StorageError(f"init {source} does not exist")
     return f"{kind}{target}"

@@ -1,4 +1,4 @@
-"""One worker's part in a training run: its state, its steps, its checkpoints. Knows torch, not Ray."""
+"""The trainer: state, steps and checkpoints of one worker. It imports torch, not Ray."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import math
 import time
 from collections import deque
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, cast
 
@@ -30,34 +30,24 @@ from jobs.errors import TrainingDiverged
 from jobs.train.data.feed import CacheFeed, Feed, Order
 from jobs.train.data.splits import Split
 from jobs.train.settings import TrainSettings
-from jobs.train.stages import stages, word_steps
+from jobs.train.stages import plan_stages, word_steps
 
 STATE_FILE = "state.pt"
-
+"""The file of a checkpoint that holds the whole state of a run."""
 
 _EXPLODED = 10.0
-"""A loss this many times the mean of the steps before it will not come back by itself."""
+"""A loss this many times the mean of the recent steps does not recover by itself."""
 _STEPS_COMPARED = 100
+"""Number of recent steps whose mean loss a new loss is compared with."""
 
 
 def model_config(settings: TrainSettings, vocab_size: int) -> ModelConfig:
-    """The configuration that the run trains."""
+    """Return the configuration of the model that the run trains."""
     return ModelConfig.preset(settings.preset, **({"vocab_size": vocab_size} | dict(settings.objective.model)))
 
 
-def _in_bfloat16(precision: str, device: torch.device) -> bool:
-    if precision == "auto":
-        return has_bfloat16(device)
-    return precision == "bfloat16"
-
-
-def _mixed(*numbers: int) -> int:
-    """A seed out of several numbers."""
-    return int(np.random.SeedSequence(numbers).generate_state(1)[0])
-
-
 class Trainer:
-    """The state of a run on one worker of `world`, and the steps that move it on."""
+    """The state of a run on one of `world` workers, and the steps that advance it."""
 
     def __init__(
         self,
@@ -69,11 +59,24 @@ class Trainer:
         device: torch.device | str = "cpu",
         feed: Feed | None = None,
     ) -> None:
-        """`feed`: where batches come from, if not from the split's picture cache."""
+        """Build the model, the optimizer and the schedule of a run at its first step.
+
+        Args:
+            settings: The settings of the run.
+            split: The training pairs and the configuration of the model.
+            rank: The number of this worker, from 0.
+            world: The number of workers.
+            device: The device that this worker computes on.
+            feed: The source of batches; by default the picture cache of the split.
+
+        Raises `AsapError` if the training pairs do not fill one batch.
+        """
+        # The order of construction is part of a run's identity: every module draws its weights from this seed.
         torch.manual_seed(settings.seed)
         self.settings, self.split, self.rank, self.world = settings, split, rank, world
         self.device = torch.device(device)
-        self.in_bfloat16 = _in_bfloat16(settings.precision, self.device)
+        precision = settings.precision
+        self.in_bfloat16 = has_bfloat16(self.device) if precision == "auto" else precision == "bfloat16"
         self.objective = settings.objective
         self.module = TrainingStep(
             Asap(split.config),
@@ -85,22 +88,36 @@ class Trainer:
         ).to(self.device)
         self._set_execution()
         self.step_module: nn.Module = self.module
+        # The batches of this worker.
         self.order = Order.of(settings, len(split.pairs), rank, world)
         self._image_tokens = ImageTokens(len(split.pairs), split.config, settings.tokens_gib * 2**30)
         self.feed: Feed = feed or CacheFeed(split.pairs, split.config, settings, self.order)
         self.total_steps = self.order.total_steps
         if not self.order.steps_an_epoch:
-            raise AsapError(f"{len(split.pairs)} training pairs do not fill one batch of {settings.batch_size}")
-        self.optimiser = adamw(self.module, settings.learning_rate, settings.image_learning_rate, settings.weight_decay)
+            raise AsapError(
+                f"{len(split.pairs)} training pairs do not fill one batch of {settings.batch_size}. "
+                "Use a larger corpus or a smaller batch_size."
+            )
+        # The optimizer, and what changes over the steps: learning rates and loss terms.
+        self.optimizer = adamw(self.module, settings.learning_rate, settings.image_learning_rate, settings.weight_decay)
         warmup_steps = max(1, settings.warmup_pairs // settings.batch_size)
-        self.stages = stages(settings, self.total_steps)
+        self.stages = plan_stages(settings, self.total_steps)
         held_steps = word_steps(settings, self.total_steps)
-        self.schedule = warmup_cosine(self.optimiser, warmup_steps, self.total_steps, held_steps=held_steps)
+        self.schedule = warmup_cosine(self.optimizer, warmup_steps, self.total_steps, held_steps=held_steps)
         self.steps_a_checkpoint = max(1, settings.checkpoint_pairs // settings.batch_size)
         self.done = 0
         self._losses: deque[float] = deque(maxlen=_STEPS_COMPARED)
-        # Every worker draws its own dropout, from a stream that a checkpoint can carry.
+        # Every worker draws its own dropout, from a stream of random numbers that a checkpoint can store.
         torch.manual_seed(settings.seed + 1 + rank)
+
+    def _set_execution(self) -> None:
+        """Set up activation checkpointing and compilation, which change speed and memory, not results."""
+        if self.settings.checkpoint_activations:
+            checkpoint_activations(self.module.student)
+        pays = self.settings.compile == "auto" and self.device.type == "cuda" and can_compile()
+        if self.settings.compile == "on" or pays:
+            for model in (self.module.student, self.module.twin.model):
+                compile_encoders(model)
 
     @property
     def pairs_done(self) -> int:
@@ -112,84 +129,16 @@ class Trainer:
         """Pairs of the whole run, over all workers."""
         return self.total_steps * self.settings.batch_size
 
-    @property
-    def _alignment_from(self) -> float:
-        """Pairs."""
-        return self.settings.alignment_from * self.settings.pairs
-
-    def _set_execution(self) -> None:
-        if self.settings.checkpoint_activations:
-            checkpoint_activations(self.module.student)
-        pays = self.settings.compile == "auto" and self.device.type == "cuda" and can_compile()
-        if self.settings.compile == "on" or pays:
-            for model in (self.module.student, self.module.twin.model):
-                compile_encoders(model)
-
     def begin_from(self, start: Path) -> None:
-        """Take the weights of a warm start, as `jobs.train.start` wrote them; for a run that has no checkpoint yet."""
+        """Load the weights of a warm start that `jobs.train.start` wrote. Only a run without a checkpoint needs it."""
         begin_from_start(self.module, start)
 
     def distribute(self, wrapped: nn.Module) -> None:
-        """Call the step through `wrapped`, which averages gradients over workers."""
+        """Call the step through `wrapped`, which averages gradients over the workers."""
         self.step_module = wrapped
 
-    def random_states(self) -> dict[str, Tensor]:
-        """Where each worker's random numbers are, (world, bytes): for every worker to call, and the first to save."""
-        states = {"rng": gather(torch.get_rng_state()[None].to(self.device)).cpu()}
-        if self.device.type == "cuda":
-            states["cuda_rng"] = gather(torch.cuda.get_rng_state(self.device)[None].to(self.device)).cpu()
-        return states
-
-    def save(self, folder: Path, random_states: dict[str, Tensor] | None = None) -> None:
-        """Write all that the run needs to go on from here, with any number of workers.
-
-        `random_states`: what `random_states` gave; by default this worker's alone.
-        """
-        state = {
-            "done": self.done,
-            "module": self.module.state_dict(),
-            "optimiser": self.optimiser.state_dict(),
-            "schedule": self.schedule.state_dict(),
-            **(random_states or self.random_states()),
-        }
-        torch.save(state, folder / STATE_FILE)
-
-    @staticmethod
-    def _read(folder: Path) -> dict[str, Any]:
-        state: dict[str, Any] = torch.load(  # noqa: TID251  # our own file
-            folder / STATE_FILE, weights_only=True, map_location="cpu"
-        )
-        return state
-
-    @classmethod
-    def twin_weights(cls, folder: Path) -> dict[str, Tensor]:
-        """The averaged model's state dict in a checkpoint: an average judges better than the last step."""
-        prefix = "twin.module."
-        weights = cls._read(folder)["module"]
-        return {key.removeprefix(prefix): value for key, value in weights.items() if key.startswith(prefix)}
-
-    def restore(self, folder: Path) -> None:
-        """Go back to where `save` was called."""
-        state = self._read(folder)
-        self.module.load_state_dict(state["module"])
-        self.optimiser.load_state_dict(state["optimiser"])
-        self.schedule.load_state_dict(state["schedule"])
-        self.done = state["done"]
-        self._restore_random(state)
-
-    def _restore_random(self, state: dict[str, Any]) -> None:
-        """This worker's own stream; one of its own too where there were other workers, or another kind of device."""
-        own_kind = "cuda_rng" if self.device.type == "cuda" else "rng"
-        if own_kind not in state or len(state[own_kind]) != self.world:
-            torch.manual_seed(_mixed(self.settings.seed, self.done, self.world, self.rank))
-            return
-        # Cloned: torch reads a row of a larger tensor from the wrong place, and the process dies.
-        torch.set_rng_state(state["rng"][self.rank].clone())
-        if self.device.type == "cuda":
-            torch.cuda.set_rng_state(state["cuda_rng"][self.rank].clone(), self.device)
-
     def steps(self) -> Iterator[dict[str, float]]:
-        """Train to the end of the run, one step at a time; yields each step's terms and its time in seconds."""
+        """Train to the end of the run. Yield the loss terms of each step and its time in `seconds`."""
         self.module.train()
         while self.done < self.total_steps:
             started = time.monotonic()
@@ -198,74 +147,73 @@ class Trainer:
             yield terms | {"seconds": time.monotonic() - started}
 
     def _step(self) -> dict[str, float]:
-        numbers, _ = self._numbers()
+        """Train on one batch and return its loss terms."""
+        records, _ = self.order.rows_of_step(self.done)
         batch = self.feed.batch(self.done)
         self._enter_stage()
         if self.module.image_locked:
-            batch = self._with_image_tokens(batch, numbers)
-        self.optimiser.zero_grad()
-        terms = self._accumulate(batch.to(self.device))
+            batch = self._with_image_tokens(batch, records)
+        # Gradients are checked before the optimizer uses them: a step that diverges leaves the weights as they were.
+        self.optimizer.zero_grad()
+        terms = self._accumulate_gradients(batch.to(self.device))
         norm = torch.nn.utils.clip_grad_norm_(self.module.parameters(), self.settings.gradient_norm)
         *values, gradient_norm = torch.stack([*terms.values(), norm]).tolist()  # one wait for the GPU, not ten
-        figures = dict(zip(terms, values, strict=True))
-        self._check(figures, gradient_norm)
-        self.optimiser.step()
+        losses = dict(zip(terms, values, strict=True))
+        self._check_convergence(losses, gradient_norm)
+        self.optimizer.step()
         average_running_statistics(self.module.student)
         self.schedule.step()
-        return figures
+        return losses
 
-    def _accumulate(self, batch: Batch) -> dict[str, Tensor]:
-        """Add up the gradients of the batch, one micro batch at a time; the terms of the whole of it."""
-        parts = batch.parts(self.settings.micro_batches(self.world))
-        shares = term_shares(parts) if len(parts) > 1 else [None]
-        sums: dict[str, Tensor] = {}
-        for number, (part, share) in enumerate(zip(parts, shares, strict=True)):
-            # Workers average their gradients once, when the last micro batch has added its own.
-            with self._apart() if number + 1 < len(parts) else nullcontext():
-                with torch.autocast(self.device.type, torch.bfloat16, enabled=self.in_bfloat16):
-                    terms = self.step_module(part, self._alpha(), share, moves_twin=number == 0)
-                terms["total"].backward()
-            separate_gradients(self.module.parameters())
-            sums = {name: sums.get(name, 0) + term.detach() for name, term in terms.items()}
-        return sums
+    def _enter_stage(self) -> None:
+        """Set the loss weights of this step's stage, and lock the image encoder if the stage has it locked."""
+        stage = next(stage for stage in self.stages if self.done < stage.last_step)
+        weights = {name: stage.weights.get(name, 0.0) for name in TERMS}
+        if weights != self.module.criterion.weights:
+            self._losses.clear()  # terms that join raise the total, which is not an explosion
+        self.module.criterion.weights = weights
+        if stage.image_locked and not self.module.image_locked:
+            self.module.lock_image_encoder()
 
-    def _apart(self) -> AbstractContextManager[None]:
-        """No averaging over workers during the block."""
-        if isinstance(self.step_module, DistributedDataParallel):
-            return cast("AbstractContextManager[None]", self.step_module.no_sync())
-        return nullcontext()
+    def _with_image_tokens(self, batch: Batch, records: list[int]) -> Batch:
+        """Return the batch with the tokens of the locked image encoder, from the cache if they are in it.
 
-    def _numbers(self) -> tuple[list[int], int]:
-        """The records of this worker's part of the next batch, and the epoch."""
-        return self.order.rows_of_step(self.done)
-
-    def _with_image_tokens(self, batch: Batch, numbers: list[int]) -> Batch:
-        """The batch with what the locked image encoder makes of its pictures."""
+        Args:
+            batch: The batch of this worker.
+            records: The numbers of its records in the split.
+        """
 
         def encode() -> Tensor:
             with torch.no_grad(), torch.autocast(self.device.type, torch.bfloat16, enabled=self.in_bfloat16):
                 return self.module.student.encode_image(batch.images.to(self.device))
 
-        return dataclasses.replace(batch, image_tokens=self._image_tokens.of(numbers, encode))
+        return dataclasses.replace(batch, image_tokens=self._image_tokens.of(records, encode))
 
-    def _enter_stage(self) -> None:
-        """Give the criterion the weights of this step's stage, and lock the image encoder where it is to rest."""
-        stage = next(stage for stage in self.stages if self.done < stage.last_step)
-        weights = {name: stage.weights.get(name, 0.0) for name in TERMS}
-        if weights != self.module.criterion.weights:
-            self._losses.clear()  # terms that join raise the total, which is then not an explosion
-        self.module.criterion.weights = weights
-        if stage.image_locked and not self.module.image_locked:
-            self.module.lock_image_encoder()
+    def _accumulate_gradients(self, batch: Batch) -> dict[str, Tensor]:
+        """Add up the gradients of the batch, one micro batch at a time. Return the loss terms of the whole batch."""
+        parts = batch.parts(self.settings.micro_batches(self.world))
+        shares = term_shares(parts) if len(parts) > 1 else [None]
+        sums: dict[str, Tensor] = {}
+        for number, (part, share) in enumerate(zip(parts, shares, strict=True)):
+            # Workers average their gradients once, when the last micro batch has added its own.
+            module, is_last = self.step_module, number + 1 == len(parts)
+            waits = isinstance(module, DistributedDataParallel) and not is_last
+            with cast("DistributedDataParallel", module).no_sync() if waits else nullcontext():
+                with torch.autocast(self.device.type, torch.bfloat16, enabled=self.in_bfloat16):
+                    terms = module(part, self._alpha(), share, moves_twin=number == 0)
+                terms["total"].backward()
+            separate_gradients(self.module.parameters())
+            sums = {name: sums.get(name, 0) + term.detach() for name, term in terms.items()}
+        return sums
 
     def _alpha(self) -> float:
-        """Ramps up from where the terms of alignment join."""
-        ramp = max(0.0, self.pairs_done - self._alignment_from) / self.settings.alpha_ramp_pairs
-        return self.settings.alpha * min(1.0, ramp)
+        """Return the weight of the twin's soft targets. It rises linearly once the alignment terms join."""
+        ramp = max(0.0, self.pairs_done - self.settings.alignment_from * self.settings.pairs)
+        return self.settings.alpha * min(1.0, ramp / self.settings.alpha_ramp_pairs)
 
-    def _check(self, figures: dict[str, float], gradient_norm: float) -> None:
-        """Raise `TrainingDiverged` where the step would harm the weights."""
-        total, usual = figures["total"], sum(self._losses) / max(1, len(self._losses))
+    def _check_convergence(self, losses: dict[str, float], gradient_norm: float) -> None:
+        """Raise `TrainingDiverged` if this step would damage the weights."""
+        total, usual = losses["total"], sum(self._losses) / max(1, len(self._losses))
         if not math.isfinite(total):
             fault = f"loss of step {self.done} is not finite"
         elif len(self._losses) == _STEPS_COMPARED and total > _EXPLODED * usual:
@@ -275,13 +223,70 @@ class Trainer:
         else:
             self._losses.append(total)
             return
-        found = ", ".join(f"{name} {value:.4g}" for name, value in figures.items())
+        # Name the pairs of all workers: the contrast and the averaged gradients spread a fault to every worker.
+        numbers, _ = dataclasses.replace(self.order, rank=0, world=1).rows_of_step(self.done)
+        ids = [self.split.pairs.records[number].id for number in numbers]
+        found = ", ".join(f"{name} {value:.4g}" for name, value in losses.items())
         raise TrainingDiverged(
-            f"the {fault} ({found}); its pairs are {self._ids()}. The last checkpoint is "
-            "kept: look at these pairs, or train with a lower learning_rate"
+            f"the {fault} ({found}); its pairs are {ids}. The last checkpoint is kept. Inspect these pairs, or train "
+            "with a lower learning_rate."
         )
 
-    def _ids(self) -> list[str]:
-        """The pairs of this step, of all workers: the contrast and averaged gradients carry a fault to every one."""
-        numbers, _ = dataclasses.replace(self.order, rank=0, world=1).rows_of_step(self.done)
-        return [self.split.pairs.records[number].id for number in numbers]
+    def random_states(self) -> dict[str, Tensor]:
+        """Return the state of each worker's random number generators, (world, bytes).
+
+        Every worker must call this, because it gathers over the workers; the first worker saves the result.
+        """
+        states = {"rng": gather(torch.get_rng_state()[None].to(self.device)).cpu()}
+        if self.device.type == "cuda":
+            states["cuda_rng"] = gather(torch.cuda.get_rng_state(self.device)[None].to(self.device)).cpu()
+        return states
+
+    def save(self, folder: Path, random_states: dict[str, Tensor] | None = None) -> None:
+        """Write all that the run needs to resume from here with any number of workers.
+
+        Args:
+            folder: An existing folder.
+            random_states: The result of `random_states`; by default the state of this worker alone.
+        """
+        state = {
+            "done": self.done,
+            "module": self.module.state_dict(),
+            "optimiser": self.optimizer.state_dict(),
+            "schedule": self.schedule.state_dict(),
+            **(random_states or self.random_states()),
+        }
+        torch.save(state, folder / STATE_FILE)
+
+    def restore(self, folder: Path) -> None:
+        """Return to the state in which `save` was called."""
+        state = read_state(folder)
+        self.module.load_state_dict(state["module"])
+        self.optimizer.load_state_dict(state["optimiser"])
+        self.schedule.load_state_dict(state["schedule"])
+        self.done = state["done"]
+        # Another number of workers, or another kind of device, has no stored stream for each worker: draw new ones.
+        own_kind = "cuda_rng" if self.device.type == "cuda" else "rng"
+        if own_kind not in state or len(state[own_kind]) != self.world:
+            seeds = np.random.SeedSequence((self.settings.seed, self.done, self.world, self.rank))
+            torch.manual_seed(int(seeds.generate_state(1)[0]))
+            return
+        # Cloned: torch reads a row of a larger tensor from the wrong address, and the process dies.
+        torch.set_rng_state(state["rng"][self.rank].clone())
+        if self.device.type == "cuda":
+            torch.cuda.set_rng_state(state["cuda_rng"][self.rank].clone(), self.device)
+
+
+def read_state(folder: Path) -> dict[str, Any]:
+    """Read the state that `Trainer.save` wrote, as plain tensors on the CPU."""
+    state: dict[str, Any] = torch.load(  # noqa: TID251  # our own file
+        folder / STATE_FILE, weights_only=True, map_location="cpu"
+    )
+    return state
+
+
+def read_twin_weights(folder: Path) -> dict[str, Tensor]:
+    """Read the state dict of the averaged model from a checkpoint; the average is better than the last step."""
+    prefix = "twin.module."
+    weights = read_state(folder)["module"]
+    return {key.removeprefix(prefix): value for key, value in weights.items() if key.startswith(prefix)}

@@ -1,4 +1,4 @@
-"""Which failures of a training run are tried again: those that another try may not meet."""
+"""The work of one Ray Train worker, and the failures after which a run is not tried again."""
 
 from __future__ import annotations
 
@@ -21,74 +21,81 @@ from jobs.train.settings import TrainSettings
 from jobs.train.trainer import Trainer, model_config
 
 RETRIES = 3
-"""Times that a run goes on by itself after a worker was lost."""
+"""Number of times that a run continues by itself after it lost a worker."""
 
 
-class FinalFailures(UserCallback):
-    """Ends a run where a worker raised on purpose: the same steps from the same checkpoint come to the same end.
+def run_worker(arguments: dict[str, Any]) -> None:
+    """Train on one worker from the last checkpoint, if there is one, to the end of the run.
 
-    Ray Train counts whatever a worker raises as a lost worker. It tells its callbacks first, and what one of them
-    raises it does not try again.
+    `arguments` holds `settings`, as a dictionary, and `cpus`, the threads of the worker.
     """
-
-    def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
-        """Raise what is final of what the workers raised, by rank."""
-        for error in worker_exceptions.values():
-            if isinstance(error, AsapError) and not isinstance(error, StorageError):  # a store may be back
-                raise error
-
-
-def final_failure(error: Exception) -> AsapError | None:
-    """What `FinalFailures` ended the run with, of what the trainer raised."""
-    failure = getattr(error, "controller_failure", None)
-    return failure if isinstance(failure, AsapError) else None
-
-
-def train_worker(given: dict[str, Any]) -> None:
-    """A worker: from the last checkpoint, if there is one, to the end of the run."""
     import ray.train
     from ray.train.torch import get_device, prepare_model
 
-    settings = TrainSettings(**given["settings"])
+    settings, cpus = TrainSettings(**arguments["settings"]), arguments["cpus"]
     folder = RunFolder.open(settings.out)
-    torch.set_num_threads(given["cpus"])
-    torch.set_flush_denormal(True)  # vanishing gradients are not worth the hundredfold time of denormal numbers
+    torch.set_num_threads(cpus)
+    torch.set_flush_denormal(True)  # computing with denormal numbers takes a hundred times as long
     context = ray.train.get_context()
     rank, world = context.get_world_rank(), context.get_world_size()
+    # Workers of one machine share its copy of a run folder at s3://, so one at a time downloads and opens it.
     with folder.locked():
         folder.pull("tokenizer", "start", "index")
         config = model_config(settings, len(load_tokenizer(folder.tokenizer)))
         split = Split.open(settings, folder, "train", config)
-    feed = open_feed(settings, split.pairs, config, Order.of(settings, len(split.pairs), rank, world), given["cpus"])
-    fit = Trainer(settings, split, rank=rank, world=world, device=get_device(), feed=feed)
+    feed = open_feed(settings, split.pairs, config, Order.of(settings, len(split.pairs), rank, world), cpus)
+    trainer = Trainer(settings, split, rank=rank, world=world, device=get_device(), feed=feed)
     if checkpoint := ray.train.get_checkpoint():
-        with checkpoint_folder(checkpoint) as place:
-            fit.restore(place)
+        with checkpoint_folder(checkpoint) as restored:
+            trainer.restore(restored)
     elif folder.start.exists():
-        fit.begin_from(folder.start)
+        trainer.begin_from(folder.start)
     if world > 1:
-        # The queues are the same everywhere by construction, and `Trainer` averages running statistics; sending all
-        # of it every step would cost more than the step.
-        # Not every step uses every parameter: the projections rest until the contrast begins.
+        # Buffers need no broadcast: the queues are the same on every worker by construction, and `Trainer` averages
+        # running statistics. Sending all buffers at every step would cost more than the step.
+        # Not every step uses every parameter: the contrastive projections get no gradient until the contrast begins.
         options = {"broadcast_buffers": False, "find_unused_parameters": True}
-        fit.distribute(prepare_model(fit.module, parallel_strategy_kwargs=options))
-    log = RunLog(settings, folder, config, fit.pairs_done) if rank == 0 else None
-    for terms in fit.steps():
-        figures = log.see(fit, terms) if log else {}
-        if fit.done % fit.steps_a_checkpoint == 0 or fit.done == fit.total_steps:
-            _save_and_report(fit, figures)
+        trainer.distribute(prepare_model(trainer.module, parallel_strategy_kwargs=options))
+    log = RunLog(settings, folder, config, trainer.pairs_done) if rank == 0 else None
+    for terms in trainer.steps():
+        metrics = log.record_step(trainer, terms) if log else {}
+        if trainer.done % trainer.steps_a_checkpoint == 0 or trainer.done == trainer.total_steps:
+            _save_and_report(trainer, metrics)
 
 
-def _save_and_report(fit: Trainer, figures: dict[str, Any]) -> None:
-    """Give Ray Train a checkpoint (from the first worker: the others hold the same) and the figures."""
+def _save_and_report(trainer: Trainer, metrics: dict[str, Any]) -> None:
+    """Report a checkpoint and the metrics to Ray Train. Every worker must call this; only the first one saves.
+
+    The workers hold the same weights; their random states are gathered before the first worker saves.
+    """
     import ray.train
 
-    random_states = fit.random_states()
-    with tempfile.TemporaryDirectory() as place:
+    random_states = trainer.random_states()
+    with tempfile.TemporaryDirectory() as folder:
         checkpoint = None
-        if fit.rank == 0:
-            fit.save(Path(place), random_states)
-            checkpoint = ray.train.Checkpoint.from_directory(place)
-        score = figures.get("AUC")
-        told = {"pairs": fit.pairs_done, "of": fit.pairs_in_all, SCORE: -1.0 if score is None else score}
-        ray.train.report(told | figures, checkpoint=checkpoint)
+        if trainer.rank == 0:
+            trainer.save(Path(folder), random_states)
+            checkpoint = ray.train.Checkpoint.from_directory(folder)
+        score = metrics.get("AUC")
+        progress = {"pairs": trainer.pairs_done, "of": trainer.pairs_in_all, SCORE: -1.0 if score is None else score}
+        ray.train.report(progress | metrics, checkpoint=checkpoint)
+
+
+class FinalFailures(UserCallback):
+    """A callback that ends the run after an error of ours: trying the same steps again would have the same end.
+
+    Ray Train counts any exception of a worker as a lost worker and tries again. It calls its callbacks first, and an
+    exception of a callback ends the run.
+    """
+
+    def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
+        """Raise the first final error among the exceptions of the workers, which are keyed by rank."""
+        for error in worker_exceptions.values():
+            if isinstance(error, AsapError) and not isinstance(error, StorageError):  # a store may come back
+                raise error
+
+
+def final_failure(error: Exception) -> AsapError | None:
+    """Return the error with which `FinalFailures` ended the run, given the exception of Ray's trainer."""
+    failure = getattr(error, "controller_failure", None)
+    return failure if isinstance(failure, AsapError) else None

@@ -1,4 +1,4 @@
-"""What only a GPU can show; skipped where there is none. The rest of the suite runs on the CPU alone."""
+"""Tests that need a GPU; they are skipped without one. The rest of the suite runs on the CPU alone."""
 
 import json
 import math
@@ -32,9 +32,9 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_a_step_gives_the_losses_and_gradients_of_a_cpu() -> None:
-    def taken(device: str) -> tuple[dict[str, float], dict[str, torch.Tensor]]:
+    def take_step(device: str) -> tuple[dict[str, float], dict[str, torch.Tensor]]:
         step = TrainingStep(tiny_model(), queue_size=12).to(device)
-        torch.manual_seed(3)  # for the queues of the one are those of the other
+        torch.manual_seed(3)  # so that both steps have the same queues
         for name in ("image", "text", "caption", "explanation"):
             queue = getattr(step.queues, name)
             queue.copy_(torch.nn.functional.normalize(torch.randn(queue.shape), dim=0))
@@ -44,14 +44,14 @@ def test_a_step_gives_the_losses_and_gradients_of_a_cpu() -> None:
         return {name: term.item() for name, term in terms.items()}, gradients
 
     torch.backends.cudnn.allow_tf32 = False
-    terms, gradients = taken("cpu")
-    same, again = taken("cuda")
-    assert same == pytest.approx(terms, abs=1e-3, rel=1e-4)
-    torch.testing.assert_close(again, gradients, atol=1e-3, rtol=1e-2)
+    terms, gradients = take_step("cpu")
+    gpu_terms, gpu_gradients = take_step("cuda")
+    assert gpu_terms == pytest.approx(terms, abs=1e-3, rel=1e-4)
+    torch.testing.assert_close(gpu_gradients, gradients, atol=1e-3, rtol=1e-2)
 
 
-def test_a_killed_run_goes_on_with_its_random_numbers(corpus: Path, tmp_path: Path) -> None:
-    """With dropout, and with a locked image encoder at its end."""
+def test_a_killed_run_resumes_its_random_numbers(corpus: Path, tmp_path: Path) -> None:
+    """The run has dropout, and a locked image encoder at its end."""
     settings = settings_for(
         corpus, tmp_path, lock_image_from=0.75, model={"dropout": 0.2}, precision="float32", compile="off"
     )
@@ -62,18 +62,18 @@ def test_a_killed_run_goes_on_with_its_random_numbers(corpus: Path, tmp_path: Pa
 
     killed = Trainer(settings, split, device="cuda")
     assert run(killed, 4) == pytest.approx(losses[:4], rel=2e-3)
-    place = torch.cuda.get_rng_state()
+    random_state = torch.cuda.get_rng_state()
     (tmp_path / "checkpoint").mkdir()
     killed.save(tmp_path / "checkpoint")
     torch.manual_seed(99)
     resumed = Trainer(settings, split, device="cuda")
     resumed.restore(tmp_path / "checkpoint")
-    assert torch.equal(torch.cuda.get_rng_state(), place)
+    assert torch.equal(torch.cuda.get_rng_state(), random_state)
     assert run(resumed, 4) == pytest.approx(losses[4:], rel=2e-3)
 
 
 def training_split(settings: TrainSettings) -> Split:
-    """Prepared in the run folder as the driver does it."""
+    """Prepare the run folder as the driver does, and open the training split."""
     folder = RunFolder(Path(settings.out))
     corpora = read_splits(settings, "dgm4")
     train_tokenizer([record.text for record in corpora["train"].records], 300).save_pretrained(folder.tokenizer)
@@ -82,29 +82,29 @@ def training_split(settings: TrainSettings) -> Split:
     return Split.open(settings, folder, "train", config)
 
 
-def run(fit: Trainer, steps: int) -> list[float]:
-    """The totals of so many steps."""
-    return [terms["total"] for terms in islice(fit.steps(), steps)]
+def run(trainer: Trainer, steps: int) -> list[float]:
+    """Take so many steps and return their total losses."""
+    return [terms["total"] for terms in islice(trainer.steps(), steps)]
 
 
-def test_the_demo_model_finds_what_it_finds_on_a_cpu(corpus: Path) -> None:
+def test_the_demo_model_has_the_findings_of_a_cpu(corpus: Path) -> None:
     records = json.loads((corpus / "metadata/test.json").read_text())
     pairs = [Pair(corpus / record["image"], record["text"]) for record in records]
-    slow, fast, half = (
-        Predictor.from_folder("demo", *how).predict(pairs)
-        for how in (("cpu", "float32"), ("cuda", "float32"), ("cuda", "bfloat16"))
+    on_cpu, on_gpu, in_half = (
+        Predictor.from_folder("demo", *execution).predict(pairs)
+        for execution in (("cpu", "float32"), ("cuda", "float32"), ("cuda", "bfloat16"))
     )
-    for expected, found, near in zip(slow, fast, half, strict=True):
+    for expected, found, rounded in zip(on_cpu, on_gpu, in_half, strict=True):
         assert found.score == pytest.approx(expected.score, abs=0.005)
-        assert near.score == pytest.approx(expected.score, abs=0.1)
+        assert rounded.score == pytest.approx(expected.score, abs=0.1)
         assert found.verdict == expected.verdict
 
 
-def test_ray_train_fits_on_the_gpu_and_evaluate_judges_there(corpus: Path, tmp_path: Path) -> None:
+def test_ray_train_and_evaluate_use_the_gpu(corpus: Path, tmp_path: Path) -> None:
     settings = settings_for(corpus, tmp_path / "run", device="cuda", model={})
     with ray_running(num_cpus=4, num_gpus=1):
         model = train(settings)
-        judging = EvaluateSettings(model=str(model), corpus=str(corpus), out=str(tmp_path / "judged"), device="cuda")
-        report = evaluate(judging)
+        out = str(tmp_path / "evaluation")
+        report = evaluate(EvaluateSettings(model=str(model), corpus=str(corpus), out=out, device="cuda"))
     assert json.loads((tmp_path / "run/run.json").read_text())["starts"][0]["cluster"]["gpus"] == 1
     assert 0 <= report["AUC"] <= 1

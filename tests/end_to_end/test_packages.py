@@ -1,4 +1,4 @@
-"""Folders and files of the working folder that are called as the packages are."""
+"""Folders and files in the working folder that have the names of the packages."""
 
 import asyncio
 import json
@@ -39,7 +39,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("kind", ["folder", "package", "module"])
-def test_the_decoder_takes_nothing_from_the_working_folder(
+def test_the_decoder_imports_nothing_from_the_working_folder(
     kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name in NAMES:
@@ -60,7 +60,7 @@ def test_the_packages_are_found_from_their_folder_where_nothing_is_installed() -
     subprocess.run([sys.executable, "-I", "-S", "-c", code, str(FOLDER)], check=True)
 
 
-def test_each_package_is_kept_once_it_is_imported(folder: Path) -> None:
+def test_a_package_stays_once_it_is_imported(folder: Path) -> None:
     code = (
         "import sys\nfrom asap.packages import FOLDER, import_packages\nimport_packages()\n"
         "sys.path.insert(0, sys.argv[1])\nimport jobs.errors, serve.errors, asap.errors\n"
@@ -74,7 +74,7 @@ def test_a_missing_package_is_an_error_that_names_it(monkeypatch: pytest.MonkeyP
         import_packages()
 
 
-def test_a_pair_is_detected_beside_folders_called_as_the_packages(folder: Path, model_folder: Path) -> None:
+def test_detect_works_beside_folders_with_the_names_of_the_packages(folder: Path, model_folder: Path) -> None:
     (folder / "photo.jpg").write_bytes(draw_jpeg(1))
     command = [ASAP, "detect", "photo.jpg", "--text", TEXT, "--model", str(model_folder), "--json"]
     done = subprocess.run(command, cwd=folder, check=True, capture_output=True, text=True)
@@ -82,14 +82,16 @@ def test_a_pair_is_detected_beside_folders_called_as_the_packages(folder: Path, 
 
 
 @pytest.mark.slow
-def test_a_scan_reads_beside_folders_called_as_the_packages(folder: Path, corpus: Path, model_folder: Path) -> None:
+def test_a_scan_works_beside_folders_with_the_names_of_the_packages(
+    folder: Path, corpus: Path, model_folder: Path
+) -> None:
     command = [ASAP, "scan", str(corpus / "a.jsonl"), "--out", "jobs", "--model", str(model_folder)]
     subprocess.run(command, cwd=folder, check=True, timeout=HANG_S)
     assert (folder / "jobs/a/_SUCCESS").exists()
 
 
 @pytest.mark.slow
-def test_a_model_is_trained_beside_folders_called_as_the_packages(
+def test_training_works_beside_folders_with_the_names_of_the_packages(
     folder: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     settings = settings_for(draw_corpus(tmp_path_factory), "run")
@@ -100,7 +102,7 @@ def test_a_model_is_trained_beside_folders_called_as_the_packages(
 
 @pytest.fixture
 def url(folder: Path) -> Iterator[str]:
-    """`asap serve`, once it answers."""
+    """The URL of a running `asap serve`."""
     port = free_port()
     change = ("api_replicas=1", "max_replicas=1", "decoders=1", "detector_cpus=0.5", "deadline_s=300")
     command = [ASAP, "serve", "--port", str(port), *(part for value in change for part in ("--set", value))]
@@ -112,8 +114,8 @@ def url(folder: Path) -> Iterator[str]:
 
 
 @pytest.mark.slow
-def test_the_server_answers_beside_folders_called_as_the_packages(url: str) -> None:
+def test_the_server_works_beside_folders_with_the_names_of_the_packages(url: str) -> None:
     files = {"image": draw_jpeg(1)}
-    orders = {"x-request-timeout-seconds": "0.001"}  # dropped where the proxy has loaded `serve.proxy`
-    answer = requests.post(f"{url}/v1/detect", files=files, data={"text": TEXT}, headers=orders, timeout=HANG_S)
+    headers = {"x-request-timeout-seconds": "0.001"}  # dropped if the proxy has loaded `serve.proxy`
+    answer = requests.post(f"{url}/v1/detect", files=files, data={"text": TEXT}, headers=headers, timeout=HANG_S)
     assert answer.status_code == 200, answer.text

@@ -1,4 +1,4 @@
-"""Training on a cluster that loses a machine, and gets another."""
+"""Training on a cluster that loses a machine and gets another one."""
 
 import json
 import subprocess
@@ -23,7 +23,7 @@ CODE = (
 
 @pytest.fixture
 def cluster() -> Iterator[Cluster]:
-    """A head that computes nothing, to which machines are added."""
+    """A cluster of one head without CPUs, to which machines are added."""
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "object_store_memory": 100 * 2**20})
     yield cluster
     cluster.shutdown()
@@ -33,15 +33,15 @@ def add_machine(cluster: Cluster) -> Any:
     return cluster.add_node(num_cpus=1, object_store_memory=100 * 2**20)
 
 
-def workers_told(folder: RunFolder) -> list[int]:
-    """How many workers trained, one after the other."""
+def worker_counts(folder: RunFolder) -> list[int]:
+    """Return the numbers of workers that trained, in order."""
     lines = folder.progress.read_text().splitlines() if folder.progress.exists() else []
     return [workers for workers, _ in groupby(json.loads(line)["workers"] for line in lines)]
 
 
 @pytest.mark.chaos
 @pytest.mark.slow
-def test_a_run_goes_on_with_fewer_workers_and_grows_back(
+def test_a_run_continues_with_fewer_workers_and_grows_back(
     cluster: Cluster, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     corpus = draw_corpus(tmp_path_factory)
@@ -55,9 +55,9 @@ def test_a_run_goes_on_with_fewer_workers_and_grows_back(
     try:
         wait_until((tmp_path / "out/ray_train/checkpoint_manager_snapshot.json").exists, process=driver)
         cluster.remove_node(lost, allow_graceful=False)
-        wait_until(lambda: workers_told(folder) == [2, 1], process=driver)
+        wait_until(lambda: worker_counts(folder) == [2, 1], process=driver)
         add_machine(cluster)
-        wait_until(lambda: workers_told(folder) == [2, 1, 2], process=driver)
+        wait_until(lambda: worker_counts(folder) == [2, 1, 2], process=driver)
     finally:
         driver.kill()
         driver.wait()

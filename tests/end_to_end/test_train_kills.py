@@ -1,4 +1,4 @@
-"""Training runs whose processes are killed: they go on from their last checkpoint."""
+"""Training runs whose processes are killed. They resume from their last checkpoint."""
 
 import json
 import os
@@ -25,7 +25,7 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def children_called(name: str) -> Iterator[int]:
-    """Processes below this one whose title holds `name`; those of others on the machine are left alone."""
+    """Yield descendants of this process with `name` in their title; other processes of the machine are left alone."""
     parents: dict[int, int] = {}
     titles: dict[int, str] = {}
     for entry in Path("/proc").glob("[0-9]*"):
@@ -43,7 +43,7 @@ def children_called(name: str) -> Iterator[int]:
 
 
 def is_running(process: int) -> bool:
-    """Whether it is there, and not only as what nobody has waited for yet."""
+    """True if a process exists and is not a zombie."""
     try:
         state = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0]
     except OSError:
@@ -51,17 +51,17 @@ def is_running(process: int) -> bool:
     return state not in "ZX"
 
 
-HEARD_OF = "out/ray_train/checkpoint_manager_snapshot.json"
-"""Ray Train goes on from what its controller has heard of, a second or so after a checkpoint's folder is there."""
+SNAPSHOT = "out/ray_train/checkpoint_manager_snapshot.json"
+"""The file from which Ray Train resumes. It is written about a second after the folder of a checkpoint."""
 
 
 @pytest.mark.chaos
-def test_a_killed_worker_goes_on_from_its_last_checkpoint(ray_here: None, corpus: Path, tmp_path: Path) -> None:
+def test_a_killed_worker_resumes_from_its_last_checkpoint(ray_here: None, corpus: Path, tmp_path: Path) -> None:
     killed: list[int] = []
-    heard_of = tmp_path / HEARD_OF
+    snapshot = tmp_path / SNAPSHOT
 
     def kill_once(event: dict[str, Any]) -> None:
-        if "validation" in event and not killed and heard_of.exists():
+        if "validation" in event and not killed and snapshot.exists():
             for process in children_called("RayTrainWorker"):
                 os.kill(process, signal.SIGKILL)
                 killed.append(event["pairs"])
@@ -74,13 +74,13 @@ def test_a_killed_worker_goes_on_from_its_last_checkpoint(ray_here: None, corpus
     assert len(killed) == 1
     assert pairs[-1] == 1600
     back = [after for before, after in pairwise(pairs) if after < before]
-    assert len(back) <= 1  # none where the worker died between a checkpoint and the next line
-    assert all(place > 200 for place in back)
+    assert len(back) <= 1  # none if the worker died between a checkpoint and the next line
+    assert all(position > 200 for position in back)
 
 
 @pytest.mark.chaos
 @pytest.mark.slow
-def test_a_killed_driver_goes_on_with_the_same_command(corpus: Path, tmp_path: Path) -> None:
+def test_a_killed_driver_resumes_with_the_same_command(corpus: Path, tmp_path: Path) -> None:
     settings = settings_for(corpus, tmp_path / "out", pairs=1600, checkpoint_pairs=200, validation_pairs=1)
     code = (
         "import sys; from jobs.train.settings import TrainSettings; from jobs.train.run import train; "
@@ -91,19 +91,19 @@ def test_a_killed_driver_goes_on_with_the_same_command(corpus: Path, tmp_path: P
 
     first = subprocess.Popen(command, start_new_session=True)
     try:
-        wait_until(lambda: (tmp_path / HEARD_OF).exists() or first.poll() is not None)
+        wait_until(lambda: (tmp_path / SNAPSHOT).exists() or first.poll() is not None)
         workers = list(children_called("RayTrainWorker"))
         assert workers
     finally:
         with suppress(ProcessLookupError):
             os.killpg(first.pid, signal.SIGKILL)
         first.wait()
-    wait_until(lambda: not any(map(is_running, workers)))  # they notice that their driver is gone
+    wait_until(lambda: not any(map(is_running, workers)))  # workers end when they notice that their driver has died
     done = progress.read_text().splitlines()
     assert json.loads(done[-1])["pairs"] < 1600
     subprocess.run(command, check=True, timeout=HANG_S)
 
     lines = [json.loads(line)["pairs"] for line in progress.read_text().splitlines()]
-    assert lines[len(done)] > 25 * 8  # not from the start
+    assert lines[len(done)] > 25 * 8  # resumed, and not from the start
     assert lines[-1] == 1600
     assert (tmp_path / "out/model/model.safetensors").exists()

@@ -15,14 +15,14 @@ MODEL = {
 
 
 def draw_corpus(folders: pytest.TempPathFactory) -> Path:
-    """Sixty pairs to train on, twenty to validate with and twenty to test with."""
+    """Draw a corpus of sixty training, twenty validation and twenty test pairs."""
     folder = folders.mktemp("drawn") / "corpus"
     generate(folder, pairs=100, seed=3, workers=1, splits=(0.6, 0.2, 0.2))
     return folder
 
 
 def settings_for(corpus: Path | str, out: Path | str, **changes: Any) -> TrainSettings:
-    """Of a run of eight steps."""
+    """Return the settings of a run of eight steps."""
     few: dict[str, Any] = {
         "corpus": str(corpus), "out": str(out), "name": "small", "model": MODEL, "vocab_size": 300, "pairs": 64,
         "batch_size": 8, "warmup_pairs": 16, "words_until": 0.125, "alignment_from": 0.25, "alpha_ramp_pairs": 16,

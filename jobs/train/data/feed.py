@@ -1,4 +1,4 @@
-"""What a training step reads: which records each worker's part of a step holds, and where its batch comes from."""
+"""The order of the records in a run, and the interface through which a worker gets its batches."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ WHOLE = slice(None)
 
 @dataclass(frozen=True)
 class Order:
-    """Which records each step of a run holds, and one worker's part of them: a function of seed and step alone."""
+    """The records of each step of a run, and one worker's part of them. It depends on seed and step alone."""
 
     pairs: int
-    """In the split."""
+    """Pairs in the split."""
     batch_size: int
-    """Of a step, over all workers."""
+    """Pairs of a step, over all workers."""
     total_steps: int
     seed: int
     rank: int = 0
@@ -29,13 +29,13 @@ class Order:
 
     @classmethod
     def of(cls, settings: TrainSettings, pairs: int, rank: int = 0, world: int = 1) -> Self:
-        """That of a run on `pairs` pairs, for worker `rank` of `world`."""
+        """Return the order of a run on a split of so many pairs, for worker `rank` of `world`."""
         total_steps = max(1, settings.pairs // settings.batch_size)
         return cls(pairs, settings.batch_size, total_steps, settings.seed, rank, world)
 
     @property
     def steps_an_epoch(self) -> int:
-        """Whole batches; the pairs beyond wait for the next epoch's order."""
+        """Whole batches in the split. Pairs beyond them are left out of an epoch; the next one has another order."""
         return self.pairs // self.batch_size
 
     @property
@@ -44,26 +44,27 @@ class Order:
         return self.batch_size // self.world
 
     def rows_of_step(self, step: int) -> tuple[list[int], int]:
-        """The records of this worker's part of a step, and the epoch."""
-        epoch, place = divmod(step, self.steps_an_epoch)
-        batch = epoch_order(self.pairs, self.seed, epoch)[place * self.batch_size : (place + 1) * self.batch_size]
+        """Return the record numbers of this worker's part of a step, and the epoch."""
+        epoch, position = divmod(step, self.steps_an_epoch)
+        first = position * self.batch_size
+        batch = epoch_order(self.pairs, self.seed, epoch)[first : first + self.batch_size]
         return batch[self.rank * self.pairs_per_worker : (self.rank + 1) * self.pairs_per_worker].tolist(), epoch
 
 
 class Feed(Protocol):
-    """Where the batches of one worker come from."""
+    """A source of the batches of one worker."""
 
     def batch(self, step: int, rows: slice = WHOLE) -> Batch:
-        """This worker's part of a step, or some rows of it. Quickest asked for in order.
+        """Return this worker's part of a step, or some rows of it. It is fastest to request steps in order.
 
-        Raises an `AsapError` for a picture that cannot be had any more, naming it.
+        Raises an `AsapError` that names the picture if a picture cannot be read any more.
         """
         ...
 
 
 @dataclass(frozen=True)
 class CacheFeed:
-    """Batches out of a picture cache, made when they are asked for."""
+    """Batches from a picture cache, made when they are requested."""
 
     pairs: TrainingSet
     config: ModelConfig
@@ -71,7 +72,7 @@ class CacheFeed:
     order: Order
 
     def batch(self, step: int, rows: slice = WHOLE) -> Batch:
-        """See `Feed`."""
+        """Return this worker's part of a step, or some rows of it; see `Feed`."""
         numbers, epoch = self.order.rows_of_step(step)
         augmentation, seed = augmentation_at(self.settings, step, self.order.total_steps), self.settings.seed
         samples = [

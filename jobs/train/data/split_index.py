@@ -1,7 +1,7 @@
-"""The index of a split: its records and what is known of their pictures, as the driver leaves it for all workers.
+"""The index of a split: its records and the sizes of their pictures, written by the driver for all workers.
 
-So a corpus is listed, read and joined once, and every worker of a run, and every later go at it, sees the same pairs
-in the same order, whatever has happened to the corpus since.
+The corpus is listed, read and joined once. Every worker of a run, and every later start of it, then sees the same
+pairs in the same order, whatever has happened to the corpus since.
 """
 
 from __future__ import annotations
@@ -41,21 +41,28 @@ _ABOUT = b"about"
 
 @dataclass(frozen=True)
 class SplitIndex:
-    """What a file holds."""
+    """The contents of an index file."""
 
     records: list[Record]
     pictures: PictureSizes
     about: dict[str, Any]
-    """What it was made of."""
+    """Description of the data that the index was made from."""
 
 
 def write_index(file: Path, records: Sequence[Record], pictures: PictureInfo, about: dict[str, Any]) -> None:
-    """Write the index of a split; `about`, with the `image_size`, says what it was made of."""
+    """Write the index of a split.
+
+    Args:
+        file: The Parquet file to write.
+        records: The records of the split.
+        pictures: The sizes of their pictures, and which pictures are broken.
+        about: Description of the data, with its `image_size`; `read_index` and `about_index` return it.
+    """
     rows = []
     for record in records:
         width, height = pictures.sizes[pictures.index[record.image]].tolist()
-        known = {"image": str(record.image), "width": width, "height": height}
-        rows.append(asdict(record) | known | {"broken": pictures.broken.get(record.image)})
+        picture = {"image": str(record.image), "width": width, "height": height}
+        rows.append(asdict(record) | picture | {"broken": pictures.broken.get(record.image)})
     table = pa.Table.from_pylist(rows, _SCHEMA).replace_schema_metadata({_ABOUT: json.dumps(about)})
     file.parent.mkdir(parents=True, exist_ok=True)
     partial = file.with_suffix(".partial")
@@ -64,29 +71,30 @@ def write_index(file: Path, records: Sequence[Record], pictures: PictureInfo, ab
 
 
 def about_index(file: Path) -> dict[str, Any] | None:
-    """What an index was made of; None where there is none."""
+    """Return the description of the data that an index was made from, or None if there is no index."""
     return _about(pq.read_schema(file)) if file.exists() else None
 
 
-def _about(schema: pa.Schema) -> dict[str, Any]:
-    return dict(json.loads(schema.metadata[_ABOUT]))
-
-
 def read_index(file: Path) -> SplitIndex:
-    """The records of a split and the sizes of their pictures."""
+    """Read the records of a split and the sizes of their pictures."""
     table = pq.read_table(file)
     sizes: dict[ImageAddress, tuple[int, int]] = {}
     broken: dict[ImageAddress, str] = {}
     records = []
     for row in table.to_pylist():
         width, height, problem = row.pop("width"), row.pop("height"), row.pop("broken")
-        place = picture_address(row["image"])
-        sizes[place] = width, height
+        address = picture_address(row["image"])
+        sizes[address] = width, height
         if problem is not None:
-            broken[place] = problem
+            broken[address] = problem
+        # Parquet returns lists, but a record is hashable and holds tuples.
         box, positions = tuple(row.pop("fake_image_box")), tuple(row.pop("fake_text_pos"))
-        records.append(Record(**row | {"image": place}, fake_image_box=box, fake_text_pos=positions))
-    index = {place: number for number, place in enumerate(sizes)}
+        records.append(Record(**row | {"image": address}, fake_image_box=box, fake_text_pos=positions))
+    index = {address: number for number, address in enumerate(sizes)}
     about = _about(table.schema)
-    measured = np.array(list(sizes.values()), np.int32)
-    return SplitIndex(records, PictureSizes(measured, index, about["image_size"], broken), about)
+    size_array = np.array(list(sizes.values()), np.int32)
+    return SplitIndex(records, PictureSizes(size_array, index, about["image_size"], broken), about)
+
+
+def _about(schema: pa.Schema) -> dict[str, Any]:
+    return dict(json.loads(schema.metadata[_ABOUT]))

@@ -1,10 +1,9 @@
-"""The splits of a run before it starts: read, their pictures decoded or measured, and an index left for all workers."""
+"""The splits of a run: read the corpus, decode or measure its pictures, and write an index for all workers."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -19,95 +18,108 @@ from jobs.corpus import read_corpus
 from jobs.settings import CorpusSettings
 from jobs.train.data.split_index import about_index, read_index, write_index
 from jobs.train.data.stream import measure_pictures
+from jobs.train.events import OnEvent
 from jobs.train.run_folder.folder import RunFolder
 from jobs.train.settings import TrainSettings
 
 Ingest = Literal["cache", "stream"]
-OnEvent = Callable[[dict[str, Any]], None]
 
 
 def read_splits(settings: TrainSettings, label_set: str) -> dict[str, Corpus]:
-    """Every split of a run. Raises `CorpusError`, `AnnotationError`, `StorageError`."""
+    """Read every split of a run. Raises `CorpusError`, `AnnotationError` or `StorageError`."""
     corpora = {
         split: read_corpus(settings, settings.corpus, split, label_set)
         for split in SPLITS
         if split != "test" or not settings.test_corpus
     }
     if settings.test_corpus:
+        # Another corpus follows the same rules, but the files that the settings name belong to `corpus`.
         rules = settings.model_dump(include={"missing_images", "bad_boxes", "stray_positions"})
         corpora["test"] = read_corpus(CorpusSettings(**rules), settings.test_corpus, "test", label_set)
     return corpora
 
 
 def data_of(corpus: Corpus) -> dict[str, Any]:
-    """What a run remembers of a split that it learns from."""
+    """Return the number and the fingerprint of a split's pairs, by which a run recognizes its data."""
     return {"pairs": len(corpus.records), "fingerprint": fingerprint(corpus.records)}
 
 
 def choose_ingest(settings: TrainSettings, corpora: dict[str, Corpus], image_size: int) -> Ingest:
-    """The cache where every picture lies on this machine and all of them fit, else the stream; or what is asked for."""
+    """Return the requested ingest; for `auto`, the cache if all pictures are on this machine and fit in it."""
     if settings.ingest != "auto":
         return settings.ingest
     pictures = {record.image for corpus in corpora.values() for record in corpus.records}
     fits = len(pictures) * image_size**2 * 3 <= settings.cache_gib * 2**30
-    return "cache" if fits and not any(isinstance(place, str) for place in pictures) else "stream"
+    return "cache" if fits and not any(isinstance(address, str) for address in pictures) else "stream"
 
 
 def prepare_splits(
     folder: RunFolder, settings: TrainSettings, corpora: dict[str, Corpus], config: ModelConfig, progress: OnEvent
 ) -> None:
-    """Decode or measure the pictures of every split, try every record, and keep what was found.
+    """Decode or measure the pictures of every split, check every record, and write the indexes and `corpus.json`.
 
-    A picture that cannot be decoded is left out with its pairs, as one that is missing, and under the same share. All
-    are tried before the first step, at the cost of one epoch's decoding: so the order of an epoch is known, whichever
-    way the pictures come, and one bad file does not end a run of days. Raises `CorpusError` above the share,
-    `AnnotationError` or `InputError` for a record, `StorageError`.
+    A picture that cannot be decoded is left out with its pairs, as a missing picture is, and counts towards the same
+    limit. All pictures are tried before the first step, which costs as much as decoding for one epoch. So the order of
+    an epoch is known for either ingest, and one bad file does not end a run of days.
+
+    Args:
+        folder: The folder of the run; it holds the tokenizer already.
+        settings: The settings of the run.
+        corpora: The splits as `read_splits` returned them.
+        config: The configuration of the model.
+        progress: A function that gets the events of `jobs.train.events`.
+
+    Raises `CorpusError` if too many pictures are missing or broken, `AnnotationError` or `InputError` for a record that
+    cannot be used, and `StorageError`.
     """
     ingest = choose_ingest(settings, corpora, config.image_size)
     for split, corpus in corpora.items():
         about = data_of(corpus) | {"image_size": config.image_size, "ingest": ingest}
         if about_index(folder.index(split)) != about:
-            pictures = _look_at_pictures(folder, split, corpus, config.image_size, ingest, progress)
+            pictures = _decode_or_measure(folder, split, corpus, config.image_size, ingest, progress)
             write_index(folder.index(split), corpus.records, pictures, about)
+        # Opening the split checks its records and adds the findings to the report.
         Split.open(settings, folder, split, config, report=corpus.report)
-        _check_broken(corpus, settings.missing_images)
-    told = {split: data_of(corpus) | corpus.report.to_dict() for split, corpus in corpora.items()}
-    folder.corpus.write_text(json.dumps({"ingest": ingest} | told, indent=2) + "\n", encoding="utf-8")
+        _check_broken_pictures(corpus, settings.missing_images)
+    reports = {split: data_of(corpus) | corpus.report.to_dict() for split, corpus in corpora.items()}
+    folder.corpus.write_text(json.dumps({"ingest": ingest} | reports, indent=2) + "\n", encoding="utf-8")
     progress(corpus_event(corpora, ingest))
 
 
 def corpus_event(corpora: dict[str, Corpus], ingest: Ingest) -> dict[str, Any]:
-    """What a run tells of its corpus: the lines of the splits' reports, and which way their pictures come."""
+    """Return the event that reports the findings in each split, and where the pictures come from."""
     return {"corpus": [line for corpus in corpora.values() for line in corpus.report.lines()], "ingest": ingest}
 
 
-def _look_at_pictures(
+def _decode_or_measure(
     folder: RunFolder, split: str, corpus: Corpus, image_size: int, ingest: Ingest, progress: OnEvent
 ) -> PictureInfo:
+    """Decode every picture of a split: into the cache, or only to measure it for a stream."""
     stage = {"stage": f"{split} pictures", "total": len({record.image for record in corpus.records})}
 
-    def tell(done: int) -> None:
+    def on_done(done: int) -> None:
         progress(stage | {"done": done})
 
     if ingest == "stream":
-        return measure_pictures(corpus.records, image_size, tell)
-    return PictureCache.prepare(corpus.records, image_size, folder.pictures, tell, read_picture, keep_broken=True)
+        return measure_pictures(corpus.records, image_size, on_done)
+    return PictureCache.prepare(corpus.records, image_size, folder.pictures, on_done, read_picture, keep_broken=True)
 
 
-def _check_broken(corpus: Corpus, allowed: float) -> None:
+def _check_broken_pictures(corpus: Corpus, allowed: float) -> None:
+    """Raise `CorpusError` if a split has broken pictures, and more than the allowed fraction cannot be used."""
     report = corpus.report
     unusable = report.missing_pairs + report.broken_images.count
     if report.broken_images and unusable > allowed * report.rows:
         raise CorpusError(
             f"the pictures of {unusable} of {report.rows} pairs of {report.split} in {report.corpus} are missing or "
-            f"cannot be decoded, {unusable / report.rows:.2%} where missing_images allows {allowed:.2%}: "
-            f"{'; '.join(report.broken_images.examples[:SHOWN])}; replace them, or raise it"
+            f"cannot be decoded, which is {unusable / report.rows:.2%} where missing_images allows {allowed:.2%}: "
+            f"{'; '.join(report.broken_images.examples[:SHOWN])}. Replace these pictures, or raise missing_images."
         )
 
 
 @dataclass(frozen=True)
 class Split:
-    """A split of the corpus, ready to train on or to judge."""
+    """A split of the corpus, ready for training or evaluation."""
 
     pairs: TrainingSet
     config: ModelConfig
@@ -122,7 +134,16 @@ class Split:
         limit: int = 0,
         report: CorpusReport | None = None,
     ) -> Split:
-        """Open a split as the driver left it. `limit` keeps the first so many pairs; `report`: see `TrainingSet`."""
+        """Open a split that `prepare_splits` prepared.
+
+        Args:
+            settings: The settings of the run.
+            folder: The folder of the run.
+            split: The name of the split: train, val or test.
+            config: The configuration of the model.
+            limit: Maximum number of pairs, taken from the start; 0 for all.
+            report: A report that gets the findings of `TrainingSet`.
+        """
         codec = TextCodec(load_tokenizer(folder.tokenizer), max_words=config.max_words, max_tokens=config.max_tokens)
         index = read_index(folder.index(split))
         pictures: PictureInfo = index.pictures
@@ -130,6 +151,7 @@ class Split:
             cache = PictureCache.prepare(
                 index.records, config.image_size, folder.pictures, read=read_picture, keep_broken=True
             )
+            # The index has the reason why a picture is broken; the cache has only its size of 0.
             pictures = dataclasses.replace(cache, broken=pictures.broken)
         records = index.records[: limit or None]
         return cls(TrainingSet(records, pictures, codec, bad_boxes=settings.bad_boxes, report=report), config)

@@ -1,10 +1,11 @@
-"""Pictures decoded and augmented by Ray Data, anywhere in the cluster, and streamed to the workers that train.
+"""Pictures that Ray Data decodes and augments anywhere in the cluster, and streams to the training workers.
 
-Each training worker runs pipelines of its own over its own part of the order: a table of row numbers, cut into blocks;
-a task for each block, which decodes and augments; and blocks that come back in that order. What a row looks like
-follows from seed, epoch and row, and where a pipeline starts from the step, so neither the number of tasks nor a
-resume changes a batch, and what was trained on before is never decoded again. Nothing is kept: a pipeline holds the
-blocks of its running tasks and a few that are done, whatever the corpus holds.
+Each training worker runs pipelines of its own over its own part of the order. A pipeline takes a table of row numbers
+that is cut into blocks, runs a task for each block that decodes and augments, and returns the blocks in that order.
+The picture of a row follows from seed, epoch and row, and the start of a pipeline follows from the step. So neither
+the number of tasks nor a resume changes a batch, and pictures trained on before a resume are not decoded again.
+Nothing is kept: whatever the size of the corpus, a pipeline holds the blocks of its running tasks and a few that are
+done.
 """
 
 from __future__ import annotations
@@ -38,22 +39,30 @@ _BLOCK = 64
 _WINDOW = 65_536
 """Rows of one pipeline. The table of a whole run would grow with the run; a new pipeline costs a third of a second."""
 _FETCHED_AT_A_TIME = 16
+"""Pictures that one task reads at the same time, because a store answers slowly."""
 _BLOCKS_AHEAD = 2
+"""Finished blocks that a pipeline fetches before they are requested."""
 _WHOLE_BLOCKS: dict[str, Any] = {"batch_size": None, "batch_format": "pyarrow", "zero_copy_batch": True}
 
 
 @dataclass(frozen=True)
 class Decoding:
-    """What decoding takes of the machines."""
+    """The resources of a pipeline that decodes."""
 
     tasks: int | None
-    """At a time, in one pipeline; None: as many as there are CPUs."""
+    """Number of tasks at the same time in one pipeline; None: as many as there are CPUs."""
     cpus: float = 1.0
-    """That a task claims. 0 where training holds every CPU: a claim would wait for ever, so tasks run beside it."""
+    """CPUs that a task reserves. 0 if training holds every CPU: a reservation would then wait for ever."""
 
     @classmethod
     def beside(cls, workers: int, cpus_per_worker: float, tasks: int | None = None) -> Self:
-        """What the workers of a run leave free, shared out among them; or `tasks` for each."""
+        """Return the resources of each worker's pipeline: the CPUs that all workers leave free, divided among them.
+
+        Args:
+            workers: The number of training workers.
+            cpus_per_worker: The CPUs that each of them holds.
+            tasks: The number of tasks of each pipeline, if it is not to follow from the free CPUs.
+        """
         free = ray.cluster_resources().get("CPU", 0.0) - workers * cpus_per_worker
         return cls(tasks or max(1, int(free // workers)), max(0.0, min(1.0, free)))
 
@@ -61,31 +70,42 @@ class Decoding:
 def measure_pictures(
     records: Sequence[Record], image_size: int, progress: Callable[[int], None], decoding: Decoding = Decoding(None)
 ) -> PictureSizes:
-    """Decode every picture once, all over the cluster, and keep its size; what is broken is known before it is needed.
+    """Decode every picture once, anywhere in the cluster, and keep its size and whether it is broken.
 
-    Costs what one epoch's decoding does. Raises `StorageError` for a store that cannot be read.
+    This costs as much as decoding for one epoch.
+
+    Args:
+        records: The records whose pictures are measured.
+        image_size: The side at which training sees the pictures, in pixels.
+        progress: A function that gets the number of pictures done.
+        decoding: The resources of the pipeline.
+
+    Raises `StorageError` if a store cannot be read.
     """
-    places = list(dict.fromkeys(record.image for record in records))
-    sizes = np.zeros((len(places), 2), np.int32)
+    addresses = list(dict.fromkeys(record.image for record in records))
+    sizes = np.zeros((len(addresses), 2), np.int32)
     broken: dict[ImageAddress, str] = {}
-    tables = [pa.table({"image": list(map(str, places[at : at + _BLOCK]))}) for at in range(0, len(places), _BLOCK)]
+    tables = [
+        pa.table({"image": list(map(str, addresses[first : first + _BLOCK]))})
+        for first in range(0, len(addresses), _BLOCK)
+    ]
     done = 0
-    for block in _run(tables, measure_block, {"image_size": image_size}, decoding):
+    for block in _map_blocks(tables, measure_block, {"image_size": image_size}, decoding):
         for row in block.to_pylist():
             if row["is_storage"]:
                 raise StorageError(row["problem"])
             if row["problem"] is not None:
-                broken[places[done]] = row["problem"]
+                broken[addresses[done]] = row["problem"]
             sizes[done] = row["width"], row["height"]
             done += 1
         progress(done)
-    return PictureSizes(sizes, {place: row for row, place in enumerate(places)}, image_size, broken)
+    return PictureSizes(sizes, {address: row for row, address in enumerate(addresses)}, image_size, broken)
 
 
 def measure_block(rows: pa.Table, image_size: int) -> pa.Table:
-    """A task's part: width and height of each `image`, or its `problem`."""
+    """Return width and height of each `image`, or its `problem`. This is the work of one task."""
     found: dict[str, list[Any]] = {"width": [], "height": [], "problem": [], "is_storage": []}
-    for picture in _decoded(rows["image"].to_pylist(), image_size):
+    for picture in _decode_in_order(rows["image"].to_pylist(), image_size):
         is_picture = isinstance(picture, PreparedImage)
         found["width"].append(picture.width if isinstance(picture, PreparedImage) else 0)
         found["height"].append(picture.height if isinstance(picture, PreparedImage) else 0)
@@ -96,145 +116,167 @@ def measure_block(rows: pa.Table, image_size: int) -> pa.Table:
 
 
 def decode_block(rows: pa.Table, image_size: int, augmentation: Augmentation, seed: int) -> pa.Table:
-    """A task's part: `pixels` and `box` of each row as its epoch shows it, or its `problem`."""
+    """Return `pixels` and `box` of each row as its epoch shows it, or its `problem`. This is the work of one task.
+
+    Args:
+        rows: The table of `StreamFeed`: number, epoch, image, box and may_flip of each row.
+        image_size: The side of the square pictures, in pixels.
+        augmentation: The kind of augmentation.
+        seed: The seed of the run.
+    """
     pixels = np.zeros((rows.num_rows, image_size, image_size, 3), np.uint8)
     boxes: list[BoxXyxy | None] = []
     problems: list[str | None] = []
-    given = rows.to_pylist()
-    for at, (row, picture) in enumerate(zip(given, _decoded([row["image"] for row in given], image_size), strict=True)):
+    described = rows.to_pylist()
+    pictures = _decode_in_order([row["image"] for row in described], image_size)
+    for position, (row, picture) in enumerate(zip(described, pictures, strict=True)):
         box = None if row["box"] is None else tuple(row["box"])
         if isinstance(picture, PreparedImage):
-            pixels[at], box = augment(
+            pixels[position], box = augment(
                 picture.pixels, box, seed, row["epoch"], row["number"], augmentation, may_flip=row["may_flip"]
             )
         boxes.append(box)
         problems.append(None if isinstance(picture, PreparedImage) else str(picture))
-    squares = pa.FixedSizeBinaryArray.from_buffers(  # the array's own memory, not a copy
+    pixel_column = pa.FixedSizeBinaryArray.from_buffers(  # the memory of the array, not a copy
         pa.binary(pixels[0].nbytes), len(pixels), [None, pa.py_buffer(pixels)]
     )
     return pa.table({
         "number": rows["number"],
         "epoch": rows["epoch"],
-        "pixels": squares,
+        "pixels": pixel_column,
         "box": pa.array(boxes, pa.list_(pa.float64())),
         "problem": pa.array(problems, pa.string()),
     })  # fmt: skip
 
 
-def _decoded(images: Sequence[str], image_size: int) -> Iterator[PreparedImage | AsapError]:
-    """Pictures in their order, or what is wrong with them; the store's answers are waited for together."""
-    places = [picture_address(image) for image in images]
+def _decode_in_order(images: Sequence[str], image_size: int) -> Iterator[PreparedImage | AsapError]:
+    """Yield each picture, or the error that it raises, in order. Threads read several pictures ahead of decoding."""
+    addresses = [picture_address(image) for image in images]
     with ThreadPoolExecutor(_FETCHED_AT_A_TIME) as pool:
-        reading = [pool.submit(read_picture, place) for place in places]
-        for place, source in zip(places, reading, strict=True):
+        reading = [pool.submit(read_picture, address) for address in addresses]
+        for address, source in zip(addresses, reading, strict=True):
             try:
-                yield decode_picture(place, image_size, lambda _: source.result())  # noqa: B023  # called at once
+                yield decode_picture(address, image_size, lambda _: source.result())  # noqa: B023  # called at once
             except (InputError, StorageError) as error:
                 yield error
 
 
-def _run(
+def _map_blocks(
     tables: list[pa.Table], task: Callable[..., pa.Table], arguments: dict[str, Any], decoding: Decoding
 ) -> Iterator[pa.Table]:
-    """What `task` makes of each table, in their order.
+    """Yield the result of `task` for each table, in order.
 
-    Not `from_arrow`: it asks tasks of a whole CPU each for the tables' schema, and waits for ever where training holds
-    every CPU.
+    Args:
+        tables: One table per block.
+        task: A function that maps a table to a table.
+        arguments: Keyword arguments of `task`.
+        decoding: The resources of the pipeline.
     """
     silence_ray_data()
-    made = ray.data.from_blocks(tables).map_batches(
+    # Not `from_arrow`: it finds the schema in tasks that need a whole CPU each, and waits for ever if training holds
+    # every CPU.
+    results = ray.data.from_blocks(tables).map_batches(
         task, fn_kwargs=arguments, num_cpus=decoding.cpus, concurrency=decoding.tasks, **_WHOLE_BLOCKS
     )
-    made.context.execution_options.preserve_order = True
-    blocks = iter(made.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=_BLOCKS_AHEAD))
-    yield from blocks
+    results.context.execution_options.preserve_order = True
+    yield from results.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=_BLOCKS_AHEAD)
 
 
 @dataclass(frozen=True)
-class _View:
+class _StreamedRow:
     """A row as it comes out of a pipeline."""
 
     number: int
+    """Number of the record in the split."""
     epoch: int
     pixels: Pixels
-    """(S, S, 3), in the memory of its block."""
+    """Array of (S, S, 3), in the memory of its block."""
     box_xyxy: BoxXyxy | None
     problem: str | None
+    """Reason why the picture could not be decoded; None if it was."""
 
 
 @dataclass
 class StreamFeed:
-    """Batches out of a pipeline that decodes ahead; see `jobs.train.data.feed.Feed`."""
+    """Batches from a pipeline that decodes ahead; see `jobs.train.data.feed.Feed`."""
 
     pairs: TrainingSet
     config: ModelConfig
     settings: TrainSettings
     order: Order
     decoding: Decoding
-    _views: Generator[_View] | None = field(default=None, init=False)
+    _rows: Generator[_StreamedRow] | None = field(default=None, init=False)
     _next: tuple[int, int] = field(default=(0, 0), init=False)
-    """Step, and row of this worker's part of it, that the pipeline gives next."""
+    """Step, and row of this worker's part of it, that the pipeline yields next."""
 
     def batch(self, step: int, rows: slice = WHOLE) -> Batch:
-        """See `Feed`. Anything but what follows what was asked for last starts a new pipeline there."""
+        """Return this worker's part of a step, or some rows of it; see `Feed`.
+
+        A request that does not follow the last one starts a new pipeline at its first row.
+        """
         numbers, epoch = self.order.rows_of_step(step)
         start, stop, _ = rows.indices(len(numbers))
-        if self._views is None or self._next != (step, start):
+        if self._rows is None or self._next != (step, start):
             self.close()
-            self._views = self._stream(step, start)
-        samples = [self._sample(next(self._views), number, epoch) for number in numbers[start:stop]]
+            self._rows = self._stream(step, start)
+        samples = [self._sample(next(self._rows), number, epoch) for number in numbers[start:stop]]
         self._next = (step, stop) if stop < len(numbers) else (step + 1, 0)
         if self._next[0] == self.order.total_steps:
             self.close()
         return collate(samples, self.config, self.pairs.pad_id, mpp_labels=self.settings.objective.mpp_labels)
 
     def close(self) -> None:
-        """Stop the pipeline, as the last batch of the run does; one that outlives its Ray would start another."""
-        if self._views is not None:
-            self._views.close()
-            self._views = None
+        """Stop the pipeline. The last batch of the run does so too: a pipeline that outlives its Ray starts another."""
+        if self._rows is not None:
+            self._rows.close()
+            self._rows = None
 
-    def _sample(self, view: _View, number: int, epoch: int) -> Sample:
-        if (view.number, view.epoch) != (number, epoch):
+    def _sample(self, row: _StreamedRow, number: int, epoch: int) -> Sample:
+        """Return the sample of a row, after checking that it is the record that is due."""
+        if (row.number, row.epoch) != (number, epoch):
             raise JobFailed(
-                f"the ingest gave record {view.number} of epoch {view.epoch} where {number} of {epoch} was due"
+                f"the ingest returned record {row.number} of epoch {row.epoch}, but record {number} of epoch {epoch} "
+                "was due. Run the same command again to resume from the last checkpoint."
             )
-        if view.problem is not None:
-            raise CorpusError(f"{view.problem}; it could be read and decoded before this run began")
-        return self.pairs.sample_with(number, view.pixels, view.box_xyxy)
+        if row.problem is not None:
+            raise CorpusError(f"{row.problem}. It could be read and decoded before this run began.")
+        return self.pairs.sample_with(number, row.pixels, row.box_xyxy)
 
-    def _stream(self, step: int, row: int) -> Generator[_View]:
-        """The views of this worker from there to the end of the run."""
+    def _stream(self, step: int, row: int) -> Generator[_StreamedRow]:
+        """Yield the rows of this worker from a row of a step to the end of the run."""
         window, steps = max(1, _WINDOW // self.order.pairs_per_worker), self.order.total_steps
         locked_from = lock_step(self.settings, steps)
         while step < steps:
+            # A pipeline has one augmentation, so none may cross the step at which the image encoder is locked.
             last = min(step + window, locked_from if step < locked_from else steps)
-            places = [
+            order = [
                 (number, epoch)
                 for numbers, epoch in map(self.order.rows_of_step, range(step, last))
                 for number in numbers
             ]
-            yield from self._window(places[row:], augmentation_at(self.settings, step, steps))
+            yield from self._run_pipeline(order[row:], augmentation_at(self.settings, step, steps))
             step, row = last, 0
 
-    def _window(self, places: list[tuple[int, int]], augmentation: Augmentation) -> Generator[_View]:
-        tables = [self._table(places[at : at + _BLOCK]) for at in range(0, len(places), _BLOCK)]
+    def _run_pipeline(self, order: list[tuple[int, int]], augmentation: Augmentation) -> Generator[_StreamedRow]:
+        """Yield the rows of one pipeline. `order` holds record number and epoch of each row."""
+        tables = [self._table(order[first : first + _BLOCK]) for first in range(0, len(order), _BLOCK)]
         size = self.config.image_size
         arguments = {"image_size": size, "augmentation": augmentation, "seed": self.settings.seed}
-        for block in _run(tables, decode_block, arguments, self.decoding):
-            squares = block["pixels"].combine_chunks()
-            pixels = np.frombuffer(squares.buffers()[1], np.uint8).reshape(-1, size, size, 3)
-            told = block.select(["number", "epoch", "box", "problem"]).to_pylist()
-            for at, row in enumerate(told, start=squares.offset):
+        for block in _map_blocks(tables, decode_block, arguments, self.decoding):
+            column = block["pixels"].combine_chunks()
+            # A view of the block's memory. The buffer may begin before the block, hence the offset below.
+            pixels = np.frombuffer(column.buffers()[1], np.uint8).reshape(-1, size, size, 3)
+            rows = block.select(["number", "epoch", "box", "problem"]).to_pylist()
+            for position, row in enumerate(rows, start=column.offset):
                 box = None if row["box"] is None else tuple(row["box"])
-                yield _View(row["number"], row["epoch"], pixels[at], box, row["problem"])
+                yield _StreamedRow(row["number"], row["epoch"], pixels[position], box, row["problem"])
 
-    def _table(self, places: list[tuple[int, int]]) -> pa.Table:
-        """What a task needs to know of its rows."""
-        views = [self.pairs.view(number) for number, _ in places]
+    def _table(self, order: list[tuple[int, int]]) -> pa.Table:
+        """Return the table that a task needs for rows of these record numbers and epochs; see `decode_block`."""
+        views = [self.pairs.view(number) for number, _ in order]
         return pa.table({
-            "number": pa.array([number for number, _ in places], pa.int64()),
-            "epoch": pa.array([epoch for _, epoch in places], pa.int64()),
+            "number": pa.array([number for number, _ in order], pa.int64()),
+            "epoch": pa.array([epoch for _, epoch in order], pa.int64()),
             "image": pa.array([str(view.image) for view in views], pa.string()),
             "box": pa.array([view.box_xyxy for view in views], pa.list_(pa.float64())),
             "may_flip": pa.array([view.may_flip for view in views], pa.bool_()),
@@ -244,7 +286,15 @@ class StreamFeed:
 def open_feed(
     settings: TrainSettings, pairs: TrainingSet, config: ModelConfig, order: Order, cpus_per_worker: float
 ) -> Feed:
-    """The feed of a worker whose pairs are these: out of the cache where they have one, else streamed."""
+    """Return the feed of a worker: from the cache if its pairs have one, else from a stream.
+
+    Args:
+        settings: The settings of the run.
+        pairs: The training pairs.
+        config: The configuration of the model.
+        order: The order of the records, and this worker's part of it.
+        cpus_per_worker: The CPUs that each worker holds.
+    """
     if isinstance(pairs.pictures, PictureCache):
         return CacheFeed(pairs, config, settings, order)
     decoding = Decoding.beside(order.world, cpus_per_worker, settings.decode_tasks)

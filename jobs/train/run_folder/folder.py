@@ -1,7 +1,7 @@
-"""Where a run keeps its things: a folder on a disk that the workers share, or a prefix at s3://.
+"""The files of a training run: a folder on a disk that the workers share, or a prefix at s3://.
 
-A prefix is worked on through a copy on each machine: `pull` brings what is there, `push` puts what was made. In a
-folder both do nothing, so that a run is told once where it lies and is written the same way.
+For a prefix, each machine works on a local copy: `pull` downloads files to the copy, and `push` uploads files from it.
+For a folder both do nothing, so that the code of a run is the same for both.
 """
 
 from __future__ import annotations
@@ -29,94 +29,120 @@ from asap.storage.s3 import check_bucket, filesystem, s3_client
 
 @dataclass(frozen=True)
 class RunFolder:
-    """A run's files on this machine, at `path`, and the place where they are kept."""
+    """The files of a run on this machine, at `path`, and the s3:// prefix that they are a copy of."""
 
     path: Path
-    place: Location | None = None
-    """At s3://; None where `path` is the place."""
+    remote: Location | None = None
+    """The prefix at s3://; None if `path` is the run folder itself."""
 
     @classmethod
     def open(cls, out: str) -> RunFolder:
-        """The folder that a person names; for s3://, with this machine's copy of it, which may be empty still."""
-        place = Location.parse(out)
-        if not place.is_s3:
-            return cls(Path(place.uri))
-        return cls(_scratch() / hashlib.sha256(place.uri.encode()).hexdigest()[:16], place)
+        """Return the run folder at a path or s3:// address. This machine's copy of a prefix may still be empty."""
+        location = Location.parse(out)
+        if not location.is_s3:
+            return cls(Path(location.uri))
+        # Copies are private to this user: their files are read again, and others may write to the folder for
+        # temporary files.
+        copies = Path(tempfile.gettempdir()) / f"asap-runs-{os.getuid()}"
+        copies.mkdir(mode=0o700, exist_ok=True)
+        if copies.stat().st_uid != os.getuid() or copies.is_symlink():
+            raise StorageError(f"{copies} belongs to another user. Set TMPDIR to a folder of your own.")
+        return cls(copies / hashlib.sha256(location.uri.encode()).hexdigest()[:16], location)
+
+    @property
+    def location(self) -> Location:
+        """The place where the run is kept: the prefix at s3://, or the folder."""
+        return self.remote or Location(str(self.path))
+
+    def __str__(self) -> str:
+        return str(self.remote or self.path)
 
     @property
     def settings(self) -> Path:
-        """What the run is told, less what does not change the result."""
+        """The file of the settings that affect the result, and of the data."""
         return self.path / "train.json"
 
     @property
     def tokenizer(self) -> Path:
+        """The folder of the tokenizer."""
         return self.path / "tokenizer"
 
     @property
     def pictures(self) -> Path:
+        """The folder of the picture caches."""
         return self.path / "pictures"
 
     def index(self, split: str) -> Path:
-        """The records of a split, as all workers read them."""
+        """Return the index file of a split, which all workers read."""
         return self.path / "index" / f"{split}.parquet"
 
     @property
     def corpus(self) -> Path:
-        """What reading each split of the corpus found."""
+        """The file of the findings in each split of the corpus."""
         return self.path / "corpus.json"
 
     @property
     def start(self) -> Path:
-        """The weights that the run begins with, if it was given any, and the report of each source beside them."""
+        """The file of the first weights, if the run has any; the report of each source is beside it."""
         return self.path / "start" / "weights.safetensors"
 
     @property
     def model(self) -> Path:
+        """The model folder."""
         return self.path / "model"
 
     @property
     def progress(self) -> Path:
-        """A JSON object a line: the losses, the speed and the validation metrics as the run goes."""
+        """The file of losses, speed and validation metrics during the run, one JSON object per line."""
         return self.path / "progress.jsonl"
 
     @property
     def record(self) -> Path:
-        """With which code, settings, data and machines the run was made, and how long it took."""
+        """The file of the code, settings, data and machines of the run, and how long it took."""
         return self.path / "run.json"
 
     @property
     def curves(self) -> Path:
-        """The same as `progress` for TensorBoard."""
+        """The TensorBoard folder with the contents of `progress`."""
         return self.path / "tensorboard"
 
-    def __str__(self) -> str:
-        return str(self.place or self.path)
+    @property
+    def finished_model(self) -> Path | Location:
+        """The place where the user finds the model."""
+        return self.model if self.remote is None else self.remote / "model"
 
     def ray_storage(self) -> dict[str, Any]:
-        """Where Ray Train keeps the checkpoints, as its `RunConfig` takes it."""
-        if self.place is None:
+        """Return the place of the checkpoints as arguments of Ray Train's `RunConfig`."""
+        if self.remote is None:
             return {"storage_path": str(self.path)}
-        system, path = filesystem(self.place)
+        system, path = filesystem(self.remote)
         return {"storage_path": path, "storage_filesystem": system}
 
     def is_empty(self) -> bool:
-        """Whether there is nothing in it yet."""
-        return is_empty(self.place or Location(str(self.path)))
+        """True if the run folder has no files yet."""
+        return is_empty(self.location)
+
+    def has_model(self) -> bool:
+        """True if the finished model is complete; `config.json` is its last file."""
+        return exists(self.location / "model" / "config.json")
 
     def check_writable(self) -> None:
-        """Raise `StorageError` unless something can be written here: a run must not find that out at its end."""
-        if self.place is not None:
-            check_bucket(self.place)
-        probe = (self.place or Location(str(self.path))) / f".probe-{uuid.uuid4().hex[:8]}"
+        """Raise `StorageError` if the run folder cannot be written; a run must not find that out at its end."""
+        if self.remote is not None:
+            check_bucket(self.remote)
+        probe = self.location / f".probe-{uuid.uuid4().hex[:8]}"
         try:
             write_bytes(probe, b"")
             delete_file(probe)
         except StorageError as error:
-            raise StorageError(f"nothing can be written to {self}: {error}") from error
+            raise StorageError(f"{self} cannot be written: {error}") from error
 
     def refresh(self) -> None:
-        """Make this machine's copy what the place holds, but for the pictures, which are known by their content."""
-        if self.place is None:
+        """Replace this machine's copy by the files at the prefix.
+
+        Cached pictures stay, because a cache is found by the names of its pictures and their size.
+        """
+        if self.remote is None:
             return
         self.path.mkdir(parents=True, exist_ok=True)
         for entry in self.path.iterdir():
@@ -126,47 +152,36 @@ class RunFolder:
                 entry.unlink()
         self.pull("train.json", "run.json", "tokenizer", "start", "progress.jsonl")
 
-    @property
-    def finished_model(self) -> Path | Location:
-        """Where a person finds the model."""
-        return self.model if self.place is None else self.place / "model"
-
-    def has_model(self) -> bool:
-        """Whether the finished model is there, to its last file."""
-        return exists((self.place or Location(str(self.path))) / "model" / "config.json")
-
     def pull(self, *names: str) -> None:
-        """Bring files, or all that is in folders, from the place to this machine, over what is here."""
-        if self.place is None:
+        """Download files, or all files of folders, from the prefix. They replace those of this machine."""
+        if self.remote is None:
             return
         for name in names:
-            one = self.place / name
-            if exists(one):
-                download_file(one, self.path / name)
+            origin = self.remote / name
+            if exists(origin):
+                download_file(origin, self.path / name)
             else:
-                download_folder(one, self.path / name)
+                download_folder(origin, self.path / name)
 
     def push(self, *names: str, last: str = "") -> None:
-        """Put files, or all that is in folders, to the place; the file called `last`, which says that all is there,
-        after the others."""
-        if self.place is None:
+        """Upload files, or all files of folders, to the prefix.
+
+        Args:
+            names: Names of files and folders in this run folder.
+            last: Name of the file that is uploaded after the others, because it marks them as complete.
+        """
+        if self.remote is None:
             return
         for name in names:
-            one = self.path / name
-            files = [one] if one.is_file() else [path for path in one.rglob("*") if path.is_file()]
+            entry = self.path / name
+            files = [entry] if entry.is_file() else [path for path in entry.rglob("*") if path.is_file()]
             for file in sorted(files, key=lambda file: (file.name == last, file)):
-                self._upload(file)
-
-    def _upload(self, file: Path) -> None:
-        assert self.place is not None  # noqa: S101  # who calls this has looked
-        target = self.place / file.relative_to(self.path).as_posix()
-        with storage_errors(target):
-            s3_client().upload_file(str(file), target.bucket, target.key)  # in parts, where it is large
+                _upload(file, self.remote / file.relative_to(self.path).as_posix())
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Alone among the processes of this machine that work on its copy of a place."""
-        if self.place is None:
+        """Keep other processes of this machine from this machine's copy during the block."""
+        if self.remote is None:
             yield
             return
         self.path.mkdir(parents=True, exist_ok=True)
@@ -175,23 +190,20 @@ class RunFolder:
             yield
 
 
+def _upload(file: Path, target: Location) -> None:
+    """Upload one file, in parts if it is large."""
+    with storage_errors(target):
+        s3_client().upload_file(str(file), target.bucket, target.key)
+
+
 @contextmanager
 def checkpoint_folder(checkpoint: Any) -> Iterator[Path]:
-    """Give the local folder of a checkpoint of Ray Train for the length of the block.
+    """Provide the files of a Ray Train checkpoint in a local folder during the block.
 
-    Ray copies one at s3:// once for all workers of a machine, and follows `..` in a key out of the copy. So the keys
-    are checked here first. Raises `StorageError`.
+    Ray downloads a checkpoint at s3:// once for all workers of a machine. A key with `..` could make it write outside
+    the copy, so the keys are checked first. Raises `StorageError`.
     """
     if not isinstance(checkpoint.filesystem, pafs.LocalFileSystem):
         local_targets(Location(f"s3://{checkpoint.path}"), Path())
     with checkpoint.as_directory() as folder:
         yield Path(folder)
-
-
-def _scratch() -> Path:
-    """This person's folder for copies on this machine; what is cached there may be deleted at any time."""
-    folder = Path(tempfile.gettempdir()) / f"asap-runs-{os.getuid()}"
-    folder.mkdir(mode=0o700, exist_ok=True)
-    if folder.stat().st_uid != os.getuid() or folder.is_symlink():
-        raise StorageError(f"{folder} belongs to somebody else; set TMPDIR to a folder of your own")
-    return folder

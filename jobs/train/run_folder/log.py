@@ -1,4 +1,4 @@
-"""A training run as it goes: what the first worker writes down, and how the driver follows it."""
+"""The log of a training run: the first worker writes it, and the driver follows it."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import json
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
 
@@ -14,28 +14,34 @@ from asap.errors import StorageError
 from asap.evaluation.evaluate import evaluate_split
 from asap.model.config import ModelConfig
 from asap.storage.files import exists, read_bytes
-from asap.storage.location import Location
 from jobs.train.data.splits import Split
+from jobs.train.events import OnEvent
 from jobs.train.run_folder.folder import RunFolder
 from jobs.train.settings import TrainSettings
 from jobs.train.trainer import Trainer
 
-OnEvent = Callable[[dict[str, Any]], None]
-
 _PUSH_EVERY_S = 10.0
-"""Between the times that a run at s3:// puts its progress there; at a checkpoint it always does."""
-_POLL_S = 3.0
+"""Seconds between uploads of the progress of a run at s3://; it is also uploaded at every checkpoint."""
+_POLL_LOCAL_S, _POLL_S3_S = 0.5, 3.0
+"""Seconds between reads of the progress."""
 
 HEADLINE = ("AUC", "mAP", "CF1", "IoU50_gated", "IoU50_boxed", "token_F1")
-"""The figures that are worth watching, by their names in `asap.evaluation.metrics`."""
+"""The validation metrics of the log, by their names in `asap.evaluation.metrics`."""
 
 
 class RunLog:
-    """What the first worker writes down, as JSON lines and for TensorBoard: mean losses, speed, validation figures."""
+    """The log of the first worker: mean losses, speed and validation metrics, as JSON lines and for TensorBoard."""
 
     def __init__(self, settings: TrainSettings, folder: RunFolder, config: ModelConfig, started_at: int = 0) -> None:
-        """`started_at`: pairs done; what a killed run drew beyond is taken from TensorBoard's curves."""
-        from torch.utils.tensorboard import SummaryWriter  # a second to load
+        """Open the log.
+
+        Args:
+            settings: The settings of the run.
+            folder: The folder of the run.
+            config: The configuration of the model.
+            started_at: Pairs done at the start. Points of a killed run beyond it are removed from TensorBoard.
+        """
+        from torch.utils.tensorboard import SummaryWriter  # takes a second to load
 
         self.folder = folder
         self._pushed_s = 0.0
@@ -44,34 +50,40 @@ class RunLog:
         self.validation = Split.open(settings, folder, "val", config, limit=settings.validation_pairs)
         self._terms: dict[str, list[float]] = defaultdict(list)
 
-    def see(self, fit: Trainer, terms: dict[str, float], every: int = 25) -> dict[str, Any]:
-        """Take a step's terms in; returns the validation figures where a checkpoint is due."""
+    def record_step(self, trainer: Trainer, terms: dict[str, float], every: int = 25) -> dict[str, Any]:
+        """Record a finished step. Return the validation metrics if a checkpoint is due, else nothing.
+
+        Args:
+            trainer: The trainer that took the step.
+            terms: The loss terms of the step, and its time in `seconds`.
+            every: Steps between lines of mean losses.
+        """
         for name, value in terms.items():
             self._terms[name].append(value)
-        if fit.done % every == 0 or fit.done == fit.total_steps:
+        is_last = trainer.done == trainer.total_steps
+        if trainer.done % every == 0 or is_last:
             means = {name: round(sum(values) / len(values), 4) for name, values in self._terms.items()}
-            seconds = means.pop("seconds")
+            pairs_per_s = round(trainer.settings.batch_size / means.pop("seconds"), 1)
             self._terms.clear()
-            rate = fit.schedule.get_last_lr()[0]
-            self._write(
-                fit, {"losses": means, "pairs_per_s": round(fit.settings.batch_size / seconds, 1), "rate": rate}
-            )
-        if fit.done % fit.steps_a_checkpoint and fit.done != fit.total_steps:
+            rate = trainer.schedule.get_last_lr()[0]
+            self._write(trainer, {"losses": means, "pairs_per_s": pairs_per_s, "rate": rate})
+        if trainer.done % trainer.steps_a_checkpoint and not is_last:
             return {}
-        report = evaluate_split(fit.module.twin.model, self.validation.pairs)
-        figures = {name: report[name] for name in HEADLINE}
-        self._write(fit, {"validation": figures})
-        return figures
+        report = evaluate_split(trainer.module.twin.model, self.validation.pairs)
+        metrics = {name: report[name] for name in HEADLINE}
+        self._write(trainer, {"validation": metrics})
+        return metrics
 
-    def _write(self, fit: Trainer, event: dict[str, Any]) -> None:
-        told = {"pairs": fit.pairs_done, "of": fit.pairs_in_all, "workers": fit.world, "at": time.time()}
+    def _write(self, trainer: Trainer, event: dict[str, Any]) -> None:
+        """Append a line to the progress, and its numbers to TensorBoard."""
+        line = {"pairs": trainer.pairs_done, "of": trainer.pairs_in_all, "workers": trainer.world, "at": time.time()}
         with self.folder.progress.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(told | event) + "\n")
+            file.write(json.dumps(line | event) + "\n")
         for group, values in event.items():
-            named = {f"{group}/{name}": value for name, value in values.items()} if isinstance(values, dict) else {}
-            for name, value in (named or {group: values}).items():
+            curves = {f"{group}/{name}": value for name, value in values.items()} if isinstance(values, dict) else {}
+            for name, value in (curves or {group: values}).items():
                 if value is not None:
-                    self.curves.add_scalar(name, value, fit.pairs_done)
+                    self.curves.add_scalar(name, value, trainer.pairs_done)
         self.curves.flush()
         if "validation" in event or time.monotonic() - self._pushed_s > _PUSH_EVERY_S:
             self.folder.push(self.folder.progress.name, self.folder.curves.name)
@@ -80,21 +92,23 @@ class RunLog:
 
 @contextmanager
 def follow_progress(folder: RunFolder, progress: OnEvent) -> Iterator[None]:
-    """Pass on what is appended to the run's progress during the block."""
+    """Report the lines that are appended to the run's progress during the block."""
     stop = threading.Event()
-    start = _told(folder)
+    start = _read_progress(folder)
 
     def follow() -> None:
-        told, position = start, len(start)
+        content, position = start, len(start)
         while True:
-            last = stop.wait(0.5 if folder.place is None else _POLL_S)
-            with suppress(StorageError):  # a store that is away for a moment is asked again
-                told = _told(folder)
-            whole, newline, _ = told[position:].rpartition(b"\n")
+            # The last read comes after the block has ended, so that its last lines are reported too.
+            is_last = stop.wait(_POLL_LOCAL_S if folder.remote is None else _POLL_S3_S)
+            with suppress(StorageError):  # a store may be unavailable for a moment; read it again later
+                content = _read_progress(folder)
+            # A line may be half written: only whole lines are reported.
+            whole, newline, _ = content[position:].rpartition(b"\n")
             position += len(whole + newline)
             for line in whole.splitlines():
                 progress(json.loads(line))
-            if last:
+            if is_last:
                 return
 
     thread = threading.Thread(target=follow, daemon=True)
@@ -106,7 +120,7 @@ def follow_progress(folder: RunFolder, progress: OnEvent) -> Iterator[None]:
         thread.join()
 
 
-def _told(folder: RunFolder) -> bytes:
-    """What the run has told so far, where it is kept."""
-    file = (folder.place or Location(str(folder.path))) / folder.progress.name
+def _read_progress(folder: RunFolder) -> bytes:
+    """Read the progress from where the run is kept; a copy on another machine may be behind."""
+    file = folder.location / folder.progress.name
     return read_bytes(file) if exists(file) else b""

@@ -1,6 +1,6 @@
-"""With what a run was made: code, libraries, settings, data, seeds and machines, when and for how long; `run.json`.
+"""The record of a training run, `run.json`: code, libraries, settings, data, seeds, machines and times.
 
-Places are as they were typed; nothing else in it tells where a run was made.
+Paths are recorded as the user typed them. Nothing else in the record shows where a run was made.
 """
 
 from __future__ import annotations
@@ -25,9 +25,12 @@ _PACKAGE = "asap-ray"
 
 
 def start_record(folder: RunFolder, settings: TrainSettings, data: dict[str, Any] | None = None) -> None:
-    """Write the record as the run starts or goes on; what was written before stays as the record of a former start.
+    """Write the record when the run starts or resumes. Records of earlier starts are kept.
 
-    settings: as they were given. data: what is known of each split, such as its fingerprint.
+    Args:
+        folder: The folder of the run.
+        settings: The settings as the user gave them.
+        data: A description of each split, such as its fingerprint; by default that of the last start.
     """
     record = _read(folder)
     started = {
@@ -52,32 +55,32 @@ def start_record(folder: RunFolder, settings: TrainSettings, data: dict[str, Any
 
 
 def note_cluster(folder: RunFolder, resources: dict[str, float]) -> None:
-    """Add what Ray found: the CPUs, GPUs and accelerators of all machines together."""
+    """Add the CPUs, GPUs and accelerators that Ray found on all machines together."""
     kinds = {name.removeprefix("accelerator_type:"): count for name, count in resources.items() if "type:" in name}
-    shown = {"cpus": resources.get("CPU", 0), "gpus": resources.get("GPU", 0), "accelerators": kinds}
-    _change_last(folder, cluster=shown)
+    cluster = {"cpus": resources.get("CPU", 0), "gpus": resources.get("GPU", 0), "accelerators": kinds}
+    _update_last_start(folder, cluster=cluster)
 
 
-def finish_record(folder: RunFolder, **figures: Any) -> None:
-    """Add that the run is over, how long its last start took, and which checkpoint its model is."""
+def finish_record(folder: RunFolder, **entries: Any) -> None:
+    """Add when the run ended, how long its last start took, and entries such as the checkpoint of its model."""
     record = _read(folder)
-    began = datetime.fromisoformat(record["starts"][-1]["started"]).timestamp()
-    _change_last(folder, finished=_now(), seconds=round(time.time() - began, 1), **figures)
+    started_s = datetime.fromisoformat(record["starts"][-1]["started"]).timestamp()
+    _update_last_start(folder, finished=_now(), seconds=round(time.time() - started_s, 1), **entries)
 
 
 def code_version() -> dict[str, Any]:
-    """The git commit that the code lies in, and whether it was changed since; else the package's version."""
+    """Return the version of the package, with the git commit of the code and whether it was changed since."""
     here = Path(__file__).parent
     version = {"version": metadata.version(_PACKAGE)}
     commit = _git(here, "rev-parse", "HEAD")
-    # A repository that merely holds the environment in which the package is installed tells nothing of the package.
+    # The package may be installed in an environment that is inside somebody's repository. Its commit is not ours.
     if not commit or _git(here, "ls-files", Path(__file__).name) != Path(__file__).name:
         return version
     return version | {"commit": commit, "changed": bool(_git(here, "status", "--porcelain", "--untracked-files=no"))}
 
 
 def hardware() -> dict[str, Any]:
-    """What of this machine bears on speed and on the last digits."""
+    """Return the properties of this machine that affect speed and the last digits of results."""
     gpus = [torch.cuda.get_device_name(number) for number in range(torch.cuda.device_count())]
     return {
         "machine": platform.machine(),
@@ -89,9 +92,10 @@ def hardware() -> dict[str, Any]:
 
 
 def _git(folder: Path, *words: str) -> str:
+    """Return the output of a git command, or an empty string if it fails."""
     try:
-        done = subprocess.run(  # noqa: S603  # words of ours only
-            ["git", *words],  # noqa: S607  # whichever git the person uses
+        done = subprocess.run(  # noqa: S603  # the words are constants
+            ["git", *words],  # noqa: S607  # the git that the user has
             cwd=folder, capture_output=True, text=True, timeout=10, check=True,
         )  # fmt: skip
     except (OSError, subprocess.SubprocessError):
@@ -112,7 +116,7 @@ def _write(folder: RunFolder, record: dict[str, Any]) -> None:
     folder.push(folder.record.name)
 
 
-def _change_last(folder: RunFolder, **entries: Any) -> None:
+def _update_last_start(folder: RunFolder, **entries: Any) -> None:
     record = _read(folder)
     record["starts"][-1] |= entries
     _write(folder, record)

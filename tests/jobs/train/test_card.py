@@ -9,10 +9,10 @@ from typer.testing import CliRunner
 from asap.model.config import ModelConfig
 from jobs.cli.app import app
 from jobs.train import run as train
-from jobs.train.card import FIGURES, model_card
+from jobs.train.card import METRICS, model_card
 from jobs.train.settings import TrainSettings
 
-REPORT: dict[str, Any] = {name: (number + 1) / 32 for number, name in enumerate(FIGURES)} | {
+REPORT: dict[str, Any] = {name: (number + 1) / 32 for number, name in enumerate(METRICS)} | {
     "pairs": 321, "AP": [0.5, None, 0.75, 0.25],
 }  # fmt: skip
 
@@ -20,7 +20,7 @@ REPORT: dict[str, Any] = {name: (number + 1) / 32 for number, name in enumerate(
 @pytest.fixture
 def progress(tmp_path: Path) -> Path:
     path = tmp_path / "progress.jsonl"
-    at = [0, 500, 1000, 90_000, 90_500]  # a night's pause between
+    at = [0, 500, 1000, 90_000, 90_500]  # the run was stopped for a night
     path.write_text("".join(json.dumps({"at": second}) + "\n" for second in at))
     return path
 
@@ -34,7 +34,7 @@ def corpus(folder: Path, seed: int | None) -> str:
     return str(folder)
 
 
-def test_the_card_holds_the_figures_and_what_made_the_model(tmp_path: Path, progress: Path) -> None:
+def test_the_card_has_the_metrics_and_the_training_of_the_model(tmp_path: Path, progress: Path) -> None:
     settings = TrainSettings(
         corpus=corpus(tmp_path / "drawn", 1), test_corpus=corpus(tmp_path / "unseen", 77), out=str(tmp_path / "run"),
         name="asap-small", pairs=123_456, learning_rate=3e-4, loss_weights={"mpp": 0.5},
@@ -43,20 +43,20 @@ def test_the_card_holds_the_figures_and_what_made_the_model(tmp_path: Path, prog
     card = model_card(settings, ModelConfig.tiny(), REPORT, progress, "the best checkpoint after 640 pairs")
 
     assert card.startswith("# asap-small\n")
-    for name in FIGURES:
+    for name in METRICS:
         assert f"| {name} | {REPORT[name]:.3f} |" in card
     assert "face_swap 0.500, text_swap 0.750, text_attribute 0.250." in card
     assert "321 pairs that training never saw" in card
     assert "a drawn corpus (newsroom-2, seed 77, 10000 pairs)" in card
-    assert "On a drawn corpus (newsroom-2, seed 1, 10000 pairs); 123456 pairs were shown in 0.4 hours" in card
+    assert "trained on a drawn corpus (newsroom-2, seed 1, 10000 pairs); 123456 pairs were shown in 0.4 hours" in card
     assert '"learning_rate": 0.0003' in card
     assert '"mpp": 0.5' in card
-    assert '"vlc": 0.1' in card  # the weights that were not changed are told too
+    assert '"vlc": 0.1' in card  # unchanged weights are shown too
     assert "drawn pictures and grammar-made captions only" in card
     assert str(tmp_path) not in card
 
 
-def test_a_figure_that_a_corpus_cannot_tell_is_left_out(tmp_path: Path, progress: Path) -> None:
+def test_a_metric_that_a_corpus_does_not_define_is_left_out(tmp_path: Path, progress: Path) -> None:
     settings = TrainSettings(corpus=corpus(tmp_path / "real", None), out=str(tmp_path / "run"))
     card = model_card(settings, ModelConfig.tiny(), REPORT | {"AUC": None}, progress, "the last checkpoint")
     assert "| AUC |" not in card
@@ -65,7 +65,7 @@ def test_a_figure_that_a_corpus_cannot_tell_is_left_out(tmp_path: Path, progress
     assert "grammar-made" not in card
 
 
-def test_a_drawn_corpus_of_seed_0_is_told_as_one(tmp_path: Path, progress: Path) -> None:
+def test_a_drawn_corpus_of_seed_0_is_described_as_drawn(tmp_path: Path, progress: Path) -> None:
     settings = TrainSettings(corpus=corpus(tmp_path / "drawn", 0), out=str(tmp_path / "run"))
     card = model_card(settings, ModelConfig.tiny(), REPORT, progress, "the best checkpoint after 640 pairs")
     assert "seed 0" in card
@@ -82,12 +82,12 @@ def test_the_commands_of_the_card_make_the_model_again(
     )  # fmt: skip
     card = model_card(settings, ModelConfig.tiny(), REPORT, progress, "the best checkpoint after 640 pairs")
     draw, draw_unseen, command = card.partition("```sh\n")[2].partition("\n```")[0].splitlines()
-    asked: list[TrainSettings] = []
-    monkeypatch.setattr(train, "train", lambda settings, progress: asked.append(settings) or Path("run/model"))
+    trained: list[TrainSettings] = []
+    monkeypatch.setattr(train, "train", lambda settings, progress: trained.append(settings) or Path("run/model"))
 
     result = CliRunner().invoke(app, shlex.split(command)[1:])
 
     assert draw == "asap newsroom corpus --pairs 10000 --seed 1 --splits 8000 1500 500"
     assert draw_unseen == "asap newsroom unseen --pairs 10000 --seed 77 --splits 8000 1500 500"
     assert result.exit_code == 0, result.output
-    assert asked == [settings.model_copy(update={"corpus": "corpus", "test_corpus": "unseen", "out": "run"})]
+    assert trained == [settings.model_copy(update={"corpus": "corpus", "test_corpus": "unseen", "out": "run"})]

@@ -16,13 +16,13 @@ def checkpoint(folder: Path, value: float) -> Checkpoint:
     return Checkpoint.from_directory(folder)
 
 
-def figures(pairs: int, score: float) -> dict[str, Any]:
+def metrics(pairs: int, score: float) -> dict[str, Any]:
     return {"pairs": pairs, SCORE: score}
 
 
-def test_the_best_by_validation_or_the_last_is_chosen(tmp_path: Path) -> None:
+def test_the_best_checkpoint_by_validation_or_the_last_is_chosen(tmp_path: Path) -> None:
     good, last = checkpoint(tmp_path / "good", 1.0), checkpoint(tmp_path / "last", 2.0)
-    kept = [(last, figures(640, 0.7)), (good, figures(320, 0.9))]
+    kept = [(last, metrics(640, 0.7)), (good, metrics(320, 0.9))]
 
     best = ChosenCheckpoint.of(kept, last, "best")
     assert (best.weights, best.pairs, best.score) == ({"weight": torch.tensor(1.0)}, 320, 0.9)
@@ -30,20 +30,20 @@ def test_the_best_by_validation_or_the_last_is_chosen(tmp_path: Path) -> None:
     assert str(ChosenCheckpoint.of(kept, last, "last")) == "the last checkpoint after 640 pairs (validation AUC 0.700)"
 
 
-def test_of_two_equally_good_ones_the_later_is_taken(tmp_path: Path) -> None:
+def test_the_later_of_two_equally_good_checkpoints_is_chosen(tmp_path: Path) -> None:
     one, two = checkpoint(tmp_path / "one", 1.0), checkpoint(tmp_path / "two", 2.0)
-    kept = [(two, figures(640, 0.9)), (one, figures(320, 0.9))]
+    kept = [(two, metrics(640, 0.9)), (one, metrics(320, 0.9))]
     assert ChosenCheckpoint.of(kept, two, "best").pairs == 640
 
 
-@pytest.mark.parametrize("way", ["best", "last"])
-def test_pairs_that_tell_no_auc_are_no_figure(tmp_path: Path, way: Any) -> None:
+@pytest.mark.parametrize("rule", ["best", "last"])
+def test_an_undefined_auc_is_not_shown(tmp_path: Path, rule: Any) -> None:
     last = checkpoint(tmp_path / "last", 1.0)
-    chosen = ChosenCheckpoint.of([(last, figures(64, -1.0))], last, way)
+    chosen = ChosenCheckpoint.of([(last, metrics(64, -1.0))], last, rule)
     assert chosen.score is None
-    assert str(chosen) == f"the {way} checkpoint after 64 pairs"
+    assert str(chosen) == f"the {rule} checkpoint after 64 pairs"
 
 
-def test_a_run_that_kept_no_figures_ships_its_last(tmp_path: Path) -> None:
+def test_a_run_without_metrics_exports_its_last_checkpoint(tmp_path: Path) -> None:
     last = checkpoint(tmp_path / "last", 1.0)
     assert str(ChosenCheckpoint.of([], last, "best")) == "the best checkpoint"

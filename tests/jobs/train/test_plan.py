@@ -17,7 +17,7 @@ from jobs.train import run as train_module
 from jobs.train.plan import Plan
 from jobs.train.run import plan
 from jobs.train.settings import TrainSettings
-from jobs.train.stages import augmentation_at, lock_step, stages
+from jobs.train.stages import augmentation_at, lock_step, plan_stages
 from jobs.train.trainer import model_config
 
 MODEL = {
@@ -55,7 +55,7 @@ def test_pairs_are_counted_by_split_and_class(made: Plan) -> None:
     assert "orig" in made.pairs["train"]
 
 
-def test_steps_epochs_and_the_batchs_arithmetic(made: Plan) -> None:
+def test_steps_epochs_and_the_parts_of_a_batch(made: Plan) -> None:
     assert (made.steps, made.epochs, made.left_out_an_epoch) == (8, 4.0, 4)
     assert made.batch == {
         "pairs of a step": 8, "workers": 2, "pairs of a worker": 4, "micro batches": 2, "pairs of a micro batch": 2,
@@ -63,7 +63,7 @@ def test_steps_epochs_and_the_batchs_arithmetic(made: Plan) -> None:
     assert (made.checkpoints_written, made.checkpoints_kept) == (3, 2)
 
 
-def test_stages_tell_their_terms(made: Plan) -> None:
+def test_stages_have_their_terms(made: Plan) -> None:
     assert [(stage.first_step, stage.last_step) for stage in made.stages] == [(0, 2), (2, 4), (4, 8)]
     assert made.stages[0].weights == {"tmg": 1.0, "mlc": 1.0}
     assert "vlc" not in made.stages[1].weights
@@ -72,30 +72,30 @@ def test_stages_tell_their_terms(made: Plan) -> None:
 
 @pytest.mark.parametrize(("words", "alignment"), [(0.0, 0.0), (0.3, 0.3), (0.1, 0.95)])
 def test_every_step_has_one_stage(words: float, alignment: float) -> None:
-    planned = stages(settings_for(Path("c"), words_until=words, alignment_from=alignment), 8)
+    planned = plan_stages(settings_for(Path("c"), words_until=words, alignment_from=alignment), 8)
     steps = [step for stage in planned for step in range(stage.first_step, stage.last_step)]
     assert steps == list(range(8))
 
 
 def test_words_that_end_where_alignment_joins_have_their_stage() -> None:
-    words, everything = stages(settings_for(Path("c"), words_until=0.5, alignment_from=0.5), 8)
+    words, everything = plan_stages(settings_for(Path("c"), words_until=0.5, alignment_from=0.5), 8)
     assert (words.last_step, set(words.weights)) == (4, {"tmg", "mlc"})
     assert {"vlc", "giou"} < set(everything.weights)
 
 
-def test_the_image_encoder_rests_from_a_step_on_which_is_after_the_words() -> None:
-    planned = stages(settings_for(Path("c"), words_until=0.25, alignment_from=0.75, lock_image_from=0.5), 8)
+def test_the_image_encoder_is_locked_from_a_step_after_the_words() -> None:
+    planned = plan_stages(settings_for(Path("c"), words_until=0.25, alignment_from=0.75, lock_image_from=0.5), 8)
     assert [stage.first_step for stage in planned] == [0, 2, 4, 6]
     assert [stage.image_locked for stage in planned] == [False, False, True, True]
     early = settings_for(Path("c"), words_until=0.25, alignment_from=0.75, lock_image_from=0, augmentation="flip")
-    assert [stage.first_step for stage in stages(early, 8) if stage.image_locked] == [2, 6]
+    assert [stage.first_step for stage in plan_stages(early, 8) if stage.image_locked] == [2, 6]
     assert [augmentation_at(early, step, 8) for step in (0, 1, 2, 7)] == ["flip", "flip", "none", "none"]
     never = settings_for(Path("c"), augmentation="flip")
     assert lock_step(never, 8) == 8
     assert augmentation_at(never, 7, 8) == "flip"
 
 
-def test_memory_is_that_of_the_models_parameters_and_of_the_micro_batch(made: Plan, corpus: Path) -> None:
+def test_memory_follows_from_the_parameters_and_the_micro_batch(made: Plan, corpus: Path) -> None:
     parameters = sum(p.numel() for p in Asap(model_config(settings_for(corpus), 300)).parameters())
     assert sum(made.parameters.values()) == parameters
     assert made.memory["weights"] == made.memory["twin"] == 4 * parameters
@@ -120,7 +120,7 @@ def test_a_plan_needs_no_ray_and_writes_nothing(corpus: Path, tmp_path: Path, mo
     assert not out.exists()
 
 
-def test_a_plan_tells_what_was_found_in_the_corpus(corpus: Path, tmp_path: Path) -> None:
+def test_a_plan_reports_the_findings_in_the_corpus(corpus: Path, tmp_path: Path) -> None:
     copied = tmp_path / "copied"
     shutil.copytree(corpus / "metadata", copied / "metadata")
     rows = json.loads((copied / "metadata/train.json").read_text())
@@ -141,7 +141,7 @@ def test_a_plan_tells_what_was_found_in_the_corpus(corpus: Path, tmp_path: Path)
         assert line in result.output
 
 
-def test_the_tables_show_what_is_started_from_as_it_was_typed(made: Plan) -> None:
+def test_the_tables_show_the_paths_as_they_were_typed(made: Plan) -> None:
     console = Console(width=100, record=True)
     console.print(plan_tables(made))
     text = console.export_text()
@@ -152,17 +152,17 @@ def test_the_tables_show_what_is_started_from_as_it_was_typed(made: Plan) -> Non
 
 def test_a_plan_reads_the_starts_and_counts_the_words_that_come_along(corpus: Path, model_folder: Path) -> None:
     theirs = load(model_folder).config
-    told: list[dict[str, Any]] = []
+    events: list[dict[str, Any]] = []
     shape = {name: getattr(theirs, name) for name in (*MODEL, "text_mlp_width")}
-    made = plan(settings_for(corpus, model=shape, init=(str(model_folder),), recipe="asap"), told.append)
-    assert [event["start"] for event in told if "start" in event] == [str(model_folder)]
-    assert "taken" in told[0]["report"]
+    made = plan(settings_for(corpus, model=shape, init=(str(model_folder),), recipe="asap"), events.append)
+    assert [event["start"] for event in events if "start" in event] == [str(model_folder)]
+    assert "taken" in events[0]["report"]
     assert theirs.vocab_size != 300
     expected = sum(parameter.numel() for parameter in Asap(theirs).parameters())
     assert sum(made.parameters.values()) == expected
 
 
-def test_a_start_that_does_not_fit_is_refused_before_anything_is_run(corpus: Path, model_folder: Path) -> None:
+def test_a_start_that_does_not_fit_is_refused_by_the_plan(corpus: Path, model_folder: Path) -> None:
     with pytest.raises(CheckpointError, match="nothing was loaded"):
         plan(settings_for(corpus, init=(str(model_folder),)))
 
@@ -172,7 +172,7 @@ def test_too_few_pairs_for_a_batch_are_refused(corpus: Path) -> None:
         plan(settings_for(corpus, batch_size=32))
 
 
-def test_tokens_that_are_kept_take_memory_where_they_fit(made: Plan, corpus: Path) -> None:
+def test_kept_tokens_take_memory_if_they_fit(made: Plan, corpus: Path) -> None:
     assert "kept image tokens" not in made.memory
     locked = plan(settings_for(corpus, lock_image_from=0.5))
     assert locked.memory["kept image tokens"] == 2 * 20 * 5 * 48

@@ -25,7 +25,7 @@ from jobs.train.run import train
 from jobs.train.run_folder import folder as run_folder
 from jobs.train.run_folder.folder import RunFolder
 from jobs.train.settings import TrainSettings
-from jobs.train.trainer import Trainer
+from jobs.train.trainer import read_state, read_twin_weights
 from tests.support.small_run import MODEL, draw_corpus, settings_for
 
 
@@ -36,25 +36,25 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def events() -> list[dict[str, Any]]:
-    """What the run of `trained` told as it went."""
+    """Events that the run of `trained` reports."""
     return []
 
 
 @pytest.fixture(scope="module")
 def settings(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> TrainSettings:
-    # Paths as a person types them: relative to where the command is given.
+    # Paths as a user types them: relative to the working folder.
     here = Path(os.path.relpath(corpus)), Path(os.path.relpath(tmp_path_factory.mktemp("run") / "out"))
     return settings_for(*here, workers=2)
 
 
 @pytest.fixture(scope="module")
 def trained(ray_here: None, settings: TrainSettings, events: list[dict[str, Any]]) -> RunFolder:
-    """A finished run of two workers."""
+    """The folder of a finished run of two workers."""
     train(settings, events.append)
     return RunFolder(Path(settings.out))
 
 
-def test_a_model_folder_comes_out_and_judges_pairs(trained: RunFolder, corpus: Path) -> None:
+def test_a_run_writes_a_model_folder_that_detects_manipulated_pairs(trained: RunFolder, corpus: Path) -> None:
     record = json.loads((corpus / "metadata/test.json").read_text())[0]
     predictor = Predictor.from_folder(trained.model, device="cpu")
     finding = predictor.predict([Pair(corpus / record["image"], record["text"])])[0]
@@ -63,17 +63,17 @@ def test_a_model_folder_comes_out_and_judges_pairs(trained: RunFolder, corpus: P
     assert load_folder(trained.model).config.width == 48
 
 
-def test_the_card_holds_the_figures_of_the_test_split(trained: RunFolder) -> None:
-    figures = json.loads((trained.path / "test_metrics.json").read_text())
+def test_the_card_has_the_metrics_of_the_test_split(trained: RunFolder) -> None:
+    metrics = json.loads((trained.path / "test_metrics.json").read_text())
     card = (trained.model / "README.md").read_text()
-    assert figures["pairs"] == 20
+    assert metrics["pairs"] == 20
     for name in ("AUC", "mAP", "token_F1"):
-        assert f"| {name} | {figures[name]:.3f} |" in card
+        assert f"| {name} | {metrics[name]:.3f} |" in card
     assert "seed 3, 100 pairs" in card
 
 
-def test_the_averaged_twin_of_the_best_checkpoint_ships(trained: RunFolder) -> None:
-    shipped = load_folder(trained.model).model.state_dict()
+def test_the_averaged_twin_of_the_best_checkpoint_becomes_the_model(trained: RunFolder) -> None:
+    exported = load_folder(trained.model).model.state_dict()
     record = json.loads(trained.record.read_text())["starts"][-1]["model"]
     lines = [json.loads(line) for line in trained.progress.read_text().splitlines()]
     scores = {line["pairs"]: line["validation"]["AUC"] for line in lines if "validation" in line}
@@ -81,19 +81,17 @@ def test_the_averaged_twin_of_the_best_checkpoint_ships(trained: RunFolder) -> N
     assert record["pairs"] == best
     assert record["validation_AUC"] == pytest.approx(scores[best])
 
-    # The best, and beside it the last, are kept; nothing else is.
-    kept = {
-        Trainer._read(path)["done"] * 8: path for path in trained.path.glob("ray_train/checkpoint_*") if path.is_dir()
-    }
+    # Only the best and the last checkpoint are kept.
+    kept = {read_state(path)["done"] * 8: path for path in trained.path.glob("ray_train/checkpoint_*") if path.is_dir()}
     assert set(kept) == {best, 64}
-    for name, value in Trainer.twin_weights(kept[best]).items():
-        torch.testing.assert_close(shipped[name], value.half().to(value.dtype) if value.is_floating_point() else value)
+    for name, value in read_twin_weights(kept[best]).items():
+        torch.testing.assert_close(exported[name], value.half().to(value.dtype) if value.is_floating_point() else value)
     assert f"the best checkpoint after {best} pairs" in (trained.model / "README.md").read_text()
 
 
-def test_the_record_tells_the_settings_as_they_were_typed(trained: RunFolder, settings: TrainSettings) -> None:
+def test_the_record_has_the_settings_as_they_were_typed(trained: RunFolder, settings: TrainSettings) -> None:
     record = json.loads(trained.record.read_text())
-    assert record["settings"]["corpus"] == settings.corpus  # a relative path, as given
+    assert record["settings"]["corpus"] == settings.corpus  # a relative path, as typed
     assert record["starts"][-1]["cluster"]["cpus"] == 2
     assert record["starts"][-1]["seconds"] > 0
 
@@ -119,19 +117,19 @@ def test_a_run_at_s3_from_a_model_folder_ends_with_everything_there(
     assert any(name.startswith("ray_train/checkpoint_") for name in names)
     assert "left fresh: none" in next(event["report"] for event in events if "start" in event)
     assert [event["pairs"] for event in events if "validation" in event] == [32]
-    assert train(settings) == model  # finished: nothing is done again
-    with pytest.raises(ConfigError, match=r"s3://.* holds a run of other settings: learning_rate"):
+    assert train(settings) == model  # the run is finished, so nothing is done again
+    with pytest.raises(ConfigError, match=r"s3://.* holds a run with other settings: learning_rate"):
         train(settings.model_copy(update={"learning_rate": 0.5}))
 
 
-def test_losses_and_validation_are_told_and_kept_as_the_run_goes(
+def test_losses_and_validation_metrics_are_reported_and_kept(
     trained: RunFolder, corpus: Path, events: list[dict[str, Any]]
 ) -> None:
     lines = [json.loads(line) for line in trained.progress.read_text().splitlines()]
     assert [event for event in events if "pairs" in event] == lines
-    (told,) = [event for event in events if "corpus" in event]
-    assert told["ingest"] == "cache"
-    assert [line.partition(":")[0] for line in told["corpus"]].count("captions") == 3
+    (found,) = [event for event in events if "corpus" in event]
+    assert found["ingest"] == "cache"
+    assert [line.partition(":")[0] for line in found["corpus"]].count("captions") == 3
     kept = json.loads(trained.corpus.read_text())
     assert [kept[split]["pairs"] for split in ("train", "val", "test")] == [60, 20, 20]
     recorded = json.loads(trained.record.read_text())["data"]
@@ -149,7 +147,7 @@ def test_losses_and_validation_are_told_and_kept_as_the_run_goes(
     assert all(np.isfinite(value) for value in last["losses"].values())
 
 
-def test_tensorboard_shows_the_losses_and_the_validation_figures(trained: RunFolder) -> None:
+def test_tensorboard_shows_the_losses_and_the_validation_metrics(trained: RunFolder) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     lines = [json.loads(line) for line in trained.progress.read_text().splitlines()]
@@ -164,19 +162,19 @@ def test_tensorboard_shows_the_losses_and_the_validation_figures(trained: RunFol
 def test_the_same_command_again_returns_at_once(
     trained: RunFolder, settings: TrainSettings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(train_module, "_fit", lambda *_: pytest.fail("there was nothing left to train"))
+    monkeypatch.setattr(train_module, "_run_workers", lambda *_: pytest.fail("there was nothing left to train"))
     before = (trained.model / "model.safetensors").stat().st_mtime_ns
     assert train(settings) == trained.model.resolve()
     assert (trained.model / "model.safetensors").stat().st_mtime_ns == before
     train(
         settings.model_copy(update={"cpus_per_worker": 2, "checkpoint_pairs": 8, "ingest": "stream"})
-    )  # how, not what
+    )  # execution settings may differ
 
 
-def test_other_settings_are_refused_by_what_differs(trained: RunFolder, settings: TrainSettings) -> None:
+def test_other_settings_are_refused_with_the_differences(trained: RunFolder, settings: TrainSettings) -> None:
     other = settings.model_copy(update={"learning_rate": 0.5, "model": MODEL | {"width": 96}})
     with pytest.raises(
-        ConfigError, match=r"run of other settings: model \{.*'width': 48.*\(now \{.*'width': 96"
+        ConfigError, match=r"run with other settings: model \{.*'width': 48.*\(now \{.*'width': 96"
     ) as caught:
         train(other)
     assert "learning_rate 0.001 (now 0.5)" in str(caught.value)
@@ -188,7 +186,7 @@ def test_a_run_that_ended_before_the_model_was_written_writes_it_and_starts_no_w
 ) -> None:
     weights = (trained.model / "model.safetensors").read_bytes()
     trained.model.rename(trained.path / "former")
-    monkeypatch.setattr(train_module, "_fit", lambda *_: pytest.fail("there was nothing left to train"))
+    monkeypatch.setattr(train_module, "_run_workers", lambda *_: pytest.fail("there was nothing left to train"))
 
     train(settings)
 
@@ -211,17 +209,17 @@ def test_a_corpus_in_a_bucket_is_streamed_and_trains(ray_here: None, bucket: str
     assert json.loads((tmp_path / "out/test_metrics.json").read_text())["pairs"] == 20
 
 
-# What is wrong is said before anything is trained
+# Errors that are found before any training
 
 
 @pytest.fixture
 def no_training(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(train_module, "_fit", lambda *_: pytest.fail("this cannot be trained"))
+    monkeypatch.setattr(train_module, "_run_workers", lambda *_: pytest.fail("this cannot be trained"))
 
 
 def test_a_folder_of_something_else_is_refused(corpus: Path, tmp_path: Path, no_training: None) -> None:
     (tmp_path / "thesis.txt").write_text("mine")
-    with pytest.raises(ConfigError, match="holds something that is not a training run; choose another folder"):
+    with pytest.raises(ConfigError, match=r"holds something that is not a training run\. Choose another folder"):
         train(settings_for(corpus, tmp_path))
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
 
@@ -244,7 +242,7 @@ def test_a_model_or_objective_that_cannot_work_is_refused(
     assert not (tmp_path / "out").exists()
 
 
-def test_a_corpus_that_is_not_there_is_named(tmp_path: Path, no_training: None) -> None:
+def test_a_corpus_that_does_not_exist_is_named(tmp_path: Path, no_training: None) -> None:
     with pytest.raises(CorpusError, match=r"nowhere/metadata/train\.json does not exist"):
         train(settings_for(tmp_path / "nowhere", tmp_path / "out"))
 
@@ -260,14 +258,12 @@ def copied(corpus: Path, tmp_path: Path) -> Path:
     return folder
 
 
-def test_a_place_that_cannot_be_written_is_found_before_training(corpus: Path, s3: str, no_training: None) -> None:
+def test_a_run_folder_that_cannot_be_written_is_found_before_training(corpus: Path, s3: str, no_training: None) -> None:
     with pytest.raises(StorageError, match=r"the bucket of s3://nobodys-bucket/run.* does not exist; check its name"):
         train(settings_for(corpus, "s3://nobodys-bucket/run"))
 
 
-def test_a_missing_test_split_is_found_before_training_and_not_after(
-    copied: Path, tmp_path: Path, no_training: None
-) -> None:
+def test_a_missing_test_split_is_found_before_training(copied: Path, tmp_path: Path, no_training: None) -> None:
     (copied / "metadata/test.json").unlink()
     with pytest.raises(CorpusError, match=r"metadata/test\.json does not exist"):
         train(settings_for(copied, tmp_path / "out"))
@@ -284,7 +280,7 @@ def test_a_record_that_cannot_be_used_is_found_before_training(
         train(settings_for(copied, tmp_path / "out", stray_positions="refuse"))
 
 
-def test_data_that_changed_since_are_refused_by_what_differs(copied: Path, tmp_path: Path, no_training: None) -> None:
+def test_changed_data_are_refused_with_the_differences(copied: Path, tmp_path: Path, no_training: None) -> None:
     settings = settings_for(copied, tmp_path / "out")
     corpora = read_splits(settings, "dgm4")
     data = {split: data_of(corpus) for split, corpus in corpora.items()}
@@ -322,48 +318,50 @@ def machines(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     return alive
 
 
-def resources(told: list[dict[str, Any]], **changes: Any) -> dict[str, int]:
+def resources(events: list[dict[str, Any]], **changes: Any) -> dict[str, int]:
     settings = settings_for("corpus", "out", **({"cpus_per_worker": None} | changes))
-    return train_module._resources_of_a_worker(settings, told.append)
+    return train_module._resources_per_worker(settings, events.append)
 
 
-def test_a_worker_gets_cpus_that_a_machine_of_the_cluster_has(machines: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(os, "cpu_count", lambda: 64)  # the driver's machine, which is none of theirs
+def test_a_worker_gets_the_cpus_that_machines_of_the_cluster_have(
+    machines: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "cpu_count", lambda: 64)  # the machine of the driver, which is not in the cluster
     machines({"CPU": 0}, {"CPU": 4}, {"CPU": 4}, {"CPU": 8, "GPU": 1})
-    told: list[dict[str, Any]] = []
-    assert resources(told, workers=2) == {"CPU": 4}
-    assert told == [{"note": "training on CPUs: of 2 GPUs that it takes 1 are there"}]
+    reported: list[dict[str, Any]] = []
+    assert resources(reported, workers=2) == {"CPU": 4}
+    assert reported == [{"note": "training on CPUs: 2 GPUs are needed and 1 are available"}]
     assert resources([], workers=1, address="auto") == {"CPU": 8, "GPU": 1}
     assert resources([], workers=1, device="cpu") == {"CPU": 8}
     assert resources([], workers=4, device="cpu", cpus_per_worker=2) == {"CPU": 2}
 
 
-def test_workers_that_may_be_fewer_need_machines_for_the_fewest(machines: Any) -> None:
+def test_an_elastic_run_needs_machines_for_its_fewest_workers(machines: Any) -> None:
     machines({"CPU": 1})
     assert resources([], workers=2, min_workers=1) == {"CPU": 1}
 
 
-def test_gpus_that_a_cluster_may_bring_are_waited_for(machines: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_waits_for_gpus_that_a_cluster_may_bring(machines: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     machines({"CPU": 0}, {"CPU": 16})
 
-    def bring(needs: dict[str, int], workers: int, wait_s: float) -> bool:
+    def reserve(needs: dict[str, int], workers: int, wait_s: float) -> bool:
         machines({"CPU": 0}, {"CPU": 16}, *[{"CPU": 8, "GPU": 1}] * workers)
         return (needs, workers, wait_s) == ({"CPU": 1, "GPU": 1}, 2, 900)
 
-    monkeypatch.setattr(cluster, "_reserve", bring)
-    told: list[dict[str, Any]] = []
-    assert resources(told, workers=2, device="cuda", address="auto") == {"CPU": 8, "GPU": 1}
-    assert [event["note"].partition(":")[0] for event in told] == [
+    monkeypatch.setattr(cluster, "_reserve", reserve)
+    reported: list[dict[str, Any]] = []
+    assert resources(reported, workers=2, device="cuda", address="auto") == {"CPU": 8, "GPU": 1}
+    assert [event["note"].partition(":")[0] for event in reported] == [
         "waiting up to 15 min for machines to hold 2 workers with 1 CPU, 1 GPU each"
     ]
 
 
-def test_a_cluster_without_gpus_is_told_of_where_the_cpus_train(machines: Any) -> None:
+def test_training_on_cpus_of_a_cluster_is_reported(machines: Any) -> None:
     machines({"CPU": 0}, {"CPU": 16})
-    told: list[dict[str, Any]] = []
-    assert resources(told, workers=2, address="auto") == {"CPU": 8}
-    assert [event["note"] for event in told] == [
-        "training on CPUs: of 2 GPUs that it takes 0 are there; --set device=cuda waits for more"
+    reported: list[dict[str, Any]] = []
+    assert resources(reported, workers=2, address="auto") == {"CPU": 8}
+    assert [event["note"] for event in reported] == [
+        "training on CPUs: 2 GPUs are needed and 0 are available; --set device=cuda waits for more"
     ]
 
 
@@ -378,21 +376,19 @@ def test_workers_that_this_machine_cannot_hold_are_refused_before_pictures_are_d
     assert not (tmp_path / "out/pictures").exists()
 
 
-def test_a_run_that_would_never_come_to_the_whole_objective_is_refused() -> None:
+def test_a_run_that_would_never_reach_the_whole_objective_is_refused() -> None:
     with pytest.raises(ValueError, match="Input should be less than 1"):
         settings_for(Path("corpus"), Path("out"), alignment_from=1)
 
 
-def test_a_run_whose_loss_explodes_stops_once_and_says_at_which_pairs(
-    ray_here: None, corpus: Path, tmp_path: Path
-) -> None:
-    told: list[dict[str, Any]] = []
+def test_a_run_whose_loss_explodes_stops_once_and_names_its_pairs(ray_here: None, corpus: Path, tmp_path: Path) -> None:
+    reported: list[dict[str, Any]] = []
     settings = settings_for(
         corpus, tmp_path / "out", learning_rate=1e6, image_learning_rate=1e6, pairs=1600, warmup_pairs=8
     )
     with pytest.raises(TrainingDiverged, match=r"the loss of step \d+ is .*; its pairs are \[.*The last checkpoint"):
-        train(settings, told.append)
-    done = [event["pairs"] for event in told if "losses" in event]
-    assert done == sorted(set(done))  # no part of it was run again
-    assert len(list((tmp_path / "out/tensorboard").iterdir())) == 1  # nor was it begun again
+        train(settings, reported.append)
+    done = [event["pairs"] for event in reported if "losses" in event]
+    assert done == sorted(set(done))  # no step was taken twice
+    assert len(list((tmp_path / "out/tensorboard").iterdir())) == 1  # and the run was not started again
     assert not (tmp_path / "out/model").exists()

@@ -1,4 +1,4 @@
-"""`jobs/warm_start.py`: what the run folder gets before the workers start."""
+"""The first weights and the tokenizer in the run folder before the workers start."""
 
 import tempfile
 from pathlib import Path
@@ -59,7 +59,7 @@ def test_a_tokenizer_made_of_the_corpus_leaves_the_words_fresh(folder: RunFolder
     assert "left fresh: 1 tensors (text_encoder 1)" in events[0]["report"]
 
 
-def test_a_given_tokenizer_wins_and_of_the_same_words_they_are_taken(
+def test_a_tokenizer_of_the_settings_wins_and_embeddings_are_taken_if_it_has_the_same_words(
     folder: RunFolder, source: Path, tmp_path: Path
 ) -> None:
     train_tokenizer(["another text of other words"], 90).save_pretrained(tmp_path / "other")
@@ -72,11 +72,13 @@ def test_a_given_tokenizer_wins_and_of_the_same_words_they_are_taken(
 
 def test_word_embeddings_without_a_tokenizer_are_refused(folder: RunFolder, source: Path, tmp_path: Path) -> None:
     torch.save({"any": torch.zeros(1)}, tmp_path / "some.pth")
-    with pytest.raises(ConfigError, match=r"some\.pth has word embeddings and does not say which words they are"):
+    with pytest.raises(
+        ConfigError, match=r"some\.pth has word embeddings but no tokenizer that says which words they are"
+    ):
         prepared(folder, settings_for(source, str(tmp_path / "some.pth")))
 
 
-def test_what_is_prepared_stays_when_a_run_goes_on_without_its_source(folder: RunFolder, source: Path) -> None:
+def test_a_run_resumes_without_its_source(folder: RunFolder, source: Path) -> None:
     settings = settings_for(source)
     prepared(folder, settings)
     source.rename(source.with_name("gone"))
@@ -95,7 +97,9 @@ def test_a_start_that_does_not_fit_leaves_no_weights(folder: RunFolder, source: 
     assert not folder.start.exists()
 
 
-def test_a_model_folder_at_s3_is_fetched_and_told_as_it_was_typed(folder: RunFolder, source: Path, bucket: str) -> None:
+def test_a_model_folder_at_s3_is_fetched_and_reported_as_it_was_typed(
+    folder: RunFolder, source: Path, bucket: str
+) -> None:
     client = boto3.client("s3")
     for file in source.rglob("*"):
         if file.is_file():
@@ -104,13 +108,13 @@ def test_a_model_folder_at_s3_is_fetched_and_told_as_it_was_typed(folder: RunFol
     events = prepared(folder, settings_for(source, uri))
     assert [event["start"] for event in events] == [uri]
     assert folder.tokenizer.exists()
-    with pytest.raises(StorageError, match=r"init s3://.*/nothing is not there"):
+    with pytest.raises(StorageError, match=r"init s3://.*/nothing does not exist"):
         prepared(RunFolder(folder.path / "x"), settings_for(source, f"s3://{bucket}/nothing"))
 
 
 @pytest.mark.parametrize("setting", ["init", "tokenizer"])
 @pytest.mark.parametrize(("address", "key"), [("one", "../../../escaped"), ("one/..", "escaped")])
-def test_a_source_at_s3_does_not_leave_the_scratch_folder(
+def test_a_source_at_s3_writes_nothing_outside_the_scratch_folder(
     setting: str,
     address: str,
     key: str,
@@ -126,7 +130,7 @@ def test_a_source_at_s3_does_not_leave_the_scratch_folder(
         boto3.client("s3").put_object(Bucket=bucket, Key=f"models/{address}/{name}", Body=b"x")
     before = sorted(tmp_path.rglob("*"))
     uri = f"s3://{bucket}/models/{address}"
-    given = {"init": (uri,)} if setting == "init" else {"tokenizer": uri}
+    source = {"init": (uri,)} if setting == "init" else {"tokenizer": uri}
     with pytest.raises(StorageError, match=r"its name is no path below one: 's3://.*/models/one/\.\."):
-        prepared(folder, TrainSettings(corpus="c", out="o", **given))
+        prepared(folder, TrainSettings(corpus="c", out="o", **source))
     assert sorted(tmp_path.rglob("*")) == before

@@ -7,17 +7,17 @@ from jobs.train.worker import FinalFailures, final_failure
 
 
 @pytest.mark.parametrize("error", [TrainingDiverged("the loss of step 3 is not finite"), CorpusError("a.jpg is gone")])
-def test_what_a_worker_raises_on_purpose_is_not_tried_again(error: AsapError) -> None:
+def test_an_error_of_ours_ends_the_run(error: AsapError) -> None:
     with pytest.raises(type(error), match=str(error)):
         FinalFailures().after_exception(None, {0: RuntimeError("connection reset"), 1: error})
 
 
 @pytest.mark.parametrize("error", [RuntimeError("killed"), StorageError("s3://a cannot be used: timed out")])
-def test_a_lost_worker_or_store_is_tried_again(error: Exception) -> None:
+def test_a_run_continues_after_a_lost_worker_or_store(error: Exception) -> None:
     FinalFailures().after_exception(None, {0: error})
 
 
-def test_the_sentence_that_ended_the_run_is_found_in_what_the_trainer_raises() -> None:
+def test_the_error_that_ended_the_run_is_found_in_the_exception_of_rays_trainer() -> None:
     diverged = TrainingDiverged("the loss of step 3 is not finite")
     assert final_failure(ControllerError(diverged)) is diverged
     assert final_failure(ControllerError(RuntimeError("out of memory"))) is None

@@ -1,4 +1,4 @@
-"""Which records a step holds."""
+"""The records of a step."""
 
 from jobs.train.data.feed import Order
 

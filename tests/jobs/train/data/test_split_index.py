@@ -1,4 +1,4 @@
-"""What the driver leaves for the workers."""
+"""The index of a split, which the driver writes and the workers read."""
 
 from pathlib import Path
 

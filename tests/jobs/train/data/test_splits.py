@@ -1,4 +1,4 @@
-"""Splits made ready for a run."""
+"""Splits that are prepared for a run."""
 
 import json
 from collections.abc import Callable
@@ -40,23 +40,23 @@ def prepare(corpus: Path, tmp_path: Path) -> Callable[..., tuple[RunFolder, Trai
     folder = RunFolder(tmp_path / "out")
     train_tokenizer(["a man 0 1 2 3"], 100).save_pretrained(folder.tokenizer)
 
-    def prepared(tell: Any = lambda event: None, **changes: Any) -> tuple[RunFolder, TrainSettings]:
+    def prepared(progress: Any = lambda event: None, **changes: Any) -> tuple[RunFolder, TrainSettings]:
         settings = TrainSettings(corpus=str(corpus), out=str(folder.path), **changes)
-        prepare_splits(folder, settings, read_splits(settings, "dgm4"), CONFIG, tell)
+        prepare_splits(folder, settings, read_splits(settings, "dgm4"), CONFIG, progress)
         return folder, settings
 
     return prepared
 
 
-def test_a_broken_picture_is_left_out_below_the_share_and_told_of(corpus: Path, prepare: Any) -> None:
+def test_a_broken_picture_is_left_out_and_reported_below_the_limit(corpus: Path, prepare: Any) -> None:
     (corpus / "train2.png").write_bytes(b"\x89PNG\r\n\x1a\nbroken")
     events: list[dict[str, Any]] = []
     folder, settings = prepare(events.append, missing_images=0.25)
     pairs = Split.open(settings, folder, "train", CONFIG).pairs
     assert [record.id for record in pairs.records] == ["0", "1", "3"]
-    told = json.loads(folder.corpus.read_text())
-    assert (told["ingest"], told["train"]["pairs"], told["train"]["records"]) == ("cache", 4, 3)
-    assert told["train"]["broken_images"]["count"] == 1
+    report = json.loads(folder.corpus.read_text())
+    assert (report["ingest"], report["train"]["pairs"], report["train"]["records"]) == ("cache", 4, 3)
+    assert report["train"]["broken_images"]["count"] == 1
     lines = "\n".join(events[-1]["corpus"])
     assert f"left out because their picture cannot be decoded: picture {corpus}/train2.png" in lines
     assert "explanations: none are given; this is a run without them" in lines
@@ -71,30 +71,30 @@ def test_broken_and_missing_pictures_count_together(corpus: Path, prepare: Any) 
         prepare(missing_images=0.3)
 
 
-def test_what_was_prepared_is_not_prepared_again(prepare: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_prepared_splits_are_not_prepared_again(prepare: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     folder, _ = prepare()
-    monkeypatch.setattr(splits, "_look_at_pictures", lambda *_: pytest.fail("it was decoded again"))
+    monkeypatch.setattr(splits, "_decode_or_measure", lambda *_: pytest.fail("it was decoded again"))
     prepare()
     assert len(list(folder.path.glob("index/*.parquet"))) == 3
 
 
 def test_a_test_corpus_is_read_by_its_own_files(corpus: Path, tmp_path: Path) -> None:
     (tmp_path / "captions.json").write_text(json.dumps({"0": "a coat"}))
-    given = {"corpus": str(corpus), "out": "out", "captions": [str(tmp_path / "captions.json")]}
-    assert read_splits(TrainSettings(**given), "dgm4")["test"].records[0].caption == "a coat"
-    found = read_splits(TrainSettings(**given, test_corpus=str(corpus)), "dgm4")
+    values = {"corpus": str(corpus), "out": "out", "captions": [str(tmp_path / "captions.json")]}
+    assert read_splits(TrainSettings(**values), "dgm4")["test"].records[0].caption == "a coat"
+    found = read_splits(TrainSettings(**values, test_corpus=str(corpus)), "dgm4")
     assert found["train"].records[0].caption == "a coat"
     assert found["test"].records[0].caption == "a man 0"
 
 
-def test_files_of_a_split_may_be_named(corpus: Path) -> None:
+def test_the_settings_may_name_the_files_of_a_split(corpus: Path) -> None:
     settings = TrainSettings(
         corpus=str(corpus), out="out", files={"train": ["metadata/val.json", "metadata/test.json"]}
     )
     assert data_of(read_splits(settings, "dgm4")["train"])["pairs"] == 8
 
 
-def test_pictures_are_cached_where_they_are_here_and_fit(corpus: Path) -> None:
+def test_pictures_are_cached_if_they_are_local_and_fit(corpus: Path) -> None:
     def chosen(**changes: Any) -> str:
         settings = TrainSettings(corpus=str(corpus), out="out", **changes)
         return choose_ingest(settings, read_splits(settings, "dgm4"), 1024)

@@ -1,4 +1,4 @@
-"""Batches streamed by Ray Data, beside those out of the cache."""
+"""Batches that Ray Data streams, compared with those from the cache."""
 
 import dataclasses
 import json
@@ -22,7 +22,7 @@ from asap.preprocessing.text import TextCodec, train_tokenizer
 from asap.training.batch import Batch
 from asap.training.dataset import TrainingSet
 from jobs.errors import JobFailed
-from jobs.train.data import stream as ingest
+from jobs.train.data import stream as stream_module
 from jobs.train.data.feed import CacheFeed, Order
 from jobs.train.data.stream import Decoding, StreamFeed, decode_block, measure_block, measure_pictures, open_feed
 from jobs.train.settings import TrainSettings
@@ -76,8 +76,8 @@ def measured(ray_here: None, records: list[Record], codec: TextCodec) -> Trainin
 @pytest.fixture
 def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Blocks that end within a step, and pipelines that end within an epoch."""
-    monkeypatch.setattr(ingest, "_BLOCK", 3)
-    monkeypatch.setattr(ingest, "_WINDOW", 40)
+    monkeypatch.setattr(stream_module, "_BLOCK", 3)
+    monkeypatch.setattr(stream_module, "_WINDOW", 40)
 
 
 def stream(pairs: TrainingSet, settings: TrainSettings, decoding: Decoding = ONE_TASK, **order: int) -> StreamFeed:
@@ -113,9 +113,7 @@ def test_every_picture_is_measured_as_the_cache_measures_it(
     assert [measured.view(number) for number in range(PAIRS)] == [cached.view(number) for number in range(PAIRS)]
 
 
-def test_pictures_that_cannot_be_decoded_are_told_by_name(
-    ray_here: None, records: list[Record], tmp_path: Path
-) -> None:
+def test_pictures_that_cannot_be_decoded_are_named(ray_here: None, records: list[Record], tmp_path: Path) -> None:
     (tmp_path / "broken.jpg").write_bytes(b"\xff\xd8\xff broken")
     images = [records[0].image, tmp_path / "broken.jpg", tmp_path / "gone.jpg", records[1].image]
     some = [dataclasses.replace(records[0], image=image) for image in images]
@@ -127,20 +125,20 @@ def test_pictures_that_cannot_be_decoded_are_told_by_name(
     assert seen[-1] == 4
 
 
-def test_a_store_that_gives_nothing_stops_it(s3: str, ray_here: None, records: list[Record]) -> None:
+def test_a_store_that_cannot_be_read_stops_the_measuring(s3: str, ray_here: None, records: list[Record]) -> None:
     away = dataclasses.replace(records[0], image="s3://no-such-bucket-anywhere/a.jpg")
     table = measure_block(pa.table({"image": [away.image]}), SIZE).to_pylist()
     assert table[0]["problem"].startswith(f"picture {away.image}: the object does not exist")
 
-    def refused(place: Any) -> bytes:
-        raise StorageError(f"picture {place} cannot be read, after 4 tries: denied")
+    def refused(address: Any) -> bytes:
+        raise StorageError(f"picture {address} cannot be read, after 4 tries: denied")
 
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(ingest, "read_picture", refused)
+        patched.setattr(stream_module, "read_picture", refused)
         (row,) = measure_block(pa.table({"image": [away.image]}), SIZE).to_pylist()
         assert row["is_storage"]
         blocks = iter([pa.Table.from_pylist([row])])
-        patched.setattr(ingest, "_run", lambda *_: blocks)
+        patched.setattr(stream_module, "_map_blocks", lambda *_: blocks)
         with pytest.raises(StorageError, match=r"a\.jpg cannot be read, after 4 tries: denied"):
             measure_pictures([away], SIZE, lambda done: None)
 
@@ -159,7 +157,7 @@ def test_the_stream_gives_the_batches_of_the_cache_whatever_the_number_of_tasks(
     kept = cache(cached, settings)
     for step in range(kept.order.total_steps):
         assert_same(streamed.batch(step), kept.batch(step))
-    assert streamed._views is None  # the pipeline ended with the run
+    assert streamed._rows is None  # the pipeline ended with the run
 
 
 def test_two_workers_share_the_steps_that_one_takes(
@@ -172,7 +170,7 @@ def test_two_workers_share_the_steps_that_one_takes(
         assert torch.equal(images, whole.batch(step).images)
 
 
-def test_a_step_may_be_asked_for_in_pieces_or_anew(
+def test_a_step_can_be_requested_in_parts_and_again(
     measured: TrainingSet, cached: TrainingSet, settings: TrainSettings
 ) -> None:
     streamed, kept = stream(measured, settings), cache(cached, settings)
@@ -180,55 +178,63 @@ def test_a_step_may_be_asked_for_in_pieces_or_anew(
         assert_same(streamed.batch(step, rows), kept.batch(step, rows))
 
 
-def test_what_was_trained_on_before_a_resume_is_not_decoded_again(
+def test_pictures_trained_on_before_a_resume_are_not_decoded_again(
     cached: TrainingSet, settings: TrainSettings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    given: list[tuple[int, int]] = []
+    decoded: list[tuple[int, int]] = []
 
     def run(tables: list[pa.Table], *_: Any) -> Iterator[pa.Table]:
-        given.extend((row["number"], row["epoch"]) for table in tables for row in table.to_pylist())
+        decoded.extend((row["number"], row["epoch"]) for table in tables for row in table.to_pylist())
         return iter(())
 
-    monkeypatch.setattr(ingest, "_run", run)
+    monkeypatch.setattr(stream_module, "_map_blocks", run)
     feed = stream(cached, settings)
     assert list(feed._stream(10, 3)) == []
     steps = [feed.order.rows_of_step(step) for step in (10, 11)]
     order = [(number, epoch) for numbers, epoch in steps for number in numbers]
-    assert given == order[3:]
+    assert decoded == order[3:]
 
 
-def test_a_picture_that_is_gone_since_ends_the_run_by_its_name(
+def test_a_picture_that_no_longer_exists_is_named_and_ends_the_run(
     cached: TrainingSet, settings: TrainSettings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def gone(place: Path) -> Path:
-        return place.with_suffix(".gone")
+    def gone(path: Path) -> Path:
+        return path.with_suffix(".gone")
 
-    monkeypatch.setattr(ingest, "read_picture", gone)
-    monkeypatch.setattr(ingest, "_run", lambda tables, task, given, _: (task(table, **given) for table in tables))
-    with pytest.raises(CorpusError, match=r"picture .*\.png: no file at .*it could be read and decoded before"):
+    monkeypatch.setattr(stream_module, "read_picture", gone)
+    monkeypatch.setattr(
+        stream_module, "_map_blocks", lambda tables, task, arguments, _: (task(table, **arguments) for table in tables)
+    )
+    with pytest.raises(CorpusError, match=r"picture .*\.png: no file at .*It could be read and decoded before"):
         stream(cached, settings).batch(0)
 
 
 def test_rows_out_of_order_are_never_trained_on(
     cached: TrainingSet, settings: TrainSettings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(ingest, "_run", lambda tables, task, given, _: (task(table[1:], **given) for table in tables))
-    with pytest.raises(JobFailed, match=r"the ingest gave record \d+ of epoch 0 where \d+ of 0 was due"):
+    monkeypatch.setattr(
+        stream_module,
+        "_map_blocks",
+        lambda tables, task, arguments, _: (task(table[1:], **arguments) for table in tables),
+    )
+    with pytest.raises(
+        JobFailed, match=r"the ingest returned record \d+ of epoch 0, but record \d+ of epoch 0 was due"
+    ):
         stream(cached, settings).batch(0)
 
 
 def test_a_block_is_a_function_of_its_rows(cached: TrainingSet, settings: TrainSettings) -> None:
     feed = stream(cached, settings)
-    places = [(number, epoch) for epoch in (0, 4) for number in (7, 3, 9)]
-    whole = decode_block(feed._table(places), SIZE, "published", 5)
-    parts = [decode_block(feed._table([place]), SIZE, "published", 5) for place in places]
+    order = [(number, epoch) for epoch in (0, 4) for number in (7, 3, 9)]
+    whole = decode_block(feed._table(order), SIZE, "published", 5)
+    parts = [decode_block(feed._table([row]), SIZE, "published", 5) for row in order]
     assert whole.equals(pa.concat_tables(parts).combine_chunks())
 
 
 # The machines
 
 
-def test_decoding_takes_what_training_leaves_free(ray_here: None) -> None:
+def test_decoding_takes_the_cpus_that_training_leaves_free(ray_here: None) -> None:
     assert Decoding.beside(1, 1) == Decoding(1, 1.0)
     assert Decoding.beside(1, 0.5) == Decoding(1, 1.0)
     assert Decoding.beside(2, 1) == Decoding(1, 0.0)
@@ -237,24 +243,24 @@ def test_decoding_takes_what_training_leaves_free(ray_here: None) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("workers", "cpus"), [(2, 1.0), (2, 0.5), (1, 2.0)])
-def test_workers_that_hold_the_cpus_are_fed(
+def test_workers_that_hold_all_cpus_get_their_batches(
     ray_here: None, measured: TrainingSet, cached: TrainingSet, settings: TrainSettings, workers: int, cpus: float
 ) -> None:
-    class Trainer:  # an actor: unlike a task, it keeps its CPUs while it waits
+    class Reader:  # an actor keeps its CPUs while it waits, and a task does not
         def digests(self, rank: int) -> list[float]:
             feed = open_feed(settings, measured, CONFIG, Order.of(settings, PAIRS, rank, workers), cpus)
             assert isinstance(feed, StreamFeed)
             return [feed.batch(step).images.double().sum().item() for step in range(feed.order.total_steps)]
 
-    trainers = [ray.remote(num_cpus=cpus)(Trainer).remote() for _ in range(workers)]
-    found = ray.get([trainer.digests.remote(rank) for rank, trainer in enumerate(trainers)], timeout=HANG_S)
-    for trainer in trainers:
-        ray.kill(trainer)
+    readers = [ray.remote(num_cpus=cpus)(Reader).remote() for _ in range(workers)]
+    found = ray.get([reader.digests.remote(rank) for rank, reader in enumerate(readers)], timeout=HANG_S)
+    for reader in readers:
+        ray.kill(reader)
     for rank in range(workers):
         feed = cache(cached, settings, rank=rank, world=workers)
         assert found[rank] == [feed.batch(step).images.double().sum().item() for step in range(feed.order.total_steps)]
 
 
-def test_pairs_with_a_cache_are_fed_from_it(cached: TrainingSet, settings: TrainSettings) -> None:
+def test_pairs_with_a_cache_are_read_from_it(cached: TrainingSet, settings: TrainSettings) -> None:
     order = Order.of(settings, PAIRS)
     assert open_feed(settings, cached, CONFIG, order, 1) == CacheFeed(cached, CONFIG, settings, order)

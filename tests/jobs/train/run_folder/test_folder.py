@@ -22,14 +22,14 @@ def mirrored(bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Ru
 
 
 def keys(folder: RunFolder) -> list[str]:
-    assert folder.place is not None
-    listed = boto3.client("s3").list_objects_v2(Bucket=folder.place.bucket).get("Contents", [])
+    assert folder.remote is not None
+    listed = boto3.client("s3").list_objects_v2(Bucket=folder.remote.bucket).get("Contents", [])
     return sorted(entry["Key"] for entry in listed)
 
 
-def test_a_folder_on_a_disk_is_its_own_place(tmp_path: Path) -> None:
+def test_a_folder_on_a_disk_has_no_remote_location(tmp_path: Path) -> None:
     folder = RunFolder.open(str(tmp_path / "run"))
-    assert (folder.path, folder.place) == (tmp_path / "run", None)
+    assert (folder.path, folder.remote) == (tmp_path / "run", None)
     assert folder.ray_storage() == {"storage_path": str(tmp_path / "run")}
     folder.push("model")
     folder.pull("model")
@@ -47,7 +47,7 @@ def test_what_is_pushed_is_pulled_on_another_machine(mirrored: RunFolder, tmp_pa
     mirrored.push("tokenizer", "progress.jsonl", "start")
 
     assert keys(mirrored) == ["runs/one/progress.jsonl", "runs/one/tokenizer/tokenizer.json"]
-    other = RunFolder(tmp_path / "elsewhere", mirrored.place)
+    other = RunFolder(tmp_path / "elsewhere", mirrored.remote)
     other.pull("tokenizer", "progress.jsonl", "start")
     assert (other.tokenizer / "tokenizer.json").read_text() == "{}"
     assert other.progress.read_text() == "a line\n"
@@ -55,7 +55,7 @@ def test_what_is_pushed_is_pulled_on_another_machine(mirrored: RunFolder, tmp_pa
 
 
 @pytest.mark.parametrize("key", ["start/../../../escaped", "start//absolute"])
-def test_a_key_that_leaves_the_copy_is_not_pulled(mirrored: RunFolder, bucket: str, tmp_path: Path, key: str) -> None:
+def test_a_key_outside_the_copy_is_not_pulled(mirrored: RunFolder, bucket: str, tmp_path: Path, key: str) -> None:
     mirrored.path.mkdir(parents=True)
     for name in ("start/!first", key):
         boto3.client("s3").put_object(Bucket=bucket, Key=f"runs/one/{name}", Body=b"x")
@@ -66,18 +66,18 @@ def test_a_key_that_leaves_the_copy_is_not_pulled(mirrored: RunFolder, bucket: s
     assert sorted(tmp_path.rglob("*")) == before
 
 
-def test_a_checkpoint_does_not_leave_the_copy_that_ray_makes(
+def test_a_checkpoint_writes_nothing_outside_the_copy_that_ray_makes(
     bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     scratch = tmp_path / "outer" / "scratch"
     scratch.mkdir(parents=True)
     monkeypatch.setattr(tempfile, "tempdir", str(scratch))
-    place = Location(f"s3://{bucket}/runs/one/checkpoint")
-    write_bytes(place / "state.pt", b"state")
-    system, path = filesystem(place)
+    location = Location(f"s3://{bucket}/runs/one/checkpoint")
+    write_bytes(location / "state.pt", b"state")
+    system, path = filesystem(location)
     with checkpoint_folder(Checkpoint(path, system)) as folder:
         assert (folder / "state.pt").read_bytes() == b"state"
-    # Where its client resolves a key before it asks, the store must have the object that it asks for then.
+    # The client may resolve a key before its request. The store must have the object of that request too.
     for name in ("runs/one/checkpoint/../../escaped", "runs/escaped"):
         boto3.client("s3").put_object(Bucket=bucket, Key=name, Body=b"x")
     with (
@@ -91,7 +91,7 @@ def test_a_checkpoint_does_not_leave_the_copy_that_ray_makes(
         assert folder == tmp_path / "local"
 
 
-def test_a_copy_becomes_what_the_place_holds_and_keeps_its_pictures(mirrored: RunFolder) -> None:
+def test_a_refreshed_copy_has_the_files_of_the_prefix_and_keeps_its_pictures(mirrored: RunFolder) -> None:
     for name in ("train.json", "pictures/some.npy", "tensorboard/old"):
         (mirrored.path / name).parent.mkdir(parents=True, exist_ok=True)
         (mirrored.path / name).write_text("of a run that was deleted")
@@ -100,14 +100,14 @@ def test_a_copy_becomes_what_the_place_holds_and_keeps_its_pictures(mirrored: Ru
     assert left == ["some.npy"]
 
 
-def test_a_model_is_there_once_its_last_file_is(mirrored: RunFolder) -> None:
+def test_a_model_is_complete_once_its_last_file_is_uploaded(mirrored: RunFolder) -> None:
     mirrored.model.mkdir(parents=True)
     for name in ("README.md", "model.safetensors", "config.json"):
         (mirrored.model / name).write_text(name)
     uploaded: list[str] = []
-    real = RunFolder._upload
+    real = run_folder._upload
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(RunFolder, "_upload", lambda self, file: (uploaded.append(file.name), real(self, file))[1])
+        patch.setattr(run_folder, "_upload", lambda file, target: (uploaded.append(file.name), real(file, target))[1])
         assert not mirrored.has_model()
         mirrored.push("model", last="config.json")
     assert uploaded == ["README.md", "model.safetensors", "config.json"]
@@ -115,18 +115,18 @@ def test_a_model_is_there_once_its_last_file_is(mirrored: RunFolder) -> None:
     assert str(mirrored.finished_model) == f"{mirrored}/model"
 
 
-def test_a_place_that_cannot_be_written_is_told_in_one_sentence(s3: str, tmp_path: Path) -> None:
+def test_a_run_folder_that_cannot_be_written_is_named(s3: str, tmp_path: Path) -> None:
     with pytest.raises(StorageError, match="the bucket 'no-such-bucket' does not exist; check its name"):
         RunFolder.open("s3://no-such-bucket/run").check_writable()
     (tmp_path / "file").touch()
-    with pytest.raises(StorageError, match=f"nothing can be written to {tmp_path}/file/run: "):
+    with pytest.raises(StorageError, match=f"{tmp_path}/file/run cannot be written: "):
         RunFolder.open(str(tmp_path / "file" / "run")).check_writable()
     (tmp_path / "progress.jsonl").touch()
     with pytest.raises(StorageError, match=r"the bucket of s3://no-such-bucket/run/progress\.jsonl does not exist"):
         RunFolder(tmp_path, Location("s3://no-such-bucket/run")).push("progress.jsonl")
 
 
-def test_nothing_is_left_of_the_probe(mirrored: RunFolder) -> None:
+def test_the_probe_for_writing_leaves_no_file(mirrored: RunFolder) -> None:
     mirrored.check_writable()
     assert keys(mirrored) == []
     assert mirrored.is_empty()
@@ -138,9 +138,9 @@ def test_ray_writes_its_checkpoints_to_the_same_place(mirrored: RunFolder, bucke
     assert storage["storage_filesystem"].type_name == "s3"
 
 
-def test_somebody_elses_scratch_is_not_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_folder_of_another_user_is_not_used_for_copies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(run_folder.tempfile, "gettempdir", lambda: str(tmp_path))
     (tmp_path / "theirs").mkdir()
     (tmp_path / f"asap-runs-{os.getuid()}").symlink_to(tmp_path / "theirs")
-    with pytest.raises(StorageError, match="belongs to somebody else; set TMPDIR"):
+    with pytest.raises(StorageError, match=r"belongs to another user\. Set TMPDIR"):
         RunFolder.open("s3://bucket/run")

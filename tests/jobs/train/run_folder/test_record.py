@@ -20,7 +20,7 @@ def read(folder: RunFolder) -> dict[str, Any]:
     return json.loads(folder.record.read_text())
 
 
-def test_a_run_tells_its_code_libraries_settings_data_seed_and_machines(folder: RunFolder) -> None:
+def test_the_record_has_code_libraries_settings_data_seed_and_machines(folder: RunFolder) -> None:
     settings = TrainSettings(corpus="corpus", out="run", seed=7, init=("demo",))
     start_record(folder, settings, {"train": "abc"})
     note_cluster(folder, {"CPU": 8.0, "GPU": 2.0, "accelerator_type:H100": 2.0, "node:10.0.0.1": 1.0})
@@ -37,7 +37,7 @@ def test_a_run_tells_its_code_libraries_settings_data_seed_and_machines(folder: 
     assert start["model"] == {"pairs": 64}
 
 
-def test_a_run_that_goes_on_keeps_the_record_of_its_former_start(folder: RunFolder) -> None:
+def test_a_resumed_run_keeps_the_record_of_its_former_start(folder: RunFolder) -> None:
     settings = TrainSettings(corpus="corpus", out="run")
     start_record(folder, settings, {"train": "abc"})
     start_record(folder, settings)
@@ -46,7 +46,7 @@ def test_a_run_that_goes_on_keeps_the_record_of_its_former_start(folder: RunFold
     assert record["data"] == {"train": "abc"}
 
 
-def test_no_place_of_this_machine_is_in_it(folder: RunFolder, tmp_path: Path) -> None:
+def test_the_record_has_no_path_of_this_machine(folder: RunFolder, tmp_path: Path) -> None:
     start_record(folder, TrainSettings(corpus="corpus", out="run"))
     text = folder.record.read_text()
     assert str(tmp_path) not in text
@@ -55,13 +55,13 @@ def test_no_place_of_this_machine_is_in_it(folder: RunFolder, tmp_path: Path) ->
 
 
 def test_code_is_named_by_its_commit_or_its_version(monkeypatch: pytest.MonkeyPatch) -> None:
-    said = {"rev-parse": "0123abc", "ls-files": "record.py", "status": " M jobs/train.py"}
-    monkeypatch.setattr(run_record, "_git", lambda folder, *words: said[words[0]])
+    outputs = {"rev-parse": "0123abc", "ls-files": "record.py", "status": " M jobs/train/run.py"}
+    monkeypatch.setattr(run_record, "_git", lambda folder, *words: outputs[words[0]])
     assert code_version() == {"version": "0.1.0", "commit": "0123abc", "changed": True}
-    said["ls-files"] = ""  # an environment that lies in somebody's repository
+    outputs["ls-files"] = ""  # an environment inside another repository
     assert code_version() == {"version": "0.1.0"}
 
 
-def test_without_git_there_is_the_version(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_version_is_recorded_without_git(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "")
     assert code_version() == {"version": "0.1.0"}

@@ -1,0 +1,14 @@
+"""The events that a training run reports while it prepares and trains.
+
+{"start": source, "report": text}              a source of weights was read
+{"corpus": [line, ...], "ingest": name}        the corpus was read; `ingest` is "cache" or "stream"
+{"stage": name, "done": count, "total": count} pictures of a split are being decoded
+{"note": sentence}                             the machines differ from what was requested
+{"pairs": count, "of": count, ...}             a line of `progress.jsonl`
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+OnEvent = Callable[[dict[str, Any]], None]
+"""A function that is called with each event."""
