@@ -11,7 +11,7 @@ from asap.preprocessing.images import DEFAULT_LIMITS
 from asap.storage.fetch import FetchSettings
 from asap.storage.location import Location
 from jobs.scan.input.record_files import record_file
-from jobs.settings import Device, Settings
+from jobs.settings import ClusterSettings, Settings
 
 
 class CaptionSettings(Settings):
@@ -28,7 +28,7 @@ class CaptionSettings(Settings):
     """Pixels: larger pictures are made smaller before they travel to the captioner."""
 
 
-class ScanSettings(Settings):
+class ScanSettings(ClusterSettings):
     """A bulk scan: what to read, with which model, where to write, and how to run."""
 
     input: str
@@ -43,15 +43,12 @@ class ScanSettings(Settings):
     max_image_pixels: int = Field(default=DEFAULT_LIMITS.max_pixels, ge=1)
     captions: CaptionSettings | None = None
 
-    address: str | None = None
-    """Of a running Ray cluster; None starts Ray on this machine."""
-    device: Device = "auto"
     detectors: int | None = Field(default=None, ge=1)
     """Detector actors; None: one a GPU, or as many as the CPUs carry."""
     batch_size: int | None = Field(default=None, ge=1)
     """Pairs that travel and are judged together; None: 64 on CPUs, 256 on GPUs."""
     wait_for_machines_s: float = Field(default=900, ge=0)
-    """That a cluster is given to bring GPUs for the detectors, where `device` asks for them."""
+    """Seconds to wait until a cluster at `address` has the GPUs that the detectors need, if `device` is `cuda`."""
     rows_per_file: int | None = Field(default=None, ge=1)
     """Pairs of one results file, which are lost if the job dies before it is written; None: by the size of the job."""
     fetch: FetchSettings = FetchSettings()

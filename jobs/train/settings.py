@@ -8,7 +8,7 @@ from typing import Any, Literal, Self
 from pydantic import Field, model_validator
 
 from asap.training.objective import LossWeights, Recipe, recipe_called
-from jobs.settings import CorpusSettings, Device
+from jobs.settings import ClusterSettings, CorpusSettings, Device
 
 EXECUTION_SETTINGS = {
     "out", "workers", "min_workers", "regrow_every_s", "cpus_per_worker", "device", "checkpoint_activations", "compile",
@@ -17,7 +17,7 @@ EXECUTION_SETTINGS = {
 """The settings of a training run that may change from one start of it to the next."""
 
 
-class TrainSettings(CorpusSettings):
+class TrainSettings(CorpusSettings, ClusterSettings):
     """A training run: what to learn from, what to learn, and how long."""
 
     corpus: str
@@ -113,10 +113,6 @@ class TrainSettings(CorpusSettings):
     """Pairs of the validation split that are judged at a checkpoint."""
     export: Literal["best", "last"] = "best"
     """Which checkpoint becomes the model: the best by validation AUC, or the last."""
-    address: str | None = None
-    """Of a running Ray cluster; None starts Ray on this machine."""
-    wait_for_machines_s: float = Field(default=900, ge=0)
-    """How long a cluster at `address` is given to bring machines that the workers need, as its autoscaler does."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:
