@@ -25,7 +25,7 @@ class ClusterSettings(Settings):
     device: Device = "auto"
     """Device of the model. `auto`: GPUs if the machines have any; `cuda`: wait for them."""
     wait_for_machines_s: float = Field(default=900, ge=0)
-    """Seconds to wait until a cluster at `address` has the machines that the workers need (its autoscaler adds them)."""
+    """Seconds to wait for a cluster at `address` to add the machines that the workers need, as its autoscaler does."""
 
 
 class CorpusSettings(Settings):

@@ -48,7 +48,7 @@ class ScanSettings(ClusterSettings):
     batch_size: int | None = Field(default=None, ge=1)
     """Pairs that travel and are judged together; None: 64 on CPUs, 256 on GPUs."""
     wait_for_machines_s: float = Field(default=900, ge=0)
-    """Seconds to wait until a cluster at `address` has the GPUs that the detectors need, if `device` is `cuda`."""
+    """Seconds to wait until a cluster at `address` has the GPUs that the detectors need, if `device` calls for them."""
     rows_per_file: int | None = Field(default=None, ge=1)
     """Pairs of one results file, which are lost if the job dies before it is written; None: by the size of the job."""
     fetch: FetchSettings = FetchSettings()
