@@ -29,7 +29,7 @@ class ClusterSettings(Settings):
 
 
 class CorpusSettings(Settings):
-    """Where the files of a labeled corpus are, and how its defects are handled (docs/corpora.md)."""
+    """The files of a labeled corpus, and the handling of its defects (docs/corpora.md)."""
 
     missing_images: float = Field(default=0.01, ge=0, le=1)
     """Largest fraction of a split's pairs whose picture may be missing or broken. They are left out; if there are more,
