@@ -28,7 +28,7 @@ LOSS_TERMS = {
     "bbox_l1": "face box, L1",
     "giou": "face box, GIoU",
     "tmg": "manipulated words",
-    "mgca": "guided cross attention",
+    "mgca": "manipulation-guided cross attention",
     "mpp": "manipulated patches",
     "cwp": "caption word prediction",
     "mlm": "masked language modeling",
