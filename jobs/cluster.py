@@ -1,8 +1,8 @@
-"""The Ray that jobs run on: one that starts by itself on this machine, or a running cluster by its address.
+"""The Ray that jobs run on: one started on this machine, or a running cluster at an address.
 
-Ray waits for ever, and says nothing, for machines that nobody will bring, and tells no program whether a cluster grows
-by itself. So what a job needs is compared with the machines that are alive before it begins: where it does not fit, a
-Ray of this machine is told so at once, and a cluster is given a while to bring what is asked for.
+Ray waits silently and forever for machines that nobody will add, and no program can ask it whether a cluster grows by
+itself. So a job's needs are compared with the machines that are alive before the job begins. If they do not fit, a Ray
+on this machine refuses at once, and a cluster is given some time to add machines.
 """
 
 from __future__ import annotations
@@ -20,14 +20,22 @@ from asap.packages import SETUP_HOOK
 from jobs.errors import JobError
 
 Resources = Mapping[str, float]
-"""Amounts by the name that Ray gives them, such as CPU and GPU."""
+"""Amounts by Ray's name of the resource, such as CPU and GPU."""
 
 
 @contextmanager
 def ray_running(address: str | None = None, **options: Any) -> Iterator[None]:
-    """Ray for the time of the block; one that is running already in this process is used and left running."""
-    _set_defaults(local=address is None)
-    import ray
+    """Run Ray for the duration of the block; if Ray already runs in this process, use it and leave it running.
+
+    Args:
+        address: A running cluster; None starts Ray on this machine.
+        options: Further arguments of `ray.init`.
+    """
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    if address is None and not {"RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"} & os.environ.keys():
+        # Ray would leave a token in the home folder for good. A token that dies with this process protects as well.
+        os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
+    import ray  # after the environment is set
 
     if ray.is_initialized():
         silence_ray_data()
@@ -46,32 +54,26 @@ def _start(address: str | None, options: dict[str, Any]) -> None:
 
     local = {} if address else {"include_dashboard": False}
     settings: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR} | local | options
-    # Workers import the packages before Ray puts the working folder, and what it may hold, first on their path.
+    # Workers import the packages before Ray puts the working folder first on their path, whatever that folder holds.
     settings["runtime_env"] = {"worker_process_setup_hook": SETUP_HOOK} | options.get("runtime_env", {})
+    # Ray gives a busy machine half a minute to start, so a timeout is retried twice.
     for last in (False, False, True):
         try:
             ray.init(address or "local", **settings)
             return
         except ConnectionError as error:
             raise JobError(f"no Ray cluster answers at {address}: {error}") from error
-        except Exception as error:  # Ray gives a busy machine half a minute, and names no class for what it raises
+        except Exception as error:  # Ray has no class for this error
             ray.shutdown()
             if last or "timed out during startup" not in str(error):
                 raise JobError(
-                    f"Ray did not start: {str(error).partition(chr(10))[0]} Let the machine do less, or give --address "
-                    "of a cluster that runs; the same command begins anew"
+                    f"Ray did not start: {str(error).partition(chr(10))[0]} Reduce the load of this machine, or give "
+                    "--address of a running cluster. Then run the same command again."
                 ) from error
 
 
-def _set_defaults(local: bool) -> None:
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    if local and not {"RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"} & os.environ.keys():
-        # Ray would write a token for ever into the home folder; one that dies with this process keeps others out too.
-        os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
-
-
 def silence_ray_data() -> None:
-    """Let Ray Data work in this process without telling of it."""
+    """Stop Ray Data from printing its progress and its execution plans in this process."""
     from ray.data import DataContext
 
     context = DataContext.get_current()
@@ -79,64 +81,73 @@ def silence_ray_data() -> None:
     context.print_on_execution_start = False
     context.use_datasource_v2 = False
     logging.getLogger("ray").setLevel(logging.ERROR)
-    logging.getLogger("ray.data").setLevel(logging.INFO)  # below, it writes pages of figures every few seconds
+    logging.getLogger("ray.data").setLevel(logging.INFO)  # at DEBUG it writes pages of statistics every few seconds
     for handler in logging.getLogger("ray.data").handlers:
-        # Ray's own; the session's log file still tells everything, and what a program logs by is its own.
+        # Only Ray's own handlers are silenced, not those of the program. The log file of the session still has all.
         if isinstance(handler, logging.StreamHandler) and handler not in logging.root.handlers:
             handler.setLevel(logging.CRITICAL)
 
 
 def machines_alive() -> list[Resources]:
-    """What each machine of the Ray that runs has in all, whether it is in use or not."""
+    """Return the total resources of each live machine of the running Ray, whether in use or not."""
     import ray
 
     return [node["Resources"] for node in ray.nodes() if node["Alive"]]
 
 
 def count_fitting(machines: Sequence[Resources], needs: Resources) -> int:
-    """How many workers of these needs the machines hold together, each worker on one machine."""
+    """Count the workers with these needs that fit on the machines together, each worker on one machine."""
     return sum(min(int(machine.get(kind, 0) // amount) for kind, amount in needs.items()) for machine in machines)
 
 
 def most_cpus(machines: Sequence[Resources], workers: int, needs: Resources) -> int:
-    """The most CPUs that so many workers can have each, beside what else they need; 0 where not even one."""
+    """Return the most CPUs that each of the workers can have beside its other needs; 0 if not even one."""
     largest = max((int(machine.get("CPU", 0)) for machine in machines), default=0)
     fits = (cpus for cpus in range(largest, 0, -1) if count_fitting(machines, {**needs, "CPU": cpus}) >= workers)
     return next(fits, 0)
 
 
 def wait_for_resources(
-    needs: Resources, workers: int, wait_s: float, tell: Callable[[str], None], way_out: str
+    needs: Resources, workers: int, wait_s: float, on_note: Callable[[str], None], way_out: str
 ) -> list[Resources]:
-    """The machines, once they hold so many workers of these needs.
+    """Return the machines once the workers fit on them.
 
-    wait_s: how long a cluster is given to bring machines, for which they are asked; `tell` gets a sentence then.
-    Raises `ConfigError`, with what is asked, what there is, and the way out.
+    Raises `ConfigError` with the request, the machines that exist, and the way out, if the workers never fit.
+
+    Args:
+        needs: Resources of one worker.
+        workers: Number of workers that must fit.
+        wait_s: Seconds that a cluster has to add machines, which are requested from its autoscaler. 0: no wait.
+        on_note: Receives a sentence if there is a wait.
+        way_out: Advice that ends the error message.
     """
     machines = machines_alive()
     if count_fitting(machines, needs) >= workers:
         return machines
-    asked = f"{workers} worker{'s' if workers > 1 else ''} with {_amounts(needs)}{' each' if workers > 1 else ''}"
+    request = f"{workers} worker{'s' if workers > 1 else ''} with {_amounts(needs)}{' each' if workers > 1 else ''}"
     if wait_s:
-        tell(f"waiting up to {wait_s / 60:.2g} min for machines to hold {asked}: there are {_describe(machines)}")
+        on_note(f"waiting up to {wait_s / 60:.2g} min for machines to hold {request}: there are {_describe(machines)}")
         if _reserve(needs, workers, wait_s):
             return machines_alive()
-    raise ConfigError(f"{asked} do not fit into what Ray has, {_describe(machines_alive())}; {way_out}")
+    raise ConfigError(
+        f"not enough resources: {request} do not fit into the cluster, which has {_describe(machines_alive())}; "
+        f"{way_out}"
+    )
 
 
 def _reserve(needs: Resources, workers: int, wait_s: float) -> bool:
-    """Whether a reservation of all of it comes about, which makes an autoscaler start machines; it is not kept."""
+    """Reserve all of it for a moment, which makes an autoscaler start machines; True if it succeeds in time."""
     from ray.util import placement_group, remove_placement_group
 
-    asked = placement_group([dict(needs)] * workers)
+    group = placement_group([dict(needs)] * workers)
     try:
-        return bool(asked.wait(wait_s))
+        return bool(group.wait(wait_s))
     finally:
-        remove_placement_group(asked)
+        remove_placement_group(group)
 
 
 def _describe(machines: Sequence[Resources]) -> str:
-    """Machines by what they have: `2 x (8 CPUs, 1 GPU), 1 x (16 CPUs, 0 GPUs)`."""
+    """Describe machines by their resources: `2 x (8 CPUs, 1 GPU), 1 x (16 CPUs, 0 GPUs)`."""
     kinds = Counter(_amounts({kind: machine.get(kind, 0) for kind in ("CPU", "GPU")}) for machine in machines)
     return ", ".join(f"{count} x ({amounts})" for amounts, count in kinds.most_common()) or "no machine"
 

@@ -1,26 +1,27 @@
-"""The errors of jobs, each one sentence that says what was wrong and what to do.
+"""The errors of jobs. Each message is one sentence about the problem, and what to do about it.
 
     AsapError
-    └── JobError               a job that cannot start or go on
-        ├── StorageError       a place that cannot be read or written: bucket, credentials, folder
-        ├── InputNotFound      the input is not there, or holds nothing to scan
-        ├── JobInUse           another process is working on the job
-        ├── JobDiffers         the job folder belongs to other settings, another model or another input
-        ├── JobFailed          the work stopped; what was done is kept, and the same command goes on from there
-        └── TrainingDiverged   the loss of a training run stopped making sense
+    ├── StorageError               a location that cannot be read or written: bucket, credentials, folder
+    └── JobError                   a job that cannot start or resume
+        ├── InputNotFound          the input does not exist, or holds nothing to scan
+        ├── JobInUse               another process is working on the job
+        ├── JobDiffers             the job folder belongs to other settings, another model or another input
+        ├── JobFailed              the work stopped; finished work is kept, and the same command resumes it
+        └── TrainingDiverged       the loss of a training run is not finite or has exploded
 
-`FetchFailed` is about one object alone and becomes a row (`error_code`, `error_detail`, `retryable`).
+`StorageError` is in `asap.errors`. `FetchFailed` concerns a single object and becomes a row of the results
+(`error_code`, `error_detail`, `retryable`).
 """
 
 from asap.errors import AsapError
 
 
 class JobError(AsapError):
-    """A job that cannot start or go on."""
+    """A job that cannot start or resume."""
 
 
 class InputNotFound(JobError):
-    """The input is not there, or holds nothing to scan."""
+    """The input does not exist, or holds nothing to scan."""
 
 
 class JobInUse(JobError):
@@ -32,7 +33,7 @@ class JobDiffers(JobError):
 
 
 class JobFailed(JobError):
-    """The work stopped; what was done is kept."""
+    """The work stopped. Finished work is kept."""
 
 
 class TrainingDiverged(JobError):

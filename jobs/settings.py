@@ -1,4 +1,4 @@
-"""What each job can be told, one pydantic model a job; what cannot work is refused when it is built."""
+"""Settings that several jobs share. Values that cannot work are refused when the settings are built."""
 
 from __future__ import annotations
 
@@ -12,31 +12,44 @@ Device = Literal["auto", "cpu", "cuda"]
 
 
 class Settings(BaseModel):
-    """Frozen, and strict about names: a setting that is misspelt is an error, not ignored."""
+    """Base of all settings: frozen, and strict about names, so that a misspelled setting is an error."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
+class ClusterSettings(Settings):
+    """The Ray that a job runs on."""
+
+    address: str | None = None
+    """Address of a running Ray cluster. None: start Ray on this machine."""
+    device: Device = "auto"
+    """Device of the model. `auto`: GPUs if the machines have any; `cuda`: wait for them."""
+    wait_for_machines_s: float = Field(default=900, ge=0)
+    """Seconds to wait for a cluster at `address` to add the machines that the workers need, as its autoscaler does."""
+
+
 class CorpusSettings(Settings):
-    """How a labelled corpus is read, and what is made of one that is not as it should be (docs/corpora.md)."""
+    """The files of a labeled corpus, and the handling of its defects (docs/corpora.md)."""
 
     missing_images: float = Field(default=0.01, ge=0, le=1)
-    """Share of a split's pairs whose picture may be missing or broken: they are left out. Above it nothing starts."""
+    """Largest fraction of a split's pairs whose picture may be missing or broken. They are left out; if there are more,
+    nothing starts."""
     bad_boxes: BadBox = "boxless"
-    """Of a box that is no box: `boxless` keeps the pair without it, `skip` leaves the pair out, `refuse` stops."""
+    """Handling of an invalid box: `boxless` keeps the pair without it, `skip` leaves the pair out, `refuse` stops."""
     stray_positions: BadPosition = "drop"
-    """Of positions beyond the text: `drop` drops them, `skip` leaves the pair out, `refuse` stops."""
+    """Handling of positions beyond the text: `drop` drops them, `skip` leaves the pair out, `refuse` stops."""
     files: dict[Literal["train", "val", "test"], list[str]] = {}
-    """Of metadata, by split, where they are not found by themselves: in the corpus, or by path or s3:// address."""
+    """Metadata files by split, for a corpus where they are not found automatically: names in the corpus, paths, or
+    s3:// addresses."""
     captions: list[str] = []
-    """Files of captions, those before going before; none: `captions.json` of the corpus, if it is there."""
+    """Files of captions; an earlier file takes precedence. Empty: `captions.json` of the corpus, if it exists."""
     explanations: list[str] = []
-    """Likewise, `explanations.json`."""
+    """Files of explanations, handled as `captions`. Empty: `explanations.json` of the corpus, if it exists."""
     pictures: str | None = None
-    """The folder or s3:// that the pictures lie in, if it is not the corpus."""
+    """Folder or s3:// prefix of the pictures. None: the corpus."""
 
     def rules(self, label_set: str) -> ReadRules:
-        """For a corpus of this label set, the model's."""
+        """Return the rules for reading a corpus with this label set, which is the model's."""
         return ReadRules(
             label_set=label_set,
             missing_images=self.missing_images,

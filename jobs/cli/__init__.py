@@ -1,1 +1,13 @@
-"""cli"""
+"""The `asap` command, one file a command.
+
+app.py         the command line: subcommands, error messages, exit codes
+options.py     options that several commands share, and `--set`
+display.py     progress, tables, and a finding in the terminal
+scan.py        asap scan
+detect.py      asap detect
+newsroom.py    asap newsroom
+train.py       asap train
+evaluate.py    asap evaluate
+policy.py      asap calibrate, asap repolicy
+serve.py       asap serve, asap serve build
+"""

@@ -1,7 +1,8 @@
-"""What the commands show in a terminal: a job's progress, its table, and a finding with its words marked."""
+"""Terminal output of the commands: progress, tables, and a finding with its words marked."""
 
 from __future__ import annotations
 
+import textwrap
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -21,11 +22,34 @@ if TYPE_CHECKING:
     from jobs.scan.run import ScanProgress, Watch
     from jobs.train.plan import Plan
 
+LOSS_TERMS = {
+    "bic": "real or fake",
+    "mlc": "manipulation types",
+    "bbox_l1": "face box, L1",
+    "giou": "face box, GIoU",
+    "tmg": "manipulated words",
+    "mgca": "manipulation-guided cross attention",
+    "mpp": "manipulated patches",
+    "cwp": "caption word prediction",
+    "mlm": "masked language modeling",
+    "vlc": "vision-language contrast",
+    "ied": "real or fake by the explanation",
+}
+"""Meaning of each loss term, by its name in `asap.training.objective.LossWeights`."""
 _LINE_EVERY_S = 5.0
+_LINE_WIDTH = 100
 _PLAIN: dict[str, Any] = {
     "title_justify": "left", "box": SIMPLE_HEAD, "show_edge": False, "pad_edge": False, "collapse_padding": True,
 }  # fmt: skip
 _VERDICT_STYLES = {"manipulated": "bold white on red", "review": "bold black on yellow", "authentic": "bold green"}
+
+
+def print_plain(console: Console, text: str) -> None:
+    """Print text as it is: no markup, no highlighting, and no line breaks of its own, so that a path can be copied."""
+    console.print(text, highlight=False, soft_wrap=True, markup=False)
+
+
+# Progress.
 
 
 @contextmanager
@@ -53,6 +77,8 @@ def progress_shown(console: Console) -> Iterator[Watch]:
 
 
 class _Lines:
+    """Progress as lines, for a log file or a pipe."""
+
     def __init__(self, console: Console) -> None:
         self._console = console
         self._stage = ""
@@ -66,42 +92,56 @@ class _Lines:
         self._console.print(f"{now.stage}{done}", highlight=False)
 
 
+def _counts(now: ScanProgress) -> str:
+    if not now.pairs_per_s:
+        return ""
+    return f"{now.pairs_per_s:.0f} pairs/s  {now.flagged} flagged  {now.errors} errors"
+
+
 @contextmanager
-def count_shown(console: Console, what: str) -> Iterator[Callable[[int, int], None]]:
-    """Show a count of pairs, told as (done, total)."""
+def count_shown(console: Console, stage: str) -> Iterator[Callable[[int, int], None]]:
+    """Show a count of pairs, reported as (done, total), under the name of a stage."""
     from jobs.scan.run import ScanProgress
 
     with progress_shown(console) as watch:
-        yield lambda done, total: watch(ScanProgress(what, done, total))
+        yield lambda done, total: watch(ScanProgress(stage, done, total))
 
 
 @contextmanager
 def training_shown(console: Console) -> Iterator[Callable[[dict[str, Any]], None]]:
-    """Show a training run's events, as `train.run` tells them: a line each; in a terminal, a bar for the losses."""
+    """Show the events of `jobs.train.run`: one line each; in a terminal, the losses move a bar instead."""
     if not console.is_terminal:
-        yield lambda event: _print_line(console, _event_line(event))
+        explained: set[str] = set()
+        yield lambda event: print_plain(console, _explain_terms(event, explained) + _event_line(event))
         return
     columns = (
         SpinnerColumn(),
         BarColumn(bar_width=20),
         MofNCompleteColumn(),
-        TextColumn("pairs  {task.fields[told]}"),
+        TextColumn("pairs  {task.fields[status]}"),
     )
     with Progress(*columns, console=console) as bar:
-        task = bar.add_task("training", total=None, told="", visible=False)
+        task = bar.add_task("training", total=None, status="", visible=False)
 
         def show(event: dict[str, Any]) -> None:
             if "losses" in event:
-                told = f"{_speed(event)}  loss {event['losses']['total']:.3f}"
-                bar.update(task, visible=True, completed=event["pairs"], total=event["of"], told=told)
+                status = f"{_speed(event)}  loss {event['losses']['total']:.3f}"
+                bar.update(task, visible=True, completed=event["pairs"], total=event["of"], status=status)
             else:
-                _print_line(bar.console, _event_line(event))
+                print_plain(bar.console, _event_line(event))
 
         yield show
 
 
-def _print_line(console: Console, line: str) -> None:
-    console.print(line, highlight=False, soft_wrap=True, markup=False)
+def _explain_terms(event: dict[str, Any], explained: set[str]) -> str:
+    """Lines that explain the loss terms of an event that are new, and are explained from now on."""
+    # Terms join stage by stage, so the first step does not have all of them.
+    new = {name: LOSS_TERMS[name] for name in event.get("losses", ()) if name in LOSS_TERMS and name not in explained}
+    if not new:
+        return ""
+    explained |= set(new)
+    meanings = "; ".join(f"{name} = {meaning}" for name, meaning in new.items())
+    return textwrap.fill(f"loss terms: {meanings}", _LINE_WIDTH, subsequent_indent="  ") + "\n"
 
 
 def _event_line(event: dict[str, Any]) -> str:
@@ -114,10 +154,10 @@ def _event_line(event: dict[str, Any]) -> str:
     if "corpus" in event:
         return "\n".join([*event["corpus"], f"pictures: {event['ingest']}"])
     if "validation" in event:
-        figures = {name: "-" if value is None else f"{value:.3f}" for name, value in event["validation"].items()}
-        return f"{event['pairs']}/{event['of']} pairs  validation  {_named(figures)}"
+        metrics = {name: "-" if value is None else f"{value:.3f}" for name, value in event["validation"].items()}
+        return f"{event['pairs']}/{event['of']} pairs  validation  {_joined(metrics)}"
     losses = {name: f"{value:.3f}" for name, value in event["losses"].items()}
-    return f"{event['pairs']}/{event['of']} pairs  {_speed(event)}  {_named(losses)}"
+    return f"{event['pairs']}/{event['of']} pairs  {_speed(event)}  {_joined(losses)}"
 
 
 def _speed(event: dict[str, Any]) -> str:
@@ -125,18 +165,15 @@ def _speed(event: dict[str, Any]) -> str:
     return f"{event['pairs_per_s']:.0f} pairs/s  {left_min:.0f} min left"
 
 
-def _named(values: dict[str, str]) -> str:
+def _joined(values: dict[str, str]) -> str:
     return "  ".join(f"{name} {value}" for name, value in values.items())
 
 
-def _counts(now: ScanProgress) -> str:
-    if not now.pairs_per_s:
-        return ""
-    return f"{now.pairs_per_s:.0f} pairs/s  {now.flagged} flagged  {now.errors} errors"
+# Results.
 
 
 def summary_table(summary: dict[str, Any]) -> Table:
-    """The four numbers of a finished scan."""
+    """Return the four numbers of a finished scan as a table."""
     table = Table(title=f"scan {summary['job_id']}", title_justify="left")
     for name in ("pairs", "flagged", "errors", "pairs/s"):
         table.add_column(name, justify="right")
@@ -146,8 +183,15 @@ def summary_table(summary: dict[str, Any]) -> Table:
     return table
 
 
+def errors_line(summary: dict[str, Any]) -> str:
+    """Return one line with the count of each error code and the file that lists them; empty without errors."""
+    counts = ", ".join(f"{count:,} {code}" for code, count in summary["error_codes"].items())
+    return f"errors: {counts}; see {summary['errors_file']}" if counts else ""
+
+
 def plan_tables(plan: Plan) -> Group:
-    """What a training run will do."""
+    """Return the tables of `asap train --plan`."""
+    # The pairs, by class and split.
     classes = list(dict.fromkeys(name for counts in plan.pairs.values() for name in counts))
     pairs = Table(title="pairs", **_PLAIN)
     pairs.add_column("class", no_wrap=True)
@@ -156,30 +200,34 @@ def plan_tables(plan: Plan) -> Group:
     for name in classes:
         pairs.add_row(name, *(f"{counts.get(name, 0):,}" for counts in plan.pairs.values()))
     pairs.add_row("all", *(f"{sum(counts.values()):,}" for counts in plan.pairs.values()), style="bold")
-    left_out = f"{plan.left_out_an_epoch:,} pairs of an epoch do not fill a batch" if plan.left_out_an_epoch else ""
-    steps = _rows("steps", {"steps": f"{plan.steps:,}", "epochs": f"{plan.epochs:.2f}", "left out": left_out or "none"})
+    left_out = f"{plan.left_out_an_epoch:,} pairs per epoch do not fill a batch" if plan.left_out_an_epoch else "none"
+
+    # The stages, by short names of the terms, and below them the meaning of those that occur.
     stages = Table(title="stages", **_PLAIN)
-    for name in ("steps", "terms and their weights"):
+    for name in ("steps", "loss terms and their weights"):
         stages.add_column(name)
     for stage in plan.stages:
         terms = ", ".join(f"{name} {weight:g}" for name, weight in stage.weights.items())
-        locked = "; the image encoder rests" if stage.image_locked else ""
+        locked = "; the image encoder is frozen" if stage.image_locked else ""
         stages.add_row(f"{stage.first_step:,} to {stage.last_step:,}", terms + locked)
-    total = _size(sum(plan.memory.values()))
-    memory = {name: _size(size) for name, size in plan.memory.items()} | {"all": total}
-    kept = (
+    used = dict.fromkeys(name for stage in plan.stages for name in stage.weights)
+
+    memory = {**plan.memory, "all": sum(plan.memory.values())}
+    parameters = {**plan.parameters, "all": sum(plan.parameters.values())}
+    checkpoints = (
         f"{_size(plan.checkpoint_bytes)} each, {plan.checkpoints_written} written, at most {plan.checkpoints_kept} kept"
     )
     return Group(
-        pairs, "", steps, "",
+        pairs, "",
+        _rows("steps", {"steps": f"{plan.steps:,}", "epochs": f"{plan.epochs:.2f}", "left out": left_out}), "",
         _rows("batch", {name: f"{count:,}" for name, count in plan.batch.items()}), "",
         stages, "",
+        _rows("loss terms", {name: LOSS_TERMS.get(name, "") for name in used}), "",
         _rows("learning rates", {name: f"{rate:g}" for name, rate in plan.rates.items()}), "",
-        _rows("parameters", {n: f"{c:,}" for n, c in plan.parameters.items()} | {
-            "all": f"{sum(plan.parameters.values()):,}"}), "",
-        _rows("memory of a worker", memory),
+        _rows("parameters", {name: f"{count:,}" for name, count in parameters.items()}), "",
+        _rows("memory per worker", {name: _size(size) for name, size in memory.items()}),
         Text(f"activations {plan.activations_told}", style="dim"), "",
-        _rows("writes", {"checkpoints": kept, "starts from": ", ".join(plan.init) or "random weights",
+        _rows("writes", {"checkpoints": checkpoints, "starts from": ", ".join(plan.init) or "random weights",
                          "run folder": plan.out}),
     )  # fmt: skip
 
@@ -194,7 +242,7 @@ def _rows(title: str, rows: dict[str, str]) -> Table:
 
 
 def _size(count: float) -> str:
-    """Bytes as a person reads them."""
+    """Format bytes in the unit that reads best."""
     for unit in ("B", "KiB", "MiB"):
         if count < 1024:
             return f"{count:.0f} {unit}"
@@ -203,13 +251,14 @@ def _size(count: float) -> str:
 
 
 def evaluation_tables(report: dict[str, Any]) -> Group:
-    """The paper's table of an evaluation, and its breakdown by class."""
+    """Return the papers' table of an evaluation, and its breakdown by class."""
     about = report["about"]
     title = f"{about['model_id']}: {report['pairs']:,} pairs of {about['split']}, in percent"
     tasks = Table(title=title, show_header=False, **_PLAIN)
     for justify in ("left", "left", "right", "right", "right"):
         tasks.add_column(justify=justify, no_wrap=True)
     for row in task_rows(report):
+        # The terminal has room for the name of a reading; the page has its explanation too.
         tasks.add_row(row.task, row.reading.partition(":")[0], *(f"{name} {value}" for name, value in row.figures))
     classes = Table(title="by class: AUC against the authentic pairs, boxes gated", **_PLAIN)
     for name in CLASS_COLUMNS:
@@ -219,32 +268,32 @@ def evaluation_tables(report: dict[str, Any]) -> Group:
     return Group(tasks, "", classes)
 
 
-def errors_line(summary: dict[str, Any]) -> str:
-    """How often each error occurred, and where each is told; empty without errors."""
-    counts = ", ".join(f"{count:,} {code}" for code, count in summary["error_codes"].items())
-    return f"errors: {counts}; see {summary['errors_file']}" if counts else ""
-
-
 def calibration_table(thresholds: dict[str, dict[str, Any]]) -> Table:
-    """What is shown of each threshold of a calibrated policy; of `review`, what is shown of its band."""
+    """Return the rates of each threshold of a calibrated policy; for `review`, the rates of its band."""
     table = Table(title="thresholds", title_justify="left")
     table.add_column("flags", no_wrap=True)
     for name in ("from", "precision", "at least", "recall", "FPR", "at most"):
         table.add_column(name, justify="right")
     for name, point in thresholds.items():
-        shown = point | (point.get("band") or {})
         if name == "review" and not point.get("band"):
             table.add_row("no review band")
             continue
-        shares = (f"{shown[key]:.3f}" for key in ("precision", "precision_lower", "recall"))
-        false = (f"{shown[key]:.2g}" for key in ("false_positive_rate", "false_positive_rate_upper"))
-        table.add_row(name.replace("_", " "), f"{shown['value']:.6g}", *shares, *false)
+        rates = point | (point.get("band") or {})
+        fractions = (f"{rates[key]:.3f}" for key in ("precision", "precision_lower", "recall"))
+        false_positives = (f"{rates[key]:.2g}" for key in ("false_positive_rate", "false_positive_rate_upper"))
+        table.add_row(name.replace("_", " "), f"{rates['value']:.6g}", *fractions, *false_positives)
     return table
 
 
+# One finding.
+
+
 def show_finding(finding: Finding, text: str | None) -> Group:
-    """A judged pair: verdict and score, the types, the box, and the text with its flagged words marked."""
-    lines: list[Text | Table] = [_headline(finding), _types(finding)]
+    """Return a finding as lines: verdict and score, types, face box, and the text with its flagged words marked."""
+    verdict = finding.verdict or "unknown"
+    score = "" if finding.score is None else f"  score {finding.score:.3f}"
+    headline = Text.assemble((f" {verdict} ", _VERDICT_STYLES.get(verdict, "")), score)
+    lines: list[Text | Table] = [headline, _types(finding)]
     if finding.box_px is not None:
         x0, y0, x1, y1 = finding.box_px
         size = f"{finding.width} x {finding.height} px"
@@ -256,17 +305,11 @@ def show_finding(finding: Finding, text: str | None) -> Group:
     return Group(*lines)
 
 
-def _headline(finding: Finding) -> Text:
-    verdict = finding.verdict or "unknown"
-    score = "" if finding.score is None else f"  score {finding.score:.3f}"
-    return Text.assemble((f" {verdict} ", _VERDICT_STYLES.get(verdict, "")), score)
-
-
 def _types(finding: Finding) -> Table:
     table = Table.grid(padding=(0, 2))
     for name, value in (finding.types or {}).items():
         flagged = name in finding.flagged_types
-        number = "not judged" if value is None else f"{value:.3f}"
+        number = "not scored" if value is None else f"{value:.3f}"
         table.add_row(name.replace("_", " "), number, "flagged" if flagged else "", style="bold red" if flagged else "")
     return table
 

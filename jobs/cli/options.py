@@ -1,4 +1,4 @@
-"""What the commands have in common: settings out of options, and `--set` for those that have no option."""
+"""Options that several commands share, and how options become settings."""
 
 from __future__ import annotations
 
@@ -10,14 +10,17 @@ import typer
 from asap.errors import ConfigError
 
 _Kind = TypeVar("_Kind")
-Change = Annotated[
-    list[str] | None, typer.Option("--set", help="Any other setting, NAME=VALUE (JSON), such as batch_size=64.")
-]
 MODEL_HELP = "A model folder, or 'demo', the small model that ships with asap."
+DEVICE_HELP = "Where the model runs: 'auto', 'cpu' or 'cuda'."
+ADDRESS_HELP = "Address of a running Ray cluster. Default: start Ray on this machine."
+Change = Annotated[
+    list[str] | None,
+    typer.Option("--set", help="Any other setting, as NAME=VALUE (JSON), such as batch_size=64. Can be repeated."),
+]
 
 
 def settings_of(kind: type[_Kind], **values: Any) -> _Kind:
-    """Settings, or what is wrong with them in one sentence."""
+    """Build settings of a kind. Raises `ConfigError` with one sentence about the first value that is wrong."""
     from pydantic import ValidationError
 
     try:
@@ -30,12 +33,12 @@ def settings_of(kind: type[_Kind], **values: Any) -> _Kind:
 
 
 def changes_of(assignments: list[str]) -> dict[str, Any]:
-    """NAME=VALUE pairs, the value read as JSON where it is JSON."""
+    """Parse NAME=VALUE pairs. A value that is not JSON is taken as a string."""
     changes: dict[str, Any] = {}
     for assignment in assignments:
         name, equals, value = assignment.partition("=")
         if not equals:
-            raise ConfigError(f"--set {assignment!r} is not NAME=VALUE")
+            raise ConfigError(f"--set {assignment!r} is not of the form NAME=VALUE.")
         try:
             changes[name] = json.loads(value)
         except ValueError:

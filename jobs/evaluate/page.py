@@ -1,4 +1,4 @@
-"""An evaluation as one self-contained HTML page: the paper's table, the pictures, and the worst pairs."""
+"""The page of an evaluation: one self-contained HTML file with the papers' table, the charts and the worst pairs."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from asap.preprocessing.words import split_words
 from asap.render import LEVEL_EDGES, level, segments
 from asap.training.dataset import Record
 from asap.training.targets import face_box
-from jobs.pages.page import read_picture, render_page
+from jobs.pages.page import embed_picture, render_page
 from jobs.scan.output.report import TEXT_SHOWN, label
 
 
@@ -27,53 +27,52 @@ class WorstPair:
 
     record: Record
     finding: Finding
-    """What the model saw in it."""
+    """The evidence of the model."""
     score: float
-    """The probability of manipulated by which it was judged."""
+    """The probability of manipulation in the evaluation."""
 
 
-def evaluation_page(report: dict[str, Any], pictures: Mapping[str, str], worst: Sequence[WorstPair]) -> str:
-    """The page. `report`: as `jobs.evaluate.run` writes it; `pictures`: SVG by file name, put into the page.
+def evaluation_page(report: dict[str, Any], charts: Mapping[str, str], worst: Sequence[WorstPair]) -> str:
+    """Return the page as HTML. A pair whose picture cannot be read gets a note instead.
 
-    A picture of a pair that cannot be read leaves a note in its place.
+    Args:
+        report: The report that `jobs.evaluate.run` writes as `metrics.json`.
+        charts: The charts as SVG, by file name. They are embedded in the page.
+        worst: The pairs to show, worst first.
     """
-    about = report["about"]
+    about, in_split = report["about"], report["about"]["pairs_in_split"]
+    evaluated = f"the first {report['pairs']:,} of {in_split:,}"
+    if report["pairs"] == in_split:
+        evaluated = f"all {in_split:,} of the split, each once"
     page = {
         "title": f"{about['model_id']} on {Path(about['corpus']).name}/{about['split']}",
-        "facts": _facts(report),
+        "facts": [
+            ("Model", about["model_id"]),
+            ("Corpus", about["corpus"]),
+            ("Split", about["split"]),
+            ("Pairs evaluated", evaluated),
+            ("Finished", about["finished"]),
+        ],
         "tasks": task_rows(report),
         "columns": CLASS_COLUMNS,
         "classes": class_rows(report),
-        "pictures": [(name, _data_uri(svg)) for name, svg in pictures.items()],
+        "charts": [
+            (name, f"data:image/svg+xml;base64,{base64.b64encode(svg.encode()).decode()}")
+            for name, svg in charts.items()
+        ],
         "worst": [_card(pair) for pair in worst],
         "levels": [(1, f"below {LEVEL_EDGES[0]}")] + [(level(edge), f"from {edge}") for edge in LEVEL_EDGES],
     }
     return render_page("evaluation.html.j2", ["report.css", "evaluation.css"], page)
 
 
-def _facts(report: dict[str, Any]) -> list[tuple[str, str]]:
-    about, of = report["about"], report["about"]["pairs_in_split"]
-    judged = (
-        f"all {of:,} of the split, each once" if report["pairs"] == of else f"the first {report['pairs']:,} of {of:,}"
-    )
-    return [
-        ("Model", about["model_id"]),
-        ("Corpus", about["corpus"]),
-        ("Split", about["split"]),
-        ("Pairs judged", judged),
-        ("Finished", about["finished"]),
-    ]
-
-
-def _data_uri(svg: str) -> str:
-    return f"data:image/svg+xml;base64,{base64.b64encode(svg.encode()).decode()}"
-
-
 def _card(pair: WorstPair) -> dict[str, Any]:
+    """Return the card of a pair, as data for the template."""
     record, finding = pair.record, pair.finding
     true_types = types_of(record.fake_cls, record.labels)
     row = {"image_uri": str(record.image), "image_offset": None, "image_length": None}
-    picture = read_picture(row | {"image_sha256": finding.image_sha256})
+    picture = embed_picture(row | {"image_sha256": finding.image_sha256})
+    # Boxes are in pixels of the original image; the size of the embedded picture stands in for a failed finding.
     width, height = finding.width or picture.width, finding.height or picture.height
     true_box = (
         face_box(record.fake_cls, record.fake_image_box, width, height, record.labels) if picture.data_uri else None
@@ -89,7 +88,11 @@ def _card(pair: WorstPair) -> dict[str, Any]:
         "alt": f"Picture of record {record.id[:80]}",
         "width": width,
         "height": height,
-        "boxes": [(kind, _rectangle(box)) for kind, box in boxes.items() if box is not None],
+        "boxes": [
+            (kind, {"x": box[0], "y": box[1], "width": max(box[2] - box[0], 0), "height": max(box[3] - box[1], 0)})
+            for kind, box in boxes.items()
+            if box is not None
+        ],
         "text": _marked(record, finding),
         "types": [
             (label(kind), value, kind in true_types)
@@ -100,30 +103,24 @@ def _card(pair: WorstPair) -> dict[str, Any]:
     }
 
 
-def _rectangle(box: Sequence[float]) -> dict[str, float]:
-    x0, y0, x1, y1 = box
-    return {"x": x0, "y": y0, "width": max(x1 - x0, 0), "height": max(y1 - y0, 0)}
-
-
 def _marked(record: Record, finding: Finding) -> Markup:
-    """The text: what the model flagged marked by its score, what was manipulated underlined."""
+    """Return the text as HTML: flagged words are marked by their score, manipulated words are underlined."""
     flagged = {word.index: word for word in finding.words or ()}
     true = set(record.fake_text_pos)
-    told = [
+    # A manipulated word that the model missed has a place in the text too, with score 0.
+    words = [
         flagged.get(span.index, Word(span.index, span.start, span.end, span.word, 0.0))
         for span in split_words(record.text)
         if span.index in true or span.index in flagged
     ]
-    pieces = (_piece(piece, word, flagged, true) for piece, word in segments(record.text[:TEXT_SHOWN], told))
+    pieces = []
+    for piece, word in segments(record.text[:TEXT_SHOWN], words):
+        html = Markup.escape(piece)
+        if word is not None and word.index in flagged:
+            html = Markup('<mark data-level="{}" title="manipulated: {:.2f}">{}</mark>').format(
+                level(word.score), word.score, html
+            )
+        if word is not None and word.index in true:
+            html = Markup('<u title="truly manipulated">{}</u>').format(html)
+        pieces.append(html)
     return Markup("").join(pieces)
-
-
-def _piece(piece: str, word: Word | None, flagged: Mapping[int, Word], true: set[int]) -> Markup:
-    if word is None:
-        return Markup.escape(piece)
-    html = Markup.escape(piece)
-    if word.index in flagged:
-        html = Markup('<mark data-level="{}" title="manipulated: {:.2f}">{}</mark>').format(
-            level(word.score), word.score, html
-        )
-    return Markup('<u title="truly manipulated">{}</u>').format(html) if word.index in true else html

@@ -1,10 +1,9 @@
-"""A model judged on a labelled corpus by Ray workers: figures, pictures, and a page with the worst pairs.
+"""Evaluation of a model on a labeled corpus by Ray workers: metrics, charts, and a page with the worst pairs.
 
-A shard is a range of record numbers, and its `Evaluation` a function of them alone. The driver keeps one for each
-range and merges them in order, so that a worker that dies costs time, and neither loses a pair nor counts one twice.
-Predictions are merged, not figures: a mean of AUCs is not the AUC. Workers read the model, and the pictures of a
-corpus that is not in a bucket, from a disk that they share. Everything that can be known before is checked before Ray
-starts.
+A shard is a range of record numbers, and its `Evaluation` depends on those records alone. The driver keeps one
+evaluation per shard and merges them in order, so a worker that dies costs time, but no pair is lost or counted twice.
+Predictions are merged, not metrics: a mean of AUCs is not the AUC. Workers read the model, and the pictures of a corpus
+that is not in a bucket, from a disk that they share. Everything that can be checked early is checked before Ray starts.
 """
 
 from __future__ import annotations
@@ -46,9 +45,9 @@ from jobs.evaluate.settings import EvaluateSettings
 
 METRICS, PAGE = "metrics.json", "index.html"
 OUTPUTS = (METRICS, PAGE, "roc.svg", "precision_recall.svg", "iou.svg", "reliability.svg")
-"""What an evaluation leaves in its folder."""
+"""Files that an evaluation writes into its folder."""
 TRIES = 3
-"""Of a shard whose worker dies."""
+"""Attempts at a shard whose worker dies."""
 
 Report = dict[str, Any]
 OnPairs = Callable[[int, int], None]
@@ -57,39 +56,44 @@ OnPairs = Callable[[int, int], None]
 def evaluate(
     settings: EvaluateSettings,
     progress: OnPairs = lambda done, total: None,
-    tell: Callable[[str], None] = lambda note: None,
+    on_note: Callable[[str], None] = lambda note: None,
 ) -> Report:
-    """Judge a split, write the figures to `settings.out`, and return them.
+    """Evaluate a model on a split, write the results to `settings.out`, and return the report (`metrics.json`).
 
-    `progress` gets pairs judged and pairs in all, `tell` a sentence where the machines are not what was asked for.
     Raises `CorpusError`, `AnnotationError`, `InputError` for a picture that cannot be used, `CheckpointError`,
-    `ConfigError`, `JobDiffers` where the folder holds another evaluation, `JobFailed`.
+    `ConfigError`, `JobDiffers` if the folder holds another evaluation, `JobFailed`.
+
+    Args:
+        settings: The model, the corpus and how to run.
+        progress: Receives the number of evaluated pairs and of all pairs.
+        on_note: Receives a sentence if the machines are not those that were requested.
     """
     plan = plan_evaluation(settings)
     with ray_running(settings.address):
-        pool = _worker_pool(settings, tell)
-        predictions = _evaluate(plan, pool, progress)
-        worst = _explain(plan, pool, predictions.predictions())
-    return _write(plan, predictions, worst)
+        pool = _worker_pool(settings, on_note)
+        evaluation = _evaluate(plan, pool, progress)
+        predictions = evaluation.predictions()
+        worst = _explain_worst(plan, pool, predictions)
+    return _write(plan, evaluation, predictions, worst)
 
 
 @dataclass(frozen=True)
 class EvaluationPlan:
-    """An evaluation that can start."""
+    """An evaluation that is checked and can start."""
 
     settings: EvaluateSettings
     records: list[Record]
     in_split: int
-    """Records of the split, of which `limit` may leave some out."""
+    """Number of records in the split, before `limit`."""
     read: list[str]
-    """What reading the corpus found, a sentence each."""
+    """Findings of reading the corpus, one sentence each."""
     model: str
-    """The model's absolute folder, or `demo`, which is in the same place for all."""
+    """Absolute path of the model folder, or `demo`, which every worker finds in its own installation."""
     model_id: str
     out: Location
 
     def about(self) -> Report:
-        """What the figures are of."""
+        """Return the fields that identify the evaluation, for `metrics.json`."""
         return {
             "model_id": self.model_id,
             "corpus": full_address(self.settings.corpus),
@@ -99,7 +103,7 @@ class EvaluationPlan:
 
 
 def plan_evaluation(settings: EvaluateSettings) -> EvaluationPlan:
-    """Look at corpus, model and output. Raises an `AsapError` of one sentence."""
+    """Check the corpus, the model and the output folder. Raises an `AsapError` of one sentence."""
     path = resolve_folder(settings.model).resolve()
     loaded = load_folder(path)
     corpus = read_corpus(settings, full_address(settings.corpus), settings.split, loaded.config.label_set)
@@ -117,15 +121,18 @@ def plan_evaluation(settings: EvaluateSettings) -> EvaluationPlan:
 
 
 def _check_out(plan: EvaluationPlan) -> None:
-    """Refuse a folder that holds something else, or another evaluation, or that cannot be written."""
+    """Refuse a folder that holds anything else or another evaluation, or that cannot be written to."""
+    # A hundred files are enough to find one that is foreign; a bucket may hold millions.
     names = [info.location.uri.removeprefix(f"{plan.out.uri}/") for info in islice(list_files(plan.out), 100)]
     if foreign := [name for name in names if name not in OUTPUTS]:
-        raise ConfigError(f"{plan.out} holds {foreign[0]!r}, which is no part of an evaluation; choose another --out")
+        raise ConfigError(
+            f"{plan.out} holds {foreign[0]!r}, which does not belong to an evaluation. Choose another --out."
+        )
     if METRICS in names:
         found, now = json.loads(read_bytes(plan.out / METRICS)).get("about", {}), plan.about()
         differs = [f"{name} {found.get(name)!r} (now {now[name]!r})" for name in now if found.get(name) != now[name]]
         if differs:
-            raise JobDiffers(f"{plan.out} holds another evaluation: {', '.join(differs)}; choose another --out")
+            raise JobDiffers(f"{plan.out} holds another evaluation: {', '.join(differs)}. Choose another --out.")
     probe = plan.out / ".probe"
     write_bytes(probe, b"")
     delete_file(probe)
@@ -133,40 +140,45 @@ def _check_out(plan: EvaluationPlan) -> None:
 
 @dataclass(frozen=True)
 class WorkerPool:
-    """How the shards are worked on."""
+    """The workers that evaluate shards in parallel."""
 
     workers: int
     device: str
     threads: int
     options: dict[str, Any]
-    """Of a Ray task."""
+    """Options of their Ray task."""
 
 
-def _worker_pool(settings: EvaluateSettings, tell: Callable[[str], None] = lambda note: None) -> WorkerPool:
-    """Workers for the Ray that runs: a GPU each, or the CPUs shared out. `tell`: see `evaluate`."""
+def _worker_pool(settings: EvaluateSettings, on_note: Callable[[str], None] = lambda note: None) -> WorkerPool:
+    """Size the workers for the running Ray: one GPU each, or an equal part of the CPUs."""
     gpus = count_fitting(machines_alive(), {"CPU": 1, "GPU": 1})
     on_gpus = settings.device == "cuda" or (settings.device == "auto" and gpus > 0)
     if settings.device == "auto" and not on_gpus and settings.address:
-        tell("judging on CPUs: no GPU is alive; --device cuda waits for one")
+        on_note("evaluating on CPUs: no GPU is alive. --device cuda waits for one.")
     wait_s = settings.wait_for_machines_s if settings.address else 0
     needs = {"CPU": 1, "GPU": 1} if on_gpus else {"CPU": 1}
-    way_out = "--device auto takes what there is" if on_gpus else "let a machine with CPUs join"
-    machines = wait_for_resources(needs, 1, wait_s, tell, way_out)
-    again = {"max_retries": TRIES - 1}
+    way_out = "--device auto uses the devices that exist" if on_gpus else "add a machine with CPUs"
+    machines = wait_for_resources(needs, 1, wait_s, on_note, way_out)
+    retries = {"max_retries": TRIES - 1}
     if on_gpus:
         workers = settings.workers or count_fitting(machines, needs)
-        # Ray would end a process that holds a GPU after one shard, and the model with it.
-        return WorkerPool(workers, "cuda", 1, {"num_cpus": 1, "num_gpus": 1, "max_calls": 0} | again)
-    of_nodes = [cpus for machine in machines if (cpus := int(machine.get("CPU", 0)))]
-    cpus, of_a_node = sum(of_nodes), min(of_nodes)
+        # Without max_calls=0, Ray ends a process that holds a GPU after one shard, and the loaded model with it.
+        return WorkerPool(workers, "cuda", 1, {"num_cpus": 1, "num_gpus": 1, "max_calls": 0} | retries)
+    cpus_per_machine = [cpus for machine in machines if (cpus := int(machine.get("CPU", 0)))]
+    cpus = sum(cpus_per_machine)
     workers = settings.workers or max(1, cpus // 2)
-    threads = max(1, min(cpus // workers, of_a_node))
-    return WorkerPool(workers, "cpu", threads, {"num_cpus": min(threads, cpus / workers)} | again)
+    # A task runs on one machine, so it must fit on the smallest.
+    threads = max(1, min(cpus // workers, min(cpus_per_machine)))
+    return WorkerPool(workers, "cpu", threads, {"num_cpus": min(threads, cpus / workers)} | retries)
 
 
 def _evaluate(plan: EvaluationPlan, pool: WorkerPool, progress: OnPairs) -> Evaluation:
-    """Every pair of the plan, shard by shard."""
+    """Evaluate every pair of the plan, shard by shard."""
     size, total = plan.settings.shard_pairs, len(plan.records)
+    # A box outside its picture is found only now, as the picture is decoded. The set of pairs is fixed by then, so
+    # `skip` keeps the pair without its box, as `boxless` does.
+    bad_boxes: BadBox = "refuse" if plan.settings.bad_boxes == "refuse" else "boxless"
+    options = plan.model, plan.model_id, pool.device, pool.threads, plan.settings.batch_size
     task = ray.remote(**pool.options)(evaluate_shard)
     waiting = iter(range(0, total, size))
     running: dict[Any, int] = {}
@@ -174,9 +186,9 @@ def _evaluate(plan: EvaluationPlan, pool: WorkerPool, progress: OnPairs) -> Eval
     progress(0, total)
     try:
         while len(shards) * size < total:
+            # Keep `pool.workers` shards in flight, even if Ray has room for more.
             for start in islice(waiting, pool.workers - len(running)):
-                given = plan.model, plan.model_id, pool.device, pool.threads, plan.settings.batch_size
-                running[task.remote(*given, plan.records[start : start + size], _boxes_outside(plan))] = start
+                running[task.remote(*options, plan.records[start : start + size], bad_boxes)] = start
             (done,), _ = ray.wait(list(running))
             start = running.pop(done)
             shards[start] = _result(done, f"pairs {start} to {min(start + size, total) - 1}")
@@ -187,28 +199,25 @@ def _evaluate(plan: EvaluationPlan, pool: WorkerPool, progress: OnPairs) -> Eval
     return merge_shards(shards, total)
 
 
-def _boxes_outside(plan: EvaluationPlan) -> BadBox:
-    """What becomes of a box outside its picture, known only now: its pair is judged all the same, or all stops."""
-    return "refuse" if plan.settings.bad_boxes == "refuse" else "boxless"
-
-
 def merge_shards(shards: dict[int, Evaluation], pairs: int) -> Evaluation:
-    """The evaluation of pairs 0 to `pairs` - 1, in their order, from those of ranges by the number of their first.
+    """Merge the evaluations of shards, keyed by the number of their first pair, into that of pairs 0 to `pairs` - 1.
 
-    Raises `JobFailed` where the ranges do not follow each other, so that no figure is of other pairs than it says.
+    Raises `JobFailed` if the shards do not follow each other without gap or overlap.
     """
-    whole = Evaluation()
+    merged = Evaluation()
     for start in sorted(shards):
-        if start != len(whole):
+        if start != len(merged):
             break
-        whole.merge(shards[start])
-    if len(whole) != pairs:
-        raise JobFailed(f"the shards hold {len(whole)} pairs in a row, and the split has {pairs}; evaluate it again")
-    return whole
+        merged.merge(shards[start])
+    if len(merged) != pairs:
+        raise JobFailed(
+            f"the shards hold {len(merged)} consecutive pairs, and the split has {pairs}. Run the evaluation again."
+        )
+    return merged
 
 
-def _result(reference: Any, what: str) -> Any:
-    """What a task returned; what it raised on purpose as it is."""
+def _result(reference: Any, content: str) -> Any:
+    """Return the result of a task. An `AsapError` that the task raised is raised as it is."""
     try:
         return ray.get(reference)
     except ray.exceptions.RayTaskError as error:
@@ -217,7 +226,7 @@ def _result(reference: Any, what: str) -> Any:
         raise
     except ray.exceptions.RayError as error:
         reason = str(error).partition("\n")[0].rstrip(".")
-        raise JobFailed(f"the worker that judged {what} died {TRIES} times: {reason}") from error
+        raise JobFailed(f"the worker that evaluated {content} died {TRIES} times: {reason}") from error
 
 
 def evaluate_shard(
@@ -229,31 +238,43 @@ def evaluate_shard(
     records: list[Record],
     bad_boxes: BadBox = "refuse",
 ) -> Evaluation:
-    """A worker's part: the evaluation of these records, in their order. `bad_boxes`: see `_boxes_outside`."""
+    """Evaluate these records on a worker, in their order.
+
+    Args:
+        model: The model folder, or `demo`.
+        model_id: The id that the folder must have on this machine too.
+        device: `cpu` or `cuda`.
+        threads: Threads of torch and of decoding.
+        batch_size: Pairs of one forward pass.
+        records: The records of the shard.
+        bad_boxes: Handling of a box outside its picture.
+    """
     loaded = _loaded(model, model_id, device, threads)
     codec = TextCodec(loaded.tokenizer, max_words=loaded.config.max_words, max_tokens=loaded.config.max_tokens)
     return evaluate_records(loaded.model, codec, records, batch_size, max(2, threads), bad_boxes, elsewhere=True)
 
 
 def explain_pairs(model: str, model_id: str, device: str, threads: int, records: list[Record]) -> list[Finding]:
-    """A worker's part: the evidence for these records, in their order."""
+    """Find the evidence for these records on a worker, in their order. The arguments are as in `evaluate_shard`."""
     predictor = Predictor(_loaded(model, model_id, device, threads), device=device, precision="float32")
     return predictor.predict([Pair(read_picture(record.image), record.text) for record in records])
 
 
 @lru_cache(maxsize=1)
 def _loaded(model: str, model_id: str, device: str, threads: int) -> ModelFolder:
-    """The model of this process, loaded once for all its shards."""
+    """Load the model of this process, once for all its shards."""
     torch.set_num_threads(threads)
     loaded = load_folder(model)
     if loaded.model_id != model_id:
-        raise CheckpointError(f"{model} is {loaded.model_id} on this machine or by now, and was {model_id}")
+        raise CheckpointError(
+            f"{model} has changed, or differs on this machine: it is {loaded.model_id}, and was {model_id}"
+        )
     loaded.model.to(device)
     return loaded
 
 
-def _explain(plan: EvaluationPlan, pool: WorkerPool, predictions: Predictions) -> list[WorstPair]:
-    """The pairs whose score is furthest from the truth, the furthest first, with what the model saw in them."""
+def _explain_worst(plan: EvaluationPlan, pool: WorkerPool, predictions: Predictions) -> list[WorstPair]:
+    """Return the pairs whose score is furthest from the truth, worst first, with the evidence of the model."""
     towards_truth = np.where(predictions.manipulated, predictions.margin, -predictions.margin)
     numbers = np.argsort(towards_truth, kind="stable")[: plan.settings.worst].tolist()
     if not numbers:
@@ -263,12 +284,11 @@ def _explain(plan: EvaluationPlan, pool: WorkerPool, predictions: Predictions) -
     reference = task.remote(plan.model, plan.model_id, pool.device, pool.threads, records)
     findings = _result(reference, "the worst pairs")
     scores = expit(predictions.margin[numbers].astype(np.float64)).tolist()
-    return [WorstPair(*of_a_pair) for of_a_pair in zip(records, findings, scores, strict=True)]
+    return [WorstPair(*columns) for columns in zip(records, findings, scores, strict=True)]
 
 
-def _write(plan: EvaluationPlan, evaluation: Evaluation, worst: list[WorstPair]) -> Report:
-    """The figures, and then the pictures and the page of them."""
-    predictions = evaluation.predictions()
+def _write(plan: EvaluationPlan, evaluation: Evaluation, predictions: Predictions, worst: list[WorstPair]) -> Report:
+    """Write the metrics, the charts and the page, and return the metrics."""
     scores = expit(predictions.margin.astype(np.float64))
     about = plan.about() | {
         "pairs_in_split": plan.in_split,
@@ -278,10 +298,11 @@ def _write(plan: EvaluationPlan, evaluation: Evaluation, worst: list[WorstPair])
     calibration = reliability(scores, predictions.manipulated).report()
     report = {"about": about, "read": plan.read, **evaluation.compute(), "calibration": calibration}
     report["worst"] = [{"id": pair.record.id, "fake_cls": pair.record.fake_cls, "score": pair.score} for pair in worst]
-    for name in OUTPUTS:  # of an earlier evaluation
-        delete_file(plan.out / name)
-    figures = {METRICS: json.dumps(report, indent=2, allow_nan=False) + "\n"}
-    pictures = draw_figures(predictions)
-    for name, text in (figures | pictures | {PAGE: evaluation_page(report, pictures, worst)}).items():
+    for name in OUTPUTS:
+        delete_file(plan.out / name)  # no chart of an earlier evaluation stays behind
+    charts = draw_figures(predictions)
+    files = {METRICS: json.dumps(report, indent=2, allow_nan=False) + "\n"} | charts
+    files[PAGE] = evaluation_page(report, charts, worst)
+    for name, text in files.items():
         write_bytes(plan.out / name, text.encode("utf-8", "replace"))
     return report

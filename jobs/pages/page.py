@@ -16,11 +16,9 @@ from asap.preprocessing.images import DEFAULT_LIMITS, decode_image
 from asap.storage.fetch import ByteRange, FetchSettings, fetch
 
 PICTURE_SIDE = 480
-"""Pixels of the longer side of a picture on the page."""
-
-
+"""Longest side of an embedded picture, in pixels."""
 PICTURE_BYTES = 56 * 1024
-"""At most, before base64: 60 pictures make a page of 4.5 MB at worst."""
+"""Largest size of an embedded picture, before base64: a page of 60 pictures has at most 4.5 MB."""
 
 
 @dataclass(frozen=True)
@@ -33,30 +31,27 @@ class Picture:
     problem: str = ""
 
 
-def read_picture(row: dict[str, Any]) -> Picture:
-    """The picture of a row, read again by its `image_uri` and held against its `image_sha256`."""
+def embed_picture(row: dict[str, Any]) -> Picture:
+    """Read the picture of a row again by its `image_uri`, check its `image_sha256`, and encode it as a data URI."""
+    uri, offset, length = row["image_uri"], row["image_offset"], row["image_length"]
     try:
-        decoded = decode_image(_read_image(row), min_side=PICTURE_SIDE)
+        data = None
+        if uri is not None:
+            # A picture is a file, an object, or a byte range of a tar.
+            part = None if offset is None or length is None else ByteRange(offset, length)
+            data = fetch(uri, DEFAULT_LIMITS.max_bytes, FetchSettings(attempts=2), part).data
+        decoded = decode_image(data, min_side=PICTURE_SIDE)
         if row["image_sha256"] not in (None, decoded.sha256):
             return Picture(problem="The picture has changed since the scan, so the box would not fit.")
         decoded.image.thumbnail((PICTURE_SIDE, PICTURE_SIDE))
         encoded = base64.b64encode(_encode(decoded.image)).decode()
-    except Exception as error:  # whatever it is, the page must still come
+    except Exception as error:  # no picture may cost the page
         return Picture(problem=f"It could not be read again. {error}")
     return Picture(f"data:image/webp;base64,{encoded}", *decoded.image.size)
 
 
-def _read_image(row: dict[str, Any]) -> bytes | None:
-    """The bytes of a row's image, be it a file, an object or a member of a tar."""
-    uri, offset, length = row["image_uri"], row["image_offset"], row["image_length"]
-    if uri is None:
-        return None
-    part = None if offset is None or length is None else ByteRange(offset, length)
-    return fetch(uri, DEFAULT_LIMITS.max_bytes, FetchSettings(attempts=2), part).data
-
-
 def _encode(image: Image.Image) -> bytes:
-    """WebP within `PICTURE_BYTES`: at the best quality that fits, and if none does, at a smaller size."""
+    """Encode as WebP within `PICTURE_BYTES`: at the best quality that fits; if none fits, at half the size."""
     for quality in (82, 65, 45, 25):
         buffer = BytesIO()
         image.save(buffer, "WEBP", quality=quality)
@@ -65,11 +60,14 @@ def _encode(image: Image.Image) -> bytes:
     return _encode(image.resize((max(1, image.width // 2), max(1, image.height // 2))))
 
 
-# HTML.
-
-
 def render_page(template: str, styles: Sequence[str], page: dict[str, Any]) -> str:
-    """A page of its own: `page` in a template, with these style sheets of the templates folder and no others."""
+    """Render a self-contained page: no script runs in it, and nothing is fetched.
+
+    Args:
+        template: Name of a template in the templates folder.
+        styles: Names of the style sheets there that the page embeds. Its content security policy allows no others.
+        page: Data for the template.
+    """
     environment = Environment(
         loader=PackageLoader("jobs.pages"), autoescape=True, undefined=StrictUndefined, trim_blocks=True
     )

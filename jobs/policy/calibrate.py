@@ -1,15 +1,16 @@
-"""A model and a labelled split -> thresholds that keep a precision at a prevalence, and how they were found.
+"""Calibration: a model and a labeled split in, thresholds that keep a precision at a prevalence out.
 
-The pairs are scored by the `Predictor` that a scan runs, so texts of any length, in the same arithmetic. What each
-threshold flags, and what counts as right:
+The pairs are scored by the `Predictor` that a scan runs: texts of any length, in the same arithmetic. Each threshold
+flags pairs, and a flag is right or wrong:
 
-- `manipulated`: the pair; right if it is manipulated.
-- `review`: the pair, if `manipulated` does not, for people to look at; right likewise. Of what people see, without
-  the pairs that are manipulated for sure, at least `review_precision` is right. Counted with those, a band would seem
-  precise whose every pair is authentic.
-- a type: the pair; right if it has that type. Manipulated pairs of another type are wrong, as authentic ones are.
-- `word`: a pair of which some word reaches the threshold; right if a manipulated word does. Words of a pair depend on
-  each other, pairs do not, so the pair is what is counted: a bound over words would promise too much.
+- `manipulated` flags the pair. It is right if the pair is manipulated.
+- `review` flags the pair for people to look at, if `manipulated` does not. It is right if the pair is manipulated. At
+  least `review_precision` of the pairs that people see is right. Pairs above `manipulated` do not count here: with
+  them, a band in which every pair is authentic would seem precise.
+- A type flags the pair. It is right if the pair has that type. Manipulated pairs of another type are wrong, as
+  authentic pairs are.
+- `word` flags a pair if any of its words reaches the threshold. It is right if a manipulated word does. The pair is
+  counted, not the word, because words of one pair depend on each other and a bound over words would promise too much.
 """
 
 from __future__ import annotations
@@ -50,21 +51,22 @@ _METHOD = (
 
 @dataclass(frozen=True)
 class Calibrated:
-    """A policy and where it is."""
+    """A calibrated policy, and where it was written."""
 
     policy: Policy
     written: Location
     kept: Location | None
-    """Where the different policy is that was there before; None if there was none."""
+    """The copy of the former policy. None if there was no former policy that differs."""
     read: list[str]
-    """What reading the corpus found, a sentence each."""
+    """Findings of reading the corpus, one sentence each."""
 
 
 def calibrate(settings: CalibrateSettings, progress: OnPairs = lambda done, total: None) -> Calibrated:
-    """Choose thresholds on a split and write them; `progress` is told the pairs scored so far and in all.
+    """Choose thresholds on a split and write them as a policy file.
 
-    Raises `PrecisionNotShown` where the scores do not support the target, saying what they do; `ConfigError`,
-    `CorpusError`, `AnnotationError`, `CheckpointError`, `StorageError`. Then nothing is written.
+    `progress` receives the number of scored pairs and of all pairs. Raises `PrecisionNotShown` if the scores do not
+    support the target, with the precision that they do support; `ConfigError`, `CorpusError`, `AnnotationError`,
+    `CheckpointError`, `StorageError`. Nothing is written then.
     """
     _check_target(settings)
     predictor = Predictor.from_folder(settings.model, settings.device, settings.dtype, batch_size=settings.batch_size)
@@ -75,9 +77,9 @@ def calibrate(settings: CalibrateSettings, progress: OnPairs = lambda done, tota
 
 
 def _check_target(settings: CalibrateSettings) -> None:
-    """What would stop the writing is found before the scoring."""
+    """Raise the errors of writing the policy before the scoring, which takes long."""
     if settings.model == "demo" and settings.out is None:
-        raise ConfigError("the model 'demo' ships with asap and is not written to; name a file with --out")
+        raise ConfigError("the model 'demo' ships with asap and is not written to. Name a file with --out.")
     if settings.target.is_s3:
         check_bucket(settings.target)
     if exists(settings.target):
@@ -86,53 +88,58 @@ def _check_target(settings: CalibrateSettings) -> None:
 
 @dataclass(frozen=True, eq=False)
 class SplitScores:
-    """What the model says of B annotated pairs, and what is true."""
+    """The scores of B annotated pairs, and the truth about them."""
 
     score_B: Floats
     types_B4: Floats
     right_word_B: Floats
-    """The highest score of a manipulated word; 0 where there is none."""
+    """Highest score of a manipulated word; 0 if the pair has none."""
     wrong_word_B: Floats
-    """The highest score of a word that is not manipulated; 0 where there is none."""
+    """Highest score of a word that is not manipulated; 0 if the pair has none."""
     has_type_B4: NDArray[np.bool_]
     has_word_B: NDArray[np.bool_]
     failed: dict[str, int]
     """Pairs that could not be scored, by error code."""
     fingerprint: str
-    """Of ids, pictures, texts and labels of all pairs: 16 hex digits of a SHA-256."""
+    """Fingerprint of ids, pictures, texts and labels of all pairs: 16 hex digits of a SHA-256."""
 
     @property
     def manipulated(self) -> NDArray[np.bool_]:
-        """Whether a pair has any type."""
+        """(B,): True if the pair has any type."""
         return np.asarray(self.has_type_B4.any(axis=1))
 
     def decisions(self) -> dict[str, Decision]:
-        """What each threshold is chosen on, by its name."""
-        fake_B, wrong_B = self.manipulated, self.wrong_word_B
-        words = Decision(
+        """Return the scores on which each threshold is chosen, by its name in the policy."""
+        fake_B = self.manipulated
+        decisions = {"manipulated": Decision(authentic=self.score_B[~fake_B], positive=self.score_B[fake_B])}
+        for number, name in enumerate(TYPES):
+            values_B, has_it_B = self.types_B4[:, number], self.has_type_B4[:, number]
+            decisions[name] = Decision(
+                authentic=values_B[~fake_B], positive=values_B[has_it_B], other=values_B[fake_B & ~has_it_B]
+            )
+        # A pair with manipulated words can be flagged by a wrong word too, which is its stray score.
+        wrong_B = self.wrong_word_B
+        decisions["word"] = Decision(
             authentic=wrong_B[~fake_B],
             positive=self.right_word_B[self.has_word_B & fake_B],
             other=wrong_B[fake_B & ~self.has_word_B],
             stray=wrong_B[self.has_word_B & fake_B],
         )
-        return {
-            "manipulated": Decision(authentic=self.score_B[~fake_B], positive=self.score_B[fake_B]),
-            **{name: self._type(number) for number, name in enumerate(TYPES)},
-            "word": words,
-        }
-
-    def _type(self, number: int) -> Decision:
-        values_B, has_it_B = self.types_B4[:, number], self.has_type_B4[:, number]
-        others_B = self.manipulated & ~has_it_B
-        return Decision(authentic=values_B[~self.manipulated], positive=values_B[has_it_B], other=values_B[others_B])
+        return decisions
 
 
 def score_records(
     predictor: Predictor, records: Sequence[Record], max_failed_share: float, progress: OnPairs
 ) -> SplitScores:
-    """Score annotated pairs, a few batches in memory at a time.
+    """Score annotated pairs, with a few batches in memory at a time.
 
-    Raises `CorpusError` if more than `max_failed_share` of them cannot be scored.
+    Raises `CorpusError` if too many pairs cannot be scored.
+
+    Args:
+        predictor: The model, in the arithmetic of the scans to come.
+        records: The annotated pairs.
+        max_failed_share: Largest fraction of pairs that may fail. They are left out and counted.
+        progress: Receives the number of scored pairs and of all pairs.
     """
     rows: list[tuple[float, ...]] = []
     labels: list[tuple[bool, ...]] = []
@@ -140,7 +147,9 @@ def score_records(
     digest = hashlib.sha256()
     example = ""
     for record, finding in _findings(predictor, records, progress):
-        digest.update(_identity(record, finding))
+        # The fingerprint covers failed pairs too, so it is taken before they are left out.
+        fields = [record.id, finding.image_sha256, record.text, record.fake_cls, list(record.fake_text_pos)]
+        digest.update(json.dumps(fields).encode() + b"\n")
         if finding.error is not None:
             failed[finding.error.code] += 1
             example = example or f"record {record.id}: {finding.error}"
@@ -151,8 +160,8 @@ def score_records(
         )
     if failed.total() > max_failed_share * len(records):
         raise CorpusError(
-            f"{failed.total()} of {len(records)} pairs cannot be scored, more than a share of {max_failed_share}; the "
-            f"first is {example}"
+            f"{failed.total()} of {len(records)} pairs cannot be scored, more than a fraction of {max_failed_share}. "
+            f"The first is {example}"
         )
     values, truth = np.array(rows, np.float32), np.array(labels, bool)
     return SplitScores(
@@ -170,20 +179,15 @@ def _findings(predictor: Predictor, records: Sequence[Record], progress: OnPairs
 
 
 def _pair(record: Record) -> Pair:
-    """A pair whose picture is not there fails by itself."""
+    """Return the pair of a record. A picture that cannot be read fails in the predictor, as that pair's error."""
     try:
         return Pair(read_picture(record.image), record.text)
     except InputError:
         return Pair(None, record.text)
 
 
-def _identity(record: Record, finding: Finding) -> bytes:
-    told = [record.id, finding.image_sha256, record.text, record.fake_cls, list(record.fake_text_pos)]
-    return json.dumps(told).encode() + b"\n"
-
-
 def _scores(record: Record, finding: Finding) -> tuple[float, ...]:
-    """Score, four types, highest score of a manipulated word, highest of another."""
+    """Return score, four types, highest score of a manipulated word, and highest score of another word."""
     words = finding.word_scores or []
     manipulated = set(record.fake_text_pos)
     if beyond := sorted(manipulated - set(range(len(words)))):
@@ -191,16 +195,20 @@ def _scores(record: Record, finding: Finding) -> tuple[float, ...]:
             f"record {record.id}: fake_text_pos has {beyond[0]}, but the text has words 0 to {len(words) - 1}: "
             f"{record.text!r}"
         )
-    right = max((words[place] for place in manipulated), default=0.0)
-    wrong = max((score for place, score in enumerate(words) if place not in manipulated), default=0.0)
+    right = max((words[position] for position in manipulated), default=0.0)
+    wrong = max((score for position, score in enumerate(words) if position not in manipulated), default=0.0)
     types = finding.types or {}
     return (float(finding.score or 0), *(float(types[name] or 0) for name in TYPES), right, wrong)
 
 
 def choose_policy(scores: SplitScores, settings: CalibrateSettings, former: Policy, about: dict[str, Any]) -> Policy:
-    """The thresholds that the scores support, with `about` and what is shown of each as their calibration.
+    """Choose the thresholds that the scores support. Raises `PrecisionNotShown` if they do not support the target.
 
-    former: the policy whose thresholds are kept where the settings say so. Raises `PrecisionNotShown`.
+    Args:
+        scores: The scored split.
+        settings: The target, and the thresholds to keep.
+        former: The policy whose thresholds are kept if the settings say so.
+        about: How the policy is made. It becomes the policy's `calibration`, with the rates of each threshold.
     """
     shown: dict[str, dict[str, Any]] = {}
     problems: list[str] = []
@@ -212,15 +220,22 @@ def choose_policy(scores: SplitScores, settings: CalibrateSettings, former: Poli
                             f"{len(decision.positive)} that have it)")  # fmt: skip
             continue
         curve = OperatingCurve(decision, settings.prevalence, settings.confidence)
-        place = curve.choose(settings.precision)
-        if place is None:
+        position = curve.choose(settings.precision)
+        if position is None:
             problems.append(f"{name} ({_shortfall(curve, settings.precision)})")
             continue
-        shown[name] = curve.at(place).to_dict()
-        if name == "manipulated":
-            shown["review"] = _review(curve, place, settings.effective_review_precision)
+        shown[name] = curve.at(position).to_dict()
+        if name == "manipulated":  # the review band ends where `manipulated` begins
+            shown["review"] = _review(curve, position, settings.effective_review_precision)
+    # All problems are reported together, so that one more calibration is enough.
     if problems:
-        raise _refusal(problems, scores, settings)
+        fake = int(scores.manipulated.sum())
+        raise PrecisionNotShown(
+            f"precision {settings.precision} at prevalence {settings.prevalence} cannot be shown with confidence "
+            f"{settings.confidence} by {len(scores.score_B) - fake:,} authentic and {fake:,} manipulated pairs for "
+            f"{', '.join(problems)}, going by the rates seen here. Add pairs, lower --precision, or --keep the former "
+            "threshold of a type or of the words."
+        )
     value = {name: float(point["value"]) for name, point in shown.items()}
     return Policy(
         manipulated=value["manipulated"],
@@ -232,45 +247,32 @@ def choose_policy(scores: SplitScores, settings: CalibrateSettings, former: Poli
 
 
 def _review(curve: OperatingCurve, manipulated: int, precision: float) -> dict[str, Any]:
-    """The lower end of the band for people, and what is shown of the band; without one, that of `manipulated`."""
+    """Return the lower end of the review band and the rates of the band; without a band, those of `manipulated`."""
     bands = curve.bands(manipulated)
-    place = bands.choose(precision)
-    if place is None:
+    position = bands.choose(precision)
+    if position is None:
         return curve.at(manipulated).to_dict() | {"band": None}
-    return curve.at(place).to_dict() | {
+    return curve.at(position).to_dict() | {
         "band": {
-            "precision": float(bands.precision_C[place]),
-            "precision_lower": float(bands.precision_lower_C[place]),
-            "flagged_share": float(bands.flagged_share_C[place]),
+            "precision": float(bands.precision_C[position]),
+            "precision_lower": float(bands.precision_lower_C[position]),
+            "flagged_share": float(bands.flagged_share_C[position]),
         }
     }
 
 
 def _shortfall(curve: OperatingCurve, precision: float) -> str:
-    best = f"at best {_down(curve.best)}"
+    """Describe the best precision that is shown, and how many authentic pairs would show the target."""
+    # Three digits, never rounded up to a precision that was not shown.
+    best = f"{np.floor(curve.best * 1000) / 1000:.3f}" if curve.best >= 0.001 else f"{curve.best:.1e}"
     needed = curve.authentic_pairs_needed(precision)
     if needed is None:
-        return f"{best}, and authentic pairs alone, however many, would not show it"
-    return f"{best}; about {needed:,} authentic pairs would show it"
-
-
-def _down(share: float) -> str:
-    """Three digits, never rounded up to what was not shown."""
-    return f"{np.floor(share * 1000) / 1000:.3f}" if share >= 0.001 else f"{share:.1e}"
-
-
-def _refusal(problems: list[str], scores: SplitScores, settings: CalibrateSettings) -> PrecisionNotShown:
-    fake = int(scores.manipulated.sum())
-    return PrecisionNotShown(
-        f"precision {settings.precision} at prevalence {settings.prevalence} cannot be shown with confidence "
-        f"{settings.confidence} by {len(scores.score_B) - fake:,} authentic and {fake:,} manipulated pairs for "
-        f"{', '.join(problems)}, going by the rates seen here; bring more pairs, state a lower --precision, or --keep "
-        "a type's or the words' former threshold"
-    )
+        return f"at best {best}, and authentic pairs alone, however many, would not show it"
+    return f"at best {best}; about {needed:,} authentic pairs would show it"
 
 
 def _about(predictor: Predictor, scores: SplitScores, settings: CalibrateSettings) -> dict[str, Any]:
-    """How it was made."""
+    """Return how the policy is made, for its `calibration`."""
     fake = int(scores.manipulated.sum())
     return {
         "target_precision": settings.precision,

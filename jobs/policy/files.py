@@ -1,4 +1,4 @@
-"""Policy files, local or s3://: read strictly, and replaced without losing the thresholds that were there."""
+"""Policy files, local or s3://: strict reading, and replacement that keeps a copy of the former thresholds."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from asap.storage.location import Location
 
 
 def read_policy(location: Location) -> Policy:
-    """Read a policy. Raises `ConfigError` for a file that is none, `StorageError` where there is no file."""
+    """Read a policy. Raises `ConfigError` if the file is not a policy, `StorageError` if there is no file."""
     return Policy.from_json(read_bytes(location), location)
 
 
 def replace_policy(location: Location, policy: Policy) -> Location | None:
-    """Write a policy, whole or not at all; a different one that was there goes beside it, and where is returned.
+    """Write a policy atomically. A different former policy is copied beside it first, and the copy is returned.
 
-    Plain uncalibrated halves, which every model folder begins with, are not kept. Raises `ConfigError` if the file
-    that is there is no policy, and leaves it alone.
+    The uncalibrated policy that every model folder begins with (all thresholds 0.5) is not copied. Raises
+    `ConfigError` if the existing file is not a policy, and leaves it alone.
     """
     former = read_policy(location) if exists(location) else None
     kept = None if former in (None, policy, Policy()) else _keep(location, former)
@@ -27,13 +27,16 @@ def replace_policy(location: Location, policy: Policy) -> Location | None:
 
 
 def _keep(location: Location, former: Policy) -> Location:
-    """Beside the file, under the id of its thresholds; another calibration of the same thresholds gets a number."""
-    stem = location.name.removesuffix(".json")
+    """Copy a policy beside its file, under the id of its thresholds.
+
+    Another calibration of the same thresholds has the same id, so its copy gets a number too.
+    """
+    stem, content = location.name.removesuffix(".json"), former.to_json().encode()
     for number in count(1):
-        place = location.parent / f"{stem}.{former.policy_id}{f'-{number}' if number > 1 else ''}.json"
-        if not exists(place):
-            write_bytes(place, former.to_json().encode())
-            return place
-        if read_bytes(place) == former.to_json().encode():
-            return place
-    raise AssertionError("numbers do not end")
+        copy = location.parent / f"{stem}.{former.policy_id}{f'-{number}' if number > 1 else ''}.json"
+        if not exists(copy):
+            write_bytes(copy, content)
+            return copy
+        if read_bytes(copy) == content:
+            return copy
+    raise AssertionError("unreachable: count() does not end")

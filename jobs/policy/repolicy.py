@@ -1,15 +1,15 @@
-"""Another policy for a finished scan: the rows keep the model's raw scores, so nothing is scanned again.
+"""Another policy for a finished scan. The rows keep the model's raw scores, so nothing is scanned again.
 
-At every moment the job's record and the folder of rows that it names (`job_folder.results_folder`) belong together,
+At every moment, the job's record and the folder of rows that it names (`job_folder.results_folder`) belong together,
 and all rows of that folder are under one policy:
 
-1. The rows under the new policy are written beside, into `_repolicy/results`. A stop here leaves the job as it was.
-2. The record is replaced, in one write: from now on it names the new policy and those rows.
-3. They are copied to `results`, which was emptied before, and what is told of them is written anew. Meanwhile there
-   is no `_SUCCESS`, so nobody takes `results` for whole.
-4. `_SUCCESS` is back, and the record names `results` again.
+1. The rows under the new policy are written to `_repolicy/results`. A stop here leaves the job as it was.
+2. The record is replaced in one write. It now names the new policy and those rows.
+3. `results` is emptied, the rows are copied there, and the summary and the report are written anew. `_SUCCESS` is
+   missing meanwhile, so that nobody takes `results` for complete.
+4. `_SUCCESS` is written again, and the record names `results` again.
 
-The same command goes on from wherever it was stopped.
+The same command resumes from wherever it was stopped.
 """
 
 from __future__ import annotations
@@ -54,8 +54,9 @@ _WORK = "_repolicy"
 _COPIERS = 16
 _ROWS_AT_ONCE = 2**13
 _FIRST_COLUMNS = set(RESULT_SCHEMA.names) - {"given_id", "text_escapes"}
-"""Those of version 1."""
+"""Columns of version 1 of the results, which every file of results has."""
 _RAW = ["status", "score", "types", "raw_box_px", "text", "text_escapes", "word_scores"]
+"""Columns from which a policy makes its verdict."""
 
 
 def repolicy(
@@ -66,20 +67,28 @@ def repolicy(
     heartbeat_s: float = 2,
     stale_after_s: float = 12,
 ) -> dict[str, Any]:
-    """Apply the policy of a file to the finished scan in a folder and return its summary; both local or s3://.
+    """Apply a policy to a finished scan and return the scan's new summary.
 
-    `watch` is told the stage, rows done and rows in all. Raises `ConfigError` for a file that is no policy or was
-    calibrated on another model, `JobError` for a job that is not finished, `JobInUse`, `StorageError`.
+    Raises `ConfigError` if the file is not a policy or was calibrated on another model, `JobError` if the job is not
+    finished, `JobInUse`, `StorageError`.
+
+    Args:
+        job: The job folder, local or s3://.
+        policy: The policy file, local or s3://.
+        watch: Receives the stage, the rows done and all rows.
+        heartbeat_s: Seconds between heartbeats of this process.
+        stale_after_s: Seconds without a heartbeat after which another process counts as dead.
     """
     folder, wanted = Location.parse(job), read_policy(Location.parse(policy))
     _check_model(wanted, _finished(folder))
+    # The work folder has a record of its own, so that only one process gives the job a policy at a time.
     work = folder / _WORK
     former = read_record(work)
     if former:
         wait_until_free(work, former, stale_after_s, lambda line: watch(line, 0, 0))
     with Job(work, former or {"kind": "repolicy"}, heartbeat_s) as claim:
-        record = _finished(folder)
-        if RESULTS_ENTRY in record:
+        record = _finished(folder)  # read again: another process may have finished meanwhile
+        if RESULTS_ENTRY in record:  # an earlier command stopped between steps 2 and 4
             record = _publish(folder, record, watch)
         if Policy(**record["policy"]) != wanted:
             _write_rows(folder, wanted, watch)
@@ -90,16 +99,16 @@ def repolicy(
 
 
 def _finished(folder: Location) -> dict[str, Any]:
-    """The record of a finished scan, or of one that was stopped while its new policy was published."""
+    """Return the record of a finished scan, or of one whose new policy was being published when it was stopped."""
     record = read_record(folder)
     if record is None:
-        raise StorageError(f"{folder} is not the folder of a job: it has no job.json; give OUT/JOB_ID")
+        raise StorageError(f"{folder} is not the folder of a job: it has no job.json. Give OUT/JOB_ID.")
     if record.get("kind") != "scan":
         raise JobError(f"{folder} is the folder of a {record.get('kind')!r}, not of a scan, and has no verdicts")
     if RESULTS_ENTRY not in record and not is_finished(folder):
         raise JobError(
-            f"{folder} is not finished: its state is {record.get('state')!r}; let the scan end, or give its command "
-            "again"
+            f"{folder} is not finished: its state is {record.get('state')!r}. Let the scan end, or run its command "
+            "again."
         )
     return record
 
@@ -109,12 +118,12 @@ def _check_model(policy: Policy, record: dict[str, Any]) -> None:
     if calibrated not in (None, record.get("model_id")):
         raise ConfigError(
             f"the policy was calibrated on {calibrated}, the job was scanned with {record.get('model_id')}, whose "
-            "scores mean something else; calibrate that model"
+            "scores mean something else. Calibrate that model."
         )
 
 
 def _write_rows(folder: Location, policy: Policy, watch: Watch) -> None:
-    """Every file of results again, under the policy, into the work folder."""
+    """Write every file of results again under the policy, into the work folder."""
     results, draft = folder / "results", folder / _WORK / "results"
     delete_folder(draft)
     total, done = count_rows(results), 0
@@ -128,14 +137,14 @@ def _write_rows(folder: Location, policy: Policy, watch: Watch) -> None:
 
 
 def _write_file(source: Location, target: Location, policy: Policy) -> int:
-    """One file of results under the policy, row group by row group; returns its rows."""
+    """Write one file of results under the policy, row group by row group; return its number of rows."""
     system, path = filesystem(target)
     with storage_errors(target), results_file(source) as file:
         names = set(file.schema_arrow.names)
         if missing := sorted(_FIRST_COLUMNS - names):
-            raise StorageError(f"{source} has no column {missing[0]}: it is no file of results")
+            raise StorageError(f"{source} has no column {missing[0]}: it is not a file of results")
         if unknown := sorted(names - set(RESULT_SCHEMA.names)):
-            raise StorageError(f"{source} has the column {unknown[0]} of a later version; use that version")
+            raise StorageError(f"{source} has the column {unknown[0]} of a later version. Use that version.")
         system.create_dir(filesystem(target.parent)[1], recursive=True)
         with pq.ParquetWriter(path, RESULT_SCHEMA, filesystem=system) as writer:
             for group in range(file.num_row_groups):
@@ -147,7 +156,7 @@ def _write_file(source: Location, target: Location, policy: Policy) -> int:
 
 
 def _with_all_columns(batch: pa.RecordBatch) -> pa.Table:
-    """The rows with the columns that came with later versions, which say nothing of them."""
+    """Return the rows with the columns of later versions added, filled with nulls."""
     table = pa.Table.from_batches([batch])
     for name in RESULT_SCHEMA.names:
         if name not in table.column_names:
@@ -156,20 +165,20 @@ def _with_all_columns(batch: pa.RecordBatch) -> pa.Table:
 
 
 def reapply_policy(results: pa.Table, policy: Policy) -> pa.Table:
-    """Result rows under a policy: what they say of the raw scores is new, all else is as it was."""
-    told = [_told(row, policy) for row in results.select(_RAW).to_pylist()]
+    """Return result rows under a policy: the columns that it decides are new, all others are unchanged."""
+    outcomes = [_outcome(row, policy) for row in results.select(_RAW).to_pylist()]
     columns = {name: results[name] for name in RESULT_SCHEMA.names}
     for name in ("verdict", "flagged_types", "box_px", "words"):
-        columns[name] = pa.array([row.get(name) for row in told], RESULT_SCHEMA.field(name).type)
-    columns["policy_id"] = pa.array([policy.policy_id] * len(told), pa.string())
+        columns[name] = pa.array([outcome.get(name) for outcome in outcomes], RESULT_SCHEMA.field(name).type)
+    columns["policy_id"] = pa.array([policy.policy_id] * len(outcomes), pa.string())
     return pa.table(columns).cast(RESULT_SCHEMA)
 
 
-def _told(row: dict[str, Any], policy: Policy) -> dict[str, Any]:
-    """Nothing for a pair that could not be judged."""
+def _outcome(row: dict[str, Any], policy: Policy) -> dict[str, Any]:
+    """Return verdict, flagged types, box and words of a row; nothing for a row that is an error."""
     if row["status"] != "ok":
         return {}
-    told = apply_policy(
+    outcome = apply_policy(
         policy,
         score=row["score"],
         types=row["types"],
@@ -177,12 +186,13 @@ def _told(row: dict[str, Any], policy: Policy) -> dict[str, Any]:
         text=readable_text(row["text"] or "", row["text_escapes"]),
         word_scores=row["word_scores"],
     )
-    return told | {"words": None if told["words"] is None else [asdict(word) for word in told["words"]]}
+    return outcome | {"words": None if outcome["words"] is None else [asdict(word) for word in outcome["words"]]}
 
 
 def _commit(folder: Location, record: dict[str, Any], policy: Policy) -> dict[str, Any]:
-    """Replace the record by one that names the policy and the rows under it; the former policy stays in it."""
-    former = {"policy": record["policy"], "policy_id": record["policy_id"], "until": _now()}
+    """Replace the record by one that names the policy and the rows under it. It lists the former policies too."""
+    now = datetime.now(UTC).isoformat(timespec="seconds")
+    former = {"policy": record["policy"], "policy_id": record["policy_id"], "until": now}
     record = record | {
         "state": "finalizing",
         "policy": asdict(policy),
@@ -196,9 +206,10 @@ def _commit(folder: Location, record: dict[str, Any], policy: Policy) -> dict[st
 
 
 def _publish(folder: Location, record: dict[str, Any], watch: Watch) -> dict[str, Any]:
-    """Put the rows that the record names in the place of the former ones; all of it can be done again."""
+    """Move the rows that the record names into `results`. Every step can be repeated after a stop."""
     watch("putting the rows in place", 0, 0)
     source, results = results_folder(folder, record), folder / "results"
+    # `_SUCCESS` goes first and comes back last, so that incomplete results are never taken for complete.
     delete_file(folder / "_SUCCESS")
     delete_folder(results)
     files = [info.location for info in list_files(source)]
@@ -215,7 +226,3 @@ def _publish(folder: Location, record: dict[str, Any], watch: Watch) -> dict[str
 
 def _write_record(folder: Location, record: dict[str, Any]) -> None:
     write_bytes(folder / "job.json", json.dumps(record, indent=2).encode())
-
-
-def _now() -> str:
-    return datetime.now(UTC).isoformat(timespec="seconds")

@@ -1,4 +1,4 @@
-"""Settings of a calibration: the target precision, the prevalence, and the labelled pairs."""
+"""Settings of a calibration: the target precision, the prevalence, and the labeled pairs."""
 
 from __future__ import annotations
 
@@ -11,38 +11,40 @@ from jobs.settings import CorpusSettings, Device
 
 
 class CalibrateSettings(CorpusSettings):
-    """Thresholds of a model for a precision at a prevalence: from which scores, and how sure."""
+    """A calibration: the model, the labeled pairs, the target, and how sure to be."""
 
     model: str
     corpus: str
     """A folder in DGM4's layout, or s3://."""
     precision: float = Field(gt=0, lt=1)
-    """Of all pairs that a threshold flags, the share that must be flagged rightly."""
+    """Target precision: fraction of the pairs that a threshold flags that must be correct."""
     prevalence: float = Field(gt=0, lt=1)
-    """Share of manipulated pairs where the thresholds will be used."""
+    """Fraction of manipulated pairs where the thresholds will be used."""
     review_precision: float | None = Field(default=None, gt=0, lt=1)
-    """Of the pairs from `review` up to `manipulated`, which people look at, the share that must be manipulated; None: a
-    quarter of the way from the prevalence to the precision, so where few are, people look at four or fewer for one."""
+    """Target precision of the review band: fraction of the pairs from `review` up to `manipulated`, which people look
+    at, that must be manipulated. None: a quarter of the way from the prevalence to the precision. At a low prevalence
+    and a precision near 1, people then look at about four pairs to find a manipulated one."""
     confidence: float = Field(default=0.95, ge=0.5, lt=1)
-    """With which each threshold keeps its precision."""
+    """Confidence level at which each threshold keeps its precision."""
     split: str = "val"
     out: str | None = None
-    """The file to write; None: `policy.json` of the model folder."""
+    """Policy file to write. None: `policy.json` of the model folder."""
     keep: tuple[Literal["face_swap", "face_attribute", "text_swap", "text_attribute", "word"], ...] = ()
-    """Thresholds that stay as the model's policy has them."""
+    """Thresholds that are left as they are in the model's policy."""
     device: Device = "auto"
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
-    """What the encoders compute in, which must be what they will be used in."""
+    """Arithmetic of the encoders. It must be that of the scans to come."""
     batch_size: int = Field(default=32, ge=1)
     max_failed_share: float = Field(default=0.01, ge=0, lt=1)
-    """Of pairs that cannot be scored, for whatever reason; more are refused, fewer are left out and counted."""
+    """Largest fraction of pairs that may fail to be scored, for any reason. They are left out and counted; if there are
+    more, the calibration stops."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:
         if self.precision <= self.prevalence:
             raise ValueError(
                 f"precision {self.precision} is no more than the prevalence {self.prevalence}: flagging every pair "
-                "reaches it"
+                "reaches it. Choose a higher precision."
             )
         if not self.prevalence < self.effective_review_precision <= self.precision:
             raise ValueError(
@@ -53,7 +55,7 @@ class CalibrateSettings(CorpusSettings):
 
     @property
     def effective_review_precision(self) -> float:
-        """What `review_precision` stands for."""
+        """The target precision of the review band, with its default resolved."""
         if self.review_precision is None:
             return self.prevalence + (self.precision - self.prevalence) / 4
         return self.review_precision

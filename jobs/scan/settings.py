@@ -11,7 +11,7 @@ from asap.preprocessing.images import DEFAULT_LIMITS
 from asap.storage.fetch import FetchSettings
 from asap.storage.location import Location
 from jobs.scan.input.record_files import record_file
-from jobs.settings import Device, Settings
+from jobs.settings import ClusterSettings, Settings
 
 
 class CaptionSettings(Settings):
@@ -28,8 +28,8 @@ class CaptionSettings(Settings):
     """Pixels. Larger pictures are shrunk before they travel to the captioner."""
 
 
-class ScanSettings(Settings):
-    """Settings of a bulk scan: what to read, with which model, where to write, and how to run."""
+class ScanSettings(ClusterSettings):
+    """A bulk scan: what to read, with which model, where to write, and how to run."""
 
     input: str
     out: str
@@ -43,15 +43,12 @@ class ScanSettings(Settings):
     max_image_pixels: int = Field(default=DEFAULT_LIMITS.max_pixels, ge=1)
     captions: CaptionSettings | None = None
 
-    address: str | None = None
-    """Address of a running Ray cluster. None: start Ray on this machine."""
-    device: Device = "auto"
     detectors: int | None = Field(default=None, ge=1)
     """Number of detector actors. None: one a GPU, or as many as the CPUs carry."""
     batch_size: int | None = Field(default=None, ge=1)
     """Pairs that travel and enter the model together. None: 64 on CPUs, 256 on GPUs."""
     wait_for_machines_s: float = Field(default=900, ge=0)
-    """Seconds that a cluster has to add GPUs for the detectors, if `device` requires GPUs."""
+    """Seconds to wait until a cluster at `address` has the GPUs that the detectors need, if `device` calls for them."""
     rows_per_file: int | None = Field(default=None, ge=1)
     """Pairs in one results file. They are lost if the job dies before it is written. None: by the size of the job."""
     fetch: FetchSettings = FetchSettings()

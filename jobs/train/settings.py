@@ -8,7 +8,7 @@ from typing import Any, Literal, Self
 from pydantic import Field, model_validator
 
 from asap.training.objective import LossWeights, Recipe, recipe_called
-from jobs.settings import CorpusSettings, Device
+from jobs.settings import ClusterSettings, CorpusSettings, Device
 
 EXECUTION_SETTINGS = {
     "out", "workers", "min_workers", "regrow_every_s", "cpus_per_worker", "device", "checkpoint_activations", "compile",
@@ -17,7 +17,7 @@ EXECUTION_SETTINGS = {
 """The settings that may differ between starts of one run, because they do not change what is learned."""
 
 
-class TrainSettings(CorpusSettings):
+class TrainSettings(CorpusSettings, ClusterSettings):
     """A training run: the corpus, the objective, and how long and where to train."""
 
     corpus: str
@@ -154,13 +154,6 @@ class TrainSettings(CorpusSettings):
     """Number of pairs of the validation split that are evaluated at a checkpoint."""
     export: Literal["best", "last"] = "best"
     """The checkpoint that becomes the model: the best by validation AUC, or the last."""
-    address: str | None = None
-    """Address of a running Ray cluster; None starts Ray on this machine."""
-    wait_for_machines_s: float = Field(default=900, ge=0)
-    """Seconds to wait until a cluster at `address` has brought the machines that the workers need.
-
-    An autoscaler brings them.
-    """
 
     @model_validator(mode="after")
     def _check(self) -> Self:

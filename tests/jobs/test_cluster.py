@@ -1,4 +1,4 @@
-"""Whether the machines hold what a job needs."""
+"""Resources: whether the machines hold the workers of a job."""
 
 import logging
 from collections.abc import Callable
@@ -17,7 +17,7 @@ HEAD = {"CPU": 0}
 @pytest.mark.parametrize(
     ("machines", "needs", "held"),
     [
-        ([{"CPU": 4}, {"CPU": 4}], {"CPU": 3}, 2),  # six CPUs are left over, and no machine has three of them
+        ([{"CPU": 4}, {"CPU": 4}], {"CPU": 3}, 2),  # two CPUs are left over, one on each machine
         ([HEAD, {"CPU": 8, "GPU": 1}, {"CPU": 16}], {"CPU": 4, "GPU": 1}, 1),
         ([{"CPU": 2, "GPU": 4}], {"CPU": 1, "GPU": 1}, 2),
         ([], {"CPU": 1}, 0),
@@ -45,37 +45,37 @@ def test_workers_get_as_many_cpus_as_all_of_them_can_have(machines: Any, workers
 def no_wait(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     def machines(*nodes: dict[str, float]) -> None:
         monkeypatch.setattr(ray, "nodes", lambda: [{"Alive": True, "Resources": node} for node in nodes])
-        monkeypatch.setattr("ray.util.placement_group", lambda *_: pytest.fail("it was waited"))
+        monkeypatch.setattr("ray.util.placement_group", lambda *_: pytest.fail("it waited"))
 
     return machines
 
 
-def test_what_does_not_fit_is_refused_with_what_there_is_and_a_way_out(no_wait: Any) -> None:
+def test_a_request_that_does_not_fit_is_refused_with_the_machines_and_a_way_out(no_wait: Any) -> None:
     no_wait(HEAD, {"CPU": 4}, {"CPU": 4})
     with pytest.raises(ConfigError) as caught:
         wait_for_resources({"CPU": 4, "GPU": 1}, 2, 0, pytest.fail, "take fewer")
     assert str(caught.value) == (
-        "2 workers with 4 CPUs, 1 GPU each do not fit into what Ray has, "
+        "not enough resources: 2 workers with 4 CPUs, 1 GPU each do not fit into the cluster, which has "
         "2 x (4 CPUs, 0 GPUs), 1 x (0 CPUs, 0 GPUs); take fewer"
     )
 
 
-def test_what_fits_is_not_waited_for(no_wait: Any) -> None:
+def test_a_request_that_fits_does_not_wait(no_wait: Any) -> None:
     no_wait(HEAD, {"CPU": 4})
     assert wait_for_resources({"CPU": 2}, 2, 900, pytest.fail, "") == [HEAD, {"CPU": 4}]
 
 
-def test_machines_are_asked_for_and_waited_for_once(ray_here: None) -> None:
-    told: list[str] = []
+def test_machines_are_requested_and_waited_for_once(ray_here: None) -> None:
+    notes: list[str] = []
     with pytest.raises(ConfigError, match=r"1 worker with 64 CPUs do not fit .*1 x \(2 CPUs, 0 GPUs\); take fewer"):
-        wait_for_resources({"CPU": 64}, 1, 0.1, told.append, "take fewer")
-    assert told == [
+        wait_for_resources({"CPU": 64}, 1, 0.1, notes.append, "take fewer")
+    assert notes == [
         "waiting up to 0.0017 min for machines to hold 1 worker with 64 CPUs: there are 1 x (2 CPUs, 0 GPUs)"
     ]
     assert all(group["state"] == "REMOVED" for group in placement_group_table().values())
 
 
-def test_ray_data_is_quieted_and_what_a_program_logs_by_is_not() -> None:
+def test_ray_datas_own_handlers_are_silenced_and_those_of_the_program_are_not() -> None:
     theirs, ours = logging.StreamHandler(), logging.StreamHandler()
     ray_data = logging.getLogger("ray.data")
     for handler in (theirs, ours):

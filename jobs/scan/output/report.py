@@ -23,7 +23,7 @@ from asap.labels import TYPES, VERDICTS
 from asap.render import LEVEL_EDGES, level, mark_words_html
 from asap.storage.files import write_bytes
 from asap.storage.location import Location
-from jobs.pages.page import read_picture, render_page
+from jobs.pages.page import embed_picture, render_page
 from jobs.scan.input.manifest import readable_text
 from jobs.scan.output.job_folder import read_record, results_folder
 from jobs.scan.output.tally import BINS, Tally, read_rows, tally_results
@@ -183,7 +183,7 @@ def _calibration(job: dict[str, Any]) -> str:
 def _card(row: dict[str, Any]) -> dict[str, Any]:
     types = row["types"] or {}
     flagged = [kind for kind in TYPES if kind in (row["flagged_types"] or ())]
-    picture = read_picture(row)
+    picture = embed_picture(row)
     text, text_note = _marked_text(row)
     box = row["box_px"] and {
         "x": row["box_px"]["x0"],

@@ -15,7 +15,7 @@ from tests.support.waiting import HANG_S
 
 @pytest.fixture
 def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Iterator[Any]:
-    """Runs a command in this process: exit code, stdout, stderr."""
+    """Run a command in this process; return exit code, stdout and stderr."""
 
     def call(*arguments: object) -> tuple[int, str, str]:
         monkeypatch.setattr(sys, "argv", ["asap", *map(str, arguments)])
@@ -67,17 +67,17 @@ def test_detect_saves_the_picture_with_its_evidence(run: Any, corpus: Path, mode
     ("arguments", "sentence"),
     [
         (["none.jpg", "--text", "t"], "no file at the image path"),
-        (["images/0.jpg"], "the pair has no text; give --text"),
+        (["images/0.jpg"], "the pair has no text. Give --text."),
         (["images/0.jpg", "--text", "... !"], "text"),
         (["a.jsonl", "--text", "t"], "a.jsonl: the bytes start with"),
         (["empty.jpg", "--text", "t"], "empty.jpg: the image has no bytes"),
         (["images/0.jpg", "--text", "t", "--model", "/nowhere"], "does not exist"),
         (["s3://no-such-bucket-for-me/a.jpg", "--text", "t"], "does not exist"),
-        (["images/0.jpg", "--text", "t", "--save", "x.foo"], "does not end in a picture's suffix"),
-        (["images/0.jpg", "--text", "t", "--save", "none/x.png"], "a folder that is not there"),
+        (["images/0.jpg", "--text", "t", "--save", "x.foo"], "has no suffix of a picture format"),
+        (["images/0.jpg", "--text", "t", "--save", "none/x.png"], "is in a folder that does not exist"),
     ],
 )
-def test_detect_tells_what_is_wrong_in_one_line(
+def test_detect_reports_an_error_in_one_line(
     run: Any, s3: str, corpus: Path, model_folder: Path, monkeypatch: pytest.MonkeyPatch,
     arguments: list[str], sentence: str,
 ) -> None:  # fmt: skip
@@ -92,7 +92,7 @@ def test_detect_tells_what_is_wrong_in_one_line(
     assert out == ""
 
 
-def test_an_error_in_json_is_told_there_too(run: Any, corpus: Path, model_folder: Path) -> None:
+def test_detect_reports_an_error_in_its_json_too(run: Any, corpus: Path, model_folder: Path) -> None:
     code, out, _ = run("detect", corpus / "a.jsonl", "--text", "t", "--model", model_folder, "--json")
     assert code == 1
     assert json.loads(out)["error_code"] == "unsupported_format"
@@ -102,9 +102,9 @@ def test_detect_reads_from_s3(run: Any, bucket: str, corpus: Path, model_folder:
     from asap.storage.files import write_bytes
     from asap.storage.location import Location
 
-    place = f"s3://{bucket}/a.jpg"
-    write_bytes(Location(place), (corpus / "images/0.jpg").read_bytes())
-    code, out, _ = run("detect", place, "--text", "A team", "--model", model_folder, "--json")
+    address = f"s3://{bucket}/a.jpg"
+    write_bytes(Location(address), (corpus / "images/0.jpg").read_bytes())
+    code, out, _ = run("detect", address, "--text", "A team", "--model", model_folder, "--json")
     assert code == 0
     assert json.loads(out)["width"] == 64
 
@@ -143,12 +143,14 @@ def test_scan_shows_progress_and_ends_with_a_table_and_the_report(run: Any, monk
     assert code == 0
     lines = out.splitlines()
     assert lines[0] == "judging  5/10 pairs  33 pairs/s  2 flagged  1 errors"
-    assert lines[1].startswith("writing the summary"), "a line every few seconds, not at each look"
+    assert lines[1].startswith("writing the summary"), "a line every few seconds, not at each report"
     assert all(name in out for name in ("pairs", "flagged", "errors", "pairs/s", "1,234", "33.2"))
     assert lines[-1] == "report: file:///out/in/report/index.html"
 
 
-def test_scan_tells_which_errors_and_where_each_is_told(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_scan_counts_its_errors_by_code_and_names_the_file_that_lists_them(
+    run: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     summary = _SUMMARY | {"errors": 3, "error_codes": {"truncated_image": 2, "fetch_failed": 1}}
     monkeypatch.setattr("jobs.scan.run.scan", lambda *_: summary)
     code, out, _ = run("scan", "in.jsonl", "--out", "/out")
@@ -156,13 +158,13 @@ def test_scan_tells_which_errors_and_where_each_is_told(run: Any, monkeypatch: p
     assert "errors: 2 truncated_image, 1 fetch_failed; see file:///out/in/errors.jsonl" in out
 
 
-def test_a_scan_that_judged_nothing_is_no_success(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_scan_whose_pairs_all_fail_is_a_failure(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     summary = _SUMMARY | {"errors": 1234, "error_codes": {"model_error": 1234}}
     monkeypatch.setattr("jobs.scan.run.scan", lambda *_: summary)
     code, out, err = run("scan", "in.jsonl", "--out", "/out")
     assert code == 1
     assert "1,234 model_error" in out
-    assert "none of the 1234 pairs could be judged; the errors say why" in err
+    assert "all 1234 pairs failed. See the errors listed above." in err
 
 
 def test_scan_settings_reach_the_scan(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -190,28 +192,28 @@ def test_scan_settings_reach_the_scan(run: Any, monkeypatch: pytest.MonkeyPatch)
         (["--limit", "0"], "limit 0: Input should be greater than or equal to 1"),
         (["--job", "a/b"], "job 'a/b' is not a folder's name"),
         (["--precision", "float8"], "precision 'float8'"),
-        (["--caption-engine", "precomputed"], "belong together, and --captioner is not given"),
-        (["--captioner", "c.json"], "belong together, and --caption-engine is not given"),
+        (["--caption-engine", "precomputed"], "belong together, and --captioner is missing"),
+        (["--captioner", "c.json"], "belong together, and --caption-engine is missing"),
         (["--device", "tpu"], "device 'tpu': Input should be 'auto', 'cpu' or 'cuda'"),
         (["--caption-engine", "magic", "--captioner", "x"], "captions.engine 'magic'"),
         ([], "/nowhere.jsonl is not there"),
     ],
 )
-def test_scan_tells_what_is_wrong_in_one_line(run: Any, tmp_path: Path, arguments: list[str], sentence: str) -> None:
+def test_scan_reports_an_error_in_one_line(run: Any, tmp_path: Path, arguments: list[str], sentence: str) -> None:
     code, _, err = run("scan", "/nowhere.jsonl", "--out", tmp_path / "out", *arguments)
     assert code == 1
     assert sentence in err
     assert err.count("\n") == 1
 
 
-def test_an_interruption_is_told_with_how_to_go_on(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interruption_says_how_to_resume(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupt(settings: Any, watch: Any) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr("jobs.scan.run.scan", interrupt)
     code, _, err = run("scan", "in.jsonl", "--out", "/out")
     assert code == 130
-    assert "give the same command to go on" in err
+    assert "Run the same command again to resume." in err
 
 
 def test_sigterm_is_an_interruption() -> None:
@@ -247,9 +249,9 @@ def test_evaluate_prints_the_table_in_the_order_of_the_papers(run: Any, monkeypa
 
     seen: list[Any] = []
 
-    def pretend(settings: Any, progress: Any, tell: Any) -> dict[str, Any]:
+    def pretend(settings: Any, progress: Any, on_note: Any) -> dict[str, Any]:
         seen.append(settings)
-        tell("no GPU is alive")
+        on_note("no GPU is alive")
         progress(3, 3)
         about = {"model_id": "m@1", "split": "val"}
         read = ["val of corpus: 3 of 4 pairs", "pictures missing of 1 pairs"]
@@ -259,8 +261,10 @@ def test_evaluate_prints_the_table_in_the_order_of_the_papers(run: Any, monkeypa
     code, out, _ = run("evaluate", "demo", "corpus", "--split", "val", "--out", "here", "--limit", 3, "--workers", 2)
     assert code == 0
     assert (seen[0].split, seen[0].out, seen[0].limit, seen[0].workers) == ("val", "here", 3, 2)
-    places = [out.index(name) for name in ("m@1: 3 pairs of val", "AUC", "EER", "ACC", "mAP", "CF1", "OF1", "IoUmean")]
-    assert places == sorted(places)
+    positions = [
+        out.index(name) for name in ("m@1: 3 pairs of val", "AUC", "EER", "ACC", "mAP", "CF1", "OF1", "IoUmean")
+    ]
+    assert positions == sorted(positions)
     assert out.splitlines()[0] == "no GPU is alive"
     assert out.splitlines()[2:4] == ["val of corpus: 3 of 4 pairs", "pictures missing of 1 pairs"]
     assert all(name in out for name in ("gated", "boxed", "published alignment", "face_swap"))
@@ -276,9 +280,7 @@ def test_evaluate_prints_the_table_in_the_order_of_the_papers(run: Any, monkeypa
         ([], "/nowhere/metadata/test.json does not exist"),
     ],
 )
-def test_evaluate_tells_what_is_wrong_in_one_line(
-    run: Any, tmp_path: Path, arguments: list[str], sentence: str
-) -> None:
+def test_evaluate_reports_an_error_in_one_line(run: Any, tmp_path: Path, arguments: list[str], sentence: str) -> None:
     code, _, err = run("evaluate", "demo", "/nowhere", "--out", tmp_path / "out", *arguments)
     assert code == 1
     assert sentence in err
@@ -292,10 +294,10 @@ _POINT = {
 
 
 @pytest.mark.parametrize(
-    ("band", "told_of_it"), [(None, "no review band"), ({"precision": 0.5, "precision_lower": 0.345}, "0.345")]
+    ("band", "band_shown"), [(None, "no review band"), ({"precision": 0.5, "precision_lower": 0.345}, "0.345")]
 )
-def test_calibrate_shows_what_is_shown_of_each_threshold_and_where_the_policies_are(
-    run: Any, monkeypatch: pytest.MonkeyPatch, band: dict[str, float] | None, told_of_it: str
+def test_calibrate_shows_the_rates_of_each_threshold_and_where_the_policies_are(
+    run: Any, monkeypatch: pytest.MonkeyPatch, band: dict[str, float] | None, band_shown: str
 ) -> None:
     from asap.policy import Policy
     from asap.storage.location import Location
@@ -323,10 +325,10 @@ def test_calibrate_shows_what_is_shown_of_each_threshold_and_where_the_policies_
         ("word", "text_swap"),
         "bfloat16",
     )
-    assert all(told in out for told in ("val read", "face swap", "0.951", "4.2e-05", "0.97", told_of_it))
+    assert all(part in out for part in ("val read", "face swap", "0.951", "4.2e-05", "0.97", band_shown))
     assert out.splitlines()[-2:] == [
         f"policy {policy.policy_id}: /model/policy.json",
-        "the policy that was there: /model/policy.former.json",
+        "former policy: /model/policy.former.json",
     ]
 
 
@@ -339,9 +341,9 @@ def test_calibrate_shows_what_is_shown_of_each_threshold_and_where_the_policies_
         ({"--prevalence": 0}, "prevalence 0.0: Input should be greater than 0"),
     ],
 )
-def test_calibrate_tells_what_is_wrong_in_one_line(run: Any, options: dict[str, object], sentence: str) -> None:
-    given = {"--precision": 0.95, "--prevalence": 0.001} | options
-    code, _, err = run("calibrate", "m", "c", *(part for option in given.items() for part in option))
+def test_calibrate_reports_an_error_in_one_line(run: Any, options: dict[str, object], sentence: str) -> None:
+    arguments = {"--precision": 0.95, "--prevalence": 0.001} | options
+    code, _, err = run("calibrate", "m", "c", *(part for option in arguments.items() for part in option))
     assert code == 1
     assert sentence in err
     assert err.count("\n") == 1
@@ -364,38 +366,38 @@ def test_repolicy_ends_with_a_table_and_the_report(run: Any, monkeypatch: pytest
     assert out.splitlines()[-1] == "policy abc; report: file:///out/in/report/index.html"
 
 
-def test_repolicy_tells_what_is_wrong_in_one_line(run: Any, tmp_path: Path) -> None:
+def test_repolicy_reports_an_error_in_one_line(run: Any, tmp_path: Path) -> None:
     code, _, err = run("repolicy", tmp_path, "--policy", tmp_path / "none.json")
     assert code == 1
     assert "none.json does not exist" in err
     assert err.count("\n") == 1
 
 
-def test_detect_at_a_server_shows_saves_and_prints_what_it_answers(
+def test_detect_shows_saves_and_prints_the_answer_of_a_server(
     run: Any, corpus: Path, model_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from asap.finding import Pair
     from asap.predictor import Predictor
     from serve.schemas import detection
 
-    def judge(self: object, image: bytes, text: str) -> dict[str, Any]:
+    def answer(self: object, image: bytes, text: str) -> dict[str, Any]:
         finding = Predictor.from_folder(model_folder, "cpu").predict([Pair(image, text)])[0]
         return detection("id-1", finding, {}, None).model_dump(mode="json")
 
-    monkeypatch.setattr("serve.client.Client.detect", judge)
-    given = ("detect", corpus / "images/0.jpg", "--text", "A team", "--url", "http://127.0.0.1:1")
-    code, out, _ = run(*given, "--save", corpus / "evidence.png")
+    monkeypatch.setattr("serve.client.Client.detect", answer)
+    arguments = ("detect", corpus / "images/0.jpg", "--text", "A team", "--url", "http://127.0.0.1:1")
+    code, out, _ = run(*arguments, "--save", corpus / "evidence.png")
     assert code == 0
     assert "small@" in out
     assert Image.open(corpus / "evidence.png").size[1] > 48
-    assert json.loads(run(*given, "--json")[1])["id"] == "id-1"
+    assert json.loads(run(*arguments, "--json")[1])["id"] == "id-1"
 
 
-def test_serve_makes_keys_and_refuses_to_be_reached_without_them(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_serve_makes_keys_and_refuses_a_public_address_without_them(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     from serve.api.keys import Keyring
 
     code, out, _ = run("serve", "--new-key", "desk")
-    key, line = (told.split()[-1] for told in out.splitlines())
+    key, line = (printed.split()[-1] for printed in out.splitlines())
     assert code == 0
     assert Keyring.parse([line], "here").name_of(key) == "desk"
     monkeypatch.delenv("ASAP_KEYS", raising=False)
@@ -408,26 +410,26 @@ def test_serve_makes_keys_and_refuses_to_be_reached_without_them(run: Any, monke
 def test_serve_build_writes_the_file_for_a_cluster(run: Any, tmp_path: Path) -> None:
     import yaml
 
-    given = ("--model", "s3://models/mine", "--keys", "/etc/keys", "--set", "max_replicas=8")
-    code, out, _ = run("serve", "build", *given)
+    options = ("--model", "s3://models/mine", "--keys", "/etc/keys", "--set", "max_replicas=8")
+    code, out, _ = run("serve", "build", *options)
     assert code == 0
     (application,) = yaml.safe_load(out)["applications"]
-    told = {name: application["args"][name] for name in ("model", "host", "keys_file", "max_replicas")}
-    assert told == {"model": "s3://models/mine", "host": "0.0.0.0", "keys_file": "/etc/keys", "max_replicas": 8}
-    assert run("serve", "build", *given, "--out", tmp_path / "serve.yaml")[0] == 0
+    args = {name: application["args"][name] for name in ("model", "host", "keys_file", "max_replicas")}
+    assert args == {"model": "s3://models/mine", "host": "0.0.0.0", "keys_file": "/etc/keys", "max_replicas": 8}
+    assert run("serve", "build", *options, "--out", tmp_path / "serve.yaml")[0] == 0
     assert (tmp_path / "serve.yaml").read_text() == out
 
 
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        (("--port", "9000", "build"), "give it after: asap serve build"),
+        (("--port", "9000", "build"), "Give it after: asap serve build"),
         (("build", "--out", "/no/such/folder/a.yaml"), "cannot be written: No such file"),
         (("build", "--set", "min_replicas=9"), "min_replicas 9 is more than max_replicas 2"),
         (("build", "--model", "my-model"), "give a whole path"),
     ],
 )
-def test_serve_build_says_what_it_cannot_write(run: Any, arguments: tuple[str, ...], sentence: str) -> None:
+def test_serve_build_reports_why_it_cannot_write(run: Any, arguments: tuple[str, ...], sentence: str) -> None:
     code, _, error = run("serve", *arguments)
     assert code == 1
     assert sentence in error

@@ -1,11 +1,12 @@
-"""What a training run shows: lines where they are kept, a bar where somebody looks on."""
+"""The output of a training run: lines in a file, a bar in a terminal."""
 
 import io
 from typing import Any
 
 from rich.console import Console
 
-from jobs.cli.display import training_shown
+from asap.training.objective import LossWeights
+from jobs.cli.display import LOSS_TERMS, training_shown
 
 STEP: dict[str, Any] = {
     "pairs": 3_200, "of": 6_400, "losses": {"tmg": 0.25, "total": 1.5}, "pairs_per_s": 40.0, "rate": 1e-3,
@@ -33,14 +34,26 @@ def test_a_file_gets_a_line_for_every_event() -> None:
         "decoding  3/4",
         "train: 60 pairs",
         "pictures: cache",
+        "loss terms: tmg = manipulated words",
         "3200/6400 pairs  40 pairs/s  1 min left  tmg 0.250  total 1.500",
         "3200/6400 pairs  validation  AUC 0.750  IoU50_boxed -",
     ]
 
 
 def test_a_terminal_gets_a_bar_that_moves_and_keeps_the_validations_above_it() -> None:
-    told = shown([STEP, VALIDATION, STEP | {"pairs": 6_400, "losses": {"total": 1.25}}], terminal=True)
-    assert told.count("3200/6400 pairs  validation  AUC 0.750") == 1
-    last = [line for line in told.splitlines() if "loss" in line][-1]
+    output = shown([STEP, VALIDATION, STEP | {"pairs": 6_400, "losses": {"total": 1.25}}], terminal=True)
+    assert output.count("3200/6400 pairs  validation  AUC 0.750") == 1
+    last = [line for line in output.splitlines() if "loss" in line][-1]
     assert "6400/6400 pairs  40 pairs/s  0 min left  loss 1.250" in last
     assert "━" in last
+
+
+def test_a_loss_term_is_explained_once_before_the_line_that_names_it_first() -> None:
+    later = STEP | {"losses": {"tmg": 0.2, "vlc": 0.5, "total": 1.0}}
+    lines = shown([STEP, STEP, later], terminal=False).splitlines()
+    assert [number for number, line in enumerate(lines) if line.startswith("loss terms: ")] == [0, 3]
+    assert lines[3] == "loss terms: vlc = vision-language contrast"
+
+
+def test_every_loss_term_has_a_meaning_to_show() -> None:
+    assert set(LOSS_TERMS) == set(vars(LossWeights()))

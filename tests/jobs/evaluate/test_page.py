@@ -1,4 +1,4 @@
-"""An evaluation as a page."""
+"""The page of an evaluation."""
 
 import base64
 import re
@@ -31,21 +31,21 @@ def worst(picture: Path, **changes: Any) -> WorstPair:
         fake_text_pos=(1, 6), caption=TEXT, explanation=TEXT,
     )  # fmt: skip
     words = [Word(3, 13, 25, "<b>waits</b>", 0.7), Word(6, 34, 39, "angry", 0.95)]
-    seen: dict[str, Any] = {
+    fields: dict[str, Any] = {
         "verdict": "authentic", "score": 0.1, "model_id": "m@1", "policy_id": "p", "width": 80, "height": 60,
         "types": {"face_swap": 0.6, "face_attribute": 0.1, "text_swap": 0.2, "text_attribute": 0.05},
         "flagged_types": ["face_swap"], "box_px": (12, 22, 32, 52), "words": words,
     }  # fmt: skip
-    return WorstPair(record, Finding(**(seen | changes)), 0.0625)
+    return WorstPair(record, Finding(**(fields | changes)), 0.0625)
 
 
 def page(*pairs: WorstPair, **about: Any) -> str:
-    told = {"model_id": "m@1", "corpus": "/data/dgm4", "split": "test", "pairs_in_split": 3, "finished": "today"}
-    figures = report("orig", "face_swap", "text_swap")
-    return evaluation_page({"about": told | about, **figures}, {"roc.svg": "<svg>roc</svg>"}, pairs)
+    defaults = {"model_id": "m@1", "corpus": "/data/dgm4", "split": "test", "pairs_in_split": 3, "finished": "today"}
+    metrics = report("orig", "face_swap", "text_swap")
+    return evaluation_page({"about": defaults | about, **metrics}, {"roc.svg": "<svg>roc</svg>"}, pairs)
 
 
-def test_the_page_holds_the_table_the_classes_and_the_pictures() -> None:
+def test_the_page_has_the_table_the_classes_and_the_charts() -> None:
     html = page()
     assert "<h1><bdi>m@1 on dgm4/test</bdi></h1>" in html
     assert html.index("AUC</span>100.00") < html.index("mAP</span>") < html.index("IoUmean</span>33.33")
@@ -53,12 +53,14 @@ def test_the_page_holds_the_table_the_classes_and_the_pictures() -> None:
     assert f"data:image/svg+xml;base64,{base64.b64encode(b'<svg>roc</svg>').decode()}" in html
 
 
-@pytest.mark.parametrize(("of", "said"), [(3, "all 3 of the split, each once"), (50_705, "the first 3 of 50,705")])
-def test_the_page_says_how_much_of_the_split_was_judged(of: int, said: str) -> None:
-    assert said in page(pairs_in_split=of)
+@pytest.mark.parametrize(
+    ("in_split", "sentence"), [(3, "all 3 of the split, each once"), (50_705, "the first 3 of 50,705")]
+)
+def test_the_page_says_how_much_of_the_split_was_evaluated(in_split: int, sentence: str) -> None:
+    assert sentence in page(pairs_in_split=in_split)
 
 
-def test_a_worst_pair_shows_what_the_model_saw_and_what_is_true(picture: Path) -> None:
+def test_a_worst_pair_shows_the_evidence_of_the_model_and_the_truth(picture: Path) -> None:
     html = page(worst(picture))
     assert "data:image/webp;base64," in html
     assert "truly manipulated" in html
@@ -77,13 +79,13 @@ def test_a_pair_whose_face_is_not_flagged_has_only_the_true_box(picture: Path) -
     assert 'class="line"' not in html
 
 
-def test_a_picture_that_is_gone_leaves_a_note(tmp_path: Path) -> None:
+def test_a_missing_picture_leaves_a_note(tmp_path: Path) -> None:
     html = page(worst(tmp_path / "gone.png"))
     assert "No picture here" in html
     assert 'class="truth" x=' not in html
 
 
-def test_a_pair_that_could_not_be_explained_says_why(picture: Path) -> None:
+def test_a_pair_without_a_finding_shows_the_error(picture: Path) -> None:
     failed = Finding(model_id="m@1", policy_id="p", error=TextMissing("the text is blank"))
     html = page(WorstPair(worst(picture).record, failed, 0.5))
     assert "the text is blank" in html

@@ -1,4 +1,4 @@
-"""A model judged on a corpus by Ray workers."""
+"""The evaluation of a model on a corpus by Ray workers."""
 
 import dataclasses
 import json
@@ -40,8 +40,8 @@ def drawn(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def settings(drawn: Path, model_folder: Path, tmp_path: Path) -> Callable[..., EvaluateSettings]:
     def make(**changes: Any) -> EvaluateSettings:
-        given = {"model": str(model_folder), "corpus": str(drawn), "out": str(tmp_path / "out"), "device": "cpu"}
-        return EvaluateSettings(**(given | changes))
+        defaults = {"model": str(model_folder), "corpus": str(drawn), "out": str(tmp_path / "out"), "device": "cpu"}
+        return EvaluateSettings(**(defaults | changes))
 
     return make
 
@@ -71,7 +71,7 @@ def no_ray(monkeypatch: pytest.MonkeyPatch) -> None:
         ({"out": "/proc/evaluation"}, StorageError, "/proc/evaluation"),
     ],
 )
-def test_what_cannot_be_evaluated_is_told_before_ray_starts(
+def test_errors_in_the_settings_are_raised_before_ray_starts(
     settings: Any, no_ray: None, changes: dict[str, str], error: type[Exception], sentence: str
 ) -> None:
     with pytest.raises(error, match=sentence) as caught:
@@ -79,7 +79,7 @@ def test_what_cannot_be_evaluated_is_told_before_ray_starts(
     assert "\n" not in str(caught.value)
 
 
-def test_a_folder_that_is_no_model_is_refused(settings: Any, no_ray: None, drawn: Path) -> None:
+def test_a_folder_that_is_not_a_model_is_refused(settings: Any, no_ray: None, drawn: Path) -> None:
     with pytest.raises(CheckpointError, match=r"model folder .*corpus has no "):
         evaluate(settings(model=str(drawn)))
 
@@ -92,18 +92,20 @@ def test_a_corpus_without_the_split_is_refused(settings: Any, no_ray: None, draw
         evaluate(settings(corpus=str(corpus)))
 
 
-def test_a_folder_of_something_else_is_left_alone(settings: Any, no_ray: None, tmp_path: Path) -> None:
+def test_an_output_folder_with_other_files_is_left_alone(settings: Any, no_ray: None, tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     (tmp_path / "out/thesis.tex").write_text("mine")
-    with pytest.raises(ConfigError, match=r"out holds 'thesis\.tex', which is no part of an evaluation"):
+    with pytest.raises(ConfigError, match=r"out holds 'thesis\.tex', which does not belong to an evaluation"):
         evaluate(settings())
     assert (tmp_path / "out/thesis.tex").read_text() == "mine"
 
 
-def test_another_evaluation_is_refused_by_what_differs(settings: Any, no_ray: None, tmp_path: Path) -> None:
+def test_another_evaluation_in_the_folder_is_refused_with_the_differences(
+    settings: Any, no_ray: None, tmp_path: Path
+) -> None:
     about = plan_evaluation(settings(limit=5)).about()
     (tmp_path / "out/metrics.json").write_text(json.dumps({"about": about}))
-    with pytest.raises(JobDiffers, match=r"holds another evaluation: limit 5 \(now 6\); choose another --out"):
+    with pytest.raises(JobDiffers, match=r"holds another evaluation: limit 5 \(now 6\)\. Choose another --out"):
         evaluate(settings(limit=6))
     assert plan_evaluation(settings(limit=5)).about() == about
 
@@ -111,7 +113,7 @@ def test_another_evaluation_is_refused_by_what_differs(settings: Any, no_ray: No
 # Shards.
 
 
-def test_the_figures_do_not_depend_on_how_the_split_was_cut(drawn: Path, model_folder: Path) -> None:
+def test_the_metrics_do_not_depend_on_how_the_split_is_cut_into_shards(drawn: Path, model_folder: Path) -> None:
     whole = shard(model_folder, drawn, 0, PAIRS)
     parts = {start: shard(model_folder, drawn, start, min(start + 16, PAIRS)) for start in (16, 0)}
     merged = merge_shards(parts, PAIRS)
@@ -120,7 +122,7 @@ def test_the_figures_do_not_depend_on_how_the_split_was_cut(drawn: Path, model_f
 
 
 @pytest.mark.parametrize(("starts", "pairs"), [((0, 8), 16), ((0,), 12), ((4, 12), 16), ((), 4)])
-def test_a_shard_that_is_missing_or_doubled_is_found(
+def test_a_missing_or_doubled_shard_is_found(
     drawn: Path, model_folder: Path, starts: tuple[int, ...], pairs: int
 ) -> None:
     one = shard(model_folder, drawn, 0, 8)
@@ -132,12 +134,12 @@ def test_a_shard_that_is_missing_or_doubled_is_found(
         merge_shards(held, pairs)
 
 
-def test_a_model_that_changed_meanwhile_is_refused(drawn: Path, model_folder: Path) -> None:
+def test_a_model_that_changed_since_the_check_is_refused(drawn: Path, model_folder: Path) -> None:
     with pytest.raises(CheckpointError, match="and was other@1"):
         evaluate_shard(str(model_folder), "other@1", "cpu", 1, 8, read_split(drawn, "test")[:2])
 
 
-def test_pairs_are_explained_by_the_model_that_judged_them(drawn: Path, model_folder: Path) -> None:
+def test_pairs_are_explained_by_the_model_that_is_evaluated(drawn: Path, model_folder: Path) -> None:
     records = read_split(drawn, "test")[:3]
     found = explain_pairs(str(model_folder), model_id(model_folder), "cpu", 1, records)
     margin = evaluate_shard(str(model_folder), model_id(model_folder), "cpu", 1, 8, records).predictions().margin
@@ -145,7 +147,7 @@ def test_pairs_are_explained_by_the_model_that_judged_them(drawn: Path, model_fo
     assert [finding.score > 0.5 for finding in found] == (margin > 0).tolist()
 
 
-def test_a_breakdown_has_the_classes_of_the_corpus_that_was_judged(
+def test_the_breakdown_has_the_classes_of_the_evaluated_corpus(
     ray_here: None, settings: Any, model_folder: Path, jpeg: Callable[..., bytes], tmp_path: Path
 ) -> None:
     loaded = load_folder(model_folder)
@@ -187,67 +189,65 @@ def machines(monkeypatch: pytest.MonkeyPatch, *nodes: dict[str, float]) -> None:
         ([{"CPU": 0}, {"CPU": 4}, {"CPU": 8}], 1, (1, 4, 4)),  # a task must fit into one machine
     ],
 )
-def test_the_cpus_are_shared_out(
+def test_the_cpus_are_divided_among_the_workers(
     settings: Any, monkeypatch: pytest.MonkeyPatch, nodes: list[dict[str, float]], workers: int | None, wanted: Any
 ) -> None:
     machines(monkeypatch, *nodes)
-    crew = module._worker_pool(settings(workers=workers))
-    assert (crew.workers, crew.threads, crew.options["num_cpus"]) == wanted
-    assert crew.device == "cpu"
+    pool = module._worker_pool(settings(workers=workers))
+    assert (pool.workers, pool.threads, pool.options["num_cpus"]) == wanted
+    assert pool.device == "cpu"
 
 
-def test_a_worker_takes_a_gpu_where_there_are_any(settings: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_worker_takes_a_gpu_if_there_are_any(settings: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     machines(monkeypatch, {"CPU": 8, "GPU": 2})
-    crew = module._worker_pool(settings(device="auto"))
-    assert (crew.workers, crew.device, crew.options["num_gpus"]) == (2, "cuda", 1)
-    assert crew.options["max_calls"] == 0  # else Ray ends each process after a shard, and with it the model
+    pool = module._worker_pool(settings(device="auto"))
+    assert (pool.workers, pool.device, pool.options["num_gpus"]) == (2, "cuda", 1)
+    assert pool.options["max_calls"] == 0  # else Ray ends each process after a shard, and with it the model
     assert "num_gpus" not in module._worker_pool(settings(device="cpu")).options
 
 
-def test_gpus_that_are_not_there_are_not_waited_for(settings: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_a_cluster_there_is_no_wait_for_gpus(settings: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     machines(monkeypatch, {"CPU": 8})
-    with pytest.raises(ConfigError, match=r"1 worker with 1 CPU, 1 GPU .*1 x \(8 CPUs, 0 GPUs\); --device auto takes"):
+    with pytest.raises(ConfigError, match=r"1 worker with 1 CPU, 1 GPU .*1 x \(8 CPUs, 0 GPUs\); --device auto uses"):
         module._worker_pool(settings(device="cuda"))
 
 
-def test_a_cluster_is_asked_for_a_gpu_and_given_time_to_bring_it(
-    settings: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_gpu_is_requested_from_a_cluster_and_waited_for(settings: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     machines(monkeypatch, {"CPU": 0}, {"CPU": 16})
-    asked: list[Any] = []
+    requests: list[Any] = []
 
-    def bring(needs: dict[str, int], workers: int, wait_s: float) -> bool:
-        asked.append((needs, workers, wait_s))
+    def reserve(needs: dict[str, int], workers: int, wait_s: float) -> bool:
+        requests.append((needs, workers, wait_s))
         machines(monkeypatch, {"CPU": 0}, {"CPU": 16}, {"CPU": 8, "GPU": 1})
         return True
 
-    monkeypatch.setattr(cluster, "_reserve", bring)
-    told: list[str] = []
-    crew = module._worker_pool(settings(device="cuda", address="auto", wait_for_machines_s=120), told.append)
-    assert asked == [({"CPU": 1, "GPU": 1}, 1, 120)]
-    assert (crew.workers, crew.device) == (1, "cuda")
-    assert [line.partition(":")[0] for line in told] == [
+    monkeypatch.setattr(cluster, "_reserve", reserve)
+    notes: list[str] = []
+    pool = module._worker_pool(settings(device="cuda", address="auto", wait_for_machines_s=120), notes.append)
+    assert requests == [({"CPU": 1, "GPU": 1}, 1, 120)]
+    assert (pool.workers, pool.device) == (1, "cuda")
+    assert [line.partition(":")[0] for line in notes] == [
         "waiting up to 2 min for machines to hold 1 worker with 1 CPU, 1 GPU"
     ]
 
 
-def test_a_cluster_without_gpus_is_told_of_where_the_cpus_judge(settings: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_cluster_without_gpus_evaluates_on_cpus_and_says_so(settings: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     machines(monkeypatch, {"CPU": 0}, {"CPU": 16})
-    told: list[str] = []
-    assert module._worker_pool(settings(device="auto", address="auto"), told.append).device == "cpu"
-    assert told == ["judging on CPUs: no GPU is alive; --device cuda waits for one"]
+    notes: list[str] = []
+    assert module._worker_pool(settings(device="auto", address="auto"), notes.append).device == "cpu"
+    assert notes == ["evaluating on CPUs: no GPU is alive. --device cuda waits for one."]
 
 
 # On Ray.
 
 
 def _dies_once(marker: Path) -> Callable[..., Evaluation]:
-    """`evaluate_shard`, of which the first process that has begun is killed. Ray pickles what is in here by value."""
+    """Return an `evaluate_shard` that kills its first process. Ray pickles the inner function by value."""
 
-    def judge(*given: Any) -> Evaluation:
+    def evaluate_and_die(*arguments: Any) -> Evaluation:
         from jobs.evaluate.run import evaluate_shard
 
-        evaluation = evaluate_shard(*given)
+        evaluation = evaluate_shard(*arguments)
         try:
             marker.touch(exist_ok=False)
         except FileExistsError:
@@ -255,7 +255,7 @@ def _dies_once(marker: Path) -> Callable[..., Evaluation]:
         os.kill(os.getpid(), signal.SIGKILL)
         return evaluation
 
-    return judge
+    return evaluate_and_die
 
 
 @pytest.mark.chaos
@@ -284,31 +284,31 @@ def test_a_worker_killed_midway_loses_and_doubles_no_pair(
     assert html.count("data:image/webp") == 3
 
 
-def test_a_corpus_in_a_bucket_is_judged_into_a_bucket_with_the_figures_of_one_on_a_disk(
+def test_a_corpus_in_a_bucket_has_the_metrics_of_the_same_corpus_on_a_disk(
     ray_here: None, settings: Any, drawn: Path, model_folder: Path, bucket: str
 ) -> None:
     client = boto3.client("s3")
     for path in filter(Path.is_file, drawn.rglob("*")):
         client.upload_file(str(path), bucket, f"news/{path.relative_to(drawn).as_posix()}")
-    out = f"s3://{bucket}/judged"
+    out = f"s3://{bucket}/evaluated"
     args = ["evaluate", str(model_folder), f"s3://{bucket}/news", "--out", out, "--device", "cpu"]
 
     result = CliRunner().invoke(app, [*args, "--set", "shard_pairs=16", "--set", "worst=2"])
 
     assert result.exit_code == 0, result.output
     assert f"page: {out}/index.html" in result.output
-    listed = client.list_objects_v2(Bucket=bucket, Prefix="judged/")["Contents"]
-    assert {entry["Key"].removeprefix("judged/") for entry in listed} == set(OUTPUTS)
-    report = json.loads(client.get_object(Bucket=bucket, Key="judged/metrics.json")["Body"].read())
+    listed = client.list_objects_v2(Bucket=bucket, Prefix="evaluated/")["Contents"]
+    assert {entry["Key"].removeprefix("evaluated/") for entry in listed} == set(OUTPUTS)
+    report = json.loads(client.get_object(Bucket=bucket, Key="evaluated/metrics.json")["Body"].read())
     wanted = shard(model_folder, drawn, 0, PAIRS).compute()
-    figures = ("pairs", "AUC", "ACC", "mAP", "IoU_mean", "token_F1")
-    assert [report[name] for name in figures] == pytest.approx([wanted[name] for name in figures], abs=1e-5)
+    metrics = ("pairs", "AUC", "ACC", "mAP", "IoU_mean", "token_F1")
+    assert [report[name] for name in metrics] == pytest.approx([wanted[name] for name in metrics], abs=1e-5)
     assert report["about"]["corpus"] == f"s3://{bucket}/news"
-    page = client.get_object(Bucket=bucket, Key="judged/index.html")["Body"].read()
+    page = client.get_object(Bucket=bucket, Key="evaluated/index.html")["Body"].read()
     assert page.count(b"data:image/webp") == 2
 
 
-def test_a_record_that_cannot_be_judged_ends_the_evaluation_by_its_name(
+def test_a_picture_that_cannot_be_used_ends_the_evaluation_and_is_named(
     ray_here: None, settings: Any, drawn: Path, tmp_path: Path
 ) -> None:
     corpus = tmp_path / "torn"

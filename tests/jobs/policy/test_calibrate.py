@@ -1,4 +1,4 @@
-"""From a labelled split to a policy file: what is counted, what is written, what is refused."""
+"""Calibration: which pairs are counted, which policy is written, and which commands are refused."""
 
 import json
 from collections.abc import Callable, Sequence
@@ -42,13 +42,13 @@ def _record(number: int, **changes: Any) -> dict[str, Any]:
 
 
 @pytest.fixture
-def labelled(tmp_path: Path) -> Path:
+def labeled(tmp_path: Path) -> Path:
     """A corpus of empty pictures, for a model that needs none."""
     return _write_corpus(tmp_path / "corpus", [_record(number) for number in range(PAIRS)])
 
 
 class _Oracle:
-    """A predictor that knows the truth and tells it with noise; `failing` are pairs that it cannot judge."""
+    """A predictor that answers with the truth and noise; it cannot score the pairs that are `failing`."""
 
     batch_size = 8
     model_id = "oracle@0"
@@ -71,33 +71,33 @@ class _Oracle:
             return Finding(**about, error=DecodeFailed("truncated JPEG"))
         types = types_of(record.fake_cls)
         return Finding(
-            score=self._tell(bool(types)),
-            types={name: self._tell(name in types) for name in TYPES},
-            word_scores=[self._tell(place in record.fake_text_pos) for place in range(4)],
+            score=self._score(bool(types)),
+            types={name: self._score(name in types) for name in TYPES},
+            word_scores=[self._score(position in record.fake_text_pos) for position in range(4)],
             image_sha256="0" * 64,
             **about,
         )
 
-    def _tell(self, true: bool) -> float:
+    def _score(self, true: bool) -> float:
         return float(np.float32(np.clip(0.8 * true + 0.1 + self._noise * self._generator.normal(), 0, 1)))
 
 
 @pytest.fixture
-def oracle(labelled: Path, monkeypatch: pytest.MonkeyPatch) -> _Oracle:
-    made = _Oracle(labelled)
+def oracle(labeled: Path, monkeypatch: pytest.MonkeyPatch) -> _Oracle:
+    made = _Oracle(labeled)
     monkeypatch.setattr(module.Predictor, "from_folder", lambda *args, **named: made)
     return made
 
 
 def _settings(source: Path, folder: Path, **changes: Any) -> CalibrateSettings:
-    given: dict[str, Any] = {"model": str(folder), "corpus": str(source), "precision": 0.8, "prevalence": 0.2}
-    return CalibrateSettings(**(given | changes))
+    defaults: dict[str, Any] = {"model": str(folder), "corpus": str(source), "precision": 0.8, "prevalence": 0.2}
+    return CalibrateSettings(**(defaults | changes))
 
 
-# What is counted.
+# Counting.
 
 
-def test_every_pair_is_scored_as_a_scan_would_and_counted_by_what_it_is(
+def test_every_pair_is_scored_as_in_a_scan_and_counted_by_its_labels(
     tmp_path: Path, jpeg: Callable[..., bytes], model_folder: Path
 ) -> None:
     records = [_record(number, text="one two " * (40 if number == 1 else 2)) for number in range(6)]
@@ -105,52 +105,52 @@ def test_every_pair_is_scored_as_a_scan_would_and_counted_by_what_it_is(
     for number in range(6):
         (corpus / f"{number}.jpg").write_bytes(jpeg(number))
     predictor = Predictor.from_folder(model_folder, "cpu", batch_size=2)
-    told: list[tuple[int, int]] = []
-    scores = score_records(predictor, read_split(corpus, "val"), 0.0, lambda *counts: told.append(counts))
+    counts: list[tuple[int, int]] = []
+    scores = score_records(predictor, read_split(corpus, "val"), 0.0, lambda *now: counts.append(now))
 
     pairs = [Pair(corpus / record["image"], record["text"]) for record in records]
     findings = predictor.predict(pairs)
     assert scores.score_B.tolist() == [finding.score for finding in findings]
     assert scores.types_B4.tolist() == [list((finding.types or {}).values()) for finding in findings]
-    assert told[-1] == (6, 6)
+    assert counts[-1] == (6, 6)
     decisions = scores.decisions()
     assert decisions["manipulated"].authentic.tolist() == [findings[0].score, findings[5].score]
     assert decisions["text_attribute"].positive.tolist() == [
-        (findings[place].types or {})["text_attribute"] for place in (3, 4)
+        (findings[number].types or {})["text_attribute"] for number in (3, 4)
     ]
     assert decisions["text_attribute"].other.tolist() == [
-        (findings[place].types or {})["text_attribute"] for place in (1, 2)
+        (findings[number].types or {})["text_attribute"] for number in (1, 2)
     ]
     words = [finding.word_scores or [] for finding in findings]
     assert decisions["word"].authentic.tolist() == [max(words[0]), max(words[5])]
     assert decisions["word"].other.tolist() == [max(words[1])]
-    assert decisions["word"].positive.tolist() == [max(words[place][1], words[place][3]) for place in (2, 3, 4)]
+    assert decisions["word"].positive.tolist() == [max(words[number][1], words[number][3]) for number in (2, 3, 4)]
     assert decisions["word"].stray is not None
-    assert decisions["word"].stray.tolist() == [max(words[place][0], words[place][2]) for place in (2, 3, 4)]
+    assert decisions["word"].stray.tolist() == [max(words[number][0], words[number][2]) for number in (2, 3, 4)]
 
 
-def test_the_fingerprint_is_of_what_was_scored(labelled: Path, tmp_path: Path) -> None:
+def test_the_fingerprint_depends_on_the_labels_and_not_on_the_run(labeled: Path, tmp_path: Path) -> None:
     changed = [_record(number) for number in range(PAIRS)]
     changed[8]["fake_cls"] = "face_swap"
     other = _write_corpus(tmp_path / "other", changed)
     prints = [
         score_records(_Oracle(corpus), read_split(corpus, "val"), 0.0, lambda *_: None).fingerprint
-        for corpus in (labelled, labelled, other)
+        for corpus in (labeled, labeled, other)
     ]
     assert prints[0] == prints[1] != prints[2]
 
 
-def test_a_few_pairs_that_cannot_be_scored_are_left_out_and_counted(labelled: Path) -> None:
-    records = read_split(labelled, "val")
-    scores = score_records(_Oracle(labelled, failing=[3, 4]), records, 0.01, lambda *_: None)
+def test_a_few_pairs_that_cannot_be_scored_are_left_out_and_counted(labeled: Path) -> None:
+    records = read_split(labeled, "val")
+    scores = score_records(_Oracle(labeled, failing=[3, 4]), records, 0.01, lambda *_: None)
     assert scores.failed == {"decode_failed": 2}
     assert len(scores.score_B) == len(scores.has_word_B) == PAIRS - 2
 
 
-def test_more_of_them_are_refused_naming_the_first(labelled: Path) -> None:
-    records = read_split(labelled, "val")
+def test_too_many_pairs_that_cannot_be_scored_are_refused_and_the_first_is_named(labeled: Path) -> None:
+    records = read_split(labeled, "val")
     with pytest.raises(CorpusError, match=r"25 of 2400 pairs cannot be scored.*record 3: truncated JPEG"):
-        score_records(_Oracle(labelled, failing=range(3, 28)), records, 0.01, lambda *_: None)
+        score_records(_Oracle(labeled, failing=range(3, 28)), records, 0.01, lambda *_: None)
 
 
 def test_a_position_beyond_the_text_is_refused(tmp_path: Path) -> None:
@@ -159,80 +159,80 @@ def test_a_position_beyond_the_text_is_refused(tmp_path: Path) -> None:
         score_records(_Oracle(corpus), read_split(corpus, "val"), 0.0, lambda *_: None)
 
 
-# What is written.
+# Writing.
 
 
-def test_the_policy_says_how_it_was_made(labelled: Path, oracle: _Oracle, tmp_path: Path) -> None:
-    made = calibrate(_settings(labelled, tmp_path, out=str(tmp_path / "p.json")))
-    assert made.read[0].startswith(f"val of {labelled}: ")
+def test_the_policy_says_how_it_was_made(labeled: Path, oracle: _Oracle, tmp_path: Path) -> None:
+    made = calibrate(_settings(labeled, tmp_path, out=str(tmp_path / "p.json")))
+    assert made.read[0].startswith(f"val of {labeled}: ")
     assert made.kept is None
     policy = Policy.load(tmp_path / "p.json")
     assert policy == made.policy
-    told = policy.calibration or {}
-    assert (told["target_precision"], told["prevalence"], told["confidence"]) == (0.8, 0.2, 0.95)
-    assert (told["model_id"], told["corpus"], told["split"]) == ("oracle@0", "corpus", "val")
-    assert (told["pairs"], told["authentic"], told["manipulated"]) == (PAIRS, 800, 1600)
-    assert set(told["thresholds"]) == {"manipulated", "review", *TYPES, "word"}
-    values = {name: point["value"] for name, point in told["thresholds"].items()}
+    calibration = policy.calibration or {}
+    assert (calibration["target_precision"], calibration["prevalence"], calibration["confidence"]) == (0.8, 0.2, 0.95)
+    assert (calibration["model_id"], calibration["corpus"], calibration["split"]) == ("oracle@0", "corpus", "val")
+    assert (calibration["pairs"], calibration["authentic"], calibration["manipulated"]) == (PAIRS, 800, 1600)
+    assert set(calibration["thresholds"]) == {"manipulated", "review", *TYPES, "word"}
+    values = {name: point["value"] for name, point in calibration["thresholds"].items()}
     assert (policy.manipulated, policy.review, policy.word) == (
         values["manipulated"], values["review"], values["word"],
     )  # fmt: skip
     assert policy.types == {name: values[name] for name in TYPES}
-    for name, point in told["thresholds"].items():
+    for name, point in calibration["thresholds"].items():
         assert point["precision_lower"] >= 0.8 or name == "review"
         assert point["recall"] > 0.9
     assert str(tmp_path) not in (tmp_path / "p.json").read_text(), "no path of this machine"
 
 
-def test_people_get_a_band_that_is_worth_their_time(
-    labelled: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_the_review_band_keeps_its_precision_or_is_left_out(
+    labeled: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    noisy = _Oracle(labelled, noise=0.3)
+    noisy = _Oracle(labeled, noise=0.3)
     monkeypatch.setattr(module.Predictor, "from_folder", lambda *args, **named: noisy)
     keep = (*TYPES, "word")
-    given = {"out": str(tmp_path / "p.json"), "keep": keep, "precision": 0.95, "prevalence": 0.5}
-    policy = calibrate(_settings(labelled, tmp_path, **given, review_precision=0.51)).policy
+    options = {"out": str(tmp_path / "p.json"), "keep": keep, "precision": 0.95, "prevalence": 0.5}
+    policy = calibrate(_settings(labeled, tmp_path, **options, review_precision=0.51)).policy
     band = (policy.calibration or {})["thresholds"]["review"]["band"]
     assert policy.review < policy.manipulated
     assert 0.51 <= band["precision_lower"] <= band["precision"] < 0.95
-    none = calibrate(_settings(labelled, tmp_path, **given, review_precision=0.95)).policy
+    none = calibrate(_settings(labeled, tmp_path, **options, review_precision=0.95)).policy
     assert none.review == none.manipulated
     assert (none.calibration or {})["thresholds"]["review"]["band"] is None
 
 
-def test_a_threshold_can_stay_as_it_was(labelled: Path, oracle: _Oracle, tmp_path: Path) -> None:
-    made = calibrate(_settings(labelled, tmp_path, out=str(tmp_path / "p.json"), keep=("word", "face_swap")))
+def test_a_threshold_can_be_kept(labeled: Path, oracle: _Oracle, tmp_path: Path) -> None:
+    made = calibrate(_settings(labeled, tmp_path, out=str(tmp_path / "p.json"), keep=("word", "face_swap")))
     assert (made.policy.word, made.policy.types["face_swap"]) == (0.4, 0.5)
-    told = made.policy.calibration or {}
-    assert told["kept"] == ["word", "face_swap"]
-    assert not {"word", "face_swap"} & set(told["thresholds"])
+    calibration = made.policy.calibration or {}
+    assert calibration["kept"] == ["word", "face_swap"]
+    assert not {"word", "face_swap"} & set(calibration["thresholds"])
 
 
-def test_a_model_folder_keeps_its_id_and_what_its_policy_was(
-    labelled: Path, oracle: _Oracle, model_folder: Path, tmp_path: Path
+def test_a_model_folder_keeps_its_id_and_a_copy_of_its_former_policy(
+    labeled: Path, oracle: _Oracle, model_folder: Path, tmp_path: Path
 ) -> None:
     import shutil
 
     folder = tmp_path / "model"
     shutil.copytree(model_folder, folder)
     before = model_id(folder)
-    first = calibrate(_settings(labelled, folder))
-    assert first.kept is None, "plain halves need no copy"
+    first = calibrate(_settings(labeled, folder))
+    assert first.kept is None, "the uncalibrated policy needs no copy"
     assert first.written == Location(str(folder / "policy.json"))
-    second = calibrate(_settings(labelled, folder, precision=0.9))
+    second = calibrate(_settings(labeled, folder, precision=0.9))
     assert second.kept == Location(str(folder / f"policy.{first.policy.policy_id}.json"))
     assert Policy.load(Path(second.kept.uri)) == first.policy
     assert model_id(folder) == before
     assert load_folder(folder).policy == second.policy
 
 
-def test_a_policy_can_go_to_s3(labelled: Path, oracle: _Oracle, tmp_path: Path, bucket: str) -> None:
+def test_a_policy_can_be_written_to_s3(labeled: Path, oracle: _Oracle, tmp_path: Path, bucket: str) -> None:
     out = f"s3://{bucket}/policies/p.json"
-    made = calibrate(_settings(labelled, tmp_path, out=out))
+    made = calibrate(_settings(labeled, tmp_path, out=out))
     assert Policy.from_json(read_bytes(Location(out)), out) == made.policy
 
 
-# What is refused.
+# Refusals.
 
 
 def _refused(corpus: Path, target: Path, **changes: Any) -> str:
@@ -243,33 +243,33 @@ def _refused(corpus: Path, target: Path, **changes: Any) -> str:
     return str(caught.value)
 
 
-def test_too_few_pairs_for_the_prevalence_are_refused_with_the_best_and_what_it_takes(
-    labelled: Path, oracle: _Oracle, tmp_path: Path
+def test_too_few_pairs_are_refused_with_the_best_precision_and_the_pairs_needed(
+    labeled: Path, oracle: _Oracle, tmp_path: Path
 ) -> None:
-    told = _refused(labelled, tmp_path, precision=0.95, prevalence=0.001)
-    assert "precision 0.95 at prevalence 0.001 cannot be shown" in told
-    assert "800 authentic and 1,600 manipulated pairs" in told
-    best = float(told.partition("manipulated (at best ")[2].partition(";")[0])
-    needed = int(told.partition("about ")[2].partition(" ")[0].replace(",", ""))
+    message = _refused(labeled, tmp_path, precision=0.95, prevalence=0.001)
+    assert "precision 0.95 at prevalence 0.001 cannot be shown" in message
+    assert "800 authentic and 1,600 manipulated pairs" in message
+    best = float(message.partition("manipulated (at best ")[2].partition(";")[0])
+    needed = int(message.partition("about ")[2].partition(" ")[0].replace(",", ""))
     assert 0.1 < best < 0.2
     assert 80_000 < needed < 100_000, "-ln(0.0125) / (0.05 / 0.95 * 0.001 / 0.999) at a recall near 1"
 
 
-def test_what_the_scores_do_support_is_reached(labelled: Path, oracle: _Oracle, tmp_path: Path) -> None:
-    told = _refused(labelled, tmp_path, precision=0.95, prevalence=0.01, keep=(*TYPES, "word"))
-    best = float(told.partition("manipulated (at best ")[2].partition(";")[0])
-    calibrate(_settings(labelled, tmp_path, out=str(tmp_path / "p.json"), precision=best, prevalence=0.01,
+def test_the_best_precision_of_a_refusal_can_be_reached(labeled: Path, oracle: _Oracle, tmp_path: Path) -> None:
+    message = _refused(labeled, tmp_path, precision=0.95, prevalence=0.01, keep=(*TYPES, "word"))
+    best = float(message.partition("manipulated (at best ")[2].partition(";")[0])
+    calibrate(_settings(labeled, tmp_path, out=str(tmp_path / "p.json"), precision=best, prevalence=0.01,
                         keep=(*TYPES, "word")))  # fmt: skip
     assert (tmp_path / "p.json").exists()
 
 
-def test_a_type_that_does_not_occur_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_type_that_does_not_occur_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     records = [_record(number) for number in range(PAIRS) if CLASSES[number % 6] != "face_swap"]
     corpus = _write_corpus(tmp_path / "corpus", records)
     made = _Oracle(corpus)
     monkeypatch.setattr(module.Predictor, "from_folder", lambda *args, **named: made)
-    told = _refused(corpus, tmp_path)
-    assert "for face_swap (there are 800 authentic pairs and 0 that have it)" in told
+    message = _refused(corpus, tmp_path)
+    assert "for face_swap (there are 800 authentic pairs and 0 that have it)" in message
 
 
 @pytest.mark.parametrize(
@@ -283,8 +283,8 @@ def test_a_type_that_does_not_occur_is_told(tmp_path: Path, monkeypatch: pytest.
         ({"out": "s3://unknown-bucket-78/p.json"}, "'unknown-bucket-78' does not exist"),
     ],
 )
-def test_what_is_wrong_with_the_command_is_told_before_the_scoring(
-    s3: str, labelled: Path, model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+def test_errors_in_the_command_are_raised_before_the_scoring(
+    s3: str, labeled: Path, model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     changes: dict[str, str], reason: str,
 ) -> None:  # fmt: skip
     def never(*args: object) -> None:
@@ -292,9 +292,9 @@ def test_what_is_wrong_with_the_command_is_told_before_the_scoring(
 
     monkeypatch.setattr(module, "score_records", never)
     (tmp_path / "thesis.txt").write_text("x")
-    given = {name: value.replace("{tmp}", str(tmp_path)) for name, value in changes.items()}
+    options = {name: value.replace("{tmp}", str(tmp_path)) for name, value in changes.items()}
     with pytest.raises(AsapError, match=reason) as caught:
-        calibrate(_settings(labelled, model_folder, **given))
+        calibrate(_settings(labeled, model_folder, **options))
     assert "\n" not in str(caught.value)
     assert (tmp_path / "thesis.txt").read_text() == "x"
 

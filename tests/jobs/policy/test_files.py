@@ -16,13 +16,13 @@ def folder(request: pytest.FixtureRequest, tmp_path: Path) -> Location:
     return Location(f"s3://{request.getfixturevalue('bucket')}/policies")
 
 
-def test_a_policy_comes_back_from_either_store(folder: Location) -> None:
+def test_a_policy_is_read_back_as_it_was_written(folder: Location) -> None:
     policy = Policy(manipulated=0.9, review=0.2, calibration={"prevalence": 0.01})
     assert replace_policy(folder / "p.json", policy) is None
     assert read_policy(folder / "p.json") == policy
 
 
-def test_a_different_policy_is_kept_under_its_id(folder: Location) -> None:
+def test_a_different_former_policy_is_copied_under_its_id(folder: Location) -> None:
     former, policy = Policy(manipulated=0.9), Policy(manipulated=0.8)
     replace_policy(folder / "p.json", former)
     kept = replace_policy(folder / "p.json", policy)
@@ -31,25 +31,25 @@ def test_a_different_policy_is_kept_under_its_id(folder: Location) -> None:
 
 
 @pytest.mark.parametrize("former", [Policy(), Policy(manipulated=0.8)])
-def test_plain_halves_and_the_same_policy_need_no_copy(tmp_path: Path, former: Policy) -> None:
-    place = Location(str(tmp_path / "p.json"))
-    replace_policy(place, former)
-    assert replace_policy(place, Policy(manipulated=0.8)) is None
+def test_an_uncalibrated_or_equal_policy_is_not_copied(tmp_path: Path, former: Policy) -> None:
+    location = Location(str(tmp_path / "p.json"))
+    replace_policy(location, former)
+    assert replace_policy(location, Policy(manipulated=0.8)) is None
     assert len(list(list_files(Location(str(tmp_path))))) == 1
 
 
-def test_two_calibrations_of_the_same_thresholds_are_both_kept(tmp_path: Path) -> None:
-    place = Location(str(tmp_path / "policy.json"))
+def test_calibrations_of_the_same_thresholds_are_all_copied(tmp_path: Path) -> None:
+    location = Location(str(tmp_path / "policy.json"))
     policies = [Policy(calibration={"on": name}) for name in ("a", "b", "c")]
-    kept = [replace_policy(place, policy) for policy in policies]
+    kept = [replace_policy(location, policy) for policy in policies]
     identity = policies[0].policy_id
-    assert kept == [None, place.parent / f"policy.{identity}.json", place.parent / f"policy.{identity}-2.json"]
+    assert kept == [None, location.parent / f"policy.{identity}.json", location.parent / f"policy.{identity}-2.json"]
     assert [Policy.load(Path(copy.uri)) for copy in kept if copy] == policies[:2]
-    assert replace_policy(place, policies[0]) == place.parent / f"policy.{identity}-3.json"
-    assert replace_policy(place, policies[2]) == kept[1], "what is kept already is not kept twice"
+    assert replace_policy(location, policies[0]) == location.parent / f"policy.{identity}-3.json"
+    assert replace_policy(location, policies[2]) == kept[1], "an existing copy is not copied again"
 
 
-def test_a_file_that_is_no_policy_is_left_alone(folder: Location) -> None:
+def test_a_file_that_is_not_a_policy_is_left_alone(folder: Location) -> None:
     write_bytes(folder / "thesis.txt", b"x")
     with pytest.raises(ConfigError, match=r"thesis\.txt cannot be used"):
         replace_policy(folder / "thesis.txt", Policy(manipulated=0.8))

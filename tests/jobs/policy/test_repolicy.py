@@ -1,4 +1,4 @@
-"""A policy for rows that are there: as if they had been scanned under it, and never half of them."""
+"""Another policy for a finished scan: as if it had been scanned under it, and never for only some of its rows."""
 
 import itertools
 import json
@@ -21,8 +21,7 @@ from asap.finding import Pair
 from asap.labels import TYPES
 from asap.policy import Policy
 from asap.predictor import Predictor
-from asap.storage import files as storage
-from asap.storage.files import exists, list_files, write_bytes
+from asap.storage.files import delete_file, exists, list_files, open_seekable, read_bytes, write_bytes
 from asap.storage.location import Location
 from jobs.errors import JobDiffers, JobError, JobInUse
 from jobs.policy import repolicy as module
@@ -53,12 +52,12 @@ def predictor(model_folder: Path) -> Predictor:
 
 
 def _table(predictor: Predictor, policy: Policy, jpeg: Callable[..., bytes]) -> pa.Table:
-    """Rows as a scan under the policy writes them: good ones, a caption in the place of a text, errors."""
-    judge = Predictor.__new__(Predictor)
-    judge.__dict__ |= vars(predictor) | {"policy": policy}
-    findings = judge.predict([Pair(jpeg(number), text) for number, text in enumerate(TEXTS)])
+    """Return rows as a scan under the policy writes them: good ones, one with a caption for a text, and errors."""
+    under_policy = Predictor.__new__(Predictor)
+    under_policy.__dict__ |= vars(predictor) | {"policy": policy}
+    findings = under_policy.predict([Pair(jpeg(number), text) for number, text in enumerate(TEXTS)])
     rows = [columns_of(finding) for finding in findings]
-    captioned = judge.predict([Pair(jpeg(9), "a caption")])[0]
+    captioned = under_policy.predict([Pair(jpeg(9), "a caption")])[0]
     types: dict[str, float | None] = dict(captioned.types or {}) | dict.fromkeys(TYPES[2:])
     flagged = [name for name in captioned.flagged_types if name in TYPES[:2]]
     box = rows[0]["raw_box_px"]
@@ -67,8 +66,8 @@ def _table(predictor: Predictor, policy: Policy, jpeg: Callable[..., bytes]) -> 
         | {"types": types, "flagged_types": flagged, "words": None, "word_scores": None, "raw_box_px": box}
         | {"box_px": box if flagged else None, "caption": "a caption"}
     )
-    known = {"model_id": judge.model_id, "policy_id": policy.policy_id}
-    rows.append(known | failure("not_found", "there is no such picture"))
+    ids = {"model_id": under_policy.model_id, "policy_id": policy.policy_id}
+    rows.append(ids | failure("not_found", "there is no such picture"))
     texts: list[str | None] = [*TEXTS, None, "A text"]
     texts[1], escapes = r"Two \u0000 faces, one smile", [None] * len(texts)
     escapes[1] = [4]
@@ -78,8 +77,8 @@ def _table(predictor: Predictor, policy: Policy, jpeg: Callable[..., bytes]) -> 
     return result_table(pa.table(callers, MANIFEST_SCHEMA), rows)
 
 
-def _policies(table: pa.Table) -> Policy:
-    """Thresholds among the scores, so that every kind of row changes."""
+def _policy_among(table: pa.Table) -> Policy:
+    """Return a policy with thresholds among the scores, so that every kind of row changes."""
     scores = sorted(score for score in table["score"].to_pylist() if score is not None)
     words = sorted(score for row in table["word_scores"].to_pylist() for score in row or [])
     types = [row for row in table["types"].to_pylist() if row]
@@ -88,14 +87,14 @@ def _policies(table: pa.Table) -> Policy:
 
 
 @pytest.fixture(params=["local", "s3"])
-def place(request: pytest.FixtureRequest, tmp_path: Path) -> Location:
+def location(request: pytest.FixtureRequest, tmp_path: Path) -> Location:
     if request.param == "local":
         return Location(str(tmp_path / "jobs/a"))
     return Location(f"s3://{request.getfixturevalue('bucket')}/jobs/a")
 
 
 def _finished_job(folder: Location, table: pa.Table, model_id: str) -> Location:
-    """A job as a scan leaves it, its rows in three files."""
+    """Write a job folder as a scan leaves it, with its rows in several files."""
     for number, start in enumerate(range(0, table.num_rows, 3)):
         sink = pa.BufferOutputStream()
         pq.write_table(table.slice(start, 3), sink, row_group_size=2)
@@ -114,7 +113,7 @@ def _finished_job(folder: Location, table: pa.Table, model_id: str) -> Location:
 def _rows(results: Location) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = []
     for info in list_files(results):
-        with storage.open_seekable(info.location) as file:
+        with open_seekable(info.location) as file:
             table = pq.read_table(file)
         assert table.schema.equals(RESULT_SCHEMA), info.location
         rows += table.to_pylist()
@@ -127,7 +126,7 @@ def _written(policy: Policy, location: Location) -> str:
 
 
 def _tree(folder: Location) -> dict[str, bytes]:
-    return {info.location.uri: storage.read_bytes(info.location) for info in list_files(folder)}
+    return {info.location.uri: read_bytes(info.location) for info in list_files(folder)}
 
 
 @pytest.fixture(scope="module")
@@ -135,11 +134,11 @@ def table(predictor: Predictor, jpeg: Callable[..., bytes]) -> pa.Table:
     return _table(predictor, BEFORE, jpeg)
 
 
-def test_the_job_is_as_if_it_had_been_scanned_under_the_policy(
-    place: Location, table: pa.Table, predictor: Predictor, jpeg: Callable[..., bytes]
+def test_the_job_looks_as_if_it_had_been_scanned_under_the_policy(
+    location: Location, table: pa.Table, predictor: Predictor, jpeg: Callable[..., bytes]
 ) -> None:
-    policy = _policies(table)
-    folder = _finished_job(place, table, predictor.model_id)
+    policy = _policy_among(table)
+    folder = _finished_job(location, table, predictor.model_id)
     before = _rows(folder / "results")
     names = set(_tree(folder))
     summary = repolicy(str(folder), _written(policy, folder.parent / "p.json"))
@@ -157,40 +156,38 @@ def test_the_job_is_as_if_it_had_been_scanned_under_the_policy(
     assert summary["policy_id"] == policy.policy_id
     assert summary["verdicts"]["review"] == verdicts.count("review")
     assert record["counts"]["flagged"] == summary["flagged"] == len(verdicts) - verdicts.count("authentic") - 3
-    lines = storage.read_bytes(folder / "flagged.jsonl").splitlines()
+    lines = read_bytes(folder / "flagged.jsonl").splitlines()
     assert {json.loads(line)["policy_id"] for line in lines} == {policy.policy_id}
-    assert policy.policy_id.encode() in storage.read_bytes(folder / "report/index.html")
+    assert policy.policy_id.encode() in read_bytes(folder / "report/index.html")
     assert set(_tree(folder)) - names == {f"{folder}/report/index.html"}, "nothing else is left behind"
 
 
 def test_the_same_thresholds_give_the_same_rows(tmp_path: Path, table: pa.Table, predictor: Predictor) -> None:
     folder = _finished_job(Location(str(tmp_path / "a")), table, predictor.model_id)
-    repolicy(str(folder), _written(_policies(table), folder.parent / "p.json"))
+    repolicy(str(folder), _written(_policy_among(table), folder.parent / "p.json"))
     repolicy(str(folder), _written(BEFORE, folder.parent / "b.json"))
     assert _rows(folder / "results") == table.to_pylist()
 
 
-def test_rows_of_the_first_version_are_given_a_policy_too(
-    tmp_path: Path, table: pa.Table, predictor: Predictor
-) -> None:
+def test_rows_of_the_first_version_get_a_policy_too(tmp_path: Path, table: pa.Table, predictor: Predictor) -> None:
     kept = table.filter(pc.is_null(table["text_escapes"]))
     old = _finished_job(
         Location(str(tmp_path / "a")), kept.drop_columns(["given_id", "text_escapes"]), predictor.model_id
     )
     new = _finished_job(Location(str(tmp_path / "b")), kept, predictor.model_id)
     for folder in (old, new):
-        repolicy(str(folder), _written(_policies(table), folder.parent / "p.json"))
+        repolicy(str(folder), _written(_policy_among(table), folder.parent / "p.json"))
     assert _rows(old / "results") == _rows(new / "results")
 
 
-def test_a_policy_that_is_there_already_changes_nothing(tmp_path: Path, table: pa.Table, predictor: Predictor) -> None:
+def test_the_policy_that_the_job_has_changes_nothing(tmp_path: Path, table: pa.Table, predictor: Predictor) -> None:
     folder = _finished_job(Location(str(tmp_path / "a")), table, predictor.model_id)
     before = _tree(folder)
     assert repolicy(str(folder), _written(BEFORE, folder.parent / "p.json"))["policy_id"] == BEFORE.policy_id
     assert _tree(folder) == before
 
 
-def test_how_the_thresholds_were_found_is_told_by_record_and_report(
+def test_record_and_report_say_how_the_thresholds_were_calibrated(
     tmp_path: Path, table: pa.Table, predictor: Predictor
 ) -> None:
     folder = _finished_job(Location(str(tmp_path / "a")), table, predictor.model_id)
@@ -202,22 +199,20 @@ def test_how_the_thresholds_were_found_is_told_by_record_and_report(
     assert "{" not in page.partition("were calibrated")[2].partition("</p>")[0]
 
 
-def test_a_scan_that_was_given_a_policy_says_what_a_scan_under_it_says(
-    ray_here: None, corpus: Path, model_folder: Path
-) -> None:
+def test_a_repolicied_scan_equals_a_scan_under_the_policy(ray_here: None, corpus: Path, model_folder: Path) -> None:
     shutil.copytree(model_folder, corpus / "model")
-    given = {"input": str(corpus / "a.jsonl"), "out": str(corpus / "out"), "model": str(corpus / "model")}
-    former = scan(ScanSettings(**given))
+    options = {"input": str(corpus / "a.jsonl"), "out": str(corpus / "out"), "model": str(corpus / "model")}
+    former = scan(ScanSettings(**options))
     scores = sorted(row["score"] for row in _rows(Location(former["folder"]) / "results"))
     policy = Policy(manipulated=scores[2], review=scores[1], types=dict.fromkeys(TYPES, 0.48), word=0.49)
     wanted = _written(policy, Location(str(corpus / "p.json")))
     repolicied = repolicy(former["folder"], wanted)
 
     with pytest.raises(JobDiffers, match=f"policy_id was '{policy.policy_id}'"):
-        scan(ScanSettings(**given))
+        scan(ScanSettings(**options))
     policy.save(corpus / "model/policy.json")
-    assert scan(ScanSettings(**given)) == repolicied, "it is a finished scan under that policy"
-    again = scan(ScanSettings(**given, job="again"))
+    assert scan(ScanSettings(**options)) == repolicied, "it is a finished scan under that policy"
+    again = scan(ScanSettings(**options, job="again"))
     assert _rows(Location(again["folder"]) / "results") == _rows(Location(former["folder"]) / "results")
     assert again["verdicts"] == repolicied["verdicts"] == {"manipulated": 2, "review": 1, "authentic": 1}
 
@@ -228,13 +223,13 @@ STEPS = ("_write_file", "write_bytes", "delete_file", "delete_folder", "copy_fil
 
 
 class _Stopped(BaseException):
-    """What a kill is to the code: nothing catches it."""
+    """An exception that nothing catches, as nothing catches a kill."""
 
 
 def _stop_at(monkeypatch: pytest.MonkeyPatch, number: int, *, done: bool) -> list[str]:
-    """Stop before or after the step of that number; returns the list that the steps are told in."""
+    """Make the code stop before or after the step of that number; return the list that records the steps."""
     steps: list[str] = []
-    numbers = itertools.count(1)  # copies run side by side, and each gets a number of its own
+    numbers = itertools.count(1)  # copies run in parallel, and each gets its own number
 
     def wrap(name: str, real: Callable[..., Any]) -> Callable[..., Any]:
         def step(*args: Any) -> Any:
@@ -255,14 +250,14 @@ def _stop_at(monkeypatch: pytest.MonkeyPatch, number: int, *, done: bool) -> lis
 
 
 def _check_consistent(folder: Location, rows_by_policy: dict[str, list[dict[str, Any]]]) -> str:
-    """Whatever happened, the record and the rows it names belong together; returns the policy's id."""
+    """Check that the record and the rows that it names belong together; return the id of their policy."""
     record = read_record(folder) or {}
     assert _rows(results_folder(folder, record)) == rows_by_policy[record["policy_id"]]
     if exists(folder / "_SUCCESS"):
-        summary = json.loads(storage.read_bytes(folder / "summary.json"))
+        summary = json.loads(read_bytes(folder / "summary.json"))
         assert _rows(folder / "results") == rows_by_policy[summary["policy_id"]]
     policies = {row["policy_id"] for row in _rows(folder / "results")}
-    assert len(policies) <= 1, "rows of two policies lie side by side"
+    assert len(policies) <= 1, "there are rows of two policies"
     return str(record["policy_id"])
 
 
@@ -270,7 +265,7 @@ def _check_consistent(folder: Location, rows_by_policy: dict[str, list[dict[str,
 def test_a_stop_anywhere_leaves_one_policy_and_the_same_command_finishes(
     tmp_path: Path, table: pa.Table, predictor: Predictor, monkeypatch: pytest.MonkeyPatch, done: bool
 ) -> None:
-    policy = _policies(table)
+    policy = _policy_among(table)
     wanted = _written(policy, Location(str(tmp_path / "p.json")))
     rows = {
         BEFORE.policy_id: table.to_pylist(),
@@ -303,7 +298,7 @@ def test_a_job_that_was_stopped_between_two_policies_can_be_given_a_third(
     tmp_path: Path, table: pa.Table, predictor: Predictor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = _finished_job(Location(str(tmp_path / "a")), table, predictor.model_id)
-    wanted = _written(_policies(table), folder.parent / "p.json")
+    wanted = _written(_policy_among(table), folder.parent / "p.json")
     with monkeypatch.context() as patch:
         patch.setattr(module, "copy_file", _raise_stopped)
         with pytest.raises(_Stopped):
@@ -329,9 +324,9 @@ module.repolicy(sys.argv[1], sys.argv[2])
 
 
 @pytest.mark.chaos
-def test_a_process_that_was_killed_is_taken_over(tmp_path: Path, table: pa.Table, predictor: Predictor) -> None:
+def test_the_work_of_a_killed_process_is_taken_over(tmp_path: Path, table: pa.Table, predictor: Predictor) -> None:
     folder = _finished_job(Location(str(tmp_path / "a")), table, predictor.model_id)
-    policy = _policies(table)
+    policy = _policy_among(table)
     wanted = _written(policy, folder.parent / "p.json")
     with subprocess.Popen(
         [sys.executable, "-c", _KILLED, str(folder), wanted], stdout=subprocess.PIPE, text=True
@@ -339,9 +334,9 @@ def test_a_process_that_was_killed_is_taken_over(tmp_path: Path, table: pa.Table
         assert process.stdout
         assert process.stdout.readline() == "here\n"
         process.send_signal(signal.SIGKILL)
-    told: list[str] = []
-    repolicy(str(folder), wanted, lambda stage, done, total: told.append(stage), stale_after_s=0.5)
-    assert "not ended properly" in told[0]
+    stages: list[str] = []
+    repolicy(str(folder), wanted, lambda stage, done, total: stages.append(stage), stale_after_s=0.5)
+    assert "not ended properly" in stages[0]
     assert {row["policy_id"] for row in _rows(folder / "results")} == {policy.policy_id}
     assert exists(folder / "_SUCCESS")
 
@@ -349,11 +344,11 @@ def test_a_process_that_was_killed_is_taken_over(tmp_path: Path, table: pa.Table
 # Refusals.
 
 
-def test_a_job_that_somebody_else_gives_a_policy_is_in_use(
+def test_a_job_that_another_process_gives_a_policy_is_in_use(
     tmp_path: Path, table: pa.Table, predictor: Predictor
 ) -> None:
     folder = _finished_job(Location(str(tmp_path / "a")), table, predictor.model_id)
-    wanted = _written(_policies(table), folder.parent / "p.json")
+    wanted = _written(_policy_among(table), folder.parent / "p.json")
     with Job(folder / "_repolicy", {}, heartbeat_s=0.05), pytest.raises(JobInUse, match="is in use"):
         repolicy(str(folder), wanted, stale_after_s=HANG_S)
     assert _rows(folder / "results") == table.to_pylist()
@@ -362,11 +357,11 @@ def test_a_job_that_somebody_else_gives_a_policy_is_in_use(
 @pytest.mark.parametrize("state", ["running", "failed", "cancelled"])
 def test_an_unfinished_job_is_refused(tmp_path: Path, table: pa.Table, predictor: Predictor, state: str) -> None:
     folder = _finished_job(Location(str(tmp_path / "a")), table, predictor.model_id)
-    storage.delete_file(folder / "_SUCCESS")
+    delete_file(folder / "_SUCCESS")
     write_bytes(folder / "job.json", json.dumps((read_record(folder) or {}) | {"state": state}).encode())
     before = _tree(folder)
     with pytest.raises(JobError, match=f"not finished: its state is '{state}'"):
-        repolicy(str(folder), _written(_policies(table), folder.parent / "p.json"))
+        repolicy(str(folder), _written(_policy_among(table), folder.parent / "p.json"))
     assert _tree(folder) == before
 
 
@@ -380,7 +375,7 @@ def test_an_unfinished_job_is_refused(tmp_path: Path, table: pa.Table, predictor
         (None, StorageError, "p.json does not exist"),
     ],
 )
-def test_what_is_no_policy_for_the_job_is_refused(
+def test_a_file_that_is_not_a_policy_for_the_job_is_refused(
     tmp_path: Path, table: pa.Table, predictor: Predictor, content: str | None, error: type[AsapError], reason: str
 ) -> None:
     folder = _finished_job(Location(str(tmp_path / "a")), table, predictor.model_id)
@@ -393,7 +388,7 @@ def test_what_is_no_policy_for_the_job_is_refused(
     assert _tree(folder) == before
 
 
-def test_what_is_no_scan_is_refused(tmp_path: Path) -> None:
+def test_a_folder_that_is_not_a_scan_is_refused(tmp_path: Path) -> None:
     wanted = _written(BEFORE, Location(str(tmp_path / "p.json")))
     with pytest.raises(StorageError, match="is not the folder of a job"):
         repolicy(str(tmp_path / "nowhere"), wanted)
@@ -402,11 +397,11 @@ def test_what_is_no_scan_is_refused(tmp_path: Path) -> None:
         repolicy(str(tmp_path), wanted)
 
 
-def test_a_file_that_is_no_result_stops_it_and_leaves_the_job_as_it_was(
+def test_a_file_with_other_columns_is_refused_and_the_job_is_unchanged(
     tmp_path: Path, table: pa.Table, predictor: Predictor
 ) -> None:
     folder = _finished_job(Location(str(tmp_path / "a")), table, predictor.model_id)
-    wanted = _written(_policies(table), folder.parent / "p.json")
+    wanted = _written(_policy_among(table), folder.parent / "p.json")
     sink = pa.BufferOutputStream()
     pq.write_table(table.drop_columns(["raw_box_px"]), sink)
     write_bytes(folder / "results/zz.parquet", sink.getvalue().to_pybytes())

@@ -1,0 +1,74 @@
+"""`asap calibrate` and `asap repolicy`: choose thresholds, and apply other thresholds to a finished scan."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from jobs.cli.options import DEVICE_HELP, MODEL_HELP, Change, changes_of, settings_of
+
+
+def calibrate(
+    model: Annotated[str, typer.Argument(help=MODEL_HELP)],
+    corpus: Annotated[
+        str,
+        typer.Argument(help="Labeled corpus in DGM4's layout, a folder or s3://, with pairs that training never saw."),
+    ],
+    precision: Annotated[
+        float, typer.Option(help="Target precision: fraction of the flagged pairs that must be correct.")
+    ],
+    prevalence: Annotated[float, typer.Option(help="Fraction of manipulated pairs where the model will be used.")],
+    split: Annotated[str, typer.Option(help="Split whose scores choose the thresholds.")] = "val",
+    out: Annotated[str | None, typer.Option(help="Policy file to write. Default: MODEL/policy.json.")] = None,
+    review_precision: Annotated[
+        float | None,
+        typer.Option(
+            help="Target precision of the pairs that go to human review. "
+            "Default: a quarter of the way from --prevalence to --precision."
+        ),
+    ] = None,
+    confidence: Annotated[float, typer.Option(help="Confidence level of the precision bounds.")] = 0.95,
+    keep: Annotated[
+        list[str] | None, typer.Option(help="A type, or 'word', whose threshold is left unchanged. Can be repeated.")
+    ] = None,
+    device: Annotated[str, typer.Option(help=DEVICE_HELP)] = "auto",
+    dtype: Annotated[
+        str, typer.Option(help="Arithmetic of the scans to come: 'auto', 'float32' or 'bfloat16'.")
+    ] = "auto",
+    change: Change = None,
+) -> None:
+    """Choose thresholds that keep a precision at the prevalence of manipulation that you expect."""
+    from jobs.cli.display import calibration_table, count_shown, print_plain
+    from jobs.policy.calibrate import calibrate as run
+    from jobs.policy.settings import CalibrateSettings
+
+    options = {"model": model, "corpus": corpus, "precision": precision, "prevalence": prevalence, "split": split}
+    options |= {"out": out, "review_precision": review_precision, "confidence": confidence, "keep": keep or ()}
+    options |= {"device": device, "dtype": dtype}
+    settings = settings_of(CalibrateSettings, **(options | changes_of(change or [])))
+    console = Console()
+    with count_shown(console, "scoring") as progress:
+        calibrated = run(settings, progress)
+    print_plain(console, "\n".join(calibrated.read))
+    console.print(calibration_table((calibrated.policy.calibration or {})["thresholds"]))
+    typer.echo(f"policy {calibrated.policy.policy_id}: {calibrated.written}")
+    if calibrated.kept:
+        typer.echo(f"former policy: {calibrated.kept}")
+
+
+def repolicy(
+    job: Annotated[str, typer.Argument(help="Folder of a finished scan, OUT/JOB; or s3://.")],
+    policy: Annotated[str, typer.Option(help="Policy file, such as `asap calibrate` writes.")],
+) -> None:
+    """Apply other thresholds to a finished scan, without scanning again. Run the same command again to resume."""
+    from jobs.cli.display import progress_shown, summary_table
+    from jobs.policy.repolicy import repolicy as run
+    from jobs.scan.run import ScanProgress
+
+    console = Console()
+    with progress_shown(console) as watch:
+        summary = run(job, policy, lambda stage, done, total: watch(ScanProgress(stage, done, total)))
+    console.print(summary_table(summary))
+    typer.echo(f"policy {summary['policy_id']}; report: {summary['report']}")

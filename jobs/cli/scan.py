@@ -1,0 +1,65 @@
+"""`asap scan`: scan a corpus in bulk."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from asap.errors import ConfigError
+from jobs.cli.options import DEVICE_HELP, MODEL_HELP, settings_of
+from jobs.errors import JobError
+
+
+def scan(
+    input: Annotated[
+        str,
+        typer.Argument(help="The pairs: a DGM4 JSON, JSONL, CSV or Parquet file, or a folder of pictures; or s3://."),
+    ],
+    out: Annotated[str, typer.Option(help="Folder or s3:// prefix that holds the job folders.")],
+    job: Annotated[str | None, typer.Option(help="Name of the job folder. Default: the name of INPUT.")] = None,
+    model: Annotated[str, typer.Option(help=MODEL_HELP)] = "demo",
+    limit: Annotated[int | None, typer.Option(help="Number of pairs to scan, from the start. Default: all.")] = None,
+    caption_engine: Annotated[
+        str | None,
+        typer.Option(help="Engine that captions the pictures: 'transformers' or 'precomputed'. Default: no captions."),
+    ] = None,
+    captioner: Annotated[
+        str | None,
+        typer.Option(help="The captioner: a model folder or hub name, or the file of precomputed captions."),
+    ] = None,
+    address: Annotated[
+        str | None,
+        typer.Option(
+            help="Address of a running Ray cluster ('auto' on one of its machines). Default: start Ray on this machine."
+        ),
+    ] = None,
+    device: Annotated[str, typer.Option(help=DEVICE_HELP)] = "auto",
+    precision: Annotated[str, typer.Option(help="Arithmetic: 'auto', 'float32' or 'bfloat16'.")] = "auto",
+    detectors: Annotated[int | None, typer.Option(help="Number of detector actors. Default: as many as fit.")] = None,
+    batch_size: Annotated[
+        int | None, typer.Option(help="Pairs in one batch of the detector. Default: 64 on CPUs, 256 on GPUs.")
+    ] = None,
+) -> None:
+    """Scan pairs in bulk. Run the same command again to resume a scan that was stopped."""
+    from jobs.cli.display import errors_line, print_plain, progress_shown, summary_table
+    from jobs.scan.run import scan as run
+    from jobs.scan.settings import ScanSettings
+
+    if (caption_engine is None) != (captioner is None):
+        missing = "--caption-engine" if caption_engine is None else "--captioner"
+        raise ConfigError(f"--caption-engine and --captioner belong together, and {missing} is missing. Give both.")
+    captions = {"engine": caption_engine, "source": captioner} if caption_engine else None
+    settings = settings_of(
+        ScanSettings, input=input, out=out, job=job, model=model, limit=limit, captions=captions, address=address,
+        device=device, precision=precision, detectors=detectors, batch_size=batch_size,
+    )  # fmt: skip
+    console = Console()
+    with progress_shown(console) as watch:
+        summary = run(settings, watch)
+    console.print(summary_table(summary))
+    for line in filter(None, (errors_line(summary), f"report: {summary['report']}")):
+        print_plain(console, line)
+    if summary["errors"] == summary["pairs"]:
+        raise JobError(f"all {summary['pairs']} pairs failed. See the errors listed above.")

@@ -1,0 +1,52 @@
+"""`asap train`: train a model, or show the plan of a run."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from jobs.cli.options import ADDRESS_HELP, Change, changes_of, settings_of
+
+
+def train(
+    corpus: Annotated[str, typer.Argument(help="Folder in DGM4's layout, such as `asap newsroom` draws; or s3://.")],
+    out: Annotated[str, typer.Option(help="Run folder. The trained model is written to OUT/model.")],
+    name: Annotated[str, typer.Option(help="Name of the model. The model id begins with it.")] = "asap-tiny",
+    test_corpus: Annotated[
+        str | None, typer.Option(help="Corpus whose test split evaluates the model. Default: CORPUS.")
+    ] = None,
+    pairs: Annotated[
+        int, typer.Option(min=1, help="Number of pairs to train on. A pair counts each time it is seen.")
+    ] = 140_000,
+    seed: Annotated[int, typer.Option(min=0, help="Random seed of weights, order and augmentation.")] = 0,
+    workers: Annotated[int, typer.Option(min=1, help="Number of Ray Train workers.")] = 1,
+    init: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Weights to start from: a .pth file, a model folder, timm:NAME_OR_FOLDER or bert:NAME_OR_FOLDER. "
+            "Can be repeated."
+        ),
+    ] = None,
+    plan: Annotated[bool, typer.Option("--plan", help="Show what the run would do, without running it.")] = False,
+    address: Annotated[str | None, typer.Option(help=ADDRESS_HELP)] = None,
+    change: Change = None,
+) -> None:
+    """Train a model. Run the same command again to resume a run that was stopped."""
+    from jobs.cli.display import plan_tables, training_shown
+    from jobs.train.run import plan as plan_run
+    from jobs.train.run import train as run
+    from jobs.train.settings import TrainSettings
+
+    options: dict[str, Any] = {"corpus": corpus, "out": out, "name": name, "test_corpus": test_corpus, "pairs": pairs}
+    options |= {"seed": seed, "workers": workers, "address": address, "init": init or ()}
+    settings = settings_of(TrainSettings, **(options | changes_of(change or [])))
+    if plan:
+        with training_shown(Console()) as progress:
+            tables = plan_tables(plan_run(settings, progress))
+        Console().print(tables)
+        return
+    with training_shown(Console()) as progress:
+        folder = run(settings, progress)
+    typer.echo(f"model: {folder}")
