@@ -38,8 +38,8 @@ class DetectorClient:
             wait_s=settings.batch_wait_s,
             most_waiting=settings.max_queued,
         )
-        # Texts longer than a batch have a queue of their own: they wait only for each other, and no other pair waits for
-        # them.
+        # Texts longer than a batch have a queue of their own. They wait only for each other, and no other pair waits
+        # for them.
         self._batches = batcher()
         self._long_texts = batcher()
 

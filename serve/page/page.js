@@ -52,7 +52,7 @@ const setFile = (blob, name) => {
 
 const endRequest = () => {
   pending = null;
-  find("submit").removeAttribute("aria-disabled");
+  find("check").removeAttribute("aria-disabled");
 };
 
 // Drop the result that is shown and the request in progress: they are about another pair.
@@ -69,7 +69,7 @@ const attempt = async (work) => {
   reset();
   const own = new AbortController();
   pending = own;
-  find("submit").setAttribute("aria-disabled", "true"); // `disabled` would take the focus from the button
+  find("check").setAttribute("aria-disabled", "true"); // `disabled` would take the focus from the button
   try {
     await work(own.signal);
   } catch (error) {
