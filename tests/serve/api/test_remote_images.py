@@ -2,6 +2,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 
 import boto3
 import pytest
@@ -82,6 +83,11 @@ def test_an_object_is_fetched_and_one_that_is_missing_or_too_large_is_refused(bu
 
 class _Host(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
+        if self.path == "/headers":
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(str(self.headers).encode())
+            return
         if self.path == "/garbled":
             self.wfile.write(b"not HTTP\r\n\r\n")
             return
@@ -117,6 +123,17 @@ def test_a_redirect_is_not_followed(host: str) -> None:
         fetch_remote_image(f"{host}/picture", (host,), 4, HANG_S)
     with pytest.raises(Refused, match="cannot be read: 302"):
         fetch_remote_image(f"{host}/moved", (host,), 5, HANG_S)
+
+
+def test_a_host_gets_no_credentials_of_this_machine_and_sends_no_compressed_body(
+    host: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    netrc = tmp_path / "netrc"
+    netrc.write_text("machine 127.0.0.1 login me password secret\n")
+    monkeypatch.setenv("NETRC", str(netrc))
+    headers = fetch_remote_image(f"{host}/headers", (host,), 10**4, HANG_S).decode().lower()
+    assert "accept-encoding: identity" in headers
+    assert "authorization" not in headers
 
 
 @pytest.mark.parametrize(("path", "reason"), [("garbled", "ConnectionError"), ("drip", "TimeoutError")])
