@@ -1,20 +1,20 @@
-"""The application on Ray Serve: an ingress that reads and decodes, and a detector that scales with the load.
+"""The application on Ray Serve: an API that reads and decodes, and a detector that scales with the load.
 
-On one machine `asap serve` starts it. On a cluster `serve deploy` takes the same `build`, its settings under `args`,
-from a file that `asap serve build` writes (`serve.deploy`):
+On one machine `asap serve` starts it. On a cluster `serve deploy` uses the same `build`, with the settings under `args`
+in a file that `asap serve build` writes (`serve.deploy`):
 
     applications:
       - name: asap
         import_path: serve.app:build
         args: {model: "s3://models/mine", max_replicas: 8, detector_gpus: 1}
 
-Other Ray programs judge pairs through the application's handle:
+Other Ray programs detect pairs through the application's handle:
 
     handle = ray.serve.run(serve.app.build(ServeSettings()))
     finding = handle.detect.remote(Pair(image_bytes, "A smiling minister opens the bridge")).result()
 """
 
-# Without the future import of annotations: Serve makes `args` of the class that it finds at `build`'s parameter.
+# No future import of annotations here: Serve builds `args` from the class that it finds at the parameter of `build`.
 import functools
 import logging
 import sys
@@ -38,83 +38,92 @@ from serve.run import ANSWER_WITHIN_S
 from serve.settings import ServeSettings, is_loopback
 
 _METRICS_INTERVAL_S = 1.0
-_BUSY = 1.2
-"""Batches in a detector's hands, on average, that call for another: 2 are as many as it gets, 1 keeps it at work."""
+_TARGET_BATCHES = 1.2
+"""Batches in flight for each detector, on average, above which another is started.
+
+A detector has two at most, and one keeps it busy.
+"""
 _SURGE_PERCENT = 100
-"""Of the replicas, that an update may start before it stops as many: a lone one is not stopped before another is up."""
+"""Share of the replicas that an update may start before it stops as many.
+
+At 100 the only replica is not stopped before another one is ready.
+"""
 _SPARE_REQUESTS = 64
-"""Beyond `max_in_flight`, so that what is too much is refused by the API, in its one shape, and pages still come."""
+"""Requests beyond `max_in_flight` that Ray passes to the API.
+
+So the API itself refuses excess requests, with its own error format, and the page still loads.
+"""
 
 
 @serve.ingress()
 class Api:
-    """The ingress: HTTP by the application of `serve.api.routes`, and `detect` for other Ray programs."""
+    """The ingress deployment: the HTTP application of `serve.api.routes`, and `detect` for other Ray programs."""
 
     def __init__(self, settings: ServeSettings, keyring: Keyring, detector: Any) -> None:
-        _log_requests()
+        if not LOG.handlers:  # a line for each request on this process's stderr, which Ray collects
+            LOG.addHandler(logging.StreamHandler(sys.stderr))
+        LOG.setLevel(logging.INFO)
         self._settings = settings
         self._keyring = keyring
         self._service = Service(settings, DetectorClient(detector, settings))
-        here = serve.get_replica_context()
-        ask = functools.partial(_told, serve.get_deployment_handle(here.deployment, here.app_name))
-        self._figures = Metrics(here.replica_id.unique_id, ask if settings.api_replicas > 1 else None)
+        replica = serve.get_replica_context()
+        own_handle = serve.get_deployment_handle(replica.deployment, replica.app_name)
+        collect = functools.partial(_collect_metrics, own_handle) if settings.api_replicas > 1 else None
+        self._metrics = Metrics(replica.replica_id.unique_id, collect)
 
     def __serve_build_asgi_app__(self) -> FastAPI:
-        """Called by Serve, in the replica."""
-        return create_app(self._settings, self._service, self._keyring, self._figures)
+        """Return the ASGI application. Ray Serve calls this in the replica."""
+        return create_app(self._settings, self._service, self._keyring, self._metrics)
 
-    async def figures(self) -> MetricsByReplica:
-        """What /metrics tells of this process."""
-        return self._figures.own()
+    async def metrics(self) -> MetricsByReplica:
+        """Return the metrics of this process."""
+        return self._metrics.own()
 
     async def detect(self, pair: Pair) -> Finding:
-        """As `asap.predictor.Predictor.predict` for one pair; a path is one of this replica's machine."""
-        with self._service.in_flight.one():
+        """Return the finding of one pair, as `asap.predictor.Predictor.predict` does.
+
+        A path in the pair names a file on this replica's machine.
+        """
+        with self._service.in_flight.track():
             return await self._service.detect_pair(pair)
 
     async def drain(self) -> int:
-        """Begin nothing new from now on. How many requests are still under way."""
+        """Accept no new requests from now on, and return how many are still in flight."""
         self._service.in_flight.close()
         return self._service.in_flight.requests
 
 
-async def _told(handle: Any) -> MetricsByReplica:
-    """The figures of all processes of the API; without those that do not answer."""
+async def _collect_metrics(handle: Any) -> MetricsByReplica:
+    """Return the metrics of all processes of the API, except those that do not answer."""
     try:
-        answers = await handle.broadcast("figures").results_async(timeout_s=ANSWER_WITHIN_S, return_exceptions=True)
+        answers = await handle.broadcast("metrics").results_async(timeout_s=ANSWER_WITHIN_S, return_exceptions=True)
     except (TimeoutError, DeploymentUnavailableError):
         return {}
-    return {replica: figures for answer in answers if isinstance(answer, dict) for replica, figures in answer.items()}
-
-
-def _log_requests() -> None:
-    """A line for each request on this process's stderr, where Ray collects it."""
-    if not LOG.handlers:
-        LOG.addHandler(logging.StreamHandler(sys.stderr))
-    LOG.setLevel(logging.INFO)
+    return {replica: metrics for answer in answers if isinstance(answer, dict) for replica, metrics in answer.items()}
 
 
 def build(settings: ServeSettings) -> serve.Application:
-    """The application: ingress and detector, bound. Raises `ConfigError` where keys are needed and there are none."""
+    """Return the application: the API bound to the detector. Raises `ConfigError` if keys are needed and missing."""
     keyring = Keyring.load(settings.keys_file)
     if not keyring and not is_loopback(settings.host):
         raise ConfigError(
-            f"host {settings.host!r} is reached from other machines, which needs keys: make one with asap serve "
-            "--new-key NAME, and give its line in --keys FILE or ASAP_KEYS"
+            f"host {settings.host!r} can be reached from other machines, which needs keys; make a key with "
+            "asap serve --new-key NAME, and put its line into --keys FILE or ASAP_KEYS"
         )
     detector = serve.deployment(
         name="Detector",
         ray_actor_options={"num_cpus": settings.detector_cpus, "num_gpus": settings.detector_gpus},
-        # Of each process of the API it gets two batches and two long texts at most; more only while a detector dies.
+        # Each process of the API sends at most two batches and two long texts; more only while a detector dies.
         max_ongoing_requests=8 * settings.api_replicas,
         autoscaling_config={
             "min_replicas": settings.min_replicas,
             "max_replicas": settings.max_replicas,
-            "target_ongoing_requests": _BUSY,
+            "target_ongoing_requests": _TARGET_BATCHES,
             "upscale_delay_s": settings.upscale_delay_s,
             "downscale_delay_s": settings.downscale_delay_s,
-            # Ray marks the interval as deprecated, for variables that it names but does not read yet; its own 10 s
-            # would hide a step in load for longer than `upscale_delay_s`, and must be less than what is looked back.
+            # Ray deprecates the interval in favor of environment variables that it does not read yet. Its default of
+            # 10 s would hide a step in load for longer than `upscale_delay_s`, and the interval must be shorter than
+            # the look-back period.
             "metrics_interval_s": _METRICS_INTERVAL_S,
             "look_back_period_s": max(2 * _METRICS_INTERVAL_S, settings.upscale_delay_s),
         },

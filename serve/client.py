@@ -1,4 +1,4 @@
-"""A small client of the API: one call, with retries where the server says that another try may help."""
+"""A small client of the API: one call, which is repeated if the server says that this may help."""
 
 from __future__ import annotations
 
@@ -15,16 +15,22 @@ from asap.finding import Finding, Word
 
 _TRIES = 5
 _TIMEOUT_S = 60
-_PLAIN_CHARS = 200
-"""Of an answer that is no JSON, so many are told."""
+_QUOTED_CHARS = 200
+"""Characters that are quoted of a response that is not JSON."""
 
 
 class ServerError(AsapError):
-    """A server that does not answer, or refused the pair."""
+    """A server that does not answer, or that refused the pair."""
 
 
 class Client:
-    """Of one server. A request that is refused for want of room (429, 503) is sent again, as Retry-After says."""
+    """A client of one server. A request that gets 429 or 503 is sent again, after the time in Retry-After.
+
+    Args:
+        url: The server's address.
+        key: The API key, if the server needs one.
+        tries: Times that a request is sent at most.
+    """
 
     def __init__(self, url: str, key: str | None = None, tries: int = _TRIES) -> None:
         self._url = url.rstrip("/")
@@ -39,35 +45,32 @@ class Client:
             self._session.headers["Authorization"] = f"Bearer {key}"
 
     def detect(self, image: bytes, text: str) -> dict[str, Any]:
-        """The API's answer for one pair. Raises `ServerError`, with the server's own words where it has any."""
+        """Return the API's response for one pair. Raises `ServerError` with the server's message, if it sent one."""
         try:
-            answer = self._session.post(
+            response = self._session.post(
                 f"{self._url}/v1/detect", files={"image": image}, data={"text": text}, timeout=_TIMEOUT_S
             )
         except requests.RequestException as error:
             raise ServerError(f"{self._url} does not answer: {error}") from error
         try:
-            told: Any = answer.json()
+            content: Any = response.json()
         except json.JSONDecodeError as error:
-            raise ServerError(f"{self._url} answered {answer.status_code}, {_plain(answer)}") from error
-        if not answer.ok:
-            reason = told.get("error") if isinstance(told, dict) else None
-            message = reason["message"] if isinstance(reason, dict) and "message" in reason else answer.reason
-            raise ServerError(f"{self._url} answered {answer.status_code}: {message}")
-        found: dict[str, Any] = told
-        return found
-
-
-def _plain(answer: requests.Response) -> str:
-    """What an answer without JSON means: where it is refused, Ray Serve, a proxy or another server speaks."""
-    if answer.ok:
-        return "and no JSON; is it asap serve?"
-    said = " ".join(answer.text[:_PLAIN_CHARS].split())
-    return f"not in the API's words: {said or answer.reason}"
+            if response.ok:
+                problem = "without JSON; is it asap serve?"
+            else:  # Ray Serve, a proxy or another server refused the request
+                text = " ".join(response.text[:_QUOTED_CHARS].split())
+                problem = f"without the API's JSON: {text or response.reason}"
+            raise ServerError(f"{self._url} answered {response.status_code} {problem}") from error
+        if not response.ok:
+            reason = content.get("error") if isinstance(content, dict) else None
+            message = reason["message"] if isinstance(reason, dict) and "message" in reason else response.reason
+            raise ServerError(f"{self._url} answered {response.status_code}: {message}")
+        result: dict[str, Any] = content
+        return result
 
 
 def read_image(path: str) -> bytes:
-    """A picture of this machine. Raises `ServerError`, before anything is sent."""
+    """Return the bytes of a picture on this machine. Raises `ServerError` if it cannot be read."""
     try:
         return Path(path).read_bytes()
     except OSError as error:
@@ -75,13 +78,13 @@ def read_image(path: str) -> bytes:
 
 
 def finding_of(answer: dict[str, Any]) -> Finding:
-    """The API's answer as a `Finding`, without what the API does not tell (`raw_box_px`, `word_scores`)."""
+    """Return the API's response as a `Finding`. The API does not return `raw_box_px` and `word_scores`."""
     evidence, box = answer["evidence"], answer["evidence"]["box_px"]
     return Finding(
         verdict=answer["verdict"],
         score=answer["score"],
-        types={name: told["score"] for name, told in answer["types"].items()},
-        flagged_types=[name for name, told in answer["types"].items() if told["flagged"]],
+        types={name: type_score["score"] for name, type_score in answer["types"].items()},
+        flagged_types=[name for name, type_score in answer["types"].items() if type_score["flagged"]],
         box_px=(box["x0"], box["y0"], box["x1"], box["y1"]) if box else None,
         words=[Word(**word) for word in evidence["words"]],
         word_scores=None,

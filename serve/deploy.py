@@ -1,4 +1,4 @@
-"""The application as a file for a cluster: what `serve deploy` takes, with every setting in it and no secret."""
+"""The file for `serve deploy` on a cluster. It contains every setting and no secret."""
 
 from __future__ import annotations
 
@@ -16,37 +16,35 @@ from serve.settings import ServeSettings
 APP = "asap"
 """The application's name on a cluster."""
 LOGGING = {"log_level": "WARNING", "enable_access_log": False}
-"""Of Ray's own lines only what is wrong, and none for each request: the API writes one."""
+"""Ray logs only warnings and errors, and no line for each request: the API writes one."""
 _HOOK = {"__RAY_WORKER_PROCESS_SETUP_HOOK_ENV_VAR": SETUP_HOOK}
-"""What Ray makes of a job's `worker_process_setup_hook`. `serve deploy` has no job of ours to give it to."""
+"""The variable that Ray sets for the `worker_process_setup_hook` of a job. `serve deploy` has no job to set it on."""
 CONTROLLER = {"runtime_env": {"env_vars": CALLBACK | _HOOK}}
-"""Of Ray's controller, whose environment the proxies get that it starts."""
-_ANSWER_WITHIN_S = 5
-"""After the deadline of a request, which the API keeps itself once it has it."""
+"""Options of Ray's controller. The proxies that it starts inherit its environment."""
+_AFTER_DEADLINE_S = 5
+"""Seconds that Ray's proxy waits beyond a request's deadline, which the API itself enforces."""
 _HEAD = f"""\
 # Written by `asap serve build`. On a machine of the cluster:  serve deploy FILE
-# The model and the keys are read there. Keys are not in here: keys_file names a file that the machines have, and
-# where it is null, {ENVIRONMENT} is in the environment of their `ray start`.
+# The model and the keys are read on the cluster. This file contains no keys: keys_file names a file that the machines
+# have. If it is null, the keys are read from {ENVIRONMENT} in the environment of their `ray start`.
 """
 
 
 def http_options(settings: ServeSettings) -> dict[str, Any]:
-    """Of Ray's proxy, in which requests wait while no process of the API lives: it answers them 408 in the end."""
+    """Return the options of Ray's proxy. Requests wait in it while no process of the API runs, and finally get 408."""
     return {
         "host": settings.host,
         "port": settings.port,
-        "request_timeout_s": settings.deadline_s + _ANSWER_WITHIN_S,
+        "request_timeout_s": settings.deadline_s + _AFTER_DEADLINE_S,
     }
 
 
 def deploy_config(settings: ServeSettings) -> dict[str, Any]:
-    """Ray's `ServeDeploySchema` for one application. Raises `ConfigError` for a path that only this folder knows."""
+    """Return Ray's `ServeDeploySchema` for one application. Raises `ConfigError` for a relative path."""
     local = {"model": settings.model, "keys_file": settings.keys_file}
     for name, path in local.items():
         if path and not (path == "demo" or path.startswith("s3://") or Path(path).is_absolute()):
-            raise ConfigError(
-                f"{name} {path!r} lies in the folder where this runs; give a whole path, which all machines have"
-            )
+            raise ConfigError(f"{name} {path!r} is a relative path; give a whole path, which exists on every machine")
     return {
         "proxy_location": "EveryNode",
         "http_options": http_options(settings),
@@ -65,5 +63,5 @@ def deploy_config(settings: ServeSettings) -> dict[str, Any]:
 
 
 def deploy_yaml(settings: ServeSettings) -> str:
-    """The file. Raises as `deploy_config` does."""
+    """Return the content of the file. Raises as `deploy_config` does."""
     return _HEAD + yaml.safe_dump(deploy_config(settings), sort_keys=False)

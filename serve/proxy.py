@@ -1,7 +1,7 @@
-"""What a request passes before Ray's proxy, which Ray is told of by `CALLBACK`: it takes no orders from callers.
+"""The filter of request headers before Ray's proxy, which loads it by `CALLBACK`.
 
-Ray reads from headers how long a request may take, whether it goes on without its caller, and which replica gets it,
-and it repeats any request id.
+Ray reads from headers how long a request may take, whether it continues without its caller, and which replica gets it.
+It also repeats any request id. The filter removes such headers, so that callers cannot control Ray.
 """
 
 from __future__ import annotations
@@ -14,26 +14,26 @@ from starlette.middleware import Middleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 CALLBACK = {"RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "serve.proxy:middlewares"}
-"""In the environment of Ray's proxies."""
+"""Environment variables of Ray's proxies that make them load the filter."""
 _REQUEST_ID = b"x-request-id"
-_GIVEN_ID = re.compile(rb"[\w.-]{1,64}")
-_ORDERS = {
+_HARMLESS_ID = re.compile(rb"[\w.-]{1,64}")
+_CONTROL_HEADERS = {
     b"x_request_timeout_seconds",
     b"x_request_disconnect_disabled",
     b"x_session_id",
     b"serve_multiplexed_model_id",
 }
-"""With underscores, for Ray takes some of them with either."""
+"""Headers that control Ray, spelled with underscores: Ray accepts some of them with hyphens or with underscores."""
 _Headers = Iterable[tuple[bytes, bytes]]
 
 
 def middlewares() -> list[Middleware]:
-    """Called by Ray, in each proxy."""
+    """Return the filter. Ray calls this in each proxy."""
     return [Middleware(HeaderFilter)]
 
 
 class HeaderFilter:
-    """ASGI middleware: drops the headers that are orders to Ray, and gives request and answer one harmless id."""
+    """ASGI middleware that drops headers which control Ray, and gives request and response one harmless id."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -43,21 +43,23 @@ class HeaderFilter:
         if scope["type"] not in ("http", "websocket"):
             await self._app(scope, receive, send)
             return
-        known = (_REQUEST_ID, request_id(scope["headers"]).encode())
-        asked = [(name, value) for name, value in scope["headers"] if name.replace(b"-", b"_") not in _ORDERS]
+        id_header = (_REQUEST_ID, request_id(scope["headers"]).encode())
+        allowed = [
+            (name, value) for name, value in scope["headers"] if name.replace(b"-", b"_") not in _CONTROL_HEADERS
+        ]
 
-        async def answer(message: Message) -> None:
-            if message["type"] == "http.response.start":  # Ray and the API name the id, each for itself
-                message = {**message, "headers": [*_without_id(message.get("headers", ())), known]}
+        async def send_with_id(message: Message) -> None:
+            if message["type"] == "http.response.start":  # Ray and the API each add the id
+                message = {**message, "headers": [*_without_id(message.get("headers", ())), id_header]}
             await send(message)
 
-        await self._app({**scope, "headers": [*_without_id(asked), known]}, receive, answer)
+        await self._app({**scope, "headers": [*_without_id(allowed), id_header]}, receive, send_with_id)
 
 
 def request_id(headers: _Headers) -> str:
-    """The caller's own, if it has one of a harmless form."""
-    given = dict(headers).get(_REQUEST_ID, b"")
-    return given.decode() if _GIVEN_ID.fullmatch(given) else uuid.uuid4().hex
+    """Return the caller's request id if it has a harmless form, and otherwise a new one."""
+    sent = dict(headers).get(_REQUEST_ID, b"")
+    return sent.decode() if _HARMLESS_ID.fullmatch(sent) else uuid.uuid4().hex
 
 
 def _without_id(headers: _Headers) -> _Headers:

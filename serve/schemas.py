@@ -1,4 +1,4 @@
-"""Requests and responses of the API, as its OpenAPI document tells them."""
+"""Requests and responses of the API, as its OpenAPI document describes them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ EXAMPLE_TEXT = "A smiling minister opens the bridge"
 
 
 class DetectRequest(BaseModel):
-    """One pair: the picture in base64, or where it lies, and its text."""
+    """One pair: the picture in base64 or its address, and its text."""
 
     model_config = ConfigDict(
         extra="forbid",
@@ -24,7 +24,9 @@ class DetectRequest(BaseModel):
     )
 
     image: str | None = Field(default=None, description="The encoded picture (JPEG, PNG, WebP, …) in base64.")
-    uri: str | None = Field(default=None, description="s3:// or https://, where the server allows how it begins.")
+    uri: str | None = Field(
+        default=None, description="The picture's s3:// or https:// address, if the server allows its beginning."
+    )
     text: str = Field(description="The text that goes with the picture.")
 
     @model_validator(mode="after")
@@ -35,7 +37,7 @@ class DetectRequest(BaseModel):
 
 
 class BatchRequest(BaseModel):
-    """Several pairs. Each is checked by itself: see `DetectRequest`."""
+    """Several pairs. Each is validated separately as a `DetectRequest`."""
 
     model_config = ConfigDict(
         extra="forbid",
@@ -46,10 +48,10 @@ class BatchRequest(BaseModel):
 
 
 class TypeScore(BaseModel):
-    """One of the four ways to manipulate a pair."""
+    """The score of one of the four manipulation types."""
 
     score: float | None = Field(ge=0, le=1, description="Probability of this type.")
-    flagged: bool = Field(description="Whether the score reaches the policy's threshold.")
+    flagged: bool = Field(description="True if the score reaches the policy's threshold.")
 
 
 class BoxPixels(BaseModel):
@@ -62,11 +64,11 @@ class BoxPixels(BaseModel):
 
 
 class BoxShares(BoxPixels):
-    """The same box in shares of the picture's width and height, each in [0, 1]."""
+    """The same box as fractions of the picture's width and height, each in [0, 1]."""
 
 
 class WordScore(BaseModel):
-    """A flagged word; `start` and `end` are offsets in Unicode code points of the text, end exclusive."""
+    """A flagged word. `start` and `end` are offsets in Unicode code points of the text, end exclusive."""
 
     index: int
     start: int
@@ -76,16 +78,16 @@ class WordScore(BaseModel):
 
 
 class Evidence(BaseModel):
-    """Where: the face box, which is there only if an image type is flagged, and the flagged words."""
+    """The face box, which is present only if an image type is flagged, and the flagged words."""
 
     box_px: BoxPixels | None
     box: BoxShares | None
     words: list[WordScore]
-    image: str | None = Field(description="With ?evidence=image: the picture with its box, a data: URL of a JPEG.")
+    image: str | None = Field(description="With ?evidence=image: a data: URL of a JPEG, the picture with its box.")
 
 
 class Input(BaseModel):
-    """The picture as it came."""
+    """The picture as it was sent."""
 
     sha256: str | None
     width: int
@@ -93,9 +95,9 @@ class Input(BaseModel):
 
 
 class Detection(BaseModel):
-    """What the model says of a pair. It is evidence for a person to weigh, not proof."""
+    """The result for one pair. It is evidence for a person to weigh, not proof."""
 
-    id: str = Field(description="Of the request; the server's log has it too.")
+    id: str = Field(description="The id of the request, which the server's log has too.")
     model_id: str
     policy_id: str
     verdict: Literal["manipulated", "review", "authentic"]
@@ -105,27 +107,27 @@ class Detection(BaseModel):
     input: Input
     warnings: list[str]
     timings: dict[str, float] = Field(
-        description="Milliseconds: read, fetch, decode, detect (with waiting), draw, total."
+        description="Milliseconds by step: read, fetch, decode, detect (with waiting), draw, total."
     )
 
 
 class ErrorBody(BaseModel):
-    """What went wrong, for a program (`code`) and for a person (`message`)."""
+    """The error, for programs (`code`) and for people (`message`)."""
 
     code: str
     message: str
-    param: str | None = Field(description="The field it is about.")
+    param: str | None = Field(description="The field that the error is about.")
     request_id: str
 
 
 class ErrorResponse(BaseModel):
-    """The one shape of every error."""
+    """The error envelope: every error has this form."""
 
     error: ErrorBody
 
 
 class BatchItem(BaseModel):
-    """One pair of a batch: the status it would have had alone, and its result or its error."""
+    """One pair of a batch: the status that it would have alone, and its result or its error."""
 
     status: int
     result: Detection | None = None
@@ -133,41 +135,48 @@ class BatchItem(BaseModel):
 
 
 class BatchResponse(BaseModel):
-    """An item for each pair, in their order."""
+    """One item for each pair, in the order of the pairs."""
 
     items: list[BatchItem]
 
 
 class ModelCard(BaseModel):
-    """A model that answers here."""
+    """A model of this server."""
 
     model_id: str
     policy_id: str
-    image_size: int = Field(description="Side, in pixels, of the square that the model sees.")
+    image_size: int = Field(description="Side, in pixels, of the square input of the model.")
     thresholds: dict[str, float]
-    calibrated: bool = Field(description="Whether the thresholds were calibrated, or are plain numbers.")
+    calibrated: bool = Field(description="True if the thresholds were calibrated, false if they were merely chosen.")
 
 
 class ModelList(BaseModel):
-    """The models that answer here."""
+    """The models of this server."""
 
     models: list[ModelCard]
 
 
 class Health(BaseModel):
-    """`ok`."""
+    """The status of a server that works: `ok`."""
 
     status: Literal["ok"] = "ok"
 
 
 def detection(request_id: str, finding: Finding, timings: dict[str, float], image: str | None) -> Detection:
-    """The response of a finding without an error."""
-    box = shares = None
+    """Return the response for a finding that has no error.
+
+    Args:
+        request_id: The id of the request.
+        finding: The finding of its pair.
+        timings: Milliseconds by step.
+        image: A data: URL of the picture with its evidence, if it was requested.
+    """
+    box = fractions = None
     if finding.box_px is not None and finding.width and finding.height:
         x0, y0, x1, y1 = finding.box_px
         box = BoxPixels(x0=x0, y0=y0, x1=x1, y1=y1)
         width, height = finding.width, finding.height
-        shares = BoxShares(x0=x0 / width, y0=y0 / height, x1=x1 / width, y1=y1 / height)
+        fractions = BoxShares(x0=x0 / width, y0=y0 / height, x1=x1 / width, y1=y1 / height)
     scores = finding.types or {}
     types = {name: {"score": scores[name], "flagged": name in finding.flagged_types} for name in TYPES}
     words = [WordScore(**vars(word)) for word in finding.words or []]
@@ -178,7 +187,7 @@ def detection(request_id: str, finding: Finding, timings: dict[str, float], imag
         "verdict": finding.verdict,
         "score": finding.score,
         "types": types,
-        "evidence": Evidence(box_px=box, box=shares, words=words, image=image),
+        "evidence": Evidence(box_px=box, box=fractions, words=words, image=image),
         "input": {"sha256": finding.image_sha256, "width": finding.width, "height": finding.height},
         "warnings": finding.warnings,
         "timings": {name: round(value, 2) for name, value in timings.items()},

@@ -1,4 +1,4 @@
-"""What the server can be told; what cannot work is refused when it is built."""
+"""Settings of the server. Settings that cannot work are rejected when they are built."""
 
 from __future__ import annotations
 
@@ -15,66 +15,72 @@ _PREFIX = re.compile(r"(s3|https)://[^/@\s\\]+/\S*")
 
 
 class ServeSettings(BaseModel):
-    """Frozen, and strict about names: a setting that is misspelt is an error, not ignored."""
+    """The settings. They are frozen, and a misspelled name is an error."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     model: str = "demo"
-    """A model folder, here or at s3://; or `demo`, the model that ships."""
+    """A model folder, on this machine or at s3://, or `demo`, the model that ships with the package."""
     device: str = "auto"
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     host: str = "127.0.0.1"
-    """To listen on; anything but loopback needs keys."""
+    """Address to listen on. Any address but loopback needs keys."""
     port: int = Field(default=8000, ge=1, le=65535)
 
     max_image_bytes: int = Field(default=16 * 2**20, ge=1)
     max_image_pixels: int = Field(default=DEFAULT_LIMITS.max_pixels, ge=1)
     max_text_chars: int = Field(default=MAX_CHARACTERS, ge=1, le=MAX_CHARACTERS)
-    """Code points of a text: a long one is analysed in many passes. The predictor reads no more."""
+    """Code points of a text. A long text is analyzed in many passes; the predictor accepts no more than the default."""
     max_batch_items: int = Field(default=32, ge=1)
     max_batch_bytes: int = Field(default=64 * 2**20, ge=1)
-    """Of the body of a batch."""
+    """Bytes of the body of a batch."""
     max_in_flight: int = Field(default=64, ge=1)
-    """Requests that are read, decoded or waiting at once; one more is answered 429."""
+    """Requests that may be read, decoded or waiting at once. Another one gets 429."""
     max_bytes_in_flight: int = Field(default=512 * 2**20, ge=1)
-    """Of the bodies of those requests together; one more is answered 429."""
+    """Bytes of the bodies of those requests together. A request beyond them gets 429."""
     wait_s: float = Field(default=2, gt=0)
-    """What an answer may come to take, once its request is there, where more is asked than can be judged: beyond, fewer
-    are let in at once."""
+    """Target latency in seconds under overload, measured from when a request is complete.
+
+    When the median exceeds it, fewer requests are admitted concurrently.
+    """
     max_queued: int = Field(default=256, ge=1)
-    """Pairs that wait in one process of the API for a detector, those of long texts apart; one more is answered 429."""
+    """Pairs that may wait for a detector in one API process. Another one gets 429. Long texts count separately."""
     deadline_s: float = Field(default=30, gt=0)
-    """For one request, from its first byte; what nobody waits for any more is not computed."""
+    """Seconds for one request, from its first byte. Work that nobody waits for any more is not done."""
     decoders: int = Field(default=2, ge=1)
     """Processes that decode pictures."""
     decode_timeout_s: float = Field(default=10, gt=0)
-    """For one picture; its process is then killed, and another started."""
+    """Seconds to decode one picture. Then its process is killed, and another is started."""
 
     api_replicas: int = Field(default=1, ge=1)
-    """Processes that take requests, each with its own decoders, `max_in_flight` and `key_rate`."""
+    """Processes of the API. Each has its own decoders, `max_in_flight` and `key_rate`."""
     min_replicas: int = Field(default=1, ge=1)
-    """Detectors; so is `max_replicas`."""
+    """Detectors that run at least."""
     max_replicas: int = Field(default=2, ge=1)
+    """Detectors that run at most."""
     upscale_delay_s: float = Field(default=5, ge=0)
+    """Seconds of high load before another detector is started."""
     downscale_delay_s: float = Field(default=120, ge=0)
+    """Seconds of low load before a detector is stopped."""
     drain_s: float = Field(default=60, gt=0)
-    """A replica that is going down may finish its work for so long."""
+    """Seconds in which a replica that shuts down may finish its work."""
     batch_size: int = Field(default=16, ge=1)
-    """Pairs that the model sees at once, each with one pass of its text."""
+    """Pairs in one forward pass of the model, each with one part of its text."""
     batch_wait_s: float = Field(default=0.005, ge=0)
-    """A pair waits at most so long for others to be judged with it."""
+    """Seconds that a pair waits at most for others to share its batch."""
     detector_cpus: float = Field(default=1, gt=0)
-    """Of one detector; its threads are as many, at least one."""
+    """CPUs of one detector. It has as many threads, and at least one."""
     detector_gpus: float = Field(default=0, ge=0)
+    """GPUs of one detector."""
 
     uri_prefixes: tuple[str, ...] = ()
-    """s3:// and https:// addresses that pictures may be fetched from, by how they begin; none."""
+    """Beginnings of the s3:// and https:// addresses that pictures may be fetched from. By default there are none."""
     cors_origins: tuple[str, ...] = ()
-    """Other sites whose pages may call the API; none."""
+    """Origins of other sites whose pages may call the API. By default there are none."""
     keys_file: str | None = None
-    """A file of hashed keys (`serve.api.keys`); None: `ASAP_KEYS`, if it is set."""
+    """A file of hashed keys (`serve.api.keys`). With None, the keys are read from `ASAP_KEYS`, if it is set."""
     key_rate: float = Field(default=20, gt=0)
-    """Pairs a second that one key may send; a long text counts for each pass of the model that it takes."""
+    """Pairs a second that one key may send. A long text counts once for each pass of the model that it takes."""
     key_burst: int = Field(default=64, ge=1)
     """Pairs that one key may send at once after a pause."""
 
@@ -101,22 +107,25 @@ class ServeSettings(BaseModel):
 
     @property
     def limits(self) -> ImageLimits:
-        """Of one picture."""
+        """The limits of one picture."""
         return ImageLimits(max_bytes=self.max_image_bytes, max_pixels=self.max_image_pixels)
 
     @property
     def max_body_bytes(self) -> int:
-        """Of a request for one pair: a picture in base64, its text (escaped JSON at its longest), and a little."""
+        """The largest body of a request for one pair, in bytes.
+
+        It has room for the picture in base64, the text as escaped JSON, and the rest of a form or of JSON.
+        """
         return self.max_image_bytes * 4 // 3 + 12 * self.max_text_chars + 2**16
 
     @property
     def max_any_body_bytes(self) -> int:
-        """Of the largest request."""
+        """The largest body of any request, in bytes."""
         return max(self.max_body_bytes, self.max_batch_bytes)
 
 
 def is_loopback(host: str) -> bool:
-    """Whether only this machine reaches an address or name."""
+    """Return True if an address or name can be reached only from this machine."""
     if host == "localhost":
         return True
     try:

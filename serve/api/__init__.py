@@ -1,1 +1,13 @@
-"""api"""
+"""The HTTP API, in the order in which a request passes it.
+
+middleware.py     ids, headers, the log line, metrics, and the answer to unexpected errors
+capacity.py       admission: the concurrency limit, and what is in use, in total and for each key
+body.py           reading a body within the limits
+keys.py           the keys of callers, and the rate of each key
+callers.py        who may call a server without keys
+routes.py         create_app, and the routes
+requests.py       a form or JSON becomes a PairRequest
+remote_images.py  pictures at s3:// and https:// addresses
+metrics.py        the metrics of every process, for /metrics
+reference.py      the reference page at /docs
+"""

@@ -1,4 +1,4 @@
-"""A request's body on its way in: how much of it may come, and when its work begins."""
+"""Reading a request's body within limits, and counting it in the capacity of the process."""
 
 from __future__ import annotations
 
@@ -11,81 +11,84 @@ from serve.errors import Refused
 
 
 class Body:
-    """A request's body on its way in.
+    """A request's body while it arrives.
 
-    Refused as too large where its route takes less, whatever is told of its length. Where it has to pass the gate, it
-    is refused too while there is no room: before its first byte, so that nobody sends for nothing, and when it is
-    there, for only then does the work begin. Who sends slowly keeps a request's place and what has come of it, but
-    none of those that are worked on, and no more than a key's share.
+    A body larger than its route's limit is rejected; Content-Length is not trusted. On a gated route it is also
+    rejected when capacity is exhausted: before its first byte, so that nobody sends in vain, and once more when it is
+    complete, because work begins only then. A slow sender occupies a request and the bytes that have arrived, but
+    none of the requests being worked on, and no more than a key's share.
+
+    Args:
+        scope: The ASGI scope of the request.
+        receive: Its ASGI `receive`.
+        capacity: The limits and the usage of this process.
+        key_name: Returns the name of the caller's key once it is known, and None until then.
+        gated: True if the request counts in the capacity.
     """
 
     def __init__(
-        self, scope: Scope, receive: Receive, room: Capacity, key_name: Callable[[], str | None], *, gated: bool
+        self, scope: Scope, receive: Receive, capacity: Capacity, key_name: Callable[[], str | None], *, gated: bool
     ) -> None:
-        settings = room.settings
-        self._receive, self._room, self._key_name, self._gated = receive, room, key_name, gated
+        settings = capacity.settings
+        self._receive, self._capacity, self._key_name, self._gated = receive, capacity, key_name, gated
         self._most = settings.max_batch_bytes if scope["path"].endswith("/batch") else settings.max_body_bytes
         declared = dict(scope["headers"]).get(b"content-length", b"")
+        # Longer numbers are not parsed: int() takes quadratic time.
         self._declared = int(declared) if declared.isdigit() and len(declared) < 20 else 0
-        self._got = self._held = 0
-        self._loads: list[Usage] = []
-        self._is_there = False
+        self._received = self._counted = 0
+        self._usages: list[Usage] = []
+        self._is_complete = False
 
     def enter(self) -> None:
-        """Raise `Overloaded` where no other request may begin."""
+        """Count the request. Raises `Overloaded` if no other request may begin."""
         if self._gated:
-            self._room.check(self._room.all, requests=1, working=1, more_bytes=self._declared)
-            self._take(self._room.all)
+            self._enter(self._capacity.all)
 
     async def receive(self) -> Message:
-        """ASGI's `receive`. Raises `Refused`."""
-        if max(self._declared, self._got) > self._most:
+        """Return the next message, as ASGI's `receive`. Raises `Refused`."""
+        if max(self._declared, self._received) > self._most:
             raise _too_large(self._most)
-        self._enter_by_key()
+        # The application identifies the caller before it asks for the body, so the key is known here.
+        name = self._key_name()
+        if len(self._usages) == 1 and name is not None and self._capacity.several_keys:
+            self._enter(self._capacity.by_key[name])
         message = await self._receive()
-        self._hold(len(message.get("body", b"")))
-        there = message["type"] == "http.request" and not message.get("more_body", False)
-        if there and self._loads and not self._is_there:
-            self._begin()
+        self._count(len(message.get("body", b"")))
+        is_last = message["type"] == "http.request" and not message.get("more_body", False)
+        if is_last and self._usages and not self._is_complete:
+            self._begin_work()
         return message
 
-    def _take(self, load: Usage) -> None:
-        load.requests += 1
-        self._loads.append(load)
-
-    def _enter_by_key(self) -> None:
-        """Once it is known whose request it is, which is before its body is asked for."""
-        name = self._key_name()
-        if len(self._loads) != 1 or name is None or not self._room.several_keys:
-            return
-        load = self._room.by_key[name]
-        self._room.check(load, requests=1, working=1, more_bytes=self._declared)
-        self._take(load)
-
-    def _hold(self, size: int) -> None:
-        self._got += size
-        if self._got > self._most:
-            raise _too_large(self._most)
-        for load in self._loads:
-            self._room.check(load, more_bytes=size)
-        for load in self._loads:
-            load.bytes += size
-        self._held = self._got
-
-    def _begin(self) -> None:
-        for load in self._loads:
-            self._room.check(load, working=1)
-        for load in self._loads:
-            load.working += 1
-        self._is_there = True
-
     def close(self) -> None:
-        """Give back what it held."""
-        for load in self._loads:
-            load.requests -= 1
-            load.working -= self._is_there
-            load.bytes -= self._held
+        """Release what the request occupied."""
+        for usage in self._usages:
+            usage.requests -= 1
+            usage.working -= self._is_complete
+            usage.bytes -= self._counted
+
+    def _enter(self, usage: Usage) -> None:
+        self._capacity.check(usage, requests=1, working=1, more_bytes=self._declared)
+        usage.requests += 1
+        self._usages.append(usage)
+
+    def _count(self, size: int) -> None:
+        self._received += size
+        if self._received > self._most:
+            raise _too_large(self._most)
+        # All are checked before the first is changed, so that `close` releases the same from each.
+        for usage in self._usages:
+            self._capacity.check(usage, more_bytes=size)
+        for usage in self._usages:
+            usage.bytes += size
+        self._counted = self._received
+
+    def _begin_work(self) -> None:
+        for usage in self._usages:
+            self._capacity.check(usage, working=1)
+        for usage in self._usages:
+            usage.working += 1
+        self._is_complete = True
 
 
 def _too_large(most: int) -> Refused:
-    return Refused(413, "too_large", f"the body has more than {most} bytes, which is the limit here")
+    return Refused(413, "too_large", f"the body has more than {most} bytes, which is the limit")

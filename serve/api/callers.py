@@ -1,7 +1,8 @@
-"""Who may call a server without keys: programs of its own machine, its own page, and the pages of `cors_origins`.
+"""Callers of a server without keys: programs of its own machine, its own page, and the pages of `cors_origins`.
 
-The address of a connection does not tell this alone. A proxy on this machine connects from it for callers elsewhere,
-and so does a browser for any web page that it shows. A page may also point a name of its own at this machine.
+The address of a connection alone does not show who calls. A proxy on this machine connects from it for callers
+elsewhere, and a browser does so for any web page that it shows. A page may also point a name of its own at this
+machine (DNS rebinding).
 """
 
 from __future__ import annotations
@@ -24,28 +25,28 @@ _ADDED_BY_PROXIES = re.compile(
     """,
     re.IGNORECASE | re.VERBOSE,
 )
-"""Names of headers that tell of a caller behind a proxy. There is no standard list, so the usual forms are matched."""
+"""Names of headers that proxies add about a caller. There is no standard list, so the usual forms are matched."""
 _HOST = re.compile(r"(\[[0-9a-f:.]+\]|[\w.-]+)(?::\d+)?", re.IGNORECASE | re.ASCII)
 _OTHER_SITES = ("cross-site", "same-site")
-"""Values of `Sec-Fetch-Site`, in which a browser says whose page asks. Another port of this machine is `same-site`."""
+"""Values of `Sec-Fetch-Site` for a page of another site. Another port of this machine is `same-site`."""
 
 
 def check_is_local(request: Request, cors_origins: tuple[str, ...]) -> None:
     """Raise `Refused` (403) for a request of another machine, of a proxy, or of another site's page.
 
-    Only the headers are read, so the body of such a request is never asked for.
+    Only the headers are examined, so the body of such a request is never read.
     """
     client = request.client.host if request.client else ""
     # Ray starts uvicorn with `proxy_headers`: for a local connection the address is the one that X-Forwarded-For gives.
     # It proves nothing by itself. uvicorn keeps the header, which is refused next.
     if not is_loopback(client):
-        raise _refused("this request comes from another")
+        raise _refused("this request comes from another machine")
     for name in request.headers:
-        if _ADDED_BY_PROXIES.search(name):  # whatever its value is: a caller behind the proxy may have chosen it
+        if _ADDED_BY_PROXIES.search(name):  # its value proves nothing: a caller behind the proxy may have chosen it
             raise _refused(f"this request was forwarded, it has the header {name}")
     host = _host(request)
     if host is None:
-        raise _refused("the Host header of this request names another, or none")
+        raise _refused("the Host header of this request names another machine, or none")
 
     own_origin = f"{request.scope['scheme']}://{host}"
     origins = request.headers.getlist("origin")
@@ -56,14 +57,14 @@ def check_is_local(request: Request, cors_origins: tuple[str, ...]) -> None:
 
 
 def _host(request: Request) -> str | None:
-    """The one name, with its port, that the request asks for, as a browser writes it; None if it is not local.
+    """Return the request's host and port as a browser writes them, or None if there is not one local name.
 
-    Read here because Starlette takes the server's own name in the place of one that is malformed.
+    The header is read here because Starlette replaces a malformed one by the server's own name.
     """
-    given = request.headers.getlist("host")
-    match = _HOST.fullmatch(given[0]) if len(given) == 1 else None
+    hosts = request.headers.getlist("host")
+    match = _HOST.fullmatch(hosts[0]) if len(hosts) == 1 else None
     return match[0].lower() if match and is_loopback(match[1].lower()) else None
 
 
 def _refused(reason: str) -> Refused:
-    return Refused(403, "keys_required", f"without keys this server answers its own machine only: {reason}")
+    return Refused(403, "keys_required", f"without keys this server answers only its own machine: {reason}")

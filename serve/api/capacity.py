@@ -1,4 +1,4 @@
-"""How many requests may be worked on at once, found out from how long they take."""
+"""Admission control: how much work a process accepts at once, in total and for each key."""
 
 from __future__ import annotations
 
@@ -11,87 +11,95 @@ from dataclasses import dataclass, field
 from serve.errors import Overloaded, Refused
 from serve.settings import ServeSettings
 
-_FEWEST = 2
-"""That are always let in."""
-_LOOKED_AT = 16
-"""Answers whose median decides: one picture that takes long to decode says nothing of the load."""
-_CUT = 0.8
+_LEAST = 2
+"""Requests that are always admitted."""
+_WINDOW = 16
+"""Responses whose median decides. One picture that is slow to decode says nothing about the load."""
+_DECREASE = 0.8
+KEY_SHARE = 0.5
+"""Largest share of each limit that one key may use, if there are several keys."""
 
 
 class ConcurrencyLimit:
-    """A limit that falls while answers take longer than `wait_s`, and rises again while they do not.
+    """A limit that falls while responses take longer than `wait_s`, and rises again while they do not.
 
-    As TCP's window: doubling at first, then additive increase and multiplicative decrease (Jacobson, 1988). What waits
-    is bounded in time, whatever the model and the machine, where a number alone would be too many for a slow one and
-    too few for a fast one.
+    It works like TCP's congestion window: exponential growth first, then additive increase and multiplicative decrease
+    (Jacobson, 1988). So the waiting time is bounded for any model and machine. A fixed number of requests would be too
+    many for a slow one and too few for a fast one.
+
+    Args:
+        first: Limit to start with.
+        most: Largest limit.
+        wait_s: Target latency in seconds.
+        clock: Returns the time in seconds.
     """
 
     def __init__(self, first: int, most: int, wait_s: float, clock: Callable[[], float] = time.monotonic) -> None:
         self._most, self._wait_s, self._clock = most, wait_s, clock
         self._limit = float(min(first, most))
-        self._doubling = True
-        self._seconds: deque[float] = deque(maxlen=_LOOKED_AT)
-        self._next_cut = 0.0
+        self._is_doubling = True
+        self._seconds: deque[float] = deque(maxlen=_WINDOW)
+        self._next_decrease = 0.0
 
     @property
     def limit(self) -> int:
         """Requests that may be in flight now."""
         return int(self._limit)
 
-    def answered(self, seconds: float) -> None:
-        """Take in how long one answer took, from when its request was there."""
+    def record(self, seconds: float) -> None:
+        """Adjust the limit by the latency of one response, measured from when its request was complete."""
         self._seconds.append(seconds)
-        usual = statistics.median(self._seconds)
-        if len(self._seconds) == _LOOKED_AT and usual > self._wait_s:
-            self._cut(usual)
+        median = statistics.median(self._seconds)
+        if len(self._seconds) == _WINDOW and median > self._wait_s:
+            # Requests that were admitted under the old limit still take long. The limit falls again only after them.
+            if (now := self._clock()) >= self._next_decrease:
+                self._limit = max(float(min(_LEAST, self._most)), self._limit * _DECREASE)
+                self._next_decrease = now + median
+                self._is_doubling = False
         elif seconds <= self._wait_s:
-            self._limit = min(float(self._most), self._limit + (1 if self._doubling else 1 / self._limit))
-
-    def _cut(self, usual: float) -> None:
-        """Not again before what was let in until now is through: it takes as long as before."""
-        if (now := self._clock()) >= self._next_cut:
-            self._limit = max(float(min(_FEWEST, self._most)), self._limit * _CUT)
-            self._next_cut = now + usual
-            self._doubling = False
-
-
-KEY_SHARE = 0.5
-"""Of what the server takes in hand at once, so much may be one key's, where there are several."""
+            # One more for each response doubles the limit in each round; 1/limit for each adds one in each round.
+            self._limit = min(float(self._most), self._limit + (1 if self._is_doubling else 1 / self._limit))
 
 
 @dataclass
 class Usage:
-    """What is in hand of what passes the gate."""
+    """Work that was admitted and is not finished."""
 
     requests: int = 0
-    """Being read or worked on."""
+    """Requests that are being read or processed."""
     working: int = 0
-    """Read whole."""
+    """Requests whose body is complete."""
     bytes: int = 0
-    """Of their bodies, as far as they have come."""
+    """Bytes of their bodies that have arrived."""
 
 
 @dataclass
 class Capacity:
-    """What this process may have in hand, and has: in all, and of each key."""
+    """The limits of this process and its current usage, in total and for each key."""
 
     settings: ServeSettings
-    admission: ConcurrencyLimit
+    concurrency: ConcurrencyLimit
     several_keys: bool = False
     all: Usage = field(default_factory=Usage)
     by_key: defaultdict[str, Usage] = field(default_factory=lambda: defaultdict(Usage))
 
-    def check(self, load: Usage, *, requests: int = 0, working: int = 0, more_bytes: int = 0) -> None:
-        """Raise `Overloaded` where so many more are too many."""
-        share, settings = 1.0 if load is self.all else KEY_SHARE, self.settings
+    def check(self, usage: Usage, *, requests: int = 0, working: int = 0, more_bytes: int = 0) -> None:
+        """Raise `Refused` (429) if the usage would exceed a limit: `all` the limits, a key its share of them.
+
+        Args:
+            usage: `all`, or the usage of one key.
+            requests: Requests to add.
+            working: Complete requests to add.
+            more_bytes: Bytes of bodies to add.
+        """
+        share, settings = 1.0 if usage is self.all else KEY_SHARE, self.settings
+        # However small a share is, one request always fits, and so does the largest body.
         if (
-            (requests and load.requests + requests > max(1, share * settings.max_in_flight))
-            or (working and load.working + working > max(1, share * self.admission.limit))
-            or load.bytes + more_bytes > max(share * settings.max_bytes_in_flight, settings.max_any_body_bytes)
+            (requests and usage.requests + requests > max(1, share * settings.max_in_flight))
+            or (working and usage.working + working > max(1, share * self.concurrency.limit))
+            or usage.bytes + more_bytes > max(share * settings.max_bytes_in_flight, settings.max_any_body_bytes)
         ):
-            raise Overloaded if load is self.all else _too_much_for_one()
-
-
-def _too_much_for_one() -> Refused:
-    message = "this key has as much under way as one key may; try again when something of it is answered"
-    return Refused(429, "rate_limited", message, retry_after_s=1)
+            if usage is self.all:
+                raise Overloaded
+            message = "this key has reached its share of the requests in flight; try again when one of them is answered"
+            raise Refused(429, "rate_limited", message, retry_after_s=1)

@@ -1,7 +1,8 @@
-"""Who may call: keys known by their hashes, and how much each may ask for.
+"""API keys: they are stored as hashes, and each has a rate limit.
 
-A line a key, `NAME:SHA256`, in a file or in `ASAP_KEYS` (there parted by commas or white space); `#` begins a comment.
-`new_key` makes a key and its line. Keys are long and random, so a plain hash of one tells nothing about it.
+Each line of the keys file is `NAME:SHA256`, and `#` begins a comment. `ASAP_KEYS` holds the same lines, separated by
+commas or white space. `new_key` creates a key and its line. Keys are long and random, so a plain hash reveals nothing
+about its key.
 """
 
 from __future__ import annotations
@@ -24,11 +25,11 @@ _LINE = re.compile(r"([\w.-]{1,64}):([0-9a-f]{64})")
 
 
 def new_key(name: str) -> tuple[str, str]:
-    """A key, to be given to its holder and kept nowhere else, and its line."""
+    """Create a key and its line. The key goes to its holder and is stored nowhere else. Raises `ConfigError`."""
     key = f"asap_{secrets.token_urlsafe(32)}"
     line = f"{name}:{_digest(key)}"
     if not _LINE.fullmatch(line):
-        raise ConfigError(f"key name {name!r} is not 1 to 64 letters, digits, '.', '_' and '-'")
+        raise ConfigError(f"key name {name!r} is invalid; use 1 to 64 letters, digits, '.', '_' and '-'")
     return key, line
 
 
@@ -38,13 +39,13 @@ def _digest(key: str) -> str:
 
 @dataclass(frozen=True)
 class Keyring:
-    """The hashes by name; without any, nobody needs a key."""
+    """The hashes of keys by name. If it is empty, callers need no key."""
 
     hashes: Mapping[str, str] = field(default_factory=dict)
 
     @classmethod
     def load(cls, file: str | None) -> Keyring:
-        """From a file, or from the environment. Raises `ConfigError`."""
+        """Read keys from a file or, without one, from the environment. Raises `ConfigError`."""
         if file is None:
             return cls.parse(os.environ.get(ENVIRONMENT, "").replace(",", "\n").split(), ENVIRONMENT)
         try:
@@ -58,13 +59,18 @@ class Keyring:
 
     @classmethod
     def parse(cls, lines: list[str], source: str) -> Keyring:
-        """From lines, empty ones left out. A wrong line is told by its number: it may be a key itself."""
+        """Parse lines, skipping empty ones. Raises `ConfigError` with the number of an invalid line.
+
+        The line itself is not repeated, because it may be a key.
+        """
         hashes: dict[str, str] = {}
         for number, line in enumerate(lines, start=1):
             if not line:
                 continue
             if not (match := _LINE.fullmatch(line)):
-                raise ConfigError(f"key {number} of {source} is not NAME:SHA256; asap serve --new-key NAME makes one")
+                raise ConfigError(
+                    f"key {number} of {source} is not NAME:SHA256; make such a line with asap serve --new-key NAME"
+                )
             if match[1] in hashes:
                 raise ConfigError(f"{source} has two keys named {match[1]!r}")
             hashes[match[1]] = match[2]
@@ -74,19 +80,28 @@ class Keyring:
         return bool(self.hashes)
 
     def name_of(self, key: str) -> str | None:
-        """Whose key it is. All hashes are compared, each in constant time, so that time tells nothing."""
+        """Return the name of a key, or None for an unknown key.
+
+        All hashes are compared, each in constant time, so that the time taken reveals nothing about them.
+        """
         digest = _digest(key)
         found = None
-        for name, known in self.hashes.items():
-            if hmac.compare_digest(digest, known):
+        for name, expected in self.hashes.items():
+            if hmac.compare_digest(digest, expected):
                 found = name
         return found
 
 
 class Rates:
-    """A bucket of tokens for each key: `burst` at most, refilled at `rate` a second.
+    """A token bucket for each key.
 
-    What costs more than a whole bucket takes one that is full, and leaves the debt to be paid before the next.
+    A request that costs more than a full bucket is accepted when the bucket is full, and leaves a debt that must be
+    paid before the next request.
+
+    Args:
+        rate: Tokens that a bucket gains in a second.
+        burst: Tokens that a full bucket holds.
+        clock: Returns the time in seconds.
     """
 
     def __init__(self, rate: float, burst: int, clock: Callable[[], float] = time.monotonic) -> None:
@@ -94,16 +109,23 @@ class Rates:
         self._burst = burst
         self._clock = clock
         self._buckets: dict[str, tuple[float, float]] = {}
+        """Tokens by key, and the time at which the bucket held them."""
 
     def take(self, name: str, count: int = 1, *, paid: int = 0) -> None:
-        """Take tokens, beside those `paid` for the same request, or raise `Refused` (429) that says when there will be
-        enough."""
+        """Take tokens from a key's bucket. Raises `Refused` (429) with the seconds until there are enough.
+
+        Args:
+            name: The name of the key.
+            count: Tokens to take.
+            paid: Tokens that were taken for the same request before.
+        """
         now = self._clock()
         tokens, since = self._buckets.get(name, (float(self._burst), now))
         tokens = min(self._burst, tokens + (now - since) * self._rate)
+        # No bucket holds more than a burst, so a full one must be enough for a request of any cost.
         needed = max(0, min(count, self._burst - paid))
-        enough = tokens >= needed
-        self._buckets[name] = (tokens - count if enough else tokens, now)
-        if not enough:
+        is_enough = tokens >= needed
+        self._buckets[name] = (tokens - count if is_enough else tokens, now)
+        if not is_enough:
             message = f"more than {self._rate:g} pairs a second were sent with this key; a long text counts for several"
             raise Refused(429, "rate_limited", message, retry_after_s=(needed - tokens) / self._rate)

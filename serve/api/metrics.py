@@ -1,4 +1,4 @@
-"""What /metrics tells: of each process of the API, whichever of them is asked."""
+"""The metrics of /metrics: those of every process of the API, whichever process answers the request."""
 
 from __future__ import annotations
 
@@ -8,53 +8,55 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Metr
 from prometheus_client.registry import Collector
 
 MetricsByReplica = dict[str, list[Metric]]
-"""Figures by the process that they are of."""
-Ask = Callable[[], Awaitable[MetricsByReplica]]
-"""Has other processes tell theirs."""
+"""Metrics by the process that counted them."""
+CollectOthers = Callable[[], Awaitable[MetricsByReplica]]
+"""Collects metrics from the other replicas."""
 
 
 class Metrics:
-    """Of one process of the API, which can ask for those of the others."""
+    """The metrics of one process of the API, which can collect those of the other processes."""
 
-    def __init__(self, replica: str = "only", others: Ask | None = None) -> None:
+    def __init__(self, replica: str = "only", others: CollectOthers | None = None) -> None:
         self._replica = replica
         self._others = others
         self.registry = CollectorRegistry()
         self.requests = Counter(
             "asap_requests", "Requests by route and status", ["route", "status"], registry=self.registry
         )
-        self.seconds = Histogram("asap_request_seconds", "Of one request", ["route"], registry=self.registry)
-        self.in_flight = Gauge("asap_requests_in_flight", "Requests being worked on", registry=self.registry)
-        self.limit = Gauge("asap_requests_limit", "Requests let in at once, now", registry=self.registry)
-        self.pairs = Counter("asap_pairs", "Judged pairs by verdict", ["verdict"], registry=self.registry)
+        self.seconds = Histogram("asap_request_seconds", "Seconds of one request", ["route"], registry=self.registry)
+        self.in_flight = Gauge("asap_requests_in_flight", "Requests being processed", registry=self.registry)
+        self.limit = Gauge("asap_requests_limit", "Requests that may be processed at once, now", registry=self.registry)
+        self.pairs = Counter("asap_pairs", "Pairs by verdict", ["verdict"], registry=self.registry)
 
     def own(self) -> MetricsByReplica:
-        """Of this process, as they are now."""
+        """Return the current metrics of this process."""
         return {self._replica: list(self.registry.collect())}
 
-    async def everyones(self) -> MetricsByReplica:
-        """Of this process, and of the others as far as they answer."""
+    async def of_all_replicas(self) -> MetricsByReplica:
+        """Return the metrics of this process, and of the other processes that answer."""
         others = await self._others() if self._others else {}
         return others | self.own()
 
 
-def exposition(told: MetricsByReplica) -> bytes:
-    """Prometheus's text format; each sample says by its label `replica` which process it is of.
+def exposition(metrics: MetricsByReplica) -> bytes:
+    """Return metrics in Prometheus's text format. The label `replica` of each sample names its process.
 
-    A sum would fall when a process ends, which Prometheus takes for a restart of all.
+    The samples are not summed: a sum would fall when a process ends, which Prometheus takes for a restart of all.
     """
-    return generate_latest(_Together(told))
+    return generate_latest(_Merged(metrics))
 
 
-class _Together(Collector):
-    def __init__(self, told: MetricsByReplica) -> None:
-        self._told = told
+class _Merged(Collector):
+    """One metric family of each name, with the samples of all processes."""
+
+    def __init__(self, metrics: MetricsByReplica) -> None:
+        self._metrics = metrics
 
     def collect(self) -> Iterator[Metric]:
         families: dict[str, Metric] = {}
-        for replica, metrics in sorted(self._told.items()):
-            for one in metrics:
-                family = families.setdefault(one.name, Metric(one.name, one.documentation, one.type))
-                for sample in one.samples:
+        for replica, metrics in sorted(self._metrics.items()):
+            for metric in metrics:
+                family = families.setdefault(metric.name, Metric(metric.name, metric.documentation, metric.type))
+                for sample in metric.samples:
                     family.add_sample(sample.name, sample.labels | {"replica": replica}, sample.value)
         yield from families.values()

@@ -1,4 +1,4 @@
-"""What every request passes first: its id, the gate, the limit of its body, the log line, and the last resort."""
+"""The middleware around the API: request ids, admission, limits of bodies, the log line, metrics and last errors."""
 
 from __future__ import annotations
 
@@ -32,29 +32,39 @@ _HEADERS = [
     (b"x-content-type-options", b"nosniff"),
     (b"referrer-policy", b"no-referrer"),
 ]
+"""Headers of every response."""
+_CLIENT_CLOSED_REQUEST = 499
+"""Status for the log and the metrics if nobody waited for a response. It is never sent."""
 
 
 @dataclass
 class Trace:
-    """What the log line tells of one request. Neither key nor text nor picture are in it."""
+    """Fields of a request's log line. They contain neither the key nor the text nor the picture."""
 
     id: str
     key_name: str | None = None
     pairs: list[dict[str, Any]] = field(default_factory=list)
-    """sha256, verdict and timings of each pair, or its error's code; the redacted address, where there was one."""
-    there_at: float | None = None
-    """When a pair was there whose time tells how busy the server is, by `time.perf_counter`."""
+    """SHA-256, verdict and timings of each pair, or its error code; and its redacted address, if it had one."""
+    received_at: float | None = None
+    """Time (`time.perf_counter`) when the pair was complete; None if its latency does not show the server's load."""
 
 
 class RequestMiddleware:
-    """ASGI middleware around the whole API."""
+    """ASGI middleware around the whole API.
 
-    def __init__(self, app: ASGIApp, room: Capacity, in_flight: InFlight, figures: Metrics) -> None:
+    Args:
+        app: The application.
+        capacity: The limits and the usage of this process.
+        in_flight: The requests that a shutdown waits for.
+        metrics: The metrics of this process.
+    """
+
+    def __init__(self, app: ASGIApp, capacity: Capacity, in_flight: InFlight, metrics: Metrics) -> None:
         self._app = app
-        self._room = room
-        self._has_in_flight = in_flight
-        self._figures = figures
-        figures.limit.set(room.admission.limit)
+        self._capacity = capacity
+        self._in_flight = in_flight
+        self._metrics = metrics
+        metrics.limit.set(capacity.concurrency.limit)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request."""
@@ -63,61 +73,63 @@ class RequestMiddleware:
             return
         trace = Trace(request_id(scope["headers"]))
         scope.setdefault("state", {})["trace"] = trace
-        start, sent = time.perf_counter(), _Sent(send, trace.id)
+        start, response = time.perf_counter(), _Response(send, trace.id)
         gated = scope["path"].startswith("/v1/")
-        body = Body(scope, receive, self._room, lambda: trace.key_name, gated=gated)
+        body = Body(scope, receive, self._capacity, lambda: trace.key_name, gated=gated)
         try:
-            with self._has_in_flight.one() if gated else nullcontext():
+            with self._in_flight.track() if gated else nullcontext():
                 body.enter()
-                self._figures.in_flight.set(self._room.all.requests)
-                await self._app(scope, body.receive, sent)
-        except ClientDisconnect:  # nobody is there to be answered
+                self._metrics.in_flight.set(self._capacity.all.requests)
+                await self._app(scope, body.receive, response)
+        except ClientDisconnect:  # nobody waits for a response
             pass
         except Exception as error:
             refused = as_refused(error, trace.id)
-            if not sent.begun:
-                await error_response(refused, trace.id)(scope, receive, sent)
+            if not response.has_begun:
+                await error_response(refused, trace.id)(scope, receive, response)
         finally:
             body.close()
             end = time.perf_counter()
-            # What was judged, or not in time. A batch takes as long as it is large, a refusal no time.
-            if scope["path"] == _ONE_PAIR and trace.there_at is not None and (sent.status < 400 or sent.status == 504):
-                self._room.admission.answered(end - trace.there_at)
-                self._figures.limit.set(self._room.admission.limit)
-            self._figures.in_flight.set(self._room.all.requests)
-            self._finish(scope, trace, sent.status, end - start)
+            # Only detections and missed deadlines show the load: a batch takes longer the larger it is, and a refusal
+            # takes no time.
+            is_detection = response.status < 400 or response.status == 504
+            if scope["path"] == _ONE_PAIR and trace.received_at is not None and is_detection:
+                self._capacity.concurrency.record(end - trace.received_at)
+                self._metrics.limit.set(self._capacity.concurrency.limit)
+            self._metrics.in_flight.set(self._capacity.all.requests)
+            self._report(scope, trace, response.status, end - start)
 
-    def _finish(self, scope: Scope, trace: Trace, status: int, seconds: float) -> None:
+    def _report(self, scope: Scope, trace: Trace, status: int, seconds: float) -> None:
+        """Update the metrics and, for a request of the API, write the log line."""
         route = getattr(scope.get("route"), "path", "other")
-        self._figures.requests.labels(route, status).inc()
-        self._figures.seconds.labels(route).observe(seconds)
+        self._metrics.requests.labels(route, status).inc()
+        self._metrics.seconds.labels(route).observe(seconds)
         for pair in trace.pairs:
             if "verdict" in pair:
-                self._figures.pairs.labels(pair["verdict"]).inc()
+                self._metrics.pairs.labels(pair["verdict"]).inc()
         if scope["path"].startswith("/v1/"):
             line = {"id": trace.id, "key": trace.key_name, "route": route, "status": status, "pairs": trace.pairs}
             LOG.info(json.dumps(line | {"ms": round(seconds * 1000, 2)}))
 
 
-class _Sent:
-    """Passes an answer on, with the headers that every answer has."""
+class _Response:
+    """Sends a response on, with the headers that every response has, and remembers its status."""
 
     def __init__(self, send: Send, request_id: str) -> None:
         self._send = send
         self._headers = [*_HEADERS, (b"x-request-id", request_id.encode())]
-        self.begun = False
-        self.status = 499
-        """Until an answer begins: nobody waited for one."""
+        self.has_begun = False
+        self.status = _CLIENT_CLOSED_REQUEST
 
     async def __call__(self, message: Message) -> None:
         if message["type"] == "http.response.start":
-            self.begun, self.status = True, message["status"]
+            self.has_begun, self.status = True, message["status"]
             message["headers"] = [*message.get("headers", ()), *self._headers]
         await self._send(message)
 
 
 def as_refused(error: Exception, request_id: str) -> Refused:
-    """A refusal as it is. Of a failure that nobody foresaw the log has all, a caller may know that it happened."""
+    """Return a refusal as it is. Log any other error in full and return a generic 500 for it."""
     if isinstance(error, Refused):
         return error
     LOG.error("request %s failed", request_id, exc_info=error)
@@ -125,13 +137,14 @@ def as_refused(error: Exception, request_id: str) -> Refused:
 
 
 def error_body(error: Refused, request_id: str) -> ErrorBody:
-    """An error as the answer tells it."""
-    message = error.message.encode("utf-8", "replace").decode()  # half a character of the caller's is not UTF-8
+    """Return the body of an error response."""
+    # A message may quote half a surrogate pair of the caller's, which UTF-8 cannot encode.
+    message = error.message.encode("utf-8", "replace").decode()
     return ErrorBody(code=error.code, message=message, param=error.param, request_id=request_id)
 
 
 def error_response(error: Refused, request_id: str) -> JSONResponse:
-    """The answer of a refused request."""
+    """Return the response to a refused request."""
     headers = {}
     if error.retry_after_s is not None:
         headers["Retry-After"] = str(max(1, round(error.retry_after_s + 0.5)))

@@ -1,4 +1,4 @@
-"""The API's reference at /docs: its OpenAPI document as one plain page, with nothing from elsewhere."""
+"""The API's reference at /docs: its OpenAPI document as one plain page that loads nothing from other hosts."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _TEMPLATES = Environment(loader=PackageLoader("serve", "page"), autoescape=True,
 
 
 def reference_page(openapi: dict[str, Any]) -> str:
-    """The page of an OpenAPI document."""
+    """Return an OpenAPI document as HTML."""
     operations = [
         {"path": path, "method": method.upper(), "anchor": f"{method}{path.replace('/', '-')}"} | operation
         for path, methods in openapi["paths"].items()

@@ -1,30 +1,31 @@
-"""What lies elsewhere: pictures that a request names by an allowed address, and model folders at s3://."""
+"""Pictures that a request names by an address: which addresses are allowed, and how they are fetched."""
 
 from __future__ import annotations
 
-import functools
 import re
-import tempfile
+import ssl
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Callable, Sequence
-from http.client import HTTPException
-from pathlib import Path
-from typing import IO, Any
 from urllib.parse import unquote, urlsplit, urlunsplit
 
-from asap.errors import CheckpointError, ImageTooLarge
+import requests
+import urllib3.exceptions
+from requests.utils import get_environ_proxies
+
+from asap.errors import ImageTooLarge, StorageError
+from asap.storage.s3 import s3_client
 from serve.errors import Refused
 
 _TIMEOUT_S = 10
-_PART = 2**16
-"""Bytes that are read at once."""
-_ODD = re.compile(r"[\x00-\x20\x7f\\]")
+"""Seconds to connect, and seconds that each read may take."""
+_S3_ATTEMPTS = 3
+_CHUNK_BYTES = 2**16
+_FORBIDDEN = re.compile(r"[\x00-\x20\x7f\\]")
+"""Characters that clients and servers read in different ways: control characters, spaces and backslashes."""
 
 
 def redacted(uri: str) -> str:
-    """An address without what may be secret in it: credentials and query, where signatures are."""
+    """Return an address without the parts that may be secret: credentials, and the query, which holds signatures."""
     try:
         parts = urlsplit(uri)
     except ValueError:
@@ -33,103 +34,80 @@ def redacted(uri: str) -> str:
 
 
 def check_allowed(uri: str, prefixes: Sequence[str]) -> None:
-    """Raise `Refused` (403) unless an address begins as one of the prefixes does, and does not climb out of it."""
+    """Raise `Refused` (403) unless the address begins with one of the prefixes and does not climb out of it."""
     try:
         uri.encode()
         parts = urlsplit(uri)
     except ValueError:
         raise Refused(400, "uri_invalid", "the address cannot be read", param="uri") from None
+    # Unquoted twice: a store may decode `%252e%252e` once more than a proxy before it does.
     climbs = ".." in unquote(unquote(parts.path)).replace("\\", "/").split("/")
-    if climbs or _ODD.search(uri) or not any(uri.startswith(prefix) for prefix in prefixes):
+    if climbs or _FORBIDDEN.search(uri) or not any(uri.startswith(prefix) for prefix in prefixes):
         message = f"pictures are not fetched from {redacted(uri)}; send the picture itself"
         raise Refused(403, "uri_not_allowed", message, param="uri")
 
 
-def fetch(uri: str, prefixes: Sequence[str], max_bytes: int, within_s: float) -> bytes:
-    """The bytes at an allowed address; no redirect is followed. Raises `Refused` or `ImageTooLarge`."""
+def fetch_remote_image(uri: str, prefixes: Sequence[str], max_bytes: int, within_s: float) -> bytes:
+    """Return the bytes at an allowed address. Redirects are not followed.
+
+    Args:
+        uri: An s3:// or https:// address.
+        prefixes: Addresses that are allowed, by how they begin.
+        max_bytes: Limit of the picture. No more than one byte beyond it is read.
+        within_s: Seconds until the last byte must have arrived.
+
+    Raises:
+        Refused: The address is not allowed (403) or cannot be read (400).
+        ImageTooLarge: The picture is larger than the limit.
+    """
+    from botocore.exceptions import BotoCoreError, ClientError
+
     check_allowed(uri, prefixes)
-    end = time.monotonic() + within_s
+    read = _read_object if uri.startswith("s3://") else _read_page
     try:
-        data = (_object if uri.startswith("s3://") else _page)(uri, max_bytes + 1, end)
-    except _failures() as error:  # whose text may hold the whole address, so it is not told
-        what = getattr(error, "code", None) or type(error).__name__
-        raise Refused(400, "uri_unreadable", f"{redacted(uri)} cannot be read: {what}", param="uri") from None
+        data = read(uri, max_bytes + 1, time.monotonic() + within_s)
+    except (OSError, ValueError, urllib3.exceptions.HTTPError, BotoCoreError, ClientError, StorageError) as error:
+        # The text of the error may contain the whole address, secrets included, so only its kind is repeated.
+        response = error.response if isinstance(error, requests.HTTPError) else None
+        reason = type(error).__name__ if response is None else response.status_code
+        raise Refused(400, "uri_unreadable", f"{redacted(uri)} cannot be read: {reason}", param="uri") from None
     if len(data) > max_bytes:
         raise ImageTooLarge(f"the image has more than {max_bytes} bytes, which is the limit; shrink it")
     return data
 
 
-def _failures() -> tuple[type[Exception], ...]:
-    from boto3.exceptions import Boto3Error
-    from botocore.exceptions import BotoCoreError, ClientError
+def _read_page(uri: str, most: int, end: float) -> bytes:
+    trusted = ssl.get_default_verify_paths()
+    with requests.Session() as session:
+        session.trust_env = False  # or a .netrc of this machine would be sent to the host
+        with session.get(
+            uri,
+            stream=True,
+            allow_redirects=False,
+            timeout=_TIMEOUT_S,
+            headers={"Accept-Encoding": "identity"},  # the limit counts bytes, which decompression would multiply
+            proxies=get_environ_proxies(uri),
+            # The certificates of this machine: it may trust hosts that the bundle of requests does not know.
+            verify=trusted.cafile or trusted.capath or True,
+        ) as response:
+            if response.status_code >= 300:  # redirects are among them
+                raise requests.HTTPError(response=response)
+            return _read_first(most, lambda count: response.raw.read1(count, decode_content=False), end)
 
-    return (OSError, ValueError, HTTPException, Boto3Error, BotoCoreError, ClientError)
 
-
-class _NoRedirects(urllib.request.HTTPRedirectHandler):
-    def redirect_request(self, req: Any, fp: IO[bytes], code: int, msg: str, headers: Any, newurl: str) -> None:
-        return None  # the answer becomes an HTTPError
-
-
-def _page(uri: str, most: int, end: float) -> bytes:
-    opener = urllib.request.build_opener(_NoRedirects)
-    with opener.open(uri, timeout=_TIMEOUT_S) as response:
-        return _first(most, response.read1, end)
-
-
-def _object(uri: str, most: int, end: float) -> bytes:
+def _read_object(uri: str, most: int, end: float) -> bytes:
     bucket, _, key = uri.removeprefix("s3://").partition("/")
-    with _s3().get_object(Bucket=bucket, Key=key)["Body"] as body:
-        return _first(most, body.read, end)
+    client = s3_client(attempts=_S3_ATTEMPTS, connect_timeout_s=5, read_timeout_s=_TIMEOUT_S)
+    with client.get_object(Bucket=bucket, Key=key)["Body"] as body:
+        return _read_first(most, body.read, end)
 
 
-def _first(most: int, read: Callable[[int], bytes], end: float) -> bytes:
-    """So many bytes at most. A time limit of each read alone would let a drip last for ever."""
+def _read_first(most: int, read: Callable[[int], bytes], end: float) -> bytes:
+    """Read at most `most` bytes, until the time `end`."""
     data = bytearray()
-    while len(data) < most and (part := read(min(_PART, most - len(data)))):
-        data += part
+    while len(data) < most and (chunk := read(min(_CHUNK_BYTES, most - len(data)))):
+        data += chunk
+        # A host that sends a byte now and then keeps within the timeout of each read for ever.
         if time.monotonic() > end:
             raise TimeoutError
     return bytes(data)
-
-
-@functools.cache
-def _s3() -> Any:
-    import boto3
-    from botocore.config import Config
-
-    return boto3.client("s3", config=Config(connect_timeout=5, read_timeout=_TIMEOUT_S, retries={"mode": "standard"}))
-
-
-def local_model(model: str) -> str:
-    """A model folder of this machine; one at s3:// is copied to a temporary folder. Raises `CheckpointError`."""
-    if not model.startswith("s3://"):
-        return model
-    bucket, _, prefix = model.removeprefix("s3://").rstrip("/").partition("/")
-    below = f"{prefix}/" if prefix else ""
-    try:
-        pages = _s3().get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=below)
-        keys = [item["Key"] for page in pages for item in page.get("Contents", ())]
-        names = [key.removeprefix(below) for key in keys if not key.endswith("/")]
-        if not names:
-            raise CheckpointError(f"model folder {model} is empty or does not exist")
-        # All are checked before the first is written.
-        for name in names:
-            _check_name(model, name)
-        folder = Path(tempfile.mkdtemp(prefix="asap-model-"))
-        for name in names:
-            target = folder / name
-            target.parent.mkdir(parents=True, exist_ok=True)
-            _s3().download_file(bucket, below + name, str(target))
-    except _failures() as error:
-        raise CheckpointError(f"model folder {model} cannot be read: {error}") from error
-    return str(folder)
-
-
-def _check_name(model: str, name: str) -> None:
-    """Raise `CheckpointError` for a name that a file system follows out of a folder, or reads as another name."""
-    if "\0" in name or not {"", ".", ".."}.isdisjoint(name.split("/")):
-        raise CheckpointError(
-            f"model folder {model} cannot be copied, an object's name is no path below a folder: {name!r}. "
-            "Rename or delete the object."
-        )

@@ -1,4 +1,8 @@
-"""Pairs that arrive together, sent to the detectors as one batch: a call for each would cost more than to judge it."""
+"""Batching in the API: pairs that arrive together go to a detector in one call.
+
+Ray Serve's own batching happens in the replica, behind the call. Here the call costs more than the detection of one
+pair by a small model, so pairs are batched before it.
+"""
 
 from __future__ import annotations
 
@@ -14,35 +18,47 @@ from serve.errors import Overloaded
 
 _Item = TypeVar("_Item")
 _Result = TypeVar("_Result")
-_AHEAD = 2
-"""Batches on their way to each worker: one that it works on, and the next, so that it never waits for one."""
+_BATCHES_PER_WORKER = 2
+"""Batches sent to each worker at once: the one that it works on, and the next, so that it never waits for work."""
 _GONE_AFTER_S = 10.0
-"""A worker that answered nothing for so long is counted no more; nor is a batch that is out for so long, for one that
-hangs must not hold up the others. One item that costs more than a batch may take so many times as long."""
+"""Workers silent for this many seconds are considered gone.
+
+A batch that is out for this long does not count either, so a worker that hangs does not hold up the others. For an
+item that costs more than a batch, the time is longer in proportion.
+"""
 
 
 @dataclass(eq=False)
 class QueuedItem(Generic[_Item, _Result]):
+    """An item that waits to be sent, or for its result."""
+
     item: _Item
     cost: int
     result: asyncio.Future[_Result]
 
 
 class Answer(NamedTuple, Generic[_Result]):
-    """What a worker made of a batch."""
+    """A worker's results for one batch."""
 
     worker: str
     results: list[_Result]
-    """As many as there were items, in their order."""
+    """One result for each item, in the order of the items."""
 
 
 class Batcher(Generic[_Item, _Result]):
-    """Collects items and sends them on in their order, as many at once as there are and cost at most `size` together;
-    an item that costs more goes alone. For one event loop.
+    """Collects items and sends them in batches, in the order of their arrival. Use it in one event loop.
 
-    A batch goes as soon as it is full, or its first item has waited for `wait_s`, but no more than two for each worker
-    that answers: what arrives while all of them work makes the next batches larger. How many workers there are is
-    learned from who answers.
+    A batch holds as many items as wait and cost at most `size` together; an item that costs more goes alone. A batch is
+    sent when it is full, or when its first item has waited for `wait_s`. Each worker that answers has at most two
+    batches, so items that arrive while all workers are busy make the next batches larger. The number of workers is
+    learned from their answers.
+
+    Args:
+        send: Sends a batch to some worker and returns its answer.
+        size: Cost of a full batch.
+        wait_s: Seconds that an item waits for others at most, if a worker is free.
+        most_waiting: Items that may wait to be sent.
+        clock: Returns the time in seconds.
     """
 
     def __init__(
@@ -57,78 +73,85 @@ class Batcher(Generic[_Item, _Result]):
         self._send, self._size, self._wait_s, self._clock = send, size, wait_s, clock
         self._most_waiting = most_waiting
         self._waiting: deque[QueuedItem[_Item, _Result]] = deque()
-        self._counted_until: dict[asyncio.Task[None], float] = {}
-        self._known_until: dict[str, float] = {}
+        self._out_until: dict[asyncio.Task[None], float] = {}
+        """Batches that were sent, and the time until which each occupies a worker."""
+        self._alive_until: dict[str, float] = {}
+        """Workers that have answered, and the time until which each counts as alive."""
         self._timer: asyncio.TimerHandle | None = None
 
     async def ask(self, item: _Item, cost: int = 1) -> _Result:
-        """The result of one item, which costs at least 1. Cancelled, it is taken from those that wait.
+        """Return the result of one item, which costs at least 1. If cancelled, a waiting item is removed.
 
-        Raises `Overloaded` where too many wait, and what sending its batch raises.
+        Raises `Overloaded` if too many items wait, and whatever sending the item's batch raises.
         """
         if len(self._waiting) >= self._most_waiting:
             raise Overloaded
-        asked: QueuedItem[_Item, _Result] = QueuedItem(item, cost, asyncio.get_running_loop().create_future())
-        self._waiting.append(asked)
-        self._go_on()
+        queued: QueuedItem[_Item, _Result] = QueuedItem(item, cost, asyncio.get_running_loop().create_future())
+        self._waiting.append(queued)
+        self._send_batches()
         try:
-            return await asked.result
+            return await queued.result
         finally:
-            if asked.result.cancelled() and asked in self._waiting:
-                self._waiting.remove(asked)
+            if queued.result.cancelled() and queued in self._waiting:
+                self._waiting.remove(queued)  # if its batch was sent already, `cancel_unwanted` sees to it
 
-    def _go_on(self, *, due: bool = False) -> None:
-        """Send what is full, and once, where it is `due`, what is not; the rest when its time has come."""
-        while self._waiting and (due or self._is_full()) and self._has_room():
-            self._send_some()
-            due = False
-        if self._waiting and self._timer is None and self._has_room():
-            self._timer = asyncio.get_running_loop().call_later(self._wait_s, self._time_is_up)
+    def _send_batches(self, *, is_due: bool = False) -> None:
+        """Send all full batches and, if `is_due`, one that is not full; start the timer for the rest."""
+        while self._waiting and (is_due or self._is_full()) and self._has_free_worker():
+            self._send_batch()
+            is_due = False
+        if self._waiting and self._timer is None and self._has_free_worker():
+            self._timer = asyncio.get_running_loop().call_later(self._wait_s, self._on_timer)
 
-    def _time_is_up(self) -> None:
+    def _on_timer(self) -> None:
         self._timer = None
-        self._go_on(due=True)
+        self._send_batches(is_due=True)
 
     def _is_full(self) -> bool:
-        return sum(asked.cost for asked in islice(self._waiting, self._size)) >= self._size
+        # Each item costs at least 1, so the first `size` of them suffice.
+        return sum(queued.cost for queued in islice(self._waiting, self._size)) >= self._size
 
-    def _has_room(self) -> bool:
+    def _has_free_worker(self) -> bool:
         now = self._clock()
-        self._known_until = {worker: until for worker, until in self._known_until.items() if until > now}
-        return sum(until > now for until in self._counted_until.values()) < _AHEAD * max(1, len(self._known_until))
+        self._alive_until = {worker: until for worker, until in self._alive_until.items() if until > now}
+        # Before the first answer, and after all have fallen silent, one worker is assumed.
+        sent = sum(until > now for until in self._out_until.values())
+        return sent < _BATCHES_PER_WORKER * max(1, len(self._alive_until))
 
-    def _patience(self, cost: int) -> float:
-        """Until when a batch of that cost counts that goes now, and a worker that has just answered it."""
+    def _patience_ends(self, cost: int) -> float:
+        """Return the time until which a batch of this cost, sent now, counts, and a worker that just answered one."""
         return self._clock() + _GONE_AFTER_S * max(1, cost / self._size)
 
-    def _send_some(self) -> None:
+    def _send_batch(self) -> None:
         batch = [self._waiting.popleft()]
         cost = batch[0].cost
         while self._waiting and cost + self._waiting[0].cost <= self._size:
             batch.append(self._waiting.popleft())
             cost += batch[-1].cost
-        task = asyncio.get_running_loop().create_task(self._judged(batch, cost))
-        self._counted_until[task] = self._patience(cost)
-        task.add_done_callback(self._came_back)
-        for asked in batch:
-            asked.result.add_done_callback(lambda _: self._stop_if_unwanted(batch, task))
+        task = asyncio.get_running_loop().create_task(self._resolve(batch, cost))
+        self._out_until[task] = self._patience_ends(cost)
+        task.add_done_callback(self._on_answer)
 
-    def _stop_if_unwanted(self, batch: list[QueuedItem[_Item, _Result]], task: asyncio.Task[None]) -> None:
-        if all(asked.result.cancelled() for asked in batch):
-            task.cancel()
+        def cancel_unwanted(_: asyncio.Future[_Result]) -> None:
+            if all(queued.result.cancelled() for queued in batch):
+                task.cancel()
 
-    def _came_back(self, task: asyncio.Task[None]) -> None:
-        del self._counted_until[task]
-        self._go_on(due=True)  # what waits has waited long enough: for a worker
+        for queued in batch:
+            queued.result.add_done_callback(cancel_unwanted)
 
-    async def _judged(self, batch: list[QueuedItem[_Item, _Result]], cost: int) -> None:
+    def _on_answer(self, task: asyncio.Task[None]) -> None:
+        del self._out_until[task]
+        self._send_batches(is_due=True)  # the items that wait have waited for this worker, which is long enough
+
+    async def _resolve(self, batch: list[QueuedItem[_Item, _Result]], cost: int) -> None:
+        """Send a batch, and give each of its items its result or the error."""
         try:
-            answer = await self._send([asked.item for asked in batch])
-            self._known_until[answer.worker] = self._patience(cost)
-            for asked, result in zip(batch, answer.results, strict=True):
-                if not asked.result.done():
-                    asked.result.set_result(result)
+            answer = await self._send([queued.item for queued in batch])
+            self._alive_until[answer.worker] = self._patience_ends(cost)
+            for queued, result in zip(batch, answer.results, strict=True):
+                if not queued.result.done():
+                    queued.result.set_result(result)
         except Exception as error:
-            for asked in batch:
-                if not asked.result.done():
-                    asked.result.set_exception(error)
+            for queued in batch:
+                if not queued.result.done():
+                    queued.result.set_exception(error)

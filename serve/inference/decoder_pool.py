@@ -1,4 +1,8 @@
-"""Pictures decoded apart from everything else: a few processes, each killed when one picture takes it too long."""
+"""The processes that decode pictures. One is killed when a picture takes it too long.
+
+They are plain subprocesses: a process pool of `spawn` imports Ray's main module in every child, and it breaks if one of
+its processes is killed.
+"""
 
 from __future__ import annotations
 
@@ -31,36 +35,46 @@ del sys.path[0]
 from serve.inference.decoder_process import main
 main()
 """
-"""Imports this process's own packages, wherever they lie and whatever the working folder holds; then decodes."""
+"""The decoder's program. It imports the packages of this process, whatever the working folder holds, then decodes."""
 _DRAWN = ("verdict", "types", "flagged_types", "box_px", "width", "height", "model_id", "policy_id")
+"""Fields of a finding that drawing needs."""
 
 
 class DecoderPool:
-    """`decoders` processes, started at once. Any number of event loops may share it."""
+    """A pool of processes, started at once. Any number of event loops may share it.
+
+    Args:
+        decoders: The number of processes.
+        limits: Limits of one picture.
+        timeout_s: Seconds that one picture may take.
+    """
 
     def __init__(self, decoders: int, limits: ImageLimits, timeout_s: float) -> None:
-        self._threads = ThreadPoolExecutor(decoders, thread_name_prefix="decode")  # each waits for one process
+        self._threads = ThreadPoolExecutor(decoders, thread_name_prefix="decode")  # a thread for each process
         self._idle: queue.SimpleQueue[_Decoder] = queue.SimpleQueue()
         self._all = [_Decoder(limits, timeout_s) for _ in range(decoders)]
         for decoder in self._all:
             self._threads.submit(self._start, decoder)
 
     def _start(self, decoder: _Decoder) -> None:
-        with suppress(EOFError, OSError):  # the first picture will tell
+        with suppress(EOFError, OSError):  # the first picture gets the error
             decoder.start()
         self._idle.put(decoder)
 
     async def prepare(self, data: bytes, image_size: int) -> PreparedImage:
-        """As `images.prepare_image`, which it raises as too; `DecodeFailed` where time or memory did not do."""
+        """Decode and resize a picture, as `images.prepare_image` does.
+
+        Raises the same errors, and `DecodeFailed` if time or memory ran out.
+        """
         about, pixels = await self._run({"task": "prepare", "image_size": image_size}, data)
         array = np.frombuffer(pixels, np.uint8).reshape(image_size, image_size, 3)
-        known = {name: about[name] for name in ("width", "height", "sha256", "warnings")}
-        return PreparedImage(pixels=array, **known)
+        fields = {name: about[name] for name in ("width", "height", "sha256", "warnings")}
+        return PreparedImage(pixels=array, **fields)
 
     async def draw(self, data: bytes, finding: Finding) -> bytes:
-        """The picture as a JPEG, with the finding's box and its types drawn, if there is one."""
-        told = {name: getattr(finding, name) for name in _DRAWN}
-        _, jpeg = await self._run({"task": "draw", "finding": told}, data)
+        """Return the picture as a JPEG, with the finding's types and, if there is one, its box drawn on it."""
+        fields = {name: getattr(finding, name) for name in _DRAWN}
+        _, jpeg = await self._run({"task": "draw", "finding": fields}, data)
         return jpeg
 
     async def _run(self, header: dict[str, Any], data: bytes) -> Message:
@@ -77,13 +91,15 @@ class DecoderPool:
             self._idle.put(decoder)
 
     def close(self) -> None:
-        """End the processes; pictures that wait are not decoded."""
+        """End the processes. Pictures that wait are not decoded."""
         self._threads.shutdown(wait=False, cancel_futures=True)
         for decoder in self._all:
             decoder.stop()
 
 
 class _Decoder:
+    """One process. It is replaced at the next picture after it was killed."""
+
     def __init__(self, limits: ImageLimits, timeout_s: float) -> None:
         self._limits = limits
         self._timeout_s = timeout_s
@@ -101,7 +117,7 @@ class _Decoder:
             self.stop()
             limit = f"{self._timeout_s:g} s"
             raise DecodeFailed(
-                f"the image could not be decoded within {limit}, or broke its decoder; export it anew"
+                f"the image could not be decoded within {limit}, or broke its decoder; re-save the image"
             ) from error
 
     def _ask(self, process: subprocess.Popen[bytes], header: dict[str, Any], data: bytes) -> Message:
@@ -114,7 +130,7 @@ class _Decoder:
             timer.cancel()
 
     def start(self) -> subprocess.Popen[bytes]:
-        """The process, once it is up."""
+        """Return the process, once it is ready. One that has ended is replaced."""
         if self._process is None or self._process.poll() is not None:
             limits = (str(self._limits.max_bytes), str(self._limits.max_pixels))
             command = [sys.executable, "-P", "-c", _PROGRAM, *limits, str(FOLDER)]
@@ -122,11 +138,11 @@ class _Decoder:
             self._process = subprocess.Popen(  # noqa: S603
                 command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment
             )
-            read_message(cast("Any", self._process.stdout))  # it is up: starting does not count as decoding
+            read_message(cast("Any", self._process.stdout))  # it is ready: the time to start does not count as decoding
         return self._process
 
     def stop(self) -> None:
-        """End the process; the next picture gets another."""
+        """End the process. The next picture gets another one."""
         process, self._process = self._process, None
         if process is not None:
             process.kill()

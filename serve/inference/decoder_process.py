@@ -1,7 +1,7 @@
-"""The process that decodes untrusted pictures: it may be killed, or run out of memory, and nothing else is lost.
+"""The process that decodes untrusted pictures. It may be killed or run out of memory, and nothing else is lost.
 
-It reads messages from stdin and answers on stdout: four bytes of length, a JSON header, and so many bytes as the
-header's `bytes` says. `serve.inference.decoder_pool` starts it.
+It reads messages from stdin and answers on stdout. A message is four bytes with the length of its header, the header
+in JSON, and as many bytes of data as the header's `bytes` says. `serve.inference.decoder_pool` starts the process.
 """
 
 from __future__ import annotations
@@ -20,14 +20,16 @@ from asap.preprocessing.images import ImageLimits, decode_image, prepare_image
 from asap.render import draw_evidence
 
 Message = tuple[dict[str, Any], bytes]
+"""A header and its data."""
 _BASE_MEMORY = 2 * 2**30
-_BYTES_A_PIXEL = 12
+"""Bytes of address space for Python and its libraries."""
+_BYTES_PER_PIXEL = 12
 _EVIDENCE_SIDE = 1024
-"""Pixels: a picture with its evidence is drawn no larger."""
+"""Largest side, in pixels, of a picture with evidence drawn on it."""
 
 
 def write_message(stream: BinaryIO, header: dict[str, Any], data: bytes = b"") -> None:
-    """A header and its bytes."""
+    """Write a message and flush the stream."""
     encoded = json.dumps(header | {"bytes": len(data)}).encode()
     stream.write(struct.pack(">I", len(encoded)) + encoded)
     stream.write(data)
@@ -35,13 +37,13 @@ def write_message(stream: BinaryIO, header: dict[str, Any], data: bytes = b"") -
 
 
 def read_message(stream: BinaryIO) -> Message:
-    """The next message. Raises `EOFError` where the other side is gone."""
-    (length,) = struct.unpack(">I", _exactly(stream, 4))
-    header = json.loads(_exactly(stream, length))
-    return header, _exactly(stream, header["bytes"])
+    """Read the next message. Raises `EOFError` if the other process is gone."""
+    (length,) = struct.unpack(">I", _read_exactly(stream, 4))
+    header = json.loads(_read_exactly(stream, length))
+    return header, _read_exactly(stream, header["bytes"])
 
 
-def _exactly(stream: BinaryIO, count: int) -> bytes:
+def _read_exactly(stream: BinaryIO, count: int) -> bytes:
     data = stream.read(count)
     if len(data) < count:
         raise EOFError
@@ -49,7 +51,14 @@ def _exactly(stream: BinaryIO, count: int) -> bytes:
 
 
 def answer(header: dict[str, Any], data: bytes, limits: ImageLimits) -> Message:
-    """`prepare`: the square of pixels and what the picture was; `draw`: a JPEG with the box of a finding drawn."""
+    """Do the task of a message and return the answer, which is an error if the picture cannot be read.
+
+    Args:
+        header: The `task`: `prepare` returns the picture's pixels at model size, and facts about the picture; `draw`
+            returns a JPEG with the evidence of the header's `finding`.
+        data: The encoded picture.
+        limits: Limits of the picture.
+    """
     try:
         if header["task"] == "draw":
             return {}, _draw(data, header["finding"], limits)
@@ -57,7 +66,7 @@ def answer(header: dict[str, Any], data: bytes, limits: ImageLimits) -> Message:
     except InputError as error:
         return {"error": error.code, "detail": str(error)}, b""
     except MemoryError:
-        return {"error": DecodeFailed.code, "detail": "the image takes more memory to decode than it may"}, b""
+        return {"error": DecodeFailed.code, "detail": "the image needs more memory to decode than is allowed"}, b""
     about = {name: getattr(prepared, name) for name in ("width", "height", "sha256", "warnings")}
     return about, prepared.pixels.tobytes()
 
@@ -71,19 +80,19 @@ def _draw(data: bytes, finding: dict[str, Any], limits: ImageLimits) -> bytes:
 
 
 def _limit_memory(limits: ImageLimits) -> None:
-    with suppress(ImportError, ValueError, OSError):  # not every system has it
+    with suppress(ImportError, ValueError, OSError):  # not every system has such limits
         import resource
 
-        most = _BASE_MEMORY + _BYTES_A_PIXEL * limits.max_pixels + 4 * limits.max_bytes
+        most = _BASE_MEMORY + _BYTES_PER_PIXEL * limits.max_pixels + 4 * limits.max_bytes
         resource.setrlimit(resource.RLIMIT_AS, (most, most))
 
 
 def main() -> None:
-    """Answer until stdin ends. Arguments: the most bytes and pixels of a picture."""
+    """Answer messages until stdin ends. Command line: the limits of a picture, in bytes and in pixels."""
     limits = ImageLimits(max_bytes=int(sys.argv[1]), max_pixels=int(sys.argv[2]))
     _limit_memory(limits)
     replies = os.fdopen(os.dup(1), "wb")
-    os.dup2(2, 1)  # whatever a decoder prints is not an answer
+    os.dup2(2, 1)  # stdout becomes stderr: text that a decoder prints is not an answer
     with suppress(EOFError, BrokenPipeError):
         write_message(replies, {})  # ready
         while True:

@@ -1,19 +1,24 @@
-"""The detector: a model that judges batches, those at hand by turns."""
+"""The detector replica: it loads the model and detects batches, which take turns pass by pass."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
 import os
+import shutil
+import tempfile
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 from ray import serve
 
+from asap.errors import CheckpointError, StorageError
 from asap.finding import Finding
 from asap.preprocessing.images import PreparedImage
-from serve.api.remote_images import local_model
+from asap.storage.files import download_folder
+from asap.storage.location import Location
 from serve.inference.batcher import Answer
 from serve.inference.service import card
 from serve.schemas import EXAMPLE_TEXT, ModelCard
@@ -24,10 +29,11 @@ if TYPE_CHECKING:
 
 _LOG = logging.getLogger("ray.serve")
 Prepared = tuple[PreparedImage, str | None]
+"""A prepared picture and its text."""
 
 
 class Detector:
-    """Loads the model and warms it up; only then does the replica count as ready."""
+    """The Ray Serve deployment of the model. A replica is ready once the model is loaded and warmed up."""
 
     def __init__(self, settings: ServeSettings) -> None:
         import torch
@@ -39,19 +45,19 @@ class Detector:
         self._predictor = Predictor.from_folder(
             local_model(settings.model), settings.device, settings.precision, batch_size=settings.batch_size
         )
-        # One pass at a time, and in a thread: the replica still answers health checks and takes in the next batch.
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="judge")
+        # One thread runs one pass at a time. The event loop still answers health checks and accepts the next batch.
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="detect")
         self._name = serve.get_replica_context().replica_id.unique_id
         warm_up(self._predictor, settings.batch_size)
 
     async def about(self) -> ModelCard:
-        """The model."""
+        """Return the card of the model."""
         return card(self._predictor)
 
     async def detect(self, pairs: list[Prepared]) -> Answer[Finding | ModelCard]:
-        """The findings of pairs that are judged together; none of them harms another.
+        """Return the findings of a batch of pairs. A pair that fails does not affect the others.
 
-        A picture that was prepared for a model of another size, before an update, gets this one's card.
+        A picture that was prepared for a model of another size, before an update, gets the card of this model instead.
         """
         side = self._predictor.image_size
         fits = [image.pixels.shape[0] == side for image, _ in pairs]
@@ -59,25 +65,46 @@ class Detector:
         return Answer(self._name, [next(found) if fit else card(self._predictor) for fit in fits])
 
     async def _detect(self, pairs: list[Prepared]) -> list[Finding]:
-        """For every pass of the model they queue anew: a long text does not hold up the batches behind it, and once
-        nobody waits for it, it takes no pass more."""
+        """Run the model. Each forward pass is queued separately, so a long text does not block other batches.
+
+        If nobody waits any more, no further pass is run.
+        """
         steps = self._predictor.predict_in_steps([image for image, _ in pairs], [text for _, text in pairs])
         run = asyncio.get_running_loop().run_in_executor
         try:
             while (found := await run(self._thread, next, steps)) is None:
                 pass
         except self._device_errors:
-            # It computes nothing more in this process: end it, so that Serve starts another and the pairs are sent on.
+            # The device works no more in this process. When it ends, Serve starts another, and the pairs are resent.
             _LOG.exception("the accelerator is broken in this process")
             os._exit(1)
         return found
 
 
+def local_model(model: str) -> str:
+    """Return a model folder of this machine. One at s3:// is copied to a temporary folder.
+
+    Raises `CheckpointError` if the folder cannot be copied; then nothing is left of the copy.
+    """
+    if not model.startswith("s3://"):
+        return model
+    folder = Path(tempfile.mkdtemp(prefix="asap-model-"))
+    try:
+        files = download_folder(Location.parse(model), folder)
+    except StorageError as error:
+        shutil.rmtree(folder)
+        raise CheckpointError(f"model folder {model} cannot be read: {error}") from error
+    if not files:
+        folder.rmdir()
+        raise CheckpointError(f"model folder {model} is empty or does not exist")
+    return str(folder)
+
+
 def warm_up(predictor: Predictor, batch_size: int) -> None:
-    """Judge one grey pair, and a batch of them, so that no caller pays for what is set up at first use."""
+    """Detect one gray pair and a batch of them, so that no caller waits for what is set up at first use."""
     side = predictor.image_size
-    grey = PreparedImage(pixels=np.full((side, side, 3), 128, np.uint8), width=side, height=side, sha256=None)
+    gray = PreparedImage(pixels=np.full((side, side, 3), 128, np.uint8), width=side, height=side, sha256=None)
     for count in (1, batch_size):
-        finding = predictor.predict_prepared([grey] * count, [EXAMPLE_TEXT] * count)[0]
+        finding = predictor.predict_prepared([gray] * count, [EXAMPLE_TEXT] * count)[0]
         if finding.error is not None:
             raise finding.error

@@ -1,8 +1,7 @@
-"""The detector replicas as the API calls them: batches by the handle of Ray Serve, sent once more if a replica dies."""
+"""The detector replicas as the API calls them: batches through Ray Serve's handle, resent once if a replica dies."""
 
 from __future__ import annotations
 
-# Without the future import of annotations: Serve makes `args` of the class that it finds at `build`'s parameter.
 import asyncio
 import functools
 from collections.abc import Callable
@@ -24,48 +23,49 @@ _TRIES = 2
 
 
 class DetectorClient:
-    """The detector's replicas, by their handle, which gets batches. A batch whose replica died is sent to another,
-    once."""
+    """A `DetectorBackend` that sends batches to the detector's replicas.
+
+    A batch whose replica died is sent to another, once.
+    """
 
     def __init__(self, detector: Any, settings: ServeSettings) -> None:
         self._detector = detector
         self._size = settings.batch_size
         batcher = functools.partial(
             Batcher[Prepared, Finding | ModelCard],
-            self._detect_all,
+            self._detect_batch,
             size=settings.batch_size,
             wait_s=settings.batch_wait_s,
             most_waiting=settings.max_queued,
         )
-        self._quick = batcher()
-        self._long = batcher()
+        # Texts longer than a batch have a queue of their own. They wait only for each other, and no other pair waits
+        # for them.
+        self._batches = batcher()
+        self._long_texts = batcher()
 
     async def about(self) -> ModelCard:
-        """As `Judge.about`."""
-        return await self._ask(self._detector.about.remote)
+        """Return the card of the model, as `DetectorBackend.about` does."""
+        return await self._call(self._detector.about.remote)
 
     async def detect(self, image: PreparedImage, text: str | None) -> Finding | ModelCard:
-        """As `Judge.detect`. Cancelled, the pair is taken from the queue.
-
-        A text of more passes than a batch has waits for others of its kind only, and they for it.
-        """
+        """Return the finding of one pair, as `DetectorBackend.detect` does. If cancelled, the pair leaves the queue."""
         passes = estimate_passes(text or "")
-        batches = self._quick if passes <= self._size else self._long
-        return await batches.ask((image, text), passes)
+        batcher = self._batches if passes <= self._size else self._long_texts
+        return await batcher.ask((image, text), passes)
 
-    async def _detect_all(self, pairs: list[Prepared]) -> Answer[Finding | ModelCard]:
-        return await self._ask(self._detector.detect.remote, pairs)
+    async def _detect_batch(self, pairs: list[Prepared]) -> Answer[Finding | ModelCard]:
+        return await self._call(self._detector.detect.remote, pairs)
 
-    async def _ask(self, method: Callable[..., Any], *arguments: Any) -> Any:
+    async def _call(self, method: Callable[..., Any], *arguments: Any) -> Any:
         for attempt in range(1, _TRIES + 1):
             response = method(*arguments)
             try:
                 return await response
             except DeploymentUnavailableError:
                 raise NotReady("no detector could be started; the server's log says why") from None
-            except RayActorError:  # judging changes nothing, so it may be done again
+            except RayActorError:  # detection changes nothing, so it may be repeated
                 if attempt == _TRIES:
-                    raise NotReady("the detector died while it judged this pair") from None
+                    raise NotReady("the detector died while it processed this pair") from None
             except asyncio.CancelledError:
                 response.cancel()
                 raise

@@ -1,4 +1,4 @@
-"""Going down without harm: what is under way is finished, and nothing new is begun."""
+"""Requests in flight: when the server shuts down, they are finished and no new ones begin."""
 
 from __future__ import annotations
 
@@ -9,20 +9,20 @@ from serve.errors import NotReady
 
 
 class InFlight:
-    """What this process was asked to judge and has not answered yet."""
+    """The number of requests that this process has accepted and not answered yet."""
 
     def __init__(self) -> None:
         self.requests = 0
         self.closed = False
 
     def check(self) -> None:
-        """Raise `NotReady` where nothing new is begun."""
+        """Raise `NotReady` if no new request may begin."""
         if self.closed:
-            raise NotReady("the server is going down")
+            raise NotReady("the server is shutting down")
 
     @contextmanager
-    def one(self) -> Iterator[None]:
-        """Count a request for the time of the block. Raises as `check` does; what is in its block already goes on."""
+    def track(self) -> Iterator[None]:
+        """Count a request during the block. Raises as `check` does; requests already inside continue."""
         self.check()
         self.requests += 1
         try:
@@ -31,5 +31,5 @@ class InFlight:
             self.requests -= 1
 
     def close(self) -> None:
-        """Begin nothing new from now on."""
+        """Let no new request begin from now on."""
         self.closed = True

@@ -1,4 +1,4 @@
-"""A picture's bytes and a text in, a finding out: decoded apart, judged by whatever stands behind it."""
+"""The service behind the API: it decodes a picture in a process of its own, then calls the detector."""
 
 from __future__ import annotations
 
@@ -21,23 +21,26 @@ if TYPE_CHECKING:
     from asap.predictor import Predictor
 
 _READY_WITHIN_S = 2.0
-_MODELS = 5
-"""That a picture is prepared for at most: while one is replaced by another of another size, both answer."""
+"""Seconds within which the detector must say which model it has."""
+_MAX_PREPARATIONS = 5
+"""Times that a picture is prepared at most. While one model replaces another of another input size, both answer."""
 
 
 class DetectorBackend(Protocol):
-    """What judges prepared pairs: a Ray Serve deployment, or in tests a predictor of this process."""
+    """A detector of prepared pairs: a Ray Serve deployment or, in tests, a predictor in this process."""
 
     async def about(self) -> ModelCard:
-        """The model that judges, once it can."""
+        """Return the card of the model, once it is ready."""
 
     async def detect(self, image: PreparedImage, text: str | None) -> Finding | ModelCard:
-        """The finding of one pair, whose `error` tells what is wrong with it; or what model there is by now, where the
-        picture was prepared for one of another size. Raises `Overloaded`."""
+        """Return the finding of one pair; its `error` says what is wrong with the pair. Raises `Overloaded`.
+
+        If the picture was prepared for a model of another size, the card of the current model is returned instead.
+        """
 
 
 def card(predictor: Predictor) -> ModelCard:
-    """What a predictor is."""
+    """Return the card of a predictor's model."""
     policy = predictor.policy
     thresholds = {"manipulated": policy.manipulated, "review": policy.review, "word": policy.word} | policy.types
     return ModelCard(
@@ -50,11 +53,11 @@ def card(predictor: Predictor) -> ModelCard:
 
 
 class Timings(dict[str, float]):
-    """Milliseconds by what they were spent on."""
+    """Milliseconds by the step that took them."""
 
     @contextmanager
     def of(self, name: str) -> Iterator[None]:
-        """Time a block; what raises has its time too."""
+        """Time a block, also one that raises."""
         start = time.perf_counter()
         try:
             yield
@@ -63,7 +66,7 @@ class Timings(dict[str, float]):
 
 
 class Service:
-    """Decoders and a judge, and what is under way."""
+    """The decoders, the detector, and the requests in flight."""
 
     def __init__(self, settings: ServeSettings, backend: DetectorBackend) -> None:
         self.limits: ImageLimits = settings.limits
@@ -73,15 +76,15 @@ class Service:
         self._card: ModelCard | None = None
 
     async def about(self) -> ModelCard:
-        """The model, known since the judge last told; `NotReady` until then."""
-        return self._card or await self._ask()
+        """Return the card of the model as the detector last gave it. Raises `NotReady` until it has given one."""
+        return self._card or await self._ask_card()
 
     async def check(self) -> None:
-        """Raise `NotReady` unless the judge answers now, and something new may begin."""
+        """Raise `NotReady` unless the detector answers now and new requests may begin."""
         self.in_flight.check()
-        await self._ask()
+        await self._ask_card()
 
-    async def _ask(self) -> ModelCard:
+    async def _ask_card(self) -> ModelCard:
         try:
             async with asyncio.timeout(_READY_WITHIN_S):
                 self._card = await self._backend.about()
@@ -90,11 +93,14 @@ class Service:
         return self._card
 
     async def detect(self, data: bytes, text: str | None, timings: Timings) -> Finding:
-        """Raises `InputError` for a picture that cannot be read; what else is wrong is the finding's `error`."""
+        """Return the finding of an encoded picture and its text.
+
+        Raises `InputError` if the picture cannot be read. Any other problem of the pair is the finding's `error`.
+        """
         return await self._detect_prepared(lambda size: self.decoders.prepare(data, size), text, timings)
 
     async def detect_pair(self, pair: Pair) -> Finding:
-        """As `Predictor.predict` for one pair: what is wrong with it is the finding's `error`."""
+        """Return the finding of a pair, as `Predictor.predict` does: any problem of the pair is its `error`."""
         try:
             if isinstance(image := pair.image, bytes):
                 return await self.detect(image, pair.text, Timings())
@@ -102,27 +108,27 @@ class Service:
                 lambda size: asyncio.to_thread(prepare_image, image, size, self.limits), pair.text, Timings()
             )
         except InputError as error:
-            known = await self.about()
-            return Finding(model_id=known.model_id, policy_id=known.policy_id, error=error)
+            model = await self.about()
+            return Finding(model_id=model.model_id, policy_id=model.policy_id, error=error)
 
     async def _detect_prepared(
         self, prepare: Callable[[int], Awaitable[PreparedImage]], text: str | None, timings: Timings
     ) -> Finding:
-        for _ in range(_MODELS):
-            known = await self.about()
+        for _ in range(_MAX_PREPARATIONS):
+            model = await self.about()
             with timings.of("decode"):
-                image = await prepare(known.image_size)
+                image = await prepare(model.image_size)
             with timings.of("detect"):
                 found = await self._backend.detect(image, text)
-            if isinstance(found, ModelCard):
+            if isinstance(found, ModelCard):  # the model was replaced: prepare the picture in the new size
                 self._card = found
                 continue
-            if (found.model_id, found.policy_id) != (known.model_id, known.policy_id):
-                self._card = None  # another answers since: to be asked again
+            if (found.model_id, found.policy_id) != (model.model_id, model.policy_id):
+                self._card = None  # another model answers now, so its card is requested again
             return found
         raise NotReady("the model is being replaced")
 
     def close(self) -> None:
-        """Begin nothing new, and end the decoders."""
+        """Let no new request begin, and end the decoders."""
         self.in_flight.close()
         self.decoders.close()

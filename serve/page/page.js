@@ -1,14 +1,15 @@
 "use strict";
-// Everything that comes from a text or an answer is set as text, never as HTML.
+// Texts and responses are inserted as text, never as HTML.
 
 const find = (id) => document.getElementById(id);
-const EDGES = [0.6, 0.75, 0.9];
-// Of other kinds browsers show nothing, or not as it was judged: unturned, or all frames and not the first.
-const SHOWN_AS_JUDGED = ["image/jpeg", "image/png"];
-let asking = null; // an AbortController, while the server is asked
-let shown = ""; // the object URL of the picture that was judged
+const LEVELS = [0.6, 0.75, 0.9]; // word scores at which the highlight becomes stronger
+// Browsers do not show other types, or show them differently from what the model sees: not rotated by their EXIF
+// orientation, or with all frames instead of the first.
+const SHOWN_AS_ANALYZED = ["image/jpeg", "image/png"];
+let pending = null; // the AbortController of the request in progress
+let shown = ""; // the object URL of the picture that was checked
 
-// Told to the user, who may mend it `at` an element.
+// An error to show to the user, who may be able to correct it in the element `at`.
 class Problem extends Error {
   constructor(message, at = null) {
     super(message);
@@ -23,14 +24,14 @@ const make = (name, text, into) => {
   return element;
 };
 
-// `heard`: for a screen reader only, where the page shows the same in another way.
-const say = (message, { heard = false } = {}) => {
+// `hidden`: only screen readers announce it, because the page shows the same in another way.
+const setStatus = (message, { hidden = false } = {}) => {
   find("status").textContent = message;
-  find("status").classList.toggle("heard", heard);
+  find("status").classList.toggle("visually-hidden", hidden);
 };
 
-const complain = (message, at = null) => {
-  say("");
+const showProblem = (message, at = null) => {
+  setStatus("");
   find("problem").textContent = message;
   find("problem").hidden = !message;
   if (!message) return;
@@ -40,43 +41,43 @@ const complain = (message, at = null) => {
   at?.focus();
 };
 
-// The field is the only place that holds the picture: what it names is what is judged.
-const chosen = () => find("file").files[0];
+// The file field alone holds the picture, so the file that it names is the one that is checked.
+const chosenFile = () => find("file").files[0];
 
-const hold = (blob, name) => {
-  const held = new DataTransfer();
-  held.items.add(new File([blob], name, { type: blob.type }));
-  find("file").files = held.files;
+const setFile = (blob, name) => {
+  const transfer = new DataTransfer();
+  transfer.items.add(new File([blob], name, { type: blob.type }));
+  find("file").files = transfer.files;
 };
 
-const settle = () => {
-  asking = null;
-  find("judge").removeAttribute("aria-disabled");
+const endRequest = () => {
+  pending = null;
+  find("check").removeAttribute("aria-disabled");
 };
 
-// What is shown, or on its way, is about another pair.
-const forget = () => {
-  asking?.abort();
-  settle();
+// Drop the result that is shown and the request in progress: they are about another pair.
+const reset = () => {
+  pending?.abort();
+  endRequest();
   find("result").hidden = true;
   find("copied").textContent = "";
-  complain("");
+  showProblem("");
 };
 
-// Does what asks the server and tells what goes wrong. Of several the latest is heard.
+// Run work that calls the server, and show its error. A later call cancels an earlier one.
 const attempt = async (work) => {
-  forget();
-  const mine = new AbortController();
-  asking = mine;
-  find("judge").setAttribute("aria-disabled", "true"); // `disabled` would take the focus from who pressed it
+  reset();
+  const own = new AbortController();
+  pending = own;
+  find("check").setAttribute("aria-disabled", "true"); // `disabled` would take the focus from the button
   try {
-    await work(mine.signal);
+    await work(own.signal);
   } catch (error) {
-    if (mine.signal.aborted) return;
-    if (error instanceof Problem) complain(error.message, error.at);
-    else complain(`The answer cannot be shown: ${error.message}`);
+    if (own.signal.aborted) return;
+    if (error instanceof Problem) showProblem(error.message, error.at);
+    else showProblem(`The response cannot be shown: ${error.message}`);
   } finally {
-    if (asking === mine) settle();
+    if (pending === own) endRequest();
   }
 };
 
@@ -88,8 +89,8 @@ const request = async (address, options) => {
   }
 };
 
-// A form is sent with CRLF line breaks, whatever the text has: offsets count in the text as it is sent.
-const asSent = (text) => text.replaceAll("\n", "\r\n");
+// A form is always sent with CRLF line breaks, and offsets count in the text as it is sent.
+const withCrlf = (text) => text.replaceAll("\n", "\r\n");
 
 const form = (picture, text) => {
   const data = new FormData();
@@ -98,85 +99,86 @@ const form = (picture, text) => {
   return data;
 };
 
-const ask = async (signal) => {
-  const picture = chosen();
-  const text = asSent(find("text").value);
+const check = async (signal) => {
+  const picture = chosenFile();
+  const text = withCrlf(find("text").value);
   if (!picture) throw new Problem("Choose a picture first.", find("file"));
   if (!text.trim()) throw new Problem("Type the text that goes with the picture.", find("text"));
-  say("Judging …");
+  setStatus("Checking …");
   if (!await isReadable(picture)) {
     throw new Problem("The picture was changed or moved since you chose it. Choose it again.", find("file"));
   }
-  const address = await isShownAsJudged(picture) ? "v1/detect" : "v1/detect?evidence=image";
+  const address = await isShownAsAnalyzed(picture) ? "v1/detect" : "v1/detect?evidence=image";
   const key = find("key").value;
   const headers = key ? { Authorization: `Bearer ${key}` } : {};
-  const answer = await request(address, { method: "POST", body: form(picture, text), headers, signal });
-  const told = await answer.json().catch(() => null); // what stands before the API may refuse in its own words
-  if (!answer.ok || !told) throw explain(answer, told?.error?.message);
-  fill(told, { picture, text });
-  await find("picture").decode().catch(() => null); // scrolling wants its height
+  const response = await request(address, { method: "POST", body: form(picture, text), headers, signal });
+  const content = await response.json().catch(() => null); // a proxy before the API may refuse without JSON
+  if (!response.ok || !content) throw explain(response, content?.error?.message);
+  fill(content, picture, text);
+  await find("picture").decode().catch(() => null); // scrolling needs its height
   signal.throwIfAborted();
-  reveal(told);
+  reveal(content);
 };
 
 const isReadable = (picture) => picture.slice(0, 1).arrayBuffer().then(() => true, () => false);
 
-const isShownAsJudged = async (picture) => {
-  if (!SHOWN_AS_JUDGED.includes(picture.type)) return false;
+const isShownAsAnalyzed = async (picture) => {
+  if (!SHOWN_AS_ANALYZED.includes(picture.type)) return false;
   const address = URL.createObjectURL(picture);
   const image = new Image();
-  const isShown = await new Promise((tell) => {
-    image.addEventListener("load", () => tell(true));
-    image.addEventListener("error", () => tell(false));
+  const isShown = await new Promise((resolve) => {
+    image.addEventListener("load", () => resolve(true));
+    image.addEventListener("error", () => resolve(false));
     image.src = address;
   });
   URL.revokeObjectURL(address);
   return isShown;
 };
 
-const explain = (answer, reason = `it answered ${answer.status}`) => {
-  if (answer.status === 401) return new Problem("This server needs a key: enter yours under “API key”.", find("key"));
-  if (answer.status === 429 || answer.status === 503) {
-    const wait = answer.headers.get("Retry-After") || "a few";
+const explain = (response, reason = `it answered ${response.status}`) => {
+  if (response.status === 401) return new Problem("This server needs a key: enter yours under “API key”.", find("key"));
+  if (response.status === 429 || response.status === 503) {
+    const wait = response.headers.get("Retry-After") || "a few";
     return new Problem(`The server is busy (${reason}). Try again in ${wait} s.`);
   }
-  return new Problem(`Not judged: ${reason}`);
+  return new Problem(`Not checked: ${reason}`);
 };
 
 const MEANINGS = {
-  manipulated: "at or above the threshold from which this server calls a pair manipulated.",
-  review: "high enough for a person to look, not high enough to call it manipulated.",
-  authentic: "below the threshold. That is no proof that the pair is genuine.",
+  manipulated: "at or above the threshold at which this server calls a pair manipulated.",
+  review: "high enough for a person to review the pair, but not high enough to call it manipulated.",
+  authentic: "below the threshold. This does not prove that the pair is genuine.",
 };
 
-const fill = (told, asked) => {
-  find("verdict").textContent = told.verdict;
-  find("verdict").className = told.verdict;
-  find("meaning").textContent = `Score ${told.score.toFixed(2)}: the model's probability that the pair was ` +
-    `manipulated. It is ${MEANINGS[told.verdict]}`;
-  showPicture(told, asked.picture);
-  showText(told.evidence.words, asked.text);
-  showTypes(told.types);
+const fill = (detection, picture, text) => {
+  const { verdict, score } = detection;
+  find("verdict").textContent = verdict;
+  find("verdict").className = verdict;
+  find("meaning").textContent = `Score ${score.toFixed(2)}: the model's probability that the pair was ` +
+    `manipulated. It is ${MEANINGS[verdict]}`;
+  showPicture(detection, picture);
+  showText(detection.evidence.words, text);
+  showTypes(detection.types);
   find("warnings").replaceChildren();
-  for (const warning of told.warnings) make("li", warning, find("warnings"));
-  find("about").textContent =
-    `Model ${told.model_id}, policy ${told.policy_id}, ${Math.round(told.timings.total)} ms, request ${told.id}`;
+  for (const warning of detection.warnings) make("li", warning, find("warnings"));
+  const { model_id: model, policy_id: policy, timings, id } = detection;
+  find("about").textContent = `Model ${model}, policy ${policy}, ${Math.round(timings.total)} ms, request ${id}`;
 };
 
-const reveal = (told) => {
+const reveal = ({ verdict, score }) => {
   find("result").hidden = false;
-  say(`${told.verdict}, score ${told.score.toFixed(2)}`, { heard: true });
+  setStatus(`${verdict}, score ${score.toFixed(2)}`, { hidden: true });
   find("result").focus({ preventScroll: true });
-  const calm = matchMedia("(prefers-reduced-motion: reduce)").matches;
-  find("result").scrollIntoView({ behavior: calm ? "auto" : "smooth", block: "start" });
+  const isCalm = matchMedia("(prefers-reduced-motion: reduce)").matches;
+  find("result").scrollIntoView({ behavior: isCalm ? "auto" : "smooth", block: "start" });
 };
 
-const showPicture = (told, picture) => {
+const showPicture = ({ evidence, input }, picture) => {
   URL.revokeObjectURL(shown);
   shown = URL.createObjectURL(picture);
-  const { box, box_px: pixels, image: drawn } = told.evidence; // drawn: by the server, with the box
+  const { box, box_px: pixels, image: drawn } = evidence; // `drawn` comes from the server and has the box on it
   find("picture").src = drawn ?? shown;
-  find("picture").alt = "The picture that was judged";
+  find("picture").alt = "The picture that was checked";
   find("box").hidden = !box || Boolean(drawn);
   if (!box) { find("where").textContent = "No face was flagged."; return; }
   const style = find("box").style;
@@ -184,9 +186,9 @@ const showPicture = (told, picture) => {
   style.top = `${100 * box.y0}%`;
   style.width = `${100 * (box.x1 - box.x0)}%`;
   style.height = `${100 * (box.y1 - box.y0)}%`;
-  const at = ["x0", "y0", "x1", "y1"].map((name) => Math.round(pixels[name]));
-  find("where").textContent = `A face is flagged: x ${at[0]} to ${at[2]}, y ${at[1]} to ${at[3]}, ` +
-    `of ${told.input.width} × ${told.input.height} pixels.`;
+  const [x0, y0, x1, y1] = ["x0", "y0", "x1", "y1"].map((name) => Math.round(pixels[name]));
+  find("where").textContent = `A face is flagged: x ${x0} to ${x1}, y ${y0} to ${y1}, ` +
+    `of ${input.width} × ${input.height} pixels.`;
 };
 
 const showText = (words, text) => {
@@ -198,7 +200,7 @@ const showText = (words, text) => {
   for (const word of words) {
     marked.append(piece(cursor, word.start));
     const mark = make("mark", piece(word.start, word.end), marked);
-    mark.dataset.level = String(1 + EDGES.filter((edge) => word.score >= edge).length);
+    mark.dataset.level = String(1 + LEVELS.filter((level) => word.score >= level).length);
     mark.title = `manipulated: ${word.score.toFixed(2)}`;
     cursor = word.end;
   }
@@ -219,7 +221,7 @@ const showTypes = (types) => {
       meter.value = type.score;
       meter.ariaHidden = "true"; // the number beside it says the same
     }
-    cell.append(type.score === null ? "not judged" : type.score.toFixed(2));
+    cell.append(type.score === null ? "not scored" : type.score.toFixed(2));
     make("td", type.flagged ? "yes" : "no", row);
   }
 };
@@ -227,7 +229,7 @@ const showTypes = (types) => {
 const quoted = (text) => `'${text.replaceAll("'", "'\\''")}'`;
 
 const curl = () => {
-  const name = chosen()?.name ?? "photo.jpg";
+  const name = chosenFile()?.name ?? "photo.jpg";
   const field = `image=@"${name.replaceAll("\\", "\\\\").replaceAll('"', '\\"')}"`;
   const parts = ["curl", quoted(new URL("v1/detect", location.href).href)];
   if (find("key").value) parts.push('-H "Authorization: Bearer $ASAP_KEY"'); // never the key itself
@@ -246,17 +248,17 @@ const copy = async () => {
 };
 
 const loadExample = (example) => attempt(async (signal) => {
-  const answer = await request(`page/${example.image}`, { signal });
-  if (!answer.ok) throw explain(answer);
-  hold(await answer.blob(), example.image);
+  const response = await request(`page/${example.image}`, { signal });
+  if (!response.ok) throw explain(response);
+  setFile(await response.blob(), example.image);
   find("text").value = example.text;
-  await ask(signal);
+  await check(signal);
 });
 
 const listExamples = async () => {
-  const answer = await fetch("page/examples.json").catch(() => null);
-  if (!answer?.ok) { make("li", "They cannot be loaded now.", find("examples")); return; }
-  for (const example of await answer.json()) {
+  const response = await fetch("page/examples.json").catch(() => null);
+  if (!response?.ok) { make("li", "The examples cannot be loaded now.", find("examples")); return; }
+  for (const example of await response.json()) {
     const button = make("button", "", make("li", "", find("examples")));
     button.type = "button";
     const image = make("img", "", button);
@@ -267,33 +269,33 @@ const listExamples = async () => {
   }
 };
 
-const take = (files) => {
-  const file = Array.from(files).find((one) => one.type.startsWith("image/")) || files[0];
+const takeFile = (files) => {
+  const file = Array.from(files).find((candidate) => candidate.type.startsWith("image/")) || files[0];
   if (!file) return;
-  forget();
-  hold(file, file.name || "pasted.png");
+  reset();
+  setFile(file, file.name || "pasted.png");
 };
 
 const paste = (event) => {
   const { types, files } = event.clipboardData;
-  // Office programs copy a text with its picture: into the field goes the text.
+  // Office programs copy a picture of a text along with the text. In the text field, the text is meant.
   const isText = event.target === find("text") && types.includes("text/plain") && types.includes("text/html");
   if (isText || !files.length) return;
-  event.preventDefault(); // or the file's name would be typed
-  take(files);
+  event.preventDefault(); // otherwise the browser would insert the file's name
+  takeFile(files);
 };
 
-find("file").addEventListener("change", forget);
+find("file").addEventListener("change", reset);
 find("text").addEventListener("input", () => { find("copied").textContent = ""; });
-find("form").addEventListener("submit", (event) => { event.preventDefault(); if (!asking) attempt(ask); });
+find("form").addEventListener("submit", (event) => { event.preventDefault(); if (!pending) attempt(check); });
 find("curl").addEventListener("click", copy);
 document.addEventListener("paste", paste);
 for (const kind of ["dragover", "dragleave", "drop"]) {
   document.addEventListener(kind, (event) => {
-    if (!event.dataTransfer.types.includes("Files")) return; // a text goes into the field that it is dropped on
+    if (!event.dataTransfer.types.includes("Files")) return; // a dropped text goes into the field under it
     event.preventDefault();
     find("drop").classList.toggle("over", kind === "dragover");
-    if (kind === "drop") take(event.dataTransfer.files);
+    if (kind === "drop") takeFile(event.dataTransfer.files);
   });
 }
 listExamples();

@@ -34,7 +34,7 @@ def served(ray_here: None) -> Iterator[tuple[str, Any]]:
     serve.shutdown()
 
 
-def test_it_is_ready_and_judges_a_pair_over_http(served: tuple[str, Any]) -> None:
+def test_the_server_is_ready_and_detects_a_pair_over_http(served: tuple[str, Any]) -> None:
     url, _ = served
     assert requests.get(f"{url}/readyz", timeout=HANG_S).json() == {"status": "ok"}
     answer = requests.post(f"{url}/v1/detect", files={"image": draw_jpeg(1)}, data={"text": TEXT}, timeout=HANG_S)
@@ -46,7 +46,7 @@ def test_it_is_ready_and_judges_a_pair_over_http(served: tuple[str, Any]) -> Non
 
 
 @pytest.mark.parametrize(
-    "orders",
+    "controls",
     [
         {"X-Request-Timeout-Seconds": b"\xff"},
         {"X-Request-Timeout-Seconds": b"0.001"},
@@ -56,9 +56,9 @@ def test_it_is_ready_and_judges_a_pair_over_http(served: tuple[str, Any]) -> Non
     ],
     ids=str,
 )
-def test_a_callers_orders_to_ray_do_nothing(served: tuple[str, Any], orders: dict[str, bytes]) -> None:
+def test_headers_that_control_ray_have_no_effect(served: tuple[str, Any], controls: dict[str, bytes]) -> None:
     answer = requests.post(
-        f"{served[0]}/v1/detect", files={"image": draw_jpeg(1)}, data={"text": TEXT}, headers=orders, timeout=HANG_S
+        f"{served[0]}/v1/detect", files={"image": draw_jpeg(1)}, data={"text": TEXT}, headers=controls, timeout=HANG_S
     )
     assert answer.status_code == 200, answer.text
 
@@ -66,7 +66,7 @@ def test_a_callers_orders_to_ray_do_nothing(served: tuple[str, Any], orders: dic
 @pytest.mark.parametrize(
     ("headers", "reason"),
     [
-        # Ray's uvicorn takes the address in this header for the caller's, but keeps the header.
+        # Ray's uvicorn uses the address in this header as the caller's, but keeps the header.
         ({"X-Forwarded-For": "203.0.113.9"}, "comes from another"),
         ({"X-Forwarded-For": "127.0.0.1"}, "header x-forwarded-for"),
         ({"Via": "1.1 proxy"}, "header via"),
@@ -87,18 +87,18 @@ def test_without_keys_a_running_server_refuses_proxies_and_other_sites(
     assert requests.post(f"{url}/v1/detect", **pair, headers={"Origin": url}, timeout=60).status_code == 200
 
 
-@pytest.mark.parametrize("given", [None, b"mine-1", b"not mine", b"\xff"], ids=str)
-def test_an_answer_names_one_id_which_is_the_apis_own(served: tuple[str, Any], given: bytes | None) -> None:
+@pytest.mark.parametrize("request_id", [None, b"mine-1", b"not mine", b"\xff"], ids=str)
+def test_a_response_has_one_id_which_the_api_uses_too(served: tuple[str, Any], request_id: bytes | None) -> None:
     url, _ = served
-    headers = {} if given is None else {"X-Request-ID": given}
+    headers = {} if request_id is None else {"X-Request-ID": request_id}
     answer = requests.post(
         f"{url}/v1/detect", files={"image": draw_jpeg(1)}, data={"text": TEXT}, headers=headers, timeout=HANG_S
     )
     assert answer.raw.headers.getlist("x-request-id") == [answer.json()["id"]]
-    assert (answer.json()["id"] == "mine-1") == (given == b"mine-1")
+    assert (answer.json()["id"] == "mine-1") == (request_id == b"mine-1")
 
 
-def test_other_ray_programs_judge_pairs_by_the_handle_as_http_does(served: tuple[str, Any]) -> None:
+def test_the_handle_returns_the_same_findings_as_http(served: tuple[str, Any]) -> None:
     url, handle = served
     pairs = [Pair(draw_jpeg(1), TEXT), Pair(b"no picture", TEXT), Pair(draw_jpeg(2), "")]
     findings = [response.result(timeout_s=HANG_S) for response in [handle.detect.remote(pair) for pair in pairs]]
@@ -110,7 +110,7 @@ def test_other_ray_programs_judge_pairs_by_the_handle_as_http_does(served: tuple
     assert answer["score"] == pytest.approx(findings[0].score, abs=1e-5)
 
 
-def test_pairs_that_arrive_together_are_judged_each_by_itself(served: tuple[str, Any]) -> None:
+def test_pairs_that_arrive_together_get_the_findings_that_they_get_alone(served: tuple[str, Any]) -> None:
     _, handle = served
     pairs = [Pair(draw_jpeg(number), TEXT) for number in range(12)]
     findings = [response.result(timeout_s=HANG_S) for response in [handle.detect.remote(pair) for pair in pairs]]
@@ -119,23 +119,23 @@ def test_pairs_that_arrive_together_are_judged_each_by_itself(served: tuple[str,
     assert [finding.score for finding in findings] == pytest.approx([finding.score for finding in alone], abs=1e-4)
 
 
-def test_other_machines_are_not_served_without_keys(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_server_for_other_machines_needs_keys(monkeypatch: pytest.MonkeyPatch) -> None:
     from serve.api.keys import new_key
     from serve.app import build
 
     monkeypatch.delenv("ASAP_KEYS", raising=False)
-    with pytest.raises(ConfigError, match=r"host '0\.0\.0\.0' is reached from other machines, which needs keys"):
+    with pytest.raises(ConfigError, match=r"host '0\.0\.0\.0' can be reached from other machines, which needs keys"):
         build(ServeSettings(host="0.0.0.0"))
     monkeypatch.setenv("ASAP_KEYS", new_key("desk")[1])
     build(ServeSettings(host="0.0.0.0"))
 
 
 @pytest.mark.parametrize("delay_s", [0, 5, 60])
-def test_load_is_looked_at_for_longer_than_it_is_told_of(delay_s: float) -> None:
+def test_the_look_back_period_is_longer_than_the_metrics_interval(delay_s: float) -> None:
     from serve.app import build
 
     with warnings.catch_warnings():
-        warnings.simplefilter("error", FutureWarning)  # Ray will refuse what it warns of
+        warnings.simplefilter("error", FutureWarning)  # Ray will refuse the options that it warns about
         ingress = build(ServeSettings(upscale_delay_s=delay_s))._bound_deployment
     detector = ingress.init_args[2]._bound_deployment
     scaling = detector._deployment_config.autoscaling_config
@@ -143,13 +143,13 @@ def test_load_is_looked_at_for_longer_than_it_is_told_of(delay_s: float) -> None
     assert scaling.metrics_interval_s <= max(1, delay_s)
 
 
-def test_an_update_starts_what_is_new_before_it_stops_what_is_old_and_a_full_queue_says_when_to_come_back() -> None:
+def test_an_update_starts_new_replicas_before_it_stops_old_ones_and_a_full_queue_says_when_to_retry() -> None:
     from serve.app import build
 
     api = build(ServeSettings(api_replicas=3))._bound_deployment
-    told = api._deployment_config
-    assert told.num_replicas == 3
-    assert (told.backpressure_config.status_code, told.backpressure_config.retry_after_s) == (503, 2)
+    config = api._deployment_config
+    assert config.num_replicas == 3
+    assert (config.backpressure_config.status_code, config.backpressure_config.retry_after_s) == (503, 2)
     for deployment in (api, api.init_args[2]._bound_deployment):
         assert deployment._deployment_config.max_surge_percent == 100
-    assert told.max_queued_requests > 0
+    assert config.max_queued_requests > 0

@@ -19,10 +19,10 @@ FINDING = Finding(
 
 
 class _Server(HTTPServer):
-    """Answers one thing after the other, and keeps what it was asked."""
+    """A server that sends the given answers one after another, and keeps the requests."""
 
     answers: list[tuple[int, str, dict[str, str]]]
-    asked: list[tuple[dict[str, str], bytes]]
+    received: list[tuple[dict[str, str], bytes]]
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -30,7 +30,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_POST(self) -> None:
         body = self.rfile.read(int(self.headers["content-length"]))
-        self.server.asked.append((dict(self.headers), body))
+        self.server.received.append((dict(self.headers), body))
         status, content, headers = self.server.answers.pop(0)
         self.send_response(status)
         for name, value in (headers | {"content-length": str(len(content))}).items():
@@ -45,7 +45,7 @@ class _Handler(BaseHTTPRequestHandler):
 @pytest.fixture
 def server() -> Iterator[_Server]:
     server = _Server(("127.0.0.1", 0), _Handler)
-    server.asked = []
+    server.received = []
     threading.Thread(target=server.serve_forever, daemon=True).start()
     yield server
     server.shutdown()
@@ -56,45 +56,45 @@ def _url(server: _Server) -> str:
     return f"http://127.0.0.1:{server.server_port}/"
 
 
-def _told(message: str) -> str:
+def _error(message: str) -> str:
     return json.dumps({"error": {"code": "c", "message": message, "param": None, "request_id": "r"}})
 
 
-def test_an_answer_becomes_the_finding_that_it_was_made_of(server: _Server) -> None:
+def test_a_response_becomes_the_finding_that_it_was_made_from(server: _Server) -> None:
     answer = detection("id", FINDING, {}, None).model_dump_json()
     server.answers = [(200, answer, {})]
     assert finding_of(Client(_url(server), "key").detect(b"picture", "A text")) == FINDING
-    headers, body = server.asked[0]
+    headers, body = server.received[0]
     assert headers["Authorization"] == "Bearer key"
     assert b"picture" in body
     assert b"A text" in body
 
 
-def test_a_busy_server_is_asked_again_with_the_same_pair(server: _Server) -> None:
+def test_a_pair_is_sent_again_to_a_busy_server(server: _Server) -> None:
     answer = detection("id", FINDING, {}, None).model_dump_json()
     server.answers = [(429, "{}", {"Retry-After": "0"}), (503, "{}", {"Retry-After": "0"}), (200, answer, {})]
     assert Client(_url(server)).detect(b"picture", "text")["id"] == "id"
-    assert [b"picture" in body for _, body in server.asked] == [True] * 3
+    assert [b"picture" in body for _, body in server.received] == [True] * 3
 
 
 @pytest.mark.parametrize(
     ("answers", "sentence"),
     [
-        ([(400, _told("the text is blank"), {})], "answered 400: the text is blank"),
-        ([(429, _told("too many"), {"Retry-After": "0"})] * 2, "answered 429: too many"),
-        ([(502, "<html>", {})], "answered 502, not in the API's words: <html>"),
-        ([(500, "", {})], "answered 500, not in the API's words: Internal Server Error"),
-        ([(200, "<html>", {})], "answered 200, and no JSON; is it asap serve?"),
+        ([(400, _error("the text is blank"), {})], "answered 400: the text is blank"),
+        ([(429, _error("too many"), {"Retry-After": "0"})] * 2, "answered 429: too many"),
+        ([(502, "<html>", {})], "answered 502 without the API's JSON: <html>"),
+        ([(500, "", {})], "answered 500 without the API's JSON: Internal Server Error"),
+        ([(200, "<html>", {})], "answered 200 without JSON; is it asap serve?"),
         ([(404, "[]", {})], "answered 404"),
     ],
 )
-def test_what_the_server_says_is_told_in_one_sentence(server: _Server, answers: Any, sentence: str) -> None:
+def test_the_error_of_a_server_becomes_one_sentence(server: _Server, answers: Any, sentence: str) -> None:
     server.answers = list(answers)
     with pytest.raises(ServerError, match=sentence):
         Client(_url(server), tries=2).detect(b"picture", "text")
 
 
-def test_a_server_or_a_picture_that_is_not_there_is_told() -> None:
+def test_a_missing_server_or_picture_is_reported() -> None:
     with pytest.raises(ServerError, match="does not answer"):
         Client("http://127.0.0.1:9", tries=1).detect(b"picture", "text")
     with pytest.raises(ServerError, match=r"'/nowhere\.jpg' cannot be read: No such file"):

@@ -16,7 +16,7 @@ CHANGED = ServeSettings(
 
 
 @pytest.mark.parametrize("settings", [ServeSettings(), CHANGED], ids=["defaults", "changed"])
-def test_ray_takes_the_file_and_builds_the_application_with_every_setting(settings: ServeSettings) -> None:
+def test_ray_accepts_the_file_and_it_contains_every_setting(settings: ServeSettings) -> None:
     from ray.serve.schema import ServeDeploySchema
 
     deployed = ServeDeploySchema.model_validate(yaml.safe_load(deploy_yaml(settings)))
@@ -45,16 +45,16 @@ def test_ray_builds_the_application_that_the_file_names(monkeypatch: pytest.Monk
     assert detector.ray_actor_options["num_gpus"] == 1
 
 
-def test_keys_are_not_in_the_file(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_file_contains_no_keys(monkeypatch: pytest.MonkeyPatch) -> None:
     key, line = new_key("desk")
     monkeypatch.setenv("ASAP_KEYS", line)
-    told = deploy_yaml(ServeSettings(host="0.0.0.0"))
-    assert key not in told
-    assert line.partition(":")[2] not in told
+    content = deploy_yaml(ServeSettings(host="0.0.0.0"))
+    assert key not in content
+    assert line.partition(":")[2] not in content
 
 
 @pytest.mark.parametrize("change", [{"model": "my-model"}, {"keys_file": "keys.txt"}])
-def test_a_path_that_the_cluster_cannot_know_is_refused(change: dict[str, str]) -> None:
+def test_a_relative_path_is_refused(change: dict[str, str]) -> None:
     ((name, path),) = change.items()
-    with pytest.raises(ConfigError, match=f"{name} '{path}' lies in the folder where this runs; give a whole path"):
+    with pytest.raises(ConfigError, match=f"{name} '{path}' is a relative path; give a whole path"):
         deploy_yaml(ServeSettings(**change))

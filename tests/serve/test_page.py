@@ -1,4 +1,4 @@
-"""The page, in a real browser, before the real API."""
+"""The page in a real browser, with the real API behind it."""
 
 import asyncio
 import json
@@ -34,8 +34,8 @@ from tests.support.serving import LocalDetector, free_port
 from tests.support.waiting import HANG_S
 
 SHOTS = Path(os.environ.get("ASAP_SHOTS", "out/page"))
-"""Screenshots, to be looked at."""
-STANDS_STILL = """
+"""Folder of screenshots for people to look at."""
+AWAIT_STILLNESS = """
 let [was, frames] = [scrollY, 0];
 const look = () => {
   [was, frames] = [scrollY, scrollY === was ? frames + 1 : 0];
@@ -43,13 +43,13 @@ const look = () => {
 };
 look();
 """
-"""Ends once nothing has scrolled for 30 frames."""
+"""A script that ends once nothing has scrolled for 30 frames."""
 EXAMPLES = Path("serve/page").resolve()
 FACE, FACE_AND_WORDS, _ = json.loads((EXAMPLES / "examples.json").read_text())
 
 
-class Moody(LocalDetector):
-    """Judges, unless it is told to be too busy, or to wait."""
+class ControlledDetector(LocalDetector):
+    """A detector that can be made to refuse, or to wait."""
 
     def __init__(self, predictor: Predictor) -> None:
         super().__init__(predictor)
@@ -64,14 +64,14 @@ class Moody(LocalDetector):
 
 
 class Server:
-    """The API on a port of its own, in a thread."""
+    """The API on a port of its own, run in a thread."""
 
-    def __init__(self, judge: Moody) -> None:
+    def __init__(self, detector: ControlledDetector) -> None:
         settings = ServeSettings(decoders=1, deadline_s=HANG_S, decode_timeout_s=HANG_S)
-        self.judge = judge
+        self.detector = detector
         self.refuses: dict[str, int] = {}
-        """Status by how a path begins."""
-        self.app = create_app(settings, Service(settings, judge), Keyring())
+        """Refusals: the status by the beginning of the path."""
+        self.app = create_app(settings, Service(settings, detector), Keyring())
         self._refuse(self.app)
         self.port = free_port()
         self._server = uvicorn.Server(uvicorn.Config(self.app, "127.0.0.1", self.port, log_level="warning"))
@@ -79,12 +79,12 @@ class Server:
         self.url = f"http://127.0.0.1:{self.port}/"
 
     def _refuse(self, app: FastAPI) -> None:
-        """As Ray Serve's proxy does when it is full: in plain text."""
+        """Refuse requests in plain text, as Ray Serve's proxy does when it is full."""
 
         @app.middleware("http")
         async def refuse(request: Any, call_next: Callable[[Any], Any]) -> Any:
-            for begins, status in self.refuses.items():
-                if request.url.path.startswith(begins):
+            for prefix, status in self.refuses.items():
+                if request.url.path.startswith(prefix):
                     return PlainTextResponse("Request dropped due to backpressure", status, {"Retry-After": "2"})
             return await call_next(request)
 
@@ -102,7 +102,7 @@ class Server:
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[Server]:
-    with Server(Moody(Predictor.from_folder("demo", "cpu"))) as server:
+    with Server(ControlledDetector(Predictor.from_folder("demo", "cpu"))) as server:
         yield server
 
 
@@ -142,11 +142,11 @@ class Page:
     def wait(self, condition: Callable[[], Any]) -> None:
         WebDriverWait(self.browser, HANG_S, 0.05).until(lambda _: condition())
 
-    def judge(self, picture: Path | None, text: str) -> None:
+    def submit(self, picture: Path | None, text: str) -> None:
         if picture is not None:
             self.find("file").send_keys(str(picture))
         self.find("text").send_keys(text)
-        self.find("judge").click()
+        self.find("check").click()
 
     def press_example(self, number: int) -> None:
         self.browser.find_elements(By.CSS_SELECTOR, "#examples button")[number].click()
@@ -156,16 +156,16 @@ class Page:
         self.wait(lambda: self.find("result").is_displayed())
 
     def type(self, text: str) -> None:
-        """What the driver cannot type: emoji, and line breaks at once."""
+        """Set the text at once. The driver cannot type emoji."""
         self.run("document.getElementById('text').value = arguments[0]", text)
 
     def top_of(self, name: str) -> float:
-        """In pixels from the top of what the window shows."""
+        """Return the distance of an element from the top of the viewport, in pixels."""
         top: float = self.run("return arguments[0].getBoundingClientRect().top", self.find(name))
         return top
 
-    def is_judging(self) -> bool:
-        return self.find("status").text == "Judging …"
+    def is_checking(self) -> bool:
+        return self.find("status").text == "Checking …"
 
     def problem(self) -> str:
         self.wait(lambda: self.find("problem").is_displayed())
@@ -174,7 +174,7 @@ class Page:
     def shoot(self, name: str) -> None:
         SHOTS.mkdir(parents=True, exist_ok=True)
         self.browser.set_script_timeout(HANG_S)
-        self.browser.execute_async_script(STANDS_STILL)
+        self.browser.execute_async_script(AWAIT_STILLNESS)
         self.browser.save_screenshot(str(SHOTS / f"{name}.png"))
 
     def run(self, script: str, *arguments: Any) -> Any:
@@ -183,17 +183,17 @@ class Page:
 
 @pytest.fixture
 def page(browser: webdriver.Chrome, server: Server) -> Iterator[Page]:
-    server.judge.busy, server.refuses = False, {}
-    server.judge.may_answer.set()
+    server.detector.busy, server.refuses = False, {}
+    server.detector.may_answer.set()
     browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": []})
     page = Page(browser, server)
     page.open()
     browser.get_log("browser")
     yield page
-    server.judge.may_answer.set()
-    # A script or style that the content security policy stops would be told of here.
-    ours = [line["message"] for line in browser.get_log("browser") if "status of" not in line["message"]]
-    assert ours == []
+    server.detector.may_answer.set()
+    # A script or style that the content security policy blocks would be logged here.
+    messages = [line["message"] for line in browser.get_log("browser") if "status of" not in line["message"]]
+    assert messages == []
 
 
 @pytest.fixture
@@ -219,27 +219,27 @@ def test_an_example_shows_verdict_box_words_and_types(page: Page) -> None:
     assert page.browser.find_elements(By.CSS_SELECTOR, "#marked mark")
     assert page.find("marked").text == page.find("text").get_property("value")
     assert page.find("file").get_attribute("value").endswith(".jpg")
-    page.wait(lambda: abs(page.top_of("result")) < 2)  # it was scrolled to, once the picture had its height
+    page.wait(lambda: abs(page.top_of("result")) < 2)  # the page scrolls there once the picture has its height
     page.shoot("example")
 
 
-def test_a_picture_of_ones_own_is_judged_with_the_keyboard_alone(page: Page, picture: Path) -> None:
+def test_a_users_own_picture_is_checked_with_the_keyboard_alone(page: Page, picture: Path) -> None:
     page.find("file").send_keys(str(picture))
     assert page.find("file").get_attribute("value").endswith("mine.jpg")
     page.find("text").send_keys("Two people meet", Keys.TAB, Keys.TAB)
-    assert page.browser.switch_to.active_element == page.find("judge")
-    page.server.judge.may_answer.clear()
+    assert page.browser.switch_to.active_element == page.find("check")
+    page.server.detector.may_answer.clear()
     page.browser.switch_to.active_element.send_keys(Keys.ENTER)
-    page.wait(page.is_judging)
-    page.server.judge.may_answer.set()
+    page.wait(page.is_checking)
+    page.server.detector.may_answer.set()
     page.wait(lambda: page.find("result").is_displayed())
-    assert page.browser.switch_to.active_element == page.find("result")  # where a screen reader goes on
+    assert page.browser.switch_to.active_element == page.find("result")  # where a screen reader continues
     assert "320 × 240" in page.find("where").text or page.find("where").text == "No face was flagged."
 
 
-def test_what_a_screen_reader_is_told(page: Page) -> None:
-    assert [(page.find(name).aria_role, page.find(name).accessible_name) for name in ("text", "judge", "curl")] == [
-        ("textbox", "Text"), ("button", "Judge the pair"), ("button", "Copy as curl")
+def test_a_screen_reader_gets_names_roles_and_status(page: Page) -> None:
+    assert [(page.find(name).aria_role, page.find(name).accessible_name) for name in ("text", "check", "curl")] == [
+        ("textbox", "Text"), ("button", "Check the pair"), ("button", "Copy as curl")
     ]  # fmt: skip
     assert page.find("file").accessible_name == "Picture"
     page.example(0)
@@ -247,57 +247,57 @@ def test_what_a_screen_reader_is_told(page: Page) -> None:
     assert page.find("status").get_property("textContent").split(",")[0] == page.find("verdict").text.lower()
     assert page.find("result").accessible_name.lower() == page.find("verdict").text.lower()
     assert page.find("problem").get_attribute("role") == "alert"
-    assert page.find("picture").accessible_name == "The picture that was judged"
+    assert page.find("picture").accessible_name == "The picture that was checked"
     meters = page.browser.find_elements(By.CSS_SELECTOR, "#types meter")
-    assert {meter.get_attribute("aria-hidden") for meter in meters} == {"true"}  # the numbers are read
+    assert {meter.get_attribute("aria-hidden") for meter in meters} == {"true"}  # the numbers beside them are read
 
 
-def test_a_file_that_is_no_picture_is_refused_in_words(page: Page, tmp_path: Path) -> None:
+def test_a_file_that_is_not_a_picture_gets_an_error_message(page: Page, tmp_path: Path) -> None:
     (tmp_path / "letter.jpg").write_text("Dear editor")
-    page.judge(tmp_path / "letter.jpg", "Two people meet")
-    assert page.problem().startswith("Not judged: ")
+    page.submit(tmp_path / "letter.jpg", "Two people meet")
+    assert page.problem().startswith("Not checked: ")
     assert not page.find("result").is_displayed()
-    assert page.find("judge").is_enabled()
+    assert page.find("check").is_enabled()
     page.shoot("bad_file")
 
 
-def test_what_is_missing_is_asked_for(page: Page, picture: Path) -> None:
-    page.find("judge").click()
+def test_the_page_asks_for_a_missing_picture_or_text(page: Page, picture: Path) -> None:
+    page.find("check").click()
     assert page.problem() == "Choose a picture first."
-    page.judge(picture, "  ")
+    page.submit(picture, "  ")
     assert page.problem() == "Type the text that goes with the picture."
     assert page.browser.switch_to.active_element == page.find("text")
 
 
 @pytest.mark.parametrize(
-    ("plainly", "words"),
+    ("is_plain", "message"),
     [(False, "The server is busy ("), (True, "The server is busy (it answered 503). Try again in 2 s.")],
 )
-def test_a_server_that_is_full_says_so_and_the_pair_can_be_sent_again(
-    page: Page, picture: Path, plainly: bool, words: str
+def test_a_full_server_is_reported_and_the_pair_can_be_sent_again(
+    page: Page, picture: Path, is_plain: bool, message: str
 ) -> None:
-    page.server.judge.busy, page.server.refuses = not plainly, {"/v1/": 503} if plainly else {}
-    page.judge(picture, "Two people meet")
-    assert page.problem().startswith(words)
-    assert page.browser.switch_to.active_element == page.find("judge")  # nobody has to look for it again
+    page.server.detector.busy, page.server.refuses = not is_plain, {"/v1/": 503} if is_plain else {}
+    page.submit(picture, "Two people meet")
+    assert page.problem().startswith(message)
+    assert page.browser.switch_to.active_element == page.find("check")  # so it can be pressed again at once
     page.shoot("overload")
-    page.server.judge.busy, page.server.refuses = False, {}
-    page.find("judge").click()
+    page.server.detector.busy, page.server.refuses = False, {}
+    page.find("check").click()
     page.wait(lambda: page.find("result").is_displayed())
     assert not page.find("problem").is_displayed()
 
 
-def test_nothing_of_a_text_is_executed(page: Page, picture: Path) -> None:
+def test_no_part_of_a_text_is_executed(page: Page, picture: Path) -> None:
     text = "<img src=x onerror=document.title='owned'> <script>document.title='owned'</script> & 👍 end"
     page.type(text)
-    page.judge(picture, "")
+    page.submit(picture, "")
     page.wait(lambda: page.find("result").is_displayed())
     assert page.find("marked").get_property("textContent") == text
     assert page.find("marked").find_elements(By.CSS_SELECTOR, "img, script") == []
     assert "owned" not in page.browser.title
 
 
-def test_the_copied_command_asks_for_the_same(page: Page, picture: Path) -> None:
+def test_the_copied_command_sends_the_same_pair(page: Page, picture: Path) -> None:
     page.browser.execute_cdp_cmd(
         "Browser.grantPermissions",
         {"permissions": ["clipboardReadWrite", "clipboardSanitizedWrite"], "origin": page.server.url},
@@ -306,15 +306,15 @@ def test_the_copied_command_asks_for_the_same(page: Page, picture: Path) -> None
     page.find("text").send_keys("The mayor's dog")
     page.find("curl").click()
     page.wait(lambda: page.find("copied").text)
-    told = page.find("copied").text
-    if told == "Copied.":
-        told = page.browser.execute_async_script("navigator.clipboard.readText().then(arguments[0])")
-    assert told == (
+    command = page.find("copied").text
+    if command == "Copied.":
+        command = page.browser.execute_async_script("navigator.clipboard.readText().then(arguments[0])")
+    assert command == (
         f"""curl '{page.server.url}v1/detect' -F 'image=@"mine.jpg"' --form-string 'text=The mayor'\\''s dog'"""
     )
 
 
-def test_a_phone_shows_all_of_it_without_scrolling_sideways(page: Page) -> None:
+def test_a_phone_shows_the_whole_page_without_scrolling_sideways(page: Page) -> None:
     page.open(360, 740)
     page.shoot("phone_before")
     page.example(1)
@@ -329,7 +329,7 @@ def test_a_phone_shows_all_of_it_without_scrolling_sideways(page: Page) -> None:
 def test_the_right_words_are_marked_in_a_text_of_several_lines(page: Page) -> None:
     text = "👍 👩‍🚀 news\n\n" + FACE_AND_WORDS["text"].replace(" seems", "\nseems").replace(" amid", "\r\namid")
     page.type(text)
-    page.judge(EXAMPLES / FACE_AND_WORDS["image"], "")
+    page.submit(EXAMPLES / FACE_AND_WORDS["image"], "")
     page.wait(lambda: page.find("result").is_displayed())
     marks = page.browser.find_elements(By.CSS_SELECTOR, "#marked mark")
     assert len(marks) > 5
@@ -341,58 +341,58 @@ def test_the_right_words_are_marked_in_a_text_of_several_lines(page: Page) -> No
     page.shoot("lines")
 
 
-def test_an_older_verdict_does_not_stand_below_a_newer_error(page: Page) -> None:
+def test_an_error_hides_an_older_verdict(page: Page) -> None:
     page.example(1)
-    page.server.judge.busy = True
-    page.judge(None, " and more")
+    page.server.detector.busy = True
+    page.submit(None, " and more")
     assert page.problem().startswith("The server is busy (")
     assert not page.find("result").is_displayed()
-    page.server.judge.busy = False
+    page.server.detector.busy = False
     page.example(1)
     page.find("text").clear()
-    page.find("judge").click()
+    page.find("check").click()
     assert page.problem() == "Type the text that goes with the picture."
     assert not page.find("result").is_displayed()
 
 
-def test_of_two_pairs_the_later_one_is_shown(page: Page, picture: Path) -> None:
-    page.server.judge.may_answer.clear()
+def test_the_later_of_two_pairs_is_shown(page: Page, picture: Path) -> None:
+    page.server.detector.may_answer.clear()
     page.press_example(1)
-    page.wait(page.is_judging)
+    page.wait(page.is_checking)
     page.find("file").send_keys(str(picture))
-    assert not page.is_judging()
+    assert not page.is_checking()
     page.find("text").clear()
-    page.judge(None, "Two people meet")
-    page.wait(page.is_judging)
-    page.server.judge.may_answer.set()
+    page.submit(None, "Two people meet")
+    page.wait(page.is_checking)
+    page.server.detector.may_answer.set()
     page.wait(lambda: page.find("result").is_displayed())
     assert page.find("marked").text == "Two people meet"
 
 
-def test_a_dialog_that_is_cancelled_leaves_no_picture_behind(page: Page, picture: Path) -> None:
+def test_a_canceled_dialog_leaves_no_picture_behind(page: Page, picture: Path) -> None:
     page.find("file").send_keys(str(picture))
-    page.run(  # what Chromium does then
+    page.run(  # as Chromium does when its dialog is canceled
         "const file = document.getElementById('file'); file.value = ''; file.dispatchEvent(new Event('change'))"
     )
-    page.judge(None, "Two people meet")
+    page.submit(None, "Two people meet")
     assert page.problem() == "Choose a picture first."
     assert page.browser.switch_to.active_element == page.find("file")
 
 
-def test_a_picture_that_was_changed_since_is_asked_for_again(page: Page, picture: Path) -> None:
+def test_the_page_asks_again_for_a_picture_that_was_changed(page: Page, picture: Path) -> None:
     page.find("file").send_keys(str(picture))
     picture.write_bytes(draw_jpeg(2, (640, 480)))
-    page.judge(None, "Two people meet")
+    page.submit(None, "Two people meet")
     assert page.problem() == "The picture was changed or moved since you chose it. Choose it again."
 
 
 def drop(page: Page, onto: WebElement, data: dict[str, Any]) -> None:
-    """As a person drags something from another program."""
-    place = onto.rect
+    """Drop data onto an element, as a person does who drags it from another program."""
+    area = onto.rect
     for kind in ("dragEnter", "dragOver", "drop"):
         page.browser.execute_cdp_cmd(
             "Input.dispatchDragEvent",
-            {"type": kind, "x": place["x"] + 20, "y": place["y"] + 20, "data": data | {"dragOperationsMask": 1}},
+            {"type": kind, "x": area["x"] + 20, "y": area["y"] + 20, "data": data | {"dragOperationsMask": 1}},
         )
 
 
@@ -409,19 +409,19 @@ const data = new DataTransfer();
 data.items.add(new File(["cells"], "image.png", { type: "image/png" }));
 for (const kind of arguments[1]) data.setData(kind, "Two people meet");
 const paste = new ClipboardEvent("paste", { clipboardData: data, bubbles: true, cancelable: true });
-return arguments[0].dispatchEvent(paste); // false: nothing else is done with it
+return arguments[0].dispatchEvent(paste); // false: the page handled it
 """
 
 
-def test_a_picture_is_pasted_and_a_text_that_comes_with_one_stays_a_text(page: Page) -> None:
+def test_a_picture_is_pasted_and_a_text_with_a_picture_is_pasted_as_text(page: Page) -> None:
     assert page.run(PASTE, page.find("text"), ["text/plain", "text/html"])
     assert page.find("file").get_attribute("value") == ""
     assert not page.run(PASTE, page.find("text"), ["text/html"])
     assert page.find("file").get_attribute("value").endswith("image.png")
 
 
-def test_an_example_that_cannot_be_loaded_is_no_picture(page: Page) -> None:
-    page.browser.execute_cdp_cmd("Network.enable", {})  # without it nothing is disabled
+def test_an_example_that_cannot_be_loaded_sets_no_picture(page: Page) -> None:
+    page.browser.execute_cdp_cmd("Network.enable", {})  # otherwise the cache stays enabled
     page.browser.execute_cdp_cmd("Network.setCacheDisabled", {"cacheDisabled": True})
     page.server.refuses = {"/page/face.jpg": 503}
     page.press_example(0)
@@ -429,14 +429,12 @@ def test_an_example_that_cannot_be_loaded_is_no_picture(page: Page) -> None:
     assert page.find("file").get_attribute("value") == ""
     page.server.refuses = {"/page/examples.json": 503}
     page.browser.refresh()
-    page.wait(lambda: page.find("examples").text == "They cannot be loaded now.")
+    page.wait(lambda: page.find("examples").text == "The examples cannot be loaded now.")
     page.browser.execute_cdp_cmd("Network.disable", {})
 
 
 @pytest.mark.parametrize("kind", ["a.tiff", "a TIFF by another name.jpg", "turned.webp"])
-def test_a_picture_that_browsers_show_not_or_otherwise_is_drawn_by_the_server(
-    page: Page, tmp_path: Path, kind: str
-) -> None:
+def test_a_picture_that_browsers_show_differently_is_drawn_by_the_server(page: Page, tmp_path: Path, kind: str) -> None:
     with Image.open(EXAMPLES / FACE["image"]) as image:
         if kind == "turned.webp":
             exif = image.getexif()
@@ -444,7 +442,7 @@ def test_a_picture_that_browsers_show_not_or_otherwise_is_drawn_by_the_server(
             image.transpose(Image.Transpose.ROTATE_90).save(tmp_path / kind, "WEBP", lossless=True, exif=exif)
         else:
             image.save(tmp_path / kind, "TIFF")
-    page.judge(tmp_path / kind, FACE["text"])
+    page.submit(tmp_path / kind, FACE["text"])
     page.wait(lambda: page.find("result").is_displayed())
     assert page.find("where").text.startswith("A face is flagged")
     assert page.find("picture").get_attribute("src").startswith("data:image/jpeg;base64,")
@@ -453,29 +451,29 @@ def test_a_picture_that_browsers_show_not_or_otherwise_is_drawn_by_the_server(
     page.shoot(kind)
 
 
-def test_a_key_that_is_missing_is_asked_for_where_it_is_typed(page: Page, picture: Path) -> None:
+def test_the_page_asks_for_a_missing_key_in_its_field(page: Page, picture: Path) -> None:
     page.server.refuses = {"/v1/": 401}
-    page.judge(picture, "Two people meet")
+    page.submit(picture, "Two people meet")
     assert page.problem() == "This server needs a key: enter yours under “API key”."
     assert page.browser.switch_to.active_element == page.find("key")
 
 
 @pytest.mark.parametrize("is_example", [False, True])
-def test_a_problem_is_told_where_a_phone_shows_it(page: Page, picture: Path, is_example: bool) -> None:
+def test_a_problem_is_visible_on_a_phone(page: Page, picture: Path, is_example: bool) -> None:
     page.open(375, 667)
     page.server.refuses = {"/v1/": 503}
     if is_example:
         page.press_example(2)
     else:
-        page.judge(picture, "Two people meet")
+        page.submit(picture, "Two people meet")
     page.problem()
     page.shoot("phone_problem")
     assert 0 <= page.top_of("problem") < 667 - page.find("problem").rect["height"]
 
 
-INK_AND_GROUND = """
-const light = (colour) => {
-  const [r, g, b] = colour.match(/[\\d.]+/g).slice(0, 3).map((c) => {
+TEXT_AND_BACKGROUND = """
+const luminance = (color) => {
+  const [r, g, b] = color.match(/[\\d.]+/g).slice(0, 3).map((c) => {
     const s = c / 255;
     return s <= 0.04045 ? s / 12.92 : ((s + 0.055) / 1.055) ** 2.4;
   });
@@ -483,22 +481,22 @@ const light = (colour) => {
 };
 let ground = arguments[0];
 while (/^rgba\\(.*, 0\\)$/.test(getComputedStyle(ground).backgroundColor)) ground = ground.parentElement;
-return [light(getComputedStyle(arguments[0]).color), light(getComputedStyle(ground).backgroundColor)];
+return [luminance(getComputedStyle(arguments[0]).color), luminance(getComputedStyle(ground).backgroundColor)];
 """
-"""Relative luminance of an element's letters, and of what they stand on (WCAG 2.2)."""
+"""A script that returns the relative luminance of an element's text and of its background (WCAG 2.2)."""
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_words_can_be_read_by_day_and_by_night(page: Page, scheme: str) -> None:
+def test_text_has_enough_contrast_in_light_and_dark_mode(page: Page, scheme: str) -> None:
     page.browser.execute_cdp_cmd(
         "Emulation.setEmulatedMedia", {"features": [{"name": "prefers-color-scheme", "value": scheme}]}
     )
     page.example(1)
     page.shoot(scheme)
-    _, ground = page.run(INK_AND_GROUND, page.browser.find_element(By.TAG_NAME, "body"))
-    assert (ground < 0.2) == (scheme == "dark")
-    told = [page.find(name) for name in ("meaning", "marked", "about", "where", "verdict")]
-    for element in (*told, *page.browser.find_elements(By.CSS_SELECTOR, "mark, #types th, #types td, button")):
-        ink, ground = page.run(INK_AND_GROUND, element)
-        contrast = (max(ink, ground) + 0.05) / (min(ink, ground) + 0.05)
+    _, background = page.run(TEXT_AND_BACKGROUND, page.browser.find_element(By.TAG_NAME, "body"))
+    assert (background < 0.2) == (scheme == "dark")
+    elements = [page.find(name) for name in ("meaning", "marked", "about", "where", "verdict")]
+    for element in (*elements, *page.browser.find_elements(By.CSS_SELECTOR, "mark, #types th, #types td, button")):
+        text, background = page.run(TEXT_AND_BACKGROUND, element)
+        contrast = (max(text, background) + 0.05) / (min(text, background) + 0.05)
         assert contrast >= 4.5, element.text  # contrast (minimum)

@@ -1,4 +1,4 @@
-"""What a request loses before Ray's proxy reads it, and what its answer gets."""
+"""Headers that a request loses before Ray's proxy reads it, and headers that its response gets."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ async def _receive() -> Message:
 
 
 def _pass(headers: Headers, answered: Headers | None = None, kind: str = "http") -> tuple[Headers, Headers]:
-    """The headers that what stands behind the guard gets, and those that the caller gets."""
+    """Return the headers that the application behind the filter gets, and those that the caller gets."""
     got: list[Any] = []
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
@@ -41,37 +41,37 @@ def _pass(headers: Headers, answered: Headers | None = None, kind: str = "http")
         b"serve_multiplexed_model_id", b"serve-multiplexed-model-id",
     ],
 )  # fmt: skip
-def test_an_order_to_ray_is_dropped_and_the_rest_passes(name: bytes, kind: str) -> None:
+def test_a_header_that_controls_ray_is_dropped_and_others_pass(name: bytes, kind: str) -> None:
     passed, _ = _pass([(b"accept", b"*/*"), (name, b"\xff")], kind=kind)
     assert [key for key, _ in passed] == [b"accept", b"x-request-id"]
 
 
 @pytest.mark.parametrize(
-    "given",
+    "ids",
     [
         [], [b""], [b"\xff"], [b"a b"], [b"x" * 65], [b"mine-1\n"], [b"mine-1", b"a b"],
         ["ä".encode()],
     ],
 )  # fmt: skip
-def test_an_id_that_is_none_or_not_harmless_is_replaced(given: list[bytes]) -> None:
-    passed, answered = _pass([(b"x-request-id", value) for value in given])
+def test_a_missing_or_harmful_id_is_replaced(ids: list[bytes]) -> None:
+    passed, answered = _pass([(b"x-request-id", value) for value in ids])
     ((_, fresh),) = passed
-    assert fresh not in given
-    assert request_id(passed) == fresh.decode()  # the API takes it as it is
+    assert fresh not in ids
+    assert request_id(passed) == fresh.decode()  # the API keeps it
     assert answered == [(b"x-request-id", fresh)]
 
 
-def test_a_callers_own_id_stays() -> None:
+def test_a_harmless_id_of_the_caller_is_kept() -> None:
     assert _pass([(b"x-request-id", b"mine-1")])[0] == [(b"x-request-id", b"mine-1")]
 
 
-def test_an_answer_has_one_id_however_many_have_named_it() -> None:
+def test_a_response_has_one_id_even_if_several_layers_add_one() -> None:
     named = [(b"x-request-id", b"mine-1"), (b"content-type", b"text/plain"), (b"X-Request-ID", b"other")]
     _, answered = _pass([(b"x-request-id", b"mine-1")], named)
     assert sorted(answered) == [(b"content-type", b"text/plain"), (b"x-request-id", b"mine-1")]
 
 
-def test_ray_finds_what_its_proxies_are_told_to_load() -> None:
+def test_ray_finds_the_middleware_that_its_proxies_load() -> None:
     from ray.serve._private.utils import call_function_from_import_path
 
     path = CONTROLLER["runtime_env"]["env_vars"]["RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH"]

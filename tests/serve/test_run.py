@@ -1,4 +1,4 @@
-"""The server is told to stop: once, which waits for what is under way, and once more, which does not."""
+"""Stopping the server: the first signal waits for requests in flight, the second does not."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def port() -> int:
 
 @pytest.fixture
 def server(port: int) -> Iterator[subprocess.Popen[str]]:
-    """`asap serve` with two processes of the API, once it answers."""
+    """Run `asap serve` with two processes of the API, and yield its process once it answers."""
     change = {"api_replicas": 2, "max_replicas": 1, "decoders": 1, "detector_cpus": 0.5}
     change |= dict.fromkeys(("deadline_s", "decode_timeout_s", "drain_s"), HANG_S)
     sets = [part for name, value in change.items() for part in ("--set", f"{name}={value}")]
@@ -49,7 +49,7 @@ def server(port: int) -> Iterator[subprocess.Popen[str]]:
 
 
 def _half_sent(port: int) -> tuple[http.client.HTTPConnection, bytes]:
-    """A request under way for as long as its caller likes, and what it still has to send."""
+    """Return a request of which only the beginning was sent, and the rest of its body."""
     body = json.dumps({"image": base64.b64encode(draw_jpeg(1)).decode(), "text": TEXT}).encode()
     caller = http.client.HTTPConnection("127.0.0.1", port, timeout=HANG_S)
     caller.putrequest("POST", "/v1/detect")
@@ -64,22 +64,22 @@ def _models(url: str) -> requests.Response:
 
 
 def _in_flight(url: str) -> list[float]:
-    """Requests under way, of each process of the API."""
-    figures = requests.get(f"{url}/metrics", timeout=HANG_S).text
-    return [float(value) for value in re.findall(r'^asap_requests_in_flight{replica="\w+"} (.+)$', figures, re.M)]
+    """Return the requests in flight of each process of the API."""
+    metrics = requests.get(f"{url}/metrics", timeout=HANG_S).text
+    return [float(value) for value in re.findall(r'^asap_requests_in_flight{replica="\w+"} (.+)$', metrics, re.M)]
 
 
 @pytest.mark.slow
-def test_a_server_that_is_told_to_stop_answers_what_came_and_refuses_what_is_new(
+def test_a_server_that_stops_answers_earlier_requests_and_refuses_new_ones(
     server: subprocess.Popen[str], port: int
 ) -> None:
     url = f"http://127.0.0.1:{port}"
     caller, rest = _half_sent(port)
-    wait_until(lambda: sorted(_in_flight(url)) == [0, 1])  # the idle process is asked, and tells of both
+    wait_until(lambda: sorted(_in_flight(url)) == [0, 1])  # the idle process answers, and reports both
     server.send_signal(signal.SIGTERM)
     assert server.stdout
     assert "stopping: what came is answered" in server.stdout.readline()
-    wait_until(lambda: all(_models(url).status_code == 503 for _ in range(30)))  # both processes are among them
+    wait_until(lambda: all(_models(url).status_code == 503 for _ in range(30)))  # enough to reach both processes
     refused = _models(url)
     assert refused.json()["error"]["code"] == "not_ready"
     assert int(refused.headers["retry-after"]) >= 1
@@ -94,73 +94,73 @@ def test_a_server_that_is_told_to_stop_answers_what_came_and_refuses_what_is_new
 
 
 class Handle:
-    """The processes of the API, as their handle knows them: a look gives the next of `looks`, or raises it."""
+    """A handle of the API's processes. Each call returns the next of `answers`, or raises it."""
 
-    def __init__(self, *looks: list[Any] | Exception) -> None:
-        self._looks = iter(looks)
-        self.asked = 0
+    def __init__(self, *answers: list[Any] | Exception) -> None:
+        self._answers = iter(answers)
+        self.calls = 0
 
     def broadcast(self, method: str) -> Handle:
         assert method == "drain"
-        self.asked += 1
+        self.calls += 1
         return self
 
     def results(self, *, timeout_s: float, return_exceptions: bool) -> list[Any]:
-        look = next(self._looks, [0])
-        if isinstance(look, Exception):
-            raise look
-        return look
+        answer = next(self._answers, [0])
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
 
 
 @pytest.fixture
 def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("serve.run._LOOK_S", 0)
-    monkeypatch.setattr("serve.run._PASSED_ON_S", 0)
+    monkeypatch.setattr("serve.run._POLL_S", 0)
+    monkeypatch.setattr("serve.run._PROXY_SENDS_S", 0)
 
 
 @pytest.mark.usefixtures("at_once")
 @pytest.mark.parametrize("busy", [[0, 1], [TimeoutError()], TimeoutError()], ids=str)
-def test_it_waits_while_any_process_is_busy_or_does_not_say(busy: list[Any] | Exception) -> None:
+def test_draining_waits_while_any_process_is_busy_or_does_not_answer(busy: list[Any] | Exception) -> None:
     from serve.run import _drain
 
     handle = Handle(busy, busy, [0, 0])
     _drain(handle, 300)
-    assert handle.asked == 3
+    assert handle.calls == 3
 
 
 @pytest.mark.usefixtures("at_once")
 @pytest.mark.parametrize("gone", [[0, RayActorError()], DeploymentUnavailableError(None)], ids=str)  # type: ignore[arg-type]
-def test_it_does_not_wait_for_a_process_that_is_gone(gone: list[Any] | Exception) -> None:
+def test_draining_does_not_wait_for_a_process_that_is_gone(gone: list[Any] | Exception) -> None:
     from serve.run import _drain
 
     handle = Handle(gone, [1])
     _drain(handle, 300)
-    assert handle.asked == 1
+    assert handle.calls == 1
 
 
-def test_it_waits_no_longer_than_it_may(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_draining_waits_no_longer_than_its_limit(monkeypatch: pytest.MonkeyPatch) -> None:
     from serve.run import _drain
 
     clock, handle = Clock(), Handle(*[[1]] * 10**4)
     monkeypatch.setattr("serve.run.time", clock)
-    monkeypatch.setattr("serve.run._LOOK_S", 1)
+    monkeypatch.setattr("serve.run._POLL_S", 1)
     _drain(handle, 300)
-    assert (handle.asked, clock.now) == (300, 300)
+    assert (handle.calls, clock.now) == (300, 300)
 
 
-def test_told_once_more_it_ends_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    import serve.run as serve_run
+def test_a_second_signal_ends_the_server_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    from serve.run import run
 
-    def tell(*_: object) -> None:
+    def send_signal(*_: object) -> None:
         os.kill(os.getpid(), signal.SIGTERM)
 
     former = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     ended: list[str] = []
     monkeypatch.setattr("serve.run.start", lambda *_: Handle(*[[1]] * 10**6))
-    monkeypatch.setattr("ray.serve.shutdown", lambda: ended.append("with grace"))
+    monkeypatch.setattr("ray.serve.shutdown", lambda: ended.append("gracefully"))
     try:
         with pytest.raises(KeyboardInterrupt):
-            serve_run.run(None, ServeSettings(drain_s=300), ready=tell, stopping=tell)  # type: ignore[arg-type]
+            run(None, ServeSettings(drain_s=300), ready=send_signal, stopping=send_signal)  # type: ignore[arg-type]
     finally:
         for number, handler in former.items():
             signal.signal(number, handler)

@@ -28,7 +28,7 @@ def test_settings_that_cannot_work_are_refused(change: dict[str, Any], sentence:
         ServeSettings(**change)
 
 
-def test_a_body_of_the_largest_picture_and_text_fits_its_limit() -> None:
+def test_the_limit_of_a_body_has_room_for_the_largest_picture_and_text() -> None:
     settings = ServeSettings(max_image_bytes=3000, max_text_chars=10)
     assert settings.max_body_bytes > 4000 + 10 * len(r"\ud83d\ude00")
 
@@ -38,5 +38,5 @@ def test_a_body_of_the_largest_picture_and_text_fits_its_limit() -> None:
     [("127.0.0.1", True), ("127.8.8.8", True), ("::1", True), ("[::1]", True), ("localhost", True),
      ("0.0.0.0", False), ("::", False), ("10.0.0.1", False), ("localhost.example.com", False), ("", False)],
 )  # fmt: skip
-def test_only_loopback_is_this_machine(host: str, local: bool) -> None:
+def test_only_loopback_addresses_are_this_machine(host: str, local: bool) -> None:
     assert is_loopback(host) == local

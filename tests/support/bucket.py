@@ -1,6 +1,6 @@
-"""Run a command beside an S3 server on loopback whose bucket holds a folder: `bucket.py FOLDER BUCKET COMMAND …`.
+"""Run a command beside a local S3 server whose bucket contains a folder: `bucket.py FOLDER BUCKET COMMAND …`.
 
-The command finds the server as every AWS tool does, through AWS_ENDPOINT_URL and credentials in the environment.
+The command finds the server as every AWS tool does: through AWS_ENDPOINT_URL and credentials in the environment.
 """
 
 import logging
@@ -15,8 +15,8 @@ from moto.server import ThreadedMotoServer
 
 
 def main(folder: Path, bucket: str, command: list[str]) -> int:
-    """Serve, upload, run; the command's exit code."""
-    logging.getLogger("werkzeug").setLevel(logging.ERROR)  # not a line for every object
+    """Start the server, upload the folder, run the command, and return its exit code."""
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)  # without a line for each object
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     server.start()
     host, port = server.get_host_and_port()

@@ -1,4 +1,4 @@
-"""The API in this process, around the model that ships: no Ray, no network."""
+"""The API in this process, around a predictor, without Ray and without a network."""
 
 from __future__ import annotations
 
@@ -25,34 +25,41 @@ TEXT = "A smiling minister opens the bridge"
 
 
 class LocalDetector:
-    """A predictor, as the service asks for one."""
+    """A `DetectorBackend` that runs a predictor in this process, and counts its pairs."""
 
     def __init__(self, predictor: Predictor) -> None:
         self._predictor = predictor
-        self.judged = 0
+        self.detected = 0
 
     async def about(self) -> ModelCard:
         return card(self._predictor)
 
     async def detect(self, image: PreparedImage, text: str | None) -> Finding:
-        self.judged += 1
+        self.detected += 1
         return self._predictor.predict_prepared([image], [text])[0]
 
 
 @contextmanager
 def api(
-    judge: Any, keyring: Keyring | None = None, *, caller: str = "127.0.0.1", **settings: Any
+    backend: Any, keyring: Keyring | None = None, *, caller: str = "127.0.0.1", **settings: Any
 ) -> Iterator[TestClient]:
-    """A client of the API, by default on the server's own machine, which may be slow."""
-    told = ServeSettings(**({"decoders": 1, "deadline_s": HANG_S, "decode_timeout_s": HANG_S} | settings))
-    app = create_app(told, Service(told, judge), keyring or Keyring())
+    """Yield a client of the API whose limits in time only notice a hang.
+
+    Args:
+        backend: The `DetectorBackend`.
+        keyring: The keys of the API; by default there are none.
+        caller: The address of the client; by default it is on the server's own machine.
+        settings: Changes of `ServeSettings`.
+    """
+    changed = ServeSettings(**({"decoders": 1, "deadline_s": HANG_S, "decode_timeout_s": HANG_S} | settings))
+    app = create_app(changed, Service(changed, backend), keyring or Keyring())
     client = TestClient(app, "http://127.0.0.1", raise_server_exceptions=False, client=(caller, 5000))
     with client:
         yield client
 
 
 def free_port() -> int:
-    """A port of this machine that nobody listens on."""
+    """Return a port of this machine on which nothing listens."""
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         port: int = listener.getsockname()[1]
@@ -60,7 +67,7 @@ def free_port() -> int:
 
 
 def encoded(size: tuple[int, int] = (64, 48), kind: str = "PNG") -> bytes:
-    """A picture of one colour."""
+    """Return an encoded picture of one color."""
     buffer = io.BytesIO()
     Image.new("RGB", size, (90, 120, 150)).save(buffer, kind)
     return buffer.getvalue()

@@ -1,4 +1,4 @@
-"""Until something is so, and no longer than a test may take."""
+"""Waiting for a condition, and a simulated clock."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 HANG_S = 900.0
-"""Bound of a wait, which only notices a hang: far beyond what anything here takes on a machine with other work."""
+"""Bound in seconds that only notices a hang. Nothing here takes nearly as long, even on a busy machine."""
 
 
 def wait_until(
@@ -18,7 +18,14 @@ def wait_until(
     process: subprocess.Popen[Any] | None = None,
     every_s: float = 0.05,
 ) -> None:
-    """Fail where it takes so many seconds, or the process that has to bring it about has ended."""
+    """Wait until a condition is true.
+
+    Args:
+        condition: Called until it returns true.
+        seconds: Time after which the wait fails.
+        process: The process that makes the condition true. If it ends, the wait fails.
+        every_s: Seconds between two calls.
+    """
     deadline = time.monotonic() + seconds
     while not condition():
         assert process is None or process.poll() is None, "the process ended too early"
@@ -27,7 +34,7 @@ def wait_until(
 
 
 class Clock:
-    """A clock in the place of the module `time`: it moves only while somebody sleeps by it, which takes no time."""
+    """A clock that replaces the module `time`. It moves only when `sleep` is called, which returns at once."""
 
     def __init__(self) -> None:
         self.now = 0.0

@@ -1,4 +1,4 @@
-"""What passes the gate, and when: the front around an application that only reads its request."""
+"""Admission of requests: the middleware around an application that only reads its request."""
 
 from __future__ import annotations
 
@@ -15,21 +15,20 @@ from serve.api.metrics import Metrics
 from serve.api.middleware import RequestMiddleware
 from serve.inference.in_flight import InFlight
 from serve.settings import ServeSettings
-from tests.support.played import PlayedTime
+from tests.support.event_loop import SimulatedTimeLoop
 
 
 class Callers:
-    """A front whose application reads a request, works for a while, and answers 200."""
+    """Callers of the middleware around an application that reads a request, works for a while, and answers 200."""
 
     def __init__(self, work_s: float = 0.0, **settings: Any) -> None:
-        self.figures = Metrics()
-        given = {"batch_size": 16, "max_image_bytes": 600, "max_text_chars": 1, "max_batch_bytes": 70_000}
-        told = ServeSettings(**(given | settings))  # 70,000: more than the least that a pair's body may have
-        self.room = Capacity(
-            told, ConcurrencyLimit(2 * told.batch_size, told.max_in_flight, told.wait_s, _now), several_keys=True
-        )
+        self.metrics = Metrics()
+        least = {"batch_size": 16, "max_image_bytes": 600, "max_text_chars": 1, "max_batch_bytes": 70_000}
+        changed = ServeSettings(**(least | settings))  # 70,000 is just above the limit of a pair's body
+        concurrency = ConcurrencyLimit(2 * changed.batch_size, changed.max_in_flight, changed.wait_s, _now)
+        self.capacity = Capacity(changed, concurrency, several_keys=True)
         self.in_flight = InFlight()
-        self.front = RequestMiddleware(self._app, self.room, self.in_flight, self.figures)
+        self.middleware = RequestMiddleware(self._app, self.capacity, self.in_flight, self.metrics)
         self.work_s = work_s
         self.read = 0
 
@@ -38,20 +37,20 @@ class Callers:
         while (await receive())["more_body"]:
             pass
         self.read += 1
-        scope["state"]["trace"].there_at = _now()
+        scope["state"]["trace"].received_at = _now()
         await asyncio.sleep(self.work_s)
         await send({"type": "http.response.start", "status": 200, "headers": []})
         await send({"type": "http.response.body", "body": b""})
 
     @property
     def limit(self) -> float:
-        """Requests that are let in at once."""
-        return self.figures.registry.get_sample_value("asap_requests_limit") or 0
+        """Requests that are admitted at once."""
+        return self.metrics.registry.get_sample_value("asap_requests_limit") or 0
 
     async def ask(
         self, chunks: list[bytes], pause_s: float = 0.0, *, declared: int | None = None, key: str | None = None
     ) -> int:
-        """The status of a request whose body comes in chunks, with a pause before each."""
+        """Return the status of a request whose body arrives in chunks, with a pause before each."""
         left, statuses = list(chunks), []
 
         async def receive() -> dict[str, Any]:
@@ -64,7 +63,7 @@ class Callers:
 
         headers = [] if declared is None else [(b"content-length", str(declared).encode())]
         scope = {"type": "http", "path": "/v1/detect", "method": "POST", "headers": headers, "key": key}
-        await self.front(scope, receive, send)
+        await self.middleware(scope, receive, send)
         return int(statuses[0])
 
 
@@ -73,16 +72,16 @@ def _now() -> float:
 
 
 @pytest.fixture(autouse=True)
-def played_time(monkeypatch: pytest.MonkeyPatch) -> None:
+def simulated_time(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("serve.api.middleware.time", SimpleNamespace(perf_counter=_now))
 
 
 def run(work: Callable[[], Coroutine[Any, Any, Any]]) -> Any:
-    with asyncio.Runner(loop_factory=PlayedTime) as runner:
+    with asyncio.Runner(loop_factory=SimulatedTimeLoop) as runner:
         return runner.run(work())
 
 
-def test_callers_who_send_slowly_let_in_no_fewer() -> None:
+def test_slow_senders_do_not_lower_the_limit() -> None:
     callers = Callers(wait_s=0.05)
 
     async def work() -> list[list[int]]:
@@ -92,7 +91,7 @@ def test_callers_who_send_slowly_let_in_no_fewer() -> None:
     assert callers.limit == 64
 
 
-def test_work_that_takes_long_lets_in_fewer() -> None:
+def test_slow_work_lowers_the_limit() -> None:
     callers = Callers(0.1, wait_s=0.05)
 
     async def work() -> None:
@@ -103,8 +102,8 @@ def test_work_that_takes_long_lets_in_fewer() -> None:
     assert callers.limit < 32
 
 
-def test_those_who_still_send_take_no_place_of_those_who_are_there() -> None:
-    callers = Callers(0.05, batch_size=1)  # two are let in at first
+def test_requests_that_are_still_sent_do_not_displace_complete_ones() -> None:
+    callers = Callers(0.05, batch_size=1)  # two are admitted at first
 
     async def work() -> tuple[list[int], list[int]]:
         slow = [asyncio.create_task(callers.ask([b"x", b"x"], 0.2)) for _ in range(5)]
@@ -115,26 +114,26 @@ def test_those_who_still_send_take_no_place_of_those_who_are_there() -> None:
     quick, slow = run(work)
     assert quick == [200, 200, 429]
     assert 200 in slow
-    assert 429 in slow, "all at once, when they are there, are too many"
-    assert callers.room.all == Usage()
+    assert 429 in slow, "they are too many when they all become complete at once"
+    assert callers.capacity.all == Usage()
 
 
-def test_bodies_that_are_too_much_together_are_refused_by_what_they_declare_or_send() -> None:
+def test_bodies_too_large_together_are_refused_by_their_declared_or_sent_size() -> None:
     callers = Callers(0.1, max_bytes_in_flight=70_000)
 
     async def work() -> list[int]:
         first = asyncio.create_task(callers.ask([bytes(60_000)], declared=60_000))
         await asyncio.sleep(0.02)
         declared = await callers.ask([bytes(10)], declared=20_000)
-        told_nothing = await callers.ask([bytes(9_000), bytes(9_000)])
+        undeclared = await callers.ask([bytes(9_000), bytes(9_000)])
         small = await callers.ask([bytes(9_000)])
-        return [await first, declared, told_nothing, small, await callers.ask([bytes(60_000)])]
+        return [await first, declared, undeclared, small, await callers.ask([bytes(60_000)])]
 
     assert run(work) == [200, 429, 429, 200, 200]
-    assert callers.room.all == Usage()
+    assert callers.capacity.all == Usage()
 
 
-def test_who_declares_much_and_sends_nothing_takes_no_room() -> None:
+def test_a_caller_who_declares_much_and_sends_nothing_takes_no_capacity() -> None:
     callers = Callers(max_bytes_in_flight=70_000)
 
     async def work() -> list[int]:
@@ -153,7 +152,7 @@ def test_who_declares_much_and_sends_nothing_takes_no_room() -> None:
         ({"max_in_flight": 64, "batch_size": 4}, [b"x"], 0.0),
     ],
 )
-def test_one_key_takes_no_more_than_its_share(settings: dict[str, Any], chunks: list[bytes], pause_s: float) -> None:
+def test_one_key_gets_no_more_than_its_share(settings: dict[str, Any], chunks: list[bytes], pause_s: float) -> None:
     callers = Callers(0.3, **settings)
 
     async def work() -> tuple[list[int], list[int]]:
@@ -164,10 +163,12 @@ def test_one_key_takes_no_more_than_its_share(settings: dict[str, Any], chunks: 
     other, greedy = run(work)
     assert other == [200]
     assert sorted(set(greedy)) == [200, 429]
-    assert callers.room.by_key["greedy"] == callers.room.all == Usage()
+    assert callers.capacity.by_key["greedy"] == callers.capacity.all == Usage()
 
 
-def test_who_goes_away_while_sending_is_neither_answered_nor_an_error(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_caller_who_disconnects_while_sending_gets_no_response_and_is_no_error(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     callers = Callers()
 
     async def gone() -> dict[str, Any]:
@@ -179,14 +180,14 @@ def test_who_goes_away_while_sending_is_neither_answered_nor_an_error(caplog: py
     async def send(message: dict[str, Any]) -> None:
         raise AssertionError(message)
 
-    front = RequestMiddleware(read, callers.room, InFlight(), callers.figures)
-    run(lambda: front({"type": "http", "path": "/v1/detect", "method": "POST", "headers": []}, gone, send))
+    middleware = RequestMiddleware(read, callers.capacity, InFlight(), callers.metrics)
+    run(lambda: middleware({"type": "http", "path": "/v1/detect", "method": "POST", "headers": []}, gone, send))
     assert not [record for record in caplog.records if record.levelname == "ERROR"]
-    assert callers.figures.registry.get_sample_value("asap_requests_total", {"route": "other", "status": "499"}) == 1
-    assert callers.room.all == Usage()
+    assert callers.metrics.registry.get_sample_value("asap_requests_total", {"route": "other", "status": "499"}) == 1
+    assert callers.capacity.all == Usage()
 
 
-def test_no_more_send_at_once_than_may_be_in_flight() -> None:
+def test_no_more_requests_are_sent_at_once_than_may_be_in_flight() -> None:
     callers = Callers(max_in_flight=3)
 
     async def work() -> list[int]:
@@ -196,7 +197,7 @@ def test_no_more_send_at_once_than_may_be_in_flight() -> None:
     assert callers.read == 3
 
 
-def test_a_server_that_goes_down_says_so_however_busy_it_is() -> None:
+def test_a_server_that_shuts_down_says_so_even_if_it_is_full() -> None:
     callers = Callers(max_in_flight=1)
 
     async def work() -> list[int]:

@@ -1,4 +1,4 @@
-"""Who is answered by a server without keys: its own machine, and no proxy or page of another site on it."""
+"""Callers of a server without keys: it answers its own machine, but no proxy and no page of another site on it."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def test_a_forwarded_request_is_refused_whatever_its_header_says(client: TestCli
 
 
 @pytest.mark.parametrize(("method", "path"), [("GET", "/v1/models"), ("GET", "/metrics"), ("POST", "/v1/detect/batch")])
-def test_every_route_that_works_or_shows_data_refuses_and_the_probes_answer(
+def test_routes_that_detect_or_show_data_refuse_while_the_probes_answer(
     client: TestClient, method: str, path: str
 ) -> None:
     for headers in (FORWARDED, FOREIGN, {"host": "evil.example"}):
@@ -117,7 +117,7 @@ def test_a_request_with_two_names_is_refused(client: TestClient) -> None:
         ("::1", "[::1]:65535"),
     ],
 )
-def test_the_servers_own_page_is_answered_by_whichever_local_name(predictor: Predictor, caller: str, host: str) -> None:
+def test_the_servers_own_page_is_answered_under_every_local_name(predictor: Predictor, caller: str, host: str) -> None:
     with api(LocalDetector(predictor), caller=caller) as client:
         own = {"host": host, "origin": f"http://{host}", "sec-fetch-site": "same-origin"}
         assert _send(client, own).status_code == 200
@@ -137,7 +137,7 @@ def test_a_program_of_this_machine_is_answered(client: TestClient, headers: dict
     assert client.get("/v1/models", headers=headers).status_code == 200
 
 
-def test_a_page_of_cors_origins_is_answered_and_no_other(predictor: Predictor) -> None:
+def test_only_pages_of_cors_origins_are_answered(predictor: Predictor) -> None:
     with api(LocalDetector(predictor), cors_origins=("https://desk.example",)) as client:
         desk = {"origin": "https://desk.example", "sec-fetch-site": "cross-site"}
         assert _send(client, desk).status_code == 200

@@ -1,4 +1,4 @@
-"""The API against its own description, with requests that are made from it, and with pictures that are broken."""
+"""The API against requests generated from its own OpenAPI document, and against corrupt pictures."""
 
 from __future__ import annotations
 
@@ -25,15 +25,15 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 @pytest.fixture(scope="module")
 def client() -> Iterator[Any]:
-    judge = LocalDetector(Predictor.from_folder("demo", "cpu"))
-    with api(judge, Keyring.parse([LINE], "here"), key_rate=1e9, max_text_chars=500) as client:
+    backend = LocalDetector(Predictor.from_folder("demo", "cpu"))
+    with api(backend, Keyring.parse([LINE], "here"), key_rate=1e9, max_text_chars=500) as client:
         yield client
 
 
 @pytest.fixture(scope="module")
 def described(client: Any) -> Any:
     async def requests_only(scope: Any, receive: Any, send: Any) -> None:
-        if scope["type"] == "http":  # the client has begun the application's life, and will end it
+        if scope["type"] == "http":  # the client starts and ends the application
             await client.app(scope, receive, send)
 
     schema = openapi.from_dict(client.app.openapi())
@@ -41,9 +41,9 @@ def described(client: Any) -> Any:
 
     @schema.hook
     def map_body(context: Any, body: Any) -> Any:
-        """Put a real picture in the place of every other one, so that what is beside it gets as far as the model."""
-        if isinstance(body, dict) and isinstance(given := body.get("image"), str | bytes) and len(given) % 2:
-            return body | {"image": PICTURE if isinstance(given, bytes) else base64.b64encode(PICTURE).decode()}
+        """Replace every other picture by a real one, so that the text beside it reaches the model."""
+        if isinstance(body, dict) and isinstance(image := body.get("image"), str | bytes) and len(image) % 2:
+            return body | {"image": PICTURE if isinstance(image, bytes) else base64.b64encode(PICTURE).decode()}
         return body
 
     return schema
@@ -56,14 +56,14 @@ def described(client: Any) -> Any:
         *[("GET", path, GenerationMode.POSITIVE) for path in ("/v1/models", "/metrics", "/healthz", "/readyz")],
     ],
 )
-def test_whatever_is_asked_is_answered_as_the_api_is_described(
+def test_responses_to_any_request_follow_the_openapi_document(
     described: Any, method: str, path: str, mode: GenerationMode
 ) -> None:
     @given(case=described[path][method].as_strategy(generation_mode=mode))
     @settings(max_examples=100, derandomize=True, database=None, deadline=None, suppress_health_check=list(HealthCheck))
     def check(case: Any) -> None:
         answer = case.call(headers={"Authorization": f"Bearer {KEY}"}, timeout=HANG_S)
-        # A picture that cannot be decoded fits the description, and is refused all the same; in a form all is text.
+        # A picture that cannot be decoded fits the schema and is refused all the same; in a form every field is text.
         form = case.media_type == "multipart/form-data"
         excluded = [positive_data_acceptance, *([negative_data_rejection] if form else [])]
         case.validate_response(answer, excluded_checks=excluded)
@@ -71,21 +71,21 @@ def test_whatever_is_asked_is_answered_as_the_api_is_described(
     check()
 
 
-def test_broken_pictures_are_judged_or_refused_and_break_no_decoder(client: Any) -> None:
+def test_corrupt_pictures_are_detected_or_refused_and_break_no_decoder(client: Any) -> None:
     headers = {"Authorization": f"Bearer {KEY}"}
     described = client.app.openapi()
     seen = set()
     for kind, data in mutated(300, seed=1):
         answer = client.post("/v1/detect", files={"image": data}, data={"text": TEXT}, headers=headers)
         assert answer.status_code in (200, 400, 413), answer.text
-        assert BROKE not in answer.text, (kind, len(data))  # nor did it take longer than a decoder may
+        assert BROKE not in answer.text, (kind, len(data))  # nor did the decoder time out
         jsonschema.validate(answer.json(), _schema(described, answer.status_code))
         seen.add((kind, answer.status_code))
     assert seen >= {(kind, 400) for kind in FORMATS}
-    assert seen >= {(kind, 200) for kind in FORMATS if kind != "PNG"}  # whose pixels have a checksum of their own
+    assert seen >= {(kind, 200) for kind in FORMATS if kind != "PNG"}  # a PNG has checksums of its pixels
 
 
 def _schema(described: dict[str, Any], status: int) -> dict[str, Any]:
-    """Of an answer of POST /v1/detect."""
+    """Return the schema of a response to POST /v1/detect."""
     (content,) = described["paths"]["/v1/detect"]["post"]["responses"][str(status)]["content"].values()
     return content["schema"] | {"components": described["components"]}

@@ -7,10 +7,10 @@ from serve.api.keys import Keyring, Rates, new_key
 from serve.errors import Refused
 
 
-def test_a_new_key_is_known_by_its_line_and_no_other_key_is(tmp_path: Path) -> None:
+def test_a_new_key_matches_its_line_and_no_other_key_does(tmp_path: Path) -> None:
     key, line = new_key("newsroom")
     file = tmp_path / "keys"
-    file.write_text(f"# who may call\n\n{new_key('other')[1]}\n{line}  # the desk\n")
+    file.write_text(f"# the callers\n\n{new_key('other')[1]}\n{line}  # the desk\n")
     keyring = Keyring.load(str(file))
     assert keyring.name_of(key) == "newsroom"
     assert key not in line
@@ -18,7 +18,7 @@ def test_a_new_key_is_known_by_its_line_and_no_other_key_is(tmp_path: Path) -> N
         assert keyring.name_of(wrong) is None
 
 
-def test_keys_come_from_the_environment_where_no_file_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_keys_are_read_from_the_environment_if_no_file_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     (first, line), (second, other) = new_key("a"), new_key("b")
     monkeypatch.setenv("ASAP_KEYS", f"{line}, {other}")
     assert [Keyring.load(None).name_of(key) for key in (first, second)] == ["a", "b"]
@@ -34,7 +34,7 @@ def test_keys_come_from_the_environment_where_no_file_is_named(monkeypatch: pyte
         ("# nothing", "holds no key"),
     ],
 )
-def test_a_wrong_keys_file_is_refused_without_repeating_what_may_be_a_key(
+def test_an_invalid_keys_file_is_rejected_without_repeating_a_possible_key(
     tmp_path: Path, content: str, sentence: str
 ) -> None:
     file = tmp_path / "keys"
@@ -44,14 +44,14 @@ def test_a_wrong_keys_file_is_refused_without_repeating_what_may_be_a_key(
     assert "asap_secret" not in str(caught.value)
 
 
-def test_a_missing_keys_file_and_a_name_that_is_none_are_told() -> None:
+def test_a_missing_keys_file_and_an_invalid_name_are_rejected() -> None:
     with pytest.raises(ConfigError, match="/nowhere/keys cannot be read"):
         Keyring.load("/nowhere/keys")
     with pytest.raises(ConfigError, match="key name 'a b'"):
         new_key("a b")
 
 
-def test_a_rate_lets_a_burst_pass_then_says_when_to_come_back() -> None:
+def test_a_rate_allows_a_burst_and_then_says_when_to_retry() -> None:
     now = 0.0
     rates = Rates(rate=2, burst=3, clock=lambda: now)
     rates.take("a", 3)
@@ -67,7 +67,7 @@ def test_a_rate_lets_a_burst_pass_then_says_when_to_come_back() -> None:
         rates.take("a")
 
 
-def test_what_costs_more_than_a_burst_is_let_in_once_and_paid_for_before_the_next() -> None:
+def test_a_request_above_the_burst_is_accepted_once_and_paid_for_before_the_next() -> None:
     now = 100.0
     rates = Rates(2.0, 4, lambda: now)
     rates.take("a", 10)

@@ -1,4 +1,4 @@
-"""What /metrics tells where the API has several processes."""
+"""Metrics of an API that has several processes."""
 
 from __future__ import annotations
 
@@ -11,38 +11,38 @@ from ray.exceptions import RayActorError
 from ray.serve.exceptions import DeploymentUnavailableError
 
 from serve.api.metrics import Metrics, MetricsByReplica, exposition
-from serve.app import _told
+from serve.app import _collect_metrics
 
 
 def _counted(replica: str, requests: int) -> Metrics:
-    figures = Metrics(replica)
-    figures.requests.labels("/v1/detect", 200).inc(requests)
-    figures.seconds.labels("/v1/detect").observe(0.1)
-    return figures
+    metrics = Metrics(replica)
+    metrics.requests.labels("/v1/detect", 200).inc(requests)
+    metrics.seconds.labels("/v1/detect").observe(0.1)
+    return metrics
 
 
-def test_every_process_is_told_of_by_its_name_and_each_family_once() -> None:
+def test_each_sample_names_its_process_and_each_family_appears_once() -> None:
     text = exposition(_counted("b", 3).own() | _counted("a", 2).own()).decode()
     assert text.count("# TYPE asap_requests_total counter") == text.count("# TYPE asap_request_seconds histogram") == 1
     families = {family.name: family for family in text_string_to_metric_families(text)}
-    told = {
+    counts = {
         (sample.labels["replica"], sample.labels["route"], sample.labels["status"]): sample.value
         for sample in families["asap_requests"].samples
         if sample.name == "asap_requests_total"
     }
-    assert told == {("a", "/v1/detect", "200"): 2, ("b", "/v1/detect", "200"): 3}
+    assert counts == {("a", "/v1/detect", "200"): 2, ("b", "/v1/detect", "200"): 3}
     buckets = [sample for sample in families["asap_request_seconds"].samples if sample.labels.get("le") == "+Inf"]
     assert [(sample.labels["replica"], sample.value) for sample in buckets] == [("a", 1), ("b", 1)]
 
 
 class Handle:
-    """The processes of the API, as their handle knows them."""
+    """A handle of the API's processes with fixed answers."""
 
     def __init__(self, answers: list[Any] | Exception) -> None:
         self._answers = answers
 
     def broadcast(self, method: str) -> Handle:
-        assert method == "figures"
+        assert method == "metrics"
         return self
 
     async def results_async(self, *, timeout_s: float, return_exceptions: bool) -> list[Any]:
@@ -52,7 +52,7 @@ class Handle:
 
 
 @pytest.mark.parametrize(
-    ("answers", "known"),
+    ("answers", "replicas"),
     [
         ([_counted("a", 5).own(), _counted("b", 3).own()], {"a", "b"}),
         ([RayActorError(), _counted("b", 3).own()], {"a", "b"}),
@@ -61,8 +61,8 @@ class Handle:
     ],
     ids=["all", "one died", "one is stuck", "an update"],
 )
-def test_a_process_that_does_not_answer_is_left_out_and_the_one_that_is_asked_never_is(
-    answers: list[MetricsByReplica] | Exception, known: set[str]
+def test_a_process_that_does_not_answer_is_left_out_but_never_the_one_that_was_called(
+    answers: list[MetricsByReplica] | Exception, replicas: set[str]
 ) -> None:
-    figures = Metrics("a", lambda: _told(Handle(answers)))
-    assert set(asyncio.run(figures.everyones())) == known
+    metrics = Metrics("a", lambda: _collect_metrics(Handle(answers)))
+    assert set(asyncio.run(metrics.of_all_replicas())) == replicas

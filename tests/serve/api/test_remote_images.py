@@ -1,5 +1,3 @@
-import json
-import tempfile
 import threading
 from collections.abc import Iterator
 from contextlib import suppress
@@ -9,9 +7,9 @@ from pathlib import Path
 import boto3
 import pytest
 
-from asap.errors import CheckpointError, ImageTooLarge
-from serve.api import remote_images as remote
-from serve.api.remote_images import check_allowed, fetch, local_model, redacted
+from asap.errors import ImageTooLarge
+from asap.storage.s3 import s3_client
+from serve.api.remote_images import check_allowed, fetch_remote_image, redacted
 from serve.errors import Refused
 from tests.support.waiting import HANG_S
 
@@ -20,11 +18,11 @@ PREFIXES = ("s3://bucket/public/", "https://img.example/a/")
 
 @pytest.fixture(autouse=True)
 def own_client(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """The client is kept by the process; the S3 server of tests is not, and may be slow."""
-    monkeypatch.setattr(remote, "_TIMEOUT_S", HANG_S)
-    remote._s3.cache_clear()
+    """Make a new S3 client for each test, because the S3 server of the tests does not last. It may be slow too."""
+    monkeypatch.setattr("serve.api.remote_images._TIMEOUT_S", HANG_S)
+    s3_client.cache_clear()
     yield
-    remote._s3.cache_clear()
+    s3_client.cache_clear()
 
 
 @pytest.mark.parametrize(
@@ -43,13 +41,13 @@ def own_client(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         "",
     ],
 )
-def test_an_address_outside_the_allowed_ones_is_refused(uri: str) -> None:
+def test_an_address_that_is_not_allowed_is_refused(uri: str) -> None:
     with pytest.raises(Refused) as caught:
         check_allowed(uri, PREFIXES)
     assert (caught.value.status, caught.value.param) == (403, "uri")
 
 
-def test_an_allowed_address_passes_and_one_that_is_none_is_told() -> None:
+def test_an_allowed_address_passes_and_an_invalid_one_is_refused() -> None:
     check_allowed("s3://bucket/public/a.jpg", PREFIXES)
     check_allowed("https://img.example/a/b.jpg?X-Amz-Signature=secret", PREFIXES)
     with pytest.raises(Refused, match="cannot be read") as caught:
@@ -58,14 +56,14 @@ def test_an_allowed_address_passes_and_one_that_is_none_is_told() -> None:
 
 
 @pytest.mark.parametrize("uri", ["https://[broken", "https://me:pass@a\u2100b/", "https://img.example/a/\ud83d"])
-def test_an_address_that_is_none_is_told_without_what_may_be_secret(uri: str) -> None:
+def test_an_invalid_address_is_refused_without_repeating_its_secrets(uri: str) -> None:
     with pytest.raises(Refused) as caught:
         check_allowed(uri, (*PREFIXES, "https://"))
     assert (caught.value.status, caught.value.code) == (400, "uri_invalid")
     assert "pass" not in redacted(uri)
 
 
-def test_signatures_and_credentials_are_not_told() -> None:
+def test_signatures_and_credentials_are_redacted() -> None:
     assert redacted("https://me:pass@host/a.jpg?X-Amz-Signature=secret#x") == "https://host/a.jpg?…"
     with pytest.raises(Refused) as caught:
         check_allowed("https://me:pass@host/a.jpg?sig=secret", PREFIXES)
@@ -75,16 +73,21 @@ def test_signatures_and_credentials_are_not_told() -> None:
 def test_an_object_is_fetched_and_one_that_is_missing_or_too_large_is_refused(bucket: str) -> None:
     boto3.client("s3").put_object(Bucket=bucket, Key="a/b.jpg", Body=b"12345")
     prefixes = (f"s3://{bucket}/a/",)
-    assert fetch(f"s3://{bucket}/a/b.jpg", prefixes, 5, HANG_S) == b"12345"
+    assert fetch_remote_image(f"s3://{bucket}/a/b.jpg", prefixes, 5, HANG_S) == b"12345"
     with pytest.raises(ImageTooLarge):
-        fetch(f"s3://{bucket}/a/b.jpg", prefixes, 4, HANG_S)
+        fetch_remote_image(f"s3://{bucket}/a/b.jpg", prefixes, 4, HANG_S)
     with pytest.raises(Refused, match="cannot be read") as caught:
-        fetch(f"s3://{bucket}/a/none.jpg", prefixes, 5, HANG_S)
+        fetch_remote_image(f"s3://{bucket}/a/none.jpg", prefixes, 5, HANG_S)
     assert (caught.value.status, caught.value.code) == (400, "uri_unreadable")
 
 
-class _Elsewhere(BaseHTTPRequestHandler):
+class _Host(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
+        if self.path == "/headers":
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(str(self.headers).encode())
+            return
         if self.path == "/garbled":
             self.wfile.write(b"not HTTP\r\n\r\n")
             return
@@ -92,7 +95,7 @@ class _Elsewhere(BaseHTTPRequestHandler):
         self.send_header("Location", "/picture")
         self.end_headers()
         if self.path == "/drip":
-            with suppress(OSError):  # until the other side is gone
+            with suppress(OSError):  # until the client is gone
                 while not self.server.ended.wait(0.01):  # type: ignore[attr-defined]
                     self.wfile.write(b"1")
             return
@@ -103,9 +106,9 @@ class _Elsewhere(BaseHTTPRequestHandler):
 
 
 @pytest.fixture
-def elsewhere() -> Iterator[str]:
-    """The address of a host; the settings allow https alone, what follows is the same."""
-    server = ThreadingHTTPServer(("127.0.0.1", 0), _Elsewhere)
+def host() -> Iterator[str]:
+    """Serve a host over http, and yield its address. The settings allow only https; the rest is the same."""
+    server = ThreadingHTTPServer(("127.0.0.1", 0), _Host)
     server.ended = threading.Event()  # type: ignore[attr-defined]
     threading.Thread(target=server.serve_forever, daemon=True).start()
     yield f"http://127.0.0.1:{server.server_port}"
@@ -114,48 +117,29 @@ def elsewhere() -> Iterator[str]:
     server.server_close()
 
 
-def test_a_redirect_is_not_followed(elsewhere: str) -> None:
-    assert fetch(f"{elsewhere}/picture", (elsewhere,), 5, HANG_S) == b"12345"
+def test_a_redirect_is_not_followed(host: str) -> None:
+    assert fetch_remote_image(f"{host}/picture", (host,), 5, HANG_S) == b"12345"
     with pytest.raises(ImageTooLarge):
-        fetch(f"{elsewhere}/picture", (elsewhere,), 4, HANG_S)
+        fetch_remote_image(f"{host}/picture", (host,), 4, HANG_S)
     with pytest.raises(Refused, match="cannot be read: 302"):
-        fetch(f"{elsewhere}/moved", (elsewhere,), 5, HANG_S)
+        fetch_remote_image(f"{host}/moved", (host,), 5, HANG_S)
 
 
-@pytest.mark.parametrize(("path", "told"), [("garbled", "BadStatusLine"), ("drip", "TimeoutError")])
-def test_a_host_that_answers_nonsense_or_without_an_end_is_the_callers_matter(
-    elsewhere: str, path: str, told: str
+def test_a_host_gets_no_credentials_of_this_machine_and_sends_no_compressed_body(
+    host: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with pytest.raises(Refused, match=f"cannot be read: {told}") as caught:
-        fetch(f"{elsewhere}/{path}", (elsewhere,), 10**6, 0.2)
+    netrc = tmp_path / "netrc"
+    netrc.write_text("machine 127.0.0.1 login me password secret\n")
+    monkeypatch.setenv("NETRC", str(netrc))
+    headers = fetch_remote_image(f"{host}/headers", (host,), 10**4, HANG_S).decode().lower()
+    assert "accept-encoding: identity" in headers
+    assert "authorization" not in headers
+
+
+@pytest.mark.parametrize(("path", "reason"), [("garbled", "ConnectionError"), ("drip", "TimeoutError")])
+def test_a_host_that_sends_no_http_or_an_endless_body_is_an_error_of_the_caller(
+    host: str, path: str, reason: str
+) -> None:
+    with pytest.raises(Refused, match=f"cannot be read: {reason}") as caught:
+        fetch_remote_image(f"{host}/{path}", (host,), 10**6, 0.2)
     assert (caught.value.status, caught.value.code) == (400, "uri_unreadable")
-
-
-def test_a_model_folder_is_copied_from_s3(bucket: str, model_folder: Path) -> None:
-    client = boto3.client("s3")
-    for file in model_folder.rglob("*"):
-        if file.is_file():
-            client.upload_file(str(file), bucket, f"models/small/{file.relative_to(model_folder)}")
-    copied = Path(local_model(f"s3://{bucket}/models/small"))
-    assert json.loads((copied / "config.json").read_text()) == json.loads((model_folder / "config.json").read_text())
-    assert (copied / "tokenizer/tokenizer.json").exists()
-    assert local_model("demo") == "demo"
-    with pytest.raises(CheckpointError, match="is empty or does not exist"):
-        local_model(f"s3://{bucket}/models/none")
-    with pytest.raises(CheckpointError, match="cannot be read"):
-        local_model("s3://no-such-bucket-for-me/models")
-
-
-@pytest.mark.parametrize("key", ["../../escaped", "a/../../../escaped", "/absolute", "a//b", "a/\0"])
-def test_a_model_folder_with_a_key_that_leaves_it_is_not_copied_at_all(
-    key: str, bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    scratch = tmp_path / "outer" / "scratch"
-    scratch.mkdir(parents=True)
-    monkeypatch.setattr(tempfile, "tempdir", str(scratch))
-    for name in ("!first", key):
-        boto3.client("s3").put_object(Bucket=bucket, Key=f"models/small/{name}", Body=b"x")
-    with pytest.raises(CheckpointError, match="name is no path below a folder") as caught:
-        local_model(f"s3://{bucket}/models/small")
-    assert repr(key) in str(caught.value)
-    assert list((tmp_path / "outer").rglob("*")) == [scratch]

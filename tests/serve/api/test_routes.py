@@ -22,8 +22,8 @@ from asap.preprocessing.images import PreparedImage
 from serve.api.keys import Keyring, new_key
 from serve.errors import NotReady, Overloaded, Refused
 from serve.schemas import ModelCard
+from tests.support.event_loop import advance_clock
 from tests.support.pictures import draw_jpeg
-from tests.support.played import let_pass
 from tests.support.serving import TEXT, LocalDetector, api, encoded
 from tests.support.waiting import HANG_S, Clock
 
@@ -47,7 +47,7 @@ def client(predictor: Predictor) -> Iterator[TestClient]:
 
 
 def _short(value: Any) -> str | None:
-    """A part of a test's name: not a whole picture."""
+    """Return the length of a long value as its part of a test's name, instead of a whole picture."""
     return str(len(value)) if isinstance(value, bytes | str) and len(value) > 20 else None
 
 
@@ -56,7 +56,7 @@ def _send(client: TestClient, picture: bytes = PICTURE, text: str = TEXT, query:
 
 
 def _check(client: TestClient, name: str, answer: Any) -> None:
-    """Against the OpenAPI document's schema of that name."""
+    """Check an answer against the OpenAPI document's schema of that name."""
     schemas = client.get("/openapi.json").json()["components"]["schemas"]
     text = json.dumps(schemas[name] | {"$defs": schemas}).replace("#/components/schemas/", "#/$defs/")
     jsonschema.validate(answer, json.loads(text))
@@ -65,12 +65,14 @@ def _check(client: TestClient, name: str, answer: Any) -> None:
 def _error(client: TestClient, answer: Any, status: int, code: str, param: str | None) -> None:
     assert answer.status_code == status, answer.text
     _check(client, "ErrorResponse", answer.json())
-    told = answer.json()["error"]
-    assert (told["code"], told["param"], told["request_id"]) == (code, param, answer.headers["x-request-id"])
+    error = answer.json()["error"]
+    assert (error["code"], error["param"], error["request_id"]) == (code, param, answer.headers["x-request-id"])
     assert "Traceback" not in answer.text
 
 
-def test_a_form_and_json_are_answered_alike_as_the_predictor_judges(client: TestClient, predictor: Predictor) -> None:
+def test_a_form_and_json_get_the_same_response_with_the_predictors_score(
+    client: TestClient, predictor: Predictor
+) -> None:
     form, sent = _send(client), client.post("/v1/detect", json={"image": BASE64, "text": TEXT})
     for answer in (form, sent):
         assert answer.status_code == 200, answer.text
@@ -85,12 +87,12 @@ def test_a_form_and_json_are_answered_alike_as_the_predictor_judges(client: Test
     assert set(form.json()["timings"]) == {"read", "decode", "detect", "total"}
 
 
-def test_a_data_url_is_taken_as_pages_make_it(client: TestClient) -> None:
+def test_a_data_url_is_accepted(client: TestClient) -> None:
     answer = client.post("/v1/detect", json={"image": f"data:image/png;base64,{BASE64}", "text": TEXT})
     assert answer.status_code == 200
 
 
-def test_evidence_is_given_in_pixels_shares_and_words_and_drawn_where_it_is_asked_for() -> None:
+def test_evidence_is_returned_in_pixels_fractions_and_words_and_drawn_on_request() -> None:
     from asap.finding import Word
 
     class Sure:
@@ -106,13 +108,13 @@ def test_evidence_is_given_in_pixels_shares_and_words_and_drawn_where_it_is_aske
             )  # fmt: skip
 
     with api(Sure()) as client:
-        told = _send(client, query="?evidence=image").json()
-        _check(client, "Detection", told)
-        evidence = told["evidence"]
+        answer = _send(client, query="?evidence=image").json()
+        _check(client, "Detection", answer)
+        evidence = answer["evidence"]
         assert evidence["box_px"] == {"x0": 16, "y0": 12, "x1": 32, "y1": 24}
         assert evidence["box"] == {"x0": 0.25, "y0": 0.25, "x1": 0.5, "y1": 0.5}
         assert evidence["words"] == [{"index": 1, "start": 2, "end": 9, "word": "smiling", "score": 0.8}]
-        assert told["types"]["text_swap"] == {"score": 0.8, "flagged": True}
+        assert answer["types"]["text_swap"] == {"score": 0.8, "flagged": True}
         kind, _, data = evidence["image"].partition(",")
         assert kind == "data:image/jpeg;base64"
         assert base64.b64decode(data).startswith(b"\xff\xd8\xff")
@@ -135,7 +137,7 @@ def test_evidence_is_given_in_pixels_shares_and_words_and_drawn_where_it_is_aske
     ],
     ids=_short,
 )
-def test_a_pair_that_cannot_be_read_is_refused_by_its_field(
+def test_an_unreadable_pair_is_refused_with_its_field(
     client: TestClient, picture: bytes, text: str, status: int, code: str, param: str | None
 ) -> None:
     _error(client, _send(client, picture, text), status, code, param)
@@ -162,7 +164,7 @@ def test_a_pair_that_cannot_be_read_is_refused_by_its_field(
     ],
     ids=_short,
 )  # fmt: skip
-def test_json_that_is_wrong_is_refused_by_its_field(
+def test_invalid_json_is_refused_with_its_field(
     client: TestClient, body: bytes, status: int, code: str, param: str | None
 ) -> None:
     answer = client.post("/v1/detect", content=body, headers={"content-type": "application/json"})
@@ -171,7 +173,7 @@ def test_json_that_is_wrong_is_refused_by_its_field(
     _error(client, answer, status, code, param)
 
 
-def test_what_is_not_asked_as_it_should_be_is_told_in_the_same_shape(client: TestClient) -> None:
+def test_malformed_requests_get_the_error_envelope(client: TestClient) -> None:
     _error(client, client.post("/v1/detect", content=b"x"), 415, "unsupported_media_type", None)
     _error(client, client.post("/v1/detect/batch", data={"a": "b"}), 415, "unsupported_media_type", None)
     _error(client, client.get("/v1/detect"), 405, "method_not_allowed", None)
@@ -202,21 +204,21 @@ def test_each_pair_of_a_batch_has_its_own_status(client: TestClient) -> None:
 
 
 class _Picky(LocalDetector):
-    """Fails on one text, and never comes to an end with another."""
+    """A detector that fails on one text, and never finishes another."""
 
     async def detect(self, image: PreparedImage, text: str | None) -> Finding:
         if text == "fail":
-            self.judged += 1
+            self.detected += 1
             raise RuntimeError("secret")
         if text == "hang":
-            while self.judged < 3:  # the others of its batch
+            while self.detected < 3:  # the others of its batch
                 await asyncio.sleep(0.01)
-            let_pass(HANG_S)
+            advance_clock(HANG_S)
             await asyncio.Event().wait()
         return await super().detect(image, text)
 
 
-def test_a_pair_that_fails_or_comes_late_harms_no_other_of_its_batch(
+def test_a_pair_that_fails_or_is_late_does_not_affect_others_of_its_batch(
     predictor: Predictor, caplog: pytest.LogCaptureFixture
 ) -> None:
     items = [{"image": BASE64, "text": text} for text in (TEXT, "fail", "hang", TEXT)]
@@ -238,57 +240,55 @@ def test_a_batch_is_charged_before_it_is_read(predictor: Predictor) -> None:
 
 
 class _Replaced(LocalDetector):
-    """From some moment on, another model, that sees larger pictures."""
+    """A detector whose model can be replaced by one of a larger input size."""
 
     replaced = False
 
     async def about(self) -> ModelCard:
-        known = await super().about()
-        return (
-            known.model_copy(update={"model_id": "next", "image_size": 2 * known.image_size})
-            if self.replaced
-            else known
-        )
+        model = await super().about()
+        if not self.replaced:
+            return model
+        return model.model_copy(update={"model_id": "next", "image_size": 2 * model.image_size})
 
     async def detect(self, image: PreparedImage, text: str | None) -> Finding | ModelCard:  # type: ignore[override]
-        known = await self.about()
-        if image.pixels.shape[0] != known.image_size:
-            return known
-        half = replace(image, pixels=image.pixels[:: known.image_size // 128, :: known.image_size // 128])
-        return replace(await super().detect(half, text), model_id=known.model_id)
+        model = await self.about()
+        if image.pixels.shape[0] != model.image_size:
+            return model
+        half = replace(image, pixels=image.pixels[:: model.image_size // 128, :: model.image_size // 128])
+        return replace(await super().detect(half, text), model_id=model.model_id)
 
 
-def test_an_update_to_a_model_of_another_size_is_noticed_by_the_next_pair(predictor: Predictor) -> None:
-    judge = _Replaced(predictor)
-    with api(judge) as client:
+def test_the_next_pair_notices_an_update_to_a_model_of_another_size(predictor: Predictor) -> None:
+    backend = _Replaced(predictor)
+    with api(backend) as client:
         assert _send(client).json()["model_id"] == predictor.model_id
-        judge.replaced = True
+        backend.replaced = True
         assert _send(client).json()["model_id"] == "next"
         assert client.get("/v1/models").json()["models"][0]["image_size"] == 256
-        judge.replaced = False
+        backend.replaced = False
         assert _send(client).json()["model_id"] == predictor.model_id
 
 
-def test_a_page_elsewhere_that_may_call_reads_refusals_too(predictor: Predictor) -> None:
+def test_an_allowed_page_of_another_site_can_read_refusals_too(predictor: Predictor) -> None:
     origin = {"Origin": "https://desk.example"}
-    asks = origin | {"Access-Control-Request-Method": "POST"}
+    preflight = origin | {"Access-Control-Request-Method": "POST"}
     settings = {"max_in_flight": 1, "cors_origins": ("https://desk.example",)}
-    judge = _Held()
-    with api(judge, **settings) as client, ThreadPoolExecutor(3) as threads:
-        answers = judge.answers([threads.submit(_send, client, headers=origin) for _ in range(3)], held=1)
-        assert client.options("/v1/detect", headers=asks).status_code == 200
+    backend = _Held()
+    with api(backend, **settings) as client, ThreadPoolExecutor(3) as threads:
+        answers = backend.answers([threads.submit(_send, client, headers=origin) for _ in range(3)], held=1)
+        assert client.options("/v1/detect", headers=preflight).status_code == 200
     assert sorted(answer.status_code for answer in answers) == [429, 429, 500]
     assert {answer.headers["access-control-allow-origin"] for answer in answers} == {"https://desk.example"}
 
 
 @pytest.mark.parametrize("error", [Overloaded(), NotReady("loading"), Refused(413, "too_large", "long", param="text")])
-def test_a_refusal_reaches_who_calls_a_handle(error: Refused) -> None:
-    again = pickle.loads(pickle.dumps(error))  # noqa: S301 - as Ray does
+def test_a_refusal_survives_pickling(error: Refused) -> None:
+    again = pickle.loads(pickle.dumps(error))  # noqa: S301 - Ray does so for callers of a handle
     assert (type(again), vars(again), str(again)) == (type(error), vars(error), str(error))
 
 
-def test_json_is_read_outside_the_event_loop(client: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
-    import serve.api.routes
+def test_json_is_parsed_outside_the_event_loop(client: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    import serve.api.requests
 
     loops = []
 
@@ -296,7 +296,7 @@ def test_json_is_read_outside_the_event_loop(client: TestClient, monkeypatch: py
         loops.append(asyncio._get_running_loop())
         return PICTURE
 
-    monkeypatch.setattr(serve.api.routes.base64, "b64decode", unpack)
+    monkeypatch.setattr(serve.api.requests.base64, "b64decode", unpack)
     pair = {"image": BASE64, "text": TEXT}
     assert client.post("/v1/detect", json=pair).status_code == 200
     assert client.post("/v1/detect/batch", json={"items": [pair, pair]}).status_code == 200
@@ -311,18 +311,18 @@ def test_a_batch_is_limited_in_pairs_and_bytes(client: TestClient) -> None:
     _error(client, long, 413, "too_large", None)
 
 
-def test_the_model_and_the_state_of_the_server_are_told(client: TestClient, predictor: Predictor) -> None:
+def test_the_model_the_state_and_the_metrics_of_the_server_are_shown(client: TestClient, predictor: Predictor) -> None:
     models = client.get("/v1/models").json()
     _check(client, "ModelList", models)
     assert [model["model_id"] for model in models["models"]] == [predictor.model_id]
     assert client.get("/healthz").json() == client.get("/readyz").json() == {"status": "ok"}
     _send(client)
-    figures = client.get("/metrics").text
-    assert 'asap_requests_total{replica="only",route="/v1/detect",status="200"}' in figures
-    assert "asap_pairs_total" in figures
+    metrics = client.get("/metrics").text
+    assert 'asap_requests_total{replica="only",route="/v1/detect",status="200"}' in metrics
+    assert "asap_pairs_total" in metrics
 
 
-def test_the_reference_and_the_page_hold_nothing_from_elsewhere(client: TestClient) -> None:
+def test_the_reference_and_the_page_load_nothing_from_other_hosts(client: TestClient) -> None:
     for path in ("/", "/docs"):
         answer = client.get(path)
         assert answer.headers["content-security-policy"].startswith("default-src 'none'; script-src 'self'")
@@ -335,7 +335,7 @@ def test_the_reference_and_the_page_hold_nothing_from_elsewhere(client: TestClie
 
 
 class _Troubled:
-    """A judge that raises, or takes its time."""
+    """A detector that raises an error, or takes some seconds and returns one."""
 
     def __init__(self, trouble: Exception | float) -> None:
         self.trouble = trouble
@@ -366,7 +366,9 @@ class _Troubled:
         (0.0, 500, "model_error"),
     ],
 )
-def test_trouble_behind_the_api_is_told_without_what_it_was(trouble: Exception | float, status: int, code: str) -> None:
+def test_errors_behind_the_api_are_reported_without_their_details(
+    trouble: Exception | float, status: int, code: str
+) -> None:
     with api(_Troubled(trouble)) as client:
         answer = _send(client)
         _error(client, answer, status, code, None)
@@ -377,16 +379,16 @@ def test_trouble_behind_the_api_is_told_without_what_it_was(trouble: Exception |
 
 
 class _Late(_Troubled):
-    """Is at work when the deadline comes."""
+    """A detector that is at work when the deadline passes."""
 
     async def detect(self, image: Any, text: str | None) -> Finding:
         self.trouble = 2 * HANG_S
-        asyncio.get_running_loop().call_soon(let_pass, HANG_S)
+        asyncio.get_running_loop().call_soon(advance_clock, HANG_S)
         return await super().detect(image, text)
 
 
 class _Held(_Troubled):
-    """Answers nothing before the requests that are too many were refused."""
+    """A detector that answers only after the requests beyond the limit were refused."""
 
     def __init__(self) -> None:
         super().__init__(0.0)
@@ -396,71 +398,71 @@ class _Held(_Troubled):
         await asyncio.to_thread(self._go_on.wait, HANG_S)
         return await super().detect(image, text)
 
-    def answers(self, asked: list[Future[Any]], *, held: int) -> list[Any]:
-        refused = as_completed(asked, HANG_S)
+    def answers(self, requests: list[Future[Any]], *, held: int) -> list[Any]:
+        refused = as_completed(requests, HANG_S)
         try:
-            for _ in asked[held:]:
+            for _ in requests[held:]:
                 next(refused)
         finally:
             self._go_on.set()
-        return [one.result() for one in asked]
+        return [request.result() for request in requests]
 
 
-def test_work_that_is_not_done_within_the_deadline_is_cancelled() -> None:
-    judge = _Late(0.0)
-    with api(judge) as client:
+def test_work_is_cancelled_at_the_deadline() -> None:
+    backend = _Late(0.0)
+    with api(backend) as client:
         _error(client, _send(client), 504, "deadline", None)
-    assert judge.cancelled
+    assert backend.cancelled
 
 
-def test_a_request_beyond_those_in_flight_is_refused_at_once() -> None:
-    judge = _Held()
-    with api(judge, max_in_flight=2) as client, ThreadPoolExecutor(6) as threads:
-        answers = judge.answers([threads.submit(_send, client) for _ in range(6)], held=2)
+def test_a_request_beyond_the_limit_in_flight_is_refused_at_once() -> None:
+    backend = _Held()
+    with api(backend, max_in_flight=2) as client, ThreadPoolExecutor(6) as threads:
+        answers = backend.answers([threads.submit(_send, client) for _ in range(6)], held=2)
     assert sorted(answer.status_code for answer in answers) == [429] * 4 + [500] * 2
 
 
-def test_a_store_that_hangs_holds_up_those_who_name_it_alone(
+def test_a_store_that_hangs_delays_only_the_callers_who_name_it(
     predictor: Predictor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    there, asked = threading.Event(), threading.Semaphore(0)
+    arrived, requested = threading.Event(), threading.Semaphore(0)
 
     def hang(*_: Any) -> bytes:
-        asked.release()
-        there.wait(HANG_S)
+        requested.release()
+        arrived.wait(HANG_S)
         return PICTURE
 
-    monkeypatch.setattr("serve.api.routes.fetch", hang)
-    most = min(32, (os.cpu_count() or 1) + 4)  # threads that asyncio has for everything
+    monkeypatch.setattr("serve.api.routes.fetch_remote_image", hang)
+    most = min(32, (os.cpu_count() or 1) + 4)  # threads in the pool that asyncio uses by default
     named = {"uri": "s3://pictures/a.png", "text": TEXT}
     with api(LocalDetector(predictor), batch_size=32) as client, ThreadPoolExecutor(most) as threads:
         waiting = [threads.submit(client.post, "/v1/detect", json=named) for _ in range(most)]
         for _ in waiting:
-            asked.acquire()
+            requested.acquire()
         assert client.post("/v1/detect", json={"image": BASE64, "text": TEXT}).status_code == 200
         assert not any(wait.done() for wait in waiting)
-        there.set()
+        arrived.set()
         assert {wait.result().status_code for wait in waiting} == {200}
 
 
-def test_fewer_are_let_in_where_answers_take_too_long(predictor: Predictor) -> None:
+def test_slow_responses_lower_the_limit(predictor: Predictor) -> None:
     class Slow(LocalDetector):
         async def detect(self, image: PreparedImage, text: str | None) -> Finding:
             await asyncio.sleep(0.05)
             return await super().detect(image, text)
 
-    def let_in() -> int:
+    def limit() -> int:
         return int(re.search(r"asap_requests_limit{.*} (\d+)", client.get("/metrics").text)[1])  # type: ignore[index]
 
     with api(Slow(predictor), wait_s=0.01) as client:
-        assert let_in() == 32
+        assert limit() == 32
         for _ in range(20):
             assert _send(client).status_code == 200
-        assert let_in() < 32
+        assert limit() < 32
     with api(LocalDetector(predictor), wait_s=HANG_S / 2) as client:
         for _ in range(5):
             _send(client)
-        assert let_in() == 37
+        assert limit() == 37
 
 
 def test_without_keys_only_this_machine_is_answered(predictor: Predictor) -> None:
@@ -471,7 +473,7 @@ def test_without_keys_only_this_machine_is_answered(predictor: Predictor) -> Non
         _error(client, _send(client, headers={"host": "evil.example"}), 403, "keys_required", None)
 
 
-def test_with_keys_a_known_one_is_needed_and_named_in_the_log_without_pair_or_key(
+def test_a_known_key_is_needed_and_the_log_has_its_name_but_neither_key_nor_pair(
     predictor: Predictor, caplog: pytest.LogCaptureFixture
 ) -> None:
     key, line = new_key("desk")
@@ -483,16 +485,16 @@ def test_with_keys_a_known_one_is_needed_and_named_in_the_log_without_pair_or_ke
         with caplog.at_level(logging.INFO, "asap.requests"):
             answer = _send(client, headers=headers)
     assert answer.json()["id"] == "mine-1"
-    told = json.loads(caplog.records[-1].message)
-    assert (told["id"], told["key"], told["status"]) == ("mine-1", "desk", 200)
-    assert told["pairs"][0]["sha256"] == answer.json()["input"]["sha256"]
-    assert told["pairs"][0]["verdict"] == answer.json()["verdict"]
+    entry = json.loads(caplog.records[-1].message)
+    assert (entry["id"], entry["key"], entry["status"]) == ("mine-1", "desk", 200)
+    assert entry["pairs"][0]["sha256"] == answer.json()["input"]["sha256"]
+    assert entry["pairs"][0]["verdict"] == answer.json()["verdict"]
     assert key not in caplog.text
     assert TEXT not in caplog.text
 
 
 @pytest.mark.parametrize("batch", [False, True])
-def test_what_costs_more_than_a_burst_is_let_in_by_a_key_that_has_rested(predictor: Predictor, batch: bool) -> None:
+def test_a_request_above_the_burst_is_accepted_if_the_bucket_is_full(predictor: Predictor, batch: bool) -> None:
     key, line = new_key("desk")
     pair = {"image": BASE64, "text": " ".join(["river"] * 120)}  # three passes
     path, body = ("/v1/detect/batch", {"items": [pair, pair]}) if batch else ("/v1/detect", pair)
@@ -504,7 +506,9 @@ def test_what_costs_more_than_a_burst_is_let_in_by_a_key_that_has_rested(predict
     assert statuses == [200, 429]
 
 
-def test_long_texts_and_slow_stores_let_in_no_fewer(predictor: Predictor, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_long_texts_and_slow_stores_do_not_lower_the_limit(
+    predictor: Predictor, monkeypatch: pytest.MonkeyPatch
+) -> None:
     clock = Clock()
 
     def slowly(*_: Any) -> bytes:
@@ -518,7 +522,7 @@ def test_long_texts_and_slow_stores_let_in_no_fewer(predictor: Predictor, monkey
 
     for module in ("routes", "middleware"):
         monkeypatch.setattr(f"serve.api.{module}.time", clock)
-    monkeypatch.setattr("serve.api.routes.fetch", slowly)
+    monkeypatch.setattr("serve.api.routes.fetch_remote_image", slowly)
     named = {"uri": "s3://pictures/a.png", "text": TEXT}
     with api(Slow(predictor), batch_size=2, wait_s=0.15) as client:
         for _ in range(20):
@@ -527,7 +531,7 @@ def test_long_texts_and_slow_stores_let_in_no_fewer(predictor: Predictor, monkey
         assert re.search(r"asap_requests_limit{.*} (\d+)", client.get("/metrics").text)[1] != "2"  # type: ignore[index]
 
 
-def test_a_long_text_is_charged_by_what_it_costs(predictor: Predictor) -> None:
+def test_a_long_text_is_charged_for_each_pass(predictor: Predictor) -> None:
     key, line = new_key("desk")
     headers, keyring = {"authorization": f"Bearer {key}"}, Keyring.parse([line], "here")
     with api(LocalDetector(predictor), keyring, key_rate=1e-6, key_burst=4, max_batch_items=3) as client:
@@ -536,7 +540,7 @@ def test_a_long_text_is_charged_by_what_it_costs(predictor: Predictor) -> None:
         _error(client, _send(client, headers=headers), 429, "rate_limited", None)
 
 
-def test_a_key_has_a_rate_in_pairs(predictor: Predictor) -> None:
+def test_the_rate_of_a_key_counts_pairs(predictor: Predictor) -> None:
     key, line = new_key("desk")
     headers = {"authorization": f"Bearer {key}"}
     with api(
@@ -550,16 +554,16 @@ def test_a_key_has_a_rate_in_pairs(predictor: Predictor) -> None:
         assert _send(client, headers=headers).status_code == 200
 
 
-def test_pages_of_other_sites_may_not_read_answers_unless_they_are_named(predictor: Predictor) -> None:
-    ask = {"origin": "https://desk.example"}
+def test_pages_of_other_sites_cannot_read_responses_unless_cors_origins_names_them(predictor: Predictor) -> None:
+    origin = {"origin": "https://desk.example"}
     with api(LocalDetector(predictor)) as client:
-        assert "access-control-allow-origin" not in client.get("/v1/models", headers=ask).headers
+        assert "access-control-allow-origin" not in client.get("/v1/models", headers=origin).headers
     with api(LocalDetector(predictor), cors_origins=("https://desk.example",)) as client:
-        answer = client.get("/v1/models", headers=ask)
+        answer = client.get("/v1/models", headers=origin)
         assert answer.headers["access-control-allow-origin"] == "https://desk.example"
 
 
-def test_a_server_that_goes_down_begins_nothing_new(predictor: Predictor) -> None:
+def test_a_server_that_shuts_down_refuses_new_requests(predictor: Predictor) -> None:
     with api(LocalDetector(predictor)) as client:
         app = client.app
     outside = TestClient(app, "http://127.0.0.1", client=("127.0.0.1", 5000))

@@ -1,4 +1,4 @@
-"""What the batcher sends, when, and to whom each result goes; the workers are played."""
+"""Batches that the batcher sends, their times, and the results of each item. The workers are fakes."""
 
 import asyncio
 from typing import Any
@@ -7,11 +7,11 @@ import pytest
 
 from serve.errors import Overloaded
 from serve.inference.batcher import Answer, Batcher
-from tests.support.played import let_pass, played
+from tests.support.event_loop import advance_clock, in_event_loop
 
 
 class Workers:
-    """Batches that were sent; each is answered, with ten times each item, when the test says so."""
+    """Workers that record each batch, and answer it with ten times each item when the test calls `answer`."""
 
     def __init__(self) -> None:
         self.sent: list[list[int]] = []
@@ -38,7 +38,7 @@ class Workers:
 
 
 async def settled() -> None:
-    """Let what is ready run."""
+    """Run everything that is ready."""
     for _ in range(10):
         await asyncio.sleep(0)
 
@@ -48,7 +48,7 @@ def ask(batcher: Batcher[int, int], *items: int) -> list[asyncio.Task[int]]:
 
 
 def ask_at_cost(batcher: Batcher[int, int], *costs: int) -> list[asyncio.Task[int]]:
-    """Each item is what it costs."""
+    """Ask for items whose value is their cost."""
     return [asyncio.get_running_loop().create_task(batcher.ask(cost, cost)) for cost in costs]
 
 
@@ -56,59 +56,59 @@ def batcher_for(workers: Workers, **changes: Any) -> Batcher[int, int]:
     return Batcher(workers, **({"size": 4, "wait_s": 0.0, "most_waiting": 100, "clock": lambda: 0.0} | changes))
 
 
-@played
-async def test_what_arrives_together_goes_together_and_each_gets_its_own_result() -> None:
+@in_event_loop
+async def test_items_that_arrive_together_share_a_batch_and_each_gets_its_own_result() -> None:
     workers = Workers()
-    asked = ask(batcher_for(workers), 1, 2, 3)
+    tasks = ask(batcher_for(workers), 1, 2, 3)
     await settled()
     assert workers.sent == [[1, 2, 3]]
     await workers.answer(0)
-    assert await asyncio.gather(*asked) == [10, 20, 30]
+    assert await asyncio.gather(*tasks) == [10, 20, 30]
 
 
-@played
-async def test_a_full_batch_does_not_wait_and_the_first_item_of_another_waits_no_longer_than_it_may() -> None:
+@in_event_loop
+async def test_a_full_batch_is_sent_at_once_and_another_after_its_first_item_has_waited_long_enough() -> None:
     workers = Workers()
     batcher = batcher_for(workers, wait_s=300)
     ask(batcher, 1, 2, 3, 4, 5)
     await settled()
     assert workers.sent == [[1, 2, 3, 4]]
-    let_pass(300)
+    advance_clock(300)
     await settled()
     assert workers.sent == [[1, 2, 3, 4], [5]]
 
 
-@played
-async def test_a_batch_costs_no_more_than_its_size_and_what_costs_more_goes_alone_in_its_turn() -> None:
+@in_event_loop
+async def test_a_batch_costs_at_most_its_size_and_a_costlier_item_goes_alone_in_its_turn() -> None:
     workers = Workers()
-    asked = ask_at_cost(batcher_for(workers), 1, 2, 1, 1, 3, 2, 100, 1, 1)
+    tasks = ask_at_cost(batcher_for(workers), 1, 2, 1, 1, 3, 2, 100, 1, 1)
     for number in range(5):
         await settled()
         await workers.answer(number)
     assert workers.sent == [[1, 2, 1], [1, 3], [2], [100], [1, 1]]
-    assert await asyncio.gather(*asked) == [10, 20, 10, 10, 30, 20, 1000, 10, 10]
+    assert await asyncio.gather(*tasks) == [10, 20, 10, 10, 30, 20, 1000, 10, 10]
 
 
-@played
-async def test_while_a_worker_has_its_next_batch_what_arrives_makes_a_larger_one() -> None:
+@in_event_loop
+async def test_items_that_arrive_while_a_worker_has_two_batches_form_a_larger_one() -> None:
     workers = Workers()
     batcher = batcher_for(workers)
     ask(batcher, 1)
     await settled()
     ask(batcher, 2)
     await settled()
-    asked = ask(batcher, 3, 4, 5)
+    tasks = ask(batcher, 3, 4, 5)
     await settled()
     assert workers.sent == [[1], [2]]
     await workers.answer(0)
     assert workers.sent == [[1], [2], [3, 4, 5]]
     await workers.answer(1)
     await workers.answer(2)
-    assert await asyncio.gather(*asked) == [30, 40, 50]
+    assert await asyncio.gather(*tasks) == [30, 40, 50]
 
 
-@played
-async def test_every_worker_that_answers_gets_two_batches_until_it_has_answered_nothing_for_long() -> None:
+@in_event_loop
+async def test_every_worker_that_answers_gets_two_batches_until_it_has_been_silent_for_long() -> None:
     now = [0.0]
     workers = Workers()
     batcher = batcher_for(workers, size=1, clock=lambda: now[0])
@@ -118,12 +118,12 @@ async def test_every_worker_that_answers_gets_two_batches_until_it_has_answered_
     await workers.answer(0, "one")
     assert len(workers.sent) == 3
     await workers.answer(1, "two")
-    assert len(workers.sent) == 6  # four on their way
+    assert len(workers.sent) == 6  # four are out
     now[0] = 9.0
     for number in range(2, 6):
         await workers.answer(number, "one")
     assert len(workers.sent) == 10
-    now[0] = 10.5  # of "two" nothing was heard since 0
+    now[0] = 10.5  # "two" has been silent since 0
     for number in range(6, 8):
         await workers.answer(number, "one")
     assert len(workers.sent) == 10
@@ -131,38 +131,38 @@ async def test_every_worker_that_answers_gets_two_batches_until_it_has_answered_
     assert len(workers.sent) == 11
 
 
-@played
-async def test_what_a_batch_fails_with_reaches_its_items_and_no_other() -> None:
+@in_event_loop
+async def test_the_error_of_a_batch_reaches_its_items_and_no_others() -> None:
     workers = Workers()
-    asked = ask(batcher_for(workers, size=2), 1, 2, 3)
+    tasks = ask(batcher_for(workers, size=2), 1, 2, 3)
     await settled()
     await workers.fail(0, ValueError("broken"))
     await workers.answer(1)
-    told = await asyncio.gather(*asked, return_exceptions=True)
-    assert [str(one) for one in told] == ["broken", "broken", "30"]
+    results = await asyncio.gather(*tasks, return_exceptions=True)
+    assert [str(result) for result in results] == ["broken", "broken", "30"]
 
 
-@played
-async def test_more_than_may_wait_is_refused_at_once() -> None:
+@in_event_loop
+async def test_an_item_beyond_those_that_may_wait_is_refused_at_once() -> None:
     workers = Workers()
     batcher = batcher_for(workers, size=1, most_waiting=2)
-    asked = ask(batcher, 1, 2, 3, 4)
+    tasks = ask(batcher, 1, 2, 3, 4)
     await settled()
     with pytest.raises(Overloaded):
         await batcher.ask(5)
     for number in range(4):
         await workers.answer(number)
-    assert await asyncio.gather(*asked) == [10, 20, 30, 40]
+    assert await asyncio.gather(*tasks) == [10, 20, 30, 40]
 
 
-@played
-async def test_nobody_judges_what_nobody_waits_for() -> None:
+@in_event_loop
+async def test_no_worker_computes_a_result_that_nobody_waits_for() -> None:
     workers = Workers()
     batcher = batcher_for(workers, size=2)
     first, second, third, fourth, fifth, sixth = ask(batcher, 1, 2, 3, 4, 5, 6)
     await settled()
-    fifth.cancel()  # waits
-    first.cancel()  # was sent with the second, which somebody waits for
+    fifth.cancel()  # still waits
+    first.cancel()  # was sent with the second, whose result is still wanted
     await settled()
     assert workers.dropped == []
     third.cancel()
@@ -175,8 +175,8 @@ async def test_nobody_judges_what_nobody_waits_for() -> None:
     assert (await second, await sixth) == (20, 60)
 
 
-@played
-async def test_a_worker_that_hangs_does_not_hold_up_the_others() -> None:
+@in_event_loop
+async def test_a_worker_that_hangs_does_not_block_the_others() -> None:
     now = [0.0]
     workers = Workers()
     batcher = batcher_for(workers, size=1, clock=lambda: now[0])
@@ -190,8 +190,8 @@ async def test_a_worker_that_hangs_does_not_hold_up_the_others() -> None:
     assert await fourth == 40
 
 
-@played
-async def test_what_costs_more_than_a_batch_may_be_out_for_longer() -> None:
+@in_event_loop
+async def test_an_item_that_costs_more_than_a_batch_may_be_out_for_longer() -> None:
     now = [0.0]
     workers = Workers()
     batcher = batcher_for(workers, clock=lambda: now[0])
@@ -207,8 +207,8 @@ async def test_what_costs_more_than_a_batch_may_be_out_for_longer() -> None:
     assert workers.sent == [[12]] * 4
 
 
-@played
-async def test_all_workers_are_known_however_long_each_takes_for_what_costs_much() -> None:
+@in_event_loop
+async def test_workers_count_as_alive_while_they_work_on_costly_items() -> None:
     now = [0.0]
     workers = Workers()
     ask_at_cost(batcher_for(workers, clock=lambda: now[0]), *[12] * 8)
@@ -218,11 +218,11 @@ async def test_all_workers_are_known_however_long_each_takes_for_what_costs_much
     await workers.answer(1, "two")
     now[0] = 40.0
     await workers.answer(2, "one")
-    assert len(workers.sent) == 7, "two ahead for each of them, not for the last that was heard of alone"
+    assert len(workers.sent) == 7, "two batches for each of them, not only for the one that answered last"
 
 
-@played
-async def test_a_worker_that_answers_too_little_is_an_error_for_whom_it_left_out() -> None:
+@in_event_loop
+async def test_an_item_without_a_result_in_the_answer_gets_an_error() -> None:
     async def send(items: list[int]) -> Answer[int]:
         return Answer("one", items[1:])
 

@@ -26,7 +26,7 @@ def pool() -> Iterator[DecoderPool]:
     pool.close()
 
 
-def test_a_picture_comes_out_as_if_it_had_been_decoded_here(pool: DecoderPool) -> None:
+def test_a_decoder_process_returns_the_same_as_decoding_in_this_process(pool: DecoderPool) -> None:
     data = draw_jpeg(1)
     here, apart = prepare_image(data, 32, LIMITS), asyncio.run(pool.prepare(data, 32))
     assert np.array_equal(here.pixels, apart.pixels)
@@ -44,7 +44,7 @@ def test_a_picture_comes_out_as_if_it_had_been_decoded_here(pool: DecoderPool) -
     ],
     ids=lambda value: str(len(value)) if isinstance(value, bytes) else None,
 )
-def test_what_is_wrong_with_a_picture_is_told_and_the_decoder_goes_on(
+def test_an_unreadable_picture_raises_its_error_and_the_decoder_continues(
     pool: DecoderPool, data: bytes, kind: type[InputError]
 ) -> None:
     with pytest.raises(kind):
@@ -65,12 +65,12 @@ def test_the_box_of_a_finding_is_drawn_on_the_picture(pool: DecoderPool) -> None
     assert change.max() > 100
 
 
-def test_a_decoder_that_hangs_is_killed_and_the_next_picture_gets_another() -> None:
+def test_a_decoder_that_hangs_is_killed_and_replaced_for_the_next_picture() -> None:
     pool = DecoderPool(1, LIMITS, timeout_s=HANG_S)
     try:
         asyncio.run(pool.prepare(draw_jpeg(1), 32))
         process = pool._all[0].start()
-        os.kill(process.pid, signal.SIGSTOP)  # as a picture would that takes for ever
+        os.kill(process.pid, signal.SIGSTOP)  # like a picture that takes forever
         pool._all[0]._timeout_s = 0.5
         with pytest.raises(DecodeFailed, match=r"within 0\.5 s"):
             asyncio.run(pool.prepare(draw_jpeg(1), 32))
@@ -81,7 +81,7 @@ def test_a_decoder_that_hangs_is_killed_and_the_next_picture_gets_another() -> N
         pool.close()
 
 
-def test_a_decoder_that_cannot_be_started_is_the_servers_matter(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_decoder_that_cannot_be_started_is_an_error_of_the_server(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("serve.inference.decoder_pool.sys.executable", "/nowhere/python")
     pool = DecoderPool(1, LIMITS, timeout_s=HANG_S)
     with pytest.raises(NotReady, match="no decoder could be started"):

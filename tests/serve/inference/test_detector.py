@@ -1,21 +1,25 @@
-"""A detector in this process, around a small model: whom it makes wait, and for whom it works."""
+"""A detector in this process, around a small model: order of work, cancellation, and the copy of its model."""
 
 from __future__ import annotations
 
 import asyncio
+import json
+import tempfile
 import threading
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
+import boto3
 import numpy as np
 import pytest
 import torch
 
+from asap.errors import CheckpointError
 from asap.finding import Finding
 from asap.preprocessing.images import PreparedImage
 from serve.settings import ServeSettings
-from tests.support.played import played
+from tests.support.event_loop import in_event_loop
 
 if TYPE_CHECKING:
     from serve.inference.detector import Detector, Prepared
@@ -44,8 +48,8 @@ async def findings_of(detector: Detector, *texts: str) -> list[Finding]:
     return [finding for finding in found if isinstance(finding, Finding)]
 
 
-@played
-async def test_each_pair_has_its_finding_however_long_its_text_is(detector: Detector) -> None:
+@in_event_loop
+async def test_each_pair_gets_its_own_finding_however_long_its_text_is(detector: Detector) -> None:
     texts = [QUICK, LONG, "happy people", ""]
     findings = await findings_of(detector, *texts)
     alone = [(await findings_of(detector, text))[0] for text in texts]
@@ -53,23 +57,23 @@ async def test_each_pair_has_its_finding_however_long_its_text_is(detector: Dete
     assert [one.score for one in findings[:3]] == pytest.approx([one.score for one in alone[:3]], abs=1e-5)
 
 
-@played
-async def test_a_picture_for_a_model_of_another_size_gets_this_ones_card(detector: Detector) -> None:
+@in_event_loop
+async def test_a_picture_prepared_for_another_model_size_gets_the_card_of_this_model(detector: Detector) -> None:
     small = PreparedImage(pixels=np.full((16, 16, 3), 128, np.uint8), width=16, height=16, sha256=None)
-    _, (found, told) = await detector.detect([pair(QUICK), (small, QUICK)])
+    _, (found, model) = await detector.detect([pair(QUICK), (small, QUICK)])
     assert isinstance(found, Finding)
     assert found.score is not None
-    assert not isinstance(told, Finding)
-    assert told == await detector.about()
-    assert told.image_size == 32
-    assert (await detector.detect([(small, QUICK)])).results == [told]
+    assert not isinstance(model, Finding)
+    assert model == await detector.about()
+    assert model.image_size == 32
+    assert (await detector.detect([(small, QUICK)])).results == [model]
 
 
-@played
-async def test_a_broken_device_ends_the_process_so_that_another_can_try(
+@in_event_loop
+async def test_a_broken_device_ends_the_process_so_that_another_one_can_start(
     detector: Detector, monkeypatch: pytest.MonkeyPatch, process_end: type[BaseException]
 ) -> None:
-    def break_down(*given: object) -> None:
+    def break_down(*_: object) -> None:
         raise torch.AcceleratorError("CUDA error: an illegal memory access was encountered")
 
     monkeypatch.setattr(detector._predictor._model, "fuse", break_down)
@@ -77,29 +81,27 @@ async def test_a_broken_device_ends_the_process_so_that_another_can_try(
         await findings_of(detector, QUICK)
 
 
-@played
+@in_event_loop
 async def test_a_quick_pair_does_not_wait_for_all_passes_of_a_long_text(detector: Detector) -> None:
     long = asyncio.create_task(findings_of(detector, LONG))
-    await asyncio.sleep(0)  # it is first in the queue
+    await asyncio.sleep(0)  # so it is first in the queue
     await findings_of(detector, QUICK)
     assert not long.done()
     (finding,) = await long
     assert f"it was analysed in {PASSES} passes" in finding.warnings[0]
 
 
-@played
-async def test_what_nobody_waits_for_any_more_takes_no_pass_more(
-    detector: Detector, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@in_event_loop
+async def test_a_cancelled_pair_takes_no_further_pass(detector: Detector, monkeypatch: pytest.MonkeyPatch) -> None:
     begun, go_on, passes = threading.Event(), threading.Event(), 0
     fuse = detector._predictor._model.fuse
 
-    def held(*given: Any) -> Any:
+    def held(*arguments: Any) -> Any:
         nonlocal passes
         passes += 1
         begun.set()
         go_on.wait()
-        return fuse(*given)
+        return fuse(*arguments)
 
     monkeypatch.setattr(detector._predictor._model, "fuse", held)
     long, waiting, quick = (asyncio.create_task(findings_of(detector, text)) for text in (LONG, LONG, QUICK))
@@ -109,4 +111,38 @@ async def test_what_nobody_waits_for_any_more_takes_no_pass_more(
     go_on.set()
     assert len(await quick) == 1
     assert (long.cancelled(), waiting.cancelled()) == (True, True)
-    assert passes == 2, "the long text's that had begun, and the quick pair's"
+    assert passes == 2, "the pass of the long text that had begun, and the pass of the quick pair"
+
+
+def test_a_model_folder_is_copied_from_s3(bucket: str, model_folder: Path) -> None:
+    from serve.inference.detector import local_model
+
+    client = boto3.client("s3")
+    for file in model_folder.rglob("*"):
+        if file.is_file():
+            client.upload_file(str(file), bucket, f"models/small/{file.relative_to(model_folder)}")
+    copied = Path(local_model(f"s3://{bucket}/models/small"))
+    assert json.loads((copied / "config.json").read_text()) == json.loads((model_folder / "config.json").read_text())
+    assert (copied / "tokenizer/tokenizer.json").exists()
+    assert local_model("demo") == "demo"
+    with pytest.raises(CheckpointError, match="is empty or does not exist"):
+        local_model(f"s3://{bucket}/models/none")
+    with pytest.raises(CheckpointError, match="cannot be read"):
+        local_model("s3://no-such-bucket-for-me/models")
+
+
+@pytest.mark.parametrize("key", ["../../escaped", "a/../../../escaped", "/absolute", "a//b", "a/\0"])
+def test_a_model_folder_with_a_key_that_leaves_it_is_not_copied_at_all(
+    key: str, bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from serve.inference.detector import local_model
+
+    scratch = tmp_path / "outer" / "scratch"
+    scratch.mkdir(parents=True)
+    monkeypatch.setattr(tempfile, "tempdir", str(scratch))
+    for name in ("!first", key):
+        boto3.client("s3").put_object(Bucket=bucket, Key=f"models/small/{name}", Body=b"x")
+    with pytest.raises(CheckpointError, match="no path below") as caught:
+        local_model(f"s3://{bucket}/models/small")
+    assert repr(key)[1:-1] in str(caught.value)
+    assert list((tmp_path / "outer").rglob("*")) == [scratch]

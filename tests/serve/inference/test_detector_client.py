@@ -1,4 +1,4 @@
-"""What goes to the detectors together, and what is called back; the detectors are played."""
+"""Batches that the client sends to detectors, and calls that it cancels. The detectors are fakes."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ import pytest
 
 from asap.preprocessing.images import PreparedImage
 from serve.settings import ServeSettings
-from tests.support.played import played
+from tests.support.event_loop import in_event_loop
 
 GREY = PreparedImage(pixels=np.full((32, 32, 3), 128, np.uint8), width=32, height=32, sha256=None)
 QUICK, LONG = "a crowd", "a " * 10_000
 
 
 class Detectors:
-    """Batches of texts that were sent; none is answered."""
+    """A handle that records the texts of each batch and answers none."""
 
     def __init__(self) -> None:
         self.sent: list[list[str]] = []
@@ -29,23 +29,23 @@ class Detectors:
         return asyncio.get_running_loop().create_future()
 
 
-@played
-async def test_long_texts_go_alone_and_two_ahead_and_hold_up_no_other() -> None:
+@in_event_loop
+async def test_long_texts_are_sent_alone_and_two_at_once_and_delay_no_other_pair() -> None:
     from serve.inference.detector_client import DetectorClient
 
     detectors = Detectors()
-    judge = DetectorClient(detectors, ServeSettings(batch_size=2, batch_wait_s=0))
+    client = DetectorClient(detectors, ServeSettings(batch_size=2, batch_wait_s=0))
     texts = [LONG, QUICK, LONG, QUICK, LONG, "a " * 51, QUICK]
-    asked = [asyncio.create_task(judge.detect(GREY, text)) for text in texts]
+    tasks = [asyncio.create_task(client.detect(GREY, text)) for text in texts]
     while len(detectors.sent) < 4:
         await asyncio.sleep(0)
     assert sorted(detectors.sent, key=len) == [[LONG], [LONG], ["a " * 51], [QUICK, QUICK]]
-    assert not any(one.done() for one in asked)
+    assert not any(task.done() for task in tasks)
 
 
 @pytest.fixture
 def held(ray_here: None) -> Iterator[Any]:
-    """The handle of a detector on Ray that answers nothing, and tells of what it was asked."""
+    """The handle of a detector on Ray that answers nothing, and reports when a call begins and is cancelled."""
     from ray import serve
 
     class Held:
@@ -71,12 +71,12 @@ def held(ray_here: None) -> Iterator[Any]:
     serve.shutdown()
 
 
-@played
-async def test_what_nobody_waits_for_any_more_is_called_back_from_its_detector(held: Any) -> None:
+@in_event_loop
+async def test_a_cancelled_pair_is_cancelled_in_its_detector(held: Any) -> None:
     from serve.inference.detector_client import DetectorClient
 
-    asked = asyncio.create_task(DetectorClient(held, ServeSettings()).detect(GREY, QUICK))
+    task = asyncio.create_task(DetectorClient(held, ServeSettings()).detect(GREY, QUICK))
     assert await held.begun.remote()
-    asked.cancel()
+    task.cancel()
     assert await held.cancelled.remote()
-    assert asked.cancelled()
+    assert task.cancelled()

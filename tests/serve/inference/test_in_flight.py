@@ -1,4 +1,4 @@
-"""Nothing new is begun, and what is under way is finished: in this process."""
+"""Shutdown of a service in this process: no new requests begin, and those in flight are finished."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ SETTINGS = ServeSettings(decoders=1)
 
 
 @pytest.fixture(scope="module")
-def judge() -> LocalDetector:
+def backend() -> LocalDetector:
     return LocalDetector(Predictor.from_folder("demo"))
 
 
 @pytest.fixture
-def service(judge: LocalDetector) -> Service:
-    return Service(SETTINGS, judge)
+def service(backend: LocalDetector) -> Service:
+    return Service(SETTINGS, backend)
 
 
 @pytest.fixture
@@ -39,7 +39,7 @@ def client(service: Service) -> Iterator[TestClient]:
         yield client
 
 
-def test_what_was_let_in_is_answered_when_the_server_goes_down_while_it_is_still_being_sent(
+def test_a_request_is_answered_although_the_server_shuts_down_while_it_is_being_sent(
     client: TestClient, service: Service
 ) -> None:
     body = json.dumps({"image": base64.b64encode(draw_jpeg(1)).decode(), "text": TEXT}).encode()
@@ -55,21 +55,23 @@ def test_what_was_let_in_is_answered_when_the_server_goes_down_while_it_is_still
     assert service.in_flight.requests == 0
 
 
-def test_what_is_new_is_told_to_come_back_before_any_of_it_is_read(client: TestClient, service: Service) -> None:
+def test_a_new_request_is_refused_with_retry_after_before_its_body_is_read(
+    client: TestClient, service: Service
+) -> None:
     service.in_flight.close()
 
     def unwanted() -> Iterator[bytes]:
-        raise AssertionError("the body was asked for")
+        raise AssertionError("the body was read")
         yield b""
 
     refused = client.post("/v1/detect", content=unwanted(), headers={"content-type": "application/json"})
     assert (refused.status_code, refused.json()["error"]["code"]) == (503, "not_ready")
-    assert "going down" in refused.json()["error"]["message"]
+    assert "shutting down" in refused.json()["error"]["message"]
     assert int(refused.headers["retry-after"]) >= 1
     assert client.get("/v1/models").status_code == 503
 
 
-def test_a_server_that_goes_down_is_alive_tells_its_figures_and_is_not_ready(
+def test_a_server_that_shuts_down_is_alive_and_shows_metrics_but_is_not_ready(
     client: TestClient, service: Service
 ) -> None:
     assert client.get("/readyz").status_code == 200
@@ -80,16 +82,16 @@ def test_a_server_that_goes_down_is_alive_tells_its_figures_and_is_not_ready(
     assert (ready.status_code, ready.json()["error"]["code"]) == (503, "not_ready")
 
 
-def test_a_request_that_failed_is_not_under_way_any_more(client: TestClient, service: Service) -> None:
+def test_a_failed_request_is_no_longer_in_flight(client: TestClient, service: Service) -> None:
     assert client.post("/v1/detect", files={"image": b"no picture"}, data={"text": TEXT}).status_code == 400
     assert service.in_flight.requests == 0
 
 
-def test_what_is_refused_does_not_count() -> None:
+def test_a_refused_request_is_not_counted() -> None:
     in_flight = InFlight()
-    with in_flight.one():
+    with in_flight.track():
         in_flight.close()
-        with pytest.raises(NotReady, match="going down"), in_flight.one():
-            raise AssertionError("nothing new begins")
+        with pytest.raises(NotReady, match="shutting down"), in_flight.track():
+            raise AssertionError("no new request begins")
         assert in_flight.requests == 1
     assert in_flight.requests == 0

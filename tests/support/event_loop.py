@@ -1,4 +1,4 @@
-"""Tests that are coroutines."""
+"""Tests that are coroutines, and event loops whose clock is simulated."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from typing import Any
 from tests.support.waiting import HANG_S
 
 
-def played(test: Callable[..., Coroutine[Any, Any, None]]) -> Callable[..., None]:
-    """A test, run in an event loop of its own; what it leaves in there is cancelled."""
+def in_event_loop(test: Callable[..., Coroutine[Any, Any, None]]) -> Callable[..., None]:
+    """Run a test in an event loop of its own. Tasks that it leaves there are cancelled."""
 
     @functools.wraps(test)
     def run(**fixtures: Any) -> None:
@@ -21,17 +21,17 @@ def played(test: Callable[..., Coroutine[Any, Any, None]]) -> Callable[..., None
     return run
 
 
-def let_pass(seconds: float) -> None:
-    """Move the running loop's clock on; what waits for a time then comes as if so many seconds had passed."""
+def advance_clock(seconds: float) -> None:
+    """Move the clock of the running loop forward, so that timers are due that many seconds earlier."""
     loop = asyncio.get_running_loop()
     now = loop.time
     loop.time = lambda: now() + seconds  # type: ignore[method-assign]
 
 
-class PlayedTime(asyncio.SelectorEventLoop):
-    """An event loop whose clock stands still while there is work and jumps to what is due next where there is none.
+class SimulatedTimeLoop(asyncio.SelectorEventLoop):
+    """An event loop whose clock stands still while there is work, and otherwise jumps to the next timer.
 
-    Not for work in other threads or processes, for which nothing here waits.
+    Do not use it with work in other threads or processes, because it does not wait for them.
     """
 
     def __init__(self) -> None:
@@ -39,14 +39,14 @@ class PlayedTime(asyncio.SelectorEventLoop):
         super().__init__(_NoWait(self))
 
     def time(self) -> float:
-        """Seconds since the loop was made."""
+        """Return the seconds since the loop was created."""
         return self.now
 
 
 class _NoWait(selectors.DefaultSelector):
-    """Moves the clock on instead of waiting."""
+    """A selector that moves the clock instead of waiting."""
 
-    def __init__(self, loop: PlayedTime) -> None:
+    def __init__(self, loop: SimulatedTimeLoop) -> None:
         super().__init__()
         self._loop = loop
 
