@@ -1,4 +1,4 @@
-"""The pictures of an evaluation."""
+"""The charts of an evaluation."""
 
 import re
 from xml.etree import ElementTree
@@ -19,7 +19,7 @@ from jobs.pages.plot import render_svg
 
 
 def predictions(*classes: str, right: float = 1.0, seed: int = 0) -> Predictions:
-    """Pairs of the classes; scores that favour the truth by `right`."""
+    """Return pairs of the classes, with scores that favor the truth by `right`."""
     stream = np.random.default_rng(seed)
     types = np.array([[name in types_of(cls) for name in TYPES] for cls in classes])
     has_box = types[:, :2].any(axis=1)
@@ -60,7 +60,7 @@ def heights(bars: BarContainer) -> np.ndarray:
     return np.array([bar.get_height() for bar in bars])
 
 
-def test_the_roc_curve_has_the_area_that_it_says(mixed):
+def test_the_roc_curve_has_the_area_of_its_label(mixed):
     figure, _ = roc(mixed)
     (curve,) = curves(figure.axes[0])
     assert label(curve) == f"AUC {100 * auc(*curve.get_data()):.1f} %"
@@ -100,7 +100,7 @@ def test_a_type_that_does_not_occur_has_no_curve():
     assert precision_recall(predictions("orig", "orig")) is None
 
 
-def test_the_iou_histogram_counts_the_pairs_with_a_face_and_tells_the_gated_apart(mixed):
+def test_the_iou_histogram_counts_the_pairs_with_a_face_and_separates_the_gated(mixed):
     figure, _ = iou_histogram(mixed)
     kept, withheld = figure.axes[0].containers
     shown = mixed.has_box & mixed.flags_a_face
@@ -147,10 +147,10 @@ def test_the_reliability_diagram_has_a_dot_for_each_bin_that_holds_a_pair(mixed)
         assert low <= y <= high
 
 
-def test_every_picture_is_an_svg_of_its_own(mixed):
-    pictures = draw_figures(mixed)
-    assert list(pictures) == ["roc.svg", "precision_recall.svg", "iou.svg", "reliability.svg"]
-    for svg in pictures.values():
+def test_every_chart_is_an_svg_file(mixed):
+    charts = draw_figures(mixed)
+    assert list(charts) == ["roc.svg", "precision_recall.svg", "iou.svg", "reliability.svg"]
+    for svg in charts.values():
         assert ElementTree.fromstring(svg).tag.endswith("svg")  # noqa: S314  # our own
         assert "nan" not in svg
 
@@ -163,5 +163,5 @@ def test_every_picture_is_an_svg_of_its_own(mixed):
         (["face_swap"], ["precision_recall.svg", "iou.svg", "reliability.svg"]),
     ],
 )
-def test_a_picture_that_the_pairs_cannot_tell_is_left_out(classes, left):
+def test_a_chart_without_data_is_left_out(classes, left):
     assert list(draw_figures(predictions(*classes))) == left
