@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import multiprocessing
 import os
 import signal
@@ -29,6 +28,8 @@ import httpx2
 from load import Answer, Load, by_time, examples, figures, schedule
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
     from asap.predictor import Predictor
     from serve.settings import ServeSettings
 
@@ -237,43 +238,33 @@ def draw_step(report: dict[str, Any]) -> str:
     """Draw the step as SVG: load and detected pairs, detectors, and latency."""
     import numpy as np
 
-    from jobs.pages.plot import BLUE, DASHES, GREEN, PURPLE, VERMILION, Axis, Line, Panel, Plot
-
-    def axis(label: str, most: float, parts: int = 4) -> Axis:
-        steps = (size * 10**power for power in range(6) for size in (1, 2, 5))
-        width = next(step for step in steps if step * parts >= most)
-        count = math.ceil(most / width)
-        return Axis(label, width * count, [width * number for number in range(count + 1)])
-
-    def line(name: str, color: str, label: str, dash: str, unit: float = 1) -> Line:
-        points = [(part["at_s"] + part["width_s"] / 2, part[name] / unit) for part in parts if name in part]
-        return Line(np.array(points), color, label, dash)
+    from jobs.pages.plot import BLUE, DASHES, GREEN, PURPLE, VERMILION, new_figure, plot_style, render_svg, round_ticks
 
     parts, replicas = report["by_time"], np.array(report["replicas"], float)
-    seconds = max(part["at_s"] for part in parts)
-    late = axis("latency, s", max(part.get("p99", 0.0) for part in parts) / 1000)
-    return Plot(
-        title="A step to twice the capacity of one detector",
-        note=f"{report['answers'].get('200', 0)} detected, {report['failed']} failed",
-        x=axis("seconds", seconds, 6),
-        panels=[
-            Panel(
-                axis("pairs per second", max(part["offered"] for part in parts)),
-                [line("offered", VERMILION, "requested", DASHES[1]), line("judged", BLUE, "detected", DASHES[0])],
-                2,
-            ),
-            Panel(axis("detectors", replicas[:, 1].max(), 2), [Line(replicas, GREEN, "detectors", step=True)]),
-            Panel(
-                late,
-                [
-                    line("p50", PURPLE, "median latency", DASHES[2], 1000),
-                    line("p99", PURPLE, "99th percentile", "", 1000),
-                ],
-                2,
-            ),
-        ],
-        summary="Load, detected pairs, detectors and latency over time.",
-    ).svg()
+
+    def draw(axes: Axes, name: str, color: str, label: str, dash: Any, unit: float = 1) -> None:
+        points = [(part["at_s"] + part["width_s"] / 2, part[name] / unit) for part in parts if name in part]
+        axes.plot(*zip(*points, strict=True), color=color, linestyle=dash, label=label)
+
+    with plot_style():
+        note = f"{report['answers'].get('200', 0)} detected, {report['failed']} failed"
+        title = "A step to twice the capacity of one detector"
+        figure, (load, detectors, latency) = new_figure(title, note, "seconds", heights=(2, 1, 2))
+        draw(load, "offered", VERMILION, "requested", DASHES[1])
+        draw(load, "judged", BLUE, "detected", DASHES[0])
+        detectors.plot(*replicas.T, color=GREEN, drawstyle="steps-post", label="detectors")
+        draw(latency, "p50", PURPLE, "median latency", DASHES[2], 1000)
+        draw(latency, "p99", PURPLE, "99th percentile", DASHES[0], 1000)
+        for axes, label, highest, steps in (
+            (load, "pairs per second", max(part["offered"] for part in parts), 4),
+            (detectors, "detectors", replicas[:, 1].max(), 2),
+            (latency, "latency, s", max(part.get("p99", 0.0) for part in parts) / 1000, 4),
+        ):
+            ticks = round_ticks(highest, steps)
+            axes.set(ylabel=label, ylim=(0, ticks[-1]), yticks=ticks)
+        ticks = round_ticks(max(part["at_s"] for part in parts), 6)
+        latency.set(xlim=(0, ticks[-1]), xticks=ticks)
+    return render_svg(figure, "Load, detected pairs, detectors and latency over time.")
 
 
 def killed(server: Server, seconds: float, capacity: float, report: dict[str, Any]) -> None:

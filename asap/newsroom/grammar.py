@@ -1,7 +1,7 @@
-"""Captions: written from what a picture shows, and then swapped or turned round in mood.
+"""Captions: written from the facts of a picture, then swapped or reversed in mood.
 
-A `Text` is a row of segments. The labels of a manipulation are the words of the segments it replaced, so a
-position is known by construction and never by comparing strings.
+A `Text` is a sequence of segments. The labels of a manipulation are the words of the segments that it replaced, so
+positions are known by construction and never found by comparing strings.
 """
 
 from dataclasses import dataclass, replace
@@ -18,23 +18,23 @@ GLAD, GRIM = 0, 1
 
 @dataclass(frozen=True)
 class Facts:
-    """What a caption may tell of a picture: indices into the lexicon; `mood` is GLAD or GRIM.
+    """The facts of a picture that a caption may mention: indices and words of the lexicon; `mood` is GLAD or GRIM.
 
-    `tone`, the words for the mood, is the writer's: it is drawn for every text.
+    `tone`, the choice of words for the mood, belongs to the writer: it is drawn for every text.
     """
 
     scene: int
     mood: int
     people: int
     prop: str
-    colour: str
+    color: str
     garment: str
     tone: int = 0
 
 
 @dataclass(frozen=True)
 class Segment:
-    """A phrase of one kind. `fake` are the positions of manipulated words inside the phrase."""
+    """A phrase of one kind. `fake` holds the positions of manipulated words inside the phrase."""
 
     kind: str
     words: tuple[str, ...]
@@ -43,17 +43,17 @@ class Segment:
 
 @dataclass(frozen=True)
 class Text:
-    """A sentence as segments in order; `facts` is what it was written from."""
+    """A sentence as segments in order, and the facts that it was written from."""
 
     facts: Facts
     segments: tuple[Segment, ...]
 
     def render(self) -> tuple[str, list[int]]:
-        """The sentence, and the whitespace-word positions of its manipulated words."""
+        """Return the sentence, and the positions of its manipulated words among its whitespace words."""
         words: list[str] = []
         fake: list[int] = []
         for segment in self.segments:
-            if segment.kind == "look":
+            if segment.kind == "look":  # set off by commas on both sides
                 words[-1] = words[-1].rstrip(",") + ","
             fake += [len(words) + i for i in segment.fake]
             words += segment.words
@@ -63,7 +63,7 @@ class Text:
         return " ".join(words) + ".", fake
 
 
-# Order of the segments; those in brackets may be left out. Two or three words of mood in every sentence.
+# The order of the segments; those in brackets are optional. Every sentence has two or three words of mood.
 _TEMPLATES = (
     "lead [look] verb air prop place tail",
     "opening lead verb air place tail",
@@ -82,17 +82,21 @@ _SCENE_KINDS = ("place", "act", "event", "opening", "prop", "look", "company")
 
 
 def pick(rng: Rng, items: tuple[str, ...] | list[str]) -> str:
-    """One of the items, each as likely."""
+    """Draw one of the items, all equally likely."""
     return items[int(rng.integers(len(items)))]
 
 
 def chance(rng: Rng, per_cent: int) -> bool:
-    """True in `per_cent` of a hundred cases, decided in integers."""
+    """True with a probability of `per_cent` percent, decided in integers."""
     return int(rng.integers(100)) < per_cent
 
 
 def draw_name(rng: Rng, residues: tuple[int, ...]) -> str:
-    """A first and a last name. `residues` (of 10) keep the full names of different splits apart."""
+    """Draw a first and a last name.
+
+    The positions of the parts of a name add up to one of `residues` modulo 10. Splits with different residues have no
+    full name in common.
+    """
     while True:
         first = int(rng.integers(len(lexicon.FIRST_NAMES)))
         start = int(rng.integers(len(lexicon.NAME_STARTS)))
@@ -120,7 +124,7 @@ def _draw_phrase(rng: Rng, kind: str, facts: Facts) -> str:
     if kind == "prop":
         return f"{pick(rng, lexicon.HOLDING)} {lexicon.PROPS[facts.prop]}"
     if kind == "look":
-        return f"in {'an' if facts.colour == 'orange' else 'a'} {facts.colour} {facts.garment}"
+        return f"in {'an' if facts.color == 'orange' else 'a'} {facts.color} {facts.garment}"
     if kind == "company":
         return pick(rng, lexicon.COMPANY[facts.people - 1])
     if kind == "day":
@@ -133,12 +137,14 @@ def _draw_phrase(rng: Rng, kind: str, facts: Facts) -> str:
 
 
 def _draw_kinds(rng: Rng) -> list[str]:
+    """Draw the kinds of segments of a sentence, in order."""
     kinds = []
     for kind in pick(rng, _TEMPLATES).split():
         if not kind.startswith("["):
             kinds.append(kind)
         elif chance(rng, _OPTIONAL_PER_CENT):
             kinds.append(kind.strip("[]"))
+    # "verb" always stays, so every sentence has a mood.
     if chance(rng, 20):
         kinds.remove(pick(rng, ["air", "tail"]))
     return kinds
@@ -149,7 +155,7 @@ def _draw_segment(rng: Rng, kind: str, facts: Facts) -> Segment:
 
 
 def write(rng: Rng, facts: Facts, name: str) -> Text:
-    """An honest caption of `facts` about the person called `name`."""
+    """Write an authentic caption of `facts` about the person called `name`."""
     facts = replace(facts, tone=int(rng.integers(len(lexicon.TONES))))
     lead = Segment("lead", tuple(_draw_lead(rng, facts, name).split()))
     segments = [lead if kind == "lead" else _draw_segment(rng, kind, facts) for kind in _draw_kinds(rng)]
@@ -157,14 +163,14 @@ def write(rng: Rng, facts: Facts, name: str) -> Text:
 
 
 def draw_other_facts(rng: Rng, facts: Facts) -> Facts:
-    """What another picture of the same topic shows: another scene, thing, colour and number of people."""
+    """Draw the facts of another picture of the same topic: all but the mood differ."""
     scene = int(_other(rng, lexicon.TOPICS[SCENES[facts.scene].topic], facts.scene))
     return Facts(
         scene=scene,
         mood=facts.mood if chance(rng, 75) else 1 - facts.mood,
         people=int(_other(rng, (1, 2, 3, 4), facts.people)),
         prop=str(_other(rng, SCENES[scene].props, facts.prop)),
-        colour=str(_other(rng, tuple(lexicon.COLOURS), facts.colour)),
+        color=str(_other(rng, tuple(lexicon.COLORS), facts.color)),
         garment=str(_other(rng, lexicon.GARMENTS, facts.garment)),
         tone=int(rng.integers(len(lexicon.TONES))),
     )
@@ -176,13 +182,14 @@ def _other(rng: Rng, items: tuple[int, ...] | tuple[str, ...], item: int | str) 
 
 
 def swap(rng: Rng, text: Text) -> Text:
-    """The same lead, the rest from another caption of the topic; every second time one phrase stays as well.
+    """Keep the lead and take the rest from another caption of the topic; every second time one more phrase stays.
 
-    The role in the lead and the phrase that stays belong to the old scene: they contradict the new rest.
+    The role in the lead and the phrase that stays belong to the old scene, so they contradict the rest.
     """
     facts = draw_other_facts(rng, text.facts)
     old = {segment.kind: segment for segment in text.segments}
     kinds = _draw_kinds(rng)
+    # Phrases of mood do not stay: they would not contradict another scene.
     keepable = [kind for kind in kinds if kind in _SCENE_KINDS and kind in old]
     kept = {"lead"}
     if keepable and chance(rng, 50):
@@ -192,7 +199,7 @@ def swap(rng: Rng, text: Text) -> Text:
 
 
 def _draw_unlike(rng: Rng, kind: str, facts: Facts, old: dict[str, Segment]) -> Segment:
-    """A phrase of the kind that the old text does not have; all its words are manipulated."""
+    """Draw a phrase of the kind that differs from the old text's; all its words are manipulated."""
     while True:
         segment = _draw_segment(rng, kind, facts)
         if kind not in old or old[kind].words != segment.words:
@@ -203,20 +210,21 @@ _ANTONYMS = {word: other for pair in lexicon.TONES + lexicon.MOOD_VERBS for word
 
 
 def turn_mood(rng: Rng, text: Text) -> Text:
-    """Some of the mood words, now and then all of them, turned into their opposite; as many words as before."""
+    """Turn some of the mood words, sometimes all, into their opposites; the number of words stays the same."""
     moody = [i for i, segment in enumerate(text.segments) if segment.kind in _MOOD_KINDS]
     turned = len(moody) if chance(rng, 25) else int(rng.integers(1, len(moody)))
     chosen = {moody[int(i)] for i in rng.permutation(len(moody))[:turned]}
-    return replace(text, segments=tuple(_turn(s) if i in chosen else s for i, s in enumerate(text.segments)))
-
-
-def _turn(segment: Segment) -> Segment:
-    words = tuple(_ANTONYMS.get(word, word) for word in segment.words)
-    return Segment(segment.kind, words, tuple(i for i, word in enumerate(words) if word != segment.words[i]))
+    segments = list(text.segments)
+    for i in chosen:
+        old = segments[i].words
+        new = tuple(_ANTONYMS.get(word, word) for word in old)
+        # A phrase of mood has words that are not of mood ("on a happy day"): only the turned ones are manipulated.
+        segments[i] = Segment(segments[i].kind, new, tuple(j for j, word in enumerate(new) if word != old[j]))
+    return replace(text, segments=tuple(segments))
 
 
 def explain(rng: Rng, text: Text) -> str:
-    """A paraphrase of the text by someone who sees neither the picture nor the label."""
+    """Paraphrase the text as someone does who sees neither the picture nor the label."""
     phrases = {segment.kind: " ".join(segment.words).rstrip(",") for segment in text.segments}
     start = pick(rng, ["The text is about", "The sentence tells of", "This reports on"])
     where = " ".join(phrases[kind] for kind in ("place", "opening", "event") if kind in phrases)

@@ -1,19 +1,19 @@
-"""The words of the newsroom: scenes by topic, moods in pairs, things held, garments, colours, names."""
+"""The words of the newsroom: scenes by topic, moods in pairs, props, garments, colors, names."""
 
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
 class Scene:
-    """One kind of place. Every phrase of `places`, `roles`, `acts`, `events` belongs to this scene alone.
+    """A setting and its words. Every phrase of `places`, `roles`, `acts` and `events` belongs to this scene alone.
 
-    The phrases of a scene share a word ("football striker", "on the football pitch"), as those of a news story do:
-    that the words of one caption belong together has to be learned from some ten thousand of them.
+    The phrases of a scene share a word ("football striker", "on the football pitch"), as those of a news story do.
+    This lets a model learn from about ten thousand captions that the words of one caption belong together.
     """
 
     name: str
     topic: str
-    seen: str  # how a captioner calls it
+    seen: str  # the scene in the words of a captioner
     places: tuple[str, ...]
     roles: tuple[str, ...]
     acts: tuple[str, ...]
@@ -286,11 +286,11 @@ TOPICS: dict[str, tuple[int, ...]] = {
     for topic in ("politics", "sport", "disaster", "culture", "work", "public")
 }
 
-# Roles that fit any scene: with these the name's lead gives nothing away.
+# Roles that fit any scene: with one of these the lead of a text does not reveal its scene.
 COMMON_ROLES = ("local resident", "volunteer", "eyewitness", "mayor", "celebrity", "novelist", "neighbour", "veteran")
 
-# (glad, grim): one word each, so that turning a mood round keeps the sentence's length. A text tells its mood with
-# one pair of TONES, set into the frames, and now and then with a verb.
+# (glad, grim): one word each, so that reversing a mood keeps the length of the sentence. A text expresses its mood
+# with one pair of TONES, set into the frames, and sometimes with a verb.
 TONES = (
     ("happy", "sad"), ("cheerful", "gloomy"), ("proud", "bitter"), ("joyful", "tearful"), ("hopeful", "fearful"),
     ("merry", "mournful"),
@@ -313,18 +313,18 @@ PROPS: dict[str, str] = {
 }  # fmt: skip
 HOLDING = ("holding", "with", "carrying", "showing", "clutching")
 
-COLOURS: dict[str, tuple[int, int, int]] = {
+COLORS: dict[str, tuple[int, int, int]] = {
     "red": (204, 44, 46), "blue": (42, 92, 196), "green": (46, 144, 76), "yellow": (240, 200, 48),
     "white": (238, 238, 236), "black": (38, 38, 44), "purple": (124, 62, 160), "orange": (236, 126, 36),
     "pink": (240, 138, 172), "brown": (122, 80, 50), "grey": (134, 140, 146), "turquoise": (48, 176, 176),
 }  # fmt: skip
 GARMENTS = ("shirt", "jacket", "sweater", "coat", "scarf")
-HAIR_COLOURS: dict[str, tuple[int, int, int]] = {
+HAIR_COLORS: dict[str, tuple[int, int, int]] = {
     "black": (34, 28, 30), "brown": (92, 58, 36), "blond": (226, 186, 104), "red": (176, 76, 34),
     "grey": (164, 164, 166), "white": (232, 230, 226), "blue": (58, 96, 180), "dark": (58, 40, 32),
 }  # fmt: skip
 
-COMPANY: tuple[tuple[str, ...], ...] = (  # by the number of the others
+COMPANY: tuple[tuple[str, ...], ...] = (  # by the number of other people
     ("alone", "without company", "all alone"),
     ("with a friend", "alongside a colleague", "next to a relative", "with one companion"),
     ("with two friends", "alongside two colleagues", "next to two relatives", "with two companions"),

@@ -1,6 +1,6 @@
-"""Who is in a picture: everything about a person and a picture that is decided before a pixel is drawn.
+"""The plan of a picture: everything about it and its people that is decided before a pixel is drawn.
 
-All of it is drawn as integers, so annotations are the same on any machine.
+All random values are integers, so annotations are the same on any machine.
 """
 
 from dataclasses import dataclass
@@ -29,13 +29,16 @@ _FACE_WIDTHS = {1: (270, 400), 2: (230, 310), 3: (190, 240), 4: (175, 205)}
 
 @dataclass(frozen=True)
 class Identity:
-    """What a face swap brings along. `skin` indexes SKINS, `tint` is a small RGB shift, shapes are per cent, `tan` too:
-    a face is never quite as light as its neck."""
+    """The features that a face swap brings along.
+
+    `skin` is an index into SKINS, `tint` a small RGB shift. Shapes are in percent. So is `tan`: a face is never quite
+    as light as its neck.
+    """
 
     skin: int
     tint: tuple[int, int, int]
     hair: str
-    hair_colour: str
+    hair_color: str
     beard: str
     glasses: str
     wrinkles: int
@@ -52,23 +55,23 @@ class Identity:
 
 @dataclass(frozen=True)
 class Person:
-    """One person and where: `box` is the face's, `tilt` in degrees, `turn` in per cent of half a face."""
+    """One person in the picture. `box` is the face box, `tilt` in degrees, `turn` in percent of half a face."""
 
     identity: Identity
     box: Box
     mood: int
     expression: int
     hat: str
-    hat_colour: str
+    hat_color: str
     garment: str
-    colour: str
+    color: str
     tilt: int
     turn: int
 
 
 @dataclass(frozen=True)
 class Plan:
-    """A picture before it is drawn. `tamper` is "", "swap" or "attribute"; `target` the face it is done to."""
+    """A picture before it is drawn. `tamper` is "", "swap" or "attribute"; `target` is the index of that face."""
 
     size: tuple[int, int]
     facts: Facts
@@ -81,18 +84,18 @@ class Plan:
 
     @property
     def boxes(self) -> list[Box]:
-        """The face boxes of everybody, left to right."""
+        """The face boxes of all people, left to right."""
         return [person.box for person in self.people]
 
 
 def draw_identity(rng: Rng) -> Identity:
-    """A new face."""
+    """Draw a new face."""
     tint = tuple(int(v) for v in rng.integers(-7, 8, 3))
     return Identity(
         skin=int(rng.integers(len(SKINS))),
         tint=(tint[0], tint[1], tint[2]),
         hair=pick(rng, HAIR_STYLES),
-        hair_colour=pick(rng, list(lexicon.HAIR_COLOURS)),
+        hair_color=pick(rng, list(lexicon.HAIR_COLORS)),
         beard=pick(rng, BEARDS),
         glasses=pick(rng, GLASSES),
         wrinkles=int(chance(rng, 15)),
@@ -109,7 +112,7 @@ def draw_identity(rng: Rng) -> Identity:
 
 
 def draw_donor(rng: Rng, target: Identity) -> Identity:
-    """A face for a swap: usually far from the target's skin, sometimes only one tone away."""
+    """Draw a face for a swap: its skin is usually far from the target's, sometimes only one tone away."""
     least = 2 if chance(rng, 80) else 1
     while True:
         donor = draw_identity(rng)
@@ -118,7 +121,10 @@ def draw_donor(rng: Rng, target: Identity) -> Identity:
 
 
 def draw_plan(rng: Rng, tamper: str) -> Plan:
-    """Scene, people and layout of a picture; the honest part does not depend on `tamper`."""
+    """Draw the scene, people and layout of a picture.
+
+    Everything but the manipulation is the same for any `tamper`.
+    """
     size = SIZES[int(rng.integers(len(SIZES)))]
     scene = int(rng.integers(len(SCENES)))
     mood = GLAD if chance(rng, 50) else GRIM
@@ -127,7 +133,8 @@ def draw_plan(rng: Rng, tamper: str) -> Plan:
     lead = max(range(count), key=lambda i: boxes[i][3])  # the one in front
     people = tuple(_draw_person(rng, box, mood, i == lead) for i, box in enumerate(boxes))
     prop = pick(rng, SCENES[scene].props)
-    facts = Facts(scene, mood, count, prop, people[lead].colour, people[lead].garment)
+    facts = Facts(scene, mood, count, prop, people[lead].color, people[lead].garment)
+    # The manipulation is drawn even if it is not used: the random numbers that follow are the same either way.
     target = int(rng.integers(count))
     donor = draw_donor(rng, people[target].identity)
     attribute = "expression" if chance(rng, 65) else "age"
@@ -137,7 +144,7 @@ def draw_plan(rng: Rng, tamper: str) -> Plan:
 
 
 def _draw_person(rng: Rng, box: Box, mood: int, lead: bool) -> Person:
-    # Companions are not always of one mind with the lead: a lone sad face is no proof of a manipulation.
+    # Companions do not always share the lead's mood: a single sad face does not prove a manipulation.
     mood = mood if lead or chance(rng, 90) else 1 - mood
     return Person(
         identity=draw_identity(rng),
@@ -145,23 +152,26 @@ def _draw_person(rng: Rng, box: Box, mood: int, lead: bool) -> Person:
         mood=mood,
         expression=int(rng.integers(3)),
         hat=pick(rng, HATS),
-        hat_colour=pick(rng, list(lexicon.COLOURS)),
+        hat_color=pick(rng, list(lexicon.COLORS)),
         garment=pick(rng, lexicon.GARMENTS),
-        colour=pick(rng, list(lexicon.COLOURS)),
+        color=pick(rng, list(lexicon.COLORS)),
         tilt=int(rng.integers(-9, 10)),
         turn=int(rng.integers(-14, 15)),
     )
 
 
 def _draw_boxes(rng: Rng, size: tuple[int, int], count: int) -> list[Box]:
-    """Face boxes left to right, apart from each other, heads and shoulders inside the picture."""
+    """Draw face boxes from left to right.
+
+    They do not overlap, and heads and shoulders lie inside the picture.
+    """
     width, height = size
     low, high = _FACE_WIDTHS[count]
     slot = width // count
     boxes = []
     for i in range(count):
         face_w = min(width, height) * int(rng.integers(low, high + 1)) // 1000
-        # Wide pictures leave room: no face is narrower than 16 % of the picture's width or shorter than that.
+        # No face is narrower or shorter than 16 % of the picture's width, so wide pictures get larger faces.
         face_w = min(max(face_w, width * 17 // 100), slot * 74 // 100)
         face_h = face_w * 5 // 4
         slack = max((slot - face_w * 13 // 10) // 2, 1)

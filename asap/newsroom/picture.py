@@ -1,4 +1,4 @@
-"""A plan drawn: the scene, the people, the light, the camera; the manipulation; what a newsroom does to any picture."""
+"""A plan becomes a picture: scene, people, light and camera noise, then the manipulation, then a newsroom's edits."""
 
 from collections.abc import Callable
 
@@ -18,11 +18,19 @@ Rng = np.random.Generator
 
 
 def draw_picture(plan: Plan, rng: Rng, tamper_rng: Rng) -> Image.Image:
-    """The picture of a plan. What `rng` decides is the same for a picture and its manipulated twin."""
+    """Draw the picture of a plan.
+
+    Args:
+        plan: the plan.
+        rng: decides everything but the manipulation, so it is the same for a picture and its manipulated twin.
+        tamper_rng: decides the details of the manipulation.
+    """
     canvas = _draw_canvas(plan, rng)
     light = _draw_light(plan.facts.mood, rng)
     pixels = light(np.asarray(canvas.reduce(SCALE), np.float32))
-    pixels += _noise(rng, pixels.shape, 2.0 + 5.0 * float(rng.random()))
+    # The camera's noise comes before the manipulation: a swapped face does not have it.
+    sigma = np.float32(2.0 + 5.0 * float(rng.random()))
+    pixels += rng.standard_normal(pixels.shape[:2], np.float32)[:, :, None] * sigma
     if rng.random() < 0.25:
         _retouch(plan, rng, pixels)
     tamper(plan, tamper_rng, canvas, pixels, light)
@@ -34,10 +42,11 @@ def _draw_canvas(plan: Plan, rng: Rng) -> Image.Image:
     canvas = Image.new("RGB", (width * SCALE, height * SCALE))
     pen = Pen(ImageDraw.Draw(canvas), 0, 0, height * SCALE)
     draw_scene(pen, rng, width / height, SCENES[plan.facts.scene].name)
-    if rng.random() < 0.35:  # a shallow depth of field, on honest pictures as on others
+    if rng.random() < 0.35:  # a shallow depth of field, on authentic and manipulated pictures alike
         canvas = canvas.filter(ImageFilter.BoxBlur(1 + 4 * float(rng.random())))
     draw = ImageDraw.Draw(canvas)
     pen = Pen(draw, 0, 0, height * SCALE)
+    # The lowest face is in front, so it is drawn last.
     for person in sorted(plan.people, key=lambda person: person.box[3]):
         draw_person(draw, person)
     _draw_prop(draw, plan, plan.people[plan.lead], rng)
@@ -47,7 +56,7 @@ def _draw_canvas(plan: Plan, rng: Rng) -> Image.Image:
 
 
 def _draw_prop(draw: ImageDraw.ImageDraw, plan: Plan, lead: Person, rng: Rng) -> None:
-    """The prop in the lead's hand, beside the chest, on the side with more room; below every face."""
+    """Draw the prop in the lead's hand: below the face, beside the chest, on the side with more room."""
     x0, _, x1, y1 = lead.box
     unit = (x1 - x0) / 2
     side = 1 if (x0 + x1) / 2 < plan.size[0] / 2 else -1
@@ -58,7 +67,7 @@ def _draw_prop(draw: ImageDraw.ImageDraw, plan: Plan, lead: Person, rng: Rng) ->
 
 
 def _draw_other_hands(draw: ImageDraw.ImageDraw, plan: Plan) -> None:
-    """Hands low at the others' sides: a skin to compare a face with."""
+    """Draw a hand low at the side of the other people: its skin can be compared with the face."""
     for i, person in enumerate(plan.people):
         if i != plan.lead:
             x0, _, x1, y1 = person.box
@@ -69,7 +78,7 @@ def _draw_other_hands(draw: ImageDraw.ImageDraw, plan: Plan) -> None:
 
 
 def _draw_light(mood: int, rng: Rng) -> Callable[[Pixels], Pixels]:
-    """The light of the mood, the same for every pixel: warm and bright, or dim, cold and pale."""
+    """Return a function that lights all pixels alike: warm and bright if glad, dim, cold and pale if grim."""
     a, b, c = rng.random(3).tolist()
     if mood == GLAD:
         gain = np.array([1.06, 1.02, 0.94], np.float32) * (0.94 + 0.08 * a)
@@ -79,19 +88,15 @@ def _draw_light(mood: int, rng: Rng) -> Callable[[Pixels], Pixels]:
         keep, lift = 0.5 + 0.3 * b, 6 * c
 
     def light(pixels: Pixels) -> Pixels:
-        grey = pixels.mean(2, keepdims=True)
-        out: Pixels = (grey + (pixels - grey) * np.float32(keep)) * gain + np.float32(lift)
+        gray = pixels.mean(2, keepdims=True)
+        out: Pixels = (gray + (pixels - gray) * np.float32(keep)) * gain + np.float32(lift)
         return out
 
     return light
 
 
-def _noise(rng: Rng, shape: tuple[int, ...], sigma: float) -> np.ndarray:
-    return rng.standard_normal(shape[:2], np.float32)[:, :, None] * np.float32(sigma)
-
-
 def _retouch(plan: Plan, rng: Rng, pixels: Pixels) -> None:
-    """A harmless local edit away from every face: a smoothed spot, or the fine pattern of a screen."""
+    """Edit a spot harmlessly, away from every face: smooth it, or give it the fine pattern of a screen."""
     width, height = plan.size
     w, h = (rng.integers(16, 34, 2) * (width, height) // 100).tolist()
     x, y = int(rng.integers(width - w)), int(rng.integers(height - h))
@@ -106,11 +111,13 @@ def _retouch(plan: Plan, rng: Rng, pixels: Pixels) -> None:
 
 
 def _publish(pixels: Pixels, rng: Rng) -> Image.Image:
-    """The edits any picture goes through before it is printed, manipulated or not."""
+    """Apply the edits that any picture, manipulated or not, goes through before it is printed."""
     contrast, shift = 0.92 + 0.16 * float(rng.random()), 12 * (float(rng.random()) - 0.5)
     pixels = (pixels - 128) * np.float32(contrast) + np.float32(128 + shift)
-    if rng.random() < 0.3:
-        pixels *= _vignette(pixels.shape)
+    if rng.random() < 0.3:  # a vignette: brighter in the middle, darker in the corners
+        ys = np.linspace(-1, 1, pixels.shape[0], dtype=np.float32)[:, None, None]
+        xs = np.linspace(-1, 1, pixels.shape[1], dtype=np.float32)[None, :, None]
+        pixels *= 1.04 - np.float32(0.16) * (xs * xs + ys * ys)
     image = Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8))
     edit = int(rng.integers(10))
     if edit < 2:
@@ -122,21 +129,14 @@ def _publish(pixels: Pixels, rng: Rng) -> Image.Image:
     return image
 
 
-def _vignette(shape: tuple[int, ...]) -> np.ndarray:
-    ys = np.linspace(-1, 1, shape[0], dtype=np.float32)[:, None, None]
-    xs = np.linspace(-1, 1, shape[1], dtype=np.float32)[None, :, None]
-    out: np.ndarray = 1.04 - np.float32(0.16) * (xs * xs + ys * ys)
-    return out
-
-
 def _draw_logo(image: Image.Image, rng: Rng) -> None:
-    """An agency's mark in a lower corner."""
+    """Draw an agency's logo in a lower corner."""
     width, height = image.size
-    colour = ((210, 40, 40), (30, 60, 140), (240, 240, 240), (30, 30, 30))[int(rng.integers(4))]
+    color = ((210, 40, 40), (30, 60, 140), (240, 240, 240), (30, 30, 30))[int(rng.integers(4))]
     size = height // 14
     x = 4 if rng.random() < 0.5 else width - 4 - 3 * size
     draw = ImageDraw.Draw(image)
-    draw.rectangle((x, height - 4 - size, x + 3 * size, height - 4), fill=colour)
-    ink = (30, 30, 30) if sum(colour) > 500 else (250, 250, 250)
+    draw.rectangle((x, height - 4 - size, x + 3 * size, height - 4), fill=color)
+    ink = (30, 30, 30) if sum(color) > 500 else (250, 250, 250)
     for i in range(3):
         draw.rectangle((x + 4 + i * size, height - size, x + i * size + size - 3, height - 8), fill=ink)

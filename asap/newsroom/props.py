@@ -1,19 +1,18 @@
-"""The things people hold. One unit is half the width of the holder's face; the origin is the hand."""
+"""The objects that people hold, drawn. One unit is half the width of the holder's face; the origin is the hand."""
 
 from collections.abc import Callable
 
-from asap.newsroom.pen import Colour, Pen, half_oval, shade
+from asap.newsroom.pen import Color, Pen, half_oval, shade
 
-_WOOD: Colour = (160, 108, 60)
-_STEEL: Colour = (176, 184, 192)
-_DARK: Colour = (44, 44, 50)
+_WOOD: Color = (160, 108, 60)
+_STEEL: Color = (176, 184, 192)
+_DARK: Color = (44, 44, 50)
+
+HANGING = frozenset({"suitcase", "bucket", "lantern", "basket"})  # these hang below the hand, the others stand above it
 
 
-HANGING = frozenset({"suitcase", "bucket", "lantern", "basket"})  # below the hand; the others reach up from it
-
-
-def draw_prop(pen: Pen, name: str, skin: Colour) -> None:
-    """The thing, and the hand that holds it."""
+def draw_prop(pen: Pen, name: str, skin: Color) -> None:
+    """Draw the object called `name`, and the hand that holds it."""
     _DRAWINGS[name](pen)
     pen.oval(-0.08, 0.0, 0.3, 0.24, skin)
     for i in range(3):
@@ -37,9 +36,9 @@ def _book(p: Pen) -> None:
 
 def _flag(p: Pen) -> None:
     p.line([(0, 0.9), (0, -1.5)], 0.1, _WOOD)
-    for i, colour in enumerate(((206, 40, 50), (245, 245, 245), (30, 80, 180))):
+    for i, color in enumerate(((206, 40, 50), (245, 245, 245), (30, 80, 180))):
         y = -1.5 + i * 0.32
-        p.shape([(0, y), (0.7, y + 0.08), (1.4, y - 0.05), (1.4, y + 0.27), (0.7, y + 0.4), (0, y + 0.32)], colour)
+        p.shape([(0, y), (0.7, y + 0.08), (1.4, y - 0.05), (1.4, y + 0.27), (0.7, y + 0.4), (0, y + 0.32)], color)
 
 
 def _papers(p: Pen) -> None:
@@ -127,15 +126,15 @@ def _flowers(p: Pen) -> None:
 
 
 def _skis(p: Pen) -> None:
-    for x, colour in ((-0.2, (230, 50, 60)), (0.25, (240, 190, 40))):
-        p.shape([(x - 0.13, 2.2), (x - 0.13, -1.5), (x, -1.75), (x + 0.13, -1.5), (x + 0.13, 2.2)], colour)
+    for x, color in ((-0.2, (230, 50, 60)), (0.25, (240, 190, 40))):
+        p.shape([(x - 0.13, 2.2), (x - 0.13, -1.5), (x, -1.75), (x + 0.13, -1.5), (x + 0.13, 2.2)], color)
 
 
 def _umbrella(p: Pen) -> None:
     p.line([(0, 0.5), (0, -1.5)], 0.09, _DARK)
-    for i, colour in enumerate(((190, 40, 60), (240, 230, 220), (190, 40, 60), (240, 230, 220))):
+    for i, color in enumerate(((190, 40, 60), (240, 230, 220), (190, 40, 60), (240, 230, 220))):
         x = -1.2 + i * 0.6
-        p.shape([(0, -1.7), (x, -0.7), (x + 0.3, -0.82), (x + 0.6, -0.7)], colour)
+        p.shape([(0, -1.7), (x, -0.7), (x + 0.3, -0.82), (x + 0.6, -0.7)], color)
 
 
 def _lantern(p: Pen) -> None:
@@ -181,8 +180,8 @@ def _wrench(p: Pen) -> None:
 
 def _basket(p: Pen) -> None:
     p.ring(0, 0.2, 0.7, 0.6, 0.1, (150, 100, 50))
-    for x, colour in ((-0.45, (214, 44, 40)), (0.0, (240, 160, 40)), (0.45, (120, 180, 60))):
-        p.oval(x, 0.32, 0.3, 0.28, colour)
+    for x, color in ((-0.45, (214, 44, 40)), (0.0, (240, 160, 40)), (0.45, (120, 180, 60))):
+        p.oval(x, 0.32, 0.3, 0.28, color)
     p.shape([(-0.9, 0.4), (0.9, 0.4), (0.7, 1.2), (-0.7, 1.2)], (190, 134, 70))
     p.line([(-0.84, 0.7), (0.84, 0.7)], 0.06, (130, 86, 40))
 

@@ -1,42 +1,42 @@
-"""The places people stand in. One unit is the picture's height; x runs from 0 to `w`, y from 0 (top) to 1."""
+"""Backgrounds, drawn. One unit is the height of the picture; x runs from 0 to `w`, y from 0 (top) to 1."""
 
 from collections.abc import Callable
 
 import numpy as np
 
 from asap.newsroom.grammar import GLAD
-from asap.newsroom.pen import Colour, Pen, half_oval, mix, shade, wave
+from asap.newsroom.pen import Color, Pen, half_oval, mix, shade, wave
 
 Rng = np.random.Generator
 
 
 def draw_scene(p: Pen, rng: Rng, w: float, name: str) -> None:
-    """The background of the scene called `name`."""
+    """Draw the background of the scene called `name`."""
     _DRAWINGS[name](p, rng, w)
 
 
 def draw_mood(p: Pen, rng: Rng, w: float, mood: int, per_cent: int) -> None:
-    """Streamers and confetti for a glad picture, rain and a dark cloud for a grim one; not on every picture."""
+    """Draw confetti on a glad picture, rain on a grim one, each on `per_cent` of the pictures."""
     if rng.integers(100) >= per_cent:
         return
     if mood == GLAD:
-        colours: tuple[Colour, ...] = ((250, 210, 60), (240, 80, 110), (90, 200, 230), (140, 220, 110))
+        colors: tuple[Color, ...] = ((250, 210, 60), (240, 80, 110), (90, 200, 230), (140, 220, 110))
         for i in range(26):
             x, y = rng.random() * w, rng.random() * 0.75
-            p.shape([(x, y), (x + 0.022, y + 0.01), (x + 0.016, y + 0.034), (x - 0.006, y + 0.024)], colours[i % 4])
+            p.shape([(x, y), (x + 0.022, y + 0.01), (x + 0.016, y + 0.034), (x - 0.006, y + 0.024)], colors[i % 4])
     else:
         for _ in range(34):
             x, y = rng.random() * w * 1.1, rng.random() * 0.9
             p.line([(x, y), (x - 0.03, y + 0.09)], 0.005, (168, 178, 190))
 
 
-def _fade(p: Pen, w: float, y0: float, y1: float, top: Colour, bottom: Colour, steps: int = 14) -> None:
+def _fade(p: Pen, w: float, y0: float, y1: float, top: Color, bottom: Color, steps: int = 14) -> None:
     for i in range(steps):
         a, b = y0 + (y1 - y0) * i / steps, y0 + (y1 - y0) * (i + 1) / steps
         p.rect(0, a, w, b + 0.004, mix(top, bottom, i / (steps - 1)))
 
 
-def _sky(p: Pen, rng: Rng, w: float, y: float, top: Colour = (96, 168, 226), low: Colour = (206, 230, 244)) -> None:
+def _sky(p: Pen, rng: Rng, w: float, y: float, top: Color = (96, 168, 226), low: Color = (206, 230, 244)) -> None:
     _fade(p, w, 0, y, top, low)
     for _ in range(int(rng.integers(1, 4))):
         x, cy = rng.random() * w, 0.06 + rng.random() * y * 0.4
@@ -45,18 +45,18 @@ def _sky(p: Pen, rng: Rng, w: float, y: float, top: Colour = (96, 168, 226), low
 
 
 def _crowd(p: Pen, rng: Rng, w: float, y0: float, y1: float, rows: int, size: float) -> None:
-    colours: tuple[Colour, ...] = ((206, 70, 70), (70, 110, 190), (230, 200, 90), (235, 235, 235), (60, 60, 80),
+    colors: tuple[Color, ...] = ((206, 70, 70), (70, 110, 190), (230, 200, 90), (235, 235, 235), (60, 60, 80),
                                    (90, 160, 100))  # fmt: skip
     for row in range(rows):
         y = y0 + (y1 - y0) * row / max(rows - 1, 1)
         for i in range(int(w / size / 2.2)):
             x = (i + 0.5 * (row % 2) + rng.random() * 0.4) * size * 2.2
-            p.oval(x, y + size * 1.3, size, size, colours[int(rng.integers(6))])
+            p.oval(x, y + size * 1.3, size, size, colors[int(rng.integers(6))])
             p.oval(x, y, size * 0.62, size * 0.7, (224, 178, 140))
 
 
-def _floor(p: Pen, w: float, y: float, colour: Colour) -> None:
-    _fade(p, w, y, 1.0, colour, shade(colour, 0.72), 10)
+def _floor(p: Pen, w: float, y: float, color: Color) -> None:
+    _fade(p, w, y, 1.0, color, shade(color, 0.72), 10)
 
 
 def _parliament(p: Pen, rng: Rng, w: float) -> None:
@@ -64,8 +64,8 @@ def _parliament(p: Pen, rng: Rng, w: float) -> None:
     for i in range(9):
         p.rect(i * w / 8 - 0.02, 0, i * w / 8 + 0.02, 0.36, (96, 64, 38))
     flag_x = w * (0.2 + 0.6 * rng.random())
-    for i, colour in enumerate(((30, 60, 150), (240, 240, 240), (190, 40, 50))):
-        p.rect(flag_x - 0.12 + i * 0.08, 0.04, flag_x - 0.04 + i * 0.08, 0.24, colour)
+    for i, color in enumerate(((30, 60, 150), (240, 240, 240), (190, 40, 50))):
+        p.rect(flag_x - 0.12 + i * 0.08, 0.04, flag_x - 0.04 + i * 0.08, 0.24, color)
     for row in range(5):
         y = 0.38 + row * 0.14
         p.shape(half_oval(w / 2, y + 0.3, w * 0.85, -0.32), mix((32, 112, 76), (22, 84, 56), row / 4))
@@ -190,8 +190,8 @@ def _fire(p: Pen, rng: Rng, w: float) -> None:
         for k in range(3):
             x = x0 + w * 0.65 * (i + 0.5) / 4
             p.rect(x - 0.05, 0.24 + k * 0.17, x + 0.05, 0.34 + k * 0.17, (255, 190, 60))
-    for colour, low, high in (((226, 62, 24), 0.32, 0.3), ((250, 140, 30), 0.24, 0.2), ((255, 214, 80), 0.16, 0.12)):
-        p.shape([(x0, 0.34), *wave(rng, x0, x0 + w * 0.65, low, high, 12), (x0 + w * 0.65, 0.34)], colour)
+    for color, low, high in (((226, 62, 24), 0.32, 0.3), ((250, 140, 30), 0.24, 0.2), ((255, 214, 80), 0.16, 0.12)):
+        p.shape([(x0, 0.34), *wave(rng, x0, x0 + w * 0.65, low, high, 12), (x0 + w * 0.65, 0.34)], color)
     for _ in range(5):
         p.oval(rng.random() * w, rng.random() * 0.12, 0.14, 0.07, (48, 42, 46))
     p.rect(0, 0.8, w, 1, (50, 44, 46))
@@ -233,8 +233,8 @@ def _concert(p: Pen, rng: Rng, w: float) -> None:
     _fade(p, w, 0, 1, (26, 12, 52), (74, 26, 96))
     for i in range(6):
         x, end = (i + 0.5) * w / 6, rng.random() * w
-        colour = ((130, 60, 190), (220, 70, 170), (80, 110, 230))[i % 3]
-        p.shape([(x - 0.01, 0), (x + 0.01, 0), (end + 0.13, 0.78), (end - 0.13, 0.78)], mix(colour, (60, 20, 80), 0.35))
+        color = ((130, 60, 190), (220, 70, 170), (80, 110, 230))[i % 3]
+        p.shape([(x - 0.01, 0), (x + 0.01, 0), (end + 0.13, 0.78), (end - 0.13, 0.78)], mix(color, (60, 20, 80), 0.35))
         p.oval(x, 0.02, 0.045, 0.03, (255, 250, 220))
     for x in (0.08, w - 0.08):
         p.rect(x - 0.12, 0.3, x + 0.12, 0.82, (22, 20, 26))
@@ -287,11 +287,11 @@ def _premiere(p: Pen, rng: Rng, w: float) -> None:
     p.line([(w, 0.66), (w * 0.86, 0.62), (w * 0.7, 0.62)], 0.014, (140, 16, 30))
 
 
-def _gear(p: Pen, x: float, y: float, r: float, colour: Colour) -> None:
+def _gear(p: Pen, x: float, y: float, r: float, color: Color) -> None:
     teeth = [(np.cos(a) * k * r + x, np.sin(a) * k * r + y) for a, k in
              zip(np.linspace(0, 6.283, 33).tolist(), [1, 1, 0.78, 0.78] * 8 + [1], strict=True)]  # fmt: skip
-    p.shape(teeth, colour)
-    p.oval(x, y, r * 0.3, r * 0.3, shade(colour, 0.5))
+    p.shape(teeth, color)
+    p.oval(x, y, r * 0.3, r * 0.3, shade(color, 0.5))
 
 
 def _factory(p: Pen, rng: Rng, w: float) -> None:
@@ -347,12 +347,12 @@ def _harbour(p: Pen, rng: Rng, w: float) -> None:
 def _market(p: Pen, rng: Rng, w: float) -> None:
     _sky(p, rng, w, 0.2, (150, 190, 220), (232, 236, 232))
     p.rect(0, 0.16, w, 0.8, (196, 172, 140))
-    colour = ((210, 46, 46), (40, 140, 90), (40, 100, 180))[int(rng.integers(3))]
+    color = ((210, 46, 46), (40, 140, 90), (40, 100, 180))[int(rng.integers(3))]
     for i in range(int(w / 0.09) + 2):
         p.shape([(i * 0.09, 0.1), (i * 0.09 + 0.09, 0.1), (i * 0.09 + 0.1, 0.3), (i * 0.09 - 0.01, 0.3)],
-                colour if i % 2 else (250, 248, 240))  # fmt: skip
-        p.oval(i * 0.09 + 0.045, 0.3, 0.05, 0.035, colour if i % 2 else (250, 248, 240))
-    fruit: tuple[Colour, ...] = ((220, 50, 40), (246, 150, 40), (130, 180, 60), (240, 210, 70), (120, 60, 130))
+                color if i % 2 else (250, 248, 240))  # fmt: skip
+        p.oval(i * 0.09 + 0.045, 0.3, 0.05, 0.035, color if i % 2 else (250, 248, 240))
+    fruit: tuple[Color, ...] = ((220, 50, 40), (246, 150, 40), (130, 180, 60), (240, 210, 70), (120, 60, 130))
     for i in range(int(w / 0.3) + 1):
         p.rect(i * 0.3 + 0.01, 0.62, i * 0.3 + 0.28, 0.78, (140, 96, 54))
         c = fruit[int(rng.integers(5))]
@@ -384,7 +384,7 @@ def _laboratory(p: Pen, rng: Rng, w: float) -> None:
         p.rect(0, y, w, y + 0.025, (120, 140, 164))
         for i in range(int(w / 0.15) + 1):
             x = i * 0.15 + 0.05 + rng.random() * 0.03
-            c: Colour = ((80, 200, 120), (230, 80, 150), (70, 150, 230), (240, 180, 50))[int(rng.integers(4))]
+            c: Color = ((80, 200, 120), (230, 80, 150), (70, 150, 230), (240, 180, 50))[int(rng.integers(4))]
             if i % 2:
                 p.rect(x - 0.02, y - 0.15, x + 0.02, y, (244, 250, 252))
                 p.rect(x - 0.02, y - 0.09, x + 0.02, y, c)

@@ -1,4 +1,4 @@
-"""A contact sheet of a corpus: a pair of every class, the manipulated face framed, the manipulated words marked."""
+"""A contact sheet of a corpus: one pair of every class, with manipulated faces framed and manipulated words marked."""
 
 import json
 from pathlib import Path
@@ -16,12 +16,19 @@ Record = dict[str, Any]
 
 
 def draw_sheet(corpus: Path, split: str = "test", start: int = 0, columns: int = 3) -> Image.Image:
-    """A tile for every class: its first record from position `start` on whose picture is wider than high."""
+    """Draw a tile for every class: its first record that has a picture wider than high.
+
+    Args:
+        corpus: the corpus folder.
+        split: the split to take records from.
+        start: the position in the split from which records are taken.
+        columns: tiles side by side.
+    """
     records: list[Record] = json.loads((corpus / "metadata" / f"{split}.json").read_text("utf-8"))[start:]
     shown: set[str] = set()
     tiles = []
     for name in CLASS_SHARES:
-        record = _first(corpus, [r for r in records if r["image"] not in shown], name)
+        record = _first_wide(corpus, [r for r in records if r["image"] not in shown], name)
         shown.add(record["image"])
         tiles.append(_draw_tile(corpus, record))
     rows = -(-len(tiles) // columns)
@@ -32,13 +39,15 @@ def draw_sheet(corpus: Path, split: str = "test", start: int = 0, columns: int =
     return sheet
 
 
-def _first(corpus: Path, records: list[Record], fake_cls: str) -> Record:
+def _first_wide(corpus: Path, records: list[Record], fake_cls: str) -> Record:
     of_class = [record for record in records if record["fake_cls"] == fake_cls]
     for record in of_class:
         with Image.open(corpus / record["image"]) as image:
             if image.width > image.height:
                 return record
-    raise CorpusError(f"no record of class {fake_cls} with a wide picture among {len(records)}; draw a larger corpus")
+    raise CorpusError(
+        f"no record of class {fake_cls} has a wide picture, of {len(records)} records. Draw a larger corpus."
+    )
 
 
 def _draw_tile(corpus: Path, record: Record) -> Image.Image:

@@ -1,245 +1,142 @@
-"""Plots as SVG: axes, lines, bars and points, drawn by a template. Light, and in colours that the colour-blind tell
-apart (Okabe and Ito, 2008), each with a dash or a shape of its own."""
+"""The style of the plots on the pages, and their SVG, drawn by matplotlib.
+
+The plots are light. Color-blind readers can distinguish their colors (Okabe and Ito, 2008), and each color comes
+with a dash or a shape of its own. matplotlib is imported inside the functions: it takes most of a second, and only an
+evaluation draws.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
-from functools import cache
-from itertools import groupby
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from io import StringIO
 from math import ceil
-from typing import Any
+from typing import TYPE_CHECKING, Any
+from xml.sax.saxutils import escape
 
-import numpy as np
-from jinja2 import Environment, PackageLoader, StrictUndefined, Template
-from numpy.typing import NDArray
-
-Points = NDArray[np.float64]
-"""(N, 2): x and y in the units of the axes."""
-Shape = dict[str, Any]
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 BLUE, VERMILION, GREEN, PURPLE, SKY = "#0072b2", "#d55e00", "#009e73", "#a8578a", "#a3d3f0"
 INK, QUIET, GRID = "#1c1b1f", "#5e5b64", "#e4e2dc"
-DASHES = ("", "9 4", "2.5 3.5", "12 4 2.5 4")
-"""For the first, second … line of a plot."""
+DASHES: tuple[Any, ...] = ("-", (0, (9, 4)), (0, (2.5, 3.5)), (0, (12, 4, 2.5, 4)))
+"""The line style of the first, second … line of a plot, in pixels."""
 
 WIDTH, HEIGHT = 640, 520
-_LEFT, _RIGHT = 74, 20
-_TOP, _BOTTOM = 78, 60
-_LEGEND_ROW, _LEGEND_COLUMNS = 23, (20, 330)
+"""The size of a plot in pixels. matplotlib's SVG has 72 units to the inch; here one unit is one pixel."""
+_LEFT, _RIGHT, _BOTTOM = 74, 20, 60
+_HEAD, _LEGEND_ROW = 78, 23
+"""Pixels above the legend, and of each row of it."""
 _GAP = 26
 """Pixels between panels."""
 
-
-@dataclass(frozen=True)
-class Axis:
-    """What is counted along it, and from where to where."""
-
-    label: str
-    high: float = 1.0
-    ticks: Sequence[float] = (0, 0.2, 0.4, 0.6, 0.8, 1)
-    show: Callable[[float], str] = "{:g}".format
-    """A tick as text."""
-
-
-@dataclass(frozen=True)
-class Line:
-    """A polyline, or with `step` a staircase whose value holds until the next point."""
-
-    points: Points
-    colour: str
-    label: str = ""
-    dash: str = ""
-    width: float = 2.25
-    step: bool = False
-
-
-@dataclass(frozen=True)
-class Bars:
-    """Bars of equal width over the whole x axis, standing on `base`."""
-
-    heights: NDArray[np.float64]
-    colour: str
-    label: str = ""
-    base: NDArray[np.float64] | None = None
+_STYLE: dict[Any, Any] = {
+    "font.family": "sans-serif",
+    "font.sans-serif": ["Segoe UI", "Roboto", "Helvetica Neue", "DejaVu Sans", "Arial"],
+    "text.parse_math": False,  # a dollar sign is a dollar sign
+    "svg.fonttype": "none",  # text stays text: it can be searched, copied and read aloud
+    "svg.hashsalt": "asap",  # the ids in the file, and so its bytes, are the same each time
+    "path.simplify_threshold": 0.5,  # a curve over 100,000 pairs stays small
+    "lines.linewidth": 2.25,
+    "lines.scale_dashes": False,
+    "lines.markersize": 10,
+    "lines.markeredgewidth": 2,
+    "axes.axisbelow": True,
+    "axes.edgecolor": QUIET,
+    "axes.linewidth": 1.25,
+    "axes.labelsize": 14,
+    "axes.labelcolor": INK,
+    "axes.labelpad": 10,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.color": GRID,
+    "grid.linewidth": 1,
+    "legend.fontsize": 14,
+    "legend.labelcolor": INK,
+    "legend.frameon": False,
+    **{f"{axis}tick.{name}": value for axis in "xy" for name, value in
+       {"labelsize": 13, "labelcolor": QUIET, "major.size": 0, "major.pad": 9}.items()},
+}  # fmt: skip
 
 
-@dataclass(frozen=True)
-class Dots:
-    """Dots, with a whisker each where `low` and `high` are given."""
+@contextmanager
+def plot_style() -> Iterator[None]:
+    """Set matplotlib's defaults to the style of the pages; also a decorator for a function that draws."""
+    from matplotlib import rc_context
 
-    points: Points
-    colour: str
-    label: str = ""
-    low: NDArray[np.float64] | None = None
-    high: NDArray[np.float64] | None = None
-    hollow: bool = False
+    with rc_context(_STYLE):
+        yield
 
 
-Mark = Line | Bars | Dots
+@plot_style()
+def new_figure(title: str, note: str, x_label: str, heights: Sequence[float] = (1,)) -> tuple[Figure, list[Axes]]:
+    """Return a figure and its panels, one below the other over one x axis.
+
+    Both axes of a panel go from 0 to 1 until they are set otherwise.
+
+    Args:
+        title: the first line.
+        note: one line below the title.
+        x_label: the label of the x axis.
+        heights: the height of each panel, relative to the others.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure((WIDTH / 72, HEIGHT / 72))
+    figure.suptitle(title, x=20 / WIDTH, y=1 - 34 / HEIGHT, ha="left", va="baseline", size=19, weight="bold", color=INK)
+    figure.text(20 / WIDTH, 1 - 58 / HEIGHT, note, size=13.5, color=QUIET)
+    panels = figure.subplots(len(heights), sharex=True, squeeze=False, height_ratios=heights)[:, 0].tolist()
+    for axes in panels:
+        axes.set(xlim=(0, 1), ylim=(0, 1))
+        for axis in (axes.xaxis, axes.yaxis):
+            axis.set_ticks([0, 0.2, 0.4, 0.6, 0.8, 1])
+            axis.set_major_formatter("{x:g}")
+        axes.yaxis.set_label_coords(-50 / (WIDTH - _LEFT - _RIGHT), 0.5)
+    panels[-1].set_xlabel(x_label)
+    return figure, panels
 
 
-@dataclass(frozen=True)
-class Panel:
-    """One y axis and what is drawn against it; `share` of the height, next to the other panels."""
+def round_ticks(highest: float, steps: int) -> list[float]:
+    """Return ticks from 0 to a round whole number at or above `highest`, in at most so many steps."""
+    from matplotlib.ticker import MaxNLocator
 
-    y: Axis
-    marks: Sequence[Mark]
-    share: float = 1.0
-
-
-@dataclass(frozen=True)
-class Plot:
-    """Panels one below the other, over one x axis."""
-
-    title: str
-    note: str
-    """One line below the title."""
-    x: Axis
-    panels: Sequence[Panel]
-    summary: str = field(default="", kw_only=True)
-    """What the plot shows, for those who cannot see it."""
-
-    def svg(self) -> str:
-        """The plot as a file of its own: no script, no style sheet, nothing fetched."""
-        shapes = [*self._head(), *(shape for frame in self._frames() for shape in frame.shapes())]
-        return _template().render(width=WIDTH, height=HEIGHT, plot=self, shapes=[*shapes, *self._legend()])
-
-    def _frames(self) -> list[_Frame]:
-        top = float(_TOP + _LEGEND_ROW * ceil(len(self._labelled()) / 2))
-        room = HEIGHT - top - _BOTTOM - _GAP * (len(self.panels) - 1)
-        whole = sum(panel.share for panel in self.panels)
-        frames: list[_Frame] = []
-        for panel in self.panels:
-            height = room * panel.share / whole
-            frames.append(_Frame(self.x, panel, top, height, is_last=panel is self.panels[-1]))
-            top += height + _GAP
-        return frames
-
-    def _head(self) -> list[Shape]:
-        return [
-            _text(20, 34, self.title, size=19, weight=650, fill=INK),
-            _text(20, 58, self.note, size=13.5),
-        ]
-
-    def _labelled(self) -> list[Mark]:
-        return [mark for panel in self.panels for mark in panel.marks if mark.label]
-
-    def _legend(self) -> Iterable[Shape]:
-        """In two columns above the panels, where no curve can cross it."""
-        for number, mark in enumerate(self._labelled()):
-            x, y = _LEGEND_COLUMNS[number % 2], 84 + _LEGEND_ROW * (number // 2)
-            yield from _key(mark, x, y - 4.5)
-            yield _text(x + 38, y, mark.label, size=14, fill=INK)
+    locator = MaxNLocator(steps, steps=[1, 2, 5, 10], integer=True, min_n_ticks=1)
+    return [float(tick) for tick in locator.tick_values(0, highest)]
 
 
-@dataclass(frozen=True)
-class _Frame:
-    """A panel in its place."""
+@plot_style()
+def render_svg(figure: Figure, summary: str) -> str:
+    """Return the figure, with its legend, as a file of its own: no script, nothing fetched.
 
-    x: Axis
-    panel: Panel
-    top: float
-    height: float
-    is_last: bool
+    Args:
+        figure: a figure of `new_figure`.
+        summary: what the plot shows, for readers who cannot see it.
+    """
+    # The legend stands in two columns above the panels, where no curve can cross it.
+    labels = [label for axes in figure.axes for label in axes.get_legend_handles_labels()[1]]
+    handles = [handle for axes in figure.axes for handle in axes.get_legend_handles_labels()[0]]
+    if labels:
+        figure.legend(
+            handles[::2] + handles[1::2], labels[::2] + labels[1::2],  # matplotlib fills the columns one by one
+            loc="upper left", bbox_to_anchor=(20 / WIDTH, 1 - 72 / HEIGHT), ncols=2, columnspacing=2.2,
+            handlelength=2, handletextpad=0.7, borderpad=0, borderaxespad=0, labelspacing=0.65,
+        )  # fmt: skip
+    top = _HEAD + _LEGEND_ROW * ceil(len(labels) / 2)
+    panel = (HEIGHT - top - _BOTTOM - _GAP * (len(figure.axes) - 1)) / len(figure.axes)
+    figure.subplots_adjust(
+        left=_LEFT / WIDTH, right=1 - _RIGHT / WIDTH, top=1 - top / HEIGHT, bottom=_BOTTOM / HEIGHT, hspace=_GAP / panel
+    )
+    for axes in figure.axes:
+        for line in axes.get_lines():
+            line.set_clip_on(False)  # a curve along the edge keeps its full width
 
-    def shapes(self) -> list[Shape]:
-        return [*self._axes(), self._base_line(), *(shape for mark in self.panel.marks for shape in self._draw(mark))]
-
-    def _at(self, points: Points) -> Points:
-        """Pixels of the picture."""
-        scale = np.array([(WIDTH - _LEFT - _RIGHT) / self.x.high, -self.height / self.panel.y.high])
-        pixels: Points = np.asarray(points, np.float64) * scale + (_LEFT, self.top + self.height)
-        return pixels
-
-    def _axes(self) -> Iterable[Shape]:
-        right, bottom = WIDTH - _RIGHT, self.top + self.height
-        for tick in self.panel.y.ticks:
-            y = self._at(np.array([[0, tick]]))[0, 1]
-            yield _path([(_LEFT, y), (right, y)], stroke=GRID, width=1)
-            yield _text(_LEFT - 9, y + 4.5, self.panel.y.show(tick), size=13, anchor="end")
-        for tick in self.x.ticks:
-            x = self._at(np.array([[tick, 0]]))[0, 0]
-            yield _path([(x, self.top), (x, bottom)], stroke=GRID, width=1)
-            if self.is_last:
-                yield _text(x, bottom + 20, self.x.show(tick), size=13, anchor="middle")
-        middle = self.top + self.height / 2
-        yield _text(22, middle, self.panel.y.label, size=14, anchor="middle", fill=INK, turned=True)
-        if self.is_last:
-            yield _text((_LEFT + right) / 2, bottom + 44, self.x.label, size=14, anchor="middle", fill=INK)
-
-    def _base_line(self) -> Shape:
-        bottom = self.top + self.height
-        return _path([(_LEFT, self.top), (_LEFT, bottom), (WIDTH - _RIGHT, bottom)], stroke=QUIET, width=1.25)
-
-    def _draw(self, mark: Mark) -> Iterable[Shape]:
-        if isinstance(mark, Line):
-            points = _steps(mark.points) if mark.step else mark.points
-            yield _path(self._at(points), stroke=mark.colour, width=mark.width, dash=mark.dash)
-        elif isinstance(mark, Bars):
-            yield from self._bars(mark)
-        else:
-            yield from self._dots(mark)
-
-    def _bars(self, mark: Bars) -> Iterable[Shape]:
-        step = self.x.high / len(mark.heights)
-        base = np.zeros_like(mark.heights) if mark.base is None else mark.base
-        for number, (low, height) in enumerate(zip(base, mark.heights, strict=True)):
-            if height > 0:
-                left, right = (number + 0.06) * step, (number + 0.94) * step
-                corners = [(left, low), (left, low + height), (right, low + height), (right, low)]
-                yield _path(self._at(np.array(corners)), fill=mark.colour, closed=True)
-
-    def _dots(self, mark: Dots) -> Iterable[Shape]:
-        if mark.low is not None and mark.high is not None:
-            for (x, _), low, high in zip(mark.points, mark.low, mark.high, strict=True):
-                yield _path(self._at(np.array([(x, low), (x, high)])), stroke=mark.colour, width=1.5)
-        for x, y in self._at(mark.points):
-            yield _dot(x, y, mark)
-
-
-def _steps(points: Points) -> Points:
-    """The corners of the staircase."""
-    corners = np.repeat(points, 2, axis=0)
-    return np.stack([corners[1:, 0], corners[:-1, 1]], axis=1)
-
-
-def _key(mark: Mark, x: float, y: float) -> Iterable[Shape]:
-    """The mark as the legend shows it, 28 pixels wide."""
-    if isinstance(mark, Bars):
-        yield _path([(x, y - 7), (x + 28, y - 7), (x + 28, y + 7), (x, y + 7)], fill=mark.colour, closed=True)
-    elif isinstance(mark, Line):
-        yield _path([(x, y), (x + 28, y)], stroke=mark.colour, width=mark.width, dash=mark.dash)
-    else:
-        yield _dot(x + 14, y, mark)
-
-
-def _path(
-    points: Iterable[Sequence[float]] | Points, *, stroke: str = "none", width: float = 0, dash: str = "",
-    fill: str = "none", closed: bool = False,
-) -> Shape:  # fmt: skip
-    """Points on the same half of a pixel as the one before are left out: a curve over many pairs stays small."""
-    rounded = [place for place, _ in groupby(f"{round(x * 2) / 2:g} {round(y * 2) / 2:g}" for x, y in points)]
-    data = f"M{'L'.join(rounded)}{'Z' if closed else ''}"
-    return {"kind": "path", "d": data, "stroke": stroke, "width": width, "dash": dash, "fill": fill}
-
-
-def _dot(x: float, y: float, mark: Dots) -> Shape:
-    fill, stroke = ("#ffffff", mark.colour) if mark.hollow else (mark.colour, "#ffffff")
-    return {"kind": "dot", "x": round(float(x), 1), "y": round(float(y), 1), "fill": fill, "stroke": stroke}
-
-
-def _text(
-    x: float, y: float, text: str, *, size: float, fill: str = QUIET, anchor: str = "start", weight: int = 400,
-    turned: bool = False,
-) -> Shape:  # fmt: skip
-    """`turned`: from bottom to top."""
-    place = {"x": round(float(x), 1), "y": round(float(y), 1), "text": text, "size": size}
-    return {"kind": "text", **place, "fill": fill, "anchor": anchor, "weight": weight, "turned": turned}
-
-
-@cache
-def _template() -> Template:
-    loader = PackageLoader("jobs.pages")
-    environment = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True)
-    return environment.get_template("plot.svg.j2")
+    title = figure.get_suptitle()
+    metadata = {"Title": title, "Date": None, "Creator": None, "Format": None, "Type": None}
+    file = StringIO()
+    figure.savefig(file, format="svg", metadata=metadata)
+    # matplotlib measures in points, which browsers show a third larger, and has no description for screen readers.
+    size, pixels = f'width="{WIDTH}pt" height="{HEIGHT}pt"', f'width="{WIDTH}" height="{HEIGHT}" role="img"'
+    described = f"</title>\n <desc>{escape(summary)}</desc>"
+    return file.getvalue().replace(size, pixels, 1).replace("</title>", described, 1)

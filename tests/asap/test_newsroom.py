@@ -1,3 +1,5 @@
+"""The drawn corpus: its classes, captions, pictures, and that a seed fixes all of them."""
+
 import json
 import subprocess
 import sys
@@ -20,7 +22,7 @@ from tests.support.waiting import HANG_S
 
 PLAN_7 = [
     (240, 304),
-    Facts(scene=15, mood=GRIM, people=4, prop="balloons", colour="red", garment="coat"),
+    Facts(scene=15, mood=GRIM, people=4, prop="balloons", color="red", garment="coat"),
     [(9, 175, 53, 230), (67, 71, 110, 124), (131, 193, 174, 246), (189, 177, 231, 229)],
     1,
 ]
@@ -29,7 +31,7 @@ TEXT_8 = (
     "joyful crowds.",
     list(range(8, 20)),
 )
-FACTS = Facts(scene=4, mood=GLAD, people=2, prop="trophy", colour="red", garment="shirt")
+FACTS = Facts(scene=4, mood=GLAD, people=2, prop="trophy", color="red", garment="shirt")
 
 
 @pytest.fixture(scope="module")
@@ -55,13 +57,13 @@ def test_the_same_seed_draws_the_same_corpus_whatever_the_number_of_workers(tmp_
     assert one == two
 
 
-def test_another_seed_draws_other_people(tmp_path: Path, corpus: Path) -> None:
+def test_another_seed_draws_other_texts(tmp_path: Path, corpus: Path) -> None:
     generate(tmp_path / "other", pairs=30, seed=6, workers=1)
     assert not {r["text"] for r in every_record(corpus)} & {r["text"] for r in every_record(tmp_path / "other")}
 
 
 def test_the_annotations_of_this_version_never_change() -> None:
-    # Frozen with CORPUS_VERSION: if this fails, figures of older corpora no longer compare; raise the version.
+    # Frozen with CORPUS_VERSION. If this fails, results on older corpora no longer compare: raise the version.
     assert CORPUS_VERSION == "newsroom-2"
     plan = draw_plan(np.random.default_rng(7), "swap")
     text = swap(np.random.default_rng(8), write(np.random.default_rng(7), FACTS, "Ada Balberg"))
@@ -170,21 +172,21 @@ def test_a_turned_mood_replaces_words_one_for_one() -> None:
         assert fake
 
 
-def test_no_word_of_mood_is_on_both_sides() -> None:
+def test_no_mood_word_is_both_glad_and_grim() -> None:
     pairs = TONES + MOOD_VERBS
     words = [word for pair in pairs for word in pair]
     assert len(words) == len(set(words))
     assert all(len(word.split()) == 1 for word in words)
 
 
-def test_an_honest_text_tells_one_mood() -> None:
+def test_an_authentic_text_has_one_mood() -> None:
     for seed in range(100):
         words = {word.strip(".,") for word in write(np.random.default_rng(seed), FACTS, "A B").render()[0].split()}
         assert not words & {pair[GRIM] for pair in TONES + MOOD_VERBS}
         assert len(words & {pair[GLAD] for pair in TONES}) == 1
 
 
-def test_texts_are_as_long_whatever_was_done_to_them() -> None:
+def test_manipulated_texts_are_as_long_as_authentic_ones() -> None:
     lengths: dict[str, list[int]] = {"": [], "swap": [], "mood": []}
     for seed in range(600):
         rng = np.random.default_rng(seed)
@@ -204,7 +206,7 @@ def test_phrases_of_a_scene_belong_to_no_other() -> None:
     assert all(len(scenes) >= 4 for scenes in TOPICS.values())
 
 
-def test_names_of_different_splits_do_not_meet() -> None:
+def test_different_splits_have_no_name_in_common() -> None:
     names = {split: {draw_name(np.random.default_rng(i), RESIDUES[split]) for i in range(1500)} for split in SPLITS}
     assert not names["train"] & (names["val"] | names["test"])
     assert not names["val"] & names["test"]
@@ -223,27 +225,29 @@ def test_progress_counts_every_pair(tmp_path: Path) -> None:
     assert [done for done, _ in seen] == sorted(done for done, _ in seen)
 
 
-def test_a_corpus_says_its_version_and_is_marked_finished_last(corpus: Path) -> None:
-    told = json.loads((corpus / "newsroom.json").read_text("utf-8"))
-    assert (told["corpus_version"], told["seed"], told["pairs"]) == (CORPUS_VERSION, 5, 150)
-    assert told["splits"] == {"train": 120, "val": 15, "test": 15}
-    assert told["classes"]["train"]["orig"] == sum(r["fake_cls"] == "orig" for r in records(corpus))
+def test_a_finished_corpus_records_its_version_and_counts(corpus: Path) -> None:
+    metadata = json.loads((corpus / "newsroom.json").read_text("utf-8"))
+    assert (metadata["corpus_version"], metadata["seed"], metadata["pairs"]) == (CORPUS_VERSION, 5, 150)
+    assert metadata["splits"] == {"train": 120, "val": 15, "test": 15}
+    assert metadata["classes"]["train"]["orig"] == sum(r["fake_cls"] == "orig" for r in records(corpus))
 
 
 def test_a_folder_in_use_is_refused_and_named(tmp_path: Path) -> None:
     (tmp_path / "note.txt").write_text("mine")
-    with pytest.raises(CorpusError, match=f"{tmp_path} exists and is not an empty folder; remove it or name another"):
+    with pytest.raises(
+        CorpusError, match=f"{tmp_path} exists and is not an empty folder. Remove it, or choose another folder."
+    ):
         generate(tmp_path, pairs=1, seed=0)
 
 
-def test_an_unfinished_corpus_is_told_from_other_folders(tmp_path: Path) -> None:
+def test_an_unfinished_corpus_is_refused_as_such(tmp_path: Path) -> None:
     (tmp_path / "metadata").mkdir()
     with pytest.raises(CorpusError, match="never finished"):
         generate(tmp_path, pairs=1, seed=0)
 
 
 @pytest.mark.parametrize(
-    ("wrong", "said"),
+    ("wrong", "message"),
     [
         ({"pairs": 0}, "pairs is 0"),
         ({"seed": -1}, "seed is -1"),
@@ -251,14 +255,14 @@ def test_an_unfinished_corpus_is_told_from_other_folders(tmp_path: Path) -> None
         ({"splits": (1, 0)}, "splits is"),
     ],
 )
-def test_settings_that_cannot_work_are_refused(tmp_path: Path, wrong: dict[str, Any], said: str) -> None:
+def test_settings_out_of_range_are_refused(tmp_path: Path, wrong: dict[str, Any], message: str) -> None:
     settings: dict[str, Any] = {"pairs": 1, "seed": 0} | wrong
-    with pytest.raises(ConfigError, match=said):
+    with pytest.raises(ConfigError, match=message):
         generate(tmp_path / "c", **settings)
     assert not (tmp_path / "c").exists()
 
 
-def test_a_script_without_a_main_guard_is_told_so_and_does_not_hang(tmp_path: Path) -> None:
+def test_a_script_without_a_main_guard_gets_an_error_and_does_not_hang(tmp_path: Path) -> None:
     script = tmp_path / "draw.py"
     script.write_text(
         "from pathlib import Path\nfrom asap.newsroom import generate\n"
