@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 import torch
 
-from asap.corpus.reader import read_corpus
 from asap.errors import AsapError, ConfigError
 from asap.model.asap import Asap
 from asap.training.dataset import epoch_order
