@@ -1,6 +1,7 @@
 # make demo   draw a corpus, scan it, and write a report        (everything it needs goes into .venv)
-# make test   the whole test suite
-# make lint   ruff and the type checker
+# make test   the tests that are neither slow nor kill processes, in some seven minutes on two cores
+# make test-all   every test; make test-all PYTEST_ARGS='-m "slow or chaos"' runs those that make test leaves out
+# make lint   ruff, the type checker, the import contracts and the first words of docstrings
 # make lock   resolve the dependencies anew
 PYTHON ?= python3
 VENV := .venv
@@ -8,7 +9,7 @@ RUN := $(VENV)/bin
 UV := $(RUN)/uv
 DEMO := out/demo
 
-.PHONY: setup demo test lint lock clean
+.PHONY: setup demo test test-all lint lock clean
 
 setup: $(VENV)/.ready
 
@@ -29,13 +30,21 @@ demo: setup
 	  $(RUN)/asap scan s3://newsroom/metadata/test.json --out $(DEMO)/jobs --job demo
 
 # Two processes, a file of tests at a time: one waits for Ray while the other computes.
+PYTEST := $(RUN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+
 test: setup
-	@$(RUN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
+	@$(PYTEST) -m "not slow and not chaos" $(PYTEST_ARGS)
+	@echo "The slow tests and those that kill processes were left out. make test-all runs every test."
+
+test-all: setup
+	@$(PYTEST) $(PYTEST_ARGS)
 
 lint: setup
 	@$(RUN)/ruff check .
 	@$(RUN)/ruff format --check .
 	@$(RUN)/mypy
+	@$(RUN)/lint-imports > $(VENV)/imports.log || { cat $(VENV)/imports.log; exit 1; }
+	@$(RUN)/python -m pytest tests/test_docstrings.py
 
 lock: setup
 	@$(UV) pip compile --quiet --universal --python-version 3.11 --no-emit-index-url --generate-hashes \

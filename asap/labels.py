@@ -106,10 +106,10 @@ def types_of(fake_cls: str, labels: LabelSet = DGM4) -> tuple[str, ...]:
 
 
 def is_manipulated(fake_cls: str, labels: LabelSet = DGM4) -> bool:
-    """True if the class has any type: the real/fake label of the pair. Raises `AnnotationError`."""
+    """Return True if the class has any type: the real/fake label of the pair. Raises `AnnotationError`."""
     return bool(types_of(fake_cls, labels))
 
 
 def shows_a_fake_face(fake_cls: str, labels: LabelSet = DGM4) -> bool:
-    """True if the class has an image type, and therefore a box. Raises `AnnotationError`."""
+    """Return True if the class has an image type, and therefore a box. Raises `AnnotationError`."""
     return any(name in IMAGE_TYPES for name in types_of(fake_cls, labels))

@@ -66,7 +66,7 @@ class Policy:
 
     @staticmethod
     def flags_a_face(flagged_types: list[str]) -> bool:
-        """True if an image type is flagged, so that the finding has a box."""
+        """Return True if an image type is flagged, so that the finding has a box."""
         return any(name in IMAGE_TYPES for name in flagged_types)
 
     def save(self, path: Path) -> None:

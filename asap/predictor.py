@@ -21,7 +21,7 @@ from asap.labels import TEXT_TYPES
 from asap.model.asap import Asap, AsapOutput
 from asap.model.execution import has_bfloat16
 from asap.policy import Policy, apply_policy
-from asap.preprocessing.images import DEFAULT_LIMITS, ImageLimits, PreparedImage, normalise, prepare_image
+from asap.preprocessing.images import DEFAULT_LIMITS, ImageLimits, PreparedImage, normalize, prepare_image
 from asap.preprocessing.text import EncodedPass, TextCodec, pad_batch
 from asap.preprocessing.words import split_words
 from asap.weights.model_folder import ModelFolder, load_folder
@@ -228,7 +228,7 @@ class Predictor:
     def _score(self, rows: Sequence[_Row], passes_at_once: int) -> _Scoring:
         """Encode the image of each row once, and fuse it with each pass of the row's text."""
         pixels = torch.from_numpy(np.stack([row.image.pixels for row in rows])).to(self.device)
-        image_RNW = self._model.encode_image(normalise(pixels).to(self.dtype))
+        image_RNW = self._model.encode_image(normalize(pixels).to(self.dtype))
         todo = [(owner, part.input_ids) for owner, row in enumerate(rows) for part in row.passes]
         evidence: list[PassEvidence] = []
         for batch in _slices(todo, passes_at_once):
@@ -252,8 +252,8 @@ class Predictor:
         """Run encoded images with one text each through encoders of `self.dtype` and heads of float32."""
         ids_PL, mask_PL = (part.to(self.device) for part in pad_batch(input_ids, self._codec.pad_id))
         fused = self._model.fuse(image_PNW, self._model.encode_text(ids_PL, mask_PL), mask_PL)
-        seen = replace(fused.seen, aggregate_BW=fused.seen.aggregate_BW.float())
-        return self._model.predict(replace(fused, tokens_BLW=fused.tokens_BLW.float(), seen=seen))
+        image_side = replace(fused.image_side, aggregate_BW=fused.image_side.aggregate_BW.float())
+        return self._model.predict(replace(fused, tokens_BLW=fused.tokens_BLW.float(), image_side=image_side))
 
     def _finding(self, row: _Row, scored: _Scored) -> Finding:
         """Combine the evidence of all passes over a row, in pixels and words of the original."""

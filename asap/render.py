@@ -34,7 +34,7 @@ VERDICT_COLORS: dict[str | None, Color] = {
     None: QUIET,
 }
 LEVEL_EDGES = (0.6, 0.75, 0.9)
-LEVEL_COLOURS: tuple[Color, ...] = ((255, 238, 196), (255, 217, 148), (255, 188, 118), (255, 154, 112))
+LEVEL_COLORS: tuple[Color, ...] = ((255, 238, 196), (255, 217, 148), (255, 188, 118), (255, 154, 112))
 """Background of a marked word, by `level`. INK on each of them has a contrast of 8 to 1 or more."""
 
 MIN_WIDTH = 640
@@ -301,7 +301,7 @@ def _draw_line(
             if word is not None:
                 box = (round(left - points * 0.15), round(middle - points * 0.72),
                        round(left + advance + points * 0.15), round(middle + points * 0.72))  # fmt: skip
-                _plate(strip, box, round(points * 0.28), LEVEL_COLOURS[level(word.score) - 1])
+                _plate(strip, box, round(points * 0.28), LEVEL_COLORS[level(word.score) - 1])
             draw.text((left, middle), piece, fill=INK, font=face, anchor="lm")
             x = left if right_to_left else left + advance
         x += -_space(face) if right_to_left else _space(face)

@@ -62,6 +62,7 @@ class Grid:
 
     @property
     def folder(self) -> RunFolder:
+        """The work folder, with the files of a training run."""
         return RunFolder(self.work)
 
     def settings(self, recipe: str, seed: int, **changes: Any) -> TrainSettings:

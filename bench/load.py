@@ -141,7 +141,7 @@ def by_time(answers: list[Answer], width: int) -> list[dict[str, float]]:
     intervals = []
     for start, some in sorted(parts.items()):
         detected = sorted(answer.latency_s for answer in some if answer.status == 200)
-        rates = {"offered": len(some) / width, "judged": len(detected) / width}
+        rates = {"offered": len(some) / width, "detected": len(detected) / width}
         intervals.append({"at_s": start, "width_s": width} | rates | quantiles(detected))
     return intervals
 

@@ -74,7 +74,7 @@ def _cpu_seconds() -> dict[int, float]:
 
 
 def _is_descendant(pid: int, ancestor: int, parents: dict[int, int]) -> bool:
-    """True if `pid` is the ancestor itself or one of its descendants."""
+    """Return True if `pid` is the ancestor itself or one of its descendants."""
     while pid not in (0, ancestor):
         pid = parents.get(pid, 0)
     return pid == ancestor

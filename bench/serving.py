@@ -251,7 +251,7 @@ def draw_step(report: dict[str, Any]) -> str:
         title = "A step to twice the capacity of one detector"
         figure, (load, detectors, latency) = new_figure(title, note, "seconds", heights=(2, 1, 2))
         draw(load, "offered", VERMILION, "requested", DASHES[1])
-        draw(load, "judged", BLUE, "detected", DASHES[0])
+        draw(load, "detected", BLUE, "detected", DASHES[0])
         detectors.plot(*replicas.T, color=GREEN, drawstyle="steps-post", label="detectors")
         draw(latency, "p50", PURPLE, "median latency", DASHES[2], 1000)
         draw(latency, "p99", PURPLE, "99th percentile", DASHES[0], 1000)

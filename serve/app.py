@@ -30,12 +30,10 @@ from serve.api.keys import Keyring
 from serve.api.metrics import Metrics, MetricsByReplica
 from serve.api.middleware import LOG
 from serve.api.routes import create_app
-from serve.deploy import LOGGING
 from serve.inference.detector import Detector
 from serve.inference.detector_client import DetectorClient
 from serve.inference.service import Service
-from serve.run import ANSWER_WITHIN_S
-from serve.settings import ServeSettings, is_loopback
+from serve.settings import ANSWER_WITHIN_S, LOGGING, ServeSettings, is_loopback
 
 _METRICS_INTERVAL_S = 1.0
 _TARGET_BATCHES = 1.2

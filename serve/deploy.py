@@ -11,12 +11,10 @@ from asap.errors import ConfigError
 from asap.packages import SETUP_HOOK
 from serve.api.keys import ENVIRONMENT
 from serve.proxy import CALLBACK
-from serve.settings import ServeSettings
+from serve.settings import LOGGING, ServeSettings
 
 APP = "asap"
 """The application's name on a cluster."""
-LOGGING = {"log_level": "WARNING", "enable_access_log": False}
-"""Ray logs only warnings and errors, and no line for each request: the API writes one."""
 _HOOK = {"__RAY_WORKER_PROCESS_SETUP_HOOK_ENV_VAR": SETUP_HOOK}
 """The variable that Ray sets for the `worker_process_setup_hook` of a job. `serve deploy` has no job to set it on."""
 CONTROLLER = {"runtime_env": {"env_vars": CALLBACK | _HOOK}}

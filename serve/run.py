@@ -13,19 +13,14 @@ from ray import serve
 from ray.exceptions import RayActorError
 from ray.serve.exceptions import DeploymentUnavailableError
 
-from serve.deploy import APP, CONTROLLER, LOGGING, http_options
+from serve.deploy import APP, CONTROLLER, http_options
 from serve.errors import Refused
-from serve.settings import ServeSettings
+from serve.settings import ANSWER_WITHIN_S, LOGGING, ServeSettings
 
 _POLL_S = 0.2
 """Seconds between two checks of what is still in flight."""
 _PROXY_SENDS_S = 1.0
 """Seconds after the last response in which Ray's proxy sends it, and the requests that it still holds are refused."""
-ANSWER_WITHIN_S = 5.0
-"""Seconds within which a process of the API must answer.
-
-One that does not counts as busy when the server stops, and its metrics are left out of /metrics.
-"""
 
 
 def run(

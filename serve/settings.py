@@ -13,6 +13,14 @@ from asap.preprocessing.words import MAX_CHARACTERS
 
 _PREFIX = re.compile(r"(s3|https)://[^/@\s\\]+/\S*")
 
+LOGGING = {"log_level": "WARNING", "enable_access_log": False}
+"""Ray logs only warnings and errors, and no line for each request: the API writes one."""
+ANSWER_WITHIN_S = 5.0
+"""Seconds within which a process of the API must answer.
+
+One that does not counts as busy when the server stops, and its metrics are left out of /metrics.
+"""
+
 
 class ServeSettings(BaseModel):
     """The settings. They are frozen, and a misspelled name is an error."""

@@ -26,7 +26,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # small models only wait for thre
 LONGEST_FIRST = (
     "end_to_end/test_train_kills", "jobs/train/test_run", "jobs/scan/test_run", "end_to_end/test_scan_kills",
     "jobs/train/data/test_stream", "jobs/policy/test_repolicy", "jobs/evaluate/test_run", "serve/test_app",
-    "jobs/train/test_trainer",
+    "jobs/train/test_trainer", "jobs/train/test_trainer_workers",
 )  # fmt: skip
 """The slowest test files. Two processes divide the files; these run first, so that both end at about the same time."""
 TESTS = Path(__file__).parent

@@ -118,7 +118,7 @@ def repair_row(row: Row, rules: ReadRules, report: CorpusReport) -> Row | None:
 
 
 def _is_kept(rule: BadBox | BadPosition, row: Row, fault: str, report: CorpusReport) -> bool:
-    """True if a row with a fault is kept for repair. Raises `AnnotationError` if the rule refuses it."""
+    """Return True if a row with a fault is kept for repair. Raises `AnnotationError` if the rule refuses it."""
     if rule == "refuse":
         raise AnnotationError(f"{row.where}: record {row.id}: {fault}")
     if rule == "skip":
@@ -127,7 +127,7 @@ def _is_kept(rule: BadBox | BadPosition, row: Row, fault: str, report: CorpusRep
 
 
 def _is_box(box: tuple[Any, ...]) -> bool:
-    """True if the box has an area in a picture of some size. Its own picture is checked once that is decoded."""
+    """Return True if the box has an area in a picture of some size. Its own picture is checked once that is decoded."""
     if len(box) != 4 or not all(type(edge) in (int, float) and math.isfinite(edge) for edge in box):
         return False
     x0, y0, x1, y1 = box

@@ -58,7 +58,7 @@ class Entry:
     text: str | None = None
 
     def may_be_of(self, pair: PairKeys) -> bool:
-        """True if neither the text nor the picture of the entry contradicts the pair. Ids are not compared."""
+        """Return True if neither the text nor the picture of the entry contradicts the pair. Ids are not compared."""
         return self.text in (None, pair.text) and (self.image is None or self.image in pair.paths)
 
 

@@ -1,4 +1,4 @@
-"""Reliability of scores: are eight in ten of the pairs that score 0.8 manipulated?
+"""Reliability of scores: of the pairs that score 0.8, eight in ten should be manipulated.
 
 The measure is the expected calibration error over bins of equal width (Guo et al., ICML 2017), with a Wilson interval
 for each bin.

@@ -47,7 +47,7 @@ class Fused:
 
     tokens_BLW: Tensor
     """The fused text tokens, [CLS] first."""
-    seen: ImageSide
+    image_side: ImageSide
     scores_BLN: Tensor | None
     """Cross-attention scores of the last fusion layer before softmax, mean over heads; None unless requested."""
 
@@ -61,6 +61,7 @@ class ImageTextAttention(nn.Module):
         self.cross_attention = nn.MultiheadAttention(width, heads, batch_first=True)
 
     def forward(self, image_BNW: Tensor, text_BLW: Tensor, padding_BL: Tensor) -> Tensor:
+        """Return the image tokens after both attentions, (B, N, W); `padding_BL` is True at padded words."""
         attended_BNW, _ = self.self_attention(image_BNW, image_BNW, image_BNW, need_weights=False)
         crossed_BNW: Tensor = self.cross_attention(
             attended_BNW, text_BLW, text_BLW, key_padding_mask=padding_BL, need_weights=False
@@ -76,6 +77,7 @@ class TextAttention(nn.Module):
         self.cross_attention = nn.MultiheadAttention(width, heads, batch_first=True)
 
     def forward(self, image_BNW: Tensor, text_BLW: Tensor, padding_BL: Tensor) -> Tensor:
+        """Return the image tokens after the attention, (B, N, W); `padding_BL` is True at padded words."""
         crossed_BNW: Tensor = self.cross_attention(
             image_BNW, text_BLW, text_BLW, key_padding_mask=padding_BL, need_weights=False
         )[0]
@@ -220,18 +222,18 @@ class Asap(nn.Module):
         return AsapOutput(
             logits_real_fake=self.real_fake_head(self._pooled(fused, self.real_fake_scale if is_asap else None)),
             logits_multilabel=self._types(fused),
-            box_cxcywh=self.boxes(fused.seen),
+            box_cxcywh=self.boxes(fused.image_side),
             logits_token=self.token_head(fused.tokens_BLW[:, 1:]),
         )
 
     def _pooled(self, fused: Fused, scale: Tensor | None) -> Tensor:
         """Return the fused [CLS], plus the scaled aggregate of the patches in ASAP (its fusion scalar)."""
         text_BW = fused.tokens_BLW[:, 0]
-        return text_BW if scale is None else text_BW + scale * fused.seen.aggregate_BW
+        return text_BW if scale is None else text_BW + scale * fused.image_side.aggregate_BW
 
     def _types(self, fused: Fused) -> Tensor:
         if self.config.type_heads == "apart":
-            apart_B4: Tensor = self.type_head(fused.seen.aggregate_BW, fused.tokens_BLW[:, 0])
+            apart_B4: Tensor = self.type_head(fused.image_side.aggregate_BW, fused.tokens_BLW[:, 0])
             return apart_B4
         scale = self.type_scale if self.config.variant == "asap" else None
         joint_B4: Tensor = self.type_head(self._pooled(fused, scale))
@@ -253,17 +255,17 @@ class Asap(nn.Module):
         logits_B2: Tensor = self.explanation_head(self._pooled(fused, self.real_fake_scale))
         return logits_B2
 
-    def boxes(self, seen: ImageSide) -> Tensor:
+    def boxes(self, image_side: ImageSide) -> Tensor:
         """Return the box of the manipulated face, cxcywh in [0, 1], (B, 4)."""
-        boxes_B4: Tensor = self.box_head(seen.aggregate_BW)
+        boxes_B4: Tensor = self.box_head(image_side.aggregate_BW)
         return boxes_B4.float().sigmoid()  # half precision would round a box to 1/200 of the image
 
-    def patch_logits(self, seen: ImageSide) -> Tensor:
+    def patch_logits(self, image_side: ImageSide) -> Tensor:
         """Return a logit for each patch, manipulated or not, (B, P).
 
         Used by manipulated patch prediction (MPP) in training; ASAP only.
         """
-        logits_BP1: Tensor = self.patch_head(seen.patches_BPW)
+        logits_BP1: Tensor = self.patch_head(image_side.patches_BPW)
         return logits_BP1.squeeze(-1)
 
     def forward(self, images: Tensor, input_ids: Tensor, attention_mask: Tensor) -> AsapOutput:

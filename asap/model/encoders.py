@@ -54,6 +54,7 @@ class ConvStem(nn.Module):
         self.proj = nn.Sequential(*stages, nn.Conv2d(embed_dim, embed_dim, 1))
 
     def forward(self, images_B3SS: Tensor) -> Tensor:
+        """Return one token for each patch, row by row, (B, N, W)."""
         features_BWhw: Tensor = self.proj(images_B3SS.contiguous(memory_format=torch.channels_last))
         return features_BWhw.flatten(2).transpose(1, 2)
 
@@ -143,6 +144,7 @@ class ResidualNorm(nn.Module):
         return self.LayerNorm(tokens_BLW) if self.is_pre_norm else tokens_BLW
 
     def forward(self, hidden: Tensor, residual_BLW: Tensor) -> Tensor:
+        """Return the sum of branch and residual, (B, L, W), normalized unless the norm came first."""
         summed: Tensor = self.dropout(self.dense(hidden)) + residual_BLW
         return summed if self.is_pre_norm else self.LayerNorm(summed)
 
@@ -179,6 +181,7 @@ class BertLayer(nn.Module):
         self.output = ResidualNorm(config.text_mlp_width, config)
 
     def attend_to_text(self, tokens_BLW: Tensor, mask_B11L: Tensor) -> Tensor:
+        """Run the self-attention of the layer, (B, L, W); `mask_B11L` is added to its scores."""
         attended: Tensor = self.attention(tokens_BLW, mask_B11M=mask_B11L)
         return attended
 
@@ -195,6 +198,7 @@ class BertLayer(nn.Module):
         return self.feed_forward(self.crossattention(tokens_BLW, image_BNW)), scores_BLN
 
     def feed_forward(self, tokens_BLW: Tensor) -> Tensor:
+        """Run the feed-forward branch of the layer, (B, L, W)."""
         inside = F.gelu(self.intermediate["dense"](self.output.norm_before(tokens_BLW)))
         fed: Tensor = self.output(inside, tokens_BLW)
         return fed
@@ -212,6 +216,7 @@ class TextEmbeddings(nn.Module):
         self.dropout = nn.Dropout(config.dropout)
 
     def forward(self, input_ids_BL: Tensor) -> Tensor:
+        """Return the sum of word, position and type embeddings, normalized, (B, L, W)."""
         positions_LW = self.position_embeddings.weight[: input_ids_BL.shape[1]]
         tokens_BLW = self.word_embeddings(input_ids_BL) + self.token_type_embeddings.weight[0] + positions_LW
         embedded: Tensor = self.dropout(self.LayerNorm(tokens_BLW))

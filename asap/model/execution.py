@@ -13,12 +13,12 @@ from asap.model.asap import Asap
 
 
 def has_bfloat16(device: torch.device) -> bool:
-    """True if the device is a GPU that supports bfloat16 in hardware; older GPUs only emulate it."""
+    """Return True if the device is a GPU that supports bfloat16 in hardware; older GPUs only emulate it."""
     return device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
 
 
 def can_compile() -> bool:
-    """True if `torch.compile` can build GPU code here: it needs a C compiler and Python's headers."""
+    """Return True if `torch.compile` can build GPU code here: it needs a C compiler and Python's headers."""
     compiler = os.environ.get("CC") or next(filter(None, map(shutil.which, ("gcc", "clang", "cc"))), None)
     return compiler is not None and Path(sysconfig.get_path("include"), "Python.h").exists()
 

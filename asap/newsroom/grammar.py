@@ -87,7 +87,7 @@ def pick(rng: Rng, items: tuple[str, ...] | list[str]) -> str:
 
 
 def chance(rng: Rng, per_cent: int) -> bool:
-    """True with a probability of `per_cent` percent, decided in integers."""
+    """Return True with a probability of `per_cent` percent, decided in integers."""
     return int(rng.integers(100)) < per_cent
 
 

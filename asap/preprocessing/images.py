@@ -344,7 +344,7 @@ def _value_range(values: NDArray[np.generic], mode: str) -> tuple[float, float]:
     return low, max(high, low + 1)
 
 
-def normalise(pixels: Pixels | torch.Tensor) -> torch.Tensor:
+def normalize(pixels: Pixels | torch.Tensor) -> torch.Tensor:
     """Normalize uint8 RGB (B, S, S, 3) to float32 (B, 3, S, S), on the same device."""
     import torch  # takes seconds to import, and processes that only decode do not need it
 

@@ -45,7 +45,7 @@ class EncodedPass:
 
 
 @dataclass(frozen=True, kw_only=True)
-class LabelledText:
+class LabeledText:
     """The start of an annotated text, as much as one pass holds."""
 
     input_ids: list[int]
@@ -138,7 +138,7 @@ class TextCodec:
             for i, part in enumerate(passes)
         ]
 
-    def encode_labelled(self, text: str, fake_text_pos: Sequence[int] = ()) -> LabelledText:
+    def encode_labeled(self, text: str, fake_text_pos: Sequence[int] = ()) -> LabeledText:
         """Tokenize the start of an annotated text, cut after `max_words` cleaned words and `max_tokens` tokens.
 
         `fake_text_pos` holds the positions of the manipulated whitespace words, as DGM4 gives them. Raises
@@ -153,7 +153,7 @@ class TextCodec:
         part = list(_cut(self._tokenize(text), self.max_words, self.max_tokens - 1))
         manipulated, word_index = set(fake_text_pos), _word_index(part)
         labels = [int(index in manipulated) for index in word_index]
-        return LabelledText(input_ids=self._ids(part), token_labels=labels, word_index=word_index)
+        return LabeledText(input_ids=self._ids(part), token_labels=labels, word_index=word_index)
 
     def label_as_published(self, text: str, fake_text_pos: Sequence[int] = ()) -> list[int]:
         """Return the labels that the published code gives to the same pieces, to compare with the papers' metrics.
@@ -161,7 +161,7 @@ class TextCodec:
         The published code cleans and tokenizes the caption as a whole, and takes position i for the i-th word of
         BERT's own splitting. BERT splits at punctuation that cleaning leaves (`$5` is two words), and it cannot see
         which words cleaning split (`re-opens`) or dropped (`--`). After such a word, labels drift to a neighbor.
-        Positions from `max_words` on are left out. The cut is one piece shorter than in `encode_labelled`, because
+        Positions from `max_words` on are left out. The cut is one piece shorter than in `encode_labeled`, because
         the published code reserves a token for [SEP].
         """
         caption = clean_caption(replace_unreadable(text), self.max_words)

@@ -29,7 +29,7 @@ _NO_LINKS = {errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK}
 
 
 def exists(location: Location) -> bool:
-    """True if there is a file or object of this name."""
+    """Return True if there is a file or object of this name."""
     if not location.is_s3:
         return Path(location.uri).is_file()
     return bool(location.key) and file_info(location) is not None
@@ -270,7 +270,7 @@ def _list_local(folder: Path) -> Iterator[FileInfo]:
 
 
 def _is_followed(folder: Path, root: Path, linked: set[Path]) -> bool:
-    """True if the walk enters a folder: always, unless it is a link into the tree, above it, or followed before."""
+    """Return True if the walk enters a folder: all but links into the tree, above it, or followed before."""
     if not folder.is_symlink():
         return True
     target = folder.resolve()
@@ -286,7 +286,7 @@ def _raise(error: OSError) -> None:
 
 
 def is_empty(folder: Location) -> bool:
-    """True if there is no file at or below a folder."""
+    """Return True if there is no file at or below a folder."""
     return next(list_files(folder), None) is None
 
 

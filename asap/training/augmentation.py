@@ -18,7 +18,7 @@ _SIDE = re.compile(r"\b(left|right)(most|ward|wards|hand)?\b|\((l|r)([ -]+(to )?
 
 
 def names_a_side(*texts: str) -> bool:
-    """True if a text says left or right, so that it would be wrong for the mirrored picture.
+    """Return True if a text says left or right, so that it would be wrong for the mirrored picture.
 
     Only whole words count, and the `(L)`, `(R)` and `(L-R)` of news captions: "leftover", "copyright" and "rights" name
     no side. "She left the house" and "all right" count as naming one. That error is cheap: a pair that is not mirrored

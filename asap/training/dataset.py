@@ -15,13 +15,13 @@ from torch.nn.utils.rnn import pad_sequence
 from asap.corpus.annotations import BadBox
 from asap.corpus.folder import ImageAddress
 from asap.corpus.picture_cache import PictureCache, PictureInfo
-from asap.corpus.reader import Record, read_split
+from asap.corpus.reader import Record
 from asap.corpus.report import CorpusReport
 from asap.errors import AnnotationError, InputError
 from asap.labels import IMAGE_TYPES
 from asap.model.config import ModelConfig
-from asap.preprocessing.images import BoxXyxy, Pixels, normalise
-from asap.preprocessing.text import LabelledText, TextCodec, pad_batch
+from asap.preprocessing.images import BoxXyxy, Pixels, normalize
+from asap.preprocessing.text import LabeledText, TextCodec, pad_batch
 from asap.training.augmentation import Augmentation, augment, names_a_side
 from asap.training.batch import Batch, Tokens
 from asap.training.objective import MppLabels
@@ -34,18 +34,6 @@ from asap.training.targets import (
     resize_box,
     stack_boxes,
 )
-
-__all__ = [
-    "Augmentation",
-    "MppLabels",
-    "PictureCache",
-    "Record",
-    "Sample",
-    "TrainingSet",
-    "collate",
-    "epoch_order",
-    "read_split",
-]
 
 
 @dataclass(frozen=True)
@@ -73,7 +61,7 @@ class _Prepared(NamedTuple):
     types: torch.Tensor
     box_xyxy: BoxXyxy | None
     may_flip: bool
-    text: LabelledText
+    text: LabeledText
     caption_ids: list[int]
     explanation_ids: list[int]
 
@@ -143,9 +131,9 @@ class TrainingSet:
                 multi_hot(record.fake_cls, record.labels),
                 self._box(record),
                 not names_a_side(record.text, record.caption, record.explanation),
-                codec.encode_labelled(record.text, record.fake_text_pos),
-                codec.encode_labelled(record.caption).input_ids,
-                codec.encode_labelled(record.explanation).input_ids,
+                codec.encode_labeled(record.text, record.fake_text_pos),
+                codec.encode_labeled(record.caption).input_ids,
+                codec.encode_labeled(record.explanation).input_ids,
             )
         except _LeftOut:
             return None
@@ -243,7 +231,7 @@ def collate(
     # With an image type but no box, a manipulated face is somewhere in the picture: its patches are unknown.
     unknown_B = types_B4[:, : len(IMAGE_TYPES)].any(dim=1) & ~has_box_B
     return Batch(
-        images=normalise(np.stack([sample.pixels for sample in samples])),
+        images=normalize(np.stack([sample.pixels for sample in samples])),
         text=_tokens((sample.text_ids for sample in samples), pad_id),
         caption=_tokens((sample.caption_ids for sample in samples), pad_id),
         explanation=_tokens((sample.explanation_ids for sample in samples), pad_id),

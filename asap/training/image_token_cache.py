@@ -34,7 +34,7 @@ class ImageTokens:
         fits = token_bytes(pairs, config) <= most_bytes
         self._kept = torch.empty(_shape(pairs, config), dtype=_STORED_DTYPE) if fits else None
 
-    def of(self, numbers: Sequence[int], encode: Callable[[], Tensor]) -> Tensor:
+    def get_or_encode(self, numbers: Sequence[int], encode: Callable[[], Tensor]) -> Tensor:
         """Return the tokens of these pairs, (B, N, W) float32; `encode` computes the tokens of all of them.
 
         If the tokens of one pair are missing, the whole batch is encoded. The number of pictures that are encoded

@@ -128,12 +128,12 @@ def patch_loss(logits_BP: Tensor, labels_BP: Tensor, *, count_ignored: bool = Fa
 
     `count_ignored` reproduces the published defect: every other patch counts with a loss of ln 2.
     """
-    labelled_BP = labels_BP != IGNORED_PATCH
-    loss_BP = F.binary_cross_entropy_with_logits(logits_BP, labels_BP.clamp(min=0), reduction="none") * labelled_BP
+    labeled_BP = labels_BP != IGNORED_PATCH
+    loss_BP = F.binary_cross_entropy_with_logits(logits_BP, labels_BP.clamp(min=0), reduction="none") * labeled_BP
     if count_ignored:
-        loss_BP = loss_BP + 0.6931471805599453 * ~labelled_BP
-        labelled_BP = torch.ones_like(labelled_BP)
-    return mean_over_workers(loss_BP.sum(), labelled_BP.sum())
+        loss_BP = loss_BP + 0.6931471805599453 * ~labeled_BP
+        labeled_BP = torch.ones_like(labeled_BP)
+    return mean_over_workers(loss_BP.sum(), labeled_BP.sum())
 
 
 def caption_word_loss(logits_BV: Tensor, caption_ids_BL: Tensor, mask_BL: Tensor) -> Tensor:
@@ -195,11 +195,11 @@ class Criterion:
         self.defects = defects
 
     def has_weight(self, term: str) -> bool:
-        """True if the term has a weight above 0; a term without weight is not computed."""
+        """Return True if the term has a weight above 0; a term without weight is not computed."""
         return self.weights[term] > 0
 
     def any_has_weight(self, terms: Iterable[str]) -> bool:
-        """True if any of the terms has a weight above 0."""
+        """Return True if any of the terms has a weight above 0."""
         return any(map(self.has_weight, terms))
 
     def total(self, terms: dict[str, Tensor]) -> Tensor:

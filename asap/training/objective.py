@@ -46,7 +46,7 @@ class LossWeights:
     ied: float = 0.1
     """Real or fake, predicted from the picture and its explanation."""
     mpp: float = 0.01
-    """Manipulated patch prediction: real or fake for each labelled patch."""
+    """Manipulated patch prediction: real or fake for each labeled patch."""
     cwp: float = 0.0
     """Caption word prediction. It is not in the paper; see `asap.training.losses.caption_word_loss`."""
     mlm: float = 0.0

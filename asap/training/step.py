@@ -131,7 +131,7 @@ class TrainingStep(nn.Module):
         return self.student.config.variant == "asap" and self.criterion.any_has_weight(ALIGNMENT_TERMS)
 
     def forward(
-        self, batch: Batch, alpha: float, shares: dict[str, Tensor] | None = None, *, moves_twin: bool = True
+        self, batch: Batch, alpha: float, shares: dict[str, Tensor] | None = None, *, update_twin: bool = True
     ) -> dict[str, Tensor]:
         """Return the unweighted terms of the objective, and their weighted sum under `total`.
 
@@ -141,9 +141,9 @@ class TrainingStep(nn.Module):
             batch: the batch, or a micro batch.
             alpha: the weight of the twin's soft targets.
             shares: factors of the terms of a micro batch; see `asap.training.micro_batches`.
-            moves_twin: update the twin. Only the first micro batch of a batch does.
+            update_twin: update the twin. Only the first micro batch of a batch does.
         """
-        if moves_twin:
+        if update_twin:
             with torch.no_grad():
                 self.student.temperature.clamp_(0.001, 0.5)
                 self.twin.update_parameters(self.student)
@@ -229,10 +229,10 @@ class TrainingStep(nn.Module):
             "bic": real_fake_loss(predicted.logits_real_fake, batch.manipulated),
             "mlc": type_loss(predicted.logits_multilabel, batch.types),
             "tmg": token_loss(predicted.logits_token, labels_BL, self._soft_tokens(twin, alpha), alpha),
-            **self.criterion.boxes(self.student.boxes(fused.seen), batch.box_cxcywh, batch.has_box),
+            **self.criterion.boxes(self.student.boxes(fused.image_side), batch.box_cxcywh, batch.has_box),
         }
         if self.criterion.has_weight("mpp"):
-            terms["mpp"] = self.criterion.patches(self.student.patch_logits(fused.seen), batch.patch_labels)
+            terms["mpp"] = self.criterion.patches(self.student.patch_logits(fused.image_side), batch.patch_labels)
         if fused.scores_BLN is not None:
             terms["mgca"] = self.criterion.guidance(fused.scores_BLN, batch.patch_mask, labels_BL, mask_BL)
         if self.criterion.has_weight("ied"):

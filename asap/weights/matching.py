@@ -88,7 +88,7 @@ def shorten(keys: list[str]) -> str:
 
 
 def has_another_size(positions: Tensor | None, expected: tuple[int, ...]) -> bool:
-    """True if these are the positions of another square of patches, at the same width."""
+    """Return True if these are the positions of another square of patches, at the same width."""
     if positions is None or positions.ndim != 3 or tuple(positions.shape) == expected:
         return False
     side = round((positions.shape[1] - 1) ** 0.5)  # one position is that of [CLS]

@@ -54,7 +54,7 @@ class Start:
     """The reports by source, in the order in which the sources were taken."""
 
     def save(self, file: Path) -> None:
-        """Write the tensors as safetensors, for `asap.training.step.begin` to read."""
+        """Write the tensors as safetensors, for `asap.training.step.begin_from_start` to read."""
         groups = {"student": self.weights, "twin": self.twins.weights, "queues": self.twins.queues}
         tensors = {f"{group}.{name}": value for group, values in groups.items() for name, value in values.items()}
         save_file({name: value.detach().clone().contiguous() for name, value in tensors.items()}, file)
@@ -106,7 +106,7 @@ def source_tokenizer(source: str) -> Any:
 
 
 def has_words(source: str) -> bool:
-    """True if a source has word embeddings, which are useless without the tokenizer that numbers the words."""
+    """Return True if a source has word embeddings, which are useless without the tokenizer that numbers the words."""
     return not source.startswith(_TIMM)
 
 

@@ -16,7 +16,7 @@ from rich.text import Text
 
 from asap.evaluation.table import CLASS_COLUMNS, class_rows, task_rows
 from asap.finding import Finding
-from asap.render import LEVEL_COLOURS, level, segments
+from asap.render import LEVEL_COLORS, level, segments
 
 if TYPE_CHECKING:
     from jobs.scan.run import ScanProgress, Watch
@@ -226,7 +226,7 @@ def plan_tables(plan: Plan) -> Group:
         _rows("learning rates", {name: f"{rate:g}" for name, rate in plan.rates.items()}), "",
         _rows("parameters", {name: f"{count:,}" for name, count in parameters.items()}), "",
         _rows("memory per worker", {name: _size(size) for name, size in memory.items()}),
-        Text(f"activations {plan.activations_told}", style="dim"), "",
+        Text(f"activations {plan.activations_note}", style="dim"), "",
         _rows("writes", {"checkpoints": checkpoints, "starts from": ", ".join(plan.init) or "random weights",
                          "run folder": plan.out}),
     )  # fmt: skip
@@ -320,6 +320,6 @@ def _marked(text: str, finding: Finding) -> Text:
         if word is None:
             marked.append(piece)
         else:
-            red, green, blue = LEVEL_COLOURS[level(word.score) - 1]
+            red, green, blue = LEVEL_COLORS[level(word.score) - 1]
             marked.append(piece, style=f"bold black on rgb({red},{green},{blue})")
     return marked

@@ -10,15 +10,14 @@ from typing import Any
 
 from markupsafe import Markup
 
+from asap.corpus.reader import Record
 from asap.evaluation.table import CLASS_COLUMNS, class_rows, task_rows
 from asap.finding import Finding, Word
 from asap.labels import TYPES, is_manipulated, types_of
 from asap.preprocessing.words import split_words
 from asap.render import LEVEL_EDGES, level, segments
-from asap.training.dataset import Record
 from asap.training.targets import face_box
-from jobs.pages.page import embed_picture, render_page
-from jobs.scan.output.report import TEXT_SHOWN, label
+from jobs.pages.page import TEXT_SHOWN, embed_picture, render_page, type_label
 
 
 @dataclass(frozen=True)
@@ -95,7 +94,7 @@ def _card(pair: WorstPair) -> dict[str, Any]:
         ],
         "text": _marked(record, finding),
         "types": [
-            (label(kind), value, kind in true_types)
+            (type_label(kind), value, kind in true_types)
             for kind in TYPES
             if (value := (finding.types or {}).get(kind)) is not None
         ],

@@ -19,6 +19,8 @@ PICTURE_SIDE = 480
 """Longest side of an embedded picture, in pixels."""
 PICTURE_BYTES = 56 * 1024
 """Largest size of an embedded picture, before base64: a page of 60 pictures has at most 4.5 MB."""
+TEXT_SHOWN = 2000
+"""Code points of a text that its card shows. The rest is counted."""
 
 
 @dataclass(frozen=True)
@@ -75,6 +77,11 @@ def render_page(template: str, styles: Sequence[str], page: dict[str, Any]) -> s
     source = "".join(PackageLoader("jobs.pages").get_source(environment, name)[0] for name in styles)
     digest = base64.b64encode(hashlib.sha256(source.encode()).digest()).decode()
     return environment.get_template(template).render(page=page, css=source, css_hash=f"sha256-{digest}")
+
+
+def type_label(kind: str) -> str:
+    """Return a manipulation type as a person writes it."""
+    return kind.replace("_", " ").capitalize()
 
 
 def _clip(value: object, length: int) -> str:

@@ -243,7 +243,7 @@ def _watched(job: Job, done: int, rows: int, watch: Watch) -> Iterator[Any]:
             return  # these counts are for people; those of the summary are counted from the results
         counts = {"done": min(done + progress.rows, rows), "errors": progress.errors, "flagged": progress.flagged}
         job.note(counts=counts | {"total": rows}, pairs_per_s=round(progress.pairs_per_s, 2))
-        stage = "judging" if progress.rows else "starting the workers"
+        stage = "detecting" if progress.rows else "starting the workers"
         watch(ScanProgress(stage, total=rows, pairs_per_s=progress.pairs_per_s, **counts))
 
     def poll() -> None:

@@ -44,7 +44,7 @@ class Plan:
     """Number of parameters by module."""
     memory: dict[str, int]
     """Memory of one worker by purpose."""
-    activations_told: str
+    activations_note: str
     """Explanation of how the memory for activations was found."""
     checkpoint_bytes: int
     checkpoints_written: int
@@ -102,7 +102,7 @@ def make_plan(settings: TrainSettings, config: ModelConfig, records: Mapping[str
         rates={"text, fusion, heads": settings.learning_rate, "image side, boxes": settings.image_learning_rate},
         parameters=dict(parameters.most_common()),
         memory=memory,
-        activations_told=(
+        activations_note=(
             f"counted: the tensors that autograd keeps in a forward pass of {_COUNTED_PAIRS} pairs on a CPU in "
             f"float32, with texts of {config.max_tokens} tokens, scaled to a micro batch; bfloat16 needs about half"
         ),

@@ -187,7 +187,7 @@ class Trainer:
             with torch.no_grad(), torch.autocast(self.device.type, torch.bfloat16, enabled=self.in_bfloat16):
                 return self.module.student.encode_image(batch.images.to(self.device))
 
-        return dataclasses.replace(batch, image_tokens=self._image_tokens.of(records, encode))
+        return dataclasses.replace(batch, image_tokens=self._image_tokens.get_or_encode(records, encode))
 
     def _accumulate_gradients(self, batch: Batch) -> dict[str, Tensor]:
         """Add up the gradients of the batch, one micro batch at a time. Return the loss terms of the whole batch."""
@@ -200,7 +200,7 @@ class Trainer:
             waits = isinstance(module, DistributedDataParallel) and not is_last
             with cast("DistributedDataParallel", module).no_sync() if waits else nullcontext():
                 with torch.autocast(self.device.type, torch.bfloat16, enabled=self.in_bfloat16):
-                    terms = module(part, self._alpha(), share, moves_twin=number == 0)
+                    terms = module(part, self._alpha(), share, update_twin=number == 0)
                 terms["total"].backward()
             separate_gradients(self.module.parameters())
             sums = {name: sums.get(name, 0) + term.detach() for name, term in terms.items()}

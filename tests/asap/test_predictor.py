@@ -15,7 +15,7 @@ from asap.model.asap import Asap
 from asap.model.config import ModelConfig
 from asap.policy import Policy
 from asap.predictor import Predictor
-from asap.preprocessing.images import ImageLimits, PreparedImage, normalise, prepare_image
+from asap.preprocessing.images import ImageLimits, PreparedImage, normalize, prepare_image
 from asap.preprocessing.text import pad_batch, train_tokenizer
 from asap.weights.model_folder import ModelFolder, load_folder, save
 
@@ -99,7 +99,7 @@ def test_a_finding_holds_the_models_output_in_pixels_and_words(loaded: ModelFold
     image = prepare_image(picture(), 32)
     with torch.inference_mode():
         ids = [[2, *loaded.tokenizer("the minister smiles at a crowd", add_special_tokens=False)["input_ids"]]]
-        output = loaded.model(normalise(image.pixels[None]), *pad_batch(ids, 0))
+        output = loaded.model(normalize(image.pixels[None]), *pad_batch(ids, 0))
     cx, cy, w, h = output.box_cxcywh[0].tolist()
     tokens = output.logits_token[0].softmax(-1)[:, 1].tolist()
 

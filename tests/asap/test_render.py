@@ -16,7 +16,7 @@ from asap.errors import DecodeFailed
 from asap.finding import Finding, Word
 from asap.render import (
     INK,
-    LEVEL_COLOURS,
+    LEVEL_COLORS,
     MIN_WIDTH,
     PAPER,
     VERDICT_COLORS,
@@ -229,13 +229,13 @@ def test_a_tall_narrow_image_is_centered_above_its_strip():
 def test_flagged_words_are_marked_in_the_color_of_their_score():
     text = "A gleeful mayor opens"
     drawn = draw_evidence(plain(), finding(words=words_of(text, {1: 0.95, 3: 0.5})), text)
-    assert [len(pixels_of(drawn, color)) > 0 for color in LEVEL_COLOURS] == [True, False, False, True]
+    assert [len(pixels_of(drawn, color)) > 0 for color in LEVEL_COLORS] == [True, False, False, True]
 
 
 @pytest.mark.parametrize("words", [None, []])
 def test_nothing_is_marked_if_no_word_is_flagged(words):
     drawn = draw_evidence(plain(), finding(words=words), "A gleeful mayor")
-    assert not any(len(pixels_of(drawn, color)) for color in LEVEL_COLOURS)
+    assert not any(len(pixels_of(drawn, color)) for color in LEVEL_COLORS)
 
 
 @pytest.mark.parametrize("verdict", ["manipulated", "review", "authentic"])
@@ -275,7 +275,7 @@ def test_a_very_long_text_makes_a_strip_of_bounded_height_in_bounded_time(monkey
 def test_a_word_longer_than_a_line_continues_on_the_next_line_with_its_mark():
     text = "w" * 150
     drawn = draw_evidence(plain(), finding(words=words_of(text, {0: 0.95})), text)
-    y, x = pixels_of(drawn, LEVEL_COLOURS[3]).T
+    y, x = pixels_of(drawn, LEVEL_COLORS[3]).T
     assert y.max() - y.min() > 50
     assert x.max() < MIN_WIDTH - 20
 
@@ -283,7 +283,7 @@ def test_a_word_longer_than_a_line_continues_on_the_next_line_with_its_mark():
 def test_right_to_left_text_starts_on_the_right():
     def middle_of_mark(text: str) -> float:
         drawn = draw_evidence(plain(), finding(words=words_of(text, {0: 0.95})), text)
-        return pixels_of(drawn, LEVEL_COLOURS[3])[:, 1].mean()
+        return pixels_of(drawn, LEVEL_COLORS[3])[:, 1].mean()
 
     assert middle_of_mark("Gleeful mayor") < MIN_WIDTH / 2 < middle_of_mark("الغاضب الرئيس")
 
@@ -306,7 +306,7 @@ def test_the_callers_font_draws_the_text_unchanged(tmp_path):
 
 
 def test_the_text_has_enough_contrast_on_every_background():
-    assert min(contrast(INK, color) for color in (*LEVEL_COLOURS, PAPER)) >= 7
+    assert min(contrast(INK, color) for color in (*LEVEL_COLORS, PAPER)) >= 7
     assert min(contrast(WHITE, color) for color in VERDICT_COLORS.values()) >= 4.5
 
 

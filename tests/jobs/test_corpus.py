@@ -9,10 +9,9 @@ import pytest
 
 from asap.corpus.annotations import DEFAULT_RULES, ReadRules
 from asap.corpus.folder import open_folder
-from asap.corpus.picture_cache import read_picture
+from asap.corpus.picture_cache import PictureCache, read_picture
 from asap.corpus.reader import read_corpus, read_split
 from asap.errors import CorpusError, StorageError
-from asap.training.dataset import PictureCache
 from jobs.corpus import read_corpus as read_corpus_of_job
 from jobs.settings import CorpusSettings
 from tests.support.pictures import draw_jpeg

@@ -12,21 +12,16 @@ HANG_S = 900.0
 
 
 def wait_until(
-    condition: Callable[[], bool],
-    seconds: float = HANG_S,
-    *,
-    process: subprocess.Popen[Any] | None = None,
-    every_s: float = 0.05,
+    condition: Callable[[], bool], *, process: subprocess.Popen[Any] | None = None, every_s: float = 0.05
 ) -> None:
-    """Wait until a condition is true.
+    """Wait until a condition is true. After `HANG_S` the wait fails.
 
     Args:
         condition: Called until it returns true.
-        seconds: Time after which the wait fails.
         process: The process that makes the condition true. If it ends, the wait fails.
         every_s: Seconds between two calls.
     """
-    deadline = time.monotonic() + seconds
+    deadline = time.monotonic() + HANG_S
     while not condition():
         assert process is None or process.poll() is None, "the process ended too early"
         assert time.monotonic() < deadline, "it took too long"

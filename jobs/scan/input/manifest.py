@@ -69,7 +69,7 @@ def storable(text: str) -> str:
 
 
 def is_storable(text: str) -> bool:
-    """True if stores take the text as it is."""
+    """Return True if stores take the text as it is."""
     return UNREADABLE.search(text) is None
 
 

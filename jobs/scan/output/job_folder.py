@@ -95,7 +95,7 @@ def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def is_finished(folder: Location) -> bool:
-    """True if the job is complete, with its last file written."""
+    """Return True if the job is complete, with its last file written."""
     return exists(folder / "_SUCCESS")
 
 

@@ -23,13 +23,10 @@ from asap.labels import TYPES, VERDICTS
 from asap.render import LEVEL_EDGES, level, mark_words_html
 from asap.storage.files import write_bytes
 from asap.storage.location import Location
-from jobs.pages.page import embed_picture, render_page
+from jobs.pages.page import TEXT_SHOWN, embed_picture, render_page, type_label
 from jobs.scan.input.manifest import readable_text
 from jobs.scan.output.job_folder import read_record, results_folder
 from jobs.scan.output.tally import BINS, Tally, read_rows, tally_results
-
-TEXT_SHOWN = 2000
-"""Code points of a text that its card shows. The rest is counted."""
 
 
 def write_report(job_folder: str | Path | Location, top: int = 60) -> str:
@@ -63,14 +60,14 @@ def _page(name: str, job: dict[str, Any], tally: Tally, rows: dict[int, dict[str
         "state": "completed" if job.get("state") == "finalizing" else str(job.get("state") or "unknown"),
         "facts": _facts(job),
         "pairs": tally.pairs,
-        "judged": scored,
+        "scored": scored,
         "flagged": tally.flagged,
         "verdicts": {name: tally.verdicts[name] for name in VERDICTS},
         "errors_total": tally.errors.total(),
         "split": _split(tally),
         "chart": _chart(tally.scores),
-        "types": [(label(kind), tally.types[kind]) for kind in TYPES],
-        "filters": [(kind, label(kind), shown[kind]) for kind in TYPES],
+        "types": [(type_label(kind), tally.types[kind]) for kind in TYPES],
+        "filters": [(kind, type_label(kind), shown[kind]) for kind in TYPES],
         "errors": [_error(tally, rows, code, count) for code, count in tally.errors.most_common()],
         "cards": cards,
         "levels": [(1, f"below {LEVEL_EDGES[0]}")] + [(level(edge), f"from {edge}") for edge in LEVEL_EDGES],
@@ -102,11 +99,6 @@ def _format_duration(seconds: float) -> str:
         return f"{seconds:.1f} s"
     minutes, rest = divmod(round(seconds), 60)
     return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
-
-
-def label(kind: str) -> str:
-    """Return a manipulation type as a person writes it."""
-    return kind.replace("_", " ").capitalize()
 
 
 def _nothing_flagged(pairs: int, scored: int) -> str:
@@ -195,7 +187,7 @@ def _card(row: dict[str, Any]) -> dict[str, Any]:
         "custom_id": row["custom_id"],
         "verdict": row["verdict"],
         "score": row["score"] or 0,
-        "types": [(label(kind), types[kind], kind in flagged) for kind in TYPES if types.get(kind) is not None],
+        "types": [(type_label(kind), types[kind], kind in flagged) for kind in TYPES if types.get(kind) is not None],
         "flagged_types": flagged,
         "picture": picture,
         "alt": f"Picture of the pair {row['custom_id'][:80]}" + (", with a box around the flagged face" if box else ""),
@@ -205,7 +197,7 @@ def _card(row: dict[str, Any]) -> dict[str, Any]:
         "text": text,
         "text_note": text_note,
         "long": len(row["text"] or "") > TEXT_SHOWN / 5,
-        "said": [(name.capitalize(), row[name]) for name in ("caption", "explanation") if row.get(name)],
+        "notes": [(name.capitalize(), row[name]) for name in ("caption", "explanation") if row.get(name)],
         "warnings": row["warnings"] or [],
         "ids": _ids(row),
     }

@@ -119,11 +119,11 @@ class RunFolder:
         return {"storage_path": path, "storage_filesystem": system}
 
     def is_empty(self) -> bool:
-        """True if the run folder has no files yet."""
+        """Return True if the run folder has no files yet."""
         return is_empty(self.location)
 
     def has_model(self) -> bool:
-        """True if the finished model is complete; `config.json` is its last file."""
+        """Return True if the finished model is complete; `config.json` is its last file."""
         return exists(self.location / "model" / "config.json")
 
     def check_writable(self) -> None:

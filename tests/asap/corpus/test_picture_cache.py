@@ -12,9 +12,9 @@ import pytest
 from PIL import Image
 
 from asap.corpus.picture_cache import PictureCache
+from asap.corpus.reader import read_split
 from asap.errors import DecodeFailed, EmptyFile, ImageMissing
 from asap.preprocessing.images import prepare_image
-from asap.training.dataset import read_split
 
 SIZE = 32
 

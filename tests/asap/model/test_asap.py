@@ -117,7 +117,7 @@ def test_the_parts_that_training_calls_have_the_documented_shapes(batch: Batch) 
         image, text = model.encode_image(batch.images), model.encode_text(*batch.text)
         fused = model.fuse(image, text, batch.text.mask)
         assert model.explain(fused).shape == (6, 2)
-        assert model.patch_logits(fused.seen).shape == (6, 9)
+        assert model.patch_logits(fused.image_side).shape == (6, 9)
         for features in (model.image_features(image), model.text_features(text)):
             assert features.shape == (6, 8)
             same(features.norm(dim=1), torch.ones(6))
@@ -149,7 +149,8 @@ def test_each_side_affects_only_its_own_types_if_the_type_heads_are_apart(batch:
     logits = model.predict(fused).logits_multilabel
     without_text = dataclasses.replace(fused, tokens_BLW=torch.zeros_like(fused.tokens_BLW))
     without_image = dataclasses.replace(
-        fused, seen=dataclasses.replace(fused.seen, aggregate_BW=torch.zeros_like(fused.seen.aggregate_BW))
+        fused,
+        image_side=dataclasses.replace(fused.image_side, aggregate_BW=torch.zeros_like(fused.image_side.aggregate_BW)),
     )
     same(model.predict(without_text).logits_multilabel[:, :2], logits[:, :2])
     same(model.predict(without_image).logits_multilabel[:, 2:], logits[:, 2:])

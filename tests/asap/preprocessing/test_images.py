@@ -26,7 +26,7 @@ from asap.preprocessing.images import (
     CLIP_STD,
     ImageLimits,
     decode_image,
-    normalise,
+    normalize,
     prepare_image,
 )
 
@@ -424,16 +424,16 @@ def test_limits_that_cannot_work_are_refused():
 
 def test_normalized_pixels_have_clip_statistics_and_channels_first():
     pixels = np.random.default_rng(0).integers(0, 256, (2, 4, 4, 3), dtype=np.uint8)
-    images = normalise(pixels)
+    images = normalize(pixels)
     expected = (pixels / 255 - np.array(CLIP_MEAN)) / np.array(CLIP_STD)
     assert images.shape == (2, 3, 4, 4)
     assert images.dtype == torch.float32
     assert images.is_contiguous()
     assert np.allclose(images.numpy(), expected.transpose(0, 3, 1, 2), atol=1e-6)
-    assert torch.equal(normalise(torch.from_numpy(pixels)), images)
+    assert torch.equal(normalize(torch.from_numpy(pixels)), images)
 
 
 def test_normalizing_does_not_change_its_input():
     pixels = torch.full((1, 2, 2, 3), 7, dtype=torch.uint8)
-    normalise(pixels)
+    normalize(pixels)
     assert (pixels == 7).all()

@@ -169,27 +169,26 @@ def test_any_string_is_encoded_or_refused_with_a_typed_error(codec):
 
 def test_labels_follow_the_words_through_cleaning(codec):
     text = "He -- the president's $5 ex-minister smiles"
-    labelled = codec.encode_labelled(text, [3, 5])
-    marked = {index for index, label in zip(labelled.word_index, labelled.token_labels, strict=True) if label}
+    labeled = codec.encode_labeled(text, [3, 5])
+    marked = {index for index, label in zip(labeled.word_index, labeled.token_labels, strict=True) if label}
     assert marked == {3, 5}
     assert all(
-        (index in marked) == bool(label)
-        for index, label in zip(labelled.word_index, labelled.token_labels, strict=True)
+        (index in marked) == bool(label) for index, label in zip(labeled.word_index, labeled.token_labels, strict=True)
     )
-    assert labelled.input_ids == codec.encode(text)[0].input_ids
-    assert len(labelled.token_labels) == len(labelled.input_ids) - 1
+    assert labeled.input_ids == codec.encode(text)[0].input_ids
+    assert len(labeled.token_labels) == len(labeled.input_ids) - 1
 
 
 def test_a_manipulated_word_without_content_labels_no_piece(codec):
-    assert sum(codec.encode_labelled("one -- two", [1]).token_labels) == 0
+    assert sum(codec.encode_labeled("one -- two", [1]).token_labels) == 0
 
 
 def test_a_labeled_text_is_cut_where_the_published_one_is(tokenizer):
     codec = TextCodec(tokenizer, max_words=4)
-    labelled = codec.encode_labelled("one two-three four-five six", [2, 3])
-    assert codec.tokenizer.convert_ids_to_tokens(labelled.input_ids) == ["[CLS]", "one", "two", "three", "four"]
-    assert labelled.token_labels == [0, 0, 0, 1]
-    short = TextCodec(tokenizer, max_tokens=3).encode_labelled("one two three")
+    labeled = codec.encode_labeled("one two-three four-five six", [2, 3])
+    assert codec.tokenizer.convert_ids_to_tokens(labeled.input_ids) == ["[CLS]", "one", "two", "three", "four"]
+    assert labeled.token_labels == [0, 0, 0, 1]
+    short = TextCodec(tokenizer, max_tokens=3).encode_labeled("one two three")
     assert len(short.input_ids) == 3
     assert short.token_labels == [0, 0]
 
@@ -197,19 +196,19 @@ def test_a_labeled_text_is_cut_where_the_published_one_is(tokenizer):
 @pytest.mark.parametrize("position", [3, -1, 1.0, True, "1", None])
 def test_a_position_that_the_text_does_not_have_is_an_annotation_error(codec, position):
     with pytest.raises(AnnotationError, match="words 0 to 2"):
-        codec.encode_labelled("one two three", [0, position])
+        codec.encode_labeled("one two three", [0, position])
 
 
 def labeled_pieces(codec, text, positions):
     """Return the pieces that the published code labels as manipulated."""
-    ids = codec.encode_labelled(text, positions).input_ids[1:]
+    ids = codec.encode_labeled(text, positions).input_ids[1:]
     labels = codec.label_as_published(text, positions)
     return codec.tokenizer.convert_ids_to_tokens([piece for piece, label in zip(ids, labels, strict=True) if label])
 
 
 def test_published_labels_match_the_words_if_no_word_is_split(codec):
     text = "one two three, four five six!"
-    assert codec.label_as_published(text, (1, 4)) == codec.encode_labelled(text, (1, 4)).token_labels
+    assert codec.label_as_published(text, (1, 4)) == codec.encode_labeled(text, (1, 4)).token_labels
 
 
 @pytest.mark.parametrize(
@@ -229,13 +228,13 @@ def test_published_labels_drift_after_punctuation(codec, text, position, drifted
 def test_published_labels_that_drift_past_the_end_are_lost(codec):
     text = "one -- two"
     assert codec.label_as_published(text, (2,)) == [0, 0]
-    assert codec.encode_labelled(text, (2,)).token_labels == [0, 1]
+    assert codec.encode_labeled(text, (2,)).token_labels == [0, 1]
 
 
 def test_published_labels_are_cut_as_in_the_published_code(tokenizer):
     short = TextCodec(tokenizer, max_words=3, max_tokens=4)
     assert short.label_as_published("one two three four", (1, 3)) == [0, 1]
-    assert len(short.encode_labelled("one two three four").token_labels) == 3
+    assert len(short.encode_labeled("one two three four").token_labels) == 3
     assert TextCodec(tokenizer, max_words=3).label_as_published("one $two three", (2, 3)) == [0, 0, 1, 0]
 
 
@@ -245,7 +244,7 @@ def test_every_piece_of_any_text_has_a_published_label(codec):
     for _ in range(500):
         text = "".join(draw.choices(alphabet, k=draw.randint(1, 30)))
         try:
-            pieces = codec.encode_labelled(text).token_labels
+            pieces = codec.encode_labeled(text).token_labels
         except (TextMissing, TextInvalid):
             continue
         assert len(codec.label_as_published(text)) == len(pieces), repr(text)

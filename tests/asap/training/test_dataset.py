@@ -10,12 +10,13 @@ import torch
 from PIL import Image
 
 from asap.corpus.picture_cache import PictureCache, PictureSizes
+from asap.corpus.reader import read_split
 from asap.corpus.report import CorpusReport
 from asap.errors import AnnotationError, TextInvalid
 from asap.model.config import ModelConfig
 from asap.preprocessing.text import TextCodec, train_tokenizer
 from asap.training import dataset
-from asap.training.dataset import TrainingSet, collate, epoch_order, read_split
+from asap.training.dataset import TrainingSet, collate, epoch_order
 
 SIZE = 32
 CONFIG = ModelConfig.tiny(image_size=SIZE, width=48, heads=4)
@@ -78,10 +79,10 @@ def test_a_sample_is_the_record_at_the_models_size(open_set: Callable[[], Traini
     assert (authentic.box_xyxy, set(authentic.token_labels)) == (None, {0})
     assert manipulated.box_xyxy == pytest.approx((10 * 32 / 40, 10 * 32 / 50, 30 * 32 / 40, 40 * 32 / 50))
     assert manipulated.pixels.shape == (SIZE, SIZE, 3)
-    labelled = codec.encode_labelled("an angry woman leaves the house", [1])
-    assert (manipulated.text_ids, manipulated.token_labels) == (labelled.input_ids, labelled.token_labels)
+    labeled = codec.encode_labeled("an angry woman leaves the house", [1])
+    assert (manipulated.text_ids, manipulated.token_labels) == (labeled.input_ids, labeled.token_labels)
     assert 0 < sum(manipulated.token_labels) < len(manipulated.token_labels)
-    assert manipulated.explanation_ids == codec.encode_labelled("a woman goes away").input_ids
+    assert manipulated.explanation_ids == codec.encode_labeled("a woman goes away").input_ids
     assert manipulated.caption_ids == manipulated.text_ids
 
 

@@ -24,7 +24,7 @@ def encoder_of(numbers: list[int], calls: list[list[int]]) -> Callable[[], Tenso
 def test_tokens_are_computed_once_if_those_of_all_pairs_fit(most_bytes: int, expected: int) -> None:
     tokens, calls = ImageTokens(6, CONFIG, most_bytes), list[list[int]]()
     for numbers in ([3, 0], [0, 3], [0, 1], [5, 4], [1, 4]):
-        found = tokens.of(numbers, encoder_of(numbers, calls))
+        found = tokens.get_or_encode(numbers, encoder_of(numbers, calls))
         # The tokens are rounded the same way whether they are kept or not.
         assert torch.equal(found[:, 0, 0], torch.tensor(numbers).add(1 / 3).half().float())
         assert found.shape == (2, *SHAPE)
@@ -35,5 +35,5 @@ def test_tokens_are_computed_once_if_those_of_all_pairs_fit(most_bytes: int, exp
 def test_a_batch_with_a_missing_pair_is_computed_as_a_whole() -> None:
     tokens, calls = ImageTokens(6, CONFIG, 6 * BYTES_A_PAIR), list[list[int]]()
     for numbers in ([0, 1], [1, 2]):
-        tokens.of(numbers, encoder_of(numbers, calls))
+        tokens.get_or_encode(numbers, encoder_of(numbers, calls))
     assert calls == [[0, 1], [1, 2]]

@@ -34,7 +34,7 @@ def run(step: TrainingStep, parts: int) -> tuple[dict[str, float], dict[str, Ten
     shares = term_shares(batches)
     sums: dict[str, float] = {}
     for number, batch in enumerate(batches):
-        terms = step(batch, 0.4, shares[number] if parts > 1 else None, moves_twin=number == 0)
+        terms = step(batch, 0.4, shares[number] if parts > 1 else None, update_twin=number == 0)
         terms["total"].backward()
         sums = {name: sums.get(name, 0.0) + term.item() for name, term in terms.items()}
     return sums, gradients(step)
@@ -56,7 +56,7 @@ def test_micro_batches_give_the_terms_and_gradients_of_the_whole_batch(parts: in
 def test_gradients_differ_without_shares() -> None:
     step, (_, whole) = new_step(WITHOUT_CONTRAST), run(new_step(WITHOUT_CONTRAST), 1)
     for number, batch in enumerate(draw_batch(CLASSES).parts(2)):
-        (step(batch, 0.4, moves_twin=number == 0)["total"] / 2).backward()
+        (step(batch, 0.4, update_twin=number == 0)["total"] / 2).backward()
     assert not torch.allclose(step.student.box_head[0].weight.grad, whole["box_head.0.weight"], atol=1e-5)
 
 
@@ -106,7 +106,7 @@ def test_hidden_words_count_the_same_in_micro_batches(monkeypatch: pytest.Monkey
     sums = dict.fromkeys(terms, 0.0)
     micro = batch.parts(4)
     for number, (part, share) in enumerate(zip(micro, term_shares(micro), strict=True)):
-        some = parts(part, 0.4, share, moves_twin=number == 0)
+        some = parts(part, 0.4, share, update_twin=number == 0)
         some["total"].backward()
         sums = {name: sums[name] + term.item() for name, term in some.items()}
     assert sums == pytest.approx({name: term.item() for name, term in terms.items()}, abs=1e-5)

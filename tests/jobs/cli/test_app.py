@@ -130,8 +130,8 @@ _SUMMARY = {
 
 
 def _pretend(settings: Any, watch: Any) -> dict[str, Any]:
-    watch(ScanProgress("judging", 5, 10, 1, 2, 33.0))
-    watch(ScanProgress("judging", 6, 10, 1, 2, 33.0))
+    watch(ScanProgress("detecting", 5, 10, 1, 2, 33.0))
+    watch(ScanProgress("detecting", 6, 10, 1, 2, 33.0))
     watch(ScanProgress("writing the summary and the report", 10, 10))
     return _SUMMARY
 
@@ -142,7 +142,7 @@ def test_scan_shows_progress_and_ends_with_a_table_and_the_report(run: Any, monk
     code, out, _ = run("scan", "in.jsonl", "--out", "/out")
     assert code == 0
     lines = out.splitlines()
-    assert lines[0] == "judging  5/10 pairs  33 pairs/s  2 flagged  1 errors"
+    assert lines[0] == "detecting  5/10 pairs  33 pairs/s  2 flagged  1 errors"
     assert lines[1].startswith("writing the summary"), "a line every few seconds, not at each report"
     assert all(name in out for name in ("pairs", "flagged", "errors", "pairs/s", "1,234", "33.2"))
     assert lines[-1] == "report: file:///out/in/report/index.html"

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from asap.corpus.reader import Record
 from asap.errors import TextMissing
 from asap.finding import Finding, Word
-from asap.training.dataset import Record
 from jobs.evaluate.page import WorstPair, evaluation_page
 from tests.asap.evaluation.test_table import report
 

@@ -14,11 +14,11 @@ import pytest
 import ray
 from typer.testing import CliRunner
 
+from asap.corpus.reader import read_split
 from asap.errors import CheckpointError, ConfigError, CorpusError, StorageError
 from asap.evaluation.metrics import Evaluation
 from asap.model.asap import Asap
 from asap.newsroom import generate
-from asap.training.dataset import read_split
 from asap.weights.model_folder import load_folder, model_id, save
 from jobs import cluster
 from jobs.cli.app import app

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from asap.corpus.reader import read_split
 from asap.errors import AnnotationError, AsapError, CorpusError, DecodeFailed, PrecisionNotShown
 from asap.finding import Finding, Pair
 from asap.labels import TYPES, types_of
@@ -16,7 +17,6 @@ from asap.policy import Policy
 from asap.predictor import Predictor
 from asap.storage.files import read_bytes
 from asap.storage.location import Location
-from asap.training.dataset import read_split
 from asap.weights.model_folder import load_folder, model_id
 from jobs.policy import calibrate as module
 from jobs.policy.calibrate import calibrate, score_records

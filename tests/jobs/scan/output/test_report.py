@@ -20,8 +20,8 @@ import pytest
 from PIL import Image
 
 from asap.errors import StorageError
-from jobs.pages.page import PICTURE_BYTES, PICTURE_SIDE
-from jobs.scan.output.report import TEXT_SHOWN, write_report
+from jobs.pages.page import PICTURE_BYTES, PICTURE_SIDE, TEXT_SHOWN
+from jobs.scan.output.report import write_report
 from jobs.scan.stages.result_rows import RESULT_SCHEMA
 
 VOID = {"meta", "img", "input", "br"}
@@ -364,7 +364,7 @@ def test_a_pair_scored_against_its_caption_shows_it_and_no_text_types(tmp_path):
     warning = "no text; scored against the caption"
     page = report(tmp_path, [flagged(text=None, words=None, types=types, caption="A drawn bridge", warnings=[warning])])
     assert not page.all("p", "text")
-    assert page.all("p", "said")[0]["text"] == "Caption A drawn bridge"
+    assert page.all("p", "quote")[0]["text"] == "Caption A drawn bridge"
     assert page.all("ul", "types")[0]["text"] == "Face swap 0.91 Face attribute 0.10"
     assert page.all("ul", "warnings")[0]["text"] == warning
 
