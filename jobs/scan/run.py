@@ -176,14 +176,14 @@ def _detect_all_rows(job: Job, plan: ScanPlan, pipeline: ScanPipeline, rows: int
         # Each process that dies loses its whole batch. Alone, the innocent rows of such a batch succeed.
         if lost_rows := _write_remaining(folder):
             _run(pipeline.one_row_at_a_time(), remaining, lost_rows, results, counter)
-    if lost := _missing(folder):
+    if lost_rows and (lost := _missing(folder)):
         # These rows ended every process that worked on them, alone too. They become errors like any other.
         detail = "the process died each time that it worked on this pair, with others and alone: "
         detail += "the cause is its picture, or the memory that it needs"
         row = failure("model_error", detail) | {"model_id": plan.model_id, "policy_id": plan.policy.policy_id}
         write_table(result_table(lost, [row] * lost.num_rows), results / f"lost-{time.time_ns()}.parquet")
-    if lost := _missing(folder):
-        raise fail(f"{lost.num_rows} rows of the manifest are not in the results")
+        if lost := _missing(folder):
+            raise fail(f"{lost.num_rows} rows of the manifest are not in the results")
     check_results(results, rows)
 
 
