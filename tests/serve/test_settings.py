@@ -18,7 +18,7 @@ from serve.settings import ServeSettings, is_loopback
         ({"uri_prefixes": ("http://host/",)}, "is not s3://BUCKET"),
         ({"uri_prefixes": ("https://name@host/",)}, "is not s3://BUCKET"),
         ({"cors_origins": ("*",)}, "cors_origins '\\*'"),
-        ({"max_image_pixels": 10**10}, "Pillow's own"),
+        ({"max_image_pixels": 10**10}, "Pillow's limit"),
         ({"colour": "red"}, "Extra inputs"),
         ({"port": 0}, "greater than or equal to 1"),
     ],

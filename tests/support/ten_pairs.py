@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from PIL import Image
 
+from asap.corpus.reader import read_corpus
 from asap.preprocessing.text import train_tokenizer
-from jobs.corpus import read_corpus
 from jobs.train.data.splits import Split, prepare_splits
 from jobs.train.run_folder.folder import RunFolder
 from jobs.train.settings import TrainSettings
