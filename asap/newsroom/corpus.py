@@ -21,6 +21,7 @@ from asap.newsroom.captioner import describe
 from asap.newsroom.grammar import draw_name, explain, swap, turn_mood, write
 from asap.newsroom.looks import Plan, draw_plan
 from asap.newsroom.picture import draw_picture
+from asap.storage.files import write_atomically
 
 CORPUS_VERSION = "newsroom-2"
 
@@ -266,6 +267,5 @@ def _write_metadata(out: Path, results: dict[str, list[JobResult]]) -> None:
 
 def _dump(path: Path, value: object) -> None:
     """Write JSON whole or not at all."""
-    part = path.with_suffix(".part")
-    part.write_text(json.dumps(value, ensure_ascii=False, indent=None if isinstance(value, list) else 1), "utf-8")
-    part.replace(path)
+    with write_atomically(path) as draft:
+        draft.write_text(json.dumps(value, ensure_ascii=False, indent=None if isinstance(value, list) else 1), "utf-8")

@@ -12,7 +12,7 @@ from pathlib import Path
 from asap.errors import ConfigError, StorageError
 from asap.model.config import ModelConfig
 from asap.preprocessing.text import load_tokenizer
-from asap.storage.files import download_file, download_folder, exists, target_of_key
+from asap.storage.files import download_file, download_folder, exists, target_of_key, write_atomically
 from asap.storage.location import Location
 from asap.weights.start import has_words, read_starts, source_tokenizer, split_source
 from jobs.train.events import OnEvent
@@ -55,9 +55,8 @@ def prepare_start(
         folder.start.parent.mkdir(parents=True, exist_ok=True)
         text = "".join(f"{source}\n{report}\n\n" for source, report in reports.items())
         (folder.start.parent / "report.txt").write_text(text, encoding="utf-8")
-        draft = folder.start.with_suffix(".draft")
-        start.save(draft)
-        draft.rename(folder.start)
+        with write_atomically(folder.start) as draft:
+            start.save(draft)
     for source, report in reports.items():
         progress({"start": source, "report": report})
 

@@ -164,6 +164,8 @@ class TransformersCaptioner:
     def caption(self, requests: Sequence[CaptionRequest]) -> list[str | CaptionFailed]:
         """Caption the pictures in batches. A batch that fails is halved until only the culprit is left.
 
+        `Predictor` halves too, but by rows and then by the passes of one row, and its device errors are raised.
+
         No picture is to blame for a broken device (`AcceleratorError`): it ends the process.
         """
         size = self._settings.batch_size

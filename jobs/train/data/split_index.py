@@ -19,6 +19,7 @@ import pyarrow.parquet as pq
 from asap.corpus.folder import ImageAddress
 from asap.corpus.picture_cache import PictureInfo, PictureSizes, picture_address
 from asap.corpus.reader import Record
+from asap.storage.files import write_atomically
 
 _SCHEMA = pa.schema(
     [
@@ -64,10 +65,8 @@ def write_index(file: Path, records: Sequence[Record], pictures: PictureInfo, ab
         picture = {"image": str(record.image), "width": width, "height": height}
         rows.append(asdict(record) | picture | {"broken": pictures.broken.get(record.image)})
     table = pa.Table.from_pylist(rows, _SCHEMA).replace_schema_metadata({_ABOUT: json.dumps(about)})
-    file.parent.mkdir(parents=True, exist_ok=True)
-    partial = file.with_suffix(".partial")
-    pq.write_table(table, partial)
-    partial.rename(file)
+    with write_atomically(file) as draft:
+        pq.write_table(table, draft)
 
 
 def about_index(file: Path) -> dict[str, Any] | None:
