@@ -23,7 +23,7 @@ The files and folders, in reading order:
     corpus/          labeled data: annotations, images, descriptions
     training/        losses, data and the arithmetic of one training step
     evaluation/      metrics, calibration and thresholds
-    newsroom/        the synthetic corpus that ships with the project
+    newsroom/        the generator of the synthetic corpus
     demo/            the model folder that ships with the library (data, no code)
     packages.py      imports the packages of this program in Ray's worker processes
 """

@@ -32,7 +32,7 @@ _Item = TypeVar("_Item")
 _HEADS = ("real_fake_head", "type_head", "box_head", "token_head")
 _CHUNK_BATCHES = 16
 """Batches of pairs that `predict` holds decoded at once; within them texts are sorted by length."""
-_CAPTION_WARNING = "the pair has no text; it was scored against a caption of the image, so its words were not scored"
+_CAPTION_WARNING = "the pair has no text. It was scored against a caption of the image, whose words were not analyzed"
 
 
 @dataclass(frozen=True, eq=False)
@@ -297,7 +297,7 @@ class Predictor:
         if len(row.passes) > 1:
             yield (
                 f"the text is longer than one pass holds ({self.config.max_words} words, {self.config.max_tokens} "
-                f"tokens); it was analysed in {len(row.passes)} passes"
+                f"tokens); it was analyzed in {len(row.passes)} passes"
             )
         yield from (warning for part in row.passes for warning in part.warnings)
 

@@ -33,7 +33,7 @@ def ray_running(address: str | None = None, **options: Any) -> Iterator[None]:
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     if address is None and not {"RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"} & os.environ.keys():
-        # Ray would leave a token in the home folder for good. A token that dies with this process protects as well.
+        # Ray would leave a token in the home folder for good. A temporary token protects equally well.
         os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
     import ray  # after the environment is set
 
@@ -108,18 +108,18 @@ def most_cpus(machines: Sequence[Resources], workers: int, needs: Resources) -> 
 
 
 def wait_for_resources(
-    needs: Resources, workers: int, wait_s: float, on_note: Callable[[str], None], way_out: str
+    needs: Resources, workers: int, wait_s: float, on_note: Callable[[str], None], advice: str
 ) -> list[Resources]:
     """Return the machines once the workers fit on them.
 
-    Raises `ConfigError` with the request, the machines that exist, and the way out, if the workers never fit.
+    Raises `ConfigError` with the request, the machines that exist, and the advice, if the workers never fit.
 
     Args:
         needs: Resources of one worker.
         workers: Number of workers that must fit.
         wait_s: Seconds that a cluster has to add machines, which are requested from its autoscaler. 0: no wait.
         on_note: Receives a sentence if there is a wait.
-        way_out: Advice that ends the error message.
+        advice: The sentence that ends the error message.
     """
     machines = machines_alive()
     if count_fitting(machines, needs) >= workers:
@@ -130,8 +130,8 @@ def wait_for_resources(
         if _reserve(needs, workers, wait_s):
             return machines_alive()
     raise ConfigError(
-        f"not enough resources: {request} do not fit into the cluster, which has {_describe(machines_alive())}; "
-        f"{way_out}"
+        f"not enough resources: {request} do not fit into the cluster, which has {_describe(machines_alive())}. "
+        f"{advice}"
     )
 
 

@@ -105,7 +105,7 @@ def build(settings: ServeSettings) -> serve.Application:
     keyring = Keyring.load(settings.keys_file)
     if not keyring and not is_loopback(settings.host):
         raise ConfigError(
-            f"host {settings.host!r} can be reached from other machines, which needs keys; make a key with "
+            f"host {settings.host!r} can be reached from other machines, which needs keys. Make a key with "
             "asap serve --new-key NAME, and put its line into --keys FILE or ASAP_KEYS"
         )
     detector = serve.deployment(

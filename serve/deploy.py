@@ -42,7 +42,7 @@ def deploy_config(settings: ServeSettings) -> dict[str, Any]:
     local = {"model": settings.model, "keys_file": settings.keys_file}
     for name, path in local.items():
         if path and not (path == "demo" or path.startswith("s3://") or Path(path).is_absolute()):
-            raise ConfigError(f"{name} {path!r} is a relative path; give a whole path, which exists on every machine")
+            raise ConfigError(f"{name} {path!r} is a relative path. Give a whole path, which exists on every machine.")
     return {
         "proxy_location": "EveryNode",
         "http_options": http_options(settings),

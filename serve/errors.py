@@ -49,7 +49,7 @@ class Overloaded(Refused):
     """More requests wait than the queue may hold. Nothing was computed."""
 
     def __init__(self) -> None:
-        super().__init__(429, "overloaded", "too many requests are waiting; try again in a second", retry_after_s=1)
+        super().__init__(429, "overloaded", "too many requests are waiting. Try again in a second", retry_after_s=1)
 
 
 class NotReady(Refused):

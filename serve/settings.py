@@ -30,16 +30,22 @@ class ServeSettings(BaseModel):
     model: str = "demo"
     """A model folder, on this machine or at s3://, or `demo`, the model that ships with the package."""
     device: str = "auto"
+    """Device of the detectors: `auto`, `cpu` or `cuda`. `auto`: a GPU if the detectors have one."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Precision of the layers. `auto`: bfloat16 on GPUs that support it, else float32."""
     host: str = "127.0.0.1"
     """Address to listen on. Any address but loopback needs keys."""
     port: int = Field(default=8000, ge=1, le=65535)
+    """Port to listen on."""
 
     max_image_bytes: int = Field(default=16 * 2**20, ge=1)
+    """Bytes of an encoded picture."""
     max_image_pixels: int = Field(default=DEFAULT_LIMITS.max_pixels, ge=1)
+    """Pixels of a picture, checked before it is decoded."""
     max_text_chars: int = Field(default=MAX_CHARACTERS, ge=1, le=MAX_CHARACTERS)
     """Code points of a text. A long text is analyzed in many passes; the predictor accepts no more than the default."""
     max_batch_items: int = Field(default=32, ge=1)
+    """Pairs of one batch request."""
     max_batch_bytes: int = Field(default=64 * 2**20, ge=1)
     """Bytes of the body of a batch."""
     max_in_flight: int = Field(default=64, ge=1)

@@ -1,9 +1,9 @@
 """Thresholds that keep a precision at a stated prevalence, with a confidence bound from a labeled corpus.
 
-A corpus may be 66 % manipulated where a platform is 0.1 %. Pairs are therefore weighted by importance: the authentic
-ones have the total weight 1 - prevalence, the manipulated ones the total weight prevalence. Two assumptions remain: the
-mix of manipulations is that of the corpus, and the pairs of the corpus look like those of the platform. Pairs are
-assumed to be drawn independently of each other.
+In a corpus 66 % of the pairs may be manipulated; on a platform, 0.1 %. Pairs are therefore weighted by importance: the
+authentic ones have the total weight 1 - prevalence, the manipulated ones the total weight prevalence. Two assumptions
+remain: the mix of manipulations is that of the corpus, and the pairs of the corpus look like those of the platform.
+Pairs are assumed to be drawn independently of each other.
 
 The guarantee for a precision is a lower bound. It combines the lower bound of the recall with the upper bound of every
 false flag rate. The error probability is divided among these rates (Bonferroni). Each bound is that of Clopper and
@@ -72,7 +72,7 @@ class OperatingPoint:
     """The share of authentic pairs that is flagged."""
     false_positive_rate_upper: float
     other_rate: float | None
-    """The share flagged of the manipulated pairs that do not have the feature."""
+    """The share of manipulated pairs without the feature that is flagged."""
     other_rate_upper: float | None
     stray_rate: float | None
     """The share of the pairs with the feature that is flagged in a wrong location alone."""
@@ -273,7 +273,7 @@ class _Tail:
         self._upper_K: Values = beta.isf(self._levels_K, *parameters)
         self._lower_K: Values = beta.ppf(self._levels_K, *parameters)
         self.thresholds_K: Floats = np.nextafter(np.sort(scores)[size - 1 - self._grid_K], np.float32(np.inf))
-        """The lowest thresholds at which at most as many pairs of this population are flagged as the grid says."""
+        """For each count of the grid, the lowest threshold that flags at most that many pairs of this population."""
 
     def rate(self, thresholds_C: Floats, mass: float) -> _Rate:
         """Return the rate at any thresholds. A count between two grid points has the bounds of the next ones."""

@@ -79,7 +79,7 @@ def _message(error: Exception, location: str) -> str:
         )
     # A missing bucket has the code not_found too, but another remedy than a missing object.
     if "NoSuchBucket" in detail:
-        return f"the bucket of {location} does not exist; check its name, and AWS_ENDPOINT_URL if it is not on AWS"
+        return f"the bucket of {location} does not exist. Check its name, and AWS_ENDPOINT_URL if it is not on AWS."
     if code == "not_found":
         return f"{location} does not exist"
     if code == "access_denied":

@@ -1,6 +1,6 @@
 """Reads, writes, lists, copies, downloads and deletes files, on this machine and in S3 alike.
 
-A reader sees a file that is written here whole or not at all. Small objects and listings go through boto3; streams and
+A reader sees the complete file or no file. Small objects and listings go through boto3; streams and
 tables go through the file systems of pyarrow.
 """
 
@@ -9,8 +9,8 @@ from __future__ import annotations
 import errno
 import io
 import os
+import secrets
 import shutil
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -85,11 +85,10 @@ def write_atomically(path: Path) -> Iterator[Path]:
     """Yield a temporary file beside `path`, which replaces `path` when the block ends without an error.
 
     A reader sees the former file or the new one, never a part. An error leaves the former file and no other. Missing
-    folders are created. The new file may be read by everyone and written by its owner (mode 0644).
+    folders are created. The mode of the new file follows the umask, as that of any new file does.
     """
     with _temporary_file(path) as draft:
         yield draft
-        draft.chmod(0o644)
         draft.replace(path)
 
 
@@ -99,9 +98,9 @@ def _temporary_file(path: Path) -> Iterator[Path]:
     path.parent.mkdir(parents=True, exist_ok=True)
     # A name of its own, so that several writers of one path do not write into each other's file. It does not end as
     # `path` does, so that no search for .parquet or .json files finds it.
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    os.close(handle)
-    draft = Path(name)
+    # `tempfile` would not follow the umask: its files are their owner's alone.
+    draft = path.parent / f".{path.name}.{secrets.token_hex(8)}"
+    draft.touch(exist_ok=False)
     try:
         yield draft
     finally:
@@ -140,7 +139,6 @@ def create_bytes(location: Location, data: bytes) -> bool:
 def _create_local(path: Path, data: bytes) -> bool:
     with _temporary_file(path) as draft:
         draft.write_bytes(data)
-        draft.chmod(0o644)
         # Unlike a rename, a link fails if the name is taken, and it gives the name to a file that is complete.
         try:
             os.link(draft, path)
@@ -212,7 +210,7 @@ def target_of_key(folder: Path, source: Location, name: str) -> Path:
 
 
 def local_targets(source: Location, folder: Path) -> dict[Path, Location]:
-    """Map the path that each file below `source` gets in a local folder to the file, without writing anything.
+    """Map local paths in `folder` to the files below `source`. Nothing is written.
 
     Raises `StorageError` if one of the paths would lie outside the folder.
     """
@@ -270,7 +268,7 @@ def _list_local(folder: Path) -> Iterator[FileInfo]:
 
 
 def _is_followed(folder: Path, root: Path, linked: set[Path]) -> bool:
-    """Return True if the walk enters a folder: all but links into the tree, above it, or followed before."""
+    """Return True if the walk enters a folder. It skips links into the tree, above it, or followed before."""
     if not folder.is_symlink():
         return True
     target = folder.resolve()

@@ -61,7 +61,7 @@ def _bucket_region(bucket: str) -> str | None:
                 raise
             # HeadBucket has no body, so the code NoSuchBucket, which `storage_errors` looks for, is absent here.
             raise StorageError(
-                f"the bucket {bucket!r} does not exist; check its name, and AWS_ENDPOINT_URL if it is not on AWS"
+                f"the bucket {bucket!r} does not exist. Check its name, and AWS_ENDPOINT_URL if it is not on AWS."
             ) from error
     region = response["ResponseMetadata"]["HTTPHeaders"].get("x-amz-bucket-region")
     return cast("str | None", region or s3_client().meta.region_name)

@@ -83,7 +83,7 @@ class TrainingStep(nn.Module):
                 same weight `alpha` as in the contrast.
             mask_id: the tokenizer's [MASK], needed for masked language modeling (MLM).
 
-        Raises `ConfigError` if a term has weight that the model or the tokenizer has no means for.
+        Raises `ConfigError` if the model or the tokenizer does not support a term with weight.
         """
         super().__init__()
         # Twin, queues and heads draw random numbers: their order is part of a run's reproducibility.
@@ -98,13 +98,13 @@ class TrainingStep(nn.Module):
         self.mask_id = mask_id
         if self.masked_words is not None and mask_id is None:
             raise ConfigError(
-                "the loss term mlm needs a tokenizer with a mask token (masked language modeling); set its weight to 0"
+                "the loss term mlm needs a tokenizer with a mask token (masked language modeling). Set its weight to 0."
             )
         asap_only = [term for term in ("ied", "mpp") if self.criterion.has_weight(term)]
         if student.config.variant == "hammer" and asap_only:
             spelled_out = ", ".join(f"{term}: {LOSS_NAMES[term]}" for term in asap_only)
             raise ConfigError(
-                f"a HAMMER model has no head for {asap_only}; set those loss weights to 0 ({spelled_out})"
+                f"a HAMMER model has no head for {asap_only}. Set those loss weights to 0 ({spelled_out})."
             )
 
     def lock_image_encoder(self) -> None:
@@ -253,7 +253,7 @@ class TrainingStep(nn.Module):
 def begin_from_start(step: TrainingStep, file: Path) -> None:
     """Load the file that `asap.weights.start.Start.save` wrote into a step.
 
-    Weights that the file does not hold keep their values in student and queues; in the twin they become the student's.
+    Weights that the file does not hold keep their values in student and queues; the twin copies them from the student.
     """
     groups: dict[str, dict[str, Tensor]] = {"student": {}, "twin": {}, "queues": {}}
     for name, value in read_safetensors(file).items():

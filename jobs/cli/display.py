@@ -17,25 +17,12 @@ from rich.text import Text
 from asap.evaluation.table import CLASS_COLUMNS, class_rows, task_rows
 from asap.finding import Finding
 from asap.render import LEVEL_COLORS, level, segments
+from asap.training.objective import LOSS_NAMES
 
 if TYPE_CHECKING:
     from jobs.scan.run import ScanProgress, Watch
     from jobs.train.plan import Plan
 
-LOSS_TERMS = {
-    "bic": "real or fake",
-    "mlc": "manipulation types",
-    "bbox_l1": "face box, L1",
-    "giou": "face box, GIoU",
-    "tmg": "manipulated words",
-    "mgca": "manipulation-guided cross attention",
-    "mpp": "manipulated patches",
-    "cwp": "caption word prediction",
-    "mlm": "masked language modeling",
-    "vlc": "vision-language contrast",
-    "ied": "real or fake by the explanation",
-}
-"""Meaning of each loss term, by its name in `asap.training.objective.LossWeights`."""
 _LINE_EVERY_S = 5.0
 _LINE_WIDTH = 100
 _PLAIN: dict[str, Any] = {
@@ -136,7 +123,7 @@ def training_shown(console: Console) -> Iterator[Callable[[dict[str, Any]], None
 def _explain_terms(event: dict[str, Any], explained: set[str]) -> str:
     """Lines that explain the loss terms of an event that are new, and are explained from now on."""
     # Terms join stage by stage, so the first step does not have all of them.
-    new = {name: LOSS_TERMS[name] for name in event.get("losses", ()) if name in LOSS_TERMS and name not in explained}
+    new = {name: LOSS_NAMES[name] for name in event.get("losses", ()) if name in LOSS_NAMES and name not in explained}
     if not new:
         return ""
     explained |= set(new)
@@ -222,7 +209,7 @@ def plan_tables(plan: Plan) -> Group:
         _rows("steps", {"steps": f"{plan.steps:,}", "epochs": f"{plan.epochs:.2f}", "left out": left_out}), "",
         _rows("batch", {name: f"{count:,}" for name, count in plan.batch.items()}), "",
         stages, "",
-        _rows("loss terms", {name: LOSS_TERMS.get(name, "") for name in used}), "",
+        _rows("loss terms", {name: LOSS_NAMES.get(name, "") for name in used}), "",
         _rows("learning rates", {name: f"{rate:g}" for name, rate in plan.rates.items()}), "",
         _rows("parameters", {name: f"{count:,}" for name, count in parameters.items()}), "",
         _rows("memory per worker", {name: _size(size) for name, size in memory.items()}),

@@ -64,7 +64,7 @@ def serve(
 
     def announce_stop() -> None:
         deadline = f"within {settings.drain_s:g} s"
-        typer.echo(f"stopping: what came is answered, {deadline}. Send the signal again to stop immediately.")
+        typer.echo(f"stopping: accepted requests are answered {deadline}. Send the signal again to stop immediately.")
 
     # The logs of the replicas are shown: a line for each request, and why a replica cannot start.
     with ray_running(log_to_driver=True):

@@ -115,9 +115,9 @@ def precision_recall(predictions: Predictions) -> Chart | None:
 
 @plot_style()
 def iou_histogram(predictions: Predictions) -> Chart | None:
-    """Draw how many pairs with a true box have which IoU, boxes apart that are withheld for want of an image type.
+    """Draw a histogram of the IoU of pairs with a true box.
 
-    None if no pair has a true box.
+    Boxes that are withheld because no image type is flagged are shown separately. None if no pair has a true box.
     """
     overlap, shown = predictions.overlap[predictions.has_box], predictions.flags_a_face[predictions.has_box]
     if not len(overlap):

@@ -157,8 +157,8 @@ def _worker_pool(settings: EvaluateSettings, on_note: Callable[[str], None] = la
         on_note("evaluating on CPUs: no GPU is alive. --device cuda waits for one.")
     wait_s = settings.wait_for_machines_s if settings.address else 0
     needs = {"CPU": 1, "GPU": 1} if on_gpus else {"CPU": 1}
-    way_out = "--device auto uses the devices that exist" if on_gpus else "add a machine with CPUs"
-    machines = wait_for_resources(needs, 1, wait_s, on_note, way_out)
+    advice = "Use --device auto to run on what exists." if on_gpus else "Add a machine with CPUs."
+    machines = wait_for_resources(needs, 1, wait_s, on_note, advice)
     retries = {"max_retries": TRIES - 1}
     if on_gpus:
         workers = settings.workers or count_fitting(machines, needs)

@@ -5,8 +5,8 @@ flags pairs, and a flag is right or wrong:
 
 - `manipulated` flags the pair. It is right if the pair is manipulated.
 - `review` flags the pair for people to look at, if `manipulated` does not. It is right if the pair is manipulated. At
-  least `review_precision` of the pairs that people see is right. Pairs above `manipulated` do not count here: with
-  them, a band in which every pair is authentic would seem precise.
+  least `review_precision` of the pairs that people see is right. Pairs above `manipulated` are left out,
+  because they would make a band of authentic pairs seem precise.
 - A type flags the pair. It is right if the pair has that type. Manipulated pairs of another type are wrong, as
   authentic pairs are.
 - `word` flags a pair if any of its words reaches the threshold. It is right if a manipulated word does. The pair is

@@ -102,7 +102,7 @@ def _finished(folder: Location) -> dict[str, Any]:
     """Return the record of a finished scan, or of one whose new policy was being published when it was stopped."""
     record = read_record(folder)
     if record is None:
-        raise StorageError(f"{folder} is not the folder of a job: it has no job.json. Give OUT/JOB_ID.")
+        raise StorageError(f"{folder} is not the folder of a job: it has no job.json. Give OUT/JOB.")
     if record.get("kind") != "scan":
         raise JobError(f"{folder} is the folder of a {record.get('kind')!r}, not of a scan, and has no verdicts")
     if RESULTS_ENTRY not in record and not is_finished(folder):

@@ -97,8 +97,8 @@ def size_pipeline(
         detectors = settings.detectors or 1
         needs = {"CPU": resources.detect.cpus, "GPU": resources.detect.gpus}
         wait_s = settings.wait_for_machines_s if settings.address else 0
-        way_out = "give fewer --detectors" if detectors > 1 else "--device auto takes what there is"
-        wait_for_resources(needs, detectors, wait_s, notify, way_out)
+        advice = "Give fewer --detectors." if detectors > 1 else "Use --device auto to run on what exists."
+        wait_for_resources(needs, detectors, wait_s, notify, advice)
     limits = ImageLimits(max_bytes=settings.max_image_bytes, max_pixels=settings.max_image_pixels)
     device, batch_size = "cuda" if on_gpu else "cpu", settings.batch_size or (256 if on_gpu else 64)
     captions = settings.captions
@@ -131,7 +131,7 @@ def _size_stages(settings: ScanSettings, on_gpu: bool, cpus: int) -> _Resources:
         captions = settings.captions is not None and settings.captions.engine == "transformers"
         detect = StageResources(0.5, 0.5 if captions else 1, settings.detectors)
         return _Resources(StageResources(0.25), StageResources(0.1, 0.5 if captions else 0, 1), detect, None)
-    # All threads of all detectors together are as many as the CPUs. On one machine, half as many tasks prepare.
+    # The detectors together have one thread per CPU. On one machine, half as many tasks prepare.
     detectors = settings.detectors or max(1, cpus // 2)
     prepare = StageResources(0.25, size=None if settings.address else max(1, cpus // 2))
     detect = StageResources(0.4 * cpus / detectors, size=detectors)

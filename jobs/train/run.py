@@ -206,7 +206,7 @@ def _resources_per_worker(settings: TrainSettings, progress: OnEvent) -> dict[st
         fewest,
         settings.wait_for_machines_s if settings.address else 0,
         report,
-        f"give fewer --workers{', --set device=cpu' if on_gpus else ''} or a lower --set cpus_per_worker=N",
+        f"Give fewer --workers{', --set device=cpu' if on_gpus else ''} or a lower --set cpus_per_worker=N.",
     )
     # Each worker gets the most CPUs that all workers can have; or, in an elastic run, the fewest workers.
     cpus = settings.cpus_per_worker or most_cpus(machines, settings.workers, gpu)

@@ -31,7 +31,7 @@ def plan_stages(settings: TrainSettings, steps: int) -> list[Stage]:
     """
     weights = {name: weight for name, weight in vars(settings.objective.weights).items() if weight}
     words_end, locked_from = word_steps(settings, steps), lock_step(settings, steps)
-    # Alignment joins at the first step before which at least that many pairs were seen, so the step is rounded up.
+    # Alignment joins at the first step that follows at least `alignment_pairs` pairs, so the step is rounded up.
     alignment_pairs = settings.alignment_from * settings.pairs
     whole = int(alignment_pairs // settings.batch_size)
     aligned_from = whole + (whole * settings.batch_size < alignment_pairs)

@@ -29,7 +29,7 @@ def prepare_start(
     config_of: Callable[[TrainSettings, int], ModelConfig],
     progress: OnEvent,
 ) -> None:
-    """Write the tokenizer and the weights of `settings.init` and `settings.tokenizer` to the run folder, if there are.
+    """Write the tokenizer and the first weights to the run folder, if the settings name any.
 
     Args:
         folder: The folder of the run.

@@ -29,7 +29,7 @@ def new_key(name: str) -> tuple[str, str]:
     key = f"asap_{secrets.token_urlsafe(32)}"
     line = f"{name}:{_digest(key)}"
     if not _LINE.fullmatch(line):
-        raise ConfigError(f"key name {name!r} is invalid; use 1 to 64 letters, digits, '.', '_' and '-'")
+        raise ConfigError(f"key name {name!r} is invalid. Use 1 to 64 letters, digits, '.', '_' and '-'.")
     return key, line
 
 
@@ -54,7 +54,7 @@ class Keyring:
             raise ConfigError(f"keys file {file} cannot be read: {error}") from error
         keyring = cls.parse([line.partition("#")[0].strip() for line in lines], file)
         if not keyring:
-            raise ConfigError(f"keys file {file} holds no key; make one with asap serve --new-key NAME")
+            raise ConfigError(f"keys file {file} holds no key. Make one with asap serve --new-key NAME.")
         return keyring
 
     @classmethod
@@ -69,7 +69,7 @@ class Keyring:
                 continue
             if not (match := _LINE.fullmatch(line)):
                 raise ConfigError(
-                    f"key {number} of {source} is not NAME:SHA256; make such a line with asap serve --new-key NAME"
+                    f"key {number} of {source} is not NAME:SHA256. Make such a line with asap serve --new-key NAME."
                 )
             if match[1] in hashes:
                 raise ConfigError(f"{source} has two keys named {match[1]!r}")

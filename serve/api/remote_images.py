@@ -43,7 +43,7 @@ def check_allowed(uri: str, prefixes: Sequence[str]) -> None:
     # Unquoted twice: a store may decode `%252e%252e` once more than a proxy before it does.
     climbs = ".." in unquote(unquote(parts.path)).replace("\\", "/").split("/")
     if climbs or _FORBIDDEN.search(uri) or not any(uri.startswith(prefix) for prefix in prefixes):
-        message = f"pictures are not fetched from {redacted(uri)}; send the picture itself"
+        message = f"pictures are not fetched from {redacted(uri)}. Send the picture itself."
         raise Refused(403, "uri_not_allowed", message, param="uri")
 
 
@@ -72,7 +72,7 @@ def fetch_remote_image(uri: str, prefixes: Sequence[str], max_bytes: int, within
         reason = type(error).__name__ if response is None else response.status_code
         raise Refused(400, "uri_unreadable", f"{redacted(uri)} cannot be read: {reason}", param="uri") from None
     if len(data) > max_bytes:
-        raise ImageTooLarge(f"the image has more than {max_bytes} bytes, which is the limit; shrink it")
+        raise ImageTooLarge(f"the image has more than {max_bytes} bytes, which is the limit. Shrink it.")
     return data
 
 
@@ -80,12 +80,14 @@ def _read_page(uri: str, most: int, end: float) -> bytes:
     trusted = ssl.get_default_verify_paths()
     with requests.Session() as session:
         session.trust_env = False  # or a .netrc of this machine would be sent to the host
-        with session.get(
-            uri,
+        # The limit counts bytes, which decompression would multiply.
+        request = session.prepare_request(requests.Request("GET", uri, headers={"Accept-Encoding": "identity"}))
+        request.url = uri  # as it was checked and signed: `prepare_request` decodes `%41` and drops `/.`
+        with session.send(
+            request,
             stream=True,
             allow_redirects=False,
             timeout=_TIMEOUT_S,
-            headers={"Accept-Encoding": "identity"},  # the limit counts bytes, which decompression would multiply
             proxies=get_environ_proxies(uri),
             # The certificates of this machine: it may trust hosts that the bundle of requests does not know.
             verify=trusted.cafile or trusted.capath or True,

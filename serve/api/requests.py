@@ -51,7 +51,7 @@ class RequestReader:
             return await asyncio.to_thread(self._parse_pair, await request.body())
         if kind == "multipart/form-data":
             return await self._read_form(request)
-        message = f"the body is {kind or 'of no type'}; send multipart/form-data or application/json"
+        message = f"the body is {kind or 'of no type'}. Send multipart/form-data or application/json."
         raise Refused(415, "unsupported_media_type", message)
 
     async def read_batch(self, request: Request) -> list[PairRequest | Refused]:

@@ -154,7 +154,7 @@ class DetectionRoutes:
         scheme, _, key = request.headers.get("authorization", "").partition(" ")
         name = self._keyring.name_of(key.strip()) if scheme.lower() == "bearer" else None
         if name is None:
-            message = "the key is missing or unknown; send a known key as 'Authorization: Bearer KEY'"
+            message = "the key is missing or unknown. Send a known key as 'Authorization: Bearer KEY'."
             raise Refused(401, "unauthorized", message)
         _trace(request).key_name = name
 

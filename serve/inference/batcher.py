@@ -119,7 +119,7 @@ class Batcher(Generic[_Item, _Result]):
         return sent < _BATCHES_PER_WORKER * max(1, len(self._alive_until))
 
     def _patience_ends(self, cost: int) -> float:
-        """Return the time until which a batch of this cost, sent now, counts, and a worker that just answered one."""
+        """Return when a batch of this cost, sent now, stops counting. So does a worker that just answered."""
         return self._clock() + _GONE_AFTER_S * max(1, cost / self._size)
 
     def _send_batch(self) -> None:

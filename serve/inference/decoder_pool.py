@@ -117,7 +117,7 @@ class _Decoder:
             self.stop()
             limit = f"{self._timeout_s:g} s"
             raise DecodeFailed(
-                f"the image could not be decoded within {limit}, or broke its decoder; re-save the image"
+                f"the image could not be decoded within {limit}, or broke its decoder. Re-save the image."
             ) from error
 
     def _ask(self, process: subprocess.Popen[bytes], header: dict[str, Any], data: bytes) -> Message:

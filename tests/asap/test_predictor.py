@@ -223,7 +223,7 @@ def test_a_long_text_is_analyzed_in_passes_and_its_image_is_encoded_once(
 
     assert encoded_images == [2]
     assert long.warnings == [
-        "the text is longer than one pass holds (20 words, 64 tokens); it was analysed in 3 passes"
+        "the text is longer than one pass holds (20 words, 64 tokens); it was analyzed in 3 passes"
     ]
     assert short.warnings == []
     words = LONG.split()

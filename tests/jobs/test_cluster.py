@@ -53,10 +53,10 @@ def no_wait(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
 def test_a_request_that_does_not_fit_is_refused_with_the_machines_and_a_way_out(no_wait: Any) -> None:
     no_wait(HEAD, {"CPU": 4}, {"CPU": 4})
     with pytest.raises(ConfigError) as caught:
-        wait_for_resources({"CPU": 4, "GPU": 1}, 2, 0, pytest.fail, "take fewer")
+        wait_for_resources({"CPU": 4, "GPU": 1}, 2, 0, pytest.fail, "Take fewer.")
     assert str(caught.value) == (
         "not enough resources: 2 workers with 4 CPUs, 1 GPU each do not fit into the cluster, which has "
-        "2 x (4 CPUs, 0 GPUs), 1 x (0 CPUs, 0 GPUs); take fewer"
+        "2 x (4 CPUs, 0 GPUs), 1 x (0 CPUs, 0 GPUs). Take fewer."
     )
 
 
@@ -67,8 +67,8 @@ def test_a_request_that_fits_does_not_wait(no_wait: Any) -> None:
 
 def test_machines_are_requested_and_waited_for_once(ray_here: None) -> None:
     notes: list[str] = []
-    with pytest.raises(ConfigError, match=r"1 worker with 64 CPUs do not fit .*1 x \(2 CPUs, 0 GPUs\); take fewer"):
-        wait_for_resources({"CPU": 64}, 1, 0.1, notes.append, "take fewer")
+    with pytest.raises(ConfigError, match=r"1 worker with 64 CPUs do not fit .*1 x \(2 CPUs, 0 GPUs\)\. Take fewer\."):
+        wait_for_resources({"CPU": 64}, 1, 0.1, notes.append, "Take fewer.")
     assert notes == [
         "waiting up to 0.0017 min for machines to hold 1 worker with 64 CPUs: there are 1 x (2 CPUs, 0 GPUs)"
     ]

@@ -56,5 +56,5 @@ def test_the_file_contains_no_keys(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("change", [{"model": "my-model"}, {"keys_file": "keys.txt"}])
 def test_a_relative_path_is_refused(change: dict[str, str]) -> None:
     ((name, path),) = change.items()
-    with pytest.raises(ConfigError, match=f"{name} '{path}' is a relative path; give a whole path"):
+    with pytest.raises(ConfigError, match=f"{name} '{path}' is a relative path. Give a whole path"):
         deploy_yaml(ServeSettings(**change))

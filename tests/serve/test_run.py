@@ -78,7 +78,7 @@ def test_a_server_that_stops_answers_earlier_requests_and_refuses_new_ones(
     wait_until(lambda: sorted(_in_flight(url)) == [0, 1])  # the idle process answers, and reports both
     server.send_signal(signal.SIGTERM)
     assert server.stdout
-    assert "stopping: what came is answered" in server.stdout.readline()
+    assert "stopping: accepted requests are answered" in server.stdout.readline()
     wait_until(lambda: all(_models(url).status_code == 503 for _ in range(30)))  # enough to reach both processes
     refused = _models(url)
     assert refused.json()["error"]["code"] == "not_ready"

@@ -43,7 +43,8 @@ class ManifestRow:
     """A pair of the input. `row_error` says why a row cannot be understood; the row is kept all the same."""
 
     row_id: int
-    """part * 2^32 + line: ordered as the input is."""
+    """Position in the input: the line of a text file, else the number of the record. The upper 32 bits are free for the
+    parts of an input of several files."""
     custom_id: str | None = None
     """The caller's name for the row. None if there is none: the row is then called #row_id."""
     given_id: str | None = None

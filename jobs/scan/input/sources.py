@@ -86,7 +86,7 @@ def find_source(text: str, limit: int | None = None, *, texts: bool = True) -> S
         return Source(location, file.kind, limit, needed)
     if next(_pictures(location, 1), None) is None:
         raise InputNotFound(
-            f"{location} {_describe_problem(location)}; give a manifest (.json, .jsonl, .csv, .parquet) or a folder of "
+            f"{location} {_describe_problem(location)}. Give a manifest (.json, .jsonl, .csv, .parquet) or a folder of "
             "pictures"
         )
     return Source(location, "folder", limit)
@@ -229,7 +229,7 @@ def image_uri(uri: str, base: Location) -> str:
         raise RowError(f"the image {uri!r:.200} is an address; only paths, file:// and s3:// are read")
     if base.is_s3 and (scheme or uri.startswith("/")):
         raise RowError(
-            f"the image {uri!r:.200} is a local file, and the manifest lies in S3; use s3:// or relative paths"
+            f"the image {uri!r:.200} is a local file, and the manifest lies in S3. Use s3:// or relative paths."
         )
     path = uri.removeprefix("file://")
     if not base.is_s3:
@@ -291,7 +291,7 @@ def _picture_row(row_id: int, picture: FileInfo, text: str | RowError | None, fo
     name = picture.location.uri.removeprefix(folder.uri).lstrip("/")
     row = ManifestRow(row_id=row_id, custom_id=name, image_uri=picture.location.uri, image_version=picture.version)
     if not is_storable(picture.location.uri):  # `os.fsdecode` makes lone surrogates of bytes that are not UTF-8
-        row.row_error = f"the path of the picture is not UTF-8: {os.fsencode(picture.location.uri)!r}; rename it"
+        row.row_error = f"the path of the picture is not UTF-8: {os.fsencode(picture.location.uri)!r}. Rename it."
     elif isinstance(text, RowError):
         row.row_error = str(text)
     else:

@@ -64,11 +64,11 @@ class RowSet:
 def repair_results(results: Location) -> RowSet:
     """Repair the results so that all files are whole and each row is there once; return the rows that are there.
 
-    A file that a kill cut short is deleted, and its rows are scanned again. Copies of a row other than the first are
-    removed from their files.
+    A file that a kill cut short is deleted, and its rows are scanned again; temporary files are deleted too. Copies of
+    a row other than the first are removed from their files.
     """
     seen = RowSet()
-    files = (info.location for info in list_files(results) if info.location.name.endswith(".parquet"))
+    files = _whole_files(results)
     with ThreadPoolExecutor(_READERS) as readers:
         # Read a few files at a time: the ids of all files together would take eight bytes a row.
         while some := list(islice(files, _READERS)):
@@ -82,6 +82,15 @@ def repair_results(results: Location) -> RowSet:
                         table = pq.read_table(file)
                     write_table(table.filter(pa.array(new)), location)
     return seen
+
+
+def _whole_files(results: Location) -> Iterator[Location]:
+    """Yield the parquet files of a folder, and delete the temporary files that killed writers left there."""
+    for info in list_files(results):
+        if info.location.name.startswith("."):
+            delete_file(info.location)
+        elif info.location.name.endswith(".parquet"):
+            yield info.location
 
 
 def _read_row_ids(location: Location) -> Ids | None:

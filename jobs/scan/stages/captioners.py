@@ -92,7 +92,7 @@ def read_captions(source: str) -> Descriptions:
     location = Location.parse(source)
     name = record_file(location.name)
     if name is None or not exists(location):
-        raise InputNotFound(f"the captions {source} are not there; give a .json, .jsonl, .csv or .parquet file")
+        raise InputNotFound(f"the captions {source} are not there. Give a .json, .jsonl, .csv or .parquet file.")
     if name.kind in ("csv", "parquet"):
         return Descriptions(str(location), "caption", ((None, entry) for entry in _table_entries(location, name.kind)))
     with storage_errors(location), open_read(location) as file:

@@ -233,12 +233,17 @@ def test_an_error_in_the_block_leaves_the_former_file_and_no_other(
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == {"a": b"former"}
 
 
-def test_a_written_file_can_be_read_by_others(tmp_path: Path) -> None:
-    write_bytes(Location(str(tmp_path / "a")), b"x")
-    assert stat.S_IMODE((tmp_path / "a").stat().st_mode) & 0o444 == 0o444
-    with open_write(Location(str(tmp_path / "b"))) as file:
-        file.write(b"x")
-    assert stat.S_IMODE((tmp_path / "b").stat().st_mode) == 0o644
+@pytest.mark.parametrize(("umask", "mode"), [(0o022, 0o644), (0o077, 0o600), (0o002, 0o664)])
+def test_the_mode_of_a_written_file_follows_the_umask(tmp_path: Path, umask: int, mode: int) -> None:
+    former = os.umask(umask)
+    try:
+        write_bytes(Location(str(tmp_path / "a")), b"x")
+        create_bytes(Location(str(tmp_path / "b")), b"x")
+        with open_write(Location(str(tmp_path / "c"))) as file:
+            file.write(b"x")
+    finally:
+        os.umask(former)
+    assert {stat.S_IMODE(path.stat().st_mode) for path in tmp_path.iterdir()} == {mode}
 
 
 def test_a_folder_with_more_objects_than_one_request_takes_is_deleted(

@@ -146,7 +146,7 @@ def test_hammer_trains_without_captions_and_explanations() -> None:
 
 def test_hammer_refuses_terms_without_a_head() -> None:
     with pytest.raises(
-        ConfigError, match=r"HAMMER model has no head for \['ied', 'mpp'\]; set those loss weights to 0"
+        ConfigError, match=r"HAMMER model has no head for \['ied', 'mpp'\]. Set those loss weights to 0"
     ):
         new_step(variant="hammer")
 

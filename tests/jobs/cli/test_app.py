@@ -426,7 +426,7 @@ def test_serve_build_writes_the_file_for_a_cluster(run: Any, tmp_path: Path) -> 
         (("--port", "9000", "build"), "Give it after: asap serve build"),
         (("build", "--out", "/no/such/folder/a.yaml"), "cannot be written: No such file"),
         (("build", "--set", "min_replicas=9"), "min_replicas 9 is more than max_replicas 2"),
-        (("build", "--model", "my-model"), "give a whole path"),
+        (("build", "--model", "my-model"), "Give a whole path"),
     ],
 )
 def test_serve_build_reports_why_it_cannot_write(run: Any, arguments: tuple[str, ...], sentence: str) -> None:

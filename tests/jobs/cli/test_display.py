@@ -5,8 +5,8 @@ from typing import Any
 
 from rich.console import Console
 
-from asap.training.objective import LossWeights
-from jobs.cli.display import LOSS_TERMS, training_shown
+from asap.training.objective import LOSS_NAMES, LossWeights
+from jobs.cli.display import training_shown
 
 STEP: dict[str, Any] = {
     "pairs": 3_200, "of": 6_400, "losses": {"tmg": 0.25, "total": 1.5}, "pairs_per_s": 40.0, "rate": 1e-3,
@@ -34,7 +34,7 @@ def test_a_file_gets_a_line_for_every_event() -> None:
         "decoding  3/4",
         "train: 60 pairs",
         "pictures: cache",
-        "loss terms: tmg = manipulated words",
+        "loss terms: tmg = token grounding",
         "3200/6400 pairs  40 pairs/s  1 min left  tmg 0.250  total 1.500",
         "3200/6400 pairs  validation  AUC 0.750  IoU50_boxed -",
     ]
@@ -56,4 +56,4 @@ def test_a_loss_term_is_explained_once_before_the_line_that_names_it_first() -> 
 
 
 def test_every_loss_term_has_a_meaning_to_show() -> None:
-    assert set(LOSS_TERMS) == set(vars(LossWeights()))
+    assert set(LOSS_NAMES) == set(vars(LossWeights()))

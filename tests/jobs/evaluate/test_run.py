@@ -208,7 +208,7 @@ def test_a_worker_takes_a_gpu_if_there_are_any(settings: Any, monkeypatch: pytes
 
 def test_without_a_cluster_there_is_no_wait_for_gpus(settings: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     machines(monkeypatch, {"CPU": 8})
-    with pytest.raises(ConfigError, match=r"1 worker with 1 CPU, 1 GPU .*1 x \(8 CPUs, 0 GPUs\); --device auto uses"):
+    with pytest.raises(ConfigError, match=r"1 worker with 1 CPU, 1 GPU .*1 x \(8 CPUs, 0 GPUs\)\. Use --device auto"):
         module._worker_pool(settings(device="cuda"))
 
 

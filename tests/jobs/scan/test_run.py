@@ -221,7 +221,7 @@ def test_missing_gpus_are_reported_and_the_same_scan_runs_without_them(
 ) -> None:
     (corpus / "b.jsonl").write_text(json.dumps({"id": 1, "image": "images/0.jpg", "text": "A team"}))
     common = {"input": str(corpus / "b.jsonl"), "out": str(corpus / "out"), "model": str(model_folder)}
-    with pytest.raises(ConfigError, match=r"1000 workers with 0\.5 CPUs, 1 GPU each .*; give fewer --detectors"):
+    with pytest.raises(ConfigError, match=r"1000 workers with 0\.5 CPUs, 1 GPU each .*\. Give fewer --detectors"):
         scan(ScanSettings(**common, device="cuda", detectors=1000))
     assert scan(ScanSettings(**common, device="cpu"))["pairs"] == 1
 
@@ -238,7 +238,7 @@ def test_a_scan_waits_for_a_gpu_on_a_cluster_only(
     monkeypatch.setattr("jobs.cluster._reserve", lambda *needs: reservations.append(needs))
     notes: list[str] = []
     settings = ScanSettings(input="a.jsonl", out="out", device="cuda", address=address, wait_for_machines_s=120)
-    with pytest.raises(ConfigError, match=r"1 worker with 0\.5 CPUs, 1 GPU do not fit .*; --device auto takes"):
+    with pytest.raises(ConfigError, match=r"1 worker with 0\.5 CPUs, 1 GPU do not fit .*\. Use --device auto"):
         size_pipeline(settings, "demo", 32, 100, notes.append)
     assert reservations == ([({"CPU": 0.5, "GPU": 1}, 1, 120)] if waits else [])
     assert bool(notes) == waits

@@ -259,7 +259,7 @@ def copied(corpus: Path, tmp_path: Path) -> Path:
 
 
 def test_a_run_folder_that_cannot_be_written_is_found_before_training(corpus: Path, s3: str, no_training: None) -> None:
-    with pytest.raises(StorageError, match=r"the bucket of s3://nobodys-bucket/run.* does not exist; check its name"):
+    with pytest.raises(StorageError, match=r"the bucket of s3://nobodys-bucket/run.* does not exist. Check its name"):
         train(settings_for(corpus, "s3://nobodys-bucket/run"))
 
 
@@ -369,7 +369,8 @@ def test_workers_that_this_machine_cannot_hold_are_refused_before_pictures_are_d
     ray_here: None, corpus: Path, tmp_path: Path, no_training: None
 ) -> None:
     with pytest.raises(
-        ConfigError, match=r"4 workers with 1 CPU each do not fit .*\(2 CPUs, 0 GPUs\); give fewer --workers or a lower"
+        ConfigError,
+        match=r"4 workers with 1 CPU each do not fit .*\(2 CPUs, 0 GPUs\)\. Give fewer --workers or a",
     ) as caught:
         train(settings_for(corpus, tmp_path / "out", workers=4))
     assert "\n" not in str(caught.value)

@@ -88,6 +88,11 @@ class _Host(BaseHTTPRequestHandler):
             self.end_headers()
             self.wfile.write(str(self.headers).encode())
             return
+        if self.path.startswith("/sent/"):
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(self.path.encode())
+            return
         if self.path == "/garbled":
             self.wfile.write(b"not HTTP\r\n\r\n")
             return
@@ -123,6 +128,11 @@ def test_a_redirect_is_not_followed(host: str) -> None:
         fetch_remote_image(f"{host}/picture", (host,), 4, HANG_S)
     with pytest.raises(Refused, match="cannot be read: 302"):
         fetch_remote_image(f"{host}/moved", (host,), 5, HANG_S)
+
+
+@pytest.mark.parametrize("path", ["/sent/a%41%7E", "/sent/a?x=%2E%2E/../q&sig=ab%2Fcd%2B%7E", "/sent/./a"])
+def test_an_address_is_sent_as_it_was_checked(host: str, path: str) -> None:
+    assert fetch_remote_image(f"{host}{path}", (host,), 10**4, HANG_S).decode() == path
 
 
 def test_a_host_gets_no_credentials_of_this_machine_and_sends_no_compressed_body(

@@ -88,7 +88,7 @@ async def test_a_quick_pair_does_not_wait_for_all_passes_of_a_long_text(detector
     await findings_of(detector, QUICK)
     assert not long.done()
     (finding,) = await long
-    assert f"it was analysed in {PASSES} passes" in finding.warnings[0]
+    assert f"it was analyzed in {PASSES} passes" in finding.warnings[0]
 
 
 @in_event_loop

@@ -178,7 +178,7 @@ def test_a_picture_whose_name_is_not_utf8_is_an_error_of_its_row(tmp_path: Path)
     good, bad = find_source(str(tmp_path)).rows()
     assert (good.custom_id, good.row_error) == ("a.jpg", None)
     assert str(bad.row_error).startswith("the path of the picture is not UTF-8: b'/")
-    assert r"b\xff.jpg'; rename it" in str(bad.row_error)
+    assert r"b\xff.jpg'. Rename it" in str(bad.row_error)
 
 
 def test_a_table_of_pictures_without_texts_is_read_if_they_are_captioned(tmp_path: Path) -> None:

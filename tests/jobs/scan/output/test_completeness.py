@@ -57,6 +57,14 @@ def test_copies_of_a_row_are_removed_and_the_first_is_kept(folder: Location) -> 
     assert count_rows(folder / "results") == 5
 
 
+def test_the_temporary_file_of_a_killed_writer_is_deleted(tmp_path: Path) -> None:
+    folder = Location(str(tmp_path))
+    _write_ids(folder / "a.parquet", [0, 1])
+    (tmp_path / ".b.parquet.0123456789abcdef").write_bytes(b"PAR1")
+    repair_results(folder)
+    assert [path.name for path in tmp_path.iterdir()] == ["a.parquet"]
+
+
 def test_a_truncated_results_file_is_deleted_wherever_it_is_cut(tmp_path: Path) -> None:
     folder = Location(str(tmp_path))
     _write_ids(folder / "a.parquet", [0, 1])

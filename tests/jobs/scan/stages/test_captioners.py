@@ -133,7 +133,7 @@ def test_a_caption_that_may_belong_to_another_picture_is_not_used(tmp_path: Path
         ("a.jsonl", '{"id": 1.5, "caption": "x"}', "has the id 1.5, which is neither"),
         ("a.csv", "id,caption\n1,x,y\n", "line 1 of .*a.csv: the line has 3 cells"),
         ("a.parquet", "PAR1", "cannot be read as parquet"),
-        ("a.txt", "x", "give a .json, .jsonl, .csv or .parquet file"),
+        ("a.txt", "x", "Give a .json, .jsonl, .csv or .parquet file"),
     ],
 )
 def test_a_broken_file_of_captions_is_named_with_the_reason(tmp_path: Path, name: str, text: str, reason: str) -> None:

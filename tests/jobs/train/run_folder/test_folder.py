@@ -116,7 +116,7 @@ def test_a_model_is_complete_once_its_last_file_is_uploaded(mirrored: RunFolder)
 
 
 def test_a_run_folder_that_cannot_be_written_is_named(s3: str, tmp_path: Path) -> None:
-    with pytest.raises(StorageError, match="the bucket 'no-such-bucket' does not exist; check its name"):
+    with pytest.raises(StorageError, match=r"the bucket 'no-such-bucket' does not exist\. Check its name"):
         RunFolder.open("s3://no-such-bucket/run").check_writable()
     (tmp_path / "file").touch()
     with pytest.raises(StorageError, match=f"{tmp_path}/file/run cannot be written: "):
