@@ -1,4 +1,4 @@
-"""Fail unless `make demo` left a complete job: every pair judged once, faces found, a report to open."""
+"""Fail unless `make demo` left a complete job: every pair scored once, faces found, a report to open."""
 
 import json
 import sys
@@ -10,7 +10,7 @@ job = Path(sys.argv[1])
 manifest, results = pq.read_table(job / "manifest"), pq.read_table(job / "results")
 assert (job / "_SUCCESS").exists(), "the job did not finish"
 assert sorted(manifest["row_id"].to_pylist()) == sorted(results["row_id"].to_pylist()), "a row is lost or doubled"
-assert set(results["status"].to_pylist()) == {"ok"}, "a drawn pair could not be judged"
+assert set(results["status"].to_pylist()) == {"ok"}, "a drawn pair could not be scored"
 assert any(box is not None for box in results["box_px"].to_pylist()), "no face was found"
 assert any(results["words"].to_pylist()), "no word was found"
 

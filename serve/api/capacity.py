@@ -101,7 +101,5 @@ class Capacity:
         ):
             if usage is self.all:
                 raise Overloaded
-            message = (
-                "this key has reached its share of the requests in flight. Try again when one is answered."
-            )
+            message = "this key has reached its share of the requests in flight. Try again when one is answered."
             raise Refused(429, "rate_limited", message, retry_after_s=1)
