@@ -13,6 +13,7 @@
         ├── ImageMissing       image_missing
         ├── TextMissing        text_missing
         ├── TextInvalid        text_invalid
+        ├── TextUnreadable     text_unreadable
         ├── EmptyFile          empty_file
         ├── UnsupportedFormat  unsupported_format
         ├── DecodeFailed       decode_failed
@@ -98,6 +99,12 @@ class TextInvalid(InputError):
     """The text is not a string of words: wrong type, undecodable, too long, or no word left after cleaning."""
 
     code = "text_invalid"
+
+
+class TextUnreadable(InputError):
+    """The vocabulary of the model reads too little of the text, and no caption replaces it."""
+
+    code = "text_unreadable"
 
 
 class EmptyFile(InputError):

@@ -57,6 +57,8 @@ class Finding:
     """The flagged words; None if a caption replaced a missing text."""
     word_scores: list[float] | None = field(default_factory=list)
     """A score for every whitespace-separated word of the text; None if a caption replaced a missing text."""
+    text_read: float | None = None
+    """Share of the text's characters that the vocabulary of the model reads, in [0, 1]; None without a text."""
     width: int | None = None
     """Width of the original image after EXIF rotation, in pixels."""
     height: int | None = None

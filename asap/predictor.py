@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from asap.errors import ConfigError, InputError, ModelError
+from asap.errors import ConfigError, InputError, ModelError, TextUnreadable
 from asap.evidence import PassEvidence, box_px, highest_types, read_output, score_words
 from asap.finding import Finding, Pair
 from asap.labels import TEXT_TYPES
@@ -32,6 +32,8 @@ _Item = TypeVar("_Item")
 _HEADS = ("real_fake_head", "type_head", "box_head", "token_head")
 _CHUNK_BATCHES = 16
 """Batches of pairs that `predict` holds decoded at once; within them texts are sorted by length."""
+MIN_TEXT_READ = 0.5
+"""Share of a text's characters that the vocabulary must read. With less, the pair counts as one without a text."""
 _CAPTION_WARNING = "the pair has no text. It was scored against a caption of the image, whose words were not analyzed"
 
 
@@ -43,6 +45,7 @@ class _Row:
     text: str
     passes: list[EncodedPass]
     is_caption: bool
+    text_read: float
 
 
 _Scored = list[PassEvidence] | ModelError
@@ -62,6 +65,7 @@ class Predictor:
         policy: Policy | None = None,
         batch_size: int = 32,
         limits: ImageLimits = DEFAULT_LIMITS,
+        min_text_read: float = MIN_TEXT_READ,
     ) -> None:
         """Take over `loaded.model`, which is moved to the device. `from_folder` explains the other arguments."""
         self.config = loaded.config
@@ -71,6 +75,7 @@ class Predictor:
         self.dtype = _dtype(precision, self.device)
         self.batch_size = _positive(batch_size)
         self._limits = limits
+        self._min_text_read = min_text_read
         self._codec = TextCodec(loaded.tokenizer, max_words=self.config.max_words, max_tokens=self.config.max_tokens)
         self._model = _move(loaded.model, self.device, self.dtype)
 
@@ -84,6 +89,7 @@ class Predictor:
         *,
         batch_size: int = 32,
         limits: ImageLimits = DEFAULT_LIMITS,
+        min_text_read: float = MIN_TEXT_READ,
     ) -> Predictor:
         """Build a predictor from a model folder.
 
@@ -95,6 +101,8 @@ class Predictor:
             policy: used instead of the folder's policy.
             batch_size: pairs that the model sees at once.
             limits: size limits on each image.
+            min_text_read: share of a text's characters, 0 to 1, that the vocabulary must read. With less, the finding
+                has the error `TextUnreadable`.
 
         Raises `CheckpointError` if the folder cannot be used, `ConfigError` if another argument cannot.
         """
@@ -105,12 +113,20 @@ class Predictor:
             policy=policy,
             batch_size=batch_size,
             limits=limits,
+            min_text_read=min_text_read,
         )
 
     @property
     def image_size(self) -> int:
         """Side, in pixels, of the square images that `predict_prepared` takes."""
         return self.config.image_size
+
+    def reads(self, text: str) -> bool:
+        """Return True unless the vocabulary reads too little of the text. Other errors of a text do not count."""
+        try:
+            return self._codec.readable_share(text) >= self._min_text_read
+        except InputError:
+            return True
 
     def predict(self, pairs: Sequence[Pair], *, batch_size: int | None = None) -> list[Finding]:
         """Return one Finding for each pair, in their order.
@@ -195,9 +211,15 @@ class Predictor:
             return text
         try:
             passes = self._codec.encode(text)
+            text_read = self._codec.readable_share(text)
         except InputError as error:
             return error
-        return _Row(image, text or "", passes, is_caption)
+        if text_read < self._min_text_read:
+            return TextUnreadable(
+                f"the model {self.model_id} reads {100 * text_read:.0f} % of the text; it needs "
+                f"{100 * self._min_text_read:g} %. Use a model that was made for this language."
+            )
+        return _Row(image, text or "", passes, is_caption, text_read)
 
     def _score_safely(self, rows: Sequence[_Row], passes_at_once: int) -> _Scoring:
         """Score rows. If the model raises, halve the batch until only the culprit is left with a `ModelError`.
@@ -273,6 +295,7 @@ class Predictor:
             types=types,
             raw_box_px=raw_box,
             word_scores=word_scores,
+            text_read=None if row.is_caption else row.text_read,
             **apply_policy(
                 self.policy, score=score, types=types, raw_box=raw_box, text=row.text, word_scores=word_scores
             ),

@@ -88,6 +88,7 @@ def finding_of(answer: dict[str, Any]) -> Finding:
         box_px=(box["x0"], box["y0"], box["x1"], box["y1"]) if box else None,
         words=[Word(**word) for word in evidence["words"]],
         word_scores=None,
+        text_read=answer.get("text_read"),  # a server of an earlier version has none
         width=answer["input"]["width"],
         height=answer["input"]["height"],
         image_sha256=answer["input"]["sha256"],

@@ -61,7 +61,7 @@ class NotReady(Refused):
 
 _STATUSES = {"too_large": 413}
 """Statuses of an `InputError` by its code. Any other code is a pair that cannot be read, 400."""
-_FIELDS = {"text_missing": "text", "text_invalid": "text"}
+_FIELDS = {"text_missing": "text", "text_invalid": "text", "text_unreadable": "text"}
 """Fields that an `InputError` is about, by its code. Any other code is about the image."""
 
 

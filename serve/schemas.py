@@ -105,6 +105,9 @@ class Detection(BaseModel):
     types: dict[Literal["face_swap", "face_attribute", "text_swap", "text_attribute"], TypeScore]
     evidence: Evidence
     input: Input
+    text_read: float | None = Field(
+        None, ge=0, le=1, description="The share of the text's characters that the model reads."
+    )
     warnings: list[str]
     timings: dict[str, float] = Field(
         description="Milliseconds by step: read, fetch, decode, detect (with waiting), draw, total."
@@ -189,6 +192,7 @@ def detection(request_id: str, finding: Finding, timings: dict[str, float], imag
         "types": types,
         "evidence": Evidence(box_px=box, box=fractions, words=words, image=image),
         "input": {"sha256": finding.image_sha256, "width": finding.width, "height": finding.height},
+        "text_read": finding.text_read,
         "warnings": finding.warnings,
         "timings": {name: round(value, 2) for name, value in timings.items()},
     })  # fmt: skip

@@ -44,6 +44,8 @@ class ServeSettings(BaseModel):
     """Pixels of a picture, checked before it is decoded."""
     max_text_chars: int = Field(default=MAX_CHARACTERS, ge=1, le=MAX_CHARACTERS)
     """Code points of a text. A long text is analyzed in many passes; the predictor accepts no more than the default."""
+    min_text_read: float = Field(default=0.5, ge=0, le=1)
+    """Share of a text's characters that the model must be able to read. A pair with less is refused with 400."""
     max_batch_items: int = Field(default=32, ge=1)
     """Pairs of one batch request."""
     max_batch_bytes: int = Field(default=64 * 2**20, ge=1)

@@ -17,6 +17,7 @@ import torch
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
 
 from asap.errors import AnnotationError, CheckpointError, ConfigError, TextInvalid, TextMissing
+from asap.preprocessing.rereading import hides, is_latin, other_readings
 from asap.preprocessing.words import MAX_CHARACTERS, clean_caption, clean_word, replace_unreadable, split_words
 
 if TYPE_CHECKING:
@@ -64,6 +65,10 @@ class _Pieces(NamedTuple):
     """For each piece, the index of the cleaned word it belongs to: cleaning can split a word."""
     cleaned: int
     """Number of cleaned words that have a piece."""
+    lengths: list[int]
+    """For each piece, its characters; a word of which the vocabulary reads nothing is one piece."""
+    changes: tuple[str, ...] = ()
+    """The changes of the reading that was chosen, if the word was read anew."""
 
 
 class _WordPieces(NamedTuple):
@@ -74,6 +79,8 @@ class _WordPieces(NamedTuple):
     ids: list[int]
     parts: list[int]
     cleaned: int
+    lengths: list[int]
+    changes: tuple[str, ...] = ()
 
 
 class TextCodec:
@@ -108,7 +115,9 @@ class TextCodec:
         self._word_pieces = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
         self._word_pieces.no_truncation()
         self._word_pieces.no_padding()
+        self._unknown_id: int | None = tokenizer.unk_token_id
         self._cache: dict[str, _Pieces] = {}
+        self._reread: dict[tuple[str, bool], _Pieces] = {}
         self.pad_id: int = tokenizer.pad_token_id
         self.max_words = max_words
         self.max_tokens = max_tokens
@@ -118,15 +127,20 @@ class TextCodec:
         """Tokenize the whole text, in as many passes as it needs; no word is split over two passes.
 
         A word that no pass can hold is cut, and `warnings` reports it. A word without cleaned content (`--`) has no
-        piece. Raises `TextMissing` or `TextInvalid`.
+        piece. A word that hides what it says, or of which the vocabulary cannot read a piece, is read anew
+        (`asap.preprocessing.rereading`), and `warnings` says what was changed; `word_index` is that of the original
+        words. Raises `TextMissing` or `TextInvalid`.
         """
-        whole = self._tokenize(self._check(text))
+        whole = self._tokenize(self._check(text), anew=True)
         words = [fitting for word in whole for fitting in _cut([word], self.max_words, self.max_tokens - 1)]
         warnings = [
             f"word {word.position} has {len(word.ids)} pieces; only the first {len(fitting.ids)} were analyzed"
             for word, fitting in zip(whole, words, strict=True)
             if len(fitting.ids) < len(word.ids)
         ]
+        if changed := [word for word in whole if word.changes]:
+            changes = ", ".join(dict.fromkeys(change for word in changed for change in word.changes))
+            warnings.append(f"{len(changed)} word{'s' if len(changed) > 1 else ''} read anew for the model: {changes}")
         # First find how few passes the limits allow. Then lower the word limit as far as that number of passes
         # allows: passes of about equal length leave none with a word or two and no context.
         passes = self._fill(words, self.max_words)
@@ -137,6 +151,21 @@ class TextCodec:
             EncodedPass(input_ids=self._ids(part), word_index=_word_index(part), warnings=[] if i else warnings)
             for i, part in enumerate(passes)
         ]
+
+    def readable_share(self, text: str | None) -> float:
+        """Return the share of a text's characters that the vocabulary reads, 0 to 1, in the readings of `encode`.
+
+        Characters that cleaning drops do not count; those that a cut leaves out count as unread. Raises `TextMissing`
+        or `TextInvalid`.
+        """
+        words = self._tokenize(self._check(text), anew=True)
+        total = sum(sum(word.lengths) for word in words)
+        kept = (fitting for word in words for fitting in _cut([word], self.max_words, self.max_tokens - 1))
+        read = sum(
+            length for word in kept for piece, length in zip(word.ids, word.lengths, strict=True)
+            if piece != self._unknown_id
+        )  # fmt: skip
+        return read / total
 
     def encode_labeled(self, text: str, fake_text_pos: Sequence[int] = ()) -> LabeledText:
         """Tokenize the start of an annotated text, cut after `max_words` cleaned words and `max_tokens` tokens.
@@ -182,12 +211,14 @@ class TextCodec:
             raise TextMissing("the text is blank")
         return text
 
-    def _tokenize(self, text: str) -> list[_WordPieces]:
-        """Return the pieces of every word that has any."""
+    def _tokenize(self, text: str, *, anew: bool = False) -> list[_WordPieces]:
+        """Return the pieces of every word that has any; with `anew`, in the reading that the vocabulary reads best."""
+        text = replace_unreadable(text)
+        in_latin_text = anew and is_latin(text)
         words = [
             _WordPieces(position, *pieces)
-            for position, word in enumerate(replace_unreadable(text).split())
-            if (pieces := self._pieces(word)).ids
+            for position, word in enumerate(text.split())
+            if (pieces := self._pieces_anew(word, in_latin_text) if anew else self._pieces(word)).ids
         ]
         if not words:
             raise TextInvalid(f"no word is left of the text after cleaning: {text[:80]!r}")
@@ -197,13 +228,45 @@ class TextCodec:
         """Return the pieces of a whitespace word. Words recur: without the cache, this takes three times as long."""
         if (cached := self._cache.get(word)) is not None:
             return cached
-        encoding = self._word_pieces.encode(clean_word(word), is_pretokenized=True, add_special_tokens=False)
-        # A word id is None only for special and padding tokens, and here are neither.
-        parts = cast("list[int]", encoding.word_ids)
+        pieces = self._pieces_of(clean_word(word))
         if len(self._cache) >= _CACHED_WORDS:
             self._cache.clear()
         # Threads may share a codec: setdefault keeps the first entry, and both are equal.
-        return self._cache.setdefault(word, _Pieces(encoding.ids, parts, len(set(parts))))
+        return self._cache.setdefault(word, pieces)
+
+    def _pieces_of(self, cleaned: list[str], changes: tuple[str, ...] = ()) -> _Pieces:
+        encoding = self._word_pieces.encode(cleaned, is_pretokenized=True, add_special_tokens=False)
+        # A word id is None only for special and padding tokens, and here are neither.
+        parts = cast("list[int]", encoding.word_ids)
+        lengths = [end - start for start, end in encoding.offsets]
+        return _Pieces(encoding.ids, parts, len(set(parts)), lengths, changes)
+
+    def _pieces_anew(self, word: str, in_latin_text: bool) -> _Pieces:
+        """Return the pieces of a word in the reading with the fewest unreadable ones.
+
+        A word that hides nothing, and of which every piece is read, keeps its pieces. At a tie the plainest reading of
+        a word that hides something wins, and any other word stays as it is.
+        """
+        pieces, is_hiding = self._pieces(word), hides(word)
+        if not is_hiding and self._unknown_id not in pieces.ids:
+            return pieces
+        if (cached := self._reread.get((word, in_latin_text))) is not None:
+            return cached
+        anew = [
+            self._pieces_of(cleaned, reading.changes)
+            for reading in other_readings(word, in_latin_text=in_latin_text)
+            if (cleaned := clean_word(reading.word))
+        ]
+
+        def cost(one: _Pieces) -> tuple[int, bool, int]:
+            return one.ids.count(self._unknown_id), is_hiding and one is pieces, len(one.ids)
+
+        best = min([pieces, *anew], key=cost) if pieces.ids else min(anew, key=cost, default=pieces)
+        if best.ids == pieces.ids:
+            best = pieces
+        if len(self._reread) >= _CACHED_WORDS:
+            self._reread.clear()
+        return self._reread.setdefault((word, in_latin_text), best)
 
     def _fill(self, words: list[_WordPieces], max_words: int) -> list[list[_WordPieces]]:
         """Put words into passes in order, and open the next pass when a word no longer fits."""
@@ -235,8 +298,8 @@ def _cut(words: list[_WordPieces], max_words: int, max_pieces: int) -> Iterator[
         kept = [piece for piece in range(len(word.ids)) if word.parts[piece] in within][:max_pieces]
         if not kept:
             return
-        ids, parts = [word.ids[piece] for piece in kept], [word.parts[piece] for piece in kept]
-        yield _WordPieces(word.position, ids, parts, len(set(parts)))
+        ids, parts, lengths = ([values[piece] for piece in kept] for values in (word.ids, word.parts, word.lengths))
+        yield _WordPieces(word.position, ids, parts, len(set(parts)), lengths, word.changes)
         max_words -= len(within)
         max_pieces -= len(kept)
 

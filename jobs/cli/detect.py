@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 
-from asap.errors import AsapError, ConfigError, TextInvalid, TextMissing
+from asap.errors import AsapError, ConfigError, TextInvalid, TextMissing, TextUnreadable
 from jobs.cli.options import DEVICE_HELP, MODEL_HELP
 
 if TYPE_CHECKING:
@@ -21,6 +21,12 @@ def detect(
     image: Annotated[str, typer.Argument(help="The picture: a path or s3://.")],
     text: Annotated[str | None, typer.Option(help="The text that accompanies the picture.")] = None,
     model: Annotated[str, typer.Option(help=MODEL_HELP)] = "demo",
+    min_text_read: Annotated[
+        float,
+        typer.Option(
+            min=0, max=1, help="Share of the text that the model must be able to read (a server has its own)."
+        ),
+    ] = 0.5,
     as_json: Annotated[bool, typer.Option("--json", help="Print the finding as JSON.")] = False,
     save: Annotated[Path | None, typer.Option(help="Save the picture with the evidence drawn on it.")] = None,
     device: Annotated[str, typer.Option(help=DEVICE_HELP)] = "auto",
@@ -39,7 +45,7 @@ def detect(
         from asap.finding import Pair
         from asap.predictor import Predictor
 
-        finding = Predictor.from_folder(model, device).predict([Pair(source, text)])[0]
+        finding = Predictor.from_folder(model, device, min_text_read=min_text_read).predict([Pair(source, text)])[0]
         fields = finding.to_dict()
     # JSON reports a failed pair too, in its error fields, before the command fails.
     if as_json:
@@ -89,6 +95,6 @@ def _naming_the_image(error: AsapError, image: str) -> AsapError:
     """Return the error of a pair, prefixed with its image if the image is at fault and is not named yet."""
     if isinstance(error, TextMissing):
         return ConfigError(f"{error}. Give --text.")
-    if isinstance(error, TextInvalid) or image in str(error):
+    if isinstance(error, TextInvalid | TextUnreadable) or image in str(error):
         return error
     return ConfigError(f"{image}: {error}")

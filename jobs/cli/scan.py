@@ -29,6 +29,10 @@ def scan(
         str | None,
         typer.Option(help="The captioner: a model folder or hub name, or the file of precomputed captions."),
     ] = None,
+    min_text_read: Annotated[
+        float,
+        typer.Option(min=0, max=1, help="Share of a text that the model must be able to read. Less counts as no text."),
+    ] = 0.5,
     address: Annotated[
         str | None,
         typer.Option(
@@ -52,7 +56,8 @@ def scan(
         raise ConfigError(f"--caption-engine and --captioner belong together, and {missing} is missing. Give both.")
     captions = {"engine": caption_engine, "source": captioner} if caption_engine else None
     settings = settings_of(
-        ScanSettings, input=input, out=out, job=job, model=model, limit=limit, captions=captions, address=address,
+        ScanSettings, input=input, out=out, job=job, model=model, limit=limit, captions=captions,
+        min_text_read=min_text_read, address=address,
         device=device, precision=precision, detectors=detectors, batch_size=batch_size,
     )  # fmt: skip
     console = Console()

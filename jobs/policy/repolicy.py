@@ -53,7 +53,7 @@ Watch = Callable[[str, int, int], None]
 _WORK = "_repolicy"
 _COPIERS = 16
 _ROWS_AT_ONCE = 2**13
-_FIRST_COLUMNS = set(RESULT_SCHEMA.names) - {"given_id", "text_escapes"}
+_FIRST_COLUMNS = set(RESULT_SCHEMA.names) - {"given_id", "text_escapes", "text_read"}
 """Columns of version 1 of the results, which every file of results has."""
 _RAW = ["status", "score", "types", "raw_box_px", "text", "text_escapes", "word_scores"]
 """Columns from which a policy makes its verdict."""

@@ -105,7 +105,7 @@ def size_pipeline(
     thumbnail_side = captions.max_side if captions and captions.engine == "transformers" else None
     return ScanPipeline(
         preparation=Preparation(image_size, limits, settings.fetch, thumbnail_side),
-        detection=Detection(model, device, settings.precision, resources.threads, batch_size),
+        detection=Detection(model, device, settings.precision, resources.threads, batch_size, settings.min_text_read),
         captions=captions,
         input=Location.parse(settings.input),
         batch_size=batch_size,

@@ -42,6 +42,8 @@ class ScanSettings(ClusterSettings):
     max_image_bytes: int = Field(default=DEFAULT_LIMITS.max_bytes, ge=1)
     max_image_pixels: int = Field(default=DEFAULT_LIMITS.max_pixels, ge=1)
     captions: CaptionSettings | None = None
+    min_text_read: float = Field(default=0.5, ge=0, le=1)
+    """Share of a text's characters that the model must be able to read. A pair with less is one without a text."""
 
     detectors: int | None = Field(default=None, ge=1)
     """Number of detector actors. None: one a GPU, or as many as the CPUs carry."""
@@ -79,5 +81,5 @@ class ScanSettings(ClusterSettings):
     def identity(self) -> dict[str, Any]:
         """Return the settings that decide what the rows say; a job resumes only under the same ones."""
         return self.model_dump(
-            include={"input", "limit", "precision", "max_image_bytes", "max_image_pixels", "captions"}
+            include={"input", "limit", "precision", "max_image_bytes", "max_image_pixels", "captions", "min_text_read"}
         ) | {"input": Location.parse(self.input).uri}

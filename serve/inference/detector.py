@@ -43,7 +43,11 @@ class Detector:
         torch.set_num_threads(max(1, int(settings.detector_cpus)))
         self._device_errors = (torch.AcceleratorError,)
         self._predictor = Predictor.from_folder(
-            local_model(settings.model), settings.device, settings.precision, batch_size=settings.batch_size
+            local_model(settings.model),
+            settings.device,
+            settings.precision,
+            batch_size=settings.batch_size,
+            min_text_read=settings.min_text_read,
         )
         # One thread runs one pass at a time. The event loop still answers health checks and accepts the next batch.
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="detect")

@@ -18,7 +18,7 @@ def test_a_finding_becomes_json() -> None:
         "verdict": "manipulated", "score": 0.9, "types": {"text_attribute": 0.8}, "flagged_types": ["text_attribute"],
         "box_px": None, "raw_box_px": [1.0, 2.0, 3.5, 4.0],
         "words": [{"index": 1, "start": 4, "end": 9, "word": "happy", "score": 0.75}], "word_scores": [0.1, 0.75],
-        "width": 80, "height": 60, "image_sha256": "ab", "model_id": "m@1", "policy_id": "p",
+        "text_read": None, "width": 80, "height": 60, "image_sha256": "ab", "model_id": "m@1", "policy_id": "p",
         "warnings": ["a word was cut"], "error_code": None, "error_detail": None,
     }  # fmt: skip
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from asap.errors import CheckpointError, ConfigError, DecodeFailed, InputError, TextMissing
+from asap.errors import CheckpointError, ConfigError, DecodeFailed, InputError, TextMissing, TextUnreadable
 from asap.finding import Finding, Pair
 from asap.labels import TYPES
 from asap.model.asap import Asap
@@ -417,3 +417,34 @@ def test_threads_may_share_a_predictor(predictor: Predictor) -> None:
 def test_every_input_error_has_its_own_code() -> None:
     classes = InputError.__subclasses__()
     assert len({error.code for error in classes}) == len(classes)
+
+
+HEADLINE = "الرئيس يفتتح الجسر الجديد في العاصمة"
+
+
+def test_a_text_that_the_vocabulary_cannot_read_gets_no_verdict(folder: Path, jpeg: Callable[..., bytes]) -> None:
+    predictor = Predictor.from_folder(folder, "cpu")
+    read, unread = predictor.predict([Pair(jpeg(0), SENTENCE), Pair(jpeg(0), HEADLINE)])
+    assert (read.text_read, read.error) == (1.0, None)
+    assert isinstance(unread.error, TextUnreadable)
+    assert str(unread.error).endswith(
+        "reads 0 % of the text; it needs 50 %. Use a model that was made for this language."
+    )
+    assert (unread.verdict, unread.score) == (None, None)
+    assert not predictor.reads(HEADLINE)
+    assert predictor.reads(SENTENCE)
+    assert predictor.reads("")  # a missing text has an error of its own
+
+
+def test_the_share_that_must_be_readable_can_be_set(folder: Path, jpeg: Callable[..., bytes]) -> None:
+    tolerant, strict = (Predictor.from_folder(folder, "cpu", min_text_read=share) for share in (0, 0.9))
+    half = f"{SENTENCE} {HEADLINE}"
+    assert tolerant.predict([Pair(jpeg(0), HEADLINE)])[0].text_read == 0
+    assert isinstance(strict.predict([Pair(jpeg(0), half)])[0].error, TextUnreadable)
+
+
+def test_a_caption_says_nothing_about_the_text(folder: Path, jpeg: Callable[..., bytes]) -> None:
+    predictor = Predictor.from_folder(folder, "cpu")
+    image = prepare_image(jpeg(0), predictor.image_size)
+    (finding,) = predictor.predict_prepared([image], [SENTENCE], captioned=[True])
+    assert finding.text_read is None

@@ -33,6 +33,8 @@ class Detection:
     threads: int | None = None
     """Threads of torch on a CPU. None: torch decides."""
     batch_size: int = 32
+    min_text_read: float = 0.5
+    """Share of a text's characters that the vocabulary must read; see `Predictor.from_folder`."""
 
 
 class Detector:
@@ -46,7 +48,11 @@ class Detector:
         if detection.threads:
             torch.set_num_threads(detection.threads)
         self._predictor = Predictor.from_folder(
-            detection.model, detection.device, detection.precision, batch_size=detection.batch_size
+            detection.model,
+            detection.device,
+            detection.precision,
+            batch_size=detection.batch_size,
+            min_text_read=detection.min_text_read,
         )
         self._device_errors = (torch.AcceleratorError,)
         self._progress = progress
@@ -83,8 +89,11 @@ class Detector:
             images.append(
                 PreparedImage(pixels=array, width=row["width"], height=row["height"], sha256=row["image_sha256"])
             )
-            # The picture is compared with the pair's text, or with the caption if there is no text.
-            has_text = row["text"] is not None
-            texts.append(readable_text(row["text"], row["text_escapes"]) if has_text else row["caption"])
-            captioned.append(not has_text and row["caption"] is not None)
+            # The picture is compared with the pair's text, or with the caption if there is no text that can be read.
+            text = None if row["text"] is None else readable_text(row["text"], row["text_escapes"])
+            uses_caption = row["caption"] is not None and (text is None or not self._predictor.reads(text))
+            if uses_caption and text is not None:
+                row["warnings"] = [*row["warnings"], "the model cannot read the text, so a caption replaced it"]
+            texts.append(row["caption"] if uses_caption else text)
+            captioned.append(uses_caption)
         return self._predictor.predict_prepared(images, texts, captioned=captioned)

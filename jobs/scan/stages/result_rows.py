@@ -12,10 +12,10 @@ from asap.finding import Box, Finding
 from asap.labels import TYPES
 from jobs.scan.input.manifest import MANIFEST_SCHEMA, storable
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 """Version of the schema. It grows when a column is added; columns are only ever added, and may be null.
 
-Version 2 added `given_id` and `text_escapes`.
+Version 2 added `given_id` and `text_escapes`, version 3 `text_read`.
 """
 
 CALLER_COLUMNS = [name for name in MANIFEST_SCHEMA.names if name not in ("row_error", "warnings")]
@@ -47,6 +47,7 @@ RESULT_SCHEMA = pa.schema(
         ("raw_box_px", _BOX),
         ("words", pa.list_(_WORD)),
         ("word_scores", pa.list_(pa.float32())),
+        ("text_read", pa.float32()),
         ("caption", pa.string()),
         ("explanation", pa.string()),
         ("width", pa.int32()),
@@ -72,6 +73,7 @@ def success(finding: Finding) -> dict[str, Any]:
         "raw_box_px": _box(finding.raw_box_px),
         "words": None if finding.words is None else [asdict(word) for word in finding.words],
         "word_scores": finding.word_scores,
+        "text_read": finding.text_read,
     }
 
 

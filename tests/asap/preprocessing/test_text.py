@@ -111,6 +111,79 @@ def test_a_word_of_more_cleaned_words_than_a_pass_holds_is_cut_with_a_warning(to
     assert "only the first 3" in encoded.warnings[0]
 
 
+def shifted(text):
+    return "".join(chr(ord(letter) + 0xFEE0) if letter.isalpha() else letter for letter in text)
+
+
+PLAIN = "The president speech crowd cheers"
+
+
+@pytest.mark.parametrize(
+    ("text", "changes"),
+    [
+        (shifted(PLAIN), "5 words read anew for the model: fullwidth and other forms replaced by plain ones"),
+        (PLAIN.replace("e", "\u0435"), "4 words read anew for the model: look-alike letters replaced"),
+        ("The pres\u200bident speech cr\u00adowd cheers", None),
+        (
+            "The president\u200bspeech crowd\u2060cheers",
+            "2 words read anew for the model: invisible characters removed",
+        ),
+        ("The &#112;resident speech crow&#x64; cheers", "2 words read anew for the model: entities undone"),
+        ("The \u03c1resident speech crowd cheers", "1 word read anew for the model: look-alike letters replaced"),
+        ("".join(letter + "\u20dd" if letter.isalpha() else letter for letter in PLAIN), "combining marks removed"),
+    ],
+)
+def test_a_hidden_text_is_read_as_its_plain_form(codec, text, changes):
+    (hidden,), (plain,) = codec.encode(text), codec.encode(PLAIN)
+    assert hidden.input_ids == plain.input_ids
+    assert codec.readable_share(text) == 1
+    if changes:
+        assert changes in hidden.warnings[0]
+    else:
+        assert hidden.warnings == []
+
+
+def test_words_keep_their_positions_if_they_are_read_anew(codec):
+    text = f"The {shifted('president')} leaves &amp; cheers"
+    (encoded,) = codec.encode(text)
+    assert words_of(text, encoded)[-1] == "cheers"
+    assert {text.split()[index] for index in encoded.word_index} >= {shifted("president"), "leaves", "cheers"}
+
+
+@pytest.mark.parametrize("text", CORPUS)
+def test_plain_texts_are_read_to_the_token_as_before(codec, text):
+    (encoded,) = codec.encode(text)
+    assert encoded.input_ids == codec.encode_labeled(text).input_ids
+    assert encoded.warnings == []
+
+
+@pytest.mark.parametrize(
+    ("text", "share"),
+    [
+        ("الرئيس يفتتح الجسر", 0),
+        ("总统今天在首都为新桥揭幕并发表讲话", 0),
+        ("Президент открывает мост", 0),
+        ("The president", 1),
+        ("president Привет", 9 / 15),
+        ("-- president /", 1),
+        ("😀 😀", 0),
+    ],
+)
+def test_the_readable_share_counts_the_characters_that_the_vocabulary_reads(codec, text, share):
+    assert codec.readable_share(text) == pytest.approx(share)
+
+
+def test_a_part_that_a_cut_leaves_out_counts_as_unread(tokenizer):
+    codec = TextCodec(tokenizer, max_tokens=8)
+    assert codec.readable_share("$" * 70) == pytest.approx(0.1)
+
+
+def test_a_word_of_another_script_stays_as_it_is_though_its_letters_look_latin(codec):
+    assert codec.readable_share("рост") == 0
+    (encoded,) = codec.encode("The president speech \u0441\u043e\u0440 crowd cheers")
+    assert encoded.warnings == ["1 word read anew for the model: look-alike letters replaced"]
+
+
 @pytest.mark.parametrize("text", [None, "", " \n\t\u00a0"])
 def test_none_and_blank_texts_are_missing(codec, text):
     with pytest.raises(TextMissing):

@@ -129,6 +129,7 @@ def test_evidence_is_returned_in_pixels_fractions_and_words_and_drawn_on_request
         (b"", TEXT, 400, "empty_file", "image"),
         (PICTURE, "", 400, "text_missing", "text"),
         (PICTURE, "... !", 400, "text_invalid", "text"),
+        (PICTURE, "الرئيس يفتتح الجسر", 400, "text_unreadable", "text"),
         (encoded((400, 300)), TEXT, 413, "too_large", "image"),
         (PICTURE + bytes(60_000), TEXT, 413, "too_large", "image"),
         (PICTURE, "word " * 60, 413, "too_large", "text"),

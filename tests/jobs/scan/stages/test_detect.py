@@ -112,6 +112,19 @@ def test_a_caption_replaces_a_missing_text_and_a_warning_says_so(folder: Path, d
     assert with_text["warnings"] == []
 
 
+HEADLINE = "الرئيس يفتتح الجسر الجديد"
+
+
+def test_a_text_that_the_model_cannot_read_is_an_error_or_gets_a_caption(folder: Path, detector: Detector) -> None:
+    batch = _prepared(folder, *({"image_uri": "0.jpg", "text": HEADLINE} for _ in range(2)))
+    position = batch.schema.get_field_index("caption")
+    batch = batch.set_column(position, "caption", pa.array([None, "a man smiles"], pa.string()))
+    unread, captioned = detector(batch).to_pylist()
+    assert (unread["error_code"], unread["verdict"], unread["retryable"]) == ("text_unreadable", None, False)
+    assert (captioned["status"], captioned["words"], captioned["text_read"]) == ("ok", None, None)
+    assert captioned["warnings"][0] == "the model cannot read the text, so a caption replaced it"
+
+
 def test_a_batch_of_failures_passes_through(folder: Path, detector: Detector) -> None:
     rows = detector(_prepared(folder, {"row_error": "x"}, {"image_uri": None, "text": "t"})).to_pylist()
     assert [row["error_code"] for row in rows] == ["row_invalid", "image_missing"]
