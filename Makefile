@@ -1,5 +1,5 @@
 # make demo   draw a corpus, scan it, and write a report        (everything it needs goes into .venv)
-# make test   the tests that are neither slow nor kill processes, in some seven minutes on two cores
+# make test   the tests that are neither slow nor kill processes, in some five minutes on two cores
 # make test-all   every test; make test-all PYTEST_ARGS='-m "slow or chaos"' runs those that make test leaves out
 # make lint   ruff, the type checker, the import contracts and the first words of docstrings
 # make lock   resolve the dependencies anew
