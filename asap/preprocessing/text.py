@@ -115,7 +115,8 @@ class TextCodec:
         self._word_pieces = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
         self._word_pieces.no_truncation()
         self._word_pieces.no_padding()
-        self._unknown_id: int | None = tokenizer.unk_token_id
+        # A vocabulary of bytes reads everything and has no such token.
+        self._unknown_id: int = -1 if tokenizer.unk_token_id is None else tokenizer.unk_token_id
         self._cache: dict[str, _Pieces] = {}
         self._reread: dict[tuple[str, bool], _Pieces] = {}
         self.pad_id: int = tokenizer.pad_token_id
