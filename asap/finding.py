@@ -17,6 +17,12 @@ Box = tuple[float, float, float, float]
 """x0, y0, x1, y1 in pixels of the original image after EXIF rotation."""
 
 
+def score_text(score: float, digits: int = 2) -> str:
+    """Return a probability as a person reads it: rounded, but below 1 never rounded up to 1."""
+    text = f"{score:.{digits}f}"
+    return f">{1 - 10**-digits:.{digits}f}" if score < 1 and float(text) >= 1 else text
+
+
 @dataclass(frozen=True)
 class Pair:
     """An image and the text that goes with it."""

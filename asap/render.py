@@ -15,7 +15,7 @@ from pathlib import Path
 from markupsafe import Markup
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
-from asap.finding import Box, Finding, Word
+from asap.finding import Box, Finding, Word, score_text
 from asap.labels import IMAGE_TYPES
 
 Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
@@ -74,9 +74,10 @@ def level(score: float) -> int:
 
 def mark_words_html(text: str, words: Sequence[Word] | None) -> Markup:
     """Return the text as safe HTML: all of it escaped, and flagged words in `<mark data-level title>`."""
-    mark = Markup('<mark data-level="{}" title="manipulated: {:.2f}">{}</mark>')
+    mark = Markup('<mark data-level="{}" title="manipulated: {}">{}</mark>')
     return Markup("").join(
-        mark.format(level(word.score), word.score, piece) if word else piece for piece, word in segments(text, words)
+        mark.format(level(word.score), score_text(word.score), piece) if word else piece
+        for piece, word in segments(text, words)
     )
 
 
@@ -112,12 +113,13 @@ def draw_evidence(
 
 def _labels(finding: Finding, names: Sequence[str]) -> list[str]:
     """Return the flagged types among `names`, each with its probability if it has one."""
-    types = finding.types or {}
-    return [
-        f"{name.replace('_', ' ')} {types[name]:.2f}" if name in types else name.replace("_", " ")
-        for name in finding.flagged_types
-        if name in names
-    ]
+    scores = finding.types or {}
+    labels = []
+    for name in finding.flagged_types:
+        if name in names:
+            score = scores.get(name)
+            labels.append(name.replace("_", " ") + ("" if score is None else f" {score_text(score)}"))
+    return labels
 
 
 # The box on the image.
@@ -219,7 +221,7 @@ def _strip(finding: Finding, text: str, width: int, font: Path | None) -> Image.
 
 def _wrapped_chips(finding: Finding, points: int, width: int) -> list[list[Image.Image]]:
     """Return rows of chips no wider than `width`: the verdict with its score first, then each flagged type."""
-    score = "" if finding.score is None else f" {finding.score:.2f}"
+    score = "" if finding.score is None else f" {score_text(finding.score)}"
     headline = f"{finding.verdict}{score}" if finding.verdict else f"not analyzed: {finding.error or 'unknown error'}"
     small = round(points * 0.86)
     face = _face(small)

@@ -15,7 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from asap.evaluation.table import CLASS_COLUMNS, class_rows, task_rows
-from asap.finding import Finding
+from asap.finding import Finding, score_text
 from asap.render import LEVEL_COLORS, level, segments
 from asap.training.objective import LOSS_NAMES
 
@@ -278,7 +278,7 @@ def calibration_table(thresholds: dict[str, dict[str, Any]]) -> Table:
 def show_finding(finding: Finding, text: str | None) -> Group:
     """Return a finding as lines: verdict and score, types, face box, and the text with its flagged words marked."""
     verdict = finding.verdict or "unknown"
-    score = "" if finding.score is None else f"  score {finding.score:.3f}"
+    score = "" if finding.score is None else f"  score {score_text(finding.score, 3)}"
     headline = Text.assemble((f" {verdict} ", _VERDICT_STYLES.get(verdict, "")), score)
     lines: list[Text | Table] = [headline, _types(finding)]
     if finding.box_px is not None:
@@ -296,7 +296,7 @@ def _types(finding: Finding) -> Table:
     table = Table.grid(padding=(0, 2))
     for name, value in (finding.types or {}).items():
         flagged = name in finding.flagged_types
-        number = "not scored" if value is None else f"{value:.3f}"
+        number = "not scored" if value is None else score_text(value, 3)
         table.add_row(name.replace("_", " "), number, "flagged" if flagged else "", style="bold red" if flagged else "")
     return table
 

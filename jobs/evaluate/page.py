@@ -12,7 +12,7 @@ from markupsafe import Markup
 
 from asap.corpus.reader import Record
 from asap.evaluation.table import CLASS_COLUMNS, class_rows, task_rows
-from asap.finding import Finding, Word
+from asap.finding import Finding, Word, score_text
 from asap.labels import TYPES, is_manipulated, types_of
 from asap.preprocessing.words import split_words
 from asap.render import LEVEL_EDGES, level, segments
@@ -116,8 +116,8 @@ def _marked(record: Record, finding: Finding) -> Markup:
     for piece, word in segments(record.text[:TEXT_SHOWN], words):
         html = Markup.escape(piece)
         if word is not None and word.index in flagged:
-            html = Markup('<mark data-level="{}" title="manipulated: {:.2f}">{}</mark>').format(
-                level(word.score), word.score, html
+            html = Markup('<mark data-level="{}" title="manipulated: {}">{}</mark>').format(
+                level(word.score), score_text(word.score), html
             )
         if word is not None and word.index in true:
             html = Markup('<u title="truly manipulated">{}</u>').format(html)

@@ -12,6 +12,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from PIL import Image
 
+from asap.finding import score_text
 from asap.preprocessing.images import DEFAULT_LIMITS, decode_image
 from asap.storage.fetch import ByteRange, FetchSettings, fetch
 
@@ -73,7 +74,7 @@ def render_page(template: str, styles: Sequence[str], page: dict[str, Any]) -> s
     environment = Environment(
         loader=PackageLoader("jobs.pages"), autoescape=True, undefined=StrictUndefined, trim_blocks=True
     )
-    environment.filters["clip"] = _clip
+    environment.filters |= {"clip": _clip, "score": score_text}
     source = "".join(PackageLoader("jobs.pages").get_source(environment, name)[0] for name in styles)
     digest = base64.b64encode(hashlib.sha256(source.encode()).digest()).decode()
     return environment.get_template(template).render(page=page, css=source, css_hash=f"sha256-{digest}")

@@ -150,11 +150,14 @@ const MEANINGS = {
   authentic: "below the threshold. This does not prove that the pair is genuine.",
 };
 
+/** A probability as a person reads it: below 1 never rounded up to 1. */
+const scoreText = (score) => (score < 1 && score.toFixed(2) === "1.00" ? ">0.99" : score.toFixed(2));
+
 const fill = (detection, picture, text) => {
   const { verdict, score } = detection;
   find("verdict").textContent = verdict;
   find("verdict").className = verdict;
-  find("meaning").textContent = `Score ${score.toFixed(2)}: the model's probability that the pair was ` +
+  find("meaning").textContent = `Score ${scoreText(score)}: the model's probability that the pair was ` +
     `manipulated. It is ${MEANINGS[verdict]}`;
   showPicture(detection, picture);
   showText(detection.evidence.words, text);
@@ -167,7 +170,7 @@ const fill = (detection, picture, text) => {
 
 const reveal = ({ verdict, score }) => {
   find("result").hidden = false;
-  setStatus(`${verdict}, score ${score.toFixed(2)}`, { hidden: true });
+  setStatus(`${verdict}, score ${scoreText(score)}`, { hidden: true });
   find("result").focus({ preventScroll: true });
   const isCalm = matchMedia("(prefers-reduced-motion: reduce)").matches;
   find("result").scrollIntoView({ behavior: isCalm ? "auto" : "smooth", block: "start" });
@@ -201,11 +204,11 @@ const showText = (words, text) => {
     marked.append(piece(cursor, word.start));
     const mark = make("mark", piece(word.start, word.end), marked);
     mark.dataset.level = String(1 + LEVELS.filter((level) => word.score >= level).length);
-    mark.title = `manipulated: ${word.score.toFixed(2)}`;
+    mark.title = `manipulated: ${scoreText(word.score)}`;
     cursor = word.end;
   }
   marked.append(piece(cursor));
-  const listed = words.map((word) => `${word.word} ${word.score.toFixed(2)}`).join(", ");
+  const listed = words.map((word) => `${word.word} ${scoreText(word.score)}`).join(", ");
   find("words").textContent = words.length ? `Flagged words: ${listed}` : "No word was flagged.";
 };
 
@@ -221,7 +224,7 @@ const showTypes = (types) => {
       meter.value = type.score;
       meter.ariaHidden = "true"; // the number beside it says the same
     }
-    cell.append(type.score === null ? "not scored" : type.score.toFixed(2));
+    cell.append(type.score === null ? "not scored" : scoreText(type.score));
     make("td", type.flagged ? "yes" : "no", row);
   }
 };

@@ -1,7 +1,9 @@
 import json
 
+import pytest
+
 from asap.errors import DecodeFailed
-from asap.finding import Finding, Word
+from asap.finding import Finding, Word, score_text
 
 
 def test_a_finding_becomes_json() -> None:
@@ -40,3 +42,18 @@ def test_two_findings_do_not_share_their_lists() -> None:
     first, second = (Finding(model_id="m@1", policy_id="p") for _ in range(2))
     first.warnings.append("only mine")
     assert second.warnings == []
+
+
+@pytest.mark.parametrize(
+    ("score", "digits", "text"),
+    [
+        (1.0, 2, "1.00"),
+        (0.9951, 2, ">0.99"),
+        (0.9949, 2, "0.99"),
+        (0.9999, 3, ">0.999"),
+        (0.5, 3, "0.500"),
+        (0, 2, "0.00"),
+    ],
+)
+def test_a_score_below_1_is_never_shown_as_1(score: float, digits: int, text: str) -> None:
+    assert score_text(score, digits) == text

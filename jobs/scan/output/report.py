@@ -18,7 +18,7 @@ from markupsafe import Markup
 from numpy.typing import NDArray
 
 from asap.errors import StorageError
-from asap.finding import Word
+from asap.finding import Word, score_text
 from asap.labels import TYPES, VERDICTS
 from asap.render import LEVEL_EDGES, level, mark_words_html
 from asap.storage.files import write_bytes
@@ -205,7 +205,7 @@ def _card(row: dict[str, Any]) -> dict[str, Any]:
 
 def _ids(row: dict[str, Any]) -> list[tuple[str, str]]:
     """Return the details of a card: where the pair comes from, and its evidence in numbers."""
-    words = ", ".join(f"{word['word']} {word['score']:.2f}" for word in row["words"] or [])
+    words = ", ".join(f"{word['word']} {score_text(word['score'])}" for word in row["words"] or [])
     box = row["box_px"] and ", ".join(f"{name} {value:.0f}" for name, value in row["box_px"].items())
     named = {"row": row["row_id"], "image": row["image_uri"], "SHA-256": row["image_sha256"], "box, px": box,
              "words": words, "metadata": row["metadata"]}  # fmt: skip
