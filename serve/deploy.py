@@ -17,7 +17,9 @@ APP = "asap"
 """The application's name on a cluster."""
 _HOOK = {"__RAY_WORKER_PROCESS_SETUP_HOOK_ENV_VAR": SETUP_HOOK}
 """The variable that Ray sets for the `worker_process_setup_hook` of a job. `serve deploy` has no job to set it on."""
-CONTROLLER = {"runtime_env": {"env_vars": CALLBACK | _HOOK}}
+_PATIENCE = {"RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "60"}
+"""Seconds after which Ray kills a proxy that is not ready. Its default of 5 s fails on a busy machine."""
+CONTROLLER = {"runtime_env": {"env_vars": CALLBACK | _HOOK | _PATIENCE}}
 """Options of Ray's controller. The proxies that it starts inherit its environment."""
 _AFTER_DEADLINE_S = 5
 """Seconds that Ray's proxy waits beyond a request's deadline, which the API itself enforces."""

@@ -1,3 +1,7 @@
+import os
+import subprocess
+import sys
+
 import pytest
 import yaml
 from ray._private.ray_constants import WORKER_PROCESS_SETUP_HOOK_ENV_VAR
@@ -5,7 +9,7 @@ from ray._private.ray_constants import WORKER_PROCESS_SETUP_HOOK_ENV_VAR
 from asap.errors import ConfigError
 from asap.packages import SETUP_HOOK
 from serve.api.keys import new_key
-from serve.deploy import deploy_yaml
+from serve.deploy import CONTROLLER, deploy_yaml
 from serve.proxy import CALLBACK
 from serve.settings import ServeSettings
 
@@ -58,3 +62,10 @@ def test_a_relative_path_is_refused(change: dict[str, str]) -> None:
     ((name, path),) = change.items()
     with pytest.raises(ConfigError, match=f"{name} '{path}' is a relative path. Give a whole path"):
         deploy_yaml(ServeSettings(**change))
+
+
+def test_ray_reads_how_long_a_proxy_may_take_to_get_ready() -> None:
+    code = "from ray.serve._private.constants import PROXY_READY_CHECK_TIMEOUT_S as s; print(s)"
+    environment = os.environ | CONTROLLER["runtime_env"]["env_vars"]
+    result = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    assert float(result.stdout) == 60
