@@ -75,6 +75,8 @@ class Predictor:
         self.dtype = _dtype(precision, self.device)
         self.batch_size = _positive(batch_size)
         self._limits = limits
+        if not 0 <= min_text_read <= 1:
+            raise ConfigError(f"min_text_read {min_text_read} is not between 0 and 1")
         self._min_text_read = min_text_read
         self._codec = TextCodec(loaded.tokenizer, max_words=self.config.max_words, max_tokens=self.config.max_tokens)
         self._model = _move(loaded.model, self.device, self.dtype)

@@ -22,7 +22,18 @@ _INVISIBLE = re.compile(
 fillers, and tags."""
 _PARTS_WORDS = re.compile("[\u200b\u2060\ufeff]+")
 """Invisible characters that may stand between two words: a line may break at U+200B."""
-_ENTITY = re.compile(r"&(?:#\d+|#[xX][0-9a-fA-F]+|[A-Za-z]\w*);")
+_ENTITY = re.compile(
+    r"&(?:#0{0,8}\d{1,7}|#[xX]0{0,8}[0-9a-fA-F]{1,6}"  # no more digits: int() refuses thousands of them
+    r"|amp|lt|gt|quot|apos|nbsp|shy|zwn?j|[lr][sd]quo|[nm]dash|hellip"
+    r"|[A-Za-z]{1,2}(?:acute|grave|circ|uml|cedil|tilde|ring|slash|lig|caron));"
+)
+"""An HTML entity: a number, or a name that texts use. `law&order;` is a name too, but no text means it."""
+_RUN = re.compile("([-/])")
+"""Separators of the parts of a word, each of which may have a script of its own: `IT-специалист`."""
+_CAPITAL_I = dict.fromkeys("\u0399\u0406\u04c0", "I")
+"""Capitals that Unicode's table gives as look-alikes of a small l."""
+MAX_REREAD = 2000
+"""The longest word that is read anew, in characters: normalizing its combining marks takes quadratic time."""
 
 
 class Reading(NamedTuple):
@@ -35,23 +46,29 @@ class Reading(NamedTuple):
 
 
 def hides(word: str) -> bool:
-    """Return True if a word hides what it says: in invisible characters, entities, fullwidth forms or mixed scripts."""
+    """Return True if a word hides what it says: in invisible characters, entities, fullwidth forms or look-alikes.
+
+    A look-alike hides something if it stands among Latin letters; a word of another script is as it seems.
+    """
+    if _ENTITY.search(word):
+        return True
     if word.isascii():
-        return bool(_ENTITY.search(word)) and html.unescape(word) != word
-    if _INVISIBLE.search(word) or _ENTITY.search(word):
+        return False
+    if _INVISIBLE.search(word) or any(unicodedata.east_asian_width(character) == "F" for character in word):
         return True
-    if any(unicodedata.east_asian_width(character) == "F" for character in word):
-        return True
-    scripts = {_script(character) for character in word if character.isalpha()}
-    return "LATIN" in scripts and len(scripts) > 1
+    return _latin(word, False) != word
 
 
 def is_latin(text: str) -> bool:
-    """Return True if at least half of the letters of a text are Latin, look-alikes not counted."""
+    """Return True if a text is Latin: two thirds of its letters are, and all others look like Latin ones.
+
+    A letter without a look-alike shows that another language is quoted, and then its words are left as they are.
+    """
     if text.isascii():
         return True
     letters = [character for character in text if character.isalpha()]
-    return 2 * sum(_script(character) == "LATIN" for character in letters) >= len(letters)
+    others = [character for character in letters if not _is_latin(character)]
+    return 3 * len(others) <= len(letters) and all(map(_look_alike, others))
 
 
 def other_readings(word: str, *, in_latin_text: bool) -> list[Reading]:
@@ -61,7 +78,7 @@ def other_readings(word: str, *, in_latin_text: bool) -> list[Reading]:
         word: a whitespace word.
         in_latin_text: True if the words around it are Latin. Then a word of look-alikes alone is taken for Latin too.
     """
-    shown, changes = html.unescape(word), list[str]()
+    shown, changes = _ENTITY.sub(lambda entity: html.unescape(entity[0]), word), list[str]()
     if shown != word:
         changes.append("entities undone")
     readings = [Reading(shown, tuple(changes))]
@@ -75,6 +92,8 @@ def other_readings(word: str, *, in_latin_text: bool) -> list[Reading]:
         so_far = list(changes)
         readings.append(Reading(base, tuple(so_far)))
         plain = unicodedata.normalize("NFKC", base)
+        if len(plain) > 2 * len(base) + 8:  # one character of a prayer is eighteen letters
+            plain = base
         if plain != base:
             so_far.append("fullwidth and other forms replaced by plain ones")
             readings.append(Reading(plain, tuple(so_far)))
@@ -89,28 +108,36 @@ def other_readings(word: str, *, in_latin_text: bool) -> list[Reading]:
 
 
 def _latin(word: str, in_latin_text: bool) -> str:
-    """Replace the look-alikes of ASCII characters in a Latin word; leave a word of another script as it is."""
-    letters = [character for character in word if character.isalpha()]
-    has_latin = any(_script(character) == "LATIN" for character in letters)
-    are_all_alike = all(character.isascii() or _look_alike(character) for character in letters)
-    if not has_latin and not (in_latin_text and are_all_alike):
-        return word
-    return "".join(character if character.isascii() else _look_alike(character) or character for character in word)
+    """Replace the look-alikes in the Latin parts of a word. A part with a letter that has none stays as it is."""
+    return "".join(_latin_part(part, in_latin_text) for part in _RUN.split(word))
+
+
+def _latin_part(part: str, in_latin_text: bool) -> str:
+    letters = [character for character in part if character.isalpha()]
+    others = [character for character in letters if not _is_latin(character)]
+    # A single letter, as in TNF-α, is a symbol and no word.
+    is_latin_word = len(others) < len(letters) or (in_latin_text and len(letters) > 1)
+    if not is_latin_word or not all(map(_look_alike, others)):
+        return part
+    return "".join(_look_alike(character) or character for character in part)
 
 
 @lru_cache(2**12)
 def _look_alike(character: str) -> str | None:
-    """Return the ASCII character that looks like this one, a letter if there is one; None if there is none."""
+    """Return the ASCII character that looks like this one, for a letter a letter of its case; None if there is none."""
     from confusable_homoglyphs import confusables  # reads a table of half a megabyte, which most texts do not need
 
+    if character.isascii() or character in _CAPITAL_I:
+        return _CAPITAL_I.get(character)
     alike = [entry["c"] for entry in confusables.confusables_data.get(character, ())]
-    ascii_alike = [other for other in alike if len(other) == 1 and other.isascii()]
-    return next((other for other in ascii_alike if other.isalpha()), next(iter(ascii_alike), None))
+    alike = [other for other in alike if len(other) == 1 and other.isascii()]
+    if not character.isalpha():
+        return next((other for other in alike if not other.isalnum()), None)
+    alike = [other for other in alike if other.isalpha()]
+    return next((other for other in alike if other.isupper() == character.isupper()), next(iter(alike), None))
 
 
 @lru_cache(2**12)
-def _script(character: str) -> str:
-    """Return the script of a letter: the first word of its name in Unicode, such as LATIN or CYRILLIC."""
-    script = unicodedata.name(character, "").partition(" ")[0]
-    # Latin letters in other forms are named by the form, and read as Latin.
-    return "LATIN" if unicodedata.normalize("NFKC", character).isascii() else script
+def _is_latin(character: str) -> bool:
+    """Return True for a Latin letter, by its name in Unicode; in another form (NFKC), an ASCII letter is one too."""
+    return unicodedata.name(character, "").startswith("LATIN ") or unicodedata.normalize("NFKC", character).isascii()

@@ -17,7 +17,7 @@ import torch
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
 
 from asap.errors import AnnotationError, CheckpointError, ConfigError, TextInvalid, TextMissing
-from asap.preprocessing.rereading import hides, is_latin, other_readings
+from asap.preprocessing.rereading import MAX_REREAD, hides, is_latin, other_readings
 from asap.preprocessing.words import MAX_CHARACTERS, clean_caption, clean_word, replace_unreadable, split_words
 
 if TYPE_CHECKING:
@@ -248,16 +248,21 @@ class TextCodec:
         A word that hides nothing, and of which every piece is read, keeps its pieces. At a tie the plainest reading of
         a word that hides something wins, and any other word stays as it is.
         """
-        pieces, is_hiding = self._pieces(word), hides(word)
+        pieces = self._pieces(word)
+        if len(word) > MAX_REREAD:
+            return pieces
+        is_hiding = hides(word)
         if not is_hiding and self._unknown_id not in pieces.ids:
             return pieces
         if (cached := self._reread.get((word, in_latin_text))) is not None:
             return cached
+        readings = other_readings(word, in_latin_text=in_latin_text)
+        cleaned = [clean_word(reading.word) for reading in readings]
         anew = [
-            self._pieces_of(cleaned, reading.changes)
-            for reading in other_readings(word, in_latin_text=in_latin_text)
-            if (cleaned := clean_word(reading.word))
+            self._pieces_of(words, reading.changes) for words, reading in zip(cleaned, readings, strict=True) if words
         ]
+        if is_hiding and not all(cleaned):  # such as &nbsp; alone, which is no word
+            pieces, anew = self._pieces_of([]), []
 
         def cost(one: _Pieces) -> tuple[int, bool, int]:
             return one.ids.count(self._unknown_id), is_hiding and one is pieces, len(one.ids)

@@ -448,3 +448,9 @@ def test_a_caption_says_nothing_about_the_text(folder: Path, jpeg: Callable[...,
     image = prepare_image(jpeg(0), predictor.image_size)
     (finding,) = predictor.predict_prepared([image], [SENTENCE], captioned=[True])
     assert finding.text_read is None
+
+
+@pytest.mark.parametrize("share", [-0.1, 50, float("nan")])
+def test_a_share_that_is_none_is_refused(folder: Path, share: float) -> None:
+    with pytest.raises(ConfigError, match=r"min_text_read .* is not between 0 and 1"):
+        Predictor.from_folder(folder, "cpu", min_text_read=share)

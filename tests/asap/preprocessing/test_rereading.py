@@ -15,7 +15,7 @@ from asap.preprocessing.rereading import Reading, hides, is_latin, other_reading
         "&#109;inister",
         "&amp;",
         "a\ufe0f",
-        "мinister",
+        "\u0430minister",
     ],
 )
 def test_a_word_that_hides_what_it_says_is_recognized(word: str) -> None:
@@ -23,7 +23,26 @@ def test_a_word_that_hides_what_it_says_is_recognized(word: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "word", ["minister", "president's", "café", "AT&T", "$5", "Привет", "总统", "naïve", "&nosuch;", "’"]
+    "word",
+    [
+        "minister",
+        "president's",
+        "café",
+        "AT&T",
+        "$5",
+        "Привет",
+        "总统",
+        "naïve",
+        "&nosuch;",
+        "’",
+        "law&order;",
+        "IT-специалист",
+        "covid-тест",
+        "TNF-α",
+        "aiノート",
+        "Hawaiʻi",
+        "&#" + "1" * 5000 + ";",
+    ],
 )
 def test_a_plain_word_hides_nothing(word: str) -> None:
     assert not hides(word)
@@ -62,9 +81,23 @@ def test_a_word_of_look_alikes_alone_is_latin_in_a_latin_text_only(in_latin_text
         ("$ 5", True),
         ("café 5", True),
         ("Привет мир", False),
-        ("Привет the minister", True),
+        ("Привет the minister speaks", False),
+        ("the minister реасе speaks", True),
         ("总统", False),
     ],
 )
 def test_a_text_is_latin_if_half_of_its_letters_are(text: str, expected: bool) -> None:
     assert is_latin(text) is expected
+
+
+@pytest.mark.parametrize(
+    ("word", "latin"),
+    [("\u0406ran", "Iran"), ("MIN\u0399STER", "MINISTER"), ("m\u0456nister", "minister"), ("\u0430-\u0431ank", None)],
+)
+def test_a_look_alike_becomes_the_letter_of_its_case(word: str, latin: str | None) -> None:
+    last = [reading.word for reading in other_readings(word, in_latin_text=False)][-1:]
+    assert last == ([] if latin is None else [latin])
+
+
+def test_a_form_that_grows_beyond_twice_its_length_is_no_reading() -> None:
+    assert [reading.word for reading in other_readings("\ufdfa", in_latin_text=False)] == []

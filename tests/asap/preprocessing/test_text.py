@@ -150,6 +150,21 @@ def test_words_keep_their_positions_if_they_are_read_anew(codec):
     assert {text.split()[index] for index in encoded.word_index} >= {shifted("president"), "leaves", "cheers"}
 
 
+@pytest.mark.parametrize("text", ["The &nbsp; president", "The president &quot;", "&#8203; The president"])
+def test_an_entity_of_something_invisible_is_no_word(codec, text):
+    (encoded,) = codec.encode(text)
+    assert encoded.input_ids == codec.encode("The president")[0].input_ids
+
+
+@pytest.mark.parametrize("text", ["&#" + "1" * 5000 + "; The", "a\u0431" + "\u0344" * 9000 + "\u0316" * 9000 + " The"])
+def test_a_word_that_is_made_to_cost_much_is_read_as_it_stands(codec, text):
+    assert codec.encode(text)[0].word_index[-1] == 1
+
+
+def test_a_quoted_language_is_not_turned_into_latin_words(codec):
+    assert codec.readable_share("The president said \u0441\u043e\u0440 \u0434\u043e\u043c") < 0.8
+
+
 @pytest.mark.parametrize("text", CORPUS)
 def test_plain_texts_are_read_to_the_token_as_before(codec, text):
     (encoded,) = codec.encode(text)
