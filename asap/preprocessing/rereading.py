@@ -66,7 +66,7 @@ def is_latin(text: str) -> bool:
     """
     if text.isascii():
         return True
-    letters = [character for character in text if character.isalpha()]
+    letters = [character for character in text if _is_letter(character)]
     others = [character for character in letters if not _is_latin(character)]
     return 3 * len(others) <= len(letters) and all(map(_look_alike, others))
 
@@ -113,7 +113,7 @@ def _latin(word: str, in_latin_text: bool) -> str:
 
 
 def _latin_part(part: str, in_latin_text: bool) -> str:
-    letters = [character for character in part if character.isalpha()]
+    letters = [character for character in part if _is_letter(character)]
     others = [character for character in letters if not _is_latin(character)]
     # A single letter, as in TNF-α, is a symbol and no word.
     is_latin_word = len(others) < len(letters) or (in_latin_text and len(letters) > 1)
@@ -131,10 +131,15 @@ def _look_alike(character: str) -> str | None:
         return _CAPITAL_I.get(character)
     alike = [entry["c"] for entry in confusables.confusables_data.get(character, ())]
     alike = [other for other in alike if len(other) == 1 and other.isascii()]
-    if not character.isalpha():
+    if not _is_letter(character):
         return next((other for other in alike if not other.isalnum()), None)
     alike = [other for other in alike if other.isalpha()]
     return next((other for other in alike if other.isupper() == character.isupper()), next(iter(alike), None))
+
+
+def _is_letter(character: str) -> bool:
+    """Return True for a letter, but for modifiers: the apostrophe of Hawaiʻi is named a letter."""
+    return character.isalpha() and unicodedata.category(character) != "Lm"
 
 
 @lru_cache(2**12)

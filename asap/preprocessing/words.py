@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import unicodedata
 from dataclasses import dataclass
 
 UNREADABLE = re.compile("[\0\ud800-\udfff]")
@@ -54,8 +53,6 @@ def estimate_passes(text: str, *, max_words: int = 50, max_tokens: int = 64) -> 
     """
     if len(text) > MAX_CHARACTERS:
         return 1  # the text will be refused
-    if not text.isascii():
-        text = unicodedata.normalize("NFKC", text)  # the model may read this form, which can be longer
     passes = words_left = pieces_left = 0
     for word in _COMMON.sub("x", " ".join(clean_word(text))).split():
         pieces = min(len(word), max_tokens - 1)  # [CLS] takes one token of each pass
