@@ -23,7 +23,7 @@ from asap.model.execution import has_bfloat16
 from asap.policy import Policy, apply_policy
 from asap.preprocessing.images import DEFAULT_LIMITS, ImageLimits, PreparedImage, normalize, prepare_image
 from asap.preprocessing.text import EncodedPass, TextCodec, pad_batch
-from asap.preprocessing.words import split_words
+from asap.preprocessing.words import MIN_TEXT_READ, split_words
 from asap.weights.model_folder import ModelFolder, load_folder
 
 Precision = Literal["auto", "float32", "bfloat16"]
@@ -32,8 +32,6 @@ _Item = TypeVar("_Item")
 _HEADS = ("real_fake_head", "type_head", "box_head", "token_head")
 _CHUNK_BATCHES = 16
 """Batches of pairs that `predict` holds decoded at once; within them texts are sorted by length."""
-MIN_TEXT_READ = 0.5
-"""Share of a text's characters that the vocabulary must read. With less, the pair counts as one without a text."""
 _CAPTION_WARNING = "the pair has no text. It was scored against a caption of the image, whose words were not analyzed"
 
 
@@ -212,8 +210,7 @@ class Predictor:
         if isinstance(text, InputError):
             return text
         try:
-            passes = self._codec.encode(text)
-            text_read = self._codec.readable_share(text)
+            passes, text_read = self._codec.read(text)
         except InputError as error:
             return error
         if text_read < self._min_text_read:

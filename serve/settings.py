@@ -9,7 +9,7 @@ from typing import Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from asap.preprocessing.images import DEFAULT_LIMITS, ImageLimits
-from asap.preprocessing.words import MAX_CHARACTERS
+from asap.preprocessing.words import MAX_CHARACTERS, MIN_TEXT_READ
 
 _PREFIX = re.compile(r"(s3|https)://[^/@\s\\]+/\S*")
 
@@ -44,7 +44,7 @@ class ServeSettings(BaseModel):
     """Pixels of a picture, checked before it is decoded."""
     max_text_chars: int = Field(default=MAX_CHARACTERS, ge=1, le=MAX_CHARACTERS)
     """Code points of a text. A long text is analyzed in many passes; the predictor accepts no more than the default."""
-    min_text_read: float = Field(default=0.5, ge=0, le=1)
+    min_text_read: float = Field(default=MIN_TEXT_READ, ge=0, le=1)
     """Share of a text's characters that the model must be able to read. A pair with less is refused with 400."""
     max_batch_items: int = Field(default=32, ge=1)
     """Pairs of one batch request."""

@@ -132,6 +132,14 @@ class TextCodec:
         (`asap.preprocessing.rereading`), and `warnings` says what was changed; `word_index` is that of the original
         words. Raises `TextMissing` or `TextInvalid`.
         """
+        return self.read(text)[0]
+
+    def read(self, text: str | None) -> tuple[list[EncodedPass], float]:
+        """Return the passes of `encode`, and the share of the text's characters that the vocabulary reads, 0 to 1.
+
+        Characters that cleaning drops do not count; those that a cut leaves out count as unread. Raises `TextMissing`
+        or `TextInvalid`.
+        """
         whole = self._tokenize(self._check(text), anew=True)
         words = [fitting for word in whole for fitting in _cut([word], self.max_words, self.max_tokens - 1)]
         warnings = [
@@ -148,25 +156,17 @@ class TextCodec:
         even_length = -(-sum(word.cleaned for word in words) // len(passes))
         evened = (self._fill(words, limit) for limit in range(even_length, self.max_words + 1))
         passes = next((even for even in evened if len(even) == len(passes)), passes)
-        return [
+        encoded = [
             EncodedPass(input_ids=self._ids(part), word_index=_word_index(part), warnings=[] if i else warnings)
             for i, part in enumerate(passes)
         ]
+        pieces = ((piece, length) for word in words for piece, length in zip(word.ids, word.lengths, strict=True))
+        legible = sum(length for piece, length in pieces if piece != self._unknown_id)
+        return encoded, legible / sum(sum(word.lengths) for word in whole)
 
     def readable_share(self, text: str | None) -> float:
-        """Return the share of a text's characters that the vocabulary reads, 0 to 1, in the readings of `encode`.
-
-        Characters that cleaning drops do not count; those that a cut leaves out count as unread. Raises `TextMissing`
-        or `TextInvalid`.
-        """
-        words = self._tokenize(self._check(text), anew=True)
-        total = sum(sum(word.lengths) for word in words)
-        kept = (fitting for word in words for fitting in _cut([word], self.max_words, self.max_tokens - 1))
-        read = sum(
-            length for word in kept for piece, length in zip(word.ids, word.lengths, strict=True)
-            if piece != self._unknown_id
-        )  # fmt: skip
-        return read / total
+        """Return the share of `read`. Raises `TextMissing` or `TextInvalid`."""
+        return self.read(text)[1]
 
     def encode_labeled(self, text: str, fake_text_pos: Sequence[int] = ()) -> LabeledText:
         """Tokenize the start of an annotated text, cut after `max_words` cleaned words and `max_tokens` tokens.
@@ -245,8 +245,8 @@ class TextCodec:
     def _pieces_anew(self, word: str, in_latin_text: bool) -> _Pieces:
         """Return the pieces of a word in the reading with the fewest unreadable ones.
 
-        A word that hides nothing, and of which every piece is read, keeps its pieces. At a tie the plainest reading of
-        a word that hides something wins, and any other word stays as it is.
+        A word that hides nothing, and of which every piece is read, keeps its pieces. At a tie a word that hides
+        nothing stays as it is, and a word that does gets the reading with the fewest pieces.
         """
         pieces = self._pieces(word)
         if len(word) > MAX_REREAD:

@@ -9,6 +9,8 @@ UNREADABLE = re.compile("[\0\ud800-\udfff]")
 """NUL and lone surrogates, which tokenizers refuse and files cannot hold."""
 MAX_CHARACTERS = 20_000
 """The longest text that is accepted, in characters."""
+MIN_TEXT_READ = 0.5
+"""Share of a text's characters that the vocabulary must read. With less, the pair counts as one without a text."""
 _DROPPED = re.compile(r"[,.'!?\"()*#:;~]")
 _COMMON = re.compile(r"(?<![a-z0-9])[a-z0-9]{1,12}")
 """The start of a word, which a vocabulary may hold as one piece; the rest counts one piece a character."""

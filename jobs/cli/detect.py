@@ -11,6 +11,7 @@ import typer
 from rich.console import Console
 
 from asap.errors import AsapError, ConfigError, TextInvalid, TextMissing, TextUnreadable
+from asap.preprocessing.words import MIN_TEXT_READ
 from jobs.cli.options import DEVICE_HELP, MODEL_HELP
 
 if TYPE_CHECKING:
@@ -26,7 +27,7 @@ def detect(
         typer.Option(
             min=0, max=1, help="Share of the text that the model must be able to read (a server has its own)."
         ),
-    ] = 0.5,
+    ] = MIN_TEXT_READ,
     as_json: Annotated[bool, typer.Option("--json", help="Print the finding as JSON.")] = False,
     save: Annotated[Path | None, typer.Option(help="Save the picture with the evidence drawn on it.")] = None,
     device: Annotated[str, typer.Option(help=DEVICE_HELP)] = "auto",

@@ -8,6 +8,7 @@ import typer
 from rich.console import Console
 
 from asap.errors import ConfigError
+from asap.preprocessing.words import MIN_TEXT_READ
 from jobs.cli.options import DEVICE_HELP, MODEL_HELP, settings_of
 from jobs.errors import JobError
 
@@ -32,7 +33,7 @@ def scan(
     min_text_read: Annotated[
         float,
         typer.Option(min=0, max=1, help="Share of a text that the model must be able to read. Less counts as no text."),
-    ] = 0.5,
+    ] = MIN_TEXT_READ,
     address: Annotated[
         str | None,
         typer.Option(

@@ -8,6 +8,7 @@ from typing import Any, Literal, Self
 from pydantic import Field, model_validator
 
 from asap.preprocessing.images import DEFAULT_LIMITS
+from asap.preprocessing.words import MIN_TEXT_READ
 from asap.storage.fetch import FetchSettings
 from asap.storage.location import Location
 from jobs.scan.input.record_files import record_file
@@ -42,15 +43,13 @@ class ScanSettings(ClusterSettings):
     max_image_bytes: int = Field(default=DEFAULT_LIMITS.max_bytes, ge=1)
     max_image_pixels: int = Field(default=DEFAULT_LIMITS.max_pixels, ge=1)
     captions: CaptionSettings | None = None
-    min_text_read: float = Field(default=0.5, ge=0, le=1)
+    min_text_read: float = Field(default=MIN_TEXT_READ, ge=0, le=1)
     """Share of a text's characters that the model must be able to read. A pair with less is one without a text."""
 
     detectors: int | None = Field(default=None, ge=1)
     """Number of detector actors. None: one a GPU, or as many as the CPUs carry."""
     batch_size: int | None = Field(default=None, ge=1)
     """Pairs that travel and enter the model together. None: 64 on CPUs, 256 on GPUs."""
-    wait_for_machines_s: float = Field(default=900, ge=0)
-    """Seconds to wait until a cluster at `address` has the GPUs that the detectors need, if `device` calls for them."""
     rows_per_file: int | None = Field(default=None, ge=1)
     """Pairs in one results file. They are lost if the job dies before it is written. None: by the size of the job."""
     fetch: FetchSettings = FetchSettings()

@@ -11,6 +11,7 @@ import pyarrow as pa
 
 from asap.finding import Finding
 from asap.preprocessing.images import PreparedImage
+from asap.preprocessing.words import MIN_TEXT_READ
 from jobs.scan.input.manifest import readable_text
 from jobs.scan.stages.progress import count_batch
 from jobs.scan.stages.result_rows import columns_of, failure, result_table
@@ -33,7 +34,7 @@ class Detection:
     threads: int | None = None
     """Threads of torch on a CPU. None: torch decides."""
     batch_size: int = 32
-    min_text_read: float = 0.5
+    min_text_read: float = MIN_TEXT_READ
     """Share of a text's characters that the vocabulary must read; see `Predictor.from_folder`."""
 
 
