@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
     from asap.errors import InputError
 
-Verdict = Literal["manipulated", "review", "authentic"]
+Verdict = Literal["manipulated", "review", "authentic", "unfamiliar"]
 Box = tuple[float, float, float, float]
 """x0, y0, x1, y1 in pixels of the original image after EXIF rotation."""
 
@@ -65,6 +65,13 @@ class Finding:
     """A score for every whitespace-separated word of the text; None if a caption replaced a missing text."""
     text_read: float | None = None
     """Share of the text's characters that the vocabulary of the model reads, in [0, 1]; None without a text."""
+    familiarity: float | None = None
+    """Share of the model's own held-out pairs that are at least as strange, in (0, 1], from the stranger of picture and
+    text. None if the model has no familiarity file."""
+    familiarity_image: float | None = None
+    """The same share for the picture alone."""
+    familiarity_text: float | None = None
+    """The same share for the text alone; None if a caption replaced a missing text."""
     width: int | None = None
     """Width of the original image after EXIF rotation, in pixels."""
     height: int | None = None
@@ -73,6 +80,10 @@ class Finding:
     """Hex digest of the encoded bytes; None for a PIL image, which has none."""
     model_id: str
     policy_id: str
+    familiarity_id: str | None = None
+    """The id of the model's familiarity file; None if it has none."""
+    limits: str = ""
+    """What the model was made from and must not be used for, as a person reads it."""
     warnings: list[str] = field(default_factory=list)
     error: InputError | None = None
 

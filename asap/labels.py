@@ -16,7 +16,10 @@ from dataclasses import dataclass
 
 from asap.errors import AnnotationError, ConfigError
 
-VERDICTS = ("manipulated", "review", "authentic")
+VERDICTS = ("manipulated", "review", "authentic", "unfamiliar")
+"""The verdicts. `unfamiliar` says that the model has seen nothing like the pair, whatever its score."""
+FLAGGED = VERDICTS[:2]
+"""The verdicts that flag a pair."""
 TYPES = ("face_swap", "face_attribute", "text_swap", "text_attribute")
 """The manipulation types, in the order of `logits_multilabel` (the published order)."""
 IMAGE_TYPES = TYPES[:2]

@@ -16,6 +16,8 @@ from asap.finding import Verdict, Word
 from asap.labels import IMAGE_TYPES, TYPES
 from asap.preprocessing.words import split_words
 
+UNFAMILIAR = 0.005
+"""The familiarity, a share of the model's own pairs, below which nothing is judged by default."""
 _HOW_TO_GET_ONE = "Create one with `asap calibrate`, or copy policy.json from a model folder."
 
 
@@ -28,13 +30,15 @@ class Policy:
     """If it equals `manipulated`, there is no review band."""
     types: dict[str, float] = field(default_factory=lambda: dict.fromkeys(TYPES, 0.5))
     word: float = 0.5
+    unfamiliar: float = UNFAMILIAR
+    """A pair whose familiarity is below it has the verdict `unfamiliar`; 0 judges every pair."""
     calibration: dict[str, Any] | None = None
     """Method, data, precision and prevalence that the thresholds were chosen with; None if they were not chosen."""
 
     def __post_init__(self) -> None:
         if not isinstance(self.types, dict) or set(self.types) != set(TYPES):
             raise ConfigError(f"policy types {self.types!r} are not thresholds of the four known ones, {list(TYPES)}")
-        thresholds = {"manipulated": self.manipulated, "review": self.review, "word": self.word}
+        thresholds = {name: getattr(self, name) for name in ("manipulated", "review", "word", "unfamiliar")}
         for name, threshold in (thresholds | {f"types.{name}": value for name, value in self.types.items()}).items():
             # Stated as what a threshold is, so that NaN is refused too.
             if not isinstance(threshold, int | float) or not 0 <= threshold <= 1:
@@ -48,14 +52,24 @@ class Policy:
 
     @cached_property
     def policy_id(self) -> str:
-        """The first 12 hex digits of a SHA-256 over the thresholds, without `calibration`."""
+        """The first 12 hex digits of a SHA-256 over the thresholds, without `calibration`.
+
+        The default of `unfamiliar` is left out, so that a policy from before it keeps its id.
+        """
         # As floats, so that 1 and 1.0 have one id.
         thresholds = {name: float(getattr(self, name)) for name in ("manipulated", "review", "word")}
+        if self.unfamiliar != UNFAMILIAR:
+            thresholds["unfamiliar"] = float(self.unfamiliar)
         named = {"types": {name: float(value) for name, value in self.types.items()}, **thresholds}
         return hashlib.sha256(json.dumps(named, sort_keys=True).encode()).hexdigest()[:12]
 
-    def verdict(self, score: float) -> Verdict:
-        """Return the verdict for a probability that the pair is manipulated."""
+    def verdict(self, score: float, familiarity: float | None = None) -> Verdict:
+        """Return the verdict for a probability that the pair is manipulated.
+
+        `unfamiliar` outranks every other verdict. A pair whose familiarity is unknown (None) is judged by its score.
+        """
+        if familiarity is not None and familiarity < self.unfamiliar:
+            return "unfamiliar"
         if score >= self.manipulated:
             return "manipulated"
         return "review" if score >= self.review else "authentic"
@@ -124,6 +138,7 @@ def apply_policy(
     raw_box: Any,
     text: str,
     word_scores: Sequence[float] | None,
+    familiarity: float | None = None,
 ) -> dict[str, Any]:
     """Return `verdict`, `flagged_types`, `box_px` and `words` of a `Finding` for a pair's raw scores.
 
@@ -134,10 +149,14 @@ def apply_policy(
         raw_box: the predicted box in any form; it is returned as `box_px` if an image type is flagged.
         text: the text that the word scores belong to.
         word_scores: one score for each word of the text; if None, `words` is None.
+        familiarity: familiarity of the pair; None if the model has no familiarity file.
     """
+    verdict = policy.verdict(score, familiarity)
+    if verdict == "unfamiliar":  # what the model says of such a pair is no evidence
+        return {"verdict": verdict, "flagged_types": [], "box_px": None, "words": None if word_scores is None else []}
     flagged = policy.flagged_types(types)
     return {
-        "verdict": policy.verdict(score),
+        "verdict": verdict,
         "flagged_types": flagged,
         "box_px": raw_box if policy.flags_a_face(flagged) else None,
         "words": None if word_scores is None else flagged_words(text, word_scores, policy.word),

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -16,8 +16,11 @@ from torch import Tensor
 
 from asap.errors import ConfigError, InputError, ModelError, TextUnreadable
 from asap.evidence import PassEvidence, box_px, highest_types, read_output, score_words
+from asap.familiarity import PairFamiliarity, PairFeatures
 from asap.finding import Finding, Pair
 from asap.labels import TEXT_TYPES
+from asap.limits import limits_sentences
+from asap.model.activations import EarlyActivations, text_features, text_sums
 from asap.model.asap import Asap, AsapOutput
 from asap.model.execution import has_bfloat16
 from asap.policy import Policy, apply_policy
@@ -46,7 +49,15 @@ class _Row:
     text_read: float
 
 
-_Scored = list[PassEvidence] | ModelError
+class _Evidence(NamedTuple):
+    """The evidence of a row."""
+
+    passes: list[PassEvidence]
+    familiarity: PairFamiliarity | None
+    """None if the model has no familiarity file."""
+
+
+_Scored = _Evidence | ModelError
 _Scoring = Generator[None, None, list[_Scored]]
 """A generator that pauses between passes of the model and returns the evidence of each row."""
 
@@ -69,6 +80,8 @@ class Predictor:
         self.config = loaded.config
         self.model_id = loaded.model_id
         self.policy = policy or loaded.policy
+        self.limits = limits_sentences(loaded.limits, loaded.model_id)
+        self.familiarity = loaded.familiarity
         self.device = _device(device)
         self.dtype = _dtype(precision, self.device)
         self.batch_size = _positive(batch_size)
@@ -78,6 +91,7 @@ class Predictor:
         self._min_text_read = min_text_read
         self._codec = TextCodec(loaded.tokenizer, max_words=self.config.max_words, max_tokens=self.config.max_tokens)
         self._model = _move(loaded.model, self.device, self.dtype)
+        self._activations = EarlyActivations(self._model)
 
     @classmethod
     def from_folder(
@@ -139,12 +153,7 @@ class Predictor:
         size = self.batch_size if batch_size is None else _positive(batch_size)
         findings: list[Finding] = []
         for chunk in _slices(pairs, _CHUNK_BATCHES * size):
-            images: list[PreparedImage | InputError] = []
-            for pair in chunk:
-                try:
-                    images.append(prepare_image(pair.image, self.image_size, self._limits))
-                except InputError as error:
-                    images.append(error)
+            images = [self._prepare(pair) for pair in chunk]
             findings += self.predict_prepared(images, [pair.text for pair in chunk], batch_size=size)
         return findings
 
@@ -195,6 +204,12 @@ class Predictor:
             self._finding(row, scored[row]) if isinstance(row, _Row) else self._failure(image, row)
             for row, image in zip(rows, images, strict=True)
         ]
+
+    def _prepare(self, pair: Pair) -> PreparedImage | InputError:
+        try:
+            return prepare_image(pair.image, self.image_size, self._limits)
+        except InputError as error:
+            return error
 
     def _row(
         self, image: PreparedImage | InputError, text: str | InputError | None, is_caption: bool
@@ -248,55 +263,102 @@ class Predictor:
     @torch.inference_mode()
     def _score(self, rows: Sequence[_Row], passes_at_once: int) -> _Scoring:
         """Encode the image of each row once, and fuse it with each pass of the row's text."""
-        pixels = torch.from_numpy(np.stack([row.image.pixels for row in rows])).to(self.device)
-        image_RNW = self._model.encode_image(normalize(pixels).to(self.dtype))
+        image_RNW, image_RD = self._encode_images(rows)
         todo = [(owner, part.input_ids) for owner, row in enumerate(rows) for part in row.passes]
-        evidence: list[PassEvidence] = []
+        passes: list[PassEvidence] = []
+        sums: list[Tensor] = []
         for batch in _slices(todo, passes_at_once):
-            if evidence:
+            if passes:
                 yield
             owners, input_ids = zip(*batch, strict=True)
+            ids_PL, mask_PL = (part.to(self.device) for part in pad_batch(input_ids, self._codec.pad_id))
+            text_PLW = self._model.encode_text(ids_PL, mask_PL)
+            sums.append(text_sums(text_PLW, mask_PL))
             # Indexing copies the image tokens. Most batches have one pass for each row and need no copy.
             image_PNW = image_RNW if owners == tuple(range(len(rows))) else image_RNW[list(owners)]
-            evidence += read_output(self._run_passes(image_PNW, input_ids), [len(ids) - 1 for ids in input_ids])
-        in_order = iter(evidence)
-        scored: list[_Scored] = []
-        for row in rows:
-            passes = [next(in_order) for _ in row.passes]
-            is_finite = all(one.is_finite for one in passes)
-            scored.append(
-                passes if is_finite else ModelError("the model returned NaN or infinite values for this pair")
-            )
-        return scored
+            output = self._fuse(image_PNW, text_PLW, mask_PL)
+            passes += read_output(output, [len(ids) - 1 for ids in input_ids])
+        familiarity: Sequence[PairFamiliarity | None] = [None] * len(rows)
+        if self.familiarity is not None:
+            features = PairFeatures(image_RD.cpu(), _text_features_of_rows(sums, [owner for owner, _ in todo]))
+            familiarity = self.familiarity.of_pairs(features, [row.is_caption for row in rows])
+        in_order = iter(passes)
+        evidence = [
+            _Evidence([next(in_order) for _ in row.passes], familiar)
+            for row, familiar in zip(rows, familiarity, strict=True)
+        ]
+        return [
+            one
+            if all(part.is_finite for part in one.passes)
+            else ModelError("the model returned NaN or infinite values for this pair")
+            for one in evidence
+        ]
 
-    def _run_passes(self, image_PNW: Tensor, input_ids: Sequence[list[int]]) -> AsapOutput:
-        """Run encoded images with one text each through encoders of `self.dtype` and heads of float32."""
-        ids_PL, mask_PL = (part.to(self.device) for part in pad_batch(input_ids, self._codec.pad_id))
-        fused = self._model.fuse(image_PNW, self._model.encode_text(ids_PL, mask_PL), mask_PL)
+    def _encode_images(self, rows: Sequence[_Row]) -> tuple[Tensor, Tensor]:
+        """Return the image tokens of rows, (R, N, W), and their early features, (R, D)."""
+        pixels = torch.from_numpy(np.stack([row.image.pixels for row in rows])).to(self.device)
+        return self._activations.encode_image(normalize(pixels).to(self.dtype))
+
+    def _fuse(self, image_PNW: Tensor, text_PLW: Tensor, mask_PL: Tensor) -> AsapOutput:
+        """Fuse encoded images with one encoded text each, in `self.dtype`, and apply the heads in float32."""
+        fused = self._model.fuse(image_PNW, text_PLW, mask_PL)
         image_side = replace(fused.image_side, aggregate_BW=fused.image_side.aggregate_BW.float())
         return self._model.predict(replace(fused, tokens_BLW=fused.tokens_BLW.float(), image_side=image_side))
+
+    @torch.inference_mode()
+    def features(self, pairs: Sequence[Pair]) -> PairFeatures:
+        """Return the early features of pairs, to fit a `Familiarity`; pairs that cannot be read are left out."""
+        images: list[Tensor] = []
+        texts: list[Tensor] = []
+        for batch in _slices(pairs, self.batch_size):
+            prepared = [self._prepare(pair) for pair in batch]
+            rows = [
+                row
+                for image, pair in zip(prepared, batch, strict=True)
+                if isinstance(row := self._row(image, pair.text, False), _Row)
+            ]
+            if not rows:
+                continue
+            todo = [(owner, part.input_ids) for owner, row in enumerate(rows) for part in row.passes]
+            ids_PL, mask_PL = (part.to(self.device) for part in pad_batch([ids for _, ids in todo], self._codec.pad_id))
+            sums_PD = text_sums(self._model.encode_text(ids_PL, mask_PL), mask_PL)
+            images.append(self._encode_images(rows)[1].cpu())
+            texts.append(_text_features_of_rows([sums_PD], [owner for owner, _ in todo]))
+        if not images:
+            raise InputError("none of the pairs can be read")
+        return PairFeatures(torch.cat(images), torch.cat(texts))
 
     def _finding(self, row: _Row, scored: _Scored) -> Finding:
         """Combine the evidence of all passes over a row, in pixels and words of the original."""
         if isinstance(scored, InputError):
             return self._failure(row.image, scored)
-        score = max(evidence.score for evidence in scored)
-        types: dict[str, float | None] = dict(highest_types(scored))
-        raw_box = box_px(scored, row.image.width, row.image.height)
+        passes, familiarity = scored
+        score = max(evidence.score for evidence in passes)
+        types: dict[str, float | None] = dict(highest_types(passes))
+        raw_box = box_px(passes, row.image.width, row.image.height)
         word_scores = None
         if row.is_caption:
             # The caption comes from the image itself, so it is no evidence about the words of the pair.
             types |= dict.fromkeys(TEXT_TYPES)
         else:
-            word_scores = score_words(scored, [part.word_index for part in row.passes], len(split_words(row.text)))
+            word_scores = score_words(passes, [part.word_index for part in row.passes], len(split_words(row.text)))
         return Finding(
             score=score,
             types=types,
             raw_box_px=raw_box,
             word_scores=word_scores,
             text_read=None if row.is_caption else row.text_read,
+            familiarity=familiarity and familiarity.pair,
+            familiarity_image=familiarity and familiarity.image,
+            familiarity_text=familiarity and familiarity.text,
             **apply_policy(
-                self.policy, score=score, types=types, raw_box=raw_box, text=row.text, word_scores=word_scores
+                self.policy,
+                score=score,
+                types=types,
+                raw_box=raw_box,
+                text=row.text,
+                word_scores=word_scores,
+                familiarity=familiarity and familiarity.pair,
             ),
             **self._about(row.image),
             warnings=[*row.image.warnings, *self._text_warnings(row)],
@@ -308,7 +370,12 @@ class Predictor:
 
     def _about(self, image: PreparedImage | InputError) -> dict[str, Any]:
         """Return the fields of a Finding that do not depend on the model's output."""
-        ids = {"model_id": self.model_id, "policy_id": self.policy.policy_id}
+        ids = {
+            "model_id": self.model_id,
+            "policy_id": self.policy.policy_id,
+            "familiarity_id": self.familiarity and self.familiarity.familiarity_id,
+            "limits": self.limits,
+        }
         if isinstance(image, InputError):
             return ids
         return ids | {"width": image.width, "height": image.height, "image_sha256": image.sha256}
@@ -322,6 +389,19 @@ class Predictor:
                 f"tokens); it was analyzed in {len(row.passes)} passes"
             )
         yield from (warning for part in row.passes for warning in part.warnings)
+
+
+def _text_features_of_rows(sums: Sequence[Tensor], owners: Sequence[int]) -> Tensor:
+    """Return the features of texts, (R, D), on the CPU.
+
+    A text is one, however many passes it takes: a last pass of two words alone would look strange.
+
+    Args:
+        sums: the `text_sums` of all passes, in batches.
+        owners: for each pass, the number of its row.
+    """
+    sums_PD = torch.cat(list(sums)).cpu()
+    return text_features(torch.zeros(max(owners) + 1, sums_PD.shape[1]).index_add(0, torch.tensor(owners), sums_PD))
 
 
 def _positive(batch_size: int) -> int:

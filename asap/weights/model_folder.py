@@ -1,7 +1,9 @@
 """Model folders: saved, loaded and named by their content.
 
 A folder holds `config.json` (name, schema version, `ModelConfig`), `model.safetensors`, `tokenizer/`, `policy.json`
-and `README.md` (the card). It is written whole or not at all. It is read strictly, and nothing in it is unpickled.
+and `README.md` (the card). `limits.json` says what the model was made from, and `familiarity.safetensors` what its
+pairs look like to it; a folder may lack both. The folder is written whole or not at all. It is read strictly, and
+nothing in it is unpickled.
 """
 
 from __future__ import annotations
@@ -23,6 +25,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from asap.errors import CheckpointError, ConfigError
+from asap.familiarity import Familiarity
+from asap.limits import Limits
 from asap.model.asap import Asap
 from asap.model.config import ModelConfig
 from asap.policy import Policy
@@ -42,6 +46,7 @@ _CONFIG, _WEIGHTS, _TOKENIZER, _POLICY, _CARD = (
     "policy.json",
     "README.md",
 )
+_LIMITS, _FAMILIARITY = "limits.json", "familiarity.safetensors"
 _ORIGIN = ("is_local", "local_files_only", "name_or_path")
 """Settings that say where a tokenizer was read from. They are not saved, so they do not change the model's id."""
 
@@ -55,6 +60,10 @@ class ModelFolder:
     tokenizer: Any
     policy: Policy
     model_id: str
+    limits: Limits | None = None
+    """What the model was made from and must not be used for; None if nobody has recorded it."""
+    familiarity: Familiarity | None = None
+    """What its pairs look like to the model; None if that was never fitted."""
 
     @property
     def config(self) -> ModelConfig:
@@ -88,6 +97,8 @@ def save(
     policy: Policy | None = None,
     name: str | None = None,
     card: str | None = None,
+    limits: Limits | None = None,
+    familiarity: Familiarity | None = None,
     dtype: torch.dtype | None = None,
 ) -> Path:
     """Write a model folder and return its path. A model folder that is there already is replaced.
@@ -99,12 +110,14 @@ def save(
         policy: the thresholds; by default the uncalibrated ones of a half.
         name: the name that the model id begins with; by default the folder's.
         card: the text of README.md.
+        limits: what the model was made from and must not be used for.
+        familiarity: what its pairs look like to these weights in `dtype`.
         dtype: the type of the stored weights, such as `torch.float16`; None leaves them as they are.
 
     Raises:
         ConfigError: if the name has other characters than letters, digits, '.', '_' and '-'.
-        CheckpointError: if the tokenizer does not fit, a weight is not finite (in `dtype`), or the folder holds
-            something else than a model.
+        CheckpointError: if the tokenizer does not fit, a weight is not finite (in `dtype`), the familiarity was fitted
+            to other weights, or the folder holds something else than a model.
     """
     folder = Path(folder)
     name = folder.resolve().name if name is None else name
@@ -116,6 +129,11 @@ def save(
         settings = {"schema_version": SCHEMA_VERSION, "name": name, "model": dataclasses.asdict(model.config)}
         (draft / _CONFIG).write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
         save_file(weights, draft / _WEIGHTS)
+        if familiarity is not None:
+            familiarity.check_weights(weights_sha256(draft), "the familiarity")
+            (draft / _FAMILIARITY).write_bytes(familiarity.to_bytes())
+        if limits is not None:
+            (draft / _LIMITS).write_text(limits.to_json(), encoding="utf-8")
         # The id is a hash over the tokenizer's files too. Sorted and without their origin, they are the same each time
         # that a loaded model is saved.
         tokenizer.save_pretrained(draft / _TOKENIZER)
@@ -148,7 +166,8 @@ def load_folder(folder: str | Path) -> ModelFolder:
     tokenizer = load_tokenizer(_piece(path, _TOKENIZER))
     check_vocabulary(tokenizer, model_config(path))
     policy = Policy.load(_piece(path, _POLICY))
-    return ModelFolder(load(path), tokenizer, policy, model_id(path))
+    limits, familiarity = read_limits(path), read_familiarity(path)
+    return ModelFolder(load(path), tokenizer, policy, model_id(path), limits, familiarity)
 
 
 def model_config(folder: str | Path) -> ModelConfig:
@@ -169,6 +188,42 @@ def model_id(folder: str | Path) -> str:
         with piece.open("rb") as file:
             total.update(f"{name} {hashlib.file_digest(file, 'sha256').hexdigest()}\n".encode())
     return f"{_settings(path)['name']}@{total.hexdigest()[:12]}"
+
+
+def weights_sha256(folder: str | Path) -> str:
+    """Return the SHA-256 of a folder's weights, as hex digits."""
+    with _piece(resolve_folder(folder), _WEIGHTS).open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def read_limits(folder: str | Path) -> Limits | None:
+    """Read the limits of a folder's model; None if there are none. Raises `CheckpointError` for a broken file."""
+    path = resolve_folder(folder) / _LIMITS
+    return Limits.from_json(path.read_bytes(), path) if path.exists() else None
+
+
+def read_familiarity(folder: str | Path) -> Familiarity | None:
+    """Read the familiarity of a folder's model; None if there is none.
+
+    Raises `CheckpointError` for a broken file, or one that was fitted to other weights.
+    """
+    path = resolve_folder(folder) / _FAMILIARITY
+    return Familiarity.from_bytes(path.read_bytes(), weights_sha256(folder), path) if path.exists() else None
+
+
+def replace_familiarity(folder: str | Path, familiarity: Familiarity) -> None:
+    """Write the familiarity of a folder's model, atomically.
+
+    Raises `CheckpointError` if it was fitted to other weights.
+    """
+    path = resolve_folder(folder)
+    familiarity.check_weights(weights_sha256(path), "the familiarity")
+    draft = path / f".{_FAMILIARITY}.{uuid.uuid4().hex[:8]}"
+    try:
+        draft.write_bytes(familiarity.to_bytes())
+        draft.replace(path / _FAMILIARITY)
+    finally:
+        draft.unlink(missing_ok=True)
 
 
 def _stored_weights(model: Asap, dtype: torch.dtype | None) -> dict[str, Tensor]:

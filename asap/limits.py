@@ -1,0 +1,79 @@
+"""The limits of a model: what it was made from, and what it must not be used for, in plain words.
+
+They are `limits.json` of the model folder. Every place that shows a verdict shows them too, as one or two sentences.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from dataclasses import dataclass
+from typing import Any, Self
+
+from asap.errors import CheckpointError
+from asap.labels import label_set
+
+_FIELDS = "made_from, languages, label_set, prevalence, not_for"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Limits:
+    """The limits of a model, as the person who trained it states them."""
+
+    made_from: str
+    """The pairs of the training, as they read after "was made from": `drawn pictures with texts from a grammar`."""
+    languages: tuple[str, ...] = ()
+    """Languages of the texts, such as `English`; empty if nobody has said."""
+    label_set: str = "dgm4"
+    """Name of the label set, which decides what counts as a manipulation; see `asap.labels`."""
+    prevalence: float | None = None
+    """Share of manipulated pairs in the training, 0 to 1; None if it is unknown."""
+    not_for: str = "any other kind of picture or text"
+    """Uses that are ruled out, as they read after "Do not use it for"."""
+
+    def sentences(self, model: str) -> str:
+        """Return the limits as a person reads them, about the model with this name."""
+        languages = f" in {' and '.join(self.languages)}" if self.languages else ""
+        prevalence = "" if self.prevalence is None else f"; {100 * self.prevalence:.0f} % of them were manipulated"
+        labels = label_set(self.label_set).title
+        return (
+            f"{model} was made from {self.made_from}{languages}, with manipulations as in {labels}{prevalence}. "
+            f"Do not use it for {self.not_for}."
+        )
+
+    def to_json(self) -> str:
+        """Return the content of `limits.json`."""
+        return json.dumps(dataclasses.asdict(self), indent=2, ensure_ascii=False) + "\n"
+
+    @classmethod
+    def from_json(cls, content: bytes, source: object) -> Self:
+        """Parse the output of `to_json`. Raises `CheckpointError`, with the source, if it is none."""
+        try:
+            fields: Any = json.loads(content.decode())
+            limits = cls(**fields | {"languages": tuple(fields.get("languages", ()))})
+            limits._check()
+        except (TypeError, ValueError, AttributeError) as error:
+            raise CheckpointError(f"{source} cannot be used: {error}. It has the fields {_FIELDS}.") from error
+        return limits
+
+    def _check(self) -> None:
+        """Raise `ValueError` for a field of another type or range."""
+        texts = {"made_from": self.made_from, "not_for": self.not_for} | dict.fromkeys(self.languages, "")
+        for name, text in texts.items():
+            if not isinstance(name, str) or not isinstance(text, str):
+                raise ValueError(f"{name} {text!r} is not a text")
+        if not self.made_from.strip() or not self.not_for.strip():
+            raise ValueError("made_from and not_for must not be blank")
+        label_set(self.label_set)
+        if self.prevalence is not None and not 0 <= self.prevalence <= 1:
+            raise ValueError(f"prevalence {self.prevalence!r} is not between 0 and 1")
+
+
+def limits_sentences(limits: Limits | None, model_id: str) -> str:
+    """Return what is known about the limits of a model, as a person reads it."""
+    name = model_id.partition("@")[0]
+    if limits is None:
+        return (
+            f"Nobody has recorded what {name} was made from. Check its verdicts on labeled pairs of yours before use."
+        )
+    return limits.sentences(name)
