@@ -117,7 +117,7 @@ class HeldOut:
 
 @dataclass(frozen=True, eq=False)
 class Familiarity:
-    """What the pairs that a model was made from look like to its early layers."""
+    """The pairs that a model was made from, as its early layers see them."""
 
     image: Gaussian
     text: Gaussian

@@ -61,9 +61,9 @@ class ModelFolder:
     policy: Policy
     model_id: str
     limits: Limits | None = None
-    """What the model was made from and must not be used for; None if nobody has recorded it."""
+    """Its origin and the uses that are ruled out; None if nobody has recorded them."""
     familiarity: Familiarity | None = None
-    """What its pairs look like to the model; None if that was never fitted."""
+    """Its own pairs, as its early layers see them; None if that was never fitted."""
 
     @property
     def config(self) -> ModelConfig:
