@@ -50,7 +50,10 @@ class Limits:
         """Parse the output of `to_json`. Raises `CheckpointError`, with the source, if it is none."""
         try:
             fields: Any = json.loads(content.decode())
-            limits = cls(**fields | {"languages": tuple(fields.get("languages", ()))})
+            languages = fields.get("languages", [])
+            if not isinstance(languages, list):
+                raise ValueError(f"languages {languages!r} is not a list")
+            limits = cls(**fields | {"languages": tuple(languages)})
             limits._check()
         except (TypeError, ValueError, AttributeError) as error:
             raise CheckpointError(f"{source} cannot be used: {error}. It has the fields {_FIELDS}.") from error
@@ -58,15 +61,16 @@ class Limits:
 
     def _check(self) -> None:
         """Raise `ValueError` for a field of another type or range."""
-        texts = {"made_from": self.made_from, "not_for": self.not_for} | dict.fromkeys(self.languages, "")
-        for name, text in texts.items():
-            if not isinstance(name, str) or not isinstance(text, str):
+        texts = [("made_from", self.made_from), ("not_for", self.not_for), ("label_set", self.label_set)]
+        for name, text in [*texts, *(("language", language) for language in self.languages)]:
+            if not isinstance(text, str):
                 raise ValueError(f"{name} {text!r} is not a text")
-        if not self.made_from.strip() or not self.not_for.strip():
-            raise ValueError("made_from and not_for must not be blank")
+            if not text.strip():
+                raise ValueError(f"{name} must not be blank")
         label_set(self.label_set)
-        if self.prevalence is not None and not 0 <= self.prevalence <= 1:
-            raise ValueError(f"prevalence {self.prevalence!r} is not between 0 and 1")
+        share = self.prevalence
+        if share is not None and (isinstance(share, bool) or not isinstance(share, int | float) or not 0 <= share <= 1):
+            raise ValueError(f"prevalence {share!r} is not between 0 and 1")
 
 
 def limits_sentences(limits: Limits | None, model_id: str) -> str:
