@@ -1,6 +1,6 @@
 """The limits of a model: what it was made from, and what it must not be used for, in plain words.
 
-They are `limits.json` of the model folder. Every place that shows a verdict shows them too, as one or two sentences.
+They are `limits.json` of the model folder. Every place that shows a verdict shows them too, as two or three sentences.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ class Limits:
     """The limits of a model, as the person who trained it states them."""
 
     made_from: str
-    """The pairs of the training, as they read after "was made from": `drawn pictures with texts from a grammar`."""
+    """The pictures or pairs of the training, as they read after "was made from": `drawn pictures`."""
     languages: tuple[str, ...] = ()
     """Languages of the texts, such as `English`; empty if nobody has said."""
     label_set: str = "dgm4"
@@ -33,13 +33,13 @@ class Limits:
 
     def sentences(self, model: str) -> str:
         """Return the limits as a person reads them, about the model with this name."""
-        languages = f" in {' and '.join(self.languages)}" if self.languages else ""
-        prevalence = "" if self.prevalence is None else f"; {100 * self.prevalence:.0f} % of them were manipulated"
-        labels = label_set(self.label_set).title
-        return (
-            f"{model} was made from {self.made_from}{languages}, with manipulations as in {labels}{prevalence}. "
-            f"Do not use it for {self.not_for}."
-        )
+        texts = f"texts in {' and '.join(self.languages)} and " if self.languages else ""
+        origin = f"{model} was made from {self.made_from}, with {texts}manipulations as in "
+        origin += f"{label_set(self.label_set).title}."
+        if self.prevalence is not None:
+            share = f"{100 * self.prevalence:.0f} %"
+            origin += f" {share} of the pairs were manipulated; where fewer are, more of the flagged pairs are wrong."
+        return f"{origin} Do not use it for {self.not_for}."
 
     def to_json(self) -> str:
         """Return the content of `limits.json`."""
