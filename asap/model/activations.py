@@ -41,10 +41,10 @@ class EarlyActivations:
 
 
 def _early_layers(encoder: nn.Module) -> Sequence[nn.Module]:
-    """Return the last three convolutions of a convolutional stem; else the patch embedding and the first block."""
+    """Return the last two convolutions of a convolutional stem; else the patch embedding and the first block."""
     embedding = cast("nn.Module", encoder.patch_embed)
     if isinstance(embedding, ConvStem):
-        return [layer for layer in embedding.proj if isinstance(layer, nn.ReLU)][-3:]
+        return [layer for layer in embedding.proj if isinstance(layer, nn.ReLU)][-2:]
     return [embedding, cast("nn.ModuleList", encoder.blocks)[0]]
 
 
@@ -52,8 +52,11 @@ def _collect(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> N
     """Append mean and standard deviation of each channel over the image, (B, 2 * C), if features are collected."""
     features = _collected.get()
     if features is not None:
-        channels_BCN = (output.flatten(2) if output.ndim == 4 else output.transpose(1, 2)).float()
-        features += [channels_BCN.mean(-1), channels_BCN.std(-1, correction=0)]
+        tokens_BNC = (output.permute(0, 2, 3, 1).flatten(1, 2) if output.ndim == 4 else output).float()
+        mean_BC = tokens_BNC.mean(1)
+        # The norm takes a third of the time of torch.var.
+        squares_BC = torch.linalg.vector_norm(tokens_BNC, dim=1).square() / tokens_BNC.shape[1]
+        features += [mean_BC, (squares_BC - mean_BC.square()).clamp(min=0).sqrt()]
 
 
 @contextmanager
