@@ -27,6 +27,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from asap.familiarity import Gaussian
+
 P_VALUE = 0.005
 BATCH = 32
 RIDGE = 1e-3
@@ -80,7 +82,7 @@ def features_of(paths: Sequence[Path], encoder: nn.Module, found: Features, side
     return {name: torch.cat([part[name] for part in parts]).double() for name in parts[0]}
 
 
-class Gaussian:
+class TiedGaussian:
     """The mean of rows and the inverse of their covariance, both of standardized columns."""
 
     def __init__(self, rows: Tensor, centers: Tensor | None = None) -> None:
@@ -97,16 +99,16 @@ class Gaussian:
 
 
 def mahalanobis(fit: Tensor, classes: Sequence[str]) -> Callable[[Tensor], Rows]:
-    """Return the strangeness by the distance to all pictures."""
-    return Gaussian(fit).distances
+    """Return the strangeness by the distance to all pictures, as `asap.familiarity` computes it."""
+    return Gaussian.fit(fit).strangeness
 
 
 def relative(fit: Tensor, classes: Sequence[str]) -> Callable[[Tensor], Rows]:
     """Return the strangeness by the distance to the nearest class, less that to all pictures."""
     members = {name: [row for row, other in enumerate(classes) if other == name] for name in sorted(set(classes))}
     means = {name: fit[rows].mean(0) for name, rows in members.items()}
-    within = Gaussian(fit, centers=torch.stack([means[name] for name in classes]))
-    everything = Gaussian(fit)
+    within = TiedGaussian(fit, centers=torch.stack([means[name] for name in classes]))
+    everything = TiedGaussian(fit)
 
     def strangeness(rows: Tensor) -> Rows:
         nearest = np.min([within.distances(rows, mean) for mean in means.values()], axis=0)
