@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
+
+from asap.labels import FLAGGED
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -15,12 +18,24 @@ if TYPE_CHECKING:
 Verdict = Literal["manipulated", "review", "authentic", "unfamiliar"]
 Box = tuple[float, float, float, float]
 """x0, y0, x1, y1 in pixels of the original image after EXIF rotation."""
+NO_EVIDENCE = "No type, word or box supports this verdict."
+"""The sentence that stands beside a verdict that `lacks_evidence`."""
 
 
 def score_text(score: float, digits: int = 2) -> str:
     """Return a probability as a person reads it: rounded, but below 1 never rounded up to 1."""
     text = f"{score:.{digits}f}"
     return f">{1 - 10**-digits:.{digits}f}" if score < 1 and float(text) >= 1 else text
+
+
+def lacks_evidence(
+    verdict: str | None,
+    flagged_types: Sequence[str] | None,
+    words: Sequence[object] | None,
+    box: Sequence[float] | None,
+) -> bool:
+    """Return True if a pair is flagged by its score alone, without any flagged type, word or box."""
+    return verdict in FLAGGED and not flagged_types and not words and box is None
 
 
 @dataclass(frozen=True)
