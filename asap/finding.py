@@ -38,6 +38,12 @@ def lacks_evidence(
     return verdict in FLAGGED and not flagged_types and not words and box is None
 
 
+def unfamiliar_reason(parts: Sequence[str]) -> str:
+    """Return why an unfamiliar pair was not judged, as a sentence about its parts, `image` and `text`."""
+    strange = " and ".join({"image": "picture", "text": "text"}[part] for part in parts) or "pair"
+    return f"Not judged: the model has seen nothing like this {strange}."
+
+
 @dataclass(frozen=True)
 class Pair:
     """An image and the text that goes with it."""
@@ -87,6 +93,8 @@ class Finding:
     """The same share for the picture alone."""
     familiarity_text: float | None = None
     """The same share for the text alone; None if a caption replaced a missing text."""
+    unfamiliar_parts: tuple[str, ...] = ()
+    """The parts, `image` and `text`, that are too strange to judge the pair; empty unless it is unfamiliar."""
     width: int | None = None
     """Width of the original image after EXIF rotation, in pixels."""
     height: int | None = None
@@ -101,6 +109,16 @@ class Finding:
     """What the model was made from and must not be used for, as a person reads it."""
     warnings: list[str] = field(default_factory=list)
     error: InputError | None = None
+
+    @property
+    def note(self) -> str:
+        """A sentence to show beside the verdict: why the pair was not judged, or that no evidence supports the verdict.
+
+        It is empty for all other findings.
+        """
+        if self.verdict == "unfamiliar":
+            return unfamiliar_reason(self.unfamiliar_parts)
+        return NO_EVIDENCE if lacks_evidence(self.verdict, self.flagged_types, self.words, self.box_px) else ""
 
     def to_dict(self) -> dict[str, Any]:
         """Return JSON-ready fields; an error becomes `error_code` and `error_detail`."""
