@@ -20,6 +20,8 @@ Box = tuple[float, float, float, float]
 """x0, y0, x1, y1 in pixels of the original image after EXIF rotation."""
 NO_EVIDENCE = "No type, word or box supports this verdict."
 """The sentence that stands beside a verdict that `lacks_evidence`."""
+NOT_JUDGED = "unfamiliar, not judged"
+"""The verdict `unfamiliar` as a headline."""
 
 
 def score_text(score: float, digits: int = 2) -> str:
