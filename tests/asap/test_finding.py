@@ -1,9 +1,10 @@
 import json
+import pickle
 
 import pytest
 
 from asap.errors import DecodeFailed
-from asap.finding import Finding, Word, lacks_evidence, score_text
+from asap.finding import NO_EVIDENCE, Finding, Word, lacks_evidence, score_text
 from asap.labels import FLAGGED, VERDICTS
 
 
@@ -23,7 +24,7 @@ def test_a_finding_becomes_json() -> None:
         "box_px": None, "raw_box_px": [1.0, 2.0, 3.5, 4.0],
         "words": [{"index": 1, "start": 4, "end": 9, "word": "happy", "score": 0.75}], "word_scores": [0.1, 0.75],
         "text_read": None, "familiarity": 0.4, "familiarity_image": 0.3, "familiarity_text": 0.6,
-        "familiarity_id": "f", "limits": "m was made from drawings.",
+        "unfamiliar_parts": [], "familiarity_id": "f", "limits": "m was made from drawings.",
         "width": 80, "height": 60, "image_sha256": "ab", "model_id": "m@1", "policy_id": "p",
         "warnings": ["a word was cut"], "error_code": None, "error_detail": None,
     }  # fmt: skip
@@ -75,3 +76,32 @@ def test_only_a_flagged_pair_can_lack_evidence(verdict: str) -> None:
 
 def test_a_pair_without_a_verdict_lacks_no_evidence() -> None:
     assert not lacks_evidence(None, [], [], None)
+
+
+@pytest.mark.parametrize(
+    ("parts", "reason"),
+    [
+        (("image",), "Not judged: the model has seen nothing like this picture."),
+        (("text",), "Not judged: the model has seen nothing like this text."),
+        (("image", "text"), "Not judged: the model has seen nothing like this picture and text."),
+        ((), "Not judged: the model has seen nothing like this pair."),
+    ],
+)
+def test_the_note_of_an_unfamiliar_pair_names_the_strange_part(parts: tuple[str, ...], reason: str) -> None:
+    assert Finding(verdict="unfamiliar", unfamiliar_parts=parts, model_id="m", policy_id="p").note == reason
+
+
+def test_the_note_of_a_judged_pair_says_only_that_evidence_is_missing() -> None:
+    assert Finding(verdict="review", model_id="m", policy_id="p").note == NO_EVIDENCE
+    assert Finding(verdict="review", flagged_types=["face_swap"], model_id="m", policy_id="p").note == ""
+    assert Finding(verdict="authentic", model_id="m", policy_id="p").note == ""
+    assert Finding(model_id="m", policy_id="p", error=DecodeFailed("broken")).note == ""
+
+
+def test_a_finding_of_an_earlier_version_can_be_read_after_pickling() -> None:
+    finding = Finding(verdict="authentic", score=0.1, model_id="m", policy_id="p")
+    newer = ("familiarity", "familiarity_image", "familiarity_text", "unfamiliar_parts", "familiarity_id", "limits")
+    for name in newer:
+        del finding.__dict__[name]
+    again = pickle.loads(pickle.dumps(finding))  # noqa: S301 - Ray does so between detectors and the API
+    assert again == Finding(verdict="authentic", score=0.1, model_id="m", policy_id="p")
