@@ -277,6 +277,7 @@ def test_a_verdict_without_evidence_says_so_and_has_the_limits(page: Page) -> No
 
 
 def test_a_users_own_picture_is_checked_with_the_keyboard_alone(page: Page, picture: Path) -> None:
+    page.server.detector.changes = {"verdict": "authentic", "flagged_types": [], "box_px": None}
     page.find("file").send_keys(str(picture))
     assert page.find("file").get_attribute("value").endswith("mine.jpg")
     page.find("text").send_keys("Two people meet", Keys.TAB, Keys.TAB)
@@ -287,7 +288,7 @@ def test_a_users_own_picture_is_checked_with_the_keyboard_alone(page: Page, pict
     page.server.detector.may_answer.set()
     page.wait(lambda: page.find("result").is_displayed())
     assert page.browser.switch_to.active_element == page.find("result")  # where a screen reader continues
-    assert "320 × 240" in page.find("where").text or page.find("where").text == "No face was flagged."
+    assert page.find("where").text == "No face was flagged."
 
 
 def test_a_screen_reader_gets_names_roles_and_status(page: Page) -> None:
