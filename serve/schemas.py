@@ -6,7 +6,7 @@ from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from asap.finding import Finding
+from asap.finding import Finding, Verdict
 from asap.labels import TYPES
 
 EXAMPLE_TEXT = "A smiling minister opens the bridge"
@@ -113,7 +113,7 @@ class Detection(BaseModel):
     id: str = Field(description="The id of the request, which the server's log has too.")
     model_id: str
     policy_id: str
-    verdict: Literal["manipulated", "review", "authentic", "unfamiliar"] = Field(
+    verdict: Verdict = Field(
         description="`unfamiliar` says that the model has seen nothing like the pair, so it was not judged: its score "
         "and its types mean nothing, and it counts neither as authentic nor as flagged."
     )
