@@ -108,7 +108,7 @@ class Finding:
     familiarity_id: str | None = None
     """The id of the model's familiarity file; None if it has none."""
     limits: str = ""
-    """What the model was made from and must not be used for, as a person reads it."""
+    """The limits of the model as a person reads them: its origin, and the uses that are ruled out."""
     warnings: list[str] = field(default_factory=list)
     error: InputError | None = None
 
