@@ -14,7 +14,7 @@ _FAMILIARITY_ID = (
     "The id of the file that says what the model's own pairs look like. Null if the model has none: it then judges "
     "every pair, also those that are like nothing it has seen."
 )
-_LIMITS = "What the model was made from and must not be used for, in one or two sentences. Show it beside a verdict."
+_LIMITS = "What the model was made from and must not be used for, in two or three sentences. Show it beside a verdict."
 
 
 class DetectRequest(BaseModel):

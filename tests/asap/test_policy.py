@@ -51,6 +51,25 @@ def test_a_box_is_reported_only_if_an_image_type_is_flagged(flagged: list[str], 
 
 
 @pytest.mark.parametrize(
+    ("familiarity", "parts"),
+    [
+        ((0.009, 0.005, 0.5), ("image",)),
+        ((0.009, 0.5, 0.009), ("text",)),
+        ((0.009, 0.005, 0.001), ("image", "text")),
+        ((0.009, 0.009, None), ("image",)),
+        ((0.01, 0.005, 0.5), ()),
+        ((None, None, None), ()),
+    ],
+)
+def test_the_strange_parts_of_an_unfamiliar_pair_are_below_the_threshold(
+    familiarity: tuple[float | None, float | None, float | None], parts: tuple[str, ...]
+) -> None:
+    policy = Policy(unfamiliar=0.01)
+    assert policy.unfamiliar_parts(*familiarity) == parts
+    assert (policy.verdict(0.9, familiarity[0]) == "unfamiliar") == bool(parts)
+
+
+@pytest.mark.parametrize(
     ("changes", "message"),
     [
         ({"manipulated": 1.1}, "threshold manipulated 1.1 is not a probability"),
@@ -104,10 +123,7 @@ def test_a_saved_policy_loads_again(tmp_path: Path) -> None:
     ("content", "reason"),
     [
         ("", "it is not JSON, .*Create one with `asap calibrate`, or copy policy.json"),
-        (
-            "[]",
-            r"it has no fields, known are \['manipulated', 'review', 'types', 'word', 'unfamiliar', 'calibration'\]",
-        ),
+        ("[]", r"it has no fields, known are .*'word', 'unfamiliar', 'calibration'"),
         ("null", "it has no fields"),
         ('{"threshold": 0.5}', r"it has the unknown fields \['threshold'\]"),
         ('{"manipulated": 7}', "manipulated 7 is not a probability"),
@@ -126,22 +142,3 @@ def test_a_file_that_is_not_a_policy_is_refused_by_name(tmp_path: Path, content:
 def test_a_missing_policy_is_reported_by_name(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"policy file .*policy\.json cannot be used"):
         Policy.load(tmp_path / "policy.json")
-
-
-@pytest.mark.parametrize(
-    ("familiarity", "parts"),
-    [
-        ((0.009, 0.005, 0.5), ("image",)),
-        ((0.009, 0.5, 0.009), ("text",)),
-        ((0.009, 0.005, 0.001), ("image", "text")),
-        ((0.009, 0.009, None), ("image",)),
-        ((0.01, 0.005, 0.5), ()),
-        ((None, None, None), ()),
-    ],
-)
-def test_the_strange_parts_of_an_unfamiliar_pair_are_below_the_threshold(
-    familiarity: tuple[float | None, float | None, float | None], parts: tuple[str, ...]
-) -> None:
-    policy = Policy(unfamiliar=0.01)
-    assert policy.unfamiliar_parts(*familiarity) == parts
-    assert (policy.verdict(0.9, familiarity[0]) == "unfamiliar") == bool(parts)
