@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
+
+from asap.labels import FLAGGED
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -15,12 +18,32 @@ if TYPE_CHECKING:
 Verdict = Literal["manipulated", "review", "authentic", "unfamiliar"]
 Box = tuple[float, float, float, float]
 """x0, y0, x1, y1 in pixels of the original image after EXIF rotation."""
+NO_EVIDENCE = "No type, word or box supports this verdict."
+"""The sentence that stands beside a verdict that `lacks_evidence`."""
+NOT_JUDGED = "unfamiliar, not judged"
+"""The verdict `unfamiliar` as a headline."""
 
 
 def score_text(score: float, digits: int = 2) -> str:
     """Return a probability as a person reads it: rounded, but below 1 never rounded up to 1."""
     text = f"{score:.{digits}f}"
     return f">{1 - 10**-digits:.{digits}f}" if score < 1 and float(text) >= 1 else text
+
+
+def lacks_evidence(
+    verdict: str | None,
+    flagged_types: Sequence[str] | None,
+    words: Sequence[object] | None,
+    box: Sequence[float] | None,
+) -> bool:
+    """Return True if a pair is flagged by its score alone, without any flagged type, word or box."""
+    return verdict in FLAGGED and not flagged_types and not words and box is None
+
+
+def unfamiliar_reason(parts: Sequence[str]) -> str:
+    """Return why an unfamiliar pair was not judged, as a sentence about its parts, `image` and `text`."""
+    strange = " and ".join({"image": "picture", "text": "text"}[part] for part in parts) or "pair"
+    return f"Not judged: the model has seen nothing like this {strange}."
 
 
 @dataclass(frozen=True)
@@ -72,6 +95,8 @@ class Finding:
     """The same share for the picture alone."""
     familiarity_text: float | None = None
     """The same share for the text alone; None if a caption replaced a missing text."""
+    unfamiliar_parts: tuple[str, ...] = ()
+    """The parts, `image` and `text`, that are too strange to judge the pair; empty unless it is unfamiliar."""
     width: int | None = None
     """Width of the original image after EXIF rotation, in pixels."""
     height: int | None = None
@@ -86,6 +111,16 @@ class Finding:
     """The limits of the model as a person reads them: its origin, and the uses that are ruled out."""
     warnings: list[str] = field(default_factory=list)
     error: InputError | None = None
+
+    @property
+    def note(self) -> str:
+        """A sentence to show beside the verdict: why the pair was not judged, or that no evidence supports the verdict.
+
+        It is empty for all other findings.
+        """
+        if self.verdict == "unfamiliar":
+            return unfamiliar_reason(self.unfamiliar_parts)
+        return NO_EVIDENCE if lacks_evidence(self.verdict, self.flagged_types, self.words, self.box_px) else ""
 
     def to_dict(self) -> dict[str, Any]:
         """Return JSON-ready fields; an error becomes `error_code` and `error_detail`."""

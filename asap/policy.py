@@ -74,6 +74,20 @@ class Policy:
             return "manipulated"
         return "review" if score >= self.review else "authentic"
 
+    def unfamiliar_parts(self, familiarity: float | None, image: float | None, text: float | None) -> tuple[str, ...]:
+        """Return the parts, `image` and `text`, that make a pair unfamiliar; none if the pair is familiar.
+
+        Args:
+            familiarity: familiarity of the pair, which alone decides whether it is unfamiliar.
+            image: familiarity of the picture.
+            text: familiarity of the text; None if a caption replaced a missing text.
+        """
+        if familiarity is None or familiarity >= self.unfamiliar:
+            return ()
+        # The familiarity of a pair is never below both of its parts', so at least one of them is below the threshold.
+        parts = {"image": image, "text": text}
+        return tuple(name for name, value in parts.items() if value is not None and value < self.unfamiliar)
+
     def flagged_types(self, types: Mapping[str, float | None]) -> list[str]:
         """Return the types whose probability reaches its threshold, in the published order; None never does."""
         return [name for name in TYPES if (value := types[name]) is not None and value >= self.types[name]]

@@ -351,6 +351,7 @@ class Predictor:
             familiarity=familiarity and familiarity.pair,
             familiarity_image=familiarity and familiarity.image,
             familiarity_text=familiarity and familiarity.text,
+            unfamiliar_parts=self.policy.unfamiliar_parts(*(familiarity or (None, None, None))),
             **apply_policy(
                 self.policy,
                 score=score,

@@ -8,14 +8,16 @@ from __future__ import annotations
 
 import math
 import re
+import textwrap
 import unicodedata
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 from markupsafe import Markup
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
-from asap.finding import Box, Finding, Word, score_text
+from asap.finding import NOT_JUDGED, Box, Finding, Word, score_text
 from asap.labels import IMAGE_TYPES
 
 Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
@@ -31,6 +33,7 @@ VERDICT_COLORS: dict[str | None, Color] = {
     "manipulated": (200, 44, 28),
     "review": (158, 98, 0),
     "authentic": (15, 112, 104),
+    "unfamiliar": (71, 96, 122),
     None: QUIET,
 }
 LEVEL_EDGES = (0.6, 0.75, 0.9)
@@ -44,6 +47,8 @@ A smaller image is enlarged until its longer side has this length.
 """
 MAX_LINES = 14
 """Lines of text in the strip; the words after them are counted, not drawn."""
+_MAX_LIMITS_CHARS = 800
+"""Characters of the model's id and limits in the strip."""
 
 
 def segments(text: str, words: Sequence[Word] | None) -> list[Piece]:
@@ -86,7 +91,8 @@ def draw_evidence(
 ) -> Image.Image:
     """Return a new RGB image with the face box and its types, and a strip of evidence below it.
 
-    The strip holds the verdict, the score, the types, and the text with its flagged words.
+    The strip holds the verdict, the score, the types, the text with its flagged words, and the limits of the model. A
+    pair that was not judged has the reason instead of score and types.
 
     Args:
         image: the image, upright (EXIF rotation applied). It may be smaller than the original: the box is scaled from
@@ -195,34 +201,74 @@ def _plate(picture: Image.Image, box: tuple[int, int, int, int], radius: int, co
 # The strip below the image.
 
 
+class _Paragraph(NamedTuple):
+    """Lines of the strip in one size and color."""
+
+    lines: list[list[list[Piece]]]
+    face: Font
+    points: int
+    ink: Color = INK
+    right_to_left: bool = False
+
+    @property
+    def row(self) -> int:
+        """The height of a line."""
+        return round(self.points * 1.75)
+
+    @property
+    def height(self) -> int:
+        """The height of all lines."""
+        return self.row * len(self.lines)
+
+
 def _strip(finding: Finding, text: str, width: int, font: Path | None) -> Image.Image:
-    """Draw rows of chips with verdict, score and types, and the marked text below."""
+    """Draw rows of chips with verdict, score and types, and below them the note, the marked text and the limits."""
     width = max(width, MIN_WIDTH)  # a tall narrow image stays narrower than its strip
     points = min(40, max(16, round(width / 34)))
-    pad, row = round(points * 1.1), round(points * 1.75)
-    face = _face(points, font)
+    pad = round(points * 1.1)
     chips = _wrapped_chips(finding, points, width - 2 * pad)
-    lines = _wrapped_text(segments(text, finding.words), face, width - 2 * pad, font)
     # The first letter with a direction decides the direction of the text, as in Unicode's bidirectional algorithm.
     directions = (unicodedata.bidirectional(character) for character in text)
     right_to_left = next((kind in ("R", "AL") for kind in directions if kind in ("L", "R", "AL")), False)
-    chip_row = round(points * 1.85)
-    strip = Image.new("RGB", (width, 2 * pad + chip_row * len(chips) + row * len(lines)), PAPER)
+
+    def wrapped(pieces: list[Piece], size: float, ink: Color, right_to_left: bool = False) -> _Paragraph:
+        face = _face(round(size), font)
+        return _Paragraph(_wrapped_text(pieces, face, width - 2 * pad, font), face, round(size), ink, right_to_left)
+
+    about = textwrap.shorten(f"Model {finding.model_id}. {finding.limits}", _MAX_LIMITS_CHARS, placeholder=" …")
+    paragraphs = [
+        wrapped([(finding.note, None)], points * 0.86, INK),
+        wrapped(segments(text, finding.words), points, INK, right_to_left),
+        wrapped([(about, None)], max(12, points * 0.66), QUIET),
+    ]
+    paragraphs = [paragraph for paragraph in paragraphs if paragraph.lines]
+
+    # Each paragraph is set off from the one before it by a gap.
+    chip_row, gap = round(points * 1.85), round(points * 0.35)
+    height = 2 * pad + chip_row * len(chips) + sum(paragraph.height + gap for paragraph in paragraphs) - gap
+    strip = Image.new("RGB", (width, height), PAPER)
     for number, chips_of_row in enumerate(chips):
         x = pad
         for chip in chips_of_row:
             strip.paste(chip, (x, pad + chip_row * number), chip)
             x += chip.width + round(points * 0.5)
     top = pad + chip_row * len(chips)
-    for number, line in enumerate(lines):
-        _draw_line(strip, line, face, pad, top + row * (number + 0.5), points, right_to_left=right_to_left)
+    for paragraph in paragraphs:
+        for number, line in enumerate(paragraph.lines):
+            _draw_line(strip, line, paragraph, pad, top + paragraph.row * (number + 0.5))
+        top += paragraph.height + gap
     return strip
 
 
 def _wrapped_chips(finding: Finding, points: int, width: int) -> list[list[Image.Image]]:
     """Return rows of chips no wider than `width`: the verdict with its score first, then each flagged type."""
     score = "" if finding.score is None else f" {score_text(finding.score)}"
-    headline = f"{finding.verdict}{score}" if finding.verdict else f"not analyzed: {finding.error or 'unknown error'}"
+    if finding.verdict == "unfamiliar":
+        headline = NOT_JUDGED
+    elif finding.verdict:
+        headline = f"{finding.verdict}{score}"
+    else:
+        headline = f"not analyzed: {finding.error or 'unknown error'}"
     small = round(points * 0.86)
     face = _face(small)
     while len(headline) > 1 and face.getlength(headline) > width - 2 * small:
@@ -290,11 +336,10 @@ def _length(token: list[Piece], face: Font) -> float:
     return sum(face.getlength(piece) for piece, _ in token)
 
 
-def _draw_line(
-    strip: Image.Image, line: list[list[Piece]], face: Font, pad: int, middle: float, points: int, right_to_left: bool
-) -> None:
+def _draw_line(strip: Image.Image, line: list[list[Piece]], style: _Paragraph, pad: int, middle: float) -> None:
     """Draw one line of text, with a plate behind each flagged word, from the side where its script begins."""
     draw = ImageDraw.Draw(strip)
+    face, points, right_to_left = style.face, style.points, style.right_to_left
     x = float(strip.width - pad if right_to_left else pad)
     for token in line:
         for piece, word in token:
@@ -304,7 +349,7 @@ def _draw_line(
                 box = (round(left - points * 0.15), round(middle - points * 0.72),
                        round(left + advance + points * 0.15), round(middle + points * 0.72))  # fmt: skip
                 _plate(strip, box, round(points * 0.28), LEVEL_COLORS[level(word.score) - 1])
-            draw.text((left, middle), piece, fill=INK, font=face, anchor="lm")
+            draw.text((left, middle), piece, fill=style.ink, font=face, anchor="lm")
             x = left if right_to_left else left + advance
         x += -_space(face) if right_to_left else _space(face)
 

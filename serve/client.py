@@ -17,6 +17,8 @@ _TRIES = 5
 _TIMEOUT_S = 60
 _QUOTED_CHARS = 200
 """Characters that are quoted of a response that is not JSON."""
+_NEWER = ("text_read", "familiarity", "familiarity_image", "familiarity_text", "familiarity_id", "limits")
+"""Fields of a response that a server of an earlier version does not send."""
 
 
 class ServerError(AsapError):
@@ -78,8 +80,12 @@ def read_image(path: str) -> bytes:
 
 
 def finding_of(answer: dict[str, Any]) -> Finding:
-    """Return the API's response as a `Finding`. The API does not return `raw_box_px` and `word_scores`."""
+    """Return the API's response as a `Finding`. The API does not return `raw_box_px` and `word_scores`.
+
+    A server of an earlier version lacks the newer fields, which get the defaults of a `Finding`.
+    """
     evidence, box = answer["evidence"], answer["evidence"]["box_px"]
+    newer = {name: answer[name] for name in _NEWER if name in answer}
     return Finding(
         verdict=answer["verdict"],
         score=answer["score"],
@@ -88,11 +94,12 @@ def finding_of(answer: dict[str, Any]) -> Finding:
         box_px=(box["x0"], box["y0"], box["x1"], box["y1"]) if box else None,
         words=[Word(**word) for word in evidence["words"]],
         word_scores=None,
-        text_read=answer.get("text_read"),  # a server of an earlier version has none
+        unfamiliar_parts=tuple(answer.get("unfamiliar_parts", ())),
         width=answer["input"]["width"],
         height=answer["input"]["height"],
         image_sha256=answer["input"]["sha256"],
         model_id=answer["model_id"],
         policy_id=answer["policy_id"],
         warnings=answer["warnings"],
+        **newer,
     )

@@ -6,10 +6,15 @@ from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from asap.finding import Finding
+from asap.finding import Finding, Verdict
 from asap.labels import TYPES
 
 EXAMPLE_TEXT = "A smiling minister opens the bridge"
+_FAMILIARITY_ID = (
+    "The id of the file that says what the model's own pairs look like. Null if the model has none: it then judges "
+    "every pair, also those that are like nothing it has seen."
+)
+_LIMITS = "What the model was made from and must not be used for, in two or three sentences. Show it beside a verdict."
 
 
 class DetectRequest(BaseModel):
@@ -78,11 +83,19 @@ class WordScore(BaseModel):
 
 
 class Evidence(BaseModel):
-    """The face box, which is present only if an image type is flagged, and the flagged words."""
+    """The face box, which is present only if an image type is flagged, and the flagged words.
+
+    An unfamiliar pair has neither.
+    """
 
     box_px: BoxPixels | None
     box: BoxShares | None
     words: list[WordScore]
+    note: str = Field(
+        "",
+        description="A sentence to show beside the verdict: why the pair was not judged, or that no type, word or box "
+        "supports the verdict. Empty for all other pairs.",
+    )
     image: str | None = Field(description="With ?evidence=image: a data: URL of a JPEG, the picture with its box.")
 
 
@@ -100,14 +113,35 @@ class Detection(BaseModel):
     id: str = Field(description="The id of the request, which the server's log has too.")
     model_id: str
     policy_id: str
-    verdict: Literal["manipulated", "review", "authentic"]
-    score: float = Field(ge=0, le=1, description="The model's probability that the pair was manipulated.")
+    verdict: Verdict = Field(
+        description="`unfamiliar` says that the model has seen nothing like the pair, so it was not judged: its score "
+        "and its types mean nothing, and it counts neither as authentic nor as flagged."
+    )
+    score: float = Field(
+        ge=0,
+        le=1,
+        description="The model's probability that the pair was manipulated. It means nothing for an unfamiliar pair.",
+    )
     types: dict[Literal["face_swap", "face_attribute", "text_swap", "text_attribute"], TypeScore]
     evidence: Evidence
     input: Input
     text_read: float | None = Field(
         None, ge=0, le=1, description="The share of the text's characters that the model reads."
     )
+    familiarity: float | None = Field(
+        None,
+        ge=0,
+        le=1,
+        description="The share of the model's own held-out pairs that are at least as strange as this pair. Below the "
+        "threshold `unfamiliar` of the model, the verdict is `unfamiliar`. Null if the model does not know its pairs.",
+    )
+    familiarity_image: float | None = Field(None, ge=0, le=1, description="The same share for the picture alone.")
+    familiarity_text: float | None = Field(None, ge=0, le=1, description="The same share for the text alone.")
+    unfamiliar_parts: list[Literal["image", "text"]] = Field(
+        default=[], description="The parts that make the pair unfamiliar; empty for any other verdict."
+    )
+    familiarity_id: str | None = Field(None, description=_FAMILIARITY_ID)
+    limits: str = Field("", description=_LIMITS)
     warnings: list[str]
     timings: dict[str, float] = Field(
         description="Milliseconds by step: read, fetch, decode, detect (with waiting), draw, total."
@@ -149,8 +183,18 @@ class ModelCard(BaseModel):
     model_id: str
     policy_id: str
     image_size: int = Field(description="Side, in pixels, of the square input of the model.")
-    thresholds: dict[str, float]
+    thresholds: dict[str, float] = Field(
+        description="The scores from which a pair, a type or a word is flagged, and `unfamiliar`: the familiarity "
+        "below which a pair is not judged."
+    )
     calibrated: bool = Field(description="True if the thresholds were calibrated, false if they were merely chosen.")
+    familiarity_id: str | None = Field(None, description=_FAMILIARITY_ID)
+    limits: str = Field("", description=_LIMITS)
+
+    def __setstate__(self, state: dict[Any, Any]) -> None:
+        """Restore a card from another process. One of an earlier version lacks fields, which get their defaults."""
+        newer = {"familiarity_id": None, "limits": ""}
+        super().__setstate__(state | {"__dict__": newer | state["__dict__"]})
 
 
 class ModelList(BaseModel):
@@ -190,9 +234,15 @@ def detection(request_id: str, finding: Finding, timings: dict[str, float], imag
         "verdict": finding.verdict,
         "score": finding.score,
         "types": types,
-        "evidence": Evidence(box_px=box, box=fractions, words=words, image=image),
+        "evidence": Evidence(box_px=box, box=fractions, words=words, note=finding.note, image=image),
         "input": {"sha256": finding.image_sha256, "width": finding.width, "height": finding.height},
         "text_read": finding.text_read,
+        "familiarity": finding.familiarity,
+        "familiarity_image": finding.familiarity_image,
+        "familiarity_text": finding.familiarity_text,
+        "unfamiliar_parts": finding.unfamiliar_parts,
+        "familiarity_id": finding.familiarity_id,
+        "limits": finding.limits,
         "warnings": finding.warnings,
         "timings": {name: round(value, 2) for name, value in timings.items()},
     })  # fmt: skip

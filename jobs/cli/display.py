@@ -15,7 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from asap.evaluation.table import CLASS_COLUMNS, class_rows, task_rows
-from asap.finding import Finding, score_text
+from asap.finding import NOT_JUDGED, Finding, score_text
 from asap.render import LEVEL_COLORS, level, segments
 from asap.training.objective import LOSS_NAMES
 
@@ -28,7 +28,10 @@ _LINE_WIDTH = 100
 _PLAIN: dict[str, Any] = {
     "title_justify": "left", "box": SIMPLE_HEAD, "show_edge": False, "pad_edge": False, "collapse_padding": True,
 }  # fmt: skip
-_VERDICT_STYLES = {"manipulated": "bold white on red", "review": "bold black on yellow", "authentic": "bold green"}
+_VERDICT_STYLES = {
+    "manipulated": "bold white on red", "review": "bold black on yellow", "authentic": "bold green",
+    "unfamiliar": "bold white on rgb(71,96,122)",
+}  # fmt: skip
 
 
 def print_plain(console: Console, text: str) -> None:
@@ -276,11 +279,19 @@ def calibration_table(thresholds: dict[str, dict[str, Any]]) -> Table:
 
 
 def show_finding(finding: Finding, text: str | None) -> Group:
-    """Return a finding as lines: verdict and score, types, face box, and the text with its flagged words marked."""
+    """Return a finding as lines: verdict and score, types, face box, and the text with its flagged words marked.
+
+    An unfamiliar pair has no score and no types here: they mean nothing.
+    """
     verdict = finding.verdict or "unknown"
-    score = "" if finding.score is None else f"  score {score_text(finding.score, 3)}"
-    headline = Text.assemble((f" {verdict} ", _VERDICT_STYLES.get(verdict, "")), score)
-    lines: list[Text | Table] = [headline, _types(finding)]
+    style = _VERDICT_STYLES.get(verdict, "")
+    lines: list[Text | Table]
+    if verdict == "unfamiliar":
+        lines = [Text(f" {NOT_JUDGED} ", style), Text(finding.note)]
+    else:
+        score = "" if finding.score is None else f"  score {score_text(finding.score, 3)}"
+        lines = [Text.assemble((f" {verdict} ", style), score), _types(finding)]
+        lines += [Text(finding.note)] if finding.note else []
     if finding.box_px is not None:
         x0, y0, x1, y1 = finding.box_px
         size = f"{finding.width} x {finding.height} px"
@@ -288,6 +299,7 @@ def show_finding(finding: Finding, text: str | None) -> Group:
     if text:
         lines.append(_marked(text, finding))
     lines += [Text(f"note  {warning}", style="dim") for warning in finding.warnings]
+    lines += [Text(finding.limits, style="dim")] if finding.limits else []
     lines.append(Text(f"model {finding.model_id}, policy {finding.policy_id}", style="dim"))
     return Group(*lines)
 

@@ -25,6 +25,9 @@ _READY_WITHIN_S = 2.0
 _MAX_PREPARATIONS = 5
 """Times that a picture is prepared at most. While one model replaces another of another input size, both answer."""
 
+_IDENTITY = ("model_id", "policy_id", "familiarity_id", "limits")
+"""Fields that a finding and the card of its model share."""
+
 
 class DetectorBackend(Protocol):
     """A detector of prepared pairs: a Ray Serve deployment or, in tests, a predictor in this process."""
@@ -42,13 +45,15 @@ class DetectorBackend(Protocol):
 def card(predictor: Predictor) -> ModelCard:
     """Return the card of a predictor's model."""
     policy = predictor.policy
-    thresholds = {"manipulated": policy.manipulated, "review": policy.review, "word": policy.word} | policy.types
+    thresholds = {name: getattr(policy, name) for name in ("manipulated", "review", "word", "unfamiliar")}
     return ModelCard(
         model_id=predictor.model_id,
         policy_id=policy.policy_id,
         image_size=predictor.image_size,
-        thresholds=thresholds,
+        thresholds=thresholds | policy.types,
         calibrated=policy.calibration is not None,
+        familiarity_id=predictor.familiarity.familiarity_id if predictor.familiarity else None,
+        limits=predictor.limits,
     )
 
 
@@ -109,7 +114,10 @@ class Service:
             )
         except InputError as error:
             model = await self.about()
-            return Finding(model_id=model.model_id, policy_id=model.policy_id, error=error)
+            return Finding(
+                model_id=model.model_id, policy_id=model.policy_id, familiarity_id=model.familiarity_id,
+                limits=model.limits, error=error,
+            )  # fmt: skip
 
     async def _detect_prepared(
         self, prepare: Callable[[int], Awaitable[PreparedImage]], text: str | None, timings: Timings
@@ -123,7 +131,7 @@ class Service:
             if isinstance(found, ModelCard):  # the model was replaced: prepare the picture in the new size
                 self._card = found
                 continue
-            if (found.model_id, found.policy_id) != (model.model_id, model.policy_id):
+            if any(getattr(found, name) != getattr(model, name) for name in _IDENTITY):
                 self._card = None  # another model answers now, so its card is requested again
             return found
         raise NotReady("the model is being replaced")

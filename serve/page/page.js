@@ -153,14 +153,22 @@ const MEANINGS = {
 /** A probability as a person reads it: below 1 never rounded up to 1. */
 const scoreText = (score) => (score < 1 && score.toFixed(2) === "1.00" ? ">0.99" : score.toFixed(2));
 
+/** The model's scores mean nothing for a pair that it did not judge, so they are not shown. */
+const isJudged = ({ verdict }) => verdict !== "unfamiliar";
+
 const fill = (detection, picture, text) => {
-  const { verdict, score } = detection;
-  find("verdict").textContent = verdict;
+  const { verdict, score, evidence } = detection;
+  const note = evidence.note ?? ""; // processes of an earlier version, which answer during an update, send none
+  find("verdict").textContent = isJudged(detection) ? verdict : "unfamiliar, not judged";
   find("verdict").className = verdict;
-  find("meaning").textContent = `Score ${scoreText(score)}: the model's probability that the pair was ` +
-    `manipulated. It is ${MEANINGS[verdict]}`;
+  find("meaning").textContent = isJudged(detection)
+    ? `Score ${scoreText(score)}: the model's probability that the pair was manipulated. It is ${MEANINGS[verdict]}`
+    : `${note} It may be genuine, and it may be manipulated.`;
+  find("unsupported").textContent = isJudged(detection) ? note : "";
+  find("limits").textContent = detection.limits ?? "";
+  find("scores").hidden = !isJudged(detection);
   showPicture(detection, picture);
-  showText(detection.evidence.words, text);
+  showText(detection, text);
   showTypes(detection.types);
   find("warnings").replaceChildren();
   for (const warning of detection.warnings) make("li", warning, find("warnings"));
@@ -168,22 +176,24 @@ const fill = (detection, picture, text) => {
   find("about").textContent = `Model ${model}, policy ${policy}, ${Math.round(timings.total)} ms, request ${id}`;
 };
 
-const reveal = ({ verdict, score }) => {
+const reveal = (detection) => {
   find("result").hidden = false;
-  setStatus(`${verdict}, score ${scoreText(score)}`, { hidden: true });
+  const heard = isJudged(detection) ? `, score ${scoreText(detection.score)}` : "";
+  setStatus(`${find("verdict").textContent}${heard}`, { hidden: true });
   find("result").focus({ preventScroll: true });
   const isCalm = matchMedia("(prefers-reduced-motion: reduce)").matches;
   find("result").scrollIntoView({ behavior: isCalm ? "auto" : "smooth", block: "start" });
 };
 
-const showPicture = ({ evidence, input }, picture) => {
+const showPicture = (detection, picture) => {
+  const { evidence, input } = detection;
   URL.revokeObjectURL(shown);
   shown = URL.createObjectURL(picture);
   const { box, box_px: pixels, image: drawn } = evidence; // `drawn` comes from the server and has the box on it
   find("picture").src = drawn ?? shown;
   find("picture").alt = "The picture that was checked";
   find("box").hidden = !box || Boolean(drawn);
-  if (!box) { find("where").textContent = "No face was flagged."; return; }
+  if (!box) { find("where").textContent = isJudged(detection) ? "No face was flagged." : ""; return; }
   const style = find("box").style;
   style.left = `${100 * box.x0}%`;
   style.top = `${100 * box.y0}%`;
@@ -194,7 +204,8 @@ const showPicture = ({ evidence, input }, picture) => {
     `of ${input.width} × ${input.height} pixels.`;
 };
 
-const showText = (words, text) => {
+const showText = (detection, text) => {
+  const { words } = detection.evidence;
   const characters = Array.from(text); // offsets count code points, not UTF-16 units
   const piece = (start, end) => characters.slice(start, end).join("").replaceAll("\r\n", "\n");
   const marked = find("marked");
@@ -209,7 +220,8 @@ const showText = (words, text) => {
   }
   marked.append(piece(cursor));
   const listed = words.map((word) => `${word.word} ${scoreText(word.score)}`).join(", ");
-  find("words").textContent = words.length ? `Flagged words: ${listed}` : "No word was flagged.";
+  const none = isJudged(detection) ? "No word was flagged." : "";
+  find("words").textContent = words.length ? `Flagged words: ${listed}` : none;
 };
 
 const showTypes = (types) => {

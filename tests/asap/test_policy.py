@@ -51,6 +51,25 @@ def test_a_box_is_reported_only_if_an_image_type_is_flagged(flagged: list[str], 
 
 
 @pytest.mark.parametrize(
+    ("familiarity", "parts"),
+    [
+        ((0.009, 0.005, 0.5), ("image",)),
+        ((0.009, 0.5, 0.009), ("text",)),
+        ((0.009, 0.005, 0.001), ("image", "text")),
+        ((0.009, 0.009, None), ("image",)),
+        ((0.01, 0.005, 0.5), ()),
+        ((None, None, None), ()),
+    ],
+)
+def test_the_strange_parts_of_an_unfamiliar_pair_are_below_the_threshold(
+    familiarity: tuple[float | None, float | None, float | None], parts: tuple[str, ...]
+) -> None:
+    policy = Policy(unfamiliar=0.01)
+    assert policy.unfamiliar_parts(*familiarity) == parts
+    assert (policy.verdict(0.9, familiarity[0]) == "unfamiliar") == bool(parts)
+
+
+@pytest.mark.parametrize(
     ("changes", "message"),
     [
         ({"manipulated": 1.1}, "threshold manipulated 1.1 is not a probability"),

@@ -9,16 +9,18 @@ from itertools import product
 
 import numpy as np
 import pytest
-from PIL import Image, ImageChops, ImageFont
+from PIL import Image, ImageChops, ImageDraw, ImageFont
 
 from asap import render
 from asap.errors import DecodeFailed
-from asap.finding import Finding, Word
+from asap.finding import NO_EVIDENCE, Finding, Word
+from asap.labels import VERDICTS
 from asap.render import (
     INK,
     LEVEL_COLORS,
     MIN_WIDTH,
     PAPER,
+    QUIET,
     VERDICT_COLORS,
     WHITE,
     draw_evidence,
@@ -238,10 +240,10 @@ def test_nothing_is_marked_if_no_word_is_flagged(words):
     assert not any(len(pixels_of(drawn, color)) for color in LEVEL_COLORS)
 
 
-@pytest.mark.parametrize("verdict", ["manipulated", "review", "authentic"])
+@pytest.mark.parametrize("verdict", VERDICTS)
 def test_the_verdict_is_shown_in_its_color(verdict):
     drawn = draw_evidence(plain(), finding(verdict=verdict, box_px=None), "text")
-    present = {name for name in VERDICT_COLORS if len(pixels_of(drawn, VERDICT_COLORS[name])) > 50}
+    present = {name for name in VERDICTS if len(pixels_of(drawn, VERDICT_COLORS[name])) > 50}
     assert present == {verdict}
 
 
@@ -305,9 +307,54 @@ def test_the_callers_font_draws_the_text_unchanged(tmp_path):
         draw_evidence(plain(), finding(), "text", font=tmp_path / "none.ttf")
 
 
+@pytest.fixture
+def drawn_words(monkeypatch) -> list[str]:
+    """Collect every piece of text that is drawn."""
+    drawn: list[str] = []
+    draw = ImageDraw.ImageDraw.text
+
+    def text(self, position, text, **more):
+        drawn.append(text)
+        draw(self, position, text, **more)
+
+    monkeypatch.setattr(ImageDraw.ImageDraw, "text", text)
+    return drawn
+
+
+def test_the_strip_ends_with_the_model_and_its_limits(drawn_words):
+    limits = "asap-demo was made from drawn pictures. Do not use it for anything else."
+    draw_evidence(plain(), finding(model_id="asap-demo@1", limits=limits), "A gleeful mayor")
+    assert " ".join(drawn_words).endswith(f"A gleeful mayor Model asap-demo@1. {limits}")
+
+
+def test_an_unfamiliar_pair_has_neither_box_nor_marks_nor_score_but_the_reason(drawn_words):
+    strange = finding(
+        verdict="unfamiliar", flagged_types=[], box_px=None, raw_box_px=(100.0, 80.0, 180.0, 190.0),
+        unfamiliar_parts=("image", "text"),
+    )  # fmt: skip
+    drawn = draw_evidence(plain(), strange, "A gleeful mayor")
+    assert drawn_words[0] == "unfamiliar, not judged"
+    assert "Not judged: the model has seen nothing like this picture and text." in " ".join(drawn_words)
+    assert "0.97" not in " ".join(drawn_words)
+    assert not any(len(pixels_of(drawn, color)) for color in (*LEVEL_COLORS, RED))
+
+
+@pytest.mark.parametrize(("words", "is_said"), [([], True), ([Word(0, 0, 1, "A", 0.9)], False)])
+def test_a_verdict_without_evidence_says_so(drawn_words, words, is_said):
+    draw_evidence(plain(), finding(flagged_types=[], box_px=None, words=words), "A gleeful mayor")
+    assert (NO_EVIDENCE in " ".join(drawn_words)) is is_said
+
+
+def test_long_limits_make_a_strip_of_bounded_height():
+    assert draw_evidence(plain(), finding(limits="nothing " * 100_000), "text").height < 1200
+    assert draw_evidence(plain(), finding(limits="n" * 1_000_000), "text").height < 1200
+
+
 def test_the_text_has_enough_contrast_on_every_background():
     assert min(contrast(INK, color) for color in (*LEVEL_COLORS, PAPER)) >= 7
     assert min(contrast(WHITE, color) for color in VERDICT_COLORS.values()) >= 4.5
+    assert contrast(QUIET, PAPER) >= 4.5
+    assert set(VERDICT_COLORS) == {*VERDICTS, None}
 
 
 def contrast(one: tuple[int, int, int], other: tuple[int, int, int]) -> float:

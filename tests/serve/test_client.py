@@ -1,12 +1,13 @@
 import json
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from typing import Any
 
 import pytest
 
-from asap.finding import Finding, Word
+from asap.finding import NO_EVIDENCE, Finding, Word
 from serve.client import Client, ServerError, finding_of, read_image
 from serve.schemas import detection
 
@@ -14,7 +15,8 @@ FINDING = Finding(
     verdict="manipulated", score=0.9, types=dict.fromkeys(("face_swap", "face_attribute"), 0.9)
     | dict.fromkeys(("text_swap", "text_attribute"), 0.1), flagged_types=["face_swap", "face_attribute"],
     box_px=(1.0, 2.0, 3.0, 4.0), words=[Word(0, 0, 1, "A", 0.7)], word_scores=None, width=10, height=20,
-    image_sha256="ab", model_id="m@1", policy_id="p",
+    image_sha256="ab", model_id="m@1", policy_id="p", text_read=0.9, familiarity=0.4, familiarity_image=0.3,
+    familiarity_text=0.6, familiarity_id="f", limits="m was made from drawings.",
 )  # fmt: skip
 
 
@@ -58,6 +60,37 @@ def _url(server: _Server) -> str:
 
 def _error(message: str) -> str:
     return json.dumps({"error": {"code": "c", "message": message, "param": None, "request_id": "r"}})
+
+
+def test_the_response_of_an_earlier_server_becomes_a_finding() -> None:
+    answer = detection("id", FINDING, {}, None).model_dump(mode="json")
+    for name in ("text_read", "familiarity", "familiarity_image", "familiarity_text", "familiarity_id", "limits"):
+        del answer[name]
+    del answer["unfamiliar_parts"], answer["evidence"]["note"]
+    finding = finding_of(answer)
+    assert (finding.verdict, finding.score, finding.box_px) == ("manipulated", 0.9, (1.0, 2.0, 3.0, 4.0))
+    assert (finding.familiarity, finding.familiarity_id, finding.unfamiliar_parts, finding.limits) == (
+        None,
+        None,
+        (),
+        "",
+    )
+
+
+def test_the_response_for_an_unfamiliar_pair_becomes_its_finding() -> None:
+    strange = replace(
+        FINDING, verdict="unfamiliar", familiarity=0.001, unfamiliar_parts=("image", "text"), flagged_types=[],
+        box_px=None, words=[],
+    )  # fmt: skip
+    answer = detection("id", strange, {}, None).model_dump(mode="json")
+    assert finding_of(answer) == strange
+    assert answer["evidence"]["note"] == "Not judged: the model has seen nothing like this picture and text."
+
+
+def test_a_response_says_if_nothing_supports_its_verdict() -> None:
+    bare = replace(FINDING, flagged_types=[], box_px=None, words=[])
+    assert detection("id", bare, {}, None).evidence.note == NO_EVIDENCE
+    assert detection("id", FINDING, {}, None).evidence.note == ""
 
 
 def test_a_response_becomes_the_finding_that_it_was_made_from(server: _Server) -> None:

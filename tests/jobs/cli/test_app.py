@@ -1,4 +1,5 @@
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -10,6 +11,7 @@ from PIL import Image
 
 from jobs.cli import app as cli
 from jobs.scan.run import ScanProgress
+from tests.support.pictures import draw_jpeg
 from tests.support.waiting import HANG_S
 
 
@@ -43,6 +45,7 @@ def test_detect_shows_verdict_types_and_words(run: Any, corpus: Path, model_fold
     code, out, _ = run("detect", corpus / "images/0.jpg", "--text", "The president smiles", "--model", model_folder)
     assert code == 0
     assert any(verdict in out for verdict in ("manipulated", "authentic"))
+    assert "Nobody has recorded what small was made from." in " ".join(out.split())
     assert "face swap" in out
     assert "The president smiles" in out
     assert "small@" in out
@@ -54,6 +57,53 @@ def test_detect_prints_json(run: Any, corpus: Path, model_folder: Path) -> None:
     finding = json.loads(out)
     assert set(finding["types"]) == {"face_swap", "face_attribute", "text_swap", "text_attribute"}
     assert finding["error_code"] is None
+
+
+@pytest.fixture
+def model_of_drawings(model_folder: Path, tmp_path: Path) -> Path:
+    """Return a model folder that knows its limits, the text "A team", and pictures unlike all that tests draw."""
+    import torch
+
+    from asap.familiarity import MIN_PAIRS, Familiarity, PairFeatures
+    from asap.finding import Pair
+    from asap.limits import Limits
+    from asap.predictor import Predictor
+    from asap.weights.model_folder import replace_familiarity, weights_sha256
+
+    folder = Path(shutil.copytree(model_folder, tmp_path / "drawings"))
+    (folder / "limits.json").write_text(Limits(made_from="drawings", not_for="photographs").to_json())
+    features = Predictor.from_folder(folder, "cpu").features([Pair(draw_jpeg(0), "A team")])
+    noise = torch.Generator().manual_seed(0)
+
+    def sample() -> PairFeatures:
+        image, text = (torch.randn(MIN_PAIRS, part.shape[1], generator=noise) for part in features)
+        return PairFeatures(features.image_ND + 1000 + image, features.text_ND + text)
+
+    about = {"weights_sha256": weights_sha256(folder), "corpus": "noise"}
+    replace_familiarity(folder, Familiarity.fit(sample(), sample(), about))
+    return folder
+
+
+def test_detect_does_not_judge_an_unfamiliar_pair_and_says_why(run: Any, corpus: Path, model_of_drawings: Path) -> None:
+    arguments = ("detect", corpus / "images/0.jpg", "--text", "A team", "--model", model_of_drawings)
+    code, out, _ = run(*arguments, "--save", corpus / "evidence.png")
+    assert code == 0
+    lines = out.splitlines()
+    assert lines[0].strip() == "unfamiliar, not judged"
+    assert lines[1] == "Not judged: the model has seen nothing like this picture."
+    assert "small was made from drawings" in out
+    assert "Do not use it for photographs." in " ".join(out.split())
+    assert "score" not in out
+    assert Image.open(corpus / "evidence.png").size[1] > 48
+
+    code, out, _ = run(*arguments, "--json")
+    assert code == 0
+    fields = json.loads(out)
+    assert (fields["verdict"], fields["unfamiliar_parts"]) == ("unfamiliar", ["image"])
+    assert fields["familiarity_image"] < 0.005 < fields["familiarity_text"]
+    assert fields["familiarity"] < 0.005
+    assert len(fields["familiarity_id"]) == 12
+    assert fields["limits"].endswith("Do not use it for photographs.")
 
 
 def test_detect_saves_the_picture_with_its_evidence(run: Any, corpus: Path, model_folder: Path) -> None:
@@ -374,14 +424,14 @@ def test_repolicy_reports_an_error_in_one_line(run: Any, tmp_path: Path) -> None
 
 
 def test_detect_shows_saves_and_prints_the_answer_of_a_server(
-    run: Any, corpus: Path, model_folder: Path, monkeypatch: pytest.MonkeyPatch
+    run: Any, corpus: Path, model_of_drawings: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from asap.finding import Pair
     from asap.predictor import Predictor
     from serve.schemas import detection
 
     def answer(self: object, image: bytes, text: str) -> dict[str, Any]:
-        finding = Predictor.from_folder(model_folder, "cpu").predict([Pair(image, text)])[0]
+        finding = Predictor.from_folder(model_of_drawings, "cpu").predict([Pair(image, text)])[0]
         return detection("id-1", finding, {}, None).model_dump(mode="json")
 
     monkeypatch.setattr("serve.client.Client.detect", answer)
@@ -389,8 +439,12 @@ def test_detect_shows_saves_and_prints_the_answer_of_a_server(
     code, out, _ = run(*arguments, "--save", corpus / "evidence.png")
     assert code == 0
     assert "small@" in out
+    assert out.splitlines()[1] == "Not judged: the model has seen nothing like this picture."
+    assert "Do not use it for photographs." in " ".join(out.split())
     assert Image.open(corpus / "evidence.png").size[1] > 48
-    assert json.loads(run(*arguments, "--json")[1])["id"] == "id-1"
+    fields = json.loads(run(*arguments, "--json")[1])
+    assert (fields["id"], fields["verdict"]) == ("id-1", "unfamiliar")
+    assert fields["limits"].endswith("Do not use it for photographs.")
 
 
 def test_serve_makes_keys_and_refuses_a_public_address_without_them(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:

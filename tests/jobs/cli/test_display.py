@@ -5,8 +5,10 @@ from typing import Any
 
 from rich.console import Console
 
+from asap.finding import NO_EVIDENCE, Finding
+from asap.labels import TYPES
 from asap.training.objective import LOSS_NAMES, LossWeights
-from jobs.cli.display import training_shown
+from jobs.cli.display import show_finding, training_shown
 
 STEP: dict[str, Any] = {
     "pairs": 3_200, "of": 6_400, "losses": {"tmg": 0.25, "total": 1.5}, "pairs_per_s": 40.0, "rate": 1e-3,
@@ -57,3 +59,30 @@ def test_a_loss_term_is_explained_once_before_the_line_that_names_it_first() -> 
 
 def test_every_loss_term_has_a_meaning_to_show() -> None:
     assert set(LOSS_NAMES) == set(vars(LossWeights()))
+
+
+def _lines_of(**fields: Any) -> list[str]:
+    """Return the lines of a finding without its ids."""
+    file = io.StringIO()
+    types = dict.fromkeys(TYPES, 0.2)
+    finding = Finding(**({"score": 0.9, "types": types, "model_id": "m@1", "policy_id": "p"} | fields))
+    Console(file=file, width=100).print(show_finding(finding, "A team"))
+    return [line.strip() for line in file.getvalue().splitlines()[:-1]]
+
+
+def test_an_unfamiliar_pair_is_shown_with_its_reason_and_without_scores() -> None:
+    assert _lines_of(verdict="unfamiliar", unfamiliar_parts=("text",), limits="m was made from drawings.") == [
+        "unfamiliar, not judged",
+        "Not judged: the model has seen nothing like this text.",
+        "text  A team",
+        "m was made from drawings.",
+    ]
+
+
+def test_a_verdict_without_evidence_says_so_and_every_verdict_has_the_limits() -> None:
+    lines = _lines_of(verdict="review", limits="m was made from drawings.")
+    assert lines[0] == "review   score 0.900"
+    assert NO_EVIDENCE in lines
+    assert lines[-1] == "m was made from drawings."
+    assert NO_EVIDENCE not in _lines_of(verdict="review", flagged_types=["text_swap"])
+    assert NO_EVIDENCE not in _lines_of(verdict="authentic")

@@ -1,5 +1,6 @@
 import asyncio
 import base64
+import io
 import json
 import logging
 import os
@@ -13,12 +14,17 @@ from typing import Any
 
 import jsonschema
 import pytest
+import torch
 from fastapi.testclient import TestClient
+from PIL import Image
 
 from asap.errors import ModelError
+from asap.familiarity import MIN_PAIRS, Familiarity, PairFeatures
 from asap.finding import Finding, Pair
+from asap.limits import Limits
 from asap.predictor import Predictor
 from asap.preprocessing.images import PreparedImage
+from asap.weights.model_folder import load_folder
 from serve.api.keys import Keyring, new_key
 from serve.errors import NotReady, Overloaded, Refused
 from serve.schemas import ModelCard
@@ -119,6 +125,87 @@ def test_evidence_is_returned_in_pixels_fractions_and_words_and_drawn_on_request
         assert kind == "data:image/jpeg;base64"
         assert base64.b64decode(data).startswith(b"\xff\xd8\xff")
         assert _send(client).json()["evidence"]["image"] is None
+
+
+@pytest.fixture(scope="module")
+def predictor_of_drawings() -> Predictor:
+    """A predictor that knows its limits, but has seen nothing like the pictures and texts of these tests."""
+    folder = load_folder("demo")
+    features = Predictor(folder, device="cpu").features([Pair(PICTURE, TEXT)])
+    noise = torch.Generator().manual_seed(0)
+
+    def sample() -> PairFeatures:
+        return PairFeatures(
+            *(part + 1000 + torch.randn(MIN_PAIRS, part.shape[1], generator=noise) for part in features)
+        )
+
+    familiarity = Familiarity.fit(sample(), sample(), {"corpus": "noise"})
+    limits = Limits(made_from="drawings", not_for="photographs")
+    return Predictor(replace(folder, familiarity=familiarity, limits=limits), device="cpu")
+
+
+def test_an_unfamiliar_pair_has_the_reason_and_the_limits_instead_of_evidence(predictor_of_drawings: Predictor) -> None:
+    with api(LocalDetector(predictor_of_drawings)) as client:
+        response = _send(client, query="?evidence=image")
+        assert response.status_code == 200, response.text
+        answer = response.json()
+        _check(client, "Detection", answer)
+        metrics = client.get("/metrics").text
+    assert answer["verdict"] == "unfamiliar"
+    assert answer["unfamiliar_parts"] == ["image", "text"]
+    assert {answer[name] < 0.005 for name in ("familiarity", "familiarity_image", "familiarity_text")} == {True}
+    assert answer["limits"].endswith("Do not use it for photographs.")
+    assert not any(scored["flagged"] for scored in answer["types"].values())
+    evidence = answer["evidence"]
+    assert evidence["note"] == "Not judged: the model has seen nothing like this picture and text."
+    assert (evidence["box"], evidence["box_px"], evidence["words"]) == (None, None, [])
+    drawn = Image.open(io.BytesIO(base64.b64decode(evidence["image"].partition(",")[2])))
+    assert len(drawn.convert("RGB").quantize(4).getcolors()) == 1, "nothing is drawn on the picture of one color"
+    assert 'asap_pairs_total{replica="only",verdict="unfamiliar"} 1.0' in metrics
+
+
+def test_a_model_states_its_limits_and_how_it_knows_its_own_pairs(
+    client: TestClient, predictor_of_drawings: Predictor
+) -> None:
+    with api(LocalDetector(predictor_of_drawings)) as other:
+        (model,) = other.get("/v1/models").json()["models"]
+    familiarity = predictor_of_drawings.familiarity
+    assert familiarity is not None
+    assert model["familiarity_id"] == familiarity.familiarity_id
+    assert model["limits"] == predictor_of_drawings.limits
+    assert model["thresholds"]["unfamiliar"] == 0.005
+    fields = client.get("/openapi.json").json()["components"]["schemas"]["ModelCard"]["properties"]
+    assert "Null if the model has none: it then judges every pair" in fields["familiarity_id"]["description"]
+
+
+def test_a_model_without_a_familiarity_file_says_so_and_judges_every_pair(predictor: Predictor) -> None:
+    with api(LocalDetector(Predictor(replace(load_folder("demo"), familiarity=None), device="cpu"))) as client:
+        (model,) = client.get("/v1/models").json()["models"]
+        answer = _send(client).json()
+    assert model["familiarity_id"] is None
+    assert (answer["familiarity"], answer["familiarity_id"]) == (None, None)
+    assert answer["verdict"] != "unfamiliar"
+
+
+def test_the_reference_explains_the_verdict_unfamiliar(client: TestClient) -> None:
+    assert "`unfamiliar` says that the model has seen nothing like the pair, so it was not judged" in (
+        client.get("/docs").text
+    )
+
+
+def test_a_card_of_an_earlier_version_is_shown_with_the_defaults_of_newer_fields() -> None:
+    card = ModelCard(model_id="m", policy_id="p", image_size=32, thresholds={}, calibrated=False)
+    del card.__dict__["limits"], card.__dict__["familiarity_id"]
+
+    class Earlier(_Troubled):
+        async def about(self) -> ModelCard:
+            again: ModelCard = pickle.loads(pickle.dumps(card))  # noqa: S301 - Ray does so between detectors and the API
+            return again
+
+    with api(Earlier(0.0)) as client:
+        (model,) = client.get("/v1/models").json()["models"]
+        _error(client, _send(client), 500, "model_error", None)
+    assert (model["limits"], model["familiarity_id"]) == ("", None)
 
 
 @pytest.mark.parametrize(
