@@ -411,7 +411,7 @@ def test_a_job_without_results_says_so(tmp_path):
 
 def test_a_job_that_flagged_nothing_says_so(tmp_path):
     page = report(tmp_path, [flagged(i, verdict="authentic", score=0.1) for i in range(3)])
-    assert "None of the 3 scored pairs was flagged." in page.text
+    assert "None of the 3 judged pairs was flagged." in page.text
     assert not page.all("article")
 
 
