@@ -72,7 +72,7 @@ def _page(name: str, job: dict[str, Any], tally: Tally, rows: dict[int, dict[str
         "familiarity": _familiarity_note(job),
         "has_familiarity": bool(job.get("familiarity_id") or tally.unfamiliar),
         "unfamiliar": tally.unfamiliar,
-        "strangers": [_stranger(rows[address.row_id]) for _, _, address in tally.least_familiar],
+        "strangers": [_stranger(rows[address.row_id], _threshold(job)) for _, _, address in tally.least_familiar],
         "pairs": tally.pairs,
         "scored": scored,
         "flagged": tally.flagged,
@@ -251,12 +251,13 @@ def _card(row: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _stranger(row: dict[str, Any]) -> dict[str, Any]:
+def _stranger(row: dict[str, Any], threshold: float) -> dict[str, Any]:
     """Return the card of an unfamiliar pair: it has no evidence, but says whether picture or text is strange."""
     parts = {"Picture": row["familiarity_image"], "Text": row["familiarity_text"]}
     known = {name: value for name, value in parts.items() if value is not None}
     lowest = min(known.values(), default=None)
-    return _pair(row) | {"parts": [(name, _format_share(value), value == lowest) for name, value in known.items()]}
+    strange = {name for name, value in known.items() if value == lowest or value < threshold}
+    return _pair(row) | {"parts": [(name, _format_share(value), name in strange) for name, value in known.items()]}
 
 
 def _format_share(share: float) -> str:
@@ -272,6 +273,7 @@ def _pair(row: dict[str, Any]) -> dict[str, Any]:
         "custom_id": row["custom_id"],
         "verdict": row["verdict"],
         "picture": picture,
+        "box": None,
         "alt": f"Picture of the pair {row['custom_id'][:80]}",
         "width": row["width"] or picture.width,
         "height": row["height"] or picture.height,
