@@ -52,8 +52,8 @@ class ScanProgress:
     total: int = 0
     errors: int = 0
     flagged: int = 0
-    unfamiliar: int = 0
     pairs_per_s: float = 0.0
+    unfamiliar: int = 0
 
 
 Watch = Callable[[ScanProgress], None]
