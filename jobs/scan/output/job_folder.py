@@ -8,10 +8,10 @@
     _SUCCESS        written last; _remaining and _sample are deleted after it
     _repolicy/      exists while another policy is applied to a finished job
 
-States: validating, running, finalizing, then completed, failed, cancelled, or unfamiliar: most of a sample is unfamiliar
-to the model. A job that was stopped in any way resumes when the same command is run again; an unfamiliar one resumes
-with `--allow-unfamiliar`. The process that owns a job writes a heartbeat. A process that sees the heartbeat of
-another one move leaves the job alone, and an owner that finds the id of another run in the record stops.
+States: validating, running, finalizing, then completed, failed, cancelled or unfamiliar (most of a sample is unfamiliar
+to the model). A job that was stopped in any way resumes when the same command is run again, an unfamiliar one with
+`--allow-unfamiliar` added. The process that owns a job writes a heartbeat. A process that sees the heartbeat of another
+one move leaves the job alone, and an owner that finds the id of another run in the record stops.
 """
 
 from __future__ import annotations

@@ -38,8 +38,8 @@ STRANGEST = 12
 def write_report(job_folder: str | Path | Location, top: int = 60) -> str:
     """Write `report/index.html` into a job folder, local or s3://, and return its address.
 
-    The report shows the `top` flagged pairs with the highest scores, and a few unfamiliar ones. A picture that cannot be read again is replaced by
-    a note. Raises `StorageError` if the folder itself cannot be read or written.
+    The report shows the `top` flagged pairs with the highest scores, and a few unfamiliar ones. A picture that cannot be
+    read again is replaced by a note. Raises `StorageError` if the folder itself cannot be read or written.
     """
     folder = job_folder if isinstance(job_folder, Location) else Location.parse(job_folder)
     record = read_record(folder)
@@ -144,7 +144,9 @@ def _not_judged(job: dict[str, Any], tally: Tally, scored: int, state: str) -> l
 def _familiarity_note(job: dict[str, Any]) -> str:
     """Return a sentence on the pairs that are judged whatever they are; empty if unfamiliar pairs are told apart."""
     if not job.get("familiarity_id"):
-        return "The model has no record of what its own pairs look like, so it judged every pair, also what it never saw."
+        return (
+            "The model has no record of what its own pairs look like, so it judged every pair, also what it never saw."
+        )
     if not _threshold(job):
         return "The policy judges every pair, also what the model never saw."
     return ""
@@ -177,9 +179,10 @@ def _split(tally: Tally) -> Iterator[tuple[str, int, int]]:
 
 
 def _chart(scores: dict[str, NDArray[np.int64]]) -> dict[str, Any]:
-    """Return a histogram of the scores of judged pairs, each bar colored by its most frequent verdict, with equally spaced ticks.
+    """Return a histogram of the scores of judged pairs, each bar colored by its most frequent verdict.
 
-    The scale is linear. If the bars differ more than a hundredfold, it is logarithmic above 1.
+    Its ticks are equally spaced. The scale is linear; if the bars differ more than a hundredfold, it is logarithmic
+    above 1.
     """
     counts = sum(scores.values(), np.zeros(BINS, np.int64))
     highest, lowest = int(counts.max()), int(counts[counts > 0].min(initial=counts.max()))

@@ -94,7 +94,7 @@ def _rounded_up(familiarity: float | None) -> float | None:
     if familiarity is None:
         return None
     stored = np.float32(familiarity)
-    return float(stored if stored >= familiarity else np.nextafter(stored, np.float32(2)))
+    return float(stored if float(stored) >= familiarity else np.nextafter(stored, np.float32(2)))
 
 
 def failure(code: str, detail: str, *, retryable: bool = False) -> dict[str, Any]:

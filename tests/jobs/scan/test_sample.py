@@ -63,7 +63,9 @@ def test_a_sample_of_pairs_that_can_be_read_takes_one_round_all_over_the_input(m
 
 
 def test_the_seed_decides_the_rows(manifest: Location) -> None:
-    rounds = [_sample(manifest, lambda _: "review", f"r{seed}-{run}", seed)[1].rounds for seed in (0, 1) for run in (0, 1)]
+    rounds = [
+        _sample(manifest, lambda _: "review", f"r{seed}-{run}", seed)[1].rounds for seed in (0, 1) for run in (0, 1)
+    ]
     assert rounds[0] == rounds[1]
     assert rounds[2] == rounds[3]
     assert rounds[0] != rounds[2]
