@@ -38,8 +38,8 @@ STRANGEST = 12
 def write_report(job_folder: str | Path | Location, top: int = 60) -> str:
     """Write `report/index.html` into a job folder, local or s3://, and return its address.
 
-    The report shows the `top` flagged pairs with the highest scores, and a few unfamiliar ones. A picture that cannot be
-    read again is replaced by a note. Raises `StorageError` if the folder itself cannot be read or written.
+    The report shows the `top` flagged pairs with the highest scores, and a few unfamiliar ones. A picture that cannot
+    be read again is replaced by a note. Raises `StorageError` if the folder itself cannot be read or written.
     """
     folder = job_folder if isinstance(job_folder, Location) else Location.parse(job_folder)
     record = read_record(folder)

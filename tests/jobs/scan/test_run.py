@@ -135,8 +135,8 @@ def test_a_scan_over_s3_has_one_row_for_every_line_with_the_right_code(
     assert {line["custom_id"] for line in _lines(folder / "flagged.jsonl")} == flagged
     assert summary["flagged"] == len(flagged)
     assert _names(folder) == {
-        "job.json", "manifest", "results", "errors.jsonl", "flagged.jsonl", "unfamiliar.jsonl", "summary.json", "report",
-        "_SUCCESS",
+        "job.json", "manifest", "results", "errors.jsonl", "flagged.jsonl", "unfamiliar.jsonl",
+        "summary.json", "report", "_SUCCESS",
     }  # fmt: skip
     job = json.loads(read_bytes(folder / "job.json"))
     assert job["state"] == "completed"
@@ -386,7 +386,8 @@ def test_a_large_input_that_is_unfamiliar_stops_after_its_sample_and_goes_on_whe
     assert len(_lines(folder / "unfamiliar.jsonl")) == strange
     assert "The scan stopped after it" in Path((folder / "report/index.html").uri).read_text()
     assert _names(folder) == {
-        "job.json", "manifest", "results", "errors.jsonl", "flagged.jsonl", "unfamiliar.jsonl", "summary.json", "report",
+        "job.json", "manifest", "results", "errors.jsonl", "flagged.jsonl", "unfamiliar.jsonl",
+        "summary.json", "report",
     }  # fmt: skip
 
     with monkeypatch.context() as patch:
