@@ -71,7 +71,7 @@ def plan_scan(settings: ScanSettings) -> ScanPlan:
         config=model_config(path),
         model_id=model_id(path),
         policy=Policy.load(Path(path) / "policy.json"),
-        familiarity_id=familiarity and familiarity.familiarity_id,
+        familiarity_id=None if familiarity is None else familiarity.familiarity_id,
         limits=read_limits(path),
         captioner=captioner,
     )
