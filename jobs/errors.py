@@ -6,6 +6,7 @@
         ├── InputNotFound          the input does not exist, or holds nothing to scan
         ├── JobInUse               another process is working on the job
         ├── JobDiffers             the job folder belongs to other settings, another model or another input
+        ├── InputUnfamiliar        the model has seen nothing like most of the input; exit code 4
         ├── JobFailed              the work stopped; finished work is kept, and the same command resumes it
         └── TrainingDiverged       the loss of a training run is not finite or has exploded
 
@@ -30,6 +31,10 @@ class JobInUse(JobError):
 
 class JobDiffers(JobError):
     """The job folder belongs to other settings, another model or another input."""
+
+
+class InputUnfamiliar(JobError):
+    """Most of a sample of the input is unfamiliar to the model. The job stopped before the rest."""
 
 
 class JobFailed(JobError):

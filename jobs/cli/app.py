@@ -21,6 +21,7 @@ from jobs.cli.policy import calibrate, repolicy
 from jobs.cli.scan import scan
 from jobs.cli.serve import serving
 from jobs.cli.train import train
+from jobs.errors import InputUnfamiliar
 
 app = typer.Typer(
     name="asap",
@@ -34,12 +35,14 @@ for command in (scan, detect, newsroom, train, evaluate, calibrate, repolicy):
 app.add_typer(serving, name="serve")
 
 _INTERRUPTED = 130
+_UNFAMILIAR = 4
 
 
 def main() -> None:
     """Run the command line.
 
-    An `AsapError` becomes one sentence on stderr and exit code 1. An interruption (Ctrl-C or SIGTERM) exits with 130.
+    An `AsapError` becomes one sentence on stderr and exit code 1; the code is 4 if a scan stopped because its input is
+    unfamiliar to the model. An interruption (Ctrl-C or SIGTERM) exits with 130.
     """
     # SIGTERM must unwind the stack as Ctrl-C does, so that a job records that it was stopped.
     signal.signal(signal.SIGTERM, _interrupt)
@@ -47,7 +50,7 @@ def main() -> None:
         app()
     except AsapError as error:
         _complain(str(error))
-        sys.exit(1)
+        sys.exit(_UNFAMILIAR if isinstance(error, InputUnfamiliar) else 1)
     except SystemExit as stop:
         if stop.code == _INTERRUPTED:  # typer has turned the KeyboardInterrupt into it
             if sys.argv[1:2] == ["serve"]:

@@ -85,7 +85,8 @@ class _Lines:
 def _counts(now: ScanProgress) -> str:
     if not now.pairs_per_s:
         return ""
-    return f"{now.pairs_per_s:.0f} pairs/s  {now.flagged} flagged  {now.errors} errors"
+    unfamiliar = f"  {now.unfamiliar} unfamiliar" if now.unfamiliar else ""
+    return f"{now.pairs_per_s:.0f} pairs/s  {now.flagged} flagged{unfamiliar}  {now.errors} errors"
 
 
 @contextmanager
@@ -163,20 +164,33 @@ def _joined(values: dict[str, str]) -> str:
 
 
 def summary_table(summary: dict[str, Any]) -> Table:
-    """Return the four numbers of a finished scan as a table."""
+    """Return the numbers of a finished scan as a table."""
     table = Table(title=f"scan {summary['job_id']}", title_justify="left")
-    for name in ("pairs", "flagged", "errors", "pairs/s"):
+    counts = ("pairs", "flagged", "unfamiliar", "errors")
+    for name in (*counts, "pairs/s"):
         table.add_column(name, justify="right")
     speed = summary.get("pairs_per_s")
-    numbers = [f"{summary[name]:,}" for name in ("pairs", "flagged", "errors")]
+    numbers = [f"{summary.get(name, 0):,}" for name in counts]  # summaries of earlier versions lack `unfamiliar`
     table.add_row(*numbers, f"{speed:,.1f}" if speed else "-")
     return table
 
 
-def errors_line(summary: dict[str, Any]) -> str:
-    """Return one line with the count of each error code and the file that lists them; empty without errors."""
-    counts = ", ".join(f"{count:,} {code}" for code, count in summary["error_codes"].items())
-    return f"errors: {counts}; see {summary['errors_file']}" if counts else ""
+def summary_lines(summary: dict[str, Any]) -> list[str]:
+    """Return the lines below the table of a finished scan: errors, report, limits, and pairs that were not judged."""
+    lines = []
+    if counts := ", ".join(f"{count:,} {code}" for code, count in summary["error_codes"].items()):
+        lines.append(f"errors: {counts}; see {summary['errors_file']}")
+    lines.append(f"report: {summary['report']}")
+    if summary.get("limits"):
+        lines.append(f"limits: {summary['limits']}")
+    unfamiliar, read = summary.get("unfamiliar", 0), summary["pairs"] - summary["errors"]
+    if unfamiliar:
+        whose = "most pairs" if 2 * unfamiliar > read else "some pairs"
+        lines.append(
+            f"{whose} were not judged: {unfamiliar:,} of {read:,} look like nothing that "
+            f"{summary['model_id'].partition('@')[0]} was made from; see {summary['unfamiliar_file']}"
+        )
+    return lines
 
 
 def plan_tables(plan: Plan) -> Group:

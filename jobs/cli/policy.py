@@ -63,7 +63,7 @@ def repolicy(
     policy: Annotated[str, typer.Option(help="Policy file, such as `asap calibrate` writes.")],
 ) -> None:
     """Apply other thresholds to a finished scan, without scanning again. Run the same command again to resume."""
-    from jobs.cli.display import progress_shown, summary_table
+    from jobs.cli.display import print_plain, progress_shown, summary_lines, summary_table
     from jobs.policy.repolicy import repolicy as run
     from jobs.scan.run import ScanProgress
 
@@ -71,4 +71,6 @@ def repolicy(
     with progress_shown(console) as watch:
         summary = run(job, policy, lambda stage, done, total: watch(ScanProgress(stage, done, total)))
     console.print(summary_table(summary))
-    typer.echo(f"policy {summary['policy_id']}; report: {summary['report']}")
+    print_plain(console, f"policy: {summary['policy_id']}")
+    for line in summary_lines(summary):
+        print_plain(console, line)

@@ -40,6 +40,14 @@ def scan(
             help="Address of a running Ray cluster ('auto' on one of its machines). Default: start Ray on this machine."
         ),
     ] = None,
+    allow_unfamiliar: Annotated[
+        bool,
+        typer.Option(
+            "--allow-unfamiliar",
+            help="Scan all pairs even if the model has seen nothing like most of a sample of 200. Can be added when a "
+            "stopped scan is resumed. Unfamiliar pairs get no judgment in any case.",
+        ),
+    ] = False,
     device: Annotated[str, typer.Option(help=DEVICE_HELP)] = "auto",
     precision: Annotated[str, typer.Option(help="Arithmetic: 'auto', 'float32' or 'bfloat16'.")] = "auto",
     detectors: Annotated[int | None, typer.Option(help="Number of detector actors. Default: as many as fit.")] = None,
@@ -47,8 +55,11 @@ def scan(
         int | None, typer.Option(help="Pairs in one batch of the detector. Default: 64 on CPUs, 256 on GPUs.")
     ] = None,
 ) -> None:
-    """Scan pairs in bulk. Run the same command again to resume a scan that was stopped."""
-    from jobs.cli.display import errors_line, print_plain, progress_shown, summary_table
+    """Scan pairs in bulk. Run the same command again to resume a scan that was stopped.
+
+    The exit code is 4 if the scan stopped because the model has seen nothing like most of a sample of INPUT.
+    """
+    from jobs.cli.display import print_plain, progress_shown, summary_lines, summary_table
     from jobs.scan.run import scan as run
     from jobs.scan.settings import ScanSettings
 
@@ -58,14 +69,14 @@ def scan(
     captions = {"engine": caption_engine, "source": captioner} if caption_engine else None
     settings = settings_of(
         ScanSettings, input=input, out=out, job=job, model=model, limit=limit, captions=captions,
-        min_text_read=min_text_read, address=address,
+        min_text_read=min_text_read, allow_unfamiliar=allow_unfamiliar, address=address,
         device=device, precision=precision, detectors=detectors, batch_size=batch_size,
     )  # fmt: skip
     console = Console()
     with progress_shown(console) as watch:
         summary = run(settings, watch)
     console.print(summary_table(summary))
-    for line in filter(None, (errors_line(summary), f"report: {summary['report']}")):
+    for line in summary_lines(summary):
         print_plain(console, line)
     if summary["errors"] == summary["pairs"]:
         raise JobError(f"all {summary['pairs']} pairs failed. See the errors listed above.")

@@ -53,9 +53,11 @@ Watch = Callable[[str, int, int], None]
 _WORK = "_repolicy"
 _COPIERS = 16
 _ROWS_AT_ONCE = 2**13
-_FIRST_COLUMNS = set(RESULT_SCHEMA.names) - {"given_id", "text_escapes", "text_read"}
+_LATER_COLUMNS = {"given_id", "text_escapes", "text_read", "familiarity", "familiarity_image", "familiarity_text",
+                  "familiarity_id"}  # fmt: skip
+_FIRST_COLUMNS = set(RESULT_SCHEMA.names) - _LATER_COLUMNS
 """Columns of version 1 of the results, which every file of results has."""
-_RAW = ["status", "score", "types", "raw_box_px", "text", "text_escapes", "word_scores"]
+_RAW = ["status", "score", "types", "raw_box_px", "text", "text_escapes", "word_scores", "familiarity"]
 """Columns from which a policy makes its verdict."""
 
 
@@ -185,6 +187,7 @@ def _outcome(row: dict[str, Any], policy: Policy) -> dict[str, Any]:
         raw_box=row["raw_box_px"],
         text=readable_text(row["text"] or "", row["text_escapes"]),
         word_scores=row["word_scores"],
+        familiarity=row["familiarity"],
     )
     return outcome | {"words": None if outcome["words"] is None else [asdict(word) for word in outcome["words"]]}
 

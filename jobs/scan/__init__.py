@@ -3,6 +3,7 @@
 run.py          scan(): from the command to _SUCCESS
 settings.py     ScanSettings and CaptionSettings
 plan.py         everything that is checked before Ray starts
+sample.py       a seeded sample of the input, which is judged first
 pipeline.py     the Ray Data pipeline, and the resources of its stages
 input/          from an input to a manifest
 stages/         from a manifest row to a result row

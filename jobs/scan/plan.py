@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from asap.limits import Limits
 from asap.model.config import ModelConfig
 from asap.policy import Policy
 from asap.storage.location import Location
@@ -27,6 +28,9 @@ class ScanPlan:
     config: ModelConfig
     model_id: str
     policy: Policy
+    familiarity_id: str | None
+    """Id of the model's familiarity file; None if it has none."""
+    limits: Limits | None
     captioner: str | None
     """Fingerprint of the model or file that the captions come from."""
 
@@ -39,6 +43,7 @@ class ScanPlan:
             "captioner": self.captioner,
             "model_id": self.model_id,
             "policy_id": self.policy.policy_id,
+            "familiarity_id": self.familiarity_id,
         }
 
 
@@ -54,9 +59,10 @@ def plan_scan(settings: ScanSettings) -> ScanPlan:
     folder = settings.job_folder
     if folder.is_s3:
         check_bucket(folder)
-    from asap.weights.model_folder import model_config, model_id, resolve_folder
+    from asap.weights.model_folder import model_config, model_id, read_familiarity, read_limits, resolve_folder
 
     path = resolve_folder(settings.model).resolve()
+    familiarity = read_familiarity(path)
     return ScanPlan(
         settings=settings,
         folder=folder,
@@ -65,5 +71,7 @@ def plan_scan(settings: ScanSettings) -> ScanPlan:
         config=model_config(path),
         model_id=model_id(path),
         policy=Policy.load(Path(path) / "policy.json"),
+        familiarity_id=None if familiarity is None else familiarity.familiarity_id,
+        limits=read_limits(path),
         captioner=captioner,
     )

@@ -3,6 +3,8 @@
 Errors in the command are found before any work starts, and before Ray does. The input then becomes a manifest, the
 pipeline turns its rows into results, and the results are compared with the manifest row by row. The lists, the summary
 and the report are written from the results, and `_SUCCESS` is written last.
+
+A sample of a large input is scanned before the rest. If most of it is unfamiliar to the model, the job stops there.
 """
 
 from __future__ import annotations
@@ -20,15 +22,17 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
+from asap.limits import limits_sentences
 from asap.storage.files import delete_folder, is_empty, write_bytes
 from asap.storage.location import Location
 from jobs.cluster import ray_running
-from jobs.errors import JobFailed
-from jobs.scan.input.manifest import write_manifest
+from jobs.errors import InputUnfamiliar, JobFailed
+from jobs.scan.input.manifest import write_manifest, write_tables
 from jobs.scan.output.completeness import count_rows, missing_rows, repair_results, write_missing, write_table
 from jobs.scan.output.job_folder import Job, check_resumable, fail, is_finished, wait_until_free
 from jobs.scan.output.summary import read_summary, write_outcome
 from jobs.scan.plan import ScanPlan, plan_scan
+from jobs.scan.sample import SAMPLE, Sample, take_sample
 from jobs.scan.settings import ScanSettings
 from jobs.scan.stages.result_rows import failure, result_table
 
@@ -49,6 +53,7 @@ class ScanProgress:
     errors: int = 0
     flagged: int = 0
     pairs_per_s: float = 0.0
+    unfamiliar: int = 0
 
 
 Watch = Callable[[ScanProgress], None]
@@ -57,7 +62,8 @@ Watch = Callable[[ScanProgress], None]
 def scan(settings: ScanSettings, watch: Watch = lambda progress: None) -> dict[str, Any]:
     """Run a scan, resume it, or find that it is done; return its summary, as in `summary.json`.
 
-    `watch` receives the progress twice a second, from another thread. Raises an `AsapError` with a message of one line.
+    `watch` receives the progress twice a second, from another thread. Raises an `AsapError` with a message of one line;
+    `InputUnfamiliar` if most of a sample is unfamiliar and the settings do not allow that.
     """
     watch(ScanProgress("checking the input and the model"))
     plan = plan_scan(settings)
@@ -66,6 +72,8 @@ def scan(settings: ScanSettings, watch: Watch = lambda progress: None) -> dict[s
     if record and is_finished(plan.folder):
         _delete_temporary(plan.folder)
         return read_summary(plan.folder)
+    if record and record.get("state") == "unfamiliar" and not settings.allow_unfamiliar:
+        raise InputUnfamiliar(_read_sample(record).sentence(plan.model_id, plan.limits))
     if record:
         wait_until_free(plan.folder, record, settings.stale_after_s, lambda line: watch(ScanProgress(line)))
     with Job(plan.folder, (record or {}) | _first_entries(plan, identity), settings.heartbeat_s) as job:
@@ -78,7 +86,7 @@ def scan(settings: ScanSettings, watch: Watch = lambda progress: None) -> dict[s
 
 def _delete_temporary(folder: Location) -> None:
     """Delete what only an unfinished job needs, and `_checkpoint` and `_alone`, which earlier versions left."""
-    for name in ("_remaining", "_checkpoint", "_alone"):
+    for name in ("_remaining", "_sample", "_checkpoint", "_alone"):
         delete_folder(folder / name)
 
 
@@ -96,6 +104,8 @@ def _first_entries(plan: ScanPlan, identity: dict[str, Any]) -> dict[str, Any]:
         "model_id": plan.model_id,
         "policy_id": plan.policy.policy_id,
         "policy": asdict(plan.policy),
+        "familiarity_id": plan.familiarity_id,
+        "limits": limits_sentences(plan.limits, plan.model_id),
         "versions": versions,
     }
 
@@ -103,6 +113,7 @@ def _first_entries(plan: ScanPlan, identity: dict[str, Any]) -> dict[str, Any]:
 def _work(job: Job, plan: ScanPlan, watch: Watch) -> None:
     """Do all steps of a claimed job, and record the state and the time of each."""
     rows = _write_manifest(job, plan, watch)
+    _check_sample(job, plan)  # an earlier run with `allow_unfamiliar` may have gone on after its sample
 
     job.update(state="running")
     watch(ScanProgress("starting Ray", total=rows))
@@ -122,13 +133,18 @@ def _work(job: Job, plan: ScanPlan, watch: Watch) -> None:
 
     job.update(state="finalizing")
     watch(ScanProgress("writing the summary and the report", rows, rows))
+    _write_output(job)
+    job.update(state="completed")
+
+
+def _write_output(job: Job) -> None:
+    """Write the lists, the summary and the report from the results that exist."""
     from jobs.scan.output.report import write_report
 
     started = time.monotonic()
-    job.update(counts=write_outcome(plan.folder, job.record))
-    write_report(plan.folder)  # after the update: it shows the job's record
+    job.update(counts=write_outcome(job.folder, job.record) | {"total": job.record["manifest"]["rows"]})
+    write_report(job.folder)  # after the update: it shows the job's record
     _note_time(job, "finalize_s", started)
-    job.update(state="completed")
 
 
 def _note_time(job: Job, name: str, started: float) -> None:
@@ -163,7 +179,10 @@ def check_manifest(manifest: Location, rows: int) -> None:
 
 
 def _detect_all_rows(job: Job, plan: ScanPlan, pipeline: ScanPipeline, rows: int, watch: Watch) -> None:
-    """Run the pipeline until every row of the manifest is in the results, some of them as errors."""
+    """Run the pipeline until every row of the manifest is in the results, some of them as errors.
+
+    Raises `InputUnfamiliar` if a sample is scanned first, and most of it is unfamiliar.
+    """
     folder = plan.folder
     results, remaining = folder / "results", folder / "_remaining"
     manifest, missing = folder / "manifest", rows
@@ -171,6 +190,9 @@ def _detect_all_rows(job: Job, plan: ScanPlan, pipeline: ScanPipeline, rows: int
         # A resumed job reads a manifest of the missing rows, so its batches are as full as those of a fresh job.
         manifest, missing = remaining, _write_remaining(folder)
     with _watched(job, rows - missing, rows, watch) as counter:
+        if _needs_sample(job, plan, rows):
+            _scan_sample(job, plan, pipeline, rows, counter)
+            manifest, missing = remaining, _write_remaining(folder)
         if missing:
             _run(pipeline, manifest, missing, results, counter)
         # Each process that dies loses its whole batch. Alone, the innocent rows of such a batch succeed.
@@ -180,11 +202,57 @@ def _detect_all_rows(job: Job, plan: ScanPlan, pipeline: ScanPipeline, rows: int
         # These rows ended every process that worked on them, alone too. They become errors like any other.
         detail = "the process died each time that it worked on this pair, with others and alone: "
         detail += "the cause is its picture, or the memory that it needs"
-        row = failure("model_error", detail) | {"model_id": plan.model_id, "policy_id": plan.policy.policy_id}
+        ids = {name: job.record[name] for name in ("model_id", "policy_id", "familiarity_id")}
+        row = failure("model_error", detail) | ids
         write_table(result_table(lost, [row] * lost.num_rows), results / f"lost-{time.time_ns()}.parquet")
         if lost := _missing(folder):
             raise fail(f"{lost.num_rows} rows of the manifest are not in the results")
     check_results(results, rows)
+
+
+def _needs_sample(job: Job, plan: ScanPlan, rows: int) -> bool:
+    """Return True if a sample decides about the rest: of a large input, by a model and a policy that know strangeness.
+
+    A sample that an earlier run has taken is not taken again.
+    """
+    knows_strangeness = plan.familiarity_id is not None and plan.policy.unfamiliar > 0
+    is_wanted = knows_strangeness and rows > SAMPLE and not plan.settings.allow_unfamiliar
+    return is_wanted and "sample" not in job.record
+
+
+def _scan_sample(job: Job, plan: ScanPlan, pipeline: ScanPipeline, rows: int, counter: Any) -> None:
+    """Scan a sample of the manifest into the results. Raises `InputUnfamiliar` if most of it is unfamiliar."""
+    results, folder = plan.folder / "results", plan.folder / "_sample"
+
+    def scan_rows(table: pa.Table) -> None:
+        new = table.filter(pa.array(~repair_results(results).contains(table["row_id"].to_numpy())))
+        delete_folder(folder)
+        if new.num_rows:
+            write_tables([new], folder)
+            _run(pipeline, folder, new.num_rows, results, counter)
+            counter.start_pipeline.remote()
+
+    sample = take_sample(plan.folder / "manifest", rows, results, scan_rows)
+    job.update(sample=asdict(sample))
+    _check_sample(job, plan)
+
+
+def _check_sample(job: Job, plan: ScanPlan) -> None:
+    """Stop the job if its sample is mostly unfamiliar: write what exists, and raise `InputUnfamiliar`."""
+    sample = _read_sample(job.record)
+    if plan.settings.allow_unfamiliar or not sample.is_mostly_unfamiliar:
+        return
+    repair_results(plan.folder / "results")
+    reason = sample.sentence(plan.model_id, plan.limits)
+    job.update(state="finalizing", error=reason)  # the report shows the reason
+    _write_output(job)
+    _delete_temporary(plan.folder)
+    raise InputUnfamiliar(reason)
+
+
+def _read_sample(record: dict[str, Any]) -> Sample:
+    """Return the sample that a job has taken, as its record says; an empty one if it has taken none."""
+    return Sample(**record.get("sample", {"judged": 0, "unfamiliar": 0}))
 
 
 def check_results(results: Location, rows: int) -> None:
@@ -241,7 +309,8 @@ def _watched(job: Job, done: int, rows: int, watch: Watch) -> Iterator[Any]:
             progress: RowCounts = ray.get(counter.read.remote())
         except ray.exceptions.RayError:
             return  # these counts are for people; those of the summary are counted from the results
-        counts = {"done": min(done + progress.rows, rows), "errors": progress.errors, "flagged": progress.flagged}
+        counts = {name: getattr(progress, name) for name in ("errors", "flagged", "unfamiliar")}
+        counts |= {"done": min(done + progress.rows, rows)}
         job.note(counts=counts | {"total": rows}, pairs_per_s=round(progress.pairs_per_s, 2))
         stage = "detecting" if progress.rows else "starting the workers"
         watch(ScanProgress(stage, total=rows, pairs_per_s=progress.pairs_per_s, **counts))

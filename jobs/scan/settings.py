@@ -46,6 +46,8 @@ class ScanSettings(ClusterSettings):
     min_text_read: float = Field(default=MIN_TEXT_READ, ge=0, le=1)
     """Share of a text's characters that the model must be able to read. A pair with less is one without a text."""
 
+    allow_unfamiliar: bool = False
+    """Scan all pairs without looking at a sample first. Unfamiliar pairs are still not judged."""
     detectors: int | None = Field(default=None, ge=1)
     """Number of detector actors. None: one a GPU, or as many as the CPUs carry."""
     batch_size: int | None = Field(default=None, ge=1)

@@ -2,14 +2,16 @@
 
     job.json        settings, state, counts, model, versions, timings, heartbeat
     manifest/       the input as rows            results/      one row for each of them
-    errors.jsonl    flagged.jsonl    summary.json    report/index.html
+    errors.jsonl    flagged.jsonl    unfamiliar.jsonl    summary.json    report/index.html
     _remaining/     rows of the manifest that a resumed job still has to scan, until it is done
-    _SUCCESS        written last; _remaining is deleted after it
+    _sample/        rows of the sample that is scanned before the rest
+    _SUCCESS        written last; _remaining and _sample are deleted after it
     _repolicy/      exists while another policy is applied to a finished job
 
-States: validating, running, finalizing, then completed, failed or cancelled. A job that was stopped in any way resumes
-when the same command is run again. The process that owns a job writes a heartbeat. A process that sees the heartbeat of
-another one move leaves the job alone, and an owner that finds the id of another run in the record stops.
+States: validating, running, finalizing, then completed, failed, cancelled or unfamiliar (most of a sample is unfamiliar
+to the model). A job that was stopped in any way resumes when the same command is run again, an unfamiliar one with
+`--allow-unfamiliar` added. The process that owns a job writes a heartbeat. A process that sees the heartbeat of another
+one move leaves the job alone, and an owner that finds the id of another run in the record stops.
 """
 
 from __future__ import annotations
@@ -27,12 +29,13 @@ from typing import Any, Self
 from asap.errors import StorageError
 from asap.storage.files import create_bytes, exists, is_empty, read_bytes, write_bytes
 from asap.storage.location import Location
-from jobs.errors import JobDiffers, JobFailed, JobInUse
+from jobs.errors import InputUnfamiliar, JobDiffers, JobFailed, JobInUse
 
 RECORD_VERSION = 1
 RESULTS_ENTRY = "results"
 """Entry of the record while a policy is published: the folder that holds the rows until `results` does."""
 Notify = Callable[[str], None]
+_ENDED = ("completed", "failed", "cancelled", "unfamiliar")
 _LONG_DEAD_S = 300
 """Age in seconds beyond which a heartbeat is not watched. It is large, because clocks of machines may differ."""
 
@@ -110,7 +113,7 @@ def wait_until_free(folder: Location, record: dict[str, Any], stale_after_s: flo
         stale_after_s: Seconds to watch the heartbeat.
         notify: Receives a sentence before the wait.
     """
-    if record.get("state") in ("completed", "failed", "cancelled") or _age_s(record) > _LONG_DEAD_S:
+    if record.get("state") in _ENDED or _age_s(record) > _LONG_DEAD_S:
         return
     notify(
         f"the job was not ended properly; waiting {stale_after_s:.0f} s to see whether another process is still "
@@ -207,7 +210,7 @@ class Job:
             self.update(state="cancelled")
             return
         message = str(error).partition("\n")[0] or type(error).__name__
-        self.update(state="failed", error=message)
+        self.update(state="unfamiliar" if isinstance(error, InputUnfamiliar) else "failed", error=message)
 
     def _beat(self) -> None:
         while not self._ended.wait(self._heartbeat_s):

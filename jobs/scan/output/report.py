@@ -1,5 +1,7 @@
 """The report of a job: one self-contained HTML page with the numbers, and the flagged pairs with their evidence.
 
+Pairs that are unfamiliar to the model are shown apart, without evidence. If they are the most, the page begins with it.
+
 Everything from the data is escaped. A content security policy in the page forbids scripts and requests. Memory and the
 size of the page are bounded by the pairs that it shows, not by the corpus.
 """
@@ -20,26 +22,30 @@ from numpy.typing import NDArray
 from asap.errors import StorageError
 from asap.finding import Word, score_text
 from asap.labels import TYPES, VERDICTS
+from asap.policy import UNFAMILIAR
 from asap.render import LEVEL_EDGES, level, mark_words_html
 from asap.storage.files import write_bytes
 from asap.storage.location import Location
 from jobs.pages.page import TEXT_SHOWN, embed_picture, render_page, type_label
 from jobs.scan.input.manifest import readable_text
 from jobs.scan.output.job_folder import read_record, results_folder
-from jobs.scan.output.tally import BINS, Tally, read_rows, tally_results
+from jobs.scan.output.tally import BINS, JUDGED, Tally, read_rows, tally_results
+
+STRANGEST = 12
+"""Unfamiliar pairs that the report shows."""
 
 
 def write_report(job_folder: str | Path | Location, top: int = 60) -> str:
     """Write `report/index.html` into a job folder, local or s3://, and return its address.
 
-    The report shows the `top` flagged pairs with the highest scores. A picture that cannot be read again is replaced by
-    a note. Raises `StorageError` if the folder itself cannot be read or written.
+    The report shows the `top` flagged pairs with the highest scores, and a few unfamiliar ones. A picture that cannot
+    be read again is replaced by a note. Raises `StorageError` if the folder itself cannot be read or written.
     """
     folder = job_folder if isinstance(job_folder, Location) else Location.parse(job_folder)
     record = read_record(folder)
     if record is None:
         raise StorageError(f"{folder} is not the folder of a job: it has no job.json. Give OUT/JOB.")
-    tally = tally_results(results_folder(folder, record), top)
+    tally = tally_results(results_folder(folder, record), top, STRANGEST)
     data = _page(folder.name, record, tally, read_rows(tally.shown_rows()))
     html = render_page("report.html.j2", ["report.css"], data)
     page = folder / "report" / "index.html"
@@ -53,12 +59,20 @@ def write_report(job_folder: str | Path | Location, top: int = 60) -> str:
 def _page(name: str, job: dict[str, Any], tally: Tally, rows: dict[int, dict[str, Any]]) -> dict[str, Any]:
     cards = [_card(rows[address.row_id]) for _, _, address in tally.best]
     shown = Counter(kind for card in cards for kind in card["flagged_types"])
-    scored = sum(tally.verdicts.values())
+    scored = sum(tally.verdicts[name] for name in JUDGED)
+    state = str(job.get("state") or "unknown")
+    if state == "finalizing":  # the report is written before the job has ended, and read after it
+        state = "unfamiliar" if job.get("error") else "completed"
     return {
         "name": str(job.get("job_id") or name),
-        # The report is written before the job is completed, and read after it.
-        "state": "completed" if job.get("state") == "finalizing" else str(job.get("state") or "unknown"),
+        "state": state,
         "facts": _facts(job),
+        "limits": str(job.get("limits") or ""),
+        "not_judged": _not_judged(job, tally, scored, state),
+        "familiarity": _familiarity_note(job),
+        "has_familiarity": bool(job.get("familiarity_id") or tally.unfamiliar),
+        "unfamiliar": tally.unfamiliar,
+        "strangers": [_stranger(rows[address.row_id], _threshold(job)) for _, _, address in tally.least_familiar],
         "pairs": tally.pairs,
         "scored": scored,
         "flagged": tally.flagged,
@@ -71,7 +85,7 @@ def _page(name: str, job: dict[str, Any], tally: Tally, rows: dict[int, dict[str
         "errors": [_error(tally, rows, code, count) for code, count in tally.errors.most_common()],
         "cards": cards,
         "levels": [(1, f"below {LEVEL_EDGES[0]}")] + [(level(edge), f"from {edge}") for edge in LEVEL_EDGES],
-        "nothing_flagged": _nothing_flagged(tally.pairs, scored),
+        "nothing_flagged": _nothing_flagged(tally, scored),
         "calibration": _calibration(job),
         "imprint": f"Model {job.get('model_id') or 'unknown'}, policy {job.get('policy_id') or 'unknown'}.",
     }
@@ -101,11 +115,58 @@ def _format_duration(seconds: float) -> str:
     return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
 
 
-def _nothing_flagged(pairs: int, scored: int) -> str:
+def _model_name(job: dict[str, Any]) -> str:
+    return str(job.get("model_id") or "the model").partition("@")[0]
+
+
+def _not_judged(job: dict[str, Any], tally: Tally, scored: int, state: str) -> list[str]:
+    """Return the sentences that the page begins with if most pairs were not judged; none otherwise."""
+    if tally.unfamiliar <= scored:
+        return []
+    read = tally.unfamiliar + scored
+    who = f"{tally.unfamiliar:,} of {read:,} pairs were not judged"
+    if not scored:
+        who = "The one pair was not judged" if read == 1 else f"None of the {read:,} pairs was judged"
+    sentences = [f"{who}, because {_model_name(job)} has seen nothing like them."]
+    if scored:
+        sentences.append(f"Distrust the verdicts on the other {scored:,} pairs too: they come from the same input.")
+    else:
+        sentences.append("Whether they were manipulated is unknown.")
+    if state == "unfamiliar":
+        rows = (job.get("manifest") or {}).get("rows", tally.pairs)
+        sentences.append(
+            f"They are a sample of the {rows:,} pairs of the input. The scan stopped after it; --allow-unfamiliar "
+            "scans the rest."
+        )
+    return sentences
+
+
+def _familiarity_note(job: dict[str, Any]) -> str:
+    """Return a sentence on the pairs that are judged whatever they are; empty if unfamiliar pairs are told apart."""
+    if not job.get("familiarity_id"):
+        return (
+            "The model has no record of what its own pairs look like, so it judged every pair, also what it never saw."
+        )
+    if not _threshold(job):
+        return "The policy judges every pair, also what the model never saw."
+    return ""
+
+
+def _threshold(job: dict[str, Any]) -> float:
+    """Return the familiarity below which the job's policy judges nothing."""
+    return float((job.get("policy") or {}).get("unfamiliar", UNFAMILIAR))
+
+
+def _nothing_flagged(tally: Tally, scored: int) -> str:
     """Return the sentence that replaces the cards if there are none."""
-    if not pairs:
+    if not tally.pairs:
         return "The job has no results: there was no pair to scan."
-    return f"None of the {scored:,} scored pairs was flagged." if scored else "No pair could be scored; see the errors."
+    if not scored and not tally.unfamiliar:
+        return "No pair could be scored; see the errors."
+    if not scored:
+        return "No pair was judged, so none could be flagged. That does not make them authentic."
+    others = f" {tally.unfamiliar:,} other pairs were not judged." if tally.unfamiliar else ""
+    return f"None of the {scored:,} judged pairs was flagged.{others}"
 
 
 def _split(tally: Tally) -> Iterator[tuple[str, int, int]]:
@@ -118,9 +179,10 @@ def _split(tally: Tally) -> Iterator[tuple[str, int, int]]:
 
 
 def _chart(scores: dict[str, NDArray[np.int64]]) -> dict[str, Any]:
-    """Return a histogram of all scores, each bar colored by its most frequent verdict, with equally spaced ticks.
+    """Return a histogram of the scores of judged pairs, each bar colored by its most frequent verdict.
 
-    The scale is linear. If the bars differ more than a hundredfold, it is logarithmic above 1.
+    Its ticks are equally spaced. The scale is linear; if the bars differ more than a hundredfold, it is logarithmic
+    above 1.
     """
     counts = sum(scores.values(), np.zeros(BINS, np.int64))
     highest, lowest = int(counts.max()), int(counts[counts > 0].min(initial=counts.max()))
@@ -132,7 +194,7 @@ def _chart(scores: dict[str, NDArray[np.int64]]) -> dict[str, Any]:
         {
             "number": number,
             "count": int(count),
-            "verdict": max(VERDICTS, key=lambda name: scores[name][number]),
+            "verdict": max(JUDGED, key=lambda name: scores[name][number]),
             "height": max((1 + math.log10(count)) / (1 + decades) if log else count / ceiling, 0.008) if count else 0,
             "label": f"{number / BINS:.2f} to {(number + 1) / BINS:.2f}: {count:,} pairs",
         }
@@ -175,30 +237,52 @@ def _calibration(job: dict[str, Any]) -> str:
 def _card(row: dict[str, Any]) -> dict[str, Any]:
     types = row["types"] or {}
     flagged = [kind for kind in TYPES if kind in (row["flagged_types"] or ())]
-    picture = embed_picture(row)
-    text, text_note = _marked_text(row)
     box = row["box_px"] and {
         "x": row["box_px"]["x0"],
         "y": row["box_px"]["y0"],
         "width": max(row["box_px"]["x1"] - row["box_px"]["x0"], 0),
         "height": max(row["box_px"]["y1"] - row["box_px"]["y0"], 0),
     }
-    return {
-        "custom_id": row["custom_id"],
-        "verdict": row["verdict"],
+    return _pair(row) | {
         "score": row["score"] or 0,
         "types": [(type_label(kind), types[kind], kind in flagged) for kind in TYPES if types.get(kind) is not None],
         "flagged_types": flagged,
-        "picture": picture,
-        "alt": f"Picture of the pair {row['custom_id'][:80]}" + (", with a box around the flagged face" if box else ""),
         "box": box,
+        "is_unsupported": not flagged and not row["words"] and not box,
+        "notes": [(name.capitalize(), row[name]) for name in ("caption", "explanation") if row.get(name)],
+        "warnings": row["warnings"] or [],
+    }
+
+
+def _stranger(row: dict[str, Any], threshold: float) -> dict[str, Any]:
+    """Return the card of an unfamiliar pair: it has no evidence, but says whether picture or text is strange."""
+    parts = {"Picture": row["familiarity_image"], "Text": row["familiarity_text"]}
+    known = {name: value for name, value in parts.items() if value is not None}
+    lowest = min(known.values(), default=None)
+    strange = {name for name, value in known.items() if value == lowest or value < threshold}
+    return _pair(row) | {"parts": [(name, _format_share(value), name in strange) for name, value in known.items()]}
+
+
+def _format_share(share: float) -> str:
+    """Return a share in percent; a small one keeps two digits, and one below 1 is never 100 %."""
+    return f"{100 * share:.2g} %" if share < 0.1 else f"{min(round(100 * share), 100 if share >= 1 else 99)} %"
+
+
+def _pair(row: dict[str, Any]) -> dict[str, Any]:
+    """Return what every card shows: picture, text and details."""
+    picture = embed_picture(row)
+    text, text_note = _marked_text(row)
+    return {
+        "custom_id": row["custom_id"],
+        "verdict": row["verdict"],
+        "picture": picture,
+        "box": None,
+        "alt": f"Picture of the pair {row['custom_id'][:80]}",
         "width": row["width"] or picture.width,
         "height": row["height"] or picture.height,
         "text": text,
         "text_note": text_note,
         "long": len(row["text"] or "") > TEXT_SHOWN / 5,
-        "notes": [(name.capitalize(), row[name]) for name in ("caption", "explanation") if row.get(name)],
-        "warnings": row["warnings"] or [],
         "ids": _ids(row),
     }
 

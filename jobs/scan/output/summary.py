@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from asap.labels import VERDICTS
+from asap.labels import FLAGGED, VERDICTS
 from asap.storage.files import list_files, open_seekable, open_write, read_bytes, write_bytes
 from asap.storage.location import Location
 from jobs.scan.output.tally import tally_results
@@ -23,21 +23,23 @@ _ERROR_COLUMNS = ["row_id", "custom_id", "image_uri", "text", "error_code", "err
 def write_outcome(folder: Location, record: dict[str, Any]) -> dict[str, int]:
     """Write the lists and the summary of a job; return the counts for its record, which is `record` now."""
     write_lists(folder)
-    about = {name: record.get(name) for name in ("job_id", "model_id", "policy_id", "pairs_per_s")}
+    about = {name: record.get(name) for name in ("job_id", "model_id", "policy_id", "limits", "pairs_per_s")}
     summary = write_summary(folder, about)
-    counts = {name: summary[name] for name in ("pairs", "flagged", "errors")}
+    counts = {name: summary[name] for name in ("pairs", "flagged", "unfamiliar", "errors")}
     return counts | {"done": summary["pairs"], "total": summary["pairs"]}
 
 
 def write_lists(folder: Location) -> None:
-    """Write `errors.jsonl`, every row with an error, and `flagged.jsonl`, every row manipulated or for review."""
+    """Write `errors.jsonl`, `flagged.jsonl` (manipulated or for review) and `unfamiliar.jsonl`, a line for each row."""
     with ExitStack() as stack:
         errors = stack.enter_context(open_write(folder / "errors.jsonl"))
         flagged = stack.enter_context(open_write(folder / "flagged.jsonl"))
+        unfamiliar = stack.enter_context(open_write(folder / "unfamiliar.jsonl"))
         for table in _tables(folder / "results"):
             _write_lines(errors, table.filter(pc.equal(table["status"], "error")).select(_ERROR_COLUMNS))
-            is_flagged = pc.is_in(table["verdict"], pa.array(VERDICTS[:2]))
-            _write_lines(flagged, table.filter(is_flagged).drop_columns(["word_scores"]))
+            findings = table.drop_columns(["word_scores"])
+            _write_lines(flagged, findings.filter(pc.is_in(table["verdict"], pa.array(FLAGGED))))
+            _write_lines(unfamiliar, findings.filter(pc.equal(table["verdict"], "unfamiliar")))
 
 
 def _tables(results: Location) -> Iterator[pa.Table]:
@@ -56,11 +58,12 @@ def _write_lines(file: BinaryIO, rows: pa.Table) -> None:
 
 
 def read_summary(folder: Location) -> dict[str, Any]:
-    """Return the contents of `summary.json`, with the addresses of the job, its report and its errors."""
+    """Return the contents of `summary.json`, with the addresses of the job, its report and its lists."""
     addresses = {
         "folder": folder.uri,
         "report": (folder / "report" / "index.html").uri,
         "errors_file": (folder / "errors.jsonl").uri,
+        "unfamiliar_file": (folder / "unfamiliar.jsonl").uri,
     }
     return dict(json.loads(read_bytes(folder / "summary.json"))) | addresses
 
@@ -71,6 +74,7 @@ def write_summary(folder: Location, about: dict[str, Any]) -> dict[str, Any]:
     counts = {
         "pairs": tally.pairs,
         "flagged": tally.flagged,
+        "unfamiliar": tally.verdicts["unfamiliar"],
         "errors": tally.errors.total(),
         "verdicts": {name: tally.verdicts[name] for name in VERDICTS},
         "flagged_types": dict(tally.types.most_common()),

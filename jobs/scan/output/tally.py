@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from asap.errors import StorageError
-from asap.labels import VERDICTS
+from asap.labels import FLAGGED, VERDICTS
 from asap.storage.failures import storage_errors
 from asap.storage.files import is_empty, list_files, open_seekable
 from asap.storage.location import Location
@@ -28,12 +28,21 @@ from asap.storage.location import Location
 BINS = 20
 """Number of bins of a score histogram, from 0 to 1."""
 
-_NARROW = ["row_id", "status", "error_code", "retryable", "verdict", "score", "flagged_types"]
+JUDGED = tuple(verdict for verdict in VERDICTS if verdict != "unfamiliar")
+"""Verdicts that a score has led to."""
+
+_NARROW = ["row_id", "status", "error_code", "retryable", "verdict", "score", "flagged_types", "familiarity"]
 
 
-def tally_results(folder: Location, top: int) -> Tally:
-    """Count every parquet file below a results folder; keep the addresses of the `top` flagged rows."""
-    tally = Tally(top)
+def tally_results(folder: Location, top: int, strangest: int = 0) -> Tally:
+    """Count every parquet file below a results folder.
+
+    Args:
+        folder: The results folder.
+        top: Number of flagged rows to keep the addresses of, the highest score first.
+        strangest: Number of unfamiliar rows to keep the addresses of, the least familiar first.
+    """
+    tally = Tally(top, strangest)
     for info in () if is_empty(folder) else list_files(folder):
         if info.location.name.endswith(".parquet"):
             tally.add_file(info.location)
@@ -64,6 +73,8 @@ class Tally:
 
     top: int
     """Number of flagged rows to keep the addresses of."""
+    strangest: int = 0
+    """Number of unfamiliar rows to keep the addresses of."""
     pairs: int = 0
     verdicts: Counter[str] = field(default_factory=Counter)
     types: Counter[str] = field(default_factory=Counter)
@@ -73,18 +84,25 @@ class Tally:
     retryable: Counter[str] = field(default_factory=Counter)
     """Rows by error code, among the errors that another try may not meet."""
     scores: dict[str, NDArray[np.int64]] = field(
-        default_factory=lambda: {name: np.zeros(BINS, np.int64) for name in VERDICTS}
+        default_factory=lambda: {name: np.zeros(BINS, np.int64) for name in JUDGED}
     )
-    """Histogram of the scores, by verdict."""
+    """Histogram of the scores of the pairs that were judged, by verdict."""
     best: list[tuple[float, int, RowAddress]] = field(default_factory=list)
     """Score, negative row_id and address of the best flagged rows, the best first."""
+    least_familiar: list[tuple[float, int, RowAddress]] = field(default_factory=list)
+    """Negative familiarity, negative row_id and address of unfamiliar rows, the least familiar first."""
     examples: dict[str, RowAddress] = field(default_factory=dict)
     """The first row of each error code."""
 
     @property
     def flagged(self) -> int:
         """Pairs with the verdict manipulated or review."""
-        return self.verdicts["manipulated"] + self.verdicts["review"]
+        return sum(self.verdicts[name] for name in FLAGGED)
+
+    @property
+    def unfamiliar(self) -> int:
+        """Pairs that were not judged, because the model has seen nothing like them."""
+        return self.verdicts["unfamiliar"]
 
     def add_file(self, location: Location) -> None:
         """Count one results file, row group by row group."""
@@ -105,25 +123,40 @@ class Tally:
             self.examples[code] = RowAddress(file, row_group, row_id)
 
         self.verdicts.update(_counts(batch["verdict"]))
-        for name in VERDICTS:
+        for name in JUDGED:
             scores = batch.filter(pc.equal(batch["verdict"], name))["score"].drop_null().to_numpy(zero_copy_only=False)
             self.scores[name] += np.histogram(scores, BINS, (0, 1))[0]
 
-        flagged = batch.filter(pc.is_in(batch["verdict"], pa.array(VERDICTS[:2])))
+        flagged = batch.filter(pc.is_in(batch["verdict"], pa.array(FLAGGED)))
         self.types.update(_counts(pc.list_flatten(flagged["flagged_types"])))
-        self._keep_best(flagged, file, row_group)
-
-    def _keep_best(self, flagged: pa.RecordBatch, file: Location, row_group: int) -> None:
-        """Merge the best rows of a batch into `best`. Of equal scores the lower row_id goes first."""
         scores = pc.fill_null(flagged["score"], 0).to_numpy(zero_copy_only=False)
-        row_ids = flagged["row_id"].to_numpy()
-        first = np.lexsort((row_ids, -scores))[: self.top]
-        new = [(float(scores[i]), -int(row_ids[i]), RowAddress(file, row_group, int(row_ids[i]))) for i in first]
-        self.best = heapq.nlargest(self.top, self.best + new)
+        self.best = _keep_highest(self.best, self.top, scores, flagged["row_id"], file, row_group)
+
+        unfamiliar = batch.filter(pc.equal(batch["verdict"], "unfamiliar"))
+        if len(unfamiliar):  # files of earlier versions have no such rows, and no familiarity
+            strange = -unfamiliar["familiarity"].to_numpy(zero_copy_only=False)
+            self.least_familiar = _keep_highest(
+                self.least_familiar, self.strangest, strange, unfamiliar["row_id"], file, row_group
+            )
 
     def shown_rows(self) -> set[RowAddress]:
         """Return the addresses of the rows that the report shows whole."""
-        return {address for _, _, address in self.best} | set(self.examples.values())
+        return {address for _, _, address in self.best + self.least_familiar} | set(self.examples.values())
+
+
+def _keep_highest(
+    kept: list[tuple[float, int, RowAddress]],
+    number: int,
+    values: NDArray[np.float32],
+    row_ids: pa.Array,
+    file: Location,
+    row_group: int,
+) -> list[tuple[float, int, RowAddress]]:
+    """Return the `number` rows with the highest values among those kept and new ones, the lower row_id first."""
+    ids = row_ids.to_numpy()
+    first = np.lexsort((ids, -values))[:number]
+    new = [(float(values[i]), -int(ids[i]), RowAddress(file, row_group, int(ids[i]))) for i in first]
+    return heapq.nlargest(number, kept + new)
 
 
 def _counts(column: pa.Array) -> dict[str, int]:

@@ -67,7 +67,11 @@ class Detector:
             findings = self._detect(batch["pixels"], prepared, positions)
         except self._device_errors:
             os._exit(1)  # the device computes nothing more in this process: let Ray start another and try again
-        model = {"model_id": self._predictor.model_id, "policy_id": self._predictor.policy.policy_id}
+        model = {
+            "model_id": self._predictor.model_id,
+            "policy_id": self._predictor.policy.policy_id,
+            "familiarity_id": self._predictor.familiarity and self._predictor.familiarity.familiarity_id,
+        }
         rows: list[dict[str, Any]] = [row | model for row in prepared]
         for row in rows:
             if row["error_code"] is not None:

@@ -14,6 +14,8 @@ import pyarrow.compute as pc
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from asap.labels import FLAGGED
+
 
 @dataclass(frozen=True)
 class RowCounts:
@@ -22,14 +24,15 @@ class RowCounts:
     rows: int = 0
     errors: int = 0
     flagged: int = 0
+    unfamiliar: int = 0
     seconds: float = 0.0
-    """Seconds from the end of the first batch to the end of the last."""
+    """Seconds from the end of the first batch of a pipeline to the end of its last, over all pipelines."""
     rows_timed: int = 0
-    """Rows that were finished in these seconds: all but those of the first batch."""
+    """Rows that were finished in these seconds: all but those of the first batches."""
 
     @property
     def pairs_per_s(self) -> float:
-        """The speed once started: the first batch, which waits for the model to load, is left out."""
+        """The speed once started: the first batches, which wait for the model to load, are left out."""
         return self.rows_timed / self.seconds if self.seconds else 0.0
 
 
@@ -37,21 +40,30 @@ class Counter:
     """The class of the actor."""
 
     def __init__(self) -> None:
-        self._rows = self._errors = self._flagged = self._first_rows = 0
-        self._first_s = self._last_s = 0.0
+        self._total = RowCounts()
+        self._is_started = False
+        self._last_s = 0.0
 
-    def add(self, rows: int, errors: int, flagged: int) -> None:
+    def add(self, rows: int, errors: int, flagged: int, unfamiliar: int) -> None:
         """Count one batch."""
-        self._last_s = time.monotonic()
-        if not self._rows:
-            self._first_s, self._first_rows = self._last_s, rows
-        self._rows, self._errors, self._flagged = self._rows + rows, self._errors + errors, self._flagged + flagged
+        now, total = time.monotonic(), self._total
+        if self._is_started:
+            seconds, timed = total.seconds + now - self._last_s, total.rows_timed + rows
+        else:
+            seconds, timed = total.seconds, total.rows_timed
+        self._is_started, self._last_s = True, now
+        self._total = RowCounts(
+            total.rows + rows, total.errors + errors, total.flagged + flagged, total.unfamiliar + unfamiliar,
+            seconds, timed,
+        )  # fmt: skip
+
+    def start_pipeline(self) -> None:
+        """Leave the time until the next batch out of the speed: another pipeline starts."""
+        self._is_started = False
 
     def read(self) -> RowCounts:
         """Return the counts so far."""
-        return RowCounts(
-            self._rows, self._errors, self._flagged, self._last_s - self._first_s, self._rows - self._first_rows
-        )
+        return self._total
 
 
 def start_counter() -> Any:
@@ -63,5 +75,6 @@ def start_counter() -> Any:
 def count_batch(counter: Any, results: pa.Table) -> None:
     """Report a table of result rows to the counter, without waiting for it."""
     errors = pc.sum(pc.equal(results["status"], "error")).as_py() or 0
-    flagged = pc.sum(pc.is_in(results["verdict"], pa.array(["manipulated", "review"]))).as_py() or 0
-    counter.add.remote(results.num_rows, errors, flagged)
+    flagged = pc.sum(pc.is_in(results["verdict"], pa.array(FLAGGED))).as_py() or 0
+    unfamiliar = pc.sum(pc.equal(results["verdict"], "unfamiliar")).as_py() or 0
+    counter.add.remote(results.num_rows, errors, flagged, unfamiliar)

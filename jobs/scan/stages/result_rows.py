@@ -6,16 +6,18 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 
 from asap.finding import Box, Finding
 from asap.labels import TYPES
 from jobs.scan.input.manifest import MANIFEST_SCHEMA, storable
 
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 """Version of the schema. It grows when a column is added; columns are only ever added, and may be null.
 
-Version 2 added `given_id` and `text_escapes`, version 3 `text_read`.
+Version 2 added `given_id` and `text_escapes`, version 3 `text_read`, version 4 `familiarity`,
+`familiarity_image`, `familiarity_text` and `familiarity_id`.
 """
 
 CALLER_COLUMNS = [name for name in MANIFEST_SCHEMA.names if name not in ("row_error", "warnings")]
@@ -48,6 +50,9 @@ RESULT_SCHEMA = pa.schema(
         ("words", pa.list_(_WORD)),
         ("word_scores", pa.list_(pa.float32())),
         ("text_read", pa.float32()),
+        ("familiarity", pa.float32()),
+        ("familiarity_image", pa.float32()),
+        ("familiarity_text", pa.float32()),
         ("caption", pa.string()),
         ("explanation", pa.string()),
         ("width", pa.int32()),
@@ -55,6 +60,7 @@ RESULT_SCHEMA = pa.schema(
         ("image_sha256", pa.string()),
         ("model_id", pa.string()),
         ("policy_id", pa.string()),
+        ("familiarity_id", pa.string()),
         pa.field("schema_version", pa.int32(), nullable=False),
         ("warnings", pa.list_(pa.string())),
     ]
@@ -74,7 +80,21 @@ def success(finding: Finding) -> dict[str, Any]:
         "words": None if finding.words is None else [asdict(word) for word in finding.words],
         "word_scores": finding.word_scores,
         "text_read": finding.text_read,
+        "familiarity": _rounded_up(finding.familiarity),
+        "familiarity_image": _rounded_up(finding.familiarity_image),
+        "familiarity_text": _rounded_up(finding.familiarity_text),
     }
+
+
+def _rounded_up(familiarity: float | None) -> float | None:
+    """Return the next float32 that is not lower.
+
+    A threshold may be the familiarity of a pair, which is then not below it. That must hold for the stored number too.
+    """
+    if familiarity is None:
+        return None
+    stored = np.float32(familiarity)
+    return float(stored if float(stored) >= familiarity else np.nextafter(stored, np.float32(2)))
 
 
 def failure(code: str, detail: str, *, retryable: bool = False) -> dict[str, Any]:
@@ -96,6 +116,7 @@ def _common(finding: Finding) -> dict[str, Any]:
         "image_sha256": finding.image_sha256,
         "model_id": finding.model_id,
         "policy_id": finding.policy_id,
+        "familiarity_id": finding.familiarity_id,
         "warnings": finding.warnings,
     }
 

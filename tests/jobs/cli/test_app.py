@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 from jobs.cli import app as cli
+from jobs.errors import InputUnfamiliar
 from jobs.scan.run import ScanProgress
 from tests.support.pictures import draw_jpeg
 from tests.support.waiting import HANG_S
@@ -174,8 +175,9 @@ def test_detect_reads_no_object_above_the_limit(
 
 
 _SUMMARY = {
-    "job_id": "x", "pairs": 1234, "flagged": 2, "errors": 0, "error_codes": {}, "pairs_per_s": 33.25,
-    "report": "file:///out/in/report/index.html", "errors_file": "file:///out/in/errors.jsonl",
+    "job_id": "x", "model_id": "asap-demo@0", "pairs": 1234, "flagged": 2, "unfamiliar": 0, "errors": 0,
+    "error_codes": {}, "pairs_per_s": 33.25, "report": "file:///out/in/report/index.html",
+    "unfamiliar_file": "file:///out/in/unfamiliar.jsonl", "errors_file": "file:///out/in/errors.jsonl",
 }  # fmt: skip
 
 
@@ -206,6 +208,38 @@ def test_scan_counts_its_errors_by_code_and_names_the_file_that_lists_them(
     code, out, _ = run("scan", "in.jsonl", "--out", "/out")
     assert code == 0
     assert "errors: 2 truncated_image, 1 fetch_failed; see file:///out/in/errors.jsonl" in out
+
+
+def test_scan_ends_with_the_limits_of_the_model_and_the_pairs_that_were_not_judged(
+    run: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    summary = _SUMMARY | {"unfamiliar": 4, "errors": 34, "limits": "asap-demo was made from drawn pictures."}
+    monkeypatch.setattr("jobs.scan.run.scan", lambda *_: summary)
+    code, out, _ = run("scan", "in.jsonl", "--out", "/out")
+    assert code == 0
+    assert "unfamiliar" in out
+    assert "limits: asap-demo was made from drawn pictures." in out
+    rest = "of 1,200 look like nothing that asap-demo was made from; see file:///out/in/unfamiliar.jsonl"
+    assert out.splitlines()[-1] == f"some pairs were not judged: 4 {rest}"
+    summary |= {"unfamiliar": 700}
+    assert run("scan", "in.jsonl", "--out", "/out")[1].splitlines()[-1] == f"most pairs were not judged: 700 {rest}"
+
+
+def test_a_scan_that_stopped_because_its_input_is_unfamiliar_has_an_exit_code_of_its_own(
+    run: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[Any] = []
+
+    def stop(settings: Any, watch: Any) -> dict[str, Any]:
+        seen.append(settings)
+        raise InputUnfamiliar("188 of 200 sampled pairs look like nothing")
+
+    monkeypatch.setattr("jobs.scan.run.scan", stop)
+    code, _, err = run("scan", "in.jsonl", "--out", "/out")
+    assert code == 4
+    assert err == "asap: 188 of 200 sampled pairs look like nothing\n"
+    run("scan", "in.jsonl", "--out", "/out", "--allow-unfamiliar")
+    assert [settings.allow_unfamiliar for settings in seen] == [False, True]
 
 
 def test_a_scan_whose_pairs_all_fail_is_a_failure(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -413,7 +447,8 @@ def test_repolicy_ends_with_a_table_and_the_report(run: Any, monkeypatch: pytest
     assert seen == ["jobs/a", "p.json"]
     assert "applying the policy  3/10 pairs" in out
     assert "1,234" in out
-    assert out.splitlines()[-1] == "policy abc; report: file:///out/in/report/index.html"
+    assert out.splitlines()[-1] == "report: file:///out/in/report/index.html"
+    assert "policy: abc" in out
 
 
 def test_repolicy_reports_an_error_in_one_line(run: Any, tmp_path: Path) -> None:

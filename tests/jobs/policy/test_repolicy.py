@@ -180,6 +180,58 @@ def test_rows_of_the_first_version_get_a_policy_too(tmp_path: Path, table: pa.Ta
     assert _rows(old / "results") == _rows(new / "results")
 
 
+def _with_familiarity(table: pa.Table, values: list[float | None]) -> pa.Table:
+    """Return the rows with these familiarities, as if a model with a familiarity file had judged them all."""
+    position = table.schema.get_field_index("familiarity")
+    return table.set_column(position, RESULT_SCHEMA.field("familiarity"), pa.array(values, pa.float32()))
+
+
+def test_a_policy_decides_whether_an_unfamiliar_pair_is_judged(
+    tmp_path: Path, table: pa.Table, predictor: Predictor
+) -> None:
+    values = [None if row["status"] == "error" else 0.001 if row["row_id"] % 2 else 0.2 for row in table.to_pylist()]
+    known = _with_familiarity(table, values)
+    folder = _finished_job(Location(str(tmp_path / "a")), known, predictor.model_id)
+    everything = _written(Policy(manipulated=0.01, review=0.01, word=0.01, unfamiliar=0), folder.parent / "p.json")
+    for policy in (Policy(manipulated=0.49, review=0.49), Policy(unfamiliar=0.3)):
+        strange = {n for n, value in enumerate(values) if value is not None and value < policy.unfamiliar}
+        summary = repolicy(str(folder), _written(policy, folder.parent / "s.json"))
+        rows = _rows(folder / "results")
+        assert {row["row_id"] for row in rows if row["verdict"] == "unfamiliar"} == strange
+        for row in (rows[number] for number in strange):
+            assert (row["flagged_types"], row["box_px"], row["words"] or []) == ([], None, [])
+            assert row["score"] == known["score"][row["row_id"]].as_py()
+        assert summary["unfamiliar"] == summary["verdicts"]["unfamiliar"] == len(strange)
+        assert (read_record(folder) or {})["counts"]["unfamiliar"] == len(strange)
+        lines = [json.loads(line) for line in read_bytes(folder / "unfamiliar.jsonl").splitlines()]
+        assert {line["row_id"] for line in lines} == strange
+        assert strange.isdisjoint(
+            json.loads(line)["row_id"] for line in read_bytes(folder / "flagged.jsonl").splitlines()
+        )
+        assert "Unfamiliar pairs" in Path((folder / "report/index.html").uri).read_text()
+
+        assert repolicy(str(folder), everything)["unfamiliar"] == 0
+        judged = _rows(folder / "results")
+        plain = module.reapply_policy(known, Policy(manipulated=0.01, review=0.01, word=0.01, unfamiliar=0)).to_pylist()
+        assert judged == plain
+        assert any(judged[number]["words"] for number in strange)
+        assert read_bytes(folder / "unfamiliar.jsonl") == b""
+
+
+def test_rows_without_familiarity_keep_the_verdict_of_their_score(
+    tmp_path: Path, table: pa.Table, predictor: Predictor
+) -> None:
+    names = ["familiarity", "familiarity_image", "familiarity_text", "familiarity_id"]
+    folder = _finished_job(Location(str(tmp_path / "a")), table.drop_columns(names), predictor.model_id)
+    summary = repolicy(str(folder), _written(Policy(unfamiliar=1.0), folder.parent / "p.json"))
+    assert summary["unfamiliar"] == 0
+    under = Policy()
+    for row in _rows(folder / "results"):
+        assert row["familiarity"] is None
+        if row["status"] == "ok":
+            assert row["verdict"] == under.verdict(row["score"])
+
+
 def test_the_policy_that_the_job_has_changes_nothing(tmp_path: Path, table: pa.Table, predictor: Predictor) -> None:
     folder = _finished_job(Location(str(tmp_path / "a")), table, predictor.model_id)
     before = _tree(folder)
@@ -214,7 +266,9 @@ def test_a_repolicied_scan_equals_a_scan_under_the_policy(ray_here: None, corpus
     assert scan(ScanSettings(**options)) == repolicied, "it is a finished scan under that policy"
     again = scan(ScanSettings(**options, job="again"))
     assert _rows(Location(again["folder"]) / "results") == _rows(Location(former["folder"]) / "results")
-    assert again["verdicts"] == repolicied["verdicts"] == {"manipulated": 2, "review": 1, "authentic": 1}
+    assert again["verdicts"] == repolicied["verdicts"] == {
+        "manipulated": 2, "review": 1, "authentic": 1, "unfamiliar": 0,
+    }  # fmt: skip
 
 
 # Stops.

@@ -1,6 +1,8 @@
 """Whole scans, with real Ray, real processes, and S3 over HTTP."""
 
+import dataclasses
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -12,20 +14,28 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from PIL import Image
 
 from asap.errors import AsapError, CheckpointError, ConfigError, StorageError
+from asap.finding import Pair
+from asap.limits import Limits
+from asap.policy import Policy
 from asap.storage.fetch import FetchSettings
 from asap.storage.files import file_info, list_files, open_seekable, read_bytes, write_bytes
 from asap.storage.location import Location
-from jobs.errors import InputNotFound, JobDiffers, JobFailed
+from jobs.errors import InputNotFound, InputUnfamiliar, JobDiffers, JobFailed
+from jobs.scan import run as run_module
 from jobs.scan.input.manifest import ManifestRow, write_manifest
 from jobs.scan.output.completeness import count_rows, repair_results
 from jobs.scan.output.job_folder import Job
+from jobs.scan.plan import ScanPlan, plan_scan
 from jobs.scan.run import ScanProgress, _watched, check_manifest, check_results, scan
 from jobs.scan.settings import CaptionSettings, ScanSettings
 from jobs.scan.stages.detect import Detector
 from jobs.scan.stages.result_rows import RESULT_SCHEMA
 from tests.support.deadly import Deadly
+from tests.support.familiar import make_familiar
+from tests.support.pictures import CAPTIONS
 
 
 def _results(folder: Location) -> list[dict[str, Any]]:
@@ -125,7 +135,8 @@ def test_a_scan_over_s3_has_one_row_for_every_line_with_the_right_code(
     assert {line["custom_id"] for line in _lines(folder / "flagged.jsonl")} == flagged
     assert summary["flagged"] == len(flagged)
     assert _names(folder) == {
-        "job.json", "manifest", "results", "errors.jsonl", "flagged.jsonl", "summary.json", "report", "_SUCCESS",
+        "job.json", "manifest", "results", "errors.jsonl", "flagged.jsonl", "unfamiliar.jsonl",
+        "summary.json", "report", "_SUCCESS",
     }  # fmt: skip
     job = json.loads(read_bytes(folder / "job.json"))
     assert job["state"] == "completed"
@@ -290,8 +301,6 @@ def test_rows_that_end_every_process_become_errors_and_no_other_row_is_lost(
 def test_a_fault_on_the_workers_fails_the_job_with_one_line_and_the_job_can_be_resumed(
     ray_here: None, corpus: Path, model_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from jobs.scan.plan import ScanPlan, plan_scan
-
     settings = ScanSettings(input=str(corpus / "a.jsonl"), out=str(corpus / "out"), model=str(model_folder))
     plan = plan_scan(settings)
     broken = corpus / "no-model-on-the-workers"
@@ -306,6 +315,145 @@ def test_a_fault_on_the_workers_fails_the_job_with_one_line_and_the_job_can_be_r
     assert "no-model-on-the-workers" in job["error"]
     monkeypatch.undo()
     assert scan(settings)["pairs"] == 4
+
+
+# Inputs that are unfamiliar to the model.
+
+
+@pytest.fixture(scope="module")
+def familiar_model(model_folder: Path, jpeg: Callable[..., bytes], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Copy the small model, with a familiarity file of the pairs of `corpus` and limits."""
+    folder = Path(shutil.copytree(model_folder, tmp_path_factory.mktemp("familiar") / "model"))
+    make_familiar(folder, [Pair(jpeg(number), caption) for number, caption in enumerate(CAPTIONS)])
+    (folder / "limits.json").write_text(Limits(made_from="soft noise").to_json())
+    return folder
+
+
+def _pairs(corpus: Path, familiar: int, unfamiliar: int) -> str:
+    """Write a manifest of so many pairs like those that the model knows, and then others; return its path."""
+    Image.new("RGB", (64, 48), "red").save(corpus / "images/red.jpg")
+    names = [f"{number % 4}.jpg" for number in range(familiar)] + ["red.jpg"] * unfamiliar
+    records = [{"image": f"images/{name}", "text": CAPTIONS[number % 4]} for number, name in enumerate(names)]
+    (corpus / "pairs.jsonl").write_text("\n".join(map(json.dumps, records)))
+    return str(corpus / "pairs.jsonl")
+
+
+def test_a_small_input_is_scanned_whole_and_its_unfamiliar_pairs_are_counted_apart(
+    ray_here: None, corpus: Path, familiar_model: Path
+) -> None:
+    settings = ScanSettings(input=_pairs(corpus, 3, 12), out=str(corpus / "out"), model=str(familiar_model))
+    seen: list[ScanProgress] = []
+    summary = scan(settings, seen.append)
+    assert (summary["pairs"], summary["unfamiliar"], summary["errors"]) == (15, 12, 0)
+    assert summary["verdicts"]["unfamiliar"] == 12
+    assert summary["limits"].startswith("small was made from soft noise")
+    assert max(progress.unfamiliar for progress in seen) == 12
+    folder = settings.job_folder
+    rows, listed = _results(folder), _lines(folder / "unfamiliar.jsonl")
+    assert [row["row_id"] for row in rows if row["verdict"] == "unfamiliar"] == list(range(3, 15))
+    assert [line["row_id"] for line in listed] == list(range(3, 15))
+    assert listed[0]["familiarity_image"] < 0.005 < listed[0]["familiarity_text"]
+    assert {line["row_id"] for line in _lines(folder / "flagged.jsonl")} <= {0, 1, 2}
+    job = json.loads(read_bytes(folder / "job.json"))
+    assert (job["state"], job["counts"]["unfamiliar"], job["limits"]) == ("completed", 12, summary["limits"])
+    assert job["identity"]["familiarity_id"] == rows[0]["familiarity_id"]
+    assert "12 of 15 pairs were not judged, because small has seen nothing" in Path(summary["report"]).read_text()
+
+    (familiar_model / "familiarity.safetensors").rename(corpus / "kept")
+    with pytest.raises(JobDiffers, match="familiarity_id was"):
+        scan(settings)
+    (corpus / "kept").rename(familiar_model / "familiarity.safetensors")
+
+
+def test_a_large_input_that_is_unfamiliar_stops_after_its_sample_and_goes_on_when_that_is_allowed(
+    ray_here: None, corpus: Path, familiar_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = {"input": _pairs(corpus, 10, 200), "out": str(corpus / "out"), "model": str(familiar_model)}
+    settings = ScanSettings(**options, device="cpu")
+    with pytest.raises(InputUnfamiliar) as stopped:
+        scan(settings)
+    folder = settings.job_folder
+    sampled = _results(folder)
+    strange = sum(row["verdict"] == "unfamiliar" for row in sampled)
+    assert len(sampled) == 200
+    assert str(stopped.value) == (
+        f"{strange} of 200 sampled pairs look like nothing that small was made from (soft noise); its verdicts mean "
+        "nothing here. --allow-unfamiliar scans all the same."
+    )
+    job = json.loads(read_bytes(folder / "job.json"))
+    assert (job["state"], job["error"]) == ("unfamiliar", str(stopped.value))
+    assert (job["counts"]["done"], job["counts"]["total"], job["counts"]["unfamiliar"]) == (200, 210, strange)
+    assert len(_lines(folder / "unfamiliar.jsonl")) == strange
+    assert "The scan stopped after it" in Path((folder / "report/index.html").uri).read_text()
+    assert _names(folder) == {
+        "job.json", "manifest", "results", "errors.jsonl", "flagged.jsonl", "unfamiliar.jsonl",
+        "summary.json", "report",
+    }  # fmt: skip
+
+    with monkeypatch.context() as patch:
+        patch.setattr("jobs.scan.run.ray_running", lambda *_, **__: pytest.fail("the scan was started again"))
+        with pytest.raises(InputUnfamiliar, match=re.escape(str(stopped.value))):
+            scan(settings)
+        # As a run with the flag that was killed leaves it.
+        write_bytes(folder / "job.json", json.dumps(job | {"state": "cancelled", "error": None}).encode())
+        with pytest.raises(InputUnfamiliar, match=re.escape(str(stopped.value))):
+            scan(settings)
+    assert json.loads(read_bytes(folder / "job.json"))["state"] == "unfamiliar"
+
+    files = {info.location.uri for info in list_files(folder / "results")}
+    summary = scan(ScanSettings(**options, device="cpu", allow_unfamiliar=True))
+    assert (summary["pairs"], summary["unfamiliar"]) == (210, 200)
+    assert files <= {info.location.uri for info in list_files(folder / "results")}, "sampled rows are kept"
+    assert [row["row_id"] for row in _results(folder)] == list(range(210))
+    assert json.loads(read_bytes(folder / "job.json"))["state"] == "completed"
+    assert "_SUCCESS" in _names(folder)
+
+
+def test_a_large_familiar_input_is_scanned_to_its_end_and_no_row_twice(
+    ray_here: None, corpus: Path, familiar_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = ScanSettings(input=_pairs(corpus, 205, 5), out=str(corpus / "out"), model=str(familiar_model))
+    runs: list[int] = []
+    real = run_module._run
+
+    def stop_after_the_sample(pipeline: Any, manifest: Location, rows: int, *others: Any) -> None:
+        runs.append(rows)
+        real(pipeline, manifest, rows, *others)
+        if len(runs) == 1:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(run_module, "_run", stop_after_the_sample)
+    with pytest.raises(KeyboardInterrupt):
+        scan(settings)
+    assert json.loads(read_bytes(settings.job_folder / "job.json"))["state"] == "cancelled"
+    summary = scan(settings)
+    assert runs == [200, 10], "the sample is not scanned again"
+    assert (summary["pairs"], summary["unfamiliar"]) == (210, 5)
+    assert [row["row_id"] for row in _results(settings.job_folder)] == list(range(210))
+    job = json.loads(read_bytes(settings.job_folder / "job.json"))
+    assert job["sample"]["judged"] == 200
+    assert "_sample" not in _names(settings.job_folder)
+
+
+@pytest.mark.parametrize(
+    ("rows", "changes", "sampled"),
+    [
+        (201, {}, True), (200, {}, False), (201, {"familiarity_id": None}, False),
+        (201, {"policy": Policy(unfamiliar=0)}, False), (201, {"allowed": True}, False), (201, {"taken": True}, False),
+    ],
+)  # fmt: skip
+def test_a_sample_is_taken_of_a_large_input_by_a_model_that_knows_its_own(
+    corpus: Path, familiar_model: Path, rows: int, changes: dict[str, Any], *, sampled: bool
+) -> None:
+    settings = ScanSettings(
+        input=str(corpus / "a.jsonl"), out=str(corpus / "out"), model=str(familiar_model),
+        allow_unfamiliar="allowed" in changes,
+    )  # fmt: skip
+    plan = plan_scan(settings)
+    plan = dataclasses.replace(plan, **{name: changes[name] for name in changes.keys() & vars(plan).keys()})
+    record = {"sample": {"judged": 200, "unfamiliar": 3}} if "taken" in changes else {}
+    job = Job(Location(str(corpus / "out/a")), record, heartbeat_s=10)
+    assert run_module._needs_sample(job, plan, rows) == sampled
 
 
 def test_a_manifest_that_lost_rows_after_it_was_written_fails_the_job(corpus: Path) -> None:

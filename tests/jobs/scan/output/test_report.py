@@ -20,6 +20,7 @@ import pytest
 from PIL import Image
 
 from asap.errors import StorageError
+from asap.limits import Limits, limits_sentences
 from jobs.pages.page import PICTURE_BYTES, PICTURE_SIDE, TEXT_SHOWN
 from jobs.scan.output.report import write_report
 from jobs.scan.stages.result_rows import RESULT_SCHEMA
@@ -85,6 +86,16 @@ def flagged(row_id: int = 0, **changes: Any) -> dict[str, Any]:
         "width": 640, "height": 400, "model_id": "demo@0", "policy_id": "p0",
     }  # fmt: skip
     return row | changes
+
+
+def stranger(row_id: int = 0, **changes: Any) -> dict[str, Any]:
+    fields = {"verdict": "unfamiliar", "flagged_types": [], "box_px": None, "words": [], "familiarity": 0.004,
+              "familiarity_image": 0.0004, "familiarity_text": 0.631}  # fmt: skip
+    return flagged(row_id, **(fields | changes))
+
+
+def authentic(row_id: int) -> dict[str, Any]:
+    return flagged(row_id, verdict="authentic", score=0.1, flagged_types=[], box_px=None, words=[])
 
 
 def failed(row_id: int, code: str = "not_found", **changes: Any) -> dict[str, Any]:
@@ -400,6 +411,92 @@ def test_the_details_of_a_card_show_the_origin_of_the_pair(tmp_path):
         assert part in details
 
 
+def test_a_flagged_pair_without_type_word_or_box_says_so(tmp_path):
+    bare = {"flagged_types": [], "words": [], "box_px": None}
+    sentence = "No type, word or box supports this verdict."
+    assert report(tmp_path, [flagged(**bare)]).text.count(sentence) == 1
+    for name in bare:
+        assert sentence not in report(tmp_path, [flagged(**{key: bare[key] for key in bare if key != name})]).text
+
+
+# Unfamiliar pairs, and the limits of the model.
+
+KNOWN = {"model_id": "asap-demo@0", "familiarity_id": "f1"}
+
+
+def test_the_limits_of_the_model_come_before_the_numbers(tmp_path):
+    limits = limits_sentences(Limits(made_from="drawn pictures", not_for="photographs"), "asap-demo@0")
+    page = report(tmp_path, [flagged()], limits=limits, **KNOWN)
+    assert page.all("p", "limits")[0]["text"] == limits
+    assert page.text.index(limits) < page.text.index("The numbers")
+
+
+def test_a_job_without_limits_or_familiarity_is_shown_without_them(tmp_path):
+    page = report(tmp_path, [flagged()])
+    assert not page.all("p", "limits")
+    assert "Not judged" not in page.text
+
+
+def test_a_model_without_a_familiarity_file_judges_every_pair_and_the_page_says_so(tmp_path):
+    page = report(tmp_path, [flagged()], limits="Limits.", familiarity_id=None)
+    assert "no record of what its own pairs look like, so it judged every pair" in page.all("p", "limits")[0]["text"]
+    page = report(tmp_path, [flagged()], limits="Limits.", policy={"unfamiliar": 0}, **KNOWN)
+    assert "policy judges every pair" in page.all("p", "limits")[0]["text"]
+
+
+def test_unfamiliar_pairs_have_a_number_of_their_own_and_are_in_no_chart(tmp_path):
+    page = report(tmp_path, [stranger(0), flagged(1), authentic(2), authentic(3)], **KNOWN)
+    numbers = dict(zip((dt["text"] for dt in page.all("dt")), (dd["text"] for dd in page.all("dd")), strict=False))
+    assert numbers["Pairs"] == "4"
+    assert [dd["text"] for dd in page.all("dd", "count")] == ["4", "1", "0", "2", "1", "0"]
+    assert "Not judged 1 25 % of all pairs" in page.text
+    assert sum(int(title["text"].split(": ")[1].split()[0]) for title in page.all("title")[1:]) == 3
+    assert [rect["width"] for rect in page.all("rect", "unfamiliar")] == ["1"]
+    assert page.text.index("Flagged pairs All 1") < page.text.index("Unfamiliar pairs These pairs were not judged")
+
+
+def test_the_least_familiar_pairs_are_shown_without_marks_and_with_what_is_strange(tmp_path):
+    uri = picture(tmp_path)
+    rows = [stranger(i, familiarity=0.004 - i / 1e4, image_uri=uri) for i in range(14)]
+    rows[13] |= {"familiarity_text": None}
+    page = report(tmp_path, [*rows, *(authentic(i) for i in range(20, 40))], **KNOWN)
+    cards = page.all("article")
+    assert len(cards) == 12
+    assert "pair-13" in cards[0]["text"]
+    assert "The 12 least familiar of 14 are shown; all of them are in unfamiliar.jsonl" in page.text
+    assert not page.all("mark")
+    assert not page.all("rect", "line")
+    assert page.all("ul", "parts")[0]["text"] == "Picture strange (0.04 %)"
+    assert page.all("ul", "parts")[1]["text"] == "Picture strange (0.04 %) Text not strange (63 %)"
+    assert not page.all("span", "score")
+
+
+def test_a_page_whose_pairs_were_not_judged_begins_with_that_and_why(tmp_path):
+    page = report(tmp_path, [stranger(i) for i in range(15)], **KNOWN)
+    first = "None of the 15 pairs was judged, because asap-demo has seen nothing like them."
+    assert page.text.index(first) < page.text.index("The numbers")
+    assert "was flagged" not in page.text
+    assert "No pair was judged, so none could be flagged. That does not make them authentic." in page.text
+    assert not page.all("div", "plot")
+
+
+def test_a_page_of_mostly_unfamiliar_pairs_says_so_first(tmp_path):
+    page = report(tmp_path, [*(stranger(i) for i in range(3)), authentic(3)], **KNOWN)
+    assert "3 of 4 pairs were not judged, because asap-demo has seen nothing like them." in page.text
+    assert "None of the 1 judged pairs was flagged. 3 other pairs were not judged." in page.text
+    half = report(tmp_path, [stranger(0), authentic(1)], **KNOWN)
+    assert not half.all("div", "verdictless")
+
+
+@pytest.mark.parametrize("state", ["finalizing", "unfamiliar"])
+def test_a_scan_that_stopped_after_its_sample_says_how_to_scan_the_rest(tmp_path, state):
+    rows = [stranger(i) for i in range(3)]
+    page = report(tmp_path, rows, state=state, error="stopped", manifest={"rows": 5000}, **KNOWN)
+    assert page.all("span", "chip")[0]["text"] == "unfamiliar"
+    assert "They are a sample of the 5,000 pairs of the input." in page.text
+    assert "--allow-unfamiliar scans the rest" in page.text
+
+
 # Jobs with little in them.
 
 
@@ -411,7 +508,7 @@ def test_a_job_without_results_says_so(tmp_path):
 
 def test_a_job_that_flagged_nothing_says_so(tmp_path):
     page = report(tmp_path, [flagged(i, verdict="authentic", score=0.1) for i in range(3)])
-    assert "None of the 3 scored pairs was flagged." in page.text
+    assert "None of the 3 judged pairs was flagged." in page.text
     assert not page.all("article")
 
 

@@ -11,13 +11,17 @@ import pytest
 
 from asap.errors import StorageError
 from asap.storage.location import Location
-from jobs.scan.output.tally import BINS, read_rows, tally_results
+from jobs.scan.output.tally import BINS, JUDGED, read_rows, tally_results
 from jobs.scan.stages.result_rows import RESULT_SCHEMA
 
 
 def scored(row_id: int, score: float, verdict: str, *types: str) -> dict[str, Any]:
     return {"row_id": row_id, "custom_id": f"c{row_id}", "status": "ok", "schema_version": 1,
             "verdict": verdict, "score": score, "flagged_types": list(types), "text": f"text {row_id}"}  # fmt: skip
+
+
+def strange(row_id: int, familiarity: float) -> dict[str, Any]:
+    return scored(row_id, 0.99, "unfamiliar") | {"familiarity": familiarity, "familiarity_image": familiarity}
 
 
 def failed(row_id: int, code: str, retryable: bool | None) -> dict[str, Any]:
@@ -68,6 +72,33 @@ def test_the_best_flagged_rows_are_kept_by_score_then_row_id(results):
     tally = tally_results(Location(str(results)), top=3)
     assert [address.row_id for _, _, address in tally.best] == [5, 6, 0]
     assert [address.row_id for _, _, address in tally_results(Location(str(results)), top=99).best] == [5, 6, 0, 3]
+
+
+def test_unfamiliar_pairs_are_counted_apart_and_their_scores_left_out(tmp_path):
+    rows = [strange(0, 0.004), scored(1, 0.9, "manipulated", "face_swap"), scored(2, 0.1, "authentic")]
+    write(tmp_path, "0.parquet", rows)
+    tally = tally_results(Location(str(tmp_path)), top=10)
+    assert (tally.pairs, tally.flagged, tally.unfamiliar) == (3, 1, 1)
+    assert tuple(tally.scores) == JUDGED == ("manipulated", "review", "authentic")
+    assert sum(int(counts.sum()) for counts in tally.scores.values()) == 2
+    assert [address.row_id for _, _, address in tally.best] == [1]
+
+
+def test_the_least_familiar_rows_are_kept_over_all_files(tmp_path):
+    for number in range(3):
+        rows = [strange(3 * number + i, 0.004 - (3 * number + i) / 1e4) for i in range(3)]
+        write(tmp_path, f"{number}.parquet", [*rows, scored(100 + number, 0.1, "authentic")])
+    tally = tally_results(Location(str(tmp_path)), top=0, strangest=4)
+    assert [address.row_id for _, _, address in tally.least_familiar] == [8, 7, 6, 5]
+    assert read_rows(tally.shown_rows()).keys() == {8, 7, 6, 5}
+
+
+def test_results_of_a_version_without_familiarity_are_counted(tmp_path):
+    names = ("familiarity", "familiarity_image", "familiarity_text", "familiarity_id")
+    table = pa.Table.from_pylist([scored(0, 0.9, "manipulated"), scored(1, 0.2, "authentic")], RESULT_SCHEMA)
+    pq.write_table(table.drop_columns(list(names)), tmp_path / "0.parquet")
+    tally = tally_results(Location(str(tmp_path)), top=1, strangest=1)
+    assert (tally.pairs, tally.flagged, tally.unfamiliar, tally.least_familiar) == (2, 1, 0, [])
 
 
 def test_a_tally_without_shown_rows_keeps_no_flagged_row(results):

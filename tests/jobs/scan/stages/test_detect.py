@@ -1,3 +1,4 @@
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -5,6 +6,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from PIL import Image
 
 from asap.finding import Pair
 from asap.predictor import Predictor
@@ -15,6 +17,7 @@ from jobs.scan.input.manifest import MANIFEST_SCHEMA, ManifestRow, write_manifes
 from jobs.scan.stages.detect import Detection, Detector
 from jobs.scan.stages.prepare import Preparation, prepare_batch
 from jobs.scan.stages.result_rows import RESULT_SCHEMA
+from tests.support.familiar import make_familiar
 
 PREPARATION = Preparation(image_size=32, limits=ImageLimits(), fetch=FetchSettings())
 
@@ -70,6 +73,29 @@ def test_a_text_with_unstorable_characters_is_read_as_the_predictor_reads_it(
     words = [(word["start"], word["end"], word["word"]) for word in found["words"]]
     assert words == [(word.start, word.end, word.word.replace("\0", "\ufffd")) for word in expected.words or []]
     assert any(word[0] > text.index("\0") for word in words), "no flagged word follows the escape"
+
+
+def test_an_unfamiliar_pair_has_no_evidence_and_every_row_the_id_of_the_file(
+    folder: Path, tmp_path: Path, model_folder: Path
+) -> None:
+    copy = Path(shutil.copytree(model_folder, tmp_path / "familiar"))
+    known = make_familiar(copy, [Pair(folder / f"{number}.jpg", "A team") for number in range(3)])
+    Image.new("RGB", (80, 60), "red").save(folder / "red.jpg")
+    batch = _prepared(
+        folder,
+        {"image_uri": "0.jpg", "text": "A team"},
+        {"image_uri": "red.jpg", "text": "A team"},
+        {"image_uri": "none.jpg", "text": "A team"},
+    )
+    usual, strange, error = Detector(Detection(str(copy), device="cpu"))(batch).to_pylist()
+    assert usual["verdict"] != "unfamiliar"
+    assert usual["familiarity"] > 0.005
+    assert strange["verdict"] == "unfamiliar"
+    assert (strange["flagged_types"], strange["box_px"], strange["words"]) == ([], None, [])
+    assert strange["familiarity_image"] < 0.005 < strange["familiarity_text"]
+    assert strange["score"] is not None
+    assert error["verdict"] is None
+    assert {row["familiarity_id"] for row in (usual, strange, error)} == {known.familiarity_id}
 
 
 def test_failures_of_earlier_stages_and_of_texts_keep_their_rows(folder: Path, detector: Detector) -> None:

@@ -1,3 +1,6 @@
+import dataclasses
+
+import numpy as np
 import pyarrow as pa
 import pytest
 
@@ -36,6 +39,25 @@ def test_a_row_keeps_every_field_of_its_finding() -> None:
     assert row["words"] == [{"index": 0, "start": 0, "end": 3, "word": "the", "score": 0.5}]
     assert (row["word_scores"], row["warnings"], row["model_id"]) == ([0.5, 0.25], ["w"], "m@1")
     assert (row["schema_version"], row["error_code"], row["caption"]) == (SCHEMA_VERSION, None, None)
+
+
+def test_a_row_keeps_the_familiarities_and_the_id_of_their_file() -> None:
+    finding = dataclasses.replace(
+        FINDING, familiarity=0.5, familiarity_image=0.25, familiarity_text=None, familiarity_id="f1"
+    )
+    row = result_table(CALLERS, [columns_of(finding)]).to_pylist()[0]
+    assert [row[name] for name in ("familiarity", "familiarity_image", "familiarity_text")] == [0.5, 0.25, None]
+    assert row["familiarity_id"] == "f1"
+    without = result_table(CALLERS, [columns_of(FINDING)]).to_pylist()[0]
+    assert [without[name] for name in ("familiarity", "familiarity_image", "familiarity_id")] == [None] * 3
+
+
+@pytest.mark.parametrize("familiarity", [*np.random.default_rng(0).uniform(0, 1, 50).tolist(), 0.005, 1.0])
+def test_a_pair_at_the_threshold_is_not_below_it_when_its_row_is_read_again(familiarity: float) -> None:
+    finding = dataclasses.replace(FINDING, familiarity=familiarity)
+    stored = result_table(CALLERS, [columns_of(finding)])["familiarity"][0].as_py()
+    assert familiarity <= stored <= familiarity * (1 + 1e-6)
+    assert stored <= 1
 
 
 def test_a_pair_without_a_text_has_null_words_and_text_types() -> None:
