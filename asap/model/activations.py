@@ -41,10 +41,10 @@ class EarlyActivations:
 
 
 def _early_layers(encoder: nn.Module) -> Sequence[nn.Module]:
-    """Return the last two convolutions of a convolutional stem; else the patch embedding and the first block."""
+    """Return the last three convolutions of a convolutional stem; else the patch embedding and the first block."""
     embedding = cast("nn.Module", encoder.patch_embed)
     if isinstance(embedding, ConvStem):
-        return [layer for layer in embedding.proj if isinstance(layer, nn.ReLU)][-2:]
+        return [layer for layer in embedding.proj if isinstance(layer, nn.ReLU)][-3:]
     return [embedding, cast("nn.ModuleList", encoder.blocks)[0]]
 
 

@@ -24,7 +24,7 @@ def test_features_are_mean_and_deviation_of_early_channels_over_the_image(patch_
             output = layer(output)
             if isinstance(layer, nn.ReLU):
                 layers.append(output.flatten(2).transpose(1, 2))
-        layers = layers[-2:]
+        layers = layers[-3:]
     expected = [part for layer in layers for part in (layer.mean(1), layer.std(1, correction=0))]
     torch.testing.assert_close(features, torch.cat(expected, dim=1), atol=1e-5, rtol=1e-5)
 
