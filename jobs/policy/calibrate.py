@@ -25,11 +25,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from asap.corpus.picture_cache import read_picture
 from asap.corpus.reader import Record
-from asap.errors import AnnotationError, ConfigError, CorpusError, InputError, PrecisionNotShown
+from asap.errors import AnnotationError, ConfigError, CorpusError, PrecisionNotShown
+from asap.evaluation.own_pairs import read_pair
 from asap.evaluation.thresholds import Decision, Floats, OperatingCurve
-from asap.finding import Finding, Pair
+from asap.finding import Finding
 from asap.labels import TYPES, types_of
 from asap.policy import Policy
 from asap.predictor import Predictor
@@ -174,16 +174,8 @@ def _findings(predictor: Predictor, records: Sequence[Record], progress: OnPairs
     chunk = _CHUNK_BATCHES * predictor.batch_size
     for start in range(0, len(records), chunk):
         some = records[start : start + chunk]
-        yield from zip(some, predictor.predict([_pair(record) for record in some]), strict=True)
+        yield from zip(some, predictor.predict([read_pair(record) for record in some]), strict=True)
         progress(start + len(some), len(records))
-
-
-def _pair(record: Record) -> Pair:
-    """Return the pair of a record. A picture that cannot be read fails in the predictor, as that pair's error."""
-    try:
-        return Pair(read_picture(record.image), record.text)
-    except InputError:
-        return Pair(None, record.text)
 
 
 def _scores(record: Record, finding: Finding) -> tuple[float, ...]:
