@@ -34,8 +34,8 @@ def familiarize(
     about = done.familiarity.about
     print_plain(
         console,
-        f"familiarity {done.familiarity.familiarity_id} of {done.folder}: fitted to {int(about['fitted_pairs']):,} pairs "
-        f"of {settings.fit_split} and {int(about['held_out_pairs']):,} held-out pairs of {settings.held_out_split}",
+        f"familiarity {done.familiarity.familiarity_id} of {done.folder}: fitted to {int(about['fitted_pairs']):,} "
+        f"pairs of {settings.fit_split} and {int(about['held_out_pairs']):,} held-out pairs of {settings.held_out_split}",
     )
 
 
