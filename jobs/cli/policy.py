@@ -32,10 +32,11 @@ def familiarize(
         done = run(settings, progress)
     print_plain(console, "\n".join(done.read))
     about = done.familiarity.about
+    fitted, held_out = int(about["fitted_pairs"]), int(about["held_out_pairs"])
     print_plain(
         console,
-        f"familiarity {done.familiarity.familiarity_id} of {done.folder}: fitted to {int(about['fitted_pairs']):,} "
-        f"pairs of {settings.fit_split} and {int(about['held_out_pairs']):,} held-out pairs of {settings.held_out_split}",
+        f"familiarity {done.familiarity.familiarity_id} of {done.folder}: "
+        f"{fitted:,} pairs of {settings.fit_split}, {held_out:,} held-out pairs of {settings.held_out_split}",
     )
 
 
