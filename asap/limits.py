@@ -1,6 +1,6 @@
 """The limits of a model: what it was made from, and what it must not be used for, in plain words.
 
-They are `limits.json` of the model folder. Every place that shows a verdict shows them too, as one or two sentences.
+They are `limits.json` of the model folder. Every place that shows a verdict shows them too, as two or three sentences.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ class Limits:
     """The limits of a model, as the person who trained it states them."""
 
     made_from: str
-    """The pairs of the training, as they read after "was made from": `drawn pictures with texts from a grammar`."""
+    """The pictures or pairs of the training, as they read after "was made from": `drawn pictures`."""
     languages: tuple[str, ...] = ()
     """Languages of the texts, such as `English`; empty if nobody has said."""
     label_set: str = "dgm4"
@@ -33,13 +33,13 @@ class Limits:
 
     def sentences(self, model: str) -> str:
         """Return the limits as a person reads them, about the model with this name."""
-        languages = f" in {' and '.join(self.languages)}" if self.languages else ""
-        prevalence = "" if self.prevalence is None else f"; {100 * self.prevalence:.0f} % of them were manipulated"
-        labels = label_set(self.label_set).title
-        return (
-            f"{model} was made from {self.made_from}{languages}, with manipulations as in {labels}{prevalence}. "
-            f"Do not use it for {self.not_for}."
-        )
+        texts = f"texts in {' and '.join(self.languages)} and " if self.languages else ""
+        origin = f"{model} was made from {self.made_from}, with {texts}manipulations as in "
+        origin += f"{label_set(self.label_set).title}."
+        if self.prevalence is not None:
+            share = f"{100 * self.prevalence:.0f} %"
+            origin += f" {share} of the pairs were manipulated; where fewer are, more of the flagged pairs are wrong."
+        return f"{origin} Do not use it for {self.not_for}."
 
     def to_json(self) -> str:
         """Return the content of `limits.json`."""
@@ -50,7 +50,10 @@ class Limits:
         """Parse the output of `to_json`. Raises `CheckpointError`, with the source, if it is none."""
         try:
             fields: Any = json.loads(content.decode())
-            limits = cls(**fields | {"languages": tuple(fields.get("languages", ()))})
+            languages = fields.get("languages", [])
+            if not isinstance(languages, list):
+                raise ValueError(f"languages {languages!r} is not a list")
+            limits = cls(**fields | {"languages": tuple(languages)})
             limits._check()
         except (TypeError, ValueError, AttributeError) as error:
             raise CheckpointError(f"{source} cannot be used: {error}. It has the fields {_FIELDS}.") from error
@@ -58,15 +61,16 @@ class Limits:
 
     def _check(self) -> None:
         """Raise `ValueError` for a field of another type or range."""
-        texts = {"made_from": self.made_from, "not_for": self.not_for} | dict.fromkeys(self.languages, "")
-        for name, text in texts.items():
-            if not isinstance(name, str) or not isinstance(text, str):
+        texts = [("made_from", self.made_from), ("not_for", self.not_for), ("label_set", self.label_set)]
+        for name, text in [*texts, *(("language", language) for language in self.languages)]:
+            if not isinstance(text, str):
                 raise ValueError(f"{name} {text!r} is not a text")
-        if not self.made_from.strip() or not self.not_for.strip():
-            raise ValueError("made_from and not_for must not be blank")
+            if not text.strip():
+                raise ValueError(f"{name} must not be blank")
         label_set(self.label_set)
-        if self.prevalence is not None and not 0 <= self.prevalence <= 1:
-            raise ValueError(f"prevalence {self.prevalence!r} is not between 0 and 1")
+        share = self.prevalence
+        if share is not None and (isinstance(share, bool) or not isinstance(share, int | float) or not 0 <= share <= 1):
+            raise ValueError(f"prevalence {share!r} is not between 0 and 1")
 
 
 def limits_sentences(limits: Limits | None, model_id: str) -> str:

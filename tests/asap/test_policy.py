@@ -7,7 +7,7 @@ import pytest
 
 from asap.errors import ConfigError
 from asap.labels import TYPES
-from asap.policy import Policy
+from asap.policy import Policy, apply_policy
 
 
 @pytest.mark.parametrize(
@@ -123,3 +123,35 @@ def test_a_file_that_is_not_a_policy_is_refused_by_name(tmp_path: Path, content:
 def test_a_missing_policy_is_reported_by_name(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"policy file .*policy\.json cannot be used"):
         Policy.load(tmp_path / "policy.json")
+
+
+def test_a_pair_below_the_familiarity_threshold_is_unfamiliar_whatever_its_score() -> None:
+    policy = Policy(manipulated=0.9, review=0.3)
+    for score in (0.0, 0.5, 1.0):
+        assert policy.verdict(score, 0.0049) == "unfamiliar"
+        assert policy.verdict(score, 0.005) == policy.verdict(score, 1.0) == policy.verdict(score)
+    assert Policy(unfamiliar=0.0).verdict(0.9, 1e-9) == "manipulated"
+    assert Policy(unfamiliar=1.0).verdict(0.9, 0.99) == "unfamiliar"
+
+
+def test_an_unfamiliar_pair_has_no_evidence() -> None:
+    types = dict.fromkeys(TYPES, 1.0)
+    pair = {"score": 1.0, "types": types, "raw_box": (0, 0, 1, 1), "text": "two words"}
+    found = apply_policy(Policy(), **pair, word_scores=[1.0, 1.0], familiarity=0.001)
+    assert found == {"verdict": "unfamiliar", "flagged_types": [], "box_px": None, "words": []}
+    assert apply_policy(Policy(), **pair, word_scores=None, familiarity=0.001)["words"] is None
+    assert apply_policy(Policy(), **pair, word_scores=[1.0, 1.0], familiarity=None)["verdict"] == "manipulated"
+
+
+def test_the_default_familiarity_threshold_leaves_the_id_of_older_policies() -> None:
+    assert Policy().policy_id == Policy(unfamiliar=0.005).policy_id == "4845301bb427"
+    assert Policy(unfamiliar=0.01).policy_id != Policy().policy_id
+    older = json.loads(Policy().to_json())
+    del older["unfamiliar"]
+    assert Policy.from_json(json.dumps(older).encode(), "policy.json") == Policy()
+
+
+@pytest.mark.parametrize("unfamiliar", [-0.1, 1.1, float("nan"), "0.1", None])
+def test_a_familiarity_threshold_that_is_no_share_is_refused(unfamiliar: object) -> None:
+    with pytest.raises(ConfigError, match="policy threshold unfamiliar"):
+        Policy(unfamiliar=unfamiliar)  # type: ignore[arg-type]

@@ -1,6 +1,7 @@
 import io
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,7 @@ import torch
 from PIL import Image
 
 from asap.errors import CheckpointError, ConfigError, DecodeFailed, InputError, TextMissing, TextUnreadable
+from asap.familiarity import Familiarity, PairFeatures
 from asap.finding import Finding, Pair
 from asap.labels import TYPES
 from asap.model.asap import Asap
@@ -17,7 +19,7 @@ from asap.policy import Policy
 from asap.predictor import Predictor
 from asap.preprocessing.images import ImageLimits, PreparedImage, normalize, prepare_image
 from asap.preprocessing.text import pad_batch, train_tokenizer
-from asap.weights.model_folder import ModelFolder, load_folder, save
+from asap.weights.model_folder import ModelFolder, load_folder, save, weights_sha256
 
 SENTENCE = "the minister smiles at a crowd of happy people near old bridge in july while rain falls"
 WORDS = SENTENCE.split()
@@ -454,3 +456,80 @@ def test_a_caption_says_nothing_about_the_text(folder: Path, jpeg: Callable[...,
 def test_a_share_that_is_none_is_refused(folder: Path, share: float) -> None:
     with pytest.raises(ConfigError, match=r"min_text_read .* is not between 0 and 1"):
         Predictor.from_folder(folder, "cpu", min_text_read=share)
+
+
+@pytest.fixture(scope="module")
+def familiar(folder: Path) -> ModelFolder:
+    """Return the model with the statistics of `pairs()`, jittered."""
+    loaded = load_folder(folder)
+    features = Predictor(loaded, device="cpu").features(pairs())
+    generator = torch.Generator().manual_seed(0)
+
+    def jittered() -> PairFeatures:
+        rows = torch.arange(1200) % len(pairs())
+        return PairFeatures(
+            *(
+                part[rows] + 0.05 * part.std(0) * torch.randn(1200, part.shape[1], generator=generator)
+                for part in features
+            )
+        )
+
+    about = {"weights_sha256": weights_sha256(folder), "corpus": "eight pairs"}
+    return replace(loaded, familiarity=Familiarity.fit(jittered(), jittered(), about))
+
+
+def test_a_model_without_statistics_judges_every_pair_and_says_that_nothing_is_recorded(predictor: Predictor) -> None:
+    for finding in predictor.predict(pairs()):
+        assert (finding.familiarity, finding.familiarity_image, finding.familiarity_text) == (None, None, None)
+        assert finding.familiarity_id is None
+        assert finding.verdict != "unfamiliar"
+        assert finding.limits == predictor.limits
+        assert finding.limits.startswith("Nobody has recorded what small was made from.")
+
+
+def test_strange_pictures_and_texts_are_unfamiliar_and_keep_their_scores(familiar: ModelFolder) -> None:
+    predictor = Predictor(familiar, device="cpu", policy=ALWAYS)
+    without = Predictor(replace(familiar, familiarity=None), device="cpu", policy=ALWAYS)
+    noise = Image.effect_noise((80, 60), 100).convert("RGB")
+    strange = [Pair(noise, TEXTS[1]), Pair(picture(1), "near near near near"), Pair(noise, "near near near near")]
+
+    findings = predictor.predict([*pairs(), *strange])
+
+    assert {finding.verdict for finding in findings[:8]} == {"manipulated"}
+    assert [(one.familiarity_image < 0.005, one.familiarity_text < 0.005) for one in findings[8:]] == [  # type: ignore
+        (True, False), (False, True), (True, True),
+    ]  # fmt: skip
+    for finding, plain in zip(findings[8:], without.predict(strange), strict=True):
+        assert finding.verdict == "unfamiliar"
+        assert (finding.flagged_types, finding.words, finding.box_px) == ([], [], None)
+        assert values_of(finding) == pytest.approx(values_of(plain), abs=1e-3)
+        assert finding.familiarity_id == predictor.familiarity.familiarity_id  # type: ignore[union-attr]
+
+
+def test_a_captioned_pair_is_as_familiar_as_its_picture(familiar: ModelFolder) -> None:
+    predictor = Predictor(familiar, device="cpu")
+    image = prepare_image(picture(1), 32)
+    finding = predictor.predict_prepared([image], ["near near near near"], captioned=[True])[0]
+    assert finding.familiarity_text is None
+    assert finding.familiarity == finding.familiarity_image
+    assert finding.verdict != "unfamiliar"
+
+
+def test_the_familiarity_of_a_pair_does_not_depend_on_its_batch_or_its_passes(familiar: ModelFolder) -> None:
+    predictor = Predictor(familiar, device="cpu")
+    several = [*pairs(), Pair(picture(3), LONG)]
+    together = predictor.predict(several)
+    assert len(predictor._codec.encode(LONG)) == 3
+    for batch_size in (1, 2):
+        for one, alone in zip(together, predictor.predict(several, batch_size=batch_size), strict=True):
+            assert alone.familiarity == pytest.approx(one.familiarity, rel=0.02)
+            assert alone.familiarity_text == pytest.approx(one.familiarity_text, rel=0.02)
+
+
+def test_features_leave_out_pairs_that_cannot_be_read(predictor: Predictor) -> None:
+    features = predictor.features([*pairs()[:2], Pair(b"", "text"), Pair(picture(), None), *pairs()[2:]])
+    expected = predictor.features(pairs())
+    for part, other in zip(features, expected, strict=True):
+        torch.testing.assert_close(part, other, atol=1e-5, rtol=1e-4)
+    with pytest.raises(InputError, match="none of the pairs can be read"):
+        predictor.features([Pair(b"", "text")])

@@ -8,11 +8,24 @@ from safetensors.torch import load_file, save_file
 from transformers import PreTrainedTokenizerFast
 
 from asap.errors import CheckpointError, ConfigError
+from asap.familiarity import Familiarity, PairFeatures
+from asap.limits import Limits
 from asap.model.asap import Asap
 from asap.model.config import ModelConfig
 from asap.policy import Policy
 from asap.preprocessing.text import train_tokenizer
-from asap.weights.model_folder import load, load_folder, model_config, model_id, resolve_folder, save
+from asap.weights.model_folder import (
+    load,
+    load_folder,
+    model_config,
+    model_id,
+    read_familiarity,
+    read_limits,
+    replace_familiarity,
+    resolve_folder,
+    save,
+    weights_sha256,
+)
 
 
 @pytest.fixture(scope="module")
@@ -266,3 +279,61 @@ def test_a_checkpoint_file_is_not_taken_for_a_folder(tmp_path: Path) -> None:
     (tmp_path / "model.pth").touch()
     with pytest.raises(CheckpointError, match="is a file and not a model folder"):
         load(tmp_path / "model.pth")
+
+
+def features_of(seed: int) -> PairFeatures:
+    generator = torch.Generator().manual_seed(seed)
+    return PairFeatures(torch.randn(1000, 4, generator=generator), torch.randn(1000, 3, generator=generator))
+
+
+def fitted_to(folder: Path) -> Familiarity:
+    return Familiarity.fit(features_of(1), features_of(2), {"weights_sha256": weights_sha256(folder), "corpus": "c"})
+
+
+def test_limits_and_familiarity_are_saved_and_loaded_and_do_not_change_the_id(folder: Path) -> None:
+    loaded = load_folder(folder)
+    assert (loaded.limits, loaded.familiarity) == (None, None)
+    limits = Limits(made_from="drawn pictures", languages=("English",), prevalence=0.5)
+
+    again = save(
+        loaded.model, folder.with_name("again"), tokenizer=loaded.tokenizer, name="small", limits=limits,
+        familiarity=fitted_to(folder),
+    )  # fmt: skip
+
+    found = load_folder(again)
+    assert found.limits == read_limits(again) == limits
+    assert found.familiarity is not None
+    assert found.familiarity.familiarity_id == fitted_to(folder).familiarity_id
+    assert found.model_id == loaded.model_id
+
+
+def test_familiarity_of_other_weights_is_neither_saved_nor_loaded(folder: Path) -> None:
+    loaded, familiarity = load_folder(folder), fitted_to(folder)
+    other = folder.with_name("other")
+    with pytest.raises(CheckpointError, match="fitted to other weights"):
+        save(
+            loaded.model, other, tokenizer=loaded.tokenizer, dtype=torch.float16, familiarity=familiarity
+        )  # rounded weights are other weights
+    assert not other.exists()
+    replace_familiarity(folder, familiarity)
+    half = save(loaded.model, other, tokenizer=loaded.tokenizer, dtype=torch.float16)
+    with pytest.raises(CheckpointError, match="the familiarity was fitted to other weights"):
+        replace_familiarity(half, familiarity)
+    assert read_familiarity(half) is None
+    shutil.copy(folder / "familiarity.safetensors", half)
+    with pytest.raises(CheckpointError, match=r"other/familiarity\.safetensors was fitted to other weights .*asap fam"):
+        load_folder(half)
+
+
+def test_replacing_the_familiarity_leaves_no_other_file(folder: Path) -> None:
+    before = {path.name for path in folder.iterdir()}
+    replace_familiarity(folder, fitted_to(folder))
+    replace_familiarity(folder, fitted_to(folder))
+    assert {path.name for path in folder.iterdir()} == before | {"familiarity.safetensors"}
+    assert load_folder(folder).familiarity is not None
+
+
+def test_broken_limits_are_refused_by_name(folder: Path) -> None:
+    (folder / "limits.json").write_text("{}")
+    with pytest.raises(CheckpointError, match=r"small/limits\.json cannot be used"):
+        load_folder(folder)

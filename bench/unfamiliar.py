@@ -1,0 +1,227 @@
+"""Measure which pairs a model calls unfamiliar, and how it judges the others.
+
+Every picture stands beside a text of the newsroom corpus, so that the picture alone makes the pair strange. A row of
+the first table is a kind of picture: pairs, the share that is unfamiliar, and among the judged pairs the share that is
+flagged. All of them are authentic, so the last column holds false positives. The second table has newsroom pairs of an
+unseen seed, by class: the share that is lost as unfamiliar.
+
+    python bench/unfamiliar.py [PHOTO …] [--pairs 500] [--unseen 12000] [--seed 105] [--model demo] [--json PATH]
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import json
+import random
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageEnhance, ImageFilter, ImageFont
+
+SIDE = 256
+Change = Callable[[Image.Image], Image.Image]
+Draw = Callable[[random.Random], Image.Image]
+
+
+def jpeg(quality: int) -> Change:
+    """Return a change that encodes a picture as JPEG."""
+
+    def change(picture: Image.Image) -> Image.Image:
+        file = io.BytesIO()
+        picture.save(file, "JPEG", quality=quality)
+        return Image.open(file).convert("RGB")
+
+    return change
+
+
+def shrunk(picture: Image.Image) -> Image.Image:
+    """Shrink a picture to an eighth, and enlarge it again."""
+    return picture.resize((picture.width // 8, picture.height // 8)).resize(picture.size)
+
+
+def cropped(picture: Image.Image) -> Image.Image:
+    """Cut a fifth off every side."""
+    width, height = picture.size
+    return picture.crop((width // 5, height // 5, width - width // 5, height - height // 5))
+
+
+CHANGES: dict[str, Change] = {
+    "as it is": lambda picture: picture,
+    "JPEG 50": jpeg(50),
+    "JPEG 10": jpeg(10),
+    "blurred by 1 px": lambda picture: picture.filter(ImageFilter.GaussianBlur(1)),
+    "blurred by 2 px": lambda picture: picture.filter(ImageFilter.GaussianBlur(2)),
+    "blurred by 3 px": lambda picture: picture.filter(ImageFilter.GaussianBlur(3)),
+    "blurred by 4 px": lambda picture: picture.filter(ImageFilter.GaussianBlur(4)),
+    "shrunk 8 times": shrunk,
+    "gray": lambda picture: picture.convert("L").convert("RGB"),
+    "half as bright": lambda picture: ImageEnhance.Brightness(picture).enhance(0.5),
+    "1.5 times as bright": lambda picture: ImageEnhance.Brightness(picture).enhance(1.5),
+    "cropped by a fifth": cropped,
+    "ten times as wide": lambda picture: picture.resize((10 * picture.width, picture.height)),
+    "ten times as high": lambda picture: picture.resize((picture.width, 10 * picture.height)),
+}
+"""Changes of newsroom pictures."""
+
+
+def line_drawing(rng: random.Random) -> Image.Image:
+    """Draw black lines on white paper."""
+    picture = Image.new("RGB", (SIDE, SIDE), "white")
+    draw = ImageDraw.Draw(picture)
+    for _ in range(rng.randint(10, 40)):
+        points = [(rng.randint(0, SIDE), rng.randint(0, SIDE)) for _ in range(rng.randint(2, 6))]
+        draw.line(points, fill="black", width=rng.randint(1, 4), joint="curve")
+    return picture
+
+
+def poster(rng: random.Random) -> Image.Image:
+    """Draw flat shapes in a few colors."""
+    colors = [tuple(rng.randint(0, 255) for _ in range(3)) for _ in range(5)]
+    picture = Image.new("RGB", (SIDE, SIDE), colors[0])
+    draw = ImageDraw.Draw(picture)
+    for _ in range(rng.randint(5, 25)):
+        x, y, w, h = (rng.randint(0, SIDE - 1) for _ in range(4))
+        shape = rng.choice([draw.ellipse, draw.rectangle])
+        shape((x, y, min(SIDE, x + w // 2), min(SIDE, y + h // 2)), fill=rng.choice(colors))
+    return picture
+
+
+def pixel_art(rng: random.Random) -> Image.Image:
+    """Draw blocks of a palette of eight colors."""
+    palette = [[rng.randint(0, 255) for _ in range(3)] for _ in range(8)]
+    blocks = np.array([[rng.choice(palette) for _ in range(16)] for _ in range(16)], np.uint8)
+    return Image.fromarray(blocks).resize((SIDE, SIDE), Image.Resampling.NEAREST)
+
+
+def hatching(rng: random.Random) -> Image.Image:
+    """Draw a ball in strokes of a pencil."""
+    picture = Image.new("RGB", (SIDE, SIDE), (245, 240, 230))
+    draw = ImageDraw.Draw(picture)
+    radius, angle = rng.randint(40, 110), rng.uniform(0, 3)
+    for _ in range(900):
+        x, y = (rng.gauss(SIDE / 2, radius / 2) for _ in range(2))
+        gray = rng.randint(40, 140)
+        draw.line((x, y, x + 14 * np.cos(angle), y + 14 * np.sin(angle)), fill=(gray, gray, gray))
+    return picture
+
+
+def screenshot(rng: random.Random) -> Image.Image:
+    """Draw a page of text."""
+    picture = Image.new("RGB", (SIDE, SIDE), rng.choice(["white", "#15181c", "#f4f1ea"]))
+    draw, ink = ImageDraw.Draw(picture), "black" if picture.getpixel((0, 0))[0] > 99 else "white"  # type: ignore[index]
+    size = rng.randint(9, 18)
+    for row in range(SIDE // (size + 4)):
+        words = " ".join("".join(rng.choices("etaoinshrdlu", k=rng.randint(2, 9))) for _ in range(8))
+        draw.text((8, 4 + row * (size + 4)), words, fill=ink, font=ImageFont.load_default(size))
+    return picture
+
+
+def noise(rng: random.Random) -> Image.Image:
+    """Draw every pixel at random."""
+    return Image.frombytes("RGB", (SIDE, SIDE), rng.randbytes(3 * SIDE * SIDE))
+
+
+def blank(rng: random.Random) -> Image.Image:
+    """Draw one color."""
+    return Image.new("RGB", (SIDE, SIDE), rng.choice(["white", "black", f"#{rng.randrange(2**24):06x}"]))
+
+
+def gradient(rng: random.Random) -> Image.Image:
+    """Draw a smooth change between four colors."""
+    corners = np.array([rng.randint(0, 255) for _ in range(12)], np.uint8).reshape(2, 2, 3)
+    return Image.fromarray(corners).resize((SIDE, SIDE), Image.Resampling.BICUBIC)
+
+
+DRAWN: dict[str, Draw] = {
+    "line drawing": line_drawing,
+    "flat shapes": poster,
+    "pixel art": pixel_art,
+    "pencil strokes": hatching,
+    "screenshot of text": screenshot,
+    "noise": noise,
+    "blank": blank,
+    "color gradient": gradient,
+}
+"""Pictures of other kinds."""
+
+
+def main() -> None:
+    """Draw the pictures, detect, print both tables, and write JSON if requested."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from asap.finding import Finding, Pair
+    from asap.labels import FLAGGED
+    from asap.newsroom import generate
+    from asap.predictor import Predictor
+
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("photos", nargs="*", type=Path, help="Photographs.")
+    parser.add_argument("--pairs", type=int, default=500, help="Pairs of each kind.")
+    parser.add_argument("--unseen", type=int, default=12_000, help="Newsroom pairs of the second table.")
+    parser.add_argument("--seed", type=int, default=105, help="Seed of the newsroom corpus.")
+    parser.add_argument("--model", default="demo")
+    parser.add_argument("--json", type=Path, help="File for the figures.")
+    options = parser.parse_args()
+    predictor = Predictor.from_folder(options.model, batch_size=64)
+    rows: list[dict[str, Any]] = []
+
+    def add(kind: str, findings: list[Finding]) -> None:
+        judged = [finding for finding in findings if finding.verdict != "unfamiliar"]
+        flagged = sum(finding.verdict in FLAGGED for finding in judged)
+        by_picture = np.mean([(finding.familiarity_image or 0) < predictor.policy.unfamiliar for finding in findings])
+        rows.append({
+            "kind": kind, "pairs": len(findings), "unfamiliar": 1 - len(judged) / len(findings),
+            "unfamiliar_picture": float(by_picture), "judged": len(judged),
+            "flagged_of_judged": flagged / len(judged) if judged else None,
+        })  # fmt: skip
+
+    with tempfile.TemporaryDirectory() as name:
+        corpus = Path(name)
+        generate(corpus, pairs=options.unseen, seed=options.seed, splits=(0.0, 0.0, 1.0))
+        records = json.loads((corpus / "metadata/test.json").read_text())
+        authentic = [record for record in records if record["fake_cls"] == "orig"][: options.pairs]
+        pictures = [Image.open(corpus / record["image"]).convert("RGB") for record in authentic]
+        texts = [record["text"] for record in authentic]
+
+        for kind, change in CHANGES.items():
+            pairs = [Pair(change(picture), text) for picture, text in zip(pictures, texts, strict=True)]
+            add(f"newsroom, {kind}", predictor.predict(pairs))
+        rng = random.Random(options.seed)
+        for kind, draw in DRAWN.items():
+            add(kind, predictor.predict([Pair(draw(rng), text) for text in texts]))
+        if options.photos:
+            add(
+                "photographs", predictor.predict([Pair(p, texts[i % len(texts)]) for i, p in enumerate(options.photos)])
+            )
+
+        findings = predictor.predict([Pair(corpus / record["image"], record["text"]) for record in records])
+    lost: dict[str, list[bool]] = {"all": []}
+    for record, finding in zip(records, findings, strict=True):
+        for key in ("all", record["fake_cls"]):
+            lost.setdefault(key, []).append(finding.verdict == "unfamiliar")
+    losses = {key: {"pairs": len(values), "lost": float(np.mean(values))} for key, values in lost.items()}
+
+    console = Console(width=120)
+    table = Table("pictures", "pairs", "unfamiliar, %", "by the picture, %", "judged", "flagged of these, %")
+    for row in rows:
+        flagged = row["flagged_of_judged"]
+        table.add_row(
+            row["kind"], str(row["pairs"]), f"{100 * row['unfamiliar']:.1f}", f"{100 * row['unfamiliar_picture']:.1f}",
+            str(row["judged"]), "" if flagged is None else f"{100 * flagged:.1f}",
+        )  # fmt: skip
+    console.print(table)
+    table = Table("newsroom pairs", "pairs", "lost, %")
+    for key, row in losses.items():
+        table.add_row(key, str(row["pairs"]), f"{100 * row['lost']:.2f}")
+    console.print(table)
+    if options.json:
+        options.json.write_text(json.dumps({"kinds": rows, "lost": losses}, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()
