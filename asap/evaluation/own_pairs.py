@@ -10,8 +10,8 @@ import torch
 
 from asap.corpus.picture_cache import read_picture
 from asap.corpus.reader import Record
-from asap.errors import InputError
-from asap.familiarity import Familiarity, PairFeatures
+from asap.errors import ConfigError, InputError
+from asap.familiarity import MIN_PAIRS, Familiarity, PairFeatures
 from asap.finding import Pair
 from asap.predictor import Predictor
 
@@ -45,10 +45,15 @@ def fit_familiarity(
         progress: receives the number of pairs read and of all pairs to read.
 
     Raises:
-        ConfigError: if fewer than `asap.familiarity.MIN_PAIRS` of either can be read.
+        ConfigError: if fewer than `MIN_PAIRS` of either can be read.
         StorageError: if a bucket cannot be read.
     """
     samples = _sample(known, most_pairs), _sample(without(held_out, known), most_pairs)
+    if min(map(len, samples)) < MIN_PAIRS:  # known before anything is read
+        raise ConfigError(
+            f"{len(samples[0]):,} training pairs and {len(samples[1]):,} held-out pairs are too few, since familiarity "
+            f"needs {MIN_PAIRS:,} of each."
+        )
     total, read = sum(map(len, samples)), 0
     features: list[PairFeatures] = []
     for records in samples:
