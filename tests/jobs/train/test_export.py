@@ -130,7 +130,7 @@ def test_a_model_knows_the_pairs_of_its_corpus(drawn_often: Path, tmp_path: Path
 
     # It tells its own pairs from noise.
     record = read_split(drawn_often, "test")[0]
-    noise = Image.fromarray(np.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype=np.uint8))
+    noise = Image.fromarray((255 * np.random.default_rng(0).integers(0, 2, (32, 32, 3))).astype(np.uint8))
     own, strange = Predictor(loaded, device="cpu").predict([Pair(record.image, record.text), Pair(noise, record.text)])
     assert own.verdict != "unfamiliar"
     assert strange.verdict == "unfamiliar"
