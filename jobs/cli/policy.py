@@ -83,6 +83,7 @@ def calibrate(
         calibrated = run(settings, progress)
     print_plain(console, "\n".join(calibrated.read))
     console.print(calibration_table((calibrated.policy.calibration or {})["thresholds"]))
+    print_plain(console, calibrated.familiarity)
     typer.echo(f"policy {calibrated.policy.policy_id}: {calibrated.written}")
     if calibrated.kept:
         typer.echo(f"former policy: {calibrated.kept}")
