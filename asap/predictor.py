@@ -296,8 +296,12 @@ class Predictor:
 
     def _encode_images(self, rows: Sequence[_Row]) -> tuple[Tensor, Tensor]:
         """Return the image tokens of rows, (R, N, W), and their early features, (R, D)."""
+        return self._activations.encode_image(self._normalized(rows))
+
+    def _normalized(self, rows: Sequence[_Row]) -> Tensor:
+        """Return the normalized pixels of rows, (R, 3, S, S)."""
         pixels = torch.from_numpy(np.stack([row.image.pixels for row in rows])).to(self.device)
-        return self._activations.encode_image(normalize(pixels).to(self.dtype))
+        return normalize(pixels).to(self.dtype)
 
     def _fuse(self, image_PNW: Tensor, text_PLW: Tensor, mask_PL: Tensor) -> AsapOutput:
         """Fuse encoded images with one encoded text each, in `self.dtype`, and apply the heads in float32."""
@@ -322,7 +326,7 @@ class Predictor:
             todo = [(owner, part.input_ids) for owner, row in enumerate(rows) for part in row.passes]
             ids_PL, mask_PL = (part.to(self.device) for part in pad_batch([ids for _, ids in todo], self._codec.pad_id))
             sums_PD = text_sums(self._model.encode_text(ids_PL, mask_PL), mask_PL)
-            images.append(self._encode_images(rows)[1].cpu())
+            images.append(self._activations.image_features(self._normalized(rows)).cpu())
             texts.append(_text_features_of_rows([sums_PD], [owner for owner, _ in todo]))
         if not images:
             raise InputError("none of the pairs can be read")

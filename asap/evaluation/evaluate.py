@@ -14,7 +14,9 @@ from asap.corpus.annotations import BadBox
 from asap.corpus.picture_cache import PictureCache, decode_picture, read_picture
 from asap.corpus.reader import Record
 from asap.evaluation.metrics import Evaluation
+from asap.familiarity import Familiarity, PairFeatures
 from asap.labels import IMAGE_TYPES
+from asap.model.activations import EarlyActivations, text_features, text_sums
 from asap.model.asap import Asap
 from asap.preprocessing.text import TextCodec
 from asap.training.batch import Batch
@@ -58,6 +60,7 @@ def evaluate_records(
     bad_boxes: BadBox = "refuse",
     *,
     elsewhere: bool = False,
+    familiarity: Familiarity | None = None,
 ) -> Evaluation:
     """Evaluate records whose pictures are not decoded yet, with the pictures of one batch in memory at a time.
 
@@ -71,6 +74,7 @@ def evaluate_records(
             raises `AnnotationError`; `boxless` keeps the pair, with no true box that a prediction could match. `skip`
             is not for evaluations, in which every record counts. See `asap.corpus.annotations.ReadRules`.
         elsewhere: also evaluate each text beside the picture of another pair; see `evaluate_batch`.
+        familiarity: the familiarity of the model, for the familiarity of each pair.
 
     Raises:
         AnnotationError: a box, position or class cannot be used; the message names the record.
@@ -83,13 +87,19 @@ def evaluate_records(
             some = records[start : start + batch_size]
             pictures = _decode(some, model.config.image_size, pool)
             pairs = TrainingSet(some, pictures, codec, bad_boxes=bad_boxes)
-            evaluate_batch(evaluation, model, pairs, range(len(some)), elsewhere=elsewhere)
+            evaluate_batch(evaluation, model, pairs, range(len(some)), elsewhere=elsewhere, familiarity=familiarity)
     return evaluation
 
 
 @torch.inference_mode()
 def evaluate_batch(
-    evaluation: Evaluation, model: Asap, pairs: TrainingSet, numbers: range, *, elsewhere: bool = False
+    evaluation: Evaluation,
+    model: Asap,
+    pairs: TrainingSet,
+    numbers: range,
+    *,
+    elsewhere: bool = False,
+    familiarity: Familiarity | None = None,
 ) -> None:
     """Add some of the pairs to an evaluation.
 
@@ -101,18 +111,36 @@ def evaluate_batch(
         elsewhere: also evaluate each text beside the picture of the pair before it in the batch, which runs the fusion
             encoder once more. The evaluation then reports the AP of the text types for these texts (`AP_elsewhere`),
             which shows how much the picture contributes. A batch of one pair has no other picture and is left out.
+        familiarity: the familiarity of the model. Its features come from the same pass, and so from the part of a long
+            text that this pass holds.
     """
     batch = collate([pairs.sample(number) for number in numbers], model.config, pairs.pad_id)
     fake_cls = [pairs.records[number].fake_cls for number in numbers]
     published_BL = _published_labels(pairs, numbers, batch)
     batch = batch.to(next(model.parameters()).device)
-    image_BNW, text_BLW = model.encode_image(batch.images), model.encode_text(*batch.text)
+    text_BLW = model.encode_text(*batch.text)
+    familiarity_B = None
+    if familiarity is None:
+        image_BNW = model.encode_image(batch.images)
+    else:
+        image_BNW, image_BD = EarlyActivations(model).encode_image(batch.images)
+        features = PairFeatures(image_BD.cpu(), text_features(text_sums(text_BLW, batch.text.mask)).cpu())
+        familiarity_B = [familiar.pair for familiar in familiarity.of_pairs(features, [False] * len(numbers))]
     output = model.predict(model.fuse(image_BNW, text_BLW, batch.text.mask))
     text_types_B2 = None
     if elsewhere and len(numbers) > 1:  # a single pair has no other picture in its batch
         other = model.predict(model.fuse(image_BNW.roll(1, dims=0), text_BLW, batch.text.mask))
         text_types_B2 = other.logits_multilabel[:, len(IMAGE_TYPES) :]
-    evaluation.update(output, batch.types, batch.box_cxcywh, batch.token_labels, published_BL, text_types_B2, fake_cls)
+    evaluation.update(
+        output,
+        batch.types,
+        batch.box_cxcywh,
+        batch.token_labels,
+        published_BL,
+        text_types_B2,
+        fake_cls,
+        familiarity_B,
+    )
 
 
 def _published_labels(pairs: TrainingSet, numbers: range, batch: Batch) -> Tensor:

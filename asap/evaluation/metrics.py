@@ -57,6 +57,8 @@ class Predictions(NamedTuple):
     """(B, 2): logits of the text types beside the picture of another pair; NaN if these were not passed."""
     fake_cls: Names
     """(B,): the class by its name in the corpus."""
+    familiarity: NDArray[np.float64]
+    """(B,): familiarity of the pair; NaN if the model has no familiarity file."""
 
     @property
     def manipulated(self) -> Flags:
@@ -106,6 +108,7 @@ class Evaluation:
         published_labels_BL: Tensor | None = None,
         text_types_elsewhere_B2: Tensor | None = None,
         fake_cls: Sequence[str] | None = None,
+        familiarity_B: Sequence[float] | None = None,
     ) -> None:
         """Add a batch.
 
@@ -119,6 +122,7 @@ class Evaluation:
             text_types_elsewhere_B2: logits of the text types for each text beside the picture of another pair. Without
                 them there is no figure for the contribution of the picture (`AP_elsewhere`).
             fake_cls: the class of each pair by its name in the corpus; by default, its name in DGM4.
+            familiarity_B: the familiarity of each pair. Without it there is no coverage.
 
         Raises `AsapError` if the model predicts NaN or infinity, `ValueError` if labels and logits differ in shape.
         """
@@ -154,6 +158,7 @@ class Evaluation:
                     else _array(text_types_elsewhere_B2)
                 ),
                 fake_cls=np.array(list(fake_cls), object),
+                familiarity=np.full(len(labels_BL), np.nan) if familiarity_B is None else np.array(familiarity_B),
             )
         )
 
@@ -195,6 +200,22 @@ def _array(tensor: Tensor) -> Floats:
 def _any(flags: Flags) -> Flags:
     """Return, for each row, True if any of its flags is set."""
     return np.asarray(flags.any(axis=1))
+
+
+def coverage_metrics(predictions: Predictions, unfamiliar: float) -> Report:
+    """Return the share of the pairs that a policy judges, and the figures of real or fake on them.
+
+    All are None if the model has no familiarity file.
+
+    Args:
+        predictions: the predictions of all pairs.
+        unfamiliar: the threshold of the policy; a pair with less familiarity is not judged.
+    """
+    if np.isnan(predictions.familiarity).any():
+        return dict.fromkeys(("coverage", "AUC_covered", "ACC_covered"))
+    covered = predictions.familiarity >= unfamiliar
+    figures = real_fake_metrics(predictions.margin[covered], predictions.manipulated[covered])
+    return {"coverage": float(covered.mean()), "AUC_covered": figures["AUC"], "ACC_covered": figures["ACC"]}
 
 
 def real_fake_metrics(margin_B: Floats, manipulated_B: Flags) -> Report:

@@ -17,6 +17,7 @@ _ROWS = (
     ("words", "corrected alignment: every piece has the label of its word", _WORDS, ""),
     ("words", "published alignment: labels drift after punctuation", _WORDS, "_published"),
 )
+_COVERED = (("AUC", "AUC_covered"), ("coverage", "coverage"), ("ACC", "ACC_covered"))
 _CLASS_FIGURES = (
     ("AUC", "AUC"),
     ("ACC", "ACC"),
@@ -25,6 +26,23 @@ _CLASS_FIGURES = (
     ("F1", "token_F1"),
 )
 CLASS_COLUMNS = ("fake_cls", "pairs", *(name for name, _ in _CLASS_FIGURES))
+
+LEGEND = (
+    ("AUC", "the chance that a manipulated pair gets a higher score than an authentic one; 50 is guessing"),
+    ("EER", "the share of wrong verdicts at the threshold where both kinds of error are equally frequent"),
+    ("ACC", "the share of pairs whose verdict is right, if every score from 0.5 up is called manipulated"),
+    ("AP, mAP", "average precision: how well a type is ranked, for all thresholds; mAP is the mean over the types"),
+    ("CF1, OF1", "F1 of the types: the mean over the types, and over all decisions together"),
+    (
+        "IoU",
+        "the overlap of the reported face box with the true one, from 0 to 100; IoU50 counts overlaps of 50 or more",
+    ),
+    ("precision", "of the words that the model marks, the share that was manipulated"),
+    ("recall", "of the words that were manipulated, the share that the model marks"),
+    ("F1", "precision and recall in one number, which is high only if both are"),
+    ("coverage", "the share of pairs that the model judges; the others look like nothing that it was made from"),
+)
+"""What each figure means, in one line."""
 
 
 class Row(NamedTuple):
@@ -40,12 +58,16 @@ class Row(NamedTuple):
 def task_rows(report: dict[str, Any]) -> list[Row]:
     """Return the rows of the paper's table from the report of `Evaluation.compute`.
 
-    Two more rows, if the report has them, show the contribution of the pictures to the text types.
+    Two more rows, if the report has them, show the contribution of the pictures to the text types, and another one the
+    pairs that the policy judges.
     """
     rows = [
         Row(task, reading, [(name, percent(report[key + suffix])) for name, key in figures])
         for task, reading, figures, suffix in _ROWS
     ]
+    if report.get("coverage") is not None:
+        figures = [(name, percent(report[key])) for name, key in _COVERED]
+        rows.insert(1, Row("real/fake", "judged: only the pairs that are familiar enough to the model", figures))
     elsewhere = report.get("AP_elsewhere")
     if elsewhere is None:
         return rows

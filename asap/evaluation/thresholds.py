@@ -147,6 +147,7 @@ class OperatingCurve:
         has_it = prevalence * len(decision.positive) / (len(decision.positive) + len(decision.other))
         rates = 2 + bool(len(decision.other)) + (decision.stray is not None)
         level = (1 - confidence) / rates
+        self._level, self._scores = level, decision.positive
         tails = [_Tail(scores, level) for scores in (decision.authentic, decision.other) if len(scores)]
         thresholds = np.concatenate([tail.thresholds_K for tail in tails])
         shares = np.concatenate([tail.shares_K for tail in tails]) / len(tails)
@@ -187,12 +188,12 @@ class OperatingCurve:
     def _false(self) -> list[_Rate]:
         return [rate for rate in (self._authentic, self._other, self._stray) if rate is not None]
 
-    def choose(self, precision: float) -> int | None:
+    def choose(self, precision: float, at_least: float = 0.0) -> int | None:
         """Return the position of the lowest threshold with `precision` as a lower bound; None if there is none.
 
-        The lowest threshold has the highest recall.
+        The lowest threshold has the highest recall. Those below `at_least` are not chosen.
         """
-        return _first(self.precision_lower_C >= precision)
+        return _first((self.precision_lower_C >= precision) & (self.thresholds_C >= np.float32(at_least)))
 
     def bands(self, top: int) -> Bands:
         """Return the bands from each lower threshold up to, and without, the threshold at position `top`."""
@@ -215,6 +216,23 @@ class OperatingCurve:
     def best(self) -> float:
         """The highest precision that is guaranteed at any threshold."""
         return float(self.precision_lower_C.max(initial=0.0))
+
+    def guaranteed_precision(self, threshold: float, candidates: int) -> float:
+        """Return a lower bound of the precision at a threshold that these pairs helped to choose.
+
+        False flags are bounded at all thresholds together, so those from the next lower threshold of the grid count.
+
+        Args:
+            threshold: one of the thresholds that another curve, over these and other pairs, has tried.
+            candidates: the number of thresholds that it has tried; none of them depends on manipulated pairs.
+        """
+        below = int(np.searchsorted(self.thresholds_C, np.float32(threshold), "right")) - 1
+        count = int(_reach(self._scores, np.array([threshold], np.float32))[0])
+        if below < 0 or not count:
+            return 0.0
+        recall = beta.ppf(self._level / candidates, count, len(self._scores) - count + 1)
+        wrong = [np.array([rate.mass * rate.upper_C[below]]) for rate in self._false]
+        return float(_precision(np.array([self._positive.mass * recall]), wrong)[0])
 
     def at(self, position: int) -> OperatingPoint:
         """Return the figures of the threshold at this position."""
@@ -253,6 +271,25 @@ class OperatingCurve:
         pairs = _least_pairs(authentic.estimate[possible], allowed_C[possible], authentic.level_C[possible])
         least = float(pairs.min(initial=np.inf))
         return int(np.ceil(least)) if least < _MOST_PAIRS / 2 else None
+
+
+def precision_at_most(decision: Decision, threshold: float, prevalence: float, confidence: float) -> float:
+    """Return an upper bound of the precision at one threshold; 1 where no pair of a class shows anything.
+
+    Args:
+        decision: the scores; its `other` and `stray` pairs are not counted.
+        threshold: a threshold that was fixed beforehand.
+        prevalence: the share of manipulated pairs.
+        confidence: the probability that the bound holds.
+    """
+    level = (1 - confidence) / 2  # recall and false flags
+    right, false = (int((scores >= np.float32(threshold)).sum()) for scores in (decision.positive, decision.authentic))
+    rest = len(decision.positive) - right
+    recall = float(beta.isf(level, right + 1, rest)) if rest else 1.0
+    false_rate = float(beta.ppf(level, false, len(decision.authentic) - false + 1)) if false else 0.0
+    if not false_rate:
+        return 1.0
+    return prevalence * recall / (prevalence * recall + (1 - prevalence) * false_rate)
 
 
 class _Tail:

@@ -39,6 +39,14 @@ class EarlyActivations:
             image_BNW = self._model.encode_image(images_B3SS)
         return image_BNW, torch.cat(features, dim=1)
 
+    def image_features(self, images_B3SS: Tensor) -> Tensor:
+        """Return the features alone, (B, D), float32. The layers above the early ones are not computed."""
+        with _collecting() as features:
+            self._model.image_encoder.forward_intermediates(
+                images_B3SS, indices=[0], stop_early=True, intermediates_only=True, output_fmt="NLC"
+            )
+        return torch.cat(features, dim=1)
+
 
 def _early_layers(encoder: nn.Module) -> Sequence[nn.Module]:
     """Return the last three convolutions of a convolutional stem; else the patch embedding and the first block."""

@@ -159,14 +159,17 @@ def load(folder: str | Path) -> Asap:
     return build(config, weights).eval()
 
 
-def load_folder(folder: str | Path) -> ModelFolder:
-    """Load model, tokenizer, policy and id of a folder (or of `"demo"`). Raises `CheckpointError` as `load` does."""
+def load_folder(folder: str | Path, *, with_familiarity: bool = True) -> ModelFolder:
+    """Load model, tokenizer, policy and id of a folder (or of `"demo"`). Raises `CheckpointError` as `load` does.
+
+    Without familiarity, its file is not read: it may belong to other weights, and is to be replaced.
+    """
     path = resolve_folder(folder)
     # The small files come first, so that a fault in one of them shows before the weights are read.
     tokenizer = load_tokenizer(_piece(path, _TOKENIZER))
     check_vocabulary(tokenizer, model_config(path))
     policy = Policy.load(_piece(path, _POLICY))
-    limits, familiarity = read_limits(path), read_familiarity(path)
+    limits, familiarity = read_limits(path), read_familiarity(path) if with_familiarity else None
     return ModelFolder(load(path), tokenizer, policy, model_id(path), limits, familiarity)
 
 

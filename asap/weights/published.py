@@ -81,7 +81,9 @@ def import_published(
 ) -> Asap:
     """Import a published ASAP or HAMMER checkpoint as a model in eval mode, float32, on the CPU.
 
-    The keys decide which model it is, and the shapes give every size, except the number of heads.
+    The keys decide which model it is, and the shapes give every size, except the number of heads. A checkpoint holds no
+    pairs, so a model folder of it has neither limits nor familiarity: it judges every pair, until `asap familiarize`
+    fits its familiarity to the corpus that it was trained on.
 
     Args:
         source: a `.pth` file, or a state dict in the published names; bare or under "model", with or without DDP's

@@ -8,6 +8,6 @@ detect.py      asap detect
 newsroom.py    asap newsroom
 train.py       asap train
 evaluate.py    asap evaluate
-policy.py      asap calibrate, asap repolicy
+policy.py      asap familiarize, asap calibrate, asap repolicy
 serve.py       asap serve, asap serve build
 """

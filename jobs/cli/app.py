@@ -17,7 +17,7 @@ from asap.errors import AsapError
 from jobs.cli.detect import detect
 from jobs.cli.evaluate import evaluate
 from jobs.cli.newsroom import newsroom
-from jobs.cli.policy import calibrate, repolicy
+from jobs.cli.policy import calibrate, familiarize, repolicy
 from jobs.cli.scan import scan
 from jobs.cli.serve import serving
 from jobs.cli.train import train
@@ -30,7 +30,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-for command in (scan, detect, newsroom, train, evaluate, calibrate, repolicy):
+for command in (scan, detect, newsroom, train, evaluate, familiarize, calibrate, repolicy):
     app.command()(command)
 app.add_typer(serving, name="serve")
 

@@ -31,6 +31,7 @@ def evaluate(
     from jobs.cli.display import count_shown, evaluation_tables, print_plain
     from jobs.evaluate.run import evaluate as run
     from jobs.evaluate.settings import EvaluateSettings
+    from jobs.evaluate.verdicts import NO_FAMILIARITY
 
     options = {"model": model, "corpus": corpus, "split": split, "out": out, "limit": limit, "workers": workers}
     options |= {"address": address, "device": device}
@@ -40,4 +41,8 @@ def evaluate(
         report = run(settings, progress, lambda note: print_plain(console, note))
     print_plain(console, "\n".join(report["read"]))
     console.print(evaluation_tables(report))
+    print_plain(console, report["sentence"])
+    print_plain(console, report["limits"])
+    if report["coverage"] is None:
+        print_plain(console, NO_FAMILIARITY)
     print_plain(console, f"page: {out.rstrip('/')}/index.html")

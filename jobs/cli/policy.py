@@ -1,4 +1,4 @@
-"""`asap calibrate` and `asap repolicy`: choose thresholds, and apply other thresholds to a finished scan."""
+"""`asap familiarize`, `asap calibrate` and `asap repolicy`: what a model can judge, its thresholds, and others."""
 
 from __future__ import annotations
 
@@ -8,6 +8,36 @@ import typer
 from rich.console import Console
 
 from jobs.cli.options import DEVICE_HELP, MODEL_HELP, Change, changes_of, settings_of
+
+
+def familiarize(
+    model: Annotated[str, typer.Argument(help="A model folder on this machine. Its familiarity file is written.")],
+    corpus: Annotated[
+        str, typer.Argument(help="Corpus that the model was trained on, a folder in DGM4's layout or s3://.")
+    ],
+    fit_split: Annotated[str, typer.Option(help="Split that the distributions are fitted to.")] = "train",
+    held_out_split: Annotated[str, typer.Option(help="Split that training never saw.")] = "val",
+    device: Annotated[str, typer.Option(help=DEVICE_HELP)] = "auto",
+    change: Change = None,
+) -> None:
+    """Teach an existing model which pairs it can judge. `asap train` does it by itself."""
+    from jobs.cli.display import count_shown, print_plain
+    from jobs.policy.familiarize import familiarize as run
+    from jobs.policy.settings import FamiliarizeSettings
+
+    options = {"model": model, "corpus": corpus, "fit_split": fit_split, "held_out_split": held_out_split}
+    settings = settings_of(FamiliarizeSettings, **(options | {"device": device} | changes_of(change or [])))
+    console = Console()
+    with count_shown(console, "reading") as progress:
+        done = run(settings, progress)
+    print_plain(console, "\n".join(done.read))
+    about = done.familiarity.about
+    fitted, held_out = int(about["fitted_pairs"]), int(about["held_out_pairs"])
+    print_plain(
+        console,
+        f"familiarity {done.familiarity.familiarity_id} of {done.folder}: "
+        f"{fitted:,} pairs of {settings.fit_split}, {held_out:,} held-out pairs of {settings.held_out_split}",
+    )
 
 
 def calibrate(
@@ -53,6 +83,7 @@ def calibrate(
         calibrated = run(settings, progress)
     print_plain(console, "\n".join(calibrated.read))
     console.print(calibration_table((calibrated.policy.calibration or {})["thresholds"]))
+    print_plain(console, calibrated.familiarity)
     typer.echo(f"policy {calibrated.policy.policy_id}: {calibrated.written}")
     if calibrated.kept:
         typer.echo(f"former policy: {calibrated.kept}")

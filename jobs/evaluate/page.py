@@ -11,13 +11,16 @@ from typing import Any
 from markupsafe import Markup
 
 from asap.corpus.reader import Record
-from asap.evaluation.table import CLASS_COLUMNS, class_rows, task_rows
+from asap.evaluation.table import CLASS_COLUMNS, LEGEND, class_rows, task_rows
 from asap.finding import Finding, Word, score_text
 from asap.labels import TYPES, is_manipulated, types_of
 from asap.preprocessing.words import split_words
 from asap.render import LEVEL_EDGES, level, segments
 from asap.training.targets import face_box
+from jobs.evaluate.verdicts import NO_FAMILIARITY
 from jobs.pages.page import TEXT_SHOWN, embed_picture, render_page, type_label
+
+_NOT_JUDGED = "The model does not judge this pair: it looks like nothing that the model was made from."
 
 
 @dataclass(frozen=True)
@@ -52,6 +55,10 @@ def evaluation_page(report: dict[str, Any], charts: Mapping[str, str], worst: Se
             ("Pairs evaluated", evaluated),
             ("Finished", about["finished"]),
         ],
+        "sentence": report["sentence"],
+        "limits": report["limits"],
+        "familiarity": NO_FAMILIARITY if report["coverage"] is None else "",
+        "legend": LEGEND,
         "tasks": task_rows(report),
         "columns": CLASS_COLUMNS,
         "classes": class_rows(report),
@@ -98,7 +105,7 @@ def _card(pair: WorstPair) -> dict[str, Any]:
             for kind in TYPES
             if (value := (finding.types or {}).get(kind)) is not None
         ],
-        "problem": str(finding.error) if finding.error else "",
+        "problem": str(finding.error) if finding.error else _NOT_JUDGED if finding.verdict == "unfamiliar" else "",
     }
 
 

@@ -28,9 +28,11 @@ from asap.corpus.picture_cache import read_picture
 from asap.corpus.reader import Record
 from asap.errors import AsapError, CheckpointError, ConfigError
 from asap.evaluation.evaluate import evaluate_records
-from asap.evaluation.metrics import Evaluation, Predictions
+from asap.evaluation.metrics import Evaluation, Predictions, coverage_metrics
 from asap.evaluation.reliability import reliability
 from asap.finding import Finding, Pair
+from asap.limits import limits_sentences
+from asap.policy import Policy
 from asap.predictor import Predictor
 from asap.preprocessing.text import TextCodec
 from asap.storage.files import delete_file, list_files, read_bytes, write_bytes
@@ -42,6 +44,7 @@ from jobs.errors import JobDiffers, JobFailed
 from jobs.evaluate.charts import draw_figures
 from jobs.evaluate.page import WorstPair, evaluation_page
 from jobs.evaluate.settings import EvaluateSettings
+from jobs.evaluate.verdicts import first_sentence, verdict_shares
 
 METRICS, PAGE = "metrics.json", "index.html"
 OUTPUTS = (METRICS, PAGE, "roc.svg", "precision_recall.svg", "iou.svg", "reliability.svg")
@@ -91,6 +94,10 @@ class EvaluationPlan:
     """Absolute path of the model folder, or `demo`, which every worker finds in its own installation."""
     model_id: str
     out: Location
+    policy: Policy
+    """The policy of the model folder."""
+    limits: str
+    """The limits of the model, in plain words."""
 
     def about(self) -> Report:
         """Return the fields that identify the evaluation, for `metrics.json`."""
@@ -115,6 +122,8 @@ def plan_evaluation(settings: EvaluateSettings) -> EvaluationPlan:
         model="demo" if settings.model == "demo" else str(path),
         model_id=loaded.model_id,
         out=Location.parse(settings.out),
+        policy=loaded.policy,
+        limits=limits_sentences(loaded.limits, loaded.model_id),
     )
     _check_out(plan)
     return plan
@@ -251,7 +260,16 @@ def evaluate_shard(
     """
     loaded = _loaded(model, model_id, device, threads)
     codec = TextCodec(loaded.tokenizer, max_words=loaded.config.max_words, max_tokens=loaded.config.max_tokens)
-    return evaluate_records(loaded.model, codec, records, batch_size, max(2, threads), bad_boxes, elsewhere=True)
+    return evaluate_records(
+        loaded.model,
+        codec,
+        records,
+        batch_size,
+        max(2, threads),
+        bad_boxes,
+        elsewhere=True,
+        familiarity=loaded.familiarity,
+    )
 
 
 def explain_pairs(model: str, model_id: str, device: str, threads: int, records: list[Record]) -> list[Finding]:
@@ -296,7 +314,17 @@ def _write(plan: EvaluationPlan, evaluation: Evaluation, predictions: Prediction
         "version": version("asap-ray"),
     }
     calibration = reliability(scores, predictions.manipulated).report()
-    report = {"about": about, "read": plan.read, **evaluation.compute(), "calibration": calibration}
+    shares = verdict_shares(predictions, scores, plan.policy)
+    report = {
+        "about": about,
+        "sentence": first_sentence(shares),
+        "limits": plan.limits,
+        "read": plan.read,
+        **evaluation.compute(),
+        **coverage_metrics(predictions, plan.policy.unfamiliar),
+        "verdicts": shares,
+        "calibration": calibration,
+    }
     report["worst"] = [{"id": pair.record.id, "fake_cls": pair.record.fake_cls, "score": pair.score} for pair in worst]
     for name in OUTPUTS:
         delete_file(plan.out / name)  # no chart of an earlier evaluation stays behind

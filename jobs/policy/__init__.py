@@ -1,7 +1,8 @@
-"""Policies: choose thresholds, and apply other thresholds to a finished scan.
+"""Policies: what a model can judge, its thresholds, and other thresholds for a finished scan.
 
+familiarize.py familiarize(): pairs of the training in, a familiarity file out
 calibrate.py   calibrate(): labeled pairs in, a policy file out
 repolicy.py    repolicy(): give a finished scan another policy
 files.py       read and replace policy files
-settings.py    CalibrateSettings
+settings.py    CalibrateSettings, FamiliarizeSettings
 """

@@ -11,25 +11,29 @@ flags pairs, and a flag is right or wrong:
   authentic pairs are.
 - `word` flags a pair if any of its words reaches the threshold. It is right if a manipulated word does. The pair is
   counted, not the word, because words of one pair depend on each other and a bound over words would promise too much.
+
+Thresholds are chosen on the pairs that the policy judges. `unfamiliar` decides which these are. It moves only where
+labels show that it should (`_choose_border`): a calibration on photographs must not make photographs familiar.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from asap.corpus.picture_cache import read_picture
 from asap.corpus.reader import Record
-from asap.errors import AnnotationError, ConfigError, CorpusError, InputError, PrecisionNotShown
-from asap.evaluation.thresholds import Decision, Floats, OperatingCurve
-from asap.finding import Finding, Pair
+from asap.errors import AnnotationError, ConfigError, CorpusError, PrecisionNotShown
+from asap.evaluation.own_pairs import read_pair
+from asap.evaluation.thresholds import Decision, Floats, OperatingCurve, precision_at_most
+from asap.finding import Finding
 from asap.labels import TYPES, types_of
 from asap.policy import Policy
 from asap.predictor import Predictor
@@ -43,6 +47,12 @@ from jobs.policy.settings import CalibrateSettings
 OnPairs = Callable[[int, int], None]
 
 _CHUNK_BATCHES = 16
+_MIN_PAIRS = 1000
+"""Pairs that can move the threshold `unfamiliar`."""
+_LOOSER = (0.0, 0.0005, 0.001, 0.002)
+"""Values that `unfamiliar` may fall to."""
+_TIGHTER = (0.01, 0.02, 0.05)
+"""Values that `unfamiliar` may rise to."""
 _METHOD = (
     "pairs weighed by importance to the prevalence; the lowest threshold whose precision has a lower bound of at "
     "least the target, with Clopper-Pearson bounds on every rate that hold at all thresholds together"
@@ -59,6 +69,8 @@ class Calibrated:
     """The copy of the former policy. None if there was no former policy that differs."""
     read: list[str]
     """Findings of reading the corpus, one sentence each."""
+    familiarity: str
+    """One sentence about the threshold `unfamiliar`."""
 
 
 def calibrate(settings: CalibrateSettings, progress: OnPairs = lambda done, total: None) -> Calibrated:
@@ -73,7 +85,9 @@ def calibrate(settings: CalibrateSettings, progress: OnPairs = lambda done, tota
     corpus = read_corpus(settings, settings.corpus, settings.split, predictor.config.label_set)
     scores = score_records(predictor, corpus.records, settings.max_failed_share, progress)
     policy = choose_policy(scores, settings, predictor.policy, _about(predictor, scores, settings))
-    return Calibrated(policy, settings.target, replace_policy(settings.target, policy), corpus.report.lines())
+    kept = replace_policy(settings.target, policy)
+    outcome = (policy.calibration or {})["familiarity"]["outcome"]
+    return Calibrated(policy, settings.target, kept, corpus.report.lines(), outcome)
 
 
 def _check_target(settings: CalibrateSettings) -> None:
@@ -98,15 +112,28 @@ class SplitScores:
     """Highest score of a word that is not manipulated; 0 if the pair has none."""
     has_type_B4: NDArray[np.bool_]
     has_word_B: NDArray[np.bool_]
+    familiarity_B: Floats
+    """Familiarity of the pairs; NaN if the model has no familiarity file."""
     failed: dict[str, int]
     """Pairs that could not be scored, by error code."""
     fingerprint: str
     """Fingerprint of ids, pictures, texts and labels of all pairs: 16 hex digits of a SHA-256."""
+    familiarity_id: str | None = None
+    """Id of the familiarity file; None if the model has none."""
 
     @property
     def manipulated(self) -> NDArray[np.bool_]:
         """(B,): True if the pair has any type."""
         return np.asarray(self.has_type_B4.any(axis=1))
+
+    def judged(self, unfamiliar: float) -> NDArray[np.bool_]:
+        """(B,): True if a policy with this threshold judges the pair, as `Policy.verdict` has it."""
+        return np.asarray(~(self.familiarity_B < unfamiliar))
+
+    def where(self, chosen_B: NDArray[np.bool_]) -> SplitScores:
+        """Return the scores of some of the pairs."""
+        columns = {name: value[chosen_B] for name, value in vars(self).items() if isinstance(value, np.ndarray)}
+        return dataclasses.replace(self, **columns)
 
     def decisions(self) -> dict[str, Decision]:
         """Return the scores on which each threshold is chosen, by its name in the policy."""
@@ -146,6 +173,7 @@ def score_records(
     failed: Counter[str] = Counter()
     digest = hashlib.sha256()
     example = ""
+    familiarity_id: str | None = None
     for record, finding in _findings(predictor, records, progress):
         # The fingerprint covers failed pairs too, so it is taken before they are left out.
         fields = [record.id, finding.image_sha256, record.text, record.fake_cls, list(record.fake_text_pos)]
@@ -154,6 +182,7 @@ def score_records(
             failed[finding.error.code] += 1
             example = example or f"record {record.id}: {finding.error}"
             continue
+        familiarity_id = finding.familiarity_id
         rows.append(_scores(record, finding))
         labels.append(
             (*(name in types_of(record.fake_cls, record.labels) for name in TYPES), bool(record.fake_text_pos))
@@ -165,8 +194,8 @@ def score_records(
         )
     values, truth = np.array(rows, np.float32), np.array(labels, bool)
     return SplitScores(
-        values[:, 0], values[:, 1:5], values[:, 5], values[:, 6], truth[:, :4], truth[:, 4], dict(failed),
-        digest.hexdigest()[:16],
+        values[:, 0], values[:, 1:5], values[:, 5], values[:, 6], truth[:, :4], truth[:, 4], values[:, 7],
+        dict(failed), digest.hexdigest()[:16], familiarity_id,
     )  # fmt: skip
 
 
@@ -174,20 +203,12 @@ def _findings(predictor: Predictor, records: Sequence[Record], progress: OnPairs
     chunk = _CHUNK_BATCHES * predictor.batch_size
     for start in range(0, len(records), chunk):
         some = records[start : start + chunk]
-        yield from zip(some, predictor.predict([_pair(record) for record in some]), strict=True)
+        yield from zip(some, predictor.predict([read_pair(record) for record in some]), strict=True)
         progress(start + len(some), len(records))
 
 
-def _pair(record: Record) -> Pair:
-    """Return the pair of a record. A picture that cannot be read fails in the predictor, as that pair's error."""
-    try:
-        return Pair(read_picture(record.image), record.text)
-    except InputError:
-        return Pair(None, record.text)
-
-
 def _scores(record: Record, finding: Finding) -> tuple[float, ...]:
-    """Return score, four types, highest score of a manipulated word, and highest score of another word."""
+    """Return score, four types, highest score of a manipulated word and of another word, and familiarity."""
     words = finding.word_scores or []
     manipulated = set(record.fake_text_pos)
     if beyond := sorted(manipulated - set(range(len(words)))):
@@ -198,7 +219,8 @@ def _scores(record: Record, finding: Finding) -> tuple[float, ...]:
     right = max((words[position] for position in manipulated), default=0.0)
     wrong = max((score for position, score in enumerate(words) if position not in manipulated), default=0.0)
     types = finding.types or {}
-    return (float(finding.score or 0), *(float(types[name] or 0) for name in TYPES), right, wrong)
+    familiarity = float("nan") if finding.familiarity is None else finding.familiarity
+    return (float(finding.score or 0), *(float(types[name] or 0) for name in TYPES), right, wrong, familiarity)
 
 
 def choose_policy(scores: SplitScores, settings: CalibrateSettings, former: Policy, about: dict[str, Any]) -> Policy:
@@ -210,6 +232,135 @@ def choose_policy(scores: SplitScores, settings: CalibrateSettings, former: Poli
         former: The policy whose thresholds are kept if the settings say so.
         about: How the policy is made. It becomes the policy's `calibration`, with the rates of each threshold.
     """
+    border = _choose_border(scores, settings, former.unfamiliar)
+    judged_B = scores.judged(border.unfamiliar)
+    left_out = int((~judged_B).sum())
+    familiarity: dict[str, Any] = {"outcome": border.outcome}
+    if scores.familiarity_id is not None:
+        familiarity |= {"familiarity_id": scores.familiarity_id, "former": former.unfamiliar}
+        about = about | {"unfamiliar": left_out}
+    shown = _choose_thresholds(scores.where(judged_B), settings, left_out, border.manipulated)
+    value = {name: float(point["value"]) for name, point in shown.items()}
+    return Policy(
+        manipulated=value["manipulated"],
+        review=value["review"],
+        types={name: value.get(name, former.types[name]) for name in TYPES},
+        word=value.get("word", former.word),
+        unfamiliar=border.unfamiliar,
+        calibration=about | {"thresholds": shown, "familiarity": familiarity},
+    )
+
+
+class _Border(NamedTuple):
+    """The border between the pairs that are judged and those that are not."""
+
+    unfamiliar: float
+    """The threshold of familiarity."""
+    outcome: str
+    """One sentence about it."""
+    manipulated: float = 0.0
+    """The threshold `manipulated` must not be below it: from there on, newly admitted pairs have the precision."""
+
+
+def _choose_border(scores: SplitScores, settings: CalibrateSettings, former: float) -> _Border:
+    """Choose the threshold of familiarity below which a pair is not judged.
+
+    It rises where flagged pairs just above it are shown to be wrong. It falls only where the flagged pairs that it
+    would admit are shown, on their own, to be right. Otherwise it stays.
+
+    Args:
+        scores: The scored split.
+        settings: The target.
+        former: The threshold of the former policy.
+    """
+    pairs, target = len(scores.score_B), settings.precision
+    if scores.familiarity_id is None:
+        missing = "The model has no familiarity file, so it judges every pair. Make one with `asap familiarize`."
+        return _Border(former, missing)
+    if pairs < _MIN_PAIRS:
+        few = f"unfamiliar stays {former:g}: {pairs:,} pairs are too few to move it; {_MIN_PAIRS:,} can."
+        return _Border(former, few)
+
+    def between(low: float, high: float) -> Decision:
+        return scores.where(scores.judged(low) & ~scores.judged(high)).decisions()["manipulated"]
+
+    return (
+        _tighter(scores, settings, former, between)
+        or _looser(scores, settings, former, between)
+        or _Border(
+            former,
+            f"unfamiliar stays {former:g}: {int((~scores.judged(former)).sum()):,} of {pairs:,} pairs are below it and "
+            f"took no part; the labels do not show that it should move (target precision {target:g}).",
+        )
+    )
+
+
+def _tighter(
+    scores: SplitScores, settings: CalibrateSettings, former: float, between: Callable[[float, float], Decision]
+) -> _Border | None:
+    """Return a border above the former one, if flagged pairs between them are shown to be wrong."""
+    curve = _curve(scores.where(scores.judged(former)), settings)
+    position = curve and curve.choose(settings.precision)
+    if curve is None or position is None:
+        return None
+    flags_from, confidence = float(curve.thresholds_C[position]), 1 - (1 - settings.confidence) / len(_TIGHTER)
+    unfamiliar, most = former, 1.0
+    # Bands above the threshold, one after the other. One with too few pairs to show anything joins the next.
+    for end in (end for end in _TIGHTER if end > former):
+        shown = precision_at_most(between(unfamiliar, end), flags_from, settings.prevalence, confidence)
+        if shown < settings.precision:
+            unfamiliar, most = end, shown
+    if unfamiliar == former:
+        return None
+    return _Border(
+        unfamiliar,
+        f"unfamiliar rises from {former:g} to {unfamiliar:g}: of the flagged pairs just above it, at most "
+        f"{np.ceil(100 * most):.0f} % are right, and {100 * settings.precision:g} % is the target.",
+    )
+
+
+def _looser(
+    scores: SplitScores, settings: CalibrateSettings, former: float, between: Callable[[float, float], Decision]
+) -> _Border | None:
+    """Return the lowest border below the former one whose newly admitted pairs alone show the target precision."""
+    confidence = 1 - (1 - settings.confidence) / len(_LOOSER)
+    for unfamiliar in (value for value in _LOOSER if value < former):
+        admitted, curve = between(unfamiliar, former), _curve(scores.where(scores.judged(unfamiliar)), settings)
+        if curve is None or not len(admitted.authentic) or not len(admitted.positive):
+            continue
+        alone = OperatingCurve(admitted, settings.prevalence, confidence)
+        # One threshold must do for the admitted pairs alone and for all judged pairs together.
+        for position in np.flatnonzero(curve.precision_lower_C >= settings.precision):
+            flags_from = float(curve.thresholds_C[position])
+            if (least := alone.guaranteed_precision(flags_from, len(curve.thresholds_C))) >= settings.precision:
+                return _Border(
+                    unfamiliar,
+                    f"unfamiliar falls from {former:g} to {unfamiliar:g}: of the flagged pairs that it admits, at "
+                    f"least {np.floor(100 * least):.0f} % are right, and {100 * settings.precision:g} % is the target.",
+                    flags_from,
+                )
+    return None
+
+
+def _curve(scores: SplitScores, settings: CalibrateSettings) -> OperatingCurve | None:
+    """Return the curve of `manipulated`; None if the pairs have one class only."""
+    decision = scores.decisions()["manipulated"]
+    if not len(decision.authentic) or not len(decision.positive):
+        return None
+    return OperatingCurve(decision, settings.prevalence, settings.confidence)
+
+
+def _choose_thresholds(
+    scores: SplitScores, settings: CalibrateSettings, left_out: int, manipulated: float
+) -> dict[str, dict[str, Any]]:
+    """Return each threshold with its rates, by its name. Raises `PrecisionNotShown`.
+
+    Args:
+        scores: The pairs that the policy judges.
+        settings: The target, and the thresholds to keep.
+        left_out: The number of unfamiliar pairs.
+        manipulated: The lowest threshold that `manipulated` may have.
+    """
     shown: dict[str, dict[str, Any]] = {}
     problems: list[str] = []
     for name, decision in scores.decisions().items():
@@ -220,7 +371,7 @@ def choose_policy(scores: SplitScores, settings: CalibrateSettings, former: Poli
                             f"{len(decision.positive)} that have it)")  # fmt: skip
             continue
         curve = OperatingCurve(decision, settings.prevalence, settings.confidence)
-        position = curve.choose(settings.precision)
+        position = curve.choose(settings.precision, manipulated if name == "manipulated" else 0.0)
         if position is None:
             problems.append(f"{name} ({_shortfall(curve, settings.precision)})")
             continue
@@ -230,20 +381,14 @@ def choose_policy(scores: SplitScores, settings: CalibrateSettings, former: Poli
     # All problems are reported together, so that one more calibration is enough.
     if problems:
         fake = int(scores.manipulated.sum())
+        strange = f" ({left_out:,} unfamiliar pairs took no part)" if left_out else ""
         raise PrecisionNotShown(
             f"precision {settings.precision} at prevalence {settings.prevalence} cannot be shown with confidence "
-            f"{settings.confidence} by {len(scores.score_B) - fake:,} authentic and {fake:,} manipulated pairs for "
-            f"{', '.join(problems)}, going by the rates seen here. Add pairs, lower --precision, or --keep the former "
-            "threshold of a type or of the words."
+            f"{settings.confidence} by {len(scores.score_B) - fake:,} authentic and {fake:,} manipulated "
+            f"pairs{strange} for {', '.join(problems)}, going by the rates seen here. Add pairs, lower --precision, or "
+            "--keep the former threshold of a type or of the words."
         )
-    value = {name: float(point["value"]) for name, point in shown.items()}
-    return Policy(
-        manipulated=value["manipulated"],
-        review=value["review"],
-        types={name: value.get(name, former.types[name]) for name in TYPES},
-        word=value.get("word", former.word),
-        calibration=about | {"thresholds": shown},
-    )
+    return shown
 
 
 def _review(curve: OperatingCurve, manipulated: int, precision: float) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Settings of a calibration: the target precision, the prevalence, and the labeled pairs."""
+"""Settings of calibration and of familiarity: the target, and the labeled pairs."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from pydantic import Field, model_validator
 
 from asap.storage.location import Location
 from jobs.settings import CorpusSettings, Device
+
+Split = Literal["train", "val", "test"]
 
 
 class CalibrateSettings(CorpusSettings):
@@ -64,3 +66,27 @@ class CalibrateSettings(CorpusSettings):
     def target(self) -> Location:
         """The policy file to write."""
         return Location.parse(self.out) if self.out else Location.parse(self.model) / "policy.json"
+
+
+class FamiliarizeSettings(CorpusSettings):
+    """A fit of familiarity: the model, and the pairs of its training."""
+
+    model: str
+    """A model folder on this machine."""
+    corpus: str
+    """A folder in DGM4's layout, or s3://."""
+    fit_split: Split = "train"
+    """Split that the distributions are fitted to."""
+    held_out_split: Split = "val"
+    """Split whose pairs say how strange a pair of the corpus can be. Training never saw it."""
+    device: Device = "auto"
+    batch_size: int = Field(default=32, ge=1)
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.fit_split == self.held_out_split:
+            raise ValueError(
+                f"split {self.fit_split} is both fitted and held out: pairs that were fitted look less strange than "
+                "others. Choose another split for one of them."
+            )
+        return self

@@ -9,7 +9,9 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from asap.labels import TEXT_TYPES, TYPES
+from asap.corpus.reader import Record
+from asap.labels import TEXT_TYPES, TYPES, is_manipulated
+from asap.limits import Limits, limits_sentences
 from asap.model.config import ModelConfig
 from asap.weights.start import split_source
 from jobs.train.settings import TrainSettings
@@ -49,15 +51,20 @@ These are all settings of the run:
 
 ## Limits
 
-All thresholds are 0.5. They are not calibrated to a precision or a prevalence. Two thirds of the corpus is manipulated;
-where manipulation is rare, most flagged pairs will be wrong until the thresholds are calibrated for that prevalence.
 {limits}
+
+{familiarity}
+
+All thresholds are 0.5. They are not calibrated to a precision or a prevalence. Where manipulation is rarer than in the
+training, most flagged pairs will be wrong until the thresholds are calibrated for that prevalence.
 """
 
-_NEWSROOM_LIMITS = (
-    "The model has seen drawn pictures and grammar-made captions only. On photographs its scores mean nothing. It is\n"
-    "here to show and test the system; train a model for real pairs on real pairs."
-)
+_NEWSROOM = {
+    "made_from": "drawn pictures",
+    "languages": ("English",),
+    "not_for": "photographs or texts of other kinds",
+}
+"""What is known of a corpus that `asap newsroom` drew, for the limits of its models."""
 
 METRICS = (
     "AUC", "ACC", "EER", "mAP", "OF1", "CF1", "IoU_mean", "IoU50", "IoU_mean_gated", "IoU50_gated", "IoU75_gated",
@@ -67,7 +74,13 @@ METRICS = (
 
 
 def model_card(
-    settings: TrainSettings, config: ModelConfig, report: dict[str, Any], progress: Path, checkpoint: str
+    settings: TrainSettings,
+    config: ModelConfig,
+    report: dict[str, Any],
+    progress: Path,
+    checkpoint: str,
+    limits: Limits,
+    familiarity: str,
 ) -> str:
     """Return the text of a model folder's README.md.
 
@@ -77,6 +90,8 @@ def model_card(
         report: The evaluation of the model on the test split.
         progress: The file `progress.jsonl` of the run, for its duration.
         checkpoint: A description of the checkpoint that became the model.
+        limits: What the model was made from and must not be used for.
+        familiarity: A sentence about its familiarity file.
     """
     shown = settings.identity() | {"loss_weights": vars(settings.objective.weights)}
     for name in ("corpus", "test_corpus"):
@@ -102,8 +117,26 @@ def model_card(
         checkpoint=checkpoint,
         commands="\n".join(_commands(settings)),
         settings=json.dumps(shown, indent=2),
-        limits=_NEWSROOM_LIMITS if _newsroom(Path(settings.corpus)) else "",
+        limits=limits_sentences(limits, settings.name),
+        familiarity=familiarity,
     )
+
+
+def model_limits(settings: TrainSettings, config: ModelConfig, records: Sequence[Record]) -> Limits:
+    """Return the limits of a model: what the settings say, and what is known of the corpus.
+
+    Args:
+        settings: The settings of the run.
+        config: The configuration of the model.
+        records: The pairs of the training, in which the prevalence is measured.
+    """
+    corpus = Path(settings.corpus)
+    stated = {
+        name: value for name in ("made_from", "languages", "not_for") if (value := getattr(settings, name)) is not None
+    }
+    known: dict[str, Any] = _NEWSROOM if _newsroom(corpus) else {"made_from": f"pairs of the corpus {corpus.name}"}
+    manipulated = sum(is_manipulated(record.fake_cls, record.labels) for record in records)
+    return Limits(**known | stated, label_set=config.label_set, prevalence=manipulated / len(records))
 
 
 def _list_values(names: Sequence[str], values: Sequence[float | None]) -> str:

@@ -11,13 +11,19 @@ from typing import Any, Literal, Self
 import torch
 from torch import Tensor
 
+from asap.corpus.reader import Record
+from asap.errors import ConfigError
 from asap.evaluation.evaluate import evaluate_split
+from asap.evaluation.own_pairs import fit_familiarity
+from asap.familiarity import Familiarity
 from asap.model.asap import Asap
+from asap.predictor import Predictor
 from asap.preprocessing.text import load_tokenizer
 from asap.storage.location import Location
-from asap.weights.model_folder import load, save
-from jobs.train.card import model_card
+from asap.weights.model_folder import load, save, weights_sha256
+from jobs.train.card import model_card, model_limits
 from jobs.train.data.splits import Split
+from jobs.train.events import OnEvent
 from jobs.train.run_folder.folder import RunFolder, checkpoint_folder
 from jobs.train.run_folder.record import finish_record
 from jobs.train.settings import TrainSettings
@@ -25,6 +31,8 @@ from jobs.train.trainer import model_config, read_twin_weights
 
 SCORE = "score"
 """The metric by which Ray Train keeps the best checkpoint: validation AUC, or -1 if the pairs do not define it."""
+_FAMILIARITY_PAIRS = 20_000
+"""Pairs of a split that familiarity is fitted to at most: minutes at the end of a run of hours."""
 
 
 @dataclass(frozen=True)
@@ -70,8 +78,13 @@ def _score(metrics: dict[str, Any]) -> float:
     return float(metrics.get(SCORE, -1.0))
 
 
-def export_model(folder: RunFolder, settings: TrainSettings, chosen: ChosenCheckpoint) -> Path | Location:
-    """Write the model folder, with a card that has the metrics of the model on the test split."""
+def export_model(
+    folder: RunFolder, settings: TrainSettings, chosen: ChosenCheckpoint, progress: OnEvent = lambda event: None
+) -> Path | Location:
+    """Write the model folder: weights, familiarity, limits, and a card with the metrics on the test split.
+
+    `progress` gets the events of `jobs.train.events`.
+    """
     folder.pull(folder.progress.name)
     tokenizer = load_tokenizer(folder.tokenizer)
     model = Asap(model_config(settings, len(tokenizer))).eval()
@@ -83,9 +96,62 @@ def export_model(folder: RunFolder, settings: TrainSettings, chosen: ChosenCheck
     test = Split.open(settings, folder, "test", model.config)
     report = evaluate_split(load(draft).to(device), test.pairs, elsewhere=True)
     (folder.path / "test_metrics.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
-    card = model_card(settings, model.config, report, folder.progress, str(chosen))
-    save(load(draft), folder.model, tokenizer=tokenizer, name=settings.name, dtype=torch.float16, card=card)
+    known, held_out = (Split.open(settings, folder, split, model.config).pairs.records for split in ("train", "val"))
+    familiarity, about_it = _familiarity(draft, device, settings, known, held_out, progress)
+    progress({"note": about_it})
+    limits = model_limits(settings, model.config, known)
+    save(
+        load(draft),
+        folder.model,
+        tokenizer=tokenizer,
+        name=settings.name,
+        card=model_card(settings, model.config, report, folder.progress, str(chosen), limits, about_it),
+        limits=limits,
+        familiarity=familiarity,
+        dtype=torch.float16,
+    )
     finish_record(folder, model={"checkpoint": str(chosen), "pairs": chosen.pairs, "validation_AUC": chosen.score})
     # A model at s3:// is complete once its config.json is there.
     folder.push("test_metrics.json", "tensorboard", "model", last="config.json")
     return folder.finished_model
+
+
+def _familiarity(
+    draft: Path,
+    device: str,
+    settings: TrainSettings,
+    known: Sequence[Record],
+    held_out: Sequence[Record],
+    progress: OnEvent,
+) -> tuple[Familiarity | None, str]:
+    """Return the familiarity of the stored weights, None if there are too few pairs, and a sentence about it.
+
+    Args:
+        draft: The model folder with the stored weights.
+        device: The device of the model.
+        settings: The settings of the run.
+        known: The training pairs, which are read without augmentation.
+        held_out: The pairs of the validation split.
+        progress: A function that gets the events of `jobs.train.events`.
+    """
+
+    def on_pairs(done: int, total: int) -> None:
+        progress({"stage": "familiarity", "done": done, "total": total})
+
+    try:
+        familiarity = fit_familiarity(
+            Predictor.from_folder(draft, device, "float32"),
+            known,
+            held_out,
+            weights_sha256=weights_sha256(draft),
+            corpus=Location.parse(settings.corpus).name,
+            most_pairs=_FAMILIARITY_PAIRS,
+            progress=on_pairs,
+        )
+    except ConfigError as error:  # the model is worth more than this file
+        return None, f"The model has no familiarity file, so it judges every pair: {error}"
+    about = familiarity.about
+    return familiarity, (
+        f"The model knows what it can judge: its familiarity file {familiarity.familiarity_id} was fitted to "
+        f"{int(about['fitted_pairs']):,} training pairs and {int(about['held_out_pairs']):,} validation pairs."
+    )

@@ -75,7 +75,7 @@ def train(settings: TrainSettings, progress: OnEvent = lambda event: None) -> Pa
         _prepare(folder, settings, corpora, progress)
         folder.push("tokenizer", "start", "index", folder.corpus.name)
         chosen = chosen or _run_workers(folder, settings, resources)
-    return export_model(folder, settings, chosen)
+    return export_model(folder, settings, chosen, progress)
 
 
 def plan(settings: TrainSettings, progress: OnEvent = lambda event: None) -> Plan:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import asdict, replace
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, StringConstraints, model_validator
 
 from asap.training.objective import LossWeights, Recipe, recipe_called
 from jobs.settings import ClusterSettings, CorpusSettings, Device
@@ -13,8 +13,12 @@ from jobs.settings import ClusterSettings, CorpusSettings, Device
 EXECUTION_SETTINGS = {
     "out", "workers", "min_workers", "regrow_every_s", "cpus_per_worker", "device", "checkpoint_activations", "compile",
     "checkpoint_pairs", "export", "address", "wait_for_machines_s", "ingest", "cache_gib", "tokens_gib", "decode_tasks",
+    "made_from", "languages", "not_for",
 }  # fmt: skip
 """The settings that may differ between starts of one run, because they do not change what is learned."""
+
+Words = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)]
+"""A text that is not blank."""
 
 
 class TrainSettings(CorpusSettings, ClusterSettings):
@@ -154,6 +158,21 @@ class TrainSettings(CorpusSettings, ClusterSettings):
     """Number of pairs of the validation split that are evaluated at a checkpoint."""
     export: Literal["best", "last"] = "best"
     """The checkpoint that becomes the model: the best by validation AUC, or the last."""
+
+    made_from: Words | None = None
+    """The pairs of the training in plain words, as they read after "was made from". It becomes part of the model's
+    limits, which every verdict shows.
+
+    None: "drawn pictures" for a corpus of `asap newsroom`, else "pairs of the corpus NAME".
+    """
+    languages: tuple[Words, ...] | None = None
+    """Languages of the texts. None: English for a corpus of `asap newsroom`, else none is stated."""
+    not_for: Words | None = None
+    """Uses that are ruled out, as they read after "Do not use it for".
+
+    None: "photographs or texts of other kinds" for a corpus of `asap newsroom`, else "any other kind of picture or
+    text".
+    """
 
     @model_validator(mode="after")
     def _check(self) -> Self:

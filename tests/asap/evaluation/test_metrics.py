@@ -10,7 +10,15 @@ import pytest
 import torch
 
 from asap.errors import AsapError
-from asap.evaluation.metrics import Evaluation, box_metrics, box_overlap, real_fake_metrics, token_metrics, type_metrics
+from asap.evaluation.metrics import (
+    Evaluation,
+    box_metrics,
+    box_overlap,
+    coverage_metrics,
+    real_fake_metrics,
+    token_metrics,
+    type_metrics,
+)
 from asap.model.asap import AsapOutput
 from asap.training.targets import CLASSES, multi_hot
 
@@ -313,3 +321,19 @@ def test_precision_beside_another_picture_is_reported_if_it_was_evaluated():
     assert report["AP_elsewhere"] == [0.5, None]
     assert report["AP"][2] == 1.0
     assert evaluate(output, types, boxes, labels).compute()["AP_elsewhere"] is None
+
+
+def test_coverage_is_the_share_that_the_policy_judges_and_figures_are_of_these():
+    output, *targets = pairs("orig", "face_swap", "orig", "text_swap", margin=[-1.0, 1.0, 1.0, -1.0])
+    evaluation = Evaluation()
+    evaluation.update(output, *targets, familiarity_B=[0.5, 0.005, 0.004, 0.001])
+    assert coverage_metrics(evaluation.predictions(), 0.005) == {
+        "coverage": 0.5,
+        "AUC_covered": 1.0,
+        "ACC_covered": 1.0,
+    }
+    assert coverage_metrics(evaluation.predictions(), 0.0)["ACC_covered"] == 0.5
+    assert coverage_metrics(evaluation.predictions(), 1.0)["AUC_covered"] is None
+    without = evaluate(output, *targets)
+    assert without.compute() == evaluation.compute()
+    assert set(coverage_metrics(without.predictions(), 0.005).values()) == {None}

@@ -58,3 +58,10 @@ def test_the_contribution_of_pictures_has_two_rows_if_it_was_evaluated():
         [("AP text_swap", "100.00"), ("AP text_attribute", "100.00")],
         [("AP text_swap", "50.00"), ("AP text_attribute", "–")],
     ]
+
+
+def test_the_judged_pairs_have_a_row_if_the_model_has_familiarity():
+    evaluated = report("orig", "face_swap")
+    assert task_rows(evaluated | {"coverage": None, "AUC_covered": None, "ACC_covered": None}) == task_rows(evaluated)
+    row = task_rows(evaluated | {"coverage": 0.5, "AUC_covered": None, "ACC_covered": 1.0})[1]
+    assert (row.task, row.figures) == ("real/fake", [("AUC", "–"), ("coverage", "50.00"), ("ACC", "100.00")])

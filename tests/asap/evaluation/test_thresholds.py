@@ -7,7 +7,7 @@ import pytest
 from scipy.stats import beta, binomtest, norm
 from sklearn.metrics import precision_score
 
-from asap.evaluation.thresholds import Decision, OperatingCurve
+from asap.evaluation.thresholds import Decision, OperatingCurve, precision_at_most
 
 CONFIDENCE = 0.95
 
@@ -230,3 +230,48 @@ def test_no_threshold_separates_scores_of_one() -> None:
 
 def test_one_authentic_pair_gives_a_very_weak_bound() -> None:
     assert OperatingCurve(_separated(1), 0.5).at(0).false_positive_rate_upper == pytest.approx(1 - 0.0125)
+
+
+# Pairs that join.
+
+
+def test_the_precision_of_pairs_that_helped_to_choose_the_threshold_is_guaranteed() -> None:
+    broken = shown = 0
+    for seed in range(300):
+        alone, others = _draw(seed, 400, 400, 3.0), _draw(1000 + seed, 400, 400, 4.0)
+        together = OperatingCurve(
+            Decision(
+                authentic=np.concatenate([alone.authentic, others.authentic]),
+                positive=np.concatenate([alone.positive, others.positive]),
+            ),
+            0.5,
+        )
+        position = together.choose(0.9)
+        if position is None:
+            continue
+        threshold = float(together.thresholds_C[position])
+        least = OperatingCurve(alone, 0.5, CONFIDENCE).guaranteed_precision(threshold, len(together.thresholds_C))
+        shown += least > 0.5
+        broken += least > _true_precision(threshold, 0.5, 3.0)
+    assert shown > 250, "the bound is not empty"
+    assert broken <= (1 - CONFIDENCE) * 300
+
+
+def test_a_threshold_below_every_tried_one_guarantees_nothing() -> None:
+    curve = OperatingCurve(_draw(0, 100, 100, 3.0), 0.5)
+    assert curve.guaranteed_precision(0.0, 1) == 0.0
+    assert curve.guaranteed_precision(1.0, 1) == 0.0
+
+
+def test_a_precision_is_shown_to_be_low_at_most_as_often_as_the_confidence_allows() -> None:
+    threshold, true = 0.8, _true_precision(0.8, 0.3, 1.5)
+    bounds = [precision_at_most(_draw(seed, 60, 60, 1.5), threshold, 0.3, CONFIDENCE) for seed in range(500)]
+    assert sum(bound < true for bound in bounds) <= (1 - CONFIDENCE) * 500
+    assert np.median(bounds) < 0.95
+
+
+def test_a_band_without_false_flags_is_not_shown_to_be_wrong() -> None:
+    few = np.zeros(0, np.float32)
+    assert precision_at_most(Decision(authentic=few, positive=few), 0.5, 0.1, CONFIDENCE) == 1.0
+    calm = Decision(authentic=np.full(50, 0.1, np.float32), positive=np.full(5, 0.2, np.float32))
+    assert precision_at_most(calm, 0.5, 0.1, CONFIDENCE) == 1.0

@@ -7,12 +7,15 @@ from typing import Any
 
 import numpy as np
 import pytest
+from markupsafe import escape
 from PIL import Image
 
 from asap.corpus.reader import Record
 from asap.errors import TextMissing
+from asap.evaluation.table import LEGEND
 from asap.finding import Finding, Word
 from jobs.evaluate.page import WorstPair, evaluation_page
+from jobs.evaluate.verdicts import NO_FAMILIARITY
 from tests.asap.evaluation.test_table import report
 
 TEXT = "A calm crowd <b>waits</b> for the angry minister"
@@ -39,9 +42,16 @@ def worst(picture: Path, **changes: Any) -> WorstPair:
     return WorstPair(record, Finding(**(fields | changes)), 0.0625)
 
 
-def page(*pairs: WorstPair, **about: Any) -> str:
+SENTENCES = {
+    "sentence": "Of 100 manipulated pairs this model finds 96.",
+    "limits": "m was made from <drawn> pictures. Do not use it for photographs.",
+}
+
+
+def page(*pairs: WorstPair, coverage: float | None = 0.75, **about: Any) -> str:
     defaults = {"model_id": "m@1", "corpus": "/data/dgm4", "split": "test", "pairs_in_split": 3, "finished": "today"}
-    metrics = report("orig", "face_swap", "text_swap")
+    metrics = report("orig", "face_swap", "text_swap") | SENTENCES
+    metrics |= {"coverage": coverage, "AUC_covered": 0.5, "ACC_covered": None}
     return evaluation_page({"about": defaults | about, **metrics}, {"roc.svg": "<svg>roc</svg>"}, pairs)
 
 
@@ -51,6 +61,33 @@ def test_the_page_has_the_table_the_classes_and_the_charts() -> None:
     assert html.index("AUC</span>100.00") < html.index("mAP</span>") < html.index("IoUmean</span>33.33")
     assert "<td>face_swap</td><td>1</td>" in html
     assert f"data:image/svg+xml;base64,{base64.b64encode(b'<svg>roc</svg>').decode()}" in html
+
+
+def test_the_page_begins_with_a_sentence_for_anyone_and_the_limits_of_the_model() -> None:
+    header = page().partition("<header>")[2].partition("</header>")[0]
+    assert SENTENCES["sentence"] in header
+    assert "m was made from &lt;drawn&gt; pictures. Do not use it for photographs." in header
+    assert header.index("finds 96") < header.index("was made from") < header.index("<dl")
+    assert "no familiarity file" not in page()
+    assert escape(NO_FAMILIARITY) in page(coverage=None)
+
+
+def test_a_legend_explains_every_figure_of_the_page() -> None:
+    legend = page().partition('<dl class="legend">')[2].partition("</dl>")[0]
+    for term in ("AUC", "ACC", "EER", "mAP", "CF1", "OF1", "IoU", "precision", "recall", "F1", "coverage"):
+        assert term in re.sub(r"<dd>.*?</dd>", "", legend)
+    assert max(len(meaning) for _, meaning in LEGEND) <= 120
+
+
+def test_the_pairs_that_the_model_judges_have_figures_of_their_own() -> None:
+    assert "coverage</span>75.00" in page()
+    assert "coverage</span>" not in page(coverage=None)
+
+
+def test_a_worst_pair_that_is_not_judged_says_so(picture: Path) -> None:
+    strange = worst(picture, verdict="unfamiliar", words=[], flagged_types=[], box_px=None)
+    assert "The model does not judge this pair" in page(strange)
+    assert "does not judge" not in page(worst(picture))
 
 
 @pytest.mark.parametrize(

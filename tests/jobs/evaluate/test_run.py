@@ -12,6 +12,7 @@ from typing import Any
 import boto3
 import pytest
 import ray
+from markupsafe import escape
 from typer.testing import CliRunner
 
 from asap.corpus.reader import read_split
@@ -19,6 +20,7 @@ from asap.errors import CheckpointError, ConfigError, CorpusError, StorageError
 from asap.evaluation.metrics import Evaluation
 from asap.model.asap import Asap
 from asap.newsroom import generate
+from asap.policy import Policy
 from asap.weights.model_folder import load_folder, model_id, save
 from jobs import cluster
 from jobs.cli.app import app
@@ -26,6 +28,10 @@ from jobs.errors import JobDiffers, JobFailed
 from jobs.evaluate import run as module
 from jobs.evaluate.run import OUTPUTS, evaluate, evaluate_shard, explain_pairs, merge_shards, plan_evaluation
 from jobs.evaluate.settings import EvaluateSettings
+from jobs.evaluate.verdicts import NO_FAMILIARITY
+from jobs.policy.familiarize import familiarize
+from jobs.policy.settings import FamiliarizeSettings
+from tests.support.many_pairs import repeat_pairs
 
 PAIRS = 24
 
@@ -171,6 +177,69 @@ def test_the_breakdown_has_the_classes_of_the_evaluated_corpus(
     pairs = {name: figures["pairs"] for name, figures in report["by_class"].items()}
     assert pairs == {"orig": 2, "swap_manipulation": 2, "attribute_manipulation": 2}
     assert "<td>swap_manipulation" in (tmp_path / "out/index.html").read_text()
+
+
+# Familiarity.
+
+
+@pytest.fixture(scope="module")
+def familiar_model(model_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model folder whose familiarity was fitted to many texts beside few pictures."""
+    home = tmp_path_factory.mktemp("familiar")
+    generate(home / "corpus", pairs=60, seed=7, workers=1, splits=(0.5, 0.3, 0.2))
+    repeat_pairs(home / "corpus", train=1020, val=1010)
+    model = Path(shutil.copytree(model_folder, home / "model"))
+    shutil.copytree(model_folder, home / "bare")
+    familiarize(FamiliarizeSettings(model=str(model), corpus=str(home / "corpus"), device="cpu"))
+    return model
+
+
+def test_shards_carry_the_familiarity_that_a_scan_computes(drawn: Path, familiar_model: Path) -> None:
+    whole = shard(familiar_model, drawn, 0, PAIRS)
+    merged = merge_shards(
+        {start: shard(familiar_model, drawn, start, min(start + 16, PAIRS)) for start in (16, 0)}, PAIRS
+    )
+    familiarity = merged.predictions().familiarity
+    assert familiarity.tolist() == whole.predictions().familiarity.tolist()
+    findings = explain_pairs(str(familiar_model), model_id(familiar_model), "cpu", 1, read_split(drawn, "test"))
+    # An evaluation reads one pass of a text. Whole texts have the same features, but for rounding.
+    whole_text = [number for number, finding in enumerate(findings) if not any("passes" in w for w in finding.warnings)]
+    assert len(whole_text) > 5
+    for number in whole_text:
+        assert familiarity[number] == pytest.approx(findings[number].familiarity, abs=0.005)
+    # Every other figure is that of the model without the file.
+    assert whole.compute() == shard(familiar_model.parent / "bare", drawn, 0, PAIRS).compute()
+
+
+def test_coverage_is_reported_beside_the_figures_of_all_pairs(
+    ray_here: None, settings: Any, familiar_model: Path, model_folder: Path, tmp_path: Path
+) -> None:
+    policy = Policy(unfamiliar=0.5)
+    policy.save(familiar_model / "policy.json")
+    report = evaluate(settings(model=str(familiar_model), shard_pairs=16))
+    assert json.loads((tmp_path / "out/metrics.json").read_text()) == report
+    assert 0 < report["coverage"] < 1
+    assert report["verdicts"]["not_judged"] == pytest.approx(1 - report["coverage"])
+    assert report["verdicts"]["policy_id"] == policy.policy_id
+    bare = evaluate(settings(out=str(tmp_path / "bare"), shard_pairs=16))
+    for name in ("coverage", "AUC_covered", "ACC_covered"):
+        assert bare[name] is None
+    same = {"pairs", "AUC", "ACC", "EER", "mAP", "IoU_mean", "token_F1", "by_class", "calibration"}
+    assert {name: bare[name] for name in same} == {name: report[name] for name in same}
+    assert bare["limits"].startswith("Nobody has recorded what small was made from.")
+    assert escape(NO_FAMILIARITY) in (tmp_path / "bare/index.html").read_text()
+    assert report["sentence"] in (tmp_path / "out/index.html").read_text()
+
+
+def test_the_command_says_what_the_model_can_judge(
+    ray_here: None, drawn: Path, model_folder: Path, tmp_path: Path
+) -> None:
+    command = ["evaluate", str(model_folder), str(drawn), "--out", str(tmp_path / "out"), "--device", "cpu"]
+    result = CliRunner().invoke(app, command)
+    assert result.exit_code == 0, result.output
+    report = json.loads((tmp_path / "out/metrics.json").read_text())
+    for sentence in (report["sentence"], report["limits"], NO_FAMILIARITY):
+        assert f"{sentence}\n" in result.output
 
 
 # The machines.

@@ -1,5 +1,6 @@
 """Calibration: which pairs are counted, which policy is written, and which commands are refused."""
 
+import dataclasses
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -19,7 +20,7 @@ from asap.storage.files import read_bytes
 from asap.storage.location import Location
 from asap.weights.model_folder import load_folder, model_id
 from jobs.policy import calibrate as module
-from jobs.policy.calibrate import calibrate, score_records
+from jobs.policy.calibrate import Calibrated, calibrate, score_records
 from jobs.policy.settings import CalibrateSettings
 
 PAIRS = 2400
@@ -314,3 +315,114 @@ def test_errors_in_the_command_are_raised_before_the_scoring(
 def test_settings_that_cannot_work_are_refused(changes: dict[str, Any], reason: str) -> None:
     with pytest.raises(ValueError, match=reason):
         _settings(Path("c"), Path("m"), **changes)
+
+
+# Familiarity.
+
+
+class _Estranged(_Oracle):
+    """An oracle with familiarity: the pairs of `strange` have the lowest, and for those of `wrong` it guesses."""
+
+    def __init__(self, corpus: Path, familiarity: Sequence[float], wrong: Sequence[int] = ()) -> None:
+        super().__init__(corpus)
+        self._familiarity, self._wrong = familiarity, set(wrong)
+
+    def _finding(self, pair: Pair) -> Finding:
+        number = int(self._truth[Path(str(pair.image))].id)
+        finding = super()._finding(pair)
+        changes: dict[str, Any] = {"familiarity": self._familiarity[number], "familiarity_id": "f" * 12}
+        if number in self._wrong:
+            changes |= {"score": float(np.float32(self._generator.random()))}
+        return dataclasses.replace(finding, **changes)
+
+
+def _estranged(
+    labeled: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, familiarity: Sequence[float],
+    wrong: Sequence[int] = (), **changes: Any,
+) -> Calibrated:  # fmt: skip
+    made = _Estranged(labeled, familiarity, wrong)
+    monkeypatch.setattr(module.Predictor, "from_folder", lambda *args, **named: made)
+    return calibrate(_settings(labeled, tmp_path, out=str(tmp_path / "p.json"), **changes))
+
+
+def test_unfamiliar_pairs_take_no_part_and_are_counted(
+    labeled: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    strange = range(600)
+    familiarity = [0.001 if number in strange else 0.5 for number in range(PAIRS)]
+    made = _estranged(labeled, tmp_path, monkeypatch, familiarity, wrong=strange)
+    calibration = made.policy.calibration or {}
+    assert calibration["unfamiliar"] == 600
+    assert calibration["pairs"] == PAIRS
+    assert calibration["thresholds"]["manipulated"]["negatives"] == 600  # of 800 authentic pairs
+    assert calibration["thresholds"]["manipulated"]["recall"] > 0.99, "the guesses would spoil it"
+    assert calibration["familiarity"] == {
+        "outcome": made.familiarity, "familiarity_id": "f" * 12, "former": 0.005,
+    }  # fmt: skip
+
+
+def test_strange_pairs_whose_labels_do_not_go_with_the_scores_do_not_become_familiar(
+    labeled: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    strange = range(1200)
+    familiarity = [0.0001 if number in strange else 0.5 for number in range(PAIRS)]
+    made = _estranged(labeled, tmp_path, monkeypatch, familiarity, wrong=strange)
+    assert made.policy.unfamiliar == 0.005
+    assert made.familiarity.startswith("unfamiliar stays 0.005: 1,200 of 2,400 pairs are below it and took no part")
+    # Strange pairs alone choose no thresholds either.
+    every = range(PAIRS)
+    with pytest.raises(PrecisionNotShown, match=r"0 authentic and 0 manipulated pairs \(2,400 unfamiliar pairs took"):
+        _estranged(labeled, tmp_path, monkeypatch, [0.0001] * PAIRS, wrong=every)
+
+
+@pytest.mark.parametrize("share", [0.5, 1.0])
+def test_strange_pairs_become_familiar_where_their_own_labels_show_the_precision(
+    labeled: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, share: float
+) -> None:
+    familiarity = [0.001 if number < share * PAIRS else 0.5 for number in range(PAIRS)]
+    made = _estranged(labeled, tmp_path, monkeypatch, familiarity)
+    assert made.policy.unfamiliar == 0.0
+    assert made.familiarity.startswith(
+        "unfamiliar falls from 0.005 to 0: of the flagged pairs that it admits, at least"
+    )
+    assert (made.policy.calibration or {})["unfamiliar"] == 0
+
+
+def test_few_good_strange_pairs_among_many_familiar_ones_show_nothing(
+    labeled: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    familiarity = [0.001 if number < 30 else 0.5 for number in range(PAIRS)]
+    assert _estranged(labeled, tmp_path, monkeypatch, familiarity).policy.unfamiliar == 0.005
+
+
+def test_the_threshold_rises_over_a_band_whose_flagged_pairs_are_shown_to_be_wrong(
+    labeled: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    familiarity = [0.015 if number < 200 else 0.5 for number in range(PAIRS)]
+    made = _estranged(labeled, tmp_path, monkeypatch, familiarity, wrong=range(200))
+    assert made.policy.unfamiliar == 0.02
+    assert made.familiarity.startswith(
+        "unfamiliar rises from 0.005 to 0.02: of the flagged pairs just above it, at most"
+    )
+    assert (made.policy.calibration or {})["unfamiliar"] == 200
+    assert Policy.load(tmp_path / "p.json").unfamiliar == 0.02
+
+
+def test_fewer_than_a_thousand_pairs_move_no_threshold_of_familiarity(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    corpus = _write_corpus(tmp_path / "few", [_record(number) for number in range(996)])
+    made = _estranged(corpus, tmp_path, monkeypatch, [0.001] * 200 + [0.5] * 796, keep=TYPES)
+    assert made.policy.unfamiliar == 0.005
+    assert made.familiarity == "unfamiliar stays 0.005: 996 pairs are too few to move it; 1,000 can."
+
+
+def test_a_model_without_a_familiarity_file_is_calibrated_as_ever(
+    labeled: Path, oracle: _Oracle, tmp_path: Path
+) -> None:
+    made = calibrate(_settings(labeled, tmp_path, out=str(tmp_path / "p.json")))
+    assert made.policy.unfamiliar == Policy().unfamiliar
+    assert made.familiarity == (
+        "The model has no familiarity file, so it judges every pair. Make one with `asap familiarize`."
+    )
+    assert "unfamiliar" not in (made.policy.calibration or {})

@@ -6,15 +6,25 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
+from asap.corpus.reader import Record
+from asap.limits import Limits, limits_sentences
 from asap.model.config import ModelConfig
 from jobs.cli.app import app
 from jobs.train import run as train
-from jobs.train.card import METRICS, model_card
+from jobs.train.card import METRICS, model_card, model_limits
 from jobs.train.settings import TrainSettings
 
 REPORT: dict[str, Any] = {name: (number + 1) / 32 for number, name in enumerate(METRICS)} | {
     "pairs": 321, "AP": [0.5, None, 0.75, 0.25],
 }  # fmt: skip
+
+LIMITS = Limits(made_from="drawn pictures", not_for="photographs")
+TOO_FEW = "The model has no familiarity file, so it judges every pair: 3 training pairs are too few."
+
+
+def card_of(settings: TrainSettings, progress: Path, report: dict[str, Any] = REPORT) -> str:
+    checkpoint = "the best checkpoint after 640 pairs"
+    return model_card(settings, ModelConfig.tiny(), report, progress, checkpoint, LIMITS, TOO_FEW)
 
 
 @pytest.fixture
@@ -40,7 +50,7 @@ def test_the_card_has_the_metrics_and_the_training_of_the_model(tmp_path: Path, 
         name="asap-small", pairs=123_456, learning_rate=3e-4, loss_weights={"mpp": 0.5},
     )  # fmt: skip
 
-    card = model_card(settings, ModelConfig.tiny(), REPORT, progress, "the best checkpoint after 640 pairs")
+    card = card_of(settings, progress)
 
     assert card.startswith("# asap-small\n")
     for name in METRICS:
@@ -52,24 +62,24 @@ def test_the_card_has_the_metrics_and_the_training_of_the_model(tmp_path: Path, 
     assert '"learning_rate": 0.0003' in card
     assert '"mpp": 0.5' in card
     assert '"vlc": 0.1' in card  # unchanged weights are shown too
-    assert "drawn pictures and grammar-made captions only" in card
+    limits = card.partition("\n## Limits\n\n")[2].splitlines()
+    assert limits[0] == limits_sentences(LIMITS, "asap-small")
+    assert limits[2] == TOO_FEW
     assert str(tmp_path) not in card
 
 
 def test_a_metric_that_a_corpus_does_not_define_is_left_out(tmp_path: Path, progress: Path) -> None:
     settings = TrainSettings(corpus=corpus(tmp_path / "real", None), out=str(tmp_path / "run"))
-    card = model_card(settings, ModelConfig.tiny(), REPORT | {"AUC": None}, progress, "the last checkpoint")
+    card = card_of(settings, progress, REPORT | {"AUC": None})
     assert "| AUC |" not in card
     assert "| ACC |" in card
     assert "the corpus `real`" in card
-    assert "grammar-made" not in card
 
 
 def test_a_drawn_corpus_of_seed_0_is_described_as_drawn(tmp_path: Path, progress: Path) -> None:
     settings = TrainSettings(corpus=corpus(tmp_path / "drawn", 0), out=str(tmp_path / "run"))
-    card = model_card(settings, ModelConfig.tiny(), REPORT, progress, "the best checkpoint after 640 pairs")
+    card = card_of(settings, progress)
     assert "seed 0" in card
-    assert "grammar-made" in card
 
 
 def test_the_commands_of_the_card_make_the_model_again(
@@ -80,7 +90,7 @@ def test_the_commands_of_the_card_make_the_model_again(
         name="asap-small", pairs=1_234, seed=5, workers=2, augmentation="none", loss_weights={"mpp": 0.5, "giou": 1},
         model={"width": 96}, learning_rate=3e-4, words_until=0.125, alignment_from=0.25,
     )  # fmt: skip
-    card = model_card(settings, ModelConfig.tiny(), REPORT, progress, "the best checkpoint after 640 pairs")
+    card = card_of(settings, progress)
     draw, draw_unseen, command = card.partition("```sh\n")[2].partition("\n```")[0].splitlines()
     trained: list[TrainSettings] = []
     monkeypatch.setattr(train, "train", lambda settings, progress: trained.append(settings) or Path("run/model"))
@@ -91,3 +101,39 @@ def test_the_commands_of_the_card_make_the_model_again(
     assert draw_unseen == "asap newsroom unseen --pairs 10000 --seed 77 --splits 8000 1500 500"
     assert result.exit_code == 0, result.output
     assert trained == [settings.model_copy(update={"corpus": "corpus", "test_corpus": "unseen", "out": "run"})]
+
+
+# Limits.
+
+
+def record(fake_cls: str) -> Record:
+    return Record("1", Path("1.jpg"), "a text", fake_cls, (), (), "a text", "a text")
+
+
+RECORDS = [record("orig"), record("face_swap"), record("text_swap"), record("orig"), record("orig")]
+
+
+@pytest.mark.parametrize(
+    ("seed", "changes", "stated"),
+    [
+        (1, {}, ("drawn pictures", ("English",), "photographs or texts of other kinds")),
+        (None, {}, ("pairs of the corpus places", (), "any other kind of picture or text")),
+        (
+            1,
+            {"made_from": "posters", "languages": ("Czech", "German"), "not_for": " film "},
+            ("posters", ("Czech", "German"), "film"),
+        ),
+    ],
+)
+def test_the_limits_are_those_of_the_corpus_unless_they_are_stated(
+    tmp_path: Path, seed: int | None, changes: dict[str, Any], stated: tuple[Any, ...]
+) -> None:
+    settings = TrainSettings(corpus=corpus(tmp_path / "places", seed), out="run", **changes)
+    limits = model_limits(settings, ModelConfig.tiny(), RECORDS)
+    assert (limits.made_from, limits.languages, limits.not_for) == stated
+    assert limits.prevalence == 0.4  # measured in the training pairs
+
+
+def test_the_limits_have_the_label_set_of_the_model(tmp_path: Path) -> None:
+    settings = TrainSettings(corpus=corpus(tmp_path / "places", None), out="run")
+    assert model_limits(settings, ModelConfig.tiny(label_set="samm"), RECORDS[:1]).label_set == "samm"

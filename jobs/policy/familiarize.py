@@ -1,0 +1,80 @@
+"""Familiarity of an existing model folder: what the pairs of its training look like to the model.
+
+`asap train` fits it by itself. An imported model, or one from before familiarity, gets it here.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from asap.errors import CheckpointError, ConfigError, CorpusError
+from asap.evaluation.own_pairs import fit_familiarity, without
+from asap.familiarity import MIN_PAIRS, Familiarity
+from asap.predictor import Predictor
+from asap.storage.location import Location
+from asap.weights.model_folder import load_folder, model_config, replace_familiarity, resolve_folder, weights_sha256
+from jobs.corpus import read_corpus
+from jobs.policy.settings import FamiliarizeSettings
+
+OnPairs = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class Familiarized:
+    """The familiarity that was written into a model folder."""
+
+    familiarity: Familiarity
+    folder: Path
+    read: list[str]
+    """Findings of reading the corpus, one sentence each."""
+
+
+def familiarize(settings: FamiliarizeSettings, progress: OnPairs = lambda done, total: None) -> Familiarized:
+    """Fit the familiarity of a model to a corpus, and write it into the model folder. A former one is replaced.
+
+    `progress` receives the number of pairs read and of all pairs to read. Raises `ConfigError`, `CorpusError`,
+    `AnnotationError`, `CheckpointError`, `StorageError`. The folder is then as it was.
+    """
+    folder = _writable(settings.model)
+    label_set = model_config(folder).label_set
+    known, held_out = (
+        read_corpus(settings, settings.corpus, split, label_set)
+        for split in (settings.fit_split, settings.held_out_split)
+    )
+    counts = {
+        settings.fit_split: len(known.records),
+        settings.held_out_split: len(without(held_out.records, known.records)),
+    }
+    for split, count in counts.items():
+        if count < MIN_PAIRS:
+            raise CorpusError(
+                f"split {split} of {settings.corpus} has {count:,} pairs that can be used; familiarity needs "
+                f"{MIN_PAIRS:,}. A pair of {settings.fit_split} does not count in {settings.held_out_split} again."
+            )
+    # A former familiarity may belong to other weights, so it is not read.
+    loaded = load_folder(folder, with_familiarity=False)
+    familiarity = fit_familiarity(
+        Predictor(loaded, device=settings.device, precision="float32", batch_size=settings.batch_size),
+        known.records,
+        held_out.records,
+        weights_sha256=weights_sha256(folder),
+        corpus=Location.parse(settings.corpus).name,
+        progress=progress,
+    )
+    replace_familiarity(folder, familiarity)
+    return Familiarized(familiarity, folder, [*known.report.lines(), *held_out.report.lines()])
+
+
+def _writable(model: str) -> Path:
+    """Return the model folder. Raises `ConfigError` or `CheckpointError` if it cannot be written to."""
+    if model == "demo":
+        raise ConfigError("the model 'demo' ships with asap and is not written to. Copy its folder, and name the copy.")
+    if Location.parse(model).is_s3:
+        raise ConfigError(f"model {model} is not on this machine. Download the folder, and upload it again afterwards.")
+    folder = resolve_folder(model)
+    if not os.access(folder, os.W_OK):
+        raise CheckpointError(f"model folder {folder} cannot be written to. Copy it, and name the copy.")
+    return folder
