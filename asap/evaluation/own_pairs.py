@@ -54,12 +54,10 @@ def fit_familiarity(
             f"{len(samples[0]):,} training pairs and {len(samples[1]):,} held-out pairs are too few, since familiarity "
             f"needs {MIN_PAIRS:,} of each."
         )
-    total, read = sum(map(len, samples)), 0
-    features: list[PairFeatures] = []
-    for records in samples:
-        features.append(_features(predictor, records, lambda done, read=read: progress(read + done, total)))
-        read += len(records)
-    return Familiarity.fit(*features, {"weights_sha256": weights_sha256, "corpus": corpus})
+    total = sum(map(len, samples))
+    fitted = _features(predictor, samples[0], lambda done: progress(done, total))
+    compared = _features(predictor, samples[1], lambda done: progress(len(samples[0]) + done, total))
+    return Familiarity.fit(fitted, compared, {"weights_sha256": weights_sha256, "corpus": corpus})
 
 
 def without(records: Sequence[Record], others: Sequence[Record]) -> list[Record]:

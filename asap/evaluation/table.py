@@ -42,7 +42,7 @@ LEGEND = (
     ("F1", "precision and recall in one number, which is high only if both are"),
     ("coverage", "the share of pairs that the model judges; the others look like nothing that it was made from"),
 )
-"""What each figure means, in one line."""
+"""The meaning of each figure, in one line."""
 
 
 class Row(NamedTuple):

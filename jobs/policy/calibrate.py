@@ -132,8 +132,16 @@ class SplitScores:
 
     def where(self, chosen_B: NDArray[np.bool_]) -> SplitScores:
         """Return the scores of some of the pairs."""
-        columns = {name: value[chosen_B] for name, value in vars(self).items() if isinstance(value, np.ndarray)}
-        return dataclasses.replace(self, **columns)
+        return dataclasses.replace(
+            self,
+            score_B=self.score_B[chosen_B],
+            types_B4=self.types_B4[chosen_B],
+            right_word_B=self.right_word_B[chosen_B],
+            wrong_word_B=self.wrong_word_B[chosen_B],
+            has_type_B4=self.has_type_B4[chosen_B],
+            has_word_B=self.has_word_B[chosen_B],
+            familiarity_B=self.familiarity_B[chosen_B],
+        )
 
     def decisions(self) -> dict[str, Decision]:
         """Return the scores on which each threshold is chosen, by its name in the policy."""
@@ -300,7 +308,7 @@ def _tighter(
 ) -> _Border | None:
     """Return a border above the former one, if flagged pairs between them are shown to be wrong."""
     curve = _curve(scores.where(scores.judged(former)), settings)
-    position = curve and curve.choose(settings.precision)
+    position = None if curve is None else curve.choose(settings.precision)
     if curve is None or position is None:
         return None
     flags_from, confidence = float(curve.thresholds_C[position]), 1 - (1 - settings.confidence) / len(_TIGHTER)

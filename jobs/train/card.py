@@ -64,7 +64,7 @@ _NEWSROOM = {
     "languages": ("English",),
     "not_for": "photographs or texts of other kinds",
 }
-"""What is known of a corpus that `asap newsroom` drew, for the limits of its models."""
+"""Limits of a model of a corpus that `asap newsroom` drew."""
 
 METRICS = (
     "AUC", "ACC", "EER", "mAP", "OF1", "CF1", "IoU_mean", "IoU50", "IoU_mean_gated", "IoU50_gated", "IoU75_gated",

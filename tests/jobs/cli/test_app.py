@@ -339,7 +339,8 @@ def test_evaluate_prints_the_table_in_the_order_of_the_papers(run: Any, monkeypa
         progress(3, 3)
         about = {"model_id": "m@1", "split": "val"}
         read = ["val of corpus: 3 of 4 pairs", "pictures missing of 1 pairs"]
-        return {"about": about, "read": read, **report("orig", "face_swap", "text_swap")}
+        said = {"sentence": "Of 100 pairs it finds 9.", "limits": "m was made from drawings.", "coverage": None}
+        return {"about": about, "read": read, **said, **report("orig", "face_swap", "text_swap")}
 
     monkeypatch.setattr("jobs.evaluate.run.evaluate", pretend)
     code, out, _ = run("evaluate", "demo", "corpus", "--split", "val", "--out", "here", "--limit", 3, "--workers", 2)
@@ -352,8 +353,11 @@ def test_evaluate_prints_the_table_in_the_order_of_the_papers(run: Any, monkeypa
     assert out.splitlines()[0] == "no GPU is alive"
     assert out.splitlines()[2:4] == ["val of corpus: 3 of 4 pairs", "pictures missing of 1 pairs"]
     assert all(name in out for name in ("gated", "boxed", "published alignment", "face_swap"))
-    assert all(len(line.rstrip()) <= 80 for line in out.splitlines())
-    assert out.rstrip().endswith("page: here/index.html")
+    *table, sentence, limits, familiarity, page = out.splitlines()
+    assert all(len(line.rstrip()) <= 80 for line in table)
+    assert (sentence, limits) == ("Of 100 pairs it finds 9.", "m was made from drawings.")
+    assert familiarity.endswith("Make one with `asap familiarize`.")
+    assert page == "page: here/index.html"
 
 
 @pytest.mark.parametrize(
@@ -393,7 +397,8 @@ def test_calibrate_shows_the_rates_of_each_threshold_and_where_the_policies_are(
 
     def pretend(settings: Any, progress: Any) -> Calibrated:
         seen.append(settings)
-        return Calibrated(policy, Location("/model/policy.json"), Location("/model/policy.former.json"), ["val read"])
+        places = Location("/model/policy.json"), Location("/model/policy.former.json")
+        return Calibrated(policy, *places, ["val read"], "unfamiliar stays 0.005: no label moves it.")
 
     monkeypatch.setattr("jobs.policy.calibrate.calibrate", pretend)
     code, out, _ = run(
@@ -410,7 +415,8 @@ def test_calibrate_shows_the_rates_of_each_threshold_and_where_the_policies_are(
         "bfloat16",
     )
     assert all(part in out for part in ("val read", "face swap", "0.951", "4.2e-05", "0.97", band_shown))
-    assert out.splitlines()[-2:] == [
+    assert out.splitlines()[-3:] == [
+        "unfamiliar stays 0.005: no label moves it.",
         f"policy {policy.policy_id}: /model/policy.json",
         "former policy: /model/policy.former.json",
     ]

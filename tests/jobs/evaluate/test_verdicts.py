@@ -1,4 +1,4 @@
-"""What a policy makes of the pairs of an evaluation, in numbers and in a sentence."""
+"""Verdicts of a policy on the pairs of an evaluation, in numbers and in a sentence."""
 
 from typing import Any
 
