@@ -114,6 +114,7 @@ class HeldOut:
         # Clopper-Pearson: the bound for 0, 1, … H stranger pairs.
         stranger_H = np.arange(held_out, dtype=np.float64)
         self._bounds = np.append(betaincinv(stranger_H + 1, held_out - stranger_H, CONFIDENCE), 1.0)
+        self._levels: dict[float, float] = {}
 
     def share_as_strange(self, strangeness_N: Floats) -> Floats:
         """Return an upper bound, at `CONFIDENCE`, of the share of pairs that are at least as strange, (N,)."""
@@ -122,7 +123,9 @@ class HeldOut:
 
     def level(self, share: float) -> float:
         """Return the strangeness that this share of the held-out pairs exceeds."""
-        return float(np.quantile(self.strangeness_H, 1 - share))
+        if share not in self._levels:
+            self._levels[share] = float(np.quantile(self.strangeness_H, 1 - share))
+        return self._levels[share]
 
 
 @dataclass(frozen=True, eq=False)
