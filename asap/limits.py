@@ -13,6 +13,11 @@ from typing import Any, Self
 from asap.errors import CheckpointError
 from asap.labels import label_set
 
+NO_FAMILIARITY = (
+    "The model has no familiarity file, so it judges every pair, also those that look like nothing that it was made "
+    "from. Make one with `asap familiarize`."
+)
+"""The sentence about a model that cannot tell which pairs it has seen nothing like."""
 _FIELDS = "made_from, languages, label_set, prevalence, not_for"
 
 

@@ -19,7 +19,7 @@ from asap.evidence import PassEvidence, box_px, highest_types, read_output, scor
 from asap.familiarity import PairFamiliarity, PairFeatures
 from asap.finding import Finding, Pair
 from asap.labels import TEXT_TYPES
-from asap.limits import limits_sentences
+from asap.limits import NO_FAMILIARITY, limits_sentences
 from asap.model.activations import EarlyActivations, text_features, text_sums
 from asap.model.asap import Asap, AsapOutput
 from asap.model.execution import has_bfloat16
@@ -81,6 +81,8 @@ class Predictor:
         self.model_id = loaded.model_id
         self.policy = policy or loaded.policy
         self.limits = limits_sentences(loaded.limits, loaded.model_id)
+        if loaded.familiarity is None:
+            self.limits += f" {NO_FAMILIARITY}"
         self.familiarity = loaded.familiarity
         self.device = _device(device)
         self.dtype = _dtype(precision, self.device)

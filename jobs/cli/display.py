@@ -16,6 +16,7 @@ from rich.text import Text
 
 from asap.evaluation.table import CLASS_COLUMNS, class_rows, task_rows
 from asap.finding import NOT_JUDGED, Finding, score_text
+from asap.limits import NO_FAMILIARITY
 from asap.render import LEVEL_COLORS, level, segments
 from asap.training.objective import LOSS_NAMES
 
@@ -182,7 +183,8 @@ def summary_lines(summary: dict[str, Any]) -> list[str]:
         lines.append(f"errors: {counts}; see {summary['errors_file']}")
     lines.append(f"report: {summary['report']}")
     if summary.get("limits"):
-        lines.append(f"limits: {summary['limits']}")
+        judges_all = "" if summary.get("familiarity_id") else f" {NO_FAMILIARITY}"
+        lines.append(f"limits: {summary['limits']}{judges_all}")
     unfamiliar, read = summary.get("unfamiliar", 0), summary["pairs"] - summary["errors"]
     if unfamiliar:
         whose = "most pairs" if 2 * unfamiliar > read else "some pairs"

@@ -28,10 +28,10 @@ def evaluate(
     change: Change = None,
 ) -> None:
     """Evaluate a model on labeled pairs: the papers' table, charts, and the worst pairs with their evidence."""
+    from asap.limits import NO_FAMILIARITY
     from jobs.cli.display import count_shown, evaluation_tables, print_plain
     from jobs.evaluate.run import evaluate as run
     from jobs.evaluate.settings import EvaluateSettings
-    from jobs.evaluate.verdicts import NO_FAMILIARITY
 
     options = {"model": model, "corpus": corpus, "split": split, "out": out, "limit": limit, "workers": workers}
     options |= {"address": address, "device": device}

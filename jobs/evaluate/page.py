@@ -14,10 +14,10 @@ from asap.corpus.reader import Record
 from asap.evaluation.table import CLASS_COLUMNS, LEGEND, class_rows, task_rows
 from asap.finding import Finding, Word, score_text
 from asap.labels import TYPES, is_manipulated, types_of
+from asap.limits import NO_FAMILIARITY
 from asap.preprocessing.words import split_words
 from asap.render import LEVEL_EDGES, level, segments
 from asap.training.targets import face_box
-from jobs.evaluate.verdicts import NO_FAMILIARITY
 from jobs.pages.page import TEXT_SHOWN, embed_picture, render_page, type_label
 
 _NOT_JUDGED = "The model does not judge this pair: it looks like nothing that the model was made from."

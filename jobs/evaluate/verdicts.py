@@ -10,11 +10,6 @@ from asap.evaluation.metrics import Predictions
 from asap.labels import FLAGGED
 from asap.policy import Policy
 
-NO_FAMILIARITY = (
-    "The model has no familiarity file, so it judges every pair, also those that look like nothing that it was made "
-    "from. Make one with `asap familiarize`."
-)
-
 
 def verdict_shares(predictions: Predictions, scores: np.ndarray, policy: Policy) -> dict[str, Any]:
     """Return what the policy makes of the pairs.

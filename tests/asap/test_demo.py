@@ -9,9 +9,10 @@ from PIL import Image
 
 from asap.finding import Finding, Pair
 from asap.labels import FLAGGED
+from asap.limits import limits_sentences
 from asap.newsroom import generate
 from asap.predictor import Predictor
-from asap.weights.model_folder import load_folder
+from asap.weights.model_folder import load_folder, resolve_folder
 from tests.support.photographs import CAPTIONS, photographs
 
 PAGE = Path(__file__).parents[2] / "serve/page"
@@ -110,3 +111,11 @@ def test_the_statistics_belong_to_the_weights_and_rest_on_enough_pairs() -> None
     assert int(loaded.familiarity.about["fitted_pairs"]) >= 10_000
     assert loaded.limits is not None
     assert loaded.limits.made_from == "drawn pictures"
+
+
+def test_the_card_carries_the_limits_and_names_the_statistics() -> None:
+    loaded = load_folder("demo")
+    card = (resolve_folder("demo") / "README.md").read_text()
+    assert limits_sentences(loaded.limits, loaded.model_id) in card
+    assert loaded.familiarity is not None
+    assert f"familiarity file {loaded.familiarity.familiarity_id} " in card

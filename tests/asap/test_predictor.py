@@ -13,6 +13,7 @@ from asap.errors import CheckpointError, ConfigError, DecodeFailed, InputError, 
 from asap.familiarity import Familiarity, PairFeatures
 from asap.finding import Finding, Pair
 from asap.labels import TYPES
+from asap.limits import NO_FAMILIARITY
 from asap.model.asap import Asap
 from asap.model.config import ModelConfig
 from asap.policy import Policy
@@ -485,6 +486,7 @@ def test_a_model_without_statistics_judges_every_pair_and_says_that_nothing_is_r
         assert finding.verdict != "unfamiliar"
         assert finding.limits == predictor.limits
         assert finding.limits.startswith("Nobody has recorded what small was made from.")
+        assert finding.limits.endswith(NO_FAMILIARITY)
 
 
 def test_strange_pictures_and_texts_are_unfamiliar_and_keep_their_scores(familiar: ModelFolder) -> None:

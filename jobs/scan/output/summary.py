@@ -23,7 +23,10 @@ _ERROR_COLUMNS = ["row_id", "custom_id", "image_uri", "text", "error_code", "err
 def write_outcome(folder: Location, record: dict[str, Any]) -> dict[str, int]:
     """Write the lists and the summary of a job; return the counts for its record, which is `record` now."""
     write_lists(folder)
-    about = {name: record.get(name) for name in ("job_id", "model_id", "policy_id", "limits", "pairs_per_s")}
+    about = {
+        name: record.get(name)
+        for name in ("job_id", "model_id", "policy_id", "familiarity_id", "limits", "pairs_per_s")
+    }
     summary = write_summary(folder, about)
     counts = {name: summary[name] for name in ("pairs", "flagged", "unfamiliar", "errors")}
     return counts | {"done": summary["pairs"], "total": summary["pairs"]}

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from asap.limits import NO_FAMILIARITY
 from jobs.cli import app as cli
 from jobs.errors import InputUnfamiliar
 from jobs.scan.run import ScanProgress
@@ -221,7 +222,9 @@ def test_scan_ends_with_the_limits_of_the_model_and_the_pairs_that_were_not_judg
     assert "limits: asap-demo was made from drawn pictures." in out
     rest = "of 1,200 look like nothing that asap-demo was made from; see file:///out/in/unfamiliar.jsonl"
     assert out.splitlines()[-1] == f"some pairs were not judged: 4 {rest}"
-    summary |= {"unfamiliar": 700}
+    assert f"limits: asap-demo was made from drawn pictures. {NO_FAMILIARITY}\n" in out
+    summary |= {"unfamiliar": 700, "familiarity_id": "0123456789ab"}
+    assert NO_FAMILIARITY not in run("scan", "in.jsonl", "--out", "/out")[1]
     assert run("scan", "in.jsonl", "--out", "/out")[1].splitlines()[-1] == f"most pairs were not judged: 700 {rest}"
 
 

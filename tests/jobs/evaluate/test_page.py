@@ -14,8 +14,8 @@ from asap.corpus.reader import Record
 from asap.errors import TextMissing
 from asap.evaluation.table import LEGEND
 from asap.finding import Finding, Word
+from asap.limits import NO_FAMILIARITY
 from jobs.evaluate.page import WorstPair, evaluation_page
-from jobs.evaluate.verdicts import NO_FAMILIARITY
 from tests.asap.evaluation.test_table import report
 
 TEXT = "A calm crowd <b>waits</b> for the angry minister"

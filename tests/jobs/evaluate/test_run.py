@@ -18,6 +18,7 @@ from typer.testing import CliRunner
 from asap.corpus.reader import read_split
 from asap.errors import CheckpointError, ConfigError, CorpusError, StorageError
 from asap.evaluation.metrics import Evaluation
+from asap.limits import NO_FAMILIARITY
 from asap.model.asap import Asap
 from asap.newsroom import generate
 from asap.policy import Policy
@@ -28,7 +29,6 @@ from jobs.errors import JobDiffers, JobFailed
 from jobs.evaluate import run as module
 from jobs.evaluate.run import OUTPUTS, evaluate, evaluate_shard, explain_pairs, merge_shards, plan_evaluation
 from jobs.evaluate.settings import EvaluateSettings
-from jobs.evaluate.verdicts import NO_FAMILIARITY
 from jobs.policy.familiarize import familiarize
 from jobs.policy.settings import FamiliarizeSettings
 from tests.support.many_pairs import repeat_pairs
