@@ -1,22 +1,27 @@
 """Familiarity: the share of a model's own held-out pairs that are at least as strange to it as a given pair.
 
 A model has an opinion on any pair, also on kinds of pictures and texts that it has never seen. Its familiarity file
-holds what its own pairs look like to it: mean and covariance of early features (`asap.model.activations`), and the
-strangeness of held-out pairs. The strangeness of a picture or text is its Mahalanobis distance (Lee et al., NeurIPS
-2018), and the stranger of both decides about the pair. A conformal p-value says how many held-out pairs are as strange.
+holds what its own pairs look like to it, and how strange held-out pairs are. A conformal p-value says how many of these
+are as strange. Three measures look at the features of `asap.model.activations`, and the strangest decides:
+
+- the Mahalanobis distance of the picture's early features (Lee et al., NeurIPS 2018) finds pictures of other kinds;
+- a classifier of changed pictures finds own pictures that were blurred, shrunk, dimmed and so on. It learns from those
+  that the model flags although they are authentic, as outlier exposure does (Hendrycks et al., ICLR 2019);
+- the Mahalanobis distance of the text's features finds texts of other kinds.
 
 A p-value is an upper bound of the share, with 99 % confidence (Bates et al., Annals of Statistics 2023), so a small
 number of held-out pairs never makes pairs unfamiliar by chance.
 
-Shapes: N pairs, D features, K directions, H held-out pairs.
+Shapes: N pairs, D features, K directions or kinds of changes, H held-out pairs.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, NamedTuple, Self
 
@@ -40,22 +45,34 @@ MIN_PAIRS = 1000
 _DIRECTIONS = 1024
 """Features of a larger model are projected onto so many random directions, since a covariance needs many more pairs
 than it has rows."""
-_IMAGE_LEVEL, _TEXT_LEVEL = 0.004, 0.001
-"""Shares of held-out pictures and texts beyond the level at which a picture is called as strange as a text.
+_KIND_LEVEL, _CHANGE_LEVEL, _TEXT_LEVEL = 0.002, 0.002, 0.001
+"""Shares of held-out pairs beyond the level at which one measure is called as strange as another.
 
-A text of another kind lies far beyond any level, while some photographs lie close to drawings. So the picture gets four
-fifths of the half percent of own pairs that the default policy calls unfamiliar.
+They share the half percent of own pairs that the default policy calls unfamiliar. A text of another kind lies far
+beyond any level, while some photographs lie close to drawings, so the picture gets four fifths.
 """
+MIN_CHANGED = 20
+"""Falsely flagged pictures of a kind of change that the classifier needs to learn it."""
+_PENALTY = 0.1
+"""Weight of the data against the L2 penalty of the classifier, over features of unit variance."""
 _RIDGE = 1e-4
 """Added to the diagonal of the correlation matrix, so that it can be inverted."""
 _HOW_TO_GET_ONE = "Make one with `asap familiarize`, or delete the file: the model then judges every pair."
 
 
 class PairFeatures(NamedTuple):
-    """Early features of pairs (`asap.model.activations`)."""
+    """Features of pairs (`asap.model.activations`)."""
 
     image_ND: Tensor
+    """Early features of the pictures."""
+    tokens_ND: Tensor
+    """Features of the image tokens, the output of the image encoder."""
     text_ND: Tensor
+
+    @property
+    def whole_image(self) -> Tensor:
+        """All features of the pictures."""
+        return torch.cat([self.image_ND, self.tokens_ND], dim=1)
 
 
 class Gaussian(NamedTuple):
@@ -94,6 +111,48 @@ def _directions(features: int) -> Tensor:
     return torch.linalg.qr(random_DK).Q
 
 
+class ChangeClassifier(NamedTuple):
+    """A linear classifier of own pictures and of kinds of changed ones."""
+
+    mean_D: Tensor
+    scale_D: Tensor
+    weight_DK: Tensor
+    """Weights of each kind of change, less those of own pictures; K is 0 if the model errs on no change."""
+    bias_K: Tensor
+
+    @classmethod
+    def fit(cls, own_ND: Tensor, changed: Sequence[Tensor]) -> Self:
+        """Fit the classifier to features of own pictures, and of changed ones (N, D), a tensor for each kind.
+
+        A kind with fewer than `MIN_CHANGED` pictures is left out.
+        """
+        kinds = [kind_ND for kind_ND in changed if len(kind_ND) >= MIN_CHANGED]
+        mean_D, scale_D = own_ND.mean(0), own_ND.std(0, correction=0) + 1e-8
+        if not kinds:
+            return cls(mean_D, scale_D, torch.zeros(len(mean_D), 0), torch.zeros(0))
+        # scikit-learn takes a second to import, and only a fit needs it.
+        from sklearn.exceptions import ConvergenceWarning
+        from sklearn.linear_model import LogisticRegression
+
+        rows_ND = (torch.cat([own_ND, *kinds]) - mean_D) / scale_D
+        labels_N = np.repeat(np.arange(1 + len(kinds)), [len(own_ND), *map(len, kinds)])
+        # Steps that are still to come would change little, and the p-values hold for whatever is fitted.
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ConvergenceWarning)
+            fitted = LogisticRegression(C=_PENALTY, max_iter=200).fit(rows_ND.numpy(), labels_N)
+        weight_KD, bias_K = torch.from_numpy(fitted.coef_).float(), torch.from_numpy(fitted.intercept_).float()
+        if len(kinds) == 1:  # of two classes, scikit-learn returns the second less the first
+            return cls(mean_D, scale_D, weight_KD.T.contiguous(), bias_K)
+        return cls(mean_D, scale_D, (weight_KD[1:] - weight_KD[0]).T.contiguous(), bias_K[1:] - bias_K[0])
+
+    def strangeness(self, features_ND: Tensor) -> Floats:
+        """Return the softplus of the log-odds of the most likely change against own pictures, (N,)."""
+        if not len(self.bias_K):
+            return np.zeros(len(features_ND))
+        odds_NK = ((features_ND - self.mean_D) / self.scale_D) @ self.weight_DK + self.bias_K
+        return np.asarray(torch.nn.functional.softplus(odds_NK.max(1).values.double()).numpy())
+
+
 class PairFamiliarity(NamedTuple):
     """The familiarity of a pair; every value is in (0, 1]."""
 
@@ -122,9 +181,9 @@ class HeldOut:
         return np.asarray(self._bounds[stranger_N])
 
     def level(self, share: float) -> float:
-        """Return the strangeness that this share of the held-out pairs exceeds."""
+        """Return the strangeness that this share of the held-out pairs exceeds; it is above 0, so that it divides."""
         if share not in self._levels:
-            self._levels[share] = float(np.quantile(self.strangeness_H, 1 - share))
+            self._levels[share] = max(float(np.quantile(self.strangeness_H, 1 - share)), 1e-9)
         return self._levels[share]
 
 
@@ -133,24 +192,33 @@ class Familiarity:
     """The pairs that a model was made from, as its early layers see them."""
 
     image: Gaussian
+    changed: ChangeClassifier
     text: Gaussian
-    images: HeldOut
-    """The pictures of held-out pairs."""
+    kinds: HeldOut
+    """Held-out pairs by the distance of their picture."""
+    changes: HeldOut
+    """Held-out pairs by the odds that their picture was changed."""
     texts: HeldOut
-    """The texts of held-out pairs."""
+    """Held-out pairs by the distance of their text."""
+    images: HeldOut
+    """Held-out pairs by distance and change of their picture, whichever is stranger."""
     pairs: HeldOut
-    """Held-out pairs; their strangeness is that of `strangeness_of_pairs`."""
+    """Held-out pairs by the strangest of the three."""
     about: dict[str, str]
     """`weights_sha256`, `corpus`, `fitted_pairs` and `held_out_pairs`."""
 
     @classmethod
-    def fit(cls, known: PairFeatures, held_out: PairFeatures, about: dict[str, str]) -> Self:
-        """Fit the distributions to known pairs, and the p-values to held-out pairs.
+    def fit(
+        cls, known: PairFeatures, held_out: PairFeatures, about: dict[str, str], changed: Sequence[Tensor] = ()
+    ) -> Self:
+        """Fit the measures to known pairs, and the p-values to held-out pairs.
 
         Args:
             known: features of the pairs that the distributions are fitted to.
             held_out: features of other pairs of the same corpus, authentic and manipulated.
             about: `weights_sha256`, the SHA-256 of the model's weights, and `corpus`, a description of the pairs.
+            changed: for each kind of change, all features (N, D) of changed pictures of authentic pairs that the model
+                flags.
 
         Raises `ConfigError` if there are fewer than `MIN_PAIRS` of either.
         """
@@ -158,16 +226,27 @@ class Familiarity:
             if count < MIN_PAIRS:
                 raise ConfigError(f"{count} {name} pairs are too few to fit familiarity. Give at least {MIN_PAIRS}.")
         image, text = Gaussian.fit(known.image_ND), Gaussian.fit(known.text_ND)
-        image_N, text_N = image.strangeness(held_out.image_ND), text.strangeness(held_out.text_ND)
-        images, texts = HeldOut(image_N), HeldOut(text_N)
-        pairs = HeldOut(strangeness_of_pairs(images, texts, image_N, text_N))
-        counts = {"fitted_pairs": str(len(known.image_ND)), "held_out_pairs": str(len(image_N))}
-        return cls(image, text, images, texts, pairs, about | counts)
+        classifier = ChangeClassifier.fit(known.whole_image, changed)
+        kinds = HeldOut(image.strangeness(held_out.image_ND))
+        changes = HeldOut(classifier.strangeness(held_out.whole_image))
+        texts = HeldOut(text.strangeness(held_out.text_ND))
+        counts = {"fitted_pairs": str(len(known.image_ND)), "held_out_pairs": str(len(held_out.image_ND))}
+        nobody = HeldOut(np.zeros(1))
+        draft = cls(image, classifier, text, kinds, changes, texts, nobody, nobody, about | counts)
+        image_N, _, pair_N = draft._strangeness(held_out)
+        return replace(draft, images=HeldOut(image_N), pairs=HeldOut(pair_N))
+
+    def _strangeness(self, features: PairFeatures) -> tuple[Floats, Floats, Floats]:
+        """Return the strangeness of picture, text and pair, each (N,): a measure divided by its level, the highest."""
+        kind_N = self.image.strangeness(features.image_ND) / self.kinds.level(_KIND_LEVEL)
+        change_N = self.changed.strangeness(features.whole_image) / self.changes.level(_CHANGE_LEVEL)
+        text_N = self.text.strangeness(features.text_ND)
+        image_N = np.maximum(kind_N, change_N)
+        return image_N, text_N, np.maximum(image_N, text_N / self.texts.level(_TEXT_LEVEL))
 
     def of_pairs(self, features: PairFeatures, captioned: Sequence[bool]) -> list[PairFamiliarity]:
         """Return the familiarity of pairs; `captioned` is True where a caption replaced a missing text."""
-        image_N, text_N = self.image.strangeness(features.image_ND), self.text.strangeness(features.text_ND)
-        pair_N = strangeness_of_pairs(self.images, self.texts, image_N, text_N)
+        image_N, text_N, pair_N = self._strangeness(features)
         shares = (
             held_out.share_as_strange(values_N).tolist()
             for held_out, values_N in ((self.pairs, pair_N), (self.images, image_N), (self.texts, text_N))
@@ -186,11 +265,11 @@ class Familiarity:
     def to_bytes(self) -> bytes:
         """Return the content of a familiarity file (safetensors)."""
         tensors = {
-            f"{name}.{field}": tensor
-            for name in ("image", "text")
+            f"{name}.{field}": tensor.contiguous()
+            for name in ("image", "changed", "text")
             for field, tensor in getattr(self, name)._asdict().items()
         }
-        tensors |= {name: torch.from_numpy(getattr(self, name).strangeness_H) for name in ("images", "texts", "pairs")}
+        tensors |= {name: torch.from_numpy(getattr(self, name).strangeness_H) for name in _HELD_OUT}
         return save(tensors, {"about": json.dumps({"version": VERSION} | self.about, sort_keys=True)})
 
     @classmethod
@@ -204,17 +283,18 @@ class Familiarity:
             image, text = (
                 Gaussian(*(tensors[f"{name}.{field}"] for field in Gaussian._fields)) for name in ("image", "text")
             )
-            images, texts, pairs = (HeldOut(tensors[name].numpy()) for name in ("images", "texts", "pairs"))
+            changed = ChangeClassifier(*(tensors[f"changed.{field}"] for field in ChangeClassifier._fields))
+            kinds, changes, texts, images, pairs = (HeldOut(tensors[name].numpy()) for name in _HELD_OUT)
             if not all(tensor.isfinite().all() for tensor in tensors.values()):
                 raise ValueError("a value is not finite")
-            for gaussian in (image, text):
-                if not gaussian.mean_D.shape == gaussian.scale_D.shape == gaussian.whitening_DK.shape[:1]:
+            for mean_D, scale_D, matrix_DK in (image, changed[:3], text):
+                if not mean_D.shape == scale_D.shape == matrix_DK.shape[:1]:
                     raise ValueError("the sizes of its tensors do not fit each other")
         except (SafetensorError, KeyError, TypeError, ValueError) as error:
             raise CheckpointError(f"{source} is not a familiarity file: {error}. {_HOW_TO_GET_ONE}") from error
         if (version := about.pop("version", None)) != VERSION:
             raise CheckpointError(f"{source} has version {version}; {VERSION} is known. {_HOW_TO_GET_ONE}")
-        familiarity = cls(image, text, images, texts, pairs, about)
+        familiarity = cls(image, changed, text, kinds, changes, texts, images, pairs, about)
         familiarity.check_weights(weights_sha256, source)
         return familiarity
 
@@ -224,9 +304,7 @@ class Familiarity:
             raise CheckpointError(f"{source} was fitted to other weights than those of this model. {_HOW_TO_GET_ONE}")
 
 
-def strangeness_of_pairs(images: HeldOut, texts: HeldOut, image_N: Floats, text_N: Floats) -> Floats:
-    """Return the higher of the strangeness of picture and text, (N,), each divided by its level."""
-    return np.maximum(image_N / images.level(_IMAGE_LEVEL), text_N / texts.level(_TEXT_LEVEL))
+_HELD_OUT = ("kinds", "changes", "texts", "images", "pairs")
 
 
 def _about(content: bytes) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from asap.familiarity import PairFamiliarity, PairFeatures
 from asap.finding import Finding, Pair
 from asap.labels import TEXT_TYPES
 from asap.limits import NO_FAMILIARITY, limits_sentences
-from asap.model.activations import EarlyActivations, text_features, text_sums
+from asap.model.activations import EarlyActivations, text_features, text_sums, token_features
 from asap.model.asap import Asap, AsapOutput
 from asap.model.execution import has_bfloat16
 from asap.policy import Policy, apply_policy
@@ -282,7 +282,11 @@ class Predictor:
             passes += read_output(output, [len(ids) - 1 for ids in input_ids])
         familiarity: Sequence[PairFamiliarity | None] = [None] * len(rows)
         if self.familiarity is not None:
-            features = PairFeatures(image_RD.cpu(), _text_features_of_rows(sums, [owner for owner, _ in todo]))
+            features = PairFeatures(
+                image_RD.cpu(),
+                token_features(image_RNW).cpu(),
+                _text_features_of_rows(sums, [owner for owner, _ in todo]),
+            )
             familiarity = self.familiarity.of_pairs(features, [row.is_caption for row in rows])
         in_order = iter(passes)
         evidence = [
@@ -298,12 +302,8 @@ class Predictor:
 
     def _encode_images(self, rows: Sequence[_Row]) -> tuple[Tensor, Tensor]:
         """Return the image tokens of rows, (R, N, W), and their early features, (R, D)."""
-        return self._activations.encode_image(self._normalized(rows))
-
-    def _normalized(self, rows: Sequence[_Row]) -> Tensor:
-        """Return the normalized pixels of rows, (R, 3, S, S)."""
         pixels = torch.from_numpy(np.stack([row.image.pixels for row in rows])).to(self.device)
-        return normalize(pixels).to(self.dtype)
+        return self._activations.encode_image(normalize(pixels).to(self.dtype))
 
     def _fuse(self, image_PNW: Tensor, text_PLW: Tensor, mask_PL: Tensor) -> AsapOutput:
         """Fuse encoded images with one encoded text each, in `self.dtype`, and apply the heads in float32."""
@@ -314,8 +314,7 @@ class Predictor:
     @torch.inference_mode()
     def features(self, pairs: Sequence[Pair]) -> PairFeatures:
         """Return the early features of pairs, to fit a `Familiarity`; pairs that cannot be read are left out."""
-        images: list[Tensor] = []
-        texts: list[Tensor] = []
+        parts: list[PairFeatures] = []
         for batch in _slices(pairs, self.batch_size):
             prepared = [self._prepare(pair) for pair in batch]
             rows = [
@@ -328,11 +327,12 @@ class Predictor:
             todo = [(owner, part.input_ids) for owner, row in enumerate(rows) for part in row.passes]
             ids_PL, mask_PL = (part.to(self.device) for part in pad_batch([ids for _, ids in todo], self._codec.pad_id))
             sums_PD = text_sums(self._model.encode_text(ids_PL, mask_PL), mask_PL)
-            images.append(self._activations.image_features(self._normalized(rows)).cpu())
-            texts.append(_text_features_of_rows([sums_PD], [owner for owner, _ in todo]))
-        if not images:
+            image_RNW, image_RD = self._encode_images(rows)
+            text_RD = _text_features_of_rows([sums_PD], [owner for owner, _ in todo])
+            parts.append(PairFeatures(image_RD.cpu(), token_features(image_RNW).cpu(), text_RD))
+        if not parts:
             raise InputError("none of the pairs can be read")
-        return PairFeatures(torch.cat(images), torch.cat(texts))
+        return PairFeatures(*map(torch.cat, zip(*parts, strict=True)))
 
     def _finding(self, row: _Row, scored: _Scored) -> Finding:
         """Combine the evidence of all passes over a row, in pixels and words of the original."""

@@ -16,7 +16,7 @@ from asap.corpus.reader import Record
 from asap.evaluation.metrics import Evaluation
 from asap.familiarity import Familiarity, PairFeatures
 from asap.labels import IMAGE_TYPES
-from asap.model.activations import EarlyActivations, text_features, text_sums
+from asap.model.activations import EarlyActivations, text_features, text_sums, token_features
 from asap.model.asap import Asap
 from asap.preprocessing.text import TextCodec
 from asap.training.batch import Batch
@@ -124,7 +124,8 @@ def evaluate_batch(
         image_BNW = model.encode_image(batch.images)
     else:
         image_BNW, image_BD = EarlyActivations(model).encode_image(batch.images)
-        features = PairFeatures(image_BD.cpu(), text_features(text_sums(text_BLW, batch.text.mask)).cpu())
+        text_BD = text_features(text_sums(text_BLW, batch.text.mask))
+        features = PairFeatures(image_BD.cpu(), token_features(image_BNW).cpu(), text_BD.cpu())
         familiarity_B = [familiar.pair for familiar in familiarity.of_pairs(features, [False] * len(numbers))]
     output = model.predict(model.fuse(image_BNW, text_BLW, batch.text.mask))
     text_types_B2 = None

@@ -11,12 +11,16 @@ import torch
 from asap.corpus.picture_cache import read_picture
 from asap.corpus.reader import Record
 from asap.errors import ConfigError, InputError
+from asap.evaluation.changes import CHANGES, Change
 from asap.familiarity import MIN_PAIRS, Familiarity, PairFeatures
 from asap.finding import Pair
 from asap.predictor import Predictor
+from asap.preprocessing.images import decode_image
 
 MOST_PAIRS = 50_000
 """Pairs of each split that are read at most. More would change no verdict and take memory."""
+CHANGED_PAIRS = 1_500
+"""Authentic pairs whose pictures are changed, in each of the ways of `asap.evaluation.changes`."""
 _CHUNK_BATCHES = 16
 _READERS = 8
 """Threads that read pictures; those of a bucket take a round trip each."""
@@ -54,10 +58,18 @@ def fit_familiarity(
             f"{len(samples[0]):,} training pairs and {len(samples[1]):,} held-out pairs are too few, since familiarity "
             f"needs {MIN_PAIRS:,} of each."
         )
-    total = sum(map(len, samples))
+    authentic = _sample([record for record in samples[0] if not record.labels.types_of(record.fake_cls)], CHANGED_PAIRS)
+    total = sum(map(len, samples)) + len(CHANGES) * len(authentic)
     fitted = _features(predictor, samples[0], lambda done: progress(done, total))
     compared = _features(predictor, samples[1], lambda done: progress(len(samples[0]) + done, total))
-    return Familiarity.fit(fitted, compared, {"weights_sha256": weights_sha256, "corpus": corpus})
+    read = sum(map(len, samples))
+    changed = []
+    for change in CHANGES.values():
+        changed.append(_falsely_flagged(predictor, authentic, change))
+        read += len(authentic)
+        progress(read, total)
+    about = {"weights_sha256": weights_sha256, "corpus": corpus}
+    return Familiarity.fit(fitted, compared, about, changed)
 
 
 def without(records: Sequence[Record], others: Sequence[Record]) -> list[Record]:
@@ -84,7 +96,7 @@ def _sample(records: Sequence[Record], most: int) -> Sequence[Record]:
 
 def _features(predictor: Predictor, records: Sequence[Record], progress: Callable[[int], None]) -> PairFeatures:
     """Return the features of the records that can be read, with the pictures of a few batches in memory at a time."""
-    images, texts = [torch.zeros(0)], [torch.zeros(0)]
+    parts: list[PairFeatures] = []
     chunk = _CHUNK_BATCHES * predictor.batch_size
     with ThreadPoolExecutor(_READERS) as readers:
         for start in range(0, len(records), chunk):
@@ -95,6 +107,28 @@ def _features(predictor: Predictor, records: Sequence[Record], progress: Callabl
                 continue
             finally:
                 progress(start + len(pairs))
-            images.append(features.image_ND)
-            texts.append(features.text_ND)
-    return PairFeatures(torch.cat(images), torch.cat(texts))
+            parts.append(features)
+    if not parts:
+        return PairFeatures(*(torch.zeros(0, 0) for _ in PairFeatures._fields))
+    return PairFeatures(*map(torch.cat, zip(*parts, strict=True)))
+
+
+def _falsely_flagged(predictor: Predictor, records: Sequence[Record], change: Change) -> torch.Tensor:
+    """Return the features of the changed pictures that the model flags, (N, D), from authentic records."""
+    found = []
+
+    def changed_pair(record: Record) -> Pair:
+        pair = read_pair(record)
+        try:
+            return Pair(change(decode_image(pair.image).image), pair.text)
+        except InputError:
+            return Pair(None, pair.text)
+
+    chunk = _CHUNK_BATCHES * predictor.batch_size
+    with ThreadPoolExecutor(_READERS) as readers:
+        for start in range(0, len(records), chunk):
+            pairs = list(readers.map(changed_pair, records[start : start + chunk]))
+            scores = [finding.score or 0.0 for finding in predictor.predict(pairs)]
+            if flagged := [pair for pair, score in zip(pairs, scores, strict=True) if score >= 0.5]:
+                found.append(predictor.features(flagged).whole_image)
+    return torch.cat(found) if found else torch.zeros(0, 0)

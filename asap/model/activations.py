@@ -1,4 +1,4 @@
-"""Early activations of the encoders, pooled over positions: the features that `asap.familiarity` compares.
+"""Activations of the encoders, pooled over positions: the features that `asap.familiarity` compares.
 
 Early layers still see what kind of picture or text they read. Late layers keep what their task needs, and map a
 photograph onto the drawings that a model was trained on (docs/familiarity.md has the comparison).
@@ -39,14 +39,6 @@ class EarlyActivations:
             image_BNW = self._model.encode_image(images_B3SS)
         return image_BNW, torch.cat(features, dim=1)
 
-    def image_features(self, images_B3SS: Tensor) -> Tensor:
-        """Return the features alone, (B, D), float32. The layers above the early ones are not computed."""
-        with _collecting() as features:
-            self._model.image_encoder.forward_intermediates(
-                images_B3SS, indices=[0], stop_early=True, intermediates_only=True, output_fmt="NLC"
-            )
-        return torch.cat(features, dim=1)
-
 
 def _early_layers(encoder: nn.Module) -> Sequence[nn.Module]:
     """Return the last three convolutions of a convolutional stem; else the patch embedding and the first block."""
@@ -75,6 +67,12 @@ def _collecting() -> Iterator[list[Tensor]]:
         yield features
     finally:
         _collected.reset(token)
+
+
+def token_features(image_BNW: Tensor) -> Tensor:
+    """Return the features of image tokens, (B, 3 * W), float32: mean and deviation of the patches, and [CLS]."""
+    patches_BPW = image_BNW[:, 1:].float()
+    return torch.cat([patches_BPW.mean(1), patches_BPW.std(1, correction=0), image_BNW[:, 0].float()], dim=1)
 
 
 def text_sums(text_PLW: Tensor, mask_PL: Tensor) -> Tensor:

@@ -13,8 +13,13 @@ from asap.familiarity import CONFIDENCE, Familiarity, Gaussian, HeldOut, PairFea
 ABOUT = {"weights_sha256": "a" * 64, "corpus": "drawn pairs"}
 
 
-def drawn_features(pairs: int, seed: int, *, image: float = 0.0, text: float = 0.0) -> PairFeatures:
-    """Draw correlated features; `image` and `text` move them along a direction in which they hardly vary."""
+def drawn_features(
+    pairs: int, seed: int, *, image: float = 0.0, change: float = 0.0, text: float = 0.0
+) -> PairFeatures:
+    """Draw correlated features; `image` and `text` move them along a direction in which they hardly vary.
+
+    `change` moves features of the image tokens, as a change of the picture does.
+    """
     generator = torch.Generator().manual_seed(seed)
     base = torch.randn(pairs, 12, generator=generator)
     base[:, 1] = base[:, 0] + 0.01 * base[:, 1]  # features 0 and 1 are nearly the same
@@ -22,12 +27,17 @@ def drawn_features(pairs: int, seed: int, *, image: float = 0.0, text: float = 0
     moved[:, 1] += image
     texts = torch.randn(pairs, 6, generator=generator)
     texts[:, 0] += text
-    return PairFeatures(3 + 5 * moved, texts)
+    tokens = torch.randn(pairs, 8, generator=generator) + change * torch.tensor([1.0, -1.0] * 4)
+    return PairFeatures(3 + 5 * moved, tokens, texts)
+
+
+CHANGED = [drawn_features(200, 11, change=2.5).whole_image, drawn_features(19, 12, change=-9).whole_image]
+"""Features of changed pictures: two kinds, of which the second is too rare to be learned."""
 
 
 @pytest.fixture(scope="module")
 def familiarity() -> Familiarity:
-    return Familiarity.fit(drawn_features(4000, 1), drawn_features(6000, 2), ABOUT)
+    return Familiarity.fit(drawn_features(4000, 1), drawn_features(6000, 2), ABOUT, CHANGED)
 
 
 def test_strangeness_is_the_squared_mahalanobis_distance() -> None:
@@ -75,13 +85,38 @@ def test_of_own_pairs_no_more_fall_below_a_threshold_than_it_says(familiarity: F
             assert 0.3 * threshold < below < threshold * 1.1, (part, threshold)
 
 
-@pytest.mark.parametrize(("image", "text"), [(1.0, 0.0), (0.0, 8.0), (1.0, 8.0)])
-def test_the_stranger_of_picture_and_text_decides(familiarity: Familiarity, image: float, text: float) -> None:
-    for one in familiarity.of_pairs(drawn_features(50, 4, image=image, text=text), [False] * 50):
+@pytest.mark.parametrize(
+    ("image", "change", "text"), [(1.0, 0.0, 0.0), (0.0, 4.0, 0.0), (0.0, 0.0, 8.0), (1.0, 4.0, 8.0)]
+)
+def test_the_strangest_of_kind_change_and_text_decides(
+    familiarity: Familiarity, image: float, change: float, text: float
+) -> None:
+    for one in familiarity.of_pairs(drawn_features(50, 4, image=image, change=change, text=text), [False] * 50):
         assert one.pair < 0.005
-        assert (one.image < 0.005) == bool(image) or not image
+        assert one.image < 0.005 or not (image or change)
         assert one.text is not None
         assert (one.text < 0.005) == bool(text) or not text
+
+
+def test_a_change_on_which_the_model_hardly_errs_is_not_learned(familiarity: Familiarity) -> None:
+    assert familiarity.changed.weight_DK.shape == (20, 1)
+    rare = familiarity.of_pairs(drawn_features(50, 13, change=-4.0), [False] * 50)
+    assert np.median([one.image for one in rare]) > 0.1
+
+
+def test_each_kind_of_change_is_learned_and_none_is_needed() -> None:
+    kinds = [drawn_features(200, 14, change=value).whole_image for value in (2.5, -2.5)]
+    both = Familiarity.fit(drawn_features(2000, 1), drawn_features(6000, 2), ABOUT, kinds)
+    assert both.changed.weight_DK.shape == (20, 2)
+    for value in (4.0, -4.0):
+        strange = both.of_pairs(drawn_features(50, 15, change=value), [False] * 50)
+        assert max(one.pair for one in strange) < 0.005
+    none = Familiarity.fit(drawn_features(2000, 1), drawn_features(2000, 2), ABOUT)
+    assert none.changed.weight_DK.shape == (20, 0)
+    again = Familiarity.from_bytes(none.to_bytes(), ABOUT["weights_sha256"], "the file")
+    own = drawn_features(50, 16)
+    assert again.of_pairs(own, [False] * 50) == none.of_pairs(own, [False] * 50)
+    assert np.median([one.pair for one in none.of_pairs(own, [False] * 50)]) > 0.1
 
 
 def test_a_caption_says_nothing_about_the_familiarity_of_a_pair(familiarity: Familiarity) -> None:

@@ -11,10 +11,12 @@ from PIL import Image
 
 from asap.corpus.reader import Record
 from asap.errors import ConfigError
+from asap.evaluation.changes import CHANGES
 from asap.evaluation.own_pairs import fit_familiarity, without
 from asap.familiarity import Familiarity
 from asap.finding import Pair
 from asap.predictor import Predictor
+from asap.weights.model_folder import load_folder
 
 PAIRS = 1100
 
@@ -23,10 +25,10 @@ def records(folder: Path, start: int, count: int) -> list[Record]:
     """Return records that share twenty pictures, each with a text of its own."""
     found = []
     for number in range(start, start + count):
-        text = f"a crowd waits for bus {number}"
+        text, kind = f"a crowd waits for bus {number}", "orig" if number % 20 == 3 else "face_swap"
         found.append(
             Record(
-                id=str(number), image=folder / f"{number % 20}.png", text=text, fake_cls="orig", fake_image_box=(),
+                id=str(number), image=folder / f"{number % 20}.png", text=text, fake_cls=kind, fake_image_box=(),
                 fake_text_pos=(), caption=text, explanation=text,
             )
         )  # fmt: skip
@@ -96,8 +98,31 @@ def test_a_held_out_pair_that_was_fitted_does_not_count(predictor: Predictor, pi
         fit(predictor, known, others)
 
 
-def test_early_features_alone_are_those_of_the_whole_pass(predictor: Predictor) -> None:
-    images = torch.randn(3, 3, 32, 32, generator=torch.Generator().manual_seed(0))
-    activations = predictor._activations
-    with torch.inference_mode():
-        assert torch.equal(activations.image_features(images), activations.encode_image(images)[1])
+def test_changed_pictures_that_the_model_flags_are_not_judged(model_folder: Path, pictures: Path) -> None:
+    # A model that flags every picture errs on every change.
+    loaded = load_folder(model_folder)
+    head = loaded.model.real_fake_head[-1]
+    with torch.no_grad():
+        head.weight.zero_()
+        head.bias.copy_(torch.tensor([0.0, 5.0]))
+    predictor = Predictor(loaded, device="cpu", precision="float32")
+    known, held_out = records(pictures, 0, PAIRS), records(pictures, PAIRS, PAIRS)
+    familiarity = fit(predictor, known, held_out)
+    assert familiarity.changed.weight_DK.shape[1] == len(CHANGES)
+    text = "a crowd waits for bus 9000"
+    bright = CHANGES["1.5 times as bright"](Image.open(pictures / "3.png"))
+    own, changed = familiarity.of_pairs(
+        predictor.features([Pair(pictures / "3.png", text), Pair(bright, text)]), [False, False]
+    )
+    assert changed.image < own.image
+
+
+def test_a_model_that_errs_on_no_change_learns_none(model_folder: Path, pictures: Path) -> None:
+    loaded = load_folder(model_folder)
+    head = loaded.model.real_fake_head[-1]
+    with torch.no_grad():
+        head.weight.zero_()
+        head.bias.copy_(torch.tensor([5.0, 0.0]))
+    predictor = Predictor(loaded, device="cpu", precision="float32")
+    familiarity = fit(predictor, records(pictures, 0, PAIRS), records(pictures, PAIRS, PAIRS))
+    assert familiarity.changed.weight_DK.shape[1] == 0

@@ -283,7 +283,7 @@ def test_a_checkpoint_file_is_not_taken_for_a_folder(tmp_path: Path) -> None:
 
 def features_of(seed: int) -> PairFeatures:
     generator = torch.Generator().manual_seed(seed)
-    return PairFeatures(torch.randn(1000, 4, generator=generator), torch.randn(1000, 3, generator=generator))
+    return PairFeatures(*(torch.randn(1000, size, generator=generator) for size in (4, 5, 3)))
 
 
 def fitted_to(folder: Path) -> Familiarity:

@@ -78,8 +78,8 @@ def model_of_drawings(model_folder: Path, tmp_path: Path) -> Path:
     noise = torch.Generator().manual_seed(0)
 
     def sample() -> PairFeatures:
-        image, text = (torch.randn(MIN_PAIRS, part.shape[1], generator=noise) for part in features)
-        return PairFeatures(features.image_ND + 1000 + image, features.text_ND + text)
+        image, tokens, text = (torch.randn(MIN_PAIRS, part.shape[1], generator=noise) for part in features)
+        return PairFeatures(features.image_ND + 1000 + image, features.tokens_ND + tokens, features.text_ND + text)
 
     about = {"weights_sha256": weights_sha256(folder), "corpus": "noise"}
     replace_familiarity(folder, Familiarity.fit(sample(), sample(), about))
