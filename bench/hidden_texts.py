@@ -125,10 +125,10 @@ def main() -> None:
         findings = predictor.predict_prepared([image for image, _ in pairs], [hide(text, rng) for _, text in pairs])
         counts = Counter(finding.error.code if finding.error else finding.verdict for finding in findings)
         figures.append({"way": name, "pairs": len(pairs), **counts})
-    table = Table("way", "still manipulated", "review", "unreadable", "authentic")
+    table = Table("way", "still manipulated", "unfamiliar", "unreadable", "authentic")
     for row in figures:
         table.add_row(
-            row["way"], *(str(row.get(k, 0)) for k in ("manipulated", "review", "text_unreadable", "authentic"))
+            row["way"], *(str(row.get(k, 0)) for k in ("manipulated", "unfamiliar", "text_unreadable", "authentic"))
         )
     Console(width=120).print(table)
     if options.json:

@@ -27,7 +27,7 @@ import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageEnhance, ImageFilter, ImageFont
 
-from asap.evaluation.changes import CHANGES, Change, blur, brighten, crop
+from asap.evaluation.changes import CHANGES, Change, blur, brighten, crop, flatten
 from asap.finding import Finding, Pair
 from asap.labels import FLAGGED
 from asap.newsroom import generate
@@ -65,9 +65,9 @@ def speckled(picture: Image.Image) -> Image.Image:
 OTHER_CHANGES: dict[str, Change] = {
     "blurred by 1.5 px": partial(blur, radius=1.5),
     "blurred by 3 px": partial(blur, radius=3),
-    "0.7 times as bright": partial(brighten, times=0.7),
-    "1.25 times as bright": partial(brighten, times=1.25),
-    "half the contrast": lambda picture: ImageEnhance.Contrast(picture).enhance(0.5),
+    "0.6 times as bright": partial(brighten, times=0.6),
+    "1.35 times as bright": partial(brighten, times=1.35),
+    "0.7 times the contrast": partial(flatten, times=0.7),
     "a third of the color": lambda picture: ImageEnhance.Color(picture).enhance(1 / 3),
     "sharpened": lambda picture: picture.filter(ImageFilter.SHARPEN),
     "noise added": speckled,

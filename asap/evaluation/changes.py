@@ -30,6 +30,11 @@ def brighten(picture: Image.Image, *, times: float) -> Image.Image:
     return ImageEnhance.Brightness(picture).enhance(times)
 
 
+def flatten(picture: Image.Image, *, times: float) -> Image.Image:
+    """Multiply the contrast of a picture, around its mean gray."""
+    return ImageEnhance.Contrast(picture).enhance(times)
+
+
 def gray(picture: Image.Image) -> Image.Image:
     """Take the colors out of a picture."""
     return picture.convert("L").convert("RGB")
@@ -49,7 +54,10 @@ CHANGES: dict[str, Change] = {
     "shrunk 8 times": partial(shrink, times=8),
     "gray": gray,
     "half as bright": partial(brighten, times=0.5),
+    "0.7 times as bright": partial(brighten, times=0.7),
+    "1.25 times as bright": partial(brighten, times=1.25),
     "1.5 times as bright": partial(brighten, times=1.5),
+    "half the contrast": partial(flatten, times=0.5),
     "cropped by a fifth": partial(crop, share=0.2),
 }
 """The changes that a familiarity learns from."""

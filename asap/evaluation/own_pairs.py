@@ -58,7 +58,9 @@ def fit_familiarity(
             f"{len(samples[0]):,} training pairs and {len(samples[1]):,} held-out pairs are too few, since familiarity "
             f"needs {MIN_PAIRS:,} of each."
         )
-    authentic = _sample([record for record in samples[0] if not record.labels.types_of(record.fake_cls)], CHANGED_PAIRS)
+    # Pairs that share a picture would show the same changes.
+    pictures = {record.image: record for record in reversed(samples[0]) if not record.labels.types_of(record.fake_cls)}
+    authentic = _sample(list(reversed(pictures.values())), CHANGED_PAIRS)
     total = sum(map(len, samples)) + len(CHANGES) * len(authentic)
     fitted = _features(predictor, samples[0], lambda done: progress(done, total))
     compared = _features(predictor, samples[1], lambda done: progress(len(samples[0]) + done, total))

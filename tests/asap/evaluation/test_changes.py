@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from asap.evaluation.changes import CHANGES, blur, brighten, crop, gray, shrink
+from asap.evaluation.changes import CHANGES, blur, brighten, crop, flatten, gray, shrink
 
 
 def noise(width: int = 96, height: int = 64) -> Image.Image:
@@ -30,6 +30,10 @@ def test_a_shrunk_picture_keeps_its_size_and_loses_its_detail() -> None:
 def test_brightness_multiplies_the_pixels() -> None:
     half = np.asarray(brighten(noise(), times=0.5), np.float32)
     assert half == pytest.approx(np.asarray(noise(), np.float32) / 2, abs=1)
+
+
+def test_half_the_contrast_halves_the_spread_of_the_pixels() -> None:
+    assert spread(flatten(noise(), times=0.5)) == pytest.approx(spread(noise()) / 2, rel=0.01)
 
 
 def test_a_gray_picture_has_no_color() -> None:

@@ -25,7 +25,7 @@ def records(folder: Path, start: int, count: int) -> list[Record]:
     """Return records that share twenty pictures, each with a text of its own."""
     found = []
     for number in range(start, start + count):
-        text, kind = f"a crowd waits for bus {number}", "orig" if number % 20 == 3 else "face_swap"
+        text, kind = f"a crowd waits for bus {number}", "orig" if number // 20 == 3 else "face_swap"
         found.append(
             Record(
                 id=str(number), image=folder / f"{number % 20}.png", text=text, fake_cls=kind, fake_image_box=(),
