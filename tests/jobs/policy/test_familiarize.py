@@ -7,8 +7,11 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
+from asap.corpus.reader import read_split
 from asap.errors import AsapError, CheckpointError
+from asap.evaluation.changes import CHANGES
 from asap.finding import Pair
+from asap.labels import AUTHENTIC
 from asap.newsroom import generate
 from asap.predictor import Predictor
 from asap.weights.model_folder import load_folder, model_id, read_familiarity
@@ -43,7 +46,8 @@ def test_a_model_folder_gets_a_familiarity_file_and_keeps_its_id(model: Path, dr
         f"familiarity {familiarity.familiarity_id} of {model}: 1,020 pairs of train, 1,010 held-out pairs of val"
         in result.output
     )
-    assert "/2030 pairs" in result.output
+    authentic = {record.image for record in read_split(drawn, "train") if record.fake_cls == AUTHENTIC}
+    assert f"/{1020 + 1010 + len(CHANGES) * len(authentic)} pairs" in result.output
     assert familiarity.about["corpus"] == "corpus"
     assert model_id(model) == before
     picture = next(drawn.rglob("*.jpg"))

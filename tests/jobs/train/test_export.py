@@ -12,8 +12,10 @@ from ray.train import Checkpoint
 
 from asap.corpus.reader import read_split
 from asap.evaluation import own_pairs
+from asap.evaluation.changes import CHANGES
 from asap.evaluation.own_pairs import read_pair
 from asap.finding import Pair
+from asap.labels import AUTHENTIC
 from asap.limits import limits_sentences
 from asap.model.asap import Asap
 from asap.newsroom import generate
@@ -126,7 +128,7 @@ def test_a_model_knows_the_pairs_of_its_corpus(drawn_often: Path, tmp_path: Path
     assert loaded.limits is not None
     assert loaded.limits.prevalence == pytest.approx(2 / 3, abs=0.1)
     steps = [(event["done"], event["total"]) for event in events if event.get("stage") == "familiarity"]
-    assert steps[-1] == (2040, 2040)
+    assert steps[-1] == (pairs_read(drawn_often), pairs_read(drawn_often))
 
     # It tells its own pairs from noise.
     record = read_split(drawn_often, "test")[0]
@@ -136,11 +138,18 @@ def test_a_model_knows_the_pairs_of_its_corpus(drawn_often: Path, tmp_path: Path
     assert strange.verdict == "unfamiliar"
 
 
+def pairs_read(corpus: Path) -> int:
+    """Return how many pairs a fit reads: both splits, and each authentic picture in every change."""
+    known = read_split(corpus, "train")
+    pictures = {record.image for record in known if record.fake_cls == AUTHENTIC}
+    return len(known) + len(read_split(corpus, "val")) + len(CHANGES) * len(pictures)
+
+
 def test_pairs_of_the_test_split_take_no_part_in_familiarity(drawn_often: Path, tmp_path: Path) -> None:
     read: list[str] = []
     with mock.patch.object(own_pairs, "read_pair", lambda record: read.append(record.text) or read_pair(record)):
         export(drawn_often, tmp_path / "run")
-    assert len(read) == 2040
+    assert len(read) == pairs_read(drawn_often)
     assert not {record.text for record in read_split(drawn_often, "test")} & set(read)
 
 
