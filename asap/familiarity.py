@@ -69,6 +69,11 @@ class PairFeatures(NamedTuple):
     """Features of the image tokens, the output of the image encoder."""
     text_ND: Tensor
 
+    @classmethod
+    def joined(cls, parts: Sequence[PairFeatures]) -> Self:
+        """Return the features of several groups of pairs as those of one."""
+        return cls(*map(torch.cat, zip(*parts, strict=True)))
+
     @property
     def whole_image(self) -> Tensor:
         """All features of the pictures."""

@@ -273,8 +273,7 @@ class Predictor:
             if passes:
                 yield
             owners, input_ids = zip(*batch, strict=True)
-            ids_PL, mask_PL = (part.to(self.device) for part in pad_batch(input_ids, self._codec.pad_id))
-            text_PLW = self._model.encode_text(ids_PL, mask_PL)
+            text_PLW, mask_PL = self._encode_texts(input_ids)
             sums.append(text_sums(text_PLW, mask_PL))
             # Indexing copies the image tokens. Most batches have one pass for each row and need no copy.
             image_PNW = image_RNW if owners == tuple(range(len(rows))) else image_RNW[list(owners)]
@@ -282,11 +281,7 @@ class Predictor:
             passes += read_output(output, [len(ids) - 1 for ids in input_ids])
         familiarity: Sequence[PairFamiliarity | None] = [None] * len(rows)
         if self.familiarity is not None:
-            features = PairFeatures(
-                image_RD.cpu(),
-                token_features(image_RNW).cpu(),
-                _text_features_of_rows(sums, [owner for owner, _ in todo]),
-            )
+            features = _pair_features(image_RNW, image_RD, sums, [owner for owner, _ in todo])
             familiarity = self.familiarity.of_pairs(features, [row.is_caption for row in rows])
         in_order = iter(passes)
         evidence = [
@@ -304,6 +299,11 @@ class Predictor:
         """Return the image tokens of rows, (R, N, W), and their early features, (R, D)."""
         pixels = torch.from_numpy(np.stack([row.image.pixels for row in rows])).to(self.device)
         return self._activations.encode_image(normalize(pixels).to(self.dtype))
+
+    def _encode_texts(self, input_ids: Sequence[list[int]]) -> tuple[Tensor, Tensor]:
+        """Return the text tokens of passes, (P, L, W), and their mask, (P, L)."""
+        ids_PL, mask_PL = (part.to(self.device) for part in pad_batch(input_ids, self._codec.pad_id))
+        return self._model.encode_text(ids_PL, mask_PL), mask_PL
 
     def _fuse(self, image_PNW: Tensor, text_PLW: Tensor, mask_PL: Tensor) -> AsapOutput:
         """Fuse encoded images with one encoded text each, in `self.dtype`, and apply the heads in float32."""
@@ -325,14 +325,11 @@ class Predictor:
             if not rows:
                 continue
             todo = [(owner, part.input_ids) for owner, row in enumerate(rows) for part in row.passes]
-            ids_PL, mask_PL = (part.to(self.device) for part in pad_batch([ids for _, ids in todo], self._codec.pad_id))
-            sums_PD = text_sums(self._model.encode_text(ids_PL, mask_PL), mask_PL)
-            image_RNW, image_RD = self._encode_images(rows)
-            text_RD = _text_features_of_rows([sums_PD], [owner for owner, _ in todo])
-            parts.append(PairFeatures(image_RD.cpu(), token_features(image_RNW).cpu(), text_RD))
+            sums_PD = text_sums(*self._encode_texts([ids for _, ids in todo]))
+            parts.append(_pair_features(*self._encode_images(rows), [sums_PD], [owner for owner, _ in todo]))
         if not parts:
             raise InputError("none of the pairs can be read")
-        return PairFeatures(*map(torch.cat, zip(*parts, strict=True)))
+        return PairFeatures.joined(parts)
 
     def _finding(self, row: _Row, scored: _Scored) -> Finding:
         """Combine the evidence of all passes over a row, in pixels and words of the original."""
@@ -398,17 +395,20 @@ class Predictor:
         yield from (warning for part in row.passes for warning in part.warnings)
 
 
-def _text_features_of_rows(sums: Sequence[Tensor], owners: Sequence[int]) -> Tensor:
-    """Return the features of texts, (R, D), on the CPU.
+def _pair_features(image_RNW: Tensor, image_RD: Tensor, sums: Sequence[Tensor], owners: Sequence[int]) -> PairFeatures:
+    """Return the features of R rows, on the CPU.
 
     A text is one, however many passes it takes: a last pass of two words alone would look strange.
 
     Args:
+        image_RNW: the image tokens.
+        image_RD: the early features of the images.
         sums: the `text_sums` of all passes, in batches.
         owners: for each pass, the number of its row.
     """
     sums_PD = torch.cat(list(sums)).cpu()
-    return text_features(torch.zeros(max(owners) + 1, sums_PD.shape[1]).index_add(0, torch.tensor(owners), sums_PD))
+    sums_RD = torch.zeros(len(image_RD), sums_PD.shape[1]).index_add(0, torch.tensor(owners), sums_PD)
+    return PairFeatures(image_RD.cpu(), token_features(image_RNW).cpu(), text_features(sums_RD))
 
 
 def _positive(batch_size: int) -> int:

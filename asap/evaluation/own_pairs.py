@@ -112,7 +112,7 @@ def _features(predictor: Predictor, records: Sequence[Record], progress: Callabl
             parts.append(features)
     if not parts:
         return PairFeatures(*(torch.zeros(0, 0) for _ in PairFeatures._fields))
-    return PairFeatures(*map(torch.cat, zip(*parts, strict=True)))
+    return PairFeatures.joined(parts)
 
 
 def _falsely_flagged(predictor: Predictor, records: Sequence[Record], change: Change) -> torch.Tensor:

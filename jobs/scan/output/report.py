@@ -20,7 +20,7 @@ from markupsafe import Markup
 from numpy.typing import NDArray
 
 from asap.errors import StorageError
-from asap.finding import Word, score_text
+from asap.finding import NO_EVIDENCE, Word, lacks_evidence, score_text
 from asap.labels import TYPES, VERDICTS
 from asap.policy import UNFAMILIAR
 from asap.render import LEVEL_EDGES, level, mark_words_html
@@ -248,7 +248,7 @@ def _card(row: dict[str, Any]) -> dict[str, Any]:
         "types": [(type_label(kind), types[kind], kind in flagged) for kind in TYPES if types.get(kind) is not None],
         "flagged_types": flagged,
         "box": box,
-        "is_unsupported": not flagged and not row["words"] and not box,
+        "unsupported": NO_EVIDENCE if lacks_evidence(row["verdict"], flagged, row["words"], row["box_px"]) else "",
         "notes": [(name.capitalize(), row[name]) for name in ("caption", "explanation") if row.get(name)],
         "warnings": row["warnings"] or [],
     }

@@ -98,14 +98,19 @@ def test_a_held_out_pair_that_was_fitted_does_not_count(predictor: Predictor, pi
         fit(predictor, known, others)
 
 
-def test_changed_pictures_that_the_model_flags_are_not_judged(model_folder: Path, pictures: Path) -> None:
-    # A model that flags every picture errs on every change.
+def predictor_of_one_verdict(model_folder: Path, logits: list[float]) -> Predictor:
+    """Return a predictor with the same logits of authentic and manipulated for every pair."""
     loaded = load_folder(model_folder)
     head = loaded.model.real_fake_head[-1]
     with torch.no_grad():
         head.weight.zero_()
-        head.bias.copy_(torch.tensor([0.0, 5.0]))
-    predictor = Predictor(loaded, device="cpu", precision="float32")
+        head.bias.copy_(torch.tensor(logits))
+    return Predictor(loaded, device="cpu", precision="float32")
+
+
+def test_changed_pictures_that_the_model_flags_are_not_judged(model_folder: Path, pictures: Path) -> None:
+    # A model that flags every picture errs on every change.
+    predictor = predictor_of_one_verdict(model_folder, [0.0, 5.0])
     known, held_out = records(pictures, 0, PAIRS), records(pictures, PAIRS, PAIRS)
     familiarity = fit(predictor, known, held_out)
     assert familiarity.changed.weight_DK.shape[1] == len(CHANGES)
@@ -118,11 +123,6 @@ def test_changed_pictures_that_the_model_flags_are_not_judged(model_folder: Path
 
 
 def test_a_model_that_errs_on_no_change_learns_none(model_folder: Path, pictures: Path) -> None:
-    loaded = load_folder(model_folder)
-    head = loaded.model.real_fake_head[-1]
-    with torch.no_grad():
-        head.weight.zero_()
-        head.bias.copy_(torch.tensor([5.0, 0.0]))
-    predictor = Predictor(loaded, device="cpu", precision="float32")
+    predictor = predictor_of_one_verdict(model_folder, [5.0, 0.0])
     familiarity = fit(predictor, records(pictures, 0, PAIRS), records(pictures, PAIRS, PAIRS))
     assert familiarity.changed.weight_DK.shape[1] == 0
