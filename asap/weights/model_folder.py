@@ -169,8 +169,9 @@ def load_folder(folder: str | Path, *, with_familiarity: bool = True) -> ModelFo
     tokenizer = load_tokenizer(_piece(path, _TOKENIZER))
     check_vocabulary(tokenizer, model_config(path))
     policy = Policy.load(_piece(path, _POLICY))
-    limits, familiarity = read_limits(path), read_familiarity(path) if with_familiarity else None
-    return ModelFolder(load(path), tokenizer, policy, model_id(path), limits, familiarity)
+    weights = weights_sha256(path)
+    limits, familiarity = read_limits(path), read_familiarity(path, weights) if with_familiarity else None
+    return ModelFolder(load(path), tokenizer, policy, model_id(path, weights), limits, familiarity)
 
 
 def model_config(folder: str | Path) -> ModelConfig:
@@ -182,21 +183,28 @@ def model_config(folder: str | Path) -> ModelConfig:
         raise CheckpointError(f"{path / _CONFIG} does not describe a model: {error}") from error
 
 
-def model_id(folder: str | Path) -> str:
-    """Return NAME@ and the first 12 hex digits of a SHA-256 over configuration, weights and tokenizer."""
+def model_id(folder: str | Path, weights: str | None = None) -> str:
+    """Return NAME@ and the first 12 hex digits of a SHA-256 over configuration, weights and tokenizer.
+
+    `weights` is the `weights_sha256` of the folder, if the caller has it: large weights take seconds to hash.
+    """
     path = resolve_folder(folder)
     pieces = [_piece(path, _CONFIG), _piece(path, _WEIGHTS), *_piece(path, _TOKENIZER).rglob("*")]
     total = hashlib.sha256()
     for name, piece in sorted((piece.relative_to(path).as_posix(), piece) for piece in pieces if piece.is_file()):
-        with piece.open("rb") as file:
-            total.update(f"{name} {hashlib.file_digest(file, 'sha256').hexdigest()}\n".encode())
+        digest = weights if weights is not None and name == _WEIGHTS else _sha256(piece)
+        total.update(f"{name} {digest}\n".encode())
     return f"{_settings(path)['name']}@{total.hexdigest()[:12]}"
 
 
 def weights_sha256(folder: str | Path) -> str:
     """Return the SHA-256 of a folder's weights, as hex digits."""
-    with _piece(resolve_folder(folder), _WEIGHTS).open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    return _sha256(_piece(resolve_folder(folder), _WEIGHTS))
+
+
+def _sha256(file: Path) -> str:
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def read_limits(folder: str | Path) -> Limits | None:
@@ -205,13 +213,15 @@ def read_limits(folder: str | Path) -> Limits | None:
     return Limits.from_json(path.read_bytes(), path) if path.exists() else None
 
 
-def read_familiarity(folder: str | Path) -> Familiarity | None:
-    """Read the familiarity of a folder's model; None if there is none.
+def read_familiarity(folder: str | Path, weights: str | None = None) -> Familiarity | None:
+    """Read the familiarity of a folder's model; None if there is none. `weights` is as in `model_id`.
 
     Raises `CheckpointError` for a broken file, or one that was fitted to other weights.
     """
     path = resolve_folder(folder) / _FAMILIARITY
-    return Familiarity.from_bytes(path.read_bytes(), weights_sha256(folder), path) if path.exists() else None
+    if not path.exists():
+        return None
+    return Familiarity.from_bytes(path.read_bytes(), weights or weights_sha256(folder), path)
 
 
 def replace_familiarity(folder: str | Path, familiarity: Familiarity) -> None:

@@ -59,17 +59,25 @@ def plan_scan(settings: ScanSettings) -> ScanPlan:
     folder = settings.job_folder
     if folder.is_s3:
         check_bucket(folder)
-    from asap.weights.model_folder import model_config, model_id, read_familiarity, read_limits, resolve_folder
+    from asap.weights.model_folder import (
+        model_config,
+        model_id,
+        read_familiarity,
+        read_limits,
+        resolve_folder,
+        weights_sha256,
+    )
 
     path = resolve_folder(settings.model).resolve()
-    familiarity = read_familiarity(path)
+    weights = weights_sha256(path)
+    familiarity = read_familiarity(path, weights)
     return ScanPlan(
         settings=settings,
         folder=folder,
         source=source,
         model="demo" if settings.model == "demo" else str(path),
         config=model_config(path),
-        model_id=model_id(path),
+        model_id=model_id(path, weights),
         policy=Policy.load(Path(path) / "policy.json"),
         familiarity_id=None if familiarity is None else familiarity.familiarity_id,
         limits=read_limits(path),
