@@ -12,7 +12,6 @@ unfamiliar. The last line is the CPU time of detection with familiarity divided 
 from __future__ import annotations
 
 import argparse
-import io
 import json
 import random
 import tempfile
@@ -27,27 +26,16 @@ import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageEnhance, ImageFilter, ImageFont
 
-from asap.evaluation.changes import CHANGES, Change, blur, brighten, crop, flatten
 from asap.finding import Finding, Pair
 from asap.labels import FLAGGED
 from asap.newsroom import generate
 from asap.predictor import Predictor
+from asap.preprocessing.changes import CHANGES, Change, blur, brighten, crop, flatten, recompress
 from asap.preprocessing.images import prepare_image
 from asap.weights.model_folder import ModelFolder, load_folder
 
 SIDE = 256
 Draw = Callable[[random.Random], Image.Image]
-
-
-def jpeg(quality: int) -> Change:
-    """Return a change that encodes a picture as JPEG."""
-
-    def change(picture: Image.Image) -> Image.Image:
-        file = io.BytesIO()
-        picture.save(file, "JPEG", quality=quality)
-        return Image.open(file).convert("RGB")
-
-    return change
 
 
 def stretched(picture: Image.Image, wide: int, high: int) -> Image.Image:
@@ -72,8 +60,8 @@ OTHER_CHANGES: dict[str, Change] = {
     "sharpened": lambda picture: picture.filter(ImageFilter.SHARPEN),
     "noise added": speckled,
     "cropped by a tenth": partial(crop, share=0.1),
-    "JPEG 50": jpeg(50),
-    "JPEG 10": jpeg(10),
+    "JPEG 50": partial(recompress, quality=50),
+    "JPEG 10": partial(recompress, quality=10),
     "ten times as wide": partial(stretched, wide=10, high=1),
     "ten times as high": partial(stretched, wide=1, high=10),
 }

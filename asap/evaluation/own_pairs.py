@@ -11,16 +11,16 @@ import torch
 from asap.corpus.picture_cache import read_picture
 from asap.corpus.reader import Record
 from asap.errors import ConfigError, InputError
-from asap.evaluation.changes import CHANGES, Change
 from asap.familiarity import MIN_PAIRS, Familiarity, PairFeatures
 from asap.finding import Pair
 from asap.predictor import Predictor
+from asap.preprocessing.changes import CHANGES, Change
 from asap.preprocessing.images import decode_image
 
 MOST_PAIRS = 50_000
 """Pairs of each split that are read at most. More would change no verdict and take memory."""
 CHANGED_PAIRS = 1_500
-"""Authentic pairs whose pictures are changed, in each of the ways of `asap.evaluation.changes`."""
+"""Authentic pairs whose pictures are changed, in each of the ways of `asap.preprocessing.changes`."""
 _CHUNK_BATCHES = 16
 _READERS = 8
 """Threads that read pictures; those of a bucket take a round trip each."""

@@ -4,4 +4,5 @@ words.py      whitespace words, caption cleaning, and an estimate of the passes 
 rereading.py  other readings of words that hide what they say
 text.py       words to word pieces and back
 images.py     guarded decoding, resizing and normalization
+changes.py    changes of pictures that leave them authentic
 """

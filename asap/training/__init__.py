@@ -4,7 +4,7 @@ objective.py          the terms of the objective by name, their weights, the rec
 dataset.py            annotated pairs made ready to train on; samples into batches
 batch.py              the padded tensors of a step
 targets.py            annotation -> box, patch and type targets
-augmentation.py       flip and RandAugment, which move the box with the picture
+augmentation.py       flip, RandAugment and changes of the web, which move the box with the picture
 step.py               one training step: a batch in, the losses out
 losses.py             every term as a pure function; the criterion
 momentum.py           the momentum twin and the feature queues

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Literal
 
 import numpy as np
 from PIL import Image, ImageEnhance, ImageOps
 
+from asap.preprocessing.changes import blur, brighten, flatten, gray, recompress, shrink
 from asap.preprocessing.images import BoxXyxy, Pixels
 
-Augmentation = Literal["none", "flip", "published"]
-"""No change, a flip alone, or the flip and RandAugment of the published recipe."""
+Augmentation = Literal["none", "flip", "published", "web"]
+"""No change, a flip alone, the flip and RandAugment of the published recipe, or the flip and a change of the web."""
 
 _SIDE = re.compile(r"\b(left|right)(most|ward|wards|hand)?\b|\((l|r)([ -]+(to )?r)?\)", re.IGNORECASE)
 
@@ -68,6 +69,63 @@ def rand_augment(pixels: Pixels, generator: np.random.Generator, count: int = 2,
     return np.array(image)
 
 
+_WEB_CHANGES: tuple[Callable[[Image.Image, np.random.Generator], Image.Image], ...] = (
+    lambda picture, generator: blur(picture, radius=generator.uniform(0.4, 2.2)),
+    lambda picture, generator: shrink(picture, times=int(generator.integers(2, 5))),
+    lambda picture, generator: gray(picture),
+    lambda picture, generator: brighten(picture, times=generator.uniform(0.4, 1.6)),
+    lambda picture, generator: flatten(picture, times=generator.uniform(0.4, 1.6)),
+    lambda picture, generator: recompress(picture, quality=int(generator.integers(10, 76))),
+)
+
+
+def web_change(
+    pixels: Pixels, box_xyxy: BoxXyxy | None, generator: np.random.Generator
+) -> tuple[Pixels, BoxXyxy | None]:
+    """Change a picture as it may be changed on its way through the web, and its box with it.
+
+    Half of the pictures stay as they are. The others get one change, of a random strength: a blur, shrinking, gray,
+    brightness, contrast, JPEG or a crop. The label stays true: the changes leave an authentic picture authentic, the
+    blur and the shrinking are too weak to hide most manipulations, and a crop keeps the whole box.
+
+    Args:
+        pixels: the picture, (H, W, 3) uint8.
+        box_xyxy: its box in pixels of the picture, or None.
+        generator: the source of randomness.
+    """
+    if generator.random() < 0.5:
+        return pixels, box_xyxy
+    chosen = generator.integers(len(_WEB_CHANGES) + 1)
+    if chosen == len(_WEB_CHANGES):
+        return crop_around(pixels, box_xyxy, generator.uniform(0.02, 0.22, size=4))
+    return np.array(_WEB_CHANGES[chosen](Image.fromarray(pixels), generator)), box_xyxy
+
+
+def crop_around(
+    pixels: Pixels, box_xyxy: BoxXyxy | None, shares: Sequence[float] | np.ndarray
+) -> tuple[Pixels, BoxXyxy | None]:
+    """Cut shares of the sides off a picture, and enlarge the rest to its former size, and its box with it.
+
+    Args:
+        pixels: the picture, (H, W, 3) uint8.
+        box_xyxy: its box in pixels of the picture, or None. A cut that would go through the box ends at its edge.
+        shares: what to cut off at the left, the top, the right and the bottom, each from 0 to less than 0.5 of the
+            side.
+    """
+    height, width = pixels.shape[:2]
+    sizes = (width, height, width, height)
+    left, top, right, bottom = (share * size for share, size in zip(shares, sizes, strict=True))
+    if box_xyxy is not None:
+        x0, y0, x1, y1 = box_xyxy
+        left, top, right, bottom = min(left, x0), min(top, y0), min(right, width - x1), min(bottom, height - y1)
+    window = (left, top, width - right, height - bottom)
+    cropped = np.array(Image.fromarray(pixels).resize((width, height), Image.Resampling.BICUBIC, box=window))
+    if box_xyxy is None:
+        return cropped, None
+    wider, higher = width / (window[2] - left), height / (window[3] - top)
+    return cropped, ((x0 - left) * wider, (y0 - top) * higher, (x1 - left) * wider, (y1 - top) * higher)
+
+
 def augment(
     pixels: Pixels,
     box_xyxy: BoxXyxy | None,
@@ -78,7 +136,7 @@ def augment(
     *,
     may_flip: bool = True,
 ) -> tuple[Pixels, BoxXyxy | None]:
-    """Return the picture and its box as an epoch shows them: flipped with probability 0.5, then RandAugment(2, 7).
+    """Return the picture and its box as an epoch shows them: flipped with probability 0.5, then changed.
 
     The result depends on the arguments alone: the same (seed, epoch, row_id) gives the same picture on any worker, in
     any order.
@@ -89,7 +147,8 @@ def augment(
         seed: the seed of the run, at least 0.
         epoch: the number of the epoch, at least 0.
         row_id: the number of the pair in the training set, at least 0.
-        augmentation: RandAugment is applied for `published` only; `none` returns the arguments unchanged.
+        augmentation: the change after the flip is RandAugment(2, 7) for `published`, and `web_change` for `web`. `none`
+            returns the arguments unchanged.
         may_flip: False for a pair whose text names a side. The other random draws are the same either way.
     """
     if augmentation == "none":
@@ -98,4 +157,8 @@ def augment(
     # The draw comes first: it must happen whether or not the pair may be flipped.
     if generator.random() < 0.5 and may_flip:
         pixels, box_xyxy = horizontal_flip(pixels, box_xyxy)
-    return (rand_augment(pixels, generator) if augmentation == "published" else pixels), box_xyxy
+    if augmentation == "published":
+        return rand_augment(pixels, generator), box_xyxy
+    if augmentation == "web":
+        return web_change(pixels, box_xyxy, generator)
+    return pixels, box_xyxy

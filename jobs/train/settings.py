@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, StringConstraints, model_validator
 
+from asap.training.augmentation import Augmentation
 from asap.training.objective import LossWeights, Recipe, recipe_called
 from jobs.settings import ClusterSettings, CorpusSettings, Device
 
@@ -79,8 +80,10 @@ class TrainSettings(CorpusSettings, ClusterSettings):
     """Pairs over which the learning rates rise to their peak."""
     gradient_norm: float = Field(default=1.0, gt=0)
     """Gradients of a larger norm are scaled down to this norm."""
-    augmentation: Literal["none", "flip", "published"] = "flip"
-    """Random changes to training pictures; `published`: a flip and RandAugment(2, 7)."""
+    augmentation: Augmentation = "flip"
+    """Random changes to training pictures. `published`: a flip and RandAugment(2, 7). `web`: a flip and, for half of
+    the pictures, a blur, shrinking, gray, brightness, contrast, JPEG or a crop, so that the model judges such pictures.
+    """
 
     loss_weights: dict[str, float] = Field(default_factory=dict)
     """Changes to the recipe's weights, by name of `asap.training.objective.LossWeights`."""

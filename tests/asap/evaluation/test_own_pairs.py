@@ -11,11 +11,11 @@ from PIL import Image
 
 from asap.corpus.reader import Record
 from asap.errors import ConfigError
-from asap.evaluation.changes import CHANGES
 from asap.evaluation.own_pairs import fit_familiarity, without
 from asap.familiarity import Familiarity
 from asap.finding import Pair
 from asap.predictor import Predictor
+from asap.preprocessing.changes import CHANGES
 from asap.weights.model_folder import load_folder
 
 PAIRS = 1100

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from asap.training.augmentation import augment, horizontal_flip, names_a_side, rand_augment
+from asap.training.augmentation import augment, crop_around, horizontal_flip, names_a_side, rand_augment, web_change
 
 
 def picture(width=48, height=32):
@@ -121,3 +121,72 @@ def test_each_operation_does_what_its_name_says(operation, expected):
     changed = rand_augment(pixels, Drawn([operation, 0], [0.1, 0.1]))
     assert (changed.min(), changed.max()) == expected
     assert (rand_augment(pixels, Drawn([operation, 0], [0.9, 0.9])) == pixels).all()
+
+
+def face(box=(30, 20, 60, 52), side=128):
+    """Return a dark picture with one bright square, and the box of the square."""
+    pixels = np.full((side, side, 3), 40, np.uint8)
+    x0, y0, x1, y1 = box
+    pixels[y0:y1, x0:x1] = 220
+    return pixels, tuple(float(edge) for edge in box)
+
+
+def test_a_crop_moves_the_box_with_the_picture():
+    pixels, box = face()
+    cropped, (x0, y0, x1, y1) = crop_around(pixels, box, (0.1, 0.05, 0.2, 0.1))
+    assert cropped.shape == pixels.shape
+    columns, rows = (np.flatnonzero((cropped[..., 0] > 130).any(axis)) for axis in (0, 1))
+    assert (columns[0], columns[-1] + 1) == pytest.approx((x0, x1), abs=1)
+    assert (rows[0], rows[-1] + 1) == pytest.approx((y0, y1), abs=1)
+    assert x1 - x0 > 30 / 0.75
+
+
+def test_a_crop_never_cuts_the_box():
+    pixels, box = face()
+    cropped, (x0, y0, x1, y1) = crop_around(pixels, box, (0.49, 0.49, 0.49, 0.49))
+    assert x0 == 0
+    assert y0 == 0
+    assert x1 < 128
+    assert y1 < 128
+    assert cropped[5, 5, 0] > 200
+    whole = (0.0, 0.0, 128.0, 128.0)
+    same, still = crop_around(pixels, whole, (0.2, 0.2, 0.2, 0.2))
+    assert (same == pixels).all()
+    assert still == whole
+
+
+def test_a_crop_of_a_picture_without_a_box_enlarges_its_middle():
+    pixels, _ = face((32, 32, 96, 96))
+    cropped, box = crop_around(pixels, None, (0.25, 0.25, 0.25, 0.25))
+    assert box is None
+    assert (cropped[4:-4, 4:-4] > 200).all()
+
+
+def test_half_of_the_pictures_get_a_change_of_the_web_and_every_kind_occurs():
+    pixels, box = face()
+    pixels = pixels + np.random.default_rng(0).integers(0, 30, pixels.shape, np.uint8)
+    same, moved, gray_ones, darker, brighter = 0, 0, 0, 0, 0
+    for seed in range(400):
+        changed, (x0, y0, x1, y1) = web_change(pixels, box, np.random.default_rng(seed))
+        assert changed.shape == pixels.shape
+        assert changed.dtype == np.uint8
+        assert 0 <= x0 < x1 <= 128
+        assert 0 <= y0 < y1 <= 128
+        same += (changed == pixels).all()
+        moved += (x0, y0, x1, y1) != box
+        gray_ones += (changed[..., 0] == changed[..., 1]).all()
+        darker += changed.mean() < 0.8 * pixels.mean()
+        brighter += changed.mean() > 1.2 * pixels.mean()
+    assert same == pytest.approx(200, abs=30)
+    assert moved == pytest.approx(200 / 7, abs=15)
+    assert gray_ones == pytest.approx(200 / 7, abs=15)
+    assert darker > 5
+    assert brighter > 5
+
+
+def test_the_changes_of_the_web_follow_the_flip():
+    pixels, box = face()
+    results = [augment(pixels, box, 0, 0, row, "web") for row in range(60)]
+    assert {round(result[1][0]) for result in results} >= {30, 68}
+    again = [augment(pixels, box, 0, 0, row, "web") for row in range(60)]
+    assert all((one[0] == two[0]).all() and one[1] == two[1] for one, two in zip(results, again, strict=True))

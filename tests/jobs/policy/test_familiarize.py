@@ -9,11 +9,11 @@ from typer.testing import CliRunner
 
 from asap.corpus.reader import read_split
 from asap.errors import AsapError, CheckpointError
-from asap.evaluation.changes import CHANGES
 from asap.finding import Pair
 from asap.labels import AUTHENTIC
 from asap.newsroom import generate
 from asap.predictor import Predictor
+from asap.preprocessing.changes import CHANGES
 from asap.weights.model_folder import load_folder, model_id, read_familiarity
 from jobs.cli.app import app
 from jobs.policy import familiarize as module

@@ -12,7 +12,6 @@ from ray.train import Checkpoint
 
 from asap.corpus.reader import read_split
 from asap.evaluation import own_pairs
-from asap.evaluation.changes import CHANGES
 from asap.evaluation.own_pairs import read_pair
 from asap.finding import Pair
 from asap.labels import AUTHENTIC
@@ -20,6 +19,7 @@ from asap.limits import limits_sentences
 from asap.model.asap import Asap
 from asap.newsroom import generate
 from asap.predictor import Predictor
+from asap.preprocessing.changes import CHANGES
 from asap.preprocessing.text import load_tokenizer, train_tokenizer
 from asap.weights.model_folder import load_folder, weights_sha256
 from jobs.train.data.splits import prepare_splits, read_splits

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from asap.evaluation.changes import CHANGES, blur, brighten, crop, flatten, gray, shrink
+from asap.preprocessing.changes import CHANGES, blur, brighten, crop, flatten, gray, recompress, shrink
 
 
 def noise(width: int = 96, height: int = 64) -> Image.Image:
@@ -44,6 +44,13 @@ def test_a_gray_picture_has_no_color() -> None:
 def test_a_crop_cuts_every_side_and_leaves_something() -> None:
     assert crop(noise(100, 50), share=0.2).size == (60, 30)
     assert crop(noise(1, 1), share=0.5).size == (1, 1)
+
+
+def test_a_recompressed_picture_keeps_its_size_and_shows_the_blocks_of_jpeg() -> None:
+    poor, good = recompress(noise(), quality=10), recompress(noise(), quality=95)
+    assert poor.size == good.size == (96, 64)
+    original = np.asarray(noise(), np.float32)
+    assert np.abs(np.asarray(poor) - original).mean() > 2 * np.abs(np.asarray(good) - original).mean()
 
 
 @pytest.mark.parametrize("kind", CHANGES)

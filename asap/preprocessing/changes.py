@@ -1,11 +1,13 @@
 """Changes of pictures that leave them authentic: what happens to a picture on its way through the web.
 
-A model may flag a picture because it is blurred or dim. `asap.evaluation.own_pairs` shows such pictures to the
-familiarity of the model, which then does not judge them.
+A model may flag a picture because it is blurred or dim. Training can show it such pictures
+(`asap.training.augmentation`), and `asap.evaluation.own_pairs` shows them to the familiarity of a model, which then
+does not judge those that the model flags wrongly.
 """
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable
 from functools import partial
 
@@ -45,6 +47,14 @@ def crop(picture: Image.Image, *, share: float) -> Image.Image:
     width, height = picture.size
     left, top = int(share * width), int(share * height)
     return picture.crop((left, top, max(left + 1, width - left), max(top + 1, height - top)))
+
+
+def recompress(picture: Image.Image, *, quality: int) -> Image.Image:
+    """Encode a picture as JPEG with this quality, 1 to 95, and decode it."""
+    file = io.BytesIO()
+    picture.save(file, "JPEG", quality=quality)
+    with Image.open(file) as decoded:
+        return decoded.convert("RGB")
 
 
 CHANGES: dict[str, Change] = {
