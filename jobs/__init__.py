@@ -9,5 +9,6 @@ pages/         self-contained HTML pages, and SVG plots
 settings.py    settings that several jobs share
 corpus.py      read a corpus as a job's settings say
 cluster.py     start Ray or connect to a cluster, and wait for its resources
-errors.py      the errors of jobs
+errors.py      the errors of jobs, and the exit codes
+stops.py       orderly stops by signals
 """

@@ -18,6 +18,7 @@ from typing import Any
 from asap.errors import ConfigError
 from asap.packages import SETUP_HOOK
 from jobs.errors import JobError
+from jobs.stops import handlers_kept
 
 Resources = Mapping[str, float]
 """Amounts by Ray's name of the resource, such as CPU and GPU."""
@@ -41,7 +42,8 @@ def ray_running(address: str | None = None, **options: Any) -> Iterator[None]:
         silence_ray_data()
         yield
         return
-    _start(address, options)
+    with handlers_kept():  # Ray replaces them
+        _start(address, options)
     try:
         silence_ray_data()
         yield

@@ -7,14 +7,22 @@
         ├── JobInUse               another process is working on the job
         ├── JobDiffers             the job folder belongs to other settings, another model or another input
         ├── InputUnfamiliar        the model has seen nothing like most of the input; exit code 4
+        ├── TooManyErrors          the job is done, with more errors than allowed; exit code 3
         ├── JobFailed              the work stopped; finished work is kept, and the same command resumes it
         └── TrainingDiverged       the loss of a training run is not finite or has exploded
 
 `StorageError` is in `asap.errors`. `FetchFailed` concerns a single object and becomes a row of the results
 (`error_code`, `error_detail`, `retryable`).
+
+Exit codes of every command: 0 done, 1 error, 2 wrong usage, 3 done with more errors than `--max-error-rate`, 4 stopped
+because the input is unfamiliar, 130 stopped by a signal or `asap cancel`.
 """
 
 from asap.errors import AsapError
+
+EXIT_TOO_MANY_ERRORS = 3
+EXIT_UNFAMILIAR = 4
+EXIT_STOPPED = 130
 
 
 class JobError(AsapError):
@@ -35,6 +43,10 @@ class JobDiffers(JobError):
 
 class InputUnfamiliar(JobError):
     """Most of a sample of the input is unfamiliar to the model. The job stopped before the rest."""
+
+
+class TooManyErrors(JobError):
+    """The job is done, but a larger share of its pairs failed than is allowed."""
 
 
 class JobFailed(JobError):

@@ -6,9 +6,7 @@ that `asap --help` stays quick.
 
 from __future__ import annotations
 
-import signal
 import sys
-from typing import NoReturn
 
 import typer
 from rich.console import Console
@@ -21,7 +19,8 @@ from jobs.cli.policy import calibrate, familiarize, repolicy
 from jobs.cli.scan import scan
 from jobs.cli.serve import serving
 from jobs.cli.train import train
-from jobs.errors import InputUnfamiliar
+from jobs.errors import EXIT_STOPPED, EXIT_TOO_MANY_ERRORS, EXIT_UNFAMILIAR, InputUnfamiliar, TooManyErrors
+from jobs.stops import stop_on_signals
 
 app = typer.Typer(
     name="asap",
@@ -34,34 +33,32 @@ for command in (scan, detect, newsroom, train, evaluate, familiarize, calibrate,
     app.command()(command)
 app.add_typer(serving, name="serve")
 
-_INTERRUPTED = 130
-_UNFAMILIAR = 4
+_EXIT_CODES = {InputUnfamiliar: EXIT_UNFAMILIAR, TooManyErrors: EXIT_TOO_MANY_ERRORS}
+_KEPT = {
+    "scan": "Finished pairs are kept. Run the same command again to resume.",
+    "train": "The last checkpoint is kept. Run the same command again to resume.",
+    "repolicy": "Run the same command again to resume.",
+    "serve": "Requests in flight were not answered.",
+}
+"""The sentence after `stopped`, by command. Other commands write their output at their end."""
 
 
 def main() -> None:
     """Run the command line.
 
-    An `AsapError` becomes one sentence on stderr and exit code 1; the code is 4 if a scan stopped because its input is
-    unfamiliar to the model. An interruption (Ctrl-C or SIGTERM) exits with 130.
+    An `AsapError` becomes one sentence on stderr and exit code 1, or a code of its own (`jobs.errors`). A stop by
+    Ctrl-C, SIGTERM or SIGHUP exits with 130.
     """
-    # SIGTERM must unwind the stack as Ctrl-C does, so that a job records that it was stopped.
-    signal.signal(signal.SIGTERM, _interrupt)
+    stop_on_signals()
     try:
         app()
     except AsapError as error:
         _complain(str(error))
-        sys.exit(_UNFAMILIAR if isinstance(error, InputUnfamiliar) else 1)
+        sys.exit(_EXIT_CODES.get(type(error), 1))
     except SystemExit as stop:
-        if stop.code == _INTERRUPTED:  # typer has turned the KeyboardInterrupt into it
-            if sys.argv[1:2] == ["serve"]:
-                _complain("stopped immediately")
-            else:
-                _complain("interrupted. Finished work is kept. Run the same command again to resume.")
+        if stop.code == EXIT_STOPPED:  # typer has turned the KeyboardInterrupt into it
+            _complain(f"stopped. {_KEPT.get(sys.argv[1], 'Nothing was written.')}")
         raise
-
-
-def _interrupt(signal_number: int, frame: object) -> NoReturn:
-    raise KeyboardInterrupt
 
 
 def _complain(message: str) -> None:

@@ -10,7 +10,7 @@ from rich.console import Console
 from asap.errors import ConfigError
 from asap.preprocessing.words import MIN_TEXT_READ
 from jobs.cli.options import DEVICE_HELP, MODEL_HELP, settings_of
-from jobs.errors import JobError
+from jobs.errors import JobError, TooManyErrors
 
 
 def scan(
@@ -48,6 +48,12 @@ def scan(
             "stopped scan is resumed. Unfamiliar pairs get no judgment in any case.",
         ),
     ] = False,
+    max_error_rate: Annotated[
+        float,
+        typer.Option(
+            min=0, max=1, help="Share of the pairs that may fail. With more, the exit code of a done scan is 3."
+        ),
+    ] = 1,
     device: Annotated[str, typer.Option(help=DEVICE_HELP)] = "auto",
     precision: Annotated[str, typer.Option(help="Arithmetic: 'auto', 'float32' or 'bfloat16'.")] = "auto",
     detectors: Annotated[int | None, typer.Option(help="Number of detector actors. Default: as many as fit.")] = None,
@@ -57,7 +63,8 @@ def scan(
 ) -> None:
     """Scan pairs in bulk. Run the same command again to resume a scan that was stopped.
 
-    The exit code is 4 if the scan stopped because the model has seen nothing like most of a sample of INPUT.
+    The exit code is 3 if more pairs failed than --max-error-rate allows, and 4 if the scan stopped because the model has
+    seen nothing like most of a sample of INPUT.
     """
     from jobs.cli.display import print_plain, progress_shown, summary_lines, summary_table
     from jobs.scan.run import scan as run
@@ -80,3 +87,8 @@ def scan(
         print_plain(console, line)
     if summary["errors"] == summary["pairs"]:
         raise JobError(f"all {summary['pairs']} pairs failed. See the errors listed above.")
+    if summary["errors"] > max_error_rate * summary["pairs"]:
+        raise TooManyErrors(
+            f"{summary['errors']:,} of {summary['pairs']:,} pairs failed, more than --max-error-rate {max_error_rate:g} "
+            f"allows. See {summary['errors_file']}."
+        )

@@ -1,4 +1,4 @@
-"""The Ray Data pipeline that turns a manifest into results: read, prepare, caption, detect, write.
+"""The Ray Data pipeline that turns a manifest into results: read, prepare, caption, detect; writers take the rows.
 
 A block is one batch from end to end: the manifest is read in blocks of `batch_size` rows, and each stage takes a block
 and makes one. If the manifest is so long that there would be too many blocks, blocks are longer and the stages take
@@ -13,15 +13,18 @@ from __future__ import annotations
 
 import gc
 import math
+import threading
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, NamedTuple
 
 import ray
-from ray.data import ActorPoolStrategy, DataContext
+from ray.data import ActorPoolStrategy, DataContext, Dataset
 
+from asap.errors import StorageError
 from asap.preprocessing.images import ImageLimits
 from asap.storage.location import Location
 from asap.storage.s3 import filesystem
@@ -31,9 +34,13 @@ from jobs.scan.settings import CaptionSettings, ScanSettings
 from jobs.scan.stages.caption import CaptionStage
 from jobs.scan.stages.detect import Detection, Detector
 from jobs.scan.stages.prepare import Preparation, prepare_batch
-from jobs.scan.stages.result_rows import RESULT_SCHEMA
+from jobs.scan.stages.write import Writers
+from jobs.stops import in_background
 
-_READ_CPUS = _WRITE_CPUS = 0.1
+_READ_CPUS = 0.1
+_POLL_S = 0.5
+_LAST_FLUSH_S = 1.5
+"""Seconds for the last rows to be written when a job is stopped: Ray's Jobs API kills a job after three."""
 TRIES = 3
 """Tries of a batch whose process dies."""
 _MOST_BLOCKS = 50_000
@@ -53,6 +60,16 @@ class StageResources:
 
 
 @dataclass(frozen=True)
+class Writing:
+    """The writers of results."""
+
+    rows_per_file: int
+    every_s: float
+    patience_s: float
+    writers: int = 1
+
+
+@dataclass(frozen=True)
 class ScanPipeline:
     """Everything that the stages need to know."""
 
@@ -61,7 +78,7 @@ class ScanPipeline:
     captions: CaptionSettings | None
     input: Location
     batch_size: int
-    rows_per_file: int
+    writing: Writing
     prepare: StageResources
     caption: StageResources
     detect: StageResources
@@ -109,7 +126,12 @@ def size_pipeline(
         captions=captions,
         input=Location.parse(settings.input),
         batch_size=batch_size,
-        rows_per_file=settings.rows_per_file or min(100_000, max(512, rows // 200)),
+        writing=Writing(
+            settings.rows_per_file or min(100_000, max(512, rows // 200)),
+            settings.write_every_s,
+            settings.write_patience_s,
+            writers=max(1, int(machines.get("GPU", 0)) // 8),
+        ),
         prepare=resources.prepare,
         caption=resources.caption,
         detect=resources.detect,
@@ -151,33 +173,51 @@ def run_pipeline(pipeline: ScanPipeline, manifest: Location, rows: int, results:
         results: Folder that the results files are added to.
         counter: The actor that counts finished rows, of `stages.progress.start_counter`.
     """
+    writing = pipeline.writing
+    writers = Writers(results, writing.rows_per_file, writing.every_s, writing.writers)
+    try:
+        with _data_context(pipeline.lost_batches):
+            dataset = _build(pipeline, manifest, rows, writers, counter)
+            with in_background(partial(_execute, dataset)) as execution:
+                while not execution.wait(_POLL_S):
+                    if failure := writers.failure(writing.patience_s):
+                        raise StorageError(failure)
+        writers.finish(writing.patience_s)
+    except BaseException:
+        # A stop comes here too. What was judged is written, unless that would hold up the stop.
+        with suppress(StorageError, ray.exceptions.RayError):
+            writers.flush(_LAST_FLUSH_S)
+        raise
+    finally:
+        writers.stop()
+
+
+def _execute(dataset: Dataset, is_stopped: threading.Event) -> None:
+    """Execute a dataset whose rows go to the writers, until its end or a stop."""
+    for _ in dataset.iter_internal_ref_bundles():
+        if is_stopped.is_set():
+            return  # the end of the iterator ends the execution
+
+
+def _build(pipeline: ScanPipeline, manifest: Location, rows: int, writers: Writers, counter: Any) -> Dataset:
+    """Return the stages of a pipeline as a dataset, whose rows are the sizes of the batches."""
     blocks = _count_blocks(rows, pipeline.batch_size)
     batches = {"batch_size": None if blocks <= _MOST_BLOCKS else pipeline.batch_size,
                "batch_format": "pyarrow", "zero_copy_batch": True}  # fmt: skip
-    with _data_context(pipeline.lost_batches):
-        system, path = filesystem(manifest)
-        pairs = ray.data.read_parquet(
-            path, filesystem=system, override_num_blocks=max(1, min(blocks, _MOST_BLOCKS)), num_cpus=_READ_CPUS
+    system, path = filesystem(manifest)
+    pairs = ray.data.read_parquet(
+        path, filesystem=system, override_num_blocks=max(1, min(blocks, _MOST_BLOCKS)), num_cpus=_READ_CPUS
+    )
+    tasks = {"num_cpus": pipeline.prepare.cpus, "concurrency": pipeline.prepare.size, "max_retries": TRIES - 1}
+    prepared = pairs.map_batches(prepare_batch, fn_kwargs={"preparation": pipeline.preparation}, **tasks, **batches)
+    # `map_batches` would refuse whole blocks as batches if a GPU works on them; `map_batches_internal` does not.
+    if pipeline.captions:
+        captioner = pipeline.captions, pipeline.input, pipeline.detection.device
+        prepared = prepared.map_batches_internal(
+            CaptionStage, fn_constructor_args=captioner, **_actors(pipeline.caption), **batches
         )
-        tasks = {"num_cpus": pipeline.prepare.cpus, "concurrency": pipeline.prepare.size, "max_retries": TRIES - 1}
-        prepared = pairs.map_batches(prepare_batch, fn_kwargs={"preparation": pipeline.preparation}, **tasks, **batches)
-        # `map_batches` would refuse whole blocks as batches if a GPU works on them; `map_batches_internal` does not.
-        if pipeline.captions:
-            captioner = pipeline.captions, pipeline.input, pipeline.detection.device
-            prepared = prepared.map_batches_internal(
-                CaptionStage, fn_constructor_args=captioner, **_actors(pipeline.caption), **batches
-            )
-        detected = prepared.map_batches_internal(
-            Detector, fn_constructor_args=(pipeline.detection, counter), **_actors(pipeline.detect), **batches
-        )
-        system, path = filesystem(results)
-        detected.write_parquet(
-            path,
-            filesystem=system,
-            schema=RESULT_SCHEMA,
-            min_rows_per_file=pipeline.rows_per_file,
-            ray_remote_args={"num_cpus": _WRITE_CPUS},
-        )
+    detector = pipeline.detection, counter, writers.handles
+    return prepared.map_batches_internal(Detector, fn_constructor_args=detector, **_actors(pipeline.detect), **batches)
 
 
 def _count_blocks(rows: int, batch_size: int) -> int:

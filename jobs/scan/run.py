@@ -40,6 +40,8 @@ if TYPE_CHECKING:
     from jobs.scan.pipeline import ScanPipeline
 
 _POLL_S = 0.5
+_MANY_BATCHES = 4
+"""Batches whose rows are scanned together once more if they are lost. Fewer are scanned row by row at once."""
 
 
 @dataclass(frozen=True)
@@ -70,6 +72,7 @@ def scan(settings: ScanSettings, watch: Watch = lambda progress: None) -> dict[s
     identity = plan.identity()
     record = check_resumable(plan.folder, identity)
     if record and is_finished(plan.folder):
+        watch(ScanProgress("the job is finished, so nothing is scanned again"))
         _delete_temporary(plan.folder)
         return read_summary(plan.folder)
     if record and record.get("state") == "unfamiliar" and not settings.allow_unfamiliar:
@@ -120,7 +123,7 @@ def _work(job: Job, plan: ScanPlan, watch: Watch) -> None:
     started = time.monotonic()
     # A Ray that this process starts may use its CPUs and no others; a cluster has CPUs of its own.
     cpus = {} if plan.settings.address else {"num_cpus": len(os.sched_getaffinity(0))}
-    with ray_running(plan.settings.address, **cpus):
+    with ray_running(plan.settings.address, **cpus), _cancellation_recorded(job):
         from jobs.scan.pipeline import size_pipeline
 
         _note_time(job, "ray_start_s", started)
@@ -135,6 +138,16 @@ def _work(job: Job, plan: ScanPlan, watch: Watch) -> None:
     watch(ScanProgress("writing the summary and the report", rows, rows))
     _write_output(job)
     job.update(state="completed")
+
+
+@contextmanager
+def _cancellation_recorded(job: Job) -> Iterator[None]:
+    """Record a stop as soon as it leaves the block. The end of Ray, which follows, takes seconds."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        job.cancel()
+        raise
 
 
 def _write_output(job: Job) -> None:
@@ -195,8 +208,12 @@ def _detect_all_rows(job: Job, plan: ScanPlan, pipeline: ScanPipeline, rows: int
             manifest, missing = remaining, _write_remaining(folder)
         if missing:
             _run(pipeline, manifest, missing, results, counter)
+        # A writer that dies loses the rows of some seconds, many more than a batch.
+        lost_rows = _write_remaining(folder)
+        if lost_rows > _MANY_BATCHES * pipeline.batch_size:
+            _run(pipeline, remaining, lost_rows, results, counter)
         # Each process that dies loses its whole batch. Alone, the innocent rows of such a batch succeed.
-        if lost_rows := _write_remaining(folder):
+        if lost_rows and (lost_rows := _write_remaining(folder)):
             _run(pipeline.one_row_at_a_time(), remaining, lost_rows, results, counter)
     if lost_rows and (lost := _missing(folder)):
         # These rows ended every process that worked on them, alone too. They become errors like any other.

@@ -53,7 +53,12 @@ class ScanSettings(ClusterSettings):
     batch_size: int | None = Field(default=None, ge=1)
     """Pairs that travel and enter the model together. None: 64 on CPUs, 256 on GPUs."""
     rows_per_file: int | None = Field(default=None, ge=1)
-    """Pairs in one results file. They are lost if the job dies before it is written. None: by the size of the job."""
+    """Pairs of a results file that is full. None: by the size of the job."""
+    write_every_s: float = Field(default=5, gt=0)
+    """Seconds after which finished pairs are written, whether or not they fill a file. So much work is lost at most if
+    the job is killed; a job that is stopped loses nothing that was finished."""
+    write_patience_s: float = Field(default=120, ge=0)
+    """Seconds for which the job folder may refuse the results, as in an outage, before the job stops."""
     fetch: FetchSettings = FetchSettings()
     heartbeat_s: float = Field(default=2, gt=0)
     """Seconds between two heartbeats of the job."""

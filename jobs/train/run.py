@@ -24,13 +24,14 @@ from asap.storage.location import Location
 from asap.training.step import TrainingStep
 from asap.weights.start import split_source
 from jobs.cluster import count_fitting, machines_alive, most_cpus, ray_running, wait_for_resources
+from jobs.stops import in_background
 from jobs.train.data.splits import choose_ingest, corpus_event, data_of, prepare_splits, read_splits
 from jobs.train.events import OnEvent
 from jobs.train.export import SCORE, ChosenCheckpoint, export_model
 from jobs.train.plan import Plan, make_plan
 from jobs.train.run_folder.folder import RunFolder
 from jobs.train.run_folder.log import follow_progress
-from jobs.train.run_folder.record import note_cluster, start_record
+from jobs.train.run_folder.record import note_cluster, start_record, stops_recorded
 from jobs.train.settings import TrainSettings
 from jobs.train.start import TRAINED, prepare_start
 from jobs.train.trainer import model_config
@@ -67,15 +68,17 @@ def train(settings: TrainSettings, progress: OnEvent = lambda event: None) -> Pa
     # Everything that can be refused without Ray has been checked. From here on the folder belongs to this run.
     _claim(folder, settings, data)
     start_record(folder, typed, data)
-    prepare_start(folder, settings, model_config, progress)
-    with ray_running(settings.address), follow_progress(folder, progress):
-        chosen = _finished_checkpoint(folder, settings)
-        # Resources are checked before pictures are decoded, which may take hours.
-        resources = {} if chosen else _resources_per_worker(settings, progress)
-        _prepare(folder, settings, corpora, progress)
-        folder.push("tokenizer", "start", "index", folder.corpus.name)
-        chosen = chosen or _run_workers(folder, settings, resources)
-    return export_model(folder, settings, chosen, progress)
+    with stops_recorded(folder):
+        prepare_start(folder, settings, model_config, progress)
+        # A stop is recorded before Ray ends, which takes seconds.
+        with ray_running(settings.address), follow_progress(folder, progress), stops_recorded(folder):
+            chosen = _finished_checkpoint(folder, settings)
+            # Resources are checked before pictures are decoded, which may take hours.
+            resources = {} if chosen else _resources_per_worker(settings, progress)
+            _prepare(folder, settings, corpora, progress)
+            folder.push("tokenizer", "start", "index", folder.corpus.name)
+            chosen = chosen or _run_workers(folder, settings, resources)
+        return export_model(folder, settings, chosen, progress)
 
 
 def plan(settings: TrainSettings, progress: OnEvent = lambda event: None) -> Plan:
@@ -240,7 +243,9 @@ def _run_workers(folder: RunFolder, settings: TrainSettings, resources: dict[str
         ),
     )
     try:
-        result = trainer.fit()
+        # In the main thread, Ray Train would handle SIGINT itself, and end the process by its own code.
+        with in_background(lambda _: trainer.fit()) as fitting:
+            result = fitting.result
     except TrainingFailedError as error:
         if final := final_failure(error):
             raise final from None

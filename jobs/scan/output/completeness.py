@@ -16,9 +16,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from asap.storage.files import delete_file, delete_folder, list_files, open_seekable, write_bytes
+from asap.storage.files import delete_file, delete_folder, list_files, open_seekable
 from asap.storage.location import Location
 from jobs.scan.input.manifest import write_tables
+from jobs.scan.stages.write import write_table
 
 _READERS = 16
 Ids = NDArray[np.int64]
@@ -137,10 +138,3 @@ def count_rows(results: Location) -> int:
 def _count_file(location: Location) -> int:
     with open_seekable(location) as file:
         return int(pq.read_metadata(file).num_rows)
-
-
-def write_table(table: pa.Table, location: Location) -> None:
-    """Write one small parquet file atomically: readers see the whole file or none."""
-    sink = pa.BufferOutputStream()
-    pq.write_table(table, sink)
-    write_bytes(location, sink.getvalue().to_pybytes())

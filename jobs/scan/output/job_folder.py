@@ -7,17 +7,20 @@
     _sample/        rows of the sample that is scanned before the rest
     _SUCCESS        written last; _remaining and _sample are deleted after it
     _repolicy/      exists while another policy is applied to a finished job
+    _cancel         asks the process that owns the job to stop
 
 States: validating, running, finalizing, then completed, failed, cancelled or unfamiliar (most of a sample is unfamiliar
 to the model). A job that was stopped in any way resumes when the same command is run again, an unfamiliar one with
 `--allow-unfamiliar` added. The process that owns a job writes a heartbeat. A process that sees the heartbeat of another
-one move leaves the job alone, and an owner that finds the id of another run in the record stops.
+one move leaves the job alone, and an owner that finds the id of another run in the record, or a file `_cancel`, stops.
 """
 
 from __future__ import annotations
 
 import _thread
 import json
+import os
+import socket
 import threading
 import time
 import uuid
@@ -27,7 +30,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from asap.errors import StorageError
-from asap.storage.files import create_bytes, exists, is_empty, read_bytes, write_bytes
+from asap.storage.files import create_bytes, delete_file, exists, is_empty, read_bytes, write_bytes
 from asap.storage.location import Location
 from jobs.errors import InputUnfamiliar, JobDiffers, JobFailed, JobInUse
 
@@ -35,6 +38,8 @@ RECORD_VERSION = 1
 RESULTS_ENTRY = "results"
 """Entry of the record while a policy is published: the folder that holds the rows until `results` does."""
 Notify = Callable[[str], None]
+CANCEL = "_cancel"
+"""File that asks the owner of a job to stop, from any machine. The owner deletes it."""
 _ENDED = ("completed", "failed", "cancelled", "unfamiliar")
 _LONG_DEAD_S = 300
 """Age in seconds beyond which a heartbeat is not watched. It is large, because clocks of machines may differ."""
@@ -165,6 +170,8 @@ class Job:
             "runs": record.get("runs", 0) + 1,
             "beats": 0,
             "error": None,
+            "host": socket.gethostname(),
+            "pid": os.getpid(),
         }
         self._thread = threading.Thread(target=self._beat, name="heartbeat", daemon=True)
 
@@ -194,31 +201,47 @@ class Job:
             raise JobInUse(
                 f"{self.folder} is in use: another process has begun it. Wait for it, or choose another --job."
             )
+        delete_file(self.folder / CANCEL)  # it was meant for an earlier run
         self._thread.start()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._ended.set()
-        self._thread.join()
+        is_recorded = self._ended.is_set()
+        self._stop_beating()
         if self._lost:
             raise JobInUse(f"{self.folder} was taken over by another process. This one stopped.") from error
-        if error is None:
+        if error is None or is_recorded:
             return
         if isinstance(error, KeyboardInterrupt):
-            self.update(state="cancelled")
+            self.cancel()
             return
         message = str(error).partition("\n")[0] or type(error).__name__
         self.update(state="unfamiliar" if isinstance(error, InputUnfamiliar) else "failed", error=message)
+
+    def cancel(self) -> None:
+        """Record that the job was stopped, before the work is cleaned up, which may take longer than is given.
+
+        Nothing is written to the record after it: another process may resume the job from then on.
+        """
+        self._stop_beating()
+        if not self._lost:
+            self.update(state="cancelled")
+            delete_file(self.folder / CANCEL)
+
+    def _stop_beating(self) -> None:
+        self._ended.set()
+        self._thread.join()
 
     def _beat(self) -> None:
         while not self._ended.wait(self._heartbeat_s):
             try:
                 self._beat_once()
+                is_cancelled = exists(self.folder / CANCEL)
             except StorageError:
                 continue  # a short outage must not stop the job; a long one stops its work anyway
-            if self._lost:
+            if self._lost or is_cancelled:
                 _thread.interrupt_main()
                 return
 

@@ -4,6 +4,7 @@ prepare.py        picture fetched, decoded and resized
 caption.py        CaptionStage: the actor that adds captions
 captioners.py     the engines that write or look up captions
 detect.py         Detector: the actor that runs the model
+write.py          ResultWriter: the actor that writes files of results
 result_rows.py    the schema of result rows
 progress.py       the actor that counts finished rows
 """

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import os
+import random
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
+import ray
 
 from asap.finding import Finding
 from asap.preprocessing.images import PreparedImage
@@ -41,7 +44,14 @@ class Detection:
 class Detector:
     """The actor that runs the model on prepared rows. It loads the model once, and never raises for a row."""
 
-    def __init__(self, detection: Detection, progress: Any = None) -> None:
+    def __init__(self, detection: Detection, progress: Any = None, writers: Sequence[Any] = ()) -> None:
+        """Load the model.
+
+        Args:
+            detection: The model, and how it runs.
+            progress: The actor that counts finished rows.
+            writers: Actors of `stages.write`, one of which takes over the rows. None: the rows are returned.
+        """
         import torch
 
         from asap.predictor import Predictor
@@ -57,9 +67,13 @@ class Detector:
         )
         self._device_errors = (torch.AcceleratorError,)
         self._progress = progress
+        self._writer = random.choice(writers) if writers else None
 
     def __call__(self, batch: pa.Table) -> pa.Table:
-        """Turn prepared rows (see `PREPARED_FIELDS`) into rows of `RESULT_SCHEMA`, in their order."""
+        """Turn prepared rows (see `PREPARED_FIELDS`) into rows of `RESULT_SCHEMA`, in their order.
+
+        With a writer, the rows go there, and a table with their number is returned.
+        """
         prepared = batch.select(_SMALL_COLUMNS).to_pylist()
         # Rows that failed in an earlier stage have no pixels; they keep their error.
         positions = [position for position, row in enumerate(prepared) if row["error_code"] is None]
@@ -82,7 +96,10 @@ class Detector:
         table = result_table(batch, rows)
         if self._progress is not None:
             count_batch(self._progress, table)
-        return table
+        if self._writer is None:
+            return table
+        ray.get(self._writer.add.remote(table))
+        return pa.table({"rows": [table.num_rows]})
 
     def _detect(self, pixels: pa.ChunkedArray, prepared: list[dict[str, Any]], positions: list[int]) -> list[Finding]:
         """Run the model on the rows at these positions; return their findings."""

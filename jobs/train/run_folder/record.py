@@ -8,8 +8,11 @@ from __future__ import annotations
 import json
 import os
 import platform
+import socket
 import subprocess
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
@@ -35,6 +38,10 @@ def start_record(folder: RunFolder, settings: TrainSettings, data: dict[str, Any
     record = _read(folder)
     started = {
         "started": _now(),
+        "state": "running",
+        "error": None,
+        "host": socket.gethostname(),
+        "pid": os.getpid(),
         "finished": None,
         "seconds": None,
         "code": code_version(),
@@ -65,7 +72,21 @@ def finish_record(folder: RunFolder, **entries: Any) -> None:
     """Add when the run ended, how long its last start took, and entries such as the checkpoint of its model."""
     record = _read(folder)
     started_s = datetime.fromisoformat(record["starts"][-1]["started"]).timestamp()
-    _update_last_start(folder, finished=_now(), seconds=round(time.time() - started_s, 1), **entries)
+    seconds = round(time.time() - started_s, 1)
+    _update_last_start(folder, state="completed", finished=_now(), seconds=seconds, **entries)
+
+
+@contextmanager
+def stops_recorded(folder: RunFolder) -> Iterator[None]:
+    """Record an error or a stop that leaves the block: `failed` with the reason, or `cancelled`."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        _update_last_start(folder, state="cancelled")
+        raise
+    except Exception as error:
+        _update_last_start(folder, state="failed", error=str(error).partition("\n")[0] or type(error).__name__)
+        raise
 
 
 def code_version() -> dict[str, Any]:

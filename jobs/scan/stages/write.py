@@ -1,0 +1,177 @@
+"""The writer: an actor that keeps finished rows for some seconds, and writes them to files of results.
+
+Rows are written by time as well as by number. A job that is killed loses the rows of a few seconds, and a job that is
+stopped loses none that were judged. A file that is not full is written again with the rows that follow, under the same
+name, so time alone does not make many small files.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+import uuid
+from dataclasses import dataclass
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from asap.errors import StorageError
+from asap.storage.files import write_bytes
+from asap.storage.location import Location
+
+_FULL_BYTES = 32 * 2**20
+"""Size in memory of the rows of a file that is full, whatever its number of rows: it would be long to write again."""
+_TICK_S = 0.5
+
+
+@dataclass(frozen=True)
+class WriterState:
+    """The state of a writer."""
+
+    written: int
+    """Rows in files."""
+    waiting: int
+    """Rows that are in no file yet."""
+    failing_s: float
+    """Seconds for which the folder could not be written; 0 if it can."""
+    failure: str | None
+    """The reason why it cannot be written."""
+
+
+class ResultWriter:
+    """The class of the actor."""
+
+    def __init__(self, folder: Location, rows_per_file: int, every_s: float) -> None:
+        """Start the thread that writes.
+
+        Args:
+            folder: Folder of the results.
+            rows_per_file: Rows of a file that is full.
+            every_s: Seconds after which a row is written, whether or not its file is full.
+        """
+        self._folder, self._rows_per_file, self._every_s = folder, rows_per_file, every_s
+        self._writing = threading.Lock()
+        self._changed = threading.Condition()
+        self._tables: list[pa.Table] = []
+        self._file = self._new_file()
+        self._waiting = self._written = 0
+        self._oldest_s = float("inf")
+        self._failing_since: float | None = None
+        self._failure: str | None = None
+        threading.Thread(target=self._write_when_due, name="write", daemon=True).start()
+
+    def add(self, rows: pa.Table) -> None:
+        """Take rows over. Waits while two full files cannot be written, so that rows do not pile up in memory."""
+        with self._changed:
+            self._changed.wait_for(lambda: not self._fills(self._tables, files=2))
+            if not self._waiting:
+                self._oldest_s = time.monotonic()
+            self._tables.append(rows)
+            self._waiting += rows.num_rows
+            self._changed.notify_all()
+
+    def flush(self) -> None:
+        """Write all rows that were taken over. Raises `StorageError` if the folder cannot be written."""
+        self._write()
+        if self._failure is not None:
+            raise StorageError(self._failure)
+
+    def state(self) -> WriterState:
+        """Return how much is written, and for how long writing has failed."""
+        since = self._failing_since
+        failing_s = 0.0 if since is None else time.monotonic() - since
+        return WriterState(self._written, self._waiting, failing_s, self._failure)
+
+    def _new_file(self) -> Location:
+        return self._folder / f"rows-{uuid.uuid4().hex}.parquet"
+
+    def _fills(self, tables: list[pa.Table], files: int = 1) -> bool:
+        """Return True if the tables are enough for so many files."""
+        rows, size = sum(table.num_rows for table in tables), sum(table.nbytes for table in tables)
+        return rows >= files * self._rows_per_file or size >= files * _FULL_BYTES
+
+    def _write_when_due(self) -> None:
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._waiting and self._fills(self._tables), timeout=_TICK_S)
+                late = time.monotonic() - self._oldest_s >= self._every_s
+                due = late or (self._waiting and self._fills(self._tables))
+            if due:
+                self._write()
+            if self._failure is not None:
+                time.sleep(_TICK_S)  # the store was asked several times already
+
+    def _write(self) -> None:
+        """Write the rows of the current file, those that it holds already too. A failure is noted and tried later."""
+        with self._writing:
+            with self._changed:
+                tables, waiting = list(self._tables), self._waiting
+            if not waiting:
+                return
+            # Rows that are added meanwhile wait for the next write.
+            try:
+                write_table(pa.concat_tables(tables), self._file)
+            except StorageError as error:
+                self._failing_since = self._failing_since or time.monotonic()
+                self._failure = str(error)
+                return
+            with self._changed:
+                self._failing_since = self._failure = None
+                self._written += waiting
+                self._waiting -= waiting
+                self._oldest_s = time.monotonic() if self._waiting else float("inf")
+                if self._fills(tables):
+                    self._tables = self._tables[len(tables) :]
+                    self._file = self._new_file()
+                self._changed.notify_all()
+
+
+class Writers:
+    """The writers of a pipeline, as its driver sees them."""
+
+    def __init__(self, folder: Location, rows_per_file: int, every_s: float, number: int = 1) -> None:
+        """Start the actors: one on the driver's node, so losing another node does not lose it, or several anywhere."""
+        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+        options = {"num_cpus": 0, "max_restarts": -1, "max_task_retries": -1, "max_concurrency": 64}
+        options["scheduling_strategy"] = here if number == 1 else "SPREAD"
+        actor = ray.remote(**options)(ResultWriter)
+        self.handles = [actor.remote(folder, rows_per_file, every_s) for _ in range(number)]
+
+    def flush(self, timeout_s: float | None = None) -> None:
+        """Have all rows written. Raises `StorageError` if the folder cannot be written, `GetTimeoutError` if late."""
+        try:
+            ray.get([handle.flush.remote() for handle in self.handles], timeout=timeout_s)
+        except ray.exceptions.RayTaskError as error:
+            raise error.as_instanceof_cause() from None
+
+    def finish(self, patience_s: float) -> None:
+        """Have all rows written, however long it takes.
+
+        Raises `StorageError` if the folder cannot be written for `patience_s` seconds.
+        """
+        while True:
+            try:
+                return self.flush()
+            except StorageError:
+                if self.failure(patience_s):
+                    raise
+                time.sleep(_TICK_S)
+
+    def failure(self, patience_s: float) -> str | None:
+        """Return the reason if a writer could not write for longer than `patience_s` seconds, else None."""
+        states = ray.get([handle.state.remote() for handle in self.handles])
+        return next((state.failure for state in states if state.failing_s > patience_s), None)
+
+    def stop(self) -> None:
+        """Stop the actors; rows that are in no file are lost."""
+        for handle in self.handles:
+            ray.kill(handle)
+
+
+def write_table(table: pa.Table, location: Location) -> None:
+    """Write one small parquet file atomically: readers see the whole file or none."""
+    sink = pa.BufferOutputStream()
+    pq.write_table(table, sink)
+    write_bytes(location, sink.getvalue().to_pybytes())

@@ -1,0 +1,107 @@
+"""Orderly stops: SIGINT, SIGTERM and SIGHUP interrupt the main thread, whatever Ray makes of them.
+
+An interruption unwinds the stack as Ctrl-C does in Python, so that a job can write what it has and record that it was
+stopped. Ray sets handlers of its own when it starts and when it trains; `handlers_kept` restores ours.
+"""
+
+from __future__ import annotations
+
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, Generic, TypeVar, cast
+
+_Result = TypeVar("_Result")
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+_DEAF_S = 5.0
+"""Seconds after a signal in which more signals are ignored, so that they do not break the orderly stop."""
+
+_last_s = float("-inf")
+
+
+def stop_on_signals() -> None:
+    """Let SIGINT, SIGTERM and SIGHUP raise `KeyboardInterrupt` in the main thread of this process.
+
+    A shell lets the commands that a script starts with `&` ignore SIGINT; they obey it from here on. SIGHUP stays
+    ignored if it was, because `nohup` promises that.
+    """
+    for number in SIGNALS:
+        if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:
+            signal.signal(number, _interrupt)
+
+
+def _interrupt(number: int, frame: object) -> None:
+    global _last_s
+    now = time.monotonic()
+    if now - _last_s < _DEAF_S:
+        return
+    _last_s = now
+    raise KeyboardInterrupt
+
+
+@contextmanager
+def handlers_kept() -> Iterator[None]:
+    """Restore the handlers of the three signals after a block that may set others.
+
+    An exit that such a handler raised inside the block becomes the `KeyboardInterrupt` that ours would have raised.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield  # only the main thread may set handlers
+        return
+    handlers: dict[int, Any] = {number: signal.getsignal(number) for number in SIGNALS}
+    try:
+        yield
+    except SystemExit as stop:
+        raise KeyboardInterrupt from stop
+    finally:
+        for number, handler in handlers.items():
+            if handler is not None:  # a handler that was not set from Python cannot be restored
+                signal.signal(number, handler)
+
+
+class Background(Generic[_Result]):
+    """A call that runs in a thread of its own, while the main thread waits where a signal reaches it."""
+
+    def __init__(self, call: Callable[[threading.Event], _Result]) -> None:
+        self._call = call
+        self._is_ended, self.is_stopped = threading.Event(), threading.Event()
+        self._result: _Result | None = None
+        self._error: BaseException | None = None
+        threading.Thread(target=self._run, name="work", daemon=True).start()
+
+    def wait(self, timeout_s: float | None = None) -> bool:
+        """Wait for the end; return True if it came in time. Raises what the call raised."""
+        is_ended = self._is_ended.wait(timeout_s)
+        if self._error is not None:
+            raise self._error
+        return is_ended
+
+    @property
+    def result(self) -> _Result:
+        """What the call returned, once it has ended."""
+        self.wait()
+        return cast("_Result", self._result)
+
+    def _run(self) -> None:
+        try:
+            self._result = self._call(self.is_stopped)
+        except BaseException as error:
+            self._error = error
+        self._is_ended.set()
+
+
+@contextmanager
+def in_background(call: Callable[[threading.Event], _Result]) -> Iterator[Background[_Result]]:
+    """Run a call in another thread for the duration of the block.
+
+    The call gets an event, which is set when the block is left. Ray's own calls hold a signal up, and some set handlers
+    where they run in the main thread.
+    """
+    background = Background(call)
+    try:
+        yield background
+    finally:
+        background.is_stopped.set()

@@ -1,0 +1,109 @@
+"""Signals interrupt the main thread, and handlers survive what replaces them."""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+
+import pytest
+
+from jobs import stops
+from jobs.stops import SIGNALS, handlers_kept, in_background, stop_on_signals
+from tests.support.waiting import HANG_S
+
+
+@pytest.fixture(autouse=True)
+def _handlers_restored() -> Iterator[None]:
+    former = {number: signal.getsignal(number) for number in SIGNALS}
+    yield
+    for number, handler in former.items():
+        signal.signal(number, handler)
+    stops._last_s = float("-inf")
+
+
+@pytest.mark.parametrize("number", SIGNALS)
+def test_each_signal_interrupts_and_one_that_follows_at_once_does_not(number: signal.Signals) -> None:
+    stop_on_signals()
+    with pytest.raises(KeyboardInterrupt):
+        signal.raise_signal(number)
+    signal.raise_signal(number)
+    stops._last_s -= 10
+    with pytest.raises(KeyboardInterrupt):
+        signal.raise_signal(number)
+
+
+def test_sigint_is_obeyed_where_a_shell_has_it_ignored_and_nohup_is_respected() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    stop_on_signals()
+    signal.raise_signal(signal.SIGHUP)
+    with pytest.raises(KeyboardInterrupt):
+        signal.raise_signal(signal.SIGINT)
+
+
+def test_handlers_that_a_block_sets_are_replaced_by_ours_and_its_exit_is_a_stop() -> None:
+    stop_on_signals()
+    with pytest.raises(KeyboardInterrupt), handlers_kept():
+        signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(number))
+        signal.raise_signal(signal.SIGTERM)
+    with pytest.raises(KeyboardInterrupt):
+        signal.raise_signal(signal.SIGTERM)
+
+
+def test_handlers_are_left_alone_in_other_threads() -> None:
+    before = signal.getsignal(signal.SIGTERM)
+
+    def work() -> None:
+        with handlers_kept():
+            pass
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_a_call_in_the_background_gives_its_result_or_its_error() -> None:
+    with in_background(lambda is_stopped: 7) as call:
+        assert call.result == 7
+
+    def fail(is_stopped: threading.Event) -> None:
+        raise ValueError("no")
+
+    with in_background(fail) as failing, pytest.raises(ValueError, match="no"):
+        failing.wait(HANG_S)
+
+
+def test_a_signal_reaches_the_main_thread_during_a_call_that_is_then_asked_to_stop() -> None:
+    stop_on_signals()
+    ended = threading.Event()
+
+    def work(is_stopped: threading.Event) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+        is_stopped.wait(HANG_S)
+        ended.set()
+
+    with pytest.raises(KeyboardInterrupt), in_background(work) as call:
+        call.wait(HANG_S)
+    assert ended.wait(HANG_S)
+
+
+@pytest.mark.parametrize(
+    ("command", "sentence"),
+    [("evaluate", "stopped. Nothing was written."), ("scan", "stopped. Finished pairs are kept. Run the same command")],
+)
+def test_a_stopped_command_exits_with_130_and_says_what_is_kept(command: str, sentence: str) -> None:
+    code = (
+        "import os, signal, sys, typer\n"
+        "from jobs.cli import app\n"
+        f"sys.argv[1:] = [{command!r}]\n"
+        "stub = typer.Typer()\n"
+        "stub.callback()(lambda: None)\n"
+        f"stub.command({command!r})(lambda: os.kill(os.getpid(), signal.SIGHUP))\n"
+        "app.app = stub\n"
+        "app.main()\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=HANG_S, check=False)
+    assert (done.returncode, done.stderr.startswith(f"asap: {sentence}")) == (130, True), done
