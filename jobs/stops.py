@@ -18,6 +18,7 @@ _Result = TypeVar("_Result")
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _DEAF_S = 5.0
 """Seconds after a signal in which more signals are ignored, so that they do not break the orderly stop."""
+_WAKE_S = 0.2
 
 _last_s = float("-inf")
 
@@ -74,10 +75,14 @@ class Background(Generic[_Result]):
 
     def wait(self, timeout_s: float | None = None) -> bool:
         """Wait for the end; return True if it came in time. Raises what the call raised."""
-        is_ended = self._is_ended.wait(timeout_s)
+        deadline = time.monotonic() + (float("inf") if timeout_s is None else timeout_s)
+        # A signal that reaches another thread is handled when the main thread wakes up, so it wakes up often.
+        while not self._is_ended.wait(min(_WAKE_S, max(0.0, deadline - time.monotonic()))):
+            if time.monotonic() >= deadline:
+                return False
         if self._error is not None:
             raise self._error
-        return is_ended
+        return True
 
     @property
     def result(self) -> _Result:

@@ -63,8 +63,8 @@ def scan(
 ) -> None:
     """Scan pairs in bulk. Run the same command again to resume a scan that was stopped.
 
-    The exit code is 3 if more pairs failed than --max-error-rate allows, and 4 if the scan stopped because the model has
-    seen nothing like most of a sample of INPUT.
+    The exit code is 3 if more pairs failed than --max-error-rate allows. It is 4 if the scan stopped because the model
+    has seen nothing like most of a sample of INPUT.
     """
     from jobs.cli.display import print_plain, progress_shown, summary_lines, summary_table
     from jobs.scan.run import scan as run
@@ -89,6 +89,6 @@ def scan(
         raise JobError(f"all {summary['pairs']} pairs failed. See the errors listed above.")
     if summary["errors"] > max_error_rate * summary["pairs"]:
         raise TooManyErrors(
-            f"{summary['errors']:,} of {summary['pairs']:,} pairs failed, more than --max-error-rate {max_error_rate:g} "
-            f"allows. See {summary['errors_file']}."
+            f"{summary['errors']:,} of {summary['pairs']:,} pairs failed, more than --max-error-rate allows "
+            f"({max_error_rate:g}). See {summary['errors_file']}."
         )

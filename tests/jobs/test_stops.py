@@ -45,9 +45,14 @@ def test_sigint_is_obeyed_where_a_shell_has_it_ignored_and_nohup_is_respected() 
 
 def test_handlers_that_a_block_sets_are_replaced_by_ours_and_its_exit_is_a_stop() -> None:
     stop_on_signals()
-    with pytest.raises(KeyboardInterrupt), handlers_kept():
-        signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(number))
-        signal.raise_signal(signal.SIGTERM)
+
+    def start_something() -> None:
+        with handlers_kept():
+            signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(number))
+            signal.raise_signal(signal.SIGTERM)
+
+    with pytest.raises(KeyboardInterrupt):
+        start_something()
     with pytest.raises(KeyboardInterrupt):
         signal.raise_signal(signal.SIGTERM)
 
