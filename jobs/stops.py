@@ -71,7 +71,11 @@ class Background(Generic[_Result]):
         self._is_ended, self.is_stopped = threading.Event(), threading.Event()
         self._result: _Result | None = None
         self._error: BaseException | None = None
-        threading.Thread(target=self._run, name="work", daemon=True).start()
+        self._thread = threading.Thread(target=self._run, name="work", daemon=True)
+
+    def start(self) -> None:
+        """Start the call."""
+        self._thread.start()
 
     def wait(self, timeout_s: float | None = None) -> bool:
         """Wait for the end; return True if it came in time. Raises what the call raised."""
@@ -107,6 +111,7 @@ def in_background(call: Callable[[threading.Event], _Result]) -> Iterator[Backgr
     """
     background = Background(call)
     try:
+        background.start()  # a signal may come before it returns
         yield background
     finally:
         background.is_stopped.set()
