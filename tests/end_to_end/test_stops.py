@@ -76,7 +76,7 @@ def test_a_scan_that_is_stopped_by_a_signal_or_the_cancel_file_keeps_all_that_it
     assert kept < ROWS
 
     last = start(*scan)
-    output, complaint = last.communicate(timeout=HANG_S)
+    _, complaint = last.communicate(timeout=HANG_S)
     assert last.returncode == 0, complaint
     assert rows_of(folder) == Counter(range(ROWS))
     assert record_of(folder)["state"] == "completed"

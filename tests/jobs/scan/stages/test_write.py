@@ -63,8 +63,8 @@ def test_an_outage_holds_rows_back_and_loses_none(tmp_path: Path) -> None:
     folder = tmp_path / "results"
     folder.write_text("a file where the folder should be")
     writer = ResultWriter(Location(str(folder)), rows_per_file=2, every_s=0.05)
+    writer.add(rows(0))
     with pytest.raises(StorageError, match="results"):
-        writer.add(rows(0))
         writer.flush()
     wait_until(lambda: writer.state().failing_s > 0)
     assert str(folder) in str(writer.state().failure)
