@@ -283,6 +283,19 @@ def _raise(error: OSError) -> None:
     raise error
 
 
+def list_folders(folder: Location) -> list[Location]:
+    """Return the folders directly below a folder, in the order of their names, without what is below them."""
+    with storage_errors(folder):
+        if not folder.is_s3:
+            return [Location(str(path)) for path in sorted(Path(folder.uri).iterdir()) if path.is_dir()]
+        prefix = f"{folder.key}/" if folder.key else ""
+        pages = (
+            s3_client().get_paginator("list_objects_v2").paginate(Bucket=folder.bucket, Prefix=prefix, Delimiter="/")
+        )
+        keys = [entry["Prefix"].rstrip("/") for page in pages for entry in page.get("CommonPrefixes", ())]
+        return [Location(f"s3://{folder.bucket}/{key}") for key in keys]
+
+
 def is_empty(folder: Location) -> bool:
     """Return True if there is no file at or below a folder."""
     return next(list_files(folder), None) is None

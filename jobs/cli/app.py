@@ -14,6 +14,7 @@ import typer
 from rich.console import Console
 
 from asap.errors import AsapError
+from jobs.cli.control import cancel, delete, errors, list_jobs, report, results, resume, status, watch
 from jobs.cli.detect import detect
 from jobs.cli.evaluate import evaluate
 from jobs.cli.newsroom import newsroom
@@ -22,6 +23,10 @@ from jobs.cli.scan import scan
 from jobs.cli.serve import serving
 from jobs.cli.train import train
 from jobs.errors import InputUnfamiliar
+
+_JOB_FOLDERS = "Job folders"
+_SEE_JOBS = {"status", "list", "watch", "cancel", "errors", "results", "report", "delete"}
+"""Commands that do no work of their own, so that there is nothing to resume."""
 
 app = typer.Typer(
     name="asap",
@@ -33,6 +38,9 @@ app = typer.Typer(
 for command in (scan, detect, newsroom, train, evaluate, familiarize, calibrate, repolicy):
     app.command()(command)
 app.add_typer(serving, name="serve")
+for command in (status, watch, cancel, resume, errors, results, report, delete):
+    app.command(rich_help_panel=_JOB_FOLDERS)(command)
+app.command(name="list", rich_help_panel=_JOB_FOLDERS)(list_jobs)
 
 _INTERRUPTED = 130
 _UNFAMILIAR = 4
@@ -55,7 +63,7 @@ def main() -> None:
         if stop.code == _INTERRUPTED:  # typer has turned the KeyboardInterrupt into it
             if sys.argv[1:2] == ["serve"]:
                 _complain("stopped immediately")
-            else:
+            elif not _SEE_JOBS & set(sys.argv[1:2]):
                 _complain("interrupted. Finished work is kept. Run the same command again to resume.")
         raise
 
