@@ -89,7 +89,7 @@ def test_a_filter_that_no_row_can_pass_is_refused(parts: dict[str, Any], message
 
 
 def test_an_unknown_column_is_refused_with_those_that_exist() -> None:
-    with pytest.raises(ConfigError, match="no column 'verdct'. Choose from row_id"):
+    with pytest.raises(ConfigError, match=r"no column 'verdct'\. Choose from row_id"):
         choose_columns(["verdct"], RESULT_SCHEMA)
     assert choose_columns([], RESULT_SCHEMA) == RESULT_SCHEMA.names
     assert choose_columns(["score", "score"], RESULT_SCHEMA) == ["score"]

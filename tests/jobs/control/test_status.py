@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 import time
@@ -59,8 +60,8 @@ def test_the_clock_of_another_machine_is_given_more_room_and_is_named(out: Locat
     assert not read_status(out / "a").is_silent
     write_scan(out / "a", state="running", host="elsewhere", heartbeat=seconds_ago(400))
     assert "by this machine's clock; that of elsewhere may differ" in read_status(out / "a").sentence()
-    write_scan(out / "a", state="running", host="elsewhere", heartbeat=seconds_ago(-3600))
-    assert "heartbeat is 1 h 0 min ahead: the clocks" in read_status(out / "a").sentence()
+    write_scan(out / "a", state="running", host="elsewhere", heartbeat=seconds_ago(-4000))
+    assert re.search(r"heartbeat is 1 h \d min ahead: the clocks", read_status(out / "a").sentence())
 
 
 @pytest.mark.parametrize("state", ["completed", "failed", "cancelled", "unfamiliar"])
