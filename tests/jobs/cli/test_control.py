@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 import sys
 from collections.abc import Callable
@@ -197,7 +198,7 @@ def test_the_report_is_written_on_request_and_named(run: Any, job: Location, mon
     assert code == 1
     assert "has no report yet: its state is completed. Give --rewrite" in err
     assert run("report", job, "--rewrite")[1] == f"{page}\n"
-    assert b"face swap" in read_bytes(page)
+    assert b"decode_failed" in read_bytes(page)
     assert json.loads(run("report", job, "--json")[1]) == {"report": str(page)}
     opened: list[str] = []
     monkeypatch.setattr("webbrowser.open", lambda address: opened.append(address) or len(opened) == 1)
@@ -222,11 +223,14 @@ def test_a_report_is_not_rewritten_while_the_job_runs(run: Any, tmp_path: Path) 
 
 
 def test_delete_asks_first(run: Any, job: Location, monkeypatch: pytest.MonkeyPatch) -> None:
-    questions: list[str] = []
-    monkeypatch.setattr("click.termui.visible_prompt_func", lambda text: questions.append(text) or "n")
-    assert run("delete", job)[0] == 1
+    for answer in ("n\n", "\n", ""):  # the last is a script, which nobody answers
+        monkeypatch.setattr("sys.stdin", io.StringIO(answer))
+        code, _, err = run("delete", job)
+        assert code == 1
+        assert f"Delete {job}, a completed scan job of 3 files?" in err
     assert exists(job / "job.json")
-    assert run("delete", job, "--yes")[1] == f"{job} is deleted: 3 files\n"
+    monkeypatch.setattr("sys.stdin", io.StringIO("y\n"))
+    assert json.loads(run("delete", job, "--json")[1]) == {"folder": str(job), "files": 3}
     assert not exists(job / "job.json")
     assert "is not the folder of a job" in run("delete", job, "--yes")[2]
 
