@@ -284,10 +284,15 @@ def _raise(error: OSError) -> None:
 
 
 def list_folders(folder: Location) -> list[Location]:
-    """Return the folders directly below a folder, in the order of their names, without what is below them."""
+    """Return the folders directly below a folder, in the order of their names. Nothing deeper is listed.
+
+    A folder that does not exist holds no folders.
+    """
     with storage_errors(folder):
         if not folder.is_s3:
-            return [Location(str(path)) for path in sorted(Path(folder.uri).iterdir()) if path.is_dir()]
+            path = Path(folder.uri)
+            entries = sorted(path.iterdir()) if path.exists() else []
+            return [Location(str(entry)) for entry in entries if entry.is_dir()]
         prefix = f"{folder.key}/" if folder.key else ""
         pages = (
             s3_client().get_paginator("list_objects_v2").paginate(Bucket=folder.bucket, Prefix=prefix, Delimiter="/")

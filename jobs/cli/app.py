@@ -38,9 +38,10 @@ app = typer.Typer(
 for command in (scan, detect, newsroom, train, evaluate, familiarize, calibrate, repolicy):
     app.command()(command)
 app.add_typer(serving, name="serve")
-for command in (status, watch, cancel, resume, errors, results, report, delete):
-    app.command(rich_help_panel=_JOB_FOLDERS)(command)
-app.command(name="list", rich_help_panel=_JOB_FOLDERS)(list_jobs)
+app.command("status", rich_help_panel=_JOB_FOLDERS)(status)
+app.command("list", rich_help_panel=_JOB_FOLDERS)(list_jobs)
+for verb in (watch, cancel, resume, errors, results, report, delete):
+    app.command(rich_help_panel=_JOB_FOLDERS)(verb)
 
 _INTERRUPTED = 130
 _UNFAMILIAR = 4

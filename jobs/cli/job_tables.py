@@ -16,34 +16,40 @@ if TYPE_CHECKING:
     from jobs.control.status import JobStatus
 
 _CELL_WIDTH = 60
+_NOTE_WIDTH = 1000
+"""Characters of a note that is printed on a line of its own, so that a command in it can be copied."""
 _NUMBERS = {"score", "row_id", "attempt", "familiarity"}
 
 
 def status_lines(status: JobStatus) -> list[str]:
     """Return the status of a job as lines."""
+    from jobs.control.row_formats import printable
     from jobs.control.status import format_duration
 
     lines = [f"{status.kind} {status.folder}: {status.state}"]
     if counts := _counts(status):
         lines.append(f"pairs      {counts}")
-    if status.pairs_per_s:
+    if status.pairs_per_s and not status.is_silent:
         left = "" if status.left_s is None else f", about {format_duration(status.left_s)} left"
         lines.append(f"speed      {status.pairs_per_s:,.1f} pairs/s{left}")
     age = "" if status.age_s is None else f", last sign of life {format_duration(max(status.age_s, 0))} ago"
     start = f", start {status.runs}" if status.runs > 1 else ""
     lines.append(f"process    {status.process}{start}{age}")
     if sentence := status.sentence():
-        lines.append(f"note       {sentence}")
+        lines.append(f"note       {printable(sentence, _NOTE_WIDTH)}")
     return lines
 
 
 def status_line(status: JobStatus) -> str:
     """Return the status of a job as one line, for those who follow it."""
+    from jobs.control.row_formats import printable
     from jobs.control.status import format_duration
 
-    speed = f"{status.pairs_per_s:,.0f} pairs/s" if status.pairs_per_s and not status.has_ended else ""
+    is_working = not status.has_ended and not status.is_silent
+    speed = f"{status.pairs_per_s:,.0f} pairs/s" if status.pairs_per_s and is_working else ""
     left = "" if status.left_s is None else f"{format_duration(status.left_s)} left"
-    return "  ".join(part for part in (status.state, _counts(status), speed, left, status.sentence()) if part)
+    note = printable(status.sentence(), _NOTE_WIDTH)
+    return "  ".join(part for part in (status.state, _counts(status), speed, left, note) if part)
 
 
 def _counts(status: JobStatus) -> str:

@@ -188,7 +188,8 @@ def list_jobs(out: Location) -> list[JobStatus]:
     """
     if not out.is_s3 and not Path(out.uri).is_dir():
         raise StorageError(f"{out} is not a folder. Give the --out of your jobs.")
-    folders = [out, *list_folders(out)]
+    # The folders of a job's own work begin with an underscore, and one of them has a record.
+    folders = [out, *(folder for folder in list_folders(out) if not folder.name.startswith("_"))]
     with ThreadPoolExecutor(_READERS) as readers:
         found = [status for status in readers.map(_find_or_broken, folders) if status is not None]
     earliest = datetime.min.replace(tzinfo=UTC)

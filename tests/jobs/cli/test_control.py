@@ -71,6 +71,12 @@ def test_status_says_how_a_job_is_and_that_it_probably_died(run: Any, job: Locat
     assert (document["state"], document["silent"], document["counts"]["done"]) == ("running", True, 1200)
 
 
+def test_what_a_record_quotes_cannot_command_the_terminal(run: Any, job: Location) -> None:
+    write_scan(job, state="failed", error="\x1b]0;x\x07 no column")
+    assert "\ufffd]0;x\ufffd no column" in run("status", job)[1]
+    assert "\x1b" not in run("watch", job)[1] + run("list", job.parent)[1]
+
+
 def test_list_is_a_table_or_a_document(run: Any, job: Location) -> None:
     write_training(job.parent / "run", steps=[{"pairs": 8}])
     code, out, _ = run("list", job.parent)

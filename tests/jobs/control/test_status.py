@@ -156,20 +156,9 @@ def test_a_list_has_the_newest_first_the_folder_itself_and_nothing_deeper(out: L
     write_scan(out / "new", heartbeat=seconds_ago(100))
     write_training(out / "run", started_s=5)
     write_scan(out / "deeper" / "c")
+    write_scan(out / "_repolicy", kind="repolicy")
     write_bytes(out / "notes" / "a.txt", b"x")
     assert [job.folder for job in list_jobs(out)] == [out / "run", out / "new", out / "old", out]
-
-
-def test_a_list_of_more_jobs_than_a_page_of_a_bucket_is_complete(bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    out = Location(f"s3://{bucket}")
-    for number in range(7):
-        write_scan(out / f"{number}")
-    from asap.storage.s3 import s3_client
-
-    real = s3_client().get_paginator("list_objects_v2").paginate
-    pages = list(real(Bucket=bucket, Prefix="", Delimiter="/", PaginationConfig={"PageSize": 3}))
-    assert len(pages) == 3
-    assert len(list_jobs(out)) == 7
 
 
 def test_a_list_of_a_folder_that_does_not_exist_is_an_error(tmp_path: Path, bucket: str) -> None:
