@@ -5,6 +5,7 @@ scan/          scan a corpus in bulk
 train/         train a model
 evaluate/      evaluate a model on labeled pairs
 policy/        choose thresholds, and apply other thresholds to a finished scan
+control/       see, stop, query and delete jobs through their folders
 pages/         self-contained HTML pages, and SVG plots
 settings.py    settings that several jobs share
 corpus.py      read a corpus as a job's settings say

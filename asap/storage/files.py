@@ -283,6 +283,24 @@ def _raise(error: OSError) -> None:
     raise error
 
 
+def list_folders(folder: Location) -> list[Location]:
+    """Return the folders directly below a folder, in the order of their names. Nothing deeper is listed.
+
+    A folder that does not exist holds no folders.
+    """
+    with storage_errors(folder):
+        if not folder.is_s3:
+            path = Path(folder.uri)
+            entries = sorted(path.iterdir()) if path.exists() else []
+            return [Location(str(entry)) for entry in entries if entry.is_dir()]
+        prefix = f"{folder.key}/" if folder.key else ""
+        pages = (
+            s3_client().get_paginator("list_objects_v2").paginate(Bucket=folder.bucket, Prefix=prefix, Delimiter="/")
+        )
+        keys = [entry["Prefix"].rstrip("/") for page in pages for entry in page.get("CommonPrefixes", ())]
+        return [Location(f"s3://{folder.bucket}/{key}") for key in keys]
+
+
 def is_empty(folder: Location) -> bool:
     """Return True if there is no file at or below a folder."""
     return next(list_files(folder), None) is None

@@ -3,6 +3,7 @@
 app.py         the command line: subcommands, error messages, exit codes
 options.py     options that several commands share, and `--set`
 display.py     progress, tables, and a finding in the terminal
+job_tables.py  jobs, their errors and their rows in the terminal
 scan.py        asap scan
 detect.py      asap detect
 newsroom.py    asap newsroom
@@ -10,4 +11,5 @@ train.py       asap train
 evaluate.py    asap evaluate
 policy.py      asap familiarize, asap calibrate, asap repolicy
 serve.py       asap serve, asap serve build
+control.py     asap status, list, watch, cancel, resume, errors, results, report, delete
 """

@@ -12,6 +12,7 @@ import typer
 from rich.console import Console
 
 from asap.errors import AsapError
+from jobs.cli.control import cancel, delete, errors, list_jobs, report, results, resume, status, watch
 from jobs.cli.detect import detect
 from jobs.cli.evaluate import evaluate
 from jobs.cli.newsroom import newsroom
@@ -21,6 +22,8 @@ from jobs.cli.serve import serving
 from jobs.cli.train import train
 from jobs.errors import EXIT_STOPPED, EXIT_TOO_MANY_ERRORS, EXIT_UNFAMILIAR, InputUnfamiliar, TooManyErrors
 from jobs.stops import stop_on_signals
+
+_JOB_FOLDERS = "Job folders"
 
 app = typer.Typer(
     name="asap",
@@ -32,15 +35,23 @@ app = typer.Typer(
 for command in (scan, detect, newsroom, train, evaluate, familiarize, calibrate, repolicy):
     app.command()(command)
 app.add_typer(serving, name="serve")
+app.command("status", rich_help_panel=_JOB_FOLDERS)(status)
+app.command("list", rich_help_panel=_JOB_FOLDERS)(list_jobs)
+for verb in (watch, cancel, resume, errors, results, report, delete):
+    app.command(rich_help_panel=_JOB_FOLDERS)(verb)
 
 _EXIT_CODES = {InputUnfamiliar: EXIT_UNFAMILIAR, TooManyErrors: EXIT_TOO_MANY_ERRORS}
 _KEPT = {
     "scan": "Finished pairs are kept. Run the same command again to resume.",
     "train": "The last checkpoint is kept. Run the same command again to resume.",
+    "resume": "Finished work is kept. Run the same command again to resume.",
     "repolicy": "Run the same command again to resume.",
+    "evaluate": "Nothing was written.",
+    "calibrate": "Nothing was written.",
+    "familiarize": "Nothing was written.",
     "serve": "Requests in flight were not answered.",
 }
-"""The sentence after `stopped`, by command. Other commands write their output at their end."""
+"""The sentence after `stopped`, by command. Commands that do no work of their own say nothing."""
 
 
 def main() -> None:
@@ -56,8 +67,9 @@ def main() -> None:
         _complain(str(error))
         sys.exit(_EXIT_CODES.get(type(error), 1))
     except SystemExit as stop:
-        if stop.code == EXIT_STOPPED:  # typer has turned the KeyboardInterrupt into it
-            _complain(f"stopped. {_KEPT.get(sys.argv[1], 'Nothing was written.')}")
+        # typer has turned the KeyboardInterrupt into this exit
+        if stop.code == EXIT_STOPPED and (kept := _KEPT.get(sys.argv[1])):
+            _complain(f"stopped. {kept}")
         raise
 
 

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 _LINE_EVERY_S = 5.0
 _LINE_WIDTH = 100
-_PLAIN: dict[str, Any] = {
+PLAIN_TABLE: dict[str, Any] = {
     "title_justify": "left", "box": SIMPLE_HEAD, "show_edge": False, "pad_edge": False, "collapse_padding": True,
 }  # fmt: skip
 _VERDICT_STYLES = {
@@ -199,7 +199,7 @@ def plan_tables(plan: Plan) -> Group:
     """Return the tables of `asap train --plan`."""
     # The pairs, by class and split.
     classes = list(dict.fromkeys(name for counts in plan.pairs.values() for name in counts))
-    pairs = Table(title="pairs", **_PLAIN)
+    pairs = Table(title="pairs", **PLAIN_TABLE)
     pairs.add_column("class", no_wrap=True)
     for split in plan.pairs:
         pairs.add_column(split, justify="right")
@@ -209,7 +209,7 @@ def plan_tables(plan: Plan) -> Group:
     left_out = f"{plan.left_out_an_epoch:,} pairs per epoch do not fill a batch" if plan.left_out_an_epoch else "none"
 
     # The stages, by short names of the terms, and below them the meaning of those that occur.
-    stages = Table(title="stages", **_PLAIN)
+    stages = Table(title="stages", **PLAIN_TABLE)
     for name in ("steps", "loss terms and their weights"):
         stages.add_column(name)
     for stage in plan.stages:
@@ -239,7 +239,7 @@ def plan_tables(plan: Plan) -> Group:
 
 
 def _rows(title: str, rows: dict[str, str]) -> Table:
-    table = Table(title=title, show_header=False, **_PLAIN)
+    table = Table(title=title, show_header=False, **PLAIN_TABLE)
     table.add_column(no_wrap=True)
     table.add_column(overflow="fold")
     for name, value in rows.items():
@@ -260,13 +260,13 @@ def evaluation_tables(report: dict[str, Any]) -> Group:
     """Return the papers' table of an evaluation, and its breakdown by class."""
     about = report["about"]
     title = f"{about['model_id']}: {report['pairs']:,} pairs of {about['split']}, in percent"
-    tasks = Table(title=title, show_header=False, **_PLAIN)
+    tasks = Table(title=title, show_header=False, **PLAIN_TABLE)
     for justify in ("left", "left", "right", "right", "right"):
         tasks.add_column(justify=justify, no_wrap=True)
     for row in task_rows(report):
         # The terminal has room for the name of a reading; the page has its explanation too.
         tasks.add_row(row.task, row.reading.partition(":")[0], *(f"{name} {value}" for name, value in row.figures))
-    classes = Table(title="by class: AUC against the authentic pairs, boxes gated", **_PLAIN)
+    classes = Table(title="by class: AUC against the authentic pairs, boxes gated", **PLAIN_TABLE)
     for name in CLASS_COLUMNS:
         classes.add_column(name, justify="left" if name == CLASS_COLUMNS[0] else "right", no_wrap=True)
     for values in class_rows(report):

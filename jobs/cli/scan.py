@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+import json
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
@@ -11,6 +12,9 @@ from asap.errors import ConfigError
 from asap.preprocessing.words import MIN_TEXT_READ
 from jobs.cli.options import DEVICE_HELP, MODEL_HELP, settings_of
 from jobs.errors import JobError, TooManyErrors
+
+if TYPE_CHECKING:
+    from jobs.scan.settings import ScanSettings
 
 
 def scan(
@@ -66,8 +70,6 @@ def scan(
     The exit code is 3 if more pairs failed than --max-error-rate allows. It is 4 if the scan stopped because the model
     has seen nothing like most of a sample of INPUT.
     """
-    from jobs.cli.display import print_plain, progress_shown, summary_lines, summary_table
-    from jobs.scan.run import scan as run
     from jobs.scan.settings import ScanSettings
 
     if (caption_engine is None) != (captioner is None):
@@ -79,12 +81,23 @@ def scan(
         min_text_read=min_text_read, allow_unfamiliar=allow_unfamiliar, address=address,
         device=device, precision=precision, detectors=detectors, batch_size=batch_size,
     )  # fmt: skip
-    console = Console()
+    run_scan(settings)
+
+
+def run_scan(settings: ScanSettings, *, as_json: bool = False) -> None:
+    """Run or resume a scan with its progress, and print its summary: as a table and lines, or as one JSON document."""
+    from jobs.cli.display import print_plain, progress_shown, summary_lines, summary_table
+    from jobs.scan.run import scan as run
+
+    console = Console(stderr=as_json)
     with progress_shown(console) as watch:
         summary = run(settings, watch)
-    console.print(summary_table(summary))
-    for line in summary_lines(summary):
-        print_plain(console, line)
+    if as_json:
+        typer.echo(json.dumps(summary))
+    else:
+        console.print(summary_table(summary))
+        for line in summary_lines(summary):
+            print_plain(console, line)
     if summary["errors"] == summary["pairs"]:
         raise JobError(f"all {summary['pairs']} pairs failed. See the errors listed above.")
     if summary["errors"] > max_error_rate * summary["pairs"]:

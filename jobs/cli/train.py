@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+import json
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
 
 from jobs.cli.options import ADDRESS_HELP, Change, changes_of, settings_of
+
+if TYPE_CHECKING:
+    from jobs.train.settings import TrainSettings
 
 
 def train(
@@ -36,7 +40,6 @@ def train(
     """Train a model. Run the same command again to resume a run that was stopped."""
     from jobs.cli.display import plan_tables, training_shown
     from jobs.train.run import plan as plan_run
-    from jobs.train.run import train as run
     from jobs.train.settings import TrainSettings
 
     options: dict[str, Any] = {"corpus": corpus, "out": out, "name": name, "test_corpus": test_corpus, "pairs": pairs}
@@ -47,6 +50,14 @@ def train(
             tables = plan_tables(plan_run(settings, progress))
         Console().print(tables)
         return
-    with training_shown(Console()) as progress:
+    run_training(settings)
+
+
+def run_training(settings: TrainSettings, *, as_json: bool = False) -> None:
+    """Run or resume a training with its progress, and print the address of its model, as a line or as JSON."""
+    from jobs.cli.display import training_shown
+    from jobs.train.run import train as run
+
+    with training_shown(Console(stderr=as_json)) as progress:
         folder = run(settings, progress)
-    typer.echo(f"model: {folder}")
+    typer.echo(json.dumps({"model": str(folder)}) if as_json else f"model: {folder}")

@@ -21,6 +21,7 @@ from asap.storage.files import (
     file_info,
     is_empty,
     list_files,
+    list_folders,
     open_read,
     open_seekable,
     open_write,
@@ -173,6 +174,14 @@ def test_a_listing_keeps_names_with_a_common_prefix_together(folder: Location) -
     names = [info.location.uri.removeprefix(f"{folder.uri}/") for info in list_files(folder)]
     assert abs(names.index("a.jpg") - names.index("a.txt")) == 1
     assert sorted(names) == ["a-b.jpg", "a.jpg", "a.txt", "a/c.jpg", "b.txt"]
+
+
+def test_folders_are_listed_without_what_is_below_them(folder: Location) -> None:
+    assert list_folders(folder) == []
+    for name in ("b/deep/1", "a/1", "file", "a/2", "ab/1"):
+        write_bytes(folder / name, b"x")
+    assert list_folders(folder) == [folder / "a", folder / "ab", folder / "b"]
+    assert list_folders(folder / "b") == [folder / "b" / "deep"]
 
 
 def test_links_to_folders_are_followed_and_each_folder_is_listed_once(tmp_path: Path) -> None:

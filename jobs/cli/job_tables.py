@@ -1,0 +1,114 @@
+"""Jobs in the terminal: their status, a list of them, their errors, and their result rows."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Group
+from rich.table import Table
+from rich.text import Text
+
+from jobs.cli.display import PLAIN_TABLE
+
+if TYPE_CHECKING:
+    from jobs.control.result_query import ErrorCounts
+    from jobs.control.status import JobStatus
+
+_CELL_WIDTH = 60
+_NOTE_WIDTH = 1000
+"""Characters of a note that is printed on a line of its own, so that a command in it can be copied."""
+_NUMBERS = {"score", "row_id", "attempt", "familiarity"}
+
+
+def status_lines(status: JobStatus) -> list[str]:
+    """Return the status of a job as lines."""
+    from jobs.control.row_formats import printable
+    from jobs.control.status import format_duration
+
+    lines = [f"{status.kind} {status.folder}: {status.state}"]
+    if counts := _counts(status):
+        lines.append(f"pairs      {counts}")
+    if status.pairs_per_s and not status.is_silent:
+        left = "" if status.left_s is None else f", about {format_duration(status.left_s)} left"
+        lines.append(f"speed      {status.pairs_per_s:,.1f} pairs/s{left}")
+    age = "" if status.age_s is None else f", last sign of life {format_duration(max(status.age_s, 0))} ago"
+    start = f", start {status.runs}" if status.runs > 1 else ""
+    lines.append(f"process    {status.process}{start}{age}")
+    if sentence := status.sentence():
+        lines.append(f"note       {printable(sentence, _NOTE_WIDTH)}")
+    return lines
+
+
+def status_line(status: JobStatus) -> str:
+    """Return the status of a job as one line, for those who follow it."""
+    from jobs.control.row_formats import printable
+    from jobs.control.status import format_duration
+
+    is_working = not status.has_ended and not status.is_silent
+    speed = f"{status.pairs_per_s:,.0f} pairs/s" if status.pairs_per_s and is_working else ""
+    left = "" if status.left_s is None else f"{format_duration(status.left_s)} left"
+    note = printable(status.sentence(), _NOTE_WIDTH)
+    return "  ".join(part for part in (status.state, _counts(status), speed, left, note) if part)
+
+
+def _counts(status: JobStatus) -> str:
+    done, total = status.counts.get("done"), status.counts.get("total")
+    if done is None and total is None:
+        return ""
+    share = f" ({100 * (done or 0) / total:.0f} %)" if total else ""
+    others = [
+        f"{status.counts[name]:,} {name}" for name in ("flagged", "unfamiliar", "errors") if name in status.counts
+    ]
+    return ", ".join([f"{done or 0:,} of {total or 0:,}{share}", *others])
+
+
+def jobs_table(jobs: Sequence[JobStatus]) -> Table:
+    """Return jobs as a table."""
+    from jobs.control.row_formats import printable
+    from jobs.control.status import format_duration
+
+    table = Table(**PLAIN_TABLE)
+    for name, justify in (("job", "left"), ("kind", "left"), ("state", "left"), ("pairs", "right"), ("errors", "right"),
+                          ("last sign of life", "right"), ("note", "left")):  # fmt: skip
+        table.add_column(name, justify=justify, overflow="fold")  # type: ignore[arg-type]
+    for job in jobs:
+        done, total = job.counts.get("done"), job.counts.get("total")
+        table.add_row(
+            Text(printable(job.folder.name, _CELL_WIDTH)),
+            job.kind,
+            job.state,
+            "" if total is None else f"{done or 0:,} of {total:,}",
+            f"{job.counts['errors']:,}" if "errors" in job.counts else "",
+            "" if job.age_s is None else f"{format_duration(max(job.age_s, 0))} ago",
+            Text(printable("probably died" if job.is_silent else job.sentence(), 2 * _CELL_WIDTH)),
+        )
+    return table
+
+
+def error_tables(counts: ErrorCounts) -> Group:
+    """Return failed rows as two tables: their number by code, and the rows."""
+    codes = Table(**PLAIN_TABLE)
+    for name in ("code", "rows", "may succeed on another try"):
+        codes.add_column(name, justify="left" if name == "code" else "right")
+    for code, count in counts.codes.most_common():
+        retryable = counts.retryable[code]
+        codes.add_row(
+            Text(code), f"{count:,}", "all" if retryable == count else f"{retryable:,}" if retryable else "no"
+        )
+    if not counts.first:
+        return Group(codes)
+    columns = ("custom_id", "image_uri", "error_code", "error_detail")
+    return Group(codes, "", rows_table(columns, counts.first))
+
+
+def rows_table(columns: Sequence[str], rows: Sequence[dict[str, Any]]) -> Table:
+    """Return result rows as a table. Long values are cut."""
+    from jobs.control.row_formats import printable
+
+    table = Table(**PLAIN_TABLE)
+    for name in columns:
+        table.add_column(name, justify="right" if name in _NUMBERS else "left", overflow="fold")
+    for row in rows:
+        table.add_row(*(Text(printable(row[name], _CELL_WIDTH)) for name in columns))
+    return table

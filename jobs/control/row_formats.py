@@ -1,0 +1,126 @@
+"""Result rows as JSON, JSON lines, CSV or Parquet, written as they come.
+
+A CSV is opened in spreadsheets, which run a text as a formula if it begins like one. Texts of a corpus come from
+strangers, so such a cell gets an apostrophe in front.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Iterable
+from typing import Any, BinaryIO
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from asap.errors import ConfigError
+
+FORMATS = ("table", "json", "jsonl", "csv", "parquet")
+_FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n", "＝", "＋", "－", "＠")
+"""Beginnings of a formula, also those of full width, which some spreadsheets read alike."""
+
+
+def choose_format(given: str | None, to: str | None, *, in_terminal: bool, as_json: bool) -> str:
+    """Return the format of rows. Raises `ConfigError` for one that is unknown or does not fit.
+
+    Args:
+        given: The format that was asked for; None to choose one.
+        to: The file to write; None for the standard output.
+        in_terminal: True if the standard output is a terminal.
+        as_json: True if the standard output must be one JSON document.
+    """
+    if given is not None and given not in FORMATS:
+        raise ConfigError(f"there is no format {given!r}. Choose from {', '.join(FORMATS)}.")
+    if to is not None:
+        chosen = given or to.rpartition(".")[2]
+        if chosen not in FORMATS or chosen == "table":
+            raise ConfigError(f"the format of {to} is not known. Give --format {', '.join(FORMATS[1:])}.")
+        return chosen
+    if as_json and given not in (None, "json"):
+        raise ConfigError(f"--json and --format {given} contradict each other. Give one of them, or --to FILE.")
+    if given == "parquet":
+        raise ConfigError("a Parquet file cannot be printed. Give --to FILE.")
+    return given or ("json" if as_json else "table" if in_terminal else "jsonl")
+
+
+def write_rows(kind: str, stream: BinaryIO, schema: pa.Schema, tables: Iterable[pa.Table]) -> int:
+    """Write tables of a schema to a stream, and return the number of rows.
+
+    Args:
+        kind: `json` (one array), `jsonl`, `csv` or `parquet`.
+        stream: Receives the bytes.
+        schema: The columns of all tables.
+        tables: The rows.
+    """
+    writer = {"json": _write_json, "jsonl": _write_jsonl, "csv": _write_csv, "parquet": _write_parquet}[kind]
+    return writer(stream, schema, tables)
+
+
+def _write_json(stream: BinaryIO, schema: pa.Schema, tables: Iterable[pa.Table]) -> int:
+    written = 0
+    stream.write(b"[")
+    for table in tables:
+        for row in table.to_pylist():
+            stream.write((",\n" if written else "").encode() + json.dumps(row, ensure_ascii=False).encode())
+            written += 1
+    stream.write(b"]\n")
+    return written
+
+
+def _write_jsonl(stream: BinaryIO, schema: pa.Schema, tables: Iterable[pa.Table]) -> int:
+    written = 0
+    for table in tables:
+        for row in table.to_pylist():
+            stream.write(json.dumps(row, ensure_ascii=False).encode() + b"\n")
+        written += table.num_rows
+    return written
+
+
+def _write_csv(stream: BinaryIO, schema: pa.Schema, tables: Iterable[pa.Table]) -> int:
+    written = 0
+    text = io.TextIOWrapper(stream, "utf-8", newline="", write_through=True)
+    try:
+        writer = csv.writer(text)
+        writer.writerow(schema.names)
+        for table in tables:
+            for row in table.to_pylist():
+                writer.writerow([csv_cell(value) for value in row.values()])
+            written += table.num_rows
+    finally:
+        text.detach()  # the stream is the caller's, and stays open
+    return written
+
+
+def _write_parquet(stream: BinaryIO, schema: pa.Schema, tables: Iterable[pa.Table]) -> int:
+    written = 0
+    with pq.ParquetWriter(stream, schema) as writer:
+        for table in tables:
+            writer.write_table(table)
+            written += table.num_rows
+    return written
+
+
+def csv_cell(value: Any) -> str:
+    """Return a value as a cell: empty for null, JSON for lists and structs, and never a formula."""
+    if value is None:
+        return ""
+    if isinstance(value, bool | list | dict):
+        return json.dumps(value, ensure_ascii=False)
+    if not isinstance(value, str):
+        return str(value)  # a number, which may be negative and is no formula
+    return f"'{value}" if value.startswith(_FORMULA) else value
+
+
+def printable(value: Any, width: int) -> str:
+    """Return a value for a terminal, at most so wide. Control characters, which could command it, are replaced."""
+    if value is None:
+        return ""
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    if isinstance(value, list) and all(isinstance(item, str) for item in value):
+        text = ", ".join(value)
+    text = "".join(char if char.isprintable() else " " if char.isspace() else "\ufffd" for char in text[: 2 * width])
+    return text if len(text) <= width else f"{text[: width - 1]}…"

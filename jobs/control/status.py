@@ -1,0 +1,304 @@
+"""The status of a job: what its record says, and whether its process still gives signs of life.
+
+A scan says how it goes in `job.json`, with a heartbeat. A training run says it in `run.json` and `progress.jsonl`,
+where the last line is its sign of life: there is none while pictures are prepared, and few if steps are long.
+"""
+
+from __future__ import annotations
+
+import json
+import socket
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from asap.errors import StorageError
+from asap.storage.failures import storage_errors
+from asap.storage.files import exists, list_folders, read_bytes
+from asap.storage.location import Location
+from jobs.errors import JobError
+from jobs.scan.output.job_folder import RESULTS_ENTRY, read_record
+
+ENDED = ("completed", "failed", "cancelled", "unfamiliar")
+"""States of a job that no process works on."""
+TRAIN = "train"
+"""Kind of a training run."""
+BROKEN = "broken"
+"""State, in a list, of a job whose record cannot be read."""
+REPOLICY = "_repolicy"
+"""Folder in a scan's folder whose record is that of the process that applies another policy."""
+_READERS = 16
+_SILENT_AFTER_S = 60
+"""Age of a heartbeat, in seconds, beyond which its process probably died. A heartbeat comes every 2 s."""
+_SILENT_ELSEWHERE_S = 300
+"""The same for a process of another machine. It is larger, because the clocks of machines may differ."""
+_SILENT_TRAINING_S = 900
+"""The same for a training run, which has no heartbeat: it writes a line every 25 steps."""
+
+
+@dataclass(frozen=True)
+class JobStatus:
+    """The status of a job, at the moment when its folder was read."""
+
+    folder: Location
+    kind: str
+    """`scan` or `train`; `unknown` in a list, of a job whose record is broken."""
+    state: str
+    """validating, running, finalizing, completed, failed, cancelled or unfamiliar; `broken` in a list."""
+    counts: dict[str, int] = field(default_factory=dict)
+    """`done` and `total`, and of a scan `errors`, `flagged` and `unfamiliar`."""
+    pairs_per_s: float | None = None
+    error: str | None = None
+    """The reason why the job stopped, or why its record cannot be read."""
+    runs: int = 0
+    """Number of times that the job was started."""
+    host: str | None = None
+    """Name of the machine that the process of the last start runs on. Older records lack it."""
+    pid: int | None = None
+    heartbeat: datetime | None = None
+    """Time of the last sign of life, by the clock of that machine."""
+    age_s: float | None = None
+    """Seconds since then, by the clock of this machine. Negative if the clocks differ."""
+    beat: tuple[Any, ...] = ()
+    """A value that changes with each sign of life, so that it can be watched without a clock."""
+    can_be_cancelled: bool = False
+    """True if the process looks for the file `_cancel`."""
+    record: dict[str, Any] = field(default_factory=dict)
+    """The record that was read."""
+
+    @property
+    def has_ended(self) -> bool:
+        """True if the record says that no process works on the job."""
+        return self.state in ENDED
+
+    @property
+    def watched_s(self) -> float:
+        """Seconds without a sign of life, as this process watches, after which the other one probably died."""
+        return _SILENT_TRAINING_S if self.kind == TRAIN else _SILENT_AFTER_S
+
+    @property
+    def is_silent(self) -> bool:
+        """True if the record says that a process works on the job, and its last sign of life is old."""
+        if self.has_ended or self.age_s is None:
+            return False
+        return self.age_s > (self.watched_s if self._is_here else max(self.watched_s, _SILENT_ELSEWHERE_S))
+
+    @property
+    def left_s(self) -> float | None:
+        """Seconds that are left at the present speed. None for a job that is not running."""
+        done, total = self.counts.get("done"), self.counts.get("total")
+        if self.has_ended or self.is_silent or not self.pairs_per_s or done is None or not total:
+            return None
+        return (total - done) / self.pairs_per_s
+
+    @property
+    def process(self) -> str:
+        """The process of the last start, as far as the record names it."""
+        pid = "its process" if self.pid is None else f"process {self.pid}"
+        return pid if self.host is None else f"{pid} on {self.host}"
+
+    @property
+    def is_republished(self) -> bool:
+        """True if the scan is being given another policy."""
+        return RESULTS_ENTRY in self.record
+
+    def sentence(self) -> str:
+        """Return what a person should know beyond state and counts; empty if there is nothing."""
+        if self.is_silent and self.age_s is not None:
+            clock = (
+                "" if self._is_here else f" (by this machine's clock; that of {self.host or 'its machine'} may differ)"
+            )
+            return f"no sign of life for {format_duration(self.age_s)}{clock}: {self.remedy}"
+        if not self.has_ended and self.age_s is not None and self.age_s < -_SILENT_AFTER_S:
+            return f"the heartbeat is {format_duration(-self.age_s)} ahead: the clocks of the machines differ"
+        if self.is_republished:
+            return "another policy is being applied"
+        return self.error or ""
+
+    @property
+    def remedy(self) -> str:
+        """The probable reason why there is no sign of life, and what to do then."""
+        unless = ", unless it prepares pictures" if self.kind == TRAIN else ""
+        return f"the process probably died{unless}. {self.next_step}"
+
+    @property
+    def next_step(self) -> str:
+        """A sentence on how a job goes on that nothing works on."""
+        if self.is_republished:
+            return "Run its `asap repolicy` again."
+        return f"`asap resume {self.folder}` goes on."
+
+    @property
+    def _is_here(self) -> bool:
+        """True if the process runs on this machine, so that its clock is this one."""
+        return self.host == socket.gethostname()
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the status as the entries of a JSON object."""
+        return {
+            "folder": self.folder.uri,
+            "kind": self.kind,
+            "state": self.state,
+            "counts": self.counts,
+            "pairs_per_s": self.pairs_per_s,
+            "left_s": None if self.left_s is None else round(self.left_s, 1),
+            "runs": self.runs,
+            "host": self.host,
+            "pid": self.pid,
+            "heartbeat": None if self.heartbeat is None else self.heartbeat.isoformat(timespec="seconds"),
+            "heartbeat_age_s": None if self.age_s is None else round(self.age_s, 1),
+            "silent": self.is_silent,
+            "error": self.error,
+            "note": self.sentence() or None,
+        }
+
+
+def read_status(folder: Location) -> JobStatus:
+    """Return the status of a job. Raises `JobError` if the folder is not that of a job, `StorageError`."""
+    status = find_status(folder)
+    if status is None:
+        raise JobError(
+            f"{folder} is not the folder of a job: it has neither the job.json of a scan nor the train.json of a "
+            "training run. Give OUT/JOB of a scan, or OUT of a training run."
+        )
+    return status
+
+
+def find_status(folder: Location) -> JobStatus | None:
+    """Return the status of a job, or None if the folder is not that of a job. Raises `StorageError`."""
+    with storage_errors(folder):
+        try:
+            record = read_record(folder)
+            # Other programs write files of these names too, and `asap delete` must not take their folders for jobs.
+            if record is not None and {"job_id", "state"} <= record.keys():
+                return _scan_status(folder, record)
+            settings = _read_json(folder / "train.json")
+            return _training_status(folder) if {"corpus", "recipe"} <= settings.keys() else None
+        except (TypeError, AttributeError, KeyError, ValueError) as error:
+            raise StorageError(f"the record of {folder} is broken: {error}. Choose another folder.") from error
+
+
+def list_jobs(out: Location) -> list[JobStatus]:
+    """Return the status of each job directly below a folder, and of the folder itself, the newest first.
+
+    A job whose record is broken has the state `broken`. Raises `StorageError` if the folder cannot be read.
+    """
+    if not out.is_s3 and not Path(out.uri).is_dir():
+        raise StorageError(f"{out} is not a folder. Give the --out of your jobs.")
+    # The folders of a job's own work begin with an underscore, and one of them has a record.
+    folders = [out, *(folder for folder in list_folders(out) if not folder.name.startswith("_"))]
+    with ThreadPoolExecutor(_READERS) as readers:
+        found = [status for status in readers.map(_find_or_broken, folders) if status is not None]
+    earliest = datetime.min.replace(tzinfo=UTC)
+    return sorted(found, key=lambda status: status.heartbeat or earliest, reverse=True)
+
+
+def _find_or_broken(folder: Location) -> JobStatus | None:
+    try:
+        return find_status(folder)
+    except StorageError as error:
+        return JobStatus(folder, "unknown", BROKEN, error=str(error))
+
+
+def _scan_status(folder: Location, record: dict[str, Any]) -> JobStatus:
+    # While another policy is applied, the process that gives signs of life has a record of its own.
+    alive = (read_record(folder / REPOLICY) or record) if RESULTS_ENTRY in record else record
+    heartbeat = _time(alive.get("heartbeat"))
+    counts = {name: count for name, count in (record.get("counts") or {}).items() if name != "pairs"}
+    if "total" not in counts and "manifest" in record:
+        counts["total"] = int(record["manifest"]["rows"])
+    return JobStatus(
+        folder,
+        str(record.get("kind", "scan")),
+        str(record.get("state", "unknown")),
+        counts=counts,
+        pairs_per_s=record.get("pairs_per_s"),
+        error=record.get("error"),
+        runs=int(record.get("runs", 0)),
+        host=alive.get("host"),
+        pid=alive.get("pid"),
+        heartbeat=heartbeat,
+        age_s=_age_s(heartbeat),
+        beat=(alive.get("run_id"), alive.get("beats")),
+        can_be_cancelled=RESULTS_ENTRY not in record,
+        record=record,
+    )
+
+
+def _training_status(folder: Location) -> JobStatus:
+    record = _read_json(folder / "run.json")
+    starts = record.get("starts") or [{}]
+    last, progress = starts[-1], _last_progress(folder)
+    signs = [_time(last.get(name)) for name in ("started", "finished", "heartbeat")]
+    signs += [datetime.fromtimestamp(progress["at"], UTC)] if "at" in progress else []
+    heartbeat = max((sign for sign in signs if sign is not None), default=None)
+    is_finished = exists(folder / "model" / "config.json")
+    total = progress.get("of", (record.get("settings") or {}).get("pairs"))
+    return JobStatus(
+        folder,
+        TRAIN,
+        "completed" if is_finished else str(last.get("state", "running")),
+        counts={"done": int(progress.get("pairs", 0))} | ({} if total is None else {"total": int(total)}),
+        pairs_per_s=progress.get("pairs_per_s"),
+        error=last.get("error"),
+        runs=len(record.get("starts", ())),
+        host=last.get("host"),
+        pid=last.get("pid"),
+        heartbeat=heartbeat,
+        age_s=_age_s(heartbeat),
+        beat=(len(starts), heartbeat),
+        can_be_cancelled="heartbeat" in last,
+        record=record,
+    )
+
+
+def _last_progress(folder: Location) -> dict[str, Any]:
+    """Return the entries of the last whole line of the progress, and the last speed; nothing before the first line."""
+    file = folder / "progress.jsonl"
+    lines = read_bytes(file).split(b"\n")[:-1] if exists(file) else []
+    entries: dict[str, Any] = {}
+    for line in lines[-2:]:  # a line of validation metrics has no speed, the line before it has
+        try:
+            entries |= json.loads(line)
+        except ValueError as error:
+            raise StorageError(f"{file} is broken: {error}") from error
+    return entries
+
+
+def _read_json(file: Location) -> dict[str, Any]:
+    if not exists(file):
+        return {}
+    try:
+        return dict(json.loads(read_bytes(file)))
+    except ValueError as error:
+        raise StorageError(f"{file} is broken: {error}") from error
+
+
+def _time(text: Any) -> datetime | None:
+    """Parse a time of a record; None for a record without one, or with one that cannot be read."""
+    try:
+        return datetime.fromisoformat(text).astimezone(UTC)
+    except (TypeError, ValueError):
+        return None
+
+
+def _age_s(heartbeat: datetime | None) -> float | None:
+    return None if heartbeat is None else (datetime.now(UTC) - heartbeat).total_seconds()
+
+
+def format_duration(seconds: float) -> str:
+    """Return a duration in the two units that matter: `12 s`, `14 min`, `3 h 5 min`, `2 d 4 h`."""
+    return " ".join(_units(round(seconds)))
+
+
+def _units(seconds: int) -> Iterator[str]:
+    minutes, hours, days = seconds // 60, seconds // 3600, seconds // 86400
+    if days:
+        yield from (f"{days} d", f"{hours % 24} h")
+    elif hours:
+        yield from (f"{hours} h", f"{minutes % 60} min")
+    else:
+        yield f"{minutes} min" if minutes else f"{seconds} s"
