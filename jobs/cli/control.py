@@ -80,7 +80,8 @@ def watch(
 ) -> None:
     """Follow a job until it ends, a line for each change. The exit code is that of the job.
 
-    It is 0 for a completed job, 1 for one that failed or died, 4 for an unfamiliar input, 130 for a cancelled job.
+    It is 0 for a completed job, 1 for one that failed or died, 3 for one with more errors than allowed, 4 for an
+    unfamiliar input, 130 for a cancelled job.
     """
     from asap.storage.location import Location
     from jobs.cli.job_tables import status_line

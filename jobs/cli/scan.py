@@ -80,6 +80,7 @@ def scan(
         ScanSettings, input=input, out=out, job=job, model=model, limit=limit, captions=captions,
         min_text_read=min_text_read, allow_unfamiliar=allow_unfamiliar, address=address,
         device=device, precision=precision, detectors=detectors, batch_size=batch_size,
+        max_error_rate=max_error_rate,
     )  # fmt: skip
     run_scan(settings)
 
@@ -100,8 +101,8 @@ def run_scan(settings: ScanSettings, *, as_json: bool = False) -> None:
             print_plain(console, line)
     if summary["errors"] == summary["pairs"]:
         raise JobError(f"all {summary['pairs']} pairs failed. See the errors listed above.")
-    if summary["errors"] > max_error_rate * summary["pairs"]:
+    if summary["errors"] > settings.max_error_rate * summary["pairs"]:
         raise TooManyErrors(
             f"{summary['errors']:,} of {summary['pairs']:,} pairs failed, more than --max-error-rate allows "
-            f"({max_error_rate:g}). See {summary['errors_file']}."
+            f"({settings.max_error_rate:g}). See {summary['errors_file']}."
         )

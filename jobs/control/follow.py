@@ -17,7 +17,7 @@ from asap.errors import StorageError
 from asap.storage.files import delete_file, write_bytes
 from asap.storage.location import Location
 from jobs.control.status import JobStatus, find_status, format_duration, read_status
-from jobs.errors import EXIT_STOPPED, EXIT_UNFAMILIAR, JobError
+from jobs.errors import EXIT_STOPPED, EXIT_TOO_MANY_ERRORS, EXIT_UNFAMILIAR, JobError
 from jobs.scan.output.job_folder import CANCEL
 
 _POLL_S = 1.0
@@ -29,6 +29,9 @@ def exit_code(status: JobStatus) -> int:
     total = status.counts.get("total")
     if status.state == "completed" and total and status.counts.get("errors") == total:
         return 1  # a scan whose pairs all fail is a failure
+    allowed = status.record.get("settings", {}).get("max_error_rate", 1)
+    if status.state == "completed" and status.counts.get("errors", 0) > allowed * (total or 0):
+        return EXIT_TOO_MANY_ERRORS
     return _EXIT_CODES.get(status.state, 1)
 
 

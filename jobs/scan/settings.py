@@ -48,6 +48,8 @@ class ScanSettings(ClusterSettings):
 
     allow_unfamiliar: bool = False
     """Scan all pairs without looking at a sample first. Unfamiliar pairs are still not judged."""
+    max_error_rate: float = Field(default=1, ge=0, le=1)
+    """Share of the pairs that may fail. With more, a done scan exits with a code of its own."""
     detectors: int | None = Field(default=None, ge=1)
     """Number of detector actors. None: one a GPU, or as many as the CPUs carry."""
     batch_size: int | None = Field(default=None, ge=1)

@@ -66,6 +66,14 @@ def test_a_scan_whose_pairs_all_failed_has_the_exit_code_of_a_failure(folder: Lo
     assert exit_code(read_status(folder)) == 1
 
 
+def test_a_scan_with_more_errors_than_allowed_has_an_exit_code_of_its_own(folder: Location) -> None:
+    counts = {"done": 10, "total": 10, "errors": 2}
+    write_scan(folder, counts=counts, settings={"max_error_rate": 0.1})
+    assert exit_code(read_status(folder)) == 3
+    write_scan(folder, counts=counts, settings={"max_error_rate": 0.2})
+    assert exit_code(read_status(folder)) == 0
+
+
 def test_watching_says_only_what_is_new(folder: Location, monkeypatch: pytest.MonkeyPatch) -> None:
     _running(folder, 1, 10)()
     _play(
