@@ -8,21 +8,26 @@ from __future__ import annotations
 
 import errno
 import io
+import itertools
 import os
 import secrets
 import shutil
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 from asap.errors import StorageError
-from asap.storage.failures import failure_code, storage_errors
+from asap.storage.failures import backoff_s, failure_code, storage_errors
 from asap.storage.location import FileInfo, Location
 from asap.storage.s3 import filesystem, s3_client
 
 _DELETE_AT_ONCE = 1000
 """Keys in one DeleteObjects request, the limit of S3."""
+
+_BODY_TRIES = 6
+"""Tries for the body of a small object."""
 
 _NO_LINKS = {errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK}
 """Error numbers of a file system without hard links, such as a bucket that is mounted as a folder."""
@@ -76,8 +81,17 @@ def read_bytes(location: Location) -> bytes:
     with storage_errors(location):
         if not location.is_s3:
             return Path(location.uri).read_bytes()
-        body = s3_client().get_object(Bucket=location.bucket, Key=location.key)["Body"]
-        return cast("bytes", body.read())
+        for attempt in itertools.count(1):
+            response = s3_client().get_object(Bucket=location.bucket, Key=location.key)
+            # botocore retries the request, but not a body that breaks off or is shorter than announced.
+            try:
+                with response["Body"] as body:
+                    return cast("bytes", body.read())
+            except Exception:
+                if attempt == _BODY_TRIES:
+                    raise
+            time.sleep(backoff_s(attempt))
+    raise AssertionError("the last try returns or raises")
 
 
 @contextmanager
@@ -158,8 +172,21 @@ def _create_local(path: Path, data: bytes) -> bool:
         return True
 
 
+class OutputStream:
+    """A stream of bytes into one file. Its errors name the file, also where several files are written at once."""
+
+    def __init__(self, location: Location, stream: Any) -> None:
+        self._location = location
+        self._stream = stream
+
+    def write(self, data: bytes) -> None:
+        """Write bytes. Raises `StorageError`."""
+        with storage_errors(self._location):
+            self._stream.write(data)
+
+
 @contextmanager
-def open_write(location: Location) -> Iterator[BinaryIO]:
+def open_write(location: Location) -> Iterator[OutputStream]:
     """Open a stream that writes a file of any length, which readers see when the block ends.
 
     If the block raises, S3 keeps what was written before the error; a local file stays as it was.
@@ -168,10 +195,10 @@ def open_write(location: Location) -> Iterator[BinaryIO]:
         system, path = filesystem(location)
         if location.is_s3:  # a multipart upload, which S3 shows once it is completed
             with system.open_output_stream(path) as stream:
-                yield stream
+                yield OutputStream(location, stream)
             return
         with write_atomically(Path(path)) as draft, system.open_output_stream(str(draft)) as stream:
-            yield stream
+            yield OutputStream(location, stream)
 
 
 def copy_file(source: Location, target: Location) -> None:
