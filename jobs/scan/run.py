@@ -195,6 +195,8 @@ def _detect_all_rows(job: Job, plan: ScanPlan, pipeline: ScanPipeline, rows: int
             manifest, missing = remaining, _write_remaining(folder)
         if missing:
             _run(pipeline, manifest, missing, results, counter)
+        if _has_slow_rows(counter) and (slow_rows := _write_remaining(folder)):
+            _run(pipeline.patient(), remaining, slow_rows, results, counter)
         # Each process that dies loses its whole batch. Alone, the innocent rows of such a batch succeed.
         if lost_rows := _write_remaining(folder):
             _run(pipeline.one_row_at_a_time(), remaining, lost_rows, results, counter)
@@ -208,6 +210,16 @@ def _detect_all_rows(job: Job, plan: ScanPlan, pipeline: ScanPipeline, rows: int
         if lost := _missing(folder):
             raise fail(f"{lost.num_rows} rows of the manifest are not in the results")
     check_results(results, rows)
+
+
+def _has_slow_rows(counter: Any) -> bool:
+    """Return True if rows were left out because their pictures were slow, or if nobody knows."""
+    import ray
+
+    try:
+        return bool(ray.get(counter.read.remote()).slow)
+    except ray.exceptions.RayError:  # the counter is lost
+        return True
 
 
 def _needs_sample(job: Job, plan: ScanPlan, rows: int) -> bool:

@@ -9,7 +9,6 @@ scan tries them again apart, with all the time that `FetchSettings` gives them.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from io import BytesIO
 from queue import Empty, SimpleQueue
@@ -66,22 +65,22 @@ class Preparation:
 
 
 _MOST_THREADS = 64
-CountSlow = Callable[[int], None]
-"""Receives the number of rows that were left out of a batch."""
+"""Most threads of a preparation that waits for slow pictures."""
 
 
-def prepare_batch(batch: pa.Table, preparation: Preparation, count_slow: CountSlow = lambda rows: None) -> pa.Table:
+def prepare_batch(batch: pa.Table, preparation: Preparation, counter: Any = None) -> pa.Table:
     """Return the rows of a manifest with `PREPARED_FIELDS`; a row that failed has an `error_code`.
 
     Args:
         batch: Rows of `MANIFEST_SCHEMA`.
         preparation: How pictures are fetched and prepared.
-        count_slow: Called if slow rows are left out of the result.
+        counter: The actor that counts the rows that are left out of the result, if there is one.
     """
     rows = batch.to_pylist()
     found = _prepare_rows(rows, preparation)
     if preparation.slow_after_s is not None and len(found) < len(rows):
-        count_slow(len(rows) - len(found))
+        if counter is not None:
+            counter.count_slow.remote(len(rows) - len(found))
         batch = batch.take(pa.array(sorted(found), pa.int64()))
     detail = f"the picture was not read within {_longest_s(preparation.fetch):.0f} s"
     prepared = [
