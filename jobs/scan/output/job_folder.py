@@ -224,7 +224,7 @@ class Job:
             self.update(state="unfamiliar" if isinstance(error, InputUnfamiliar) else "failed", error=message)
 
     def _is_deleted(self) -> bool:
-        """Return True if the record is gone. It is looked for twice, so that a hiccup of a store is not taken for it."""
+        """Return True if the record is gone. It is looked for twice, because a store may have a hiccup."""
         if not self._deleted:
             try:
                 self._deleted = not any(self._is_recorded(wait_s) for wait_s in (0, _LOOK_AGAIN_S))
