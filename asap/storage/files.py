@@ -14,7 +14,7 @@ import secrets
 import shutil
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
@@ -85,7 +85,7 @@ def read_bytes(location: Location) -> bytes:
             response = s3_client().get_object(Bucket=location.bucket, Key=location.key)
             # botocore retries the request, but not a body that breaks off or is shorter than announced.
             try:
-                with response["Body"] as body:
+                with closing(response["Body"]) as body:
                     return cast("bytes", body.read())
             except Exception:
                 if attempt == _BODY_TRIES:
