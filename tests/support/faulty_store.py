@@ -155,7 +155,7 @@ _OF_A_HOP = {"connection", "content-length", "expect", "host", "server", "date",
 def faulty_store(target: str) -> Iterator[FaultyStore]:
     """Run a proxy in front of the S3 server at `target`."""
     store = FaultyStore(target)
-    threading.Thread(target=store.server.serve_forever, daemon=True).start()
+    threading.Thread(target=store.server.serve_forever, args=(0.05,), daemon=True).start()
     try:
         yield store
     finally:
