@@ -17,9 +17,8 @@ from jobs.scan.output.job_folder import read_record
 from jobs.scan.pipeline import ScanPipeline
 from jobs.scan.run import ScanProgress, scan
 from jobs.scan.settings import ScanSettings
-from tests.support.faulty_store import Fault, FaultyStore
+from tests.support.faulty_store import Fault, FaultyStore, Request
 from tests.support.results import read_results
-
 
 WRITES = ("PUT", "POST")
 
@@ -98,16 +97,22 @@ def test_a_bucket_that_takes_no_results_any_more_fails_the_job_which_goes_on_lat
 ) -> None:
     out = f"s3://{bucket}/out"
     there = settings.model_copy(update={"out": out})
-    faulty.rule = lambda request: (
-        Fault(status=403, code="AccessDenied") if "/results/" in request.path and request.method in WRITES else None
-    )
+    written: set[str] = set()
+
+    def take_one_file(request: Request) -> Fault | None:
+        if not request.path.endswith(".parquet") or "/results/" not in request.path or request.method not in WRITES:
+            return None
+        written.add(request.path if not written else "")
+        return None if request.path in written else Fault(status=403, code="AccessDenied")
+
+    faulty.rule = take_one_file
     with pytest.raises(AsapError) as caught:
         scan(there)
-    print(caught.value)
     assert "out/a/results" in str(caught.value)
     assert "\n" not in str(caught.value)
     assert "died" not in str(caught.value)
     assert (read_record(there.job_folder) or {})["state"] == "failed"
+    assert len(written) == 2
     faulty.rule = lambda request: None
     assert scan(there)["errors"] == 0
     assert Counter(row["row_id"] for row in read_results(there.job_folder)) == Counter(range(4))
