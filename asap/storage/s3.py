@@ -85,14 +85,24 @@ def filesystem(location: Location, attempts: int = 6) -> tuple[pafs.FileSystem, 
     return _s3_filesystem(location.bucket, attempts, key_sources()), f"{location.bucket}/{location.key}".rstrip("/")
 
 
+class RetryingS3(pafs.S3FileSystem):
+    """An S3 file system that keeps its number of tries in other processes, where pyarrow's own would have three."""
+
+    def __init__(self, attempts: int, options: dict[str, Any]) -> None:
+        super().__init__(**options, retry_strategy=pafs.AwsStandardS3RetryStrategy(max_attempts=attempts))
+        self.attempts = attempts
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        _, (options,) = super().__reduce__()
+        return RetryingS3, (self.attempts, options)
+
+
 @functools.lru_cache(maxsize=16)
-def _s3_filesystem(bucket: str, attempts: int, sources: tuple[object, ...]) -> pafs.S3FileSystem:
-    region = _bucket_region(bucket)
-    retries = pafs.AwsStandardS3RetryStrategy(max_attempts=attempts)
-    options: dict[str, Any] = {"region": region, "retry_strategy": retries}
+def _s3_filesystem(bucket: str, attempts: int, sources: tuple[object, ...]) -> RetryingS3:
+    options: dict[str, Any] = {"region": _bucket_region(bucket)}
     options |= _endpoint_options(str(s3_client().meta.endpoint_url))
     with storage_errors(f"s3://{bucket}"):
-        return pafs.S3FileSystem(**options)
+        return RetryingS3(attempts, options)
 
 
 def _endpoint_options(endpoint: str) -> dict[str, str]:

@@ -1,5 +1,6 @@
 import errno
 import os
+import pickle
 import stat
 from collections.abc import Callable
 from pathlib import Path
@@ -409,3 +410,13 @@ def test_of_several_files_that_are_written_at_once_the_error_names_the_one_that_
     ):
         OutputStream(first, full).write(b"x")
     assert not list(tmp_path.iterdir())
+
+
+def test_a_file_system_that_was_sent_to_another_process_tries_as_often(faulty: FaultyStore, bucket: str) -> None:
+    location = Location(f"s3://{bucket}/a")
+    write_bytes(location, b"whole")
+    system, path = filesystem(location, attempts=5)
+    sent = pickle.loads(pickle.dumps(pickle.loads(pickle.dumps(system))))
+    faulty.rule = _break_first(4, Fault(status=500))  # pyarrow's own would try three times
+    with sent.open_input_file(path) as file:
+        assert file.read() == b"whole"
