@@ -18,6 +18,8 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
+import pyarrow as pa
+
 from asap.errors import StorageError
 from asap.storage.failures import backoff_s, failure_code, storage_errors
 from asap.storage.location import FileInfo, Location
@@ -26,6 +28,9 @@ from asap.storage.s3 import filesystem, s3_client
 _DELETE_AT_ONCE = 1000
 """Keys in one DeleteObjects request, the limit of S3."""
 
+_SMALL_BYTES = 2**22
+"""Objects up to this size are read whole."""
+_COMPRESSIONS = {".gz": "gzip", ".bz2": "bz2", ".zst": "zstd"}
 _BODY_TRIES = 6
 """Tries for the body of a small object."""
 
@@ -66,14 +71,29 @@ def open_read(location: Location) -> BinaryIO:
     """Open a buffered stream of a file's bytes, decompressed if its name ends in .gz, .bz2 or .zst."""
     with storage_errors(location):
         system, path = filesystem(location)
-        return cast("BinaryIO", io.BufferedReader(system.open_input_stream(path, compression="detect"), 2**20))
+        if (small := _small_object(location)) is None:
+            stream = system.open_input_stream(path, compression="detect")
+        else:
+            codec = next((name for suffix, name in _COMPRESSIONS.items() if path.endswith(suffix)), None)
+            stream = pa.CompressedInputStream(small, codec) if codec else small
+        return cast("BinaryIO", io.BufferedReader(stream, 2**20))
 
 
 def open_seekable(location: Location) -> Any:
     """Open a pyarrow file that can be read at any offset."""
     with storage_errors(location):
         system, path = filesystem(location)
-        return system.open_input_file(path)
+        return _small_object(location) or system.open_input_file(path)
+
+
+def _small_object(location: Location) -> pa.BufferReader | None:
+    """Return the whole of a small object in memory; None for a large one, a local file, or nothing.
+
+    pyarrow cannot try a small range again: the response of an error does not fit into its buffer.
+    """
+    if not location.is_s3 or (info := file_info(location)) is None or info.size > _SMALL_BYTES:
+        return None
+    return pa.BufferReader(read_bytes(location))
 
 
 def read_bytes(location: Location) -> bytes:
