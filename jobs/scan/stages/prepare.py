@@ -64,6 +64,8 @@ class Preparation:
         return replace(self, slow_after_s=None, fetch=fetch)
 
 
+_FIRST_WAIT = 3
+"""Factor of the wait for the first picture of a batch."""
 _MOST_THREADS = 64
 """Most threads of a preparation that waits for slow pictures."""
 
@@ -125,10 +127,11 @@ def _prepare_rows(rows: list[dict[str, Any]], preparation: Preparation) -> dict[
     for _ in range(min(settings.threads, len(rows))):
         Thread(target=work, name="prepare", daemon=True).start()
     found: dict[int, dict[str, Any]] = {}
-    patience_s = preparation.slow_after_s or _longest_s(settings)
+    slow_s = preparation.slow_after_s or _longest_s(settings)
     try:
         while len(found) < len(rows):
-            position, fields = ready.get(timeout=patience_s)
+            # The first picture may have to wait for the process to load and connect.
+            position, fields = ready.get(timeout=slow_s if found else _FIRST_WAIT * slow_s)
             if isinstance(fields, BaseException):
                 raise fields
             found[position] = fields
