@@ -1,6 +1,6 @@
 # make demo   draw a corpus, scan it, and write a report        (everything it needs goes into .venv)
-# make test   the tests that are neither slow nor kill processes, in some five minutes on two cores
-# make test-all   every test; make test-all PYTEST_ARGS='-m "slow or chaos"' runs those that make test leaves out
+# make test   the tests that are neither slow nor kill processes nor are drills, in some five minutes on two cores
+# make test-all   every test; PYTEST_ARGS='-m "slow or chaos"' takes those that CI adds, PYTEST_ARGS='-m drill' the drills
 # make lint   ruff, the type checker, the import contracts and the first words of docstrings
 # make lock   resolve the dependencies anew
 PYTHON ?= python3
@@ -33,8 +33,8 @@ demo: setup
 PYTEST := $(RUN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 test: setup
-	@$(PYTEST) -m "not slow and not chaos" $(PYTEST_ARGS)
-	@echo "The slow tests and those that kill processes were left out. make test-all runs every test."
+	@$(PYTEST) -m "not slow and not chaos and not drill" $(PYTEST_ARGS)
+	@echo "The slow tests, the drills and those that kill processes were left out. make test-all runs every test."
 
 test-all: setup
 	@$(PYTEST) $(PYTEST_ARGS)

@@ -65,6 +65,9 @@ class PrecisionNotShown(AsapError):
 class StorageError(AsapError):
     """A location that cannot be read or written."""
 
+    retryable = False
+    """True if the same request may succeed later: the store is down, slow or overloaded."""
+
 
 class FetchFailed(AsapError):
     """An object that could not be fetched. `code` becomes the row's `error_code`."""

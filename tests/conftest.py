@@ -12,6 +12,7 @@ from pathlib import Path
 import boto3
 import pytest
 
+from tests.support.faulty_store import FaultyStore, faulty_store
 from tests.support.pictures import CAPTIONS, draw_jpeg
 
 S3_ENVIRONMENT = {
@@ -103,6 +104,22 @@ def bucket(s3: str, request: pytest.FixtureRequest) -> str:
     name = f"b{abs(hash(request.node.nodeid)):x}"
     boto3.client("s3").create_bucket(Bucket=name)
     return name
+
+
+@pytest.fixture
+def faulty(s3: str, bucket: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultyStore]:
+    """Run a proxy before the S3 server, which this process uses instead. The bucket exists."""
+    from asap.storage import s3 as s3_module
+
+    def forget() -> None:
+        for cached in (s3_module.s3_client, s3_module._bucket_region, s3_module._s3_filesystem):
+            cached.cache_clear()
+
+    with faulty_store(s3) as store:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", store.endpoint)
+        forget()
+        yield store
+        forget()
 
 
 @pytest.fixture(scope="session")

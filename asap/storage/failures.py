@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import errno
+import itertools
+import random
 import re
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -15,10 +18,16 @@ if TYPE_CHECKING:
 
 _NOT_FOUND = {"404", "NoSuchKey", "NoSuchBucket", "NoSuchVersion", "NotFound"}
 _DENIED = {"403", "401", "AccessDenied", "AllAccessDisabled", "InvalidAccessKeyId", "SignatureDoesNotMatch",
-           "ExpiredToken", "InvalidToken", "Forbidden", "Unauthorized", "AccountProblem"}  # fmt: skip
+           "InvalidToken", "Forbidden", "Unauthorized", "AccountProblem"}  # fmt: skip
 _THROTTLED = {"429", "503", "SlowDown", "Throttling", "ThrottlingException", "RequestLimitExceeded",
               "TooManyRequests", "ServiceUnavailable", "RequestThrottled", "BandwidthLimitExceeded"}  # fmt: skip
 _TIMED_OUT = {"RequestTimeout", "RequestTimeTooSkewed", "408", "504"}
+_EXPIRED = {"ExpiredToken", "ExpiredTokenException", "TokenRefreshRequired"}
+"""Codes of credentials that were valid. Whoever gave them may renew them while a job runs."""
+_FULL_STORE = {"507", "QuotaExceeded", "XMinioStorageFull"}
+_FULL_DISK = {errno.ENOSPC, errno.EDQUOT}
+_FIRST_BACKOFF_S = 0.2
+_LONGEST_BACKOFF_S = 20.0
 _FINAL = {errno.ENAMETOOLONG, errno.ELOOP, errno.EINVAL}
 """Error numbers of a name that no file can have: a retry cannot succeed."""
 
@@ -28,14 +37,18 @@ def failure_code(error: Exception) -> tuple[str, bool]:
 
     Both follow the error codes of S3 and the error numbers of the operating system.
     """
+    from boto3.exceptions import Boto3Error
     from botocore.exceptions import ClientError, ConnectTimeoutError, ParamValidationError, ReadTimeoutError
 
+    if isinstance(error, Boto3Error) and isinstance(error.__context__, ClientError):
+        error = error.__context__  # a transfer raises an error of its own, whose text alone has the reason
     if isinstance(error, ClientError):
         code = str(error.response.get("Error", {}).get("Code", ""))
         # A HEAD response has no body and so no code of S3. The HTTP status stands in for it.
         status = int(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
         for codes, name, retryable in (
             (_NOT_FOUND, "not_found", False),
+            (_EXPIRED, "access_denied", True),
             (_DENIED, "access_denied", False),
             (_THROTTLED, "throttled", True),
             (_TIMED_OUT, "timeout", True),
@@ -53,6 +66,33 @@ def failure_code(error: Exception) -> tuple[str, bool]:
     return "storage_error", not is_final and getattr(error, "errno", None) not in _FINAL
 
 
+def backoff_s(attempt: int) -> float:
+    """Return the seconds to wait after a try, counted from 1, before the next: exponential, with jitter."""
+    return random.uniform(0, min(_LONGEST_BACKOFF_S, _FIRST_BACKOFF_S * 2**attempt))
+
+
+def keep_trying(action: Callable[[], None], patience_s: float) -> None:
+    """Call `action` until it succeeds; a `StorageError` that may pass is raised only after `patience_s` seconds."""
+    deadline = time.monotonic() + patience_s
+    for attempt in itertools.count(1):
+        try:
+            action()
+        except StorageError as error:
+            left_s = deadline - time.monotonic()
+            if not error.retryable or left_s <= 0:
+                raise
+        else:
+            return
+        time.sleep(min(backoff_s(attempt), left_s))
+
+
+def _is_store_full(error: Exception) -> bool:
+    """Return True if a store refuses a write because it, or a quota of it, is full."""
+    response = getattr(error, "response", None) or getattr(error.__context__, "response", None) or {}
+    status = str(response.get("ResponseMetadata", {}).get("HTTPStatusCode", ""))
+    return bool({status, response.get("Error", {}).get("Code")} & _FULL_STORE)
+
+
 def _is_about_credentials(error: Exception) -> bool:
     return bool(re.search(r"Credential|SSO|TokenRetrieval|LoginRefresh|ProfileNotFound", type(error).__name__))
 
@@ -66,7 +106,9 @@ def storage_errors(location: Location | str) -> Iterator[None]:
     try:
         yield
     except (Boto3Error, BotoCoreError, ClientError, OSError) as error:
-        raise StorageError(_message(error, str(location))) from error
+        failure = StorageError(_message(error, str(location)))
+        failure.retryable = failure_code(error)[1]
+        raise failure from error
 
 
 def _message(error: Exception, location: str) -> str:
@@ -82,6 +124,10 @@ def _message(error: Exception, location: str) -> str:
         return f"the bucket of {location} does not exist. Check its name, and AWS_ENDPOINT_URL if it is not on AWS."
     if code == "not_found":
         return f"{location} does not exist"
+    if getattr(error, "errno", None) in _FULL_DISK:
+        return f"{location} cannot be written: the disk is full ({detail}). Free space there."
+    if _is_store_full(error):
+        return f"{location} cannot be written: the store is full ({detail}). Free space there, or raise its quota."
     if code == "access_denied":
         return f"access to {location} was denied: {detail}"
     return f"{location} cannot be used: {detail}"

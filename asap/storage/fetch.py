@@ -5,7 +5,6 @@ botocore retries a request that fails; this module repeats one whose body breaks
 
 from __future__ import annotations
 
-import random
 import stat
 import time
 from dataclasses import dataclass
@@ -14,7 +13,7 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict, Field
 
 from asap.errors import FetchFailed, ImageTooLarge
-from asap.storage.failures import failure_code
+from asap.storage.failures import backoff_s, failure_code
 from asap.storage.location import Location
 from asap.storage.s3 import s3_client
 
@@ -34,10 +33,6 @@ class FetchSettings(BaseModel):
     """Seconds to wait for a connection."""
     read_timeout_s: float = Field(default=30, gt=0)
     """Seconds to wait for a response, or for more of its body."""
-
-
-_FIRST_BACKOFF_S = 0.2
-_LONGEST_BACKOFF_S = 20.0
 
 
 @dataclass(frozen=True)
@@ -86,7 +81,7 @@ def fetch(uri: str, max_bytes: int, settings: FetchSettings, byte_range: ByteRan
             code, retryable = failure_code(error)
             if not retryable or attempt == settings.attempts:
                 raise FetchFailed(code, _detail(error), retryable=retryable, attempt=attempt) from error
-        time.sleep(random.uniform(0, min(_LONGEST_BACKOFF_S, _FIRST_BACKOFF_S * 2**attempt)))
+        time.sleep(backoff_s(attempt))
     raise AssertionError("the last attempt returns or raises")
 
 
@@ -102,10 +97,13 @@ def _read_object(
     if byte_range:
         extra = {"Range": f"bytes={byte_range.offset}-{byte_range.offset + byte_range.length - 1}"}
     # Opening the response is retried by botocore, so a failure here is final. It still counts each of those tries.
+    # botocore does not retry expired credentials; `fetch` does, because they may be renewed meanwhile.
     try:
         response = client.get_object(Bucket=location.bucket, Key=location.key, **extra)
     except Exception as error:
         code, retryable = failure_code(error)
+        if code == "access_denied" and retryable:
+            raise
         metadata = (getattr(error, "response", None) or {}).get("ResponseMetadata", {})
         tries = metadata.get("RetryAttempts", settings.attempts - 1 if retryable else 0) + 1
         raise FetchFailed(code, _detail(error), retryable=retryable, attempt=tries) from error

@@ -8,21 +8,31 @@ from __future__ import annotations
 
 import errno
 import io
+import itertools
 import os
 import secrets
 import shutil
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
+import pyarrow as pa
+
 from asap.errors import StorageError
-from asap.storage.failures import failure_code, storage_errors
+from asap.storage.failures import backoff_s, failure_code, storage_errors
 from asap.storage.location import FileInfo, Location
 from asap.storage.s3 import filesystem, s3_client
 
 _DELETE_AT_ONCE = 1000
 """Keys in one DeleteObjects request, the limit of S3."""
+
+_SMALL_BYTES = 2**22
+"""Objects up to this size are read whole."""
+_COMPRESSIONS = {".gz": "gzip", ".bz2": "bz2", ".zst": "zstd"}
+_BODY_TRIES = 6
+"""Tries for the body of a small object."""
 
 _NO_LINKS = {errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK}
 """Error numbers of a file system without hard links, such as a bucket that is mounted as a folder."""
@@ -61,14 +71,29 @@ def open_read(location: Location) -> BinaryIO:
     """Open a buffered stream of a file's bytes, decompressed if its name ends in .gz, .bz2 or .zst."""
     with storage_errors(location):
         system, path = filesystem(location)
-        return cast("BinaryIO", io.BufferedReader(system.open_input_stream(path, compression="detect"), 2**20))
+        if (small := _small_object(location)) is None:
+            stream = system.open_input_stream(path, compression="detect")
+        else:
+            codec = next((name for suffix, name in _COMPRESSIONS.items() if path.endswith(suffix)), None)
+            stream = pa.CompressedInputStream(small, codec) if codec else small
+        return cast("BinaryIO", io.BufferedReader(stream, 2**20))
 
 
 def open_seekable(location: Location) -> Any:
     """Open a pyarrow file that can be read at any offset."""
     with storage_errors(location):
         system, path = filesystem(location)
-        return system.open_input_file(path)
+        return _small_object(location) or system.open_input_file(path)
+
+
+def _small_object(location: Location) -> pa.BufferReader | None:
+    """Return the whole of a small object in memory; None for a large one, a local file, or nothing.
+
+    pyarrow cannot try a small range again: the response of an error does not fit into its buffer.
+    """
+    if not location.is_s3 or (info := file_info(location)) is None or info.size > _SMALL_BYTES:
+        return None
+    return pa.BufferReader(read_bytes(location))
 
 
 def read_bytes(location: Location) -> bytes:
@@ -76,8 +101,17 @@ def read_bytes(location: Location) -> bytes:
     with storage_errors(location):
         if not location.is_s3:
             return Path(location.uri).read_bytes()
-        body = s3_client().get_object(Bucket=location.bucket, Key=location.key)["Body"]
-        return cast("bytes", body.read())
+        for attempt in itertools.count(1):
+            response = s3_client().get_object(Bucket=location.bucket, Key=location.key)
+            # botocore retries the request, but not a body that breaks off or is shorter than announced.
+            try:
+                with closing(response["Body"]) as body:
+                    return cast("bytes", body.read())
+            except Exception:
+                if attempt == _BODY_TRIES:
+                    raise
+            time.sleep(backoff_s(attempt))
+    raise AssertionError("the last try returns or raises")
 
 
 @contextmanager
@@ -158,8 +192,21 @@ def _create_local(path: Path, data: bytes) -> bool:
         return True
 
 
+class OutputStream:
+    """A stream of bytes into one file. Its errors name the file, also where several files are written at once."""
+
+    def __init__(self, location: Location, stream: Any) -> None:
+        self._location = location
+        self._stream = stream
+
+    def write(self, data: bytes) -> None:
+        """Write bytes. Raises `StorageError`."""
+        with storage_errors(self._location):
+            self._stream.write(data)
+
+
 @contextmanager
-def open_write(location: Location) -> Iterator[BinaryIO]:
+def open_write(location: Location) -> Iterator[OutputStream]:
     """Open a stream that writes a file of any length, which readers see when the block ends.
 
     If the block raises, S3 keeps what was written before the error; a local file stays as it was.
@@ -168,10 +215,10 @@ def open_write(location: Location) -> Iterator[BinaryIO]:
         system, path = filesystem(location)
         if location.is_s3:  # a multipart upload, which S3 shows once it is completed
             with system.open_output_stream(path) as stream:
-                yield stream
+                yield OutputStream(location, stream)
             return
         with write_atomically(Path(path)) as draft, system.open_output_stream(str(draft)) as stream:
-            yield stream
+            yield OutputStream(location, stream)
 
 
 def copy_file(source: Location, target: Location) -> None:

@@ -2,6 +2,9 @@
 
 Both find credentials, region and endpoint as every AWS tool does (`AWS_PROFILE`, `AWS_ACCESS_KEY_ID`, `AWS_REGION`,
 `AWS_ENDPOINT_URL`, the role of an instance), on the machine that does the work.
+
+Both would keep the keys of a file as they were read first. Here `credentials` has a changed file read again, so that a
+job outlives keys that are renewed while it runs.
 """
 
 from __future__ import annotations
@@ -32,8 +35,10 @@ def s3_client(*, attempts: int = 5, connect_timeout_s: float = 10, read_timeout_
     import boto3
     from botocore.config import Config
 
+    from asap.storage.credentials import reading_session
+
     with storage_errors("S3"):
-        return boto3.client(
+        return boto3.Session(botocore_session=reading_session()).client(
             "s3",
             config=Config(
                 retries={"mode": "standard", "total_max_attempts": attempts},
@@ -67,20 +72,37 @@ def _bucket_region(bucket: str) -> str | None:
     return cast("str | None", region or s3_client().meta.region_name)
 
 
-def filesystem(location: Location) -> tuple[pafs.FileSystem, str]:
-    """Return the pyarrow file system of a location, and its path there. Both can be sent to other machines."""
+def filesystem(location: Location, attempts: int = 6) -> tuple[pafs.FileSystem, str]:
+    """Return the pyarrow file system of a location, and its path there. Both can be sent to other machines.
+
+    `attempts` are the tries for one request: 6 take some twenty seconds, and each further one up to twenty more.
+    """
     if not location.is_s3:
         return pafs.LocalFileSystem(), location.uri
-    return _s3_filesystem(location.bucket), f"{location.bucket}/{location.key}".rstrip("/")
+    from asap.storage.credentials import key_sources
+
+    # A file system keeps the credentials that it has read for minutes, so other credentials need another one.
+    return _s3_filesystem(location.bucket, attempts, key_sources()), f"{location.bucket}/{location.key}".rstrip("/")
 
 
-@functools.cache
-def _s3_filesystem(bucket: str) -> pafs.S3FileSystem:
-    region = _bucket_region(bucket)
-    options: dict[str, Any] = {"region": region, "retry_strategy": pafs.AwsStandardS3RetryStrategy(max_attempts=6)}
+class RetryingS3(pafs.S3FileSystem):
+    """An S3 file system that keeps its number of tries in other processes, where pyarrow's own would have three."""
+
+    def __init__(self, attempts: int, options: dict[str, Any]) -> None:
+        super().__init__(**options, retry_strategy=pafs.AwsStandardS3RetryStrategy(max_attempts=attempts))
+        self.attempts = attempts
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        _, (options,) = super().__reduce__()
+        return RetryingS3, (self.attempts, options)
+
+
+@functools.lru_cache(maxsize=16)
+def _s3_filesystem(bucket: str, attempts: int, sources: tuple[object, ...]) -> RetryingS3:
+    options: dict[str, Any] = {"region": _bucket_region(bucket)}
     options |= _endpoint_options(str(s3_client().meta.endpoint_url))
     with storage_errors(f"s3://{bucket}"):
-        return pafs.S3FileSystem(**options)
+        return RetryingS3(attempts, options)
 
 
 def _endpoint_options(endpoint: str) -> dict[str, str]:

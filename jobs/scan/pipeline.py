@@ -86,10 +86,14 @@ class ScanPipeline:
     """Batches that may be lost because their process dies each time. With more, the rows are not the cause: the job
     stops."""
 
+    def patient(self) -> ScanPipeline:
+        """Return the pipeline for rows whose pictures were too slow for their batches: it waits for each of them."""
+        return replace(self, preparation=self.preparation.patient(self.batch_size))
+
     def one_row_at_a_time(self) -> ScanPipeline:
         """Return the pipeline for rows of lost batches: each row alone, so that the culprit takes no other with it."""
         caption, detect = (replace(resources, ahead=1) for resources in (self.caption, self.detect))
-        return replace(self, batch_size=1, lost_batches=128, caption=caption, detect=detect)
+        return replace(self.patient(), batch_size=1, lost_batches=128, caption=caption, detect=detect)
 
 
 def size_pipeline(
@@ -121,7 +125,7 @@ def size_pipeline(
     captions = settings.captions
     thumbnail_side = captions.max_side if captions and captions.engine == "transformers" else None
     return ScanPipeline(
-        preparation=Preparation(image_size, limits, settings.fetch, thumbnail_side),
+        preparation=Preparation(image_size, limits, settings.fetch, thumbnail_side, settings.slow_picture_s),
         detection=Detection(model, device, settings.precision, resources.threads, batch_size, settings.min_text_read),
         captions=captions,
         input=Location.parse(settings.input),
@@ -163,8 +167,8 @@ def _size_stages(settings: ScanSettings, on_gpu: bool, cpus: int) -> _Resources:
 def run_pipeline(pipeline: ScanPipeline, manifest: Location, rows: int, results: Location, counter: Any) -> None:
     """Run every row of `manifest` through the stages, and add the result rows to `results`.
 
-    A row is left out of the results if its process died each time. The caller finds such rows and runs them
-    `one_row_at_a_time`.
+    A row is left out of the results if its process died each time, or if its picture was slow. The caller finds such
+    rows and runs them `one_row_at_a_time`, or through the `patient` pipeline.
 
     Args:
         pipeline: The pipeline.
@@ -209,7 +213,8 @@ def _build(pipeline: ScanPipeline, manifest: Location, rows: int, writers: Write
         path, filesystem=system, override_num_blocks=max(1, min(blocks, _MOST_BLOCKS)), num_cpus=_READ_CPUS
     )
     tasks = {"num_cpus": pipeline.prepare.cpus, "concurrency": pipeline.prepare.size, "max_retries": TRIES - 1}
-    prepared = pairs.map_batches(prepare_batch, fn_kwargs={"preparation": pipeline.preparation}, **tasks, **batches)
+    preparing = {"preparation": pipeline.preparation, "counter": counter}
+    prepared = pairs.map_batches(prepare_batch, fn_kwargs=preparing, **tasks, **batches)
     # `map_batches` would refuse whole blocks as batches if a GPU works on them; `map_batches_internal` does not.
     if pipeline.captions:
         captioner = pipeline.captions, pipeline.input, pipeline.detection.device

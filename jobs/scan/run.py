@@ -208,12 +208,13 @@ def _detect_all_rows(job: Job, plan: ScanPlan, pipeline: ScanPipeline, rows: int
             manifest, missing = remaining, _write_remaining(folder)
         if missing:
             _run(pipeline, manifest, missing, results, counter)
-        # A writer that dies loses the rows of some seconds, many more than a batch.
+        # Again in batches: rows whose pictures were slow, or many, because a writer that dies loses those of seconds.
         lost_rows = _write_remaining(folder)
-        if lost_rows > _MANY_BATCHES * pipeline.batch_size:
-            _run(pipeline, remaining, lost_rows, results, counter)
+        if lost_rows and (_has_slow_rows(counter) or lost_rows > _MANY_BATCHES * pipeline.batch_size):
+            _run(pipeline.patient(), remaining, lost_rows, results, counter)
+            lost_rows = _write_remaining(folder)
         # Each process that dies loses its whole batch. Alone, the innocent rows of such a batch succeed.
-        if lost_rows and (lost_rows := _write_remaining(folder)):
+        if lost_rows:
             _run(pipeline.one_row_at_a_time(), remaining, lost_rows, results, counter)
     if lost_rows and (lost := _missing(folder)):
         # These rows ended every process that worked on them, alone too. They become errors like any other.
@@ -225,6 +226,16 @@ def _detect_all_rows(job: Job, plan: ScanPlan, pipeline: ScanPipeline, rows: int
         if lost := _missing(folder):
             raise fail(f"{lost.num_rows} rows of the manifest are not in the results")
     check_results(results, rows)
+
+
+def _has_slow_rows(counter: Any) -> bool:
+    """Return True if rows were left out because their pictures were slow, or if nobody knows."""
+    import ray
+
+    try:
+        return bool(ray.get(counter.read.remote()).slow)
+    except ray.exceptions.RayError:  # the counter is lost
+        return True
 
 
 def _needs_sample(job: Job, plan: ScanPlan, rows: int) -> bool:

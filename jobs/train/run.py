@@ -57,7 +57,7 @@ def train(settings: TrainSettings, progress: OnEvent = lambda event: None) -> Pa
     """
     _check_buildable(settings)
     typed, settings = settings, _with_absolute_paths(settings)
-    folder = RunFolder.open(settings.out)
+    folder = RunFolder.open(settings.out, settings.outage_s)
     folder.refresh()
     _check_folder(folder, settings)
     if folder.has_model():

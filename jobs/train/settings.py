@@ -14,7 +14,7 @@ from jobs.settings import ClusterSettings, CorpusSettings, Device
 EXECUTION_SETTINGS = {
     "out", "workers", "min_workers", "regrow_every_s", "cpus_per_worker", "device", "checkpoint_activations", "compile",
     "checkpoint_pairs", "export", "address", "wait_for_machines_s", "ingest", "cache_gib", "tokens_gib", "decode_tasks",
-    "made_from", "languages", "not_for",
+    "made_from", "languages", "not_for", "outage_s",
 }  # fmt: skip
 """The settings that may differ between starts of one run, because they do not change what is learned."""
 
@@ -140,6 +140,8 @@ class TrainSettings(CorpusSettings, ClusterSettings):
     The run grows back to `workers` when machines return. The batch of a step stays the same. None: only with all
     workers.
     """
+    outage_s: float = Field(default=120, ge=0)
+    """Seconds that a run at s3:// waits for a store that is away, before it goes back to its last checkpoint."""
     regrow_every_s: float = Field(default=60, gt=0)
     """Seconds between the times when a run with fewer than `workers` looks for machines.
 

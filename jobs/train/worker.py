@@ -33,7 +33,7 @@ def run_worker(arguments: dict[str, Any]) -> None:
     from ray.train.torch import get_device, prepare_model
 
     settings, cpus = TrainSettings(**arguments["settings"]), arguments["cpus"]
-    folder = RunFolder.open(settings.out)
+    folder = RunFolder.open(settings.out, settings.outage_s)
     torch.set_num_threads(cpus)
     torch.set_flush_denormal(True)  # computing with denormal numbers takes a hundred times as long
     context = ray.train.get_context()

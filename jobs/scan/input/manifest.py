@@ -28,13 +28,16 @@ MANIFEST_SCHEMA = pa.schema(
         ("text", pa.string()),
         ("text_escapes", pa.list_(pa.int32())),
         ("metadata", pa.string()),
+        ("text_uri", pa.string()),
         ("row_error", pa.string()),
         ("warnings", pa.list_(pa.string())),
     ]
 )
 ROWS_PER_FILE = 2**17
 _ROWS_PER_GROUP = 2**12
-_TEXTS = ("custom_id", "image_uri", "text", "metadata", "row_error")
+_TEXTS = ("custom_id", "image_uri", "text", "metadata", "text_uri", "row_error")
+ESCAPED = "the text has lone surrogates or NULs; each is stored as \\uXXXX, and was read as one U+FFFD"
+"""The warning of a row whose text has escapes."""
 _ESCAPE_LENGTH = len(r"\u0000")
 
 
@@ -60,6 +63,8 @@ class ManifestRow:
     """Positions in the original text of the characters that are stored as escapes. None if there are none."""
     metadata: str | None = None
     """JSON, as the caller wrote it."""
+    text_uri: str | None = None
+    """The file of a text that the store did not deliver for the manifest. The scan reads it with the picture."""
     row_error: str | None = None
     warnings: list[str] = field(default_factory=list)
 
@@ -72,6 +77,11 @@ def storable(text: str) -> str:
 def is_storable(text: str) -> bool:
     """Return True if stores take the text as it is."""
     return UNREADABLE.search(text) is None
+
+
+def find_escapes(text: str) -> list[int]:
+    """Return the positions of the characters that `storable` escapes."""
+    return [match.start() for match in UNREADABLE.finditer(text)]
 
 
 def readable_text(text: str, escapes: Sequence[int] | None) -> str:
@@ -111,11 +121,9 @@ def _tables(rows: Iterator[ManifestRow]) -> Iterator[pa.Table]:
 
 def _escape(row: ManifestRow) -> None:
     """Escape what stores refuse in every string of the row; remember where the text had it."""
-    if row.text is not None and not is_storable(row.text):
-        row.text_escapes = [match.start() for match in UNREADABLE.finditer(row.text)]
-        row.warnings.append(
-            "the text has lone surrogates or NULs; each is stored as \\uXXXX, and was read as one U+FFFD"
-        )
+    if row.text is not None and (escapes := find_escapes(row.text)):
+        row.text_escapes = escapes
+        row.warnings.append(ESCAPED)
     for name in _TEXTS:
         if (value := getattr(row, name)) is not None:
             setattr(row, name, storable(value))
@@ -171,20 +179,36 @@ class SeenIds:
 def write_tables(tables: Iterable[pa.Table], folder: Location) -> int:
     """Write tables of `MANIFEST_SCHEMA`, however small, as `folder`/NNNNN.parquet; return how many rows they have.
 
-    Every file but the last has `ROWS_PER_FILE` rows. Memory is bounded by one table and one row group.
+    Every file but the last has `ROWS_PER_FILE` rows. Memory is bounded by one table and one row group. Columns that a
+    manifest of an earlier version lacks are null.
     """
     system, path = filesystem(folder)
     total = 0
     with storage_errors(folder):
         if not folder.is_s3:  # in S3, a folder would be an object that is left behind
             system.create_dir(path, recursive=True)
-        groups = _row_groups(tables)
-        for number, first in enumerate(groups):
-            with pq.ParquetWriter(f"{path}/{number:05d}.parquet", MANIFEST_SCHEMA, filesystem=system) as writer:
-                for group in chain([first], islice(groups, ROWS_PER_FILE // _ROWS_PER_GROUP - 1)):
-                    writer.write_table(group)
-                    total += group.num_rows
+    groups = _row_groups(map(_complete, tables))
+    for number, first in enumerate(groups):
+        name = f"{number:05d}.parquet"
+        # An error names the file that could not be written.
+        with (
+            storage_errors(folder / name),
+            pq.ParquetWriter(f"{path}/{name}", MANIFEST_SCHEMA, filesystem=system) as writer,
+        ):
+            for group in chain([first], islice(groups, ROWS_PER_FILE // _ROWS_PER_GROUP - 1)):
+                writer.write_table(group)
+                total += group.num_rows
     return total
+
+
+def _complete(table: pa.Table) -> pa.Table:
+    """Return the table with all columns of `MANIFEST_SCHEMA`."""
+    names = set(table.column_names)
+    columns = {
+        field.name: table[field.name] if field.name in names else pa.nulls(len(table), field.type)
+        for field in MANIFEST_SCHEMA
+    }
+    return pa.table(columns, MANIFEST_SCHEMA)
 
 
 def _row_groups(tables: Iterable[pa.Table]) -> Iterator[pa.Table]:

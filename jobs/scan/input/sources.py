@@ -26,7 +26,8 @@ from dataclasses import dataclass
 from itertools import chain, groupby, islice
 from typing import Any
 
-from asap.errors import StorageError
+from asap.errors import FetchFailed, ImageTooLarge, StorageError
+from asap.storage.fetch import FetchSettings, fetch
 from asap.storage.files import exists, list_files, read_bytes
 from asap.storage.fingerprint import file_fingerprint, files_fingerprint
 from asap.storage.location import FileInfo, Location
@@ -273,27 +274,53 @@ def _pair_up(group: list[FileInfo]) -> Iterator[tuple[FileInfo, FileInfo | None]
             yield info, texts.get(stem)
 
 
-def _read_text(info: FileInfo | None) -> str | RowError | None:
-    """Return the text of a text file, or why it cannot be read."""
+def _read_text(info: FileInfo | None) -> str | RowError | Location | None:
+    """Return the text of a text file, why it is none, or its location if the store does not deliver it now."""
     if info is None:
         return None
     if info.size > _MAX_TEXT_BYTES:
         return RowError(f"the text file {info.location} has {info.size} bytes; the limit is {_MAX_TEXT_BYTES}")
     try:
-        return _text_or_none(read_bytes(info.location).decode("utf-8-sig").rstrip("\r\n"))
+        return _decode(read_bytes(info.location), info.location.uri)
+    except StorageError:
+        return info.location
+    except RowError as error:
+        return error
+
+
+def read_late_text(uri: str, settings: FetchSettings) -> str | None:
+    """Return the text of a file that the store did not deliver for the manifest.
+
+    Raises `FetchFailed` for a store that does not deliver it now either, and `RowError` for a file that is no text.
+    """
+    try:
+        return _decode(fetch(uri, _MAX_TEXT_BYTES, settings).data, uri)
+    except ImageTooLarge as error:
+        raise RowError(f"the text file {uri} has more than {_MAX_TEXT_BYTES} bytes") from error
+    except FetchFailed as error:
+        detail = f"the text file cannot be read: {error.detail}"
+        raise FetchFailed(error.code, detail, retryable=error.retryable, attempt=error.attempt) from error
+
+
+def _decode(data: bytes, uri: str) -> str | None:
+    """Return the text of a text file; None if it is only white space. Raises `RowError`."""
+    try:
+        return _text_or_none(data.decode("utf-8-sig").rstrip("\r\n"))
     except UnicodeDecodeError as error:
-        return RowError(f"the text file {info.location} is not UTF-8: {error}")
-    except StorageError as error:
-        return RowError(f"the text file cannot be read: {error}")
+        raise RowError(f"the text file {uri} is not UTF-8: {error}") from error
 
 
-def _picture_row(row_id: int, picture: FileInfo, text: str | RowError | None, folder: Location) -> ManifestRow:
+def _picture_row(
+    row_id: int, picture: FileInfo, text: str | RowError | Location | None, folder: Location
+) -> ManifestRow:
     name = picture.location.uri.removeprefix(folder.uri).lstrip("/")
     row = ManifestRow(row_id=row_id, custom_id=name, image_uri=picture.location.uri, image_version=picture.version)
     if not is_storable(picture.location.uri):  # `os.fsdecode` makes lone surrogates of bytes that are not UTF-8
         row.row_error = f"the path of the picture is not UTF-8: {os.fsencode(picture.location.uri)!r}. Rename it."
     elif isinstance(text, RowError):
         row.row_error = str(text)
+    elif isinstance(text, Location):
+        row.text_uri = text.uri
     else:
         row.text = text
     return row

@@ -3,10 +3,14 @@
 The results are the only record of which rows are done: a row is done if it is in a results file that can be read.
 A parquet file ends with its footer, so no part of a file can be read as a whole one. Memory is one byte a row of the
 manifest; the files are streamed.
+
+Files that a killed writer of a job left are known by their names, and deleted. Other files that cannot be read belong
+to somebody else: the job stops and names them.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
@@ -16,12 +20,19 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from asap.errors import StorageError
 from asap.storage.files import delete_file, delete_folder, list_files, open_seekable
 from asap.storage.location import Location
 from jobs.scan.input.manifest import write_tables
+from jobs.scan.output.tally import results_file
 from jobs.scan.stages.write import write_table
 
 _READERS = 16
+_OWN_FILE = re.compile(r"((rows-)?[0-9a-f]{32}|lost-\d+|\d{5})([_-].*)?\.parquet")
+"""Names that the writers of a job give: the id of a write and the number of a task, or `lost-` and a time; parts of a
+manifest have five digits."""
+_OWN_DRAFT = re.compile(r"\..+\.[0-9a-f]{16}")
+"""Names of the temporary files of `asap.storage.files`."""
 Ids = NDArray[np.int64]
 
 
@@ -66,7 +77,8 @@ def repair_results(results: Location) -> RowSet:
     """Repair the results so that all files are whole and each row is there once; return the rows that are there.
 
     A file that a kill cut short is deleted, and its rows are scanned again; temporary files are deleted too. Copies of
-    a row other than the first are removed from their files.
+    a row other than the first are removed from their files. Raises `StorageError` for a file that cannot be read and
+    has no name of a job's writer; it is left as it is.
     """
     seen = RowSet()
     files = _whole_files(results)
@@ -88,28 +100,47 @@ def repair_results(results: Location) -> RowSet:
 def _whole_files(results: Location) -> Iterator[Location]:
     """Yield the parquet files of a folder, and delete the temporary files that killed writers left there."""
     for info in list_files(results):
-        if info.location.name.startswith("."):
+        if _OWN_DRAFT.fullmatch(info.location.name):
             delete_file(info.location)
         elif info.location.name.endswith(".parquet"):
             yield info.location
 
 
 def _read_row_ids(location: Location) -> Ids | None:
-    """Return the ids of a file's rows; None if the file has no footer, which is written last."""
+    """Return the ids of a file's rows; None for a file of a job without a footer, which is written last.
+
+    Raises `StorageError` for any other file that cannot be read.
+    """
+    try:
+        with results_file(location) as parquet:
+            ids: Ids = parquet.read(columns=["row_id"])["row_id"].to_numpy()
+            return ids
+    except KeyError as error:
+        raise StorageError(
+            f"{location} has no column row_id, so it is no file of results. Move or delete it."
+        ) from error
+    except StorageError as error:
+        if not isinstance(error.__cause__, pa.ArrowInvalid):
+            raise
+        if _OWN_FILE.fullmatch(location.name) and not _has_footer(location):
+            return None
+        raise StorageError(f"{error}. Move or delete it, and run the same command again.") from error
+
+
+def _has_footer(location: Location) -> bool:
     with open_seekable(location) as file:
         try:
-            parquet = pq.ParquetFile(file)
+            pq.read_metadata(file)
         except pa.ArrowInvalid:
-            return None
-        ids: Ids = parquet.read(columns=["row_id"])["row_id"].to_numpy()
-        return ids
+            return False
+    return True
 
 
 def missing_rows(manifest: Location, done: RowSet) -> Iterator[pa.Table]:
     """Yield the manifest's rows that are not done, in small tables."""
     for info in list_files(manifest):
-        with open_seekable(info.location) as file:
-            for batch in pq.ParquetFile(file).iter_batches(2**12):
+        with results_file(info.location) as file:
+            for batch in file.iter_batches(2**12):
                 table = pa.Table.from_batches([batch])
                 missing = ~done.contains(table["row_id"].to_numpy())
                 if missing.any():
@@ -128,7 +159,7 @@ def write_missing(manifest: Location, done: RowSet, folder: Location) -> int:
 def count_rows(results: Location) -> int:
     """Count the rows of a folder from the footers of its parquet files.
 
-    Raises `ArrowInvalid` for a file that was cut short.
+    Raises `StorageError` for a file that was cut short.
     """
     files = [info.location for info in list_files(results) if info.location.name.endswith(".parquet")]
     with ThreadPoolExecutor(_READERS) as readers:
@@ -136,5 +167,5 @@ def count_rows(results: Location) -> int:
 
 
 def _count_file(location: Location) -> int:
-    with open_seekable(location) as file:
-        return int(pq.read_metadata(file).num_rows)
+    with results_file(location) as file:
+        return int(file.metadata.num_rows)

@@ -25,12 +25,21 @@ import threading
 import time
 import uuid
 from collections.abc import Callable
+from contextlib import suppress
 from datetime import UTC, datetime
 from types import TracebackType
 from typing import Any, Self
 
 from asap.errors import StorageError
-from asap.storage.files import create_bytes, delete_file, exists, is_empty, read_bytes, write_bytes
+from asap.storage.files import (
+    create_bytes,
+    delete_file,
+    delete_folder,
+    exists,
+    is_empty,
+    read_bytes,
+    write_bytes,
+)
 from asap.storage.location import Location
 from jobs.errors import InputUnfamiliar, JobDiffers, JobFailed, JobInUse
 
@@ -41,6 +50,8 @@ Notify = Callable[[str], None]
 CANCEL = "_cancel"
 """File that asks the owner of a job to stop, from any machine. The owner deletes it."""
 _ENDED = ("completed", "failed", "cancelled", "unfamiliar")
+_LOOK_AGAIN_S = 0.5
+"""Seconds between two looks for a record that seems to be deleted."""
 _LONG_DEAD_S = 300
 """Age in seconds beyond which a heartbeat is not watched. It is large, because clocks of machines may differ."""
 
@@ -163,6 +174,8 @@ class Job:
         self._lock = threading.Lock()
         self._ended = threading.Event()
         self._lost = False
+        self._deleted = False
+        self._misses = 0
         self._record = record | {
             "record_version": RECORD_VERSION,
             "job_id": folder.name,
@@ -182,7 +195,9 @@ class Job:
             return dict(self._record)
 
     def update(self, **entries: Any) -> None:
-        """Change entries and write the record."""
+        """Change entries and write the record. Raises `JobFailed` if the folder was deleted meanwhile."""
+        if self._thread.is_alive() and self._is_deleted():
+            raise self._deletion()  # a write would make the folder anew
         with self._lock:
             self._record |= entries
             self._write()
@@ -214,11 +229,40 @@ class Job:
             raise JobInUse(f"{self.folder} was taken over by another process. This one stopped.") from error
         if error is None or is_recorded:
             return
+        if self._is_deleted():
+            raise self._deletion() from error
         if isinstance(error, KeyboardInterrupt):
             self.cancel()
             return
         message = str(error).partition("\n")[0] or type(error).__name__
-        self.update(state="unfamiliar" if isinstance(error, InputUnfamiliar) else "failed", error=message)
+        # What stopped the job may also prevent its record. The reason is worth more than that failure.
+        with suppress(StorageError):
+            self.update(state="unfamiliar" if isinstance(error, InputUnfamiliar) else "failed", error=message)
+
+    def _is_deleted(self) -> bool:
+        """Return True if the record is gone. It is looked for twice, because a store may have a hiccup."""
+        if not self._deleted:
+            try:
+                self._deleted = not any(self._is_recorded(wait_s) for wait_s in (0, _LOOK_AGAIN_S))
+            except StorageError:
+                return False  # a store that is away has deleted nothing
+        return self._deleted
+
+    def _is_recorded(self, wait_s: float) -> bool:
+        time.sleep(wait_s)
+        return exists(self.folder / "job.json")
+
+    def _deletion(self) -> JobFailed:
+        """Return the error of a deleted job. What workers wrote into the folder after its deletion is deleted too."""
+        if "manifest" in self._record and not is_empty(self.folder / "manifest"):
+            return JobFailed(
+                f"{self.folder / 'job.json'} was deleted while the job ran, and the rest is of no use without it. "
+                f"Delete {self.folder}, and run the command again to start anew."
+            )
+        delete_folder(self.folder)
+        return JobFailed(
+            f"{self.folder} was deleted while the job ran. Nothing of it is kept. Run the command again to start anew."
+        )
 
     def cancel(self) -> None:
         """Record that the job was stopped, before the work is cleaned up, which may take longer than is given.
@@ -226,7 +270,7 @@ class Job:
         Nothing is written to the record after it: another process may resume the job from then on.
         """
         self._stop_beating()
-        if not self._lost:
+        if not self._lost and not self._is_deleted():
             self.update(state="cancelled")
             delete_file(self.folder / CANCEL)
 
@@ -241,15 +285,18 @@ class Job:
                 is_cancelled = exists(self.folder / CANCEL)
             except StorageError:
                 continue  # a short outage must not stop the job; a long one stops its work anyway
-            if self._lost or is_cancelled:
+            if self._lost or self._deleted or is_cancelled:
                 _thread.interrupt_main()
                 return
 
     def _beat_once(self) -> None:
-        """Write a heartbeat, unless another run has taken the job over."""
+        """Write a heartbeat, unless another run has taken the job over or the record is gone."""
         found = read_record(self.folder)
+        # Once may be a hiccup of a store. Twice in a row the folder was deleted, and is not made anew.
+        self._misses = 0 if found else self._misses + 1
+        self._deleted = self._misses > 1
         self._lost = found is not None and found.get("run_id") != self._record["run_id"]
-        if not self._lost:
+        if found is not None and not self._lost:
             with self._lock:
                 self._record["beats"] += 1
                 self._write()

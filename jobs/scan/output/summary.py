@@ -5,16 +5,15 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from contextlib import ExitStack
-from typing import Any, BinaryIO
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from asap.labels import FLAGGED, VERDICTS
-from asap.storage.files import list_files, open_seekable, open_write, read_bytes, write_bytes
+from asap.storage.files import OutputStream, list_files, open_write, read_bytes, write_bytes
 from asap.storage.location import Location
-from jobs.scan.output.tally import tally_results
+from jobs.scan.output.tally import results_file, tally_results
 from jobs.scan.stages.result_rows import SCHEMA_VERSION
 
 _ERROR_COLUMNS = ["row_id", "custom_id", "image_uri", "text", "error_code", "error_detail", "retryable", "attempt"]
@@ -49,12 +48,12 @@ def _tables(results: Location) -> Iterator[pa.Table]:
     """Yield the result rows in small tables, whatever the size of the files."""
     for info in list_files(results):
         if info.location.name.endswith(".parquet"):
-            with open_seekable(info.location) as file:
-                for batch in pq.ParquetFile(file).iter_batches(2**12):
+            with results_file(info.location) as file:
+                for batch in file.iter_batches(2**12):
                     yield pa.Table.from_batches([batch])
 
 
-def _write_lines(file: BinaryIO, rows: pa.Table) -> None:
+def _write_lines(file: OutputStream, rows: pa.Table) -> None:
     for row in rows.to_pylist():
         fields = {name: value for name, value in row.items() if value is not None}
         file.write(json.dumps(fields, ensure_ascii=False).encode() + b"\n")

@@ -6,7 +6,7 @@ A batch that is done twice counts twice. The final counts are made from the resu
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pyarrow as pa
@@ -29,6 +29,8 @@ class RowCounts:
     """Seconds from the end of the first batch of a pipeline to the end of its last, over all pipelines."""
     rows_timed: int = 0
     """Rows that were finished in these seconds: all but those of the first batches."""
+    slow: int = 0
+    """Rows that were left out of their batches because their pictures were slow."""
 
     @property
     def pairs_per_s(self) -> float:
@@ -54,8 +56,12 @@ class Counter:
         self._is_started, self._last_s = True, now
         self._total = RowCounts(
             total.rows + rows, total.errors + errors, total.flagged + flagged, total.unfamiliar + unfamiliar,
-            seconds, timed,
+            seconds, timed, total.slow,
         )  # fmt: skip
+
+    def count_slow(self, rows: int) -> None:
+        """Count rows that were left out of a batch."""
+        self._total = replace(self._total, slow=self._total.slow + rows)
 
     def start_pipeline(self) -> None:
         """Leave the time until the next batch out of the speed: another pipeline starts."""

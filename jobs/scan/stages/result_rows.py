@@ -20,7 +20,7 @@ Version 2 added `given_id` and `text_escapes`, version 3 `text_read`, version 4 
 `familiarity_image`, `familiarity_text` and `familiarity_id`.
 """
 
-CALLER_COLUMNS = [name for name in MANIFEST_SCHEMA.names if name not in ("row_error", "warnings")]
+CALLER_COLUMNS = [name for name in MANIFEST_SCHEMA.names if name not in ("text_uri", "row_error", "warnings")]
 """Columns of the manifest that are passed through unchanged."""
 
 _BOX = pa.struct([(name, pa.float32()) for name in ("x0", "y0", "x1", "y1")])

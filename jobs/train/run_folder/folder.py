@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import fcntl
 import hashlib
+import math
 import os
 import shutil
 import tempfile
@@ -15,16 +16,20 @@ import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pyarrow.fs as pafs
 
 from asap.errors import StorageError
-from asap.storage.failures import storage_errors
+from asap.storage.failures import keep_trying, storage_errors
 from asap.storage.files import delete_file, download_file, download_folder, exists, is_empty, local_targets, write_bytes
 from asap.storage.location import Location
 from asap.storage.s3 import check_bucket, filesystem, s3_client
+
+_TRY_S = 10.0
+"""Mean seconds that a further try of pyarrow's file system waits: a random time of up to twenty."""
 
 
 @dataclass(frozen=True)
@@ -34,9 +39,11 @@ class RunFolder:
     path: Path
     remote: Location | None = None
     """The prefix at s3://; None if `path` is the run folder itself."""
+    outage_s: float = 0
+    """Seconds for which uploads to a store that is away are tried again."""
 
     @classmethod
-    def open(cls, out: str) -> RunFolder:
+    def open(cls, out: str, outage_s: float = 0) -> RunFolder:
         """Return the run folder at a path or s3:// address. This machine's copy of a prefix may still be empty."""
         location = Location.parse(out)
         if not location.is_s3:
@@ -47,7 +54,7 @@ class RunFolder:
         copies.mkdir(mode=0o700, exist_ok=True)
         if copies.stat().st_uid != os.getuid() or copies.is_symlink():
             raise StorageError(f"{copies} belongs to another user. Set TMPDIR to a folder of your own.")
-        return cls(copies / hashlib.sha256(location.uri.encode()).hexdigest()[:16], location)
+        return cls(copies / hashlib.sha256(location.uri.encode()).hexdigest()[:16], location, outage_s)
 
     @property
     def location(self) -> Location:
@@ -115,7 +122,8 @@ class RunFolder:
         """Return the place of the checkpoints as arguments of Ray Train's `RunConfig`."""
         if self.remote is None:
             return {"storage_path": str(self.path)}
-        system, path = filesystem(self.remote)
+        # Ray Train counts a checkpoint that it cannot write as a lost worker, so its requests outlast an outage.
+        system, path = filesystem(self.remote, attempts=6 + math.ceil(self.outage_s / _TRY_S))
         return {"storage_path": path, "storage_filesystem": system}
 
     def is_empty(self) -> bool:
@@ -153,18 +161,17 @@ class RunFolder:
         self.pull("train.json", "run.json", "tokenizer", "start", "progress.jsonl")
 
     def pull(self, *names: str) -> None:
-        """Download files, or all files of folders, from the prefix. They replace those of this machine."""
+        """Download files, or all files of folders, from the prefix. They replace those of this machine.
+
+        Each is tried for `outage_s` seconds.
+        """
         if self.remote is None:
             return
         for name in names:
-            origin = self.remote / name
-            if exists(origin):
-                download_file(origin, self.path / name)
-            else:
-                download_folder(origin, self.path / name)
+            keep_trying(partial(_download, self.remote / name, self.path / name), self.outage_s)
 
     def push(self, *names: str, last: str = "") -> None:
-        """Upload files, or all files of folders, to the prefix.
+        """Upload files, or all files of folders, to the prefix. Each is tried for `outage_s` seconds.
 
         Args:
             names: Names of files and folders in this run folder.
@@ -176,7 +183,8 @@ class RunFolder:
             entry = self.path / name
             files = [entry] if entry.is_file() else [path for path in entry.rglob("*") if path.is_file()]
             for file in sorted(files, key=lambda file: (file.name == last, file)):
-                _upload(file, self.remote / file.relative_to(self.path).as_posix())
+                target = self.remote / file.relative_to(self.path).as_posix()
+                keep_trying(partial(_upload, file, target), self.outage_s)
 
     @contextmanager
     def locked(self) -> Iterator[None]:
@@ -188,6 +196,14 @@ class RunFolder:
         with (self.path / ".lock").open("w") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
             yield
+
+
+def _download(origin: Location, target: Path) -> None:
+    """Download one file, or all files of a folder."""
+    if exists(origin):
+        download_file(origin, target)
+    else:
+        download_folder(origin, target)
 
 
 def _upload(file: Path, target: Location) -> None:

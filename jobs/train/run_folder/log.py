@@ -8,6 +8,7 @@ import time
 from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from typing import Any
 
 from asap.errors import StorageError
@@ -85,9 +86,16 @@ class RunLog:
                 if value is not None:
                     self.curves.add_scalar(name, value, trainer.pairs_done)
         self.curves.flush()
-        if "validation" in event or time.monotonic() - self._pushed_s > _PUSH_EVERY_S:
-            self.folder.push(self.folder.progress.name, self.folder.curves.name)
-            self._pushed_s = time.monotonic()
+        if "validation" in event:
+            self._push(self.folder)
+        elif time.monotonic() - self._pushed_s > _PUSH_EVERY_S:
+            # The log is not worth a pause of the training: it is uploaded when the store is back.
+            with suppress(StorageError):
+                self._push(replace(self.folder, outage_s=0))
+
+    def _push(self, folder: RunFolder) -> None:
+        self._pushed_s = time.monotonic()
+        folder.push(folder.progress.name, folder.curves.name)
 
 
 @contextmanager

@@ -1,9 +1,14 @@
 import errno
+from pathlib import Path
 
+import boto3
 import pytest
+from boto3.exceptions import S3UploadFailedError
 from botocore.exceptions import ClientError, EndpointConnectionError, NoCredentialsError, ParamValidationError
 
-from asap.storage.failures import failure_code
+from asap.errors import StorageError
+from asap.storage.failures import failure_code, keep_trying, storage_errors
+from tests.support.faulty_store import Fault, FaultyStore
 
 
 def _client_error(code: str, status: int) -> ClientError:
@@ -16,7 +21,7 @@ def _client_error(code: str, status: int) -> ClientError:
         (_client_error("NoSuchKey", 404), ("not_found", False)),
         (_client_error("404", 404), ("not_found", False)),
         (_client_error("AccessDenied", 403), ("access_denied", False)),
-        (_client_error("ExpiredToken", 400), ("access_denied", False)),
+        (_client_error("ExpiredToken", 400), ("access_denied", True)),
         (_client_error("SlowDown", 503), ("throttled", True)),
         (_client_error("RequestTimeout", 400), ("timeout", True)),
         (_client_error("InternalError", 500), ("storage_error", True)),
@@ -39,3 +44,49 @@ def _client_error(code: str, status: int) -> ClientError:
 )
 def test_failures_are_named_as_the_store_defines_them(error: Exception, expected: tuple[str, bool]) -> None:
     assert failure_code(error) == expected
+
+
+def test_a_transfer_that_fails_has_the_code_of_its_request(faulty: FaultyStore, bucket: str, tmp_path: Path) -> None:
+    (tmp_path / "a").write_bytes(b"x")
+    faulty.rule = lambda request: Fault(status=403, code="AccessDenied")
+    with pytest.raises(S3UploadFailedError) as caught:
+        boto3.client("s3").upload_file(str(tmp_path / "a"), bucket, "a")
+    assert failure_code(caught.value) == ("access_denied", False)
+
+
+@pytest.mark.parametrize(
+    ("error", "retryable"), [(_client_error("SlowDown", 503), True), (_client_error("AccessDenied", 403), False)]
+)
+def test_an_error_of_a_store_says_whether_it_may_pass(error: Exception, retryable: bool) -> None:
+    with pytest.raises(StorageError) as caught, storage_errors("s3://news/a"):
+        raise error
+    assert caught.value.retryable is retryable
+
+
+def test_a_full_store_is_named_with_a_remedy() -> None:
+    message = r"s3://news/a cannot be written: the store is full.*raise its quota"
+    with pytest.raises(StorageError, match=message), storage_errors("s3://news/a"):
+        raise _client_error("XMinioStorageFull", 507)
+
+
+def test_an_action_is_tried_until_it_succeeds_or_patience_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    tries: list[int] = []
+
+    def act(failures: int, error: Exception) -> None:
+        tries.append(failures)
+        if len(tries) <= failures:
+            with storage_errors("s3://news/a"):
+                raise error
+
+    slow, denied = _client_error("SlowDown", 503), _client_error("AccessDenied", 403)
+    monkeypatch.setattr("asap.storage.failures._FIRST_BACKOFF_S", 0.001)
+    keep_trying(lambda: act(4, slow), patience_s=60)
+    assert len(tries) == 5
+    tries.clear()
+    with pytest.raises(StorageError, match="SlowDown"):
+        keep_trying(lambda: act(999, slow), patience_s=0.02)
+    assert len(tries) > 1
+    tries.clear()
+    with pytest.raises(StorageError, match="denied"):
+        keep_trying(lambda: act(999, denied), patience_s=60)
+    assert len(tries) == 1

@@ -1,3 +1,4 @@
+import copy
 import errno
 import os
 import stat
@@ -11,6 +12,7 @@ import pytest
 
 from asap.errors import StorageError
 from asap.storage.files import (
+    OutputStream,
     copy_file,
     create_bytes,
     delete_file,
@@ -32,6 +34,7 @@ from asap.storage.files import (
 )
 from asap.storage.location import Location
 from asap.storage.s3 import _endpoint_options, check_bucket, filesystem, s3_client
+from tests.support.faulty_store import Fault, FaultyStore, Rule
 
 
 def test_a_relative_path_becomes_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -349,3 +352,82 @@ def test_creating_a_file_on_a_full_disk_raises_and_leaves_no_file(
     with pytest.raises(StorageError, match="No space left on device"):
         create_bytes(Location(str(tmp_path / "a.json")), b"x")
     assert list(tmp_path.iterdir()) == []
+
+
+def _break_first(times: int, fault: Fault) -> Rule:
+    """Return a rule that breaks so many first GET requests of each object."""
+    return lambda request: fault if request.method == "GET" and request.count <= times else None
+
+
+@pytest.fixture
+def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Wait little between tries."""
+    monkeypatch.setattr("asap.storage.failures._FIRST_BACKOFF_S", 0.001)
+
+
+def test_a_small_object_whose_body_breaks_off_is_read_again(faulty: FaultyStore, bucket: str, hasty: None) -> None:
+    location = Location(f"s3://{bucket}/a.json")
+    write_bytes(location, b"0123456789")
+    faulty.rule = _break_first(3, Fault(keep=4))
+    assert read_bytes(location) == b"0123456789"
+    assert sum(request.method == "GET" for request in faulty.requests) == 4
+
+
+def test_a_small_object_whose_connection_is_reset_is_read_again(faulty: FaultyStore, bucket: str) -> None:
+    location = Location(f"s3://{bucket}/a.json")
+    write_bytes(location, b"0123456789")
+    faulty.rule = _break_first(1, Fault(reset=True))
+    assert read_bytes(location) == b"0123456789"
+
+
+def test_a_small_object_that_never_arrives_whole_is_an_error_that_may_pass(
+    faulty: FaultyStore, bucket: str, hasty: None
+) -> None:
+    location = Location(f"s3://{bucket}/a.json")
+    write_bytes(location, b"0123456789")
+    faulty.rule = _break_first(99, Fault(keep=4))
+    with pytest.raises(StorageError, match=r"a\.json cannot be used: .*(4 bytes read|Incomplete)") as caught:
+        read_bytes(location)
+    assert caught.value.retryable
+    assert sum(request.method == "GET" for request in faulty.requests) == 6
+
+
+@pytest.mark.parametrize("size", [10, 5_000_000])
+@pytest.mark.parametrize("fault", [Fault(keep=5), Fault(reset=True), Fault(status=503, code="SlowDown")])
+def test_streams_and_tables_survive_bodies_that_break_in_the_middle(
+    faulty: FaultyStore, bucket: str, tmp_path: Path, fault: Fault, size: int
+) -> None:
+    folder = Location(f"s3://{bucket}/large")
+    data = os.urandom(size)
+    write_bytes(folder / "stream", data)
+    system, path = filesystem(folder)
+    pq.write_table(pa.table({"a": [data]}), f"{path}/table.parquet", filesystem=system)
+    faulty.rule = lambda request: fault if request.method == "GET" and request.count % 3 == 1 else None
+    with open_read(folder / "stream") as file:
+        assert file.read() == data
+    with open_seekable(folder / "table.parquet") as file:
+        assert pq.read_table(file)["a"].to_pylist() == [data]
+    download_file(folder / "stream", tmp_path / "copy")
+    assert (tmp_path / "copy").read_bytes() == data
+
+
+def test_of_several_files_that_are_written_at_once_the_error_names_the_one_that_failed(tmp_path: Path) -> None:
+    first, second = Location(str(tmp_path / "first")), Location(str(tmp_path / "second"))
+    with (
+        pytest.raises(StorageError, match=f"^{first} cannot be written: the disk is full.*Free space there"),
+        Path("/dev/full").open("wb", buffering=0) as full,
+        open_write(second),
+    ):
+        OutputStream(first, full).write(b"x")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_file_system_that_was_sent_to_another_process_tries_as_often(faulty: FaultyStore, bucket: str) -> None:
+    location = Location(f"s3://{bucket}/a")
+    data = os.urandom(10_000)  # more than the response of an error, which must fit into the buffer of the read
+    write_bytes(location, data)
+    system, path = filesystem(location, attempts=5)
+    sent = copy.copy(copy.copy(system))  # by the method that pickling uses
+    faulty.rule = _break_first(4, Fault(status=500))  # pyarrow's own would try three times
+    with sent.open_input_file(path) as file:
+        assert file.read() == data

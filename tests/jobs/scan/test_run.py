@@ -530,7 +530,7 @@ def test_half_written_files_of_a_killed_run_are_neither_read_nor_kept(
     data = whole.read_bytes()
     pq.write_table(pq.read_table(whole).slice(1), whole)
     # A kill cut short a results file, the manifest of the missing rows, and the checkpoint of an earlier version.
-    (folder / "results/7-000001-0.parquet").write_bytes(data[:-1])
+    (folder / f"results/{7:032x}_000001-0.parquet").write_bytes(data[:-1])
     for name in ("_remaining/00000.parquet", "_checkpoint/7-000001.pending.parquet", "_alone/00000.parquet"):
         (folder / name).parent.mkdir()
         (folder / name).write_bytes(data[: len(data) // 2])

@@ -4,9 +4,18 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
+from asap.errors import StorageError
 from asap.storage.location import Location
 from jobs.scan.input import manifest
-from jobs.scan.input.manifest import MANIFEST_SCHEMA, ManifestRow, SeenIds, readable_text, storable, write_manifest
+from jobs.scan.input.manifest import (
+    MANIFEST_SCHEMA,
+    ManifestRow,
+    SeenIds,
+    readable_text,
+    storable,
+    write_manifest,
+    write_tables,
+)
 
 
 def _rows(count: int) -> list[ManifestRow]:
@@ -105,3 +114,19 @@ def test_seen_ids_keep_few_runs() -> None:
         seen.repeated([str(number) for number in range(start, start + 100)])
     assert len(seen._runs) < 10
     assert sum(map(len, seen._runs)) == 10_000
+
+
+def test_a_manifest_of_an_earlier_version_gets_the_columns_that_it_lacks(tmp_path: Path) -> None:
+    write_manifest(_rows(3), Location(str(tmp_path / "a")))
+    table = pq.read_table(tmp_path / "a/00000.parquet").drop_columns(["text_uri", "given_id"])
+    assert write_tables([table.slice(0, 2), table.slice(2)], Location(str(tmp_path / "b"))) == 3
+    assert _written(tmp_path / "b") == _written(tmp_path / "a")
+    assert pq.read_schema(tmp_path / "b/00000.parquet").equals(MANIFEST_SCHEMA)
+
+
+def test_a_disk_that_is_full_is_named_with_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(manifest, "_ROWS_PER_GROUP", 4)
+    monkeypatch.setattr(manifest, "ROWS_PER_FILE", 8)
+    (tmp_path / "00001.parquet").symlink_to("/dev/full")
+    with pytest.raises(StorageError, match=rf"^{tmp_path}/00001\.parquet cannot be written: the disk is full"):
+        write_manifest(_rows(20), Location(str(tmp_path)))

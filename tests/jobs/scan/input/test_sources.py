@@ -7,14 +7,16 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from asap.errors import StorageError
+from asap.errors import FetchFailed, StorageError
+from asap.storage.fetch import FetchSettings
 from asap.storage.files import write_bytes
 from asap.storage.location import Location
 from jobs.errors import InputNotFound
 from jobs.scan.input import sources
 from jobs.scan.input.manifest import ManifestRow
 from jobs.scan.input.record_files import RowError
-from jobs.scan.input.sources import find_source, image_uri
+from jobs.scan.input.sources import find_source, image_uri, read_late_text
+from tests.support.faulty_store import Fault, FaultyStore
 
 
 def _rows(path: Path | str, limit: int | None = None) -> list[ManifestRow]:
@@ -284,3 +286,43 @@ def test_the_fingerprint_of_an_object_is_its_version(bucket: str) -> None:
     before = find_source(location.uri).fingerprint()
     write_bytes(location, b'{"image": "b", "text": "t"}\n')
     assert find_source(location.uri).fingerprint() != before
+
+
+def test_a_text_that_the_store_does_not_deliver_is_left_to_the_scan(
+    faulty: FaultyStore, bucket: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("asap.storage.failures._FIRST_BACKOFF_S", 0.001)
+    folder = Location(f"s3://{bucket}/pairs")
+    for name in ("a", "b", "c"):
+        write_bytes(folder / f"{name}.jpg", b"x")
+        write_bytes(folder / f"{name}.txt", f"text {name}".encode())
+    # The text of a breaks off at first, that of b always.
+    faulty.rule = lambda request: (
+        Fault(keep=2)
+        if request.method == "GET" and (request.path.endswith("b.txt") or (request.path.endswith("a.txt")
+        and request.count < 3))
+        else None
+    )  # fmt: skip
+    rows = _rows(folder.uri)
+    assert [(row.text, row.text_uri) for row in rows] == [("text a", None), (None, f"{folder}/b.txt"), ("text c", None)]
+    assert all(row.row_error is None for row in rows)
+    settings = FetchSettings(attempts=2)
+    with pytest.raises(FetchFailed, match="the text file cannot be read") as caught:
+        read_late_text(f"{folder}/b.txt", settings)
+    assert (caught.value.code, caught.value.retryable) == ("storage_error", True)
+    faulty.rule = lambda request: None
+    assert read_late_text(f"{folder}/b.txt", settings) == "text b"
+
+
+def test_a_text_that_comes_late_is_checked_like_any_other(tmp_path: Path) -> None:
+    settings = FetchSettings()
+    (tmp_path / "latin.txt").write_bytes(b"caf\xe9")
+    (tmp_path / "long.txt").write_bytes(b"x" * (2**20 + 1))
+    (tmp_path / "blank.txt").write_bytes(b" \n")
+    with pytest.raises(RowError, match="not UTF-8"):
+        read_late_text(str(tmp_path / "latin.txt"), settings)
+    with pytest.raises(RowError, match="more than 1048576 bytes"):
+        read_late_text(str(tmp_path / "long.txt"), settings)
+    with pytest.raises(FetchFailed, match="the text file cannot be read"):
+        read_late_text(str(tmp_path / "none.txt"), settings)
+    assert read_late_text(str(tmp_path / "blank.txt"), settings) is None

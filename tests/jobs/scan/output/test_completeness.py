@@ -5,6 +5,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from asap.errors import StorageError
 from asap.storage.files import list_files, open_seekable, write_bytes
 from asap.storage.location import Location
 from jobs.scan.input.manifest import MANIFEST_SCHEMA, ManifestRow, write_manifest
@@ -71,8 +72,8 @@ def test_a_truncated_results_file_is_deleted_wherever_it_is_cut(tmp_path: Path) 
     _write_ids(folder / "whole", [2, 3])
     whole = (tmp_path / "whole").read_bytes()
     for size in range(len(whole)):
-        (tmp_path / f"cut-{size}.parquet").write_bytes(whole[:size])
-    with pytest.raises(pa.ArrowInvalid):
+        (tmp_path / f"{size:032x}_000001-0.parquet").write_bytes(whole[:size])
+    with pytest.raises(StorageError, match="that can be read"):
         count_rows(folder)
     assert repair_results(folder).contains(_ids(0, 1, 2, 3)).tolist() == [True, True, False, False]
     assert [path.name for path in tmp_path.glob("*.parquet")] == ["a.parquet"]
@@ -136,3 +137,24 @@ def test_missing_rows_become_a_manifest_in_a_folder_that_is_emptied_first(
 def test_a_folder_without_results_has_no_rows(tmp_path: Path) -> None:
     assert count_rows(Location(str(tmp_path / "none"))) == 0
     assert not repair_results(Location(str(tmp_path / "none"))).contains(_ids(0)).any()
+
+
+@pytest.mark.parametrize("data", [b"", b"PAR1 and no more", b"<html>"])
+def test_a_broken_file_that_no_writer_of_a_job_named_is_named_and_kept(folder: Location, data: bytes) -> None:
+    results = folder / "results"
+    _write_ids(results / "a.parquet", [0, 1])
+    write_bytes(results / "backup.parquet", data)
+    write_bytes(results / ".DS_Store", b"x")
+    for read in (repair_results, count_rows):
+        with pytest.raises(StorageError, match=rf"{results}/backup\.parquet is not a Parquet file that can be read"):
+            read(results)
+    with pytest.raises(StorageError, match="Move or delete it, and run the same command again"):
+        repair_results(results)
+    assert sorted(info.location.name for info in list_files(results)) == [".DS_Store", "a.parquet", "backup.parquet"]
+
+
+def test_a_table_of_something_else_is_named_and_kept(folder: Location) -> None:
+    write_table(pa.table({"id": [1]}), folder / "results/other.parquet")
+    with pytest.raises(StorageError, match=r"other\.parquet has no column row_id, so it is no file of results"):
+        repair_results(folder / "results")
+    assert count_rows(folder / "results") == 1

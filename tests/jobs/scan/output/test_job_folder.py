@@ -1,5 +1,6 @@
 import json
 import threading
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -7,11 +8,12 @@ from typing import Any
 import pytest
 
 from asap.errors import StorageError
-from asap.storage.files import write_bytes
+from asap.storage.files import delete_file, delete_folder, is_empty, list_files, write_bytes
 from asap.storage.location import Location
 from jobs.errors import JobDiffers, JobFailed, JobInUse
 from jobs.scan.output import job_folder
 from jobs.scan.output.job_folder import Job, check_resumable, is_finished, read_record, wait_until_free
+from tests.support.faulty_store import Fault, FaultyStore
 from tests.support.waiting import HANG_S, Clock, wait_until
 
 IDENTITY = {"settings": {"limit": None, "captions": None}, "model_id": "m@1"}
@@ -199,3 +201,88 @@ def test_a_job_is_finished_once_its_last_file_exists(folder: Location) -> None:
     assert not is_finished(folder)
     write_bytes(folder / "_SUCCESS", b"")
     assert is_finished(folder)
+
+
+def _run(folder: Location, work: Callable[[Job], object], heartbeat_s: float = 100) -> None:
+    with Job(folder, _entries(), heartbeat_s) as job:
+        work(job)
+
+
+def test_a_job_whose_folder_is_deleted_stops_and_does_not_make_it_anew(
+    folder: Location, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    interrupted = threading.Event()
+    monkeypatch.setattr(job_folder._thread, "interrupt_main", interrupted.set)
+
+    def work(job: Job) -> None:
+        job.update(manifest={"rows": 2})
+        delete_folder(folder)
+        assert interrupted.wait(HANG_S)
+        write_bytes(folder / "results/late.parquet", b"of a worker that did not know it yet")
+        raise KeyboardInterrupt
+
+    with pytest.raises(JobFailed, match=r"job was deleted while the job ran\. Nothing of it is kept\."):
+        _run(folder, work, heartbeat_s=0.02)
+    assert is_empty(folder)
+
+
+def test_the_error_that_a_deleted_folder_causes_is_not_given_as_the_reason(bucket: str) -> None:
+    folder = Location(f"s3://{bucket}/job")
+
+    def work(job: Job) -> None:
+        delete_folder(folder)
+        raise StorageError("a file that the job had written does not exist")
+
+    with pytest.raises(JobFailed, match=r"was deleted while the job ran.*Run the command again to start anew"):
+        _run(folder, work)
+    assert is_empty(folder)
+
+
+def test_a_change_of_state_does_not_make_a_deleted_folder_anew(folder: Location) -> None:
+    def work(job: Job) -> None:
+        delete_folder(folder)
+        job.update(state="finalizing")
+
+    with pytest.raises(JobFailed, match="was deleted"):
+        _run(folder, work)
+    assert is_empty(folder)
+
+
+def test_a_folder_that_lost_only_its_record_is_kept(folder: Location) -> None:
+    def work(job: Job) -> None:
+        write_bytes(folder / "manifest/00000.parquet", b"x")
+        job.update(manifest={"rows": 2})
+        delete_file(folder / "job.json")
+        raise KeyboardInterrupt
+
+    with pytest.raises(JobFailed, match=r"job\.json was deleted while the job ran.*Delete .*/job, and run"):
+        _run(folder, work)
+    assert [info.location.name for info in list_files(folder)] == ["00000.parquet"]
+
+
+def test_one_look_that_finds_no_record_does_not_stop_the_job(folder: Location, monkeypatch: pytest.MonkeyPatch) -> None:
+    real, hiccups = read_record, [False, True]
+    looks: list[bool] = []
+
+    def read(folder: Location) -> dict[str, Any] | None:
+        looks.append(bool(hiccups and hiccups.pop()))
+        return None if looks[-1] else real(folder)
+
+    monkeypatch.setattr(job_folder, "read_record", read)
+    with Job(folder, _entries(), heartbeat_s=0.02) as job:
+        wait_until(lambda: len(looks) > 3, every_s=0.01)
+        job.update(state="completed")
+    assert looks[:2] == [True, False]
+    assert (real(folder) or {})["state"] == "completed"
+
+
+def test_the_reason_of_a_stop_is_given_even_if_it_cannot_be_recorded(faulty: FaultyStore, bucket: str) -> None:
+    folder = Location(f"s3://{bucket}/job")
+
+    def work(job: Job) -> None:
+        faulty.rule = lambda request: Fault(status=403, code="AccessDenied") if request.method == "PUT" else None
+        raise StorageError("/a cannot be written: the disk is full")
+
+    with pytest.raises(StorageError, match="the disk is full"):
+        _run(folder, work)
+    assert (read_record(folder) or {})["state"] == "validating"

@@ -1,16 +1,26 @@
+import dataclasses
 import subprocess
 import sys
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
 
 from asap.preprocessing.images import ImageLimits, prepare_image
 from asap.storage.fetch import FetchSettings
-from jobs.scan.input.manifest import MANIFEST_SCHEMA
+from asap.storage.files import delete_file, open_seekable, write_bytes
+from asap.storage.location import FileInfo, Location
+from jobs.scan.input import sources
+from jobs.scan.input.manifest import MANIFEST_SCHEMA, write_manifest
+from jobs.scan.stages import prepare
 from jobs.scan.stages.prepare import PREPARED_FIELDS, Preparation, prepare_batch
 from jobs.scan.stages.result_rows import CALLER_COLUMNS
+from tests.support.faulty_store import Fault, FaultyStore
+from tests.support.waiting import HANG_S
 
 PREPARATION = Preparation(image_size=32, limits=ImageLimits(max_bytes=20_000), fetch=FetchSettings(threads=4))
 
@@ -92,3 +102,114 @@ def test_a_thumbnail_is_made_if_a_captioner_needs_it(tmp_path: Path, jpeg: Calla
 def test_preparing_loads_no_torch() -> None:
     code = "import sys, jobs.scan.stages.prepare; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+class Counts:
+    """The counter of the scan, as far as this stage calls it."""
+
+    def __init__(self) -> None:
+        self.slow = 0
+        self.count_slow = self
+
+    def remote(self, rows: int) -> None:
+        self.slow += rows
+
+
+@pytest.fixture
+def objects(faulty: FaultyStore, bucket: str, jpeg: Callable[..., bytes]) -> pa.Table:
+    """Write seven pictures to a store whose pictures 2 and 5 never come, and return their rows."""
+    for number in range(7):
+        write_bytes(Location(f"s3://{bucket}/{number}.jpg"), jpeg(number))
+    faulty.rule = lambda request: Fault(stall=True) if request.path.endswith(("2.jpg", "5.jpg")) else None
+    return _batch(*({"image_uri": f"s3://{bucket}/{number}.jpg"} for number in range(7)))
+
+
+def test_slow_pictures_leave_their_batch_and_their_threads_hold_nobody(objects: pa.Table) -> None:
+    counts = Counts()
+    hasty = dataclasses.replace(PREPARATION, slow_after_s=5, fetch=FetchSettings(threads=4, read_timeout_s=HANG_S))
+    table = prepare_batch(objects, hasty, counts)
+    assert table["row_id"].to_pylist() == [0, 1, 3, 4, 6]
+    assert table["error_code"].to_pylist() == [None] * 5
+    assert table["width"].to_pylist() == [table["width"][0].as_py()] * 5
+    assert counts.slow == 2
+    hanging = [thread for thread in threading.enumerate() if thread.name == "prepare"]
+    assert hanging  # they wait for the store
+    assert all(thread.daemon for thread in hanging)
+
+
+def test_a_batch_of_slow_pictures_alone_is_empty_and_has_its_types(objects: pa.Table) -> None:
+    hasty = dataclasses.replace(PREPARATION, slow_after_s=0.5, fetch=FetchSettings(read_timeout_s=HANG_S))
+    slow = objects.take([2, 5])
+    table = prepare_batch(slow, hasty, counts := Counts())
+    assert (table.num_rows, counts.slow) == (0, 2)
+    for name, kind in PREPARED_FIELDS:
+        assert table.schema.field(name).type == kind
+
+
+def test_a_patient_preparation_waits_and_gives_a_picture_up_only_at_a_bound(
+    objects: pa.Table, faulty: FaultyStore
+) -> None:
+    fetch = FetchSettings(threads=2, attempts=1, read_timeout_s=5)
+    hasty = dataclasses.replace(PREPARATION, slow_after_s=0.1, fetch=fetch)
+    table = prepare_batch(objects, hasty.patient(7), counts := Counts())
+    assert counts.slow == 0
+    assert table["row_id"].to_pylist() == list(range(7))
+    codes = [None, None, "timeout", None, None, "timeout", None]
+    assert table["error_code"].to_pylist() == codes
+    assert table["retryable"].to_pylist()[2] is True
+    assert hasty.patient(7).fetch.threads == 7
+    # A store that sends a byte now and then passes every timeout of its own; the bound of the stage holds.
+    endless = dataclasses.replace(hasty.patient(7), fetch=fetch.model_copy(update={"read_timeout_s": HANG_S}))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(prepare, "_longest_s", lambda settings: 1.0)
+        table = prepare_batch(objects.take([2, 5]), endless)
+    assert table["error_code"].to_pylist() == ["timeout", "timeout"]
+    assert table["error_detail"].to_pylist() == ["the picture was not read within 1 s"] * 2
+
+
+def test_a_text_that_the_manifest_could_not_get_is_read_with_the_picture(
+    tmp_path: Path, jpeg: Callable[..., bytes]
+) -> None:
+    (tmp_path / "a.jpg").write_bytes(jpeg(1))
+    (tmp_path / "a.txt").write_text("a late\0 text")
+    (tmp_path / "latin.txt").write_bytes(b"caf\xe9")
+    names = [None, "a.txt", "gone.txt", "latin.txt"]
+    rows: list[dict[str, object]] = [
+        {"image_uri": str(tmp_path / "a.jpg"), "text": None if name else "given"}
+        | ({"text_uri": str(tmp_path / name)} if name else {})
+        for name in names
+    ]
+    table = prepare_batch(_batch(*rows), PREPARATION)
+    assert table["text"].to_pylist() == ["given", r"a late\u0000 text", None, None]
+    assert table["text_escapes"].to_pylist() == [None, [6], None, None]
+    assert table["error_code"].to_pylist() == [None, None, "not_found", "row_invalid"]
+    assert "lone surrogates or NULs" in table["warnings"].to_pylist()[1][0]
+    # Manifests of earlier versions have no such column.
+    old = prepare_batch(_batch(*rows).drop_columns("text_uri"), PREPARATION)
+    assert old["text"].to_pylist() == ["given", None, None, None]
+
+
+def test_objects_that_are_deleted_after_they_were_listed_are_not_found(
+    bucket: str, jpeg: Callable[..., bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = Location(f"s3://{bucket}/pairs")
+    for name in ("a", "b"):
+        write_bytes(folder / f"{name}.jpg", jpeg(1))
+        write_bytes(folder / f"{name}.txt", b"a text")
+    write_bytes(folder / "c.jpg", jpeg(1))
+    list_whole = sources.list_files
+
+    def list_and_delete(where: Location) -> Iterator[FileInfo]:
+        listed = list(list_whole(where))
+        for name in ("a.jpg", "b.txt"):
+            delete_file(folder / name)
+        return iter(listed)
+
+    source = sources.find_source(folder.uri)
+    monkeypatch.setattr(sources, "list_files", list_and_delete)
+    write_manifest(source.rows(), Location(f"s3://{bucket}/manifest"))
+    with open_seekable(Location(f"s3://{bucket}/manifest/00000.parquet")) as file:
+        table = prepare_batch(pq.read_table(file), PREPARATION)
+    assert table["custom_id"].to_pylist() == ["a.jpg", "b.jpg", "c.jpg"]
+    assert table["error_code"].to_pylist() == ["not_found", "not_found", None]
+    assert table["retryable"].to_pylist()[:2] == [False, False]

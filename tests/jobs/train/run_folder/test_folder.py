@@ -1,3 +1,4 @@
+import dataclasses
 import os
 import tempfile
 from pathlib import Path
@@ -7,11 +8,13 @@ import pytest
 from ray.train import Checkpoint
 
 from asap.errors import StorageError
-from asap.storage.files import write_bytes
+from asap.storage.files import read_bytes, write_bytes
 from asap.storage.location import Location
-from asap.storage.s3 import filesystem
+from asap.storage.s3 import filesystem, s3_client
 from jobs.train.run_folder import folder as run_folder
 from jobs.train.run_folder.folder import RunFolder, checkpoint_folder
+from tests.support.faulty_store import Fault, FaultyStore
+from tests.support.waiting import HANG_S
 
 
 @pytest.fixture
@@ -144,3 +147,39 @@ def test_the_folder_of_another_user_is_not_used_for_copies(tmp_path: Path, monke
     (tmp_path / f"asap-runs-{os.getuid()}").symlink_to(tmp_path / "theirs")
     with pytest.raises(StorageError, match=r"belongs to another user\. Set TMPDIR"):
         RunFolder.open("s3://bucket/run")
+
+
+def test_an_upload_outlasts_a_store_that_is_away_for_a_while(
+    faulty: FaultyStore, mirrored: RunFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(run_folder, "s3_client", lambda: s3_client(attempts=1))
+    monkeypatch.setattr("asap.storage.failures._FIRST_BACKOFF_S", 0.001)
+    mirrored.path.mkdir(parents=True)
+    mirrored.progress.write_text("a line\n")
+    faulty.rule = lambda request: (
+        Fault(status=503, code="SlowDown") if request.method == "PUT" and request.count < 6 else None
+    )
+    with pytest.raises(StorageError, match="SlowDown"):
+        mirrored.push("progress.jsonl")
+    dataclasses.replace(mirrored, outage_s=HANG_S).push("progress.jsonl")
+    assert keys(mirrored) == ["runs/one/progress.jsonl"]
+    assert sum(request.method == "PUT" for request in faulty.requests) == 6
+
+
+def test_an_upload_that_is_denied_is_not_tried_again(faulty: FaultyStore, mirrored: RunFolder) -> None:
+    mirrored.path.mkdir(parents=True)
+    mirrored.progress.write_text("a line\n")
+    faulty.rule = lambda request: Fault(status=403, code="AccessDenied")
+    with pytest.raises(StorageError, match=r"access to s3://.*/progress\.jsonl was denied"):
+        dataclasses.replace(mirrored, outage_s=HANG_S).push("progress.jsonl")
+    assert len(faulty.requests) == 1
+
+
+@pytest.mark.drill
+def test_checkpoints_of_a_run_that_waits_for_stores_outlast_an_outage(faulty: FaultyStore, mirrored: RunFolder) -> None:
+    storage = dataclasses.replace(mirrored, outage_s=120).ray_storage()
+    faulty.rule = lambda request: Fault(status=500) if request.method != "GET" and request.count < 8 else None
+    with storage["storage_filesystem"].open_output_stream(f"{storage['storage_path']}/state.pt") as stream:
+        stream.write(b"state")
+    assert mirrored.remote
+    assert read_bytes(mirrored.remote / "state.pt") == b"state"
