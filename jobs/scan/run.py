@@ -27,6 +27,7 @@ from asap.storage.files import delete_folder, is_empty, write_bytes
 from asap.storage.location import Location
 from jobs.cluster import ray_running
 from jobs.errors import InputUnfamiliar, JobFailed
+from jobs.metrics import targets_announced
 from jobs.scan.input.manifest import write_manifest, write_tables
 from jobs.scan.output.completeness import count_rows, missing_rows, repair_results, write_missing, write_table
 from jobs.scan.output.job_folder import Job, check_resumable, fail, is_finished, wait_until_free
@@ -35,6 +36,7 @@ from jobs.scan.plan import ScanPlan, plan_scan
 from jobs.scan.sample import SAMPLE, Sample, take_sample
 from jobs.scan.settings import ScanSettings
 from jobs.scan.stages.result_rows import failure, result_table
+from jobs.states import job_states
 
 if TYPE_CHECKING:
     from jobs.scan.pipeline import ScanPipeline
@@ -76,11 +78,13 @@ def scan(settings: ScanSettings, watch: Watch = lambda progress: None) -> dict[s
         raise InputUnfamiliar(_read_sample(record).sentence(plan.model_id, plan.limits))
     if record:
         wait_until_free(plan.folder, record, settings.stale_after_s, lambda line: watch(ScanProgress(line)))
-    with Job(plan.folder, (record or {}) | _first_entries(plan, identity), settings.heartbeat_s) as job:
-        _work(job, plan, watch)
-    # Only after the job's record says `completed`: whoever sees _SUCCESS finds every other file in its final state.
-    write_bytes(plan.folder / "_SUCCESS", b"")
-    _delete_temporary(plan.folder)
+    with job_states(settings, "scan", plan.folder.name, plan.folder) as states:
+        entries = (record or {}) | _first_entries(plan, identity)
+        with Job(plan.folder, entries, settings.heartbeat_s, states.change) as job:
+            _work(job, plan, watch)
+        # Only after the record says `completed`: whoever sees _SUCCESS finds every other file in its final state.
+        write_bytes(plan.folder / "_SUCCESS", b"")
+        _delete_temporary(plan.folder)
     return read_summary(plan.folder)
 
 
@@ -120,7 +124,7 @@ def _work(job: Job, plan: ScanPlan, watch: Watch) -> None:
     started = time.monotonic()
     # A Ray that this process starts may use its CPUs and no others; a cluster has CPUs of its own.
     cpus = {} if plan.settings.address else {"num_cpus": len(os.sched_getaffinity(0))}
-    with ray_running(plan.settings.address, **cpus):
+    with ray_running(plan.settings.address, **cpus), targets_announced(plan.settings.metrics_targets):
         from jobs.scan.pipeline import size_pipeline
 
         _note_time(job, "ray_start_s", started)

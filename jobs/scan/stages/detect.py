@@ -12,6 +12,7 @@ import pyarrow as pa
 from asap.finding import Finding
 from asap.preprocessing.images import PreparedImage
 from asap.preprocessing.words import MIN_TEXT_READ
+from jobs.metrics import DetectorTime, count_rows, stage_timed
 from jobs.scan.input.manifest import readable_text
 from jobs.scan.stages.progress import count_batch
 from jobs.scan.stages.result_rows import columns_of, failure, result_table
@@ -36,12 +37,15 @@ class Detection:
     batch_size: int = 32
     min_text_read: float = MIN_TEXT_READ
     """Share of a text's characters that the vocabulary must read; see `Predictor.from_folder`."""
+    job: str = ""
+    """Name of the job, for its metrics."""
 
 
 class Detector:
     """The actor that runs the model on prepared rows. It loads the model once, and never raises for a row."""
 
     def __init__(self, detection: Detection, progress: Any = None) -> None:
+        self._job, self._time = detection.job, DetectorTime(detection.job)
         import torch
 
         from asap.predictor import Predictor
@@ -57,14 +61,17 @@ class Detector:
         )
         self._device_errors = (torch.AcceleratorError,)
         self._progress = progress
+        self._time.leave("loading")
 
     def __call__(self, batch: pa.Table) -> pa.Table:
         """Turn prepared rows (see `PREPARED_FIELDS`) into rows of `RESULT_SCHEMA`, in their order."""
+        self._time.leave("idle")
         prepared = batch.select(_SMALL_COLUMNS).to_pylist()
         # Rows that failed in an earlier stage have no pixels; they keep their error.
         positions = [position for position, row in enumerate(prepared) if row["error_code"] is None]
         try:
-            findings = self._detect(batch["pixels"], prepared, positions)
+            with stage_timed(self._job, "detect"):
+                findings = self._detect(batch["pixels"], prepared, positions)
         except self._device_errors:
             os._exit(1)  # the device computes nothing more in this process: let Ray start another and try again
         model = {
@@ -82,6 +89,8 @@ class Detector:
         table = result_table(batch, rows)
         if self._progress is not None:
             count_batch(self._progress, table)
+        count_rows(self._job, table)
+        self._time.leave("busy")
         return table
 
     def _detect(self, pixels: pa.ChunkedArray, prepared: list[dict[str, Any]], positions: list[int]) -> list[Finding]:

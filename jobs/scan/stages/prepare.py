@@ -18,6 +18,7 @@ from PIL import Image
 from asap.errors import FetchFailed, InputError
 from asap.preprocessing.images import ImageLimits, decode_image, prepare_image
 from asap.storage.fetch import ByteRange, FetchSettings, fetch
+from jobs.metrics import count_fetches, stage_timed
 from jobs.scan.input.manifest import storable
 from jobs.scan.stages.result_rows import CALLER_COLUMNS
 
@@ -47,6 +48,8 @@ class Preparation:
     fetch: FetchSettings
     thumbnail_side: int | None = None
     """Largest side, in pixels, of the JPEG that is kept for the captioner. None: no JPEG is kept."""
+    job: str = ""
+    """Name of the job, for its metrics."""
 
 
 def prepare_batch(batch: pa.Table, preparation: Preparation) -> pa.Table:
@@ -54,8 +57,9 @@ def prepare_batch(batch: pa.Table, preparation: Preparation) -> pa.Table:
     settings = preparation.fetch
     # Many threads wait for stores, but only a few decode at a time: decoding needs CPU and memory.
     decoding = BoundedSemaphore(settings.decode_threads)
-    with ThreadPoolExecutor(settings.threads) as threads:
+    with stage_timed(preparation.job, "prepare"), ThreadPoolExecutor(settings.threads) as threads:
         rows = list(threads.map(lambda row: _prepare(row, preparation, decoding), batch.to_pylist()))
+    count_fetches(preparation.job, rows)
     # Types are declared, so that a column of nulls has the type of all others.
     columns: dict[str, Any] = {name: batch[name] for name in CALLER_COLUMNS}
     for name, kind in PREPARED_FIELDS:
@@ -95,6 +99,7 @@ def _picture(
         "image_sha256": image.sha256,
         "image_version": fetched.version or row["image_version"],
         "attempt": fetched.attempt,
+        "fetched_bytes": len(fetched.data),
         "warnings": [*warnings, *image.warnings],
     }
 
