@@ -105,8 +105,8 @@ def sentence(entries: Mapping[str, Any]) -> str:
     counts = entries["counts"] or {}
     work = f"{counts['done']:,} of {counts['total']:,} pairs are done" if "total" in counts else ""
     for kind in ("flagged", "unfamiliar", "errors"):
-        if counts.get(kind):
-            work += f", {counts[kind]:,} {kind}"
+        if number := counts.get(kind):
+            work += f", {number:,} {'error' if kind == 'errors' and number == 1 else kind}"
     reason = str(entries["error"] or "").rstrip(".")
     match entries["state"]:
         case "completed":
