@@ -67,6 +67,7 @@ def scan(settings: ScanSettings, watch: Watch = lambda progress: None) -> dict[s
     `watch` receives the progress twice a second, from another thread. Raises an `AsapError` with a message of one line;
     `InputUnfamiliar` if most of a sample is unfamiliar and the settings do not allow that.
     """
+    began_s = time.time()
     watch(ScanProgress("checking the input and the model"))
     plan = plan_scan(settings)
     identity = plan.identity()
@@ -79,7 +80,7 @@ def scan(settings: ScanSettings, watch: Watch = lambda progress: None) -> dict[s
     if record:
         wait_until_free(plan.folder, record, settings.stale_after_s, lambda line: watch(ScanProgress(line)))
     with job_states(settings, "scan", plan.folder.name, plan.folder) as states:
-        entries = (record or {}) | _first_entries(plan, identity)
+        entries = (record or {}) | _first_entries(plan, identity) | {"began_s": round(began_s, 3)}
         with Job(plan.folder, entries, settings.heartbeat_s, states.change) as job:
             _work(job, plan, watch)
         # Only after the record says `completed`: whoever sees _SUCCESS finds every other file in its final state.
@@ -116,6 +117,8 @@ def _first_entries(plan: ScanPlan, identity: dict[str, Any]) -> dict[str, Any]:
 
 def _work(job: Job, plan: ScanPlan, watch: Watch) -> None:
     """Do all steps of a claimed job, and record the state and the time of each."""
+    plan_s = round(time.time() - job.record["began_s"], 3)
+    job.note(timings=job.record.get("timings", {}) | {"plan_s": plan_s}, first_s={})
     rows = _write_manifest(job, plan, watch)
     _check_sample(job, plan)  # an earlier run with `allow_unfamiliar` may have gone on after its sample
 
@@ -315,7 +318,8 @@ def _watched(job: Job, done: int, rows: int, watch: Watch) -> Iterator[Any]:
             return  # these counts are for people; those of the summary are counted from the results
         counts = {name: getattr(progress, name) for name in ("errors", "flagged", "unfamiliar")}
         counts |= {"done": min(done + progress.rows, rows)}
-        job.note(counts=counts | {"total": rows}, pairs_per_s=round(progress.pairs_per_s, 2))
+        first_s = {event: round(at - job.record["began_s"], 3) for event, at in progress.first.items()}
+        job.note(counts=counts | {"total": rows}, pairs_per_s=round(progress.pairs_per_s, 2), first_s=first_s)
         stage = "detecting" if progress.rows else "starting the workers"
         watch(ScanProgress(stage, total=rows, pairs_per_s=progress.pairs_per_s, **counts))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -45,7 +46,8 @@ class Detector:
     """The actor that runs the model on prepared rows. It loads the model once, and never raises for a row."""
 
     def __init__(self, detection: Detection, progress: Any = None) -> None:
-        self._job, self._time = detection.job, DetectorTime(detection.job)
+        self._job, self._time, self._progress = detection.job, DetectorTime(detection.job), progress
+        self._note_first("worker")
         import torch
 
         from asap.predictor import Predictor
@@ -60,8 +62,12 @@ class Detector:
             min_text_read=detection.min_text_read,
         )
         self._device_errors = (torch.AcceleratorError,)
-        self._progress = progress
+        self._note_first("model")
         self._time.leave("loading")
+
+    def _note_first(self, event: str) -> None:
+        if self._progress is not None:
+            self._progress.note_first.remote(event, time.time())
 
     def __call__(self, batch: pa.Table) -> pa.Table:
         """Turn prepared rows (see `PREPARED_FIELDS`) into rows of `RESULT_SCHEMA`, in their order."""
