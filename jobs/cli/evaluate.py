@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
@@ -46,7 +46,14 @@ def evaluate(
     from jobs.evaluate.run import evaluate as run
     from jobs.evaluate.settings import EvaluateSettings
 
-    options = {"model": model, "corpus": corpus, "split": split, "out": out, "limit": limit, "workers": workers}
+    options: dict[str, Any] = {
+        "model": model,
+        "corpus": corpus,
+        "split": split,
+        "out": out,
+        "limit": limit,
+        "workers": workers,
+    }
     options |= {"address": address, "device": device}
     options |= {"notify": notify or (), "notify_for_s": notify_for, "log_file": log_file}
     settings = settings_of(EvaluateSettings, **(options | changes_of(change or [])))
