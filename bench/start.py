@@ -154,7 +154,7 @@ def main() -> None:
     parser.add_argument("--trees", nargs="+", type=Path, default=[Path()], help="Checkouts to compare.")
     parser.add_argument("--json", type=Path, help="File for the figures.")
     options = parser.parse_args()
-    figures = []
+    figures: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as name:
         manifest = draw_input(Path(name) / "news", options.pairs)
         for number in range(options.rounds):
@@ -162,9 +162,9 @@ def main() -> None:
                 for position, tree in enumerate(options.trees):
                     job = f"{mode}-{number}-{position}"
                     figures.append(run(tree.resolve(), manifest, Path(name) / "out", job, mode))
+                    if options.json:  # after each run, so that a measurement that is stopped is not lost
+                        options.json.write_text(json.dumps(figures, indent=2) + "\n")
     show(figures)
-    if options.json:
-        options.json.write_text(json.dumps(figures, indent=2) + "\n")
 
 
 if __name__ == "__main__":
