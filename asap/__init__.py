@@ -14,6 +14,7 @@ The files and folders, in reading order:
     finding.py       Pair, Finding, Word, Box: input and output as plain data
     limits.py        Limits: what a model was made from and must not be used for
     familiarity.py   Familiarity: how strange a pair is to a model
+    familiarity_file.py  its file, read and checked without torch
     policy.py        Policy: thresholds that turn probabilities into a verdict
     predictor.py     Predictor: pairs in, findings out
     evidence.py      logits to probabilities, pixel boxes and word scores

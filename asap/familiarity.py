@@ -17,28 +17,25 @@ Shapes: N pairs, D features, K directions or kinds of changes, H held-out pairs.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any, NamedTuple, Self
+from typing import NamedTuple, Self
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors import SafetensorError
-from safetensors.torch import load, save
+from safetensors.torch import save
 from scipy.special import betaincinv
 from torch import Tensor
 
-from asap.errors import CheckpointError, ConfigError
+from asap.errors import ConfigError
+from asap.familiarity_file import HELD_OUT, VERSION, check_weights, id_of_content, parse_familiarity
 
 Floats = NDArray[np.float64]
 
-VERSION = 1
-"""The version of the file. A file of another version is refused."""
 CONFIDENCE = 0.99
 MIN_PAIRS = 1000
 """Pairs that the distributions and the p-values need at least."""
@@ -57,7 +54,6 @@ _PENALTY = 0.1
 """Weight of the data against the L2 penalty of the classifier, over features of unit variance."""
 _RIDGE = 1e-4
 """Added to the diagonal of the correlation matrix, so that it can be inverted."""
-_HOW_TO_GET_ONE = "Make one with `asap familiarize`, or delete the file: the model then judges every pair."
 
 
 class PairFeatures(NamedTuple):
@@ -265,7 +261,7 @@ class Familiarity:
     @cached_property
     def familiarity_id(self) -> str:
         """The first 12 hex digits of the SHA-256 of the file."""
-        return hashlib.sha256(self.to_bytes()).hexdigest()[:12]
+        return id_of_content(self.to_bytes())
 
     def to_bytes(self) -> bytes:
         """Return the content of a familiarity file (safetensors)."""
@@ -274,7 +270,7 @@ class Familiarity:
             for name in ("image", "changed", "text")
             for field, tensor in getattr(self, name)._asdict().items()
         }
-        tensors |= {name: torch.from_numpy(getattr(self, name).strangeness_H) for name in _HELD_OUT}
+        tensors |= {name: torch.from_numpy(getattr(self, name).strangeness_H) for name in HELD_OUT}
         return save(tensors, {"about": json.dumps({"version": VERSION} | self.about, sort_keys=True)})
 
     @classmethod
@@ -283,36 +279,15 @@ class Familiarity:
 
         Raises `CheckpointError`, with the source, if it is none, or if it was fitted to other weights.
         """
-        try:
-            tensors, about = load(content), _about(content)
-            image, text = (
-                Gaussian(*(tensors[f"{name}.{field}"] for field in Gaussian._fields)) for name in ("image", "text")
-            )
-            changed = ChangeClassifier(*(tensors[f"changed.{field}"] for field in ChangeClassifier._fields))
-            kinds, changes, texts, images, pairs = (HeldOut(tensors[name].numpy()) for name in _HELD_OUT)
-            if not all(tensor.isfinite().all() for tensor in tensors.values()):
-                raise ValueError("a value is not finite")
-            for mean_D, scale_D, matrix_DK in (image, changed[:3], text):
-                if not mean_D.shape == scale_D.shape == matrix_DK.shape[:1]:
-                    raise ValueError("the sizes of its tensors do not fit each other")
-        except (SafetensorError, KeyError, TypeError, ValueError) as error:
-            raise CheckpointError(f"{source} is not a familiarity file: {error}. {_HOW_TO_GET_ONE}") from error
-        if (version := about.pop("version", None)) != VERSION:
-            raise CheckpointError(f"{source} has version {version}; {VERSION} is known. {_HOW_TO_GET_ONE}")
-        familiarity = cls(image, changed, text, kinds, changes, texts, images, pairs, about)
-        familiarity.check_weights(weights_sha256, source)
-        return familiarity
+        content_of, about = parse_familiarity(content, weights_sha256, source)
+        tensors = {name: torch.from_numpy(tensor) for name, tensor in content_of.items()}
+        image, text = (
+            Gaussian(*(tensors[f"{name}.{field}"] for field in Gaussian._fields)) for name in ("image", "text")
+        )
+        changed = ChangeClassifier(*(tensors[f"changed.{field}"] for field in ChangeClassifier._fields))
+        kinds, changes, texts, images, pairs = (HeldOut(content_of[name]) for name in HELD_OUT)
+        return cls(image, changed, text, kinds, changes, texts, images, pairs, about)
 
     def check_weights(self, weights_sha256: str, source: object) -> None:
         """Raise `CheckpointError`, with the source, unless it was fitted to the weights with this SHA-256."""
-        if self.about.get("weights_sha256") != weights_sha256:
-            raise CheckpointError(f"{source} was fitted to other weights than those of this model. {_HOW_TO_GET_ONE}")
-
-
-_HELD_OUT = ("kinds", "changes", "texts", "images", "pairs")
-
-
-def _about(content: bytes) -> dict[str, Any]:
-    """Return the metadata of a safetensors file: its header is JSON, after its length in 8 bytes."""
-    header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
-    return dict(json.loads(header["__metadata__"]["about"]))
+        check_weights(self.about, weights_sha256, source)

@@ -10,6 +10,9 @@ pages/         self-contained HTML pages, and SVG plots
 settings.py    settings that several jobs share
 corpus.py      read a corpus as a job's settings say
 cluster.py     start Ray or connect to a cluster, and wait for its resources
+states.py      the states of a job: log lines, and a notification when it ends
+notify.py      deliver a notification to a command or an address
+metrics.py     metrics of jobs for Prometheus
 errors.py      the errors of jobs, and the exit codes
 stops.py       orderly stops by signals
 """

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from asap.corpus.annotations import BadBox, BadPosition, ReadRules
+from jobs.notify import check_target
 
 Device = Literal["auto", "cpu", "cuda"]
 
@@ -15,6 +16,23 @@ class Settings(BaseModel):
     """Base of all settings: frozen, and strict about names, so that a misspelled setting is an error."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class WatchSettings(Settings):
+    """The operator's view of a job (docs/watching.md). It is not kept in the job's record: addresses are secrets."""
+
+    log_file: str | None = Field(default=None, exclude=True)
+    """File that gets a JSON line for each change of the job's state; `-` for stderr. None: no lines."""
+    notify: tuple[str, ...] = Field(default=(), exclude=True)
+    """Commands and http(s):// addresses that get a JSON document when the job ends or stalls."""
+    notify_for_s: float = Field(default=5, gt=0, le=3600, exclude=True)
+    """Seconds in which a document is delivered, all tries together. The end of the command waits so long at most."""
+
+    @model_validator(mode="after")
+    def _check_notify(self) -> Self:
+        for target in self.notify:
+            check_target(target)
+        return self
 
 
 class ClusterSettings(Settings):
@@ -26,6 +44,8 @@ class ClusterSettings(Settings):
     """Device of the model. `auto`: GPUs if the machines have any; `cuda`: wait for them."""
     wait_for_machines_s: float = Field(default=900, ge=0)
     """Seconds to wait for a cluster at `address` to add the machines that the workers need, as its autoscaler does."""
+    metrics_targets: str | None = Field(default=None, exclude=True)
+    """File that names the metrics pages of the machines while the job runs, for Prometheus (docs/watching.md)."""
 
 
 class CorpusSettings(Settings):

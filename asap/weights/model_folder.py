@@ -4,6 +4,8 @@ A folder holds `config.json` (name, schema version, `ModelConfig`), `model.safet
 and `README.md` (the card). `limits.json` says what the model was made from, and `familiarity.safetensors` what its
 pairs look like to it; a folder may lack both. The folder is written whole or not at all. It is read strictly, and
 nothing in it is unpickled.
+
+Torch and the model are imported by the functions that need them: a plan of a job reads a folder without them.
 """
 
 from __future__ import annotations
@@ -18,22 +20,20 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-import torch
-from safetensors.torch import save_file
-from torch import Tensor
+from typing import TYPE_CHECKING, Any
 
 from asap.errors import CheckpointError, ConfigError
-from asap.familiarity import Familiarity
+from asap.familiarity_file import id_of_content, parse_familiarity
 from asap.limits import Limits
-from asap.model.asap import Asap
 from asap.model.config import ModelConfig
 from asap.policy import Policy
-from asap.preprocessing.text import load_tokenizer
-from asap.weights.matching import check_vocabulary, describe_mismatches, expected_shapes
-from asap.weights.pretrained import read_safetensors
-from asap.weights.published import build
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+    from asap.familiarity import Familiarity
+    from asap.model.asap import Asap
 
 SCHEMA_VERSION = 1
 """The version of `config.json`. A folder of another version is refused."""
@@ -119,6 +119,10 @@ def save(
         CheckpointError: if the tokenizer does not fit, a weight is not finite (in `dtype`), the familiarity was fitted
             to other weights, or the folder holds something else than a model.
     """
+    from safetensors.torch import save_file
+
+    from asap.weights.matching import check_vocabulary
+
     folder = Path(folder)
     name = folder.resolve().name if name is None else name
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
@@ -150,6 +154,10 @@ def load(folder: str | Path) -> Asap:
 
     Raises `CheckpointError`, which names the folder and every weight that is missing or does not fit.
     """
+    from asap.weights.matching import describe_mismatches, expected_shapes
+    from asap.weights.pretrained import read_safetensors
+    from asap.weights.published import build
+
     path = resolve_folder(folder)
     config = model_config(path)
     weights = read_safetensors(_piece(path, _WEIGHTS))
@@ -164,6 +172,9 @@ def load_folder(folder: str | Path, *, with_familiarity: bool = True) -> ModelFo
 
     Without familiarity, its file is not read: it may belong to other weights, and is to be replaced.
     """
+    from asap.preprocessing.text import load_tokenizer
+    from asap.weights.matching import check_vocabulary
+
     path = resolve_folder(folder)
     # The small files come first, so that a fault in one of them shows before the weights are read.
     tokenizer = load_tokenizer(_piece(path, _TOKENIZER))
@@ -218,10 +229,27 @@ def read_familiarity(folder: str | Path, weights: str | None = None) -> Familiar
 
     Raises `CheckpointError` for a broken file, or one that was fitted to other weights.
     """
+    from asap.familiarity import Familiarity
+
     path = resolve_folder(folder) / _FAMILIARITY
     if not path.exists():
         return None
     return Familiarity.from_bytes(path.read_bytes(), weights or weights_sha256(folder), path)
+
+
+def familiarity_id(folder: str | Path, weights: str | None = None) -> str | None:
+    """Return the id of a folder's familiarity after checking the file, as `read_familiarity` does, but without torch.
+
+    Args:
+        folder: The model folder.
+        weights: The `weights_sha256` of the folder, if the caller has it.
+    """
+    path = resolve_folder(folder) / _FAMILIARITY
+    if not path.exists():
+        return None
+    content = path.read_bytes()
+    parse_familiarity(content, weights or weights_sha256(folder), path)
+    return id_of_content(content)
 
 
 def replace_familiarity(folder: str | Path, familiarity: Familiarity) -> None:

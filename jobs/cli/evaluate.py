@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
 
-from jobs.cli.options import ADDRESS_HELP, DEVICE_HELP, MODEL_HELP, Change, changes_of, settings_of
+from jobs.cli.options import (
+    ADDRESS_HELP,
+    DEVICE_HELP,
+    MODEL_HELP,
+    Change,
+    LogFile,
+    Notify,
+    NotifyFor,
+    changes_of,
+    settings_of,
+)
 
 
 def evaluate(
@@ -25,6 +35,9 @@ def evaluate(
     ] = None,
     address: Annotated[str | None, typer.Option(help=ADDRESS_HELP)] = None,
     device: Annotated[str, typer.Option(help=DEVICE_HELP)] = "auto",
+    notify: Notify = None,
+    notify_for: NotifyFor = 5,
+    log_file: LogFile = None,
     change: Change = None,
 ) -> None:
     """Evaluate a model on labeled pairs: the papers' table, charts, and the worst pairs with their evidence."""
@@ -33,8 +46,16 @@ def evaluate(
     from jobs.evaluate.run import evaluate as run
     from jobs.evaluate.settings import EvaluateSettings
 
-    options = {"model": model, "corpus": corpus, "split": split, "out": out, "limit": limit, "workers": workers}
+    options: dict[str, Any] = {
+        "model": model,
+        "corpus": corpus,
+        "split": split,
+        "out": out,
+        "limit": limit,
+        "workers": workers,
+    }
     options |= {"address": address, "device": device}
+    options |= {"notify": notify or (), "notify_for_s": notify_for, "log_file": log_file}
     settings = settings_of(EvaluateSettings, **(options | changes_of(change or [])))
     console = Console()
     with count_shown(console, "evaluating") as progress:

@@ -18,6 +18,25 @@ Change = Annotated[
     typer.Option("--set", help="Any other setting, as NAME=VALUE (JSON), such as batch_size=64. Can be repeated."),
 ]
 
+Notify = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--notify",
+        help="Command or http(s):// address that gets a JSON document when the job ends or stalls. Can be repeated.",
+    ),
+]
+NotifyFor = Annotated[
+    float,
+    typer.Option("--notify-for", help="Seconds for which a notification is tried. The command's end waits as long."),
+]
+LogFile = Annotated[
+    str | None, typer.Option("--log-file", help="File that gets a JSON line for each change of state; '-' for stderr.")
+]
+MetricsTargets = Annotated[
+    str | None,
+    typer.Option("--metrics-targets", help="File that tells Prometheus where the metrics are while the job runs."),
+]
+
 
 def settings_of(kind: type[_Kind], **values: Any) -> _Kind:
     """Build settings of a kind. Raises `ConfigError` with one sentence about the first value that is wrong."""

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from jobs.cli.options import DEVICE_HELP, MODEL_HELP, Change, changes_of, settings_of
+from jobs.cli.options import DEVICE_HELP, MODEL_HELP, Change, LogFile, Notify, NotifyFor, changes_of, settings_of
 
 
 def familiarize(
@@ -67,6 +67,9 @@ def calibrate(
     dtype: Annotated[
         str, typer.Option(help="Arithmetic of the scans to come: 'auto', 'float32' or 'bfloat16'.")
     ] = "auto",
+    notify: Notify = None,
+    notify_for: NotifyFor = 5,
+    log_file: LogFile = None,
     change: Change = None,
 ) -> None:
     """Choose thresholds that keep a precision at the prevalence of manipulation that you expect."""
@@ -77,6 +80,7 @@ def calibrate(
     options = {"model": model, "corpus": corpus, "precision": precision, "prevalence": prevalence, "split": split}
     options |= {"out": out, "review_precision": review_precision, "confidence": confidence, "keep": keep or ()}
     options |= {"device": device, "dtype": dtype}
+    options |= {"notify": notify or (), "notify_for_s": notify_for, "log_file": log_file}
     settings = settings_of(CalibrateSettings, **(options | changes_of(change or [])))
     console = Console()
     with count_shown(console, "scoring") as progress:

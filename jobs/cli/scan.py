@@ -10,7 +10,7 @@ from rich.console import Console
 
 from asap.errors import ConfigError
 from asap.preprocessing.words import MIN_TEXT_READ
-from jobs.cli.options import DEVICE_HELP, MODEL_HELP, settings_of
+from jobs.cli.options import DEVICE_HELP, MODEL_HELP, LogFile, MetricsTargets, Notify, NotifyFor, settings_of
 from jobs.errors import JobError, TooManyErrors
 
 if TYPE_CHECKING:
@@ -64,6 +64,10 @@ def scan(
     batch_size: Annotated[
         int | None, typer.Option(help="Pairs in one batch of the detector. Default: 64 on CPUs, 256 on GPUs.")
     ] = None,
+    notify: Notify = None,
+    notify_for: NotifyFor = 5,
+    log_file: LogFile = None,
+    metrics_targets: MetricsTargets = None,
 ) -> None:
     """Scan pairs in bulk. Run the same command again to resume a scan that was stopped.
 
@@ -81,6 +85,7 @@ def scan(
         min_text_read=min_text_read, allow_unfamiliar=allow_unfamiliar, address=address,
         device=device, precision=precision, detectors=detectors, batch_size=batch_size,
         max_error_rate=max_error_rate,
+        notify=notify or (), notify_for_s=notify_for, log_file=log_file, metrics_targets=metrics_targets,
     )  # fmt: skip
     run_scan(settings)
 

@@ -8,7 +8,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 
-from jobs.cli.options import ADDRESS_HELP, Change, changes_of, settings_of
+from jobs.cli.options import (
+    ADDRESS_HELP,
+    Change,
+    LogFile,
+    MetricsTargets,
+    Notify,
+    NotifyFor,
+    changes_of,
+    settings_of,
+)
 
 if TYPE_CHECKING:
     from jobs.train.settings import TrainSettings
@@ -35,6 +44,10 @@ def train(
     ] = None,
     plan: Annotated[bool, typer.Option("--plan", help="Show what the run would do, without running it.")] = False,
     address: Annotated[str | None, typer.Option(help=ADDRESS_HELP)] = None,
+    notify: Notify = None,
+    notify_for: NotifyFor = 5,
+    log_file: LogFile = None,
+    metrics_targets: MetricsTargets = None,
     change: Change = None,
 ) -> None:
     """Train a model. Run the same command again to resume a run that was stopped."""
@@ -44,6 +57,8 @@ def train(
 
     options: dict[str, Any] = {"corpus": corpus, "out": out, "name": name, "test_corpus": test_corpus, "pairs": pairs}
     options |= {"seed": seed, "workers": workers, "address": address, "init": init or ()}
+    options |= {"notify": notify or (), "notify_for_s": notify_for, "log_file": log_file}
+    options |= {"metrics_targets": metrics_targets}
     settings = settings_of(TrainSettings, **(options | changes_of(change or [])))
     if plan:
         with training_shown(Console()) as progress:

@@ -45,6 +45,7 @@ from jobs.evaluate.charts import draw_figures
 from jobs.evaluate.page import WorstPair, evaluation_page
 from jobs.evaluate.settings import EvaluateSettings
 from jobs.evaluate.verdicts import first_sentence, verdict_shares
+from jobs.states import job_states
 
 METRICS, PAGE = "metrics.json", "index.html"
 OUTPUTS = (METRICS, PAGE, "roc.svg", "precision_recall.svg", "iou.svg", "reliability.svg")
@@ -71,13 +72,23 @@ def evaluate(
         progress: Receives the number of evaluated pairs and of all pairs.
         on_note: Receives a sentence if the machines are not those that were requested.
     """
-    plan = plan_evaluation(settings)
-    with ray_running(settings.address):
-        pool = _worker_pool(settings, on_note)
-        evaluation = _evaluate(plan, pool, progress)
-        predictions = evaluation.predictions()
-        worst = _explain_worst(plan, pool, predictions)
-    return _write(plan, evaluation, predictions, worst)
+    out = Location.parse(settings.out)
+    with job_states(settings, "evaluate", out.name, out) as states:
+
+        def report(done: int, total: int) -> None:
+            states.note(done=done, total=total)
+            progress(done, total)
+
+        states.change({"state": "validating"})
+        plan = plan_evaluation(settings)
+        states.change({"state": "running"})
+        with ray_running(settings.address):
+            pool = _worker_pool(settings, on_note)
+            evaluation = _evaluate(plan, pool, report)
+            predictions = evaluation.predictions()
+            worst = _explain_worst(plan, pool, predictions)
+        states.change({"state": "finalizing"})
+        return _write(plan, evaluation, predictions, worst)
 
 
 @dataclass(frozen=True)

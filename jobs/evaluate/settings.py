@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from pydantic import Field
 
-from jobs.settings import ClusterSettings, CorpusSettings
+from jobs.settings import ClusterSettings, CorpusSettings, WatchSettings
 
 
-class EvaluateSettings(CorpusSettings, ClusterSettings):
+class EvaluateSettings(CorpusSettings, ClusterSettings, WatchSettings):
     """An evaluation: which model, on which labeled pairs, and how to run."""
 
     model: str

@@ -43,6 +43,7 @@ from asap.storage.s3 import check_bucket
 from jobs.corpus import read_corpus
 from jobs.policy.files import read_policy, replace_policy
 from jobs.policy.settings import CalibrateSettings
+from jobs.states import job_states
 
 OnPairs = Callable[[int, int], None]
 
@@ -80,12 +81,23 @@ def calibrate(settings: CalibrateSettings, progress: OnPairs = lambda done, tota
     support the target, with the precision that they do support; `ConfigError`, `CorpusError`, `AnnotationError`,
     `CheckpointError`, `StorageError`. Nothing is written then.
     """
-    _check_target(settings)
-    predictor = Predictor.from_folder(settings.model, settings.device, settings.dtype, batch_size=settings.batch_size)
-    corpus = read_corpus(settings, settings.corpus, settings.split, predictor.config.label_set)
-    scores = score_records(predictor, corpus.records, settings.max_failed_share, progress)
-    policy = choose_policy(scores, settings, predictor.policy, _about(predictor, scores, settings))
-    kept = replace_policy(settings.target, policy)
+    with job_states(settings, "calibrate", Location.parse(settings.model).name, settings.target) as states:
+
+        def report(done: int, total: int) -> None:
+            states.note(done=done, total=total)
+            progress(done, total)
+
+        states.change({"state": "validating"})
+        _check_target(settings)
+        predictor = Predictor.from_folder(
+            settings.model, settings.device, settings.dtype, batch_size=settings.batch_size
+        )
+        corpus = read_corpus(settings, settings.corpus, settings.split, predictor.config.label_set)
+        states.change({"state": "running"})
+        scores = score_records(predictor, corpus.records, settings.max_failed_share, report)
+        states.change({"state": "finalizing"})
+        policy = choose_policy(scores, settings, predictor.policy, _about(predictor, scores, settings))
+        kept = replace_policy(settings.target, policy)
     outcome = (policy.calibration or {})["familiarity"]["outcome"]
     return Calibrated(policy, settings.target, kept, corpus.report.lines(), outcome)
 

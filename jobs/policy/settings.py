@@ -7,12 +7,12 @@ from typing import Literal, Self
 from pydantic import Field, model_validator
 
 from asap.storage.location import Location
-from jobs.settings import CorpusSettings, Device
+from jobs.settings import CorpusSettings, Device, WatchSettings
 
 Split = Literal["train", "val", "test"]
 
 
-class CalibrateSettings(CorpusSettings):
+class CalibrateSettings(CorpusSettings, WatchSettings):
     """A calibration: the model, the labeled pairs, the target, and how sure to be."""
 
     model: str

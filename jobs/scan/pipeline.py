@@ -124,9 +124,12 @@ def size_pipeline(
     device, batch_size = "cuda" if on_gpu else "cpu", settings.batch_size or (256 if on_gpu else 64)
     captions = settings.captions
     thumbnail_side = captions.max_side if captions and captions.engine == "transformers" else None
+    job = settings.job_folder.name
     return ScanPipeline(
-        preparation=Preparation(image_size, limits, settings.fetch, thumbnail_side, settings.slow_picture_s),
-        detection=Detection(model, device, settings.precision, resources.threads, batch_size, settings.min_text_read),
+        preparation=Preparation(image_size, limits, settings.fetch, thumbnail_side, settings.slow_picture_s, job),
+        detection=Detection(
+            model, device, settings.precision, resources.threads, batch_size, settings.min_text_read, job
+        ),
         captions=captions,
         input=Location.parse(settings.input),
         batch_size=batch_size,
@@ -217,7 +220,7 @@ def _build(pipeline: ScanPipeline, manifest: Location, rows: int, writers: Write
     prepared = pairs.map_batches(prepare_batch, fn_kwargs=preparing, **tasks, **batches)
     # `map_batches` would refuse whole blocks as batches if a GPU works on them; `map_batches_internal` does not.
     if pipeline.captions:
-        captioner = pipeline.captions, pipeline.input, pipeline.detection.device
+        captioner = pipeline.captions, pipeline.input, pipeline.detection.device, pipeline.detection.job
         prepared = prepared.map_batches_internal(
             CaptionStage, fn_constructor_args=captioner, **_actors(pipeline.caption), **batches
         )

@@ -1,4 +1,4 @@
-"""The plan of a scan. Making it checks the whole command before any work starts."""
+"""The plan of a scan. Making it checks the whole command before any work starts, without torch."""
 
 from __future__ import annotations
 
@@ -11,6 +11,14 @@ from asap.model.config import ModelConfig
 from asap.policy import Policy
 from asap.storage.location import Location
 from asap.storage.s3 import check_bucket
+from asap.weights.model_folder import (
+    familiarity_id,
+    model_config,
+    model_id,
+    read_limits,
+    resolve_folder,
+    weights_sha256,
+)
 from jobs.scan.input.sources import Source, find_source
 from jobs.scan.settings import ScanSettings
 from jobs.scan.stages.result_rows import SCHEMA_VERSION
@@ -50,7 +58,6 @@ class ScanPlan:
 def plan_scan(settings: ScanSettings) -> ScanPlan:
     """Check input, captioner, output and model, in this order. Raises an `AsapError` with a message of one line."""
     source = find_source(settings.input, settings.limit, texts=settings.captions is None)
-    # Torch takes seconds to load. An error in the input is reported without waiting for it.
     captioner = None
     if settings.captions:
         from jobs.scan.stages.captioners import check_captioner
@@ -59,18 +66,8 @@ def plan_scan(settings: ScanSettings) -> ScanPlan:
     folder = settings.job_folder
     if folder.is_s3:
         check_bucket(folder)
-    from asap.weights.model_folder import (
-        model_config,
-        model_id,
-        read_familiarity,
-        read_limits,
-        resolve_folder,
-        weights_sha256,
-    )
-
     path = resolve_folder(settings.model).resolve()
     weights = weights_sha256(path)
-    familiarity = read_familiarity(path, weights)
     return ScanPlan(
         settings=settings,
         folder=folder,
@@ -79,7 +76,7 @@ def plan_scan(settings: ScanSettings) -> ScanPlan:
         config=model_config(path),
         model_id=model_id(path, weights),
         policy=Policy.load(Path(path) / "policy.json"),
-        familiarity_id=None if familiarity is None else familiarity.familiarity_id,
+        familiarity_id=familiarity_id(path, weights),
         limits=read_limits(path),
         captioner=captioner,
     )

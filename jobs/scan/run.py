@@ -27,6 +27,7 @@ from asap.storage.files import delete_folder, is_empty, write_bytes
 from asap.storage.location import Location
 from jobs.cluster import ray_running
 from jobs.errors import InputUnfamiliar, JobFailed
+from jobs.metrics import targets_announced
 from jobs.scan.input.manifest import write_manifest, write_tables
 from jobs.scan.output.completeness import count_rows, missing_rows, repair_results, write_missing, write_table
 from jobs.scan.output.job_folder import Job, check_resumable, fail, is_finished, wait_until_free
@@ -35,6 +36,7 @@ from jobs.scan.plan import ScanPlan, plan_scan
 from jobs.scan.sample import SAMPLE, Sample, take_sample
 from jobs.scan.settings import ScanSettings
 from jobs.scan.stages.result_rows import failure, result_table
+from jobs.states import job_states
 
 if TYPE_CHECKING:
     from jobs.scan.pipeline import ScanPipeline
@@ -67,6 +69,7 @@ def scan(settings: ScanSettings, watch: Watch = lambda progress: None) -> dict[s
     `watch` receives the progress twice a second, from another thread. Raises an `AsapError` with a message of one line;
     `InputUnfamiliar` if most of a sample is unfamiliar and the settings do not allow that.
     """
+    began_s = time.time()
     watch(ScanProgress("checking the input and the model"))
     plan = plan_scan(settings)
     identity = plan.identity()
@@ -79,11 +82,13 @@ def scan(settings: ScanSettings, watch: Watch = lambda progress: None) -> dict[s
         raise InputUnfamiliar(_read_sample(record).sentence(plan.model_id, plan.limits))
     if record:
         wait_until_free(plan.folder, record, settings.stale_after_s, lambda line: watch(ScanProgress(line)))
-    with Job(plan.folder, (record or {}) | _first_entries(plan, identity), settings.heartbeat_s) as job:
-        _work(job, plan, watch)
-    # Only after the job's record says `completed`: whoever sees _SUCCESS finds every other file in its final state.
-    write_bytes(plan.folder / "_SUCCESS", b"")
-    _delete_temporary(plan.folder)
+    with job_states(settings, "scan", plan.folder.name, plan.folder) as states:
+        entries = (record or {}) | _first_entries(plan, identity) | {"began_s": round(began_s, 3)}
+        with Job(plan.folder, entries, settings.heartbeat_s, states.change) as job:
+            _work(job, plan, watch)
+        # Only after the record says `completed`: whoever sees _SUCCESS finds every other file in its final state.
+        write_bytes(plan.folder / "_SUCCESS", b"")
+        _delete_temporary(plan.folder)
     return read_summary(plan.folder)
 
 
@@ -115,6 +120,8 @@ def _first_entries(plan: ScanPlan, identity: dict[str, Any]) -> dict[str, Any]:
 
 def _work(job: Job, plan: ScanPlan, watch: Watch) -> None:
     """Do all steps of a claimed job, and record the state and the time of each."""
+    plan_s = round(time.time() - job.record["began_s"], 3)
+    job.note(timings=job.record.get("timings", {}) | {"plan_s": plan_s}, first_s={})
     rows = _write_manifest(job, plan, watch)
     _check_sample(job, plan)  # an earlier run with `allow_unfamiliar` may have gone on after its sample
 
@@ -123,7 +130,11 @@ def _work(job: Job, plan: ScanPlan, watch: Watch) -> None:
     started = time.monotonic()
     # A Ray that this process starts may use its CPUs and no others; a cluster has CPUs of its own.
     cpus = {} if plan.settings.address else {"num_cpus": len(os.sched_getaffinity(0))}
-    with ray_running(plan.settings.address, **cpus), _cancellation_recorded(job):
+    with (
+        ray_running(plan.settings.address, **cpus),
+        targets_announced(plan.settings.metrics_targets),
+        _cancellation_recorded(job),
+    ):
         from jobs.scan.pipeline import size_pipeline
 
         _note_time(job, "ray_start_s", started)
@@ -339,7 +350,8 @@ def _watched(job: Job, done: int, rows: int, watch: Watch) -> Iterator[Any]:
             return  # these counts are for people; those of the summary are counted from the results
         counts = {name: getattr(progress, name) for name in ("errors", "flagged", "unfamiliar")}
         counts |= {"done": min(done + progress.rows, rows)}
-        job.note(counts=counts | {"total": rows}, pairs_per_s=round(progress.pairs_per_s, 2))
+        first_s = {event: round(at - job.record["began_s"], 3) for event, at in progress.first.items()}
+        job.note(counts=counts | {"total": rows}, pairs_per_s=round(progress.pairs_per_s, 2), first_s=first_s)
         stage = "detecting" if progress.rows else "starting the workers"
         watch(ScanProgress(stage, total=rows, pairs_per_s=progress.pairs_per_s, **counts))
 

@@ -12,7 +12,7 @@ from asap.preprocessing.words import MIN_TEXT_READ
 from asap.storage.fetch import FetchSettings
 from asap.storage.location import Location
 from jobs.scan.input.record_files import record_file
-from jobs.settings import ClusterSettings, Settings
+from jobs.settings import ClusterSettings, Settings, WatchSettings
 
 
 class CaptionSettings(Settings):
@@ -29,7 +29,7 @@ class CaptionSettings(Settings):
     """Pixels. Larger pictures are shrunk before they travel to the captioner."""
 
 
-class ScanSettings(ClusterSettings):
+class ScanSettings(ClusterSettings, WatchSettings):
     """A bulk scan: what to read, with which model, where to write, and how to run."""
 
     input: str

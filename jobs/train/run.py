@@ -24,6 +24,8 @@ from asap.storage.location import Location
 from asap.training.step import TrainingStep
 from asap.weights.start import split_source
 from jobs.cluster import count_fitting, machines_alive, most_cpus, ray_running, wait_for_resources
+from jobs.metrics import targets_announced
+from jobs.states import JobStates, job_states
 from jobs.stops import in_background
 from jobs.train.data.splits import choose_ingest, corpus_event, data_of, prepare_splits, read_splits
 from jobs.train.events import OnEvent
@@ -62,6 +64,29 @@ def train(settings: TrainSettings, progress: OnEvent = lambda event: None) -> Pa
     _check_folder(folder, settings)
     if folder.has_model():
         return folder.finished_model
+    with job_states(settings, "train", folder.location.name, folder.location) as states:
+
+        def report(event: dict[str, Any]) -> None:
+            if "pairs" in event:
+                states.note(done=event["pairs"], total=event["of"])
+            progress(event)
+
+        return _train(folder, typed, settings, states, report)
+
+
+def _train(
+    folder: RunFolder, typed: TrainSettings, settings: TrainSettings, states: JobStates, progress: OnEvent
+) -> Path | Location:
+    """Train from a checked folder to the model folder, which is returned.
+
+    Args:
+        folder: The folder of the run.
+        typed: The settings as the user gave them.
+        settings: The settings with absolute paths.
+        states: Receives each state of the run.
+        progress: Receives the events of the run.
+    """
+    states.change({"state": "validating"})
     corpora = read_splits(settings, model_config(settings, settings.vocab_size).label_set)
     data = {split: data_of(corpus) for split, corpus in corpora.items()}
     _check_data(folder, data)
@@ -70,14 +95,20 @@ def train(settings: TrainSettings, progress: OnEvent = lambda event: None) -> Pa
     start_record(folder, typed, data)
     with stops_recorded(folder):
         prepare_start(folder, settings, model_config, progress)
-        # A stop is recorded before Ray ends, which takes seconds.
-        with ray_running(settings.address), follow_progress(folder, progress), stops_recorded(folder):
+        states.change({"state": "running"})
+        with (
+            ray_running(settings.address),
+            targets_announced(settings.metrics_targets),
+            follow_progress(folder, progress),
+            stops_recorded(folder),  # before Ray ends, which takes seconds
+        ):
             chosen = _finished_checkpoint(folder, settings)
             # Resources are checked before pictures are decoded, which may take hours.
             resources = {} if chosen else _resources_per_worker(settings, progress)
             _prepare(folder, settings, corpora, progress)
             folder.push("tokenizer", "start", "index", folder.corpus.name)
             chosen = chosen or _run_workers(folder, settings, resources)
+        states.change({"state": "finalizing"})
         return export_model(folder, settings, chosen, progress)
 
 

@@ -9,7 +9,7 @@ from pydantic import Field, StringConstraints, model_validator
 
 from asap.training.augmentation import Augmentation
 from asap.training.objective import LossWeights, Recipe, recipe_called
-from jobs.settings import ClusterSettings, CorpusSettings, Device
+from jobs.settings import ClusterSettings, CorpusSettings, Device, WatchSettings
 
 EXECUTION_SETTINGS = {
     "out", "workers", "min_workers", "regrow_every_s", "cpus_per_worker", "device", "checkpoint_activations", "compile",
@@ -22,7 +22,7 @@ Words = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)]
 """A text that is not blank."""
 
 
-class TrainSettings(CorpusSettings, ClusterSettings):
+class TrainSettings(CorpusSettings, ClusterSettings, WatchSettings):
     """A training run: the corpus, the objective, and how long and where to train."""
 
     corpus: str

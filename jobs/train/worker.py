@@ -11,6 +11,7 @@ from ray.train import UserCallback
 
 from asap.errors import AsapError, StorageError
 from asap.preprocessing.text import load_tokenizer
+from jobs.metrics import count_step
 from jobs.train.data.feed import Order
 from jobs.train.data.splits import Split
 from jobs.train.data.stream import open_feed
@@ -59,6 +60,8 @@ def run_worker(arguments: dict[str, Any]) -> None:
     log = RunLog(settings, folder, config, trainer.pairs_done) if rank == 0 else None
     for terms in trainer.steps():
         metrics = log.record_step(trainer, terms) if log else {}
+        if log:
+            count_step(folder.location.name, terms, settings.batch_size, trainer.done / trainer.total_steps)
         if trainer.done % trainer.steps_a_checkpoint == 0 or trainer.done == trainer.total_steps:
             _save_and_report(trainer, metrics)
 

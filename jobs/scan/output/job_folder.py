@@ -49,6 +49,7 @@ RESULTS_ENTRY = "results"
 Notify = Callable[[str], None]
 CANCEL = "_cancel"
 """File that asks the owner of a job to stop, from any machine. The owner deletes it."""
+OnState = Callable[[dict[str, Any]], None]
 _ENDED = ("completed", "failed", "cancelled", "unfamiliar")
 _LOOK_AGAIN_S = 0.5
 """Seconds between two looks for a record that seems to be deleted."""
@@ -161,15 +162,19 @@ class Job:
     Entering the context claims the job and starts its heartbeat; leaving it records how the job ended.
     """
 
-    def __init__(self, folder: Location, record: dict[str, Any], heartbeat_s: float) -> None:
+    def __init__(
+        self, folder: Location, record: dict[str, Any], heartbeat_s: float, on_state: OnState = lambda record: None
+    ) -> None:
         """Prepare the claim of a job.
 
         Args:
             folder: Folder of the job.
             record: Record of an earlier run, or the first entries of a new one.
             heartbeat_s: Seconds between two heartbeats.
+            on_state: Receives the record after each write of a state.
         """
         self.folder = folder
+        self._on_state = on_state
         self._heartbeat_s = heartbeat_s
         self._lock = threading.Lock()
         self._ended = threading.Event()
@@ -201,6 +206,8 @@ class Job:
         with self._lock:
             self._record |= entries
             self._write()
+        if "state" in entries:
+            self._on_state(self.record)
 
     def note(self, **entries: Any) -> None:
         """Change entries; the next heartbeat writes them."""
@@ -211,8 +218,10 @@ class Job:
         self._record["state"] = "validating"
         # A new job is claimed by creating its record, which succeeds in one process only.
         if self._record["runs"] > 1:
-            self.update()
-        elif not create_bytes(self.folder / "job.json", self._encoded()):
+            self.update(state="validating")
+        elif create_bytes(self.folder / "job.json", self._encoded()):
+            self._on_state(self.record)
+        else:
             raise JobInUse(
                 f"{self.folder} is in use: another process has begun it. Wait for it, or choose another --job."
             )

@@ -11,6 +11,7 @@ from PIL import Image
 
 from asap.preprocessing.words import replace_unreadable
 from asap.storage.location import Location
+from jobs.metrics import stage_timed
 from jobs.scan.input.manifest import readable_text, storable
 from jobs.scan.settings import CaptionSettings
 from jobs.scan.stages.captioners import CaptionFailed, CaptionRequest, load_captioner
@@ -19,8 +20,9 @@ from jobs.scan.stages.captioners import CaptionFailed, CaptionRequest, load_capt
 class CaptionStage:
     """The actor that captions prepared rows."""
 
-    def __init__(self, settings: CaptionSettings, input: Location, device: str | None = None) -> None:
+    def __init__(self, settings: CaptionSettings, input: Location, device: str | None = None, job: str = "") -> None:
         self._captioner = load_captioner(settings, input, device)
+        self._job = job
 
     def __call__(self, batch: pa.Table) -> pa.Table:
         """Return the rows with `caption` filled in; a row with neither text nor caption becomes an error."""
@@ -28,7 +30,9 @@ class CaptionStage:
         positions = [position for position, code in enumerate(batch["error_code"].to_pylist()) if code is None]
         requests = [_request(batch, position) for position in positions]
         outcomes: list[str | CaptionFailed | None] = [None] * len(batch)
-        for position, outcome in zip(positions, self._captioner.caption(requests), strict=True):
+        with stage_timed(self._job, "caption"):
+            captions = self._captioner.caption(requests)
+        for position, outcome in zip(positions, captions, strict=True):
             outcomes[position] = outcome
         return _with_captions(batch, outcomes)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -15,6 +16,7 @@ import ray
 from asap.finding import Finding
 from asap.preprocessing.images import PreparedImage
 from asap.preprocessing.words import MIN_TEXT_READ
+from jobs.metrics import DetectorTime, count_rows, stage_timed
 from jobs.scan.input.manifest import readable_text
 from jobs.scan.stages.progress import count_batch
 from jobs.scan.stages.result_rows import columns_of, failure, result_table
@@ -39,6 +41,8 @@ class Detection:
     batch_size: int = 32
     min_text_read: float = MIN_TEXT_READ
     """Share of a text's characters that the vocabulary must read; see `Predictor.from_folder`."""
+    job: str = ""
+    """Name of the job, for its metrics."""
 
 
 class Detector:
@@ -52,6 +56,8 @@ class Detector:
             progress: The actor that counts finished rows.
             writers: Actors of `stages.write`, one of which takes over the rows. None: the rows are returned.
         """
+        self._job, self._time, self._progress = detection.job, DetectorTime(detection.job), progress
+        self._note_first("worker")
         import torch
 
         from asap.predictor import Predictor
@@ -66,19 +72,26 @@ class Detector:
             min_text_read=detection.min_text_read,
         )
         self._device_errors = (torch.AcceleratorError,)
-        self._progress = progress
         self._writer = random.choice(writers) if writers else None
+        self._note_first("model")
+        self._time.leave("loading")
+
+    def _note_first(self, event: str) -> None:
+        if self._progress is not None:
+            self._progress.note_first.remote(event, time.time())
 
     def __call__(self, batch: pa.Table) -> pa.Table:
         """Turn prepared rows (see `PREPARED_FIELDS`) into rows of `RESULT_SCHEMA`, in their order.
 
         With a writer, the rows go there, and a table with their number is returned.
         """
+        self._time.leave("idle")
         prepared = batch.select(_SMALL_COLUMNS).to_pylist()
         # Rows that failed in an earlier stage have no pixels; they keep their error.
         positions = [position for position, row in enumerate(prepared) if row["error_code"] is None]
         try:
-            findings = self._detect(batch["pixels"], prepared, positions)
+            with stage_timed(self._job, "detect"):
+                findings = self._detect(batch["pixels"], prepared, positions)
         except self._device_errors:
             os._exit(1)  # the device computes nothing more in this process: let Ray start another and try again
         model = {
@@ -96,6 +109,8 @@ class Detector:
         table = result_table(batch, rows)
         if self._progress is not None:
             count_batch(self._progress, table)
+        count_rows(self._job, table)
+        self._time.leave("busy")
         if self._writer is None:
             return table
         ray.get(self._writer.add.remote(table))

@@ -21,6 +21,7 @@ from PIL import Image
 from asap.errors import FetchFailed, InputError
 from asap.preprocessing.images import ImageLimits, decode_image, prepare_image
 from asap.storage.fetch import ByteRange, FetchSettings, fetch
+from jobs.metrics import count_fetches, stage_timed
 from jobs.scan.input.manifest import ESCAPED, find_escapes, storable
 from jobs.scan.input.record_files import RowError
 from jobs.scan.input.sources import read_late_text
@@ -57,6 +58,8 @@ class Preparation:
     slow_after_s: float | None = None
     """Seconds without a picture of a batch becoming ready, after which those that are not are left out of the batch.
     None: no picture is left out."""
+    job: str = ""
+    """Name of the job, for its metrics."""
 
     def patient(self, threads: int) -> Preparation:
         """Return the preparation that leaves no picture out. The pictures are slow, so many of them wait at a time."""
@@ -79,7 +82,9 @@ def prepare_batch(batch: pa.Table, preparation: Preparation, counter: Any = None
         counter: The actor that counts the rows that are left out of the result, if there is one.
     """
     rows = batch.to_pylist()
-    found = _prepare_rows(rows, preparation)
+    with stage_timed(preparation.job, "prepare"):
+        found = _prepare_rows(rows, preparation)
+    count_fetches(preparation.job, list(found.values()))
     if preparation.slow_after_s is not None and len(found) < len(rows):
         if counter is not None:
             counter.count_slow.remote(len(rows) - len(found))
@@ -195,6 +200,7 @@ def _picture(
         "image_sha256": image.sha256,
         "image_version": fetched.version or row["image_version"],
         "attempt": fetched.attempt,
+        "fetched_bytes": len(fetched.data),
         "warnings": [*warnings, *image.warnings],
     }
 

@@ -6,7 +6,7 @@ A batch that is done twice counts twice. The final counts are made from the resu
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pyarrow as pa
@@ -31,6 +31,9 @@ class RowCounts:
     """Rows that were finished in these seconds: all but those of the first batches."""
     slow: int = 0
     """Rows that were left out of their batches because their pictures were slow."""
+    first: dict[str, float] = field(default_factory=dict)
+    """Times (`time.time`) when a detector first began to load (`worker`), had loaded (`model`) and finished a batch
+    (`pairs`)."""
 
     @property
     def pairs_per_s(self) -> float:
@@ -56,8 +59,13 @@ class Counter:
         self._is_started, self._last_s = True, now
         self._total = RowCounts(
             total.rows + rows, total.errors + errors, total.flagged + flagged, total.unfamiliar + unfamiliar,
-            seconds, timed, total.slow,
+            seconds, timed, total.slow, total.first,
         )  # fmt: skip
+        self.note_first("pairs", time.time())
+
+    def note_first(self, event: str, at: float) -> None:
+        """Keep the time of the first event of each name."""
+        self._total = replace(self._total, first={event: at} | self._total.first)
 
     def count_slow(self, rows: int) -> None:
         """Count rows that were left out of a batch."""

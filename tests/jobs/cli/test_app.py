@@ -175,6 +175,22 @@ def test_detect_reads_no_object_above_the_limit(
     assert "11 bytes, the limit is 10; it was not read" in err
 
 
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["scan", "a.jsonl", "--out", "out"],
+        ["train", "corpus", "--out", "out"],
+        ["evaluate", "demo", "corpus"],
+        ["calibrate", "demo", "corpus", "--precision", "0.9", "--prevalence", "0.1"],
+    ],
+)
+def test_a_target_of_notifications_that_cannot_work_is_refused(run: Any, command: list[str]) -> None:
+    code, _, err = run(*command, "--notify", "true", "--notify", "no-such-command --key secret")
+    assert code == 1
+    assert "asap: notify 'no-such-command' is neither an http(s):// address nor a command of this machine." in err
+    assert "secret" not in err
+
+
 _SUMMARY = {
     "job_id": "x", "model_id": "asap-demo@0", "pairs": 1234, "flagged": 2, "unfamiliar": 0, "errors": 0,
     "error_codes": {}, "pairs_per_s": 33.25, "report": "file:///out/in/report/index.html",

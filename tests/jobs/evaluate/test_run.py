@@ -216,7 +216,11 @@ def test_coverage_is_reported_beside_the_figures_of_all_pairs(
 ) -> None:
     policy = Policy(unfamiliar=0.5)
     policy.save(familiar_model / "policy.json")
-    report = evaluate(settings(model=str(familiar_model), shard_pairs=16))
+    log = tmp_path / "states.jsonl"
+    report = evaluate(settings(model=str(familiar_model), shard_pairs=16, log_file=str(log)))
+    lines = [json.loads(line) for line in log.read_text().splitlines()]
+    assert [line["state"] for line in lines] == ["validating", "running", "finalizing", "completed"]
+    assert (lines[3]["kind"], lines[3]["counts"]) == ("evaluate", {"done": PAIRS, "total": PAIRS})
     assert json.loads((tmp_path / "out/metrics.json").read_text()) == report
     assert 0 < report["coverage"] < 1
     assert report["verdicts"]["not_judged"] == pytest.approx(1 - report["coverage"])

@@ -163,6 +163,15 @@ def test_a_position_beyond_the_text_is_refused(tmp_path: Path) -> None:
 # Writing.
 
 
+def test_the_states_of_a_calibration_are_logged(labeled: Path, oracle: _Oracle, tmp_path: Path) -> None:
+    log, policy = tmp_path / "states.jsonl", tmp_path / "p.json"
+    calibrate(_settings(labeled, tmp_path, out=str(policy), log_file=str(log)))
+    lines = [json.loads(line) for line in log.read_text().splitlines()]
+    assert [line["state"] for line in lines] == ["validating", "running", "finalizing", "completed"]
+    assert (lines[3]["kind"], lines[3]["folder"]) == ("calibrate", str(policy))
+    assert lines[3]["counts"]["done"] == lines[3]["counts"]["total"] == PAIRS
+
+
 def test_the_policy_says_how_it_was_made(labeled: Path, oracle: _Oracle, tmp_path: Path) -> None:
     made = calibrate(_settings(labeled, tmp_path, out=str(tmp_path / "p.json")))
     assert made.read[0].startswith(f"val of {labeled}: ")

@@ -44,7 +44,7 @@ def events() -> list[dict[str, Any]]:
 def settings(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> TrainSettings:
     # Paths as a user types them: relative to the working folder.
     here = Path(os.path.relpath(corpus)), Path(os.path.relpath(tmp_path_factory.mktemp("run") / "out"))
-    return settings_for(*here, workers=2)
+    return settings_for(*here, workers=2, log_file=str(tmp_path_factory.mktemp("log") / "states.jsonl"))
 
 
 @pytest.fixture(scope="module")
@@ -61,6 +61,14 @@ def test_a_run_writes_a_model_folder_that_detects_manipulated_pairs(trained: Run
     assert finding.error is None
     assert finding.model_id.startswith("small@")
     assert load_folder(trained.model).config.width == 48
+
+
+def test_the_states_of_a_run_are_logged(trained: RunFolder, settings: TrainSettings) -> None:
+    lines = [json.loads(line) for line in Path(settings.log_file or "").read_text().splitlines()][:4]
+    assert [line["state"] for line in lines] == ["validating", "running", "finalizing", "completed"]
+    assert (lines[3]["kind"], lines[3]["job"]) == ("train", "out")
+    assert Path(lines[3]["folder"]).samefile(trained.path)
+    assert lines[3]["counts"] == {"done": 64, "total": 64}
 
 
 def test_the_card_has_the_metrics_of_the_test_split(trained: RunFolder) -> None:

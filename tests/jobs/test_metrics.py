@@ -1,0 +1,97 @@
+"""Metrics, read over HTTP from the page of a real Ray."""
+
+import json
+import re
+import urllib.request
+from pathlib import Path
+
+import pytest
+
+from jobs.metrics import count, count_fetches, count_step, metrics_targets, targets_announced
+from jobs.scan.run import scan
+from jobs.scan.settings import ScanSettings
+from tests.support.waiting import wait_until
+
+
+def _values(name: str) -> dict[tuple[str, ...], float]:
+    """Return the samples of a metric on the page of this Ray, summed over processes, by the tags of our own."""
+    with urllib.request.urlopen(f"http://{metrics_targets()[0]}/metrics") as page:
+        text = page.read().decode()
+    values: dict[tuple[str, ...], float] = {}
+    for tags, value in re.findall(rf"^ray_{name}{{(.*)}} (\S+)$", text, re.M):
+        own = dict(re.findall(r'(job|status|code|stage|state|term)="([^"]*)"', tags))
+        key = tuple(own[tag] for tag in ("job", "status", "code", "stage", "state", "term") if tag in own)
+        values[key] = values.get(key, 0) + float(value)
+    return values
+
+
+def test_a_scan_shows_its_rows_bytes_and_seconds_to_prometheus(
+    ray_here: None, corpus: Path, model_folder: Path
+) -> None:
+    with (corpus / "a.jsonl").open("a") as manifest:
+        manifest.write(json.dumps({"custom_id": "gone", "image": "images/gone.jpg", "text": "A text"}) + "\n")
+    log = corpus / "log.jsonl"
+    settings = ScanSettings(
+        input=str(corpus / "a.jsonl"), out=str(corpus / "out"), job="counted", model=str(model_folder),
+        log_file=str(log),
+    )  # fmt: skip
+    scan(settings)
+    rows = {("counted", "ok", ""): 4.0, ("counted", "error", "not_found"): 1.0}
+    wait_until(lambda: {k: v for k, v in _values("asap_scan_rows_total").items() if k[0] == "counted"} == rows)
+    pictures = sum(path.stat().st_size for path in (corpus / "images").iterdir())
+    wait_until(lambda: _values("asap_scan_fetched_bytes_total").get(("counted",)) == pictures)
+    assert {stage for job, stage in _values("asap_scan_stage_seconds_total") if job == "counted"} == {
+        "prepare", "detect"
+    }  # fmt: skip
+    seconds = {key: value for key, value in _values("asap_scan_detector_seconds_total").items() if key[0] == "counted"}
+    assert {state for _, state in seconds} == {"loading", "busy", "idle"}
+    assert all(value > 0 for value in seconds.values())
+    # The states of the job were logged as it ran.
+    lines = [json.loads(line) for line in log.read_text().splitlines()]
+    assert [line["state"] for line in lines] == ["validating", "running", "finalizing", "completed"]
+    record = json.loads((corpus / "out/counted/job.json").read_text())
+    assert {line["run_id"] for line in lines} == {record["run_id"]}
+    assert lines[-1]["counts"]["errors"] == 1
+    assert "log_file" not in record["settings"]
+
+
+def test_training_steps_and_retries_are_shown_to_prometheus(ray_here: None) -> None:
+    import ray
+
+    def work() -> None:
+        count_step("a-run", {"total": 3.0, "seconds": 0.5}, 8, 0.25)
+        count_step("a-run", {"total": 2.0, "seconds": 0.25}, 8, 0.5)
+        count_fetches("a-scan", [{"attempt": 3, "fetched_bytes": 7}, {"attempt": 1}, {"attempt": None}, {}])
+
+    ray.get(ray.remote(num_cpus=0)(work).remote())
+    wait_until(lambda: _values("asap_train_loss") == {("a-run", "total"): 2.0})
+    assert _values("asap_train_pairs_total") == {("a-run",): 16.0}
+    assert _values("asap_train_steps_total") == {("a-run",): 2.0}
+    assert _values("asap_train_step_seconds_total") == {("a-run",): 0.75}
+    assert _values("asap_train_done_ratio") == {("a-run",): 0.5}
+    assert _values("asap_scan_fetch_retries_total")[("a-scan",)] == 2.0
+    assert _values("asap_scan_fetched_bytes_total")[("a-scan",)] == 7.0
+
+
+def test_a_metric_that_cannot_be_recorded_is_one_warning(ray_here: None, caplog: pytest.LogCaptureFixture) -> None:
+    for _ in range(2):
+        count("asap_scan_fetch_retries_total", 1, no_such_tag="x")
+    assert caplog.text.count("the metric asap_scan_fetch_retries_total is not recorded") == 1
+
+
+def test_prometheus_finds_the_page_while_the_job_runs(ray_here: None, tmp_path: Path) -> None:
+    file = tmp_path / "prometheus" / "asap.json"
+    with targets_announced(str(file)):
+        [group] = json.loads(file.read_text())
+        assert group == {"labels": {"job": "asap"}, "targets": metrics_targets()}
+        with urllib.request.urlopen(f"http://{group['targets'][0]}/metrics") as page:
+            assert page.status == 200
+    assert not file.exists()
+
+
+def test_a_file_of_targets_that_cannot_be_written_is_a_warning(
+    ray_here: None, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "file").touch()
+    with targets_announced(str(tmp_path / "file" / "asap.json")):
+        assert "asap.json cannot be written: " in caplog.text
