@@ -8,6 +8,8 @@ policy/        choose thresholds, and apply other thresholds to a finished scan
 pages/         self-contained HTML pages, and SVG plots
 settings.py    settings that several jobs share
 corpus.py      read a corpus as a job's settings say
-cluster.py     start Ray or connect to a cluster, and wait for its resources
+cluster.py     run on Ray, and wait for its resources
+ray_start.py   start Ray, or connect to a cluster
+stall.py       notice that a running job makes no progress
 errors.py      the errors of jobs
 """

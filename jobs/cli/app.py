@@ -49,7 +49,7 @@ def main() -> None:
     try:
         app()
     except AsapError as error:
-        _complain(str(error))
+        _complain(" ".join([str(error), *getattr(error, "__notes__", ())]))
         sys.exit(_UNFAMILIAR if isinstance(error, InputUnfamiliar) else 1)
     except SystemExit as stop:
         if stop.code == _INTERRUPTED:  # typer has turned the KeyboardInterrupt into it

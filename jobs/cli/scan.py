@@ -9,7 +9,7 @@ from rich.console import Console
 
 from asap.errors import ConfigError
 from asap.preprocessing.words import MIN_TEXT_READ
-from jobs.cli.options import DEVICE_HELP, MODEL_HELP, settings_of
+from jobs.cli.options import DEVICE_HELP, MODEL_HELP, Change, changes_of, settings_of
 from jobs.errors import JobError
 
 
@@ -54,12 +54,14 @@ def scan(
     batch_size: Annotated[
         int | None, typer.Option(help="Pairs in one batch of the detector. Default: 64 on CPUs, 256 on GPUs.")
     ] = None,
+    change: Change = None,
 ) -> None:
     """Scan pairs in bulk. Run the same command again to resume a scan that was stopped.
 
     The exit code is 4 if the scan stopped because the model has seen nothing like most of a sample of INPUT.
     """
     from jobs.cli.display import print_plain, progress_shown, summary_lines, summary_table
+    from jobs.cli.ray_log import ray_output_logged
     from jobs.scan.run import scan as run
     from jobs.scan.settings import ScanSettings
 
@@ -67,13 +69,12 @@ def scan(
         missing = "--caption-engine" if caption_engine is None else "--captioner"
         raise ConfigError(f"--caption-engine and --captioner belong together, and {missing} is missing. Give both.")
     captions = {"engine": caption_engine, "source": captioner} if caption_engine else None
-    settings = settings_of(
-        ScanSettings, input=input, out=out, job=job, model=model, limit=limit, captions=captions,
-        min_text_read=min_text_read, allow_unfamiliar=allow_unfamiliar, address=address,
-        device=device, precision=precision, detectors=detectors, batch_size=batch_size,
-    )  # fmt: skip
+    options = {"input": input, "out": out, "job": job, "model": model, "limit": limit, "captions": captions}
+    options |= {"min_text_read": min_text_read, "allow_unfamiliar": allow_unfamiliar, "address": address}
+    options |= {"device": device, "precision": precision, "detectors": detectors, "batch_size": batch_size}
+    settings = settings_of(ScanSettings, **(options | changes_of(change or [])))
     console = Console()
-    with progress_shown(console) as watch:
+    with progress_shown(console) as watch, ray_output_logged():
         summary = run(settings, watch)
     console.print(summary_table(summary))
     for line in summary_lines(summary):

@@ -35,6 +35,7 @@ def train(
 ) -> None:
     """Train a model. Run the same command again to resume a run that was stopped."""
     from jobs.cli.display import plan_tables, training_shown
+    from jobs.cli.ray_log import ray_output_logged
     from jobs.train.run import plan as plan_run
     from jobs.train.run import train as run
     from jobs.train.settings import TrainSettings
@@ -47,6 +48,6 @@ def train(
             tables = plan_tables(plan_run(settings, progress))
         Console().print(tables)
         return
-    with training_shown(Console()) as progress:
+    with training_shown(Console()) as progress, ray_output_logged():
         folder = run(settings, progress)
     typer.echo(f"model: {folder}")
