@@ -9,7 +9,9 @@ control/       see, stop, query and delete jobs through their folders
 pages/         self-contained HTML pages, and SVG plots
 settings.py    settings that several jobs share
 corpus.py      read a corpus as a job's settings say
-cluster.py     start Ray or connect to a cluster, and wait for its resources
+cluster.py     run on Ray, and wait for its resources
+ray_start.py   start Ray, or connect to a cluster
+stall.py       notice that a running job makes no progress
 states.py      the states of a job: log lines, and a notification when it ends
 notify.py      deliver a notification to a command or an address
 metrics.py     metrics of jobs for Prometheus

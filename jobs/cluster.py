@@ -2,23 +2,32 @@
 
 Ray waits silently and forever for machines that nobody will add, and no program can ask it whether a cluster grows by
 itself. So a job's needs are compared with the machines that are alive before the job begins. If they do not fit, a Ray
-on this machine refuses at once, and a cluster is given some time to add machines.
+on this machine refuses at once, and a cluster is given some time to add machines. If they fit but other jobs hold the
+resources, a job waits for some time, and says for what.
 """
 
 from __future__ import annotations
 
 import logging
 import os
+import re
 import secrets
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 from asap.errors import ConfigError
-from asap.packages import SETUP_HOOK
 from jobs.errors import JobError
+from jobs.ray_start import start_ray
 from jobs.stops import handlers_kept
+
+_FIRST_NOTE_S = 2.0
+"""Seconds of a wait that are not worth a note."""
+_MINUTES_FROM_S = 60
+_NOT_STARTED = ("DEPENDENCIES_UNREADY", "PENDING_CREATION", "RESTARTING")
+"""States of an actor whose process does not run."""
 
 Resources = Mapping[str, float]
 """Amounts by Ray's name of the resource, such as CPU and GPU."""
@@ -43,35 +52,12 @@ def ray_running(address: str | None = None, **options: Any) -> Iterator[None]:
         yield
         return
     with handlers_kept():  # Ray replaces them
-        _start(address, options)
+        start_ray(address, options)
     try:
         silence_ray_data()
         yield
     finally:
         ray.shutdown()
-
-
-def _start(address: str | None, options: dict[str, Any]) -> None:
-    import ray
-
-    local = {} if address else {"include_dashboard": False}
-    settings: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR} | local | options
-    # Workers import the packages before Ray puts the working folder first on their path, whatever that folder holds.
-    settings["runtime_env"] = {"worker_process_setup_hook": SETUP_HOOK} | options.get("runtime_env", {})
-    # Ray gives a busy machine half a minute to start, so a timeout is retried twice.
-    for last in (False, False, True):
-        try:
-            ray.init(address or "local", **settings)
-            return
-        except ConnectionError as error:
-            raise JobError(f"no Ray cluster answers at {address}: {error}") from error
-        except Exception as error:  # Ray has no class for this error
-            ray.shutdown()
-            if last or "timed out during startup" not in str(error):
-                raise JobError(
-                    f"Ray did not start: {str(error).partition(chr(10))[0]} Reduce the load of this machine, or give "
-                    "--address of a running cluster. Then run the same command again."
-                ) from error
 
 
 def silence_ray_data() -> None:
@@ -112,7 +98,7 @@ def most_cpus(machines: Sequence[Resources], workers: int, needs: Resources) -> 
 def wait_for_resources(
     needs: Resources, workers: int, wait_s: float, on_note: Callable[[str], None], advice: str
 ) -> list[Resources]:
-    """Return the machines once the workers fit on them.
+    """Return the machines once there are enough for the workers, whether the machines are free or busy.
 
     Raises `ConfigError` with the request, the machines that exist, and the advice, if the workers never fit.
 
@@ -126,10 +112,10 @@ def wait_for_resources(
     machines = machines_alive()
     if count_fitting(machines, needs) >= workers:
         return machines
-    request = f"{workers} worker{'s' if workers > 1 else ''} with {_amounts(needs)}{' each' if workers > 1 else ''}"
+    request = _request(needs, workers)
     if wait_s:
-        on_note(f"waiting up to {wait_s / 60:.2g} min for machines to hold {request}: there are {_describe(machines)}")
-        if _reserve(needs, workers, wait_s):
+        on_note(f"waiting up to {_minutes(wait_s)} for machines to hold {request}: there are {_describe(machines)}")
+        if _reserve([needs] * workers, wait_s):
             return machines_alive()
     raise ConfigError(
         f"not enough resources: {request} do not fit into the cluster, which has {_describe(machines_alive())}. "
@@ -137,15 +123,126 @@ def wait_for_resources(
     )
 
 
-def _reserve(needs: Resources, workers: int, wait_s: float) -> bool:
-    """Reserve all of it for a moment, which makes an autoscaler start machines; True if it succeeds in time."""
+def wait_until_free(
+    needs: Resources,
+    workers: int,
+    wait_s: float,
+    on_note: Callable[[str], None],
+    advice: str = "",
+    beside: Resources | None = None,
+) -> None:
+    """Wait until busy machines have room for workers that fit on them (see `wait_for_resources`).
+
+    Raises `JobError` with the request, what exists, what is free, and what to do, if there is no room in time.
+
+    Args:
+        needs: Resources of one worker.
+        workers: Number of workers that must have room.
+        wait_s: Seconds to wait.
+        on_note: Receives a sentence if there is a wait, and again whenever other amounts are free.
+        advice: A way to need less, as the sentence that ends the error message.
+        beside: Resources that tasks beside the workers need, on any machine.
+    """
+    bundles = [needs] * workers + ([beside] if beside else [])
+    request = _request(needs, workers) + (f", and {_amounts(beside)} for tasks" if beside else "")
+
+    said = ""
+
+    def report() -> None:
+        nonlocal said
+        note = f"waiting up to {_minutes(wait_s)} for other jobs to free {request}: {_describe_free()} of "
+        note += _describe(machines_alive())
+        if note != said:
+            on_note(note)
+        said = note
+
+    if not _reserve(bundles, wait_s, report):
+        ways = " ".join(filter(None, [
+            "Wait for the other jobs of this Ray to end, or stop one.",
+            "Raise --set wait_for_machines_s=SECONDS to wait longer.", advice,
+        ]))  # fmt: skip
+        raise JobError(
+            f"the machines are busy: {request} had no room within {_minutes(wait_s)}; {_describe_free()} of "
+            f"{_describe(machines_alive())}. {ways}"
+        )
+
+
+def _reserve(bundles: Sequence[Resources], wait_s: float, on_wait: Callable[[], None] = lambda: None) -> bool:
+    """Reserve all of it for a moment, which makes an autoscaler start machines; True if it succeeds in time.
+
+    `on_wait` is called once a second after the first seconds of a wait.
+    """
     from ray.util import placement_group, remove_placement_group
 
-    group = placement_group([dict(needs)] * workers)
+    group = placement_group([dict(bundle) for bundle in bundles])
+    started = time.monotonic()
     try:
-        return bool(group.wait(wait_s))
+        # A reservation of what is free takes milliseconds. Ray counts a wait in whole seconds.
+        while not group.wait(1):
+            waited_s = time.monotonic() - started
+            if waited_s >= wait_s:
+                return False
+            if waited_s >= _FIRST_NOTE_S:
+                on_wait()
+        return True
     finally:
         remove_placement_group(group)
+
+
+def describe_waits() -> str:
+    """Describe what the running Ray cannot give at the moment.
+
+    The result names this job's actors that have not started, the resources that tasks and actors of any job wait for,
+    and lost machines, such as `2 Detector actors have not started; 2 x (0.8 CPUs) are waited for; 0 CPUs are free of
+    1 x (8 CPUs, 0 GPUs)`. It is empty if nothing waits and no machine is lost.
+    """
+    import ray
+    from ray._private.state import actors
+    from ray.autoscaler.v2.sdk import get_cluster_status
+
+    job = ray.get_runtime_context().get_job_id()
+    states = actors(job_id=ray.JobID.from_hex(job)).values()
+    # Ray Data names its actors by their place in the pipeline, such as `MapWorker(MapBatches(Detector))`.
+    names = (re.findall(r"\w+", actor["ActorClassName"])[-1] for actor in states if actor["State"] in _NOT_STARTED)
+    waiting = Counter(names)
+    lost = [node["NodeManagerHostname"] for node in ray.nodes() if not node["Alive"]]
+    clauses = [
+        f"{count} {name} actor{'s have' if count > 1 else ' has'} not started" for name, count in waiting.items()
+    ]
+    demands = get_cluster_status(ray.get_runtime_context().gcs_address).resource_demands
+    requests: Counter[str] = Counter()
+    for demand in [*demands.ray_task_actor_demand, *demands.placement_group_demand]:
+        for each in demand.bundles_by_count:
+            requests[_amounts({kind: each.bundle[kind] for kind in ("CPU", "GPU") if kind in each.bundle})] += (
+                each.count
+            )
+    if requests:
+        amounts = ", ".join(f"{count} x ({amount})" for amount, count in requests.most_common())
+        clauses.append(f"{amounts} {'are' if requests.total() > 1 else 'is'} waited for")
+    if clauses:
+        clauses.append(f"{_describe_free()} of {_describe(machines_alive())}")
+    if lost:
+        clauses.append(f"lost machine{'s' if len(lost) > 1 else ''}: {', '.join(lost)}")
+    return "; ".join(clauses)
+
+
+def _describe_free() -> str:
+    """Describe what is free now on all machines together: `0.5 CPUs, 0 GPUs are free`."""
+    import ray
+
+    free, all_of_it = ray.available_resources(), ray.cluster_resources()
+    kinds = [kind for kind in ("CPU", "GPU") if kind == "CPU" or kind in all_of_it]
+    amounts = _amounts({kind: round(free.get(kind, 0), 2) for kind in kinds})
+    return f"{amounts} {'is' if amounts == '1 CPU' else 'are'} free"
+
+
+def _request(needs: Resources, workers: int) -> str:
+    """Describe workers and what they need: `2 workers with 4 CPUs, 1 GPU each`."""
+    return f"{workers} worker{'s' if workers > 1 else ''} with {_amounts(needs)}{' each' if workers > 1 else ''}"
+
+
+def _minutes(seconds: float) -> str:
+    return f"{seconds / 60:.2g} min" if seconds >= _MINUTES_FROM_S else f"{seconds:g} s"
 
 
 def _describe(machines: Sequence[Resources]) -> str:

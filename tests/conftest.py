@@ -12,8 +12,10 @@ from pathlib import Path
 import boto3
 import pytest
 
+from tests.support.busy import hold_cpus
 from tests.support.faulty_store import FaultyStore, faulty_store
 from tests.support.pictures import CAPTIONS, draw_jpeg
+from tests.support.waiting import wait_until
 
 S3_ENVIRONMENT = {
     "AWS_ACCESS_KEY_ID": "testing",
@@ -129,6 +131,17 @@ def ray_here(s3: str) -> Iterator[None]:
 
     with ray_running(num_cpus=2, object_store_memory=300 * 2**20):
         yield
+
+
+@pytest.fixture
+def busy(ray_here: None) -> Iterator[None]:
+    """Have another job hold all CPUs of the cluster."""
+    import ray
+
+    holder = hold_cpus()
+    yield
+    ray.kill(holder)
+    wait_until(lambda: ray.available_resources().get("CPU") == 2)
 
 
 @pytest.fixture(scope="session")

@@ -4,6 +4,7 @@ app.py         the command line: subcommands, error messages, exit codes
 options.py     options that several commands share, and `--set`
 display.py     progress, tables, and a finding in the terminal
 job_tables.py  jobs, their errors and their rows in the terminal
+ray_log.py     the log file for what Ray prints
 scan.py        asap scan
 detect.py      asap detect
 newsroom.py    asap newsroom

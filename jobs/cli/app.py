@@ -64,7 +64,7 @@ def main() -> None:
     try:
         app()
     except AsapError as error:
-        _complain(str(error))
+        _complain(" ".join([str(error), *getattr(error, "__notes__", ())]))
         sys.exit(_EXIT_CODES.get(type(error), 1))
     except SystemExit as stop:
         # typer has turned the KeyboardInterrupt into this exit

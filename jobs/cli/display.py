@@ -68,17 +68,21 @@ def progress_shown(console: Console) -> Iterator[Watch]:
 
 
 class _Lines:
-    """Progress as lines, for a log file or a pipe."""
+    """Progress as lines, for a log file or a pipe. A line that says nothing new is left out."""
 
     def __init__(self, console: Console) -> None:
         self._console = console
         self._stage = ""
+        self._counts: tuple[int, ...] = ()
         self._next_s = 0.0
 
     def watch(self, now: ScanProgress) -> None:
-        if now.stage == self._stage and time.monotonic() < self._next_s:
+        counts = now.done, now.total, now.errors, now.flagged, now.unfamiliar
+        is_same_stage = now.stage == self._stage
+        # Another speed alone is nothing new: it changes while nothing finishes.
+        if is_same_stage and (counts == self._counts or time.monotonic() < self._next_s):
             return
-        self._stage, self._next_s = now.stage, time.monotonic() + _LINE_EVERY_S
+        self._stage, self._counts, self._next_s = now.stage, counts, time.monotonic() + _LINE_EVERY_S
         done = f"  {now.done}/{now.total} pairs  {_counts(now)}" if now.total else ""
         self._console.print(f"{now.stage}{done}", highlight=False)
 
@@ -92,10 +96,11 @@ def _counts(now: ScanProgress) -> str:
 
 @contextmanager
 def count_shown(console: Console, stage: str) -> Iterator[Callable[[int, int], None]]:
-    """Show a count of pairs, reported as (done, total), under the name of a stage."""
+    """Show a count of pairs, reported as (done, total), under the name of a stage; before it, what is read first."""
     from jobs.scan.run import ScanProgress
 
     with progress_shown(console) as watch:
+        watch(ScanProgress("reading the model and the corpus"))
         yield lambda done, total: watch(ScanProgress(stage, done, total))
 
 

@@ -43,6 +43,7 @@ def evaluate(
     """Evaluate a model on labeled pairs: the papers' table, charts, and the worst pairs with their evidence."""
     from asap.limits import NO_FAMILIARITY
     from jobs.cli.display import count_shown, evaluation_tables, print_plain
+    from jobs.cli.ray_log import ray_output_logged
     from jobs.evaluate.run import evaluate as run
     from jobs.evaluate.settings import EvaluateSettings
 
@@ -58,7 +59,7 @@ def evaluate(
     options |= {"notify": notify or (), "notify_for_s": notify_for, "log_file": log_file}
     settings = settings_of(EvaluateSettings, **(options | changes_of(change or [])))
     console = Console()
-    with count_shown(console, "evaluating") as progress:
+    with count_shown(console, "evaluating") as progress, ray_output_logged():
         report = run(settings, progress, lambda note: print_plain(console, note))
     print_plain(console, "\n".join(report["read"]))
     console.print(evaluation_tables(report))

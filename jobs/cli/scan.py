@@ -10,7 +10,17 @@ from rich.console import Console
 
 from asap.errors import ConfigError
 from asap.preprocessing.words import MIN_TEXT_READ
-from jobs.cli.options import DEVICE_HELP, MODEL_HELP, LogFile, MetricsTargets, Notify, NotifyFor, settings_of
+from jobs.cli.options import (
+    DEVICE_HELP,
+    MODEL_HELP,
+    Change,
+    LogFile,
+    MetricsTargets,
+    Notify,
+    NotifyFor,
+    changes_of,
+    settings_of,
+)
 from jobs.errors import JobError, TooManyErrors
 
 if TYPE_CHECKING:
@@ -68,6 +78,7 @@ def scan(
     notify_for: NotifyFor = 5,
     log_file: LogFile = None,
     metrics_targets: MetricsTargets = None,
+    change: Change = None,
 ) -> None:
     """Scan pairs in bulk. Run the same command again to resume a scan that was stopped.
 
@@ -80,23 +91,23 @@ def scan(
         missing = "--caption-engine" if caption_engine is None else "--captioner"
         raise ConfigError(f"--caption-engine and --captioner belong together, and {missing} is missing. Give both.")
     captions = {"engine": caption_engine, "source": captioner} if caption_engine else None
-    settings = settings_of(
-        ScanSettings, input=input, out=out, job=job, model=model, limit=limit, captions=captions,
-        min_text_read=min_text_read, allow_unfamiliar=allow_unfamiliar, address=address,
-        device=device, precision=precision, detectors=detectors, batch_size=batch_size,
-        max_error_rate=max_error_rate,
-        notify=notify or (), notify_for_s=notify_for, log_file=log_file, metrics_targets=metrics_targets,
-    )  # fmt: skip
-    run_scan(settings)
+    options = {
+        "input": input, "out": out, "job": job, "model": model, "limit": limit, "captions": captions,
+        "min_text_read": min_text_read, "allow_unfamiliar": allow_unfamiliar, "max_error_rate": max_error_rate,
+        "address": address, "device": device, "precision": precision, "detectors": detectors, "batch_size": batch_size,
+        "notify": notify or (), "notify_for_s": notify_for, "log_file": log_file, "metrics_targets": metrics_targets,
+    }  # fmt: skip
+    run_scan(settings_of(ScanSettings, **(options | changes_of(change or []))))
 
 
 def run_scan(settings: ScanSettings, *, as_json: bool = False) -> None:
     """Run or resume a scan with its progress, and print its summary: as a table and lines, or as one JSON document."""
     from jobs.cli.display import print_plain, progress_shown, summary_lines, summary_table
+    from jobs.cli.ray_log import ray_output_logged
     from jobs.scan.run import scan as run
 
     console = Console(stderr=as_json)
-    with progress_shown(console) as watch:
+    with progress_shown(console) as watch, ray_output_logged():
         summary = run(settings, watch)
     if as_json:
         typer.echo(json.dumps(summary))

@@ -71,8 +71,9 @@ def train(
 def run_training(settings: TrainSettings, *, as_json: bool = False) -> None:
     """Run or resume a training with its progress, and print the address of its model, as a line or as JSON."""
     from jobs.cli.display import training_shown
+    from jobs.cli.ray_log import ray_output_logged
     from jobs.train.run import train as run
 
-    with training_shown(Console(stderr=as_json)) as progress:
+    with training_shown(Console(stderr=as_json)) as progress, ray_output_logged():
         folder = run(settings, progress)
     typer.echo(json.dumps({"model": str(folder)}) if as_json else f"model: {folder}")

@@ -38,18 +38,27 @@ from asap.preprocessing.text import TextCodec
 from asap.storage.files import delete_file, list_files, read_bytes, write_bytes
 from asap.storage.location import Location
 from asap.weights.model_folder import ModelFolder, load_folder, resolve_folder
-from jobs.cluster import count_fitting, machines_alive, ray_running, wait_for_resources
+from jobs.cluster import (
+    count_fitting,
+    describe_waits,
+    machines_alive,
+    ray_running,
+    wait_for_resources,
+    wait_until_free,
+)
 from jobs.corpus import read_corpus
 from jobs.errors import JobDiffers, JobFailed
 from jobs.evaluate.charts import draw_figures
 from jobs.evaluate.page import WorstPair, evaluation_page
 from jobs.evaluate.settings import EvaluateSettings
 from jobs.evaluate.verdicts import first_sentence, verdict_shares
+from jobs.stall import StallWatch
 from jobs.states import job_states
 
 METRICS, PAGE = "metrics.json", "index.html"
 OUTPUTS = (METRICS, PAGE, "roc.svg", "precision_recall.svg", "iou.svg", "reliability.svg")
 """Files that an evaluation writes into its folder."""
+_POLL_S = 0.5
 TRIES = 3
 """Attempts at a shard whose worker dies."""
 
@@ -84,7 +93,11 @@ def evaluate(
         states.change({"state": "running"})
         with ray_running(settings.address):
             pool = _worker_pool(settings, on_note)
-            evaluation = _evaluate(plan, pool, report)
+            needs = {"CPU": pool.options["num_cpus"]} | ({"GPU": 1} if pool.device == "cuda" else {})
+            wait_until_free(
+                needs, 1, settings.wait_for_machines_s, on_note, "Or give more --workers, which need less each."
+            )
+            evaluation = _evaluate(plan, pool, report, on_note)
             predictions = evaluation.predictions()
             worst = _explain_worst(plan, pool, predictions)
         states.change({"state": "finalizing"})
@@ -192,7 +205,9 @@ def _worker_pool(settings: EvaluateSettings, on_note: Callable[[str], None] = la
     return WorkerPool(workers, "cpu", threads, {"num_cpus": min(threads, cpus / workers)} | retries)
 
 
-def _evaluate(plan: EvaluationPlan, pool: WorkerPool, progress: OnPairs) -> Evaluation:
+def _evaluate(
+    plan: EvaluationPlan, pool: WorkerPool, progress: OnPairs, on_note: Callable[[str], None] = lambda note: None
+) -> Evaluation:
     """Evaluate every pair of the plan, shard by shard."""
     size, total = plan.settings.shard_pairs, len(plan.records)
     # A box outside its picture is found only now, as the picture is decoded. The set of pairs is fixed by then, so
@@ -203,13 +218,14 @@ def _evaluate(plan: EvaluationPlan, pool: WorkerPool, progress: OnPairs) -> Eval
     waiting = iter(range(0, total, size))
     running: dict[Any, int] = {}
     shards: dict[int, Evaluation] = {}
+    stalls = StallWatch("shard", plan.settings.stall_after_s, describe_waits, is_steady=False)
     progress(0, total)
     try:
         while len(shards) * size < total:
             # Keep `pool.workers` shards in flight, even if Ray has room for more.
             for start in islice(waiting, pool.workers - len(running)):
                 running[task.remote(*options, plan.records[start : start + size], bad_boxes)] = start
-            (done,), _ = ray.wait(list(running))
+            done = _wait_for_shard(list(running), stalls, len(shards), on_note)
             start = running.pop(done)
             shards[start] = _result(done, f"pairs {start} to {min(start + size, total) - 1}")
             progress(sum(map(len, shards.values())), total)
@@ -217,6 +233,19 @@ def _evaluate(plan: EvaluationPlan, pool: WorkerPool, progress: OnPairs) -> Eval
         for task_left in running:
             ray.cancel(task_left, force=True)
     return merge_shards(shards, total)
+
+
+def _wait_for_shard(running: list[Any], stalls: StallWatch, finished: int, on_note: Callable[[str], None]) -> Any:
+    """Return the first of the tasks that ends. Report it if none does for long."""
+    said = None
+    while True:
+        done, _ = ray.wait(running, timeout=_POLL_S)
+        if done:
+            return done[0]
+        note = stalls.look(finished, "evaluating")
+        if note is not None and note != said:
+            on_note(note)
+        said = note
 
 
 def merge_shards(shards: dict[int, Evaluation], pairs: int) -> Evaluation:

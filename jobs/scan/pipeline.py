@@ -28,7 +28,7 @@ from asap.errors import StorageError
 from asap.preprocessing.images import ImageLimits
 from asap.storage.location import Location
 from asap.storage.s3 import filesystem
-from jobs.cluster import wait_for_resources
+from jobs.cluster import wait_for_resources, wait_until_free
 from jobs.scan.input.manifest import ROWS_PER_FILE
 from jobs.scan.settings import CaptionSettings, ScanSettings
 from jobs.scan.stages.caption import CaptionStage
@@ -101,7 +101,8 @@ def size_pipeline(
 ) -> ScanPipeline:
     """Return a pipeline for the Ray that runs.
 
-    Raises `ConfigError` if `settings.device` requires GPUs that Ray does not have and does not get in time.
+    Raises `ConfigError` if the machines cannot hold the detectors, and do not grow in time; `JobError` if they can, but
+    other jobs hold them for too long.
 
     Args:
         settings: Settings of the scan.
@@ -110,16 +111,28 @@ def size_pipeline(
         rows: Rows of the manifest.
         notify: Receives a sentence before a wait for the cluster.
     """
+    wait_s = settings.wait_for_machines_s if settings.address else 0
+    if not settings.device.startswith("cuda"):
+        # The head of a cluster may have no CPUs, until an autoscaler adds machines.
+        wait_for_resources({"CPU": 1}, 1, wait_s, notify, "Add a machine with CPUs.")
     machines = ray.cluster_resources()
     on_gpu = settings.device.startswith("cuda") or (settings.device == "auto" and machines.get("GPU", 0) > 0)
     resources = _size_stages(settings, on_gpu, int(machines.get("CPU", 1)))
-    if on_gpu:
-        # Ray itself would wait for ever, in silence. The first detector is enough to start, unless more are requested.
-        detectors = settings.detectors or 1
-        needs = {"CPU": resources.detect.cpus, "GPU": resources.detect.gpus}
-        wait_s = settings.wait_for_machines_s if settings.address else 0
-        advice = "Give fewer --detectors." if detectors > 1 else "Use --device auto to run on what exists."
-        wait_for_resources(needs, detectors, wait_s, notify, advice)
+    # Ray itself would wait for ever, in silence. The first detector is enough to start, unless more GPUs are requested.
+    detectors = (settings.detectors or 1) if on_gpu else 1
+    needs = {"CPU": resources.detect.cpus} | ({"GPU": resources.detect.gpus} if on_gpu else {})
+    if detectors > 1:
+        advice = "Give fewer --detectors."
+    else:
+        advice = (
+            "Use --device auto to run on what exists." if on_gpu else "Give more --detectors, which need less each."
+        )
+    wait_for_resources(needs, detectors, wait_s, notify, advice)
+    # One task of each other stage runs beside the detectors.
+    beside = {"CPU": _READ_CPUS + resources.prepare.cpus}
+    if settings.captions:
+        beside["CPU"] += resources.caption.cpus
+    wait_until_free(needs, detectors, settings.wait_for_machines_s, notify, beside=beside)
     limits = ImageLimits(max_bytes=settings.max_image_bytes, max_pixels=settings.max_image_pixels)
     device, batch_size = "cuda" if on_gpu else "cpu", settings.batch_size or (256 if on_gpu else 64)
     captions = settings.captions

@@ -23,7 +23,14 @@ from asap.preprocessing.text import load_tokenizer, train_tokenizer
 from asap.storage.location import Location
 from asap.training.step import TrainingStep
 from asap.weights.start import split_source
-from jobs.cluster import count_fitting, machines_alive, most_cpus, ray_running, wait_for_resources
+from jobs.cluster import (
+    count_fitting,
+    machines_alive,
+    most_cpus,
+    ray_running,
+    wait_for_resources,
+    wait_until_free,
+)
 from jobs.metrics import targets_announced
 from jobs.states import JobStates, job_states
 from jobs.stops import in_background
@@ -51,6 +58,7 @@ def train(settings: TrainSettings, progress: OnEvent = lambda event: None) -> Pa
     Raises:
         ConfigError: The folder holds a run with other settings or on other data, or the machines cannot hold the
             workers.
+        JobError: Ray did not start, or other jobs hold the machines for too long.
         StorageError: The run folder cannot be written, or a store cannot be read.
         TrainingDiverged: The loss or its gradients are not finite, or the loss exploded.
         CheckpointError: A source of the first weights does not fit the model.
@@ -105,6 +113,8 @@ def _train(
             chosen = _finished_checkpoint(folder, settings)
             # Resources are checked before pictures are decoded, which may take hours.
             resources = {} if chosen else _resources_per_worker(settings, progress)
+            if resources:
+                _wait_for_room(settings, resources, progress)
             _prepare(folder, settings, corpora, progress)
             folder.push("tokenizer", "start", "index", folder.corpus.name)
             chosen = chosen or _run_workers(folder, settings, resources)
@@ -245,6 +255,18 @@ def _resources_per_worker(settings: TrainSettings, progress: OnEvent) -> dict[st
     # Each worker gets the most CPUs that all workers can have; or, in an elastic run, the fewest workers.
     cpus = settings.cpus_per_worker or most_cpus(machines, settings.workers, gpu)
     return {"CPU": cpus or most_cpus(machines, fewest, gpu) or 1} | gpu
+
+
+def _wait_for_room(settings: TrainSettings, resources: dict[str, int], progress: OnEvent) -> None:
+    """Wait until other jobs leave room for the workers. Raises `JobError` if they hold the machines for too long."""
+    # Ray Train itself would wait for ever.
+    wait_until_free(
+        resources,
+        settings.min_workers or settings.workers,
+        settings.wait_for_machines_s,
+        lambda note: progress({"note": note}),
+        "Or give fewer --workers or a lower --set cpus_per_worker=N.",
+    )
 
 
 def _run_workers(folder: RunFolder, settings: TrainSettings, resources: dict[str, int]) -> ChosenCheckpoint:

@@ -9,7 +9,10 @@ import ray
 from ray.util import placement_group_table
 
 from asap.errors import ConfigError
-from jobs.cluster import count_fitting, most_cpus, silence_ray_data, wait_for_resources
+from jobs.cluster import count_fitting, describe_waits, most_cpus, silence_ray_data, wait_for_resources, wait_until_free
+from jobs.errors import JobError
+from tests.support.busy import hold_cpus, start_holder, start_task
+from tests.support.waiting import HANG_S, wait_until
 
 HEAD = {"CPU": 0}
 
@@ -69,9 +72,7 @@ def test_machines_are_requested_and_waited_for_once(ray_here: None) -> None:
     notes: list[str] = []
     with pytest.raises(ConfigError, match=r"1 worker with 64 CPUs do not fit .*1 x \(2 CPUs, 0 GPUs\)\. Take fewer\."):
         wait_for_resources({"CPU": 64}, 1, 0.1, notes.append, "Take fewer.")
-    assert notes == [
-        "waiting up to 0.0017 min for machines to hold 1 worker with 64 CPUs: there are 1 x (2 CPUs, 0 GPUs)"
-    ]
+    assert notes == ["waiting up to 0.1 s for machines to hold 1 worker with 64 CPUs: there are 1 x (2 CPUs, 0 GPUs)"]
     assert all(group["state"] == "REMOVED" for group in placement_group_table().values())
 
 
@@ -88,3 +89,40 @@ def test_ray_datas_own_handlers_are_silenced_and_those_of_the_program_are_not() 
         logging.root.removeHandler(ours)
         for handler in (theirs, ours):
             ray_data.removeHandler(handler)
+
+
+def test_busy_machines_are_refused_with_what_is_free_and_a_way_out(busy: None) -> None:
+    with pytest.raises(JobError) as caught:
+        wait_until_free({"CPU": 1}, 2, 0, pytest.fail, "Take fewer.", beside={"CPU": 0.5})
+    assert str(caught.value) == (
+        "the machines are busy: 2 workers with 1 CPU each, and 0.5 CPUs for tasks had no room within 0 s; "
+        "0 CPUs are free of 1 x (2 CPUs, 0 GPUs). Wait for the other jobs of this Ray to end, or stop one. "
+        "Raise --set wait_for_machines_s=SECONDS to wait longer. Take fewer."
+    )
+    assert all(group["state"] == "REMOVED" for group in placement_group_table().values())
+
+
+def test_busy_machines_are_waited_for_until_another_job_ends(ray_here: None) -> None:
+    holder = hold_cpus()
+    notes: list[str] = []
+
+    def end_holder(note: str) -> None:
+        notes.append(note)
+        ray.kill(holder)
+
+    wait_until_free({"CPU": 2}, 1, HANG_S, end_holder)
+    assert notes[0] == (
+        "waiting up to 15 min for other jobs to free 1 worker with 2 CPUs: 0 CPUs are free of 1 x (2 CPUs, 0 GPUs)"
+    )
+
+
+def test_what_is_waited_for_is_described_by_actors_and_amounts(busy: None) -> None:
+    assert describe_waits() == ""
+    waiting = [start_holder(0.5) for _ in range(2)]
+    task = start_task(1)
+    wait_until(lambda: "1 x (1 CPU)" in describe_waits() and "2 x (0.5 CPUs)" in describe_waits())
+    described = describe_waits()
+    assert described.startswith("2 Holder actors have not started; ")
+    assert described.endswith(" are waited for; 0 CPUs are free of 1 x (2 CPUs, 0 GPUs)")
+    ray.cancel(task)
+    del waiting

@@ -1,4 +1,5 @@
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -11,7 +12,7 @@ from PIL import Image
 
 from asap.limits import NO_FAMILIARITY
 from jobs.cli import app as cli
-from jobs.errors import InputUnfamiliar
+from jobs.errors import InputUnfamiliar, JobError
 from jobs.scan.run import ScanProgress
 from tests.support.pictures import draw_jpeg
 from tests.support.waiting import HANG_S
@@ -293,6 +294,7 @@ def test_scan_settings_reach_the_scan(run: Any, monkeypatch: pytest.MonkeyPatch)
     ("arguments", "sentence"),
     [
         (["--limit", "0"], "limit 0: Input should be greater than or equal to 1"),
+        (["--set", "wait_for_machines_s=-1"], "wait_for_machines_s -1: Input should be greater than or equal to 0"),
         (["--job", "a/b"], "job 'a/b' is not a folder's name"),
         (["--precision", "float8"], "precision 'float8'"),
         (["--caption-engine", "precomputed"], "belong together, and --captioner is missing"),
@@ -307,6 +309,25 @@ def test_scan_reports_an_error_in_one_line(run: Any, tmp_path: Path, arguments: 
     assert code == 1
     assert sentence in err
     assert err.count("\n") == 1
+
+
+def test_what_ray_prints_goes_to_a_file_that_an_error_names(
+    run: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def fail(settings: Any, watch: Any) -> None:
+        os.write(2, b"[C] a trace of C++\n")
+        print("a line of Python", file=sys.stderr)  # noqa: T201
+        raise JobError("the work stopped.")
+
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    monkeypatch.setattr("jobs.scan.run.scan", fail)
+    code, _, err = run("scan", "in.jsonl", "--out", "/out")
+    (log,) = tmp_path.glob("asap-*.log")
+    assert (code, err) == (1, f"asap: the work stopped. What Ray printed is in {log}.\n")
+    assert log.read_text() == "[C] a trace of C++\na line of Python\n"
+    monkeypatch.setattr("jobs.scan.run.scan", _pretend)
+    assert run("scan", "in.jsonl", "--out", "/out")[0] == 0
+    assert list(tmp_path.glob("asap-*.log")) == [log]  # a job that succeeds leaves none
 
 
 def test_an_interruption_says_how_to_resume(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -369,8 +390,8 @@ def test_evaluate_prints_the_table_in_the_order_of_the_papers(run: Any, monkeypa
         out.index(name) for name in ("m@1: 3 pairs of val", "AUC", "EER", "ACC", "mAP", "CF1", "OF1", "IoUmean")
     ]
     assert positions == sorted(positions)
-    assert out.splitlines()[0] == "no GPU is alive"
-    assert out.splitlines()[2:4] == ["val of corpus: 3 of 4 pairs", "pictures missing of 1 pairs"]
+    assert out.splitlines()[:2] == ["reading the model and the corpus", "no GPU is alive"]
+    assert out.splitlines()[3:5] == ["val of corpus: 3 of 4 pairs", "pictures missing of 1 pairs"]
     assert all(name in out for name in ("gated", "boxed", "published alignment", "face_swap"))
     *table, sentence, limits, familiarity, page = out.splitlines()
     assert all(len(line.rstrip()) <= 80 for line in table)

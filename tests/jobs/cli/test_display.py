@@ -1,14 +1,17 @@
 """The output of a training run: lines in a file, a bar in a terminal."""
 
 import io
+from dataclasses import replace
 from typing import Any
 
+import pytest
 from rich.console import Console
 
 from asap.finding import NO_EVIDENCE, Finding
 from asap.labels import TYPES
 from asap.training.objective import LOSS_NAMES, LossWeights
-from jobs.cli.display import show_finding, training_shown
+from jobs.cli.display import progress_shown, show_finding, training_shown
+from jobs.scan.run import ScanProgress
 
 STEP: dict[str, Any] = {
     "pairs": 3_200, "of": 6_400, "losses": {"tmg": 0.25, "total": 1.5}, "pairs_per_s": 40.0, "rate": 1e-3,
@@ -39,6 +42,22 @@ def test_a_file_gets_a_line_for_every_event() -> None:
         "loss terms: tmg = token grounding",
         "3200/6400 pairs  40 pairs/s  1 min left  tmg 0.250  total 1.500",
         "3200/6400 pairs  validation  AUC 0.750  IoU50_boxed -",
+    ]
+
+
+def test_a_line_of_progress_comes_again_only_if_it_says_something_new(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("jobs.cli.display._LINE_EVERY_S", 0.0)
+    file = io.StringIO()
+    start = ScanProgress("starting the workers", 0, 200)
+    half = ScanProgress("detecting", 100, 200, pairs_per_s=10.0)
+    with progress_shown(Console(file=file, width=100)) as watch:
+        for now in (start, start, half, replace(half, pairs_per_s=20.0), half, replace(half, errors=1), start):
+            watch(now)
+    assert [line.rstrip() for line in file.getvalue().splitlines()] == [
+        "starting the workers  0/200 pairs",
+        "detecting  100/200 pairs  10 pairs/s  0 flagged  0 errors",
+        "detecting  100/200 pairs  10 pairs/s  0 flagged  1 errors",
+        "starting the workers  0/200 pairs",
     ]
 
 

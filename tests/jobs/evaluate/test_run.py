@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import re
 import shutil
 import signal
 from collections.abc import Callable, Iterator
@@ -25,12 +26,14 @@ from asap.policy import Policy
 from asap.weights.model_folder import load_folder, model_id, save
 from jobs import cluster
 from jobs.cli.app import app
-from jobs.errors import JobDiffers, JobFailed
+from jobs.errors import JobDiffers, JobError, JobFailed
 from jobs.evaluate import run as module
 from jobs.evaluate.run import OUTPUTS, evaluate, evaluate_shard, explain_pairs, merge_shards, plan_evaluation
 from jobs.evaluate.settings import EvaluateSettings
 from jobs.policy.familiarize import familiarize
 from jobs.policy.settings import FamiliarizeSettings
+from jobs.stall import StallWatch
+from tests.support.busy import start_task
 from tests.support.many_pairs import repeat_pairs
 
 PAIRS = 24
@@ -289,15 +292,15 @@ def test_a_gpu_is_requested_from_a_cluster_and_waited_for(settings: Any, monkeyp
     machines(monkeypatch, {"CPU": 0}, {"CPU": 16})
     requests: list[Any] = []
 
-    def reserve(needs: dict[str, int], workers: int, wait_s: float) -> bool:
-        requests.append((needs, workers, wait_s))
+    def reserve(bundles: list[dict[str, int]], wait_s: float) -> bool:
+        requests.append((bundles, wait_s))
         machines(monkeypatch, {"CPU": 0}, {"CPU": 16}, {"CPU": 8, "GPU": 1})
         return True
 
     monkeypatch.setattr(cluster, "_reserve", reserve)
     notes: list[str] = []
     pool = module._worker_pool(settings(device="cuda", address="auto", wait_for_machines_s=120), notes.append)
-    assert requests == [({"CPU": 1, "GPU": 1}, 1, 120)]
+    assert requests == [([{"CPU": 1, "GPU": 1}], 120)]
     assert (pool.workers, pool.device) == (1, "cuda")
     assert [line.partition(":")[0] for line in notes] == [
         "waiting up to 2 min for machines to hold 1 worker with 1 CPU, 1 GPU"
@@ -312,6 +315,32 @@ def test_a_cluster_without_gpus_evaluates_on_cpus_and_says_so(settings: Any, mon
 
 
 # On Ray.
+
+
+def test_an_evaluation_on_busy_machines_says_what_it_waits_for_and_gives_up(
+    ray_here: None, busy: None, settings: Any
+) -> None:
+    notes: list[str] = []
+    with pytest.raises(JobError, match=r"the machines are busy: 1 worker with 2 CPUs had no room within 3 s; 0 CPUs"):
+        evaluate(settings(wait_for_machines_s=3), on_note=notes.append)
+    assert [note.partition(":")[0] for note in notes] == [
+        "waiting up to 3 s for other jobs to free 1 worker with 2 CPUs"
+    ]
+
+
+def test_a_shard_that_takes_long_is_reported_with_what_is_waited_for(ray_here: None, busy: None) -> None:
+    waits = start_task(1)
+    notes: list[str] = []
+
+    def free(note: str) -> None:
+        notes.append(note)
+        ray.cancel(waits)
+
+    module._wait_for_shard([waits], StallWatch("shard", 1, cluster.describe_waits), 0, free)
+    assert len(notes) == 1
+    assert re.search(
+        r"no shard has finished for 1 s.* while evaluating: 1 x \(1 CPU\) is waited for; 0 CPUs are", notes[0]
+    )
 
 
 def _dies_once(marker: Path) -> Callable[..., Evaluation]:

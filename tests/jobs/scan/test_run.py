@@ -23,7 +23,7 @@ from asap.policy import Policy
 from asap.storage.fetch import FetchSettings
 from asap.storage.files import file_info, list_files, open_seekable, read_bytes, write_bytes
 from asap.storage.location import Location
-from jobs.errors import InputNotFound, InputUnfamiliar, JobDiffers, JobFailed
+from jobs.errors import InputNotFound, InputUnfamiliar, JobDiffers, JobError, JobFailed
 from jobs.scan import run as run_module
 from jobs.scan.input.manifest import ManifestRow, write_manifest
 from jobs.scan.output.completeness import count_rows, repair_results
@@ -246,13 +246,26 @@ def test_a_scan_waits_for_a_gpu_on_a_cluster_only(
     monkeypatch.setattr("ray.cluster_resources", lambda: {"CPU": 8.0})
     monkeypatch.setattr("ray.nodes", lambda: [{"Alive": True, "Resources": {"CPU": 8.0}}])
     reservations: list[Any] = []
-    monkeypatch.setattr("jobs.cluster._reserve", lambda *needs: reservations.append(needs))
+    monkeypatch.setattr("jobs.cluster._reserve", lambda *request: reservations.append(request))
     notes: list[str] = []
     settings = ScanSettings(input="a.jsonl", out="out", device="cuda", address=address, wait_for_machines_s=120)
     with pytest.raises(ConfigError, match=r"1 worker with 0\.5 CPUs, 1 GPU do not fit .*\. Use --device auto"):
         size_pipeline(settings, "demo", 32, 100, notes.append)
-    assert reservations == ([({"CPU": 0.5, "GPU": 1}, 1, 120)] if waits else [])
+    assert reservations == ([([{"CPU": 0.5, "GPU": 1}], 120)] if waits else [])
     assert bool(notes) == waits
+
+
+def test_a_scan_on_busy_machines_says_what_it_waits_for_and_gives_up(
+    ray_here: None, busy: None, corpus: Path, model_folder: Path
+) -> None:
+    stages: list[str] = []
+    settings = ScanSettings(
+        input=str(corpus / "a.jsonl"), out=str(corpus / "out"), model=str(model_folder), wait_for_machines_s=3
+    )
+    with pytest.raises(JobError, match=r"the machines are busy: 1 worker with 0\.8 CPUs, and 0\.45 CPUs for tasks had"):
+        scan(settings, lambda now: stages.append(now.stage))
+    assert stages[-1].startswith("waiting up to 3 s for other jobs to free 1 worker with 0.8 CPUs, and 0.45 CPUs")
+    assert stages[-1].endswith(": 0 CPUs are free of 1 x (2 CPUs, 0 GPUs)")
 
 
 @pytest.mark.parametrize(
@@ -267,6 +280,7 @@ def test_models_run_on_the_gpus_that_ray_counts_in_batches_as_large_as_blocks(
     machine = {"CPU": 8.0} | ({"GPU": float(gpus)} if gpus else {})
     monkeypatch.setattr("ray.cluster_resources", lambda: machine)
     monkeypatch.setattr("ray.nodes", lambda: [{"Alive": True, "Resources": machine}])
+    monkeypatch.setattr("jobs.scan.pipeline.wait_until_free", lambda *_, **__: None)
     pipeline = size_pipeline(ScanSettings(input="a.jsonl", out="out", device=device), "demo", 32, 100)
     assert (pipeline.detection.device, pipeline.detection.batch_size) == wanted
     assert pipeline.batch_size == wanted[1]

@@ -18,7 +18,7 @@ from asap.finding import Pair
 from asap.predictor import Predictor
 from asap.weights.model_folder import load_folder
 from jobs import cluster
-from jobs.errors import TrainingDiverged
+from jobs.errors import JobError, TrainingDiverged
 from jobs.train import run as train_module
 from jobs.train.data.splits import data_of, read_splits
 from jobs.train.run import train
@@ -352,9 +352,9 @@ def test_an_elastic_run_needs_machines_for_its_fewest_workers(machines: Any) -> 
 def test_a_run_waits_for_gpus_that_a_cluster_may_bring(machines: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     machines({"CPU": 0}, {"CPU": 16})
 
-    def reserve(needs: dict[str, int], workers: int, wait_s: float) -> bool:
-        machines({"CPU": 0}, {"CPU": 16}, *[{"CPU": 8, "GPU": 1}] * workers)
-        return (needs, workers, wait_s) == ({"CPU": 1, "GPU": 1}, 2, 900)
+    def reserve(bundles: list[dict[str, int]], wait_s: float) -> bool:
+        machines({"CPU": 0}, {"CPU": 16}, *[{"CPU": 8, "GPU": 1}] * len(bundles))
+        return (bundles, wait_s) == ([{"CPU": 1, "GPU": 1}] * 2, 900)
 
     monkeypatch.setattr(cluster, "_reserve", reserve)
     reported: list[dict[str, Any]] = []
@@ -401,3 +401,13 @@ def test_a_run_whose_loss_explodes_stops_once_and_names_its_pairs(ray_here: None
     assert done == sorted(set(done))  # no step was taken twice
     assert len(list((tmp_path / "out/tensorboard").iterdir())) == 1  # and the run was not started again
     assert not (tmp_path / "out/model").exists()
+
+
+def test_a_run_on_busy_machines_says_what_it_waits_for_and_gives_up(
+    ray_here: None, busy: None, corpus: Path, tmp_path: Path, no_training: None
+) -> None:
+    events: list[dict[str, Any]] = []
+    with pytest.raises(JobError, match=r"the machines are busy: 1 worker with 1 CPU had no room within 3 s"):
+        train(settings_for(corpus, tmp_path / "out", wait_for_machines_s=3), events.append)
+    notes = [event["note"] for event in events if "note" in event]
+    assert any("for other jobs to free 1 worker with 1 CPU: 0 CPUs are free" in note for note in notes)
