@@ -56,7 +56,8 @@ def random_model(manifest: Path, folder: Path) -> str:
 
 def _scan(settings: dict[str, Any], results: Connection) -> None:
     """Scan in this process; send the rows that were done before, and the rows per second."""
-    from jobs.scan.run import ScanProgress, scan
+    from jobs.scan.passes import ScanProgress
+    from jobs.scan.run import scan
     from jobs.scan.settings import ScanSettings
 
     seen: list[ScanProgress] = []

@@ -19,6 +19,7 @@ import typer
 from rich.console import Console
 
 from asap.errors import ConfigError
+from jobs.cli.options import RetryErrors, codes_of
 from jobs.errors import EXIT_STOPPED, JobError
 
 if TYPE_CHECKING:
@@ -127,6 +128,7 @@ def resume(
     allow_unfamiliar: Annotated[
         bool, typer.Option("--allow-unfamiliar", help="Go on with a scan that stopped because its input is unfamiliar.")
     ] = False,
+    retry_errors: RetryErrors = None,
     model: Annotated[
         str | None, typer.Option(help="The model of a scan, if its folder is elsewhere now. It must be the same model.")
     ] = None,
@@ -141,20 +143,23 @@ def resume(
     from jobs.control.status import TRAIN, read_status
 
     found = read_status(Location.parse(job))
-    if needs_no_restart(found):
+    if needs_no_restart(found) and not retry_errors:
         sentence = f"{found.folder} is finished"
         typer.echo(json.dumps(found.to_json() | {"message": sentence}) if as_json else sentence)
         return
     changes: dict[str, Any] = {} if address is None else {"address": address}
     if found.kind == TRAIN:
-        if allow_unfamiliar or model:
-            raise ConfigError(f"--allow-unfamiliar and --model are for scans, and {found.folder} is a training run.")
+        if allow_unfamiliar or model or retry_errors:
+            raise ConfigError(
+                f"--allow-unfamiliar, --retry-errors and --model are for scans, and {found.folder} is a training run."
+            )
         from jobs.cli.train import run_training
 
         run_training(train_settings(found, changes), as_json=as_json)
         return
     from jobs.cli.scan import run_scan
 
+    changes |= {"retry_errors": codes_of(retry_errors)}
     changes |= {"allow_unfamiliar": True} if allow_unfamiliar else {}
     changes |= {"model": model} if model else {}
     run_scan(scan_settings(found, changes), as_json=as_json)

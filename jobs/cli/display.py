@@ -21,7 +21,7 @@ from asap.render import LEVEL_COLORS, level, segments
 from asap.training.objective import LOSS_NAMES
 
 if TYPE_CHECKING:
-    from jobs.scan.run import ScanProgress, Watch
+    from jobs.scan.passes import ScanProgress, Watch
     from jobs.train.plan import Plan
 
 _LINE_EVERY_S = 5.0
@@ -97,7 +97,7 @@ def _counts(now: ScanProgress) -> str:
 @contextmanager
 def count_shown(console: Console, stage: str) -> Iterator[Callable[[int, int], None]]:
     """Show a count of pairs, reported as (done, total), under the name of a stage; before it, what is read first."""
-    from jobs.scan.run import ScanProgress
+    from jobs.scan.passes import ScanProgress
 
     with progress_shown(console) as watch:
         watch(ScanProgress("reading the model and the corpus"))

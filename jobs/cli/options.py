@@ -36,6 +36,13 @@ MetricsTargets = Annotated[
     str | None,
     typer.Option("--metrics-targets", help="File that tells Prometheus where the metrics are while the job runs."),
 ]
+RetryErrors = Annotated[
+    str | None,
+    typer.Option(
+        help="Judge failed pairs again, and replace their outcomes: 'retryable' for those that may succeed, or error "
+        "codes, such as 'timeout,not_found'. Works on a finished job too."
+    ),
+]
 
 
 def settings_of(kind: type[_Kind], **values: Any) -> _Kind:
@@ -63,3 +70,13 @@ def changes_of(assignments: list[str]) -> dict[str, Any]:
         except ValueError:
             changes[name] = value
     return changes
+
+
+def codes_of(codes: str | None) -> tuple[str, ...]:
+    """Return the codes of a list that is separated by commas. Raises `ConfigError` for an empty one."""
+    if codes is None:
+        return ()
+    found = tuple(code.strip() for code in codes.split(",") if code.strip())
+    if not found:
+        raise ConfigError("--retry-errors names no error code. Give 'retryable', or codes with commas between them.")
+    return found

@@ -100,7 +100,7 @@ def repolicy(
     """Apply other thresholds to a finished scan, without scanning again. Run the same command again to resume."""
     from jobs.cli.display import print_plain, progress_shown, summary_lines, summary_table
     from jobs.policy.repolicy import repolicy as run
-    from jobs.scan.run import ScanProgress
+    from jobs.scan.passes import ScanProgress
 
     console = Console()
     with progress_shown(console) as watch:

@@ -18,7 +18,9 @@ from jobs.cli.options import (
     MetricsTargets,
     Notify,
     NotifyFor,
+    RetryErrors,
     changes_of,
+    codes_of,
     settings_of,
 )
 from jobs.errors import JobError, TooManyErrors
@@ -62,6 +64,7 @@ def scan(
             "stopped scan is resumed. Unfamiliar pairs get no judgment in any case.",
         ),
     ] = False,
+    retry_errors: RetryErrors = None,
     max_error_rate: Annotated[
         float,
         typer.Option(
@@ -94,6 +97,7 @@ def scan(
     options = {
         "input": input, "out": out, "job": job, "model": model, "limit": limit, "captions": captions,
         "min_text_read": min_text_read, "allow_unfamiliar": allow_unfamiliar, "max_error_rate": max_error_rate,
+        "retry_errors": codes_of(retry_errors),
         "address": address, "device": device, "precision": precision, "detectors": detectors, "batch_size": batch_size,
         "notify": notify or (), "notify_for_s": notify_for, "log_file": log_file, "metrics_targets": metrics_targets,
     }  # fmt: skip

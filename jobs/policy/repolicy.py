@@ -46,7 +46,7 @@ from jobs.scan.output.job_folder import (
 from jobs.scan.output.report import write_report
 from jobs.scan.output.summary import read_summary, write_outcome
 from jobs.scan.output.tally import results_file
-from jobs.scan.stages.result_rows import RESULT_SCHEMA
+from jobs.scan.stages.result_rows import RESULT_SCHEMA, with_all_columns
 
 Watch = Callable[[str, int, int], None]
 
@@ -54,7 +54,7 @@ _WORK = "_repolicy"
 _COPIERS = 16
 _ROWS_AT_ONCE = 2**13
 _LATER_COLUMNS = {"given_id", "text_escapes", "text_read", "familiarity", "familiarity_image", "familiarity_text",
-                  "familiarity_id"}  # fmt: skip
+                  "familiarity_id", "judged_run"}  # fmt: skip
 _FIRST_COLUMNS = set(RESULT_SCHEMA.names) - _LATER_COLUMNS
 """Columns of version 1 of the results, which every file of results has."""
 _RAW = ["status", "score", "types", "raw_box_px", "text", "text_escapes", "word_scores", "familiarity"]
@@ -151,19 +151,10 @@ def _write_file(source: Location, target: Location, policy: Policy) -> int:
         with pq.ParquetWriter(path, RESULT_SCHEMA, filesystem=system) as writer:
             for group in range(file.num_row_groups):
                 batches = file.iter_batches(_ROWS_AT_ONCE, row_groups=[group])
-                tables = [reapply_policy(_with_all_columns(batch), policy) for batch in batches]
+                tables = [reapply_policy(with_all_columns(pa.Table.from_batches([batch])), policy) for batch in batches]
                 if tables:
                     writer.write_table(pa.concat_tables(tables))
         return int(file.metadata.num_rows)
-
-
-def _with_all_columns(batch: pa.RecordBatch) -> pa.Table:
-    """Return the rows with the columns of later versions added, filled with nulls."""
-    table = pa.Table.from_batches([batch])
-    for name in RESULT_SCHEMA.names:
-        if name not in table.column_names:
-            table = table.append_column(name, pa.nulls(len(table), RESULT_SCHEMA.field(name).type))
-    return table
 
 
 def reapply_policy(results: pa.Table, policy: Policy) -> pa.Table:

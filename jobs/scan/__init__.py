@@ -4,6 +4,8 @@ run.py          scan(): from the command to _SUCCESS
 settings.py     ScanSettings and CaptionSettings
 plan.py         everything that is checked before Ray starts
 sample.py       a seeded sample of the input, which is judged first
+passes.py       the passes of the pipeline over the rows, and their progress
+retry.py        failed rows, judged again
 pipeline.py     the Ray Data pipeline, and the resources of its stages
 input/          from an input to a manifest
 stages/         from a manifest row to a result row

@@ -97,7 +97,12 @@ class ScanPipeline:
 
 
 def size_pipeline(
-    settings: ScanSettings, model: str, image_size: int, rows: int, notify: Callable[[str], None] = lambda note: None
+    settings: ScanSettings,
+    model: str,
+    image_size: int,
+    rows: int,
+    notify: Callable[[str], None] = lambda note: None,
+    run_id: str | None = None,
 ) -> ScanPipeline:
     """Return a pipeline for the Ray that runs.
 
@@ -110,6 +115,7 @@ def size_pipeline(
         image_size: Side of the model's square images, in pixels.
         rows: Rows of the manifest.
         notify: Receives a sentence before a wait for the cluster.
+        run_id: Id of the run, which the rows name.
     """
     wait_s = settings.wait_for_machines_s if settings.address else 0
     if not settings.device.startswith("cuda"):
@@ -141,7 +147,7 @@ def size_pipeline(
     return ScanPipeline(
         preparation=Preparation(image_size, limits, settings.fetch, thumbnail_side, settings.slow_picture_s, job),
         detection=Detection(
-            model, device, settings.precision, resources.threads, batch_size, settings.min_text_read, job
+            model, device, settings.precision, resources.threads, batch_size, settings.min_text_read, job, run_id
         ),
         captions=captions,
         input=Location.parse(settings.input),

@@ -5,6 +5,7 @@ pipeline turns its rows into results, and the results are compared with the mani
 and the report are written from the results, and `_SUCCESS` is written last.
 
 A sample of a large input is scanned before the rest. If most of it is unfamiliar to the model, the job stops there.
+Failed rows can be judged again, also those of a finished job.
 """
 
 from __future__ import annotations
@@ -12,55 +13,41 @@ from __future__ import annotations
 import importlib.metadata
 import os
 import platform
-import re
-import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
 from asap.limits import limits_sentences
-from asap.storage.files import delete_folder, is_empty, write_bytes
+from asap.storage.files import delete_file, delete_folder, is_empty, write_bytes
 from asap.storage.location import Location
 from jobs.cluster import ray_running
 from jobs.errors import InputUnfamiliar, JobFailed
 from jobs.metrics import targets_announced
+from jobs.scan import retry
 from jobs.scan.input.manifest import write_manifest, write_tables
-from jobs.scan.output.completeness import count_rows, missing_rows, repair_results, write_missing, write_table
-from jobs.scan.output.job_folder import Job, check_resumable, fail, is_finished, wait_until_free
+from jobs.scan.output.completeness import count_rows, repair_results
+from jobs.scan.output.job_folder import Job, check_resumable, is_finished, wait_until_free
 from jobs.scan.output.summary import read_summary, write_outcome
+from jobs.scan.passes import (
+    ScanProgress,
+    Watch,
+    check_results,
+    detect_missing_rows,
+    run_once,
+    watched,
+    write_remaining,
+)
 from jobs.scan.plan import ScanPlan, plan_scan
 from jobs.scan.sample import SAMPLE, Sample, take_sample
 from jobs.scan.settings import ScanSettings
-from jobs.scan.stages.result_rows import failure, result_table
 from jobs.states import job_states
 
 if TYPE_CHECKING:
     from jobs.scan.pipeline import ScanPipeline
-
-_POLL_S = 0.5
-_MANY_BATCHES = 4
-"""Batches whose rows are scanned together once more if they are lost. Fewer are scanned row by row at once."""
-
-
-@dataclass(frozen=True)
-class ScanProgress:
-    """The progress of a scan. Counts are of rows; `done` includes those of earlier runs."""
-
-    stage: str
-    """The current step, as one line for a person."""
-    done: int = 0
-    total: int = 0
-    errors: int = 0
-    flagged: int = 0
-    pairs_per_s: float = 0.0
-    unfamiliar: int = 0
-
-
-Watch = Callable[[ScanProgress], None]
 
 
 def scan(settings: ScanSettings, watch: Watch = lambda progress: None) -> dict[str, Any]:
@@ -74,10 +61,15 @@ def scan(settings: ScanSettings, watch: Watch = lambda progress: None) -> dict[s
     plan = plan_scan(settings)
     identity = plan.identity()
     record = check_resumable(plan.folder, identity)
-    if record and is_finished(plan.folder):
-        watch(ScanProgress("the job is finished, so nothing is scanned again"))
+    if record and is_finished(plan.folder) and "retry" not in record:
         _delete_temporary(plan.folder)
-        return read_summary(plan.folder)
+        codes = settings.retry_errors
+        if not codes:
+            watch(ScanProgress("the job is finished, so nothing is scanned again"))
+            return read_summary(plan.folder)
+        if not retry.failed_rows(plan.folder / "results", codes):
+            watch(ScanProgress(f"the job is finished, and no pair failed with {' or '.join(codes)}"))
+            return read_summary(plan.folder)
     if record and record.get("state") == "unfamiliar" and not settings.allow_unfamiliar:
         raise InputUnfamiliar(_read_sample(record).sentence(plan.model_id, plan.limits))
     if record:
@@ -94,7 +86,7 @@ def scan(settings: ScanSettings, watch: Watch = lambda progress: None) -> dict[s
 
 def _delete_temporary(folder: Location) -> None:
     """Delete what only an unfinished job needs, and `_checkpoint` and `_alone`, which earlier versions left."""
-    for name in ("_remaining", "_sample", "_checkpoint", "_alone"):
+    for name in ("_remaining", "_sample", "_checkpoint", "_alone", retry.FOLDER):
         delete_folder(folder / name)
 
 
@@ -140,9 +132,16 @@ def _work(job: Job, plan: ScanPlan, watch: Watch) -> None:
         _note_time(job, "ray_start_s", started)
         started = time.monotonic()
         pipeline = size_pipeline(
-            plan.settings, plan.model, plan.config.image_size, rows, lambda note: watch(ScanProgress(note, total=rows))
+            plan.settings,
+            plan.model,
+            plan.config.image_size,
+            rows,
+            lambda note: watch(ScanProgress(note, total=rows)),
+            run_id=job.record["run_id"],
         )
         _detect_all_rows(job, plan, pipeline, rows, watch)
+        if plan.settings.retry_errors or "retry" in job.record:
+            _retry_failed_rows(job, plan, pipeline, rows, watch)
     _note_time(job, "judge_s", started)
 
     job.update(state="finalizing")
@@ -207,46 +206,32 @@ def _detect_all_rows(job: Job, plan: ScanPlan, pipeline: ScanPipeline, rows: int
 
     Raises `InputUnfamiliar` if a sample is scanned first, and most of it is unfamiliar.
     """
-    folder = plan.folder
-    results, remaining = folder / "results", folder / "_remaining"
-    manifest, missing = folder / "manifest", rows
-    if not is_empty(results):
-        # A resumed job reads a manifest of the missing rows, so its batches are as full as those of a fresh job.
-        manifest, missing = remaining, _write_remaining(folder)
-    with _watched(job, rows - missing, rows, watch) as counter:
-        if _needs_sample(job, plan, rows):
+    missing = rows if is_empty(plan.folder / "results") else write_remaining(plan.folder)
+    with watched(job, rows - missing, rows, watch, plan.settings.stall_after_s) as counter:
+        if missing and _needs_sample(job, plan, rows):
             _scan_sample(job, plan, pipeline, rows, counter)
-            manifest, missing = remaining, _write_remaining(folder)
-        if missing:
-            _run(pipeline, manifest, missing, results, counter)
-        # Again in batches: rows whose pictures were slow, or many, because a writer that dies loses those of seconds.
-        lost_rows = _write_remaining(folder)
-        if lost_rows and (_has_slow_rows(counter) or lost_rows > _MANY_BATCHES * pipeline.batch_size):
-            _run(pipeline.patient(), remaining, lost_rows, results, counter)
-            lost_rows = _write_remaining(folder)
-        # Each process that dies loses its whole batch. Alone, the innocent rows of such a batch succeed.
-        if lost_rows:
-            _run(pipeline.one_row_at_a_time(), remaining, lost_rows, results, counter)
-    if lost_rows and (lost := _missing(folder)):
-        # These rows ended every process that worked on them, alone too. They become errors like any other.
-        detail = "the process died each time that it worked on this pair, with others and alone: "
-        detail += "the cause is its picture, or the memory that it needs"
-        ids = {name: job.record[name] for name in ("model_id", "policy_id", "familiarity_id")}
-        row = failure("model_error", detail) | ids
-        write_table(result_table(lost, [row] * lost.num_rows), results / f"lost-{time.time_ns()}.parquet")
-        if lost := _missing(folder):
-            raise fail(f"{lost.num_rows} rows of the manifest are not in the results")
-    check_results(results, rows)
+            missing = write_remaining(plan.folder)
+        detect_missing_rows(job, pipeline, plan.folder, rows, missing, counter)
 
 
-def _has_slow_rows(counter: Any) -> bool:
-    """Return True if rows were left out because their pictures were slow, or if nobody knows."""
-    import ray
-
-    try:
-        return bool(ray.get(counter.read.remote()).slow)
-    except ray.exceptions.RayError:  # the counter is lost
-        return True
+def _retry_failed_rows(job: Job, plan: ScanPlan, pipeline: ScanPipeline, rows: int, watch: Watch) -> None:
+    """Judge failed rows again, as the settings ask or as a retry that was stopped had begun, and publish them."""
+    folder = plan.folder / retry.FOLDER
+    if "retry" not in job.record:
+        watch(ScanProgress("looking for failed pairs", rows, rows))
+        chosen = retry.choose_rows(plan.folder, plan.settings.retry_errors, besides_run=job.record["run_id"])
+        if not chosen:
+            return
+        job.update(retry={"run": job.record["run_id"], "errors": list(plan.settings.retry_errors), "rows": chosen})
+    delete_file(plan.folder / "_SUCCESS")  # nobody may take the job for finished, or give it another policy
+    again = job.record["retry"]["rows"]
+    missing = again if is_empty(folder / "results") else write_remaining(folder)
+    with watched(job, rows - missing, rows, watch, plan.settings.stall_after_s) as counter:
+        detect_missing_rows(job, pipeline, folder, again, missing, counter)
+    watch(ScanProgress("publishing the new outcomes", rows, rows))
+    retry.publish(plan.folder, job.record["retry"]["run"])
+    check_results(plan.folder / "results", rows)
+    job.end_retry()
 
 
 def _needs_sample(job: Job, plan: ScanPlan, rows: int) -> bool:
@@ -268,7 +253,7 @@ def _scan_sample(job: Job, plan: ScanPlan, pipeline: ScanPipeline, rows: int, co
         delete_folder(folder)
         if new.num_rows:
             write_tables([new], folder)
-            _run(pipeline, folder, new.num_rows, results, counter)
+            run_once(pipeline, folder, new.num_rows, results, counter)
             counter.start_pipeline.remote()
 
     sample = take_sample(plan.folder / "manifest", rows, results, scan_rows)
@@ -292,78 +277,3 @@ def _check_sample(job: Job, plan: ScanPlan) -> None:
 def _read_sample(record: dict[str, Any]) -> Sample:
     """Return the sample that a job has taken, as its record says; an empty one if it has taken none."""
     return Sample(**record.get("sample", {"judged": 0, "unfamiliar": 0}))
-
-
-def check_results(results: Location, rows: int) -> None:
-    """Raise `JobFailed` unless the results hold as many rows as the manifest was written with."""
-    if (held := count_rows(results)) != rows:
-        raise JobFailed(
-            f"{results} holds {held} rows, but the manifest was written with {rows}: another process wrote or deleted "
-            "files in the job folder. Choose another --job, or delete this one."
-        )
-
-
-def _run(pipeline: ScanPipeline, manifest: Location, rows: int, results: Location, counter: Any) -> None:
-    """Run the pipeline; raise `JobFailed` with the cause, in one line, if it stops."""
-    from jobs.scan.pipeline import run_pipeline
-
-    try:
-        run_pipeline(pipeline, manifest, rows, results, counter)
-    except Exception as error:
-        # Ray wraps what stopped a worker in several layers; the cause is the last line of the first traceback.
-        message = re.sub(r"\x1b\[[0-9;]*m", "", str(error)).partition("\n\nThe above exception")[0]
-        lines = [line.strip() for line in message.splitlines() if line.strip()]
-        raise fail(f"the work stopped: {lines[-1] if lines else type(error).__name__}") from error
-
-
-def _write_remaining(folder: Location) -> int:
-    """Write the manifest's rows that are not in the results to `_remaining`; return how many there are."""
-    return write_missing(folder / "manifest", repair_results(folder / "results"), folder / "_remaining")
-
-
-def _missing(folder: Location) -> pa.Table | None:
-    tables = list(missing_rows(folder / "manifest", repair_results(folder / "results")))
-    return pa.concat_tables(tables) if tables else None
-
-
-@contextmanager
-def _watched(job: Job, done: int, rows: int, watch: Watch) -> Iterator[Any]:
-    """Start a counter for the detectors; read it twice a second for the job's record and for `watch`.
-
-    Args:
-        job: The job whose record gets the counts.
-        done: Rows that earlier runs finished.
-        rows: Rows of the manifest.
-        watch: Receives the progress.
-    """
-    import ray
-
-    from jobs.scan.stages.progress import RowCounts, start_counter
-
-    counter = start_counter()
-    ended = threading.Event()
-
-    def report_progress() -> None:
-        try:
-            progress: RowCounts = ray.get(counter.read.remote())
-        except ray.exceptions.RayError:
-            return  # these counts are for people; those of the summary are counted from the results
-        counts = {name: getattr(progress, name) for name in ("errors", "flagged", "unfamiliar")}
-        counts |= {"done": min(done + progress.rows, rows)}
-        first_s = {event: round(at - job.record["began_s"], 3) for event, at in progress.first.items()}
-        job.note(counts=counts | {"total": rows}, pairs_per_s=round(progress.pairs_per_s, 2), first_s=first_s)
-        stage = "detecting" if progress.rows else "starting the workers"
-        watch(ScanProgress(stage, total=rows, pairs_per_s=progress.pairs_per_s, **counts))
-
-    def poll() -> None:
-        while not ended.wait(_POLL_S):
-            report_progress()
-
-    thread = threading.Thread(target=poll, name="progress", daemon=True)
-    thread.start()
-    try:
-        yield counter
-        report_progress()  # the last batches, which came after the last poll
-    finally:
-        ended.set()
-        thread.join()

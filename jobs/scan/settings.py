@@ -50,6 +50,9 @@ class ScanSettings(ClusterSettings, WatchSettings):
     """Scan all pairs without looking at a sample first. Unfamiliar pairs are still not judged."""
     max_error_rate: float = Field(default=1, ge=0, le=1)
     """Share of the pairs that may fail. With more, a done scan exits with a code of its own."""
+    retry_errors: tuple[str, ...] = ()
+    """Error codes whose pairs are judged again, of a job that is finished or was stopped: their new outcomes replace
+    the old ones. `retryable` stands for all errors that another try may not meet."""
     detectors: int | None = Field(default=None, ge=1)
     """Number of detector actors. None: one a GPU, or as many as the CPUs carry."""
     batch_size: int | None = Field(default=None, ge=1)

@@ -13,8 +13,7 @@ import pyarrow as pa
 
 from asap.storage.files import write_bytes
 from asap.storage.location import Location
-from jobs.scan.output.completeness import write_table
-from jobs.scan.stages.result_rows import RESULT_SCHEMA, SCHEMA_VERSION
+from jobs.scan.stages.result_rows import RESULT_SCHEMA, SCHEMA_VERSION, write_table
 
 HERE = socket.gethostname()
 

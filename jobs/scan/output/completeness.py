@@ -25,7 +25,7 @@ from asap.storage.files import delete_file, delete_folder, list_files, open_seek
 from asap.storage.location import Location
 from jobs.scan.input.manifest import write_tables
 from jobs.scan.output.tally import results_file
-from jobs.scan.stages.write import write_table
+from jobs.scan.stages.result_rows import write_table
 
 _READERS = 16
 _OWN_FILE = re.compile(r"((rows-)?[0-9a-f]{32}|lost-\d+|\d{5})([_-].*)?\.parquet")
@@ -54,6 +54,9 @@ class RowSet:
                 flags = self._flags[part] = np.concatenate([flags, np.zeros(top + 1, bool)])
             flags[lines] = True
         return new & first
+
+    def __len__(self) -> int:
+        return sum(int(flags.sum()) for flags in self._flags.values())
 
     def contains(self, row_ids: Ids) -> NDArray[np.bool_]:
         """Return for each id whether it is in the set."""
@@ -136,15 +139,24 @@ def _has_footer(location: Location) -> bool:
     return True
 
 
+def rows_within(manifest: Location, wanted: RowSet) -> Iterator[pa.Table]:
+    """Yield the manifest's rows that are in the set, in small tables."""
+    return _rows_where(manifest, wanted, is_within=True)
+
+
 def missing_rows(manifest: Location, done: RowSet) -> Iterator[pa.Table]:
     """Yield the manifest's rows that are not done, in small tables."""
+    return _rows_where(manifest, done, is_within=False)
+
+
+def _rows_where(manifest: Location, rows: RowSet, *, is_within: bool) -> Iterator[pa.Table]:
     for info in list_files(manifest):
         with results_file(info.location) as file:
             for batch in file.iter_batches(2**12):
                 table = pa.Table.from_batches([batch])
-                missing = ~done.contains(table["row_id"].to_numpy())
-                if missing.any():
-                    yield table.filter(pa.array(missing))
+                chosen = rows.contains(table["row_id"].to_numpy()) == is_within
+                if chosen.any():
+                    yield table.filter(pa.array(chosen))
 
 
 def write_missing(manifest: Location, done: RowSet, folder: Location) -> int:

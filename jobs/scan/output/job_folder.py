@@ -5,6 +5,8 @@
     errors.jsonl    flagged.jsonl    unfamiliar.jsonl    summary.json    report/index.html
     _remaining/     rows of the manifest that a resumed job still has to scan, until it is done
     _sample/        rows of the sample that is scanned before the rest
+    _retry/         failed rows that are judged again, and their new outcomes, until these are published
+    history/        the old outcomes of rows that were judged again, a folder for each retry
     _SUCCESS        written last; _remaining and _sample are deleted after it
     _repolicy/      exists while another policy is applied to a finished job
     _cancel         asks the process that owns the job to stop
@@ -208,6 +210,17 @@ class Job:
             self._write()
         if "state" in entries:
             self._on_state(self.record)
+
+    def announce(self, state: str, error: str | None = None) -> None:
+        """Report a state that the record does not take, such as `stalled`, and the reason."""
+        self._on_state(self.record | {"state": state, "error": error})
+
+    def end_retry(self) -> None:
+        """Move the retry of the record, whose rows are published, to the list of those that are done."""
+        with self._lock:
+            done = self._record.pop("retry") | {"at": datetime.now(UTC).isoformat(timespec="seconds")}
+            self._record["retries"] = [*self._record.get("retries", []), done]
+            self._write()
 
     def note(self, **entries: Any) -> None:
         """Change entries; the next heartbeat writes them."""

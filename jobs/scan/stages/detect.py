@@ -43,6 +43,8 @@ class Detection:
     """Share of a text's characters that the vocabulary must read; see `Predictor.from_folder`."""
     job: str = ""
     """Name of the job, for its metrics."""
+    run_id: str | None = None
+    """Id of the run of the job, which becomes `judged_run` of the rows."""
 
 
 class Detector:
@@ -57,6 +59,7 @@ class Detector:
             writers: Actors of `stages.write`, one of which takes over the rows. None: the rows are returned.
         """
         self._job, self._time, self._progress = detection.job, DetectorTime(detection.job), progress
+        self._run_id = detection.run_id
         self._note_first("worker")
         import torch
 
@@ -97,6 +100,7 @@ class Detector:
         model = {
             "model_id": self._predictor.model_id,
             "policy_id": self._predictor.policy.policy_id,
+            "judged_run": self._run_id,
             "familiarity_id": self._predictor.familiarity and self._predictor.familiarity.familiarity_id,
         }
         rows: list[dict[str, Any]] = [row | model for row in prepared]

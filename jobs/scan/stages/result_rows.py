@@ -1,4 +1,4 @@
-"""The schema of result rows, declared once, and the conversion of findings to tables of it."""
+"""The schema of result rows, declared once, the conversion of findings to tables of it, and small files of them."""
 
 from __future__ import annotations
 
@@ -8,16 +8,19 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from asap.finding import Box, Finding
 from asap.labels import TYPES
+from asap.storage.files import write_bytes
+from asap.storage.location import Location
 from jobs.scan.input.manifest import MANIFEST_SCHEMA, storable
 
-SCHEMA_VERSION = 4
+SCHEMA_VERSION = 5
 """Version of the schema. It grows when a column is added; columns are only ever added, and may be null.
 
 Version 2 added `given_id` and `text_escapes`, version 3 `text_read`, version 4 `familiarity`,
-`familiarity_image`, `familiarity_text` and `familiarity_id`.
+`familiarity_image`, `familiarity_text` and `familiarity_id`, version 5 `judged_run`.
 """
 
 CALLER_COLUMNS = [name for name in MANIFEST_SCHEMA.names if name not in ("text_uri", "row_error", "warnings")]
@@ -61,6 +64,7 @@ RESULT_SCHEMA = pa.schema(
         ("model_id", pa.string()),
         ("policy_id", pa.string()),
         ("familiarity_id", pa.string()),
+        ("judged_run", pa.string()),
         pa.field("schema_version", pa.int32(), nullable=False),
         ("warnings", pa.list_(pa.string())),
     ]
@@ -143,6 +147,14 @@ def result_table(callers: pa.Table, rows: Sequence[dict[str, Any]]) -> pa.Table:
     return pa.table(columns).cast(RESULT_SCHEMA)
 
 
+def with_all_columns(rows: pa.Table) -> pa.Table:
+    """Return result rows with the columns of later versions added, filled with nulls, in the order of the schema."""
+    for name in RESULT_SCHEMA.names:
+        if name not in rows.column_names:
+            rows = rows.append_column(name, pa.nulls(len(rows), RESULT_SCHEMA.field(name).type))
+    return rows.select(RESULT_SCHEMA.names).cast(RESULT_SCHEMA)
+
+
 def _storable(value: Any) -> Any:
     """Escape strings at any depth as stores need it: errors and captions may quote anything."""
     if isinstance(value, str):
@@ -152,3 +164,10 @@ def _storable(value: Any) -> Any:
     if isinstance(value, dict) and "word" in value:
         return value | {"word": storable(value["word"])}
     return value
+
+
+def write_table(table: pa.Table, location: Location) -> None:
+    """Write one small parquet file atomically: readers see the whole file or none."""
+    sink = pa.BufferOutputStream()
+    pq.write_table(table, sink)
+    write_bytes(location, sink.getvalue().to_pybytes())

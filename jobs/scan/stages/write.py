@@ -13,13 +13,12 @@ import uuid
 from dataclasses import dataclass
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from asap.errors import StorageError
-from asap.storage.files import write_bytes
 from asap.storage.location import Location
+from jobs.scan.stages.result_rows import write_table
 
 _FULL_BYTES = 32 * 2**20
 """Size in memory of the rows of a file that is full, whatever its number of rows: it would be long to write again."""
@@ -168,10 +167,3 @@ class Writers:
         """Stop the actors; rows that are in no file are lost."""
         for handle in self.handles:
             ray.kill(handle)
-
-
-def write_table(table: pa.Table, location: Location) -> None:
-    """Write one small parquet file atomically: readers see the whole file or none."""
-    sink = pa.BufferOutputStream()
-    pq.write_table(table, sink)
-    write_bytes(location, sink.getvalue().to_pybytes())

@@ -13,7 +13,7 @@ from PIL import Image
 from asap.limits import NO_FAMILIARITY
 from jobs.cli import app as cli
 from jobs.errors import InputUnfamiliar, JobError
-from jobs.scan.run import ScanProgress
+from jobs.scan.passes import ScanProgress
 from tests.support.pictures import draw_jpeg
 from tests.support.waiting import HANG_S
 

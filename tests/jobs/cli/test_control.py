@@ -17,7 +17,8 @@ from asap.storage.files import exists, read_bytes
 from asap.storage.location import Location
 from jobs.cli import app as cli
 from jobs.control import follow
-from jobs.scan.run import ScanProgress, scan
+from jobs.scan.passes import ScanProgress
+from jobs.scan.run import scan
 from jobs.scan.settings import ScanSettings
 from tests.support.job_folders import failed, scored, seconds_ago, write_scan, write_training
 from tests.support.waiting import Clock

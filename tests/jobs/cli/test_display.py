@@ -11,7 +11,7 @@ from asap.finding import NO_EVIDENCE, Finding
 from asap.labels import TYPES
 from asap.training.objective import LOSS_NAMES, LossWeights
 from jobs.cli.display import progress_shown, show_finding, training_shown
-from jobs.scan.run import ScanProgress
+from jobs.scan.passes import ScanProgress
 
 STEP: dict[str, Any] = {
     "pairs": 3_200, "of": 6_400, "losses": {"tmg": 0.25, "total": 1.5}, "pairs_per_s": 40.0, "rate": 1e-3,

@@ -15,8 +15,7 @@ from jobs.control import result_query
 from jobs.control.result_query import Results, RowFilter, choose_columns, count_errors
 from jobs.control.status import read_status
 from jobs.errors import JobError
-from jobs.scan.output.completeness import write_table
-from jobs.scan.stages.result_rows import RESULT_SCHEMA
+from jobs.scan.stages.result_rows import RESULT_SCHEMA, write_table
 from tests.support.job_folders import failed, scored, write_results, write_scan, write_training
 
 ROWS = [

@@ -14,8 +14,9 @@ from asap.storage.fetch import FetchSettings
 from asap.storage.files import delete_folder, exists, is_empty
 from jobs.errors import JobFailed
 from jobs.scan.output.job_folder import read_record
+from jobs.scan.passes import ScanProgress
 from jobs.scan.pipeline import ScanPipeline
-from jobs.scan.run import ScanProgress, scan
+from jobs.scan.run import scan
 from jobs.scan.settings import ScanSettings
 from tests.support.faulty_store import Fault, FaultyStore, Request
 from tests.support.results import read_results

@@ -28,8 +28,9 @@ from jobs.scan import run as run_module
 from jobs.scan.input.manifest import ManifestRow, write_manifest
 from jobs.scan.output.completeness import count_rows, repair_results
 from jobs.scan.output.job_folder import Job
+from jobs.scan.passes import ScanProgress, check_results, watched
 from jobs.scan.plan import ScanPlan, plan_scan
-from jobs.scan.run import ScanProgress, _watched, check_manifest, check_results, scan
+from jobs.scan.run import check_manifest, scan
 from jobs.scan.settings import CaptionSettings, ScanSettings
 from jobs.scan.stages.detect import Detector
 from jobs.scan.stages.result_rows import RESULT_SCHEMA
@@ -488,7 +489,7 @@ def test_a_lost_counter_does_not_stop_the_job(corpus: Path, monkeypatch: pytest.
 
     monkeypatch.setattr("jobs.scan.stages.progress.start_counter", Lost)
     job = Job(Location(str(corpus / "out/a")), {}, heartbeat_s=10)
-    with _watched(job, 0, 4, lambda progress: pytest.fail("progress was reported without counts")):
+    with watched(job, 0, 4, lambda progress: pytest.fail("progress was reported without counts")):
         pass
 
 

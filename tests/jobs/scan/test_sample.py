@@ -10,9 +10,8 @@ from asap.limits import Limits
 from asap.storage.location import Location
 from jobs.scan.input import manifest as manifest_module
 from jobs.scan.input.manifest import ManifestRow, write_manifest
-from jobs.scan.output.completeness import write_table
 from jobs.scan.sample import SAMPLE, Sample, read_positions, take_sample
-from jobs.scan.stages.result_rows import failure, result_table
+from jobs.scan.stages.result_rows import failure, result_table, write_table
 
 ROWS = 9000
 Verdict = Callable[[int], str | None]

@@ -9,7 +9,8 @@ from asap.errors import StorageError
 from asap.storage.files import list_files, open_seekable, write_bytes
 from asap.storage.location import Location
 from jobs.scan.input.manifest import MANIFEST_SCHEMA, ManifestRow, write_manifest
-from jobs.scan.output.completeness import RowSet, count_rows, missing_rows, repair_results, write_missing, write_table
+from jobs.scan.output.completeness import RowSet, count_rows, missing_rows, repair_results, write_missing
+from jobs.scan.stages.result_rows import write_table
 
 
 def _ids(*numbers: int) -> np.ndarray:

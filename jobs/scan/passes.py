@@ -1,0 +1,186 @@
+"""The passes of the pipeline over the rows of a manifest, until each of them is in the results, and their progress."""
+
+from __future__ import annotations
+
+import re
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+
+from asap.storage.location import Location
+from jobs.cluster import describe_waits
+from jobs.errors import JobFailed
+from jobs.scan.output.completeness import count_rows, missing_rows, repair_results, write_missing
+from jobs.scan.output.job_folder import Job, fail
+from jobs.scan.stages.result_rows import failure, result_table, write_table
+from jobs.stall import StallWatch
+
+if TYPE_CHECKING:
+    from jobs.scan.pipeline import ScanPipeline
+
+_POLL_S = 0.5
+_MANY_BATCHES = 4
+"""Batches whose rows are scanned together once more if they are lost. Fewer are scanned row by row at once."""
+
+
+@dataclass(frozen=True)
+class ScanProgress:
+    """The progress of a scan. Counts are of rows; `done` includes those of earlier runs."""
+
+    stage: str
+    """The current step, as one line for a person."""
+    done: int = 0
+    total: int = 0
+    errors: int = 0
+    flagged: int = 0
+    pairs_per_s: float = 0.0
+    unfamiliar: int = 0
+
+
+Watch = Callable[[ScanProgress], None]
+
+
+def detect_missing_rows(
+    job: Job, pipeline: ScanPipeline, folder: Location, rows: int, missing: int, counter: Any
+) -> None:
+    """Run the pipeline until every row of a manifest is in the results, some of them as errors.
+
+    Args:
+        job: The job, for its ids.
+        pipeline: The pipeline.
+        folder: Folder with `manifest`, `results` and, of a resumed job, `_remaining`: that of the job or of a retry.
+        rows: Rows of the manifest.
+        missing: Rows of the manifest that are not in the results: all of them, or those of `_remaining`.
+        counter: The actor that counts finished rows.
+    """
+    results, remaining = folder / "results", folder / "_remaining"
+    if missing:
+        # A resumed job reads a manifest of the missing rows, so its batches are as full as those of a fresh job.
+        run_once(pipeline, folder / "manifest" if missing == rows else remaining, missing, results, counter)
+        missing = write_remaining(folder)
+    # Again in batches: rows whose pictures were slow, or many, because a writer that dies loses those of seconds.
+    if missing and (_has_slow_rows(counter) or missing > _MANY_BATCHES * pipeline.batch_size):
+        run_once(pipeline.patient(), remaining, missing, results, counter)
+        missing = write_remaining(folder)
+    # Each process that dies loses its whole batch. Alone, the innocent rows of such a batch succeed.
+    if missing:
+        run_once(pipeline.one_row_at_a_time(), remaining, missing, results, counter)
+        _write_lost_rows(job, folder)
+    check_results(results, rows)
+
+
+def _write_lost_rows(job: Job, folder: Location) -> None:
+    """Write the rows that ended every process that worked on them, alone too, as errors like any other."""
+    lost = _missing(folder)
+    if lost is None:
+        return
+    detail = "the process died each time that it worked on this pair, with others and alone: "
+    detail += "the cause is its picture, or the memory that it needs"
+    ids = {name: job.record[name] for name in ("model_id", "policy_id", "familiarity_id")}
+    row = failure("model_error", detail) | ids | {"judged_run": job.record["run_id"]}
+    write_table(result_table(lost, [row] * lost.num_rows), folder / "results" / f"lost-{time.time_ns()}.parquet")
+    if lost := _missing(folder):
+        raise fail(f"{lost.num_rows} rows of the manifest are not in the results")
+
+
+def _has_slow_rows(counter: Any) -> bool:
+    """Return True if rows were left out because their pictures were slow, or if nobody knows."""
+    import ray
+
+    try:
+        return bool(ray.get(counter.read.remote()).slow)
+    except ray.exceptions.RayError:  # the counter is lost
+        return True
+
+
+def run_once(pipeline: ScanPipeline, manifest: Location, rows: int, results: Location, counter: Any) -> None:
+    """Run the pipeline once; raise `JobFailed` with the cause, in one line, if it stops."""
+    from jobs.scan.pipeline import run_pipeline
+
+    try:
+        run_pipeline(pipeline, manifest, rows, results, counter)
+    except Exception as error:
+        # Ray wraps what stopped a worker in several layers; the cause is the last line of the first traceback.
+        message = re.sub(r"\x1b\[[0-9;]*m", "", str(error)).partition("\n\nThe above exception")[0]
+        lines = [line.strip() for line in message.splitlines() if line.strip()]
+        raise fail(f"the work stopped: {lines[-1] if lines else type(error).__name__}") from error
+
+
+def write_remaining(folder: Location) -> int:
+    """Write the manifest's rows that are not in the results to `_remaining`; return how many there are."""
+    return write_missing(folder / "manifest", repair_results(folder / "results"), folder / "_remaining")
+
+
+def _missing(folder: Location) -> pa.Table | None:
+    tables = list(missing_rows(folder / "manifest", repair_results(folder / "results")))
+    return pa.concat_tables(tables) if tables else None
+
+
+def check_results(results: Location, rows: int) -> None:
+    """Raise `JobFailed` unless the results hold as many rows as the manifest was written with."""
+    if (held := count_rows(results)) != rows:
+        raise JobFailed(
+            f"{results} holds {held} rows, but the manifest was written with {rows}: another process wrote or deleted "
+            "files in the job folder. Choose another --job, or delete this one."
+        )
+
+
+@contextmanager
+def watched(job: Job, done: int, rows: int, watch: Watch, stall_after_s: float) -> Iterator[Any]:
+    """Start a counter for the detectors; read it twice a second for the job's record and for `watch`.
+
+    Args:
+        job: The job whose record gets the counts.
+        done: Rows that earlier runs finished.
+        rows: Rows of the manifest.
+        watch: Receives the progress.
+        stall_after_s: Seconds without a finished row that make a stall, which is announced.
+    """
+    import ray
+
+    from jobs.scan.stages.progress import RowCounts, start_counter
+
+    counter = start_counter()
+    ended = threading.Event()
+    stalls = StallWatch("pair", stall_after_s, describe_waits)
+    stalled = False
+
+    def announce_stall(sentence: str | None) -> None:
+        nonlocal stalled
+        if stalls.since is not None and not stalled:
+            job.announce("stalled", sentence)
+        elif stalls.since is None and stalled:
+            job.announce("running")
+        stalled = stalls.since is not None
+
+    def report_progress() -> None:
+        try:
+            progress: RowCounts = ray.get(counter.read.remote())
+        except ray.exceptions.RayError:
+            return  # these counts are for people; those of the summary are counted from the results
+        counts = {name: getattr(progress, name) for name in ("errors", "flagged", "unfamiliar")}
+        counts |= {"done": min(done + progress.rows, rows)}
+        first_s = {event: round(at - job.record["began_s"], 3) for event, at in progress.first.items()}
+        job.note(counts=counts | {"total": rows}, pairs_per_s=round(progress.pairs_per_s, 2), first_s=first_s)
+        stage = "detecting" if progress.rows else "starting the workers"
+        stall = stalls.look(progress.rows, stage)
+        announce_stall(stall)
+        watch(ScanProgress(stall or stage, total=rows, pairs_per_s=progress.pairs_per_s, **counts))
+
+    def poll() -> None:
+        while not ended.wait(_POLL_S):
+            report_progress()
+
+    thread = threading.Thread(target=poll, name="progress", daemon=True)
+    thread.start()
+    try:
+        yield counter
+        report_progress()  # the last batches, which came after the last poll
+    finally:
+        ended.set()
+        thread.join()

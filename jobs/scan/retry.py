@@ -1,0 +1,125 @@
+"""Failed rows of a job, judged again: an outage costs only its own rows.
+
+The new outcome of a row takes the place of the old one, which moves to `history/`:
+
+1. `choose_rows` copies the rows that are judged again from the manifest to `_retry/manifest`.
+2. The pipeline writes their outcomes to `_retry/results`.
+3. `publish` replaces each file of results that holds old outcomes, in one write. It writes the old ones to
+   `history/RUN/` before.
+
+`results` holds each row once at any moment, and a reader sees its old or its new outcome. The record of the job names
+the retry until it is published, and every step can be repeated after a stop.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from asap.storage.files import delete_folder, list_files
+from asap.storage.location import Location
+from jobs.scan.input.manifest import write_tables
+from jobs.scan.output.completeness import Ids, RowSet, repair_results, rows_within
+from jobs.scan.output.tally import results_file
+from jobs.scan.stages.result_rows import with_all_columns, write_table
+
+FOLDER = "_retry"
+RETRYABLE = "retryable"
+"""Takes the place of error codes: all errors that another try may not meet."""
+_COLUMNS = ["row_id", "status", "error_code", "retryable", "judged_run"]
+
+
+def failed_rows(results: Location, codes: Sequence[str], besides_run: str | None = None) -> RowSet:
+    """Return the rows that failed with one of the codes, or that may succeed if `RETRYABLE` is among the codes.
+
+    Args:
+        results: The results of a job.
+        codes: Error codes, or `RETRYABLE`.
+        besides_run: Rows that this run has judged are left out.
+    """
+    chosen = RowSet()
+    for location in _parquet_files(results):
+        with results_file(location) as file:
+            for batch in file.iter_batches(2**16, columns=_COLUMNS):
+                rows = pa.Table.from_batches([batch]).filter(pc.equal(batch["status"], "error"))
+                wanted = pc.is_in(rows["error_code"], pa.array(codes, pa.string()))
+                if RETRYABLE in codes:
+                    wanted = pc.or_(wanted, pc.fill_null(rows["retryable"], False))
+                if besides_run is not None:
+                    wanted = pc.and_(wanted, pc.fill_null(pc.not_equal(rows["judged_run"], besides_run), True))
+                chosen.add(rows.filter(wanted)["row_id"].to_numpy())
+    return chosen
+
+
+def choose_rows(folder: Location, codes: Sequence[str], besides_run: str | None = None) -> int:
+    """Write the rows of the job that are judged again to `_retry/manifest`; return how many there are.
+
+    The arguments are as in `failed_rows`. What another retry left in `_retry` is deleted.
+    """
+    delete_folder(folder / FOLDER)
+    chosen = failed_rows(folder / "results", codes, besides_run)
+    return write_tables(rows_within(folder / "manifest", chosen), folder / FOLDER / "manifest")
+
+
+def publish(folder: Location, run: str) -> None:
+    """Put the outcomes in `_retry/results` in the place of those that `results` holds.
+
+    Args:
+        folder: Folder of the job.
+        run: Name of the folder in `history` for the old outcomes.
+    """
+    outcomes = _Outcomes(folder / FOLDER / "results")
+    for location in _parquet_files(folder / "results"):
+        with results_file(location) as file:
+            row_ids = file.read(columns=["row_id"])["row_id"].to_numpy()
+            new = outcomes.of_rows(row_ids)
+            if new is None:
+                continue
+            former = with_all_columns(file.read())
+        # A stop may have come after some of the files were replaced: their rows are new already.
+        by_run = dict(zip(new["row_id"].to_pylist(), new["judged_run"].to_pylist(), strict=True))
+        found = zip(former["row_id"].to_pylist(), former["judged_run"].to_pylist(), strict=True)
+        is_old = pa.array([row_id in by_run and by_run[row_id] != judged for row_id, judged in found], pa.bool_())
+        old = former.filter(is_old)
+        if old.num_rows:
+            write_table(old, folder / "history" / run / location.name)
+            is_replaced = pc.is_in(new["row_id"], old["row_id"].combine_chunks())
+            write_table(pa.concat_tables([former.filter(pc.invert(is_old)), new.filter(is_replaced)]), location)
+
+
+class _Outcomes:
+    """The new outcomes, found by the ids of their rows. An id takes twelve bytes of memory."""
+
+    def __init__(self, results: Location) -> None:
+        repair_results(results)
+        self._files = list(_parquet_files(results))
+        ids: list[Ids] = []
+        for location in self._files:
+            with results_file(location) as file:
+                ids.append(file.read(columns=["row_id"])["row_id"].to_numpy())
+        numbers = np.repeat(np.arange(len(ids), dtype=np.int32), [len(each) for each in ids])
+        all_ids = np.concatenate(ids) if ids else np.zeros(0, np.int64)
+        order = np.argsort(all_ids)
+        self._ids, self._numbers = all_ids[order], numbers[order]
+
+    def of_rows(self, row_ids: Ids) -> pa.Table | None:
+        """Return the new outcomes of these rows, or None if there are none. Only their files are read."""
+        positions = np.searchsorted(self._ids, row_ids)
+        within = positions < len(self._ids)
+        positions = positions[within][self._ids[positions[within]] == row_ids[within]]
+        if not len(positions):
+            return None
+        wanted = pa.array(self._ids[positions])
+        tables = []
+        for number in np.unique(self._numbers[positions]):
+            with results_file(self._files[number]) as file:
+                table = file.read()
+            tables.append(table.filter(pc.is_in(table["row_id"], wanted)))
+        return pa.concat_tables(tables)
+
+
+def _parquet_files(folder: Location) -> Iterator[Location]:
+    return (info.location for info in list_files(folder) if info.location.name.endswith(".parquet"))
