@@ -56,7 +56,7 @@ class ScanSettings(ClusterSettings):
     """Pairs in one results file. They are lost if the job dies before it is written. None: by the size of the job."""
     fetch: FetchSettings = FetchSettings()
     slow_picture_s: float = Field(default=10, gt=0)
-    """Seconds that a batch waits for its next picture, or a third of the seconds for its first one. Slower pictures
+    """Seconds that a batch waits for its next picture; it waits three times as long for its first one. Slower pictures
     leave the batch, and are tried again at the end."""
     heartbeat_s: float = Field(default=2, gt=0)
     """Seconds between two heartbeats of the job."""
