@@ -66,7 +66,7 @@ class ScanSettings(ClusterSettings, WatchSettings):
     """Seconds for which the job folder may refuse the results, as in an outage, before the job stops."""
     fetch: FetchSettings = FetchSettings()
     slow_picture_s: float = Field(default=10, gt=0)
-    """Seconds that a batch waits for its next picture, or a third of the seconds for its first one. Slower pictures
+    """Seconds that a batch waits for its next picture; it waits three times as long for its first one. Slower pictures
     leave the batch, and are tried again at the end."""
     heartbeat_s: float = Field(default=2, gt=0)
     """Seconds between two heartbeats of the job."""
