@@ -489,7 +489,7 @@ def test_a_lost_counter_does_not_stop_the_job(corpus: Path, monkeypatch: pytest.
 
     monkeypatch.setattr("jobs.scan.stages.progress.start_counter", Lost)
     job = Job(Location(str(corpus / "out/a")), {}, heartbeat_s=10)
-    with watched(job, 0, 4, lambda progress: pytest.fail("progress was reported without counts")):
+    with watched(job, 0, 4, lambda progress: pytest.fail("progress was reported without counts"), 60):
         pass
 
 
