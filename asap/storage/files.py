@@ -192,17 +192,22 @@ def _create_local(path: Path, data: bytes) -> bool:
         return True
 
 
-class OutputStream:
+class OutputStream(io.RawIOBase):
     """A stream of bytes into one file. Its errors name the file, also where several files are written at once."""
 
     def __init__(self, location: Location, stream: Any) -> None:
         self._location = location
         self._stream = stream
 
-    def write(self, data: bytes) -> None:
-        """Write bytes. Raises `StorageError`."""
+    def writable(self) -> bool:
+        """Return True, for text streams and tables that are written through this one."""
+        return True
+
+    def write(self, data: Any) -> int:
+        """Write bytes and return their number. Raises `StorageError`."""
         with storage_errors(self._location):
             self._stream.write(data)
+        return len(data)
 
 
 @contextmanager

@@ -40,7 +40,7 @@ app.command("list", rich_help_panel=_JOB_FOLDERS)(list_jobs)
 for verb in (watch, cancel, resume, errors, results, report, delete):
     app.command(rich_help_panel=_JOB_FOLDERS)(verb)
 
-_EXIT_CODES = {InputUnfamiliar: EXIT_UNFAMILIAR, TooManyErrors: EXIT_TOO_MANY_ERRORS}
+_EXIT_CODES: dict[type[AsapError], int] = {InputUnfamiliar: EXIT_UNFAMILIAR, TooManyErrors: EXIT_TOO_MANY_ERRORS}
 _KEPT = {
     "scan": "Finished pairs are kept. Run the same command again to resume.",
     "train": "The last checkpoint is kept. Run the same command again to resume.",

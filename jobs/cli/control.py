@@ -10,7 +10,7 @@ import json
 import sys
 import webbrowser
 from collections.abc import Iterable, Iterator
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
     from asap.storage.location import Location
     from jobs.control.result_query import Results
+    from jobs.control.row_formats import Stream
     from jobs.control.status import JobStatus
 
 _Job = Annotated[str, typer.Argument(metavar="JOB", help="Folder of a scan (OUT/JOB) or of a training run; or s3://.")]
@@ -257,7 +258,8 @@ def results(
             typer.echo(f"the first {most:,} rows; --limit shows more, --format and --to write all")
     else:
         target = None if to is None else _target(to, found.folder)
-        with nullcontext(sys.stdout.buffer) if target is None else open_write(target) as stream:
+        out: AbstractContextManager[Stream] = nullcontext(sys.stdout.buffer) if target is None else open_write(target)
+        with out as stream:
             count = write_rows(kind, stream, nullable_schema(names, schema), _first(tables, limit))
             stream.flush()
         if target is not None:

@@ -10,7 +10,7 @@ import csv
 import io
 import json
 from collections.abc import Iterable
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, cast
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -20,6 +20,8 @@ from asap.errors import ConfigError
 FORMATS = ("table", "json", "jsonl", "csv", "parquet")
 _FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n", "＝", "＋", "－", "＠")
 """Beginnings of a formula, also those of full width, which some spreadsheets read alike."""
+Stream = BinaryIO | io.RawIOBase
+"""A stream that takes bytes."""
 
 
 def choose_format(given: str | None, to: str | None, *, in_terminal: bool, as_json: bool) -> str:
@@ -45,7 +47,7 @@ def choose_format(given: str | None, to: str | None, *, in_terminal: bool, as_js
     return given or ("json" if as_json else "table" if in_terminal else "jsonl")
 
 
-def write_rows(kind: str, stream: BinaryIO, schema: pa.Schema, tables: Iterable[pa.Table]) -> int:
+def write_rows(kind: str, stream: Stream, schema: pa.Schema, tables: Iterable[pa.Table]) -> int:
     """Write tables of a schema to a stream, and return the number of rows.
 
     Args:
@@ -58,7 +60,7 @@ def write_rows(kind: str, stream: BinaryIO, schema: pa.Schema, tables: Iterable[
     return writer(stream, schema, tables)
 
 
-def _write_json(stream: BinaryIO, schema: pa.Schema, tables: Iterable[pa.Table]) -> int:
+def _write_json(stream: Stream, schema: pa.Schema, tables: Iterable[pa.Table]) -> int:
     written = 0
     stream.write(b"[")
     for table in tables:
@@ -69,7 +71,7 @@ def _write_json(stream: BinaryIO, schema: pa.Schema, tables: Iterable[pa.Table])
     return written
 
 
-def _write_jsonl(stream: BinaryIO, schema: pa.Schema, tables: Iterable[pa.Table]) -> int:
+def _write_jsonl(stream: Stream, schema: pa.Schema, tables: Iterable[pa.Table]) -> int:
     written = 0
     for table in tables:
         for row in table.to_pylist():
@@ -78,9 +80,9 @@ def _write_jsonl(stream: BinaryIO, schema: pa.Schema, tables: Iterable[pa.Table]
     return written
 
 
-def _write_csv(stream: BinaryIO, schema: pa.Schema, tables: Iterable[pa.Table]) -> int:
+def _write_csv(stream: Stream, schema: pa.Schema, tables: Iterable[pa.Table]) -> int:
     written = 0
-    text = io.TextIOWrapper(stream, "utf-8", newline="", write_through=True)
+    text = io.TextIOWrapper(cast("BinaryIO", stream), "utf-8", newline="", write_through=True)
     try:
         writer = csv.writer(text)
         writer.writerow(schema.names)
@@ -93,7 +95,7 @@ def _write_csv(stream: BinaryIO, schema: pa.Schema, tables: Iterable[pa.Table]) 
     return written
 
 
-def _write_parquet(stream: BinaryIO, schema: pa.Schema, tables: Iterable[pa.Table]) -> int:
+def _write_parquet(stream: Stream, schema: pa.Schema, tables: Iterable[pa.Table]) -> int:
     written = 0
     with pq.ParquetWriter(stream, schema) as writer:
         for table in tables:

@@ -11,6 +11,7 @@ import threading
 import time
 import uuid
 from dataclasses import dataclass
+from typing import Any
 
 import pyarrow as pa
 import ray
@@ -133,7 +134,7 @@ class Writers:
     def __init__(self, folder: Location, rows_per_file: int, every_s: float, number: int = 1) -> None:
         """Start the actors: one on the driver's node, so losing another node does not lose it, or several anywhere."""
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-        options = {"num_cpus": 0, "max_restarts": -1, "max_task_retries": -1, "max_concurrency": 64}
+        options: dict[str, Any] = {"num_cpus": 0, "max_restarts": -1, "max_task_retries": -1, "max_concurrency": 64}
         options["scheduling_strategy"] = here if number == 1 else "SPREAD"
         actor = ray.remote(**options)(ResultWriter)
         self.handles = [actor.remote(folder, rows_per_file, every_s) for _ in range(number)]

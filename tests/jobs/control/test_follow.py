@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -17,9 +16,9 @@ from jobs.control import follow
 from jobs.control.follow import CANCEL, cancel_job, exit_code, follow_job
 from jobs.control.status import JobStatus, find_status, read_status
 from jobs.errors import JobError
-from jobs.scan.output.job_folder import Job, read_record
+from jobs.scan.output.job_folder import read_record
 from tests.support.job_folders import seconds_ago, write_scan, write_training
-from tests.support.waiting import HANG_S, Clock, wait_until
+from tests.support.waiting import HANG_S, Clock
 
 
 class Script(Clock):
@@ -164,12 +163,18 @@ def test_watching_a_training_run_follows_its_progress(folder: Location, monkeypa
     assert [status.counts["done"] for status in seen] == [8, 16, 64]
 
 
-def _work_until_asked(folder: Location, began: threading.Event) -> None:
-    """Work on a job as a scan does, with heartbeats, until its folder holds the request."""
-    with Job(folder, {"kind": "scan", "settings": {"stale_after_s": HANG_S}}, heartbeat_s=0.05):
-        began.set()
-        wait_until(lambda: exists(folder / CANCEL))
-        raise KeyboardInterrupt
+OWNER = """
+import sys, time
+from asap.storage.location import Location
+from jobs.scan.output.job_folder import Job
+from jobs.stops import stop_on_signals
+stop_on_signals()
+with Job(Location(sys.argv[1]), {"kind": "scan"}, heartbeat_s=0.1) as job:
+    job.update(state="running")
+    print("it runs", flush=True)
+    while True:
+        time.sleep(0.1)
+"""
 
 
 @pytest.mark.parametrize("store", ["local", "s3"])
@@ -179,19 +184,14 @@ def test_a_job_is_cancelled_through_its_folder(
     monkeypatch.setattr(follow, "_POLL_S", 0.05)
     if store == "s3":
         folder = Location(f"s3://{request.getfixturevalue('bucket')}/job")
-    began = threading.Event()
-
-    def work() -> None:
-        with pytest.raises(KeyboardInterrupt):
-            _work_until_asked(folder, began)
-
-    owner = threading.Thread(target=work)
-    owner.start()
-    assert began.wait(HANG_S)
+    owner = subprocess.Popen([sys.executable, "-c", OWNER, folder.uri], stdout=subprocess.PIPE, text=True)
+    assert owner.stdout
+    assert owner.stdout.readline() == "it runs\n"
     notes: list[str] = []
     last = cancel_job(folder, wait_s=HANG_S, notify=notes.append)
-    owner.join()
+    owner.communicate(timeout=HANG_S)
     assert last.state == "cancelled"
+    assert last.pid == owner.pid
     assert (read_record(folder) or {})["state"] == "cancelled"
     assert not exists(folder / CANCEL), "the request would stop the next run"
     assert notes[0].startswith("waiting up to 15 min until ")
