@@ -154,7 +154,9 @@ def _logged_to(log_file: str | None) -> Iterator[None]:
     if log_file is None:
         yield
         return
-    handler = logging.StreamHandler(sys.stderr) if log_file == "-" else _AppendedLines(log_file)
+    # The command line sends stderr to Ray's log, and keeps the real one at hand.
+    stderr = getattr(sys.stderr, "terminal", sys.stderr)
+    handler = logging.StreamHandler(stderr) if log_file == "-" else _AppendedLines(log_file)
     level = LOG.level
     LOG.addHandler(handler)
     LOG.setLevel(logging.INFO)

@@ -110,8 +110,8 @@ def run_scan(settings: ScanSettings, *, as_json: bool = False) -> None:
     from jobs.cli.ray_log import ray_output_logged
     from jobs.scan.run import scan as run
 
-    console = Console(stderr=as_json)
-    with progress_shown(console) as watch, ray_output_logged():
+    console = Console()
+    with ray_output_logged() as stderr, progress_shown(Console(file=stderr) if as_json else console) as watch:
         summary = run(settings, watch)
     if as_json:
         typer.echo(json.dumps(summary))

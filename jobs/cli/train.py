@@ -74,6 +74,6 @@ def run_training(settings: TrainSettings, *, as_json: bool = False) -> None:
     from jobs.cli.ray_log import ray_output_logged
     from jobs.train.run import train as run
 
-    with training_shown(Console(stderr=as_json)) as progress, ray_output_logged():
+    with ray_output_logged() as stderr, training_shown(Console(file=stderr if as_json else None)) as progress:
         folder = run(settings, progress)
     typer.echo(json.dumps({"model": str(folder)}) if as_json else f"model: {folder}")

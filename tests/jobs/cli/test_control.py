@@ -264,7 +264,10 @@ def test_a_finished_job_is_not_resumed(run: Any, job: Location) -> None:
 
 def test_options_of_scans_are_refused_for_a_training_run(run: Any, tmp_path: Path) -> None:
     write_training(Location(str(tmp_path)))
-    assert "--allow-unfamiliar and --model are for scans" in run("resume", tmp_path, "--allow-unfamiliar")[2]
+    assert (
+        "--allow-unfamiliar, --retry-errors and --model are for scans"
+        in run("resume", tmp_path, "--allow-unfamiliar")[2]
+    )
 
 
 def test_a_training_run_is_resumed_with_the_display_of_its_command(
