@@ -90,7 +90,7 @@ class Background(Generic[_Result]):
 
     @property
     def result(self) -> _Result:
-        """What the call returned, once it has ended."""
+        """The value that the call returned, once it has ended."""
         self.wait()
         return cast("_Result", self._result)
 

@@ -186,7 +186,14 @@ def _size_stages(settings: ScanSettings, on_gpu: bool, cpus: int) -> _Resources:
     return _Resources(prepare, StageResources(0.1, size=1), detect, max(1, cpus // detectors))
 
 
-def run_pipeline(pipeline: ScanPipeline, manifest: Location, rows: int, results: Location, counter: Any) -> None:
+def run_pipeline(
+    pipeline: ScanPipeline,
+    manifest: Location,
+    rows: int,
+    results: Location,
+    counter: Any,
+    check: Callable[[], None] = lambda: None,
+) -> None:
     """Run every row of `manifest` through the stages, and add the result rows to `results`.
 
     A row is left out of the results if its process died each time, or if its picture was slow. The caller finds such
@@ -198,6 +205,7 @@ def run_pipeline(pipeline: ScanPipeline, manifest: Location, rows: int, results:
         rows: Rows of the manifest.
         results: Folder that the results files are added to.
         counter: The actor that counts finished rows, of `stages.progress.start_counter`.
+        check: Called twice a second; what it raises stops the work.
     """
     writing = pipeline.writing
     writers = Writers(results, writing.rows_per_file, writing.every_s, writing.writers)
@@ -206,6 +214,7 @@ def run_pipeline(pipeline: ScanPipeline, manifest: Location, rows: int, results:
             dataset = _build(pipeline, manifest, rows, writers, counter)
             with in_background(partial(_execute, dataset)) as execution:
                 while not execution.wait(_POLL_S):
+                    check()
                     if failure := writers.failure(writing.patience_s):
                         raise StorageError(failure)
         writers.finish(writing.patience_s)

@@ -17,7 +17,10 @@ from tests.support.small_run import draw_corpus, settings_for
 from tests.support.waiting import HANG_S, wait_until
 
 ROWS = 400
-ASAP = [sys.executable, "-c", "from jobs.cli.app import main; main()"]
+ASAP = [
+    sys.executable, "-c",
+    "import signal; signal.signal(signal.SIGHUP, signal.SIG_DFL); from jobs.cli.app import main; main()",
+]  # fmt: skip
 
 
 def record_of(folder: Path) -> dict[str, Any]:

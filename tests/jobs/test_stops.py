@@ -17,6 +17,7 @@ from tests.support.waiting import HANG_S
 @pytest.fixture(autouse=True)
 def _handlers_restored() -> Iterator[None]:
     former = {number: signal.getsignal(number) for number in SIGNALS}
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # the tests may run under nohup
     yield
     for number, handler in former.items():
         signal.signal(number, handler)
@@ -102,6 +103,7 @@ def test_a_signal_reaches_the_main_thread_during_a_call_that_is_then_asked_to_st
 def test_a_stopped_command_exits_with_130_and_says_what_is_kept(command: str, sentence: str) -> None:
     code = (
         "import os, signal, sys, typer\n"
+        "signal.signal(signal.SIGHUP, signal.SIG_DFL)\n"
         "from jobs.cli import app\n"
         f"sys.argv[1:] = [{command!r}]\n"
         "stub = typer.Typer()\n"

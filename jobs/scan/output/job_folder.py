@@ -53,6 +53,8 @@ CANCEL = "_cancel"
 """File that asks the owner of a job to stop, from any machine. The owner deletes it."""
 OnState = Callable[[dict[str, Any]], None]
 _ENDED = ("completed", "failed", "cancelled", "unfamiliar")
+_HEARD_WITHIN_S = 2.0
+"""Seconds in which the work notices that it must stop, before it is interrupted."""
 _LOOK_AGAIN_S = 0.5
 """Seconds between two looks for a record that seems to be deleted."""
 _LONG_DEAD_S = 300
@@ -180,6 +182,7 @@ class Job:
         self._heartbeat_s = heartbeat_s
         self._lock = threading.Lock()
         self._ended = threading.Event()
+        self._must_stop, self._is_heard = threading.Event(), threading.Event()
         self._lost = False
         self._deleted = False
         self._misses = 0
@@ -210,6 +213,12 @@ class Job:
             self._write()
         if "state" in entries:
             self._on_state(self.record)
+
+    def check(self) -> None:
+        """Raise `KeyboardInterrupt` if the job was cancelled, deleted or taken over."""
+        if self._must_stop.is_set():
+            self._is_heard.set()
+            raise KeyboardInterrupt
 
     def announce(self, state: str, error: str | None = None) -> None:
         """Report a state that the record does not take, such as `stalled`, and the reason."""
@@ -249,10 +258,12 @@ class Job:
         self._stop_beating()
         if self._lost:
             raise JobInUse(f"{self.folder} was taken over by another process. This one stopped.") from error
-        if error is None or is_recorded:
+        if error is None:
             return
         if self._is_deleted():
             raise self._deletion() from error
+        if is_recorded:
+            return
         if isinstance(error, KeyboardInterrupt):
             self.cancel()
             return
@@ -298,6 +309,7 @@ class Job:
 
     def _stop_beating(self) -> None:
         self._ended.set()
+        self._is_heard.set()
         self._thread.join()
 
     def _beat(self) -> None:
@@ -308,7 +320,10 @@ class Job:
             except StorageError:
                 continue  # a short outage must not stop the job; a long one stops its work anyway
             if self._lost or self._deleted or is_cancelled:
-                _thread.interrupt_main()
+                self._must_stop.set()
+                # The work looks for it often. Steps that do not are interrupted, unless SIGINT is ignored.
+                if not self._is_heard.wait(_HEARD_WITHIN_S):
+                    _thread.interrupt_main()
                 return
 
     def _beat_once(self) -> None:

@@ -97,7 +97,7 @@ def test_a_bucket_that_takes_no_results_any_more_fails_the_job_which_goes_on_lat
     ray_here: None, faulty: FaultyStore, bucket: str, settings: ScanSettings
 ) -> None:
     out = f"s3://{bucket}/out"
-    there = settings.model_copy(update={"out": out})
+    there = settings.model_copy(update={"out": out, "batch_size": 1, "rows_per_file": 1, "write_patience_s": 0.5})
     written: set[str] = set()
 
     def take_one_file(request: Request) -> Fault | None:

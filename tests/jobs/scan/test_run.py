@@ -24,6 +24,7 @@ from asap.storage.fetch import FetchSettings
 from asap.storage.files import file_info, list_files, open_seekable, read_bytes, write_bytes
 from asap.storage.location import Location
 from jobs.errors import InputNotFound, InputUnfamiliar, JobDiffers, JobError, JobFailed
+from jobs.scan import passes
 from jobs.scan import run as run_module
 from jobs.scan.input.manifest import ManifestRow, write_manifest
 from jobs.scan.output.completeness import count_rows, repair_results
@@ -263,7 +264,7 @@ def test_a_scan_on_busy_machines_says_what_it_waits_for_and_gives_up(
     settings = ScanSettings(
         input=str(corpus / "a.jsonl"), out=str(corpus / "out"), model=str(model_folder), wait_for_machines_s=3
     )
-    with pytest.raises(JobError, match=r"the machines are busy: 1 worker with 0\.8 CPUs, and 0\.45 CPUs for tasks had"):
+    with pytest.raises(JobError, match=r"the machines are busy: 1 worker with 0\.8 CPUs, and 0\.35 CPUs for tasks had"):
         scan(settings, lambda now: stages.append(now.stage))
     assert stages[-1].startswith("waiting up to 3 s for other jobs to free 1 worker with 0.8 CPUs, and 0.45 CPUs")
     assert stages[-1].endswith(": 0 CPUs are free of 1 x (2 CPUs, 0 GPUs)")
@@ -429,15 +430,16 @@ def test_a_large_familiar_input_is_scanned_to_its_end_and_no_row_twice(
 ) -> None:
     settings = ScanSettings(input=_pairs(corpus, 205, 5), out=str(corpus / "out"), model=str(familiar_model))
     runs: list[int] = []
-    real = run_module._run
+    real = run_module.run_once
 
-    def stop_after_the_sample(pipeline: Any, manifest: Location, rows: int, *others: Any) -> None:
+    def stop_after_the_sample(job: Any, pipeline: Any, manifest: Location, rows: int, *others: Any) -> None:
         runs.append(rows)
-        real(pipeline, manifest, rows, *others)
+        real(job, pipeline, manifest, rows, *others)
         if len(runs) == 1:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(run_module, "_run", stop_after_the_sample)
+    for module in (run_module, passes):  # the sample, and the rest
+        monkeypatch.setattr(module, "run_once", stop_after_the_sample)
     with pytest.raises(KeyboardInterrupt):
         scan(settings)
     assert json.loads(read_bytes(settings.job_folder / "job.json"))["state"] == "cancelled"
