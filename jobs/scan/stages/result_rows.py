@@ -168,6 +168,11 @@ def _storable(value: Any) -> Any:
 
 def write_table(table: pa.Table, location: Location) -> None:
     """Write one small parquet file atomically: readers see the whole file or none."""
+    write_bytes(location, parquet_bytes(table))
+
+
+def parquet_bytes(table: pa.Table) -> bytes:
+    """Return a table as the bytes of a parquet file."""
     sink = pa.BufferOutputStream()
     pq.write_table(table, sink)
-    write_bytes(location, sink.getvalue().to_pybytes())
+    return bytes(sink.getvalue().to_pybytes())

@@ -18,8 +18,10 @@ import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from asap.errors import StorageError
+from asap.storage.failures import storage_errors
 from asap.storage.location import Location
-from jobs.scan.stages.result_rows import write_table
+from asap.storage.s3 import filesystem
+from jobs.scan.stages.result_rows import parquet_bytes, write_table
 
 _FULL_BYTES = 32 * 2**20
 """Size in memory of the rows of a file that is full, whatever its number of rows: it would be long to write again."""
@@ -43,14 +45,16 @@ class WriterState:
 class ResultWriter:
     """The class of the actor."""
 
-    def __init__(self, folder: Location, rows_per_file: int, every_s: float) -> None:
+    def __init__(self, folder: Location, rows_per_file: int, every_s: float, system: Any = None) -> None:
         """Start the thread that writes.
 
         Args:
             folder: Folder of the results.
             rows_per_file: Rows of a file that is full.
             every_s: Seconds after which a row is written, whether or not its file is full.
+            system: The driver's pyarrow file system of a folder at s3://, since this process may lack its settings.
         """
+        self._system = system
         self._folder, self._rows_per_file, self._every_s = folder, rows_per_file, every_s
         self._writing = threading.Lock()
         self._changed = threading.Condition()
@@ -112,7 +116,7 @@ class ResultWriter:
                 return
             # Rows that are added meanwhile wait for the next write.
             try:
-                write_table(pa.concat_tables(tables), self._file)
+                self._write_file(pa.concat_tables(tables))
             except StorageError as error:
                 self._failing_since = self._failing_since or time.monotonic()
                 self._failure = str(error)
@@ -127,6 +131,16 @@ class ResultWriter:
                     self._file = self._new_file()
                 self._changed.notify_all()
 
+    def _write_file(self, rows: pa.Table) -> None:
+        if self._system is None:
+            write_table(rows, self._file)
+            return
+        with (
+            storage_errors(self._file),
+            self._system.open_output_stream(f"{self._file.bucket}/{self._file.key}") as stream,
+        ):
+            stream.write(parquet_bytes(rows))
+
 
 class Writers:
     """The writers of a pipeline, as its driver sees them."""
@@ -137,7 +151,8 @@ class Writers:
         options: dict[str, Any] = {"num_cpus": 0, "max_restarts": -1, "max_task_retries": -1, "max_concurrency": 64}
         options["scheduling_strategy"] = here if number == 1 else "SPREAD"
         actor = ray.remote(**options)(ResultWriter)
-        self.handles = [actor.remote(folder, rows_per_file, every_s) for _ in range(number)]
+        system = filesystem(folder)[0] if folder.is_s3 else None
+        self.handles = [actor.remote(folder, rows_per_file, every_s, system) for _ in range(number)]
 
     def flush(self, timeout_s: float | None = None) -> None:
         """Have all rows written. Raises `StorageError` if the folder cannot be written, `GetTimeoutError` if late."""

@@ -266,7 +266,7 @@ def test_a_scan_on_busy_machines_says_what_it_waits_for_and_gives_up(
     )
     with pytest.raises(JobError, match=r"the machines are busy: 1 worker with 0\.8 CPUs, and 0\.35 CPUs for tasks had"):
         scan(settings, lambda now: stages.append(now.stage))
-    assert stages[-1].startswith("waiting up to 3 s for other jobs to free 1 worker with 0.8 CPUs, and 0.45 CPUs")
+    assert stages[-1].startswith("waiting up to 3 s for other jobs to free 1 worker with 0.8 CPUs, and 0.35 CPUs")
     assert stages[-1].endswith(": 0 CPUs are free of 1 x (2 CPUs, 0 GPUs)")
 
 
