@@ -28,8 +28,8 @@ def ray_output_logged() -> Iterator[TextIO]:
     try:
         # rich replaces sys.stderr while it shows a bar, so redirecting the descriptor is not enough.
         with os.fdopen(terminal, closefd=False, **options) as real, os.fdopen(descriptor, **options) as sys.stderr:
-            sys.stderr.terminal = real if _writes_to_descriptor_2(former) else former  # type: ignore[attr-defined]
-            yield sys.stderr.terminal  # type: ignore[attr-defined]
+            sys.stderr.terminal = real if _writes_to_descriptor_2(former) else former
+            yield sys.stderr.terminal
     except Exception as error:
         is_kept = log.stat().st_size > 0
         if is_kept:

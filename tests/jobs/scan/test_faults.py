@@ -21,6 +21,8 @@ from jobs.scan.settings import ScanSettings
 from tests.support.faulty_store import Fault, FaultyStore, Request
 from tests.support.results import read_results
 
+pytestmark = pytest.mark.slow
+
 WRITES = ("PUT", "POST")
 
 
