@@ -19,9 +19,9 @@ from tests.support.waiting import HANG_S, wait_until
 class _Deadly(Deadly):
     """A deadly detector that expects a GPU and takes any device."""
 
-    def __init__(self, detection: Detection, progress: Any) -> None:
+    def __init__(self, detection: Detection, *others: Any) -> None:
         assert detection.device == "cuda"
-        super().__init__(replace(detection, device="auto"), progress)
+        super().__init__(replace(detection, device="auto"), *others)
 
 
 def _scan_with_one_gpu(settings: ScanSettings) -> dict[str, Any]:

@@ -111,14 +111,14 @@ class Detector:
             fields = columns_of(finding)
             rows[position] |= fields | {"warnings": rows[position]["warnings"] + fields["warnings"]}
         table = result_table(batch, rows)
+        self._time.leave("busy")
+        # Rows are counted once the writer has them, since a stop keeps those.
+        if self._writer is not None:
+            ray.get(self._writer.add.remote(table))
         if self._progress is not None:
             count_batch(self._progress, table)
         count_rows(self._job, table)
-        self._time.leave("busy")
-        if self._writer is None:
-            return table
-        ray.get(self._writer.add.remote(table))
-        return pa.table({"rows": [table.num_rows]})
+        return table if self._writer is None else pa.table({"rows": [table.num_rows]})
 
     def _detect(self, pixels: pa.ChunkedArray, prepared: list[dict[str, Any]], positions: list[int]) -> list[Finding]:
         """Run the model on the rows at these positions; return their findings."""
