@@ -21,9 +21,8 @@ from asap.storage.files import exists, list_folders, read_bytes
 from asap.storage.location import Location
 from jobs.errors import JobError
 from jobs.scan.output.job_folder import RESULTS_ENTRY, read_record
+from jobs.states import ENDS
 
-ENDED = ("completed", "failed", "cancelled", "unfamiliar")
-"""States of a job that no process works on."""
 TRAIN = "train"
 """Kind of a training run."""
 BROKEN = "broken"
@@ -72,7 +71,7 @@ class JobStatus:
     @property
     def has_ended(self) -> bool:
         """True if the record says that no process works on the job."""
-        return self.state in ENDED
+        return self.state in ENDS
 
     @property
     def watched_s(self) -> float:

@@ -44,6 +44,7 @@ from asap.storage.files import (
 )
 from asap.storage.location import Location
 from jobs.errors import InputUnfamiliar, JobDiffers, JobFailed, JobInUse
+from jobs.states import ENDS
 
 RECORD_VERSION = 1
 RESULTS_ENTRY = "results"
@@ -52,7 +53,6 @@ Notify = Callable[[str], None]
 CANCEL = "_cancel"
 """File that asks the owner of a job to stop, from any machine. The owner deletes it."""
 OnState = Callable[[dict[str, Any]], None]
-_ENDED = ("completed", "failed", "cancelled", "unfamiliar")
 _HEARD_WITHIN_S = 2.0
 """Seconds in which the work notices that it must stop, before it is interrupted."""
 _LOOK_AGAIN_S = 0.5
@@ -134,7 +134,7 @@ def wait_until_free(folder: Location, record: dict[str, Any], stale_after_s: flo
         stale_after_s: Seconds to watch the heartbeat.
         notify: Receives a sentence before the wait.
     """
-    if record.get("state") in _ENDED or _age_s(record) > _LONG_DEAD_S:
+    if record.get("state") in ENDS or _age_s(record) > _LONG_DEAD_S:
         return
     notify(
         f"the job was not ended properly; waiting {stale_after_s:.0f} s to see whether another process is still "

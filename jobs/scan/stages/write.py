@@ -59,6 +59,7 @@ class ResultWriter:
         self._writing = threading.Lock()
         self._changed = threading.Condition()
         self._tables: list[pa.Table] = []
+        self._rows = self._bytes = 0  # of `_tables`, which may be many
         self._file = self._new_file()
         self._waiting = self._written = 0
         self._oldest_s = float("inf")
@@ -69,10 +70,12 @@ class ResultWriter:
     def add(self, rows: pa.Table) -> None:
         """Take rows over. Waits while two full files cannot be written, so that rows do not pile up in memory."""
         with self._changed:
-            self._changed.wait_for(lambda: not self._fills(self._tables, files=2))
+            self._changed.wait_for(lambda: not self._fills(self._rows, self._bytes, files=2))
             if not self._waiting:
                 self._oldest_s = time.monotonic()
             self._tables.append(rows)
+            self._rows += rows.num_rows
+            self._bytes += rows.nbytes
             self._waiting += rows.num_rows
             self._changed.notify_all()
 
@@ -91,18 +94,18 @@ class ResultWriter:
     def _new_file(self) -> Location:
         return self._folder / f"rows-{uuid.uuid4().hex}.parquet"
 
-    def _fills(self, tables: list[pa.Table], files: int = 1) -> bool:
-        """Return True if the tables are enough for so many files."""
-        rows, size = sum(table.num_rows for table in tables), sum(table.nbytes for table in tables)
+    def _fills(self, rows: int, size: int, files: int = 1) -> bool:
+        """Return True if rows of this size in bytes are enough for so many files."""
         return rows >= files * self._rows_per_file or size >= files * _FULL_BYTES
 
     def _write_when_due(self) -> None:
         while True:
             with self._changed:
-                self._changed.wait_for(lambda: self._waiting and self._fills(self._tables), timeout=_TICK_S)
-                late = time.monotonic() - self._oldest_s >= self._every_s
-                due = late or (self._waiting and self._fills(self._tables))
-            if due:
+                is_full = self._changed.wait_for(
+                    lambda: self._waiting and self._fills(self._rows, self._bytes), timeout=_TICK_S
+                )
+                is_late = time.monotonic() - self._oldest_s >= self._every_s
+            if is_full or is_late:
                 self._write()
             if self._failure is not None:
                 time.sleep(_TICK_S)  # the store was asked several times already
@@ -111,7 +114,7 @@ class ResultWriter:
         """Write the rows of the current file, those that it holds already too. A failure is noted and tried later."""
         with self._writing:
             with self._changed:
-                tables, waiting = list(self._tables), self._waiting
+                tables, waiting, rows, size = list(self._tables), self._waiting, self._rows, self._bytes
             if not waiting:
                 return
             # Rows that are added meanwhile wait for the next write.
@@ -126,8 +129,10 @@ class ResultWriter:
                 self._written += waiting
                 self._waiting -= waiting
                 self._oldest_s = time.monotonic() if self._waiting else float("inf")
-                if self._fills(tables):
+                if self._fills(rows, size):
                     self._tables = self._tables[len(tables) :]
+                    self._rows -= rows
+                    self._bytes -= size
                     self._file = self._new_file()
                 self._changed.notify_all()
 

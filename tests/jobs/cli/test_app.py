@@ -3,7 +3,6 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,26 +10,10 @@ import pytest
 from PIL import Image
 
 from asap.limits import NO_FAMILIARITY
-from jobs.cli import app as cli
 from jobs.errors import InputUnfamiliar, JobError
 from jobs.scan.passes import ScanProgress
 from tests.support.pictures import draw_jpeg
 from tests.support.waiting import HANG_S
-
-
-@pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Iterator[Any]:
-    """Run a command in this process; return exit code, stdout and stderr."""
-
-    def call(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["asap", *map(str, arguments)])
-        monkeypatch.setattr("signal.signal", lambda *_: None)
-        with pytest.raises(SystemExit) as caught:
-            cli.main()
-        captured = capsys.readouterr()
-        return int(caught.value.code or 0), captured.out, captured.err
-
-    return call
 
 
 def test_help_names_the_commands_without_loading_torch_or_ray() -> None:
