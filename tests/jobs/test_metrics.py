@@ -13,15 +13,19 @@ from jobs.scan.settings import ScanSettings
 from tests.support.waiting import wait_until
 
 
-def _values(name: str) -> dict[tuple[str, ...], float]:
-    """Return the samples of a metric on the page of this Ray, summed over processes, by the tags of our own."""
+def _values(name: str, job: str) -> dict[tuple[str, ...], float]:
+    """Return a job's samples of a metric on the page of this Ray, summed over processes, by the other tags of our own.
+
+    The Ray is shared with other tests, whose jobs are on the page too.
+    """
     with urllib.request.urlopen(f"http://{metrics_targets()[0]}/metrics") as page:
         text = page.read().decode()
     values: dict[tuple[str, ...], float] = {}
     for tags, value in re.findall(rf"^ray_{name}{{(.*)}} (\S+)$", text, re.M):
         own = dict(re.findall(r'(job|status|code|stage|state|term)="([^"]*)"', tags))
-        key = tuple(own[tag] for tag in ("job", "status", "code", "stage", "state", "term") if tag in own)
-        values[key] = values.get(key, 0) + float(value)
+        if own["job"] == job:
+            key = tuple(own[tag] for tag in ("status", "code", "stage", "state", "term") if tag in own)
+            values[key] = values.get(key, 0) + float(value)
     return values
 
 
@@ -36,15 +40,13 @@ def test_a_scan_shows_its_rows_bytes_and_seconds_to_prometheus(
         log_file=str(log),
     )  # fmt: skip
     scan(settings)
-    rows = {("counted", "ok", ""): 4.0, ("counted", "error", "not_found"): 1.0}
-    wait_until(lambda: {k: v for k, v in _values("asap_scan_rows_total").items() if k[0] == "counted"} == rows)
+    rows = {("ok", ""): 4.0, ("error", "not_found"): 1.0}
+    wait_until(lambda: _values("asap_scan_rows_total", "counted") == rows)
     pictures = sum(path.stat().st_size for path in (corpus / "images").iterdir())
-    wait_until(lambda: _values("asap_scan_fetched_bytes_total").get(("counted",)) == pictures)
-    assert {stage for job, stage in _values("asap_scan_stage_seconds_total") if job == "counted"} == {
-        "prepare", "detect"
-    }  # fmt: skip
-    seconds = {key: value for key, value in _values("asap_scan_detector_seconds_total").items() if key[0] == "counted"}
-    assert {state for _, state in seconds} == {"loading", "busy", "idle"}
+    wait_until(lambda: _values("asap_scan_fetched_bytes_total", "counted") == {(): pictures})
+    assert set(_values("asap_scan_stage_seconds_total", "counted")) == {("prepare",), ("detect",)}
+    seconds = _values("asap_scan_detector_seconds_total", "counted")
+    assert set(seconds) == {("loading",), ("busy",), ("idle",)}
     assert all(value > 0 for value in seconds.values())
     # The states of the job were logged as it ran.
     lines = [json.loads(line) for line in log.read_text().splitlines()]
@@ -64,13 +66,13 @@ def test_training_steps_and_retries_are_shown_to_prometheus(ray_here: None) -> N
         count_fetches("a-scan", [{"attempt": 3, "fetched_bytes": 7}, {"attempt": 1}, {"attempt": None}, {}])
 
     ray.get(ray.remote(num_cpus=0)(work).remote())
-    wait_until(lambda: _values("asap_train_loss") == {("a-run", "total"): 2.0})
-    assert _values("asap_train_pairs_total") == {("a-run",): 16.0}
-    assert _values("asap_train_steps_total") == {("a-run",): 2.0}
-    assert _values("asap_train_step_seconds_total") == {("a-run",): 0.75}
-    assert _values("asap_train_done_ratio") == {("a-run",): 0.5}
-    assert _values("asap_scan_fetch_retries_total")[("a-scan",)] == 2.0
-    assert _values("asap_scan_fetched_bytes_total")[("a-scan",)] == 7.0
+    wait_until(lambda: _values("asap_train_loss", "a-run") == {("total",): 2.0})
+    assert _values("asap_train_pairs_total", "a-run") == {(): 16.0}
+    assert _values("asap_train_steps_total", "a-run") == {(): 2.0}
+    assert _values("asap_train_step_seconds_total", "a-run") == {(): 0.75}
+    assert _values("asap_train_done_ratio", "a-run") == {(): 0.5}
+    assert _values("asap_scan_fetch_retries_total", "a-scan") == {(): 2.0}
+    assert _values("asap_scan_fetched_bytes_total", "a-scan") == {(): 7.0}
 
 
 def test_a_metric_that_cannot_be_recorded_is_one_warning(ray_here: None, caplog: pytest.LogCaptureFixture) -> None:
