@@ -59,6 +59,8 @@ def start_ray(address: str | None, options: dict[str, Any]) -> None:
         return
     # The raylet ends if the agent that sets up its workers takes longer than this to start. Ray allows it 30 s.
     os.environ.setdefault("RAY_agent_register_timeout_ms", "120000")
+    # The workers of a job need the setup hook above, so those that Ray starts in advance are never used.
+    os.environ.setdefault("RAY_prestart_worker_first_driver", "0")
     settings = {"include_dashboard": False} | settings
     folder = settings.setdefault("_temp_dir", str(_usable_folder()))
     last_retry_s = time.monotonic() + _RETRY_WITHIN_S
@@ -101,7 +103,7 @@ def _try_start(settings: dict[str, Any]) -> str | None:
     import ray
 
     try:
-        with _hooks() as ports:
+        with _hooks(shows_logs=settings["log_to_driver"]) as ports:
             ray.init("local", **(ports | settings))
     except Exception as error:  # Ray has no class for this error
         ray.shutdown()
@@ -205,13 +207,15 @@ def end_processes() -> None:
 
 
 @contextmanager
-def _hooks() -> Iterator[dict[str, Any]]:
+def _hooks(*, shows_logs: bool) -> Iterator[dict[str, Any]]:
     """Make a start of Ray quick and sure, and yield further arguments of `ray.init`.
 
     - The ports of the agents are fixed. Otherwise the raylet waits for its agents to report their ports, and it dies if
       a busy machine takes 15 s to start them.
     - The server of the dashboard is left out. Without a dashboard it would only report usage, which is off, and Ray
       waits for it.
+    - The autoscaler is left out, since this machine is all there is, and so is the process that sends what workers print
+      to this one, unless `shows_logs`.
     - A raylet that dies ends the start. Ray itself would ask for it for half a minute.
     """
     from ray._private import parameter, services
@@ -220,7 +224,12 @@ def _hooks() -> Iterator[dict[str, Any]]:
     former = parameter.RayParams, services.get_node, services.start_api_server, services.start_ray_process
     agent, listen, environments, metrics = _free_ports(4)
     parameter.RayParams = functools.partial(
-        former[0], metrics_agent_port=agent, dashboard_agent_listen_port=listen, runtime_env_agent_port=environments
+        former[0],
+        metrics_agent_port=agent,
+        dashboard_agent_listen_port=listen,
+        runtime_env_agent_port=environments,
+        no_monitor=True,
+        include_log_monitor=shows_logs,
     )
 
     def get_node(gcs_address: str, node_id: str) -> Any:
