@@ -25,6 +25,7 @@ S3_ENVIRONMENT = {
     "AWS_EC2_METADATA_DISABLED": "true",
 }
 os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")  # how often Ray Train polls reports; the default is 2
+os.environ.setdefault("RAY_metrics_report_interval_ms", "1000")  # the default is ten seconds
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # small models only wait for threads: torch's and each other's
 LONGEST_FIRST = (
     "end_to_end/test_train_kills", "jobs/train/test_run", "jobs/scan/test_run", "end_to_end/test_scan_kills",

@@ -386,6 +386,7 @@ def test_a_worker_killed_midway_loses_and_doubles_no_pair(
     assert html.count("data:image/webp") == 3
 
 
+@pytest.mark.slow
 def test_a_corpus_in_a_bucket_has_the_metrics_of_the_same_corpus_on_a_disk(
     ray_here: None, settings: Any, drawn: Path, model_folder: Path, bucket: str
 ) -> None:

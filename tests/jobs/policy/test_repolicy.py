@@ -251,6 +251,7 @@ def test_record_and_report_say_how_the_thresholds_were_calibrated(
     assert "{" not in page.partition("were calibrated")[2].partition("</p>")[0]
 
 
+@pytest.mark.slow
 def test_a_repolicied_scan_equals_a_scan_under_the_policy(ray_here: None, corpus: Path, model_folder: Path) -> None:
     shutil.copytree(model_folder, corpus / "model")
     options = {"input": str(corpus / "a.jsonl"), "out": str(corpus / "out"), "model": str(corpus / "model")}

@@ -229,6 +229,7 @@ def test_blocks_of_more_rows_than_a_batch_are_scanned_in_batches(
     assert [row["custom_id"] for row in _results(Location(summary["folder"]))] == [str(n) for n in range(50)]
 
 
+@pytest.mark.slow
 def test_missing_gpus_are_reported_and_the_same_scan_runs_without_them(
     ray_here: None, corpus: Path, model_folder: Path
 ) -> None:
@@ -314,6 +315,7 @@ def test_rows_that_end_every_process_become_errors_and_no_other_row_is_lost(
     assert "died each time" in rows[5]["error_detail"]
 
 
+@pytest.mark.slow
 def test_a_fault_on_the_workers_fails_the_job_with_one_line_and_the_job_can_be_resumed(
     ray_here: None, corpus: Path, model_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -381,6 +383,7 @@ def test_a_small_input_is_scanned_whole_and_its_unfamiliar_pairs_are_counted_apa
     (corpus / "kept").rename(familiar_model / "familiarity.safetensors")
 
 
+@pytest.mark.slow
 def test_a_large_input_that_is_unfamiliar_stops_after_its_sample_and_goes_on_when_that_is_allowed(
     ray_here: None, corpus: Path, familiar_model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -425,6 +428,7 @@ def test_a_large_input_that_is_unfamiliar_stops_after_its_sample_and_goes_on_whe
     assert "_SUCCESS" in _names(folder)
 
 
+@pytest.mark.slow
 def test_a_large_familiar_input_is_scanned_to_its_end_and_no_row_twice(
     ray_here: None, corpus: Path, familiar_model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -559,6 +563,7 @@ def test_half_written_files_of_a_killed_run_are_neither_read_nor_kept(
     assert not [path.name for path in folder.iterdir() if path.is_dir() and path.name.startswith("_")]
 
 
+@pytest.mark.slow
 def test_a_resumed_scan_takes_the_missing_rows_in_whole_batches(
     ray_here: None, corpus: Path, model_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

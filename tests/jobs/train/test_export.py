@@ -146,6 +146,7 @@ def pairs_read(corpus: Path) -> int:
     return len(known) + len(read_split(corpus, "val")) + len(CHANGES) * len(pictures)
 
 
+@pytest.mark.slow
 def test_pairs_of_the_test_split_take_no_part_in_familiarity(drawn_often: Path, tmp_path: Path) -> None:
     read: list[str] = []
     with mock.patch.object(own_pairs, "read_pair", lambda record: read.append(record.text) or read_pair(record)):

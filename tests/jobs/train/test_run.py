@@ -390,6 +390,7 @@ def test_a_run_that_would_never_reach_the_whole_objective_is_refused() -> None:
         settings_for(Path("corpus"), Path("out"), alignment_from=1)
 
 
+@pytest.mark.slow
 def test_a_run_whose_loss_explodes_stops_once_and_names_its_pairs(ray_here: None, corpus: Path, tmp_path: Path) -> None:
     reported: list[dict[str, Any]] = []
     settings = settings_for(

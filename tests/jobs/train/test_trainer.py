@@ -77,6 +77,7 @@ def test_a_run_that_was_killed_ends_where_an_uninterrupted_one_does(
     assert resumed.schedule.get_last_lr() == whole.schedule.get_last_lr()
 
 
+@pytest.mark.slow
 def test_a_streamed_run_that_was_killed_ends_where_a_cached_one_does(
     ray_here: None, settings: TrainSettings, split: Split, tmp_path: Path
 ) -> None:
