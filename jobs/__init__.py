@@ -11,6 +11,7 @@ settings.py    settings that several jobs share
 corpus.py      read a corpus as a job's settings say
 cluster.py     run on Ray, and wait for its resources
 ray_start.py   start Ray, or connect to a cluster
+heartbeat.py   signs of life of a job, and requests that it stops
 stall.py       notice that a running job makes no progress
 states.py      the states of a job: log lines, and a notification when it ends
 notify.py      deliver a notification to a command or an address

@@ -214,8 +214,8 @@ def _hooks(*, shows_logs: bool) -> Iterator[dict[str, Any]]:
       a busy machine takes 15 s to start them.
     - The server of the dashboard is left out. Without a dashboard it would only report usage, which is off, and Ray
       waits for it.
-    - The autoscaler is left out, since this machine is all there is, and so is the process that sends what workers print
-      to this one, unless `shows_logs`.
+    - The autoscaler is left out, since this machine is all there is. So is the process that brings what workers print,
+      unless `shows_logs`.
     - A raylet that dies ends the start. Ray itself would ask for it for half a minute.
     """
     from ray._private import parameter, services

@@ -18,7 +18,7 @@ from asap.storage.files import delete_file, write_bytes
 from asap.storage.location import Location
 from jobs.control.status import JobStatus, find_status, format_duration, read_status
 from jobs.errors import EXIT_STOPPED, EXIT_TOO_MANY_ERRORS, EXIT_UNFAMILIAR, JobError
-from jobs.scan.output.job_folder import CANCEL
+from jobs.heartbeat import CANCEL
 
 _POLL_S = 1.0
 _EXIT_CODES = {"completed": 0, "unfamiliar": EXIT_UNFAMILIAR, "cancelled": EXIT_STOPPED}

@@ -13,6 +13,7 @@ from asap.storage.files import delete_file, delete_folder, is_empty, list_files,
 from asap.storage.location import Location
 from jobs.control.status import REPOLICY, TRAIN, JobStatus, find_status, read_status
 from jobs.errors import JobError, JobInUse
+from jobs.heartbeat import read_sign, wait_until_still
 from jobs.scan.output.job_folder import read_record, wait_until_free
 from jobs.train.run_folder.folder import RunFolder
 
@@ -36,6 +37,15 @@ def check_deletable(folder: Location, notify: Callable[[str], None] = lambda lin
 def check_idle(status: JobStatus, notify: Callable[[str], None] = lambda line: None) -> None:
     """Raise `JobInUse` if a process works on a job, or gave a sign of life so lately that one may."""
     folder = status.folder
+    stale_after_s = float((status.record.get("settings") or {}).get("stale_after_s", 12))
+    in_use = f"{folder} is in use: {status.process} works on it. `asap cancel {folder}` stops it."
+    if status.kind == TRAIN and status.can_be_cancelled:
+        if not status.has_ended:
+            try:
+                wait_until_still(folder, read_sign(folder), lambda: read_sign(folder), stale_after_s, notify)
+            except JobInUse as error:
+                raise JobInUse(in_use) from error
+        return
     if status.kind == TRAIN:
         if not status.has_ended and not status.is_silent:
             raise JobInUse(
@@ -43,7 +53,6 @@ def check_idle(status: JobStatus, notify: Callable[[str], None] = lambda line: N
                 "`asap train`; if it died, try again after that time."
             )
         return
-    stale_after_s = float((status.record.get("settings") or {}).get("stale_after_s", 12))
     # The process that applies another policy has a record and a heartbeat of its own.
     for at, record in ((folder, status.record), (folder / REPOLICY, read_record(folder / REPOLICY))):
         if record is None or (at == folder and status.is_republished):
@@ -51,9 +60,7 @@ def check_idle(status: JobStatus, notify: Callable[[str], None] = lambda line: N
         try:
             wait_until_free(at, record, stale_after_s, notify)
         except JobInUse as error:
-            raise JobInUse(
-                f"{folder} is in use: {status.process} works on it. `asap cancel {folder}` stops it."
-            ) from error
+            raise JobInUse(in_use) from error
 
 
 def count_files(folder: Location) -> int:

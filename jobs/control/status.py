@@ -1,7 +1,7 @@
 """The status of a job: what its record says, and whether its process still gives signs of life.
 
-A scan says how it goes in `job.json`, with a heartbeat. A training run says it in `run.json` and `progress.jsonl`,
-where the last line is its sign of life: there is none while pictures are prepared, and few if steps are long.
+A scan says how it goes in `job.json`, with a heartbeat. A training run says it in `run.json` and `progress.jsonl`, and
+its heartbeat is `heartbeat.json`. For one of an earlier version, the last line of progress is its sign of life.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from asap.storage.failures import storage_errors
 from asap.storage.files import exists, list_folders, read_bytes
 from asap.storage.location import Location
 from jobs.errors import JobError
+from jobs.heartbeat import read_sign
 from jobs.scan.output.job_folder import RESULTS_ENTRY, read_record
 from jobs.states import ENDS
 
@@ -35,7 +36,7 @@ _SILENT_AFTER_S = 60
 _SILENT_ELSEWHERE_S = 300
 """The same for a process of another machine. It is larger, because the clocks of machines may differ."""
 _SILENT_TRAINING_S = 900
-"""The same for a training run, which has no heartbeat: it writes a line every 25 steps."""
+"""The same for a training run of an earlier version, without a heartbeat: it writes a line every 25 steps."""
 
 
 @dataclass(frozen=True)
@@ -76,7 +77,7 @@ class JobStatus:
     @property
     def watched_s(self) -> float:
         """Seconds without a sign of life, as this process watches, after which the other one probably died."""
-        return _SILENT_TRAINING_S if self.kind == TRAIN else _SILENT_AFTER_S
+        return _SILENT_AFTER_S if self.can_be_cancelled or self.kind != TRAIN else _SILENT_TRAINING_S
 
     @property
     def is_silent(self) -> bool:
@@ -120,7 +121,7 @@ class JobStatus:
     @property
     def remedy(self) -> str:
         """The probable reason why there is no sign of life, and what to do then."""
-        unless = ", unless it prepares pictures" if self.kind == TRAIN else ""
+        unless = ", unless it prepares pictures" if self.watched_s == _SILENT_TRAINING_S else ""
         return f"the process probably died{unless}. {self.next_step}"
 
     @property
@@ -231,8 +232,11 @@ def _training_status(folder: Location) -> JobStatus:
     record = _read_json(folder / "run.json")
     starts = record.get("starts") or [{}]
     last, progress = starts[-1], _last_progress(folder)
-    signs = [_time(last.get(name)) for name in ("started", "finished", "heartbeat")]
+    signs = [_time(last.get(name)) for name in ("started", "finished")]
     signs += [datetime.fromtimestamp(progress["at"], UTC)] if "at" in progress else []
+    sign = read_sign(folder)
+    if has_heartbeat := bool(last.get("run_id")) and sign.get("run_id") == last["run_id"]:
+        signs.append(_time(sign.get("heartbeat")))
     heartbeat = max((sign for sign in signs if sign is not None), default=None)
     is_finished = exists(folder / "model" / "config.json")
     total = progress.get("of", (record.get("settings") or {}).get("pairs"))
@@ -248,8 +252,8 @@ def _training_status(folder: Location) -> JobStatus:
         pid=last.get("pid"),
         heartbeat=heartbeat,
         age_s=_age_s(heartbeat),
-        beat=(len(starts), heartbeat),
-        can_be_cancelled="heartbeat" in last,
+        beat=(len(starts), heartbeat, sign.get("beats")),
+        can_be_cancelled=has_heartbeat,
         record=record,
     )
 

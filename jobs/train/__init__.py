@@ -6,6 +6,7 @@ plan.py      the plan of a run, which `asap train --plan` shows
 stages.py    the loss terms that each step trains
 events.py    the events that a run reports
 start.py     the first weights and the tokenizer, from other models
+watch.py     heartbeat, requests to stop and stalls of a run
 worker.py    the work of one Ray Train worker, and the failures that end a run
 trainer.py   state, steps and checkpoints of one worker, without Ray
 export.py    the chosen checkpoint becomes the model folder

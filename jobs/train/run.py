@@ -20,6 +20,7 @@ from asap.corpus.reader import Corpus
 from asap.errors import AsapError, ConfigError
 from asap.model.asap import Asap
 from asap.preprocessing.text import load_tokenizer, train_tokenizer
+from asap.storage.files import write_bytes
 from asap.storage.location import Location
 from asap.training.step import TrainingStep
 from asap.weights.start import split_source
@@ -40,10 +41,11 @@ from jobs.train.export import SCORE, ChosenCheckpoint, export_model
 from jobs.train.plan import Plan, make_plan
 from jobs.train.run_folder.folder import RunFolder
 from jobs.train.run_folder.log import follow_progress
-from jobs.train.run_folder.record import note_cluster, start_record, stops_recorded
+from jobs.train.run_folder.record import note_cluster, read_record, start_record, stops_recorded
 from jobs.train.settings import TrainSettings
 from jobs.train.start import TRAINED, prepare_start
 from jobs.train.trainer import model_config
+from jobs.train.watch import RunWatch, wait_until_idle
 from jobs.train.worker import RETRIES, FinalFailures, final_failure, run_worker
 
 _NAME = "ray_train"
@@ -59,6 +61,8 @@ def train(settings: TrainSettings, progress: OnEvent = lambda event: None) -> Pa
         ConfigError: The folder holds a run with other settings or on other data, or the machines cannot hold the
             workers.
         JobError: Ray did not start, or other jobs hold the machines for too long.
+        JobInUse: Another process works on the run.
+        JobFailed: The run folder was deleted meanwhile.
         StorageError: The run folder cannot be written, or a store cannot be read.
         TrainingDiverged: The loss or its gradients are not finite, or the loss exploded.
         CheckpointError: A source of the first weights does not fit the model.
@@ -72,18 +76,18 @@ def train(settings: TrainSettings, progress: OnEvent = lambda event: None) -> Pa
     _check_folder(folder, settings)
     if folder.has_model():
         return folder.finished_model
+    wait_until_idle(
+        folder.location,
+        read_record(folder).get("starts", []),
+        settings.stale_after_s,
+        lambda line: progress({"note": line}),
+    )
     with job_states(settings, "train", folder.location.name, folder.location) as states:
-
-        def report(event: dict[str, Any]) -> None:
-            if "pairs" in event:
-                states.note(done=event["pairs"], total=event["of"])
-            progress(event)
-
-        return _train(folder, typed, settings, states, report)
+        return _train(folder, typed, settings, states, RunWatch(folder, settings, states, progress))
 
 
 def _train(
-    folder: RunFolder, typed: TrainSettings, settings: TrainSettings, states: JobStates, progress: OnEvent
+    folder: RunFolder, typed: TrainSettings, settings: TrainSettings, states: JobStates, watch: RunWatch
 ) -> Path | Location:
     """Train from a checked folder to the model folder, which is returned.
 
@@ -92,23 +96,24 @@ def _train(
         typed: The settings as the user gave them.
         settings: The settings with absolute paths.
         states: Receives each state of the run.
-        progress: Receives the events of the run.
+        watch: Watches the run, and receives its events.
     """
+    progress = watch.report
     states.change({"state": "validating"})
     corpora = read_splits(settings, model_config(settings, settings.vocab_size).label_set)
     data = {split: data_of(corpus) for split, corpus in corpora.items()}
     _check_data(folder, data)
     # Everything that can be refused without Ray has been checked. From here on the folder belongs to this run.
     _claim(folder, settings, data)
-    start_record(folder, typed, data)
-    with stops_recorded(folder):
+    start_record(folder, typed, data, watch.run_id)
+    with stops_recorded(folder, watch.end), watch:
         prepare_start(folder, settings, model_config, progress)
         states.change({"state": "running"})
         with (
             ray_running(settings.address),
             targets_announced(settings.metrics_targets),
             follow_progress(folder, progress),
-            stops_recorded(folder),  # before Ray ends, which takes seconds
+            stops_recorded(folder, watch.end),  # before Ray ends, which takes seconds
         ):
             chosen = _finished_checkpoint(folder, settings)
             # Resources are checked before pictures are decoded, which may take hours.
@@ -117,7 +122,7 @@ def _train(
                 _wait_for_room(settings, resources, progress)
             _prepare(folder, settings, corpora, progress)
             folder.push("tokenizer", "start", "index", folder.corpus.name)
-            chosen = chosen or _run_workers(folder, settings, resources)
+            chosen = chosen or _run_workers(folder, settings, resources, watch)
         states.change({"state": "finalizing"})
         return export_model(folder, settings, chosen, progress)
 
@@ -192,7 +197,7 @@ def _claim(folder: RunFolder, settings: TrainSettings, data: dict[str, dict[str,
     folder.check_writable()
     folder.path.mkdir(parents=True, exist_ok=True)
     claim = settings.identity() | {"data": data}
-    folder.settings.write_text(json.dumps(claim, indent=2) + "\n", encoding="utf-8")
+    write_bytes(Location(str(folder.settings)), (json.dumps(claim, indent=2) + "\n").encode())
     folder.push(folder.settings.name)
 
 
@@ -269,7 +274,9 @@ def _wait_for_room(settings: TrainSettings, resources: dict[str, int], progress:
     )
 
 
-def _run_workers(folder: RunFolder, settings: TrainSettings, resources: dict[str, int]) -> ChosenCheckpoint:
+def _run_workers(
+    folder: RunFolder, settings: TrainSettings, resources: dict[str, int], watch: RunWatch
+) -> ChosenCheckpoint:
     """Train to the end with these resources per worker, and return the checkpoint that becomes the model."""
     import ray
     from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
@@ -298,6 +305,7 @@ def _run_workers(folder: RunFolder, settings: TrainSettings, resources: dict[str
     try:
         # In the main thread, Ray Train would handle SIGINT itself, and end the process by its own code.
         with in_background(lambda _: trainer.fit()) as fitting:
+            watch.await_end(fitting)
             result = fitting.result
     except TrainingFailedError as error:
         if final := final_failure(error):

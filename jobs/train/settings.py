@@ -13,7 +13,8 @@ from jobs.settings import ClusterSettings, CorpusSettings, Device, WatchSettings
 
 EXECUTION_SETTINGS = {
     "out", "workers", "min_workers", "regrow_every_s", "cpus_per_worker", "device", "checkpoint_activations", "compile",
-    "checkpoint_pairs", "export", "address", "wait_for_machines_s", "stall_after_s", "outage_s", "ingest", "cache_gib",
+    "checkpoint_pairs", "export", "address", "wait_for_machines_s", "stall_after_s", "heartbeat_s", "stale_after_s",
+    "outage_s", "ingest", "cache_gib",
     "tokens_gib", "decode_tasks", "made_from", "languages", "not_for",
 }  # fmt: skip
 """The settings that may differ between starts of one run, because they do not change what is learned."""
@@ -140,6 +141,10 @@ class TrainSettings(CorpusSettings, ClusterSettings, WatchSettings):
     The run grows back to `workers` when machines return. The batch of a step stays the same. None: only with all
     workers.
     """
+    heartbeat_s: float = Field(default=2, gt=0)
+    """Seconds between two signs of life in the run folder."""
+    stale_after_s: float = Field(default=12, gt=0)
+    """Seconds without a sign of life after which a run that was not ended properly counts as dead, and is taken up."""
     outage_s: float = Field(default=120, ge=0)
     """Seconds that a run at s3:// waits for a store that is away, before it goes back to its last checkpoint."""
     regrow_every_s: float = Field(default=60, gt=0)
@@ -195,6 +200,8 @@ class TrainSettings(CorpusSettings, ClusterSettings, WatchSettings):
             raise ValueError(
                 f"{pairs_per_worker} pairs per worker and step are not divisible into {self.accumulation} micro batches"
             )
+        if self.stale_after_s < 2 * self.heartbeat_s:
+            raise ValueError(f"stale_after_s {self.stale_after_s} is less than two heartbeats of {self.heartbeat_s} s")
         if self.alignment_from < self.words_until:
             raise ValueError(
                 f"alignment_from {self.alignment_from} is less than words_until {self.words_until}. "

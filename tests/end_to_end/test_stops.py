@@ -13,6 +13,8 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
+from asap.storage.location import Location
+from jobs.control.follow import cancel_job
 from tests.support.small_run import draw_corpus, settings_for
 from tests.support.waiting import HANG_S, wait_until
 
@@ -104,11 +106,16 @@ def test_a_training_run_that_is_stopped_says_so_and_goes_on(
     def size() -> int:
         return (run / "progress.jsonl").stat().st_size if (run / "progress.jsonl").exists() else 0
 
-    for number in (signal.SIGTERM, signal.SIGINT):
+    stops: list[Callable[[int], object]] = [
+        lambda pid: os.kill(pid, signal.SIGTERM),
+        lambda pid: os.kill(pid, signal.SIGINT),
+        lambda pid: cancel_job(Location(str(run))),
+    ]
+    for stop in stops:
         process = start(*train)
         length = size()
         wait_until(lambda length=length: size() > length, process=process)
-        os.kill(process.pid, number)
+        stop(process.pid)
         wait_until(lambda: last_start()["state"] == "cancelled")
         _, complaint = process.communicate(timeout=HANG_S)
         assert process.returncode == 130, complaint

@@ -19,7 +19,6 @@ one move leaves the job alone, and an owner that finds the id of another run in 
 
 from __future__ import annotations
 
-import _thread
 import json
 import os
 import socket
@@ -44,21 +43,16 @@ from asap.storage.files import (
 )
 from asap.storage.location import Location
 from jobs.errors import InputUnfamiliar, JobDiffers, JobFailed, JobInUse
+from jobs.heartbeat import CANCEL, Heartbeat, wait_until_still
 from jobs.states import ENDS
 
 RECORD_VERSION = 1
 RESULTS_ENTRY = "results"
 """Entry of the record while a policy is published: the folder that holds the rows until `results` does."""
 Notify = Callable[[str], None]
-CANCEL = "_cancel"
-"""File that asks the owner of a job to stop, from any machine. The owner deletes it."""
 OnState = Callable[[dict[str, Any]], None]
-_HEARD_WITHIN_S = 2.0
-"""Seconds in which the work notices that it must stop, before it is interrupted."""
 _LOOK_AGAIN_S = 0.5
 """Seconds between two looks for a record that seems to be deleted."""
-_LONG_DEAD_S = 300
-"""Age in seconds beyond which a heartbeat is not watched. It is large, because clocks of machines may differ."""
 
 
 def read_record(folder: Location) -> dict[str, Any] | None:
@@ -134,30 +128,8 @@ def wait_until_free(folder: Location, record: dict[str, Any], stale_after_s: flo
         stale_after_s: Seconds to watch the heartbeat.
         notify: Receives a sentence before the wait.
     """
-    if record.get("state") in ENDS or _age_s(record) > _LONG_DEAD_S:
-        return
-    notify(
-        f"the job was not ended properly; waiting {stale_after_s:.0f} s to see whether another process is still "
-        "running it"
-    )
-    deadline = time.monotonic() + stale_after_s
-    while time.monotonic() < deadline:
-        time.sleep(min(0.5, stale_after_s / 10))
-        now = read_record(folder) or {}
-        if _beat(now) != _beat(record):
-            raise JobInUse(f"{folder} is in use: another process works on it. Wait for it, or choose another --job.")
-
-
-def _beat(record: dict[str, Any]) -> tuple[Any, Any]:
-    return record.get("run_id"), record.get("beats")
-
-
-def _age_s(record: dict[str, Any]) -> float:
-    """Return the age of the heartbeat; 0 for a record without one, so that the job is watched."""
-    try:
-        return (datetime.now(UTC) - datetime.fromisoformat(record["heartbeat"])).total_seconds()
-    except (KeyError, TypeError, ValueError):
-        return 0.0
+    if record.get("state") not in ENDS:
+        wait_until_still(folder, record, lambda: read_record(folder) or {}, stale_after_s, notify)
 
 
 class Job:
@@ -179,10 +151,8 @@ class Job:
         """
         self.folder = folder
         self._on_state = on_state
-        self._heartbeat_s = heartbeat_s
         self._lock = threading.Lock()
-        self._ended = threading.Event()
-        self._must_stop, self._is_heard = threading.Event(), threading.Event()
+        self._heart = Heartbeat(self._beat, heartbeat_s)
         self._lost = False
         self._deleted = False
         self._misses = 0
@@ -196,7 +166,6 @@ class Job:
             "host": socket.gethostname(),
             "pid": os.getpid(),
         }
-        self._thread = threading.Thread(target=self._beat, name="heartbeat", daemon=True)
 
     @property
     def record(self) -> dict[str, Any]:
@@ -206,7 +175,7 @@ class Job:
 
     def update(self, **entries: Any) -> None:
         """Change entries and write the record. Raises `JobFailed` if the folder was deleted meanwhile."""
-        if self._thread.is_alive() and self._is_deleted():
+        if self._heart.is_beating and self._is_deleted():
             raise self._deletion()  # a write would make the folder anew
         with self._lock:
             self._record |= entries
@@ -216,9 +185,7 @@ class Job:
 
     def check(self) -> None:
         """Raise `KeyboardInterrupt` if the job was cancelled, deleted or taken over."""
-        if self._must_stop.is_set():
-            self._is_heard.set()
-            raise KeyboardInterrupt
+        self._heart.check()
 
     def announce(self, state: str, error: str | None = None) -> None:
         """Report a state that the record does not take, such as `stalled`, and the reason."""
@@ -248,14 +215,14 @@ class Job:
                 f"{self.folder} is in use: another process has begun it. Wait for it, or choose another --job."
             )
         delete_file(self.folder / CANCEL)  # it was meant for an earlier run
-        self._thread.start()
+        self._heart.start()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        is_recorded = self._ended.is_set()
-        self._stop_beating()
+        is_recorded = self._heart.has_ended
+        self._heart.stop()
         if self._lost:
             raise JobInUse(f"{self.folder} was taken over by another process. This one stopped.") from error
         if error is None:
@@ -302,29 +269,15 @@ class Job:
 
         Nothing is written to the record after it: another process may resume the job from then on.
         """
-        self._stop_beating()
+        self._heart.stop()
         if not self._lost and not self._is_deleted():
             self.update(state="cancelled")
             delete_file(self.folder / CANCEL)
 
-    def _stop_beating(self) -> None:
-        self._ended.set()
-        self._is_heard.set()
-        self._thread.join()
-
-    def _beat(self) -> None:
-        while not self._ended.wait(self._heartbeat_s):
-            try:
-                self._beat_once()
-                is_cancelled = exists(self.folder / CANCEL)
-            except StorageError:
-                continue  # a short outage must not stop the job; a long one stops its work anyway
-            if self._lost or self._deleted or is_cancelled:
-                self._must_stop.set()
-                # The work looks for it often. Steps that do not are interrupted, unless SIGINT is ignored.
-                if not self._is_heard.wait(_HEARD_WITHIN_S):
-                    _thread.interrupt_main()
-                return
+    def _beat(self) -> bool:
+        """Give a sign of life, and return True if the work must stop."""
+        self._beat_once()
+        return self._lost or self._deleted or exists(self.folder / CANCEL)
 
     def _beat_once(self) -> None:
         """Write a heartbeat, unless another run has taken the job over or the record is gone."""

@@ -11,7 +11,7 @@ import platform
 import socket
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from importlib import metadata
@@ -20,6 +20,8 @@ from typing import Any
 
 import torch
 
+from asap.storage.files import write_bytes
+from asap.storage.location import Location
 from jobs.train.run_folder.folder import RunFolder
 from jobs.train.settings import TrainSettings
 
@@ -27,16 +29,20 @@ _LIBRARIES = ("torch", "torchvision", "timm", "transformers", "tokenizers", "saf
 _PACKAGE = "asap-ray"
 
 
-def start_record(folder: RunFolder, settings: TrainSettings, data: dict[str, Any] | None = None) -> None:
+def start_record(
+    folder: RunFolder, settings: TrainSettings, data: dict[str, Any] | None = None, run_id: str | None = None
+) -> None:
     """Write the record when the run starts or resumes. Records of earlier starts are kept.
 
     Args:
         folder: The folder of the run.
         settings: The settings as the user gave them.
         data: A description of each split, such as its fingerprint; by default that of the last start.
+        run_id: Name of this start in the signs of life of `jobs.train.watch`.
     """
-    record = _read(folder)
+    record = read_record(folder)
     started = {
+        "run_id": run_id,
         "started": _now(),
         "state": "running",
         "error": None,
@@ -70,21 +76,26 @@ def note_cluster(folder: RunFolder, resources: dict[str, float]) -> None:
 
 def finish_record(folder: RunFolder, **entries: Any) -> None:
     """Add when the run ended, how long its last start took, and entries such as the checkpoint of its model."""
-    record = _read(folder)
+    record = read_record(folder)
     started_s = datetime.fromisoformat(record["starts"][-1]["started"]).timestamp()
     seconds = round(time.time() - started_s, 1)
     _update_last_start(folder, state="completed", finished=_now(), seconds=seconds, **entries)
 
 
 @contextmanager
-def stops_recorded(folder: RunFolder) -> Iterator[None]:
-    """Record an error or a stop that leaves the block: `failed` with the reason, or `cancelled`."""
+def stops_recorded(folder: RunFolder, end: Callable[[], None]) -> Iterator[None]:
+    """Record an error or a stop that leaves the block: `failed` with the reason, or `cancelled`.
+
+    `end` is called before. If it raises, nothing is recorded, and its error leaves the block.
+    """
     try:
         yield
     except KeyboardInterrupt:
+        end()
         _update_last_start(folder, state="cancelled")
         raise
     except Exception as error:
+        end()
         _update_last_start(folder, state="failed", error=str(error).partition("\n")[0] or type(error).__name__)
         raise
 
@@ -128,16 +139,18 @@ def _now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
-def _read(folder: RunFolder) -> dict[str, Any]:
+def read_record(folder: RunFolder) -> dict[str, Any]:
+    """Return the record; empty if there is none yet."""
     return dict(json.loads(folder.record.read_text(encoding="utf-8"))) if folder.record.exists() else {}
 
 
 def _write(folder: RunFolder, record: dict[str, Any]) -> None:
-    folder.record.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+    # `asap status` reads it at any time.
+    write_bytes(Location(str(folder.record)), (json.dumps(record, indent=2) + "\n").encode())
     folder.push(folder.record.name)
 
 
 def _update_last_start(folder: RunFolder, **entries: Any) -> None:
-    record = _read(folder)
+    record = read_record(folder)
     record["starts"][-1] |= entries
     _write(folder, record)

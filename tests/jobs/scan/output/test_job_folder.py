@@ -10,6 +10,7 @@ import pytest
 from asap.errors import StorageError
 from asap.storage.files import delete_file, delete_folder, is_empty, list_files, write_bytes
 from asap.storage.location import Location
+from jobs import heartbeat
 from jobs.errors import JobDiffers, JobFailed, JobInUse
 from jobs.scan.output import job_folder
 from jobs.scan.output.job_folder import Job, check_resumable, is_finished, read_record, wait_until_free
@@ -139,7 +140,7 @@ def test_only_one_of_two_processes_can_begin_a_job(
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     clock = Clock()
-    monkeypatch.setattr(job_folder, "time", clock)
+    monkeypatch.setattr(heartbeat, "time", clock)
     return clock
 
 
@@ -167,7 +168,7 @@ def test_a_job_that_was_killed_long_ago_is_free_at_once(folder: Location, clock:
 
 def test_a_job_that_was_taken_over_stops(folder: Location, monkeypatch: pytest.MonkeyPatch) -> None:
     interrupted = threading.Event()
-    monkeypatch.setattr(job_folder._thread, "interrupt_main", interrupted.set)
+    monkeypatch.setattr(heartbeat._thread, "interrupt_main", interrupted.set)
     with pytest.raises(JobInUse, match="taken over"), Job(folder, _entries(), heartbeat_s=0.02):
         wait_until(lambda: _take_over(folder, {"run_id": "another"}, interrupted), every_s=0.01)
     assert (read_record(folder) or {})["run_id"] == "another"
@@ -212,7 +213,7 @@ def test_a_job_whose_folder_is_deleted_stops_and_does_not_make_it_anew(
     folder: Location, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     interrupted = threading.Event()
-    monkeypatch.setattr(job_folder._thread, "interrupt_main", interrupted.set)
+    monkeypatch.setattr(heartbeat._thread, "interrupt_main", interrupted.set)
 
     def work(job: Job) -> None:
         job.update(manifest={"rows": 2})

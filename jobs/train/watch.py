@@ -1,0 +1,131 @@
+"""The watch over a training run: its heartbeat, requests that it stops, and stalls.
+
+`heartbeat.json` in the run folder names the start of the run (`run_id`) that a process works on, and changes every
+`heartbeat_s` seconds. A process that finds another `run_id` there, the file `_cancel`, or no `train.json`, stops.
+"""
+
+from __future__ import annotations
+
+import json
+import uuid
+from collections.abc import Callable
+from datetime import UTC, datetime
+from types import TracebackType
+from typing import Any, Self
+
+from asap.storage.files import delete_file, exists, write_bytes
+from asap.storage.location import Location
+from jobs.cluster import describe_waits
+from jobs.errors import JobFailed, JobInUse
+from jobs.heartbeat import CANCEL, SIGN, Heartbeat, read_sign, wait_until_still
+from jobs.stall import StallWatch
+from jobs.states import ENDS, STALLED, JobStates
+from jobs.stops import Background
+from jobs.train.events import OnEvent
+from jobs.train.run_folder.folder import RunFolder
+from jobs.train.settings import TrainSettings
+
+_POLL_S = 0.5
+
+
+def wait_until_idle(
+    folder: Location, starts: list[dict[str, Any]], stale_after_s: float, notify: Callable[[str], None]
+) -> None:
+    """Return once no process works on a run. Raises `JobInUse` if one does.
+
+    Args:
+        folder: Folder of the run.
+        starts: The starts of the run, of its record.
+        stale_after_s: Seconds to watch the heartbeat of a run that was not ended properly.
+        notify: Receives a sentence before the wait.
+    """
+    sign = read_sign(folder)
+    if starts and starts[-1].get("state") not in ENDS and sign.get("run_id") == starts[-1].get("run_id"):
+        wait_until_still(folder, sign, lambda: read_sign(folder), stale_after_s, notify)
+
+
+class RunWatch:
+    """The watch over a run that this process works on. Entering the context begins the heartbeat."""
+
+    def __init__(self, folder: RunFolder, settings: TrainSettings, states: JobStates, progress: OnEvent) -> None:
+        """Prepare the watch.
+
+        Args:
+            folder: The folder of the run.
+            settings: The settings of the run.
+            states: Receives stalls.
+            progress: Receives the events of the run, and a note for each stall.
+        """
+        self.run_id = uuid.uuid4().hex
+        self._at, self._states, self._progress = folder.location, states, progress
+        self._stalls = StallWatch("step", settings.stall_after_s, describe_waits, is_steady=False)
+        self._done = 0
+        self._heart = Heartbeat(self._beat, settings.heartbeat_s)
+        self._beats, self._misses = 0, 0
+        self._lost = self._deleted = False
+
+    def report(self, event: dict[str, Any]) -> None:
+        """Pass an event on, and keep the number of pairs that are done."""
+        if "pairs" in event:
+            self._done = event["pairs"]
+            self._states.note(done=event["pairs"], total=event["of"])
+        self._progress(event)
+
+    def __enter__(self) -> Self:
+        delete_file(self._at / CANCEL)  # it was meant for an earlier start
+        self._write()
+        self._heart.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._heart.stop()
+
+    def end(self) -> None:
+        """Stop the heartbeat before the end of the run is recorded: another process may resume it from then on.
+
+        Raises `JobInUse` if another process has taken the run over, and `JobFailed` if its folder was deleted. Nothing
+        may be recorded then.
+        """
+        self._heart.stop()
+        if self._lost:
+            raise JobInUse(f"{self._at} was taken over by another process. This one stopped.")
+        if self._deleted or not exists(self._at / "train.json"):
+            raise JobFailed(
+                f"{self._at} was deleted while the run worked on it. Delete what is left of it, and run the command "
+                "again to start anew."
+            )
+        delete_file(self._at / CANCEL)
+
+    def await_end(self, fitting: Background[Any]) -> None:
+        """Wait for the end of the training, and name stalls. Raises `KeyboardInterrupt` if the run must stop."""
+        said, was_stalled = None, False
+        while not fitting.wait(_POLL_S):
+            self._heart.check()
+            sentence = self._stalls.look(self._done, "training")
+            if sentence and sentence != said:
+                self._progress({"note": sentence})
+            said, is_stalled = sentence, self._stalls.since is not None
+            if is_stalled != was_stalled:
+                self._states.change({"state": STALLED if is_stalled else "running", "error": sentence})
+            was_stalled = is_stalled
+
+    def _beat(self) -> bool:
+        """Give a sign of life, and return True if the run must stop."""
+        # A folder that is gone is not made anew. It is looked for twice, because a store may have a hiccup.
+        self._misses = 0 if exists(self._at / "train.json") else self._misses + 1
+        self._deleted = self._misses > 1
+        if self._misses:
+            return self._deleted
+        self._lost = read_sign(self._at).get("run_id") not in (self.run_id, None)
+        if self._lost:
+            return True
+        self._write()
+        return exists(self._at / CANCEL)
+
+    def _write(self) -> None:
+        self._beats += 1
+        now = datetime.now(UTC).isoformat(timespec="seconds")
+        sign = {"run_id": self.run_id, "beats": self._beats, "heartbeat": now}
+        write_bytes(self._at / SIGN, json.dumps(sign).encode())
