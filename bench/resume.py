@@ -1,9 +1,12 @@
-"""Measure how fast a scan resumes and how fast the same scan runs uninterrupted, in rows per second once started.
+"""Measure the cost of resuming a scan, and of judging its failed pairs again, beside that of the whole scan.
 
-Each round runs a scan to its end. It then starts a second scan, kills its driver at a share of the rows, and runs the
-same command again. The model is tiny and has random weights, so that the figures are those of the pipeline around it.
+Each round runs a scan to its end, in which one pair of a hundred fails because its picture is missing. The pictures
+then appear, and `--retry-errors` judges these pairs. A second scan has its driver killed at a share of the rows, and
+the same command is run again. Costs are wall and CPU seconds of the whole command, with the start of Ray and of Python.
+The speeds are rows per second once started. The model is tiny and has random weights, so that the figures are those of
+the pipeline around it.
 
-    python bench/resume.py [--rows 8192] [--batch-size 64] [--stop-at 0.5] [--rounds 1] [--json PATH]
+    python bench/resume.py [--rows 50000] [--batch-size 64] [--stop-at 0.9] [--rounds 1] [--json PATH]
 """
 
 from __future__ import annotations
@@ -17,22 +20,27 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
+from costs import Cost, costs
+
 PICTURES = 50
+LATE = 100
+"""One row of so many has a picture that is missing at first."""
 PLAN_S = 600
 """The longest wait for the first rows of a scan."""
 
 
 def draw_input(folder: Path, rows: int) -> Path:
-    """Write a manifest of `rows` rows over a few newsroom pictures."""
+    """Write a manifest of `rows` rows over a few newsroom pictures, some of which are missing: those in `late/`."""
     from asap.newsroom import generate
     from jobs.scan.input.sources import find_source
 
     generate(folder, pairs=PICTURES, seed=77, workers=1, splits=(0.0, 0.0, 1.0))
     drawn = list(find_source(str(folder / "metadata" / "test.json")).rows())
-    lines = [
-        json.dumps({"id": str(number), "image": row.image_uri, "text": row.text})
-        for number, row in zip(range(rows), drawn * (rows // len(drawn) + 1), strict=False)
-    ]
+    lines = []
+    for number in range(rows):
+        row = drawn[number % len(drawn)]
+        image = str(folder / "late" / Path(row.image_uri or "").name) if number % LATE == LATE - 1 else row.image_uri
+        lines.append(json.dumps({"id": str(number), "image": image, "text": row.text}))
     path = folder / "rows.jsonl"
     path.write_text("\n".join(lines))
     return path
@@ -61,12 +69,10 @@ def _scan(settings: dict[str, Any], results: Connection) -> None:
     from jobs.scan.settings import ScanSettings
 
     seen: list[ScanProgress] = []
-    summary = scan(ScanSettings(**settings), seen.append)
-    if summary["errors"]:
-        raise SystemExit(f"The scan has errors: {summary['errors']}.")
-    # A resumed scan first reports the rows done before; the rate is the last that it reports.
+    scan(ScanSettings(**settings), seen.append)
+    # A resumed scan first reports the rows done before.
     done_before = next(progress.done for progress in seen if progress.done)
-    results.send((done_before, [progress.pairs_per_s for progress in seen if progress.pairs_per_s][-1]))
+    results.send((done_before, max(progress.pairs_per_s for progress in seen)))
 
 
 def run_scan(settings: dict[str, Any], stop_at_rows: int | None = None) -> tuple[int, float]:
@@ -106,16 +112,34 @@ def measure(manifest: Path, model: str, out: Path, number: int, options: argpars
     """Run one round and return its figures."""
     settings = {
         "input": str(manifest), "out": str(out), "model": model, "device": "cpu", "batch_size": options.batch_size,
-        "rows_per_file": 4 * options.batch_size, "heartbeat_s": 0.5, "stale_after_s": 4,
+        "heartbeat_s": 0.5, "stale_after_s": 4,
     }  # fmt: skip
-    _, fresh = run_scan(settings | {"job": f"fresh-{number}"})
+    whole = settings | {"job": f"whole-{number}"}
+    with costs() as fresh:
+        _, speed = run_scan(whole)
+    # The pictures appear for the retry, and are missing again for the second scan.
+    late = manifest.parent / "late"
+    late.symlink_to(next(path for path in manifest.parent.rglob("*") if path.suffix == ".jpg").parent)
+    with costs() as retry:
+        run_scan(whole | {"retry_errors": ("not_found",)})
+    errors = json.loads((out / str(whole["job"]) / "summary.json").read_text())["errors"]
+    late.unlink()
+    if errors:
+        raise SystemExit(f"The retry left {errors} errors.")
     stopped = settings | {"job": f"stopped-{number}"}
     run_scan(stopped, int(options.stop_at * options.rows))
-    before, resumed = run_scan(stopped)
+    with costs() as resume:
+        before, resumed_speed = run_scan(stopped)
     return {
         "round": number, "rows": options.rows, "batch_size": options.batch_size, "resumed_rows": options.rows - before,
-        "fresh_rows_per_s": fresh, "resumed_rows_per_s": resumed, "resumed_over_fresh": resumed / fresh,
+        "retried_rows": options.rows // LATE, "rows_per_s": speed, "resumed_rows_per_s": resumed_speed,
+        "seconds": {name: vars(cost) for name, cost in (("whole", fresh), ("resume", resume), ("retry", retry))},
+        "shares": {"resume": _share(resume, fresh), "retry": _share(retry, fresh)},
     }  # fmt: skip
+
+
+def _share(part: Cost, whole: Cost) -> dict[str, float]:
+    return {"wall": part.wall_s / whole.wall_s, "cpu": part.cpu_s / whole.cpu_s}
 
 
 def show(figures: list[dict[str, Any]]) -> None:
@@ -123,24 +147,27 @@ def show(figures: list[dict[str, Any]]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    columns = {
-        "round": "round", "rows": "rows", "batch_size": "batch size", "resumed_rows": "rows of the resume",
-        "fresh_rows_per_s": "fresh, rows/s", "resumed_rows_per_s": "resumed, rows/s",
-        "resumed_over_fresh": "resumed / fresh",
-    }  # fmt: skip
-    table = Table(*columns.values())
+    table = Table("round", "command", "rows", "rows/s", "wall, s", "CPU, s", "of the whole: wall, %", "CPU, %")
     for row in figures:
-        table.add_row(*(f"{row[name]:.3g}" if isinstance(row[name], float) else str(row[name]) for name in columns))
+        rows = {"whole": row["rows"], "resume": row["resumed_rows"], "retry": row["retried_rows"]}
+        speeds = {"whole": row["rows_per_s"], "resume": row["resumed_rows_per_s"]}
+        for name, cost in row["seconds"].items():
+            share = row["shares"].get(name)
+            table.add_row(
+                str(row["round"]), name, str(rows[name]), f"{speeds[name]:.0f}" if name in speeds else "",
+                f"{cost['wall_s']:.1f}", f"{cost['cpu_s']:.1f}",
+                *([f"{100 * share['wall']:.1f}", f"{100 * share['cpu']:.1f}"] if share else ["", ""]),
+            )  # fmt: skip
     Console(width=140).print(table)
 
 
 def main() -> None:
     """Run the rounds, print a table, and write JSON if requested."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rows", type=int, default=8192)
+    parser.add_argument("--rows", type=int, default=50_000)
     parser.add_argument("--batch-size", type=int, default=64)
     parser.add_argument(
-        "--stop-at", type=float, default=0.5, help="Share of the rows after which the first run is killed."
+        "--stop-at", type=float, default=0.9, help="Share of the rows after which the first run is killed."
     )
     parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--json", type=Path, help="File for the figures.")

@@ -15,69 +15,11 @@ import json
 import multiprocessing
 import os
 import tempfile
-import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-TICKS_PER_S = os.sysconf("SC_CLK_TCK")
-
-
-@dataclass
-class Cost:
-    """The seconds of a run, of the clock and of the CPUs."""
-
-    wall_s: float = 0.0
-    cpu_s: float = 0.0
-    cpu_s_by_pid: dict[int, float] = field(default_factory=dict)
-
-
-@contextmanager
-def costs() -> Iterator[Cost]:
-    """Measure the cost of the block in this process and all its descendants, which Ray's are, four times a second."""
-    cost, ended = Cost(), threading.Event()
-    before, started = _cpu_seconds(), time.perf_counter()
-
-    def sample() -> None:
-        cost.cpu_s_by_pid |= _cpu_seconds()
-
-    def keep_sampling() -> None:
-        while not ended.wait(0.25):
-            sample()
-
-    thread = threading.Thread(target=keep_sampling, daemon=True)
-    thread.start()
-    try:
-        yield cost
-    finally:
-        sample()
-        ended.set()
-        thread.join()
-        cost.wall_s = time.perf_counter() - started
-        cost.cpu_s = sum(seconds - before.get(pid, 0.0) for pid, seconds in cost.cpu_s_by_pid.items())
-
-
-def _cpu_seconds() -> dict[int, float]:
-    """Return the CPU seconds of this process and of all its descendants, by process id."""
-    parents, seconds = {}, {}
-    for path in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            fields = path.read_text().rpartition(")")[2].split()
-        except OSError:  # the process has ended
-            continue
-        pid = int(path.parent.name)
-        parents[pid], seconds[pid] = int(fields[1]), (int(fields[11]) + int(fields[12])) / TICKS_PER_S
-    return {pid: value for pid, value in seconds.items() if _is_descendant(pid, os.getpid(), parents)}
-
-
-def _is_descendant(pid: int, ancestor: int, parents: dict[int, int]) -> bool:
-    """Return True if `pid` is the ancestor itself or one of its descendants."""
-    while pid not in (0, ancestor):
-        pid = parents.get(pid, 0)
-    return pid == ancestor
+from costs import Cost, costs
 
 
 def bare_loop(model: str, manifest: Path, pairs: int, threads: int) -> Cost:

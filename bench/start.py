@@ -27,7 +27,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-TICKS_PER_S = os.sysconf("SC_CLK_TCK")
+from costs import cpu_seconds
+
 PHASES = ("imports", "plan", "manifest", "Ray start", "first worker", "model load", "first batch")
 COMMAND = "import sys; from jobs.cli.app import main; sys.exit(main())"
 SAMPLE_S = 0.1
@@ -57,26 +58,6 @@ class CpuSamples:
     def at(self, when: float) -> float:
         """Return the CPU seconds used until a time, from the first sample after it."""
         return next((seconds for at, seconds in self.samples if at >= when), self.samples[-1][1])
-
-
-def cpu_seconds(root: int) -> dict[int, float]:
-    """Return the CPU seconds of a process and of all its descendants, by process id."""
-    parents, seconds = {}, {}
-    for path in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            fields = path.read_text().rpartition(")")[2].split()
-        except OSError:  # the process has ended
-            continue
-        pid = int(path.parent.name)
-        parents[pid], seconds[pid] = int(fields[1]), (int(fields[11]) + int(fields[12])) / TICKS_PER_S
-    found = {}
-    for pid, value in seconds.items():
-        ancestor = pid
-        while ancestor not in (0, root):
-            ancestor = parents.get(ancestor, 0)
-        if ancestor == root:
-            found[pid] = value
-    return found
 
 
 def evict(folders: Sequence[Path]) -> None:
