@@ -204,7 +204,7 @@ def describe_waits() -> str:
     states = actors(job_id=ray.JobID.from_hex(job)).values()
     # Ray Data names its actors by their place in the pipeline, such as `MapWorker(MapBatches(Detector))`.
     names = (re.findall(r"\w+", actor["ActorClassName"])[-1] for actor in states if actor["State"] in _NOT_STARTED)
-    waiting = Counter(names)
+    waiting = Counter(name for name in names if not name.startswith("_"))  # Ray's own say nothing to a person
     lost = [node["NodeManagerHostname"] for node in ray.nodes() if not node["Alive"]]
     clauses = [
         f"{count} {name} actor{'s have' if count > 1 else ' has'} not started" for name, count in waiting.items()

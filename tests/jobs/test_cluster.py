@@ -116,11 +116,15 @@ def test_busy_machines_are_waited_for_until_another_job_ends(ray_here: None) -> 
     )
 
 
+class _OwnOfRay:
+    """An actor with a name such as those of Ray's own."""
+
+
 def test_what_is_waited_for_is_described_by_actors_and_amounts(busy: None) -> None:
     assert describe_waits() == ""
-    waiting = [start_holder(0.5) for _ in range(2)]
+    waiting = [*(start_holder(0.5) for _ in range(2)), ray.remote(num_cpus=0.5)(_OwnOfRay).remote()]
     task = start_task(1)
-    wait_until(lambda: "1 x (1 CPU)" in describe_waits() and "2 x (0.5 CPUs)" in describe_waits())
+    wait_until(lambda: "1 x (1 CPU)" in describe_waits() and "3 x (0.5 CPUs)" in describe_waits())
     described = describe_waits()
     assert described.startswith("2 Holder actors have not started; ")
     assert described.endswith(" are waited for; 0 CPUs are free of 1 x (2 CPUs, 0 GPUs)")
