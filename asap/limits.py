@@ -43,7 +43,8 @@ class Limits:
         origin += f"{label_set(self.label_set).title}."
         if self.prevalence is not None:
             share = f"{100 * self.prevalence:.0f} %"
-            origin += f" {share} of the pairs were manipulated; where fewer are, more of the flagged pairs are wrong."
+            origin += f" In its training, {share} of the pairs were manipulated; "
+            origin += "where fewer are, more of the flagged pairs are wrong."
         return f"{origin} Do not use it for {self.not_for}."
 
     def to_json(self) -> str:

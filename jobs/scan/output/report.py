@@ -264,8 +264,10 @@ def _stranger(row: dict[str, Any], threshold: float) -> dict[str, Any]:
 
 
 def _format_share(share: float) -> str:
-    """Return a share in percent; a small one keeps two digits, and one below 1 is never 100 %."""
-    return f"{100 * share:.2g} %" if share < 0.1 else f"{min(round(100 * share), 100 if share >= 1 else 99)} %"
+    """Return a share for a person: `1 in 4,700`, and percent from a tenth on. A share below 1 is never 100 %."""
+    if share >= 0.1:
+        return f"{min(round(100 * share), 100 if share >= 1 else 99)} %"
+    return f"1 in {int(float(f'{1 / max(share, 1e-9):.2g}')):,}"
 
 
 def _pair(row: dict[str, Any]) -> dict[str, Any]:

@@ -466,8 +466,8 @@ def test_the_least_familiar_pairs_are_shown_without_marks_and_with_what_is_stran
     assert "The 12 least familiar of 14 are shown; all of them are in unfamiliar.jsonl" in page.text
     assert not page.all("mark")
     assert not page.all("rect", "line")
-    assert page.all("ul", "parts")[0]["text"] == "Picture strange (0.04 %)"
-    assert page.all("ul", "parts")[1]["text"] == "Picture strange (0.04 %) Text not strange (63 %)"
+    assert page.all("ul", "parts")[0]["text"] == "Picture strange (1 in 2,500)"
+    assert page.all("ul", "parts")[1]["text"] == "Picture strange (1 in 2,500) Text not strange (63 %)"
     assert not page.all("span", "score")
 
 
