@@ -13,8 +13,8 @@ LIMITS = Limits(
 def test_the_limits_are_sentences_for_a_person() -> None:
     assert limits_sentences(LIMITS, "small@0123456789ab") == (
         "small was made from drawn pictures, with texts in English and French and manipulations as in SAMM. In its "
-        "training, 67 % of the pairs were manipulated; where fewer are, more of the flagged pairs are wrong. Do not use "
-        "it for photos."
+        "training, 67 % of the pairs were manipulated; where fewer are, more of the flagged pairs are wrong. Do not "
+        "use it for photos."
     )
     assert limits_sentences(Limits(made_from="pairs of a corpus"), "m@1") == (
         "m was made from pairs of a corpus, with manipulations as in DGM4. "
