@@ -218,7 +218,8 @@ def test_a_scan_at_a_store_that_fails_a_tenth_of_all_requests_has_every_row_as_u
     faulty.rule = fail_a_tenth
     out = f"s3://{bucket}/out"
     # An object of results is written again and again as it grows, so there are many requests.
-    _run_to_the_end(settings | {"input": f"s3://{bucket}/in/pairs.jsonl", "out": out, "write_every_s": 1})
+    changes = {"input": f"s3://{bucket}/in/pairs.jsonl", "out": out, "write_every_s": 1, "rows_per_file": 100}
+    _run_to_the_end(settings | changes)
     faulty.rule = lambda request: None
     assert set(kinds) == {"500", "503", "reset", "cut", "stall"}
     found = []
