@@ -56,7 +56,7 @@ class Heartbeat:
 
     @property
     def is_beating(self) -> bool:
-        """True from the start to the stop."""
+        """True while signs of life are given."""
         return self._thread.is_alive()
 
     @property
@@ -72,7 +72,8 @@ class Heartbeat:
         """Give no more signs of life. The work is not interrupted any more."""
         self._ended.set()
         self._is_heard.set()
-        self._thread.join()
+        if self.is_beating:
+            self._thread.join()
 
     def check(self) -> None:
         """Raise `KeyboardInterrupt` if the work must stop."""
@@ -86,12 +87,12 @@ class Heartbeat:
                 must_stop = self._beat()
             except StorageError:
                 continue  # a short outage must not stop the job; a long one stops its work anyway
-            if must_stop:
+            # The signs go on until the work has stopped, or others would take the process for dead.
+            if must_stop and not self._must_stop.is_set():
                 self._must_stop.set()
                 # The work looks for it often. Steps that do not are interrupted, unless SIGINT is ignored.
                 if not self._is_heard.wait(_HEARD_WITHIN_S):
                     _thread.interrupt_main()
-                return
 
 
 def wait_until_still(
@@ -121,7 +122,7 @@ def wait_until_still(
         time.sleep(min(0.5, stale_after_s / 10))
         now = read()
         if any(now.get(name) != sign.get(name) for name in ("run_id", "beats")):
-            raise JobInUse(f"{folder} is in use: another process works on it. Wait for it, or `asap cancel` it.")
+            raise JobInUse(f"{folder} is in use: another process works on it. Wait for it, or stop it.")
 
 
 def _age_s(sign: Mapping[str, Any]) -> float:

@@ -76,7 +76,7 @@ def watch(
     every: Annotated[float, typer.Option(min=0, help="Fewest seconds between two lines that report counts.")] = 10,
     give_up_after: Annotated[
         float | None,
-        typer.Option(min=1, help="Seconds without a sign of life. Default: 60 for a scan, 900 for a training run."),
+        typer.Option(min=1, help="Seconds without a sign of life. Default: 60."),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print each change as a line of JSON.")] = False,
 ) -> None:

@@ -52,7 +52,7 @@ def follow_job(
         on_change: Receives the status at the start, at each change of the state or of the process, and when counts
             have changed.
         every_s: Fewest seconds between two calls that report counts.
-        give_up_after_s: Seconds without a sign of life. None: a minute for a scan, 15 for a training run.
+        give_up_after_s: Seconds without a sign of life. None: a minute; 15 for a training run of an earlier version.
     """
     shown = last = read_status(folder)
     on_change(shown)
@@ -114,7 +114,8 @@ def cancel_job(folder: Location, *, wait_s: float = 60, notify: Callable[[str], 
         try:
             now = find_status(folder)
         except StorageError:
-            continue  # the wait has an end of its own
+            moved_s = now_s  # a store that is away says nothing about the process; the wait has an end of its own
+            continue
         if now is None:
             raise JobError(f"{folder} was deleted while its job was being cancelled.")
         if now.has_ended:

@@ -16,12 +16,11 @@ import pyarrow.compute as pc
 
 from asap.errors import ConfigError, StorageError
 from asap.labels import TYPES, VERDICTS
-from asap.storage.files import list_files
 from asap.storage.location import Location
 from jobs.control.status import TRAIN, JobStatus
 from jobs.errors import JobError
 from jobs.scan.output.job_folder import results_folder
-from jobs.scan.output.tally import results_file
+from jobs.scan.output.tally import results_file, results_files
 from jobs.scan.stages.result_rows import RESULT_SCHEMA
 
 ERROR_COLUMNS = ("row_id", "custom_id", "image_uri", "error_code", "retryable", "attempt", "error_detail")
@@ -116,7 +115,7 @@ class Results:
 
     def schema(self) -> pa.Schema:
         """Return the columns: those of this version, and further ones of the first file that is whole."""
-        for location in self._files():
+        for location in results_files(self._folder):
             try:
                 with results_file(location) as file:
                     further = [column for column in file.schema_arrow if column.name not in RESULT_SCHEMA.names]
@@ -136,17 +135,11 @@ class Results:
         """
         schema = self.schema() if schema is None else schema
         read = list(dict.fromkeys([*columns, *where.columns]))
-        for location in self._files():
+        for location in results_files(self._folder):
             for table in self._tables(location, read, schema):
                 found = where.apply(table).select(list(columns))
                 if found.num_rows:
                     yield found
-
-    def _files(self) -> Iterator[Location]:
-        for info in list_files(self._folder):
-            # Writers of a local folder begin the names of unfinished files with a dot.
-            if info.location.name.endswith(".parquet") and not info.location.name.startswith("."):
-                yield info.location
 
     def _tables(self, location: Location, columns: list[str], schema: pa.Schema) -> Iterator[pa.Table]:
         """Yield the rows of a file with all of `columns`; nothing for a file that has to be left out."""

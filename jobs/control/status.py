@@ -235,7 +235,7 @@ def _training_status(folder: Location) -> JobStatus:
     signs = [_time(last.get(name)) for name in ("started", "finished")]
     signs += [datetime.fromtimestamp(progress["at"], UTC)] if "at" in progress else []
     sign = read_sign(folder)
-    if has_heartbeat := bool(last.get("run_id")) and sign.get("run_id") == last["run_id"]:
+    if has_heartbeat := bool(sign) and sign.get("run_id") in [start.get("run_id") for start in starts]:
         signs.append(_time(sign.get("heartbeat")))
     heartbeat = max((sign for sign in signs if sign is not None), default=None)
     is_finished = exists(folder / "model" / "config.json")

@@ -45,7 +45,7 @@ from jobs.scan.output.job_folder import (
 )
 from jobs.scan.output.report import write_report
 from jobs.scan.output.summary import read_summary, write_outcome
-from jobs.scan.output.tally import results_file
+from jobs.scan.output.tally import results_file, results_files
 from jobs.scan.stages.result_rows import RESULT_SCHEMA, with_all_columns
 
 Watch = Callable[[str, int, int], None]
@@ -130,10 +130,9 @@ def _write_rows(folder: Location, policy: Policy, watch: Watch) -> None:
     delete_folder(draft)
     total, done = count_rows(results), 0
     watch("applying the policy", done, total)
-    for info in list_files(results):
-        if info.location.name.endswith(".parquet"):
-            done += _write_file(info.location, draft / info.location.uri.removeprefix(f"{results}/"), policy)
-            watch("applying the policy", done, total)
+    for location in results_files(results):
+        done += _write_file(location, draft / location.uri.removeprefix(f"{results}/"), policy)
+        watch("applying the policy", done, total)
     if count_rows(draft) != total:
         raise fail(f"{count_rows(draft)} of {total} rows were written under the policy")
 

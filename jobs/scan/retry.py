@@ -13,17 +13,17 @@ the retry until it is published, and every step can be repeated after a stop.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from asap.storage.files import delete_folder, list_files
+from asap.storage.files import delete_folder
 from asap.storage.location import Location
 from jobs.scan.input.manifest import write_tables
 from jobs.scan.output.completeness import Ids, RowSet, repair_results, rows_within
-from jobs.scan.output.tally import results_file
+from jobs.scan.output.tally import results_file, results_files
 from jobs.scan.stages.result_rows import with_all_columns, write_table
 
 FOLDER = "_retry"
@@ -41,7 +41,7 @@ def failed_rows(results: Location, codes: Sequence[str], besides_run: str | None
         besides_run: Rows that this run has judged are left out.
     """
     chosen = RowSet()
-    for location in _parquet_files(results):
+    for location in results_files(results):
         with results_file(location) as file:
             for batch in file.iter_batches(2**16, columns=_COLUMNS):
                 rows = pa.Table.from_batches([batch]).filter(pc.equal(batch["status"], "error"))
@@ -72,7 +72,7 @@ def publish(folder: Location, run: str) -> None:
         run: Name of the folder in `history` for the old outcomes.
     """
     outcomes = _Outcomes(folder / FOLDER / "results")
-    for location in _parquet_files(folder / "results"):
+    for location in results_files(folder / "results"):
         with results_file(location) as file:
             row_ids = file.read(columns=["row_id"])["row_id"].to_numpy()
             new = outcomes.of_rows(row_ids)
@@ -95,7 +95,7 @@ class _Outcomes:
 
     def __init__(self, results: Location) -> None:
         repair_results(results)
-        self._files = list(_parquet_files(results))
+        self._files = list(results_files(results))
         ids: list[Ids] = []
         for location in self._files:
             with results_file(location) as file:
@@ -119,7 +119,3 @@ class _Outcomes:
                 table = file.read()
             tables.append(table.filter(pc.is_in(table["row_id"], wanted)))
         return pa.concat_tables(tables)
-
-
-def _parquet_files(folder: Location) -> Iterator[Location]:
-    return (info.location for info in list_files(folder) if info.location.name.endswith(".parquet"))

@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 from asap.limits import Limits
 from asap.storage.files import list_files, open_seekable
 from asap.storage.location import Location
-from jobs.scan.output.tally import results_file
+from jobs.scan.output.tally import results_file, results_files
 
 SAMPLE = 200
 """Pairs that a sample holds. An input of no more is scanned whole."""
@@ -107,10 +107,9 @@ def read_positions(manifest: Location, positions: Sequence[int]) -> pa.Table:
 def _verdicts(results: Location, row_ids: Sequence[int]) -> dict[int, str]:
     """Return the verdicts of these rows, by row_id; rows that are errors or missing have none."""
     found: dict[int, str] = {}
-    for info in list_files(results):
-        if info.location.name.endswith(".parquet"):
-            with results_file(info.location) as file:
-                for batch in file.iter_batches(columns=["row_id", "verdict"]):
-                    rows = batch.filter(pc.is_in(batch["row_id"], pa.array(row_ids, pa.int64())))
-                    found |= dict(zip(rows["row_id"].to_pylist(), rows["verdict"].to_pylist(), strict=True))
+    for location in results_files(results):
+        with results_file(location) as file:
+            for batch in file.iter_batches(columns=["row_id", "verdict"]):
+                rows = batch.filter(pc.is_in(batch["row_id"], pa.array(row_ids, pa.int64())))
+                found |= dict(zip(rows["row_id"].to_pylist(), rows["verdict"].to_pylist(), strict=True))
     return {row_id: verdict for row_id, verdict in found.items() if verdict is not None}

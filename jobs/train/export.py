@@ -110,9 +110,9 @@ def export_model(
         familiarity=familiarity,
         dtype=torch.float16,
     )
-    finish_record(folder, model={"checkpoint": str(chosen), "pairs": chosen.pairs, "validation_AUC": chosen.score})
     # A model at s3:// is complete once its config.json is there.
     folder.push("test_metrics.json", "tensorboard", "model", last="config.json")
+    finish_record(folder, model={"checkpoint": str(chosen), "pairs": chosen.pairs, "validation_AUC": chosen.score})
     return folder.finished_model
 
 

@@ -41,7 +41,7 @@ from jobs.train.export import SCORE, ChosenCheckpoint, export_model
 from jobs.train.plan import Plan, make_plan
 from jobs.train.run_folder.folder import RunFolder
 from jobs.train.run_folder.log import follow_progress
-from jobs.train.run_folder.record import note_cluster, read_record, start_record, stops_recorded
+from jobs.train.run_folder.record import note_cluster, start_record
 from jobs.train.settings import TrainSettings
 from jobs.train.start import TRAINED, prepare_start
 from jobs.train.trainer import model_config
@@ -72,16 +72,12 @@ def train(settings: TrainSettings, progress: OnEvent = lambda event: None) -> Pa
     _check_buildable(settings)
     typed, settings = settings, _with_absolute_paths(settings)
     folder = RunFolder.open(settings.out, settings.outage_s)
+    # Before this machine's copy is replaced, which a process that works on the run may share.
+    wait_until_idle(folder.location, settings.stale_after_s, lambda line: progress({"note": line}))
     folder.refresh()
     _check_folder(folder, settings)
     if folder.has_model():
         return folder.finished_model
-    wait_until_idle(
-        folder.location,
-        read_record(folder).get("starts", []),
-        settings.stale_after_s,
-        lambda line: progress({"note": line}),
-    )
     with job_states(settings, "train", folder.location.name, folder.location) as states:
         return _train(folder, typed, settings, states, RunWatch(folder, settings, states, progress))
 
@@ -105,15 +101,15 @@ def _train(
     _check_data(folder, data)
     # Everything that can be refused without Ray has been checked. From here on the folder belongs to this run.
     _claim(folder, settings, data)
-    start_record(folder, typed, data, watch.run_id)
-    with stops_recorded(folder, watch.end), watch:
+    with watch.stops_recorded(), watch:
+        start_record(folder, typed, data, watch.run_id)
         prepare_start(folder, settings, model_config, progress)
         states.change({"state": "running"})
         with (
             ray_running(settings.address),
             targets_announced(settings.metrics_targets),
             follow_progress(folder, progress),
-            stops_recorded(folder, watch.end),  # before Ray ends, which takes seconds
+            watch.stops_recorded(),  # before Ray ends, which takes seconds
         ):
             chosen = _finished_checkpoint(folder, settings)
             # Resources are checked before pictures are decoded, which may take hours.

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import json
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from types import TracebackType
 from typing import Any, Self
 
-from asap.storage.files import delete_file, exists, write_bytes
+from asap.errors import StorageError
+from asap.storage.files import delete_file, exists, read_bytes, write_bytes
 from asap.storage.location import Location
 from jobs.cluster import describe_waits
 from jobs.errors import JobFailed, JobInUse
@@ -23,25 +25,34 @@ from jobs.states import ENDS, STALLED, JobStates
 from jobs.stops import Background
 from jobs.train.events import OnEvent
 from jobs.train.run_folder.folder import RunFolder
+from jobs.train.run_folder.record import record_stop
 from jobs.train.settings import TrainSettings
 
 _POLL_S = 0.5
 
 
-def wait_until_idle(
-    folder: Location, starts: list[dict[str, Any]], stale_after_s: float, notify: Callable[[str], None]
-) -> None:
+def wait_until_idle(folder: Location, stale_after_s: float, notify: Callable[[str], None]) -> None:
     """Return once no process works on a run. Raises `JobInUse` if one does.
 
     Args:
-        folder: Folder of the run.
-        starts: The starts of the run, of its record.
+        folder: Folder of the run, which may not exist yet.
         stale_after_s: Seconds to watch the heartbeat of a run that was not ended properly.
         notify: Receives a sentence before the wait.
     """
     sign = read_sign(folder)
-    if starts and starts[-1].get("state") not in ENDS and sign.get("run_id") == starts[-1].get("run_id"):
+    if sign and _state(folder) not in ENDS:
         wait_until_still(folder, sign, lambda: read_sign(folder), stale_after_s, notify)
+
+
+def _state(folder: Location) -> str | None:
+    """Return the state of the last start; None if none is recorded."""
+    if not exists(folder / "run.json"):
+        return None
+    try:
+        starts = json.loads(read_bytes(folder / "run.json")).get("starts")
+    except ValueError as error:
+        raise StorageError(f"{folder / 'run.json'} is broken: {error}. Choose another folder.") from error
+    return str(starts[-1].get("state")) if starts else None
 
 
 class RunWatch:
@@ -57,12 +68,13 @@ class RunWatch:
             progress: Receives the events of the run, and a note for each stall.
         """
         self.run_id = uuid.uuid4().hex
-        self._at, self._states, self._progress = folder.location, states, progress
+        self._folder, self._at = folder, folder.location
+        self._states, self._progress = states, progress
         self._stalls = StallWatch("step", settings.stall_after_s, describe_waits, is_steady=False)
         self._done = 0
         self._heart = Heartbeat(self._beat, settings.heartbeat_s)
         self._beats, self._misses = 0, 0
-        self._lost = self._deleted = False
+        self._lost = self._deleted = self._is_recorded = False
 
     def report(self, event: dict[str, Any]) -> None:
         """Pass an event on, and keep the number of pairs that are done."""
@@ -82,21 +94,36 @@ class RunWatch:
     ) -> None:
         self._heart.stop()
 
-    def end(self) -> None:
-        """Stop the heartbeat before the end of the run is recorded: another process may resume it from then on.
+    @contextmanager
+    def stops_recorded(self) -> Iterator[None]:
+        """Record an error or a stop that leaves the block: `failed` with the reason, or `cancelled`.
 
-        Raises `JobInUse` if another process has taken the run over, and `JobFailed` if its folder was deleted. Nothing
-        may be recorded then.
+        Of blocks inside each other, the inner one does. Nothing is recorded if another process has taken the run over,
+        which becomes a `JobInUse`, or if its folder was deleted, which becomes a `JobFailed`.
         """
-        self._heart.stop()
+        try:
+            yield
+        except BaseException as error:
+            if not self._is_recorded:
+                self._is_recorded = True
+                self._record(error)
+            raise
+
+    def _record(self, error: BaseException) -> None:
+        self._heart.stop()  # another process may resume the run as soon as its end is recorded
         if self._lost:
-            raise JobInUse(f"{self._at} was taken over by another process. This one stopped.")
-        if self._deleted or not exists(self._at / "train.json"):
-            raise JobFailed(
-                f"{self._at} was deleted while the run worked on it. Delete what is left of it, and run the command "
-                "again to start anew."
-            )
-        delete_file(self._at / CANCEL)
+            raise JobInUse(f"{self._at} was taken over by another process. This one stopped.") from error
+        # What stopped the run may also prevent its record. The reason is worth more than that failure.
+        with suppress(StorageError):
+            if self._deleted or not exists(self._at / "train.json"):
+                raise JobFailed(
+                    f"{self._at} was deleted while the run worked on it. Delete what is left of it, and run the "
+                    "command again to start anew."
+                ) from error
+            is_stop = isinstance(error, KeyboardInterrupt)
+            reason = None if is_stop else str(error).partition("\n")[0] or type(error).__name__
+            record_stop(self._folder, self.run_id, "cancelled" if is_stop else "failed", reason)
+            delete_file(self._at / CANCEL)
 
     def await_end(self, fitting: Background[Any]) -> None:
         """Wait for the end of the training, and name stalls. Raises `KeyboardInterrupt` if the run must stop."""

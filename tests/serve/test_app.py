@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import io
+import time
 import warnings
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import requests
+from PIL import Image
 
 from asap.errors import ConfigError
 from asap.finding import Pair
@@ -143,6 +146,38 @@ def test_the_look_back_period_is_longer_than_the_metrics_interval(delay_s: float
     scaling = detector._deployment_config.autoscaling_config
     assert scaling.metrics_interval_s < scaling.look_back_period_s
     assert scaling.metrics_interval_s <= max(1, delay_s)
+
+
+@pytest.mark.slow
+def test_health_checks_are_answered_during_a_pass_that_takes_longer_than_they_may(served: tuple[str, Any]) -> None:
+    from ray import serve
+
+    from asap.preprocessing.images import prepare_image
+    from serve.inference.detector import Detector
+
+    class SlowDetector(Detector):
+        """A detector whose passes take as long as six health checks may."""
+
+        def __init__(self, settings: ServeSettings) -> None:
+            super().__init__(settings)
+            fuse = self._predictor._model.fuse
+
+            def fuse_slowly(*arguments: Any) -> Any:
+                time.sleep(6)
+                return fuse(*arguments)
+
+            self._predictor._model.fuse = fuse_slowly  # type: ignore[method-assign]
+
+    # Three checks that are not answered in a second end a replica, and its requests with it.
+    options = {"health_check_period_s": 0.5, "health_check_timeout_s": 1, "ray_actor_options": {"num_cpus": 0.5}}
+    slow = serve.deployment(name="SlowDetector", **options)(SlowDetector)
+    handle: Any = serve.run(slow.bind(ServeSettings()), name="slow", route_prefix=None)
+    side = handle.about.remote().result(timeout_s=HANG_S).image_size
+    pair = prepare_image(Image.open(io.BytesIO(draw_jpeg(1))), side), TEXT
+    first, second = (handle.detect.remote([pair]).result(timeout_s=HANG_S) for _ in range(2))
+    assert first.worker == second.worker
+    assert [answer.results[0].error for answer in (first, second)] == [None, None]
+    serve.delete("slow")
 
 
 def test_an_update_starts_new_replicas_before_it_stops_old_ones_and_a_full_queue_says_when_to_retry() -> None:

@@ -24,7 +24,7 @@ from asap.errors import StorageError
 from asap.storage.files import delete_file, delete_folder, list_files, open_seekable
 from asap.storage.location import Location
 from jobs.scan.input.manifest import write_tables
-from jobs.scan.output.tally import results_file
+from jobs.scan.output.tally import results_file, results_files
 from jobs.scan.stages.result_rows import write_table
 
 _READERS = 16
@@ -173,9 +173,8 @@ def count_rows(results: Location) -> int:
 
     Raises `StorageError` for a file that was cut short.
     """
-    files = [info.location for info in list_files(results) if info.location.name.endswith(".parquet")]
     with ThreadPoolExecutor(_READERS) as readers:
-        return sum(readers.map(_count_file, files))
+        return sum(readers.map(_count_file, results_files(results)))
 
 
 def _count_file(location: Location) -> int:

@@ -11,9 +11,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from asap.labels import FLAGGED, VERDICTS
-from asap.storage.files import OutputStream, list_files, open_write, read_bytes, write_bytes
+from asap.storage.files import OutputStream, open_write, read_bytes, write_bytes
 from asap.storage.location import Location
-from jobs.scan.output.tally import results_file, tally_results
+from jobs.scan.output.tally import results_file, results_files, tally_results
 from jobs.scan.stages.result_rows import SCHEMA_VERSION
 
 _ERROR_COLUMNS = ["row_id", "custom_id", "image_uri", "text", "error_code", "error_detail", "retryable", "attempt"]
@@ -46,11 +46,10 @@ def write_lists(folder: Location) -> None:
 
 def _tables(results: Location) -> Iterator[pa.Table]:
     """Yield the result rows in small tables, whatever the size of the files."""
-    for info in list_files(results):
-        if info.location.name.endswith(".parquet"):
-            with results_file(info.location) as file:
-                for batch in file.iter_batches(2**12):
-                    yield pa.Table.from_batches([batch])
+    for location in results_files(results):
+        with results_file(location) as file:
+            for batch in file.iter_batches(2**12):
+                yield pa.Table.from_batches([batch])
 
 
 def _write_lines(file: OutputStream, rows: pa.Table) -> None:

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from asap.errors import StorageError
 from asap.labels import FLAGGED, VERDICTS
 from asap.storage.failures import storage_errors
-from asap.storage.files import is_empty, list_files, open_seekable
+from asap.storage.files import list_files, open_seekable
 from asap.storage.location import Location
 
 BINS = 20
@@ -43,10 +43,15 @@ def tally_results(folder: Location, top: int, strangest: int = 0) -> Tally:
         strangest: Number of unfamiliar rows to keep the addresses of, the least familiar first.
     """
     tally = Tally(top, strangest)
-    for info in () if is_empty(folder) else list_files(folder):
-        if info.location.name.endswith(".parquet"):
-            tally.add_file(info.location)
+    for location in results_files(folder):
+        tally.add_file(location)
     return tally
+
+
+def results_files(folder: Location) -> Iterator[Location]:
+    """Yield the Parquet files below a folder of rows, without files whose names begin with a dot, which are drafts."""
+    found = (info.location for info in list_files(folder))
+    return (location for location in found if location.name.endswith(".parquet") and location.name[0] != ".")
 
 
 @contextmanager

@@ -11,8 +11,6 @@ import platform
 import socket
 import subprocess
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
@@ -82,22 +80,17 @@ def finish_record(folder: RunFolder, **entries: Any) -> None:
     _update_last_start(folder, state="completed", finished=_now(), seconds=seconds, **entries)
 
 
-@contextmanager
-def stops_recorded(folder: RunFolder, end: Callable[[], None]) -> Iterator[None]:
-    """Record an error or a stop that leaves the block: `failed` with the reason, or `cancelled`.
+def record_stop(folder: RunFolder, run_id: str, state: str, error: str | None = None) -> None:
+    """Add how a start ended before its time: `cancelled`, or `failed` with the reason.
 
-    `end` is called before. If it raises, nothing is recorded, and its error leaves the block.
+    Another process may have resumed the run by then, so the record is read anew, and only this start is changed.
     """
-    try:
-        yield
-    except KeyboardInterrupt:
-        end()
-        _update_last_start(folder, state="cancelled")
-        raise
-    except Exception as error:
-        end()
-        _update_last_start(folder, state="failed", error=str(error).partition("\n")[0] or type(error).__name__)
-        raise
+    folder.pull(folder.record.name)
+    record = read_record(folder)
+    for start in record.get("starts", []):
+        if start.get("run_id") == run_id:
+            start |= {"state": state, "error": error}
+            _write(folder, record)
 
 
 def code_version() -> dict[str, Any]:

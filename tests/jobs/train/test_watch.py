@@ -4,6 +4,7 @@ import json
 import shutil
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from jobs.states import JobStates, job_states
 from jobs.stops import Background, in_background
 from jobs.train import watch as watch_module
 from jobs.train.run_folder.folder import RunFolder
-from jobs.train.run_folder.record import read_record, start_record, stops_recorded
+from jobs.train.run_folder.record import read_record, start_record
 from jobs.train.settings import TrainSettings
 from jobs.train.watch import RunWatch, wait_until_idle
 from tests.support.waiting import wait_until
@@ -59,7 +60,7 @@ def last_start(folder: RunFolder) -> dict[str, Any]:
 
 def work(folder: RunFolder, watch: RunWatch, during: Callable[[], object] = lambda: None) -> None:
     """Work on a run until somebody stops it."""
-    with stops_recorded(folder, watch.end), watch, in_background(lambda is_stopped: is_stopped.wait()) as fitting:
+    with watch.stops_recorded(), watch, in_background(lambda is_stopped: is_stopped.wait()) as fitting:
         during()
         watch.await_end(fitting)
 
@@ -95,19 +96,75 @@ def test_a_request_for_an_earlier_start_stops_no_later_one(folder: RunFolder, wa
 def test_a_second_process_leaves_a_run_alone_that_another_works_on(folder: RunFolder, watch: RunWatch) -> None:
     notes: list[str] = []
     with watch, pytest.raises(JobInUse, match="is in use: another process works on it"):
-        wait_until_idle(folder.location, read_record(folder)["starts"], 60, notes.append)
+        wait_until_idle(folder.location, 60, notes.append)
     assert "not ended properly; waiting 60 s" in notes[0]
     # The process died: its last sign stays.
-    wait_until_idle(folder.location, read_record(folder)["starts"], 0.3, notes.append)
+    wait_until_idle(folder.location, 0.3, notes.append)
     assert len(notes) == 2
 
 
-@pytest.mark.parametrize("start", [{"state": "cancelled", "run_id": "r"}, {"state": "running"}, None])
-def test_a_run_that_ended_or_has_no_heartbeat_is_taken_up_at_once(
-    folder: RunFolder, start: dict[str, Any] | None
-) -> None:
+@pytest.mark.parametrize("starts", [[{"state": "cancelled", "run_id": "r"}], [{"state": "failed"}]])
+def test_a_run_that_ended_is_taken_up_at_once(folder: RunFolder, starts: list[dict[str, Any]]) -> None:
+    folder.record.write_text(json.dumps({"starts": starts}))
     (folder.path / SIGN).write_text(json.dumps({"run_id": "r", "beats": 1}))
-    wait_until_idle(folder.location, [start] if start else [], 60, lambda note: pytest.fail(note))
+    wait_until_idle(folder.location, 60, pytest.fail)
+
+
+def test_a_run_of_an_earlier_version_is_taken_up_at_once(folder: RunFolder) -> None:
+    folder.record.write_text(json.dumps({"starts": [{"started": "2026-01-01T00:00:00+00:00", "state": "running"}]}))
+    wait_until_idle(folder.location, 60, pytest.fail)
+
+
+def test_a_new_folder_is_taken_up_at_once(tmp_path: Path) -> None:
+    wait_until_idle(Location(str(tmp_path / "new")), 60, pytest.fail)
+
+
+def test_a_broken_record_is_named_before_the_run_is_taken_up(folder: RunFolder) -> None:
+    (folder.path / SIGN).write_text(json.dumps({"run_id": "r", "beats": 1}))
+    folder.record.write_text("{")
+    with pytest.raises(StorageError, match=r"run\.json is broken: .*Choose another folder"):
+        wait_until_idle(folder.location, 60, pytest.fail)
+
+
+def test_a_stop_is_recorded_once_and_not_for_the_start_of_another_process(
+    folder: RunFolder, settings: TrainSettings, watch: RunWatch
+) -> None:
+    @contextmanager
+    def ray_running() -> Iterator[None]:
+        try:
+            yield
+        finally:
+            # While Ray ends here, another process resumes the run, and somebody cancels that.
+            start_record(folder, settings, {}, "another")
+            (folder.path / CANCEL).write_text("{}")
+
+    with pytest.raises(KeyboardInterrupt), watch.stops_recorded(), watch, ray_running(), watch.stops_recorded():
+        raise KeyboardInterrupt
+    assert [start["state"] for start in read_record(folder)["starts"]] == ["cancelled", "running"]
+    assert (folder.path / CANCEL).exists()
+
+
+def test_a_store_that_is_away_hides_no_error(
+    folder: RunFolder, watch: RunWatch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> bool:
+        raise StorageError("away")
+
+    monkeypatch.setattr(watch_module, "exists", fail)
+    with pytest.raises(ValueError, match="the reason"), watch.stops_recorded():
+        raise ValueError("the reason")
+
+
+def test_a_run_that_cannot_give_its_first_sign_fails_with_the_reason(
+    folder: RunFolder, watch: RunWatch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise StorageError("the disk is full")
+
+    monkeypatch.setattr(watch_module, "write_bytes", fail)
+    with pytest.raises(StorageError, match="the disk is full"), watch.stops_recorded(), watch:
+        pytest.fail("the run went on")
+    assert (last_start(folder)["state"], last_start(folder)["error"]) == ("failed", "the disk is full")
 
 
 def test_a_run_that_was_taken_over_stops_and_records_nothing(folder: RunFolder, watch: RunWatch) -> None:
