@@ -124,6 +124,7 @@ def settings(tmp_path: Path, jpeg: Callable[..., bytes], model_folder: Path) -> 
     }  # fmt: skip
 
 
+@pytest.mark.slow
 def test_a_finished_scan_judges_its_failed_rows_again_and_its_lists_and_report_follow(
     ray_here: None, settings: dict[str, Any], tmp_path: Path, jpeg: Callable[..., bytes],
     monkeypatch: pytest.MonkeyPatch,
