@@ -39,7 +39,7 @@ from jobs.stops import in_background
 
 _READ_CPUS = 0.1
 _POLL_S = 0.5
-_LAST_FLUSH_S = 1.5
+_LAST_WRITE_S = 2.4
 """Seconds for the last rows to be written when a job is stopped: Ray's Jobs API kills a job after three."""
 TRIES = 3
 """Tries of a batch whose process dies."""
@@ -221,7 +221,7 @@ def run_pipeline(
     except BaseException:
         # A stop comes here too. What was judged is written, unless that would hold up the stop.
         with suppress(StorageError, ray.exceptions.RayError):
-            writers.flush(_LAST_FLUSH_S)
+            writers.close(_LAST_WRITE_S)
         raise
     finally:
         writers.stop()

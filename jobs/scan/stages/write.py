@@ -62,15 +62,19 @@ class ResultWriter:
         self._rows = self._bytes = 0  # of `_tables`, which may be many
         self._file = self._new_file()
         self._waiting = self._written = 0
+        self._is_closed = False
         self._oldest_s = float("inf")
         self._failing_since: float | None = None
         self._failure: str | None = None
         threading.Thread(target=self._write_when_due, name="write", daemon=True).start()
 
     def add(self, rows: pa.Table) -> None:
-        """Take rows over. Waits while two full files cannot be written, so that rows do not pile up in memory."""
+        """Take rows over. Waits while two full files cannot be written, so that rows do not pile up in memory.
+
+        A closed writer takes no rows over: the call waits until the process ends.
+        """
         with self._changed:
-            self._changed.wait_for(lambda: not self._fills(self._rows, self._bytes, files=2))
+            self._changed.wait_for(lambda: not self._is_closed and not self._fills(self._rows, self._bytes, files=2))
             if not self._waiting:
                 self._oldest_s = time.monotonic()
             self._tables.append(rows)
@@ -84,6 +88,12 @@ class ResultWriter:
         self._write()
         if self._failure is not None:
             raise StorageError(self._failure)
+
+    def close(self) -> None:
+        """Write all rows that were taken over, and take no more. Raises `StorageError` as `flush` does."""
+        with self._changed:
+            self._is_closed = True
+        self.flush()
 
     def state(self) -> WriterState:
         """Return how much is written, and for how long writing has failed."""
@@ -159,10 +169,20 @@ class Writers:
         system = filesystem(folder)[0] if folder.is_s3 else None
         self.handles = [actor.remote(folder, rows_per_file, every_s, system) for _ in range(number)]
 
-    def flush(self, timeout_s: float | None = None) -> None:
-        """Have all rows written. Raises `StorageError` if the folder cannot be written, `GetTimeoutError` if late."""
+    def flush(self) -> None:
+        """Have all rows written. Raises `StorageError` if the folder cannot be written."""
+        self._wait_for([handle.flush.remote() for handle in self.handles])
+
+    def close(self, timeout_s: float) -> None:
+        """Have all rows written, and no more taken over, so that no row is counted that is lost.
+
+        Raises `StorageError` if the folder cannot be written, and `GetTimeoutError` after `timeout_s` seconds.
+        """
+        self._wait_for([handle.close.remote() for handle in self.handles], timeout_s)
+
+    def _wait_for(self, calls: list[Any], timeout_s: float | None = None) -> None:
         try:
-            ray.get([handle.flush.remote() for handle in self.handles], timeout=timeout_s)
+            ray.get(calls, timeout=timeout_s)
         except ray.exceptions.RayTaskError as error:
             raise error.as_instanceof_cause() from None
 

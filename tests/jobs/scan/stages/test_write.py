@@ -137,3 +137,15 @@ def test_a_writer_takes_rows_while_it_writes(tmp_path: Path, monkeypatch: pytest
     wait_until(lambda: writer.state().written == 2)
     writer.flush()
     assert files(tmp_path) == [[0, 1], [2]]
+
+
+def test_a_closed_writer_has_written_all_and_takes_no_more_rows(tmp_path: Path) -> None:
+    writer = ResultWriter(Location(str(tmp_path)), rows_per_file=100, every_s=3600)
+    writer.add(rows(0, 1))
+    writer.close()
+    late = threading.Thread(target=writer.add, args=(rows(2),), daemon=True)
+    late.start()
+    late.join(0.2)
+    assert late.is_alive(), "rows that come after the end would be counted and lost"
+    assert files(tmp_path) == [[0, 1]]
+    assert (writer.state().written, writer.state().waiting) == (2, 0)
