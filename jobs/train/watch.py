@@ -116,6 +116,7 @@ class RunWatch:
         # What stopped the run may also prevent its record. The reason is worth more than that failure.
         with suppress(StorageError):
             if self._deleted or not exists(self._at / "train.json"):
+                delete_file(self._at / SIGN)  # one may have been written during the deletion
                 raise JobFailed(
                     f"{self._at} was deleted while the run worked on it. Delete what is left of it, and run the "
                     "command again to start anew."

@@ -185,10 +185,11 @@ def test_a_run_that_was_taken_over_stops_and_records_nothing(folder: RunFolder, 
     assert read_sign(folder.location) == {"run_id": "another"}
 
 
-def test_a_run_whose_folder_is_deleted_stops_and_does_not_make_it_anew(folder: RunFolder, watch: RunWatch) -> None:
+def test_a_run_whose_folder_is_deleted_stops_and_writes_nothing_into_it(folder: RunFolder, watch: RunWatch) -> None:
     with pytest.raises(JobFailed, match=r"was deleted while the run worked on it\..*to start anew"):
-        work(folder, watch, lambda: shutil.rmtree(folder.path))
-    assert not folder.path.exists()
+        work(folder, watch, lambda: shutil.rmtree(folder.path, ignore_errors=True))  # beside signs of life
+    assert not (folder.path / SIGN).exists()
+    assert not folder.record.exists()
 
 
 def test_a_store_that_is_away_for_a_moment_does_not_stop_a_run(
