@@ -7,7 +7,6 @@ clock, because the clocks of machines differ.
 from __future__ import annotations
 
 import _thread
-import json
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -15,7 +14,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from asap.errors import StorageError
-from asap.storage.files import exists, read_bytes
+from asap.storage.files import read_json
 from asap.storage.location import Location
 from jobs.errors import JobInUse
 
@@ -31,12 +30,7 @@ _LONG_DEAD_S = 300
 
 def read_sign(folder: Location) -> dict[str, Any]:
     """Return the last sign of life of a training run: `run_id`, `beats` and `heartbeat`; empty if there is none."""
-    if not exists(folder / SIGN):
-        return {}
-    try:
-        return dict(json.loads(read_bytes(folder / SIGN)))
-    except ValueError as error:
-        raise StorageError(f"{folder / SIGN} is broken: {error}. Delete it.") from error
+    return read_json(folder / SIGN, "Delete it.") or {}
 
 
 class Heartbeat:

@@ -77,7 +77,7 @@ class JobStates:
         if state is None:
             return
         if state not in ENDS or (state == "completed" and error is not None):
-            self.change({"state": _end_state(error), "error": None if error is None else _first_line(error)})
+            self.change({"state": end_state(error), "error": None if error is None else reason_of(error)})
         self._notifier.send(self._document())
 
     def _document(self) -> dict[str, Any]:
@@ -85,7 +85,8 @@ class JobStates:
         return entries | {"sentence": sentence(entries)}
 
 
-def _end_state(error: BaseException | None) -> str:
+def end_state(error: BaseException | None) -> str:
+    """Return the state of a job that an error ended; None: nothing did."""
     if error is None:
         return "completed"
     if isinstance(error, KeyboardInterrupt):
@@ -93,7 +94,8 @@ def _end_state(error: BaseException | None) -> str:
     return "unfamiliar" if isinstance(error, InputUnfamiliar) else "failed"
 
 
-def _first_line(error: BaseException) -> str | None:
+def reason_of(error: BaseException) -> str | None:
+    """Return the reason of a failure: the first line of its message. None for a stop."""
     if isinstance(error, KeyboardInterrupt):
         return None
     return str(error).partition("\n")[0] or type(error).__name__

@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import io
 import itertools
+import json
 import os
 import secrets
 import shutil
@@ -281,6 +282,19 @@ def download_folder(source: Location, target: Path) -> int:
     for path, file in targets.items():
         download_file(file, path)
     return len(targets)
+
+
+def read_json(location: Location, advice: str = "") -> dict[str, Any] | None:
+    """Return the object in a JSON file; None if there is no such file.
+
+    Raises `StorageError`, which ends with `advice`, if the file holds something else.
+    """
+    if not exists(location):
+        return None
+    try:
+        return dict(json.loads(read_bytes(location)))
+    except ValueError as error:
+        raise StorageError(f"{location} is broken: {error}{f'. {advice}' if advice else ''}") from error
 
 
 def list_files(folder: Location) -> Iterator[FileInfo]:

@@ -17,7 +17,7 @@ from typing import Any
 
 from asap.errors import StorageError
 from asap.storage.failures import storage_errors
-from asap.storage.files import exists, list_folders, read_bytes
+from asap.storage.files import exists, list_folders, read_bytes, read_json
 from asap.storage.location import Location
 from jobs.errors import JobError
 from jobs.heartbeat import read_sign
@@ -175,7 +175,7 @@ def find_status(folder: Location) -> JobStatus | None:
             # Other programs write files of these names too, and `asap delete` must not take their folders for jobs.
             if record is not None and {"job_id", "state"} <= record.keys():
                 return _scan_status(folder, record)
-            settings = _read_json(folder / "train.json")
+            settings = read_json(folder / "train.json") or {}
             return _training_status(folder) if {"corpus", "recipe"} <= settings.keys() else None
         except (TypeError, AttributeError, KeyError, ValueError) as error:
             raise StorageError(f"the record of {folder} is broken: {error}. Choose another folder.") from error
@@ -229,7 +229,7 @@ def _scan_status(folder: Location, record: dict[str, Any]) -> JobStatus:
 
 
 def _training_status(folder: Location) -> JobStatus:
-    record = _read_json(folder / "run.json")
+    record = read_json(folder / "run.json") or {}
     starts = record.get("starts") or [{}]
     last, progress = starts[-1], _last_progress(folder)
     signs = [_time(last.get(name)) for name in ("started", "finished")]
@@ -269,15 +269,6 @@ def _last_progress(folder: Location) -> dict[str, Any]:
         except ValueError as error:
             raise StorageError(f"{file} is broken: {error}") from error
     return entries
-
-
-def _read_json(file: Location) -> dict[str, Any]:
-    if not exists(file):
-        return {}
-    try:
-        return dict(json.loads(read_bytes(file)))
-    except ValueError as error:
-        raise StorageError(f"{file} is broken: {error}") from error
 
 
 def _time(text: Any) -> datetime | None:

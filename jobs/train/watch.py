@@ -15,13 +15,13 @@ from types import TracebackType
 from typing import Any, Self
 
 from asap.errors import StorageError
-from asap.storage.files import delete_file, exists, read_bytes, write_bytes
+from asap.storage.files import delete_file, exists, read_json, write_bytes
 from asap.storage.location import Location
 from jobs.cluster import describe_waits
 from jobs.errors import JobFailed, JobInUse
 from jobs.heartbeat import CANCEL, SIGN, Heartbeat, read_sign, wait_until_still
 from jobs.stall import StallWatch
-from jobs.states import ENDS, STALLED, JobStates
+from jobs.states import ENDS, STALLED, JobStates, end_state, reason_of
 from jobs.stops import Background
 from jobs.train.events import OnEvent
 from jobs.train.run_folder.folder import RunFolder
@@ -46,12 +46,7 @@ def wait_until_idle(folder: Location, stale_after_s: float, notify: Callable[[st
 
 def _state(folder: Location) -> str | None:
     """Return the state of the last start; None if none is recorded."""
-    if not exists(folder / "run.json"):
-        return None
-    try:
-        starts = json.loads(read_bytes(folder / "run.json")).get("starts")
-    except ValueError as error:
-        raise StorageError(f"{folder / 'run.json'} is broken: {error}. Choose another folder.") from error
+    starts = (read_json(folder / "run.json", "Choose another folder.") or {}).get("starts")
     return str(starts[-1].get("state")) if starts else None
 
 
@@ -121,9 +116,7 @@ class RunWatch:
                     f"{self._at} was deleted while the run worked on it. Delete what is left of it, and run the "
                     "command again to start anew."
                 ) from error
-            is_stop = isinstance(error, KeyboardInterrupt)
-            reason = None if is_stop else str(error).partition("\n")[0] or type(error).__name__
-            record_stop(self._folder, self.run_id, "cancelled" if is_stop else "failed", reason)
+            record_stop(self._folder, self.run_id, end_state(error), reason_of(error))
             delete_file(self._at / CANCEL)
 
     def await_end(self, fitting: Background[Any]) -> None:

@@ -38,13 +38,13 @@ from asap.storage.files import (
     delete_folder,
     exists,
     is_empty,
-    read_bytes,
+    read_json,
     write_bytes,
 )
 from asap.storage.location import Location
-from jobs.errors import InputUnfamiliar, JobDiffers, JobFailed, JobInUse
+from jobs.errors import JobDiffers, JobFailed, JobInUse
 from jobs.heartbeat import CANCEL, Heartbeat, wait_until_still
-from jobs.states import ENDS
+from jobs.states import ENDS, end_state, reason_of
 
 RECORD_VERSION = 1
 RESULTS_ENTRY = "results"
@@ -57,12 +57,7 @@ _LOOK_AGAIN_S = 0.5
 
 def read_record(folder: Location) -> dict[str, Any] | None:
     """Return the contents of `job.json`, or None if there is no such file."""
-    if not exists(folder / "job.json"):
-        return None
-    try:
-        return dict(json.loads(read_bytes(folder / "job.json")))
-    except ValueError as error:
-        raise StorageError(f"{folder / 'job.json'} is broken: {error}. Choose another --job, or delete it.") from error
+    return read_json(folder / "job.json", "Choose another --job, or delete it.")
 
 
 def results_folder(folder: Location, record: dict[str, Any]) -> Location:
@@ -234,10 +229,9 @@ class Job:
         if isinstance(error, KeyboardInterrupt):
             self.cancel()
             return
-        message = str(error).partition("\n")[0] or type(error).__name__
         # What stopped the job may also prevent its record. The reason is worth more than that failure.
         with suppress(StorageError):
-            self.update(state="unfamiliar" if isinstance(error, InputUnfamiliar) else "failed", error=message)
+            self.update(state=end_state(error), error=reason_of(error))
 
     def _is_deleted(self) -> bool:
         """Return True if the record is gone. It is looked for twice, because a store may have a hiccup."""
