@@ -217,21 +217,25 @@ def test_a_stall_is_named_and_its_end_too(
     monkeypatch.setattr(watch_module, "describe_waits", lambda: "1 worker waits for 1 GPU")
     monkeypatch.setattr(watch_module, "_POLL_S", 0.01)
     log, events = folder.path / "log.jsonl", list[dict[str, Any]]()
+
+    def changes() -> list[dict[str, Any]]:
+        return [json.loads(line) for line in log.read_text().splitlines()]
+
     with job_states(settings.model_copy(update={"log_file": str(log)}), "train", "run", folder.location) as states:
         states.change({"state": "running"})
         watch = RunWatch(folder, settings, states, events.append)
 
         def train(_: threading.Event) -> None:
-            wait_until(lambda: any("note" in event for event in events), every_s=0.01)
+            wait_until(lambda: len(changes()) == 2, every_s=0.01)
             watch.report({"pairs": 8, "of": 64})
-            wait_until(lambda: '"running"' in log.read_text().rpartition('"stalled"')[2], every_s=0.01)
+            wait_until(lambda: len(changes()) == 3, every_s=0.01)
 
         with watch, in_background(train) as fitting:
             watch.await_end(fitting)
     note = next(event["note"] for event in events if "note" in event)
     assert "no step has finished for" in note
     assert "while training: 1 worker waits for 1 GPU" in note
-    lines = [json.loads(line) for line in log.read_text().splitlines()]
+    lines = changes()
     assert [line["state"] for line in lines][:3] == ["running", "stalled", "running"]
     assert lines[1]["error"] == note
     assert lines[2]["counts"] == {"done": 8, "total": 64}
