@@ -61,15 +61,15 @@ def detect_missing_rows(
     results, remaining = folder / "results", folder / "_remaining"
     if missing:
         # A resumed job reads a manifest of the missing rows, so its batches are as full as those of a fresh job.
-        run_once(job, pipeline, folder / "manifest" if missing == rows else remaining, missing, results, counter)
+        run_once(job, pipeline, folder / "manifest" if missing == rows else remaining, results, counter)
         missing = write_remaining(folder)
     # Again in batches: rows whose pictures were slow, or many, because a writer that dies loses those of seconds.
     if missing and (_has_slow_rows(counter) or missing > _MANY_BATCHES * pipeline.batch_size):
-        run_once(job, pipeline.patient(), remaining, missing, results, counter)
+        run_once(job, pipeline.patient(), remaining, results, counter)
         missing = write_remaining(folder)
     # Each process that dies loses its whole batch. Alone, the innocent rows of such a batch succeed.
     if missing:
-        run_once(job, pipeline.one_row_at_a_time(), remaining, missing, results, counter)
+        run_once(job, pipeline.one_row_at_a_time(), remaining, results, counter)
         _write_lost_rows(job, folder)
     check_results(results, rows)
 
@@ -98,12 +98,12 @@ def _has_slow_rows(counter: Any) -> bool:
         return True
 
 
-def run_once(job: Job, pipeline: ScanPipeline, manifest: Location, rows: int, results: Location, counter: Any) -> None:
+def run_once(job: Job, pipeline: ScanPipeline, manifest: Location, results: Location, counter: Any) -> None:
     """Run the pipeline once; raise `JobFailed` with the cause, in one line, if it stops."""
     from jobs.scan.pipeline import run_pipeline
 
     try:
-        run_pipeline(pipeline, manifest, rows, results, counter, job.check)
+        run_pipeline(pipeline, manifest, results, counter, job.check)
     except Exception as error:
         # Ray wraps what stopped a worker in several layers; the cause is the last line of the first traceback.
         message = re.sub(r"\x1b\[[0-9;]*m", "", str(error)).partition("\n\nThe above exception")[0]

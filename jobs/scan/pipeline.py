@@ -1,18 +1,16 @@
-"""The Ray Data pipeline that turns a manifest into results: read, prepare, caption, detect; writers take the rows.
+"""The Ray Data pipeline that turns a manifest into results: prepare, caption, detect; writers take the rows.
 
-A block is one batch from end to end: the manifest is read in blocks of `batch_size` rows, and each stage takes a block
-and makes one. If the manifest is so long that there would be too many blocks, blocks are longer and the stages take
-them in batches. Every stage asks for a fraction of a CPU, so that all of them fit beside each other on a small machine.
+A block is one batch from end to end: a task reads and prepares `batch_size` rows of the manifest, and each stage takes
+a block and makes one. If the manifest is so long that there would be too many tasks, blocks are longer and the stages
+take them in batches. Every stage asks for a fraction of a CPU, so that all of them fit beside each other on a small
+machine.
 
-The pipeline knows nothing of rows that are done: a resumed job gives it a manifest of the missing rows. Ray's own
-checkpoint would filter the rows after the read, and `override_num_blocks` splits the output of that filter too: blocks
-of 64 rows would become 64 blocks of one.
+The pipeline knows nothing of rows that are done: a resumed job gives it a manifest of the missing rows.
 """
 
 from __future__ import annotations
 
 import gc
-import math
 import threading
 import warnings
 from collections.abc import Callable, Iterator
@@ -27,24 +25,20 @@ from ray.data import ActorPoolStrategy, DataContext, Dataset
 from asap.errors import StorageError
 from asap.preprocessing.images import ImageLimits
 from asap.storage.location import Location
-from asap.storage.s3 import filesystem
 from jobs.cluster import wait_for_resources, wait_until_free
-from jobs.scan.input.manifest import ROWS_PER_FILE
 from jobs.scan.settings import CaptionSettings, ScanSettings
 from jobs.scan.stages.caption import CaptionStage
 from jobs.scan.stages.detect import Detection, Detector
-from jobs.scan.stages.prepare import Preparation, prepare_batch
+from jobs.scan.stages.prepare import Preparation
+from jobs.scan.stages.read import PreparedPairs
 from jobs.scan.stages.write import Writers
 from jobs.stops import in_background
 
-_READ_CPUS = 0.1
 _POLL_S = 0.5
 _LAST_WRITE_S = 2.4
 """Seconds for the last rows to be written when a job is stopped: Ray's Jobs API kills a job after three."""
 TRIES = 3
 """Tries of a batch whose process dies."""
-_MOST_BLOCKS = 50_000
-"""Most blocks of a dataset: Ray keeps an entry for each in the memory of the driver."""
 
 
 @dataclass(frozen=True)
@@ -135,7 +129,7 @@ def size_pipeline(
         )
     wait_for_resources(needs, detectors, wait_s, notify, advice)
     # One task of each other stage runs beside the detectors.
-    beside = {"CPU": _READ_CPUS + resources.prepare.cpus}
+    beside = {"CPU": resources.prepare.cpus}
     if settings.captions:
         beside["CPU"] += resources.caption.cpus
     wait_until_free(needs, detectors, settings.wait_for_machines_s, notify, beside=beside)
@@ -189,7 +183,6 @@ def _size_stages(settings: ScanSettings, on_gpu: bool, cpus: int) -> _Resources:
 def run_pipeline(
     pipeline: ScanPipeline,
     manifest: Location,
-    rows: int,
     results: Location,
     counter: Any,
     check: Callable[[], None] = lambda: None,
@@ -202,7 +195,6 @@ def run_pipeline(
     Args:
         pipeline: The pipeline.
         manifest: Folder of parquet files of `MANIFEST_SCHEMA`.
-        rows: Rows of the manifest.
         results: Folder that the results files are added to.
         counter: The actor that counts finished rows, of `stages.progress.start_counter`.
         check: Called twice a second; what it raises stops the work.
@@ -211,7 +203,7 @@ def run_pipeline(
     writers = Writers(results, writing.rows_per_file, writing.every_s, writing.writers)
     try:
         with _data_context(pipeline.lost_batches):
-            dataset = _build(pipeline, manifest, rows, writers, counter)
+            dataset = _build(pipeline, manifest, writers, counter)
             with in_background(partial(_execute, dataset)) as execution:
                 while not execution.wait(_POLL_S):
                     check()
@@ -234,18 +226,16 @@ def _execute(dataset: Dataset, is_stopped: threading.Event) -> None:
             return  # the end of the iterator ends the execution
 
 
-def _build(pipeline: ScanPipeline, manifest: Location, rows: int, writers: Writers, counter: Any) -> Dataset:
+def _build(pipeline: ScanPipeline, manifest: Location, writers: Writers, counter: Any) -> Dataset:
     """Return the stages of a pipeline as a dataset, whose rows are the sizes of the batches."""
-    blocks = _count_blocks(rows, pipeline.batch_size)
-    batches = {"batch_size": None if blocks <= _MOST_BLOCKS else pipeline.batch_size,
-               "batch_format": "pyarrow", "zero_copy_batch": True}  # fmt: skip
-    system, path = filesystem(manifest)
-    pairs = ray.data.read_parquet(
-        path, filesystem=system, override_num_blocks=max(1, min(blocks, _MOST_BLOCKS)), num_cpus=_READ_CPUS
+    source = PreparedPairs(manifest, pipeline.batch_size, pipeline.preparation, counter)
+    tasks = {"num_cpus": pipeline.prepare.cpus, "ray_remote_args": {"max_retries": TRIES - 1}}
+    prepared = ray.data.read_datasource(
+        source, concurrency=pipeline.prepare.size, override_num_blocks=len(source.tasks), **tasks
     )
-    tasks = {"num_cpus": pipeline.prepare.cpus, "concurrency": pipeline.prepare.size, "max_retries": TRIES - 1}
-    preparing = {"preparation": pipeline.preparation, "counter": counter}
-    prepared = pairs.map_batches(prepare_batch, fn_kwargs=preparing, **tasks, **batches)
+    # A task of several batches makes longer blocks.
+    batches = {"batch_size": None if source.is_one_batch_a_task else pipeline.batch_size,
+               "batch_format": "pyarrow", "zero_copy_batch": True}  # fmt: skip
     # `map_batches` would refuse whole blocks as batches if a GPU works on them; `map_batches_internal` does not.
     if pipeline.captions:
         captioner = pipeline.captions, pipeline.input, pipeline.detection.device, pipeline.detection.job
@@ -254,12 +244,6 @@ def _build(pipeline: ScanPipeline, manifest: Location, rows: int, writers: Write
         )
     detector = pipeline.detection, counter, writers.handles
     return prepared.map_batches_internal(Detector, fn_constructor_args=detector, **_actors(pipeline.detect), **batches)
-
-
-def _count_blocks(rows: int, batch_size: int) -> int:
-    """Return how many blocks to request so that none exceeds a batch; Ray splits each file into equally many."""
-    files = math.ceil(rows / ROWS_PER_FILE)
-    return files * math.ceil(min(rows, ROWS_PER_FILE) / batch_size)
 
 
 def _actors(resources: StageResources) -> dict[str, Any]:

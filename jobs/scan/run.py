@@ -253,7 +253,7 @@ def _scan_sample(job: Job, plan: ScanPlan, pipeline: ScanPipeline, rows: int, co
         delete_folder(folder)
         if new.num_rows:
             write_tables([new], folder)
-            run_once(job, pipeline, folder, new.num_rows, results, counter)
+            run_once(job, pipeline, folder, results, counter)
             counter.start_pipeline.remote()
 
     sample = take_sample(plan.folder / "manifest", rows, results, scan_rows)

@@ -1,5 +1,6 @@
 """The stages of the pipeline: a manifest row becomes a result row.
 
+read.py           the source: tasks that read rows of the manifest and prepare them
 prepare.py        picture fetched, decoded and resized
 caption.py        CaptionStage: the actor that adds captions
 captioners.py     the engines that write or look up captions

@@ -220,7 +220,7 @@ def test_blocks_of_more_rows_than_a_batch_are_scanned_in_batches(
     ray_here: None, deadly: None, monkeypatch: pytest.MonkeyPatch, corpus: Path, model_folder: Path
 ) -> None:
     monkeypatch.setattr("jobs.scan.pipeline.Detector", _Bounded)
-    monkeypatch.setattr("jobs.scan.pipeline._MOST_BLOCKS", 2)
+    monkeypatch.setattr("jobs.scan.stages.read._MOST_TASKS", 2)
     records = [{"id": number, "image": f"images/{number % 4}.jpg", "text": "A team"} for number in range(50)]
     (corpus / "b.jsonl").write_text("\n".join(map(json.dumps, records)))
     out = str(corpus / "out")
@@ -288,13 +288,6 @@ def test_models_run_on_the_gpus_that_ray_counts_in_batches_as_large_as_blocks(
     assert (pipeline.detection.device, pipeline.detection.batch_size) == wanted
     assert pipeline.batch_size == wanted[1]
     assert bool(pipeline.detect.gpus) == (wanted[0] == "cuda")
-
-
-@pytest.mark.parametrize(("rows", "blocks"), [(1, 1), (64, 1), (65, 2), (2**17, 2048), (2**17 + 1, 4096)])
-def test_no_block_is_longer_than_a_batch_however_long_the_files_are(rows: int, blocks: int) -> None:
-    from jobs.scan.pipeline import _count_blocks
-
-    assert _count_blocks(rows, 64) == blocks
 
 
 @pytest.mark.chaos
