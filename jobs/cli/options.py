@@ -44,6 +44,23 @@ RetryErrors = Annotated[
     ),
 ]
 
+ImageColumn = Annotated[
+    str | None, typer.Option(help="Column or field of the pictures. Default: found by its name, such as image or url.")
+]
+TextColumn = Annotated[
+    str | None, typer.Option(help="Column or field of the texts. Default: found by its name, such as text or caption.")
+]
+IdColumn = Annotated[
+    str | None, typer.Option(help="Column or field of your own names for the pairs. Default: custom_id or id.")
+]
+Encoding = Annotated[
+    str | None, typer.Option(help="Encoding of the text files, such as cp1252. Default: found from their bytes.")
+]
+Delimiter = Annotated[
+    str | None,
+    typer.Option(help="Character between two cells of CSV files; 'tab' for a tab. Default: found from their lines."),
+]
+
 
 def settings_of(kind: type[_Kind], **values: Any) -> _Kind:
     """Build settings of a kind. Raises `ConfigError` with one sentence about the first value that is wrong."""

@@ -57,7 +57,7 @@ class ScanPlan:
 
 def plan_scan(settings: ScanSettings) -> ScanPlan:
     """Check input, captioner, output and model, in this order. Raises an `AsapError` with a message of one line."""
-    source = find_source(settings.input, settings.limit, texts=settings.captions is None)
+    source = find_source(settings.input, settings.limit, settings.table_options)
     captioner = None
     if settings.captions:
         from jobs.scan.stages.captioners import check_captioner

@@ -12,6 +12,7 @@ from asap.preprocessing.words import MIN_TEXT_READ
 from asap.storage.fetch import FetchSettings
 from asap.storage.location import Location
 from jobs.scan.input.record_files import record_file
+from jobs.scan.input.tables import TableOptions
 from jobs.settings import ClusterSettings, Settings, WatchSettings
 
 
@@ -39,6 +40,16 @@ class ScanSettings(ClusterSettings, WatchSettings):
     model: str = "demo"
     limit: int | None = Field(default=None, ge=1)
     """Scan only the first so many pairs."""
+    image_column: str | None = None
+    """Name of the column or field of pictures. None: found by its name."""
+    text_column: str | None = None
+    """Name of the column or field of texts. None: found by its name."""
+    id_column: str | None = None
+    """Name of the column or field of your own names for the pairs. None: found by its name."""
+    encoding: str | None = None
+    """Encoding of text files, such as `cp1252`. None: found from their bytes."""
+    delimiter: str | None = None
+    """Character between two cells of CSV files. None: found from their first lines."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     max_image_bytes: int = Field(default=DEFAULT_LIMITS.max_bytes, ge=1)
     max_image_pixels: int = Field(default=DEFAULT_LIMITS.max_pixels, ge=1)
@@ -92,8 +103,14 @@ class ScanSettings(ClusterSettings, WatchSettings):
         name = re.sub(r"[^\w.+-]", "_", file.stem if file else name).strip(".")
         return Location.parse(self.out) / (name or "scan")
 
+    @property
+    def table_options(self) -> TableOptions:
+        """What the settings say about the tables of the input."""
+        names = ("image_column", "text_column", "id_column", "encoding", "delimiter")
+        return TableOptions(**self.model_dump(include=set(names)), texts=self.captions is None)
+
     def identity(self) -> dict[str, Any]:
         """Return the settings that decide what the rows say; a job resumes only under the same ones."""
-        return self.model_dump(
-            include={"input", "limit", "precision", "max_image_bytes", "max_image_pixels", "captions", "min_text_read"}
-        ) | {"input": Location.parse(self.input).uri}
+        names = {"limit", "image_column", "text_column", "id_column", "encoding", "delimiter", "precision"}
+        names |= {"max_image_bytes", "max_image_pixels", "captions", "min_text_read"}
+        return self.model_dump(include=names) | {"input": Location.parse(self.input).uri}

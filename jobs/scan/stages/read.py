@@ -54,7 +54,7 @@ class _Shared:
     counter: Any
 
 
-class PreparedPairs(Datasource):  # type: ignore[misc]  # Ray's base class is untyped
+class PreparedPairs(Datasource):
     """The rows of a manifest with their pictures prepared, in tables of `batch_size` rows or fewer."""
 
     def __init__(self, manifest: Location, batch_size: int, preparation: Preparation, counter: Any) -> None:

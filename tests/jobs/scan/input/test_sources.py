@@ -12,10 +12,13 @@ from asap.storage.fetch import FetchSettings
 from asap.storage.files import write_bytes
 from asap.storage.location import Location
 from jobs.errors import InputNotFound
-from jobs.scan.input import sources
+from jobs.scan.input import tables
+from jobs.scan.input.addresses import image_uri
+from jobs.scan.input.folders import read_late_text
 from jobs.scan.input.manifest import ManifestRow
 from jobs.scan.input.record_files import RowError
-from jobs.scan.input.sources import find_source, image_uri, read_late_text
+from jobs.scan.input.sources import find_source
+from jobs.scan.input.tables import TableOptions
 from tests.support.faulty_store import Fault, FaultyStore
 
 
@@ -121,7 +124,7 @@ def test_metadata_nested_too_deep_are_an_error_of_their_row() -> None:
     nested: list[object] = []
     for _ in range(100_000):
         nested = [nested]
-    row = sources._to_row(0, {"image": "a.jpg", "text": "t", "metadata": nested}, Location("/data"))
+    row = tables._to_row(0, {"image": "a.jpg", "text": "t", "metadata": nested}, Location("/data"))
     assert "nested too deep" in str(row.row_error)
 
 
@@ -187,7 +190,7 @@ def test_a_table_of_pictures_without_texts_is_read_if_they_are_captioned(tmp_pat
     (tmp_path / "a.csv").write_text("id,image\n1,a.jpg\n")
     with pytest.raises(InputNotFound, match="needs a column 'text'"):
         find_source(str(tmp_path / "a.csv"))
-    (row,) = find_source(str(tmp_path / "a.csv"), texts=False).rows()
+    (row,) = find_source(str(tmp_path / "a.csv"), options=TableOptions(texts=False)).rows()
     assert (row.custom_id, row.text, row.row_error) == ("1", None, None)
 
 

@@ -14,7 +14,7 @@ from asap.preprocessing.images import ImageLimits, prepare_image
 from asap.storage.fetch import FetchSettings
 from asap.storage.files import delete_file, open_seekable, write_bytes
 from asap.storage.location import FileInfo, Location
-from jobs.scan.input import sources
+from jobs.scan.input import folders, sources
 from jobs.scan.input.manifest import MANIFEST_SCHEMA, write_manifest
 from jobs.scan.stages import prepare
 from jobs.scan.stages.prepare import PREPARED_FIELDS, Preparation, prepare_batch
@@ -197,7 +197,7 @@ def test_objects_that_are_deleted_after_they_were_listed_are_not_found(
         write_bytes(folder / f"{name}.jpg", jpeg(1))
         write_bytes(folder / f"{name}.txt", b"a text")
     write_bytes(folder / "c.jpg", jpeg(1))
-    list_whole = sources.list_files
+    list_whole = folders.list_files
 
     def list_and_delete(where: Location) -> Iterator[FileInfo]:
         listed = list(list_whole(where))
@@ -206,7 +206,7 @@ def test_objects_that_are_deleted_after_they_were_listed_are_not_found(
         return iter(listed)
 
     source = sources.find_source(folder.uri)
-    monkeypatch.setattr(sources, "list_files", list_and_delete)
+    monkeypatch.setattr(folders, "list_files", list_and_delete)
     write_manifest(source.rows(), Location(f"s3://{bucket}/manifest"))
     with open_seekable(Location(f"s3://{bucket}/manifest/00000.parquet")) as file:
         table = prepare_batch(pq.read_table(file), PREPARATION)
