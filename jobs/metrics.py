@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import logging
+import sys
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -53,6 +54,8 @@ def show(name: str, value: float, **tags: str) -> None:
 
 
 def _record(name: str, value: float, tags: dict[str, str]) -> None:
+    if "ray" not in sys.modules:
+        return
     import ray
 
     try:

@@ -16,6 +16,7 @@ from jobs.cli.control import cancel, delete, errors, list_jobs, report, results,
 from jobs.cli.detect import detect
 from jobs.cli.evaluate import evaluate
 from jobs.cli.newsroom import newsroom
+from jobs.cli.plan import plan
 from jobs.cli.policy import calibrate, familiarize, repolicy
 from jobs.cli.scan import scan
 from jobs.cli.serve import serving
@@ -32,7 +33,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-for command in (scan, detect, newsroom, train, evaluate, familiarize, calibrate, repolicy):
+for command in (plan, scan, detect, newsroom, train, evaluate, familiarize, calibrate, repolicy):
     app.command()(command)
 app.add_typer(serving, name="serve")
 app.command("status", rich_help_panel=_JOB_FOLDERS)(status)

@@ -66,6 +66,10 @@ def scan(
             help="Address of a running Ray cluster ('auto' on one of its machines). Default: start Ray on this machine."
         ),
     ] = None,
+    allow_unreadable: Annotated[
+        bool,
+        typer.Option("--allow-unreadable", help="Scan even if every pair of a sample would fail."),
+    ] = False,
     allow_unfamiliar: Annotated[
         bool,
         typer.Option(
@@ -108,7 +112,8 @@ def scan(
         "input": input, "out": out, "job": job, "model": model, "limit": limit, "captions": captions,
         "image_column": image_column, "text_column": text_column, "id_column": id_column,
         "encoding": encoding, "delimiter": delimiter,
-        "min_text_read": min_text_read, "allow_unfamiliar": allow_unfamiliar, "max_error_rate": max_error_rate,
+        "min_text_read": min_text_read, "max_error_rate": max_error_rate,
+        "allow_unreadable": allow_unreadable, "allow_unfamiliar": allow_unfamiliar,
         "retry_errors": codes_of(retry_errors),
         "address": address, "device": device, "precision": precision, "detectors": detectors, "batch_size": batch_size,
         "notify": notify or (), "notify_for_s": notify_for, "log_file": log_file, "metrics_targets": metrics_targets,

@@ -29,6 +29,7 @@ from jobs.errors import InputUnfamiliar, JobFailed
 from jobs.metrics import targets_announced
 from jobs.scan import retry
 from jobs.scan.input.manifest import write_manifest, write_tables
+from jobs.scan.look import SCAN_S, look_at
 from jobs.scan.output.completeness import count_rows, repair_results
 from jobs.scan.output.job_folder import Job, check_resumable, is_finished, wait_until_free
 from jobs.scan.output.summary import read_summary, write_outcome
@@ -74,6 +75,8 @@ def scan(settings: ScanSettings, watch: Watch = lambda progress: None) -> dict[s
         raise InputUnfamiliar(_read_sample(record).sentence(plan.model_id, plan.limits))
     if record:
         wait_until_free(plan.folder, record, settings.stale_after_s, lambda line: watch(ScanProgress(line)))
+    elif not settings.allow_unreadable:
+        look_at(plan.source, settings, seconds=SCAN_S, is_quick=True).check(settings.input)
     with job_states(settings, "scan", plan.folder.name, plan.folder) as states:
         entries = (record or {}) | _first_entries(plan, identity) | {"began_s": round(began_s, 3)}
         with Job(plan.folder, entries, settings.heartbeat_s, states.change) as job:
@@ -106,6 +109,7 @@ def _first_entries(plan: ScanPlan, identity: dict[str, Any]) -> dict[str, Any]:
         "policy": asdict(plan.policy),
         "familiarity_id": plan.familiarity_id,
         "limits": limits_sentences(plan.limits, plan.model_id),
+        "input": plan.source.describe(),
         "versions": versions,
     }
 

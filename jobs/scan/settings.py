@@ -57,6 +57,8 @@ class ScanSettings(ClusterSettings, WatchSettings):
     min_text_read: float = Field(default=MIN_TEXT_READ, ge=0, le=1)
     """Share of a text's characters that the model must be able to read. A pair with less is one without a text."""
 
+    allow_unreadable: bool = False
+    """Start a scan even if no pair of a sample can be read."""
     allow_unfamiliar: bool = False
     """Scan all pairs without looking at a sample first. Unfamiliar pairs are still not judged."""
     max_error_rate: float = Field(default=1, ge=0, le=1)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import chain, islice
 
 import numpy as np
@@ -115,8 +115,19 @@ def _tables(rows: Iterator[ManifestRow]) -> Iterator[pa.Table]:
         for row in group:
             _escape(row)
         _make_names_unique(group, seen)
-        columns = {name: [getattr(row, name) for row in group] for name in MANIFEST_SCHEMA.names}
-        yield pa.table(columns, MANIFEST_SCHEMA)
+        yield _table(group)
+
+
+def to_table(rows: Sequence[ManifestRow]) -> pa.Table:
+    """Return some rows as a table of `MANIFEST_SCHEMA`; a row without a name is called #row_id."""
+    named = [replace(row, custom_id=row.custom_id or f"#{row.row_id}", warnings=[*row.warnings]) for row in rows]
+    for row in named:
+        _escape(row)
+    return _table(named)
+
+
+def _table(rows: Sequence[ManifestRow]) -> pa.Table:
+    return pa.table({name: [getattr(row, name) for row in rows] for name in MANIFEST_SCHEMA.names}, MANIFEST_SCHEMA)
 
 
 def _escape(row: ManifestRow) -> None:

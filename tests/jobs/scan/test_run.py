@@ -638,3 +638,11 @@ def test_an_output_folder_with_other_files_is_refused(corpus: Path, model_folder
     (corpus / "out/a/thesis.txt").write_text("x")
     with pytest.raises(JobDiffers, match="holds files that are not a job's"):
         scan(_unstartable(corpus, model_folder))
+
+
+def test_a_scan_of_which_every_sampled_pair_would_fail_starts_nothing(tmp_path: Path, model_folder: Path) -> None:
+    (tmp_path / "a.jsonl").write_text(json.dumps({"image": "gone.jpg", "text": "a text"}))
+    out = tmp_path / "out"
+    with pytest.raises(InputNotFound, match=r"all 1 pairs of it would fail: 1 not_found .*--allow-unreadable"):
+        scan(ScanSettings(input=str(tmp_path / "a.jsonl"), out=str(out), model=str(model_folder)))
+    assert not out.exists()

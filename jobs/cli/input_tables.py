@@ -1,0 +1,117 @@
+"""Tables of what a scan would read, for `asap plan`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Group as Lines
+from rich.table import Table
+from rich.text import Text
+
+from jobs.cli.display import PLAIN_TABLE
+from jobs.scan.look import line_of
+
+if TYPE_CHECKING:
+    from jobs.scan.look import Group, Look
+
+_TEXT_SHOWN = 160
+
+
+def look_tables(look: Look) -> Lines:
+    """Return the findings of a look: what was understood, counts, the first pairs, and problems."""
+    parts: list[Any] = [_rows("input", _described(look.source)), "", _rows("pairs", _counts(look)), ""]
+    first = Table(title="first pairs, as a scan takes them", **PLAIN_TABLE)
+    for name in ("id", "image", "text"):
+        first.add_column(name, overflow="fold")
+    for pair in look.first:
+        text = pair.get("error") or pair["text"] or "(none)"
+        first.add_row(
+            *(Text(str(value)) for value in (pair["id"] or "(none)", pair["image"] or "(none)", _short(text)))
+        )
+    parts += [first, ""]
+    problems = {
+        "rows that cannot be understood": look.invalid,
+        "rows with a warning": look.warnings,
+        "sampled pairs that would fail": look.failures,
+    }
+    for title, groups in problems.items():
+        if groups:
+            parts += [_groups(title, groups), ""]
+    return Lines(*parts)
+
+
+def _described(source: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
+    """Return the leaves of a description, each with its path as its name."""
+    lines: dict[str, str] = {}
+    for name, value in source.items():
+        label = f"{prefix}{name.replace('_', ' ')}"
+        if isinstance(value, Mapping):
+            lines |= {label: ", ".join(f"{key} {_shown(item)}" for key, item in value.items() if item is not None)}
+        elif isinstance(value, list) and value and isinstance(value[0], Mapping):
+            for number, item in enumerate(value):
+                lines |= _described(
+                    item, f"{label.removesuffix('s')} {number + 1 if len(value) > 1 else ''}".rstrip() + " "
+                )
+        elif isinstance(value, list):
+            lines |= {label: "\n".join(map(str, value))} if value else {}
+        elif value is not None:
+            lines[label] = _shown(value)
+    return lines
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return f"{value:,}" if isinstance(value, int) else str(value)
+
+
+def _counts(look: Look) -> dict[str, str]:
+    least = "" if look.is_whole else "at least "
+    counts = {
+        "rows": look.rows,
+        "not understood": sum(group.count for group in look.invalid.values()),
+        "without a text": look.without_text,
+        "without a picture": look.without_image,
+        "repeated ids": look.repeated_ids,
+        "repeated pictures": look.repeated_images,
+        "repeated pairs": look.repeated_pairs,
+    }
+    lines = {name: f"{least}{count:,}" for name, count in counts.items() if count or name == "rows"}
+    lines["sample"] = f"{look.sampled - look.failed:,} of {look.sampled:,} pairs can be read"
+    if look.widths:
+        lines["pictures"] = (
+            f"{min(look.widths):,} to {max(look.widths):,} pixels wide, {min(look.heights):,} to "
+            f"{max(look.heights):,} high"
+        )
+    return lines
+
+
+def _groups(title: str, groups: dict[str, Group]) -> Table:
+    table = Table(title=title, **PLAIN_TABLE)
+    table.add_column("rows", justify="right")
+    table.add_column("first lines", overflow="fold")
+    table.add_column("example", overflow="fold")
+    for name, group in groups.items():
+        lines = ", ".join(_line(row_id) for row_id in group.row_ids)
+        code = f"{name}: " if name.replace("_", "").isalpha() else ""
+        table.add_row(f"{group.count:,}", lines, Text(code + _short(group.example)))
+    return table
+
+
+def _line(row_id: int) -> str:
+    position = line_of(row_id)
+    return f"{position['line']:,}" + (f" of part {position['part']}" if "part" in position else "")
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= _TEXT_SHOWN else text[:_TEXT_SHOWN] + "…"
+
+
+def _rows(title: str, rows: dict[str, str]) -> Table:
+    table = Table(title=title, show_header=False, **PLAIN_TABLE)
+    table.add_column(no_wrap=True)
+    table.add_column(overflow="fold")
+    for name, value in rows.items():
+        table.add_row(name, Text(value))
+    return table

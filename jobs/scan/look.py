@@ -1,0 +1,241 @@
+"""A look at an input before any work: what was understood of it, and how a sample of its pairs would fare.
+
+`asap plan` shows a look, and every new scan takes one. It needs neither Ray nor a model, and it reads rows for some
+seconds only, so its counts may be lower bounds. The sample depends on its seed and on the rows that were read.
+"""
+
+from __future__ import annotations
+
+import random
+import re
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+from asap.preprocessing.images import ImageLimits
+from jobs.errors import InputNotFound
+from jobs.scan.input.manifest import ManifestRow, SeenIds, to_table
+from jobs.scan.input.sources import Source
+from jobs.scan.settings import ScanSettings
+from jobs.scan.stages.prepare import Preparation, prepare_batch
+
+PLAN_S = 8.0
+"""Seconds for which `asap plan` reads rows. The sample takes about two more."""
+SCAN_S = 2.0
+"""Seconds for which a scan reads rows before it starts."""
+SAMPLE = 64
+_AT_ONCE = 16
+"""Pairs of the sample whose pictures are read together."""
+_SHOWN = 3
+_CHUNK = 1024
+_LINES_SHOWN = 5
+_IMAGE_SIZE = 224
+"""Side in pixels to which the pictures of a sample are resized: any model's would do."""
+_VALUES = re.compile(r"'(?:[^'\\]|\\.)*'|\"(?:[^\"\\]|\\.)*\"|(?:s3:/)?/\S+|\d+")
+"""Parts of a message that differ between rows of one kind."""
+
+
+@dataclass
+class Group:
+    """Rows with one kind of problem."""
+
+    example: str
+    """The message of the first of them."""
+    count: int = 0
+    row_ids: list[int] = field(default_factory=list)
+    """The first few."""
+
+    def add(self, row_id: int) -> None:
+        """Count a row."""
+        self.count += 1
+        if len(self.row_ids) < _LINES_SHOWN:
+            self.row_ids.append(row_id)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the group as JSON."""
+        return {"example": self.example, "count": self.count, "first": [line_of(row_id) for row_id in self.row_ids]}
+
+
+def line_of(row_id: int) -> dict[str, int]:
+    """Return the line or record of a row, counted from 1, and its part of an input of several files."""
+    part, line = divmod(row_id, 2**32)
+    return {"line": line + 1} | ({"part": part + 1} if part else {})
+
+
+@dataclass
+class Look:
+    """The findings of a look."""
+
+    source: dict[str, Any]
+    """What was understood, as `Source.describe` says it."""
+    rows: int = 0
+    is_whole: bool = True
+    """False if reading stopped before the end of the input: counts are lower bounds then."""
+    without_text: int = 0
+    without_image: int = 0
+    repeated_ids: int = 0
+    repeated_images: int = 0
+    """Rows whose picture an earlier row has."""
+    repeated_pairs: int = 0
+    """Rows whose picture and text an earlier row has."""
+    text_characters: int = 0
+    """Characters of all texts together."""
+    invalid: dict[str, Group] = field(default_factory=dict)
+    """Rows that cannot be understood, by kind of reason."""
+    warnings: dict[str, Group] = field(default_factory=dict)
+    """Rows that are read with a warning, by kind."""
+    first: list[dict[str, Any]] = field(default_factory=list)
+    """The first pairs, as the scan takes them."""
+    sampled: int = 0
+    failures: dict[str, Group] = field(default_factory=dict)
+    """Sampled pairs that would fail, by error code."""
+    widths: list[int] = field(default_factory=list)
+    heights: list[int] = field(default_factory=list)
+
+    @property
+    def failed(self) -> int:
+        """Number of sampled pairs that would fail."""
+        return sum(group.count for group in self.failures.values())
+
+    def to_json(self) -> dict[str, Any]:
+        """Return all findings as JSON."""
+        sizes = {"width": self.widths, "height": self.heights} if self.widths else {}
+        return {
+            "input": self.source,
+            "rows": self.rows,
+            "is_whole": self.is_whole,
+            "without_text": self.without_text,
+            "without_image": self.without_image,
+            "repeated": {"ids": self.repeated_ids, "images": self.repeated_images, "pairs": self.repeated_pairs},
+            "mean_text_characters": round(self.text_characters / max(1, self.rows - self.without_text), 1),
+            "invalid": [group.to_json() for group in self.invalid.values()],
+            "warnings": [group.to_json() for group in self.warnings.values()],
+            "first": self.first,
+            "sample": {
+                "pairs": self.sampled,
+                "failed": self.failed,
+                "failures": {code: group.to_json() for code, group in self.failures.items()},
+            }
+            | {name: {"from": min(values), "to": max(values)} for name, values in sizes.items()},
+        }
+
+    @property
+    def is_unreadable(self) -> bool:
+        """True if every sampled pair would fail."""
+        return 0 < self.sampled == self.failed
+
+    def check(self, address: str) -> None:
+        """Raise `InputNotFound` if every sampled pair would fail."""
+        if not self.is_unreadable:
+            return
+        reasons = "; ".join(f"{group.count} {code} ({group.example})" for code, group in self.failures.items())
+        whole = self.is_whole and self.rows == self.sampled
+        which = f"all {self.rows} pairs" if whole else f"all {self.sampled} sampled pairs"
+        raise InputNotFound(
+            f"{address} was read as {_kind(self.source)}, and {which} of it would fail: {reasons}. `asap plan` shows "
+            "what was understood. --allow-unreadable scans all the same."
+        )
+
+
+def _kind(source: dict[str, Any]) -> str:
+    tables = source.get("tables") or [{}]
+    columns = tables[0].get("columns") or {}
+    named = ", ".join(f"{role} from {name!r}" for role, name in columns.items() if isinstance(name, str))
+    return f"{source['kind']}{f' ({named})' if named else ''}"
+
+
+def look_at(source: Source, settings: ScanSettings, *, seconds: float | None, is_quick: bool = False) -> Look:
+    """Look at an input.
+
+    Args:
+        source: The input.
+        settings: Settings of the scan: the limits of pictures, and how they are fetched.
+        seconds: Seconds for which rows are read. None: all rows are read.
+        is_quick: True if one pair that would not fail is enough: the rest of the sample is then left out.
+    """
+    look = Look(source.describe())
+    sample = _read_rows(look, source.rows(), None if seconds is None else time.monotonic() + seconds)
+    limits = ImageLimits(max_bytes=settings.max_image_bytes, max_pixels=settings.max_image_pixels)
+    preparation = Preparation(_IMAGE_SIZE, limits, settings.fetch, slow_after_s=settings.slow_picture_s)
+    for start in range(0, len(sample), _AT_ONCE):
+        _try(look, sample[start : start + _AT_ONCE], preparation, texts=settings.table_options.texts)
+        if is_quick and look.failed < look.sampled:
+            break
+    return look
+
+
+def _read_rows(look: Look, rows: Iterable[ManifestRow], deadline: float | None) -> list[ManifestRow]:
+    """Count the rows until the deadline, and return a seeded sample of them in a random order."""
+    draw = random.Random(0)
+    sample: list[ManifestRow] = []
+    ids, images, pairs = SeenIds(), SeenIds(), SeenIds()
+    chunk: list[ManifestRow] = []
+
+    def count_repeated() -> None:
+        look.repeated_ids += int(ids.repeated([row.custom_id for row in chunk if row.custom_id is not None]).sum())
+        named = [row for row in chunk if row.image_uri is not None]
+        look.repeated_images += int(images.repeated([_address(row) for row in named]).sum())
+        look.repeated_pairs += int(pairs.repeated([f"{_address(row)}\0{row.text}" for row in named]).sum())
+        chunk.clear()
+
+    for row in rows:
+        look.rows += 1
+        _count(look, row)
+        # A uniform sample of a stream: the n-th row replaces one of the sample with probability SAMPLE / n.
+        if len(sample) < SAMPLE:
+            sample.append(row)
+        elif (position := draw.randrange(look.rows)) < SAMPLE:
+            sample[position] = row
+        chunk.append(row)
+        if len(chunk) == _CHUNK:
+            count_repeated()
+            if deadline is not None and time.monotonic() > deadline:
+                look.is_whole = False
+                break
+    count_repeated()
+    draw.shuffle(sample)
+    return sample
+
+
+def _address(row: ManifestRow) -> str:
+    return f"{row.image_uri}\0{row.image_version}\0{row.image_offset}"
+
+
+def _count(look: Look, row: ManifestRow) -> None:
+    if row.row_error is not None:
+        _group(look.invalid, _VALUES.sub("…", row.row_error), row.row_error).add(row.row_id)
+    else:
+        look.without_text += row.text is None and row.text_uri is None
+        look.without_image += row.image_uri is None
+    look.text_characters += len(row.text or "")
+    for warning in row.warnings:
+        _group(look.warnings, _VALUES.sub("…", warning), warning).add(row.row_id)
+    if len(look.first) < _SHOWN:
+        look.first.append({"id": row.custom_id, "image": row.image_uri, "text": row.text or row.text_uri}
+                          | ({"error": row.row_error} if row.row_error else {}))  # fmt: skip
+
+
+def _group(groups: dict[str, Group], kind: str, example: str) -> Group:
+    return groups.setdefault(kind, Group(example))
+
+
+def _try(look: Look, rows: list[ManifestRow], preparation: Preparation, *, texts: bool) -> None:
+    """Read the pictures of some rows as the scan does, and count the rows that would fail."""
+    outcomes = {row["row_id"]: row for row in prepare_batch(to_table(rows), preparation).to_pylist()}
+    for row in rows:
+        look.sampled += 1
+        outcome = outcomes.get(row.row_id)
+        if outcome is None:  # slow: the scan would wait for it
+            continue
+        code, detail = outcome["error_code"], outcome["error_detail"]
+        if code is None and texts and outcome["text"] is None:
+            code, detail = "text_missing", "the pair has no text"
+        if code is None:
+            look.widths.append(outcome["width"])
+            look.heights.append(outcome["height"])
+        else:
+            where = (
+                f"{row.image_uri}: " if row.image_uri and row.image_uri not in detail and row.row_error is None else ""
+            )
+            _group(look.failures, code, where + detail).add(row.row_id)

@@ -1,0 +1,63 @@
+"""Tests of `asap plan`."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+MAIN = "import sys; from jobs.cli.app import main; sys.exit(main())"
+
+
+def _plan(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-c", MAIN, "plan", *arguments], capture_output=True, text=True, check=False)
+
+
+@pytest.fixture
+def table(tmp_path: Path, jpeg: Callable[..., bytes]) -> Path:
+    (tmp_path / "a.jpg").write_bytes(jpeg(1))
+    path = tmp_path / "pairs.csv"
+    path.write_text("id,image,text\nfirst,a.jpg,a text of its own\nsecond,gone.jpg,another\n")
+    return path
+
+
+def test_a_plan_shows_what_was_understood_and_the_command_to_run(table: Path) -> None:
+    done = _plan(str(table), "--limit", "2")
+    assert done.returncode == 0, done.stderr
+    for shown in ("csv", "first", "a text of its own", "not_found", "1 of 2 pairs can be read"):
+        assert shown in done.stdout
+    assert f"asap scan {shlex.quote(str(table))} --out OUT --limit 2" in done.stdout
+    assert {path.name for path in table.parent.iterdir()} == {"a.jpg", "pairs.csv"}
+
+
+def test_a_plan_as_json_has_all_of_it(table: Path) -> None:
+    done = _plan(str(table), "--json")
+    document = json.loads(done.stdout)
+    assert document["rows"] == 2
+    assert document["sample"]["failures"]["not_found"]["count"] == 1
+    assert document["command"].startswith("asap scan ")
+
+
+def test_a_plan_for_what_a_scan_refuses_says_so_in_the_same_words(table: Path) -> None:
+    (table.parent / "a.jpg").unlink()
+    done = _plan(str(table))
+    assert done.returncode == 1
+    assert "all 2 pairs of it would fail" in done.stderr
+    assert "asap scan" not in done.stdout
+    missing = _plan(str(table.parent / "nothing"))
+    assert (missing.returncode, missing.stdout) == (1, "")
+    assert "is not there" in missing.stderr
+    assert "Traceback" not in done.stderr + missing.stderr
+
+
+def test_a_plan_loads_neither_torch_nor_ray(table: Path) -> None:
+    loaded = "; print(sorted({'torch', 'ray'} & set(sys.modules)))"
+    code = f"import sys; sys.argv = ['asap', 'plan', {str(table)!r}]; from jobs.cli.app import app\n"
+    code += f"try: app()\nexcept SystemExit: pass\nprint{loaded.partition('print')[2]}"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.stdout.splitlines()[-1] == "[]", done.stdout + done.stderr
