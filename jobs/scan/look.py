@@ -15,7 +15,7 @@ from typing import Any
 
 from asap.preprocessing.images import ImageLimits
 from jobs.errors import InputNotFound
-from jobs.scan.input.manifest import ManifestRow, SeenIds, to_table
+from jobs.scan.input.manifest import ManifestRow, SeenIds, storable, to_table
 from jobs.scan.input.sources import Source
 from jobs.scan.settings import ScanSettings
 from jobs.scan.stages.prepare import Preparation, prepare_batch
@@ -173,10 +173,11 @@ def _read_rows(look: Look, rows: Iterable[ManifestRow], deadline: float | None) 
     chunk: list[ManifestRow] = []
 
     def count_repeated() -> None:
-        look.repeated_ids += int(ids.repeated([row.custom_id for row in chunk if row.custom_id is not None]).sum())
-        named = [row for row in chunk if row.image_uri is not None]
-        look.repeated_images += int(images.repeated([_address(row) for row in named]).sum())
-        look.repeated_pairs += int(pairs.repeated([f"{_address(row)}\0{row.text}" for row in named]).sum())
+        names = [storable(row.custom_id) for row in chunk if row.custom_id is not None]
+        look.repeated_ids += int(ids.repeated(names).sum())
+        addresses = [(_address(row), storable(row.text or "")) for row in chunk if row.image_uri is not None]
+        look.repeated_images += int(images.repeated([address for address, _ in addresses]).sum())
+        look.repeated_pairs += int(pairs.repeated([f"{address} {text}" for address, text in addresses]).sum())
         chunk.clear()
 
     for row in rows:
@@ -199,7 +200,7 @@ def _read_rows(look: Look, rows: Iterable[ManifestRow], deadline: float | None) 
 
 
 def _address(row: ManifestRow) -> str:
-    return f"{row.image_uri}\0{row.image_version}\0{row.image_offset}"
+    return storable(f"{row.image_uri} {row.image_version} {row.image_offset}")
 
 
 def _count(look: Look, row: ManifestRow) -> None:

@@ -34,7 +34,7 @@ def pair(tmp_path: Path, jpeg: Jpeg) -> dict[str, str]:
 def test_rows_are_counted_with_their_problems_and_their_lines(tmp_path: Path, pair: dict[str, str]) -> None:
     records = [
         pair | {"id": "one"}, "{broken", pair | {"id": "one"}, {"image": "a.jpg", "text": " "}, {"text": "alone"},
-        "{broken too", pair | {"text": "another"},
+        "{broken too", pair | {"text": "another"} | {"id": "\ud83d"},
     ]  # fmt: skip
     look = _look(tmp_path, records)
     assert (look.rows, look.is_whole) == (7, True)

@@ -265,9 +265,9 @@ def test_a_scan_on_busy_machines_says_what_it_waits_for_and_gives_up(
     settings = ScanSettings(
         input=str(corpus / "a.jsonl"), out=str(corpus / "out"), model=str(model_folder), wait_for_machines_s=3
     )
-    with pytest.raises(JobError, match=r"the machines are busy: 1 worker with 0\.8 CPUs, and 0\.35 CPUs for tasks had"):
+    with pytest.raises(JobError, match=r"the machines are busy: 1 worker with 0\.8 CPUs, and 0\.25 CPUs for tasks had"):
         scan(settings, lambda now: stages.append(now.stage))
-    assert stages[-1].startswith("waiting up to 3 s for other jobs to free 1 worker with 0.8 CPUs, and 0.35 CPUs")
+    assert stages[-1].startswith("waiting up to 3 s for other jobs to free 1 worker with 0.8 CPUs, and 0.25 CPUs")
     assert stages[-1].endswith(": 0 CPUs are free of 1 x (2 CPUs, 0 GPUs)")
 
 
