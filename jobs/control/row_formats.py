@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from asap.errors import ConfigError
+from jobs.scan.output.json_rows import row_json
 
 FORMATS = ("table", "json", "jsonl", "csv", "parquet")
 _FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n", "＝", "＋", "－", "＠")
@@ -65,7 +66,7 @@ def _write_json(stream: Stream, schema: pa.Schema, tables: Iterable[pa.Table]) -
     stream.write(b"[")
     for table in tables:
         for row in table.to_pylist():
-            stream.write((",\n" if written else "").encode() + json.dumps(row, ensure_ascii=False).encode())
+            stream.write((b",\n" if written else b"") + row_json(row))
             written += 1
     stream.write(b"]\n")
     return written
@@ -75,7 +76,7 @@ def _write_jsonl(stream: Stream, schema: pa.Schema, tables: Iterable[pa.Table]) 
     written = 0
     for table in tables:
         for row in table.to_pylist():
-            stream.write(json.dumps(row, ensure_ascii=False).encode() + b"\n")
+            stream.write(row_json(row) + b"\n")
         written += table.num_rows
     return written
 
