@@ -301,7 +301,10 @@ def _first(tables: Iterable[pa.Table], limit: int | None) -> Iterator[pa.Table]:
 
 
 def _target(to: str, folder: Location) -> Location:
-    """Return the file to write. Raises `ConfigError` for a file in the job folder, where readers would find it."""
+    """Return the file to write; of a link, the file that it leads to.
+
+    Raises `ConfigError` for a file in the job folder, where readers would find it, and for what is no file.
+    """
     from asap.storage.location import Location
 
     target = Location.parse(to)
@@ -311,6 +314,11 @@ def _target(to: str, folder: Location) -> Location:
         is_inside = Path(target.uri).resolve().is_relative_to(Path(folder.uri).resolve())
     if is_inside:
         raise ConfigError(f"{target} is in the job folder. Choose a --to outside {folder}.")
+    # The file is replaced once it is whole, which would remove a device such as /dev/stdout.
+    if not target.is_s3 and (path := Path(target.uri)).exists():
+        if not path.is_file():
+            raise ConfigError(f"--to {target} is not a file. Name a file, or leave --to out for the standard output.")
+        return Location(str(path.resolve())) if path.is_symlink() else target
     return target
 
 
