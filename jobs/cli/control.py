@@ -261,8 +261,10 @@ def results(
     if flat:
         names = choose_columns(wanted, flat_schema(flat_by_name))
         stored = list(dict.fromkeys(flat_by_name[name].source for name in names))
-        tables = (flatten(table, names, flat_by_name) for table in source.rows(stored, where, schema))
         shown = flat_schema({name: flat_by_name[name] for name in names})
+        tables: Iterable[pa.Table] = (
+            flatten(table, names, flat_by_name) for table in source.rows(stored, where, schema)
+        )
     else:
         names = choose_columns(wanted, schema, flat_by_name)
         tables = source.rows(names, where, schema)
