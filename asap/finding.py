@@ -40,6 +40,11 @@ def lacks_evidence(
     return verdict in FLAGGED and not flagged_types and not words and box is None
 
 
+def box_fields(box: Box | None) -> dict[str, float] | None:
+    """Return a box as it is in results, in JSON and in the API: `x0`, `y0`, `x1` and `y1`."""
+    return None if box is None else dict(zip(("x0", "y0", "x1", "y1"), box, strict=True))
+
+
 def unfamiliar_reason(parts: Sequence[str]) -> str:
     """Return why an unfamiliar pair was not judged, as a sentence about its parts, `image` and `text`."""
     strange = " and ".join({"image": "picture", "text": "text"}[part] for part in parts) or "pair"
@@ -123,11 +128,12 @@ class Finding:
         return NO_EVIDENCE if lacks_evidence(self.verdict, self.flagged_types, self.words, self.box_px) else ""
 
     def to_dict(self) -> dict[str, Any]:
-        """Return JSON-ready fields; an error becomes `error_code` and `error_detail`."""
+        """Return JSON-ready fields, in the shapes of result rows; an error becomes `error_code` and `error_detail`."""
         # The fields one by one: `dataclasses.asdict` would copy the error, which is not a field of the JSON.
         fields = {item.name: getattr(self, item.name) for item in dataclasses.fields(self) if item.name != "error"}
         if self.words is not None:
             fields["words"] = [dataclasses.asdict(word) for word in self.words]
+        fields |= {"box_px": box_fields(self.box_px), "raw_box_px": box_fields(self.raw_box_px)}
         fields["error_code"] = self.error.code if self.error else None
         fields["error_detail"] = str(self.error) if self.error else None
         return fields

@@ -6,6 +6,8 @@ that `asap --help` stays quick.
 
 from __future__ import annotations
 
+import errno
+import os
 import sys
 
 import typer
@@ -42,6 +44,7 @@ for verb in (watch, cancel, resume, errors, results, report, delete):
     app.command(rich_help_panel=_JOB_FOLDERS)(verb)
 
 _EXIT_CODES: dict[type[AsapError], int] = {InputUnfamiliar: EXIT_UNFAMILIAR, TooManyErrors: EXIT_TOO_MANY_ERRORS}
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _KEPT = {
     "scan": "Finished pairs are kept. Run the same command again to resume.",
     "train": "The last checkpoint is kept. Run the same command again to resume.",
@@ -59,7 +62,7 @@ def main() -> None:
     """Run the command line.
 
     An `AsapError` becomes one sentence on stderr and exit code 1, or a code of its own (`jobs.errors`). A stop by
-    Ctrl-C, SIGTERM or SIGHUP exits with 130.
+    Ctrl-C, SIGTERM or SIGHUP exits with 130. A reader that closes the pipe early ends the command quietly.
     """
     stop_on_signals()
     try:
@@ -67,6 +70,13 @@ def main() -> None:
     except AsapError as error:
         _complain(" ".join([str(error), *getattr(error, "__notes__", ())]))
         sys.exit(_EXIT_CODES.get(type(error), 1))
+    except OSError as error:
+        # Errors of files and stores are AsapErrors. A full disk behind `>` is met by any command that prints.
+        if error.errno not in _FULL or error.filename is not None:
+            raise
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # what is still buffered would fail again at the exit
+        _complain(f"the standard output cannot be written: {error.strerror}. Print to another place.")
+        sys.exit(1)
     except SystemExit as stop:
         # typer has turned the KeyboardInterrupt into this exit
         if stop.code == EXIT_STOPPED and (kept := _KEPT.get(sys.argv[1])):

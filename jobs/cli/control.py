@@ -227,15 +227,24 @@ def results(
         ),
     ] = None,
     to: Annotated[str | None, typer.Option(help="File to write, or s3://. Default: the standard output.")] = None,
+    flat: Annotated[
+        bool,
+        typer.Option(
+            "--flat",
+            help="No nested columns, for a spreadsheet: score_face_swap, box_x0 and so on; lists are joined by '; '.",
+        ),
+    ] = False,
     as_json: _Json = False,
 ) -> None:
     """Show or write result rows that pass a filter, also while the job runs.
 
-    In a CSV, nested columns are JSON, and a text that a spreadsheet would run as a formula gets an apostrophe in front.
+    In a CSV, a text that a spreadsheet would run as a formula gets an apostrophe in front. Nested columns are JSON
+    there, unless --flat is given.
     """
     from asap.storage.files import open_write
     from asap.storage.location import Location
     from jobs.cli.job_tables import rows_table
+    from jobs.control.flat_rows import flat_columns, flat_schema, flatten
     from jobs.control.result_query import Results, RowFilter, choose_columns, nullable_schema
     from jobs.control.row_formats import choose_format, write_rows
     from jobs.control.status import read_status
@@ -247,8 +256,19 @@ def results(
     source = Results(found)
     schema = source.schema()
     wanted = [name.strip() for name in columns.split(",")] if columns else []
-    names = choose_columns(wanted or (_TABLE_COLUMNS if kind == "table" else ()), schema)
-    tables = source.rows(names, where, schema)
+    wanted = wanted or (list(_TABLE_COLUMNS) if kind == "table" else [])
+    flat_by_name = flat_columns(schema)
+    if flat:
+        names = choose_columns(wanted, flat_schema(flat_by_name))
+        stored = list(dict.fromkeys(flat_by_name[name].source for name in names))
+        shown = flat_schema({name: flat_by_name[name] for name in names})
+        tables: Iterable[pa.Table] = (
+            flatten(table, names, flat_by_name) for table in source.rows(stored, where, schema)
+        )
+    else:
+        names = choose_columns(wanted, schema, flat_by_name)
+        tables = source.rows(names, where, schema)
+        shown = nullable_schema(names, schema)
 
     if kind == "table":
         most = limit or _TABLE_ROWS
@@ -260,7 +280,7 @@ def results(
         target = None if to is None else _target(to, found.folder)
         out: AbstractContextManager[Stream] = nullcontext(sys.stdout.buffer) if target is None else open_write(target)
         with out as stream:
-            count = write_rows(kind, stream, nullable_schema(names, schema), _first(tables, limit))
+            count = write_rows(kind, stream, shown, _first(tables, limit), is_flat=flat)
             stream.flush()
         if target is not None:
             done = {"to": target.uri, "format": kind, "rows": count}
@@ -283,7 +303,10 @@ def _first(tables: Iterable[pa.Table], limit: int | None) -> Iterator[pa.Table]:
 
 
 def _target(to: str, folder: Location) -> Location:
-    """Return the file to write. Raises `ConfigError` for a file in the job folder, where readers would find it."""
+    """Return the file to write; of a link, the file that it leads to.
+
+    Raises `ConfigError` for a file in the job folder, where readers would find it, and for what is no file.
+    """
     from asap.storage.location import Location
 
     target = Location.parse(to)
@@ -293,6 +316,11 @@ def _target(to: str, folder: Location) -> Location:
         is_inside = Path(target.uri).resolve().is_relative_to(Path(folder.uri).resolve())
     if is_inside:
         raise ConfigError(f"{target} is in the job folder. Choose a --to outside {folder}.")
+    # The file is replaced once it is whole, which would remove a device such as /dev/stdout.
+    if not target.is_s3 and (path := Path(target.uri)).exists():
+        if not path.is_file():
+            raise ConfigError(f"--to {target} is not a file. Name a file, or leave --to out for the standard output.")
+        return Location(str(path.resolve())) if path.is_symlink() else target
     return target
 
 

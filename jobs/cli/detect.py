@@ -40,17 +40,17 @@ def detect(
     if save is not None:
         _check_save_path(save)  # before the model runs
     source = _read_object(image) if image.startswith("s3://") else Path(image)
+    answer: dict[str, Any] | None = None
     if url is not None:
-        fields, finding = _detect_at_server(url, source, text)
+        answer, finding = _detect_at_server(url, source, text)
     else:
         from asap.finding import Pair
         from asap.predictor import Predictor
 
         finding = Predictor.from_folder(model, device, min_text_read=min_text_read).predict([Pair(source, text)])[0]
-        fields = finding.to_dict()
     # JSON reports a failed pair too, in its error fields, before the command fails.
     if as_json:
-        typer.echo(json.dumps(fields, ensure_ascii=False, indent=2))
+        typer.echo(json.dumps(finding_json(finding, answer), ensure_ascii=False, indent=2))
     if finding.error is not None:
         raise _naming_the_image(finding.error, image)
     if not as_json:
@@ -62,6 +62,27 @@ def detect(
         from asap.render import draw_evidence
 
         draw_evidence(decode_image(source).image, finding, text).save(save)
+
+
+def finding_json(finding: Finding, answer: dict[str, Any] | None = None) -> dict[str, Any]:
+    """Return a finding as JSON fields: the API's response, then the columns of result rows that it lacks.
+
+    A pair that failed has null for what it lacks. A server returns no `raw_box_px` and no `word_scores`.
+
+    Args:
+        finding: The finding.
+        answer: The response of the server that it came from; None if it was made here.
+    """
+    from serve.schemas import Detection, detection
+
+    columns = finding.to_dict()
+    if answer is None and finding.error is None:
+        answer = detection("", finding, {}, None).model_dump(mode="json") | {"id": None}
+    elif answer is None:
+        size = {"sha256": columns["image_sha256"], "width": columns["width"], "height": columns["height"]}
+        answer = {name: columns.get(name) for name in Detection.model_fields} | {"input": size, "timings": {}}
+    names = ("flagged_types", "raw_box_px", "word_scores", "error_code", "error_detail")
+    return answer | {name: columns[name] for name in names}
 
 
 def _check_save_path(save: Path) -> None:

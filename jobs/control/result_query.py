@@ -7,7 +7,7 @@ lacks is null there. Each file is whole or is left out, and memory is bounded by
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -163,11 +163,15 @@ def nullable_schema(columns: Sequence[str], schema: pa.Schema) -> pa.Schema:
     return pa.schema([pa.field(name, schema.field(name).type) for name in columns])
 
 
-def choose_columns(names: Sequence[str], schema: pa.Schema) -> list[str]:
-    """Return the names, or all names of the schema if none are given. Raises `ConfigError` for an unknown one."""
+def choose_columns(names: Sequence[str], schema: pa.Schema, flat: Collection[str] = ()) -> list[str]:
+    """Return the names, or all names of the schema if none are given. Raises `ConfigError` for an unknown one.
+
+    `flat` are the names of the flat view, if it was not asked for.
+    """
     for name in names:
         if name not in schema.names:
-            raise ConfigError(f"there is no column {name!r}. Choose from {', '.join(schema.names)}.")
+            way_out = "Give --flat, which has it, or choose" if name in flat else "Choose"
+            raise ConfigError(f"there is no column {name!r}. {way_out} from {', '.join(schema.names)}.")
     return list(dict.fromkeys(names)) or list(schema.names)
 
 

@@ -6,6 +6,7 @@ strangers, so such a cell gets an apostrophe in front.
 
 from __future__ import annotations
 
+import codecs
 import csv
 import io
 import json
@@ -16,6 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from asap.errors import ConfigError
+from jobs.scan.output.json_rows import row_json
 
 FORMATS = ("table", "json", "jsonl", "csv", "parquet")
 _FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n", "＝", "＋", "－", "＠")
@@ -47,7 +49,9 @@ def choose_format(given: str | None, to: str | None, *, in_terminal: bool, as_js
     return given or ("json" if as_json else "table" if in_terminal else "jsonl")
 
 
-def write_rows(kind: str, stream: Stream, schema: pa.Schema, tables: Iterable[pa.Table]) -> int:
+def write_rows(
+    kind: str, stream: Stream, schema: pa.Schema, tables: Iterable[pa.Table], *, is_flat: bool = False
+) -> int:
     """Write tables of a schema to a stream, and return the number of rows.
 
     Args:
@@ -55,27 +59,36 @@ def write_rows(kind: str, stream: Stream, schema: pa.Schema, tables: Iterable[pa
         stream: Receives the bytes.
         schema: The columns of all tables.
         tables: The rows.
+        is_flat: True for the rows of `jobs.control.flat_rows`. In JSON, their metadata stay a string. Their CSV begins
+            with a byte order mark, without which a spreadsheet takes UTF-8 for another encoding.
     """
-    writer = {"json": _write_json, "jsonl": _write_jsonl, "csv": _write_csv, "parquet": _write_parquet}[kind]
-    return writer(stream, schema, tables)
+    if kind == "json":
+        return _write_json(stream, tables, is_flat=is_flat)
+    if kind == "jsonl":
+        return _write_jsonl(stream, tables, is_flat=is_flat)
+    if kind == "parquet":
+        return _write_parquet(stream, schema, tables)
+    if is_flat:
+        stream.write(codecs.BOM_UTF8)
+    return _write_csv(stream, schema, tables)
 
 
-def _write_json(stream: Stream, schema: pa.Schema, tables: Iterable[pa.Table]) -> int:
+def _write_json(stream: Stream, tables: Iterable[pa.Table], *, is_flat: bool) -> int:
     written = 0
     stream.write(b"[")
     for table in tables:
         for row in table.to_pylist():
-            stream.write((",\n" if written else "").encode() + json.dumps(row, ensure_ascii=False).encode())
+            stream.write((b",\n" if written else b"") + row_json(row, is_flat=is_flat))
             written += 1
     stream.write(b"]\n")
     return written
 
 
-def _write_jsonl(stream: Stream, schema: pa.Schema, tables: Iterable[pa.Table]) -> int:
+def _write_jsonl(stream: Stream, tables: Iterable[pa.Table], *, is_flat: bool) -> int:
     written = 0
     for table in tables:
         for row in table.to_pylist():
-            stream.write(json.dumps(row, ensure_ascii=False).encode() + b"\n")
+            stream.write(row_json(row, is_flat=is_flat) + b"\n")
         written += table.num_rows
     return written
 

@@ -21,7 +21,7 @@ def test_a_finding_becomes_json() -> None:
 
     assert fields == {
         "verdict": "manipulated", "score": 0.9, "types": {"text_attribute": 0.8}, "flagged_types": ["text_attribute"],
-        "box_px": None, "raw_box_px": [1.0, 2.0, 3.5, 4.0],
+        "box_px": None, "raw_box_px": {"x0": 1.0, "y0": 2.0, "x1": 3.5, "y1": 4.0},
         "words": [{"index": 1, "start": 4, "end": 9, "word": "happy", "score": 0.75}], "word_scores": [0.1, 0.75],
         "text_read": None, "familiarity": 0.4, "familiarity_image": 0.3, "familiarity_text": 0.6,
         "unfamiliar_parts": [], "familiarity_id": "f", "limits": "m was made from drawings.",

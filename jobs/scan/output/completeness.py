@@ -6,6 +6,9 @@ manifest; the files are streamed.
 
 Files that a killed writer of a job left are known by their names, and deleted. Other files that cannot be read belong
 to somebody else: the job stops and names them.
+
+All files of a folder get the same columns, because pandas, Polars, DuckDB and Spark take those of the first file for
+those of all.
 """
 
 from __future__ import annotations
@@ -14,6 +17,7 @@ import re
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -25,7 +29,7 @@ from asap.storage.files import delete_file, delete_folder, list_files, open_seek
 from asap.storage.location import Location
 from jobs.scan.input.manifest import write_tables
 from jobs.scan.output.tally import results_file, results_files
-from jobs.scan.stages.result_rows import write_table
+from jobs.scan.stages.result_rows import RESULT_SCHEMA, with_all_columns, write_table
 
 _READERS = 16
 _OWN_FILE = re.compile(r"((rows-)?[0-9a-f]{32}|lost-\d+|\d{5})([_-].*)?\.parquet")
@@ -80,23 +84,25 @@ def repair_results(results: Location) -> RowSet:
     """Repair the results so that all files are whole and each row is there once; return the rows that are there.
 
     A file that a kill cut short is deleted, and its rows are scanned again; temporary files are deleted too. Copies of
-    a row other than the first are removed from their files. Raises `StorageError` for a file that cannot be read and
-    has no name of a job's writer; it is left as it is.
+    a row other than the first are removed from their files. A file of an earlier version gets the columns that came
+    later, with nulls. Raises `StorageError` for a file that cannot be read and has no name of a job's writer; it is
+    left as it is.
     """
     seen = RowSet()
     files = _whole_files(results)
     with ThreadPoolExecutor(_READERS) as readers:
         # Read a few files at a time: the ids of all files together would take eight bytes a row.
         while some := list(islice(files, _READERS)):
-            for location, row_ids in zip(some, readers.map(_read_row_ids, some), strict=True):
-                if row_ids is None:
+            for location, held in zip(some, readers.map(_read_row_ids, some), strict=True):
+                if held is None:
                     delete_file(location)
                     continue
-                new = seen.add(row_ids)
-                if not new.all():
-                    with open_seekable(location) as file:
-                        table = pq.read_table(file)
-                    write_table(table.filter(pa.array(new)), location)
+                new = seen.add(held.row_ids)
+                if new.all() and not held.lacks_columns:
+                    continue
+                with open_seekable(location) as file:
+                    table = pq.read_table(file).filter(pa.array(new))
+                write_table(with_all_columns(table) if held.lacks_columns else table, location)
     return seen
 
 
@@ -109,7 +115,15 @@ def _whole_files(results: Location) -> Iterator[Location]:
             yield info.location
 
 
-def _read_row_ids(location: Location) -> Ids | None:
+class _Held(NamedTuple):
+    """The rows of a file of results."""
+
+    row_ids: Ids
+    lacks_columns: bool
+    """True if the file is of an earlier version, which had fewer columns."""
+
+
+def _read_row_ids(location: Location) -> _Held | None:
     """Return the ids of a file's rows; None for a file of a job without a footer, which is written last.
 
     Raises `StorageError` for any other file that cannot be read.
@@ -117,7 +131,7 @@ def _read_row_ids(location: Location) -> Ids | None:
     try:
         with results_file(location) as parquet:
             ids: Ids = parquet.read(columns=["row_id"])["row_id"].to_numpy()
-            return ids
+            return _Held(ids, _lacks_columns(parquet.schema_arrow))
     except KeyError as error:
         raise StorageError(
             f"{location} has no column row_id, so it is no file of results. Move or delete it."
@@ -128,6 +142,12 @@ def _read_row_ids(location: Location) -> Ids | None:
         if _OWN_FILE.fullmatch(location.name) and not _has_footer(location):
             return None
         raise StorageError(f"{error}. Move or delete it, and run the same command again.") from error
+
+
+def _lacks_columns(schema: pa.Schema) -> bool:
+    """Return True if columns were added since the file was written. A file that is not of a job is left as it is."""
+    missing = [field for field in RESULT_SCHEMA if field.name not in schema.names]
+    return bool(missing) and all(field.nullable for field in missing) and set(schema.names) <= set(RESULT_SCHEMA.names)
 
 
 def _has_footer(location: Location) -> bool:

@@ -13,10 +13,14 @@ import pyarrow.compute as pc
 from asap.labels import FLAGGED, VERDICTS
 from asap.storage.files import OutputStream, open_write, read_bytes, write_bytes
 from asap.storage.location import Location
+from jobs.scan.output.json_rows import row_json
 from jobs.scan.output.tally import results_file, results_files, tally_results
 from jobs.scan.stages.result_rows import SCHEMA_VERSION
 
-_ERROR_COLUMNS = ["row_id", "custom_id", "image_uri", "text", "error_code", "error_detail", "retryable", "attempt"]
+_ERROR_COLUMNS = [
+    "row_id", "custom_id", "given_id", "image_uri", "text", "metadata", "error_code", "error_detail", "retryable",
+    "attempt",
+]  # fmt: skip
 
 
 def write_outcome(folder: Location, record: dict[str, Any]) -> dict[str, int]:
@@ -38,7 +42,8 @@ def write_lists(folder: Location) -> None:
         flagged = stack.enter_context(open_write(folder / "flagged.jsonl"))
         unfamiliar = stack.enter_context(open_write(folder / "unfamiliar.jsonl"))
         for table in _tables(folder / "results"):
-            _write_lines(errors, table.filter(pc.equal(table["status"], "error")).select(_ERROR_COLUMNS))
+            failed = table.filter(pc.equal(table["status"], "error"))
+            _write_lines(errors, failed.select([name for name in _ERROR_COLUMNS if name in failed.column_names]))
             findings = table.drop_columns(["word_scores"])
             _write_lines(flagged, findings.filter(pc.is_in(table["verdict"], pa.array(FLAGGED))))
             _write_lines(unfamiliar, findings.filter(pc.equal(table["verdict"], "unfamiliar")))
@@ -55,7 +60,7 @@ def _tables(results: Location) -> Iterator[pa.Table]:
 def _write_lines(file: OutputStream, rows: pa.Table) -> None:
     for row in rows.to_pylist():
         fields = {name: value for name, value in row.items() if value is not None}
-        file.write(json.dumps(fields, ensure_ascii=False).encode() + b"\n")
+        file.write(row_json(fields) + b"\n")
 
 
 def read_summary(folder: Location) -> dict[str, Any]:

@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from asap.finding import Box, Finding
+from asap.finding import Finding, box_fields
 from asap.labels import TYPES
 from asap.storage.files import write_bytes
 from asap.storage.location import Location
@@ -79,8 +79,8 @@ def success(finding: Finding) -> dict[str, Any]:
         "score": finding.score,
         "types": finding.types,
         "flagged_types": finding.flagged_types,
-        "box_px": _box(finding.box_px),
-        "raw_box_px": _box(finding.raw_box_px),
+        "box_px": box_fields(finding.box_px),
+        "raw_box_px": box_fields(finding.raw_box_px),
         "words": None if finding.words is None else [asdict(word) for word in finding.words],
         "word_scores": finding.word_scores,
         "text_read": finding.text_read,
@@ -123,10 +123,6 @@ def _common(finding: Finding) -> dict[str, Any]:
         "familiarity_id": finding.familiarity_id,
         "warnings": finding.warnings,
     }
-
-
-def _box(box: Box | None) -> dict[str, float] | None:
-    return None if box is None else dict(zip(("x0", "y0", "x1", "y1"), box, strict=True))
 
 
 def result_table(callers: pa.Table, rows: Sequence[dict[str, Any]]) -> pa.Table:

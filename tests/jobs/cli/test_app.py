@@ -142,7 +142,7 @@ def test_detect_reads_from_s3(run: Any, bucket: str, corpus: Path, model_folder:
     write_bytes(Location(address), (corpus / "images/0.jpg").read_bytes())
     code, out, _ = run("detect", address, "--text", "A team", "--model", model_folder, "--json")
     assert code == 0
-    assert json.loads(out)["width"] == 64
+    assert json.loads(out)["input"]["width"] == 64
 
 
 def test_detect_reads_no_object_above_the_limit(

@@ -5,6 +5,9 @@ from __future__ import annotations
 import csv
 import io
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -170,6 +173,42 @@ def test_results_are_refused_in_one_line(run: Any, job: Location, options: tuple
     assert sentence in err
     assert err.count("\n") == 1
     assert not exists(job / "results/new.parquet")
+
+
+def test_results_are_written_through_a_link(run: Any, job: Location, tmp_path: Path) -> None:
+    (tmp_path / "rows.csv").write_text("old")
+    (tmp_path / "latest.csv").symlink_to(tmp_path / "rows.csv")
+    assert run("results", job, "--columns", "row_id", "--to", tmp_path / "latest.csv")[0] == 0
+    assert (tmp_path / "latest.csv").is_symlink()
+    assert (tmp_path / "rows.csv").read_text().split() == ["row_id", "0", "1", "2", "3"]
+
+
+def test_results_replace_no_folder_pipe_or_device(run: Any, job: Location, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    for to in (tmp_path / "pipe", tmp_path):
+        code, out, err = run("results", job, "--format", "csv", "--to", to)
+        assert (code, out) == (1, "")
+        assert f"--to {to} is not a file. Name a file, or leave --to out for the standard output." in err
+    assert (tmp_path / "pipe").is_fifo()
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "json", "csv", "table"])
+def test_a_pipe_that_is_closed_early_or_a_full_disk_ends_the_command_without_a_traceback(
+    tmp_path: Path, kind: str
+) -> None:
+    folder = Location(str(tmp_path))
+    write_scan(folder, [scored(number, 0.5, "review", text="x" * 1000) for number in range(500)])
+    asap = [sys.executable, "-c", "from jobs.cli.app import main; main()", "results", str(folder), "--format", kind]
+    with subprocess.Popen(asap, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdout.read(10)
+        process.stdout.close()
+        assert process.stderr.read() == b""
+    with Path("/dev/full").open("wb") as full:
+        ended = subprocess.run(asap, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    sentence = "the standard output cannot be written: No space left on device. Print to another place."
+    assert (ended.returncode, ended.stderr) == (1, f"asap: {sentence}\n")
 
 
 def test_rows_that_are_left_out_are_named_apart_from_the_rows(run: Any, tmp_path: Path) -> None:
