@@ -38,10 +38,14 @@ _MOST_BAD = 10_000
 """First records of which one must be such that it can be scanned; a table may begin with those without a text."""
 _LOOKED_FOR = 8
 """Pictures of the first records that are looked for, in a few folders each."""
+_PICTURE_FOLDERS = (
+    "images image imgs img pictures photos pics Images data train val test train2014 val2014 train2017 val2017 "
+    "flickr30k-images flickr30k_images Flicker8k_Dataset JPEGImages"
+)
+"""Names of folders in which data sets keep their pictures."""
 _LONG_LIST = 32
 """Numbers in one field that are no annotation but an embedding."""
 _NUMBERS = re.compile(r"\s*\[[-+\d.eE,\s]{500,}")
-
 _OTHER_KINDS = (
     (b"version https://git-lfs", "is a Git LFS pointer and not the file. Fetch the file with `git lfs pull`."),
     (b"PK\x03\x04", "is a zip archive or a spreadsheet. Unpack it, or save the sheet as CSV."),
@@ -289,6 +293,11 @@ def _picture_base(location: Location, columns: Columns, records: Sequence[Mappin
         found[base] = sum(_is_there(base, name) for name in names)
         if found[base] == len(names):
             break
+    if not any(found.values()):
+        # Many lists have bare names, and the pictures lie in a folder beside them.
+        inside = (Base(outer / name) for outer in (folder, folder.parent) for name in _PICTURE_FOLDERS.split())
+        likely = (base for base in inside if any(_is_there(base, name) for name in names[:2]))
+        found |= {base: sum(_is_there(base, name) for name in names) for base in islice(likely, 1)}
     best = max(found, key=lambda base: found[base])  # the first of equals
     if not found[best]:
         missing = f"none of the first {len(names)} pictures was" if len(names) > 1 else "the first picture was not"

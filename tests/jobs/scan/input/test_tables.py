@@ -673,6 +673,8 @@ def test_byte_ranges_are_whole_numbers(tmp_path: Path, name: str, offset: Any, e
         ("DGM4/a.json", "DGM4/origin/x.jpg", "DGM4/origin/x.jpg"),
         ("data/a.json", "DGM4/origin/x.jpg", "data/origin/x.jpg"),
         ("data/lists/a.json", "DGM4/origin/x.jpg", "data/origin/x.jpg"),
+        ("data/a.json", "x.jpg", "data/images/x.jpg"),
+        ("coco/annotations/a.json", "x.jpg", "coco/val2014/x.jpg"),
         ("data/lists/new/a.json", "origin/x.jpg", "data/origin/x.jpg"),
     ],
 )
