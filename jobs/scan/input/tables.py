@@ -129,7 +129,7 @@ def _understand(location: Location, kind: str, options: TableOptions) -> Table:
     maker = RowMaker(columns, base)
     first = (maker.row(line, record) for line, record in chain(sample, islice(found, _MOST_BAD - len(sample))))
     _refuse_hopeless(location, columns, first, options)
-    notes = (*reader.notes, *columns.notes, *base_notes)
+    notes = (*reader.notes, *columns.notes, *_notes_of_lists(columns, records), *base_notes)
     return Table(location, kind, reader, columns, base, notes)
 
 
@@ -232,6 +232,16 @@ def _holds_numbers(records: Sequence[Mapping[str, Any]], name: str) -> bool:
         if isinstance(value, str) and len(value) > 500 and _NUMBERS.match(value):
             return True
     return False
+
+
+def _notes_of_lists(columns: Columns, records: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return a sentence about the choice among several texts of a record."""
+    lists = [value for record in records for name in columns.text if isinstance(value := value_of(record, name), list)]
+    if not any(len(value) > 1 for value in lists):
+        return []
+    if any(isinstance(turn, dict) and ("from" in turn or "role" in turn) for value in lists for turn in value):
+        return [f"the text is the first answer of each conversation in {columns.text[0]!r:.80}"]
+    return [f"records have several texts in {columns.text[0]!r:.80}; the first that is not empty is taken"]
 
 
 def _refuse_web(location: Location, columns: Columns, records: Sequence[Mapping[str, Any]]) -> None:

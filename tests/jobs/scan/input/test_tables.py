@@ -566,7 +566,9 @@ def test_a_caption_of_coco_without_its_picture_is_an_error_of_its_row(tmp_path: 
 def test_a_conversation_gives_its_first_answer(tmp_path: Path) -> None:
     turns = [{"from": "human", "value": "<image>\nWhat is it?"}, {"from": "gpt", "value": "A dog runs."}]
     path = _write(tmp_path / "a.json", [{"id": "1", "image": "a.jpg", "conversations": turns}])
-    (row,) = _table(path).rows()
+    table = _table(path)
+    assert "the text is the first answer of each conversation in 'conversations'" in table.notes
+    (row,) = table.rows()
     assert row.text == "A dog runs."
     assert row.warnings == ["the text is the first answer of a conversation of 2 turns"]
 
@@ -574,7 +576,9 @@ def test_a_conversation_gives_its_first_answer(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["a.jsonl", "a.parquet"])
 def test_of_several_captions_the_first_is_taken_with_a_warning(tmp_path: Path, name: str) -> None:
     records = [{"image": "a.jpg", "captions": ["", "one", "two"]}, {"image": "b.jpg", "captions": ["only"]}]
-    rows = list(_table(_write(tmp_path / name, records)).rows())
+    table = _table(_write(tmp_path / name, records))
+    assert "records have several texts in 'captions'; the first that is not empty is taken" in table.notes
+    rows = list(table.rows())
     assert [row.text for row in rows] == ["one", "only"]
     assert [row.warnings for row in rows] == [["the text is the first of 2 texts of the record"], []]
 
