@@ -1,0 +1,116 @@
+"""Tables in several files, read as one input: the parts of a folder, or the files that a pattern names."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from asap.errors import StorageError
+from asap.storage.location import FileInfo
+from jobs.errors import InputNotFound
+from jobs.scan.input.listing import Address, Look, Role
+from jobs.scan.input.manifest import ManifestRow
+from jobs.scan.input.record_files import read_records, record_file
+from jobs.scan.input.tables import NO_OPTIONS, Table, TableOptions, understand_table
+
+PART_BITS = 32
+"""Bits of a row's number that count the lines of its part. The part's own number lies above."""
+_FIRST_PARTS = 3
+
+
+@dataclass(frozen=True)
+class TableParts:
+    """Tables of one kind, read one after the other in the order of their names."""
+
+    address: Address
+    kind: str
+    """Kind of each part: json, jsonl, csv, parquet …"""
+    look: Look
+    first: Table
+    """The first part that has a record."""
+    options: TableOptions = NO_OPTIONS
+    only: tuple[FileInfo, ...] | None = None
+    """The parts. None: all tables of the kind that a listing finds."""
+    notes: tuple[str, ...] = ()
+
+    def parts(self) -> list[FileInfo]:
+        """Return every part, in the order of the names."""
+        found = self.address.files() if self.only is None else self.only
+        parts = [info for info in found if self.address.is_meant(info) and self._is_part(info)]
+        return sorted(parts, key=lambda info: info.location)
+
+    def _is_part(self, info: FileInfo) -> bool:
+        return self.address.role_of(info) is Role.TABLE and kind_of(info) == self.kind
+
+    def rows(self, limit: int | None = None) -> Iterator[ManifestRow]:
+        """Return every row of every part. A part that cannot be read becomes a row with an error."""
+        del limit  # rows are read as they are taken
+        for number, part in enumerate(self.parts()):
+            yield from self._part_rows(number << PART_BITS, part)
+
+    def _part_rows(self, start: int, part: FileInfo) -> Iterator[ManifestRow]:
+        done = 0
+        try:
+            if is_empty(part, self.kind):
+                return
+            for row in understand_table(part.location, self.kind, self.options).rows():
+                done = row.row_id + 1
+                row.row_id += start
+                yield row
+        except (InputNotFound, StorageError) as error:
+            if isinstance(error, StorageError) and _is_outage(error, part):
+                raise
+            after = f" after {done} lines" if done else ""
+            problem = f"the part {self.address.name_of(part)} cannot be read{after}: {error}"
+            yield ManifestRow(row_id=start + done, custom_id=f"{self.address.name_of(part)}#{done}", row_error=problem)
+
+    def files(self, limit: int | None = None) -> Iterator[FileInfo]:
+        """Return the files that are read."""
+        del limit
+        return iter(self.parts())
+
+    def describe(self) -> dict[str, Any]:
+        """Return what a short look at the parts found."""
+        taken = [info for info in self.look[Role.TABLE] if self._is_part(info)]
+        found = self.look.describe(taken)
+        names = [self.address.name_of(info) for info in taken[:20]]
+        return found | {
+            "parts": {self.kind: len(taken)},
+            "first_parts": names,
+            "tables": [self.first.describe()],
+            "notes": list(self.notes),
+        }
+
+
+def kind_of(info: FileInfo) -> str | None:
+    """Return the kind of a table, by its name."""
+    file = record_file(info.location.name)
+    return file.kind if file else None
+
+
+def is_empty(part: FileInfo, kind: str) -> bool:
+    """Return True if a table has no record, as parts have that Spark or a filter left empty."""
+    return part.size == 0 or next(read_records(part.location, kind, ()), None) is None
+
+
+def first_table(parts: list[FileInfo], kind: str, options: TableOptions) -> Table:
+    """Return the first of some tables that has a record, after a look at the first ones and the last.
+
+    Raises `InputNotFound` for a table that cannot be scanned, and if none has a record.
+    """
+    understood = None
+    for number, part in enumerate(parts):
+        is_looked_at = understood is None or number < _FIRST_PARTS or number == len(parts) - 1
+        if is_looked_at and not is_empty(part, kind):
+            table = understand_table(part.location, kind, options)
+            understood = understood or table
+    if understood is None:
+        raise InputNotFound(f"{parts[0].location.parent} holds {len(parts)} tables ({kind}) without a record")
+    return understood
+
+
+def _is_outage(error: StorageError, part: FileInfo) -> bool:
+    """Return True if a store does not deliver a part now. Damage inside of a file is raised alike."""
+    of_store = not isinstance(error.__cause__, OSError) or "AWS Error" in str(error.__cause__)
+    return part.location.is_s3 and error.retryable and of_store
