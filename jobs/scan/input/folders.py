@@ -7,11 +7,12 @@ import posixpath
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import chain, groupby, islice
+from itertools import chain, groupby, islice, repeat
 from typing import Any, NamedTuple
 
 from asap.storage.location import FileInfo, Location
 from jobs.errors import InputNotFound
+from jobs.scan.input.columns import NO_OPTIONS, TableOptions
 from jobs.scan.input.listing import MOST_FILES, Address, Look, Role
 from jobs.scan.input.manifest import ManifestRow, is_storable
 from jobs.scan.input.record_files import RowError
@@ -39,13 +40,14 @@ class PictureFolder:
     has_bare: bool = False
     """True if files without a suffix are pictures too."""
     look: Look | None = None
+    options: TableOptions = NO_OPTIONS
     notes: tuple[str, ...] = ()
 
     kind = "folder"
 
     def rows(self, limit: int | None = None) -> Iterator[ManifestRow]:
         """Return a row for each picture, in the order of the listing."""
-        return rows_of_pairs(islice(self.pairs(), limit), self.address.folder)
+        return rows_of_pairs(islice(self.pairs(), limit), self.address.folder, self.options)
 
     def files(self, limit: int | None = None) -> Iterator[FileInfo]:
         """Return the files that are read."""
@@ -103,13 +105,14 @@ class PictureFolder:
         return found | {"pictures": len(pairs), "texts": texts, "notes": list(self.notes)}
 
 
-def rows_of_pairs(pairs: Iterator[Pair], folder: Location) -> Iterator[ManifestRow]:
+def rows_of_pairs(pairs: Iterator[Pair], folder: Location, options: TableOptions) -> Iterator[ManifestRow]:
     """Return a row for each picture, numbered from 0, with its text read."""
     row_id = 0
     # Texts are read a few hundred at a time: enough to keep all readers busy, and few in memory.
     with ThreadPoolExecutor(_TEXT_READERS) as readers:
         while chunk := list(islice(pairs, 16 * _TEXT_READERS)):
-            for pair, text in zip(chunk, readers.map(read_text, [pair.text for pair in chunk]), strict=True):
+            texts = readers.map(read_text, [pair.text for pair in chunk], repeat(options))
+            for pair, text in zip(chunk, texts, strict=False):
                 yield picture_row(row_id, pair.picture, text, folder)
                 row_id += 1
 

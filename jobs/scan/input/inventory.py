@@ -26,6 +26,7 @@ from asap.storage.failures import storage_errors
 from asap.storage.files import file_info, open_read, open_seekable, read_bytes
 from asap.storage.location import FileInfo, Location
 from jobs.errors import InputNotFound
+from jobs.scan.input.columns import NO_OPTIONS, TableOptions
 from jobs.scan.input.folders import FIRST_PICTURES, Pair, rows_of_pairs
 from jobs.scan.input.listing import TEXT_SUFFIXES, Role, role_of
 from jobs.scan.input.manifest import ManifestRow
@@ -57,12 +58,13 @@ class Inventory:
     data: Sequence[Location]
     bytes: int
     source_bucket: str
+    options: TableOptions = NO_OPTIONS
 
     kind = "inventory"
 
     def rows(self, limit: int | None = None) -> Iterator[ManifestRow]:
         """Return a row for each picture, in the order of the inventory."""
-        return rows_of_pairs(islice(self._pairs(), limit), Location(f"s3://{self.source_bucket}"))
+        return rows_of_pairs(islice(self._pairs(), limit), Location(f"s3://{self.source_bucket}"), self.options)
 
     def files(self, limit: int | None = None) -> Iterator[FileInfo]:
         """Return the files that are read."""
@@ -72,7 +74,7 @@ class Inventory:
                 raise InputNotFound(f"{self.location} names the data file {location}, which does not exist")
             yield info
 
-    def check(self, *, needs_texts: bool) -> None:
+    def check(self) -> None:
         """Raise `InputNotFound` if the first data file cannot be read, or the first pictures have no texts."""
         if (first := next(self._objects(), None)) is None:
             raise InputNotFound(f"{self.location} lists no object: nothing to scan")
@@ -80,14 +82,14 @@ class Inventory:
         names = dict.fromkeys(Role, 0)
         for item in looked_at:
             names[role_of(item.key)] += 1
-            if names[Role.PICTURE] and (names[Role.TEXT] or not needs_texts):
+            if names[Role.PICTURE] and (names[Role.TEXT] or not self.options.texts):
                 break
         if not names[Role.PICTURE]:
             raise InputNotFound(
                 f"{self.location} lists no picture among its first {sum(names.values())} objects, such as "
                 f"s3://{first.bucket}/{first.key}"
             )
-        if not needs_texts:
+        if not self.options.texts:
             return
         pairs = list(islice(self._pairs(), FIRST_PICTURES))
         if not any(pair.text for pair in pairs):
@@ -162,7 +164,7 @@ class Inventory:
 _COLUMNS = ("Bucket", "Key", "Size", "ETag", "IsLatest", "IsDeleteMarker")
 
 
-def find_inventory(info: FileInfo) -> Inventory | None:
+def find_inventory(info: FileInfo, options: TableOptions) -> Inventory | None:
     """Return the inventory whose manifest a JSON file is; None if it is something else.
 
     Raises `InputNotFound` for an inventory that cannot be read.
@@ -196,6 +198,7 @@ def find_inventory(info: FileInfo) -> Inventory | None:
         data=_data_files(info.location, str(manifest.get("destinationBucket", "")), [entry["key"] for entry in files]),
         bytes=sum(entry["size"] for entry in files if isinstance(entry.get("size"), int)),
         source_bucket=str(manifest.get("sourceBucket", "")).rpartition(":")[2],
+        options=options,
     )
 
 

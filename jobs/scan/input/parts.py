@@ -11,8 +11,8 @@ from asap.storage.location import FileInfo
 from jobs.errors import InputNotFound
 from jobs.scan.input.listing import Address, Look, Role
 from jobs.scan.input.manifest import ManifestRow
-from jobs.scan.input.record_files import read_records, record_file
-from jobs.scan.input.tables import NO_OPTIONS, Table, TableOptions, understand_table
+from jobs.scan.input.record_files import record_file
+from jobs.scan.input.tables import NO_OPTIONS, Table, TableOptions, open_records, records_of, understand_table
 
 PART_BITS = 32
 """Bits of a row's number that count the lines of its part. The part's own number lies above."""
@@ -52,7 +52,7 @@ class TableParts:
     def _part_rows(self, start: int, part: FileInfo) -> Iterator[ManifestRow]:
         done = 0
         try:
-            if is_empty(part, self.kind):
+            if is_empty(part, self.kind, self.options):
                 return
             for row in understand_table(part.location, self.kind, self.options).rows():
                 done = row.row_id + 1
@@ -89,9 +89,12 @@ def kind_of(info: FileInfo) -> str | None:
     return file.kind if file else None
 
 
-def is_empty(part: FileInfo, kind: str) -> bool:
+def is_empty(part: FileInfo, kind: str, options: TableOptions) -> bool:
     """Return True if a table has no record, as parts have that Spark or a filter left empty."""
-    return part.size == 0 or next(read_records(part.location, kind, ()), None) is None
+    if part.size == 0:
+        return True
+    reader = open_records(part.location, kind, options)
+    return next(records_of(reader, part.location, kind), None) is None
 
 
 def first_table(parts: list[FileInfo], kind: str, options: TableOptions) -> Table:
@@ -102,7 +105,7 @@ def first_table(parts: list[FileInfo], kind: str, options: TableOptions) -> Tabl
     understood = None
     for number, part in enumerate(parts):
         is_looked_at = understood is None or number < _FIRST_PARTS or number == len(parts) - 1
-        if is_looked_at and not is_empty(part, kind):
+        if is_looked_at and not is_empty(part, kind, options):
             table = understand_table(part.location, kind, options)
             understood = understood or table
     if understood is None:

@@ -16,6 +16,7 @@ from typing import Any
 from asap.errors import StorageError
 from asap.storage.location import FileInfo
 from jobs.errors import InputNotFound
+from jobs.scan.input.columns import NO_OPTIONS, TableOptions
 from jobs.scan.input.folders import FIRST_PICTURES
 from jobs.scan.input.listing import PICTURE_SUFFIXES, TEXT_SUFFIXES, Address, Look, Role
 from jobs.scan.input.manifest import ManifestRow, is_storable
@@ -44,7 +45,7 @@ class Shards:
 
     address: Address
     look: Look
-    needs_texts: bool = True
+    options: TableOptions = NO_OPTIONS
     notes: tuple[str, ...] = ()
 
     kind = "shards"
@@ -65,7 +66,7 @@ class Shards:
         tars = self.tars()
         for number, tar in enumerate(tars):
             prefix = f"{self.address.name_of(tar)}/" if len(tars) > 1 else ""
-            yield from tar_rows(tar, number << PART_BITS, prefix, needs_texts=self.needs_texts)
+            yield from tar_rows(tar, number << PART_BITS, prefix, self.options)
 
     def check(self) -> None:
         """Raise `InputNotFound` for a first tar that is none, and if none of its first pictures has a text."""
@@ -75,11 +76,11 @@ class Shards:
                 check_tar(tar, read)
         except BrokenTar as error:
             raise InputNotFound(str(error)) from error
-        rows = list(islice(tar_rows(tar, 0, "", needs_texts=self.needs_texts), FIRST_PICTURES))
+        rows = list(islice(tar_rows(tar, 0, "", self.options), FIRST_PICTURES))
         if not any(row.image_uri for row in rows):
             reason = next((f": {row.row_error}" for row in rows if row.row_error), "")
             raise InputNotFound(f"{tar.location} holds no picture that can be read{reason}")
-        if self.needs_texts and not any(row.text or row.row_error for row in rows):
+        if self.options.texts and not any(row.text or row.row_error for row in rows):
             raise InputNotFound(
                 f"{tar.location} has no texts: none of its first {len(rows)} pictures has a member of the same name "
                 f"that ends in {', '.join(TEXT_SUFFIXES)}. Add the texts, or have captions made"
@@ -93,19 +94,19 @@ class Shards:
         return found | {"parts": {"tar": len(taken)}, "first_parts": names, "notes": list(self.notes)}
 
 
-def tar_rows(tar: FileInfo, first: int, prefix: str, *, needs_texts: bool) -> Iterator[ManifestRow]:
+def tar_rows(tar: FileInfo, first: int, prefix: str, options: TableOptions) -> Iterator[ManifestRow]:
     """Return a row for each picture of a tar, in its order.
 
     Args:
         tar: The tar.
         first: Number of its first row.
         prefix: Text before the name of each member, so that names in several tars differ.
-        needs_texts: False if pictures need not wait for their texts.
+        options: What a person said about texts. Pictures that need none wait for none.
     """
     number = first
     try:
         with open_tar(tar) as read:
-            for key, sample in _samples(tar, read, needs_texts=needs_texts):
+            for key, sample in _samples(tar, read, options):
                 texts = texts_by_name(sample.texts)
                 for picture in sample.pictures:
                     found = find_texts(picture.name, texts, key)
@@ -119,7 +120,7 @@ def tar_rows(tar: FileInfo, first: int, prefix: str, *, needs_texts: bool) -> It
         yield ManifestRow(row_id=number, custom_id=f"{prefix}#end", row_error=str(error))
 
 
-def _samples(tar: FileInfo, read: ReadAt, *, needs_texts: bool) -> Iterator[tuple[str, _Sample]]:
+def _samples(tar: FileInfo, read: ReadAt, options: TableOptions) -> Iterator[tuple[str, _Sample]]:
     """Yield the samples of a tar. One whose text has not come waits for it, and so do the samples after it."""
     waiting: OrderedDict[str, _Sample] = OrderedDict()
     held, last = 0, ""
@@ -133,14 +134,14 @@ def _samples(tar: FileInfo, read: ReadAt, *, needs_texts: bool) -> Iterator[tupl
             if name.startswith(".") or not (is_text or suffix in PICTURE_SUFFIXES):
                 continue
             if key != last:
-                while waiting and _may_leave(next(iter(waiting.values())), len(waiting), held, needs_texts):
+                while waiting and _may_leave(next(iter(waiting.values())), len(waiting), held, options.texts):
                     done, sample = waiting.popitem(last=False)
                     held -= sample.bytes
                     yield done, sample
                 last = key
             sample = waiting.setdefault(key, _Sample())
             if is_text:
-                sample.texts.append((member.name, _read_member_text(member, read)))
+                sample.texts.append((member.name, _read_member_text(member, read, options)))
                 size = min(member.size, MAX_TEXT_BYTES)
                 sample.bytes, held = sample.bytes + size, held + size
             else:
@@ -158,13 +159,13 @@ def _may_leave(sample: _Sample, waiting: int, held: int, needs_texts: bool) -> b
     return is_whole or waiting > _MOST_WAITING or held > _MOST_WAITING_BYTES
 
 
-def _read_member_text(member: Member, read: ReadAt) -> Text | RowError:
+def _read_member_text(member: Member, read: ReadAt, options: TableOptions) -> Text | RowError:
     if member.problem:
         return Text(None) if member.size == 0 else RowError(f"the text {member.name}: {member.problem}")
     if member.size > MAX_TEXT_BYTES:
         return RowError(f"the text {member.name} has {member.size} bytes; the limit is {MAX_TEXT_BYTES}")
     try:
-        return parse_text(read(member.offset, member.size), member.name)
+        return parse_text(read(member.offset, member.size), member.name, options)
     except RowError as error:
         return error
 

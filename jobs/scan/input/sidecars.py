@@ -2,25 +2,29 @@
 
 from __future__ import annotations
 
-import codecs
 import json
 import posixpath
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
 from asap.errors import FetchFailed, ImageTooLarge, StorageError
 from asap.storage.fetch import FetchSettings, fetch
 from asap.storage.files import read_bytes
 from asap.storage.location import FileInfo, Location
+from jobs.errors import InputNotFound
+from jobs.scan.input.columns import NO_OPTIONS, TableOptions, find_columns, plain
+from jobs.scan.input.encoding import encoding_of
 from jobs.scan.input.listing import TEXT_SUFFIXES
+from jobs.scan.input.manifest import ManifestRow
 from jobs.scan.input.record_files import RowError
+from jobs.scan.input.rows import Base, RowMaker
 
 MAX_TEXT_BYTES = 2**20
 LOOKED_FOR = tuple(name for suffix in TEXT_SUFFIXES for name in (f"NAME{suffix}", f"NAME.jpg{suffix}"))
 """Names of the texts of a picture NAME.jpg, in the order in which they are taken."""
-_UTF_16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
-_TEXT_FIELDS = ("text", "caption", "title", "sentence", "description")
+_NO_TEXTS = TableOptions(texts=False)
+_PICTURE_NAMES = ("image", "imageuri")
 
 T = TypeVar("T")
 
@@ -54,14 +58,14 @@ def find_texts(picture: str, texts: dict[tuple[str, str], T], key: str | None = 
     return [texts[name, suffix] for suffix in TEXT_SUFFIXES for name in names if (name, suffix) in texts]
 
 
-def read_text(info: FileInfo | None) -> Text | RowError | Location | None:
+def read_text(info: FileInfo | None, options: TableOptions = NO_OPTIONS) -> Text | RowError | Location | None:
     """Return the text of a text file, why it is none, or its location if the store does not deliver it now."""
     if info is None:
         return None
     if info.size > MAX_TEXT_BYTES:
         return RowError(f"the text file {info.location} has {info.size} bytes; the limit is {MAX_TEXT_BYTES}")
     try:
-        return parse_text(read_bytes(info.location), info.location.uri)
+        return parse_text(read_bytes(info.location), info.location.uri, options)
     except StorageError:
         return info.location
     except RowError as error:
@@ -82,14 +86,22 @@ def read_late_text(uri: str, settings: FetchSettings) -> str | None:
         raise FetchFailed(error.code, detail, retryable=error.retryable, attempt=error.attempt) from error
 
 
-def parse_text(data: bytes, name: str) -> Text:
+def parse_text(data: bytes, name: str, options: TableOptions = NO_OPTIONS) -> Text:
     """Return the text in the bytes of a text file. Raises `RowError`.
 
     Args:
         data: The whole file.
         name: Its name, for messages. That of a JSON file ends in `.json`.
+        options: What a person said about encodings, and about the field of the text in JSON.
     """
-    text, warnings = _decode(data, name)
+    encoding = encoding_of(data, options.encoding)
+    try:
+        text = data[len(encoding.mark) :].decode(encoding.name)
+    except UnicodeDecodeError as error:
+        raise RowError(f"the text file {name} is not {encoding.name}: {error.reason}") from error
+    if "\0" in text:
+        raise RowError(f"the text file {name} is no text: it has NUL characters")
+    warnings = [f"the text file {name} is not UTF-8; {encoding.name} was guessed"] if encoding.guessed else []
     if posixpath.splitext(name)[1].lower() != ".json":
         text = text.rstrip("\r\n")
         return Text(text if text.strip() else None, warnings)
@@ -97,30 +109,22 @@ def parse_text(data: bytes, name: str) -> Text:
         record = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise RowError(f"the text file {name} is not JSON: {error}") from error
-    return Text(_text_of(record, name), warnings)
+    row = _text_row(record, name, options)
+    return Text(row.text, warnings + row.warnings)
 
 
-def _decode(data: bytes, name: str) -> tuple[str, list[str]]:
-    """Return the characters of a text file, and a warning if its encoding was guessed. Raises `RowError`."""
-    if b"\0" in data and not data.startswith(_UTF_16):
-        raise RowError(f"the text file {name} is no text: it has NUL bytes, and does not begin as UTF-16")
+def _text_row(record: Any, name: str, options: TableOptions) -> ManifestRow:
+    """Return the text of a JSON file: a string, or the field of an object, as a table has it. Raises `RowError`."""
+    record = {"text": record} if isinstance(record, str) else record
+    if not isinstance(record, dict):
+        raise RowError(f"the text file {name} holds a {type(record).__name__}; it must be an object or a string")
+    # A sidecar names no picture, so that one is made up: a table needs it.
+    record = {"image": "picture"} | {key: value for key, value in record.items() if plain(key) not in _PICTURE_NAMES}
     try:
-        return data.decode("utf-16" if data.startswith(_UTF_16) else "utf-8-sig"), []
-    except UnicodeDecodeError as error:
-        if data.startswith(_UTF_16):
-            raise RowError(f"the text file {name} is not UTF-16, as its first bytes say: {error.reason}") from error
-    try:
-        return data.decode("cp1252"), [f"the text file {name} is not UTF-8; it was read as cp1252"]
-    except UnicodeDecodeError as error:
-        raise RowError(f"the text file {name} is neither UTF-8 nor cp1252: {error}") from error
-
-
-def _text_of(record: Any, name: str) -> str | None:
-    """Return the text of a JSON sidecar: a string, or the field of an object. Raises `RowError`."""
-    if isinstance(record, dict):
-        record = next((record[key] for key in _TEXT_FIELDS if record.get(key)), None)
-    if record is None:
-        return None
-    if not isinstance(record, str):
-        raise RowError(f"the text in {name} is of type {type(record).__name__}; it must be a string")
-    return record if record.strip() else None
+        columns = find_columns(list(record), replace(_NO_TEXTS, text_column=options.text_column), name, [record])
+    except InputNotFound as error:
+        raise RowError(str(error)) from error
+    row = RowMaker(columns, Base(Location("/"))).row(0, record)
+    if row.row_error:
+        raise RowError(f"the text file {name}: {row.row_error}")
+    return row

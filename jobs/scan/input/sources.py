@@ -27,7 +27,7 @@ from asap.storage.location import FileInfo, Location
 from jobs.errors import InputNotFound
 from jobs.scan.input.folders import PictureFolder
 from jobs.scan.input.globs import find_glob
-from jobs.scan.input.inventory import find_inventory
+from jobs.scan.input.inventory import Inventory, find_inventory
 from jobs.scan.input.listing import Address, Look, Role, look_at, role_of
 from jobs.scan.input.manifest import ManifestRow
 from jobs.scan.input.parts import TableParts, first_table, kind_of
@@ -153,8 +153,8 @@ def _file(location: Location, options: TableOptions) -> Table | Content:
     """Return the content of a single file."""
     file, info = record_file(location.name), file_info(location)
     if file is not None:
-        if file.kind == "json" and not file.packed and info and (inventory := find_inventory(info)):
-            inventory.check(needs_texts=options.texts)
+        if file.kind == "json" and not file.packed and info and (inventory := find_inventory(info, options)):
+            inventory.check()
             return inventory
         return understand_table(location, file.kind, options)
     role = role_of(location.name)
@@ -177,7 +177,7 @@ def _content(look: Look, options: TableOptions) -> Content:
     has_bare = not look[Role.PICTURE] and _are_pictures(look[Role.BARE])
     pictures = look[Role.BARE] if has_bare else look[Role.PICTURE]
     tars, tables = look[Role.TAR], look[Role.TABLE]
-    folder = PictureFolder(look.address, has_bare, look)
+    folder = PictureFolder(look.address, has_bare, look, options)
     if tables and (content := _tables(look, folder, pictures, options)):
         return content
     if tars and pictures:
@@ -205,8 +205,10 @@ def _tables(look: Look, folder: PictureFolder, pictures: Sequence[FileInfo], opt
     found: dict[str, TableParts] = {}
     reasons: list[InputNotFound] = []
     for kind, infos in by_kind.items():
-        if kind == "json" and (inventories := list(filter(None, map(find_inventory, infos[:_FIRST_ROWS])))):
-            return _inventory(look, inventories, options)
+        if kind == "json" and (
+            inventories := list(filter(None, (find_inventory(info, options) for info in infos[:_FIRST_ROWS])))
+        ):
+            return _inventory(look, inventories)
         try:
             first = first_table(infos, kind, options)
         except InputNotFound as error:
@@ -255,20 +257,20 @@ def _table_notes(
             yield f"Not read as tables of pairs: {_names(look, infos)}."
 
 
-def _inventory(look: Look, inventories: Sequence[Any], options: TableOptions) -> Content:
+def _inventory(look: Look, inventories: Sequence[Inventory]) -> Content:
     if len(inventories) > 1:
         raise InputNotFound(
             f"{look.address.location} holds {len(inventories)} inventories of S3. Give the manifest.json of one, such "
             f"as {inventories[-1].location}"
         )
-    inventories[0].check(needs_texts=options.texts)
+    inventories[0].check()
     return inventories[0]
 
 
 def _shards(look: Look, options: TableOptions) -> Shards:
     packed = look[Role.PACKED_TAR]
     notes = (f"{_count(packed, 'compressed tar')} left out. {_UNPACK_TARS}.",) if packed else ()
-    shards = Shards(look.address, look, options.texts, notes)
+    shards = Shards(look.address, look, options, notes)
     shards.check()
     return shards
 

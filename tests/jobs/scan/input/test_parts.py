@@ -87,7 +87,7 @@ def test_a_folder_whose_name_looks_like_a_pattern_is_a_folder(tmp_path: Path) ->
 def test_tables_of_different_kinds_are_refused_by_name(tmp_path: Path) -> None:
     write_files(tmp_path, {"a.jsonl": _jsonl("a"), "b.csv": b"image,text\nb.jpg,t\n", "vocabulary.json": b'{"a": 1}'})
     with pytest.raises(
-        InputNotFound, match=r"different kinds \(csv: b.csv; jsonl: a.jsonl\).*Give the file, or a pattern"
+        InputNotFound, match=r"different kinds \(jsonl: a.jsonl; csv: b.csv\).*Give the file, or a pattern"
     ):
         find_source(str(tmp_path))
     (tmp_path / "b.csv").unlink()
