@@ -35,7 +35,8 @@ class _Sample:
     """Members of a tar whose names agree up to the first dot."""
 
     pictures: list[Member] = field(default_factory=list)
-    texts: list[tuple[str, Text | RowError]] = field(default_factory=list)
+    texts: list[tuple[str, bytes | RowError]] = field(default_factory=list)
+    """Names of texts and their bytes, which are decoded once it is known which text is taken."""
     bytes: int = 0
 
 
@@ -106,11 +107,12 @@ def tar_rows(tar: FileInfo, first: int, prefix: str, options: TableOptions) -> I
     number = first
     try:
         with open_tar(tar) as read:
-            for key, sample in _samples(tar, read, options):
-                texts = texts_by_name(sample.texts)
+            for key, sample in _samples(tar, read, needs_texts=options.texts):
+                texts = texts_by_name((name, (name, text)) for name, text in sample.texts)
                 for picture in sample.pictures:
                     found = find_texts(picture.name, texts, key)
-                    yield _member_row(number, tar, picture, found[0] if found else None, prefix)
+                    text = _parse(*found[0], options) if found else None
+                    yield _member_row(number, tar, picture, text, prefix)
                     number += 1
     except BrokenTar as error:
         yield ManifestRow(row_id=number, custom_id=f"{prefix}#end", row_error=f"{tar.location}: {error}")
@@ -120,7 +122,7 @@ def tar_rows(tar: FileInfo, first: int, prefix: str, options: TableOptions) -> I
         yield ManifestRow(row_id=number, custom_id=f"{prefix}#end", row_error=str(error))
 
 
-def _samples(tar: FileInfo, read: ReadAt, options: TableOptions) -> Iterator[tuple[str, _Sample]]:
+def _samples(tar: FileInfo, read: ReadAt, *, needs_texts: bool) -> Iterator[tuple[str, _Sample]]:
     """Yield the samples of a tar. One whose text has not come waits for it, and so do the samples after it."""
     waiting: OrderedDict[str, _Sample] = OrderedDict()
     held, last = 0, ""
@@ -134,14 +136,14 @@ def _samples(tar: FileInfo, read: ReadAt, options: TableOptions) -> Iterator[tup
             if name.startswith(".") or not (is_text or suffix in PICTURE_SUFFIXES):
                 continue
             if key != last:
-                while waiting and _may_leave(next(iter(waiting.values())), len(waiting), held, options.texts):
+                while waiting and _may_leave(next(iter(waiting.values())), len(waiting), held, needs_texts):
                     done, sample = waiting.popitem(last=False)
                     held -= sample.bytes
                     yield done, sample
                 last = key
             sample = waiting.setdefault(key, _Sample())
             if is_text:
-                sample.texts.append((member.name, _read_member_text(member, read, options)))
+                sample.texts.append((member.name, _read_member(member, read)))
                 size = min(member.size, MAX_TEXT_BYTES)
                 sample.bytes, held = sample.bytes + size, held + size
             else:
@@ -159,13 +161,19 @@ def _may_leave(sample: _Sample, waiting: int, held: int, needs_texts: bool) -> b
     return is_whole or waiting > _MOST_WAITING or held > _MOST_WAITING_BYTES
 
 
-def _read_member_text(member: Member, read: ReadAt, options: TableOptions) -> Text | RowError:
+def _read_member(member: Member, read: ReadAt) -> bytes | RowError:
     if member.problem:
-        return Text(None) if member.size == 0 else RowError(f"the text {member.name}: {member.problem}")
+        return b"" if member.size == 0 else RowError(f"the text {member.name}: {member.problem}")
     if member.size > MAX_TEXT_BYTES:
         return RowError(f"the text {member.name} has {member.size} bytes; the limit is {MAX_TEXT_BYTES}")
+    return read(member.offset, member.size)
+
+
+def _parse(name: str, data: bytes | RowError, options: TableOptions) -> Text | RowError:
+    if isinstance(data, RowError):
+        return data
     try:
-        return parse_text(read(member.offset, member.size), member.name, options)
+        return parse_text(data, name, options)
     except RowError as error:
         return error
 

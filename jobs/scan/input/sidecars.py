@@ -25,6 +25,9 @@ LOOKED_FOR = tuple(name for suffix in TEXT_SUFFIXES for name in (f"NAME{suffix}"
 """Names of the texts of a picture NAME.jpg, in the order in which they are taken."""
 _NO_TEXTS = TableOptions(texts=False)
 _PICTURE_NAMES = ("image", "imageuri")
+_MAKERS: dict[tuple[tuple[str, ...], str | None], RowMaker] = {}
+"""Makers of texts from JSON files, by the names of their fields."""
+_MOST_MAKERS = 256
 
 T = TypeVar("T")
 
@@ -113,18 +116,30 @@ def parse_text(data: bytes, name: str, options: TableOptions = NO_OPTIONS) -> Te
     return Text(row.text, warnings + row.warnings)
 
 
-def _text_row(record: Any, name: str, options: TableOptions) -> ManifestRow:
-    """Return the text of a JSON file: a string, or the field of an object, as a table has it. Raises `RowError`."""
-    record = {"text": record} if isinstance(record, str) else record
-    if not isinstance(record, dict):
-        raise RowError(f"the text file {name} holds a {type(record).__name__}; it must be an object or a string")
+def _find_text_field(record: dict[str, Any], name: str, options: TableOptions) -> RowMaker:
     # A sidecar names no picture, so that one is made up: a table needs it.
     record = {"image": "picture"} | {key: value for key, value in record.items() if plain(key) not in _PICTURE_NAMES}
     try:
         columns = find_columns(list(record), replace(_NO_TEXTS, text_column=options.text_column), name, [record])
     except InputNotFound as error:
         raise RowError(str(error)) from error
-    row = RowMaker(columns, Base(Location("/"))).row(0, record)
+    return RowMaker(replace(columns, image=(), id=(), offset=None, length=None, metadata=None), Base(Location("/")))
+
+
+def _text_row(record: Any, name: str, options: TableOptions) -> ManifestRow:
+    """Return the text of a JSON file: a string, or the field of an object, as a table has it. Raises `RowError`."""
+    record = {"text": record} if isinstance(record, str) else record
+    if not isinstance(record, dict):
+        raise RowError(f"the text file {name} holds a {type(record).__name__}; it must be an object or a string")
+    names = tuple(record)
+    # Sidecars of a folder have the same fields. What was found for one holds for the others that have a text there.
+    maker = _MAKERS.get((names, options.text_column))
+    row = maker.row(0, record) if maker else None
+    if row is None or row.text is None:
+        maker = _find_text_field(record, name, options)
+        if len(_MAKERS) < _MOST_MAKERS:
+            _MAKERS[names, options.text_column] = maker
+        row = maker.row(0, record)
     if row.row_error:
         raise RowError(f"the text file {name}: {row.row_error}")
     return row

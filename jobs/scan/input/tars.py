@@ -10,7 +10,7 @@ import stat
 import tarfile
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -157,7 +157,7 @@ def read_members(tar: FileInfo, read: ReadAt) -> Iterator[Member]:
                 return
             continue
         try:
-            header = tarfile.TarInfo.frombuf(block, "utf-8", "surrogateescape")
+            header = _parse_header(block)
         except tarfile.HeaderError as error:
             if zeros:  # anything may follow the end
                 return
@@ -194,6 +194,20 @@ def read_members(tar: FileInfo, read: ReadAt) -> Iterator[Member]:
         offset, long_name, attributes = end, None, {}
     if not zeros and tar.size:
         raise BrokenTar(f"the tar ends at byte {tar.size} without the mark of its end: it is not complete")
+
+
+def _parse_header(block: bytes) -> tarfile.TarInfo:
+    """Return the header of a member. Plain files of today's formats take a fifth of the time of all others."""
+    size, checksum = block[124:135].rstrip(b" \0"), block[148:156].strip(b" \0")
+    if block[156:157] == b"0" and block[257:262] == b"ustar" and size.isdigit() and checksum.isdigit():
+        with suppress(ValueError):  # a digit that is not octal
+            # The checksum counts its own field as blanks.
+            if int(checksum, 8) == sum(block) - sum(block[148:156]) + 8 * 32:
+                prefix, name = (part.partition(b"\0")[0] for part in (block[345:500], block[:100]))
+                header = tarfile.TarInfo((prefix + b"/" + name if prefix else name).decode("utf-8", "surrogateescape"))
+                header.size = int(size, 8)
+                return header
+    return tarfile.TarInfo.frombuf(block, "utf-8", "surrogateescape")
 
 
 _PAX = (tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE)
