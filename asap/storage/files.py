@@ -15,7 +15,7 @@ import secrets
 import shutil
 import time
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
@@ -325,13 +325,18 @@ def _list_local(folder: Path, *, deep: bool) -> Iterator[FileInfo]:
     if not folder.exists():  # no error, as S3 has none for a prefix without objects
         return
     root, linked = folder.resolve(), set[Path]()
-    for parent, folders, files in os.walk(folder, onerror=_raise, followlinks=True):
-        # os.walk enters the folders of this list, in its order.
-        folders[:] = [name for name in sorted(folders) if deep and _is_followed(Path(parent) / name, root, linked)]
-        for name in sorted(files):
-            path = Path(parent) / name
-            if path.is_file():
-                yield _local_info(path)
+    waiting = [str(folder)]
+    while waiting:
+        with os.scandir(waiting.pop()) as entries:
+            ordered = sorted(entries, key=lambda entry: entry.name)
+        for entry in ordered:
+            if entry.is_file():
+                with suppress(FileNotFoundError):  # it was deleted meanwhile
+                    status = entry.stat()
+                    yield FileInfo(Location(entry.path), status.st_size, str(status.st_mtime_ns))
+        if deep:
+            folders = [Path(entry.path) for entry in ordered if entry.is_dir()]
+            waiting += [str(path) for path in folders if _is_followed(path, root, linked)][::-1]
 
 
 def _is_followed(folder: Path, root: Path, linked: set[Path]) -> bool:
@@ -343,11 +348,6 @@ def _is_followed(folder: Path, root: Path, linked: set[Path]) -> bool:
         return False
     linked.add(target)
     return True
-
-
-def _raise(error: OSError) -> None:
-    """Raise what os.walk passes over otherwise, such as a folder that may not be read."""
-    raise error
 
 
 def list_folders(folder: Location) -> list[Location]:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 import posixpath
-from collections.abc import Iterable, Iterator
+import time
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import chain, groupby, islice, repeat
+from functools import partial
+from itertools import islice
 from typing import Any, NamedTuple
 
 from asap.storage.location import FileInfo, Location
@@ -21,6 +23,8 @@ from jobs.scan.input.sidecars import LOOKED_FOR, Text, find_texts, read_text, te
 FIRST_PICTURES = 1000
 """Pictures one of which at least must have a text."""
 _TEXT_READERS = 32
+_SLOW_READ_S = 0.0005
+"""Seconds for one text from which on texts are read by several threads: the disk is one of a network."""
 
 
 class Pair(NamedTuple):
@@ -56,22 +60,21 @@ class PictureFolder:
 
     def pairs(self, listed: Iterable[FileInfo] | None = None) -> Iterator[Pair]:
         """Return each picture with its text. A text without a picture is no pair."""
-        files = self.address.files() if listed is None else listed
-        files = (info for info in files if self.address.role_of(info) is not Role.STRAY)
+        pictures: list[FileInfo] = []
+        others: list[FileInfo] = []
+        last = None
         # Listings keep names with a common beginning together, so one such group at a time is enough to pair up.
-        groups = (list(group) for _, group in groupby(files, key=_before_first_dot))
-        return chain.from_iterable(map(self._pair_up, groups))
-
-    def _pair_up(self, group: list[FileInfo]) -> Iterator[Pair]:
-        texts = texts_by_name((info.location.uri, info) for info in group)
-        for info in group:
-            if self._is_picture(info):
-                found = find_texts(info.location.uri, texts)
-                yield Pair(info, found[0] if found else None, max(0, len(found) - 1))
-
-    def _is_picture(self, info: FileInfo) -> bool:
-        role = self.address.role_of(info)
-        return (role is Role.PICTURE or (self.has_bare and role is Role.BARE)) and self.address.is_meant(info)
+        for info in self.address.files() if listed is None else listed:
+            role = self.address.role_of(info)
+            if role is Role.STRAY:
+                continue
+            key = _before_first_dot(info)
+            if key != last:
+                yield from _pair_up(pictures, others)
+                pictures, others, last = [], [], key
+            is_picture = role is Role.PICTURE or (self.has_bare and role is Role.BARE)
+            (pictures if is_picture and self.address.is_meant(info) else others).append(info)
+        yield from _pair_up(pictures, others)
 
     def has_texts(self) -> bool:
         """Return True if one of the first pictures has a text."""
@@ -85,9 +88,13 @@ class PictureFolder:
         counted = f"its {len(first)} pictures" if len(first) < FIRST_PICTURES else f"its first {len(first)} pictures"
         raise InputNotFound(
             f"{self.address.location} has no texts: none of {counted} has a text beside it. Looked for names such as "
-            f"{_example(first[0].picture)}. Put the texts there, give a table that names pictures and texts, or have "
-            "captions made"
+            f"{_example(first[0].picture)}{self._other_texts()}. Put "
+            "the texts there, give a table that names pictures and texts, or have captions made"
         )
+
+    def _other_texts(self) -> str:
+        texts = self.look[Role.TEXT] if self.look else []
+        return f"; other names, such as {self.address.name_of(texts[0])}, are of no picture" if texts else ""
 
     def describe(self) -> dict[str, Any]:
         """Return what a short look at the folder found."""
@@ -108,11 +115,19 @@ class PictureFolder:
 def rows_of_pairs(pairs: Iterator[Pair], folder: Location, options: TableOptions) -> Iterator[ManifestRow]:
     """Return a row for each picture, numbered from 0, with its text read."""
     row_id = 0
+    waits = True
     # Texts are read a few hundred at a time: enough to keep all readers busy, and few in memory.
     with ThreadPoolExecutor(_TEXT_READERS) as readers:
         while chunk := list(islice(pairs, 16 * _TEXT_READERS)):
-            texts = readers.map(read_text, [pair.text for pair in chunk], repeat(options))
-            for pair, text in zip(chunk, texts, strict=False):
+            read = partial(read_text, options=options)
+            started = time.monotonic()
+            if not folder.is_s3 and not (row_id and waits):
+                # A disk of this machine delivers a text before another thread could wake up.
+                texts: Iterable[Text | RowError | Location | None] = [read(pair.text) for pair in chunk]
+                waits = time.monotonic() - started > len(chunk) * _SLOW_READ_S
+            else:
+                texts = readers.map(read, [pair.text for pair in chunk])
+            for pair, text in zip(chunk, texts, strict=True):
                 yield picture_row(row_id, pair.picture, text, folder)
                 row_id += 1
 
@@ -134,9 +149,17 @@ def picture_row(
     return row
 
 
+def _pair_up(pictures: Sequence[FileInfo], others: Sequence[FileInfo]) -> Iterator[Pair]:
+    """Return the pictures of a group of files with their texts."""
+    texts = texts_by_name((info.location.uri, info) for info in others) if pictures else {}
+    for info in pictures:
+        found = find_texts(info.location.uri, texts)
+        yield Pair(info, found[0] if found else None, max(0, len(found) - 1))
+
+
 def _before_first_dot(info: FileInfo) -> str:
-    parent, name = posixpath.split(info.location.uri)
-    return f"{parent}/{name.partition('.')[0]}"
+    parent, slash, name = info.location.uri.rpartition("/")
+    return parent + slash + name.partition(".")[0]
 
 
 def _listing_order(info: FileInfo) -> tuple[str, str]:

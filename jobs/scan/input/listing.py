@@ -61,15 +61,18 @@ def role_of(name: str) -> Role:
     Args:
         name: The path from the folder of the input on.
     """
-    *folders, last = name.split("/")
-    if last.startswith(".") or any(part.startswith(".") or part in _STRAY_FOLDERS for part in folders):
+    if name.startswith(".") or "/." in name:
         return Role.STRAY
-    suffix = posixpath.splitext(last)[1].lower()
+    folders, _, last = name.rpartition("/")
+    if folders and not _STRAY_FOLDERS.isdisjoint(folders.split("/")):
+        return Role.STRAY
+    stem, dot, suffix = last.rpartition(".")
+    suffix = dot + suffix.lower() if stem else ""
     if suffix in PICTURE_SUFFIXES:
         return Role.PICTURE
     if _STRAY.fullmatch(last):
         return Role.STRAY
-    if record_file(last):
+    if suffix != ".txt" and record_file(last):
         return Role.STRAY if last.startswith("_") else Role.TABLE
     if suffix == ".tar":
         return Role.TAR
@@ -103,7 +106,7 @@ class Address:
 
     def name_of(self, info: FileInfo) -> str:
         """Return the path of a file from the folder on."""
-        return info.location.uri.removeprefix(self.folder.uri).lstrip("/")
+        return info.location.uri[len(self.folder.uri) :].lstrip("/")
 
     def role_of(self, info: FileInfo) -> Role:
         """Return the use of a file."""

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from asap.errors import StorageError
-from asap.storage.location import FileInfo
+from asap.storage.location import FileInfo, Location
 from jobs.errors import InputNotFound
 from jobs.scan.input.listing import Address, Look, Role
 from jobs.scan.input.manifest import ManifestRow
@@ -17,6 +18,10 @@ from jobs.scan.input.tables import NO_OPTIONS, Table, TableOptions, open_records
 PART_BITS = 32
 """Bits of a row's number that count the lines of its part. The part's own number lies above."""
 _FIRST_PARTS = 3
+_FEW = 12
+SPLITS = re.compile(r"(?<![a-z])(train|training|test|testing|val|valid|validation|dev|eval)(?![a-z])")
+"""Names of splits of data sets."""
+_NUMBER_OR_SPLIT = re.compile(rf"[0-9a-f]{{8}}[0-9a-f-]{{20,}}|\d+|{SPLITS.pattern}")
 
 
 @dataclass(frozen=True)
@@ -32,6 +37,8 @@ class TableParts:
     options: TableOptions = NO_OPTIONS
     only: tuple[FileInfo, ...] | None = None
     """The parts. None: all tables of the kind that a listing finds."""
+    left_out: frozenset[Location] = frozenset()
+    """Tables of the kind that are no tables of pairs."""
     notes: tuple[str, ...] = ()
 
     def parts(self) -> list[FileInfo]:
@@ -41,6 +48,8 @@ class TableParts:
         return sorted(parts, key=lambda info: info.location)
 
     def _is_part(self, info: FileInfo) -> bool:
+        if info.location in self.left_out:
+            return False
         return self.address.role_of(info) is Role.TABLE and kind_of(info) == self.kind
 
     def rows(self, limit: int | None = None) -> Iterator[ManifestRow]:
@@ -52,9 +61,9 @@ class TableParts:
     def _part_rows(self, start: int, part: FileInfo) -> Iterator[ManifestRow]:
         done = 0
         try:
-            if is_empty(part, self.kind, self.options):
+            if (table := understand_part(part, self.kind, self.options)) is None:
                 return
-            for row in understand_table(part.location, self.kind, self.options).rows():
+            for row in table.rows():
                 done = row.row_id + 1
                 row.row_id += start
                 yield row
@@ -89,28 +98,55 @@ def kind_of(info: FileInfo) -> str | None:
     return file.kind if file else None
 
 
-def is_empty(part: FileInfo, kind: str, options: TableOptions) -> bool:
-    """Return True if a table has no record, as parts have that Spark or a filter left empty."""
+def understand_part(part: FileInfo, kind: str, options: TableOptions) -> Table | None:
+    """Return a part as a table; None for one without a record, as Spark or a filter leaves. Raises `InputNotFound`."""
     if part.size == 0:
-        return True
-    reader = open_records(part.location, kind, options)
-    return next(records_of(reader, part.location, kind), None) is None
+        return None
+    try:
+        return understand_table(part.location, kind, options)
+    except InputNotFound:
+        reader = open_records(part.location, kind, options)
+        if next(records_of(reader, part.location, kind), None) is None:
+            return None
+        raise
 
 
-def first_table(parts: list[FileInfo], kind: str, options: TableOptions) -> Table:
-    """Return the first of some tables that has a record, after a look at the first ones and the last.
+def choose_parts(
+    address: Address, tables: Sequence[FileInfo], kind: str, options: TableOptions
+) -> tuple[Table, list[FileInfo]]:
+    """Return the first of some tables that has a record, and the tables that are no tables of pairs.
 
-    Raises `InputNotFound` for a table that cannot be scanned, and if none has a record.
+    All of a few tables are looked at, of many the first ones and the last.
+
+    Raises `InputNotFound` if no table can be scanned, or if one cannot that has the name of a part of another one.
     """
-    understood = None
-    for number, part in enumerate(parts):
-        is_looked_at = understood is None or number < _FIRST_PARTS or number == len(parts) - 1
-        if is_looked_at and not is_empty(part, kind, options):
-            table = understand_table(part.location, kind, options)
-            understood = understood or table
-    if understood is None:
-        raise InputNotFound(f"{parts[0].location.parent} holds {len(parts)} tables ({kind}) without a record")
-    return understood
+    understood, refused = [], {}
+    for number, part in enumerate(tables):
+        is_looked_at = not understood or number < _FIRST_PARTS or number == len(tables) - 1
+        if not is_looked_at and len(tables) > _FEW:
+            continue
+        try:
+            if table := understand_part(part, kind, options):
+                understood.append((part, table))
+        except InputNotFound as error:
+            refused[part] = error
+            if len(refused) > _FEW:
+                break
+    if not understood:
+        if refused:
+            raise next(iter(refused.values()))
+        raise InputNotFound(f"{address.location} holds {len(tables)} tables ({kind}) without a record")
+    shapes = {_shape(address.name_of(part)) for part, _ in understood}
+    for part, error in refused.items():
+        if _shape(address.name_of(part)) in shapes:
+            advice = f"{len(understood)} tables beside it can be read. Repair or remove it, or name them with a pattern"
+            raise InputNotFound(f"{str(error).rstrip('.')}; {advice}") from error
+    return understood[0][1], list(refused)
+
+
+def _shape(name: str) -> str:
+    """Return a name without that in which the names of parts and splits differ."""
+    return _NUMBER_OR_SPLIT.sub("#", name.lower())
 
 
 def _is_outage(error: StorageError, part: FileInfo) -> bool:

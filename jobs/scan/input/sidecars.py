@@ -43,8 +43,12 @@ class Text:
 
 def texts_by_name(files: Iterable[tuple[str, T]]) -> dict[tuple[str, str], T]:
     """Return those of some named files that are texts, by name without suffix and by suffix in lower case."""
-    split = ((*posixpath.splitext(name), file) for name, file in files)
-    return {(stem, suffix.lower()): file for stem, suffix, file in split if suffix.lower() in TEXT_SUFFIXES}
+    found = {}
+    for name, file in files:
+        stem, dot, suffix = name.rpartition(".")
+        if (suffix := dot + suffix.lower()) in TEXT_SUFFIXES:
+            found[stem, suffix] = file
+    return found
 
 
 def find_texts(picture: str, texts: dict[tuple[str, str], T], key: str | None = None) -> list[T]:
@@ -102,7 +106,7 @@ def parse_text(data: bytes, name: str, options: TableOptions = NO_OPTIONS) -> Te
         text = data[len(encoding.mark) :].decode(encoding.name)
     except UnicodeDecodeError as error:
         raise RowError(f"the text file {name} is not {encoding.name}: {error.reason}") from error
-    if "\0" in text:
+    if text.count("\0") > len(text) // 10:
         raise RowError(f"the text file {name} is no text: it has NUL characters")
     warnings = [f"the text file {name} is not UTF-8; {encoding.name} was guessed"] if encoding.guessed else []
     if posixpath.splitext(name)[1].lower() != ".json":

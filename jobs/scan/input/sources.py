@@ -30,7 +30,7 @@ from jobs.scan.input.globs import find_glob
 from jobs.scan.input.inventory import Inventory, find_inventory
 from jobs.scan.input.listing import Address, Look, Role, look_at, role_of
 from jobs.scan.input.manifest import ManifestRow
-from jobs.scan.input.parts import TableParts, first_table, kind_of
+from jobs.scan.input.parts import SPLITS, TableParts, choose_parts, kind_of
 from jobs.scan.input.record_files import record_file
 from jobs.scan.input.shards import Shards
 from jobs.scan.input.tables import NO_OPTIONS, Table, TableOptions, understand_table
@@ -105,10 +105,11 @@ class Source:
     def describe(self) -> dict[str, Any]:
         """Return what was understood of the input, for `asap plan` and `job.json`."""
         if not isinstance(self.content, Table):
-            return {"kind": self.kind} | self.content.describe()
+            kind = "tables" if isinstance(self.content, TableParts) else self.kind
+            return {"kind": kind} | self.content.describe()
         info = file_info(self.location)
         files = {"count": 1, "bytes": info.size if info else 0}
-        return {"kind": self.kind, "files": files, "tables": [self.content.describe()]}
+        return {"kind": "table", "files": files, "tables": [self.content.describe()]}
 
     def rows(self) -> Iterator[ManifestRow]:
         """Return every row of the input, in its order."""
@@ -204,21 +205,25 @@ def _tables(look: Look, folder: PictureFolder, pictures: Sequence[FileInfo], opt
         by_kind.setdefault(kind_of(info) or "", []).append(info)
     found: dict[str, TableParts] = {}
     reasons: list[InputNotFound] = []
+    others: list[FileInfo] = []
     for kind, infos in by_kind.items():
         if kind == "json" and (
             inventories := list(filter(None, (find_inventory(info, options) for info in infos[:_FIRST_ROWS])))
         ):
             return _inventory(look, inventories)
         try:
-            first = first_table(infos, kind, options)
+            first, no_pairs = choose_parts(look.address, infos, kind, options)
         except InputNotFound as error:
             reasons.append(error)
             continue
+        by_kind[kind] = [info for info in infos if info not in no_pairs]
+        others.extend(no_pairs)
         # Where pictures lie too, the parts are those that the look saw: it goes through all folders at the top.
-        only = tuple(infos) if pictures or look[Role.TAR] else None
-        found[kind] = TableParts(look.address, kind, look, first, options, only)
-    others = pictures or look[Role.TAR]
-    naming = {kind: parts for kind, parts in found.items() if not others or _names_files_here(parts, look)}
+        only = tuple(by_kind[kind]) if look.is_complete or pictures or look[Role.TAR] else None
+        left_out = frozenset(info.location for info in no_pairs)
+        found[kind] = TableParts(look.address, kind, look, first, options, only, left_out)
+    beside = pictures or look[Role.TAR]
+    naming = {kind: parts for kind, parts in found.items() if not beside or _names_files_here(parts, look)}
     chosen = naming or found
     if len(chosen) > 1:
         files = "; ".join(f"{kind}: {_names(look, by_kind[kind])}" for kind in chosen)
@@ -227,34 +232,41 @@ def _tables(look: Look, folder: PictureFolder, pictures: Sequence[FileInfo], opt
             f"{_pattern(look, by_kind[next(iter(chosen))][0])}, in quotes"
         )
     if not chosen:
-        if others:
+        if beside:
             return None
         raise reasons[0]
     kind, parts = next(iter(chosen.items()))
-    if others and not naming and (look[Role.TAR] or not options.texts or folder.has_texts()):
-        counted = _count(others, "tar" if look[Role.TAR] else "picture")
+    if beside and not naming and (look[Role.TAR] or not options.texts or folder.has_texts()):
+        counted = _count(beside, "tar" if look[Role.TAR] else "picture")
         raise InputNotFound(
             f"{where} holds {_names(look, by_kind[kind])}, and {counted} that its first records do not name; either "
-            f"may be meant. Give {parts.first.location}, or a pattern such as {_pattern(look, others[0])}, in quotes"
+            f"may be meant. Give {parts.first.location}, or a pattern such as {_pattern(look, beside[0])}, in quotes"
         )
-    return replace(parts, notes=tuple(_table_notes(look, kind, by_kind, pictures, named=bool(naming))))
+    return replace(parts, notes=tuple(_table_notes(look, kind, by_kind, others, pictures, named=bool(naming))))
 
 
 def _table_notes(
-    look: Look, kind: str, by_kind: dict[str, list[FileInfo]], pictures: Sequence[FileInfo], *, named: bool
+    look: Look,
+    kind: str,
+    by_kind: dict[str, list[FileInfo]],
+    others: Sequence[FileInfo],
+    pictures: Sequence[FileInfo],
+    *,
+    named: bool,
 ) -> Iterator[str]:
     """Yield sentences about what was chosen among the files of a folder."""
     if len(by_kind[kind]) > 1:
-        yield f"All {len(by_kind[kind])} tables are read: {_names(look, by_kind[kind])}."
+        splits = dict.fromkeys(SPLITS.findall(" ".join(map(look.address.name_of, by_kind[kind])).lower()))
+        of_splits = f", of the splits {', '.join(splits)}" if len(splits) > 1 else ""
+        yield f"All {len(by_kind[kind])} tables are read{of_splits}: {_names(look, by_kind[kind])}."
     if pictures:
         yield (
             "Pictures are read as the tables name them, and not all that lie in the folder."
             if named
             else "The first records of the table name no picture of the folder."
         )
-    for other, infos in by_kind.items():
-        if other != kind:
-            yield f"Not read as tables of pairs: {_names(look, infos)}."
+    if left_out := [*others, *(info for other, infos in by_kind.items() if other != kind for info in infos)]:
+        yield f"Not read as tables of pairs: {_names(look, left_out)}."
 
 
 def _inventory(look: Look, inventories: Sequence[Inventory]) -> Content:
@@ -282,7 +294,8 @@ def _name_companions(look: Look) -> None:
         for role in (Role.PICTURE, Role.TAR)
     )
     folders = {info.location.parent.uri for info in look[Role.PICTURE]}
-    texts, others = [], []
+    texts: list[FileInfo] = []
+    others: list[FileInfo] = []
     for info in look[Role.TABLE]:
         stem = info.location.uri.rpartition(".")[0]
         if stem in pictures:

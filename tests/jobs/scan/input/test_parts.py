@@ -1,5 +1,4 @@
 import json
-import shutil
 from pathlib import Path
 
 import pyarrow as pa
@@ -95,18 +94,16 @@ def test_tables_of_different_kinds_are_refused_by_name(tmp_path: Path) -> None:
 
 
 def test_a_broken_part_is_refused_or_becomes_one_row_that_names_it(tmp_path: Path) -> None:
-    write_files(tmp_path, {f"part-{number}.jsonl": _jsonl(str(number)) for number in range(6)})
     pq.write_table(pa.table({"image": ["a.jpg"], "text": ["t"]}), tmp_path / "whole.parquet")
     parquet = (tmp_path / "whole.parquet").read_bytes()
-    (tmp_path / "whole.parquet").unlink()
-    write_files(tmp_path / "tables", {f"part-{number}.parquet": parquet for number in range(6)})
-    (tmp_path / "tables/part-4.parquet").write_bytes(parquet[:-30])
+    write_files(tmp_path / "tables", {f"part-{number:02}.parquet": parquet for number in range(20)})
+    (tmp_path / "tables/part-14.parquet").write_bytes(parquet[:-30])
     rows = _rows(tmp_path / "tables")
-    assert [row.row_id >> 32 for row in rows] == [0, 1, 2, 3, 4, 5]
-    assert [row.row_error is None for row in rows] == [True, True, True, True, False, True]
-    assert "the part part-4.parquet cannot be read" in str(rows[4].row_error)
-    (tmp_path / "tables/part-5.parquet").write_bytes(b"broken")
-    with pytest.raises(InputNotFound, match=r"part-5.parquet"):
+    assert [row.row_id >> 32 for row in rows] == list(range(20))
+    assert [row.row_id >> 32 for row in rows if row.row_error] == [14]
+    assert "the part part-14.parquet cannot be read" in str(rows[14].row_error)
+    (tmp_path / "tables/part-19.parquet").write_bytes(b"broken")
+    with pytest.raises(InputNotFound, match=r"part-19.parquet.*; 3 tables beside it can be read. Repair or remove it"):
         find_source(str(tmp_path / "tables"))
 
 
@@ -159,7 +156,6 @@ def test_the_splits_of_dgm4_are_read_together(tmp_path: Path) -> None:
     write_files(tmp_path / "DGM4", {f"origin/{name}.jpg": b"x" for name in records})
     assert _texts(tmp_path / "DGM4") == ["test", "train", "val"]
     assert _rows(tmp_path / "DGM4")[0].image_uri == str(tmp_path / "DGM4/origin/test.jpg")
-    shutil.move(tmp_path / "DGM4/metadata", tmp_path / "metadata")
 
 
 def test_parts_and_patterns_are_read_from_s3(bucket: str) -> None:
@@ -174,3 +170,21 @@ def test_parts_and_patterns_are_read_from_s3(bucket: str) -> None:
     before = find_source(folder.uri).fingerprint()
     write_bytes(folder / "part-1.jsonl", _jsonl("b", "d"))
     assert find_source(folder.uri).fingerprint() != before
+
+
+def test_annotations_of_another_kind_beside_captions_are_left_out_and_named(tmp_path: Path) -> None:
+    images = [{"id": 1, "file_name": "a.jpg"}]
+    captions = {"images": images, "annotations": [{"id": 5, "image_id": 1, "caption": "text a"}]}
+    boxes = {"images": images, "annotations": [{"id": 5, "image_id": 1, "bbox": [1, 2, 3, 4]}]}
+    for name, content in (("captions_train", captions), ("captions_val", captions), ("instances_train", boxes)):
+        write_files(tmp_path, {f"annotations/{name}.json": json.dumps(content).encode(), "images/a.jpg": b"x"})
+    source = find_source(str(tmp_path))
+    assert [row.text for row in source.rows()] == ["text a", "text a"]
+    assert source.describe()["notes"][0].startswith("All 2 tables are read, of the splits train, val: ")
+    assert source.describe()["notes"][-1] == "Not read as tables of pairs: annotations/instances_train.json."
+
+
+def test_a_broken_table_of_a_split_is_not_left_out(tmp_path: Path) -> None:
+    write_files(tmp_path, {"train.jsonl": _jsonl("a"), "test.jsonl": b"broken"})
+    with pytest.raises(InputNotFound, match=r"test.jsonl"):
+        find_source(str(tmp_path))
