@@ -70,7 +70,8 @@ class PictureFolder:
                 continue
             key = _before_first_dot(info)
             if key != last:
-                yield from _pair_up(pictures, others)
+                if pictures:
+                    yield from _pair_up(pictures, others)
                 pictures, others, last = [], [], key
             is_picture = role is Role.PICTURE or (self.has_bare and role is Role.BARE)
             (pictures if is_picture and self.address.is_meant(info) else others).append(info)
@@ -151,7 +152,7 @@ def picture_row(
 
 def _pair_up(pictures: Sequence[FileInfo], others: Sequence[FileInfo]) -> Iterator[Pair]:
     """Return the pictures of a group of files with their texts."""
-    texts = texts_by_name((info.location.uri, info) for info in others) if pictures else {}
+    texts = texts_by_name([(info.location.uri, info) for info in others])
     for info in pictures:
         found = find_texts(info.location.uri, texts)
         yield Pair(info, found[0] if found else None, max(0, len(found) - 1))
