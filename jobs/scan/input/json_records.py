@@ -8,6 +8,7 @@ from __future__ import annotations
 import codecs
 import json
 import re
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
@@ -25,6 +26,8 @@ MAX_WHOLE_BYTES = 2**29
 _CHUNK = 2**16
 _FIRST_LINES = 20
 _SPACE = re.compile(r"[\s,]*")
+_FIELD = re.compile(r'("(?:[^"\\]|\\.)*")\s*:\s*("(?:[^"\\]|\\.)*"|-?\d+)(?=\s*[,}])')
+"""A name with a string or a whole number."""
 _DECODER = json.JSONDecoder()
 _ANY_INTEGER = json.JSONDecoder(parse_int=str)
 """The decoder that finds the end of a record with an integer of more digits than Python converts."""
@@ -42,6 +45,8 @@ class JsonReader:
     """Makes records of the whole file. None for lines, arrays and objects in a row."""
     notes: list[str] = field(default_factory=list)
     names: Sequence[str] | None = None
+    twice: Sequence[str] = ()
+    """Names that stand twice in one of the first lines."""
 
     def describe(self) -> dict[str, Any]:
         """Return what was understood of the file."""
@@ -75,6 +80,7 @@ def understand_json(location: Location, kind: str, encoding: str | None = None) 
             reader.shape = "array"
             return reader
         first = [line for _, line in islice(_lines(file), _FIRST_LINES)]
+    reader.twice = sorted({name for line in first if isinstance(line, bytes) for name in _names_twice(line)})
     parsed = [None if isinstance(line, RowError) else _parse_line(line) for line in first]
     objects = sum(isinstance(value, dict) for value in parsed)
     if head.lstrip().startswith(b"[") and not objects:
@@ -126,6 +132,19 @@ def _parse_line(line: bytes) -> Any:
         return None
 
 
+def _names_twice(line: bytes) -> list[str]:
+    """Return the names that stand twice in the object of a line; Python keeps the last of their values."""
+
+    def twice(pairs: list[tuple[str, Any]]) -> list[str]:
+        return [name for name, count in Counter(name for name, _ in pairs).items() if count > 1]
+
+    try:
+        found = json.loads(line.decode(errors="surrogateescape"), object_pairs_hook=twice)
+    except (ValueError, RecursionError):
+        return []
+    return found if line.lstrip().startswith(b"{") else []
+
+
 def _line_record(line: bytes) -> Record:
     try:
         return _checked(json.loads(line.decode()))
@@ -133,7 +152,18 @@ def _line_record(line: bytes) -> Record:
         value = _parse_line(line)
         return RowError(f"the line is not UTF-8: {error}", _decoded(value) if isinstance(value, dict) else None)
     except (ValueError, RecursionError) as error:
-        return RowError(f"the line is not JSON: {error}")
+        return RowError(f"the line is not JSON: {error}", _salvaged(line))
+
+
+def _salvaged(line: bytes) -> dict[str, Any]:
+    """Return the fields of a broken line that are whole. Of several with one name, it is the first."""
+    fields: dict[str, Any] = {}
+    for match in _FIELD.finditer(line.decode(errors="surrogateescape")[:_CHUNK]):
+        try:
+            fields.setdefault(json.loads(match[1]), json.loads(match[2]))
+        except ValueError:  # a number of too many digits, or a control character
+            continue
+    return _decoded(fields)
 
 
 def _decoded(record: dict[str, Any]) -> dict[str, Any]:
@@ -232,18 +262,20 @@ def _load(location: Location, file: BinaryIO, broken_is_none: bool = False) -> A
         raise InputNotFound(f"{location} is not JSON any more: {error}. Repair the file.") from error
 
 
-def _find_shape(location: Location, whole: dict[str, Any]) -> tuple[str, Callable[[Any], Iterator[Record]] | None]:
-    """Return how records are made of one object, and words for it; "lines" for an object that is one record.
+def _find_shape(location: Location, whole: dict[str, Any]) -> tuple[str, Callable[[Any], Iterator[Record]]]:
+    """Return how records are made of one object, and words for it.
 
     Raises `InputNotFound` for an object with several lists of records that could be meant.
     """
     if _is_coco(whole):
         return "COCO captions", _coco
-    lists = {key: value for key, value in _lists_of_records(whole) if value}
-    # A list fits if its records have both a picture and a text.
-    fitting = [key for key, value in lists.items() if _roles(_names_of(value)) == 2] or list(lists)
     if _roles(whole) == 2 and _is_one_record(whole):
         return "one record", _one_record
+    lists = dict(_lists_of_records(whole))
+    # A list fits if its records have both a picture and a text.
+    fitting = [key for key, value in lists.items() if _roles(_names_of(value)) == 2]
+    if not fitting and not _is_one_record(whole):
+        fitting = list(lists)
     if len(fitting) > 1:
         raise InputNotFound(
             f"{location} has records under {show_names(fitting)}. Write those that are meant into a file of their own."
@@ -252,8 +284,19 @@ def _find_shape(location: Location, whole: dict[str, Any]) -> tuple[str, Callabl
         return f"records under {fitting[0]!r:.80}", lambda value: _checked_all(_at(value, fitting[0]))
     if _is_split(whole):
         return "columns and rows", _split
-    if _is_columns(whole):
+    if columns := _columns_of(whole):
+        lengths = {name: len(column) for name, column in columns.items()}
+        if len(set(lengths.values())) > 1:
+            shown = ", ".join(f"{name!r:.80} {length}" for name, length in list(lengths.items())[:10])
+            raise InputNotFound(f"{location} has columns of different lengths: {shown}. Make them equally long.")
         return "object of columns", _columns
+    # The records may lie in one object of the object.
+    objects = [key for key, value in whole.items() if isinstance(value, dict)]
+    if len(objects) == 1 and not _is_one_record(whole):
+        key = objects[0]
+        shape, unpack = _find_shape(location, whole[key])
+        if unpack is not _one_record:
+            return f"{shape} under {key!r:.80}", lambda value: unpack(value.get(key) or {})
     if len(whole) > 0 and all(isinstance(value, dict | str | list) for value in whole.values()) and _is_keyed(whole):
         return "object of records", _keyed
     return "one record", _one_record
@@ -342,21 +385,24 @@ def _coco(whole: Any) -> Iterator[Record]:
             yield from _checked_all([picture | caption])
 
 
-def _is_columns(whole: Mapping[str, Any]) -> bool:
-    """Return True for an object of lists, or of objects with the same keys, under names of columns."""
-    columns = [value for value in whole.values() if isinstance(value, list | dict)]
-    if not columns or len(columns) < len(whole) or not _roles(whole):
-        return False
-    first = columns[0]
-    if isinstance(first, list):
-        return all(isinstance(column, list) and len(column) == len(first) for column in columns)
-    return all(isinstance(column, dict) and column.keys() == first.keys() for column in columns)
+def _columns_of(whole: Mapping[str, Any]) -> dict[str, list[Any]]:
+    """Return the columns of an object of lists, or of objects with the same keys; empty for another object.
+
+    pandas writes `{"image": {"0": …, "1": …}}`.
+    """
+    lists = {name: value for name, value in whole.items() if isinstance(value, list)}
+    if _roles(lists) == 2:
+        return lists
+    objects = {name: value for name, value in whole.items() if isinstance(value, dict)}
+    if _roles(objects) == 2 and len(objects) == len(whole) and len({tuple(value) for value in objects.values()}) == 1:
+        return {name: list(value.values()) for name, value in objects.items()}
+    return {}
 
 
 def _columns(whole: Any) -> Iterator[Record]:
-    columns = [list(column.values()) if isinstance(column, dict) else column for column in whole.values()]
-    for cells in zip(*columns, strict=False):
-        yield from _checked_all([dict(zip(whole, cells, strict=True))])
+    columns = _columns_of(whole)
+    for cells in zip(*columns.values(), strict=False):
+        yield from _checked_all([dict(zip(columns, cells, strict=True))])
 
 
 def _is_split(whole: Mapping[str, Any]) -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, cast
@@ -12,9 +11,13 @@ import pyarrow.parquet as pq
 
 from asap.storage.files import open_seekable
 from asap.storage.location import Location
+from jobs.scan.input.columns import unique_names
 from jobs.scan.input.record_files import Record, RowError
 
 _ROWS_AT_ONCE = 1024
+_MOST_TEXT = 2**11
+"""Bytes that a text has in the mean, where bytes are taken for texts."""
+_LARGEST_CHUNK = 2**26
 
 
 @dataclass
@@ -23,10 +26,15 @@ class ParquetReader:
 
     location: Location
     names: Sequence[str]
-    read_names: Sequence[str]
-    """Columns that are read. Columns of bytes are not."""
+    leaves: Sequence[str]
+    """Paths of the values that are read, such as image.path. Bytes are not."""
+    binary: Sequence[str]
+    """Paths of the values that are bytes, such as image.bytes."""
+    as_text: Sequence[str]
+    """Columns that are texts, although the schema calls them bytes."""
     rows: int
     notes: list[str] = field(default_factory=list)
+    twice: Sequence[str] = ()
 
     def describe(self) -> dict[str, Any]:
         """Return what was understood of the file."""
@@ -35,10 +43,15 @@ class ParquetReader:
     def records(self) -> Iterator[tuple[int, Record]]:
         """Yield the rows, with their numbers."""
         file = pq.ParquetFile(open_seekable(self.location))
-        twice = len(set(self.names)) < len(self.names)  # a name cannot say which of two columns is read
         number = 0
-        for batch in file.iter_batches(_ROWS_AT_ONCE, columns=None if twice else list(self.read_names)):
-            for record in _rows(batch.rename_columns(_unique(batch.schema.names)) if twice else batch):
+        for batch in file.iter_batches(_ROWS_AT_ONCE, columns=list(self.leaves)):
+            names = batch.schema.names
+            columns = [
+                column.cast(pa.string(), safe=False) if name in self.as_text else column
+                for name, column in zip(names, batch.columns, strict=True)
+            ]
+            # A name cannot stand twice in a record.
+            for record in _rows(pa.RecordBatch.from_arrays(columns, unique_names(names))):
                 yield number, record
                 number += 1
 
@@ -46,27 +59,35 @@ class ParquetReader:
 def understand_parquet(location: Location) -> ParquetReader:
     """Return a Parquet file with the names of its columns."""
     file = pq.ParquetFile(open_seekable(location))
-    schema = file.schema_arrow
-    binary = [column.name for column in schema if _is_binary(column.type)]
-    read = [name for name in schema.names if name not in binary and not name.startswith("__index_level_")]
-    notes = [f"the column {name!r:.80} holds bytes and is not read" for name in binary]
-    if twice := [name for name, count in Counter(schema.names).items() if count > 1]:
-        notes.append(f"several columns are called {', '.join(f'{name!r:.80}' for name in twice)}")
-    return ParquetReader(location, list(schema.names), read, file.metadata.num_rows, notes)
+    names = list(file.schema_arrow.names)
+    paths = [file.schema.column(number).path for number in range(len(file.schema))]
+    binary = [path for number, path in enumerate(paths) if _is_binary(file.schema.column(number))]
+    # Some writers do not say that bytes are a text.
+    as_text = [path for path in binary if path in names and _holds_text(file, paths.index(path), path)]
+    binary = [path for path in binary if path not in as_text]
+    leaves = [path for path in paths if path not in binary and not path.startswith("__index_level_")]
+    notes = [f"the column {path!r:.80} holds bytes and is not read" for path in binary]
+    return ParquetReader(location, names, leaves, binary, as_text, file.metadata.num_rows, notes)
 
 
-def _is_binary(kind: Any) -> bool:
-    return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_binary_view(kind))
+def _is_binary(column: Any) -> bool:
+    """Return True for bytes without a meaning, such as a picture."""
+    return column.physical_type in ("BYTE_ARRAY", "FIXED_LEN_BYTE_ARRAY") and column.logical_type.type == "NONE"
 
 
-def _unique(names: Sequence[str]) -> list[str]:
-    """Return the names, with a number behind a name that came before."""
-    seen: Counter[str] = Counter()
-    unique = []
-    for name in names:
-        seen[name] += 1
-        unique.append(name if seen[name] == 1 else f"{name} ({seen[name]})")
-    return unique
+def _holds_text(file: Any, number: int, path: str) -> bool:
+    """Return True for a column of short bytes that are UTF-8 in the first rows."""
+    if not file.metadata.num_row_groups:
+        return False
+    chunk = file.metadata.row_group(0).column(number)
+    if chunk.total_uncompressed_size > min(_MOST_TEXT * max(chunk.num_values, 1), _LARGEST_CHUNK):
+        return False
+    values = next(file.iter_batches(_ROWS_AT_ONCE, columns=[path]))[0]
+    try:
+        values.cast(pa.string())
+    except pa.ArrowInvalid:
+        return False
+    return bool(values.null_count < len(values))
 
 
 def _rows(batch: pa.RecordBatch) -> Sequence[Record]:

@@ -89,8 +89,8 @@ def understand_table(location: Location, kind: str, options: TableOptions = NO_O
     records = [record for _, record in sample if isinstance(record, dict)]
     if reader.names is None and not records:
         _refuse_records(location, kind, sample)
-    names = reader.names if reader.names is not None else _names_of(records)
-    columns = find_columns(names, options, str(location), records)
+    names = reader.names if reader.names is not None else [*_names_of(records), *reader.twice]
+    columns = _columns(location, kind, names, options, records)
     if not sample:
         raise InputNotFound(f"{location} holds no record: nothing to scan")
     columns = _leave_out(columns, names, records)
@@ -100,6 +100,22 @@ def understand_table(location: Location, kind: str, options: TableOptions = NO_O
     _refuse_hopeless(location, columns, [maker.row(line, record) for line, record in sample], options)
     notes = (*reader.notes, *columns.notes, *base_notes)
     return Table(location, kind, reader, columns, base, notes)
+
+
+def _columns(
+    location: Location,
+    kind: str,
+    names: Sequence[str],
+    options: TableOptions,
+    records: Sequence[Mapping[str, Any]],
+) -> Columns:
+    try:
+        return find_columns(names, options, str(location), records)
+    except InputNotFound as error:
+        # A table of one column is mostly one whose delimiter was not found.
+        if kind != "csv" or len(names) != 1 or options.delimiter is not None:
+            raise
+        raise InputNotFound(f"{error} If its cells have another delimiter, say it with --delimiter.") from error
 
 
 def open_records(location: Location, kind: str, options: TableOptions = NO_OPTIONS) -> RecordReader:
@@ -129,7 +145,7 @@ def _read_errors(location: Location, kind: str) -> Iterator[None]:
     try:
         with storage_errors(location):
             yield
-    except pa.ArrowException as error:
+    except (pa.ArrowException, UnicodeDecodeError) as error:
         raise InputNotFound(f"{location} cannot be read as {kind}: {error}") from error
 
 
