@@ -108,7 +108,7 @@ class ScanSettings(ClusterSettings, WatchSettings):
 
     @property
     def table_options(self) -> TableOptions:
-        """What the settings say about the tables of the input."""
+        """Options for the tables of the input."""
         names = ("image_column", "text_column", "id_column", "encoding", "delimiter")
         return TableOptions(**self.model_dump(include=set(names)), texts=self.captions is None)
 

@@ -120,7 +120,8 @@ def choose_parts(
 
     Raises `InputNotFound` if no table can be scanned, or if one cannot that has the name of a part of another one.
     """
-    understood, refused = [], {}
+    understood: list[tuple[FileInfo, Table]] = []
+    refused: dict[FileInfo, InputNotFound] = {}
     for number, part in enumerate(tables):
         is_looked_at = not understood or number < _FIRST_PARTS or number == len(tables) - 1
         if not is_looked_at and len(tables) > _FEW:
@@ -137,10 +138,10 @@ def choose_parts(
             raise next(iter(refused.values()))
         raise InputNotFound(f"{address.location} holds {len(tables)} tables ({kind}) without a record")
     shapes = {_shape(address.name_of(part)) for part, _ in understood}
-    for part, error in refused.items():
+    for part, reason in refused.items():
         if _shape(address.name_of(part)) in shapes:
             advice = f"{len(understood)} tables beside it can be read. Repair or remove it, or name them with a pattern"
-            raise InputNotFound(f"{str(error).rstrip('.')}; {advice}") from error
+            raise InputNotFound(f"{str(reason).rstrip('.')}; {advice}") from reason
     return understood[0][1], list(refused)
 
 

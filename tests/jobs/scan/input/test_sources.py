@@ -175,11 +175,11 @@ def test_a_folder_pairs_pictures_with_texts_of_the_same_name(tmp_path: Path) -> 
 
 def test_an_unreadable_text_file_is_an_error_of_its_row(tmp_path: Path) -> None:
     (tmp_path / "a.jpg").write_bytes(b"x")
-    (tmp_path / "a.txt").write_bytes(b"caf\x81")
+    (tmp_path / "a.txt").write_bytes(b"\xff\xfea")
     (tmp_path / "b.jpg").write_bytes(b"x")
     (tmp_path / "b.txt").write_bytes(b"x" * (2**20 + 1))
     first, second = _rows(tmp_path)
-    assert "is not utf-8" in str(first.row_error)
+    assert "is not utf-16-le" in str(first.row_error)
     assert "1048577 bytes" in str(second.row_error)
 
 
@@ -326,10 +326,10 @@ def test_a_text_that_the_store_does_not_deliver_is_left_to_the_scan(
 
 def test_a_text_that_comes_late_is_checked_like_any_other(tmp_path: Path) -> None:
     settings = FetchSettings()
-    (tmp_path / "latin.txt").write_bytes(b"caf\x81")
+    (tmp_path / "latin.txt").write_bytes(b"\xff\xfea")
     (tmp_path / "long.txt").write_bytes(b"x" * (2**20 + 1))
     (tmp_path / "blank.txt").write_bytes(b" \n")
-    with pytest.raises(RowError, match="is not utf-8"):
+    with pytest.raises(RowError, match="is not utf-16-le"):
         read_late_text(str(tmp_path / "latin.txt"), settings)
     with pytest.raises(RowError, match="more than 1048576 bytes"):
         read_late_text(str(tmp_path / "long.txt"), settings)

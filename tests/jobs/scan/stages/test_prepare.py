@@ -172,7 +172,7 @@ def test_a_text_that_the_manifest_could_not_get_is_read_with_the_picture(
 ) -> None:
     (tmp_path / "a.jpg").write_bytes(jpeg(1))
     (tmp_path / "a.txt").write_text("a late\0 text")
-    (tmp_path / "latin.txt").write_bytes(b"caf\x81")
+    (tmp_path / "latin.txt").write_bytes(b"\xff\xfea")
     names = [None, "a.txt", "gone.txt", "latin.txt"]
     rows: list[dict[str, object]] = [
         {"image_uri": str(tmp_path / "a.jpg"), "text": None if name else "given"}
