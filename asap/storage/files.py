@@ -15,7 +15,7 @@ import secrets
 import shutil
 import time
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
@@ -297,40 +297,46 @@ def read_json(location: Location, advice: str = "") -> dict[str, Any] | None:
         raise StorageError(f"{location} is broken: {error}{f'. {advice}' if advice else ''}") from error
 
 
-def list_files(folder: Location) -> Iterator[FileInfo]:
+def list_files(folder: Location, *, deep: bool = True) -> Iterator[FileInfo]:
     """Yield every file below a folder, in an order that keeps names with a common beginning together.
 
     Links to folders outside are followed, each folder once. Links to folders inside and above are not followed. A
-    folder that does not exist holds no files.
+    folder that does not exist holds no files. With `deep` false, only the files directly in the folder are listed.
     """
     with storage_errors(folder):
         if folder.is_s3:
-            yield from _list_s3(folder)
+            yield from _list_s3(folder, deep=deep)
         else:
-            yield from _list_local(Path(folder.uri))
+            yield from _list_local(Path(folder.uri), deep=deep)
 
 
-def _list_s3(folder: Location) -> Iterator[FileInfo]:
-    prefix = f"{folder.key}/" if folder.key else ""
-    pages = s3_client().get_paginator("list_objects_v2").paginate(Bucket=folder.bucket, Prefix=prefix)
-    for page in pages:
+def _list_s3(folder: Location, *, deep: bool = True) -> Iterator[FileInfo]:
+    options = {"Bucket": folder.bucket, "Prefix": f"{folder.key}/" if folder.key else ""}
+    if not deep:
+        options["Delimiter"] = "/"
+    for page in s3_client().get_paginator("list_objects_v2").paginate(**options):
         for entry in page.get("Contents", ()):
             if not entry["Key"].endswith("/"):  # such an object stands for a folder
                 location = Location(f"s3://{folder.bucket}/{entry['Key']}")
                 yield FileInfo(location, entry["Size"], entry["ETag"].strip('"'))
 
 
-def _list_local(folder: Path) -> Iterator[FileInfo]:
+def _list_local(folder: Path, *, deep: bool) -> Iterator[FileInfo]:
     if not folder.exists():  # no error, as S3 has none for a prefix without objects
         return
     root, linked = folder.resolve(), set[Path]()
-    for parent, folders, files in os.walk(folder, onerror=_raise, followlinks=True):
-        # os.walk enters the folders of this list, in its order.
-        folders[:] = [name for name in sorted(folders) if _is_followed(Path(parent) / name, root, linked)]
-        for name in sorted(files):
-            path = Path(parent) / name
-            if path.is_file():
-                yield _local_info(path)
+    waiting = [str(folder)]
+    while waiting:
+        with os.scandir(waiting.pop()) as entries:
+            ordered = sorted(entries, key=lambda entry: entry.name)
+        for entry in ordered:
+            if entry.is_file():
+                with suppress(FileNotFoundError):  # it was deleted meanwhile
+                    status = entry.stat()
+                    yield FileInfo(Location(entry.path), status.st_size, str(status.st_mtime_ns))
+        if deep:
+            folders = [Path(entry.path) for entry in ordered if entry.is_dir()]
+            waiting += [str(path) for path in folders if _is_followed(path, root, linked)][::-1]
 
 
 def _is_followed(folder: Path, root: Path, linked: set[Path]) -> bool:
@@ -342,11 +348,6 @@ def _is_followed(folder: Path, root: Path, linked: set[Path]) -> bool:
         return False
     linked.add(target)
     return True
-
-
-def _raise(error: OSError) -> None:
-    """Raise what os.walk passes over otherwise, such as a folder that may not be read."""
-    raise error
 
 
 def list_folders(folder: Location) -> list[Location]:

@@ -11,6 +11,7 @@ from asap.preprocessing.images import DEFAULT_LIMITS
 from asap.preprocessing.words import MIN_TEXT_READ
 from asap.storage.fetch import FetchSettings
 from asap.storage.location import Location
+from jobs.scan.input.globs import find_glob
 from jobs.scan.input.record_files import record_file
 from jobs.scan.input.tables import TableOptions
 from jobs.settings import ClusterSettings, Settings, WatchSettings
@@ -100,9 +101,11 @@ class ScanSettings(ClusterSettings, WatchSettings):
         if self.job:
             return Location.parse(self.out) / self.job
         # Without a name, the job takes the input's, less the suffix and the characters that `_check` refuses.
-        name = Location.parse(self.input).name
+        location = Location.parse(self.input)
+        glob = find_glob(location)
+        name = (glob.folder if glob else location).name
         file = record_file(name)
-        name = re.sub(r"[^\w.+-]", "_", file.stem if file else name).strip(".")
+        name = re.sub(r"[^\w.+-]", "_", file.stem if file else name.removesuffix(".tar")).strip(".")
         return Location.parse(self.out) / (name or "scan")
 
     @property

@@ -73,6 +73,17 @@ def find_encoding(location: Location, given: str | None = None) -> Encoding:
     """
     with open_read(location) as file:
         head = file.read(_HEAD_BYTES)
+    return encoding_of(head, given, complete=len(head) < _HEAD_BYTES)
+
+
+def encoding_of(head: bytes, given: str | None = None, *, complete: bool = True) -> Encoding:
+    """Return the encoding of a text, from its first bytes. Raises `InputNotFound`.
+
+    Args:
+        head: The first bytes.
+        given: The name of the encoding; None if it is not known.
+        complete: True if these are all bytes.
+    """
     mark, name = next(((mark, name) for mark, name in _BOMS if head.startswith(mark)), (b"", ""))
     guessed = False
     if given is not None:
@@ -83,7 +94,7 @@ def find_encoding(location: Location, given: str | None = None) -> Encoding:
         elif named != name:
             mark, name = b"", named
     elif not name:
-        name, guessed = _guess(head, complete=len(head) < _HEAD_BYTES)
+        name, guessed = _guess(head, complete)
     text = head.decode(name, "replace")
     returns = text.count("\r") - text.count("\r\n") > text.count("\n")
     return Encoding(name, mark, guessed, returns)

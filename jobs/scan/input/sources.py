@@ -1,29 +1,85 @@
-"""Inputs of a scan, each a stream of manifest rows. The name of an input decides how it is read.
+"""Inputs of a scan, each a stream of manifest rows. What lies at the address decides how it is read.
 
-    *.json            a DGM4 metadata file (an array of records), or one JSON object a line
-    *.jsonl *.ndjson  one JSON object a line
-    *.csv             with a header
-    *.parquet
-    anything else     a folder or prefix of pictures, each with a text file of the same name beside it
+    a file of records   JSON, JSON lines, CSV or Parquet                                     tables.py
+    tables in parts     a folder of them, or a pattern such as 'part-*.jsonl'                parts.py
+    pictures            a folder or a pattern; each has a text file of the same name         folders.py
+    tars                one, a folder of them, or a pattern; pictures and texts are members  shards.py
+    an S3 Inventory     its manifest.json                                                    inventory.py
 
-Files may be compressed (.gz, .bz2, .zst).
+Where two of these could be meant, nothing is read, and the error says how to name one.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
-from itertools import chain, islice
-from typing import Any
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from itertools import islice
+from pathlib import Path
+from typing import Any, Protocol
 
-from asap.storage.files import exists, list_files
+from asap.errors import AsapError
+from asap.storage.fetch import ByteRange, FetchSettings, fetch
+from asap.storage.files import exists, file_info
 from asap.storage.fingerprint import file_fingerprint, files_fingerprint
-from asap.storage.location import Location
+from asap.storage.location import FileInfo, Location
 from jobs.errors import InputNotFound
-from jobs.scan.input.folders import IMAGE_SUFFIXES, folder_rows, list_pictures
+from jobs.scan.input.folders import PictureFolder
+from jobs.scan.input.globs import find_glob
+from jobs.scan.input.inventory import Inventory, find_inventory
+from jobs.scan.input.listing import Address, Look, Role, look_at, role_of
 from jobs.scan.input.manifest import ManifestRow
+from jobs.scan.input.parts import SPLITS, TableParts, choose_parts, kind_of
 from jobs.scan.input.record_files import record_file
+from jobs.scan.input.shards import Shards
 from jobs.scan.input.tables import NO_OPTIONS, Table, TableOptions, understand_table
+
+_READ = "Give a table (.json, .jsonl, .csv, .parquet), tars, or a folder of pictures with texts"
+_FIRST_ROWS = 20
+_SNIFFED = 20
+_OTHER_STORES = {
+    "gs": "Write s3://BUCKET/KEY, with AWS_ENDPOINT_URL=https://storage.googleapis.com and HMAC keys",
+    "s3a": "Write it as s3://",
+    "s3n": "Write it as s3://",
+    "hf": "Download it (hf download REPOSITORY --repo-type dataset --local-dir FOLDER) and give the folder",
+    "az": "Copy it to a disk or to a store that speaks S3 (azcopy copy)",
+}
+_OTHER_STORES |= dict.fromkeys(("abfs", "abfss", "wasb", "wasbs", "adl"), _OTHER_STORES["az"])
+_OTHER_STORES |= dict.fromkeys(
+    ("http", "https", "ftp"), "Addresses of the web are not read. Download it and give the file"
+)
+_S3_HOST = re.compile(
+    r"https?://(?:(?P<host>[\w.-]+)\.s3[.-][\w.-]*amazonaws\.com|s3[.\w-]*\.amazonaws\.com/(?P<bucket>[^/]+))/(?P<key>.+)"
+)
+_UNPACK = {".zip": "unzip", ".7z": "7z x", ".rar": "unrar x", ".gz": "gunzip"}
+_LAKES = {"Delta Lake": "_delta_log", "Hudi": ".hoodie", "Iceberg": ".metadata.json"}
+_LAKE = re.compile(r"(^|/)(_delta_log|\.hoodie)/|(^|/)metadata/[^/]+\.metadata\.json$")
+_UNPACK_TARS = "Their members cannot be read one by one. Unpack them (gunzip, bunzip2 or zstd -d) to .tar"
+_HEAD = 64
+"""Bytes at the beginning of a file that show what it is."""
+_PICTURE = re.compile(
+    rb"\xff\xd8\xff|\x89PNG\r\n|GIF8[79]a|RIFF....WEBP|II[*+]\0|MM\0[*+]|....ftyp(avi|hei|mif|msf)|\0\0\0\x0cj[PX]",
+    re.DOTALL,
+)
+"""The first bytes of pictures. Whether one can be decoded shows when it is."""
+
+
+class Content(Protocol):
+    """The files of an input, as manifest rows."""
+
+    @property
+    def kind(self) -> str:
+        """The kind of the input, for `job.json`."""
+
+    def rows(self, limit: int | None = None) -> Iterator[ManifestRow]:
+        """Return the rows, in an order that stays. Later rows than `limit` are not needed."""
+
+    def files(self, limit: int | None = None) -> Iterator[FileInfo]:
+        """Return the files that are read."""
+
+    def describe(self) -> dict[str, Any]:
+        """Return what a short look found."""
 
 
 @dataclass(frozen=True)
@@ -31,31 +87,34 @@ class Source:
     """An input that exists, and how to read it."""
 
     location: Location
-    table: Table | None = None
-    """The file of records. None for a folder of pictures."""
+    content: Table | Content
     limit: int | None = None
     """Read only the first so many rows."""
 
     @property
     def kind(self) -> str:
-        """The kind of the input: json, jsonl, csv, parquet or folder."""
-        return self.table.kind if self.table else "folder"
+        """The kind of the input: json, jsonl, csv … for tables, or folder, shards, inventory."""
+        return self.content.kind
 
     def fingerprint(self) -> str:
         """Return a string that changes when the input does."""
-        if self.table:
+        if isinstance(self.content, Table):
             return file_fingerprint(self.location)
-        return files_fingerprint(filter(None, chain.from_iterable(list_pictures(self.location, self.limit))))
+        return files_fingerprint(self.content.files(self.limit))
 
     def describe(self) -> dict[str, Any]:
         """Return what was understood of the input, for `asap plan` and `job.json`."""
-        return {"kind": self.kind} | ({"tables": [self.table.describe()]} if self.table else {})
+        if not isinstance(self.content, Table):
+            kind = "tables" if isinstance(self.content, TableParts) else self.kind
+            return {"kind": kind} | self.content.describe()
+        info = file_info(self.location)
+        files = {"count": 1, "bytes": info.size if info else 0}
+        return {"kind": "table", "files": files, "tables": [self.content.describe()]}
 
     def rows(self) -> Iterator[ManifestRow]:
         """Return every row of the input, in its order."""
-        if self.table:
-            return islice(self.table.rows(), self.limit)
-        return folder_rows(self.location, self.limit)
+        rows = self.content.rows() if isinstance(self.content, Table) else self.content.rows(self.limit)
+        return islice(rows, self.limit)
 
 
 def find_source(text: str, limit: int | None = None, options: TableOptions = NO_OPTIONS) -> Source:
@@ -64,25 +123,240 @@ def find_source(text: str, limit: int | None = None, options: TableOptions = NO_
     Raises `InputNotFound` or `StorageError` if there is nothing that can be scanned.
 
     Args:
-        text: A path or an s3:// address.
+        text: A path, an s3:// address, or one with wildcards.
         limit: Read only the first so many rows.
         options: What a person said about the tables of the input.
     """
+    _refuse_other_stores(text)
     location = Location.parse(text)
-    file = record_file(location.name)
-    if file is not None and exists(location):
-        return Source(location, understand_table(location, file.kind, options), limit)
-    if next(list_pictures(location, 1), None) is None:
-        raise InputNotFound(
-            f"{location} {_describe_problem(location)}. Give a manifest (.json, .jsonl, .csv, .parquet) or a folder of "
-            "pictures"
-        )
-    return Source(location, limit=limit)
-
-
-def _describe_problem(location: Location) -> str:
     if exists(location):
-        return "is a file of another kind"
-    if next(list_files(location), None) is None:
-        return "is not there, or holds nothing"
-    return f"holds no picture ({', '.join(IMAGE_SUFFIXES)})"
+        return Source(location, _file(location, options), limit)
+    address = Address(location, location)
+    look = look_at(address)
+    if not any(look.files.values()) and (glob := find_glob(location)):
+        address = Address(location, glob.folder, glob)
+        look = look_at(address)
+    return Source(location, _content(look, options), limit)
+
+
+def _refuse_other_stores(text: str) -> None:
+    """Raise `InputNotFound` for addresses of stores that are not read, with what to do instead."""
+    scheme = re.match(r"([a-zA-Z][\w+.-]+):/", text)
+    if scheme and (advice := _OTHER_STORES.get(scheme[1].lower())):
+        if match := _S3_HOST.fullmatch(text.partition("?")[0]):
+            advice = f"Write s3://{match['host'] or match['bucket']}/{match['key']}"
+        raise InputNotFound(f"{text!r:.300} is not read; paths, file:// and s3:// are. {advice}")
+    if re.match(r"[a-zA-Z]:\\|\\\\", text) and not Path(text).exists():
+        raise InputNotFound(f"{text!r:.300} is a path of Windows. Give the path that it has on this machine")
+
+
+def _file(location: Location, options: TableOptions) -> Table | Content:
+    """Return the content of a single file."""
+    file, info = record_file(location.name), file_info(location)
+    if file is not None:
+        if file.kind == "json" and not file.packed and info and (inventory := find_inventory(info, options)):
+            inventory.check()
+            return inventory
+        return understand_table(location, file.kind, options)
+    role = role_of(location.name)
+    if role is Role.TAR:
+        return _shards(look_at(Address(location, location.parent, only=info)), options)
+    if role is Role.PACKED_TAR:
+        raise InputNotFound(f"{location} is a compressed tar. {_UNPACK_TARS}")
+    if role is Role.PICTURE:
+        raise InputNotFound(f"{location} is a picture. Give its folder, or judge one pair with `asap detect`")
+    suffix = location.name[location.name.rfind(".") :].lower()
+    advice = f"Unpack it ({_UNPACK[suffix]}) and give the folder" if suffix in _UNPACK else _READ
+    raise InputNotFound(f"{location} is a file of another kind. {advice}")
+
+
+def _content(look: Look, options: TableOptions) -> Content:
+    """Return the content of a folder, or of the files with a pattern. Raises `InputNotFound` if it could be several."""
+    where = look.address.location
+    _refuse_lakes(look)
+    _name_companions(look)
+    has_bare = not look[Role.PICTURE] and _are_pictures(look[Role.BARE])
+    pictures = look[Role.BARE] if has_bare else look[Role.PICTURE]
+    tars, tables = look[Role.TAR], look[Role.TABLE]
+    folder = PictureFolder(look.address, has_bare, look, options)
+    if tables and (content := _tables(look, folder, pictures, options)):
+        return content
+    if tars and pictures:
+        raise InputNotFound(
+            f"{where} holds {_count(tars, 'tar')} and {_count(pictures, 'picture')}, and either may be meant. Give "
+            f"{_pattern(look, tars[0])} or {_pattern(look, pictures[0])}, in quotes"
+        )
+    if tars:
+        return _shards(look, options)
+    if pictures:
+        if options.texts:
+            folder.check_texts()
+        return folder
+    if look[Role.PACKED_TAR]:
+        raise InputNotFound(f"{where} holds {_count(look[Role.PACKED_TAR], 'compressed tar')}. {_UNPACK_TARS}")
+    raise InputNotFound(f"{where} {_describe_nothing(look)}")
+
+
+def _tables(look: Look, folder: PictureFolder, pictures: Sequence[FileInfo], options: TableOptions) -> Content | None:
+    """Return the content of a folder that holds tables; None if its pictures or tars are meant."""
+    where = look.address.location
+    by_kind: dict[str, list[FileInfo]] = {}
+    for info in look[Role.TABLE]:
+        by_kind.setdefault(kind_of(info) or "", []).append(info)
+    found: dict[str, TableParts] = {}
+    reasons: list[InputNotFound] = []
+    others: list[FileInfo] = []
+    for kind, infos in by_kind.items():
+        if kind == "json" and (
+            inventories := list(filter(None, (find_inventory(info, options) for info in infos[:_FIRST_ROWS])))
+        ):
+            return _inventory(look, inventories)
+        try:
+            first, no_pairs = choose_parts(look.address, infos, kind, options)
+        except InputNotFound as error:
+            reasons.append(error)
+            continue
+        by_kind[kind] = [info for info in infos if info not in no_pairs]
+        others.extend(no_pairs)
+        # Where pictures lie too, the parts are those that the look saw: it goes through all folders at the top.
+        only = tuple(by_kind[kind]) if look.is_complete or pictures or look[Role.TAR] else None
+        left_out = frozenset(info.location for info in no_pairs)
+        found[kind] = TableParts(look.address, kind, look, first, options, only, left_out)
+    beside = pictures or look[Role.TAR]
+    naming = {kind: parts for kind, parts in found.items() if not beside or _names_files_here(parts, look)}
+    chosen = naming or found
+    if len(chosen) > 1:
+        files = "; ".join(f"{kind}: {_names(look, by_kind[kind])}" for kind in chosen)
+        raise InputNotFound(
+            f"{where} holds tables of different kinds ({files}), and one is read. Give the file, or a pattern such as "
+            f"{_pattern(look, by_kind[next(iter(chosen))][0])}, in quotes"
+        )
+    if not chosen:
+        if beside:
+            return None
+        raise reasons[0]
+    kind, parts = next(iter(chosen.items()))
+    if beside and not naming and (look[Role.TAR] or not options.texts or folder.has_texts()):
+        counted = _count(beside, "tar" if look[Role.TAR] else "picture")
+        raise InputNotFound(
+            f"{where} holds {_names(look, by_kind[kind])}, and {counted} that its first records do not name; either "
+            f"may be meant. Give {parts.first.location}, or a pattern such as {_pattern(look, beside[0])}, in quotes"
+        )
+    return replace(parts, notes=tuple(_table_notes(look, kind, by_kind, others, pictures, named=bool(naming))))
+
+
+def _table_notes(
+    look: Look,
+    kind: str,
+    by_kind: dict[str, list[FileInfo]],
+    others: Sequence[FileInfo],
+    pictures: Sequence[FileInfo],
+    *,
+    named: bool,
+) -> Iterator[str]:
+    """Yield sentences about what was chosen among the files of a folder."""
+    if len(by_kind[kind]) > 1:
+        splits = dict.fromkeys(SPLITS.findall(" ".join(map(look.address.name_of, by_kind[kind])).lower()))
+        of_splits = f", of the splits {', '.join(splits)}" if len(splits) > 1 else ""
+        yield f"All {len(by_kind[kind])} tables are read{of_splits}: {_names(look, by_kind[kind])}."
+    if pictures:
+        yield (
+            "Pictures are read as the tables name them, and not all that lie in the folder."
+            if named
+            else "The first records of the table name no picture of the folder."
+        )
+    if left_out := [*others, *(info for other, infos in by_kind.items() if other != kind for info in infos)]:
+        yield f"Not read as tables of pairs: {_names(look, left_out)}."
+
+
+def _inventory(look: Look, inventories: Sequence[Inventory]) -> Content:
+    if len(inventories) > 1:
+        raise InputNotFound(
+            f"{look.address.location} holds {len(inventories)} inventories of S3. Give the manifest.json of one, such "
+            f"as {inventories[-1].location}"
+        )
+    inventories[0].check()
+    return inventories[0]
+
+
+def _shards(look: Look, options: TableOptions) -> Shards:
+    packed = look[Role.PACKED_TAR]
+    notes = (f"{_count(packed, 'compressed tar')} left out. {_UNPACK_TARS}.",) if packed else ()
+    shards = Shards(look.address, look, options, notes)
+    shards.check()
+    return shards
+
+
+def _name_companions(look: Look) -> None:
+    """Take those files for no tables that describe a picture, a tar or a folder of the same name beside them."""
+    pictures, tars = (
+        {form for info in look[role] for form in (info.location.uri, info.location.uri.rpartition(".")[0])}
+        for role in (Role.PICTURE, Role.TAR)
+    )
+    folders = {info.location.parent.uri for info in look[Role.PICTURE]}
+    texts: list[FileInfo] = []
+    others: list[FileInfo] = []
+    for info in look[Role.TABLE]:
+        stem = info.location.uri.rpartition(".")[0]
+        if stem in pictures:
+            (texts if info.location.uri.lower().endswith(".json") else others).append(info)
+        elif stem in tars or stem in folders:
+            others.append(info)
+    look.move(texts, Role.TEXT)
+    look.move(others, Role.OTHER)
+
+
+def _names_files_here(parts: TableParts, look: Look) -> bool:
+    """Return True if one of the first rows names a file below the folder."""
+    below = look.address.folder.uri.rstrip("/") + "/"
+    for row in islice(parts.first.rows(), _FIRST_ROWS):
+        if row.image_uri and row.image_uri.startswith(below) and exists(Location(row.image_uri)):
+            return True
+    return False
+
+
+def _are_pictures(files: Sequence[FileInfo]) -> bool:
+    """Return True if most of the first of some files begin as pictures do."""
+    first = files[:_SNIFFED]
+    found = 0
+    for info in first:
+        with suppress(AsapError):
+            head = fetch(info.location.uri, _HEAD, FetchSettings(), ByteRange(0, _HEAD)).data
+            found += _PICTURE.match(head) is not None
+    return 2 * found > len(first)
+
+
+def _refuse_lakes(look: Look) -> None:
+    """Raise `InputNotFound` for a table that keeps removed rows in its files, and a log of what is valid."""
+    for info in look[Role.STRAY] + look[Role.TABLE]:
+        name = look.address.name_of(info)
+        if look.address.glob is None and (match := _LAKE.search(name)):
+            lake = next(kind for kind, mark in _LAKES.items() if mark in match[0])
+            raise InputNotFound(
+                f"{look.address.location} is a table of {lake}, whose files may hold rows that were deleted. Export it "
+                "to Parquet, or give a pattern such as '*.parquet' to read every file"
+            )
+
+
+def _describe_nothing(look: Look) -> str:
+    if not any(look.files.values()):
+        glob = look.address.glob
+        return "matches no file" if glob else f"is not there, or holds nothing. {_READ}"
+    return f"holds no table, picture or tar, but {look.sentence()}. {_READ}"
+
+
+def _count(files: Sequence[FileInfo], name: str) -> str:
+    return f"{len(files)} {name}{'' if len(files) == 1 else 's'}"
+
+
+def _names(look: Look, files: Sequence[FileInfo]) -> str:
+    """Return the names of the first of some files, for a message."""
+    names = [look.address.name_of(info) for info in files[:3]]
+    return ", ".join(names) + (f" and {len(files) - 3} more" if len(files) > 3 else "")
+
+
+def _pattern(look: Look, info: FileInfo) -> str:
+    """Return a pattern that a file and others of its kind have."""
+    suffix = info.location.name[info.location.name.rfind(".") :] if "." in info.location.name else ""
+    deep = "**/" if "/" in look.address.name_of(info) else ""
+    return f"'{look.address.folder.uri.rstrip('/')}/{deep}*{suffix}'"

@@ -22,9 +22,9 @@ from asap.errors import FetchFailed, InputError
 from asap.preprocessing.images import ImageLimits, decode_image, prepare_image
 from asap.storage.fetch import ByteRange, FetchSettings, fetch
 from jobs.metrics import count_fetches, stage_timed
-from jobs.scan.input.folders import read_late_text
 from jobs.scan.input.manifest import ESCAPED, find_escapes, storable
 from jobs.scan.input.record_files import RowError
+from jobs.scan.input.sidecars import read_late_text
 from jobs.scan.stages.result_rows import CALLER_COLUMNS
 
 PREPARED_FIELDS = [

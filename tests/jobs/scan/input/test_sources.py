@@ -14,10 +14,10 @@ from asap.storage.location import Location
 from jobs.errors import InputNotFound
 from jobs.scan.input.addresses import image_uri
 from jobs.scan.input.columns import Columns, TableOptions
-from jobs.scan.input.folders import read_late_text
 from jobs.scan.input.manifest import ManifestRow
 from jobs.scan.input.record_files import RowError
 from jobs.scan.input.rows import Base, RowMaker
+from jobs.scan.input.sidecars import read_late_text
 from jobs.scan.input.sources import find_source
 from tests.support.faulty_store import Fault, FaultyStore
 
@@ -57,7 +57,7 @@ def test_jsonl_csv_and_parquet_give_the_same_rows(corpus: Path) -> None:
 
 def test_a_limit_takes_the_first_rows(corpus: Path) -> None:
     assert [row.row_id for row in _rows(corpus / "a.jsonl", 2)] == [0, 1]
-    assert len(_rows(corpus / "images", 3)) == 3
+    assert len(list(find_source(str(corpus / "images"), 3, TableOptions(texts=False)).rows())) == 3
 
 
 def _dgm4(folder: Path, image: str) -> Path:
@@ -175,18 +175,18 @@ def test_a_folder_pairs_pictures_with_texts_of_the_same_name(tmp_path: Path) -> 
 
 def test_an_unreadable_text_file_is_an_error_of_its_row(tmp_path: Path) -> None:
     (tmp_path / "a.jpg").write_bytes(b"x")
-    (tmp_path / "a.txt").write_bytes(b"caf\xe9")
+    (tmp_path / "a.txt").write_bytes(b"\xff\xfea")
     (tmp_path / "b.jpg").write_bytes(b"x")
     (tmp_path / "b.txt").write_bytes(b"x" * (2**20 + 1))
     first, second = _rows(tmp_path)
-    assert "not UTF-8" in str(first.row_error)
+    assert "is not utf-16-le" in str(first.row_error)
     assert "1048577 bytes" in str(second.row_error)
 
 
 def test_a_picture_whose_name_is_not_utf8_is_an_error_of_its_row(tmp_path: Path) -> None:
     for name in (b"a.jpg", b"b\xff.jpg"):
         Path(os.fsdecode(os.fsencode(tmp_path) + b"/" + name)).write_bytes(b"x")
-    good, bad = find_source(str(tmp_path)).rows()
+    good, bad = find_source(str(tmp_path), options=TableOptions(texts=False)).rows()
     assert (good.custom_id, good.row_error) == ("a.jpg", None)
     assert str(bad.row_error).startswith("the path of the picture is not UTF-8: b'/")
     assert r"b\xff.jpg'. Rename it" in str(bad.row_error)
@@ -251,7 +251,7 @@ def test_a_local_manifest_may_name_any_path_and_odd_file_names() -> None:
         ("nowhere", "is not there, or holds nothing"),
         ("nowhere.jsonl", "is not there, or holds nothing"),
         ("empty", "is not there, or holds nothing"),
-        ("texts", "holds no picture"),
+        ("texts", "holds no table, picture or tar, but 1 .txt"),
         ("empty.jsonl", "holds no record"),
         ("empty.csv", "is empty; it needs a column 'image' or 'image_uri', and a column 'text'"),
         ("file.txt", "is a file of another kind"),
@@ -280,6 +280,7 @@ def test_a_fingerprint_changes_only_with_the_input(corpus: Path) -> None:
     def prints() -> tuple[str, str]:
         return find_source(str(corpus / "a.jsonl")).fingerprint(), find_source(str(corpus / "images")).fingerprint()
 
+    (corpus / "images/0.txt").write_text("a text")
     before = prints()
     assert prints() == before
     (corpus / "a.jsonl").write_text((corpus / "a.jsonl").read_text() + "\n")
@@ -325,10 +326,10 @@ def test_a_text_that_the_store_does_not_deliver_is_left_to_the_scan(
 
 def test_a_text_that_comes_late_is_checked_like_any_other(tmp_path: Path) -> None:
     settings = FetchSettings()
-    (tmp_path / "latin.txt").write_bytes(b"caf\xe9")
+    (tmp_path / "latin.txt").write_bytes(b"\xff\xfea")
     (tmp_path / "long.txt").write_bytes(b"x" * (2**20 + 1))
     (tmp_path / "blank.txt").write_bytes(b" \n")
-    with pytest.raises(RowError, match="not UTF-8"):
+    with pytest.raises(RowError, match="is not utf-16-le"):
         read_late_text(str(tmp_path / "latin.txt"), settings)
     with pytest.raises(RowError, match="more than 1048576 bytes"):
         read_late_text(str(tmp_path / "long.txt"), settings)

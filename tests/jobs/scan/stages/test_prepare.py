@@ -14,7 +14,7 @@ from asap.preprocessing.images import ImageLimits, prepare_image
 from asap.storage.fetch import FetchSettings
 from asap.storage.files import delete_file, open_seekable, write_bytes
 from asap.storage.location import FileInfo, Location
-from jobs.scan.input import folders, sources
+from jobs.scan.input import listing, sources
 from jobs.scan.input.manifest import MANIFEST_SCHEMA, write_manifest
 from jobs.scan.stages import prepare
 from jobs.scan.stages.prepare import PREPARED_FIELDS, Preparation, prepare_batch
@@ -172,7 +172,7 @@ def test_a_text_that_the_manifest_could_not_get_is_read_with_the_picture(
 ) -> None:
     (tmp_path / "a.jpg").write_bytes(jpeg(1))
     (tmp_path / "a.txt").write_text("a late\0 text")
-    (tmp_path / "latin.txt").write_bytes(b"caf\xe9")
+    (tmp_path / "latin.txt").write_bytes(b"\xff\xfea")
     names = [None, "a.txt", "gone.txt", "latin.txt"]
     rows: list[dict[str, object]] = [
         {"image_uri": str(tmp_path / "a.jpg"), "text": None if name else "given"}
@@ -197,16 +197,16 @@ def test_objects_that_are_deleted_after_they_were_listed_are_not_found(
         write_bytes(folder / f"{name}.jpg", jpeg(1))
         write_bytes(folder / f"{name}.txt", b"a text")
     write_bytes(folder / "c.jpg", jpeg(1))
-    list_whole = folders.list_files
+    list_whole = listing.list_files
 
-    def list_and_delete(where: Location) -> Iterator[FileInfo]:
-        listed = list(list_whole(where))
+    def list_and_delete(where: Location, *, deep: bool) -> Iterator[FileInfo]:
+        listed = list(list_whole(where, deep=deep))
         for name in ("a.jpg", "b.txt"):
             delete_file(folder / name)
         return iter(listed)
 
     source = sources.find_source(folder.uri)
-    monkeypatch.setattr(folders, "list_files", list_and_delete)
+    monkeypatch.setattr(listing, "list_files", list_and_delete)
     write_manifest(source.rows(), Location(f"s3://{bucket}/manifest"))
     with open_seekable(Location(f"s3://{bucket}/manifest/00000.parquet")) as file:
         table = prepare_batch(pq.read_table(file), PREPARATION)

@@ -1,0 +1,194 @@
+import json
+from pathlib import Path
+
+import pytest
+
+from jobs.errors import InputNotFound
+from jobs.scan.input.manifest import ManifestRow
+from jobs.scan.input.sources import find_source
+from jobs.scan.input.tables import TableOptions
+from tests.support.input_files import make_tar, write_files
+from tests.support.pictures import draw_jpeg
+
+
+def _texts(path: Path | str) -> dict[str | None, str | None]:
+    return {row.custom_id: row.text for row in find_source(str(path)).rows()}
+
+
+@pytest.mark.parametrize(
+    ("name", "data"),
+    [
+        ("a.txt", b"a text\n"),
+        ("a.TXT", b"a text\n"),
+        ("a.jpg.txt", b"a text"),
+        ("a.caption", b"a text"),
+        ("a.json", b'{"caption": "a text", "width": 5}'),
+        ("a.jpg.json", b'{"text": "a text"}'),
+        ("a.json", b'"a text"'),
+        ("a.txt", "a text\n".encode("utf-16")),
+        ("a.txt", b"\xef\xbb\xbfa text"),
+    ],
+)
+def test_a_text_lies_beside_its_picture(tmp_path: Path, name: str, data: bytes) -> None:
+    write_files(tmp_path, {"a.jpg": b"x", name: data})
+    assert _texts(tmp_path) == {"a.jpg": "a text"}
+
+
+def test_a_text_of_another_encoding_is_read_with_a_warning(tmp_path: Path) -> None:
+    write_files(tmp_path, {"a.jpg": b"x", "a.txt": "Café “Zürich”".encode("cp1252")})
+    (row,) = find_source(str(tmp_path)).rows()
+    assert row.text == "Café “Zürich”"
+    assert row.warnings == [f"the text file {tmp_path}/a.txt is not UTF-8; cp1252 was guessed"]
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "reason"),
+    [
+        ("a.json", b"{", "a.json is not JSON"),
+        ("a.json", b'{"caption": 3}', "it must be a string"),
+        ("a.txt", b"\0\1\2\0\0", "is no text: it has NUL characters"),
+        ("a.txt", b"\xff\xfea", "is not utf-16-le"),
+    ],
+)
+def test_a_text_that_cannot_be_read_is_an_error_of_its_row(tmp_path: Path, name: str, data: bytes, reason: str) -> None:
+    write_files(tmp_path, {"a.jpg": b"x", name: data})
+    (row,) = find_source(str(tmp_path)).rows()
+    assert reason in str(row.row_error)
+
+
+def test_the_first_of_several_texts_is_taken_and_the_others_are_counted(tmp_path: Path) -> None:
+    write_files(tmp_path, {"a.jpg": b"x", "a.caption": b"caption", "a.txt": b"text", "a.json": b"{}", "b.jpg": b"x"})
+    source = find_source(str(tmp_path))
+    assert [row.text for row in source.rows()] == ["text", None]
+    described = source.describe()
+    assert described["pictures"] == 2
+    assert described["texts"]["missing"] == 1
+    assert described["texts"]["others"] == 2
+    assert described["texts"]["looked_for"][:2] == ["NAME.txt", "NAME.jpg.txt"]
+    json.dumps(described)
+
+
+def test_pictures_of_all_suffixes_are_rows_and_the_rest_is_counted(tmp_path: Path) -> None:
+    suffixes = ("JPG", "jfif", "jpe", "avif", "heic", "jp2", "jxl", "png")
+    write_files(tmp_path, {f"{number}.{suffix}": b"x" for number, suffix in enumerate(suffixes)} | {"0.txt": b"t"})
+    write_files(
+        tmp_path, {"film.mp4": b"x", "film2.MP4": b"x", "lonely.txt": b"x", "notes.pdf": b"x", ".DS_Store": b"x"}
+    )
+    write_files(tmp_path, {"Thumbs.db": b"x", "._0.JPG": b"x", "__MACOSX/0.jpg": b"x", ".cache/1.jpg": b"x"})
+    source = find_source(str(tmp_path))
+    assert [row.custom_id for row in source.rows()] == [f"{number}.{suffix}" for number, suffix in enumerate(suffixes)]
+    described = source.describe()
+    assert described["left_out"] == {".mp4": 2, ".pdf": 1, ".txt": 1}
+    assert (described["strays"], described["files"]["count"]) == (5, 9)
+
+
+def test_files_without_a_suffix_are_pictures_if_they_begin_as_such(tmp_path: Path) -> None:
+    write_files(tmp_path, {"a": draw_jpeg(1), "b": draw_jpeg(2), "a.txt": b"text a", "c": b"no picture"})
+    assert _texts(tmp_path) == {"a": "text a", "b": None, "c": None}
+    write_files(tmp_path / "words", {"a": b"words", "b": b"more"})
+    with pytest.raises(InputNotFound, match="holds no table, picture or tar, but 2 without a suffix"):
+        find_source(str(tmp_path / "words"))
+
+
+def test_a_folder_of_pictures_without_any_text_is_refused_unless_captions_are_made(tmp_path: Path) -> None:
+    write_files(tmp_path, {"a.jpg": b"x", "b.jpg": b"x", "texts/a.txt": b"t"})
+    with pytest.raises(
+        InputNotFound, match=r"none of its 2 pictures has a text.* a.txt, a.jpg.txt, a.caption or a.json"
+    ):
+        find_source(str(tmp_path))
+    assert len(list(find_source(str(tmp_path), options=TableOptions(texts=False)).rows())) == 2
+
+
+def test_a_pattern_of_pictures_finds_the_texts_beside_them(tmp_path: Path) -> None:
+    write_files(tmp_path, {"a.jpg": b"x", "a.txt": b"text a", "b.png": b"x", "b.txt": b"t", "deep/c.jpg": b"x"})
+    assert _texts(tmp_path / "*.jpg") == {"a.jpg": "text a"}
+    assert _texts(tmp_path / "**/*.jpg") == {"a.jpg": "text a", "deep/c.jpg": None}
+
+
+def test_tars_and_loose_pictures_are_refused_with_both_patterns(tmp_path: Path) -> None:
+    write_files(tmp_path, {"a.jpg": b"x", "a.txt": b"t", "0.tar": make_tar({"b.jpg": b"x", "b.txt": b"t"})})
+    with pytest.raises(InputNotFound, match=r"1 tar and 1 picture, and either .* Give '.*/\*.tar' or '.*/\*.jpg'"):
+        find_source(str(tmp_path))
+    assert _texts(tmp_path / "*.tar") == {"b.jpg": "t"}
+
+
+def test_the_files_layout_of_img2dataset_is_a_folder_of_pictures(tmp_path: Path) -> None:
+    sample = {"00000/000000000.jpg": b"x", "00000/000000000.txt": b"text", "00000/000000000.json": b'{"caption": "c"}'}
+    write_files(tmp_path, sample | {"00000.parquet": b"PAR1", "00000_stats.json": b"{}"})
+    source = find_source(str(tmp_path))
+    assert [row.text for row in source.rows()] == ["text"]
+    assert source.describe()["left_out"] == {".json": 1, ".parquet": 1}
+
+
+def test_a_log_of_removed_rows_is_no_folder_of_parts(tmp_path: Path) -> None:
+    write_files(tmp_path, {"_delta_log/00000.json": b"{}", "part-0.parquet": b"PAR1"})
+    with pytest.raises(InputNotFound, match=r"is a table of Delta Lake.* Export it to Parquet"):
+        find_source(str(tmp_path))
+
+
+def test_pictures_and_texts_are_paired_in_s3(bucket: str) -> None:
+    folder = f"s3://{bucket}/pairs"
+    write_files(
+        folder, {"a.jpg": b"x", "a.jpg.TXT": b"text a", "b.png": b"x", "b.json": b'{"text": "b"}', "c.jpg": b"x"}
+    )
+    assert _texts(folder) == {"a.jpg": "text a", "b.png": "b", "c.jpg": None}
+    assert _texts(f"{folder}/*.png") == {"b.png": "b"}
+    write_files(f"{folder}2", {"a": draw_jpeg(1), "a.txt": b"text a"})
+    assert _texts(f"{folder}2") == {"a": "text a"}
+
+
+def _row(path: Path) -> ManifestRow:
+    (row,) = find_source(str(path)).rows()
+    return row
+
+
+@pytest.mark.parametrize("split", ["", "train/"])
+def test_the_metadata_of_an_imagefolder_name_pictures_from_their_own_folder(tmp_path: Path, split: str) -> None:
+    record = {"file_name": "a.jpg", "text": "text a"}
+    write_files(tmp_path, {f"{split}metadata.jsonl": json.dumps(record).encode(), f"{split}a.jpg": b"x"})
+    assert (_row(tmp_path).text, _row(tmp_path).image_uri) == ("text a", str(tmp_path / f"{split}a.jpg"))
+
+
+@pytest.mark.parametrize(
+    ("address", "advice"),
+    [
+        ("https://host/a.jsonl", "Download it and give the file"),
+        ("https://bucket.s3.eu-west-1.amazonaws.com/news/a.jsonl?x=1", "Write s3://bucket/news/a.jsonl"),
+        ("gs://bucket/a", "AWS_ENDPOINT_URL=https://storage.googleapis.com"),
+        ("s3a://bucket/a", "Write it as s3://"),
+        ("hf://datasets/a/b", "hf download"),
+        ("abfss://c@d/a", "azcopy"),
+        (r"C:\data\a.jsonl", "is a path of Windows"),
+    ],
+)
+def test_addresses_of_other_stores_are_refused_with_what_to_do(address: str, advice: str) -> None:
+    with pytest.raises(InputNotFound) as caught:
+        find_source(address)
+    assert advice in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("a.zip", r"is a file of another kind. Unpack it \(unzip\) and give the folder"),
+        ("a.jpg", "is a picture. Give its folder"),
+        ("a.tar.gz", "is a compressed tar. .* Unpack them"),
+        ("packed", "holds 2 compressed tars. .* Unpack them"),
+        ("films", "holds no table, picture or tar, but 2 .mp4, 1 .srt"),
+        ("*.nothing", "matches no file"),
+    ],
+)
+def test_a_refusal_says_what_is_there_and_what_to_do(tmp_path: Path, name: str, reason: str) -> None:
+    files = (
+        "a.zip",
+        "a.jpg",
+        "a.tar.gz",
+        "packed/0.tgz",
+        "packed/1.tar.zst",
+        "films/a.mp4",
+        "films/b.mp4",
+        "films/a.srt",
+    )
+    write_files(tmp_path, dict.fromkeys(files, b"x"))
+    with pytest.raises(InputNotFound, match=reason):
+        find_source(str(tmp_path / name))
