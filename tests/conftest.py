@@ -115,15 +115,11 @@ def faulty(s3: str, bucket: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Fa
     """Run a proxy before the S3 server, which this process uses instead. The bucket exists."""
     from asap.storage import s3 as s3_module
 
-    def forget() -> None:
-        for cached in (s3_module.s3_client, s3_module._bucket_region, s3_module._s3_filesystem):
-            cached.cache_clear()
-
     with faulty_store(s3) as store:
         monkeypatch.setenv("AWS_ENDPOINT_URL", store.endpoint)
-        forget()
+        s3_module.s3_client.cache_clear()
         yield store
-        forget()
+        s3_module.s3_client.cache_clear()
 
 
 @pytest.fixture(scope="session")
