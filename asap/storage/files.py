@@ -15,7 +15,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, BinaryIO, cast
@@ -325,11 +325,14 @@ def download_file(source: Location, target: Path) -> None:
     if not source.is_s3:
         copy_file(source, Location(str(target)))
         return
-    with storage_errors(source):
-        target.parent.mkdir(parents=True, exist_ok=True)
-        # boto3 itself writes beside the target and renames. It works in parts, so weights of gigabytes fit in memory.
-        version = {"VersionId": source.version_id} if source.version_id else None
-        s3_client().download_file(source.bucket, source.key, str(target), ExtraArgs=version)
+    # A transfer of boto3 would ask for ranges, and break a file silently if the store sends the whole for each.
+    with (
+        storage_errors(source),
+        closing(ObjectStream(s3_client(), source, _find(source)[0])) as stream,
+        write_atomically(target) as draft,
+        draft.open("wb") as file,
+    ):
+        shutil.copyfileobj(stream, file, 2**20)
 
 
 def target_of_key(folder: Path, source: Location, name: str) -> Path:

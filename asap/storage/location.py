@@ -23,7 +23,6 @@ _OTHER_STORES = {
     "HMAC keys.",
     "hf": "Download the data set first, with `hf download`, and give its folder.",
     "http": "Download the files first, and give their folder.",
-    "file": "Write file:///PATH.",
 } | dict.fromkeys(
     ("az", "abfs", "abfss", "wasb", "wasbs", "adl"),
     "Azure Blob Storage does not speak S3. Copy the files to a folder or to S3 first.",
@@ -42,16 +41,23 @@ def is_windows_path(text: str) -> bool:
     return _WINDOWS.match(text) is not None
 
 
+def is_file_uri(text: str) -> bool:
+    """Return True for file:///PATH, and for file:/PATH, as Java writes it."""
+    return text[:6].lower() == "file:/"
+
+
 def file_uri_path(uri: str) -> str:
     """Return the path of a file:// address, in which characters may be written as %XX.
 
     Raises `ValueError` if it names another machine.
     """
-    path = uri[uri.index("://") + 3 :]
-    host, slash, rest = path.partition("/")
-    if host.lower() not in ("", "localhost") or not slash:
-        raise ValueError(f"{uri!r:.200} names the machine {host!r}. Write file:///PATH, or the path alone.")
-    return "/" + unquote(rest, errors="surrogateescape")
+    path = uri[5:]
+    if path.startswith("//"):
+        host, slash, path = path[2:].partition("/")
+        if host.lower() not in ("", "localhost") or not slash:
+            raise ValueError(f"{uri!r:.200} names the machine {host!r}. Write file:///PATH, or the path alone.")
+        path = f"/{path}"
+    return unquote(path, errors="surrogateescape")
 
 
 def s3_uri(text: str) -> str | None:
@@ -78,14 +84,14 @@ class Location:
         text = str(text)
         if is_windows_path(text):
             raise StorageError(f"{text!r} is a path of Windows. Write the path as this machine has it, with slashes.")
+        if is_file_uri(text):
+            try:
+                return cls(file_uri_path(text).rstrip("/") or "/")
+            except ValueError as error:
+                raise StorageError(str(error)) from error
         scheme = _SCHEME.match(text)
         if scheme is None:
             return cls(str(Path(text).expanduser().absolute()))
-        if scheme[1].lower() == "file":
-            try:
-                return cls(str(Path(file_uri_path(text)).absolute()))
-            except ValueError as error:
-                raise StorageError(str(error)) from error
         uri = s3_uri(text)
         if uri is None:
             raise StorageError(f"{text!r} has the unknown scheme {scheme[1]}://. {read_schemes(scheme[1])}")
