@@ -202,37 +202,53 @@ def create_bytes(location: Location, data: bytes) -> bool:
 
     If several processes do so at once, one of them writes. A reader sees the whole file or none.
     """
-    from botocore.exceptions import ClientError
-
     with storage_errors(location):
         if not location.is_s3:
             return _create_local(Path(location.uri), data)
+        # Claims lie beside the folder, so that one in which nothing was created stays empty.
+        claim = Location(f"{location.parent if location.parent.key else location}.claim-{secrets.token_hex(8)}")
         try:
-            s3_client().put_object(Bucket=location.bucket, Key=location.key, Body=data, IfNoneMatch="*")
-        except ClientError as error:
-            metadata = error.response["ResponseMetadata"]
-            if {str(metadata["HTTPStatusCode"]), error.response["Error"]["Code"]} & _NOT_CONDITIONAL:
-                return _create_without_condition(location, data)
-            if not {str(metadata["HTTPStatusCode"]), error.response["Error"]["Code"]} & _EXISTS:
-                raise
-            # A first try may have written the file although its answer was lost.
-            return metadata.get("RetryAttempts", 0) > 0 and read_bytes(location) == data
-        return True
+            # Some stores write whatever the condition is: such a one lets the claim be created twice.
+            if _put_if_new(claim, b"1") is None or _put_if_new(claim, b"2"):
+                return _create_without_condition(location, data, claim)
+        finally:
+            delete_file(claim)
+        return bool(_put_if_new(location, data))
 
 
-def _create_without_condition(location: Location, data: bytes) -> bool:
+def _put_if_new(location: Location, data: bytes) -> bool | None:
+    """Write an object unless one of its name exists, and return True if it was written.
+
+    Return None if the store knows no such write. A first try may write the object although its answer is lost; then the
+    second one finds it there.
+    """
+    from botocore.exceptions import ClientError
+
+    try:
+        s3_client().put_object(Bucket=location.bucket, Key=location.key, Body=data, IfNoneMatch="*")
+    except ClientError as error:
+        metadata = error.response["ResponseMetadata"]
+        codes = {str(metadata["HTTPStatusCode"]), error.response["Error"]["Code"]}
+        if codes & _NOT_CONDITIONAL:
+            return None
+        if not codes & _EXISTS:
+            raise
+        return metadata.get("RetryAttempts", 0) > 0 and read_bytes(location) == data
+    return True
+
+
+def _create_without_condition(location: Location, data: bytes, claim: Location) -> bool:
     """Do as `create_bytes` does, in a store that knows no conditions.
 
-    Each process writes a claim beside the file, then looks for others. Of two processes at least the one whose claim
-    is later sees both, so never do two of them go on. One that sees another withdraws, and tries again.
+    Each process writes a claim, then looks for others. Of two processes at least the one whose claim is later sees
+    both, so never do two of them go on. One that sees another withdraws, and tries again.
     """
     for attempt in range(1, _CLAIM_TRIES + 1):
-        claim = Location(f"{location}.claim-{secrets.token_hex(8)}")
         write_bytes(claim, b"")
         try:
             if exists(location):
                 return False
-            if _is_only_claim(claim, f"{location.key}.claim-"):
+            if _is_only_claim(claim):
                 if exists(location):  # whoever wrote it took its claim away after that
                     return False
                 write_bytes(location, data)
@@ -243,12 +259,13 @@ def _create_without_condition(location: Location, data: bytes) -> bool:
     return False
 
 
-def _is_only_claim(claim: Location, prefix: str) -> bool:
-    """Return True if no other process has a claim of this prefix. One of long ago was left behind, and counts not."""
+def _is_only_claim(claim: Location) -> bool:
+    """Return True if no other process has a claim there. One of long ago was left behind, and does not count."""
+    prefix = claim.key.rpartition("-")[0]
     pages = s3_client().get_paginator("list_objects_v2").paginate(Bucket=claim.bucket, Prefix=prefix)
     made = {entry["Key"]: entry["LastModified"] for page in pages for entry in page.get("Contents", ())}
     # The times are those of the store, whose clock all processes share.
-    return all(made[claim.key] - made[key] > _CLAIM_LIFE for key in made.keys() - {claim.key})
+    return claim.key in made and all(made[claim.key] - made[key] > _CLAIM_LIFE for key in made.keys() - {claim.key})
 
 
 def _create_local(path: Path, data: bytes) -> bool:

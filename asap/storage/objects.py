@@ -282,10 +282,10 @@ class ObjectWriter(io.RawIOBase):
             self._pool = ThreadPoolExecutor(_PARTS_AT_ONCE)
         if len(self._parts) >= _PARTS_AT_ONCE:  # few parts are in memory
             self._parts[-_PARTS_AT_ONCE].result()
-        self._parts.append(self._pool.submit(self._send_part, len(self._parts) + 1, data))
+        self._parts.append(self._pool.submit(self._send_part, self._upload, len(self._parts) + 1, data))
 
-    def _send_part(self, number: int, data: bytes) -> str:
-        response = self._client.upload_part(**self._upload, PartNumber=number, Body=data)
+    def _send_part(self, upload: dict[str, str], number: int, data: bytes) -> str:
+        response = self._client.upload_part(**upload, PartNumber=number, Body=data)
         return cast("str", response["ETag"])
 
     def close(self) -> None:
@@ -298,18 +298,18 @@ class ObjectWriter(io.RawIOBase):
                     self._client.put_object(**self._names, Body=bytes(self._buffer))
                 else:
                     self._send(bytes(self._buffer))
-                    self._complete()
+                    self._complete(self._upload)
         except BaseException:
             self.abort()
             raise
         self._end()
 
-    def _complete(self) -> None:
+    def _complete(self, upload: dict[str, str]) -> None:
         from botocore.exceptions import ClientError
 
         parts = [{"PartNumber": number, "ETag": part.result()} for number, part in enumerate(self._parts, 1)]
         try:
-            self._client.complete_multipart_upload(**self._upload, MultipartUpload={"Parts": parts})
+            self._client.complete_multipart_upload(**upload, MultipartUpload={"Parts": parts})
         except ClientError as error:
             # A store may complete an upload and fail to say so. It does not know the upload when it is asked again.
             if error.response["Error"]["Code"] != "NoSuchUpload":

@@ -170,7 +170,7 @@ def filesystem(location: Location, attempts: int = 6) -> tuple[pafs.FileSystem, 
 
 
 @dataclass(frozen=True)
-class ObjectFiles(pafs.FileSystemHandler):  # type: ignore[misc]  # pyarrow has no types
+class ObjectFiles(pafs.FileSystemHandler):
     """The objects of a store as pyarrow's file systems show them. Paths are BUCKET/KEY, and keys are taken as given."""
 
     settings: StoreSettings

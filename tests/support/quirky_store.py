@@ -19,6 +19,8 @@ class Quirk(enum.Enum):
 
     NO_CONDITIONAL_PUT = enum.auto()
     """A PUT with If-None-Match is not implemented: 501."""
+    CONDITIONS_IGNORED = enum.auto()
+    """A PUT with If-None-Match is done whatever is there."""
     NOT_MODIFIED_FOR_FAILED = enum.auto()
     """A PUT whose condition fails is answered 304, and not 412."""
     NO_CHECKSUMS = enum.auto()
@@ -164,6 +166,8 @@ class _QuirkyHandler(ProxyHandler):
             return self._answer(200, [], b"<DeleteResult>%s</DeleteResult>" % errors, None)
         if Quirk.NO_RANGES in quirks and seen.method == "GET":
             del self.headers["Range"]
+        if Quirk.CONDITIONS_IGNORED in quirks:
+            del self.headers["If-None-Match"]
         is_creation = seen.method == "PUT" and "if-none-match" in headers
         loses = (Quirk.COMPLETION_LOSES_ANSWER in quirks and seen.completes) or (
             Quirk.CREATION_LOSES_ANSWER in quirks and is_creation

@@ -83,8 +83,8 @@ def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     "quirk",
     [
-        Quirk.NO_CONDITIONAL_PUT, Quirk.NOT_MODIFIED_FOR_FAILED, Quirk.NO_CHECKSUMS, Quirk.DELETES_WANT_MD5,
-        Quirk.DELETES_FAIL_BY_KEY, Quirk.COMPLETION_FAILS_ONCE, Quirk.COMPLETION_FAILS_IN_200,
+        Quirk.NO_CONDITIONAL_PUT, Quirk.CONDITIONS_IGNORED, Quirk.NOT_MODIFIED_FOR_FAILED, Quirk.NO_CHECKSUMS,
+        Quirk.DELETES_WANT_MD5, Quirk.DELETES_FAIL_BY_KEY, Quirk.COMPLETION_FAILS_ONCE, Quirk.COMPLETION_FAILS_IN_200,
         Quirk.COMPLETION_LOSES_ANSWER, Quirk.CREATION_LOSES_ANSWER, Quirk.NO_RANGES,
     ],
 )  # fmt: skip
@@ -124,7 +124,10 @@ def test_keys_of_any_kind_are_used_as_they_are(prefix: str, quirky: QuirkyStore,
     assert is_empty(Location(f"s3://{bucket}"))
 
 
-@pytest.mark.parametrize("quirks", [set(), {Quirk.NO_CONDITIONAL_PUT}, {Quirk.CREATION_LOSES_ANSWER}])
+@pytest.mark.parametrize(
+    "quirks",
+    [set(), {Quirk.NO_CONDITIONAL_PUT}, {Quirk.CONDITIONS_IGNORED}, {Quirk.CREATION_LOSES_ANSWER}],
+)
 def test_one_of_many_processes_creates_a_file(
     quirks: set[Quirk], quirky: QuirkyStore, bucket: str, hasty: None
 ) -> None:
@@ -142,8 +145,10 @@ def test_one_of_many_processes_creates_a_file(
         assert sum(created) <= 1
         if exists(location):  # all may have stood back for each other
             assert created[int(read_bytes(location))]
-        assert not is_empty(location.parent) or not any(created)
-        assert {info.location for info in list_files(location.parent)} <= {location}
+        assert exists(location) == any(created)
+        assert {info.location for info in list_files(Location(f"s3://{bucket}/jobs/{round_}"))} <= {location}
+    left = {info.location.name for info in list_files(Location(f"s3://{bucket}"))}
+    assert left == {"job.json"}
 
 
 def test_a_deletion_that_fails_for_one_key_is_an_error(quirky: QuirkyStore, bucket: str) -> None:
