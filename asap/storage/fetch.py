@@ -151,12 +151,16 @@ def _read_object(
     # The length is checked before the body is read. A body that breaks off raises here, and `fetch` tries again.
     # A store that knows no ranges sends everything, of which no more than the range's end is read.
     skip = byte_range.offset if byte_range and "ContentRange" not in response else 0
-    size = min(response["ContentLength"] - skip, byte_range.length) if byte_range else response["ContentLength"]
-    _check_size(size, max_bytes)
+    size = response.get("ContentLength", max_bytes + 1 + skip) - skip  # a store may not say it
+    if byte_range:
+        size = min(size, byte_range.length)
+    if "ContentLength" in response or byte_range:
+        _check_size(size, max_bytes)
     with response["Body"] as body:
         while skip and (data := body.read(min(skip, 2**20))):
             skip -= len(data)
-        data = body.read(size) if byte_range else body.read()
+        data = body.read(size) if byte_range or "ContentLength" not in response else body.read()
+    _check_size(len(data), max_bytes)
     if not byte_range and is_gzip(encoding := response.get("ContentEncoding", "")):
         try:
             data = decode_bytes(data, encoding, max_bytes)
@@ -164,7 +168,7 @@ def _read_object(
             raise FetchFailed("storage_error", str(error), retryable=False, attempt=attempt) from error
         if len(data) > max_bytes:
             raise ImageTooLarge(f"the image has more than {max_bytes} bytes, the limit, when it is decompressed")
-    version = response.get("VersionId") or response["ETag"].strip('"')
+    version = response.get("VersionId") or response.get("ETag", "").strip('"') or None
     return Fetched(data, version, attempt + response["ResponseMetadata"].get("RetryAttempts", 0))
 
 

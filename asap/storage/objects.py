@@ -48,11 +48,16 @@ def head(client: Any, location: Location) -> dict[str, Any] | None:
         raise
 
 
+def _stamp(found: dict[str, Any]) -> str:
+    """Return the ETag of an object; for a store that has none, the time of its last change."""
+    return str(found.get("ETag") or found.get("LastModified", "")).strip('"')
+
+
 def object_info(location: Location, found: dict[str, Any]) -> FileInfo:
     """Return the size, version and state of an object from its metadata."""
     is_restored = 'ongoing-request="false"' in found.get("Restore", "")
     is_archived = found.get("StorageClass") in _ARCHIVES and not is_restored
-    return FileInfo(location, found["ContentLength"], found["ETag"].strip('"'), is_archived)
+    return FileInfo(location, found["ContentLength"], _stamp(found), is_archived)
 
 
 def list_objects(client: Any, bucket: str, prefix: str) -> Iterator[FileInfo]:
@@ -67,7 +72,7 @@ def list_objects(client: Any, bucket: str, prefix: str) -> Iterator[FileInfo]:
                     "RestoreStatus", {}
                 )
                 location = Location(f"s3://{bucket}/{entry['Key']}")
-                yield FileInfo(location, entry["Size"], entry["ETag"].strip('"'), is_archived)
+                yield FileInfo(location, entry["Size"], _stamp(entry), is_archived)
 
 
 def list_prefixes(client: Any, bucket: str, prefix: str) -> list[str]:
@@ -230,7 +235,7 @@ def _open(client: Any, location: Location, info: FileInfo, start: int, end: int)
     extra = {} if (start, end) == (0, info.size) else {"Range": f"bytes={start}-{end - 1}"}
     response = client.get_object(**address(location), **extra)
     body = response["Body"]
-    if response["ETag"].strip('"') != info.stamp:
+    if _stamp(response) != info.stamp:
         body.close()
         raise StorageError(f"{location} was replaced while it was read. Run the command again.")
     if extra and "ContentRange" not in response:  # a store that knows no ranges sends everything

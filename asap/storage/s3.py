@@ -138,7 +138,7 @@ def check_writable(folder: Location) -> None:
 
     The probe lies beside the folder, so that a folder that another process looks at stays empty.
     """
-    if not folder.key or not {"", ".", ".."}.isdisjoint(folder.key.split("/")):
+    if folder.key and not {"", ".", ".."}.isdisjoint(folder.key.split("/")):
         tidy = f"s3://{folder.bucket}/{'/'.join(part for part in folder.key.split('/') if part not in ('', '.', '..'))}"
         raise StorageError(f"{folder} has an empty part or a dot as a part, which other tools read as another folder. "
                            f"Write {tidy}.")  # fmt: skip

@@ -39,6 +39,10 @@ class Quirk(enum.Enum):
     """The first PUT with If-None-Match of each object succeeds and is answered 500."""
     NO_RANGES = enum.auto()
     """A GET with Range is answered 200 with the whole object."""
+    NO_ETAGS = enum.auto()
+    """Objects and listings have no ETag."""
+    NO_LENGTHS = enum.auto()
+    """A GET does not say how long its answer is."""
     NO_SIGNATURES = enum.auto()
     """Signed requests are refused: the keys are not known."""
     REQUESTER_PAYS = enum.auto()
@@ -177,7 +181,20 @@ class _QuirkyHandler(ProxyHandler):
             return self._refuse(500, "InternalError")
         if status == 412 and Quirk.NOT_MODIFIED_FOR_FAILED in quirks:
             return self._answer(304, [], b"", None)
+        if Quirk.NO_ETAGS in quirks and seen.method in ("GET", "HEAD"):
+            fields = [(name, value) for name, value in fields if name.lower() != "etag"]
+            data = data if seen.is_object else re.sub(rb"<ETag>.*?</ETag>", b"", data)
+        if Quirk.NO_LENGTHS in quirks and seen.method == "GET" and seen.is_object:
+            return self._answer_in_chunks(status, fields, data)
         return self._answer(status, fields, data, None)
+
+    def _answer_in_chunks(self, status: int, fields: list[tuple[str, str]], data: bytes) -> None:
+        self.send_response(status)
+        for name, value in [*fields, ("Transfer-Encoding", "chunked")]:
+            self.send_header(name, value)
+        self.end_headers()
+        self.wfile.write(b"%x\r\n%s\r\n" % (len(data), data) if data else b"")
+        self.wfile.write(b"0\r\n\r\n")
 
 
 @contextmanager

@@ -86,6 +86,7 @@ def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
         Quirk.NO_CONDITIONAL_PUT, Quirk.CONDITIONS_IGNORED, Quirk.NOT_MODIFIED_FOR_FAILED, Quirk.NO_CHECKSUMS,
         Quirk.DELETES_WANT_MD5, Quirk.DELETES_FAIL_BY_KEY, Quirk.COMPLETION_FAILS_ONCE, Quirk.COMPLETION_FAILS_IN_200,
         Quirk.COMPLETION_LOSES_ANSWER, Quirk.CREATION_LOSES_ANSWER, Quirk.NO_RANGES,
+        Quirk.NO_ETAGS, Quirk.NO_LENGTHS,
     ],
 )  # fmt: skip
 def test_everything_works_in_a_store_with_a_quirk(
@@ -209,6 +210,7 @@ def test_a_missing_right_is_named_with_the_bucket(
 def test_a_folder_that_can_be_written_is_left_as_it_was(bucket: str) -> None:
     check_writable(Location(f"s3://{bucket}/out/job"))
     check_writable(Location(f"s3://{bucket}/job"))
+    check_writable(Location(f"s3://{bucket}"))
     assert is_empty(Location(f"s3://{bucket}"))
 
 
@@ -223,6 +225,15 @@ def test_a_row_that_is_denied_says_which_right_is_missing(quirky: QuirkyStore, b
     with pytest.raises(FetchFailed, match=r"s3:GetObject.*s3:ListBucket.*AWS_REQUEST_PAYER") as caught:
         fetch(f"s3://{bucket}/a", 10, SETTINGS)
     assert (caught.value.code, caught.value.retryable) == ("access_denied", False)
+
+
+def test_an_object_of_unknown_length_is_read_up_to_the_limit(quirky: QuirkyStore, bucket: str) -> None:
+    location = Location(f"s3://{bucket}/a")
+    write_bytes(location, b"0123456789")
+    quirky.quirks = frozenset({Quirk.NO_LENGTHS})
+    assert fetch(location.uri, 10, SETTINGS).data == b"0123456789"
+    with pytest.raises(ImageTooLarge, match="the limit is 9"):
+        fetch(location.uri, 9, SETTINGS)
 
 
 def test_a_public_bucket_is_read_without_credentials(
