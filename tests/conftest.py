@@ -15,6 +15,7 @@ import pytest
 from tests.support.busy import hold_cpus
 from tests.support.faulty_store import FaultyStore, faulty_store
 from tests.support.pictures import CAPTIONS, draw_jpeg
+from tests.support.quirky_store import QuirkyStore, quirky_store
 from tests.support.waiting import wait_until
 
 S3_ENVIRONMENT = {
@@ -115,15 +116,23 @@ def faulty(s3: str, bucket: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Fa
     """Run a proxy before the S3 server, which this process uses instead. The bucket exists."""
     from asap.storage import s3 as s3_module
 
-    def forget() -> None:
-        for cached in (s3_module.s3_client, s3_module._bucket_region, s3_module._s3_filesystem):
-            cached.cache_clear()
-
     with faulty_store(s3) as store:
         monkeypatch.setenv("AWS_ENDPOINT_URL", store.endpoint)
-        forget()
+        s3_module.s3_client.cache_clear()
         yield store
-        forget()
+        s3_module.s3_client.cache_clear()
+
+
+@pytest.fixture
+def quirky(s3: str, bucket: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[QuirkyStore]:
+    """Run a proxy without quirks before the S3 server, which this process uses instead. The bucket exists."""
+    from asap.storage import s3 as s3_module
+
+    with quirky_store(s3) as store:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", store.endpoint)
+        s3_module.s3_client.cache_clear()
+        yield store
+        s3_module.s3_client.cache_clear()
 
 
 @pytest.fixture(scope="session")

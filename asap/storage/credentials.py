@@ -59,16 +59,29 @@ class _RereadCredentials(Credentials):
 
 
 class _Finder:
-    """The provider of the credentials of a session, as botocore calls it."""
+    """The provider of the credentials of a session, as botocore calls it.
+
+    All clients of a process share what it finds, so that a role is assumed, or a program asked, once for all of them.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._found: tuple[tuple[object, ...], _RereadCredentials] | None = None
 
     def load_credentials(self) -> Credentials | None:
-        sources = key_sources()
-        found = Session().get_credentials()
-        return None if found is None else _RereadCredentials(found, sources)
+        with self._lock:
+            sources = key_sources()
+            if self._found is None or self._found[0] != sources:
+                found = Session().get_credentials()
+                self._found = None if found is None else (sources, _RereadCredentials(found, sources))
+            return None if self._found is None else self._found[1]
+
+
+_finder = _Finder()
 
 
 def reading_session() -> Session:
     """Return a session of botocore whose clients notice renewed credentials."""
     session = Session()
-    session.register_component("credential_provider", _Finder())
+    session.register_component("credential_provider", _finder)
     return session

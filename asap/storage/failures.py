@@ -24,6 +24,17 @@ _THROTTLED = {"429", "503", "SlowDown", "Throttling", "ThrottlingException", "Re
 _TIMED_OUT = {"RequestTimeout", "RequestTimeTooSkewed", "408", "504"}
 _EXPIRED = {"ExpiredToken", "ExpiredTokenException", "TokenRefreshRequired"}
 """Codes of credentials that were valid. Whoever gave them may renew them while a job runs."""
+_LOST_UPLOAD = "NoSuchUpload"
+"""Code of an upload that the store has forgotten, or has completed without saying so. It may be sent again."""
+_ARCHIVED = "InvalidObjectState"
+_RIGHTS = {
+    "ListBucket": ("ListObjectsV2", "ListObjects", "HeadBucket"),
+    "GetObject": ("GetObject", "HeadObject"),
+    "PutObject": ("PutObject", "CreateMultipartUpload", "UploadPart", "CompleteMultipartUpload", "CopyObject",
+                  "UploadPartCopy"),
+    "DeleteObject": ("DeleteObject",),
+}  # fmt: skip
+"""Rights of S3, and the requests that need each."""
 _FULL_STORE = {"507", "QuotaExceeded", "XMinioStorageFull"}
 _FULL_DISK = {errno.ENOSPC, errno.EDQUOT}
 _FIRST_BACKOFF_S = 0.2
@@ -55,7 +66,7 @@ def failure_code(error: Exception) -> tuple[str, bool]:
         ):
             if (code or str(status)) in codes:
                 return name, retryable
-        return "storage_error", status >= 500 or code == "InternalError"
+        return "storage_error", status >= 500 or code in ("InternalError", _LOST_UPLOAD)
     if isinstance(error, FileNotFoundError | NotADirectoryError):
         return "not_found", False
     if isinstance(error, PermissionError) or _is_about_credentials(error):
@@ -111,14 +122,44 @@ def storage_errors(location: Location | str) -> Iterator[None]:
         raise failure from error
 
 
+def advice(error: Exception) -> str:
+    """Return what a person can do about an error of S3, in full sentences; nothing if it is not known."""
+    if _is_about_credentials(error):
+        return (
+            "Set AWS_PROFILE, or AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or give the machine a role. For a public "
+            "bucket set AWS_NO_SIGN_REQUEST=YES."
+        )
+    code = str((getattr(error, "response", None) or {}).get("Error", {}).get("Code", ""))
+    if code == _ARCHIVED:
+        return "The object is archived. Restore it (aws s3api restore-object) and run the command again."
+    if code in _EXPIRED:
+        return "Renew the credentials."
+    if failure_code(error)[0] != "access_denied" or not code:
+        return ""
+    if code not in ("AccessDenied", "403", "Forbidden"):
+        return "Check the credentials: AWS_PROFILE, or AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY."
+    operation = getattr(error, "operation_name", "")
+    right = next((name for name, operations in _RIGHTS.items() if operation in operations), None)
+    if right is None:
+        return ""
+    if right in ("PutObject", "DeleteObject"):
+        return f"The credentials need the right s3:{right} there."
+    also = ", and s3:ListBucket, without which a missing object is denied too" if right == "GetObject" else ""
+    return (
+        f"The credentials need the right s3:{right} there{also}. If the bucket charges its readers, set "
+        "AWS_REQUEST_PAYER=requester."
+    )
+
+
 def _message(error: Exception, location: str) -> str:
+    from boto3.exceptions import Boto3Error
+
+    if isinstance(error, Boto3Error) and isinstance(error.__context__, Exception):
+        error = error.__context__
     code, _ = failure_code(error)
     detail = " ".join(str(error).split())
     if _is_about_credentials(error):
-        return (
-            f"no AWS credentials for {location}: {detail.rstrip('.')}. Set AWS_PROFILE, or AWS_ACCESS_KEY_ID and "
-            "AWS_SECRET_ACCESS_KEY, or give the machine a role."
-        )
+        return f"no AWS credentials for {location}: {detail.rstrip('.')}. {advice(error)}"
     # A missing bucket has the code not_found too, but another remedy than a missing object.
     if "NoSuchBucket" in detail:
         return f"the bucket of {location} does not exist. Check its name, and AWS_ENDPOINT_URL if it is not on AWS."
@@ -129,5 +170,5 @@ def _message(error: Exception, location: str) -> str:
     if _is_store_full(error):
         return f"{location} cannot be written: the store is full ({detail}). Free space there, or raise its quota."
     if code == "access_denied":
-        return f"access to {location} was denied: {detail}"
-    return f"{location} cannot be used: {detail}"
+        return f"access to {location} was denied: {detail.rstrip('.')}. {advice(error)}".rstrip()
+    return f"{location} cannot be used: {detail.rstrip('.')}. {advice(error)}".rstrip()

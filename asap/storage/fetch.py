@@ -1,21 +1,29 @@
 """Reads one file or object into memory, or raises a typed error.
 
-botocore retries a request that fails; this module repeats one whose body breaks off.
+botocore retries a request that fails; this module repeats one whose body breaks off. A file that is not found is looked
+for once more, under the other ways to write its name.
 """
 
 from __future__ import annotations
 
 import stat
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from asap.errors import FetchFailed, ImageTooLarge
-from asap.storage.failures import backoff_s, failure_code
+from asap.errors import FetchFailed, ImageTooLarge, StorageError
+from asap.storage.encoding import decode_bytes, is_gzip
+from asap.storage.failures import advice, backoff_s, failure_code
+from asap.storage.files import exists
 from asap.storage.location import Location
+from asap.storage.names import other_forms
+from asap.storage.objects import address
 from asap.storage.s3 import s3_client
+
+_LONGEST_NAME = 120
+"""Most characters of a name in a warning."""
 
 
 class FetchSettings(BaseModel):
@@ -44,6 +52,8 @@ class Fetched:
     """Version id or ETag of an object; None for a local file."""
     attempt: int
     """The try that succeeded, counted from 1."""
+    warnings: tuple[str, ...] = ()
+    """Says under which name the file was found, if it is not the one that was given."""
 
 
 @dataclass(frozen=True)
@@ -69,6 +79,36 @@ def fetch(uri: str, max_bytes: int, settings: FetchSettings, byte_range: ByteRan
         FetchFailed: with the code not_found, access_denied, throttled, timeout or storage_error.
         ImageTooLarge: for more than `max_bytes`.
     """
+    try:
+        return _fetch(uri, max_bytes, settings, byte_range)
+    except FetchFailed as error:
+        if error.code != "not_found" or not (found := _found_forms(uri)):
+            raise
+        if len(found) > 1:
+            names = " and ".join(repr(Location(other).name) for other in found)
+            detail = f"{error.detail}. There are {names}; give one of these names."
+            raise FetchFailed("not_found", detail, retryable=False, attempt=error.attempt) from error
+    fetched = _fetch(found[0], max_bytes, settings, byte_range)
+    return replace(fetched, warnings=(f"read {_short(found[0])!r}; there is no {_short(uri)!r}",))
+
+
+def _found_forms(uri: str) -> list[str]:
+    """Return the other ways to write a name under which there is a file."""
+    found = []
+    for other in other_forms(uri):
+        try:
+            if exists(Location(other)):
+                found.append(other)
+        except (StorageError, OSError, ValueError):  # the name that was given is the one to report
+            continue
+    return found
+
+
+def _short(uri: str) -> str:
+    return uri if len(uri) <= _LONGEST_NAME else f"…{uri[-_LONGEST_NAME:]}"
+
+
+def _fetch(uri: str, max_bytes: int, settings: FetchSettings, byte_range: ByteRange | None) -> Fetched:
     location = Location(uri)
     for attempt in range(1, settings.attempts + 1):
         try:
@@ -99,7 +139,7 @@ def _read_object(
     # Opening the response is retried by botocore, so a failure here is final. It still counts each of those tries.
     # botocore does not retry expired credentials; `fetch` does, because they may be renewed meanwhile.
     try:
-        response = client.get_object(Bucket=location.bucket, Key=location.key, **extra)
+        response = client.get_object(**address(location), **extra)
     except Exception as error:
         code, retryable = failure_code(error)
         if code == "access_denied" and retryable:
@@ -109,10 +149,26 @@ def _read_object(
         raise FetchFailed(code, _detail(error), retryable=retryable, attempt=tries) from error
 
     # The length is checked before the body is read. A body that breaks off raises here, and `fetch` tries again.
-    _check_size(response["ContentLength"], max_bytes)
+    # A store that knows no ranges sends everything, of which no more than the range's end is read.
+    skip = byte_range.offset if byte_range and "ContentRange" not in response else 0
+    size = response.get("ContentLength", max_bytes + 1 + skip) - skip  # a store may not say it
+    if byte_range:
+        size = min(size, byte_range.length)
+    if "ContentLength" in response or byte_range:
+        _check_size(size, max_bytes)
     with response["Body"] as body:
-        data = body.read()
-    version = response.get("VersionId") or response["ETag"].strip('"')
+        while skip and (data := body.read(min(skip, 2**20))):
+            skip -= len(data)
+        data = body.read(size) if byte_range or "ContentLength" not in response else body.read()
+    _check_size(len(data), max_bytes)
+    if not byte_range and is_gzip(encoding := response.get("ContentEncoding", "")):
+        try:
+            data = decode_bytes(data, encoding, max_bytes)
+        except ValueError as error:
+            raise FetchFailed("storage_error", str(error), retryable=False, attempt=attempt) from error
+        if len(data) > max_bytes:
+            raise ImageTooLarge(f"the image has more than {max_bytes} bytes, the limit, when it is decompressed")
+    version = response.get("VersionId") or response.get("ETag", "").strip('"') or None
     return Fetched(data, version, attempt + response["ResponseMetadata"].get("RetryAttempts", 0))
 
 
@@ -134,4 +190,5 @@ def _check_size(size: int, max_bytes: int) -> None:
 
 
 def _detail(error: Exception) -> str:
-    return f"{type(error).__name__}: {' '.join(str(error).split())}"[:500]
+    detail = f"{type(error).__name__}: {' '.join(str(error).split())}"[:500]
+    return f"{detail.rstrip('.')}. {hint}" if (hint := advice(error)) else detail

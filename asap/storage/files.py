@@ -1,39 +1,58 @@
 """Reads, writes, lists, copies, downloads and deletes files, on this machine and in S3 alike.
 
-A reader sees the complete file or no file. Small objects and listings go through boto3; streams and
-tables go through the file systems of pyarrow.
+A reader sees the complete file or no file. Objects go through the client of boto3, local streams and tables through
+pyarrow. Objects with `Content-Encoding: gzip` are decompressed as they are read.
 """
 
 from __future__ import annotations
 
 import errno
 import io
-import itertools
 import json
 import os
 import secrets
 import shutil
+import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import closing, contextmanager, suppress
+from contextlib import ExitStack, closing, contextmanager, suppress
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 import pyarrow as pa
 
 from asap.errors import StorageError
-from asap.storage.failures import backoff_s, failure_code, storage_errors
+from asap.storage.encoding import GZIP_MAGIC, decode_bytes, is_gzip
+from asap.storage.failures import backoff_s, storage_errors
 from asap.storage.location import FileInfo, Location
-from asap.storage.s3 import filesystem, s3_client
-
-_DELETE_AT_ONCE = 1000
-"""Keys in one DeleteObjects request, the limit of S3."""
+from asap.storage.objects import (
+    ObjectFile,
+    ObjectStream,
+    ObjectWriter,
+    address,
+    delete_objects,
+    head,
+    list_objects,
+    list_prefixes,
+    object_info,
+    read_object,
+)
+from asap.storage.s3 import s3_client
 
 _SMALL_BYTES = 2**22
 """Objects up to this size are read whole."""
 _COMPRESSIONS = {".gz": "gzip", ".bz2": "bz2", ".zst": "zstd"}
-_BODY_TRIES = 6
-"""Tries for the body of a small object."""
+_MOST_DECODED_BYTES = 2**33
+"""Most bytes of a table that is stored with Content-Encoding: it is decompressed to a file of this machine first."""
+_MOST_DECODED_SMALL = 2**29
+"""Most bytes of a small object that is stored with Content-Encoding."""
+_EXISTS = {"PreconditionFailed", "ConditionalRequestConflict", "412", "304"}
+"""Answers to a write that is conditional: a file of this name exists. 304 is that of some stores, where S3 has 412."""
+_NOT_CONDITIONAL = {"NotImplemented", "501"}
+_CLAIM_TRIES = 8
+_CLAIM_LIFE = timedelta(minutes=1)
+"""Age at which the claim of another process is taken for one that was left behind."""
 
 _NO_LINKS = {errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK}
 """Error numbers of a file system without hard links, such as a bucket that is mounted as a folder."""
@@ -51,16 +70,9 @@ def file_info(location: Location) -> FileInfo | None:
     if not location.is_s3:
         path = Path(location.uri)
         return _local_info(path) if path.is_file() else None
-    from botocore.exceptions import ClientError
-
     with storage_errors(location):
-        try:
-            head = s3_client().head_object(Bucket=location.bucket, Key=location.key)
-        except ClientError as error:
-            if failure_code(error)[0] == "not_found":
-                return None
-            raise
-    return FileInfo(location, head["ContentLength"], head["ETag"].strip('"'))
+        found = head(s3_client(), location)
+    return None if found is None else object_info(location, found)
 
 
 def _local_info(path: Path) -> FileInfo:
@@ -70,31 +82,64 @@ def _local_info(path: Path) -> FileInfo:
 
 def open_read(location: Location) -> BinaryIO:
     """Open a buffered stream of a file's bytes, decompressed if its name ends in .gz, .bz2 or .zst."""
+    codec = next((name for suffix, name in _COMPRESSIONS.items() if location.name.endswith(suffix)), None)
     with storage_errors(location):
-        system, path = filesystem(location)
-        if (small := _small_object(location)) is None:
-            stream = system.open_input_stream(path, compression="detect")
-        else:
-            codec = next((name for suffix, name in _COMPRESSIONS.items() if path.endswith(suffix)), None)
-            stream = pa.CompressedInputStream(small, codec) if codec else small
-        return cast("BinaryIO", io.BufferedReader(stream, 2**20))
+        if not location.is_s3:
+            return _buffered(pa.OSFile(location.uri), codec)
+        info, encoding = _find(location)
+        stream = cast("BinaryIO", io.BufferedReader(ObjectStream(s3_client(), location, info), 2**20))
+        if is_gzip(encoding) and _is_compressed(stream):
+            stream = _buffered(stream, "gzip")
+            if codec == "gzip" and not _is_compressed(stream):  # it was compressed once, and both say so
+                codec = None
+        return _buffered(stream, codec) if codec else stream
+
+
+def _buffered(stream: Any, codec: str | None) -> BinaryIO:
+    return cast("BinaryIO", io.BufferedReader(pa.CompressedInputStream(stream, codec) if codec else stream, 2**20))
+
+
+def _is_compressed(stream: BinaryIO) -> bool:
+    return cast("io.BufferedReader", stream).peek(len(GZIP_MAGIC)).startswith(GZIP_MAGIC)
+
+
+def _find(location: Location) -> tuple[FileInfo, str]:
+    """Return an object that exists, and its Content-Encoding."""
+    if (found := head(s3_client(), location)) is None:
+        raise FileNotFoundError(f"{location} does not exist")
+    return object_info(location, found), found.get("ContentEncoding", "")
 
 
 def open_seekable(location: Location) -> Any:
     """Open a pyarrow file that can be read at any offset."""
     with storage_errors(location):
-        system, path = filesystem(location)
-        return _small_object(location) or system.open_input_file(path)
+        if not location.is_s3:
+            return pa.OSFile(location.uri)
+        info, encoding = _find(location)
+        if info.size <= _SMALL_BYTES and not is_gzip(encoding):
+            return pa.BufferReader(read_bytes(location))  # one request, where each column would be one
+        if not is_gzip(encoding):
+            return pa.PythonFile(ObjectFile(s3_client(), location, info), mode="r")
+        return pa.PythonFile(_decompressed_copy(location, info), mode="r")
 
 
-def _small_object(location: Location) -> pa.BufferReader | None:
-    """Return the whole of a small object in memory; None for a large one, a local file, or nothing.
-
-    pyarrow cannot try a small range again: the response of an error does not fit into its buffer.
-    """
-    if not location.is_s3 or (info := file_info(location)) is None or info.size > _SMALL_BYTES:
-        return None
-    return pa.BufferReader(read_bytes(location))
+def _decompressed_copy(location: Location, info: FileInfo) -> BinaryIO:
+    """Return a temporary file with the bytes of an object that is stored with Content-Encoding."""
+    stream = cast("BinaryIO", io.BufferedReader(ObjectStream(s3_client(), location, info), 2**20))
+    with ExitStack() as stack:
+        copy = cast("BinaryIO", stack.enter_context(tempfile.TemporaryFile()))
+        source = stack.enter_context(_buffered(stream, "gzip") if _is_compressed(stream) else stream)
+        while data := source.read(2**20):
+            if copy.tell() + len(data) > _MOST_DECODED_BYTES:
+                raise StorageError(
+                    f"{location} is stored with Content-Encoding gzip and has more than {_MOST_DECODED_BYTES} bytes. "
+                    "Store it without."
+                )
+            copy.write(data)
+        source.close()
+        copy.seek(0)
+        stack.pop_all()
+    return copy
 
 
 def read_bytes(location: Location) -> bytes:
@@ -102,17 +147,17 @@ def read_bytes(location: Location) -> bytes:
     with storage_errors(location):
         if not location.is_s3:
             return Path(location.uri).read_bytes()
-        for attempt in itertools.count(1):
-            response = s3_client().get_object(Bucket=location.bucket, Key=location.key)
-            # botocore retries the request, but not a body that breaks off or is shorter than announced.
-            try:
-                with closing(response["Body"]) as body:
-                    return cast("bytes", body.read())
-            except Exception:
-                if attempt == _BODY_TRIES:
-                    raise
-            time.sleep(backoff_s(attempt))
-    raise AssertionError("the last try returns or raises")
+        data, encoding = read_object(s3_client(), location)
+        try:
+            data = decode_bytes(data, encoding, _MOST_DECODED_SMALL)
+        except ValueError as error:
+            raise StorageError(f"{location} cannot be read: {error}. Store it anew.") from error
+        if len(data) > _MOST_DECODED_SMALL:
+            raise StorageError(
+                f"{location} is stored with Content-Encoding gzip and has more than {_MOST_DECODED_SMALL} bytes. "
+                "Store it without."
+            )
+        return data
 
 
 @contextmanager
@@ -157,18 +202,70 @@ def create_bytes(location: Location, data: bytes) -> bool:
 
     If several processes do so at once, one of them writes. A reader sees the whole file or none.
     """
-    from botocore.exceptions import ClientError
-
     with storage_errors(location):
         if not location.is_s3:
             return _create_local(Path(location.uri), data)
+        # Claims lie beside the folder, so that one in which nothing was created stays empty.
+        claim = Location(f"{location.parent if location.parent.key else location}.claim-{secrets.token_hex(8)}")
         try:
-            s3_client().put_object(Bucket=location.bucket, Key=location.key, Body=data, IfNoneMatch="*")
-        except ClientError as error:
-            if error.response["Error"]["Code"] in ("PreconditionFailed", "ConditionalRequestConflict"):
-                return False
+            # Some stores write whatever the condition is: such a one lets the claim be created twice.
+            if _put_if_new(claim, b"1") is None or _put_if_new(claim, b"2"):
+                return _create_without_condition(location, data, claim)
+        finally:
+            delete_file(claim)
+        return bool(_put_if_new(location, data))
+
+
+def _put_if_new(location: Location, data: bytes) -> bool | None:
+    """Write an object unless one of its name exists, and return True if it was written.
+
+    Return None if the store knows no such write. A first try may write the object although its answer is lost; then the
+    second one finds it there.
+    """
+    from botocore.exceptions import ClientError
+
+    try:
+        s3_client().put_object(Bucket=location.bucket, Key=location.key, Body=data, IfNoneMatch="*")
+    except ClientError as error:
+        metadata = error.response["ResponseMetadata"]
+        codes = {str(metadata["HTTPStatusCode"]), error.response["Error"]["Code"]}
+        if codes & _NOT_CONDITIONAL:
+            return None
+        if not codes & _EXISTS:
             raise
-        return True
+        return metadata.get("RetryAttempts", 0) > 0 and read_bytes(location) == data
+    return True
+
+
+def _create_without_condition(location: Location, data: bytes, claim: Location) -> bool:
+    """Do as `create_bytes` does, in a store that knows no conditions.
+
+    Each process writes a claim, then looks for others. Of two processes at least the one whose claim is later sees
+    both, so never do two of them go on. One that sees another withdraws, and tries again.
+    """
+    for attempt in range(1, _CLAIM_TRIES + 1):
+        write_bytes(claim, b"")
+        try:
+            if exists(location):
+                return False
+            if _is_only_claim(claim):
+                if exists(location):  # whoever wrote it took its claim away after that
+                    return False
+                write_bytes(location, data)
+                return True
+        finally:
+            delete_file(claim)
+        time.sleep(backoff_s(attempt))
+    return False
+
+
+def _is_only_claim(claim: Location) -> bool:
+    """Return True if no other process has a claim there. One of long ago was left behind, and does not count."""
+    prefix = claim.key.rpartition("-")[0]
+    pages = s3_client().get_paginator("list_objects_v2").paginate(Bucket=claim.bucket, Prefix=prefix)
+    made = {entry["Key"]: entry["LastModified"] for page in pages for entry in page.get("Contents", ())}
+    # The times are those of the store, whose clock all processes share.
+    return claim.key in made and all(made[claim.key] - made[key] > _CLAIM_LIFE for key in made.keys() - {claim.key})
 
 
 def _create_local(path: Path, data: bytes) -> bool:
@@ -215,23 +312,26 @@ class OutputStream(io.RawIOBase):
 def open_write(location: Location) -> Iterator[OutputStream]:
     """Open a stream that writes a file of any length, which readers see when the block ends.
 
-    If the block raises, S3 keeps what was written before the error; a local file stays as it was.
+    If the block raises, the former file stays as it was.
     """
     with storage_errors(location):
-        system, path = filesystem(location)
-        if location.is_s3:  # a multipart upload, which S3 shows once it is completed
-            with system.open_output_stream(path) as stream:
+        if not location.is_s3:
+            with write_atomically(Path(location.uri)) as draft, pa.OSFile(str(draft), "wb") as stream:
                 yield OutputStream(location, stream)
             return
-        with write_atomically(Path(path)) as draft, system.open_output_stream(str(draft)) as stream:
-            yield OutputStream(location, stream)
+        writer = ObjectWriter(s3_client(), location)
+        try:
+            yield OutputStream(location, writer)
+            writer.close()
+        finally:
+            writer.abort()
 
 
 def copy_file(source: Location, target: Location) -> None:
     """Copy a file within one store. A reader sees it whole or not at all; the bytes of an object do not leave S3."""
     with storage_errors(target):
         if target.is_s3:
-            s3_client().copy({"Bucket": source.bucket, "Key": source.key}, target.bucket, target.key)
+            s3_client().copy(address(source), target.bucket, target.key)
             return
         with write_atomically(Path(target.uri)) as draft:
             shutil.copyfile(source.uri, draft)
@@ -242,10 +342,14 @@ def download_file(source: Location, target: Path) -> None:
     if not source.is_s3:
         copy_file(source, Location(str(target)))
         return
-    with storage_errors(source):
-        target.parent.mkdir(parents=True, exist_ok=True)
-        # boto3 itself writes beside the target and renames. It works in parts, so weights of gigabytes fit in memory.
-        s3_client().download_file(source.bucket, source.key, str(target))
+    # A transfer of boto3 would ask for ranges, and break a file silently if the store sends the whole for each.
+    with (
+        storage_errors(source),
+        closing(ObjectStream(s3_client(), source, _find(source)[0])) as stream,
+        write_atomically(target) as draft,
+        draft.open("wb") as file,
+    ):
+        shutil.copyfileobj(stream, file, 2**20)
 
 
 def target_of_key(folder: Path, source: Location, name: str) -> Path:
@@ -310,15 +414,8 @@ def list_files(folder: Location, *, deep: bool = True) -> Iterator[FileInfo]:
             yield from _list_local(Path(folder.uri), deep=deep)
 
 
-def _list_s3(folder: Location, *, deep: bool = True) -> Iterator[FileInfo]:
-    options = {"Bucket": folder.bucket, "Prefix": f"{folder.key}/" if folder.key else ""}
-    if not deep:
-        options["Delimiter"] = "/"
-    for page in s3_client().get_paginator("list_objects_v2").paginate(**options):
-        for entry in page.get("Contents", ()):
-            if not entry["Key"].endswith("/"):  # such an object stands for a folder
-                location = Location(f"s3://{folder.bucket}/{entry['Key']}")
-                yield FileInfo(location, entry["Size"], entry["ETag"].strip('"'))
+def _list_s3(folder: Location, *, deep: bool) -> Iterator[FileInfo]:
+    return list_objects(s3_client(), folder.bucket, f"{folder.key}/" if folder.key else "", deep=deep)
 
 
 def _list_local(folder: Path, *, deep: bool) -> Iterator[FileInfo]:
@@ -361,10 +458,7 @@ def list_folders(folder: Location) -> list[Location]:
             entries = sorted(path.iterdir()) if path.exists() else []
             return [Location(str(entry)) for entry in entries if entry.is_dir()]
         prefix = f"{folder.key}/" if folder.key else ""
-        pages = (
-            s3_client().get_paginator("list_objects_v2").paginate(Bucket=folder.bucket, Prefix=prefix, Delimiter="/")
-        )
-        keys = [entry["Prefix"].rstrip("/") for page in pages for entry in page.get("CommonPrefixes", ())]
+        keys = list_prefixes(s3_client(), folder.bucket, prefix)
         return [Location(f"s3://{folder.bucket}/{key}") for key in keys]
 
 
@@ -379,10 +473,7 @@ def delete_folder(folder: Location) -> None:
         if not folder.is_s3:
             shutil.rmtree(folder.uri, ignore_errors=not Path(folder.uri).exists())
             return
-        keys = [{"Key": info.location.key} for info in _list_s3(folder)]
-        for start in range(0, len(keys), _DELETE_AT_ONCE):
-            batch = {"Objects": keys[start : start + _DELETE_AT_ONCE], "Quiet": True}
-            s3_client().delete_objects(Bucket=folder.bucket, Delete=batch)
+        delete_objects(s3_client(), folder.bucket, [info.location.key for info in _list_s3(folder)])
 
 
 def delete_file(location: Location) -> None:

@@ -10,7 +10,7 @@ from asap.limits import Limits
 from asap.model.config import ModelConfig
 from asap.policy import Policy
 from asap.storage.location import Location
-from asap.storage.s3 import check_bucket
+from asap.storage.s3 import check_writable
 from asap.weights.model_folder import (
     familiarity_id,
     model_config,
@@ -65,7 +65,7 @@ def plan_scan(settings: ScanSettings) -> ScanPlan:
         captioner = check_captioner(settings.captions)
     folder = settings.job_folder
     if folder.is_s3:
-        check_bucket(folder)
+        check_writable(folder)
     path = resolve_folder(settings.model).resolve()
     weights = weights_sha256(path)
     return ScanPlan(

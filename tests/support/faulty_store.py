@@ -76,13 +76,15 @@ class FaultyStore:
     def _handler(self) -> type[http.server.BaseHTTPRequestHandler]:
         store = self
 
-        class Handler(_Handler):
+        class Handler(ProxyHandler):
             faulty = store
 
         return Handler
 
 
-class _Handler(http.server.BaseHTTPRequestHandler):
+class ProxyHandler(http.server.BaseHTTPRequestHandler):
+    """Passes requests on, but for those that the rule of its store lets fail."""
+
     protocol_version = "HTTP/1.1"
     faulty: FaultyStore
 
@@ -90,10 +92,9 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         body = self._body()
         fault = self.faulty.judge(self.command, self.path, self.headers.get("Authorization", ""))
         if fault is None:
-            self._pass_on(body, None)
+            self._act(body)
         elif fault.status:
-            text = f"<Error><Code>{fault.code}</Code><Message>made to fail</Message></Error>".encode()
-            self._answer(fault.status, [("Content-Type", "application/xml")], text, None)
+            self._refuse(fault.status, fault.code)
         elif fault.keep is not None:
             self._pass_on(body, fault.keep)
         else:
@@ -103,6 +104,14 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             if fault.reset:  # closing with a linger of zero sends a reset
                 self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
                 self.connection.close()
+
+    def _act(self, body: bytes) -> None:
+        """Do as the request says."""
+        self._pass_on(body, None)
+
+    def _refuse(self, status: int, code: str) -> None:
+        text = f"<Error><Code>{code}</Code><Message>made to fail</Message></Error>".encode()
+        self._answer(status, [("Content-Type", "application/xml")], text, None)
 
     do_GET = do_HEAD = do_PUT = do_POST = do_DELETE = _serve
 
@@ -118,6 +127,10 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         return body
 
     def _pass_on(self, body: bytes, keep: int | None) -> None:
+        self._answer(*self._ask(body), keep)
+
+    def _ask(self, body: bytes) -> tuple[int, list[tuple[str, str]], bytes]:
+        """Return the status, the headers and the body of the real store's response."""
         target = self.faulty.target
         connection = http.client.HTTPConnection(str(target.hostname), target.port)
         headers = {name: value for name, value in self.headers.items() if name.lower() not in _OF_A_HOP}
@@ -129,8 +142,8 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         length = response.getheader("Content-Length")
         if self.command == "HEAD" and length is not None:
             fields.append(("Content-Length", length))
-        self._answer(response.status, fields, data, keep)
         connection.close()
+        return response.status, fields, data
 
     def _answer(self, status: int, fields: list[tuple[str, str]], data: bytes, keep: int | None) -> None:
         self.send_response(status)

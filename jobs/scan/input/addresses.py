@@ -2,6 +2,9 @@
 
 A manifest names the pictures to read, so it decides what the job's credentials are used for. Addresses (http://
 and the like) are refused. A manifest in S3 may not name local files, because these belong to the workers.
+
+A path is taken as it is written: `~`, variables and %XX stand for themselves. An address file:/// is decoded, as its
+standard says. Keys of S3 are not normalised, since a//b and a/b are two objects.
 """
 
 from __future__ import annotations
@@ -9,11 +12,11 @@ from __future__ import annotations
 import posixpath
 import re
 
-from asap.storage.location import Location
+from asap.storage.location import Location, file_uri_path, is_file_uri, is_windows_path, read_schemes, s3_uri
 from jobs.scan.input.manifest import is_storable
 from jobs.scan.input.record_files import RowError
 
-_SCHEME = re.compile(r"^(data(?=:)|[a-zA-Z][\w+.-]*(?=://))")
+_SCHEME = re.compile(r"^(data(?=:)|file(?=:/)|[a-zA-Z][\w+.-]*(?=://))", re.IGNORECASE)
 
 
 def is_relative(name: str) -> bool:
@@ -29,19 +32,40 @@ def image_uri(uri: str, base: Location) -> str:
     """
     if not is_storable(uri):
         raise RowError(f"the image {uri!r:.200} has a NUL or a lone surrogate, which no path has")
-    if uri.startswith("s3://"):
-        return uri
-    scheme = _SCHEME.match(uri)
-    if scheme and scheme[1] != "file":
-        raise RowError(f"the image {uri!r:.200} is an address; only paths, file:// and s3:// are read")
-    if base.is_s3 and (scheme or uri.startswith("/")):
+    if is_windows_path(uri):
+        raise RowError(
+            f"the image {uri!r:.200} is a path of Windows. Write the path that the workers have, or one that starts "
+            "from the manifest's folder, with slashes: images/a.jpg."
+        )
+    if (object_uri := s3_uri(uri)) is not None:
+        location = Location(object_uri)
+        if not location.bucket or not location.key:
+            missing = "object" if location.bucket else "bucket"
+            raise RowError(f"the image {uri!r:.200} names no {missing}. Write s3://BUCKET/KEY.")
+        return object_uri
+    path = _path(uri)
+    if not base.is_s3:
+        return posixpath.normpath(posixpath.join(base.uri, path))
+    if path.startswith("/"):
         raise RowError(
             f"the image {uri!r:.200} is a local file, and the manifest lies in S3. Use s3:// or relative paths."
         )
-    path = uri.removeprefix("file://")
-    if not base.is_s3:
-        return posixpath.normpath(posixpath.join(base.uri, path))
-    key = posixpath.normpath(posixpath.join(base.key, path))
-    if key.startswith(".."):
+    address = base / path
+    if posixpath.normpath(address.key).startswith(".."):
         raise RowError(f"the image {uri!r:.200} leaves the bucket {base.bucket}")
-    return f"s3://{base.bucket}/{key}"
+    return address.uri
+
+
+def _path(uri: str) -> str:
+    """Return the path that an image is, or the one of a file:// address. Raises `RowError` for any other address."""
+    if is_file_uri(uri):
+        try:
+            path = file_uri_path(uri)
+        except ValueError as error:
+            raise RowError(f"the image {error}") from error
+        if not is_storable(path):
+            raise RowError(f"the image {uri!r:.200} has escapes that are not UTF-8, or a NUL, which no path has")
+        return path
+    if scheme := _SCHEME.match(uri):
+        raise RowError(f"the image {uri!r:.200} is an address of {scheme[0]}:. {read_schemes(scheme[0])}")
+    return uri

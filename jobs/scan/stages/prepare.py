@@ -201,7 +201,7 @@ def _picture(
         "image_version": fetched.version or row["image_version"],
         "attempt": fetched.attempt,
         "fetched_bytes": len(fetched.data),
-        "warnings": [*warnings, *image.warnings],
+        "warnings": [*warnings, *fetched.warnings, *image.warnings],
     }
 
 

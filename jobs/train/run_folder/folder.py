@@ -26,7 +26,7 @@ from asap.errors import StorageError
 from asap.storage.failures import keep_trying, storage_errors
 from asap.storage.files import delete_file, download_file, download_folder, exists, is_empty, local_targets, write_bytes
 from asap.storage.location import Location
-from asap.storage.s3 import check_bucket, filesystem, s3_client
+from asap.storage.s3 import check_writable, filesystem, s3_client
 
 _TRY_S = 10.0
 """Mean seconds that a further try of pyarrow's file system waits: a random time of up to twenty."""
@@ -137,7 +137,8 @@ class RunFolder:
     def check_writable(self) -> None:
         """Raise `StorageError` if the run folder cannot be written; a run must not find that out at its end."""
         if self.remote is not None:
-            check_bucket(self.remote)
+            check_writable(self.remote)
+            return
         probe = self.location / f".probe-{uuid.uuid4().hex[:8]}"
         try:
             write_bytes(probe, b"")

@@ -1,6 +1,9 @@
 """Credentials that expire and are renewed while a process runs."""
 
+import copy
+import pickle
 import threading
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -10,7 +13,7 @@ from asap.storage.credentials import reading_session
 from asap.storage.fetch import FetchSettings, fetch
 from asap.storage.files import open_write, read_bytes, write_bytes
 from asap.storage.location import Location
-from asap.storage.s3 import s3_client
+from asap.storage.s3 import filesystem, s3_client
 from tests.support.faulty_store import Fault, FaultyStore, Request, Rule
 from tests.support.waiting import HANG_S
 
@@ -96,6 +99,73 @@ def test_keys_of_the_environment_are_read_again(monkeypatch: pytest.MonkeyPatch,
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "third")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
     assert credentials.get_frozen_credentials().access_key == "third"
+
+
+def _profile(keys: Path, *lines: str) -> None:
+    """Write the config file of AWS tools, with a profile of these lines."""
+    keys.with_name("config").write_text("\n".join(["[profile worker]", *lines, ""]))
+
+
+def test_keys_of_a_process_are_used_by_clients_and_tables_and_renewed(
+    store: FaultyStore, keys: Path, bucket: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    key = keys.with_name("key")
+    key.write_text("first")
+    script = keys.with_name("script")
+    expiry = (datetime.now(UTC) + timedelta(minutes=5)).isoformat()  # so near that they are renewed for each request
+    script.write_text(
+        "#!/bin/sh\n"
+        f'echo "{{\\"Version\\": 1, \\"AccessKeyId\\": \\"$(cat {key})\\", \\"SecretAccessKey\\": \\"s\\", '
+        f'\\"SessionToken\\": \\"t\\", \\"Expiration\\": \\"{expiry}\\"}}"\n'
+    )
+    script.chmod(0o700)
+    _profile(keys, f"credential_process = {script}")
+    monkeypatch.setenv("AWS_PROFILE", "worker")
+    s3_client.cache_clear()
+    store.rule = _only("first")
+    location = Location(f"s3://{bucket}/a")
+    write_bytes(location, b"one")
+    system, path = filesystem(location)
+    assert system.open_input_file(path).read() == b"one"
+    key.write_text("second")
+    store.rule = _only("second")
+    assert read_bytes(location) == b"one"
+    assert copy.copy(system).open_input_file(path).read() == b"one"
+
+
+def test_an_assumed_role_is_one_identity_for_clients_and_tables(
+    store: FaultyStore, keys: Path, bucket: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _profile(keys, "role_arn = arn:aws:iam::123456789012:role/scanner", "source_profile = default")
+    monkeypatch.setenv("AWS_PROFILE", "worker")
+    s3_client.cache_clear()
+    location = Location(f"s3://{bucket}/a")
+    write_bytes(location, b"one")
+    system, path = filesystem(location)
+    assert system.open_input_file(path).read() == b"one"
+    assert fetch(location.uri, 10, SETTINGS).data == b"one"
+    identities = {request.access_key for request in store.requests if request.path.startswith(f"/{bucket}")}
+    assert len(identities) == 1
+    assert identities.pop().startswith("ASIA")
+
+
+def test_no_secret_travels_with_a_file_system(
+    store: FaultyStore, keys: Path, bucket: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _renew(keys, "travelling-key")
+    monkeypatch.setenv("AWS_REQUEST_PAYER", "requester")
+    location = Location(f"s3://{bucket}/a")
+    write_bytes(location, b"one")
+    system, path = filesystem(location)
+    sent = pickle.dumps(system)
+    assert b"travelling-key" not in sent
+    assert b"secret" not in sent
+    monkeypatch.delenv("AWS_ENDPOINT_URL")
+    monkeypatch.delenv("AWS_REQUEST_PAYER")
+    s3_client.cache_clear()
+    received = copy.copy(system)  # by the method that pickling uses
+    assert received.open_input_file(path).read() == b"one"  # from the store that the first process used
+    assert received.handler.settings.payer == "requester"
 
 
 def test_without_keys_a_client_says_so(keys: Path, s3: str) -> None:

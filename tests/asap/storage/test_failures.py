@@ -25,6 +25,7 @@ def _client_error(code: str, status: int) -> ClientError:
         (_client_error("SlowDown", 503), ("throttled", True)),
         (_client_error("RequestTimeout", 400), ("timeout", True)),
         (_client_error("InternalError", 500), ("storage_error", True)),
+        (_client_error("NoSuchUpload", 404), ("storage_error", True)),
         (_client_error("InvalidObjectState", 403), ("storage_error", False)),
         (_client_error("InvalidRange", 416), ("storage_error", False)),
         (NoCredentialsError(), ("access_denied", False)),

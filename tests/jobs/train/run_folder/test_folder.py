@@ -138,7 +138,7 @@ def test_the_probe_for_writing_leaves_no_file(mirrored: RunFolder) -> None:
 def test_ray_writes_its_checkpoints_to_the_same_place(mirrored: RunFolder, bucket: str) -> None:
     storage = mirrored.ray_storage()
     assert storage["storage_path"] == f"{bucket}/runs/one"
-    assert storage["storage_filesystem"].type_name == "s3"
+    assert storage["storage_filesystem"].type_name == "py::s3"
 
 
 def test_the_folder_of_another_user_is_not_used_for_copies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
