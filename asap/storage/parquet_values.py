@@ -34,10 +34,10 @@ _KEPT_BYTES = 2**25
 """Bytes of the values of a dictionary that are kept, because rows may repeat them."""
 _WINDOW = 2**16
 """Distance that snappy looks back: it compresses blocks of this size, each for itself."""
-_STREAMED = {"UNCOMPRESSED": None, "SNAPPY": "snappy", "GZIP": "gzip", "ZSTD": "zstd", "BROTLI": "brotli"}
-"""Compressions that can be undone as a stream, by their names in Parquet."""
-_ENCODINGS = {"PLAIN", "PLAIN_DICTIONARY", "RLE_DICTIONARY", "RLE"}
+_STREAMED = {0: None, 1: "snappy", 2: "gzip", 4: "brotli", 6: "zstd"}
+"""Compressions that can be undone as a stream, by their numbers in Parquet."""
 _PLAIN, _PLAIN_DICTIONARY, _RLE, _RLE_DICTIONARY = 0, 2, 3, 8
+_ENCODINGS = {_PLAIN, _PLAIN_DICTIONARY, _RLE, _RLE_DICTIONARY}
 _DATA_PAGE, _DICTIONARY_PAGE, _DATA_PAGE_V2 = 0, 2, 3
 _MOST_HEADER = 2**24
 """Bytes of a string in the header of a page, which may hold the smallest and the largest value."""
@@ -63,33 +63,59 @@ class ColumnReader:
         self.failure: FetchFailed | None = None
         """The reason why the file could not be read, for every later row too."""
         self._settings = settings
-        self._file: _FetchedFile | None = None
+        self._table: _Table | None = None
         self._max_bytes = self._wanted = self._next = 0
         self._values: Iterator[bytes | ImageTooLarge | None] = iter(())
 
-    def _open(self) -> _FetchedFile:
+    def beside(self, group: int, column: str) -> ColumnReader:
+        """Return the reader of another row group or column, which need not open the file again."""
+        reader = ColumnReader(self.address[0], group, column, self._settings)
+        if self.failure is None and self._table is not None:
+            with reader._typed_errors():
+                reader._open(self._table)
+        return reader
+
+    def _open(self, table: _Table | None = None) -> _Table:
+        """Look the column up in the footer of the file."""
         uri, group, column = self.address
-        file = _FetchedFile(uri, self._settings)
-        self._parquet = pq.ParquetFile(pa.PythonFile(file, "r"), buffer_size=2**20)
-        metadata = self._parquet.metadata
-        paths = [metadata.schema.column(number).path for number in range(len(metadata.schema))]
-        if not 0 <= group < metadata.num_row_groups or column not in paths:
+        table = table or _Table(uri, self._settings)
+        if not 0 <= group < len(table.groups) or column not in table.columns:
             detail = f"{uri} has no row group {group} with a column {column}. It was another file when it was listed."
             raise FetchFailed("not_found", detail, retryable=False)
-        self._leaf = metadata.schema.column(paths.index(column))
-        self._chunk = metadata.row_group(group).column(paths.index(column))
-        self._rows = metadata.row_group(group).num_rows
+        number = table.columns.index(column)
+        self._leaf = table.parquet.schema.column(number)
+        self._chunk = table.groups[group].columns[number]
+        self._rows = table.groups[group].rows
+        self._table = table
         self._restart()
-        return file
+        return table
+
+    @property
+    def _is_streamed(self) -> bool:
+        is_simple = self._leaf.physical_type == "BYTE_ARRAY" and self._leaf.max_repetition_level == 0
+        return is_simple and self._chunk.codec in _STREAMED and self._chunk.encodings <= _ENCODINGS
 
     def _restart(self) -> None:
-        is_simple = (
-            self._leaf.physical_type == "BYTE_ARRAY"
-            and self._leaf.max_repetition_level == 0
-            and self._chunk.compression in _STREAMED
-            and _ENCODINGS.issuperset(self._chunk.encodings)
-        )
-        self._values, self._next = self._streamed() if is_simple else self._from_arrow(), 0
+        self._values, self._next = self._streamed() if self._is_streamed else self._from_arrow(), 0
+
+    def presence(self) -> list[bool]:
+        """Return for each row whether it has a value; True where pyarrow would have to read the values to know.
+
+        Only what stands before the values of each page is read, and nothing if the footer says enough.
+
+        Raises:
+            FetchFailed: if the file cannot be read.
+        """
+        with self._typed_errors():
+            self._table or self._open()
+            nulls = self._chunk.nulls
+            if self._leaf.max_repetition_level == 0 and nulls in (0, self._rows):
+                return [nulls == 0] * self._rows
+            if not self._is_streamed:
+                return [True] * self._rows
+            depth, codec = self._leaf.max_definition_level, _STREAMED[self._chunk.codec]
+            pages = (page for page in self._pages() if page.kind != _DICTIONARY_PAGE)
+            return [level == depth for page in pages for level in page.levels(page.open(codec), depth)]
 
     def read(self, row: int, max_bytes: int) -> Fetched:
         """Return the value of a row of the row group.
@@ -107,7 +133,7 @@ class ColumnReader:
         if self.failure is not None:
             raise self.failure
         with self._typed_errors():
-            file = self._file = self._file or self._open()
+            table = self._table or self._open()
         if not 0 <= row < self._rows:
             detail = f"{uri} has no row {row} in row group {group}, which has {self._rows} rows"
             raise FetchFailed("not_found", detail, retryable=False)
@@ -122,7 +148,7 @@ class ColumnReader:
             raise FetchFailed("image_missing", detail, retryable=False)
         if isinstance(value, ImageTooLarge):
             raise value
-        return Fetched(value, file.version, 1)
+        return Fetched(value, table.file.version, 1)
 
     @contextmanager
     def _typed_errors(self) -> Iterator[None]:
@@ -141,7 +167,7 @@ class ColumnReader:
     def _from_arrow(self) -> Iterator[bytes | ImageTooLarge | None]:
         """Yield the values from the wanted row on, as pyarrow reads them: with the pages in memory."""
         rows = 0
-        batches = self._parquet.iter_batches(
+        batches = cast("_Table", self._table).parquet.iter_batches(
             _ARROW_ROWS, row_groups=[self.address[1]], columns=[self.address[2]], use_threads=False
         )
         for batch in batches:
@@ -152,7 +178,7 @@ class ColumnReader:
 
     def _streamed(self) -> Iterator[bytes | ImageTooLarge | None]:
         """Yield the values from the wanted row on; whole pages before it are passed over."""
-        codec, depth = _STREAMED[self._chunk.compression], self._leaf.max_definition_level
+        codec, depth = _STREAMED[self._chunk.codec], self._leaf.max_definition_level
         dictionary: _Dictionary | None = None
         row = 0
         for page in self._pages():
@@ -183,16 +209,13 @@ class ColumnReader:
                 row += 1
 
     def _pages(self) -> Iterator[_Page]:
-        chunk, file = self._chunk, cast("_FetchedFile", self._file)
-        starts = [chunk.data_page_offset]
-        if chunk.has_dictionary_page and chunk.dictionary_page_offset:
-            starts.append(chunk.dictionary_page_offset)
-        offset, values = min(starts), 0
-        while values < chunk.num_values:
+        chunk, file = self._chunk, cast("_Table", self._table).file
+        offset, values = chunk.start, 0
+        while values < chunk.values:
             page = _read_page(file, offset)
             # A damaged number must not decide how much memory is taken.
-            if page.values > chunk.num_values:
-                raise _Broken(f"a page says that it has {page.values} of {chunk.num_values} values")
+            if page.values > chunk.values:
+                raise _Broken(f"a page says that it has {page.values} of {chunk.values} values")
             yield page
             offset = page.offset + page.size
             values += page.values if page.kind != _DICTIONARY_PAGE else 0
@@ -291,6 +314,55 @@ class _FetchedFile(io.RawIOBase):
         if version != self._stamp and self.version == self._stamp and not self._block:
             self.version = version  # of a bucket that keeps versions
         return version in (self._stamp, self.version)
+
+
+@dataclass(frozen=True)
+class _Chunk:
+    """A column in a row group, as the footer of the file describes it."""
+
+    codec: int
+    encodings: frozenset[int]
+    start: int
+    values: int
+    nulls: int | None
+
+
+@dataclass(frozen=True)
+class _Group:
+    """A row group, as the footer of the file describes it."""
+
+    rows: int
+    columns: list[_Chunk]
+
+
+class _Table:
+    """A Parquet file that is open."""
+
+    def __init__(self, uri: str, settings: FetchSettings) -> None:
+        self.file = _FetchedFile(uri, settings)
+        self.parquet = pq.ParquetFile(pa.PythonFile(self.file, "r"), buffer_size=2**20)
+        self.columns = [self.parquet.schema.column(number).path for number in range(len(self.parquet.schema))]
+        self.groups = _read_footer(self.file)
+
+
+def _read_footer(file: _FetchedFile) -> list[_Group]:
+    """Return the row groups of a Parquet file. pyarrow would end the process at some damages of their descriptions."""
+    file.seek(file.size() - 8)
+    size = int.from_bytes(_exactly(file, 4), "little")
+    file.seek(max(0, file.size() - 8 - size))
+    try:
+        # The numbers are those of the fields in the definition of the format.
+        groups = _Thrift(io.BytesIO(_exactly(file, size))).struct()[4]
+        return [_Group(int(group[3]), [_describe(column[3]) for column in group[1]]) for group in groups]
+    except (KeyError, IndexError, TypeError, AttributeError) as error:
+        raise _Broken("its footer is damaged") from error
+
+
+def _describe(column: dict[int, Any]) -> _Chunk:
+    starts = [int(column[9]), *map(int, filter(None, [column.get(11)]))]
+    nulls = column.get(12, {}).get(3)
+    encodings = frozenset(map(int, column[2]))
+    return _Chunk(int(column[4]), encodings, min(starts), int(column[5]), None if nulls is None else int(nulls))
 
 
 class _Stream(Protocol):
@@ -521,29 +593,29 @@ def _read_page(file: _FetchedFile, offset: int) -> _Page:
     """Read the header of a page."""
     file.seek(offset)
     fields = _Thrift(file).struct()
-    kind, size = fields.get(1), fields.get(3)
-    head = fields.get({_DATA_PAGE: 5, _DICTIONARY_PAGE: 7, _DATA_PAGE_V2: 8}.get(kind, 0))
-    if not isinstance(head, dict) or not isinstance(size, int) or size < 0:
+    try:
+        kind, size = int(fields[1]), int(fields[3])
+        head = fields[{_DATA_PAGE: 5, _DICTIONARY_PAGE: 7, _DATA_PAGE_V2: 8}[kind]]
+        numbers = [int(head.get(field, -1)) for field in range(1, 7)]
+    except (KeyError, TypeError, AttributeError) as error:
+        raise _Broken(f"there is no page at byte {offset}") from error
+    values, second, _, fourth, levels, repeats = numbers
+    is_new = kind == _DATA_PAGE_V2
+    if min(size, values) < 0 or (is_new and min(levels, repeats) < 0):
         raise _Broken(f"there is no page at byte {offset}")
-    start, values = file.tell(), int(head.get(1, 0))
-    if values < 0:
-        raise _Broken(f"there is no page at byte {offset}")
-    if kind == _DATA_PAGE_V2:
-        levels = int(head.get(5, 0)) + int(head.get(6, 0))
-        return _Page(file, kind, start, size, values, int(head.get(4, -1)), levels, head.get(7, True))
-    return _Page(file, kind, start, size, values, int(head.get(2, -1)))
+    if is_new:
+        return _Page(file, kind, file.tell(), size, values, fourth, levels + repeats, head.get(7, True) is not False)
+    return _Page(file, kind, file.tell(), size, values, second)
 
 
 class _Thrift:
-    """A reader of Thrift's compact protocol, in which the headers of pages are written."""
+    """A reader of Thrift's compact protocol, in which footers and the headers of pages are written."""
 
-    def __init__(self, file: _FetchedFile) -> None:
+    def __init__(self, file: _Stream) -> None:
         self._file = file
 
     def struct(self, depth: int = 0) -> dict[int, Any]:
         """Return the fields of a struct by their numbers."""
-        if depth > 8:
-            raise _Broken("the header of a page is nested too deep")
         fields: dict[int, Any] = {}
         number = 0
         while head := self._byte():
@@ -553,6 +625,8 @@ class _Thrift:
         return fields
 
     def _value(self, kind: int, depth: int) -> Any:
+        if depth > 16:
+            raise _Broken("a header is nested too deep")
         if kind in (1, 2):
             return kind == 1
         if kind == 3:
@@ -563,11 +637,15 @@ class _Thrift:
             return _exactly(self._file, 8)
         if kind == 8:
             if (size := self._varint()) > _MOST_HEADER:
-                raise _Broken(f"the header of a page has a string of {size} bytes")
+                raise _Broken(f"a header has a string of {size} bytes")
             return _exactly(self._file, size)
+        if kind in (9, 10):
+            head = self._byte()
+            size = head >> 4 if head >> 4 < 15 else self._varint()
+            return [self._value(3 if head & 15 in (1, 2) else head & 15, depth + 1) for _ in range(size)]
         if kind == 12:
             return self.struct(depth + 1)
-        raise _Broken("the header of a page cannot be read")
+        raise _Broken("a header cannot be read")
 
     def _byte(self) -> int:
         return _exactly(self._file, 1)[0]
@@ -578,7 +656,7 @@ class _Thrift:
             value |= (byte & 127) << shift
             shift += 7
             if shift > 63:
-                raise _Broken("the header of a page cannot be read")
+                raise _Broken("a header cannot be read")
         return value | byte << shift
 
     def _zigzag(self) -> int:

@@ -91,16 +91,22 @@ class PictureReader:
             ImageTooLarge: for more than `max_bytes`.
             DecodeFailed: for a text that is not base64.
         """
+        # In base64, four characters are three bytes; escapes and line ends take room too.
+        most = 2 * max_bytes + 256 if address.encoding == BASE64 else max_bytes
         if address.table is not None:
-            if self._column is None or self._column.address != address.table:
+            if self._column is None or self._column.address[0] != address.uri:
                 self._column = None  # the memory of the former one is free before the next one takes any
                 self._column = ColumnReader(*address.table, self._settings)
-            return self._column.read(address.row, max_bytes)
-        if address.encoding == BASE64:
-            # Four characters are three bytes; escapes and line ends take room too.
-            fetched = fetch(address.uri, 2 * max_bytes + 256, self._settings, address.byte_range)
-            return replace(fetched, data=decode_base64(fetched.data, max_bytes))
-        return fetch(address.uri, max_bytes, self._settings, address.byte_range)
+            elif self._column.address != address.table:
+                self._column = self._column.beside(*address.table[1:])
+            return self._decoded(self._column.read(address.row, most), address, max_bytes)
+        return self._decoded(fetch(address.uri, most, self._settings, address.byte_range), address, max_bytes)
+
+    @staticmethod
+    def _decoded(fetched: Fetched, address: PictureAddress, max_bytes: int) -> Fetched:
+        if address.encoding != BASE64:
+            return fetched
+        return replace(fetched, data=decode_base64(fetched.data, max_bytes))
 
     def forget_failure(self) -> None:
         """Close a table that could not be read, so that the next fetch tries again."""

@@ -229,3 +229,36 @@ def test_pages_before_the_row_are_not_read(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setattr(parquet_values, "fetch", count)
     assert ColumnReader(str(tmp_path / "a.parquet"), 0, "image", SETTINGS).read(55, LIMIT).data == values[55]
     assert read < 60 * 300_000 / 3
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_the_rows_that_have_a_value_are_known_without_the_values(tmp_path: Path, way: str) -> None:
+    values = _values()
+    path = tmp_path / "a.parquet"
+    pq.write_table(pa.table({"image": pa.array(values, pa.binary())}), path, write_statistics=False, **WAYS[way])
+    found = ColumnReader(str(path), 0, "image", SETTINGS).presence()
+    is_streamed = "pyarrow" not in way
+    assert found == [value is not None or not is_streamed for value in values]
+
+
+def test_the_footer_says_whether_all_or_no_rows_have_a_value(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    images = [{"bytes": None, "path": "a.jpg"}] * 3 + [{"bytes": b"a", "path": None}] * 3
+    schema = pa.schema([("image", pa.struct([("bytes", pa.binary()), ("path", pa.string())]))])
+    pq.write_table(pa.table({"image": images}, schema), tmp_path / "a.parquet", row_group_size=3)
+    monkeypatch.setattr(parquet_values, "_read_page", None)
+    first = ColumnReader(str(tmp_path / "a.parquet"), 0, "image.bytes", SETTINGS)
+    assert first.presence() == [False] * 3
+    assert first.beside(1, "image.bytes").presence() == [True] * 3
+    with pytest.raises(FetchFailed, match="has no row group 7"):
+        first.beside(7, "image.bytes")
+
+
+def test_values_of_the_next_row_group_are_read_through_the_same_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    values = _values()
+    pq.write_table(pa.table({"image": pa.array(values, pa.binary())}), tmp_path / "a.parquet", row_group_size=20)
+    first = ColumnReader(str(tmp_path / "a.parquet"), 0, "image", SETTINGS)
+    assert _read(first, 3) == values[3]
+    monkeypatch.setattr(parquet_values, "_Table", None)
+    assert _read(first.beside(1, "image"), 5) == values[25]
