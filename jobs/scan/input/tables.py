@@ -1,50 +1,44 @@
 """Tables: files of records (JSON, JSON lines, CSV, Parquet), read as manifest rows.
 
-A record has `image` or `image_uri`, `text`, and may have `custom_id` or `id`, `image_offset` with `image_length`
-(bytes of a larger file), and `metadata`. Without `metadata`, its other fields are the metadata. A record that cannot be
-understood becomes a row with a `row_error`; none is left out.
+A record has a picture and a text, and may have the caller's name for it, `image_offset` with `image_length` (bytes of a
+larger file), and `metadata`. Without `metadata`, its other fields are the metadata. Which columns these are is found
+from their names, in columns.py, and from the first records.
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator
-from dataclasses import dataclass
-from itertools import chain, islice
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from itertools import islice
 from typing import Any
 
+import pyarrow as pa
+
+from asap.errors import StorageError
+from asap.storage.failures import storage_errors
 from asap.storage.files import exists
 from asap.storage.location import Location
 from jobs.errors import InputNotFound
-from jobs.scan.input.addresses import image_uri, is_relative
+from jobs.scan.input.addresses import is_relative
+from jobs.scan.input.columns import NO_OPTIONS as NO_OPTIONS
+from jobs.scan.input.columns import WEB, Columns, find_columns, value_of
+from jobs.scan.input.columns import TableOptions as TableOptions
+from jobs.scan.input.csv_records import understand_csv
+from jobs.scan.input.json_records import understand_json
 from jobs.scan.input.manifest import ManifestRow
-from jobs.scan.input.record_files import PAIRS, PICTURES, Needed, Record, RowError, read_records
+from jobs.scan.input.parquet_records import understand_parquet
+from jobs.scan.input.record_files import Record, RecordReader, RowError
+from jobs.scan.input.rows import Base, RowMaker
 
-_MOST_BYTES = 2**63 - 1
-"""Largest end of a byte range that the manifest can hold."""
-_KNOWN_FIELDS = {"custom_id", "id", "image", "image_uri", "image_offset", "image_length", "text", "metadata"}
-
-
-@dataclass(frozen=True)
-class TableOptions:
-    """Everything that a person may say about a table, for tables that would be refused or misread without it."""
-
-    image_column: str | None = None
-    """Name of the column of pictures. None: found by its name."""
-    text_column: str | None = None
-    """Name of the column of texts. None: found by its name."""
-    id_column: str | None = None
-    """Name of the column of the caller's names for rows. None: found by its name."""
-    encoding: str | None = None
-    """Encoding of a text file, such as `cp1252`. None: found from its bytes."""
-    delimiter: str | None = None
-    """Character between two cells of a CSV file. None: found from its first lines."""
-    texts: bool = True
-    """True if the table needs a column of texts. A captioner makes texts of its own."""
-
-
-NO_OPTIONS = TableOptions()
-"""The options of a person who says nothing."""
+SAMPLE = 256
+"""First records that decide what the columns are."""
+_LOOKED_FOR = 8
+"""Pictures of the first records that are looked for, in a few folders each."""
+_LONG_LIST = 32
+"""Numbers in one field that are no annotation but an embedding."""
+_NUMBERS = re.compile(r"\s*\[[-+\d.eE,\s]{500,}")
 
 
 @dataclass(frozen=True)
@@ -54,142 +48,202 @@ class Table:
     location: Location
     kind: str
     """json, jsonl, csv or parquet."""
-    needed: Needed
-    """Columns that the table must have."""
+    reader: RecordReader
+    columns: Columns
+    base: Base
+    notes: tuple[str, ...] = ()
+    """Sentences for a person about how the file is read."""
 
     def rows(self) -> Iterator[ManifestRow]:
         """Return every row of the file, in its order."""
-        return _record_rows(self.location, self.kind, self.needed)
+        maker = RowMaker(self.columns, self.base)
+        for line, record in records_of(self.reader, self.location, self.kind):
+            yield maker.row(line, record)
 
     def describe(self) -> dict[str, Any]:
         """Return what was understood of the file, for `asap plan` and `job.json`."""
-        return {"file": self.location.uri, "format": self.kind}
+        return {
+            "file": self.location.uri,
+            "format": self.kind,
+            **self.reader.describe(),
+            "columns": self.columns.describe(),
+            "base": self.base.folder.uri,
+            "base_drops_first_folder": self.base.dropped,
+            "notes": list(self.notes),
+        }
 
 
 def understand_table(location: Location, kind: str, options: TableOptions = NO_OPTIONS) -> Table:
     """Return a file of records as a table, after a look at its beginning.
 
-    Raises `InputNotFound` for a file that cannot be scanned, such as one without a record or a necessary column.
+    Raises `InputNotFound` for a file that cannot be scanned, such as one without a record or a necessary column, and
+    one of whose first records none can be scanned.
 
     Args:
         location: The file, which exists.
         kind: json, jsonl, csv or parquet.
         options: What a person said about the table.
     """
-    needed = PAIRS if options.texts else PICTURES
-    _check_first(location, kind, needed)
-    return Table(location, kind, needed)
-
-
-def _check_first(location: Location, kind: str, needed: Needed) -> None:
-    """Raise `InputNotFound` for a file without a record, and for a .json file whose first record is not JSON.
-
-    A .json file may hold one object a line. If its first line is broken, its lines are probably not meant as records.
-    """
-    found = next(read_records(location, kind, needed), None)
-    if found is None:
+    reader = open_records(location, kind, options)
+    sample = list(islice(records_of(reader, location, kind), SAMPLE))
+    records = [record for _, record in sample if isinstance(record, dict)]
+    if reader.names is None and not records:
+        _refuse_records(location, kind, sample)
+    names = reader.names if reader.names is not None else _names_of(records)
+    columns = find_columns(names, options, str(location), records)
+    if not sample:
         raise InputNotFound(f"{location} holds no record: nothing to scan")
-    if kind == "json" and isinstance(found[1], RowError):
-        raise InputNotFound(f"{location} is neither an array nor lines of JSON objects: {found[1]}")
+    columns = _leave_out(columns, names, records)
+    _refuse_web(location, columns, records)
+    base, base_notes = _picture_base(location, columns, records)
+    maker = RowMaker(columns, base)
+    _refuse_hopeless(location, columns, [maker.row(line, record) for line, record in sample], options)
+    notes = (*reader.notes, *columns.notes, *base_notes)
+    return Table(location, kind, reader, columns, base, notes)
 
 
-def _record_rows(location: Location, kind: str, needed: Needed) -> Iterator[ManifestRow]:
-    records = read_records(location, kind, needed)
-    # The first records show where relative paths start; the others are read as a stream.
-    first = list(islice(records, 20))
-    base = _image_base(location, [record for _, record in first if isinstance(record, dict)])
-    for line, record in chain(first, records):
-        yield _to_row(line, record, base)
+def open_records(location: Location, kind: str, options: TableOptions = NO_OPTIONS) -> RecordReader:
+    """Return a file of records after a look at its encoding, delimiter and shape; nothing is said of its columns.
 
-
-def _image_base(manifest: Location, records: list[dict[str, Any]]) -> Location:
-    """Return the folder that relative image paths start from.
-
-    It is the manifest's folder. DGM4 keeps its manifests in metadata/, with paths from the data set's root or from the
-    folder around it, so for a manifest in metadata/ it is the first folder that has the picture of one of the records.
+    Args:
+        location: The file, which exists and may be compressed.
+        kind: json, jsonl, csv or parquet.
+        options: What a person said about the table.
     """
-    folder = manifest.parent
-    if folder.name != "metadata":
-        return folder
-    bases = [folder.parent, folder.parent.parent, folder]
+    with _read_errors(location, kind):
+        if kind == "parquet":
+            return understand_parquet(location)
+        if kind == "csv":
+            return understand_csv(location, options)
+        return understand_json(location, kind, options.encoding)
+
+
+def records_of(reader: RecordReader, location: Location, kind: str) -> Iterator[tuple[int, Record]]:
+    """Yield the records of a file, with their lines. Raises `InputNotFound` or `StorageError`."""
+    with _read_errors(location, kind):
+        yield from reader.records()
+
+
+@contextmanager
+def _read_errors(location: Location, kind: str) -> Iterator[None]:
+    try:
+        with storage_errors(location):
+            yield
+    except pa.ArrowException as error:
+        raise InputNotFound(f"{location} cannot be read as {kind}: {error}") from error
+
+
+def _refuse_records(location: Location, kind: str, sample: Sequence[tuple[int, Record]]) -> None:
+    """Raise `InputNotFound` for a JSON file of whose first records none is an object."""
+    if not sample:
+        raise InputNotFound(f"{location} holds no record: nothing to scan")
+    if kind == "json":
+        raise InputNotFound(f"{location} is neither an array nor lines of JSON objects: {sample[0][1]}")
+    raise InputNotFound(f"{location} has no JSON object in its first {len(sample)} lines: {sample[0][1]}")
+
+
+def _names_of(records: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return the names of the fields of records, and those of objects in them, in the order of their first use."""
+    names: dict[str, None] = {}
+    inner: dict[str, None] = {}
     for record in records:
-        name = _first_value(record, "image_uri", "image")
-        if not isinstance(name, str) or not is_relative(name):
+        names |= dict.fromkeys(record)
+        for name, value in record.items():
+            if isinstance(value, dict):
+                inner |= dict.fromkeys(f"{name}.{key}" for key in value)
+    return [*names, *(name for name in inner if name not in names)]
+
+
+def _leave_out(columns: Columns, names: Sequence[str], records: Sequence[Mapping[str, Any]]) -> Columns:
+    """Return the columns without those that hold long lists of numbers, such as embeddings, in the metadata."""
+    roles = {*columns.image, *columns.text, *columns.id, columns.metadata}
+    left_out = [name for name in names if name not in roles and _holds_numbers(records, name)]
+    notes = [
+        f"the column {name!r:.80} holds long lists of numbers and is left out of the metadata" for name in left_out
+    ]
+    return replace(columns, left_out=(*columns.left_out, *left_out), notes=(*columns.notes, *notes))
+
+
+def _holds_numbers(records: Sequence[Mapping[str, Any]], name: str) -> bool:
+    for record in records:
+        value = record.get(name)
+        while isinstance(value, list) and value and isinstance(value[0], list):
+            value = value[0]
+        if isinstance(value, list) and len(value) >= _LONG_LIST and isinstance(value[0], int | float):
+            return True
+        if isinstance(value, str) and len(value) > 500 and _NUMBERS.match(value):
+            return True
+    return False
+
+
+def _refuse_web(location: Location, columns: Columns, records: Sequence[Mapping[str, Any]]) -> None:
+    """Raise `InputNotFound` if the pictures are addresses of the web."""
+    values = [value for record in records for name in columns.image if isinstance(value := value_of(record, name), str)]
+    values = [value for value in values if value.strip()]
+    if values and all(WEB.match(value) for value in values):
+        raise InputNotFound(
+            f"the pictures of {location} are web addresses, in the column {columns.image[0]!r:.80}: {values[0]!r:.120}."
+            " A scan reads paths, file:// and s3://. Download the pictures first, for example with img2dataset, and "
+            "scan what it writes."
+        )
+
+
+def _refuse_hopeless(location: Location, columns: Columns, rows: Sequence[ManifestRow], options: TableOptions) -> None:
+    """Raise `InputNotFound` if none of the first rows can be scanned."""
+    reasons = []
+    for row in rows:
+        if row.row_error is not None:
+            reasons.append(f"line {row.row_id}: {row.row_error}")
+        elif row.image_uri is None:
+            reasons.append(f"line {row.row_id}: no picture in {' or '.join(map(repr, columns.image))}")
+        elif options.texts and row.text is None:
+            reasons.append(f"line {row.row_id}: no text in {' or '.join(map(repr, columns.text))}")
+        else:
+            return
+    raise InputNotFound(
+        f"none of the first {len(rows)} records of {location} can be scanned. {reasons[0]}. Repair the file, or name "
+        "the columns that are meant with --image-column and --text-column."
+    )
+
+
+def _picture_base(location: Location, columns: Columns, records: Sequence[Mapping[str, Any]]) -> tuple[Base, list[str]]:
+    """Return the folder that relative paths of pictures start from, with notes about it.
+
+    It is the table's folder, unless more of the first pictures are found from a folder around it, or without the first
+    folder of their paths. DGM4 keeps its tables in metadata/, with paths from the root of the data set or from the
+    folder around it; for a table there, these come first.
+    """
+    folder = location.parent
+    around = [folder, folder.parent, folder.parent.parent]
+    folders = list(dict.fromkeys([*around[1:], folder] if folder.name == "metadata" else around))
+    bases = [Base(folder) for folder in folders] + [Base(folder, dropped=True) for folder in folders]
+    names = []
+    for record in records:
+        name = next((value for name in columns.image if (value := value_of(record, name))), None)
+        if isinstance(name, str) and is_relative(name.strip()) and name.strip() not in names:
+            names.append(name.strip())
+        if len(names) == _LOOKED_FOR:
+            break
+    if not names:
+        return Base(folder), []
+    found = {}
+    for base in bases:
+        if base.dropped and not any("/" in name for name in names):
             continue
-        for base in bases:
-            if exists(base / name):
-                return base
-    return bases[0]
+        found[base] = sum(_is_there(base, name) for name in names)
+        if found[base] == len(names):
+            break
+    best = max(found, key=lambda base: found[base])  # the first of equals
+    if not found[best]:
+        return bases[0], [f"none of the first {len(names)} pictures was found at {bases[0].folder}"]
+    if best == Base(folder):
+        return best, []
+    less = " without the first folder of their paths" if best.dropped else ""
+    return best, [f"paths of pictures start at {best.folder}{less}, where they were found"]
 
 
-def _to_row(row_id: int, record: Record, base: Location) -> ManifestRow:
-    row = ManifestRow(row_id=row_id)
+def _is_there(base: Base, name: str) -> bool:
     try:
-        if isinstance(record, RowError):
-            raise record
-        _fill(row, record, base)
-    except RowError as error:
-        row.row_error = str(error)
-    return row
-
-
-def _fill(row: ManifestRow, record: dict[str, Any], base: Location) -> None:
-    """Copy the fields of a record into a row; raise `RowError` at the first that cannot be understood."""
-    # The name comes first, so that the error of another field is reported under the caller's name.
-    name = _first_value(record, "custom_id", "id")
-    if name is not None:
-        row.custom_id = _to_string(name, "custom_id", str, int)
-    if not {"image", "image_uri", "text"} & set(record):
-        raise RowError(f"the record has neither image nor text; its fields are {sorted(record)}")
-    row.metadata = _metadata(record)
-    text = record.get("text")
-    if text is not None:
-        row.text = _text_or_none(_to_string(text, "text", str))
-    row.image_offset, row.image_length = _byte_range(record)
-    uri = _first_value(record, "image_uri", "image")
-    if uri is not None:
-        row.image_uri = image_uri(_to_string(uri, "image", str), base)
-
-
-def _first_value(record: dict[str, Any], *names: str) -> Any:
-    """Return the value of the first of these fields that is neither null nor empty; None without one."""
-    return next((record[name] for name in names if record.get(name) not in (None, "")), None)
-
-
-def _to_string(value: Any, name: str, *types: type) -> str:
-    """Return a field's value as a string; raise `RowError` if it is of none of the types."""
-    if isinstance(value, bool) or not isinstance(value, types):  # a bool is an int to Python
-        raise RowError(f"{name} is {value!r:.100}, of type {type(value).__name__}; it must be a string")
-    return str(value)
-
-
-def _text_or_none(text: str) -> str | None:
-    """Return the text unchanged; None if it is only white space."""
-    return text if text.strip() else None
-
-
-def _byte_range(record: dict[str, Any]) -> tuple[int | None, int | None]:
-    """Return `image_offset` and `image_length`, checked; both are None for a picture that is a whole file."""
-    offset, length = record.get("image_offset"), record.get("image_length")
-    if offset is None and length is None:
-        return None, None
-    try:
-        offset, length = int(offset), int(length)  # type: ignore[arg-type]  # CSV has them as strings
-    except (TypeError, ValueError, OverflowError) as error:
-        raise RowError(f"image_offset {offset!r} and image_length {length!r} are not two whole numbers") from error
-    if offset < 0 or length < 1 or offset + length > _MOST_BYTES:
-        raise RowError(f"image_offset {offset} and image_length {length} are not bytes of a file")
-    return offset, length
-
-
-def _metadata(record: dict[str, Any]) -> str | None:
-    """Return the caller's `metadata`; without it, the fields that mean nothing to the scan."""
-    value = record.get("metadata")
-    if value is None:
-        value = {name: field for name, field in record.items() if name not in _KNOWN_FIELDS} or None
-    if value is None or isinstance(value, str):
-        return value
-    try:
-        return json.dumps(value, ensure_ascii=False, default=str)
-    except RecursionError as error:
-        raise RowError("the metadata are nested too deep to be passed through") from error
+        return exists(Location(base.uri(name)))
+    except (RowError, StorageError, OSError, ValueError):
+        return False

@@ -23,7 +23,9 @@ from asap.storage.files import exists, list_files, open_read
 from asap.storage.fingerprint import file_fingerprint, files_fingerprint
 from asap.storage.location import Location
 from jobs.errors import InputNotFound
-from jobs.scan.input.record_files import RowError, read_records, record_file
+from jobs.scan.input.columns import require_columns
+from jobs.scan.input.record_files import RowError, record_file
+from jobs.scan.input.tables import open_records, records_of
 from jobs.scan.settings import CaptionSettings
 
 
@@ -100,7 +102,9 @@ def read_captions(source: str) -> Descriptions:
 
 
 def _table_entries(location: Location, kind: str) -> Iterator[Entry]:
-    for line, record in read_records(location, kind, (KEYS, ("caption",))):
+    reader = open_records(location, kind)
+    require_columns(reader.names or (), str(location), (KEYS, ("caption",)))
+    for line, record in records_of(reader, location, kind):
         if isinstance(record, RowError):
             raise CorpusError(f"line {line} of {location}: {record}")
         yield entry_of(str(location), line, record, "caption")

@@ -1,0 +1,193 @@
+"""Encodings of text files: found from the first bytes, and read as UTF-8 from there on."""
+
+from __future__ import annotations
+
+import codecs
+import io
+import re
+from dataclasses import dataclass
+from typing import Any, BinaryIO, cast
+
+from asap.storage.files import open_read
+from asap.storage.location import Location
+from jobs.errors import InputNotFound
+
+_HEAD_BYTES = 2**22
+_GUESS_BYTES = 2**15
+_CHUNK = 2**18
+_BOMS = (
+    (codecs.BOM_UTF8, "utf-8"),
+    (codecs.BOM_UTF32_LE, "utf-32-le"),
+    (codecs.BOM_UTF32_BE, "utf-32-be"),
+    (codecs.BOM_UTF16_LE, "utf-16-le"),
+    (codecs.BOM_UTF16_BE, "utf-16-be"),
+)
+_NO_TEXT = {"idna", "punycode", "undefined", "unicode-escape", "raw-unicode-escape", "mbcs", "oem"}
+"""Codecs of Python that are no encodings of files."""
+_NOT_ASCII = re.compile(rb"[\x80-\xff]+")
+_PIECES = re.compile(rb"[^\n]{1,400}")
+_LIKELY = ("cp1252", "cp1251", "cp1250", "cp1253", "cp1254", "cp1255", "cp1256")
+_LEAST_BETTER = 0.02
+"""Part of odd characters by which another guess must be better than cp1252, by far the most frequent encoding."""
+
+
+@dataclass(frozen=True)
+class Encoding:
+    """An encoding of a text file, and its line ends."""
+
+    name: str
+    """Name that Python knows, such as utf-8."""
+    mark: bytes = b""
+    """The byte order mark at the beginning."""
+    guessed: bool = False
+    """True if it was guessed from the letters of the text."""
+    returns: bool = False
+    """True if lines end with a carriage return alone, as on old Macs."""
+
+    @property
+    def notes(self) -> list[str]:
+        """Sentences for a person about how the file is read."""
+        if not self.guessed:
+            return []
+        return [f"the encoding is not UTF-8; {self.name} was guessed from the letters. Say --encoding if it is another"]
+
+
+def find_encoding(location: Location, given: str | None = None) -> Encoding:
+    """Return the encoding of a text file, which may be compressed.
+
+    Raises `InputNotFound` for a given name that is no encoding, and `StorageError` for a file that cannot be read.
+    """
+    with open_read(location) as file:
+        head = file.read(_HEAD_BYTES)
+    mark, name = next(((mark, name) for mark, name in _BOMS if head.startswith(mark)), (b"", ""))
+    guessed = False
+    if given is not None:
+        named = _check_name(given)
+        # "utf-16" says that a mark decides; a mark of another encoding than the given one is left to the decoder.
+        if named in ("utf-16", "utf-32"):
+            name = name if name.startswith(named) else f"{named}-le"
+        elif named != name:
+            mark, name = b"", named
+    elif not name:
+        name, guessed = _guess(head, complete=len(head) < _HEAD_BYTES)
+    text = head.decode(name, "replace")
+    returns = text.count("\r") - text.count("\r\n") > text.count("\n")
+    return Encoding(name, mark, guessed, returns)
+
+
+def _check_name(given: str) -> str:
+    try:
+        codec = codecs.lookup(given.strip())
+    except (LookupError, ValueError):
+        codec = None
+    if codec is None or not codec._is_text_encoding or codec.name in _NO_TEXT:  # type: ignore[attr-defined]
+        raise InputNotFound(
+            f"the encoding {given!r:.60} is unknown. Give a name that Python knows, such as utf-8, cp1252, utf-16, "
+            "shift_jis or gb18030."
+        )
+    return "utf-8" if codec.name == "utf-8-sig" else codec.name
+
+
+def _guess(head: bytes, complete: bool) -> tuple[str, bool]:
+    """Return the encoding of the first bytes of a file without a mark, and True if it was guessed from the letters."""
+    if head.isascii() and b"\0" not in head:
+        return "utf-8", False
+    # UTF-16 without a mark: in most scripts every second byte of white space and punctuation is a NUL.
+    sample = head[:_GUESS_BYTES]
+    even, odd = sample[::2].count(0), sample[1::2].count(0)
+    if max(even, odd) > len(sample) // 8 and min(even, odd) * 8 < max(even, odd):
+        return ("utf-16-le" if odd > even else "utf-16-be"), True
+    if _is_utf8(head):
+        return "utf-8", False
+    runs = _NOT_ASCII.findall(head)
+    if not complete and len(runs) > 1:
+        runs.pop()  # it may end within a character
+    # A few broken characters among many are damage of their records.
+    if 2 * sum(not _is_utf8(run) for run in runs) <= len(runs):
+        return "utf-8", False
+    pieces = [piece for piece in _PIECES.findall(head) if not piece.isascii() and not _is_utf8(piece)]
+    name = _guess_letters(b"\n".join(pieces)[:_GUESS_BYTES])
+    return (name or "utf-8"), name is not None
+
+
+def _is_utf8(data: bytes) -> bool:
+    try:
+        data.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
+
+
+def _guess_letters(data: bytes) -> str | None:
+    """Return the encoding that makes the most likely text of these bytes; None if none makes a text."""
+    from charset_normalizer import from_bytes
+
+    matches = list(from_bytes(data, threshold=0.3, enable_fallback=False))
+    names = {name: match for match in reversed(matches) for name in [match.encoding, *match.could_be_from_charset]}
+    if not matches:
+        return None
+    best = matches[0]
+    western = names.get("cp1252")
+    if western is not None and western.chaos <= best.chaos + _LEAST_BETTER and best.coherence <= western.coherence:
+        return "cp1252"
+    # Several encodings may make the same text of these bytes; the first of those that are frequent is most likely.
+    same = [best.encoding, *best.could_be_from_charset]
+    name = codecs.lookup(next((name for name in _LIKELY if name in same), best.encoding)).name
+    return None if name.startswith("utf") else name  # such a file has a mark at its beginning
+
+
+def open_text(location: Location, encoding: Encoding) -> BinaryIO:
+    r"""Open a text file as UTF-8 without a byte order mark, with lines that end in \n.
+
+    Bytes that cannot be decoded become bytes that are not UTF-8, so that the record around them is found later.
+    """
+    file = open_read(location)
+    file.read(len(encoding.mark))
+    if encoding.name == "utf-8" and not encoding.returns:
+        return file
+    return cast("BinaryIO", io.BufferedReader(_Transcoded(file, encoding), _CHUNK))
+
+
+def _keep_undecoded(error: UnicodeError) -> tuple[str, int]:
+    if not isinstance(error, UnicodeDecodeError):
+        raise error
+    bad = error.object[error.start : error.end] or b"\xff"
+    return "".join(chr(0xDC80 | byte) for byte in bad), max(error.end, error.start + 1)
+
+
+codecs.register_error("asap-keep-undecoded", _keep_undecoded)
+
+
+class _Transcoded(io.RawIOBase):
+    """A stream of another encoding, as UTF-8."""
+
+    def __init__(self, file: BinaryIO, encoding: Encoding) -> None:
+        decoder: Any = codecs.getincrementaldecoder(encoding.name)("asap-keep-undecoded")
+        self._decoder = io.IncrementalNewlineDecoder(decoder, translate=True) if encoding.returns else decoder
+        self._file = file
+        self._waiting = b""
+        self._ended = False
+
+    def readable(self) -> bool:
+        """Return True."""
+        return True
+
+    def close(self) -> None:
+        """Close the file too."""
+        self._file.close()
+        super().close()
+
+    def readinto(self, buffer: Any) -> int:
+        """Fill the buffer and return the number of its bytes; 0 at the end."""
+        while not self._waiting and not self._ended:
+            data = self._file.read(_CHUNK)
+            self._ended = not data
+            text = self._decoder.decode(data, self._ended)
+            try:
+                self._waiting = text.encode("utf-8", "surrogateescape")
+            except UnicodeEncodeError:  # some codecs make other lone surrogates
+                self._waiting = text.encode("utf-8", "replace")
+        part = self._waiting[: len(buffer)]
+        buffer[: len(part)] = part
+        self._waiting = self._waiting[len(part) :]
+        return len(part)

@@ -1,0 +1,289 @@
+"""Records as manifest rows.
+
+A record that cannot be understood becomes a row with a `row_error`; none is left out.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import date, datetime, time
+from decimal import Decimal
+from typing import Any
+
+from asap.storage.location import Location
+from jobs.scan.input.addresses import image_uri, is_relative
+from jobs.scan.input.columns import Columns, value_of
+from jobs.scan.input.manifest import ManifestRow
+from jobs.scan.input.record_files import Record, RowError
+
+_MOST_BYTES = 2**63 - 1
+"""Largest end of a byte range that the manifest can hold."""
+MAX_METADATA = 2**14
+"""Most characters of the metadata of a row."""
+_NULL_WORDS = {"NA", "N/A", "n/a", "#N/A", "<NA>", "nan", "NaN", "NAN", "None", "null", "NULL", "Null"}
+"""Words that pandas and others write for nothing."""
+_KNOWN_FIELDS = {"custom_id", "id", "image", "image_uri", "image_offset", "image_length", "text", "metadata"}
+_SPEAKERS = ("gpt", "assistant", "model", "bot", "chatgpt")
+_INNER_TEXTS = ("raw", "text", "caption", "sentence", "value", "content", "title")
+_INNER_PICTURES = ("path", "image", "image_path", "file_name", "uri", "url")
+
+
+@dataclass(frozen=True)
+class Base:
+    """The folder that relative paths of pictures start from."""
+
+    folder: Location
+    dropped: bool = False
+    """True if the first folder of each path is left out."""
+
+    def uri(self, name: str) -> str:
+        """Return the address of a picture. Raises `RowError`."""
+        if self.dropped and is_relative(name):
+            name = name.partition("/")[2] or name
+        return image_uri(name, self.folder)
+
+
+class RowMaker:
+    """Makes rows of the records of one table."""
+
+    def __init__(self, columns: Columns, base: Base) -> None:
+        self._columns = columns
+        self._base = base
+        roles = {*columns.image, *columns.text, *columns.id, *columns.left_out}
+        roles |= {name for name in (columns.offset, columns.length, columns.metadata) if name}
+        self._hidden = roles | _KNOWN_FIELDS
+        self._inner = [name for name in roles if "." in name]
+
+    def row(self, row_id: int, record: Record) -> ManifestRow:
+        """Return the row of a record."""
+        row = ManifestRow(row_id=row_id)
+        try:
+            if isinstance(record, RowError):
+                self._fill_broken(row, record)
+                raise record
+            self._fill(row, record)
+        except RowError as error:
+            row.row_error = str(error)
+        return row
+
+    def _fill_broken(self, row: ManifestRow, error: RowError) -> None:
+        """Copy the name and the picture of a broken record, as far as they can be read."""
+        fields = dict(error.fields)
+        if not error.aligned and (text := next((name for name in self._columns.text if name in fields), None)):
+            names = list(fields)
+            fields = {name: fields[name] for name in names[: names.index(text)]}
+        try:
+            row.custom_id = _name(_first(fields, self._columns.id))
+            if (picture := _picture(_first(fields, self._columns.image), row)) is not None:
+                row.image_uri = self._base.uri(picture)
+        except RowError:  # the first error is the one to report
+            return
+
+    def _fill(self, row: ManifestRow, record: dict[str, Any]) -> None:
+        """Copy the fields of a record into a row; raise `RowError` at the first that cannot be understood."""
+        columns = self._columns
+        # The name comes first, so that the error of another field is reported under the caller's name.
+        row.custom_id = _name(_first(record, columns.id))
+        text, picture = _first(record, columns.text), _first(record, columns.image)
+        if text is None and picture is None and not self._has_role(record):
+            raise RowError(f"the record has neither image nor text; its fields are {sorted(record)}")
+        row.metadata = self._metadata(row, record)
+        row.text = _text(text, row)
+        row.image_offset, row.image_length = self._byte_range(record)
+        if (name := _picture(picture, row)) is not None:
+            row.image_uri = self._base.uri(name)
+
+    def _has_role(self, record: Mapping[str, Any]) -> bool:
+        names = {name.partition(".")[0] for name in (*self._columns.image, *self._columns.text)}
+        return not names.isdisjoint(record)
+
+    def _byte_range(self, record: Mapping[str, Any]) -> tuple[int | None, int | None]:
+        """Return the offset and the length, checked; both are None for a picture that is a whole file."""
+        given = [value_of(record, name) if name else None for name in (self._columns.offset, self._columns.length)]
+        if all(value is None or value == "" or value != value for value in given):
+            return None, None
+        offset, length = map(_whole, given)
+        if offset is None or length is None:
+            shown = f"image_offset {given[0]!r:.60} and image_length {given[1]!r:.60}"
+            raise RowError(f"{shown} are not two whole numbers")
+        if offset < 0 or length < 1 or offset + length > _MOST_BYTES:
+            raise RowError(f"image_offset {offset} and image_length {length} are not bytes of a file")
+        return offset, length
+
+    def _metadata(self, row: ManifestRow, record: Mapping[str, Any]) -> str | None:
+        """Return the caller's `metadata`; without it, the fields that mean nothing to the scan."""
+        value = record.get(self._columns.metadata) if self._columns.metadata else None
+        if value is None or value != value:
+            hidden = self._hidden
+            value = {name: field for name, field in record.items() if name not in hidden}
+            for name in self._inner:
+                outer, _, inner = name.partition(".")
+                if isinstance(object := value.get(outer), dict):
+                    value[outer] = {key: field for key, field in object.items() if key != inner}
+                    if not value[outer]:
+                        del value[outer]
+            if not value:
+                return None
+        return _bounded_json(value, row)
+
+
+def _first(record: Mapping[str, Any], names: Iterable[str]) -> Any:
+    """Return the value of the first of these columns that holds something; None without one."""
+    for name in names:
+        value = record[name] if name in record else value_of(record, name)
+        if value is not None and value != "" and value == value:  # NaN is nothing
+            return value
+    return None
+
+
+def _name(value: Any) -> str | None:
+    """Return the caller's name of a row. pandas makes floats of numbers in a column with gaps."""
+    if value is None or isinstance(value, str):
+        return value
+    if isinstance(value, float) and math.isfinite(value):
+        return str(int(value)) if value.is_integer() else repr(value)
+    if isinstance(value, int | Decimal | date | datetime | time) and not isinstance(value, bool):
+        return str(value)
+    raise RowError(_not_a_string("custom_id", value))
+
+
+def _not_a_string(name: str, value: Any) -> str:
+    return f"{name} is {value!r:.100}, of type {type(value).__name__}; it must be a string"
+
+
+def _text(value: Any, row: ManifestRow) -> str | None:
+    """Return the text unchanged; None if it is only white space or a word for nothing."""
+    if isinstance(value, list | tuple):
+        value = _choose_text(value, row)
+    elif isinstance(value, dict):
+        value = _inner_text(value)
+    if value is None:
+        return None
+    if not isinstance(value, str):
+        raise RowError(_not_a_string("text", value))
+    word = value.strip()
+    if word in _NULL_WORDS:
+        row.warnings.append(f"the text {word!r} is taken as no text")
+        return None
+    return value if word else None
+
+
+def _choose_text(values: Sequence[Any], row: ManifestRow) -> Any:
+    """Return the text of a list: the first that is not empty; of a conversation, the first answer."""
+    turns = [value for value in values if isinstance(value, dict)]
+    speakers = [str(turn.get("from") or turn.get("role") or "").lower() for turn in turns]
+    if turns and any(speakers):
+        answers = [turn for turn, speaker in zip(turns, speakers, strict=True) if speaker in _SPEAKERS] or turns
+        row.warnings.append(f"the text is the first answer of a conversation of {len(turns)} turns")
+        return _inner_text(answers[0])
+    texts = [_inner_text(value) if isinstance(value, dict) else value for value in values]
+    texts = [
+        text for text in texts if text is not None and text == text and (not isinstance(text, str) or text.strip())
+    ]
+    if len(texts) > 1:
+        row.warnings.append(f"the text is the first of {len(texts)} texts of the record")
+    return texts[0] if texts else None
+
+
+def _inner_text(value: Mapping[str, Any]) -> Any:
+    """Return the text in an object; the object itself if it has none, for the error."""
+    return next((value[name] for name in _INNER_TEXTS if isinstance(value.get(name), str)), value)
+
+
+def _picture(value: Any, row: ManifestRow) -> str | None:
+    """Return the address of a picture without the spaces around it."""
+    if isinstance(value, list | tuple):
+        values = [one for one in value if one not in (None, "")]
+        if len(values) > 1:
+            row.warnings.append(f"the picture is the first of {len(values)} pictures of the record")
+        value = values[0] if values else None
+    if isinstance(value, dict):
+        value = next((value[name] for name in _INNER_PICTURES if isinstance(value.get(name), str)), value)
+    if value is None:
+        return None
+    if not isinstance(value, str):
+        raise RowError(_not_a_string("image", value))
+    name = value.strip()
+    if name in _NULL_WORDS:
+        row.warnings.append(f"the picture {name!r} is taken as no picture")
+        return None
+    return name or None
+
+
+def _whole(value: Any) -> int | None:
+    """Return a whole number, also from the text of a CSV file; None for anything else."""
+    if isinstance(value, bool) or value is None:
+        return None
+    if isinstance(value, str):
+        match = re.fullmatch(r"\s*([+-]?\d{1,30})(\.0*)?\s*", value)
+        return int(match[1]) if match else None
+    try:
+        return int(value) if value == int(value) else None
+    except (TypeError, ValueError, OverflowError):
+        return None
+
+
+def _plain_value(value: Any) -> str:
+    """Return the text of a value that JSON does not have."""
+    return f"{len(value)} bytes" if isinstance(value, bytes | bytearray | memoryview) else str(value)
+
+
+_ENCODER = json.JSONEncoder(ensure_ascii=False, default=_plain_value, allow_nan=False)
+
+
+def _json(value: Any) -> str:
+    try:
+        return _ENCODER.encode(value)
+    except ValueError:
+        return _ENCODER.encode(_finite(value))
+    except TypeError:  # a key that is no string
+        return _ENCODER.encode(_finite(value))
+
+
+def _finite(value: Any) -> Any:
+    """Return a value with null for the numbers that JSON does not have."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {str(name): _finite(field) for name, field in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(field) for field in value]
+    return value
+
+
+def _bounded_json(value: Any, row: ManifestRow) -> str | None:
+    """Return metadata as JSON of at most `MAX_METADATA` characters; the longest fields are left out of longer ones."""
+    try:
+        text = _own_json(value) if isinstance(value, str) else _json(value)
+        if len(text) <= MAX_METADATA:
+            return text
+        lost = ["metadata"]
+        kept = None
+        if isinstance(value, dict):
+            sizes = {name: len(_json(field)) + len(str(name)) + 6 for name, field in value.items()}
+            lost, total = [], sum(sizes.values()) + 2
+            for name in sorted(sizes, key=lambda name: -sizes[name]):
+                if total <= MAX_METADATA:
+                    break
+                lost.append(name)
+                total -= sizes[name]
+            kept = {name: field for name, field in value.items() if name not in lost} or None
+    except RecursionError as error:
+        raise RowError("the metadata are nested too deep to be passed through") from error
+    shown = ", ".join(f"{name!r:.80}" for name in lost[:10])
+    row.warnings.append(f"the metadata are longer than {MAX_METADATA} characters; left out: {shown}")
+    return None if kept is None else _json(kept)
+
+
+def _own_json(text: str) -> str:
+    """Return the caller's own JSON; NaN and infinite numbers in it, which are no JSON, become null."""
+    if "NaN" not in text and "Infinity" not in text:
+        return text
+    try:
+        return _json(json.loads(text))
+    except ValueError:
+        return text
