@@ -596,16 +596,15 @@ def _read_page(file: _FetchedFile, offset: int) -> _Page:
     try:
         kind, size = int(fields[1]), int(fields[3])
         head = fields[{_DATA_PAGE: 5, _DICTIONARY_PAGE: 7, _DATA_PAGE_V2: 8}[kind]]
-        numbers = [int(head.get(field, -1)) for field in range(1, 7)]
+        is_new = kind == _DATA_PAGE_V2
+        values, encoding = int(head[1]), int(head[4 if is_new else 2])
+        levels = [int(head[5]), int(head[6])] if is_new else [0]
     except (KeyError, TypeError, AttributeError) as error:
         raise _Broken(f"there is no page at byte {offset}") from error
-    values, second, _, fourth, levels, repeats = numbers
-    is_new = kind == _DATA_PAGE_V2
-    if min(size, values) < 0 or (is_new and min(levels, repeats) < 0):
+    if min(size, values, *levels) < 0:
         raise _Broken(f"there is no page at byte {offset}")
-    if is_new:
-        return _Page(file, kind, file.tell(), size, values, fourth, levels + repeats, head.get(7, True) is not False)
-    return _Page(file, kind, file.tell(), size, values, second)
+    is_compressed = not is_new or head.get(7, True) is not False
+    return _Page(file, kind, file.tell(), size, values, encoding, sum(levels) if is_new else None, is_compressed)
 
 
 class _Thrift:
