@@ -265,6 +265,7 @@ def test_a_table_stays_open_for_the_next_batch_and_a_broken_one_does_not(
     assert len(opened) == 1  # the second row group is of the same file
     whole = (tmp_path / "a.parquet").read_bytes()
     (tmp_path / "a.parquet").write_bytes(b"")
+    prepare._idle_readers.clear()
     moved = [row | {"image_group": 0} for row in table]
     assert set(prepare_batch(_batch(*moved), PREPARATION)["error_code"].to_pylist()) == {"storage_error"}
     (tmp_path / "a.parquet").write_bytes(whole)
