@@ -8,6 +8,7 @@ the first records show which one is meant.
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -102,8 +103,18 @@ def is_known(name: str) -> bool:
 
 
 def is_picture_column(name: str) -> bool:
-    """Return True for a name that may mean a picture."""
-    return any(plain(name) in tier.split() for tier in _IMAGES)
+    """Return True for a name that means a picture, whatever its values."""
+    return any(plain(name) in tier.split() for tier in _IMAGES[:-1])
+
+
+def unique_names(names: Sequence[str]) -> list[str]:
+    """Return the names, with a number behind a name that came before."""
+    seen: Counter[str] = Counter()
+    unique = []
+    for name in names:
+        seen[name] += 1
+        unique.append(name if seen[name] == 1 else f"{name} ({seen[name]})")
+    return unique
 
 
 def show_names(names: Iterable[str]) -> str:
@@ -180,36 +191,59 @@ class _Search:
     """Looks for the columns of roles."""
 
     def __init__(self, names: Sequence[str], thing: str, sample: Sequence[Mapping[str, Any]]) -> None:
-        self._names = names
         self._thing = thing
         self._sample = sample
+        self._names = names
+        outer = set(names)
+        # A field of an object, such as data.image, is known by its own name, behind all other columns.
+        inner = [name for name in names if "." in name and name.partition(".")[0] in outer]
+        self._pools = [
+            [(name, plain(name)) for name in names if name not in inner],
+            [(name, plain(name.partition(".")[2])) for name in inner],
+        ]
+        self._pool = self._pools[0]
         self.notes: list[str] = []
 
     def images(self, option: str | None) -> tuple[str, ...]:
         if option is not None:
             return (self._named(option, "--image-column"),)
+        return self._first_found(self._images)
+
+    def _first_found(self, look: Callable[[], tuple[str, ...]]) -> tuple[str, ...]:
+        """Return what is found among the columns, else among the fields of objects in them."""
+        found: tuple[str, ...] = ()
+        for pool in self._pools:
+            self._pool = pool
+            if found := look():
+                break
+        self._pool = self._pools[0]
+        return found
+
+    def _images(self) -> tuple[str, ...]:
         # `image_uri` and `image` are the names of this format; they complete each other.
-        own = self._own("--image-column", "image_uri", "image")
-        if own and not self._all(own, WEB.match):
-            return own
+        web = self._own("--image-column", "image_uri", "image")
+        if web and not self._all(web, WEB.match):
+            return web
         for tier in _IMAGES[1:]:
             # Behind a column of web addresses, only a column of names of pictures is taken.
-            check = PICTURE_NAME.match if own or tier is _IMAGES[-1] else None
+            check = PICTURE_NAME.match if web or tier is _IMAGES[-1] else None
             found = [name for name in self._of_tier(tier) if check is None or self._all((name,), check)]
             held = [name for name in found if not self._all((name,), WEB.match)]
-            if found and not held:
-                own = own or (found[0],)
             if held:
                 chosen = self._one_of(held, "the picture", "--image-column", PICTURE_NAME.match)
-                if own:
-                    self.notes.append(f"the pictures are those of {chosen!r:.80}; {own[0]!r:.80} holds web addresses")
+                if web:
+                    self.notes.append(f"the pictures are those of {chosen!r:.80}; {web[0]!r:.80} holds web addresses")
                 return (chosen,)
+            web = web or tuple(found[:1])
         # Without a column that holds something, one that holds nothing is named in the refusal.
-        return own or tuple(name for tier in _IMAGES[1:-1] for name in self._of_tier(tier, held=False))[:1]
+        return web or tuple(name for tier in _IMAGES[1:-1] for name in self._of_tier(tier, held=False))[:1]
 
     def texts(self, option: str | None) -> tuple[str, ...]:
         if option is not None:
             return (self._named(option, "--text-column"),)
+        return self._first_found(self._texts)
+
+    def _texts(self) -> tuple[str, ...]:
         if own := self._own("--text-column", "text"):
             return own
         for held in (True, False):
@@ -231,16 +265,16 @@ class _Search:
 
     def by_plain_name(self, bare: str) -> str | None:
         """Return the first column of a name; None without one."""
-        return next((name for name in self._names if plain(name) == bare), None)
+        return next((name for name, plain_name in self._pool if plain_name == bare), None)
 
     def _named(self, option: str, flag: str) -> str:
         """Return the column that an option names; spaces and case matter only if they decide between two columns."""
-        for same in (lambda name: name == option, lambda name: name.strip().lower() == option.strip().lower()):
-            found = [name for name in self._names if same(name)]
-            if len(found) == 1:
-                return found[0]
-            if found:
+        wanted = option.strip().lower()
+        exact = [name for name in self._names if name == option]
+        if found := exact or [name for name in self._names if name.strip().lower() == wanted]:
+            if len(found) > 1:
                 self._refuse_twice(found, flag)
+            return found[0]
         raise InputNotFound(
             f"{self._thing} has no column {option!r:.80}, which {flag} names; its columns are {show_names(self._names)}"
         )
@@ -249,9 +283,8 @@ class _Search:
         """Return the columns with names of this format, in the order of `wanted`."""
         own = []
         for exact in wanted:
-            found = [name for name in self._names if name == exact] or [
-                name for name in self._names if plain(name) == plain(exact)
-            ]
+            found = [name for name, _ in self._pool if name == exact]
+            found = found or [name for name, plain_name in self._pool if plain_name == plain(exact)]
             if len(found) > 1:
                 self._refuse_twice(found, flag)
             own += found
@@ -267,9 +300,7 @@ class _Search:
     def _of_tier(self, tier: str, held: bool = True) -> list[str]:
         """Return the columns of a tier. With `held`, only those that hold something in the sample."""
         names = set(tier.split())
-        # A field of an object, such as data.image, is known by its own name.
-        found = [name for name in self._names if plain(name) in names]
-        found = found or [name for name in self._names if "." in name and plain(name.partition(".")[2]) in names]
+        found = [name for name, plain_name in self._pool if plain_name in names]
         if not held or not self._sample:
             return found
         return [name for name in found if any(_is_something(value_of(record, name)) for record in self._sample)]

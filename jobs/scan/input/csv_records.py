@@ -17,7 +17,7 @@ from typing import Any, BinaryIO
 from asap.storage.location import Location
 from jobs.errors import InputNotFound
 from jobs.scan.input import record_files
-from jobs.scan.input.columns import PICTURE_NAME, WEB, TableOptions, is_known, plain
+from jobs.scan.input.columns import PICTURE_NAME, WEB, TableOptions, is_known, plain, unique_names
 from jobs.scan.input.encoding import Encoding, find_encoding, open_text
 from jobs.scan.input.record_files import UNDECODED, Record, RowError
 
@@ -67,6 +67,7 @@ class CsvReader:
     header: bool
     """True if the file has a header. Without one, columns are called 1, 2, 3."""
     notes: list[str] = field(default_factory=list)
+    twice: Sequence[str] = ()
 
     def describe(self) -> dict[str, Any]:
         """Return what was understood of the file."""
@@ -94,7 +95,7 @@ class CsvReader:
             yield from self._body(reader, taken, long_lines)
 
     def _body(self, reader: Any, taken: list[str], long_lines: list[int]) -> Iterator[tuple[int, Record]]:
-        names, width, skipped = self.names, len(self.names), self.skipped
+        names, width, skipped = unique_names(self.names), len(self.names), self.skipped
         while True:
             first = reader.line_num
             taken.clear()
@@ -136,7 +137,11 @@ class CsvReader:
             cells = next(self.dialect.read(iter([line[:_HEAD_BYTES]]), strict=False), [])
         except csv.Error:
             return {}
-        return {name: cell for name, cell in zip(self.names, cells, strict=False) if not UNDECODED.search(cell)}
+        return {
+            name: cell
+            for name, cell in zip(unique_names(self.names), cells, strict=False)
+            if not UNDECODED.search(cell)
+        }
 
 
 def _lines(file: BinaryIO, taken: list[str], long_lines: list[int]) -> Iterator[str]:
@@ -175,13 +180,15 @@ def understand_csv(location: Location, options: TableOptions) -> CsvReader:
     named = [name for name in (options.image_column, options.text_column, options.id_column) if name is not None]
     by_position = bool(named) and all(name.strip().isdigit() for name in named)
     dialect = _find_dialect(lines, _delimiters(options.delimiter, told, location.name), named)
-    rows = list(_head_records(dialect, lines, 2))
+    rows, _ = _head_records(dialect, lines, 2)
     if not rows:
         if not lines:  # without a name, the table is refused as empty
             return CsvReader(location, encoding, dialect, [], skipped, False)
         error = _first_error(dialect, lines)
         raise InputNotFound(f"the header of {location} is not CSV: {error}")
-    names = [name.strip().removeprefix("#").strip() if number == 0 else name for number, name in enumerate(rows[0])]
+    names = list(rows[0])
+    if names[0].lstrip().startswith("#"):
+        names[0] = names[0].lstrip().removeprefix("#").strip()
     while names and not names[-1].strip():  # a delimiter at the end of each line
         names.pop()
     if by_position and not set(named) <= {name.strip() for name in names}:
@@ -250,7 +257,7 @@ def _find_dialect(lines: Sequence[str], delimiters: Sequence[str], named: Sequen
 
 def _score(dialect: _Dialect, lines: Sequence[str], wanted: set[str]) -> tuple[int, bool, float]:
     """Return a key of how much the lines look like a table: known names, several cells, lines of one width."""
-    rows = list(_head_records(dialect, lines, _HEAD_RECORDS))
+    rows, broken = _head_records(dialect, lines, _HEAD_RECORDS)
     if not rows or (not dialect.quoted and len(rows[0]) == 1):
         return -1, False, 0.0
     # A cell with another delimiter in it is no name.
@@ -261,25 +268,27 @@ def _score(dialect: _Dialect, lines: Sequence[str], wanted: set[str]) -> tuple[i
         width -= 1
     fitting = sum(len(row) >= width and not any(row[width:]) for row in rows)
     # A record of several lines is one record; misplaced quotes make few records of many lines.
-    return min(known, 2), width > 1, fitting / max(len(rows), min(len(lines), _HEAD_RECORDS) // 2)
+    return min(known, 2), width > 1, fitting / max(len(rows) + broken, min(len(lines), _HEAD_RECORDS) // 2)
 
 
-def _head_records(dialect: _Dialect, lines: Sequence[str], count: int) -> Iterator[list[str]]:
-    """Yield the first records that are not blank; lines that are no CSV are passed over, but for the header."""
+def _head_records(dialect: _Dialect, lines: Sequence[str], count: int) -> tuple[list[list[str]], int]:
+    """Return the first records that are not blank, and the number of those that are no CSV. A header must be CSV."""
     reader = dialect.read(iter(lines))
-    found = 0
-    while found < count:
+    found: list[list[str]] = []
+    broken = 0
+    while len(found) + broken < count:
         try:
             cells = next(reader)
         except StopIteration:
-            return
+            break
         except csv.Error:
             if not found:
-                return
+                break
+            broken += 1
             continue
         if cells:
-            found += 1
-            yield cells
+            found.append(cells)
+    return found, broken
 
 
 def _first_error(dialect: _Dialect, lines: Sequence[str]) -> str:

@@ -25,10 +25,24 @@ _BOMS = (
 _NO_TEXT = {"idna", "punycode", "undefined", "unicode-escape", "raw-unicode-escape", "mbcs", "oem"}
 """Codecs of Python that are no encodings of files."""
 _NOT_ASCII = re.compile(rb"[\x80-\xff]+")
+_LATIN_BYTES = frozenset(
+    [*range(0xC0, 0x100), 0x80, 0x85, *range(0x91, 0x98), 0x8A, 0x8C, 0x8E, 0x9A, 0x9C, 0x9E, 0x9F]
+)
+_LATIN_BYTES |= frozenset([0xA0, 0xA3, 0xA5, 0xA7, 0xAA, 0xAB, 0xB0, 0xB3, 0xB9, 0xBA, 0xBB, 0xBF])
+"""Bytes that are letters, quotes and dashes in the encodings of the Latin script."""
+_IN_A_WORD = re.compile(rb"[A-Za-z][\x80-\xff]|[\x80-\xff][A-Za-z]")
+_CONTROLS = re.compile(rb"[\x80-\x9f]")
+"""Bytes that are no letters in encodings of ISO 8859."""
 _PIECES = re.compile(rb"[^\n]{1,400}")
-_LIKELY = ("cp1252", "cp1251", "cp1250", "cp1253", "cp1254", "cp1255", "cp1256")
-_LEAST_BETTER = 0.02
-"""Part of odd characters by which another guess must be better than cp1252, by far the most frequent encoding."""
+_LATIN = ("cp1252", "cp1250", "cp1254", "cp1257", "iso8859_2")
+"""Encodings of the Latin script, the most frequent first."""
+_OTHERS = (
+    "cp1252 cp1250 cp1251 cp1253 cp1254 cp1255 cp1256 cp1257 cp1258 iso8859_2 iso8859_7 koi8_r koi8_u cp932 euc_jp "
+    "gb18030 big5 cp949 johab tis_620 mac_roman mac_cyrillic cp437 cp850 cp852 cp866"
+)
+_BETTER = 0.1
+"""Coherence by which another Latin encoding must be better than cp1252."""
+_LATIN_SHARE = 0.8
 
 
 @dataclass(frozen=True)
@@ -122,18 +136,21 @@ def _guess_letters(data: bytes) -> str | None:
     """Return the encoding that makes the most likely text of these bytes; None if none makes a text."""
     from charset_normalizer import from_bytes
 
-    matches = list(from_bytes(data, threshold=0.3, enable_fallback=False))
-    names = {name: match for match in reversed(matches) for name in [match.encoding, *match.could_be_from_charset]}
-    if not matches:
+    runs = _NOT_ASCII.findall(data)
+    single = sum(len(run) <= 2 and all(byte in _LATIN_BYTES for byte in run) for run in runs)
+    if single < _LATIN_SHARE * len(runs):
+        best = from_bytes(data, cp_isolation=_OTHERS.split(), threshold=0.4, enable_fallback=False).best()
+        return codecs.lookup(best.encoding).name if best else None
+    # Single letters among ASCII: a Latin script. Between its encodings the frequency of letters decides.
+    if not _IN_A_WORD.search(data):
         return None
-    best = matches[0]
-    western = names.get("cp1252")
-    if western is not None and western.chaos <= best.chaos + _LEAST_BETTER and best.coherence <= western.coherence:
-        return "cp1252"
-    # Several encodings may make the same text of these bytes; the first of those that are frequent is most likely.
-    same = [best.encoding, *best.could_be_from_charset]
-    name = codecs.lookup(next((name for name in _LIKELY if name in same), best.encoding)).name
-    return None if name.startswith("utf") else name  # such a file has a mark at its beginning
+    names = [name for name in _LATIN if name.startswith("cp") or not _CONTROLS.search(data)]
+    matches = from_bytes(data, cp_isolation=names, threshold=0.9, enable_fallback=False)
+    coherence = {name: match.coherence for match in matches for name in [match.encoding, *match.could_be_from_charset]}
+    best_name = max(names, key=lambda name: coherence.get(name, 0.0))  # the first of equals
+    if coherence.get(best_name, 0.0) < coherence.get("cp1252", 0.0) + _BETTER:
+        best_name = "cp1252"
+    return codecs.lookup(best_name).name
 
 
 def open_text(location: Location, encoding: Encoding) -> BinaryIO:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import codecs
 import json
 import re
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
@@ -42,6 +43,8 @@ class JsonReader:
     """Makes records of the whole file. None for lines, arrays and objects in a row."""
     notes: list[str] = field(default_factory=list)
     names: Sequence[str] | None = None
+    twice: Sequence[str] = ()
+    """Names that stand twice in one of the first lines."""
 
     def describe(self) -> dict[str, Any]:
         """Return what was understood of the file."""
@@ -75,6 +78,7 @@ def understand_json(location: Location, kind: str, encoding: str | None = None) 
             reader.shape = "array"
             return reader
         first = [line for _, line in islice(_lines(file), _FIRST_LINES)]
+    reader.twice = sorted({name for line in first if isinstance(line, bytes) for name in _names_twice(line)})
     parsed = [None if isinstance(line, RowError) else _parse_line(line) for line in first]
     objects = sum(isinstance(value, dict) for value in parsed)
     if head.lstrip().startswith(b"[") and not objects:
@@ -124,6 +128,19 @@ def _parse_line(line: bytes) -> Any:
         return json.loads(line.decode(errors="surrogateescape"))
     except (ValueError, RecursionError):
         return None
+
+
+def _names_twice(line: bytes) -> list[str]:
+    """Return the names that stand twice in the object of a line; Python keeps the last of their values."""
+
+    def twice(pairs: list[tuple[str, Any]]) -> list[str]:
+        return [name for name, count in Counter(name for name, _ in pairs).items() if count > 1]
+
+    try:
+        found = json.loads(line.decode(errors="surrogateescape"), object_pairs_hook=twice)
+    except (ValueError, RecursionError):
+        return []
+    return found if line.lstrip().startswith(b"{") else []
 
 
 def _line_record(line: bytes) -> Record:

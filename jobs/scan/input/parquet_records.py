@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 
 from asap.storage.files import open_seekable
 from asap.storage.location import Location
+from jobs.scan.input.columns import unique_names
 from jobs.scan.input.record_files import Record, RowError
 
 _ROWS_AT_ONCE = 1024
@@ -27,6 +28,7 @@ class ParquetReader:
     """Columns that are read. Columns of bytes are not."""
     rows: int
     notes: list[str] = field(default_factory=list)
+    twice: Sequence[str] = ()
 
     def describe(self) -> dict[str, Any]:
         """Return what was understood of the file."""
@@ -38,7 +40,7 @@ class ParquetReader:
         twice = len(set(self.names)) < len(self.names)  # a name cannot say which of two columns is read
         number = 0
         for batch in file.iter_batches(_ROWS_AT_ONCE, columns=None if twice else list(self.read_names)):
-            for record in _rows(batch.rename_columns(_unique(batch.schema.names)) if twice else batch):
+            for record in _rows(batch.rename_columns(unique_names(batch.schema.names)) if twice else batch):
                 yield number, record
                 number += 1
 
@@ -57,16 +59,6 @@ def understand_parquet(location: Location) -> ParquetReader:
 
 def _is_binary(kind: Any) -> bool:
     return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_binary_view(kind))
-
-
-def _unique(names: Sequence[str]) -> list[str]:
-    """Return the names, with a number behind a name that came before."""
-    seen: Counter[str] = Counter()
-    unique = []
-    for name in names:
-        seen[name] += 1
-        unique.append(name if seen[name] == 1 else f"{name} ({seen[name]})")
-    return unique
 
 
 def _rows(batch: pa.RecordBatch) -> Sequence[Record]:

@@ -41,6 +41,8 @@ class RecordReader(Protocol):
 
     names: Sequence[str] | None
     """Names of the columns, in the order of the file. None for JSON, whose records each have their own."""
+    twice: Sequence[str]
+    """Names that stand twice in one JSON object."""
     notes: Sequence[str]
     """Sentences for a person about how the file is read."""
 

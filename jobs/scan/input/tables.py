@@ -89,7 +89,7 @@ def understand_table(location: Location, kind: str, options: TableOptions = NO_O
     records = [record for _, record in sample if isinstance(record, dict)]
     if reader.names is None and not records:
         _refuse_records(location, kind, sample)
-    names = reader.names if reader.names is not None else _names_of(records)
+    names = reader.names if reader.names is not None else [*_names_of(records), *reader.twice]
     columns = find_columns(names, options, str(location), records)
     if not sample:
         raise InputNotFound(f"{location} holds no record: nothing to scan")
