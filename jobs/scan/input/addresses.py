@@ -33,7 +33,8 @@ def image_uri(uri: str, base: Location) -> str:
         return uri
     scheme = _SCHEME.match(uri)
     if scheme and scheme[1] != "file":
-        raise RowError(f"the image {uri!r:.200} is an address; only paths, file:// and s3:// are read")
+        shown = f"{uri!r:.40}" if scheme[1] == "data" else f"{uri!r:.200}"
+        raise RowError(f"the image {shown} is an address; only paths, file:// and s3:// are read")
     if base.is_s3 and (scheme or uri.startswith("/")):
         raise RowError(
             f"the image {uri!r:.200} is a local file, and the manifest lies in S3. Use s3:// or relative paths."

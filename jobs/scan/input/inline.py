@@ -13,12 +13,14 @@ from typing import Any
 
 import pyarrow as pa
 
+from asap.errors import FetchFailed, StorageError
 from asap.storage.fetch import FetchSettings
 from asap.storage.files import open_read
 from asap.storage.location import Location
 from asap.storage.parquet_values import ColumnReader
 from asap.storage.picture_address import BASE64
 from jobs.scan.input.manifest import ManifestRow
+from jobs.scan.input.record_files import record_file
 
 LONG_RECORD_BYTES = 2**26
 """Largest record of a file with pictures in base64. One at a time is in memory."""
@@ -30,8 +32,12 @@ _MAGIC = re.compile(r"\s*(/9j/|iVBORw0KGgo|R0lGOD|UklGR|Qk[0-9a-zA-Z]|SUkqA|TU0A
 """Beginnings of JPEG, PNG, GIF, WebP, BMP, TIFF and AVIF in base64."""
 _ALPHABET = re.compile(r"[A-Za-z0-9+/_\-\s]+=*\s*")
 _HEAD_PICTURE = re.compile(
-    rb"data:[^,\s]{0,200};base64,|(?:/|\\/)9j(?:/|\\/)4|iVBORw0KGgo|[A-Za-z0-9+/\\]{%d}" % _LONG_LENGTH
+    rb"data:[^,\s]{0,200};base64,"
+    rb"|(?:^|[\",;\t|])\s*(?:(?:/|\\/)9j(?:/|\\/)|iVBORw0KGgo|R0lGOD|UklGR|SUkqA|TU0AK)[A-Za-z0-9+/\\]{40}"
+    rb"|[A-Za-z0-9+/\\]{%d}" % _LONG_LENGTH,
+    re.MULTILINE,
 )
+"""A picture in base64, or any long text in base64."""
 _JSON_STRING = re.compile(rb'"([^"\\]*(?:\\.[^"\\]*)*)"', re.DOTALL)
 
 
@@ -47,6 +53,8 @@ class InlinePicture:
     offset: int | None = None
     length: int | None = None
     encoding: str | None = None
+    name: str | None = None
+    """Name of the picture, which stands beside it."""
     problem: str | None = None
     """Why the picture has no address. None if it has one."""
 
@@ -107,13 +115,17 @@ class LeafReader:
     def group(self, number: int) -> Iterator[InlinePicture | None]:
         """Yield the address of each row of a row group; None for a row without a picture.
 
-        Raises `FetchFailed` for a file that cannot be read.
+        Raises `StorageError` for a file that cannot be read.
         """
         if self._reader is None:
             self._reader = ColumnReader(self._location.uri, number, self._leaf.path, FetchSettings())
         else:
             self._reader = self._reader.beside(number, self._leaf.path)
-        for row, is_there in enumerate(self._reader.presence()):
+        try:
+            presence = self._reader.presence()
+        except FetchFailed as error:
+            raise StorageError(error.detail) from error
+        for row, is_there in enumerate(presence):
             address = InlinePicture(self._location, self._version, number, row, self._leaf.path)
             yield address if is_there else None
 
@@ -129,10 +141,20 @@ def looks_like_base64(value: str) -> bool:
     return _ALPHABET.fullmatch(value) is not None
 
 
-def holds_base64(location: Location) -> bool:
+def starts_with_pictures(location: Location) -> bool:
     """Return True if the beginning of a text file looks like records with pictures in base64."""
     with open_read(location) as file:
         return _HEAD_PICTURE.search(file.read(_HEAD_BYTES)) is not None
+
+
+def problem_of_text(location: Location, encoding: str) -> str | None:
+    """Return why the pictures in base64 of a text file have no address; None if they have."""
+    file = record_file(location.name)
+    if file is not None and file.packed:
+        return f"its pictures are in base64, and the file is compressed ({file.packed}). Decompress it."
+    if encoding not in ("utf-8", "ascii"):
+        return f"its pictures are in base64, and its encoding is {encoding}. Write it as UTF-8."
+    return None
 
 
 class TextPictures:
