@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,18 +26,16 @@ LONG_RECORD_BYTES = 2**26
 """Largest record of a file with pictures in base64. One at a time is in memory."""
 _HEAD_BYTES = 2**18
 _LEAST_LENGTH = 64
-_LONG_LENGTH = 1024
+_BEGINNINGS = "/9j/|iVBORw0KGgo|R0lGOD[dl]|UklGR|Qk.{6}AAAA|SUkqA|TU0AK|AAAA.[GWm2]Z0eX|AAAADGpQ|AAAADEpY|AAABAA"
+"""Beginnings in base64 of JPEG, PNG, GIF, WebP, BMP, TIFF, AVIF and HEIC, JPEG 2000, JPEG XL and ICO."""
 _DATA_URI = re.compile(r"\s*data:[^,]{0,200};base64,", re.IGNORECASE)
-_MAGIC = re.compile(r"\s*(/9j/|iVBORw0KGgo|R0lGOD|UklGR|Qk[0-9a-zA-Z]|SUkqA|TU0AK|AAAA[A-Z]G[Z][0-9a-zA-Z]{2}X)")
-"""Beginnings of JPEG, PNG, GIF, WebP, BMP, TIFF and AVIF in base64."""
+_PICTURE = re.compile(rf"\s*(?:{_BEGINNINGS})")
 _ALPHABET = re.compile(r"[A-Za-z0-9+/_\-\s]+=*\s*")
 _HEAD_PICTURE = re.compile(
-    rb"data:[^,\s]{0,200};base64,"
-    rb"|(?:^|[\",;\t|])\s*(?:(?:/|\\/)9j(?:/|\\/)|iVBORw0KGgo|R0lGOD|UklGR|SUkqA|TU0AK)[A-Za-z0-9+/\\]{40}"
-    rb"|[A-Za-z0-9+/\\]{%d}" % _LONG_LENGTH,
+    rb"data:[^,\s]{0,200};base64,|(?:^|[\",;\t|])\s*(?:%s)" % _BEGINNINGS.replace("/", r"(?:\\?/)").encode(),
     re.MULTILINE,
 )
-"""A picture in base64, or any long text in base64."""
+"""A picture in base64 within a record."""
 _JSON_STRING = re.compile(rb'"([^"\\]*(?:\\.[^"\\]*)*)"', re.DOTALL)
 
 
@@ -76,33 +74,30 @@ class Leaf:
     """Name of the column."""
     path: str
     """Path of the bytes in the file."""
-    names_path: str | None = None
-    """Path of the names of the pictures in the file. They stand for the bytes where these are null."""
     is_list: bool = False
     """True if the rows hold lists, of which the first picture is taken."""
 
 
-def find_leaves(schema: pa.Schema) -> list[Leaf]:
-    """Return the columns of a schema that may hold pictures: of bytes, of structs with bytes, and of lists of such."""
+def find_leaves(schema: pa.Schema, binary: Sequence[str]) -> list[Leaf]:
+    """Return the columns that may hold pictures: of bytes, of structs with `bytes`, and of lists of such.
+
+    Args:
+        schema: The schema of a Parquet file.
+        binary: Paths of the values that are bytes.
+    """
     leaves = []
     for field in schema:
-        kind, prefix, is_list = field.type, field.name, False
-        if pa.types.is_list(kind) or pa.types.is_large_list(kind):
-            # `element` is the name that Parquet demands; pyarrow reads others under it too.
-            kind, is_list, prefix = kind.value_type, True, f"{field.name}.list.element"
-        if _is_bytes(kind):
-            leaves.append(Leaf(field.name, prefix, is_list=is_list))
-        elif pa.types.is_struct(kind):
-            names = [kind.field(number).name for number in range(kind.num_fields)]
-            if "bytes" in names and _is_bytes(kind.field("bytes").type):
-                path = f"{prefix}.path" if "path" in names and not is_list else None
-                leaves.append(Leaf(field.name, f"{prefix}.bytes", path, is_list))
+        kind = field.type
+        if is_list := pa.types.is_list(kind) or pa.types.is_large_list(kind):
+            kind = kind.value_type
+        paths = [path for path in binary if path == field.name or path.startswith(f"{field.name}.")]
+        if pa.types.is_struct(kind):
+            paths = [path for path in paths if path.endswith(".bytes")]
+        elif pa.types.is_nested(kind):
+            continue
+        if len(paths) == 1:
+            leaves.append(Leaf(field.name, paths[0], is_list))
     return leaves
-
-
-def _is_bytes(kind: pa.DataType) -> bool:
-    kinds = (pa.types.is_binary, pa.types.is_large_binary, pa.types.is_fixed_size_binary, pa.types.is_binary_view)
-    return any(is_kind(kind) for is_kind in kinds)
 
 
 class LeafReader:
@@ -136,9 +131,7 @@ def looks_like_base64(value: str) -> bool:
         return False
     if _DATA_URI.match(value):
         return True
-    if not _MAGIC.match(value) and (len(value) < _LONG_LENGTH or any(map(str.isspace, value[:_LEAST_LENGTH]))):
-        return False
-    return _ALPHABET.fullmatch(value) is not None
+    return _PICTURE.match(value) is not None and _ALPHABET.fullmatch(value) is not None
 
 
 def starts_with_pictures(location: Location) -> bool:
@@ -211,7 +204,7 @@ def _find_json(value: str, raw: bytes) -> tuple[int, int] | None:
         if end - start < len(value):
             continue
         try:
-            is_it = end - start == len(value) and match[1] == value.encode() or json.loads(match[0]) == value
+            is_it = (end - start == len(value) and match[1] == value.encode()) or json.loads(match[0]) == value
         except ValueError:
             continue
         if is_it:

@@ -290,11 +290,13 @@ def _find_shape(location: Location, whole: dict[str, Any]) -> tuple[str, Callabl
     """
     if _is_coco(whole):
         return "COCO captions", _coco
-    lists = {key: value for key, value in _lists_of_records(whole) if value}
-    # A list fits if its records have both a picture and a text.
-    fitting = [key for key, value in lists.items() if _roles(_names_of(value)) == 2] or list(lists)
     if _roles(whole) == 2 and _is_one_record(whole):
         return "one record", _one_record
+    lists = dict(_lists_of_records(whole))
+    # A list fits if its records have both a picture and a text.
+    fitting = [key for key, value in lists.items() if _roles(_names_of(value)) == 2]
+    if not fitting and not _is_one_record(whole):
+        fitting = list(lists)
     if len(fitting) > 1:
         raise InputNotFound(
             f"{location} has records under {show_names(fitting)}. Write those that are meant into a file of their own."
@@ -303,7 +305,11 @@ def _find_shape(location: Location, whole: dict[str, Any]) -> tuple[str, Callabl
         return f"records under {fitting[0]!r:.80}", lambda value: _checked_all(_at(value, fitting[0]))
     if _is_split(whole):
         return "columns and rows", _split
-    if _is_columns(whole):
+    if columns := _columns_of(whole):
+        lengths = {name: len(column) for name, column in columns.items()}
+        if len(set(lengths.values())) > 1:
+            shown = ", ".join(f"{name!r:.80} {length}" for name, length in list(lengths.items())[:10])
+            raise InputNotFound(f"{location} has columns of different lengths: {shown}. Make them equally long.")
         return "object of columns", _columns
     if len(whole) > 0 and all(isinstance(value, dict | str | list) for value in whole.values()) and _is_keyed(whole):
         return "object of records", _keyed
@@ -393,21 +399,24 @@ def _coco(whole: Any) -> Iterator[Record]:
             yield from _checked_all([picture | caption])
 
 
-def _is_columns(whole: Mapping[str, Any]) -> bool:
-    """Return True for an object of lists, or of objects with the same keys, under names of columns."""
-    columns = [value for value in whole.values() if isinstance(value, list | dict)]
-    if not columns or len(columns) < len(whole) or not _roles(whole):
-        return False
-    first = columns[0]
-    if isinstance(first, list):
-        return all(isinstance(column, list) and len(column) == len(first) for column in columns)
-    return all(isinstance(column, dict) and column.keys() == first.keys() for column in columns)
+def _columns_of(whole: Mapping[str, Any]) -> dict[str, list[Any]]:
+    """Return the columns of an object of lists, or of objects with the same keys; empty for another object.
+
+    pandas writes `{"image": {"0": …, "1": …}}`.
+    """
+    lists = {name: value for name, value in whole.items() if isinstance(value, list)}
+    if _roles(lists) == 2:
+        return lists
+    objects = {name: value for name, value in whole.items() if isinstance(value, dict)}
+    if _roles(objects) == 2 and len(objects) == len(whole) and len({tuple(value) for value in objects.values()}) == 1:
+        return {name: list(value.values()) for name, value in objects.items()}
+    return {}
 
 
 def _columns(whole: Any) -> Iterator[Record]:
-    columns = [list(column.values()) if isinstance(column, dict) else column for column in whole.values()]
-    for cells in zip(*columns, strict=False):
-        yield from _checked_all([dict(zip(whole, cells, strict=True))])
+    columns = _columns_of(whole)
+    for cells in zip(*columns.values(), strict=False):
+        yield from _checked_all([dict(zip(columns, cells, strict=True))])
 
 
 def _is_split(whole: Mapping[str, Any]) -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, cast
@@ -17,6 +16,9 @@ from jobs.scan.input.inline import Leaf, LeafReader, find_leaves
 from jobs.scan.input.record_files import Record, RowError
 
 _ROWS_AT_ONCE = 1024
+_MOST_TEXT = 2**11
+"""Bytes that a text has in the mean, where bytes are taken for texts."""
+_LARGEST_CHUNK = 2**26
 
 
 @dataclass
@@ -25,10 +27,14 @@ class ParquetReader:
 
     location: Location
     names: Sequence[str]
-    read_names: Sequence[str]
-    """Columns that are read, or the paths of parts of them. Bytes are not."""
+    leaves: Sequence[str]
+    """Paths of the values that are read, such as image.path. Bytes are not."""
+    binary: Sequence[str]
+    """Paths of the values that are bytes, such as image.bytes."""
+    as_text: Sequence[str]
+    """Columns that are texts, although the schema calls them bytes."""
     rows: int
-    leaves: Sequence[Leaf] = ()
+    pictures: Sequence[Leaf] = ()
     """Columns of bytes, in whose place the records have the addresses of pictures."""
     version: str | None = None
     notes: list[str] = field(default_factory=list)
@@ -41,7 +47,7 @@ class ParquetReader:
     def records(self) -> Iterator[tuple[int, Record]]:
         """Yield the rows, with their numbers."""
         file = pq.ParquetFile(open_seekable(self.location))
-        readers = [(leaf, LeafReader(self.location, self.version, leaf)) for leaf in self.leaves]
+        readers = [(leaf, LeafReader(self.location, self.version, leaf)) for leaf in self.pictures]
         number = 0
         for group in range(file.num_row_groups):
             pictures = [(leaf, reader.group(group)) for leaf, reader in readers]
@@ -57,39 +63,59 @@ class ParquetReader:
                 number += 1
 
     def _of_group(self, file: pq.ParquetFile, group: int) -> Iterator[Record]:
-        columns = list(dict.fromkeys(self.read_names))
-        if not columns:
+        """Yield the rows of a row group, without their bytes."""
+        if not self.leaves:
             yield from ({} for _ in range(file.metadata.row_group(group).num_rows))
             return
-        for batch in file.iter_batches(_ROWS_AT_ONCE, row_groups=[group], columns=columns):
+        for batch in file.iter_batches(_ROWS_AT_ONCE, row_groups=[group], columns=list(self.leaves)):
             names = batch.schema.names
-            # A name that stands twice cannot say which of two columns is read.
-            yield from _rows(batch if len(set(names)) == len(names) else batch.rename_columns(unique_names(names)))
+            columns = [
+                column.cast(pa.string(), safe=False) if name in self.as_text else column
+                for name, column in zip(names, batch.columns, strict=True)
+            ]
+            # A name cannot stand twice in a record.
+            yield from _rows(pa.RecordBatch.from_arrays(columns, unique_names(names)))
 
 
 def understand_parquet(location: Location) -> ParquetReader:
     """Return a Parquet file with the names of its columns."""
     file = pq.ParquetFile(open_seekable(location))
-    schema = file.schema_arrow
-    count = Counter(schema.names)
-    leaves = {leaf.name: leaf for leaf in find_leaves(schema) if count[leaf.name] == 1}
-    bytes_twice = {leaf.name for leaf in find_leaves(schema)} - leaves.keys()
-    read = [
-        name for name in schema.names if name not in {*leaves, *bytes_twice} and not name.startswith("__index_level_")
+    names = list(file.schema_arrow.names)
+    paths = [file.schema.column(number).path for number in range(len(file.schema))]
+    binary = [path for number, path in enumerate(paths) if _is_binary(file.schema.column(number))]
+    # Some writers do not say that bytes are a text.
+    as_text = [path for path in binary if path in names and _holds_text(file, paths.index(path), path)]
+    binary = [path for path in binary if path not in as_text]
+    leaves = [path for path in paths if path not in binary and not path.startswith("__index_level_")]
+    pictures = [leaf for leaf in find_leaves(file.schema_arrow, binary) if names.count(leaf.name) == 1]
+    unread = [path for path in binary if path not in {leaf.path for leaf in pictures}]
+    notes = [f"the column {path!r:.80} holds bytes and is not read" for path in unread]
+    notes += [
+        f"{leaf.name!r:.80} holds lists of pictures; the first of each is taken" for leaf in pictures if leaf.is_list
     ]
-    read += [leaf.names_path for leaf in leaves.values() if leaf.names_path is not None]
-    notes = [
-        f"the column {leaf.name!r:.80} holds lists of pictures; the first of each is taken"
-        for leaf in leaves.values()
-        if leaf.is_list
-    ]
-    if twice := [name for name in count if count[name] > 1]:
-        notes.append(f"several columns are called {', '.join(f'{name!r:.80}' for name in twice)}")
     info = file_info(location)
     version = None if info is None else info.version
-    return ParquetReader(
-        location, list(schema.names), read, file.metadata.num_rows, list(leaves.values()), version, notes
-    )
+    return ParquetReader(location, names, leaves, binary, as_text, file.metadata.num_rows, pictures, version, notes)
+
+
+def _is_binary(column: Any) -> bool:
+    """Return True for bytes without a meaning, such as a picture."""
+    return column.physical_type in ("BYTE_ARRAY", "FIXED_LEN_BYTE_ARRAY") and column.logical_type.type == "NONE"
+
+
+def _holds_text(file: Any, number: int, path: str) -> bool:
+    """Return True for a column of short bytes that are UTF-8 in the first rows."""
+    if not file.metadata.num_row_groups:
+        return False
+    chunk = file.metadata.row_group(0).column(number)
+    if chunk.total_uncompressed_size > min(_MOST_TEXT * max(chunk.num_values, 1), _LARGEST_CHUNK):
+        return False
+    values = next(file.iter_batches(_ROWS_AT_ONCE, columns=[path]))[0]
+    try:
+        values.cast(pa.string())
+    except pa.ArrowInvalid:
+        return False
+    return bool(values.null_count < len(values))
 
 
 def _rows(batch: pa.RecordBatch) -> Sequence[Record]:

@@ -26,6 +26,7 @@ from jobs.scan.input.columns import NO_OPTIONS as NO_OPTIONS
 from jobs.scan.input.columns import WEB, Columns, find_columns, value_of
 from jobs.scan.input.columns import TableOptions as TableOptions
 from jobs.scan.input.csv_records import understand_csv
+from jobs.scan.input.inline import InlinePicture
 from jobs.scan.input.json_records import understand_json
 from jobs.scan.input.manifest import ManifestRow
 from jobs.scan.input.parquet_records import understand_parquet
@@ -90,9 +91,10 @@ def understand_table(location: Location, kind: str, options: TableOptions = NO_O
     if reader.names is None and not records:
         _refuse_records(location, kind, sample)
     names = reader.names if reader.names is not None else [*_names_of(records), *reader.twice]
-    columns = find_columns(names, options, str(location), records)
+    columns = _columns(location, kind, names, options, records)
     if not sample:
         raise InputNotFound(f"{location} holds no record: nothing to scan")
+    _refuse_problems(location, columns, records)
     columns = _leave_out(columns, names, records)
     _refuse_web(location, columns, records)
     base, base_notes = _picture_base(location, columns, records)
@@ -100,6 +102,22 @@ def understand_table(location: Location, kind: str, options: TableOptions = NO_O
     _refuse_hopeless(location, columns, [maker.row(line, record) for line, record in sample], options)
     notes = (*reader.notes, *columns.notes, *base_notes)
     return Table(location, kind, reader, columns, base, notes)
+
+
+def _columns(
+    location: Location,
+    kind: str,
+    names: Sequence[str],
+    options: TableOptions,
+    records: Sequence[Mapping[str, Any]],
+) -> Columns:
+    try:
+        return find_columns(names, options, str(location), records)
+    except InputNotFound as error:
+        # A table of one column is mostly one whose delimiter was not found.
+        if kind != "csv" or len(names) != 1 or options.delimiter is not None:
+            raise
+        raise InputNotFound(f"{error} If its cells have another delimiter, say it with --delimiter.") from error
 
 
 def open_records(location: Location, kind: str, options: TableOptions = NO_OPTIONS) -> RecordReader:
@@ -129,7 +147,7 @@ def _read_errors(location: Location, kind: str) -> Iterator[None]:
     try:
         with storage_errors(location):
             yield
-    except pa.ArrowException as error:
+    except (pa.ArrowException, UnicodeDecodeError) as error:
         raise InputNotFound(f"{location} cannot be read as {kind}: {error}") from error
 
 
@@ -186,6 +204,14 @@ def _refuse_web(location: Location, columns: Columns, records: Sequence[Mapping[
             " A scan reads paths, file:// and s3://. Download the pictures first, for example with img2dataset, and "
             "scan what it writes."
         )
+
+
+def _refuse_problems(location: Location, columns: Columns, records: Sequence[Mapping[str, Any]]) -> None:
+    """Raise `InputNotFound` if the pictures are in the table, and cannot be read from it one by one."""
+    values = (value_of(record, name) for record in records for name in columns.image)
+    problem = next((value.problem for value in values if isinstance(value, InlinePicture) and value.problem), None)
+    if problem is not None:
+        raise InputNotFound(f"{location} cannot be scanned as it is: {problem}")
 
 
 def _refuse_hopeless(location: Location, columns: Columns, rows: Sequence[ManifestRow], options: TableOptions) -> None:
