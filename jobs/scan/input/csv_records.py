@@ -223,7 +223,7 @@ def understand_csv(location: Location, options: TableOptions) -> CsvReader:
         _check_header(location, names, rows)
         reader = CsvReader(location, encoding, dialect, _name_all(names), skipped, True)
     reader.notes += encoding.notes
-    reader.holds_pictures = starts_with_pictures(location)
+    reader.holds_pictures = starts_with_pictures(location, encoding)
     return reader
 
 

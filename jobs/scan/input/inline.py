@@ -15,10 +15,10 @@ import pyarrow as pa
 
 from asap.errors import FetchFailed, StorageError
 from asap.storage.fetch import FetchSettings
-from asap.storage.files import open_read
 from asap.storage.location import Location
 from asap.storage.parquet_values import ColumnReader
 from asap.storage.picture_address import BASE64
+from jobs.scan.input.encoding import Encoding, open_text
 from jobs.scan.input.manifest import ManifestRow
 from jobs.scan.input.record_files import record_file
 
@@ -26,13 +26,13 @@ LONG_RECORD_BYTES = 2**26
 """Largest record of a file with pictures in base64. One at a time is in memory."""
 _HEAD_BYTES = 2**18
 _LEAST_LENGTH = 64
-_BEGINNINGS = "/9j/|iVBORw0KGgo|R0lGOD[dl]|UklGR|Qk.{6}AAAA|SUkqA|TU0AK|AAAA.[GWm2]Z0eX|AAAADGpQ|AAAADEpY|AAABAA"
+_BEGINNINGS = "[/_]9j[/_]|iVBORw0KGgo|R0lGOD[dl]|UklGR|Qk.{6}AAAA|SUkqA|TU0AK|AAAA.[GWm2]Z0eX|AAAADGpQ|AAAADEpY|AAABAA"
 """Beginnings in base64 of JPEG, PNG, GIF, WebP, BMP, TIFF, AVIF and HEIC, JPEG 2000, JPEG XL and ICO."""
 _DATA_URI = re.compile(r"\s*data:[^,]{0,200};base64,", re.IGNORECASE)
 _PICTURE = re.compile(rf"\s*(?:{_BEGINNINGS})")
 _ALPHABET = re.compile(r"[A-Za-z0-9+/_\-\s]+=*\s*")
 _HEAD_PICTURE = re.compile(
-    rb"data:[^,\s]{0,200};base64,|(?:^|[\",;\t|])\s*(?:%s)" % _BEGINNINGS.replace("/", r"(?:\\?/)").encode(),
+    rb"(?:^|[\",;\t|])\s*(?:data:[^,\s]{0,200};base64,|%s)" % _BEGINNINGS.replace("[/_]", r"(?:\\?/|_)").encode(),
     re.MULTILINE,
 )
 """A picture in base64 within a record."""
@@ -134,9 +134,9 @@ def looks_like_base64(value: str) -> bool:
     return _PICTURE.match(value) is not None and _ALPHABET.fullmatch(value) is not None
 
 
-def starts_with_pictures(location: Location) -> bool:
+def starts_with_pictures(location: Location, encoding: Encoding) -> bool:
     """Return True if the beginning of a text file looks like records with pictures in base64."""
-    with open_read(location) as file:
+    with open_text(location, encoding) as file:
         return _HEAD_PICTURE.search(file.read(_HEAD_BYTES)) is not None
 
 

@@ -86,7 +86,9 @@ def understand_json(location: Location, kind: str, encoding: str | None = None) 
         encoding: Encoding that a person named. None: found from the bytes.
     """
     found = find_encoding(location, encoding)
-    reader = JsonReader(location, found, "lines", notes=found.notes, holds_pictures=starts_with_pictures(location))
+    reader = JsonReader(
+        location, found, "lines", notes=found.notes, holds_pictures=starts_with_pictures(location, found)
+    )
     _find_reading(reader, kind)
     if reader.holds_pictures and reader.shape != "lines":
         raise InputNotFound(
@@ -110,6 +112,8 @@ def _find_reading(reader: JsonReader, kind: str) -> None:
     reader.twice = sorted({name for line in first if isinstance(line, bytes) for name in _names_twice(line)})
     parsed = [None if isinstance(line, RowError) else _parse_line(line) for line in first]
     objects = sum(isinstance(value, dict) for value in parsed)
+    if reader.holds_pictures and len(parsed) == 1 and objects and _roles(parsed[0]) == 2 and _is_one_record(parsed[0]):
+        return  # one line, whose picture has an address
     if head.lstrip().startswith(b"[") and not objects:
         if _first_of_stream(reader, "array") is not None:
             reader.shape = "array"

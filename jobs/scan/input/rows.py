@@ -17,7 +17,7 @@ from typing import Any
 from asap.storage.location import Location
 from jobs.scan.input.addresses import image_uri, is_relative
 from jobs.scan.input.columns import Columns, value_of
-from jobs.scan.input.inline import InlinePicture
+from jobs.scan.input.inline import InlinePicture, looks_like_base64
 from jobs.scan.input.manifest import ManifestRow
 from jobs.scan.input.record_files import Record, RowError
 
@@ -226,6 +226,10 @@ def _picture(value: Any, row: ManifestRow) -> str | None:
     if not isinstance(value, str):
         raise RowError(_not_a_string("image", value))
     name = value.strip()
+    if looks_like_base64(name):
+        raise RowError(
+            f"the picture is a text in base64, {name[:24]!r}…, and the first records have none. Put this one first."
+        )
     if name in _NULL_WORDS:
         row.warnings.append(f"the picture {name!r} is taken as no picture")
         return None
