@@ -50,6 +50,11 @@ _IDS = (
 )
 
 
+_IMAGE_PART = re.compile("image|img|picture|photo|file|path|url|uri")
+_TEXT_PART = re.compile("caption|text|title|headline|sentence|description")
+"""Parts of names that mean a role if no whole name does, and the values agree."""
+
+
 @dataclass(frozen=True)
 class TableOptions:
     """Everything that a person may say about a table, for tables that would be refused or misread without it."""
@@ -231,17 +236,21 @@ class _Search:
             return (self._one_of(inline, "the picture", "--image-column"),)
         for tier in _IMAGES[1:]:
             # Behind a column of web addresses, only a column of names of pictures is taken.
-            check = PICTURE_NAME.match if web or tier is _IMAGES[-1] else None
+            check = PICTURE_NAME.fullmatch if web or tier is _IMAGES[-1] else None
             found = [name for name in self._of_tier(tier) if check is None or self._all((name,), check)]
             held = [name for name in found if not self._all((name,), WEB.match)]
             if held:
-                chosen = self._one_of(held, "the picture", "--image-column", PICTURE_NAME.match)
+                chosen = self._one_of(held, "the picture", "--image-column", PICTURE_NAME.fullmatch)
                 if web:
                     self.notes.append(f"the pictures are those of {chosen!r:.80}; {web[0]!r:.80} holds web addresses")
                 return (chosen,)
             web = web or tuple(found[:1])
         if inline := self._inline(any_name=True):
             return (self._one_of(inline, "the picture", "--image-column"),)
+        if not web and (
+            part := self._by_part(_IMAGE_PART, lambda text: PICTURE_NAME.fullmatch(text) or WEB.match(text))
+        ):
+            return (self._one_of(part, "the picture", "--image-column"),)
         # Without a column that holds something, one that holds nothing is named in the refusal.
         return web or tuple(name for tier in _IMAGES[1:-1] for name in self._of_tier(tier, held=False))[:1]
 
@@ -266,6 +275,8 @@ class _Search:
             for tier in _TEXTS[1:]:
                 if found := self._of_tier(tier, held):
                     return (self._one_of(found, "the text", "--text-column"),)
+        if part := self._by_part(_TEXT_PART, lambda text: not WEB.match(text) and not PICTURE_NAME.fullmatch(text)):
+            return (self._one_of(part, "the text", "--text-column"),)
         return ()
 
     def ids(self, option: str | None, taken: set[str]) -> tuple[str, ...]:
@@ -320,6 +331,12 @@ class _Search:
         if not held or not self._sample:
             return found
         return [name for name in found if any(_is_something(value_of(record, name)) for record in self._sample)]
+
+    def _by_part(self, part: re.Pattern[str], check: Callable[[str], Any]) -> list[str]:
+        """Return the columns with a part of their name that means a role, if their values agree."""
+        found = [name for name, plain_name in self._pool if part.search(plain_name) and self._all((name,), check)]
+        self.notes += [f"the column {name!r:.80} was chosen by a part of its name" for name in found[:1]]
+        return found
 
     def _all(self, names: Sequence[str], check: Callable[[str], Any]) -> bool:
         """Return True if every value of the sample passes; False without a value."""

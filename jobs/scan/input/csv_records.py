@@ -10,7 +10,7 @@ from __future__ import annotations
 import csv
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from typing import Any, BinaryIO
 
@@ -41,6 +41,8 @@ class _Dialect:
     quoted: bool = True
     """False if quotes are letters like any other."""
     quote: str = '"'
+    spaced: bool = False
+    """True if spaces may stand before a quoted cell."""
 
     def read(self, lines: Iterator[str], strict: bool = True) -> Any:
         # strict: a stray quote is an error, not a part of the text
@@ -52,6 +54,7 @@ class _Dialect:
             escapechar="\\" if self.escaped else None,
             quoting=csv.QUOTE_MINIMAL if self.quoted else csv.QUOTE_NONE,
             strict=strict,
+            skipinitialspace=self.spaced,
         )
 
 
@@ -147,7 +150,7 @@ class CsvReader:
     def _readable(self, line: str) -> dict[str, Any]:
         """Return the cells of a broken line as far as they can be read on their own."""
         try:
-            cells = next(self.dialect.read(iter([line[:_HEAD_BYTES]]), strict=False), [])
+            cells: list[str] = next(self.dialect.read(iter([line[:_HEAD_BYTES]]), strict=False), [])
         except csv.Error:
             return {}
         return {
@@ -272,6 +275,8 @@ def _find_dialect(lines: Sequence[str], delimiters: Sequence[str], named: Sequen
     dialects = [_Dialect(delimiter, quote=quote) for delimiter in delimiters]
     if rf"\{quote}" in head:
         dialects += [_Dialect(delimiter, escaped=True, quote=quote) for delimiter in delimiters]
+    if re.search(rf"[,;|] +{quote}", head):
+        dialects += [replace(dialect, spaced=True) for dialect in dialects]
     # Tables with tabs or bars are often written without quotes, so that a quote is a letter.
     dialects += [_Dialect(delimiter, quoted=False) for delimiter in delimiters if delimiter in "\t|"]
     wanted = {name.strip().lower() for name in named}

@@ -94,7 +94,7 @@ def _check_name(given: str) -> str:
         codec = codecs.lookup(given.strip())
     except (LookupError, ValueError):
         codec = None
-    if codec is None or not codec._is_text_encoding or codec.name in _NO_TEXT:  # type: ignore[attr-defined]
+    if codec is None or not codec._is_text_encoding or codec.name in _NO_TEXT:
         raise InputNotFound(
             f"the encoding {given!r:.60} is unknown. Give a name that Python knows, such as utf-8, cp1252, utf-16, "
             "shift_jis or gb18030."

@@ -27,6 +27,8 @@ MAX_WHOLE_BYTES = 2**29
 _CHUNK = 2**16
 _FIRST_LINES = 20
 _SPACE = re.compile(r"[\s,]*")
+_FIELD = re.compile(r'("(?:[^"\\]|\\.)*")\s*:\s*("(?:[^"\\]|\\.)*"|-?\d+)(?=\s*[,}])')
+"""A name with a string or a whole number."""
 _DECODER = json.JSONDecoder()
 _ANY_INTEGER = json.JSONDecoder(parse_int=str)
 """The decoder that finds the end of a record with an integer of more digits than Python converts."""
@@ -188,7 +190,18 @@ def _line_record(line: bytes) -> Record:
         value = _parse_line(line)
         return RowError(f"the line is not UTF-8: {error}", _decoded(value) if isinstance(value, dict) else None)
     except (ValueError, RecursionError) as error:
-        return RowError(f"the line is not JSON: {error}")
+        return RowError(f"the line is not JSON: {error}", _salvaged(line))
+
+
+def _salvaged(line: bytes) -> dict[str, Any]:
+    """Return the fields of a broken line that are whole. Of several with one name, it is the first."""
+    fields: dict[str, Any] = {}
+    for match in _FIELD.finditer(line.decode(errors="surrogateescape")[:_CHUNK]):
+        try:
+            fields.setdefault(json.loads(match[1]), json.loads(match[2]))
+        except ValueError:  # a number of too many digits, or a control character
+            continue
+    return _decoded(fields)
 
 
 def _decoded(record: dict[str, Any]) -> dict[str, Any]:
@@ -287,8 +300,8 @@ def _load(location: Location, file: BinaryIO, broken_is_none: bool = False) -> A
         raise InputNotFound(f"{location} is not JSON any more: {error}. Repair the file.") from error
 
 
-def _find_shape(location: Location, whole: dict[str, Any]) -> tuple[str, Callable[[Any], Iterator[Record]] | None]:
-    """Return how records are made of one object, and words for it; "lines" for an object that is one record.
+def _find_shape(location: Location, whole: dict[str, Any]) -> tuple[str, Callable[[Any], Iterator[Record]]]:
+    """Return how records are made of one object, and words for it.
 
     Raises `InputNotFound` for an object with several lists of records that could be meant.
     """
@@ -315,6 +328,13 @@ def _find_shape(location: Location, whole: dict[str, Any]) -> tuple[str, Callabl
             shown = ", ".join(f"{name!r:.80} {length}" for name, length in list(lengths.items())[:10])
             raise InputNotFound(f"{location} has columns of different lengths: {shown}. Make them equally long.")
         return "object of columns", _columns
+    # The records may lie in one object of the object.
+    objects = [key for key, value in whole.items() if isinstance(value, dict)]
+    if len(objects) == 1 and not _is_one_record(whole):
+        key = objects[0]
+        shape, unpack = _find_shape(location, whole[key])
+        if unpack is not _one_record:
+            return f"{shape} under {key!r:.80}", lambda value: unpack(value.get(key) or {})
     if len(whole) > 0 and all(isinstance(value, dict | str | list) for value in whole.values()) and _is_keyed(whole):
         return "object of records", _keyed
     return "one record", _one_record

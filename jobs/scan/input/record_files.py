@@ -39,12 +39,17 @@ Record = dict[str, Any] | RowError
 class RecordReader(Protocol):
     """A file of records, after a look at its beginning."""
 
-    names: Sequence[str] | None
-    """Names of the columns, in the order of the file. None for JSON, whose records each have their own."""
-    twice: Sequence[str]
-    """Names that stand twice in one JSON object."""
-    notes: Sequence[str]
-    """Sentences for a person about how the file is read."""
+    @property
+    def names(self) -> Sequence[str] | None:
+        """Names of the columns, in the order of the file. None for JSON, whose records each have their own."""
+
+    @property
+    def twice(self) -> Sequence[str]:
+        """Names that stand twice in one JSON object."""
+
+    @property
+    def notes(self) -> Sequence[str]:
+        """Sentences for a person about how the file is read."""
 
     def describe(self) -> dict[str, Any]:
         """Return what was understood of the file."""

@@ -156,6 +156,27 @@ def test_the_values_decide_between_columns_of_pictures(tmp_path: Path) -> None:
     assert _pairs(_write(tmp_path / "c.jsonl", records))[0][1] == "1.jpg"
 
 
+def test_a_part_of_a_name_means_a_role_if_nothing_else_does(tmp_path: Path) -> None:
+    records = [{"main_image_src": "a.jpg", "caption_en": "t", "image_width": 5, "text_length": 3}]
+    table = _table(_write(tmp_path / "a.jsonl", records))
+    assert (table.columns.image, table.columns.text) == (("main_image_src",), ("caption_en",))
+    assert sum("by a part of its name" in note for note in table.notes) == 2
+    records = [{"image": "a.jpg", "caption_en": "t", "caption_de": "u"}]
+    assert "'caption_en', 'caption_de', and each could be the text" in _refusal(_write(tmp_path / "b.jsonl", records))
+
+
+def test_columns_of_bytes_are_not_read_unless_they_are_texts(tmp_path: Path) -> None:
+    records = [{"image": b"a.jpg", "text": "é".encode(), "raw": b"\xff" * 4000, "more": {"bytes": b"\xff", "n": 1}}]
+    table = _table(_write(tmp_path / "a.parquet", records))
+    (row,) = table.rows()
+    assert (_relative(row, tmp_path / "a"), row.text) == ("a.jpg", "é")
+    assert json.loads(row.metadata or "") == {"more": {"n": 1}}
+    assert [note for note in table.notes if "holds bytes" in note] == [
+        "the column 'raw' holds bytes and is not read",
+        "the column 'more.bytes' holds bytes and is not read",
+    ]
+
+
 def test_fields_that_only_some_records_have_keep_their_roles(tmp_path: Path) -> None:
     records = [{"id": 1}, {"Caption": "only"}, {"img": "b.jpg", "Caption": "both"}, {"other": 1}]
     rows = list(_table(_write(tmp_path / "a.jsonl", records)).rows())
@@ -232,6 +253,17 @@ def test_quotes_of_a_tsv_that_has_no_quoting_are_letters(tmp_path: Path) -> None
         'an open " quote',
         '"He',
     ]
+
+
+def test_spaces_before_quotes_are_passed_over(tmp_path: Path) -> None:
+    path = _write(tmp_path / "a.csv", 'image, text, id\na.jpg, "one, two", 7\nb.jpg, plain, 8\n')
+    assert _pairs(path) == [("7", "a.jpg", "one, two"), ("8", "b.jpg", "plain")]
+
+
+def test_a_delimiter_that_is_not_found_is_asked_for(tmp_path: Path) -> None:
+    message = _refusal(_write(tmp_path / "a.csv", "image~text\na.jpg~t\n"))
+    assert "has the columns 'image~text'" in message
+    assert message.endswith("If its cells have another delimiter, say it with --delimiter.")
 
 
 def test_a_given_delimiter_is_used(tmp_path: Path) -> None:
@@ -371,6 +403,13 @@ EXPECTED = [("x", "a.jpg", "one"), ("y", "b.jpg", "two")]
         (ROWS, "array", EXPECTED),
         ({"data": ROWS}, "records under 'data'", EXPECTED),
         ({"version": 1, "annotations": ROWS}, "records under 'annotations'", EXPECTED),
+        ({"data": {row["id"]: row for row in ROWS}}, "object of records under 'data'", EXPECTED),
+        (
+            {"v": 1, "data": {key: [row[key] for row in ROWS] for key in ROWS[0]}},
+            "object of columns under 'data'",
+            EXPECTED,
+        ),
+        ({"v": 1, **{key: [row[key] for row in ROWS] for key in ROWS[0]}}, "object of columns", EXPECTED),
         ({"result": {"items": ROWS}}, "records under 'result.items'", EXPECTED),
         ({"data": ROWS, "classes": [{"name": "a"}]}, "records under 'data'", EXPECTED),
         (COCO, "COCO captions", [("1", "a.jpg", "one"), ("2", "b.jpg", "two"), ("3", "a.jpg", "three")]),
@@ -427,6 +466,24 @@ def test_lines_of_a_json_file_that_name_s3_objects_are_read(tmp_path: Path) -> N
 def test_several_lists_of_records_are_refused_and_named(tmp_path: Path) -> None:
     message = _refusal(_write(tmp_path / "a.json", {"train": ROWS, "test": ROWS}))
     assert "has records under 'train', 'test'" in message
+
+
+def test_columns_of_different_lengths_are_refused(tmp_path: Path) -> None:
+    message = _refusal(_write(tmp_path / "a.json", {"image": ["a.jpg", "b.jpg"], "text": ["t"]}))
+    assert "has columns of different lengths: 'image' 2, 'text' 1" in message
+
+
+def test_a_line_of_broken_json_keeps_its_name_and_picture(tmp_path: Path) -> None:
+    text = (
+        json.dumps(ROWS[0])
+        + '\n{"id": 3, "image": "c.jpg", "text": "cut o\n{"id": "d", "image": "d.jpg", "text": "a"b"}\n'
+    )
+    rows = list(_table(_write(tmp_path / "a.jsonl", text)).rows())
+    assert [(row.custom_id, _relative(row, tmp_path / "a"), row.text) for row in rows[1:]] == [
+        ("3", "c.jpg", None),
+        ("d", "d.jpg", None),
+    ]
+    assert all("the line is not JSON" in str(row.row_error) for row in rows[1:])
 
 
 def test_an_object_without_records_is_refused(tmp_path: Path) -> None:
