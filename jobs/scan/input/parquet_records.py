@@ -40,6 +40,16 @@ class ParquetReader:
     notes: list[str] = field(default_factory=list)
     twice: Sequence[str] = ()
 
+    def with_pictures_of(self, columns: Sequence[str]) -> ParquetReader:
+        """Return the reader that makes the addresses of pictures for these columns alone."""
+        chosen = [leaf for leaf in self.pictures if leaf.name in columns]
+        unread = [leaf for leaf in self.pictures if leaf.name not in columns]
+        notes = [f"the column {leaf.path!r:.80} holds bytes and is not read" for leaf in unread]
+        notes += [
+            f"{leaf.name!r:.80} holds lists of pictures; the first of each is taken" for leaf in chosen if leaf.is_list
+        ]
+        return replace(self, pictures=chosen, notes=[*self.notes, *notes])
+
     def describe(self) -> dict[str, Any]:
         """Return what was understood of the file."""
         return {"rows": self.rows}
@@ -90,9 +100,6 @@ def understand_parquet(location: Location) -> ParquetReader:
     pictures = [leaf for leaf in find_leaves(file.schema_arrow, binary) if names.count(leaf.name) == 1]
     unread = [path for path in binary if path not in {leaf.path for leaf in pictures}]
     notes = [f"the column {path!r:.80} holds bytes and is not read" for path in unread]
-    notes += [
-        f"{leaf.name!r:.80} holds lists of pictures; the first of each is taken" for leaf in pictures if leaf.is_list
-    ]
     info = file_info(location)
     version = None if info is None else info.version
     return ParquetReader(location, names, leaves, binary, as_text, file.metadata.num_rows, pictures, version, notes)

@@ -29,7 +29,7 @@ from jobs.scan.input.csv_records import understand_csv
 from jobs.scan.input.inline import InlinePicture
 from jobs.scan.input.json_records import understand_json
 from jobs.scan.input.manifest import ManifestRow
-from jobs.scan.input.parquet_records import understand_parquet
+from jobs.scan.input.parquet_records import ParquetReader, understand_parquet
 from jobs.scan.input.record_files import Record, RecordReader, RowError
 from jobs.scan.input.rows import Base, RowMaker
 
@@ -95,6 +95,8 @@ def understand_table(location: Location, kind: str, options: TableOptions = NO_O
     if not sample:
         raise InputNotFound(f"{location} holds no record: nothing to scan")
     _refuse_problems(location, columns, records)
+    if isinstance(reader, ParquetReader):
+        reader = reader.with_pictures_of(columns.image)
     columns = _leave_out(columns, names, records)
     _refuse_web(location, columns, records)
     base, base_notes = _picture_base(location, columns, records)
