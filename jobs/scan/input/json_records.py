@@ -26,6 +26,8 @@ MAX_WHOLE_BYTES = 2**29
 """Largest file that is read into memory whole. Python needs about ten times its size."""
 _CHUNK = 2**16
 _FIRST_LINES = 20
+_CONVERSATIONS = {"conversation", "conversations", "messages"}
+"""Lists of objects that are the text of one record."""
 _SPACE = re.compile(r"[\s,]*")
 _FIELD = re.compile(r'("(?:[^"\\]|\\.)*")\s*:\s*("(?:[^"\\]|\\.)*"|-?\d+)(?=\s*[,}])')
 """A name with a string or a whole number."""
@@ -116,7 +118,7 @@ def _find_reading(reader: JsonReader, kind: str) -> None:
     objects = sum(isinstance(value, dict) for value in parsed)
     if reader.holds_pictures and len(parsed) == 1 and objects and _roles(parsed[0]) == 2 and _is_one_record(parsed[0]):
         return  # one line, whose picture has an address
-    if head.lstrip().startswith(b"[") and not objects:
+    if head.lstrip().startswith(b"["):
         if _first_of_stream(reader, "array") is not None:
             reader.shape = "array"
         return
@@ -128,8 +130,12 @@ def _find_reading(reader: JsonReader, kind: str) -> None:
     if _first_of_stream(reader, "objects in a row", 2) is not None:
         reader.shape = "objects in a row"
         return
+    if reader.holds_pictures:
+        reader.shape = "one object"  # it is refused, and need not be read whole
+        return
     with open_text(location, found) as file:
-        whole = _load(location, file, broken_is_none=True)
+        # The error of a file of one line is that of its line.
+        whole = _load(location, file, broken_is_none=len(parsed) < 2)
     if isinstance(whole, dict):
         reader.shape, reader.unpack = _find_shape(location, whole)
 
@@ -165,7 +171,7 @@ def _lines(file: BinaryIO, limit: int) -> Iterator[tuple[int, int, bytes | RowEr
 
 def _parse_line(line: bytes) -> Any:
     try:
-        return json.loads(line.decode(errors="surrogateescape"))
+        return json.loads(line.rstrip().removesuffix(b",").decode(errors="surrogateescape"))
     except (ValueError, RecursionError):
         return None
 
@@ -190,6 +196,9 @@ def _line_record(line: bytes) -> Record:
         value = _parse_line(line)
         return RowError(f"the line is not UTF-8: {error}", _decoded(value) if isinstance(value, dict) else None)
     except (ValueError, RecursionError) as error:
+        # Lines of an array without its brackets have commas at their ends.
+        if line.rstrip().endswith(b",") and isinstance(value := _parse_line(line), dict):
+            return value
         return RowError(f"the line is not JSON: {error}", _salvaged(line))
 
 
@@ -297,7 +306,7 @@ def _load(location: Location, file: BinaryIO, broken_is_none: bool = False) -> A
     except (ValueError, RecursionError) as error:
         if broken_is_none:
             return None
-        raise InputNotFound(f"{location} is not JSON any more: {error}. Repair the file.") from error
+        raise InputNotFound(f"{location} is no JSON: {error}. Repair the file.") from error
 
 
 def _find_shape(location: Location, whole: dict[str, Any]) -> tuple[str, Callable[[Any], Iterator[Record]]]:
@@ -359,6 +368,8 @@ def _names_of(records: Sequence[dict[str, Any]]) -> list[str]:
 def _lists_of_records(whole: Mapping[str, Any], prefix: str = "", depth: int = 2) -> Iterator[tuple[str, list[Any]]]:
     """Yield the lists of objects in an object, with the keys that lead to them."""
     for key, value in whole.items():
+        if plain(key) in _CONVERSATIONS:
+            continue
         if isinstance(value, list) and value and all(isinstance(record, dict) for record in value[:_FIRST_LINES]):
             yield f"{prefix}{key}", value
         elif isinstance(value, dict) and depth > 1:
