@@ -473,7 +473,7 @@ def delete_folder(folder: Location) -> None:
         if not folder.is_s3:
             shutil.rmtree(folder.uri, ignore_errors=not Path(folder.uri).exists())
             return
-        delete_objects(s3_client(), folder.bucket, [info.location.key for info in _list_s3(folder)])
+        delete_objects(s3_client(), folder.bucket, [info.location.key for info in _list_s3(folder, deep=True)])
 
 
 def delete_file(location: Location) -> None:

@@ -76,7 +76,7 @@ def _card(pair: WorstPair) -> dict[str, Any]:
     """Return the card of a pair, as data for the template."""
     record, finding = pair.record, pair.finding
     true_types = types_of(record.fake_cls, record.labels)
-    row = {"image_uri": str(record.image), "image_offset": None, "image_length": None}
+    row = {"image_uri": str(record.image)}
     picture = embed_picture(row | {"image_sha256": finding.image_sha256})
     # Boxes are in pixels of the original image; the size of the embedded picture stands in for a failed finding.
     width, height = finding.width or picture.width, finding.height or picture.height

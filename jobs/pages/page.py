@@ -14,7 +14,8 @@ from PIL import Image
 
 from asap.finding import score_text
 from asap.preprocessing.images import DEFAULT_LIMITS, decode_image
-from asap.storage.fetch import ByteRange, FetchSettings, fetch
+from asap.storage.fetch import FetchSettings
+from asap.storage.picture_address import PictureAddress, PictureReader
 
 PICTURE_SIDE = 480
 """Longest side of an embedded picture, in pixels."""
@@ -34,15 +35,28 @@ class Picture:
     problem: str = ""
 
 
-def embed_picture(row: dict[str, Any]) -> Picture:
-    """Read the picture of a row again by its `image_uri`, check its `image_sha256`, and encode it as a data URI."""
-    uri, offset, length = row["image_uri"], row["image_offset"], row["image_length"]
+def embed_pictures(rows: Sequence[dict[str, Any]]) -> dict[int, Picture]:
+    """Embed the pictures of result rows, by row_id. Each part of a table is read once, in its order."""
+    reader = PictureReader(FetchSettings(attempts=2))
+    with_picture = {row["row_id"]: row for row in rows if row["image_uri"] is not None}
+    addresses = {row_id: PictureAddress.of_row(row) for row_id, row in with_picture.items()}
+    order = sorted(addresses, key=lambda row_id: (addresses[row_id].table or ("", 0, ""), addresses[row_id].row))
+    pictures = {row_id: embed_picture(with_picture[row_id], reader) for row_id in order}
+    return pictures | {row["row_id"]: embed_picture(row) for row in rows if row["image_uri"] is None}
+
+
+def embed_picture(row: dict[str, Any], reader: PictureReader | None = None) -> Picture:
+    """Read the picture of a row again by its address, check its `image_sha256`, and encode it as a data URI.
+
+    Args:
+        row: A row of results.
+        reader: The reader that reads the pictures of several rows, one after the other.
+    """
     try:
         data = None
-        if uri is not None:
-            # A picture is a file, an object, or a byte range of a tar.
-            part = None if offset is None or length is None else ByteRange(offset, length)
-            data = fetch(uri, DEFAULT_LIMITS.max_bytes, FetchSettings(attempts=2), part).data
+        if row["image_uri"] is not None:
+            reader = reader or PictureReader(FetchSettings(attempts=2))
+            data = reader.fetch(PictureAddress.of_row(row), DEFAULT_LIMITS.max_bytes).data
         decoded = decode_image(data, min_side=PICTURE_SIDE)
         if row["image_sha256"] not in (None, decoded.sha256):
             return Picture(problem="The picture has changed since the scan, so the box would not fit.")

@@ -15,6 +15,7 @@ import pyarrow as pa
 from asap.storage.location import Location
 from jobs.cluster import describe_waits
 from jobs.errors import JobFailed
+from jobs.scan.input.manifest import complete_manifest
 from jobs.scan.output.completeness import count_rows, missing_rows, repair_results, write_missing
 from jobs.scan.output.job_folder import Job, fail
 from jobs.scan.stages.result_rows import failure, result_table, write_table
@@ -118,7 +119,7 @@ def write_remaining(folder: Location) -> int:
 
 def _missing(folder: Location) -> pa.Table | None:
     tables = list(missing_rows(folder / "manifest", repair_results(folder / "results")))
-    return pa.concat_tables(tables) if tables else None
+    return complete_manifest(pa.concat_tables(tables)) if tables else None
 
 
 def check_results(results: Location, rows: int) -> None:

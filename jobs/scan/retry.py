@@ -116,6 +116,6 @@ class _Outcomes:
         tables = []
         for number in np.unique(self._numbers[positions]):
             with results_file(self._files[number]) as file:
-                table = file.read()
+                table = with_all_columns(file.read())
             tables.append(table.filter(pc.is_in(table["row_id"], wanted)))
         return pa.concat_tables(tables)

@@ -256,7 +256,8 @@ def _scan_sample(job: Job, plan: ScanPlan, pipeline: ScanPipeline, rows: int, co
         new = table.filter(pa.array(~repair_results(results).contains(table["row_id"].to_numpy())))
         delete_folder(folder)
         if new.num_rows:
-            write_tables([new], folder)
+            # In their order, since pictures of one table are read from its beginning to its end.
+            write_tables([new.sort_by("row_id")], folder)
             run_once(job, pipeline, folder, results, counter)
             counter.start_pipeline.remote()
 

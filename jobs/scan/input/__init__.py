@@ -11,6 +11,7 @@ record_files.py     names of files of records, and the errors of records
 csv_records.py      CSV and TSV files -> records
 json_records.py     JSON lines, arrays and objects -> records
 parquet_records.py  Parquet files -> records
+inline.py           pictures in the tables themselves -> their addresses
 encoding.py         text files of any encoding -> UTF-8
 addresses.py        the addresses of pictures that a manifest names
 folders.py          a folder of pictures and texts -> manifest rows

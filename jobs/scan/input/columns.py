@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from jobs.errors import InputNotFound
+from jobs.scan.input.inline import InlinePicture
 
 PICTURE_NAME = re.compile(
     r".*\.(jpe?g|jpe|jfif|png|webp|gif|bmp|tiff?|avif|heic|heif|jp2|jxl|ico|ppm|pgm)\s*", re.IGNORECASE | re.DOTALL
@@ -23,6 +24,8 @@ WEB = re.compile(r"\s*(https?|ftp)://", re.IGNORECASE)
 """Beginnings of addresses of the web."""
 _NAMES_SHOWN = 30
 
+_INLINE = re.compile(r"jpe?g|png|webp|image|img|picture|photo", re.IGNORECASE)
+"""Parts of the names of columns that hold the pictures themselves."""
 _IMAGES = (
     "imageuri image",
     "imagepath imgpath picturepath photopath imagefile imgfile picturefile photofile imagefilename imgfilename "
@@ -228,7 +231,9 @@ class _Search:
         # `image_uri` and `image` are the names of this format; they complete each other.
         web = self._own("--image-column", "image_uri", "image")
         if web and not self._all(web, WEB.match):
-            return web
+            return tuple(name for name in web if not self._all((name,), WEB.match))
+        if inline := self._inline():
+            return (self._one_of(inline, "the picture", "--image-column"),)
         for tier in _IMAGES[1:]:
             # Behind a column of web addresses, only a column of names of pictures is taken.
             check = PICTURE_NAME.fullmatch if web or tier is _IMAGES[-1] else None
@@ -240,12 +245,23 @@ class _Search:
                     self.notes.append(f"the pictures are those of {chosen!r:.80}; {web[0]!r:.80} holds web addresses")
                 return (chosen,)
             web = web or tuple(found[:1])
+        if inline := self._inline(any_name=True):
+            return (self._one_of(inline, "the picture", "--image-column"),)
         if not web and (
             part := self._by_part(_IMAGE_PART, lambda text: PICTURE_NAME.fullmatch(text) or WEB.match(text))
         ):
             return (self._one_of(part, "the picture", "--image-column"),)
         # Without a column that holds something, one that holds nothing is named in the refusal.
         return web or tuple(name for tier in _IMAGES[1:-1] for name in self._of_tier(tier, held=False))[:1]
+
+    def _inline(self, any_name: bool = False) -> list[str]:
+        """Return the columns of pictures in the table itself: those with names of pictures, or all."""
+        found = [
+            name
+            for name, _ in self._pool
+            if any(isinstance(value_of(record, name), InlinePicture) for record in self._sample)
+        ]
+        return found if any_name else [name for name in found if is_picture_column(name) or _INLINE.search(name)]
 
     def texts(self, option: str | None) -> tuple[str, ...]:
         if option is not None:

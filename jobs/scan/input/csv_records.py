@@ -19,6 +19,7 @@ from jobs.errors import InputNotFound
 from jobs.scan.input import record_files
 from jobs.scan.input.columns import PICTURE_NAME, WEB, TableOptions, is_known, plain, unique_names
 from jobs.scan.input.encoding import Encoding, find_encoding, open_text
+from jobs.scan.input.inline import LONG_RECORD_BYTES, TextPictures, problem_of_text, starts_with_pictures
 from jobs.scan.input.record_files import UNDECODED, Record, RowError
 
 _HEAD_BYTES = 2**18
@@ -71,6 +72,13 @@ class CsvReader:
     """True if the file has a header. Without one, columns are called 1, 2, 3."""
     notes: list[str] = field(default_factory=list)
     twice: Sequence[str] = ()
+    holds_pictures: bool = False
+    """True if the records are long, because pictures in base64 are in them."""
+
+    @property
+    def limit(self) -> int:
+        """Bytes of the longest record."""
+        return LONG_RECORD_BYTES if self.holds_pictures else record_files.MAX_RECORD_BYTES
 
     def describe(self) -> dict[str, Any]:
         """Return what was understood of the file."""
@@ -86,18 +94,19 @@ class CsvReader:
     def records(self) -> Iterator[tuple[int, Record]]:
         """Yield the records, with the lines on which they begin."""
         # A cell may be as long as a record. The limit belongs to the process; no reader needs a lower one.
-        csv.field_size_limit(max(csv.field_size_limit(), record_files.MAX_RECORD_BYTES))
+        csv.field_size_limit(max(csv.field_size_limit(), self.limit))
         with open_text(self.location, self.encoding) as file:
-            taken: list[str] = []
-            long_lines: list[int] = []
+            lines = _Lines(self.limit, len(self.encoding.mark))
             for _ in range(self.skipped):
-                file.readline()
-            reader = self.dialect.read(_lines(file, taken, long_lines))
+                lines.position += len(file.readline())
+            reader = self.dialect.read(lines.read(file))
             if self.header:
                 next(reader, None)
-            yield from self._body(reader, taken, long_lines)
+            yield from self._body(reader, lines)
 
-    def _body(self, reader: Any, taken: list[str], long_lines: list[int]) -> Iterator[tuple[int, Record]]:
+    def _body(self, reader: Any, lines: _Lines) -> Iterator[tuple[int, Record]]:
+        pictures = TextPictures(self.location, problem_of_text(self.location, self.encoding.name))
+        taken, long_lines = lines.taken, lines.too_long
         names, width, skipped = unique_names(self.names), len(self.names), self.skipped
         while True:
             first = reader.line_num
@@ -111,7 +120,7 @@ class CsvReader:
                 continue
             if long_lines:
                 long_lines.clear()
-                problem = f"the line is longer than {record_files.MAX_RECORD_BYTES} bytes"
+                problem = f"the line is longer than {self.limit} bytes"
                 yield from self._broken(first + skipped, taken, problem)
                 continue
             if not cells:
@@ -125,7 +134,11 @@ class CsvReader:
                 read = {name: cell for name, cell in zip(names, cells, strict=True) if not UNDECODED.search(cell)}
                 yield first + skipped, RowError(f"the line is not {self.encoding.name.upper()}", read)
             else:
-                yield first + skipped, {name: cell or None for name, cell in zip(names, cells, strict=True)}
+                record: dict[str, Any] = {name: cell or None for name, cell in zip(names, cells, strict=True)}
+                if self.holds_pictures:
+                    raw = "".join(taken).encode()
+                    record = pictures.replace(record, raw, lines.position - len(raw), is_json=False)
+                yield first + skipped, record
 
     def _broken(self, first: int, taken: list[str], problem: str) -> Iterator[tuple[int, RowError]]:
         """Yield an error for each line of a record whose quotes or cells are misplaced."""
@@ -147,22 +160,33 @@ class CsvReader:
         }
 
 
-def _lines(file: BinaryIO, taken: list[str], long_lines: list[int]) -> Iterator[str]:
-    """Decode the lines without failing: a line that cannot be decoded is the error of its own record only.
+class _Lines:
+    """The lines of a file, as a CSV reader takes them."""
 
-    Each line is added to `taken` too, and the number of a line that is too long to `long_lines`.
-    """
-    limit = record_files.MAX_RECORD_BYTES
-    number = 0
-    while line := file.readline(limit + 1):
-        if len(line) > limit and not line.endswith(b"\n"):
-            long_lines.append(number)
-            while (rest := file.readline(limit)) and not rest.endswith(b"\n"):
-                pass
-        text = line.decode(errors="surrogateescape")
-        taken.append(text)
-        number += 1
-        yield text
+    def __init__(self, limit: int, position: int) -> None:
+        self.position = position
+        """Bytes of the file that were read."""
+        self.taken: list[str] = []
+        """The lines since a record began."""
+        self.too_long: list[int] = []
+        """Numbers of the lines that are too long."""
+        self._limit = limit
+
+    def read(self, file: BinaryIO) -> Iterator[str]:
+        """Decode the lines without failing: a line that cannot be decoded is the error of its own record only."""
+        number, limit = 0, self._limit
+        while line := file.readline(limit + 1):
+            self.position += len(line)
+            if len(line) > limit and not line.endswith(b"\n"):
+                self.too_long.append(number)
+                while rest := file.readline(record_files.MAX_RECORD_BYTES):
+                    self.position += len(rest)
+                    if rest.endswith(b"\n"):
+                        break
+            text = line.decode(errors="surrogateescape")
+            self.taken.append(text)
+            number += 1
+            yield text
 
 
 def understand_csv(location: Location, options: TableOptions) -> CsvReader:
@@ -205,6 +229,7 @@ def understand_csv(location: Location, options: TableOptions) -> CsvReader:
         _check_header(location, names, rows)
         reader = CsvReader(location, encoding, dialect, _name_all(names), skipped, True)
     reader.notes += encoding.notes
+    reader.holds_pictures = starts_with_pictures(location, encoding)
     return reader
 
 

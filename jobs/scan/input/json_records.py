@@ -19,6 +19,7 @@ from jobs.errors import InputNotFound
 from jobs.scan.input import record_files
 from jobs.scan.input.columns import PICTURE_NAME, is_known, is_picture_column, plain, show_names
 from jobs.scan.input.encoding import Encoding, find_encoding, open_text
+from jobs.scan.input.inline import LONG_RECORD_BYTES, TextPictures, problem_of_text, starts_with_pictures
 from jobs.scan.input.record_files import UNDECODED, Record, RowError
 
 MAX_WHOLE_BYTES = 2**29
@@ -49,6 +50,13 @@ class JsonReader:
     names: Sequence[str] | None = None
     twice: Sequence[str] = ()
     """Names that stand twice in one of the first lines."""
+    holds_pictures: bool = False
+    """True if the records are long, because pictures in base64 are in them."""
+
+    @property
+    def limit(self) -> int:
+        """Bytes of the longest record."""
+        return LONG_RECORD_BYTES if self.holds_pictures else record_files.MAX_RECORD_BYTES
 
     def describe(self) -> dict[str, Any]:
         """Return what was understood of the file."""
@@ -60,10 +68,17 @@ class JsonReader:
             if self.unpack is not None:
                 yield from enumerate(self.unpack(_load(self.location, file)))
             elif self.shape == "lines":
-                for number, line in _lines(file):
-                    yield number, line if isinstance(line, RowError) else _line_record(line)
+                yield from self._of_lines(file)
             else:
                 yield from _stream(file, self.location, array=self.shape == "array")
+
+    def _of_lines(self, file: BinaryIO) -> Iterator[tuple[int, Record]]:
+        pictures = TextPictures(self.location, problem_of_text(self.location, self.encoding.name))
+        for number, offset, line in _lines(file, self.limit):
+            record = line if isinstance(line, RowError) else _line_record(line)
+            if self.holds_pictures and isinstance(record, dict) and isinstance(line, bytes):
+                record = pictures.replace(record, line, len(self.encoding.mark) + offset, is_json=True)
+            yield number, record
 
 
 def understand_json(location: Location, kind: str, encoding: str | None = None) -> JsonReader:
@@ -75,34 +90,54 @@ def understand_json(location: Location, kind: str, encoding: str | None = None) 
         encoding: Encoding that a person named. None: found from the bytes.
     """
     found = find_encoding(location, encoding)
-    reader = JsonReader(location, found, "lines", notes=found.notes)
+    reader = JsonReader(
+        location, found, "lines", notes=found.notes, holds_pictures=starts_with_pictures(location, found)
+    )
+    _find_reading(reader, kind)
+    if reader.holds_pictures and reader.shape != "lines":
+        raise InputNotFound(
+            f"{location} has its pictures in base64, and is not one object a line, so that they cannot be read one by "
+            "one. Write each record on a line of its own, for example with `jq -c '.[]'`."
+        )
+    return reader
+
+
+def _find_reading(reader: JsonReader, kind: str) -> None:
+    """Find the shape of a JSON file; what is known of the file is kept in its reader."""
+    location, found = reader.location, reader.encoding
     with open_text(location, found) as file:
         head: bytes = file.peek(1)  # type: ignore[attr-defined]  # returns all that is buffered, not one byte
         if kind == "json" and head.lstrip().startswith(b"["):
             reader.shape = "array"
-            return reader
-        first = [line for _, line in islice(_lines(file), _FIRST_LINES)]
+            return
+        # Lines with pictures are long, so few of them show the shape.
+        count = 2 if reader.holds_pictures else _FIRST_LINES
+        first = [line for _, _, line in islice(_lines(file, reader.limit), count)]
     reader.twice = sorted({name for line in first if isinstance(line, bytes) for name in _names_twice(line)})
     parsed = [None if isinstance(line, RowError) else _parse_line(line) for line in first]
     objects = sum(isinstance(value, dict) for value in parsed)
+    if reader.holds_pictures and len(parsed) == 1 and objects and _roles(parsed[0]) == 2 and _is_one_record(parsed[0]):
+        return  # one line, whose picture has an address
     if head.lstrip().startswith(b"["):
         if _first_of_stream(reader, "array") is not None:
             reader.shape = "array"
-        return reader
+        return
     if not head.lstrip().startswith(b"{") or 2 * objects >= len(parsed) > 1:
-        return reader
+        return
     if isinstance(parsed[0], dict) and len(parsed) > 1:
-        return reader
+        return
     # One object: a single line, or printed over many lines.
     if _first_of_stream(reader, "objects in a row", 2) is not None:
         reader.shape = "objects in a row"
-        return reader
+        return
+    if reader.holds_pictures:
+        reader.shape = "one object"  # it is refused, and need not be read whole
+        return
     with open_text(location, found) as file:
         # The error of a file of one line is that of its line.
         whole = _load(location, file, broken_is_none=len(parsed) < 2)
     if isinstance(whole, dict):
         reader.shape, reader.unpack = _find_shape(location, whole)
-    return reader
 
 
 def _first_of_stream(reader: JsonReader, shape: str, count: int = 1) -> Record | None:
@@ -115,17 +150,23 @@ def _first_of_stream(reader: JsonReader, shape: str, count: int = 1) -> Record |
             return None
 
 
-def _lines(file: BinaryIO) -> Iterator[tuple[int, bytes | RowError]]:
-    """Yield the lines that are not blank; a line that is too long is an error, and is not held in memory."""
-    number, limit = 0, record_files.MAX_RECORD_BYTES
+def _lines(file: BinaryIO, limit: int) -> Iterator[tuple[int, int, bytes | RowError]]:
+    """Yield the lines that are not blank, with their numbers and the positions of their first bytes.
+
+    A line that is too long is an error, and is not held in memory.
+    """
+    number = offset = 0
     while line := file.readline(limit + 1):
-        if len(line) > limit and not line.endswith(b"\n"):
-            yield number, RowError(f"the line is longer than {limit} bytes")
-            while (rest := file.readline(limit)) and not rest.endswith(b"\n"):
-                pass
+        size = len(line)
+        if size > limit and not line.endswith(b"\n"):
+            yield number, offset, RowError(f"the line is longer than {limit} bytes")
+            while rest := file.readline(record_files.MAX_RECORD_BYTES):
+                size += len(rest)
+                if rest.endswith(b"\n"):
+                    break
         elif line.strip():
-            yield number, line
-        number += 1
+            yield number, offset, line
+        number, offset = number + 1, offset + size
 
 
 def _parse_line(line: bytes) -> Any:

@@ -31,6 +31,10 @@ MANIFEST_SCHEMA = pa.schema(
         ("text_uri", pa.string()),
         ("row_error", pa.string()),
         ("warnings", pa.list_(pa.string())),
+        ("image_group", pa.int32()),
+        ("image_row", pa.int32()),
+        ("image_column", pa.string()),
+        ("image_encoding", pa.string()),
     ]
 )
 ROWS_PER_FILE = 2**17
@@ -53,7 +57,7 @@ class ManifestRow:
     given_id: str | None = None
     """The caller's name for a row that had to get another `custom_id`, because an earlier row has that name."""
     image_uri: str | None = None
-    """An absolute path or s3://bucket/key."""
+    """An absolute path or s3://bucket/key: of the picture, or of the file that holds it."""
     image_version: str | None = None
     image_offset: int | None = None
     image_length: int | None = None
@@ -67,6 +71,14 @@ class ManifestRow:
     """The file of a text that the store did not deliver for the manifest. The scan reads it with the picture."""
     row_error: str | None = None
     warnings: list[str] = field(default_factory=list)
+    image_group: int | None = None
+    """Row group of the picture in a Parquet file. None for a picture that is not in one."""
+    image_row: int | None = None
+    """Position of the picture in its row group."""
+    image_column: str | None = None
+    """Path of the leaf of the picture in the Parquet file, such as `image.bytes`."""
+    image_encoding: str | None = None
+    """`base64`: the bytes from `image_offset` on are a text that stands for the picture. None: they are the picture."""
 
 
 def storable(text: str) -> str:
@@ -198,7 +210,7 @@ def write_tables(tables: Iterable[pa.Table], folder: Location) -> int:
     with storage_errors(folder):
         if not folder.is_s3:  # in S3, a folder would be an object that is left behind
             system.create_dir(path, recursive=True)
-    groups = _row_groups(map(_complete, tables))
+    groups = _row_groups(map(complete_manifest, tables))
     for number, first in enumerate(groups):
         name = f"{number:05d}.parquet"
         # An error names the file that could not be written.
@@ -212,8 +224,8 @@ def write_tables(tables: Iterable[pa.Table], folder: Location) -> int:
     return total
 
 
-def _complete(table: pa.Table) -> pa.Table:
-    """Return the table with all columns of `MANIFEST_SCHEMA`."""
+def complete_manifest(table: pa.Table) -> pa.Table:
+    """Return rows of a manifest, which may be of an earlier version, with all columns of `MANIFEST_SCHEMA`."""
     names = set(table.column_names)
     columns = {
         field.name: table[field.name] if field.name in names else pa.nulls(len(table), field.type)

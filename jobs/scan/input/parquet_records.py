@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, cast
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from asap.storage.files import open_seekable
+from asap.storage.files import file_info, open_seekable
 from asap.storage.location import Location
 from jobs.scan.input.columns import unique_names
+from jobs.scan.input.inline import Leaf, LeafReader, find_leaves
 from jobs.scan.input.record_files import Record, RowError
 
 _ROWS_AT_ONCE = 1024
@@ -34,8 +35,21 @@ class ParquetReader:
     as_text: Sequence[str]
     """Columns that are texts, although the schema calls them bytes."""
     rows: int
+    pictures: Sequence[Leaf] = ()
+    """Columns of bytes, in whose place the records have the addresses of pictures."""
+    version: str | None = None
     notes: list[str] = field(default_factory=list)
     twice: Sequence[str] = ()
+
+    def with_pictures_of(self, columns: Sequence[str]) -> ParquetReader:
+        """Return the reader that makes the addresses of pictures for these columns alone."""
+        chosen = [leaf for leaf in self.pictures if leaf.name in columns]
+        unread = [leaf for leaf in self.pictures if leaf.name not in columns]
+        notes = [f"the column {leaf.path!r:.80} holds bytes and is not read" for leaf in unread]
+        notes += [
+            f"{leaf.name!r:.80} holds lists of pictures; the first of each is taken" for leaf in chosen if leaf.is_list
+        ]
+        return replace(self, pictures=chosen, notes=[*self.notes, *notes])
 
     def describe(self) -> dict[str, Any]:
         """Return what was understood of the file."""
@@ -44,17 +58,34 @@ class ParquetReader:
     def records(self) -> Iterator[tuple[int, Record]]:
         """Yield the rows, with their numbers."""
         file = pq.ParquetFile(open_seekable(self.location))
+        readers = [(leaf, LeafReader(self.location, self.version, leaf)) for leaf in self.pictures]
         number = 0
-        for batch in file.iter_batches(_rows_at_once(file, self.leaves), columns=list(self.leaves)):
+        for group in range(file.num_row_groups):
+            pictures = [(leaf, reader.group(group)) for leaf, reader in readers]
+            for record in self._of_group(file, group):
+                for leaf, addresses in pictures:
+                    address = next(addresses, None)
+                    if isinstance(record, dict):
+                        # Beside the bytes may be the name of the picture. Without bytes, it is the picture's path.
+                        beside = record.get(leaf.name)
+                        name = beside.get("path") if isinstance(beside, dict) else None
+                        record[leaf.name] = name if address is None else replace(address, name=name)
+                yield number, record
+                number += 1
+
+    def _of_group(self, file: pq.ParquetFile, group: int) -> Iterator[Record]:
+        """Yield the rows of a row group, without their bytes."""
+        if not self.leaves:
+            yield from ({} for _ in range(file.metadata.row_group(group).num_rows))
+            return
+        for batch in file.iter_batches(_rows_at_once(file, self.leaves), row_groups=[group], columns=list(self.leaves)):
             names = batch.schema.names
             columns = [
                 column.cast(pa.string(), safe=False) if name in self.as_text else column
                 for name, column in zip(names, batch.columns, strict=True)
             ]
             # A name cannot stand twice in a record.
-            for record in _rows(pa.RecordBatch.from_arrays(columns, unique_names(names))):
-                yield number, record
-                number += 1
+            yield from _rows(pa.RecordBatch.from_arrays(columns, unique_names(names)))
 
 
 def understand_parquet(location: Location) -> ParquetReader:
@@ -67,8 +98,12 @@ def understand_parquet(location: Location) -> ParquetReader:
     as_text = [path for path in binary if path in names and _holds_text(file, paths.index(path), path)]
     binary = [path for path in binary if path not in as_text]
     leaves = [path for path in paths if path not in binary and not path.startswith("__index_level_")]
-    notes = [f"the column {path!r:.80} holds bytes and is not read" for path in binary]
-    return ParquetReader(location, names, leaves, binary, as_text, file.metadata.num_rows, notes)
+    pictures = [leaf for leaf in find_leaves(file.schema_arrow, binary) if names.count(leaf.name) == 1]
+    unread = [path for path in binary if path not in {leaf.path for leaf in pictures}]
+    notes = [f"the column {path!r:.80} holds bytes and is not read" for path in unread]
+    info = file_info(location)
+    version = None if info is None else info.version
+    return ParquetReader(location, names, leaves, binary, as_text, file.metadata.num_rows, pictures, version, notes)
 
 
 def _rows_at_once(file: Any, leaves: Sequence[str]) -> int:

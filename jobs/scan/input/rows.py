@@ -17,6 +17,7 @@ from typing import Any
 from asap.storage.location import Location
 from jobs.scan.input.addresses import image_uri, is_relative
 from jobs.scan.input.columns import Columns, value_of
+from jobs.scan.input.inline import InlinePicture, looks_like_base64
 from jobs.scan.input.manifest import ManifestRow
 from jobs.scan.input.record_files import Record, RowError
 
@@ -119,7 +120,18 @@ class RowMaker:
         value = record.get(self._columns.metadata) if self._columns.metadata else None
         if value is None or value != value:
             hidden = self._hidden
-            value = {name: field for name, field in record.items() if name not in hidden}
+            value = {
+                name: field
+                for name, field in record.items()
+                if name not in hidden and not isinstance(field, InlinePicture)
+            }
+            # The name of a picture in the table is no path, but may say where it is from.
+            pictures = ((name, record.get(name)) for name in self._columns.image)
+            value |= {
+                f"{name}.path": field.name
+                for name, field in pictures
+                if isinstance(field, InlinePicture) and field.name
+            }
             for name in self._inner:
                 outer, _, inner = name.partition(".")
                 if isinstance(object := value.get(outer), dict):
@@ -196,19 +208,29 @@ def _inner_text(value: Mapping[str, Any]) -> Any:
 
 
 def _picture(value: Any, row: ManifestRow) -> str | None:
-    """Return the address of a picture without the spaces around it."""
+    """Return the address of a picture without the spaces around it; copy that of one in the table into the row."""
     if isinstance(value, list | tuple):
         values = [one for one in value if one not in (None, "")]
         if len(values) > 1:
             row.warnings.append(f"the picture is the first of {len(values)} pictures of the record")
         value = values[0] if values else None
     if isinstance(value, dict):
-        value = next((value[name] for name in _INNER_PICTURES if isinstance(value.get(name), str)), value)
+        inline = next((field for field in value.values() if isinstance(field, InlinePicture)), None)
+        value = inline or next((value[name] for name in _INNER_PICTURES if isinstance(value.get(name), str)), value)
+    if isinstance(value, InlinePicture):
+        if value.problem is not None:
+            raise RowError(value.problem)
+        value.fill(row)
+        return None
     if value is None:
         return None
     if not isinstance(value, str):
         raise RowError(_not_a_string("image", value))
     name = value.strip()
+    if looks_like_base64(name):
+        raise RowError(
+            f"the picture is a text in base64, {name[:24]!r}…, and the first records have none. Put this one first."
+        )
     if name in _NULL_WORDS:
         row.warnings.append(f"the picture {name!r} is taken as no picture")
         return None

@@ -26,9 +26,10 @@ from jobs.scan.input.columns import NO_OPTIONS as NO_OPTIONS
 from jobs.scan.input.columns import WEB, Columns, find_columns, value_of
 from jobs.scan.input.columns import TableOptions as TableOptions
 from jobs.scan.input.csv_records import understand_csv
+from jobs.scan.input.inline import InlinePicture
 from jobs.scan.input.json_records import understand_json
 from jobs.scan.input.manifest import ManifestRow
-from jobs.scan.input.parquet_records import understand_parquet
+from jobs.scan.input.parquet_records import ParquetReader, understand_parquet
 from jobs.scan.input.record_files import Record, RecordReader, RowError
 from jobs.scan.input.rows import Base, RowMaker
 
@@ -123,6 +124,9 @@ def _understand(location: Location, kind: str, options: TableOptions) -> Table:
     columns = _columns(location, kind, names, options, records)
     if not sample:
         raise InputNotFound(f"{location} holds no record: nothing to scan")
+    _refuse_problems(location, columns, records)
+    if isinstance(reader, ParquetReader):
+        reader = reader.with_pictures_of(columns.image)
     columns = _leave_out(columns, names, records)
     _refuse_web(location, columns, records)
     base, base_notes = _picture_base(location, columns, records)
@@ -254,6 +258,14 @@ def _refuse_web(location: Location, columns: Columns, records: Sequence[Mapping[
             " A scan reads paths, file:// and s3://. Download the pictures first, for example with img2dataset, and "
             "scan what it writes."
         )
+
+
+def _refuse_problems(location: Location, columns: Columns, records: Sequence[Mapping[str, Any]]) -> None:
+    """Raise `InputNotFound` if the pictures are in the table, and cannot be read from it one by one."""
+    values = (value_of(record, name) for record in records for name in columns.image)
+    problem = next((value.problem for value in values if isinstance(value, InlinePicture) and value.problem), None)
+    if problem is not None:
+        raise InputNotFound(f"{location} cannot be scanned as it is: {problem}")
 
 
 def _refuse_hopeless(location: Location, columns: Columns, rows: Iterable[ManifestRow], options: TableOptions) -> None:

@@ -26,7 +26,8 @@ from asap.policy import UNFAMILIAR
 from asap.render import LEVEL_EDGES, level, mark_words_html
 from asap.storage.files import write_bytes
 from asap.storage.location import Location
-from jobs.pages.page import TEXT_SHOWN, embed_picture, render_page, type_label
+from asap.storage.picture_address import PictureAddress
+from jobs.pages.page import TEXT_SHOWN, Picture, embed_pictures, render_page, type_label
 from jobs.scan.input.manifest import readable_text
 from jobs.scan.output.job_folder import read_record, results_folder
 from jobs.scan.output.tally import BINS, JUDGED, Tally, read_rows, tally_results
@@ -57,7 +58,10 @@ def write_report(job_folder: str | Path | Location, top: int = 60) -> str:
 
 
 def _page(name: str, job: dict[str, Any], tally: Tally, rows: dict[int, dict[str, Any]]) -> dict[str, Any]:
-    cards = [_card(rows[address.row_id]) for _, _, address in tally.best]
+    strange = [rows[address.row_id] for _, _, address in tally.least_familiar]
+    best = [rows[address.row_id] for _, _, address in tally.best]
+    pictures = embed_pictures(best + strange)
+    cards = [_card(row, pictures[row["row_id"]]) for row in best]
     shown = Counter(kind for card in cards for kind in card["flagged_types"])
     scored = sum(tally.verdicts[name] for name in JUDGED)
     state = str(job.get("state") or "unknown")
@@ -72,7 +76,7 @@ def _page(name: str, job: dict[str, Any], tally: Tally, rows: dict[int, dict[str
         "familiarity": _familiarity_note(job),
         "has_familiarity": bool(job.get("familiarity_id") or tally.unfamiliar),
         "unfamiliar": tally.unfamiliar,
-        "strangers": [_stranger(rows[address.row_id], _threshold(job)) for _, _, address in tally.least_familiar],
+        "strangers": [_stranger(row, _threshold(job), pictures[row["row_id"]]) for row in strange],
         "pairs": tally.pairs,
         "scored": scored,
         "flagged": tally.flagged,
@@ -234,7 +238,7 @@ def _calibration(job: dict[str, Any]) -> str:
 # The card of one pair.
 
 
-def _card(row: dict[str, Any]) -> dict[str, Any]:
+def _card(row: dict[str, Any], picture: Picture) -> dict[str, Any]:
     types = row["types"] or {}
     flagged = [kind for kind in TYPES if kind in (row["flagged_types"] or ())]
     box = row["box_px"] and {
@@ -243,7 +247,7 @@ def _card(row: dict[str, Any]) -> dict[str, Any]:
         "width": max(row["box_px"]["x1"] - row["box_px"]["x0"], 0),
         "height": max(row["box_px"]["y1"] - row["box_px"]["y0"], 0),
     }
-    return _pair(row) | {
+    return _pair(row, picture) | {
         "score": row["score"] or 0,
         "types": [(type_label(kind), types[kind], kind in flagged) for kind in TYPES if types.get(kind) is not None],
         "flagged_types": flagged,
@@ -254,13 +258,15 @@ def _card(row: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _stranger(row: dict[str, Any], threshold: float) -> dict[str, Any]:
+def _stranger(row: dict[str, Any], threshold: float, picture: Picture) -> dict[str, Any]:
     """Return the card of an unfamiliar pair: it has no evidence, but says whether picture or text is strange."""
     parts = {"Picture": row["familiarity_image"], "Text": row["familiarity_text"]}
     known = {name: value for name, value in parts.items() if value is not None}
     lowest = min(known.values(), default=None)
     strange = {name for name, value in known.items() if value == lowest or value < threshold}
-    return _pair(row) | {"parts": [(name, _format_share(value), name in strange) for name, value in known.items()]}
+    return _pair(row, picture) | {
+        "parts": [(name, _format_share(value), name in strange) for name, value in known.items()]
+    }
 
 
 def _format_share(share: float) -> str:
@@ -270,9 +276,8 @@ def _format_share(share: float) -> str:
     return f"1 in {int(float(f'{1 / max(share, 1e-9):.2g}')):,}"
 
 
-def _pair(row: dict[str, Any]) -> dict[str, Any]:
+def _pair(row: dict[str, Any], picture: Picture) -> dict[str, Any]:
     """Return what every card shows: picture, text and details."""
-    picture = embed_picture(row)
     text, text_note = _marked_text(row)
     return {
         "custom_id": row["custom_id"],
@@ -293,7 +298,8 @@ def _ids(row: dict[str, Any]) -> list[tuple[str, str]]:
     """Return the details of a card: where the pair comes from, and its evidence in numbers."""
     words = ", ".join(f"{word['word']} {score_text(word['score'])}" for word in row["words"] or [])
     box = row["box_px"] and ", ".join(f"{name} {value:.0f}" for name, value in row["box_px"].items())
-    named = {"row": row["row_id"], "image": row["image_uri"], "SHA-256": row["image_sha256"], "box, px": box,
+    image = row["image_uri"] and PictureAddress.of_row(row)
+    named = {"row": row["row_id"], "image": image, "SHA-256": row["image_sha256"], "box, px": box,
              "words": words, "metadata": row["metadata"]}  # fmt: skip
     return [(name, str(value)) for name, value in named.items() if value not in (None, "")]
 

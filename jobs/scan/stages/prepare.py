@@ -12,17 +12,18 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from io import BytesIO
 from queue import Empty, SimpleQueue
-from threading import BoundedSemaphore, Event, Thread
+from threading import BoundedSemaphore, Event, Lock, Thread
 from typing import Any
 
 import pyarrow as pa
 from PIL import Image
 
-from asap.errors import FetchFailed, InputError
+from asap.errors import AsapError, FetchFailed, InputError
 from asap.preprocessing.images import ImageLimits, decode_image, prepare_image
-from asap.storage.fetch import ByteRange, FetchSettings, fetch
+from asap.storage.fetch import Fetched, FetchSettings
+from asap.storage.picture_address import PictureAddress, PictureReader
 from jobs.metrics import count_fetches, stage_timed
-from jobs.scan.input.manifest import ESCAPED, find_escapes, storable
+from jobs.scan.input.manifest import ESCAPED, complete_manifest, find_escapes, storable
 from jobs.scan.input.record_files import RowError
 from jobs.scan.input.sidecars import read_late_text
 from jobs.scan.stages.result_rows import CALLER_COLUMNS
@@ -71,6 +72,10 @@ _FIRST_WAIT = 3
 """Factor of the wait for the first picture of a batch."""
 _MOST_THREADS = 64
 """Most threads of a preparation that waits for slow pictures."""
+_READ_AHEAD = 2
+"""Pictures of a table that wait in memory to be decoded."""
+_idle_readers: list[PictureReader] = []
+"""The reader of this process, while no batch uses it. The next batch often reads on in the same table."""
 
 
 def prepare_batch(batch: pa.Table, preparation: Preparation, counter: Any = None) -> pa.Table:
@@ -81,6 +86,7 @@ def prepare_batch(batch: pa.Table, preparation: Preparation, counter: Any = None
         preparation: How pictures are fetched and prepared.
         counter: The actor that counts the rows that are left out of the result, if there is one.
     """
+    batch = complete_manifest(batch)
     rows = batch.to_pylist()
     with stage_timed(preparation.job, "prepare"):
         found = _prepare_rows(rows, preparation)
@@ -114,25 +120,42 @@ def _prepare_rows(rows: list[dict[str, Any]], preparation: Preparation) -> dict[
     decoding = BoundedSemaphore(settings.decode_threads)
     waiting, ready = SimpleQueue[int](), SimpleQueue[tuple[int, dict[str, Any] | BaseException]]()
     stopped = Event()
+    # A table is read in its order, by one thread at a time, so few of its pictures are in memory.
+    turn = Lock()
+    has_tables = any(row["image_group"] is not None for row in rows)
+    # The reader is this batch's alone: a thread that hangs in it must not hold up the next batch.
+    reader = _idle_readers.pop() if _idle_readers else PictureReader(settings)
+    reader = reader.with_settings(settings)
+    reader.forget_failure()
 
     def work() -> None:
         while not stopped.is_set():
+            with turn:
+                try:
+                    position = waiting.get_nowait()
+                except Empty:
+                    return
+                row = rows[position]
+                try:
+                    read = _read_from_table(row, reader, preparation.limits.max_bytes)
+                except BaseException as error:  # raised by the task, whose thread waits for it
+                    ready.put((position, error))
+                    continue
             try:
-                position = waiting.get_nowait()
-            except Empty:
-                return
-            try:
-                ready.put((position, _prepare(rows[position], preparation, decoding)))
-            except BaseException as error:  # raised by the task, whose thread waits for it
+                ready.put((position, _prepare(row, preparation, decoding, read)))
+            except BaseException as error:
                 ready.put((position, error))
 
     for position in range(len(rows)):
         waiting.put(position)
     # Nobody waits for the end of a daemon thread: one that hangs holds neither this task nor its process.
-    for _ in range(min(settings.threads, len(rows))):
+    threads = min(settings.threads, settings.decode_threads + _READ_AHEAD) if has_tables else settings.threads
+    for _ in range(min(threads, len(rows))):
         Thread(target=work, name="prepare", daemon=True).start()
     found: dict[int, dict[str, Any]] = {}
     slow_s = preparation.slow_after_s or _longest_s(settings)
+    if has_tables:  # the pictures before it may have to be passed over, and all others of the table wait too
+        slow_s = _longest_s(settings)
     try:
         while len(found) < len(rows):
             # The first picture may have to wait for the process to load and connect.
@@ -140,11 +163,22 @@ def _prepare_rows(rows: list[dict[str, Any]], preparation: Preparation) -> dict[
             if isinstance(fields, BaseException):
                 raise fields
             found[position] = fields
+        _idle_readers[:] = [reader]
     except Empty:  # the threads that still work are with slow pictures
         return found
     finally:
         stopped.set()
     return found
+
+
+def _read_from_table(row: dict[str, Any], reader: PictureReader, max_bytes: int) -> Fetched | AsapError | None:
+    """Return the picture of a row that is in a table, or why it cannot be read. None for a picture elsewhere."""
+    if row["image_group"] is None or row["image_uri"] is None or row["row_error"] is not None:
+        return None
+    try:
+        return reader.fetch(PictureAddress.of_row(row), max_bytes)
+    except (FetchFailed, InputError) as error:
+        return error
 
 
 def _longest_s(settings: FetchSettings) -> float:
@@ -156,17 +190,31 @@ def _known(row: dict[str, Any]) -> dict[str, Any]:
     return {"image_version": row["image_version"], "warnings": row["warnings"] or []}
 
 
-def _prepare(row: dict[str, Any], preparation: Preparation, decoding: BoundedSemaphore) -> dict[str, Any]:
-    """Return the prepared fields of a row: those of its picture and its late text, or those of its error."""
+def _prepare(
+    row: dict[str, Any], preparation: Preparation, decoding: BoundedSemaphore, read: Fetched | AsapError | None = None
+) -> dict[str, Any]:
+    """Return the prepared fields of a row: those of its picture and its late text, or those of its error.
+
+    Args:
+        row: The row of the manifest.
+        preparation: How the picture is fetched and prepared.
+        decoding: Lets few threads decode at a time.
+        read: The picture, or why it cannot be read, if it is in a table. None: it is fetched here.
+    """
     known = _known(row)
     if row["row_error"] is not None:
         return known | _error("row_invalid", row["row_error"])
     if row["image_uri"] is None:
         return known | _error("image_missing", "the pair has no image")
     try:
-        if row.get("text_uri") is not None:  # manifests of earlier versions have no such column
+        if row["text_uri"] is not None:
             known |= _late_text(row["text_uri"], preparation.fetch, known["warnings"])
-        return known | _picture(row, preparation, decoding, known["warnings"])
+        if isinstance(read, AsapError):
+            raise read
+        if read is None:
+            reader = PictureReader(preparation.fetch)
+            read = reader.fetch(PictureAddress.of_row(row), preparation.limits.max_bytes)
+        return known | _picture(row, read, preparation, decoding, known["warnings"])
     except RowError as error:
         return known | _error("row_invalid", str(error))
     except FetchFailed as error:
@@ -184,10 +232,8 @@ def _late_text(uri: str, settings: FetchSettings, warnings: list[str]) -> dict[s
 
 
 def _picture(
-    row: dict[str, Any], preparation: Preparation, decoding: BoundedSemaphore, warnings: list[str]
+    row: dict[str, Any], fetched: Fetched, preparation: Preparation, decoding: BoundedSemaphore, warnings: list[str]
 ) -> dict[str, Any]:
-    byte_range = None if row["image_offset"] is None else ByteRange(row["image_offset"], row["image_length"])
-    fetched = fetch(row["image_uri"], preparation.limits.max_bytes, preparation.fetch, byte_range)
     with decoding:
         image = prepare_image(fetched.data, preparation.image_size, preparation.limits)
         side = preparation.thumbnail_side

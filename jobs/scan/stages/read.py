@@ -2,13 +2,17 @@
 
 A task reads its rows and prepares them at once, so no process is started that only reads. Ray's own reader of parquet
 would first read a part of the manifest in a task of its own, to guess sizes that are known here.
+
+Pictures in one row group of a Parquet file are the work of one task: they are read one after the other, and a second
+task would have to read those of the first to find its own.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import chain, groupby
 from typing import Any
 
 import pyarrow as pa
@@ -34,13 +38,15 @@ _kept_groups: dict[tuple[FileInfo, int], pa.Table] = {}
 
 @dataclass(frozen=True)
 class Span:
-    """Rows of one row group of the manifest, which one task reads and prepares."""
+    """Rows of one row group of the manifest that one task reads and prepares."""
 
     file: FileInfo
     group: int
     start: int
     """Position of the first row in the row group."""
     rows: int
+    table: tuple[str, int] | None = None
+    """The Parquet file and its row group that hold the pictures of the rows. None: each is a file of its own."""
 
 
 @dataclass(frozen=True)
@@ -67,12 +73,17 @@ class PreparedPairs(Datasource):
             counter: The actor that counts slow rows.
         """
         super().__init__()
-        spans = list(plan_spans(manifest, batch_size, _MOST_TASKS))
-        self.is_one_batch_a_task = all(span.rows <= batch_size for span in spans)
+        tasks = list(plan_tasks(manifest, batch_size, _MOST_TASKS))
+        self.is_one_batch_a_task = all(
+            len(spans) == 1 and spans[0].rows <= batch_size and spans[0].table is None for spans in tasks
+        )
         shared = ray.put(_Shared(filesystem(manifest)[0], preparation, batch_size, counter))
         self.tasks = [
-            ReadTask(partial(_read_and_prepare, span, shared), BlockMetadata(span.rows, None, None, None))
-            for span in spans
+            ReadTask(
+                partial(_read_and_prepare, spans, shared),
+                BlockMetadata(sum(span.rows for span in spans), None, None, None),
+            )
+            for spans in tasks
         ]
 
     def estimate_inmemory_data_size(self) -> int | None:
@@ -86,30 +97,78 @@ class PreparedPairs(Datasource):
         return self.tasks
 
 
-def plan_spans(manifest: Location, batch_size: int, most: int) -> Iterator[Span]:
-    """Yield the spans of a manifest: of one batch each, or of several if there would be more than `most`."""
-    groups = [
-        (file, number, rows) for file in list_files(manifest) for number, rows in enumerate(_group_sizes(file.location))
-    ]
-    batches = sum(-(-rows // batch_size) for _, _, rows in groups)
+def plan_tasks(manifest: Location, batch_size: int, most: int) -> Iterator[tuple[Span, ...]]:
+    """Yield the spans of each task: one batch of a manifest, or several if there would be more than `most` tasks.
+
+    Rows whose pictures are in one row group of a Parquet file are never divided, and small row groups are joined.
+    """
+    groups = [group for file in list_files(manifest) for group in _read_groups(file)]
+    batches = sum(-(-group.rows // batch_size) for group in groups)
     size = batch_size * -(-batches // most)
-    for file, number, rows in groups:
-        for start in range(0, rows, size):
-            yield Span(file, number, start, min(size, rows - start))
+    task: list[Span] = []
+    for span in chain.from_iterable(_divide(group, size) for group in groups):
+        goes_on = bool(task) and span.table is not None and span.table == task[-1].table
+        fits = bool(task) and span.table is not None and sum(each.rows for each in task) + span.rows <= size
+        if task and not goes_on and not (fits and task[-1].table is not None):
+            yield tuple(task)
+            task = []
+        task.append(span)
+    if task:
+        yield tuple(task)
 
 
-def _group_sizes(location: Location) -> list[int]:
-    with storage_errors(location), open_seekable(location) as stream:
-        metadata = pq.ParquetFile(stream).metadata
-        return [metadata.row_group(number).num_rows for number in range(metadata.num_row_groups)]
+@dataclass(frozen=True)
+class _Group:
+    """A row group of the manifest."""
+
+    file: FileInfo
+    number: int
+    rows: int
+    tables: tuple[tuple[tuple[str, int] | None, int], ...] = ()
+    """The tables of the pictures of its rows, each with the number of consecutive rows. Empty: no picture is in one."""
 
 
-def _read_and_prepare(span: Span, shared: ray.ObjectRef[_Shared]) -> Iterable[pa.Table]:
-    """Read the rows of a span, and yield them prepared, a batch at a time."""
+def _read_groups(file: FileInfo) -> list[_Group]:
+    with storage_errors(file.location), open_seekable(file.location) as stream:
+        parquet = pq.ParquetFile(stream)
+        metadata = parquet.metadata
+        return [
+            _Group(file, number, metadata.row_group(number).num_rows, _tables_of(parquet, number))
+            for number in range(metadata.num_row_groups)
+        ]
+
+
+def _tables_of(parquet: pq.ParquetFile, number: int) -> tuple[tuple[tuple[str, int] | None, int], ...]:
+    """Return the tables of a row group of the manifest. Its columns are read only if it has any."""
+    if "image_group" not in parquet.schema_arrow.names:  # a manifest of an earlier version
+        return ()
+    group = parquet.metadata.row_group(number)
+    leaves = [parquet.schema.column(leaf).path for leaf in range(len(parquet.schema))]
+    statistics = group.column(leaves.index("image_group")).statistics
+    if statistics is not None and statistics.null_count == group.num_rows:
+        return ()
+    columns = parquet.read_row_group(number, columns=["image_uri", "image_group"]).to_pylist()
+    tables = [None if row["image_group"] is None else (row["image_uri"], row["image_group"]) for row in columns]
+    return tuple((table, len(list(rows))) for table, rows in groupby(tables))
+
+
+def _divide(group: _Group, size: int) -> Iterator[Span]:
+    """Yield the spans of a row group: of `size` rows, or of all rows whose pictures are in one part of a table."""
+    start = 0
+    for table, rows in group.tables or ((None, group.rows),):
+        step = size if table is None else rows
+        for first in range(start, start + rows, step):
+            yield Span(group.file, group.number, first, min(step, start + rows - first), table)
+        start += rows
+
+
+def _read_and_prepare(spans: Sequence[Span], shared: ray.ObjectRef[_Shared]) -> Iterable[pa.Table]:
+    """Read the rows of a task, and yield them prepared, a batch at a time."""
     common = ray.get(shared)
-    rows = _read_group(span.file, span.group, common.system).slice(span.start, span.rows)
-    for start in range(0, span.rows, common.batch_size):
-        yield prepare_batch(rows.slice(start, common.batch_size), common.preparation, common.counter)
+    for span in spans:
+        rows = _read_group(span.file, span.group, common.system).slice(span.start, span.rows)
+        for start in range(0, span.rows, common.batch_size):
+            yield prepare_batch(rows.slice(start, common.batch_size), common.preparation, common.counter)
 
 
 def _read_group(file: FileInfo, group: int, system: pafs.FileSystem) -> pa.Table:

@@ -16,11 +16,12 @@ from asap.storage.files import write_bytes
 from asap.storage.location import Location
 from jobs.scan.input.manifest import MANIFEST_SCHEMA, storable
 
-SCHEMA_VERSION = 5
+SCHEMA_VERSION = 6
 """Version of the schema. It grows when a column is added; columns are only ever added, and may be null.
 
 Version 2 added `given_id` and `text_escapes`, version 3 `text_read`, version 4 `familiarity`,
-`familiarity_image`, `familiarity_text` and `familiarity_id`, version 5 `judged_run`.
+`familiarity_image`, `familiarity_text` and `familiarity_id`, version 5 `judged_run`, version 6 `image_group`,
+`image_row`, `image_column` and `image_encoding`.
 """
 
 CALLER_COLUMNS = [name for name in MANIFEST_SCHEMA.names if name not in ("text_uri", "row_error", "warnings")]

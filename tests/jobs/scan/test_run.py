@@ -1,6 +1,8 @@
 """Whole scans, with real Ray, real processes, and S3 over HTTP."""
 
+import base64
 import dataclasses
+import hashlib
 import json
 import re
 import shutil
@@ -646,3 +648,57 @@ def test_a_scan_of_which_every_sampled_pair_would_fail_starts_nothing(tmp_path: 
     with pytest.raises(InputNotFound, match=r"all 1 pairs of it would fail: 1 not_found .*--allow-unreadable"):
         scan(ScanSettings(input=str(tmp_path / "a.jsonl"), out=str(out), model=str(model_folder)))
     assert not out.exists()
+
+
+def _check_embedded(settings: ScanSettings, summary: dict[str, Any], pictures: list[bytes]) -> list[dict[str, Any]]:
+    """Check that rows of a scan have these pictures, and that the report shows those that were flagged."""
+    rows = _results(settings.job_folder)
+    assert [row["image_sha256"] for row in rows] == [hashlib.sha256(picture).hexdigest() for picture in pictures]
+    assert (summary["pairs"], summary["errors"], summary["flagged"]) == (len(pictures), 0, len(pictures))
+    report = Path(summary["report"]).read_text()
+    assert report.count('src="data:image/webp;base64,') == len(pictures)
+    assert "could not be read again" not in report
+    return rows
+
+
+@pytest.fixture
+def flagging_model(model_folder: Path, tmp_path: Path) -> Path:
+    """Return a model whose policy flags every pair."""
+    folder = shutil.copytree(model_folder, tmp_path / "flagging")
+    policy = dataclasses.asdict(Policy(manipulated=0, review=0))
+    (folder / "policy.json").write_text(json.dumps(policy))
+    return folder
+
+
+@pytest.mark.slow
+def test_a_scan_of_a_table_of_pictures_judges_each_and_shows_them_again(
+    ray_here: None, tmp_path: Path, flagging_model: Path, jpeg: Callable[..., bytes]
+) -> None:
+    pictures = [jpeg(number) for number in range(50)]
+    images = [{"bytes": picture, "path": f"{number}.jpg"} for number, picture in enumerate(pictures)]
+    table = pa.table({"image": images, "caption": [CAPTIONS[number % 4] for number in range(50)]})
+    pq.write_table(table, tmp_path / "train.parquet", row_group_size=20)
+    settings = ScanSettings(
+        input=str(tmp_path / "train.parquet"), out=str(tmp_path / "out"), model=str(flagging_model), batch_size=8
+    )
+    rows = _check_embedded(settings, scan(settings), pictures)
+    assert [(row["image_group"], row["image_row"]) for row in rows] == [divmod(row, 20) for row in range(50)]
+    assert {row["image_column"] for row in rows} == {"image.bytes"}
+    report = (tmp_path / "out/train/report/index.html").read_text()
+    assert "train.parquet, row group 2, row 9, image.bytes" in report
+
+
+@pytest.mark.slow
+def test_a_scan_of_pictures_in_base64_judges_each_and_shows_them_again(
+    ray_here: None, tmp_path: Path, flagging_model: Path, jpeg: Callable[..., bytes]
+) -> None:
+    pictures = [jpeg(number) for number in range(20)]
+    texts = [base64.b64encode(picture).decode() for picture in pictures]
+    records = [
+        {"id": number, "image": f"data:image/jpeg;base64,{text}" if number % 2 else text, "text": CAPTIONS[number % 4]}
+        for number, text in enumerate(texts)
+    ]
+    (tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, records)))
+    settings = ScanSettings(input=str(tmp_path / "a.jsonl"), out=str(tmp_path / "out"), model=str(flagging_model))
+    rows = _check_embedded(settings, scan(settings), pictures)
+    assert {row["image_encoding"] for row in rows} == {"base64"}

@@ -1,9 +1,12 @@
+import base64
 import dataclasses
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -11,6 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from asap.preprocessing.images import ImageLimits, prepare_image
+from asap.storage import picture_address
 from asap.storage.fetch import FetchSettings
 from asap.storage.files import delete_file, open_seekable, write_bytes
 from asap.storage.location import FileInfo, Location
@@ -213,3 +217,118 @@ def test_objects_that_are_deleted_after_they_were_listed_are_not_found(
     assert table["custom_id"].to_pylist() == ["a.jpg", "b.jpg", "c.jpg"]
     assert table["error_code"].to_pylist() == ["not_found", "not_found", None]
     assert table["retryable"].to_pylist()[:2] == [False, False]
+
+
+@pytest.fixture
+def table(tmp_path: Path, jpeg: Callable[..., bytes]) -> list[dict[str, object]]:
+    """Write six pictures to two row groups of a table, one of them broken and one missing; return their rows."""
+    pictures = [{"bytes": jpeg(number), "path": None} for number in range(6)]
+    pictures[1]["bytes"], pictures[4]["bytes"] = b"not a picture", None
+    pq.write_table(pa.table({"image": pictures}), tmp_path / "a.parquet", row_group_size=3)
+    return [
+        {
+            "image_uri": str(tmp_path / "a.parquet"),
+            "image_group": number // 3,
+            "image_row": number % 3,
+            "image_column": "image.bytes",
+        }
+        for number in range(6)
+    ]
+
+
+def test_pictures_in_a_table_are_read_by_row_group_and_row(
+    table: list[dict[str, object]], jpeg: Callable[..., bytes]
+) -> None:
+    prepared = prepare_batch(_batch(*table, {"image_uri": None}, *table[:1]), PREPARATION)
+    codes = [None, "unsupported_format", None, None, "image_missing", None, "image_missing", None]
+    assert prepared["error_code"].to_pylist() == codes
+    digests = [prepare_image(jpeg(number), 32).sha256 for number in (0, 2, 3, 5, 0)]
+    assert [digest for digest in prepared["image_sha256"].to_pylist() if digest] == digests
+    assert prepared["image_group"].to_pylist() == [0, 0, 0, 1, 1, 1, None, 0]
+    assert prepared["image_column"].to_pylist()[0] == "image.bytes"
+
+
+def test_a_table_stays_open_for_the_next_batch_and_a_broken_one_does_not(
+    table: list[dict[str, object]], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    opened: list[object] = []
+    real = picture_address.ColumnReader
+
+    def count(*arguments: Any) -> Any:
+        opened.append(arguments)
+        return real(*arguments)
+
+    prepare._idle_readers.clear()
+    monkeypatch.setattr(picture_address, "ColumnReader", count)
+    for rows in (table[:1], table[1:2], table[2:4], table[4:]):
+        prepare_batch(_batch(*rows), PREPARATION)
+    assert len(opened) == 1  # the second row group is of the same file
+    whole = (tmp_path / "a.parquet").read_bytes()
+    (tmp_path / "a.parquet").write_bytes(b"")
+    prepare._idle_readers.clear()
+    moved = [row | {"image_group": 0} for row in table]
+    assert set(prepare_batch(_batch(*moved), PREPARATION)["error_code"].to_pylist()) == {"storage_error"}
+    (tmp_path / "a.parquet").write_bytes(whole)
+    assert prepare_batch(_batch(*table[:1]), PREPARATION)["error_code"].to_pylist() == [None]
+
+
+def test_few_pictures_of_a_table_are_in_memory_at_a_time(
+    table: list[dict[str, object]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    held, most = 0, 0
+    lock = threading.Lock()
+    read, picture = prepare._read_from_table, prepare._prepare
+
+    def count_read(*arguments: Any) -> Any:
+        nonlocal held, most
+        with lock:
+            held += 1
+            most = max(most, held)
+        return read(*arguments)
+
+    def count_done(*arguments: Any) -> Any:
+        nonlocal held
+        time.sleep(0.01)
+        done = picture(*arguments)
+        with lock:
+            held -= 1
+        return done
+
+    monkeypatch.setattr(prepare, "_read_from_table", count_read)
+    monkeypatch.setattr(prepare, "_prepare", count_done)
+    prepare_batch(_batch(*table[:3] * 10), PREPARATION)
+    assert 1 < most <= PREPARATION.fetch.decode_threads + prepare._READ_AHEAD
+
+
+def test_a_stalled_table_holds_neither_the_next_batch_nor_its_rows_for_ever(
+    faulty: FaultyStore, bucket: str, table: list[dict[str, object]], tmp_path: Path
+) -> None:
+    write_bytes(Location(f"s3://{bucket}/a.parquet"), (tmp_path / "a.parquet").read_bytes())
+    remote = [row | {"image_uri": f"s3://{bucket}/a.parquet"} for row in table]
+    faulty.rule = lambda request: Fault(stall=True) if request.method == "GET" else None
+    fetch = FetchSettings(threads=2, attempts=1, read_timeout_s=HANG_S)
+    hasty = dataclasses.replace(PREPARATION, slow_after_s=0.1, fetch=fetch)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(prepare, "_longest_s", lambda settings: 1.0)
+        assert prepare_batch(_batch(*remote), hasty, counts := Counts()).num_rows == 0
+    assert counts.slow == 6
+    assert prepare_batch(_batch(*table[:1]), hasty)["error_code"].to_pylist() == [None]
+
+
+def test_a_picture_in_base64_within_a_file_is_read(tmp_path: Path, jpeg: Callable[..., bytes]) -> None:
+    text = base64.b64encode(jpeg(2))
+    (tmp_path / "a.jsonl").write_bytes(b'{"image": "' + text + b'", "broken": "####"}')
+    row = {"image_uri": str(tmp_path / "a.jsonl"), "image_encoding": "base64"}
+    rows = [row | {"image_offset": 11, "image_length": len(text)},
+            row | {"image_offset": 26 + len(text), "image_length": 4}]  # fmt: skip
+    prepared = prepare_batch(_batch(*rows), PREPARATION)
+    assert prepared["image_sha256"].to_pylist() == [prepare_image(jpeg(2), 32).sha256, None]
+    assert prepared["error_code"].to_pylist() == [None, "decode_failed"]
+
+
+def test_rows_of_a_manifest_of_an_earlier_version_are_prepared(tmp_path: Path, jpeg: Callable[..., bytes]) -> None:
+    (tmp_path / "a.jpg").write_bytes(jpeg(1))
+    names = ["image_group", "image_row", "image_column", "image_encoding", "text_uri"]
+    old = _batch({"image_uri": str(tmp_path / "a.jpg")}).drop_columns(names)
+    prepared = prepare_batch(old, PREPARATION)
+    assert (prepared["error_code"].to_pylist(), prepared["image_group"].to_pylist()) == ([None], [None])

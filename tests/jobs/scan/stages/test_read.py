@@ -11,13 +11,20 @@ from asap.storage.location import Location
 from jobs.scan.input import manifest as manifest_module
 from jobs.scan.input.manifest import ManifestRow, write_manifest
 from jobs.scan.stages import read
-from jobs.scan.stages.read import plan_spans
+from jobs.scan.stages.read import Span, plan_tasks
 
 
 def _write(folder: Path, rows: int, first: int = 0) -> Location:
     location = Location(str(folder))
     write_manifest((ManifestRow(row_id=row) for row in range(first, first + rows)), location)
     return location
+
+
+def plan_spans(manifest: Location, batch_size: int, most: int) -> list[Span]:
+    """Return the spans of tasks that have one each."""
+    tasks = list(plan_tasks(manifest, batch_size, most))
+    assert {len(spans) for spans in tasks} <= {1}
+    return [span for spans in tasks for span in spans]
 
 
 @pytest.mark.parametrize(
@@ -60,3 +67,39 @@ def test_a_process_keeps_few_row_groups(tmp_path: Path, monkeypatch: pytest.Monk
     for span in plan_spans(_write(tmp_path, 10), 64, 100):
         read._read_group(span.file, span.group, pafs.LocalFileSystem())
     assert len(read._kept_groups) <= read._GROUPS_KEPT
+
+
+def _in_tables(*tables: tuple[str | None, int | None, int]) -> list[ManifestRow]:
+    """Return rows whose pictures are in these row groups of these files, so many each."""
+    addresses = [(uri, group, number) for uri, group, rows in tables for number in range(rows)]
+    return [
+        ManifestRow(row_id=row, image_uri=uri, image_group=group, image_row=None if group is None else number)
+        for row, (uri, group, number) in enumerate(addresses)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("tables", "sizes"),
+    [
+        ([("a", 0, 300)], [[200, 100]]),
+        ([("a", 0, 100), ("a", 1, 100)], [[100], [100]]),
+        ([("a", 0, 20), ("a", 1, 20), ("b", 1, 20), ("b", 2, 20)], [[20, 20, 20], [20]]),
+        ([("a", 0, 10), ("x.jpg", None, 70), ("b", 0, 3)], [[10], [64], [6], [3]]),
+        ([("a", 0, 190), ("a", 1, 20), ("a", 2, 5)], [[190], [10, 10, 5]]),
+    ],
+)
+def test_the_rows_of_one_row_group_of_a_table_are_one_task(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    tables: list[tuple[str | None, int | None, int]],
+    sizes: list[list[int]],
+) -> None:
+    monkeypatch.setattr(manifest_module, "_ROWS_PER_GROUP", 200)
+    write_manifest(_in_tables(*tables), Location(str(tmp_path)))
+    tasks = list(plan_tasks(Location(str(tmp_path)), 64, 100))
+    assert [[span.rows for span in spans] for spans in tasks] == sizes
+    found = []
+    for span in (span for spans in tasks for span in spans):
+        table = read._read_group(span.file, span.group, pafs.LocalFileSystem())
+        found += table["row_id"].to_pylist()[span.start : span.start + span.rows]
+    assert found == list(range(sum(rows for _, _, rows in tables)))
