@@ -184,6 +184,9 @@ def understand_csv(location: Location, options: TableOptions) -> CsvReader:
     by_position = bool(named) and all(name.strip().isdigit() for name in named)
     dialect = _find_dialect(lines, _delimiters(options.delimiter, told, location.name), named)
     rows, _ = _head_records(dialect, lines, 2)
+    if rows and len(rows[0]) > 1 and all(name.startswith(" ") for name in rows[0][1:]):
+        dialect = replace(dialect, spaced=True)
+        rows, _ = _head_records(dialect, lines, 2)
     if not rows:
         if not lines:  # without a name, the table is refused as empty
             return CsvReader(location, encoding, dialect, [], skipped, False)
@@ -308,11 +311,13 @@ def _check_header(location: Location, names: Sequence[str], rows: Sequence[list[
     """Raise `InputNotFound` if the first line is a record."""
     if any(is_known(name) for name in names):
         return
-    if any(PICTURE_NAME.fullmatch(name) or WEB.match(name) for name in names):
+    pictures = [n for n, name in enumerate(names, 1) if PICTURE_NAME.fullmatch(name) or WEB.match(name)]
+    if pictures:
         cells = ", ".join(f"{cell!r:.60}" for cell in islice(rows[0], 6))
+        text = next((n for n in range(1, len(names) + 1) if n not in pictures), pictures[0] + 1)
         raise InputNotFound(
             f"{location} seems to have no header: its first line is {cells}. Name the columns by their position, for "
-            "example --image-column 1 --text-column 2, or add a line such as image,text."
+            f"example --image-column {pictures[0]} --text-column {text}, or add a line such as image,text."
         )
 
 

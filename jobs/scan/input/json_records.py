@@ -25,6 +25,8 @@ MAX_WHOLE_BYTES = 2**29
 """Largest file that is read into memory whole. Python needs about ten times its size."""
 _CHUNK = 2**16
 _FIRST_LINES = 20
+_CONVERSATIONS = {"conversation", "conversations", "messages"}
+"""Lists of objects that are the text of one record."""
 _SPACE = re.compile(r"[\s,]*")
 _FIELD = re.compile(r'("(?:[^"\\]|\\.)*")\s*:\s*("(?:[^"\\]|\\.)*"|-?\d+)(?=\s*[,}])')
 """A name with a string or a whole number."""
@@ -83,7 +85,7 @@ def understand_json(location: Location, kind: str, encoding: str | None = None) 
     reader.twice = sorted({name for line in first if isinstance(line, bytes) for name in _names_twice(line)})
     parsed = [None if isinstance(line, RowError) else _parse_line(line) for line in first]
     objects = sum(isinstance(value, dict) for value in parsed)
-    if head.lstrip().startswith(b"[") and not objects:
+    if head.lstrip().startswith(b"["):
         if _first_of_stream(reader, "array") is not None:
             reader.shape = "array"
         return reader
@@ -96,7 +98,8 @@ def understand_json(location: Location, kind: str, encoding: str | None = None) 
         reader.shape = "objects in a row"
         return reader
     with open_text(location, found) as file:
-        whole = _load(location, file, broken_is_none=True)
+        # The error of a file of one line is that of its line.
+        whole = _load(location, file, broken_is_none=len(parsed) < 2)
     if isinstance(whole, dict):
         reader.shape, reader.unpack = _find_shape(location, whole)
     return reader
@@ -127,7 +130,7 @@ def _lines(file: BinaryIO) -> Iterator[tuple[int, bytes | RowError]]:
 
 def _parse_line(line: bytes) -> Any:
     try:
-        return json.loads(line.decode(errors="surrogateescape"))
+        return json.loads(line.rstrip().removesuffix(b",").decode(errors="surrogateescape"))
     except (ValueError, RecursionError):
         return None
 
@@ -152,6 +155,9 @@ def _line_record(line: bytes) -> Record:
         value = _parse_line(line)
         return RowError(f"the line is not UTF-8: {error}", _decoded(value) if isinstance(value, dict) else None)
     except (ValueError, RecursionError) as error:
+        # Lines of an array without its brackets have commas at their ends.
+        if line.rstrip().endswith(b",") and isinstance(value := _parse_line(line), dict):
+            return value
         return RowError(f"the line is not JSON: {error}", _salvaged(line))
 
 
@@ -259,7 +265,7 @@ def _load(location: Location, file: BinaryIO, broken_is_none: bool = False) -> A
     except (ValueError, RecursionError) as error:
         if broken_is_none:
             return None
-        raise InputNotFound(f"{location} is not JSON any more: {error}. Repair the file.") from error
+        raise InputNotFound(f"{location} is no JSON: {error}. Repair the file.") from error
 
 
 def _find_shape(location: Location, whole: dict[str, Any]) -> tuple[str, Callable[[Any], Iterator[Record]]]:
@@ -321,6 +327,8 @@ def _names_of(records: Sequence[dict[str, Any]]) -> list[str]:
 def _lists_of_records(whole: Mapping[str, Any], prefix: str = "", depth: int = 2) -> Iterator[tuple[str, list[Any]]]:
     """Yield the lists of objects in an object, with the keys that lead to them."""
     for key, value in whole.items():
+        if plain(key) in _CONVERSATIONS:
+            continue
         if isinstance(value, list) and value and all(isinstance(record, dict) for record in value[:_FIRST_LINES]):
             yield f"{prefix}{key}", value
         elif isinstance(value, dict) and depth > 1:
@@ -390,8 +398,11 @@ def _columns_of(whole: Mapping[str, Any]) -> dict[str, list[Any]]:
 
     pandas writes `{"image": {"0": …, "1": …}}`.
     """
-    lists = {name: value for name, value in whole.items() if isinstance(value, list)}
-    if _roles(lists) == 2:
+    lists = {
+        name: value for name, value in whole.items() if isinstance(value, list) and plain(name) not in _CONVERSATIONS
+    }
+    # A list of one picture may belong to one record, which has several texts.
+    if _roles(lists) == 2 and any(len(value) > 1 for name, value in lists.items() if is_picture_column(name)):
         return lists
     objects = {name: value for name, value in whole.items() if isinstance(value, dict)}
     if _roles(objects) == 2 and len(objects) == len(whole) and len({tuple(value) for value in objects.values()}) == 1:

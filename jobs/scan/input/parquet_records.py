@@ -15,6 +15,7 @@ from jobs.scan.input.columns import unique_names
 from jobs.scan.input.record_files import Record, RowError
 
 _ROWS_AT_ONCE = 1024
+_BATCH_BYTES = 2**26
 _MOST_TEXT = 2**11
 """Bytes that a text has in the mean, where bytes are taken for texts."""
 _LARGEST_CHUNK = 2**26
@@ -44,7 +45,7 @@ class ParquetReader:
         """Yield the rows, with their numbers."""
         file = pq.ParquetFile(open_seekable(self.location))
         number = 0
-        for batch in file.iter_batches(_ROWS_AT_ONCE, columns=list(self.leaves)):
+        for batch in file.iter_batches(_rows_at_once(file, self.leaves), columns=list(self.leaves)):
             names = batch.schema.names
             columns = [
                 column.cast(pa.string(), safe=False) if name in self.as_text else column
@@ -68,6 +69,15 @@ def understand_parquet(location: Location) -> ParquetReader:
     leaves = [path for path in paths if path not in binary and not path.startswith("__index_level_")]
     notes = [f"the column {path!r:.80} holds bytes and is not read" for path in binary]
     return ParquetReader(location, names, leaves, binary, as_text, file.metadata.num_rows, notes)
+
+
+def _rows_at_once(file: Any, leaves: Sequence[str]) -> int:
+    """Return how many rows are held in memory at a time: fewer of long ones, such as pictures in texts."""
+    groups = [file.metadata.row_group(number) for number in range(min(file.metadata.num_row_groups, 4))]
+    rows = sum(group.num_rows for group in groups)
+    chunks = [group.column(number) for group in groups for number in range(group.num_columns)]
+    size = sum(chunk.total_uncompressed_size for chunk in chunks if chunk.path_in_schema in leaves)
+    return max(1, min(_ROWS_AT_ONCE, _BATCH_BYTES * rows // max(size, 1)))
 
 
 def _is_binary(column: Any) -> bool:

@@ -177,9 +177,10 @@ def _choose_text(values: Sequence[Any], row: ManifestRow) -> Any:
     turns = [value for value in values if isinstance(value, dict)]
     speakers = [str(turn.get("from") or turn.get("role") or "").lower() for turn in turns]
     if turns and any(speakers):
-        answers = [turn for turn, speaker in zip(turns, speakers, strict=True) if speaker in _SPEAKERS] or turns
-        row.warnings.append(f"the text is the first answer of a conversation of {len(turns)} turns")
-        return _inner_text(answers[0])
+        answers = [turn for turn, speaker in zip(turns, speakers, strict=True) if speaker in _SPEAKERS]
+        chosen = "answer" if answers else "turn"
+        row.warnings.append(f"the text is the first {chosen} of a conversation of {len(turns)} turns")
+        return _inner_text((answers or turns)[0])
     texts = [_inner_text(value) if isinstance(value, dict) else value for value in values]
     texts = [
         text for text in texts if text is not None and text == text and (not isinstance(text, str) or text.strip())

@@ -8,17 +8,17 @@ from their names, in columns.py, and from the first records.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from itertools import islice
+from itertools import chain, islice
 from typing import Any
 
 import pyarrow as pa
 
 from asap.errors import StorageError
 from asap.storage.failures import storage_errors
-from asap.storage.files import exists
+from asap.storage.files import exists, open_read
 from asap.storage.location import Location
 from jobs.errors import InputNotFound
 from jobs.scan.input.addresses import is_relative
@@ -34,11 +34,31 @@ from jobs.scan.input.rows import Base, RowMaker
 
 SAMPLE = 256
 """First records that decide what the columns are."""
+_MOST_BAD = 10_000
+"""First records of which one must be such that it can be scanned; a table may begin with those without a text."""
 _LOOKED_FOR = 8
 """Pictures of the first records that are looked for, in a few folders each."""
+_PICTURE_FOLDERS = (
+    "images image imgs img pictures photos pics Images data train val test train2014 val2014 train2017 val2017 "
+    "flickr30k-images flickr30k_images Flicker8k_Dataset JPEGImages"
+)
+"""Names of folders in which data sets keep their pictures."""
 _LONG_LIST = 32
 """Numbers in one field that are no annotation but an embedding."""
 _NUMBERS = re.compile(r"\s*\[[-+\d.eE,\s]{500,}")
+_OTHER_KINDS = (
+    (b"version https://git-lfs", "is a Git LFS pointer and not the file. Fetch the file with `git lfs pull`."),
+    (b"PK\x03\x04", "is a zip archive or a spreadsheet. Unpack it, or save the sheet as CSV."),
+    (b"\xd0\xcf\x11\xe0", "is a spreadsheet of an old Excel. Save the sheet as CSV."),
+    (b"PAR1", "is a Parquet file. Give it a name that ends in .parquet."),
+    (b"\x1f\x8b", "is compressed. Give it a name that ends in .gz."),
+    (b"BZh", "is compressed. Give it a name that ends in .bz2."),
+    (b"\x28\xb5\x2f\xfd", "is compressed. Give it a name that ends in .zst."),
+    (b"<!doctype html", "is a page of HTML, such as a login page. Download the file itself."),
+    (b"<html", "is a page of HTML, such as a login page. Download the file itself."),
+    (b"<?xml", "is XML, such as the error of a store. Download the file itself."),
+)
+"""First bytes of files that are not what their names say, and what to do."""
 
 
 @dataclass(frozen=True)
@@ -84,8 +104,18 @@ def understand_table(location: Location, kind: str, options: TableOptions = NO_O
         kind: json, jsonl, csv or parquet.
         options: What a person said about the table.
     """
+    try:
+        return _understand(location, kind, options)
+    except InputNotFound:
+        if (other := _other_kind(location, kind)) is not None:
+            raise InputNotFound(f"{location} {other}") from None
+        raise
+
+
+def _understand(location: Location, kind: str, options: TableOptions) -> Table:
     reader = open_records(location, kind, options)
-    sample = list(islice(records_of(reader, location, kind), SAMPLE))
+    found = records_of(reader, location, kind)
+    sample = list(islice(found, SAMPLE))
     records = [record for _, record in sample if isinstance(record, dict)]
     if reader.names is None and not records:
         _refuse_records(location, kind, sample)
@@ -97,9 +127,21 @@ def understand_table(location: Location, kind: str, options: TableOptions = NO_O
     _refuse_web(location, columns, records)
     base, base_notes = _picture_base(location, columns, records)
     maker = RowMaker(columns, base)
-    _refuse_hopeless(location, columns, [maker.row(line, record) for line, record in sample], options)
-    notes = (*reader.notes, *columns.notes, *base_notes)
+    first = (maker.row(line, record) for line, record in chain(sample, islice(found, _MOST_BAD - len(sample))))
+    _refuse_hopeless(location, columns, first, options)
+    notes = (*reader.notes, *columns.notes, *_notes_of_lists(columns, records), *base_notes)
     return Table(location, kind, reader, columns, base, notes)
+
+
+def _other_kind(location: Location, kind: str) -> str | None:
+    """Return the kind of a file whose first bytes do not fit its name, and what to do; None without one."""
+    try:
+        with open_read(location) as file:
+            head = file.read(2**6).lstrip().lower()
+    except (StorageError, OSError, ValueError, pa.ArrowException):
+        return None
+    found = next((advice for start, advice in _OTHER_KINDS if head.startswith(start.lower())), None)
+    return None if kind == "parquet" and head.startswith(b"par1") else found
 
 
 def _columns(
@@ -192,6 +234,16 @@ def _holds_numbers(records: Sequence[Mapping[str, Any]], name: str) -> bool:
     return False
 
 
+def _notes_of_lists(columns: Columns, records: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return a sentence about the choice among several texts of a record."""
+    lists = [value for record in records for name in columns.text if isinstance(value := value_of(record, name), list)]
+    if not any(len(value) > 1 for value in lists):
+        return []
+    if any(isinstance(turn, dict) and ("from" in turn or "role" in turn) for value in lists for turn in value):
+        return [f"the text is the first answer of each conversation in {columns.text[0]!r:.80}"]
+    return [f"records have several texts in {columns.text[0]!r:.80}; the first that is not empty is taken"]
+
+
 def _refuse_web(location: Location, columns: Columns, records: Sequence[Mapping[str, Any]]) -> None:
     """Raise `InputNotFound` if the pictures are addresses of the web."""
     values = [value for record in records for name in columns.image if isinstance(value := value_of(record, name), str)]
@@ -204,21 +256,23 @@ def _refuse_web(location: Location, columns: Columns, records: Sequence[Mapping[
         )
 
 
-def _refuse_hopeless(location: Location, columns: Columns, rows: Sequence[ManifestRow], options: TableOptions) -> None:
+def _refuse_hopeless(location: Location, columns: Columns, rows: Iterable[ManifestRow], options: TableOptions) -> None:
     """Raise `InputNotFound` if none of the first rows can be scanned."""
-    reasons = []
+    count, reason = 0, ""
     for row in rows:
         if row.row_error is not None:
-            reasons.append(f"line {row.row_id}: {row.row_error}")
+            problem = row.row_error
         elif row.image_uri is None:
-            reasons.append(f"line {row.row_id}: no picture in {' or '.join(map(repr, columns.image))}")
+            problem = f"no picture in {' or '.join(map(repr, columns.image))}"
         elif options.texts and row.text is None:
-            reasons.append(f"line {row.row_id}: no text in {' or '.join(map(repr, columns.text))}")
+            problem = f"no text in {' or '.join(map(repr, columns.text))}"
         else:
             return
+        count += 1
+        reason = reason or f"line {row.row_id}: {problem}"
     raise InputNotFound(
-        f"none of the first {len(rows)} records of {location} can be scanned. {reasons[0]}. Repair the file, or name "
-        "the columns that are meant with --image-column and --text-column."
+        f"none of the first {count} records of {location} can be scanned. {reason.rstrip('.')}. Repair the file, or "
+        "name the columns that are meant with --image-column and --text-column."
     )
 
 
@@ -249,9 +303,15 @@ def _picture_base(location: Location, columns: Columns, records: Sequence[Mappin
         found[base] = sum(_is_there(base, name) for name in names)
         if found[base] == len(names):
             break
+    if not any(found.values()):
+        # Many lists have bare names, and the pictures lie in a folder beside them.
+        inside = (Base(outer / name) for outer in (folder, folder.parent) for name in _PICTURE_FOLDERS.split())
+        likely = (base for base in inside if any(_is_there(base, name) for name in names[:2]))
+        found |= {base: sum(_is_there(base, name) for name in names) for base in islice(likely, 1)}
     best = max(found, key=lambda base: found[base])  # the first of equals
     if not found[best]:
-        return bases[0], [f"none of the first {len(names)} pictures was found at {bases[0].folder}"]
+        missing = f"none of the first {len(names)} pictures was" if len(names) > 1 else "the first picture was not"
+        return bases[0], [f"{missing} found at {bases[0].folder}"]
     if best == Base(folder):
         return best, []
     less = " without the first folder of their paths" if best.dropped else ""

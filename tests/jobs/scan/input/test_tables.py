@@ -13,7 +13,7 @@ import pytest
 
 from asap.storage.location import Location
 from jobs.errors import InputNotFound
-from jobs.scan.input import json_records
+from jobs.scan.input import json_records, parquet_records
 from jobs.scan.input.columns import NO_OPTIONS, TableOptions
 from jobs.scan.input.manifest import ManifestRow
 from jobs.scan.input.record_files import record_file
@@ -214,6 +214,21 @@ def test_a_table_of_which_no_record_can_be_scanned_is_refused(
     assert "--image-column" in message
 
 
+def test_a_table_that_begins_with_records_without_a_text_is_read(tmp_path: Path) -> None:
+    records = [{"image": f"{n}.jpg", "text": None} for n in range(300)] + [{"image": "a.jpg", "text": "t"}]
+    assert [row.text for row in _table(_write(tmp_path / "a.jsonl", records)).rows()][-2:] == [None, "t"]
+
+
+def test_few_long_rows_of_parquet_are_held_in_memory(tmp_path: Path) -> None:
+    path = tmp_path / "a.parquet"
+    records = [{"image": "a.jpg", "text": f"{n}" * 2**20} for n in range(9)]
+    pq.write_table(pa.Table.from_pylist(records), path, use_dictionary=False)
+    file = pq.ParquetFile(path)
+    assert parquet_records._rows_at_once(file, ["image", "text"]) == 63
+    assert parquet_records._rows_at_once(file, ["image"]) == 1024
+    assert len(list(_table(path).rows())) == 9
+
+
 PAIRS = [("1", "a.jpg", 'the "first", text'), ("2", "b.jpg", "second; one|bar")]
 
 
@@ -258,6 +273,12 @@ def test_quotes_of_a_tsv_that_has_no_quoting_are_letters(tmp_path: Path) -> None
 def test_spaces_before_quotes_are_passed_over(tmp_path: Path) -> None:
     path = _write(tmp_path / "a.csv", 'image, text, id\na.jpg, "one, two", 7\nb.jpg, plain, 8\n')
     assert _pairs(path) == [("7", "a.jpg", "one, two"), ("8", "b.jpg", "plain")]
+
+
+def test_spaces_behind_every_delimiter_are_no_part_of_the_cells(tmp_path: Path) -> None:
+    path = _write(tmp_path / "a.csv", "image_name| number| comment\na.jpg| 0| Two dogs\n")
+    (row,) = _table(path).rows()
+    assert (row.text, row.metadata) == ("Two dogs", '{"number": "0"}')
 
 
 def test_a_delimiter_that_is_not_found_is_asked_for(tmp_path: Path) -> None:
@@ -468,6 +489,42 @@ def test_several_lists_of_records_are_refused_and_named(tmp_path: Path) -> None:
     assert "has records under 'train', 'test'" in message
 
 
+@pytest.mark.parametrize(
+    ("name", "data", "reason"),
+    [
+        ("a.csv", b"version https://git-lfs.github.com/spec/v1\noid sha256:aa\n", "is a Git LFS pointer"),
+        (
+            "a.jsonl",
+            b"version https://git-lfs.github.com/spec/v1\noid sha256:aa\n",
+            "Fetch the file with `git lfs pull`",
+        ),
+        ("a.parquet", b"version https://git-lfs.github.com/spec/v1\noid sha256:aa\n", "is a Git LFS pointer"),
+        ("a.csv", b"PK\x03\x04\x14\0", "Unpack it, or save the sheet as CSV"),
+        ("a.json", b"\n<!DOCTYPE html><html>", "is a page of HTML"),
+        ("a.jsonl", gzip.compress(b'{"image": "a.jpg", "text": "t"}'), "Give it a name that ends in .gz"),
+        ("a.csv", b"PAR1\x15\x04", "is a Parquet file"),
+    ],
+)
+def test_a_file_that_is_not_what_its_name_says_is_named(tmp_path: Path, name: str, data: bytes, reason: str) -> None:
+    assert reason in _refusal(_write(tmp_path / name, data))
+
+
+def test_lines_of_an_array_without_its_brackets_are_read(tmp_path: Path) -> None:
+    path = _write(tmp_path / "a.json", ",\n".join(map(json.dumps, ROWS)) + ",\n")
+    assert _pairs(path) == EXPECTED
+
+
+def test_an_array_with_a_record_a_line_is_read_whatever_the_name(tmp_path: Path) -> None:
+    text = "[\n" + ",\n".join(map(json.dumps, ROWS)) + "\n]\n"
+    assert _pairs(_write(tmp_path / "a.jsonl", text)) == EXPECTED
+
+
+def test_one_object_that_is_cut_off_is_named_with_the_place(tmp_path: Path) -> None:
+    message = _refusal(_write(tmp_path / "a.json", json.dumps({"data": ROWS}, indent=2)[:-9]))
+    assert message.startswith("a.json is no JSON: ")
+    assert "line 1" in message
+
+
 def test_columns_of_different_lengths_are_refused(tmp_path: Path) -> None:
     message = _refusal(_write(tmp_path / "a.json", {"image": ["a.jpg", "b.jpg"], "text": ["t"]}))
     assert "has columns of different lengths: 'image' 2, 'text' 1" in message
@@ -509,15 +566,26 @@ def test_a_caption_of_coco_without_its_picture_is_an_error_of_its_row(tmp_path: 
 def test_a_conversation_gives_its_first_answer(tmp_path: Path) -> None:
     turns = [{"from": "human", "value": "<image>\nWhat is it?"}, {"from": "gpt", "value": "A dog runs."}]
     path = _write(tmp_path / "a.json", [{"id": "1", "image": "a.jpg", "conversations": turns}])
-    (row,) = _table(path).rows()
+    table = _table(path)
+    assert "the text is the first answer of each conversation in 'conversations'" in table.notes
+    (row,) = table.rows()
     assert row.text == "A dog runs."
     assert row.warnings == ["the text is the first answer of a conversation of 2 turns"]
+
+
+def test_one_record_may_have_lists_of_a_picture_and_of_texts(tmp_path: Path) -> None:
+    for texts, key in ((["one", "two"], "captions"), ([{"role": "assistant", "content": "one"}], "messages")):
+        path = _write(tmp_path / "a.jsonl", [{"images": ["a.jpg"], key: texts}])
+        (row,) = _table(path).rows()
+        assert (_relative(row, path), row.text) == ("a.jpg", "one")
 
 
 @pytest.mark.parametrize("name", ["a.jsonl", "a.parquet"])
 def test_of_several_captions_the_first_is_taken_with_a_warning(tmp_path: Path, name: str) -> None:
     records = [{"image": "a.jpg", "captions": ["", "one", "two"]}, {"image": "b.jpg", "captions": ["only"]}]
-    rows = list(_table(_write(tmp_path / name, records)).rows())
+    table = _table(_write(tmp_path / name, records))
+    assert "records have several texts in 'captions'; the first that is not empty is taken" in table.notes
+    rows = list(table.rows())
     assert [row.text for row in rows] == ["one", "only"]
     assert [row.warnings for row in rows] == [["the text is the first of 2 texts of the record"], []]
 
@@ -616,6 +684,8 @@ def test_byte_ranges_are_whole_numbers(tmp_path: Path, name: str, offset: Any, e
         ("DGM4/a.json", "DGM4/origin/x.jpg", "DGM4/origin/x.jpg"),
         ("data/a.json", "DGM4/origin/x.jpg", "data/origin/x.jpg"),
         ("data/lists/a.json", "DGM4/origin/x.jpg", "data/origin/x.jpg"),
+        ("data/a.json", "x.jpg", "data/images/x.jpg"),
+        ("coco/annotations/a.json", "x.jpg", "coco/val2014/x.jpg"),
         ("data/lists/new/a.json", "origin/x.jpg", "data/origin/x.jpg"),
     ],
 )
