@@ -22,6 +22,7 @@ from jobs.scan.input.sidecars import LOOKED_FOR, Text, find_texts, read_text, te
 
 FIRST_PICTURES = 1000
 """Pictures one of which at least must have a text."""
+_FIRST_TEXTS = 20
 _TEXT_READERS = 32
 _SLOW_READ_S = 0.0005
 """Seconds for one text from which on texts are read by several threads: the disk is one of a network."""
@@ -82,9 +83,10 @@ class PictureFolder:
         return any(pair.text for pair in islice(self.pairs(), FIRST_PICTURES))
 
     def check_texts(self) -> None:
-        """Raise `InputNotFound` if none of the first pictures has a text."""
+        """Raise `InputNotFound` if none of the first pictures has a text, or if none of the first texts is one."""
         first = list(islice(self.pairs(), FIRST_PICTURES))
         if any(pair.text for pair in first):
+            refuse_hopeless_texts(str(self.address.location), first, self.options)
             return
         counted = f"its {len(first)} pictures" if len(first) < FIRST_PICTURES else f"its first {len(first)} pictures"
         raise InputNotFound(
@@ -95,7 +97,9 @@ class PictureFolder:
 
     def _other_texts(self) -> str:
         texts = self.look[Role.TEXT] if self.look else []
-        return f"; other names, such as {self.address.name_of(texts[0])}, are of no picture" if texts else ""
+        if not texts:
+            return ""
+        return f"; {self.address.name_of(texts[0])} has the name of no picture (if it is a table, name it .csv)"
 
     def describe(self) -> dict[str, Any]:
         """Return what a short look at the folder found."""
@@ -111,6 +115,16 @@ class PictureFolder:
         }
         found = self.look.describe(info for pair in pairs for info in (pair.picture, pair.text) if info)
         return found | {"pictures": len(pairs), "texts": texts, "notes": list(self.notes)}
+
+
+def refuse_hopeless_texts(where: str, pairs: Sequence[Pair], options: TableOptions) -> None:
+    """Raise `InputNotFound` if none of the first texts of an input can be read."""
+    files = [pair.text for pair in pairs if pair.text][:_FIRST_TEXTS]
+    texts = [read_text(file, options) for file in files]
+    if any(isinstance(text, Location) or (isinstance(text, Text) and text.text) for text in texts):
+        return
+    reason = next((str(text) for text in texts if isinstance(text, RowError)), f"{files[0].location} holds no text")
+    raise InputNotFound(f"none of the first {len(texts)} texts of {where} can be read: {reason}")
 
 
 def rows_of_pairs(pairs: Iterator[Pair], folder: Location, options: TableOptions) -> Iterator[ManifestRow]:

@@ -27,7 +27,7 @@ from asap.storage.files import file_info, open_read, open_seekable, read_bytes
 from asap.storage.location import FileInfo, Location
 from jobs.errors import InputNotFound
 from jobs.scan.input.columns import NO_OPTIONS, TableOptions
-from jobs.scan.input.folders import FIRST_PICTURES, Pair, rows_of_pairs
+from jobs.scan.input.folders import FIRST_PICTURES, Pair, refuse_hopeless_texts, rows_of_pairs
 from jobs.scan.input.listing import TEXT_SUFFIXES, Role, role_of
 from jobs.scan.input.manifest import ManifestRow
 from jobs.scan.input.sidecars import LOOKED_FOR
@@ -92,6 +92,8 @@ class Inventory:
         if not self.options.texts:
             return
         pairs = list(islice(self._pairs(), FIRST_PICTURES))
+        if any(pair.text for pair in pairs):
+            refuse_hopeless_texts(str(self.location), pairs, self.options)
         if not any(pair.text for pair in pairs):
             raise InputNotFound(
                 f"{self.location} lists no texts of its first {len(pairs)} pictures. Looked for keys such as "

@@ -4,21 +4,25 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import islice
 from typing import Any
 
 from asap.errors import StorageError
+from asap.storage.files import exists
 from asap.storage.location import FileInfo, Location
 from jobs.errors import InputNotFound
 from jobs.scan.input.listing import Address, Look, Role
 from jobs.scan.input.manifest import ManifestRow
 from jobs.scan.input.record_files import record_file
+from jobs.scan.input.rows import Base
 from jobs.scan.input.tables import NO_OPTIONS, Table, TableOptions, open_records, records_of, understand_table
 
 PART_BITS = 32
 """Bits of a row's number that count the lines of its part. The part's own number lies above."""
 _FIRST_PARTS = 3
 _FEW = 12
+_FIRST_PICTURES = 8
 SPLITS = re.compile(r"(?<![a-z])(train|training|test|testing|val|valid|validation|dev|eval)(?![a-z])")
 """Names of splits of data sets."""
 _NUMBER_OR_SPLIT = re.compile(rf"[0-9a-f]{{8}}[0-9a-f-]{{20,}}|\d+|{SPLITS.pattern}")
@@ -39,6 +43,8 @@ class TableParts:
     """The parts. None: all tables of the kind that a listing finds."""
     left_out: frozenset[Location] = frozenset()
     """Tables of the kind that are no tables of pairs."""
+    picture_folders: tuple[Location, ...] = ()
+    """Folders beside the tables that hold pictures."""
     notes: tuple[str, ...] = ()
 
     def parts(self) -> list[FileInfo]:
@@ -63,7 +69,7 @@ class TableParts:
         try:
             if (table := understand_part(part, self.kind, self.options)) is None:
                 return
-            for row in table.rows():
+            for row in place(table, self.picture_folders).rows():
                 done = row.row_id + 1
                 row.row_id += start
                 yield row
@@ -109,6 +115,25 @@ def understand_part(part: FileInfo, kind: str, options: TableOptions) -> Table |
         if next(records_of(reader, part.location, kind), None) is None:
             return None
         raise
+
+
+def place(table: Table, folders: Sequence[Location]) -> Table:
+    """Return a table whose relative paths start at that one of some folders where its first pictures lie.
+
+    COCO and others keep tables and pictures in folders side by side. A table whose pictures are found stays as it is.
+    """
+    start = f"{table.base.folder}/"
+    found = [row.image_uri for row in islice(table.rows(), _FIRST_PICTURES) if row.image_uri] if folders else []
+    names = [uri.removeprefix(start) for uri in found if uri.startswith(start)]
+    if not names or any(exists(Location(uri)) for uri in found):
+        return table
+    counts = {folder: sum(exists(folder / name) for name in names) for folder in folders}
+    best = max(counts, key=lambda folder: counts[folder])
+    if not counts[best]:
+        return table
+    notes = [note for note in table.notes if not note.startswith("none of the first")]
+    notes.append(f"paths of pictures start at {best}, where they were found")
+    return replace(table, base=Base(best), notes=tuple(notes))
 
 
 def choose_parts(

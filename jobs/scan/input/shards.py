@@ -81,7 +81,9 @@ class Shards:
         if not any(row.image_uri for row in rows):
             reason = next((f": {row.row_error}" for row in rows if row.row_error), "")
             raise InputNotFound(f"{tar.location} holds no picture that can be read{reason}")
-        if self.options.texts and not any(row.text or row.row_error for row in rows):
+        if self.options.texts and not any(row.text for row in rows):
+            if errors := [row.row_error for row in rows if row.row_error]:
+                raise InputNotFound(f"none of the first {len(rows)} pairs of {tar.location} can be read: {errors[0]}")
             raise InputNotFound(
                 f"{tar.location} has no texts: none of its first {len(rows)} pictures has a member of the same name "
                 f"that ends in {', '.join(TEXT_SUFFIXES)}. Add the texts, or have captions made"

@@ -28,15 +28,16 @@ from jobs.errors import InputNotFound
 from jobs.scan.input.folders import PictureFolder
 from jobs.scan.input.globs import find_glob
 from jobs.scan.input.inventory import Inventory, find_inventory
-from jobs.scan.input.listing import Address, Look, Role, look_at, role_of
+from jobs.scan.input.listing import Address, Look, Role, look_at, role_of, suffix_of
 from jobs.scan.input.manifest import ManifestRow
-from jobs.scan.input.parts import SPLITS, TableParts, choose_parts, kind_of
+from jobs.scan.input.parts import SPLITS, TableParts, choose_parts, kind_of, place
 from jobs.scan.input.record_files import record_file
 from jobs.scan.input.shards import Shards
 from jobs.scan.input.tables import NO_OPTIONS, Table, TableOptions, understand_table
 
 _READ = "Give a table (.json, .jsonl, .csv, .parquet), tars, or a folder of pictures with texts"
 _FIRST_ROWS = 20
+_MOST_FOLDERS = 16
 _SNIFFED = 20
 _OTHER_STORES = {
     "gs": "Write s3://BUCKET/KEY, with AWS_ENDPOINT_URL=https://storage.googleapis.com and HMAC keys",
@@ -52,7 +53,22 @@ _OTHER_STORES |= dict.fromkeys(
 _S3_HOST = re.compile(
     r"https?://(?:(?P<host>[\w.-]+)\.s3[.-][\w.-]*amazonaws\.com|s3[.\w-]*\.amazonaws\.com/(?P<bucket>[^/]+))/(?P<key>.+)"
 )
-_UNPACK = {".zip": "unzip", ".7z": "7z x", ".rar": "unrar x", ".gz": "gunzip"}
+_ADVICE = {
+    ".zip": "Unpack it (unzip) and give the folder",
+    ".7z": "Unpack it (7z x) and give the folder",
+    ".rar": "Unpack it (unrar x) and give the folder",
+    ".txt": "If it is a table, name it .csv or .tsv",
+    ".xlsx": "Save it as CSV",
+    ".xls": "Save it as CSV",
+    ".arrow": "Write it as Parquet (datasets.load_from_disk(FOLDER).to_parquet(FILE))",
+    ".tfrecord": "Write the pictures and texts to tars or to a folder",
+}
+_ADVICE |= dict.fromkeys(
+    (".feather", ".orc", ".avro", ".pkl", ".pickle", ".h5", ".hdf5", ".npz", ".mdb", ".sqlite", ".db", ".xml"),
+    "Export it to Parquet, CSV or JSON lines",
+)
+_PIECE = re.compile(r".+\.(csv|tsv|jsonl|json)[.-]?([0-9]+|[a-z]{2,3})", re.IGNORECASE)
+"""Names that `split` gives to the pieces of a table."""
 _LAKES = {"Delta Lake": "_delta_log", "Hudi": ".hoodie", "Iceberg": ".metadata.json"}
 _LAKE = re.compile(r"(^|/)(_delta_log|\.hoodie)/|(^|/)metadata/[^/]+\.metadata\.json$")
 _UNPACK_TARS = "Their members cannot be read one by one. Unpack them (gunzip, bunzip2 or zstd -d) to .tar"
@@ -127,10 +143,14 @@ def find_source(text: str, limit: int | None = None, options: TableOptions = NO_
         limit: Read only the first so many rows.
         options: What a person said about the tables of the input.
     """
+    if not text.strip():
+        raise InputNotFound(f"the input is empty. {_READ}")
     _refuse_other_stores(text)
     location = Location.parse(text)
     if exists(location):
         return Source(location, _file(location, options), limit)
+    if not location.is_s3 and Path(location.uri).exists() and not Path(location.uri).is_dir():
+        raise InputNotFound(f"{location} is neither a file nor a folder. {_READ}")
     address = Address(location, location)
     look = look_at(address)
     if not any(look.files.values()) and (glob := find_glob(location)):
@@ -166,8 +186,7 @@ def _file(location: Location, options: TableOptions) -> Table | Content:
     if role is Role.PICTURE:
         raise InputNotFound(f"{location} is a picture. Give its folder, or judge one pair with `asap detect`")
     suffix = location.name[location.name.rfind(".") :].lower()
-    advice = f"Unpack it ({_UNPACK[suffix]}) and give the folder" if suffix in _UNPACK else _READ
-    raise InputNotFound(f"{location} is a file of another kind. {advice}")
+    raise InputNotFound(f"{location} is a file of another kind. {_ADVICE.get(suffix, _READ)}")
 
 
 def _content(look: Look, options: TableOptions) -> Content:
@@ -221,7 +240,9 @@ def _tables(look: Look, folder: PictureFolder, pictures: Sequence[FileInfo], opt
         # Where pictures lie too, the parts are those that the look saw: it goes through all folders at the top.
         only = tuple(by_kind[kind]) if look.is_complete or pictures or look[Role.TAR] else None
         left_out = frozenset(info.location for info in no_pairs)
-        found[kind] = TableParts(look.address, kind, look, first, options, only, left_out)
+        folders = tuple(dict.fromkeys(info.location.parent for info in pictures))[:_MOST_FOLDERS]
+        first = place(first, folders)
+        found[kind] = TableParts(look.address, kind, look, first, options, only, left_out, folders)
     beside = pictures or look[Role.TAR]
     naming = {kind: parts for kind, parts in found.items() if not beside or _names_files_here(parts, look)}
     chosen = naming or found
@@ -339,10 +360,20 @@ def _refuse_lakes(look: Look) -> None:
 
 
 def _describe_nothing(look: Look) -> str:
+    others = [info for role in (Role.OTHER, Role.TEXT, Role.BARE) for info in look[role] if look.address.is_meant(info)]
+    if look.address.glob and not others:
+        return f"matches no file that is read. {_READ}"
     if not any(look.files.values()):
-        glob = look.address.glob
-        return "matches no file" if glob else f"is not there, or holds nothing. {_READ}"
-    return f"holds no table, picture or tar, but {look.sentence()}. {_READ}"
+        return f"is not there, or holds nothing. {_READ}"
+    if pieces := [info for info in others if _PIECE.fullmatch(info.location.name)]:
+        advice = f"{_names(look, pieces)} look like pieces of a table: join them (cat) to one file"
+    elif look[Role.BARE] and len(look[Role.BARE]) == len(others):
+        advice = "Name tables by what they are (part-00000.jsonl, part-00000.csv)"
+    else:
+        advice = next((_ADVICE[suffix] for suffix in map(suffix_of, others) if suffix in _ADVICE), _READ)
+    if look.address.glob:
+        return f"matches no table, picture or tar, but {_names(look, others)}. {advice}"
+    return f"holds no table, picture or tar, but {look.sentence()}. {advice}"
 
 
 def _count(files: Sequence[FileInfo], name: str) -> str:

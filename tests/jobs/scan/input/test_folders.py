@@ -52,8 +52,12 @@ def test_a_text_of_another_encoding_is_read_with_a_warning(tmp_path: Path) -> No
 )
 def test_a_text_that_cannot_be_read_is_an_error_of_its_row(tmp_path: Path, name: str, data: bytes, reason: str) -> None:
     write_files(tmp_path, {"a.jpg": b"x", name: data})
-    (row,) = find_source(str(tmp_path)).rows()
+    with pytest.raises(InputNotFound, match=f"none of the first 1 texts of .* can be read: .*{reason}"):
+        find_source(str(tmp_path))
+    write_files(tmp_path, {"b.jpg": b"x", "b.txt": b"text b"})
+    row, good = find_source(str(tmp_path)).rows()
     assert reason in str(row.row_error)
+    assert good.text == "text b"
 
 
 def test_the_first_of_several_texts_is_taken_and_the_others_are_counted(tmp_path: Path) -> None:
@@ -175,7 +179,12 @@ def test_addresses_of_other_stores_are_refused_with_what_to_do(address: str, adv
         ("a.tar.gz", "is a compressed tar. .* Unpack them"),
         ("packed", "holds 2 compressed tars. .* Unpack them"),
         ("films", "holds no table, picture or tar, but 2 .mp4, 1 .srt"),
-        ("*.nothing", "matches no file"),
+        ("*.nothing", "matches no file that is read"),
+        ("pieces", r"t.csv.00, t.csv.01 look like pieces of a table: join them \(cat\)"),
+        ("pieces/*.csv.*", r"matches no table, picture or tar, but t.csv.00, t.csv.01. .*join them"),
+        ("hadoop", r"2 without a suffix. Name tables by what they are \(part-00000.jsonl"),
+        ("saved", "1 .arrow. Write it as Parquet"),
+        ("", "the input is empty"),
     ],
 )
 def test_a_refusal_says_what_is_there_and_what_to_do(tmp_path: Path, name: str, reason: str) -> None:
@@ -188,7 +197,12 @@ def test_a_refusal_says_what_is_there_and_what_to_do(tmp_path: Path, name: str, 
         "films/a.mp4",
         "films/b.mp4",
         "films/a.srt",
+        "pieces/t.csv.00",
+        "pieces/t.csv.01",
+        "hadoop/part-00000",
+        "hadoop/part-00001",
+        "saved/data.arrow",
     )
     write_files(tmp_path, dict.fromkeys(files, b"x"))
     with pytest.raises(InputNotFound, match=reason):
-        find_source(str(tmp_path / name))
+        find_source(str(tmp_path / name) if name else " ")

@@ -180,6 +180,7 @@ def test_annotations_of_another_kind_beside_captions_are_left_out_and_named(tmp_
         write_files(tmp_path, {f"annotations/{name}.json": json.dumps(content).encode(), "images/a.jpg": b"x"})
     source = find_source(str(tmp_path))
     assert [row.text for row in source.rows()] == ["text a", "text a"]
+    assert {row.image_uri for row in source.rows()} == {str(tmp_path / "images/a.jpg")}
     assert source.describe()["notes"][0].startswith("All 2 tables are read, of the splits train, val: ")
     assert source.describe()["notes"][-1] == "Not read as tables of pairs: annotations/instances_train.json."
 

@@ -178,7 +178,9 @@ def test_an_unreadable_text_file_is_an_error_of_its_row(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_bytes(b"\xff\xfea")
     (tmp_path / "b.jpg").write_bytes(b"x")
     (tmp_path / "b.txt").write_bytes(b"x" * (2**20 + 1))
-    first, second = _rows(tmp_path)
+    (tmp_path / "c.jpg").write_bytes(b"x")
+    (tmp_path / "c.txt").write_bytes(b"a text")
+    first, second, _ = _rows(tmp_path)
     assert "is not utf-16-le" in str(first.row_error)
     assert "1048577 bytes" in str(second.row_error)
 
