@@ -30,10 +30,12 @@ from asap.storage.objects import (
     ObjectFile,
     ObjectStream,
     ObjectWriter,
-    address,
+    copy_object,
     delete_objects,
     head,
+    is_not_implemented,
     list_objects,
+    list_pages,
     list_prefixes,
     object_info,
     read_object,
@@ -49,7 +51,6 @@ _MOST_DECODED_SMALL = 2**29
 """Most bytes of a small object that is stored with Content-Encoding."""
 _EXISTS = {"PreconditionFailed", "ConditionalRequestConflict", "412", "304"}
 """Answers to a write that is conditional: a file of this name exists. 304 is that of some stores, where S3 has 412."""
-_NOT_CONDITIONAL = {"NotImplemented", "501"}
 _CLAIM_TRIES = 8
 _CLAIM_LIFE = timedelta(minutes=1)
 """Age at which the claim of another process is taken for one that was left behind."""
@@ -229,7 +230,7 @@ def _put_if_new(location: Location, data: bytes) -> bool | None:
     except ClientError as error:
         metadata = error.response["ResponseMetadata"]
         codes = {str(metadata["HTTPStatusCode"]), error.response["Error"]["Code"]}
-        if codes & _NOT_CONDITIONAL:
+        if is_not_implemented(error):
             return None
         if not codes & _EXISTS:
             raise
@@ -262,7 +263,7 @@ def _create_without_condition(location: Location, data: bytes, claim: Location) 
 def _is_only_claim(claim: Location) -> bool:
     """Return True if no other process has a claim there. One of long ago was left behind, and does not count."""
     prefix = claim.key.rpartition("-")[0]
-    pages = s3_client().get_paginator("list_objects_v2").paginate(Bucket=claim.bucket, Prefix=prefix)
+    pages = list_pages(s3_client(), Bucket=claim.bucket, Prefix=prefix)
     made = {entry["Key"]: entry["LastModified"] for page in pages for entry in page.get("Contents", ())}
     # The times are those of the store, whose clock all processes share.
     return claim.key in made and all(made[claim.key] - made[key] > _CLAIM_LIFE for key in made.keys() - {claim.key})
@@ -331,7 +332,7 @@ def copy_file(source: Location, target: Location) -> None:
     """Copy a file within one store. A reader sees it whole or not at all; the bytes of an object do not leave S3."""
     with storage_errors(target):
         if target.is_s3:
-            s3_client().copy(address(source), target.bucket, target.key)
+            copy_object(s3_client(), source, target)
             return
         with write_atomically(Path(target.uri)) as draft:
             shutil.copyfile(source.uri, draft)

@@ -8,15 +8,19 @@ from __future__ import annotations
 
 import io
 import itertools
+import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing, suppress
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from asap.errors import StorageError
 from asap.storage.failures import backoff_s, failure_code, storage_errors
 from asap.storage.location import FileInfo, Location
+
+if TYPE_CHECKING:
+    from botocore.exceptions import ClientError
 
 _BODY_TRIES = 6
 """Tries for the next bytes of an object."""
@@ -26,6 +30,7 @@ _PARTS_OF_A_SIZE = 1000
 """Parts after which the next ones are twice as large: S3 takes 10,000 in all."""
 _PARTS_AT_ONCE = 4
 _DELETE_AT_ONCE = 32
+_NOT_IMPLEMENTED = {"NotImplemented", "501"}
 _ARCHIVES = {"GLACIER", "DEEP_ARCHIVE"}
 """Storage classes whose objects must be restored before they can be read."""
 
@@ -60,6 +65,26 @@ def object_info(location: Location, found: dict[str, Any]) -> FileInfo:
     return FileInfo(location, found["ContentLength"], _stamp(found), is_archived)
 
 
+def list_pages(client: Any, **arguments: Any) -> Iterator[dict[str, Any]]:
+    """Yield the pages of a listing: by ListObjectsV2, or by ListObjects if a store knows no other."""
+    from botocore.exceptions import ClientError
+
+    try:
+        yield from client.get_paginator("list_objects_v2").paginate(**arguments)
+    except ClientError as error:  # it comes instead of the first page
+        if not is_not_implemented(error):
+            raise
+        yield from client.get_paginator("list_objects").paginate(**arguments)
+
+
+def is_not_implemented(error: ClientError) -> bool:
+    """Return True if a store knows no request of this kind."""
+    response = error.response
+    return not _NOT_IMPLEMENTED.isdisjoint(
+        {str(response["ResponseMetadata"]["HTTPStatusCode"]), response["Error"]["Code"]}
+    )
+
+
 def list_objects(client: Any, bucket: str, prefix: str, *, deep: bool = True) -> Iterator[FileInfo]:
     """Yield the objects whose keys begin with a prefix. Objects that stand for folders are left out.
 
@@ -68,8 +93,7 @@ def list_objects(client: Any, bucket: str, prefix: str, *, deep: bool = True) ->
     options = {"Bucket": bucket, "Prefix": prefix, "OptionalObjectAttributes": ["RestoreStatus"]}
     if not deep:
         options["Delimiter"] = "/"
-    pages = client.get_paginator("list_objects_v2").paginate(**options)
-    for page in pages:
+    for page in list_pages(client, **options):
         for entry in page.get("Contents", ()):
             if not entry["Key"].endswith("/"):
                 is_archived = entry.get("StorageClass") in _ARCHIVES and "RestoreExpiryDate" not in entry.get(
@@ -81,7 +105,7 @@ def list_objects(client: Any, bucket: str, prefix: str, *, deep: bool = True) ->
 
 def list_prefixes(client: Any, bucket: str, prefix: str) -> list[str]:
     """Return the keys of the folders directly below a prefix, without a slash at their ends."""
-    pages = client.get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=prefix, Delimiter="/")
+    pages = list_pages(client, Bucket=bucket, Prefix=prefix, Delimiter="/")
     return [entry["Prefix"].removesuffix("/") for page in pages for entry in page.get("CommonPrefixes", ())]
 
 
@@ -93,6 +117,26 @@ def delete_objects(client: Any, bucket: str, keys: Iterable[str]) -> None:
     with ThreadPoolExecutor(_DELETE_AT_ONCE) as pool:
         for _ in pool.map(lambda key: client.delete_object(Bucket=bucket, Key=key), keys):
             pass
+
+
+def copy_object(client: Any, source: Location, target: Location) -> None:
+    """Copy an object. Its bytes do not leave the store, unless the store knows no copies."""
+    from botocore.exceptions import ClientError
+
+    try:
+        client.copy(address(source), target.bucket, target.key)
+    except ClientError as error:
+        if not is_not_implemented(error):
+            raise
+        if (found := head(client, source)) is None:
+            raise
+        writer = ObjectWriter(client, target)
+        try:
+            with closing(ObjectStream(client, source, object_info(source, found))) as stream:
+                shutil.copyfileobj(stream, writer, 2**20)
+            writer.close()
+        finally:
+            writer.abort()
 
 
 def _with_retries(location: Location, action: Callable[[], bytes]) -> bytes:

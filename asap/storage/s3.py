@@ -31,10 +31,11 @@ from asap.storage.objects import (
     ObjectFile,
     ObjectStream,
     ObjectWriter,
-    address,
+    copy_object,
     delete_objects,
     head,
     list_objects,
+    list_pages,
     list_prefixes,
     object_info,
 )
@@ -123,7 +124,7 @@ def check_bucket(location: Location) -> None:
     prefix = f"{location.key}/" if location.key else ""
     with storage_errors(location):
         try:
-            s3_client().list_objects_v2(Bucket=location.bucket, Prefix=prefix, MaxKeys=1)
+            next(list_pages(s3_client(), Bucket=location.bucket, Prefix=prefix, MaxKeys=1))
         except ClientError as error:
             if failure_code(error)[0] != "not_found":
                 raise
@@ -257,7 +258,7 @@ class ObjectFiles(pafs.FileSystemHandler):
         """Copy an object; its bytes do not leave the store."""
         source, target = Location(f"s3://{src}"), Location(f"s3://{dest}")
         with storage_errors(target):
-            self._client.copy(address(source), target.bucket, target.key)
+            copy_object(self._client, source, target)
 
     def _open(self, path: str) -> tuple[Any, Location, Any]:
         location = Location(f"s3://{path}")

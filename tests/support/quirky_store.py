@@ -39,6 +39,10 @@ class Quirk(enum.Enum):
     """The first PUT with If-None-Match of each object succeeds and is answered 500."""
     NO_RANGES = enum.auto()
     """A GET with Range is answered 200 with the whole object."""
+    NO_COPIES = enum.auto()
+    """CopyObject is not implemented: 501."""
+    NO_LISTING_V2 = enum.auto()
+    """ListObjectsV2 is not implemented: 501."""
     NO_ETAGS = enum.auto()
     """Objects and listings have no ETag."""
     NO_LENGTHS = enum.auto()
@@ -60,7 +64,7 @@ class Quirk(enum.Enum):
 HARMLESS = frozenset(
     {
         Quirk.NO_CONDITIONAL_PUT, Quirk.NO_CHECKSUMS, Quirk.DELETES_WANT_MD5, Quirk.COMPLETION_FAILS_ONCE,
-        Quirk.NO_RANGES, Quirk.REQUESTER_PAYS,
+        Quirk.NO_RANGES, Quirk.NO_COPIES, Quirk.NO_LISTING_V2, Quirk.REQUESTER_PAYS,
     }
 )  # fmt: skip
 """Quirks that a store can have at once, and under which everything works."""
@@ -102,6 +106,8 @@ def _refusal(quirks: frozenset[Quirk], seen: _Seen) -> _Answer | None:
     is_conditional = seen.method == "PUT" and "if-none-match" in seen.headers
     lists = seen.method in ("GET", "HEAD") and not seen.is_object
     for quirk, applies, answer in (
+        (Quirk.NO_COPIES, "x-amz-copy-source" in seen.headers, (501, "NotImplemented")),
+        (Quirk.NO_LISTING_V2, "list-type=2" in seen.query, (501, "NotImplemented")),
         (Quirk.NO_CONDITIONAL_PUT, is_conditional, (501, "NotImplemented")),
         (
             Quirk.NO_CHECKSUMS,

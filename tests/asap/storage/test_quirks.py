@@ -86,7 +86,7 @@ def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
         Quirk.NO_CONDITIONAL_PUT, Quirk.CONDITIONS_IGNORED, Quirk.NOT_MODIFIED_FOR_FAILED, Quirk.NO_CHECKSUMS,
         Quirk.DELETES_WANT_MD5, Quirk.DELETES_FAIL_BY_KEY, Quirk.COMPLETION_FAILS_ONCE, Quirk.COMPLETION_FAILS_IN_200,
         Quirk.COMPLETION_LOSES_ANSWER, Quirk.CREATION_LOSES_ANSWER, Quirk.NO_RANGES,
-        Quirk.NO_ETAGS, Quirk.NO_LENGTHS,
+        Quirk.NO_ETAGS, Quirk.NO_LENGTHS, Quirk.NO_COPIES, Quirk.NO_LISTING_V2,
     ],
 )  # fmt: skip
 def test_everything_works_in_a_store_with_a_quirk(
