@@ -37,7 +37,7 @@ _FOREIGN = {
     "a cursor (CUR)": rb"\0\0\x02\0[\x01-\xff]\0",
     "a Photoshop file (PSD)": rb"8BPS",
     "a GIMP file (XCF)": rb"gimp xcf",
-    "an SVG drawing": rb"(<\?xml[^>]*>\s*)?(<!--.*?-->\s*)*(<!DOCTYPE svg[^>]*>\s*)?<svg\b",
+    "an SVG drawing": rb"(?>(?:<\?xml[^>]*>|<!--.*?-->|\s)*)(<!DOCTYPE svg[^>]*>\s*)?<svg\b",
     "a PDF file": rb"%PDF",
     "a PostScript file (EPS)": rb"%!PS|\xc5\xd0\xd3\xc6",
     "a Windows metafile (WMF or EMF)": rb"\xd7\xcd\xc6\x9a|\x01\0\0\0.{36} EMF|\x01\0\x09\0\0\x03",
@@ -187,7 +187,7 @@ def _as_text(data: bytes) -> str | None:
 
 
 def _name_markup(text: str) -> str:
-    inside = re.sub(r"^(<\?xml[^>]*>|<!--.*?-->|\s)+", "", text, flags=re.DOTALL)
+    inside = re.sub(r"^(?>(?:<\?xml[^>]*>|<!--.*?-->|\s)+)", "", text, flags=re.DOTALL)
     if re.match(r"<(!doctype html|html|head|body|script|title|meta|div|p|h1|center|form|table|a|b|br)\b", inside, re.I):
         title = re.search(r"<title[^>]*>([^<]{1,80})", text, re.I)
         kind = "an HTML page with a login" if re.search(r"type=[\"']?password", text, re.I) else "an HTML page"

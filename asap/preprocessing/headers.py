@@ -6,8 +6,10 @@ hide a large image. These functions read both, before a decoder runs.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from contextlib import suppress
+from itertools import islice
 
 from asap.errors import DecodeFailed
 
@@ -25,6 +27,8 @@ _MAX_PRECINCTS = 200_000
 _MAX_DEPTH = 10
 _MAX_STEPS = 100_000
 """The most boxes and parts of bit streams in an ISO media file, and segments in a JPEG 2000, that are looked at."""
+_MARKER = re.compile(rb"\xff[^\x00\x01\xd0-\xd8\xff]")
+"""A marker with a length, or the end of the image; not a byte of a scan, a restart or a fill byte."""
 _START_OF_SCAN = b"\xff\xda"
 _HAS_CHILDREN = {b"meta": 4, b"iprp": 0, b"ipco": 0, b"moov": 0, b"trak": 0, b"mdia": 0, b"minf": 0, b"stbl": 0}
 """Boxes that hold boxes, and how many bytes precede the first."""
@@ -43,27 +47,24 @@ def check_scans(data: bytes) -> None:
 def jpeg_scans(data: bytes) -> Iterator[tuple[bytes, bytes]]:
     """Yield the frame header that is in force and the scan header of each scan before the end of the image."""
     position, frame = 2, b""
-    while (position := data.find(b"\xff", position)) >= 0 and position + 4 <= len(data):
-        marker = data[position + 1]
+    while (found := _MARKER.search(data, position)) and (at := found.start()) + 4 <= len(data):
+        marker = data[at + 1]
         if marker == 0xD9:  # end of image: the rest is not decoded
             return
-        if marker in (0x00, 0x01, 0xFF) or 0xD0 <= marker <= 0xD8:  # a marker without a length, or data of a scan
-            position += 1 if marker == 0xFF else 2
-            continue
         # Skip the segment, so that bytes in a comment do not count as scans.
-        end = position + 2 + int.from_bytes(data[position + 2 : position + 4])
+        position = at + 2 + int.from_bytes(data[at + 2 : at + 4])
         if marker == 0xDA:
-            yield frame, data[position + 4 : end]
+            yield frame, data[at + 4 : position]
         elif 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
-            frame = data[position + 4 : end]
-        position = end
+            frame = data[at + 4 : position]
 
 
 def jpeg2000_sizes(data: bytes) -> list[Size]:
     """Return the size of the image in the bit stream. Refuse one that takes a decoder far more than its pixels."""
     start = data.find(b"\xff\x4f\xff\x51") if data[:2] == b"\xff\x4f" else -1
     if start < 0:
-        start = next((begin for kind, begin, _ in boxes(data, 0, len(data)) if kind == b"jp2c"), -1)
+        first = islice(boxes(data, 0, len(data)), _MAX_STEPS)
+        start = next((begin for kind, begin, _ in first if kind == b"jp2c"), -1)
     if start < 0 or len(data) < start + 42 or data[start : start + 4] != b"\xff\x4f\xff\x51":
         raise DecodeFailed("the JPEG2000 image is truncated or corrupt: it has no code stream. Re-save the image.")
     numbers = [int.from_bytes(data[start + 8 + 4 * i : start + 12 + 4 * i]) for i in range(8)]

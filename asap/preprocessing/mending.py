@@ -19,6 +19,8 @@ _PNG_NEEDED = (b"IHDR", b"PLTE", b"tRNS", b"eXIf", b"IDAT", b"IEND")
 """Chunks that change the pixels or their rotation."""
 _PNG_CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}
 """Channels of each color type of PNG."""
+_MOST_CHUNKS = 20_000
+"""The most chunks of a PNG or WebP that are looked at: at the usual 8 KiB each, this is 160 MiB."""
 _LARGE_CHUNK = 2**20
 """Bytes of text or color profile that Pillow refuses."""
 _STEP = 2**20
@@ -89,7 +91,9 @@ def has_all_frequencies(data: bytes) -> bool:
 def _png_chunks(data: bytes) -> Iterator[tuple[bytes, bytes, bool]]:
     """Yield kind and content of each chunk, and True if its checksum is right. The last one may be cut."""
     position = len(_PNG_HEADER)
-    while position + 8 <= len(data):
+    for _ in range(_MOST_CHUNKS):
+        if position + 8 > len(data):
+            return
         length, kind = struct.unpack(">I4s", data[position : position + 8])
         if not kind.isalpha():
             return
@@ -164,15 +168,19 @@ def _count_decompressed(data: bytes, most: int) -> tuple[int, bool]:
     for kind, content, _ in _png_chunks(data):
         rest = content if kind == b"IDAT" else b""
         while rest and count <= most and not unpack.eof:
-            count += len(unpack.decompress(rest, _STEP))
-            rest = unpack.unconsumed_tail
+            added = len(unpack.decompress(rest, _STEP))
+            if not added and len(unpack.unconsumed_tail) >= len(rest):
+                return count, False  # no progress
+            count, rest = count + added, unpack.unconsumed_tail
     return count, unpack.eof
 
 
 def _mend_webp(data: bytes) -> Mended | None:
     """Keep the chunks of the picture, and make the sizes and flags agree with them."""
     kept, has_picture, position = [], False, 12
-    while position + 8 <= len(data):
+    for _ in range(_MOST_CHUNKS):
+        if position + 8 > len(data):
+            break
         kind, length = data[position : position + 4], int.from_bytes(data[position + 4 : position + 8], "little")
         content = data[position + 8 : position + 8 + length]
         if kind in _WEBP_PICTURE:
