@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import AvifImagePlugin, Image, ImageChops, UnidentifiedImageError
+from PIL import AvifImagePlugin, Image, ImageChops, ImageFile, UnidentifiedImageError
 
 from asap.errors import (
     ConfigError,
@@ -218,7 +218,7 @@ def _decode_cut_jpeg(
     The file is completed in two ways. Where the two images are equal, the pixels were in the file.
     """
     data = data.rstrip(b"\0").rstrip(b"\xff")
-    loaded = []
+    loaded: list[Image.Image] = []
     for completed in (data + _END_OF_JPEG, data + _OTHER_PIXELS + _END_OF_JPEG):
         try:
             with _typed_errors("JPEG"), _open("JPEG", completed, limits) as image:
@@ -229,7 +229,9 @@ def _decode_cut_jpeg(
         except DecodeFailed:
             raise error from None
     with _typed_errors("JPEG"):
-        rows, share = _compare(*loaded, 8 * max((layer[2] for layer in layers), default=1) * loaded[0].height / size[1])
+        rows, share = _compare(
+            loaded[0], loaded[1], 8 * max((layer[2] for layer in layers), default=1) * loaded[0].height / size[1]
+        )
         rows = rows * size[1] // loaded[0].height
         if not has_all_frequencies(data):
             raise DecodeFailed(
@@ -279,7 +281,8 @@ def _decode_mended(name: str, mended: Mended, limits: ImageLimits, sha256: str) 
             # Pillow has decoded all rows that there are when it raises the error.
             with suppress(OSError, SyntaxError, ValueError):
                 image.load()
-            image.tile = []
+            if isinstance(image, ImageFile.ImageFile):
+                image.tile = []  # there is no more to decode
             if rows < size[1]:
                 image = _to_rgb(image, notes)
                 image.paste((_GRAY,) * 3, (0, rows, *size))
