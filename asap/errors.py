@@ -26,7 +26,22 @@ jobs turn it into a row (`error_code`, `error_detail`) and never stop because of
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
+
+_OBJECT = re.compile(r"<(\w+\.)*(\w+)( object)? at 0x[0-9a-fA-F]+>")
+_ADDRESS = re.compile(r"( at)? ?\b0x[0-9a-fA-F]{6,}\b")
+_TEMPORARY = re.compile(r"(/[^\s'\":]+)*/tmp[a-z0-9_]{8}\b")
+
+
+def stable_message(error: BaseException) -> str:
+    """Return kind and message of a foreign error, without what differs between two runs.
+
+    Memory addresses and names of temporary files differ. They are left out, since stored rows are compared.
+    """
+    message = _TEMPORARY.sub("a temporary file", _ADDRESS.sub("", _OBJECT.sub(r"\2", str(error))))
+    message = " ".join(message.split()).rstrip(".")
+    return f"{type(error).__name__}: {message}" if message else type(error).__name__
 
 
 class AsapError(Exception):

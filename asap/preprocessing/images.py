@@ -7,7 +7,6 @@ before decoding. Every error that a hostile file causes in Pillow is raised as a
 from __future__ import annotations
 
 import hashlib
-import re
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -18,7 +17,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import AvifImagePlugin, Image, ImageChops, ImageFile, UnidentifiedImageError
 
 from asap.errors import (
     ConfigError,
@@ -28,7 +27,11 @@ from asap.errors import (
     ImageTooLarge,
     InputError,
     UnsupportedFormat,
+    stable_message,
 )
+from asap.preprocessing.formats import sniff
+from asap.preprocessing.headers import check_scans, iso_media_sizes, jpeg2000_sizes
+from asap.preprocessing.mending import LEAST_SHARE, Mended, find_missing_end, has_all_frequencies, lacks_end, mend
 
 if TYPE_CHECKING:
     import torch
@@ -40,21 +43,6 @@ ImageSource = bytes | str | Path | Image.Image | None
 Pixels = NDArray[np.uint8]
 BoxXyxy = tuple[float, float, float, float]
 
-_SIGNATURES = {
-    "JPEG": rb"\xff\xd8\xff",
-    "PNG": rb"\x89PNG\r\n\x1a\n",
-    "WEBP": rb"RIFF....WEBP",
-    "GIF": rb"GIF8[79]a",
-    "BMP": rb"BM.{12}[\x0c\x28\x34\x38\x40\x6c\x7c]\0\0\0",  # 'BM' alone also starts words
-    "TIFF": rb"II[*+]\0|MM\0[*+]",
-}
-_FOREIGN = {
-    "SVG": rb"(<\?xml[^>]*>\s*)?(<!--.*?-->\s*)?(<!DOCTYPE svg[^>]*>\s*)?<svg\b",
-    "HTML": rb"<(!doctype )?html\b",
-    "PDF": rb"%PDF",
-    "Photoshop": rb"8BPS",
-    "AVIF or HEIC": rb"....ftyp(avi|hei|mif|msf)",
-}
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -67,9 +55,17 @@ _TURNS = {
 """The transposition that undoes each value of EXIF's Orientation tag."""
 _ORIENTATION_TAG = 0x0112
 _TILE_WIDTH_TAG, _TILE_LENGTH_TAG = 322, 323
-_START_OF_SCAN = b"\xff\xda"
-_MAX_SCANS = 100
-"""The most scans that a JPEG may have; progressive encoders write about ten."""
+_NEW_SUBFILE_TAG, _SUB_IFDS_TAG, _DNG_VERSION_TAG = 254, 330, 50706
+_CONTAINED = ("AVIF", "HEIF", "JPEG2000")
+"""Formats whose decoder believes the bit stream, while Pillow believes the container around it."""
+_LEAST_SIDE = 32
+"""A side of fewer pixels is warned of: all of the image would be two of the 16 x 16 patches that the model sees."""
+_MOST_ELONGATED = 8
+"""A side this many times the other is warned of: the square that the model sees then has 2 patches for 16."""
+_END_OF_JPEG = b"\xff\xd9"
+_OTHER_PIXELS = bytes.fromhex("a53c965a") * 64
+"""Data of a scan that a JPEG is unlikely to go on with."""
+_GRAY = 128
 _PILLOW_MAX_PIXELS = 2 * 89_478_485
 """The most pixels that Pillow itself decodes (`Image.MAX_IMAGE_PIXELS`, doubled)."""
 
@@ -158,11 +154,141 @@ def decode_image(
         with _typed_errors("PIL"):
             return _decode(source, limits, None, None)  # a draft would change the caller's image
     data = _read(source, limits)
-    name = _sniff(data)
+    sha256 = hashlib.sha256(data).hexdigest()
+    name, stray = sniff(data)
+    if stray:
+        data = data[stray:]
+    decoded = _decode_or_mend(name, data, limits, sha256, min_side)
+    if stray:
+        decoded.warnings.insert(0, f"stray bytes before the picture were skipped: {stray}")
+    return decoded
+
+
+def _decode_or_mend(name: str, data: bytes, limits: ImageLimits, sha256: str, min_side: int | None) -> DecodedImage:
+    """Decode a file; if that fails, leave out what is damaged beside the pixels and accept a cut end."""
     if name == "JPEG":
-        _check_scans(data)
-    with _typed_errors(name), Image.open(BytesIO(data), formats=[name]) as image:
-        return _decode(image, limits, hashlib.sha256(data).hexdigest(), min_side)
+        check_scans(data)
+    try:
+        if lacks_end(name, data):
+            raise DecodeFailed(f"the {name} image is cut off and filled up with zeros. Copy or download it again.")
+        with _typed_errors(name), _open(name, data, limits) as image:
+            decoded = _decode(image, limits, sha256, min_side)
+    except DecodeFailed as error:
+        if name == "JPEG":
+            return _decode_cut_jpeg(data, limits, sha256, min_side, error)
+        mended = mend(name, data)
+        if mended is None:
+            raise
+        try:
+            return _decode_mended(name, mended, limits, sha256)
+        except _CutOff:
+            raise
+        except DecodeFailed:
+            raise error from None  # the message about the file as it was given
+    if note := find_missing_end(name, data):
+        decoded.warnings.append(note)
+    return decoded
+
+
+class _CutOff(DecodeFailed):
+    """A file of which too little is there."""
+
+    def __init__(self, name: str, rows: int, height: int) -> None:
+        super().__init__(
+            f"the {name} image is cut off: {rows} of {height} rows are there. "
+            f"At least {LEAST_SHARE:.0%} are needed. Copy or download it again."
+        )
+
+
+def _open(name: str, data: bytes, limits: ImageLimits) -> Image.Image:
+    """Open a file without decoding, and check the sizes that its bit stream states."""
+    if name in _CONTAINED:
+        for width, height in jpeg2000_sizes(data) if name == "JPEG2000" else iso_media_sizes(data):
+            _check_pixels(width, height, limits)
+    if name == "AVIF":
+        AvifImagePlugin.DEFAULT_MAX_THREADS = 1  # many images are decoded at once; threads take memory
+    return Image.open(BytesIO(data), formats=[name])
+
+
+def _decode_cut_jpeg(
+    data: bytes, limits: ImageLimits, sha256: str, min_side: int | None, error: DecodeFailed
+) -> DecodedImage:
+    """Decode a JPEG without an end. Raises the error if it has another damage.
+
+    The file is completed in two ways. Where the two images are equal, the pixels were in the file.
+    """
+    data = data.rstrip(b"\0").rstrip(b"\xff")
+    loaded: list[Image.Image] = []
+    for completed in (data + _END_OF_JPEG, data + _OTHER_PIXELS + _END_OF_JPEG):
+        try:
+            with _typed_errors("JPEG"), _open("JPEG", completed, limits) as image:
+                size = image.size
+                layers = getattr(image, "layer", [])
+                _load(image, limits, min_side)
+                loaded.append(image)
+        except DecodeFailed:
+            raise error from None
+    with _typed_errors("JPEG"):
+        rows, share = _compare(
+            loaded[0], loaded[1], 8 * max((layer[2] for layer in layers), default=1) * loaded[0].height / size[1]
+        )
+        rows = rows * size[1] // loaded[0].height
+        if not has_all_frequencies(data):
+            raise DecodeFailed(
+                "the JPEG image is cut off: it is progressive, and scans with its details are missing. "
+                "Copy or download it again."
+            )
+        if share < LEAST_SHARE:
+            raise _CutOff("JPEG", rows, size[1])
+        return _finish(loaded[0], size, sha256, [_cut_off(rows, size[1])])
+
+
+def _compare(one: Image.Image, other: Image.Image, block: float) -> tuple[int, float]:
+    """Return how many rows are equal, from the top, and the share of equal pixels in the order of a file.
+
+    Args:
+        one: An image.
+        other: Another image of that size.
+        block: Height of a row of blocks, the unit in which a JPEG is written.
+    """
+    width, height = one.size
+    difference = ImageChops.difference(one, other)
+    box = difference.getbbox()
+    if box is None:
+        return height, 1.0
+    rows = box[1]
+    first = difference.crop((0, rows, width, min(height, rows + max(1, int(block) // 2)))).getbbox()
+    columns = first[0] if first else 0
+    return rows, min(1.0, (rows + block * columns / width) / height)
+
+
+def _cut_off(rows: int, height: int) -> str:
+    if rows >= height:
+        return "the image has no end marker; all of its rows are there"
+    return f"the image is cut off: {rows} of {height} rows are there; the rest is gray"
+
+
+def _decode_mended(name: str, mended: Mended, limits: ImageLimits, sha256: str) -> DecodedImage:
+    notes, rows = list(mended.warnings), mended.rows
+    if rows is not None and rows < LEAST_SHARE * mended.height:
+        raise _CutOff(name, rows, mended.height)
+    with _typed_errors(name), _open(name, mended.data, limits) as image:
+        size = image.size
+        if name != "PNG" or rows is None:  # a BMP was filled up
+            _load(image, limits, None)
+        else:
+            _check_pixels(*size, limits)
+            # Pillow has decoded all rows that there are when it raises the error.
+            with suppress(OSError, SyntaxError, ValueError):
+                image.load()
+            if isinstance(image, ImageFile.ImageFile):
+                image.tile = []  # there is no more to decode
+            if rows < size[1]:
+                image = _to_rgb(image, notes)
+                image.paste((_GRAY,) * 3, (0, rows, *size))
+        if rows is not None:
+            notes.append(_cut_off(rows, size[1]))
+        return _finish(image, size, sha256, notes)
 
 
 def _read(source: bytes | str | Path, limits: ImageLimits) -> bytes:
@@ -189,7 +315,7 @@ def _read_file(source: str | Path, limits: ImageLimits) -> bytes:
     except (OSError, ValueError) as error:
         if isinstance(error, InputError):
             raise
-        raise ImageMissing(f"the image file {str(source)!r} cannot be read: {error}") from error
+        raise ImageMissing(f"the image file {str(source)!r} cannot be read: {stable_message(error)}") from error
 
 
 def _check_bytes(count: int, limits: ImageLimits) -> None:
@@ -209,38 +335,6 @@ def _check_pixels(width: int, height: int, limits: ImageLimits) -> None:
         raise DecodeFailed(f"the image has no pixels: {width} x {height}")
 
 
-def _sniff(data: bytes) -> str:
-    """Return the name of the one decoder that may read the bytes, by their signature."""
-    head = data[:1024]
-    for name, signature in _SIGNATURES.items():
-        if re.match(signature, head, re.DOTALL):
-            return name
-    start = head.removeprefix(b"\xef\xbb\xbf").lstrip()
-    foreign = [name for name, sign in _FOREIGN.items() if re.match(sign, start, re.DOTALL | re.IGNORECASE)]
-    found = f"are {foreign[0]}" if foreign else f"start with {head[:16]!r}"
-    raise UnsupportedFormat(f"the bytes {found}, which is not supported. Use {', '.join(_SIGNATURES)}.")
-
-
-def _check_scans(data: bytes) -> None:
-    """Refuse a JPEG with more scans than any encoder writes: each one is decoded over the whole image."""
-    # A plain count includes bytes that are not markers, so it is never too low. Most files need no second look.
-    if data.count(_START_OF_SCAN) <= _MAX_SCANS:
-        return
-    position, scans = 2, 0
-    while (position := data.find(b"\xff", position)) >= 0 and position + 4 <= len(data):
-        marker = data[position + 1]
-        if marker == 0xD9:  # end of image: the rest is not decoded
-            return
-        if marker in (0x00, 0x01, 0xFF) or 0xD0 <= marker <= 0xD8:  # a marker without a length, or data of a scan
-            position += 1 if marker == 0xFF else 2
-            continue
-        scans += marker == 0xDA
-        if scans > _MAX_SCANS:
-            raise DecodeFailed(f"the JPEG image has more than {_MAX_SCANS} scans. Re-save the image.")
-        # Skip the segment, so that bytes in a comment do not count as scans.
-        position += 2 + int.from_bytes(data[position + 2 : position + 4])
-
-
 @contextmanager
 def _typed_errors(name: str) -> Iterator[None]:
     """Turn every error into an `InputError`, and silence Pillow's warnings. `name` is the format."""
@@ -252,27 +346,48 @@ def _typed_errors(name: str) -> Iterator[None]:
         except InputError:
             raise
         except Image.DecompressionBombError as error:
-            raise ImageTooLarge(f"the {name} image was not decoded: {error}. Shrink the image.") from error
+            raise ImageTooLarge(
+                f"the {name} image was not decoded: {str(error).rstrip('.')}. Shrink the image."
+            ) from error
+        except UnidentifiedImageError as error:
+            raise DecodeFailed(
+                f"the {name} image is truncated or corrupt: its header cannot be read. Re-save the image."
+            ) from error
         except Exception as error:
             raise DecodeFailed(
-                f"the {name} image is truncated or corrupt: {type(error).__name__}: {error}. Re-save the image."
+                f"the {name} image is truncated or corrupt: {stable_message(error)}. Re-save the image."
             ) from error
 
 
 def _decode(image: Image.Image, limits: ImageLimits, sha256: str | None, min_side: int | None) -> DecodedImage:
-    # Before decoding: the size, and that of a tile, because a TIFF is decoded by whole tiles, however small the image.
-    width, height = image.size
-    _check_pixels(width, height, limits)
-    tags = getattr(image, "tag_v2", {}) if image.format == "TIFF" else {}
-    if _TILE_WIDTH_TAG in tags and _TILE_LENGTH_TAG in tags:
-        _check_pixels(tags[_TILE_WIDTH_TAG], tags[_TILE_LENGTH_TAG], limits)
+    size = image.size
+    _load(image, limits, min_side)
+    if image.format == "HEIF":  # libheif turns and crops while it decodes
+        size = image.size
+    return _finish(image, size, sha256, [])
+
+
+def _load(image: Image.Image, limits: ImageLimits, min_side: int | None) -> None:
+    """Decode the pixels, after a check of the size, and that of a tile: a TIFF is decoded by whole tiles."""
+    _check_pixels(*image.size, limits)
+    if image.format == "TIFF":
+        tags = getattr(image, "tag_v2", {})
+        if _TILE_WIDTH_TAG in tags and _TILE_LENGTH_TAG in tags:
+            _check_pixels(tags[_TILE_WIDTH_TAG], tags[_TILE_LENGTH_TAG], limits)
+        if _DNG_VERSION_TAG in tags or (tags.get(_NEW_SUBFILE_TAG) == 1 and _SUB_IFDS_TAG in tags):
+            raise UnsupportedFormat(
+                "the bytes are a camera raw file (such as DNG, NEF or ARW), which is not supported: only its preview "
+                "could be read. Develop it to a JPEG."
+            )
     if min_side:
         image.draft(None, (min_side, min_side))  # only changes a JPEG that is large enough
     image.load()
 
-    # After decoding: color, then rotation. A TIFF was rotated by `load` already.
-    notes: list[str] = []
-    orientation = _orientation(image, notes)
+
+def _finish(image: Image.Image, size: tuple[int, int], sha256: str | None, notes: list[str]) -> DecodedImage:
+    """Apply color and rotation to decoded pixels. `size` is the size of the original, before rotation."""
+    width, height = size
+    orientation = _orientation(image, notes)  # a TIFF was rotated by `load` already
     rgb = _to_rgb(image, notes)
     if (turn := _TURNS.get(orientation)) is not None:  # the first of them equals 0
         rgb = rgb.transpose(turn)
@@ -282,6 +397,14 @@ def _decode(image: Image.Image, limits: ImageLimits, sha256: str | None, min_sid
     with suppress(Exception):  # a broken second frame does not affect the first
         if image.format != "MPO" and getattr(image, "is_animated", False):
             notes.append("the image has several frames; only the first was analyzed")
+    if min(size) < _LEAST_SIDE:
+        notes.append(
+            f"the image is tiny: {width} x {height} pixels; with a side below {_LEAST_SIDE}, a verdict is a guess"
+        )
+    elif max(size) > _MOST_ELONGATED * min(size):
+        notes.append(
+            f"the image is very elongated: {width} x {height} pixels; the model sees it squeezed into a square"
+        )
     return DecodedImage(image=rgb, width=width, height=height, sha256=sha256, warnings=notes)
 
 

@@ -30,8 +30,8 @@ from asap.preprocessing.images import (
     prepare_image,
 )
 
-FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
-EXACT = ("PNG", "BMP", "TIFF")
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "JPEG2000")
+EXACT = ("PNG", "BMP", "TIFF", "JPEG2000")
 
 
 def scene(width=48, height=32):
@@ -97,7 +97,7 @@ def test_a_large_jpeg_is_decoded_at_a_fraction_without_changing_the_square():
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
-@pytest.mark.parametrize("name", ["JPEG", "PNG", "WEBP", "TIFF"])
+@pytest.mark.parametrize("name", ["JPEG", "PNG", "WEBP", "TIFF", "AVIF"])
 def test_exif_orientation_is_undone(name, orientation):
     undo = {2: 0, 3: 3, 4: 1, 5: 5, 6: 2, 7: 6, 8: 4}  # each is its own inverse, except the two quarter turns
     stored = scene() if orientation == 1 else scene().transpose(Image.Transpose(undo[orientation]))
@@ -142,7 +142,7 @@ def test_transparency_is_blended_with_white_and_reported(name):
 
 
 def test_an_opaque_alpha_channel_causes_no_warning():
-    decoded = decode_image(encode(Image.new("RGBA", (4, 4), (1, 2, 3, 255)), "PNG"))
+    decoded = decode_image(encode(Image.new("RGBA", (40, 40), (1, 2, 3, 255)), "PNG"))
     assert decoded.image.getpixel((0, 0)) == (1, 2, 3)
     assert decoded.warnings == []
 
@@ -332,11 +332,9 @@ def test_a_decompression_bomb_is_refused_as_too_large():
         (b"<HTML><body>404</body></HTML>", "HTML"),
         (b"%PDF-1.7\n", "PDF"),
         (b"8BPS\0\1", "Photoshop"),
-        (b"\0\0\0\x1cftypavif\0\0", "AVIF"),
-        (b"\0\0\0\x18ftypheic\0\0", "HEIC"),
         (b"BMW unveils a new car in Munich on Friday", "BMW unveils"),
         (b"\x89PN", "PN"),
-        (b"\0", "x00"),
+        (b"\0\1\2", "x00"),
     ],
 )
 def test_bytes_of_an_unsupported_format_are_refused_and_named(data, named):
@@ -346,7 +344,7 @@ def test_bytes_of_an_unsupported_format_are_refused_and_named(data, named):
 
 
 def test_formats_that_pillow_reads_but_that_are_not_listed_are_unsupported():
-    for name in ("PPM", "TGA", "ICO", "PCX", "JPEG2000"):
+    for name in ("PPM", "TGA", "ICO", "PCX"):
         with pytest.raises(UnsupportedFormat):
             decode_image(encode(scene(), name))
 
@@ -364,7 +362,7 @@ def test_a_pil_image_without_pixels_is_refused():
 @pytest.mark.parametrize("name", FORMATS)
 def test_a_truncated_file_fails_to_decode_and_its_format_is_reported(name):
     data = encode(scene(300, 200), name)
-    with pytest.raises(DecodeFailed, match="truncated or corrupt") as caught:
+    with pytest.raises(DecodeFailed, match=r"truncated or corrupt|is cut off") as caught:
         decode_image(data[: len(data) // 2])
     assert name in str(caught.value)
 
@@ -376,7 +374,7 @@ def samples():
     exif = Image.Exif()
     exif[0x0112] = 6
     yield from ((name, encode(small, name)) for name in FORMATS)
-    yield from ((f"{name} alpha", encode(small.convert("RGBA"), name)) for name in ("PNG", "WEBP", "TIFF"))
+    yield from ((f"{name} alpha", encode(small.convert("RGBA"), name)) for name in ("PNG", "WEBP", "TIFF", "AVIF"))
     yield from ((f"{name} palette", encode(small.convert("P"), name)) for name in ("PNG", "GIF", "BMP", "TIFF"))
     yield from ((f"{name} gray16", encode(gray16, name)) for name in ("PNG", "TIFF"))
     yield "TIFF float", encode(gray16.convert("F"), "TIFF")

@@ -105,7 +105,7 @@ def test_detect_saves_the_picture_with_its_evidence(run: Any, corpus: Path, mode
         (["none.jpg", "--text", "t"], "no file at the image path"),
         (["images/0.jpg"], "the pair has no text. Give --text."),
         (["images/0.jpg", "--text", "... !"], "text"),
-        (["a.jsonl", "--text", "t"], "a.jsonl: the bytes start with"),
+        (["a.jsonl", "--text", "t"], "a.jsonl: the bytes are JSON"),
         (["empty.jpg", "--text", "t"], "empty.jpg: the image has no bytes"),
         (["images/0.jpg", "--text", "t", "--model", "/nowhere"], "does not exist"),
         (["s3://no-such-bucket-for-me/a.jpg", "--text", "t"], "does not exist"),
