@@ -440,8 +440,11 @@ def _columns_of(whole: Mapping[str, Any]) -> dict[str, list[Any]]:
 
     pandas writes `{"image": {"0": …, "1": …}}`.
     """
-    lists = {name: value for name, value in whole.items() if isinstance(value, list)}
-    if _roles(lists) == 2:
+    lists = {
+        name: value for name, value in whole.items() if isinstance(value, list) and plain(name) not in _CONVERSATIONS
+    }
+    # A list of one picture may belong to one record, which has several texts.
+    if _roles(lists) == 2 and any(len(value) > 1 for name, value in lists.items() if is_picture_column(name)):
         return lists
     objects = {name: value for name, value in whole.items() if isinstance(value, dict)}
     if _roles(objects) == 2 and len(objects) == len(whole) and len({tuple(value) for value in objects.values()}) == 1:

@@ -573,6 +573,13 @@ def test_a_conversation_gives_its_first_answer(tmp_path: Path) -> None:
     assert row.warnings == ["the text is the first answer of a conversation of 2 turns"]
 
 
+def test_one_record_may_have_lists_of_a_picture_and_of_texts(tmp_path: Path) -> None:
+    for texts, key in ((["one", "two"], "captions"), ([{"role": "assistant", "content": "one"}], "messages")):
+        path = _write(tmp_path / "a.jsonl", [{"images": ["a.jpg"], key: texts}])
+        (row,) = _table(path).rows()
+        assert (_relative(row, path), row.text) == ("a.jpg", "one")
+
+
 @pytest.mark.parametrize("name", ["a.jsonl", "a.parquet"])
 def test_of_several_captions_the_first_is_taken_with_a_warning(tmp_path: Path, name: str) -> None:
     records = [{"image": "a.jpg", "captions": ["", "one", "two"]}, {"image": "b.jpg", "captions": ["only"]}]
