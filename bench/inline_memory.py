@@ -4,7 +4,7 @@ Each table holds pictures of about one megabyte in one row group, written in ano
 the manifest and another prepares all rows in batches, as a task of a scan does; their peaks of resident memory stand
 beside those for the same pictures in files, and beside that of pyarrow, which reads the column in small batches.
 
-    python bench/inline_memory.py [--pictures 1000] [--batch-size 64] [--folder PATH] [--json PATH]
+    python bench/inline_memory.py [--pictures 1000] [--ways pandas zstd] [--batch-size 64] [--folder PATH] [--json PATH]
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def draw_pictures(number: int) -> list[bytes]:
     return [drawn[row % len(drawn)] + random.Random(row).randbytes(16) for row in range(number)]
 
 
-def write_inputs(folder: Path, number: int) -> dict[str, Path]:
+def write_inputs(folder: Path, number: int, ways: list[str]) -> dict[str, Path]:
     """Write the tables, and a manifest of the same pictures in files; return their paths."""
     pictures = draw_pictures(number)
     inputs = {"files": folder / "files.jsonl"}
@@ -61,12 +61,12 @@ def write_inputs(folder: Path, number: int) -> dict[str, Path]:
     inputs["files"].write_text("\n".join(lines))
     column = pa.array([{"bytes": picture, "path": None} for picture in pictures])
     table = pa.table({"image": column, "text": [f"text {row}" for row in range(number)]})
-    for name, options in WAYS.items():
+    for name in ways:
         inputs[name] = folder / f"{len(inputs)}.parquet"
         if name == "pandas":
             table.to_pandas().to_parquet(inputs[name])
         else:
-            pq.write_table(table, inputs[name], **options)
+            pq.write_table(table, inputs[name], **WAYS[name])
     return inputs
 
 
@@ -113,6 +113,7 @@ def main() -> None:
     """Run the measurements and print a table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--pictures", type=int, default=1000)
+    parser.add_argument("--ways", nargs="+", choices=list(WAYS), default=list(WAYS), help="Tables to write.")
     parser.add_argument("--batch-size", type=int, default=64)
     parser.add_argument("--folder", type=Path, help="Folder for the inputs; a temporary one by default.")
     parser.add_argument("--json", type=Path)
@@ -125,7 +126,7 @@ def main() -> None:
     found: dict[str, dict[str, dict[str, float]]] = {}
     with tempfile.TemporaryDirectory(dir=options.folder) as folder:
         print(f"{'':22}{'manifest':>10}{'prepare':>10}{'pyarrow':>10}  MiB at most;{'prepare':>9} s")
-        for name, path in write_inputs(Path(folder), options.pictures).items():
+        for name, path in write_inputs(Path(folder), options.pictures, options.ways).items():
             steps = ["manifest", "prepare"] + (["pyarrow"] if path.suffix == ".parquet" else [])
             found[name] = {step: measure(step, path, options.batch_size) for step in steps}
             peaks = [f"{found[name][step]['peak']:10.0f}" if step in found[name] else " " * 10

@@ -579,8 +579,8 @@ def _unpack(data: bytes, width: int, count: int) -> list[int]:
         run = header >> 1
         if header & 1:
             bits = np.unpackbits(np.frombuffer(data[at : at + run * width], np.uint8), bitorder="little")
-            bits = bits[: len(bits) // width * width].reshape(-1, width)
-            numbers += (bits @ (1 << np.arange(width, dtype=np.int64))).tolist()
+            rows = bits[: len(bits) // width * width].reshape(-1, width)
+            numbers += (rows @ (1 << np.arange(width, dtype=np.int64))).tolist()
             at += run * width
         else:
             size = (width + 7) // 8

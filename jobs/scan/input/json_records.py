@@ -116,7 +116,8 @@ def _find_reading(reader: JsonReader, kind: str) -> None:
     reader.twice = sorted({name for line in first if isinstance(line, bytes) for name in _names_twice(line)})
     parsed = [None if isinstance(line, RowError) else _parse_line(line) for line in first]
     objects = sum(isinstance(value, dict) for value in parsed)
-    if reader.holds_pictures and len(parsed) == 1 and objects and _roles(parsed[0]) == 2 and _is_one_record(parsed[0]):
+    alone = parsed[0] if len(parsed) == 1 else None
+    if reader.holds_pictures and isinstance(alone, dict) and _roles(alone) == 2 and _is_one_record(alone):
         return  # one line, whose picture has an address
     if head.lstrip().startswith(b"["):
         if _first_of_stream(reader, "array") is not None:
