@@ -11,9 +11,9 @@ from asap.preprocessing.images import DEFAULT_LIMITS
 from asap.preprocessing.words import MIN_TEXT_READ
 from asap.storage.fetch import FetchSettings
 from asap.storage.location import Location
-from jobs.scan.input.globs import find_glob
-from jobs.scan.input.record_files import record_file
-from jobs.scan.input.tables import TableOptions
+from jobs.scan.input.files.globs import find_glob
+from jobs.scan.input.tables.record_files import record_file
+from jobs.scan.input.tables.table import TableOptions
 from jobs.settings import ClusterSettings, Settings, WatchSettings
 
 

@@ -13,8 +13,7 @@ import posixpath
 import re
 
 from asap.storage.location import Location, file_uri_path, is_file_uri, is_windows_path, read_schemes, s3_uri
-from jobs.scan.input.manifest import is_storable
-from jobs.scan.input.record_files import RowError
+from jobs.scan.input.manifest import RowError, is_storable
 
 _SCHEME = re.compile(r"^(data(?=:)|file(?=:/)|[a-zA-Z][\w+.-]*(?=://))", re.IGNORECASE)
 

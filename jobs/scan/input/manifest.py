@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import chain, islice
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -43,6 +44,17 @@ _TEXTS = ("custom_id", "image_uri", "text", "metadata", "text_uri", "row_error")
 ESCAPED = "the text has lone surrogates or NULs; each is stored as \\uXXXX, and was read as one U+FFFD"
 """The warning of a row whose text has escapes."""
 _ESCAPE_LENGTH = len(r"\u0000")
+
+
+class RowError(Exception):
+    """The reason why one record cannot be understood."""
+
+    def __init__(self, reason: str, fields: Mapping[str, Any] | None = None, *, aligned: bool = True) -> None:
+        super().__init__(reason)
+        self.fields = fields or {}
+        """The fields that could be read all the same, so that the row keeps its name and its picture."""
+        self.aligned = aligned
+        """False if a cell may stand under the wrong column, from the text on."""
 
 
 @dataclass(kw_only=True)

@@ -25,15 +25,15 @@ from asap.storage.files import exists, file_info
 from asap.storage.fingerprint import file_fingerprint, files_fingerprint
 from asap.storage.location import FileInfo, Location
 from jobs.errors import InputNotFound
-from jobs.scan.input.folders import PictureFolder
-from jobs.scan.input.globs import find_glob
-from jobs.scan.input.inventory import Inventory, find_inventory
-from jobs.scan.input.listing import Address, Look, Role, look_at, role_of, suffix_of
+from jobs.scan.input.files.folders import PictureFolder
+from jobs.scan.input.files.globs import find_glob
+from jobs.scan.input.files.inventory import Inventory, find_inventory
+from jobs.scan.input.files.listing import Address, Listing, Role, list_address, role_of, suffix_of
+from jobs.scan.input.files.parts import SPLITS, TableParts, choose_parts, kind_of, place
+from jobs.scan.input.files.shards import Shards
 from jobs.scan.input.manifest import ManifestRow
-from jobs.scan.input.parts import SPLITS, TableParts, choose_parts, kind_of, place
-from jobs.scan.input.record_files import record_file
-from jobs.scan.input.shards import Shards
-from jobs.scan.input.tables import NO_OPTIONS, Table, TableOptions, understand_table
+from jobs.scan.input.tables.record_files import record_file
+from jobs.scan.input.tables.table import NO_OPTIONS, Table, TableOptions, understand_table
 
 _READ = "Give a table (.json, .jsonl, .csv, .parquet), tars, or a folder of pictures with texts"
 _FIRST_ROWS = 20
@@ -152,11 +152,11 @@ def find_source(text: str, limit: int | None = None, options: TableOptions = NO_
     if not location.is_s3 and Path(location.uri).exists() and not Path(location.uri).is_dir():
         raise InputNotFound(f"{location} is neither a file nor a folder. {_READ}")
     address = Address(location, location)
-    look = look_at(address)
-    if not any(look.files.values()) and (glob := find_glob(location)):
+    listing = list_address(address)
+    if not any(listing.files.values()) and (glob := find_glob(location)):
         address = Address(location, glob.folder, glob)
-        look = look_at(address)
-    return Source(location, _content(look, options), limit)
+        listing = list_address(address)
+    return Source(location, _content(listing, options), limit)
 
 
 def _refuse_other_stores(text: str) -> None:
@@ -180,7 +180,7 @@ def _file(location: Location, options: TableOptions) -> Table | Content:
         return understand_table(location, file.kind, options)
     role = role_of(location.name)
     if role is Role.TAR:
-        return _shards(look_at(Address(location, location.parent, only=info)), options)
+        return _shards(list_address(Address(location, location.parent, only=info)), options)
     if role is Role.PACKED_TAR:
         raise InputNotFound(f"{location} is a compressed tar. {_UNPACK_TARS}")
     if role is Role.PICTURE:
@@ -189,38 +189,40 @@ def _file(location: Location, options: TableOptions) -> Table | Content:
     raise InputNotFound(f"{location} is a file of another kind. {_ADVICE.get(suffix, _READ)}")
 
 
-def _content(look: Look, options: TableOptions) -> Content:
+def _content(listing: Listing, options: TableOptions) -> Content:
     """Return the content of a folder, or of the files with a pattern. Raises `InputNotFound` if it could be several."""
-    where = look.address.location
-    _refuse_lakes(look)
-    _name_companions(look)
-    has_bare = not look[Role.PICTURE] and _are_pictures(look[Role.BARE])
-    pictures = look[Role.BARE] if has_bare else look[Role.PICTURE]
-    tars, tables = look[Role.TAR], look[Role.TABLE]
-    folder = PictureFolder(look.address, has_bare, look, options)
-    if tables and (content := _tables(look, folder, pictures, options)):
+    where = listing.address.location
+    _refuse_lakes(listing)
+    _name_companions(listing)
+    has_bare = not listing[Role.PICTURE] and _are_pictures(listing[Role.BARE])
+    pictures = listing[Role.BARE] if has_bare else listing[Role.PICTURE]
+    tars, tables = listing[Role.TAR], listing[Role.TABLE]
+    folder = PictureFolder(listing.address, has_bare, listing, options)
+    if tables and (content := _tables(listing, folder, pictures, options)):
         return content
     if tars and pictures:
         raise InputNotFound(
             f"{where} holds {_count(tars, 'tar')} and {_count(pictures, 'picture')}, and either may be meant. Give "
-            f"{_pattern(look, tars[0])} or {_pattern(look, pictures[0])}, in quotes"
+            f"{_pattern(listing, tars[0])} or {_pattern(listing, pictures[0])}, in quotes"
         )
     if tars:
-        return _shards(look, options)
+        return _shards(listing, options)
     if pictures:
         if options.texts:
             folder.check_texts()
         return folder
-    if look[Role.PACKED_TAR]:
-        raise InputNotFound(f"{where} holds {_count(look[Role.PACKED_TAR], 'compressed tar')}. {_UNPACK_TARS}")
-    raise InputNotFound(f"{where} {_describe_nothing(look)}")
+    if listing[Role.PACKED_TAR]:
+        raise InputNotFound(f"{where} holds {_count(listing[Role.PACKED_TAR], 'compressed tar')}. {_UNPACK_TARS}")
+    raise InputNotFound(f"{where} {_describe_nothing(listing)}")
 
 
-def _tables(look: Look, folder: PictureFolder, pictures: Sequence[FileInfo], options: TableOptions) -> Content | None:
+def _tables(
+    listing: Listing, folder: PictureFolder, pictures: Sequence[FileInfo], options: TableOptions
+) -> Content | None:
     """Return the content of a folder that holds tables; None if its pictures or tars are meant."""
-    where = look.address.location
+    where = listing.address.location
     by_kind: dict[str, list[FileInfo]] = {}
-    for info in look[Role.TABLE]:
+    for info in listing[Role.TABLE]:
         by_kind.setdefault(kind_of(info) or "", []).append(info)
     found: dict[str, TableParts] = {}
     reasons: list[InputNotFound] = []
@@ -229,45 +231,45 @@ def _tables(look: Look, folder: PictureFolder, pictures: Sequence[FileInfo], opt
         if kind == "json" and (
             inventories := list(filter(None, (find_inventory(info, options) for info in infos[:_FIRST_ROWS])))
         ):
-            return _inventory(look, inventories)
+            return _inventory(listing, inventories)
         try:
-            first, no_pairs = choose_parts(look.address, infos, kind, options)
+            first, no_pairs = choose_parts(listing.address, infos, kind, options)
         except InputNotFound as error:
             reasons.append(error)
             continue
         by_kind[kind] = [info for info in infos if info not in no_pairs]
         others.extend(no_pairs)
-        # Where pictures lie too, the parts are those that the look saw: it goes through all folders at the top.
-        only = tuple(by_kind[kind]) if look.is_complete or pictures or look[Role.TAR] else None
+        # Where pictures lie too, the parts are those that the listing holds: it goes through all folders at the top.
+        only = tuple(by_kind[kind]) if listing.is_complete or pictures or listing[Role.TAR] else None
         left_out = frozenset(info.location for info in no_pairs)
         folders = tuple(dict.fromkeys(info.location.parent for info in pictures))[:_MOST_FOLDERS]
         first = place(first, folders)
-        found[kind] = TableParts(look.address, kind, look, first, options, only, left_out, folders)
-    beside = pictures or look[Role.TAR]
-    naming = {kind: parts for kind, parts in found.items() if not beside or _names_files_here(parts, look)}
+        found[kind] = TableParts(listing.address, kind, listing, first, options, only, left_out, folders)
+    beside = pictures or listing[Role.TAR]
+    naming = {kind: parts for kind, parts in found.items() if not beside or _names_files_here(parts, listing)}
     chosen = naming or found
     if len(chosen) > 1:
-        files = "; ".join(f"{kind}: {_names(look, by_kind[kind])}" for kind in chosen)
+        files = "; ".join(f"{kind}: {_names(listing, by_kind[kind])}" for kind in chosen)
         raise InputNotFound(
             f"{where} holds tables of different kinds ({files}), and one is read. Give the file, or a pattern such as "
-            f"{_pattern(look, by_kind[next(iter(chosen))][0])}, in quotes"
+            f"{_pattern(listing, by_kind[next(iter(chosen))][0])}, in quotes"
         )
     if not chosen:
         if beside:
             return None
         raise reasons[0]
     kind, parts = next(iter(chosen.items()))
-    if beside and not naming and (look[Role.TAR] or not options.texts or folder.has_texts()):
-        counted = _count(beside, "tar" if look[Role.TAR] else "picture")
+    if beside and not naming and (listing[Role.TAR] or not options.texts or folder.has_texts()):
+        counted = _count(beside, "tar" if listing[Role.TAR] else "picture")
         raise InputNotFound(
-            f"{where} holds {_names(look, by_kind[kind])}, and {counted} that its first records do not name; either "
-            f"may be meant. Give {parts.first.location}, or a pattern such as {_pattern(look, beside[0])}, in quotes"
+            f"{where} holds {_names(listing, by_kind[kind])}, and {counted} that its first records do not name; either "
+            f"may be meant. Give {parts.first.location}, or a pattern such as {_pattern(listing, beside[0])}, in quotes"
         )
-    return replace(parts, notes=tuple(_table_notes(look, kind, by_kind, others, pictures, named=bool(naming))))
+    return replace(parts, notes=tuple(_table_notes(listing, kind, by_kind, others, pictures, named=bool(naming))))
 
 
 def _table_notes(
-    look: Look,
+    listing: Listing,
     kind: str,
     by_kind: dict[str, list[FileInfo]],
     others: Sequence[FileInfo],
@@ -277,9 +279,9 @@ def _table_notes(
 ) -> Iterator[str]:
     """Yield sentences about what was chosen among the files of a folder."""
     if len(by_kind[kind]) > 1:
-        splits = dict.fromkeys(SPLITS.findall(" ".join(map(look.address.name_of, by_kind[kind])).lower()))
+        splits = dict.fromkeys(SPLITS.findall(" ".join(map(listing.address.name_of, by_kind[kind])).lower()))
         of_splits = f", of the splits {', '.join(splits)}" if len(splits) > 1 else ""
-        yield f"All {len(by_kind[kind])} tables are read{of_splits}: {_names(look, by_kind[kind])}."
+        yield f"All {len(by_kind[kind])} tables are read{of_splits}: {_names(listing, by_kind[kind])}."
     if pictures:
         yield (
             "Pictures are read as the tables name them, and not all that lie in the folder."
@@ -287,49 +289,49 @@ def _table_notes(
             else "The first records of the table name no picture of the folder."
         )
     if left_out := [*others, *(info for other, infos in by_kind.items() if other != kind for info in infos)]:
-        yield f"Not read as tables of pairs: {_names(look, left_out)}."
+        yield f"Not read as tables of pairs: {_names(listing, left_out)}."
 
 
-def _inventory(look: Look, inventories: Sequence[Inventory]) -> Content:
+def _inventory(listing: Listing, inventories: Sequence[Inventory]) -> Content:
     if len(inventories) > 1:
         raise InputNotFound(
-            f"{look.address.location} holds {len(inventories)} inventories of S3. Give the manifest.json of one, such "
-            f"as {inventories[-1].location}"
+            f"{listing.address.location} holds {len(inventories)} inventories of S3. Give the manifest.json of one, "
+            f"such as {inventories[-1].location}"
         )
     inventories[0].check()
     return inventories[0]
 
 
-def _shards(look: Look, options: TableOptions) -> Shards:
-    packed = look[Role.PACKED_TAR]
+def _shards(listing: Listing, options: TableOptions) -> Shards:
+    packed = listing[Role.PACKED_TAR]
     notes = (f"{_count(packed, 'compressed tar')} left out. {_UNPACK_TARS}.",) if packed else ()
-    shards = Shards(look.address, look, options, notes)
+    shards = Shards(listing.address, listing, options, notes)
     shards.check()
     return shards
 
 
-def _name_companions(look: Look) -> None:
+def _name_companions(listing: Listing) -> None:
     """Take those files for no tables that describe a picture, a tar or a folder of the same name beside them."""
     pictures, tars = (
-        {form for info in look[role] for form in (info.location.uri, info.location.uri.rpartition(".")[0])}
+        {form for info in listing[role] for form in (info.location.uri, info.location.uri.rpartition(".")[0])}
         for role in (Role.PICTURE, Role.TAR)
     )
-    folders = {info.location.parent.uri for info in look[Role.PICTURE]}
+    folders = {info.location.parent.uri for info in listing[Role.PICTURE]}
     texts: list[FileInfo] = []
     others: list[FileInfo] = []
-    for info in look[Role.TABLE]:
+    for info in listing[Role.TABLE]:
         stem = info.location.uri.rpartition(".")[0]
         if stem in pictures:
             (texts if info.location.uri.lower().endswith(".json") else others).append(info)
         elif stem in tars or stem in folders:
             others.append(info)
-    look.move(texts, Role.TEXT)
-    look.move(others, Role.OTHER)
+    listing.move(texts, Role.TEXT)
+    listing.move(others, Role.OTHER)
 
 
-def _names_files_here(parts: TableParts, look: Look) -> bool:
+def _names_files_here(parts: TableParts, listing: Listing) -> bool:
     """Return True if one of the first rows names a file below the folder."""
-    below = look.address.folder.uri.rstrip("/") + "/"
+    below = listing.address.folder.uri.rstrip("/") + "/"
     for row in islice(parts.first.rows(), _FIRST_ROWS):
         if row.image_uri and row.image_uri.startswith(below) and exists(Location(row.image_uri)):
             return True
@@ -347,47 +349,49 @@ def _are_pictures(files: Sequence[FileInfo]) -> bool:
     return 2 * found > len(first)
 
 
-def _refuse_lakes(look: Look) -> None:
+def _refuse_lakes(listing: Listing) -> None:
     """Raise `InputNotFound` for a table that keeps removed rows in its files, and a log of what is valid."""
-    for info in look[Role.STRAY] + look[Role.TABLE]:
-        name = look.address.name_of(info)
-        if look.address.glob is None and (match := _LAKE.search(name)):
+    for info in listing[Role.STRAY] + listing[Role.TABLE]:
+        name = listing.address.name_of(info)
+        if listing.address.glob is None and (match := _LAKE.search(name)):
             lake = next(kind for kind, mark in _LAKES.items() if mark in match[0])
             raise InputNotFound(
-                f"{look.address.location} is a table of {lake}, whose files may hold rows that were deleted. Export it "
-                "to Parquet, or give a pattern such as '*.parquet' to read every file"
+                f"{listing.address.location} is a table of {lake}, whose files may hold rows that were deleted. Export "
+                "it to Parquet, or give a pattern such as '*.parquet' to read every file"
             )
 
 
-def _describe_nothing(look: Look) -> str:
-    others = [info for role in (Role.OTHER, Role.TEXT, Role.BARE) for info in look[role] if look.address.is_meant(info)]
-    if look.address.glob and not others:
+def _describe_nothing(listing: Listing) -> str:
+    others = [
+        info for role in (Role.OTHER, Role.TEXT, Role.BARE) for info in listing[role] if listing.address.is_meant(info)
+    ]
+    if listing.address.glob and not others:
         return f"matches no file that is read. {_READ}"
-    if not any(look.files.values()):
+    if not any(listing.files.values()):
         return f"is not there, or holds nothing. {_READ}"
     if pieces := [info for info in others if _PIECE.fullmatch(info.location.name)]:
-        advice = f"{_names(look, pieces)} look like pieces of a table: join them (cat) to one file"
-    elif look[Role.BARE] and len(look[Role.BARE]) == len(others):
+        advice = f"{_names(listing, pieces)} look like pieces of a table: join them (cat) to one file"
+    elif listing[Role.BARE] and len(listing[Role.BARE]) == len(others):
         advice = "Name tables by what they are (part-00000.jsonl, part-00000.csv)"
     else:
         advice = next((_ADVICE[suffix] for suffix in map(suffix_of, others) if suffix in _ADVICE), _READ)
-    if look.address.glob:
-        return f"matches no table, picture or tar, but {_names(look, others)}. {advice}"
-    return f"holds no table, picture or tar, but {look.sentence()}. {advice}"
+    if listing.address.glob:
+        return f"matches no table, picture or tar, but {_names(listing, others)}. {advice}"
+    return f"holds no table, picture or tar, but {listing.sentence()}. {advice}"
 
 
 def _count(files: Sequence[FileInfo], name: str) -> str:
     return f"{len(files)} {name}{'' if len(files) == 1 else 's'}"
 
 
-def _names(look: Look, files: Sequence[FileInfo]) -> str:
+def _names(listing: Listing, files: Sequence[FileInfo]) -> str:
     """Return the names of the first of some files, for a message."""
-    names = [look.address.name_of(info) for info in files[:3]]
+    names = [listing.address.name_of(info) for info in files[:3]]
     return ", ".join(names) + (f" and {len(files) - 3} more" if len(files) > 3 else "")
 
 
-def _pattern(look: Look, info: FileInfo) -> str:
+def _pattern(listing: Listing, info: FileInfo) -> str:
     """Return a pattern that a file and others of its kind have."""
     suffix = info.location.name[info.location.name.rfind(".") :] if "." in info.location.name else ""
-    deep = "**/" if "/" in look.address.name_of(info) else ""
-    return f"'{look.address.folder.uri.rstrip('/')}/{deep}*{suffix}'"
+    deep = "**/" if "/" in listing.address.name_of(info) else ""
+    return f"'{listing.address.folder.uri.rstrip('/')}/{deep}*{suffix}'"

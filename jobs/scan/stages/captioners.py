@@ -23,9 +23,10 @@ from asap.storage.files import exists, list_files, open_read
 from asap.storage.fingerprint import file_fingerprint, files_fingerprint
 from asap.storage.location import Location
 from jobs.errors import InputNotFound
-from jobs.scan.input.columns import require_columns
-from jobs.scan.input.record_files import RowError, record_file
-from jobs.scan.input.tables import open_records, records_of
+from jobs.scan.input.manifest import RowError
+from jobs.scan.input.tables.columns import require_columns
+from jobs.scan.input.tables.record_files import record_file
+from jobs.scan.input.tables.table import open_records, records_of
 from jobs.scan.settings import CaptionSettings
 
 

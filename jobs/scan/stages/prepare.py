@@ -23,9 +23,8 @@ from asap.preprocessing.images import ImageLimits, decode_image, prepare_image
 from asap.storage.fetch import Fetched, FetchSettings
 from asap.storage.picture_address import PictureAddress, PictureReader
 from jobs.metrics import count_fetches, stage_timed
-from jobs.scan.input.manifest import ESCAPED, complete_manifest, find_escapes, storable
-from jobs.scan.input.record_files import RowError
-from jobs.scan.input.sidecars import read_late_text
+from jobs.scan.input.files.sidecars import read_late_text
+from jobs.scan.input.manifest import ESCAPED, RowError, complete_manifest, find_escapes, storable
 from jobs.scan.stages.result_rows import CALLER_COLUMNS
 
 PREPARED_FIELDS = [

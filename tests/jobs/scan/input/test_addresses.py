@@ -2,7 +2,7 @@ import pytest
 
 from asap.storage.location import Location
 from jobs.scan.input.addresses import image_uri
-from jobs.scan.input.record_files import RowError
+from jobs.scan.input.manifest import RowError
 
 LOCAL = Location("/data/news")
 BUCKET = Location("s3://photos/news")

@@ -13,12 +13,11 @@ from asap.storage.files import write_bytes
 from asap.storage.location import Location
 from jobs.errors import InputNotFound
 from jobs.scan.input.addresses import image_uri
-from jobs.scan.input.columns import Columns, TableOptions
-from jobs.scan.input.manifest import ManifestRow
-from jobs.scan.input.record_files import RowError
-from jobs.scan.input.rows import Base, RowMaker
-from jobs.scan.input.sidecars import read_late_text
+from jobs.scan.input.files.sidecars import read_late_text
+from jobs.scan.input.manifest import ManifestRow, RowError
 from jobs.scan.input.sources import find_source
+from jobs.scan.input.tables.columns import Columns, TableOptions
+from jobs.scan.input.tables.rows import Base, RowMaker
 from tests.support.faulty_store import Fault, FaultyStore
 
 _GOOD = {"image": "good.jpg", "text": "t"}

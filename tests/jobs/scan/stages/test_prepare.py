@@ -18,7 +18,8 @@ from asap.storage import picture_address
 from asap.storage.fetch import FetchSettings
 from asap.storage.files import delete_file, open_seekable, write_bytes
 from asap.storage.location import FileInfo, Location
-from jobs.scan.input import listing, sources
+from jobs.scan.input import sources
+from jobs.scan.input.files import listing
 from jobs.scan.input.manifest import MANIFEST_SCHEMA, write_manifest
 from jobs.scan.stages import prepare
 from jobs.scan.stages.prepare import PREPARED_FIELDS, Preparation, prepare_batch

@@ -16,14 +16,13 @@ from typing import Any
 from asap.errors import StorageError
 from asap.storage.location import FileInfo
 from jobs.errors import InputNotFound
-from jobs.scan.input.columns import NO_OPTIONS, TableOptions
-from jobs.scan.input.folders import FIRST_PICTURES
-from jobs.scan.input.listing import PICTURE_SUFFIXES, TEXT_SUFFIXES, Address, Look, Role
-from jobs.scan.input.manifest import ManifestRow, is_storable
-from jobs.scan.input.parts import PART_BITS
-from jobs.scan.input.record_files import RowError
-from jobs.scan.input.sidecars import MAX_TEXT_BYTES, Text, find_texts, parse_text, texts_by_name
-from jobs.scan.input.tars import BrokenTar, Member, ReadAt, check_tar, open_tar, read_members
+from jobs.scan.input.files.folders import FIRST_PICTURES
+from jobs.scan.input.files.listing import PICTURE_SUFFIXES, TEXT_SUFFIXES, Address, Listing, Role
+from jobs.scan.input.files.parts import PART_BITS
+from jobs.scan.input.files.sidecars import MAX_TEXT_BYTES, Text, find_texts, parse_text, texts_by_name
+from jobs.scan.input.files.tars import BrokenTar, Member, ReadAt, check_tar, open_tar, read_members
+from jobs.scan.input.manifest import ManifestRow, RowError, is_storable
+from jobs.scan.input.tables.columns import NO_OPTIONS, TableOptions
 
 _MOST_WAITING = 100_000
 """Samples that wait for a text. A tar whose members are not sorted has their texts far behind their pictures."""
@@ -45,7 +44,7 @@ class Shards:
     """Tars of pictures and texts, read one after the other in the order of their names."""
 
     address: Address
-    look: Look
+    listing: Listing
     options: TableOptions = NO_OPTIONS
     notes: tuple[str, ...] = ()
 
@@ -91,9 +90,9 @@ class Shards:
 
     def describe(self) -> dict[str, Any]:
         """Return what a short look at the tars found."""
-        taken = self.look[Role.TAR]
+        taken = self.listing[Role.TAR]
         names = [self.address.name_of(info) for info in taken[:20]]
-        found = self.look.describe(taken)
+        found = self.listing.describe(taken)
         return found | {"parts": {"tar": len(taken)}, "first_parts": names, "notes": list(self.notes)}
 
 

@@ -22,16 +22,16 @@ from asap.storage.files import exists, open_read
 from asap.storage.location import Location
 from jobs.errors import InputNotFound
 from jobs.scan.input.addresses import is_relative
-from jobs.scan.input.columns import NO_OPTIONS as NO_OPTIONS
-from jobs.scan.input.columns import WEB, Columns, find_columns, value_of
-from jobs.scan.input.columns import TableOptions as TableOptions
-from jobs.scan.input.csv_records import understand_csv
-from jobs.scan.input.inline import InlinePicture
-from jobs.scan.input.json_records import understand_json
-from jobs.scan.input.manifest import ManifestRow
-from jobs.scan.input.parquet_records import ParquetReader, understand_parquet
-from jobs.scan.input.record_files import Record, RecordReader, RowError
-from jobs.scan.input.rows import Base, RowMaker
+from jobs.scan.input.manifest import ManifestRow, RowError
+from jobs.scan.input.tables.columns import NO_OPTIONS as NO_OPTIONS
+from jobs.scan.input.tables.columns import WEB, Columns, find_columns, value_of
+from jobs.scan.input.tables.columns import TableOptions as TableOptions
+from jobs.scan.input.tables.csv_records import understand_csv
+from jobs.scan.input.tables.inline import InlinePicture
+from jobs.scan.input.tables.json_records import understand_json
+from jobs.scan.input.tables.parquet_records import ParquetReader, understand_parquet
+from jobs.scan.input.tables.record_files import Record, RecordReader
+from jobs.scan.input.tables.rows import Base, RowMaker
 
 SAMPLE = 256
 """First records that decide what the columns are."""

@@ -12,11 +12,11 @@ from asap.errors import StorageError
 from asap.storage.files import exists
 from asap.storage.location import FileInfo, Location
 from jobs.errors import InputNotFound
-from jobs.scan.input.listing import Address, Look, Role
+from jobs.scan.input.files.listing import Address, Listing, Role
 from jobs.scan.input.manifest import ManifestRow
-from jobs.scan.input.record_files import record_file
-from jobs.scan.input.rows import Base
-from jobs.scan.input.tables import NO_OPTIONS, Table, TableOptions, open_records, records_of, understand_table
+from jobs.scan.input.tables.record_files import record_file
+from jobs.scan.input.tables.rows import Base
+from jobs.scan.input.tables.table import NO_OPTIONS, Table, TableOptions, open_records, records_of, understand_table
 
 PART_BITS = 32
 """Bits of a row's number that count the lines of its part. The part's own number lies above."""
@@ -35,7 +35,7 @@ class TableParts:
     address: Address
     kind: str
     """Kind of each part: json, jsonl, csv, parquet …"""
-    look: Look
+    listing: Listing
     first: Table
     """The first part that has a record."""
     options: TableOptions = NO_OPTIONS
@@ -87,8 +87,8 @@ class TableParts:
 
     def describe(self) -> dict[str, Any]:
         """Return what a short look at the parts found."""
-        taken = [info for info in self.look[Role.TABLE] if self._is_part(info)]
-        found = self.look.describe(taken)
+        taken = [info for info in self.listing[Role.TABLE] if self._is_part(info)]
+        found = self.listing.describe(taken)
         names = [self.address.name_of(info) for info in taken[:20]]
         return found | {
             "parts": {self.kind: len(taken)},

@@ -13,12 +13,11 @@ from asap.storage.fetch import FetchSettings, fetch
 from asap.storage.files import read_bytes
 from asap.storage.location import FileInfo, Location
 from jobs.errors import InputNotFound
-from jobs.scan.input.columns import NO_OPTIONS, TableOptions, find_columns, plain
-from jobs.scan.input.encoding import encoding_of
-from jobs.scan.input.listing import TEXT_SUFFIXES
-from jobs.scan.input.manifest import ManifestRow
-from jobs.scan.input.record_files import RowError
-from jobs.scan.input.rows import Base, RowMaker
+from jobs.scan.input.files.listing import TEXT_SUFFIXES
+from jobs.scan.input.manifest import ManifestRow, RowError
+from jobs.scan.input.tables.columns import NO_OPTIONS, TableOptions, find_columns, plain
+from jobs.scan.input.tables.encoding import encoding_of
+from jobs.scan.input.tables.rows import Base, RowMaker
 
 MAX_TEXT_BYTES = 2**20
 LOOKED_FOR = tuple(name for suffix in TEXT_SUFFIXES for name in (f"NAME{suffix}", f"NAME.jpg{suffix}"))

@@ -13,12 +13,12 @@ import pytest
 
 from asap.storage.location import Location
 from jobs.errors import InputNotFound
-from jobs.scan.input import json_records, parquet_records
-from jobs.scan.input.columns import NO_OPTIONS, TableOptions
 from jobs.scan.input.manifest import ManifestRow
-from jobs.scan.input.record_files import record_file
-from jobs.scan.input.rows import MAX_METADATA
-from jobs.scan.input.tables import Table, understand_table
+from jobs.scan.input.tables import json_records, parquet_records
+from jobs.scan.input.tables.columns import NO_OPTIONS, TableOptions
+from jobs.scan.input.tables.record_files import record_file
+from jobs.scan.input.tables.rows import MAX_METADATA
+from jobs.scan.input.tables.table import Table, understand_table
 
 
 def _table(path: Path, options: TableOptions = NO_OPTIONS) -> Table:

@@ -26,11 +26,11 @@ from asap.storage.failures import storage_errors
 from asap.storage.files import file_info, open_read, open_seekable, read_bytes
 from asap.storage.location import FileInfo, Location
 from jobs.errors import InputNotFound
-from jobs.scan.input.columns import NO_OPTIONS, TableOptions
-from jobs.scan.input.folders import FIRST_PICTURES, Pair, refuse_hopeless_texts, rows_of_pairs
-from jobs.scan.input.listing import TEXT_SUFFIXES, Role, role_of
+from jobs.scan.input.files.folders import FIRST_PICTURES, Pair, refuse_hopeless_texts, rows_of_pairs
+from jobs.scan.input.files.listing import TEXT_SUFFIXES, Role, role_of
+from jobs.scan.input.files.sidecars import LOOKED_FOR
 from jobs.scan.input.manifest import ManifestRow
-from jobs.scan.input.sidecars import LOOKED_FOR
+from jobs.scan.input.tables.columns import NO_OPTIONS, TableOptions
 
 _MAX_MANIFEST_BYTES = 2**24
 _MOST_LOOKED_AT = 1_000_000

@@ -17,8 +17,8 @@ from typing import Any
 
 from asap.storage.files import list_files, list_folders
 from asap.storage.location import FileInfo, Location
-from jobs.scan.input.globs import Glob
-from jobs.scan.input.record_files import record_file
+from jobs.scan.input.files.globs import Glob
+from jobs.scan.input.tables.record_files import record_file
 
 PICTURE_SUFFIXES = frozenset(
     (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".apng", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif", ".heic",
@@ -27,7 +27,7 @@ PICTURE_SUFFIXES = frozenset(
 TEXT_SUFFIXES = (".txt", ".text", ".caption", ".json")
 """Suffixes of a text beside its picture. An earlier one goes before a later one."""
 MOST_FILES = 20_000
-"""Files that a look sees at most."""
+"""Files that a listing holds at most."""
 _MOST_SECONDS = 8.0
 _MOST_FOLDERS = 50
 _MOST_OF_A_FOLDER = 1000
@@ -114,20 +114,20 @@ class Address:
 
 
 @dataclass
-class Look:
+class Listing:
     """The files at an address, as far as a short look sees them."""
 
     address: Address
     files: dict[Role, list[FileInfo]] = field(default_factory=lambda: {role: [] for role in Role})
     """The files that are meant, by their use, in the order of their names."""
     is_complete: bool = True
-    """False if there are more files than the look saw."""
+    """False if there are more files than the listing holds."""
 
     def __getitem__(self, role: Role) -> list[FileInfo]:
         return self.files[role]
 
     def move(self, infos: Iterable[FileInfo], role: Role) -> None:
-        """Give files of the look another use."""
+        """Give files of the listing another use."""
         moved = {info.location for info in infos}
         for files in self.files.values():
             files[:] = [info for info in files if info.location not in moved]
@@ -156,14 +156,14 @@ def suffix_of(info: FileInfo) -> str:
     return posixpath.splitext(info.location.name)[1].lower() or "without a suffix"
 
 
-def look_at(address: Address) -> Look:
+def list_address(address: Address) -> Listing:
     """Return what lies at an address, after some seconds at most."""
-    look = Look(address)
+    listing = Listing(address)
     deadline = time.monotonic() + _MOST_SECONDS
     seen: set[Location] = set()
 
     def take(files: Iterable[FileInfo], most: int) -> bool:
-        """Add files to the look; return False if there are more."""
+        """Add files to the listing; return False if there are more."""
         for number, info in enumerate(files):
             if number >= most or time.monotonic() > deadline:
                 return False
@@ -171,15 +171,15 @@ def look_at(address: Address) -> Look:
                 seen.add(info.location)
                 role = address.role_of(info)
                 if address.is_meant(info) or role is Role.TEXT:
-                    look.files[role].append(info)
+                    listing.files[role].append(info)
         return True
 
-    look.is_complete = take(address.files(), MOST_FILES)
-    if not look.is_complete and (address.glob is None or address.glob.is_deep):
+    listing.is_complete = take(address.files(), MOST_FILES)
+    if not listing.is_complete and (address.glob is None or address.glob.is_deep):
         # Tables lie at the top of a folder, or one folder deeper. The listing may name them after millions of pictures.
         for folder in itertools.islice([address.folder, *list_folders(address.folder)], _MOST_FOLDERS):
             deadline = max(deadline, time.monotonic() + 1)
             take(list_files(folder, deep=False), _MOST_OF_A_FOLDER)
-    for infos in look.files.values():
+    for infos in listing.files.values():
         infos.sort(key=lambda info: info.location)
-    return look
+    return listing

@@ -6,10 +6,10 @@ import pytest
 
 from asap.storage.fetch import ByteRange, FetchSettings, fetch
 from jobs.errors import InputNotFound
-from jobs.scan.input import shards, tars
+from jobs.scan.input.files import shards, tars
 from jobs.scan.input.manifest import ManifestRow
 from jobs.scan.input.sources import find_source
-from jobs.scan.input.tables import TableOptions
+from jobs.scan.input.tables.table import TableOptions
 from tests.support.input_files import make_tar, write_files
 from tests.support.pictures import draw_jpeg
 

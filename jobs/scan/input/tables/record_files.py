@@ -8,8 +8,10 @@ from 0: the line in a text file, else the position among the records. A record t
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple, Protocol
+
+from jobs.scan.input.manifest import RowError
 
 MAX_RECORD_BYTES = 2**20
 UNDECODED = re.compile("[\udc80-\udcff]")
@@ -20,17 +22,6 @@ _FILE = re.compile(
 )
 _KINDS = {"ndjson": "jsonl", "manifest": "jsonl", "tsv": "csv", "tab": "csv", "pq": "parquet"}
 """Kinds of the suffixes that do not name their kind. A .manifest of SageMaker Ground Truth holds JSON lines."""
-
-
-class RowError(Exception):
-    """The reason why one record cannot be understood."""
-
-    def __init__(self, reason: str, fields: Mapping[str, Any] | None = None, *, aligned: bool = True) -> None:
-        super().__init__(reason)
-        self.fields = fields or {}
-        """The fields that could be read all the same, so that the row keeps its name and its picture."""
-        self.aligned = aligned
-        """False if a cell may stand under the wrong column, from the text on."""
 
 
 Record = dict[str, Any] | RowError

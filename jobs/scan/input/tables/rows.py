@@ -16,10 +16,10 @@ from typing import Any
 
 from asap.storage.location import Location
 from jobs.scan.input.addresses import image_uri, is_relative
-from jobs.scan.input.columns import Columns, value_of
-from jobs.scan.input.inline import InlinePicture, looks_like_base64
-from jobs.scan.input.manifest import ManifestRow
-from jobs.scan.input.record_files import Record, RowError
+from jobs.scan.input.manifest import ManifestRow, RowError
+from jobs.scan.input.tables.columns import Columns, value_of
+from jobs.scan.input.tables.inline import InlinePicture, looks_like_base64
+from jobs.scan.input.tables.record_files import Record
 
 _MOST_BYTES = 2**63 - 1
 """Largest end of a byte range that the manifest can hold."""

@@ -10,9 +10,10 @@ import pytest
 from asap.errors import StorageError
 from asap.storage.location import Location
 from jobs.errors import InputNotFound
-from jobs.scan.input import json_records, record_files
-from jobs.scan.input.record_files import Record, RowError, record_file
-from jobs.scan.input.tables import open_records, records_of
+from jobs.scan.input.manifest import RowError
+from jobs.scan.input.tables import json_records, record_files
+from jobs.scan.input.tables.record_files import Record, record_file
+from jobs.scan.input.tables.table import open_records, records_of
 
 
 def _read(path: Path, kind: str) -> list[tuple[int, Record]]:

@@ -11,9 +11,10 @@ import pyarrow.parquet as pq
 
 from asap.storage.files import file_info, open_seekable
 from asap.storage.location import Location
-from jobs.scan.input.columns import unique_names
-from jobs.scan.input.inline import Leaf, LeafReader, find_leaves
-from jobs.scan.input.record_files import Record, RowError
+from jobs.scan.input.manifest import RowError
+from jobs.scan.input.tables.columns import unique_names
+from jobs.scan.input.tables.inline import Leaf, LeafReader, find_leaves
+from jobs.scan.input.tables.record_files import Record
 
 _ROWS_AT_ONCE = 1024
 _BATCH_BYTES = 2**26

@@ -14,11 +14,10 @@ from typing import Any, NamedTuple
 
 from asap.storage.location import FileInfo, Location
 from jobs.errors import InputNotFound
-from jobs.scan.input.columns import NO_OPTIONS, TableOptions
-from jobs.scan.input.listing import MOST_FILES, Address, Look, Role
-from jobs.scan.input.manifest import ManifestRow, is_storable
-from jobs.scan.input.record_files import RowError
-from jobs.scan.input.sidecars import LOOKED_FOR, Text, find_texts, read_text, texts_by_name
+from jobs.scan.input.files.listing import MOST_FILES, Address, Listing, Role
+from jobs.scan.input.files.sidecars import LOOKED_FOR, Text, find_texts, read_text, texts_by_name
+from jobs.scan.input.manifest import ManifestRow, RowError, is_storable
+from jobs.scan.input.tables.columns import NO_OPTIONS, TableOptions
 
 FIRST_PICTURES = 1000
 """Pictures one of which at least must have a text."""
@@ -44,7 +43,7 @@ class PictureFolder:
     address: Address
     has_bare: bool = False
     """True if files without a suffix are pictures too."""
-    look: Look | None = None
+    listing: Listing | None = None
     options: TableOptions = NO_OPTIONS
     notes: tuple[str, ...] = ()
 
@@ -96,24 +95,24 @@ class PictureFolder:
         )
 
     def _other_texts(self) -> str:
-        texts = self.look[Role.TEXT] if self.look else []
+        texts = self.listing[Role.TEXT] if self.listing else []
         if not texts:
             return ""
         return f"; {self.address.name_of(texts[0])} has the name of no picture (if it is a table, name it .csv)"
 
     def describe(self) -> dict[str, Any]:
         """Return what a short look at the folder found."""
-        if self.look is None:
+        if self.listing is None:
             return {}
         used = (Role.PICTURE, Role.BARE) if self.has_bare else (Role.PICTURE,)
-        listed = [info for role in (*used, Role.TEXT) for info in self.look[role]]
+        listed = [info for role in (*used, Role.TEXT) for info in self.listing[role]]
         pairs = list(islice(self.pairs(sorted(listed, key=_listing_order)), MOST_FILES))
         texts = {
             "looked_for": list(LOOKED_FOR),
             "missing": sum(pair.text is None for pair in pairs),
             "others": sum(pair.others for pair in pairs),
         }
-        found = self.look.describe(info for pair in pairs for info in (pair.picture, pair.text) if info)
+        found = self.listing.describe(info for pair in pairs for info in (pair.picture, pair.text) if info)
         return found | {"pictures": len(pairs), "texts": texts, "notes": list(self.notes)}
 
 

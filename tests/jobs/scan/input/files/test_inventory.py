@@ -11,7 +11,7 @@ import pytest
 
 from jobs.errors import InputNotFound
 from jobs.scan.input.sources import find_source
-from jobs.scan.input.tables import TableOptions
+from jobs.scan.input.tables.table import TableOptions
 from tests.support.input_files import write_files
 
 KEYS = (

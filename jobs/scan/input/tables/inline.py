@@ -18,9 +18,9 @@ from asap.storage.fetch import FetchSettings
 from asap.storage.location import Location
 from asap.storage.parquet_values import ColumnReader
 from asap.storage.picture_address import BASE64
-from jobs.scan.input.encoding import Encoding, open_text
 from jobs.scan.input.manifest import ManifestRow
-from jobs.scan.input.record_files import record_file
+from jobs.scan.input.tables.encoding import Encoding, open_text
+from jobs.scan.input.tables.record_files import record_file
 
 LONG_RECORD_BYTES = 2**26
 """Largest record of a file with pictures in base64. One at a time is in memory."""

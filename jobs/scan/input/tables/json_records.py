@@ -16,11 +16,12 @@ from typing import Any, BinaryIO
 
 from asap.storage.location import Location
 from jobs.errors import InputNotFound
-from jobs.scan.input import record_files
-from jobs.scan.input.columns import PICTURE_NAME, is_known, is_picture_column, plain, show_names
-from jobs.scan.input.encoding import Encoding, find_encoding, open_text
-from jobs.scan.input.inline import LONG_RECORD_BYTES, TextPictures, problem_of_text, starts_with_pictures
-from jobs.scan.input.record_files import UNDECODED, Record, RowError
+from jobs.scan.input.manifest import RowError
+from jobs.scan.input.tables import record_files
+from jobs.scan.input.tables.columns import PICTURE_NAME, is_known, is_picture_column, plain, show_names
+from jobs.scan.input.tables.encoding import Encoding, find_encoding, open_text
+from jobs.scan.input.tables.inline import LONG_RECORD_BYTES, TextPictures, problem_of_text, starts_with_pictures
+from jobs.scan.input.tables.record_files import UNDECODED, Record
 
 MAX_WHOLE_BYTES = 2**29
 """Largest file that is read into memory whole. Python needs about ten times its size."""

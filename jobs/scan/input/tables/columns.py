@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from jobs.errors import InputNotFound
-from jobs.scan.input.inline import InlinePicture
+from jobs.scan.input.tables.inline import InlinePicture
 
 PICTURE_NAME = re.compile(
     r".*\.(jpe?g|jpe|jfif|png|webp|gif|bmp|tiff?|avif|heic|heif|jp2|jxl|ico|ppm|pgm)\s*", re.IGNORECASE | re.DOTALL

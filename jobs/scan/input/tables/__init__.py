@@ -1,0 +1,12 @@
+"""One file of records, as manifest rows.
+
+table.py            a file of records -> manifest rows
+columns.py          names of columns -> their roles
+rows.py             records -> manifest rows, by the roles of their columns
+record_files.py     names of files of records, and the errors of records
+csv_records.py      CSV and TSV files -> records
+json_records.py     JSON lines, arrays and objects -> records
+parquet_records.py  Parquet files -> records
+inline.py           pictures in the tables themselves -> their addresses
+encoding.py         text files of any encoding -> UTF-8
+"""
