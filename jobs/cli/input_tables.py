@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from jobs.scan.look import Group, Look
 
 _TEXT_SHOWN = 160
+_SHORT_ITEM = 40
+"""Characters of the items of a list that stands on one line."""
 
 
 def look_tables(look: Look) -> Lines:
@@ -41,28 +43,29 @@ def look_tables(look: Look) -> Lines:
     return Lines(*parts)
 
 
-def _described(source: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
-    """Return the leaves of a description, each with its path as its name."""
+def _described(source: Mapping[str, Any]) -> dict[str, str]:
+    """Return the entries of a description that say something, as lines for a person; those of the first table too."""
     lines: dict[str, str] = {}
     for name, value in source.items():
-        label = f"{prefix}{name.replace('_', ' ')}"
-        if isinstance(value, Mapping):
-            lines |= {label: ", ".join(f"{key} {_shown(item)}" for key, item in value.items() if item is not None)}
-        elif isinstance(value, list) and value and isinstance(value[0], Mapping):
-            for number, item in enumerate(value):
-                lines |= _described(
-                    item, f"{label.removesuffix('s')} {number + 1 if len(value) > 1 else ''}".rstrip() + " "
-                )
-        elif isinstance(value, list):
-            lines |= {label: "\n".join(map(str, value))} if value else {}
-        elif value is not None:
-            lines[label] = _shown(value)
+        if name == "tables":
+            lines |= _described(value[0]) if value else {}
+        elif shown := _shown(value):
+            lines[name.replace("_", " ")] = shown
     return lines
 
 
 def _shown(value: Any) -> str:
+    """Return a value for a person; an empty text for one that says nothing: null, false, zero or empty."""
+    if not value:
+        return ""
+    if isinstance(value, Mapping):
+        items = ((str(name).replace("_", " "), _shown(item)) for name, item in value.items())
+        return "; ".join(f"{name} {item}" for name, item in items if item)
+    if isinstance(value, list):
+        separator = "\n" if any(len(str(item)) > _SHORT_ITEM for item in value) else ", "
+        return separator.join(map(_shown, value))
     if isinstance(value, bool):
-        return "yes" if value else "no"
+        return "yes"
     return f"{value:,}" if isinstance(value, int) else str(value)
 
 

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from asap.preprocessing.images import ImageLimits
+from asap.storage.picture_address import PictureAddress
 from jobs.errors import InputNotFound
 from jobs.scan.input.manifest import ManifestRow, SeenIds, storable, to_table
 from jobs.scan.input.sources import Source
@@ -139,10 +140,11 @@ class Look:
 
 
 def _kind(source: dict[str, Any]) -> str:
-    tables = source.get("tables") or [{}]
-    columns = tables[0].get("columns") or {}
-    named = ", ".join(f"{role} from {name!r}" for role, name in columns.items() if isinstance(name, str))
-    return f"{source['kind']}{f' ({named})' if named else ''}"
+    """Return what an input was read as, with the columns of its first table, for a sentence."""
+    table = next(iter(source.get("tables") or ()), {})
+    columns = table.get("columns") or {}
+    roles = [f"{role} from {' or '.join(columns[role])}" for role in ("image", "text", "id") if columns.get(role)]
+    return f"{table.get('format', source['kind'])}{f' ({', '.join(roles)})' if roles else ''}"
 
 
 def look_at(source: Source, settings: ScanSettings, *, seconds: float | None, is_quick: bool = False) -> Look:
@@ -200,7 +202,8 @@ def _read_rows(look: Look, rows: Iterable[ManifestRow], deadline: float | None) 
 
 
 def _address(row: ManifestRow) -> str:
-    return storable(f"{row.image_uri} {row.image_version} {row.image_offset}")
+    """Return where the picture of a row is, for a person."""
+    return storable(str(PictureAddress.of_row(vars(row))))
 
 
 def _count(look: Look, row: ManifestRow) -> None:
@@ -213,8 +216,9 @@ def _count(look: Look, row: ManifestRow) -> None:
     for warning in row.warnings:
         _group(look.warnings, _VALUES.sub("…", warning), warning).add(row.row_id)
     if len(look.first) < _SHOWN:
-        look.first.append({"id": row.custom_id, "image": row.image_uri, "text": row.text or row.text_uri}
-                          | ({"error": row.row_error} if row.row_error else {}))  # fmt: skip
+        image = _address(row) if row.image_uri else None
+        error = {"error": row.row_error} if row.row_error else {}
+        look.first.append({"id": row.custom_id, "image": image, "text": row.text or row.text_uri} | error)
 
 
 def _group(groups: dict[str, Group], kind: str, example: str) -> Group:

@@ -66,5 +66,6 @@ def _path(uri: str) -> str:
             raise RowError(f"the image {uri!r:.200} has escapes that are not UTF-8, or a NUL, which no path has")
         return path
     if scheme := _SCHEME.match(uri):
-        raise RowError(f"the image {uri!r:.200} is an address of {scheme[0]}:. {read_schemes(scheme[0])}")
+        shown = f"{uri!r:.40}…" if scheme[0].lower() == "data" else f"{uri!r:.200}"
+        raise RowError(f"the image {shown} is an address of {scheme[0]}:. {read_schemes(scheme[0])}")
     return uri
