@@ -143,8 +143,11 @@ def _kind(source: dict[str, Any]) -> str:
     """Return what an input was read as, with the columns of its first table, for a sentence."""
     table = next(iter(source.get("tables") or ()), {})
     columns = table.get("columns") or {}
-    roles = [f"{role} from {' or '.join(columns[role])}" for role in ("image", "text", "id") if columns.get(role)]
-    return f"{table.get('format', source['kind'])}{f' ({', '.join(roles)})' if roles else ''}"
+    roles = ", ".join(
+        f"{role} from {' or '.join(columns[role])}" for role in ("image", "text", "id") if columns.get(role)
+    )
+    kind = str(table.get("format", source["kind"]))
+    return f"{kind} ({roles})" if roles else kind
 
 
 def look_at(source: Source, settings: ScanSettings, *, seconds: float | None, is_quick: bool = False) -> Look:

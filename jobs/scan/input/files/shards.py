@@ -180,7 +180,7 @@ def _parse(name: str, data: bytes | RowError, options: TableOptions) -> Text | R
 
 
 def _member_row(row_id: int, tar: FileInfo, picture: Member, text: Text | RowError | None, prefix: str) -> ManifestRow:
-    row = ManifestRow(row_id=row_id, custom_id=prefix + picture.name)
+    row = ManifestRow(row_id=row_id, custom_id=prefix + picture.name.removeprefix("./"))
     if not is_storable(picture.name):
         row.row_error = f"the name of the member is not UTF-8: {picture.name.encode(errors='surrogateescape')!r:.200}"
     elif picture.problem:
