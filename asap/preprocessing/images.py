@@ -193,8 +193,10 @@ def _decode_or_mend(name: str, data: bytes, limits: ImageLimits, sha256: str, mi
 class _CutOff(DecodeFailed):
     """A file of which too little is there."""
 
-    def __init__(self, name: str, rows: int, height: int) -> None:
-        super().__init__(
+    @classmethod
+    def after(cls, rows: int, height: int, name: str) -> _CutOff:
+        """Return the error of a file of the format `name` that has so many of its rows."""
+        return cls(
             f"the {name} image is cut off: {rows} of {height} rows are there. "
             f"At least {LEAST_SHARE:.0%} are needed. Copy or download it again."
         )
@@ -239,7 +241,7 @@ def _decode_cut_jpeg(
                 "Copy or download it again."
             )
         if share < LEAST_SHARE:
-            raise _CutOff("JPEG", rows, size[1])
+            raise _CutOff.after(rows, size[1], "JPEG")
         return _finish(loaded[0], size, sha256, [_cut_off(rows, size[1])])
 
 
@@ -271,7 +273,7 @@ def _cut_off(rows: int, height: int) -> str:
 def _decode_mended(name: str, mended: Mended, limits: ImageLimits, sha256: str) -> DecodedImage:
     notes, rows = list(mended.warnings), mended.rows
     if rows is not None and rows < LEAST_SHARE * mended.height:
-        raise _CutOff(name, rows, mended.height)
+        raise _CutOff.after(rows, mended.height, name)
     with _typed_errors(name), _open(name, mended.data, limits) as image:
         size = image.size
         if name != "PNG" or rows is None:  # a BMP was filled up

@@ -3,6 +3,7 @@
 run.py          scan(): from the command to _SUCCESS
 settings.py     ScanSettings and CaptionSettings
 plan.py         everything that is checked before Ray starts
+look.py         a look at the input before any work, which asap plan shows
 sample.py       a seeded sample of the input, which is judged first
 passes.py       the passes of the pipeline over the rows, and their progress
 retry.py        failed rows, judged again

@@ -69,7 +69,7 @@ class Look:
     """The findings of a look."""
 
     source: dict[str, Any]
-    """What was understood, as `Source.describe` says it."""
+    """The description of the input that `Source.describe` returns."""
     rows: int = 0
     is_whole: bool = True
     """False if reading stopped before the end of the input: counts are lower bounds then."""
