@@ -1,8 +1,9 @@
 """Measure how fast inputs of each kind become a manifest, beside a bare reader of the same bytes.
 
 A bare reader is pyarrow for CSV, JSON lines and Parquet, Python's json for an array, and for folders and tars the
-standard library: it lists the members and reads the texts. The rounds alternate between both. A row is counted when it
-is in the manifest. The pictures are a few bytes each: nothing here decodes one.
+standard library: it lists the members with their sizes and reads the texts. The rounds alternate between both. A row is
+counted when it is in the manifest; the look before, which finds out what the input is, is bounded and stands apart. The
+pictures are a few bytes each: nothing here decodes one.
 
     python bench/inputs.py [--rows 100000] [--files 20000] [--rounds 3] [--kinds csv jsonl ...] [--json PATH]
 """
@@ -111,9 +112,9 @@ def write_tar(folder: Path, files: int) -> Path:
 
 
 def read_folder(pairs: Path) -> int:
-    """List a folder, and read its texts."""
-    names = sorted(entry.name for entry in os.scandir(pairs))
-    texts = [(pairs / name).read_text() for name in names if name.endswith(".txt")]
+    """List a folder with the sizes of its files, and read its texts."""
+    sizes = {entry.name: entry.stat().st_size for entry in os.scandir(pairs)}
+    texts = [(pairs / name).read_text() for name in sorted(sizes) if name.endswith(".txt")]
     return len(texts)
 
 
@@ -150,13 +151,16 @@ def measure(kind: Kind, path: Path, rows: int, out: Path) -> dict[str, float]:
 
     with costs() as bare:
         read = kind.read(path)
+    with costs() as look:
+        source = find_source(str(path))
     with costs() as ours:
-        written = write_manifest(find_source(str(path)).rows(), Location(str(out)))
+        written = write_manifest(source.rows(), Location(str(out)))
     if (read, written) != (rows, rows):
         raise SystemExit(f"{path} has {rows} rows, of which {written} were written and {read} read.")
     return {
         "ours": rows / ours.wall_s, "ours_cpu": rows / ours.cpu_s,
         "bare": rows / bare.wall_s, "bare_cpu": rows / max(bare.cpu_s, 1e-3), "share": bare.wall_s / ours.wall_s,
+        "look_s": look.wall_s,
     }  # fmt: skip
 
 
@@ -165,16 +169,16 @@ def show(figures: dict[str, list[dict[str, float]]]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    table = Table("input", "rows/s", "rows per CPU s", "bare reader, rows/s", "share of the bare reader")
+    table = Table("input", "rows/s", "rows per CPU s", "bare reader, rows/s", "share of the bare reader", "look, s")
     for name, rounds in figures.items():
         cells = []
-        for key in ("ours", "ours_cpu", "bare", "share"):
+        for key in ("ours", "ours_cpu", "bare", "share", "look_s"):
             values = [row[key] for row in rounds]
-            form = "{:.2f}" if key == "share" else "{:,.0f}"
+            form = "{:.2f}" if key in ("share", "look_s") else "{:,.0f}"
             middle, low, high = (form.format(value) for value in (statistics.median(values), min(values), max(values)))
             cells.append(f"{middle} ({low} to {high})")
         table.add_row(name, *cells)
-    Console(width=150).print(table)
+    Console(width=170).print(table)
 
 
 def main() -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import base64
 import csv
+import gzip
 import io
 import json
 import random
@@ -89,6 +91,10 @@ FORMATS: dict[str, Callable[[list[dict[str, Any]]], bytes]] = {
         "images": [{"id": n, "file_name": row.get("image")} for n, row in enumerate(rows)],
         "annotations": [{"id": n, "image_id": n, "caption": row.get("text")} for n, row in enumerate(rows)],
     }).encode(),
+    "packed.jsonl.gz": lambda rows: gzip.compress(FORMATS["a.jsonl"](rows), mtime=0),
+    "base64.jsonl": lambda rows: FORMATS["a.jsonl"](
+        [row | {"image": base64.b64encode(draw_jpeg(n)).decode()} for n, row in enumerate(rows)]
+    ),
     "a.parquet": _parquet,
     "pictures.parquet": _pictures_in_parquet,
     "a.tar": _tar,
