@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import chain, islice
@@ -95,17 +96,18 @@ class ManifestRow:
 
 def storable(text: str) -> str:
     r"""Return the text with lone surrogates and NULs, which stores refuse, escaped as `\uXXXX`."""
-    return UNREADABLE.sub(lambda match: f"\\u{ord(match[0]):04x}", text)
+    return text if is_storable(text) else UNREADABLE.sub(lambda match: f"\\u{ord(match[0]):04x}", text)
 
 
 def is_storable(text: str) -> bool:
     """Return True if stores take the text as it is."""
-    return UNREADABLE.search(text) is None
+    # Most texts are ASCII, which Python knows without a look at each character.
+    return (text.isascii() and "\0" not in text) or UNREADABLE.search(text) is None
 
 
 def find_escapes(text: str) -> list[int]:
     """Return the positions of the characters that `storable` escapes."""
-    return [match.start() for match in UNREADABLE.finditer(text)]
+    return [] if is_storable(text) else [match.start() for match in UNREADABLE.finditer(text)]
 
 
 def readable_text(text: str, escapes: Sequence[int] | None) -> str:
@@ -128,7 +130,12 @@ def write_manifest(rows: Iterable[ManifestRow], folder: Location, limit: int | N
     A row whose `custom_id` came before gets a unique name and a warning, and is scanned like any other: pairs of one
     news item of DGM4 share their id.
     """
-    return write_tables(_tables(islice(rows, limit)), folder)
+    # Each row makes objects, and every few thousand of them the collector would look at all those of the libraries too.
+    gc.freeze()
+    try:
+        return write_tables(_tables(islice(rows, limit)), folder)
+    finally:
+        gc.unfreeze()
 
 
 def _tables(rows: Iterator[ManifestRow]) -> Iterator[pa.Table]:
@@ -160,7 +167,8 @@ def _escape(row: ManifestRow) -> None:
         row.text_escapes = escapes
         row.warnings.append(ESCAPED)
     for name in _TEXTS:
-        if (value := getattr(row, name)) is not None:
+        value = getattr(row, name)
+        if value is not None and not is_storable(value):
             setattr(row, name, storable(value))
 
 

@@ -63,6 +63,9 @@ def find_texts(picture: str, texts: dict[tuple[str, str], T], key: str | None = 
     names = [picture.rpartition(".")[0] or picture, picture]
     if key is not None and key not in names:
         names.append(key)
+    if len(texts) == 1:  # nearly always
+        ((stem, _), text), *_ = texts.items()
+        return [text] if stem in names else []
     return [text for suffix in TEXT_SUFFIXES for name in names if (text := texts.get((name, suffix))) is not None]
 
 

@@ -66,6 +66,10 @@ class Encoding:
         return [f"the encoding is not UTF-8; {self.name} was guessed from the letters. Say --encoding if it is another"]
 
 
+_PLAIN = Encoding("utf-8", b"", guessed=False, returns=False)
+"""The encoding of a text of ASCII with the line ends of Unix."""
+
+
 def find_encoding(location: Location, given: str | None = None) -> Encoding:
     """Return the encoding of a text file, which may be compressed.
 
@@ -84,6 +88,8 @@ def encoding_of(head: bytes, given: str | None = None, *, complete: bool = True)
         given: The name of the encoding; None if it is not known.
         complete: True if these are all bytes.
     """
+    if given is None and head.isascii() and b"\0" not in head and b"\r" not in head:
+        return _PLAIN  # the texts of a large folder are mostly so
     mark, name = next(((mark, name) for mark, name in _BOMS if head.startswith(mark)), (b"", ""))
     guessed = False
     if given is not None:
