@@ -89,7 +89,9 @@ def fetch(uri: str, max_bytes: int, settings: FetchSettings, byte_range: ByteRan
             detail = f"{error.detail}. There are {names}; give one of these names."
             raise FetchFailed("not_found", detail, retryable=False, attempt=error.attempt) from error
     fetched = _fetch(found[0], max_bytes, settings, byte_range)
-    return replace(fetched, warnings=(f"read {_short(found[0])!r}; there is no {_short(uri)!r}",))
+    # Composed and decomposed letters look the same, so the names are shown in ASCII.
+    read = f"read {_short(found[0])!a}; there is no {_short(uri)!a}"
+    return replace(fetched, warnings=(read,))
 
 
 def _found_forms(uri: str) -> list[str]:

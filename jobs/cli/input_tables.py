@@ -27,7 +27,7 @@ def look_tables(look: Look) -> Lines:
     for name in ("id", "image", "text"):
         first.add_column(name, overflow="fold")
     for pair in look.first:
-        text = pair.get("error") or pair["text"] or "(none)"
+        text = f"error: {pair['error']}" if "error" in pair else pair["text"] or "(none)"
         first.add_row(
             *(Text(str(value)) for value in (pair["id"] or "(none)", pair["image"] or "(none)", _short(text)))
         )
@@ -35,7 +35,10 @@ def look_tables(look: Look) -> Lines:
     problems = {
         "rows that cannot be understood": look.invalid,
         "rows with a warning": look.warnings,
-        "sampled pairs that would fail": look.failures,
+        "sampled pairs that would fail, besides those": {
+            code: group for code, group in look.failures.items() if code != "row_invalid"
+        },
+        "sampled pictures with a warning": look.picture_warnings,
     }
     for title, groups in problems.items():
         if groups:
@@ -96,7 +99,7 @@ def _groups(title: str, groups: dict[str, Group]) -> Table:
     table.add_column("first lines", overflow="fold")
     table.add_column("example", overflow="fold")
     for name, group in groups.items():
-        lines = ", ".join(_line(row_id) for row_id in group.row_ids)
+        lines = ", ".join(_line(row_id) for row_id in sorted(group.row_ids))
         code = f"{name}: " if name.replace("_", "").isalpha() else ""
         table.add_row(f"{group.count:,}", lines, Text(code + _short(group.example)))
     return table

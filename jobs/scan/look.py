@@ -55,7 +55,8 @@ class Group:
 
     def to_json(self) -> dict[str, Any]:
         """Return the group as JSON."""
-        return {"example": self.example, "count": self.count, "first": [line_of(row_id) for row_id in self.row_ids]}
+        lines = [line_of(row_id) for row_id in sorted(self.row_ids)]
+        return {"example": self.example, "count": self.count, "first": lines}
 
 
 def line_of(row_id: int) -> dict[str, int]:
@@ -91,6 +92,8 @@ class Look:
     sampled: int = 0
     failures: dict[str, Group] = field(default_factory=dict)
     """Sampled pairs that would fail, by error code."""
+    picture_warnings: dict[str, Group] = field(default_factory=dict)
+    """Sampled pairs whose pictures are read with a warning, by kind."""
     widths: list[int] = field(default_factory=list)
     heights: list[int] = field(default_factory=list)
 
@@ -117,6 +120,7 @@ class Look:
                 "pairs": self.sampled,
                 "failed": self.failed,
                 "failures": {code: group.to_json() for code, group in self.failures.items()},
+                "warnings": [group.to_json() for group in self.picture_warnings.values()],
             }
             | {name: {"from": min(values), "to": max(values)} for name, values in sizes.items()},
         }
@@ -134,8 +138,9 @@ class Look:
         whole = self.is_whole and self.rows == self.sampled
         which = f"all {self.rows} pairs" if whole else f"all {self.sampled} sampled pairs"
         raise InputNotFound(
-            f"{address} was read as {_kind(self.source)}, and {which} of it would fail: {reasons}. `asap plan` shows "
-            "what was understood. --allow-unreadable scans all the same."
+            f"{address} was read as {_kind(self.source)}, and {which} of it would fail: {reasons}. Give another input, "
+            "or options that say what is meant (`asap plan` shows what was understood). `asap scan` with "
+            "--allow-unreadable scans all the same."
         )
 
 
@@ -242,6 +247,8 @@ def _try(look: Look, rows: list[ManifestRow], preparation: Preparation, *, texts
         if code is None:
             look.widths.append(outcome["width"])
             look.heights.append(outcome["height"])
+            for warning in outcome["warnings"][len(row.warnings) :]:  # those of the picture
+                _group(look.picture_warnings, _VALUES.sub("…", warning), warning).add(row.row_id)
         else:
             where = (
                 f"{row.image_uri}: " if row.image_uri and row.image_uri not in detail and row.row_error is None else ""

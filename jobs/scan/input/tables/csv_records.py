@@ -143,7 +143,7 @@ class CsvReader:
 
     def _broken(self, first: int, taken: list[str], problem: str) -> Iterator[tuple[int, RowError]]:
         """Yield an error for each line of a record whose quotes or cells are misplaced."""
-        follows = f"the line was read as a part of line {first}, whose quotes are wrong: {problem}"
+        follows = f"the line was read as a part of line {first + 1}, whose quotes are wrong: {problem}"
         for number, line in enumerate(list(taken)):
             reason = follows if number else problem
             yield first + number, RowError(reason, self._readable(line), aligned=False)
@@ -340,7 +340,9 @@ def _check_header(location: Location, names: Sequence[str], rows: Sequence[list[
     pictures = [n for n, name in enumerate(names, 1) if PICTURE_NAME.fullmatch(name) or WEB.match(name)]
     if pictures:
         cells = ", ".join(f"{cell!r:.60}" for cell in islice(rows[0], 6))
-        text = next((n for n in range(1, len(names) + 1) if n not in pictures), pictures[0] + 1)
+        others = [n for n in range(1, len(names) + 1) if n not in pictures] or [pictures[0] + 1]
+        # A text is longer than an id or a date.
+        text = max(others, key=lambda n: sum(len(row[n - 1]) for row in rows if len(row) >= n))
         raise InputNotFound(
             f"{location} seems to have no header: its first line is {cells}. Name the columns by their position, for "
             f"example --image-column {pictures[0]} --text-column {text}, or add a line such as image,text."

@@ -5,6 +5,7 @@ A record that cannot be understood becomes a row with a `row_error`; none is lef
 
 from __future__ import annotations
 
+import ast
 import json
 import math
 import re
@@ -78,7 +79,7 @@ class RowMaker:
             names = list(fields)
             fields = {name: fields[name] for name in names[: names.index(text)]}
         try:
-            row.custom_id = _name(_first(fields, self._columns.id))
+            row.custom_id = _name(_first(fields, self._columns.id), row)
             if (picture := _picture(_first(fields, self._columns.image), row)) is not None:
                 row.image_uri = self._base.uri(picture)
         except RowError:  # the first error is the one to report
@@ -88,7 +89,7 @@ class RowMaker:
         """Copy the fields of a record into a row; raise `RowError` at the first that cannot be understood."""
         columns = self._columns
         # The name comes first, so that the error of another field is reported under the caller's name.
-        row.custom_id = _name(_first(record, columns.id))
+        row.custom_id = _name(_first(record, columns.id), row)
         text, picture = _first(record, columns.text), _first(record, columns.image)
         if text is None and picture is None and not self._has_role(record):
             raise RowError(f"the record has neither image nor text; its fields are {sorted(record)}")
@@ -152,8 +153,11 @@ def _first(record: Mapping[str, Any], names: Iterable[str]) -> Any:
     return None
 
 
-def _name(value: Any) -> str | None:
+def _name(value: Any, row: ManifestRow) -> str | None:
     """Return the caller's name of a row. pandas makes floats of numbers in a column with gaps."""
+    if isinstance(value, str) and value.strip() in _NULL_WORDS:
+        row.warnings.append(f"the name {value.strip()!r} is taken as no name")
+        return None
     if value is None or isinstance(value, str):
         return value
     if isinstance(value, float) and math.isfinite(value):
@@ -169,6 +173,8 @@ def _not_a_string(name: str, value: Any) -> str:
 
 def _text(value: Any, row: ManifestRow) -> str | None:
     """Return the text unchanged; None if it is only white space or a word for nothing."""
+    if isinstance(value, str) and value.startswith("["):
+        value = _printed_list(value) or value
     if isinstance(value, list | tuple):
         value = _choose_text(value, row)
     elif isinstance(value, dict):
@@ -182,6 +188,17 @@ def _text(value: Any, row: ManifestRow) -> str | None:
         row.warnings.append(f"the text {word!r} is taken as no text")
         return None
     return value if word else None
+
+
+def _printed_list(text: str) -> list[str] | None:
+    """Return the texts in a list that Python printed, as pandas writes it into CSV; None for any other text."""
+    if not text.endswith("]") or len(text) > MAX_METADATA:
+        return None
+    try:
+        values = ast.literal_eval(text)
+    except (ValueError, SyntaxError, MemoryError, RecursionError):
+        return None
+    return values if values and all(isinstance(value, str) for value in values) else None
 
 
 def _choose_text(values: Sequence[Any], row: ManifestRow) -> Any:

@@ -30,7 +30,7 @@ from jobs.scan.input.tables.csv_records import understand_csv
 from jobs.scan.input.tables.inline import InlinePicture
 from jobs.scan.input.tables.json_records import understand_json
 from jobs.scan.input.tables.parquet_records import ParquetReader, understand_parquet
-from jobs.scan.input.tables.record_files import Record, RecordReader
+from jobs.scan.input.tables.record_files import Record, RecordReader, record_file
 from jobs.scan.input.tables.rows import Base, RowMaker
 
 SAMPLE = 256
@@ -281,11 +281,18 @@ def _refuse_hopeless(location: Location, columns: Columns, rows: Iterable[Manife
         else:
             return
         count += 1
-        reason = reason or f"line {row.row_id}: {problem}"
+        # CSV and JSON lines are counted by lines, all others by records.
+        reason = reason or f"{'line' if _has_lines(location) else 'record'} {row.row_id + 1}: {problem}"
+    encoding = ", or its encoding with --encoding (cp1252 is that of Excel)" if "UTF-8" in reason else ""
     raise InputNotFound(
         f"none of the first {count} records of {location} can be scanned. {reason.rstrip('.')}. Repair the file, or "
-        "name the columns that are meant with --image-column and --text-column."
+        f"name the columns that are meant with --image-column and --text-column{encoding}."
     )
+
+
+def _has_lines(location: Location) -> bool:
+    file = record_file(location.name)
+    return file is not None and file.kind in ("csv", "jsonl")
 
 
 def _picture_base(location: Location, columns: Columns, records: Sequence[Mapping[str, Any]]) -> tuple[Base, list[str]]:

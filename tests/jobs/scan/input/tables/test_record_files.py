@@ -126,7 +126,7 @@ def test_each_line_that_a_stray_quote_takes_in_is_an_error(tmp_path: Path) -> No
     assert [line for line, _ in found] == list(range(1, 10))
     assert [line for line, record in found if isinstance(record, dict)] == [1, 2]
     assert "not CSV" in str(found[2][1])
-    assert "a part of line 3" in str(found[3][1])
+    assert "a part of line 4" in str(found[3][1])
     lines[6] = '6.jpg,a "quoted" word'
     found = _read(_write(tmp_path, "\n".join(lines)), "csv")
     assert [line for line, record in found if isinstance(record, dict)] == [1, 2, 7, 8, 9]

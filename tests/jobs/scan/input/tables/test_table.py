@@ -198,10 +198,10 @@ def test_web_addresses_are_refused_before_work(tmp_path: Path, name: str) -> Non
 @pytest.mark.parametrize(
     ("records", "reason"),
     [
-        ([{"image": "a.jpg", "text": ""}, {"image": "b.jpg", "text": None}], "line 0: no text in 'text'"),
-        ([{"image": None, "text": "t"}], "line 0: no picture in 'image'"),
-        ([{"image": 12, "text": "t"}], "line 0: image is 12, of type int"),
-        ([{"image": "a.jpg", "text": "None"}], "line 0: no text in 'text'"),
+        ([{"image": "a.jpg", "text": ""}, {"image": "b.jpg", "text": None}], "line 1: no text in 'text'"),
+        ([{"image": None, "text": "t"}], "line 1: no picture in 'image'"),
+        ([{"image": 12, "text": "t"}], "line 1: image is 12, of type int"),
+        ([{"image": "a.jpg", "text": "None"}], "line 1: no text in 'text'"),
         ([{"image": "gs://b/a.jpg", "text": "t"}], "is an address of gs:. Local paths"),
     ],
 )
