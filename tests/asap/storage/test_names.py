@@ -82,7 +82,7 @@ def test_a_picture_is_found_under_another_form_of_its_name_and_that_is_said(
     fetched = fetch(f"{folder}/{written}", 10, SETTINGS)
     assert fetched.data == b"data"
     (warning,) = fetched.warnings
-    assert repr(f"{stored}"[-20:])[1:] in warning
+    assert ascii(f"{stored}"[-20:])[1:] in warning
     assert "there is no" in warning
     assert fetch(f"{folder}/{stored}", 10, SETTINGS).warnings == ()
 
