@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any, BinaryIO
 
+from asap.storage.files import file_info
 from asap.storage.location import Location
 from jobs.errors import InputNotFound
 from jobs.scan.input.manifest import RowError
@@ -26,12 +27,17 @@ from jobs.scan.input.tables.record_files import UNDECODED, Record
 MAX_WHOLE_BYTES = 2**29
 """Largest file that is read into memory whole. Python needs about ten times its size."""
 _CHUNK = 2**16
+_MOST_GROWTH = 32
+"""Times its size to which a compressed file may grow. Records with long equal names grow about twenty times."""
+_GROWN_BYTES = 2**23
+"""Bytes that every compressed file may have, however small it is."""
 _FIRST_LINES = 20
 _CONVERSATIONS = {"conversation", "conversations", "messages"}
 """Lists of objects that are the text of one record."""
 _SPACE = re.compile(r"[\s,]*")
-_FIELD = re.compile(r'("(?:[^"\\]|\\.)*")\s*:\s*("(?:[^"\\]|\\.)*"|-?\d+)(?=\s*[,}])')
-"""A name with a string or a whole number."""
+_BEFORE_NAME = re.compile(r"\s*+[{,]\s*+(?=\")")
+_BEFORE_VALUE = re.compile(r"\s*+:\s*+")
+_BEHIND_VALUE = re.compile(r"\s*+[,}]")
 _DECODER = json.JSONDecoder()
 _ANY_INTEGER = json.JSONDecoder(parse_int=str)
 """The decoder that finds the end of a record with an integer of more digits than Python converts."""
@@ -205,13 +211,26 @@ def _line_record(line: bytes) -> Record:
 
 
 def _salvaged(line: bytes) -> dict[str, Any]:
-    """Return the fields of a broken line that are whole. Of several with one name, it is the first."""
+    """Return the strings and whole numbers of a broken line, up to where it is broken.
+
+    Behind that place it is unknown whether a field is one of the record, of an object in it, or a part of a text. Of
+    several fields with one name, the first is taken.
+    """
+    text = line.decode(errors="surrogateescape")[:_CHUNK]
     fields: dict[str, Any] = {}
-    for match in _FIELD.finditer(line.decode(errors="surrogateescape")[:_CHUNK]):
-        try:
-            fields.setdefault(json.loads(match[1]), json.loads(match[2]))
-        except ValueError:  # a number of too many digits, or a control character
-            continue
+    at = 0
+    try:
+        while start := _BEFORE_NAME.match(text, at):
+            name, end = _DECODER.raw_decode(text, start.end())
+            if not (colon := _BEFORE_VALUE.match(text, end)):
+                break
+            value, at = _parse(text, colon.end())
+            if not _BEHIND_VALUE.match(text, at):
+                break
+            if type(value) in (str, int):
+                fields.setdefault(name, value)
+    except (ValueError, RecursionError):  # the place where it is broken
+        pass
     return _decoded(fields)
 
 
@@ -297,7 +316,17 @@ def _parse(buffer: str, at: int) -> tuple[Any, int]:
 
 def _load(location: Location, file: BinaryIO, broken_is_none: bool = False) -> Any:
     """Return the value of a whole file."""
-    data = file.read(MAX_WHOLE_BYTES + 1)
+    limit = MAX_WHOLE_BYTES
+    name, info = record_files.record_file(location.name), file_info(location)
+    if name is not None and name.packed and info is not None:
+        # A small compressed file must not take the memory of the machine.
+        limit = min(limit, max(_GROWN_BYTES, _MOST_GROWTH * info.size))
+    data = file.read(limit + 1)
+    if limit < len(data) <= MAX_WHOLE_BYTES:
+        raise InputNotFound(
+            f"{location} is one JSON object of more than {_MOST_GROWTH} times its compressed size, which is too much "
+            "to be read whole. Decompress it, or write its records as lines, for example with `jq -c '.data[]'`."
+        )
     if len(data) > MAX_WHOLE_BYTES:
         raise InputNotFound(
             f"{location} is one JSON object of more than {MAX_WHOLE_BYTES // 2**20} MiB, which is too large to be read "

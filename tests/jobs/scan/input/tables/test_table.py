@@ -543,6 +543,18 @@ def test_a_line_of_broken_json_keeps_its_name_and_picture(tmp_path: Path) -> Non
     assert all("the line is not JSON" in str(row.row_error) for row in rows[1:])
 
 
+def test_only_fields_of_the_record_itself_are_kept_of_a_broken_line(tmp_path: Path) -> None:
+    lines = [
+        json.dumps(ROWS[0]), '{"meta": {"id": "m", "image": "m.jpg"}, "id": "1", "image": "b.jpg", "text": "cut',
+        '{"meta": {"id": "m", "image": "m.jpg", "id": "2"', '{"text": "he said "hi", "id": "3", "image": "c.jpg"}',
+        '{"' + '\\"' * 300_000, '{"n": ' + "9" * 5000 + ', "id": "5", "text": "a"b"}',
+    ]  # fmt: skip
+    rows = list(_table(_write(tmp_path / "a.jsonl", "\n".join(lines))).rows())
+    found = [(row.custom_id, _relative(row, tmp_path / "a")) for row in rows[1:]]
+    assert found == [("1", "b.jpg"), (None, None), (None, None), (None, None), ("5", None)]
+    assert all("the line is not JSON" in str(row.row_error) for row in rows[1:])
+
+
 def test_an_object_without_records_is_refused(tmp_path: Path) -> None:
     assert "it needs a column 'image'" in _refusal(_write(tmp_path / "a.json", {"a": 1, "b": {"c": 2}}))
     assert "of type str" in _refusal(_write(tmp_path / "b.json", ["a.jpg", "b.jpg"]))
@@ -555,6 +567,14 @@ def test_an_object_that_is_too_large_to_be_read_whole_is_refused(
     monkeypatch.setattr(json_records, "MAX_WHOLE_BYTES", 50)
     message = _refusal(_write(tmp_path / "a.json", {"data": ROWS}))
     assert "too large to be read whole. Write its records as lines" in message
+
+
+def test_a_small_compressed_object_that_grows_much_is_refused(tmp_path: Path) -> None:
+    large = json.dumps({"data": ROWS, "more": [{}] * 3_000_000})
+    path = _write(tmp_path / "a.json.gz", gzip.compress(large.encode(), mtime=0))
+    assert "more than 32 times its compressed size" in _refusal(path)
+    usual = json.dumps({"data": ROWS, "more": [{}] * 1000})
+    assert _pairs(_write(tmp_path / "b.json.gz", gzip.compress(usual.encode(), mtime=0))) == EXPECTED
 
 
 def test_a_caption_of_coco_without_its_picture_is_an_error_of_its_row(tmp_path: Path) -> None:
