@@ -22,7 +22,7 @@ from jobs.scan.input.tables import record_files
 from jobs.scan.input.tables.columns import PICTURE_NAME, is_known, is_picture_column, plain, show_names
 from jobs.scan.input.tables.encoding import Encoding, find_encoding, open_text
 from jobs.scan.input.tables.inline import LONG_RECORD_BYTES, TextPictures, problem_of_text, starts_with_pictures
-from jobs.scan.input.tables.record_files import UNDECODED, Record
+from jobs.scan.input.tables.record_files import UNDECODED, Record, RepeatedNames
 
 MAX_WHOLE_BYTES = 2**29
 """Largest file that is read into memory whole. Python needs about ten times its size."""
@@ -38,7 +38,19 @@ _SPACE = re.compile(r"[\s,]*")
 _BEFORE_NAME = re.compile(r"\s*+[{,]\s*+(?=\")")
 _BEFORE_VALUE = re.compile(r"\s*+:\s*+")
 _BEHIND_VALUE = re.compile(r"\s*+[,}]")
-_DECODER = json.JSONDecoder()
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Return a JSON object, marked if a name stands twice in it."""
+    found = dict(pairs)
+    if len(found) == len(pairs):
+        return found
+    marked = RepeatedNames(found)
+    marked.twice = [name for name, count in Counter(name for name, _ in pairs).items() if count > 1]
+    return marked
+
+
+_DECODER = json.JSONDecoder(object_pairs_hook=_object)
 _ANY_INTEGER = json.JSONDecoder(parse_int=str)
 """The decoder that finds the end of a record with an integer of more digits than Python converts."""
 
@@ -84,7 +96,9 @@ class JsonReader:
         for number, offset, line in _lines(file, self.limit):
             record = line if isinstance(line, RowError) else _line_record(line)
             if self.holds_pictures and isinstance(record, dict) and isinstance(line, bytes):
-                record = pictures.replace(record, line, len(self.encoding.mark) + offset, is_json=True)
+                twice = record.twice if isinstance(record, RepeatedNames) else ()
+                record = RepeatedNames(pictures.replace(record, line, len(self.encoding.mark) + offset, is_json=True))
+                record.twice = twice
             yield number, record
 
 
@@ -120,8 +134,8 @@ def _find_reading(reader: JsonReader, kind: str) -> None:
         # Lines with pictures are long, so few of them show the shape.
         count = 2 if reader.holds_pictures else _FIRST_LINES
         first = [line for _, _, line in islice(_lines(file, reader.limit), count)]
-    reader.twice = sorted({name for line in first if isinstance(line, bytes) for name in _names_twice(line)})
     parsed = [None if isinstance(line, RowError) else _parse_line(line) for line in first]
+    reader.twice = sorted({name for value in parsed if isinstance(value, RepeatedNames) for name in value.twice})
     objects = sum(isinstance(value, dict) for value in parsed)
     alone = parsed[0] if len(parsed) == 1 else None
     if reader.holds_pictures and isinstance(alone, dict) and _roles(alone) == 2 and _is_one_record(alone):
@@ -146,6 +160,10 @@ def _find_reading(reader: JsonReader, kind: str) -> None:
         whole = _load(location, file, broken_is_none=len(parsed) < 2)
     if isinstance(whole, dict):
         reader.shape, reader.unpack = _find_shape(location, whole)
+        if isinstance(whole, RepeatedNames):
+            if reader.unpack is not _one_record:
+                raise InputNotFound(f"{location} has the name {whole.twice[0]!r:.80} twice in one object. Rename one.")
+            reader.twice = whole.twice
 
 
 def _first_of_stream(reader: JsonReader, shape: str, count: int = 1) -> Record | None:
@@ -179,27 +197,14 @@ def _lines(file: BinaryIO, limit: int) -> Iterator[tuple[int, int, bytes | RowEr
 
 def _parse_line(line: bytes) -> Any:
     try:
-        return json.loads(line.rstrip().removesuffix(b",").decode(errors="surrogateescape"))
+        return _DECODER.decode(line.rstrip().removesuffix(b",").decode(errors="surrogateescape"))
     except (ValueError, RecursionError):
         return None
 
 
-def _names_twice(line: bytes) -> list[str]:
-    """Return the names that stand twice in the object of a line; Python keeps the last of their values."""
-
-    def twice(pairs: list[tuple[str, Any]]) -> list[str]:
-        return [name for name, count in Counter(name for name, _ in pairs).items() if count > 1]
-
-    try:
-        found = json.loads(line.decode(errors="surrogateescape"), object_pairs_hook=twice)
-    except (ValueError, RecursionError):
-        return []
-    return found if line.lstrip().startswith(b"{") else []
-
-
 def _line_record(line: bytes) -> Record:
     try:
-        return _checked(json.loads(line.decode()))
+        return _checked(_DECODER.decode(line.decode()))
     except UnicodeDecodeError as error:
         value = _parse_line(line)
         return RowError(f"the line is not UTF-8: {error}", _decoded(value) if isinstance(value, dict) else None)
@@ -333,7 +338,7 @@ def _load(location: Location, file: BinaryIO, broken_is_none: bool = False) -> A
             "whole. Write its records as lines, for example with `jq -c '.data[]'`."
         )
     try:
-        return json.loads(data.decode(errors="surrogateescape"))
+        return _DECODER.decode(data.decode(errors="surrogateescape"))
     except (ValueError, RecursionError) as error:
         if broken_is_none:
             return None

@@ -89,7 +89,7 @@ class Table:
             **self.reader.describe(),
             "columns": self.columns.describe(),
             "base": self.base.folder.uri,
-            "base_drops_first_folder": self.base.dropped,
+            "base_drops_first_folder": bool(self.base.dropped),
             "notes": list(self.notes),
         }
 
@@ -305,20 +305,22 @@ def _picture_base(location: Location, columns: Columns, records: Sequence[Mappin
     folder = location.parent
     around = [folder, folder.parent, folder.parent.parent]
     folders = list(dict.fromkeys([*around[1:], folder] if folder.name == "metadata" else around))
-    bases = [Base(folder) for folder in folders] + [Base(folder, dropped=True) for folder in folders]
-    names = []
+    bases = [Base(folder) for folder in folders]
+    names: list[str] = []
+    first_folders: set[str] = set()
     for record in records:
         name = next((value for name in columns.image if (value := value_of(record, name))), None)
-        if isinstance(name, str) and is_relative(name.strip()) and name.strip() not in names:
-            names.append(name.strip())
-        if len(names) == _LOOKED_FOR:
-            break
+        if isinstance(name, str) and is_relative(name.strip()):
+            first_folders.add(name.strip().partition("/")[0] if "/" in name else "")
+            if len(names) < _LOOKED_FOR and name.strip() not in names:
+                names.append(name.strip())
+    # Without different first folders, such as train/1.jpg and test/1.jpg, two pictures could become one.
+    if len(first_folders) == 1:
+        bases += [Base(folder, dropped) for dropped in first_folders if dropped for folder in folders]
     if not names:
         return Base(folder), []
     found = {}
     for base in bases:
-        if base.dropped and not any("/" in name for name in names):
-            continue
         found[base] = sum(_is_there(base, name) for name in names)
         if found[base] == len(names):
             break
@@ -333,7 +335,7 @@ def _picture_base(location: Location, columns: Columns, records: Sequence[Mappin
         return bases[0], [f"{missing} found at {bases[0].folder}"]
     if best == Base(folder):
         return best, []
-    less = " without the first folder of their paths" if best.dropped else ""
+    less = f" without their first folder {best.dropped!r:.80}" if best.dropped else ""
     return best, [f"paths of pictures start at {best.folder}{less}, where they were found"]
 
 

@@ -329,6 +329,78 @@ def test_positions_also_name_columns_below_a_header(tmp_path: Path) -> None:
     assert _pairs(path, TableOptions(image_column="1", text_column="3")) == [(None, "a.jpg", "x")]
 
 
+@pytest.mark.parametrize("first", ["a.jpg,Photo", "#love,a.jpg", "//img/a.jpg,one", "#love,5", "text,a.jpg", "7,Title"])
+def test_the_first_record_of_a_table_without_a_header_is_kept(tmp_path: Path, first: str) -> None:
+    image, text = ("1", "2") if "jpg," in first or first.startswith("7") else ("2", "1")
+    second = ",".join(("b.jpg", "two") if image == "1" else ("two", "b.jpg"))
+    path = _write(tmp_path / "a.csv", f"{first}\n{second}\n")
+    rows = list(_table(path, TableOptions(image_column=image, text_column=text)).rows())
+    assert [(row.row_id, row.text) for row in rows] == [(0, first.split(",")[int(text) - 1]), (1, "two")]
+
+
+def test_comments_above_a_table_without_a_header_are_passed_over(tmp_path: Path) -> None:
+    path = _write(tmp_path / "a.csv", "# made by hand, 2024\na.jpg,one\n")
+    assert _pairs(path, TableOptions(image_column="1", text_column="2")) == [(None, "a.jpg", "one")]
+    path = _write(tmp_path / "b.csv", "filename,beschreibung\na.jpg,one\n")
+    assert _pairs(path, TableOptions(image_column="1", text_column="2")) == [(None, "a.jpg", "one")]
+
+
+@pytest.mark.parametrize("lines", [2, 60])
+def test_records_between_two_stray_quotes_are_errors_of_their_lines(tmp_path: Path, lines: int) -> None:
+    text = [f"{n}.jpg,text {n}" for n in range(200)]
+    text[100] = '100.jpg,"Hello'
+    text[100 + lines] = f'{100 + lines}.jpg,bye"'
+    rows = list(_table(_write(tmp_path / "a.csv", "image,text\n" + "\n".join(text))).rows())
+    assert [row.row_id for row in rows] == list(range(1, 201))
+    assert [row.row_id - 1 for row in rows if row.row_error] == list(range(100, 101 + lines))
+    assert "look like records" in str(rows[100].row_error)
+
+
+def test_many_lines_of_a_record_without_names_of_pictures_are_errors_of_their_lines(tmp_path: Path) -> None:
+    text = [f"{n},images/{n},text" for n in range(60)]
+    text[10], text[40] = '10,images/10,"Hello', '40,images/40,bye"'
+    rows = list(_table(_write(tmp_path / "a.csv", "id,image,text\n" + "\n".join(text))).rows())
+    assert [bool(row.row_error) for row in rows] == [10 <= n <= 40 for n in range(60)]
+
+
+def test_a_text_of_many_lines_is_one_text(tmp_path: Path) -> None:
+    poem = "\n".join(f"line {n}, of a poem" for n in range(50))
+    records = [{"image": "a.jpg", "text": poem}, {"image": "b.jpg", "text": "see\nb.jpg\nand c.jpg, too\n\nor not"}]
+    path = _write(tmp_path / "a.csv", records)
+    assert [pair[2] for pair in _pairs(path)] == [record["text"] for record in records]
+
+
+@pytest.mark.parametrize("shape", ["array", "lines", "objects in a row"])
+def test_a_name_that_stands_twice_in_a_record_is_its_error(tmp_path: Path, shape: str) -> None:
+    records = [json.dumps({"image": f"{n}.jpg", "text": "t"}) for n in range(30)]
+    records[25] = '{"id": "x", "image": "25.jpg", "text": "one", "text": "two"}'
+    records[26] = '{"id": "y", "image": "26.jpg", "text": "t", "more": 1, "more": 2}'
+    if shape == "array":
+        path = _write(tmp_path / "a.json", f"[{','.join(records)}]")
+    elif shape == "lines":
+        path = _write(tmp_path / "a.jsonl", "\n".join(records))
+    else:
+        path = _write(tmp_path / "a.json", "\n".join(record.replace(", ", ",\n") for record in records))
+    table = _table(path)
+    assert table.describe()["shape"] == shape
+    rows = list(table.rows())
+    assert [row.row_error for row in rows if row.row_error] == ["the record has 'text' twice. Rename all but one."]
+    assert (rows[25].custom_id if shape != "objects in a row" else rows[-5].custom_id) == "x"
+
+
+def test_a_name_that_stands_twice_in_one_object_is_refused(tmp_path: Path) -> None:
+    message = _refusal(_write(tmp_path / "a.json", '{\n"a.jpg": "one",\n"a.jpg": "two",\n"b.jpg": "three"}'))
+    assert "has the name 'a.jpg' twice in one object" in message
+    message = _refusal(_write(tmp_path / "b.json", '{\n"image": "a.jpg",\n"text": "two",\n"text": "three"}'))
+    assert "2 columns 'text'. Rename all but one" in message
+
+
+def test_a_column_with_almost_the_name_of_the_text_is_said(tmp_path: Path) -> None:
+    table = _table(_write(tmp_path / "a.csv", "image,text, TEXT\na.jpg,one,two\n"))
+    assert "the column 'text' is taken, and ' TEXT' is not" in table.notes
+    assert next(table.rows()).text == "one"
+
+
 LETTERS = {
     "cp1252": ["Un café à côté", "L’été “chaud”", "Größe"],
     "latin-1": ["El niño pequeño", "una señora mañana"],
@@ -717,6 +789,24 @@ def test_the_folder_of_relative_pictures_is_found(tmp_path: Path, table: str, na
     found = _table(path)
     assert next(found.rows()).image_uri == str(tmp_path / picture)
     assert "paths of pictures start at" in " ".join(found.notes)
+
+
+def test_different_first_folders_are_never_left_out(tmp_path: Path) -> None:
+    (tmp_path / "1.jpg").write_bytes(b"x")
+    few = [{"image": name, "text": "t"} for name in ("train/1.jpg", "test/1.jpg")]
+    rows = list(_table(_write(tmp_path / "a.jsonl", few)).rows())
+    assert [row.image_uri for row in rows] == [str(tmp_path / "train/1.jpg"), str(tmp_path / "test/1.jpg")]
+    many = [{"image": "train/1.jpg", "text": "t"}] * 300 + [{"image": "test/1.jpg", "text": "t"}]
+    rows = list(_table(_write(tmp_path / "b.jsonl", many)).rows())
+    assert [row.image_uri for row in rows[-2:]] == [str(tmp_path / "1.jpg"), str(tmp_path / "test/1.jpg")]
+
+
+def test_the_error_of_a_row_is_bounded(tmp_path: Path) -> None:
+    wide = {"n" * 3000 + str(n): n for n in range(200)}
+    records = [{"image": "a.jpg", "text": "t"}, wide, {"image": "ftp://" + "a" * 5000, "text": "t"}]
+    errors = [row.row_error or "" for row in _table(_write(tmp_path / "a.jsonl", records)).rows()]
+    assert "and 190 more" in errors[1]
+    assert max(map(len, errors)) <= 1001
 
 
 def test_pictures_that_are_nowhere_are_said(tmp_path: Path) -> None:
