@@ -482,8 +482,14 @@ def _columns_of(whole: Mapping[str, Any]) -> dict[str, list[Any]]:
     if _roles(lists) == 2 and any(len(value) > 1 for name, value in lists.items() if is_picture_column(name)):
         return lists
     objects = {name: value for name, value in whole.items() if isinstance(value, dict)}
-    if _roles(objects) == 2 and len(objects) == len(whole) and len({tuple(value) for value in objects.values()}) == 1:
-        return {name: list(value.values()) for name, value in objects.items()}
+    # The keys join the cells of a row, whatever their order in a column.
+    if (
+        _roles(objects) == 2
+        and len(objects) == len(whole)
+        and len({frozenset(value) for value in objects.values()}) == 1
+    ):
+        keys = list(next(iter(objects.values())))
+        return {name: [value[key] for key in keys] for name, value in objects.items()}
     return {}
 
 

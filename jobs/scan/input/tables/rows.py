@@ -190,6 +190,8 @@ def _name(value: Any, row: ManifestRow) -> str | None:
 
 
 def _not_a_string(name: str, value: Any) -> str:
+    if isinstance(value, InlinePicture):
+        return f"{name} is {value} or other bytes; it must be a string"
     return f"{name} is {value!r:.100}, of type {type(value).__name__}; it must be a string"
 
 
@@ -268,7 +270,8 @@ def _picture(value: Any, row: ManifestRow) -> str | None:
     name = value.strip()
     if looks_like_base64(name):
         raise RowError(
-            f"the picture is a text in base64, {name[:24]!r}…, and the first records have none. Put this one first."
+            f"the picture is a text in base64, {name[:24]!r}…, and the first records have none. Put this one first "
+            "in a text file, or decode the pictures of a Parquet file into a column of bytes."
         )
     if name in _NULL_WORDS:
         row.warnings.append(f"the picture {name!r} is taken as no picture")

@@ -1,5 +1,6 @@
 """Tables as people have them: each is read, or refused before work with a sentence that says what to do."""
 
+import base64
 import gzip
 import json
 import math
@@ -399,6 +400,54 @@ def test_a_column_with_almost_the_name_of_the_text_is_said(tmp_path: Path) -> No
     table = _table(_write(tmp_path / "a.csv", "image,text, TEXT\na.jpg,one,two\n"))
     assert "the column 'text' is taken, and ' TEXT' is not" in table.notes
     assert next(table.rows()).text == "one"
+
+
+def test_fields_of_nested_columns_of_parquet_have_roles(tmp_path: Path) -> None:
+    path = _write(tmp_path / "a.parquet", [{"id": 1, "data": {"image": "a.jpg", "text": "t", "more": 5}}])
+    assert _pairs(path) == [("1", "a.jpg", "t")]
+    assert _pairs(path, TableOptions(image_column="data.image", text_column="data.text")) == [("1", "a.jpg", "t")]
+    assert next(_table(path).rows()).metadata == '{"data": {"more": 5}}'
+
+
+def test_texts_of_parquet_that_are_bytes_of_another_encoding_are_refused(tmp_path: Path) -> None:
+    message = _refusal(_write(tmp_path / "a.parquet", [{"image": "a.jpg", "text": b"caf\xe9"}]))
+    assert "in the column 'text', are bytes that are not UTF-8" in message
+    assert "InlinePicture" not in message
+
+
+def test_pictures_in_base64_in_parquet_are_refused_with_advice(tmp_path: Path) -> None:
+    picture = base64.b64encode(b"\xff\xd8\xff" + b"a" * 99).decode()
+    message = _refusal(_write(tmp_path / "a.parquet", [{"image": picture, "text": "t"}]))
+    assert "Decode them into a column of bytes" in message
+    assert picture not in message
+
+
+@pytest.mark.parametrize(
+    ("name", "advice"),
+    [
+        ("a.parquet.gz", "is a compressed Parquet file. Decompress it"),
+        ("a.JSONL.GZ", "ends in .gz, in lower case"),
+        ("a.CSV.GZ", "ends in .gz, in lower case"),
+    ],
+)
+def test_compressed_files_that_are_not_read_are_refused_with_advice(tmp_path: Path, name: str, advice: str) -> None:
+    data: Any = [{"image": "a.jpg", "text": "t"}] if "parquet" in name else "image,text\na.jpg,t\n"
+    plain = _write(tmp_path / ("plain.parquet" if "parquet" in name else "plain.txt"), data).read_bytes()
+    assert advice in _refusal(_write(tmp_path / name, gzip.compress(plain, mtime=0)))
+
+
+def test_the_query_of_an_address_of_the_web_is_not_shown(tmp_path: Path) -> None:
+    signed = {"image": "https://h/a.jpg?X-Amz-Signature=SECRET", "text": "t"}
+    assert "'https://h/a.jpg?…'" in (message := _refusal(_write(tmp_path / "a.jsonl", [signed])))
+    table = _table(_write(tmp_path / "b.jsonl", [signed, {"image": "a.jpg", "text": "t"}]))
+    error = next(table.rows()).row_error or ""
+    assert "'https://h/a.jpg?…'" in error
+    assert "SECRET" not in message + error
+
+
+def test_columns_of_pandas_are_joined_by_their_keys(tmp_path: Path) -> None:
+    value = {"image": {"0": "a.jpg", "1": "b.jpg"}, "text": {"1": "two", "0": "one"}}
+    assert _pairs(_write(tmp_path / "a.json", value)) == [(None, "a.jpg", "one"), (None, "b.jpg", "two")]
 
 
 LETTERS = {
