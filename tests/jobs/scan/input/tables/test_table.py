@@ -484,6 +484,20 @@ def test_encodings_are_found_or_named(tmp_path: Path, name: str, encoding: str) 
     assert table.describe()["encoding"]
 
 
+@pytest.mark.parametrize(("text", "encoding"), [("Привет", "cp1251"), ("Москва", "cp1251"), ("한국어", "euc_kr")])
+def test_an_ambiguous_short_text_is_no_guess(tmp_path: Path, text: str, encoding: str) -> None:
+    path = _write(tmp_path / "a.csv", f"image,text\na.jpg,{text}\n".encode(encoding))
+    assert "or its encoding with --encoding" in _refusal(path)
+    assert _pairs(path, TableOptions(encoding=encoding)) == [(None, "a.jpg", text)]
+
+
+@pytest.mark.parametrize(
+    ("text", "encoding"), [("中文标题", "gb18030"), ("東京タワー", "shift_jis"), ("台灣的街道", "big5")]
+)
+def test_a_short_text_of_frequent_characters_of_one_encoding_is_read(tmp_path: Path, text: str, encoding: str) -> None:
+    assert _pairs(_write(tmp_path / "a.csv", f"image,text\na.jpg,{text}\n".encode(encoding))) == [(None, "a.jpg", text)]
+
+
 @pytest.mark.parametrize("encoding", ["utf8000", "", "base64", "rot13", "punycode", "a\0b", "idna"])
 def test_unknown_encodings_are_refused(tmp_path: Path, encoding: str) -> None:
     message = _refusal(_write(tmp_path / "a.csv", "image,text\na.jpg,t\n"), TableOptions(encoding=encoding))
