@@ -23,6 +23,12 @@ def is_relative(name: str) -> bool:
     return not name.startswith("/") and not _SCHEME.match(name)
 
 
+def without_query(uri: str) -> str:
+    """Return an address of the web without its query, for a message. The query may hold a signature or a key."""
+    address, mark, _ = uri.partition("?")
+    return f"{address}?…" if mark and "://" in address else uri
+
+
 def image_uri(uri: str, base: Location) -> str:
     """Return the absolute path or s3:// address of an image named in a manifest.
 
@@ -66,6 +72,6 @@ def _path(uri: str) -> str:
             raise RowError(f"the image {uri!r:.200} has escapes that are not UTF-8, or a NUL, which no path has")
         return path
     if scheme := _SCHEME.match(uri):
-        shown = f"{uri!r:.40}…" if scheme[0].lower() == "data" else f"{uri!r:.200}"
+        shown = f"{uri!r:.40}…" if scheme[0].lower() == "data" else f"{without_query(uri)!r:.200}"
         raise RowError(f"the image {shown} is an address of {scheme[0]}:. {read_schemes(scheme[0])}")
     return uri

@@ -314,6 +314,9 @@ class _Search:
             found = found or [name for name, plain_name in self._pool if plain_name == plain(exact)]
             if len(found) > 1:
                 self._refuse_twice(found, flag)
+            if found:
+                alike = [name for name, plain_name in self._pool if plain_name == plain(exact) and name not in found]
+                self.notes += [f"the column {found[0]!r:.80} is taken, and {name!r:.80} is not" for name in alike[:1]]
             own += found
         return tuple(own)
 

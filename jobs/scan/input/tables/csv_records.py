@@ -2,7 +2,7 @@
 
 A quote that is not closed takes the following lines into its record; each of them is a `RowError` too. If another stray
 quote closes it, and the record has as many cells as the header, it looks like a text of several lines and is read as
-one.
+one, unless these lines look like records.
 """
 
 from __future__ import annotations
@@ -18,13 +18,25 @@ from asap.storage.location import Location
 from jobs.errors import InputNotFound
 from jobs.scan.input.manifest import RowError
 from jobs.scan.input.tables import record_files
-from jobs.scan.input.tables.columns import PICTURE_NAME, WEB, TableOptions, is_known, plain, unique_names
+from jobs.scan.input.tables.columns import (
+    PICTURE_NAME,
+    WEB,
+    TableOptions,
+    is_known,
+    is_picture_column,
+    plain,
+    unique_names,
+)
 from jobs.scan.input.tables.encoding import Encoding, find_encoding, open_text
 from jobs.scan.input.tables.inline import LONG_RECORD_BYTES, TextPictures, problem_of_text, starts_with_pictures
 from jobs.scan.input.tables.record_files import UNDECODED, Record
 
 _HEAD_BYTES = 2**18
 _HEAD_RECORDS = 100
+_LONG_TEXT = 20
+"""Lines of a longer text than most."""
+_MOST_LINES = 0.9
+"""Share of the lines of a text from which on they are taken for records."""
 _DELIMITERS = {"tab": "\t", r"\t": "\t", "comma": ",", "semicolon": ";", "pipe": "|", "bar": "|", "space": " "}
 """Names of delimiters that shells and people do not type as characters."""
 _NAMES = {"\t": "tab", " ": "space"}
@@ -131,6 +143,12 @@ class CsvReader:
             if len(cells) != width:
                 problem = f"the line has {len(cells)} cells, the header {width}"
                 yield from self._broken(first + skipped, taken, problem)
+            elif len(taken) > 1 and self._holds_records(taken):
+                problem = (
+                    f"its quotes take the {len(taken) - 1} lines behind it into one record, and these look like "
+                    "records. Close its quote, or double a quote that is a letter."
+                )
+                yield from self._broken(first + skipped, taken, problem)
             elif any(UNDECODED.search(line) for line in taken if not line.isascii()):
                 read = {name: cell for name, cell in zip(names, cells, strict=True) if not UNDECODED.search(cell)}
                 yield first + skipped, RowError(f"the line is not {self.encoding.name.upper()}", read)
@@ -140,6 +158,23 @@ class CsvReader:
                     raw = "".join(taken).encode()
                     record = pictures.replace(record, raw, lines.position - len(raw), is_json=False)
                 yield first + skipped, record
+
+    def _holds_records(self, taken: Sequence[str]) -> bool:
+        """Return True if most lines behind the first of a record look like records themselves.
+
+        They do if they have the width of the table and a picture where the first line has one; without names of
+        pictures, many lines of a width that texts seldom have are enough.
+        """
+        width, delimiter = len(self.names), self.dialect.delimiter
+        pictures = [n for n, cell in enumerate(taken[0].split(delimiter)) if self._is_picture(cell)]
+        behind = [cells for line in taken[1:] if len(cells := line.split(delimiter)) == width]
+        if pictures:
+            alike = sum(self._is_picture(cells[pictures[0]]) for cells in behind if pictures[0] < width)
+            return 2 * alike >= len(taken) - 1
+        return width > 2 and len(taken) > _LONG_TEXT and len(behind) >= _MOST_LINES * (len(taken) - 1)
+
+    def _is_picture(self, cell: str) -> bool:
+        return PICTURE_NAME.fullmatch(cell.strip().strip(self.dialect.quote)) is not None
 
     def _broken(self, first: int, taken: list[str], problem: str) -> Iterator[tuple[int, RowError]]:
         """Yield an error for each line of a record whose quotes or cells are misplaced."""
@@ -203,10 +238,10 @@ def understand_csv(location: Location, options: TableOptions) -> CsvReader:
     with open_text(location, encoding) as file:
         head = file.read(_HEAD_BYTES).decode(errors="surrogateescape")
     lines = head.splitlines(keepends=True) if "\n" not in head else re.findall(r"[^\n]*\n|[^\n]+", head)
-    skipped, lines, told = _skip_preface(lines)
     # Positions are numbers, and a table whose header has these numbers as names is not meant by them.
     named = [name for name in (options.image_column, options.text_column, options.id_column) if name is not None]
-    by_position = bool(named) and all(name.strip().isdigit() for name in named)
+    by_position = bool(named) and all(name.strip().isdecimal() for name in named)
+    skipped, lines, told = _skip_preface(lines, by_position)
     dialect = _find_dialect(lines, _delimiters(options.delimiter, told, location.name), named)
     rows, _ = _head_records(dialect, lines, 2)
     if rows and len(rows[0]) > 1 and all(name.startswith(" ") for name in rows[0][1:]):
@@ -223,7 +258,7 @@ def understand_csv(location: Location, options: TableOptions) -> CsvReader:
     while names and not names[-1].strip():  # a delimiter at the end of each line
         names.pop()
     if by_position and not set(named) <= {name.strip() for name in names}:
-        header = any(is_known(name) for name in names)
+        header = _is_header(names, options.image_column)
         width = max(len(names), *(len(row) for row in rows))
         reader = CsvReader(location, encoding, dialect, [str(n + 1) for n in range(width)], skipped, header)
     else:
@@ -234,17 +269,23 @@ def understand_csv(location: Location, options: TableOptions) -> CsvReader:
     return reader
 
 
-def _skip_preface(lines: list[str]) -> tuple[int, list[str], str | None]:
+def _skip_preface(lines: list[str], by_position: bool) -> tuple[int, list[str], str | None]:
     """Pass over blank lines, comments and Excel's line of the delimiter before the header.
 
     Return the number of lines passed over, the lines after them, and the delimiter that Excel was told.
+
+    Args:
+        lines: The first lines of the file.
+        by_position: True if columns are named by their position, so that the first line may be a record.
     """
     told = None
     skipped = 0
     for number, line in enumerate(lines):
         if match := _SEPARATOR.fullmatch(line):
             told = match[1]
-        elif line.strip() and not line.lstrip().startswith(("#", "//")):
+        elif line.strip() and (
+            not line.lstrip().startswith(("#", "//")) or (by_position and _is_record(line, lines[number + 1 :]))
+        ):
             break
         # A header may have a # before it. It is one if it names a picture or a text, and the next line does not.
         elif line.lstrip().startswith("#") and _names_roles(line.lstrip()[1:]) > 1:
@@ -253,6 +294,28 @@ def _skip_preface(lines: list[str]) -> tuple[int, list[str], str | None]:
                 break
         skipped = number + 1
     return skipped, lines[skipped:], told
+
+
+def _is_record(line: str, following: Sequence[str]) -> bool:
+    """Return True for a line that looks like a comment, but is a record: its first cell is a hashtag or a path."""
+    if any(PICTURE_NAME.fullmatch(cell) for cell in re.split(r"[,;|\t]", line)):
+        return True
+    after = next((text for text in following if text.strip()), "")
+    is_comment = re.match(r"\s*(#+|//+)\s", line) is not None
+    return not is_comment and any(0 < line.count(mark) == after.count(mark) for mark in ",;|\t")
+
+
+def _is_header(names: Sequence[str], image: str | None) -> bool:
+    """Return True if the first line of a table whose columns are named by position is a header.
+
+    A text may be a known name, such as Photo, so that one known name is enough only in the column of the picture.
+    """
+    if any(PICTURE_NAME.fullmatch(name) or WEB.match(name) for name in names):
+        return False
+    column = int(image) if image is not None else 0
+    return sum(is_known(name) for name in names) > 1 or (
+        0 < column <= len(names) and is_picture_column(names[column - 1])
+    )
 
 
 def _names_roles(line: str) -> int:

@@ -40,6 +40,19 @@ _OTHERS = (
     "cp1252 cp1250 cp1251 cp1253 cp1254 cp1255 cp1256 cp1257 cp1258 iso8859_2 iso8859_7 koi8_r koi8_u cp932 euc_jp "
     "gb18030 big5 cp949 johab tis_620 mac_roman mac_cyrillic cp437 cp850 cp852 cp866"
 )
+_FREQUENT = {
+    "gb18030": rb"[\xb0-\xd7][\xa1-\xfe]",
+    "big5": rb"[\xa4-\xc6][\x40-\x7e\xa1-\xfe]",
+    "cp949": rb"[\xb0-\xc8][\xa1-\xfe]",
+    "cp932": rb"[\x82-\x83\x88-\x98][\x40-\x7e\x80-\xfc]|\x81[\x40-\x7e]",
+}
+"""Frequent characters, which have two bytes: kana, Hangul, and the first level of Chinese characters.
+
+Short texts in EUC-JP are not guessed, since their characters are those of others too.
+"""
+_EAST_ASIAN = frozenset([*_FREQUENT, "euc_jp", "johab"])
+_FEW_BYTES = 24
+"""Bytes of a text that is too short for statistics of letters."""
 _BETTER = 0.1
 """Coherence by which another Latin encoding must be better than cp1252."""
 _LATIN_SHARE = 0.8
@@ -157,6 +170,8 @@ def _guess_letters(data: bytes) -> str | None:
     single = sum(len(run) <= 2 and all(byte in _LATIN_BYTES for byte in run) for run in runs)
     if single < _LATIN_SHARE * len(runs):
         best = from_bytes(data, cp_isolation=_OTHERS.split(), threshold=0.4, enable_fallback=False).best()
+        if best and best.encoding in _EAST_ASIAN and sum(map(len, runs)) < _FEW_BYTES:
+            return _guess_few(data)
         return codecs.lookup(best.encoding).name if best else None
     # Single letters among ASCII: a Latin script. Between its encodings the frequency of letters decides.
     if not _IN_A_WORD.search(data):
@@ -168,6 +183,17 @@ def _guess_letters(data: bytes) -> str | None:
     if coherence.get(best_name, 0.0) < coherence.get("cp1252", 0.0) + _BETTER:
         best_name = "cp1252"
     return codecs.lookup(best_name).name
+
+
+def _guess_few(data: bytes) -> str | None:
+    """Return the encoding of East Asia under which all characters of a short text are frequent; None without just one.
+
+    Almost any few bytes are characters of each of these encodings, and a word of Russian or Greek is too.
+    """
+    fitting = [
+        name for name, frequent in _FREQUENT.items() if re.fullmatch(rb"(?:[\x00-\x7f]++|%s)++" % frequent, data)
+    ]
+    return codecs.lookup(fitting[0]).name if len(fitting) == 1 else None
 
 
 def open_text(location: Location, encoding: Encoding) -> BinaryIO:

@@ -9,6 +9,7 @@ import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import pyarrow as pa
@@ -30,12 +31,13 @@ _BEGINNINGS = "[/_]9j[/_]|iVBORw0KGgo|R0lGOD[dl]|UklGR|Qk.{6}AAAA|SUkqA|TU0AK|AA
 """Beginnings in base64 of JPEG, PNG, GIF, WebP, BMP, TIFF, AVIF and HEIC, JPEG 2000, JPEG XL and ICO."""
 _DATA_URI = re.compile(r"\s*data:[^,]{0,200};base64,", re.IGNORECASE)
 _PICTURE = re.compile(rf"\s*(?:{_BEGINNINGS})")
-_ALPHABET = re.compile(r"[A-Za-z0-9+/_\-\s]+=*\s*")
+# Possessive, since the classes overlap in white space, and a text from outside must not cost the square of its length.
+_ALPHABET = re.compile(r"[A-Za-z0-9+/_\-\s]++=*+\s*+")
 _HEAD_PICTURE = re.compile(
-    rb"(?:^|[\",;\t|])\s*(?:data:[^,\s]{0,200};base64,|%s)" % _BEGINNINGS.replace("[/_]", r"(?:\\?/|_)").encode(),
+    rb"(?:^|[\",;\t|])\s{0,20}(?:data:[^,\s]{0,200};base64,|%s)" % _BEGINNINGS.replace("[/_]", r"(?:\\?/|_)").encode(),
     re.MULTILINE,
 )
-"""A picture in base64 within a record."""
+"""A picture in base64 within a record. The white space is bounded, so that blank lines cost little."""
 _JSON_STRING = re.compile(rb'"([^"\\]*(?:\\.[^"\\]*)*)"', re.DOTALL)
 
 
@@ -172,41 +174,65 @@ class TextPictures:
             is_json: True for JSON, in which texts have quotes and escapes.
         """
 
+        spans = _JsonSpans(raw) if is_json else _PlainSpans(raw)
+
         def put(value: Any) -> Any:
             if isinstance(value, str):
-                return self._address(value, raw, offset, is_json) if looks_like_base64(value) else value
+                return self._address(value, spans, offset) if looks_like_base64(value) else value
             if isinstance(value, dict):
                 return {name: put(field) for name, field in value.items()}
             return [put(field) for field in value] if isinstance(value, list) else value
 
         return {name: put(value) for name, value in record.items()}
 
-    def _address(self, value: str, raw: bytes, offset: int, is_json: bool) -> InlinePicture:
+    def _address(self, value: str, spans: _JsonSpans | _PlainSpans, offset: int) -> InlinePicture:
         if self._problem is not None:
             return InlinePicture(self._location, problem=self._problem)
-        found = _find_json(value, raw) if is_json else _find_plain(value, raw)
+        found = spans.find(value)
         if found is None:
             return InlinePicture(self._location, problem="the picture in base64 is not found in its line")
         start, end = found
         return InlinePicture(self._location, offset=offset + start, length=end - start, encoding=BASE64)
 
 
-def _find_plain(value: str, raw: bytes) -> tuple[int, int] | None:
-    text = value.encode("utf-8", "surrogateescape")
-    start = raw.find(text)
-    return None if start < 0 else (start, start + len(text))
+class _PlainSpans:
+    """The places of texts in the line of a CSV file, which are looked for in their order."""
+
+    def __init__(self, raw: bytes) -> None:
+        self._raw = raw
+        self._at = 0
+
+    def find(self, value: str) -> tuple[int, int] | None:
+        """Return where the bytes of a text begin and end; None for a text that is not there."""
+        text = value.encode("utf-8", "surrogateescape")
+        start = self._raw.find(text, self._at)
+        if start < 0:
+            return None
+        self._at = start + len(text)
+        return start, self._at
 
 
-def _find_json(value: str, raw: bytes) -> tuple[int, int] | None:
-    """Return where the bytes of a string are within a JSON text, between the quotes."""
-    for match in _JSON_STRING.finditer(raw):
-        start, end = match.span(1)
-        if end - start < len(value):
-            continue
-        try:
-            is_it = (end - start == len(value) and match[1] == value.encode()) or json.loads(match[0]) == value
-        except ValueError:
-            continue
-        if is_it:
-            return start, end
-    return None
+class _JsonSpans:
+    """The places of the strings in a JSON text, between the quotes."""
+
+    def __init__(self, raw: bytes) -> None:
+        self._raw = raw
+
+    @cached_property
+    def _spans(self) -> dict[str, tuple[int, int]]:
+        # The strings are decoded once for all pictures of a record, which may be many.
+        spans: dict[str, tuple[int, int]] = {}
+        for match in _JSON_STRING.finditer(self._raw):
+            start, end = match.span(1)
+            if end - start < _LEAST_LENGTH:
+                continue
+            try:
+                value = json.loads(match[0].decode()) if b"\\" in match[1] else match[1].decode()
+            except ValueError:
+                continue
+            spans.setdefault(value, (start, end))
+        return spans
+
+    def find(self, value: str) -> tuple[int, int] | None:
+        """Return where the bytes of a string begin and end; None for a string that is not there."""
+        return self._spans.get(value)

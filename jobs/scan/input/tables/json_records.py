@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any, BinaryIO
 
+from asap.storage.files import file_info
 from asap.storage.location import Location
 from jobs.errors import InputNotFound
 from jobs.scan.input.manifest import RowError
@@ -21,18 +22,35 @@ from jobs.scan.input.tables import record_files
 from jobs.scan.input.tables.columns import PICTURE_NAME, is_known, is_picture_column, plain, show_names
 from jobs.scan.input.tables.encoding import Encoding, find_encoding, open_text
 from jobs.scan.input.tables.inline import LONG_RECORD_BYTES, TextPictures, problem_of_text, starts_with_pictures
-from jobs.scan.input.tables.record_files import UNDECODED, Record
+from jobs.scan.input.tables.record_files import UNDECODED, Record, RepeatedNames
 
 MAX_WHOLE_BYTES = 2**29
 """Largest file that is read into memory whole. Python needs about ten times its size."""
 _CHUNK = 2**16
+_MOST_GROWTH = 32
+"""Times its size to which a compressed file may grow. Records with long equal names grow about twenty times."""
+_GROWN_BYTES = 2**23
+"""Bytes that every compressed file may have, however small it is."""
 _FIRST_LINES = 20
 _CONVERSATIONS = {"conversation", "conversations", "messages"}
 """Lists of objects that are the text of one record."""
 _SPACE = re.compile(r"[\s,]*")
-_FIELD = re.compile(r'("(?:[^"\\]|\\.)*")\s*:\s*("(?:[^"\\]|\\.)*"|-?\d+)(?=\s*[,}])')
-"""A name with a string or a whole number."""
-_DECODER = json.JSONDecoder()
+_BEFORE_NAME = re.compile(r"\s*+[{,]\s*+(?=\")")
+_BEFORE_VALUE = re.compile(r"\s*+:\s*+")
+_BEHIND_VALUE = re.compile(r"\s*+[,}]")
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Return a JSON object, marked if a name stands twice in it."""
+    found = dict(pairs)
+    if len(found) == len(pairs):
+        return found
+    marked = RepeatedNames(found)
+    marked.twice = [name for name, count in Counter(name for name, _ in pairs).items() if count > 1]
+    return marked
+
+
+_DECODER = json.JSONDecoder(object_pairs_hook=_object)
 _ANY_INTEGER = json.JSONDecoder(parse_int=str)
 """The decoder that finds the end of a record with an integer of more digits than Python converts."""
 
@@ -78,7 +96,9 @@ class JsonReader:
         for number, offset, line in _lines(file, self.limit):
             record = line if isinstance(line, RowError) else _line_record(line)
             if self.holds_pictures and isinstance(record, dict) and isinstance(line, bytes):
-                record = pictures.replace(record, line, len(self.encoding.mark) + offset, is_json=True)
+                twice = record.twice if isinstance(record, RepeatedNames) else ()
+                record = RepeatedNames(pictures.replace(record, line, len(self.encoding.mark) + offset, is_json=True))
+                record.twice = twice
             yield number, record
 
 
@@ -114,8 +134,8 @@ def _find_reading(reader: JsonReader, kind: str) -> None:
         # Lines with pictures are long, so few of them show the shape.
         count = 2 if reader.holds_pictures else _FIRST_LINES
         first = [line for _, _, line in islice(_lines(file, reader.limit), count)]
-    reader.twice = sorted({name for line in first if isinstance(line, bytes) for name in _names_twice(line)})
     parsed = [None if isinstance(line, RowError) else _parse_line(line) for line in first]
+    reader.twice = sorted({name for value in parsed if isinstance(value, RepeatedNames) for name in value.twice})
     objects = sum(isinstance(value, dict) for value in parsed)
     alone = parsed[0] if len(parsed) == 1 else None
     if reader.holds_pictures and isinstance(alone, dict) and _roles(alone) == 2 and _is_one_record(alone):
@@ -140,6 +160,10 @@ def _find_reading(reader: JsonReader, kind: str) -> None:
         whole = _load(location, file, broken_is_none=len(parsed) < 2)
     if isinstance(whole, dict):
         reader.shape, reader.unpack = _find_shape(location, whole)
+        if isinstance(whole, RepeatedNames):
+            if reader.unpack is not _one_record:
+                raise InputNotFound(f"{location} has the name {whole.twice[0]!r:.80} twice in one object. Rename one.")
+            reader.twice = whole.twice
 
 
 def _first_of_stream(reader: JsonReader, shape: str, count: int = 1) -> Record | None:
@@ -173,27 +197,14 @@ def _lines(file: BinaryIO, limit: int) -> Iterator[tuple[int, int, bytes | RowEr
 
 def _parse_line(line: bytes) -> Any:
     try:
-        return json.loads(line.rstrip().removesuffix(b",").decode(errors="surrogateescape"))
+        return _DECODER.decode(line.rstrip().removesuffix(b",").decode(errors="surrogateescape"))
     except (ValueError, RecursionError):
         return None
 
 
-def _names_twice(line: bytes) -> list[str]:
-    """Return the names that stand twice in the object of a line; Python keeps the last of their values."""
-
-    def twice(pairs: list[tuple[str, Any]]) -> list[str]:
-        return [name for name, count in Counter(name for name, _ in pairs).items() if count > 1]
-
-    try:
-        found = json.loads(line.decode(errors="surrogateescape"), object_pairs_hook=twice)
-    except (ValueError, RecursionError):
-        return []
-    return found if line.lstrip().startswith(b"{") else []
-
-
 def _line_record(line: bytes) -> Record:
     try:
-        return _checked(json.loads(line.decode()))
+        return _checked(_DECODER.decode(line.decode()))
     except UnicodeDecodeError as error:
         value = _parse_line(line)
         return RowError(f"the line is not UTF-8: {error}", _decoded(value) if isinstance(value, dict) else None)
@@ -205,13 +216,26 @@ def _line_record(line: bytes) -> Record:
 
 
 def _salvaged(line: bytes) -> dict[str, Any]:
-    """Return the fields of a broken line that are whole. Of several with one name, it is the first."""
+    """Return the strings and whole numbers of a broken line, up to where it is broken.
+
+    Behind that place it is unknown whether a field is one of the record, of an object in it, or a part of a text. Of
+    several fields with one name, the first is taken.
+    """
+    text = line.decode(errors="surrogateescape")[:_CHUNK]
     fields: dict[str, Any] = {}
-    for match in _FIELD.finditer(line.decode(errors="surrogateescape")[:_CHUNK]):
-        try:
-            fields.setdefault(json.loads(match[1]), json.loads(match[2]))
-        except ValueError:  # a number of too many digits, or a control character
-            continue
+    at = 0
+    try:
+        while start := _BEFORE_NAME.match(text, at):
+            name, end = _DECODER.raw_decode(text, start.end())
+            if not (colon := _BEFORE_VALUE.match(text, end)):
+                break
+            value, at = _parse(text, colon.end())
+            if not _BEHIND_VALUE.match(text, at):
+                break
+            if type(value) in (str, int):
+                fields.setdefault(name, value)
+    except (ValueError, RecursionError):  # the place where it is broken
+        pass
     return _decoded(fields)
 
 
@@ -297,14 +321,24 @@ def _parse(buffer: str, at: int) -> tuple[Any, int]:
 
 def _load(location: Location, file: BinaryIO, broken_is_none: bool = False) -> Any:
     """Return the value of a whole file."""
-    data = file.read(MAX_WHOLE_BYTES + 1)
+    limit = MAX_WHOLE_BYTES
+    name, info = record_files.record_file(location.name), file_info(location)
+    if name is not None and name.packed and info is not None:
+        # A small compressed file must not take the memory of the machine.
+        limit = min(limit, max(_GROWN_BYTES, _MOST_GROWTH * info.size))
+    data = file.read(limit + 1)
+    if limit < len(data) <= MAX_WHOLE_BYTES:
+        raise InputNotFound(
+            f"{location} is one JSON object of more than {_MOST_GROWTH} times its compressed size, which is too much "
+            "to be read whole. Decompress it, or write its records as lines, for example with `jq -c '.data[]'`."
+        )
     if len(data) > MAX_WHOLE_BYTES:
         raise InputNotFound(
             f"{location} is one JSON object of more than {MAX_WHOLE_BYTES // 2**20} MiB, which is too large to be read "
             "whole. Write its records as lines, for example with `jq -c '.data[]'`."
         )
     try:
-        return json.loads(data.decode(errors="surrogateescape"))
+        return _DECODER.decode(data.decode(errors="surrogateescape"))
     except (ValueError, RecursionError) as error:
         if broken_is_none:
             return None
@@ -448,8 +482,14 @@ def _columns_of(whole: Mapping[str, Any]) -> dict[str, list[Any]]:
     if _roles(lists) == 2 and any(len(value) > 1 for name, value in lists.items() if is_picture_column(name)):
         return lists
     objects = {name: value for name, value in whole.items() if isinstance(value, dict)}
-    if _roles(objects) == 2 and len(objects) == len(whole) and len({tuple(value) for value in objects.values()}) == 1:
-        return {name: list(value.values()) for name, value in objects.items()}
+    # The keys join the cells of a row, whatever their order in a column.
+    if (
+        _roles(objects) == 2
+        and len(objects) == len(whole)
+        and len({frozenset(value) for value in objects.values()}) == 1
+    ):
+        keys = list(next(iter(objects.values())))
+        return {name: [value[key] for key in keys] for name, value in objects.items()}
     return {}
 
 

@@ -24,6 +24,13 @@ _KINDS = {"ndjson": "jsonl", "manifest": "jsonl", "tsv": "csv", "tab": "csv", "p
 """Kinds of the suffixes that do not name their kind. A .manifest of SageMaker Ground Truth holds JSON lines."""
 
 
+class RepeatedNames(dict[str, Any]):
+    """A JSON object in which a name stands twice. Python keeps the last value of such a name."""
+
+    twice: Sequence[str] = ()
+    """The names that stand twice."""
+
+
 Record = dict[str, Any] | RowError
 
 

@@ -20,12 +20,17 @@ from jobs.scan.input.addresses import image_uri, is_relative
 from jobs.scan.input.manifest import ManifestRow, RowError
 from jobs.scan.input.tables.columns import Columns, value_of
 from jobs.scan.input.tables.inline import InlinePicture, looks_like_base64
-from jobs.scan.input.tables.record_files import Record
+from jobs.scan.input.tables.record_files import Record, RepeatedNames
 
 _MOST_BYTES = 2**63 - 1
 """Largest end of a byte range that the manifest can hold."""
 MAX_METADATA = 2**14
 """Most characters of the metadata of a row."""
+_MOST_ERROR = 1000
+"""Most characters of the error of a row."""
+_FIELDS_SHOWN = 10
+_SHOWN = 60
+"""Most characters of a name in an error."""
 _NULL_WORDS = {"NA", "N/A", "n/a", "#N/A", "<NA>", "nan", "NaN", "NAN", "None", "null", "NULL", "Null"}
 """Words that pandas and others write for nothing."""
 _KNOWN_FIELDS = {"custom_id", "id", "image", "image_uri", "image_offset", "image_length", "text", "metadata"}
@@ -39,13 +44,14 @@ class Base:
     """The folder that relative paths of pictures start from."""
 
     folder: Location
-    dropped: bool = False
-    """True if the first folder of each path is left out."""
+    dropped: str = ""
+    """First folder of the paths, which is left out. Paths with another first folder are taken as they are."""
 
     def uri(self, name: str) -> str:
         """Return the address of a picture. Raises `RowError`."""
         if self.dropped and is_relative(name):
-            name = name.partition("/")[2] or name
+            first, _, rest = name.partition("/")
+            name = rest if rest and first == self.dropped else name
         return image_uri(name, self.folder)
 
 
@@ -69,7 +75,7 @@ class RowMaker:
                 raise record
             self._fill(row, record)
         except RowError as error:
-            row.row_error = str(error)
+            row.row_error = _shortened(str(error))
         return row
 
     def _fill_broken(self, row: ManifestRow, error: RowError) -> None:
@@ -92,12 +98,24 @@ class RowMaker:
         row.custom_id = _name(_first(record, columns.id), row)
         text, picture = _first(record, columns.text), _first(record, columns.image)
         if text is None and picture is None and not self._has_role(record):
-            raise RowError(f"the record has neither image nor text; its fields are {sorted(record)}")
+            names = [name[:_SHOWN] for name in sorted(record)]
+            more = f" and {len(names) - _FIELDS_SHOWN} more" if len(names) > _FIELDS_SHOWN else ""
+            raise RowError(f"the record has neither image nor text; its fields are {names[:_FIELDS_SHOWN]}{more}")
+        self._refuse_repeated(record)
         row.metadata = self._metadata(row, record)
         row.text = _text(text, row)
         row.image_offset, row.image_length = self._byte_range(record)
         if (name := _picture(picture, row)) is not None:
             row.image_uri = self._base.uri(name)
+
+    def _refuse_repeated(self, record: Mapping[str, Any]) -> None:
+        """Raise `RowError` if a column with a role stands twice in a JSON record."""
+        columns = self._columns
+        for name in (*columns.image, *columns.text, *columns.id):
+            outer, dot, inner = name.partition(".")
+            holder = record.get(outer) if dot and name not in record else record
+            if isinstance(holder, RepeatedNames) and (inner if holder is not record else name) in holder.twice:
+                raise RowError(f"the record has {name!r:.80} twice. Rename all but one.")
 
     def _has_role(self, record: Mapping[str, Any]) -> bool:
         names = {name.partition(".")[0] for name in (*self._columns.image, *self._columns.text)}
@@ -144,6 +162,10 @@ class RowMaker:
         return _bounded_json(value, row)
 
 
+def _shortened(message: str) -> str:
+    return message if len(message) <= _MOST_ERROR else f"{message[:_MOST_ERROR]}…"
+
+
 def _first(record: Mapping[str, Any], names: Iterable[str]) -> Any:
     """Return the value of the first of these columns that holds something; None without one."""
     for name in names:
@@ -168,6 +190,8 @@ def _name(value: Any, row: ManifestRow) -> str | None:
 
 
 def _not_a_string(name: str, value: Any) -> str:
+    if isinstance(value, InlinePicture):
+        return f"{name} is {value} or other bytes; it must be a string"
     return f"{name} is {value!r:.100}, of type {type(value).__name__}; it must be a string"
 
 
@@ -246,7 +270,8 @@ def _picture(value: Any, row: ManifestRow) -> str | None:
     name = value.strip()
     if looks_like_base64(name):
         raise RowError(
-            f"the picture is a text in base64, {name[:24]!r}…, and the first records have none. Put this one first."
+            f"the picture is a text in base64, {name[:24]!r}…, and the first records have none. Put this one first "
+            "in a text file, or decode the pictures of a Parquet file into a column of bytes."
         )
     if name in _NULL_WORDS:
         row.warnings.append(f"the picture {name!r} is taken as no picture")

@@ -21,13 +21,13 @@ from asap.storage.failures import storage_errors
 from asap.storage.files import exists, open_read
 from asap.storage.location import Location
 from jobs.errors import InputNotFound
-from jobs.scan.input.addresses import is_relative
+from jobs.scan.input.addresses import is_relative, without_query
 from jobs.scan.input.manifest import ManifestRow, RowError
 from jobs.scan.input.tables.columns import NO_OPTIONS as NO_OPTIONS
 from jobs.scan.input.tables.columns import WEB, Columns, find_columns, value_of
 from jobs.scan.input.tables.columns import TableOptions as TableOptions
 from jobs.scan.input.tables.csv_records import understand_csv
-from jobs.scan.input.tables.inline import InlinePicture
+from jobs.scan.input.tables.inline import InlinePicture, looks_like_base64
 from jobs.scan.input.tables.json_records import understand_json
 from jobs.scan.input.tables.parquet_records import ParquetReader, understand_parquet
 from jobs.scan.input.tables.record_files import Record, RecordReader, record_file
@@ -89,7 +89,7 @@ class Table:
             **self.reader.describe(),
             "columns": self.columns.describe(),
             "base": self.base.folder.uri,
-            "base_drops_first_folder": self.base.dropped,
+            "base_drops_first_folder": bool(self.base.dropped),
             "notes": list(self.notes),
         }
 
@@ -120,15 +120,21 @@ def _understand(location: Location, kind: str, options: TableOptions) -> Table:
     records = [record for _, record in sample if isinstance(record, dict)]
     if reader.names is None and not records:
         _refuse_records(location, kind, sample)
-    names = reader.names if reader.names is not None else [*_names_of(records), *reader.twice]
+    if reader.names is None:
+        names: Sequence[str] = [*_names_of(records), *reader.twice]
+    else:
+        names = [*reader.names, *(name for name in _names_of(records) if name not in reader.names and "." in name)]
     columns = _columns(location, kind, names, options, records)
     if not sample:
         raise InputNotFound(f"{location} holds no record: nothing to scan")
     _refuse_problems(location, columns, records)
+    _refuse_bytes(location, columns, records, options)
     if isinstance(reader, ParquetReader):
         reader = reader.with_pictures_of(columns.image)
     columns = _leave_out(columns, names, records)
     _refuse_web(location, columns, records)
+    if kind == "parquet":
+        _refuse_base64(location, columns, records)
     base, base_notes = _picture_base(location, columns, records)
     maker = RowMaker(columns, base)
     first = (maker.row(line, record) for line, record in chain(sample, islice(found, _MOST_BAD - len(sample))))
@@ -145,6 +151,12 @@ def _other_kind(location: Location, kind: str) -> str | None:
     except (StorageError, OSError, ValueError, pa.ArrowException):
         return None
     found = next((advice for start, advice in _OTHER_KINDS if head.startswith(start.lower())), None)
+    file_name = record_file(location.name)
+    if file_name is not None and file_name.packed:
+        if kind == "parquet":
+            return f"is a compressed Parquet file. Decompress it, so that its name ends without {file_name.packed}."
+        if found is not None and file_name.packed != (lower := file_name.packed.lower()):
+            return f"is not read under its name. Give it a name that ends in {lower}, in lower case."
     return None if kind == "parquet" and head.startswith(b"par1") else found
 
 
@@ -251,7 +263,7 @@ def _notes_of_lists(columns: Columns, records: Sequence[Mapping[str, Any]]) -> l
 def _refuse_web(location: Location, columns: Columns, records: Sequence[Mapping[str, Any]]) -> None:
     """Raise `InputNotFound` if the pictures are addresses of the web."""
     values = [value for record in records for name in columns.image if isinstance(value := value_of(record, name), str)]
-    values = [value for value in values if value.strip()]
+    values = [without_query(value) for value in values if value.strip()]
     if values and all(WEB.match(value) for value in values):
         raise InputNotFound(
             f"the pictures of {location} are web addresses, in the column {columns.image[0]!r:.80}: {values[0]!r:.120}."
@@ -266,6 +278,29 @@ def _refuse_problems(location: Location, columns: Columns, records: Sequence[Map
     problem = next((value.problem for value in values if isinstance(value, InlinePicture) and value.problem), None)
     if problem is not None:
         raise InputNotFound(f"{location} cannot be scanned as it is: {problem}")
+
+
+def _refuse_bytes(
+    location: Location, columns: Columns, records: Sequence[Mapping[str, Any]], options: TableOptions
+) -> None:
+    """Raise `InputNotFound` if the column of the texts holds bytes that are no text."""
+    for name in columns.text if options.texts else ():
+        values = [value for record in records if (value := value_of(record, name)) is not None]
+        if values and all(isinstance(value, InlinePicture) for value in values):
+            raise InputNotFound(
+                f"the texts of {location}, in the column {name!r:.80}, are bytes that are not UTF-8, or pictures. "
+                "Write them as a column of strings, or name another column with --text-column."
+            )
+
+
+def _refuse_base64(location: Location, columns: Columns, records: Sequence[Mapping[str, Any]]) -> None:
+    """Raise `InputNotFound` if the pictures of a Parquet file are texts in base64, which have no bytes to address."""
+    for name in columns.image:
+        if any(isinstance(value := value_of(record, name), str) and looks_like_base64(value) for record in records):
+            raise InputNotFound(
+                f"the pictures of {location}, in the column {name!r:.80}, are texts in base64, which are not read from "
+                "Parquet. Decode them into a column of bytes, for example with base64.b64decode in pandas."
+            )
 
 
 def _refuse_hopeless(location: Location, columns: Columns, rows: Iterable[ManifestRow], options: TableOptions) -> None:
@@ -305,20 +340,22 @@ def _picture_base(location: Location, columns: Columns, records: Sequence[Mappin
     folder = location.parent
     around = [folder, folder.parent, folder.parent.parent]
     folders = list(dict.fromkeys([*around[1:], folder] if folder.name == "metadata" else around))
-    bases = [Base(folder) for folder in folders] + [Base(folder, dropped=True) for folder in folders]
-    names = []
+    bases = [Base(folder) for folder in folders]
+    names: list[str] = []
+    first_folders: set[str] = set()
     for record in records:
         name = next((value for name in columns.image if (value := value_of(record, name))), None)
-        if isinstance(name, str) and is_relative(name.strip()) and name.strip() not in names:
-            names.append(name.strip())
-        if len(names) == _LOOKED_FOR:
-            break
+        if isinstance(name, str) and is_relative(name.strip()):
+            first_folders.add(name.strip().partition("/")[0] if "/" in name else "")
+            if len(names) < _LOOKED_FOR and name.strip() not in names:
+                names.append(name.strip())
+    # Without different first folders, such as train/1.jpg and test/1.jpg, two pictures could become one.
+    if len(first_folders) == 1:
+        bases += [Base(folder, dropped) for dropped in first_folders if dropped for folder in folders]
     if not names:
         return Base(folder), []
     found = {}
     for base in bases:
-        if base.dropped and not any("/" in name for name in names):
-            continue
         found[base] = sum(_is_there(base, name) for name in names)
         if found[base] == len(names):
             break
@@ -333,7 +370,7 @@ def _picture_base(location: Location, columns: Columns, records: Sequence[Mappin
         return bases[0], [f"{missing} found at {bases[0].folder}"]
     if best == Base(folder):
         return best, []
-    less = " without the first folder of their paths" if best.dropped else ""
+    less = f" without their first folder {best.dropped!r:.80}" if best.dropped else ""
     return best, [f"paths of pictures start at {best.folder}{less}, where they were found"]
 
 

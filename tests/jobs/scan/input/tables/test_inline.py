@@ -25,7 +25,8 @@ from asap.storage.picture_address import PictureAddress, PictureReader
 from jobs.errors import InputNotFound
 from jobs.scan.input.manifest import ManifestRow
 from jobs.scan.input.tables import record_files
-from jobs.scan.input.tables.inline import looks_like_base64
+from jobs.scan.input.tables.encoding import Encoding
+from jobs.scan.input.tables.inline import TextPictures, looks_like_base64, starts_with_pictures
 from jobs.scan.input.tables.table import TableOptions, understand_table
 
 
@@ -251,3 +252,31 @@ def test_a_text_that_is_no_picture_is_not_taken_for_one() -> None:
     for text in ("a.jpg", "x" * 5000, "9" * 5000, "/9j/photos/of/the/year/2024/" + "a" * 80 + ".jpg",
                  "Qk" + "a" * 100, "data:text/plain,hello" + "o" * 100, "https://a.b/" + "c" * 100):  # fmt: skip
         assert not looks_like_base64(text)
+
+
+def test_a_long_text_that_is_almost_base64_is_no_picture() -> None:
+    beginning = "iVBORw0KGgo"
+    for text in (f"{beginning}{' ' * 300_000}!", f"{beginning}{'=' * 300_000}!", f"{beginning}a{'= ' * 300_000}"):
+        assert not looks_like_base64(text)
+    assert looks_like_base64(beginning + " " * 300_000)
+
+
+@pytest.mark.parametrize("filler", ["\n", "\t", ",", "data:", '" '])
+def test_a_beginning_of_blank_lines_holds_no_picture(tmp_path: Path, filler: str) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_text(filler * 200_000 + json.dumps({"image": "a.jpg", "text": "x"}))
+    assert not starts_with_pictures(Location(str(path)), Encoding("utf-8"))
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.csv"])
+def test_a_record_of_many_pictures_has_an_address_of_each(tmp_path: Path, name: str) -> None:
+    texts = [base64.b64encode(b"\xff\xd8\xff" + bytes([row % 256, row // 256]) * 30).decode() for row in range(4000)]
+    others = {f"more {row}": text for row, text in enumerate(texts)}
+    record = {"image": "a.jpg", "text": "x"} | others
+    if name == "a.jsonl":
+        (tmp_path / name).write_text(json.dumps(record))
+        raw = json.dumps(record).encode()
+    else:
+        raw = ",".join(texts).encode()
+    found = TextPictures(Location(str(tmp_path / name))).replace(others, raw, 0, is_json=name == "a.jsonl")
+    assert [raw[one.offset : one.offset + one.length].decode() for one in found.values()] == texts

@@ -1,5 +1,6 @@
 """Tables as people have them: each is read, or refused before work with a sentence that says what to do."""
 
+import base64
 import gzip
 import json
 import math
@@ -329,6 +330,126 @@ def test_positions_also_name_columns_below_a_header(tmp_path: Path) -> None:
     assert _pairs(path, TableOptions(image_column="1", text_column="3")) == [(None, "a.jpg", "x")]
 
 
+@pytest.mark.parametrize("first", ["a.jpg,Photo", "#love,a.jpg", "//img/a.jpg,one", "#love,5", "text,a.jpg", "7,Title"])
+def test_the_first_record_of_a_table_without_a_header_is_kept(tmp_path: Path, first: str) -> None:
+    image, text = ("1", "2") if "jpg," in first or first.startswith("7") else ("2", "1")
+    second = ",".join(("b.jpg", "two") if image == "1" else ("two", "b.jpg"))
+    path = _write(tmp_path / "a.csv", f"{first}\n{second}\n")
+    rows = list(_table(path, TableOptions(image_column=image, text_column=text)).rows())
+    assert [(row.row_id, row.text) for row in rows] == [(0, first.split(",")[int(text) - 1]), (1, "two")]
+
+
+def test_comments_above_a_table_without_a_header_are_passed_over(tmp_path: Path) -> None:
+    path = _write(tmp_path / "a.csv", "# made by hand, 2024\na.jpg,one\n")
+    assert _pairs(path, TableOptions(image_column="1", text_column="2")) == [(None, "a.jpg", "one")]
+    path = _write(tmp_path / "b.csv", "filename,beschreibung\na.jpg,one\n")
+    assert _pairs(path, TableOptions(image_column="1", text_column="2")) == [(None, "a.jpg", "one")]
+
+
+@pytest.mark.parametrize("lines", [2, 60])
+def test_records_between_two_stray_quotes_are_errors_of_their_lines(tmp_path: Path, lines: int) -> None:
+    text = [f"{n}.jpg,text {n}" for n in range(200)]
+    text[100] = '100.jpg,"Hello'
+    text[100 + lines] = f'{100 + lines}.jpg,bye"'
+    rows = list(_table(_write(tmp_path / "a.csv", "image,text\n" + "\n".join(text))).rows())
+    assert [row.row_id for row in rows] == list(range(1, 201))
+    assert [row.row_id - 1 for row in rows if row.row_error] == list(range(100, 101 + lines))
+    assert "look like records" in str(rows[100].row_error)
+
+
+def test_many_lines_of_a_record_without_names_of_pictures_are_errors_of_their_lines(tmp_path: Path) -> None:
+    text = [f"{n},images/{n},text" for n in range(60)]
+    text[10], text[40] = '10,images/10,"Hello', '40,images/40,bye"'
+    rows = list(_table(_write(tmp_path / "a.csv", "id,image,text\n" + "\n".join(text))).rows())
+    assert [bool(row.row_error) for row in rows] == [10 <= n <= 40 for n in range(60)]
+
+
+def test_a_text_of_many_lines_is_one_text(tmp_path: Path) -> None:
+    poem = "\n".join(f"line {n}, of a poem" for n in range(50))
+    records = [{"image": "a.jpg", "text": poem}, {"image": "b.jpg", "text": "see\nb.jpg\nand c.jpg, too\n\nor not"}]
+    path = _write(tmp_path / "a.csv", records)
+    assert [pair[2] for pair in _pairs(path)] == [record["text"] for record in records]
+
+
+@pytest.mark.parametrize("shape", ["array", "lines", "objects in a row"])
+def test_a_name_that_stands_twice_in_a_record_is_its_error(tmp_path: Path, shape: str) -> None:
+    records = [json.dumps({"image": f"{n}.jpg", "text": "t"}) for n in range(30)]
+    records[25] = '{"id": "x", "image": "25.jpg", "text": "one", "text": "two"}'
+    records[26] = '{"id": "y", "image": "26.jpg", "text": "t", "more": 1, "more": 2}'
+    if shape == "array":
+        path = _write(tmp_path / "a.json", f"[{','.join(records)}]")
+    elif shape == "lines":
+        path = _write(tmp_path / "a.jsonl", "\n".join(records))
+    else:
+        path = _write(tmp_path / "a.json", "\n".join(record.replace(", ", ",\n") for record in records))
+    table = _table(path)
+    assert table.describe()["shape"] == shape
+    rows = list(table.rows())
+    assert [row.row_error for row in rows if row.row_error] == ["the record has 'text' twice. Rename all but one."]
+    assert (rows[25].custom_id if shape != "objects in a row" else rows[-5].custom_id) == "x"
+
+
+def test_a_name_that_stands_twice_in_one_object_is_refused(tmp_path: Path) -> None:
+    message = _refusal(_write(tmp_path / "a.json", '{\n"a.jpg": "one",\n"a.jpg": "two",\n"b.jpg": "three"}'))
+    assert "has the name 'a.jpg' twice in one object" in message
+    message = _refusal(_write(tmp_path / "b.json", '{\n"image": "a.jpg",\n"text": "two",\n"text": "three"}'))
+    assert "2 columns 'text'. Rename all but one" in message
+
+
+def test_a_column_with_almost_the_name_of_the_text_is_said(tmp_path: Path) -> None:
+    table = _table(_write(tmp_path / "a.csv", "image,text, TEXT\na.jpg,one,two\n"))
+    assert "the column 'text' is taken, and ' TEXT' is not" in table.notes
+    assert next(table.rows()).text == "one"
+
+
+def test_fields_of_nested_columns_of_parquet_have_roles(tmp_path: Path) -> None:
+    path = _write(tmp_path / "a.parquet", [{"id": 1, "data": {"image": "a.jpg", "text": "t", "more": 5}}])
+    assert _pairs(path) == [("1", "a.jpg", "t")]
+    assert _pairs(path, TableOptions(image_column="data.image", text_column="data.text")) == [("1", "a.jpg", "t")]
+    assert next(_table(path).rows()).metadata == '{"data": {"more": 5}}'
+
+
+def test_texts_of_parquet_that_are_bytes_of_another_encoding_are_refused(tmp_path: Path) -> None:
+    message = _refusal(_write(tmp_path / "a.parquet", [{"image": "a.jpg", "text": b"caf\xe9"}]))
+    assert "in the column 'text', are bytes that are not UTF-8" in message
+    assert "InlinePicture" not in message
+
+
+def test_pictures_in_base64_in_parquet_are_refused_with_advice(tmp_path: Path) -> None:
+    picture = base64.b64encode(b"\xff\xd8\xff" + b"a" * 99).decode()
+    message = _refusal(_write(tmp_path / "a.parquet", [{"image": picture, "text": "t"}]))
+    assert "Decode them into a column of bytes" in message
+    assert picture not in message
+
+
+@pytest.mark.parametrize(
+    ("name", "advice"),
+    [
+        ("a.parquet.gz", "is a compressed Parquet file. Decompress it"),
+        ("a.JSONL.GZ", "ends in .gz, in lower case"),
+        ("a.CSV.GZ", "ends in .gz, in lower case"),
+    ],
+)
+def test_compressed_files_that_are_not_read_are_refused_with_advice(tmp_path: Path, name: str, advice: str) -> None:
+    data: Any = [{"image": "a.jpg", "text": "t"}] if "parquet" in name else "image,text\na.jpg,t\n"
+    plain = _write(tmp_path / ("plain.parquet" if "parquet" in name else "plain.txt"), data).read_bytes()
+    assert advice in _refusal(_write(tmp_path / name, gzip.compress(plain, mtime=0)))
+
+
+def test_the_query_of_an_address_of_the_web_is_not_shown(tmp_path: Path) -> None:
+    signed = {"image": "https://h/a.jpg?X-Amz-Signature=SECRET", "text": "t"}
+    assert "'https://h/a.jpg?…'" in (message := _refusal(_write(tmp_path / "a.jsonl", [signed])))
+    table = _table(_write(tmp_path / "b.jsonl", [signed, {"image": "a.jpg", "text": "t"}]))
+    error = next(table.rows()).row_error or ""
+    assert "'https://h/a.jpg?…'" in error
+    assert "SECRET" not in message + error
+
+
+def test_columns_of_pandas_are_joined_by_their_keys(tmp_path: Path) -> None:
+    value = {"image": {"0": "a.jpg", "1": "b.jpg"}, "text": {"1": "two", "0": "one"}}
+    assert _pairs(_write(tmp_path / "a.json", value)) == [(None, "a.jpg", "one"), (None, "b.jpg", "two")]
+
+
 LETTERS = {
     "cp1252": ["Un café à côté", "L’été “chaud”", "Größe"],
     "latin-1": ["El niño pequeño", "una señora mañana"],
@@ -361,6 +482,20 @@ def test_encodings_are_found_or_named(tmp_path: Path, name: str, encoding: str) 
     guessed = any("was guessed" in note for note in table.notes)
     assert guessed == (encoding not in ("utf-16", "utf-32"))
     assert table.describe()["encoding"]
+
+
+@pytest.mark.parametrize(("text", "encoding"), [("Привет", "cp1251"), ("Москва", "cp1251"), ("한국어", "euc_kr")])
+def test_an_ambiguous_short_text_is_no_guess(tmp_path: Path, text: str, encoding: str) -> None:
+    path = _write(tmp_path / "a.csv", f"image,text\na.jpg,{text}\n".encode(encoding))
+    assert "or its encoding with --encoding" in _refusal(path)
+    assert _pairs(path, TableOptions(encoding=encoding)) == [(None, "a.jpg", text)]
+
+
+@pytest.mark.parametrize(
+    ("text", "encoding"), [("中文标题", "gb18030"), ("東京タワー", "shift_jis"), ("台灣的街道", "big5")]
+)
+def test_a_short_text_of_frequent_characters_of_one_encoding_is_read(tmp_path: Path, text: str, encoding: str) -> None:
+    assert _pairs(_write(tmp_path / "a.csv", f"image,text\na.jpg,{text}\n".encode(encoding))) == [(None, "a.jpg", text)]
 
 
 @pytest.mark.parametrize("encoding", ["utf8000", "", "base64", "rot13", "punycode", "a\0b", "idna"])
@@ -543,6 +678,18 @@ def test_a_line_of_broken_json_keeps_its_name_and_picture(tmp_path: Path) -> Non
     assert all("the line is not JSON" in str(row.row_error) for row in rows[1:])
 
 
+def test_only_fields_of_the_record_itself_are_kept_of_a_broken_line(tmp_path: Path) -> None:
+    lines = [
+        json.dumps(ROWS[0]), '{"meta": {"id": "m", "image": "m.jpg"}, "id": "1", "image": "b.jpg", "text": "cut',
+        '{"meta": {"id": "m", "image": "m.jpg", "id": "2"', '{"text": "he said "hi", "id": "3", "image": "c.jpg"}',
+        '{"' + '\\"' * 300_000, '{"n": ' + "9" * 5000 + ', "id": "5", "text": "a"b"}',
+    ]  # fmt: skip
+    rows = list(_table(_write(tmp_path / "a.jsonl", "\n".join(lines))).rows())
+    found = [(row.custom_id, _relative(row, tmp_path / "a")) for row in rows[1:]]
+    assert found == [("1", "b.jpg"), (None, None), (None, None), (None, None), ("5", None)]
+    assert all("the line is not JSON" in str(row.row_error) for row in rows[1:])
+
+
 def test_an_object_without_records_is_refused(tmp_path: Path) -> None:
     assert "it needs a column 'image'" in _refusal(_write(tmp_path / "a.json", {"a": 1, "b": {"c": 2}}))
     assert "of type str" in _refusal(_write(tmp_path / "b.json", ["a.jpg", "b.jpg"]))
@@ -555,6 +702,14 @@ def test_an_object_that_is_too_large_to_be_read_whole_is_refused(
     monkeypatch.setattr(json_records, "MAX_WHOLE_BYTES", 50)
     message = _refusal(_write(tmp_path / "a.json", {"data": ROWS}))
     assert "too large to be read whole. Write its records as lines" in message
+
+
+def test_a_small_compressed_object_that_grows_much_is_refused(tmp_path: Path) -> None:
+    large = json.dumps({"data": ROWS, "more": [{}] * 3_000_000})
+    path = _write(tmp_path / "a.json.gz", gzip.compress(large.encode(), mtime=0))
+    assert "more than 32 times its compressed size" in _refusal(path)
+    usual = json.dumps({"data": ROWS, "more": [{}] * 1000})
+    assert _pairs(_write(tmp_path / "b.json.gz", gzip.compress(usual.encode(), mtime=0))) == EXPECTED
 
 
 def test_a_caption_of_coco_without_its_picture_is_an_error_of_its_row(tmp_path: Path) -> None:
@@ -697,6 +852,24 @@ def test_the_folder_of_relative_pictures_is_found(tmp_path: Path, table: str, na
     found = _table(path)
     assert next(found.rows()).image_uri == str(tmp_path / picture)
     assert "paths of pictures start at" in " ".join(found.notes)
+
+
+def test_different_first_folders_are_never_left_out(tmp_path: Path) -> None:
+    (tmp_path / "1.jpg").write_bytes(b"x")
+    few = [{"image": name, "text": "t"} for name in ("train/1.jpg", "test/1.jpg")]
+    rows = list(_table(_write(tmp_path / "a.jsonl", few)).rows())
+    assert [row.image_uri for row in rows] == [str(tmp_path / "train/1.jpg"), str(tmp_path / "test/1.jpg")]
+    many = [{"image": "train/1.jpg", "text": "t"}] * 300 + [{"image": "test/1.jpg", "text": "t"}]
+    rows = list(_table(_write(tmp_path / "b.jsonl", many)).rows())
+    assert [row.image_uri for row in rows[-2:]] == [str(tmp_path / "1.jpg"), str(tmp_path / "test/1.jpg")]
+
+
+def test_the_error_of_a_row_is_bounded(tmp_path: Path) -> None:
+    wide = {"n" * 3000 + str(n): n for n in range(200)}
+    records = [{"image": "a.jpg", "text": "t"}, wide, {"image": "ftp://" + "a" * 5000, "text": "t"}]
+    errors = [row.row_error or "" for row in _table(_write(tmp_path / "a.jsonl", records)).rows()]
+    assert "and 190 more" in errors[1]
+    assert max(map(len, errors)) <= 1001
 
 
 def test_pictures_that_are_nowhere_are_said(tmp_path: Path) -> None:
