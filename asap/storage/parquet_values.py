@@ -50,7 +50,7 @@ class _Broken(ValueError):
 class ColumnReader:
     """The values of one column in one row group. Reading on is cheap; reading back starts again."""
 
-    def __init__(self, uri: str, group: int, column: str, settings: FetchSettings) -> None:
+    def __init__(self, uri: str, group: int, column: str, settings: FetchSettings, version: str | None = None) -> None:
         """Remember the address. The first read opens the file.
 
         Args:
@@ -58,8 +58,10 @@ class ColumnReader:
             group: Number of the row group.
             column: Path of the leaf, such as `image.bytes`.
             settings: Tries and timeouts.
+            version: The version of the file when it was listed. Another one is not read. None: any version is read.
         """
         self.address = (uri, group, column)
+        self.version = version
         self.failure: FetchFailed | None = None
         """The reason why the file could not be read, for every later row too."""
         self._settings = settings
@@ -69,7 +71,7 @@ class ColumnReader:
 
     def beside(self, group: int, column: str) -> ColumnReader:
         """Return the reader of another row group or column, which need not open the file again."""
-        reader = ColumnReader(self.address[0], group, column, self._settings)
+        reader = ColumnReader(self.address[0], group, column, self._settings, self.version)
         if self.failure is None and self._table is not None:
             with reader._typed_errors():
                 reader._open(self._table)
@@ -78,7 +80,7 @@ class ColumnReader:
     def _open(self, table: _Table | None = None) -> _Table:
         """Look the column up in the footer of the file."""
         uri, group, column = self.address
-        table = table or _Table(uri, self._settings)
+        table = table or _Table(uri, self._settings, self.version)
         if not 0 <= group < len(table.groups) or column not in table.columns:
             detail = f"{uri} has no row group {group} with a column {column}. It was another file when it was listed."
             raise FetchFailed("not_found", detail, retryable=False)
@@ -89,6 +91,15 @@ class ColumnReader:
         self._table = table
         self._restart()
         return table
+
+    @property
+    def revision(self) -> str | None:
+        """The version of the file that is open; None if none is."""
+        return None if self._table is None else self._table.file.version
+
+    def has_changed(self) -> bool:
+        """Return True if the file that is open has changed since it was opened."""
+        return self._table is not None and self._table.file.has_changed()
 
     @property
     def _is_streamed(self) -> bool:
@@ -245,8 +256,9 @@ def _too_large(size: int, max_bytes: int) -> ImageTooLarge:
 class _FetchedFile(io.RawIOBase):
     """A file or object that `fetch` reads, a block at a time. A change meanwhile is an error."""
 
-    def __init__(self, uri: str, settings: FetchSettings) -> None:
-        self._location, self._settings = Location(uri), settings
+    def __init__(self, uri: str, settings: FetchSettings, listed: str | None) -> None:
+        """Find the file. Raises `FetchFailed` if it is not there, or has another version than `listed`."""
+        self._location, self._settings, self._listed = Location(uri), settings, listed
         info = None
         try:
             info = file_info(self._location)
@@ -256,10 +268,31 @@ class _FetchedFile(io.RawIOBase):
             raise FetchFailed(code, str(error), retryable=retryable) from error
         if info is None:
             raise FetchFailed("not_found", f"{uri} does not exist", retryable=False)
-        self._size, self._stamp, self.version = info.size, info.stamp, info.version
+        self._size, self._stamp, self.version = info.size, info.stamp, info.revision
         self._position = self._start = 0
         self._block = b""
         self._ahead = _FIRST_BLOCK
+        if listed and listed != self.version:
+            if self._location.is_s3:  # a row of results may name the id of a version, which a read returns
+                self.read(1)
+                self.seek(0)
+            if listed != self.version:
+                raise self._changed()
+
+    def has_changed(self) -> bool:
+        """Return True if the file is no longer the one that was opened, or cannot be found."""
+        try:
+            info = file_info(self._location)
+        except (StorageError, OSError):
+            return True
+        return info is None or (info.size, info.stamp) != (self._size, self._stamp)
+
+    def _changed(self) -> FetchFailed:
+        if self._listed:
+            detail = f"the table {self._location} changed since it was listed. Scan it anew as another job."
+            return FetchFailed("storage_error", detail, retryable=False)
+        detail = f"{self._location} changed while it was read. Leave it as it is, and scan again."
+        return FetchFailed("storage_error", detail, retryable=True)
 
     def readable(self) -> bool:
         return True
@@ -305,8 +338,7 @@ class _FetchedFile(io.RawIOBase):
             status = Path(self._location.uri).stat()
             is_same = (status.st_size, str(status.st_mtime_ns)) == (self._size, self._stamp)
         if not is_same or len(fetched.data) != length:
-            detail = f"{self._location.uri} changed while it was read. Leave it as it is, and scan again."
-            raise FetchFailed("storage_error", detail, retryable=True)
+            raise self._changed()
         self._start, self._block = self._position, fetched.data
 
     def _is_known(self, version: str) -> bool:
@@ -338,8 +370,8 @@ class _Group:
 class _Table:
     """A Parquet file that is open."""
 
-    def __init__(self, uri: str, settings: FetchSettings) -> None:
-        self.file = _FetchedFile(uri, settings)
+    def __init__(self, uri: str, settings: FetchSettings, listed: str | None) -> None:
+        self.file = _FetchedFile(uri, settings, listed)
         self.parquet = pq.ParquetFile(pa.PythonFile(self.file, "r"), buffer_size=2**20)
         self.columns = [self.parquet.schema.column(number).path for number in range(len(self.parquet.schema))]
         self.groups = _read_footer(self.file)
