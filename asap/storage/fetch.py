@@ -179,11 +179,20 @@ def _read_file(path: Path, max_bytes: int, byte_range: ByteRange | None) -> byte
     if not stat.S_ISREG(status.st_mode):  # reading a pipe or a device could take for ever
         raise FetchFailed("not_found", f"{path} is not a regular file", retryable=False)
     _check_size(byte_range.length if byte_range else status.st_size, max_bytes)
+    if byte_range and byte_range.length and byte_range.offset >= status.st_size:
+        raise _beyond(path, byte_range, status.st_size)
     with path.open("rb") as file:
         if byte_range is None:
             return file.read(max_bytes + 1)  # bounded, because the file may have grown since it was measured
         file.seek(byte_range.offset)
         return file.read(byte_range.length)
+
+
+def _beyond(uri: object, byte_range: ByteRange, size: int | None) -> FetchFailed:
+    """Return the error of a range that is not in its file, which would read as an empty picture."""
+    end = "the end of the file" if size is None else f"the file's {size} bytes"
+    detail = f"the range of {byte_range.length} bytes from {byte_range.offset} of {uri} begins beyond {end}"
+    return FetchFailed("not_found", detail, retryable=False)
 
 
 def _check_size(size: int, max_bytes: int) -> None:

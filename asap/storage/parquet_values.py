@@ -39,6 +39,8 @@ _STREAMED = {0: None, 1: "snappy", 2: "gzip", 4: "brotli", 6: "zstd"}
 _PLAIN, _PLAIN_DICTIONARY, _RLE, _RLE_DICTIONARY = 0, 2, 3, 8
 _ENCODINGS = {_PLAIN, _PLAIN_DICTIONARY, _RLE, _RLE_DICTIONARY}
 _DATA_PAGE, _DICTIONARY_PAGE, _DATA_PAGE_V2 = 0, 2, 3
+_MOST_ROWS = 2**24
+"""Rows of a row group. Writers make at most about a million."""
 _MOST_HEADER = 2**24
 """Bytes of a string in the header of a page, which may hold the smallest and the largest value."""
 
@@ -88,6 +90,9 @@ class ColumnReader:
         self._leaf = table.parquet.schema.column(number)
         self._chunk = table.groups[group].columns[number]
         self._rows = table.groups[group].rows
+        # A damaged number must not decide how much memory is taken.
+        if min(self._rows, self._chunk.values) < 0 or max(self._rows, self._chunk.values) > _MOST_ROWS:
+            raise _Broken(f"it says that it has {self._rows} rows, and no more than {_MOST_ROWS} are read")
         self._table = table
         self._restart()
         return table
@@ -170,8 +175,9 @@ class ColumnReader:
         except FetchFailed as failure:
             self.failure = failure
             raise
-        except (pa.ArrowException, ValueError, IndexError, OSError, EOFError) as error:
-            detail = f"{column} in row group {group} of {uri} cannot be read: {' '.join(str(error).split())[:300]}"
+        except (pa.ArrowException, ValueError, IndexError, OSError, EOFError, OverflowError, MemoryError) as error:
+            reason = " ".join(str(error).split())[:300] or "a damaged number asks for more memory than there is"
+            detail = f"{column} in row group {group} of {uri} cannot be read: {reason}"
             self.failure = FetchFailed("storage_error", detail, retryable=False)
             raise self.failure from error
 
@@ -224,7 +230,6 @@ class ColumnReader:
         offset, values = chunk.start, 0
         while values < chunk.values:
             page = _read_page(file, offset)
-            # A damaged number must not decide how much memory is taken.
             if page.values > chunk.values:
                 raise _Broken(f"a page says that it has {page.values} of {chunk.values} values")
             yield page
