@@ -90,9 +90,7 @@ def test_a_sample_reads_the_pictures_of_a_table_forward_and_its_first_batch_is_a
     tmp_path: Path, pair: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     batches: list[list[int]] = []
-    monkeypatch.setattr(
-        look_module, "_try", lambda look, rows, *_, **__: batches.append([row.row_id for row in rows])
-    )
+    monkeypatch.setattr(look_module, "_try", lambda look, rows, *_, **__: batches.append([row.row_id for row in rows]))
     _look(tmp_path, [pair] * 1000)
     first, rest = batches[0], [row_id for batch in batches[1:] for row_id in batch]
     assert (first, rest) == (sorted(first), sorted(rest))
