@@ -22,7 +22,7 @@ import pyarrow.parquet as pq
 
 from asap.errors import FetchFailed, ImageTooLarge, StorageError
 from asap.storage.failures import failure_code
-from asap.storage.fetch import ByteRange, Fetched, FetchSettings, fetch
+from asap.storage.fetch import BeyondEnd, ByteRange, Fetched, FetchSettings, fetch
 from asap.storage.files import file_info
 from asap.storage.location import Location
 
@@ -336,7 +336,10 @@ class _FetchedFile(io.RawIOBase):
         self._ahead = min(4 * self._ahead, _BLOCK) if reads_on else _FIRST_BLOCK
         length = min(self._ahead, self._size - self._position)
         part = ByteRange(self._position, length)
-        fetched = fetch(self._location.uri, length, self._settings, part)
+        try:
+            fetched = fetch(self._location.uri, length, self._settings, part)
+        except BeyondEnd as error:
+            raise self._changed() from error
         if self._location.is_s3:
             is_same = fetched.version is None or not self._stamp or self._is_known(fetched.version)
         else:

@@ -164,6 +164,16 @@ def test_damaged_bytes_are_typed_errors_or_other_pictures(tmp_path: Path, way: s
     assert not [message for message in messages if "0x" in message or len(message) > 600]
 
 
+def test_a_table_that_becomes_shorter_while_it_is_read_has_changed(tmp_path: Path) -> None:
+    path = tmp_path / "a.parquet"
+    pq.write_table(pa.table({"image": [bytes([row]) * 300_000 for row in range(9)]}), path, compression="none")
+    reader = ColumnReader(str(path), 0, "image", SETTINGS)
+    reader.read(0, LIMIT)
+    path.write_bytes(path.read_bytes()[:1000])
+    with pytest.raises(FetchFailed, match="changed while it was read"):
+        reader.read(8, LIMIT)
+
+
 @pytest.mark.parametrize("rows", [2**31, 2**62, -1])
 def test_a_number_of_rows_that_no_table_has_is_a_typed_error(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rows: int
