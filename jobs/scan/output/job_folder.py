@@ -92,8 +92,7 @@ def _differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
     differ = [name for name in sorted(flat_old.keys() | flat_new.keys()) if flat_old.get(name) != flat_new.get(name)]
     if "settings.input" in differ and "input" in differ:
         differ.remove("input")  # another input has another fingerprint, which says nothing more
-    versions = flat_old.get("schema_version"), flat_new.get("schema_version")
-    if None not in versions and versions[0] < versions[1]:
+    if "schema_version" in flat_old and flat_old["schema_version"] < flat_new.get("schema_version", 0):
         differ.remove("schema_version")  # columns are only ever added, and results of earlier versions get them
     return [
         "the content of the input has changed"
