@@ -31,7 +31,15 @@ from asap.errors import (
 )
 from asap.preprocessing.formats import sniff
 from asap.preprocessing.headers import check_scans, iso_media_sizes, jpeg2000_sizes
-from asap.preprocessing.mending import LEAST_SHARE, Mended, find_missing_end, has_all_frequencies, lacks_end, mend
+from asap.preprocessing.mending import (
+    LEAST_SHARE,
+    Mended,
+    find_missing_end,
+    has_all_frequencies,
+    lacks_end,
+    mend,
+    png_size,
+)
 
 if TYPE_CHECKING:
     import torch
@@ -176,6 +184,8 @@ def _decode_or_mend(name: str, data: bytes, limits: ImageLimits, sha256: str, mi
     except DecodeFailed as error:
         if name == "JPEG":
             return _decode_cut_jpeg(data, limits, sha256, min_side, error)
+        if name == "PNG" and (size := png_size(data)):
+            _check_pixels(*size, limits)
         mended = mend(name, data)
         if mended is None:
             raise

@@ -1,6 +1,7 @@
 """Damaged files made readable: what a decoder does not need is left out, and what is missing at the end is counted.
 
 The functions take bytes and return bytes. They decode no picture, so a file that they mend passes all guards again.
+The pixels of a PNG are decompressed to be counted: the caller checks its size first, with `png_size`.
 """
 
 from __future__ import annotations
@@ -23,7 +24,8 @@ _MOST_CHUNKS = 20_000
 """The most chunks of a PNG or WebP that are looked at: at the usual 8 KiB each, this is 160 MiB."""
 _LARGE_CHUNK = 2**20
 """Bytes of text or color profile that Pillow refuses."""
-_STEP = 2**20
+_BLOCK, _STEP = 2**16, 2**20
+"""Bytes of compressed pixels that are given to zlib at a time, and of pixels that it gives back."""
 _ZEROS = bytes(16)
 """The end of a file whose space was reserved before it was copied, if the copy did not finish."""
 _WEBP_METADATA_FLAGS = 0x20 | 0x08 | 0x04  # ICC profile, EXIF, XMP
@@ -103,6 +105,12 @@ def _png_chunks(data: bytes) -> Iterator[tuple[bytes, bytes, bool]]:
         position += 12 + length
 
 
+def png_size(data: bytes) -> tuple[int, int] | None:
+    """Return width and height that a PNG states; None if it states none."""
+    header = next((content for kind, content, _ in _png_chunks(data) if kind == b"IHDR"), b"")
+    return struct.unpack(">II", header[:8]) if len(header) >= 8 else None
+
+
 def _mend_png(data: bytes) -> Mended | None:
     """Keep the chunks that change pixels; count the rows if the last one is cut."""
     if data.endswith(_ZEROS):
@@ -118,6 +126,8 @@ def _mend_png(data: bytes) -> Mended | None:
         if kind == b"acTL" and len(content) >= 4:
             frames = int.from_bytes(content[:4])
         if kind == b"IHDR":
+            if header:
+                return None  # the size that was checked is that of the first
             header = content
     if len(header) != 13 or header[9] not in _PNG_CHANNELS:
         return None
@@ -166,12 +176,14 @@ def _count_decompressed(data: bytes, most: int) -> tuple[int, bool]:
     """Return how many bytes the pixels of a PNG decompress to, up to `most`, and True if the stream has its end."""
     unpack, count = zlib.decompressobj(), 0
     for kind, content, _ in _png_chunks(data):
-        rest = content if kind == b"IDAT" else b""
-        while rest and count <= most and not unpack.eof:
-            added = len(unpack.decompress(rest, _STEP))
-            if not added and len(unpack.unconsumed_tail) >= len(rest):
-                return count, False  # no progress
-            count, rest = count + added, unpack.unconsumed_tail
+        # What is left of a block is copied in each step, so blocks are small.
+        for start in range(0, len(content) if kind == b"IDAT" else 0, _BLOCK):
+            rest = content[start : start + _BLOCK]
+            while rest and count <= most and not unpack.eof:
+                added = len(unpack.decompress(rest, _STEP))
+                if not added and len(unpack.unconsumed_tail) >= len(rest):
+                    return count, False  # no progress
+                count, rest = count + added, unpack.unconsumed_tail
     return count, unpack.eof
 
 

@@ -66,6 +66,15 @@ class ByteRange:
     """Bytes in the range."""
 
 
+class BeyondEnd(FetchFailed):
+    """A range that begins beyond the end of its file. Without this error, it would read as an empty picture."""
+
+    def __init__(self, uri: str, byte_range: ByteRange, size: object, attempt: int) -> None:
+        start = f"the range of {byte_range.length} bytes from {byte_range.offset}"
+        detail = f"{start} begins beyond the end of {uri}, which has {size} bytes. Correct the range or the file."
+        super().__init__("not_found", detail, retryable=False, attempt=attempt)
+
+
 def fetch(uri: str, max_bytes: int, settings: FetchSettings, byte_range: ByteRange | None = None) -> Fetched:
     """Read a file or object, or a range of it.
 
@@ -82,7 +91,7 @@ def fetch(uri: str, max_bytes: int, settings: FetchSettings, byte_range: ByteRan
     try:
         return _fetch(uri, max_bytes, settings, byte_range)
     except FetchFailed as error:
-        if error.code != "not_found" or not (found := _found_forms(uri)):
+        if isinstance(error, BeyondEnd) or error.code != "not_found" or not (found := _found_forms(uri)):
             raise
         if len(found) > 1:
             names = " and ".join(repr(Location(other).name) for other in found)
@@ -146,8 +155,11 @@ def _read_object(
         code, retryable = failure_code(error)
         if code == "access_denied" and retryable:
             raise
-        metadata = (getattr(error, "response", None) or {}).get("ResponseMetadata", {})
-        tries = metadata.get("RetryAttempts", settings.attempts - 1 if retryable else 0) + 1
+        failed = getattr(error, "response", None) or {}
+        tries = failed.get("ResponseMetadata", {}).get("RetryAttempts", settings.attempts - 1 if retryable else 0) + 1
+        if byte_range and failed.get("Error", {}).get("Code") == "InvalidRange":
+            size = failed["Error"].get("ActualObjectSize", "fewer")
+            raise BeyondEnd(location.uri, byte_range, size, tries) from error
         raise FetchFailed(code, _detail(error), retryable=retryable, attempt=tries) from error
 
     # The length is checked before the body is read. A body that breaks off raises here, and `fetch` tries again.
@@ -155,6 +167,8 @@ def _read_object(
     skip = byte_range.offset if byte_range and "ContentRange" not in response else 0
     size = response.get("ContentLength", max_bytes + 1 + skip) - skip  # a store may not say it
     if byte_range:
+        if skip and size <= 0:
+            raise BeyondEnd(location.uri, byte_range, size + skip, attempt)
         size = min(size, byte_range.length)
     if "ContentLength" in response or byte_range:
         _check_size(size, max_bytes)
@@ -179,6 +193,8 @@ def _read_file(path: Path, max_bytes: int, byte_range: ByteRange | None) -> byte
     if not stat.S_ISREG(status.st_mode):  # reading a pipe or a device could take for ever
         raise FetchFailed("not_found", f"{path} is not a regular file", retryable=False)
     _check_size(byte_range.length if byte_range else status.st_size, max_bytes)
+    if byte_range and byte_range.length and byte_range.offset >= status.st_size:
+        raise BeyondEnd(str(path), byte_range, status.st_size, 1)
     with path.open("rb") as file:
         if byte_range is None:
             return file.read(max_bytes + 1)  # bounded, because the file may have grown since it was measured

@@ -159,3 +159,8 @@ class FileInfo:
     def version(self) -> str | None:
         """The ETag of an object; None for a local file, which has no version."""
         return self.stamp if self.location.is_s3 else None
+
+    @property
+    def revision(self) -> str:
+        """The ETag of an object; the size and modification time of a local file."""
+        return self.stamp if self.location.is_s3 else f"{self.size}-{self.stamp}"

@@ -22,7 +22,7 @@ import pyarrow.parquet as pq
 
 from asap.errors import FetchFailed, ImageTooLarge, StorageError
 from asap.storage.failures import failure_code
-from asap.storage.fetch import ByteRange, Fetched, FetchSettings, fetch
+from asap.storage.fetch import BeyondEnd, ByteRange, Fetched, FetchSettings, fetch
 from asap.storage.files import file_info
 from asap.storage.location import Location
 
@@ -39,6 +39,8 @@ _STREAMED = {0: None, 1: "snappy", 2: "gzip", 4: "brotli", 6: "zstd"}
 _PLAIN, _PLAIN_DICTIONARY, _RLE, _RLE_DICTIONARY = 0, 2, 3, 8
 _ENCODINGS = {_PLAIN, _PLAIN_DICTIONARY, _RLE, _RLE_DICTIONARY}
 _DATA_PAGE, _DICTIONARY_PAGE, _DATA_PAGE_V2 = 0, 2, 3
+_MOST_ROWS = 2**24
+"""Rows of a row group. Writers make at most about a million."""
 _MOST_HEADER = 2**24
 """Bytes of a string in the header of a page, which may hold the smallest and the largest value."""
 
@@ -50,7 +52,7 @@ class _Broken(ValueError):
 class ColumnReader:
     """The values of one column in one row group. Reading on is cheap; reading back starts again."""
 
-    def __init__(self, uri: str, group: int, column: str, settings: FetchSettings) -> None:
+    def __init__(self, uri: str, group: int, column: str, settings: FetchSettings, version: str | None = None) -> None:
         """Remember the address. The first read opens the file.
 
         Args:
@@ -58,8 +60,10 @@ class ColumnReader:
             group: Number of the row group.
             column: Path of the leaf, such as `image.bytes`.
             settings: Tries and timeouts.
+            version: The version of the file when it was listed. Another one is not read. None: any version is read.
         """
         self.address = (uri, group, column)
+        self.version = version
         self.failure: FetchFailed | None = None
         """The reason why the file could not be read, for every later row too."""
         self._settings = settings
@@ -69,7 +73,7 @@ class ColumnReader:
 
     def beside(self, group: int, column: str) -> ColumnReader:
         """Return the reader of another row group or column, which need not open the file again."""
-        reader = ColumnReader(self.address[0], group, column, self._settings)
+        reader = ColumnReader(self.address[0], group, column, self._settings, self.version)
         if self.failure is None and self._table is not None:
             with reader._typed_errors():
                 reader._open(self._table)
@@ -78,7 +82,7 @@ class ColumnReader:
     def _open(self, table: _Table | None = None) -> _Table:
         """Look the column up in the footer of the file."""
         uri, group, column = self.address
-        table = table or _Table(uri, self._settings)
+        table = table or _Table(uri, self._settings, self.version)
         if not 0 <= group < len(table.groups) or column not in table.columns:
             detail = f"{uri} has no row group {group} with a column {column}. It was another file when it was listed."
             raise FetchFailed("not_found", detail, retryable=False)
@@ -86,9 +90,21 @@ class ColumnReader:
         self._leaf = table.parquet.schema.column(number)
         self._chunk = table.groups[group].columns[number]
         self._rows = table.groups[group].rows
+        # A damaged number must not decide how much memory is taken.
+        if min(self._rows, self._chunk.values) < 0 or max(self._rows, self._chunk.values) > _MOST_ROWS:
+            raise _Broken(f"it says that it has {self._rows} rows, and no more than {_MOST_ROWS} are read")
         self._table = table
         self._restart()
         return table
+
+    @property
+    def revision(self) -> str | None:
+        """The version of the file that is open; None if none is."""
+        return None if self._table is None else self._table.file.version
+
+    def has_changed(self) -> bool:
+        """Return True if the file that is open has changed since it was opened."""
+        return self._table is not None and self._table.file.has_changed()
 
     @property
     def _is_streamed(self) -> bool:
@@ -159,8 +175,9 @@ class ColumnReader:
         except FetchFailed as failure:
             self.failure = failure
             raise
-        except (pa.ArrowException, ValueError, IndexError, OSError, EOFError) as error:
-            detail = f"{column} in row group {group} of {uri} cannot be read: {' '.join(str(error).split())[:300]}"
+        except (pa.ArrowException, ValueError, IndexError, OSError, EOFError, OverflowError, MemoryError) as error:
+            reason = " ".join(str(error).split())[:300] or "a damaged number asks for more memory than there is"
+            detail = f"{column} in row group {group} of {uri} cannot be read: {reason}"
             self.failure = FetchFailed("storage_error", detail, retryable=False)
             raise self.failure from error
 
@@ -213,7 +230,6 @@ class ColumnReader:
         offset, values = chunk.start, 0
         while values < chunk.values:
             page = _read_page(file, offset)
-            # A damaged number must not decide how much memory is taken.
             if page.values > chunk.values:
                 raise _Broken(f"a page says that it has {page.values} of {chunk.values} values")
             yield page
@@ -245,8 +261,9 @@ def _too_large(size: int, max_bytes: int) -> ImageTooLarge:
 class _FetchedFile(io.RawIOBase):
     """A file or object that `fetch` reads, a block at a time. A change meanwhile is an error."""
 
-    def __init__(self, uri: str, settings: FetchSettings) -> None:
-        self._location, self._settings = Location(uri), settings
+    def __init__(self, uri: str, settings: FetchSettings, listed: str | None) -> None:
+        """Find the file. Raises `FetchFailed` if it is not there, or has another version than `listed`."""
+        self._location, self._settings, self._listed = Location(uri), settings, listed
         info = None
         try:
             info = file_info(self._location)
@@ -256,10 +273,31 @@ class _FetchedFile(io.RawIOBase):
             raise FetchFailed(code, str(error), retryable=retryable) from error
         if info is None:
             raise FetchFailed("not_found", f"{uri} does not exist", retryable=False)
-        self._size, self._stamp, self.version = info.size, info.stamp, info.version
+        self._size, self._stamp, self.version = info.size, info.stamp, info.revision
         self._position = self._start = 0
         self._block = b""
         self._ahead = _FIRST_BLOCK
+        if listed and listed != self.version:
+            if self._location.is_s3:  # a row of results may name the id of a version, which a read returns
+                self.read(1)
+                self.seek(0)
+            if listed != self.version:
+                raise self._changed()
+
+    def has_changed(self) -> bool:
+        """Return True if the file is no longer the one that was opened, or cannot be found."""
+        try:
+            info = file_info(self._location)
+        except (StorageError, OSError):
+            return True
+        return info is None or (info.size, info.stamp) != (self._size, self._stamp)
+
+    def _changed(self) -> FetchFailed:
+        if self._listed:
+            detail = f"the table {self._location} changed since it was listed. Scan it anew as another job."
+            return FetchFailed("storage_error", detail, retryable=False)
+        detail = f"{self._location} changed while it was read. Leave it as it is, and scan again."
+        return FetchFailed("storage_error", detail, retryable=True)
 
     def readable(self) -> bool:
         return True
@@ -298,15 +336,17 @@ class _FetchedFile(io.RawIOBase):
         self._ahead = min(4 * self._ahead, _BLOCK) if reads_on else _FIRST_BLOCK
         length = min(self._ahead, self._size - self._position)
         part = ByteRange(self._position, length)
-        fetched = fetch(self._location.uri, length, self._settings, part)
+        try:
+            fetched = fetch(self._location.uri, length, self._settings, part)
+        except BeyondEnd as error:
+            raise self._changed() from error
         if self._location.is_s3:
             is_same = fetched.version is None or not self._stamp or self._is_known(fetched.version)
         else:
             status = Path(self._location.uri).stat()
             is_same = (status.st_size, str(status.st_mtime_ns)) == (self._size, self._stamp)
         if not is_same or len(fetched.data) != length:
-            detail = f"{self._location.uri} changed while it was read. Leave it as it is, and scan again."
-            raise FetchFailed("storage_error", detail, retryable=True)
+            raise self._changed()
         self._start, self._block = self._position, fetched.data
 
     def _is_known(self, version: str) -> bool:
@@ -338,8 +378,8 @@ class _Group:
 class _Table:
     """A Parquet file that is open."""
 
-    def __init__(self, uri: str, settings: FetchSettings) -> None:
-        self.file = _FetchedFile(uri, settings)
+    def __init__(self, uri: str, settings: FetchSettings, listed: str | None) -> None:
+        self.file = _FetchedFile(uri, settings, listed)
         self.parquet = pq.ParquetFile(pa.PythonFile(self.file, "r"), buffer_size=2**20)
         self.columns = [self.parquet.schema.column(number).path for number in range(len(self.parquet.schema))]
         self.groups = _read_footer(self.file)

@@ -10,7 +10,7 @@ import binascii
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, cast
 
 from asap.errors import DecodeFailed, ImageTooLarge
 from asap.storage.fetch import ByteRange, Fetched, FetchSettings, fetch
@@ -39,6 +39,8 @@ class PictureAddress:
     """Position in the row group."""
     column: str = ""
     """Path of the leaf of the picture in the table, such as `image.bytes`."""
+    version: str | None = None
+    """The version of the table when it was listed. None: any version is read."""
 
     @classmethod
     def of_row(cls, row: Mapping[str, Any]) -> PictureAddress:
@@ -54,6 +56,7 @@ class PictureAddress:
             row.get("image_group"),
             row.get("image_row") or 0,
             row.get("image_column") or "",
+            None if row.get("image_group") is None else row.get("image_version"),
         )
 
     @property
@@ -78,6 +81,7 @@ class PictureReader:
     def __init__(self, settings: FetchSettings) -> None:
         self._settings = settings
         self._column: ColumnReader | None = None
+        self._must_look = False
 
     def fetch(self, address: PictureAddress, max_bytes: int) -> Fetched:
         """Return the bytes of a picture.
@@ -94,12 +98,13 @@ class PictureReader:
         # In base64, four characters are three bytes; escapes and line ends take room too.
         most = 2 * max_bytes + 256 if address.encoding == BASE64 else max_bytes
         if address.table is not None:
-            if self._column is None or self._column.address[0] != address.uri:
+            if not self._is_open(address):
                 self._column = None  # the memory of the former one is free before the next one takes any
-                self._column = ColumnReader(*address.table, self._settings)
-            elif self._column.address != address.table:
-                self._column = self._column.beside(*address.table[1:])
-            return self._decoded(self._column.read(address.row, most), address, max_bytes)
+                self._column = ColumnReader(*address.table, self._settings, address.version)
+            column = cast("ColumnReader", self._column)
+            if column.address != address.table:
+                column = self._column = column.beside(*address.table[1:])
+            return self._decoded(column.read(address.row, most), address, max_bytes)
         return self._decoded(fetch(address.uri, most, self._settings, address.byte_range), address, max_bytes)
 
     @staticmethod
@@ -108,10 +113,16 @@ class PictureReader:
             return fetched
         return replace(fetched, data=decode_base64(fetched.data, max_bytes))
 
-    def forget_failure(self) -> None:
-        """Close a table that could not be read, so that the next fetch tries again."""
-        if self._column is not None and self._column.failure is not None:
-            self._column = None
+    def _is_open(self, address: PictureAddress) -> bool:
+        """Return True if the table of an address is open, and is still the file that was opened."""
+        column, must_look, self._must_look = self._column, self._must_look, False
+        if column is None or (column.address[0], column.version) != (address.uri, address.version):
+            return False
+        return not must_look or (column.failure is None and not column.has_changed())
+
+    def look_again(self) -> None:
+        """Let the next fetch open the table again if it could not be read, or if it has changed."""
+        self._must_look = True
 
     def with_settings(self, settings: FetchSettings) -> PictureReader:
         """Return this reader, or a new one if its settings are others."""

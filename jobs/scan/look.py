@@ -176,7 +176,10 @@ def look_at(source: Source, settings: ScanSettings, *, seconds: float | None, is
 
 
 def _read_rows(look: Look, rows: Iterable[ManifestRow], deadline: float | None) -> list[ManifestRow]:
-    """Count the rows until the deadline, and return a seeded sample of them in a random order."""
+    """Count the rows until the deadline, and return a seeded sample of them.
+
+    The first `_AT_ONCE` of it are a sample too. They are in the order of the input, and so are all others after them.
+    """
     draw = random.Random(0)
     sample: list[ManifestRow] = []
     ids, images, pairs = SeenIds(), SeenIds(), SeenIds()
@@ -206,7 +209,8 @@ def _read_rows(look: Look, rows: Iterable[ManifestRow], deadline: float | None) 
                 break
     count_repeated()
     draw.shuffle(sample)
-    return sample
+    # A table with pictures is a stream: reading back in it starts again.
+    return [row for part in (sample[:_AT_ONCE], sample[_AT_ONCE:]) for row in sorted(part, key=lambda row: row.row_id)]
 
 
 def _address(row: ManifestRow) -> str:

@@ -92,6 +92,8 @@ def _differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
     differ = [name for name in sorted(flat_old.keys() | flat_new.keys()) if flat_old.get(name) != flat_new.get(name)]
     if "settings.input" in differ and "input" in differ:
         differ.remove("input")  # another input has another fingerprint, which says nothing more
+    if "schema_version" in flat_old and flat_old["schema_version"] < flat_new.get("schema_version", 0):
+        differ.remove("schema_version")  # columns are only ever added, and results of earlier versions get them
     return [
         "the content of the input has changed"
         if name == "input"

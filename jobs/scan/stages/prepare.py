@@ -125,7 +125,7 @@ def _prepare_rows(rows: list[dict[str, Any]], preparation: Preparation) -> dict[
     # The reader is this batch's alone: a thread that hangs in it must not hold up the next batch.
     reader = _idle_readers.pop() if _idle_readers else PictureReader(settings)
     reader = reader.with_settings(settings)
-    reader.forget_failure()
+    reader.look_again()
 
     def work() -> None:
         while not stopped.is_set():

@@ -15,7 +15,7 @@ import pytest
 from PIL import Image, PngImagePlugin
 
 from asap.errors import DecodeFailed, ImageTooLarge, InputError, UnsupportedFormat, stable_message
-from asap.preprocessing import formats
+from asap.preprocessing import formats, mending
 from asap.preprocessing.images import ImageLimits, decode_image, prepare_image
 
 HEIC = base64.b64decode(
@@ -169,6 +169,16 @@ def test_a_png_with_unusable_data_beside_its_pixels_is_analyzed_with_a_warning(d
     assert np.array_equal(np.asarray(decoded.image), np.asarray(scene()))
     assert len(decoded.warnings) == 1
     assert decoded.warnings[0].endswith(f"left out: {left_out}")
+
+
+def test_a_large_png_with_unusable_data_is_refused_before_its_pixels_are_decompressed(monkeypatch):
+    data = text_chunks(zip=True)
+    large = chunk(b"IHDR", struct.pack(">II", 2**31 - 1, 2**31 - 1) + data[24:29])
+    monkeypatch.setattr(mending, "_count_decompressed", lambda *_: pytest.fail("decompressed"))
+    with pytest.raises(ImageTooLarge, match="2147483647 x 2147483647"):
+        decode_image(data[:8] + large + data[33:])
+    with pytest.raises(DecodeFailed):  # the size that was checked is not the only one
+        decode_image(data[:33] + large + data[33:])
 
 
 def test_a_png_with_a_damaged_palette_or_damaged_pixels_is_refused():

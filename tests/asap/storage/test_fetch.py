@@ -133,6 +133,18 @@ def broken_s3(s3: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     s3_client.cache_clear()
 
 
+def test_a_range_beyond_the_end_of_a_file_is_not_an_empty_picture(tmp_path: Path, bucket: str) -> None:
+    (tmp_path / "a.tar").write_bytes(b"x" * 600)
+    write_bytes(Location(f"s3://{bucket}/a.tar"), b"x" * 600)
+    for uri in (str(tmp_path / "a.tar"), f"s3://{bucket}/a.tar"):
+        assert fetch(uri, 100, SETTINGS, ByteRange(599, 10)).data == b"x"
+        with pytest.raises(
+            FetchFailed, match=r"10 bytes from 600 begins beyond the end of .*a\.tar, which has \w+"
+        ) as caught:
+            fetch(uri, 100, SETTINGS, ByteRange(600, 10))
+        assert (caught.value.code, caught.value.retryable) == ("not_found", False)
+
+
 @pytest.mark.parametrize(
     ("name", "expected"),
     [

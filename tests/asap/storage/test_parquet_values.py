@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import random
 from collections.abc import Callable
 from pathlib import Path
@@ -161,6 +162,35 @@ def test_damaged_bytes_are_typed_errors_or_other_pictures(tmp_path: Path, way: s
                 messages.append(str(error))
     assert messages
     assert not [message for message in messages if "0x" in message or len(message) > 600]
+
+
+def test_a_table_that_becomes_shorter_while_it_is_read_has_changed(tmp_path: Path) -> None:
+    path = tmp_path / "a.parquet"
+    pq.write_table(pa.table({"image": [bytes([row]) * 300_000 for row in range(9)]}), path, compression="none")
+    reader = ColumnReader(str(path), 0, "image", SETTINGS)
+    reader.read(0, LIMIT)
+    path.write_bytes(path.read_bytes()[:1000])
+    with pytest.raises(FetchFailed, match="changed while it was read"):
+        reader.read(8, LIMIT)
+
+
+@pytest.mark.parametrize("rows", [2**31, 2**62, -1])
+def test_a_number_of_rows_that_no_table_has_is_a_typed_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rows: int
+) -> None:
+    pq.write_table(pa.table({"image": [b"a"]}), tmp_path / "a.parquet")
+    real = parquet_values._read_footer
+    monkeypatch.setattr(
+        parquet_values,
+        "_read_footer",
+        lambda file: [dataclasses.replace(group, rows=rows, columns=[dataclasses.replace(chunk, values=rows)
+                      for chunk in group.columns]) for group in real(file)],
+    )  # fmt: skip
+    reader = ColumnReader(str(tmp_path / "a.parquet"), 0, "image", SETTINGS)
+    for read in (reader.presence, lambda: reader.read(0, LIMIT)):
+        with pytest.raises(FetchFailed, match=f"says that it has {rows} rows") as caught:
+            read()
+        assert (caught.value.code, caught.value.retryable) == ("storage_error", False)
 
 
 def test_a_table_that_changes_while_it_is_read_is_not_mixed_with_the_new_one(tmp_path: Path) -> None:

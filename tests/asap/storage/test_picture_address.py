@@ -77,7 +77,7 @@ def test_each_kind_of_address_gives_the_picture(tmp_path: Path) -> None:
     ]  # fmt: skip
 
 
-def test_a_table_that_could_not_be_read_is_tried_again_when_its_failure_is_forgotten(tmp_path: Path) -> None:
+def test_a_table_that_could_not_be_read_is_opened_again_for_the_next_batch(tmp_path: Path) -> None:
     address = PictureAddress(str(tmp_path / "a.parquet"), group=0, row=0, column="image")
     reader = PictureReader(FetchSettings())
     with pytest.raises(FetchFailed):
@@ -85,8 +85,13 @@ def test_a_table_that_could_not_be_read_is_tried_again_when_its_failure_is_forgo
     pq.write_table(pa.table({"image": [DATA]}), tmp_path / "a.parquet")
     with pytest.raises(FetchFailed):
         reader.fetch(address, 1000)
-    reader.forget_failure()
+    reader.look_again()
     assert reader.fetch(address, 1000).data == DATA
+    pq.write_table(
+        pa.table({"image": [DATA[::-1]], "text": ["new"]}), tmp_path / "a.parquet"
+    )  # a row without a version
+    reader.look_again()
+    assert reader.fetch(address, 1000).data == DATA[::-1]
 
 
 def test_a_range_of_base64_is_bounded_before_it_is_read(tmp_path: Path) -> None:

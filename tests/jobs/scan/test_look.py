@@ -86,6 +86,19 @@ def test_the_sample_is_seeded_and_comes_from_all_rows(tmp_path: Path, pair: dict
         first.check("pairs.jsonl")
 
 
+def test_a_sample_reads_the_pictures_of_a_table_forward_and_its_first_batch_is_a_sample_too(
+    tmp_path: Path, pair: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    batches: list[list[int]] = []
+    monkeypatch.setattr(look_module, "_try", lambda look, rows, *_, **__: batches.append([row.row_id for row in rows]))
+    _look(tmp_path, [pair] * 1000)
+    first, rest = batches[0], [row_id for batch in batches[1:] for row_id in batch]
+    assert (first, rest) == (sorted(first), sorted(rest))
+    assert len({*first, *rest}) == SAMPLE
+    assert first[0] < 250
+    assert first[-1] > 750
+
+
 def test_reading_stops_in_time_and_counts_are_lower_bounds(
     tmp_path: Path, pair: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

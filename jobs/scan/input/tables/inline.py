@@ -122,8 +122,9 @@ class LeafReader:
             presence = self._reader.presence()
         except FetchFailed as error:
             raise StorageError(error.detail) from error
+        version = self._version or self._reader.revision  # a picture of another version is another row's
         for row, is_there in enumerate(presence):
-            address = InlinePicture(self._location, self._version, number, row, self._leaf.path)
+            address = InlinePicture(self._location, version, number, row, self._leaf.path)
             yield address if is_there else None
 
 

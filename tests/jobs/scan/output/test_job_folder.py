@@ -14,6 +14,7 @@ from jobs import heartbeat
 from jobs.errors import JobDiffers, JobFailed, JobInUse
 from jobs.scan.output import job_folder
 from jobs.scan.output.job_folder import Job, check_resumable, is_finished, read_record, wait_until_free
+from jobs.scan.stages.result_rows import SCHEMA_VERSION
 from tests.support.faulty_store import Fault, FaultyStore
 from tests.support.waiting import HANG_S, Clock, wait_until
 
@@ -102,6 +103,21 @@ def test_a_changed_input_is_reported_in_words_and_not_as_a_fingerprint(folder: L
         check_resumable(folder, entries["identity"] | {"input": "f00"})
     with pytest.raises(JobDiffers, match=r": settings\.input was '/a.csv' and is '/b.csv'\. Choose"):
         check_resumable(folder, entries["identity"] | {"input": "f00", "settings": {"input": "/b.csv"}})
+
+
+def test_a_job_of_an_earlier_version_of_the_columns_is_resumed_and_one_of_a_later_version_is_not(
+    folder: Location,
+) -> None:
+    entries = {"identity": IDENTITY | {"schema_version": SCHEMA_VERSION - 1}}
+    with Job(folder, entries, heartbeat_s=10) as job:
+        job.update(manifest={"rows": 5})
+    record = check_resumable(folder, IDENTITY | {"schema_version": SCHEMA_VERSION})
+    assert record
+    assert record["manifest"] == {"rows": 5}
+    with pytest.raises(JobDiffers, match=rf": schema_version was {SCHEMA_VERSION - 1} and is {SCHEMA_VERSION - 2}\."):
+        check_resumable(folder, IDENTITY | {"schema_version": SCHEMA_VERSION - 2})
+    with pytest.raises(JobDiffers, match=r": model_id was 'm@1' and is 'm@2'\."):
+        check_resumable(folder, IDENTITY | {"schema_version": SCHEMA_VERSION, "model_id": "m@2"})
 
 
 def test_a_folder_with_other_files_is_refused(folder: Location) -> None:

@@ -20,7 +20,7 @@ from asap.storage.files import delete_file, open_seekable, write_bytes
 from asap.storage.location import FileInfo, Location
 from jobs.scan.input import sources
 from jobs.scan.input.files import listing
-from jobs.scan.input.manifest import MANIFEST_SCHEMA, write_manifest
+from jobs.scan.input.manifest import MANIFEST_SCHEMA, to_table, write_manifest
 from jobs.scan.stages import prepare
 from jobs.scan.stages.prepare import PREPARED_FIELDS, Preparation, prepare_batch
 from jobs.scan.stages.result_rows import CALLER_COLUMNS
@@ -271,6 +271,42 @@ def test_a_table_stays_open_for_the_next_batch_and_a_broken_one_does_not(
     assert set(prepare_batch(_batch(*moved), PREPARATION)["error_code"].to_pylist()) == {"storage_error"}
     (tmp_path / "a.parquet").write_bytes(whole)
     assert prepare_batch(_batch(*table[:1]), PREPARATION)["error_code"].to_pylist() == [None]
+
+
+@pytest.mark.parametrize("is_remote", [False, True])
+def test_a_table_that_changed_since_it_was_listed_gives_errors_and_no_other_pictures(
+    request: pytest.FixtureRequest, tmp_path: Path, jpeg: Callable[..., bytes], is_remote: bool
+) -> None:
+    bucket = request.getfixturevalue("bucket") if is_remote else ""
+    pictures = {str(number): jpeg(number) for number in range(3)}
+    where = f"s3://{bucket}/a.parquet" if is_remote else str(tmp_path / "a.parquet")
+
+    def write(names: str) -> None:
+        table = pa.table({"image": [pictures[name] for name in names], "text": [f"text {name}" for name in names]})
+        with pa.BufferOutputStream() as sink:
+            pq.write_table(table, sink)
+        write_bytes(Location(where), sink.getvalue().to_pybytes())
+
+    def prepared(rows: list[Any]) -> list[dict[str, Any]]:
+        found: list[dict[str, Any]] = prepare_batch(to_table(rows), PREPARATION).to_pylist()
+        return found
+
+    write("012")
+    rows = list(sources.find_source(where).rows())
+    first = prepared(rows)
+    assert [row["image_sha256"] for row in first] == [prepare_image(pictures[name], 32).sha256 for name in "012"]
+    again = [
+        dataclasses.replace(row, image_version=done["image_version"]) for row, done in zip(rows, first, strict=True)
+    ]
+    assert [row["error_code"] for row in prepared(again)] == [None] * 3  # rows of results name the version too
+    write("210")
+    for row in prepared(rows):  # the reader of the first batch was kept
+        assert (row["error_code"], row["retryable"]) == ("storage_error", False)
+        assert "changed since it was listed. Scan it anew as another job." in row["error_detail"]
+    old = [dataclasses.replace(row, image_version=None) for row in rows]  # of a manifest of an earlier version
+    for now in (old, list(sources.find_source(where).rows())):
+        digests = [row["image_sha256"] for row in prepared(now)]
+        assert digests == [prepare_image(pictures[name], 32).sha256 for name in "210"]
 
 
 def test_few_pictures_of_a_table_are_in_memory_at_a_time(
