@@ -146,7 +146,7 @@ class Look:
 
 def _kind(source: dict[str, Any]) -> str:
     """Return what an input was read as, with the columns of its first table, for a sentence."""
-    table = next(iter(source.get("tables") or ()), {})
+    table: dict[str, Any] = next(iter(source.get("tables") or ()), {})
     columns = table.get("columns") or {}
     roles = ", ".join(
         f"{role} from {' or '.join(columns[role])}" for role in ("image", "text", "id") if columns.get(role)

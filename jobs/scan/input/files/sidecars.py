@@ -64,8 +64,8 @@ def find_texts(picture: str, texts: dict[tuple[str, str], T], key: str | None = 
     if key is not None and key not in names:
         names.append(key)
     if len(texts) == 1:  # nearly always
-        ((stem, _), text), *_ = texts.items()
-        return [text] if stem in names else []
+        (((stem, _), only),) = texts.items()
+        return [only] if stem in names else []
     return [text for suffix in TEXT_SUFFIXES for name in names if (text := texts.get((name, suffix))) is not None]
 
 
