@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import posixpath
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
@@ -60,7 +61,7 @@ def find_texts(picture: str, texts: dict[tuple[str, str], T], key: str | None = 
     """
     if not texts:
         return []
-    names = [picture.rpartition(".")[0] or picture, picture]
+    names = [posixpath.splitext(picture)[0], picture]
     if key is not None and key not in names:
         names.append(key)
     if len(texts) == 1:  # nearly always

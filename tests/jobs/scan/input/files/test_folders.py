@@ -94,6 +94,34 @@ def test_files_without_a_suffix_are_pictures_if_they_begin_as_such(tmp_path: Pat
         find_source(str(tmp_path / "words"))
 
 
+def test_bare_pictures_find_their_texts_behind_longer_names_and_in_folders_with_a_dot(tmp_path: Path) -> None:
+    names = ("cat", "cat-2", "cat 3")
+    write_files(tmp_path / "v1.0", {name: draw_jpeg(1) for name in names} | {f"{name}.txt": b"t" for name in names})
+    assert _texts(tmp_path / "v1.0") == dict.fromkeys(names, "t")
+
+
+def test_a_picture_keeps_its_text_where_a_listing_has_a_folder_between_them(bucket: str) -> None:
+    folder = f"s3://{bucket}/between"
+    files = {"a.jpg": b"x", "a.k/a.k.jpg": b"x", "a.k/a.txt": b"no", "a.k/foo.jpg": b"x", "a.k/foo.jpg.txt": b"text f"}
+    write_files(folder, files | {"a.k.png": b"x", "a.k.png.jpg": b"x", "a.k.txt": b"text k", "a.txt": b"text a"})
+    assert _texts(folder) == {
+        "a.jpg": "text a",
+        "a.k.png": "text k",
+        "a.k.png.jpg": None,
+        "a.k/a.k.jpg": None,
+        "a.k/foo.jpg": "text f",
+    }
+
+
+def test_two_forms_of_a_name_in_unicode_are_one_name(tmp_path: Path) -> None:
+    composed, apart = "K\u00f6ln", "Ko\u0308ln"
+    files = {f"{apart}_{number}.jpg": b"x" for number in range(3)} | {"Koz.jpg": b"x", "Koz.txt": b"z"}
+    write_files(tmp_path, files | {f"{composed}_{number}.txt": f"text {number}".encode() for number in range(2)})
+    assert _texts(tmp_path) == {f"{apart}_0.jpg": "text 0", f"{apart}_1.jpg": "text 1", f"{apart}_2.jpg": None} | {
+        "Koz.jpg": "z"
+    }
+
+
 def test_a_folder_of_pictures_without_any_text_is_refused_unless_captions_are_made(tmp_path: Path) -> None:
     write_files(tmp_path, {"a.jpg": b"x", "b.jpg": b"x", "texts/a.txt": b"t"})
     with pytest.raises(
