@@ -234,3 +234,44 @@ def test_a_refusal_says_what_is_there_and_what_to_do(tmp_path: Path, name: str, 
     write_files(tmp_path, dict.fromkeys(files, b"x"))
     with pytest.raises(InputNotFound, match=reason):
         find_source(str(tmp_path / name) if name else " ")
+
+
+@pytest.mark.parametrize(
+    ("pattern", "names"),
+    [
+        ("{a*,b?}.jpg", ["a.jpg", "a1.jpg", "b1.jpg"]),
+        ("[!a]*.jpg", ["b1.jpg", "c.jpg"]),
+        ("[&&a].jpg", ["a.jpg"]),
+        ("{c,b[0-9]}.jpg", ["b1.jpg", "c.jpg"]),
+        ("{a," + "x" * 300 + "}.jpg", ["a.jpg"]),
+    ],
+)
+def test_a_pattern_means_what_a_shell_means(tmp_path: Path, pattern: str, names: list[str]) -> None:
+    files = {f"{stem}.{suffix}": b"t" for stem in ("a", "a1", "b1", "c") for suffix in ("jpg", "txt")}
+    write_files(tmp_path, files)
+    assert list(_texts(f"{tmp_path}/{pattern}")) == names
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("[z-a].jpg", "has the letters .z-a., which no name has"),
+        ("{100..5}.jpg", r"counts backwards: \{100..5\}"),
+        ("[!]", "is not there|matches no file"),
+        ("a" * 5000, "longer than a path can be: 50.. characters"),
+        ("a" * 5000 + "/*.jpg", "longer than a path can be"),
+    ],
+)
+def test_a_pattern_or_path_that_nothing_can_have_is_refused(tmp_path: Path, name: str, reason: str) -> None:
+    with pytest.raises(InputNotFound, match=reason):
+        find_source(f"{tmp_path}/{name}")
+
+
+def test_tables_that_are_not_read_are_named_with_the_reason(tmp_path: Path) -> None:
+    ambiguous = b"image,text_a,text_b\na.jpg,one,two\n"
+    write_files(tmp_path, {"b_two.csv": ambiguous, "a.jpg": draw_jpeg(1)})
+    with pytest.raises(InputNotFound, match=r"no table that can be read, .*: .*b_two.csv"):
+        find_source(str(tmp_path))
+    write_files(tmp_path, {"good.csv": b"image,text\na.jpg,words of a\n"})
+    (note,) = (note for note in find_source(str(tmp_path)).describe()["notes"] if note.startswith("Not read"))
+    assert note.startswith(f"Not read as tables of pairs: b_two.csv ({tmp_path}/b_two.csv has the columns")
