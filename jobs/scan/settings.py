@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import os
 import re
 from typing import Any, Literal, Self
 
@@ -105,8 +107,15 @@ class ScanSettings(ClusterSettings, WatchSettings):
         glob = find_glob(location)
         name = (glob.folder if glob else location).name
         file = record_file(name)
-        name = re.sub(r"[^\w.+-]", "_", file.stem if file else name.removesuffix(".tar")).strip(".")
-        return Location.parse(self.out) / (name or "scan")
+        name = re.sub(r"[^\w.+-]", "_", file.stem if file else name.removesuffix(".tar")).strip(".") or "scan"
+        if glob:
+            # Patterns of one folder are different jobs. Their words say which, and a hash tells most of them apart.
+            pattern = location.uri.removeprefix(glob.folder.uri).lstrip("/")
+            words = "-".join(re.findall(r"\w+", pattern))[:60]
+            is_plain = re.fullmatch(r"\*\.\w{1,40}", pattern)
+            digest = "" if is_plain else hashlib.sha256(os.fsencode(pattern)).hexdigest()[:6]
+            name = "-".join(filter(None, (name, words, digest)))
+        return Location.parse(self.out) / name
 
     @property
     def table_options(self) -> TableOptions:

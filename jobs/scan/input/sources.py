@@ -11,8 +11,9 @@ Where two of these could be meant, nothing is read, and the error says how to na
 
 from __future__ import annotations
 
+import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from itertools import islice
@@ -72,6 +73,8 @@ _PIECE = re.compile(r".+\.(csv|tsv|jsonl|json)[.-]?([0-9]+|[a-z]{2,3})", re.IGNO
 _LAKES = {"Delta Lake": "_delta_log", "Hudi": ".hoodie", "Iceberg": ".metadata.json"}
 _LAKE = re.compile(r"(^|/)(_delta_log|\.hoodie)/|(^|/)metadata/[^/]+\.metadata\.json$")
 _UNPACK_TARS = "Their members cannot be read one by one. Unpack them (gunzip, bunzip2 or zstd -d) to .tar"
+_MAX_NAME, _MAX_PATH = 255, 4096
+"""Bytes of a local name and of a local path."""
 _HEAD = 64
 """Bytes at the beginning of a file that show what it is."""
 _PICTURE = re.compile(
@@ -147,6 +150,11 @@ def find_source(text: str, limit: int | None = None, options: TableOptions = NO_
         raise InputNotFound(f"the input is empty. {_READ}")
     _refuse_other_stores(text)
     location = Location.parse(text)
+    if _is_too_long(location):
+        # A pattern may be longer than the names that it means.
+        if (glob := find_glob(location)) is None or _is_too_long(glob.folder):
+            raise InputNotFound(f"the path {text!r:.100} is longer than a path can be: {len(text)} characters. {_READ}")
+        return Source(location, _content(list_address(Address(location, glob.folder, glob)), options), limit)
     if exists(location):
         return Source(location, _file(location, options), limit)
     if not location.is_s3 and Path(location.uri).exists() and not Path(location.uri).is_dir():
@@ -157,6 +165,12 @@ def find_source(text: str, limit: int | None = None, options: TableOptions = NO_
         address = Address(location, glob.folder, glob)
         listing = list_address(address)
     return Source(location, _content(listing, options), limit)
+
+
+def _is_too_long(location: Location) -> bool:
+    """Return True for a local path that no file system takes."""
+    parts = [os.fsencode(part) for part in location.uri.split("/")]
+    return not location.is_s3 and (max(map(len, parts)) > _MAX_NAME or sum(map(len, parts)) + len(parts) > _MAX_PATH)
 
 
 def _refuse_other_stores(text: str) -> None:
@@ -226,7 +240,7 @@ def _tables(
         by_kind.setdefault(kind_of(info) or "", []).append(info)
     found: dict[str, TableParts] = {}
     reasons: list[InputNotFound] = []
-    others: list[FileInfo] = []
+    others: dict[FileInfo, InputNotFound] = {}
     for kind, infos in by_kind.items():
         if kind == "json" and (
             inventories := list(filter(None, (find_inventory(info, options) for info in infos[:_FIRST_ROWS])))
@@ -238,7 +252,7 @@ def _tables(
             reasons.append(error)
             continue
         by_kind[kind] = [info for info in infos if info not in no_pairs]
-        others.extend(no_pairs)
+        others |= no_pairs
         # Where pictures lie too, the parts are those that the listing holds: it goes through all folders at the top.
         only = tuple(by_kind[kind]) if listing.is_complete or pictures or listing[Role.TAR] else None
         left_out = frozenset(info.location for info in no_pairs)
@@ -255,9 +269,13 @@ def _tables(
             f"{_pattern(listing, by_kind[next(iter(chosen))][0])}, in quotes"
         )
     if not chosen:
-        if beside:
+        if not beside:
+            raise reasons[0]
+        if listing[Role.TAR] or not options.texts or folder.has_texts():
             return None
-        raise reasons[0]
+        raise InputNotFound(
+            f"{where} holds no table that can be read, and none of its pictures has a text beside it: {reasons[0]}"
+        ) from reasons[0]
     kind, parts = next(iter(chosen.items()))
     if beside and not naming and (listing[Role.TAR] or not options.texts or folder.has_texts()):
         counted = _count(beside, "tar" if listing[Role.TAR] else "picture")
@@ -272,7 +290,7 @@ def _table_notes(
     listing: Listing,
     kind: str,
     by_kind: dict[str, list[FileInfo]],
-    others: Sequence[FileInfo],
+    others: Mapping[FileInfo, InputNotFound],
     pictures: Sequence[FileInfo],
     *,
     named: bool,
@@ -289,7 +307,8 @@ def _table_notes(
             else "The first records of the table name no picture of the folder."
         )
     if left_out := [*others, *(info for other, infos in by_kind.items() if other != kind for info in infos)]:
-        yield f"Not read as tables of pairs: {_names(listing, left_out)}."
+        reason = f" ({next(iter(others.values()))!s:.400})" if others else ""
+        yield f"Not read as tables of pairs: {_names(listing, left_out)}{reason}."
 
 
 def _inventory(listing: Listing, inventories: Sequence[Inventory]) -> Content:

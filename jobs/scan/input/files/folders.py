@@ -7,14 +7,15 @@ import posixpath
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from itertools import islice
 from typing import Any, NamedTuple
+from unicodedata import is_normalized, normalize
 
 from asap.storage.location import FileInfo, Location
 from jobs.errors import InputNotFound
-from jobs.scan.input.files.listing import MOST_FILES, Address, Listing, Role
+from jobs.scan.input.files.listing import MOST_FILES, PICTURE_SUFFIXES, TEXT_SUFFIXES, Address, Listing, Role
 from jobs.scan.input.files.sidecars import LOOKED_FOR, Text, find_texts, read_text, texts_by_name
 from jobs.scan.input.manifest import ManifestRow, RowError, is_storable
 from jobs.scan.input.tables.columns import NO_OPTIONS, TableOptions
@@ -22,6 +23,8 @@ from jobs.scan.input.tables.columns import NO_OPTIONS, TableOptions
 FIRST_PICTURES = 1000
 """Pictures one of which at least must have a text."""
 _FIRST_TEXTS = 20
+_MOST_UNPAIRED = 2**17
+"""Groups that wait for a name in another form."""
 _TEXT_READERS = 32
 _SLOW_READ_S = 0.0005
 """Seconds for one text from which on texts are read by several threads: the disk is one of a network."""
@@ -34,6 +37,52 @@ class Pair(NamedTuple):
     text: FileInfo | None
     others: int = 0
     """Further texts of the picture, which are not read."""
+
+
+@dataclass
+class _Group:
+    """Pictures and texts whose names agree up to their suffixes."""
+
+    pictures: list[FileInfo] = field(default_factory=list)
+    texts: list[FileInfo] = field(default_factory=list)
+
+    def pairs(self) -> list[Pair]:
+        """Return the pictures with their texts. Two forms of a name (ö, and o with two dots) are one name."""
+        texts = texts_by_name((normalize("NFC", info.location.uri), info) for info in self.texts)
+        pairs = []
+        for info in self.pictures:
+            found = find_texts(normalize("NFC", info.location.uri), texts)
+            pairs.append(Pair(info, found[0] if found else None, max(0, len(found) - 1)))
+        return pairs
+
+
+class _Unpaired:
+    """Groups that wait for the other half of their pairs, whose name may have another form in Unicode.
+
+    Such forms stand far from each other in a listing, so pictures whose names have one form only wait for nothing.
+    """
+
+    def __init__(self) -> None:
+        self._groups: dict[str, _Group] = {}
+
+    def pair_up(self, base: str, group: _Group) -> Iterator[Pair]:
+        """Yield the pairs of a group, and those of groups that waited too long."""
+        name = normalize("NFC", base)
+        has_forms = not is_normalized("NFD", name)
+        if has_forms and (other := self._groups.pop(name, None)):
+            group = _Group(other.pictures + group.pictures, other.texts + group.texts)
+        pairs = group.pairs()
+        if not has_forms or any(pair.text for pair in pairs):
+            yield from pairs
+            return
+        self._groups[name] = group
+        if len(self._groups) > _MOST_UNPAIRED:
+            yield from self._groups.pop(next(iter(self._groups))).pairs()
+
+    def rest(self) -> Iterator[Pair]:
+        """Yield the pictures that wait."""
+        for group in self._groups.values():
+            yield from group.pairs()
 
 
 @dataclass(frozen=True)
@@ -59,23 +108,28 @@ class PictureFolder:
             yield from filter(None, (pair.picture, pair.text))
 
     def pairs(self, listed: Iterable[FileInfo] | None = None) -> Iterator[Pair]:
-        """Return each picture with its text. A text without a picture is no pair."""
-        pictures: list[FileInfo] = []
-        others: list[FileInfo] = []
-        last = None
-        # Listings keep names with a common beginning together, so one such group at a time is enough to pair up.
+        """Return each picture with its text, nearly in the order of the listing. A text without a picture is no pair.
+
+        Args:
+            listed: The files. Those of one folder are in the order of their names, as listings have them.
+        """
+        opened: dict[str, _Group] = {}
+        unpaired = _Unpaired()
         for info in self.address.files() if listed is None else listed:
             role = self.address.role_of(info)
-            if role is Role.STRAY:
-                continue
-            key = _before_first_dot(info)
-            if key != last:
-                if pictures:
-                    yield from _pair_up(pictures, others)
-                pictures, others, last = [], [], key
+            uri = info.location.uri
+            is_text = posixpath.splitext(uri)[1].lower() in TEXT_SUFFIXES
             is_picture = role is Role.PICTURE or (self.has_bare and role is Role.BARE)
-            (pictures if is_picture and self.address.is_meant(info) else others).append(info)
-        yield from _pair_up(pictures, others)
+            if role is Role.STRAY or not (is_text or (is_picture and self.address.is_meant(info))):
+                continue
+            # Open groups are beginnings of one another (a, a.b, a.b/c), so there are few at a time.
+            for base in [base for base in opened if not _may_grow(base, uri)]:
+                yield from unpaired.pair_up(base, opened.pop(base))
+            group = opened.setdefault(_base(uri), _Group())
+            (group.texts if is_text else group.pictures).append(info)
+        for base, group in opened.items():
+            yield from unpaired.pair_up(base, group)
+        yield from unpaired.rest()
 
     def has_texts(self) -> bool:
         """Return True if one of the first pictures has a text."""
@@ -163,17 +217,23 @@ def picture_row(
     return row
 
 
-def _pair_up(pictures: Sequence[FileInfo], others: Sequence[FileInfo]) -> Iterator[Pair]:
-    """Return the pictures of a group of files with their texts."""
-    texts = texts_by_name([(info.location.uri, info) for info in others])
-    for info in pictures:
-        found = find_texts(info.location.uri, texts)
-        yield Pair(info, found[0] if found else None, max(0, len(found) - 1))
+def _base(uri: str) -> str:
+    """Return the name that a picture and its texts share: `a` for a.jpg, a.txt, a.jpg.txt and a file `a`."""
+    stem, suffix = posixpath.splitext(uri)
+    base = stem if suffix.lower() in TEXT_SUFFIXES else uri
+    stem, suffix = posixpath.splitext(base)
+    while suffix.lower() in PICTURE_SUFFIXES:
+        base = stem
+        stem, suffix = posixpath.splitext(base)
+    return base
 
 
-def _before_first_dot(info: FileInfo) -> str:
-    parent, slash, name = info.location.uri.rpartition("/")
-    return parent + slash + name.partition(".")[0]
+def _may_grow(base: str, uri: str) -> bool:
+    """Return True if a name, or one that comes after it in a listing, may belong to a group.
+
+    Such names are BASE and BASE.SUFFIX. Between them lie BASE-2, and a folder BASE.k with all that is in it.
+    """
+    return uri.startswith(base) and uri[len(base) : len(base) + 1] <= "."
 
 
 def _listing_order(info: FileInfo) -> tuple[str, str]:

@@ -7,10 +7,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from asap.storage.location import Location
+from jobs.errors import InputNotFound
 
 _WILDCARD = re.compile(r"[*?\[{]")
 _PIECE = re.compile(
-    r"(?P<range>\{(?P<first>\d+)\.\.(?P<last>\d+)\})|(?P<words>\{[^{}/]*,[^{}/]*\})|(?P<set>\[!?\]?[^\]/]*\])"
+    r"(?P<range>\{(?P<first>\d+)\.\.(?P<last>\d+)\})|(?P<words>\{[^{}/]*,[^{}/]*\})|"
+    r"(?P<set>\[!\]?[^\]/]+\]|\[\]?[^!\]/][^\]/]*\]|\[!?\][^\]/]*\])"
     r"|(?P<deep>\*\*+)|(?P<star>\*)|(?P<one>\?)|(?P<letter>.)",
     re.DOTALL,
 )
@@ -37,7 +39,10 @@ class Glob:
 
 
 def find_glob(location: Location) -> Glob | None:
-    """Return the pattern in an address; None if it has no wildcard."""
+    """Return the pattern in an address; None if it has no wildcard.
+
+    Raises `InputNotFound` for a pattern that no name can have.
+    """
     parts = location.uri.split("/")
     at = next((number for number, part in enumerate(parts) if _WILDCARD.search(part)), None)
     if at is None or (location.is_s3 and at < 3):  # a bucket has one name
@@ -56,15 +61,28 @@ def _translate(part: str, ranges: list[tuple[int, int]]) -> str:
     expression = ""
     for piece in _PIECE.finditer(part):
         if piece["range"]:
-            ranges.append((int(piece["first"]), int(piece["last"])))
+            first, last = int(piece["first"]), int(piece["last"])
+            if first > last or len(piece["first"]) > len(piece["last"]):
+                raise InputNotFound(
+                    f"the pattern {part!r:.200} counts backwards: {piece['range']}. Write the smaller number first"
+                )
+            ranges.append((first, last))
             # 00 to 99 has two digits everywhere, and 8 to 12 has one or two.
             expression += rf"(\d{{{len(piece['first'])},{len(piece['last'])}}})"
         elif piece["words"]:
-            expression += f"(?:{'|'.join(map(re.escape, piece['words'][1:-1].split(',')))})"
+            words = [_translate(word, ranges) for word in piece["words"][1:-1].split(",")]
+            expression += f"(?:{'|'.join(words)})"
         elif piece["set"]:
             negated = piece["set"].startswith("[!")
-            letters = re.sub(r"([\\\]\[^])", r"\\\1", piece["set"][2 if negated else 1 : -1])
-            expression += f"[^{letters}]" if negated else f"[{letters}]"
+            letters = re.sub(r"([\\\]\[^&~|])", r"\\\1", piece["set"][2 if negated else 1 : -1])
+            expression += f"[^/{letters}]" if negated else f"[{letters}]"
+            try:
+                re.compile(f"[{letters}]")
+            except re.error as error:
+                raise InputNotFound(
+                    f"the pattern {part!r:.200} has the letters {piece['set']}, which no name has: {error.msg}. Write "
+                    "the smaller letter first, as in [a-z]"
+                ) from error
         elif piece["deep"] or piece["star"]:
             expression += "[^/]*"
         else:

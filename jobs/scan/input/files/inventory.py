@@ -137,7 +137,7 @@ class Inventory:
                 key = named.get("Key") or ""
                 if key and not gone and not key.endswith("/"):
                     bucket = named.get("Bucket") or self.source_bucket
-                    yield _Object(bucket, key, int(named.get("Size") or 0), named.get("ETag") or "")
+                    yield _Object(bucket, key, _size(named.get("Size")), named.get("ETag") or "")
 
     def _csv(self, data: Location) -> Iterator[Sequence[Any]]:
         key = self.columns.index("Key")
@@ -192,6 +192,10 @@ def find_inventory(info: FileInfo, options: TableOptions) -> Inventory | None:
         raise InputNotFound(
             f"{info.location} is an S3 Inventory without the column Key: {manifest['fileSchema']!r:.200}"
         )
+    if not isinstance(manifest["files"], list):
+        raise InputNotFound(
+            f"{info.location} is an S3 Inventory whose files are no list: {manifest['files']!r:.100}. Copy it again"
+        )
     files = [entry for entry in manifest["files"] if isinstance(entry, dict) and isinstance(entry.get("key"), str)]
     return Inventory(
         location=info.location,
@@ -202,6 +206,14 @@ def find_inventory(info: FileInfo, options: TableOptions) -> Inventory | None:
         source_bucket=str(manifest.get("sourceBucket", "")).rpartition(":")[2],
         options=options,
     )
+
+
+def _size(value: Any) -> int:
+    """Return the bytes of an object; 0 where the inventory does not say it, or says no number."""
+    try:
+        return int(value or 0)
+    except (TypeError, ValueError, OverflowError):
+        return 0
 
 
 def _head(info: FileInfo) -> bytes:

@@ -138,8 +138,8 @@ def place(table: Table, folders: Sequence[Location]) -> Table:
 
 def choose_parts(
     address: Address, tables: Sequence[FileInfo], kind: str, options: TableOptions
-) -> tuple[Table, list[FileInfo]]:
-    """Return the first of some tables that has a record, and the tables that are no tables of pairs.
+) -> tuple[Table, dict[FileInfo, InputNotFound]]:
+    """Return the first of some tables that has a record, and the tables that are no tables of pairs, with the reasons.
 
     All of a few tables are looked at, of many the first ones and the last.
 
@@ -161,13 +161,15 @@ def choose_parts(
     if not understood:
         if refused:
             raise next(iter(refused.values()))
-        raise InputNotFound(f"{address.location} holds {len(tables)} tables ({kind}) without a record")
+        noun = "table" if len(tables) == 1 else "tables"
+        raise InputNotFound(f"{address.location} holds {len(tables)} {noun} ({kind}) without a record")
     shapes = {_shape(address.name_of(part)) for part, _ in understood}
     for part, reason in refused.items():
         if _shape(address.name_of(part)) in shapes:
-            advice = f"{len(understood)} tables beside it can be read. Repair or remove it, or name them with a pattern"
+            others = "1 table" if len(understood) == 1 else f"{len(understood)} tables"
+            advice = f"{others} beside it can be read. Repair or remove it, or name them with a pattern"
             raise InputNotFound(f"{str(reason).rstrip('.')}; {advice}") from reason
-    return understood[0][1], list(refused)
+    return understood[0][1], refused
 
 
 def _shape(name: str) -> str:

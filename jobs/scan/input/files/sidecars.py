@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import posixpath
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
@@ -15,7 +16,7 @@ from asap.storage.location import FileInfo, Location
 from jobs.errors import InputNotFound
 from jobs.scan.input.files.listing import TEXT_SUFFIXES
 from jobs.scan.input.manifest import ManifestRow, RowError
-from jobs.scan.input.tables.columns import NO_OPTIONS, TableOptions, find_columns, plain
+from jobs.scan.input.tables.columns import NO_OPTIONS, Columns, TableOptions, find_columns, plain, show_names
 from jobs.scan.input.tables.encoding import encoding_of
 from jobs.scan.input.tables.rows import Base, RowMaker
 
@@ -27,6 +28,8 @@ _PICTURE_NAMES = ("image", "imageuri")
 _MAKERS: dict[tuple[tuple[str, ...], str | None], RowMaker] = {}
 """Makers of texts from JSON files, by the names of their fields."""
 _MOST_MAKERS = 256
+_METADATA = RowMaker(Columns(image=(), text=("text",), metadata="metadata"), Base(Location("/")))
+"""Makes metadata of objects."""
 
 T = TypeVar("T")
 
@@ -38,6 +41,8 @@ class Text:
     text: str | None
     """None if there is none but white space."""
     warnings: list[str] = field(default_factory=list)
+    metadata: str | None = None
+    """The other fields of a JSON file, as JSON."""
 
 
 def texts_by_name(files: Iterable[tuple[str, T]]) -> dict[tuple[str, str], T]:
@@ -60,7 +65,7 @@ def find_texts(picture: str, texts: dict[tuple[str, str], T], key: str | None = 
     """
     if not texts:
         return []
-    names = [picture.rpartition(".")[0] or picture, picture]
+    names = [posixpath.splitext(picture)[0], picture]
     if key is not None and key not in names:
         names.append(key)
     if len(texts) == 1:  # nearly always
@@ -131,16 +136,31 @@ def parse_text(data: bytes, name: str, options: TableOptions = NO_OPTIONS) -> Te
     except (ValueError, RecursionError) as error:
         raise RowError(f"the text file {name} is not JSON: {error}") from error
     row = _text_row(record, name, options)
-    return Text(row.text, warnings + row.warnings)
+    return Text(row.text, warnings + row.warnings, row.metadata)
 
 
-def _find_text_field(record: dict[str, Any], name: str, options: TableOptions) -> RowMaker:
+def parse_metadata(data: bytes, name: str) -> Text:
+    """Return the object in a JSON file that holds no text, as metadata. Raises `RowError`."""
+    try:
+        record = json.loads(data.decode("utf-8-sig"))
+    except (ValueError, RecursionError) as error:
+        raise RowError(f"the file {name} is not JSON: {error}") from error
+    row = _METADATA.row(0, {"text": "", "metadata": record if isinstance(record, dict) else None})
+    if row.row_error:
+        raise RowError(f"the file {name}: {row.row_error}")
+    return Text(None, row.warnings, row.metadata)
+
+
+def _find_text_field(record: dict[str, Any], name: str, options: TableOptions) -> RowMaker | None:
+    """Return the maker of texts from such records; None if they have no field of a text. Raises `RowError`."""
     # A sidecar names no picture, so that one is made up: a table needs it.
     record = {"image": "picture"} | {key: value for key, value in record.items() if plain(key) not in _PICTURE_NAMES}
     try:
         columns = find_columns(list(record), replace(_NO_TEXTS, text_column=options.text_column), name, [record])
     except InputNotFound as error:
         raise RowError(str(error)) from error
+    if not columns.text:
+        return None
     return RowMaker(replace(columns, image=(), id=(), offset=None, length=None, metadata=None), Base(Location("/")))
 
 
@@ -154,7 +174,11 @@ def _text_row(record: Any, name: str, options: TableOptions) -> ManifestRow:
     maker = _MAKERS.get((names, options.text_column))
     row = maker.row(0, record) if maker else None
     if row is None or row.text is None:
-        maker = _find_text_field(record, name, options)
+        if (maker := _find_text_field(record, name, options)) is None:
+            row = _METADATA.row(0, {"text": "", "metadata": record})
+            row.text = None
+            row.warnings.append(f"{name} has no field of a text; its fields are {show_names(names)}")
+            return row
         if len(_MAKERS) < _MOST_MAKERS:
             _MAKERS[names, options.text_column] = maker
         row = maker.row(0, record)

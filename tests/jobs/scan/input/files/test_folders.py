@@ -94,6 +94,34 @@ def test_files_without_a_suffix_are_pictures_if_they_begin_as_such(tmp_path: Pat
         find_source(str(tmp_path / "words"))
 
 
+def test_bare_pictures_find_their_texts_behind_longer_names_and_in_folders_with_a_dot(tmp_path: Path) -> None:
+    names = ("cat", "cat-2", "cat 3")
+    write_files(tmp_path / "v1.0", {name: draw_jpeg(1) for name in names} | {f"{name}.txt": b"t" for name in names})
+    assert _texts(tmp_path / "v1.0") == dict.fromkeys(names, "t")
+
+
+def test_a_picture_keeps_its_text_where_a_listing_has_a_folder_between_them(bucket: str) -> None:
+    folder = f"s3://{bucket}/between"
+    files = {"a.jpg": b"x", "a.k/a.k.jpg": b"x", "a.k/a.txt": b"no", "a.k/foo.jpg": b"x", "a.k/foo.jpg.txt": b"text f"}
+    write_files(folder, files | {"a.k.png": b"x", "a.k.png.jpg": b"x", "a.k.txt": b"text k", "a.txt": b"text a"})
+    assert _texts(folder) == {
+        "a.jpg": "text a",
+        "a.k.png": "text k",
+        "a.k.png.jpg": None,
+        "a.k/a.k.jpg": None,
+        "a.k/foo.jpg": "text f",
+    }
+
+
+def test_two_forms_of_a_name_in_unicode_are_one_name(tmp_path: Path) -> None:
+    composed, apart = "K\u00f6ln", "Ko\u0308ln"
+    files = {f"{apart}_{number}.jpg": b"x" for number in range(3)} | {"Koz.jpg": b"x", "Koz.txt": b"z"}
+    write_files(tmp_path, files | {f"{composed}_{number}.txt": f"text {number}".encode() for number in range(2)})
+    assert _texts(tmp_path) == {f"{apart}_0.jpg": "text 0", f"{apart}_1.jpg": "text 1", f"{apart}_2.jpg": None} | {
+        "Koz.jpg": "z"
+    }
+
+
 def test_a_folder_of_pictures_without_any_text_is_refused_unless_captions_are_made(tmp_path: Path) -> None:
     write_files(tmp_path, {"a.jpg": b"x", "b.jpg": b"x", "texts/a.txt": b"t"})
     with pytest.raises(
@@ -206,3 +234,44 @@ def test_a_refusal_says_what_is_there_and_what_to_do(tmp_path: Path, name: str, 
     write_files(tmp_path, dict.fromkeys(files, b"x"))
     with pytest.raises(InputNotFound, match=reason):
         find_source(str(tmp_path / name) if name else " ")
+
+
+@pytest.mark.parametrize(
+    ("pattern", "names"),
+    [
+        ("{a*,b?}.jpg", ["a.jpg", "a1.jpg", "b1.jpg"]),
+        ("[!a]*.jpg", ["b1.jpg", "c.jpg"]),
+        ("[&&a].jpg", ["a.jpg"]),
+        ("{c,b[0-9]}.jpg", ["b1.jpg", "c.jpg"]),
+        ("{a," + "x" * 300 + "}.jpg", ["a.jpg"]),
+    ],
+)
+def test_a_pattern_means_what_a_shell_means(tmp_path: Path, pattern: str, names: list[str]) -> None:
+    files = {f"{stem}.{suffix}": b"t" for stem in ("a", "a1", "b1", "c") for suffix in ("jpg", "txt")}
+    write_files(tmp_path, files)
+    assert list(_texts(f"{tmp_path}/{pattern}")) == names
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("[z-a].jpg", "has the letters .z-a., which no name has"),
+        ("{100..5}.jpg", r"counts backwards: \{100..5\}"),
+        ("[!]", "is not there|matches no file"),
+        ("a" * 5000, "longer than a path can be: 50.. characters"),
+        ("a" * 5000 + "/*.jpg", "longer than a path can be"),
+    ],
+)
+def test_a_pattern_or_path_that_nothing_can_have_is_refused(tmp_path: Path, name: str, reason: str) -> None:
+    with pytest.raises(InputNotFound, match=reason):
+        find_source(f"{tmp_path}/{name}")
+
+
+def test_tables_that_are_not_read_are_named_with_the_reason(tmp_path: Path) -> None:
+    ambiguous = b"image,text_a,text_b\na.jpg,one,two\n"
+    write_files(tmp_path, {"b_two.csv": ambiguous, "a.jpg": draw_jpeg(1)})
+    with pytest.raises(InputNotFound, match=r"no table that can be read, .*: .*b_two.csv"):
+        find_source(str(tmp_path))
+    write_files(tmp_path, {"good.csv": b"image,text\na.jpg,words of a\n"})
+    (note,) = (note for note in find_source(str(tmp_path)).describe()["notes"] if note.startswith("Not read"))
+    assert note.startswith(f"Not read as tables of pairs: b_two.csv ({tmp_path}/b_two.csv has the columns")

@@ -126,3 +126,13 @@ def test_an_inventory_that_gives_no_pair_is_refused(
     write_files(tmp_path, {"manifest.json": _manifest("b", form, schema, "1.csv.gz"), "data/1.csv.gz": _csv("b", keys)})
     with pytest.raises(InputNotFound, match=reason):
         find_source(str(tmp_path / "manifest.json"))
+
+
+def test_an_inventory_whose_files_are_no_list_is_refused_and_a_size_that_is_no_number_is_none(tmp_path: Path) -> None:
+    manifest = json.loads(_manifest("b", "CSV", "Bucket, Key, Size", "1.csv"))
+    write_files(tmp_path, {"manifest.json": json.dumps(manifest | {"files": 5}).encode()})
+    with pytest.raises(InputNotFound, match="whose files are no list: 5"):
+        find_source(str(tmp_path / "manifest.json"))
+    write_files(tmp_path, {"manifest.json": json.dumps(manifest).encode(), "data/1.csv": b'"b","a.jpg","abc"\n'})
+    rows = find_source(str(tmp_path / "manifest.json"), options=TableOptions(texts=False)).rows()
+    assert [row.custom_id for row in rows] == ["a.jpg"]

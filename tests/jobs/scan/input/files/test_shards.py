@@ -1,4 +1,5 @@
 import io
+import json
 import tarfile
 from pathlib import Path
 
@@ -85,7 +86,53 @@ def test_few_samples_wait_for_their_texts(tmp_path: Path, monkeypatch: pytest.Mo
     pictures = {f"{number}.jpg": b"x" for number in range(30)}
     (tmp_path / "unsorted.tar").write_bytes(make_tar(pictures | {"29.txt": b"last", "0.txt": b"first"}))
     rows = _rows(tmp_path / "unsorted.tar")
-    assert [(row.custom_id, row.text) for row in rows] == [(f"{n}.jpg", "last" if n == 29 else None) for n in range(30)]
+    assert [(row.custom_id, row.text) for row in rows] == [
+        *((f"{n}.jpg", "last" if n == 29 else None) for n in range(30)),
+        ("0.txt", None),
+    ]
+    assert "stands too far behind the other members of its sample '0'" in str(rows[-1].row_error)
+
+
+@pytest.mark.parametrize("order", [("json", "jpg", "txt"), ("txt", "json", "jpg"), ("jpg", "json", "txt")])
+@pytest.mark.parametrize("between", [0, 20])
+def test_the_text_of_a_picture_does_not_depend_on_the_order_of_members(
+    tmp_path: Path, order: tuple[str, ...], between: int
+) -> None:
+    data = {"jpg": b"x", "json": b'{"caption": "of json", "url": "u"}', "txt": b"text"}
+    files = {}
+    for suffix in order:
+        files[f"a.{suffix}"] = data[suffix]
+        files |= {f"{suffix}{n}.{kind}": data[kind] for n in range(between) for kind in ("jpg", "txt")}
+    (tmp_path / "0.tar").write_bytes(make_tar(files))
+    rows = [row for row in _rows(tmp_path / "0.tar") if row.custom_id == "a.jpg"]
+    assert [(row.text, json.loads(row.metadata or "")) for row in rows] == [("text", json.loads(data["json"]))]
+
+
+def test_samples_whose_names_come_again_stay_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    parts = [make_tar({f"{n}.jpg": b"x", f"{n}.txt": f"{part}{n}".encode()}) for part in "ab" for n in range(6)]
+    (tmp_path / "0.tar").write_bytes(b"".join(parts))
+    expected = [f"{part}{n}" for part in "ab" for n in range(6)]
+    assert [row.text for row in _rows(tmp_path / "0.tar")] == expected
+    monkeypatch.setattr(shards, "_WINDOW", 3)
+    assert [row.text for row in _rows(tmp_path / "0.tar")] == expected
+
+
+def test_a_member_behind_the_window_is_an_error_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shards, "_WINDOW", 3)
+    files = {f"{number}.{suffix}": b"t" for number in range(9) for suffix in ("jpg", "txt")}
+    (tmp_path / "0.tar").write_bytes(make_tar(files | {"0.seg.jpg": b"x", "1.caption": b"c"}))
+    rows = _rows(tmp_path / "0.tar")
+    assert [row.row_id for row in rows] == list(range(11))
+    assert all(row.text == "t" for row in rows[:9])
+    assert [row.custom_id for row in rows[9:]] == ["0.seg.jpg", "1.caption"]
+    assert all("too far behind" in str(row.row_error) for row in rows[9:])
+
+
+def test_a_json_member_without_a_text_is_metadata_of_a_row_whose_text_is_missing(tmp_path: Path) -> None:
+    (tmp_path / "0.tar").write_bytes(make_tar({"a.jpg": b"x", "a.json": b'{"width": 5}'}))
+    (row,) = _rows(tmp_path / "0.tar")
+    assert (row.text, row.row_error, row.metadata) == (None, None, '{"width": 5}')
+    assert row.warnings == ["a.json has no field of a text; its fields are 'width'"]
 
 
 def test_members_that_are_no_files_are_errors_of_their_rows(tmp_path: Path) -> None:
