@@ -94,7 +94,8 @@ class Location:
             return cls(str(Path(text).expanduser().absolute()))
         uri = s3_uri(text)
         if uri is None:
-            raise StorageError(f"{text!r} has the unknown scheme {scheme[1]}://. {read_schemes(scheme[1])}")
+            shown = text.partition("?")[0]  # the query of a signed address is a secret
+            raise StorageError(f"{shown!r} has the unknown scheme {scheme[1]}://. {read_schemes(scheme[1])}")
         location = cls(uri.rstrip("/"))
         if not location.bucket:
             raise StorageError(f"{text!r} names no bucket. Write s3://BUCKET/KEY.")

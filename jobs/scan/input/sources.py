@@ -179,7 +179,8 @@ def _refuse_other_stores(text: str) -> None:
     if scheme and (advice := _OTHER_STORES.get(scheme[1].lower())):
         if match := _S3_HOST.fullmatch(text.partition("?")[0]):
             advice = f"Write s3://{match['host'] or match['bucket']}/{match['key']}"
-        raise InputNotFound(f"{text!r:.300} is not read; paths, file:// and s3:// are. {advice}")
+        shown = text.partition("?")[0]  # the query of a signed address is a secret
+        raise InputNotFound(f"{shown!r:.300} is not read; paths, file:// and s3:// are. {advice}")
     if re.match(r"[a-zA-Z]:\\|\\\\", text) and not Path(text).exists():
         raise InputNotFound(f"{text!r:.300} is a path of Windows. Give the path that it has on this machine")
 

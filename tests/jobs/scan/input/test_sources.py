@@ -335,3 +335,10 @@ def test_a_text_that_comes_late_is_checked_like_any_other(tmp_path: Path) -> Non
     with pytest.raises(FetchFailed, match="the text file cannot be read"):
         read_late_text(str(tmp_path / "none.txt"), settings)
     assert read_late_text(str(tmp_path / "blank.txt"), settings) is None
+
+
+@pytest.mark.parametrize("scheme", ["https", "xyz"])
+def test_the_signature_of_an_address_is_not_repeated(scheme: str) -> None:
+    with pytest.raises((InputNotFound, StorageError)) as error:
+        find_source(f"{scheme}://host/a.csv?X-Amz-Signature=s3cret")
+    assert "s3cret" not in str(error.value)
