@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from jobs.cli.display import PLAIN_TABLE
-from jobs.scan.look import line_of
+from jobs.scan.look import line_of, notes_of
 
 if TYPE_CHECKING:
     from jobs.scan.look import Group, Look
@@ -22,7 +22,9 @@ _SHORT_ITEM = 40
 
 def look_tables(look: Look) -> Lines:
     """Return the findings of a look: what was understood, counts, the first pairs, and problems."""
-    parts: list[Any] = [_rows("input", _described(look.source)), "", _rows("pairs", _counts(look)), ""]
+    described = _described(look.source) | {"notes": "\n".join(notes_of(look.source))}
+    parts: list[Any] = [_rows("input", {name: text for name, text in described.items() if text}), ""]
+    parts += [_rows("pairs", _counts(look)), ""]
     first = Table(title="first pairs, as a scan takes them", **PLAIN_TABLE)
     for name in ("id", "image", "text"):
         first.add_column(name, overflow="fold")

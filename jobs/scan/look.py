@@ -9,7 +9,7 @@ from __future__ import annotations
 import random
 import re
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -142,6 +142,17 @@ class Look:
             "or options that say what is meant (`asap plan` shows what was understood). `asap scan` with "
             "--allow-unreadable scans all the same."
         )
+
+
+def notes_of(source: Mapping[str, Any]) -> list[str]:
+    """Return what a person should know of an input before it is scanned, as sentences."""
+    notes = [*source.get("notes", ()), *(note for table in source.get("tables", ()) for note in table.get("notes", ()))]
+    if archived := source.get("archived"):
+        least = "at least " if source.get("at_least") else ""
+        notes.append(
+            f"{least}{archived:,} files are archived in the store (Glacier). Restore them first, or their pairs fail"
+        )
+    return notes
 
 
 def _kind(source: dict[str, Any]) -> str:

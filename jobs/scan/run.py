@@ -29,7 +29,7 @@ from jobs.errors import InputUnfamiliar, JobFailed
 from jobs.metrics import targets_announced
 from jobs.scan import retry
 from jobs.scan.input.manifest import write_manifest, write_tables
-from jobs.scan.look import SCAN_S, look_at
+from jobs.scan.look import SCAN_S, look_at, notes_of
 from jobs.scan.output.completeness import count_rows, repair_results
 from jobs.scan.output.job_folder import Job, check_resumable, is_finished, wait_until_free
 from jobs.scan.output.summary import read_summary, write_outcome
@@ -75,8 +75,8 @@ def scan(settings: ScanSettings, watch: Watch = lambda progress: None) -> dict[s
         raise InputUnfamiliar(_read_sample(record).sentence(plan.model_id, plan.limits))
     if record:
         wait_until_free(plan.folder, record, settings.stale_after_s, lambda line: watch(ScanProgress(line)))
-    elif not settings.allow_unreadable:
-        look_at(plan.source, settings, seconds=SCAN_S, is_quick=True).check(settings.input)
+    else:
+        _look_at_input(plan, watch)
     with job_states(settings, "scan", plan.folder.name, plan.folder) as states:
         entries = (record or {}) | _first_entries(plan, identity) | {"began_s": round(began_s, 3)}
         with Job(plan.folder, entries, settings.heartbeat_s, states.change) as job:
@@ -85,6 +85,15 @@ def scan(settings: ScanSettings, watch: Watch = lambda progress: None) -> dict[s
         write_bytes(plan.folder / "_SUCCESS", b"")
         _delete_temporary(plan.folder)
     return read_summary(plan.folder)
+
+
+def _look_at_input(plan: ScanPlan, watch: Watch) -> None:
+    """Report what is worth knowing of the input of a new job. Raises `InputNotFound` if all of a sample would fail."""
+    look = look_at(plan.source, plan.settings, seconds=SCAN_S, is_quick=True)
+    for note in notes_of(look.source):
+        watch(ScanProgress(note))
+    if not plan.settings.allow_unreadable:
+        look.check(plan.settings.input)
 
 
 def _delete_temporary(folder: Location) -> None:

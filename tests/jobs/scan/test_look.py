@@ -9,10 +9,11 @@ from typing import Any
 
 import pytest
 
+from asap.storage.s3 import s3_client
 from jobs.errors import InputNotFound
 from jobs.scan import look as look_module
 from jobs.scan.input.sources import find_source
-from jobs.scan.look import SAMPLE, Look, look_at
+from jobs.scan.look import SAMPLE, Look, look_at, notes_of
 from jobs.scan.settings import ScanSettings
 
 Jpeg = Callable[..., bytes]
@@ -119,3 +120,21 @@ def test_a_look_is_json(tmp_path: Path, pair: dict[str, str]) -> None:
     assert document["input"]["kind"] == "table"
     assert document["sample"]["failures"]["row_invalid"]["first"] == [{"line": 2}]
     assert document["sample"]["width"]["from"] > 0
+
+
+def test_archived_objects_are_counted_before_work(bucket: str, jpeg: Jpeg) -> None:
+    client = s3_client()
+    for name, storage in (("a", "STANDARD"), ("b", "GLACIER"), ("c", "DEEP_ARCHIVE")):
+        client.put_object(Bucket=bucket, Key=f"pairs/{name}.jpg", Body=jpeg(1), StorageClass=storage)
+        client.put_object(Bucket=bucket, Key=f"pairs/{name}.txt", Body=b"a text")
+    source = find_source(f"s3://{bucket}/pairs")
+    (note,) = notes_of(source.describe())
+    assert note.startswith("2 files are archived in the store")
+    look = look_at(source, ScanSettings(input="i", out="out"), seconds=None)
+    assert (look.rows, look.failed) == (3, 2)
+
+
+def test_the_notes_of_an_input_are_those_of_its_tables_too(tmp_path: Path, pair: dict[str, str]) -> None:
+    (tmp_path / "a.csv").write_bytes("image,text\na.jpg,Die Bürgermeisterin lächelt über die Größe\n".encode("cp1252"))
+    (note,) = notes_of(find_source(str(tmp_path / "a.csv")).describe())
+    assert "cp1252 was guessed" in note

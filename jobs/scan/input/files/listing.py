@@ -135,6 +135,7 @@ class Listing:
 
     def describe(self, taken: Iterable[FileInfo]) -> dict[str, Any]:
         """Return the number and bytes of the files that are read, and the counts of the others by their suffixes."""
+        taken = list(taken)
         read = {info.location: info.size for info in taken}
         rest = [info for role, infos in self.files.items() if role is not Role.STRAY for info in infos]
         left_out = Counter(suffix_of(info) for info in rest if info.location not in read)
@@ -142,6 +143,7 @@ class Listing:
             "files": {"count": len(read), "bytes": sum(read.values())},
             "left_out": dict(left_out.most_common(50)),
             "strays": len(self.files[Role.STRAY]),
+            "archived": sum(info.is_archived for info in taken),
         }
         return found if self.is_complete else found | {"at_least": True}
 
