@@ -10,7 +10,7 @@ import pytest
 from jobs.metrics import count, count_fetches, count_step, metrics_targets, targets_announced
 from jobs.scan.run import scan
 from jobs.scan.settings import ScanSettings
-from tests.support.waiting import wait_until
+from tests.support.waiting import HANG_S, wait_until
 
 
 def _values(name: str, job: str) -> dict[tuple[str, ...], float]:
@@ -37,7 +37,7 @@ def test_a_scan_shows_its_rows_bytes_and_seconds_to_prometheus(
     log = corpus / "log.jsonl"
     settings = ScanSettings(
         input=str(corpus / "a.jsonl"), out=str(corpus / "out"), job="counted", model=str(model_folder),
-        log_file=str(log),
+        log_file=str(log), stall_after_s=HANG_S,
     )  # fmt: skip
     scan(settings)
     rows = {("ok", ""): 4.0, ("error", "not_found"): 1.0}

@@ -35,6 +35,7 @@ from jobs.policy.settings import FamiliarizeSettings
 from jobs.stall import StallWatch
 from tests.support.busy import start_task
 from tests.support.many_pairs import repeat_pairs
+from tests.support.waiting import HANG_S
 
 PAIRS = 24
 
@@ -220,7 +221,7 @@ def test_coverage_is_reported_beside_the_figures_of_all_pairs(
     policy = Policy(unfamiliar=0.5)
     policy.save(familiar_model / "policy.json")
     log = tmp_path / "states.jsonl"
-    report = evaluate(settings(model=str(familiar_model), shard_pairs=16, log_file=str(log)))
+    report = evaluate(settings(model=str(familiar_model), shard_pairs=16, log_file=str(log), stall_after_s=HANG_S))
     lines = [json.loads(line) for line in log.read_text().splitlines()]
     assert [line["state"] for line in lines] == ["validating", "running", "finalizing", "completed"]
     assert (lines[3]["kind"], lines[3]["counts"]) == ("evaluate", {"done": PAIRS, "total": PAIRS})

@@ -27,6 +27,7 @@ from jobs.train.run_folder.folder import RunFolder
 from jobs.train.settings import TrainSettings
 from jobs.train.trainer import read_state, read_twin_weights
 from tests.support.small_run import MODEL, draw_corpus, settings_for
+from tests.support.waiting import HANG_S
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +45,8 @@ def events() -> list[dict[str, Any]]:
 def settings(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> TrainSettings:
     # Paths as a user types them: relative to the working folder.
     here = Path(os.path.relpath(corpus)), Path(os.path.relpath(tmp_path_factory.mktemp("run") / "out"))
-    return settings_for(*here, workers=2, log_file=str(tmp_path_factory.mktemp("log") / "states.jsonl"))
+    log = str(tmp_path_factory.mktemp("log") / "states.jsonl")
+    return settings_for(*here, workers=2, log_file=log, stall_after_s=HANG_S)  # a slow machine is no stall
 
 
 @pytest.fixture(scope="module")
