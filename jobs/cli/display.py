@@ -230,20 +230,21 @@ def plan_tables(plan: Plan) -> Group:
     )
     return Group(
         pairs, "",
-        _rows("steps", {"steps": f"{plan.steps:,}", "epochs": f"{plan.epochs:.2f}", "left out": left_out}), "",
-        _rows("batch", {name: f"{count:,}" for name, count in plan.batch.items()}), "",
+        named_values("steps", {"steps": f"{plan.steps:,}", "epochs": f"{plan.epochs:.2f}", "left out": left_out}), "",
+        named_values("batch", {name: f"{count:,}" for name, count in plan.batch.items()}), "",
         stages, "",
-        _rows("loss terms", {name: LOSS_NAMES.get(name, "") for name in used}), "",
-        _rows("learning rates", {name: f"{rate:g}" for name, rate in plan.rates.items()}), "",
-        _rows("parameters", {name: f"{count:,}" for name, count in parameters.items()}), "",
-        _rows("memory per worker", {name: _size(size) for name, size in memory.items()}),
+        named_values("loss terms", {name: LOSS_NAMES.get(name, "") for name in used}), "",
+        named_values("learning rates", {name: f"{rate:g}" for name, rate in plan.rates.items()}), "",
+        named_values("parameters", {name: f"{count:,}" for name, count in parameters.items()}), "",
+        named_values("memory per worker", {name: _size(size) for name, size in memory.items()}),
         Text(f"activations {plan.activations_note}", style="dim"), "",
-        _rows("writes", {"checkpoints": checkpoints, "starts from": ", ".join(plan.init) or "random weights",
+        named_values("writes", {"checkpoints": checkpoints, "starts from": ", ".join(plan.init) or "random weights",
                          "run folder": plan.out}),
     )  # fmt: skip
 
 
-def _rows(title: str, rows: dict[str, str]) -> Table:
+def named_values(title: str, rows: dict[str, str]) -> Table:
+    """Return names and their values as a table of two columns."""
     table = Table(title=title, show_header=False, **PLAIN_TABLE)
     table.add_column(no_wrap=True)
     table.add_column(overflow="fold")

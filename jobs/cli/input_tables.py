@@ -9,7 +9,7 @@ from rich.console import Group as Lines
 from rich.table import Table
 from rich.text import Text
 
-from jobs.cli.display import PLAIN_TABLE
+from jobs.cli.display import PLAIN_TABLE, named_values
 from jobs.scan.look import line_of, notes_of
 
 if TYPE_CHECKING:
@@ -23,8 +23,8 @@ _SHORT_ITEM = 40
 def look_tables(look: Look) -> Lines:
     """Return the findings of a look: what was understood, counts, the first pairs, and problems."""
     described = _described(look.source) | {"notes": "\n".join(notes_of(look.source))}
-    parts: list[Any] = [_rows("input", {name: text for name, text in described.items() if text}), ""]
-    parts += [_rows("pairs", _counts(look)), ""]
+    parts: list[Any] = [named_values("input", {name: text for name, text in described.items() if text}), ""]
+    parts += [named_values("pairs", _counts(look)), ""]
     first = Table(title="first pairs, as a scan takes them", **PLAIN_TABLE)
     for name in ("id", "image", "text"):
         first.add_column(name, overflow="fold")
@@ -114,12 +114,3 @@ def _line(row_id: int) -> str:
 
 def _short(text: str) -> str:
     return text if len(text) <= _TEXT_SHOWN else text[:_TEXT_SHOWN] + "…"
-
-
-def _rows(title: str, rows: dict[str, str]) -> Table:
-    table = Table(title=title, show_header=False, **PLAIN_TABLE)
-    table.add_column(no_wrap=True)
-    table.add_column(overflow="fold")
-    for name, value in rows.items():
-        table.add_row(name, Text(value))
-    return table

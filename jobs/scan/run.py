@@ -75,10 +75,9 @@ def scan(settings: ScanSettings, watch: Watch = lambda progress: None) -> dict[s
         raise InputUnfamiliar(_read_sample(record).sentence(plan.model_id, plan.limits))
     if record:
         wait_until_free(plan.folder, record, settings.stale_after_s, lambda line: watch(ScanProgress(line)))
-    else:
-        _look_at_input(plan, watch)
+    understood = _look_at_input(plan, watch) if record is None else record.get("input") or plan.source.describe()
     with job_states(settings, "scan", plan.folder.name, plan.folder) as states:
-        entries = (record or {}) | _first_entries(plan, identity) | {"began_s": round(began_s, 3)}
+        entries = (record or {}) | _first_entries(plan, identity) | {"input": understood, "began_s": round(began_s, 3)}
         with Job(plan.folder, entries, settings.heartbeat_s, states.change) as job:
             _work(job, plan, watch)
         # Only after the record says `completed`: whoever sees _SUCCESS finds every other file in its final state.
@@ -87,13 +86,17 @@ def scan(settings: ScanSettings, watch: Watch = lambda progress: None) -> dict[s
     return read_summary(plan.folder)
 
 
-def _look_at_input(plan: ScanPlan, watch: Watch) -> None:
-    """Report what is worth knowing of the input of a new job. Raises `InputNotFound` if all of a sample would fail."""
+def _look_at_input(plan: ScanPlan, watch: Watch) -> dict[str, Any]:
+    """Report what is worth knowing of the input of a new job, and return what was understood of it.
+
+    Raises `InputNotFound` if all of a sample would fail.
+    """
     look = look_at(plan.source, plan.settings, seconds=SCAN_S, is_quick=True)
     for note in notes_of(look.source):
         watch(ScanProgress(note))
     if not plan.settings.allow_unreadable:
         look.check(plan.settings.input)
+    return look.source
 
 
 def _delete_temporary(folder: Location) -> None:
@@ -118,7 +121,6 @@ def _first_entries(plan: ScanPlan, identity: dict[str, Any]) -> dict[str, Any]:
         "policy": asdict(plan.policy),
         "familiarity_id": plan.familiarity_id,
         "limits": limits_sentences(plan.limits, plan.model_id),
-        "input": plan.source.describe(),
         "versions": versions,
     }
 

@@ -11,6 +11,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import TypeVar
 from urllib.parse import unquote, urlsplit
 
 
@@ -164,10 +165,12 @@ class ProxyHandler(http.server.BaseHTTPRequestHandler):
 _OF_A_HOP = {"connection", "content-length", "expect", "host", "server", "date", "transfer-encoding"}
 
 
+Store = TypeVar("Store", bound=FaultyStore)
+
+
 @contextmanager
-def faulty_store(target: str) -> Iterator[FaultyStore]:
-    """Run a proxy in front of the S3 server at `target`."""
-    store = FaultyStore(target)
+def running(store: Store) -> Iterator[Store]:
+    """Serve the requests to a proxy until the block ends."""
     threading.Thread(target=store.server.serve_forever, args=(0.05,), daemon=True).start()
     try:
         yield store
@@ -175,3 +178,10 @@ def faulty_store(target: str) -> Iterator[FaultyStore]:
         store.ended.set()
         store.server.shutdown()
         store.server.server_close()
+
+
+@contextmanager
+def faulty_store(target: str) -> Iterator[FaultyStore]:
+    """Run a proxy in front of the S3 server at `target`."""
+    with running(FaultyStore(target)) as store:
+        yield store

@@ -5,13 +5,12 @@ from __future__ import annotations
 import enum
 import http.server
 import re
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
-from tests.support.faulty_store import FaultyStore, ProxyHandler
+from tests.support.faulty_store import FaultyStore, ProxyHandler, running
 
 
 class Quirk(enum.Enum):
@@ -206,11 +205,5 @@ class _QuirkyHandler(ProxyHandler):
 @contextmanager
 def quirky_store(target: str, *quirks: Quirk) -> Iterator[QuirkyStore]:
     """Run a proxy with quirks in front of the S3 server at `target`."""
-    store = QuirkyStore(target, frozenset(quirks))
-    threading.Thread(target=store.server.serve_forever, args=(0.05,), daemon=True).start()
-    try:
+    with running(QuirkyStore(target, frozenset(quirks))) as store:
         yield store
-    finally:
-        store.ended.set()
-        store.server.shutdown()
-        store.server.server_close()
