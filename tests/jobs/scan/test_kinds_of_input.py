@@ -271,8 +271,8 @@ TABLES = [
          _files(_tar(), _file("a.jsonl", [{"image": "a.tar", "image_offset": 10**6, "image_length": 9, "text": "b"}]),
                 at="a.jsonl"), refused="range"),
     Kind("ranges that are no whole numbers",
-         _files(_tar(), _file("a.jsonl", [{"image": "a.tar", "image_offset": "1536.5", "image_length": 9}]),
-                at="a.jsonl"), refused="1536.5"),
+         _files(_tar(), _file("a.jsonl", _records(image_offset="1536.5", image_length=9)), at="a.jsonl"),
+         refused="1536.5"),
     Kind("an embedding among the columns", _file("a.jsonl", _records(embedding=[0.1] * 768)), warned="embedding"),
     *(
         Kind(f"texts in {suffix}", _beside(suffix, [text.encode() for text in TEXTS]))
