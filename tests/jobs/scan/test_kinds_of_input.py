@@ -306,6 +306,10 @@ NAMES = [
          _files(_file("a b.jpg", JPEG[0]), _file("a.jsonl", [{"image": "a+b.jpg", "text": TEXTS[0]}]), at="a.jsonl"),
          [("a+b.jpg", TEXTS[0])], warned="a b.jpg"),
     Kind("spaces around a path", _file("a.jsonl", [{"image": " 1.jpg ", "text": TEXTS[0]}]), PAIRS[:1]),
+    Kind("paths from the root of a site", _file("a.jsonl", [*_records(), {"image": "/1.jpg", "text": "b"}]),
+         [*PAIRS, ("/1.jpg", "b")], failing={"not_found": 1}),
+    Kind("only paths from the root of a site", _file("a.jsonl", [{"image": "/1.jpg", "text": TEXTS[0]}]), PAIRS[:1],
+         warned="paths of pictures start at"),
     Kind("paths of Windows", _file("a.jsonl", [{"image": "C:\\news\\1.jpg", "text": "b"}]), refused="Windows"),
     Kind("another cloud", _file("a.jsonl", [{"image": "gs://bucket/1.jpg", "text": "b"}]), refused="gs://"),
 ]  # fmt: skip

@@ -46,9 +46,13 @@ class Base:
     folder: Location
     dropped: str = ""
     """First folder of the paths, which is left out. Paths with another first folder are taken as they are."""
+    is_root: bool = False
+    """True if paths that begin with a slash start from the folder too, as on the site that they were taken from."""
 
     def uri(self, name: str) -> str:
         """Return the address of a picture. Raises `RowError`."""
+        if self.is_root:
+            name = name.lstrip("/") or name
         if self.dropped and is_relative(name):
             first, _, rest = name.partition("/")
             name = rest if rest and first == self.dropped else name

@@ -335,31 +335,32 @@ def _picture_base(location: Location, columns: Columns, records: Sequence[Mappin
 
     It is the table's folder, unless more of the first pictures are found from a folder around it, or without the first
     folder of their paths. DGM4 keeps its tables in metadata/, with paths from the root of the data set or from the
-    folder around it; for a table there, these come first.
+    folder around it; for a table there, these come first. Paths that begin with a slash start there too if they are
+    not on this machine.
     """
     folder = location.parent
     around = [folder, folder.parent, folder.parent.parent]
     folders = list(dict.fromkeys([*around[1:], folder] if folder.name == "metadata" else around))
+    names = _first_pictures(columns, records)
+    relative = [name for name in names if is_relative(name)]
     bases = [Base(folder) for folder in folders]
-    names: list[str] = []
-    first_folders: set[str] = set()
-    for record in records:
-        name = next((value for name in columns.image if (value := value_of(record, name))), None)
-        if isinstance(name, str) and is_relative(name.strip()):
-            first_folders.add(name.strip().partition("/")[0] if "/" in name else "")
-            if len(names) < _LOOKED_FOR and name.strip() not in names:
-                names.append(name.strip())
-    # Without different first folders, such as train/1.jpg and test/1.jpg, two pictures could become one.
-    if len(first_folders) == 1:
-        bases += [Base(folder, dropped) for dropped in first_folders if dropped for folder in folders]
-    if not names:
-        return Base(folder), []
+    if relative:
+        names = relative[:_LOOKED_FOR]
+        first_folders = {name.partition("/")[0] if "/" in name else "" for name in relative}
+        # Without different first folders, such as train/1.jpg and test/1.jpg, two pictures could become one.
+        if len(first_folders) == 1:
+            bases += [Base(folder, dropped) for dropped in first_folders if dropped for folder in folders]
+    else:
+        names = [name for name in names if name.startswith("/")][:_LOOKED_FOR]
+        if not names or any(_is_there(Base(folder), name) for name in names):
+            return Base(folder), []
+        bases = [Base(folder, is_root=True) for folder in folders]
     found = {}
     for base in bases:
         found[base] = sum(_is_there(base, name) for name in names)
         if found[base] == len(names):
             break
-    if not any(found.values()):
+    if relative and not any(found.values()):
         # Many lists have bare names, and the pictures lie in a folder beside them.
         inside = (Base(outer / name) for outer in (folder, folder.parent) for name in _PICTURE_FOLDERS.split())
         likely = (base for base in inside if any(_is_there(base, name) for name in names[:2]))
@@ -367,11 +368,17 @@ def _picture_base(location: Location, columns: Columns, records: Sequence[Mappin
     best = max(found, key=lambda base: found[base])  # the first of equals
     if not found[best]:
         missing = f"none of the first {len(names)} pictures was" if len(names) > 1 else "the first picture was not"
-        return bases[0], [f"{missing} found at {bases[0].folder}"]
+        return Base(folders[0]), [f"{missing} found at {folders[0]}"] if relative else []
     if best == Base(folder):
         return best, []
     less = f" without their first folder {best.dropped!r:.80}" if best.dropped else ""
     return best, [f"paths of pictures start at {best.folder}{less}, where they were found"]
+
+
+def _first_pictures(columns: Columns, records: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return the different names of pictures in the first records, without spaces around them."""
+    names = (next((value for name in columns.image if (value := value_of(record, name))), None) for record in records)
+    return list(dict.fromkeys(name.strip() for name in names if isinstance(name, str)))
 
 
 def _is_there(base: Base, name: str) -> bool:

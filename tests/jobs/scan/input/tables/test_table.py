@@ -854,6 +854,28 @@ def test_the_folder_of_relative_pictures_is_found(tmp_path: Path, table: str, na
     assert "paths of pictures start at" in " ".join(found.notes)
 
 
+@pytest.mark.parametrize(("table", "name"), [("data/a.json", "/origin/x.jpg"), ("data/lists/a.json", "//x.jpg")])
+def test_a_path_from_the_root_of_a_site_is_found_from_a_folder(tmp_path: Path, table: str, name: str) -> None:
+    picture = tmp_path / "data" / name.lstrip("/")
+    for path in (tmp_path / table, picture):
+        path.parent.mkdir(parents=True, exist_ok=True)
+    picture.write_bytes(b"x")
+    found = _table(_write(tmp_path / table, [{"image": name, "text": "t"}, {"image": "/none/y.jpg", "text": "t"}]))
+    assert [row.image_uri for row in found.rows()] == [str(picture), str(tmp_path / "data/none/y.jpg")]
+    assert "paths of pictures start at" in " ".join(found.notes)
+
+
+def test_a_path_from_the_root_is_left_as_it_is_if_it_is_there_or_found_nowhere(tmp_path: Path) -> None:
+    (tmp_path / "x.jpg").write_bytes(b"x")
+    there = [{"image": name, "text": "t"} for name in (str(tmp_path / "x.jpg"), "/x.jpg")]
+    table = _table(_write(tmp_path / "a.jsonl", there))
+    assert [row.image_uri for row in table.rows()] == [str(tmp_path / "x.jpg"), "/x.jpg"]
+    nowhere = _table(_write(tmp_path / "b.jsonl", [{"image": "/no/y.jpg", "text": "t"}]))
+    assert next(nowhere.rows()).image_uri == "/no/y.jpg"
+    mixed = _table(_write(tmp_path / "c.jsonl", [{"image": "x.jpg", "text": "t"}, {"image": "/x.jpg", "text": "t"}]))
+    assert [row.image_uri for row in mixed.rows()] == [str(tmp_path / "x.jpg"), "/x.jpg"]
+
+
 def test_different_first_folders_are_never_left_out(tmp_path: Path) -> None:
     (tmp_path / "1.jpg").write_bytes(b"x")
     few = [{"image": name, "text": "t"} for name in ("train/1.jpg", "test/1.jpg")]
