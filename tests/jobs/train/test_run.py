@@ -25,7 +25,7 @@ from jobs.train.run import train
 from jobs.train.run_folder import folder as run_folder
 from jobs.train.run_folder.folder import RunFolder
 from jobs.train.settings import TrainSettings
-from jobs.train.trainer import read_state, read_twin_weights
+from jobs.train.trainer import read_state, read_weights
 from tests.support.small_run import MODEL, draw_corpus, settings_for
 from tests.support.waiting import HANG_S
 
@@ -94,7 +94,7 @@ def test_the_averaged_twin_of_the_best_checkpoint_becomes_the_model(trained: Run
     # Only the best and the last checkpoint are kept.
     kept = {read_state(path)["done"] * 8: path for path in trained.path.glob("ray_train/checkpoint_*") if path.is_dir()}
     assert set(kept) == {best, 64}
-    for name, value in read_twin_weights(kept[best]).items():
+    for name, value in read_weights(kept[best], "average").items():
         torch.testing.assert_close(exported[name], value.half().to(value.dtype) if value.is_floating_point() else value)
     assert f"the best checkpoint after {best} pairs" in (trained.model / "README.md").read_text()
 
