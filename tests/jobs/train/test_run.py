@@ -191,6 +191,26 @@ def test_other_settings_are_refused_with_the_differences(trained: RunFolder, set
     assert "vocab_size" not in str(caught.value)
 
 
+def test_a_run_of_an_older_version_is_continued_by_the_command_that_began_it(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path / "run")
+    folder.path.mkdir()
+    command = TrainSettings(corpus="corpus", out=str(folder.path), init=("demo",), alignment_from=0.95)
+    # The older version had fewer settings, and its defaults did not follow from init.
+    older = json.loads(TrainSettings(corpus="corpus", out="", alignment_from=0.95).model_dump_json())
+    new = ("epochs", "defects", "initial_values", "optimizer_groups", "schedule", "twin_dropout", "weights")
+    recorded = {name: value for name, value in older.items() if name in command.identity() and name not in new}
+    folder.settings.write_text(json.dumps(recorded | {"init": ["demo"]}))
+
+    continued = train_module._with_older_defaults(folder, command)
+
+    assert (continued.learning_rate, continued.words_until, continued.alignment_from) == (1e-3, 0.57, 0.95)
+    train_module._check_folder(folder, continued)  # raises nothing
+    other = train_module._with_older_defaults(folder, command.model_copy(update={"learning_rate": 0.5}))
+    with pytest.raises(ConfigError, match=r"learning_rate 0\.001 \(now 0\.5\)"):
+        train_module._check_folder(folder, other)
+    assert train_module._with_older_defaults(RunFolder(tmp_path / "new"), command) == command
+
+
 def test_a_run_that_ended_before_the_model_was_written_writes_it_and_starts_no_workers(
     trained: RunFolder, settings: TrainSettings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
