@@ -140,9 +140,11 @@ class Asap(nn.Module):
         self.box_head = _head(width, 4)
         self.token_head = _text_head(config, 2)
         if is_asap:
-            self.real_fake_scale = nn.Parameter(torch.tensor(0.0))
+            # As published. From 0.0 the scalars never left it: Adam moves a scalar by about the learning rate a step,
+            # and the rates of a whole run sum to about 0.1. The aggregate then never reached these two heads.
+            self.real_fake_scale = nn.Parameter(torch.tensor(0.5))
             if config.type_heads == "joint":
-                self.type_scale = nn.Parameter(torch.tensor(0.0))
+                self.type_scale = nn.Parameter(torch.tensor(0.5))
             self.explanation_head = _head(width, 2)
             self.patch_head = nn.Linear(width, 1)
         self._initialize()

@@ -6,7 +6,8 @@ micro batches, of the term times the micro batch's share of that count (over all
 Two things depend on the micro batch. The negatives of the contrast are the queue and the micro batch; the queue holds
 the earlier micro batches. The statistics of a convolutional stem are those of the pairs that it sees together.
 
-The shares fit the losses as they are by default, without `PublishedDefects`.
+The shares follow the `PublishedDefects` of the losses. One defect depends on the micro batch too: the words of the
+batch that MGCA marks in every sample are those of the micro batch.
 """
 
 from __future__ import annotations
@@ -19,16 +20,20 @@ from torch import Tensor, nn
 from asap.training.batch import Batch
 from asap.training.distributed import add_over_workers
 from asap.training.losses import IGNORED_PATCH, IGNORED_TOKEN
+from asap.training.objective import PublishedDefects
 from asap.training.step import TERMS
 from asap.training.word_prediction import caption_words, true_words
 
 
-def term_shares(parts: Sequence[Batch]) -> list[dict[str, Tensor]]:
+def term_shares(
+    parts: Sequence[Batch],
+    defects: PublishedDefects = PublishedDefects(),  # noqa: B008
+) -> list[dict[str, Tensor]]:
     """Return, for each micro batch, its share of the count of each term, as scalars.
 
     The shares of a term add up to 1 over the micro batches. They are all 0 if no worker has anything that it counts.
     """
-    counts_PT = add_over_workers(torch.stack([_counts(part) for part in parts]))
+    counts_PT = add_over_workers(torch.stack([_counts(part, defects) for part in parts]))
     shares_PT = counts_PT / counts_PT.sum(dim=0).clamp(min=1)
     return [dict(zip(TERMS, shares_T, strict=True)) for shares_T in shares_PT]
 
@@ -49,18 +54,21 @@ def separate_gradients(parameters: Iterable[nn.Parameter]) -> None:
         taken.add(address)
 
 
-def _counts(batch: Batch) -> Tensor:
+def _counts(batch: Batch, defects: PublishedDefects) -> Tensor:
     """Return the count that each of `TERMS` averages over, (terms,)."""
-    boxes = batch.has_box.sum()
+    pairs = torch.tensor(len(batch.images), device=batch.images.device)
+    boxes = pairs if defects.boxless_pairs else batch.has_box.sum()
+    # Every micro batch has the padding of the whole batch, so a mean over padding has the same share in each.
+    words = pairs if defects.mgca_padding else batch.text.mask.sum()
+    patches = pairs if defects.mpp_ignored_patches else (batch.patch_labels != IGNORED_PATCH).sum()
     counts = {
         "tmg": (batch.token_labels != IGNORED_TOKEN).sum(),
-        "mgca": batch.text.mask.sum(),
+        "mgca": words,
         "bbox_l1": boxes,
         "giou": boxes,
         "cwp": caption_words(batch).mask[:, 1:].any(dim=1).sum(),
         "mlm": true_words(batch).mask[:, 1:].any(dim=1).sum(),
-        "mpp": (batch.patch_labels != IGNORED_PATCH).sum(),
+        "mpp": patches,
     }
     # The other terms average over pairs.
-    pairs = torch.tensor(len(batch.images), device=batch.images.device)
     return torch.stack([counts.get(term, pairs) for term in TERMS]).double()

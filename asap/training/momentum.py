@@ -21,17 +21,25 @@ class MomentumTwin(AveragedModel):
     complete model, which often evaluates better than the student.
     """
 
-    def __init__(self, student: Asap, momentum: float) -> None:
+    def __init__(self, student: Asap, momentum: float, *, has_dropout: bool = False) -> None:
+        """Copy the student.
+
+        Args:
+            student: the model to average.
+            momentum: decay of the average.
+            has_dropout: compute targets with dropout, as published: the twin is in train mode when the step is.
+        """
         super().__init__(student, multi_avg_fn=get_ema_multi_avg_fn(momentum))
         # AveragedModel copies the student at its first update. This twin is a copy already (or is loaded later), so
         # its first update must average.
         self.n_averaged.fill_(1)
         self.requires_grad_(False)
+        self.has_dropout = has_dropout
         self.eval()
 
     def train(self, mode: bool = True) -> MomentumTwin:
-        """Stay in eval mode, since targets are computed without dropout."""
-        return super().train(False)
+        """Stay in eval mode, in which targets are computed without dropout, unless the twin has dropout."""
+        return super().train(mode and self.has_dropout)
 
     @property
     def model(self) -> Asap:
@@ -49,13 +57,22 @@ class FeatureQueues(nn.Module):
     explanation: Tensor
     pointer: Tensor
 
-    def __init__(self, config: ModelConfig, size: int) -> None:
+    def __init__(self, config: ModelConfig, size: int, *, copies_text: bool = False) -> None:
+        """Fill the queues with noise of unit length.
+
+        Args:
+            config: the configuration of the model.
+            size: features of each modality.
+            copies_text: start the queues of captions and explanations as copies of the text's, as published.
+        """
         super().__init__()
         if size < 1:
             raise ConfigError(f"queue size {size} is not at least 1")
         self.size = size
         for modality in MODALITIES:
-            self.register_buffer(modality, F.normalize(torch.randn(config.embed_dim, size), dim=0))
+            copied = copies_text and modality in ("caption", "explanation")
+            noise = self.text.clone() if copied else F.normalize(torch.randn(config.embed_dim, size), dim=0)
+            self.register_buffer(modality, noise)
         self.register_buffer("pointer", torch.zeros((), dtype=torch.long))
 
     def keys(self, modality: str, gathered_GE: Tensor) -> Tensor:

@@ -70,6 +70,8 @@ class TrainingStep(nn.Module):
         momentum: float = 0.995,
         token_momentum: bool = True,
         mask_id: int | None = None,
+        twin_dropout: bool = False,
+        alike_queues: bool = False,
     ) -> None:
         """Create the twin, the queues, and the heads that are used in training only.
 
@@ -82,14 +84,16 @@ class TrainingStep(nn.Module):
             token_momentum: mix the token probabilities of the twin into the targets of token grounding (TMG), with the
                 same weight `alpha` as in the contrast.
             mask_id: the tokenizer's [MASK], needed for masked language modeling (MLM).
+            twin_dropout: compute the twin's targets with dropout, as published.
+            alike_queues: start the queues of captions and explanations as copies of the text's, as published.
 
         Raises `ConfigError` if the model or the tokenizer does not support a term with weight.
         """
         super().__init__()
         # Twin, queues and heads draw random numbers: their order is part of a run's reproducibility.
         self.student = student
-        self.twin = MomentumTwin(student, momentum)
-        self.queues = FeatureQueues(student.config, queue_size)
+        self.twin = MomentumTwin(student, momentum, has_dropout=twin_dropout)
+        self.queues = FeatureQueues(student.config, queue_size, copies_text=alike_queues)
         self.criterion = Criterion(weights or LossWeights(), defects or PublishedDefects())
         self.token_momentum = token_momentum
         self.image_locked = False

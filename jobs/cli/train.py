@@ -26,13 +26,19 @@ if TYPE_CHECKING:
 def train(
     corpus: Annotated[str, typer.Argument(help="Folder in DGM4's layout, such as `asap newsroom` draws; or s3://.")],
     out: Annotated[str, typer.Option(help="Run folder. The trained model is written to OUT/model.")],
-    name: Annotated[str, typer.Option(help="Name of the model. The model id begins with it.")] = "asap-tiny",
+    name: Annotated[
+        str | None, typer.Option(help="Name of the model. The model id begins with it. Default: asap-tiny.")
+    ] = None,
     test_corpus: Annotated[
         str | None, typer.Option(help="Corpus whose test split evaluates the model. Default: CORPUS.")
     ] = None,
     pairs: Annotated[
-        int, typer.Option(min=1, help="Number of pairs to train on. A pair counts each time it is seen.")
-    ] = 140_000,
+        int | None,
+        typer.Option(
+            min=1,
+            help="Number of pairs to train on. A pair counts each time it is seen. Default: 140000.",
+        ),
+    ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Random seed of weights, order and augmentation.")] = 0,
     workers: Annotated[int, typer.Option(min=1, help="Number of Ray Train workers.")] = 1,
     init: Annotated[
@@ -55,7 +61,9 @@ def train(
     from jobs.train.run import plan as plan_run
     from jobs.train.settings import TrainSettings
 
-    options: dict[str, Any] = {"corpus": corpus, "out": out, "name": name, "test_corpus": test_corpus, "pairs": pairs}
+    options: dict[str, Any] = {"corpus": corpus, "out": out, "test_corpus": test_corpus}
+    # Options that are not given have the default of the settings, which may follow from other settings.
+    options |= {option: value for option, value in (("name", name), ("pairs", pairs)) if value is not None}
     options |= {"seed": seed, "workers": workers, "address": address, "init": init or ()}
     options |= {"notify": notify or (), "notify_for_s": notify_for, "log_file": log_file}
     options |= {"metrics_targets": metrics_targets}

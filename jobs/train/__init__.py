@@ -2,6 +2,7 @@
 
 run.py       the driver: train() and plan()
 settings.py  the settings of a run
+defaults.py  defaults that follow from first weights and from the published recipe
 plan.py      the plan of a run, which `asap train --plan` shows
 stages.py    the loss terms that each step trains
 events.py    the events that a run reports

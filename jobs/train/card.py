@@ -36,8 +36,8 @@ box unless an image type is predicted. `boxed` metrics are over the pairs that h
 
 ## Training
 
-The model was trained on {corpus}; {trained} pairs were shown in {hours:.1f} hours. It is {checkpoint}, with
-the weights averaged over the steps. These commands made it:
+The model was trained on {corpus}; {trained} were shown in {hours:.1f} hours. It is {checkpoint}, with
+the weights {averaged}. These commands made it:
 
 ```sh
 {commands}
@@ -105,14 +105,15 @@ def model_card(
     elsewhere = _list_values(TEXT_TYPES, precisions) if precisions else ""
     return _CARD.format(
         name=settings.name,
-        size=f"{config.image_size} px, width {config.width}, {settings.preset} preset",
+        size=f"{config.image_size} px, width {config.width}, {settings.size} preset",
         test_corpus=_describe(Path(settings.test_corpus or settings.corpus)),
         pairs=report["pairs"],
         metrics="\n".join(f"| {name} | {report[name]:.3f} |" for name in METRICS if report[name] is not None),
         types=_list_values(TYPES, report["AP"]),
         elsewhere=f" Next to the picture of another pair: {elsewhere}." if elsewhere else "",
         corpus=_describe(Path(settings.corpus)),
-        trained=settings.pairs,
+        trained=f"{settings.epochs:g} epochs" if settings.pairs is None else f"{settings.pairs} pairs",
+        averaged="averaged over the steps" if settings.weights == "average" else "of its last step",
         hours=seconds / 3600,
         checkpoint=checkpoint,
         commands="\n".join(_commands(settings)),
@@ -153,7 +154,11 @@ def _commands(settings: TrainSettings) -> list[str]:
         lines.append(_drawing_command(Path(test), "unseen"))
     # Settings of the machines are left out, and so are those with an option of their own.
     left_out = {"corpus", "test_corpus", "out", "name", "address", "device"}
-    changed = settings.model_dump(exclude=left_out, exclude_defaults=True)
+    # The defaults are those that follow from the preset, the recipe and the first weights.
+    kinds = settings.model_dump(include={"preset", "recipe", "init"}, exclude_defaults=True)
+    defaults = TrainSettings(corpus="", out="", **kinds).model_dump()
+    values = settings.model_dump(exclude=left_out)
+    changed = {name: value for name, value in values.items() if value != defaults[name] or name in kinds}
     changed |= {name: value for name, value in _sources_without_folders(settings).items() if name in changed}
     options = "".join(f" --set {shlex.quote(f'{key}={json.dumps(value)}')}" for key, value in changed.items())
     unseen = " --test-corpus unseen" if test else ""

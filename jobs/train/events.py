@@ -3,7 +3,8 @@
 {"start": source, "report": text}              a source of weights was read
 {"corpus": [line, ...], "ingest": name}        the corpus was read; `ingest` is "cache" or "stream"
 {"stage": name, "done": count, "total": count} pictures of a split, or pairs for the familiarity, are being read
-{"note": sentence}                             the machines differ from what was requested, or the familiarity is done
+{"note": sentence}                             the machines differ from what was requested, settings have other defaults
+                                               than usual, or the familiarity is done
 {"pairs": count, "of": count, ...}             a line of `progress.jsonl`
 """
 

@@ -1,4 +1,4 @@
-"""Export: choose a checkpoint of a run, evaluate its averaged weights, and write the model folder."""
+"""Export: choose a checkpoint of a run, evaluate its averaged weights or the student's, and write the model folder."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from jobs.train.events import OnEvent
 from jobs.train.run_folder.folder import RunFolder, checkpoint_folder
 from jobs.train.run_folder.record import finish_record
 from jobs.train.settings import TrainSettings
-from jobs.train.trainer import model_config, read_twin_weights
+from jobs.train.trainer import model_config, read_weights
 
 SCORE = "score"
 """The metric by which Ray Train keeps the best checkpoint: validation AUC, or -1 if the pairs do not define it."""
@@ -37,7 +37,7 @@ _FAMILIARITY_PAIRS = 20_000
 
 @dataclass(frozen=True)
 class ChosenCheckpoint:
-    """The averaged weights of a checkpoint, and how it was chosen."""
+    """The weights of a checkpoint, and how it was chosen."""
 
     weights: dict[str, Tensor]
     pairs: int | None
@@ -47,13 +47,20 @@ class ChosenCheckpoint:
     rule: Literal["best", "last"]
 
     @classmethod
-    def of(cls, kept: Sequence[tuple[Any, dict[str, Any]]], last: Any, rule: Literal["best", "last"]) -> Self:
+    def of(
+        cls,
+        kept: Sequence[tuple[Any, dict[str, Any]]],
+        last: Any,
+        rule: Literal["best", "last"],
+        which: Literal["average", "student"] = "average",
+    ) -> Self:
         """Choose among the checkpoints that Ray Train kept. Of two that are equally good, the later one is chosen.
 
         Args:
             kept: The checkpoints with their metrics.
             last: The last checkpoint.
             rule: `best` by validation AUC, or `last`.
+            which: The weights of the checkpoint: the averaged ones, or the student's.
         """
         with_metrics = [(checkpoint, metrics or {}) for checkpoint, metrics in kept]
         if rule == "best":
@@ -64,7 +71,7 @@ class ChosenCheckpoint:
             checkpoint = last
             metrics = next((metrics for found, metrics in with_metrics if found.path == last.path), {})
         with checkpoint_folder(checkpoint) as folder:
-            weights = read_twin_weights(folder)
+            weights = read_weights(folder, which)
         score = _score(metrics)
         return cls(weights, metrics.get("pairs"), None if score < 0 else score, rule)
 

@@ -75,7 +75,7 @@ def make_plan(settings: TrainSettings, config: ModelConfig, records: Mapping[str
         checkpoint_activations(step.student)
     pairs_per_worker = settings.batch_size // settings.workers
     micro_batch = pairs_per_worker // settings.accumulation
-    steps = max(1, settings.pairs // settings.batch_size)
+    steps = settings.total_steps(train_pairs)
     parameters: Counter[str] = Counter()
     for name, parameter in step.student.named_parameters():
         parameters[name.partition(".")[0]] += parameter.numel()
@@ -108,7 +108,7 @@ def make_plan(settings: TrainSettings, config: ModelConfig, records: Mapping[str
         ),
         # A checkpoint holds the weights, the twin, the two averages of the optimizer, and the queues.
         checkpoint_bytes=2 * memory["weights"] + memory["optimizer (two averages)"] + memory["queues"],
-        checkpoints_written=-(-steps // max(1, settings.checkpoint_pairs // settings.batch_size)),
+        checkpoints_written=-(-steps // settings.steps_a_checkpoint(steps_an_epoch)),
         checkpoints_kept=2,
         init=settings.init,
         out=settings.out,

@@ -36,6 +36,7 @@ from jobs.metrics import targets_announced
 from jobs.states import JobStates, job_states
 from jobs.stops import in_background
 from jobs.train.data.splits import choose_ingest, corpus_event, data_of, prepare_splits, read_splits
+from jobs.train.defaults import warm_start_defaults
 from jobs.train.events import OnEvent
 from jobs.train.export import SCORE, ChosenCheckpoint, export_model
 from jobs.train.plan import Plan, make_plan
@@ -70,11 +71,12 @@ def train(settings: TrainSettings, progress: OnEvent = lambda event: None) -> Pa
         InputError: A text cannot be used.
     """
     _check_buildable(settings)
-    typed, settings = settings, _with_absolute_paths(settings)
-    folder = RunFolder.open(settings.out, settings.outage_s)
+    folder = RunFolder.open(_with_absolute_paths(settings).out, settings.outage_s)
     # Before this machine's copy is replaced, which a process that works on the run may share.
     wait_until_idle(folder.location, settings.stale_after_s, lambda line: progress({"note": line}))
     folder.refresh()
+    typed = _with_older_defaults(folder, settings)
+    settings = _with_absolute_paths(typed)
     _check_folder(folder, settings)
     if folder.has_model():
         return folder.finished_model
@@ -104,6 +106,8 @@ def _train(
     with watch.stops_recorded(), watch:
         start_record(folder, typed, data, watch.run_id)
         prepare_start(folder, settings, model_config, progress)
+        for note in typed.default_notes():
+            progress({"note": note})
         states.change({"state": "running"})
         with (
             ray_running(settings.address),
@@ -134,6 +138,8 @@ def plan(settings: TrainSettings, progress: OnEvent = lambda event: None) -> Pla
         folder = RunFolder(Path(scratch))
         prepare_start(folder, settings, model_config, progress)
         words = len(load_tokenizer(folder.tokenizer)) if folder.tokenizer.exists() else settings.vocab_size
+    for note in settings.default_notes():
+        progress({"note": note})
     config = model_config(settings, words)
     corpora = read_splits(settings, config.label_set)
     progress(corpus_event(corpora, choose_ingest(settings, corpora, config.image_size)))
@@ -158,6 +164,21 @@ def _with_absolute_paths(settings: TrainSettings) -> TrainSettings:
     named = {name: getattr(settings, name) for name in ("corpus", "out", "test_corpus", "pictures", "tokenizer")}
     paths: dict[str, Any] = {name: full_address(path) for name, path in named.items() if path and path != TRAINED}
     return settings.model_copy(update=paths | {"init": tuple(absolute(source) for source in settings.init)})
+
+
+def _with_older_defaults(folder: RunFolder, settings: TrainSettings) -> TrainSettings:
+    """Return the settings as an older version read them, if the folder holds a run of one.
+
+    In older versions no default followed from `init`. A run of theirs that is continued by the command that began it
+    keeps the values that it has.
+    """
+    recorded = json.loads(folder.settings.read_text(encoding="utf-8")) if folder.settings.exists() else {}
+    if not recorded.get("init") or "epochs" in recorded:
+        return settings
+    older = {name: recorded[name] for name in warm_start_defaults({}) if name in recorded}
+    return settings.model_copy(
+        update={name: value for name, value in older.items() if name not in settings.model_fields_set}
+    )
 
 
 def _check_folder(folder: RunFolder, settings: TrainSettings) -> None:
@@ -224,7 +245,7 @@ def _finished_checkpoint(folder: RunFolder, settings: TrainSettings) -> ChosenCh
     metrics = result.metrics or {}
     if result.checkpoint is None or metrics.get("pairs") != metrics.get("of", -1):
         return None
-    return ChosenCheckpoint.of(result.best_checkpoints or [], result.checkpoint, settings.export)
+    return ChosenCheckpoint.of(result.best_checkpoints or [], result.checkpoint, settings.export, settings.weights)
 
 
 def _resources_per_worker(settings: TrainSettings, progress: OnEvent) -> dict[str, int]:
@@ -309,4 +330,4 @@ def _run_workers(
         raise AsapError(f"training failed; {RETRIES} attempts to resume failed too: {error}") from error
     if result.checkpoint is None:
         raise AsapError(f"the run in {folder} ended without a checkpoint. See {folder}/{_NAME} for the reason.")
-    return ChosenCheckpoint.of(result.best_checkpoints, result.checkpoint, settings.export)
+    return ChosenCheckpoint.of(result.best_checkpoints, result.checkpoint, settings.export, settings.weights)

@@ -5,11 +5,12 @@ from __future__ import annotations
 from dataclasses import asdict, replace
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, StringConstraints, model_validator
+from pydantic import Field, ModelWrapValidatorHandler, StringConstraints, model_validator
 
 from asap.training.augmentation import Augmentation
-from asap.training.objective import LossWeights, Recipe, recipe_called
+from asap.training.objective import LossWeights, PublishedDefects, Recipe, recipe_called
 from jobs.settings import ClusterSettings, CorpusSettings, Device, WatchSettings
+from jobs.train.defaults import DEFAULT_PAIRS, published_defaults, warm_start_defaults
 
 EXECUTION_SETTINGS = {
     "out", "workers", "min_workers", "regrow_every_s", "cpus_per_worker", "device", "checkpoint_activations", "compile",
@@ -43,8 +44,11 @@ class TrainSettings(CorpusSettings, ClusterSettings, WatchSettings):
 
     recipe: str = "asap-ray"
     """The objective, by its name in `asap.training.objective.RECIPES`."""
-    preset: Literal["base", "tiny"] = "tiny"
-    """The size of the model."""
+    defects: bool = False
+    """True for the defects of the published losses, whatever the recipe: see `PublishedDefects`."""
+    preset: Literal["base", "tiny", "published"] = "tiny"
+    """The size of the model. `published` is `base` and the training of the papers: it changes the defaults of other
+    settings (`jobs.train.defaults`); a setting that is given keeps its value."""
     vocab_size: int = Field(default=4000, ge=100)
     """Maximum number of word pieces of a tokenizer that is trained on the corpus."""
     model: dict[str, Any] = Field(default_factory=dict)
@@ -61,8 +65,14 @@ class TrainSettings(CorpusSettings, ClusterSettings, WatchSettings):
     None: the tokenizer of the last source in `init` that has one; if none has, one is trained on the corpus.
     """
 
-    pairs: int = Field(default=140_000, ge=1)
-    """Total number of pairs to train on, counting each time that a pair is seen."""
+    initial_values: Literal["ours", "published"] = "ours"
+    """The random weights before those of `init`. `published`: `asap.model.initial_values`, and queues of captions and
+    explanations that start as copies of the text's."""
+    pairs: int | None = Field(default=None, ge=1)
+    """Total number of pairs to train on, counting each time that a pair is seen. None: `epochs`. If neither is given:
+    140,000 pairs."""
+    epochs: float | None = Field(default=None, gt=0)
+    """Length of the run in epochs of whole batches, in place of `pairs`."""
     batch_size: int = Field(default=32, ge=2)
     """Pairs of one step, over all workers."""
     accumulation: int = Field(default=1, ge=1)
@@ -77,10 +87,17 @@ class TrainSettings(CorpusSettings, ClusterSettings, WatchSettings):
     """Peak learning rate of the image encoder, the aggregator, the image-side attention and the box head."""
     weight_decay: float = Field(default=0.02, ge=0)
     """Weight decay of AdamW."""
-    warmup_pairs: int = Field(default=6_400, ge=0)
-    """Pairs over which the learning rates rise to their peak."""
-    gradient_norm: float = Field(default=1.0, gt=0)
-    """Gradients of a larger norm are scaled down to this norm."""
+    optimizer_groups: Literal["ours", "published"] = "ours"
+    """The groups of the optimizer. `ours`: biases, norms, scalars and tokens do not decay. `published`: every parameter
+    decays, and the aggregate token and both norms of the image side have the image's rate."""
+    schedule: Literal["ours", "published"] = "ours"
+    """The course of the learning rates. `ours`: a linear warmup, then half a cosine by step. `published`: one rate for
+    each epoch, and a first epoch that rises in stairs of 100 steps (`asap.training.optimizer.published_schedule`)."""
+    warmup_pairs: int | None = Field(default=6_400, ge=0)
+    """Pairs over which the learning rates rise to their peak. None: an epoch, but at most a tenth of the run. The
+    published schedule has a warmup of its own."""
+    gradient_norm: float | None = Field(default=1.0, gt=0)
+    """Gradients of a larger norm are scaled down to this norm. None: never."""
     augmentation: Augmentation = "flip"
     """Random changes to training pictures. `published`: a flip and RandAugment(2, 7). `web`: a flip and, for half of
     the pictures, a blur, shrinking, gray, brightness, contrast, JPEG or a crop, so that the model judges such pictures.
@@ -109,12 +126,14 @@ class TrainSettings(CorpusSettings, ClusterSettings, WatchSettings):
     """
     alpha: float = Field(default=0.4, ge=0, le=1)
     """Weight of the twin's soft targets, reached linearly over `alpha_ramp_pairs`."""
-    alpha_ramp_pairs: int = Field(default=20_000, ge=1)
-    """Pairs over which `alpha` is reached, counted from the point where the alignment terms join."""
+    alpha_ramp_pairs: int | None = Field(default=20_000, ge=1)
+    """Pairs over which `alpha` is reached, counted from the point where the alignment terms join. None: an epoch."""
     queue_size: int = Field(default=2048, ge=1)
     """Number of features in each queue of negatives."""
     momentum: float = Field(default=0.995, ge=0, lt=1)
     """Momentum of the twin, which is the moving average of the model's weights."""
+    twin_dropout: bool = False
+    """True to compute the twin's targets with dropout, as published."""
 
     ingest: Literal["auto", "cache", "stream"] = "auto"
     """Source of the pictures. All choices give the same batches.
@@ -162,10 +181,13 @@ class TrainSettings(CorpusSettings, ClusterSettings, WatchSettings):
     """True to recompute activations in the backward pass: less memory, about a third more time."""
     compile: Literal["auto", "off", "on"] = "auto"
     """`torch.compile` for the encoders; `auto`: on GPUs, if there is a C compiler."""
-    checkpoint_pairs: int = Field(default=6_400, ge=1)
-    """Pairs between checkpoints. At each checkpoint the model is evaluated on the validation split."""
-    validation_pairs: int = Field(default=1000, ge=1)
-    """Number of pairs of the validation split that are evaluated at a checkpoint."""
+    checkpoint_pairs: int | None = Field(default=6_400, ge=1)
+    """Pairs between checkpoints. At each checkpoint the model is evaluated on the validation split. None: an epoch."""
+    validation_pairs: int | None = Field(default=1000, ge=1)
+    """Number of pairs of the validation split that are evaluated at a checkpoint. None: all."""
+    weights: Literal["average", "student"] = "average"
+    """The weights that are evaluated at a checkpoint and become the model: the twin's, which are averaged over the
+    steps, or those of the last step (the student's, as published)."""
     export: Literal["best", "last"] = "best"
     """The checkpoint that becomes the model: the best by validation AUC, or the last."""
 
@@ -183,6 +205,26 @@ class TrainSettings(CorpusSettings, ClusterSettings, WatchSettings):
     None: "photographs or texts of other kinds" for a corpus of `asap newsroom`, else "any other kind of picture or
     text".
     """
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _take_defaults(cls, values: Any, build: ModelWrapValidatorHandler[Self]) -> Self:
+        """Add the defaults that follow from `init` and `preset`. `model_fields_set` has only what was given."""
+        if not isinstance(values, dict):
+            return build(values)
+        defaults: dict[str, Any] = {}
+        if values.get("init"):
+            defaults |= warm_start_defaults(values)
+        if values.get("preset") == "published":
+            defaults |= published_defaults(values)
+        # The length of a run is one of two settings: the other one's default must not join it.
+        if values.get("pairs") is not None or values.get("epochs") is not None:
+            defaults.pop("epochs", None)
+        elif "epochs" not in defaults:
+            defaults["pairs"] = DEFAULT_PAIRS
+        settings = build(values | {name: value for name, value in defaults.items() if name not in values})
+        settings.model_fields_set.intersection_update(values)
+        return settings
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -202,6 +244,8 @@ class TrainSettings(CorpusSettings, ClusterSettings, WatchSettings):
             )
         if self.stale_after_s < 2 * self.heartbeat_s:
             raise ValueError(f"stale_after_s {self.stale_after_s} is less than two heartbeats of {self.heartbeat_s} s")
+        if self.pairs is not None and self.epochs is not None:
+            raise ValueError(f"pairs {self.pairs} and epochs {self.epochs:g} are both given. Give one of them.")
         if self.alignment_from < self.words_until:
             raise ValueError(
                 f"alignment_from {self.alignment_from} is less than words_until {self.words_until}. "
@@ -214,7 +258,50 @@ class TrainSettings(CorpusSettings, ClusterSettings, WatchSettings):
         """The recipe with the changes of this run. Raises `ConfigError` for an unknown recipe or weight."""
         recipe = recipe_called(self.recipe)
         weights = LossWeights.from_dict(asdict(recipe.weights) | self.loss_weights)
-        return replace(recipe, model={**recipe.model, **self.model}, weights=weights)
+        defects = PublishedDefects.all() if self.defects else recipe.defects
+        return replace(recipe, model={**recipe.model, **self.model}, weights=weights, defects=defects)
+
+    @property
+    def size(self) -> str:
+        """The size of the model, by its name in `asap.model.config.ModelConfig.preset`."""
+        return "base" if self.preset == "published" else self.preset
+
+    # Amounts that depend on the number of training pairs.
+
+    def total_steps(self, train_pairs: int) -> int:
+        """Return the number of steps of a run on so many training pairs."""
+        if self.epochs is not None:
+            return max(1, round(self.epochs * (train_pairs // self.batch_size)))
+        return max(1, (self.pairs or DEFAULT_PAIRS) // self.batch_size)
+
+    def total_pairs(self, total_steps: int) -> int:
+        """Return the number of pairs that a run of so many steps shows."""
+        return self.pairs or total_steps * self.batch_size
+
+    def warmup_steps(self, total_steps: int, steps_an_epoch: int) -> int:
+        """Return the number of steps of the warmup, at least one."""
+        if self.warmup_pairs is None:
+            return max(1, min(steps_an_epoch, total_steps // 10))
+        return max(1, self.warmup_pairs // self.batch_size)
+
+    def steps_a_checkpoint(self, steps_an_epoch: int) -> int:
+        """Return the number of steps between two checkpoints."""
+        return steps_an_epoch if self.checkpoint_pairs is None else max(1, self.checkpoint_pairs // self.batch_size)
+
+    def default_notes(self) -> list[str]:
+        """Return a sentence for each reason why settings that were not given have other values than usual."""
+        notes = []
+        if self.preset == "published":
+            values = published_defaults({"recipe": self.recipe})
+            differing = [name for name, value in values.items() if name != "name" and getattr(self, name) != value]
+            but = f", but for {', '.join(differing)}" if differing else ""
+            notes.append(f"preset=published: the settings are those of the published training{but}")
+        elif self.init:
+            values = warm_start_defaults({"preset": self.preset})
+            taken = [f"{name}={_shown(getattr(self, name))}" for name in values if name not in self.model_fields_set]
+            if taken:
+                notes.append(f"defaults for pretrained weights, since init is given: {', '.join(taken)}")
+        return notes
 
     def micro_batches(self, world: int) -> int:
         """Return the number of micro batches per step for each of `world` workers.
@@ -233,3 +320,8 @@ class TrainSettings(CorpusSettings, ClusterSettings, WatchSettings):
     def identity(self) -> dict[str, Any]:
         """Return the settings that determine what is learned; a run resumes only with the same ones."""
         return self.model_dump(mode="json", exclude=EXECUTION_SETTINGS)
+
+
+def _shown(value: Any) -> str:
+    """Return a value as it is shown; None is an amount that follows from the length of an epoch."""
+    return "by epoch" if value is None else f"{value:g}"

@@ -32,7 +32,7 @@ def plan_stages(settings: TrainSettings, steps: int) -> list[Stage]:
     weights = {name: weight for name, weight in vars(settings.objective.weights).items() if weight}
     words_end, locked_from = word_steps(settings, steps), lock_step(settings, steps)
     # Alignment joins at the first step that follows at least `alignment_pairs` pairs, so the step is rounded up.
-    alignment_pairs = settings.alignment_from * settings.pairs
+    alignment_pairs = settings.alignment_from * settings.total_pairs(steps)
     whole = int(alignment_pairs // settings.batch_size)
     aligned_from = whole + (whole * settings.batch_size < alignment_pairs)
     labels_end = max(words_end, min(steps, aligned_from))

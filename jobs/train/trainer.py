@@ -9,22 +9,24 @@ from collections import deque
 from collections.abc import Iterator
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
+from torch.optim.lr_scheduler import LambdaLR
 
 from asap.errors import AsapError
 from asap.model.asap import Asap
 from asap.model.config import ModelConfig
 from asap.model.execution import can_compile, checkpoint_activations, compile_encoders, has_bfloat16
+from asap.model.initial_values import initialize_as_published
 from asap.training.batch import Batch
 from asap.training.distributed import average_running_statistics, gather
 from asap.training.image_token_cache import ImageTokens
 from asap.training.micro_batches import separate_gradients, term_shares
-from asap.training.optimizer import adamw, warmup_cosine
+from asap.training.optimizer import adamw, published_schedule, warmup_cosine
 from asap.training.step import TERMS, TrainingStep, begin_from_start
 from jobs.errors import TrainingDiverged
 from jobs.train.data.feed import CacheFeed, Feed, Order
@@ -43,7 +45,7 @@ _STEPS_COMPARED = 100
 
 def model_config(settings: TrainSettings, vocab_size: int) -> ModelConfig:
     """Return the configuration of the model that the run trains."""
-    return ModelConfig.preset(settings.preset, **({"vocab_size": vocab_size} | dict(settings.objective.model)))
+    return ModelConfig.preset(settings.size, **({"vocab_size": vocab_size} | dict(settings.objective.model)))
 
 
 class Trainer:
@@ -78,13 +80,18 @@ class Trainer:
         precision = settings.precision
         self.in_bfloat16 = has_bfloat16(self.device) if precision == "auto" else precision == "bfloat16"
         self.objective = settings.objective
+        student = Asap(split.config)
+        if settings.initial_values == "published":
+            initialize_as_published(student)
         self.module = TrainingStep(
-            Asap(split.config),
+            student,
             weights=self.objective.weights,
             defects=self.objective.defects,
             queue_size=settings.queue_size,
             momentum=settings.momentum,
             mask_id=split.pairs.codec.tokenizer.mask_token_id,
+            twin_dropout=settings.twin_dropout,
+            alike_queues=settings.initial_values == "published",
         ).to(self.device)
         self._set_execution()
         self.step_module: nn.Module = self.module
@@ -99,16 +106,30 @@ class Trainer:
                 "Use a larger corpus or a smaller batch_size."
             )
         # The optimizer, and what changes over the steps: learning rates and loss terms.
-        self.optimizer = adamw(self.module, settings.learning_rate, settings.image_learning_rate, settings.weight_decay)
-        warmup_steps = max(1, settings.warmup_pairs // settings.batch_size)
+        self.optimizer = adamw(
+            self.module,
+            settings.learning_rate,
+            settings.image_learning_rate,
+            settings.weight_decay,
+            published_groups=settings.optimizer_groups == "published",
+        )
         self.stages = plan_stages(settings, self.total_steps)
-        held_steps = word_steps(settings, self.total_steps)
-        self.schedule = warmup_cosine(self.optimizer, warmup_steps, self.total_steps, held_steps=held_steps)
-        self.steps_a_checkpoint = max(1, settings.checkpoint_pairs // settings.batch_size)
+        self.schedule = self._schedule()
+        self.steps_a_checkpoint = settings.steps_a_checkpoint(self.order.steps_an_epoch)
         self.done = 0
         self._losses: deque[float] = deque(maxlen=_STEPS_COMPARED)
         # Every worker draws its own dropout, from a stream of random numbers that a checkpoint can store.
         torch.manual_seed(settings.seed + 1 + rank)
+
+    def _schedule(self) -> LambdaLR:
+        """Return the schedule of the learning rates."""
+        steps_an_epoch = self.order.steps_an_epoch
+        if self.settings.schedule == "published":
+            epochs = -(-self.total_steps // steps_an_epoch)
+            return published_schedule(self.optimizer, steps_an_epoch, epochs)
+        warmup_steps = self.settings.warmup_steps(self.total_steps, steps_an_epoch)
+        held_steps = word_steps(self.settings, self.total_steps)
+        return warmup_cosine(self.optimizer, warmup_steps, self.total_steps, held_steps=held_steps)
 
     def _set_execution(self) -> None:
         """Set up activation checkpointing and compilation, which change speed and memory, not results."""
@@ -118,6 +139,11 @@ class Trainer:
         if self.settings.compile == "on" or pays:
             for model in (self.module.student, self.module.twin.model):
                 compile_encoders(model)
+
+    @property
+    def evaluated_model(self) -> Asap:
+        """The model whose weights are evaluated at a checkpoint and exported."""
+        return self.module.student if self.settings.weights == "student" else self.module.twin.model
 
     @property
     def pairs_done(self) -> int:
@@ -156,7 +182,8 @@ class Trainer:
         # Gradients are checked before the optimizer uses them: a step that diverges leaves the weights as they were.
         self.optimizer.zero_grad()
         terms = self._accumulate_gradients(batch.to(self.device))
-        norm = torch.nn.utils.clip_grad_norm_(self.module.parameters(), self.settings.gradient_norm)
+        largest = math.inf if self.settings.gradient_norm is None else self.settings.gradient_norm
+        norm = torch.nn.utils.clip_grad_norm_(self.module.parameters(), largest)
         *values, gradient_norm = torch.stack([*terms.values(), norm]).tolist()  # one wait for the GPU, not ten
         losses = dict(zip(terms, values, strict=True))
         self._check_convergence(losses, gradient_norm)
@@ -192,7 +219,7 @@ class Trainer:
     def _accumulate_gradients(self, batch: Batch) -> dict[str, Tensor]:
         """Add up the gradients of the batch, one micro batch at a time. Return the loss terms of the whole batch."""
         parts = batch.parts(self.settings.micro_batches(self.world))
-        shares = term_shares(parts) if len(parts) > 1 else [None]
+        shares = term_shares(parts, self.objective.defects) if len(parts) > 1 else [None]
         sums: dict[str, Tensor] = {}
         for number, (part, share) in enumerate(zip(parts, shares, strict=True)):
             # Workers average their gradients once, when the last micro batch has added its own.
@@ -208,8 +235,10 @@ class Trainer:
 
     def _alpha(self) -> float:
         """Return the weight of the twin's soft targets. It rises linearly once the alignment terms join."""
-        ramp = max(0.0, self.pairs_done - self.settings.alignment_from * self.settings.pairs)
-        return self.settings.alpha * min(1.0, ramp / self.settings.alpha_ramp_pairs)
+        settings, total_pairs = self.settings, self.settings.total_pairs(self.total_steps)
+        ramp = max(0.0, self.pairs_done - settings.alignment_from * total_pairs)
+        epoch_pairs = self.order.steps_an_epoch * settings.batch_size
+        return settings.alpha * min(1.0, ramp / (settings.alpha_ramp_pairs or epoch_pairs))
 
     def _check_convergence(self, losses: dict[str, float], gradient_norm: float) -> None:
         """Raise `TrainingDiverged` if this step would damage the weights."""
@@ -285,8 +314,8 @@ def read_state(folder: Path) -> dict[str, Any]:
     return state
 
 
-def read_twin_weights(folder: Path) -> dict[str, Tensor]:
-    """Read the state dict of the averaged model from a checkpoint; the average is better than the last step."""
-    prefix = "twin.module."
+def read_weights(folder: Path, which: Literal["average", "student"]) -> dict[str, Tensor]:
+    """Read the state dict of the averaged model, or of the student, from a checkpoint."""
+    prefix = "twin.module." if which == "average" else "student."
     weights = read_state(folder)["module"]
     return {key.removeprefix(prefix): value for key, value in weights.items() if key.startswith(prefix)}

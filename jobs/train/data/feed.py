@@ -30,8 +30,7 @@ class Order:
     @classmethod
     def of(cls, settings: TrainSettings, pairs: int, rank: int = 0, world: int = 1) -> Self:
         """Return the order of a run on a split of so many pairs, for worker `rank` of `world`."""
-        total_steps = max(1, settings.pairs // settings.batch_size)
-        return cls(pairs, settings.batch_size, total_steps, settings.seed, rank, world)
+        return cls(pairs, settings.batch_size, settings.total_steps(pairs), settings.seed, rank, world)
 
     @property
     def steps_an_epoch(self) -> int:

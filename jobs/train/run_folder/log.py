@@ -48,7 +48,7 @@ class RunLog:
         self._pushed_s = 0.0
         folder.pull(folder.progress.name)
         self.curves = SummaryWriter(folder.curves, purge_step=started_at)
-        self.validation = Split.open(settings, folder, "val", config, limit=settings.validation_pairs)
+        self.validation = Split.open(settings, folder, "val", config, limit=settings.validation_pairs or 0)
         self._terms: dict[str, list[float]] = defaultdict(list)
 
     def record_step(self, trainer: Trainer, terms: dict[str, float], every: int = 25) -> dict[str, Any]:
@@ -70,7 +70,7 @@ class RunLog:
             self._write(trainer, {"losses": means, "pairs_per_s": pairs_per_s, "rate": rate})
         if trainer.done % trainer.steps_a_checkpoint and not is_last:
             return {}
-        report = evaluate_split(trainer.module.twin.model, self.validation.pairs)
+        report = evaluate_split(trainer.evaluated_model, self.validation.pairs)
         metrics = {name: report[name] for name in HEADLINE}
         self._write(trainer, {"validation": metrics})
         return metrics

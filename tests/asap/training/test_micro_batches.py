@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from asap.training.batch import Tokens
 from asap.training.micro_batches import separate_gradients, term_shares
-from asap.training.objective import LossWeights
+from asap.training.objective import LossWeights, PublishedDefects
 from asap.training.step import TERMS, TrainingStep
 from tests.support.tiny import draw_batch, tiny_model
 
@@ -18,10 +18,10 @@ WITHOUT_CONTRAST = LossWeights(vlc=0)
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
-def new_step(weights: LossWeights | None = None) -> TrainingStep:
+def new_step(weights: LossWeights | None = None, defects: PublishedDefects | None = None) -> TrainingStep:
     # The linear patch embedding is used: the convolutional one normalizes over the pairs that it sees together.
     step = TrainingStep(
-        tiny_model(patch_embedding="linear"), queue_size=16, momentum=0.9, weights=weights, mask_id=4
+        tiny_model(patch_embedding="linear"), queue_size=16, momentum=0.9, weights=weights, defects=defects, mask_id=4
     ).train()
     with torch.no_grad():  # the twin differs from the student, so that an update would show
         step.student.patch_head.bias.add_(1.0)
@@ -31,7 +31,7 @@ def new_step(weights: LossWeights | None = None) -> TrainingStep:
 def run(step: TrainingStep, parts: int) -> tuple[dict[str, float], dict[str, Tensor]]:
     """Return the terms of a batch cut into `parts` micro batches, and the gradients."""
     batches = draw_batch(CLASSES).parts(parts)
-    shares = term_shares(batches)
+    shares = term_shares(batches, step.criterion.defects)
     sums: dict[str, float] = {}
     for number, batch in enumerate(batches):
         terms = step(batch, 0.4, shares[number] if parts > 1 else None, update_twin=number == 0)
@@ -50,6 +50,16 @@ def test_micro_batches_give_the_terms_and_gradients_of_the_whole_batch(parts: in
     terms, gradients = run(new_step(WITHOUT_CONTRAST), parts)
     assert terms == pytest.approx(whole_terms, abs=1e-5)
     assert gradients.keys() == whole.keys()
+    torch.testing.assert_close(gradients, whole, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("parts", [2, 4])
+def test_micro_batches_are_exact_with_the_published_defects_too(parts: int) -> None:
+    # The words that MGCA marks in every sample are those of the micro batch, so that defect is left out.
+    defects = dataclasses.replace(PublishedDefects.all(), mgca_words_of_the_batch=False)
+    whole_terms, whole = run(new_step(WITHOUT_CONTRAST, defects), 1)
+    terms, gradients = run(new_step(WITHOUT_CONTRAST, defects), parts)
+    assert terms == pytest.approx(whole_terms, abs=1e-5)
     torch.testing.assert_close(gradients, whole, atol=1e-5, rtol=1e-4)
 
 

@@ -53,6 +53,15 @@ def test_the_twin_stays_in_eval_mode() -> None:
     assert not any(module.training for module in twin.modules())
 
 
+def test_a_twin_with_dropout_has_the_mode_of_the_step() -> None:
+    student = tiny_model(dropout=0.5)
+    holder = torch.nn.ModuleList([MomentumTwin(student, 0.9, has_dropout=True)])
+    holder.train()
+    assert all(module.training for module in holder.modules())
+    holder.eval()
+    assert not any(module.training for module in holder.modules())
+
+
 def features(first: int, count: int) -> dict[str, torch.Tensor]:
     """Return rows that hold their own numbers."""
     return {name: torch.arange(first, first + count).float()[:, None].expand(-1, 8) for name in MODALITIES}
@@ -68,6 +77,16 @@ def test_queues_start_as_noise_of_unit_length() -> None:
     for name in MODALITIES:
         torch.testing.assert_close(getattr(queues, name).norm(dim=0), torch.ones(5))
     assert queues.pointer == 0
+
+
+def test_queues_of_captions_and_explanations_may_start_as_copies_of_the_texts() -> None:
+    torch.manual_seed(0)
+    queues = FeatureQueues(tiny_config(), 5, copies_text=True)
+    for name in ("caption", "explanation"):
+        copied = getattr(queues, name)
+        torch.testing.assert_close(copied, queues.text, rtol=0, atol=0)
+        assert copied.data_ptr() != queues.text.data_ptr()
+    assert not torch.equal(queues.image, queues.text)
 
 
 def test_the_newest_features_replace_the_oldest_and_wrap() -> None:

@@ -103,6 +103,31 @@ def test_the_commands_of_the_card_make_the_model_again(
     assert trained == [settings.model_copy(update={"corpus": "corpus", "test_corpus": "unseen", "out": "run"})]
 
 
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"preset": "published", "recipe": "hammer"},
+        {"preset": "published", "pairs": 4096, "learning_rate": 1e-3, "weights": "average"},
+        {"preset": "base", "init": ("bert:bert-base-uncased",), "learning_rate": 1e-3, "words_until": 0.57,
+         "alignment_from": 0.9},
+    ],
+)  # fmt: skip
+def test_the_commands_of_the_card_restate_what_differs_from_the_defaults_that_follow(
+    tmp_path: Path, progress: Path, monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any]
+) -> None:
+    settings = TrainSettings(corpus=corpus(tmp_path / "real", None), out="run", **changes)
+    card = card_of(settings, progress)
+    trained: list[TrainSettings] = []
+    monkeypatch.setattr(train, "train", lambda settings, progress: trained.append(settings) or Path("run/model"))
+    (command,) = card.partition("```sh\n")[2].partition("\n```")[0].splitlines()
+    result = CliRunner().invoke(app, shlex.split(command)[1:])
+    assert result.exit_code == 0, result.output
+    assert trained == [settings.model_copy(update={"corpus": "corpus"})]
+    assert "queue_size" not in command
+    assert ("of its last step" in card) == (settings.weights == "student")
+    assert ("50 epochs were shown" in card) == (settings.epochs == 50)
+
+
 # Limits.
 
 

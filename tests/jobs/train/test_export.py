@@ -53,6 +53,11 @@ def test_the_best_checkpoint_by_validation_or_the_last_is_chosen(tmp_path: Path)
     assert str(ChosenCheckpoint.of(kept, last, "last")) == "the last checkpoint after 640 pairs (validation AUC 0.700)"
 
 
+def test_the_student_is_exported_where_it_is_set(tmp_path: Path) -> None:
+    last = checkpoint(tmp_path / "last", 1.0)
+    assert ChosenCheckpoint.of([], last, "best", "student").weights == {"weight": torch.tensor(-1.0)}
+
+
 def test_the_later_of_two_equally_good_checkpoints_is_chosen(tmp_path: Path) -> None:
     one, two = checkpoint(tmp_path / "one", 1.0), checkpoint(tmp_path / "two", 2.0)
     kept = [(two, metrics(640, 0.9)), (one, metrics(320, 0.9))]

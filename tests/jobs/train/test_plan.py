@@ -167,6 +167,16 @@ def test_a_start_that_does_not_fit_is_refused_by_the_plan(corpus: Path, model_fo
         plan(settings_for(corpus, init=(str(model_folder),)))
 
 
+def test_a_plan_says_which_defaults_follow_and_counts_epochs(corpus: Path) -> None:
+    events: list[dict[str, Any]] = []
+    few = {"preset": "published", "model": MODEL, "batch_size": 8, "queue_size": 32, "vocab_size": 300}
+    made = plan(TrainSettings(corpus=str(corpus), out="run", **few), events.append)
+    assert (made.steps, made.epochs, made.checkpoints_written) == (100, 50, 50)
+    assert [(stage.first_step, stage.last_step) for stage in made.stages] == [(0, 100)]
+    (note,) = [event["note"] for event in events if "note" in event]
+    assert note.startswith("preset=published: the settings are those of the published training, but for batch_size")
+
+
 def test_too_few_pairs_for_a_batch_are_refused(corpus: Path) -> None:
     with pytest.raises(ConfigError, match="20 training pairs do not fill one batch of 32"):
         plan(settings_for(corpus, batch_size=32))

@@ -25,7 +25,7 @@ from jobs.train.run import train
 from jobs.train.run_folder import folder as run_folder
 from jobs.train.run_folder.folder import RunFolder
 from jobs.train.settings import TrainSettings
-from jobs.train.trainer import read_state, read_twin_weights
+from jobs.train.trainer import read_state, read_weights
 from tests.support.small_run import MODEL, draw_corpus, settings_for
 from tests.support.waiting import HANG_S
 
@@ -94,7 +94,7 @@ def test_the_averaged_twin_of_the_best_checkpoint_becomes_the_model(trained: Run
     # Only the best and the last checkpoint are kept.
     kept = {read_state(path)["done"] * 8: path for path in trained.path.glob("ray_train/checkpoint_*") if path.is_dir()}
     assert set(kept) == {best, 64}
-    for name, value in read_twin_weights(kept[best]).items():
+    for name, value in read_weights(kept[best], "average").items():
         torch.testing.assert_close(exported[name], value.half().to(value.dtype) if value.is_floating_point() else value)
     assert f"the best checkpoint after {best} pairs" in (trained.model / "README.md").read_text()
 
@@ -189,6 +189,26 @@ def test_other_settings_are_refused_with_the_differences(trained: RunFolder, set
         train(other)
     assert "learning_rate 0.001 (now 0.5)" in str(caught.value)
     assert "vocab_size" not in str(caught.value)
+
+
+def test_a_run_of_an_older_version_is_continued_by_the_command_that_began_it(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path / "run")
+    folder.path.mkdir()
+    command = TrainSettings(corpus="corpus", out=str(folder.path), init=("demo",), alignment_from=0.95)
+    # The older version had fewer settings, and its defaults did not follow from init.
+    older = json.loads(TrainSettings(corpus="corpus", out="", alignment_from=0.95).model_dump_json())
+    new = ("epochs", "defects", "initial_values", "optimizer_groups", "schedule", "twin_dropout", "weights")
+    recorded = {name: value for name, value in older.items() if name in command.identity() and name not in new}
+    folder.settings.write_text(json.dumps(recorded | {"init": ["demo"]}))
+
+    continued = train_module._with_older_defaults(folder, command)
+
+    assert (continued.learning_rate, continued.words_until, continued.alignment_from) == (1e-3, 0.57, 0.95)
+    train_module._check_folder(folder, continued)  # raises nothing
+    other = train_module._with_older_defaults(folder, command.model_copy(update={"learning_rate": 0.5}))
+    with pytest.raises(ConfigError, match=r"learning_rate 0\.001 \(now 0\.5\)"):
+        train_module._check_folder(folder, other)
+    assert train_module._with_older_defaults(RunFolder(tmp_path / "new"), command) == command
 
 
 def test_a_run_that_ended_before_the_model_was_written_writes_it_and_starts_no_workers(

@@ -18,7 +18,7 @@ from jobs.train.data.splits import Split
 from jobs.train.data.stream import Decoding, StreamFeed
 from jobs.train.run_folder.folder import RunFolder
 from jobs.train.settings import TrainSettings
-from jobs.train.trainer import Trainer, model_config, read_twin_weights
+from jobs.train.trainer import Trainer, model_config, read_weights
 from tests.support.ten_pairs import (
     PAIRS,
     changed,
@@ -119,8 +119,10 @@ def test_a_checkpoint_is_read_as_plain_tensors_and_holds_the_twin(
     trainer = Trainer(settings, split)
     run(trainer, 2)
     trainer.save(tmp_path)
-    torch.testing.assert_close(read_twin_weights(tmp_path), trainer.module.twin.model.state_dict(), rtol=0, atol=0)
-    assert not torch.equal(read_twin_weights(tmp_path)["patch_head.weight"], trainer.module.student.patch_head.weight)
+    average, student = (read_weights(tmp_path, which) for which in ("average", "student"))
+    torch.testing.assert_close(average, trainer.module.twin.model.state_dict(), rtol=0, atol=0)
+    torch.testing.assert_close(student, trainer.module.student.state_dict(), rtol=0, atol=0)
+    assert not torch.equal(average["patch_head.weight"], student["patch_head.weight"])
 
 
 def test_every_epoch_shows_each_pair_at_most_once_whatever_the_number_of_workers(
