@@ -18,9 +18,9 @@ from torch import Tensor, nn
 
 from asap.training.batch import Batch
 from asap.training.distributed import add_over_workers
-from asap.training.losses import IGNORED_PATCH, IGNORED_TOKEN
+from asap.training.losses import IGNORED_PATCH, IGNORED_TOKEN, has_both_labels
 from asap.training.step import TERMS
-from asap.training.word_prediction import caption_words, true_words
+from asap.training.word_prediction import caption_words, has_false_text, true_words
 
 
 def term_shares(parts: Sequence[Batch]) -> list[dict[str, Tensor]]:
@@ -60,6 +60,11 @@ def _counts(batch: Batch) -> Tensor:
         "cwp": caption_words(batch).mask[:, 1:].any(dim=1).sum(),
         "mlm": true_words(batch).mask[:, 1:].any(dim=1).sum(),
         "mpp": (batch.patch_labels != IGNORED_PATCH).sum(),
+        "mgca_patches": batch.text.mask[batch.patch_mask.any(dim=1)].sum(),
+        "mgca_words": (batch.token_labels == 1).any(dim=1).sum(),
+        "patch_consistency": has_both_labels(batch.patch_mask).sum(),
+        "word_consistency": has_both_labels(batch.token_labels).sum(),
+        "hard_negative": has_false_text(batch).sum(),
     }
     # The other terms average over pairs.
     pairs = torch.tensor(len(batch.images), device=batch.images.device)
