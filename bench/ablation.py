@@ -159,34 +159,36 @@ class Grid:
         )  # fmt: skip
 
     def prepare(self) -> None:
-        """Make tokenizer, pictures and start, unless they exist already, and evaluate the start."""
-        row = ROWS[BASELINE]
-        early = RunFolder(self.work / "pretraining")
-        settings = self.settings(row, 0).model_copy(update={"corpus": str(self.others)})
-        corpora = {name: read_corpus(settings, settings.corpus, name, "dgm4") for name in ("train", "val")}
-        if not early.tokenizer.exists():
-            texts = [text for record in corpora["train"].records for text in (record.text, record.caption)]
-            train_tokenizer(texts, settings.vocab_size).save_pretrained(early.tokenizer)
-        config = model_config(settings, len(load_tokenizer(early.tokenizer)))
-        prepare_splits(early, settings, corpora, config, lambda event: None)
+        """Make start and pictures, unless they exist already, and evaluate the start."""
+        early, settings = RunFolder(self.work / "pretraining"), self.settings(ROWS[BASELINE], 0)
+        if not self.start.exists():
+            self._pretrain(early, settings.model_copy(update={"corpus": str(self.others)}))
         # The vocabulary belongs to the pre-trained weights, as BERT's does to ALBEF.
         if not self.folder.tokenizer.exists():
             shutil.copytree(early.tokenizer, self.folder.tokenizer)
-        settings = self.settings(row, 0)
-        corpora = {
-            "train": read_corpus(settings, settings.corpus, "train", "dgm4"),
-            "test": read_corpus(settings, str(self.unseen), "test", "dgm4"),
-        }
-        prepare_splits(self.folder, settings, corpora, config, lambda event: None)
-        if not self.start.exists():
-            pairs = Split.open(settings, early, "train", config).pairs
-            for terms in pretraining.pretrain(pairs, config, self.start, self.pretraining_pairs):
-                if terms["step"] % 20 == 0:
-                    pretraining.report(terms)
-            held_out = Split.open(settings, early, "val", config).pairs
-            figures = pretraining.evaluate(held_out, config, self.start)
-            self.start.with_suffix(".json").write_text(json.dumps(figures) + "\n")
-            pretraining.report(figures)
+        if not self.folder.corpus.exists():
+            corpora = {
+                "train": read_corpus(settings, settings.corpus, "train", "dgm4"),
+                "test": read_corpus(settings, str(self.unseen), "test", "dgm4"),
+            }
+            config = model_config(settings, len(load_tokenizer(self.folder.tokenizer)))
+            prepare_splits(self.folder, settings, corpora, config, lambda event: None)
+
+    def _pretrain(self, folder: RunFolder, settings: TrainSettings) -> None:
+        corpora = {name: read_corpus(settings, settings.corpus, name, "dgm4") for name in ("train", "val")}
+        if not folder.tokenizer.exists():
+            texts = [text for record in corpora["train"].records for text in (record.text, record.caption)]
+            train_tokenizer(texts, settings.vocab_size).save_pretrained(folder.tokenizer)
+        config = model_config(settings, len(load_tokenizer(folder.tokenizer)))
+        if not folder.corpus.exists():  # written last
+            prepare_splits(folder, settings, corpora, config, lambda event: None)
+        pairs = Split.open(settings, folder, "train", config).pairs
+        for terms in pretraining.pretrain(pairs, config, self.start, self.pretraining_pairs):
+            if terms["step"] % 20 == 0:
+                pretraining.report(terms)
+        figures = pretraining.evaluate(Split.open(settings, folder, "val", config).pairs, config, self.start)
+        self.start.with_suffix(".json").write_text(json.dumps(figures) + "\n")
+        pretraining.report(figures)
 
     def split(self, row: Row, name: str, limit: int = 0) -> Split:
         """Return the pairs for a model of this row, the first `limit` of them if it is not 0."""
@@ -434,7 +436,7 @@ def main() -> None:
     parser.add_argument("--learning-rate", type=float, default=3e-4)
     parser.add_argument("--image-learning-rate", type=float, default=5e-4)
     parser.add_argument("--pretraining-pairs", type=int, default=48_000)
-    parser.add_argument("--work", type=Path, default=Path("out/ablation"))
+    parser.add_argument("--work", type=Path, default=Path("out/ablation"), help="Folder of these corpora's pictures.")
     parser.add_argument("--json", type=Path, default=Path("out/ablation/cells.json"))
     parser.add_argument("--processes", type=int, default=1, help="Cells that run at a time, one core each.")
     parser.add_argument("--markdown", action="store_true", help="Print whole cells, for a document.")
