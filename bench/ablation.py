@@ -295,8 +295,11 @@ def _is_docstring(node: ast.AST) -> bool:
 @cache
 def corpus_versions(grid: Grid) -> tuple[str, ...]:
     """Return version, seed and size of the corpora of training and evaluation."""
-    abouts = [json.loads((corpus / "newsroom.json").read_text()) for corpus in (grid.corpus, grid.unseen)]
-    return tuple(f"{about['corpus_version']} seed {about['seed']} {about['splits']}" for about in abouts)
+    found = []
+    for corpus, split in ((grid.corpus, "train"), (grid.unseen, "test")):
+        about = json.loads((corpus / "newsroom.json").read_text())
+        found.append(f"{about['corpus_version']} seed {about['seed']}: {about['splits'][split]} pairs of {split}")
+    return tuple(found)
 
 
 def _run_cell(grid: Grid, name: str, seed: int) -> dict[str, Any]:
