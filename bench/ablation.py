@@ -2,9 +2,10 @@
 
 A cell is one row and one seed. All cells have the same budget, the same small model, the same pairs and the same start:
 encoders that were pre-trained on true descriptions of the pictures of another seed, as the published model starts from
-ALBEF (`pretraining.py`). Cells of one seed have the same order and the same fresh weights, so that rows are compared
-seed by seed. A finished cell is kept in the JSON file under a key of all that decides its result, so that the command
-continues after an interruption, and a cell of other code, another corpus or another start is never mixed in.
+ALBEF (`pretraining.py`). Cells of one seed have the same order of pairs, and the same fresh weights unless their model
+has other heads, so that rows are compared seed by seed. A finished cell is kept in the JSON file under a key of all
+that decides its result, so that the command continues after an interruption, and a cell of other code, another corpus
+or another start is never mixed in.
 
     asap newsroom C/100 --pairs 48000 --seed 100 --splits 46500 1500 0
     asap newsroom C/104 --pairs 22000 --seed 104 --splits 22000 0 0
