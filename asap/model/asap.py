@@ -39,6 +39,8 @@ class ImageSide:
     """The tokens of the patches."""
     aggregate_BW: Tensor
     """The token that aggregates the patches."""
+    attention_BNL: Tensor | None = None
+    """Attention of the image tokens to the text after softmax, mean over heads; None unless requested."""
 
 
 @dataclass(frozen=True)
@@ -60,13 +62,18 @@ class ImageTextAttention(nn.Module):
         self.self_attention = nn.MultiheadAttention(width, heads, batch_first=True)
         self.cross_attention = nn.MultiheadAttention(width, heads, batch_first=True)
 
-    def forward(self, image_BNW: Tensor, text_BLW: Tensor, padding_BL: Tensor) -> Tensor:
-        """Return the image tokens after both attentions, (B, N, W); `padding_BL` is True at padded words."""
+    def forward(
+        self, image_BNW: Tensor, text_BLW: Tensor, padding_BL: Tensor, *, with_attention: bool = False
+    ) -> tuple[Tensor, Tensor | None]:
+        """Return the image tokens after both attentions, (B, N, W), and the attention to the text if requested.
+
+        `padding_BL` is True at padded words. The attention is (B, N, L), after softmax, mean over heads.
+        """
         attended_BNW, _ = self.self_attention(image_BNW, image_BNW, image_BNW, need_weights=False)
-        crossed_BNW: Tensor = self.cross_attention(
-            attended_BNW, text_BLW, text_BLW, key_padding_mask=padding_BL, need_weights=False
-        )[0]
-        return crossed_BNW
+        crossed: tuple[Tensor, Tensor | None] = self.cross_attention(
+            attended_BNW, text_BLW, text_BLW, key_padding_mask=padding_BL, need_weights=with_attention
+        )
+        return crossed
 
 
 class TextAttention(nn.Module):
@@ -76,12 +83,14 @@ class TextAttention(nn.Module):
         super().__init__()
         self.cross_attention = nn.MultiheadAttention(width, heads, batch_first=True)
 
-    def forward(self, image_BNW: Tensor, text_BLW: Tensor, padding_BL: Tensor) -> Tensor:
-        """Return the image tokens after the attention, (B, N, W); `padding_BL` is True at padded words."""
-        crossed_BNW: Tensor = self.cross_attention(
-            image_BNW, text_BLW, text_BLW, key_padding_mask=padding_BL, need_weights=False
-        )[0]
-        return crossed_BNW
+    def forward(
+        self, image_BNW: Tensor, text_BLW: Tensor, padding_BL: Tensor, *, with_attention: bool = False
+    ) -> tuple[Tensor, Tensor | None]:
+        """Return the image tokens after the attention, and the attention; see `ImageTextAttention.forward`."""
+        crossed: tuple[Tensor, Tensor | None] = self.cross_attention(
+            image_BNW, text_BLW, text_BLW, key_padding_mask=padding_BL, need_weights=with_attention
+        )
+        return crossed
 
 
 def _head(width: int, outputs: int) -> nn.Sequential:
@@ -147,6 +156,8 @@ class Asap(nn.Module):
                 self.type_scale = nn.Parameter(torch.tensor(0.5))
             self.explanation_head = _head(width, 2)
             self.patch_head = nn.Linear(width, 1)
+        if config.box_gate == "presence":
+            self.presence_head = _head(width, 1)
         self._initialize()
 
     def _initialize(self) -> None:
@@ -202,21 +213,42 @@ class Asap(nn.Module):
         """Return the contrastive features of texts, captions or explanations, (B, embed_dim), of unit length."""
         return F.normalize(self.text_projection(text_BLW[:, 0]).float(), dim=-1)
 
-    def fuse(self, image_BNW: Tensor, text_BLW: Tensor, mask_BL: Tensor, *, with_scores: bool = False) -> Fused:
-        """Fuse images with texts on both sides: the text attends to the image, and the image to the text."""
-        tokens_BLW, scores_BLN = self.fusion_encoder(text_BLW, mask_BL, image_BNW, with_scores=with_scores)
-        return Fused(tokens_BLW, self.attend_image_side(image_BNW, text_BLW, mask_BL), scores_BLN)
+    def fuse(
+        self,
+        image_BNW: Tensor,
+        text_BLW: Tensor,
+        mask_BL: Tensor,
+        *,
+        with_scores: bool = False,
+        with_attention: bool = False,
+    ) -> Fused:
+        """Fuse images with texts on both sides: the text attends to the image, and the image to the text.
 
-    def attend_image_side(self, image_BNW: Tensor, text_BLW: Tensor, mask_BL: Tensor) -> ImageSide:
+        Args:
+            image_BNW: tokens of the image encoder.
+            text_BLW: tokens of the text encoder.
+            mask_BL: 0 for padding, else 1.
+            with_scores: return the cross-attention scores of the text too.
+            with_attention: return the attention of the image to the text too.
+        """
+        tokens_BLW, scores_BLN = self.fusion_encoder(text_BLW, mask_BL, image_BNW, with_scores=with_scores)
+        image_side = self.attend_image_side(image_BNW, text_BLW, mask_BL, with_attention=with_attention)
+        return Fused(tokens_BLW, image_side, scores_BLN)
+
+    def attend_image_side(
+        self, image_BNW: Tensor, text_BLW: Tensor, mask_BL: Tensor, *, with_attention: bool = False
+    ) -> ImageSide:
         """Compute the image side alone: every patch after it has attended to the image and to the text."""
         normed_BNW = self.image_side_norm(image_BNW)
-        crossed_BNW = self.image_side_attention(normed_BNW, self.image_side_norm(text_BLW), ~mask_BL.bool())
+        crossed_BNW, attention_BNL = self.image_side_attention(
+            normed_BNW, self.image_side_norm(text_BLW), ~mask_BL.bool(), with_attention=with_attention
+        )
         # As published, ASAP adds the attention to the normalized tokens, and HAMMER to the tokens before the norm.
         base_BNW = normed_BNW if self.config.variant == "asap" else image_BNW
         patches_BPW = self.aggregate_norm(base_BNW[:, 1:] + crossed_BNW[:, 1:])
         query_B1W = self.aggregate_norm(self.aggregate_token).expand(len(patches_BPW), -1, -1)
         aggregate_B1W: Tensor = self.aggregator(query_B1W, patches_BPW, patches_BPW, need_weights=False)[0]
-        return ImageSide(patches_BPW, aggregate_B1W.squeeze(1))
+        return ImageSide(patches_BPW, aggregate_B1W.squeeze(1), attention_BNL)
 
     def predict(self, fused: Fused) -> AsapOutput:
         """Apply the four heads to fused pairs."""
@@ -224,7 +256,7 @@ class Asap(nn.Module):
         return AsapOutput(
             logits_real_fake=self.real_fake_head(self._pooled(fused, self.real_fake_scale if is_asap else None)),
             logits_multilabel=self._types(fused),
-            box_cxcywh=self.boxes(fused.image_side),
+            box_cxcywh=self._gated_boxes(fused.image_side),
             logits_token=self.token_head(fused.tokens_BLW[:, 1:]),
         )
 
@@ -261,6 +293,18 @@ class Asap(nn.Module):
         """Return the box of the manipulated face, cxcywh in [0, 1], (B, 4)."""
         boxes_B4: Tensor = self.box_head(image_side.aggregate_BW)
         return boxes_B4.float().sigmoid()  # half precision would round a box to 1/200 of the image
+
+    def presence_logits(self, image_side: ImageSide) -> Tensor:
+        """Return a logit for each picture, (B,): it has a manipulated face. Needs `box_gate` `presence`."""
+        logits_B1: Tensor = self.presence_head(image_side.aggregate_BW)
+        return logits_B1.squeeze(-1)
+
+    def _gated_boxes(self, image_side: ImageSide) -> Tensor:
+        """Return the boxes, (B, 4); zeros where the presence head predicts that there is no manipulated face."""
+        boxes_B4 = self.boxes(image_side)
+        if self.config.box_gate == "none":
+            return boxes_B4
+        return boxes_B4 * (self.presence_logits(image_side) >= 0)[:, None]
 
     def patch_logits(self, image_side: ImageSide) -> Tensor:
         """Return a logit for each patch, manipulated or not, (B, P).

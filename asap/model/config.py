@@ -53,6 +53,12 @@ class ModelConfig:
     `mlp` is the published form. `linear` is one layer; with it, a text side without pretraining learns words from half
     as many texts.
     """
+    box_gate: Literal["none", "presence"] = "none"
+    """The gate of the predicted box.
+
+    `none`, as published: every pair has a box. `presence`: one more head predicts whether the picture has a manipulated
+    face, and the box is zero where it has none (the published evaluation reads a zero box as no box).
+    """
     vocab_size: int = 30522
     max_positions: int = 512
     """Rows of the position table of the text encoder, in tokens."""
@@ -86,6 +92,8 @@ class ModelConfig:
             raise ConfigError(f"type_heads {self.type_heads!r} is unknown; 'joint' and 'apart' are known")
         if self.text_heads not in ("mlp", "linear"):
             raise ConfigError(f"text_heads {self.text_heads!r} is unknown; 'mlp' and 'linear' are known")
+        if self.box_gate not in ("none", "presence"):
+            raise ConfigError(f"box_gate {self.box_gate!r} is unknown; 'none' and 'presence' are known")
         if self.label_set not in LABEL_SETS:
             raise ConfigError(f"label_set {self.label_set!r} is unknown; {', '.join(LABEL_SETS)} are known")
         # Sizes that have to fit each other.

@@ -11,6 +11,13 @@
     CWP   caption word prediction                        `caption_word_loss`
     MLM   masked language modeling                       `masked_word_loss`
 
+Terms that are not in the paper and have no weight by default:
+
+    MGCA after softmax, text to image, image to text     `guided_attention_loss`
+    consistency of patches, of words                     `consistency_loss`
+    presence of a manipulated face                       `presence_loss`
+    a manipulated text as a hard negative                `hard_negative_loss`
+
 A mean over a part of the items divides by the number of these items on all workers: `mean_over_workers`.
 Shapes: B pairs, G pairs of all workers, K queue length, E feature channels, L text tokens with [CLS], P patches.
 """
@@ -25,6 +32,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torchvision.ops import box_convert, generalized_box_iou_loss
 
+from asap.labels import IMAGE_TYPES
 from asap.training.distributed import mean_over_workers, rank
 from asap.training.objective import LossWeights, PublishedDefects
 
@@ -163,6 +171,85 @@ def masked_word_loss(logits_TV: Tensor, ids_BL: Tensor, hidden_BL: Tensor) -> Te
     # Give each piece the inverse of its text's count, so that long texts do not dominate.
     weight_BL = (1 / pieces_B.clamp(min=1))[:, None].expand_as(hidden_BL)
     return mean_over_workers((loss_T * weight_BL[hidden_BL]).sum(), (pieces_B > 0).sum())
+
+
+def guided_attention_loss(log_attention_BQK: Tensor, guide_BK: Tensor, queries_BQ: Tensor) -> Tensor:
+    """Return the cross entropy of attention and a guide: MGCA on the distribution that the model uses.
+
+    The published term (`guidance_loss`) moves each score before softmax, which only compares scores. Here the target is
+    the uniform distribution over the manipulated keys. Pairs without a manipulated key are left out.
+
+    Args:
+        log_attention_BQK: logarithms of the attention of Q queries to K keys.
+        guide_BK: 1 where the key (a patch or a word) is manipulated, else 0.
+        queries_BQ: 1 where the query counts, else 0.
+    """
+    keys_B = guide_BK.sum(dim=1)
+    targets_BK = guide_BK / keys_B.clamp(min=1)[:, None]
+    # Attention of half precision may be 0, and its logarithm minus infinity: keys outside the guide must add nothing.
+    loss_BQ = -(log_attention_BQK.clamp(min=-30) * targets_BK[:, None]).sum(dim=-1)
+    counts_BQ = queries_BQ * (keys_B > 0)[:, None]
+    return mean_over_workers((loss_BQ * counts_BQ).sum(), counts_BQ.sum())
+
+
+def has_both_labels(labels_BN: Tensor) -> Tensor:
+    """Return (B,) bool: True if an item has tokens that are manipulated (1) and tokens that are not (0)."""
+    return (labels_BN == 1).any(dim=1) & (labels_BN == 0).any(dim=1)
+
+
+def consistency_loss(tokens_BNW: Tensor, labels_BN: Tensor, scale: float = 5.0) -> Tensor:
+    """Return the binary cross entropy of scaled cosine similarities: high within a label, low across labels.
+
+    The tokens are the patches of a picture or the words of a text. Within an item, pairs of tokens with the same label
+    and pairs with different labels have the same total weight. Negative labels are ignored, and so are items whose
+    tokens all have the same label. The term is not in the paper.
+
+    Args:
+        tokens_BNW: the tokens.
+        labels_BN: 1 manipulated, 0 authentic, below 0 ignored.
+        scale: the logit of a cosine of 1.
+    """
+    unit_BNW = F.normalize(tokens_BNW.float(), dim=-1)
+    logits_BNN = scale * unit_BNW @ unit_BNW.transpose(1, 2)
+    labeled_BN = labels_BN >= 0
+    # A token is not compared with itself.
+    compared_BNN = (
+        labeled_BN[:, :, None]
+        & labeled_BN[:, None, :]
+        & ~torch.eye(labels_BN.shape[1], dtype=torch.bool, device=labels_BN.device)
+    )
+    same_BNN = labels_BN[:, :, None] == labels_BN[:, None, :]
+    loss_BNN = F.binary_cross_entropy_with_logits(logits_BNN, same_BNN.to(logits_BNN.dtype), reduction="none")
+    means = []
+    for kind_BNN in (compared_BNN & same_BNN, compared_BNN & ~same_BNN):
+        means.append((loss_BNN * kind_BNN).sum(dim=(1, 2)) / kind_BNN.sum(dim=(1, 2)).clamp(min=1))
+    counts_B = has_both_labels(labels_BN)
+    return mean_over_workers(((means[0] + means[1]) / 2 * counts_B).sum(), counts_B.sum())
+
+
+def presence_loss(logits_B: Tensor, types_B4: Tensor) -> Tensor:
+    """Return the binary cross entropy of the presence of a manipulated face."""
+    has_face_B = types_B4[:, : len(IMAGE_TYPES)].amax(dim=1)
+    return F.binary_cross_entropy_with_logits(logits_B, has_face_B)
+
+
+def hard_negative_loss(
+    image_BE: Tensor, true_BE: Tensor, false_BE: Tensor, counts_B: Tensor, temperature: Tensor
+) -> Tensor:
+    """Return the cross entropy of a true description of a picture against a false one.
+
+    The false one is a manipulated text. The true one should be the text before its manipulation, but no corpus (DGM4,
+    SAMM, newsroom) says which it was, so the caption takes its place. The term is not in the paper.
+
+    Args:
+        image_BE: features of the pictures, of unit length.
+        true_BE: features of the captions.
+        false_BE: features of the texts.
+        counts_B: 1 where the text is manipulated and there is a caption, else 0.
+        temperature: the temperature of the contrast.
+    """
+    margin_B = ((image_BE * true_BE).sum(dim=1) - (image_BE * false_BE).sum(dim=1)) / temperature
+    return mean_over_workers((F.softplus(-margin_B) * counts_B).sum(), counts_B.sum())
 
 
 @dataclass(frozen=True)

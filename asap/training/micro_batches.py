@@ -19,10 +19,10 @@ from torch import Tensor, nn
 
 from asap.training.batch import Batch
 from asap.training.distributed import add_over_workers
-from asap.training.losses import IGNORED_PATCH, IGNORED_TOKEN
+from asap.training.losses import IGNORED_PATCH, IGNORED_TOKEN, has_both_labels
 from asap.training.objective import PublishedDefects
 from asap.training.step import TERMS
-from asap.training.word_prediction import caption_words, true_words
+from asap.training.word_prediction import caption_words, has_false_text, true_words
 
 
 def term_shares(
@@ -69,6 +69,11 @@ def _counts(batch: Batch, defects: PublishedDefects) -> Tensor:
         "cwp": caption_words(batch).mask[:, 1:].any(dim=1).sum(),
         "mlm": true_words(batch).mask[:, 1:].any(dim=1).sum(),
         "mpp": patches,
+        "mgca_patches": batch.text.mask[batch.patch_mask.any(dim=1)].sum(),
+        "mgca_words": (batch.token_labels == 1).any(dim=1).sum(),
+        "patch_consistency": has_both_labels(batch.patch_mask).sum(),
+        "word_consistency": has_both_labels(batch.token_labels).sum(),
+        "hard_negative": has_false_text(batch).sum(),
     }
     # The other terms average over pairs.
     return torch.stack([counts.get(term, pairs) for term in TERMS]).double()

@@ -21,6 +21,12 @@ LOSS_NAMES: Mapping[str, str] = {
     "mpp": "manipulated patch prediction",
     "cwp": "caption word prediction",
     "mlm": "masked language modeling",
+    "mgca_patches": "guided attention of the text, as a distribution over patches",
+    "mgca_words": "guided attention of the image, as a distribution over words",
+    "patch_consistency": "similarity of patches with the same label",
+    "word_consistency": "similarity of words with the same label",
+    "presence": "presence of a manipulated face",
+    "hard_negative": "caption against the manipulated text",
 }
 """The words for each term of the objective, by its short name (a field of `LossWeights`)."""
 
@@ -51,6 +57,18 @@ class LossWeights:
     """Caption word prediction. It is not in the paper; see `asap.training.losses.caption_word_loss`."""
     mlm: float = 0.0
     """Masked language modeling with the picture. It comes from ALBEF; see `asap.training.losses.masked_word_loss`."""
+    mgca_patches: float = 0.0
+    """Guided attention after softmax, text to image; see `asap.training.losses.guided_attention_loss`."""
+    mgca_words: float = 0.0
+    """Guided attention after softmax, image to text; see `asap.training.losses.guided_attention_loss`."""
+    patch_consistency: float = 0.0
+    """Similarity of the patches of a picture; see `asap.training.losses.consistency_loss`."""
+    word_consistency: float = 0.0
+    """Similarity of the fused words of a text; see `asap.training.losses.consistency_loss`."""
+    presence: float = 0.0
+    """Presence of a manipulated face, which gates the box; needs `box_gate` `presence` of `ModelConfig`."""
+    hard_negative: float = 0.0
+    """A manipulated text as the negative of its picture; see `asap.training.losses.hard_negative_loss`."""
 
     def __post_init__(self) -> None:
         for name, weight in dataclasses.asdict(self).items():

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from asap.errors import ConfigError
 from asap.labels import IMAGE_TYPES
-from asap.model.asap import Asap
+from asap.model.asap import Asap, Fused
 from asap.training.batch import Batch, stack_texts
 from asap.training.distributed import gather
 from asap.training.losses import (
@@ -24,19 +24,33 @@ from asap.training.losses import (
     Criterion,
     Features,
     caption_word_loss,
+    consistency_loss,
+    guided_attention_loss,
+    hard_negative_loss,
     masked_word_loss,
+    presence_loss,
     real_fake_loss,
     token_loss,
     type_loss,
 )
 from asap.training.momentum import FeatureQueues, MomentumTwin
 from asap.training.objective import LOSS_NAMES, LossWeights, PublishedDefects
-from asap.training.word_prediction import CaptionWordHead, MaskedWordHead, caption_words, mask_words, true_words
+from asap.training.word_prediction import (
+    CaptionWordHead,
+    MaskedWordHead,
+    caption_words,
+    has_false_text,
+    mask_words,
+    true_words,
+)
 from asap.weights.pretrained import read_safetensors
 
-ALIGNMENT_TERMS = ("vlc", "ied")
+ALIGNMENT_TERMS = ("vlc", "ied", "hard_negative")
 """The terms that read captions and explanations (LMA, the large-model-assisted alignment of the paper)."""
-TERMS = ("bic", "mlc", "bbox_l1", "giou", "tmg", "mgca", "mpp", "cwp", "mlm", *ALIGNMENT_TERMS)
+TERMS = (
+    "bic", "mlc", "bbox_l1", "giou", "tmg", "mgca", "mpp", "cwp", "mlm", "mgca_patches", "mgca_words",
+    "patch_consistency", "word_consistency", "presence", *ALIGNMENT_TERMS,
+)  # fmt: skip
 """All terms of the objective; `asap.training.objective.LOSS_NAMES` has the words for each."""
 WORD_TERMS = ("tmg", "mlc")
 """The terms that can be trained on a text without its image. MLC is then restricted to the text types."""
@@ -104,7 +118,9 @@ class TrainingStep(nn.Module):
             raise ConfigError(
                 "the loss term mlm needs a tokenizer with a mask token (masked language modeling). Set its weight to 0."
             )
-        asap_only = [term for term in ("ied", "mpp") if self.criterion.has_weight(term)]
+        if self.criterion.has_weight("presence") and student.config.box_gate != "presence":
+            raise ConfigError("the loss term presence needs a model with box_gate presence. Set its weight to 0.")
+        asap_only = [term for term in ("ied", "mpp", "hard_negative") if self.criterion.has_weight(term)]
         if student.config.variant == "hammer" and asap_only:
             spelled_out = ", ".join(f"{term}: {LOSS_NAMES[term]}" for term in asap_only)
             raise ConfigError(
@@ -167,6 +183,8 @@ class TrainingStep(nn.Module):
             terms["cwp"] = caption_word_loss(logits_BV.float(), *caption_words(batch))
         if self.masked_words is not None and self.criterion.has_weight("mlm"):
             terms["mlm"] = self._masked_words_term(batch, encoded.image_BNW, self.masked_words)
+        if self.criterion.has_weight("hard_negative"):
+            terms["hard_negative"] = self._hard_negative_term(batch, encoded)
         if twin is not None and self.criterion.has_weight("vlc"):
             terms["vlc"] = self._contrast(batch, encoded, twin, alpha)
         return self._with_total(terms, shares)
@@ -194,6 +212,18 @@ class TrainingStep(nn.Module):
         tokens_BLW, _ = student.fusion_encoder(student.encode_text(shown_BL, words.mask), words.mask, image_BNW)
         logits_TV = head(tokens_BLW[hidden_BL], student.text_encoder.embeddings.word_embeddings.weight)
         return masked_word_loss(logits_TV.float(), words.input_ids, hidden_BL)
+
+    def _hard_negative_term(self, batch: Batch, encoded: Encoded) -> Tensor:
+        features = encoded_features(self.student, encoded)
+        assert features.caption is not None  # noqa: S101  # the term is an alignment term, so captions are encoded
+        with torch.autocast(batch.images.device.type, enabled=False):
+            return hard_negative_loss(
+                features.image,
+                features.caption,
+                features.text,
+                has_false_text(batch).float(),
+                self.student.temperature,
+            )
 
     def _encode(self, model: Asap, batch: Batch) -> Encoded:
         """Encode the images, and the texts (with captions and explanations) in one run of the text encoder."""
@@ -224,7 +254,11 @@ class TrainingStep(nn.Module):
 
     def _fused_terms(self, batch: Batch, encoded: Encoded, twin: Encoded | None, alpha: float) -> dict[str, Tensor]:
         text_BLW, mask_BL = encoded.texts["text"]
-        fused = self.student.fuse(encoded.image_BNW, text_BLW, mask_BL, with_scores=self.criterion.has_weight("mgca"))
+        fused = self.student.fuse(
+            encoded.image_BNW, text_BLW, mask_BL,
+            with_scores=self.criterion.any_has_weight(("mgca", "mgca_patches")),
+            with_attention=self.criterion.has_weight("mgca_words"),
+        )  # fmt: skip
         predicted = self.student.predict(fused)
         # `_encode` pads the text to the longest caption or explanation, so the labels are padded too.
         longer = predicted.logits_token.shape[1] - batch.token_labels.shape[1]
@@ -237,11 +271,35 @@ class TrainingStep(nn.Module):
         }
         if self.criterion.has_weight("mpp"):
             terms["mpp"] = self.criterion.patches(self.student.patch_logits(fused.image_side), batch.patch_labels)
-        if fused.scores_BLN is not None:
-            terms["mgca"] = self.criterion.guidance(fused.scores_BLN, batch.patch_mask, labels_BL, mask_BL)
+        if self.criterion.has_weight("mgca"):
+            terms["mgca"] = self.criterion.guidance(
+                cast("Tensor", fused.scores_BLN), batch.patch_mask, labels_BL, mask_BL
+            )
+        terms |= self._attention_terms(batch, fused, labels_BL, mask_BL)
+        if self.criterion.has_weight("patch_consistency"):
+            # Every patch has a label here. A picture without a box has patches of one kind, and is left out.
+            terms["patch_consistency"] = consistency_loss(fused.image_side.patches_BPW, batch.patch_mask)
+        if self.criterion.has_weight("word_consistency"):
+            terms["word_consistency"] = consistency_loss(fused.tokens_BLW[:, 1:], labels_BL)
+        if self.criterion.has_weight("presence"):
+            terms["presence"] = presence_loss(self.student.presence_logits(fused.image_side), batch.types)
         if self.criterion.has_weight("ied"):
             explained = self.student.fuse(encoded.image_BNW, *encoded.texts["explanation"])
             terms["ied"] = real_fake_loss(self.student.explain(explained), batch.manipulated)
+        return terms
+
+    def _attention_terms(self, batch: Batch, fused: Fused, labels_BL: Tensor, mask_BL: Tensor) -> dict[str, Tensor]:
+        """Return the terms of guided attention after softmax, in both directions."""
+        terms = {}
+        if self.criterion.has_weight("mgca_patches"):
+            # The mean score over heads gives one distribution over the patches; [CLS] of the image is left out.
+            log_attention_BLP = F.log_softmax(cast("Tensor", fused.scores_BLN)[:, :, 1:].float(), dim=-1)
+            terms["mgca_patches"] = guided_attention_loss(log_attention_BLP, batch.patch_mask, mask_BL)
+        if self.criterion.has_weight("mgca_words"):
+            attention_BPL = cast("Tensor", fused.image_side.attention_BNL)[:, 1:].float()
+            words_BL = F.pad((labels_BL == 1).float(), (1, 0))  # a label stands for the token after [CLS]
+            every_BP = torch.ones_like(attention_BPL[:, :, 0])
+            terms["mgca_words"] = guided_attention_loss(attention_BPL.clamp(min=1e-9).log(), words_BL, every_BP)
         return terms
 
     @torch.no_grad()

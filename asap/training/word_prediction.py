@@ -37,6 +37,11 @@ def caption_words(batch: Batch) -> Tokens:
     return Tokens(caption.input_ids, mask_BL)
 
 
+def has_false_text(batch: Batch) -> Tensor:
+    """Return (B,) bool: True if the text is manipulated and a caption says what the picture shows."""
+    return _text_manipulated(batch) & caption_words(batch).mask[:, 1:].any(dim=1)
+
+
 def true_words(batch: Batch) -> Tokens:
     """Return a true text for each picture: the text unless it was manipulated, else the caption or [CLS] alone."""
     text, caption = _pad_to_one_length(batch.text, caption_words(batch))

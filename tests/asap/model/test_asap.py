@@ -228,3 +228,30 @@ def test_other_shapes_work(batch: Batch, changes: dict[str, Any]) -> None:
     model = tiny_model(**changes)
     side = model.config.image_size
     assert predict(model, torch.randn(6, 3, side, side), batch.text).box_cxcywh.isfinite().all()
+
+
+def test_a_box_is_gated_by_the_presence_head() -> None:
+    model, batch = tiny_model(box_gate="presence"), draw_batch()
+    ungated = tiny_model()(batch.images, *batch.text).box_cxcywh
+    boxes = []
+    for bias in (100.0, -100.0):
+        with torch.no_grad():
+            model.presence_head[-1].bias.fill_(bias)
+        boxes.append(model(batch.images, *batch.text).box_cxcywh)
+    assert boxes[0].all()
+    assert boxes[0].shape == ungated.shape
+    assert not boxes[1].any()
+
+
+def test_the_attention_of_the_image_to_the_text_is_a_distribution_over_its_words() -> None:
+    for variant in ("asap", "hammer"):
+        model, batch = tiny_model(variant=variant), draw_batch()
+        image, text = model.encode_image(batch.images), model.encode_text(*batch.text)
+        fused = model.fuse(image, text, batch.text.mask, with_attention=True)
+        attention = fused.image_side.attention_BNL
+        assert attention is not None
+        torch.testing.assert_close(attention.sum(dim=-1), torch.ones(attention.shape[:2]))
+        assert not attention.transpose(1, 2)[batch.text.mask == 0].any()
+        plain = model.fuse(image, text, batch.text.mask)
+        assert plain.image_side.attention_BNL is None
+        torch.testing.assert_close(fused.image_side.patches_BPW, plain.image_side.patches_BPW)

@@ -75,7 +75,7 @@ def test_a_configuration_that_cannot_work_fails_when_it_is_built(changes: dict[s
 def test_a_configuration_survives_a_dict_and_refuses_unknown_fields() -> None:
     tiny = ModelConfig.tiny(variant="hammer")
     assert ModelConfig.from_dict(dataclasses.asdict(tiny)) == tiny
-    with pytest.raises(ConfigError, match=r"unknown model settings \['depth', 'wdith'\]; known are \['dropout'"):
+    with pytest.raises(ConfigError, match=r"unknown model settings \['depth', 'wdith'\]; known are \['box_gate'"):
         ModelConfig.from_dict({"wdith": 96, "depth": 3})
 
 
@@ -87,8 +87,8 @@ def test_a_configuration_is_frozen() -> None:
 def test_the_loss_weights_are_the_published_recipe() -> None:
     assert dataclasses.asdict(LossWeights()) == {
         "vlc": 0.1, "bic": 1, "bbox_l1": 0.1, "giou": 0.1, "tmg": 1, "mlc": 1, "mgca": 0.1, "ied": 0.1, "mpp": 0.01,
-        "cwp": 0,
-        "mlm": 0,
+        "cwp": 0, "mlm": 0, "mgca_patches": 0, "mgca_words": 0, "patch_consistency": 0, "word_consistency": 0,
+        "presence": 0, "hard_negative": 0,
     }  # fmt: skip
 
 

@@ -14,12 +14,16 @@ from asap.training.losses import (
     Features,
     box_losses,
     caption_word_loss,
+    consistency_loss,
     contrastive_loss,
     diagonal_targets,
     guidance_loss,
     guidance_targets,
+    guided_attention_loss,
+    hard_negative_loss,
     masked_word_loss,
     patch_loss,
+    presence_loss,
     real_fake_loss,
     soft_targets,
     token_loss,
@@ -355,3 +359,68 @@ def test_hidden_pieces_are_predicted_and_every_text_has_the_same_weight() -> Non
 def test_texts_without_hidden_pieces_have_no_loss() -> None:
     logits = leaf(0, 6)
     assert masked_word_loss(logits, torch.ones(2, 3).long(), torch.zeros(2, 3).bool()).item() == 0
+
+
+# Terms that are not in the paper
+
+
+def test_guided_attention_wants_a_share_for_each_manipulated_key() -> None:
+    attention = torch.tensor([[[0.5, 0.25, 0.25], [0.1, 0.1, 0.8]]])
+    both, last = torch.tensor([[1.0, 1.0, 0.0]]), torch.tensor([[0.0, 0.0, 1.0]])
+    every, first = torch.ones(1, 2), torch.tensor([[1.0, 0.0]])
+    wanted = -(math.log(0.5) + math.log(0.25)) / 2
+    assert guided_attention_loss(attention.log(), both, first).item() == pytest.approx(wanted)
+    wanted = -(math.log(0.25) + math.log(0.8)) / 2
+    assert guided_attention_loss(attention.log(), last, every).item() == pytest.approx(wanted)
+
+
+def test_guided_attention_leaves_out_pairs_without_a_manipulated_key_and_survives_attention_of_0() -> None:
+    scores = leaf(2, 2, 3)
+    guide = torch.tensor([[1.0, 0.0, 0.0], [0.0, 0.0, 0.0]])
+    guided_attention_loss(F.log_softmax(scores, dim=-1), guide, torch.ones(2, 2)).backward()
+    assert scores.grad is not None
+    assert (scores.grad[0, :, 0] < 0).all()  # more attention to the manipulated key
+    assert not scores.grad[1].any()
+    nothing = torch.tensor([[[0.0, 1.0, 0.0]]]).log()
+    assert guided_attention_loss(nothing, guide[:1], torch.ones(1, 1)).isfinite()
+    assert is_zero_with_a_graph(guided_attention_loss(leafed := leaf(1, 2, 3), guide[1:], torch.ones(1, 2)), leafed)
+
+
+def test_tokens_of_a_label_are_alike_and_tokens_of_two_labels_are_not() -> None:
+    labels = torch.tensor([[1.0, 1.0, 0.0, -1.0]])
+    apart = torch.tensor([[[1.0, 0.0], [1.0, 0.0], [-1.0, 0.0], [0.0, 9.0]]])
+    # Within the label the logit is 5 and across it is -5: both have the loss of a sure and right answer.
+    assert consistency_loss(apart, labels).item() == pytest.approx(math.log1p(math.exp(-5)), rel=1e-5)
+    alike = torch.ones(1, 4, 2)
+    wanted = (math.log1p(math.exp(-5)) + math.log1p(math.exp(5))) / 2
+    assert consistency_loss(alike, labels).item() == pytest.approx(wanted, rel=1e-5)
+
+
+def test_consistency_moves_labeled_tokens_of_items_with_both_labels_alone() -> None:
+    tokens = leaf(3, 4, 8)
+    labels = torch.tensor([[1, 0, 0, -100], [0, 0, 0, 0], [1, 1, -100, -100]])
+    consistency_loss(tokens, labels).backward()
+    assert tokens.grad is not None
+    assert tokens.grad[0, :3].abs().sum(dim=1).all()
+    assert not tokens.grad[0, 3].any()
+    assert not tokens.grad[1:].any()
+    assert is_zero_with_a_graph(consistency_loss(leafed := leaf(1, 4, 8), labels[1:2]), leafed)
+
+
+def test_presence_is_that_of_an_image_type() -> None:
+    logits = torch.tensor([0.5, -2.0, 1.0])
+    types = torch.tensor([[1.0, 0, 0, 0], [0, 0, 1, 1], [0, 1, 1, 0]])
+    wanted = F.binary_cross_entropy_with_logits(logits, torch.tensor([1.0, 0.0, 1.0]))
+    torch.testing.assert_close(presence_loss(logits, types), wanted)
+
+
+def test_a_manipulated_text_loses_against_the_caption() -> None:
+    image = torch.tensor([[1.0, 0.0], [0.0, 1.0]])
+    true, false = torch.tensor([[0.6, 0.8], [1.0, 0.0]]), torch.tensor([[0.5, 0.5], [0.0, 1.0]])
+    loss = hard_negative_loss(image, true, false, torch.tensor([1.0, 0.0]), torch.tensor(0.1))
+    assert loss.item() == pytest.approx(math.log1p(math.exp(-1.0)), rel=1e-5)
+    pictures = leaf(2, 2)
+    hard_negative_loss(pictures, true, false, torch.tensor([1.0, 0.0]), torch.tensor(0.1)).backward()
+    assert pictures.grad is not None
+    assert pictures.grad[0].any()
+    assert not pictures.grad[1].any()

@@ -44,6 +44,20 @@ def gradients(step: TrainingStep) -> dict[str, Tensor]:
     return {name: p.grad for name, p in step.student.named_parameters() if p.grad is not None}
 
 
+def test_terms_without_weight_by_default_count_the_same_in_micro_batches() -> None:
+    names = ("mgca_patches", "mgca_words", "patch_consistency", "word_consistency", "hard_negative", "presence")
+    weights = LossWeights(vlc=0, **dict.fromkeys(names, 0.3))
+    settings = {"patch_embedding": "linear", "box_gate": "presence"}
+    one, several = (
+        TrainingStep(tiny_model(**settings), queue_size=16, weights=weights, mask_id=4).train() for _ in range(2)
+    )
+    whole_terms, whole = run(one, 1)
+    terms, found = run(several, 4)
+    assert set(names) <= set(terms)
+    assert terms == pytest.approx(whole_terms, abs=1e-5)
+    torch.testing.assert_close(found, whole, atol=1e-5, rtol=1e-4)
+
+
 @pytest.mark.parametrize("parts", [2, 4, 8])
 def test_micro_batches_give_the_terms_and_gradients_of_the_whole_batch(parts: int) -> None:
     whole_terms, whole = run(new_step(WITHOUT_CONTRAST), 1)

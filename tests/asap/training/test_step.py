@@ -94,6 +94,42 @@ def test_a_term_without_weight_is_not_computed() -> None:
     assert scores.call_count == 0
 
 
+OPTIONAL = {
+    "mgca_patches": "student.fusion_encoder.layers.0.crossattention.self.query.weight",
+    "mgca_words": "student.image_side_attention.cross_attention.in_proj_weight",
+    "patch_consistency": "student.image_encoder.patch_embed.proj.0.weight",
+    "word_consistency": "student.fusion_encoder.layers.0.output.dense.weight",
+    "presence": "student.presence_head.0.weight",
+    "hard_negative": "student.text_projection.weight",
+}
+"""The terms without weight by default, and a parameter that each must move."""
+
+
+@pytest.mark.parametrize("term", OPTIONAL)
+def test_an_optional_term_moves_its_part_of_the_model_and_leaves_the_other_terms(term: str) -> None:
+    alone = dict.fromkeys(dataclasses.asdict(LossWeights()), 0.0) | {term: 1.0}
+    gate = {"box_gate": "presence" if term == "presence" else "none"}
+    step = TrainingStep(tiny_model(**gate), queue_size=12, weights=LossWeights(**alone)).train()
+    terms = step(draw_batch(), 0.4)
+    terms["total"].backward()
+    assert terms[term] > 0
+    moved = dict(step.named_parameters())[OPTIONAL[term]].grad
+    assert moved is not None
+    assert moved.any()
+    # Beside the published terms, it changes none of them.
+    step = TrainingStep(tiny_model(**gate), queue_size=12, weights=LossWeights(**{term: 1.0})).train()
+    plain = TrainingStep(tiny_model(**gate), queue_size=12).train()
+    beside, without = values(step(draw_batch(), 0.4)), values(plain(draw_batch(), 0.4))
+    assert {name: beside[name] for name in without if name != "total"} == pytest.approx(
+        {name: value for name, value in without.items() if name != "total"}, abs=1e-6
+    )
+
+
+def test_presence_without_its_head_is_refused() -> None:
+    with pytest.raises(ConfigError, match="the loss term presence needs a model with box_gate presence"):
+        new_step(weights=LossWeights(presence=1.0))
+
+
 def test_captions_and_explanations_are_encoded_only_if_a_term_reads_them() -> None:
     batch = draw_batch()
     rows = []
