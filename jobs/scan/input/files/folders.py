@@ -8,7 +8,6 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from functools import partial
 from itertools import islice
 from typing import Any, NamedTuple
 from unicodedata import is_normalized, normalize
@@ -24,7 +23,7 @@ from jobs.scan.input.files.listing import (
     Role,
     split_suffix,
 )
-from jobs.scan.input.files.sidecars import LOOKED_FOR, Text, find_texts, read_text, texts_by_name
+from jobs.scan.input.files.sidecars import LOOKED_FOR, Text, TextParser, find_texts, read_data, texts_by_name
 from jobs.scan.input.manifest import ManifestRow, RowError, is_storable
 from jobs.scan.input.tables.columns import NO_OPTIONS, TableOptions
 
@@ -111,7 +110,7 @@ class PictureFolder:
 
     def rows(self, limit: int | None = None) -> Iterator[ManifestRow]:
         """Return a row for each picture, in the order of the listing."""
-        return rows_of_pairs(islice(self.pairs(), limit), self.address.folder, self.options)
+        return islice(rows_of_pairs(self.pairs(), self.address.folder, self.options), limit)
 
     def files(self, limit: int | None = None) -> Iterator[FileInfo]:
         """Return the files that are read."""
@@ -185,7 +184,7 @@ class PictureFolder:
 def refuse_hopeless_texts(where: str, pairs: Sequence[Pair], options: TableOptions) -> None:
     """Raise `InputNotFound` if none of the first texts of an input can be read."""
     files = [pair.text for pair in pairs if pair.text][:_FIRST_TEXTS]
-    texts = [read_text(file, options) for file in files]
+    texts = TextParser(options).parse((file, read_data(file)) for file in files)
     if any(isinstance(text, Location) or (isinstance(text, Text) and text.text) for text in texts):
         return
     reason = next((str(text) for text in texts if isinstance(text, RowError)), f"{files[0].location} holds no text")
@@ -196,18 +195,20 @@ def rows_of_pairs(pairs: Iterator[Pair], folder: Location, options: TableOptions
     """Return a row for each picture, numbered from 0, with its text read."""
     row_id = 0
     waits = True
-    # Texts are read a few hundred at a time: enough to keep all readers busy, and few in memory.
+    parser = TextParser(options)
+    # Texts are read a few hundred at a time: enough to keep all readers busy and to guess an encoding, and few in
+    # memory.
     with ThreadPoolExecutor(_TEXT_READERS) as readers:
         while chunk := list(islice(pairs, 16 * _TEXT_READERS)):
-            read = partial(read_text, options=options)
+            infos = [pair.text for pair in chunk]
             started = time.monotonic()
             if not folder.is_s3 and not (row_id and waits):
                 # A disk of this machine delivers a text before another thread could wake up.
-                texts: Iterable[Text | RowError | Location | None] = [read(pair.text) for pair in chunk]
+                data = list(map(read_data, infos))
                 waits = time.monotonic() - started > len(chunk) * _SLOW_READ_S
             else:
-                texts = readers.map(read, [pair.text for pair in chunk])
-            for pair, text in zip(chunk, texts, strict=True):
+                data = list(readers.map(read_data, infos))
+            for pair, text in zip(chunk, parser.parse(zip(infos, data, strict=True)), strict=True):
                 yield picture_row(row_id, pair.picture, text, folder)
                 row_id += 1
 

@@ -148,12 +148,21 @@ class Listing:
             files[:] = [info for info in files if info.location not in moved]
         self.files[role] = sorted([*self.files[role], *infos], key=lambda info: info.location)
 
-    def describe(self, taken: Iterable[FileInfo]) -> dict[str, Any]:
-        """Return the number and bytes of the files that are read, and the counts of the others by their suffixes."""
+    def describe(self, taken: Iterable[FileInfo], named: Iterable[Role] = ()) -> dict[str, Any]:
+        """Return the number and bytes of the files that are read, and the counts of the others by their suffixes.
+
+        Args:
+            taken: The files that are read.
+            named: Uses of files that the tables name: they are read as rows name them, and are not left out.
+        """
         taken = list(taken)
         read = {info.location: info.size for info in taken}
-        rest = [info for role, infos in self.files.items() if role is not Role.STRAY for info in infos]
-        left_out = Counter(suffix_of(info) for info in rest if info.location not in read)
+        passed = {Role.STRAY, *named}
+        rest = [info for role, infos in self.files.items() if role not in passed for info in infos]
+        # With a pattern, the listing also has texts that no one meant, for the pictures beside them.
+        left_out = Counter(
+            suffix_of(info) for info in rest if info.location not in read and self.address.is_meant(info)
+        )
         found = {
             "files": {"count": len(read), "bytes": sum(read.values())},
             "left_out": dict(left_out.most_common(50)),

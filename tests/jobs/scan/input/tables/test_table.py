@@ -876,3 +876,44 @@ def test_pictures_that_are_nowhere_are_said(tmp_path: Path) -> None:
     table = _table(_write(tmp_path / "a.jsonl", [{"image": f"{n}.jpg", "text": "t"} for n in range(20)]))
     assert table.notes == (f"none of the first 8 pictures was found at {tmp_path}",)
     assert next(table.rows()).image_uri == str(tmp_path / "0.jpg")
+
+
+def test_two_pictures_of_coco_with_one_id_are_an_error_of_their_captions(tmp_path: Path) -> None:
+    images = [{"id": 1, "file_name": "a.jpg"}, {"id": 1, "file_name": "b.jpg"}, {"id": 2, "file_name": "c.jpg"}]
+    captions = [{"id": number, "image_id": number, "caption": f"text {number}"} for number in (1, 2)]
+    path = tmp_path / "coco.json"
+    path.write_text(json.dumps({"images": [*images, images[2]], "annotations": captions}))
+    first, second = understand_table(Location(str(path)), "json").rows()
+    assert first.row_error == "several pictures have the id 1. Give each its own id."
+    assert (second.text, second.row_error) == ("text 2", None)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '{"images": [{"id": 1, "file_name": "a.jpg"}], "annotations": [{"id": 7, "image_id": 1, "caption": "one", '
+        '"caption": "two"}, {"id": 8, "image_id": 1, "caption": "three"}]}',
+        '{"1": {"image": "a.jpg", "caption": "one", "caption": "two"}, "2": {"image": "a.jpg", "caption": "three"}}',
+    ],
+)
+def test_a_text_that_stands_twice_in_a_record_of_an_object_is_an_error(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "a.json"
+    path.write_text(text)
+    first, second = understand_table(Location(str(path)), "json").rows()
+    assert first.row_error == "the record has 'caption' twice. Rename all but one."
+    assert second.text == "three"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '{"1": {"image": "a.jpg", "text": "one"}, "1": {"image": "b.jpg", "text": "two"}}',
+        '{"rows": {"1": {"image": "a.jpg", "text": "one"}, "1": {"image": "b.jpg", "text": "two"}}}',
+        '{"image": {"0": "a.jpg", "0": "b.jpg"}, "text": {"0": "one"}}',
+    ],
+)
+def test_a_key_of_a_record_that_stands_twice_is_refused(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "a.json"
+    path.write_text(text)
+    with pytest.raises(InputNotFound, match=r"has the name '.' twice in one object\. Rename one\."):
+        understand_table(Location(str(path)), "json")
