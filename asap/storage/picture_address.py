@@ -111,7 +111,7 @@ class PictureReader:
         return self._decoded(self._fetch_listed(address, most), address, max_bytes)
 
     def _fetch_listed(self, address: PictureAddress, most: int) -> Fetched:
-        """Return the bytes of a file, or of a range of it. Raises `FetchFailed` if it is not the one that was listed."""
+        """Return the bytes of a file or of a range. Raises `FetchFailed` if the file changed since it was listed."""
         location, version = Location(address.uri), address.version
         try:
             fetched = fetch(address.uri, most, self._settings, address.byte_range)

@@ -154,10 +154,10 @@ def guess_together(texts: Sequence[bytes]) -> str | None:
     if not pieces:
         return None
     data = b"\n".join(pieces)[:_GUESS_BYTES]
-    name = _guess_letters(data)
-    if name in _EAST_ASIAN:  # those of few bytes are better known by their frequent characters
-        name = _guess_few(data) or name
-    return "cp874" if name == "tis-620" else name  # it has the quotes and dashes too
+    found = _guess_letters(data)
+    if found in _EAST_ASIAN:  # those of few bytes are better known by their frequent characters
+        found = _guess_few(data) or found
+    return "cp874" if found == "tis-620" else found  # it has the quotes and dashes too
 
 
 def _are_utf_16(texts: Sequence[bytes], name: str) -> bool:

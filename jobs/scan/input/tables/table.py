@@ -44,6 +44,8 @@ _PICTURE_FOLDERS = (
     "flickr30k-images flickr30k_images Flicker8k_Dataset JPEGImages"
 )
 """Names of folders in which data sets keep their pictures."""
+_LABEL_STUDIO = ("/data/upload/", "/data/local-files/?d=")
+"""Beginnings of the paths that Label Studio writes for pictures that it has."""
 _LONG_LIST = 32
 """Numbers in one field that are no annotation but an embedding."""
 _NUMBERS = re.compile(r"\s*\[[-+\d.eE,\s]{500,}")
@@ -338,6 +340,8 @@ def _picture_base(location: Location, columns: Columns, records: Sequence[Mappin
     folder around it; for a table there, these come first.
     """
     folder = location.parent
+    if (base := _upload_base(location, columns, records)) is not None:
+        return base, [f"paths of Label Studio's server ({base.server}) start at {base.folder}, where they were found"]
     around = [folder, folder.parent, folder.parent.parent]
     folders = list(dict.fromkeys([*around[1:], folder] if folder.name == "metadata" else around))
     bases = [Base(folder) for folder in folders]
@@ -372,6 +376,32 @@ def _picture_base(location: Location, columns: Columns, records: Sequence[Mappin
         return best, []
     less = f" without their first folder {best.dropped!r:.80}" if best.dropped else ""
     return best, [f"paths of pictures start at {best.folder}{less}, where they were found"]
+
+
+def _upload_base(location: Location, columns: Columns, records: Sequence[Mapping[str, Any]]) -> Base | None:
+    """Return the folder beside an export of Label Studio that holds the pictures; None for any other table.
+
+    An export names pictures by their paths on the server. The folder is the first one of `upload`, `media/upload`,
+    `images` and the export's own in which one of the first pictures lies: under its path, or else under its name alone.
+
+    Raises `InputNotFound` if none of the first pictures is there, or at its path on this machine.
+    """
+    values = [value for record in records for name in columns.image[:1] if (value := value_of(record, name))]
+    names = [value.strip() for value in values if isinstance(value, str)][:_LOOKED_FOR]
+    server = next((start for start in _LABEL_STUDIO if names and all(name.startswith(start) for name in names)), None)
+    if server is None or any(_is_there(Base(location.parent), name) for name in names):
+        return None
+    folders = [location.parent / name for name in ("upload", "media/upload", "images")] + [location.parent]
+    for is_flat in (False, True):
+        for folder in folders:
+            base = Base(folder, server=server, is_flat=is_flat)
+            if any(_is_there(base, name) for name in names):
+                return base
+    raise InputNotFound(
+        f"the pictures of {location} are paths on the server of Label Studio, such as {names[0]!r:.120}, and none of "
+        f"the first {len(names)} lies beside the file. Copy the server's folder media/upload to {folders[0]}, or write "
+        "paths that this machine has into a column and name it with --image-column."
+    )
 
 
 def _is_there(base: Base, name: str) -> bool:

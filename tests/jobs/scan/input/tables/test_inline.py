@@ -212,7 +212,7 @@ def test_a_text_file_that_changed_since_it_was_listed_gives_no_picture(
         rows = _rows(location.uri)
         assert _read(rows) == pictures
         write_bytes(location, change(data))
-        with pytest.raises(FetchFailed, match="changed since it was listed. Scan it anew as another job") as caught:
+        with pytest.raises(FetchFailed, match="changed since it was listed") as caught:
             _read(rows)
         assert (caught.value.code, caught.value.retryable) == ("storage_error", False)
 

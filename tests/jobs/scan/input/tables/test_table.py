@@ -917,3 +917,18 @@ def test_a_key_of_a_record_that_stands_twice_is_refused(tmp_path: Path, text: st
     path.write_text(text)
     with pytest.raises(InputNotFound, match=r"has the name '.' twice in one object\. Rename one\."):
         understand_table(Location(str(path)), "json")
+
+
+@pytest.mark.parametrize("place", ["upload/3/ab-1.jpg", "media/upload/3/ab-1.jpg", "images/ab-1.jpg", "ab-1.jpg"])
+def test_pictures_of_label_studio_are_found_beside_its_export(tmp_path: Path, place: str) -> None:
+    tasks = [{"id": number, "data": {"image": f"/data/upload/3/ab-{number}.jpg", "text": "t"}} for number in (1, 2)]
+    path = tmp_path / "export.json"
+    path.write_text(json.dumps(tasks))
+    with pytest.raises(InputNotFound, match=r"paths on the server of Label Studio, .* Copy the server's folder media/"):
+        understand_table(Location(str(path)), "json")
+    (tmp_path / place).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / place).write_bytes(b"x")
+    table = understand_table(Location(str(path)), "json")
+    second = place.replace("1.jpg", "2.jpg")
+    assert [row.image_uri for row in table.rows()] == [str(tmp_path / place), str(tmp_path / second)]
+    assert "Label Studio" in table.notes[-1]
