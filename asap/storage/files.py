@@ -15,7 +15,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, closing, contextmanager, suppress
+from contextlib import ExitStack, closing, contextmanager
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, BinaryIO, cast
@@ -429,9 +429,11 @@ def _list_local(folder: Path, *, deep: bool) -> Iterator[FileInfo]:
             ordered = sorted(entries, key=lambda entry: entry.name)
         for entry in ordered:
             if entry.is_file():
-                with suppress(FileNotFoundError):  # it was deleted meanwhile
+                try:
                     status = entry.stat()
-                    yield FileInfo(Location(entry.path), status.st_size, str(status.st_mtime_ns))
+                except FileNotFoundError:  # it was deleted meanwhile
+                    continue
+                yield FileInfo(Location(entry.path), status.st_size, str(status.st_mtime_ns))
         if deep:
             folders = [Path(entry.path) for entry in ordered if entry.is_dir()]
             waiting += [str(path) for path in folders if _is_followed(path, root, linked)][::-1]

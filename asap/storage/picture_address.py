@@ -9,11 +9,14 @@ import base64
 import binascii
 import re
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any, cast
 
-from asap.errors import DecodeFailed, ImageTooLarge
-from asap.storage.fetch import ByteRange, Fetched, FetchSettings, fetch
+from asap.errors import DecodeFailed, FetchFailed, ImageTooLarge, StorageError
+from asap.storage.fetch import BeyondEnd, ByteRange, Fetched, FetchSettings, fetch
+from asap.storage.files import file_info
+from asap.storage.location import Location
 from asap.storage.parquet_values import ColumnReader
 
 BASE64 = "base64"
@@ -40,7 +43,7 @@ class PictureAddress:
     column: str = ""
     """Path of the leaf of the picture in the table, such as `image.bytes`."""
     version: str | None = None
-    """The version of the table when it was listed. None: any version is read."""
+    """The version of the table or text file when it was listed. None: any version is read."""
 
     @classmethod
     def of_row(cls, row: Mapping[str, Any]) -> PictureAddress:
@@ -56,7 +59,7 @@ class PictureAddress:
             row.get("image_group"),
             row.get("image_row") or 0,
             row.get("image_column") or "",
-            None if row.get("image_group") is None else row.get("image_version"),
+            row.get("image_version") if row.get("image_group") is not None or row.get("image_encoding") else None,
         )
 
     @property
@@ -105,7 +108,25 @@ class PictureReader:
             if column.address != address.table:
                 column = self._column = column.beside(*address.table[1:])
             return self._decoded(column.read(address.row, most), address, max_bytes)
-        return self._decoded(fetch(address.uri, most, self._settings, address.byte_range), address, max_bytes)
+        return self._decoded(self._fetch_listed(address, most), address, max_bytes)
+
+    def _fetch_listed(self, address: PictureAddress, most: int) -> Fetched:
+        """Return the bytes of a file or of a range. Raises `FetchFailed` if the file changed since it was listed."""
+        location, version = Location(address.uri), address.version
+        try:
+            fetched = fetch(address.uri, most, self._settings, address.byte_range)
+            if version is None or fetched.version == version:
+                return fetched
+            # A local file has a revision, and a store that keeps versions answers a read with the id of one.
+            with suppress(StorageError, OSError):
+                info = file_info(location)
+                if info is not None and info.revision == version:
+                    return fetched if location.is_s3 else replace(fetched, version=version)
+        except BeyondEnd:
+            if version is None:
+                raise
+        detail = f"the table {location} changed since it was listed. Scan it anew as another job."
+        raise FetchFailed("storage_error", detail, retryable=False)
 
     @staticmethod
     def _decoded(fetched: Fetched, address: PictureAddress, max_bytes: int) -> Fetched:

@@ -6,6 +6,7 @@ import gc
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import chain, islice
+from operator import attrgetter
 from typing import Any
 
 import numpy as np
@@ -42,6 +43,9 @@ MANIFEST_SCHEMA = pa.schema(
 ROWS_PER_FILE = 2**17
 _ROWS_PER_GROUP = 2**12
 _TEXTS = ("custom_id", "image_uri", "text", "metadata", "text_uri", "row_error")
+_CELLS = attrgetter(*MANIFEST_SCHEMA.names)
+"""Returns the values of a row in the order of the columns."""
+_TEXT_CELLS = attrgetter(*_TEXTS)
 ESCAPED = "the text has lone surrogates or NULs; each is stored as \\uXXXX, and was read as one U+FFFD"
 """The warning of a row whose text has escapes."""
 _ESCAPE_LENGTH = len(r"\u0000")
@@ -158,11 +162,15 @@ def to_table(rows: Sequence[ManifestRow]) -> pa.Table:
 
 
 def _table(rows: Sequence[ManifestRow]) -> pa.Table:
-    return pa.table({name: [getattr(row, name) for row in rows] for name in MANIFEST_SCHEMA.names}, MANIFEST_SCHEMA)
+    columns = zip(*map(_CELLS, rows), strict=True) if rows else [[] for _ in MANIFEST_SCHEMA]
+    return pa.table(list(map(pa.array, columns, MANIFEST_SCHEMA.types)), MANIFEST_SCHEMA)
 
 
 def _escape(row: ManifestRow) -> None:
     """Escape what stores refuse in every string of the row; remember where the text had it."""
+    # One look at all strings together: in nearly all rows there is nothing to escape.
+    if is_storable("".join(filter(None, _TEXT_CELLS(row)))):
+        return
     if row.text is not None and (escapes := find_escapes(row.text)):
         row.text_escapes = escapes
         row.warnings.append(ESCAPED)

@@ -284,7 +284,8 @@ def _tables(
             f"{where} holds {_names(listing, by_kind[kind])}, and {counted} that its first records do not name; either "
             f"may be meant. Give {parts.first.location}, or a pattern such as {_pattern(listing, beside[0])}, in quotes"
         )
-    return replace(parts, notes=tuple(_table_notes(listing, kind, by_kind, others, pictures, named=bool(naming))))
+    notes = tuple(_table_notes(listing, kind, by_kind, others, pictures, named=bool(naming)))
+    return replace(parts, notes=notes, names_files=bool(beside and naming))
 
 
 def _table_notes(
@@ -310,6 +311,9 @@ def _table_notes(
     if left_out := [*others, *(info for other, infos in by_kind.items() if other != kind for info in infos)]:
         reason = f" ({next(iter(others.values()))!s:.400})" if others else ""
         yield f"Not read as tables of pairs: {_names(listing, left_out)}{reason}."
+    for suffix in (".zip", ".7z", ".rar"):
+        if packed := [info for info in listing[Role.OTHER] if suffix_of(info) == suffix]:
+            yield f"{_names(listing, packed)} is not read. {_ADVICE[suffix]}, if its pictures are meant."
 
 
 def _inventory(listing: Listing, inventories: Sequence[Inventory]) -> Content:

@@ -8,15 +8,22 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from functools import partial
 from itertools import islice
 from typing import Any, NamedTuple
 from unicodedata import is_normalized, normalize
 
 from asap.storage.location import FileInfo, Location
 from jobs.errors import InputNotFound
-from jobs.scan.input.files.listing import MOST_FILES, PICTURE_SUFFIXES, TEXT_SUFFIXES, Address, Listing, Role
-from jobs.scan.input.files.sidecars import LOOKED_FOR, Text, find_texts, read_text, texts_by_name
+from jobs.scan.input.files.listing import (
+    MOST_FILES,
+    PICTURE_SUFFIXES,
+    TEXT_SUFFIXES,
+    Address,
+    Listing,
+    Role,
+    split_suffix,
+)
+from jobs.scan.input.files.sidecars import LOOKED_FOR, Text, TextParser, find_texts, read_data, texts_by_name
 from jobs.scan.input.manifest import ManifestRow, RowError, is_storable
 from jobs.scan.input.tables.columns import NO_OPTIONS, TableOptions
 
@@ -48,6 +55,8 @@ class _Group:
 
     def pairs(self) -> list[Pair]:
         """Return the pictures with their texts. Two forms of a name (ö, and o with two dots) are one name."""
+        if not self.texts:
+            return [Pair(info, None) for info in self.pictures]
         texts = texts_by_name((normalize("NFC", info.location.uri), info) for info in self.texts)
         pairs = []
         for info in self.pictures:
@@ -65,19 +74,20 @@ class _Unpaired:
     def __init__(self) -> None:
         self._groups: dict[str, _Group] = {}
 
-    def pair_up(self, base: str, group: _Group) -> Iterator[Pair]:
-        """Yield the pairs of a group, and those of groups that waited too long."""
+    def pair_up(self, base: str, group: _Group) -> list[Pair]:
+        """Return the pairs of a group, or those of a group that waited too long."""
         name = normalize("NFC", base)
-        has_forms = not is_normalized("NFD", name)
-        if has_forms and (other := self._groups.pop(name, None)):
+        if base.isascii() or is_normalized("NFD", name):
+            return group.pairs()
+        if other := self._groups.pop(name, None):
             group = _Group(other.pictures + group.pictures, other.texts + group.texts)
         pairs = group.pairs()
-        if not has_forms or any(pair.text for pair in pairs):
-            yield from pairs
-            return
+        if any(pair.text for pair in pairs):
+            return pairs
         self._groups[name] = group
         if len(self._groups) > _MOST_UNPAIRED:
-            yield from self._groups.pop(next(iter(self._groups))).pairs()
+            return self._groups.pop(next(iter(self._groups))).pairs()
+        return []
 
     def rest(self) -> Iterator[Pair]:
         """Yield the pictures that wait."""
@@ -100,7 +110,7 @@ class PictureFolder:
 
     def rows(self, limit: int | None = None) -> Iterator[ManifestRow]:
         """Return a row for each picture, in the order of the listing."""
-        return rows_of_pairs(islice(self.pairs(), limit), self.address.folder, self.options)
+        return islice(rows_of_pairs(self.pairs(), self.address.folder, self.options), limit)
 
     def files(self, limit: int | None = None) -> Iterator[FileInfo]:
         """Return the files that are read."""
@@ -118,14 +128,15 @@ class PictureFolder:
         for info in self.address.files() if listed is None else listed:
             role = self.address.role_of(info)
             uri = info.location.uri
-            is_text = posixpath.splitext(uri)[1].lower() in TEXT_SUFFIXES
+            base, is_text = _base(uri)
             is_picture = role is Role.PICTURE or (self.has_bare and role is Role.BARE)
             if role is Role.STRAY or not (is_text or (is_picture and self.address.is_meant(info))):
                 continue
-            # Open groups are beginnings of one another (a, a.b, a.b/c), so there are few at a time.
-            for base in [base for base in opened if not _may_grow(base, uri)]:
-                yield from unpaired.pair_up(base, opened.pop(base))
-            group = opened.setdefault(_base(uri), _Group())
+            if (group := opened.get(base)) is None:
+                # Open groups are beginnings of one another (a, a.b, a.b/c), so there are few at a time.
+                for ended in [name for name in opened if not _may_grow(name, uri)]:
+                    yield from unpaired.pair_up(ended, opened.pop(ended))
+                group = opened[base] = _Group()
             (group.texts if is_text else group.pictures).append(info)
         for base, group in opened.items():
             yield from unpaired.pair_up(base, group)
@@ -173,7 +184,7 @@ class PictureFolder:
 def refuse_hopeless_texts(where: str, pairs: Sequence[Pair], options: TableOptions) -> None:
     """Raise `InputNotFound` if none of the first texts of an input can be read."""
     files = [pair.text for pair in pairs if pair.text][:_FIRST_TEXTS]
-    texts = [read_text(file, options) for file in files]
+    texts = TextParser(options).parse((file, read_data(file)) for file in files)
     if any(isinstance(text, Location) or (isinstance(text, Text) and text.text) for text in texts):
         return
     reason = next((str(text) for text in texts if isinstance(text, RowError)), f"{files[0].location} holds no text")
@@ -184,18 +195,20 @@ def rows_of_pairs(pairs: Iterator[Pair], folder: Location, options: TableOptions
     """Return a row for each picture, numbered from 0, with its text read."""
     row_id = 0
     waits = True
-    # Texts are read a few hundred at a time: enough to keep all readers busy, and few in memory.
+    parser = TextParser(options)
+    # Texts are read a few hundred at a time: enough to keep all readers busy and to guess an encoding, and few in
+    # memory.
     with ThreadPoolExecutor(_TEXT_READERS) as readers:
         while chunk := list(islice(pairs, 16 * _TEXT_READERS)):
-            read = partial(read_text, options=options)
+            infos = [pair.text for pair in chunk]
             started = time.monotonic()
             if not folder.is_s3 and not (row_id and waits):
                 # A disk of this machine delivers a text before another thread could wake up.
-                texts: Iterable[Text | RowError | Location | None] = [read(pair.text) for pair in chunk]
+                data = list(map(read_data, infos))
                 waits = time.monotonic() - started > len(chunk) * _SLOW_READ_S
             else:
-                texts = readers.map(read, [pair.text for pair in chunk])
-            for pair, text in zip(chunk, texts, strict=True):
+                data = list(readers.map(read_data, infos))
+            for pair, text in zip(chunk, parser.parse(zip(infos, data, strict=True)), strict=True):
                 yield picture_row(row_id, pair.picture, text, folder)
                 row_id += 1
 
@@ -217,15 +230,19 @@ def picture_row(
     return row
 
 
-def _base(uri: str) -> str:
-    """Return the name that a picture and its texts share: `a` for a.jpg, a.txt, a.jpg.txt and a file `a`."""
-    stem, suffix = posixpath.splitext(uri)
-    base = stem if suffix.lower() in TEXT_SUFFIXES else uri
-    stem, suffix = posixpath.splitext(base)
-    while suffix.lower() in PICTURE_SUFFIXES:
+def _base(uri: str) -> tuple[str, bool]:
+    """Return the name that a picture and its texts share, and True for a text.
+
+    The name is `a` for a.jpg, a.txt, a.jpg.txt and a file `a`.
+    """
+    stem, suffix = split_suffix(uri)
+    is_text = suffix in TEXT_SUFFIXES
+    base = stem if is_text else uri
+    stem, suffix = split_suffix(base) if is_text else (stem, suffix)
+    while suffix in PICTURE_SUFFIXES:
         base = stem
-        stem, suffix = posixpath.splitext(base)
-    return base
+        stem, suffix = split_suffix(base)
+    return base, is_text
 
 
 def _may_grow(base: str, uri: str) -> bool:

@@ -64,7 +64,8 @@ class Inventory:
 
     def rows(self, limit: int | None = None) -> Iterator[ManifestRow]:
         """Return a row for each picture, in the order of the inventory."""
-        return rows_of_pairs(islice(self._pairs(), limit), Location(f"s3://{self.source_bucket}"), self.options)
+        rows = rows_of_pairs(self._pairs(), Location(f"s3://{self.source_bucket}"), self.options)
+        return islice(rows, limit)
 
     def files(self, limit: int | None = None) -> Iterator[FileInfo]:
         """Return the files that are read."""

@@ -46,6 +46,8 @@ class TableParts:
     picture_folders: tuple[Location, ...] = ()
     """Folders beside the tables that hold pictures."""
     notes: tuple[str, ...] = ()
+    names_files: bool = False
+    """True if the first records name pictures or tars beside the tables."""
 
     def parts(self) -> list[FileInfo]:
         """Return every part, in the order of the names."""
@@ -88,7 +90,7 @@ class TableParts:
     def describe(self) -> dict[str, Any]:
         """Return what a short look at the parts found."""
         taken = [info for info in self.listing[Role.TABLE] if self._is_part(info)]
-        found = self.listing.describe(taken)
+        found = self.listing.describe(taken, (Role.PICTURE, Role.BARE, Role.TAR) if self.names_files else ())
         names = [self.address.name_of(info) for info in taken[:20]]
         return found | {
             "parts": {self.kind: len(taken)},

@@ -23,6 +23,7 @@ from jobs.scan.input.files.sidecars import MAX_TEXT_BYTES, Text, find_texts, par
 from jobs.scan.input.files.tars import BrokenTar, Member, ReadAt, check_tar, open_tar, read_members
 from jobs.scan.input.manifest import ManifestRow, RowError, is_storable
 from jobs.scan.input.tables.columns import NO_OPTIONS, TableOptions
+from jobs.scan.input.tables.encoding import guess_together, is_plain
 
 _MOST_WAITING = 100_000
 """Samples that wait for a text. A tar whose members are not sorted has their texts far behind their pictures."""
@@ -211,7 +212,8 @@ def _text_of(found: Sequence[tuple[str, bytes | RowError]], options: TableOption
     try:
         if isinstance(data, RowError):
             raise data
-        text = parse_text(data, name, options)
+        guess = None if options.encoding or is_plain(data) else guess_together([data])
+        text = parse_text(data, name, options, guess)
     except RowError as error:
         return error
     beside = next(((name, data) for name, data in others if name.lower().endswith(".json")), None)

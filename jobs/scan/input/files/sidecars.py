@@ -17,10 +17,13 @@ from jobs.errors import InputNotFound
 from jobs.scan.input.files.listing import TEXT_SUFFIXES
 from jobs.scan.input.manifest import ManifestRow, RowError
 from jobs.scan.input.tables.columns import NO_OPTIONS, Columns, TableOptions, find_columns, plain, show_names
-from jobs.scan.input.tables.encoding import encoding_of
+from jobs.scan.input.tables.encoding import encoding_of_text, guess_together, is_plain
 from jobs.scan.input.tables.rows import Base, RowMaker
 
 MAX_TEXT_BYTES = 2**20
+_MOST_ODD = 512
+"""Files from which an encoding is guessed. If it cannot be, more of them hardly help."""
+_LFS = b"version https://git-lfs"
 LOOKED_FOR = tuple(name for suffix in TEXT_SUFFIXES for name in (f"NAME{suffix}", f"NAME.jpg{suffix}"))
 """Names of the texts of a picture NAME.jpg, in the order in which they are taken."""
 _NO_TEXTS = TableOptions(texts=False)
@@ -74,19 +77,50 @@ def find_texts(picture: str, texts: dict[tuple[str, str], T], key: str | None = 
     return [text for suffix in TEXT_SUFFIXES for name in names if (text := texts.get((name, suffix))) is not None]
 
 
-def read_text(info: FileInfo | None, options: TableOptions = NO_OPTIONS) -> Text | RowError | Location | None:
-    """Return the text of a text file, why it is none, or its location if the store does not deliver it now."""
+def read_data(info: FileInfo | None) -> bytes | RowError | Location | None:
+    """Return the bytes of a text file, why it is none, or its location if the store does not deliver it now."""
     if info is None:
         return None
     if info.size > MAX_TEXT_BYTES:
         return RowError(f"the text file {info.location} has {info.size} bytes; the limit is {MAX_TEXT_BYTES}")
     try:
-        data = read_bytes(info.location) if info.location.is_s3 else _read_local(info.location.uri)
-        return parse_text(data, info.location.uri, options)
+        return read_bytes(info.location) if info.location.is_s3 else _read_local(info.location.uri)
     except (StorageError, OSError):
         return info.location
-    except RowError as error:
-        return error
+
+
+class TextParser:
+    """Makes texts of the text files of one folder.
+
+    Those that are not UTF-8 have one encoding, which is guessed from all of the first files together.
+    """
+
+    def __init__(self, options: TableOptions) -> None:
+        self._options = options
+        self._guess: str | None = None
+        self._odd: list[bytes] = []
+        """Files that are not plain, as long as they are too few for a guess."""
+
+    def parse(
+        self, files: Iterable[tuple[FileInfo | None, bytes | RowError | Location | None]]
+    ) -> list[Text | RowError | Location | None]:
+        """Return the texts of some files, of which `read_data` has read the bytes."""
+        files = list(files)
+        if self._guess is None and self._options.encoding is None:
+            odd = [data for _, data in files if isinstance(data, bytes) and not is_plain(data)]
+            if odd and len(self._odd) < _MOST_ODD:
+                self._odd += odd[:_MOST_ODD]
+                self._guess = guess_together(self._odd)
+        texts: list[Text | RowError | Location | None] = []
+        for info, data in files:
+            if info is None or not isinstance(data, bytes):
+                texts.append(None if isinstance(data, bytes) else data)
+                continue
+            try:
+                texts.append(parse_text(data, info.location.uri, self._options, self._guess))
+            except RowError as error:
+                texts.append(error)
+        return texts
 
 
 def _read_local(path: str) -> bytes:
@@ -104,7 +138,8 @@ def read_late_text(uri: str, settings: FetchSettings) -> str | None:
     Raises `FetchFailed` for a store that does not deliver it now either, and `RowError` for a file that is no text.
     """
     try:
-        return parse_text(fetch(uri, MAX_TEXT_BYTES, settings).data, uri).text
+        data = fetch(uri, MAX_TEXT_BYTES, settings).data
+        return parse_text(data, uri, guess=guess_together([data])).text
     except ImageTooLarge as error:
         raise RowError(f"the text file {uri} has more than {MAX_TEXT_BYTES} bytes") from error
     except FetchFailed as error:
@@ -112,22 +147,35 @@ def read_late_text(uri: str, settings: FetchSettings) -> str | None:
         raise FetchFailed(error.code, detail, retryable=error.retryable, attempt=error.attempt) from error
 
 
-def parse_text(data: bytes, name: str, options: TableOptions = NO_OPTIONS) -> Text:
+def parse_text(data: bytes, name: str, options: TableOptions = NO_OPTIONS, guess: str | None = None) -> Text:
     """Return the text in the bytes of a text file. Raises `RowError`.
 
     Args:
         data: The whole file.
         name: Its name, for messages. That of a JSON file ends in `.json`.
         options: What a person said about encodings, and about the field of the text in JSON.
+        guess: The encoding of the texts around it that are not UTF-8.
     """
-    encoding = encoding_of(data, options.encoding)
+    if data.startswith(_LFS):
+        raise RowError(f"the text file {name} is a Git LFS pointer and not the text. Fetch it with `git lfs pull`.")
+    encoding = encoding_of_text(data, options.encoding, guess)
     try:
         text = data[len(encoding.mark) :].decode(encoding.name)
     except UnicodeDecodeError as error:
-        raise RowError(f"the text file {name} is not {encoding.name}: {error.reason}") from error
+        raise RowError(
+            f"the text file {name} is not {encoding.name}: {error.reason}. Say its encoding with --encoding (cp1252 is "
+            "that of Windows in the west), or repair the file."
+        ) from error
     if text.count("\0") > len(text) // 10:
-        raise RowError(f"the text file {name} is no text: it has NUL characters")
-    warnings = [f"the text file {name} is not UTF-8; {encoding.name} was guessed"] if encoding.guessed else []
+        raise RowError(
+            f"the text file {name} is no text: it has NUL characters. If it is UTF-16, say --encoding utf-16."
+        )
+    warnings = []
+    if encoding.guessed:
+        warnings.append(
+            f"the text file {name} is not UTF-8; {encoding.name} was guessed from all such texts together. Say "
+            "--encoding if it is another"
+        )
     if not name.lower().endswith(".json"):
         text = text.rstrip("\r\n")
         return Text(text if text.strip() else None, warnings)

@@ -5,8 +5,11 @@ from __future__ import annotations
 import codecs
 import io
 import re
+from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, BinaryIO, cast
+from unicodedata import category
 
 from asap.storage.files import open_read
 from asap.storage.location import Location
@@ -81,6 +84,18 @@ class Encoding:
 
 _PLAIN = Encoding("utf-8", b"", guessed=False, returns=False)
 """The encoding of a text of ASCII with the line ends of Unix."""
+_CONTROL = re.compile(rb"[\x00-\x08\x0e-\x1a\x1c-\x1f]")
+"""Bytes that texts of UTF-8 hardly have. In UTF-16, they are half of most scripts."""
+_UTF_16 = ("utf-16-le", "utf-16-be")
+_PAUSES = re.compile(r"[ \n\u3000-\u3002\uff0c]")
+"""Spaces and punctuation that nearly every text has, whatever its script."""
+_LETTERS_A_PAUSE = 60
+_BAD_CATEGORIES = {"Cn", "Co", "Cs"}
+"""Categories of Unicode that no character of a text has: unassigned, private, surrogate."""
+_MOST_AGREE = 0.6
+"""Share of the texts of a folder that make sense in an encoding, so that it is the one of the folder."""
+_MOST_TOGETHER = 256
+"""Texts from which the encoding of a folder is guessed."""
 
 
 def find_encoding(location: Location, given: str | None = None) -> Encoding:
@@ -117,6 +132,77 @@ def encoding_of(head: bytes, given: str | None = None, *, complete: bool = True)
     text = head.decode(name, "replace")
     returns = text.count("\r") - text.count("\r\n") > text.count("\n")
     return Encoding(name, mark, guessed, returns)
+
+
+def is_plain(data: bytes) -> bool:
+    """Return True for a text that says its encoding by a mark, or that is UTF-8 without control characters."""
+    if data.startswith(tuple(mark for mark, _ in _BOMS)):
+        return True
+    return _CONTROL.search(data) is None and (data.isascii() or _is_utf8(data))
+
+
+def guess_together(texts: Sequence[bytes]) -> str | None:
+    """Return the one encoding of some short texts that are not plain; None if it cannot be guessed.
+
+    A few words are too little for a guess, and those of all texts of a folder are mostly enough.
+    """
+    texts = texts[:_MOST_TOGETHER]
+    for name in _UTF_16:
+        if _are_utf_16(texts, name):
+            return name
+    pieces = [text for text in texts if not _is_utf8(text) and not _is_damaged_utf8(text)]
+    if not pieces:
+        return None
+    data = b"\n".join(pieces)[:_GUESS_BYTES]
+    found = _guess_letters(data)
+    if found in _EAST_ASIAN:  # those of few bytes are better known by their frequent characters
+        found = _guess_few(data) or found
+    return "cp874" if found == "tis-620" else found  # it has the quotes and dashes too
+
+
+def _are_utf_16(texts: Sequence[bytes], name: str) -> bool:
+    """Return True if most of some texts have characters that exist in an encoding of UTF-16, and pauses now and then.
+
+    The bytes of a text in another encoding make characters too, but no pauses, since they have no NUL.
+    """
+    decoded = []
+    for data in texts:
+        with suppress(UnicodeDecodeError):
+            text = data.decode(name)
+            if not any(category(letter) in _BAD_CATEGORIES or letter < "\t" for letter in text):
+                decoded.append(text)
+    together = "".join(decoded)
+    pauses = len(_PAUSES.findall(together))
+    # Single words have no pause; their letters are then of one part of Unicode.
+    has_words = pauses * _LETTERS_A_PAUSE >= len(together) if pauses else len({ord(one) >> 8 for one in together}) == 1
+    return len(decoded) > _MOST_AGREE * len(texts) and len(together) > 1 and has_words
+
+
+def encoding_of_text(data: bytes, given: str | None, guess: str | None) -> Encoding:
+    """Return the encoding of one text of a folder. Raises `InputNotFound` for a given name that is no encoding.
+
+    Args:
+        data: The whole text.
+        given: The name of the encoding that a person gave.
+        guess: The encoding of the folder's texts that are not plain, as `guess_together` returns it.
+    """
+    if given is not None:
+        return encoding_of(data, given)
+    # Short texts of some scripts are ASCII with tabs, if they are taken for UTF-8.
+    if guess in _UTF_16 and b"\t" in data and _are_utf_16([data], guess):
+        return Encoding(guess, guessed=True)
+    if is_plain(data):
+        return encoding_of(data) if data.startswith(tuple(mark for mark, _ in _BOMS)) else _PLAIN
+    is_other = not _is_utf8(data) and not _is_damaged_utf8(data)
+    if guess and (is_other or (guess in _UTF_16 and _CONTROL.search(data))):
+        return Encoding(guess, guessed=True)
+    return _PLAIN
+
+
+def _is_damaged_utf8(data: bytes) -> bool:
+    """Return True if most characters beyond ASCII are UTF-8: the others are damage, and of no other encoding."""
+    runs = _NOT_ASCII.findall(data)
+    return 2 * sum(not _is_utf8(run) for run in runs) <= len(runs)
 
 
 def _check_name(given: str) -> str:

@@ -16,6 +16,7 @@ import pyarrow as pa
 
 from asap.errors import FetchFailed, StorageError
 from asap.storage.fetch import FetchSettings
+from asap.storage.files import file_info
 from asap.storage.location import Location
 from asap.storage.parquet_values import ColumnReader
 from asap.storage.picture_address import BASE64
@@ -165,6 +166,12 @@ class TextPictures:
         """
         self._location, self._problem = location, problem
 
+    @cached_property
+    def _version(self) -> str | None:
+        """The version of the file: a picture of another version is another row's."""
+        info = file_info(self._location)
+        return info.revision if info else None
+
     def replace(self, record: Mapping[str, Any], raw: bytes, offset: int, *, is_json: bool) -> dict[str, Any]:
         """Return a record with addresses in the place of its pictures.
 
@@ -193,7 +200,7 @@ class TextPictures:
         if found is None:
             return InlinePicture(self._location, problem="the picture in base64 is not found in its line")
         start, end = found
-        return InlinePicture(self._location, offset=offset + start, length=end - start, encoding=BASE64)
+        return InlinePicture(self._location, self._version, offset=offset + start, length=end - start, encoding=BASE64)
 
 
 class _PlainSpans:

@@ -368,6 +368,7 @@ def _find_shape(location: Location, whole: dict[str, Any]) -> tuple[str, Callabl
     if _is_split(whole):
         return "columns and rows", _split
     if columns := _columns_of(whole):
+        _refuse_repeated_keys(location, whole)
         lengths = {name: len(column) for name, column in columns.items()}
         if len(set(lengths.values())) > 1:
             shown = ", ".join(f"{name!r:.80} {length}" for name, length in list(lengths.items())[:10])
@@ -379,6 +380,8 @@ def _find_shape(location: Location, whole: dict[str, Any]) -> tuple[str, Callabl
         key = objects[0]
         shape, unpack = _find_shape(location, whole[key])
         if unpack is not _one_record:
+            if isinstance(whole[key], RepeatedNames):  # a record would be lost
+                _refuse_repeated_keys(location, whole)
             return f"{shape} under {key!r:.80}", lambda value: unpack(value.get(key) or {})
     if len(whole) > 0 and all(isinstance(value, dict | str | list) for value in whole.values()) and _is_keyed(whole):
         return "object of records", _keyed
@@ -430,6 +433,22 @@ def _checked_all(values: Sequence[Any]) -> Iterator[Record]:
             yield record
 
 
+def _like(origin: Any, record: dict[str, Any]) -> dict[str, Any]:
+    """Return a record that was made of another one, with the mark of that one if a name stands twice in it."""
+    if not isinstance(origin, RepeatedNames):
+        return record
+    marked = RepeatedNames(record)
+    marked.twice = [*origin.twice, *(record.twice if isinstance(record, RepeatedNames) else ())]
+    return marked
+
+
+def _refuse_repeated_keys(location: Location, whole: Mapping[str, Any]) -> None:
+    """Raise `InputNotFound` if a key stands twice in an object around records: the first record would be lost."""
+    for value in (whole, *whole.values()):
+        if isinstance(value, RepeatedNames):
+            raise InputNotFound(f"{location} has the name {value.twice[0]!r:.80} twice in one object. Rename one.")
+
+
 def _one_record(whole: Any) -> Iterator[Record]:
     return _checked_all([whole])
 
@@ -454,11 +473,14 @@ def _is_coco(whole: Mapping[str, Any]) -> bool:
 
 def _coco(whole: Any) -> Iterator[Record]:
     """Yield a record for each caption, with the fields of its picture. The name of the caption is the record's id."""
-    pictures = {
-        json.dumps(image.get("id"), default=str): {name: value for name, value in image.items() if name != "id"}
-        for image in whole.get("images") or ()
-        if isinstance(image, dict)
-    }
+    pictures: dict[str, dict[str, Any]] = {}
+    different: set[str] = set()  # ids that several different pictures have
+    for image in whole.get("images") or ():
+        if isinstance(image, dict):
+            key = json.dumps(image.get("id"), default=str)
+            fields = _like(image, {name: value for name, value in image.items() if name != "id"})
+            if pictures.setdefault(key, fields) != fields:
+                different.add(key)
     for caption in whole.get("annotations") or ():
         if not isinstance(caption, dict):
             yield _checked(caption)
@@ -466,8 +488,10 @@ def _coco(whole: Any) -> Iterator[Record]:
         key = json.dumps(caption.get("image_id"), default=str)
         if (picture := pictures.get(key)) is None:
             yield RowError(f"the picture with the id {key:.60} is not among the images", caption)
+        elif key in different:
+            yield RowError(f"several pictures have the id {key:.60}. Give each its own id.", caption)
         else:
-            yield from _checked_all([picture | caption])
+            yield from _checked_all([_like(caption, _like(picture, picture | caption))])
 
 
 def _columns_of(whole: Mapping[str, Any]) -> dict[str, list[Any]]:
@@ -534,4 +558,4 @@ def _keyed(whole: Any) -> Iterator[Record]:
             record = {"image": key} | record
         elif not any(plain(name) in ("id", "customid") for name in record):
             record = {"id": key} | record
-        yield from _checked_all([record])
+        yield from _checked_all([_like(value, record)])

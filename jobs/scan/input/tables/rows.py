@@ -8,6 +8,7 @@ from __future__ import annotations
 import ast
 import json
 import math
+import posixpath
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -46,13 +47,16 @@ class Base:
     folder: Location
     dropped: str = ""
     """First folder of the paths, which is left out. Paths with another first folder are taken as they are."""
-    is_root: bool = False
-    """True if paths that begin with a slash start from the folder too, as on the site that they were taken from."""
+    server: str = ""
+    """Beginning of paths of a server or a site, which stands for the folder. Other paths are taken as they are."""
+    is_flat: bool = False
+    """True if only the last part of a path of the server is a name in the folder."""
 
     def uri(self, name: str) -> str:
         """Return the address of a picture. Raises `RowError`."""
-        if self.is_root:
-            name = name.lstrip("/") or name
+        if self.server and name.startswith(self.server):
+            name = name.removeprefix(self.server)
+            name = posixpath.basename(name) if self.is_flat else name
         if self.dropped and is_relative(name):
             first, _, rest = name.partition("/")
             name = rest if rest and first == self.dropped else name

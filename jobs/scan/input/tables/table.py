@@ -44,6 +44,8 @@ _PICTURE_FOLDERS = (
     "flickr30k-images flickr30k_images Flicker8k_Dataset JPEGImages"
 )
 """Names of folders in which data sets keep their pictures."""
+_LABEL_STUDIO = ("/data/upload/", "/data/local-files/?d=")
+"""Beginnings of the paths that Label Studio writes for pictures that it has."""
 _LONG_LIST = 32
 """Numbers in one field that are no annotation but an embedding."""
 _NUMBERS = re.compile(r"\s*\[[-+\d.eE,\s]{500,}")
@@ -339,6 +341,8 @@ def _picture_base(location: Location, columns: Columns, records: Sequence[Mappin
     not on this machine.
     """
     folder = location.parent
+    if (base := _upload_base(location, columns, records)) is not None:
+        return base, [f"paths of Label Studio's server ({base.server}) start at {base.folder}, where they were found"]
     around = [folder, folder.parent, folder.parent.parent]
     folders = list(dict.fromkeys([*around[1:], folder] if folder.name == "metadata" else around))
     names = _first_pictures(columns, records)
@@ -354,7 +358,7 @@ def _picture_base(location: Location, columns: Columns, records: Sequence[Mappin
         names = [name for name in names if name.startswith("/")][:_LOOKED_FOR]
         if not names or any(_is_there(Base(folder), name) for name in names):
             return Base(folder), []
-        bases = [Base(folder, is_root=True) for folder in folders]
+        bases = [Base(folder, server="/") for folder in folders]
     found = {}
     for base in bases:
         found[base] = sum(_is_there(base, name) for name in names)
@@ -379,6 +383,31 @@ def _first_pictures(columns: Columns, records: Sequence[Mapping[str, Any]]) -> l
     """Return the different names of pictures in the first records, without spaces around them."""
     names = (next((value for name in columns.image if (value := value_of(record, name))), None) for record in records)
     return list(dict.fromkeys(name.strip() for name in names if isinstance(name, str)))
+
+
+def _upload_base(location: Location, columns: Columns, records: Sequence[Mapping[str, Any]]) -> Base | None:
+    """Return the folder beside an export of Label Studio that holds the pictures; None for any other table.
+
+    An export names pictures by their paths on the server. The folder is the first one of `upload`, `media/upload`,
+    `images` and the export's own in which one of the first pictures lies: under its path, or else under its name alone.
+
+    Raises `InputNotFound` if none of the first pictures is there, or at its path on this machine.
+    """
+    names = _first_pictures(columns, records)[:_LOOKED_FOR]
+    server = next((start for start in _LABEL_STUDIO if names and all(name.startswith(start) for name in names)), None)
+    if server is None or any(_is_there(Base(location.parent), name) for name in names):
+        return None
+    folders = [location.parent / name for name in ("upload", "media/upload", "images")] + [location.parent]
+    for is_flat in (False, True):
+        for folder in folders:
+            base = Base(folder, server=server, is_flat=is_flat)
+            if any(_is_there(base, name) for name in names):
+                return base
+    raise InputNotFound(
+        f"the pictures of {location} are paths on the server of Label Studio, such as {names[0]!r:.120}, and none of "
+        f"the first {len(names)} lies beside the file. Copy the server's folder media/upload to {folders[0]}, or write "
+        "paths that this machine has into a column and name it with --image-column."
+    )
 
 
 def _is_there(base: Base, name: str) -> bool:

@@ -38,7 +38,8 @@ def test_a_text_of_another_encoding_is_read_with_a_warning(tmp_path: Path) -> No
     write_files(tmp_path, {"a.jpg": b"x", "a.txt": "Café “Zürich”".encode("cp1252")})
     (row,) = find_source(str(tmp_path)).rows()
     assert row.text == "Café “Zürich”"
-    assert row.warnings == [f"the text file {tmp_path}/a.txt is not UTF-8; cp1252 was guessed"]
+    (warning,) = row.warnings
+    assert warning.startswith(f"the text file {tmp_path}/a.txt is not UTF-8; cp1252 was guessed")
 
 
 @pytest.mark.parametrize(
@@ -275,3 +276,69 @@ def test_tables_that_are_not_read_are_named_with_the_reason(tmp_path: Path) -> N
     write_files(tmp_path, {"good.csv": b"image,text\na.jpg,words of a\n"})
     (note,) = (note for note in find_source(str(tmp_path)).describe()["notes"] if note.startswith("Not read"))
     assert note.startswith(f"Not read as tables of pairs: b_two.csv ({tmp_path}/b_two.csv has the columns")
+
+
+_CAPTIONS = {
+    "ru": "Президент открыл школу;Кот на окне;Рабочие чинят дорогу;Снег в Москве;Пожар потушен;Выставка картин",
+    "th": "ผู้คนเดินบนถนน;แมวนอนบนโต๊ะ;นายกรัฐมนตรีเปิดโรงเรียน;ฝนตกหนัก;เด็กเล่นฟุตบอล;รถไฟสายใหม่",
+    "ja": "猫が窓の上にいる;大統領が学校を開いた;子供たちが遊ぶ;雨が降る;駅の前;山の写真",
+    "en": "A cat;Snow in the city;The president opens a school;Fire;Rain;An exhibition",
+    "hi": "बिल्ली खिड़की पर;बारिश;नया स्कूल खुला;बच्चे खेलते हैं;आग बुझी;शहर में बर्फ",
+    "zh": "总统打开了新学校;猫在窗户上。;工人修路,下雨;孩子们 玩;火灾。;展览 开幕",
+}
+"""Short captions of some languages, too short for a guess each."""
+
+
+@pytest.mark.parametrize(
+    ("language", "encoding", "guessed"),
+    [
+        ("ru", "cp1251", "cp1251"),
+        ("ru", "koi8_r", "koi8-r"),
+        ("th", "cp874", "cp874"),
+        ("ja", "cp932", "cp932"),
+        ("ru", "utf-16-le", "utf-16-le"),
+        ("en", "utf-16-be", "utf-16-be"),
+        ("hi", "utf-16-le", "utf-16-le"),
+        ("zh", "utf-16-le", "utf-16-le"),
+    ],
+)
+def test_one_guess_is_made_for_all_texts_of_a_folder_that_are_not_utf8(
+    tmp_path: Path, bucket: str, language: str, encoding: str, guessed: str
+) -> None:
+    captions = _CAPTIONS[language].split(";")
+    files = {f"{number}.jpg": b"x" for number in range(8)} | {"6.txt": "Zürich".encode(), "7.txt": b"plain"}
+    files |= {f"{number}.txt": caption.encode(encoding) for number, caption in enumerate(captions)}
+    expected = {f"{number}.jpg": text for number, text in enumerate([*captions, "Zürich", "plain"])}
+    write_files(tmp_path, files)
+    write_files(f"s3://{bucket}/{language}-{encoding}", files)
+    assert _texts(tmp_path) == _texts(f"s3://{bucket}/{language}-{encoding}") == expected
+    warned = [row.warnings for row in find_source(str(tmp_path)).rows() if row.warnings]
+    assert len(warned) == 6
+    assert all(f"{guessed} was guessed from all such texts together" in warning for (warning,) in warned)
+
+
+def test_a_text_that_the_guess_does_not_fit_is_an_error_that_names_the_option(tmp_path: Path) -> None:
+    captions = [caption.encode("utf-16-le") for caption in _CAPTIONS["ru"].split(";")]
+    captions.append("Река".encode("utf-16-le")[:-1])
+    captions.append("Zürich, Genève, Bâle ".encode() + b"\xff")  # UTF-8 with damage
+    write_files(tmp_path, {f"{number}.jpg": b"x" for number in range(8)})
+    write_files(tmp_path, {f"{number}.txt": caption for number, caption in enumerate(captions)})
+    rows = list(find_source(str(tmp_path)).rows())
+    assert [row.row_id for row in rows if row.row_error] == [6, 7]
+    assert "is not utf-16-le" in str(rows[6].row_error)
+    assert "is not utf-8" in str(rows[7].row_error)
+    assert all("Say its encoding with --encoding" in str(row.row_error) for row in rows[6:])
+    assert [row.text for row in find_source(str(tmp_path), limit=2).rows()] == ["Президент открыл школу", "Кот на окне"]
+
+
+def test_a_text_that_is_a_git_lfs_pointer_is_named_as_such(tmp_path: Path) -> None:
+    pointer = b"version https://git-lfs.github.com/spec/v1\noid sha256:1\nsize 9\n"
+    write_files(tmp_path, {"a.jpg": b"x", "a.txt": b"text a", "b.jpg": b"x", "b.txt": pointer})
+    assert "is a Git LFS pointer and not the text" in str(list(find_source(str(tmp_path)).rows())[1].row_error)
+
+
+def test_texts_that_a_pattern_does_not_mean_are_not_counted_as_left_out(tmp_path: Path) -> None:
+    files = {"a/1.jpg": b"x", "a/1.txt": b"text", "a/2.png": b"x", "a/2.txt": b"t", "b/notes.txt": b"t"}
+    write_files(tmp_path, files)
+    described = find_source(f"{tmp_path}/**/*.jpg").describe()
+    assert (described["files"]["count"], described["left_out"]) == (2, {})

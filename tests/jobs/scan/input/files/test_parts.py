@@ -125,7 +125,7 @@ def test_a_table_that_names_the_pictures_of_its_folder_is_meant(tmp_path: Path) 
     write_files(tmp_path, {"pairs.jsonl": _jsonl("a"), "a.jpg": b"x", "b.jpg": b"x", "b.txt": b"text b"})
     source = find_source(str(tmp_path))
     assert [row.text for row in source.rows()] == ["text a"]
-    assert source.describe()["left_out"] == {".jpg": 2, ".txt": 1}
+    assert source.describe()["left_out"] == {".txt": 1}
     assert source.describe()["notes"] == [
         "Pictures are read as the tables name them, and not all that lie in the folder."
     ]
@@ -189,3 +189,12 @@ def test_a_broken_table_of_a_split_is_not_left_out(tmp_path: Path) -> None:
     write_files(tmp_path, {"train.jsonl": _jsonl("a"), "test.jsonl": b"broken"})
     with pytest.raises(InputNotFound, match=r"test.jsonl"):
         find_source(str(tmp_path))
+
+
+def test_pictures_that_no_table_names_are_left_out_and_archives_beside_them_are_named(tmp_path: Path) -> None:
+    write_files(tmp_path, {"pairs.jsonl": _jsonl("gone"), "other.jpg": b"x", "images.zip": b"PK"})
+    described = find_source(str(tmp_path)).describe()
+    assert described["left_out"] == {".jpg": 1, ".zip": 1}
+    assert described["notes"][-1] == (
+        "images.zip is not read. Unpack it (unzip) and give the folder, if its pictures are meant."
+    )

@@ -17,6 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from asap.errors import FetchFailed
 from asap.storage import parquet_values
 from asap.storage.fetch import FetchSettings
 from asap.storage.files import write_bytes
@@ -195,6 +196,25 @@ def test_pictures_in_base64_in_csv_are_byte_ranges(tmp_path: Path, pictures: lis
     assert [row.custom_id for row in inline] == [str(number) for number in range(6)]
     assert _read(inline) == pictures
     assert [row.row_error for row in rows] == [None] * 12
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.csv"])
+@pytest.mark.parametrize("change", [lambda data: b" " * 9 + data, lambda data: data[:20]])
+def test_a_text_file_that_changed_since_it_was_listed_gives_no_picture(
+    tmp_path: Path, bucket: str, pictures: list[bytes], name: str, change: Callable[[bytes], bytes]
+) -> None:
+    texts = [base64.b64encode(picture).decode() for picture in pictures]
+    lines = [json.dumps({"image": text, "text": "t"}) for text in texts]
+    data = "\n".join(["image,text", *(f"{text},t" for text in texts)] if name == "a.csv" else lines).encode()
+    for folder in (str(tmp_path), f"s3://{bucket}"):
+        location = Location(f"{folder}/{name}")
+        write_bytes(location, data)
+        rows = _rows(location.uri)
+        assert _read(rows) == pictures
+        write_bytes(location, change(data))
+        with pytest.raises(FetchFailed, match="changed since it was listed") as caught:
+            _read(rows)
+        assert (caught.value.code, caught.value.retryable) == ("storage_error", False)
 
 
 def test_lines_with_pictures_may_be_long_and_longer_ones_are_errors(

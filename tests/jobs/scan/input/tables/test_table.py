@@ -854,9 +854,9 @@ def test_the_folder_of_relative_pictures_is_found(tmp_path: Path, table: str, na
     assert "paths of pictures start at" in " ".join(found.notes)
 
 
-@pytest.mark.parametrize(("table", "name"), [("data/a.json", "/origin/x.jpg"), ("data/lists/a.json", "//x.jpg")])
+@pytest.mark.parametrize(("table", "name"), [("data/a.json", "/origin/x.jpg"), ("data/lists/a.json", "/x.jpg")])
 def test_a_path_from_the_root_of_a_site_is_found_from_a_folder(tmp_path: Path, table: str, name: str) -> None:
-    picture = tmp_path / "data" / name.lstrip("/")
+    picture = tmp_path / "data" / name[1:]
     for path in (tmp_path / table, picture):
         path.parent.mkdir(parents=True, exist_ok=True)
     picture.write_bytes(b"x")
@@ -898,3 +898,59 @@ def test_pictures_that_are_nowhere_are_said(tmp_path: Path) -> None:
     table = _table(_write(tmp_path / "a.jsonl", [{"image": f"{n}.jpg", "text": "t"} for n in range(20)]))
     assert table.notes == (f"none of the first 8 pictures was found at {tmp_path}",)
     assert next(table.rows()).image_uri == str(tmp_path / "0.jpg")
+
+
+def test_two_pictures_of_coco_with_one_id_are_an_error_of_their_captions(tmp_path: Path) -> None:
+    images = [{"id": 1, "file_name": "a.jpg"}, {"id": 1, "file_name": "b.jpg"}, {"id": 2, "file_name": "c.jpg"}]
+    captions = [{"id": number, "image_id": number, "caption": f"text {number}"} for number in (1, 2)]
+    path = tmp_path / "coco.json"
+    path.write_text(json.dumps({"images": [*images, images[2]], "annotations": captions}))
+    first, second = understand_table(Location(str(path)), "json").rows()
+    assert first.row_error == "several pictures have the id 1. Give each its own id."
+    assert (second.text, second.row_error) == ("text 2", None)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '{"images": [{"id": 1, "file_name": "a.jpg"}], "annotations": [{"id": 7, "image_id": 1, "caption": "one", '
+        '"caption": "two"}, {"id": 8, "image_id": 1, "caption": "three"}]}',
+        '{"1": {"image": "a.jpg", "caption": "one", "caption": "two"}, "2": {"image": "a.jpg", "caption": "three"}}',
+    ],
+)
+def test_a_text_that_stands_twice_in_a_record_of_an_object_is_an_error(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "a.json"
+    path.write_text(text)
+    first, second = understand_table(Location(str(path)), "json").rows()
+    assert first.row_error == "the record has 'caption' twice. Rename all but one."
+    assert second.text == "three"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '{"1": {"image": "a.jpg", "text": "one"}, "1": {"image": "b.jpg", "text": "two"}}',
+        '{"rows": {"1": {"image": "a.jpg", "text": "one"}, "1": {"image": "b.jpg", "text": "two"}}}',
+        '{"image": {"0": "a.jpg", "0": "b.jpg"}, "text": {"0": "one"}}',
+    ],
+)
+def test_a_key_of_a_record_that_stands_twice_is_refused(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "a.json"
+    path.write_text(text)
+    with pytest.raises(InputNotFound, match=r"has the name '.' twice in one object\. Rename one\."):
+        understand_table(Location(str(path)), "json")
+
+
+@pytest.mark.parametrize("place", ["upload/3/ab-1.jpg", "media/upload/3/ab-1.jpg", "images/ab-1.jpg", "ab-1.jpg"])
+def test_pictures_of_label_studio_are_found_beside_its_export(tmp_path: Path, place: str) -> None:
+    tasks = [{"id": number, "data": {"image": f"/data/upload/3/ab-{number}.jpg", "text": "t"}} for number in (1, 2)]
+    path = tmp_path / "export.json"
+    path.write_text(json.dumps(tasks))
+    with pytest.raises(InputNotFound, match=r"paths on the server of Label Studio, .* Copy the server's folder media/"):
+        understand_table(Location(str(path)), "json")
+    (tmp_path / place).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / place).write_bytes(b"x")
+    table = understand_table(Location(str(path)), "json")
+    second = place.replace("1.jpg", "2.jpg")
+    assert [row.image_uri for row in table.rows()] == [str(tmp_path / place), str(tmp_path / second)]
+    assert "Label Studio" in table.notes[-1]
