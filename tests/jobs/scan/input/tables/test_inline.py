@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from asap.storage import parquet_values
+from asap.storage import fetched_file
 from asap.storage.fetch import FetchSettings
 from asap.storage.files import write_bytes
 from asap.storage.location import Location
@@ -89,16 +89,16 @@ def test_the_driver_reads_no_picture(tmp_path: Path, pictures: list[bytes], monk
     path = _write(tmp_path, _columns(large)["struct"][0])
     data = path.read_bytes()
     read = 0
-    real = parquet_values._FetchedFile._fetch_block
+    real = fetched_file.FetchedFile._fetch_block
 
     def count(file: Any) -> None:
         nonlocal read
         real(file)
         read += len(file._block)
 
-    monkeypatch.setattr(parquet_values._FetchedFile, "_fetch_block", count)
-    monkeypatch.setattr(parquet_values, "_FIRST_BLOCK", 1024)
-    monkeypatch.setattr(parquet_values, "_BLOCK", 1024)
+    monkeypatch.setattr(fetched_file.FetchedFile, "_fetch_block", count)
+    monkeypatch.setattr(fetched_file, "_FIRST_BLOCK", 1024)
+    monkeypatch.setattr(fetched_file, "_BLOCK", 1024)
     assert len(_rows(path)) == 6
     assert read < len(data) / 10
 
