@@ -19,7 +19,7 @@ import pytest
 
 from asap.storage import fetched_file
 from asap.storage.fetch import FetchSettings
-from asap.storage.files import write_bytes
+from asap.storage.files import file_info, write_bytes
 from asap.storage.location import Location
 from asap.storage.picture_address import PictureAddress, PictureReader
 from jobs.errors import InputNotFound
@@ -37,10 +37,11 @@ def pictures(jpeg: Callable[..., bytes]) -> list[bytes]:
 
 
 def _rows(path: Path | str, **options: Any) -> list[ManifestRow]:
-    location = Location(str(path))
-    file = record_files.record_file(location.name)
+    info = file_info(Location(str(path)))
+    assert info is not None
+    file = record_files.record_file(info.location.name)
     assert file is not None
-    return list(understand_table(location, file.kind, TableOptions(**options)).rows())
+    return list(understand_table(info, file.kind, TableOptions(**options)).rows())
 
 
 def _read(rows: list[ManifestRow]) -> list[bytes]:
