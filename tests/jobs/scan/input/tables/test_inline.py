@@ -201,8 +201,7 @@ def test_pictures_in_base64_in_csv_are_byte_ranges(tmp_path: Path, pictures: lis
 def test_lines_with_pictures_may_be_long_and_longer_ones_are_errors(
     tmp_path: Path, jpeg: Callable[..., bytes], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("jobs.scan.input.tables.json_records.LONG_RECORD_BYTES", 3 * 2**20)
-    monkeypatch.setattr("jobs.scan.input.tables.csv_records.LONG_RECORD_BYTES", 3 * 2**20)
+    monkeypatch.setattr("jobs.scan.input.tables.text_reader.LONG_RECORD_BYTES", 3 * 2**20)
     pictures = [jpeg(0), jpeg(1) + b"\0" * 2**21, jpeg(2) + b"\0" * 2**22, jpeg(3)]
     texts = [base64.b64encode(picture).decode() for picture in pictures]
     lines = [json.dumps({"id": row, "image": text, "text": "x"}) for row, text in enumerate(texts)]
