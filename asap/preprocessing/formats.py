@@ -8,25 +8,44 @@ import json
 import re
 from functools import cache
 from importlib.util import find_spec
+from typing import NamedTuple
 
 from asap.errors import UnsupportedFormat
 
 MOST_STRAY_BYTES = 64
 """The most bytes before a picture that are skipped. Line ends and byte order marks are a few; a header is more."""
 
-_SIGNATURES = {
-    "JPEG": rb"\xff\xd8\xff",
-    "PNG": rb"\x89PNG\r\n\x1a\n",
-    "WEBP": rb"RIFF....WEBP",
-    "GIF": rb"GIF8[79]a",
-    "BMP": rb"BM.{12}[\x0c\x28\x34\x38\x40\x6c\x7c]\0\0\0",  # 'BM' alone also starts words
-    "TIFF": rb"II[*+]\0(?!\x10\0\0\0CR)|MM\0[*+]",  # the exception is Canon's CR2
-    "JPEG2000": rb"\0\0\0\x0cjP  \r\n\x87\n|\xff\x4f\xff\x51",
+
+class Starts(NamedTuple):
+    """Patterns of the first bytes of one format. Each question has its own, as strict as a wrong answer is bad."""
+
+    decoder: bytes | None = None
+    """For the choice of a decoder. None: the brands of the file decide, or none decodes it."""
+    stray: bytes | None = None
+    """For a picture behind other bytes. None: too short to be looked for anywhere but at the beginning."""
+    bare: bytes | None = None
+    """For a file whose name says nothing. A picture that nothing decodes counts too, and is an error of its row later.
+    None for BMP and ICO: the letters BM also begin words, and two zeros begin much."""
+    base64: str = ""
+    """For a text in base64: only whole groups of six bits, and / may be written as _."""
+
+
+STARTS = {
+    "JPEG": Starts(rb"\xff\xd8\xff", rb"\xff\xd8\xff[\xc0-\xc2\xdb\xdd\xe0-\xef\xfe]", rb"\xff\xd8\xff", "[/_]9j[/_]"),
+    "PNG": Starts(rb"\x89PNG\r\n\x1a\n", rb"\x89PNG\r\n\x1a\n", rb"\x89PNG\r\n", "iVBORw0KGgo"),
+    "WEBP": Starts(rb"RIFF....WEBP", rb"RIFF....WEBPVP8", rb"RIFF....WEBP", "UklGR"),
+    "GIF": Starts(rb"GIF8[79]a", rb"GIF8[79]a", rb"GIF8[79]a", "R0lGOD[dl]"),
+    "BMP": Starts(rb"BM.{12}[\x0c\x28\x34\x38\x40\x6c\x7c]\0\0\0", base64="Qk.{6}AAAA"),
+    # Canon's CR2 is a TIFF that the decoder does not read.
+    "TIFF": Starts(rb"II[*+]\0(?!\x10\0\0\0CR)|MM\0[*+]", bare=rb"II[*+]\0|MM\0[*+]", base64="SUkqA|TU0AK"),
+    "JPEG2000": Starts(rb"\0\0\0\x0cjP  \r\n\x87\n|\xff\x4f\xff\x51", bare=rb"\0\0\0\x0cjP", base64="AAAADGpQ"),
+    "AVIF or HEIC": Starts(bare=rb"....ftyp(avi|hei|mif|msf)", base64="AAAA.[GWm2]Z0eX"),
+    "JPEG XL": Starts(bare=rb"\0\0\0\x0cjX", base64="AAAADEpY"),
+    "ICO": Starts(base64="AAABAA"),
 }
-_STRAY = re.compile(
-    rb"\xff\xd8\xff[\xc0-\xc2\xdb\xdd\xe0-\xef\xfe]|\x89PNG\r\n\x1a\n|RIFF....WEBPVP8|GIF8[79]a", re.DOTALL
-)
-"""Signatures that are long enough to be looked for behind other bytes."""
+"""First bytes of pictures."""
+_SIGNATURES = {name: starts.decoder for name, starts in STARTS.items() if starts.decoder}
+_STRAY = re.compile(b"|".join(filter(None, (starts.stray for starts in STARTS.values()))), re.DOTALL)
 _AVIF_BRANDS = {b"avif", b"avis"}
 _HEIC_BRANDS = {b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs"}
 _LISTED = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "JPEG2000", "HEIC (with asap-ray[heic])")

@@ -10,6 +10,9 @@ credentials.py      the credentials of S3, read again when they change
 failures.py         exceptions -> error codes, messages and what to do
 fetch.py            one file or object, with retries
 fingerprint.py      has an input changed?
+fetched_file.py     one file or object, a block at a time; a change is an error
+snappy.py           snappy's block format, as a stream
+parquet_pages.py    the footer and the pages of a Parquet file
 parquet_values.py   values of one column of a Parquet file, as a stream
 picture_address.py  the address of a picture, and the bytes at it
 """

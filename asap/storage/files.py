@@ -63,22 +63,22 @@ def exists(location: Location) -> bool:
     """Return True if there is a file or object of this name."""
     if not location.is_s3:
         return Path(location.uri).is_file()
-    return bool(location.key) and file_info(location) is not None
+    return file_info(location) is not None
 
 
 def file_info(location: Location) -> FileInfo | None:
     """Return the size and version of a file, or None if it does not exist."""
     if not location.is_s3:
         path = Path(location.uri)
-        return _local_info(path) if path.is_file() else None
+        if not path.is_file():
+            return None
+        status = path.stat()
+        return FileInfo(location, status.st_size, str(status.st_mtime_ns))
+    if not location.key:  # a bucket
+        return None
     with storage_errors(location):
         found = head(s3_client(), location)
     return None if found is None else object_info(location, found)
-
-
-def _local_info(path: Path) -> FileInfo:
-    status = path.stat()
-    return FileInfo(Location(str(path)), status.st_size, str(status.st_mtime_ns))
 
 
 def open_read(location: Location) -> BinaryIO:
@@ -87,8 +87,8 @@ def open_read(location: Location) -> BinaryIO:
     with storage_errors(location):
         if not location.is_s3:
             return _buffered(pa.OSFile(location.uri), codec)
-        info, encoding = _find(location)
-        stream = cast("BinaryIO", io.BufferedReader(ObjectStream(s3_client(), location, info), 2**20))
+        source, encoding = ObjectStream.open(s3_client(), location)
+        stream = cast("BinaryIO", io.BufferedReader(source, 2**20))
         if is_gzip(encoding) and _is_compressed(stream):
             stream = _buffered(stream, "gzip")
             if codec == "gzip" and not _is_compressed(stream):  # it was compressed once, and both say so
@@ -346,7 +346,7 @@ def download_file(source: Location, target: Path) -> None:
     # A transfer of boto3 would ask for ranges, and break a file silently if the store sends the whole for each.
     with (
         storage_errors(source),
-        closing(ObjectStream(s3_client(), source, _find(source)[0])) as stream,
+        closing(ObjectStream.open(s3_client(), source)[0]) as stream,
         write_atomically(target) as draft,
         draft.open("wb") as file,
     ):

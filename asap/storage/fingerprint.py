@@ -6,13 +6,13 @@ import hashlib
 from collections.abc import Iterable, Iterator
 
 from asap.storage.failures import storage_errors
-from asap.storage.files import file_info, open_read
+from asap.storage.files import open_read
 from asap.storage.location import FileInfo, Location
 
 
-def file_fingerprint(location: Location) -> str:
+def file_fingerprint(info: FileInfo) -> str:
     """Return a digest of a local file's decompressed bytes, or of an object's ETag. Raises `StorageError`."""
-    return _digest(_content_or_etag(location))
+    return _digest([info.stamp.encode()] if info.location.is_s3 else _content(info.location))
 
 
 def files_fingerprint(files: Iterable[FileInfo]) -> str:
@@ -20,11 +20,7 @@ def files_fingerprint(files: Iterable[FileInfo]) -> str:
     return _digest(f"{info.location}\0{info.size}\0{info.stamp}\n".encode(errors="surrogateescape") for info in files)
 
 
-def _content_or_etag(location: Location) -> Iterator[bytes]:
-    if location.is_s3:
-        found = file_info(location)
-        yield found.stamp.encode() if found else b""
-        return
+def _content(location: Location) -> Iterator[bytes]:
     with storage_errors(location), open_read(location) as file:
         while data := file.read(2**20):
             yield data

@@ -36,6 +36,12 @@ def read_schemes(scheme: str) -> str:
     return f"Local paths, file:/// and s3:// are read. {advice}"
 
 
+def without_query(text: str) -> str:
+    """Return an address without its query, for a message. The query may hold a signature or a key."""
+    address, mark, _ = text.partition("?")
+    return f"{address}?…" if mark and ":/" in address else text
+
+
 def is_windows_path(text: str) -> bool:
     """Return True for a path with a drive or a share, which no other system has."""
     return _WINDOWS.match(text) is not None
@@ -94,8 +100,9 @@ class Location:
             return cls(str(Path(text).expanduser().absolute()))
         uri = s3_uri(text)
         if uri is None:
-            shown = text.partition("?")[0]  # the query of a signed address is a secret
-            raise StorageError(f"{shown!r} has the unknown scheme {scheme[1]}://. {read_schemes(scheme[1])}")
+            raise StorageError(
+                f"{without_query(text)!r} has the unknown scheme {scheme[1]}://. {read_schemes(scheme[1])}"
+            )
         location = cls(uri.rstrip("/"))
         if not location.bucket:
             raise StorageError(f"{text!r} names no bucket. Write s3://BUCKET/KEY.")

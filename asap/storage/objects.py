@@ -176,12 +176,35 @@ def read_object(client: Any, location: Location) -> tuple[bytes, str]:
 class ObjectStream(io.RawIOBase):
     """The bytes of an object in their order, as they are stored."""
 
-    def __init__(self, client: Any, location: Location, info: FileInfo) -> None:
+    def __init__(self, client: Any, location: Location, info: FileInfo, body: Any = None) -> None:
+        """Remember the object; `body` is that of a response with all of it, if there is one already."""
         self._client = client
         self._location = location
         self._info = info
-        self._body: Any = None
+        self._body = body
         self._position = 0
+
+    @classmethod
+    def open(cls, client: Any, location: Location) -> tuple[ObjectStream, str]:
+        """Return a stream and the Content-Encoding of an object, which the first response says.
+
+        Raises `FileNotFoundError` if the object does not exist.
+        """
+        from botocore.exceptions import ClientError
+
+        try:
+            response = client.get_object(**address(location))
+        except ClientError as error:
+            if failure_code(error)[0] == "not_found":
+                raise FileNotFoundError(f"{location} does not exist") from error
+            raise
+        found: dict[str, Any] | None = response
+        if "ContentLength" not in response:  # some stores say it in the answer to a HEAD alone
+            found = head(client, location)
+        if found is None:
+            raise FileNotFoundError(f"{location} was deleted while it was read")
+        stream = cls(client, location, object_info(location, found), response["Body"])
+        return stream, response.get("ContentEncoding", "")
 
     def readable(self) -> bool:
         """Return True."""

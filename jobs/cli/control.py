@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
     from asap.storage.location import Location
-    from jobs.control.result_query import Results
+    from jobs.control.result_query import Results, RowFilter
     from jobs.control.row_formats import Stream
     from jobs.control.status import JobStatus
 
@@ -244,8 +244,7 @@ def results(
     from asap.storage.files import open_write
     from asap.storage.location import Location
     from jobs.cli.job_tables import rows_table
-    from jobs.control.flat_rows import flat_columns, flat_schema, flatten
-    from jobs.control.result_query import Results, RowFilter, choose_columns, nullable_schema
+    from jobs.control.result_query import Results, RowFilter
     from jobs.control.row_formats import choose_format, write_rows
     from jobs.control.status import read_status
 
@@ -254,26 +253,14 @@ def results(
     kind = choose_format(format, to, in_terminal=sys.stdout.isatty(), as_json=as_json)
     found = read_status(Location.parse(job))
     source = Results(found)
-    schema = source.schema()
     wanted = [name.strip() for name in columns.split(",")] if columns else []
     wanted = wanted or (list(_TABLE_COLUMNS) if kind == "table" else [])
-    flat_by_name = flat_columns(schema)
-    if flat:
-        names = choose_columns(wanted, flat_schema(flat_by_name))
-        stored = list(dict.fromkeys(flat_by_name[name].source for name in names))
-        shown = flat_schema({name: flat_by_name[name] for name in names})
-        tables: Iterable[pa.Table] = (
-            flatten(table, names, flat_by_name) for table in source.rows(stored, where, schema)
-        )
-    else:
-        names = choose_columns(wanted, schema, flat_by_name)
-        tables = source.rows(names, where, schema)
-        shown = nullable_schema(names, schema)
+    shown, tables = _choose_rows(source, wanted, where, flat)
 
     if kind == "table":
         most = limit or _TABLE_ROWS
         rows = list(islice(_rows(tables), most + 1))
-        Console().print(rows_table(names, rows[:most]))
+        Console().print(rows_table(shown.names, rows[:most]))
         if len(rows) > most:
             typer.echo(f"the first {most:,} rows; --limit shows more, --format and --to write all")
     else:
@@ -286,6 +273,31 @@ def results(
             done = {"to": target.uri, "format": kind, "rows": count}
             typer.echo(json.dumps(done) if as_json else f"{count:,} rows: {target}")
     _note_left_out(source)
+
+
+def _choose_rows(
+    results: Results, wanted: list[str], where: RowFilter, flat: bool
+) -> tuple[pa.Schema, Iterable[pa.Table]]:
+    """Return the columns to show and the rows that pass the filter, which are read as they are taken.
+
+    Args:
+        results: The results of a scan.
+        wanted: Names of columns. An empty list: all.
+        where: The filter.
+        flat: True for columns that are not nested.
+    """
+    from jobs.control.flat_rows import flat_columns, flat_schema, flatten
+    from jobs.control.result_query import choose_columns, nullable_schema
+
+    schema = results.schema()
+    flat_by_name = flat_columns(schema)
+    if not flat:
+        names = choose_columns(wanted, schema, flat_by_name)
+        return nullable_schema(names, schema), results.rows(names, where, schema)
+    names = choose_columns(wanted, flat_schema(flat_by_name))
+    stored = list(dict.fromkeys(flat_by_name[name].source for name in names))
+    tables = (flatten(table, names, flat_by_name) for table in results.rows(stored, where, schema))
+    return flat_schema({name: flat_by_name[name] for name in names}), tables
 
 
 def _rows(tables: Iterable[pa.Table]) -> Iterator[dict[str, Any]]:

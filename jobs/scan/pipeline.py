@@ -118,21 +118,7 @@ def size_pipeline(
     machines = ray.cluster_resources()
     on_gpu = settings.device.startswith("cuda") or (settings.device == "auto" and machines.get("GPU", 0) > 0)
     resources = _size_stages(settings, on_gpu, int(machines.get("CPU", 1)))
-    # Ray itself would wait for ever, in silence. The first detector is enough to start, unless more GPUs are requested.
-    detectors = (settings.detectors or 1) if on_gpu else 1
-    needs = {"CPU": resources.detect.cpus} | ({"GPU": resources.detect.gpus} if on_gpu else {})
-    if detectors > 1:
-        advice = "Give fewer --detectors."
-    else:
-        advice = (
-            "Use --device auto to run on what exists." if on_gpu else "Give more --detectors, which need less each."
-        )
-    wait_for_resources(needs, detectors, wait_s, notify, advice)
-    # One task of each other stage runs beside the detectors.
-    beside = {"CPU": resources.prepare.cpus}
-    if settings.captions:
-        beside["CPU"] += resources.caption.cpus
-    wait_until_free(needs, detectors, settings.wait_for_machines_s, notify, beside=beside)
+    _wait_for_stages(settings, resources, on_gpu, wait_s, notify)
     limits = ImageLimits(max_bytes=settings.max_image_bytes, max_pixels=settings.max_image_pixels)
     device, batch_size = "cuda" if on_gpu else "cpu", settings.batch_size or (256 if on_gpu else 64)
     captions = settings.captions
@@ -156,6 +142,27 @@ def size_pipeline(
         caption=resources.caption,
         detect=resources.detect,
     )
+
+
+def _wait_for_stages(
+    settings: ScanSettings, resources: _Resources, on_gpu: bool, wait_s: float, notify: Callable[[str], None]
+) -> None:
+    """Wait until the stages fit into the machines, and other jobs leave them. Ray would wait for ever, in silence."""
+    # The first detector is enough to start, unless more GPUs are requested.
+    detectors = (settings.detectors or 1) if on_gpu else 1
+    needs = {"CPU": resources.detect.cpus} | ({"GPU": resources.detect.gpus} if on_gpu else {})
+    if detectors > 1:
+        advice = "Give fewer --detectors."
+    else:
+        advice = (
+            "Use --device auto to run on what exists." if on_gpu else "Give more --detectors, which need less each."
+        )
+    wait_for_resources(needs, detectors, wait_s, notify, advice)
+    # One task of each other stage runs beside the detectors.
+    beside = {"CPU": resources.prepare.cpus}
+    if settings.captions:
+        beside["CPU"] += resources.caption.cpus
+    wait_until_free(needs, detectors, settings.wait_for_machines_s, notify, beside=beside)
 
 
 class _Resources(NamedTuple):

@@ -12,7 +12,15 @@ from __future__ import annotations
 import posixpath
 import re
 
-from asap.storage.location import Location, file_uri_path, is_file_uri, is_windows_path, read_schemes, s3_uri
+from asap.storage.location import (
+    Location,
+    file_uri_path,
+    is_file_uri,
+    is_windows_path,
+    read_schemes,
+    s3_uri,
+    without_query,
+)
 from jobs.scan.input.manifest import RowError, is_storable
 
 _SCHEME = re.compile(r"^(data(?=:)|file(?=:/)|[a-zA-Z][\w+.-]*(?=://))", re.IGNORECASE)
@@ -21,12 +29,6 @@ _SCHEME = re.compile(r"^(data(?=:)|file(?=:/)|[a-zA-Z][\w+.-]*(?=://))", re.IGNO
 def is_relative(name: str) -> bool:
     """Return True for a path that starts from a folder, and not from the root or a scheme."""
     return not name.startswith("/") and not _SCHEME.match(name)
-
-
-def without_query(uri: str) -> str:
-    """Return an address of the web without its query, for a message. The query may hold a signature or a key."""
-    address, mark, _ = uri.partition("?")
-    return f"{address}?…" if mark and "://" in address else uri
 
 
 def image_uri(uri: str, base: Location) -> str:

@@ -21,10 +21,11 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from asap.errors import AsapError
+from asap.preprocessing.formats import STARTS
 from asap.storage.fetch import ByteRange, FetchSettings, fetch
 from asap.storage.files import exists, file_info
 from asap.storage.fingerprint import file_fingerprint, files_fingerprint
-from asap.storage.location import FileInfo, Location
+from asap.storage.location import FileInfo, Location, without_query
 from jobs.errors import InputNotFound
 from jobs.scan.input.files.folders import PictureFolder
 from jobs.scan.input.files.globs import find_glob
@@ -52,7 +53,7 @@ _OTHER_STORES |= dict.fromkeys(
     ("http", "https", "ftp"), "Addresses of the web are not read. Download it and give the file"
 )
 _S3_HOST = re.compile(
-    r"https?://(?:(?P<host>[\w.-]+)\.s3[.-][\w.-]*amazonaws\.com|s3[.\w-]*\.amazonaws\.com/(?P<bucket>[^/]+))/(?P<key>.+)"
+    r"https?://(?:(?P<host>[\w.-]+)\.s3[.-][\w.-]*amazonaws\.com|s3[.\w-]*\.amazonaws\.com/(?P<bucket>[^/]+))/(?P<key>[^?]+)"
 )
 _ADVICE = {
     ".zip": "Unpack it (unzip) and give the folder",
@@ -77,10 +78,7 @@ _MAX_NAME, _MAX_PATH = 255, 4096
 """Bytes of a local name and of a local path."""
 _HEAD = 64
 """Bytes at the beginning of a file that show what it is."""
-_PICTURE = re.compile(
-    rb"\xff\xd8\xff|\x89PNG\r\n|GIF8[79]a|RIFF....WEBP|II[*+]\0|MM\0[*+]|....ftyp(avi|hei|mif|msf)|\0\0\0\x0cj[PX]",
-    re.DOTALL,
-)
+_PICTURE = re.compile(b"|".join(filter(None, (starts.bare for starts in STARTS.values()))), re.DOTALL)
 """The first bytes of pictures. Whether one can be decoded shows when it is."""
 
 
@@ -109,6 +107,8 @@ class Source:
     content: Table | Content
     limit: int | None = None
     """Read only the first so many rows."""
+    info: FileInfo | None = None
+    """The file, as it was found; None for an input of several files."""
 
     @property
     def kind(self) -> str:
@@ -117,8 +117,8 @@ class Source:
 
     def fingerprint(self) -> str:
         """Return a string that changes when the input does."""
-        if isinstance(self.content, Table):
-            return file_fingerprint(self.location)
+        if isinstance(self.content, Table) and self.info:
+            return file_fingerprint(self.info)
         return files_fingerprint(self.content.files(self.limit))
 
     def describe(self) -> dict[str, Any]:
@@ -126,8 +126,7 @@ class Source:
         if not isinstance(self.content, Table):
             kind = "tables" if isinstance(self.content, TableParts) else self.kind
             return {"kind": kind} | self.content.describe()
-        info = file_info(self.location)
-        files = {"count": 1, "bytes": info.size if info else 0}
+        files = {"count": 1, "bytes": self.info.size if self.info else 0}
         return {"kind": "table", "files": files, "tables": [self.content.describe()]}
 
     def rows(self) -> Iterator[ManifestRow]:
@@ -155,8 +154,8 @@ def find_source(text: str, limit: int | None = None, options: TableOptions = NO_
         if (glob := find_glob(location)) is None or _is_too_long(glob.folder):
             raise InputNotFound(f"the path {text!r:.100} is longer than a path can be: {len(text)} characters. {_READ}")
         return Source(location, _content(list_address(Address(location, glob.folder, glob)), options), limit)
-    if exists(location):
-        return Source(location, _file(location, options), limit)
+    if info := file_info(location):
+        return Source(location, _file(info, options), limit, info)
     if not location.is_s3 and Path(location.uri).exists() and not Path(location.uri).is_dir():
         raise InputNotFound(f"{location} is neither a file nor a folder. {_READ}")
     address = Address(location, location)
@@ -177,22 +176,21 @@ def _refuse_other_stores(text: str) -> None:
     """Raise `InputNotFound` for addresses of stores that are not read, with what to do instead."""
     scheme = re.match(r"([a-zA-Z][\w+.-]+):/", text)
     if scheme and (advice := _OTHER_STORES.get(scheme[1].lower())):
-        if match := _S3_HOST.fullmatch(text.partition("?")[0]):
+        if match := _S3_HOST.match(text):
             advice = f"Write s3://{match['host'] or match['bucket']}/{match['key']}"
-        shown = text.partition("?")[0]  # the query of a signed address is a secret
-        raise InputNotFound(f"{shown!r:.300} is not read; paths, file:// and s3:// are. {advice}")
+        raise InputNotFound(f"{without_query(text)!r:.300} is not read; paths, file:// and s3:// are. {advice}")
     if re.match(r"[a-zA-Z]:\\|\\\\", text) and not Path(text).exists():
         raise InputNotFound(f"{text!r:.300} is a path of Windows. Give the path that it has on this machine")
 
 
-def _file(location: Location, options: TableOptions) -> Table | Content:
+def _file(info: FileInfo, options: TableOptions) -> Table | Content:
     """Return the content of a single file."""
-    file, info = record_file(location.name), file_info(location)
-    if file is not None:
-        if file.kind == "json" and not file.packed and info and (inventory := find_inventory(info, options)):
+    location = info.location
+    if (file := record_file(location.name)) is not None:
+        if file.kind == "json" and not file.packed and (inventory := find_inventory(info, options)):
             inventory.check()
             return inventory
-        return understand_table(location, file.kind, options)
+        return understand_table(info, file.kind, options)
     role = role_of(location.name)
     if role is Role.TAR:
         return _shards(list_address(Address(location, location.parent, only=info)), options)

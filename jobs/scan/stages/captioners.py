@@ -19,13 +19,13 @@ from asap.corpus.descriptions import KEYS, Descriptions, Entry, PairKeys, entry_
 from asap.corpus.picture_index import canonical
 from asap.errors import CorpusError
 from asap.storage.failures import storage_errors
-from asap.storage.files import exists, list_files, open_read
+from asap.storage.files import file_info, list_files, open_read
 from asap.storage.fingerprint import file_fingerprint, files_fingerprint
-from asap.storage.location import Location
+from asap.storage.location import FileInfo, Location
 from jobs.errors import InputNotFound
 from jobs.scan.input.manifest import RowError
 from jobs.scan.input.tables.columns import require_columns
-from jobs.scan.input.tables.record_files import record_file
+from jobs.scan.input.tables.record_files import RecordFile, record_file
 from jobs.scan.input.tables.table import open_records, records_of
 from jobs.scan.settings import CaptionSettings
 
@@ -77,7 +77,7 @@ def check_captioner(settings: CaptionSettings) -> str:
     source = settings.source
     if settings.engine == "precomputed":
         read_captions(source)
-        return file_fingerprint(Location.parse(source))
+        return file_fingerprint(_find_captions(source)[0])
     if not source or re.match(r"[a-zA-Z][a-zA-Z0-9+.-]*://", source):
         raise InputNotFound(f"the captioner {source!r} is neither a folder of this machine nor a name on the hub")
     if not re.match(r"[./~]", source) and not Path(source).is_dir():
@@ -92,14 +92,21 @@ def read_captions(source: str) -> Descriptions:
 
     Raises `InputNotFound` for a file that does not exist or is of another kind, `CorpusError` for one that is broken.
     """
-    location = Location.parse(source)
-    name = record_file(location.name)
-    if name is None or not exists(location):
-        raise InputNotFound(f"the captions {source} are not there. Give a .json, .jsonl, .csv or .parquet file.")
+    info, name = _find_captions(source)
+    location = info.location
     if name.kind in ("csv", "parquet"):
         return Descriptions(str(location), "caption", ((None, entry) for entry in _table_entries(location, name.kind)))
     with storage_errors(location), open_read(location) as file:
         return Descriptions.parse(str(location).removesuffix(name.packed), file.read(), "caption")
+
+
+def _find_captions(source: str) -> tuple[FileInfo, RecordFile]:
+    """Return the file of captions, and the parts of its name. Raises `InputNotFound`."""
+    location = Location.parse(source)
+    name = record_file(location.name)
+    if name is None or (info := file_info(location)) is None:
+        raise InputNotFound(f"the captions {source} are not there. Give a .json, .jsonl, .csv or .parquet file.")
+    return info, name
 
 
 def _table_entries(location: Location, kind: str) -> Iterator[Entry]:

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from asap.errors import FetchFailed, ImageTooLarge
-from asap.storage import parquet_values
+from asap.storage import fetched_file, parquet_values
 from asap.storage.fetch import FetchSettings
 from asap.storage.files import write_bytes
 from asap.storage.location import Location
@@ -164,25 +164,15 @@ def test_damaged_bytes_are_typed_errors_or_other_pictures(tmp_path: Path, way: s
     assert not [message for message in messages if "0x" in message or len(message) > 600]
 
 
-def test_a_table_that_becomes_shorter_while_it_is_read_has_changed(tmp_path: Path) -> None:
-    path = tmp_path / "a.parquet"
-    pq.write_table(pa.table({"image": [bytes([row]) * 300_000 for row in range(9)]}), path, compression="none")
-    reader = ColumnReader(str(path), 0, "image", SETTINGS)
-    reader.read(0, LIMIT)
-    path.write_bytes(path.read_bytes()[:1000])
-    with pytest.raises(FetchFailed, match="changed while it was read"):
-        reader.read(8, LIMIT)
-
-
 @pytest.mark.parametrize("rows", [2**31, 2**62, -1])
 def test_a_number_of_rows_that_no_table_has_is_a_typed_error(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rows: int
 ) -> None:
     pq.write_table(pa.table({"image": [b"a"]}), tmp_path / "a.parquet")
-    real = parquet_values._read_footer
+    real = parquet_values.read_footer
     monkeypatch.setattr(
         parquet_values,
-        "_read_footer",
+        "read_footer",
         lambda file: [dataclasses.replace(group, rows=rows, columns=[dataclasses.replace(chunk, values=rows)
                       for chunk in group.columns]) for group in real(file)],
     )  # fmt: skip
@@ -191,18 +181,6 @@ def test_a_number_of_rows_that_no_table_has_is_a_typed_error(
         with pytest.raises(FetchFailed, match=f"says that it has {rows} rows") as caught:
             read()
         assert (caught.value.code, caught.value.retryable) == ("storage_error", False)
-
-
-def test_a_table_that_changes_while_it_is_read_is_not_mixed_with_the_new_one(tmp_path: Path) -> None:
-    path = tmp_path / "a.parquet"
-    values = [random.Random(row).randbytes(300_000) for row in range(30)]
-    pq.write_table(pa.table({"image": values}), path, use_dictionary=False)
-    reader = ColumnReader(str(path), 0, "image", SETTINGS)
-    assert reader.read(0, LIMIT).data == values[0]
-    pq.write_table(pa.table({"image": [b"x" * 300_000] * 30}), path, use_dictionary=False, compression="none")
-    with pytest.raises(FetchFailed, match="changed while it was read") as caught:
-        reader.read(29, LIMIT)
-    assert caught.value.retryable
 
 
 def test_objects_are_read_through_faults_and_their_version_is_kept(
@@ -227,13 +205,13 @@ def test_a_store_that_fails_is_asked_once_for_all_rows_of_a_table(
     write_bytes(Location(f"s3://{bucket}/a.parquet"), (tmp_path / "a.parquet").read_bytes())
     reader = ColumnReader(f"s3://{bucket}/a.parquet", 0, "image", SETTINGS)
     asked: list[str] = []
-    real = parquet_values.fetch
+    real = fetched_file.fetch
 
     def count(uri: str, *others: Any) -> Any:
         asked.append(uri)
         return real(uri, *others)
 
-    monkeypatch.setattr(parquet_values, "fetch", count)
+    monkeypatch.setattr(fetched_file, "fetch", count)
     faulty.rule = lambda request: Fault(status=503, code="SlowDown") if request.method == "GET" else None
     for row in range(5):
         with pytest.raises(FetchFailed) as caught:
@@ -249,14 +227,14 @@ def test_pages_before_the_row_are_not_read(tmp_path: Path, monkeypatch: pytest.M
         use_dictionary=False, write_batch_size=1, compression="none",
     )  # fmt: skip
     read = 0
-    real: Callable[..., Any] = parquet_values.fetch
+    real: Callable[..., Any] = fetched_file.fetch
 
     def count(uri: str, length: int, *others: Any) -> Any:
         nonlocal read
         read += length
         return real(uri, length, *others)
 
-    monkeypatch.setattr(parquet_values, "fetch", count)
+    monkeypatch.setattr(fetched_file, "fetch", count)
     assert ColumnReader(str(tmp_path / "a.parquet"), 0, "image", SETTINGS).read(55, LIMIT).data == values[55]
     assert read < 60 * 300_000 / 3
 
@@ -275,7 +253,7 @@ def test_the_footer_says_whether_all_or_no_rows_have_a_value(tmp_path: Path, mon
     images = [{"bytes": None, "path": "a.jpg"}] * 3 + [{"bytes": b"a", "path": None}] * 3
     schema = pa.schema([("image", pa.struct([("bytes", pa.binary()), ("path", pa.string())]))])
     pq.write_table(pa.table({"image": images}, schema), tmp_path / "a.parquet", row_group_size=3)
-    monkeypatch.setattr(parquet_values, "_read_page", None)
+    monkeypatch.setattr(parquet_values, "read_page", None)
     first = ColumnReader(str(tmp_path / "a.parquet"), 0, "image.bytes", SETTINGS)
     assert first.presence() == [False] * 3
     assert first.beside(1, "image.bytes").presence() == [True] * 3

@@ -111,7 +111,7 @@ def understand_part(part: FileInfo, kind: str, options: TableOptions) -> Table |
     if part.size == 0:
         return None
     try:
-        return understand_table(part.location, kind, options)
+        return understand_table(part, kind, options)
     except InputNotFound:
         reader = open_records(part.location, kind, options)
         if next(records_of(reader, part.location, kind), None) is None:

@@ -4,6 +4,7 @@ table.py            a file of records -> manifest rows
 columns.py          names of columns -> their roles
 rows.py             records -> manifest rows, by the roles of their columns
 record_files.py     names of files of records, and the errors of records
+text_reader.py      what the readers of CSV and JSON have in common
 csv_records.py      CSV and TSV files -> records
 json_records.py     JSON lines, arrays and objects -> records
 parquet_records.py  Parquet files -> records

@@ -10,7 +10,7 @@ from __future__ import annotations
 import csv
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any, BinaryIO
 
@@ -27,9 +27,10 @@ from jobs.scan.input.tables.columns import (
     plain,
     unique_names,
 )
-from jobs.scan.input.tables.encoding import Encoding, find_encoding, open_text
-from jobs.scan.input.tables.inline import LONG_RECORD_BYTES, TextPictures, problem_of_text, starts_with_pictures
+from jobs.scan.input.tables.encoding import find_encoding, open_text
+from jobs.scan.input.tables.inline import starts_with_pictures
 from jobs.scan.input.tables.record_files import UNDECODED, Record
+from jobs.scan.input.tables.text_reader import TextReader
 
 _HEAD_BYTES = 2**18
 _HEAD_RECORDS = 100
@@ -72,32 +73,21 @@ class _Dialect:
 
 
 @dataclass
-class CsvReader:
+class CsvReader(TextReader):
     """A CSV file whose encoding, delimiter and header are known."""
 
-    location: Location
-    encoding: Encoding
     dialect: _Dialect
     names: Sequence[str]
     skipped: int
     """Lines before the header."""
     header: bool
     """True if the file has a header. Without one, columns are called 1, 2, 3."""
-    notes: list[str] = field(default_factory=list)
     twice: Sequence[str] = ()
-    holds_pictures: bool = False
-    """True if the records are long, because pictures in base64 are in them."""
-
-    @property
-    def limit(self) -> int:
-        """Bytes of the longest record."""
-        return LONG_RECORD_BYTES if self.holds_pictures else record_files.MAX_RECORD_BYTES
 
     def describe(self) -> dict[str, Any]:
         """Return what was understood of the file."""
         quotes = "none" if not self.dialect.quoted else "backslash" if self.dialect.escaped else "doubled"
-        return {
-            "encoding": self.encoding.name,
+        return super().describe() | {
             "delimiter": _NAMES.get(self.dialect.delimiter, self.dialect.delimiter),
             "quotes": quotes,
             "header": self.header,
@@ -118,7 +108,7 @@ class CsvReader:
             yield from self._body(reader, lines)
 
     def _body(self, reader: Any, lines: _Lines) -> Iterator[tuple[int, Record]]:
-        pictures = TextPictures(self.location, problem_of_text(self.location, self.encoding.name))
+        pictures = self.pictures()
         taken, long_lines = lines.taken, lines.too_long
         names, width, skipped = unique_names(self.names), len(self.names), self.skipped
         while True:
@@ -249,7 +239,7 @@ def understand_csv(location: Location, options: TableOptions) -> CsvReader:
         rows, _ = _head_records(dialect, lines, 2)
     if not rows:
         if not lines:  # without a name, the table is refused as empty
-            return CsvReader(location, encoding, dialect, [], skipped, False)
+            return CsvReader(location, encoding, False, dialect, [], skipped, False)
         error = _first_error(dialect, lines)
         raise InputNotFound(f"the header of {location} is not CSV: {error}")
     names = list(rows[0])
@@ -259,14 +249,12 @@ def understand_csv(location: Location, options: TableOptions) -> CsvReader:
         names.pop()
     if by_position and not set(named) <= {name.strip() for name in names}:
         header = _is_header(names, options.image_column)
-        width = max(len(names), *(len(row) for row in rows))
-        reader = CsvReader(location, encoding, dialect, [str(n + 1) for n in range(width)], skipped, header)
+        names = [str(n + 1) for n in range(max(len(names), *(len(row) for row in rows)))]
     else:
+        header = True
         _check_header(location, names, rows)
-        reader = CsvReader(location, encoding, dialect, _name_all(names), skipped, True)
-    reader.notes += encoding.notes
-    reader.holds_pictures = starts_with_pictures(location, encoding)
-    return reader
+        names = _name_all(names)
+    return CsvReader(location, encoding, starts_with_pictures(location, encoding), dialect, names, skipped, header)
 
 
 def _skip_preface(lines: list[str], by_position: bool) -> tuple[int, list[str], str | None]:

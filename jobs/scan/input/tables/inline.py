@@ -15,6 +15,7 @@ from typing import Any
 import pyarrow as pa
 
 from asap.errors import FetchFailed, StorageError
+from asap.preprocessing.formats import STARTS
 from asap.storage.fetch import FetchSettings
 from asap.storage.files import file_info
 from asap.storage.location import Location
@@ -28,8 +29,8 @@ LONG_RECORD_BYTES = 2**26
 """Largest record of a file with pictures in base64. One at a time is in memory."""
 _HEAD_BYTES = 2**18
 _LEAST_LENGTH = 64
-_BEGINNINGS = "[/_]9j[/_]|iVBORw0KGgo|R0lGOD[dl]|UklGR|Qk.{6}AAAA|SUkqA|TU0AK|AAAA.[GWm2]Z0eX|AAAADGpQ|AAAADEpY|AAABAA"
-"""Beginnings in base64 of JPEG, PNG, GIF, WebP, BMP, TIFF, AVIF and HEIC, JPEG 2000, JPEG XL and ICO."""
+_BEGINNINGS = "|".join(starts.base64 for starts in STARTS.values())
+"""Beginnings of pictures in base64."""
 _DATA_URI = re.compile(r"\s*data:[^,]{0,200};base64,", re.IGNORECASE)
 _PICTURE = re.compile(rf"\s*(?:{_BEGINNINGS})")
 # Possessive, since the classes overlap in white space, and a text from outside must not cost the square of its length.

@@ -10,7 +10,7 @@ import json
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import islice
 from typing import Any, BinaryIO
 
@@ -20,9 +20,10 @@ from jobs.errors import InputNotFound
 from jobs.scan.input.manifest import RowError
 from jobs.scan.input.tables import record_files
 from jobs.scan.input.tables.columns import PICTURE_NAME, is_known, is_picture_column, plain, show_names
-from jobs.scan.input.tables.encoding import Encoding, find_encoding, open_text
-from jobs.scan.input.tables.inline import LONG_RECORD_BYTES, TextPictures, problem_of_text, starts_with_pictures
+from jobs.scan.input.tables.encoding import find_encoding, open_text
+from jobs.scan.input.tables.inline import starts_with_pictures
 from jobs.scan.input.tables.record_files import UNDECODED, Record, RepeatedNames
+from jobs.scan.input.tables.text_reader import TextReader
 
 MAX_WHOLE_BYTES = 2**29
 """Largest file that is read into memory whole. Python needs about ten times its size."""
@@ -56,30 +57,20 @@ _ANY_INTEGER = json.JSONDecoder(parse_int=str)
 
 
 @dataclass
-class JsonReader:
+class JsonReader(TextReader):
     """A JSON file whose shape is known."""
 
-    location: Location
-    encoding: Encoding
     shape: str
     """Words for a person: lines, array, records under 'data', COCO captions, and the like."""
     unpack: Callable[[Any], Iterator[Record]] | None = None
     """Makes records of the whole file. None for lines, arrays and objects in a row."""
-    notes: list[str] = field(default_factory=list)
     names: Sequence[str] | None = None
     twice: Sequence[str] = ()
     """Names that stand twice in one of the first lines."""
-    holds_pictures: bool = False
-    """True if the records are long, because pictures in base64 are in them."""
-
-    @property
-    def limit(self) -> int:
-        """Bytes of the longest record."""
-        return LONG_RECORD_BYTES if self.holds_pictures else record_files.MAX_RECORD_BYTES
 
     def describe(self) -> dict[str, Any]:
         """Return what was understood of the file."""
-        return {"encoding": self.encoding.name, "shape": self.shape}
+        return super().describe() | {"shape": self.shape}
 
     def records(self) -> Iterator[tuple[int, Record]]:
         """Yield the records, with their lines, or their numbers if they are no lines."""
@@ -92,7 +83,7 @@ class JsonReader:
                 yield from _stream(file, self.location, array=self.shape == "array")
 
     def _of_lines(self, file: BinaryIO) -> Iterator[tuple[int, Record]]:
-        pictures = TextPictures(self.location, problem_of_text(self.location, self.encoding.name))
+        pictures = self.pictures()
         for number, offset, line in _lines(file, self.limit):
             record = line if isinstance(line, RowError) else _line_record(line)
             if self.holds_pictures and isinstance(record, dict) and isinstance(line, bytes):
@@ -111,9 +102,7 @@ def understand_json(location: Location, kind: str, encoding: str | None = None) 
         encoding: Encoding that a person named. None: found from the bytes.
     """
     found = find_encoding(location, encoding)
-    reader = JsonReader(
-        location, found, "lines", notes=found.notes, holds_pictures=starts_with_pictures(location, found)
-    )
+    reader = JsonReader(location, found, starts_with_pictures(location, found), "lines")
     _find_reading(reader, kind)
     if reader.holds_pictures and reader.shape != "lines":
         raise InputNotFound(
@@ -322,8 +311,8 @@ def _parse(buffer: str, at: int) -> tuple[Any, int]:
 def _load(location: Location, file: BinaryIO, broken_is_none: bool = False) -> Any:
     """Return the value of a whole file."""
     limit = MAX_WHOLE_BYTES
-    name, info = record_files.record_file(location.name), file_info(location)
-    if name is not None and name.packed and info is not None:
+    name = record_files.record_file(location.name)
+    if name is not None and name.packed and (info := file_info(location)) is not None:
         # A small compressed file must not take the memory of the machine.
         limit = min(limit, max(_GROWN_BYTES, _MOST_GROWTH * info.size))
     data = file.read(limit + 1)

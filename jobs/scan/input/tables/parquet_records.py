@@ -9,7 +9,7 @@ from typing import Any, cast
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from asap.storage.files import file_info, open_seekable
+from asap.storage.files import open_seekable
 from asap.storage.location import Location
 from jobs.scan.input.manifest import RowError
 from jobs.scan.input.tables.columns import unique_names
@@ -89,8 +89,13 @@ class ParquetReader:
             yield from _rows(pa.RecordBatch.from_arrays(columns, unique_names(names)))
 
 
-def understand_parquet(location: Location) -> ParquetReader:
-    """Return a Parquet file with the names of its columns."""
+def understand_parquet(location: Location, version: str | None = None) -> ParquetReader:
+    """Return a Parquet file with the names of its columns.
+
+    Args:
+        location: The file.
+        version: The version of the file, which the addresses of its pictures name. None: the one that is read first.
+    """
     file = pq.ParquetFile(open_seekable(location))
     names = list(file.schema_arrow.names)
     paths = [file.schema.column(number).path for number in range(len(file.schema))]
@@ -102,8 +107,6 @@ def understand_parquet(location: Location) -> ParquetReader:
     pictures = [leaf for leaf in find_leaves(file.schema_arrow, binary) if names.count(leaf.name) == 1]
     unread = [path for path in binary if path not in {leaf.path for leaf in pictures}]
     notes = [f"the column {path!r:.80} holds bytes and is not read" for path in unread]
-    info = file_info(location)
-    version = None if info is None else info.version
     return ParquetReader(location, names, leaves, binary, as_text, file.metadata.num_rows, pictures, version, notes)
 
 

@@ -11,6 +11,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import cache
 from itertools import chain, islice
 from typing import Any
 
@@ -19,9 +20,9 @@ import pyarrow as pa
 from asap.errors import StorageError
 from asap.storage.failures import storage_errors
 from asap.storage.files import exists, open_read
-from asap.storage.location import Location
+from asap.storage.location import FileInfo, Location, without_query
 from jobs.errors import InputNotFound
-from jobs.scan.input.addresses import is_relative, without_query
+from jobs.scan.input.addresses import is_relative
 from jobs.scan.input.manifest import ManifestRow, RowError
 from jobs.scan.input.tables.columns import NO_OPTIONS as NO_OPTIONS
 from jobs.scan.input.tables.columns import WEB, Columns, find_columns, value_of
@@ -96,27 +97,28 @@ class Table:
         }
 
 
-def understand_table(location: Location, kind: str, options: TableOptions = NO_OPTIONS) -> Table:
+def understand_table(info: FileInfo, kind: str, options: TableOptions = NO_OPTIONS) -> Table:
     """Return a file of records as a table, after a look at its beginning.
 
     Raises `InputNotFound` for a file that cannot be scanned, such as one without a record or a necessary column, and
     one of whose first records none can be scanned.
 
     Args:
-        location: The file, which exists.
+        info: The file, as it was found.
         kind: json, jsonl, csv or parquet.
         options: What a person said about the table.
     """
     try:
-        return _understand(location, kind, options)
+        return _understand(info, kind, options)
     except InputNotFound:
-        if (other := _other_kind(location, kind)) is not None:
-            raise InputNotFound(f"{location} {other}") from None
+        if (other := _other_kind(info.location, kind)) is not None:
+            raise InputNotFound(f"{info.location} {other}") from None
         raise
 
 
-def _understand(location: Location, kind: str, options: TableOptions) -> Table:
-    reader = open_records(location, kind, options)
+def _understand(info: FileInfo, kind: str, options: TableOptions) -> Table:
+    location = info.location
+    reader = open_records(location, kind, options, info.version)
     found = records_of(reader, location, kind)
     sample = list(islice(found, SAMPLE))
     records = [record for _, record in sample if isinstance(record, dict)]
@@ -178,17 +180,20 @@ def _columns(
         raise InputNotFound(f"{error} If its cells have another delimiter, say it with --delimiter.") from error
 
 
-def open_records(location: Location, kind: str, options: TableOptions = NO_OPTIONS) -> RecordReader:
+def open_records(
+    location: Location, kind: str, options: TableOptions = NO_OPTIONS, version: str | None = None
+) -> RecordReader:
     """Return a file of records after a look at its encoding, delimiter and shape; nothing is said of its columns.
 
     Args:
         location: The file, which exists and may be compressed.
         kind: json, jsonl, csv or parquet.
         options: What a person said about the table.
+        version: The version of the file, which the addresses of pictures in a Parquet file name.
     """
     with _read_errors(location, kind):
         if kind == "parquet":
-            return understand_parquet(location)
+            return understand_parquet(location, version)
         if kind == "csv":
             return understand_csv(location, options)
         return understand_json(location, kind, options.encoding)
@@ -348,6 +353,7 @@ def _picture_base(location: Location, columns: Columns, records: Sequence[Mappin
     names = _first_pictures(columns, records)
     relative = [name for name in names if is_relative(name)]
     bases = [Base(folder) for folder in folders]
+    is_there = cache(_is_there)  # a folder may be asked for one name twice
     if relative:
         names = relative[:_LOOKED_FOR]
         first_folders = {name.partition("/")[0] if "/" in name else "" for name in relative}
@@ -356,19 +362,19 @@ def _picture_base(location: Location, columns: Columns, records: Sequence[Mappin
             bases += [Base(folder, dropped) for dropped in first_folders if dropped for folder in folders]
     else:
         names = [name for name in names if name.startswith("/")][:_LOOKED_FOR]
-        if not names or any(_is_there(Base(folder), name) for name in names):
+        if not names or any(is_there(Base(folder), name) for name in names):
             return Base(folder), []
         bases = [Base(folder, server="/") for folder in folders]
     found = {}
     for base in bases:
-        found[base] = sum(_is_there(base, name) for name in names)
+        found[base] = sum(is_there(base, name) for name in names)
         if found[base] == len(names):
             break
     if relative and not any(found.values()):
         # Many lists have bare names, and the pictures lie in a folder beside them.
         inside = (Base(outer / name) for outer in (folder, folder.parent) for name in _PICTURE_FOLDERS.split())
-        likely = (base for base in inside if any(_is_there(base, name) for name in names[:2]))
-        found |= {base: sum(_is_there(base, name) for name in names) for base in islice(likely, 1)}
+        likely = (base for base in inside if any(is_there(base, name) for name in names[:2]))
+        found |= {base: sum(is_there(base, name) for name in names) for base in islice(likely, 1)}
     best = max(found, key=lambda base: found[base])  # the first of equals
     if not found[best]:
         missing = f"none of the first {len(names)} pictures was" if len(names) > 1 else "the first picture was not"

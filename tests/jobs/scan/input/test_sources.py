@@ -1,6 +1,8 @@
 import gzip
+import io
 import json
 import os
+from collections import Counter
 from pathlib import Path
 
 import pyarrow as pa
@@ -18,6 +20,8 @@ from jobs.scan.input.manifest import ManifestRow, RowError
 from jobs.scan.input.sources import find_source
 from jobs.scan.input.tables.columns import Columns, TableOptions
 from jobs.scan.input.tables.rows import Base, RowMaker
+from jobs.scan.look import look_at
+from jobs.scan.settings import ScanSettings
 from tests.support.faulty_store import Fault, FaultyStore
 
 _GOOD = {"image": "good.jpg", "text": "t"}
@@ -335,6 +339,32 @@ def test_a_text_that_comes_late_is_checked_like_any_other(tmp_path: Path) -> Non
     with pytest.raises(FetchFailed, match="the text file cannot be read"):
         read_late_text(str(tmp_path / "none.txt"), settings)
     assert read_late_text(str(tmp_path / "blank.txt"), settings) is None
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.json", "a.csv", "a.parquet"])
+def test_the_store_is_asked_once_whether_and_what_a_file_is(faulty: FaultyStore, bucket: str, name: str) -> None:
+    """Each look into a file is one GET more. Parquet is read at any offset, for which its size must be known first."""
+    table = pa.table({"id": ["1"], "image": ["a.jpg"], "text": ["words"]})
+    folder = Location(f"s3://{bucket}")
+    buffer = io.BytesIO()
+    pq.write_table(table, buffer)
+    records = table.to_pylist()
+    data = {
+        "a.jsonl": b"".join(json.dumps(record).encode() + b"\n" for record in records),
+        "a.json": json.dumps(records).encode(),
+        "a.csv": b"id,image,text\n1,a.jpg,words\n",
+        "a.parquet": buffer.getvalue(),
+    }
+    write_bytes(folder / name, data[name])
+    write_bytes(folder / "a.jpg", b"x")
+    faulty.requests.clear()
+    look = look_at(find_source(f"{folder}/{name}"), ScanSettings(input=f"{folder}/{name}", out="out"), seconds=None)
+    assert look.rows == 1
+    asked = Counter((request.method, request.path.rpartition("/")[2]) for request in faulty.requests)
+    opened = asked["GET", name]
+    assert 0 < opened < 8
+    assert asked["HEAD", name] == (1 + opened if name == "a.parquet" else 1)
+    assert asked["HEAD", "a.jpg"] == 1
 
 
 @pytest.mark.parametrize("scheme", ["https", "xyz"])

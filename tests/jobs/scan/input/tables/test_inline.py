@@ -18,9 +18,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from asap.errors import FetchFailed
-from asap.storage import parquet_values
+from asap.storage import fetched_file
 from asap.storage.fetch import FetchSettings
-from asap.storage.files import write_bytes
+from asap.storage.files import file_info, write_bytes
 from asap.storage.location import Location
 from asap.storage.picture_address import PictureAddress, PictureReader
 from jobs.errors import InputNotFound
@@ -38,10 +38,11 @@ def pictures(jpeg: Callable[..., bytes]) -> list[bytes]:
 
 
 def _rows(path: Path | str, **options: Any) -> list[ManifestRow]:
-    location = Location(str(path))
-    file = record_files.record_file(location.name)
+    info = file_info(Location(str(path)))
+    assert info is not None
+    file = record_files.record_file(info.location.name)
     assert file is not None
-    return list(understand_table(location, file.kind, TableOptions(**options)).rows())
+    return list(understand_table(info, file.kind, TableOptions(**options)).rows())
 
 
 def _read(rows: list[ManifestRow]) -> list[bytes]:
@@ -90,16 +91,16 @@ def test_the_driver_reads_no_picture(tmp_path: Path, pictures: list[bytes], monk
     path = _write(tmp_path, _columns(large)["struct"][0])
     data = path.read_bytes()
     read = 0
-    real = parquet_values._FetchedFile._fetch_block
+    real = fetched_file.FetchedFile._fetch_block
 
     def count(file: Any) -> None:
         nonlocal read
         real(file)
         read += len(file._block)
 
-    monkeypatch.setattr(parquet_values._FetchedFile, "_fetch_block", count)
-    monkeypatch.setattr(parquet_values, "_FIRST_BLOCK", 1024)
-    monkeypatch.setattr(parquet_values, "_BLOCK", 1024)
+    monkeypatch.setattr(fetched_file.FetchedFile, "_fetch_block", count)
+    monkeypatch.setattr(fetched_file, "_FIRST_BLOCK", 1024)
+    monkeypatch.setattr(fetched_file, "_BLOCK", 1024)
     assert len(_rows(path)) == 6
     assert read < len(data) / 10
 
@@ -220,8 +221,7 @@ def test_a_text_file_that_changed_since_it_was_listed_gives_no_picture(
 def test_lines_with_pictures_may_be_long_and_longer_ones_are_errors(
     tmp_path: Path, jpeg: Callable[..., bytes], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("jobs.scan.input.tables.json_records.LONG_RECORD_BYTES", 3 * 2**20)
-    monkeypatch.setattr("jobs.scan.input.tables.csv_records.LONG_RECORD_BYTES", 3 * 2**20)
+    monkeypatch.setattr("jobs.scan.input.tables.text_reader.LONG_RECORD_BYTES", 3 * 2**20)
     pictures = [jpeg(0), jpeg(1) + b"\0" * 2**21, jpeg(2) + b"\0" * 2**22, jpeg(3)]
     texts = [base64.b64encode(picture).decode() for picture in pictures]
     lines = [json.dumps({"id": row, "image": text, "text": "x"}) for row, text in enumerate(texts)]
