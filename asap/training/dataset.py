@@ -68,7 +68,7 @@ class _Prepared(NamedTuple):
 
 
 class _Texts:
-    """Sequences of integers in one array. Lists would take 4 to 9 times the memory, and must be converted to pad."""
+    """Sequences of integers in one array. Lists take at least twice the memory, and more than twice as long to pad."""
 
     def __init__(self) -> None:
         self._values, self._ends = array("i"), array("q", [0])
