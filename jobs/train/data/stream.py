@@ -309,5 +309,6 @@ def open_feed(
     else:
         decoding = Decoding.beside(order.world, cpus_per_worker, settings.decode_tasks)
         feed = StreamFeed(pairs, config, settings, order, decoding)
-    # On CPUs the step uses all threads of the worker, so a batch made ahead takes its time from the step.
+    # On CPUs the step uses all threads of the worker, so a batch made ahead would take its time from the step: there is
+    # nothing to gain but the waits for a store, and the pipeline reads ahead of these anyway.
     return feed if device.type == "cpu" else Prefetched(feed, order.total_steps, device)
