@@ -114,10 +114,11 @@ def evaluate_batch(
         familiarity: the familiarity of the model. Its features come from the same pass, and so from the part of a long
             text that this pass holds.
     """
-    batch = collate([pairs.sample(number) for number in numbers], model.config, pairs.pad_id)
+    samples = [pairs.sample(number) for number in numbers]
+    batch = collate(samples, model.config, pairs.pad_id, descriptions=())
     fake_cls = [pairs.records[number].fake_cls for number in numbers]
     published_BL = _published_labels(pairs, numbers, batch)
-    batch = batch.to(next(model.parameters()).device)
+    batch = batch.to(next(model.parameters()).device).normalized()
     text_BLW = model.encode_text(*batch.text)
     familiarity_B = None
     if familiarity is None:

@@ -13,7 +13,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, cast
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
 
 from asap.errors import AnnotationError, CheckpointError, ConfigError, TextInvalid, TextMissing
@@ -314,15 +316,16 @@ def _word_index(words: list[_WordPieces]) -> list[int]:
     return [word.position for word in words for _ in word.ids]
 
 
-def pad_batch(input_ids: Sequence[Sequence[int]], pad_id: int) -> tuple[torch.Tensor, torch.Tensor]:
+def pad_batch(
+    input_ids: Sequence[Sequence[int] | NDArray[np.integer]], pad_id: int
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Return token ids (B, L) and their attention mask (B, L), int64, padded to the longest of the batch."""
-    longest = max(map(len, input_ids), default=0)
-    ids = torch.full((len(input_ids), longest), pad_id)
-    mask = torch.zeros_like(ids)
-    for row, tokens in enumerate(input_ids):
-        ids[row, : len(tokens)] = torch.tensor(tokens)
-        mask[row, : len(tokens)] = 1
-    return ids, mask
+    lengths_B = np.fromiter(map(len, input_ids), np.int64, len(input_ids))
+    mask_BL = np.arange(lengths_B.max(initial=0)) < lengths_B[:, None]
+    ids_BL = np.full(mask_BL.shape, pad_id, np.int64)
+    if len(input_ids):
+        ids_BL[mask_BL] = np.concatenate(input_ids)  # row by row, as the mask is read
+    return torch.from_numpy(ids_BL), torch.from_numpy(mask_BL.astype(np.int64))
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int, max_tokens: int = 512) -> PreTrainedTokenizerFast:

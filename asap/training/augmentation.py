@@ -30,7 +30,9 @@ def names_a_side(*texts: str) -> bool:
 
 def horizontal_flip(pixels: Pixels, box_xyxy: BoxXyxy | None) -> tuple[Pixels, BoxXyxy | None]:
     """Mirror the picture, (H, W, 3), left to right, and its box (in pixels of the picture) with it."""
-    flipped = np.ascontiguousarray(pixels[:, ::-1])
+    # As one value a pixel: numpy would move the three bytes of each one by one, which takes nearly twice as long.
+    whole = np.ascontiguousarray(pixels).view(f"V{pixels.shape[-1]}")
+    flipped = np.ascontiguousarray(whole[:, ::-1]).view(pixels.dtype)
     if box_xyxy is None:
         return flipped, None
     x0, y0, x1, y1 = box_xyxy

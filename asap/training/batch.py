@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -9,6 +10,8 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from asap.preprocessing.images import normalize
 
 
 class Tokens(NamedTuple):
@@ -23,10 +26,12 @@ class Batch:
     """The inputs and targets of a step: B pairs, L text tokens with [CLS], P patches."""
 
     images: Tensor
-    """(B, 3, S, S), normalized."""
+    """(B, S, S, 3) uint8 as a feed makes them, or (B, 3, S, S) float after `normalized`."""
     text: Tokens
     caption: Tokens
+    """(B, 0) if the step does not read captions; see `asap.training.step.descriptions_read`."""
     explanation: Tokens
+    """(B, 0) if the step does not read explanations."""
     manipulated: Tensor
     """(B,) bool."""
     types: Tensor
@@ -44,9 +49,28 @@ class Batch:
     image_tokens: Tensor | None = None
     """(B, N, W): the image tokens of a locked image encoder, if they were computed already."""
 
-    def to(self, device: torch.device | str) -> Batch:
-        """Return the same batch on another device."""
-        return self._map(lambda tensor: tensor.to(device))
+    def to(self, device: torch.device | str, *, non_blocking: bool = False) -> Batch:
+        """Return the same batch on another device.
+
+        Args:
+            device: the device.
+            non_blocking: do not wait for the copy. It needs pinned memory, and a device that runs its work in order.
+        """
+        return self._map(lambda tensor: tensor.to(device, non_blocking=non_blocking))
+
+    def pin_memory(self) -> Batch:
+        """Return the same batch in pinned memory, from which a GPU copies while the host goes on. It needs CUDA."""
+        return self._map(lambda tensor: tensor.pin_memory())
+
+    def normalized(self) -> Batch:
+        """Return the batch with its pictures as the model reads them; nothing else normalizes those of a batch.
+
+        A feed leaves pictures as uint8: this takes a quarter of the memory on the way to a GPU, which then normalizes
+        them in no time.
+        """
+        if self.images.dtype != torch.uint8:
+            return self
+        return dataclasses.replace(self, images=normalize(self.images))
 
     def rows(self, rows: slice) -> Batch:
         """Return some of the pairs, with the padding of the whole batch."""

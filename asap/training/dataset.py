@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from array import array
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import NamedTuple
@@ -10,7 +11,6 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch.nn.utils.rnn import pad_sequence
 
 from asap.corpus.annotations import BadBox
 from asap.corpus.folder import ImageAddress
@@ -20,10 +20,11 @@ from asap.corpus.report import CorpusReport
 from asap.errors import AnnotationError, InputError
 from asap.labels import IMAGE_TYPES
 from asap.model.config import ModelConfig
-from asap.preprocessing.images import BoxXyxy, Pixels, normalize
-from asap.preprocessing.text import LabeledText, TextCodec, pad_batch
+from asap.preprocessing.images import BoxXyxy, Pixels
+from asap.preprocessing.text import TextCodec, pad_batch
 from asap.training.augmentation import Augmentation, augment, names_a_side
 from asap.training.batch import Batch, Tokens
+from asap.training.losses import IGNORED_TOKEN
 from asap.training.objective import MppLabels
 from asap.training.targets import (
     box_targets,
@@ -35,6 +36,9 @@ from asap.training.targets import (
     stack_boxes,
 )
 
+DESCRIPTIONS = ("caption", "explanation")
+"""The texts of a pair that only some steps read; see `asap.training.step.descriptions_read`."""
+
 
 @dataclass(frozen=True)
 class Sample:
@@ -44,13 +48,13 @@ class Sample:
     """(S, S, 3)."""
     box_xyxy: BoxXyxy | None
     """The box of the manipulated face in pixels of the square picture."""
-    types: torch.Tensor
-    """(4,) float32, 0 or 1 for each of `asap.labels.TYPES`; all 0 for an authentic pair."""
-    text_ids: list[int]
-    token_labels: list[int]
+    types: NDArray[np.float32]
+    """(4,), 0 or 1 for each of `asap.labels.TYPES`; all 0 for an authentic pair."""
+    text_ids: NDArray[np.int32]
+    token_labels: NDArray[np.int32]
     """A label for each token after [CLS]."""
-    caption_ids: list[int]
-    explanation_ids: list[int]
+    caption_ids: NDArray[np.int32]
+    explanation_ids: NDArray[np.int32]
 
 
 class _Prepared(NamedTuple):
@@ -58,12 +62,25 @@ class _Prepared(NamedTuple):
 
     picture: int
     """The row of its picture in the cache."""
-    types: torch.Tensor
+    types: NDArray[np.float32]
     box_xyxy: BoxXyxy | None
     may_flip: bool
-    text: LabeledText
-    caption_ids: list[int]
-    explanation_ids: list[int]
+
+
+class _Texts:
+    """Sequences of integers in one array. Lists take at least twice the memory, and more than twice as long to pad."""
+
+    def __init__(self) -> None:
+        self._values, self._ends = array("i"), array("q", [0])
+
+    def append(self, values: Sequence[int]) -> None:
+        """Add a sequence at the end."""
+        self._values.extend(values)
+        self._ends.append(len(self._values))
+
+    def __getitem__(self, number: int) -> NDArray[np.int32]:
+        # A view, not a copy.
+        return np.frombuffer(self._values, np.int32)[self._ends[number] : self._ends[number + 1]]
 
 
 class View(NamedTuple):
@@ -112,7 +129,8 @@ class TrainingSet:
         self.pad_id = codec.pad_id
         self._bad_boxes = bad_boxes
         self._report = report or CorpusReport("", "", "")
-        ready = [(record, prepared) for record in records if (prepared := self._prepare(record, codec)) is not None]
+        self._text, self._labels, self._caption, self._explanation = (_Texts() for _ in range(4))
+        ready = [(record, prepared) for record in records if (prepared := self._prepare(record)) is not None]
         self.records = [record for record, _ in ready]
         self._prepared = [prepared for _, prepared in ready]
         self._report.records -= len(records) - len(ready)
@@ -120,25 +138,30 @@ class TrainingSet:
     def __len__(self) -> int:
         return len(self.records)
 
-    def _prepare(self, record: Record, codec: TextCodec) -> _Prepared | None:
-        """Return the record's fixed fields, or None if it is left out."""
+    def _prepare(self, record: Record) -> _Prepared | None:
+        """Return the record's fixed fields and keep its tokens; None if it is left out."""
         if record.image in self.pictures.broken:
             self._report.broken_images.add(self.pictures.broken[record.image])
             return None
         try:
-            return _Prepared(
+            prepared = _Prepared(
                 self.pictures.index[record.image],
-                multi_hot(record.fake_cls, record.labels),
+                multi_hot(record.fake_cls, record.labels).numpy(),
                 self._box(record),
                 not names_a_side(record.text, record.caption, record.explanation),
-                codec.encode_labeled(record.text, record.fake_text_pos),
-                codec.encode_labeled(record.caption).input_ids,
-                codec.encode_labeled(record.explanation).input_ids,
             )
+            text = self.codec.encode_labeled(record.text, record.fake_text_pos)
+            caption, explanation = map(self.codec.encode_labeled, (record.caption, record.explanation))
         except _LeftOut:
             return None
         except (AnnotationError, InputError) as error:
             raise type(error)(f"record {record.id}: {error}") from error
+        # Nothing is kept before all of the record was understood, so that the texts stay aligned with the records.
+        self._text.append(text.input_ids)
+        self._labels.append(text.token_labels)
+        self._caption.append(caption.input_ids)
+        self._explanation.append(explanation.input_ids)
+        return prepared
 
     def _box(self, record: Record) -> BoxXyxy | None:
         width, height = (int(side) for side in self.pictures.sizes[self.pictures.index[record.image]])
@@ -192,10 +215,10 @@ class TrainingSet:
             pixels=pixels,
             box_xyxy=box_xyxy,
             types=prepared.types,
-            text_ids=prepared.text.input_ids,
-            token_labels=prepared.text.token_labels,
-            caption_ids=prepared.caption_ids,
-            explanation_ids=prepared.explanation_ids,
+            text_ids=self._text[number],
+            token_labels=self._labels[number],
+            caption_ids=self._caption[number],
+            explanation_ids=self._explanation[number],
         )
 
 
@@ -208,7 +231,12 @@ def epoch_order(pairs: int, seed: int, epoch: int) -> NDArray[np.int64]:
 
 
 def collate(
-    samples: Sequence[Sample], config: ModelConfig, pad_id: int, *, mpp_labels: MppLabels = "published"
+    samples: Sequence[Sample],
+    config: ModelConfig,
+    pad_id: int,
+    *,
+    mpp_labels: MppLabels = "published",
+    descriptions: Collection[str] = DESCRIPTIONS,
 ) -> Batch:
     """Pad and stack samples into a batch.
 
@@ -221,33 +249,32 @@ def collate(
         mpp_labels: the patches labeled for manipulated patch prediction (MPP). `published` labels the patches of a
             manipulated face 1 and the ring around them 0; `authentic` also labels the patches of pictures without a
             manipulated face 0; `dense` labels every other patch 0.
+        descriptions: the `DESCRIPTIONS` that the step reads; the others have no tokens.
     """
+
+    def padded(name: str) -> Tokens:
+        if name not in descriptions:
+            return Tokens(*(torch.zeros(len(samples), 0, dtype=torch.long) for _ in Tokens._fields))
+        return Tokens(*pad_batch([getattr(sample, f"{name}_ids") for sample in samples], pad_id))
+
     boxes_B4, has_box_B = stack_boxes([sample.box_xyxy for sample in samples])
     mask_BP = patch_mask(boxes_B4, has_box_B, config.image_size, config.patch_size)
     labels_BP = mask_BP
     if mpp_labels != "dense":
         labels_BP = patch_labels(mask_BP, authentic=0.0 if mpp_labels == "authentic" else -1.0)
-    types_B4 = torch.stack([sample.types for sample in samples])
+    types_B4 = torch.from_numpy(np.stack([sample.types for sample in samples]))
     # With an image type but no box, a manipulated face is somewhere in the picture: its patches are unknown.
     unknown_B = types_B4[:, : len(IMAGE_TYPES)].any(dim=1) & ~has_box_B
     return Batch(
-        images=normalize(np.stack([sample.pixels for sample in samples])),
-        text=_tokens((sample.text_ids for sample in samples), pad_id),
-        caption=_tokens((sample.caption_ids for sample in samples), pad_id),
-        explanation=_tokens((sample.explanation_ids for sample in samples), pad_id),
+        images=torch.from_numpy(np.stack([sample.pixels for sample in samples])),
+        text=Tokens(*pad_batch([sample.text_ids for sample in samples], pad_id)),
+        caption=padded("caption"),
+        explanation=padded("explanation"),
         manipulated=types_B4.any(dim=1),
         types=types_B4,
         box_cxcywh=box_targets(boxes_B4, config.image_size),
         has_box=has_box_B,
-        token_labels=pad_sequence(
-            [torch.tensor(sample.token_labels, dtype=torch.long) for sample in samples],
-            batch_first=True,
-            padding_value=-100,
-        ),
+        token_labels=pad_batch([sample.token_labels for sample in samples], IGNORED_TOKEN)[0],
         patch_mask=mask_BP,
         patch_labels=labels_BP.masked_fill(unknown_B[:, None], -1.0),
     )
-
-
-def _tokens(input_ids: Iterable[list[int]], pad_id: int) -> Tokens:
-    return Tokens(*pad_batch(list(input_ids), pad_id))

@@ -5,6 +5,7 @@ The step owns the student, its momentum twin and the queues. The optimizer stays
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
@@ -16,10 +17,10 @@ from torch import Tensor, nn
 from asap.errors import ConfigError
 from asap.labels import IMAGE_TYPES
 from asap.model.asap import Asap, Fused
+from asap.model.config import ModelConfig
 from asap.training.batch import Batch, stack_texts
 from asap.training.distributed import gather
 from asap.training.losses import (
-    IGNORED_TOKEN,
     Contrast,
     Criterion,
     Features,
@@ -52,8 +53,22 @@ TERMS = (
     "patch_consistency", "word_consistency", "presence", *ALIGNMENT_TERMS,
 )  # fmt: skip
 """All terms of the objective; `asap.training.objective.LOSS_NAMES` has the words for each."""
+CAPTION_TERMS = ("cwp", "mlm")
+"""The terms that read captions, but no explanations (`asap.training.word_prediction`)."""
 WORD_TERMS = ("tmg", "mlc")
 """The terms that can be trained on a text without its image. MLC is then restricted to the text types."""
+
+
+def descriptions_read(config: ModelConfig, weights: Mapping[str, float]) -> tuple[str, ...]:
+    """Return which of `caption` and `explanation` a step reads; a feed leaves the others out.
+
+    Args:
+        config: the configuration of the model.
+        weights: the loss weights of the step; a term that is not in it has none.
+    """
+    if config.variant == "asap" and any(weights.get(term) for term in ALIGNMENT_TERMS):
+        return ("caption", "explanation")
+    return ("caption",) if any(weights.get(term) for term in CAPTION_TERMS) else ()
 
 
 @dataclass(frozen=True)
@@ -148,7 +163,7 @@ class TrainingStep(nn.Module):
     @property
     def uses_explanations(self) -> bool:
         """True if captions and explanations are trained on (LMA); the objective of HAMMER does not use them."""
-        return self.student.config.variant == "asap" and self.criterion.any_has_weight(ALIGNMENT_TERMS)
+        return "explanation" in descriptions_read(self.student.config, self.criterion.weights)
 
     def forward(
         self, batch: Batch, alpha: float, shares: dict[str, Tensor] | None = None, *, update_twin: bool = True
@@ -170,6 +185,8 @@ class TrainingStep(nn.Module):
         # A stage that trains words alone never runs the image side.
         if not self.criterion.any_has_weight(set(TERMS).difference(WORD_TERMS)):
             return self._with_total(self._word_terms(batch), shares)
+        if batch.image_tokens is None:
+            batch = batch.normalized()  # once, for the student and the twin
         # The twin is encoded only if a term reads its soft targets or its features.
         reads_soft_tokens = self.criterion.has_weight("tmg") and self.token_momentum and alpha > 0
         needs_twin = self.criterion.has_weight("vlc") or reads_soft_tokens
@@ -232,9 +249,13 @@ class TrainingStep(nn.Module):
             parts |= {"caption": batch.caption, "explanation": batch.explanation}
         stacked = stack_texts(*parts.values())
         tokens = model.encode_text(*stacked).chunk(len(parts))
-        masks = stacked.mask.chunk(len(parts))
+        # Stacking padded all to the longest. Each is cut back, so that the fusion encoder computes no more padding.
+        texts = {
+            name: (tokens_BLW[:, : part.mask.shape[1]], part.mask)
+            for (name, part), tokens_BLW in zip(parts.items(), tokens, strict=True)
+        }
         image_BNW = model.encode_image(batch.images) if batch.image_tokens is None else batch.image_tokens
-        return Encoded(image_BNW, dict(zip(parts, zip(tokens, masks, strict=True), strict=True)))
+        return Encoded(image_BNW, texts)
 
     def _contrast(self, batch: Batch, encoded: Encoded, twin: Encoded, alpha: float) -> Tensor:
         with torch.no_grad():
@@ -260,27 +281,24 @@ class TrainingStep(nn.Module):
             with_attention=self.criterion.has_weight("mgca_words"),
         )  # fmt: skip
         predicted = self.student.predict(fused)
-        # `_encode` pads the text to the longest caption or explanation, so the labels are padded too.
-        longer = predicted.logits_token.shape[1] - batch.token_labels.shape[1]
-        labels_BL = F.pad(batch.token_labels, (0, longer), value=IGNORED_TOKEN)
         terms = {
             "bic": real_fake_loss(predicted.logits_real_fake, batch.manipulated),
             "mlc": type_loss(predicted.logits_multilabel, batch.types),
-            "tmg": token_loss(predicted.logits_token, labels_BL, self._soft_tokens(twin, alpha), alpha),
+            "tmg": token_loss(predicted.logits_token, batch.token_labels, self._soft_tokens(twin, alpha), alpha),
             **self.criterion.boxes(self.student.boxes(fused.image_side), batch.box_cxcywh, batch.has_box),
         }
         if self.criterion.has_weight("mpp"):
             terms["mpp"] = self.criterion.patches(self.student.patch_logits(fused.image_side), batch.patch_labels)
         if self.criterion.has_weight("mgca"):
             terms["mgca"] = self.criterion.guidance(
-                cast("Tensor", fused.scores_BLN), batch.patch_mask, labels_BL, mask_BL
+                cast("Tensor", fused.scores_BLN), batch.patch_mask, batch.token_labels, mask_BL
             )
-        terms |= self._attention_terms(batch, fused, labels_BL, mask_BL)
+        terms |= self._attention_terms(batch, fused, mask_BL)
         if self.criterion.has_weight("patch_consistency"):
             # Every patch has a label here. A picture without a box has patches of one kind, and is left out.
             terms["patch_consistency"] = consistency_loss(fused.image_side.patches_BPW, batch.patch_mask)
         if self.criterion.has_weight("word_consistency"):
-            terms["word_consistency"] = consistency_loss(fused.tokens_BLW[:, 1:], labels_BL)
+            terms["word_consistency"] = consistency_loss(fused.tokens_BLW[:, 1:], batch.token_labels)
         if self.criterion.has_weight("presence"):
             terms["presence"] = presence_loss(self.student.presence_logits(fused.image_side), batch.types)
         if self.criterion.has_weight("ied"):
@@ -288,7 +306,7 @@ class TrainingStep(nn.Module):
             terms["ied"] = real_fake_loss(self.student.explain(explained), batch.manipulated)
         return terms
 
-    def _attention_terms(self, batch: Batch, fused: Fused, labels_BL: Tensor, mask_BL: Tensor) -> dict[str, Tensor]:
+    def _attention_terms(self, batch: Batch, fused: Fused, mask_BL: Tensor) -> dict[str, Tensor]:
         """Return the terms of guided attention after softmax, in both directions."""
         terms = {}
         if self.criterion.has_weight("mgca_patches"):
@@ -297,7 +315,7 @@ class TrainingStep(nn.Module):
             terms["mgca_patches"] = guided_attention_loss(log_attention_BLP, batch.patch_mask, mask_BL)
         if self.criterion.has_weight("mgca_words"):
             attention_BPL = cast("Tensor", fused.image_side.attention_BNL)[:, 1:].float()
-            words_BL = F.pad((labels_BL == 1).float(), (1, 0))  # a label stands for the token after [CLS]
+            words_BL = F.pad((batch.token_labels == 1).float(), (1, 0))  # a label stands for the token after [CLS]
             every_BP = torch.ones_like(attention_BPL[:, :, 0])
             terms["mgca_words"] = guided_attention_loss(attention_BPL.clamp(min=1e-9).log(), words_BL, every_BP)
         return terms

@@ -51,6 +51,8 @@ from jobs.train.worker import RETRIES, FinalFailures, final_failure, run_worker
 
 _NAME = "ray_train"
 """The folder of Ray Train in the run folder."""
+_CPUS_BESIDE_A_GPU = 2
+"""CPUs of a worker with a GPU: one for its steps, and one for the batches that are made ahead."""
 
 
 def train(settings: TrainSettings, progress: OnEvent = lambda event: None) -> Path | Location:
@@ -274,9 +276,12 @@ def _resources_per_worker(settings: TrainSettings, progress: OnEvent) -> dict[st
         report,
         f"Give fewer --workers{', --set device=cpu' if on_gpus else ''} or a lower --set cpus_per_worker=N.",
     )
-    # Each worker gets the most CPUs that all workers can have; or, in an elastic run, the fewest workers.
-    cpus = settings.cpus_per_worker or most_cpus(machines, settings.workers, gpu)
-    return {"CPU": cpus or most_cpus(machines, fewest, gpu) or 1} | gpu
+    if settings.cpus_per_worker:
+        return {"CPU": settings.cpus_per_worker} | gpu
+    # On CPUs, each worker gets the most that all workers can have; or, in an elastic run, the fewest workers.
+    most = most_cpus(machines, settings.workers, gpu) or most_cpus(machines, fewest, gpu) or 1
+    # A worker with a GPU computes little on CPUs. The others are for the tasks that decode its pictures.
+    return {"CPU": min(most, _CPUS_BESIDE_A_GPU) if on_gpus else most} | gpu
 
 
 def _wait_for_room(settings: TrainSettings, resources: dict[str, int], progress: OnEvent) -> None:

@@ -172,7 +172,9 @@ class TrainSettings(CorpusSettings, ClusterSettings, WatchSettings):
     To add a machine, the run goes back to its last checkpoint.
     """
     cpus_per_worker: int | None = Field(default=None, ge=1)
-    """Threads of a worker; None: the largest number that every worker can have on the machines that are alive."""
+    """Threads of a worker. None: 2 with a GPU, so that the other CPUs decode pictures; else the largest number that
+    every worker can have on the machines that are alive.
+    """
     device: Device = "auto"
     """Device of the workers. `auto`: one GPU each if enough are alive now, else CPUs; `cuda` waits for GPUs."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"

@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from itertools import pairwise
 
+from asap.model.config import ModelConfig
 from asap.training.augmentation import Augmentation
-from asap.training.step import ALIGNMENT_TERMS, TERMS, WORD_TERMS
+from asap.training.step import ALIGNMENT_TERMS, TERMS, WORD_TERMS, descriptions_read
 from jobs.train.settings import TrainSettings
 
 
@@ -68,3 +69,9 @@ def lock_step(settings: TrainSettings, steps: int) -> int:
 def augmentation_at(settings: TrainSettings, step: int, steps: int) -> Augmentation:
     """Return the augmentation of pictures at a step; none once the image encoder is locked."""
     return "none" if step >= lock_step(settings, steps) else settings.augmentation
+
+
+def descriptions_at(settings: TrainSettings, config: ModelConfig, step: int, steps: int) -> tuple[str, ...]:
+    """Return the descriptions of its pairs that a step reads; see `asap.training.step.descriptions_read`."""
+    stage = next(stage for stage in plan_stages(settings, steps) if step < stage.last_step)
+    return descriptions_read(config, stage.weights)

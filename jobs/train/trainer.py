@@ -166,11 +166,14 @@ class Trainer:
     def steps(self) -> Iterator[dict[str, float]]:
         """Train to the end of the run. Yield the loss terms of each step and its time in `seconds`."""
         self.module.train()
-        while self.done < self.total_steps:
-            started = time.monotonic()
-            terms = self._step()
-            self.done += 1
-            yield terms | {"seconds": time.monotonic() - started}
+        try:
+            while self.done < self.total_steps:
+                started = time.monotonic()
+                terms = self._step()
+                self.done += 1
+                yield terms | {"seconds": time.monotonic() - started}
+        finally:
+            self.feed.close()
 
     def _step(self) -> dict[str, float]:
         """Train on one batch and return its loss terms."""
@@ -181,7 +184,7 @@ class Trainer:
             batch = self._with_image_tokens(batch, records)
         # Gradients are checked before the optimizer uses them: a step that diverges leaves the weights as they were.
         self.optimizer.zero_grad()
-        terms = self._accumulate_gradients(batch.to(self.device))
+        terms = self._accumulate_gradients(batch.to(self.device, non_blocking=self.device.type == "cuda"))
         largest = math.inf if self.settings.gradient_norm is None else self.settings.gradient_norm
         norm = torch.nn.utils.clip_grad_norm_(self.module.parameters(), largest)
         *values, gradient_norm = torch.stack([*terms.values(), norm]).tolist()  # one wait for the GPU, not ten
@@ -212,7 +215,7 @@ class Trainer:
 
         def encode() -> Tensor:
             with torch.no_grad(), torch.autocast(self.device.type, torch.bfloat16, enabled=self.in_bfloat16):
-                return self.module.student.encode_image(batch.images.to(self.device))
+                return self.module.student.encode_image(batch.to(self.device).normalized().images)
 
         return dataclasses.replace(batch, image_tokens=self._image_tokens.get_or_encode(records, encode))
 

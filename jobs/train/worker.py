@@ -44,8 +44,9 @@ def run_worker(arguments: dict[str, Any]) -> None:
         folder.pull("tokenizer", "start", "index")
         config = model_config(settings, len(load_tokenizer(folder.tokenizer)))
         split = Split.open(settings, folder, "train", config)
-    feed = open_feed(settings, split.pairs, config, Order.of(settings, len(split.pairs), rank, world), cpus)
-    trainer = Trainer(settings, split, rank=rank, world=world, device=get_device(), feed=feed)
+    device = get_device()
+    feed = open_feed(settings, split.pairs, config, Order.of(settings, len(split.pairs), rank, world), cpus, device)
+    trainer = Trainer(settings, split, rank=rank, world=world, device=device, feed=feed)
     if checkpoint := ray.train.get_checkpoint():
         with checkpoint_folder(checkpoint) as restored:
             trainer.restore(restored)

@@ -15,6 +15,8 @@ from asap.training.step import TrainingStep
 from jobs.cluster import ray_running
 from jobs.evaluate.run import evaluate
 from jobs.evaluate.settings import EvaluateSettings
+from jobs.train.data.feed import CacheFeed, Order
+from jobs.train.data.prefetch import Prefetched
 from jobs.train.data.splits import Split, prepare_splits, read_splits
 from jobs.train.run import train
 from jobs.train.run_folder.folder import RunFolder
@@ -48,6 +50,20 @@ def test_a_step_gives_the_losses_and_gradients_of_a_cpu() -> None:
     gpu_terms, gpu_gradients = take_step("cuda")
     assert gpu_terms == pytest.approx(terms, abs=1e-3, rel=1e-4)
     torch.testing.assert_close(gpu_gradients, gradients, atol=1e-3, rtol=1e-2)
+
+
+def test_batches_made_ahead_are_pinned_and_reach_the_gpu_unchanged(corpus: Path, tmp_path: Path) -> None:
+    settings = settings_for(corpus, tmp_path, augmentation="published")
+    split = training_split(settings)
+    order, gpu = Order.of(settings, len(split.pairs)), torch.device("cuda", 0)
+    feed = CacheFeed(split.pairs, split.config, settings, order)
+    prefetched = Prefetched(feed, order.total_steps, gpu)
+    for step in range(order.total_steps):
+        expected, batch = feed.batch(step), prefetched.batch(step)
+        assert batch.images.is_pinned()
+        moved = batch.to(gpu, non_blocking=True)
+        torch.testing.assert_close(vars(moved.to("cpu")), vars(expected), rtol=0, atol=0)
+        torch.testing.assert_close(moved.normalized().images.cpu(), expected.normalized().images)
 
 
 def test_a_killed_run_resumes_its_random_numbers(corpus: Path, tmp_path: Path) -> None:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol, Self
 
 from asap.model.config import ModelConfig
 from asap.training.batch import Batch
-from asap.training.dataset import TrainingSet, collate, epoch_order
+from asap.training.dataset import Sample, TrainingSet, collate, epoch_order
 from jobs.train.settings import TrainSettings
-from jobs.train.stages import augmentation_at
+from jobs.train.stages import augmentation_at, descriptions_at
 
 WHOLE = slice(None)
 
@@ -60,6 +61,27 @@ class Feed(Protocol):
         """
         ...
 
+    def close(self) -> None:
+        """Stop what makes batches ahead. A later request starts it again."""
+        ...
+
+
+def make_batch(
+    samples: Sequence[Sample], pairs: TrainingSet, config: ModelConfig, settings: TrainSettings, order: Order, step: int
+) -> Batch:
+    """Return the batch of the samples of a step, with what the terms of that step read.
+
+    Args:
+        samples: The samples.
+        pairs: The training pairs that they come from.
+        config: The configuration of the model.
+        settings: The settings of the run.
+        order: The order of the records.
+        step: The number of the step.
+    """
+    descriptions = descriptions_at(settings, config, step, order.total_steps)
+    return collate(samples, config, pairs.pad_id, mpp_labels=settings.objective.mpp_labels, descriptions=descriptions)
+
 
 @dataclass(frozen=True)
 class CacheFeed:
@@ -77,4 +99,7 @@ class CacheFeed:
         samples = [
             self.pairs.sample(number, augmentation=augmentation, seed=seed, epoch=epoch) for number in numbers[rows]
         ]
-        return collate(samples, self.config, self.pairs.pad_id, mpp_labels=self.settings.objective.mpp_labels)
+        return make_batch(samples, self.pairs, self.config, self.settings, self.order, step)
+
+    def close(self) -> None:
+        """Do nothing: no batch is made ahead."""

@@ -18,6 +18,7 @@ from typing import Any, Self
 import numpy as np
 import pyarrow as pa
 import ray
+import torch
 
 from asap.corpus.folder import ImageAddress
 from asap.corpus.picture_cache import PictureCache, PictureSizes, decode_picture, picture_address, read_picture
@@ -27,10 +28,11 @@ from asap.model.config import ModelConfig
 from asap.preprocessing.images import BoxXyxy, Pixels, PreparedImage
 from asap.training.augmentation import Augmentation, augment
 from asap.training.batch import Batch
-from asap.training.dataset import Sample, TrainingSet, collate
+from asap.training.dataset import Sample, TrainingSet
 from jobs.cluster import silence_ray_data
 from jobs.errors import JobFailed
-from jobs.train.data.feed import WHOLE, CacheFeed, Feed, Order
+from jobs.train.data.feed import WHOLE, CacheFeed, Feed, Order, make_batch
+from jobs.train.data.prefetch import CPU, Prefetched
 from jobs.train.settings import TrainSettings
 from jobs.train.stages import augmentation_at, lock_step
 
@@ -223,7 +225,7 @@ class StreamFeed:
         self._next = (step, stop) if stop < len(numbers) else (step + 1, 0)
         if self._next[0] == self.order.total_steps:
             self.close()
-        return collate(samples, self.config, self.pairs.pad_id, mpp_labels=self.settings.objective.mpp_labels)
+        return make_batch(samples, self.pairs, self.config, self.settings, self.order, step)
 
     def close(self) -> None:
         """Stop the pipeline. The last batch of the run does so too: a pipeline that outlives its Ray starts another."""
@@ -284,9 +286,14 @@ class StreamFeed:
 
 
 def open_feed(
-    settings: TrainSettings, pairs: TrainingSet, config: ModelConfig, order: Order, cpus_per_worker: float
+    settings: TrainSettings,
+    pairs: TrainingSet,
+    config: ModelConfig,
+    order: Order,
+    cpus_per_worker: float,
+    device: torch.device = CPU,
 ) -> Feed:
-    """Return the feed of a worker: from the cache if its pairs have one, else from a stream.
+    """Return the feed of a worker: from the cache if its pairs have one, else from a stream; made ahead for a GPU.
 
     Args:
         settings: The settings of the run.
@@ -294,8 +301,14 @@ def open_feed(
         config: The configuration of the model.
         order: The order of the records, and this worker's part of it.
         cpus_per_worker: The CPUs that each worker holds.
+        device: The device that the worker computes on.
     """
+    feed: Feed
     if isinstance(pairs.pictures, PictureCache):
-        return CacheFeed(pairs, config, settings, order)
-    decoding = Decoding.beside(order.world, cpus_per_worker, settings.decode_tasks)
-    return StreamFeed(pairs, config, settings, order, decoding)
+        feed = CacheFeed(pairs, config, settings, order)
+    else:
+        decoding = Decoding.beside(order.world, cpus_per_worker, settings.decode_tasks)
+        feed = StreamFeed(pairs, config, settings, order, decoding)
+    # On CPUs the step uses all threads of the worker, so a batch made ahead would take its time from the step: there is
+    # nothing to gain but the waits for a store, and the pipeline reads ahead of these anyway.
+    return feed if device.type == "cpu" else Prefetched(feed, order.total_steps, device)

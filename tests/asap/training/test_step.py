@@ -7,11 +7,12 @@ import torch
 
 from asap.errors import ConfigError
 from asap.model.encoders import Attention, TextEncoder
-from asap.training.batch import Batch
+from asap.preprocessing.images import normalize
+from asap.training.batch import Batch, Tokens
 from asap.training.losses import real_fake_loss, type_loss
 from asap.training.objective import LossWeights
-from asap.training.step import TrainingStep
-from tests.support.tiny import CLASSES, draw_batch, draw_texts, tiny_model
+from asap.training.step import TrainingStep, descriptions_read
+from tests.support.tiny import CLASSES, draw_batch, draw_texts, tiny_config, tiny_model
 
 HAMMER = LossWeights(ied=0, mpp=0, mgca=0)
 ASAP_TERMS = {"vlc", "bic", "bbox_l1", "giou", "tmg", "mlc", "mgca", "ied", "mpp", "total"}
@@ -139,6 +140,49 @@ def test_captions_and_explanations_are_encoded_only_if_a_term_reads_them() -> No
             step(batch, 0.0)
         rows.append(len(encode.call_args.args[0]))
     assert rows == [len(batch.images), 3 * len(batch.images)]
+
+
+@pytest.mark.parametrize(
+    ("weights", "variant", "expected"),
+    [
+        ({"vlc": 0.1}, "asap", ("caption", "explanation")),
+        ({"ied": 0.1, "cwp": 1}, "asap", ("caption", "explanation")),
+        ({"vlc": 0.1}, "hammer", ()),
+        ({"vlc": 0.0, "mlm": 0.5}, "asap", ("caption",)),
+        ({"vlc": 0.1, "cwp": 0.5}, "hammer", ("caption",)),
+        ({"tmg": 1.0}, "asap", ()),
+    ],
+)
+def test_a_step_reads_the_descriptions_of_its_terms(
+    weights: dict[str, float], variant: str, expected: tuple[str, ...]
+) -> None:
+    assert descriptions_read(tiny_config(variant=variant), weights) == expected
+
+
+@pytest.mark.parametrize("variant", ["asap", "hammer"])
+def test_descriptions_that_are_not_read_can_be_left_out(variant: str) -> None:
+    batch, none = draw_batch(), Tokens(*(torch.zeros(len(CLASSES), 0, dtype=torch.long) for _ in range(2)))
+    weights = HAMMER if variant == "hammer" else LossWeights(vlc=0, ied=0)
+    with_all, without = (new_step(weights=weights, variant=variant) for _ in range(2))
+    some = dataclasses.replace(batch, caption=none, explanation=none)
+    assert values(without(some, 0.4)) == values(with_all(batch, 0.4))
+
+
+def test_the_fusion_encoder_computes_no_padding_of_longer_captions() -> None:
+    batch = draw_batch()
+    longer = dataclasses.replace(batch, caption=draw_texts(torch.Generator().manual_seed(0), [4, 5, 6, 20]))
+    step = new_step()
+    with mock.patch.object(step.student, "fuse", side_effect=step.student.fuse) as fuse:
+        step(longer, 0.4)
+    read = [call.args[1].shape[1] for call in fuse.call_args_list]
+    assert read == [batch.text.mask.shape[1], batch.explanation.mask.shape[1]]
+
+
+def test_pictures_are_normalized_by_the_step() -> None:
+    pixels = torch.randint(256, (len(CLASSES), 48, 48, 3), generator=torch.Generator().manual_seed(0)).to(torch.uint8)
+    raw = dataclasses.replace(draw_batch(), images=pixels)
+    ready = dataclasses.replace(raw, images=normalize(pixels))
+    assert values(new_step()(raw, 0.4)) == values(new_step()(ready, 0.4))
 
 
 def test_the_twin_runs_only_if_a_term_reads_it() -> None:

@@ -21,6 +21,7 @@ from jobs import cluster
 from jobs.errors import JobError, TrainingDiverged
 from jobs.train import run as train_module
 from jobs.train.data.splits import data_of, read_splits
+from jobs.train.data.stream import Decoding
 from jobs.train.run import train
 from jobs.train.run_folder import folder as run_folder
 from jobs.train.run_folder.folder import RunFolder
@@ -361,9 +362,20 @@ def test_a_worker_gets_the_cpus_that_machines_of_the_cluster_have(
     reported: list[dict[str, Any]] = []
     assert resources(reported, workers=2) == {"CPU": 4}
     assert reported == [{"note": "training on CPUs: 2 GPUs are needed and 1 are available"}]
-    assert resources([], workers=1, address="auto") == {"CPU": 8, "GPU": 1}
+    assert resources([], workers=1, address="auto") == {"CPU": 2, "GPU": 1}
+    assert resources([], workers=1, address="auto", cpus_per_worker=6) == {"CPU": 6, "GPU": 1}
     assert resources([], workers=1, device="cpu") == {"CPU": 8}
     assert resources([], workers=4, device="cpu", cpus_per_worker=2) == {"CPU": 2}
+
+
+@pytest.mark.parametrize(("cpus", "each", "tasks"), [(96, 2, 10), (16, 2, 1), (8, 1, 1)])
+def test_the_cpus_of_eight_gpus_decode(
+    machines: Any, monkeypatch: pytest.MonkeyPatch, cpus: int, each: int, tasks: int
+) -> None:
+    machines({"CPU": cpus, "GPU": 8})
+    assert resources([], workers=8) == {"CPU": each, "GPU": 1}
+    monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": float(cpus), "GPU": 8.0})
+    assert Decoding.beside(8, each).tasks == tasks
 
 
 def test_an_elastic_run_needs_machines_for_its_fewest_workers(machines: Any) -> None:
@@ -380,7 +392,7 @@ def test_a_run_waits_for_gpus_that_a_cluster_may_bring(machines: Any, monkeypatc
 
     monkeypatch.setattr(cluster, "_reserve", reserve)
     reported: list[dict[str, Any]] = []
-    assert resources(reported, workers=2, device="cuda", address="auto") == {"CPU": 8, "GPU": 1}
+    assert resources(reported, workers=2, device="cuda", address="auto") == {"CPU": 2, "GPU": 1}
     assert [event["note"].partition(":")[0] for event in reported] == [
         "waiting up to 15 min for machines to hold 2 workers with 1 CPU, 1 GPU each"
     ]

@@ -24,6 +24,7 @@ from asap.training.dataset import TrainingSet
 from jobs.errors import JobFailed
 from jobs.train.data import stream as stream_module
 from jobs.train.data.feed import CacheFeed, Order
+from jobs.train.data.prefetch import Prefetched
 from jobs.train.data.stream import Decoding, StreamFeed, decode_block, measure_block, measure_pictures, open_feed
 from jobs.train.settings import TrainSettings
 from tests.support.waiting import HANG_S
@@ -160,6 +161,25 @@ def test_the_stream_gives_the_batches_of_the_cache_whatever_the_number_of_tasks(
     assert streamed._rows is None  # the pipeline ended with the run
 
 
+def test_a_stream_that_is_read_ahead_gives_the_same_batches(
+    measured: TrainingSet, cached: TrainingSet, settings: TrainSettings, small_blocks: None
+) -> None:
+    streamed, kept = stream(measured, settings), cache(cached, settings)
+    prefetched = Prefetched(streamed, kept.order.total_steps)
+    for step in (0, 1, 2, 6, 7, 8, 9, 10, 11):  # a jump is a resume at another step
+        assert_same(prefetched.batch(step), kept.batch(step))
+    assert streamed._rows is None  # the pipeline ended with the run
+
+
+def test_captions_are_left_out_of_steps_that_do_not_read_them(cached: TrainingSet, settings: TrainSettings) -> None:
+    # No term reads them until the alignment joins, at the last tenth of twelve steps.
+    feed = cache(cached, settings.model_copy(update={"recipe": "asap"}))
+    assert [feed.batch(step).caption.mask.shape[1] > 0 for step in range(12)] == [False] * 11 + [True]
+    hammer = dataclasses.replace(CONFIG, variant="hammer")
+    feed = CacheFeed(cached, hammer, settings.model_copy(update={"recipe": "hammer"}), feed.order)
+    assert not any(feed.batch(step).explanation.mask.shape[1] for step in range(12))
+
+
 def test_two_workers_share_the_steps_that_one_takes(
     measured: TrainingSet, cached: TrainingSet, settings: TrainSettings, small_blocks: None
 ) -> None:
@@ -259,6 +279,12 @@ def test_workers_that_hold_all_cpus_get_their_batches(
     for rank in range(workers):
         feed = cache(cached, settings, rank=rank, world=workers)
         assert found[rank] == [feed.batch(step).images.double().sum().item() for step in range(feed.order.total_steps)]
+
+
+def test_batches_are_made_ahead_of_a_gpu(cached: TrainingSet, settings: TrainSettings) -> None:
+    order = Order.of(settings, PAIRS)
+    feed, gpu = CacheFeed(cached, CONFIG, settings, order), torch.device("cuda", 1)
+    assert open_feed(settings, cached, CONFIG, order, 2, gpu) == Prefetched(feed, order.total_steps, gpu)
 
 
 def test_pairs_with_a_cache_are_read_from_it(cached: TrainingSet, settings: TrainSettings) -> None:

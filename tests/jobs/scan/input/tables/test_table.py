@@ -7,9 +7,7 @@ from typing import Any
 
 import pytest
 
-from asap.storage.location import Location
 from jobs.errors import InputNotFound
-from jobs.scan.input.tables.table import understand_table
 from tests.support.tables import FORMATS, read_table, refusal_of, write_table
 
 
@@ -178,7 +176,7 @@ def test_two_pictures_of_coco_with_one_id_are_an_error_of_their_captions(tmp_pat
     captions = [{"id": number, "image_id": number, "caption": f"text {number}"} for number in (1, 2)]
     path = tmp_path / "coco.json"
     path.write_text(json.dumps({"images": [*images, images[2]], "annotations": captions}))
-    first, second = understand_table(Location(str(path)), "json").rows()
+    first, second = read_table(path).rows()
     assert first.row_error == "several pictures have the id 1. Give each its own id."
     assert (second.text, second.row_error) == ("text 2", None)
 
@@ -194,7 +192,7 @@ def test_two_pictures_of_coco_with_one_id_are_an_error_of_their_captions(tmp_pat
 def test_a_text_that_stands_twice_in_a_record_of_an_object_is_an_error(tmp_path: Path, text: str) -> None:
     path = tmp_path / "a.json"
     path.write_text(text)
-    first, second = understand_table(Location(str(path)), "json").rows()
+    first, second = read_table(path).rows()
     assert first.row_error == "the record has 'caption' twice. Rename all but one."
     assert second.text == "three"
 
@@ -211,7 +209,7 @@ def test_a_key_of_a_record_that_stands_twice_is_refused(tmp_path: Path, text: st
     path = tmp_path / "a.json"
     path.write_text(text)
     with pytest.raises(InputNotFound, match=r"has the name '.' twice in one object\. Rename one\."):
-        understand_table(Location(str(path)), "json")
+        read_table(path)
 
 
 @pytest.mark.parametrize("place", ["upload/3/ab-1.jpg", "media/upload/3/ab-1.jpg", "images/ab-1.jpg", "ab-1.jpg"])
@@ -220,10 +218,10 @@ def test_pictures_of_label_studio_are_found_beside_its_export(tmp_path: Path, pl
     path = tmp_path / "export.json"
     path.write_text(json.dumps(tasks))
     with pytest.raises(InputNotFound, match=r"paths on the server of Label Studio, .* Copy the server's folder media/"):
-        understand_table(Location(str(path)), "json")
+        read_table(path)
     (tmp_path / place).parent.mkdir(parents=True, exist_ok=True)
     (tmp_path / place).write_bytes(b"x")
-    table = understand_table(Location(str(path)), "json")
+    table = read_table(path)
     second = place.replace("1.jpg", "2.jpg")
     assert [row.image_uri for row in table.rows()] == [str(tmp_path / place), str(tmp_path / second)]
     assert "Label Studio" in table.notes[-1]
