@@ -118,8 +118,8 @@ class Grid:
                 raise SystemExit(f"the start does not trainer the model: {left}")
         before = time.process_time()
         last = {}
-        for terms in trainer.steps():
-            last = terms
+        for losses in trainer.steps():
+            last = losses[-1] if losses else last
         cpu_s = time.process_time() - before
         test = self.split(recipe, "test")
         models = {"student": trainer.module.student, "twin": trainer.module.twin.model}

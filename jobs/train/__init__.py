@@ -4,6 +4,7 @@ run.py       the driver: train() and plan()
 settings.py  the settings of a run
 plan.py      the plan of a run, which `asap train --plan` shows
 stages.py    the loss terms that each step trains
+checkpoints.py  the steps after which a checkpoint is due
 events.py    the events that a run reports
 start.py     the first weights and the tokenizer, from other models
 watch.py     heartbeat, requests to stop and stalls of a run

@@ -13,9 +13,8 @@ from jobs.settings import ClusterSettings, CorpusSettings, Device, WatchSettings
 
 EXECUTION_SETTINGS = {
     "out", "workers", "min_workers", "regrow_every_s", "cpus_per_worker", "device", "checkpoint_activations", "compile",
-    "checkpoint_pairs", "export", "address", "wait_for_machines_s", "stall_after_s", "heartbeat_s", "stale_after_s",
-    "outage_s", "ingest", "cache_gib",
-    "tokens_gib", "decode_tasks", "made_from", "languages", "not_for",
+    "checkpoint_pairs", "checkpoint_every_s", "export", "address", "wait_for_machines_s", "stall_after_s",
+    "heartbeat_s", "stale_after_s", "outage_s", "ingest", "cache_gib", "tokens_gib", "decode_tasks", "made_from", "languages", "not_for",
 }  # fmt: skip
 """The settings that may differ between starts of one run, because they do not change what is learned."""
 
@@ -162,10 +161,15 @@ class TrainSettings(CorpusSettings, ClusterSettings, WatchSettings):
     """True to recompute activations in the backward pass: less memory, about a third more time."""
     compile: Literal["auto", "off", "on"] = "auto"
     """`torch.compile` for the encoders; `auto`: on GPUs, if there is a C compiler."""
-    checkpoint_pairs: int = Field(default=6_400, ge=1)
-    """Pairs between checkpoints. At each checkpoint the model is evaluated on the validation split."""
-    validation_pairs: int = Field(default=1000, ge=1)
-    """Number of pairs of the validation split that are evaluated at a checkpoint."""
+    checkpoint_every_s: float = Field(default=900, gt=0)
+    """Most seconds of training between checkpoints, if `checkpoint_pairs` is None."""
+    checkpoint_pairs: int | None = Field(default=None, ge=1)
+    """Pairs between checkpoints. At each checkpoint the model is evaluated on the validation split.
+
+    None: a twentieth of the run but at least 6,400 pairs, or `checkpoint_every_s`, whichever comes first.
+    """
+    validation_pairs: int | None = Field(default=1000, ge=0)
+    """Number of pairs of the validation split that are evaluated at a checkpoint. None or 0: all of them."""
     export: Literal["best", "last"] = "best"
     """The checkpoint that becomes the model: the best by validation AUC, or the last."""
 
