@@ -22,7 +22,7 @@ from asap.errors import AsapError
 from asap.model.asap import Asap
 from asap.model.config import ModelConfig
 from asap.model.execution import can_compile, checkpoint_activations, compile_encoders, has_bfloat16
-from asap.training.batch import Batch
+from asap.training.batch import Batch, pad_texts
 from asap.training.distributed import average_running_statistics, decided_by_first, gather
 from asap.training.image_token_cache import ImageTokens
 from asap.training.micro_batches import separate_gradients, term_shares
@@ -42,6 +42,8 @@ _EXPLODED = 10.0
 """A loss this many times the mean of the recent steps does not recover by itself."""
 _STEPS_COMPARED = 100
 """Number of recent steps whose mean loss a new loss is compared with."""
+_BUCKET_TOKENS = 16
+"""Texts are padded to a multiple of this length for compiled encoders: eight lengths instead of 128."""
 _READ_EVERY_S = 1.0
 """Seconds between reads of the losses from a GPU. Each read waits until the GPU has done all that was sent to it."""
 
@@ -148,7 +150,8 @@ class Trainer:
         if self.settings.checkpoint_activations:
             checkpoint_activations(self.module.student)
         pays = self.settings.compile == "auto" and self.device.type == "cuda" and can_compile()
-        if self.settings.compile == "on" or pays:
+        self._is_compiled = self.settings.compile == "on" or pays
+        if self._is_compiled:
             for model in (self.module.student, self.module.twin.model):
                 compile_encoders(model)
 
@@ -227,6 +230,8 @@ class Trainer:
         """Train on one batch."""
         records, _ = self.order.rows_of_step(self.done)
         batch = self.feed.batch(self.done)
+        if self._is_compiled:
+            batch = pad_texts(batch, _BUCKET_TOKENS, self.split.config.max_tokens)
         self._enter_stage()
         if self.module.image_locked:
             batch = self._with_image_tokens(batch, records)
