@@ -127,7 +127,8 @@ def make_plan(
         speeds=gpu_speeds(flops, ingest, settings.decode_tasks),
         activations_note=(
             f"counted: the tensors that autograd keeps in a forward pass of {_COUNTED_PAIRS} pairs on a CPU in "
-            f"float32, with texts of {config.max_tokens} tokens, scaled to a micro batch; half of that is taken for bfloat16"
+            f"float32, with texts of {config.max_tokens} tokens, scaled to a micro batch; half of that is taken for "
+            "bfloat16"
         ),
         # A checkpoint holds the weights, the twin, the two averages of the optimizer, and the queues.
         checkpoint_bytes=2 * memory["weights"] + memory["optimizer (two averages)"] + memory["queues"],

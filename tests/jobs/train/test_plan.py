@@ -126,7 +126,17 @@ def test_a_plan_needs_no_ray_and_writes_nothing(corpus: Path, tmp_path: Path, mo
     sets = [part for option in options for part in ("--set", option)]
     result = CliRunner().invoke(app, ["train", str(corpus), "--out", str(out), "--plan", *sets])
     assert result.exit_code == 0, result.output
-    for word in ("H100", "bottleneck", "bfloat16", "train", "orig", "epochs", "pairs of a micro batch", "random weights", "activations counted"):
+    for word in (
+        "H100",
+        "bottleneck",
+        "bfloat16",
+        "train",
+        "orig",
+        "epochs",
+        "pairs of a micro batch",
+        "random weights",
+        "activations counted",
+    ):
         assert word in result.output
     assert not out.exists()
 
