@@ -14,7 +14,8 @@ from jobs.settings import ClusterSettings, CorpusSettings, Device, WatchSettings
 EXECUTION_SETTINGS = {
     "out", "workers", "min_workers", "regrow_every_s", "cpus_per_worker", "device", "checkpoint_activations", "compile",
     "checkpoint_pairs", "checkpoint_every_s", "export", "address", "wait_for_machines_s", "stall_after_s",
-    "heartbeat_s", "stale_after_s", "outage_s", "ingest", "cache_gib", "tokens_gib", "decode_tasks", "made_from", "languages", "not_for",
+    "heartbeat_s", "stale_after_s", "outage_s", "ingest", "cache_gib", "tokens_gib", "decode_tasks", "made_from",
+    "languages", "not_for",
 }  # fmt: skip
 """The settings that may differ between starts of one run, because they do not change what is learned."""
 
