@@ -90,9 +90,13 @@ def pad_texts(batch: Batch, multiple: int, most: int) -> Batch:
     def missing(length: int) -> int:
         return max(0, min(-(-length // multiple) * multiple, most) - length)
 
-    texts = {
-        name: Tokens(*(F.pad(part, (0, missing(part.shape[1]))) for part in tokens))
-        for name, tokens in (("text", batch.text), ("caption", batch.caption), ("explanation", batch.explanation))
-    }
-    added = missing(batch.text.mask.shape[1])
-    return dataclasses.replace(batch, **texts, token_labels=F.pad(batch.token_labels, (0, added), value=-100))
+    def padded(text: Tokens) -> Tokens:
+        return Tokens(*(F.pad(part, (0, missing(part.shape[1]))) for part in text))
+
+    return dataclasses.replace(
+        batch,
+        text=padded(batch.text),
+        caption=padded(batch.caption),
+        explanation=padded(batch.explanation),
+        token_labels=F.pad(batch.token_labels, (0, missing(batch.text.mask.shape[1])), value=-100),
+    )
