@@ -215,7 +215,7 @@ class Grid:
                 model.real_fake_scale.data.fill_(row.scalars)
                 model.type_scale.data.fill_(row.scalars)
         before = time.process_time()
-        losses = [{"step": trainer.done} | terms for terms in trainer.steps()]
+        losses = [{"step": trainer.done} | terms for read in trainer.steps() for terms in read]
         train_cpu_s = time.process_time() - before
         test = self.split(row, "test")
         figures = evaluate(trainer.module.student, test.pairs, _evidence(self.unseen, "test"))

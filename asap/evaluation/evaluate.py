@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from itertools import zip_longest
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,7 @@ from asap.model.asap import Asap
 from asap.preprocessing.text import TextCodec
 from asap.training.batch import Batch
 from asap.training.dataset import TrainingSet, collate
+from asap.training.distributed import gather_objects, rank, world_size
 
 
 def evaluate_split(model: Asap, pairs: TrainingSet, batch_size: int = 64, *, elsewhere: bool = False) -> dict[str, Any]:
@@ -34,21 +36,53 @@ def evaluate_split(model: Asap, pairs: TrainingSet, batch_size: int = 64, *, els
         batch_size: pairs in a batch.
         elsewhere: also evaluate each text beside the picture of another pair; see `evaluate_batch`.
     """
+    starts = range(0, len(pairs), batch_size)
+    return _merged(_evaluate_batches(model, pairs, starts, batch_size, elsewhere=elsewhere))
+
+
+def evaluate_split_together(model: Asap, pairs: TrainingSet, batch_size: int = 64) -> dict[str, Any]:
+    """Return the report of `evaluate_split`, with the batches of the split divided among the workers.
+
+    Every worker must call this with the same weights and pairs. The report is that of one worker to the bit: the
+    batches are the same ones, and they are merged in their order.
+    """
+    own = range(rank() * batch_size, len(pairs), world_size() * batch_size)
+    parts = gather_objects(_evaluate_batches(model, pairs, own, batch_size))
+    taken_in_turns = (batch for turn in zip_longest(*parts) for batch in turn)
+    return _merged(batch for batch in taken_in_turns if batch is not None)
+
+
+def _merged(batches: Iterable[Evaluation]) -> dict[str, Any]:
+    """Return the figures of all batches."""
+    evaluation = Evaluation()
+    for batch in batches:
+        evaluation.merge(batch)
+    return evaluation.compute()
+
+
+def _evaluate_batches(
+    model: Asap, pairs: TrainingSet, starts: Iterable[int], batch_size: int, *, elsewhere: bool = False
+) -> list[Evaluation]:
+    """Return the evaluation of each batch that begins at one of the positions; see `evaluate_split`."""
     was_training = model.training
     model.eval()
-    if isinstance(pairs.pictures, PictureCache):
-        evaluation = Evaluation()
-        for start in range(0, len(pairs), batch_size):
-            numbers = range(start, min(start + batch_size, len(pairs)))
-            evaluate_batch(evaluation, model, pairs, numbers, elsewhere=elsewhere)
-    else:
-        # The training set has applied its rule for bad boxes already: a pair that is still there was kept without one.
-        threads = max(2, torch.get_num_threads())
-        evaluation = evaluate_records(
-            model, pairs.codec, pairs.records, batch_size, threads, "boxless", elsewhere=elsewhere
-        )
+    threads = max(2, torch.get_num_threads())
+    evaluations = []
+    for start in starts:
+        end = min(start + batch_size, len(pairs))
+        if isinstance(pairs.pictures, PictureCache):
+            evaluation = Evaluation()
+            evaluate_batch(evaluation, model, pairs, range(start, end), elsewhere=elsewhere)
+        else:
+            # The training set has applied its rule for bad boxes already: a pair that is still there was kept without
+            # one.
+            records = pairs.records[start:end]
+            evaluation = evaluate_records(
+                model, pairs.codec, records, batch_size, threads, "boxless", elsewhere=elsewhere
+            )
+        evaluations.append(evaluation)
     model.train(was_training)
-    return evaluation.compute()
+    return evaluations
 
 
 def evaluate_records(

@@ -34,6 +34,8 @@ def compile_encoders(model: Asap) -> None:
     """Compile the encoders with `torch.compile` on their first run; the names of weights do not change.
 
     Images have one size. Texts have any length, so the encoders that read text are compiled for all lengths at once.
+    They are compiled anew for a length with other divisors, such as an odd one; a run therefore pads its texts to
+    multiples of one length (`asap.training.batch.pad_texts`).
     """
     model.image_encoder.compile()
     model.text_encoder.compile(dynamic=True)

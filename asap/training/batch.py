@@ -97,3 +97,29 @@ def stack_texts(*texts: Tokens) -> Tokens:
     longest = max(text.mask.shape[1] for text in texts)
     padded = [Tokens(*(F.pad(part, (0, longest - part.shape[1])) for part in text)) for text in texts]
     return Tokens(*(torch.cat(parts) for parts in zip(*padded, strict=True)))
+
+
+def pad_texts(batch: Batch, multiple: int, most: int) -> Batch:
+    """Pad the texts of a batch, and the labels of their tokens, to a multiple of a length.
+
+    Compiled code then sees a few lengths instead of any. Padding is masked, so the losses change by rounding only.
+
+    Args:
+        batch: a batch.
+        multiple: the length whose multiples are taken.
+        most: the length that the model reads at most, which no text is padded beyond.
+    """
+
+    def missing(length: int) -> int:
+        return max(0, min(-(-length // multiple) * multiple, most) - length)
+
+    def padded(text: Tokens) -> Tokens:
+        return Tokens(*(F.pad(part, (0, missing(part.shape[1]))) for part in text))
+
+    return dataclasses.replace(
+        batch,
+        text=padded(batch.text),
+        caption=padded(batch.caption),
+        explanation=padded(batch.explanation),
+        token_labels=F.pad(batch.token_labels, (0, missing(batch.text.mask.shape[1])), value=-100),
+    )

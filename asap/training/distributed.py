@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
@@ -27,6 +29,24 @@ def gather(features_BE: Tensor) -> Tensor:
     parts = [torch.empty_like(features_BE) for _ in range(world_size())]
     dist.all_gather(parts, features_BE.detach().contiguous())
     return torch.cat(parts)
+
+
+def gather_objects(value: Any) -> list[Any]:
+    """Return the values of all workers, in rank order. A value is anything that can be pickled."""
+    if world_size() == 1:
+        return [value]
+    values = [None] * world_size()
+    dist.all_gather_object(values, value)
+    return values
+
+
+def decided_by_first(decision: bool, device: torch.device) -> bool:
+    """Return the decision of the first worker. Every worker must call this; those of the others do not count."""
+    if world_size() == 1:
+        return decision
+    answer = torch.tensor([decision], dtype=torch.uint8, device=device)
+    dist.broadcast(answer, src=0)
+    return bool(answer.item())
 
 
 def add_over_workers(values: Tensor) -> Tensor:

@@ -223,11 +223,20 @@ def plan_tables(plan: Plan) -> Group:
         stages.add_row(f"{stage.first_step:,} to {stage.last_step:,}", terms + locked)
     used = dict.fromkeys(name for stage in plan.stages for name in stage.weights)
 
-    memory = {**plan.memory, "all": sum(plan.memory.values())}
+    memory = Table(title="memory per worker", **PLAIN_TABLE)
+    memory.add_column("", no_wrap=True)
+    for precision in ("float32", "bfloat16"):
+        memory.add_column(precision, justify="right")
+    for name, size in plan.memory.items():
+        memory.add_row(name, _size(size), _size(plan.memory_bfloat16[name]))
+    memory.add_row("all", *(_size(sum(part.values())) for part in (plan.memory, plan.memory_bfloat16)), style="bold")
     parameters = {**plan.parameters, "all": sum(plan.parameters.values())}
     checkpoints = (
-        f"{_size(plan.checkpoint_bytes)} each, {plan.checkpoints_written} written, at most {plan.checkpoints_kept} kept"
+        f"{_size(plan.checkpoint_bytes)} each, {plan.checkpoints_written} written "
+        f"({_size(plan.checkpoint_bytes * plan.checkpoints_written)}), at most {plan.checkpoints_kept} kept"
     )
+    if plan.checkpoint_every_s is not None:
+        checkpoints += f"; one more after {plan.checkpoint_every_s:g} s without one"
     return Group(
         pairs, "",
         named_values("steps", {"steps": f"{plan.steps:,}", "epochs": f"{plan.epochs:.2f}", "left out": left_out}), "",
@@ -236,11 +245,32 @@ def plan_tables(plan: Plan) -> Group:
         named_values("loss terms", {name: LOSS_NAMES.get(name, "") for name in used}), "",
         named_values("learning rates", {name: f"{rate:g}" for name, rate in plan.rates.items()}), "",
         named_values("parameters", {name: f"{count:,}" for name, count in parameters.items()}), "",
-        named_values("memory per worker", {name: _size(size) for name, size in memory.items()}),
+        memory,
         Text(f"activations {plan.activations_note}", style="dim"), "",
+        _speed_table(plan),
+        Text(
+            f"estimated: {plan.flops_a_pair / 1e9:,.0f} GFLOP a pair; MFU is the share of the dense bfloat16 peak; "
+            "stages that train fewer terms are faster. Decoding cores are those of one GPU, for JPEGs of 1024 x 768.",
+            style="dim",
+        ), "",
         named_values("writes", {"checkpoints": checkpoints, "starts from": ", ".join(plan.init) or "random weights",
                          "run folder": plan.out}),
     )  # fmt: skip
+
+
+def _speed_table(plan: Plan) -> Table:
+    """Return the estimated speed of the run on GPUs by name."""
+    table = Table(title="speed on GPUs", **PLAIN_TABLE)
+    for name in ("GPU", "pairs/s a GPU", "MFU", "decoding cores", "hours of the run", "bottleneck"):
+        table.add_column(name, justify="left" if name in ("GPU", "bottleneck") else "right")
+    pairs = plan.steps * plan.batch["pairs of a step"]
+    for speed in plan.speeds:
+        hours = pairs / (speed.pairs_per_s * plan.batch["workers"]) / 3600
+        cores = f"{speed.decoding_cores:.1f}"
+        table.add_row(
+            speed.gpu, f"{speed.pairs_per_s:,.0f}", f"{speed.mfu:.0%}", cores, f"{hours:,.1f}", speed.bottleneck
+        )
+    return table
 
 
 def named_values(title: str, rows: dict[str, str]) -> Table:

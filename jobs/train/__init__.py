@@ -4,7 +4,9 @@ run.py       the driver: train() and plan()
 settings.py  the settings of a run
 defaults.py  defaults that follow from first weights and from the published recipe
 plan.py      the plan of a run, which `asap train --plan` shows
+speed.py     the speed of a run on GPUs by name, estimated
 stages.py    the loss terms that each step trains
+checkpoints.py  the steps after which a checkpoint is due
 events.py    the events that a run reports
 start.py     the first weights and the tokenizer, from other models
 watch.py     heartbeat, requests to stop and stalls of a run

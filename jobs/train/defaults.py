@@ -63,7 +63,7 @@ def published_defaults(given: Mapping[str, Any]) -> dict[str, Any]:
         "momentum": 0.995,
         "twin_dropout": True,
         "precision": "float32",
-        "checkpoint_pairs": None,
+        "checkpoint_pairs": "epoch",
         "validation_pairs": None,
         "weights": "student",
         "export": "best",

@@ -1,10 +1,11 @@
-"""The plan of a training run, made before the run: pairs, steps, stages, memory, and what it writes."""
+"""The plan of a training run, made before the run: pairs, steps, stages, memory, speed, and what it writes."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 
@@ -16,11 +17,14 @@ from asap.model.execution import checkpoint_activations
 from asap.training.batch import Batch, Tokens
 from asap.training.image_token_cache import token_bytes
 from asap.training.step import TrainingStep
+from jobs.train.checkpoints import regular_steps
 from jobs.train.settings import TrainSettings
+from jobs.train.speed import GpuSpeed, flops_of_pair, gpu_speeds
 from jobs.train.stages import Stage, lock_step, plan_stages
 
 _COUNTED_PAIRS = 2
 """Pairs of the forward pass whose activations are counted; memory grows linearly with the pairs."""
+_ACTIVATIONS = "activations of a micro batch"
 _FLOAT = 4
 """Bytes of a number: weights, gradients, optimizer and queues are float32 in any precision."""
 
@@ -46,20 +50,35 @@ class Plan:
     """Memory of one worker by purpose."""
     activations_note: str
     """Explanation of how the memory for activations was found."""
+    memory_bfloat16: dict[str, int]
+    """The same with layers in bfloat16: the activations take half, everything else stays in float32."""
+    flops_a_pair: float
+    """Floating-point operations of a pair in a step that trains all terms."""
+    speeds: list[GpuSpeed]
+    """Estimated speed on GPUs by name."""
     checkpoint_bytes: int
     checkpoints_written: int
+    """Checkpoints at regular steps and at the end."""
+    checkpoint_every_s: float | None
+    """Seconds of training after which a checkpoint comes between them; None if only the steps count."""
     checkpoints_kept: int
     init: tuple[str, ...]
     out: str
 
 
-def make_plan(settings: TrainSettings, config: ModelConfig, records: Mapping[str, Sequence[Record]]) -> Plan:
+def make_plan(
+    settings: TrainSettings,
+    config: ModelConfig,
+    records: Mapping[str, Sequence[Record]],
+    ingest: Literal["cache", "stream"],
+) -> Plan:
     """Plan a run without Ray. One forward pass of the model is run on the CPU.
 
     Args:
         settings: The settings of the run.
         config: The configuration of the model.
         records: The records of each split.
+        ingest: The source of the pictures.
 
     Raises `ConfigError` if the training pairs do not fill one batch.
     """
@@ -84,6 +103,7 @@ def make_plan(settings: TrainSettings, config: ModelConfig, records: Mapping[str
     tokens = token_bytes(train_pairs, config)
     if lock_step(settings, steps) < steps and tokens <= settings.tokens_gib * 2**30:
         memory["kept image tokens"] = tokens
+    flops = flops_of_pair(settings, config)
     return Plan(
         pairs={
             split: dict(Counter(record.fake_cls for record in some).most_common()) for split, some in records.items()
@@ -102,13 +122,18 @@ def make_plan(settings: TrainSettings, config: ModelConfig, records: Mapping[str
         rates={"text, fusion, heads": settings.learning_rate, "image side, boxes": settings.image_learning_rate},
         parameters=dict(parameters.most_common()),
         memory=memory,
+        memory_bfloat16=memory | {_ACTIVATIONS: memory[_ACTIVATIONS] // 2},
+        flops_a_pair=flops,
+        speeds=gpu_speeds(flops, ingest, settings.decode_tasks),
         activations_note=(
             f"counted: the tensors that autograd keeps in a forward pass of {_COUNTED_PAIRS} pairs on a CPU in "
-            f"float32, with texts of {config.max_tokens} tokens, scaled to a micro batch; bfloat16 needs about half"
+            f"float32, with texts of {config.max_tokens} tokens, scaled to a micro batch; half of that is taken for "
+            "bfloat16"
         ),
         # A checkpoint holds the weights, the twin, the two averages of the optimizer, and the queues.
         checkpoint_bytes=2 * memory["weights"] + memory["optimizer (two averages)"] + memory["queues"],
-        checkpoints_written=-(-steps // settings.steps_a_checkpoint(steps_an_epoch)),
+        checkpoints_written=-(-steps // regular_steps(settings, steps, steps_an_epoch)),
+        checkpoint_every_s=settings.checkpoint_every_s if settings.checkpoint_pairs is None else None,
         checkpoints_kept=2,
         init=settings.init,
         out=settings.out,
@@ -124,7 +149,7 @@ def _memory(step: TrainingStep, micro_batch: int) -> dict[str, int]:
         "optimizer (two averages)": 2 * weights,
         "twin": weights,
         "queues": _FLOAT * sum(value.numel() for value in step.queues.buffers()),
-        "activations of a micro batch": _activation_bytes(step) * micro_batch // _COUNTED_PAIRS,
+        _ACTIVATIONS: _activation_bytes(step) * micro_batch // _COUNTED_PAIRS,
     }
 
 

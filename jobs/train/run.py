@@ -144,8 +144,9 @@ def plan(settings: TrainSettings, progress: OnEvent = lambda event: None) -> Pla
         progress({"note": note})
     config = model_config(settings, words)
     corpora = read_splits(settings, config.label_set)
-    progress(corpus_event(corpora, choose_ingest(settings, corpora, config.image_size)))
-    return make_plan(settings, config, {split: corpus.records for split, corpus in corpora.items()})
+    ingest = choose_ingest(settings, corpora, config.image_size)
+    progress(corpus_event(corpora, ingest))
+    return make_plan(settings, config, {split: corpus.records for split, corpus in corpora.items()}, ingest)
 
 
 def _check_buildable(settings: TrainSettings) -> None:

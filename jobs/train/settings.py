@@ -14,9 +14,9 @@ from jobs.train.defaults import DEFAULT_PAIRS, published_defaults, warm_start_de
 
 EXECUTION_SETTINGS = {
     "out", "workers", "min_workers", "regrow_every_s", "cpus_per_worker", "device", "checkpoint_activations", "compile",
-    "checkpoint_pairs", "export", "address", "wait_for_machines_s", "stall_after_s", "heartbeat_s", "stale_after_s",
-    "outage_s", "ingest", "cache_gib",
-    "tokens_gib", "decode_tasks", "made_from", "languages", "not_for",
+    "checkpoint_pairs", "checkpoint_every_s", "export", "address", "wait_for_machines_s", "stall_after_s",
+    "heartbeat_s", "stale_after_s", "outage_s", "ingest", "cache_gib", "tokens_gib", "decode_tasks", "made_from",
+    "languages", "not_for",
 }  # fmt: skip
 """The settings that may differ between starts of one run, because they do not change what is learned."""
 
@@ -183,10 +183,16 @@ class TrainSettings(CorpusSettings, ClusterSettings, WatchSettings):
     """True to recompute activations in the backward pass: less memory, about a third more time."""
     compile: Literal["auto", "off", "on"] = "auto"
     """`torch.compile` for the encoders; `auto`: on GPUs, if there is a C compiler."""
-    checkpoint_pairs: int | None = Field(default=6_400, ge=1)
-    """Pairs between checkpoints. At each checkpoint the model is evaluated on the validation split. None: an epoch."""
-    validation_pairs: int | None = Field(default=1000, ge=1)
-    """Number of pairs of the validation split that are evaluated at a checkpoint. None: all."""
+    checkpoint_every_s: float = Field(default=900, gt=0)
+    """Most seconds of training between checkpoints, if `checkpoint_pairs` is None."""
+    checkpoint_pairs: Annotated[int, Field(ge=1)] | Literal["epoch"] | None = None
+    """Pairs between checkpoints. At each checkpoint the model is evaluated on the validation split.
+
+    `epoch`: those of an epoch. None: a twentieth of the run but at least 6,400 pairs, or `checkpoint_every_s`,
+    whichever comes first.
+    """
+    validation_pairs: int | None = Field(default=1000, ge=0)
+    """Number of pairs of the validation split that are evaluated at a checkpoint. None or 0: all of them."""
     weights: Literal["average", "student"] = "average"
     """The weights that are evaluated at a checkpoint and become the model: the twin's, which are averaged over the
     steps, or those of the last step (the student's, as published)."""
@@ -285,10 +291,6 @@ class TrainSettings(CorpusSettings, ClusterSettings, WatchSettings):
         if self.warmup_pairs is None:
             return max(1, min(steps_an_epoch, total_steps // 10))
         return max(1, self.warmup_pairs // self.batch_size)
-
-    def steps_a_checkpoint(self, steps_an_epoch: int) -> int:
-        """Return the number of steps between two checkpoints."""
-        return steps_an_epoch if self.checkpoint_pairs is None else max(1, self.checkpoint_pairs // self.batch_size)
 
     def default_notes(self) -> list[str]:
         """Return a sentence for each reason why settings that were not given have other values than usual."""

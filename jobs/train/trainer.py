@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import gc
 import math
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -22,13 +24,14 @@ from asap.model.asap import Asap
 from asap.model.config import ModelConfig
 from asap.model.execution import can_compile, checkpoint_activations, compile_encoders, has_bfloat16
 from asap.model.initial_values import initialize_as_published
-from asap.training.batch import Batch
-from asap.training.distributed import average_running_statistics, gather
+from asap.training.batch import Batch, pad_texts
+from asap.training.distributed import average_running_statistics, decided_by_first, gather
 from asap.training.image_token_cache import ImageTokens
 from asap.training.micro_batches import separate_gradients, term_shares
 from asap.training.optimizer import adamw, published_schedule, warmup_cosine
 from asap.training.step import TERMS, TrainingStep, begin_from_start
 from jobs.errors import TrainingDiverged
+from jobs.train.checkpoints import CheckpointSchedule
 from jobs.train.data.feed import CacheFeed, Feed, Order
 from jobs.train.data.splits import Split
 from jobs.train.settings import TrainSettings
@@ -41,11 +44,29 @@ _EXPLODED = 10.0
 """A loss this many times the mean of the recent steps does not recover by itself."""
 _STEPS_COMPARED = 100
 """Number of recent steps whose mean loss a new loss is compared with."""
+_BUCKET_TOKENS = 16
+"""Texts are padded to a multiple of this length for compiled encoders: eight lengths instead of 128."""
+_READ_EVERY_S = 1.0
+"""Seconds between reads of the losses from a GPU. Each read waits until the GPU has done all that was sent to it."""
+
+Wrap = Callable[[nn.Module, bool], nn.Module]
+"""A function that wraps a module so that gradients are averaged over the workers. The flag says that some parameters
+may get no gradient in a step, which costs a search for them in every step."""
 
 
 def model_config(settings: TrainSettings, vocab_size: int) -> ModelConfig:
     """Return the configuration of the model that the run trains."""
     return ModelConfig.preset(settings.size, **({"vocab_size": vocab_size} | dict(settings.objective.model)))
+
+
+@dataclass(frozen=True)
+class _UnreadLosses:
+    """The losses of a step that are still on the device."""
+
+    step: int
+    names: tuple[str, ...]
+    values: Tensor
+    """The terms, the norm of the gradients, and 1 if this step or one before it was withheld from the weights."""
 
 
 class Trainer:
@@ -60,6 +81,7 @@ class Trainer:
         world: int = 1,
         device: torch.device | str = "cpu",
         feed: Feed | None = None,
+        read_every_s: float | None = None,
     ) -> None:
         """Build the model, the optimizer and the schedule of a run at its first step.
 
@@ -70,6 +92,8 @@ class Trainer:
             world: The number of workers.
             device: The device that this worker computes on.
             feed: The source of batches; by default the picture cache of the split.
+            read_every_s: Seconds between reads of the losses from the device; 0 reads them in each step, before the
+                optimizer uses the gradients. By default 0 on a CPU, and a second on a GPU, which a read would stop.
 
         Raises `AsapError` if the training pairs do not fill one batch.
         """
@@ -95,6 +119,9 @@ class Trainer:
         ).to(self.device)
         self._set_execution()
         self.step_module: nn.Module = self.module
+        self._wrap: Wrap | None = None
+        self._searches_unused = self._is_undecided = False
+        self._stage_weights: dict[str, float] | None = None
         # The batches of this worker.
         self.order = Order.of(settings, len(split.pairs), rank, world)
         self._image_tokens = ImageTokens(len(split.pairs), split.config, settings.tokens_gib * 2**30)
@@ -115,9 +142,17 @@ class Trainer:
         )
         self.stages = plan_stages(settings, self.total_steps)
         self.schedule = self._schedule()
-        self.steps_a_checkpoint = settings.steps_a_checkpoint(self.order.steps_an_epoch)
+        self.checkpoints = CheckpointSchedule(settings, self.total_steps, self.order.steps_an_epoch, self.device)
+        self.checkpoint_due = False
         self.done = 0
+        # The losses: those that were read and compared, and those that are still on the device.
+        on_gpu = self.device.type == "cuda"
+        self.read_every_s = (_READ_EVERY_S if on_gpu else 0.0) if read_every_s is None else read_every_s
         self._losses: deque[float] = deque(maxlen=_STEPS_COMPARED)
+        self._unread: list[_UnreadLosses] = []
+        self._read: list[dict[str, float]] = []
+        self._withheld = torch.zeros((), device=self.device)
+        self._set_optimizer_execution(self.optimizer.state_dict())
         # Every worker draws its own dropout, from a stream of random numbers that a checkpoint can store.
         torch.manual_seed(settings.seed + 1 + rank)
 
@@ -136,7 +171,8 @@ class Trainer:
         if self.settings.checkpoint_activations:
             checkpoint_activations(self.module.student)
         pays = self.settings.compile == "auto" and self.device.type == "cuda" and can_compile()
-        if self.settings.compile == "on" or pays:
+        self._is_compiled = self.settings.compile == "on" or pays
+        if self._is_compiled:
             for model in (self.module.student, self.module.twin.model):
                 compile_encoders(model)
 
@@ -159,26 +195,72 @@ class Trainer:
         """Load the weights of a warm start that `jobs.train.start` wrote. Only a run without a checkpoint needs it."""
         begin_from_start(self.module, start)
 
-    def distribute(self, wrapped: nn.Module) -> None:
-        """Call the step through `wrapped`, which averages gradients over the workers."""
-        self.step_module = wrapped
+    def distribute(self, wrap: Wrap) -> None:
+        """Call the step through a wrapped module, which averages gradients over the workers.
 
-    def steps(self) -> Iterator[dict[str, float]]:
-        """Train to the end of the run. Yield the loss terms of each step and its time in `seconds`."""
+        It is wrapped anew for each stage: see `_wrap_for_stage`.
+        """
+        self._wrap = wrap
+        self._wrap_step(searches_unused=True)
+
+    def _wrap_step(self, *, searches_unused: bool) -> None:
+        assert self._wrap is not None  # noqa: S101  # set by `distribute`
+        # The former wrapper must be gone before the next one: both would average the same gradients.
+        self.step_module = self.module
+        gc.collect()
+        self.step_module = self._wrap(self.module, searches_unused)
+        self._searches_unused = searches_unused
+
+    def _wrap_for_stage(self, *, is_first_step: bool) -> None:
+        """Search for parameters without a gradient only in stages that have some.
+
+        A stage that trains words alone leaves out the image side; a full objective leaves out nothing. The first step
+        of a stage searches, and the gradients that it left decide about the others. A term that a batch has nothing for
+        keeps its graph, so the parameters of a stage do not depend on the batch.
+        """
+        if self._wrap is None:
+            return
+        if is_first_step:
+            self._is_undecided = True
+            if not self._searches_unused:
+                self._wrap_step(searches_unused=True)
+        elif self._is_undecided:
+            self._is_undecided = False
+            trained = [parameter for parameter in self.module.parameters() if parameter.requires_grad]
+            if decided_by_first(all(parameter.grad is not None for parameter in trained), self.device):
+                self._wrap_step(searches_unused=False)
+
+    def steps(self) -> Iterator[list[dict[str, float]]]:
+        """Train to the end of the run. Yield, after each step, the losses that were read from the device.
+
+        These are the loss terms of each step since the last read, with its time in `seconds`. On a CPU they are those
+        of this step; on a GPU a list is often empty. All are read before a checkpoint is due, and at the end.
+        """
         self.module.train()
         try:
+            unread_s, read_s = 0.0, time.monotonic()
             while self.done < self.total_steps:
                 started = time.monotonic()
-                terms = self._step()
+                self._step()
                 self.done += 1
-                yield terms | {"seconds": time.monotonic() - started}
+                self.checkpoint_due = self.checkpoints.is_due(self.done)
+                if self.checkpoint_due or time.monotonic() - read_s >= self.read_every_s:
+                    self._read_losses()
+                unread_s += time.monotonic() - started
+                read, self._read = self._read, []
+                if read:
+                    seconds, unread_s, read_s = unread_s / len(read), 0.0, time.monotonic()
+                    read = [terms | {"seconds": seconds} for terms in read]
+                yield read
         finally:
             self.feed.close()
 
-    def _step(self) -> dict[str, float]:
-        """Train on one batch and return its loss terms."""
+    def _step(self) -> None:
+        """Train on one batch."""
         records, _ = self.order.rows_of_step(self.done)
         batch = self.feed.batch(self.done)
+        if self._is_compiled:
+            batch = pad_texts(batch, _BUCKET_TOKENS, self.split.config.max_tokens)
         self._enter_stage()
         if self.module.image_locked:
             batch = self._with_image_tokens(batch, records)
@@ -187,23 +269,51 @@ class Trainer:
         terms = self._accumulate_gradients(batch.to(self.device, non_blocking=self.device.type == "cuda"))
         largest = math.inf if self.settings.gradient_norm is None else self.settings.gradient_norm
         norm = torch.nn.utils.clip_grad_norm_(self.module.parameters(), largest)
-        *values, gradient_norm = torch.stack([*terms.values(), norm]).tolist()  # one wait for the GPU, not ten
-        losses = dict(zip(terms, values, strict=True))
-        self._check_convergence(losses, gradient_norm)
+        if self.read_every_s:
+            self._withhold_if_diverged(terms["total"], norm)
+        values = torch.stack([*terms.values(), norm, self._withheld])
+        self._unread.append(_UnreadLosses(self.done, tuple(terms), values))
+        if not self.read_every_s:
+            self._read_losses()
         self.optimizer.step()
         average_running_statistics(self.module.student)
         self.schedule.step()
-        return losses
+
+    def _withhold_if_diverged(self, total: Tensor, norm: Tensor) -> None:
+        """Withhold this step and all after it from the weights if it diverges. The GPU decides, and nobody waits.
+
+        The error is raised when the losses are read. The usual loss is that of the last read.
+        """
+        usual = sum(self._losses) / len(self._losses) if len(self._losses) == _STEPS_COMPARED else math.inf
+        healthy = total.isfinite() & norm.isfinite() & (total <= _EXPLODED * usual)
+        self._withheld.copy_(torch.maximum(self._withheld, (~healthy).float()))
+
+    def _read_losses(self) -> None:
+        """Read the losses of the steps since the last read. Raises `TrainingDiverged` if one of them diverged."""
+        unread, self._unread = self._unread, []
+        if not unread:
+            return
+        values = torch.cat([losses.values for losses in unread]).tolist()  # one wait for the GPU
+        for losses in unread:
+            terms = dict(zip(losses.names, values, strict=False))
+            gradient_norm, withheld = values[len(terms) : len(terms) + 2]
+            values = values[len(terms) + 2 :]
+            self._check_convergence(losses.step, terms, gradient_norm, withheld=bool(withheld))
+            self._read.append(terms)
 
     def _enter_stage(self) -> None:
         """Set the loss weights of this step's stage, and lock the image encoder if the stage has it locked."""
         stage = next(stage for stage in self.stages if self.done < stage.last_step)
         weights = {name: stage.weights.get(name, 0.0) for name in TERMS}
+        locks = stage.image_locked and not self.module.image_locked
+        is_first_step = locks or weights != self._stage_weights
         if weights != self.module.criterion.weights:
+            self._read_losses()
             self._losses.clear()  # terms that join raise the total, which is not an explosion
-        self.module.criterion.weights = weights
-        if stage.image_locked and not self.module.image_locked:
+        self.module.criterion.weights = self._stage_weights = weights
+        if locks:
             self.module.lock_image_encoder()
+        self._wrap_for_stage(is_first_step=is_first_step)
 
     def _with_image_tokens(self, batch: Batch, records: list[int]) -> Batch:
         """Return the batch with the tokens of the locked image encoder, from the cache if they are in it.
@@ -243,20 +353,20 @@ class Trainer:
         epoch_pairs = self.order.steps_an_epoch * settings.batch_size
         return settings.alpha * min(1.0, ramp / (settings.alpha_ramp_pairs or epoch_pairs))
 
-    def _check_convergence(self, losses: dict[str, float], gradient_norm: float) -> None:
-        """Raise `TrainingDiverged` if this step would damage the weights."""
+    def _check_convergence(self, step: int, losses: dict[str, float], gradient_norm: float, *, withheld: bool) -> None:
+        """Raise `TrainingDiverged` if a step would damage the weights, or was withheld from them for that reason."""
         total, usual = losses["total"], sum(self._losses) / max(1, len(self._losses))
         if not math.isfinite(total):
-            fault = f"loss of step {self.done} is not finite"
-        elif len(self._losses) == _STEPS_COMPARED and total > _EXPLODED * usual:
-            fault = f"loss of step {self.done} is {total:.3g} after a mean of {usual:.3g}"
+            fault = f"loss of step {step} is not finite"
         elif not math.isfinite(gradient_norm):
-            fault = f"gradients of step {self.done} are not finite"
+            fault = f"gradients of step {step} are not finite"
+        elif withheld or (len(self._losses) == _STEPS_COMPARED and total > _EXPLODED * usual):
+            fault = f"loss of step {step} is {total:.3g} after a mean of {usual:.3g}"
         else:
             self._losses.append(total)
             return
         # Name the pairs of all workers: the contrast and the averaged gradients spread a fault to every worker.
-        numbers, _ = dataclasses.replace(self.order, rank=0, world=1).rows_of_step(self.done)
+        numbers, _ = dataclasses.replace(self.order, rank=0, world=1).rows_of_step(step)
         ids = [self.split.pairs.records[number].id for number in numbers]
         found = ", ".join(f"{name} {value:.4g}" for name, value in losses.items())
         raise TrainingDiverged(
@@ -274,11 +384,12 @@ class Trainer:
             states["cuda_rng"] = gather(torch.cuda.get_rng_state(self.device)[None].to(self.device)).cpu()
         return states
 
-    def save(self, folder: Path, random_states: dict[str, Tensor] | None = None) -> None:
-        """Write all that the run needs to resume from here with any number of workers.
+    def snapshot(self, random_states: dict[str, Tensor] | None = None) -> dict[str, Any]:
+        """Return a copy, in the memory of this machine, of all that the run needs to resume from here.
+
+        Any number of workers can resume from it. The copy does not change while the training goes on.
 
         Args:
-            folder: An existing folder.
             random_states: The result of `random_states`; by default the state of this worker alone.
         """
         state = {
@@ -288,13 +399,31 @@ class Trainer:
             "schedule": self.schedule.state_dict(),
             **(random_states or self.random_states()),
         }
-        torch.save(state, folder / STATE_FILE)
+        copied = _copy_to_host(state)
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)  # the copies run beside the CPU until here
+        return cast("dict[str, Any]", copied)
+
+    def save(self, folder: Path, random_states: dict[str, Tensor] | None = None) -> None:
+        """Write the `snapshot` to an existing folder."""
+        write_state(self.snapshot(random_states), folder)
+
+    def _set_optimizer_execution(self, state: dict[str, Any]) -> None:
+        """Load the state of the optimizer, whose fused form can withhold a step on the device, if losses are read late.
+
+        The choice is this worker's: a checkpoint may come from a run on another kind of device.
+        """
+        for group in state["param_groups"]:
+            group |= {"fused": True, "foreach": False} if self.read_every_s else {"fused": None, "foreach": None}
+        self.optimizer.load_state_dict(state)
+        if self.read_every_s:
+            self.optimizer.found_inf = self._withheld  # type: ignore[attr-defined]  # as `torch.amp.GradScaler` does
 
     def restore(self, folder: Path) -> None:
         """Return to the state in which `save` was called."""
         state = read_state(folder)
         self.module.load_state_dict(state["module"])
-        self.optimizer.load_state_dict(state["optimiser"])
+        self._set_optimizer_execution(state["optimiser"])
         self.schedule.load_state_dict(state["schedule"])
         self.done = state["done"]
         # Another number of workers, or another kind of device, has no stored stream for each worker: draw new ones.
@@ -307,6 +436,22 @@ class Trainer:
         torch.set_rng_state(state["rng"][self.rank].clone())
         if self.device.type == "cuda":
             torch.cuda.set_rng_state(state["cuda_rng"][self.rank].clone(), self.device)
+
+
+def _copy_to_host(value: Any) -> Any:
+    """Copy a nested state to the memory of this machine, from a GPU to pinned memory without waiting for it."""
+    if isinstance(value, Tensor):
+        if value.device.type != "cuda":
+            return value.detach().clone()
+        return torch.empty_like(value, device="cpu", pin_memory=True).copy_(value.detach(), non_blocking=True)
+    if isinstance(value, dict):
+        return type(value)((key, _copy_to_host(part)) for key, part in value.items())
+    return type(value)(map(_copy_to_host, value)) if isinstance(value, list | tuple) else value
+
+
+def write_state(state: dict[str, Any], folder: Path) -> None:
+    """Write a state that `Trainer.snapshot` returned to an existing folder."""
+    torch.save(state, folder / STATE_FILE)
 
 
 def read_state(folder: Path) -> dict[str, Any]:

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import tempfile
+import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 from ray.train import UserCallback
+from torch import nn
 
 from asap.errors import AsapError, StorageError
+from asap.evaluation.evaluate import evaluate_split_together
+from asap.model.config import ModelConfig
 from asap.preprocessing.text import load_tokenizer
 from jobs.metrics import count_step
 from jobs.train.data.feed import Order
@@ -17,9 +22,9 @@ from jobs.train.data.splits import Split
 from jobs.train.data.stream import open_feed
 from jobs.train.export import SCORE
 from jobs.train.run_folder.folder import RunFolder, checkpoint_folder
-from jobs.train.run_folder.log import RunLog
+from jobs.train.run_folder.log import HEADLINE, RunLog
 from jobs.train.settings import TrainSettings
-from jobs.train.trainer import Trainer, model_config
+from jobs.train.trainer import Trainer, model_config, write_state
 
 RETRIES = 3
 """Number of times that a run continues by itself after it lost a worker."""
@@ -53,36 +58,101 @@ def run_worker(arguments: dict[str, Any]) -> None:
     elif folder.start.exists():
         trainer.begin_from(folder.start)
     if world > 1:
-        # Buffers need no broadcast: the queues are the same on every worker by construction, and `Trainer` averages
-        # running statistics. Sending all buffers at every step would cost more than the step.
-        # Not every step uses every parameter: the contrastive projections get no gradient until the contrast begins.
-        options = {"broadcast_buffers": False, "find_unused_parameters": True}
-        trainer.distribute(prepare_model(trainer.module, parallel_strategy_kwargs=options))
-    log = RunLog(settings, folder, config, trainer.pairs_done) if rank == 0 else None
-    for terms in trainer.steps():
-        metrics = log.record_step(trainer, terms) if log else {}
+
+        def wrap(module: nn.Module, may_leave_out: bool) -> nn.Module:
+            # Buffers need no broadcast: the queues are the same on every worker by construction, and `Trainer` averages
+            # running statistics. Sending all buffers at every step would cost more than the step.
+            options = {"broadcast_buffers": False, "find_unused_parameters": may_leave_out}
+            wrapped: nn.Module = prepare_model(module, parallel_strategy_kwargs=options)
+            return wrapped
+
+        trainer.distribute(wrap)
+    log = RunLog(folder, trainer) if rank == 0 else None
+    with folder.locked():
+        validation = open_validation(settings, folder, config)
+    reports = CheckpointReports()
+    for losses in trainer.steps():
         if log:
-            count_step(folder.location.name, terms, settings.batch_size, trainer.done / trainer.total_steps)
-        if trainer.done % trainer.steps_a_checkpoint == 0 or trainer.done == trainer.total_steps:
-            _save_and_report(trainer, metrics)
+            log.record_steps(trainer, losses)
+            for terms in losses:
+                count_step(folder.location.name, terms, settings.batch_size, trainer.done / trainer.total_steps)
+        if trainer.checkpoint_due:
+            metrics = validate(trainer, validation)
+            if log:
+                log.record_validation(trainer, metrics)
+            reports.report(trainer, metrics)
 
 
-def _save_and_report(trainer: Trainer, metrics: dict[str, Any]) -> None:
-    """Report a checkpoint and the metrics to Ray Train. Every worker must call this; only the first one saves.
+def open_validation(settings: TrainSettings, folder: RunFolder, config: ModelConfig) -> Split:
+    """Open the pairs of the validation split that checkpoints are evaluated on."""
+    return Split.open(settings, folder, "val", config, limit=settings.validation_pairs or 0)
 
-    The workers hold the same weights; their random states are gathered before the first worker saves.
+
+def validate(trainer: Trainer, validation: Split) -> dict[str, Any]:
+    """Return the validation metrics of the weights that would become the model. Every worker must call this.
+
+    They are computed in float32, as `asap evaluate` and the card do: the best checkpoint is the best by the figures
+    that are shown.
     """
-    import ray.train
+    report = evaluate_split_together(trainer.evaluated_model, validation.pairs)
+    return {name: report[name] for name in HEADLINE}
 
-    random_states = trainer.random_states()
-    with tempfile.TemporaryDirectory() as folder:
-        checkpoint = None
-        if trainer.rank == 0:
-            trainer.save(Path(folder), random_states)
-            checkpoint = ray.train.Checkpoint.from_directory(folder)
-        score = metrics.get("AUC")
+
+class CheckpointReports:
+    """Reports of checkpoints to Ray Train. A checkpoint is written beside the training, one at a time.
+
+    The state is copied at its step. Ray Train writes it in a thread and counts it once it is complete, so a run that is
+    killed meanwhile resumes from the one before. An error in the thread ends the worker as one of a step does. Ray
+    Train waits for the last checkpoint before the worker ends.
+    """
+
+    def __init__(self) -> None:
+        self._is_written = threading.Event()
+        self._is_written.set()
+
+    def report(self, trainer: Trainer, metrics: dict[str, Any]) -> None:
+        """Report a checkpoint and its metrics. Every worker must call this; only the first one saves.
+
+        The workers hold the same weights; their random states are gathered before the first worker saves.
+        """
+        import ray.train
+        from ray.train import Checkpoint, CheckpointUploadMode
+
+        # A second state in memory would cost as much as the first. After an error in the thread Ray ends this wait.
+        self._is_written.wait()
+        random_states = trainer.random_states()
+        score = metrics["AUC"]
         progress = {"pairs": trainer.pairs_done, "of": trainer.pairs_in_all, SCORE: -1.0 if score is None else score}
-        ray.train.report(progress | metrics, checkpoint=checkpoint)
+        checkpoint = write = None
+        if trainer.rank == 0:
+            self._is_written.clear()
+            write = self._writer(trainer.snapshot(random_states))
+            checkpoint = Checkpoint.from_directory(tempfile.gettempdir())  # `write` replaces it
+        ray.train.report(
+            progress | metrics,
+            checkpoint=checkpoint,
+            checkpoint_upload_mode=CheckpointUploadMode.ASYNC,
+            checkpoint_upload_fn=write,
+            delete_local_checkpoint_after_upload=False,
+        )
+
+    def _writer(self, state: dict[str, Any]) -> Callable[[Any, str], Any]:
+        """Return a function that writes a state to the storage of the run, and returns its checkpoint there.
+
+        Its arguments are those of Ray Train's `checkpoint_upload_fn`. Ray may call it again after a failure.
+        """
+        import ray.train
+
+        storage = ray.train.get_context().get_storage()
+
+        def write(_: Any, name: str) -> Any:
+            with tempfile.TemporaryDirectory() as folder:
+                write_state(state, Path(folder))
+                written = storage.persist_current_checkpoint(ray.train.Checkpoint.from_directory(folder), name)
+            self._is_written.set()
+            return written
+
+        return write
 
 
 class FinalFailures(UserCallback):

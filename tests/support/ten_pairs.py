@@ -73,9 +73,10 @@ def changed(settings: TrainSettings, **changes: Any) -> TrainSettings:
 def run(trainer: Trainer, steps: int | None = None) -> list[dict[str, float]]:
     """Take so many steps, or all, and return their loss terms without the time that each took."""
     taken = []
-    for terms in trainer.steps():
-        taken.append({name: value for name, value in terms.items() if name != "seconds"})
-        if len(taken) == steps:
+    first = trainer.done
+    for losses in trainer.steps():
+        taken += [{name: value for name, value in terms.items() if name != "seconds"} for terms in losses]
+        if trainer.done - first == steps:
             break
     return taken
 

@@ -18,7 +18,7 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 from asap.errors import AsapError
 from asap.preprocessing.formats import STARTS
@@ -117,8 +117,8 @@ class Source:
 
     def fingerprint(self) -> str:
         """Return a string that changes when the input does."""
-        if isinstance(self.content, Table) and self.info:
-            return file_fingerprint(self.info)
+        if isinstance(self.content, Table):
+            return file_fingerprint(cast("FileInfo", self.info))  # a table is one file
         return files_fingerprint(self.content.files(self.limit))
 
     def describe(self) -> dict[str, Any]:

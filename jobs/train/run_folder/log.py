@@ -6,19 +6,15 @@ import json
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from typing import Any
 
 from asap.errors import StorageError
-from asap.evaluation.evaluate import evaluate_split
-from asap.model.config import ModelConfig
 from asap.storage.files import exists, read_bytes
-from jobs.train.data.splits import Split
 from jobs.train.events import OnEvent
 from jobs.train.run_folder.folder import RunFolder
-from jobs.train.settings import TrainSettings
 from jobs.train.trainer import Trainer
 
 _PUSH_EVERY_S = 10.0
@@ -33,47 +29,42 @@ HEADLINE = ("AUC", "mAP", "CF1", "IoU50_gated", "IoU50_boxed", "token_F1")
 class RunLog:
     """The log of the first worker: mean losses, speed and validation metrics, as JSON lines and for TensorBoard."""
 
-    def __init__(self, settings: TrainSettings, folder: RunFolder, config: ModelConfig, started_at: int = 0) -> None:
-        """Open the log.
-
-        Args:
-            settings: The settings of the run.
-            folder: The folder of the run.
-            config: The configuration of the model.
-            started_at: Pairs done at the start. Points of a killed run beyond it are removed from TensorBoard.
-        """
+    def __init__(self, folder: RunFolder, trainer: Trainer) -> None:
+        """Open the log of a run. Points of a killed run beyond the trainer's step are removed from TensorBoard."""
         from torch.utils.tensorboard import SummaryWriter  # takes a second to load
 
         self.folder = folder
         self._pushed_s = 0.0
         folder.pull(folder.progress.name)
-        self.curves = SummaryWriter(folder.curves, purge_step=started_at)
-        self.validation = Split.open(settings, folder, "val", config, limit=settings.validation_pairs or 0)
+        self.curves = SummaryWriter(folder.curves, purge_step=trainer.pairs_done)
         self._terms: dict[str, list[float]] = defaultdict(list)
+        self._recorded = trainer.done
 
-    def record_step(self, trainer: Trainer, terms: dict[str, float], every: int = 25) -> dict[str, Any]:
-        """Record a finished step. Return the validation metrics if a checkpoint is due, else nothing.
+    def record_steps(self, trainer: Trainer, losses: Sequence[dict[str, float]], every: int = 25) -> None:
+        """Record the steps since the last call.
 
         Args:
-            trainer: The trainer that took the step.
-            terms: The loss terms of the step, and its time in `seconds`.
+            trainer: The trainer that took the steps.
+            losses: The loss terms of each step, and its time in `seconds`; empty if they were not read yet.
             every: Steps between lines of mean losses.
         """
-        for name, value in terms.items():
-            self._terms[name].append(value)
-        is_last = trainer.done == trainer.total_steps
-        if trainer.done % every == 0 or is_last:
+        if not losses:
+            return
+        for terms in losses:
+            for name, value in terms.items():
+                self._terms[name].append(value)
+        is_line_due = trainer.done // every > self._recorded // every or trainer.done == trainer.total_steps
+        self._recorded = trainer.done
+        if is_line_due:
             means = {name: round(sum(values) / len(values), 4) for name, values in self._terms.items()}
             pairs_per_s = round(trainer.settings.batch_size / means.pop("seconds"), 1)
             self._terms.clear()
             rate = trainer.schedule.get_last_lr()[0]
             self._write(trainer, {"losses": means, "pairs_per_s": pairs_per_s, "rate": rate})
-        if trainer.done % trainer.steps_a_checkpoint and not is_last:
-            return {}
-        report = evaluate_split(trainer.evaluated_model, self.validation.pairs)
-        metrics = {name: report[name] for name in HEADLINE}
+
+    def record_validation(self, trainer: Trainer, metrics: dict[str, Any]) -> None:
+        """Record the validation metrics of a checkpoint."""
         self._write(trainer, {"validation": metrics})
-        return metrics
 
     def _write(self, trainer: Trainer, event: dict[str, Any]) -> None:
         """Append a line to the progress, and its numbers to TensorBoard."""

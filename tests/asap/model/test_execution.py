@@ -67,6 +67,23 @@ def test_compiled_encoders_give_the_same_losses_and_keep_the_names_of_weights() 
     assert list(model.state_dict()) == names
 
 
+@pytest.mark.slow
+@pytest.mark.skipif(not can_compile(), reason="there is no C compiler")
+def test_texts_in_buckets_are_compiled_once_for_all_lengths() -> None:
+    model = tiny_model(max_tokens=64, max_positions=64)
+    compile_encoders(model)
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    counts = []
+    for length in (16, 32, 48, 64):
+        ids = torch.ones(2, length, dtype=torch.long)
+        with torch.no_grad():
+            model.encode_text(ids, ids)
+        counts.append(torch._dynamo.utils.counters["stats"]["unique_graphs"])
+    assert counts[0] >= 1
+    assert counts[1:] == [counts[0]] * 3
+
+
 def test_a_gpu_that_only_emulates_bfloat16_does_not_have_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("torch.cuda.is_bf16_supported", lambda including_emulation=True: including_emulation)
     assert not has_bfloat16(torch.device("cuda"))

@@ -22,7 +22,7 @@ PUBLISHED: dict[str, Any] = {
     "optimizer_groups": "published", "schedule": "published", "gradient_norm": None, "initial_values": "published",
     "augmentation": "published", "words_until": 0, "alignment_from": 0, "lock_image_from": 1, "alpha": 0.4,
     "alpha_ramp_pairs": None, "queue_size": 65_536, "momentum": 0.995, "twin_dropout": True, "precision": "float32",
-    "checkpoint_pairs": None, "validation_pairs": None, "weights": "student", "export": "best", "size": "base",
+    "checkpoint_pairs": "epoch", "validation_pairs": None, "weights": "student", "export": "best", "size": "base",
     "accumulation": 1,
 }  # fmt: skip
 
@@ -157,7 +157,7 @@ def test_a_published_run_has_the_published_rates_and_alpha_and_a_checkpoint_each
     settings: TrainSettings, split: Split
 ) -> None:
     trainer = Trainer(settings, split)
-    assert (trainer.total_steps, trainer.steps_a_checkpoint) == (6, 2)
+    assert (trainer.total_steps, trainer.checkpoints.regular) == (6, 2)
     rates, alphas = [], []
     for _ in range(6):
         rates.append([group["lr"] for group in trainer.optimizer.param_groups])

@@ -108,6 +108,17 @@ def test_memory_follows_from_the_parameters_and_the_micro_batch(made: Plan, corp
     )
 
 
+def test_activations_take_half_in_bfloat16_and_nothing_else_does(made: Plan) -> None:
+    changed = {name for name in made.memory if made.memory_bfloat16[name] != made.memory[name]}
+    assert changed == {"activations of a micro batch"}
+
+
+def test_checkpoints_come_by_pairs_or_by_time(made: Plan, corpus: Path) -> None:
+    assert made.checkpoint_every_s is None
+    timed = plan(settings_for(corpus, checkpoint_pairs=None, checkpoint_every_s=60))
+    assert (timed.checkpoints_written, timed.checkpoint_every_s) == (1, 60)
+
+
 def test_a_plan_needs_no_ray_and_writes_nothing(corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(train_module, "ray_running", lambda *_: pytest.fail("a plan starts nothing"))
     options = [f"{name}={value}" for name, value in (("batch_size", 8), ("vocab_size", 300), ("preset", "tiny"))]
@@ -115,7 +126,17 @@ def test_a_plan_needs_no_ray_and_writes_nothing(corpus: Path, tmp_path: Path, mo
     sets = [part for option in options for part in ("--set", option)]
     result = CliRunner().invoke(app, ["train", str(corpus), "--out", str(out), "--plan", *sets])
     assert result.exit_code == 0, result.output
-    for word in ("train", "orig", "epochs", "pairs of a micro batch", "random weights", "activations counted"):
+    for word in (
+        "H100",
+        "bottleneck",
+        "bfloat16",
+        "train",
+        "orig",
+        "epochs",
+        "pairs of a micro batch",
+        "random weights",
+        "activations counted",
+    ):
         assert word in result.output
     assert not out.exists()
 

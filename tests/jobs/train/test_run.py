@@ -240,6 +240,37 @@ def test_a_corpus_in_a_bucket_is_streamed_and_trains(ray_here: None, bucket: str
     assert json.loads((tmp_path / "out/test_metrics.json").read_text())["pairs"] == 20
 
 
+@pytest.mark.parametrize("failing_step", [4, 8])
+def test_a_checkpoint_that_cannot_be_written_beside_the_training_sends_the_run_back(
+    ray_here: None, corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failing_step: int
+) -> None:
+    failed = tmp_path / "failed"
+
+    def run_with_a_full_disk(arguments: dict[str, Any]) -> None:
+        from jobs.train import worker
+
+        write_state = worker.write_state
+
+        def write_once(state: dict[str, Any], folder: Path) -> None:
+            if state["done"] == failing_step and not failed.exists():
+                failed.touch()
+                raise OSError("no space left on device")
+            write_state(state, folder)
+
+        worker.write_state = write_once  # type: ignore[attr-defined]  # in the worker's own process
+        worker.run_worker(arguments)
+
+    monkeypatch.setattr(train_module, "run_worker", run_with_a_full_disk)
+    folder = train(settings_for(corpus, tmp_path / "out"))
+
+    assert failed.exists()
+    assert load_folder(folder).config.width == 48
+    lines = [json.loads(line) for line in (tmp_path / "out/progress.jsonl").read_text().splitlines()]
+    validated = [line["pairs"] for line in lines if "validation" in line]
+    # A run whose first checkpoint fails starts anew; one whose last checkpoint fails repeats the steps since the first.
+    assert validated[-2:] == ([32, 64] if failing_step == 4 else [64, 64])
+
+
 # Errors that are found before any training
 
 

@@ -18,7 +18,7 @@ from jobs.train.data.splits import Split
 from jobs.train.data.stream import Decoding, StreamFeed
 from jobs.train.run_folder.folder import RunFolder
 from jobs.train.settings import TrainSettings
-from jobs.train.trainer import Trainer, model_config, read_weights
+from jobs.train.trainer import Trainer, model_config, read_state, read_weights
 from tests.support.ten_pairs import (
     PAIRS,
     changed,
@@ -419,3 +419,84 @@ def test_token_memory_changes_the_time_of_a_locked_step_and_not_its_result(
     few = len(encoded)
     assert run(Trainer(changed(settings, tokens_gib=0), split)) == terms
     assert few < len(encoded) - few == 20
+
+
+NEVER_S = 1e9
+"""Seconds between reads of losses that no test waits for: only checkpoints and the end read them."""
+
+
+def test_losses_that_are_read_late_are_the_same_and_all_are_read_at_a_checkpoint(
+    settings: TrainSettings, split: Split
+) -> None:
+    at_once = run(Trainer(settings, split))
+    late = Trainer(changed(settings, checkpoint_pairs=8), split, read_every_s=NEVER_S)
+    counts, read = [], []
+    for losses in late.steps():
+        counts.append(len(losses))
+        read += losses
+    assert counts == [0, 2, 0, 2, 0, 2]
+    for terms, again in zip(at_once, read, strict=True):
+        assert again.pop("seconds") > 0
+        assert again == pytest.approx(terms, rel=1e-4)  # the optimizer's fused form rounds differently
+
+
+@pytest.mark.parametrize("fault", ["gradients", "loss"])
+def test_a_step_whose_losses_are_not_read_yet_is_withheld_from_the_weights_if_it_diverges(
+    settings: TrainSettings, split: Split, fault: str
+) -> None:
+    trainer = Trainer(changed(settings, checkpoint_pairs=24), split, read_every_s=NEVER_S)
+    steps = trainer.steps()
+    next(steps), next(steps)
+    if fault == "loss":
+        with torch.no_grad():
+            trainer.module.student.box_head[0].weight[0, 0] = math.nan
+    else:
+        make_gradients_nan(trainer)
+    before = {name: value.clone() for name, value in trainer.module.student.named_parameters()}
+    ids = [split.pairs.records[number].id for number in trainer.order.rows_of_step(2)[0]]
+
+    with pytest.raises(TrainingDiverged, match=f"the {fault} of step 2 (is|are) not finite") as caught:
+        list(steps)
+
+    assert trainer.done == 6  # nobody waited for the losses
+    assert f"its pairs are {ids}" in str(caught.value)
+    after = dict(trainer.module.student.named_parameters())
+    torch.testing.assert_close(after, before, rtol=0, atol=0, equal_nan=True)
+
+
+def test_an_explosion_that_is_not_read_yet_is_withheld_from_the_weights(settings: TrainSettings, split: Split) -> None:
+    trainer = Trainer(changed(settings, checkpoint_pairs=24), split, read_every_s=NEVER_S)
+    steps = trainer.steps()
+    next(steps)
+    trainer._losses.extend([0.01] * 100)  # the losses of a model that has nearly learned everything
+    before = {name: value.clone() for name, value in trainer.module.student.named_parameters()}
+    with pytest.raises(TrainingDiverged, match=r"the loss of step 0 is \d.* after a mean of 0\.01"):
+        list(steps)
+    torch.testing.assert_close(dict(trainer.module.student.named_parameters()), before, rtol=0, atol=0)
+
+
+def test_a_checkpoint_of_late_reads_resumes_in_a_run_that_reads_at_once_and_the_other_way_round(
+    settings: TrainSettings, split: Split, tmp_path: Path
+) -> None:
+    whole = run(Trainer(settings, split))
+    for first, second in ((0.0, NEVER_S), (NEVER_S, 0.0)):
+        killed = Trainer(changed(settings, checkpoint_pairs=12), split, read_every_s=first)
+        run(killed, 3)
+        killed.save(tmp_path)
+        resumed = Trainer(settings, split, read_every_s=second)
+        resumed.restore(tmp_path)
+        rest = run(resumed)
+        assert [terms["total"] for terms in rest] == pytest.approx([terms["total"] for terms in whole[3:]], rel=1e-4)
+
+
+def test_a_snapshot_does_not_change_while_the_training_goes_on(
+    settings: TrainSettings, split: Split, tmp_path: Path
+) -> None:
+    trainer = Trainer(settings, split)
+    run(trainer, 2)
+    state = trainer.snapshot()
+    run(trainer)
+    stopped = Trainer(settings, split)
+    run(stopped, 2)
+    stopped.save(tmp_path)
+    torch.testing.assert_close(state, read_state(tmp_path), rtol=0, atol=0)

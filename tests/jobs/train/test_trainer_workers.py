@@ -5,16 +5,19 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, ProcessPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as multiprocessing
+from torch import nn
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
 from torch.nn.parallel import DistributedDataParallel
 
+from asap.evaluation.evaluate import evaluate_split, evaluate_split_together
 from jobs.errors import TrainingDiverged
+from jobs.train.checkpoints import CheckpointSchedule
 from jobs.train.data.splits import Split
 from jobs.train.run_folder.folder import RunFolder
 from jobs.train.settings import TrainSettings
@@ -49,6 +52,10 @@ def split(folder: RunFolder, settings: TrainSettings) -> Split:
     return prepare_split(folder, settings)
 
 
+def wrap(module: nn.Module, find_unused: bool) -> DistributedDataParallel:
+    return DistributedDataParallel(module, broadcast_buffers=False, find_unused_parameters=find_unused)
+
+
 @contextmanager
 def joined(rank: int, settings: TrainSettings, left: Path) -> Iterator[Callable[[Path | None], Trainer]]:
     """Join the other of two workers over gloo. Provide a function that makes this worker's trainer, from a checkpoint.
@@ -64,9 +71,7 @@ def joined(rank: int, settings: TrainSettings, left: Path) -> Iterator[Callable[
         trainer = Trainer(settings, split, rank=rank, world=2)
         if checkpoint:
             trainer.restore(checkpoint)
-        trainer.distribute(
-            DistributedDataParallel(trainer.module, broadcast_buffers=False, find_unused_parameters=True)
-        )
+        trainer.distribute(wrap)
         return trainer
 
     try:
@@ -100,9 +105,14 @@ def train_together(rank: int, settings: TrainSettings, left: Path) -> None:
         averaged.append(bucket.index())
         return allreduce_hook(None, bucket)  # type: ignore[arg-type]  # None is the whole world
 
+    def wrap_and_count(module: nn.Module, find_unused: bool) -> DistributedDataParallel:
+        wrapped = wrap(module, find_unused)
+        wrapped.register_comm_hook(None, count)
+        return wrapped
+
     with joined(rank, settings, left) as begin:
         trainer = begin(None)
-        trainer.step_module.register_comm_hook(None, count)  # type: ignore[operator]  # of DistributedDataParallel
+        trainer.distribute(wrap_and_count)
         run(trainer, 1)
         first = {name: value.clone() for name, value in gradients(trainer).items()}
         run(trainer)
@@ -139,6 +149,66 @@ def test_two_workers_have_the_same_gradients_with_and_without_compiled_encoders(
     one, other = runs["on"]
     torch.testing.assert_close(one["module"], other["module"], rtol=0, atol=0)
     torch.testing.assert_close(one["first"], runs["off"][0]["first"], atol=1e-4, rtol=1e-3)
+
+
+def note_searches(rank: int, settings: TrainSettings, left: Path) -> None:
+    """Leave, for each step, whether parameters without a gradient were searched for."""
+    with joined(rank, settings, left) as begin:
+        trainer, searched = begin(None), []
+        for _ in trainer.steps():
+            searched.append(cast("Any", trainer.step_module).find_unused_parameters)
+        torch.save({"searched": searched, "module": trainer.module.state_dict()}, left / f"{rank}.pt")
+
+
+def test_parameters_without_a_gradient_are_searched_for_only_in_stages_that_may_have_some(
+    processes: Executor, settings: TrainSettings, split: Split, tmp_path: Path
+) -> None:
+    # Two steps of words alone, three of everything, three with a locked image encoder.
+    stages = changed(settings, pairs=32, words_until=0.25, alignment_from=0.25, lock_image_from=0.625)
+    two = run_two_workers(processes, note_searches, stages, tmp_path)
+    for worker in two:
+        assert worker["searched"] == [True, True, True, False, False, True, False, False]
+    torch.testing.assert_close(two[0]["module"], two[1]["module"], rtol=0, atol=0)
+
+
+def evaluate_together(rank: int, settings: TrainSettings, left: Path) -> None:
+    """Leave the report of a split whose batches two workers divided among them."""
+    with joined(rank, settings, left) as begin:
+        trainer = begin(None)
+        pairs = trainer.split.pairs
+        reports = [evaluate_split_together(trainer.module.twin.model, pairs, size) for size in (2, 4, 16)]
+        torch.save({"reports": reports}, left / f"{rank}.pt")
+
+
+def test_two_workers_evaluate_a_split_to_the_figures_of_one(
+    processes: Executor, settings: TrainSettings, split: Split, tmp_path: Path
+) -> None:
+    model = Trainer(settings, split).module.twin.model
+    alone = [evaluate_split(model, split.pairs, size) for size in (2, 4, 16)]
+    assert alone[0]["pairs"] == 10
+    for worker in run_two_workers(processes, evaluate_together, settings, tmp_path):
+        assert worker["reports"] == alone
+
+
+def note_checkpoints(rank: int, settings: TrainSettings, left: Path) -> None:
+    """Leave the steps at which a checkpoint was due, for a first worker that finds time up always and one that never.
+
+    The second worker thinks otherwise in both cases.
+    """
+    found = {}
+    with joined(rank, settings, left):
+        for first in (True, False):
+            every_s = 1e-9 if (rank == 0) == first else 1e9
+            schedule = CheckpointSchedule(changed(settings, checkpoint_every_s=every_s), 40, 40, torch.device("cpu"))
+            found[str(first)] = [step for step in range(1, 41) if schedule.is_due(step)]
+    torch.save(found, left / f"{rank}.pt")
+
+
+def test_the_clock_of_the_first_worker_decides_about_checkpoints(
+    processes: Executor, settings: TrainSettings, split: Split, tmp_path: Path
+) -> None:
+    for worker in run_two_workers(processes, note_checkpoints, settings, tmp_path):
+        assert worker == {"True": [16, 32, 40], "False": [40]}
 
 
 def stop_and_resume_together(rank: int, settings: TrainSettings, left: Path) -> None:

@@ -1,9 +1,22 @@
+"""Tests of the work of a training worker: its validation, and the errors that end a run."""
+
+import shutil
+from pathlib import Path
+from typing import Any
+
 import pytest
 from ray.train import ControllerError, WorkerGroupError
 
+from asap.corpus.reader import read_corpus
 from asap.errors import AsapError, CorpusError, StorageError
+from asap.model.asap import Asap
+from asap.training.dataset import TrainingSet
 from jobs.errors import TrainingDiverged
-from jobs.train.worker import FinalFailures, final_failure
+from jobs.train.data.splits import prepare_splits
+from jobs.train.run_folder.log import HEADLINE
+from jobs.train.trainer import Trainer
+from jobs.train.worker import FinalFailures, final_failure, open_validation, validate
+from tests.support.ten_pairs import PAIRS, changed, make_run_folder, prepare_split, settings_in
 
 
 @pytest.mark.parametrize("error", [TrainingDiverged("the loss of step 3 is not finite"), CorpusError("a.jpg is gone")])
@@ -22,3 +35,32 @@ def test_the_error_that_ended_the_run_is_found_in_the_exception_of_rays_trainer(
     assert final_failure(ControllerError(diverged)) is diverged
     assert final_failure(ControllerError(RuntimeError("out of memory"))) is None
     assert final_failure(WorkerGroupError("rank 0 died", {0: RuntimeError("killed")})) is None
+
+
+@pytest.mark.parametrize(
+    ("changes", "pairs"),
+    [
+        ({"weights": "student", "validation_pairs": None}, PAIRS),
+        ({"weights": "average", "validation_pairs": 4}, 4),
+    ],
+)
+def test_a_checkpoint_is_evaluated_with_the_set_weights_on_the_set_pairs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any], pairs: int
+) -> None:
+    folder = make_run_folder(tmp_path)
+    settings = changed(settings_in(folder), **changes)
+    split = prepare_split(folder, settings)
+    metadata = tmp_path / "corpus/metadata"
+    shutil.copy(metadata / "train.json", metadata / "val.json")
+    prepare_splits(folder, settings, {"val": read_corpus(settings.corpus, "val")}, split.config, lambda event: None)
+    trainer = Trainer(settings, split)
+    evaluated: list[tuple[Asap, int]] = []
+
+    def evaluate(model: Asap, some: TrainingSet) -> dict[str, Any]:
+        evaluated.append((model, len(some)))
+        return dict.fromkeys(HEADLINE, 0.5)
+
+    monkeypatch.setattr("jobs.train.worker.evaluate_split_together", evaluate)
+    assert validate(trainer, open_validation(settings, folder, split.config)) == dict.fromkeys(HEADLINE, 0.5)
+    expected = trainer.module.student if changes["weights"] == "student" else trainer.module.twin.model
+    assert [(model is expected, count) for model, count in evaluated] == [(True, pairs)]

@@ -1,0 +1,45 @@
+import dataclasses
+
+import pytest
+from torch.utils.flop_counter import FlopCounterMode
+
+from asap.model.asap import Asap
+from asap.training.step import TrainingStep
+from jobs.train.plan import _longest_batch
+from jobs.train.settings import TrainSettings
+from jobs.train.speed import MFU, PEAK_TFLOPS, flops_of_pair, gpu_speeds
+from jobs.train.trainer import model_config
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+SMALL = {"image_size": 64, "image_layers": 2, "text_layers": 2, "fusion_layers": 2, "width": 96}
+
+
+@pytest.mark.parametrize("recipe", ["hammer", "asap"])
+def test_the_products_of_a_pair_are_those_of_a_real_step(recipe: str) -> None:
+    settings = TrainSettings(corpus="c", out="o", recipe=recipe, model=SMALL)
+    config = model_config(settings, 300)
+    step = TrainingStep(Asap(config), weights=settings.objective.weights, queue_size=64)
+    batch = _longest_batch(dataclasses.replace(config, max_tokens=min(64, config.max_tokens)))
+    with FlopCounterMode(display=False) as counter:
+        step.train()(batch, 0.4)["total"].backward()
+    counted = counter.get_total_flops() / len(batch.images)
+    assert flops_of_pair(settings, config) == pytest.approx(counted, rel=0.1)
+
+
+def test_the_slowest_part_is_the_bottleneck() -> None:
+    peak = PEAK_TFLOPS["H100"] * 1e12
+    by_gpu = {speed.gpu: speed for speed in gpu_speeds(MFU * peak / 1000, "stream", None)}
+    assert by_gpu["H100"].pairs_per_s == pytest.approx(1000)
+    assert by_gpu["H100"].mfu == pytest.approx(MFU)
+    assert by_gpu["H100"].decoding_cores == pytest.approx(11.5)
+    assert "the GPU at 35%" in by_gpu["H100"].bottleneck
+    assert by_gpu["A100"].pairs_per_s == pytest.approx(1000 * PEAK_TFLOPS["A100"] / PEAK_TFLOPS["H100"])
+
+    decoding = gpu_speeds(MFU * peak / 1000, "stream", 2)[0]
+    assert decoding.bottleneck == "decoding in decode_tasks=2"
+    assert decoding.pairs_per_s == pytest.approx(2000 / 11.5)
+    assert decoding.mfu < MFU
+    small = gpu_speeds(1e9, "cache", None)[0]
+    assert small.bottleneck == "batches made by one core of the worker"
+    assert small.decoding_cores == 0
