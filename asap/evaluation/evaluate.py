@@ -26,6 +26,14 @@ from asap.training.dataset import TrainingSet, collate
 def evaluate_split(model: Asap, pairs: TrainingSet, batch_size: int = 64, *, elsewhere: bool = False) -> dict[str, Any]:
     """Return every figure of `asap.evaluation.metrics.Evaluation` for the pairs of a split.
 
+    The arguments are those of `predict_split`, whose predictions `asap.evaluation.intervals` needs.
+    """
+    return predict_split(model, pairs, batch_size, elsewhere=elsewhere).compute()
+
+
+def predict_split(model: Asap, pairs: TrainingSet, batch_size: int = 64, *, elsewhere: bool = False) -> Evaluation:
+    """Evaluate the pairs of a split.
+
     The model is evaluated in eval mode; its former mode is restored afterwards.
 
     Args:
@@ -48,7 +56,7 @@ def evaluate_split(model: Asap, pairs: TrainingSet, batch_size: int = 64, *, els
             model, pairs.codec, pairs.records, batch_size, threads, "boxless", elsewhere=elsewhere
         )
     model.train(was_training)
-    return evaluation.compute()
+    return evaluation
 
 
 def evaluate_records(
@@ -116,6 +124,7 @@ def evaluate_batch(
     """
     batch = collate([pairs.sample(number) for number in numbers], model.config, pairs.pad_id)
     fake_cls = [pairs.records[number].fake_cls for number in numbers]
+    items = [(str(pairs.records[number].image), pairs.records[number].id) for number in numbers]
     published_BL = _published_labels(pairs, numbers, batch)
     batch = batch.to(next(model.parameters()).device)
     text_BLW = model.encode_text(*batch.text)
@@ -141,6 +150,7 @@ def evaluate_batch(
         text_types_B2,
         fake_cls,
         familiarity_B,
+        items,
     )
 
 
