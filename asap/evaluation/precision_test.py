@@ -1,8 +1,8 @@
 """An exact test that a threshold keeps a precision, and a sequence of such tests that chooses a threshold.
 
 **One threshold.** The precision is below its target if `recall < c * false_positive_rate + d * other_rate + e *
-stray_rate`, with constants c, d, e that follow from target and prevalence. Two counts show the opposite: X of m positive
-pairs are flagged, Y of n authentic ones, and both are independent binomials.
+stray_rate`, with constants c, d, e that follow from target and prevalence. Two counts show the opposite: X of m
+positive pairs are flagged, Y of n authentic ones, and both are independent binomials.
 
 Suppose first that there are no other and stray pairs. For any number t, consider the hypothesis that the false positive
 rate is at least t and the recall at most c * t. It has two independent exact p-values, one from Y and one from X. They
@@ -39,7 +39,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import betainc, gammaincinv, ndtri
+from scipy.special import betainc, betaincc, gammaincinv, ndtri, ndtri_exp, rel_entr
 from scipy.stats import beta
 
 Floats = NDArray[np.float32]
@@ -48,13 +48,16 @@ Ints = NDArray[np.int64]
 
 PILOT_STEP = 8
 """One positive pair of so many places the starts."""
-_STARTS = ((0, 0.1), (1, 0.15), (4, 0.25), (12, 0.25), (36, 0.25))
-"""For each start: the false positives that a test there should survive, and its part of the error probability."""
+_STARTS = (0, 1, 3, 8, 20)
+"""False positives that a test at each start should survive. More make a start robust, but need a higher recall."""
 _EXTRA_SHARE = 0.15
 """The part of a test's error probability for the upper bound of other pairs, and the same for stray ones."""
+_OUTSIDE_SHARE = 0.02
+"""The part of a test's error probability, on each side, for false positive rates that are not looked at."""
 _CELLS = 40
-_WIDTH = 5.0
 _CHUNK = 48
+_FAR = 40.0
+"""A normal quantile beyond all that float64 can tell from certainty."""
 
 
 @dataclass(frozen=True)
@@ -109,7 +112,9 @@ def is_shown(counts: FlagCounts, sizes: Sizes, odds: Odds, level: float) -> NDAr
     if sizes.has_stray:
         level -= extra
         shift_K += odds.stray * _upper(counts.stray_K, sizes.positive, extra)
-    return _least_sum(counts.authentic_K, counts.positive_K, sizes, odds.authentic, other_K, shift_K) >= -ndtri(level)
+    outside = _OUTSIDE_SHARE * level
+    least_K = _least_sum(counts.authentic_K, counts.positive_K, sizes, odds.authentic, other_K, shift_K, outside)
+    return np.asarray(least_K >= -ndtri(level - 2 * outside))
 
 
 def _upper(count_K: NDArray[np.number], size: int, level: float) -> Values:
@@ -119,51 +124,79 @@ def _upper(count_K: NDArray[np.number], size: int, level: float) -> Values:
 
 
 def _least_sum(
-    false_K: NDArray[np.number], right_K: NDArray[np.number], sizes: Sizes, c: float, known_K: Values, shift_K: Values
+    false_K: NDArray[np.number],
+    right_K: NDArray[np.number],
+    sizes: Sizes,
+    c: float,
+    known_K: Values,
+    shift_K: Values,
+    outside: float,
 ) -> Values:
-    """Return a lower bound of the weighted sum of both normal quantiles over all false positive rates t.
+    """Return a lower bound of the weighted sum of both normal quantiles over the false positive rates t.
 
-    The interval of t is cut into cells. Within a cell the quantile of Y grows with t and that of X falls, so the one at
-    the lower end and the other at the upper end bound their sum. The cells follow the counts, but any cells give a
-    bound. The weights are those of the standard errors at t; they only turn one way as t grows, so the sum in a cell is
-    least at one of its ends if it is positive. Below `low` only X counts, from `high` on only Y.
+    Rates outside the interval of Clopper and Pearson, with the error probability `outside` on each side, are left out
+    (Berger and Boos 1994). The interval is cut into cells. Within a cell the quantile of Y grows with t and that of X
+    falls, so the one at the lower end and the other at the upper end bound their sum, whatever the cells. The weights
+    are those of the standard errors at t; they only turn one way as t grows, so the sum in a cell is least at one of
+    its ends if it is positive. Where the recall that the hypothesis allows is nearly 1, X can show nothing and only Y
+    counts; where t is nearly 0, Y can show nothing and only X counts.
     """
     n, m = sizes.authentic, sizes.positive
-    low = 0.02 / n
-    # Where the recall that the hypothesis allows is nearly 1, X can show nothing.
-    high_K = np.clip((m / (m + 1) - known_K) / c, low, 1 - 1e-12)
-    middle_K = np.sqrt(false_K + 1.0)[:, None] + np.linspace(-_WIDTH, _WIDTH, _CELLS) / 2
-    near_KN = np.maximum(middle_K, 0.0) ** 2 / n
-    far_KN = np.exp(np.log(low) + np.linspace(0, 1, 24) * (np.log(high_K) - np.log(low))[:, None])
-    t_KN = np.sort(np.clip(np.concatenate([near_KN, far_KN], axis=1), low, high_K[:, None]), axis=1)
+    count, rest = false_K.astype(np.float64), np.maximum(n - false_K, 0.0)
+    first_K = np.where(count > 0, beta.ppf(outside, np.maximum(count, 1e-9), rest + 1), 0.0)
+    only_right = 0.02 / n
+    starts_at_0_K = first_K < only_right
+    first_K = np.maximum(first_K, only_right)
+    last_K = np.where(rest > 0, beta.isf(outside, count + 1, np.where(rest > 0, rest, 1.0)), 1.0)
+    only_false_K = np.clip((m / (m + 1) - known_K) / c, 0.0, 1.0)
+    end_K = np.maximum(np.minimum(last_K, only_false_K), first_K)
+    roots_KN = np.sqrt(first_K)[:, None] + np.linspace(0, 1, _CELLS) * (np.sqrt(end_K) - np.sqrt(first_K))[:, None]
+    # Close to a recall of 1 the quantile of X changes fast, so more cells follow the recall there.
+    angles_KN = [np.arcsin(np.sqrt(np.minimum(c * t_K + known_K, 1.0))) for t_K in (first_K, end_K)]
+    turned_KN = angles_KN[0][:, None] + np.linspace(0, 1, _CELLS) * (angles_KN[1] - angles_KN[0])[:, None]
+    recall_KN = (np.sin(turned_KN) ** 2 - known_K[:, None]) / c
+    t_KN = np.sort(np.clip(np.concatenate([roots_KN**2, recall_KN], axis=1), first_K[:, None], end_K[:, None]), axis=1)
     allowed_KN = np.minimum(c * t_KN + known_K[:, None], 1.0)
-    from_false_KN = _quantile_of_false(false_K[:, None], n, t_KN)
+    from_false_KN = _quantile_of_false(count[:, None], n, t_KN)
     from_right_KN = _quantile_of_right(right_K[:, None], m, np.minimum(allowed_KN + shift_K[:, None], 1.0))
-    error_false_KN = c * np.sqrt(t_KN * (1 - t_KN) / n)
-    error_right_KN = np.sqrt(allowed_KN * (1 - allowed_KN) / m)
-    length_KN = np.hypot(error_false_KN, error_right_KN)
-    weight_false_KN, weight_right_KN = error_false_KN / length_KN, error_right_KN / length_KN
+    # Both variances without a factor that they share, so that they have a ratio at t = 0 too.
+    t_KN = np.maximum(t_KN, 1e-300)
+    ratio_KN = np.sqrt(n * allowed_KN * (1 - allowed_KN) / (m * c * c * t_KN * np.maximum(1 - t_KN, 1e-300)))
+    turn_KN = np.arctan(ratio_KN)
+    weight_false_KN, weight_right_KN = np.cos(turn_KN), np.sin(turn_KN)
     lower_KN, upper_KN = from_false_KN[:, :-1], from_right_KN[:, 1:]
-    cells_KN = np.minimum(
+    least_K = np.minimum(
         weight_false_KN[:, :-1] * lower_KN + weight_right_KN[:, :-1] * upper_KN,
         weight_false_KN[:, 1:] * lower_KN + weight_right_KN[:, 1:] * upper_KN,
     )
     # Cells without a width have nothing inside.
-    least_K = np.where(np.diff(t_KN, axis=1) > 0, cells_KN, np.inf).min(axis=1)
-    return np.minimum(np.minimum(least_K, from_right_KN[:, 0]), from_false_KN[:, -1])
+    least_K = np.where(np.diff(t_KN, axis=1) > 0, least_K, np.inf).min(axis=1)
+    least_K = np.where(starts_at_0_K, np.minimum(least_K, from_right_KN[:, 0]), least_K)
+    beyond_K = _quantile_of_false(count, n, np.maximum(only_false_K, first_K))
+    return np.where(last_K > only_false_K, np.minimum(least_K, beyond_K), least_K)
 
 
 def _quantile_of_false(count: NDArray[np.number], size: float, rate: Values) -> Values:
     """Return the normal quantile of P(more than `count` of `size` are flagged), which is large if few are."""
-    rest = np.maximum(size - count, 0.0)
-    more = np.where(rest > 0, betainc(count + 1.0, np.where(rest > 0, rest, 1.0), rate), 0.0)
-    return np.clip(ndtri(more), -1e3, 8.0)
+    rest = size - count
+    return np.where(rest > 0, _beta_quantile(count + 1.0, np.where(rest > 0, rest, 1.0), rate), -_FAR)
 
 
 def _quantile_of_right(count: NDArray[np.number], size: int, rate: Values) -> Values:
     """Return the normal quantile of P(fewer than `count` of `size` are flagged), which is large if many are."""
-    at_least = np.where(count > 0, betainc(np.maximum(count, 1.0), size - np.maximum(count, 1.0) + 1.0, rate), 1.0)
-    return np.clip(-ndtri(at_least), -1e3, 8.0)
+    some = np.maximum(count, 1.0)
+    exact = np.where(count > 0, -_beta_quantile(some, size - some + 1.0, rate), -_FAR)
+    # Beyond the smallest numbers of float64 the bound of Chernoff (1952) is good enough.
+    share = count / size
+    divergence = np.where(share > rate, size * (rel_entr(share, rate) + rel_entr(1 - share, 1 - rate)), 0.0)
+    bound = -ndtri_exp(-np.clip(divergence, 1e-9, 1e9))
+    return np.where(exact > _FAR - 5, np.maximum(exact, bound), exact)
+
+
+def _beta_quantile(a: NDArray[np.number], b: NDArray[np.number], rate: Values) -> Values:
+    """Return the normal quantile of P(Beta(a, b) <= rate), exact in both tails."""
+    below, above = betainc(a, b, rate), betaincc(a, b, rate)
+    return np.clip(np.where(below < above, ndtri(below), -ndtri(above)), -_FAR, _FAR)
 
 
 @dataclass(frozen=True, eq=False)
@@ -191,14 +224,14 @@ class Sequence:
         pilot = np.sort(self.positive[self.pilot])[::-1]
         if not len(pilot):
             return {0.5: 1.0}
-        # The recall at which a start would survive its false positives, by the pilot's recall at each of its scores.
+        # The recall at which a start would survive its false positives, by the pilot's recall at each of its scores. A
+        # start at a high recall is more often beyond what the target permits, so it gets less.
         parts: dict[float, float] = {}
-        for allowed, part in _STARTS:
-            expected = gammaincinv(allowed + 1, 1 - level * part)
-            recall = 1.1 * odds.authentic * expected / len(self.authentic)
-            if recall < 0.95:
+        for allowed in _STARTS:
+            recall = odds.authentic * gammaincinv(allowed + 1, 1 - level / 3) / len(self.authentic)
+            if recall < 0.9:
                 start = float(pilot[min(int(np.ceil(recall * len(pilot))), len(pilot) - 1)])
-                parts[start] = parts.get(start, 0.0) + part
+                parts[start] = parts.get(start, 0.0) + (1 - recall) ** 2
         if not parts:  # every pair is needed: one start, where nearly all positive pairs are flagged
             parts[float(pilot[int(0.95 * (len(pilot) - 1))])] = 1.0
         total = sum(parts.values())

@@ -39,7 +39,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import beta
 
-from asap.evaluation.precision_test import FlagCounts, Odds, Sequence, Sizes, is_shown
+from asap.evaluation.precision_test import FlagCounts, Odds, Sequence, is_shown
 
 Floats = NDArray[np.float32]
 Values = NDArray[np.float64]
@@ -284,8 +284,8 @@ class OperatingCurve:
 
         Args:
             position: the position of the threshold.
-            shown: the target for which `choose` has returned this position. It is the lower bound of the precision then,
-                unless the bound at all thresholds together is even higher.
+            shown: the target for which `choose` has returned this position. It is the lower bound of the precision
+                then, unless the bound at all thresholds together is even higher.
         """
         right, authentic, other, stray = self._positive, self._authentic, self._other, self._stray
         return OperatingPoint(
@@ -313,26 +313,24 @@ class OperatingCurve:
 
         None if no number would be enough, because of another rate or of the false positives observed.
         """
+        odds = self._odds(precision)
         sizes, seen_C = self._sequence.sizes(), self._authentic.estimate
         right_C = _reach(self._sequence.positive[~self._sequence.pilot], self.thresholds_C)
         nothing = np.zeros(len(right_C))
         other_C = nothing if self._other is None else self._other.count_C
         stray_C = nothing if self._stray is None else self._stray.count_C * (sizes.positive / self._positive.size)
+
+        def enough(seen: float, right: int, other: int, stray: float, pairs: float) -> bool:
+            counts = FlagCounts(*(np.array([count]) for count in (seen * pairs, right, other, stray)))
+            return bool(is_shown(counts, dataclasses.replace(sizes, authentic=pairs), odds, self._error)[0])
+
         # The least number is found by bisection on its logarithm, for all thresholds together.
         low_C, high_C = np.zeros(len(right_C)), np.full(len(right_C), np.log(_MOST_PAIRS))
+        columns = list(zip(seen_C, right_C, other_C, stray_C, strict=True))
         for _ in range(48):
             middle_C = (low_C + high_C) / 2
             pairs_C = np.exp(middle_C)
-            shown_C = np.array(
-                [
-                    is_shown(
-                        FlagCounts(*(np.array([count]) for count in (share * pairs, right, other, stray))),
-                        dataclasses.replace(sizes, authentic=pairs), self._odds(precision), self._error,
-                    )[0]
-                    for share, pairs, right, other, stray in zip(seen_C, pairs_C, right_C, other_C, stray_C, strict=True)
-                ],
-                bool,
-            )  # fmt: skip
+            shown_C = np.array([enough(*column, pairs) for column, pairs in zip(columns, pairs_C, strict=True)], bool)
             low_C, high_C = np.where(shown_C, low_C, middle_C), np.where(shown_C, middle_C, high_C)
         least = float(np.exp(high_C).min(initial=np.inf))
         return int(np.ceil(least * (1 - 1e-9))) if least < _MOST_PAIRS / 2 else None
