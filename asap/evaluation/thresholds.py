@@ -355,6 +355,51 @@ def precision_at_most(decision: Decision, threshold: float, prevalence: float, c
     return prevalence * recall / (prevalence * recall + (1 - prevalence) * false_rate)
 
 
+def score_meaning(decision: Decision, threshold: float, prevalence: float) -> dict[str, Any]:
+    """Return what a score at a threshold means where the share of manipulated pairs is `prevalence`, ready for JSON.
+
+    A score is a probability at the share of manipulated pairs of the training. These are estimates, without a bound:
+
+    - `right_at_or_above`: of all pairs that reach the threshold, the share that has the feature.
+    - `right_about`: of the pairs with about this score, the share that has the feature. They are the `pairs_about`
+      labeled pairs whose scores are closest to it, from `about_from` to `about_to`.
+    - `shifted`: the score at the threshold, restated for the prevalence by the rule of Bayes (Saerens et al. 2002), on
+      the assumption that it was a probability at the share of the labeled pairs. `right_about` needs no assumption.
+    """
+    other = len(decision.other)
+    positive = prevalence * len(decision.positive) / (len(decision.positive) + other)
+    groups = (
+        (decision.positive, positive),
+        (decision.authentic, 1 - prevalence),
+        (decision.other, prevalence - positive),
+    )
+    scores = np.concatenate([scores for scores, _ in groups]).astype(np.float64)
+    weights = np.concatenate([np.full(len(scores), mass / max(len(scores), 1)) for scores, mass in groups])
+    has_it = np.arange(len(scores)) < len(decision.positive)
+    # As many pairs on both sides, and at least 100: fewer say little about one score.
+    count = max(100, len(scores) // 50)
+    order = np.argsort(scores, kind="stable")
+    middle = int(np.searchsorted(scores[order], threshold))
+    nearest = order[max(0, middle - count // 2) : middle + count // 2]
+    above = scores >= np.float32(threshold)
+    labeled = len(decision.positive) / len(scores)
+    right, wrong = threshold * positive / labeled, (1 - threshold) * (1 - positive) / (1 - labeled)
+    return {
+        "prevalence": prevalence,
+        "right_at_or_above": _share(weights[above], has_it[above]),
+        "right_about": _share(weights[nearest], has_it[nearest]),
+        "about_from": float(scores[nearest].min()),
+        "about_to": float(scores[nearest].max()),
+        "pairs_about": len(nearest),
+        "shifted": float(right / (right + wrong)),
+    }
+
+
+def _share(weights: Values, chosen: NDArray[np.bool_]) -> float | None:
+    """Return the part of the weight that is chosen; None without any weight."""
+    return float(weights[chosen].sum() / weights.sum()) if weights.sum() > 0 else None
+
+
 class _Tail:
     """The share of a population above a threshold, bounded for all thresholds at once."""
 
