@@ -30,7 +30,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from asap.corpus.reader import Record
-from asap.errors import AnnotationError, ConfigError, CorpusError, ModelError, PrecisionNotShown
+from asap.errors import AnnotationError, ConfigError, CorpusError, PrecisionNotShown, ScoreNotFinite
 from asap.evaluation.own_pairs import read_pair
 from asap.evaluation.thresholds import Decision, Floats, OperatingCurve, precision_at_most, score_meaning
 from asap.finding import Finding
@@ -181,7 +181,7 @@ def score_records(
 ) -> SplitScores:
     """Score annotated pairs, with a few batches in memory at a time.
 
-    Raises `CorpusError` if too many pairs cannot be scored.
+    Raises `CorpusError` if too many pairs cannot be scored, `ScoreNotFinite` if the model returns NaN for one.
 
     Args:
         predictor: The model, in the arithmetic of the scans to come.
@@ -199,6 +199,8 @@ def score_records(
         # The fingerprint covers failed pairs too, so it is taken before they are left out.
         fields = [record.id, finding.image_sha256, record.text, record.fake_cls, list(record.fake_text_pos)]
         digest.update(json.dumps(fields).encode() + b"\n")
+        if isinstance(finding.error, ScoreNotFinite):  # a defect of the weights, not of the pair
+            raise ScoreNotFinite(f"record {record.id}: {finding.error}. Check the weights of the model.")
         if finding.error is not None:
             failed[finding.error.code] += 1
             example = example or f"record {record.id}: {finding.error}"
@@ -231,7 +233,7 @@ def _findings(predictor: Predictor, records: Sequence[Record], progress: OnPairs
 def _scores(record: Record, finding: Finding) -> tuple[float, ...]:
     """Return score, four types, highest score of a manipulated word and of another word, and familiarity.
 
-    Raises `ModelError` if one of them is missing or is not a number: no threshold would ever flag it.
+    Raises `ScoreNotFinite` if one of them is missing or is not a number: no threshold would ever flag it.
     """
     words = finding.word_scores or []
     manipulated = set(record.fake_text_pos)
@@ -248,7 +250,7 @@ def _scores(record: Record, finding: Finding) -> tuple[float, ...]:
     values |= {f"score of word {position}": score for position, score in enumerate(words)}
     for name, value in values.items():
         if value is None or not np.isfinite(value):
-            raise ModelError(
+            raise ScoreNotFinite(
                 f"record {record.id}: the {name} is {value}, not a number. Check the weights of the model."
             )
     return (float(values["score"] or 0), *(float(values[name] or 0) for name in TYPES), right, wrong, familiarity)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from asap.corpus.reader import read_split
-from asap.errors import AnnotationError, AsapError, CorpusError, DecodeFailed, ModelError, PrecisionNotShown
+from asap.errors import AnnotationError, AsapError, CorpusError, DecodeFailed, PrecisionNotShown, ScoreNotFinite
 from asap.finding import Finding, Pair
 from asap.labels import TYPES, types_of
 from asap.model.config import ModelConfig
@@ -176,7 +176,19 @@ def test_a_score_that_is_not_a_number_names_its_record(
         ]
 
     monkeypatch.setattr(predictor, "predict", broken)
-    with pytest.raises(ModelError, match=rf"record 11: the {name} is (nan|None), not a number"):
+    with pytest.raises(ScoreNotFinite, match=rf"record 11: the {name} is (nan|None), not a number"):
+        score_records(predictor, read_split(labeled, "val"), 0.01, lambda *_: None)
+
+
+def test_a_pair_for_which_the_model_returns_nan_stops_the_calibration(labeled: Path) -> None:
+    predictor = _Oracle(labeled, failing=[4])
+    nan = ScoreNotFinite("the model returned NaN or infinite values for this pair")
+    failing = {4: dataclasses.replace(predictor.predict([Pair(labeled / "4.jpg", "")])[0], error=nan)}
+    predict = predictor.predict
+    predictor.predict = lambda pairs: [
+        failing.get(int(Path(str(pair.image)).stem)) or predict([pair])[0] for pair in pairs
+    ]  # type: ignore[method-assign]
+    with pytest.raises(ScoreNotFinite, match="record 4: the model returned NaN"):
         score_records(predictor, read_split(labeled, "val"), 0.01, lambda *_: None)
 
 
