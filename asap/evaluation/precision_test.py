@@ -79,7 +79,8 @@ class Odds:
 class Sizes:
     """The numbers of pairs that are counted."""
 
-    authentic: float
+    authentic: float | Values
+    """One number, or one for each threshold."""
     positive: int
     other: int = 0
     has_stray: bool = False
@@ -141,7 +142,8 @@ def _least_sum(
     its ends if it is positive. Where the recall that the hypothesis allows is nearly 1, X can show nothing and only Y
     counts; where t is nearly 0, Y can show nothing and only X counts.
     """
-    n, m = sizes.authentic, sizes.positive
+    m = sizes.positive
+    n = np.broadcast_to(np.asarray(sizes.authentic, np.float64), np.shape(false_K))
     count, rest = false_K.astype(np.float64), np.maximum(n - false_K, 0.0)
     first_K = np.where(count > 0, beta.ppf(outside, np.maximum(count, 1e-9), rest + 1), 0.0)
     only_right = 0.02 / n
@@ -157,11 +159,11 @@ def _least_sum(
     recall_KN = (np.sin(turned_KN) ** 2 - known_K[:, None]) / c
     t_KN = np.sort(np.clip(np.concatenate([roots_KN**2, recall_KN], axis=1), first_K[:, None], end_K[:, None]), axis=1)
     allowed_KN = np.minimum(c * t_KN + known_K[:, None], 1.0)
-    from_false_KN = _quantile_of_false(count[:, None], n, t_KN)
+    from_false_KN = _quantile_of_false(count[:, None], n[:, None], t_KN)
     from_right_KN = _quantile_of_right(right_K[:, None], m, np.minimum(allowed_KN + shift_K[:, None], 1.0))
     # Both variances without a factor that they share, so that they have a ratio at t = 0 too.
     t_KN = np.maximum(t_KN, 1e-300)
-    ratio_KN = np.sqrt(n * allowed_KN * (1 - allowed_KN) / (m * c * c * t_KN * np.maximum(1 - t_KN, 1e-300)))
+    ratio_KN = np.sqrt(n[:, None] * allowed_KN * (1 - allowed_KN) / (m * c * c * t_KN * np.maximum(1 - t_KN, 1e-300)))
     turn_KN = np.arctan(ratio_KN)
     weight_false_KN, weight_right_KN = np.cos(turn_KN), np.sin(turn_KN)
     lower_KN, upper_KN = from_false_KN[:, :-1], from_right_KN[:, 1:]
@@ -176,7 +178,7 @@ def _least_sum(
     return np.where(last_K > only_false_K, np.minimum(least_K, beyond_K), least_K)
 
 
-def _quantile_of_false(count: NDArray[np.number], size: float, rate: Values) -> Values:
+def _quantile_of_false(count: NDArray[np.number], size: Values, rate: Values) -> Values:
     """Return the normal quantile of P(more than `count` of `size` are flagged), which is large if few are."""
     rest = size - count
     return np.where(rest > 0, _beta_quantile(count + 1.0, np.where(rest > 0, rest, 1.0), rate), -_FAR)

@@ -50,6 +50,7 @@ _FINE_STEPS = 64
 """Thresholds are tried at each of the first so many false flags, and then at steps of this part of the count."""
 SMALLEST_THRESHOLD = np.finfo(np.float32).smallest_normal
 """Many processors round smaller numbers to 0, and a threshold of 0 flags every pair."""
+_HINT_THRESHOLDS = 48
 _MOST_PAIRS = 1e12
 """More authentic pairs than anybody has: a limit for the search in `authentic_pairs_needed`."""
 
@@ -313,27 +314,25 @@ class OperatingCurve:
 
         None if no number would be enough, because of another rate or of the false positives observed.
         """
-        odds = self._odds(precision)
-        sizes, seen_C = self._sequence.sizes(), self._authentic.estimate
-        right_C = _reach(self._sequence.positive[~self._sequence.pilot], self.thresholds_C)
-        nothing = np.zeros(len(right_C))
-        other_C = nothing if self._other is None else self._other.count_C
-        stray_C = nothing if self._stray is None else self._stray.count_C * (sizes.positive / self._positive.size)
-
-        def enough(seen: float, right: int, other: int, stray: float, pairs: float) -> bool:
-            counts = FlagCounts(*(np.array([count]) for count in (seen * pairs, right, other, stray)))
-            return bool(is_shown(counts, dataclasses.replace(sizes, authentic=pairs), odds, self._error)[0])
-
-        # The least number is found by bisection on its logarithm, for all thresholds together.
-        low_C, high_C = np.zeros(len(right_C)), np.full(len(right_C), np.log(_MOST_PAIRS))
-        columns = list(zip(seen_C, right_C, other_C, stray_C, strict=True))
-        for _ in range(48):
-            middle_C = (low_C + high_C) / 2
-            pairs_C = np.exp(middle_C)
-            shown_C = np.array([enough(*column, pairs) for column, pairs in zip(columns, pairs_C, strict=True)], bool)
-            low_C, high_C = np.where(shown_C, low_C, middle_C), np.where(shown_C, middle_C, high_C)
-        least = float(np.exp(high_C).min(initial=np.inf))
-        return int(np.ceil(least * (1 - 1e-9))) if least < _MOST_PAIRS / 2 else None
+        # A selection of the thresholds is enough for a hint.
+        some_K = np.unique(np.linspace(0, len(self.thresholds_C) - 1, _HINT_THRESHOLDS).astype(np.int64))
+        if not len(self.thresholds_C):
+            return None
+        odds, sizes, seen_K = self._odds(precision), self._sequence.sizes(), self._authentic.estimate[some_K]
+        right_K = _reach(self._sequence.positive[~self._sequence.pilot], self.thresholds_C[some_K])
+        nothing_K = np.zeros(len(some_K))
+        other_K = self._other.count_C[some_K] if self._other else nothing_K
+        stray_K = self._stray.count_C[some_K] * (sizes.positive / self._positive.size) if self._stray else nothing_K
+        # The least number is found by bisection on its logarithm, for all these thresholds together.
+        low_K, high_K = nothing_K, np.full(len(some_K), np.log(_MOST_PAIRS))
+        for _ in range(36):
+            middle_K = (low_K + high_K) / 2
+            pairs_K = np.exp(middle_K)
+            counts = FlagCounts(seen_K * pairs_K, right_K, other_K, stray_K)
+            shown_K = is_shown(counts, dataclasses.replace(sizes, authentic=pairs_K), odds, self._error)
+            low_K, high_K = np.where(shown_K, low_K, middle_K), np.where(shown_K, middle_K, high_K)
+        least = float(np.exp(high_K).min(initial=np.inf))
+        return int(np.ceil(least * (1 - 1e-8))) if least < _MOST_PAIRS / 2 else None
 
 
 def precision_at_most(decision: Decision, threshold: float, prevalence: float, confidence: float) -> float:
