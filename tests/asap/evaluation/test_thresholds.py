@@ -220,7 +220,7 @@ def test_a_test_of_one_threshold_is_wrong_no_more_often_than_its_level() -> None
         chance = binom.pmf(counts[:, 0], 120, recall / c) * binom.pmf(counts[:, 1], 80, recall)
         assert chance[wrong].sum() <= 0.05, recall
     half = binom.pmf(counts[:, 0], 120, 0.125) * binom.pmf(counts[:, 1], 80, 0.5)
-    assert half[wrong].sum() > 0.025, "the level is used"
+    assert half[wrong].sum() > 0.02, "the level is used"
 
 
 def test_a_pilot_places_the_starts_and_is_not_tested() -> None:

@@ -242,12 +242,12 @@ def test_the_review_band_keeps_its_precision_or_is_left_out(
     noisy = _Oracle(labeled, noise=0.3)
     monkeypatch.setattr(module.Predictor, "from_folder", lambda *args, **named: noisy)
     keep = (*TYPES, "word")
-    options = {"out": str(tmp_path / "p.json"), "keep": keep, "precision": 0.95, "prevalence": 0.5}
+    options = {"out": str(tmp_path / "p.json"), "keep": keep, "precision": 0.98, "prevalence": 0.5}
     policy = calibrate(_settings(labeled, tmp_path, **options, review_precision=0.51)).policy
     band = (policy.calibration or {})["thresholds"]["review"]["band"]
     assert policy.review < policy.manipulated
-    assert 0.51 <= band["precision_lower"] <= band["precision"] < 0.95
-    none = calibrate(_settings(labeled, tmp_path, **options, review_precision=0.95)).policy
+    assert 0.51 <= band["precision_lower"] <= band["precision"] < 0.98
+    none = calibrate(_settings(labeled, tmp_path, **options, review_precision=0.97)).policy
     assert none.review == none.manipulated
     assert (none.calibration or {})["thresholds"]["review"]["band"] is None
 
