@@ -50,7 +50,8 @@ PILOT_STEP = 8
 """One positive pair of so many places the starts."""
 _STARTS = (0, 1, 3, 8, 20)
 """False positives that a test at each start should survive. More make a start robust, but need a higher recall."""
-_LAST_START = 0.05
+_RECALLS = (0.5, 0.8, 0.95)
+_RECALL_PART = 0.05
 _EXTRA_SHARE = 0.15
 """The part of a test's error probability for the upper bound of other pairs, and the same for stray ones."""
 _OUTSIDE_SHARE = 0.02
@@ -235,9 +236,10 @@ class Sequence:
             if recall < 0.9:
                 start = float(pilot[min(int(np.ceil(recall * len(pilot))), len(pilot) - 1)])
                 parts[start] = parts.get(start, 0.0) + (1 - recall) ** 2
-        # A last start flags nearly all positive pairs. It is for models that separate well on few authentic pairs.
-        last = float(pilot[int(0.95 * (len(pilot) - 1))])
-        parts[last] = parts.get(last, 0.0) + _LAST_START
+        # A few starts at fixed recalls, for models with authentic pairs among the highest scores or with few pairs.
+        for recall in _RECALLS:
+            start = float(pilot[int(recall * (len(pilot) - 1))])
+            parts[start] = parts.get(start, 0.0) + _RECALL_PART
         total = sum(parts.values())
         return {start: part / total for start, part in parts.items()}
 
