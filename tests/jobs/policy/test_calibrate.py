@@ -271,7 +271,7 @@ def test_a_model_folder_keeps_its_id_and_a_copy_of_its_former_policy(
     first = calibrate(_settings(labeled, folder))
     assert first.kept is None, "the uncalibrated policy needs no copy"
     assert first.written == Location(str(folder / "policy.json"))
-    second = calibrate(_settings(labeled, folder, precision=0.9))
+    second = calibrate(_settings(labeled, folder, precision=0.85))
     assert second.kept == Location(str(folder / f"policy.{first.policy.policy_id}.json"))
     assert Policy.load(Path(second.kept.uri)) == first.policy
     assert model_id(folder) == before
