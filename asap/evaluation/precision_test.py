@@ -51,7 +51,7 @@ PILOT_STEP = 8
 _STARTS = (0, 1, 3, 8, 20)
 """False positives that a test at each start should survive. More make a start robust, but need a higher recall."""
 _RECALLS = (0.5, 0.8, 0.95)
-_RECALL_PART = 0.05
+_RECALL_PART = 0.01
 _EXTRA_SHARE = 0.15
 """The part of a test's error probability for the upper bound of other pairs, and the same for stray ones."""
 _OUTSIDE_SHARE = 0.02
