@@ -19,6 +19,7 @@
         ├── DecodeFailed       decode_failed
         ├── ImageTooLarge      too_large
         └── ModelError         model_error
+            └── ScoreNotFinite model_error; a score is NaN or infinite
 
 Every message states the problem, quotes the value, and says what to do. An `InputError` concerns one pair only: bulk
 jobs turn it into a row (`error_code`, `error_detail`) and never stop because of it.
@@ -153,3 +154,7 @@ class ModelError(InputError):
     """The model failed on this pair: it raised an error or returned NaN or infinite values."""
 
     code = "model_error"
+
+
+class ScoreNotFinite(ModelError):
+    """The model returned NaN or infinite values for this pair, which no threshold can judge."""

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from asap.errors import ConfigError, InputError, ModelError, TextUnreadable
+from asap.errors import ConfigError, InputError, ModelError, ScoreNotFinite, TextUnreadable
 from asap.evidence import PassEvidence, box_px, highest_types, read_output, score_words
 from asap.familiarity import PairFamiliarity, PairFeatures
 from asap.finding import Finding, Pair
@@ -291,7 +291,7 @@ class Predictor:
         return [
             one
             if all(part.is_finite for part in one.passes)
-            else ModelError("the model returned NaN or infinite values for this pair")
+            else ScoreNotFinite("the model returned NaN or infinite values for this pair")
             for one in evidence
         ]
 

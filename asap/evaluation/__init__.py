@@ -2,8 +2,10 @@
 
 evaluate.py      a model on labeled pairs, in batches
 metrics.py       the DGM4 evaluation, mergeable over workers
+intervals.py     confidence intervals of the figures, by news item
 table.py         the table of the papers
 reliability.py   expected calibration error, Brier score and bins
 own_pairs.py     familiarity, fitted to pairs of the model's own corpus
 thresholds.py    thresholds that keep a precision, with a confidence bound
+precision_test.py  an exact test that a threshold keeps a precision, and the order of many
 """

@@ -28,6 +28,14 @@ from asap.training.distributed import gather_objects, rank, world_size
 def evaluate_split(model: Asap, pairs: TrainingSet, batch_size: int = 64, *, elsewhere: bool = False) -> dict[str, Any]:
     """Return every figure of `asap.evaluation.metrics.Evaluation` for the pairs of a split.
 
+    The arguments are those of `predict_split`, whose predictions `asap.evaluation.intervals` needs.
+    """
+    return predict_split(model, pairs, batch_size, elsewhere=elsewhere).compute()
+
+
+def predict_split(model: Asap, pairs: TrainingSet, batch_size: int = 64, *, elsewhere: bool = False) -> Evaluation:
+    """Evaluate the pairs of a split.
+
     The model is evaluated in eval mode; its former mode is restored afterwards.
 
     Args:
@@ -49,15 +57,15 @@ def evaluate_split_together(model: Asap, pairs: TrainingSet, batch_size: int = 6
     own = range(rank() * batch_size, len(pairs), world_size() * batch_size)
     parts = gather_objects(_evaluate_batches(model, pairs, own, batch_size))
     taken_in_turns = (batch for turn in zip_longest(*parts) for batch in turn)
-    return _merged(batch for batch in taken_in_turns if batch is not None)
+    return _merged(batch for batch in taken_in_turns if batch is not None).compute()
 
 
-def _merged(batches: Iterable[Evaluation]) -> dict[str, Any]:
-    """Return the figures of all batches."""
+def _merged(batches: Iterable[Evaluation]) -> Evaluation:
+    """Return the evaluation of all batches."""
     evaluation = Evaluation()
     for batch in batches:
         evaluation.merge(batch)
-    return evaluation.compute()
+    return evaluation
 
 
 def _evaluate_batches(
@@ -151,6 +159,7 @@ def evaluate_batch(
     samples = [pairs.sample(number) for number in numbers]
     batch = collate(samples, model.config, pairs.pad_id, descriptions=())
     fake_cls = [pairs.records[number].fake_cls for number in numbers]
+    items = [(str(pairs.records[number].image), pairs.records[number].id) for number in numbers]
     published_BL = _published_labels(pairs, numbers, batch)
     batch = batch.to(next(model.parameters()).device).normalized()
     text_BLW = model.encode_text(*batch.text)
@@ -176,6 +185,7 @@ def evaluate_batch(
         text_types_B2,
         fake_cls,
         familiarity_B,
+        items,
     )
 
 

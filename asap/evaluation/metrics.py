@@ -14,6 +14,7 @@ not occur, the IoU without a box. The precision of a type that was never predict
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from typing import Any, NamedTuple, Self
 
@@ -59,6 +60,18 @@ class Predictions(NamedTuple):
     """(B,): the class by its name in the corpus."""
     familiarity: NDArray[np.float64]
     """(B,): familiarity of the pair; NaN if the model has no familiarity file."""
+    items: NDArray[np.uint64]
+    """(B, 2): keys of the picture and of the id, see `item_keys`. Zeros if these were not passed: the pair is then
+    a news item of its own. `asap.evaluation.intervals` draws pairs by these."""
+
+    @property
+    def token_counts(self) -> dict[str, Counts]:
+        """The counts of `token_metrics` of each pair, by the suffix of their figures.
+
+        `_manipulated` counts only the pairs with a manipulated text; the others have zeros.
+        """
+        alone = self.tokens * _any(self.types[:, len(IMAGE_TYPES) :])[:, None]
+        return {"": self.tokens, "_published": self.tokens_published, "_manipulated": alone}
 
     @property
     def manipulated(self) -> Flags:
@@ -87,7 +100,7 @@ class Predictions(NamedTuple):
 
 
 class Evaluation:
-    """Predictions and targets of the pairs added so far, about 140 bytes a pair.
+    """Predictions and targets of the pairs added so far, about 160 bytes a pair.
 
     `merge` is exact: any split of a corpus over workers gives the figures of the whole. It can be pickled.
     """
@@ -109,6 +122,7 @@ class Evaluation:
         text_types_elsewhere_B2: Tensor | None = None,
         fake_cls: Sequence[str] | None = None,
         familiarity_B: Sequence[float] | None = None,
+        items: Sequence[tuple[str, str]] | None = None,
     ) -> None:
         """Add a batch.
 
@@ -123,17 +137,28 @@ class Evaluation:
                 them there is no figure for the contribution of the picture (`AP_elsewhere`).
             fake_cls: the class of each pair by its name in the corpus; by default, its name in DGM4.
             familiarity_B: the familiarity of each pair. Without it there is no coverage.
+            items: the address of the picture and the id of each pair. Pairs that share one of them are of one news
+                item. Without them every pair is an item of its own.
 
-        Raises `AsapError` if the model predicts NaN or infinity, `ValueError` if labels and logits differ in shape.
+        Raises `AsapError` if the model predicts NaN or infinity for a pair, with its id, and `ValueError` if labels and
+        logits differ in shape.
         """
         logits = [_array(part) for part in output]
-        if not all(np.isfinite(part).all() for part in logits[:3]):
-            raise AsapError("the model predicts NaN or infinity, which cannot be ranked. Look at the training loss.")
         if output.logits_token.shape[:2] != token_labels_BL.shape:
             shape, wanted = tuple(token_labels_BL.shape), tuple(output.logits_token.shape[:2])
             raise ValueError(f"token_labels have shape {shape}, logits_token are for {wanted}. Pad both alike.")
         real_fake_B2, multilabel_B4, box_B4, token_BL2 = logits
         labels_BL = token_labels_BL.cpu().numpy()
+        # Padding has any logits; those of real tokens are compared with each other, so they must be numbers too.
+        tokens_BL2 = np.where(labels_BL[..., None] >= 0, token_BL2, 0)
+        parts = (*logits[:3], tokens_BL2)
+        finite = [np.isfinite(part).all(axis=tuple(range(1, part.ndim))) for part in parts]
+        if not (finite_B := np.all(finite, axis=0)).all():
+            row = int(np.argmin(finite_B))
+            name = f"record {items[row][1]}" if items is not None else f"pair {len(self) + row} of the evaluation"
+            raise AsapError(
+                f"the model predicts NaN or infinity for {name}, which cannot be ranked. Check its weights."
+            )
         published_BL = (
             np.full_like(labels_BL, -100) if published_labels_BL is None else published_labels_BL.cpu().numpy()
         )
@@ -159,6 +184,7 @@ class Evaluation:
                 ),
                 fake_cls=np.array(list(fake_cls), object),
                 familiarity=np.full(len(labels_BL), np.nan) if familiarity_B is None else np.array(familiarity_B),
+                items=np.zeros((len(labels_BL), 2), np.uint64) if items is None else item_keys(items),
             )
         )
 
@@ -186,8 +212,11 @@ class Evaluation:
             **box_metrics(overlap),
             **box_metrics(gated, "_gated"),
             **box_metrics(overlap[predictions.has_box], "_boxed"),
-            **token_metrics(predictions.tokens.sum(axis=0)),
-            **token_metrics(predictions.tokens_published.sum(axis=0), "_published"),
+            **{
+                name: value
+                for suffix, counts_B4 in predictions.token_counts.items()
+                for name, value in token_metrics(counts_B4.sum(axis=0), suffix).items()
+            },
             "by_class": _by_class(predictions, overlap, gated),
         }
 
@@ -195,6 +224,16 @@ class Evaluation:
 def _array(tensor: Tensor) -> Floats:
     array: Floats = tensor.detach().float().cpu().numpy()
     return array
+
+
+def item_keys(items: Sequence[tuple[str, str]]) -> NDArray[np.uint64]:
+    """Return 64-bit keys, (B, 2), of the address of the picture and of the id of each pair. No key is 0."""
+    digests = [
+        hashlib.blake2b(name.encode("utf-8", "surrogatepass"), digest_size=8).digest()
+        for pair in items
+        for name in pair
+    ]
+    return np.maximum(np.frombuffer(b"".join(digests), np.uint64).reshape(-1, 2), 1)
 
 
 def _any(flags: Flags) -> Flags:
@@ -322,6 +361,10 @@ def _token_counts(logits_BL2: Floats, labels_BL: NDArray[np.int64]) -> Counts:
 
 def token_metrics(counts_4: Counts, suffix: str = "") -> Report:
     """Return accuracy, precision, recall and F1 over unpadded tokens.
+
+    All tokens of all pairs are counted together (micro average), as published. Authentic texts have no manipulated
+    token: they add nothing to the recall, and each of their tokens that is predicted manipulated lowers the precision,
+    and so the F1. Figures with `_manipulated` are over the pairs with a manipulated text alone.
 
     `counts` are the numbers of tokens: all, labeled manipulated, predicted manipulated, and correctly predicted
     manipulated. Figures without suffix use the labels of the annotated words. Those with `_published` use the published

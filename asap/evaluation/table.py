@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-from asap.labels import IMAGE_TYPES, TEXT_TYPES
+from asap.labels import TEXT_TYPES
 
 _BOX = (("IoUmean", "IoU_mean"), ("IoU50", "IoU50"), ("IoU75", "IoU75"))
 _WORDS = (("precision", "token_precision"), ("recall", "token_recall"), ("F1", "token_F1"))
@@ -15,6 +15,7 @@ _ROWS = (
     ("face box", "gated: the box counts only if an image type is predicted", _BOX, "_gated"),
     ("face box", "boxed: only pairs with a manipulated face", _BOX, "_boxed"),
     ("words", "corrected alignment: every piece has the label of its word", _WORDS, ""),
+    ("words", "manipulated texts: the same, without the authentic texts", _WORDS, "_manipulated"),
     ("words", "published alignment: labels drift after punctuation", _WORDS, "_published"),
 )
 _COVERED = (("AUC", "AUC_covered"), ("coverage", "coverage"), ("ACC", "ACC_covered"))
@@ -40,6 +41,11 @@ LEGEND = (
     ("precision", "of the words that the model marks, the share that was manipulated"),
     ("recall", "of the words that were manipulated, the share that the model marks"),
     ("F1", "precision and recall in one number, which is high only if both are"),
+    (
+        "words of all texts",
+        "all words count together: a word of an authentic text that is marked lowers precision and F1",
+    ),
+    ("95 % interval", "in such a range the figure would lie, for other news items of the same kind, 95 times of 100"),
     ("coverage", "the share of pairs that the model judges; the others look like nothing that it was made from"),
 )
 """The meaning of each figure, in one line."""
@@ -53,6 +59,8 @@ class Row(NamedTuple):
     """The definition that the figures follow."""
     figures: list[tuple[str, str]]
     """Names and values."""
+    intervals: tuple[str, ...] = ()
+    """The interval of each figure; empty if the report has none."""
 
 
 def task_rows(report: dict[str, Any]) -> list[Row]:
@@ -61,8 +69,14 @@ def task_rows(report: dict[str, Any]) -> list[Row]:
     Two more rows, if the report has them, show the contribution of the pictures to the text types, and another one the
     pairs that the policy judges.
     """
+    limits = report.get("intervals", {}).get("figures", {})
     rows = [
-        Row(task, reading, [(name, percent(report[key + suffix])) for name, key in figures])
+        Row(
+            task,
+            reading,
+            [(name, percent(report[key + suffix])) for name, key in figures],
+            tuple(interval(limits.get(key + suffix)) for _, key in figures) if limits else (),
+        )
         for task, reading, figures, suffix in _ROWS
     ]
     if report.get("coverage") is not None:
@@ -73,12 +87,14 @@ def task_rows(report: dict[str, Any]) -> list[Row]:
         return rows
     # The same texts beside their own picture and beside another's: the difference is what the picture contributes.
     readings = (
-        ("own picture: average precision of the text types", report["AP"][len(IMAGE_TYPES) :]),
-        ("another pair's picture: the line above minus this one is the contribution of the picture", elsewhere),
+        ("own picture: average precision of the text types", "AP"),
+        ("another pair's picture: the line above minus this one is the contribution of the picture", "AP_elsewhere"),
     )
-    for reading, values in readings:
+    for reading, key in readings:
+        values = report[key][-len(TEXT_TYPES) :]
         figures = [(f"AP {name}", percent(value)) for name, value in zip(TEXT_TYPES, values, strict=True)]
-        rows.append(Row("texts", reading, figures))
+        ranges = tuple(map(interval, limits[key][-len(TEXT_TYPES) :])) if key in limits else ()
+        rows.append(Row("texts", reading, figures, ranges))
     return rows
 
 
@@ -91,6 +107,22 @@ def class_rows(report: dict[str, Any]) -> list[list[str]]:
         [name, f"{figures['pairs']:,}", *(percent(figures[key]) for _, key in _CLASS_FIGURES)]
         for name, figures in report["by_class"].items()
     ]
+
+
+def interval(limits: list[float] | None) -> str:
+    """Format an interval in percent; a dash if there is none."""
+    return "–" if limits is None else f"{percent(limits[0])} to {percent(limits[1])}"
+
+
+def intervals_sentence(report: dict[str, Any]) -> str:
+    """Return how the intervals were made, in one sentence; empty if the report has none."""
+    made = report.get("intervals")
+    if not made:
+        return ""
+    return (
+        f"{100 * made['confidence']:g} % intervals: {made['method']}; {made['resamples']:,} resamples of "
+        f"{made['items']:,} items, seed {made['seed']}."
+    )
 
 
 def percent(value: float | None) -> str:

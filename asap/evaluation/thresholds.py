@@ -5,17 +5,24 @@ authentic ones have the total weight 1 - prevalence, the manipulated ones the to
 remain: the mix of manipulations is that of the corpus, and the pairs of the corpus look like those of the platform.
 Pairs are assumed to be drawn independently of each other.
 
-The guarantee for a precision is a lower bound. It combines the lower bound of the recall with the upper bound of every
-false flag rate. The error probability is divided among these rates (Bonferroni). Each bound is that of Clopper and
-Pearson, which is exact; normal approximations are far off if only a few false positives decide.
+There are two kinds of guarantee:
+
+- `OperatingCurve.choose` takes the lowest threshold that a sequence of exact tests reaches for a target that was fixed
+  beforehand. The error probability is spent once, for all thresholds and rates together: see
+  `asap.evaluation.precision_test`. This is how thresholds are chosen.
+- The bounds of a curve hold at all thresholds at once, for any use of them: review bands, and pairs that join others.
+  They are wider. A lower bound of the precision combines the lower bound of the recall with the upper bound of every
+  false flag rate. The error probability is divided among these rates (Bonferroni). Each bound is that of Clopper and
+  Pearson, which is exact; normal approximations are far off if only a few false positives decide.
 
 A threshold is chosen by the same scores that evaluate it, so a bound for one threshold fixed beforehand would promise
-too much. The bounds here hold for all thresholds at once, for two reasons:
+too much. The bounds of a curve hold for all thresholds at once, for two reasons:
 
 - False flags: the share of pairs above the (k+1)-th highest of n scores is distributed as Beta(k + 1, n - k) for any
   model (Wilks 1941), and the bound of Clopper and Pearson is a quantile of it. The bound is computed on a fixed grid of
   k. A count between two grid points is bounded by the next grid point, so the whole curve is bounded at once.
-- Recall: the thresholds tried are those of the grid. They do not depend on the pairs that recall is measured on.
+- Recall: the thresholds tried follow from the scores of the negatives. They do not depend on the pairs that recall is
+  measured on. Each has an equal part of the error probability.
 
 The grid points get 1/2, 1/6, 1/12, ... of the error probability. Most of it goes to thresholds with few false
 positives, which a low prevalence needs. The bounds are therefore only a little wider than for a single threshold.
@@ -25,17 +32,25 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import beta
 
+from asap.evaluation.precision_test import FlagCounts, Odds, Sequence, is_shown
+
 Floats = NDArray[np.float32]
 Values = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
 _GRID_STEP = 2**0.5
+_FINE_STEPS = 64
+"""Thresholds are tried at each of the first so many false flags, and then at steps of this part of the count."""
+SMALLEST_THRESHOLD = np.finfo(np.float32).smallest_normal
+"""Many processors round smaller numbers to 0, and a threshold of 0 flags every pair."""
+_HINT_THRESHOLDS = 48
 _MOST_PAIRS = 1e12
 """More authentic pairs than anybody has: a limit for the search in `authentic_pairs_needed`."""
 
@@ -52,6 +67,15 @@ class Decision:
     """Scores of the manipulated pairs that do not have it."""
     stray: Floats | None = None
     """The score in the wrong location of each of `positive`. A pair that is flagged there alone is a false flag."""
+
+    def __post_init__(self) -> None:
+        """Refuse scores that are not numbers, which no threshold would ever flag."""
+        for name in ("authentic", "positive", "other", "stray"):
+            scores = getattr(self, name)
+            if scores is not None and not (finite := np.isfinite(scores)).all():
+                raise ValueError(
+                    f"score {int(np.argmin(finite))} of {name} is {scores[np.argmin(finite)]}, not a number"
+                )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -148,14 +172,16 @@ class OperatingCurve:
         rates = 2 + bool(len(decision.other)) + (decision.stray is not None)
         level = (1 - confidence) / rates
         self._level, self._scores = level, decision.positive
+        self._prevalence, self._error = prevalence, 1 - confidence
         tails = [_Tail(scores, level) for scores in (decision.authentic, decision.other) if len(scores)]
         thresholds = np.concatenate([tail.thresholds_K for tail in tails])
-        shares = np.concatenate([tail.shares_K for tail in tails]) / len(tails)
         # The thresholds tried come from the scores of the negatives alone. One above 1 cannot be reached by a score.
-        order = [number for number in np.argsort(thresholds, kind="stable") if thresholds[number] <= 1]
-        self.thresholds_C: Floats = thresholds[order]
-        self._shares_C: Values = shares[order]
+        self.thresholds_C: Floats = np.unique(thresholds[thresholds <= 1])
+        self._shares_C: Values = np.full(len(self.thresholds_C), 1 / max(len(self.thresholds_C), 1))
         levels = level * self._shares_C
+        self._sequence = Sequence(
+            decision.authentic, decision.positive, decision.other, decision.stray, self.thresholds_C
+        )
         self._authentic, *others = [
             tail.rate(self.thresholds_C, mass)
             for tail, mass in zip(tails, (1 - prevalence, prevalence - has_it), strict=False)
@@ -188,12 +214,25 @@ class OperatingCurve:
     def _false(self) -> list[_Rate]:
         return [rate for rate in (self._authentic, self._other, self._stray) if rate is not None]
 
+    def _odds(self, precision: float) -> Odds:
+        other = self._other.mass if self._other else 0.0
+        return Odds.of(precision, self._authentic.mass, self._positive.mass, other)
+
+    def shown(self, precision: float) -> NDArray[np.bool_]:
+        """Return, for each of the thresholds, True if the tests show at least this precision.
+
+        All answers for a precision that was fixed beforehand hold together, with the stated confidence.
+        """
+        if not len(self.thresholds_C):
+            return np.zeros(0, bool)
+        return self._sequence.shown(self._odds(precision), self._error)
+
     def choose(self, precision: float, at_least: float = 0.0) -> int | None:
-        """Return the position of the lowest threshold with `precision` as a lower bound; None if there is none.
+        """Return the position of the lowest threshold whose precision is shown; None if there is none.
 
         The lowest threshold has the highest recall. Those below `at_least` are not chosen.
         """
-        return _first((self.precision_lower_C >= precision) & (self.thresholds_C >= np.float32(at_least)))
+        return _first(self.shown(precision) & (self.thresholds_C >= np.float32(at_least)))
 
     def bands(self, top: int) -> Bands:
         """Return the bands from each lower threshold up to, and without, the threshold at position `top`."""
@@ -212,10 +251,17 @@ class OperatingCurve:
             flagged_share_C=right_C + np.sum(wrong, axis=0),
         )
 
-    @property
+    @cached_property
     def best(self) -> float:
-        """The highest precision that is guaranteed at any threshold."""
-        return float(self.precision_lower_C.max(initial=0.0))
+        """The highest target that is shown at any threshold, to four digits.
+
+        It is a hint for the next attempt with other pairs: these pairs have chosen it, so they do not guarantee it.
+        """
+        low, high = 0, 10_000
+        while high - low > 1:
+            middle = (low + high) // 2
+            low, high = (middle, high) if self.shown(middle / 10_000).any() else (low, middle)
+        return low / 10_000
 
     def guaranteed_precision(self, threshold: float, candidates: int) -> float:
         """Return a lower bound of the precision at a threshold that these pairs helped to choose.
@@ -234,13 +280,19 @@ class OperatingCurve:
         wrong = [np.array([rate.mass * rate.upper_C[below]]) for rate in self._false]
         return float(_precision(np.array([self._positive.mass * recall]), wrong)[0])
 
-    def at(self, position: int) -> OperatingPoint:
-        """Return the figures of the threshold at this position."""
+    def at(self, position: int, shown: float = 0.0) -> OperatingPoint:
+        """Return the figures of the threshold at this position.
+
+        Args:
+            position: the position of the threshold.
+            shown: the target for which `choose` has returned this position. It is the lower bound of the precision
+                then, unless the bound at all thresholds together is even higher.
+        """
         right, authentic, other, stray = self._positive, self._authentic, self._other, self._stray
         return OperatingPoint(
             value=float(self.thresholds_C[position]),
             precision=float(self.precision_C[position]),
-            precision_lower=float(self.precision_lower_C[position]),
+            precision_lower=max(shown, float(self.precision_lower_C[position])),
             precision_upper=float(self.precision_upper_C[position]),
             recall=float(right.estimate[position]),
             recall_lower=float(right.lower_C[position]),
@@ -262,15 +314,25 @@ class OperatingCurve:
 
         None if no number would be enough, because of another rate or of the false positives observed.
         """
-        authentic, *others = self._false
-        # The false positive rate that is allowed: what the precision permits, less the false flags of other pairs.
-        others_C = np.sum([np.zeros_like(authentic.upper_C), *(rate.mass * rate.upper_C for rate in others)], axis=0)
-        right_C = self._positive.mass * self._positive.lower_C
-        allowed_C = (right_C * (1 - precision) / precision - others_C) / authentic.mass
-        possible = allowed_C > authentic.estimate
-        pairs = _least_pairs(authentic.estimate[possible], allowed_C[possible], authentic.level_C[possible])
-        least = float(pairs.min(initial=np.inf))
-        return int(np.ceil(least)) if least < _MOST_PAIRS / 2 else None
+        # A selection of the thresholds is enough for a hint.
+        some_K = np.unique(np.linspace(0, len(self.thresholds_C) - 1, _HINT_THRESHOLDS).astype(np.int64))
+        if not len(self.thresholds_C):
+            return None
+        odds, sizes, seen_K = self._odds(precision), self._sequence.sizes(), self._authentic.estimate[some_K]
+        right_K = _reach(self._sequence.positive[~self._sequence.pilot], self.thresholds_C[some_K])
+        nothing_K = np.zeros(len(some_K))
+        other_K = self._other.count_C[some_K] if self._other else nothing_K
+        stray_K = self._stray.count_C[some_K] * (sizes.positive / self._positive.size) if self._stray else nothing_K
+        # The least number is found by bisection on its logarithm, for all these thresholds together.
+        low_K, high_K = nothing_K, np.full(len(some_K), np.log(_MOST_PAIRS))
+        for _ in range(36):
+            middle_K = (low_K + high_K) / 2
+            pairs_K = np.exp(middle_K)
+            counts = FlagCounts(seen_K * pairs_K, right_K, other_K, stray_K)
+            shown_K = is_shown(counts, dataclasses.replace(sizes, authentic=pairs_K), odds, self._error)
+            low_K, high_K = np.where(shown_K, low_K, middle_K), np.where(shown_K, middle_K, high_K)
+        least = float(np.exp(high_K).min(initial=np.inf))
+        return int(np.ceil(least * (1 - 1e-8))) if least < _MOST_PAIRS / 2 else None
 
 
 def precision_at_most(decision: Decision, threshold: float, prevalence: float, confidence: float) -> float:
@@ -292,6 +354,51 @@ def precision_at_most(decision: Decision, threshold: float, prevalence: float, c
     return prevalence * recall / (prevalence * recall + (1 - prevalence) * false_rate)
 
 
+def score_meaning(decision: Decision, threshold: float, prevalence: float) -> dict[str, Any]:
+    """Return what a score at a threshold means where the share of manipulated pairs is `prevalence`, ready for JSON.
+
+    A score is a probability at the share of manipulated pairs of the training. These are estimates, without a bound:
+
+    - `right_at_or_above`: of all pairs that reach the threshold, the share that has the feature.
+    - `right_about`: of the pairs with about this score, the share that has the feature. They are the `pairs_about`
+      labeled pairs whose scores are closest to it, from `about_from` to `about_to`.
+    - `shifted`: the score at the threshold, restated for the prevalence by the rule of Bayes (Saerens et al. 2002), on
+      the assumption that it was a probability at the share of the labeled pairs. `right_about` needs no assumption.
+    """
+    other = len(decision.other)
+    positive = prevalence * len(decision.positive) / (len(decision.positive) + other)
+    groups = (
+        (decision.positive, positive),
+        (decision.authentic, 1 - prevalence),
+        (decision.other, prevalence - positive),
+    )
+    scores = np.concatenate([scores for scores, _ in groups]).astype(np.float64)
+    weights = np.concatenate([np.full(len(scores), mass / max(len(scores), 1)) for scores, mass in groups])
+    has_it = np.arange(len(scores)) < len(decision.positive)
+    # As many pairs on both sides, and at least 100: fewer say little about one score.
+    count = max(100, len(scores) // 50)
+    order = np.argsort(scores, kind="stable")
+    middle = int(np.searchsorted(scores[order], threshold))
+    nearest = order[max(0, middle - count // 2) : middle + count // 2]
+    above = scores >= np.float32(threshold)
+    labeled = len(decision.positive) / len(scores)
+    right, wrong = threshold * positive / labeled, (1 - threshold) * (1 - positive) / (1 - labeled)
+    return {
+        "prevalence": prevalence,
+        "right_at_or_above": _share(weights[above], has_it[above]),
+        "right_about": _share(weights[nearest], has_it[nearest]),
+        "about_from": float(scores[nearest].min()),
+        "about_to": float(scores[nearest].max()),
+        "pairs_about": len(nearest),
+        "shifted": float(right / (right + wrong)),
+    }
+
+
+def _share(weights: Values, chosen: NDArray[np.bool_]) -> float | None:
+    """Return the part of the weight that is chosen; None without any weight."""
+    return float(weights[chosen].sum() / weights.sum()) if weights.sum() > 0 else None
+
+
 class _Tail:
     """The share of a population above a threshold, bounded for all thresholds at once."""
 
@@ -309,8 +416,13 @@ class _Tail:
         parameters = self._grid_K + 1, size - self._grid_K
         self._upper_K: Values = beta.isf(self._levels_K, *parameters)
         self._lower_K: Values = beta.ppf(self._levels_K, *parameters)
-        self.thresholds_K: Floats = np.nextafter(np.sort(scores)[size - 1 - self._grid_K], np.float32(np.inf))
-        """For each count of the grid, the lowest threshold that flags at most that many pairs of this population."""
+        fine = [_FINE_STEPS]
+        while fine[-1] < size:
+            fine.append(fine[-1] + max(1, fine[-1] // _FINE_STEPS))
+        counts = np.unique(np.concatenate([np.arange(min(_FINE_STEPS, size)), [one for one in fine if one < size]]))
+        above = np.nextafter(np.sort(scores)[size - 1 - counts.astype(np.int64)], np.float32(np.inf))
+        self.thresholds_K: Floats = np.maximum(above, SMALLEST_THRESHOLD)
+        """For many counts, the lowest threshold that flags at most that many pairs of this population."""
 
     def rate(self, thresholds_C: Floats, mass: float) -> _Rate:
         """Return the rate at any thresholds. A count between two grid points has the bounds of the next ones."""
@@ -338,17 +450,3 @@ def _precision(right_C: Values, wrong: list[Values]) -> Values:
     """Return the precision, given right and wrong flags as shares of all pairs; 0 where nothing is flagged."""
     all_C = right_C + np.sum(wrong, axis=0)
     return np.divide(right_C, all_C, out=np.zeros_like(right_C), where=all_C > 0)
-
-
-def _least_pairs(seen: Values, allowed: Values, level: float) -> Values:
-    """Return the least number of pairs whose upper bound is `allowed` if the share `seen` of them is flagged.
-
-    The number is found by bisection on its logarithm.
-    """
-    low, high = np.zeros_like(seen), np.full_like(seen, np.log(_MOST_PAIRS))
-    for _ in range(64):
-        middle = (low + high) / 2
-        pairs = np.exp(middle)
-        shown = beta.isf(level, seen * pairs + 1, pairs * (1 - seen)) <= allowed
-        low, high = np.where(shown, low, middle), np.where(shown, middle, high)
-    return np.asarray(np.exp(high))

@@ -14,7 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn
 from rich.table import Table
 from rich.text import Text
 
-from asap.evaluation.table import CLASS_COLUMNS, class_rows, task_rows
+from asap.evaluation.table import CLASS_COLUMNS, class_rows, intervals_sentence, task_rows
 from asap.finding import NOT_JUDGED, Finding, score_text
 from asap.limits import NO_FAMILIARITY
 from asap.render import LEVEL_COLORS, level, segments
@@ -301,7 +301,11 @@ def evaluation_tables(report: dict[str, Any]) -> Group:
         tasks.add_column(justify=justify, no_wrap=True)
     for row in task_rows(report):
         # The terminal has room for the name of a reading; the page has its explanation too.
-        tasks.add_row(row.task, row.reading.partition(":")[0], *(f"{name} {value}" for name, value in row.figures))
+        cells = [f"{name} {value}" for name, value in row.figures]
+        if row.intervals:  # below the figure, for a terminal is narrow
+            cells = [f"{cell}\n{interval}" for cell, interval in zip(cells, row.intervals, strict=True)]
+        tasks.add_row(row.task, row.reading.partition(":")[0], *cells)
+    tasks.caption = intervals_sentence(report)
     classes = Table(title="by class: AUC against the authentic pairs, boxes gated", **PLAIN_TABLE)
     for name in CLASS_COLUMNS:
         classes.add_column(name, justify="left" if name == CLASS_COLUMNS[0] else "right", no_wrap=True)
@@ -314,7 +318,7 @@ def calibration_table(thresholds: dict[str, dict[str, Any]]) -> Table:
     """Return the rates of each threshold of a calibrated policy; for `review`, the rates of its band."""
     table = Table(title="thresholds", title_justify="left")
     table.add_column("flags", no_wrap=True)
-    for name in ("from", "precision", "at least", "recall", "FPR", "at most"):
+    for name in ("from", "precision", "at least", "recall", "FPR", "at most", "right at this score"):
         table.add_column(name, justify="right")
     for name, point in thresholds.items():
         if name == "review" and not point.get("band"):
@@ -323,7 +327,15 @@ def calibration_table(thresholds: dict[str, dict[str, Any]]) -> Table:
         rates = point | (point.get("band") or {})
         fractions = (f"{rates[key]:.3f}" for key in ("precision", "precision_lower", "recall"))
         false_positives = (f"{rates[key]:.2g}" for key in ("false_positive_rate", "false_positive_rate_upper"))
-        table.add_row(name.replace("_", " "), f"{rates['value']:.6g}", *fractions, *false_positives)
+        about = (point.get("score_meaning") or {}).get("right_about")
+        meaning = "–" if about is None else f"{about:.2g}"
+        table.add_row(name.replace("_", " "), f"{rates['value']:.6g}", *fractions, *false_positives, meaning)
+    prevalences = {(point.get("score_meaning") or {}).get("prevalence") for point in thresholds.values()} - {None}
+    if prevalences:
+        table.caption = (
+            f"Where {100 * prevalences.pop():g} % of the pairs are manipulated: 'precision' is the share that is right "
+            "from the threshold up, 'right at this score' the share among pairs that score about the threshold."
+        )
     return table
 
 

@@ -11,7 +11,7 @@ from typing import Any
 from markupsafe import Markup
 
 from asap.corpus.reader import Record
-from asap.evaluation.table import CLASS_COLUMNS, LEGEND, class_rows, task_rows
+from asap.evaluation.table import CLASS_COLUMNS, LEGEND, class_rows, intervals_sentence, task_rows
 from asap.finding import Finding, Word, score_text
 from asap.labels import TYPES, is_manipulated, types_of
 from asap.limits import NO_FAMILIARITY
@@ -60,6 +60,7 @@ def evaluation_page(report: dict[str, Any], charts: Mapping[str, str], worst: Se
         "familiarity": NO_FAMILIARITY if report["coverage"] is None else "",
         "legend": LEGEND,
         "tasks": task_rows(report),
+        "intervals": intervals_sentence(report),
         "columns": CLASS_COLUMNS,
         "classes": class_rows(report),
         "charts": [

@@ -28,6 +28,7 @@ from asap.corpus.picture_cache import read_picture
 from asap.corpus.reader import Record
 from asap.errors import AsapError, CheckpointError, ConfigError
 from asap.evaluation.evaluate import evaluate_records
+from asap.evaluation.intervals import bootstrap_intervals
 from asap.evaluation.metrics import Evaluation, Predictions, coverage_metrics
 from asap.evaluation.reliability import reliability
 from asap.finding import Finding, Pair
@@ -361,6 +362,7 @@ def _write(plan: EvaluationPlan, evaluation: Evaluation, predictions: Prediction
         "limits": plan.limits,
         "read": plan.read,
         **evaluation.compute(),
+        "intervals": bootstrap_intervals(predictions),
         **coverage_metrics(predictions, plan.policy.unfamiliar),
         "verdicts": shares,
         "calibration": calibration,

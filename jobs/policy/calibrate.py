@@ -30,9 +30,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from asap.corpus.reader import Record
-from asap.errors import AnnotationError, ConfigError, CorpusError, PrecisionNotShown
+from asap.errors import AnnotationError, ConfigError, CorpusError, PrecisionNotShown, ScoreNotFinite
 from asap.evaluation.own_pairs import read_pair
-from asap.evaluation.thresholds import Decision, Floats, OperatingCurve, precision_at_most
+from asap.evaluation.thresholds import Decision, Floats, OperatingCurve, precision_at_most, score_meaning
 from asap.finding import Finding
 from asap.labels import TYPES, types_of
 from asap.policy import Policy
@@ -55,8 +55,9 @@ _LOOSER = (0.0, 0.0005, 0.001, 0.002)
 _TIGHTER = (0.01, 0.02, 0.05)
 """Values that `unfamiliar` may rise to."""
 _METHOD = (
-    "pairs weighed by importance to the prevalence; the lowest threshold whose precision has a lower bound of at "
-    "least the target, with Clopper-Pearson bounds on every rate that hold at all thresholds together"
+    "pairs weighed by importance to the prevalence; the lowest threshold that a sequence of exact tests of the target "
+    "reaches from starts that an eighth of the positive pairs placed; the review band by Clopper-Pearson bounds that "
+    "hold at all thresholds together"
 )
 
 
@@ -180,7 +181,7 @@ def score_records(
 ) -> SplitScores:
     """Score annotated pairs, with a few batches in memory at a time.
 
-    Raises `CorpusError` if too many pairs cannot be scored.
+    Raises `CorpusError` if too many pairs cannot be scored, `ScoreNotFinite` if the model returns NaN for one.
 
     Args:
         predictor: The model, in the arithmetic of the scans to come.
@@ -198,6 +199,8 @@ def score_records(
         # The fingerprint covers failed pairs too, so it is taken before they are left out.
         fields = [record.id, finding.image_sha256, record.text, record.fake_cls, list(record.fake_text_pos)]
         digest.update(json.dumps(fields).encode() + b"\n")
+        if isinstance(finding.error, ScoreNotFinite):  # a defect of the weights, not of the pair
+            raise ScoreNotFinite(f"record {record.id}: {finding.error}. Check the weights of the model.")
         if finding.error is not None:
             failed[finding.error.code] += 1
             example = example or f"record {record.id}: {finding.error}"
@@ -228,7 +231,10 @@ def _findings(predictor: Predictor, records: Sequence[Record], progress: OnPairs
 
 
 def _scores(record: Record, finding: Finding) -> tuple[float, ...]:
-    """Return score, four types, highest score of a manipulated word and of another word, and familiarity."""
+    """Return score, four types, highest score of a manipulated word and of another word, and familiarity.
+
+    Raises `ScoreNotFinite` if one of them is missing or is not a number: no threshold would ever flag it.
+    """
     words = finding.word_scores or []
     manipulated = set(record.fake_text_pos)
     if beyond := sorted(manipulated - set(range(len(words)))):
@@ -240,7 +246,14 @@ def _scores(record: Record, finding: Finding) -> tuple[float, ...]:
     wrong = max((score for position, score in enumerate(words) if position not in manipulated), default=0.0)
     types = finding.types or {}
     familiarity = float("nan") if finding.familiarity is None else finding.familiarity
-    return (float(finding.score or 0), *(float(types[name] or 0) for name in TYPES), right, wrong, familiarity)
+    values = {"score": finding.score, **{name: types.get(name) for name in TYPES}}
+    values |= {f"score of word {position}": score for position, score in enumerate(words)}
+    for name, value in values.items():
+        if value is None or not np.isfinite(value):
+            raise ScoreNotFinite(
+                f"record {record.id}: the {name} is {value}, not a number. Check the weights of the model."
+            )
+    return (float(values["score"] or 0), *(float(values[name] or 0) for name in TYPES), right, wrong, familiarity)
 
 
 def choose_policy(scores: SplitScores, settings: CalibrateSettings, former: Policy, about: dict[str, Any]) -> Policy:
@@ -350,7 +363,7 @@ def _looser(
             continue
         alone = OperatingCurve(admitted, settings.prevalence, confidence)
         # One threshold must do for the admitted pairs alone and for all judged pairs together.
-        for position in np.flatnonzero(curve.precision_lower_C >= settings.precision):
+        for position in np.flatnonzero(curve.shown(settings.precision)):
             flags_from = float(curve.thresholds_C[position])
             if (least := alone.guaranteed_precision(flags_from, len(curve.thresholds_C))) >= settings.precision:
                 return _Border(
@@ -395,9 +408,11 @@ def _choose_thresholds(
         if position is None:
             problems.append(f"{name} ({_shortfall(curve, settings.precision)})")
             continue
-        shown[name] = curve.at(position).to_dict()
+        shown[name] = curve.at(position, settings.precision).to_dict()
         if name == "manipulated":  # the review band ends where `manipulated` begins
             shown["review"] = _review(curve, position, settings.effective_review_precision)
+            shown["review"]["score_meaning"] = score_meaning(decision, shown["review"]["value"], settings.prevalence)
+        shown[name]["score_meaning"] = score_meaning(decision, shown[name]["value"], settings.prevalence)
     # All problems are reported together, so that one more calibration is enough.
     if problems:
         fake = int(scores.manipulated.sum())

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from asap.corpus.reader import Record
+from asap.evaluation.table import intervals_sentence
 from asap.labels import TEXT_TYPES, TYPES, is_manipulated
 from asap.limits import Limits, limits_sentences
 from asap.model.config import ModelConfig
@@ -25,14 +26,16 @@ four types of manipulation, and it locates the manipulated face and the manipula
 
 On the test split of {test_corpus}, {pairs} pairs that training never saw:
 
-| metric | value |
-|---|---|
+| metric | value | 95 % interval |
+|---|---|---|
 {metrics}
 
-Average precision by type: {types}.{elsewhere}
+{intervals}Average precision by type: {types}.{elsewhere}
 
 `IoU50` counts a pair without a box as correct only if the predicted box is empty. `gated` metrics empty the predicted
-box unless an image type is predicted. `boxed` metrics are over the pairs that have a box.
+box unless an image type is predicted. `boxed` metrics are over the pairs that have a box. `token` metrics count the
+tokens of all pairs together, so a marked token of an authentic text lowers the precision and the F1;
+`token_F1_manipulated` is over the manipulated texts alone.
 
 ## Training
 
@@ -68,7 +71,7 @@ _NEWSROOM = {
 
 METRICS = (
     "AUC", "ACC", "EER", "mAP", "OF1", "CF1", "IoU_mean", "IoU50", "IoU_mean_gated", "IoU50_gated", "IoU75_gated",
-    "IoU_mean_boxed", "IoU50_boxed", "token_precision", "token_recall", "token_F1",
+    "IoU_mean_boxed", "IoU50_boxed", "token_precision", "token_recall", "token_F1", "token_F1_manipulated",
 )  # fmt: skip
 """The metrics of the card, by their names in `asap.evaluation.metrics`."""
 
@@ -102,14 +105,20 @@ def model_card(
     seconds = sum(gap for gap in (later - earlier for earlier, later in pairwise(times_s)) if gap < 600)
     # Average precision next to the picture of another pair shows how much the picture contributes to the text types.
     precisions = report.get("AP_elsewhere")
-    elsewhere = _list_values(TEXT_TYPES, precisions) if precisions else ""
+    limits_of = report.get("intervals", {}).get("figures", {})
+    elsewhere = _list_values(TEXT_TYPES, precisions, limits_of.get("AP_elsewhere")) if precisions else ""
     return _CARD.format(
         name=settings.name,
         size=f"{config.image_size} px, width {config.width}, {settings.size} preset",
         test_corpus=_describe(Path(settings.test_corpus or settings.corpus)),
         pairs=report["pairs"],
-        metrics="\n".join(f"| {name} | {report[name]:.3f} |" for name in METRICS if report[name] is not None),
-        types=_list_values(TYPES, report["AP"]),
+        metrics="\n".join(
+            f"| {name} | {report[name]:.3f} | {_range(limits_of.get(name))} |"
+            for name in METRICS
+            if report.get(name) is not None
+        ),
+        intervals=f"{made}\n\n" if (made := intervals_sentence(report)) else "",
+        types=_list_values(TYPES, report["AP"], limits_of.get("AP")),
         elsewhere=f" Next to the picture of another pair: {elsewhere}." if elsewhere else "",
         corpus=_describe(Path(settings.corpus)),
         trained=f"{settings.epochs:g} epochs" if settings.pairs is None else f"{settings.pairs} pairs",
@@ -140,10 +149,20 @@ def model_limits(settings: TrainSettings, config: ModelConfig, records: Sequence
     return Limits(**known | stated, label_set=config.label_set, prevalence=manipulated / len(records))
 
 
-def _list_values(names: Sequence[str], values: Sequence[float | None]) -> str:
-    """Return names with their values, without those that the corpus does not define."""
-    pairs = zip(names, values, strict=True)
-    return ", ".join(f"{name} {value:.3f}" for name, value in pairs if value is not None)
+def _list_values(
+    names: Sequence[str], values: Sequence[float | None], intervals: Sequence[list[float] | None] | None = None
+) -> str:
+    """Return names with their values and intervals, without those that the corpus does not define."""
+    rows = zip(names, values, intervals or [None] * len(names), strict=True)
+    return ", ".join(
+        f"{name} {value:.3f}" + (f" ({_range(limits)})" if limits else "")
+        for name, value, limits in rows
+        if value is not None
+    )
+
+
+def _range(limits: list[float] | None) -> str:
+    return f"{limits[0]:.3f} to {limits[1]:.3f}" if limits else "–"
 
 
 def _commands(settings: TrainSettings) -> list[str]:

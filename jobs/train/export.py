@@ -13,7 +13,8 @@ from torch import Tensor
 
 from asap.corpus.reader import Record
 from asap.errors import ConfigError
-from asap.evaluation.evaluate import evaluate_split
+from asap.evaluation.evaluate import predict_split
+from asap.evaluation.intervals import bootstrap_intervals
 from asap.evaluation.own_pairs import fit_familiarity
 from asap.familiarity import Familiarity
 from asap.model.asap import Asap
@@ -101,7 +102,10 @@ def export_model(
     save(model, draft, tokenizer=tokenizer, name=settings.name, dtype=torch.float16)
     device = "cuda" if settings.device != "cpu" and torch.cuda.is_available() else "cpu"
     test = Split.open(settings, folder, "test", model.config)
-    report = evaluate_split(load(draft).to(device), test.pairs, elsewhere=True)
+    evaluation = predict_split(load(draft).to(device), test.pairs, elsewhere=True)
+    report = evaluation.compute()
+    if len(evaluation):
+        report["intervals"] = bootstrap_intervals(evaluation.predictions())
     (folder.path / "test_metrics.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
     known, held_out = (Split.open(settings, folder, split, model.config).pairs.records for split in ("train", "val"))
     familiarity, about_it = _familiarity(draft, device, settings, known, held_out, progress)

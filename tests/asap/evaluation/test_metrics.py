@@ -305,6 +305,37 @@ def test_a_nan_prediction_is_an_error():
             evaluate(broken, *targets)
 
 
+def test_a_nan_prediction_names_its_record():
+    output, *targets = pairs("orig", "face_swap")
+    output.logits_real_fake[1] = torch.nan
+    with pytest.raises(AsapError, match="NaN or infinity for record 17,"):
+        Evaluation().update(output, *targets, items=[("a.jpg", "16"), ("b.jpg", "17")])
+    with pytest.raises(AsapError, match="pair 1 of the evaluation"):
+        evaluate(output, *targets)
+
+
+def test_logits_of_padding_may_be_anything_and_those_of_words_may_not():
+    output, types, boxes, labels = pairs("text_swap", "orig", tokens=3)
+    output.logits_token[:, 2] = torch.nan
+    labels[:, 2] = -100
+    assert evaluate(output, types, boxes, labels).compute()["token_F1"] == 1
+    output.logits_token[1, 1] = torch.nan
+    with pytest.raises(AsapError, match="NaN"):
+        evaluate(output, types, boxes, labels)
+
+
+def test_tokens_of_authentic_texts_lower_the_f1_and_not_that_of_manipulated_texts():
+    output, types, boxes, labels = pairs("text_swap", "orig", "face_swap", tokens=3)
+    output.logits_token[1:, 0] = torch.tensor([-1.0, 1.0])  # two false alarms, in authentic texts
+    report = evaluate(output, types, boxes, labels).compute()
+    assert (report["token_precision"], report["token_recall"]) == (pytest.approx(1 / 3), 1)
+    assert report["token_F1"] == pytest.approx(0.5)
+    assert report["token_F1_manipulated"] == report["token_precision_manipulated"] == 1
+    assert report["token_ACC_manipulated"] == 1
+    without = evaluate(*pairs("orig", "face_swap")).compute()
+    assert [without[f"token_{name}_manipulated"] for name in ("ACC", "precision", "recall", "F1")] == [None] * 4
+
+
 def test_token_labels_of_another_length_are_refused():
     output, types, boxes, labels = pairs("orig", "face_swap")
     with pytest.raises(ValueError, match="token_labels"):

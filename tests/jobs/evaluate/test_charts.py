@@ -33,6 +33,7 @@ def predictions(*classes: str, right: float = 1.0, seed: int = 0) -> Predictions
         types=types, box=(boxes + shift).astype(np.float32), box_true=boxes.astype(np.float32),
         tokens=tokens, tokens_published=tokens, text_types_elsewhere=np.full((len(classes), 2), np.nan, np.float32),
         fake_cls=np.array(classes, object), familiarity=np.full(len(classes), np.nan),
+        items=np.zeros((len(classes), 2), np.uint64),
     )  # fmt: skip
 
 

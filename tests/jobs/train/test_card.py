@@ -16,6 +16,10 @@ from jobs.train.settings import TrainSettings
 
 REPORT: dict[str, Any] = {name: (number + 1) / 32 for number, name in enumerate(METRICS)} | {
     "pairs": 321, "AP": [0.5, None, 0.75, 0.25],
+    "intervals": {
+        "confidence": 0.95, "resamples": 1000, "seed": 0, "items": 107, "method": "by items",
+        "figures": {"AUC": [0.25, 0.75], "AP": [[0.4, 0.6], None, None, None]},
+    },
 }  # fmt: skip
 
 LIMITS = Limits(made_from="drawn pictures", not_for="photographs")
@@ -54,8 +58,10 @@ def test_the_card_has_the_metrics_and_the_training_of_the_model(tmp_path: Path, 
 
     assert card.startswith("# asap-small\n")
     for name in METRICS:
-        assert f"| {name} | {REPORT[name]:.3f} |" in card
-    assert "face_swap 0.500, text_swap 0.750, text_attribute 0.250." in card
+        limits = "0.250 to 0.750" if name == "AUC" else "–"
+        assert f"| {name} | {REPORT[name]:.3f} | {limits} |" in card
+    assert "95 % intervals: by items; 1,000 resamples of 107 items, seed 0." in card
+    assert "face_swap 0.500 (0.400 to 0.600), text_swap 0.750, text_attribute 0.250." in card
     assert "321 pairs that training never saw" in card
     assert "a drawn corpus (newsroom-2, seed 77, 10000 pairs)" in card
     assert "trained on a drawn corpus (newsroom-2, seed 1, 10000 pairs); 123456 pairs were shown in 0.4 hours" in card
