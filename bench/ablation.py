@@ -59,8 +59,11 @@ SMALL: dict[str, Any] = {
     "width": 128, "heads": 4, "image_layers": 3, "image_mlp_width": 512, "text_mlp_width": 512, "embed_dim": 64,
 }  # fmt: skip
 """Changes to the tiny preset, so that a cell takes minutes."""
-DECIDES = ("asap/model", "asap/training", "asap/evaluation", "jobs/train")
-"""The code that decides the result of a cell."""
+DECIDES = (
+    "asap/model", "asap/training", "asap/evaluation/evaluate.py", "asap/evaluation/metrics.py",
+    "jobs/train/data/feed.py", "jobs/train/stages.py", "jobs/train/trainer.py",
+)  # fmt: skip
+"""The code that decides the result of a cell, beside its settings."""
 ROOT = Path(__file__).resolve().parents[1]
 
 
@@ -202,7 +205,7 @@ class Grid:
             "row": name, "seed": seed, "change": json.loads(json.dumps(vars(ROWS[name]) | {
                 "weights": dict(ROWS[name].weights), "model": dict(ROWS[name].model)})),
             "pairs": self.pairs, "learning_rate": self.learning_rate, "image_learning_rate": self.image_learning_rate,
-            "start": file_hash(self.start), "code": code_hash(), "corpora": corpus_versions(self),
+            "settings": settings_hash(self.settings(ROWS[name], seed)), "start": file_hash(self.start), "code": code_hash(), "corpora": corpus_versions(self),
         }  # fmt: skip
 
     def cell(self, name: str, seed: int) -> dict[str, Any]:
@@ -275,11 +278,19 @@ def file_hash(file: Path) -> str:
     return hashlib.sha256(file.read_bytes()).hexdigest()[:12]
 
 
+def settings_hash(settings: CellSettings) -> str:
+    """Return a short hash of the settings that decide a result, defaults included; folders do not change it."""
+    deciding = {key: value for key, value in settings.identity().items() if key not in ("corpus", "test_corpus")}
+    return hashlib.sha256(json.dumps(deciding, sort_keys=True).encode()).hexdigest()[:12]
+
+
 @cache
 def code_hash() -> str:
     """Return a short hash of the code that decides a result; comments, docstrings and layout do not change it."""
     seen = hashlib.sha256()
-    for file in sorted(file for folder in DECIDES for file in (ROOT / folder).rglob("*.py")):
+    places = [ROOT / place for place in DECIDES]
+    files = [place for place in places if place.is_file()] + [file for place in places for file in place.rglob("*.py")]
+    for file in sorted(files):
         tree = ast.parse(file.read_text("utf-8"))
         for node in ast.walk(tree):
             body = getattr(node, "body", None)
