@@ -201,11 +201,12 @@ class Grid:
 
     def key(self, name: str, seed: int) -> dict[str, Any]:
         """Return all that decides the result of a cell."""
+        row = ROWS[name]
+        change = json.loads(json.dumps(vars(row) | {"weights": dict(row.weights), "model": dict(row.model)}))
         return {
-            "row": name, "seed": seed, "change": json.loads(json.dumps(vars(ROWS[name]) | {
-                "weights": dict(ROWS[name].weights), "model": dict(ROWS[name].model)})),
-            "pairs": self.pairs, "learning_rate": self.learning_rate, "image_learning_rate": self.image_learning_rate,
-            "settings": settings_hash(self.settings(ROWS[name], seed)), "start": file_hash(self.start), "code": code_hash(), "corpora": corpus_versions(self),
+            "row": name, "seed": seed, "change": change, "pairs": self.pairs, "learning_rate": self.learning_rate,
+            "image_learning_rate": self.image_learning_rate, "settings": settings_hash(self.settings(row, seed)),
+            "start": file_hash(self.start), "code": code_hash(), "corpora": corpus_versions(self),
         }  # fmt: skip
 
     def cell(self, name: str, seed: int) -> dict[str, Any]:
