@@ -17,15 +17,22 @@ def warm_start_defaults(given: Mapping[str, Any]) -> dict[str, Any]:
     The defaults of `TrainSettings` are for random weights. Their rates of 1e-3 would destroy pretrained weights, and
     their stages spare work that pretrained weights have behind them: everything is trained from the first step. The
     rates of the base size are the published ones. Those of the tiny size are a tenth of its rates for random weights:
-    its layers are narrower, so a step may be larger, but it must not replace what they know.
+    its layers are narrower, so a step may be larger, but it must not replace what they know. A side whose weights no
+    source brings keeps the defaults for random weights.
 
     Args:
         given: The settings that were given.
     """
-    is_tiny = given.get("preset", "tiny") == "tiny"
+    image_rate = {"image_learning_rate": 1e-4}
+    text_rate = {"learning_rate": 1e-4 if given.get("preset", "tiny") == "tiny" else 2e-5}
+    sources = [str(source) for source in given.get("init") or ("",)]
+    if all(source.startswith("timm:") for source in sources):
+        return image_rate
+    if all(source.startswith("bert:") for source in sources):
+        return text_rate | {"words_until": 0.0}
     return {
-        "learning_rate": 1e-4 if is_tiny else 2e-5,
-        "image_learning_rate": 1e-4,
+        **text_rate,
+        **image_rate,
         "warmup_pairs": None,
         "words_until": 0.0,
         "alignment_from": given.get("words_until", 0.0),  # it cannot be earlier

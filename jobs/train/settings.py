@@ -301,7 +301,7 @@ class TrainSettings(CorpusSettings, ClusterSettings, WatchSettings):
             but = f", but for {', '.join(differing)}" if differing else ""
             notes.append(f"preset=published: the settings are those of the published training{but}")
         elif self.init:
-            values = warm_start_defaults({"preset": self.preset})
+            values = warm_start_defaults({"preset": self.preset, "init": self.init})
             taken = [f"{name}={_shown(getattr(self, name))}" for name in values if name not in self.model_fields_set]
             if taken:
                 notes.append(f"defaults for pretrained weights, since init is given: {', '.join(taken)}")

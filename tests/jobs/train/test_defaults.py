@@ -94,11 +94,11 @@ def test_pairs_and_epochs_exclude_each_other() -> None:
 @pytest.mark.parametrize(
     ("preset", "rates"), [("base", (2e-5, 1e-4)), ("tiny", (1e-4, 1e-4)), ("published", (2e-5, 1e-4))]
 )
-@pytest.mark.parametrize("source", ["ALBEF.pth", "folder", "bert:bert-base-uncased", "timm:vit_base_patch16_224"])
+@pytest.mark.parametrize("sources", [("ALBEF.pth",), ("folder",), ("bert:bert-base-uncased", "timm:vit_base")])
 def test_a_start_from_weights_never_takes_the_defaults_for_random_ones(
-    preset: str, source: str, rates: tuple[float, float]
+    preset: str, sources: tuple[str, ...], rates: tuple[float, float]
 ) -> None:
-    settings = given(preset=preset, init=(source,))
+    settings = given(preset=preset, init=sources)
     assert (settings.learning_rate, settings.image_learning_rate) == rates
     assert (settings.words_until, settings.alignment_from) == (0, 0)
     assert (settings.warmup_pairs if preset != "published" else None, settings.alpha_ramp_pairs) == (None, None)
@@ -114,6 +114,13 @@ def test_the_defaults_for_pretrained_weights_are_stated_and_given_values_win() -
     ]
     assert given(init=("x",), words_until=0.3).alignment_from == 0.3
     assert given(words_until=0).default_notes() == []
+
+
+def test_a_side_whose_weights_no_source_brings_keeps_the_defaults_for_random_ones() -> None:
+    image, text = given(init=("timm:vit_tiny",)), given(init=("bert:tiny",))
+    assert (image.learning_rate, image.image_learning_rate, image.words_until) == (1e-3, 1e-4, 0.57)
+    assert (text.learning_rate, text.image_learning_rate, text.words_until, text.alignment_from) == (1e-4, 1e-3, 0, 0.9)
+    assert image.default_notes() == ["defaults for pretrained weights, since init is given: image_learning_rate=0.0001"]
 
 
 def test_random_weights_keep_their_defaults() -> None:
