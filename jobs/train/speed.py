@@ -17,10 +17,12 @@ PEAK_TFLOPS: Mapping[str, float] = {"H200": 989, "H100": 989, "A100": 312, "L4":
 """Dense bfloat16 TFLOP/s of the SXM forms (L4: PCIe), from the data sheets of NVIDIA."""
 MFU = 0.35
 """Share of the peak that the products of a step are taken to reach: an assumption, not a measurement."""
-BATCH_MS = 0.9
-"""Milliseconds of one core in which a worker makes a pair of its batch (`bench/ingest.py`)."""
-DECODE_MS = {"stream": 11.5, "cache": 1.0}
-"""Milliseconds of one core for a picture: a JPEG of 1024 x 768, or a cached one (`bench/ingest.py`)."""
+WORKER_MS = {"stream": 0.2, "cache": 0.85}
+"""Milliseconds of one core in which a worker makes a pair of its batch; it also augments a cached picture
+(`bench/feed.py`).
+"""
+DECODE_MS = 12.0
+"""Milliseconds of one core in which a task decodes and augments a JPEG of 1024 x 768 (`bench/feed.py`)."""
 _PADDED_TOKENS = 64
 """Tokens of the longest text of a batch: fifty words, the most that the model reads."""
 _PAIRS = 2
@@ -48,18 +50,16 @@ def gpu_speeds(flops_a_pair: float, ingest: Literal["cache", "stream"], decode_t
         ingest: The source of the pictures.
         decode_tasks: Tasks that decode for each worker; None: as many as are wanted.
     """
-    decode_ms = DECODE_MS[ingest]
-    # A worker reads cached pictures itself, beside making the batch; tasks of one core decode streamed ones.
-    worker_ms = BATCH_MS + (decode_ms if ingest == "cache" else 0.0)
-    limits = {"batches made by one core of the worker": 1000 / worker_ms}
+    # A thread of the worker makes its batches; tasks of one core decode streamed pictures.
+    limits = {"batches made by one core of the worker": 1000 / WORKER_MS[ingest]}
     if ingest == "stream" and decode_tasks is not None:
-        limits[f"decoding in decode_tasks={decode_tasks}"] = 1000 * decode_tasks / decode_ms
+        limits[f"decoding in decode_tasks={decode_tasks}"] = 1000 * decode_tasks / DECODE_MS
     speeds = []
     for gpu, tflops in PEAK_TFLOPS.items():
         peak = tflops * 1e12
         all_limits = {f"the GPU at {MFU:.0%} of its peak": MFU * peak / flops_a_pair} | limits
         bottleneck, pairs_per_s = min(all_limits.items(), key=lambda limit: limit[1])
-        cores = pairs_per_s * decode_ms / 1000 if ingest == "stream" else 0.0
+        cores = pairs_per_s * DECODE_MS / 1000 if ingest == "stream" else 0.0
         speeds.append(GpuSpeed(gpu, pairs_per_s, pairs_per_s * flops_a_pair / peak, cores, bottleneck))
     return speeds
 
