@@ -32,13 +32,13 @@ def test_the_slowest_part_is_the_bottleneck() -> None:
     by_gpu = {speed.gpu: speed for speed in gpu_speeds(MFU * peak / 1000, "stream", None)}
     assert by_gpu["H100"].pairs_per_s == pytest.approx(1000)
     assert by_gpu["H100"].mfu == pytest.approx(MFU)
-    assert by_gpu["H100"].decoding_cores == pytest.approx(11.5)
+    assert by_gpu["H100"].decoding_cores == pytest.approx(12.0)
     assert "the GPU at 35%" in by_gpu["H100"].bottleneck
     assert by_gpu["A100"].pairs_per_s == pytest.approx(1000 * PEAK_TFLOPS["A100"] / PEAK_TFLOPS["H100"])
 
     decoding = gpu_speeds(MFU * peak / 1000, "stream", 2)[0]
     assert decoding.bottleneck == "decoding in decode_tasks=2"
-    assert decoding.pairs_per_s == pytest.approx(2000 / 11.5)
+    assert decoding.pairs_per_s == pytest.approx(2000 / 12.0)
     assert decoding.mfu < MFU
     small = gpu_speeds(1e9, "cache", None)[0]
     assert small.bottleneck == "batches made by one core of the worker"
