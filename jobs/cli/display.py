@@ -249,10 +249,13 @@ def plan_tables(plan: Plan) -> Group:
         Text(f"activations {plan.activations_note}", style="dim"), "",
         _speed_table(plan),
         Text(
-            f"estimated: {plan.flops_a_pair / 1e9:,.0f} GFLOP a pair; MFU is the share of the dense bfloat16 peak; "
-            "stages that train fewer terms are faster. Decoding cores are those of one GPU, for JPEGs of 1024 x 768.",
+            f"estimated: {plan.flops_a_pair / 1e9:,.0f} GFLOP a pair; MFU is the share of the dense {plan.precision} "
+            "peak; stages that train fewer terms are faster. Decoding cores are those of one GPU, for JPEGs of 1024 x 768.",
             style="dim",
         ), "",
+        *([] if plan.precision == "bfloat16" else [Text(
+            "`--set precision=auto` computes the layers in bfloat16, which is at least twice as fast on these GPUs."
+        ), ""]),
         named_values("writes", {"checkpoints": checkpoints, "starts from": ", ".join(plan.init) or "random weights",
                          "run folder": plan.out}),
     )  # fmt: skip

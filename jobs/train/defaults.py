@@ -69,7 +69,7 @@ def published_defaults(given: Mapping[str, Any]) -> dict[str, Any]:
         "queue_size": 65_536,
         "momentum": 0.995,
         "twin_dropout": True,
-        "precision": "float32",
+        "precision": "tf32",
         "checkpoint_pairs": "epoch",
         "validation_pairs": None,
         "weights": "student",

@@ -19,7 +19,7 @@ from asap.training.image_token_cache import token_bytes
 from asap.training.step import TrainingStep
 from jobs.train.checkpoints import regular_steps
 from jobs.train.settings import TrainSettings
-from jobs.train.speed import GpuSpeed, flops_of_pair, gpu_speeds
+from jobs.train.speed import GpuSpeed, Precision, flops_of_pair, gpu_speeds
 from jobs.train.stages import Stage, lock_step, plan_stages
 
 _COUNTED_PAIRS = 2
@@ -54,6 +54,8 @@ class Plan:
     """The same with layers in bfloat16: the activations take half, everything else stays in float32."""
     flops_a_pair: float
     """Floating-point operations of a pair in a step that trains all terms."""
+    precision: Precision
+    """The precision of the layers on these GPUs."""
     speeds: list[GpuSpeed]
     """Estimated speed on GPUs by name."""
     checkpoint_bytes: int
@@ -104,6 +106,7 @@ def make_plan(
     if lock_step(settings, steps) < steps and tokens <= settings.tokens_gib * 2**30:
         memory["kept image tokens"] = tokens
     flops = flops_of_pair(settings, config)
+    precision: Precision = "bfloat16" if settings.precision == "auto" else settings.precision
     return Plan(
         pairs={
             split: dict(Counter(record.fake_cls for record in some).most_common()) for split, some in records.items()
@@ -124,7 +127,8 @@ def make_plan(
         memory=memory,
         memory_bfloat16=memory | {_ACTIVATIONS: memory[_ACTIVATIONS] // 2},
         flops_a_pair=flops,
-        speeds=gpu_speeds(flops, ingest, settings.decode_tasks),
+        speeds=gpu_speeds(flops, ingest, settings.decode_tasks, precision),
+        precision=precision,
         activations_note=(
             f"counted: the tensors that autograd keeps in a forward pass of {_COUNTED_PAIRS} pairs on a CPU in "
             f"float32, with texts of {config.max_tokens} tokens, scaled to a micro batch; half of that is taken for "

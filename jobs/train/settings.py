@@ -177,8 +177,11 @@ class TrainSettings(CorpusSettings, ClusterSettings, WatchSettings):
     """
     device: Device = "auto"
     """Device of the workers. `auto`: one GPU each if enough are alive now, else CPUs; `cuda` waits for GPUs."""
-    precision: Literal["auto", "float32", "bfloat16"] = "auto"
-    """Precision of the layers. Weights and losses are always float32. `auto`: bfloat16 on GPUs that support it."""
+    precision: Literal["auto", "float32", "tf32", "bfloat16"] = "auto"
+    """Precision of the layers. Weights and losses are always float32. `auto`: bfloat16 on GPUs that support it.
+
+    `tf32`: float32, but GPUs round the factors of products to 10 bits, as torch 1.10 did for the published code.
+    """
     checkpoint_activations: bool = False
     """True to recompute activations in the backward pass: less memory, about a third more time."""
     compile: Literal["auto", "off", "on"] = "auto"

@@ -13,8 +13,12 @@ from asap.model.asap import Asap
 from asap.model.config import ModelConfig
 from jobs.train.settings import TrainSettings
 
-PEAK_TFLOPS: Mapping[str, float] = {"H200": 989, "H100": 989, "A100": 312, "L4": 121}
-"""Dense bfloat16 TFLOP/s of the SXM forms (L4: PCIe), from the data sheets of NVIDIA."""
+PEAK_TFLOPS: Mapping[str, Mapping[str, float]] = {
+    "bfloat16": {"H200": 989, "H100": 989, "A100": 312, "L4": 121},
+    "tf32": {"H200": 494, "H100": 494, "A100": 156, "L4": 60},
+    "float32": {"H200": 67, "H100": 67, "A100": 19.5, "L4": 30},
+}
+"""Dense TFLOP/s of the SXM forms (L4: PCIe) by precision, from the data sheets of NVIDIA."""
 MFU = 0.35
 """Share of the peak that the products of a step are taken to reach: an assumption, not a measurement."""
 WORKER_MS = {"stream": 0.2, "cache": 0.85}
@@ -23,6 +27,7 @@ WORKER_MS = {"stream": 0.2, "cache": 0.85}
 """
 DECODE_MS = 12.0
 """Milliseconds of one core in which a task decodes and augments a JPEG of 1024 x 768 (`bench/feed.py`)."""
+Precision = Literal["bfloat16", "tf32", "float32"]
 _PADDED_TOKENS = 64
 """Tokens of the longest text of a batch: fifty words, the most that the model reads."""
 _PAIRS = 2
@@ -42,20 +47,26 @@ class GpuSpeed:
     bottleneck: str
 
 
-def gpu_speeds(flops_a_pair: float, ingest: Literal["cache", "stream"], decode_tasks: int | None) -> list[GpuSpeed]:
+def gpu_speeds(
+    flops_a_pair: float,
+    ingest: Literal["cache", "stream"],
+    decode_tasks: int | None,
+    precision: Precision = "bfloat16",
+) -> list[GpuSpeed]:
     """Return the speed of a worker on each of the known GPUs.
 
     Args:
         flops_a_pair: Floating-point operations of a pair; see `flops_of_pair`.
         ingest: The source of the pictures.
         decode_tasks: Tasks that decode for each worker; None: as many as are wanted.
+        precision: The precision of the layers.
     """
     # A thread of the worker makes its batches; tasks of one core decode streamed pictures.
     limits = {"batches made by one core of the worker": 1000 / WORKER_MS[ingest]}
     if ingest == "stream" and decode_tasks is not None:
         limits[f"decoding in decode_tasks={decode_tasks}"] = 1000 * decode_tasks / DECODE_MS
     speeds = []
-    for gpu, tflops in PEAK_TFLOPS.items():
+    for gpu, tflops in PEAK_TFLOPS[precision].items():
         peak = tflops * 1e12
         all_limits = {f"the GPU at {MFU:.0%} of its peak": MFU * peak / flops_a_pair} | limits
         bottleneck, pairs_per_s = min(all_limits.items(), key=lambda limit: limit[1])

@@ -103,6 +103,8 @@ class Trainer:
         self.device = torch.device(device)
         precision = settings.precision
         self.in_bfloat16 = has_bfloat16(self.device) if precision == "auto" else precision == "bfloat16"
+        if self.device.type == "cuda":
+            torch.set_float32_matmul_precision("high" if precision == "tf32" else "highest")
         self.objective = settings.objective
         student = Asap(split.config)
         if settings.initial_values == "published":

@@ -21,7 +21,7 @@ PUBLISHED: dict[str, Any] = {
     "epochs": 50, "pairs": None, "learning_rate": 2e-5, "image_learning_rate": 1e-4, "weight_decay": 0.02,
     "optimizer_groups": "published", "schedule": "published", "gradient_norm": None, "initial_values": "published",
     "augmentation": "published", "words_until": 0, "alignment_from": 0, "lock_image_from": 1, "alpha": 0.4,
-    "alpha_ramp_pairs": None, "queue_size": 65_536, "momentum": 0.995, "twin_dropout": True, "precision": "float32",
+    "alpha_ramp_pairs": None, "queue_size": 65_536, "momentum": 0.995, "twin_dropout": True, "precision": "tf32",
     "checkpoint_pairs": "epoch", "validation_pairs": None, "weights": "student", "export": "best", "size": "base",
     "accumulation": 1,
 }  # fmt: skip

@@ -28,13 +28,16 @@ def test_the_products_of_a_pair_are_those_of_a_real_step(recipe: str) -> None:
 
 
 def test_the_slowest_part_is_the_bottleneck() -> None:
-    peak = PEAK_TFLOPS["H100"] * 1e12
+    peak = PEAK_TFLOPS["bfloat16"]["H100"] * 1e12
     by_gpu = {speed.gpu: speed for speed in gpu_speeds(MFU * peak / 1000, "stream", None)}
     assert by_gpu["H100"].pairs_per_s == pytest.approx(1000)
     assert by_gpu["H100"].mfu == pytest.approx(MFU)
     assert by_gpu["H100"].decoding_cores == pytest.approx(12.0)
     assert "the GPU at 35%" in by_gpu["H100"].bottleneck
-    assert by_gpu["A100"].pairs_per_s == pytest.approx(1000 * PEAK_TFLOPS["A100"] / PEAK_TFLOPS["H100"])
+    assert by_gpu["A100"].pairs_per_s == pytest.approx(1000 * 312 / 989)
+
+    exact = gpu_speeds(MFU * peak / 1000, "stream", None, "float32")[1]
+    assert exact.pairs_per_s == pytest.approx(1000 * 67 / 989)
 
     decoding = gpu_speeds(MFU * peak / 1000, "stream", 2)[0]
     assert decoding.bottleneck == "decoding in decode_tasks=2"
