@@ -235,6 +235,7 @@ def plan_tables(plan: Plan) -> Group:
         f"{_size(plan.checkpoint_bytes)} each, {plan.checkpoints_written} written "
         f"({_size(plan.checkpoint_bytes * plan.checkpoints_written)}), at most {plan.checkpoints_kept} kept"
     )
+    faster = "" if plan.precision == "bfloat16" else " `--set precision=auto` is at least twice as fast (bfloat16)."
     if plan.checkpoint_every_s is not None:
         checkpoints += f"; one more after {plan.checkpoint_every_s:g} s without one"
     return Group(
@@ -250,12 +251,10 @@ def plan_tables(plan: Plan) -> Group:
         _speed_table(plan),
         Text(
             f"estimated: {plan.flops_a_pair / 1e9:,.0f} GFLOP a pair; MFU is the share of the dense {plan.precision} "
-            "peak; stages that train fewer terms are faster. Decoding cores are those of one GPU, for JPEGs of 1024 x 768.",
+            "peak. Stages that train fewer terms are faster. Decoding cores are those of one GPU, for JPEGs of 1024 x "
+            f"768.{faster}",
             style="dim",
         ), "",
-        *([] if plan.precision == "bfloat16" else [Text(
-            "`--set precision=auto` computes the layers in bfloat16, which is at least twice as fast on these GPUs."
-        ), ""]),
         named_values("writes", {"checkpoints": checkpoints, "starts from": ", ".join(plan.init) or "random weights",
                          "run folder": plan.out}),
     )  # fmt: skip
