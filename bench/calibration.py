@@ -1,9 +1,9 @@
 """Measure how often a calibration breaks its promise, and the recall that it gives away.
 
 Scores are drawn from known populations, so that the true precision of each chosen threshold is known. Two methods
-choose on the same draws: bounds that hold at all thresholds together, and the sequence of tests that `asap calibrate`
-uses. The oracle knows the populations and takes the lowest threshold with the target precision. A promise that is kept
-with a confidence of 95 % may be broken in 5 % of the draws. A draw in which no threshold is shown has recall 0.
+choose on the same draws: bounds that hold at all thresholds together, and the exact tests that `asap calibrate` uses.
+The oracle knows the populations and takes the lowest threshold with the target precision. A promise that is kept with a
+confidence of 95 % may be broken in 5 % of the draws. A draw in which no threshold is shown has recall 0.
 
     python bench/calibration.py [--runs 400]
 """
@@ -89,7 +89,7 @@ def measure(setting: Setting, runs: int) -> list[tuple[str, int, int, float, flo
     # The lowest threshold from which on upwards every precision is kept would be too strict for a model with authentic
     # pairs on top, so the oracle takes the lowest one whose own precision is kept.
     oracle = float(setting.positive.share_above(grid[np.argmax(kept(grid))]))
-    found: dict[str, list[float]] = {"together": [], "sequence": []}
+    found: dict[str, list[float]] = {"together": [], "tests": []}
     broken = dict.fromkeys(found, 0)
     seconds = dict.fromkeys(found, 0.0)
     for seed in range(runs):
@@ -101,7 +101,7 @@ def measure(setting: Setting, runs: int) -> list[tuple[str, int, int, float, flo
         for method in found:
             before = time.process_time()
             curve = OperatingCurve(Decision(authentic=authentic, positive=positive), setting.prevalence)
-            if method == "sequence":
+            if method == "tests":
                 position = curve.choose(setting.precision)
             else:
                 enough = np.flatnonzero(curve.precision_lower_C >= setting.precision)

@@ -135,7 +135,7 @@ def news_items(predictions: Predictions) -> NDArray[np.int64]:
     pairs, so the same pairs in another order have the same draws.
     """
     keys_B2 = predictions.items
-    alone_B = ~keys_B2.any(axis=1)
+    alone_B = np.asarray(~keys_B2.any(axis=1))
     columns = []
     for column in keys_B2.T:
         _, number_B = np.unique(column, return_inverse=True)
@@ -145,7 +145,7 @@ def news_items(predictions: Predictions) -> NDArray[np.int64]:
     # A graph of pictures and ids: each pair joins its picture to its id.
     pictures = int(columns[0].max(initial=-1)) + 1
     size = pictures + int(columns[1].max(initial=-1)) + 1
-    edges = coo_array((np.ones(len(alone_B), bool), (columns[0], columns[1] + pictures)), shape=(size, size))
+    edges = coo_array((np.ones(len(alone_B), np.int8), (columns[0], columns[1] + pictures)), shape=(size, size))
     _, component = connected_components(edges, directed=False)
     found_B = component[columns[0]]
     _, found_B = np.unique(found_B, return_inverse=True)
@@ -306,7 +306,7 @@ def _box_figures(sums: dict[str, Values]) -> dict[str, Values]:
 
 
 def _token_figures(sums: dict[str, Values]) -> dict[str, Values]:
-    figures = {}
+    figures: dict[str, Values] = {}
     for suffix in ("", "_published", "_manipulated"):
         right, predicted, actual = (sums[f"tokens{suffix}.{kind}"] for kind in ("right", "predicted", "actual"))
         precision = np.where(actual > 0, right / np.maximum(predicted, 1), np.nan)

@@ -13,9 +13,9 @@ intersection: Casella and Berger 2002, 8.2.3). The weights may depend on t: thos
 the sum nearly the same for all t, so that the maximum costs little. Two bounds with half of the error probability each
 (Bonferroni) need about 1.2 to 1.4 times the distance.
 
-Rates of other and stray pairs are replaced by upper bounds of Clopper and Pearson, for which a fixed part of the error
-probability is spent (Bonferroni). Other pairs are independent of X and Y, so their bound may be in the weights; stray
-counts are of the positive pairs, so theirs is not.
+Rates of other and stray pairs are replaced by upper bounds of Clopper and Pearson, for which a part of the error
+probability is spent that follows from sizes and odds (Bonferroni). Other pairs are independent of X and Y, so their
+bound may be in the weights; stray counts are of the positive pairs, so theirs is not.
 
 **Many thresholds.** Testing every threshold with a correction for their number wastes most of the error probability,
 for they nearly repeat each other. Instead they are tested in an order that is fixed before the counts are seen: from a
@@ -52,8 +52,8 @@ _STARTS = (0, 1, 3, 8, 20)
 """False positives that a test at each start should survive. More make a start robust, but need a higher recall."""
 _RECALLS = (0.5, 0.8, 0.95)
 _RECALL_PART = 0.01
-_EXTRA_SHARE = 0.15
-"""The part of a test's error probability for the upper bound of other pairs, and the same for stray ones."""
+_EXTRA_SHARES = (0.05, 0.3)
+"""The least and the most of a test's error probability for the upper bound of other pairs, and for stray ones."""
 _OUTSIDE_SHARE = 0.02
 """The part of a test's error probability, on each side, for false positive rates that are not looked at."""
 _CELLS = 40
@@ -101,26 +101,38 @@ class FlagCounts:
         return FlagCounts(self.authentic_K[some], self.positive_K[some], self.other_K[some], self.stray_K[some])
 
 
-def is_shown(counts: FlagCounts, sizes: Sizes, odds: Odds, level: float) -> NDArray[np.bool_]:
+def is_shown(counts: FlagCounts, sizes: Sizes, odds: Odds, level: float | Values) -> NDArray[np.bool_]:
     """Return, for each of K thresholds, True if its precision is shown to be above the target.
 
     Each answer alone is wrong with at most the probability `level`, if the precision is below the target.
     """
-    extra = _EXTRA_SHARE * level
     other_K = np.zeros(len(counts.positive_K))
     shift_K = other_K.copy()
+    # What one more false flag costs says how much of the error probability each rate deserves.
+    authentic = odds.authentic / np.asarray(sizes.authentic)
+    rest = np.asarray(level)
     if sizes.other:
-        level -= extra
+        extra = _extra_share(odds.other / sizes.other, authentic) * level
+        rest = rest - extra
         other_K += odds.other * _upper(counts.other_K, sizes.other, extra)
     if sizes.has_stray:
-        level -= extra
+        extra = _extra_share(odds.stray / sizes.positive, authentic) * level
+        rest = rest - extra
         shift_K += odds.stray * _upper(counts.stray_K, sizes.positive, extra)
-    outside = _OUTSIDE_SHARE * level
+    outside = _OUTSIDE_SHARE * rest
     least_K = _least_sum(counts.authentic_K, counts.positive_K, sizes, odds.authentic, other_K, shift_K, outside)
-    return np.asarray(least_K >= -ndtri(level - 2 * outside))
+    return np.asarray(least_K >= -ndtri(rest - 2 * outside))
 
 
-def _upper(count_K: NDArray[np.number], size: int, level: float) -> Values:
+def _extra_share(cost: float, authentic: Values) -> Values:
+    """Return the part of the error probability for a rate, by the costs of its flags and of authentic ones.
+
+    For rates of which nothing is flagged, the bounds are `-cost * log(level)`, whose sum is least for such parts.
+    """
+    return np.asarray(np.clip(cost / (cost + authentic), *_EXTRA_SHARES))
+
+
+def _upper(count_K: NDArray[np.number], size: int, level: Values) -> Values:
     """Return the upper bounds of Clopper and Pearson."""
     full = count_K >= size
     return np.where(full, 1.0, beta.isf(level, count_K + 1, np.where(full, 1, size - count_K)))
@@ -133,7 +145,7 @@ def _least_sum(
     c: float,
     known_K: Values,
     shift_K: Values,
-    outside: float,
+    outside: Values,
 ) -> Values:
     """Return a lower bound of the weighted sum of both normal quantiles over the false positive rates t.
 
@@ -231,8 +243,11 @@ class Sequence:
         # The recall at which a start would survive its false positives, by the pilot's recall at each of its scores. A
         # start at a high recall is more often beyond what the target permits, so it gets less.
         parts: dict[float, float] = {}
+        extra = odds.other / len(self.other) if len(self.other) else 0.0
+        extra += odds.stray / len(self.positive) if self.stray is not None else 0.0
         for allowed in _STARTS:
             recall = odds.authentic * gammaincinv(allowed + 1, 1 - level / 3) / len(self.authentic)
+            recall -= extra * np.log(level / 3)
             if recall < 0.9:
                 start = float(pilot[min(int(np.ceil(recall * len(pilot))), len(pilot) - 1)])
                 parts[start] = parts.get(start, 0.0) + (1 - recall) ** 2

@@ -7,9 +7,10 @@ Pairs are assumed to be drawn independently of each other.
 
 There are two kinds of guarantee:
 
-- `OperatingCurve.choose` takes the lowest threshold that a sequence of exact tests reaches for a target that was fixed
-  beforehand. The error probability is spent once, for all thresholds and rates together: see
-  `asap.evaluation.precision_test`. This is how thresholds are chosen.
+- `OperatingCurve.choose` takes the lowest threshold that exact tests show for a target that was fixed beforehand. Two
+  kinds of tests share the error probability (Bonferroni), in parts that follow from sizes and odds alone: a sequence of
+  tests (`asap.evaluation.precision_test`), which finds most where many false flags can be survived, and tests at the
+  first few ranks of wrong pairs (`asap.evaluation.rank_test`), for where few can. This is how thresholds are chosen.
 - The bounds of a curve hold at all thresholds at once, for any use of them: review bands, and pairs that join others.
   They are wider. A lower bound of the precision combines the lower bound of the recall with the upper bound of every
   false flag rate. The error probability is divided among these rates (Bonferroni). Each bound is that of Clopper and
@@ -40,6 +41,7 @@ from numpy.typing import NDArray
 from scipy.stats import beta
 
 from asap.evaluation.precision_test import FlagCounts, Odds, Sequence, is_shown
+from asap.evaluation.rank_test import RankTests
 
 Floats = NDArray[np.float32]
 Values = NDArray[np.float64]
@@ -50,7 +52,7 @@ _FINE_STEPS = 64
 """Thresholds are tried at each of the first so many false flags, and then at steps of this part of the count."""
 SMALLEST_THRESHOLD = np.finfo(np.float32).smallest_normal
 """Many processors round smaller numbers to 0, and a threshold of 0 flags every pair."""
-_HINT_THRESHOLDS = 48
+_HINT_THRESHOLDS = 24
 _MOST_PAIRS = 1e12
 """More authentic pairs than anybody has: a limit for the search in `authentic_pairs_needed`."""
 
@@ -179,9 +181,8 @@ class OperatingCurve:
         self.thresholds_C: Floats = np.unique(thresholds[thresholds <= 1])
         self._shares_C: Values = np.full(len(self.thresholds_C), 1 / max(len(self.thresholds_C), 1))
         levels = level * self._shares_C
-        self._sequence = Sequence(
-            decision.authentic, decision.positive, decision.other, decision.stray, self.thresholds_C
-        )
+        parts = decision.authentic, decision.positive, decision.other, decision.stray, self.thresholds_C
+        self._sequence, self._ranks = Sequence(*parts), RankTests(*parts)
         self._authentic, *others = [
             tail.rate(self.thresholds_C, mass)
             for tail, mass in zip(tails, (1 - prevalence, prevalence - has_it), strict=False)
@@ -225,7 +226,10 @@ class OperatingCurve:
         """
         if not len(self.thresholds_C):
             return np.zeros(0, bool)
-        return self._sequence.shown(self._odds(precision), self._error)
+        odds = self._odds(precision)
+        share = self._ranks.room(odds).share(self._error)
+        in_sequence = self._sequence.shown(odds, (1 - share) * self._error)
+        return np.asarray(in_sequence | self._ranks.shown(odds, share * self._error))
 
     def choose(self, precision: float, at_least: float = 0.0) -> int | None:
         """Return the position of the lowest threshold whose precision is shown; None if there is none.
@@ -314,25 +318,39 @@ class OperatingCurve:
 
         None if no number would be enough, because of another rate or of the false positives observed.
         """
-        # A selection of the thresholds is enough for a hint.
-        some_K = np.unique(np.linspace(0, len(self.thresholds_C) - 1, _HINT_THRESHOLDS).astype(np.int64))
         if not len(self.thresholds_C):
             return None
-        odds, sizes, seen_K = self._odds(precision), self._sequence.sizes(), self._authentic.estimate[some_K]
+        odds = self._odds(precision)
+        needed = [self._ranks.authentic_pairs_needed(odds, self._error), self._needed_in_sequence(odds)]
+        # The pairs at hand were not enough, so a number up to theirs is no answer.
+        more = [number for number in needed if self._authentic.size < number < _MOST_PAIRS / 2]
+        return int(np.ceil(min(more) * (1 - 1e-8))) if more else None
+
+    def _needed_in_sequence(self, odds: Odds) -> float:
+        """Return the number of authentic pairs with which a test of the sequence would succeed; or infinity."""
+        # A selection of the thresholds is enough for a hint.
+        some_K = np.unique(np.linspace(0, len(self.thresholds_C) - 1, _HINT_THRESHOLDS).astype(np.int64))
+        sizes, seen_K = self._sequence.sizes(), self._authentic.estimate[some_K]
         right_K = _reach(self._sequence.positive[~self._sequence.pilot], self.thresholds_C[some_K])
         nothing_K = np.zeros(len(some_K))
         other_K = self._other.count_C[some_K] if self._other else nothing_K
         stray_K = self._stray.count_C[some_K] * (sizes.positive / self._positive.size) if self._stray else nothing_K
-        # The least number is found by bisection on its logarithm, for all these thresholds together.
-        low_K, high_K = nothing_K, np.full(len(some_K), np.log(_MOST_PAIRS))
-        for _ in range(36):
-            middle_K = (low_K + high_K) / 2
-            pairs_K = np.exp(middle_K)
+
+        def is_enough(pairs_K: Values) -> NDArray[np.bool_]:
             counts = FlagCounts(seen_K * pairs_K, right_K, other_K, stray_K)
-            shown_K = is_shown(counts, dataclasses.replace(sizes, authentic=pairs_K), odds, self._error)
+            shares_K = np.array([self._ranks.room(odds, float(pairs)).share(self._error) for pairs in pairs_K])
+            return is_shown(counts, dataclasses.replace(sizes, authentic=pairs_K), odds, (1 - shares_K) * self._error)
+
+        # Where the pairs at hand would be enough, the sequence stopped before: more of them are no remedy there.
+        beyond_K = is_enough(np.full(len(some_K), float(self._authentic.size)))
+        # The least number is found by bisection on its logarithm, for all these thresholds together.
+        low_K = nothing_K + np.log(self._authentic.size)
+        high_K = np.full(len(some_K), np.log(_MOST_PAIRS))
+        for _ in range(22):
+            middle_K = (low_K + high_K) / 2
+            shown_K = is_enough(np.exp(middle_K))
             low_K, high_K = np.where(shown_K, low_K, middle_K), np.where(shown_K, middle_K, high_K)
-        least = float(np.exp(high_K).min(initial=np.inf))
-        return int(np.ceil(least * (1 - 1e-8))) if least < _MOST_PAIRS / 2 else None
+        return float(np.exp(high_K[~beyond_K]).min(initial=np.inf))
 
 
 def precision_at_most(decision: Decision, threshold: float, prevalence: float, confidence: float) -> float:

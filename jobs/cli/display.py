@@ -332,7 +332,8 @@ def calibration_table(thresholds: dict[str, dict[str, Any]]) -> Table:
         about = (point.get("score_meaning") or {}).get("right_about")
         meaning = "–" if about is None else f"{about:.2g}"
         table.add_row(name.replace("_", " "), f"{rates['value']:.6g}", *fractions, *false_positives, meaning)
-    prevalences = {(point.get("score_meaning") or {}).get("prevalence") for point in thresholds.values()} - {None}
+    meanings = [point["score_meaning"] for point in thresholds.values() if point.get("score_meaning")]
+    prevalences = {float(meaning["prevalence"]) for meaning in meanings}
     if prevalences:
         table.caption = (
             f"Where {100 * prevalences.pop():g} % of the pairs are manipulated: 'precision' is the share that is right "

@@ -55,9 +55,9 @@ _LOOSER = (0.0, 0.0005, 0.001, 0.002)
 _TIGHTER = (0.01, 0.02, 0.05)
 """Values that `unfamiliar` may rise to."""
 _METHOD = (
-    "pairs weighed by importance to the prevalence; the lowest threshold that a sequence of exact tests of the target "
-    "reaches from starts that an eighth of the positive pairs placed; the review band by Clopper-Pearson bounds that "
-    "hold at all thresholds together"
+    "pairs weighed by importance to the prevalence; the lowest threshold that exact tests of the target show: in a "
+    "sequence from starts that an eighth of the positive pairs placed, or at fixed numbers of false flags; the review "
+    "band by Clopper-Pearson bounds that hold at all thresholds together"
 )
 
 

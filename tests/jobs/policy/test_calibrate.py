@@ -242,6 +242,7 @@ def test_the_review_band_keeps_its_precision_or_is_left_out(
     noisy = _Oracle(labeled, noise=0.3)
     monkeypatch.setattr(module.Predictor, "from_folder", lambda *args, **named: noisy)
     keep = (*TYPES, "word")
+    # At 0.95, `manipulated` is so low that the band below it has too few right flags for any bound of its precision.
     options = {"out": str(tmp_path / "p.json"), "keep": keep, "precision": 0.98, "prevalence": 0.5}
     policy = calibrate(_settings(labeled, tmp_path, **options, review_precision=0.51)).policy
     band = (policy.calibration or {})["thresholds"]["review"]["band"]
@@ -271,7 +272,7 @@ def test_a_model_folder_keeps_its_id_and_a_copy_of_its_former_policy(
     first = calibrate(_settings(labeled, folder))
     assert first.kept is None, "the uncalibrated policy needs no copy"
     assert first.written == Location(str(folder / "policy.json"))
-    second = calibrate(_settings(labeled, folder, precision=0.85))
+    second = calibrate(_settings(labeled, folder, precision=0.9))
     assert second.kept == Location(str(folder / f"policy.{first.policy.policy_id}.json"))
     assert Policy.load(Path(second.kept.uri)) == first.policy
     assert model_id(folder) == before
@@ -303,7 +304,7 @@ def test_too_few_pairs_are_refused_with_the_best_precision_and_the_pairs_needed(
     assert "800 authentic and 1,600 manipulated pairs" in message
     best = float(message.partition("manipulated (at best ")[2].partition(";")[0])
     needed = int(message.partition("about ")[2].partition(" ")[0].replace(",", ""))
-    assert 0.1 < best < 0.2
+    assert 0.1 < best < 0.25
     assert 57_000 < needed < 70_000, "-ln(0.05) / (0.05 / 0.95 * 0.001 / 0.999) at a recall near 1"
 
 
