@@ -90,7 +90,7 @@ def test_a_scan_works_beside_folders_with_the_names_of_the_packages(
     assert (folder / "jobs/a/_SUCCESS").exists()
 
 
-@pytest.mark.slow
+@pytest.mark.drill
 def test_training_works_beside_folders_with_the_names_of_the_packages(
     folder: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
@@ -113,7 +113,7 @@ def url(folder: Path) -> Iterator[str]:
         process.terminate()
 
 
-@pytest.mark.slow
+@pytest.mark.drill
 def test_the_server_works_beside_folders_with_the_names_of_the_packages(url: str) -> None:
     files = {"image": draw_jpeg(1)}
     headers = {"x-request-timeout-seconds": "0.001"}  # dropped if the proxy has loaded `serve.proxy`

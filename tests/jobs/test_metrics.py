@@ -29,6 +29,7 @@ def _values(name: str, job: str) -> dict[tuple[str, ...], float]:
     return values
 
 
+@pytest.mark.slow
 def test_a_scan_shows_its_rows_bytes_and_seconds_to_prometheus(
     ray_here: None, corpus: Path, model_folder: Path
 ) -> None:

@@ -60,7 +60,7 @@ def long_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return folder
 
 
-@pytest.mark.slow
+@pytest.mark.drill
 def test_a_start_is_tried_again_in_a_short_folder_and_nothing_of_the_first_try_is_left(long_folder: Path) -> None:
     said = in_a_process(RAYLETS_DIE, 1)
     assert "error" not in said, said

@@ -67,6 +67,7 @@ def test_pairs_of_the_corpus_are_familiar_and_noise_is_not(predictor: Predictor,
     assert strange.pair == strange.image < 0.005
 
 
+@pytest.mark.slow
 def test_the_same_pairs_give_the_same_file_and_more_are_sampled(predictor: Predictor, pictures: Path) -> None:
     known, held_out = records(pictures, 0, PAIRS), records(pictures, PAIRS, PAIRS)
     whole = fit(predictor, known, held_out)

@@ -74,6 +74,7 @@ def test_the_guaranteed_precision_holds_on_fresh_draws_with_the_stated_confidenc
     assert broken <= _most_broken(runs)
 
 
+@pytest.mark.slow
 def test_the_error_probability_is_used_and_not_left_over() -> None:
     """Expect a few of the promises to be broken: bounds at all thresholds together would break none of them."""
     broken, together, runs = 0, 0, 60

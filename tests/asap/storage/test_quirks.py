@@ -80,6 +80,7 @@ def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("asap.storage.failures._FIRST_BACKOFF_S", 0.01)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "quirk",
     [
@@ -125,6 +126,7 @@ def test_keys_of_any_kind_are_used_as_they_are(prefix: str, quirky: QuirkyStore,
     assert is_empty(Location(f"s3://{bucket}"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "quirks",
     [set(), {Quirk.NO_CONDITIONAL_PUT}, {Quirk.CONDITIONS_IGNORED}, {Quirk.CREATION_LOSES_ANSWER}],

@@ -305,6 +305,7 @@ def test_a_training_run_is_resumed_with_the_display_of_its_command(
     assert (code, json.loads(out), err) == (0, {"model": f"{tmp_path}/model"}, "started\n")
 
 
+@pytest.mark.slow
 def test_a_scan_that_was_stopped_is_resumed_from_another_folder_and_queried(
     ray_here: None, run: Any, corpus: Path, model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

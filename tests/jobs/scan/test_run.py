@@ -351,6 +351,7 @@ def _pairs(corpus: Path, familiar: int, unfamiliar: int) -> str:
     return str(corpus / "pairs.jsonl")
 
 
+@pytest.mark.slow
 def test_a_small_input_is_scanned_whole_and_its_unfamiliar_pairs_are_counted_apart(
     ray_here: None, corpus: Path, familiar_model: Path
 ) -> None:
@@ -538,6 +539,7 @@ def test_a_job_that_died_after_its_last_row_scans_nothing_again(
     assert (tmp_path / "out/a/_SUCCESS").exists()
 
 
+@pytest.mark.slow
 def test_half_written_files_of_a_killed_run_are_neither_read_nor_kept(
     interrupted: ScanSettings, tmp_path: Path
 ) -> None:

@@ -160,6 +160,7 @@ def test_pairs_of_the_test_split_take_no_part_in_familiarity(drawn_often: Path, 
     assert not {record.text for record in read_split(drawn_often, "test")} & set(read)
 
 
+@pytest.mark.slow
 def test_a_model_of_too_few_pairs_has_no_familiarity_and_inherits_none(
     drawn: Path, drawn_often: Path, tmp_path: Path
 ) -> None:

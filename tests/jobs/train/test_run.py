@@ -240,7 +240,8 @@ def test_a_corpus_in_a_bucket_is_streamed_and_trains(ray_here: None, bucket: str
     assert json.loads((tmp_path / "out/test_metrics.json").read_text())["pairs"] == 20
 
 
-@pytest.mark.parametrize("failing_step", [4, 8])
+@pytest.mark.slow
+@pytest.mark.parametrize("failing_step", [8])
 def test_a_checkpoint_that_cannot_be_written_beside_the_training_sends_the_run_back(
     ray_here: None, corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failing_step: int
 ) -> None:

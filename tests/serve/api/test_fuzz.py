@@ -71,6 +71,7 @@ def test_responses_to_any_request_follow_the_openapi_document(
     check()
 
 
+@pytest.mark.slow
 def test_corrupt_pictures_are_detected_or_refused_and_break_no_decoder(client: Any) -> None:
     headers = {"Authorization": f"Bearer {KEY}"}
     described = client.app.openapi()

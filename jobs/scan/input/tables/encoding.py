@@ -86,6 +86,9 @@ _PLAIN = Encoding("utf-8", b"", guessed=False, returns=False)
 """The encoding of a text of ASCII with the line ends of Unix."""
 _CONTROL = re.compile(rb"[\x00-\x08\x0e-\x1a\x1c-\x1f]")
 """Bytes that texts of UTF-8 hardly have. In UTF-16, they are half of most scripts."""
+_PAGES = re.compile(rb"[\x00-\x09\x0b\x0c\x0e-\x1f]")
+"""First bytes of characters of UTF-16 whose bytes are all ASCII: Latin, Cyrillic, Hindi and others."""
+_FEWEST_PAGES = 0.25
 _UTF_16 = ("utf-16-le", "utf-16-be")
 _PAUSES = re.compile(r"[ \n\u3000-\u3002\uff0c]")
 """Spaces and punctuation that nearly every text has, whatever its script."""
@@ -167,6 +170,8 @@ def _are_utf_16(texts: Sequence[bytes], name: str) -> bool:
     """
     decoded = []
     for data in texts:
+        if data.isascii() and len(_PAGES.findall(data)) < _FEWEST_PAGES * len(data):
+            continue  # a stray NUL among letters
         with suppress(UnicodeDecodeError):
             text = data.decode(name)
             if not any(category(letter) in _BAD_CATEGORIES or letter < "\t" for letter in text):

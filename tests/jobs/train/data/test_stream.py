@@ -180,6 +180,7 @@ def test_captions_are_left_out_of_steps_that_do_not_read_them(cached: TrainingSe
     assert not any(feed.batch(step).explanation.mask.shape[1] for step in range(12))
 
 
+@pytest.mark.slow
 def test_two_workers_share_the_steps_that_one_takes(
     measured: TrainingSet, cached: TrainingSet, settings: TrainSettings, small_blocks: None
 ) -> None:
