@@ -102,6 +102,7 @@ def test_busy_machines_are_refused_with_what_is_free_and_a_way_out(busy: None) -
     assert all(group["state"] == "REMOVED" for group in placement_group_table().values())
 
 
+@pytest.mark.slow
 def test_busy_machines_are_waited_for_until_another_job_ends(ray_here: None) -> None:
     holder = hold_cpus()
     notes: list[str] = []

@@ -82,6 +82,7 @@ def test_too_few_pairs_are_refused_before_any_is_read(predictor: Predictor, tmp_
         fit(predictor, known, held_out)
 
 
+@pytest.mark.slow
 def test_pairs_that_cannot_be_read_are_left_out(predictor: Predictor, pictures: Path, tmp_path: Path) -> None:
     known, held_out = records(pictures, 0, PAIRS), records(pictures, PAIRS, PAIRS)
     # More than a chunk in which no pair can be read.

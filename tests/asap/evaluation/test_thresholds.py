@@ -126,6 +126,7 @@ def test_the_precision_of_a_review_band_is_at_least_its_bound() -> None:
     assert broken <= (1 - CONFIDENCE) * runs
 
 
+@pytest.mark.slow
 def test_other_types_and_words_in_the_wrong_location_lower_the_precision() -> None:
     """Draw the logits of each group independently and compare the precision with its bound.
 
@@ -379,6 +380,7 @@ def test_one_authentic_pair_gives_a_very_weak_bound() -> None:
 # Pairs that join.
 
 
+@pytest.mark.slow
 def test_the_precision_of_pairs_that_helped_to_choose_the_threshold_is_guaranteed() -> None:
     broken, shown, runs = 0, 0, 40
     for seed in range(runs):

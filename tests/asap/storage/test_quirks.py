@@ -106,6 +106,7 @@ def test_everything_works_in_a_store_with_all_quirks_that_go_together(
     _everything_works(Location(f"s3://{bucket}/folder"), tmp_path)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("prefix", ["a//b", "/lead", "a+b", "a%20b", "a b", "a?b#c", "é", "e\u0301", "./x", "x/../y"])
 def test_keys_of_any_kind_are_used_as_they_are(prefix: str, quirky: QuirkyStore, bucket: str, tmp_path: Path) -> None:
     folder = Location(f"s3://{bucket}/{prefix}")

@@ -192,6 +192,7 @@ def test_results_replace_no_folder_pipe_or_device(run: Any, job: Location, tmp_p
     assert (tmp_path / "pipe").is_fifo()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["jsonl", "json", "csv", "table"])
 def test_a_pipe_that_is_closed_early_or_a_full_disk_ends_the_command_without_a_traceback(
     tmp_path: Path, kind: str

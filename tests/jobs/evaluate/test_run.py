@@ -157,6 +157,7 @@ def test_pairs_are_explained_by_the_model_that_is_evaluated(drawn: Path, model_f
     assert [finding.score > 0.5 for finding in found] == (margin > 0).tolist()
 
 
+@pytest.mark.slow
 def test_the_breakdown_has_the_classes_of_the_evaluated_corpus(
     ray_here: None, settings: Any, model_folder: Path, jpeg: Callable[..., bytes], tmp_path: Path
 ) -> None:
@@ -412,6 +413,7 @@ def test_a_corpus_in_a_bucket_has_the_metrics_of_the_same_corpus_on_a_disk(
     assert page.count(b"data:image/webp") == 2
 
 
+@pytest.mark.slow
 def test_a_picture_that_cannot_be_used_ends_the_evaluation_and_is_named(
     ray_here: None, settings: Any, drawn: Path, tmp_path: Path
 ) -> None:

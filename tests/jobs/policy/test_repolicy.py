@@ -317,6 +317,7 @@ def _check_consistent(folder: Location, rows_by_policy: dict[str, list[dict[str,
     return str(record["policy_id"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("done", [False, True], ids=["before", "after"])
 def test_a_stop_anywhere_leaves_one_policy_and_the_same_command_finishes(
     tmp_path: Path, table: pa.Table, predictor: Predictor, monkeypatch: pytest.MonkeyPatch, done: bool

@@ -164,6 +164,7 @@ def _check_that_a_second_run_does_nothing(settings: ScanSettings, summary: dict[
         scan(settings)
 
 
+@pytest.mark.slow
 def test_a_folder_scan_captions_the_pairs_without_text(
     ray_here: None, tmp_path: Path, jpeg: Callable[..., bytes], model_folder: Path
 ) -> None:

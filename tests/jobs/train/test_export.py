@@ -115,6 +115,7 @@ def export(corpus: Path, out: Path, **changes: Any) -> tuple[Path, list[dict[str
     return model, events
 
 
+@pytest.mark.slow
 def test_a_model_knows_the_pairs_of_its_corpus(drawn_often: Path, tmp_path: Path) -> None:
     model, events = export(drawn_often, tmp_path / "run")
 

@@ -275,6 +275,7 @@ def test_layers_compute_in_bfloat16_and_weights_stay_in_float32(settings: TrainS
     assert not Trainer(settings, split).in_bfloat16  # bfloat16 is slower on a CPU
 
 
+@pytest.mark.slow
 def test_a_loss_that_explodes_stops_the_run_before_it_harms_the_weights(settings: TrainSettings, split: Split) -> None:
     trainer = Trainer(changed(settings, pairs=1000), split)
     run(trainer, 100)

@@ -49,6 +49,7 @@ def described(client: Any) -> Any:
     return schema
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("method", "path", "mode"),
     [

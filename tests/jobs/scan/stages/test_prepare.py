@@ -151,6 +151,7 @@ def test_a_batch_of_slow_pictures_alone_is_empty_and_has_its_types(objects: pa.T
         assert table.schema.field(name).type == kind
 
 
+@pytest.mark.slow
 def test_a_patient_preparation_waits_and_gives_a_picture_up_only_at_a_bound(
     objects: pa.Table, faulty: FaultyStore
 ) -> None:
