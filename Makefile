@@ -1,5 +1,5 @@
 # make demo   draw a corpus, scan it, and write a report        (everything it needs goes into .venv)
-# make test   the tests that are neither slow nor kill processes nor are drills, in some five minutes on two cores
+# make test   the tests that are neither slow nor kill processes nor are drills, in eight to twelve minutes on two cores
 # make test-all   every test; PYTEST_ARGS='-m "slow or chaos"' takes those that CI adds, PYTEST_ARGS='-m drill' the drills
 # make lint   ruff, the type checker, the import contracts and the first words of docstrings
 # make lock   resolve the dependencies anew

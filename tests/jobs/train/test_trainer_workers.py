@@ -141,16 +141,17 @@ def test_two_workers_with_micro_batches_average_once_a_step_and_stay_alike(
 def test_two_workers_have_the_same_gradients_with_and_without_compiled_encoders(
     processes: Executor, settings: TrainSettings, split: Split, tmp_path: Path
 ) -> None:
-    without_dropout = changed(settings, model=MODEL | {"dropout": 0.0}, accumulation=2)
+    # MLM draws the words that it hides over the padding too, which compiled encoders have more of.
+    without_dropout = changed(settings, model=MODEL | {"dropout": 0.0}, loss_weights={"mlm": 0.0}, accumulation=2)
     runs = {}
     for compile in ("off", "on"):
         (left := tmp_path / compile).mkdir()
         runs[compile] = run_two_workers(processes, train_together, changed(without_dropout, compile=compile), left)
     one, other = runs["on"]
     torch.testing.assert_close(one["module"], other["module"], rtol=0, atol=0)
-    # The norm before the aggregate token, which starts near zero, enlarges what rounding makes of it fifty times.
+    # The norm before the aggregate token, which starts near zero, enlarges rounding fifty times.
     for name, expected in runs["off"][0]["first"].items():
-        assert (one["first"][name] - expected).norm() <= 1e-5 + 0.02 * expected.norm(), name
+        assert (one["first"][name] - expected).norm() <= 1e-5 + 0.01 * expected.norm(), name
 
 
 def note_searches(rank: int, settings: TrainSettings, left: Path) -> None:
