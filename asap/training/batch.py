@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from asap.preprocessing.images import normalize
+from asap.training.losses import IGNORED_TOKEN
 
 
 class Tokens(NamedTuple):
@@ -121,5 +122,5 @@ def pad_texts(batch: Batch, multiple: int, most: int) -> Batch:
         text=padded(batch.text),
         caption=padded(batch.caption),
         explanation=padded(batch.explanation),
-        token_labels=F.pad(batch.token_labels, (0, missing(batch.text.mask.shape[1])), value=-100),
+        token_labels=F.pad(batch.token_labels, (0, missing(batch.text.mask.shape[1])), value=IGNORED_TOKEN),
     )

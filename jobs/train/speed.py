@@ -11,6 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from asap.model.asap import Asap
 from asap.model.config import ModelConfig
+from asap.training.step import descriptions_read
 from jobs.train.settings import TrainSettings
 
 PEAK_TFLOPS: Mapping[str, Mapping[str, float]] = {
@@ -91,8 +92,7 @@ def flops_of_pair(settings: TrainSettings, config: ModelConfig) -> float:
         text = _count(lambda: model.encode_text(ids, ids))
         fusion = _count(lambda: model.fusion_encoder(text_BLW, ids, image_BNW))
         whole = _count(lambda: model.predict(model.fuse(image_BNW, text_BLW, ids)))
-    # Captions and explanations are encoded for the alignment terms of ASAP only; see `TrainingStep`.
-    texts = 3 if config.variant == "asap" and (weights.vlc or weights.ied) else 1
+    texts = 3 if "explanation" in descriptions_read(config, vars(weights)) else 1
     student = image + texts * text + whole
     student += whole if weights.ied else 0
     student += text + fusion if weights.mlm else 0

@@ -346,11 +346,11 @@ def _picture_base(location: Location, columns: Columns, records: Sequence[Mappin
     not on this machine.
     """
     folder = location.parent
-    if (base := _upload_base(location, columns, records)) is not None:
+    names = _first_pictures(columns, records)
+    if (base := _upload_base(location, names[:_LOOKED_FOR])) is not None:
         return base, [f"paths of Label Studio's server ({base.server}) start at {base.folder}, where they were found"]
     around = [folder, folder.parent, folder.parent.parent]
     folders = list(dict.fromkeys([*around[1:], folder] if folder.name == "metadata" else around))
-    names = _first_pictures(columns, records)
     relative = [name for name in names if is_relative(name)]
     bases = [Base(folder) for folder in folders]
     is_there = cache(_is_there)  # a folder may be asked for one name twice
@@ -391,7 +391,7 @@ def _first_pictures(columns: Columns, records: Sequence[Mapping[str, Any]]) -> l
     return list(dict.fromkeys(name.strip() for name in names if isinstance(name, str)))
 
 
-def _upload_base(location: Location, columns: Columns, records: Sequence[Mapping[str, Any]]) -> Base | None:
+def _upload_base(location: Location, names: Sequence[str]) -> Base | None:
     """Return the folder beside an export of Label Studio that holds the pictures; None for any other table.
 
     An export names pictures by their paths on the server. The folder is the first one of `upload`, `media/upload`,
@@ -399,7 +399,6 @@ def _upload_base(location: Location, columns: Columns, records: Sequence[Mapping
 
     Raises `InputNotFound` if none of the first pictures is there, or at its path on this machine.
     """
-    names = _first_pictures(columns, records)[:_LOOKED_FOR]
     server = next((start for start in _LABEL_STUDIO if names and all(name.startswith(start) for name in names)), None)
     if server is None or any(_is_there(Base(location.parent), name) for name in names):
         return None
