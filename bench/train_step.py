@@ -80,7 +80,7 @@ class PublishedStep(TrainingStep):
         terms = super()._fused_terms(batch, encoded, twin, alpha)
         text_BLW = self.student.encode_text(*batch.text)
         tokens_BLW, _ = self.student.fusion_encoder(text_BLW, batch.text.mask, encoded.image_BNW)
-        logits_BL2 = self.student.token_head(tokens_BLW[:, 1:])
+        logits_BL2 = self.student.token_logits(tokens_BLW)
         return terms | {"tmg": token_loss(logits_BL2, batch.token_labels, self._soft_tokens(twin, alpha), alpha)}
 
 

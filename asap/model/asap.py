@@ -257,8 +257,17 @@ class Asap(nn.Module):
             logits_real_fake=self.real_fake_head(self._pooled(fused, self.real_fake_scale if is_asap else None)),
             logits_multilabel=self._types(fused),
             box_cxcywh=self._gated_boxes(fused.image_side),
-            logits_token=self.token_head(fused.tokens_BLW[:, 1:]),
+            logits_token=self.token_logits(fused.tokens_BLW),
         )
+
+    def token_logits(self, tokens_BLW: Tensor) -> Tensor:
+        """Return logits of authentic and manipulated for each token after [CLS], (B, L-1, 2).
+
+        In training the head reads its tokens with dropout, as published. No other head does.
+        """
+        read_BLW = F.dropout(tokens_BLW[:, 1:], self.config.dropout, self.training)
+        logits_BL2: Tensor = self.token_head(read_BLW)
+        return logits_BL2
 
     def _pooled(self, fused: Fused, scale: Tensor | None) -> Tensor:
         """Return the fused [CLS], plus the scaled aggregate of the patches in ASAP (its fusion scalar)."""

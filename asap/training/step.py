@@ -219,7 +219,7 @@ class TrainingStep(nn.Module):
         tokens_BLW, _ = self.student.fusion_encoder(self.student.encode_text(*batch.text), batch.text.mask, None)
         text_types_B2 = batch.types[:, len(IMAGE_TYPES) :]
         return {
-            "tmg": token_loss(self.student.token_head(tokens_BLW[:, 1:]), batch.token_labels, None, 0.0),
+            "tmg": token_loss(self.student.token_logits(tokens_BLW), batch.token_labels, None, 0.0),
             "mlc": type_loss(self.student.text_types(tokens_BLW[:, 0]), text_types_B2),
         }
 
@@ -326,8 +326,7 @@ class TrainingStep(nn.Module):
         if twin is None or not self.token_momentum or alpha == 0:
             return None
         tokens_BLW, _ = self.twin.model.fusion_encoder(*twin.texts["text"], twin.image_BNW)
-        logits_BL2: Tensor = self.twin.model.token_head(tokens_BLW[:, 1:])
-        return logits_BL2.softmax(dim=-1)
+        return self.twin.model.token_logits(tokens_BLW).softmax(dim=-1)
 
 
 def begin_from_start(step: TrainingStep, file: Path) -> None:

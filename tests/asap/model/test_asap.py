@@ -212,6 +212,18 @@ def test_text_types_can_be_predicted_without_the_image(batch: Batch) -> None:
         same(model.text_types(tokens[:1, 0]), model.text_types(tokens[:, 0])[:1])
 
 
+def test_in_training_the_token_head_reads_its_tokens_with_dropout() -> None:
+    model = tiny_model(dropout=0.5)
+    tokens_BLW = torch.randn(2, 5, 48)
+    same(model.token_logits(tokens_BLW), model.token_head(tokens_BLW[:, 1:]))
+    model.train()
+    torch.manual_seed(1)
+    dropped = model.token_logits(tokens_BLW)
+    torch.manual_seed(1)
+    same(dropped, model.token_head(nn.functional.dropout(tokens_BLW[:, 1:], 0.5)))
+    assert (dropped - model.token_logits(tokens_BLW)).abs().max() > 0.01
+
+
 def test_half_precision_gives_nearly_the_same_outputs(batch: Batch) -> None:
     model = tiny_model()
     full = predict(model, batch.images, batch.text)
