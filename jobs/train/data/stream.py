@@ -120,6 +120,8 @@ def measure_block(rows: pa.Table, image_size: int) -> pa.Table:
 def decode_block(rows: pa.Table, image_size: int, augmentation: Augmentation, seed: int) -> pa.Table:
     """Return `pixels` and `box` of each row as its epoch shows it, or its `problem`. This is the work of one task.
 
+    `is_storage` is True for a problem of the store, which may pass, and not of the picture.
+
     Args:
         rows: The table of `StreamFeed`: number, epoch, image, box and may_flip of each row.
         image_size: The side of the square pictures, in pixels.
@@ -129,6 +131,7 @@ def decode_block(rows: pa.Table, image_size: int, augmentation: Augmentation, se
     pixels = np.zeros((rows.num_rows, image_size, image_size, 3), np.uint8)
     boxes: list[BoxXyxy | None] = []
     problems: list[str | None] = []
+    is_storage: list[bool] = []
     described = rows.to_pylist()
     pictures = _decode_in_order([row["image"] for row in described], image_size)
     for position, (row, picture) in enumerate(zip(described, pictures, strict=True)):
@@ -139,6 +142,7 @@ def decode_block(rows: pa.Table, image_size: int, augmentation: Augmentation, se
             )
         boxes.append(box)
         problems.append(None if isinstance(picture, PreparedImage) else str(picture))
+        is_storage.append(isinstance(picture, StorageError))
     pixel_column = pa.FixedSizeBinaryArray.from_buffers(  # the memory of the array, not a copy
         pa.binary(pixels[0].nbytes), len(pixels), [None, pa.py_buffer(pixels)]
     )
@@ -148,6 +152,7 @@ def decode_block(rows: pa.Table, image_size: int, augmentation: Augmentation, se
         "pixels": pixel_column,
         "box": pa.array(boxes, pa.list_(pa.float64())),
         "problem": pa.array(problems, pa.string()),
+        "is_storage": pa.array(is_storage, pa.bool_()),
     })  # fmt: skip
 
 
@@ -196,6 +201,8 @@ class _StreamedRow:
     box_xyxy: BoxXyxy | None
     problem: str | None
     """Reason why the picture could not be decoded; None if it was."""
+    is_storage: bool
+    """True if the store could not be read, which may pass."""
 
 
 @dataclass
@@ -240,6 +247,8 @@ class StreamFeed:
                 f"the ingest returned record {row.number} of epoch {row.epoch}, but record {number} of epoch {epoch} "
                 "was due. Run the same command again to resume from the last checkpoint."
             )
+        if row.is_storage:
+            raise StorageError(str(row.problem))  # the run goes back to its last checkpoint and tries again
         if row.problem is not None:
             raise CorpusError(f"{row.problem}. It could be read and decoded before this run began.")
         return self.pairs.sample_with(number, row.pixels, row.box_xyxy)
@@ -268,10 +277,12 @@ class StreamFeed:
             column = block["pixels"].combine_chunks()
             # A view of the block's memory. The buffer may begin before the block, hence the offset below.
             pixels = np.frombuffer(column.buffers()[1], np.uint8).reshape(-1, size, size, 3)
-            rows = block.select(["number", "epoch", "box", "problem"]).to_pylist()
+            rows = block.select(["number", "epoch", "box", "problem", "is_storage"]).to_pylist()
             for position, row in enumerate(rows, start=column.offset):
                 box = None if row["box"] is None else tuple(row["box"])
-                yield _StreamedRow(row["number"], row["epoch"], pixels[position], box, row["problem"])
+                yield _StreamedRow(
+                    row["number"], row["epoch"], pixels[position], box, row["problem"], row["is_storage"]
+                )
 
     def _table(self, order: list[tuple[int, int]]) -> pa.Table:
         """Return the table that a task needs for rows of these record numbers and epochs; see `decode_block`."""

@@ -230,6 +230,21 @@ def test_a_picture_that_no_longer_exists_is_named_and_ends_the_run(
         stream(cached, settings).batch(0)
 
 
+def test_a_store_that_is_away_is_no_fault_of_the_picture_and_sends_the_run_back(
+    cached: TrainingSet, settings: TrainSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def away(path: Path) -> Path:
+        raise StorageError(f"picture {path} cannot be read, after 4 tries: timed out")
+
+    monkeypatch.setattr(stream_module, "read_picture", away)
+    monkeypatch.setattr(
+        stream_module, "_map_blocks", lambda tables, task, arguments, _: (task(table, **arguments) for table in tables)
+    )
+    # A worker that raises this error counts as lost, so the run is tried again; see `FinalFailures`.
+    with pytest.raises(StorageError, match=r"^picture .*\.png cannot be read, after 4 tries: timed out$"):
+        stream(cached, settings).batch(0)
+
+
 def test_rows_out_of_order_are_never_trained_on(
     cached: TrainingSet, settings: TrainSettings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
