@@ -101,6 +101,7 @@ def _train(
     progress = watch.report
     states.change({"state": "validating"})
     corpora = read_splits(settings, model_config(settings, settings.vocab_size).label_set)
+    settings.steps_an_epoch(len(corpora["train"].records))
     data = {split: data_of(corpus) for split, corpus in corpora.items()}
     _check_data(folder, data)
     # Everything that can be refused without Ray has been checked. From here on the folder belongs to this run.

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, ModelWrapValidatorHandler, StringConstraints, model_validator
 
+from asap.errors import ConfigError
 from asap.training.augmentation import Augmentation
 from asap.training.objective import LossWeights, PublishedDefects, Recipe, recipe_called
 from jobs.settings import ClusterSettings, CorpusSettings, Device, WatchSettings
@@ -278,6 +279,15 @@ class TrainSettings(CorpusSettings, ClusterSettings, WatchSettings):
         return "base" if self.preset == "published" else self.preset
 
     # Amounts that depend on the number of training pairs.
+
+    def steps_an_epoch(self, train_pairs: int) -> int:
+        """Return the number of whole batches in an epoch. Raises `ConfigError` if the pairs do not fill one."""
+        if train_pairs < self.batch_size:
+            raise ConfigError(
+                f"{train_pairs} training pairs do not fill one batch of {self.batch_size}. "
+                "Use a larger corpus or a smaller batch_size."
+            )
+        return train_pairs // self.batch_size
 
     def total_steps(self, train_pairs: int) -> int:
         """Return the number of steps of a run on so many training pairs."""

@@ -19,7 +19,6 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.lr_scheduler import LambdaLR
 
-from asap.errors import AsapError
 from asap.model.asap import Asap
 from asap.model.config import ModelConfig
 from asap.model.execution import can_compile, checkpoint_activations, compile_encoders, has_bfloat16
@@ -95,45 +94,26 @@ class Trainer:
             read_every_s: Seconds between reads of the losses from the device; 0 reads them in each step, before the
                 optimizer uses the gradients. By default 0 on a CPU, and a second on a GPU, which a read would stop.
 
-        Raises `AsapError` if the training pairs do not fill one batch.
+        Raises `ConfigError` if the training pairs do not fill one batch.
         """
         # The order of construction is part of a run's identity: every module draws its weights from this seed.
         torch.manual_seed(settings.seed)
         self.settings, self.split, self.rank, self.world = settings, split, rank, world
         self.device = torch.device(device)
-        precision = settings.precision
-        self.in_bfloat16 = has_bfloat16(self.device) if precision == "auto" else precision == "bfloat16"
-        if self.device.type == "cuda":
-            torch.set_float32_matmul_precision("high" if precision == "tf32" else "highest")
         self.objective = settings.objective
-        student = Asap(split.config)
-        if settings.initial_values == "published":
-            initialize_as_published(student)
-        self.module = TrainingStep(
-            student,
-            weights=self.objective.weights,
-            defects=self.objective.defects,
-            queue_size=settings.queue_size,
-            momentum=settings.momentum,
-            mask_id=split.pairs.codec.tokenizer.mask_token_id,
-            twin_dropout=settings.twin_dropout,
-            alike_queues=settings.initial_values == "published",
-        ).to(self.device)
+        self._set_precision()
+        self.module = self._build_module().to(self.device)
         self._set_execution()
         self.step_module: nn.Module = self.module
         self._wrap: Wrap | None = None
         self._searches_unused = self._is_undecided = False
         self._stage_weights: dict[str, float] | None = None
         # The batches of this worker.
+        steps_an_epoch = settings.steps_an_epoch(len(split.pairs))
         self.order = Order.of(settings, len(split.pairs), rank, world)
         self._image_tokens = ImageTokens(len(split.pairs), split.config, settings.tokens_gib * 2**30)
         self.feed: Feed = feed or CacheFeed(split.pairs, split.config, settings, self.order)
         self.total_steps = self.order.total_steps
-        if not self.order.steps_an_epoch:
-            raise AsapError(
-                f"{len(split.pairs)} training pairs do not fill one batch of {settings.batch_size}. "
-                "Use a larger corpus or a smaller batch_size."
-            )
         # The optimizer, and what changes over the steps: learning rates and loss terms.
         self.optimizer = adamw(
             self.module,
@@ -144,7 +124,7 @@ class Trainer:
         )
         self.stages = plan_stages(settings, self.total_steps)
         self.schedule = self._schedule()
-        self.checkpoints = CheckpointSchedule(settings, self.total_steps, self.order.steps_an_epoch, self.device)
+        self.checkpoints = CheckpointSchedule(settings, self.total_steps, steps_an_epoch, self.device)
         self.checkpoint_due = False
         self.done = 0
         # The losses: those that were read and compared, and those that are still on the device.
@@ -157,6 +137,30 @@ class Trainer:
         self._set_optimizer_execution(self.optimizer.state_dict())
         # Every worker draws its own dropout, from a stream of random numbers that a checkpoint can store.
         torch.manual_seed(settings.seed + 1 + rank)
+
+    def _set_precision(self) -> None:
+        """Set the precision of the layers, and of the products of float32 matrices on a GPU."""
+        precision = self.settings.precision
+        self.in_bfloat16 = has_bfloat16(self.device) if precision == "auto" else precision == "bfloat16"
+        if self.device.type == "cuda":
+            torch.set_float32_matmul_precision("high" if precision == "tf32" else "highest")
+
+    def _build_module(self) -> TrainingStep:
+        """Build the student, and the step around it, with new weights."""
+        settings, as_published = self.settings, self.settings.initial_values == "published"
+        student = Asap(self.split.config)
+        if as_published:
+            initialize_as_published(student)
+        return TrainingStep(
+            student,
+            weights=self.objective.weights,
+            defects=self.objective.defects,
+            queue_size=settings.queue_size,
+            momentum=settings.momentum,
+            mask_id=self.split.pairs.codec.tokenizer.mask_token_id,
+            twin_dropout=settings.twin_dropout,
+            alike_queues=as_published,
+        )
 
     def _schedule(self) -> LambdaLR:
         """Return the schedule of the learning rates."""

@@ -305,6 +305,14 @@ def test_a_model_or_objective_that_cannot_work_is_refused(
     assert not (tmp_path / "out").exists()
 
 
+def test_a_batch_larger_than_the_training_split_is_refused_before_anything_is_written(
+    corpus: Path, tmp_path: Path, no_training: None
+) -> None:
+    with pytest.raises(ConfigError, match="60 training pairs do not fill one batch of 64"):
+        train(settings_for(corpus, tmp_path / "out", batch_size=64))
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_corpus_that_does_not_exist_is_named(tmp_path: Path, no_training: None) -> None:
     with pytest.raises(CorpusError, match=r"nowhere/metadata/train\.json does not exist"):
         train(settings_for(tmp_path / "nowhere", tmp_path / "out"))

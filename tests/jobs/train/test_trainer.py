@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from asap.errors import AsapError, ConfigError
+from asap.errors import ConfigError
 from asap.model.asap import Asap
 from asap.training.dataset import epoch_order
 from asap.weights.start import Start
@@ -360,7 +360,7 @@ def test_gradients_are_clipped_to_the_set_norm_and_keep_their_direction(settings
 
 
 def test_a_split_smaller_than_a_batch_is_refused(settings: TrainSettings, split: Split) -> None:
-    with pytest.raises(AsapError, match="10 training pairs do not fill one batch of 12"):
+    with pytest.raises(ConfigError, match="10 training pairs do not fill one batch of 12"):
         Trainer(changed(settings, batch_size=12), split)
 
 
