@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -16,6 +17,7 @@ from asap.corpus.folder import ImageAddress
 from asap.corpus.reader import Record
 from asap.errors import FetchFailed, ImageMissing, InputError, StorageError
 from asap.preprocessing.images import DEFAULT_LIMITS, ImageSource, PreparedImage, prepare_image
+from asap.storage.failures import storage_errors
 from asap.storage.fetch import FetchSettings, fetch
 from asap.storage.files import write_atomically
 
@@ -98,6 +100,7 @@ class PictureCache:
 
         Raises:
             InputError: for a picture that cannot be decoded, unless `keep_broken`. The message names it.
+            StorageError: if the disk has no room for the pictures.
         """
         paths = list(dict.fromkeys(record.image for record in records))
         key = hashlib.sha256("\n".join([str(image_size), *map(str, paths)]).encode()).hexdigest()[:16]
@@ -126,8 +129,7 @@ def _decode_all(
 
     A picture that cannot be decoded is entered in `broken` and stays black; its error is raised if `broken` is None.
     """
-    shape = (len(paths), image_size, image_size, 3)
-    pixels = np.lib.format.open_memmap(pixels_file, mode="w+", dtype=np.uint8, shape=shape)
+    pixels = _create(pixels_file, (len(paths), image_size, image_size, 3))
     sizes = np.zeros((len(paths), 2), np.int32)
 
     def decode(path: ImageAddress) -> PreparedImage | InputError:
@@ -151,6 +153,20 @@ def _decode_all(
     pixels.flush()
     with write_atomically(sizes_file) as draft, draft.open("wb") as file:
         np.save(file, sizes)
+
+
+def _create(file: Path, shape: tuple[int, ...]) -> NDArray[np.uint8]:
+    """Create a file of zeros in memory. Raises `StorageError` if the disk has no room for it."""
+    with storage_errors(str(file)):
+        try:
+            pixels: NDArray[np.uint8] = np.lib.format.open_memmap(file, mode="w+", dtype=np.uint8, shape=shape)
+            # A new file has holes in place of its bytes. Filling one on a full disk would kill the process (SIGBUS).
+            with file.open("r+b") as opened:
+                os.posix_fallocate(opened.fileno(), 0, file.stat().st_size)
+        except OSError:
+            file.unlink(missing_ok=True)
+            raise
+    return pixels
 
 
 def decode_picture(

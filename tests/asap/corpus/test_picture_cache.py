@@ -1,6 +1,7 @@
 """The pictures of a corpus are decoded once."""
 
 import dataclasses
+import errno
 import json
 import os
 import re
@@ -13,7 +14,7 @@ from PIL import Image
 
 from asap.corpus.picture_cache import PictureCache
 from asap.corpus.reader import read_split
-from asap.errors import DecodeFailed, EmptyFile, ImageMissing
+from asap.errors import DecodeFailed, EmptyFile, ImageMissing, StorageError
 from asap.preprocessing.images import prepare_image
 
 SIZE = 32
@@ -134,3 +135,16 @@ def test_a_picture_that_cannot_be_decoded_may_be_kept_as_broken(corpus: Path, tm
     assert re.match(rf"picture {address}: the PNG image is truncated or corrupt", problem)
     # The cache keeps that the picture is broken when it is opened again.
     assert list(PictureCache.prepare(records, SIZE, tmp_path / "cache").broken) == [address]
+
+
+def test_a_disk_without_room_for_the_pictures_is_an_error_before_any_is_decoded(
+    corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(descriptor: int, start: int, size: int) -> None:
+        assert (start, size >= 2 * SIZE * SIZE * 3) == (0, True)
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    with pytest.raises(StorageError, match=r"pixels\.npy cannot be written: the disk is full \(.*\)\. Free space"):
+        PictureCache.prepare(read_split(corpus, "train"), SIZE, tmp_path / "cache", read=lambda _: pytest.fail("read"))
+    assert list((tmp_path / "cache").iterdir()) == []
