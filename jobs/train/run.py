@@ -47,7 +47,7 @@ from jobs.train.settings import TrainSettings
 from jobs.train.start import TRAINED, prepare_start
 from jobs.train.trainer import model_config
 from jobs.train.watch import RunWatch, wait_until_idle
-from jobs.train.worker import RETRIES, FinalFailures, final_failure, run_worker
+from jobs.train.worker import RETRIES, FinalFailures, final_failure, last_failure, run_worker
 
 _NAME = "ray_train"
 """The folder of Ray Train in the run folder."""
@@ -334,7 +334,7 @@ def _run_workers(
     except TrainingFailedError as error:
         if final := final_failure(error):
             raise final from None
-        raise AsapError(f"training failed; {RETRIES} attempts to resume failed too: {error}") from error
+        raise AsapError(f"training failed; {RETRIES} attempts to resume failed too: {last_failure(error)}") from error
     if result.checkpoint is None:
         raise AsapError(f"the run in {folder} ended without a checkpoint. See {folder}/{_NAME} for the reason.")
     return ChosenCheckpoint.of(result.best_checkpoints, result.checkpoint, settings.export, settings.weights)

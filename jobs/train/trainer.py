@@ -23,6 +23,7 @@ from asap.model.asap import Asap
 from asap.model.config import ModelConfig
 from asap.model.execution import can_compile, checkpoint_activations, compile_encoders, has_bfloat16
 from asap.model.initial_values import initialize_as_published
+from asap.storage.failures import storage_errors
 from asap.training.batch import Batch, pad_texts
 from asap.training.distributed import average_running_statistics, decided_by_first, gather
 from asap.training.image_token_cache import ImageTokens
@@ -456,8 +457,10 @@ def _copy_to_host(value: Any) -> Any:
 
 
 def write_state(state: dict[str, Any], folder: Path) -> None:
-    """Write a state that `Trainer.snapshot` returned to an existing folder."""
-    torch.save(state, folder / STATE_FILE)
+    """Write a state that `Trainer.snapshot` returned to an existing folder. Raises `StorageError`, as for a full disk."""
+    # Given a path, torch would write in C++, whose error for a full disk does not say so.
+    with storage_errors(str(folder / STATE_FILE)), (folder / STATE_FILE).open("wb") as file:
+        torch.save(state, file)
 
 
 def read_state(folder: Path) -> dict[str, Any]:

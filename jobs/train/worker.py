@@ -16,6 +16,7 @@ from asap.errors import AsapError, StorageError
 from asap.evaluation.evaluate import evaluate_split_together
 from asap.model.config import ModelConfig
 from asap.preprocessing.text import load_tokenizer
+from asap.storage.failures import storage_errors
 from jobs.metrics import count_step
 from jobs.train.data.feed import Order
 from jobs.train.data.splits import Split
@@ -148,7 +149,8 @@ class CheckpointReports:
         def write(_: Any, name: str) -> Any:
             with tempfile.TemporaryDirectory() as folder:
                 write_state(state, Path(folder))
-                written = storage.persist_current_checkpoint(ray.train.Checkpoint.from_directory(folder), name)
+                with storage_errors(storage.experiment_fs_path):
+                    written = storage.persist_current_checkpoint(ray.train.Checkpoint.from_directory(folder), name)
             self._is_written.set()
             return written
 
@@ -173,3 +175,12 @@ def final_failure(error: Exception) -> AsapError | None:
     """Return the error with which `FinalFailures` ended the run, given the exception of Ray's trainer."""
     failure = getattr(error, "controller_failure", None)
     return failure if isinstance(failure, AsapError) else None
+
+
+def last_failure(error: Exception) -> Exception:
+    """Return our error among those that the workers of the last attempt raised, given the exception of Ray's trainer.
+
+    Without one, return that exception, whose message has the tracebacks of the workers.
+    """
+    failures: dict[int, Exception] = getattr(error, "worker_failures", {})
+    return next((failure for failure in failures.values() if isinstance(failure, AsapError)), error)

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from ray.train import ControllerError, WorkerGroupError
 
 from asap.corpus.reader import read_corpus
@@ -14,8 +15,8 @@ from asap.training.dataset import TrainingSet
 from jobs.errors import TrainingDiverged
 from jobs.train.data.splits import prepare_splits
 from jobs.train.run_folder.log import HEADLINE
-from jobs.train.trainer import Trainer
-from jobs.train.worker import FinalFailures, final_failure, open_validation, validate
+from jobs.train.trainer import STATE_FILE, Trainer, write_state
+from jobs.train.worker import FinalFailures, final_failure, last_failure, open_validation, validate
 from tests.support.ten_pairs import PAIRS, changed, make_run_folder, prepare_split, settings_in
 
 
@@ -35,6 +36,20 @@ def test_the_error_that_ended_the_run_is_found_in_the_exception_of_rays_trainer(
     assert final_failure(ControllerError(diverged)) is diverged
     assert final_failure(ControllerError(RuntimeError("out of memory"))) is None
     assert final_failure(WorkerGroupError("rank 0 died", {0: RuntimeError("killed")})) is None
+
+
+def test_the_error_of_a_store_after_all_attempts_is_found_among_those_of_the_workers() -> None:
+    full = StorageError("/run/state.pt cannot be written: the disk is full. Free space there.")
+    assert last_failure(WorkerGroupError("a long traceback", {0: RuntimeError("killed"), 1: full})) is full
+    killed = WorkerGroupError("a long traceback", {0: RuntimeError("killed")})
+    assert last_failure(killed) is killed
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="only Linux has a device that is always full")
+def test_a_checkpoint_on_a_full_disk_is_an_error_that_says_so(tmp_path: Path) -> None:
+    (tmp_path / STATE_FILE).symlink_to("/dev/full")
+    with pytest.raises(StorageError, match=r"state\.pt cannot be written: the disk is full \(.*\)\. Free space there\."):
+        write_state({"done": 1, "weights": torch.zeros(100_000)}, tmp_path)
 
 
 @pytest.mark.parametrize(
