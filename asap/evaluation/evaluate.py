@@ -74,21 +74,20 @@ def _evaluate_batches(
     """Return the evaluation of each batch that begins at one of the positions; see `evaluate_split`."""
     was_training = model.training
     model.eval()
-    threads = max(2, torch.get_num_threads())
     evaluations = []
-    for start in starts:
-        end = min(start + batch_size, len(pairs))
-        if isinstance(pairs.pictures, PictureCache):
+    # One pool for all batches. It starts no thread before a picture is to be decoded.
+    with ThreadPoolExecutor(max(2, torch.get_num_threads())) as pool:
+        for start in starts:
+            batch, numbers = pairs, range(start, min(start + batch_size, len(pairs)))
+            if not isinstance(pairs.pictures, PictureCache):
+                # The training set has applied its rule for bad boxes already: a pair that is still there was kept
+                # without one.
+                records = pairs.records[start : numbers.stop]
+                batch = _with_pictures(records, pairs.codec, "boxless", model.config.image_size, pool)
+                numbers = range(len(records))
             evaluation = Evaluation()
-            evaluate_batch(evaluation, model, pairs, range(start, end), elsewhere=elsewhere)
-        else:
-            # The training set has applied its rule for bad boxes already: a pair that is still there was kept without
-            # one.
-            records = pairs.records[start:end]
-            evaluation = evaluate_records(
-                model, pairs.codec, records, batch_size, threads, "boxless", elsewhere=elsewhere
-            )
-        evaluations.append(evaluation)
+            evaluate_batch(evaluation, model, batch, numbers, elsewhere=elsewhere)
+            evaluations.append(evaluation)
     model.train(was_training)
     return evaluations
 
@@ -127,8 +126,7 @@ def evaluate_records(
     with ThreadPoolExecutor(threads) as pool:
         for start in range(0, len(records), batch_size):
             some = records[start : start + batch_size]
-            pictures = _decode(some, model.config.image_size, pool)
-            pairs = TrainingSet(some, pictures, codec, bad_boxes=bad_boxes)
+            pairs = _with_pictures(some, codec, bad_boxes, model.config.image_size, pool)
             evaluate_batch(evaluation, model, pairs, range(len(some)), elsewhere=elsewhere, familiarity=familiarity)
     return evaluation
 
@@ -199,10 +197,13 @@ def _published_labels(pairs: TrainingSet, numbers: range, batch: Batch) -> Tenso
     return labels_BL
 
 
-def _decode(records: Sequence[Record], image_size: int, pool: ThreadPoolExecutor) -> PictureCache:
-    """Decode the pictures of a batch into memory; a picture that several records share is decoded once."""
+def _with_pictures(
+    records: Sequence[Record], codec: TextCodec, bad_boxes: BadBox, image_size: int, pool: ThreadPoolExecutor
+) -> TrainingSet:
+    """Return a batch of records whose pictures are decoded into memory; one that several share is decoded once."""
     addresses = list(dict.fromkeys(record.image for record in records))
     pictures = list(pool.map(lambda address: decode_picture(address, image_size, read_picture), addresses))
     sizes = np.array([(picture.width, picture.height) for picture in pictures], np.int32)
     pixels = np.stack([picture.pixels for picture in pictures])
-    return PictureCache(pixels, sizes, {address: row for row, address in enumerate(addresses)})
+    cache = PictureCache(pixels, sizes, {address: row for row, address in enumerate(addresses)})
+    return TrainingSet(records, cache, codec, bad_boxes=bad_boxes)

@@ -1,4 +1,5 @@
 import dataclasses
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from unittest import mock
 
@@ -7,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from asap.corpus.picture_cache import PictureCache
+from asap.corpus.picture_cache import PictureCache, PictureSizes
 from asap.corpus.reader import Record
 from asap.errors import DecodeFailed
 from asap.evaluation.evaluate import evaluate_records, evaluate_split
@@ -90,6 +91,18 @@ def test_records_give_the_figures_of_the_prepared_split(split: Split, on_disk: l
     assert found.predictions().types.tolist() == [[float(t in name.split("&")) for t in TYPES] for name in CLASSES]
     report, wanted = found.compute(), evaluate_split(model, split.pairs)
     assert {name: report[name] for name in NAMES} == pytest.approx({name: wanted[name] for name in NAMES}, abs=1e-5)
+
+
+def test_pictures_that_are_not_cached_are_decoded_by_one_pool_for_all_batches(
+    split: Split, on_disk: list[Record], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes = PictureSizes(split.pairs.pictures.sizes, {r.image: n for n, r in enumerate(on_disk)}, 48)
+    measured = TrainingSet(on_disk, sizes, split.pairs.codec)
+    model = tiny_model(vocab_size=split.config.vocab_size)
+    pools = mock.Mock(side_effect=ThreadPoolExecutor)
+    monkeypatch.setattr("asap.evaluation.evaluate.ThreadPoolExecutor", pools)
+    assert evaluate_split(model, measured, 2) == evaluate_split(model, split.pairs, 2)
+    assert pools.call_count == 2  # one for each split
 
 
 def test_a_picture_that_two_records_share_is_evaluated_with_both(split: Split, on_disk: list[Record]) -> None:
