@@ -294,9 +294,9 @@ class Sequence:
             stray_K = np.array(
                 [np.sum((stray >= low) & (positive < high)) for low, high in zip(lower, upper, strict=True)], np.int64
             )
-        return FlagCounts(_reach(self.authentic, lower), _reach(positive, upper), _reach(self.other, lower), stray_K)
+        return FlagCounts(reach(self.authentic, lower), reach(positive, upper), reach(self.other, lower), stray_K)
 
 
-def _reach(scores: Floats, thresholds_K: Floats) -> Ints:
+def reach(scores: Floats, thresholds_K: Floats) -> Ints:
     """Count the scores that reach each threshold."""
     return np.asarray(len(scores) - np.searchsorted(np.sort(scores), thresholds_K, "left"))

@@ -27,12 +27,13 @@ and odds alone, so they are fixed before the counts are seen.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.special import betainc, betainccinv, gammainc
 
-from asap.evaluation.precision_test import Floats, Odds, Values
+from asap.evaluation.precision_test import Floats, Ints, Odds, Values, reach
 
 _COUNTS = (0, 1, 2, 3, 4, 6, 8, 11, 16, 23, 32, 45)
 """False flags of the thresholds tested. With more, the sequence of tests does better."""
@@ -185,28 +186,43 @@ class RankTests:
 
     def is_shown(self, k: int, j: int, position: int, authentic: float, odds: Odds, level: float) -> bool:
         """Return True if the target is shown at the threshold at `position`, with so many authentic pairs."""
-        threshold = self.thresholds_C[position]
-        right, size = int((self.positive >= threshold).sum()), len(self.positive)
+        right, size = int(self._right_C[position]), len(self.positive)
         terms = [(odds.authentic, k, authentic)]
         if len(self.other):
             terms.append((odds.other, j, len(self.other)))
         # The average of the rates alone is too high: nothing to compute.
         if right / size <= sum(factor * (count + 1) / (number + 1) for factor, count, number in terms):
             return False
-        stray = None
-        if self.stray is not None:
-            stray = odds.stray, int(((self.stray >= threshold) & (self.positive < threshold)).sum())
+        stray = None if self._stray_C is None else (odds.stray, int(self._stray_C[position]))
         return shows_target(right, size, Rates.of(terms, level), level, stray)
+
+    @cached_property
+    def _right_C(self) -> Ints:
+        """The numbers of positive pairs that are flagged at each threshold."""
+        return reach(self.positive, self.thresholds_C)
+
+    @cached_property
+    def _stray_C(self) -> Ints | None:
+        """The numbers of positive pairs that are flagged in the wrong location alone at each threshold."""
+        if self.stray is None:
+            return None
+        return reach(self.stray, self.thresholds_C) - reach(np.minimum(self.stray, self.positive), self.thresholds_C)
+
+    @cached_property
+    def _wrong(self) -> tuple[Floats, Floats]:
+        """The scores of authentic and of other pairs, from the highest."""
+        authentic, other = (np.sort(scores)[::-1] for scores in (self.authentic, self.other))
+        return authentic, other
 
     def _position(self, k: int, j: int) -> int | None:
         """Return the position of the lowest threshold with at most k authentic and at most j other pairs."""
         highest = np.float32(0)
-        for scores, count in ((self.authentic, k), (self.other, j)):
+        for scores, count in zip(self._wrong, (k, j), strict=True):
             if not len(scores):
                 continue
             if count >= len(scores):
                 return None
-            highest = max(highest, np.partition(scores, len(scores) - 1 - count)[len(scores) - 1 - count])
+            highest = max(highest, scores[count])
         position = int(np.searchsorted(self.thresholds_C, highest, "right"))
         return position if position < len(self.thresholds_C) else None
 
