@@ -457,7 +457,10 @@ def _copy_to_host(value: Any) -> Any:
 
 
 def write_state(state: dict[str, Any], folder: Path) -> None:
-    """Write a state that `Trainer.snapshot` returned to an existing folder. Raises `StorageError`, as for a full disk."""
+    """Write a state that `Trainer.snapshot` returned to an existing folder.
+
+    Raises `StorageError`, as for a full disk.
+    """
     # Given a path, torch would write in C++, whose error for a full disk does not say so.
     with storage_errors(str(folder / STATE_FILE)), (folder / STATE_FILE).open("wb") as file:
         torch.save(state, file)

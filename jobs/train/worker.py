@@ -95,7 +95,12 @@ def validate(trainer: Trainer, validation: Split) -> dict[str, Any]:
     They are computed in float32, as `asap evaluate` and the card do: the best checkpoint is the best by the figures
     that are shown.
     """
-    report = evaluate_split_together(trainer.evaluated_model, validation.pairs)
+    of_training = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")  # a run with `precision=tf32` computes in less
+    try:
+        report = evaluate_split_together(trainer.evaluated_model, validation.pairs)
+    finally:
+        torch.set_float32_matmul_precision(of_training)
     return {name: report[name] for name in HEADLINE}
 
 

@@ -1,6 +1,7 @@
 """Tests of the work of a training worker: its validation, and the errors that end a run."""
 
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -48,8 +49,17 @@ def test_the_error_of_a_store_after_all_attempts_is_found_among_those_of_the_wor
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="only Linux has a device that is always full")
 def test_a_checkpoint_on_a_full_disk_is_an_error_that_says_so(tmp_path: Path) -> None:
     (tmp_path / STATE_FILE).symlink_to("/dev/full")
-    with pytest.raises(StorageError, match=r"state\.pt cannot be written: the disk is full \(.*\)\. Free space there\."):
+    with pytest.raises(StorageError, match=r"state\.pt cannot be written: the disk is full \(.*\)\. Free space"):
         write_state({"done": 1, "weights": torch.zeros(100_000)}, tmp_path)
+
+
+@pytest.fixture
+def in_tf32() -> Iterator[None]:
+    """The precision of a worker with `precision=tf32` and a GPU."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("high")
+    yield
+    torch.set_float32_matmul_precision(before)
 
 
 @pytest.mark.parametrize(
@@ -59,8 +69,8 @@ def test_a_checkpoint_on_a_full_disk_is_an_error_that_says_so(tmp_path: Path) ->
         ({"weights": "average", "validation_pairs": 4}, 4),
     ],
 )
-def test_a_checkpoint_is_evaluated_with_the_set_weights_on_the_set_pairs(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any], pairs: int
+def test_a_checkpoint_is_evaluated_in_float32_with_the_set_weights_on_the_set_pairs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, in_tf32: None, changes: dict[str, Any], pairs: int
 ) -> None:
     folder = make_run_folder(tmp_path)
     settings = changed(settings_in(folder), **changes)
@@ -73,9 +83,11 @@ def test_a_checkpoint_is_evaluated_with_the_set_weights_on_the_set_pairs(
 
     def evaluate(model: Asap, some: TrainingSet) -> dict[str, Any]:
         evaluated.append((model, len(some)))
+        assert torch.get_float32_matmul_precision() == "highest"
         return dict.fromkeys(HEADLINE, 0.5)
 
     monkeypatch.setattr("jobs.train.worker.evaluate_split_together", evaluate)
     assert validate(trainer, open_validation(settings, folder, split.config)) == dict.fromkeys(HEADLINE, 0.5)
+    assert torch.get_float32_matmul_precision() == "high"
     expected = trainer.module.student if changes["weights"] == "student" else trainer.module.twin.model
     assert [(model is expected, count) for model, count in evaluated] == [(True, pairs)]
