@@ -30,7 +30,8 @@ the same holds for the later stretches with the parts that are left.
 The starts must not depend on the counts. So every eighth positive pair (`PILOT_STEP`) only helps to place them, and the
 tests use the others. All authentic pairs are used. The thresholds themselves are all numbers of float32 below a start,
 which no data chose. The counts change only at scores, and between two thresholds a test takes the lower recall of the
-upper one and the higher false flags of the lower one, which is on the safe side.
+upper one and the higher false flags of the lower one, and looks at all rates that either count of false flags allows.
+So it shows nothing that the test at a threshold between them would not show.
 """
 
 from __future__ import annotations
@@ -90,15 +91,22 @@ class Sizes:
 
 @dataclass(frozen=True)
 class FlagCounts:
-    """The pairs that are flagged at each of K thresholds."""
+    """The pairs that are flagged at each of K thresholds, or at any threshold of each of K ranges of them."""
 
     authentic_K: NDArray[np.number]
+    """The most that are flagged in a range, as of other and stray pairs."""
     positive_K: NDArray[np.number]
+    """The fewest that are flagged in a range."""
     other_K: NDArray[np.number]
     stray_K: NDArray[np.number]
+    fewest_authentic_K: NDArray[np.number] | None = None
+    """The fewest authentic pairs that are flagged in a range; None for single thresholds."""
 
     def __getitem__(self, some: slice) -> FlagCounts:
-        return FlagCounts(self.authentic_K[some], self.positive_K[some], self.other_K[some], self.stray_K[some])
+        fewest_K = None if self.fewest_authentic_K is None else self.fewest_authentic_K[some]
+        return FlagCounts(
+            self.authentic_K[some], self.positive_K[some], self.other_K[some], self.stray_K[some], fewest_K
+        )
 
 
 def is_shown(counts: FlagCounts, sizes: Sizes, odds: Odds, level: float | Values) -> NDArray[np.bool_]:
@@ -120,7 +128,7 @@ def is_shown(counts: FlagCounts, sizes: Sizes, odds: Odds, level: float | Values
         rest = rest - extra
         shift_K += odds.stray * _upper(counts.stray_K, sizes.positive, extra)
     outside = _OUTSIDE_SHARE * rest
-    least_K = _least_sum(counts.authentic_K, counts.positive_K, sizes, odds.authentic, other_K, shift_K, outside)
+    least_K = _least_sum(counts, sizes, odds.authentic, other_K, shift_K, outside)
     return np.asarray(least_K >= -ndtri(rest - 2 * outside))
 
 
@@ -139,8 +147,7 @@ def _upper(count_K: NDArray[np.number], size: int, level: Values) -> Values:
 
 
 def _least_sum(
-    false_K: NDArray[np.number],
-    right_K: NDArray[np.number],
+    counts: FlagCounts,
     sizes: Sizes,
     c: float,
     known_K: Values,
@@ -152,14 +159,15 @@ def _least_sum(
     Rates outside the interval of Clopper and Pearson, with the error probability `outside` on each side, are left out
     (Berger and Boos 1994). The interval is cut into cells. Within a cell the quantile of Y grows with t and that of X
     falls, so the one at the lower end and the other at the upper end bound their sum, whatever the cells. The weights
-    are those of the standard errors at t; they only turn one way as t grows, so the sum in a cell is least at one of
-    its ends if it is positive. Where the recall that the hypothesis allows is nearly 1, X can show nothing and only Y
-    counts; where t is nearly 0, Y can show nothing and only X counts.
+    are those of the standard errors at t. Within a cell they only turn one way as t grows (`_turning_point` is the end
+    of one), so the sum in a cell is least at one of its ends if it is positive. Where the recall that the hypothesis
+    allows is nearly 1, X can show nothing and only Y counts; where t is nearly 0, Y can show nothing and only X counts.
     """
-    m = sizes.positive
+    false_K, right_K, m = counts.authentic_K, counts.positive_K, sizes.positive
     n = np.broadcast_to(np.asarray(sizes.authentic, np.float64), np.shape(false_K))
     count, rest = false_K.astype(np.float64), np.maximum(n - false_K, 0.0)
-    first_K = np.where(count > 0, beta.ppf(outside, np.maximum(count, 1e-9), rest + 1), 0.0)
+    fewest = count if counts.fewest_authentic_K is None else counts.fewest_authentic_K.astype(np.float64)
+    first_K = np.where(fewest > 0, beta.ppf(outside, np.maximum(fewest, 1e-9), np.maximum(n - fewest, 0.0) + 1), 0.0)
     only_right = 0.02 / n
     starts_at_0_K = first_K < only_right
     first_K = np.maximum(first_K, only_right)
@@ -171,7 +179,9 @@ def _least_sum(
     angles_KN = [np.arcsin(np.sqrt(np.minimum(c * t_K + known_K, 1.0))) for t_K in (first_K, end_K)]
     turned_KN = angles_KN[0][:, None] + np.linspace(0, 1, _CELLS) * (angles_KN[1] - angles_KN[0])[:, None]
     recall_KN = (np.sin(turned_KN) ** 2 - known_K[:, None]) / c
-    t_KN = np.sort(np.clip(np.concatenate([roots_KN**2, recall_KN], axis=1), first_K[:, None], end_K[:, None]), axis=1)
+    turning_K1 = _turning_point(c, known_K)[:, None]
+    ends_KN = np.concatenate([roots_KN**2, recall_KN, turning_K1], axis=1)
+    t_KN = np.sort(np.clip(ends_KN, first_K[:, None], end_K[:, None]), axis=1)
     allowed_KN = np.minimum(c * t_KN + known_K[:, None], 1.0)
     from_false_KN = _quantile_of_false(count[:, None], n[:, None], t_KN)
     from_right_KN = _quantile_of_right(right_K[:, None], m, np.minimum(allowed_KN + shift_K[:, None], 1.0))
@@ -190,6 +200,17 @@ def _least_sum(
     least_K = np.where(starts_at_0_K, np.minimum(least_K, from_right_KN[:, 0]), least_K)
     beyond_K = _quantile_of_false(count, n, np.maximum(only_false_K, first_K))
     return np.where(last_K > only_false_K, np.minimum(least_K, beyond_K), least_K)
+
+
+def _turning_point(c: float, known_K: Values) -> Values:
+    """Return the t at which the ratio of the two standard errors is least; there is one if c + known < 1.
+
+    The ratio is that of `a * (1 - a)` with `a = c * t + known` to `t * (1 - t)`. Its derivative is 0 where
+    `c * (1 - 2 * known - c) * t**2 + 2 * known * (1 - known) * t = known * (1 - known)`.
+    """
+    rest_K = np.maximum(known_K * (1 - known_K), 0.0)
+    root_K = np.sqrt(np.maximum(rest_K**2 + c * (1 - 2 * known_K - c) * rest_K, 0.0))
+    return np.asarray(rest_K / np.maximum(rest_K + root_K, 1e-300))
 
 
 def _quantile_of_false(count: NDArray[np.number], size: Values, rate: Values) -> Values:
@@ -294,7 +315,8 @@ class Sequence:
             stray_K = np.array(
                 [np.sum((stray >= low) & (positive < high)) for low, high in zip(lower, upper, strict=True)], np.int64
             )
-        return FlagCounts(reach(self.authentic, lower), reach(positive, upper), reach(self.other, lower), stray_K)
+        most, fewest = reach(self.authentic, lower), reach(self.authentic, upper)
+        return FlagCounts(most, reach(positive, upper), reach(self.other, lower), stray_K, fewest)
 
 
 def reach(scores: Floats, thresholds_K: Floats) -> Ints:

@@ -186,23 +186,23 @@ class RankTests:
 
     def is_shown(self, k: int, j: int, position: int, authentic: float, odds: Odds, level: float) -> bool:
         """Return True if the target is shown at the threshold at `position`, with so many authentic pairs."""
-        right, size = int(self._right_C[position]), len(self.positive)
+        right, size = int(self._right[position]), len(self.positive)
         terms = [(odds.authentic, k, authentic)]
         if len(self.other):
             terms.append((odds.other, j, len(self.other)))
         # The average of the rates alone is too high: nothing to compute.
         if right / size <= sum(factor * (count + 1) / (number + 1) for factor, count, number in terms):
             return False
-        stray = None if self._stray_C is None else (odds.stray, int(self._stray_C[position]))
+        stray = None if self._stray is None else (odds.stray, int(self._stray[position]))
         return shows_target(right, size, Rates.of(terms, level), level, stray)
 
     @cached_property
-    def _right_C(self) -> Ints:
+    def _right(self) -> Ints:
         """The numbers of positive pairs that are flagged at each threshold."""
         return reach(self.positive, self.thresholds_C)
 
     @cached_property
-    def _stray_C(self) -> Ints | None:
+    def _stray(self) -> Ints | None:
         """The numbers of positive pairs that are flagged in the wrong location alone at each threshold."""
         if self.stray is None:
             return None

@@ -7,7 +7,7 @@ import pytest
 from scipy.stats import beta, binom, binomtest, norm
 from sklearn.metrics import precision_score
 
-from asap.evaluation.precision_test import FlagCounts, Odds, Sizes, is_shown
+from asap.evaluation.precision_test import FlagCounts, Odds, Sizes, _turning_point, is_shown
 from asap.evaluation.rank_test import Rates, Room, shows_target
 from asap.evaluation.thresholds import SMALLEST_THRESHOLD, Decision, OperatingCurve, precision_at_most, score_meaning
 
@@ -225,6 +225,26 @@ def test_a_test_of_one_threshold_is_wrong_no_more_often_than_its_level() -> None
         assert chance[wrong].sum() <= 0.05, recall
     half = binom.pmf(counts[:, 0], 120, 0.125) * binom.pmf(counts[:, 1], 80, 0.5)
     assert half[wrong].sum() > 0.02, "the level is used"
+
+
+def test_a_test_between_two_thresholds_shows_no_more_than_those_at_the_counts_between_them() -> None:
+    """With one false flag fewer, the lowest rates that are not ruled out are lower, and the test here shows less."""
+
+    def shows(most: int, fewest: int | None) -> bool:
+        one, none = np.ones(1, np.int64), np.zeros(1, np.int64)
+        counts = FlagCounts(most * one, 42 * one, none, none, None if fewest is None else fewest * one)
+        return bool(is_shown(counts, Sizes(198, 61, has_stray=True), Odds(6.73, 0.0, 1.0), 0.00872)[0])
+
+    assert [shows(3, None), shows(2, None)] == [True, False]
+    assert [shows(3, 3), shows(3, 2)] == [True, False]
+
+
+@pytest.mark.parametrize(("c", "known"), [(0.3, 0.2), (0.1, 0.05), (0.5, 0.4), (0.05, 0.9)])
+def test_the_weights_of_a_test_turn_one_way_on_each_side_of_their_turning_point(c: float, known: float) -> None:
+    t = np.linspace(0.001, 0.999, 999)
+    allowed = c * t + known
+    ratio = (allowed * (1 - allowed) / (t * (1 - t)))[allowed < 1]
+    assert _turning_point(c, np.array([known]))[0] == pytest.approx(t[np.argmin(ratio)], abs=0.001)
 
 
 @pytest.mark.parametrize("other", [None, (9.0, 2, 200)])
