@@ -19,11 +19,17 @@ from jobs.errors import InputNotFound
 from jobs.scan.input.files.folders import FIRST_PICTURES
 from jobs.scan.input.files.listing import PICTURE_SUFFIXES, TEXT_SUFFIXES, Address, Listing, Role
 from jobs.scan.input.files.parts import PART_BITS
-from jobs.scan.input.files.sidecars import MAX_TEXT_BYTES, Text, find_texts, parse_metadata, parse_text, texts_by_name
+from jobs.scan.input.files.sidecars import (
+    MAX_TEXT_BYTES,
+    Text,
+    find_texts,
+    parse_lone_text,
+    parse_metadata,
+    texts_by_name,
+)
 from jobs.scan.input.files.tars import BrokenTar, Member, ReadAt, check_tar, open_tar, read_members
 from jobs.scan.input.manifest import ManifestRow, RowError, is_storable
 from jobs.scan.input.tables.columns import NO_OPTIONS, TableOptions
-from jobs.scan.input.tables.encoding import guess_together, is_plain
 
 _MOST_WAITING = 100_000
 """Samples that wait for a text. A tar whose members are not sorted has their texts far behind their pictures."""
@@ -212,8 +218,7 @@ def _text_of(found: Sequence[tuple[str, bytes | RowError]], options: TableOption
     try:
         if isinstance(data, RowError):
             raise data
-        guess = None if options.encoding or is_plain(data) else guess_together([data])
-        text = parse_text(data, name, options, guess)
+        text = parse_lone_text(data, name, options)
     except RowError as error:
         return error
     beside = next(((name, data) for name, data in others if name.lower().endswith(".json")), None)

@@ -139,12 +139,18 @@ def read_late_text(uri: str, settings: FetchSettings) -> str | None:
     """
     try:
         data = fetch(uri, MAX_TEXT_BYTES, settings).data
-        return parse_text(data, uri, guess=guess_together([data])).text
+        return parse_lone_text(data, uri).text
     except ImageTooLarge as error:
         raise RowError(f"the text file {uri} has more than {MAX_TEXT_BYTES} bytes") from error
     except FetchFailed as error:
         detail = f"the text file cannot be read: {error.detail}"
         raise FetchFailed(error.code, detail, retryable=error.retryable, attempt=error.attempt) from error
+
+
+def parse_lone_text(data: bytes, name: str, options: TableOptions = NO_OPTIONS) -> Text:
+    """Return the text of `parse_text` for a file whose neighbors are not known: its encoding is guessed from itself."""
+    guess = None if options.encoding or is_plain(data) else guess_together([data])
+    return parse_text(data, name, options, guess)
 
 
 def parse_text(data: bytes, name: str, options: TableOptions = NO_OPTIONS, guess: str | None = None) -> Text:

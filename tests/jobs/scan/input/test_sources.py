@@ -339,6 +339,9 @@ def test_a_text_that_comes_late_is_checked_like_any_other(tmp_path: Path) -> Non
     with pytest.raises(FetchFailed, match="the text file cannot be read"):
         read_late_text(str(tmp_path / "none.txt"), settings)
     assert read_late_text(str(tmp_path / "blank.txt"), settings) is None
+    # Alone, a plain text with tabs is what it looks like; among others it may be UTF-16.
+    (tmp_path / "tabs.txt").write_bytes(b"A\tB\tC\t")
+    assert read_late_text(str(tmp_path / "tabs.txt"), settings) == "A\tB\tC\t"
 
 
 @pytest.mark.parametrize("name", ["a.jsonl", "a.json", "a.csv", "a.parquet"])
