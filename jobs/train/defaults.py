@@ -7,6 +7,8 @@ from typing import Any
 
 from asap.training.objective import RECIPES
 
+PUBLISHED_RECIPES = ("asap", "asap-as-published", "hammer")
+"""The recipes that were published. With `defects`, the first two are the same."""
 DEFAULT_PAIRS = 140_000
 """Pairs of a run whose length is not given."""
 
@@ -52,9 +54,12 @@ def published_defaults(given: Mapping[str, Any]) -> dict[str, Any]:
         "name": "hammer" if is_hammer else "asap",
         "recipe": recipe,
         "defects": True,
+        "loss_weights": {},
+        "model": {},
         "initial_values": "published",
         "epochs": 50.0,
         "batch_size": 256 if is_hammer else 1024,  # eight GPUs
+        "accumulation": 1,
         "learning_rate": 2e-5,
         "image_learning_rate": 1e-4,
         "weight_decay": 0.02,
@@ -64,6 +69,7 @@ def published_defaults(given: Mapping[str, Any]) -> dict[str, Any]:
         "augmentation": "published",
         "words_until": 0.0,
         "alignment_from": given.get("words_until", 0.0),  # it cannot be earlier
+        "lock_image_from": 1.0,
         "alpha": 0.4,
         "alpha_ramp_pairs": None,
         "queue_size": 65_536,

@@ -11,7 +11,7 @@ from asap.errors import ConfigError
 from asap.training.augmentation import Augmentation
 from asap.training.objective import LossWeights, PublishedDefects, Recipe, recipe_called
 from jobs.settings import ClusterSettings, CorpusSettings, Device, WatchSettings
-from jobs.train.defaults import DEFAULT_PAIRS, published_defaults, warm_start_defaults
+from jobs.train.defaults import DEFAULT_PAIRS, PUBLISHED_RECIPES, published_defaults, warm_start_defaults
 
 EXECUTION_SETTINGS = {
     "out", "workers", "min_workers", "regrow_every_s", "cpus_per_worker", "device", "checkpoint_activations", "compile",
@@ -309,7 +309,7 @@ class TrainSettings(CorpusSettings, ClusterSettings, WatchSettings):
         """Return a sentence for each reason why settings that were not given have other values than usual."""
         notes = []
         if self.preset == "published":
-            values = published_defaults({"recipe": self.recipe})
+            values = published_defaults({"recipe": self.recipe if self.recipe in PUBLISHED_RECIPES else "asap"})
             differing = [name for name, value in values.items() if name != "name" and getattr(self, name) != value]
             but = f", but for {', '.join(differing)}" if differing else ""
             notes.append(f"preset=published: the settings are those of the published training{but}")

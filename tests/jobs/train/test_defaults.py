@@ -23,7 +23,7 @@ PUBLISHED: dict[str, Any] = {
     "augmentation": "published", "words_until": 0, "alignment_from": 0, "lock_image_from": 1, "alpha": 0.4,
     "alpha_ramp_pairs": None, "queue_size": 65_536, "momentum": 0.995, "twin_dropout": True, "precision": "tf32",
     "checkpoint_pairs": "epoch", "validation_pairs": None, "weights": "student", "export": "best", "size": "base",
-    "accumulation": 1,
+    "accumulation": 1, "loss_weights": {}, "model": {},
 }  # fmt: skip
 
 
@@ -62,6 +62,7 @@ def test_every_part_of_the_published_recipe_can_be_set_otherwise() -> None:
         "learning_rate": 1e-3, "image_learning_rate": 1e-3, "weight_decay": 0.0, "optimizer_groups": "ours",
         "schedule": "ours", "gradient_norm": 1.0, "augmentation": "flip", "words_until": 0.1, "alignment_from": 0.2,
         "alpha": 0.1, "alpha_ramp_pairs": 5, "queue_size": 8, "momentum": 0.9, "twin_dropout": False,
+        "loss_weights": {"vlc": 0.2}, "model": {"image_size": 128}, "accumulation": 2, "lock_image_from": 0.5,
         "precision": "bfloat16", "checkpoint_pairs": 6_400, "validation_pairs": 1000, "weights": "average",
         "export": "last",
     }  # fmt: skip
@@ -71,8 +72,8 @@ def test_every_part_of_the_published_recipe_can_be_set_otherwise() -> None:
     assert (settings.pairs, settings.epochs, settings.size) == (140_000, None, "base")
     assert settings.objective.defects == PublishedDefects()
     (note,) = settings.default_notes()
-    assert "but for recipe" not in note
-    assert all(name in note for name in ("defects", "epochs", "schedule", "weights"))
+    assert note.startswith("preset=published: the settings are those of the published training, but for recipe, ")
+    assert all(f", {name}" in note for name in others.keys() - {"name", "recipe"})
 
 
 @pytest.mark.parametrize("changes", [{}, {"recipe": "hammer"}, {"pairs": 4096}, {"epochs": 3, "init": ("demo",)}])

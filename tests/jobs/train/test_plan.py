@@ -195,7 +195,7 @@ def test_a_plan_says_which_defaults_follow_and_counts_epochs(corpus: Path) -> No
     assert (made.steps, made.epochs, made.checkpoints_written) == (100, 50, 50)
     assert [(stage.first_step, stage.last_step) for stage in made.stages] == [(0, 100)]
     (note,) = [event["note"] for event in events if "note" in event]
-    assert note.startswith("preset=published: the settings are those of the published training, but for batch_size")
+    assert note.endswith("those of the published training, but for model, batch_size, queue_size")
 
 
 def test_too_few_pairs_for_a_batch_are_refused(corpus: Path) -> None:
