@@ -69,9 +69,14 @@ def settings_of(kind: type[_Kind], **values: Any) -> _Kind:
     try:
         return kind(**values)
     except ValidationError as error:
-        first = error.errors()[0]
-        name = ".".join(str(part) for part in first["loc"])
+        first, *others = error.errors()
+        place, kind_tried = first["loc"][:-1], first["loc"][-1:]
+        # A setting of several kinds has an error for each kind that was tried, with the kind at the end of its place.
+        others = [one for one in others if place and one["loc"][:-1] == place and one["input"] == first["input"]]
+        name = ".".join(str(part) for part in (place if others else place + kind_tried))
         message = first["msg"].removeprefix("Value error, ")
+        for alternative in dict.fromkeys(other["msg"] for other in others):
+            message += f", or {alternative.removeprefix('Input should be ')}"
         raise ConfigError(f"{name} {first['input']!r}: {message}" if name else message) from error
 
 

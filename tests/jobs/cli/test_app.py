@@ -294,6 +294,19 @@ def test_scan_reports_an_error_in_one_line(run: Any, tmp_path: Path, arguments: 
     assert err.count("\n") == 1
 
 
+@pytest.mark.parametrize(
+    ("value", "problem"),
+    [
+        ("often", "'often': Input should be a valid integer, unable to parse string as an integer, or 'epoch'"),
+        ("0", "0: Input should be greater than or equal to 1, or 'epoch'"),
+    ],
+)
+def test_a_setting_of_two_kinds_names_both_in_its_error(run: Any, tmp_path: Path, value: str, problem: str) -> None:
+    code, _, err = run("train", "corpus", "--out", tmp_path / "out", "--set", f"checkpoint_pairs={value}")
+    assert code == 1
+    assert f"checkpoint_pairs {problem}" in " ".join(err.split())
+
+
 def test_what_ray_prints_goes_to_a_file_that_an_error_names(
     run: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
