@@ -35,7 +35,14 @@ from jobs.cluster import (
 from jobs.metrics import targets_announced
 from jobs.states import JobStates, job_states
 from jobs.stops import in_background
-from jobs.train.data.splits import choose_ingest, corpus_event, data_of, prepare_splits, read_splits
+from jobs.train.data.splits import (
+    choose_ingest,
+    corpus_event,
+    data_of,
+    prepare_splits,
+    read_splits,
+    single_class_notes,
+)
 from jobs.train.defaults import warm_start_defaults
 from jobs.train.events import OnEvent
 from jobs.train.export import SCORE, ChosenCheckpoint, export_model
@@ -109,7 +116,7 @@ def _train(
     with watch.stops_recorded(), watch:
         start_record(folder, typed, data, watch.run_id)
         prepare_start(folder, settings, model_config, progress)
-        for note in typed.default_notes():
+        for note in [*typed.default_notes(), *single_class_notes(settings, corpora)]:
             progress({"note": note})
         states.change({"state": "running"})
         with (
@@ -141,10 +148,10 @@ def plan(settings: TrainSettings, progress: OnEvent = lambda event: None) -> Pla
         folder = RunFolder(Path(scratch))
         prepare_start(folder, settings, model_config, progress)
         words = len(load_tokenizer(folder.tokenizer)) if folder.tokenizer.exists() else settings.vocab_size
-    for note in settings.default_notes():
-        progress({"note": note})
     config = model_config(settings, words)
     corpora = read_splits(settings, config.label_set)
+    for note in [*settings.default_notes(), *single_class_notes(settings, corpora)]:
+        progress({"note": note})
     ingest = choose_ingest(settings, corpora, config.image_size)
     progress(corpus_event(corpora, ingest))
     return make_plan(settings, config, {split: corpus.records for split, corpus in corpora.items()}, ingest)

@@ -11,6 +11,7 @@ from asap.corpus.picture_cache import PictureCache, PictureInfo, read_picture
 from asap.corpus.reader import SPLITS, Corpus, fingerprint
 from asap.corpus.report import SHOWN, CorpusReport
 from asap.errors import CorpusError
+from asap.labels import is_manipulated
 from asap.model.config import ModelConfig
 from asap.preprocessing.text import TextCodec, load_tokenizer
 from asap.training.dataset import TrainingSet
@@ -42,6 +43,24 @@ def read_splits(settings: TrainSettings, label_set: str) -> dict[str, Corpus]:
 def data_of(corpus: Corpus) -> dict[str, Any]:
     """Return the number and the fingerprint of a split's pairs, by which a run recognizes its data."""
     return {"pairs": len(corpus.records), "fingerprint": fingerprint(corpus.records)}
+
+
+def single_class_notes(settings: TrainSettings, corpora: dict[str, Corpus]) -> list[str]:
+    """Return a sentence for the training pairs, and for the pairs of each validation, if all have one real/fake label.
+
+    Such a run is possible, but it learns no difference, or cannot tell its checkpoints apart.
+    """
+    notes = []
+    validation = corpora["val"].records[: settings.validation_pairs or None]
+    for which, records in (("training", corpora["train"].records), ("validation", validation)):
+        labels = {is_manipulated(record.fake_cls, record.labels) for record in records}
+        if len(labels) == 1:
+            kind = "manipulated" if labels.pop() else "authentic"
+            follows = "the model learns no difference"
+            if which == "validation":
+                follows = "no checkpoint has an AUC, so the last one becomes the model"
+            notes.append(f"the {which} pairs ({len(records):,}) are all {kind}: {follows}")
+    return notes
 
 
 def choose_ingest(settings: TrainSettings, corpora: dict[str, Corpus], image_size: int) -> Ingest:

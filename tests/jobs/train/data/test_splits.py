@@ -13,7 +13,14 @@ from asap.errors import CorpusError
 from asap.model.config import ModelConfig
 from asap.preprocessing.text import train_tokenizer
 from jobs.train.data import splits
-from jobs.train.data.splits import Split, choose_ingest, data_of, prepare_splits, read_splits
+from jobs.train.data.splits import (
+    Split,
+    choose_ingest,
+    data_of,
+    prepare_splits,
+    read_splits,
+    single_class_notes,
+)
 from jobs.train.run_folder.folder import RunFolder
 from jobs.train.settings import TrainSettings
 
@@ -103,3 +110,24 @@ def test_pictures_are_cached_if_they_are_local_and_fit(corpus: Path) -> None:
     assert chosen(cache_gib=0.03) == "stream"  # 12 pictures of 3 MiB
     assert chosen(ingest="stream") == "stream"
     assert chosen(ingest="cache", cache_gib=0) == "cache"
+
+
+def test_pairs_of_one_class_are_reported_and_so_are_the_first_ones_that_validate(corpus: Path) -> None:
+    def notes(**changes: Any) -> list[str]:
+        settings = TrainSettings(corpus=str(corpus), out="", **changes)
+        return single_class_notes(settings, read_splits(settings, "dgm4"))
+
+    assert notes(validation_pairs=3) == [
+        "the training pairs (4) are all authentic: the model learns no difference",
+        "the validation pairs (3) are all authentic: no checkpoint has an AUC, so the last one becomes the model",
+    ]
+    # Metadata that is sorted by class: the first pairs of the validation split are of one class, all of them are not.
+    for split in ("train", "val"):
+        path = corpus / f"metadata/{split}.json"
+        rows = json.loads(path.read_text())
+        for row in rows[:2]:
+            row |= {"fake_cls": "text_swap", "fake_text_pos": [0]}
+        path.write_text(json.dumps(rows))
+    (note,) = notes(validation_pairs=2)
+    assert note.startswith("the validation pairs (2) are all manipulated: no checkpoint has an AUC")
+    assert notes(validation_pairs=None) == notes(validation_pairs=0) == notes() == []
