@@ -119,6 +119,8 @@ def intervals_sentence(report: dict[str, Any]) -> str:
     made = report.get("intervals")
     if not made:
         return ""
+    if made["items"] < 2:
+        return "There are no intervals: all pairs are of one news item."
     return (
         f"{100 * made['confidence']:g} % intervals: {made['method']}; {made['resamples']:,} resamples of "
         f"{made['items']:,} items, seed {made['seed']}."

@@ -118,7 +118,7 @@ def model_card(
             if report.get(name) is not None
         ),
         intervals=f"{made}\n\n" if (made := intervals_sentence(report)) else "",
-        types=_list_values(TYPES, report["AP"], limits_of.get("AP")),
+        types=_list_values(TYPES, report["AP"], limits_of.get("AP")) or "undefined on this split",
         elsewhere=f" Next to the picture of another pair: {elsewhere}." if elsewhere else "",
         corpus=_describe(Path(settings.corpus)),
         trained=f"{settings.epochs:g} epochs" if settings.pairs is None else f"{settings.pairs} pairs",

@@ -3,7 +3,7 @@
 import torch
 
 from asap.evaluation.metrics import Evaluation
-from asap.evaluation.table import CLASS_COLUMNS, class_rows, percent, task_rows
+from asap.evaluation.table import CLASS_COLUMNS, class_rows, intervals_sentence, percent, task_rows
 from asap.model.asap import AsapOutput
 from asap.training.targets import multi_hot
 
@@ -65,3 +65,11 @@ def test_the_judged_pairs_have_a_row_if_the_model_has_familiarity():
     assert task_rows(evaluated | {"coverage": None, "AUC_covered": None, "ACC_covered": None}) == task_rows(evaluated)
     row = task_rows(evaluated | {"coverage": 0.5, "AUC_covered": None, "ACC_covered": 1.0})[1]
     assert (row.task, row.figures) == ("real/fake", [("AUC", "–"), ("coverage", "50.00"), ("ACC", "100.00")])
+
+
+def test_the_sentence_on_intervals_says_if_one_news_item_allows_none():
+    made = {"confidence": 0.95, "resamples": 1000, "seed": 0, "method": "percentiles", "items": 2}
+    assert intervals_sentence({"intervals": made}) == "95 % intervals: percentiles; 1,000 resamples of 2 items, seed 0."
+    alone = intervals_sentence({"intervals": made | {"items": 1}})
+    assert alone == "There are no intervals: all pairs are of one news item."
+    assert intervals_sentence({}) == ""

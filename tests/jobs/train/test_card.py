@@ -76,8 +76,9 @@ def test_the_card_has_the_metrics_and_the_training_of_the_model(tmp_path: Path, 
 
 def test_a_metric_that_a_corpus_does_not_define_is_left_out(tmp_path: Path, progress: Path) -> None:
     settings = TrainSettings(corpus=corpus(tmp_path / "real", None), out=str(tmp_path / "run"))
-    card = card_of(settings, progress, REPORT | {"AUC": None})
+    card = card_of(settings, progress, REPORT | {"AUC": None, "AP": [None] * 4})
     assert "| AUC |" not in card
+    assert "Average precision by type: undefined on this split." in card
     assert "| ACC |" in card
     assert "the corpus `real`" in card
 
