@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol, Self
+from typing import Any, Protocol, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -155,11 +155,11 @@ def _decode_all(
         np.save(file, sizes)
 
 
-def _create(file: Path, shape: tuple[int, ...]) -> NDArray[np.uint8]:
+def _create(file: Path, shape: tuple[int, ...]) -> np.memmap[Any, np.dtype[np.uint8]]:
     """Create a file of zeros in memory. Raises `StorageError` if the disk has no room for it."""
     with storage_errors(str(file)):
         try:
-            pixels: NDArray[np.uint8] = np.lib.format.open_memmap(file, mode="w+", dtype=np.uint8, shape=shape)
+            pixels = np.lib.format.open_memmap(file, mode="w+", dtype=np.uint8, shape=shape)
             # A new file has holes in place of its bytes. Filling one on a full disk would kill the process (SIGBUS).
             with file.open("r+b") as opened:
                 os.posix_fallocate(opened.fileno(), 0, file.stat().st_size)
