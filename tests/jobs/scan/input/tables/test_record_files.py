@@ -11,7 +11,7 @@ from asap.errors import StorageError
 from asap.storage.location import Location
 from jobs.errors import InputNotFound
 from jobs.scan.input.manifest import RowError
-from jobs.scan.input.tables import json_records, record_files
+from jobs.scan.input.tables import json_stream, record_files
 from jobs.scan.input.tables.record_files import Record, record_file
 from jobs.scan.input.tables.table import open_records, records_of
 
@@ -58,7 +58,7 @@ def test_deeply_nested_json_is_a_row_error(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("chunk", [1, 7, 2**16])
 def test_an_array_is_read_element_by_element(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, chunk: int) -> None:
-    monkeypatch.setattr(json_records, "_CHUNK", chunk)
+    monkeypatch.setattr(json_stream, "_CHUNK", chunk)
     elements = [{"a": 1, "text": "é[],{}"}, {"b": [1, {"c": "]"}]}, 12, {"d": None}]
     path = _write(tmp_path, "\ufeff \n" + json.dumps(elements, indent=1, ensure_ascii=False) + "\n")
     found = _read(path, "json")
@@ -82,7 +82,7 @@ def test_an_empty_array_holds_nothing(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("chunk", [1, 2**16])
 def test_data_after_an_array_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, chunk: int) -> None:
-    monkeypatch.setattr(json_records, "_CHUNK", chunk)
+    monkeypatch.setattr(json_stream, "_CHUNK", chunk)
     with pytest.raises(InputNotFound, match=r"broken after 1 records: '\[.*' follows the end of the array"):
         _read(_write(tmp_path, '[{"a": 1}]\n[{"a": 2}]'), "json")
 
