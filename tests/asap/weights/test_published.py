@@ -15,6 +15,7 @@ from asap.training.momentum import FeatureQueues
 from asap.weights.matching import expected_shapes
 from asap.weights.published import import_published, published_name, published_twins
 from tests.golden.weights import golden_state_dict
+from tests.support.published import tokenizer_of
 
 GOLDEN = Path(__file__).parents[2] / "golden"
 State = dict[str, torch.Tensor]
@@ -284,8 +285,4 @@ def test_a_tokenizer_of_another_vocabulary_is_refused(state: State, tmp_path: Pa
 
 
 def test_a_fitting_tokenizer_is_accepted(state: State) -> None:
-    class Fitting:
-        def __len__(self) -> int:
-            return 512
-
-    assert isinstance(import_published(state, tokenizer=Fitting()), Asap)
+    assert isinstance(import_published(state, tokenizer=tokenizer_of(512)), Asap)
