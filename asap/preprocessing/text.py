@@ -368,6 +368,12 @@ def load_tokenizer(folder: str | Path) -> PreTrainedTokenizerFast:
         raise CheckpointError(f"tokenizer {str(folder)!r} is a file. Name the folder that it is in.")
     if not folder.is_dir():
         raise CheckpointError(f"tokenizer folder {str(folder)!r} does not exist")
+    files = {path.name for path in folder.iterdir()}
+    if "vocab.txt" in files and not files & {"tokenizer.json", "tokenizer_config.json", "config.json"}:
+        raise CheckpointError(
+            f"tokenizer folder {str(folder)!r} has vocab.txt alone, which does not say how texts are split. Add "
+            'tokenizer_config.json; for an uncased BERT: {"tokenizer_class": "BertTokenizer", "do_lower_case": true}'
+        )
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except Exception as error:  # transformers does not document what it raises for a broken folder

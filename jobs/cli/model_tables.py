@@ -1,4 +1,4 @@
-"""What is known of a model, in the terminal."""
+"""Origin, figures, limits, thresholds and sizes of a model in the terminal."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is known of a model, from the files of its folder. No weight is read, only their names, shapes and types."""
+"""Facts about a model, from the files of its folder. No weight is read, only their names, shapes and types."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is known of a model, from the files of its folder."""
+"""Facts about a model, from the files of its folder."""
 
 import dataclasses
 import shutil

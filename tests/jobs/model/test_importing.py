@@ -2,18 +2,23 @@
 
 import json
 import shutil
+import signal
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
-from asap.errors import AsapError, StorageError
+from asap.errors import AsapError, CheckpointError, StorageError
 from asap.weights.model_folder import load, load_folder, save
 from asap.weights.published import import_published
 from jobs.model.importing import import_checkpoint
 from jobs.model.own_run import run_of
-from tests.support.published import golden_arrays, golden_state, tokenizer_of, write_published
+from tests.support.published import golden_arrays, golden_state, spec_of, tokenizer_of, write_published
+from tests.support.waiting import HANG_S
 
 State = dict[str, torch.Tensor]
 
@@ -177,11 +182,14 @@ def test_a_checkpoint_that_is_none_is_refused_before_the_tokenizer(
 def test_a_tokenizer_that_is_none_is_refused_before_the_checkpoint_is_read(
     hammer: Path, tokenizer: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    (tmp_path / "vocabulary").mkdir()
+    (tmp_path / "vocabulary/vocab.txt").write_text("[PAD]\n[UNK]\n[CLS]\n[SEP]\n[MASK]\nthe\n")
     for words, sentence in (
         (None, "--tokenizer is missing"),
         (str(tmp_path), "cannot be used"),
         (f"{tokenizer}/tokenizer.json", "is a file. Name the folder"),
         (str(tmp_path / "nowhere"), "does not exist"),
+        (str(tmp_path / "vocabulary"), "has vocab.txt alone, which does not say how texts are split"),
         ("s3://bucket/tokenizer", "--tokenizer s3://bucket/tokenizer is at s3://"),
     ):
         assert sentence in refused(tmp_path, hammer, tmp_path / "m", words)
@@ -248,6 +256,33 @@ def test_a_stop_halfway_leaves_no_folder(
     with pytest.raises(KeyboardInterrupt):
         import_checkpoint(str(hammer), str(tmp_path / "m"), tokenizer)
     assert [path.name for path in tmp_path.iterdir()] == ["hammer.pth"]
+
+
+def test_vocab_txt_with_the_settings_of_the_error_is_a_tokenizer(hammer: Path, tokenizer: str, tmp_path: Path) -> None:
+    pieces = tokenizer_of(512).get_vocab()
+    folder = tmp_path / "vocabulary"
+    folder.mkdir()
+    (folder / "vocab.txt").write_text("".join(f"{piece}\n" for piece in sorted(pieces, key=pieces.__getitem__)))
+    with pytest.raises(CheckpointError, match="uncased BERT: ") as caught:
+        import_checkpoint(str(hammer), str(tmp_path / "m"), str(folder))
+    (folder / "tokenizer_config.json").write_text(str(caught.value).partition("uncased BERT: ")[2])
+    done = import_checkpoint(str(hammer), str(tmp_path / "m"), str(folder))
+    assert load_folder(done.folder).tokenizer.tokenize("The President smiles") == ["the", "president", "smiles"]
+
+
+@pytest.mark.chaos
+def test_a_kill_halfway_leaves_no_model_folder(hammer: Path, tokenizer: str, tmp_path: Path) -> None:
+    code = (
+        "import os, signal, sys\nfrom asap.policy import Policy\nfrom jobs.model.importing import import_checkpoint\n"
+        "Policy.save = lambda *_: os.kill(os.getpid(), signal.SIGKILL)\n"  # after the weights are written
+        "import_checkpoint(*sys.argv[1:])"
+    )
+    command = [sys.executable, "-c", code, str(hammer), str(tmp_path / "m"), tokenizer]
+    assert subprocess.run(command, timeout=HANG_S).returncode == -signal.SIGKILL
+    assert any((draft / "model.safetensors").is_file() for draft in tmp_path.glob(".m.new-*"))
+    assert not (tmp_path / "m").exists()
+
+    assert import_checkpoint(str(hammer), str(tmp_path / "m"), tokenizer).folder.is_dir()
 
 
 @pytest.fixture
@@ -341,3 +376,10 @@ def test_a_file_of_the_published_size_detects_as_the_model_in_memory_does(tmp_pa
             other.score, other.types, other.box_px, other.word_scores,
         )  # fmt: skip
     assert load_folder(done.folder).model_id == load_folder(memory).model_id
+    # The model in memory is the published one, by the numbers that its code computed.
+    golden = golden_arrays(f"{variant}_full_0")
+    images = np.random.RandomState(1000 + spec_of(f"{variant}_full_0")["seed"]).standard_normal((4, 3, 256, 256))
+    with torch.inference_mode():
+        output = load(done.folder)(torch.from_numpy(images).float(), golden["input_ids"], golden["attention_mask"])
+    for name, value in output._asdict().items():
+        torch.testing.assert_close(value, golden[f"out_{name}"], atol=1e-4, rtol=0)
