@@ -221,9 +221,10 @@ def _published_config(found: Shapes, title: str, heads: int) -> ModelConfig:
             shape[axis] for key, shape in found.items() if re.fullmatch(pattern, key) and len(shape) > max(axis, 0)
         ]
         if not sizes:
+            key = re.sub(r"\(\?:|\(_m\)\?|\\|[()?]", "", pattern.replace(r"\d+", "N").replace("(?:_m)?", ""))
             raise CheckpointError(
-                f"{title} is not a published ASAP or HAMMER checkpoint: no key matches {pattern!r}, so a size is "
-                f"unknown. It has {len(found)} keys: {shorten(sorted(found)[:3])}, …"
+                f"{title} is not a published ASAP or HAMMER checkpoint: it has no {key.replace('|', ' or ')}. "
+                f"It has {len(found)} keys: {shorten(sorted(found)[:3])}, …"
             )
         return Counter(sizes).most_common(1)[0][0]
 

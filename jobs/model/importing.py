@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from safetensors import SafetensorError
 
-from asap.errors import ConfigError, StorageError, printable
+from asap.errors import CheckpointError, ConfigError, StorageError, printable
 from asap.limits import NO_FAMILIARITY, limits_sentences
 from asap.model.asap import Asap
 from asap.model.config import ModelConfig
@@ -173,7 +173,12 @@ def _tokenizer(tokenizer: str | None, run: RunFolder | None) -> PreTrainedTokeni
             "trained with, or bert-base-uncased, which is downloaded: HAMMER and ASAP were published with it."
         )
     path = _local(tokenizer, "--tokenizer")
-    return as_tokenizer(path) if path.exists() else as_tokenizer(named_tokenizer(tokenizer))
+    if path.exists():
+        return load_tokenizer(path)
+    try:
+        return as_tokenizer(named_tokenizer(tokenizer))
+    except CheckpointError as error:
+        raise CheckpointError(f"{error}. Name a folder that holds the tokenizer, with tokenizer.json.") from error
 
 
 def _published(content: Any, file: Path, tokenizer: PreTrainedTokenizerFast) -> tuple[Asap, list[str]]:

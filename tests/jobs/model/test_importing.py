@@ -188,7 +188,7 @@ def test_a_tokenizer_that_is_none_is_refused_before_the_checkpoint_is_read(
         (None, "--tokenizer is missing"),
         (str(tmp_path), "cannot be used"),
         (f"{tokenizer}/tokenizer.json", "is a file. Name the folder"),
-        (str(tmp_path / "nowhere"), "does not exist"),
+        (str(tmp_path / "nowhere"), "does not exist. Name a folder"),
         (str(tmp_path / "vocabulary"), "has vocab.txt alone, which does not say how texts are split"),
         ("s3://bucket/tokenizer", "--tokenizer s3://bucket/tokenizer is at s3://"),
     ):
@@ -200,7 +200,8 @@ def test_a_tokenizer_that_is_none_is_refused_before_the_checkpoint_is_read(
     monkeypatch.setattr("transformers.AutoTokenizer.from_pretrained", fail)
     message = refused(tmp_path, hammer, tmp_path / "m", "bert-base-uncased")
     assert message == (
-        "bert-base-uncased is not a folder on this machine and could not be downloaded, OSError: no network"
+        "bert-base-uncased is not a folder on this machine and could not be downloaded, OSError: no network. "
+        "Name a folder that holds the tokenizer, with tokenizer.json."
     )
 
 
