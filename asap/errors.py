@@ -45,6 +45,15 @@ def stable_message(error: BaseException) -> str:
     return f"{type(error).__name__}: {message}" if message else type(error).__name__
 
 
+def printable(text: object, longest: int = 120) -> str:
+    """Return a text from outside as it may stand in a message: cut, and without characters that move a cursor.
+
+    A key of a file may hold anything, escape codes of terminals too. They are shown as Python writes them.
+    """
+    shown = "".join(sign if sign.isprintable() else ascii(sign)[1:-1] for sign in str(text)[: longest + 1])
+    return shown if len(str(text)) <= longest else f"{shown[:longest]}…"
+
+
 class AsapError(Exception):
     """The base of every error that this library raises on purpose."""
 

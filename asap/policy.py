@@ -97,19 +97,19 @@ class Policy:
         """Return True if an image type is flagged, so that the finding has a box."""
         return any(name in IMAGE_TYPES for name in flagged_types)
 
-    def save(self, path: Path) -> None:
+    def save(self, path: str | Path) -> None:
         """Write the policy as JSON."""
-        path.write_text(self.to_json(), encoding="utf-8")
+        Path(path).write_text(self.to_json(), encoding="utf-8")
 
     def to_json(self) -> str:
         """Return the contents of a `policy.json`."""
         return json.dumps(dataclasses.asdict(self), indent=2) + "\n"
 
     @classmethod
-    def load(cls, path: Path) -> Self:
+    def load(cls, path: str | Path) -> Self:
         """Read a `policy.json`. Raises `ConfigError`, with the path, if it cannot be read or is not a policy."""
         try:
-            return cls.from_json(path.read_bytes(), path)
+            return cls.from_json(Path(path).read_bytes(), path)
         except OSError as error:
             raise ConfigError(f"policy file {path} cannot be used: {error}") from error
 

@@ -77,6 +77,13 @@ class Predictor:
         min_text_read: float = MIN_TEXT_READ,
     ) -> None:
         """Take over `loaded.model`, which is moved to the device. `from_folder` explains the other arguments."""
+        if not isinstance(loaded, ModelFolder):
+            raise ConfigError(
+                f"the model is a {type(loaded).__name__} and not a ModelFolder. Use Predictor.from_folder(FOLDER), or "
+                "pass what load_model returns."
+            )
+        if policy is not None and not isinstance(policy, Policy):
+            raise ConfigError(f"policy {policy!r} is not a Policy. Read a file with Policy.load.")
         self.config = loaded.config
         self.model_id = loaded.model_id
         self.policy = policy or loaded.policy

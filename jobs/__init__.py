@@ -4,6 +4,7 @@ cli/           the `asap` command, one file a command
 scan/          scan a corpus in bulk
 train/         train a model
 evaluate/      evaluate a model on labeled pairs
+model/         make model folders of checkpoints, and describe them
 policy/        choose thresholds, and apply other thresholds to a finished scan
 control/       see, stop, query and delete jobs through their folders
 pages/         self-contained HTML pages, and SVG plots

@@ -356,15 +356,24 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int, max_tokens: int = 512
     return BertTokenizerFast(vocab=tokenizer.get_vocab(), model_max_length=max_tokens, **_SPECIAL_TOKENS)
 
 
-def load_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
+def load_tokenizer(folder: str | Path) -> PreTrainedTokenizerFast:
     """Read a tokenizer from a local folder. Nothing is downloaded, and no code in the folder is run.
 
     Raises `CheckpointError` if the folder holds no tokenizer that `TextCodec` can use.
     """
     from transformers import AutoTokenizer  # takes seconds to import, and only two functions need it
 
+    folder = Path(folder)
+    if folder.is_file():
+        raise CheckpointError(f"tokenizer {str(folder)!r} is a file. Name the folder that it is in.")
     if not folder.is_dir():
         raise CheckpointError(f"tokenizer folder {str(folder)!r} does not exist")
+    files = {path.name for path in folder.iterdir()}
+    if "vocab.txt" in files and not files & {"tokenizer.json", "tokenizer_config.json", "config.json"}:
+        raise CheckpointError(
+            f"tokenizer folder {str(folder)!r} has vocab.txt alone, which does not say how texts are split. Add "
+            'tokenizer_config.json; for an uncased BERT: {"tokenizer_class": "BertTokenizer", "do_lower_case": true}'
+        )
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except Exception as error:  # transformers does not document what it raises for a broken folder
@@ -373,7 +382,19 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
     return tokenizer
 
 
+def as_tokenizer(tokenizer: PreTrainedTokenizerFast | str | Path) -> PreTrainedTokenizerFast:
+    """Return a tokenizer, or read it if it is given as its folder. Raises as `load_tokenizer` does."""
+    if isinstance(tokenizer, str | Path):
+        return load_tokenizer(tokenizer)
+    _check_tokenizer(tokenizer, "the tokenizer")
+    return tokenizer
+
+
 def _check_tokenizer(tokenizer: PreTrainedTokenizerFast, name: str) -> None:
+    if not hasattr(tokenizer, "save_pretrained"):
+        raise CheckpointError(
+            f"{name} is no tokenizer but a {type(tokenizer).__name__}. Pass a tokenizer of transformers, or its folder."
+        )
     if not getattr(tokenizer, "is_fast", False):
         raise CheckpointError(
             f"{name} is not a fast one, so its pieces cannot be traced to words. Save it as tokenizer.json."

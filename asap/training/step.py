@@ -44,7 +44,7 @@ from asap.training.word_prediction import (
     mask_words,
     true_words,
 )
-from asap.weights.pretrained import read_safetensors
+from asap.weights.checkpoint_file import read_safetensors
 
 ALIGNMENT_TERMS = ("vlc", "ied", "hard_negative")
 """The terms that read captions and explanations (LMA, the large-model-assisted alignment of the paper)."""

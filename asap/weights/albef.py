@@ -11,6 +11,7 @@ from torch import Tensor
 from asap.errors import CheckpointError
 from asap.model.asap import Asap
 from asap.model.config import ModelConfig
+from asap.weights.checkpoint_file import read_state, title_of
 from asap.weights.matching import (
     POSITIONS,
     InitializationReport,
@@ -19,7 +20,7 @@ from asap.weights.matching import (
     has_another_size,
     resize_positions,
 )
-from asap.weights.published import TWINNED, Twins, published_name, queues, read_state, title_of
+from asap.weights.published import TWINNED, Twins, published_name, queues
 
 _PRETRAINED = ("image_encoder.", "text_encoder.", "fusion_encoder.", "image_projection.", "text_projection.")
 """Prefixes of the modules that ALBEF has too, each with a twin. It also has the temperature."""

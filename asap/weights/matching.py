@@ -7,15 +7,18 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 from timm.layers import resample_abs_pos_embed
 from torch import Tensor
 
-from asap.errors import CheckpointError
+from asap.errors import CheckpointError, printable
 from asap.model.asap import Asap
 from asap.model.config import ModelConfig
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
 
 Shapes = Mapping[str, tuple[int, ...]]
 
@@ -84,7 +87,7 @@ def describe_mismatches(expected: Shapes, found: Shapes) -> str:
 def shorten(keys: list[str]) -> str:
     """Return the first keys as a text, and the number of the others."""
     more = f", and {len(keys) - _LISTED} more" if len(keys) > _LISTED else ""
-    return ", ".join(keys[:_LISTED]) + more
+    return ", ".join(map(printable, keys[:_LISTED])) + more
 
 
 def has_another_size(positions: Tensor | None, expected: tuple[int, ...]) -> bool:
@@ -138,7 +141,7 @@ def select_fitting(
     return weights, report
 
 
-def check_vocabulary(tokenizer: Any, config: ModelConfig) -> None:
+def check_vocabulary(tokenizer: PreTrainedTokenizerFast, config: ModelConfig) -> None:
     """Raise `CheckpointError` unless the tokenizer has as many pieces as the word embedding has rows."""
     if len(tokenizer) != config.vocab_size:
         raise CheckpointError(

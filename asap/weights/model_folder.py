@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from asap.errors import CheckpointError, ConfigError
+from asap.errors import CheckpointError, ConfigError, printable
 from asap.familiarity_file import id_of_content, parse_familiarity
 from asap.limits import Limits
 from asap.model.config import ModelConfig
@@ -31,6 +31,7 @@ from asap.policy import Policy
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
+    from transformers import PreTrainedTokenizerFast
 
     from asap.familiarity import Familiarity
     from asap.model.asap import Asap
@@ -57,7 +58,7 @@ class ModelFolder:
 
     model: Asap
     """The model in eval mode, float32, on the CPU."""
-    tokenizer: Any
+    tokenizer: PreTrainedTokenizerFast
     policy: Policy
     model_id: str
     limits: Limits | None = None
@@ -81,7 +82,8 @@ def resolve_folder(folder: str | Path) -> Path:
         return path
     if path.is_file():
         raise CheckpointError(
-            f"model {str(folder)!r} is a file and not a model folder. Read a .pth file with import_published."
+            f"model {str(folder)!r} is a file and not a model folder. Make a model folder of a .pth file with "
+            "`asap import`."
         )
     raise CheckpointError(
         f"model folder {str(folder)!r} does not exist. Name a folder on this machine, or 'demo'; "
@@ -93,7 +95,7 @@ def save(
     model: Asap,
     folder: str | Path,
     *,
-    tokenizer: Any,
+    tokenizer: PreTrainedTokenizerFast | str | Path,
     policy: Policy | None = None,
     name: str | None = None,
     card: str | None = None,
@@ -106,7 +108,7 @@ def save(
     Args:
         model: the model.
         folder: the path to write to.
-        tokenizer: the tokenizer that the model was trained with.
+        tokenizer: the tokenizer that the model was trained with, or its folder.
         policy: the thresholds; by default the uncalibrated ones of a half.
         name: the name that the model id begins with; by default the folder's.
         card: the text of README.md.
@@ -115,18 +117,20 @@ def save(
         dtype: the type of the stored weights, such as `torch.float16`; None leaves them as they are.
 
     Raises:
-        ConfigError: if the name has other characters than letters, digits, '.', '_' and '-'.
+        ConfigError: if the name has other characters than letters, digits, '.', '_' and '-', or an argument is of
+            another kind.
         CheckpointError: if the tokenizer does not fit, a weight is not finite (in `dtype`), the familiarity was fitted
             to other weights, or the folder holds something else than a model.
     """
     from safetensors.torch import save_file
 
+    from asap.preprocessing.text import as_tokenizer
     from asap.weights.matching import check_vocabulary
 
     folder = Path(folder)
-    name = folder.resolve().name if name is None else name
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
-        raise ConfigError(f"model name {name!r} is not made of letters, digits, '.', '_' and '-'. Pass another name=.")
+    name = model_name(folder, name)
+    _check_kinds(model, policy, card, limits, familiarity)
+    tokenizer = as_tokenizer(tokenizer)
     check_vocabulary(tokenizer, model.config)
     weights = _stored_weights(model, dtype)
     with _replace_folder(folder) as draft:
@@ -149,13 +153,40 @@ def save(
     return folder
 
 
+def model_name(folder: Path, name: str | None = None) -> str:
+    """Return the name of a model in a folder: the given one, else the folder's. Raises `ConfigError` for a bad one."""
+    name = folder.resolve().name if name is None else name
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
+        raise ConfigError(f"model name {name!r} is not made of letters, digits, '.', '_' and '-'. Pass another name=.")
+    return name
+
+
+def _check_kinds(model: object, policy: object, card: object, limits: object, familiarity: object) -> None:
+    """Raise `ConfigError` for an argument of `save` that is of another kind, such as the path of a file."""
+    from asap.familiarity import Familiarity
+    from asap.model.asap import Asap
+
+    if isinstance(model, ModelFolder):
+        raise ConfigError("model is a ModelFolder, as load_model returns it. Pass its .model.")
+    kinds: dict[str, tuple[object, type]] = {
+        "model": (model, Asap), "policy": (policy, Policy), "card": (card, str), "limits": (limits, Limits),
+        "familiarity": (familiarity, Familiarity),
+    }  # fmt: skip
+    for argument, (value, kind) in kinds.items():
+        if not isinstance(value, kind) and (value is not None or argument == "model"):
+            raise ConfigError(
+                f"{argument} {printable(repr(value))} is a {type(value).__name__} and not a {kind.__name__}; "
+                "nothing was saved"
+            )
+
+
 def load(folder: str | Path) -> Asap:
     """Load the model of a folder (or of `"demo"`), in eval mode, float32, on the CPU.
 
     Raises `CheckpointError`, which names the folder and every weight that is missing or does not fit.
     """
+    from asap.weights.checkpoint_file import read_safetensors
     from asap.weights.matching import describe_mismatches, expected_shapes
-    from asap.weights.pretrained import read_safetensors
     from asap.weights.published import build
 
     path = resolve_folder(folder)
@@ -279,15 +310,20 @@ def _stored_weights(model: Asap, dtype: torch.dtype | None) -> dict[str, Tensor]
     return weights
 
 
+def check_replaceable(folder: Path) -> None:
+    """Raise `CheckpointError` if something else than a model folder, or an empty one, is at the path."""
+    is_replaceable = folder.is_dir() and ((folder / _CONFIG).is_file() or not any(folder.iterdir()))
+    if folder.exists() and not is_replaceable:
+        raise CheckpointError(f"{folder} exists and is not a model folder. Choose another path; nothing was saved.")
+
+
 @contextmanager
 def _replace_folder(folder: Path) -> Iterator[Path]:
     """Yield a draft beside `folder`, which replaces it when the block ends.
 
     An error leaves the former folder and no trace of the draft.
     """
-    is_replaceable = folder.is_dir() and ((folder / _CONFIG).is_file() or not any(folder.iterdir()))
-    if folder.exists() and not is_replaceable:
-        raise CheckpointError(f"{folder} exists and is not a model folder. Choose another path; nothing was saved.")
+    check_replaceable(folder)
     folder.parent.mkdir(parents=True, exist_ok=True)
     draft, former = (folder.with_name(f".{folder.name}.{kind}-{uuid.uuid4().hex[:8]}") for kind in ("new", "old"))
     draft.mkdir()

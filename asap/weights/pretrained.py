@@ -13,15 +13,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 
 from asap.errors import CheckpointError
 from asap.model.config import ModelConfig
 from asap.preprocessing.text import load_tokenizer
+from asap.weights.checkpoint_file import read_safetensors, read_state
 from asap.weights.matching import PATCH_EMBEDDING, WORDS, InitializationReport, check_post_norm, select_fitting
-from asap.weights.published import read_state
 
 _TIMM_HEADS = re.compile(r"(head|head_dist|fc_norm|pre_logits)\.")
 _BERT_HEADS = re.compile(r"(pooler|cls)\.|embeddings\.position_ids$")
@@ -89,10 +87,17 @@ def bert_tokenizer(source: str) -> Any:
     folder = Path(source)
     if folder.exists():
         return load_tokenizer(folder) if any((folder / name).is_file() for name in _TOKENIZER_FILES) else None
+    return named_tokenizer(source)
+
+
+def named_tokenizer(name: str) -> Any:
+    """Return the tokenizer that transformers downloads by its name. Raises `CheckpointError` if it cannot."""
     from transformers import AutoTokenizer  # takes seconds to import
 
-    with _download_errors(source):
-        return AutoTokenizer.from_pretrained(source, trust_remote_code=False)
+    if Path(name).is_absolute() or name.startswith("."):  # clearly a path, so it is not looked up on a hub
+        raise CheckpointError(f"tokenizer folder {name!r} does not exist")
+    with _download_errors(name):
+        return AutoTokenizer.from_pretrained(name, trust_remote_code=False)
 
 
 def read_weights(source: str) -> dict[str, Tensor] | None:
@@ -111,14 +116,6 @@ def read_weights(source: str) -> dict[str, Tensor] | None:
             raise CheckpointError(f"folder {path} has none of {', '.join(_WEIGHT_FILES)}; nothing was loaded")
         path = files[0]
     return read_safetensors(path) if path.suffix == ".safetensors" else read_state(path)
-
-
-def read_safetensors(file: Path) -> dict[str, Tensor]:
-    """Read all tensors of a file. Raises `CheckpointError` for a damaged one."""
-    try:
-        return dict(load_file(file))
-    except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"{file} cannot be read as safetensors: {error}") from error
 
 
 def _read_bert(source: str) -> tuple[dict[str, Tensor], Mapping[str, Any]]:

@@ -10,12 +10,11 @@ from __future__ import annotations
 import dataclasses
 import math
 import re
-import zipfile
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -23,7 +22,8 @@ from torch import Tensor
 from asap.errors import CheckpointError
 from asap.model.asap import Asap
 from asap.model.config import ModelConfig
-from asap.preprocessing.text import load_tokenizer
+from asap.preprocessing.text import as_tokenizer
+from asap.weights.checkpoint_file import read_state, title_of
 from asap.weights.matching import (
     POSITIONS,
     Shapes,
@@ -33,6 +33,10 @@ from asap.weights.matching import (
     resize_positions,
     shorten,
 )
+from asap.weights.other_models import HEAD_OUTPUT, extends_hammer, recognize
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
 
 _PUBLISHED_NAMES = {
     "image_encoder.": "visual_encoder.",
@@ -76,8 +80,24 @@ class Twins:
     HAMMER has only the first two of the features. Empty if the checkpoint has none."""
 
 
+@dataclass(frozen=True)
+class HammerPart:
+    """The tensors of a checkpoint that extends HAMMER, as far as HAMMER has them."""
+
+    config: ModelConfig
+    weights: dict[str, Tensor]
+    """The weights by our names, without the last layer of the type head."""
+    twins: Twins
+    dropped: list[str]
+    """Keys of the checkpoint that were left out."""
+
+
 def import_published(
-    source: str | Path | Mapping[str, Any], *, tokenizer: Any = None, heads: int = 12, image_size: int | None = None
+    source: str | Path | Mapping[str, Any],
+    *,
+    tokenizer: PreTrainedTokenizerFast | str | Path | None = None,
+    heads: int = 12,
+    image_size: int | None = None,
 ) -> Asap:
     """Import a published ASAP or HAMMER checkpoint as a model in eval mode, float32, on the CPU.
 
@@ -89,17 +109,32 @@ def import_published(
         source: a `.pth` file, or a state dict in the published names; bare or under "model", with or without DDP's
             "module.".
         tokenizer: the tokenizer that the checkpoint was trained with, or its folder; its vocabulary is compared with
-            the weights.
+            the shapes before the weights are read.
         heads: attention heads of the model.
         image_size: the side in pixels to resize the position embedding to; None keeps the checkpoint's.
 
     Raises:
         CheckpointError: with every key that does not fit; nothing is loaded.
     """
-    state = read_state(source)
-    config = _check_published(state, title_of(source), heads)
+    words = None if tokenizer is None else as_tokenizer(tokenizer)
+    return model_of_state(read_state(source), title_of(source), words, heads=heads, image_size=image_size)
+
+
+def model_of_state(
+    state: dict[str, Tensor],
+    title: str,
+    tokenizer: PreTrainedTokenizerFast | None = None,
+    *,
+    heads: int = 12,
+    image_size: int | None = None,
+) -> Asap:
+    """Return the model of a state dict that `read_state` returned. `title` names it in messages.
+
+    The other arguments and the errors are `import_published`'s.
+    """
+    config = _check_published(state, title, heads)
     if tokenizer is not None:
-        check_vocabulary(load_tokenizer(Path(tokenizer)) if isinstance(tokenizer, str | Path) else tokenizer, config)
+        check_vocabulary(tokenizer, config)
     weights = _translated(state, config, twin=False)
     if image_size is not None:
         config, weights = _resized(weights, config, image_size)
@@ -143,42 +178,31 @@ def build(config: ModelConfig, weights: Mapping[str, Tensor]) -> Asap:
     return model
 
 
-def title_of(source: Any) -> str:
-    """Return the name of a checkpoint in messages."""
-    return f"checkpoint {source}" if isinstance(source, str | Path) else "the state dict"
+def hammer_part(source: str | Path, *, heads: int = 12) -> HammerPart | None:
+    """Return the part of RamDG that HAMMER has too, or HAMMER or ASAP without the last layer of another type head.
 
-
-def read_state(source: str | Path | Mapping[str, Any]) -> dict[str, Tensor]:
-    """Read the tensors under their published names, without the mappings and prefixes that wrap them."""
-    content = _read_file(Path(source)) if isinstance(source, str | Path) else source
-    if isinstance(content, Mapping) and isinstance(content.get("model"), Mapping):
-        content = content["model"]
-    if not isinstance(content, Mapping) or not content:
-        raise CheckpointError(f"{title_of(source)} holds no state dict, bare or under 'model'; nothing was loaded")
-    try:
-        state = {str(key).removeprefix("module."): torch.as_tensor(value) for key, value in content.items()}
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise CheckpointError(f"{title_of(source)} holds values that are no tensors: {error}") from error
-    return state
-
-
-def _read_file(path: Path) -> Any:
-    if not path.is_file():
-        raise CheckpointError(f"checkpoint {path} is not a file")
-    try:
-        # Only the zip format can be memory-mapped. Twins, queues and optimizer are then not read unless they are used.
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))  # noqa: TID251
-    except Exception as error:  # a damaged pickle can raise anything
-        reason = str(error).partition("\n")[0]
-        raise CheckpointError(
-            f"checkpoint {path} cannot be read as plain tensors, {type(error).__name__}: {reason}. "
-            "It is damaged, or holds Python objects, which are never unpickled here. Save its 'model' entry alone."
-        ) from error
+    It is a start for training and no model. None for any other checkpoint. Raises `CheckpointError`, with every key
+    that is missing or does not fit.
+    """
+    state = read_state(source)
+    shapes = {key: tuple(value.shape) for key, value in state.items()}
+    if not extends_hammer(shapes):
+        return None
+    config = _published_config(shapes, title_of(source), heads)
+    expected = _published_shapes(shapes, config)
+    part = {key: value for key, value in state.items() if key in expected and not key.startswith(HEAD_OUTPUT)}
+    wanted = {key: shape for key, shape in expected.items() if not key.startswith(HEAD_OUTPUT)}
+    if lines := describe_mismatches(wanted, {key: shapes[key] for key in part}):
+        raise CheckpointError(f"{title_of(source)} does not fit; nothing was loaded\n{lines}")
+    twins = Twins(_translated(part, config, twin=True), queues(part))
+    return HammerPart(config, _translated(part, config, twin=False), twins, sorted(set(state) - set(part)))
 
 
 def _check_published(state: dict[str, Tensor], title: str, heads: int) -> ModelConfig:
     """Check every key of a state dict in the published names, and return its configuration."""
     found = {key: tuple(value.shape) for key, value in state.items()}
+    if other := recognize(found, title):
+        raise CheckpointError(f"{other} Nothing was loaded.")
     config = _published_config(found, title, heads)
     if lines := describe_mismatches(_published_shapes(found, config), found):
         raise CheckpointError(
@@ -197,9 +221,10 @@ def _published_config(found: Shapes, title: str, heads: int) -> ModelConfig:
             shape[axis] for key, shape in found.items() if re.fullmatch(pattern, key) and len(shape) > max(axis, 0)
         ]
         if not sizes:
+            key = re.sub(r"\(\?:|\(_m\)\?|\\|[()?]", "", pattern.replace(r"\d+", "N").replace("(?:_m)?", ""))
             raise CheckpointError(
-                f"{title} is not a published ASAP or HAMMER checkpoint: no key matches {pattern!r}, so a size is "
-                f"unknown. It has {len(found)} keys: {shorten(sorted(found)[:3])}, …"
+                f"{title} is not a published ASAP or HAMMER checkpoint: it has no {key.replace('|', ' or ')}. "
+                f"It has {len(found)} keys: {shorten(sorted(found)[:3])}, …"
             )
         return Counter(sizes).most_common(1)[0][0]
 

@@ -1,6 +1,7 @@
 """A start for training from weights that others trained, with a report on the use of each tensor.
 
-    PATH.pth              a published ASAP or HAMMER checkpoint, or ALBEF's; its keys decide which
+    PATH.pth              a published ASAP or HAMMER checkpoint, ALBEF's, or RamDG's, of which the HAMMER part is
+                          taken; its keys decide which
     FOLDER                a model folder, or `demo`
     timm:NAME_OR_FOLDER   a ViT of timm, for the image encoder
     bert:NAME_OR_FOLDER   a BERT of transformers, for the text encoder and the fusion layers that follow it
@@ -13,6 +14,7 @@ name that timm or transformers downloads, without code from there.
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Container, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,18 +28,29 @@ from asap.errors import CheckpointError
 from asap.model.config import ModelConfig
 from asap.preprocessing.text import load_tokenizer
 from asap.weights.albef import albef_twins, import_albef
+from asap.weights.checkpoint_file import read_state, title_of
 from asap.weights.matching import (
     ASAP_ONLY,
     PATCH_EMBEDDING,
+    POSITIONS,
     WORDS,
     InitializationReport,
     check_post_norm,
     expected_shapes,
+    resize_positions,
     select_fitting,
 )
 from asap.weights.model_folder import load, resolve_folder
+from asap.weights.other_models import HEAD_OUTPUT, recognize
 from asap.weights.pretrained import bert_encoders, bert_tokenizer, timm_encoder
-from asap.weights.published import Twins, import_published, published_name, published_twins, read_state
+from asap.weights.published import (
+    HammerPart,
+    Twins,
+    hammer_part,
+    import_published,
+    published_name,
+    published_twins,
+)
 
 _TIMM, _BERT = "timm:", "bert:"
 
@@ -126,14 +139,21 @@ def _read_start(source: str, config: ModelConfig, *, takes_words: bool) -> Start
         )
     check_post_norm(source, config)
     # ASAP and HAMMER find boxes; ALBEF, from which they were trained, has no head for them.
-    if any(key.startswith("bbox_head.") for key in read_state(source)):
+    state = read_state(source)
+    if any(key.startswith("bbox_head.") for key in state):
         return _from_published(source, config)
+    if "visual_encoder.pos_embed" not in state:
+        shapes = {key: tuple(value.shape) for key, value in state.items()}
+        if other := recognize(shapes, title_of(source)):
+            raise CheckpointError(f"{other} Nothing was loaded.")
     model, report = import_albef(source, config)
     state = model.state_dict()
     return Start({name: state[name] for name in report.taken}, albef_twins(source, config), {source: report})
 
 
 def _from_published(source: str, config: ModelConfig) -> Start:
+    if part := hammer_part(source, heads=config.heads):
+        return _from_hammer_part(part, source, config)
     model = import_published(source, heads=config.heads)
     weights, report = select_fitting(model.state_dict(), config, source, _left_out(model.config, config))
     twins = published_twins(source, heads=config.heads, image_size=config.image_size)
@@ -146,6 +166,20 @@ def _from_published(source: str, config: ModelConfig) -> Start:
         for_twins=sorted(names | {key for key in read_state(source) if "queue" in key}),
     )
     return Start(weights, Twins(of_twin, twins.queues), {source: report})
+
+
+def _from_hammer_part(part: HammerPart, source: str, config: ModelConfig) -> Start:
+    """Return the start from a checkpoint with other types, as far as the model to train has its parts."""
+    output = re.escape(HEAD_OUTPUT.replace("cls_head.", "type_head."))
+    weights, report = select_fitting(part.weights, config, source, [*_left_out(part.config, config), output])
+    twin = {name: value for name, value in part.twins.weights.items() if name in weights}
+    if POSITIONS in twin:
+        twin[POSITIONS] = resize_positions(twin[POSITIONS], config)
+    used = {published_name(name, part.config, twin=True) for name in twin}
+    dropped = [published_name(name, part.config) for name in report.dropped] + part.dropped
+    used |= {key for key in read_state(source) if "queue" in key and key not in part.dropped}
+    report = dataclasses.replace(report, dropped=sorted(dropped), for_twins=sorted(used))
+    return Start(weights, Twins(twin, part.twins.queues), {source: report})
 
 
 def _from_folder(source: str, config: ModelConfig, *, takes_words: bool) -> Start:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import sys
 
 import typer
@@ -17,6 +18,7 @@ from asap.errors import AsapError
 from jobs.cli.control import cancel, delete, errors, list_jobs, report, results, resume, status, watch
 from jobs.cli.detect import detect
 from jobs.cli.evaluate import evaluate
+from jobs.cli.model import import_checkpoint, model
 from jobs.cli.newsroom import newsroom
 from jobs.cli.plan import plan
 from jobs.cli.policy import calibrate, familiarize, repolicy
@@ -35,8 +37,13 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-for command in (plan, scan, detect, newsroom, train, evaluate, familiarize, calibrate, repolicy):
+for command in (plan, scan, detect, newsroom, train, evaluate):
     app.command()(command)
+app.command("import")(import_checkpoint)
+app.command()(model)
+app.command()(familiarize)
+app.command()(calibrate)
+app.command()(repolicy)
 app.add_typer(serving, name="serve")
 app.command("status", rich_help_panel=_JOB_FOLDERS)(status)
 app.command("list", rich_help_panel=_JOB_FOLDERS)(list_jobs)
@@ -44,6 +51,8 @@ for verb in (watch, cancel, resume, errors, results, report, delete):
     app.command(rich_help_panel=_JOB_FOLDERS)(verb)
 
 _EXIT_CODES: dict[type[AsapError], int] = {InputUnfamiliar: EXIT_UNFAMILIAR, TooManyErrors: EXIT_TOO_MANY_ERRORS}
+_CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+"""Characters that move a terminal's cursor or change its colors; names in the files of others may hold them."""
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _KEPT = {
     "scan": "Finished pairs are kept. Run the same command again to resume.",
@@ -52,6 +61,7 @@ _KEPT = {
     "repolicy": "Run the same command again to resume.",
     "evaluate": "Nothing was written.",
     "calibrate": "Nothing was written.",
+    "import": "Nothing was written.",
     "familiarize": "Nothing was written.",
     "serve": "Requests in flight were not answered.",
 }
@@ -85,4 +95,5 @@ def main() -> None:
 
 
 def _complain(message: str) -> None:
+    message = _CONTROLS.sub(lambda control: ascii(control[0])[1:-1], message)
     Console(stderr=True).print(f"asap: {message}", style="red", markup=False, highlight=False, soft_wrap=True)

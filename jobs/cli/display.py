@@ -228,12 +228,14 @@ def plan_tables(plan: Plan) -> Group:
     for precision in ("float32", "bfloat16"):
         memory.add_column(precision, justify="right")
     for name, size in plan.memory.items():
-        memory.add_row(name, _size(size), _size(plan.memory_bfloat16[name]))
-    memory.add_row("all", *(_size(sum(part.values())) for part in (plan.memory, plan.memory_bfloat16)), style="bold")
+        memory.add_row(name, size_text(size), size_text(plan.memory_bfloat16[name]))
+    memory.add_row(
+        "all", *(size_text(sum(part.values())) for part in (plan.memory, plan.memory_bfloat16)), style="bold"
+    )
     parameters = {**plan.parameters, "all": sum(plan.parameters.values())}
     checkpoints = (
-        f"{_size(plan.checkpoint_bytes)} each, {plan.checkpoints_written} written "
-        f"({_size(plan.checkpoint_bytes * plan.checkpoints_written)}), at most {plan.checkpoints_kept} kept"
+        f"{size_text(plan.checkpoint_bytes)} each, {plan.checkpoints_written} written "
+        f"({size_text(plan.checkpoint_bytes * plan.checkpoints_written)}), at most {plan.checkpoints_kept} kept"
     )
     faster = "" if plan.precision == "bfloat16" else " `--set precision=auto` is at least twice as fast (bfloat16)."
     if plan.checkpoint_every_s is not None:
@@ -285,7 +287,7 @@ def named_values(title: str, rows: dict[str, str]) -> Table:
     return table
 
 
-def _size(count: float) -> str:
+def size_text(count: float) -> str:
     """Format bytes in the unit that reads best."""
     for unit in ("B", "KiB", "MiB"):
         if count < 1024:

@@ -455,8 +455,14 @@ def test_a_tokenizer_without_cls_is_refused(tmp_path):
 
 
 def test_a_tokenizer_that_is_not_fast_is_refused():
+    class Slow:
+        def save_pretrained(self, folder):
+            raise AssertionError("not reached")
+
     with pytest.raises(CheckpointError, match="not a fast one"):
-        TextCodec(object())
+        TextCodec(Slow())
+    with pytest.raises(CheckpointError, match="is no tokenizer but a str"):
+        TextCodec("bert-base-uncased")
 
 
 @pytest.mark.parametrize("limit", [{"max_words": 0}, {"max_tokens": 1}, {"max_characters": 0}])

@@ -15,6 +15,7 @@ from asap.training.momentum import FeatureQueues
 from asap.weights.matching import expected_shapes
 from asap.weights.published import import_published, published_name, published_twins
 from tests.golden.weights import golden_state_dict
+from tests.support.published import tokenizer_of
 
 GOLDEN = Path(__file__).parents[2] / "golden"
 State = dict[str, torch.Tensor]
@@ -221,8 +222,20 @@ def test_a_mapping_without_tensors_is_refused(content: object) -> None:
 
 
 def test_the_checkpoint_of_another_model_is_refused_with_some_of_its_keys() -> None:
-    with pytest.raises(CheckpointError, match=r"not a published ASAP or HAMMER.* 1 keys: conv1\.weight"):
+    with pytest.raises(CheckpointError, match=r"not a published ASAP or HAMMER.* 1 keys: conv1\.weight") as caught:
         import_published({"conv1.weight": torch.zeros(3)})
+    assert "it has no visual_encoder.pos_embed. It" in str(caught.value)
+
+
+def test_a_size_that_no_key_tells_is_named_without_a_pattern(state: State) -> None:
+    for dropped, named in (
+        ("fc1.weight", "it has no visual_encoder.blocks.N.mlp.fc1.weight. It"),
+        ("intermediate.dense.weight", "it has no text_encoder.bert.encoder.layer.N.intermediate.dense.weight. It"),
+        ("_proj", "it has no vision or text_proj.weight or bias. It"),
+    ):
+        with pytest.raises(CheckpointError) as caught:
+            import_published({key: value for key, value in state.items() if dropped not in key})
+        assert named in str(caught.value)
 
 
 def test_position_embeddings_that_form_no_square_are_refused(state: State) -> None:
@@ -284,8 +297,4 @@ def test_a_tokenizer_of_another_vocabulary_is_refused(state: State, tmp_path: Pa
 
 
 def test_a_fitting_tokenizer_is_accepted(state: State) -> None:
-    class Fitting:
-        def __len__(self) -> int:
-            return 512
-
-    assert isinstance(import_published(state, tokenizer=Fitting()), Asap)
+    assert isinstance(import_published(state, tokenizer=tokenizer_of(512)), Asap)
