@@ -137,6 +137,8 @@ def save(
         settings = {"schema_version": SCHEMA_VERSION, "name": name, "model": dataclasses.asdict(model.config)}
         (draft / _CONFIG).write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
         save_file(weights, draft / _WEIGHTS)
+        # The library lets its owner alone read the file. Those who may read the folder may read its weights.
+        (draft / _WEIGHTS).chmod((draft / _CONFIG).stat().st_mode)
         if familiarity is not None:
             familiarity.check_weights(weights_sha256(draft), "the familiarity")
             (draft / _FAMILIARITY).write_bytes(familiarity.to_bytes())

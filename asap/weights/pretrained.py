@@ -17,7 +17,7 @@ from torch import Tensor
 
 from asap.errors import CheckpointError
 from asap.model.config import ModelConfig
-from asap.preprocessing.text import load_tokenizer
+from asap.preprocessing.text import as_tokenizer, load_tokenizer
 from asap.weights.checkpoint_file import read_safetensors, read_state
 from asap.weights.matching import PATCH_EMBEDDING, WORDS, InitializationReport, check_post_norm, select_fitting
 
@@ -87,10 +87,23 @@ def bert_tokenizer(source: str) -> Any:
     folder = Path(source)
     if folder.exists():
         return load_tokenizer(folder) if any((folder / name).is_file() for name in _TOKENIZER_FILES) else None
-    return named_tokenizer(source)
+    return _downloaded_tokenizer(source)
 
 
-def named_tokenizer(name: str) -> Any:
+def tokenizer_at(source: str) -> Any:
+    """Return the tokenizer of a folder, or the one that transformers downloads by this name.
+
+    Raises `CheckpointError` if there is none.
+    """
+    if Path(source).exists():
+        return load_tokenizer(Path(source))
+    try:
+        return as_tokenizer(_downloaded_tokenizer(source))
+    except CheckpointError as error:
+        raise CheckpointError(f"{error}. Name a folder that holds the tokenizer, with tokenizer.json.") from error
+
+
+def _downloaded_tokenizer(name: str) -> Any:
     """Return the tokenizer that transformers downloads by its name. Raises `CheckpointError` if it cannot."""
     from transformers import AutoTokenizer  # takes seconds to import
 

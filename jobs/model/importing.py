@@ -19,10 +19,10 @@ from asap.errors import CheckpointError, ConfigError, StorageError, printable
 from asap.limits import NO_FAMILIARITY, limits_sentences
 from asap.model.asap import Asap
 from asap.model.config import ModelConfig
-from asap.preprocessing.text import as_tokenizer, load_tokenizer
+from asap.preprocessing.text import load_tokenizer
 from asap.weights.checkpoint_file import check_checkpoint, read_checkpoint, read_state, title_of
 from asap.weights.model_folder import model_name, save
-from asap.weights.pretrained import named_tokenizer
+from asap.weights.pretrained import tokenizer_at
 from asap.weights.published import model_of_state
 from jobs.model.own_run import build_own, is_own, run_of
 from jobs.train.run_folder.folder import RunFolder
@@ -172,13 +172,7 @@ def _tokenizer(tokenizer: str | None, run: RunFolder | None) -> PreTrainedTokeni
             "--tokenizer is missing: a published checkpoint has none. Name the folder of the tokenizer that it was "
             "trained with, or bert-base-uncased, which is downloaded: HAMMER and ASAP were published with it."
         )
-    path = _local(tokenizer, "--tokenizer")
-    if path.exists():
-        return load_tokenizer(path)
-    try:
-        return as_tokenizer(named_tokenizer(tokenizer))
-    except CheckpointError as error:
-        raise CheckpointError(f"{error}. Name a folder that holds the tokenizer, with tokenizer.json.") from error
+    return tokenizer_at(str(_local(tokenizer, "--tokenizer")))
 
 
 def _published(content: Any, file: Path, tokenizer: PreTrainedTokenizerFast) -> tuple[Asap, list[str]]:

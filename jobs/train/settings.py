@@ -61,7 +61,7 @@ class TrainSettings(CorpusSettings, ClusterSettings, WatchSettings):
     Files and folders may be at s3://.
     """
     tokenizer: str | None = None
-    """The folder of a tokenizer, or `train` to train one on the corpus.
+    """The folder of a tokenizer, the name of one to download, or `train` to train one on the corpus.
 
     None: the tokenizer of the last source in `init` that has one; if none has, one is trained on the corpus.
     """

@@ -14,6 +14,7 @@ from asap.model.config import ModelConfig
 from asap.preprocessing.text import load_tokenizer
 from asap.storage.files import download_file, download_folder, exists, target_of_key, write_atomically
 from asap.storage.location import Location
+from asap.weights.pretrained import tokenizer_at
 from asap.weights.start import has_words, read_starts, source_tokenizer, split_source
 from jobs.train.events import OnEvent
 from jobs.train.run_folder.folder import RunFolder
@@ -75,12 +76,12 @@ def _prepare_tokenizer(folder: RunFolder, settings: TrainSettings, sources: dict
         if without := [sources[address] for address in sources if has_words(address) and own[address] is None]:
             raise ConfigError(
                 f"init {without[0]} has word embeddings but no tokenizer that says which words they are. Set tokenizer "
-                "to the folder of the tokenizer that it was trained with."
+                "to the folder or the name of the tokenizer that it was trained with."
             )
         return []
     if settings.tokenizer is not None:
         with tempfile.TemporaryDirectory() as scratch:
-            chosen = load_tokenizer(Path(_fetch(settings.tokenizer, Path(scratch) / "tokenizer")))
+            chosen = tokenizer_at(_fetch(settings.tokenizer, Path(scratch) / "tokenizer"))
     else:
         chosen = own[with_tokenizer[-1]]
     if not folder.tokenizer.exists():

@@ -54,6 +54,11 @@ def edit_config(folder: Path, **changes: object) -> None:
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))
 
 
+def test_whoever_may_read_the_folder_may_read_its_weights(folder: Path) -> None:
+    modes = {file.name: file.stat().st_mode for file in folder.iterdir() if file.is_file()}
+    assert modes["model.safetensors"] == modes["config.json"]
+
+
 def test_a_saved_model_is_loaded_unchanged(folder: Path, model: Asap, tokenizer: PreTrainedTokenizerFast) -> None:
     loaded = load_folder(folder)
 

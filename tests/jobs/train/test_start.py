@@ -70,6 +70,22 @@ def test_a_tokenizer_of_the_settings_wins_and_embeddings_are_taken_if_it_has_the
     assert "left fresh: none" in events[0]["report"]
 
 
+def test_a_tokenizer_of_the_settings_can_be_the_name_of_one_to_download(
+    folder: RunFolder, source: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+
+    def download(name: str, **_: Any) -> Any:
+        asked.append(name)
+        return load_tokenizer(source / "tokenizer")
+
+    monkeypatch.setattr("asap.weights.pretrained._downloaded_tokenizer", download)
+    events = prepared(folder, settings_for(source, tokenizer="bert-of-a-hub"))
+    assert asked == ["bert-of-a-hub"]
+    assert "left fresh: none" in events[0]["report"]
+    assert folder.tokenizer.exists()
+
+
 def test_word_embeddings_without_a_tokenizer_are_refused(folder: RunFolder, source: Path, tmp_path: Path) -> None:
     torch.save({"any": torch.zeros(1)}, tmp_path / "some.pth")
     with pytest.raises(
