@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from safetensors import SafetensorError
 
-from asap.errors import CheckpointError, ConfigError, StorageError, printable
+from asap.errors import ConfigError, StorageError, printable
 from asap.limits import NO_FAMILIARITY, limits_sentences
 from asap.model.asap import Asap
 from asap.model.config import ModelConfig
