@@ -23,6 +23,7 @@ from asap.preprocessing.text import TextCodec
 from asap.training.batch import Batch
 from asap.training.dataset import TrainingSet, collate
 from asap.training.distributed import gather_objects, rank, world_size
+from asap.training.losses import IGNORED_TOKEN
 
 
 def evaluate_split(model: Asap, pairs: TrainingSet, batch_size: int = 64, *, elsewhere: bool = False) -> dict[str, Any]:
@@ -190,10 +191,12 @@ def evaluate_batch(
 
 
 def _published_labels(pairs: TrainingSet, numbers: range, batch: Batch) -> Tensor:
-    """Return the token labels of the published alignment, (B, L), padded like the batch's own."""
-    labels_BL = torch.full_like(batch.token_labels, -100)
+    """Return the token labels of the published alignment, (B, L), padded and ignored like the batch's own."""
+    labels_BL = torch.full_like(batch.token_labels, IGNORED_TOKEN)
     for row, number in enumerate(numbers):
         record = pairs.records[number]
+        if record.fake_text_pos is None:
+            continue
         labels = pairs.codec.label_as_published(record.text, record.fake_text_pos)
         labels_BL[row, : len(labels)] = torch.tensor(labels)
     return labels_BL

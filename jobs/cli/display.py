@@ -14,7 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn
 from rich.table import Table
 from rich.text import Text
 
-from asap.evaluation.table import CLASS_COLUMNS, class_rows, intervals_sentence, task_rows
+from asap.evaluation.table import CLASS_COLUMNS, class_rows, intervals_sentence, task_rows, words_sentence
 from asap.finding import NOT_JUDGED, Finding, score_text
 from asap.limits import NO_FAMILIARITY
 from asap.render import LEVEL_COLORS, level, segments
@@ -307,7 +307,7 @@ def evaluation_tables(report: dict[str, Any]) -> Group:
         if row.intervals:  # below the figure, for a terminal is narrow
             cells = [f"{cell}\n{interval}" for cell, interval in zip(cells, row.intervals, strict=True)]
         tasks.add_row(row.task, row.reading.partition(":")[0], *cells)
-    tasks.caption = intervals_sentence(report)
+    tasks.caption = " ".join(filter(None, (words_sentence(report), intervals_sentence(report))))
     classes = Table(title="by class: AUC against the authentic pairs, boxes gated", **PLAIN_TABLE)
     for name in CLASS_COLUMNS:
         classes.add_column(name, justify="left" if name == CLASS_COLUMNS[0] else "right", no_wrap=True)

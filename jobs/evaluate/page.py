@@ -11,7 +11,7 @@ from typing import Any
 from markupsafe import Markup
 
 from asap.corpus.reader import Record
-from asap.evaluation.table import CLASS_COLUMNS, LEGEND, class_rows, intervals_sentence, task_rows
+from asap.evaluation.table import CLASS_COLUMNS, LEGEND, class_rows, intervals_sentence, task_rows, words_sentence
 from asap.finding import Finding, Word, score_text
 from asap.labels import TYPES, is_manipulated, types_of
 from asap.limits import NO_FAMILIARITY
@@ -61,6 +61,7 @@ def evaluation_page(report: dict[str, Any], charts: Mapping[str, str], worst: Se
         "legend": LEGEND,
         "tasks": task_rows(report),
         "intervals": intervals_sentence(report),
+        "words": words_sentence(report),
         "columns": CLASS_COLUMNS,
         "classes": class_rows(report),
         "charts": [
@@ -113,7 +114,7 @@ def _card(pair: WorstPair) -> dict[str, Any]:
 def _marked(record: Record, finding: Finding) -> Markup:
     """Return the text as HTML: flagged words are marked by their score, manipulated words are underlined."""
     flagged = {word.index: word for word in finding.words or ()}
-    true = set(record.fake_text_pos)
+    true = set(record.fake_text_pos or ())
     # A manipulated word that the model missed has a place in the text too, with score 0.
     words = [
         flagged.get(span.index, Word(span.index, span.start, span.end, span.word, 0.0))
