@@ -99,9 +99,7 @@ class PictureCache:
         Raises:
             InputError: for a picture that cannot be decoded, unless `keep_broken`. The message names it.
         """
-        paths = list(dict.fromkeys(record.image for record in records))
-        key = hashlib.sha256("\n".join([str(image_size), *map(str, paths)]).encode()).hexdigest()[:16]
-        pixels_file, sizes_file = folder / f"{key}.pixels.npy", folder / f"{key}.sizes.npy"
+        paths, pixels_file, sizes_file = cls._files(records, image_size, folder)
         broken: dict[ImageAddress, str] = {}
         if not sizes_file.exists():  # it is written last, so its presence means that both files are complete
             folder.mkdir(parents=True, exist_ok=True)
@@ -111,6 +109,18 @@ class PictureCache:
         for row in np.flatnonzero(sizes[:, 0] == 0):
             broken.setdefault(paths[row], f"picture {paths[row]} could not be decoded")
         return cls(pixels, sizes, {path: row for row, path in enumerate(paths)}, broken)
+
+    @classmethod
+    def is_made(cls, records: Sequence[Record], image_size: int, folder: Path) -> bool:
+        """Return True if the folder has the cache of the records' pictures, so that `prepare` decodes nothing."""
+        return cls._files(records, image_size, folder)[2].exists()
+
+    @staticmethod
+    def _files(records: Sequence[Record], image_size: int, folder: Path) -> tuple[list[ImageAddress], Path, Path]:
+        """Return the pictures of the records, and the files of their pixels and of their sizes."""
+        paths = list(dict.fromkeys(record.image for record in records))
+        key = hashlib.sha256("\n".join([str(image_size), *map(str, paths)]).encode()).hexdigest()[:16]
+        return paths, folder / f"{key}.pixels.npy", folder / f"{key}.sizes.npy"
 
 
 def _decode_all(

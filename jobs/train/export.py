@@ -101,13 +101,16 @@ def export_model(
     draft = folder.path / "model.draft"
     save(model, draft, tokenizer=tokenizer, name=settings.name, dtype=torch.float16)
     device = "cuda" if settings.device != "cpu" and torch.cuda.is_available() else "cpu"
-    test = Split.open(settings, folder, "test", model.config)
+    # Pixels are read from the cache of this machine, or decoded a batch at a time: a new cache would serve only once.
+    test = Split.open(settings, folder, "test", model.config, may_decode=False)
     evaluation = predict_split(load(draft).to(device), test.pairs, elsewhere=True)
     report = evaluation.compute()
     if len(evaluation):
         report["intervals"] = bootstrap_intervals(evaluation.predictions())
     (folder.path / "test_metrics.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
-    known, held_out = (Split.open(settings, folder, split, model.config).pairs.records for split in ("train", "val"))
+    known, held_out = (
+        Split.open(settings, folder, split, model.config, may_decode=False).pairs.records for split in ("train", "val")
+    )
     familiarity, about_it = _familiarity(draft, device, settings, known, held_out, progress)
     progress({"note": about_it})
     limits = model_limits(settings, model.config, known)

@@ -35,7 +35,14 @@ from jobs.cluster import (
 from jobs.metrics import targets_announced
 from jobs.states import JobStates, job_states
 from jobs.stops import in_background
-from jobs.train.data.splits import choose_ingest, corpus_event, data_of, prepare_splits, read_splits
+from jobs.train.data.splits import (
+    cache_pictures,
+    choose_ingest,
+    corpus_event,
+    data_of,
+    prepare_splits,
+    read_splits,
+)
 from jobs.train.defaults import warm_start_defaults
 from jobs.train.events import OnEvent
 from jobs.train.export import SCORE, ChosenCheckpoint, export_model
@@ -122,8 +129,7 @@ def _train(
             resources = {} if chosen else _resources_per_worker(settings, progress)
             if resources:
                 _wait_for_room(settings, resources, progress)
-            _prepare(folder, settings, corpora, progress)
-            folder.push("tokenizer", "start", "index", folder.corpus.name)
+            _prepare(folder, settings, corpora, progress, trains=chosen is None)
             chosen = chosen or _run_workers(folder, settings, resources, watch)
         states.change({"state": "finalizing"})
         return export_model(folder, settings, chosen, progress)
@@ -221,10 +227,13 @@ def _claim(folder: RunFolder, settings: TrainSettings, data: dict[str, dict[str,
     folder.push(folder.settings.name)
 
 
-def _prepare(folder: RunFolder, settings: TrainSettings, corpora: dict[str, Corpus], progress: OnEvent) -> None:
-    """Write the tokenizer, the pictures and the indexes, once for all workers.
+def _prepare(
+    folder: RunFolder, settings: TrainSettings, corpora: dict[str, Corpus], progress: OnEvent, *, trains: bool
+) -> None:
+    """Write the tokenizer, the indexes and, if the run `trains`, the pictures, once for all workers.
 
-    Every record is checked, because a bad one must not end a long run.
+    Every record is checked, because a bad one must not end a long run. What an earlier start has prepared is taken from
+    the run folder.
     """
     if not folder.tokenizer.exists():
         records = corpora["train"].records
@@ -232,8 +241,13 @@ def _prepare(folder: RunFolder, settings: TrainSettings, corpora: dict[str, Corp
         draft = folder.path / "tokenizer.draft"
         train_tokenizer(texts, settings.vocab_size).save_pretrained(draft)
         draft.rename(folder.tokenizer)
+    folder.push("tokenizer", "start")
+    folder.pull("index")
     config = model_config(settings, len(load_tokenizer(folder.tokenizer)))
     prepare_splits(folder, settings, corpora, config, progress)
+    folder.push("index", folder.corpus.name)
+    if trains:
+        cache_pictures(folder, config, progress)
 
 
 def _finished_checkpoint(folder: RunFolder, settings: TrainSettings) -> ChosenCheckpoint | None:

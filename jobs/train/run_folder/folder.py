@@ -147,7 +147,7 @@ class RunFolder:
             raise StorageError(f"{self} cannot be written: {error}") from error
 
     def refresh(self) -> None:
-        """Replace this machine's copy by the files at the prefix.
+        """Replace this machine's copy by the files at the prefix, but for the index, which only some starts need.
 
         Cached pictures stay, because a cache is found by the names of its pictures and their size.
         """
