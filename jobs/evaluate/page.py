@@ -11,10 +11,12 @@ from typing import Any
 from markupsafe import Markup
 
 from asap.corpus.reader import Record
+from asap.errors import AnnotationError
 from asap.evaluation.table import CLASS_COLUMNS, LEGEND, class_rows, intervals_sentence, task_rows, words_sentence
 from asap.finding import Finding, Word, score_text
 from asap.labels import TYPES, is_manipulated, types_of
 from asap.limits import NO_FAMILIARITY
+from asap.preprocessing.images import BoxXyxy
 from asap.preprocessing.words import split_words
 from asap.render import LEVEL_EDGES, level, segments
 from asap.training.targets import face_box
@@ -82,9 +84,7 @@ def _card(pair: WorstPair) -> dict[str, Any]:
     picture = embed_picture(row | {"image_sha256": finding.image_sha256})
     # Boxes are in pixels of the original image; the size of the embedded picture stands in for a failed finding.
     width, height = finding.width or picture.width, finding.height or picture.height
-    true_box = (
-        face_box(record.fake_cls, record.fake_image_box, width, height, record.labels) if picture.data_uri else None
-    )
+    true_box = _true_box(record, width, height) if picture.data_uri else None
     boxes = {"truth": true_box, "line": finding.box_px}
     return {
         "id": record.id,
@@ -109,6 +109,14 @@ def _card(pair: WorstPair) -> dict[str, Any]:
         ],
         "problem": str(finding.error) if finding.error else _NOT_JUDGED if finding.verdict == "unfamiliar" else "",
     }
+
+
+def _true_box(record: Record, width: int, height: int) -> BoxXyxy | None:
+    """Return the true box in the picture; None if there is none, or if it cannot be used (`bad_boxes`)."""
+    try:
+        return face_box(record.fake_cls, record.fake_image_box, width, height, record.labels)
+    except AnnotationError:
+        return None
 
 
 def _marked(record: Record, finding: Finding) -> Markup:
