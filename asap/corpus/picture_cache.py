@@ -147,7 +147,8 @@ def _decode_all(
             return error
 
     # Threads are enough, because Pillow decodes without the interpreter's lock.
-    with ThreadPoolExecutor() as pool:
+    pool = ThreadPoolExecutor()
+    try:
         for row, picture in enumerate(pool.map(decode, paths)):
             if isinstance(picture, PreparedImage):
                 pixels[row] = picture.pixels
@@ -156,8 +157,10 @@ def _decode_all(
                 raise picture
             else:
                 broken[paths[row]] = str(picture)
-            if progress and (row % 256 == 255 or row + 1 == len(paths)):
+            if progress and (row % 32 == 31 or row + 1 == len(paths)):
                 progress(row + 1)
+    finally:
+        pool.shutdown(cancel_futures=True)  # a stop does not wait for the pictures that are left
     pixels.flush()
     with write_atomically(sizes_file) as draft, draft.open("wb") as file:
         np.save(file, sizes)

@@ -28,6 +28,8 @@ from asap.storage.files import delete_file, download_file, download_folder, exis
 from asap.storage.location import Location
 from asap.storage.s3 import check_writable, filesystem, s3_client
 
+CHECKPOINTS = "ray_train"
+"""The folder of Ray Train in a run folder."""
 _TRY_S = 10.0
 """Mean seconds that a further try of pyarrow's file system waits: a random time of up to twenty."""
 
@@ -102,6 +104,11 @@ class RunFolder:
     def progress(self) -> Path:
         """The file of losses, speed and validation metrics during the run, one JSON object per line."""
         return self.path / "progress.jsonl"
+
+    @property
+    def phase(self) -> Path:
+        """The file of the work that the first worker has begun beside its steps, such as an evaluation."""
+        return self.path / "phase.json"
 
     @property
     def record(self) -> Path:
