@@ -26,6 +26,7 @@ from asap.training.step import TrainingStep
 from asap.weights.start import split_source
 from jobs.cluster import (
     count_fitting,
+    kill_actors,
     machines_alive,
     most_cpus,
     ray_running,
@@ -47,7 +48,7 @@ from jobs.train.defaults import warm_start_defaults
 from jobs.train.events import OnEvent
 from jobs.train.export import SCORE, ChosenCheckpoint, export_model
 from jobs.train.plan import Plan, make_plan
-from jobs.train.run_folder.folder import RunFolder
+from jobs.train.run_folder.folder import CHECKPOINTS, RunFolder
 from jobs.train.run_folder.log import follow_progress
 from jobs.train.run_folder.record import note_cluster, start_record
 from jobs.train.settings import TrainSettings
@@ -56,8 +57,6 @@ from jobs.train.trainer import model_config
 from jobs.train.watch import RunWatch, wait_until_idle
 from jobs.train.worker import RETRIES, FinalFailures, final_failure, run_worker
 
-_NAME = "ray_train"
-"""The folder of Ray Train in the run folder."""
 _CPUS_BESIDE_A_GPU = 2
 """CPUs of a worker with a GPU: one for its steps, and one for the batches that are made ahead."""
 
@@ -107,6 +106,7 @@ def _train(
     """
     progress = watch.report
     states.change({"state": "validating"})
+    progress({"phase": "reading the corpus"})
     corpora = read_splits(settings, model_config(settings, settings.vocab_size).label_set)
     data = {split: data_of(corpus) for split, corpus in corpora.items()}
     _check_data(folder, data)
@@ -118,6 +118,8 @@ def _train(
         for note in typed.default_notes():
             progress({"note": note})
         states.change({"state": "running"})
+        at = f"joining the Ray cluster at {settings.address}" if settings.address else "starting Ray on this machine"
+        progress({"phase": at})
         with (
             ray_running(settings.address),
             targets_announced(settings.metrics_targets),
@@ -131,6 +133,7 @@ def _train(
                 _wait_for_room(settings, resources, progress)
             _prepare(folder, settings, corpora, progress, trains=chosen is None)
             chosen = chosen or _run_workers(folder, settings, resources, watch)
+            progress({"phase": "choosing the checkpoint, and stopping Ray" if resources else "stopping Ray"})
         states.change({"state": "finalizing"})
         return export_model(folder, settings, chosen, progress)
 
@@ -142,6 +145,7 @@ def plan(settings: TrainSettings, progress: OnEvent = lambda event: None) -> Pla
     Raises what `train` raises before its first step, except the errors of writing.
     """
     _check_buildable(settings)
+    progress({"phase": "reading the corpus"})
     with tempfile.TemporaryDirectory() as scratch:
         folder = RunFolder(Path(scratch))
         prepare_start(folder, settings, model_config, progress)
@@ -236,6 +240,7 @@ def _prepare(
     the run folder.
     """
     if not folder.tokenizer.exists():
+        progress({"phase": "training a tokenizer on the texts"})
         records = corpora["train"].records
         texts = [text for record in records for text in (record.text, record.caption, record.explanation)]
         draft = folder.path / "tokenizer.draft"
@@ -256,7 +261,7 @@ def _finished_checkpoint(folder: RunFolder, settings: TrainSettings) -> ChosenCh
 
     storage = folder.ray_storage()
     try:
-        result = Result.from_path(f"{storage['storage_path']}/{_NAME}", storage.get("storage_filesystem"))
+        result = Result.from_path(f"{storage['storage_path']}/{CHECKPOINTS}", storage.get("storage_filesystem"))
     except RuntimeError:  # Ray Train raises it for a run without a checkpoint
         return None
     metrics = result.metrics or {}
@@ -320,6 +325,9 @@ def _run_workers(
     from ray.train.torch import TorchTrainer
 
     note_cluster(folder, ray.cluster_resources())
+    amounts = ", ".join(f"{amount} {kind}{'' if amount == 1 else 's'}" for kind, amount in resources.items())
+    who = "1 worker" if settings.workers == 1 else f"{settings.workers} workers"
+    watch.report({"phase": f"starting {who} with {amounts}{'' if settings.workers == 1 else ' each'}"})
     fewest = settings.min_workers or settings.workers
     trainer = TorchTrainer(
         run_worker,
@@ -331,7 +339,7 @@ def _run_workers(
             resources_per_worker=resources,
         ),
         run_config=RunConfig(
-            name=_NAME,
+            name=CHECKPOINTS,
             **folder.ray_storage(),
             failure_config=FailureConfig(max_failures=RETRIES),
             callbacks=[FinalFailures()],
@@ -340,14 +348,19 @@ def _run_workers(
         ),
     )
     try:
-        # In the main thread, Ray Train would handle SIGINT itself, and end the process by its own code.
-        with in_background(lambda _: trainer.fit()) as fitting:
-            watch.await_end(fitting)
+        # In the main thread, Ray Train would handle SIGINT itself, and end the process by its own code. A stop ends the
+        # controller, and with it the call: a thread that uses Ray after its shutdown ends the process without a word.
+        with in_background(lambda _: trainer.fit(), lambda: kill_actors("TrainController")) as fitting:
+            try:
+                watch.await_end(fitting)
+            except KeyboardInterrupt:
+                watch.report({"phase": "stopping the workers"})
+                raise
             result = fitting.result
     except TrainingFailedError as error:
         if final := final_failure(error):
             raise final from None
         raise AsapError(f"training failed; {RETRIES} attempts to resume failed too: {error}") from error
     if result.checkpoint is None:
-        raise AsapError(f"the run in {folder} ended without a checkpoint. See {folder}/{_NAME} for the reason.")
+        raise AsapError(f"the run in {folder} ended without a checkpoint. See {folder}/{CHECKPOINTS} for the reason.")
     return ChosenCheckpoint.of(result.best_checkpoints, result.checkpoint, settings.export, settings.weights)

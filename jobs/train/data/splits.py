@@ -127,12 +127,13 @@ def _indexed_pictures(file: Path, corpus: Corpus, about: dict[str, Any]) -> Pict
 def cache_pictures(folder: RunFolder, config: ModelConfig, progress: OnEvent) -> None:
     """Decode the pictures of training and validation on this machine, unless its cache has them or the run streams.
 
-    The caches are not kept at s3://, because decoding costs less than moving 192 KiB a picture. A start on another
+    A run at s3:// does not keep the caches there: they are large and can be made from the corpus. A start on another
     machine makes those that its workers read.
     """
     for split in ("train", "val"):
         index = read_index(folder.index(split))
-        if index.about["ingest"] == "cache":
+        is_made = PictureCache.is_made(index.records, config.image_size, folder.pictures)
+        if index.about["ingest"] == "cache" and not is_made:
             on_done = _picture_counter(split, index.records, progress)
             PictureCache.prepare(
                 index.records, config.image_size, folder.pictures, on_done, read_picture, keep_broken=True
@@ -141,7 +142,7 @@ def cache_pictures(folder: RunFolder, config: ModelConfig, progress: OnEvent) ->
 
 def _picture_counter(split: str, records: Sequence[Record], progress: OnEvent) -> Callable[[int], None]:
     """Return a function that reports the number of pictures of a split that are decoded."""
-    stage = {"stage": f"{split} pictures", "total": len({record.image for record in records})}
+    stage = {"stage": f"decoding {split} pictures", "total": len({record.image for record in records})}
     return lambda done: progress(stage | {"done": done})
 
 
@@ -150,6 +151,7 @@ def _decode_or_measure(
 ) -> PictureInfo:
     """Decode every picture of a split: into the cache, or only to measure it for a stream."""
     on_done = _picture_counter(split, corpus.records, progress)
+    on_done(0)
     if ingest == "stream":
         return measure_pictures(corpus.records, image_size, on_done)
     return PictureCache.prepare(corpus.records, image_size, folder.pictures, on_done, read_picture, keep_broken=True)

@@ -147,7 +147,7 @@ def test_a_run_at_s3_goes_on_on_another_machine_without_decoding_its_pictures_ag
     assert not second.pictures.exists()
 
     cache_pictures(second, CONFIG, events.append)
-    assert [event["stage"] for event in events[1:]] == ["train pictures", "val pictures"]
+    assert [event["stage"] for event in events[1:]] == ["decoding train pictures", "decoding val pictures"]
     pairs = Split.open(settings, second, "train", CONFIG).pairs
     assert [record.id for record in pairs.records] == ["0", "1", "3"]
     first = Split.open(settings, machines[0], "train", CONFIG).pairs
