@@ -28,7 +28,7 @@ _FIRST_NOTE_S = 2.0
 _MINUTES_FROM_S = 60
 _NOT_STARTED = ("DEPENDENCIES_UNREADY", "PENDING_CREATION", "RESTARTING")
 """States of an actor whose process does not run."""
-_RAYS_OWN = ("TrainController", "PlacementGroupCleaner", "SynchronizationActor")
+_RAYS_OWN = ("TrainController", "PlacementGroupCleaner", "SynchronizationActor", "DatasetManager")
 """Actors by which Ray Train runs the workers. Like those whose names begin with _, they say nothing to a person."""
 
 Resources = Mapping[str, float]
