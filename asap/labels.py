@@ -113,6 +113,11 @@ def is_manipulated(fake_cls: str, labels: LabelSet = DGM4) -> bool:
     return bool(types_of(fake_cls, labels))
 
 
+def has_a_fake_text(fake_cls: str, labels: LabelSet = DGM4) -> bool:
+    """Return True if the class has a text type, and therefore manipulated words. Raises `AnnotationError`."""
+    return any(name in TEXT_TYPES for name in types_of(fake_cls, labels))
+
+
 def shows_a_fake_face(fake_cls: str, labels: LabelSet = DGM4) -> bool:
     """Return True if the class has an image type, and therefore a box. Raises `AnnotationError`."""
     return any(name in IMAGE_TYPES for name in types_of(fake_cls, labels))

@@ -28,6 +28,8 @@ _FIRST_NOTE_S = 2.0
 _MINUTES_FROM_S = 60
 _NOT_STARTED = ("DEPENDENCIES_UNREADY", "PENDING_CREATION", "RESTARTING")
 """States of an actor whose process does not run."""
+_RAYS_OWN = ("TrainController", "PlacementGroupCleaner", "SynchronizationActor", "DatasetManager")
+"""Actors by which Ray Train runs the workers. Like those whose names begin with _, they say nothing to a person."""
 
 Resources = Mapping[str, float]
 """Amounts by Ray's name of the resource, such as CPU and GPU."""
@@ -57,7 +59,8 @@ def ray_running(address: str | None = None, **options: Any) -> Iterator[None]:
         silence_ray_data()
         yield
     finally:
-        ray.shutdown()
+        with handlers_kept():  # Ray sets the default ones
+            ray.shutdown()
 
 
 def silence_ray_data() -> None:
@@ -189,6 +192,22 @@ def _reserve(bundles: Sequence[Resources], wait_s: float, on_wait: Callable[[], 
         remove_placement_group(group)
 
 
+def kill_actors(class_name: str) -> None:
+    """Kill the actors of this job that are of a class. A Ray that does not answer has none that could be killed."""
+    import ray
+    from ray._private.state import actors
+    from ray._private.worker import global_worker
+
+    try:
+        job = ray.JobID.from_hex(ray.get_runtime_context().get_job_id())
+        for actor in actors(job_id=job).values():
+            if actor["ActorClassName"].endswith(class_name) and actor["State"] != "DEAD":
+                # Ray gives out no handle of an actor without a name.
+                global_worker.core_worker.kill_actor(ray.ActorID.from_hex(actor["ActorID"]), True)
+    except Exception as error:  # Ray has many classes for it
+        logging.getLogger("asap").debug("actors of class %s were not killed: %s", class_name, error)
+
+
 def describe_waits() -> str:
     """Describe what the running Ray cannot give at the moment.
 
@@ -204,7 +223,7 @@ def describe_waits() -> str:
     states = actors(job_id=ray.JobID.from_hex(job)).values()
     # Ray Data names its actors by their place in the pipeline, such as `MapWorker(MapBatches(Detector))`.
     names = (re.findall(r"\w+", actor["ActorClassName"])[-1] for actor in states if actor["State"] in _NOT_STARTED)
-    waiting = Counter(name for name in names if not name.startswith("_"))  # Ray's own say nothing to a person
+    waiting = Counter(name for name in names if not name.startswith("_") and name not in _RAYS_OWN)
     lost = [node["NodeManagerHostname"] for node in ray.nodes() if not node["Alive"]]
     clauses = [
         f"{count} {name} actor{'s have' if count > 1 else ' has'} not started" for name, count in waiting.items()

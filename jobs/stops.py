@@ -6,6 +6,7 @@ stopped. Ray sets handlers of its own when it starts and when it trains; `handle
 
 from __future__ import annotations
 
+import os
 import signal
 import threading
 import time
@@ -19,6 +20,8 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _DEAF_S = 5.0
 """Seconds after a signal in which more signals are ignored, so that they do not break the orderly stop."""
 _WAKE_S = 0.2
+_HURRY_S = 60.0
+"""Seconds that a call in the background has to end once it must."""
 
 _last_s = float("-inf")
 
@@ -32,6 +35,26 @@ def stop_on_signals() -> None:
     for number in SIGNALS:
         if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:
             signal.signal(number, _interrupt)
+
+
+def exit_on_signals(code: int) -> None:
+    """Let the three signals end this process at once with an exit code. An orderly stop is over, or takes too long."""
+    for number in SIGNALS:
+        signal.signal(number, lambda *_: os._exit(code))
+
+
+def what_is_kept(stop: BaseException) -> str:
+    """Return the notes of the interruption that led to this exception: what is kept, and how to go on.
+
+    Whoever knows it adds it as a note to the `KeyboardInterrupt`. It is empty if nobody did.
+    """
+    error: BaseException | None = stop
+    while error is not None:
+        if isinstance(error, KeyboardInterrupt) and (notes := getattr(error, "__notes__", None)):
+            return " ".join(notes)
+        # A second signal may have interrupted the stop, so earlier interruptions count too.
+        error = error.__cause__ or error.__context__
+    return ""
 
 
 def _interrupt(number: int, frame: object) -> None:
@@ -88,6 +111,13 @@ class Background(Generic[_Result]):
             raise self._error
         return True
 
+    def end(self, hurry: Callable[[], None]) -> None:
+        """Call `hurry` from time to time until the call has ended, for `_HURRY_S` at most."""
+        deadline = time.monotonic() + _HURRY_S
+        while self._thread.is_alive() and time.monotonic() < deadline:
+            hurry()
+            self._is_ended.wait(_WAKE_S)
+
     @property
     def result(self) -> _Result:
         """The value that the call returned, once it has ended."""
@@ -103,11 +133,18 @@ class Background(Generic[_Result]):
 
 
 @contextmanager
-def in_background(call: Callable[[threading.Event], _Result]) -> Iterator[Background[_Result]]:
+def in_background(
+    call: Callable[[threading.Event], _Result], hurry: Callable[[], None] | None = None
+) -> Iterator[Background[_Result]]:
     """Run a call in another thread for the duration of the block.
 
     The call gets an event, which is set when the block is left. Ray's own calls hold a signal up, and some set handlers
     where they run in the main thread.
+
+    Args:
+        call: The call.
+        hurry: Makes the call end. If the block is left before the call has ended, it is called until then. None: the
+            call may outlive the block.
     """
     background = Background(call)
     try:
@@ -115,3 +152,5 @@ def in_background(call: Callable[[threading.Event], _Result]) -> Iterator[Backgr
         yield background
     finally:
         background.is_stopped.set()
+        if hurry is not None:
+            background.end(hurry)

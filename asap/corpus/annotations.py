@@ -8,7 +8,7 @@ from typing import Any, Literal, NamedTuple, get_args
 
 from asap.corpus.report import CorpusReport
 from asap.errors import AnnotationError, ConfigError
-from asap.labels import LabelSet, label_set, shows_a_fake_face
+from asap.labels import LabelSet, has_a_fake_text, label_set, shows_a_fake_face
 from asap.preprocessing.words import split_words
 
 BadBox = Literal["boxless", "skip", "refuse"]
@@ -52,7 +52,9 @@ class Row(NamedTuple):
     text: str
     fake_cls: str
     fake_image_box: tuple[Any, ...]
-    fake_text_pos: tuple[Any, ...]
+    fake_text_pos: tuple[Any, ...] | None
+    """Positions of the manipulated words; None if the text is manipulated and nobody says where. In a row as it is
+    parsed, absent positions are an empty tuple."""
     where: str
     """File and number of the row, for messages."""
 
@@ -95,6 +97,7 @@ def _typed(value: Any, name: str, kind: type) -> Any:
 def repair_row(row: Row, rules: ReadRules, report: CorpusReport) -> Row | None:
     """Return the row with a usable box and positions, or None if it is to be left out.
 
+    A manipulated text without a position gets `fake_text_pos` None: it has manipulated words, and nobody knows which.
     Every repair is added to `report`. Raises `AnnotationError` if the rules refuse the row.
     """
     # Only a class with a fake face needs a box. A text manipulation may have any, which nothing reads.
@@ -105,16 +108,19 @@ def repair_row(row: Row, rules: ReadRules, report: CorpusReport) -> Row | None:
         report.boxless.add(f"{list(row.fake_image_box)} ({row.where})")
         row = row._replace(fake_image_box=())
 
-    words = len(split_words(row.text)) if row.fake_text_pos else 0
-    stray = [position for position in row.fake_text_pos if not _is_position(position, words)]
+    positions = row.fake_text_pos or ()
+    words = len(split_words(row.text)) if positions else 0
+    stray = [position for position in positions if not _is_position(position, words)]
     if stray:
         fault = f"fake_text_pos has {str(stray)[1:-1]}, but the text has words 0 to {words - 1}: {row.text!r:.200}"
         if not _is_kept(rules.stray_positions, row, fault, report):
             return None
         report.stray_positions.add(f"{stray} of {words} words ({row.where})")
-        kept = tuple(position for position in row.fake_text_pos if _is_position(position, words))
-        row = row._replace(fake_text_pos=kept)
-    return row
+        positions = tuple(position for position in positions if _is_position(position, words))
+    if not positions and has_a_fake_text(row.fake_cls, label_set(rules.label_set)):
+        report.unplaced_words.add(row.where)
+        return row._replace(fake_text_pos=None)
+    return row._replace(fake_text_pos=positions)
 
 
 def _is_kept(rule: BadBox | BadPosition, row: Row, fault: str, report: CorpusReport) -> bool:

@@ -102,9 +102,7 @@ class PictureCache:
             InputError: for a picture that cannot be decoded, unless `keep_broken`. The message names it.
             StorageError: if the disk has no room for the pictures.
         """
-        paths = list(dict.fromkeys(record.image for record in records))
-        key = hashlib.sha256("\n".join([str(image_size), *map(str, paths)]).encode()).hexdigest()[:16]
-        pixels_file, sizes_file = folder / f"{key}.pixels.npy", folder / f"{key}.sizes.npy"
+        paths, pixels_file, sizes_file = cls._files(records, image_size, folder)
         broken: dict[ImageAddress, str] = {}
         if not sizes_file.exists():  # it is written last, so its presence means that both files are complete
             folder.mkdir(parents=True, exist_ok=True)
@@ -114,6 +112,18 @@ class PictureCache:
         for row in np.flatnonzero(sizes[:, 0] == 0):
             broken.setdefault(paths[row], f"picture {paths[row]} could not be decoded")
         return cls(pixels, sizes, {path: row for row, path in enumerate(paths)}, broken)
+
+    @classmethod
+    def is_made(cls, records: Sequence[Record], image_size: int, folder: Path) -> bool:
+        """Return True if the folder has the cache of the records' pictures, so that `prepare` decodes nothing."""
+        return cls._files(records, image_size, folder)[2].exists()
+
+    @staticmethod
+    def _files(records: Sequence[Record], image_size: int, folder: Path) -> tuple[list[ImageAddress], Path, Path]:
+        """Return the pictures of the records, and the files of their pixels and of their sizes."""
+        paths = list(dict.fromkeys(record.image for record in records))
+        key = hashlib.sha256("\n".join([str(image_size), *map(str, paths)]).encode()).hexdigest()[:16]
+        return paths, folder / f"{key}.pixels.npy", folder / f"{key}.sizes.npy"
 
 
 def _decode_all(
@@ -139,7 +149,8 @@ def _decode_all(
             return error
 
     # Threads are enough, because Pillow decodes without the interpreter's lock.
-    with ThreadPoolExecutor() as pool:
+    pool = ThreadPoolExecutor()
+    try:
         for row, picture in enumerate(pool.map(decode, paths)):
             if isinstance(picture, PreparedImage):
                 pixels[row] = picture.pixels
@@ -148,8 +159,10 @@ def _decode_all(
                 raise picture
             else:
                 broken[paths[row]] = str(picture)
-            if progress and (row % 256 == 255 or row + 1 == len(paths)):
+            if progress and (row % 32 == 31 or row + 1 == len(paths)):
                 progress(row + 1)
+    finally:
+        pool.shutdown(cancel_futures=True)  # a stop does not wait for the pictures that are left
     pixels.flush()
     with write_atomically(sizes_file) as draft, draft.open("wb") as file:
         np.save(file, sizes)

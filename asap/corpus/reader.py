@@ -3,8 +3,9 @@
 DGM4 is `metadata/{train,val,test}.json`, a list of objects with `id`, `image`, `text`, `fake_cls`, `fake_image_box`
 (xmin, ymin, xmax, ymax in pixels, or empty) and `fake_text_pos` (positions of whitespace words), and the pictures
 beside it (rshaojimmy/MultiModal-DeepFake, README). SAMM has the same fields in `jsons/` (shen8424/SAMM-RamDG-CAP,
-README; its fields about celebrities are not read). DGM4+ has one `metadata.json` without splits (Gaganx0/DGM4plus,
-`src/Datasetgen.py`), which must be named as the file of a split.
+README; its fields about celebrities are not read). MDSM has the same fields without `fake_text_pos`; its detected faces
+(`mtcnn_boxes`) are not read (YcZhangSing/AMD, README and `scripts/data.py`). DGM4+ has one `metadata.json` without
+splits (Gaganx0/DGM4plus, `src/Datasetgen.py`), which must be named as the file of a split.
 """
 
 from __future__ import annotations
@@ -43,8 +44,9 @@ class Record:
     fake_image_box: tuple[float, ...]
     """xmin, ymin, xmax, ymax in pixels of the original image; empty if no face was manipulated or the box
     is unknown."""
-    fake_text_pos: tuple[int, ...]
-    """Positions of the manipulated whitespace words."""
+    fake_text_pos: tuple[int, ...] | None
+    """Positions of the manipulated whitespace words. None if they are unknown: the words of this text then have no
+    labels."""
     caption: str
     """The description of the picture by a captioner; the text if there is none."""
     explanation: str
@@ -78,6 +80,8 @@ def fingerprint(records: Sequence[Record]) -> str:
     digest = hashlib.sha256()
     for record in records:
         fields = dict(vars(record), image=str(record.image).removeprefix(above))
+        # Unknown positions are those that the metadata does not give, which count as an empty list.
+        fields["fake_text_pos"] = record.fake_text_pos or ()
         digest.update(json.dumps(fields, sort_keys=True).encode() + b"\n")
     return digest.hexdigest()[:16]
 
@@ -137,6 +141,10 @@ def read_corpus(
     picture_names = picture_folder.names() if picture_folder else listing
     index = index_pictures(picture_folder or folder, picture_names, [row.image for row in rows])
     usable = [row for row in (repair_row(row, rules, report) for row in rows) if row is not None]
+    # The authentic texts alone would teach that no word is ever manipulated, so they have no labels of words either.
+    report.has_word_positions = not report.unplaced_words or any(row.fake_text_pos for row in usable)
+    if not report.has_word_positions:
+        usable = [row._replace(fake_text_pos=None) for row in usable]
 
     # Pictures, captions and explanations of the rows that are left.
     found = _find_pictures(usable, index, rules, report)

@@ -90,6 +90,10 @@ class CorpusReport:
     """Pairs that are kept without their box, which is not a valid one."""
     stray_positions: Occurrences = field(default_factory=Occurrences)
     """Pairs with positions beyond their text, which are dropped."""
+    unplaced_words: Occurrences = field(default_factory=Occurrences)
+    """Pairs with a manipulated text whose manipulated words are not annotated."""
+    has_word_positions: bool = True
+    """False if texts are manipulated and none of them has word positions, as in MDSM."""
     skipped: Occurrences = field(default_factory=Occurrences)
     """Pairs left out because of such a box or position."""
     captions: JoinReport = field(default_factory=JoinReport)
@@ -116,7 +120,21 @@ class CorpusReport:
         ):
             if occurrences:
                 lines.append(f"{occurrences.count:,} {sentence}: {', '.join(occurrences.examples)}")
+        if self.unplaced_words:
+            lines.append(self._unplaced_line())
         return [*lines, self.captions.line("captions"), self.explanations.line("explanations")]
+
+    def _unplaced_line(self) -> str:
+        """Return a sentence about manipulated texts whose manipulated words are not annotated."""
+        if not self.has_word_positions:
+            return (
+                f"word positions: none of the {self.unplaced_words.count:,} manipulated texts has any (fake_text_pos). "
+                "No word of this split is trained on or evaluated; pairs, types and boxes are."
+            )
+        return (
+            f"word positions: {self.unplaced_words.count:,} manipulated texts have none (fake_text_pos), and their "
+            f"words are neither trained on nor evaluated: {', '.join(self.unplaced_words.examples)}"
+        )
 
     def __str__(self) -> str:
         return "\n".join(self.lines())

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import zip_longest
 from typing import Any
@@ -23,6 +23,7 @@ from asap.preprocessing.text import TextCodec
 from asap.training.batch import Batch
 from asap.training.dataset import TrainingSet, collate
 from asap.training.distributed import gather_objects, rank, world_size
+from asap.training.losses import IGNORED_TOKEN
 
 
 def evaluate_split(model: Asap, pairs: TrainingSet, batch_size: int = 64, *, elsewhere: bool = False) -> dict[str, Any]:
@@ -33,7 +34,14 @@ def evaluate_split(model: Asap, pairs: TrainingSet, batch_size: int = 64, *, els
     return predict_split(model, pairs, batch_size, elsewhere=elsewhere).compute()
 
 
-def predict_split(model: Asap, pairs: TrainingSet, batch_size: int = 64, *, elsewhere: bool = False) -> Evaluation:
+def predict_split(
+    model: Asap,
+    pairs: TrainingSet,
+    batch_size: int = 64,
+    *,
+    elsewhere: bool = False,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> Evaluation:
     """Evaluate the pairs of a split.
 
     The model is evaluated in eval mode; its former mode is restored afterwards.
@@ -43,9 +51,17 @@ def predict_split(model: Asap, pairs: TrainingSet, batch_size: int = 64, *, else
         pairs: the pairs. Pictures that are not cached are decoded batch by batch.
         batch_size: pairs in a batch.
         elsewhere: also evaluate each text beside the picture of another pair; see `evaluate_batch`.
+        progress: receives the number of evaluated pairs and of all pairs.
     """
-    starts = range(0, len(pairs), batch_size)
-    return _merged(_evaluate_batches(model, pairs, starts, batch_size, elsewhere=elsewhere))
+
+    def watched() -> Iterator[int]:
+        for start in range(0, len(pairs), batch_size):
+            progress(start, len(pairs))
+            yield start
+
+    evaluation = _merged(_evaluate_batches(model, pairs, watched(), batch_size, elsewhere=elsewhere))
+    progress(len(pairs), len(pairs))
+    return evaluation
 
 
 def evaluate_split_together(model: Asap, pairs: TrainingSet, batch_size: int = 64) -> dict[str, Any]:
@@ -188,10 +204,12 @@ def evaluate_batch(
 
 
 def _published_labels(pairs: TrainingSet, numbers: range, batch: Batch) -> Tensor:
-    """Return the token labels of the published alignment, (B, L), padded like the batch's own."""
-    labels_BL = torch.full_like(batch.token_labels, -100)
+    """Return the token labels of the published alignment, (B, L), padded and ignored like the batch's own."""
+    labels_BL = torch.full_like(batch.token_labels, IGNORED_TOKEN)
     for row, number in enumerate(numbers):
         record = pairs.records[number]
+        if record.fake_text_pos is None:
+            continue
         labels = pairs.codec.label_as_published(record.text, record.fake_text_pos)
         labels_BL[row, : len(labels)] = torch.tensor(labels)
     return labels_BL

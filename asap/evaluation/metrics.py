@@ -130,7 +130,8 @@ class Evaluation:
             output: the model's output for B pairs.
             types_B4: the true types, multi-hot. They also define whether a pair is manipulated and has a box.
             box_cxcywh_B4: the true boxes in [0, 1].
-            token_labels_BL: token labels aligned with `output.logits_token`, -100 for padding.
+            token_labels_BL: token labels aligned with `output.logits_token`, -100 for padding and for the tokens of a
+                text whose manipulated words are unknown. Such texts take no part in the figures of words.
             published_labels_BL: the same, as `TextCodec.label_as_published` makes them. Without them there are no
                 figures of the published alignment.
             text_types_elsewhere_B2: logits of the text types for each text beside the picture of another pair. Without
@@ -204,6 +205,7 @@ class Evaluation:
         overlap, gated = predictions.overlap, predictions.overlap_gated
         return {
             "pairs": len(predictions.margin),
+            "word_labeled_pairs": int(np.count_nonzero(predictions.tokens[:, 0])),
             **real_fake_metrics(predictions.margin, predictions.manipulated),
             **type_metrics(predictions.multilabel, predictions.types),
             "AP_elsewhere": _precision_elsewhere(

@@ -127,6 +127,19 @@ def intervals_sentence(report: dict[str, Any]) -> str:
     )
 
 
+def words_sentence(report: dict[str, Any]) -> str:
+    """Return how many pairs the figures of words are over, in one sentence; empty if they are over all pairs."""
+    pairs, labeled = report["pairs"], report.get("word_labeled_pairs")  # reports of earlier versions lack it
+    if labeled is None or labeled == pairs:
+        return ""
+    if not labeled:
+        return "There are no figures of words: the corpus has no word positions (fake_text_pos)."
+    return (
+        f"The figures of words are over {labeled:,} of {pairs:,} pairs. The other texts are manipulated, but the "
+        "corpus does not say in which words."
+    )
+
+
 def percent(value: float | None) -> str:
     """Format a figure in percent, as the papers print it; a dash if it is undefined on the corpus."""
     return "–" if value is None else f"{100 * value:.2f}"

@@ -42,7 +42,7 @@ class Batch:
     has_box: Tensor
     """(B,) bool."""
     token_labels: Tensor
-    """(B, L-1) int64: 1 manipulated, 0 not, -100 padding; [CLS] left out."""
+    """(B, L-1) int64: 1 manipulated, 0 not, -100 padding or unknown; [CLS] left out."""
     patch_mask: Tensor
     """(B, P) float: 1 where the patch touches the box, for manipulation-guided cross attention (MGCA)."""
     patch_labels: Tensor

@@ -52,7 +52,7 @@ class Sample:
     """(4,), 0 or 1 for each of `asap.labels.TYPES`; all 0 for an authentic pair."""
     text_ids: NDArray[np.int32]
     token_labels: NDArray[np.int32]
-    """A label for each token after [CLS]."""
+    """A label for each token after [CLS]; `IGNORED_TOKEN` for all if the manipulated words are unknown."""
     caption_ids: NDArray[np.int32]
     explanation_ids: NDArray[np.int32]
 
@@ -150,7 +150,7 @@ class TrainingSet:
                 self._box(record),
                 not names_a_side(record.text, record.caption, record.explanation),
             )
-            text = self.codec.encode_labeled(record.text, record.fake_text_pos)
+            text = self.codec.encode_labeled(record.text, record.fake_text_pos or ())
             caption, explanation = map(self.codec.encode_labeled, (record.caption, record.explanation))
         except _LeftOut:
             return None
@@ -158,7 +158,8 @@ class TrainingSet:
             raise type(error)(f"record {record.id}: {error}") from error
         # Nothing is kept before all of the record was understood, so that the texts stay aligned with the records.
         self._text.append(text.input_ids)
-        self._labels.append(text.token_labels)
+        is_labeled = record.fake_text_pos is not None
+        self._labels.append(text.token_labels if is_labeled else [IGNORED_TOKEN] * len(text.token_labels))
         self._caption.append(caption.input_ids)
         self._explanation.append(explanation.input_ids)
         return prepared

@@ -37,7 +37,7 @@ from asap.training.distributed import mean_over_workers, rank
 from asap.training.objective import LossWeights, PublishedDefects
 
 IGNORED_TOKEN = -100
-"""The label of a padded token."""
+"""The label of a padded token, and of every token of a text whose manipulated words are unknown."""
 IGNORED_PATCH = -1
 """The label of a patch that MPP (manipulated patch prediction) leaves out."""
 
@@ -106,6 +106,11 @@ def box_losses(predicted_B4: Tensor, target_B4: Tensor, counts_B: Tensor) -> tup
         mean_over_workers((l1_B * counts_B).sum(), counts_B.sum()),
         mean_over_workers((giou_B * counts_B).sum(), counts_B.sum()),
     )
+
+
+def has_word_labels(token_labels_BL: Tensor) -> Tensor:
+    """Return (B,) bool: True unless the manipulated words of the text are unknown."""
+    return (token_labels_BL != IGNORED_TOKEN).any(dim=1)
 
 
 def guidance_targets(patch_mask_BP: Tensor, token_labels_BL: Tensor, *, words_of_the_batch: bool = False) -> Tensor:
@@ -341,11 +346,15 @@ class Criterion:
         return {"bbox_l1": l1, "giou": giou}
 
     def guidance(self, scores_BLN: Tensor, patch_mask_BP: Tensor, token_labels_BL: Tensor, mask_BL: Tensor) -> Tensor:
-        """Return the loss of manipulation-guided cross attention (`mgca`)."""
+        """Return the loss of manipulation-guided cross attention (`mgca`).
+
+        Texts without word labels are left out: a target is 1 if its patch or its word is manipulated.
+        """
         targets_BLP = guidance_targets(
             patch_mask_BP, token_labels_BL, words_of_the_batch=self.defects.mgca_words_of_the_batch
         )
         counted_BL = torch.ones_like(mask_BL) if self.defects.mgca_padding else mask_BL
+        counted_BL = counted_BL * has_word_labels(token_labels_BL)[:, None]
         return guidance_loss(scores_BLN, targets_BLP, counted_BL.to(scores_BLN.dtype))
 
     def patches(self, logits_BP: Tensor, labels_BP: Tensor) -> Tensor:

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from asap.training.batch import Batch
 from asap.training.distributed import add_over_workers
-from asap.training.losses import IGNORED_PATCH, IGNORED_TOKEN, has_both_labels
+from asap.training.losses import IGNORED_PATCH, IGNORED_TOKEN, has_both_labels, has_word_labels
 from asap.training.objective import PublishedDefects
 from asap.training.step import TERMS
 from asap.training.word_prediction import caption_words, has_false_text, true_words
@@ -59,7 +59,8 @@ def _counts(batch: Batch, defects: PublishedDefects) -> Tensor:
     pairs = torch.tensor(len(batch.images), device=batch.images.device)
     boxes = pairs if defects.boxless_pairs else batch.has_box.sum()
     # Every micro batch has the padding of the whole batch, so a mean over padding has the same share in each.
-    words = pairs if defects.mgca_padding else batch.text.mask.sum()
+    labeled_B = has_word_labels(batch.token_labels)
+    words = labeled_B.sum() if defects.mgca_padding else batch.text.mask[labeled_B].sum()
     patches = pairs if defects.mpp_ignored_patches else (batch.patch_labels != IGNORED_PATCH).sum()
     counts = {
         "tmg": (batch.token_labels != IGNORED_TOKEN).sum(),

@@ -1,20 +1,21 @@
 """The `asap` command, one file a command.
 
-app.py           the command line: subcommands, error messages, exit codes
-options.py       options that several commands share, and `--set`
-display.py       progress, tables, and a finding in the terminal
-job_tables.py    jobs, their errors and their rows in the terminal
-model_tables.py  a model's origin, figures and sizes in the terminal
-input_tables.py  what a scan would read, in the terminal
-ray_log.py       the log file for what Ray prints
-plan.py          asap plan
-scan.py          asap scan
-detect.py        asap detect
-newsroom.py      asap newsroom
-train.py         asap train
-evaluate.py      asap evaluate
-model.py         asap import, asap model
-policy.py        asap familiarize, asap calibrate, asap repolicy
-serve.py         asap serve, asap serve build
-control.py       asap status, list, watch, cancel, resume, errors, results, report, delete
+app.py                the command line: subcommands, error messages, exit codes
+options.py            options that several commands share, and `--set`
+display.py            progress, tables, and a finding in the terminal
+training_progress.py  the progress of a training run in the terminal
+job_tables.py         jobs, their errors and their rows in the terminal
+model_tables.py       a model's origin, figures and sizes in the terminal
+input_tables.py       what a scan would read, in the terminal
+ray_log.py            the log file for what Ray prints
+plan.py               asap plan
+scan.py               asap scan
+detect.py             asap detect
+newsroom.py           asap newsroom
+train.py              asap train
+evaluate.py           asap evaluate
+model.py              asap import, asap model
+policy.py             asap familiarize, asap calibrate, asap repolicy
+serve.py              asap serve, asap serve build
+control.py            asap status, list, watch, cancel, resume, errors, results, report, delete
 """

@@ -26,7 +26,7 @@ from jobs.cli.scan import scan
 from jobs.cli.serve import serving
 from jobs.cli.train import train
 from jobs.errors import EXIT_STOPPED, EXIT_TOO_MANY_ERRORS, EXIT_UNFAMILIAR, InputUnfamiliar, TooManyErrors
-from jobs.stops import stop_on_signals
+from jobs.stops import exit_on_signals, stop_on_signals, what_is_kept
 
 _JOB_FOLDERS = "Job folders"
 
@@ -56,7 +56,7 @@ _CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _KEPT = {
     "scan": "Finished pairs are kept. Run the same command again to resume.",
-    "train": "The last checkpoint is kept. Run the same command again to resume.",
+    "train": "Nothing was changed. Run the same command again.",
     "resume": "Finished work is kept. Run the same command again to resume.",
     "repolicy": "Run the same command again to resume.",
     "evaluate": "Nothing was written.",
@@ -65,7 +65,8 @@ _KEPT = {
     "familiarize": "Nothing was written.",
     "serve": "Requests in flight were not answered.",
 }
-"""The sentence after `stopped`, by command. Commands that do no work of their own say nothing."""
+"""The sentence after `stopped`, by command, unless the job says more. Commands that do no work of their own say
+nothing."""
 
 
 def main() -> None:
@@ -89,8 +90,10 @@ def main() -> None:
         sys.exit(1)
     except SystemExit as stop:
         # typer has turned the KeyboardInterrupt into this exit
-        if stop.code == EXIT_STOPPED and (kept := _KEPT.get(sys.argv[1])):
-            _complain(f"stopped. {kept}")
+        if stop.code == EXIT_STOPPED:
+            exit_on_signals(EXIT_STOPPED)  # nothing is left to do but to leave, and another signal must not be an error
+            if kept := what_is_kept(stop) or _KEPT.get(sys.argv[1], ""):
+                _complain(f"stopped. {kept}")
         raise
 
 

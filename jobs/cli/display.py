@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import textwrap
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -14,7 +13,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn
 from rich.table import Table
 from rich.text import Text
 
-from asap.evaluation.table import CLASS_COLUMNS, class_rows, intervals_sentence, task_rows
+from asap.evaluation.table import CLASS_COLUMNS, class_rows, intervals_sentence, task_rows, words_sentence
 from asap.finding import NOT_JUDGED, Finding, score_text
 from asap.limits import NO_FAMILIARITY
 from asap.render import LEVEL_COLORS, level, segments
@@ -25,7 +24,6 @@ if TYPE_CHECKING:
     from jobs.train.plan import Plan
 
 _LINE_EVERY_S = 5.0
-_LINE_WIDTH = 100
 PLAIN_TABLE: dict[str, Any] = {
     "title_justify": "left", "box": SIMPLE_HEAD, "show_edge": False, "pad_edge": False, "collapse_padding": True,
 }  # fmt: skip
@@ -102,68 +100,6 @@ def count_shown(console: Console, stage: str) -> Iterator[Callable[[int, int], N
     with progress_shown(console) as watch:
         watch(ScanProgress("reading the model and the corpus"))
         yield lambda done, total: watch(ScanProgress(stage, done, total))
-
-
-@contextmanager
-def training_shown(console: Console) -> Iterator[Callable[[dict[str, Any]], None]]:
-    """Show the events of `jobs.train.run`: one line each; in a terminal, the losses move a bar instead."""
-    if not console.is_terminal:
-        explained: set[str] = set()
-        yield lambda event: print_plain(console, _explain_terms(event, explained) + _event_line(event))
-        return
-    columns = (
-        SpinnerColumn(),
-        BarColumn(bar_width=20),
-        MofNCompleteColumn(),
-        TextColumn("pairs  {task.fields[status]}"),
-    )
-    with Progress(*columns, console=console) as bar:
-        task = bar.add_task("training", total=None, status="", visible=False)
-
-        def show(event: dict[str, Any]) -> None:
-            if "losses" in event:
-                status = f"{_speed(event)}  loss {event['losses']['total']:.3f}"
-                bar.update(task, visible=True, completed=event["pairs"], total=event["of"], status=status)
-            else:
-                print_plain(bar.console, _event_line(event))
-
-        yield show
-
-
-def _explain_terms(event: dict[str, Any], explained: set[str]) -> str:
-    """Lines that explain the loss terms of an event that are new, and are explained from now on."""
-    # Terms join stage by stage, so the first step does not have all of them.
-    new = {name: LOSS_NAMES[name] for name in event.get("losses", ()) if name in LOSS_NAMES and name not in explained}
-    if not new:
-        return ""
-    explained |= set(new)
-    meanings = "; ".join(f"{name} = {meaning}" for name, meaning in new.items())
-    return textwrap.fill(f"loss terms: {meanings}", _LINE_WIDTH, subsequent_indent="  ") + "\n"
-
-
-def _event_line(event: dict[str, Any]) -> str:
-    if "start" in event:
-        return f"start from {event['start']}\n{event['report']}"
-    if "note" in event:
-        return str(event["note"])
-    if "stage" in event:
-        return f"{event['stage']}  {event['done']}/{event['total']}"
-    if "corpus" in event:
-        return "\n".join([*event["corpus"], f"pictures: {event['ingest']}"])
-    if "validation" in event:
-        metrics = {name: "-" if value is None else f"{value:.3f}" for name, value in event["validation"].items()}
-        return f"{event['pairs']}/{event['of']} pairs  validation  {_joined(metrics)}"
-    losses = {name: f"{value:.3f}" for name, value in event["losses"].items()}
-    return f"{event['pairs']}/{event['of']} pairs  {_speed(event)}  {_joined(losses)}"
-
-
-def _speed(event: dict[str, Any]) -> str:
-    left_min = (event["of"] - event["pairs"]) / event["pairs_per_s"] / 60
-    return f"{event['pairs_per_s']:.0f} pairs/s  {left_min:.0f} min left"
-
-
-def _joined(values: dict[str, str]) -> str:
-    return "  ".join(f"{name} {value}" for name, value in values.items())
 
 
 # Results.
@@ -309,7 +245,7 @@ def evaluation_tables(report: dict[str, Any]) -> Group:
         if row.intervals:  # below the figure, for a terminal is narrow
             cells = [f"{cell}\n{interval}" for cell, interval in zip(cells, row.intervals, strict=True)]
         tasks.add_row(row.task, row.reading.partition(":")[0], *cells)
-    tasks.caption = intervals_sentence(report)
+    tasks.caption = " ".join(filter(None, (words_sentence(report), intervals_sentence(report))))
     classes = Table(title="by class: AUC against the authentic pairs, boxes gated", **PLAIN_TABLE)
     for name in CLASS_COLUMNS:
         classes.add_column(name, justify="left" if name == CLASS_COLUMNS[0] else "right", no_wrap=True)

@@ -11,10 +11,12 @@ from typing import Any
 from markupsafe import Markup
 
 from asap.corpus.reader import Record
-from asap.evaluation.table import CLASS_COLUMNS, LEGEND, class_rows, intervals_sentence, task_rows
+from asap.errors import AnnotationError
+from asap.evaluation.table import CLASS_COLUMNS, LEGEND, class_rows, intervals_sentence, task_rows, words_sentence
 from asap.finding import Finding, Word, score_text
 from asap.labels import TYPES, is_manipulated, types_of
 from asap.limits import NO_FAMILIARITY
+from asap.preprocessing.images import BoxXyxy
 from asap.preprocessing.words import split_words
 from asap.render import LEVEL_EDGES, level, segments
 from asap.training.targets import face_box
@@ -61,6 +63,7 @@ def evaluation_page(report: dict[str, Any], charts: Mapping[str, str], worst: Se
         "legend": LEGEND,
         "tasks": task_rows(report),
         "intervals": intervals_sentence(report),
+        "words": words_sentence(report),
         "columns": CLASS_COLUMNS,
         "classes": class_rows(report),
         "charts": [
@@ -81,9 +84,7 @@ def _card(pair: WorstPair) -> dict[str, Any]:
     picture = embed_picture(row | {"image_sha256": finding.image_sha256})
     # Boxes are in pixels of the original image; the size of the embedded picture stands in for a failed finding.
     width, height = finding.width or picture.width, finding.height or picture.height
-    true_box = (
-        face_box(record.fake_cls, record.fake_image_box, width, height, record.labels) if picture.data_uri else None
-    )
+    true_box = _true_box(record, width, height) if picture.data_uri else None
     boxes = {"truth": true_box, "line": finding.box_px}
     return {
         "id": record.id,
@@ -110,10 +111,18 @@ def _card(pair: WorstPair) -> dict[str, Any]:
     }
 
 
+def _true_box(record: Record, width: int, height: int) -> BoxXyxy | None:
+    """Return the true box in the picture; None if there is none, or if it cannot be used (`bad_boxes`)."""
+    try:
+        return face_box(record.fake_cls, record.fake_image_box, width, height, record.labels)
+    except AnnotationError:
+        return None
+
+
 def _marked(record: Record, finding: Finding) -> Markup:
     """Return the text as HTML: flagged words are marked by their score, manipulated words are underlined."""
     flagged = {word.index: word for word in finding.words or ()}
-    true = set(record.fake_text_pos)
+    true = set(record.fake_text_pos or ())
     # A manipulated word that the model missed has a place in the text too, with score 0.
     words = [
         flagged.get(span.index, Word(span.index, span.start, span.end, span.word, 0.0))

@@ -34,7 +34,7 @@ from asap.errors import AnnotationError, ConfigError, CorpusError, PrecisionNotS
 from asap.evaluation.own_pairs import read_pair
 from asap.evaluation.thresholds import Decision, Floats, OperatingCurve, precision_at_most, score_meaning
 from asap.finding import Finding
-from asap.labels import TYPES, types_of
+from asap.labels import TYPES, has_a_fake_text, types_of
 from asap.policy import Policy
 from asap.predictor import Predictor
 from asap.storage.files import exists
@@ -125,6 +125,9 @@ class SplitScores:
     """Highest score of a word that is not manipulated; 0 if the pair has none."""
     has_type_B4: NDArray[np.bool_]
     has_word_B: NDArray[np.bool_]
+    hides_word_B: NDArray[np.bool_]
+    """True if the text is manipulated and the corpus does not say which words are. The threshold `word` is chosen
+    without such pairs."""
     familiarity_B: Floats
     """Familiarity of the pairs; NaN if the model has no familiarity file."""
     failed: dict[str, int]
@@ -153,6 +156,7 @@ class SplitScores:
             wrong_word_B=self.wrong_word_B[chosen_B],
             has_type_B4=self.has_type_B4[chosen_B],
             has_word_B=self.has_word_B[chosen_B],
+            hides_word_B=self.hides_word_B[chosen_B],
             familiarity_B=self.familiarity_B[chosen_B],
         )
 
@@ -170,7 +174,7 @@ class SplitScores:
         decisions["word"] = Decision(
             authentic=wrong_B[~fake_B],
             positive=self.right_word_B[self.has_word_B & fake_B],
-            other=wrong_B[fake_B & ~self.has_word_B],
+            other=wrong_B[fake_B & ~self.has_word_B & ~self.hides_word_B],
             stray=wrong_B[self.has_word_B & fake_B],
         )
         return decisions
@@ -197,7 +201,7 @@ def score_records(
     familiarity_id: str | None = None
     for record, finding in _findings(predictor, records, progress):
         # The fingerprint covers failed pairs too, so it is taken before they are left out.
-        fields = [record.id, finding.image_sha256, record.text, record.fake_cls, list(record.fake_text_pos)]
+        fields = [record.id, finding.image_sha256, record.text, record.fake_cls, list(record.fake_text_pos or ())]
         digest.update(json.dumps(fields).encode() + b"\n")
         if isinstance(finding.error, ScoreNotFinite):  # a defect of the weights, not of the pair
             raise ScoreNotFinite(f"record {record.id}: {finding.error}. Check the weights of the model.")
@@ -207,9 +211,10 @@ def score_records(
             continue
         familiarity_id = finding.familiarity_id
         rows.append(_scores(record, finding))
-        labels.append(
-            (*(name in types_of(record.fake_cls, record.labels) for name in TYPES), bool(record.fake_text_pos))
-        )
+        has_word = bool(record.fake_text_pos)
+        hides_word = has_a_fake_text(record.fake_cls, record.labels) and not has_word
+        types = types_of(record.fake_cls, record.labels)
+        labels.append((*(name in types for name in TYPES), has_word, hides_word))
     if failed.total() > max_failed_share * len(records):
         raise CorpusError(
             f"{failed.total()} of {len(records)} pairs cannot be scored, more than a fraction of {max_failed_share}. "
@@ -217,8 +222,8 @@ def score_records(
         )
     values, truth = np.array(rows, np.float32), np.array(labels, bool)
     return SplitScores(
-        values[:, 0], values[:, 1:5], values[:, 5], values[:, 6], truth[:, :4], truth[:, 4], values[:, 7],
-        dict(failed), digest.hexdigest()[:16], familiarity_id,
+        values[:, 0], values[:, 1:5], values[:, 5], values[:, 6], truth[:, :4], truth[:, 4], truth[:, 5],
+        values[:, 7], dict(failed), digest.hexdigest()[:16], familiarity_id,
     )  # fmt: skip
 
 
@@ -236,7 +241,7 @@ def _scores(record: Record, finding: Finding) -> tuple[float, ...]:
     Raises `ScoreNotFinite` if one of them is missing or is not a number: no threshold would ever flag it.
     """
     words = finding.word_scores or []
-    manipulated = set(record.fake_text_pos)
+    manipulated = set(record.fake_text_pos or ())
     if beyond := sorted(manipulated - set(range(len(words)))):
         raise AnnotationError(
             f"record {record.id}: fake_text_pos has {beyond[0]}, but the text has words 0 to {len(words) - 1}: "
@@ -400,8 +405,10 @@ def _choose_thresholds(
         if name in settings.keep:
             continue
         if not len(decision.authentic) or not len(decision.positive):
+            hidden = int(scores.hides_word_B.sum()) if name == "word" else 0
+            unknown = f"; {hidden} more have a manipulated text without word positions" if hidden else ""
             problems.append(f"{name} (there are {len(decision.authentic)} authentic pairs and "
-                            f"{len(decision.positive)} that have it)")  # fmt: skip
+                            f"{len(decision.positive)} that have it{unknown})")  # fmt: skip
             continue
         curve = OperatingCurve(decision, settings.prevalence, settings.confidence)
         position = curve.choose(settings.precision, manipulated if name == "manipulated" else 0.0)

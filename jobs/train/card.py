@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from asap.corpus.reader import Record
-from asap.evaluation.table import intervals_sentence
+from asap.evaluation.table import intervals_sentence, words_sentence
 from asap.labels import TEXT_TYPES, TYPES, is_manipulated
 from asap.limits import Limits, limits_sentences
 from asap.model.config import ModelConfig
@@ -30,7 +30,7 @@ On the test split of {test_corpus}, {pairs} pairs that training never saw:
 |---|---|---|
 {metrics}
 
-{intervals}Average precision by type: {types}.{elsewhere}
+{words}{intervals}Average precision by type: {types}.{elsewhere}
 
 `IoU50` counts a pair without a box as correct only if the predicted box is empty. `gated` metrics empty the predicted
 box unless an image type is predicted. `boxed` metrics are over the pairs that have a box. `token` metrics count the
@@ -117,6 +117,7 @@ def model_card(
             for name in METRICS
             if report.get(name) is not None
         ),
+        words=f"{about}\n\n" if (about := words_sentence(report)) else "",
         intervals=f"{made}\n\n" if (made := intervals_sentence(report)) else "",
         types=_list_values(TYPES, report["AP"], limits_of.get("AP")) or "undefined on this split",
         elsewhere=f" Next to the picture of another pair: {elsewhere}." if elsewhere else "",

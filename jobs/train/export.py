@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -101,13 +101,19 @@ def export_model(
     draft = folder.path / "model.draft"
     save(model, draft, tokenizer=tokenizer, name=settings.name, dtype=torch.float16)
     device = "cuda" if settings.device != "cpu" and torch.cuda.is_available() else "cpu"
-    test = Split.open(settings, folder, "test", model.config)
-    evaluation = predict_split(load(draft).to(device), test.pairs, elsewhere=True)
+    # Pixels are read from the cache of this machine, or decoded a batch at a time: a new cache would serve only once.
+    test = Split.open(settings, folder, "test", model.config, may_decode=False)
+    evaluation = predict_split(
+        load(draft).to(device), test.pairs, elsewhere=True, progress=_counter("evaluating the test pairs", progress)
+    )
     report = evaluation.compute()
     if len(evaluation):
+        progress({"phase": "computing the intervals of the metrics"})
         report["intervals"] = bootstrap_intervals(evaluation.predictions())
     (folder.path / "test_metrics.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
-    known, held_out = (Split.open(settings, folder, split, model.config).pairs.records for split in ("train", "val"))
+    known, held_out = (
+        Split.open(settings, folder, split, model.config, may_decode=False).pairs.records for split in ("train", "val")
+    )
     familiarity, about_it = _familiarity(draft, device, settings, known, held_out, progress)
     progress({"note": about_it})
     limits = model_limits(settings, model.config, known)
@@ -122,9 +128,15 @@ def export_model(
         dtype=torch.float16,
     )
     # A model at s3:// is complete once its config.json is there.
+    progress({"phase": "writing the model folder"})
     folder.push("test_metrics.json", "tensorboard", "model", last="config.json")
     finish_record(folder, model={"checkpoint": str(chosen), "pairs": chosen.pairs, "validation_AUC": chosen.score})
     return folder.finished_model
+
+
+def _counter(stage: str, progress: OnEvent) -> Callable[[int, int], None]:
+    """Return a function that reports how many pairs of some work are done."""
+    return lambda done, total: progress({"stage": stage, "done": done, "total": total})
 
 
 def _familiarity(
@@ -146,9 +158,6 @@ def _familiarity(
         progress: A function that gets the events of `jobs.train.events`.
     """
 
-    def on_pairs(done: int, total: int) -> None:
-        progress({"stage": "familiarity", "done": done, "total": total})
-
     try:
         familiarity = fit_familiarity(
             Predictor.from_folder(draft, device, "float32"),
@@ -157,7 +166,7 @@ def _familiarity(
             weights_sha256=weights_sha256(draft),
             corpus=Location.parse(settings.corpus).name,
             most_pairs=_FAMILIARITY_PAIRS,
-            progress=on_pairs,
+            progress=_counter("fitting what the model can judge (familiarity), pairs", progress),
         )
     except ConfigError as error:  # the model is worth more than this file
         return None, f"The model has no familiarity file, so it judges every pair: {error}"

@@ -26,6 +26,7 @@ from asap.training.step import TrainingStep
 from asap.weights.start import split_source
 from jobs.cluster import (
     count_fitting,
+    kill_actors,
     machines_alive,
     most_cpus,
     ray_running,
@@ -36,6 +37,7 @@ from jobs.metrics import targets_announced
 from jobs.states import JobStates, job_states
 from jobs.stops import in_background
 from jobs.train.data.splits import (
+    cache_pictures,
     choose_ingest,
     corpus_event,
     data_of,
@@ -47,7 +49,7 @@ from jobs.train.defaults import warm_start_defaults
 from jobs.train.events import OnEvent
 from jobs.train.export import SCORE, ChosenCheckpoint, export_model
 from jobs.train.plan import Plan, make_plan
-from jobs.train.run_folder.folder import RunFolder
+from jobs.train.run_folder.folder import CHECKPOINTS, RunFolder
 from jobs.train.run_folder.log import follow_progress
 from jobs.train.run_folder.record import note_cluster, start_record
 from jobs.train.settings import TrainSettings
@@ -56,8 +58,6 @@ from jobs.train.trainer import model_config
 from jobs.train.watch import RunWatch, wait_until_idle
 from jobs.train.worker import RETRIES, FinalFailures, final_failure, last_failure, run_worker
 
-_NAME = "ray_train"
-"""The folder of Ray Train in the run folder."""
 _CPUS_BESIDE_A_GPU = 2
 """CPUs of a worker with a GPU: one for its steps, and one for the batches that are made ahead."""
 
@@ -107,6 +107,7 @@ def _train(
     """
     progress = watch.report
     states.change({"state": "validating"})
+    progress({"phase": "reading the corpus"})
     corpora = read_splits(settings, model_config(settings, settings.vocab_size).label_set)
     settings.steps_an_epoch(len(corpora["train"].records))
     data = {split: data_of(corpus) for split, corpus in corpora.items()}
@@ -119,6 +120,8 @@ def _train(
         for note in [*typed.default_notes(), *single_class_notes(settings, corpora)]:
             progress({"note": note})
         states.change({"state": "running"})
+        at = f"joining the Ray cluster at {settings.address}" if settings.address else "starting Ray on this machine"
+        progress({"phase": at})
         with (
             ray_running(settings.address),
             targets_announced(settings.metrics_targets),
@@ -130,9 +133,9 @@ def _train(
             resources = {} if chosen else _resources_per_worker(settings, progress)
             if resources:
                 _wait_for_room(settings, resources, progress)
-            _prepare(folder, settings, corpora, progress)
-            folder.push("tokenizer", "start", "index", folder.corpus.name)
+            _prepare(folder, settings, corpora, progress, trains=chosen is None)
             chosen = chosen or _run_workers(folder, settings, resources, watch)
+            progress({"phase": "choosing the checkpoint, and stopping Ray" if resources else "stopping Ray"})
         states.change({"state": "finalizing"})
         return export_model(folder, settings, chosen, progress)
 
@@ -144,6 +147,7 @@ def plan(settings: TrainSettings, progress: OnEvent = lambda event: None) -> Pla
     Raises what `train` raises before its first step, except the errors of writing.
     """
     _check_buildable(settings)
+    progress({"phase": "reading the corpus"})
     with tempfile.TemporaryDirectory() as scratch:
         folder = RunFolder(Path(scratch))
         prepare_start(folder, settings, model_config, progress)
@@ -229,19 +233,28 @@ def _claim(folder: RunFolder, settings: TrainSettings, data: dict[str, dict[str,
     folder.push(folder.settings.name)
 
 
-def _prepare(folder: RunFolder, settings: TrainSettings, corpora: dict[str, Corpus], progress: OnEvent) -> None:
-    """Write the tokenizer, the pictures and the indexes, once for all workers.
+def _prepare(
+    folder: RunFolder, settings: TrainSettings, corpora: dict[str, Corpus], progress: OnEvent, *, trains: bool
+) -> None:
+    """Write the tokenizer, the indexes and, if the run `trains`, the pictures, once for all workers.
 
-    Every record is checked, because a bad one must not end a long run.
+    Every record is checked, because a bad one must not end a long run. What an earlier start has prepared is taken from
+    the run folder.
     """
     if not folder.tokenizer.exists():
+        progress({"phase": "training a tokenizer on the texts"})
         records = corpora["train"].records
         texts = [text for record in records for text in (record.text, record.caption, record.explanation)]
         draft = folder.path / "tokenizer.draft"
         train_tokenizer(texts, settings.vocab_size).save_pretrained(draft)
         draft.rename(folder.tokenizer)
+    folder.push("tokenizer", "start")
+    folder.pull("index")
     config = model_config(settings, len(load_tokenizer(folder.tokenizer)))
     prepare_splits(folder, settings, corpora, config, progress)
+    folder.push("index", folder.corpus.name)
+    if trains:
+        cache_pictures(folder, config, progress)
 
 
 def _finished_checkpoint(folder: RunFolder, settings: TrainSettings) -> ChosenCheckpoint | None:
@@ -250,7 +263,7 @@ def _finished_checkpoint(folder: RunFolder, settings: TrainSettings) -> ChosenCh
 
     storage = folder.ray_storage()
     try:
-        result = Result.from_path(f"{storage['storage_path']}/{_NAME}", storage.get("storage_filesystem"))
+        result = Result.from_path(f"{storage['storage_path']}/{CHECKPOINTS}", storage.get("storage_filesystem"))
     except RuntimeError:  # Ray Train raises it for a run without a checkpoint
         return None
     metrics = result.metrics or {}
@@ -314,6 +327,9 @@ def _run_workers(
     from ray.train.torch import TorchTrainer
 
     note_cluster(folder, ray.cluster_resources())
+    amounts = ", ".join(f"{amount} {kind}{'' if amount == 1 else 's'}" for kind, amount in resources.items())
+    who = "1 worker" if settings.workers == 1 else f"{settings.workers} workers"
+    watch.report({"phase": f"starting {who} with {amounts}{'' if settings.workers == 1 else ' each'}"})
     fewest = settings.min_workers or settings.workers
     trainer = TorchTrainer(
         run_worker,
@@ -325,7 +341,7 @@ def _run_workers(
             resources_per_worker=resources,
         ),
         run_config=RunConfig(
-            name=_NAME,
+            name=CHECKPOINTS,
             **folder.ray_storage(),
             failure_config=FailureConfig(max_failures=RETRIES),
             callbacks=[FinalFailures()],
@@ -334,14 +350,19 @@ def _run_workers(
         ),
     )
     try:
-        # In the main thread, Ray Train would handle SIGINT itself, and end the process by its own code.
-        with in_background(lambda _: trainer.fit()) as fitting:
-            watch.await_end(fitting)
+        # In the main thread, Ray Train would handle SIGINT itself, and end the process by its own code. A stop ends the
+        # controller, and with it the call: a thread that uses Ray after its shutdown ends the process without a word.
+        with in_background(lambda _: trainer.fit(), lambda: kill_actors("TrainController")) as fitting:
+            try:
+                watch.await_end(fitting)
+            except KeyboardInterrupt:
+                watch.report({"phase": "stopping the workers"})
+                raise
             result = fitting.result
     except TrainingFailedError as error:
         if final := final_failure(error):
             raise final from None
         raise AsapError(f"training failed; {RETRIES} attempts to resume failed too: {last_failure(error)}") from error
     if result.checkpoint is None:
-        raise AsapError(f"the run in {folder} ended without a checkpoint. See {folder}/{_NAME} for the reason.")
+        raise AsapError(f"the run in {folder} ended without a checkpoint. See {folder}/{CHECKPOINTS} for the reason.")
     return ChosenCheckpoint.of(result.best_checkpoints, result.checkpoint, settings.export, settings.weights)

@@ -44,6 +44,8 @@ _EXPLODED = 10.0
 """A loss this many times the mean of the recent steps does not recover by itself."""
 _STEPS_COMPARED = 100
 """Number of recent steps whose mean loss a new loss is compared with."""
+_IDS_NAMED = 32
+"""Pairs that the error of a diverged step names."""
 _BUCKET_TOKENS = 16
 """Texts are padded to a multiple of this length for compiled encoders: eight lengths instead of 128."""
 _READ_EVERY_S = 1.0
@@ -178,8 +180,8 @@ class Trainer:
         if self.settings.checkpoint_activations:
             checkpoint_activations(self.module.student)
         pays = self.settings.compile == "auto" and self.device.type == "cuda" and can_compile()
-        self._is_compiled = self.settings.compile == "on" or pays
-        if self._is_compiled:
+        self.is_compiled = self.settings.compile == "on" or pays
+        if self.is_compiled:
             for model in (self.module.student, self.module.twin.model):
                 compile_encoders(model)
 
@@ -197,6 +199,13 @@ class Trainer:
     def pairs_in_all(self) -> int:
         """Pairs of the whole run, over all workers."""
         return self.total_steps * self.settings.batch_size
+
+    @property
+    def run_stage(self) -> dict[str, int]:
+        """The stage of the last step: its number from 1, the number of stages, and the pairs at which it ends."""
+        number = next(number for number, stage in enumerate(self.stages) if self.done <= stage.last_step)
+        ends = self.stages[number].last_step * self.settings.batch_size
+        return {"number": number + 1, "of": len(self.stages), "ends": ends}
 
     def begin_from(self, start: Path) -> None:
         """Load the weights of a warm start that `jobs.train.start` wrote. Only a run without a checkpoint needs it."""
@@ -266,7 +275,7 @@ class Trainer:
         """Train on one batch."""
         records, _ = self.order.rows_of_step(self.done)
         batch = self.feed.batch(self.done)
-        if self._is_compiled:
+        if self.is_compiled:
             batch = pad_texts(batch, _BUCKET_TOKENS, self.split.config.max_tokens)
         self._enter_stage()
         if self.module.image_locked:
@@ -374,11 +383,12 @@ class Trainer:
             return
         # Name the pairs of all workers: the contrast and the averaged gradients spread a fault to every worker.
         numbers, _ = dataclasses.replace(self.order, rank=0, world=1).rows_of_step(step)
-        ids = [self.split.pairs.records[number].id for number in numbers]
+        ids = ", ".join(self.split.pairs.records[number].id for number in numbers[:_IDS_NAMED])
+        more = f" and {len(numbers) - _IDS_NAMED:,} more" if len(numbers) > _IDS_NAMED else ""
         found = ", ".join(f"{name} {value:.4g}" for name, value in losses.items())
         raise TrainingDiverged(
-            f"the {fault} ({found}); its pairs are {ids}. The last checkpoint is kept. Inspect these pairs, or train "
-            "with a lower learning_rate."
+            f"the {fault} ({found}); its pairs are {ids}{more}. Checkpoints are kept. Inspect these pairs, or train "
+            "with a lower learning_rate into another folder."
         )
 
     def random_states(self) -> dict[str, Tensor]:

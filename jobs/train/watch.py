@@ -24,7 +24,7 @@ from jobs.stall import StallWatch
 from jobs.states import ENDS, STALLED, JobStates, end_state, reason_of
 from jobs.stops import Background
 from jobs.train.events import OnEvent
-from jobs.train.run_folder.folder import RunFolder
+from jobs.train.run_folder.folder import CHECKPOINTS, RunFolder
 from jobs.train.run_folder.record import record_stop
 from jobs.train.settings import TrainSettings
 
@@ -109,6 +109,8 @@ class RunWatch:
         if self._lost:
             raise JobInUse(f"{self._at} was taken over by another process. This one stopped.") from error
         # What stopped the run may also prevent its record. The reason is worth more than that failure.
+        if isinstance(error, KeyboardInterrupt):
+            error.add_note(f"{self._kept()} Run the same command again, or `asap resume {self._at}`, to go on.")
         with suppress(StorageError):
             if self._deleted or not exists(self._at / "train.json"):
                 delete_file(self._at / SIGN)  # one may have been written during the deletion
@@ -118,6 +120,20 @@ class RunWatch:
                 ) from error
             record_stop(self._folder, self.run_id, end_state(error), reason_of(error))
             delete_file(self._at / CANCEL)
+
+    def _kept(self) -> str:
+        """Say what a stop leaves of the training."""
+        try:
+            found = read_json(self._at / CHECKPOINTS / "checkpoint_manager_snapshot.json") or {}
+            metrics = (found.get("latest_checkpoint_result") or {}).get("metrics") or {}
+            done, total = metrics.get("pairs", 0), metrics.get("of", 0)
+        except StorageError:
+            return "The last checkpoint is kept, if there is one."
+        if not done:
+            return "No checkpoint was written yet; the data that were prepared are kept."
+        if done == total:
+            return f"The checkpoint after all {done:,} pairs is kept, and only the model folder is missing."
+        return f"The checkpoint after {done:,} of {total:,} pairs is kept."
 
     def await_end(self, fitting: Background[Any]) -> None:
         """Wait for the end of the training, and name stalls. Raises `KeyboardInterrupt` if the run must stop."""

@@ -72,16 +72,27 @@ def run_worker(arguments: dict[str, Any]) -> None:
     with folder.locked():
         validation = open_validation(settings, folder, config)
     reports = CheckpointReports()
+    if log:
+        log.note_phase(_first_phase(trainer))
     for losses in trainer.steps():
         if log:
             log.record_steps(trainer, losses)
             for terms in losses:
                 count_step(folder.location.name, terms, settings.batch_size, trainer.done / trainer.total_steps)
         if trainer.checkpoint_due:
+            if log:
+                log.note_phase(f"evaluating the checkpoint on {len(validation.pairs):,} validation pairs")
             metrics = validate(trainer, validation)
             if log:
                 log.record_validation(trainer, metrics)
             reports.report(trainer, metrics)
+
+
+def _first_phase(trainer: Trainer) -> str:
+    """Describe the wait for the first step of this start."""
+    after = f"going on after {trainer.pairs_done:,} of {trainer.pairs_in_all:,} pairs: " if trainer.done else ""
+    compiles = ", for which the model is compiled; this may take minutes" if trainer.is_compiled else ""
+    return f"{after}waiting for the first step{compiles}"
 
 
 def open_validation(settings: TrainSettings, folder: RunFolder, config: ModelConfig) -> Split:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -119,7 +120,9 @@ def test_a_training_run_that_is_stopped_says_so_and_goes_on(
         wait_until(lambda: last_start()["state"] == "cancelled")
         _, complaint = process.communicate(timeout=HANG_S)
         assert process.returncode == 130, complaint
-        assert "asap: stopped. The last checkpoint is kept. Run the same command again to resume." in complaint
+        assert re.search(
+            r"asap: stopped\. .* kept\. Run the same command again, or `asap resume .*`, to go on\.", complaint
+        )
         assert "Traceback" not in complaint
         assert last_start()["pid"] == process.pid
     done = subprocess.run([*ASAP, *map(str, train)], capture_output=True, text=True, timeout=HANG_S, check=False)

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 import pytest
 
 from jobs import stops
-from jobs.stops import SIGNALS, handlers_kept, in_background, stop_on_signals
+from jobs.stops import SIGNALS, handlers_kept, in_background, stop_on_signals, what_is_kept
 from tests.support.waiting import HANG_S
 
 
@@ -96,6 +96,43 @@ def test_a_signal_reaches_the_main_thread_during_a_call_that_is_then_asked_to_st
     assert ended.wait(HANG_S)
 
 
+def test_a_call_that_must_end_is_hurried_until_it_has() -> None:
+    is_free, hurried = threading.Event(), []
+
+    def hurry() -> None:
+        hurried.append(is_free.is_set())
+        if len(hurried) > 1:
+            is_free.set()
+
+    with pytest.raises(KeyError), in_background(lambda _: is_free.wait(HANG_S), hurry) as call:
+        raise KeyError
+    assert call.wait(0)
+    assert hurried[:2] == [False, False]
+    with in_background(lambda _: 7, lambda: pytest.fail("it had ended")) as quick:
+        assert quick.result == 7
+
+
+def test_what_a_job_keeps_is_found_behind_a_second_interruption_of_its_stop() -> None:
+    def stop_twice() -> None:
+        first = KeyboardInterrupt()
+        first.add_note("All is kept.")
+        try:
+            raise first
+        finally:
+            raise KeyboardInterrupt
+
+    def leave() -> None:
+        try:
+            stop_twice()
+        except KeyboardInterrupt as error:
+            raise SystemExit(130) from error
+
+    with pytest.raises(SystemExit) as caught:
+        leave()
+    assert what_is_kept(caught.value) == "All is kept."
+    assert what_is_kept(SystemExit(130)) == ""
+
+
 @pytest.mark.parametrize(
     ("command", "sentence"),
     [("evaluate", "stopped. Nothing was written."), ("scan", "stopped. Finished pairs are kept. Run the same command")],
@@ -114,3 +151,21 @@ def test_a_stopped_command_exits_with_130_and_says_what_is_kept(command: str, se
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=HANG_S, check=False)
     assert (done.returncode, done.stderr.startswith(f"asap: {sentence}")) == (130, True), done
+
+
+def test_a_signal_during_the_exit_of_a_stopped_command_ends_it_with_the_same_code() -> None:
+    code = (
+        "import atexit, os, signal, sys, typer\n"
+        "signal.signal(signal.SIGHUP, signal.SIG_DFL)\n"
+        "from jobs.cli import app\n"
+        "sys.argv[1:] = ['scan']\n"
+        "stub = typer.Typer()\n"
+        "stub.callback()(lambda: None)\n"
+        "stub.command('scan')(lambda: os.kill(os.getpid(), signal.SIGTERM))\n"
+        "app.app = stub\n"
+        "atexit.register(lambda: (os.kill(os.getpid(), signal.SIGTERM), print('not reached')))\n"
+        "app.main()\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=HANG_S, check=False)
+    assert (done.returncode, done.stdout) == (130, "")
+    assert len(done.stderr.splitlines()) == 1, done.stderr

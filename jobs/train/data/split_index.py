@@ -87,8 +87,9 @@ def read_index(file: Path) -> SplitIndex:
         if problem is not None:
             broken[address] = problem
         # Parquet returns lists, but a record is hashable and holds tuples.
-        box, positions = tuple(row.pop("fake_image_box")), tuple(row.pop("fake_text_pos"))
-        records.append(Record(**row | {"image": address}, fake_image_box=box, fake_text_pos=positions))
+        box, positions = tuple(row.pop("fake_image_box")), row.pop("fake_text_pos")
+        fake_text_pos = None if positions is None else tuple(positions)
+        records.append(Record(**row | {"image": address}, fake_image_box=box, fake_text_pos=fake_text_pos))
     index = {address: number for number, address in enumerate(sizes)}
     about = _about(table.schema)
     size_array = np.array(list(sizes.values()), np.int32)

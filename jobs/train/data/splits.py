@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
-from asap.corpus.picture_cache import PictureCache, PictureInfo, read_picture
-from asap.corpus.reader import SPLITS, Corpus, fingerprint
-from asap.corpus.report import SHOWN, CorpusReport
+from asap.corpus.picture_cache import PictureCache, PictureInfo, PictureSizes, read_picture
+from asap.corpus.reader import SPLITS, Corpus, Record, fingerprint
+from asap.corpus.report import SHOWN
 from asap.errors import CorpusError
 from asap.labels import is_manipulated
 from asap.model.config import ModelConfig
@@ -79,7 +81,8 @@ def prepare_splits(
 
     A picture that cannot be decoded is left out with its pairs, as a missing picture is, and counts towards the same
     limit. All pictures are tried before the first step, which costs as much as decoding for one epoch. So the order of
-    an epoch is known for either ingest, and one bad file does not end a run of days.
+    an epoch is known for either ingest, and one bad file does not end a run of days. A later start of the run finds the
+    result in the index, on any machine and for either ingest.
 
     Args:
         folder: The folder of the run; it holds the tokenizer already.
@@ -92,13 +95,16 @@ def prepare_splits(
     cannot be used, and `StorageError`.
     """
     ingest = choose_ingest(settings, corpora, config.image_size)
+    codec = _codec(folder, config)
     for split, corpus in corpora.items():
         about = data_of(corpus) | {"image_size": config.image_size, "ingest": ingest}
-        if about_index(folder.index(split)) != about:
+        pictures = _indexed_pictures(folder.index(split), corpus, about)
+        if pictures is None:
             pictures = _decode_or_measure(folder, split, corpus, config.image_size, ingest, progress)
             write_index(folder.index(split), corpus.records, pictures, about)
-        # Opening the split checks its records and adds the findings to the report.
-        Split.open(settings, folder, split, config, report=corpus.report)
+            folder.push("index")  # now, because the next split may take hours
+        # This checks the records and adds the findings to the report. The pixels are not needed for it.
+        TrainingSet(corpus.records, pictures, codec, bad_boxes=settings.bad_boxes, report=corpus.report)
         _check_broken_pictures(corpus, settings.missing_images)
     reports = {split: data_of(corpus) | corpus.report.to_dict() for split, corpus in corpora.items()}
     folder.corpus.write_text(json.dumps({"ingest": ingest} | reports, indent=2) + "\n", encoding="utf-8")
@@ -110,15 +116,61 @@ def corpus_event(corpora: dict[str, Corpus], ingest: Ingest) -> dict[str, Any]:
     return {"corpus": [line for corpus in corpora.values() for line in corpus.report.lines()], "ingest": ingest}
 
 
+def _indexed_pictures(file: Path, corpus: Corpus, about: dict[str, Any]) -> PictureInfo | None:
+    """Return the sizes of the pictures from the index of an earlier start; None if there is none for these data.
+
+    Pictures may lie elsewhere on this machine, or be read in another way. The index is then written anew, from what it
+    knows about them.
+    """
+    found = about_index(file)
+    if found is None or any(found.get(name) != value for name, value in about.items() if name != "ingest"):
+        return None
+    index = read_index(file)
+    known = index.pictures
+    if found == about and all(
+        old.image == record.image for old, record in zip(index.records, corpus.records, strict=True)
+    ):
+        return known
+    # Equal fingerprints mean the same records in the same order.
+    former = {record.image: old.image for old, record in zip(index.records, corpus.records, strict=True)}
+    pictures = PictureSizes(
+        known.sizes[[known.index[old] for old in former.values()]],
+        {image: row for row, image in enumerate(former)},
+        known.image_size,
+        {image: known.broken[old] for image, old in former.items() if old in known.broken},
+    )
+    write_index(file, corpus.records, pictures, about)
+    return pictures
+
+
+def cache_pictures(folder: RunFolder, config: ModelConfig, progress: OnEvent) -> None:
+    """Decode the pictures of training and validation on this machine, unless its cache has them or the run streams.
+
+    A run at s3:// does not keep the caches there: they are large and can be made from the corpus. A start on another
+    machine makes those that its workers read.
+    """
+    for split in ("train", "val"):
+        index = read_index(folder.index(split))
+        is_made = PictureCache.is_made(index.records, config.image_size, folder.pictures)
+        if index.about["ingest"] == "cache" and not is_made:
+            on_done = _picture_counter(split, index.records, progress)
+            PictureCache.prepare(
+                index.records, config.image_size, folder.pictures, on_done, read_picture, keep_broken=True
+            )
+
+
+def _picture_counter(split: str, records: Sequence[Record], progress: OnEvent) -> Callable[[int], None]:
+    """Return a function that reports the number of pictures of a split that are decoded."""
+    stage = {"stage": f"decoding {split} pictures", "total": len({record.image for record in records})}
+    return lambda done: progress(stage | {"done": done})
+
+
 def _decode_or_measure(
     folder: RunFolder, split: str, corpus: Corpus, image_size: int, ingest: Ingest, progress: OnEvent
 ) -> PictureInfo:
     """Decode every picture of a split: into the cache, or only to measure it for a stream."""
-    stage = {"stage": f"{split} pictures", "total": len({record.image for record in corpus.records})}
-
-    def on_done(done: int) -> None:
-        progress(stage | {"done": done})
-
+    on_done = _picture_counter(split, corpus.records, progress)
+    on_done(0)
     if ingest == "stream":
         return measure_pictures(corpus.records, image_size, on_done)
     return PictureCache.prepare(corpus.records, image_size, folder.pictures, on_done, read_picture, keep_broken=True)
@@ -151,9 +203,9 @@ class Split:
         split: str,
         config: ModelConfig,
         limit: int = 0,
-        report: CorpusReport | None = None,
+        may_decode: bool = True,
     ) -> Split:
-        """Open a split that `prepare_splits` prepared.
+        """Open a split that `prepare_splits` prepared. Raises `CorpusError` if a picture has become unreadable since.
 
         Args:
             settings: The settings of the run.
@@ -161,16 +213,22 @@ class Split:
             split: The name of the split: train, val or test.
             config: The configuration of the model.
             limit: Maximum number of pairs, taken from the start; 0 for all.
-            report: A report that gets the findings of `TrainingSet`.
+            may_decode: False to leave the pictures as they are if this machine has no cache of them.
         """
-        codec = TextCodec(load_tokenizer(folder.tokenizer), max_words=config.max_words, max_tokens=config.max_tokens)
         index = read_index(folder.index(split))
         pictures: PictureInfo = index.pictures
-        if index.about["ingest"] == "cache":
+        is_cached = index.about["ingest"] == "cache"
+        if is_cached and (may_decode or PictureCache.is_made(index.records, config.image_size, folder.pictures)):
             cache = PictureCache.prepare(
                 index.records, config.image_size, folder.pictures, read=read_picture, keep_broken=True
             )
+            if lost := [message for image, message in cache.broken.items() if image not in pictures.broken]:
+                raise CorpusError(f"{lost[0]}. It could be decoded when this run began. Restore the picture.")
             # The index has the reason why a picture is broken; the cache has only its size of 0.
             pictures = dataclasses.replace(cache, broken=pictures.broken)
         records = index.records[: limit or None]
-        return cls(TrainingSet(records, pictures, codec, bad_boxes=settings.bad_boxes, report=report), config)
+        return cls(TrainingSet(records, pictures, _codec(folder, config), bad_boxes=settings.bad_boxes), config)
+
+
+def _codec(folder: RunFolder, config: ModelConfig) -> TextCodec:
+    return TextCodec(load_tokenizer(folder.tokenizer), max_words=config.max_words, max_tokens=config.max_tokens)

@@ -28,6 +28,8 @@ from asap.storage.files import delete_file, download_file, download_folder, exis
 from asap.storage.location import Location
 from asap.storage.s3 import check_writable, filesystem, s3_client
 
+CHECKPOINTS = "ray_train"
+"""The folder of Ray Train in a run folder."""
 _TRY_S = 10.0
 """Mean seconds that a further try of pyarrow's file system waits: a random time of up to twenty."""
 
@@ -104,6 +106,11 @@ class RunFolder:
         return self.path / "progress.jsonl"
 
     @property
+    def phase(self) -> Path:
+        """The file of the work that the first worker has begun beside its steps, such as an evaluation."""
+        return self.path / "phase.json"
+
+    @property
     def record(self) -> Path:
         """The file of the code, settings, data and machines of the run, and how long it took."""
         return self.path / "run.json"
@@ -147,7 +154,7 @@ class RunFolder:
             raise StorageError(f"{self} cannot be written: {error}") from error
 
     def refresh(self) -> None:
-        """Replace this machine's copy by the files at the prefix.
+        """Replace this machine's copy by the files at the prefix, but for the index, which only some starts need.
 
         Cached pictures stay, because a cache is found by the names of its pictures and their size.
         """

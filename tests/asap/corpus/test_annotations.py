@@ -63,7 +63,8 @@ def test_a_malformed_box_without_a_manipulated_face_is_not_reported() -> None:
 @pytest.mark.parametrize("positions", BAD_POSITIONS)
 def test_positions_beyond_the_text_are_dropped_or_drop_the_pair_or_are_refused(positions: list[Any]) -> None:
     row, report = repair(fake_text_pos=positions)
-    assert row.fake_text_pos == ((1,) if positions[0] == 1 and len(positions) == 2 else ())
+    # A manipulated text that is left without a position has words that nobody knows.
+    assert row.fake_text_pos == ((1,) if positions[0] == 1 and len(positions) == 2 else None)
     assert report.stray_positions.count == 1
     assert "of 4 words (record 3 of train.json)" in report.stray_positions.examples[0]
 
@@ -90,3 +91,17 @@ def test_positions_beyond_the_text_are_dropped_or_drop_the_pair_or_are_refused(p
 def test_invalid_rules_are_refused(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         ReadRules(**changes)
+
+
+@pytest.mark.parametrize("positions", [[], None])
+def test_the_words_of_a_manipulated_text_without_positions_are_unknown(positions: list[int] | None) -> None:
+    row, report = repair(STRICT, fake_text_pos=positions)
+    assert row.fake_text_pos is None
+    assert report.unplaced_words.examples == ["record 3 of train.json"]
+
+
+@pytest.mark.parametrize("fake_cls", ["orig", "face_swap"])
+def test_the_words_of_an_authentic_text_are_known_without_positions(fake_cls: str) -> None:
+    row, report = repair(fake_cls=fake_cls, fake_text_pos=None)
+    assert row.fake_text_pos == ()
+    assert not report.unplaced_words

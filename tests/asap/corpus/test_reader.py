@@ -328,3 +328,49 @@ def test_a_fingerprint_changes_with_each_field(corpus: Path, change: dict[str, A
 def test_a_fingerprint_changes_with_the_order_and_the_number(corpus: Path) -> None:
     records = read_split(corpus, "train")
     assert len({fingerprint(records), fingerprint(records[::-1]), fingerprint(records[1:])}) == 3
+
+
+def without_positions(*rows: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return rows as MDSM has them."""
+    mdsm = [{name: value for name, value in row.items() if name != "fake_text_pos"} for row in rows]
+    return [row | {"mtcnn_boxes": [[64, 48, 145, 159]]} for row in mdsm]
+
+
+def test_a_corpus_without_word_positions_has_no_labels_of_words(corpus: Path, read: Callable[..., Corpus]) -> None:
+    write(corpus, without_positions(*ROWS))
+    found = read()
+    assert [record.fake_text_pos for record in found.records] == [None, None, None]
+    assert [record.fake_cls for record in found.records] == [row["fake_cls"] for row in ROWS]
+    assert (
+        "word positions: none of the 2 manipulated texts has any (fake_text_pos). No word of this split is trained on "
+        "or evaluated; pairs, types and boxes are."
+    ) in found.report.lines()
+    assert found.report.to_dict()["has_word_positions"] is False
+
+
+def test_in_a_mixed_corpus_only_the_texts_without_positions_have_no_labels_of_words(
+    corpus: Path, read: Callable[..., Corpus]
+) -> None:
+    write(corpus, [*ROWS[:2], *without_positions(ROWS[2])])
+    found = read()
+    assert [record.fake_text_pos for record in found.records] == [(), (1,), None]
+    assert (
+        "word positions: 1 manipulated texts have none (fake_text_pos), and their words are neither trained on nor "
+        f"evaluated: record 2 of {corpus / 'metadata/train.json'}"
+    ) in found.report.lines()
+
+
+def test_a_corpus_without_manipulated_texts_needs_no_word_positions(corpus: Path, read: Callable[..., Corpus]) -> None:
+    write(corpus, without_positions(ROWS[0], ROWS[1] | {"fake_cls": "face_swap"}))
+    found = read()
+    assert [record.fake_text_pos for record in found.records] == [(), ()]
+    assert "word positions" not in str(found.report)
+
+
+def test_absent_and_empty_positions_have_the_same_fingerprint(corpus: Path, read: Callable[..., Corpus]) -> None:
+    write(corpus, without_positions(*ROWS))
+    absent = fingerprint(read().records)
+    write(corpus, [row | {"fake_text_pos": []} for row in ROWS])
+    assert fingerprint(read().records) == absent
+    write(corpus, ROWS)
+    assert fingerprint(read().records) != absent

@@ -12,6 +12,7 @@ from asap.corpus.picture_cache import PictureCache, PictureSizes
 from asap.corpus.reader import Record
 from asap.errors import DecodeFailed
 from asap.evaluation.evaluate import evaluate_records, evaluate_split
+from asap.evaluation.table import words_sentence
 from asap.labels import TYPES
 from asap.model.asap import Fused
 from asap.preprocessing.text import TextCodec, train_tokenizer
@@ -72,6 +73,40 @@ def test_a_split_without_boxes_has_all_other_figures(split: Split) -> None:
     report = evaluate_split(tiny_model(vocab_size=split.config.vocab_size), boxless.pairs)
     assert report["IoU_mean_boxed"] is None
     assert report["AUC"] is not None
+
+
+def with_unknown_words(split: Split, *classes: str) -> TrainingSet:
+    """Return the pairs of `split`, those of some classes without word positions."""
+    records = [
+        dataclasses.replace(record, fake_text_pos=None) if record.fake_cls in classes else record
+        for record in split.pairs.records
+    ]
+    return TrainingSet(records, split.pairs.pictures, split.pairs.codec)
+
+
+def test_without_word_positions_there_are_no_figures_of_words(split: Split) -> None:
+    model = tiny_model(vocab_size=split.config.vocab_size)
+    report, whole = evaluate_split(model, with_unknown_words(split, *CLASSES)), evaluate_split(model, split.pairs)
+    assert (report["word_labeled_pairs"], whole["word_labeled_pairs"]) == (0, len(CLASSES))
+    names = [name for name in report if name.startswith("token_")]
+    assert len(names) == 12
+    assert {report[name] for name in names} == {None}
+    assert whole["token_F1"] is not None
+    for name in ("AUC", "mAP", "IoU_mean"):
+        assert report[name] == whole[name]
+    assert words_sentence(report).startswith("There are no figures of words")
+    assert words_sentence(whole) == ""
+
+
+def test_texts_with_unknown_words_take_no_part_in_the_figures_of_words(split: Split) -> None:
+    model = tiny_model(vocab_size=split.config.vocab_size)
+    report = evaluate_split(model, with_unknown_words(split, "text_swap"))
+    left = [record for record in split.pairs.records if record.fake_cls != "text_swap"]
+    expected = evaluate_split(model, TrainingSet(left, split.pairs.pictures, split.pairs.codec))
+    names = [name for name in report if name.startswith("token_")]
+    assert {name: report[name] for name in names} == {name: expected[name] for name in names}
+    assert report["by_class"]["text_swap"]["token_F1"] is None
+    assert "over 6 of 7 pairs" in words_sentence(report)
 
 
 @pytest.fixture

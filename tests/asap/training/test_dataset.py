@@ -18,6 +18,7 @@ from asap.preprocessing.images import normalize
 from asap.preprocessing.text import TextCodec, train_tokenizer
 from asap.training import dataset
 from asap.training.dataset import TrainingSet, collate, epoch_order
+from asap.training.losses import IGNORED_TOKEN
 
 SIZE = 32
 CONFIG = ModelConfig.tiny(image_size=SIZE, width=48, heads=4)
@@ -70,6 +71,17 @@ def open_set(corpus: Path, codec: TextCodec, tmp_path: Path) -> Callable[[], Tra
 
 
 # Samples
+
+
+def test_every_word_of_a_text_with_unknown_words_is_ignored(corpus: Path, open_set: Callable[[], TrainingSet]) -> None:
+    write(corpus, [*ROWS[:2], ROWS[2] | {"fake_text_pos": []}])
+    pairs = open_set()
+    batch = collate([pairs.sample(number) for number in range(3)], CONFIG, pairs.pad_id)
+    assert set(batch.token_labels[2].tolist()) == {IGNORED_TOKEN}
+    assert 1 in batch.token_labels[1]
+    assert (batch.token_labels[1] >= 0).sum() == batch.text.mask[1].sum() - 1
+    assert batch.types[2].tolist() == [0, 0, 1, 0]
+    assert batch.manipulated[2]
 
 
 def test_a_sample_is_the_record_at_the_models_size(open_set: Callable[[], TrainingSet], codec: TextCodec) -> None:

@@ -4,9 +4,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from asap.training.batch import Tokens
+from asap.training.batch import Batch, Tokens
+from asap.training.losses import IGNORED_TOKEN
 from asap.training.micro_batches import separate_gradients, term_shares
-from asap.training.objective import LossWeights, PublishedDefects
+from asap.training.objective import LOSS_NAMES, LossWeights, PublishedDefects
 from asap.training.step import TERMS, TrainingStep
 from tests.support.tiny import draw_batch, tiny_model
 
@@ -28,9 +29,9 @@ def new_step(weights: LossWeights | None = None, defects: PublishedDefects | Non
     return step
 
 
-def run(step: TrainingStep, parts: int) -> tuple[dict[str, float], dict[str, Tensor]]:
+def run(step: TrainingStep, parts: int, batch: Batch | None = None) -> tuple[dict[str, float], dict[str, Tensor]]:
     """Return the terms of a batch cut into `parts` micro batches, and the gradients."""
-    batches = draw_batch(CLASSES).parts(parts)
+    batches = (batch or draw_batch(CLASSES)).parts(parts)
     shares = term_shares(batches, step.criterion.defects)
     sums: dict[str, float] = {}
     for number, batch in enumerate(batches):
@@ -75,6 +76,43 @@ def test_micro_batches_are_exact_with_the_published_defects_too(parts: int) -> N
     terms, gradients = run(new_step(WITHOUT_CONTRAST, defects), parts)
     assert terms == pytest.approx(whole_terms, abs=1e-5)
     torch.testing.assert_close(gradients, whole, atol=1e-5, rtol=1e-4)
+
+
+def hide_words(*rows: int) -> Batch:
+    """Return the batch with the word labels of some pairs unknown."""
+    batch = draw_batch(CLASSES)
+    labels = batch.token_labels.clone()
+    labels[list(rows)] = IGNORED_TOKEN
+    return dataclasses.replace(batch, token_labels=labels)
+
+
+@pytest.mark.parametrize("padding", [False, True])
+def test_micro_batches_are_exact_if_words_are_unknown(padding: bool) -> None:
+    weights, defects = dataclasses.replace(WITHOUT_CONTRAST, mgca_words=0.3), PublishedDefects(mgca_padding=padding)
+    whole_terms, whole = run(new_step(weights, defects), 1, hide_words(1, 6, 7))
+    terms, gradients = run(new_step(weights, defects), 4, hide_words(1, 6, 7))
+    assert terms == pytest.approx(whole_terms, abs=1e-5)
+    torch.testing.assert_close(gradients, whole, atol=1e-5, rtol=1e-4)
+
+
+def test_pairs_with_unknown_words_take_no_part_in_the_terms_of_words() -> None:
+    """Their own numbers do not matter: another text in their place leaves these terms as they are."""
+    step, batch = new_step(WITHOUT_CONTRAST), hide_words(1, 3)
+    step.eval()
+    before = step(batch, 0.0, update_twin=False)
+    ids = batch.text.input_ids.clone()
+    ids[[1, 3], 1:] = ids[[1, 3], 1:].flip(1)
+    after = step(dataclasses.replace(batch, text=Tokens(ids, batch.text.mask)), 0.0, update_twin=False)
+    for name in ("tmg", "mgca"):
+        torch.testing.assert_close(after[name], before[name])
+    assert not torch.allclose(after["bic"], before["bic"])
+
+
+def test_without_any_known_word_the_terms_of_words_are_zero_and_train_nothing() -> None:
+    terms, found = run(new_step(LossWeights(**dict.fromkeys(LOSS_NAMES, 0.0) | {"tmg": 1.0, "mgca": 1.0})), 1,
+                       hide_words(*range(len(CLASSES))))  # fmt: skip
+    assert terms["tmg"] == terms["mgca"] == terms["total"] == 0
+    assert not any(gradient.any() for gradient in found.values())
 
 
 def test_gradients_differ_without_shares() -> None:

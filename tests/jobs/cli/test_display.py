@@ -1,4 +1,4 @@
-"""The output of a training run: lines in a file, a bar in a terminal."""
+"""The output of the commands: the progress of a scan, and a finding."""
 
 import io
 from dataclasses import replace
@@ -9,40 +9,8 @@ from rich.console import Console
 
 from asap.finding import NO_EVIDENCE, Finding
 from asap.labels import TYPES
-from asap.training.objective import LOSS_NAMES, LossWeights
-from jobs.cli.display import progress_shown, show_finding, training_shown
+from jobs.cli.display import progress_shown, show_finding
 from jobs.scan.passes import ScanProgress
-
-STEP: dict[str, Any] = {
-    "pairs": 3_200, "of": 6_400, "losses": {"tmg": 0.25, "total": 1.5}, "pairs_per_s": 40.0, "rate": 1e-3,
-}  # fmt: skip
-VALIDATION: dict[str, Any] = {"pairs": 3_200, "of": 6_400, "validation": {"AUC": 0.75, "IoU50_boxed": None}}
-
-
-def shown(events: list[dict[str, Any]], *, terminal: bool) -> str:
-    file = io.StringIO()
-    console = Console(file=file, width=100, force_terminal=terminal, color_system=None)
-    with training_shown(console) as show:
-        for event in events:
-            show(event)
-    return file.getvalue()
-
-
-def test_a_file_gets_a_line_for_every_event() -> None:
-    events = [
-        {"start": "bert.pth", "report": "taken [12]"}, {"stage": "decoding", "done": 3, "total": 4},
-        {"corpus": ["train: 60 pairs"], "ingest": "cache"}, STEP, VALIDATION,
-    ]  # fmt: skip
-    assert shown(events, terminal=False).splitlines() == [
-        "start from bert.pth",
-        "taken [12]",
-        "decoding  3/4",
-        "train: 60 pairs",
-        "pictures: cache",
-        "loss terms: tmg = token grounding",
-        "3200/6400 pairs  40 pairs/s  1 min left  tmg 0.250  total 1.500",
-        "3200/6400 pairs  validation  AUC 0.750  IoU50_boxed -",
-    ]
 
 
 def test_a_line_of_progress_comes_again_only_if_it_says_something_new(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -59,25 +27,6 @@ def test_a_line_of_progress_comes_again_only_if_it_says_something_new(monkeypatc
         "detecting  100/200 pairs  10 pairs/s  0 flagged  1 errors",
         "starting the workers  0/200 pairs",
     ]
-
-
-def test_a_terminal_gets_a_bar_that_moves_and_keeps_the_validations_above_it() -> None:
-    output = shown([STEP, VALIDATION, STEP | {"pairs": 6_400, "losses": {"total": 1.25}}], terminal=True)
-    assert output.count("3200/6400 pairs  validation  AUC 0.750") == 1
-    last = [line for line in output.splitlines() if "loss" in line][-1]
-    assert "6400/6400 pairs  40 pairs/s  0 min left  loss 1.250" in last
-    assert "━" in last
-
-
-def test_a_loss_term_is_explained_once_before_the_line_that_names_it_first() -> None:
-    later = STEP | {"losses": {"tmg": 0.2, "vlc": 0.5, "total": 1.0}}
-    lines = shown([STEP, STEP, later], terminal=False).splitlines()
-    assert [number for number, line in enumerate(lines) if line.startswith("loss terms: ")] == [0, 3]
-    assert lines[3] == "loss terms: vlc = vision-language contrast"
-
-
-def test_every_loss_term_has_a_meaning_to_show() -> None:
-    assert set(LOSS_NAMES) == set(vars(LossWeights()))
 
 
 def _lines_of(**fields: Any) -> list[str]:

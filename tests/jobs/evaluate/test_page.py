@@ -2,6 +2,7 @@
 
 import base64
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -114,6 +115,25 @@ def test_a_pair_whose_face_is_not_flagged_has_only_the_true_box(picture: Path) -
     html = page(worst(picture, box_px=None, flagged_types=[]))
     assert 'class="truth" x=' in html
     assert 'class="line"' not in html
+
+
+@pytest.mark.parametrize("box", [(), (200, 200, 300, 300)])
+def test_a_worst_pair_without_a_usable_box_or_word_positions_is_shown_without_them(
+    picture: Path, box: tuple[float, ...]
+) -> None:
+    pair = worst(picture)
+    record = replace(pair.record, fake_image_box=box, fake_text_pos=None)
+    html = page(replace(pair, record=record))
+    assert 'class="truth" x=' not in html
+    assert "<u title=" not in html
+    assert "manipulated: 0.95" in html
+
+
+def test_the_page_says_that_a_corpus_has_no_word_positions() -> None:
+    metrics = report("orig", "text_swap") | SENTENCES | {"coverage": None, "word_labeled_pairs": 0}
+    about = {"model_id": "m@1", "corpus": "/data/mdsm", "split": "test", "pairs_in_split": 2, "finished": "today"}
+    assert "There are no figures of words" in evaluation_page({"about": about, **metrics}, {}, [])
+    assert "There are no figures of words" not in page()
 
 
 def test_a_missing_picture_leaves_a_note(tmp_path: Path) -> None:

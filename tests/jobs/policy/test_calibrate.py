@@ -74,7 +74,7 @@ class _Oracle:
         return Finding(
             score=self._score(bool(types)),
             types={name: self._score(name in types) for name in TYPES},
-            word_scores=[self._score(position in record.fake_text_pos) for position in range(4)],
+            word_scores=[self._score(position in (record.fake_text_pos or ())) for position in range(4)],
             image_sha256="0" * 64,
             **about,
         )
@@ -128,6 +128,33 @@ def test_every_pair_is_scored_as_in_a_scan_and_counted_by_its_labels(
     assert decisions["word"].positive.tolist() == [max(words[number][1], words[number][3]) for number in (2, 3, 4)]
     assert decisions["word"].stray is not None
     assert decisions["word"].stray.tolist() == [max(words[number][0], words[number][2]) for number in (2, 3, 4)]
+
+
+def _without_words(number: int) -> dict[str, Any]:
+    record = _record(number)
+    return {name: value for name, value in record.items() if name != "fake_text_pos"}
+
+
+def test_manipulated_texts_without_word_positions_take_no_part_in_the_threshold_of_words(tmp_path: Path) -> None:
+    rows = [_without_words(number) if number == 2 else _record(number) for number in range(12)]
+    corpus = _write_corpus(tmp_path / "corpus", rows)
+    decisions = score_records(_Oracle(corpus), read_split(corpus, "val"), 0.0, lambda *_: None).decisions()
+    assert len(decisions["word"].authentic) == 4
+    assert len(decisions["word"].positive) == 5, "pair 2 does not count as one with manipulated words"
+    assert len(decisions["word"].other) == 2, "nor as one without"
+    assert len(decisions["text_swap"].positive) == 2
+
+
+def test_a_corpus_without_word_positions_cannot_calibrate_words_and_says_why(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    corpus = _write_corpus(tmp_path / "corpus", [_without_words(number) for number in range(PAIRS)])
+    monkeypatch.setattr(module.Predictor, "from_folder", lambda *args, **named: _Oracle(corpus))
+    message = r"for word \(there are 800 authentic pairs and 0 that have it; 1200 more have a manipulated text without"
+    with pytest.raises(PrecisionNotShown, match=message):
+        calibrate(_settings(corpus, tmp_path))
+    made = calibrate(_settings(corpus, tmp_path, keep=("word",), out=str(tmp_path / "policy.json")))
+    assert made.policy.word == _Oracle.policy.word
 
 
 def test_the_fingerprint_depends_on_the_labels_and_not_on_the_run(labeled: Path, tmp_path: Path) -> None:

@@ -48,6 +48,19 @@ def corpus(folder: Path, seed: int | None) -> str:
     return str(folder)
 
 
+@pytest.mark.parametrize(
+    ("labeled", "sentence"), [(0, "There are no figures of words: the corpus has no word positions"), (321, None)]
+)
+def test_the_card_says_that_a_corpus_has_no_word_positions(
+    tmp_path: Path, progress: Path, labeled: int, sentence: str | None
+) -> None:
+    words = {name: None for name in METRICS if name.startswith("token_")} if sentence else {}
+    settings = TrainSettings(corpus=corpus(tmp_path / "drawn", None), out=str(tmp_path / "run"))
+    card = card_of(settings, progress, REPORT | {"word_labeled_pairs": labeled} | words)
+    assert ("| token_F1 |" in card) is (sentence is None)
+    assert (sentence in card) if sentence else ("figures of words" not in card)
+
+
 def test_the_card_has_the_metrics_and_the_training_of_the_model(tmp_path: Path, progress: Path) -> None:
     settings = TrainSettings(
         corpus=corpus(tmp_path / "drawn", 1), test_corpus=corpus(tmp_path / "unseen", 77), out=str(tmp_path / "run"),

@@ -147,9 +147,10 @@ def test_losses_and_validation_metrics_are_reported_and_kept(
     prints = {split: fingerprint(read_split(corpus, split)) for split in ("train", "val", "test")}
     assert {split: data["fingerprint"] for split, data in recorded.items()} == prints
     assert {event["stage"] for event in events if "stage" in event} == {
-        "train pictures",
-        "val pictures",
-        "test pictures",
+        "decoding train pictures",
+        "decoding val pictures",
+        "decoding test pictures",
+        "evaluating the test pairs",
     }
     assert [line["pairs"] for line in lines if "validation" in line] == [32, 64]
     last = next(line for line in reversed(lines) if "losses" in line)
@@ -470,7 +471,7 @@ def test_a_run_whose_loss_explodes_stops_once_and_names_its_pairs(ray_here: None
     settings = settings_for(
         corpus, tmp_path / "out", learning_rate=1e6, image_learning_rate=1e6, pairs=1600, warmup_pairs=8
     )
-    with pytest.raises(TrainingDiverged, match=r"the loss of step \d+ is .*; its pairs are \[.*The last checkpoint"):
+    with pytest.raises(TrainingDiverged, match=r"the loss of step \d+ is .*; its pairs are .*Checkpoints are kept"):
         train(settings, reported.append)
     done = [event["pairs"] for event in reported if "losses" in event]
     assert done == sorted(set(done))  # no step was taken twice

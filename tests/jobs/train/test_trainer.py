@@ -13,6 +13,7 @@ from asap.model.asap import Asap
 from asap.training.dataset import epoch_order
 from asap.weights.start import Start
 from jobs.errors import TrainingDiverged
+from jobs.train import trainer as trainer_module
 from jobs.train.data.feed import Order
 from jobs.train.data.splits import Split
 from jobs.train.data.stream import Decoding, StreamFeed
@@ -311,12 +312,36 @@ def test_a_loss_that_is_not_finite_names_the_step_and_its_pairs(
     with pytest.raises(TrainingDiverged, match="the loss of step 2 is not finite") as caught:
         run(trainer)
 
-    assert f"its pairs are {ids}" in str(caught.value)
+    assert f"its pairs are {', '.join(ids)}. Checkpoints are kept" in str(caught.value)
     assert "giou nan" in str(caught.value)
     assert trainer.done == 2
     resumed = Trainer(settings, split)
     resumed.restore(tmp_path)
     assert all(value.isfinite().all() for value in resumed.module.state_dict().values())
+
+
+def test_the_error_of_a_large_batch_names_some_of_its_pairs(
+    settings: TrainSettings, split: Split, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(trainer_module, "_IDS_NAMED", 2)
+    trainer = Trainer(settings, split)
+    numbers, _ = trainer.order.rows_of_step(0)
+    ids = [split.pairs.records[number].id for number in numbers]
+    make_gradients_nan(trainer)
+    with pytest.raises(TrainingDiverged, match=f"its pairs are {ids[0]}, {ids[1]} and {len(ids) - 2} more"):
+        run(trainer)
+
+
+def test_the_stage_of_a_step_is_named_with_the_pairs_at_which_it_ends(settings: TrainSettings, split: Split) -> None:
+    trainer = Trainer(settings, split)
+    found = []
+    for done in range(1, trainer.total_steps + 1):
+        trainer.done = done
+        if trainer.run_stage not in found:
+            found.append(trainer.run_stage)
+    ends = [stage.last_step * settings.batch_size for stage in trainer.stages]
+    assert found == [{"number": 1 + number, "of": len(ends), "ends": end} for number, end in enumerate(ends)]
+    assert ends[-1] == trainer.pairs_in_all
 
 
 def test_gradients_that_are_not_finite_stop_the_run_before_they_reach_the_weights(
@@ -331,7 +356,7 @@ def test_gradients_that_are_not_finite_stop_the_run_before_they_reach_the_weight
     with pytest.raises(TrainingDiverged, match=r"the gradients of step 2 are not finite \(bic \d.*total \d") as caught:
         run(trainer)
 
-    assert f"its pairs are {ids}" in str(caught.value)
+    assert f"its pairs are {', '.join(ids)}. Checkpoints are kept" in str(caught.value)
     torch.testing.assert_close(dict(trainer.module.student.named_parameters()), before, rtol=0, atol=0)
 
 
@@ -460,7 +485,7 @@ def test_a_step_whose_losses_are_not_read_yet_is_withheld_from_the_weights_if_it
         list(steps)
 
     assert trainer.done == 6  # nobody waited for the losses
-    assert f"its pairs are {ids}" in str(caught.value)
+    assert f"its pairs are {', '.join(ids)}. Checkpoints are kept" in str(caught.value)
     after = dict(trainer.module.student.named_parameters())
     torch.testing.assert_close(after, before, rtol=0, atol=0, equal_nan=True)
 

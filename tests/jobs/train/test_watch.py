@@ -18,7 +18,7 @@ from jobs.control.status import read_status
 from jobs.errors import JobError, JobFailed, JobInUse
 from jobs.heartbeat import CANCEL, SIGN, read_sign
 from jobs.states import JobStates, job_states
-from jobs.stops import Background, in_background
+from jobs.stops import Background, in_background, what_is_kept
 from jobs.train import watch as watch_module
 from jobs.train.run_folder.folder import RunFolder
 from jobs.train.run_folder.record import read_record, start_record
@@ -253,3 +253,37 @@ def test_a_run_that_died_is_not_cancelled(folder: RunFolder, watch: RunWatch) ->
     with pytest.raises(JobError, match="nothing works on it: no sign of life"):
         cancel_job(folder.location)
     assert not (folder.path / CANCEL).exists()
+
+
+@pytest.mark.parametrize(
+    ("latest", "kept"),
+    [
+        (None, "No checkpoint was written yet; the data that were prepared are kept."),
+        ({"pairs": 1_600, "of": 6_400}, "The checkpoint after 1,600 of 6,400 pairs is kept."),
+        ({"pairs": 6_400, "of": 6_400}, "The checkpoint after all 6,400 pairs is kept, and only the model folder is"),
+    ],
+)
+def test_a_stop_says_what_is_kept_and_how_to_go_on(
+    folder: RunFolder, watch: RunWatch, latest: dict[str, int] | None, kept: str
+) -> None:
+    if latest:
+        (folder.path / "ray_train").mkdir()
+        snapshot = {"latest_checkpoint_result": {"metrics": latest}}
+        (folder.path / "ray_train" / "checkpoint_manager_snapshot.json").write_text(json.dumps(snapshot))
+    with pytest.raises(KeyboardInterrupt) as caught, watch.stops_recorded():
+        raise KeyboardInterrupt
+    said = what_is_kept(caught.value)
+    assert said.startswith(kept)
+    assert said.endswith(f"Run the same command again, or `asap resume {folder.path}`, to go on.")
+
+
+def test_a_stop_says_less_if_the_store_is_away(
+    folder: RunFolder, watch: RunWatch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise StorageError("away")
+
+    monkeypatch.setattr(watch_module, "read_json", fail)
+    with pytest.raises(KeyboardInterrupt) as caught, watch.stops_recorded():
+        raise KeyboardInterrupt
+    assert what_is_kept(caught.value).startswith("The last checkpoint is kept, if there is one.")

@@ -14,6 +14,7 @@ RECORDS = [
            fake_text_pos=(0, 2)),
     Record("2", "s3://bucket/b.png", **TEXT, fake_cls="origin", fake_image_box=(), fake_text_pos=(), label_set="dgm4+"),
     Record("1", Path("/corpus/a.png"), **TEXT, fake_cls="orig", fake_image_box=(), fake_text_pos=()),
+    Record("2", Path("/corpus/a.png"), **TEXT, fake_cls="text_swap", fake_image_box=(), fake_text_pos=None),
 ]  # fmt: skip
 PICTURES = PictureSizes(
     np.array([[80, 60], [0, 0]], np.int32), {RECORDS[0].image: 0, RECORDS[1].image: 1}, 32, {RECORDS[1].image: "cut"}
