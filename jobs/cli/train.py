@@ -58,7 +58,6 @@ def train(
 ) -> None:
     """Train a model. Run the same command again to resume a run that was stopped."""
     from jobs.cli.display import plan_tables, training_shown
-    from jobs.train.run import plan as plan_run
     from jobs.train.settings import TrainSettings
 
     options: dict[str, Any] = {"corpus": corpus, "out": out, "test_corpus": test_corpus}
@@ -69,6 +68,11 @@ def train(
     options |= {"metrics_targets": metrics_targets}
     settings = settings_of(TrainSettings, **(options | changes_of(change or [])))
     if plan:
+        from jobs.train.check import check_command
+
+        check_command(settings)
+        from jobs.train.run import plan as plan_run
+
         with training_shown(Console()) as progress:
             tables = plan_tables(plan_run(settings, progress))
         Console().print(tables)
@@ -80,6 +84,9 @@ def run_training(settings: TrainSettings, *, as_json: bool = False) -> None:
     """Run or resume a training with its progress, and print the address of its model, as a line or as JSON."""
     from jobs.cli.display import training_shown
     from jobs.cli.ray_log import ray_output_logged
+    from jobs.train.check import check_command
+
+    check_command(settings)
     from jobs.train.run import train as run
 
     with ray_output_logged() as stderr, training_shown(Console(file=stderr if as_json else None)) as progress:

@@ -24,26 +24,29 @@ import json
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from asap.corpus.reader import Record
 from asap.errors import AnnotationError, ConfigError, CorpusError, PrecisionNotShown, ScoreNotFinite
-from asap.evaluation.own_pairs import read_pair
 from asap.evaluation.thresholds import Decision, Floats, OperatingCurve, precision_at_most, score_meaning
 from asap.finding import Finding
 from asap.labels import TYPES, types_of
 from asap.policy import Policy
-from asap.predictor import Predictor
-from asap.storage.files import exists
+from asap.storage.files import check_folder_writable, exists
 from asap.storage.location import Location
 from asap.storage.s3 import check_bucket
+from asap.weights.model_folder import check_folder, model_config
 from jobs.corpus import read_corpus
 from jobs.policy.files import read_policy, replace_policy
 from jobs.policy.settings import CalibrateSettings
 from jobs.states import job_states
+
+if TYPE_CHECKING:
+    from asap.predictor import Predictor
 
 OnPairs = Callable[[int, int], None]
 
@@ -90,10 +93,11 @@ def calibrate(settings: CalibrateSettings, progress: OnPairs = lambda done, tota
 
         states.change({"state": "validating"})
         _check_target(settings)
-        predictor = Predictor.from_folder(
-            settings.model, settings.device, settings.dtype, batch_size=settings.batch_size
-        )
-        corpus = read_corpus(settings, settings.corpus, settings.split, predictor.config.label_set)
+        folder = check_folder(settings.model)
+        corpus = read_corpus(settings, settings.corpus, settings.split, model_config(folder).label_set)
+        from asap.predictor import Predictor  # takes seconds to import, so all that needs no model comes before
+
+        predictor = Predictor.from_folder(folder, settings.device, settings.dtype, batch_size=settings.batch_size)
         states.change({"state": "running"})
         scores = score_records(predictor, corpus.records, settings.max_failed_share, report)
         states.change({"state": "finalizing"})
@@ -109,6 +113,9 @@ def _check_target(settings: CalibrateSettings) -> None:
         raise ConfigError("the model 'demo' ships with asap and is not written to. Name a file with --out.")
     if settings.target.is_s3:
         check_bucket(settings.target)
+    elif Path(settings.target.uri).is_dir():
+        raise ConfigError(f"--out {settings.target} is a folder. Name the policy file to write.")
+    check_folder_writable(settings.target.parent)
     if exists(settings.target):
         read_policy(settings.target)
 
@@ -223,6 +230,8 @@ def score_records(
 
 
 def _findings(predictor: Predictor, records: Sequence[Record], progress: OnPairs) -> Iterator[tuple[Record, Finding]]:
+    from asap.evaluation.own_pairs import read_pair
+
     chunk = _CHUNK_BATCHES * predictor.batch_size
     for start in range(0, len(records), chunk):
         some = records[start : start + chunk]

@@ -83,10 +83,17 @@ class _Oracle:
         return float(np.float32(np.clip(0.8 * true + 0.1 + self._noise * self._generator.normal(), 0, 1)))
 
 
+def _answer_with(oracle: _Oracle, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Take any folder for the oracle's model folder."""
+    monkeypatch.setattr(Predictor, "from_folder", lambda *args, **named: oracle)
+    monkeypatch.setattr(module, "check_folder", Path)
+    monkeypatch.setattr(module, "model_config", lambda folder: oracle.config)
+
+
 @pytest.fixture
 def oracle(labeled: Path, monkeypatch: pytest.MonkeyPatch) -> _Oracle:
     made = _Oracle(labeled)
-    monkeypatch.setattr(module.Predictor, "from_folder", lambda *args, **named: made)
+    _answer_with(made, monkeypatch)
     return made
 
 
@@ -240,7 +247,7 @@ def test_the_review_band_keeps_its_precision_or_is_left_out(
     labeled: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     noisy = _Oracle(labeled, noise=0.3)
-    monkeypatch.setattr(module.Predictor, "from_folder", lambda *args, **named: noisy)
+    _answer_with(noisy, monkeypatch)
     keep = (*TYPES, "word")
     # At 0.95, `manipulated` is so low that the band below it has too few right flags for any bound of its precision.
     options = {"out": str(tmp_path / "p.json"), "keep": keep, "precision": 0.98, "prevalence": 0.5}
@@ -320,7 +327,7 @@ def test_a_type_that_does_not_occur_is_named(tmp_path: Path, monkeypatch: pytest
     records = [_record(number) for number in range(PAIRS) if CLASSES[number % 6] != "face_swap"]
     corpus = _write_corpus(tmp_path / "corpus", records)
     made = _Oracle(corpus)
-    monkeypatch.setattr(module.Predictor, "from_folder", lambda *args, **named: made)
+    _answer_with(made, monkeypatch)
     message = _refused(corpus, tmp_path)
     assert "for face_swap (there are 800 authentic pairs and 0 that have it)" in message
 
@@ -393,7 +400,7 @@ def _estranged(
     wrong: Sequence[int] = (), **changes: Any,
 ) -> Calibrated:  # fmt: skip
     made = _Estranged(labeled, familiarity, wrong)
-    monkeypatch.setattr(module.Predictor, "from_folder", lambda *args, **named: made)
+    _answer_with(made, monkeypatch)
     return calibrate(_settings(labeled, tmp_path, out=str(tmp_path / "p.json"), **changes))
 
 
