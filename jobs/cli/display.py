@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 _LINE_EVERY_S = 5.0
 _LINE_WIDTH = 100
+_MOVES = ("before", "after", "added", "removed")
 PLAIN_TABLE: dict[str, Any] = {
     "title_justify": "left", "box": SIMPLE_HEAD, "show_edge": False, "pad_edge": False, "collapse_padding": True,
 }  # fmt: skip
@@ -95,12 +96,14 @@ def _counts(now: ScanProgress) -> str:
 
 
 @contextmanager
-def count_shown(console: Console, stage: str) -> Iterator[Callable[[int, int], None]]:
-    """Show a count of pairs, reported as (done, total), under the name of a stage; before it, what is read first."""
+def count_shown(
+    console: Console, stage: str, before: str = "reading the model and the corpus"
+) -> Iterator[Callable[[int, int], None]]:
+    """Show a count of pairs, reported as (done, total), under the name of a stage; before it, what is done first."""
     from jobs.scan.passes import ScanProgress
 
     with progress_shown(console) as watch:
-        watch(ScanProgress("reading the model and the corpus"))
+        watch(ScanProgress(before))
         yield lambda done, total: watch(ScanProgress(stage, done, total))
 
 
@@ -198,6 +201,22 @@ def summary_lines(summary: dict[str, Any]) -> list[str]:
             f"{summary['model_id'].partition('@')[0]} was made from; see {summary['unfamiliar_file']}"
         )
     return lines
+
+
+def changes_table(changes: dict[str, Any]) -> Table:
+    """Return the pairs that another policy has flagged, by verdict and by type: before, after, and how many moved."""
+    table = Table(title="changes", **PLAIN_TABLE)
+    table.add_column("pairs", overflow="fold")
+    for name in _MOVES:
+        table.add_column(name, justify="right", no_wrap=True)
+    groups = {"flagged": changes["flagged"]}
+    groups |= changes["verdicts"] | {
+        f"flagged: {name.replace('_', ' ')}": one for name, one in changes["types"].items()
+    }
+    for name, counts in groups.items():
+        style = "" if counts["added"] or counts["removed"] else "dim"
+        table.add_row(name, *(f"{counts[move]:,}" for move in _MOVES), style=style)
+    return table
 
 
 def plan_tables(plan: Plan) -> Group:

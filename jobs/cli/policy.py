@@ -98,7 +98,7 @@ def repolicy(
     policy: Annotated[str, typer.Option(help="Policy file, such as `asap calibrate` writes.")],
 ) -> None:
     """Apply other thresholds to a finished scan, without scanning again. Run the same command again to resume."""
-    from jobs.cli.display import print_plain, progress_shown, summary_lines, summary_table
+    from jobs.cli.display import changes_table, print_plain, progress_shown, summary_lines, summary_table
     from jobs.policy.repolicy import repolicy as run
     from jobs.scan.passes import ScanProgress
 
@@ -107,5 +107,11 @@ def repolicy(
         summary = run(job, policy, lambda stage, done, total: watch(ScanProgress(stage, done, total)))
     console.print(summary_table(summary))
     print_plain(console, f"policy: {summary['policy_id']}")
+    if changes := summary["changes"]:
+        console.print("", changes_table(changes), "", sep="\n")
+        before, after = (f"{changes['flagged'][name]:,}" for name in ("before", "after"))
+        print_plain(console, f"flagged {before} → {after}")
+    else:
+        print_plain(console, "The scan has this policy already. Nothing has changed.")
     for line in summary_lines(summary):
         print_plain(console, line)

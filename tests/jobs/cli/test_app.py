@@ -468,8 +468,13 @@ def test_repolicy_ends_with_a_table_and_the_report(run: Any, monkeypatch: pytest
     def pretend(job: str, policy: str, watch: Any) -> dict[str, Any]:
         seen.extend((job, policy))
         watch("applying the policy", 3, 10)
-        return _SUMMARY | {"policy_id": "abc"}
+        return _SUMMARY | {"policy_id": "abc", "changes": changes}
 
+    kept = {"before": 9, "after": 9, "added": 0, "removed": 0}
+    moved = {"before": 1101, "after": 1102, "added": 3, "removed": 2}
+    changes: dict[str, Any] | None = {
+        "flagged": moved, "verdicts": {"manipulated": moved, "review": kept}, "types": {"face_swap": moved},
+    }  # fmt: skip
     monkeypatch.setattr("jobs.policy.repolicy.repolicy", pretend)
     code, out, _ = run("repolicy", "jobs/a", "--policy", "p.json")
     assert code == 0
@@ -478,6 +483,14 @@ def test_repolicy_ends_with_a_table_and_the_report(run: Any, monkeypatch: pytest
     assert "1,234" in out
     assert out.splitlines()[-1] == "report: file:///out/in/report/index.html"
     assert "policy: abc" in out
+    assert "flagged 1,101 → 1,102\n" in out
+    rows = [line.split() for line in out.splitlines()]
+    assert ["manipulated", "1,101", "1,102", "3", "2"] in rows
+    assert ["review", "9", "9", "0", "0"] in rows
+    assert ["flagged:", "face", "swap", "1,101", "1,102", "3", "2"] in rows
+
+    changes = None
+    assert "Nothing has changed." in run("repolicy", "jobs/a", "--policy", "p.json")[1]
 
 
 def test_repolicy_reports_an_error_in_one_line(run: Any, tmp_path: Path) -> None:
