@@ -32,6 +32,7 @@ from numpy.typing import NDArray
 
 from asap.corpus.reader import Record
 from asap.errors import AnnotationError, ConfigError, CorpusError, PrecisionNotShown, ScoreNotFinite
+from asap.evaluation.pairs_needed import MOST_PAIRS, pairs_needed
 from asap.evaluation.thresholds import Decision, Floats, OperatingCurve, precision_at_most, score_meaning
 from asap.finding import Finding
 from asap.labels import TYPES, types_of
@@ -404,18 +405,17 @@ def _choose_thresholds(
         manipulated: The lowest threshold that `manipulated` may have.
     """
     shown: dict[str, dict[str, Any]] = {}
-    problems: list[str] = []
+    problems: list[dict[str, Any]] = []
     for name, decision in scores.decisions().items():
         if name in settings.keep:
             continue
         if not len(decision.authentic) or not len(decision.positive):
-            problems.append(f"{name} (there are {len(decision.authentic)} authentic pairs and "
-                            f"{len(decision.positive)} that have it)")  # fmt: skip
+            problems.append(_shortfall(name, decision, settings))
             continue
         curve = OperatingCurve(decision, settings.prevalence, settings.confidence)
         position = curve.choose(settings.precision, manipulated if name == "manipulated" else 0.0)
         if position is None:
-            problems.append(f"{name} ({_shortfall(curve, settings.precision)})")
+            problems.append(_shortfall(name, decision, settings, curve))
             continue
         shown[name] = curve.at(position, settings.precision).to_dict()
         if name == "manipulated":  # the review band ends where `manipulated` begins
@@ -426,11 +426,15 @@ def _choose_thresholds(
     if problems:
         fake = int(scores.manipulated.sum())
         strange = f" ({left_out:,} unfamiliar pairs took no part)" if left_out else ""
-        raise PrecisionNotShown(
+        claim = (
             f"precision {settings.precision} at prevalence {settings.prevalence} cannot be shown with confidence "
-            f"{settings.confidence} by {len(scores.score_B) - fake:,} authentic and {fake:,} manipulated "
-            f"pairs{strange} for {', '.join(problems)}, going by the rates seen here. Add pairs, lower --precision, or "
-            "--keep the former threshold of a type or of the words."
+            f"{settings.confidence} by {len(scores.score_B) - fake:,} authentic and {fake:,} manipulated pairs{strange}"
+        )
+        advice = "Add pairs, lower --precision, or --keep the former threshold of a type or of the words."
+        raise PrecisionNotShown(
+            f"{claim} for {', '.join(map(_describe, problems))}, going by the rates seen here. {advice}",
+            f"{claim}. {advice}",
+            problems,
         )
     return shown
 
@@ -450,14 +454,44 @@ def _review(curve: OperatingCurve, manipulated: int, precision: float) -> dict[s
     }
 
 
-def _shortfall(curve: OperatingCurve, precision: float) -> str:
-    """Describe the best precision that is shown, and how many authentic pairs would show the target."""
-    # Three digits, never rounded up to a precision that was not shown.
-    best = f"{np.floor(curve.best * 1000) / 1000:.3f}" if curve.best >= 0.001 else f"{curve.best:.1e}"
-    needed = curve.authentic_pairs_needed(precision)
-    if needed is None:
-        return f"at best {best}, and authentic pairs alone, however many, would not show it"
-    return f"at best {best}; about {needed:,} authentic pairs would show it"
+def _shortfall(
+    name: str, decision: Decision, settings: CalibrateSettings, curve: OperatingCurve | None = None
+) -> dict[str, Any]:
+    """Return what a threshold lacks, as `PrecisionNotShown.shortfalls` has it. Without a curve, a class has no pair."""
+    needed = None
+    if curve is not None:
+        needed = pairs_needed(decision, settings.prevalence, settings.confidence, settings.precision)
+    return {
+        "threshold": name,
+        "target": settings.precision,
+        "shown": curve and curve.best,
+        "authentic": len(decision.authentic),
+        "positive": len(decision.positive),
+        "authentic_needed": needed and needed.authentic,
+        "positive_needed": needed and needed.positive,
+    }
+
+
+def _describe(shortfall: dict[str, Any]) -> str:
+    """Return the name of a threshold, the best precision that is shown, and how many pairs would show the target."""
+    name, authentic, positive = (shortfall[key] for key in ("threshold", "authentic", "positive"))
+    if shortfall["shown"] is None:
+        return f"{name} (there are {authentic} authentic pairs and {positive} that have it)"
+    if shortfall["authentic_needed"] is None:
+        needed = f"{MOST_PAIRS:,} such pairs would not show it"
+    elif shortfall["positive_needed"] > positive:
+        needed = (
+            f"about {shortfall['authentic_needed']:,} authentic pairs and {shortfall['positive_needed']:,} that have "
+            "it would show it"
+        )
+    else:
+        needed = f"about {shortfall['authentic_needed']:,} authentic pairs would show it"
+    return f"{name} (at best {shown_text(shortfall['shown'])}; {needed})"
+
+
+def shown_text(precision: float) -> str:
+    """Return a precision with three digits, never rounded up to one that was not shown."""
+    return f"{np.floor(precision * 1000) / 1000:.3f}" if precision >= 0.001 else f"{precision:.1e}"
 
 
 def _about(predictor: Predictor, scores: SplitScores, settings: CalibrateSettings) -> dict[str, Any]:

@@ -315,6 +315,23 @@ def test_too_few_pairs_are_refused_with_the_best_precision_and_the_pairs_needed(
     assert 57_000 < needed < 70_000, "-ln(0.05) / (0.05 / 0.95 * 0.001 / 0.999) at a recall near 1"
 
 
+def test_a_refusal_has_figures_of_each_threshold_for_programs_and_for_the_table(
+    labeled: Path, oracle: _Oracle, tmp_path: Path
+) -> None:
+    options = {"out": str(tmp_path / "p.json"), "precision": 0.95, "prevalence": 0.001, "keep": TYPES}
+    with pytest.raises(PrecisionNotShown) as caught:
+        calibrate(_settings(labeled, tmp_path, **options))
+    manipulated, word = json.loads(json.dumps(caught.value.shortfalls))
+    assert (manipulated["threshold"], word["threshold"]) == ("manipulated", "word")
+    assert (manipulated["target"], manipulated["authentic"], manipulated["positive"]) == (0.95, 800, 1600)
+    assert 0.1 < manipulated["shown"] < 0.25
+    assert f"about {manipulated['authentic_needed']:,} authentic pairs would show it" in str(caught.value)
+    assert manipulated["positive_needed"] == 1600
+    assert caught.value.headline.startswith("precision 0.95 at prevalence 0.001 cannot be shown with confidence 0.95")
+    assert len(caught.value.headline.split()) < 45
+    assert "manipulated (" not in caught.value.headline
+
+
 def test_the_best_precision_of_a_refusal_can_be_reached(labeled: Path, oracle: _Oracle, tmp_path: Path) -> None:
     message = _refused(labeled, tmp_path, precision=0.95, prevalence=0.01, keep=(*TYPES, "word"))
     best = float(message.partition("manipulated (at best ")[2].partition(";")[0])
