@@ -3,6 +3,7 @@
 app.py           the command line: subcommands, error messages, exit codes
 options.py       options that several commands share, and `--set`
 display.py       progress, tables, and a finding in the terminal
+fitting.py       tables that cut no number and no name, however narrow the terminal is
 job_tables.py    jobs, their errors and their rows in the terminal
 input_tables.py  what a scan would read, in the terminal
 ray_log.py       the log file for what Ray prints

@@ -57,7 +57,7 @@ def train(
     change: Change = None,
 ) -> None:
     """Train a model. Run the same command again to resume a run that was stopped."""
-    from jobs.cli.display import plan_tables, training_shown
+    from jobs.cli.display import plan_tables, print_tables, training_shown
     from jobs.train.settings import TrainSettings
 
     options: dict[str, Any] = {"corpus": corpus, "out": out, "test_corpus": test_corpus}
@@ -75,7 +75,7 @@ def train(
 
         with training_shown(Console()) as progress:
             tables = plan_tables(plan_run(settings, progress))
-        Console().print(tables)
+        print_tables(Console(), tables)
         return
     run_training(settings)
 

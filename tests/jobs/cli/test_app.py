@@ -462,6 +462,24 @@ def test_calibrate_reports_an_error_in_one_line(run: Any, options: dict[str, obj
     assert err.count("\n") == 1
 
 
+def test_a_calibration_that_cannot_show_its_target_ends_with_a_table_of_what_is_missing(
+    run: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from asap.errors import PrecisionNotShown
+
+    def refuse(settings: Any, progress: Any) -> None:
+        shortfall = {"threshold": "face_swap", "target": 0.95, "shown": 0.0412, "authentic": 800, "positive": 400}
+        needed = {"authentic_needed": 59_121, "positive_needed": 800}
+        raise PrecisionNotShown("All in one sentence.", "0.95 cannot be shown. Add pairs.", [shortfall | needed])
+
+    monkeypatch.setattr("jobs.policy.calibrate.calibrate", refuse)
+    code, out, err = run("calibrate", "m", "c", "--precision", 0.95, "--prevalence", 0.001)
+    assert (code, err) == (1, "asap: 0.95 cannot be shown. Add pairs.\n")
+    assert ["face", "swap", "0.95", "0.0412", "800", "59,121", "400", "800"] in [
+        line.split() for line in out.splitlines()
+    ]
+
+
 def test_repolicy_ends_with_a_table_and_the_report(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[object] = []
 
