@@ -137,9 +137,9 @@ def _failure(folder: Path, picture: PreparedImage | None, error: InputError) -> 
         policy_id=Policy.load(folder / "policy.json").policy_id,
         familiarity_id=familiarity,
         limits=limits if familiarity else f"{limits} {NO_FAMILIARITY}",
-        width=picture and picture.width,
-        height=picture and picture.height,
-        image_sha256=picture and picture.sha256,
+        width=picture.width if picture else None,
+        height=picture.height if picture else None,
+        image_sha256=picture.sha256 if picture else None,
         warnings=list(picture.warnings) if picture else [],
         error=error,
     )

@@ -1,4 +1,4 @@
-"""What the command of a run alone can tell, checked before torch and Ray are imported, which takes seconds.
+"""Checks of the command of a run, made before torch and Ray are imported, which takes seconds.
 
 `jobs.train.run` checks everything again, and more: the other settings of a run in the folder, each row of the corpus.
 """
@@ -48,7 +48,11 @@ def _check_corpora(settings: TrainSettings) -> None:
         if split == "test" and settings.test_corpus:
             check_split(settings.test_corpus, split)
         else:
-            check_split(settings.corpus, split, settings.files.get(split, ()))
+            check_split(
+                settings.corpus,
+                split,
+                [file for name, files in settings.files.items() if name == split for file in files],
+            )
 
 
 def _check_source(source: str) -> None:
