@@ -28,7 +28,8 @@ jobs turn it into a row (`error_code`, `error_detail`) and never stop because of
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 _OBJECT = re.compile(r"<(\w+\.)*(\w+)( object)? at 0x[0-9a-fA-F]+>")
 _ADDRESS = re.compile(r"( at)? ?\b0x[0-9a-fA-F]{6,}\b")
@@ -85,6 +86,15 @@ class PicturesMissing(CorpusError):
 
 class PrecisionNotShown(AsapError):
     """A target precision that the available scores cannot show; no threshold was written."""
+
+    def __init__(self, message: str, headline: str = "", shortfalls: Sequence[Mapping[str, Any]] = ()) -> None:
+        super().__init__(message)
+        self.headline = headline or message
+        """The message without the figures of the thresholds."""
+        self.shortfalls = list(shortfalls)
+        """For each threshold that is not shown, figures that can be written as JSON: its name as `threshold`, the
+        target, the highest precision that is shown, and the labeled pairs at hand and needed, authentic ones and those
+        with the feature. None: no precision is shown, or no number of pairs is known."""
 
 
 class StorageError(AsapError):

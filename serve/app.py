@@ -24,16 +24,15 @@ from fastapi import FastAPI
 from ray import serve
 from ray.serve.exceptions import DeploymentUnavailableError
 
-from asap.errors import ConfigError
 from asap.finding import Finding, Pair
-from serve.api.keys import Keyring
+from serve.api.keys import Keyring, load_keys
 from serve.api.metrics import Metrics, MetricsByReplica
 from serve.api.middleware import LOG
 from serve.api.routes import create_app
 from serve.inference.detector import Detector
 from serve.inference.detector_client import DetectorClient
 from serve.inference.service import Service
-from serve.settings import ANSWER_WITHIN_S, LOGGING, ServeSettings, is_loopback
+from serve.settings import ANSWER_WITHIN_S, LOGGING, ServeSettings
 
 _METRICS_INTERVAL_S = 1.0
 _TARGET_BATCHES = 1.2
@@ -102,12 +101,7 @@ async def _collect_metrics(handle: Any) -> MetricsByReplica:
 
 def build(settings: ServeSettings) -> serve.Application:
     """Return the application: the API bound to the detector. Raises `ConfigError` if keys are needed and missing."""
-    keyring = Keyring.load(settings.keys_file)
-    if not keyring and not is_loopback(settings.host):
-        raise ConfigError(
-            f"host {settings.host!r} can be reached from other machines, which needs keys. Make a key with "
-            "asap serve --new-key NAME, and put its line into --keys FILE or ASAP_KEYS"
-        )
+    keyring = load_keys(settings)
     detector = serve.deployment(
         name="Detector",
         ray_actor_options={"num_cpus": settings.detector_cpus, "num_gpus": settings.detector_gpus},

@@ -135,11 +135,13 @@ class BucketFolder:
 def open_folder(address: Folder | Path | str) -> Folder:
     """Open the folder at a path, a file:// or an s3:// address; return a `Folder` as it is.
 
-    Raises `StorageError` for any other address.
+    Raises `StorageError` for any other address, `CorpusError` for a file.
     """
     if not isinstance(address, Path | str):
         return address
     location = Location.parse(address)
+    if not location.is_s3 and Path(location.uri).is_file():
+        raise CorpusError(f"corpus {location} is a file. Name the folder that holds metadata and pictures.")
     return BucketFolder(location) if location.is_s3 else LocalFolder(Path(location.uri))
 
 

@@ -171,6 +171,31 @@ def read_corpus(
     return Corpus(records, report)
 
 
+def check_split(corpus: Path | str, split: str, files: Sequence[str] = ()) -> None:
+    """Raise the errors of a corpus that lacks a split, without listing its pictures.
+
+    A bucket is only asked whether the corpus has any file, unless the split lies in one of the usual folders.
+
+    Args:
+        corpus: the folder of the corpus, or its address: a path, file:// or s3://.
+        split: train, val or test.
+        files: files of metadata, as `read_corpus` takes them.
+    """
+    folder = open_folder(corpus)
+    if files:
+        for name in files:
+            if isinstance(folder, LocalFolder) and "://" not in name and not (folder.path / name).is_file():
+                raise CorpusError(f"{folder.path / name} does not exist. Check the setting files.")
+        return
+    listing = {name for below in _METADATA_FOLDERS if below for name in folder.names(below.rstrip("/"))}
+    if isinstance(folder, LocalFolder):
+        above = folder.path.iterdir() if folder.path.is_dir() else ()
+        listing |= {path.name for path in above if path.is_file()} | set(folder.names(split))
+    elif next(iter(folder.names()), None) is not None:
+        return
+    _metadata_files(listing, split, folder)
+
+
 def _metadata_files(listing: set[str], split: str, folder: Folder) -> list[str]:
     """Return the files of a split, from the first folder that has any.
 

@@ -97,9 +97,12 @@ def generate(
     for split in SPLITS:
         jobs += plan_split(seed, split, counts[split], first_id)
         first_id += counts[split]
-    for split in SPLITS:
-        (out / "images" / split).mkdir(parents=True, exist_ok=True)
-    (out / "metadata").mkdir(exist_ok=True)
+    try:
+        for split in SPLITS:
+            (out / "images" / split).mkdir(parents=True, exist_ok=True)
+        (out / "metadata").mkdir(exist_ok=True)
+    except OSError as error:
+        raise CorpusError(f"{out} cannot be written: {error.strerror}. Choose another folder.") from error
 
     results: dict[str, list[JobResult]] = {split: [] for split in SPLITS}
     done = 0

@@ -18,9 +18,17 @@ import torch
 from numpy.typing import NDArray
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
 
-from asap.errors import AnnotationError, CheckpointError, ConfigError, TextInvalid, TextMissing
+from asap.errors import AnnotationError, CheckpointError, ConfigError
 from asap.preprocessing.rereading import MAX_REREAD, hides, is_latin, other_readings
-from asap.preprocessing.words import MAX_CHARACTERS, clean_caption, clean_word, replace_unreadable, split_words
+from asap.preprocessing.words import (
+    MAX_CHARACTERS,
+    check_text,
+    clean_caption,
+    clean_word,
+    no_word_left,
+    replace_unreadable,
+    split_words,
+)
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -142,7 +150,7 @@ class TextCodec:
         Characters that cleaning drops do not count; those that a cut leaves out count as unread. Raises `TextMissing`
         or `TextInvalid`.
         """
-        whole = self._tokenize(self._check(text), anew=True)
+        whole = self._tokenize(check_text(text, self.max_characters), anew=True)
         words = [fitting for word in whole for fitting in _cut([word], self.max_words, self.max_tokens - 1)]
         warnings = [
             f"word {word.position} has {len(word.ids)} pieces; only the first {len(fitting.ids)} were analyzed"
@@ -176,7 +184,7 @@ class TextCodec:
         `fake_text_pos` holds the positions of the manipulated whitespace words, as DGM4 gives them. Raises
         `AnnotationError` for a position that the text does not have, `TextMissing` or `TextInvalid`.
         """
-        count = len(split_words(self._check(text)))
+        count = len(split_words(check_text(text, self.max_characters)))
         for position in fake_text_pos:
             if isinstance(position, bool) or not isinstance(position, int) or not 0 <= position < count:
                 raise AnnotationError(
@@ -201,19 +209,6 @@ class TextCodec:
         manipulated = {position for position in fake_text_pos if position < self.max_words}
         return [int(index in manipulated) for index in word_ids]
 
-    def _check(self, text: str | None) -> str:
-        if text is None:
-            raise TextMissing("the pair has no text")
-        if not isinstance(text, str):
-            raise TextInvalid(f"the text is not a string but a {type(text).__name__}")
-        if len(text) > self.max_characters:
-            raise TextInvalid(
-                f"the text has {len(text)} characters; the limit is {self.max_characters}. Submit a part of it."
-            )
-        if not text.strip():
-            raise TextMissing("the text is blank")
-        return text
-
     def _tokenize(self, text: str, *, anew: bool = False) -> list[_WordPieces]:
         """Return the pieces of every word that has any; with `anew`, in the reading that the vocabulary reads best."""
         text = replace_unreadable(text)
@@ -224,7 +219,7 @@ class TextCodec:
             if (pieces := self._pieces_anew(word, in_latin_text) if anew else self._pieces(word)).ids
         ]
         if not words:
-            raise TextInvalid(f"no word is left of the text after cleaning: {text[:80]!r}")
+            raise no_word_left(text)
         return words
 
     def _pieces(self, word: str) -> _Pieces:

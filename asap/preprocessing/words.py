@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
+from asap.errors import TextInvalid, TextMissing
+
 UNREADABLE = re.compile("[\0\ud800-\udfff]")
 """NUL and lone surrogates, which tokenizers refuse and files cannot hold."""
 MAX_CHARACTERS = 20_000
@@ -29,6 +31,26 @@ class WordSpan:
 def split_words(text: str) -> list[WordSpan]:
     """Return the whitespace words of a text, as DGM4 counts them."""
     return [WordSpan(i, m.start(), m.end(), m.group()) for i, m in enumerate(re.finditer(r"\S+", text))]
+
+
+def check_text(text: str | None, max_characters: int = MAX_CHARACTERS) -> str:
+    """Return the text of a pair. Raises `TextMissing` or `TextInvalid` if it is none, too long, or without a word."""
+    if text is None:
+        raise TextMissing("the pair has no text")
+    if not isinstance(text, str):
+        raise TextInvalid(f"the text is not a string but a {type(text).__name__}")
+    if len(text) > max_characters:
+        raise TextInvalid(f"the text has {len(text)} characters; the limit is {max_characters}. Submit a part of it.")
+    if not text.strip():
+        raise TextMissing("the text is blank")
+    if not clean_word(text):
+        raise no_word_left(text)
+    return text
+
+
+def no_word_left(text: str) -> TextInvalid:
+    """Return the error of a text of which the model reads no word."""
+    return TextInvalid(f"no word is left of the text after cleaning: {text[:80]!r}")
 
 
 def replace_unreadable(text: str) -> str:

@@ -465,6 +465,24 @@ def list_folders(folder: Location) -> list[Location]:
         return [Location(f"s3://{folder.bucket}/{key}") for key in keys]
 
 
+def check_folder_writable(folder: Location) -> None:
+    """Raise `StorageError` for a folder of this machine that cannot be written to or made. Nothing is made.
+
+    Folders in S3 are left to `asap.storage.s3.check_writable`, which has to write.
+    """
+    if folder.is_s3:
+        return
+    path = Path(folder.uri)
+    try:
+        nearest = next(parent for parent in (path, *path.parents) if parent.exists())
+    except OSError as error:
+        raise StorageError(f"{folder} cannot be written: {error.strerror}. Choose another folder.") from error
+    if not nearest.is_dir():
+        raise StorageError(f"{folder} cannot be written: {nearest} is a file. Choose another folder.")
+    if not os.access(nearest, os.W_OK | os.X_OK):
+        raise StorageError(f"{folder} cannot be written: {nearest} is not yours to write to. Choose another folder.")
+
+
 def is_empty(folder: Location) -> bool:
     """Return True if there is no file at or below a folder."""
     return next(list_files(folder), None) is None

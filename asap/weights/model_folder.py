@@ -91,6 +91,31 @@ def resolve_folder(folder: str | Path) -> Path:
     )
 
 
+def check_folder(folder: str | Path) -> Path:
+    """Return the path of a model folder after checking its files, without torch and without reading the weights.
+
+    The header of the weights is compared with the size of their file. Whether the weights fit the configuration, only
+    `load` can say. Raises `CheckpointError` or `ConfigError`.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    path = resolve_folder(folder)
+    model_config(path)
+    weights = _piece(path, _WEIGHTS)
+    try:
+        with safe_open(weights, framework="numpy"):
+            pass
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(
+            f"{weights} cannot be read as safetensors: {error}. Copy or download the file again."
+        ) from error
+    if not any(_piece(path, _TOKENIZER).iterdir()):
+        raise CheckpointError(f"{path / _TOKENIZER} is empty. Copy the tokenizer of the model there.")
+    Policy.load(_piece(path, _POLICY))
+    read_limits(path)
+    return path
+
+
 def save(
     model: Asap,
     folder: str | Path,
@@ -348,7 +373,9 @@ def _piece(path: Path, name: str) -> Path:
     """Return the path of a file or folder in a model folder. Raises `CheckpointError` if it is missing."""
     piece = path / name
     if not piece.exists():
-        raise CheckpointError(f"model folder {path} has no {name}")
+        raise CheckpointError(
+            f"model folder {path} has no {name}. Name a folder that `asap train` or asap.save_model has written."
+        )
     return piece
 
 

@@ -7,9 +7,12 @@ that `asap --help` stays quick.
 from __future__ import annotations
 
 import errno
+import importlib.metadata
 import os
+import platform
 import re
 import sys
+from typing import Annotated
 
 import typer
 from rich.console import Console
@@ -37,6 +40,39 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+
+
+def _show_versions(is_asked: bool) -> None:
+    if is_asked:
+        # From the metadata of the packages, for torch and Ray take seconds to import.
+        found = {"asap-ray": _version("asap-ray"), "Python": platform.python_version()}
+        found |= {name: _version(name) for name in ("torch", "ray")}
+        typer.echo("\n".join(f"{name} {number}" for name, number in found.items()))
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version",
+            callback=_show_versions,
+            is_eager=True,
+            help="Show the versions of asap, Python, torch and Ray, and exit.",
+        ),
+    ] = False,
+) -> None:
+    """Find manipulated faces and words in image-text pairs."""
+
+
+def _version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return "is not installed"
+
+
 for command in (plan, scan, detect, newsroom, train, evaluate):
     app.command()(command)
 app.command("import")(import_checkpoint)

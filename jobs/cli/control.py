@@ -59,6 +59,7 @@ def list_jobs(
 ) -> None:
     """List the jobs directly below a folder, the newest first."""
     from asap.storage.location import Location
+    from jobs.cli.display import print_tables
     from jobs.cli.job_tables import jobs_table
     from jobs.control.status import list_jobs as find
 
@@ -66,7 +67,7 @@ def list_jobs(
     if as_json:
         typer.echo(json.dumps({"out": out, "jobs": [status.to_json() for status in found]}))
     elif found:
-        Console().print(jobs_table(found))
+        print_tables(Console(), jobs_table(found))
     else:
         typer.echo(f"there is no job folder directly below {out}")
 
@@ -174,7 +175,7 @@ def errors(
 ) -> None:
     """Show the rows that failed, by error code, and which of them may succeed on another try."""
     from asap.storage.location import Location
-    from jobs.cli.display import print_plain
+    from jobs.cli.display import print_plain, print_tables
     from jobs.cli.job_tables import error_tables
     from jobs.control.result_query import Results, count_errors
     from jobs.control.status import read_status
@@ -191,7 +192,7 @@ def errors(
         return
     console = Console()
     if counts.codes:
-        console.print(error_tables(counts))
+        print_tables(console, error_tables(counts))
         shown, total = len(counts.first), counts.codes.total()
         if shown < total:
             print_plain(console, f"{shown:,} of {total:,} failed rows are shown; --limit shows more")
@@ -243,6 +244,7 @@ def results(
     """
     from asap.storage.files import open_write
     from asap.storage.location import Location
+    from jobs.cli.display import print_tables
     from jobs.cli.job_tables import rows_table
     from jobs.control.result_query import Results, RowFilter
     from jobs.control.row_formats import choose_format, write_rows
@@ -260,7 +262,7 @@ def results(
     if kind == "table":
         most = limit or _TABLE_ROWS
         rows = list(islice(_rows(tables), most + 1))
-        Console().print(rows_table(shown.names, rows[:most]))
+        print_tables(Console(), rows_table(shown.names, rows[:most]))
         if len(rows) > most:
             typer.echo(f"the first {most:,} rows; --limit shows more, --format and --to write all")
     else:

@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 
-from asap.errors import AsapError, ConfigError, TextInvalid, TextMissing, TextUnreadable
-from asap.preprocessing.words import MIN_TEXT_READ
-from jobs.cli.options import DEVICE_HELP, MODEL_HELP
+from asap.errors import AsapError, ConfigError, InputError, TextInvalid, TextMissing, TextUnreadable
+from asap.preprocessing.words import MIN_TEXT_READ, check_text
+from jobs.cli.options import DEVICE_HELP, MODEL_HELP, check_device
 
 if TYPE_CHECKING:
     from asap.finding import Finding
+    from asap.preprocessing.images import PreparedImage
 
 
 def detect(
@@ -37,17 +38,37 @@ def detect(
     ] = None,
 ) -> None:
     """Detect manipulation in one pair: verdict, types, face and words."""
+    from asap.preprocessing.images import prepare_image
+    from asap.weights.model_folder import check_folder, model_config
+
     if save is not None:
-        _check_save_path(save)  # before the model runs
-    source = _read_object(image) if image.startswith("s3://") else Path(image)
+        _check_save_path(save)
     answer: dict[str, Any] | None = None
     if url is not None:
+        source = _read_picture(image)
+        try:
+            check_text(text)
+        except InputError as error:
+            raise _naming_the_image(error, image) from error
         answer, finding = _detect_at_server(url, source, text)
     else:
-        from asap.finding import Pair
-        from asap.predictor import Predictor
+        # What the model need not be loaded for comes first: loading takes seconds.
+        check_device(device)
+        folder = check_folder(model)
+        source = _read_picture(image)
+        picture = None
+        try:
+            picture = prepare_image(source, model_config(folder).image_size)
+            check_text(text)
+        except InputError as error:
+            if not as_json:
+                raise _naming_the_image(error, image) from error
+            finding = _failure(folder, picture, error)
+        else:
+            from asap.predictor import Predictor
 
-        finding = Predictor.from_folder(model, device, min_text_read=min_text_read).predict([Pair(source, text)])[0]
+            predictor = Predictor.from_folder(folder, device, min_text_read=min_text_read)
+            finding = predictor.predict_prepared([picture], [text])[0]
     # JSON reports a failed pair too, in its error fields, before the command fails.
     if as_json:
         typer.echo(json.dumps(finding_json(finding, answer), ensure_ascii=False, indent=2))
@@ -93,6 +114,39 @@ def _check_save_path(save: Path) -> None:
         raise ConfigError(f"--save {str(save)!r} has no suffix of a picture format. Use .png or .jpg.")
     if not save.absolute().parent.is_dir():
         raise ConfigError(f"--save {str(save)!r} is in a folder that does not exist. Create it, or choose another.")
+
+
+def _failure(folder: Path, picture: PreparedImage | None, error: InputError) -> Finding:
+    """Return the finding of a pair that cannot be read, as the model of this folder would return it.
+
+    Args:
+        folder: The model folder.
+        picture: The picture of the pair; None if it is what cannot be read.
+        error: The reason.
+    """
+    from asap.finding import Finding
+    from asap.limits import NO_FAMILIARITY, limits_sentences
+    from asap.policy import Policy
+    from asap.weights.model_folder import familiarity_id, model_id, read_limits, weights_sha256
+
+    weights = weights_sha256(folder)
+    name, familiarity = model_id(folder, weights), familiarity_id(folder, weights)
+    limits = limits_sentences(read_limits(folder), name)
+    return Finding(
+        model_id=name,
+        policy_id=Policy.load(folder / "policy.json").policy_id,
+        familiarity_id=familiarity,
+        limits=limits if familiarity else f"{limits} {NO_FAMILIARITY}",
+        width=picture.width if picture else None,
+        height=picture.height if picture else None,
+        image_sha256=picture.sha256 if picture else None,
+        warnings=list(picture.warnings) if picture else [],
+        error=error,
+    )
+
+
+def _read_picture(image: str) -> bytes | Path:
+    return _read_object(image) if image.startswith("s3://") else Path(image)
 
 
 def _read_object(image: str) -> bytes:

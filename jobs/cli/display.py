@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from rich.box import SIMPLE_HEAD
-from rich.console import Console, Group
+from rich.console import Console, Group, RenderableType
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
@@ -18,12 +18,14 @@ from asap.finding import NOT_JUDGED, Finding, score_text
 from asap.limits import NO_FAMILIARITY
 from asap.render import LEVEL_COLORS, level, segments
 from asap.training.objective import LOSS_NAMES
+from jobs.cli.fitting import Fitted
 
 if TYPE_CHECKING:
     from jobs.scan.passes import ScanProgress, Watch
     from jobs.train.plan import Plan
 
 _LINE_EVERY_S = 5.0
+_MOVES = ("before", "after", "added", "removed")
 PLAIN_TABLE: dict[str, Any] = {
     "title_justify": "left", "box": SIMPLE_HEAD, "show_edge": False, "pad_edge": False, "collapse_padding": True,
 }  # fmt: skip
@@ -31,6 +33,11 @@ _VERDICT_STYLES = {
     "manipulated": "bold white on red", "review": "bold black on yellow", "authentic": "bold green",
     "unfamiliar": "bold white on rgb(71,96,122)",
 }  # fmt: skip
+
+
+def print_tables(console: Console, *tables: RenderableType) -> None:
+    """Print tables (`jobs.cli.fitting`), with paths that are longer than a line left whole."""
+    console.print(*tables, sep="\n", crop=False)
 
 
 def print_plain(console: Console, text: str) -> None:
@@ -93,19 +100,21 @@ def _counts(now: ScanProgress) -> str:
 
 
 @contextmanager
-def count_shown(console: Console, stage: str) -> Iterator[Callable[[int, int], None]]:
-    """Show a count of pairs, reported as (done, total), under the name of a stage; before it, what is read first."""
+def count_shown(
+    console: Console, stage: str, before: str = "reading the model and the corpus"
+) -> Iterator[Callable[[int, int], None]]:
+    """Show a count of pairs, reported as (done, total), under the name of a stage; before it, what is done first."""
     from jobs.scan.passes import ScanProgress
 
     with progress_shown(console) as watch:
-        watch(ScanProgress("reading the model and the corpus"))
+        watch(ScanProgress(before))
         yield lambda done, total: watch(ScanProgress(stage, done, total))
 
 
 # Results.
 
 
-def summary_table(summary: dict[str, Any]) -> Table:
+def summary_table(summary: dict[str, Any]) -> Fitted:
     """Return the numbers of a finished scan as a table."""
     table = Table(title=f"scan {summary['job_id']}", title_justify="left")
     counts = ("pairs", "flagged", "unfamiliar", "errors")
@@ -114,7 +123,7 @@ def summary_table(summary: dict[str, Any]) -> Table:
     speed = summary.get("pairs_per_s")
     numbers = [f"{summary.get(name, 0):,}" for name in counts]  # summaries of earlier versions lack `unfamiliar`
     table.add_row(*numbers, f"{speed:,.1f}" if speed else "-")
-    return table
+    return Fitted(table)
 
 
 def summary_lines(summary: dict[str, Any]) -> list[str]:
@@ -134,6 +143,22 @@ def summary_lines(summary: dict[str, Any]) -> list[str]:
             f"{summary['model_id'].partition('@')[0]} was made from; see {summary['unfamiliar_file']}"
         )
     return lines
+
+
+def changes_table(changes: dict[str, Any]) -> Fitted:
+    """Return the pairs that another policy has flagged, by verdict and by type: before, after, and how many moved."""
+    table = Table(title="changes", **PLAIN_TABLE)
+    table.add_column("pairs", overflow="fold")
+    for name in _MOVES:
+        table.add_column(name, justify="right", no_wrap=True)
+    groups = {"flagged": changes["flagged"]}
+    groups |= changes["verdicts"] | {
+        f"flagged: {name.replace('_', ' ')}": one for name, one in changes["types"].items()
+    }
+    for name, counts in groups.items():
+        style = "" if counts["added"] or counts["removed"] else "dim"
+        table.add_row(name, *(f"{counts[move]:,}" for move in _MOVES), style=style)
+    return Fitted(table)
 
 
 def plan_tables(plan: Plan) -> Group:
@@ -177,14 +202,14 @@ def plan_tables(plan: Plan) -> Group:
     if plan.checkpoint_every_s is not None:
         checkpoints += f"; one more after {plan.checkpoint_every_s:g} s without one"
     return Group(
-        pairs, "",
+        Fitted(pairs), "",
         named_values("steps", {"steps": f"{plan.steps:,}", "epochs": f"{plan.epochs:.2f}", "left out": left_out}), "",
         named_values("batch", {name: f"{count:,}" for name, count in plan.batch.items()}), "",
-        stages, "",
+        Fitted(stages), "",
         named_values("loss terms", {name: LOSS_NAMES.get(name, "") for name in used}), "",
         named_values("learning rates", {name: f"{rate:g}" for name, rate in plan.rates.items()}), "",
         named_values("parameters", {name: f"{count:,}" for name, count in parameters.items()}), "",
-        memory,
+        Fitted(memory),
         Text(f"activations {plan.activations_note}", style="dim"), "",
         _speed_table(plan),
         Text(
@@ -198,7 +223,7 @@ def plan_tables(plan: Plan) -> Group:
     )  # fmt: skip
 
 
-def _speed_table(plan: Plan) -> Table:
+def _speed_table(plan: Plan) -> Fitted:
     """Return the estimated speed of the run on GPUs by name."""
     table = Table(title="speed on GPUs", **PLAIN_TABLE)
     for name in ("GPU", "pairs/s a GPU", "MFU", "decoding cores", "hours of the run", "bottleneck"):
@@ -210,17 +235,17 @@ def _speed_table(plan: Plan) -> Table:
         table.add_row(
             speed.gpu, f"{speed.pairs_per_s:,.0f}", f"{speed.mfu:.0%}", cores, f"{hours:,.1f}", speed.bottleneck
         )
-    return table
+    return Fitted(table)
 
 
-def named_values(title: str, rows: dict[str, str]) -> Table:
+def named_values(title: str, rows: dict[str, str]) -> Fitted:
     """Return names and their values as a table of two columns."""
     table = Table(title=title, show_header=False, **PLAIN_TABLE)
     table.add_column(no_wrap=True)
     table.add_column(overflow="fold")
     for name, value in rows.items():
         table.add_row(name, Text(value))
-    return table
+    return Fitted(table)
 
 
 def size_text(count: float) -> str:
@@ -251,13 +276,13 @@ def evaluation_tables(report: dict[str, Any]) -> Group:
         classes.add_column(name, justify="left" if name == CLASS_COLUMNS[0] else "right", no_wrap=True)
     for values in class_rows(report):
         classes.add_row(*values)
-    return Group(tasks, "", classes)
+    return Group(Fitted(tasks), "", Fitted(classes))
 
 
-def calibration_table(thresholds: dict[str, dict[str, Any]]) -> Table:
+def calibration_table(thresholds: dict[str, dict[str, Any]]) -> Fitted:
     """Return the rates of each threshold of a calibrated policy; for `review`, the rates of its band."""
-    table = Table(title="thresholds", title_justify="left")
-    table.add_column("flags", no_wrap=True)
+    table = Table(title="thresholds", **PLAIN_TABLE)
+    table.add_column("flags")
     for name in ("from", "precision", "at least", "recall", "FPR", "at most", "right at this score"):
         table.add_column(name, justify="right")
     for name, point in thresholds.items():
@@ -272,12 +297,36 @@ def calibration_table(thresholds: dict[str, dict[str, Any]]) -> Table:
         table.add_row(name.replace("_", " "), f"{rates['value']:.6g}", *fractions, *false_positives, meaning)
     meanings = [point["score_meaning"] for point in thresholds.values() if point.get("score_meaning")]
     prevalences = {float(meaning["prevalence"]) for meaning in meanings}
+    table.caption_justify = "left"
     if prevalences:
         table.caption = (
             f"Where {100 * prevalences.pop():g} % of the pairs are manipulated: 'precision' is the share that is right "
             "from the threshold up, 'right at this score' the share among pairs that score about the threshold."
         )
-    return table
+    return Fitted(table)
+
+
+def shortfall_table(shortfalls: Sequence[Mapping[str, Any]]) -> Fitted:
+    """Return what each threshold lacks that a calibration cannot show (`PrecisionNotShown.shortfalls`)."""
+    from asap.evaluation.pairs_needed import MOST_PAIRS
+
+    table = Table(title="not shown", **PLAIN_TABLE)
+    table.add_column("flags", overflow="fold")
+    for name in ("target precision", "at best", "authentic pairs", "needed", "pairs that have it", "needed"):
+        table.add_column(name, justify="right")
+    for one in shortfalls:
+        pairs = []
+        for name in ("authentic", "positive"):
+            needed = one[f"{name}_needed"]
+            pairs += [f"{one[name]:,}", "?" if needed is None else f"{needed:,}"]
+        best = "–" if one["shown"] is None else f"{one['shown']:g}"
+        table.add_row(one["threshold"].replace("_", " "), f"{one['target']:g}", best, *pairs)
+    table.caption = (
+        "'at best' is the highest target that these pairs show. So many pairs are needed if they score as these do; "
+        f"'?': not even {MOST_PAIRS:,} such pairs are enough, or there is none to go by."
+    )
+    table.caption_justify = "left"
+    return Fitted(table)
 
 
 # One finding.

@@ -42,7 +42,7 @@ def evaluate(
 ) -> None:
     """Evaluate a model on labeled pairs: the papers' table, charts, and the worst pairs with their evidence."""
     from asap.limits import NO_FAMILIARITY
-    from jobs.cli.display import count_shown, evaluation_tables, print_plain
+    from jobs.cli.display import count_shown, evaluation_tables, print_plain, print_tables
     from jobs.cli.ray_log import ray_output_logged
     from jobs.evaluate.run import evaluate as run
     from jobs.evaluate.settings import EvaluateSettings
@@ -62,7 +62,7 @@ def evaluate(
     with count_shown(console, "evaluating") as progress, ray_output_logged():
         report = run(settings, progress, lambda note: print_plain(console, note))
     print_plain(console, "\n".join(report["read"]))
-    console.print(evaluation_tables(report))
+    print_tables(console, evaluation_tables(report))
     print_plain(console, report["sentence"])
     print_plain(console, report["limits"])
     if report["coverage"] is None:

@@ -10,6 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from jobs.cli.display import PLAIN_TABLE, named_values
+from jobs.cli.fitting import Fitted
 from jobs.scan.look import line_of, notes_of
 
 if TYPE_CHECKING:
@@ -33,7 +34,7 @@ def look_tables(look: Look) -> Lines:
         first.add_row(
             *(Text(str(value)) for value in (pair["id"] or "(none)", pair["image"] or "(none)", _short(text)))
         )
-    parts += [first, ""]
+    parts += [Fitted(first, wraps=("text",)), ""]
     problems = {
         "rows that cannot be understood": look.invalid,
         "rows with a warning": look.warnings,
@@ -95,7 +96,7 @@ def _counts(look: Look) -> dict[str, str]:
     return lines
 
 
-def _groups(title: str, groups: dict[str, Group]) -> Table:
+def _groups(title: str, groups: dict[str, Group]) -> Fitted:
     table = Table(title=title, **PLAIN_TABLE)
     table.add_column("rows", justify="right")
     table.add_column("first lines", overflow="fold")
@@ -104,7 +105,7 @@ def _groups(title: str, groups: dict[str, Group]) -> Table:
         lines = ", ".join(_line(row_id) for row_id in sorted(group.row_ids))
         code = f"{name}: " if name.replace("_", "").isalpha() else ""
         table.add_row(f"{group.count:,}", lines, Text(code + _short(group.example)))
-    return table
+    return Fitted(table, wraps=("example",))
 
 
 def _line(row_id: int) -> str:

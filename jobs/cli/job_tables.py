@@ -10,6 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from jobs.cli.display import PLAIN_TABLE
+from jobs.cli.fitting import Fitted
 
 if TYPE_CHECKING:
     from jobs.control.result_query import ErrorCounts
@@ -19,6 +20,10 @@ _CELL_WIDTH = 60
 _NOTE_WIDTH = 1000
 """Characters of a note that is printed on a line of its own, so that a command in it can be copied."""
 _NUMBERS = {"score", "row_id", "attempt", "familiarity"}
+_COPIED = {"custom_id", "given_id", "image_uri", "image_sha256", "model_id", "policy_id"}
+"""Columns of names and addresses."""
+_WIDTHS = dict.fromkeys(_COPIED, _NOTE_WIDTH) | {"error_detail": 200}
+"""Characters of a cell, for columns where `_CELL_WIDTH` is too few."""
 
 
 def status_lines(status: JobStatus) -> list[str]:
@@ -63,7 +68,7 @@ def _counts(status: JobStatus) -> str:
     return ", ".join([f"{done or 0:,} of {total or 0:,}{share}", *others])
 
 
-def jobs_table(jobs: Sequence[JobStatus]) -> Table:
+def jobs_table(jobs: Sequence[JobStatus]) -> Fitted:
     """Return jobs as a table."""
     from jobs.control.row_formats import printable
     from jobs.control.status import format_duration
@@ -75,7 +80,7 @@ def jobs_table(jobs: Sequence[JobStatus]) -> Table:
     for job in jobs:
         done, total = job.counts.get("done"), job.counts.get("total")
         table.add_row(
-            Text(printable(job.folder.name, _CELL_WIDTH)),
+            Text(printable(job.folder.name, _NOTE_WIDTH)),
             job.kind,
             job.state,
             "" if total is None else f"{done or 0:,} of {total:,}",
@@ -83,7 +88,7 @@ def jobs_table(jobs: Sequence[JobStatus]) -> Table:
             "" if job.age_s is None else f"{format_duration(max(job.age_s, 0))} ago",
             Text(printable("probably died" if job.is_silent else job.sentence(), 2 * _CELL_WIDTH)),
         )
-    return table
+    return Fitted(table, wraps=("note",))
 
 
 def error_tables(counts: ErrorCounts) -> Group:
@@ -97,18 +102,18 @@ def error_tables(counts: ErrorCounts) -> Group:
             Text(code), f"{count:,}", "all" if retryable == count else f"{retryable:,}" if retryable else "no"
         )
     if not counts.first:
-        return Group(codes)
+        return Group(Fitted(codes))
     columns = ("custom_id", "image_uri", "error_code", "error_detail")
-    return Group(codes, "", rows_table(columns, counts.first))
+    return Group(Fitted(codes), "", rows_table(columns, counts.first))
 
 
-def rows_table(columns: Sequence[str], rows: Sequence[dict[str, Any]]) -> Table:
-    """Return result rows as a table. Long values are cut."""
+def rows_table(columns: Sequence[str], rows: Sequence[dict[str, Any]]) -> Fitted:
+    """Return result rows as a table. Long values are cut, but for names and addresses, which people copy."""
     from jobs.control.row_formats import printable
 
     table = Table(**PLAIN_TABLE)
     for name in columns:
         table.add_column(name, justify="right" if name in _NUMBERS else "left", overflow="fold")
     for row in rows:
-        table.add_row(*(Text(printable(row[name], _CELL_WIDTH)) for name in columns))
-    return table
+        table.add_row(*(Text(printable(row[name], _WIDTHS.get(name, _CELL_WIDTH))) for name in columns))
+    return Fitted(table, wraps=[name for name in columns if name not in _COPIED | _NUMBERS])

@@ -9,6 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from jobs.cli.display import PLAIN_TABLE, calibration_table, named_values, size_text
+from jobs.cli.fitting import Fitted
 
 _TYPES = {"F16": "float16", "F32": "float32", "BF16": "bfloat16", "F64": "float64"}
 """Types of tensors, by their names in safetensors files."""
@@ -29,7 +30,7 @@ def facts_tables(facts: dict[str, Any]) -> Group:
     return Group(*parts)
 
 
-def facts_table(facts: dict[str, Any]) -> Table:
+def facts_table(facts: dict[str, Any]) -> Fitted:
     """Return origin, limits, thresholds, familiarity and sizes of a model."""
     from jobs.model.facts import familiarity_sentence
 

@@ -22,7 +22,7 @@ def newsroom(
     from asap.newsroom import generate
     from jobs.cli.display import count_shown
 
-    with count_shown(Console(), "drawing") as progress:
+    with count_shown(Console(), "drawing", before="planning the corpus") as progress:
         drawn = generate(out, pairs=pairs, seed=seed, workers=workers, splits=splits, progress=progress)
     counts = ", ".join(f"{count} {name}" for name, count in drawn.pairs.items())
     typer.echo(f"{drawn.corpus_version}: {counts}; {drawn.pictures} pictures in {drawn.out}")

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from typing import Annotated, Any, TypeVar
+from difflib import get_close_matches
+from typing import Annotated, Any, TypeVar, get_args
 
 import typer
 
@@ -11,6 +12,7 @@ from asap.errors import ConfigError
 
 _Kind = TypeVar("_Kind")
 MODEL_HELP = "A model folder, or 'demo', the small model that ships with asap."
+_DEVICES = ("auto", "cpu", "cuda", "mps", "xpu")
 DEVICE_HELP = "Where the model runs: 'auto', 'cpu' or 'cuda'."
 ADDRESS_HELP = "Address of a running Ray cluster. Default: start Ray on this machine."
 Change = Annotated[
@@ -69,7 +71,10 @@ def settings_of(kind: type[_Kind], **values: Any) -> _Kind:
     try:
         return kind(**values)
     except ValidationError as error:
-        first, *others = error.errors()
+        # A misspelled name comes first: the right one may be what is missing.
+        first, *others = sorted(error.errors(), key=lambda one: one["type"] != "extra_forbidden")
+        if first["type"] == "extra_forbidden":
+            raise ConfigError(_unknown_setting(kind, first["loc"])) from error
         place, kind_tried = first["loc"][:-1], first["loc"][-1:]
         # A setting of several kinds has an error for each kind that was tried, with the kind at the end of its place.
         others = [one for one in others if place and one["loc"][:-1] == place and one["input"] == first["input"]]
@@ -78,6 +83,21 @@ def settings_of(kind: type[_Kind], **values: Any) -> _Kind:
         for alternative in dict.fromkeys(other["msg"] for other in others):
             message += f", or {alternative.removeprefix('Input should be ')}"
         raise ConfigError(f"{name} {first['input']!r}: {message}" if name else message) from error
+
+
+def _unknown_setting(kind: Any, path: tuple[int | str, ...]) -> str:
+    """Return the message about a setting that does not exist, with the names nearest to it."""
+    fields = kind.model_fields
+    for part in path[:-1]:
+        annotation = fields[part].annotation if part in fields else None
+        nested = [item for item in (annotation, *get_args(annotation)) if hasattr(item, "model_fields")]
+        fields = nested[0].model_fields if nested else {}
+    wrong = str(path[-1])
+    nearest = get_close_matches(wrong, list(fields), n=2)
+    advice = (
+        f"Did you mean {' or '.join(map(repr, nearest))}?" if nearest else f"Known are {', '.join(sorted(fields))}."
+    )
+    return f"setting {'.'.join(map(str, path))!r} is unknown. {advice}"
 
 
 def changes_of(assignments: list[str]) -> dict[str, Any]:
@@ -92,6 +112,12 @@ def changes_of(assignments: list[str]) -> dict[str, Any]:
         except ValueError:
             changes[name] = value
     return changes
+
+
+def check_device(device: str) -> None:
+    """Raise `ConfigError` for a device that torch does not know. Torch itself takes seconds to ask."""
+    if device.partition(":")[0] not in _DEVICES:
+        raise ConfigError(f"device {device!r} is unknown. Use 'auto', 'cpu' or 'cuda'.")
 
 
 def codes_of(codes: str | None) -> tuple[str, ...]:

@@ -37,7 +37,7 @@ def plan(
 
     Nothing is written, and neither Ray nor a model is started. The exit code is 1 for an input that a scan refuses.
     """
-    from jobs.cli.display import print_plain
+    from jobs.cli.display import print_plain, print_tables
     from jobs.cli.input_tables import look_tables
     from jobs.scan.input.sources import find_source
     from jobs.scan.look import PLAN_S, look_at
@@ -55,7 +55,7 @@ def plan(
         typer.echo(json.dumps(look.to_json() | {"command": command}, ensure_ascii=False, allow_nan=False))
     else:
         console = Console()
-        console.print(look_tables(look))
+        print_tables(console, look_tables(look))
         if not look.is_unreadable:
             print_plain(console, f"to scan it: {command}")
     look.check(input)

@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from asap.errors import PrecisionNotShown
 from jobs.cli.options import DEVICE_HELP, MODEL_HELP, Change, LogFile, Notify, NotifyFor, changes_of, settings_of
 
 
@@ -73,7 +74,7 @@ def calibrate(
     change: Change = None,
 ) -> None:
     """Choose thresholds that keep a precision at the prevalence of manipulation that you expect."""
-    from jobs.cli.display import calibration_table, count_shown, print_plain
+    from jobs.cli.display import calibration_table, count_shown, print_plain, print_tables, shortfall_table
     from jobs.policy.calibrate import calibrate as run
     from jobs.policy.settings import CalibrateSettings
 
@@ -83,10 +84,14 @@ def calibrate(
     options |= {"notify": notify or (), "notify_for_s": notify_for, "log_file": log_file}
     settings = settings_of(CalibrateSettings, **(options | changes_of(change or [])))
     console = Console()
-    with count_shown(console, "scoring") as progress:
-        calibrated = run(settings, progress)
+    try:
+        with count_shown(console, "scoring") as progress:
+            calibrated = run(settings, progress)
+    except PrecisionNotShown as error:
+        print_tables(console, shortfall_table(error.shortfalls))
+        raise PrecisionNotShown(error.headline) from error
     print_plain(console, "\n".join(calibrated.read))
-    console.print(calibration_table((calibrated.policy.calibration or {})["thresholds"]))
+    print_tables(console, calibration_table((calibrated.policy.calibration or {})["thresholds"]))
     print_plain(console, calibrated.familiarity)
     typer.echo(f"policy {calibrated.policy.policy_id}: {calibrated.written}")
     if calibrated.kept:
@@ -98,14 +103,20 @@ def repolicy(
     policy: Annotated[str, typer.Option(help="Policy file, such as `asap calibrate` writes.")],
 ) -> None:
     """Apply other thresholds to a finished scan, without scanning again. Run the same command again to resume."""
-    from jobs.cli.display import print_plain, progress_shown, summary_lines, summary_table
+    from jobs.cli.display import changes_table, print_plain, print_tables, progress_shown, summary_lines, summary_table
     from jobs.policy.repolicy import repolicy as run
     from jobs.scan.passes import ScanProgress
 
     console = Console()
     with progress_shown(console) as watch:
         summary = run(job, policy, lambda stage, done, total: watch(ScanProgress(stage, done, total)))
-    console.print(summary_table(summary))
+    print_tables(console, summary_table(summary))
     print_plain(console, f"policy: {summary['policy_id']}")
+    if changes := summary["changes"]:
+        print_tables(console, "", changes_table(changes), "")
+        before, after = (f"{changes['flagged'][name]:,}" for name in ("before", "after"))
+        print_plain(console, f"flagged {before} → {after}")
+    else:
+        print_plain(console, "The scan has this policy already. Nothing has changed.")
     for line in summary_lines(summary):
         print_plain(console, line)

@@ -123,7 +123,7 @@ def scan(
 
 def run_scan(settings: ScanSettings, *, as_json: bool = False) -> None:
     """Run or resume a scan with its progress, and print its summary: as a table and lines, or as one JSON document."""
-    from jobs.cli.display import print_plain, progress_shown, summary_lines, summary_table
+    from jobs.cli.display import print_plain, print_tables, progress_shown, summary_lines, summary_table
     from jobs.cli.ray_log import ray_output_logged
     from jobs.scan.run import scan as run
 
@@ -133,7 +133,7 @@ def run_scan(settings: ScanSettings, *, as_json: bool = False) -> None:
     if as_json:
         typer.echo(json.dumps(summary))
     else:
-        console.print(summary_table(summary))
+        print_tables(console, summary_table(summary))
         for line in summary_lines(summary):
             print_plain(console, line)
     if summary["errors"] == summary["pairs"]:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import errno
+import socket
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from asap.errors import ConfigError
-from jobs.cli.options import MODEL_HELP, Change, changes_of, settings_of
+from asap.errors import CheckpointError, ConfigError
+from jobs.cli.options import MODEL_HELP, Change, changes_of, check_device, settings_of
 
 serving = typer.Typer(invoke_without_command=True)
 _Port = Annotated[int, typer.Option(help="Port to listen on.")]
@@ -46,16 +48,20 @@ def serve(
         key, line = make(new_key)
         typer.echo(f"key, for its holder:  {key}\nline, for the file:   {line}")
         return
-    # Check the settings before the slow imports, so that a typing error is reported at once.
+    # Check the command before the slow imports, so that a typing error is reported at once.
     options = {"model": model, "host": host, "port": port, "keys_file": keys}
     settings = settings_of(ServeSettings, **(options | changes_of(change or [])))
+    from serve.api.keys import load_keys
+
+    check_device(settings.device)
+    has_keys = bool(load_keys(settings))
+    _check_model(settings.model)
+    _check_port(settings.host, settings.port)
     from jobs.cluster import ray_running
-    from serve.api.keys import Keyring
     from serve.app import build
     from serve.run import run
 
     application = build(settings)
-    has_keys = bool(Keyring.load(settings.keys_file))
 
     def announce(url: str) -> None:
         typer.echo(f"serving {model} at {url} (API reference: {url}docs)")
@@ -69,6 +75,34 @@ def serve(
     # The logs of the replicas are shown: a line for each request, and why a replica cannot start.
     with ray_running(log_to_driver=True):
         run(application, settings, announce, announce_stop)
+
+
+def _check_model(model: str) -> None:
+    """Raise `CheckpointError` or `StorageError` for a model that the server could not load."""
+    from asap.storage.files import exists
+    from asap.storage.location import Location
+    from asap.weights.model_folder import check_folder
+
+    if not model.startswith("s3://"):
+        check_folder(model)
+    elif not exists(Location.parse(model) / "config.json"):
+        raise CheckpointError(f"model {model} is not a model folder: it has no config.json. Name one that has.")
+
+
+def _check_port(host: str, port: int) -> None:
+    """Raise `ConfigError` if the server could not listen there. Whatever else fails is left to the server."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host.strip("[]"), port))
+        except PermissionError as error:
+            raise ConfigError(f"port {port} needs rights that you lack. Choose a --port of 1024 or more.") from error
+        except OSError as error:
+            if error.errno == errno.EADDRINUSE:
+                raise ConfigError(f"port {port} of {host} is in use. Choose another --port.") from error
+            if isinstance(error, socket.gaierror) or error.errno == errno.EADDRNOTAVAIL:
+                raise ConfigError(f"host {host!r} is not an address of this machine. Choose another --host.") from error
 
 
 def _refuse_options(context: typer.Context) -> None:

@@ -57,12 +57,10 @@ def train(
     change: Change = None,
 ) -> None:
     """Train a model. Run the same command again to resume a run that was stopped."""
+    from jobs.cli.display import plan_tables, print_tables
     from jobs.cli.training_progress import training_shown
-
-    with training_shown(Console()) as progress:
-        progress({"phase": "loading torch and Ray"})
-        from jobs.train.run import plan as plan_run
-        from jobs.train.settings import TrainSettings
+    from jobs.train.check import check_command
+    from jobs.train.settings import TrainSettings
 
     options: dict[str, Any] = {"corpus": corpus, "out": out, "test_corpus": test_corpus}
     # Options that are not given have the default of the settings, which may follow from other settings.
@@ -72,11 +70,13 @@ def train(
     options |= {"metrics_targets": metrics_targets}
     settings = settings_of(TrainSettings, **(options | changes_of(change or [])))
     if plan:
-        from jobs.cli.display import plan_tables
-
+        check_command(settings)
         with training_shown(Console()) as progress:
+            progress({"phase": "loading torch and Ray"})
+            from jobs.train.run import plan as plan_run
+
             tables = plan_tables(plan_run(settings, progress))
-        Console().print(tables)
+        print_tables(Console(), tables)
         return
     run_training(settings)
 
@@ -85,8 +85,12 @@ def run_training(settings: TrainSettings, *, as_json: bool = False) -> None:
     """Run or resume a training with its progress, and print the address of its model, as a line or as JSON."""
     from jobs.cli.ray_log import ray_output_logged
     from jobs.cli.training_progress import training_shown
-    from jobs.train.run import train as run
+    from jobs.train.check import check_command
 
+    check_command(settings)
     with ray_output_logged() as stderr, training_shown(Console(file=stderr if as_json else None)) as progress:
+        progress({"phase": "loading torch and Ray"})
+        from jobs.train.run import train as run
+
         folder = run(settings, progress)
     typer.echo(json.dumps({"model": str(folder)}) if as_json else f"model: {folder}")

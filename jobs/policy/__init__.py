@@ -3,6 +3,7 @@
 familiarize.py familiarize(): pairs of the training in, a familiarity file out
 calibrate.py   calibrate(): labeled pairs in, a policy file out
 repolicy.py    repolicy(): give a finished scan another policy
+changes.py     what another policy changes: counts before and after, and how many rows moved
 files.py       read and replace policy files
 settings.py    CalibrateSettings, FamiliarizeSettings
 """

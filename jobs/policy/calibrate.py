@@ -24,26 +24,30 @@ import json
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from asap.corpus.reader import Record
 from asap.errors import AnnotationError, ConfigError, CorpusError, PrecisionNotShown, ScoreNotFinite
-from asap.evaluation.own_pairs import read_pair
+from asap.evaluation.pairs_needed import MOST_PAIRS, pairs_needed
 from asap.evaluation.thresholds import Decision, Floats, OperatingCurve, precision_at_most, score_meaning
 from asap.finding import Finding
 from asap.labels import TYPES, has_a_fake_text, types_of
 from asap.policy import Policy
-from asap.predictor import Predictor
-from asap.storage.files import exists
+from asap.storage.files import check_folder_writable, exists
 from asap.storage.location import Location
 from asap.storage.s3 import check_bucket
+from asap.weights.model_folder import check_folder, model_config
 from jobs.corpus import read_corpus
 from jobs.policy.files import read_policy, replace_policy
 from jobs.policy.settings import CalibrateSettings
 from jobs.states import job_states
+
+if TYPE_CHECKING:
+    from asap.predictor import Predictor
 
 OnPairs = Callable[[int, int], None]
 
@@ -90,10 +94,11 @@ def calibrate(settings: CalibrateSettings, progress: OnPairs = lambda done, tota
 
         states.change({"state": "validating"})
         _check_target(settings)
-        predictor = Predictor.from_folder(
-            settings.model, settings.device, settings.dtype, batch_size=settings.batch_size
-        )
-        corpus = read_corpus(settings, settings.corpus, settings.split, predictor.config.label_set)
+        folder = check_folder(settings.model)
+        corpus = read_corpus(settings, settings.corpus, settings.split, model_config(folder).label_set)
+        from asap.predictor import Predictor  # takes seconds to import, so all that needs no model comes before
+
+        predictor = Predictor.from_folder(folder, settings.device, settings.dtype, batch_size=settings.batch_size)
         states.change({"state": "running"})
         scores = score_records(predictor, corpus.records, settings.max_failed_share, report)
         states.change({"state": "finalizing"})
@@ -109,6 +114,9 @@ def _check_target(settings: CalibrateSettings) -> None:
         raise ConfigError("the model 'demo' ships with asap and is not written to. Name a file with --out.")
     if settings.target.is_s3:
         check_bucket(settings.target)
+    elif Path(settings.target.uri).is_dir():
+        raise ConfigError(f"--out {settings.target} is a folder. Name the policy file to write.")
+    check_folder_writable(settings.target.parent)
     if exists(settings.target):
         read_policy(settings.target)
 
@@ -228,6 +236,8 @@ def score_records(
 
 
 def _findings(predictor: Predictor, records: Sequence[Record], progress: OnPairs) -> Iterator[tuple[Record, Finding]]:
+    from asap.evaluation.own_pairs import read_pair
+
     chunk = _CHUNK_BATCHES * predictor.batch_size
     for start in range(0, len(records), chunk):
         some = records[start : start + chunk]
@@ -400,20 +410,18 @@ def _choose_thresholds(
         manipulated: The lowest threshold that `manipulated` may have.
     """
     shown: dict[str, dict[str, Any]] = {}
-    problems: list[str] = []
+    problems: list[dict[str, Any]] = []
     for name, decision in scores.decisions().items():
         if name in settings.keep:
             continue
         if not len(decision.authentic) or not len(decision.positive):
             hidden = int(scores.hides_word_B.sum()) if name == "word" else 0
-            unknown = f"; {hidden} more have a manipulated text without word positions" if hidden else ""
-            problems.append(f"{name} (there are {len(decision.authentic)} authentic pairs and "
-                            f"{len(decision.positive)} that have it{unknown})")  # fmt: skip
+            problems.append(_shortfall(name, decision, settings) | ({"positive_unknown": hidden} if hidden else {}))
             continue
         curve = OperatingCurve(decision, settings.prevalence, settings.confidence)
         position = curve.choose(settings.precision, manipulated if name == "manipulated" else 0.0)
         if position is None:
-            problems.append(f"{name} ({_shortfall(curve, settings.precision)})")
+            problems.append(_shortfall(name, decision, settings, curve))
             continue
         shown[name] = curve.at(position, settings.precision).to_dict()
         if name == "manipulated":  # the review band ends where `manipulated` begins
@@ -424,11 +432,19 @@ def _choose_thresholds(
     if problems:
         fake = int(scores.manipulated.sum())
         strange = f" ({left_out:,} unfamiliar pairs took no part)" if left_out else ""
-        raise PrecisionNotShown(
+        hidden = sum(problem.get("positive_unknown", 0) for problem in problems)
+        unknown = (
+            f" {hidden:,} manipulated texts have no word positions, so they show nothing of `word`." if hidden else ""
+        )
+        claim = (
             f"precision {settings.precision} at prevalence {settings.prevalence} cannot be shown with confidence "
-            f"{settings.confidence} by {len(scores.score_B) - fake:,} authentic and {fake:,} manipulated "
-            f"pairs{strange} for {', '.join(problems)}, going by the rates seen here. Add pairs, lower --precision, or "
-            "--keep the former threshold of a type or of the words."
+            f"{settings.confidence} by {len(scores.score_B) - fake:,} authentic and {fake:,} manipulated pairs{strange}"
+        )
+        advice = "Add pairs, lower --precision, or --keep the former threshold of a type or of the words."
+        raise PrecisionNotShown(
+            f"{claim} for {', '.join(map(_describe, problems))}, going by the rates seen here. {advice}",
+            f"{claim}.{unknown} {advice}",
+            problems,
         )
     return shown
 
@@ -448,14 +464,47 @@ def _review(curve: OperatingCurve, manipulated: int, precision: float) -> dict[s
     }
 
 
-def _shortfall(curve: OperatingCurve, precision: float) -> str:
-    """Describe the best precision that is shown, and how many authentic pairs would show the target."""
-    # Three digits, never rounded up to a precision that was not shown.
-    best = f"{np.floor(curve.best * 1000) / 1000:.3f}" if curve.best >= 0.001 else f"{curve.best:.1e}"
-    needed = curve.authentic_pairs_needed(precision)
-    if needed is None:
-        return f"at best {best}, and authentic pairs alone, however many, would not show it"
-    return f"at best {best}; about {needed:,} authentic pairs would show it"
+def _shortfall(
+    name: str, decision: Decision, settings: CalibrateSettings, curve: OperatingCurve | None = None
+) -> dict[str, Any]:
+    """Return what a threshold lacks, as `PrecisionNotShown.shortfalls` has it. Without a curve, a class has no pair."""
+    needed = None
+    if curve is not None:
+        needed = pairs_needed(decision, settings.prevalence, settings.confidence, settings.precision)
+    return {
+        "threshold": name,
+        "target": settings.precision,
+        "shown": curve and curve.best,
+        "authentic": len(decision.authentic),
+        "positive": len(decision.positive),
+        "authentic_needed": needed and needed.authentic,
+        "positive_needed": needed and needed.positive,
+    }
+
+
+def _describe(shortfall: dict[str, Any]) -> str:
+    """Return the name of a threshold, the best precision that is shown, and how many pairs would show the target."""
+    name, authentic, positive = (shortfall[key] for key in ("threshold", "authentic", "positive"))
+    if shortfall["shown"] is None:
+        unknown = ""
+        if hidden := shortfall.get("positive_unknown"):
+            unknown = f"; {hidden} more have a manipulated text without word positions"
+        return f"{name} (there are {authentic} authentic pairs and {positive} that have it{unknown})"
+    if shortfall["authentic_needed"] is None:
+        needed = f"{MOST_PAIRS:,} such pairs would not show it"
+    elif shortfall["positive_needed"] > positive:
+        needed = (
+            f"about {shortfall['authentic_needed']:,} authentic pairs and {shortfall['positive_needed']:,} that have "
+            "it would show it"
+        )
+    else:
+        needed = f"about {shortfall['authentic_needed']:,} authentic pairs would show it"
+    return f"{name} (at best {shown_text(shortfall['shown'])}; {needed})"
+
+
+def shown_text(precision: float) -> str:
+    """Return a precision with three digits, never rounded up to one that was not shown."""
+    return f"{np.floor(precision * 1000) / 1000:.3f}" if precision >= 0.001 else f"{precision:.1e}"
 
 
 def _about(predictor: Predictor, scores: SplitScores, settings: CalibrateSettings) -> dict[str, Any]:

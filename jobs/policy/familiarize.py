@@ -9,15 +9,16 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from asap.errors import CheckpointError, ConfigError, CorpusError
-from asap.evaluation.own_pairs import fit_familiarity, without
-from asap.familiarity import MIN_PAIRS, Familiarity
-from asap.predictor import Predictor
 from asap.storage.location import Location
-from asap.weights.model_folder import load_folder, model_config, replace_familiarity, resolve_folder, weights_sha256
+from asap.weights.model_folder import check_folder, load_folder, model_config, replace_familiarity, weights_sha256
 from jobs.corpus import read_corpus
 from jobs.policy.settings import FamiliarizeSettings
+
+if TYPE_CHECKING:
+    from asap.familiarity import Familiarity
 
 OnPairs = Callable[[int, int], None]
 
@@ -44,6 +45,11 @@ def familiarize(settings: FamiliarizeSettings, progress: OnPairs = lambda done, 
         read_corpus(settings, settings.corpus, split, label_set)
         for split in (settings.fit_split, settings.held_out_split)
     )
+    # These load torch, which takes seconds, so the corpus is read before.
+    from asap.evaluation.own_pairs import fit_familiarity, without
+    from asap.familiarity import MIN_PAIRS
+    from asap.predictor import Predictor
+
     counts = {
         settings.fit_split: len(known.records),
         settings.held_out_split: len(without(held_out.records, known.records)),
@@ -74,7 +80,7 @@ def _writable(model: str) -> Path:
         raise ConfigError("the model 'demo' ships with asap and is not written to. Copy its folder, and name the copy.")
     if Location.parse(model).is_s3:
         raise ConfigError(f"model {model} is not on this machine. Download the folder, and upload it again afterwards.")
-    folder = resolve_folder(model)
+    folder = check_folder(model)
     if not os.access(folder, os.W_OK):
         raise CheckpointError(f"model folder {folder} cannot be written to. Copy it, and name the copy.")
     return folder

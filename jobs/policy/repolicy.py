@@ -31,6 +31,7 @@ from asap.storage.files import copy_file, delete_file, delete_folder, list_files
 from asap.storage.location import Location
 from asap.storage.s3 import filesystem
 from jobs.errors import JobError
+from jobs.policy.changes import Changes
 from jobs.policy.files import read_policy
 from jobs.scan.input.manifest import readable_text
 from jobs.scan.output.completeness import count_rows
@@ -71,6 +72,9 @@ def repolicy(
 ) -> dict[str, Any]:
     """Apply a policy to a finished scan and return the scan's new summary.
 
+    Its entry `changes` (`Changes.to_json`) compares the rows with those under the former policy; None if the scan never
+    had another one. It comes from the record, so that a command that was stopped and resumed returns the same.
+
     Raises `ConfigError` if the file is not a policy or was calibrated on another model, `JobError` if the job is not
     finished, `JobInUse`, `StorageError`.
 
@@ -93,11 +97,12 @@ def repolicy(
         if RESULTS_ENTRY in record:  # an earlier command stopped between steps 2 and 4
             record = _publish(folder, record, watch)
         if Policy(**record["policy"]) != wanted:
-            _write_rows(folder, wanted, watch)
-            _publish(folder, _commit(folder, record, wanted), watch)
+            changes = _write_rows(folder, wanted, watch)
+            record = _publish(folder, _commit(folder, record, wanted, changes), watch)
         claim.update(state="completed")
     delete_folder(work)
-    return read_summary(folder)
+    former_policies = record.get("former_policies") or [{}]
+    return read_summary(folder) | {"changes": former_policies[-1].get("changes")}
 
 
 def _finished(folder: Location) -> dict[str, Any]:
@@ -124,21 +129,25 @@ def _check_model(policy: Policy, record: dict[str, Any]) -> None:
         )
 
 
-def _write_rows(folder: Location, policy: Policy, watch: Watch) -> None:
-    """Write every file of results again under the policy, into the work folder."""
+def _write_rows(folder: Location, policy: Policy, watch: Watch) -> Changes:
+    """Write every file of results again under the policy, into the work folder, and return what changed."""
     results, draft = folder / "results", folder / _WORK / "results"
     delete_folder(draft)
-    total, done = count_rows(results), 0
+    total, done, changes = count_rows(results), 0, Changes()
     watch("applying the policy", done, total)
     for location in results_files(results):
-        done += _write_file(location, draft / location.uri.removeprefix(f"{results}/"), policy)
+        done += _write_file(location, draft / location.uri.removeprefix(f"{results}/"), policy, changes)
         watch("applying the policy", done, total)
     if count_rows(draft) != total:
         raise fail(f"{count_rows(draft)} of {total} rows were written under the policy")
+    return changes
 
 
-def _write_file(source: Location, target: Location, policy: Policy) -> int:
-    """Write one file of results under the policy, row group by row group; return its number of rows."""
+def _write_file(source: Location, target: Location, policy: Policy, changes: Changes) -> int:
+    """Write one file of results under the policy, row group by row group; return its number of rows.
+
+    What changes is added to `changes`.
+    """
     system, path = filesystem(target)
     with storage_errors(target), results_file(source) as file:
         names = set(file.schema_arrow.names)
@@ -150,7 +159,11 @@ def _write_file(source: Location, target: Location, policy: Policy) -> int:
         with pq.ParquetWriter(path, RESULT_SCHEMA, filesystem=system) as writer:
             for group in range(file.num_row_groups):
                 batches = file.iter_batches(_ROWS_AT_ONCE, row_groups=[group])
-                tables = [reapply_policy(with_all_columns(pa.Table.from_batches([batch])), policy) for batch in batches]
+                tables = []
+                for batch in batches:
+                    former = with_all_columns(pa.Table.from_batches([batch]))
+                    tables.append(reapply_policy(former, policy))
+                    changes.add(former, tables[-1])
                 if tables:
                     writer.write_table(pa.concat_tables(tables))
         return int(file.metadata.num_rows)
@@ -182,10 +195,13 @@ def _outcome(row: dict[str, Any], policy: Policy) -> dict[str, Any]:
     return outcome | {"words": None if outcome["words"] is None else [asdict(word) for word in outcome["words"]]}
 
 
-def _commit(folder: Location, record: dict[str, Any], policy: Policy) -> dict[str, Any]:
-    """Replace the record by one that names the policy and the rows under it. It lists the former policies too."""
+def _commit(folder: Location, record: dict[str, Any], policy: Policy, changes: Changes) -> dict[str, Any]:
+    """Replace the record by one that names the policy and the rows under it.
+
+    It lists the former policies too, each with what changed when it was replaced.
+    """
     now = datetime.now(UTC).isoformat(timespec="seconds")
-    former = {"policy": record["policy"], "policy_id": record["policy_id"], "until": now}
+    former = {"policy": record["policy"], "policy_id": record["policy_id"], "until": now, "changes": changes.to_json()}
     record = record | {
         "state": "finalizing",
         "policy": asdict(policy),

@@ -9,14 +9,15 @@ from typing import Any
 from asap.limits import Limits
 from asap.model.config import ModelConfig
 from asap.policy import Policy
+from asap.storage.files import check_folder_writable
 from asap.storage.location import Location
 from asap.storage.s3 import check_writable
 from asap.weights.model_folder import (
+    check_folder,
     familiarity_id,
     model_config,
     model_id,
     read_limits,
-    resolve_folder,
     weights_sha256,
 )
 from jobs.scan.input.sources import Source, find_source
@@ -66,7 +67,8 @@ def plan_scan(settings: ScanSettings) -> ScanPlan:
     folder = settings.job_folder
     if folder.is_s3:
         check_writable(folder)
-    path = resolve_folder(settings.model).resolve()
+    check_folder_writable(folder)
+    path = check_folder(settings.model).resolve()
     weights = weights_sha256(path)
     return ScanPlan(
         settings=settings,

@@ -2,6 +2,7 @@
 
 run.py       the driver: train() and plan()
 settings.py  the settings of a run
+check.py     checks of the command, before torch is imported
 defaults.py  defaults that follow from first weights and from the published recipe
 plan.py      the plan of a run, which `asap train --plan` shows
 speed.py     the speed of a run on GPUs by name, estimated

@@ -19,6 +19,7 @@ from pathlib import Path
 
 from asap.errors import ConfigError
 from serve.errors import Refused
+from serve.settings import ServeSettings, is_loopback
 
 ENVIRONMENT = "ASAP_KEYS"
 _LINE = re.compile(r"([\w.-]{1,64}):([0-9a-f]{64})")
@@ -51,7 +52,11 @@ class Keyring:
         try:
             lines = Path(file).read_text(encoding="utf-8").splitlines()
         except (OSError, UnicodeDecodeError) as error:
-            raise ConfigError(f"keys file {file} cannot be read: {error}") from error
+            reason = getattr(error, "strerror", None) or error
+            raise ConfigError(
+                f"keys file {file} cannot be read: {reason}. Name a file of keys, or make a key with asap serve "
+                "--new-key NAME."
+            ) from error
         keyring = cls.parse([line.partition("#")[0].strip() for line in lines], file)
         if not keyring:
             raise ConfigError(f"keys file {file} holds no key. Make one with asap serve --new-key NAME.")
@@ -90,6 +95,17 @@ class Keyring:
             if hmac.compare_digest(digest, expected):
                 found = name
         return found
+
+
+def load_keys(settings: ServeSettings) -> Keyring:
+    """Return the keys of a server. Raises `ConfigError` if they cannot be read, or if its host needs keys."""
+    keyring = Keyring.load(settings.keys_file)
+    if not keyring and not is_loopback(settings.host):
+        raise ConfigError(
+            f"host {settings.host!r} can be reached from other machines, which needs keys. Make a key with "
+            "asap serve --new-key NAME, and put its line into --keys FILE or ASAP_KEYS"
+        )
+    return keyring
 
 
 class Rates:

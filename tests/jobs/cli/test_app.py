@@ -475,14 +475,37 @@ def test_calibrate_reports_an_error_in_one_line(run: Any, options: dict[str, obj
     assert err.count("\n") == 1
 
 
+def test_a_calibration_that_cannot_show_its_target_ends_with_a_table_of_what_is_missing(
+    run: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from asap.errors import PrecisionNotShown
+
+    def refuse(settings: Any, progress: Any) -> None:
+        shortfall = {"threshold": "face_swap", "target": 0.95, "shown": 0.0412, "authentic": 800, "positive": 400}
+        needed = {"authentic_needed": 59_121, "positive_needed": 800}
+        raise PrecisionNotShown("All in one sentence.", "0.95 cannot be shown. Add pairs.", [shortfall | needed])
+
+    monkeypatch.setattr("jobs.policy.calibrate.calibrate", refuse)
+    code, out, err = run("calibrate", "m", "c", "--precision", 0.95, "--prevalence", 0.001)
+    assert (code, err) == (1, "asap: 0.95 cannot be shown. Add pairs.\n")
+    assert ["face", "swap", "0.95", "0.0412", "800", "59,121", "400", "800"] in [
+        line.split() for line in out.splitlines()
+    ]
+
+
 def test_repolicy_ends_with_a_table_and_the_report(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[object] = []
 
     def pretend(job: str, policy: str, watch: Any) -> dict[str, Any]:
         seen.extend((job, policy))
         watch("applying the policy", 3, 10)
-        return _SUMMARY | {"policy_id": "abc"}
+        return _SUMMARY | {"policy_id": "abc", "changes": changes}
 
+    kept = {"before": 9, "after": 9, "added": 0, "removed": 0}
+    moved = {"before": 1101, "after": 1102, "added": 3, "removed": 2}
+    changes: dict[str, Any] | None = {
+        "flagged": moved, "verdicts": {"manipulated": moved, "review": kept}, "types": {"face_swap": moved},
+    }  # fmt: skip
     monkeypatch.setattr("jobs.policy.repolicy.repolicy", pretend)
     code, out, _ = run("repolicy", "jobs/a", "--policy", "p.json")
     assert code == 0
@@ -491,6 +514,14 @@ def test_repolicy_ends_with_a_table_and_the_report(run: Any, monkeypatch: pytest
     assert "1,234" in out
     assert out.splitlines()[-1] == "report: file:///out/in/report/index.html"
     assert "policy: abc" in out
+    assert "flagged 1,101 → 1,102\n" in out
+    rows = [line.split() for line in out.splitlines()]
+    assert ["manipulated", "1,101", "1,102", "3", "2"] in rows
+    assert ["review", "9", "9", "0", "0"] in rows
+    assert ["flagged:", "face", "swap", "1,101", "1,102", "3", "2"] in rows
+
+    changes = None
+    assert "Nothing has changed." in run("repolicy", "jobs/a", "--policy", "p.json")[1]
 
 
 def test_repolicy_reports_an_error_in_one_line(run: Any, tmp_path: Path) -> None:

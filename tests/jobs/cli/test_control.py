@@ -300,6 +300,7 @@ def test_a_training_run_is_resumed_with_the_display_of_its_command(
         return Path(settings.out) / "model"
 
     monkeypatch.setattr("jobs.train.run.train", train)
+    monkeypatch.setattr("jobs.train.check.check_command", lambda settings: None)  # its corpus is not here
     write_training(Location(str(tmp_path)), started_s=9999)
     assert run("resume", tmp_path)[1] == f"started\nmodel: {tmp_path}/model\n"
     code, out, err = run("resume", tmp_path, "--json")

@@ -48,7 +48,7 @@ def detect(run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
         def __init__(self, finding: Finding) -> None:
             self._finding = finding
 
-        def predict(self, pairs: object) -> list[Finding]:
+        def predict_prepared(self, images: object, texts: object) -> list[Finding]:
             return [self._finding]
 
     def call(finding: Finding, *, at_server: bool) -> dict[str, Any]:

@@ -27,9 +27,11 @@ from asap.weights.model_folder import load_folder, model_id, save
 from jobs import cluster
 from jobs.cli.app import app
 from jobs.errors import JobDiffers, JobError, JobFailed
-from jobs.evaluate import run as module
-from jobs.evaluate.run import OUTPUTS, evaluate, evaluate_shard, explain_pairs, merge_shards, plan_evaluation
+from jobs.evaluate import shards as module
+from jobs.evaluate.plan import OUTPUTS, plan_evaluation
+from jobs.evaluate.run import evaluate
 from jobs.evaluate.settings import EvaluateSettings
+from jobs.evaluate.shards import evaluate_shard, explain_pairs, merge_shards
 from jobs.policy.familiarize import familiarize
 from jobs.policy.settings import FamiliarizeSettings
 from jobs.stall import StallWatch
@@ -68,7 +70,7 @@ def no_ray(monkeypatch: pytest.MonkeyPatch) -> None:
     def start(*_: object, **__: object) -> Iterator[None]:
         pytest.fail("Ray was started")
 
-    monkeypatch.setattr(module, "ray_running", start)
+    monkeypatch.setattr("jobs.evaluate.run.ray_running", start)
 
 
 @pytest.mark.parametrize(
@@ -271,23 +273,23 @@ def test_the_cpus_are_divided_among_the_workers(
     settings: Any, monkeypatch: pytest.MonkeyPatch, nodes: list[dict[str, float]], workers: int | None, wanted: Any
 ) -> None:
     machines(monkeypatch, *nodes)
-    pool = module._worker_pool(settings(workers=workers))
+    pool = module.worker_pool(settings(workers=workers))
     assert (pool.workers, pool.threads, pool.options["num_cpus"]) == wanted
     assert pool.device == "cpu"
 
 
 def test_a_worker_takes_a_gpu_if_there_are_any(settings: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     machines(monkeypatch, {"CPU": 8, "GPU": 2})
-    pool = module._worker_pool(settings(device="auto"))
+    pool = module.worker_pool(settings(device="auto"))
     assert (pool.workers, pool.device, pool.options["num_gpus"]) == (2, "cuda", 1)
     assert pool.options["max_calls"] == 0  # else Ray ends each process after a shard, and with it the model
-    assert "num_gpus" not in module._worker_pool(settings(device="cpu")).options
+    assert "num_gpus" not in module.worker_pool(settings(device="cpu")).options
 
 
 def test_without_a_cluster_there_is_no_wait_for_gpus(settings: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     machines(monkeypatch, {"CPU": 8})
     with pytest.raises(ConfigError, match=r"1 worker with 1 CPU, 1 GPU .*1 x \(8 CPUs, 0 GPUs\)\. Use --device auto"):
-        module._worker_pool(settings(device="cuda"))
+        module.worker_pool(settings(device="cuda"))
 
 
 def test_a_gpu_is_requested_from_a_cluster_and_waited_for(settings: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -301,7 +303,7 @@ def test_a_gpu_is_requested_from_a_cluster_and_waited_for(settings: Any, monkeyp
 
     monkeypatch.setattr(cluster, "_reserve", reserve)
     notes: list[str] = []
-    pool = module._worker_pool(settings(device="cuda", address="auto", wait_for_machines_s=120), notes.append)
+    pool = module.worker_pool(settings(device="cuda", address="auto", wait_for_machines_s=120), notes.append)
     assert requests == [([{"CPU": 1, "GPU": 1}], 120)]
     assert (pool.workers, pool.device) == (1, "cuda")
     assert [line.partition(":")[0] for line in notes] == [
@@ -312,7 +314,7 @@ def test_a_gpu_is_requested_from_a_cluster_and_waited_for(settings: Any, monkeyp
 def test_a_cluster_without_gpus_evaluates_on_cpus_and_says_so(settings: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     machines(monkeypatch, {"CPU": 0}, {"CPU": 16})
     notes: list[str] = []
-    assert module._worker_pool(settings(device="auto", address="auto"), notes.append).device == "cpu"
+    assert module.worker_pool(settings(device="auto", address="auto"), notes.append).device == "cpu"
     assert notes == ["evaluating on CPUs: no GPU is alive. --device cuda waits for one."]
 
 
@@ -349,7 +351,7 @@ def _dies_once(marker: Path) -> Callable[..., Evaluation]:
     """Return an `evaluate_shard` that kills its first process. Ray pickles the inner function by value."""
 
     def evaluate_and_die(*arguments: Any) -> Evaluation:
-        from jobs.evaluate.run import evaluate_shard
+        from jobs.evaluate.shards import evaluate_shard
 
         evaluation = evaluate_shard(*arguments)
         try:

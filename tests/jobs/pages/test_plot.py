@@ -170,5 +170,5 @@ def test_round_ticks_go_from_zero_to_the_highest_value_in_few_equal_steps(highes
 
 
 def test_matplotlib_is_loaded_only_where_something_is_drawn() -> None:
-    code = "import sys, jobs.evaluate.run; sys.exit('matplotlib' in sys.modules)"
+    code = "import sys, jobs.evaluate.outputs; sys.exit('matplotlib' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -83,10 +83,17 @@ class _Oracle:
         return float(np.float32(np.clip(0.8 * true + 0.1 + self._noise * self._generator.normal(), 0, 1)))
 
 
+def _answer_with(oracle: _Oracle, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Take any folder for the oracle's model folder."""
+    monkeypatch.setattr(Predictor, "from_folder", lambda *args, **named: oracle)
+    monkeypatch.setattr(module, "check_folder", Path)
+    monkeypatch.setattr(module, "model_config", lambda folder: oracle.config)
+
+
 @pytest.fixture
 def oracle(labeled: Path, monkeypatch: pytest.MonkeyPatch) -> _Oracle:
     made = _Oracle(labeled)
-    monkeypatch.setattr(module.Predictor, "from_folder", lambda *args, **named: made)
+    _answer_with(made, monkeypatch)
     return made
 
 
@@ -267,7 +274,7 @@ def test_the_review_band_keeps_its_precision_or_is_left_out(
     labeled: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     noisy = _Oracle(labeled, noise=0.3)
-    monkeypatch.setattr(module.Predictor, "from_folder", lambda *args, **named: noisy)
+    _answer_with(noisy, monkeypatch)
     keep = (*TYPES, "word")
     # At 0.95, `manipulated` is so low that the band below it has too few right flags for any bound of its precision.
     options = {"out": str(tmp_path / "p.json"), "keep": keep, "precision": 0.98, "prevalence": 0.5}
@@ -335,6 +342,23 @@ def test_too_few_pairs_are_refused_with_the_best_precision_and_the_pairs_needed(
     assert 57_000 < needed < 70_000, "-ln(0.05) / (0.05 / 0.95 * 0.001 / 0.999) at a recall near 1"
 
 
+def test_a_refusal_has_figures_of_each_threshold_for_programs_and_for_the_table(
+    labeled: Path, oracle: _Oracle, tmp_path: Path
+) -> None:
+    options = {"out": str(tmp_path / "p.json"), "precision": 0.95, "prevalence": 0.001, "keep": TYPES}
+    with pytest.raises(PrecisionNotShown) as caught:
+        calibrate(_settings(labeled, tmp_path, **options))
+    manipulated, word = json.loads(json.dumps(caught.value.shortfalls))
+    assert (manipulated["threshold"], word["threshold"]) == ("manipulated", "word")
+    assert (manipulated["target"], manipulated["authentic"], manipulated["positive"]) == (0.95, 800, 1600)
+    assert 0.1 < manipulated["shown"] < 0.25
+    assert f"about {manipulated['authentic_needed']:,} authentic pairs would show it" in str(caught.value)
+    assert manipulated["positive_needed"] == 1600
+    assert caught.value.headline.startswith("precision 0.95 at prevalence 0.001 cannot be shown with confidence 0.95")
+    assert len(caught.value.headline.split()) < 45
+    assert "manipulated (" not in caught.value.headline
+
+
 def test_the_best_precision_of_a_refusal_can_be_reached(labeled: Path, oracle: _Oracle, tmp_path: Path) -> None:
     message = _refused(labeled, tmp_path, precision=0.95, prevalence=0.01, keep=(*TYPES, "word"))
     best = float(message.partition("manipulated (at best ")[2].partition(";")[0])
@@ -347,7 +371,7 @@ def test_a_type_that_does_not_occur_is_named(tmp_path: Path, monkeypatch: pytest
     records = [_record(number) for number in range(PAIRS) if CLASSES[number % 6] != "face_swap"]
     corpus = _write_corpus(tmp_path / "corpus", records)
     made = _Oracle(corpus)
-    monkeypatch.setattr(module.Predictor, "from_folder", lambda *args, **named: made)
+    _answer_with(made, monkeypatch)
     message = _refused(corpus, tmp_path)
     assert "for face_swap (there are 800 authentic pairs and 0 that have it)" in message
 
@@ -420,7 +444,7 @@ def _estranged(
     wrong: Sequence[int] = (), **changes: Any,
 ) -> Calibrated:  # fmt: skip
     made = _Estranged(labeled, familiarity, wrong)
-    monkeypatch.setattr(module.Predictor, "from_folder", lambda *args, **named: made)
+    _answer_with(made, monkeypatch)
     return calibrate(_settings(labeled, tmp_path, out=str(tmp_path / "p.json"), **changes))
 
 

@@ -16,7 +16,6 @@ from asap.predictor import Predictor
 from asap.preprocessing.changes import CHANGES
 from asap.weights.model_folder import load_folder, model_id, read_familiarity
 from jobs.cli.app import app
-from jobs.policy import familiarize as module
 from jobs.policy.familiarize import familiarize
 from jobs.policy.settings import FamiliarizeSettings
 from tests.support.many_pairs import repeat_pairs
@@ -80,7 +79,7 @@ def test_a_file_that_belongs_to_other_weights_is_replaced(model: Path, drawn: Pa
 def test_errors_in_the_command_are_raised_before_a_pair_is_read(
     model: Path, drawn: Path, changes: dict[str, object], sentence: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "fit_familiarity", lambda *_, **__: pytest.fail("pairs were read"))
+    monkeypatch.setattr("asap.evaluation.own_pairs.fit_familiarity", lambda *_, **__: pytest.fail("pairs were read"))
     settings = FamiliarizeSettings(**{"model": str(model), "corpus": str(drawn), "device": "cpu"} | changes)
     with pytest.raises(AsapError, match=sentence) as caught:
         familiarize(settings)

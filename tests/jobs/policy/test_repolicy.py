@@ -162,6 +162,54 @@ def test_the_job_looks_as_if_it_had_been_scanned_under_the_policy(
     assert set(_tree(folder)) - names == {f"{folder}/report/index.html"}, "nothing else is left behind"
 
 
+def test_the_command_says_what_changed_and_the_record_keeps_it(
+    tmp_path: Path, table: pa.Table, predictor: Predictor, jpeg: Callable[..., bytes]
+) -> None:
+    policy = _policy_among(table)
+    after = _table(predictor, policy, jpeg).to_pylist()
+    before = table.to_pylist()
+    folder = _finished_job(Location(str(tmp_path / "a")), table, predictor.model_id)
+    wanted = _written(policy, folder.parent / "p.json")
+    changes = repolicy(str(folder), wanted)["changes"]
+
+    def expected(is_in: Callable[[dict[str, Any]], bool]) -> dict[str, int]:
+        pairs = [(is_in(old), is_in(new)) for old, new in zip(before, after, strict=True)]
+        return {
+            "before": sum(old for old, _ in pairs), "after": sum(new for _, new in pairs),
+            "added": pairs.count((False, True)), "removed": pairs.count((True, False)),
+        }  # fmt: skip
+
+    assert changes["flagged"] == expected(lambda row: row["verdict"] in ("manipulated", "review"))
+    assert changes["verdicts"] == {
+        verdict: expected(lambda row, verdict=verdict: row["verdict"] == verdict)  # type: ignore[misc]
+        for verdict in ("manipulated", "review", "authentic", "unfamiliar")
+    }
+    assert changes["types"] == {
+        name: expected(lambda row, name=name: name in (row["flagged_types"] or ()))  # type: ignore[misc]
+        for name in TYPES
+    }
+    assert any(moves["added"] for moves in changes["verdicts"].values())
+    assert any(moves["removed"] for moves in changes["verdicts"].values())
+    (former,) = (read_record(folder) or {})["former_policies"]
+    assert former["changes"] == changes
+    assert repolicy(str(folder), wanted)["changes"] == changes, "the same command again says the same"
+
+
+@pytest.mark.parametrize("stop", ["_commit", "copy_file", "write_report"])
+def test_a_resumed_command_says_the_same_changes(
+    tmp_path: Path, table: pa.Table, predictor: Predictor, monkeypatch: pytest.MonkeyPatch, stop: str
+) -> None:
+    wanted = _written(_policy_among(table), Location(str(tmp_path / "p.json")))
+    whole = _finished_job(Location(str(tmp_path / "a")), table, predictor.model_id)
+    changes = repolicy(str(whole), wanted)["changes"]
+    folder = _finished_job(Location(str(tmp_path / "b")), table, predictor.model_id)
+    with monkeypatch.context() as patch:
+        patch.setattr(module, stop, _raise_stopped)
+        with pytest.raises(_Stopped):
+            repolicy(str(folder), wanted)
+    assert repolicy(str(folder), wanted)["changes"] == changes
+
+
 def test_the_same_thresholds_give_the_same_rows(tmp_path: Path, table: pa.Table, predictor: Predictor) -> None:
     folder = _finished_job(Location(str(tmp_path / "a")), table, predictor.model_id)
     repolicy(str(folder), _written(_policy_among(table), folder.parent / "p.json"))
@@ -235,7 +283,8 @@ def test_rows_without_familiarity_keep_the_verdict_of_their_score(
 def test_the_policy_that_the_job_has_changes_nothing(tmp_path: Path, table: pa.Table, predictor: Predictor) -> None:
     folder = _finished_job(Location(str(tmp_path / "a")), table, predictor.model_id)
     before = _tree(folder)
-    assert repolicy(str(folder), _written(BEFORE, folder.parent / "p.json"))["policy_id"] == BEFORE.policy_id
+    summary = repolicy(str(folder), _written(BEFORE, folder.parent / "p.json"))
+    assert (summary["policy_id"], summary["changes"]) == (BEFORE.policy_id, None)
     assert _tree(folder) == before
 
 

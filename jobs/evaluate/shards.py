@@ -1,0 +1,211 @@
+"""The shards of an evaluation on Ray workers: how many run at once, what each computes, and how they are merged."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache
+from itertools import islice
+from typing import Any
+
+import numpy as np
+import ray
+import torch
+from scipy.special import expit
+
+from asap.corpus.annotations import BadBox
+from asap.corpus.picture_cache import read_picture
+from asap.corpus.reader import Record
+from asap.errors import AsapError, CheckpointError
+from asap.evaluation.evaluate import evaluate_records
+from asap.evaluation.metrics import Evaluation, Predictions
+from asap.finding import Finding, Pair
+from asap.predictor import Predictor
+from asap.preprocessing.text import TextCodec
+from asap.weights.model_folder import ModelFolder, load_folder
+from jobs.cluster import count_fitting, describe_waits, machines_alive, wait_for_resources
+from jobs.errors import JobFailed
+from jobs.evaluate.page import WorstPair
+from jobs.evaluate.plan import EvaluationPlan
+from jobs.evaluate.settings import EvaluateSettings
+from jobs.stall import StallWatch
+
+_POLL_S = 0.5
+TRIES = 3
+"""Attempts at a shard whose worker dies."""
+
+OnPairs = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class WorkerPool:
+    """The workers that evaluate shards in parallel."""
+
+    workers: int
+    device: str
+    threads: int
+    options: dict[str, Any]
+    """Options of their Ray task."""
+
+
+def worker_pool(settings: EvaluateSettings, on_note: Callable[[str], None] = lambda note: None) -> WorkerPool:
+    """Size the workers for the running Ray: one GPU each, or an equal part of the CPUs."""
+    gpus = count_fitting(machines_alive(), {"CPU": 1, "GPU": 1})
+    on_gpus = settings.device == "cuda" or (settings.device == "auto" and gpus > 0)
+    if settings.device == "auto" and not on_gpus and settings.address:
+        on_note("evaluating on CPUs: no GPU is alive. --device cuda waits for one.")
+    wait_s = settings.wait_for_machines_s if settings.address else 0
+    needs = {"CPU": 1, "GPU": 1} if on_gpus else {"CPU": 1}
+    advice = "Use --device auto to run on what exists." if on_gpus else "Add a machine with CPUs."
+    machines = wait_for_resources(needs, 1, wait_s, on_note, advice)
+    retries = {"max_retries": TRIES - 1}
+    if on_gpus:
+        workers = settings.workers or count_fitting(machines, needs)
+        # Without max_calls=0, Ray ends a process that holds a GPU after one shard, and the loaded model with it.
+        return WorkerPool(workers, "cuda", 1, {"num_cpus": 1, "num_gpus": 1, "max_calls": 0} | retries)
+    cpus_per_machine = [cpus for machine in machines if (cpus := int(machine.get("CPU", 0)))]
+    cpus = sum(cpus_per_machine)
+    workers = settings.workers or max(1, cpus // 2)
+    # A task runs on one machine, so it must fit on the smallest.
+    threads = max(1, min(cpus // workers, min(cpus_per_machine)))
+    return WorkerPool(workers, "cpu", threads, {"num_cpus": min(threads, cpus / workers)} | retries)
+
+
+def evaluate_shards(
+    plan: EvaluationPlan, pool: WorkerPool, progress: OnPairs, on_note: Callable[[str], None] = lambda note: None
+) -> Evaluation:
+    """Evaluate every pair of the plan, shard by shard."""
+    size, total = plan.settings.shard_pairs, len(plan.records)
+    # A box outside its picture is found only now, as the picture is decoded. The set of pairs is fixed by then, so
+    # `skip` keeps the pair without its box, as `boxless` does.
+    bad_boxes: BadBox = "refuse" if plan.settings.bad_boxes == "refuse" else "boxless"
+    options = plan.model, plan.model_id, pool.device, pool.threads, plan.settings.batch_size
+    task = ray.remote(**pool.options)(evaluate_shard)
+    waiting = iter(range(0, total, size))
+    running: dict[Any, int] = {}
+    shards: dict[int, Evaluation] = {}
+    stalls = StallWatch("shard", plan.settings.stall_after_s, describe_waits, is_steady=False)
+    progress(0, total)
+    try:
+        while len(shards) * size < total:
+            # Keep `pool.workers` shards in flight, even if Ray has room for more.
+            for start in islice(waiting, pool.workers - len(running)):
+                running[task.remote(*options, plan.records[start : start + size], bad_boxes)] = start
+            done = _wait_for_shard(list(running), stalls, len(shards), on_note)
+            start = running.pop(done)
+            shards[start] = _result(done, f"pairs {start} to {min(start + size, total) - 1}")
+            progress(sum(map(len, shards.values())), total)
+    finally:
+        for task_left in running:
+            ray.cancel(task_left, force=True)
+    return merge_shards(shards, total)
+
+
+def _wait_for_shard(running: list[Any], stalls: StallWatch, finished: int, on_note: Callable[[str], None]) -> Any:
+    """Return the first of the tasks that ends. Report it if none does for long."""
+    said = None
+    while True:
+        done, _ = ray.wait(running, timeout=_POLL_S)
+        if done:
+            return done[0]
+        note = stalls.look(finished, "evaluating")
+        if note is not None and note != said:
+            on_note(note)
+        said = note
+
+
+def merge_shards(shards: dict[int, Evaluation], pairs: int) -> Evaluation:
+    """Merge the evaluations of shards, keyed by the number of their first pair, into that of pairs 0 to `pairs` - 1.
+
+    Raises `JobFailed` if the shards do not follow each other without gap or overlap.
+    """
+    merged = Evaluation()
+    for start in sorted(shards):
+        if start != len(merged):
+            break
+        merged.merge(shards[start])
+    if len(merged) != pairs:
+        raise JobFailed(
+            f"the shards hold {len(merged)} consecutive pairs, and the split has {pairs}. Run the evaluation again."
+        )
+    return merged
+
+
+def _result(reference: Any, content: str) -> Any:
+    """Return the result of a task. An `AsapError` that the task raised is raised as it is."""
+    try:
+        return ray.get(reference)
+    except ray.exceptions.RayTaskError as error:
+        if isinstance(error.cause, AsapError):
+            raise error.cause from None
+        raise
+    except ray.exceptions.RayError as error:
+        reason = str(error).partition("\n")[0].rstrip(".")
+        raise JobFailed(f"the worker that evaluated {content} died {TRIES} times: {reason}") from error
+
+
+def evaluate_shard(
+    model: str,
+    model_id: str,
+    device: str,
+    threads: int,
+    batch_size: int,
+    records: list[Record],
+    bad_boxes: BadBox = "refuse",
+) -> Evaluation:
+    """Evaluate these records on a worker, in their order.
+
+    Args:
+        model: The model folder, or `demo`.
+        model_id: The id that the folder must have on this machine too.
+        device: `cpu` or `cuda`.
+        threads: Threads of torch and of decoding.
+        batch_size: Pairs of one forward pass.
+        records: The records of the shard.
+        bad_boxes: Handling of a box outside its picture.
+    """
+    loaded = _loaded(model, model_id, device, threads)
+    codec = TextCodec(loaded.tokenizer, max_words=loaded.config.max_words, max_tokens=loaded.config.max_tokens)
+    return evaluate_records(
+        loaded.model,
+        codec,
+        records,
+        batch_size,
+        max(2, threads),
+        bad_boxes,
+        elsewhere=True,
+        familiarity=loaded.familiarity,
+    )
+
+
+def explain_pairs(model: str, model_id: str, device: str, threads: int, records: list[Record]) -> list[Finding]:
+    """Find the evidence for these records on a worker, in their order. The arguments are as in `evaluate_shard`."""
+    predictor = Predictor(_loaded(model, model_id, device, threads), device=device, precision="float32")
+    return predictor.predict([Pair(read_picture(record.image), record.text) for record in records])
+
+
+@lru_cache(maxsize=1)
+def _loaded(model: str, model_id: str, device: str, threads: int) -> ModelFolder:
+    """Load the model of this process, once for all its shards."""
+    torch.set_num_threads(threads)
+    loaded = load_folder(model)
+    if loaded.model_id != model_id:
+        raise CheckpointError(
+            f"{model} has changed, or differs on this machine: it is {loaded.model_id}, and was {model_id}"
+        )
+    loaded.model.to(device)
+    return loaded
+
+
+def explain_worst(plan: EvaluationPlan, pool: WorkerPool, predictions: Predictions) -> list[WorstPair]:
+    """Return the pairs whose score is furthest from the truth, worst first, with the evidence of the model."""
+    towards_truth = np.where(predictions.manipulated, predictions.margin, -predictions.margin)
+    numbers = np.argsort(towards_truth, kind="stable")[: plan.settings.worst].tolist()
+    if not numbers:
+        return []
+    records = [plan.records[number] for number in numbers]
+    task = ray.remote(**pool.options)(explain_pairs)
+    reference = task.remote(plan.model, plan.model_id, pool.device, pool.threads, records)
+    findings = _result(reference, "the worst pairs")
+    scores = expit(predictions.margin[numbers].astype(np.float64)).tolist()
+    return [WorstPair(*columns) for columns in zip(records, findings, scores, strict=True)]
