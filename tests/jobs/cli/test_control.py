@@ -302,9 +302,13 @@ def test_a_training_run_is_resumed_with_the_display_of_its_command(
     monkeypatch.setattr("jobs.train.run.train", train)
     monkeypatch.setattr("jobs.train.check.check_command", lambda settings: None)  # its corpus is not here
     write_training(Location(str(tmp_path)), started_s=9999)
-    assert run("resume", tmp_path)[1] == f"started\nmodel: {tmp_path}/model\n"
+    assert run("resume", tmp_path)[1] == f"loading torch and Ray\nstarted\nmodel: {tmp_path}/model\n"
     code, out, err = run("resume", tmp_path, "--json")
-    assert (code, json.loads(out), err) == (0, {"model": f"{tmp_path}/model"}, "started\n")
+    assert (code, json.loads(out), err) == (
+        0,
+        {"model": f"{tmp_path}/model"},
+        "loading torch and Ray\nstarted\n",
+    )
 
 
 @pytest.mark.slow
