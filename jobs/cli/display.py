@@ -226,8 +226,7 @@ def plan_tables(plan: Plan) -> Group:
     memory = {name: _size(size) for name, size in plan.memory.items()} | {"all": _size(sum(plan.memory.values()))}
     device = {}
     if plan.fit:
-        device = {"device": plan.fit.device.name, "may be used": _size(plan.fit.usable_bytes)}
-        device |= {f"choice {number}": note for number, note in enumerate(plan.fit.notes, start=1)}
+        device = {f"choice {number}": note for number, note in enumerate(plan.fit.notes, start=1)}
     if plan.workers_note:
         device["workers"] = plan.workers_note
     device |= {f"cores for {name}": f"{cores:.0f}" for name, cores in plan.cpus.items()}
@@ -268,6 +267,8 @@ def plan_tables(plan: Plan) -> Group:
 
 def _speed_table(plan: Plan) -> Table:
     """Return the estimated speed of the run on GPUs by name."""
+    from jobs.train.plan import shown_hours
+
     table = Table(title="speed on GPUs", **PLAIN_TABLE)
     for name in ("GPU", "pairs/s", "MFU", "cores", "hours", "from", "to", "bottleneck"):
         is_text = name in ("GPU", "bottleneck")
@@ -275,7 +276,7 @@ def _speed_table(plan: Plan) -> Table:
     pairs = plan.steps * plan.batch["pairs of a step"]
     for speed in plan.speeds:
         hours, least, most = (
-            f"{pairs / (pairs_per_s * plan.batch['workers']) / 3600:,.1f}"
+            shown_hours(pairs / (pairs_per_s * plan.batch["workers"]) / 3600)
             for pairs_per_s in (speed.pairs_per_s, speed.most_pairs_per_s, speed.least_pairs_per_s)
         )
         table.add_row(

@@ -13,11 +13,13 @@ from typing import Any
 from asap.errors import ConfigError
 from asap.model.config import ModelConfig
 from asap.training.memory import StepMemory, step_memory
+from jobs.train.defaults import published_defaults
 from jobs.train.gpus import TrainDevice
 from jobs.train.settings import TrainSettings
 
 _FEWEST_PAIRS = 16
 """Pairs of the smallest micro batch that is preferred to activation checkpointing: fewer use a GPU badly."""
+_PUBLISHED_GPUS = 8
 _FRAGMENTED = 0.1
 """Share of a GPU's memory that is left to fragments and to tensors that a step does not keep: an assumption."""
 _WORKSPACE = 2**30
@@ -78,7 +80,7 @@ def fit_to_device(
     usable = usable_bytes(settings, device)
     per_worker = settings.batch_size // settings.workers
 
-    def needed(pairs: int, checkpointed: bool, memory: StepMemory = memory) -> int:
+    def needed(pairs: int, checkpointed: bool) -> int:
         return memory.needed(pairs, checkpointed=checkpointed, workers=settings.workers)
 
     # The candidates, the best first: the largest micro batch, without checkpointing if it is not too small.
@@ -101,7 +103,7 @@ def fit_to_device(
     if chosen.accumulation > 1 and "accumulation" not in given:
         why = f"{_pairs(sizes[0])} need {_gib(needed(sizes[0], False))}"
         if size == sizes[0]:
-            why = "the run began so" if begun else "a GPU of the published run had as many"
+            why = "as before" if begun else "a GPU of the published run had as many"
         notes.append(
             f"a worker computes its {per_worker} pairs in {chosen.accumulation} micro batches ({why}); the batch of a "
             f"step stays {settings.batch_size}, and each contrast sees the queue and {_pairs(size * settings.workers)} "
@@ -140,7 +142,7 @@ def count_memory(settings: TrainSettings, config: ModelConfig, device: TrainDevi
 def usable_bytes(settings: TrainSettings, device: TrainDevice) -> int:
     """Return the memory that a step may use, without the allowance for what is not counted."""
     memory = _device_bytes(settings, device)
-    return int(memory * (1 - _FRAGMENTED)) - _WORKSPACE if device.is_gpu else memory
+    return max(0, int(memory * (1 - _FRAGMENTED)) - _WORKSPACE) if device.is_gpu else memory
 
 
 def _device_bytes(settings: TrainSettings, device: TrainDevice) -> int:
@@ -180,7 +182,9 @@ def _largest_micro_batch(settings: TrainSettings, begun: Mapping[str, Any] | Non
     per_worker = settings.batch_size // settings.workers
     if begun:
         return min(per_worker, int(begun["micro_batch"]))
-    return min(per_worker, max(1, settings.batch_size // 8)) if settings.preset == "published" else per_worker
+    if settings.preset == "published":
+        return min(per_worker, published_defaults({"recipe": settings.recipe})["batch_size"] // _PUBLISHED_GPUS)
+    return per_worker
 
 
 def _best(fitting: list[tuple[int, bool]], largest: int, begun: Mapping[str, Any] | None) -> tuple[int, bool]:
@@ -228,11 +232,8 @@ def _refusal(
         memory: The memory of a step.
         least: The micro batch and the checkpointing that need least among those that keep the given settings.
     """
-    usable, workers, per_worker = (
-        usable_bytes(settings, device),
-        settings.workers,
-        settings.batch_size // settings.workers,
-    )
+    usable, workers = usable_bytes(settings, device), settings.workers
+    per_worker = settings.batch_size // workers
     size, checkpointed = least
     bytes_needed = memory.needed(size, checkpointed=checkpointed, workers=workers)
     kept = [

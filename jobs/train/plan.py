@@ -107,6 +107,8 @@ def make_plan(
     if device is not None and device.is_gpu and takes_all_gpus(settings, given):
         settings = settings.model_copy(update={"workers": all_gpus(settings, device.count)})
         workers_note = f"one on each of {settings.workers} of {device.count} GPUs"
+        if not device.is_here:
+            workers_note = "one GPU is assumed: --workers N plans for more"
     fit = None if device is None else fit_to_device(settings, config, device, given)
     counted = (fit.device if fit else None) or _ANY_GPU
     if fit:
@@ -202,7 +204,7 @@ def _hours(
             slow = ". The base size is not sensible on CPUs: use GPUs (--set gpu=KIND plans for them), or preset=tiny"
         compiled = ", without compilation" if device.is_gpu else ""
         return (
-            f"{pilot.hours:,.1f} ({pilot.low:,.1f} to {pilot.high:,.1f}), measured: {pilot.passes} or more passes of "
+            f"{shown_hours(pilot.hours)} ({shown_hours(pilot.low)} to {shown_hours(pilot.high)}), measured: {pilot.passes} or more passes of "
             f"{pilot.pairs} pairs in each stage on this machine's {device.name}{compiled}, "
             f"{pilot.pairs_per_s:,.1f} pairs/s; {beside}{slow}"
         )
@@ -212,7 +214,12 @@ def _hours(
             for pairs_per_s in (speed.pairs_per_s, speed.least_pairs_per_s, speed.most_pairs_per_s)
         )
         return (
-            f"{hours:,.1f} ({least:,.1f} to {most:,.1f}), only estimated: {speed.gpu} at {MFU:.0%} of its peak "
+            f"{shown_hours(hours)} ({shown_hours(least)} to {shown_hours(most)}), only estimated: {speed.gpu} at {MFU:.0%} of its peak "
             f"({MOST_MFU:.0%} to {LEAST_MFU:.0%}), an assumption; {beside}"
         )
     return "not known: see the table of speeds, or give --set gpu=KIND"
+
+
+def shown_hours(hours: float) -> str:
+    """Format hours: those of a short run are not rounded to 0."""
+    return f"{hours:,.1f}" if hours >= 1 else f"{hours:.2g}"
