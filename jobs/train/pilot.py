@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,7 +12,7 @@ import torch
 from asap.model.asap import Asap
 from asap.model.config import ModelConfig
 from asap.model.execution import checkpoint_activations, has_bfloat16
-from asap.training.batch import Batch
+from asap.training.batch import Batch, Tokens
 from asap.training.memory import longest_batch
 from asap.training.step import TERMS, TrainingStep
 from jobs.train.settings import TrainSettings
@@ -51,7 +52,7 @@ def run_pilot(
     flops_a_pair: float,
     micro_batch: int,
 ) -> Pilot:
-    """Time passes of each stage of a run with random weights, on a batch of zeros.
+    """Time passes of each stage of a run with random weights, on noise.
 
     Args:
         settings: The settings of the run.
@@ -64,6 +65,7 @@ def run_pilot(
     pairs = micro_batch
     if device.type == "cpu":
         pairs = max(min(2, micro_batch), min(micro_batch, int(_CPU_FLOPS / flops_a_pair)))
+    torch.set_flush_denormal(True)  # as a worker does: computing with denormal numbers takes a hundred times as long
     with torch.device(device):
         step = TrainingStep(
             Asap(config),
@@ -72,7 +74,7 @@ def run_pilot(
             queue_size=settings.queue_size,
             mask_id=0,
         ).train()
-        batch = longest_batch(config, pairs, min(_TOKENS, config.max_tokens))
+        batch = _noise(config, pairs)
     if settings.checkpoint_activations:
         checkpoint_activations(step.student)
     precision = settings.precision
@@ -95,6 +97,13 @@ def run_pilot(
         pairs=pairs,
         passes=min(map(len, seconds)),
     )
+
+
+def _noise(config: ModelConfig, pairs: int) -> Batch:
+    """Return a batch with random pictures and words; zeros would be computed at another speed."""
+    batch = longest_batch(config, pairs, min(_TOKENS, config.max_tokens))
+    text = Tokens(torch.randint_like(batch.text.input_ids, config.vocab_size), batch.text.mask)
+    return dataclasses.replace(batch, images=torch.randn_like(batch.images), text=text, caption=text, explanation=text)
 
 
 def _time_stage(step: TrainingStep, batch: Batch, stage: Stage, alpha: float, *, in_bfloat16: bool) -> list[float]:

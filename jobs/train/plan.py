@@ -204,7 +204,7 @@ def _hours(
             slow = ". The base size is not sensible on CPUs: use GPUs (--set gpu=KIND plans for them), or preset=tiny"
         compiled = ", without compilation" if device.is_gpu else ""
         return (
-            f"{shown_hours(pilot.hours)} ({shown_hours(pilot.low)} to {shown_hours(pilot.high)}), measured: {pilot.passes} or more passes of "
+            f"{_interval(pilot.hours, pilot.low, pilot.high)}, measured: {pilot.passes} or more passes of "
             f"{pilot.pairs} pairs in each stage on this machine's {device.name}{compiled}, "
             f"{pilot.pairs_per_s:,.1f} pairs/s; {beside}{slow}"
         )
@@ -214,10 +214,14 @@ def _hours(
             for pairs_per_s in (speed.pairs_per_s, speed.least_pairs_per_s, speed.most_pairs_per_s)
         )
         return (
-            f"{shown_hours(hours)} ({shown_hours(least)} to {shown_hours(most)}), only estimated: {speed.gpu} at {MFU:.0%} of its peak "
+            f"{_interval(hours, least, most)}, only estimated: {speed.gpu} at {MFU:.0%} of its peak "
             f"({MOST_MFU:.0%} to {LEAST_MFU:.0%}), an assumption; {beside}"
         )
     return "not known: see the table of speeds, or give --set gpu=KIND"
+
+
+def _interval(hours: float, low: float, high: float) -> str:
+    return f"{shown_hours(hours)} ({shown_hours(low)} to {shown_hours(high)})"
 
 
 def shown_hours(hours: float) -> str:
