@@ -10,6 +10,7 @@ losses.py             every term as a pure function; the criterion
 momentum.py           the momentum twin and the feature queues
 word_prediction.py    the heads of caption word prediction and masked language modeling
 micro_batches.py      gradient accumulation with exact means
+memory.py             the memory of a step, counted on shapes
 image_token_cache.py  image tokens of a locked image encoder
 optimizer.py          AdamW groups, and their schedules: ours by step, the published one by epoch
 distributed.py        the collective operations

@@ -184,15 +184,16 @@ def plan_tables(plan: Plan) -> Group:
         stages.add_row(f"{stage.first_step:,} to {stage.last_step:,}", terms + locked)
     used = dict.fromkeys(name for stage in plan.stages for name in stage.weights)
 
-    memory = Table(title="memory per worker", **PLAIN_TABLE)
-    memory.add_column("", no_wrap=True)
-    for precision in ("float32", "bfloat16"):
-        memory.add_column(precision, justify="right")
-    for name, size in plan.memory.items():
-        memory.add_row(name, size_text(size), size_text(plan.memory_bfloat16[name]))
-    memory.add_row(
-        "all", *(size_text(sum(part.values())) for part in (plan.memory, plan.memory_bfloat16)), style="bold"
-    )
+    memory = {name: size_text(size) for name, size in plan.memory.items()} | {
+        "all": size_text(sum(plan.memory.values()))
+    }
+    device = {}
+    if plan.fit:
+        device = {f"choice {number}": note for number, note in enumerate(plan.fit.notes, start=1)}
+    if plan.workers_note:
+        device["workers"] = plan.workers_note
+    device |= {f"cores for {name}": f"{cores:.0f}" for name, cores in plan.cpus.items()}
+    device["hours"] = plan.hours
     parameters = {**plan.parameters, "all": sum(plan.parameters.values())}
     checkpoints = (
         f"{size_text(plan.checkpoint_bytes)} each, {plan.checkpoints_written} written "
@@ -201,6 +202,11 @@ def plan_tables(plan: Plan) -> Group:
     faster = "" if plan.precision == "bfloat16" else " `--set precision=auto` is at least twice as fast (bfloat16)."
     if plan.checkpoint_every_s is not None:
         checkpoints += f"; one more after {plan.checkpoint_every_s:g} s without one"
+    pictures = size_text(plan.cache_bytes) if plan.cache_bytes else "none, they are streamed"
+    # The best checkpoint, the last one, and the one that is being written.
+    disk = (
+        f"{size_text(plan.cache_bytes + (plan.checkpoints_kept + 1) * plan.checkpoint_bytes)} at most, beside the model"
+    )
     return Group(
         Fitted(pairs), "",
         named_values("steps", {"steps": f"{plan.steps:,}", "epochs": f"{plan.epochs:.2f}", "left out": left_out}), "",
@@ -209,32 +215,39 @@ def plan_tables(plan: Plan) -> Group:
         named_values("loss terms", {name: LOSS_NAMES.get(name, "") for name in used}), "",
         named_values("learning rates", {name: f"{rate:g}" for name, rate in plan.rates.items()}), "",
         named_values("parameters", {name: f"{count:,}" for name, count in parameters.items()}), "",
-        Fitted(memory),
-        Text(f"activations {plan.activations_note}", style="dim"), "",
+        named_values("memory per worker", memory),
+        Text(plan.memory_note, style="dim"), "",
+        named_values("device", device), "",
         _speed_table(plan),
         Text(
             f"estimated: {plan.flops_a_pair / 1e9:,.0f} GFLOP a pair; MFU is the share of the dense {plan.precision} "
-            "peak. Stages that train fewer terms are faster. Decoding cores are those of one GPU, for JPEGs of 1024 x "
-            f"768.{faster}",
+            "peak, an assumption with its interval. Stages that train fewer terms are faster. The cores decode for one "
+            f"GPU, JPEGs of 1024 x 768.{faster}",
             style="dim",
         ), "",
-        named_values("writes", {"checkpoints": checkpoints, "starts from": ", ".join(plan.init) or "random weights",
-                         "run folder": plan.out}),
+        named_values("writes", {"checkpoints": checkpoints, "pictures": pictures, "disk": disk,
+                         "starts from": ", ".join(plan.init) or "random weights", "run folder": plan.out}),
     )  # fmt: skip
 
 
 def _speed_table(plan: Plan) -> Fitted:
     """Return the estimated speed of the run on GPUs by name."""
+    from jobs.train.plan import shown_hours
+
     table = Table(title="speed on GPUs", **PLAIN_TABLE)
-    for name in ("GPU", "pairs/s a GPU", "MFU", "decoding cores", "hours of the run", "bottleneck"):
-        table.add_column(name, justify="left" if name in ("GPU", "bottleneck") else "right")
+    for name in ("GPU", "pairs/s", "MFU", "cores", "hours", "from", "to", "bottleneck"):
+        is_text = name in ("GPU", "bottleneck")
+        table.add_column(name, justify="left" if is_text else "right", no_wrap=name != "bottleneck")
     pairs = plan.steps * plan.batch["pairs of a step"]
     for speed in plan.speeds:
-        hours = pairs / (speed.pairs_per_s * plan.batch["workers"]) / 3600
-        cores = f"{speed.decoding_cores:.1f}"
-        table.add_row(
-            speed.gpu, f"{speed.pairs_per_s:,.0f}", f"{speed.mfu:.0%}", cores, f"{hours:,.1f}", speed.bottleneck
+        hours, least, most = (
+            shown_hours(pairs / (pairs_per_s * plan.batch["workers"]) / 3600)
+            for pairs_per_s in (speed.pairs_per_s, speed.most_pairs_per_s, speed.least_pairs_per_s)
         )
+        table.add_row(
+            speed.gpu, f"{speed.pairs_per_s:,.0f}", f"{speed.mfu:.0%}", f"{speed.decoding_cores:.1f}",
+            hours, least, most, speed.bottleneck,
+        )  # fmt: skip
     return Fitted(table)
 
 

@@ -40,7 +40,13 @@ def train(
         ),
     ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Random seed of weights, order and augmentation.")] = 0,
-    workers: Annotated[int, typer.Option(min=1, help="Number of Ray Train workers.")] = 1,
+    workers: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="Number of Ray Train workers. Default: 1; with preset=published, one on each GPU of the machine.",
+        ),
+    ] = None,
     init: Annotated[
         list[str] | None,
         typer.Option(
@@ -64,8 +70,9 @@ def train(
 
     options: dict[str, Any] = {"corpus": corpus, "out": out, "test_corpus": test_corpus}
     # Options that are not given have the default of the settings, which may follow from other settings.
-    options |= {option: value for option, value in (("name", name), ("pairs", pairs)) if value is not None}
-    options |= {"seed": seed, "workers": workers, "address": address, "init": init or ()}
+    typed = (("name", name), ("pairs", pairs), ("workers", workers))
+    options |= {option: value for option, value in typed if value is not None}
+    options |= {"seed": seed, "address": address, "init": init or ()}
     options |= {"notify": notify or (), "notify_for_s": notify_for, "log_file": log_file}
     options |= {"metrics_targets": metrics_targets}
     settings = settings_of(TrainSettings, **(options | changes_of(change or [])))

@@ -5,6 +5,9 @@ settings.py  the settings of a run
 check.py     checks of the command, before torch is imported
 defaults.py  defaults that follow from first weights and from the published recipe
 plan.py      the plan of a run, which `asap train --plan` shows
+gpus.py      kinds of GPUs, and those that are there
+fit.py       micro batches and checkpointing with which a step fits into its device
+pilot.py     a few passes on a device, to say how long the run takes
 speed.py     the speed of a run on GPUs by name, estimated
 stages.py    the loss terms that each step trains
 checkpoints.py  the steps after which a checkpoint is due

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import Literal
 
@@ -13,20 +13,19 @@ from asap.corpus.reader import Record
 from asap.errors import ConfigError
 from asap.model.asap import Asap
 from asap.model.config import ModelConfig
-from asap.model.execution import checkpoint_activations
-from asap.training.batch import Batch, Tokens
 from asap.training.image_token_cache import token_bytes
-from asap.training.step import TrainingStep
 from jobs.train.checkpoints import regular_steps
+from jobs.train.fit import Fit, all_gpus, count_memory, fit_to_device, takes_all_gpus
+from jobs.train.gpus import TrainDevice
+from jobs.train.pilot import Pilot, run_pilot
 from jobs.train.settings import TrainSettings
-from jobs.train.speed import GpuSpeed, Precision, flops_of_pair, gpu_speeds
+from jobs.train.speed import LEAST_MFU, MFU, MOST_MFU, GpuSpeed, Precision, flops_of_pair, gpu_speeds
 from jobs.train.stages import Stage, lock_step, plan_stages
 
-_COUNTED_PAIRS = 2
-"""Pairs of the forward pass whose activations are counted; memory grows linearly with the pairs."""
-_ACTIVATIONS = "activations of a micro batch"
-_FLOAT = 4
-"""Bytes of a number: weights, gradients, optimizer and queues are float32 in any precision."""
+CPUS_BESIDE_A_GPU = 2
+"""CPUs of a worker with a GPU: one for its steps, and one for the batches that are made ahead."""
+_ANY_GPU = TrainDevice("GPU", None, 0, is_gpu=True, has_bfloat16=True, is_here=False)
+"""The device for which memory is counted if none is known."""
 
 
 @dataclass(frozen=True)
@@ -47,11 +46,17 @@ class Plan:
     parameters: dict[str, int]
     """Number of parameters by module."""
     memory: dict[str, int]
-    """Memory of one worker by purpose."""
-    activations_note: str
-    """Explanation of how the memory for activations was found."""
-    memory_bfloat16: dict[str, int]
-    """The same with layers in bfloat16: the activations take half, everything else stays in float32."""
+    """Memory of one worker by purpose, in the precision of the layers on its device."""
+    memory_note: str
+    """Explanation of how the memory was found."""
+    fit: Fit | None
+    """The fit to the device; None if no device is known."""
+    workers_note: str
+    """Reason for the number of workers, if it was not given."""
+    cpus: dict[str, float]
+    """Cores wanted on the machines, by purpose."""
+    hours: str
+    """Hours of the run with an interval, and how they were found."""
     flops_a_pair: float
     """Floating-point operations of a pair in a step that trains all terms."""
     precision: Precision
@@ -64,6 +69,8 @@ class Plan:
     checkpoint_every_s: float | None
     """Seconds of training after which a checkpoint comes between them; None if only the steps count."""
     checkpoints_kept: int
+    cache_bytes: int
+    """Size of the pictures that the run folder keeps."""
     init: tuple[str, ...]
     out: str
 
@@ -73,16 +80,20 @@ def make_plan(
     config: ModelConfig,
     records: Mapping[str, Sequence[Record]],
     ingest: Literal["cache", "stream"],
+    device: TrainDevice | None = None,
+    given: Set[str] = frozenset(),
 ) -> Plan:
-    """Plan a run without Ray. One forward pass of the model is run on the CPU.
+    """Plan a run without Ray. A few passes are computed if the device is one of this machine.
 
     Args:
         settings: The settings of the run.
         config: The configuration of the model.
         records: The records of each split.
         ingest: The source of the pictures.
+        device: The device that the run is fitted to; None if it is not known.
+        given: Names of the settings that the user gave.
 
-    Raises `ConfigError` if the training pairs do not fill one batch.
+    Raises `ConfigError` if the training pairs do not fill one batch, or if a step does not fit into the device.
     """
     train_pairs = len(records["train"])
     steps_an_epoch = train_pairs // settings.batch_size
@@ -91,22 +102,44 @@ def make_plan(
             f"{train_pairs} training pairs do not fill one batch of {settings.batch_size}. "
             "Use a larger corpus or a smaller batch_size."
         )
-    step = TrainingStep(Asap(config), weights=settings.objective.weights, queue_size=settings.queue_size, mask_id=0)
-    if settings.checkpoint_activations:
-        checkpoint_activations(step.student)
+    # Fit the run to its device.
+    workers_note = ""
+    if device is not None and device.is_gpu and takes_all_gpus(settings, given):
+        settings = settings.model_copy(update={"workers": all_gpus(settings, device.count)})
+        workers_note = f"one on each of {settings.workers} of {device.count} GPUs"
+        if not device.is_here:
+            workers_note = "one GPU is assumed: --workers N plans for more"
+    fit = None if device is None else fit_to_device(settings, config, device, given)
+    counted = (fit.device if fit else None) or _ANY_GPU
+    if fit:
+        settings = settings.model_copy(update=fit.chosen)
     pairs_per_worker = settings.batch_size // settings.workers
     micro_batch = pairs_per_worker // settings.accumulation
+    memory = fit.memory if fit else count_memory(settings, config, counted).by_purpose(
+        micro_batch, checkpointed=settings.checkpoint_activations, workers=settings.workers
+    )  # fmt: skip
     steps = settings.total_steps(train_pairs)
-    parameters: Counter[str] = Counter()
-    for name, parameter in step.student.named_parameters():
-        parameters[name.partition(".")[0]] += parameter.numel()
-    memory = _memory(step, micro_batch)
     # Tokens of a locked image encoder are kept only if the run locks it and those of all pairs fit.
     tokens = token_bytes(train_pairs, config)
     if lock_step(settings, steps) < steps and tokens <= settings.tokens_gib * 2**30:
-        memory["kept image tokens"] = tokens
+        memory = memory | {"kept image tokens": tokens}
+    # The time, by a pilot on this machine or by arithmetic.
     flops = flops_of_pair(settings, config)
     precision: Precision = "bfloat16" if settings.precision == "auto" else settings.precision
+    speeds = gpu_speeds(flops, ingest, settings.decode_tasks, precision)
+    if device is not None and device.kind:
+        speeds = [speed for speed in speeds if speed.gpu == device.kind]
+    stages = plan_stages(settings, steps)
+    pilot = None
+    if device is not None and device.is_here:
+        where = torch.device("cuda" if device.is_gpu else "cpu")
+        pilot = run_pilot(settings, config, stages, where, flops, micro_batch)
+    own = next((speed for speed in speeds if device is not None and speed.gpu == device.kind), None)
+    with torch.device("meta"):
+        student = Asap(config)
+    parameters: Counter[str] = Counter()
+    for name, parameter in student.named_parameters():
+        parameters[name.partition(".")[0]] += parameter.numel()
     return Plan(
         pairs={
             split: dict(Counter(record.fake_cls for record in some).most_common()) for split, some in records.items()
@@ -121,74 +154,76 @@ def make_plan(
             "micro batches": settings.accumulation,
             "pairs of a micro batch": micro_batch,
         },
-        stages=plan_stages(settings, steps),
+        stages=stages,
         rates={"text, fusion, heads": settings.learning_rate, "image side, boxes": settings.image_learning_rate},
         parameters=dict(parameters.most_common()),
         memory=memory,
-        memory_bfloat16=memory | {_ACTIVATIONS: memory[_ACTIVATIONS] // 2},
-        flops_a_pair=flops,
-        speeds=gpu_speeds(flops, ingest, settings.decode_tasks, precision),
-        precision=precision,
-        activations_note=(
-            f"counted: the tensors that autograd keeps in a forward pass of {_COUNTED_PAIRS} pairs on a CPU in "
-            f"float32, with texts of {config.max_tokens} tokens, scaled to a micro batch; half of that is taken for "
-            "bfloat16"
+        memory_note=(
+            f"activations are counted on shapes, for texts of {config.max_tokens} tokens, the most that a batch may "
+            f"have{'' if fit else '; no device is known, so nothing was fitted: give --set gpu=KIND'}"
         ),
+        fit=fit,
+        workers_note=workers_note,
+        cpus=_cpus(settings, counted, own),
+        hours=_hours(settings, steps, pilot, own, counted),
+        flops_a_pair=flops,
+        speeds=speeds,
+        precision=precision,
         # A checkpoint holds the weights, the twin, the two averages of the optimizer, and the queues.
         checkpoint_bytes=2 * memory["weights"] + memory["optimizer (two averages)"] + memory["queues"],
         checkpoints_written=-(-steps // regular_steps(settings, steps, steps_an_epoch)),
         checkpoint_every_s=settings.checkpoint_every_s if settings.checkpoint_pairs is None else None,
         checkpoints_kept=2,
+        cache_bytes=_cache_bytes(records, config) if ingest == "cache" else 0,
         init=settings.init,
         out=settings.out,
     )
 
 
-def _memory(step: TrainingStep, micro_batch: int) -> dict[str, int]:
-    """Return the memory of one worker in bytes, by purpose."""
-    weights = _FLOAT * sum(parameter.numel() for parameter in step.student.parameters())
-    return {
-        "weights": weights,
-        "gradients": weights,
-        "optimizer (two averages)": 2 * weights,
-        "twin": weights,
-        "queues": _FLOAT * sum(value.numel() for value in step.queues.buffers()),
-        _ACTIVATIONS: _activation_bytes(step) * micro_batch // _COUNTED_PAIRS,
-    }
+def _cache_bytes(records: Mapping[str, Sequence[Record]], config: ModelConfig) -> int:
+    pictures = {record.image for some in records.values() for record in some}
+    return len(pictures) * 3 * config.image_size**2
 
 
-def _activation_bytes(step: TrainingStep) -> int:
-    """Return the bytes that autograd keeps of one forward pass, without the weights."""
-    weights = {parameter.untyped_storage().data_ptr() for parameter in step.parameters()}
-    kept: dict[int, tuple[torch.Tensor, int]] = {}
-
-    def keep(tensor: torch.Tensor) -> torch.Tensor:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in weights:
-            # Holding the tensor keeps its address from being used again.
-            kept[storage.data_ptr()] = (tensor, storage.nbytes())
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        step.train()(_longest_batch(step.student.config), 0.4)
-    return sum(size for _, size in kept.values())
+def _cpus(settings: TrainSettings, device: TrainDevice, speed: GpuSpeed | None) -> dict[str, float]:
+    """Return the cores that the machines should have, by purpose; empty for a run on CPUs, which takes all."""
+    if not device.is_gpu:
+        return {}
+    decoding = settings.workers * speed.decoding_cores if speed else 0.0
+    return {"workers": settings.workers * CPUS_BESIDE_A_GPU} | ({"decoding": decoding} if decoding else {})
 
 
-def _longest_batch(config: ModelConfig) -> Batch:
-    """Return a batch of zeros whose texts have the maximum length."""
-    pairs, patches = _COUNTED_PAIRS, config.patches_per_side**2
-    ids = torch.ones(pairs, config.max_tokens, dtype=torch.long)
-    text = Tokens(ids, torch.ones_like(ids))
-    return Batch(
-        images=torch.zeros(pairs, 3, config.image_size, config.image_size),
-        text=text,
-        caption=text,
-        explanation=text,
-        manipulated=torch.zeros(pairs, dtype=torch.bool),
-        types=torch.zeros(pairs, 4),
-        box_cxcywh=torch.full((pairs, 4), 0.5),
-        has_box=torch.ones(pairs, dtype=torch.bool),
-        token_labels=torch.zeros_like(ids[:, 1:]),
-        patch_mask=torch.zeros(pairs, patches),
-        patch_labels=torch.zeros(pairs, patches),
-    )
+def _hours(
+    settings: TrainSettings, steps: int, pilot: Pilot | None, speed: GpuSpeed | None, device: TrainDevice
+) -> str:
+    """Return the hours of the run in a sentence; validation and checkpoints come on top."""
+    beside = "validation and checkpoints not included"
+    if pilot:
+        slow = ""
+        if not device.is_gpu and settings.size == "base":
+            slow = ". The base size is not sensible on CPUs: use GPUs (--set gpu=KIND plans for them), or preset=tiny"
+        compiled = ", without compilation" if device.is_gpu else ""
+        return (
+            f"{_interval(pilot.hours, pilot.low, pilot.high)}, measured: {pilot.passes} or more passes of "
+            f"{pilot.pairs} pairs in each stage on this machine's {device.name}{compiled}, "
+            f"{pilot.pairs_per_s:,.1f} pairs/s; {beside}{slow}"
+        )
+    if speed:
+        hours, most, least = (
+            steps * settings.batch_size / (pairs_per_s * settings.workers) / 3600
+            for pairs_per_s in (speed.pairs_per_s, speed.least_pairs_per_s, speed.most_pairs_per_s)
+        )
+        return (
+            f"{_interval(hours, least, most)}, only estimated: {speed.gpu} at {MFU:.0%} of its peak "
+            f"({MOST_MFU:.0%} to {LEAST_MFU:.0%}), an assumption; {beside}"
+        )
+    return "not known: see the table of speeds, or give --set gpu=KIND"
+
+
+def _interval(hours: float, low: float, high: float) -> str:
+    return f"{shown_hours(hours)} ({shown_hours(low)} to {shown_hours(high)})"
+
+
+def shown_hours(hours: float) -> str:
+    """Format hours: those of a short run are not rounded to 0."""
+    return f"{hours:,.1f}" if hours >= 1 else f"{hours:.2g}"

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import tempfile
+from collections.abc import Set
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +49,9 @@ from jobs.train.data.splits import (
 from jobs.train.defaults import warm_start_defaults
 from jobs.train.events import OnEvent
 from jobs.train.export import SCORE, ChosenCheckpoint, export_model
-from jobs.train.plan import Plan, make_plan
+from jobs.train.fit import all_gpus, choices_of, fit_to_device, kept_choices, takes_all_gpus
+from jobs.train.gpus import TrainDevice, cpu_here, gpu_called, gpu_here, gpus_of_cluster
+from jobs.train.plan import CPUS_BESIDE_A_GPU, Plan, make_plan
 from jobs.train.run_folder.folder import CHECKPOINTS, RunFolder
 from jobs.train.run_folder.log import follow_progress
 from jobs.train.run_folder.record import note_cluster, start_record
@@ -58,8 +61,8 @@ from jobs.train.trainer import model_config
 from jobs.train.watch import RunWatch, wait_until_idle
 from jobs.train.worker import RETRIES, FinalFailures, final_failure, last_failure, run_worker
 
-_CPUS_BESIDE_A_GPU = 2
-"""CPUs of a worker with a GPU: one for its steps, and one for the batches that are made ahead."""
+_FITTED = "fitted"
+"""The key of `train.json` for the choices that a resumed run keeps; None until they are made."""
 
 
 def train(settings: TrainSettings, progress: OnEvent = lambda event: None) -> Path | Location:
@@ -85,8 +88,8 @@ def train(settings: TrainSettings, progress: OnEvent = lambda event: None) -> Pa
     wait_until_idle(folder.location, settings.stale_after_s, lambda line: progress({"note": line}))
     folder.refresh()
     typed = _with_older_defaults(folder, settings)
-    settings = _with_absolute_paths(typed)
-    _check_folder(folder, settings)
+    settings = _with_kept_choices(folder, _with_absolute_paths(typed), typed.model_fields_set)
+    _check_folder(folder, settings, typed.model_fields_set)
     if folder.has_model():
         return folder.finished_model
     with job_states(settings, "train", folder.location.name, folder.location) as states:
@@ -130,9 +133,12 @@ def _train(
         ):
             chosen = _finished_checkpoint(folder, settings)
             # Resources are checked before pictures are decoded, which may take hours.
+            if not chosen:
+                settings = _with_all_gpus(settings, typed.model_fields_set, progress)
             resources = {} if chosen else _resources_per_worker(settings, progress)
             if resources:
                 _wait_for_room(settings, resources, progress)
+                settings = _fit(folder, settings, typed.model_fields_set, "GPU" in resources, progress)
             _prepare(folder, settings, corpora, progress, trains=chosen is None)
             chosen = chosen or _run_workers(folder, settings, resources, watch)
             progress({"phase": "choosing the checkpoint, and stopping Ray" if resources else "stopping Ray"})
@@ -151,14 +157,33 @@ def plan(settings: TrainSettings, progress: OnEvent = lambda event: None) -> Pla
     with tempfile.TemporaryDirectory() as scratch:
         folder = RunFolder(Path(scratch))
         prepare_start(folder, settings, model_config, progress)
-        words = len(load_tokenizer(folder.tokenizer)) if folder.tokenizer.exists() else settings.vocab_size
+        words = _count_words(folder, settings)
     config = model_config(settings, words)
     corpora = read_splits(settings, config.label_set)
     for note in [*settings.default_notes(), *single_class_notes(settings, corpora)]:
         progress({"note": note})
     ingest = choose_ingest(settings, corpora, config.image_size)
     progress(corpus_event(corpora, ingest))
-    return make_plan(settings, config, {split: corpus.records for split, corpus in corpora.items()}, ingest)
+    records = {split: corpus.records for split, corpus in corpora.items()}
+    return make_plan(settings, config, records, ingest, _planned_device(settings), settings.model_fields_set)
+
+
+def _count_words(folder: RunFolder, settings: TrainSettings) -> int:
+    """Return the number of word pieces; the most that there may be if the tokenizer is not trained yet."""
+    return len(load_tokenizer(folder.tokenizer)) if folder.tokenizer.exists() else settings.vocab_size
+
+
+def _planned_device(settings: TrainSettings) -> TrainDevice | None:
+    """Return the device that a plan is made for: the kind that is given, or that of this machine, if either is known.
+
+    A plan does not ask a cluster.
+    """
+    if settings.gpu:
+        return gpu_called(settings.gpu)
+    if settings.address:
+        return None
+    gpu = gpu_here() if settings.device != "cpu" else None
+    return gpu or (None if settings.device == "cuda" else cpu_here())
 
 
 def _check_buildable(settings: TrainSettings) -> None:
@@ -187,7 +212,7 @@ def _with_older_defaults(folder: RunFolder, settings: TrainSettings) -> TrainSet
     In older versions no default followed from `init`. A run of theirs that is continued by the command that began it
     keeps the values that it has.
     """
-    recorded = json.loads(folder.settings.read_text(encoding="utf-8")) if folder.settings.exists() else {}
+    recorded = _recorded(folder)
     if not recorded.get("init") or "epochs" in recorded:
         return settings
     older = {name: recorded[name] for name in warm_start_defaults({}) if name in recorded}
@@ -196,15 +221,37 @@ def _with_older_defaults(folder: RunFolder, settings: TrainSettings) -> TrainSet
     )
 
 
-def _check_folder(folder: RunFolder, settings: TrainSettings) -> None:
+def _recorded(folder: RunFolder) -> dict[str, Any]:
+    """Return what the folder says of its run; empty if it holds none."""
+    recorded: dict[str, Any] = (
+        json.loads(folder.settings.read_text(encoding="utf-8")) if folder.settings.exists() else {}
+    )
+    return recorded
+
+
+def _with_kept_choices(folder: RunFolder, settings: TrainSettings, given: Set[str]) -> TrainSettings:
+    """Return the settings with the choices that the run in the folder began with, where the user gave none."""
+    recorded = _recorded(folder)
+    if recorded.get(_FITTED):
+        return settings.model_copy(update=kept_choices(settings, given, recorded[_FITTED]))
+    # A run of an older version computes as many micro batches as it did.
+    if "accumulation" in recorded and _FITTED not in recorded and "accumulation" not in given:
+        return settings.model_copy(update={"accumulation": recorded["accumulation"]})
+    return settings
+
+
+def _check_folder(folder: RunFolder, settings: TrainSettings, given: Set[str]) -> None:
     """Raise `ConfigError` if the folder holds something else, or a run with other settings."""
     if not folder.settings.exists():
         if not folder.is_empty():
             raise ConfigError(f"{folder} holds something that is not a training run. Choose another folder.")
         return
+    recorded = _recorded(folder)
     # A run may be older than a setting. It ran then as the default of that setting has it.
-    defaults = TrainSettings(corpus="", out="").identity()
-    found = defaults | json.loads(folder.settings.read_text(encoding="utf-8"))
+    found = TrainSettings(corpus="", out="").identity() | recorded
+    # A choice follows the number of workers, and a run that never began has none yet.
+    if "accumulation" not in given or recorded.get(_FITTED, True) is None:
+        found["accumulation"] = settings.accumulation
     differences = [
         f"{name} {found.get(name)!r} (now {value!r})"
         for name, value in settings.identity().items()
@@ -216,7 +263,7 @@ def _check_folder(folder: RunFolder, settings: TrainSettings) -> None:
 
 def _check_data(folder: RunFolder, data: dict[str, dict[str, Any]]) -> None:
     """Raise `ConfigError` if the corpus has changed since the run began."""
-    found = json.loads(folder.settings.read_text(encoding="utf-8")).get("data") if folder.settings.exists() else None
+    found = _recorded(folder).get("data")
     differences = [f"{name} {found[name]} (now {now})" for name, now in data.items() if found and found[name] != now]
     if differences:
         raise ConfigError(
@@ -228,7 +275,13 @@ def _claim(folder: RunFolder, settings: TrainSettings, data: dict[str, dict[str,
     """Write the settings and the data of this run to the folder. Raises `StorageError` if it cannot be written."""
     folder.check_writable()
     folder.path.mkdir(parents=True, exist_ok=True)
-    claim = settings.identity() | {"data": data}
+    recorded = _recorded(folder)
+    # A run of an older version made no choices: those of its settings count.
+    fitted = recorded.get(_FITTED, choices_of(settings)) if recorded else None
+    _write_claim(folder, settings.identity() | {"data": data, _FITTED: fitted})
+
+
+def _write_claim(folder: RunFolder, claim: dict[str, Any]) -> None:
     write_bytes(Location(str(folder.settings)), (json.dumps(claim, indent=2) + "\n").encode())
     folder.push(folder.settings.name)
 
@@ -303,7 +356,7 @@ def _resources_per_worker(settings: TrainSettings, progress: OnEvent) -> dict[st
     # On CPUs, each worker gets the most that all workers can have; or, in an elastic run, the fewest workers.
     most = most_cpus(machines, settings.workers, gpu) or most_cpus(machines, fewest, gpu) or 1
     # A worker with a GPU computes little on CPUs. The others are for the tasks that decode its pictures.
-    return {"CPU": min(most, _CPUS_BESIDE_A_GPU) if on_gpus else most} | gpu
+    return {"CPU": min(most, CPUS_BESIDE_A_GPU) if on_gpus else most} | gpu
 
 
 def _wait_for_room(settings: TrainSettings, resources: dict[str, int], progress: OnEvent) -> None:
@@ -316,6 +369,37 @@ def _wait_for_room(settings: TrainSettings, resources: dict[str, int], progress:
         lambda note: progress({"note": note}),
         "Or give fewer --workers or a lower --set cpus_per_worker=N.",
     )
+
+
+def _with_all_gpus(settings: TrainSettings, given: Set[str], progress: OnEvent) -> TrainSettings:
+    """Return the settings with a worker on every GPU that is there, if the run takes all of them."""
+    gpus = count_fitting(machines_alive(), {"CPU": 1, "GPU": 1})
+    if not takes_all_gpus(settings, given) or gpus < 2:
+        return settings
+    workers = all_gpus(settings, gpus)
+    progress({"note": f"workers: one on each of {workers} of {gpus} GPUs"})
+    return settings.model_copy(update={"workers": workers})
+
+
+def _fit(
+    folder: RunFolder, settings: TrainSettings, given: Set[str], on_gpus: bool, progress: OnEvent
+) -> TrainSettings:
+    """Fit the run to the devices of its workers, and record the choices for later starts.
+
+    A run on CPUs is fitted if its model is large or its memory is given: anything else fits.
+    """
+    recorded = _recorded(folder)
+    device = gpus_of_cluster() if on_gpus else None
+    if not on_gpus and (settings.device_gib or (settings.size == "base" and not settings.address)):
+        device = cpu_here()
+    if device is not None:
+        config = model_config(settings, _count_words(folder, settings))
+        fit = fit_to_device(settings, config, device, given, recorded.get(_FITTED))
+        for note in fit.notes:
+            progress({"note": note})
+        settings = settings.model_copy(update=fit.chosen)
+    _write_claim(folder, recorded | {"accumulation": settings.accumulation, _FITTED: choices_of(settings)})
+    return settings
 
 
 def _run_workers(

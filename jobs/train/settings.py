@@ -12,12 +12,13 @@ from asap.training.augmentation import Augmentation
 from asap.training.objective import LossWeights, PublishedDefects, Recipe, recipe_called
 from jobs.settings import ClusterSettings, CorpusSettings, Device, WatchSettings
 from jobs.train.defaults import DEFAULT_PAIRS, PUBLISHED_RECIPES, published_defaults, warm_start_defaults
+from jobs.train.gpus import GPU_MEMORY_GB
 
 EXECUTION_SETTINGS = {
     "out", "workers", "min_workers", "regrow_every_s", "cpus_per_worker", "device", "checkpoint_activations", "compile",
     "checkpoint_pairs", "checkpoint_every_s", "export", "address", "wait_for_machines_s", "stall_after_s",
     "heartbeat_s", "stale_after_s", "outage_s", "ingest", "cache_gib", "tokens_gib", "decode_tasks", "made_from",
-    "languages", "not_for",
+    "languages", "not_for", "gpu", "device_gib",
 }  # fmt: skip
 """The settings that may differ between starts of one run, because they do not change what is learned."""
 
@@ -79,6 +80,7 @@ class TrainSettings(CorpusSettings, ClusterSettings, WatchSettings):
     accumulation: int = Field(default=1, ge=1)
     """Number of micro batches in which a worker computes its part of a step, one after the other.
 
+    If it is not given, a run on GPUs takes as few as fit into their memory (`jobs.train.fit`).
     The contrast then sees the negatives of the queue and of one micro batch. Every other term is that of the whole
     batch.
     """
@@ -154,7 +156,7 @@ class TrainSettings(CorpusSettings, ClusterSettings, WatchSettings):
     """
 
     workers: int = Field(default=1, ge=1)
-    """Number of workers that train together."""
+    """Number of workers that train together. If it is not given, a run with `preset=published` has one on each GPU."""
     min_workers: int | None = Field(default=None, ge=1)
     """Smallest number of workers to continue with when a cluster loses machines.
 
@@ -184,7 +186,15 @@ class TrainSettings(CorpusSettings, ClusterSettings, WatchSettings):
     `tf32`: float32, but GPUs round the factors of products to 10 bits, as torch 1.10 did for the published code.
     """
     checkpoint_activations: bool = False
-    """True to recompute activations in the backward pass: less memory, about a third more time."""
+    """True to recompute activations in the backward pass: less memory, about a third more time.
+
+    If it is not given, a run on GPUs does it only if a step does not fit otherwise (`jobs.train.fit`).
+    """
+    gpu: str | None = None
+    """Kind of GPU that a plan is made for, such as H100 (`jobs.train.gpus`). None: the devices of this machine. A run
+    looks at the GPUs that it gets."""
+    device_gib: float | None = Field(default=None, gt=0)
+    """Memory in GiB that a worker may use of its device. None: that of its GPU; on CPUs, its part of this machine's."""
     compile: Literal["auto", "off", "on"] = "auto"
     """`torch.compile` for the encoders; `auto`: on GPUs, if there is a C compiler."""
     checkpoint_every_s: float = Field(default=900, gt=0)
@@ -256,6 +266,10 @@ class TrainSettings(CorpusSettings, ClusterSettings, WatchSettings):
             )
         if self.stale_after_s < 2 * self.heartbeat_s:
             raise ValueError(f"stale_after_s {self.stale_after_s} is less than two heartbeats of {self.heartbeat_s} s")
+        if self.gpu is not None and self.gpu not in GPU_MEMORY_GB:
+            raise ValueError(
+                f"gpu {self.gpu!r} is unknown. Give one of {', '.join(GPU_MEMORY_GB)}, or the memory as device_gib."
+            )
         if self.pairs is not None and self.epochs is not None:
             raise ValueError(f"pairs {self.pairs} and epochs {self.epochs:g} are both given. Give one of them.")
         if self.alignment_from < self.words_until:

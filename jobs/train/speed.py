@@ -15,13 +15,15 @@ from asap.training.step import descriptions_read
 from jobs.train.settings import TrainSettings
 
 PEAK_TFLOPS: Mapping[str, Mapping[str, float]] = {
-    "bfloat16": {"H200": 989, "H100": 989, "A100": 312, "L4": 121},
-    "tf32": {"H200": 494, "H100": 494, "A100": 156, "L4": 60},
-    "float32": {"H200": 67, "H100": 67, "A100": 19.5, "L4": 30},
+    "bfloat16": {"H200": 989, "H100": 989, "A100": 312, "A100-40GB": 312, "A10": 125, "L4": 121, "RTX-4090": 165},
+    "tf32": {"H200": 494, "H100": 494, "A100": 156, "A100-40GB": 156, "A10": 62, "L4": 60, "RTX-4090": 83},
+    "float32": {"H200": 67, "H100": 67, "A100": 19.5, "A100-40GB": 19.5, "A10": 31, "L4": 30, "RTX-4090": 83},
 }
-"""Dense TFLOP/s of the SXM forms (L4: PCIe) by precision, from the data sheets of NVIDIA."""
+"""Dense TFLOP/s of the SXM forms (A10, L4: PCIe) by precision, from the data sheets of NVIDIA."""
 MFU = 0.35
 """Share of the peak that the products of a step are taken to reach: an assumption, not a measurement."""
+LEAST_MFU, MOST_MFU = 0.2, 0.5
+"""The interval of this share: assumptions too."""
 WORKER_MS = {"stream": 0.2, "cache": 0.85}
 """Milliseconds of one core in which a worker makes a pair of its batch; it also augments a cached picture
 (`bench/feed.py`).
@@ -41,6 +43,10 @@ class GpuSpeed:
     gpu: str
     pairs_per_s: float
     """The lowest limit."""
+    least_pairs_per_s: float
+    """The same at `LEAST_MFU`."""
+    most_pairs_per_s: float
+    """The same at `MOST_MFU`."""
     mfu: float
     """Share of the peak that the products of the model reach at that speed."""
     decoding_cores: float
@@ -71,15 +77,17 @@ def gpu_speeds(
         peak = tflops * 1e12
         all_limits = {f"the GPU at {MFU:.0%} of its peak": MFU * peak / flops_a_pair} | limits
         bottleneck, pairs_per_s = min(all_limits.items(), key=lambda limit: limit[1])
+        least, most = (min(share * peak / flops_a_pair, *limits.values()) for share in (LEAST_MFU, MOST_MFU))
         cores = pairs_per_s * DECODE_MS / 1000 if ingest == "stream" else 0.0
-        speeds.append(GpuSpeed(gpu, pairs_per_s, pairs_per_s * flops_a_pair / peak, cores, bottleneck))
+        speeds.append(GpuSpeed(gpu, pairs_per_s, least, most, pairs_per_s * flops_a_pair / peak, cores, bottleneck))
     return speeds
 
 
 def flops_of_pair(settings: TrainSettings, config: ModelConfig) -> float:
     """Return the floating-point operations that a pair costs in a step that trains all terms of the run.
 
-    The products of the modules are counted on shapes alone. A backward pass has twice the products of its forward pass.
+    The products of the modules are counted on shapes alone. A backward pass has twice the products of its forward pass,
+    and computes that pass again with activation checkpointing.
     The contrast with the queues and the optimizer are left out; they take less than a hundredth.
     """
     weights, length = settings.objective.weights, min(_PADDED_TOKENS, config.max_tokens)
@@ -99,7 +107,8 @@ def flops_of_pair(settings: TrainSettings, config: ModelConfig) -> float:
     # The twin gives targets to the contrast, and to the words while `alpha` has weight.
     soft_words = bool(weights.tmg and settings.alpha)
     twin = (image + texts * text if weights.vlc or soft_words else 0) + (fusion if soft_words else 0)
-    return (3 * student + twin) / _PAIRS
+    passes = 4 if settings.checkpoint_activations else 3
+    return (passes * student + twin) / _PAIRS
 
 
 def _count(run: Callable[[], Any]) -> float:

@@ -22,6 +22,8 @@ from jobs.errors import JobError, TrainingDiverged
 from jobs.train import run as train_module
 from jobs.train.data.splits import data_of, read_splits
 from jobs.train.data.stream import Decoding
+from jobs.train.fit import count_memory
+from jobs.train.gpus import cpu_here
 from jobs.train.run import train
 from jobs.train.run_folder import folder as run_folder
 from jobs.train.run_folder.folder import RunFolder
@@ -206,11 +208,71 @@ def test_a_run_of_an_older_version_is_continued_by_the_command_that_began_it(tmp
     continued = train_module._with_older_defaults(folder, command)
 
     assert (continued.learning_rate, continued.words_until, continued.alignment_from) == (1e-3, 0.57, 0.95)
-    train_module._check_folder(folder, continued)  # raises nothing
+    train_module._check_folder(folder, continued, command.model_fields_set)  # raises nothing
     other = train_module._with_older_defaults(folder, command.model_copy(update={"learning_rate": 0.5}))
     with pytest.raises(ConfigError, match=r"learning_rate 0\.001 \(now 0\.5\)"):
-        train_module._check_folder(folder, other)
+        train_module._check_folder(folder, other, command.model_fields_set)
     assert train_module._with_older_defaults(RunFolder(tmp_path / "new"), command) == command
+
+
+def test_a_run_keeps_its_micro_batch_on_other_workers_and_refuses_another_given_one(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path / "run")
+    command = TrainSettings(corpus="corpus", out=str(folder.path), batch_size=32)
+    train_module._claim(folder, command, {})
+    fitted = train_module._fit(folder, command, command.model_fields_set, False, lambda event: None)
+    assert json.loads(folder.settings.read_text())["fitted"]["micro_batch"] == 32
+    assert fitted == command
+
+    # As if a smaller device had taken eight pairs at once.
+    recorded = json.loads(folder.settings.read_text())
+    recorded["fitted"]["micro_batch"] = 8
+    folder.settings.write_text(json.dumps(recorded))
+    on_two = command.model_copy(update={"workers": 2})
+    for resumed, accumulation in ((command, 4), (on_two, 2)):
+        kept = train_module._with_kept_choices(folder, resumed, command.model_fields_set)
+        assert kept.accumulation == accumulation
+        train_module._check_folder(folder, kept, command.model_fields_set)  # raises nothing
+    with pytest.raises(ConfigError, match=r"accumulation 1 \(now 16\)"):
+        train_module._check_folder(folder, command.model_copy(update={"accumulation": 16}), {"accumulation"})
+
+
+def test_a_run_that_never_began_may_be_given_another_accumulation(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path / "run")
+    first = TrainSettings(corpus="corpus", out=str(folder.path), accumulation=1)
+    train_module._claim(folder, first, {})  # and then nothing fitted
+    train_module._check_folder(folder, first.model_copy(update={"accumulation": 8}), {"accumulation"})  # raises nothing
+
+
+def test_a_run_of_an_older_version_computes_as_many_micro_batches_as_it_did(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path / "run")
+    folder.path.mkdir()
+    command = TrainSettings(corpus="corpus", out=str(folder.path))
+    folder.settings.write_text(json.dumps(command.identity() | {"accumulation": 4, "data": {}}))
+    kept = train_module._with_kept_choices(folder, command, command.model_fields_set)
+    assert kept.accumulation == 4
+    train_module._claim(folder, kept, {})
+    assert json.loads(folder.settings.read_text())["fitted"]["micro_batch"] == 8
+
+
+def test_a_run_on_a_small_device_trains_in_micro_batches(ray_here: None, corpus: Path, tmp_path: Path) -> None:
+    notes: list[str] = []
+    settings = settings_for(corpus, tmp_path / "out", pairs=16, words_until=0, alignment_from=0)
+    config = train_module.model_config(settings, settings.vocab_size)
+    memory = count_memory(settings, config, cpu_here())
+    # A device that holds four of the eight pairs, and no fewer with checkpointing.
+    few = memory.needed(4, checkpointed=False, workers=1)
+    assert few < memory.needed(8, checkpointed=True, workers=1)
+    settings = settings_for(
+        corpus, tmp_path / "out", pairs=16, words_until=0, alignment_from=0,
+        device_gib=(few + 1000) / 2**30, checkpoint_activations=False,
+    )  # fmt: skip
+
+    train(settings, lambda event: notes.append(event.get("note", "")))
+
+    recorded = json.loads((tmp_path / "out/train.json").read_text())
+    assert (recorded["accumulation"], recorded["fitted"]["micro_batch"]) == (2, 4)
+    assert any("computes its 8 pairs in 2 micro batches" in note for note in notes)
+    assert load_folder(tmp_path / "out/model").config.width == 48
 
 
 def test_a_run_that_ended_before_the_model_was_written_writes_it_and_starts_no_workers(

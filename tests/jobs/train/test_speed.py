@@ -1,13 +1,11 @@
-import dataclasses
-
 import pytest
 from torch.utils.flop_counter import FlopCounterMode
 
 from asap.model.asap import Asap
+from asap.training.memory import longest_batch
 from asap.training.step import TrainingStep
-from jobs.train.plan import _longest_batch
 from jobs.train.settings import TrainSettings
-from jobs.train.speed import MFU, PEAK_TFLOPS, flops_of_pair, gpu_speeds
+from jobs.train.speed import LEAST_MFU, MFU, MOST_MFU, PEAK_TFLOPS, flops_of_pair, gpu_speeds
 from jobs.train.trainer import model_config
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -20,7 +18,7 @@ def test_the_products_of_a_pair_are_those_of_a_real_step(recipe: str) -> None:
     settings = TrainSettings(corpus="c", out="o", recipe=recipe, model=SMALL)
     config = model_config(settings, 300)
     step = TrainingStep(Asap(config), weights=settings.objective.weights, queue_size=64)
-    batch = _longest_batch(dataclasses.replace(config, max_tokens=min(64, config.max_tokens)))
+    batch = longest_batch(config, 2, min(64, config.max_tokens))
     with FlopCounterMode(display=False) as counter:
         step.train()(batch, 0.4)["total"].backward()
     counted = counter.get_total_flops() / len(batch.images)
@@ -34,6 +32,8 @@ def test_the_slowest_part_is_the_bottleneck() -> None:
     assert by_gpu["H100"].mfu == pytest.approx(MFU)
     assert by_gpu["H100"].decoding_cores == pytest.approx(12.0)
     assert "the GPU at 35%" in by_gpu["H100"].bottleneck
+    assert by_gpu["H100"].least_pairs_per_s == pytest.approx(1000 * LEAST_MFU / MFU)
+    assert by_gpu["H100"].most_pairs_per_s == pytest.approx(1000 * MOST_MFU / MFU)
     assert by_gpu["A100"].pairs_per_s == pytest.approx(1000 * 312 / 989)
 
     exact = gpu_speeds(MFU * peak / 1000, "stream", None, "float32")[1]
