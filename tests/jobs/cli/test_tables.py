@@ -144,15 +144,20 @@ def _plan() -> tuple[RenderableType, list[str]]:
         steps=12_345_678, epochs=123.45, left_out_an_epoch=12_345,
         batch={"pairs of a step": 1_024, "workers": 128, "pairs of a worker": 8},
         stages=[Stage(0, 12_345_678, weights, True)], rates={"text": 1e-3}, parameters={"image_encoder": 123_456_789},
-        memory={"activations of a micro batch": 123 * 2**30},
-        memory_bfloat16={"activations of a micro batch": 61 * 2**30},
-        activations_note="were counted.", flops_a_pair=1.23e12, precision="bfloat16",
-        speeds=[GpuSpeed("H200 SXM 141 GB", 12_345.6, 0.43, 123.4, "decoding the pictures on the CPUs of the machine")],
+        memory={"activations of a micro batch": 123 * 2**30}, memory_note="Activations were counted.",
+        fit=None, workers_note="all 8 GPUs of this machine", cpus={"decoding": 123.0},
+        hours="1,234.5 (987.6 to 2,345.6)", flops_a_pair=1.23e12, precision="bfloat16",
+        speeds=[
+            GpuSpeed(
+                "H200 SXM 141 GB", 12_345.6, 10_000.0, 14_000.0, 0.43, 123.4,
+                "decoding the pictures on the CPUs of the machine",
+            )
+        ],
         checkpoint_bytes=2**32, checkpoints_written=20, checkpoint_every_s=900, checkpoints_kept=2,
-        init=(_PATH,), out=_PATH,
+        cache_bytes=77 * 2**30, init=(_PATH,), out=_PATH,
     )  # fmt: skip
     return plan_tables(plan), [
-        "123,456,789", "123,456,790", "12,345,678", "1,024", "123.0 GiB", "61.0 GiB", "12,346", "123.4", "43%", _PATH,
+        "123,456,789", "123,456,790", "12,345,678", "1,024", "123.0 GiB", "77.0 GiB", "1,234.5", "2,345.6", "12,346", "123.4", "43%", _PATH,
         "face_attribute&text_attribute", "4.0 GiB",
     ]  # fmt: skip
 

@@ -156,7 +156,7 @@ def test_a_corpus_without_word_positions_cannot_calibrate_words_and_says_why(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     corpus = _write_corpus(tmp_path / "corpus", [_without_words(number) for number in range(PAIRS)])
-    monkeypatch.setattr(Predictor, "from_folder", lambda *args, **named: _Oracle(corpus))
+    _answer_with(_Oracle(corpus), monkeypatch)
     message = r"for word \(there are 800 authentic pairs and 0 that have it; 1200 more have a manipulated text without"
     with pytest.raises(PrecisionNotShown, match=message):
         calibrate(_settings(corpus, tmp_path))
