@@ -157,7 +157,8 @@ def _plan() -> tuple[RenderableType, list[str]]:
         cache_bytes=77 * 2**30, init=(_PATH,), out=_PATH,
     )  # fmt: skip
     return plan_tables(plan), [
-        "123,456,789", "123,456,790", "12,345,678", "1,024", "123.0 GiB", "77.0 GiB", "1,234.5", "2,345.6", "12,346", "123.4", "43%", _PATH,
+        "123,456,789", "123,456,790", "12,345,678", "1,024", "123.0 GiB", "77.0 GiB", "1,234.5", "2,345.6",
+        "12,346", "123.4", "43%", _PATH,
         "face_attribute&text_attribute", "4.0 GiB",
     ]  # fmt: skip
 
