@@ -79,30 +79,37 @@ class Row:
     mpp_labels: MppLabels | None = None
     scalars: float | None = None
     """First value of ASAP's learned scalars; None: the model's own."""
+    compared_with: str = "asap"
+    """The row of which this one changes one part."""
 
 
-BASELINE = "asap"
+BASELINE, RAY = "asap", "asap-ray"
 ROWS: Mapping[str, Row] = {
     "asap": Row(),
     "hammer": Row("hammer"),
     "asap-ray": Row("asap-ray"),
-    # One change each against `asap`.
-    "scalars 0": Row(scalars=0.0),
-    "heads apart": Row(model={"type_heads": "apart"}),
-    "dense patches": Row(mpp_labels="dense"),
-    "dense patches, weight 2": Row(mpp_labels="dense", weights={"mpp": 2.0}),
-    "box weights": Row(weights={"bbox_l1": 1.0, "giou": 0.5}),
-    "presence gate": Row(model={"box_gate": "presence"}, weights={"presence": 0.5}),
-    "cwp": Row(weights={"cwp": 0.2}),
-    "mlm": Row(weights={"mlm": 0.5}),
-    "no mgca": Row(weights={"mgca": 0.0}),
-    "mgca after softmax": Row(weights={"mgca": 0.0, "mgca_patches": 0.1}),
-    "mgca both ways": Row(weights={"mgca": 0.0, "mgca_patches": 0.1, "mgca_words": 0.1}),
-    "patch consistency": Row(weights={"patch_consistency": 0.1}),
-    "word consistency": Row(weights={"word_consistency": 0.1}),
-    "hard negative": Row(weights={"hard_negative": 0.1}),
+    # One part of `asap-ray` removed.
+    "ray - heads apart": Row("asap-ray", model={"type_heads": "joint"}, compared_with=RAY),
+    "ray - patch labels": Row("asap-ray", weights={"mpp": 0.01}, mpp_labels="published", compared_with=RAY),
+    "ray - box weights": Row("asap-ray", weights={"bbox_l1": 0.1, "giou": 0.1}, compared_with=RAY),
+    "ray - cwp": Row("asap-ray", weights={"cwp": 0.0}, compared_with=RAY),
+    "ray - mlm": Row("asap-ray", weights={"mlm": 0.0}, compared_with=RAY),
+    "ray - mgca": Row("asap-ray", weights={"mgca": 0.0}, compared_with=RAY),
+    "ray - scalars": Row("asap-ray", scalars=0.0, compared_with=RAY),
+    # One part added to it.
+    "ray + mgca after softmax": Row(
+        "asap-ray", weights={"mgca": 0.0, "mgca_patches": 0.1, "mgca_words": 0.1}, compared_with=RAY
+    ),
+    "ray + presence gate": Row(
+        "asap-ray", model={"box_gate": "presence"}, weights={"presence": 0.5}, compared_with=RAY
+    ),
+    "ray + patch consistency": Row("asap-ray", weights={"patch_consistency": 0.1}, compared_with=RAY),
+    "ray + word consistency": Row("asap-ray", weights={"word_consistency": 0.1}, compared_with=RAY),
+    "ray + hard negative": Row("asap-ray", weights={"hard_negative": 0.1}, compared_with=RAY),
 }
-"""All rows in their order in the grid. `asap-ray` is the recipe for random weights, as it stands."""
+"""All rows in their order in the grid. `asap-ray` is the recipe for random weights, as it stands. The others have one
+change against the row that they are compared with.
+"""
 
 FIGURES = (
     "AUC", "ACC", "mAP", "AP swap", "swap − elsewhere", "AP attribute", "attribute − elsewhere", "AUC contradicting",
@@ -203,9 +210,12 @@ class Grid:
         """Return all that decides the result of a cell."""
         row = ROWS[name]
         change = json.loads(json.dumps(vars(row) | {"weights": dict(row.weights), "model": dict(row.model)}))
+        del change["compared_with"]  # it decides what is printed, not what is computed
         return {
             "row": name, "seed": seed, "change": change, "pairs": self.pairs, "learning_rate": self.learning_rate,
-            "image_learning_rate": self.image_learning_rate, "settings": settings_hash(self.settings(row, seed)),
+            "image_learning_rate": self.image_learning_rate,
+            # The settings that all cells share: those of a row differ by its change, and those of a seed by the seed.
+            "settings": settings_hash(self.settings(ROWS[BASELINE], 0)),
             "start": file_hash(self.start), "code": code_hash(), "corpora": corpus_versions(self),
         }  # fmt: skip
 
@@ -403,8 +413,9 @@ def table(cells: list[dict[str, Any]]) -> list[list[str]]:
         columns = []
         for figure in FIGURES:
             text = _spread(list(figures_of(cells, name, figure).values()))
-            found = compare(figures_of(cells, name, figure), figures_of(cells, BASELINE, figure))
-            if name != BASELINE and found.seeds:
+            baseline = ROWS[name].compared_with
+            found = compare(figures_of(cells, name, figure), figures_of(cells, baseline, figure))
+            if name != baseline and found.seeds:
                 text += f" ({found.mean:+.3f}"
                 text += f", p {found.t_p:.3f} / {found.flip_p:.3f})" if found.seeds > 1 else ")"
             columns.append(text)

@@ -132,7 +132,7 @@ def _batch(pairs: TrainingSet, config: ModelConfig, some: list[Described], **how
             words = [0] * (len(sample.caption_ids) - 1)  # labels of tokens that nothing reads
             sample = replace(sample, text_ids=sample.caption_ids, token_labels=words)
         samples.append(sample)
-    batch = collate(samples, config, pairs.pad_id)
+    batch = collate(samples, config, pairs.pad_id).normalized()
     return batch.images, batch.text
 
 
