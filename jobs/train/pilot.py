@@ -52,7 +52,7 @@ def run_pilot(
     flops_a_pair: float,
     micro_batch: int,
 ) -> Pilot:
-    """Time passes of each stage of a run with random weights, on noise.
+    """Time passes of each stage of a run with random weights, on noise; CPUs as if no other process used them.
 
     Args:
         settings: The settings of the run.
@@ -65,7 +65,7 @@ def run_pilot(
     pairs = micro_batch
     if device.type == "cpu":
         pairs = max(min(2, micro_batch), min(micro_batch, int(_CPU_FLOPS / flops_a_pair)))
-    torch.set_flush_denormal(True)  # as a worker does: computing with denormal numbers takes a hundred times as long
+    torch.set_flush_denormal(True)  # as a worker does
     with torch.device(device):
         step = TrainingStep(
             Asap(config),
@@ -112,18 +112,20 @@ def _time_stage(step: TrainingStep, batch: Batch, stage: Stage, alpha: float, *,
     if stage.image_locked:
         step.lock_image_encoder()
     device, times, began = batch.images.device, [], time.perf_counter()
+    # Other processes on the same cores do not change the CPU time, so it tells what idle cores would take.
+    clock = time.perf_counter if device.type == "cuda" else lambda: time.process_time() / torch.get_num_threads()
     for number in range(1 + _STEPS):
-        started = time.perf_counter()
+        started = clock()
         with torch.autocast(device.type, torch.bfloat16, enabled=in_bfloat16):
             terms = step(batch, alpha)
         terms["total"].backward()
         step.zero_grad()
         if device.type == "cuda":
             torch.cuda.synchronize(device)
-        now = time.perf_counter()
-        if number or now - began > _BUDGET_S:
-            times.append(now - started)
-        if now - began > _BUDGET_S:
+        is_late = time.perf_counter() - began > _BUDGET_S
+        if number or is_late:
+            times.append(clock() - started)
+        if is_late:
             break
     return times
 

@@ -202,10 +202,10 @@ def _hours(
         slow = ""
         if not device.is_gpu and settings.size == "base":
             slow = ". The base size is not sensible on CPUs: use GPUs (--set gpu=KIND plans for them), or preset=tiny"
-        compiled = ", without compilation" if device.is_gpu else ""
+        how = ", without compilation" if device.is_gpu else " (CPU time, as on idle cores)"
         return (
             f"{_interval(pilot.hours, pilot.low, pilot.high)}, measured: {pilot.passes} or more passes of "
-            f"{pilot.pairs} pairs in each stage on this machine's {device.name}{compiled}, "
+            f"{pilot.pairs} pairs in each stage on this machine's {device.name}{how}, "
             f"{pilot.pairs_per_s:,.1f} pairs/s; {beside}{slow}"
         )
     if speed:
