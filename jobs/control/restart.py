@@ -40,13 +40,13 @@ def scan_settings(status: JobStatus, changes: dict[str, Any]) -> ScanSettings:
 
 def train_settings(status: JobStatus, changes: dict[str, Any]) -> TrainSettings:
     """Return the settings of a training run, with changes. Raises `ConfigError` if they do not work here."""
-    from jobs.train.settings import TrainSettings
+    from jobs.train.settings import NOT_SETTINGS, TrainSettings
 
     # train.json has the settings that decide what is learned, with whole paths; run.json has all, as they were typed.
-    identity = json.loads(read_bytes(status.folder / "train.json"))
-    identity.pop("data", None)
-    recorded = dict(status.record.get("settings") or {}) | identity | {"out": str(status.folder)}
-    return _build(TrainSettings, recorded | changes, status)
+    recorded = json.loads(read_bytes(status.folder / "train.json"))
+    identity = {name: value for name, value in recorded.items() if name not in NOT_SETTINGS}
+    values = dict(status.record.get("settings") or {}) | identity | {"out": str(status.folder)}
+    return _build(TrainSettings, values | changes, status)
 
 
 def _build(kind: type[Any], values: dict[str, Any], status: JobStatus) -> Any:

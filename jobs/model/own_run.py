@@ -12,7 +12,7 @@ from asap.model.asap import Asap
 from asap.weights.matching import describe_mismatches, expected_shapes
 from asap.weights.published import build
 from jobs.train.run_folder.folder import RunFolder
-from jobs.train.settings import TrainSettings
+from jobs.train.settings import NOT_SETTINGS, TrainSettings
 from jobs.train.trainer import model_config
 
 _KEYS = {"done", "module", "optimiser", "schedule"}
@@ -66,8 +66,8 @@ def _settings_of(run: RunFolder) -> TrainSettings:
     """Read the settings of a run; one of an older version has the defaults for what it lacks."""
     try:
         recorded = json.loads(run.settings.read_text(encoding="utf-8"))
-        recorded.pop("data", None)
+        identity = {name: value for name, value in recorded.items() if name not in NOT_SETTINGS}
         defaults = TrainSettings(corpus="", out="").identity()
-        return TrainSettings(**defaults | recorded, out="")
+        return TrainSettings(**defaults | identity, out="")
     except (OSError, ValueError, TypeError, AttributeError, AsapError) as error:
         raise CheckpointError(f"{run.settings} cannot be read as the settings of a run: {error}") from error

@@ -21,6 +21,8 @@ EXECUTION_SETTINGS = {
     "languages", "not_for", "gpu", "device_gib",
 }  # fmt: skip
 """The settings that may differ between starts of one run, because they do not change what is learned."""
+NOT_SETTINGS = {"data", "fitted"}
+"""The keys of `train.json` beside the settings: what the corpus holds, and the choices for the device."""
 
 Words = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)]
 """A text that is not blank."""

@@ -90,7 +90,7 @@ def test_a_training_run_resumes_with_the_settings_that_its_own_command_would_hav
     monkeypatch.chdir("/")
     status = read_status(folder.location)
     settings = train_settings(status, {"address": "auto"})
-    _check_folder(folder, settings)
+    _check_folder(folder, settings, settings.model_fields_set)
     assert settings == began.model_copy(update={"address": "auto"})
     write_bytes(folder.location / "model" / "config.json", b"{}")
     assert needs_no_restart(read_status(folder.location))

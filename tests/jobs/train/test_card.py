@@ -114,6 +114,7 @@ def test_the_commands_of_the_card_make_the_model_again(
     draw, draw_unseen, command = card.partition("```sh\n")[2].partition("\n```")[0].splitlines()
     trained: list[TrainSettings] = []
     monkeypatch.setattr(train, "train", lambda settings, progress: trained.append(settings) or Path("run/model"))
+    monkeypatch.setattr("jobs.train.check.check_command", lambda settings: None)  # its corpus is not here
 
     result = CliRunner().invoke(app, shlex.split(command)[1:])
 
@@ -139,6 +140,7 @@ def test_the_commands_of_the_card_restate_what_differs_from_the_defaults_that_fo
     card = card_of(settings, progress)
     trained: list[TrainSettings] = []
     monkeypatch.setattr(train, "train", lambda settings, progress: trained.append(settings) or Path("run/model"))
+    monkeypatch.setattr("jobs.train.check.check_command", lambda settings: None)  # its corpus is not here
     (command,) = card.partition("```sh\n")[2].partition("\n```")[0].splitlines()
     result = CliRunner().invoke(app, shlex.split(command)[1:])
     assert result.exit_code == 0, result.output

@@ -254,6 +254,7 @@ def test_a_run_of_an_older_version_computes_as_many_micro_batches_as_it_did(tmp_
     assert json.loads(folder.settings.read_text())["fitted"]["micro_batch"] == 8
 
 
+@pytest.mark.slow
 def test_a_run_on_a_small_device_trains_in_micro_batches(ray_here: None, corpus: Path, tmp_path: Path) -> None:
     notes: list[str] = []
     settings = settings_for(corpus, tmp_path / "out", pairs=16, words_until=0, alignment_from=0)
