@@ -304,7 +304,9 @@ def run(tmp_path: Path) -> Path:
                      "text_mlp_width", "max_positions", "max_tokens", "embed_dim")
     }  # fmt: skip
     settings = TrainSettings(corpus="corpus", out=str(folder), model=changed, queue_size=8)
-    (folder / "train.json").write_text(json.dumps(settings.identity() | {"data": {"train": {}}, "fitted": {"micro_batch": 8}}))
+    (folder / "train.json").write_text(
+        json.dumps(settings.identity() | {"data": {"train": {}}, "fitted": {"micro_batch": 8}})
+    )
     step = TrainingStep(model, weights=settings.objective.weights, queue_size=8, mask_id=4)
     state = step.state_dict()
     for key in state:
