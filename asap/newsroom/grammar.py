@@ -19,7 +19,7 @@ GLAD, GRIM = 0, 1
 PEOPLE = (1, 1, 1, 2, 2, 2, 3, 3, 4)  # in a picture, each as likely as it is frequent here
 
 DisprovedBy = Literal["", "text", "picture"]
-"""What disproves a text: the text itself, the picture alone, or nothing, if the text is authentic."""
+"""The evidence against a text: the text itself, the picture alone, or none, if the text is authentic."""
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,7 @@ Window = tuple[int, int, int, int]  # xmin, ymin, xmax, ymax in pixels
 
 @dataclass(frozen=True)
 class Studio:
-    """What it takes to draw a face of a picture anew."""
+    """The means of drawing a face of a picture anew."""
 
     canvas: Image.Image
     """The drawing without weather, at SCALE times the size of the picture."""
