@@ -12,7 +12,7 @@ from asap.newsroom.pen import SCALE, Pen
 from asap.newsroom.people import draw_person, skin_of
 from asap.newsroom.props import HANGING, draw_prop
 from asap.newsroom.scenes import draw_mood, draw_scene
-from asap.newsroom.tamper import Pixels, Studio, face_grid, face_window, screen_texture, tamper
+from asap.newsroom.tamper import Pixels, Studio, Window, face_grid, face_window, screen_texture, tamper
 
 Rng = np.random.Generator
 
@@ -132,7 +132,7 @@ def _smooth(person: Person, rng: Rng, pixels: Pixels) -> None:
         view += rng.standard_normal(view.shape[:2], np.float32)[:, :, None] * mask * np.float32(1 + 4 * amount)
 
 
-def _around_head(person: Person, window: tuple[int, int, int, int], reach: float, soft: float) -> np.ndarray:
+def _around_head(person: Person, window: Window, reach: float, soft: float) -> np.ndarray:
     """Return (height, width, 1): 1 in the middle of the face, falling to 0 around it without an edge.
 
     Args:
@@ -189,8 +189,8 @@ def _publish(pixels: Pixels, rng: Rng) -> Image.Image:
         xs = np.linspace(-1, 1, pixels.shape[1], dtype=np.float32)[None, :, None]
         pixels *= 1.04 - np.float32(0.16) * (xs * xs + ys * ys)
     image = Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8))
-    edit, amount = int(rng.integers(20)), float(rng.random())
-    if edit == 0:  # nearly gray
+    nearly_gray, amount = int(rng.integers(20)) == 0, float(rng.random())
+    if nearly_gray:
         image = ImageEnhance.Color(image).enhance(0.4 * amount)
     edit = int(rng.integers(10))
     if edit < 2:
