@@ -309,6 +309,7 @@ def test_a_repolicied_scan_equals_a_scan_under_the_policy(ray_here: None, corpus
     policy = Policy(manipulated=scores[2], review=scores[1], types=dict.fromkeys(TYPES, 0.48), word=0.49)
     wanted = _written(policy, Location(str(corpus / "p.json")))
     repolicied = repolicy(former["folder"], wanted)
+    assert repolicied.pop("changes")["flagged"]["after"] == 3
 
     with pytest.raises(JobDiffers, match=f"policy_id was '{policy.policy_id}'"):
         scan(ScanSettings(**options))
