@@ -40,7 +40,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import beta
 
-from asap.evaluation.precision_test import FlagCounts, Odds, Sequence, is_shown
+from asap.evaluation.precision_test import FlagCounts, Odds, Sequence, is_shown, reach
 from asap.evaluation.rank_test import RankTests
 
 Floats = NDArray[np.float32]
@@ -188,13 +188,13 @@ class OperatingCurve:
             for tail, mass in zip(tails, (1 - prevalence, prevalence - has_it), strict=False)
         ]
         # The positive pairs have no part in the choice of the thresholds, so a bound for each threshold is enough.
-        self._positive = self._measure(_reach(decision.positive, self.thresholds_C), decision, has_it, levels)
+        self._positive = self._measure(reach(decision.positive, self.thresholds_C), decision, has_it, levels)
         self._other = others[0] if others else None
         self._stray = None
         if decision.stray is not None:
             # Flagged in the wrong location alone: reached there, less reached in both.
             both = np.minimum(decision.stray, decision.positive)
-            alone_C = _reach(decision.stray, self.thresholds_C) - _reach(both, self.thresholds_C)
+            alone_C = reach(decision.stray, self.thresholds_C) - reach(both, self.thresholds_C)
             self._stray = self._measure(alone_C, decision, has_it, levels)
         right, false = self._positive, self._false
         self.precision_C = _precision(right.mass * right.estimate, [rate.mass * rate.estimate for rate in false])
@@ -277,7 +277,7 @@ class OperatingCurve:
             candidates: the number of thresholds that it has tried; none of them depends on manipulated pairs.
         """
         below = int(np.searchsorted(self.thresholds_C, np.float32(threshold), "right")) - 1
-        count = int(_reach(self._scores, np.array([threshold], np.float32))[0])
+        count = int(reach(self._scores, np.array([threshold], np.float32))[0])
         if below < 0 or not count:
             return 0.0
         recall = beta.ppf(self._level / candidates, count, len(self._scores) - count + 1)
@@ -331,7 +331,7 @@ class OperatingCurve:
         # A selection of the thresholds is enough for a hint.
         some_K = np.unique(np.linspace(0, len(self.thresholds_C) - 1, _HINT_THRESHOLDS).astype(np.int64))
         sizes, seen_K = self._sequence.sizes(), self._authentic.estimate[some_K]
-        right_K = _reach(self._sequence.positive[~self._sequence.pilot], self.thresholds_C[some_K])
+        right_K = reach(self._sequence.positive[~self._sequence.pilot], self.thresholds_C[some_K])
         nothing_K = np.zeros(len(some_K))
         other_K = self._other.count_C[some_K] if self._other else nothing_K
         stray_K = self._stray.count_C[some_K] * (sizes.positive / self._positive.size) if self._stray else nothing_K
@@ -444,7 +444,7 @@ class _Tail:
 
     def rate(self, thresholds_C: Floats, mass: float) -> _Rate:
         """Return the rate at any thresholds. A count between two grid points has the bounds of the next ones."""
-        count_C = _reach(self._scores, thresholds_C)
+        count_C = reach(self._scores, thresholds_C)
         above = np.searchsorted(self._grid_K, count_C, "left")
         below = np.searchsorted(self._grid_K, count_C - 1, "right") - 1
         upper_C = np.append(self._upper_K, 1.0)[above]
@@ -457,11 +457,6 @@ class _Tail:
 def _first(enough_C: NDArray[np.bool_]) -> int | None:
     positions = np.flatnonzero(enough_C)
     return int(positions[0]) if len(positions) else None
-
-
-def _reach(scores: Floats, thresholds_C: Floats) -> Ints:
-    """Count the scores that reach each threshold."""
-    return np.asarray(len(scores) - np.searchsorted(np.sort(scores), thresholds_C, "left"))
 
 
 def _precision(right_C: Values, wrong: list[Values]) -> Values:

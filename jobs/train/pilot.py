@@ -6,6 +6,7 @@ import dataclasses
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from statistics import median_high
 
 import torch
 
@@ -87,13 +88,13 @@ def run_pilot(
     scale = settings.batch_size / (settings.workers * pairs) / 3600
     hours, low, high = (
         scale * sum(count * choose(times) for count, times in zip(steps, seconds, strict=True))
-        for choose in (_median, min, max)
+        for choose in (median_high, min, max)
     )
     return Pilot(
         hours=hours,
         low=low * (1 - _BESIDE),
         high=high * (1 + _BESIDE),
-        pairs_per_s=settings.workers * pairs / _median(seconds[-1]),
+        pairs_per_s=settings.workers * pairs / median_high(seconds[-1]),
         pairs=pairs,
         passes=min(map(len, seconds)),
     )
@@ -128,7 +129,3 @@ def _time_stage(step: TrainingStep, batch: Batch, stage: Stage, alpha: float, *,
         if is_late:
             break
     return times
-
-
-def _median(times: list[float]) -> float:
-    return sorted(times)[len(times) // 2]

@@ -10,7 +10,6 @@ from typing import Literal
 import torch
 
 from asap.corpus.reader import Record
-from asap.errors import ConfigError
 from asap.model.asap import Asap
 from asap.model.config import ModelConfig
 from asap.training.image_token_cache import token_bytes
@@ -96,12 +95,7 @@ def make_plan(
     Raises `ConfigError` if the training pairs do not fill one batch, or if a step does not fit into the device.
     """
     train_pairs = len(records["train"])
-    steps_an_epoch = train_pairs // settings.batch_size
-    if not steps_an_epoch:
-        raise ConfigError(
-            f"{train_pairs} training pairs do not fill one batch of {settings.batch_size}. "
-            "Use a larger corpus or a smaller batch_size."
-        )
+    steps_an_epoch = settings.steps_an_epoch(train_pairs)
     # Fit the run to its device.
     workers_note = ""
     if device is not None and device.is_gpu and takes_all_gpus(settings, given):
