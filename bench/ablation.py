@@ -42,6 +42,7 @@ from scipy.stats import ttest_rel
 from sklearn.metrics import roc_auc_score
 
 from asap.evaluation.evaluate import evaluate_batch
+from asap.evaluation.intervals import bootstrap_intervals
 from asap.evaluation.metrics import Evaluation, Predictions
 from asap.labels import IMAGE_TYPES
 from asap.model.asap import Asap
@@ -118,6 +119,12 @@ FIGURES = (
 """The columns. `elsewhere` is the AP of the same texts beside another picture. The two AUC are those of manipulated
 texts that contradict themselves, and of those that only the picture disproves, against texts that are not manipulated.
 """
+
+INTERVALS = {
+    "AUC": "AUC", "ACC": "ACC", "mAP": "mAP", "CF1": "CF1", "IoU50": "IoU50", "IoU50 gated": "IoU50_gated",
+    "IoU50 boxed": "IoU50_boxed", "token F1": "token_F1",
+}  # fmt: skip
+"""The figures whose interval a cell keeps, with their names in an evaluation: 95 %, by a bootstrap over news items."""
 
 
 class CellSettings(TrainSettings):
@@ -232,14 +239,16 @@ class Grid:
         losses = [{"step": trainer.done} | terms for read in trainer.steps() for terms in read]
         train_cpu_s = time.process_time() - before
         test = self.split(row, "test")
-        figures = evaluate(trainer.module.student, test.pairs, _evidence(self.unseen, "test"))
+        figures, intervals = evaluate(trainer.module.student, test.pairs, _evidence(self.unseen, "test"))
         kept = losses[:: max(1, len(losses) // 20)] + losses[-1:]
-        return {"key": key, "figures": figures, "train_cpu_s": train_cpu_s,
+        return {"key": key, "figures": figures, "intervals": intervals, "train_cpu_s": train_cpu_s,
                 "eval_cpu_s": time.process_time() - before - train_cpu_s, "losses": kept}  # fmt: skip
 
 
-def evaluate(model: Asap, pairs: TrainingSet, evidence: Mapping[int, TextEvidence]) -> dict[str, float | None]:
-    """Return the figures of a model on the pairs of a split."""
+def evaluate(
+    model: Asap, pairs: TrainingSet, evidence: Mapping[int, TextEvidence]
+) -> tuple[dict[str, float | None], dict[str, list[float]]]:
+    """Return the figures of a model on the pairs of a split, and the intervals of those that `INTERVALS` names."""
     model.eval()
     evaluation = Evaluation()
     for start in range(0, len(pairs), 64):
@@ -249,7 +258,8 @@ def evaluate(model: Asap, pairs: TrainingSet, evidence: Mapping[int, TextEvidenc
     alone = report["AP_elsewhere"]
     swap, attribute = report["AP"][2], report["AP"][3]
     groups = [evidence[int(record.id)] for record in pairs.records]
-    return {
+    resampled = bootstrap_intervals(predictions)["figures"]
+    figures = {
         "AUC": report["AUC"], "ACC": report["ACC"], "mAP": report["mAP"], "AP swap": swap, "AP attribute": attribute,
         "swap − elsewhere": swap - alone[0], "attribute − elsewhere": attribute - alone[1],
         "AUC contradicting": _text_auc(predictions, groups, "contradicts itself"),
@@ -260,6 +270,7 @@ def evaluate(model: Asap, pairs: TrainingSet, evidence: Mapping[int, TextEvidenc
         "AP face_attribute": report["AP"][1], "pairs contradicting": groups.count("contradicts itself"),
         "pairs picture only": groups.count("only the picture disproves it"),
     }  # fmt: skip
+    return figures, {figure: resampled[name] for figure, name in INTERVALS.items() if resampled[name]}
 
 
 def _text_auc(predictions: Predictions, groups: Sequence[TextEvidence], group: TextEvidence) -> float:
@@ -424,6 +435,17 @@ def table(cells: list[dict[str, Any]]) -> list[list[str]]:
     return lines
 
 
+def _half_widths(cells: list[dict[str, Any]]) -> str:
+    """Say how far the draw of the evaluation's pairs alone moves a figure of one cell."""
+    found = [cell["intervals"] for cell in cells if "intervals" in cell]
+    means = {
+        figure: statistics.mean((own[figure][1] - own[figure][0]) / 2 for own in found if figure in own)
+        for figure in INTERVALS
+        if any(figure in own for own in found)
+    }
+    return ", ".join(f"{figure} {mean:.3f}" for figure, mean in means.items()) or "not kept"
+
+
 def _spread(values: list[float], digits: int = 3) -> str:
     mean = f"{statistics.mean(values):.{digits}f}"
     return f"{mean} ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else mean
@@ -442,7 +464,8 @@ def show(cells: list[dict[str, Any]], *, current: str | None, as_markdown: bool)
         lines = [COLUMNS, ["---"] * len(COLUMNS), *table(group)]
         if not as_markdown:
             lines = [[cell[:34] for cell in line] for line in lines]
-        print("\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n")
+        print("\n".join(f"| {' | '.join(line)} |" for line in lines))
+        print(f"half of the 95 % interval of one cell, mean: {_half_widths(group)}\n")
 
 
 def main() -> None:
