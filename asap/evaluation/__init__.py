@@ -2,6 +2,7 @@
 
 evaluate.py      a model on labeled pairs, in batches
 metrics.py       the DGM4 evaluation, mergeable over workers
+news_items.py    pairs that depend on each other, and the draw of one of them
 intervals.py     confidence intervals of the figures, by news item
 table.py         the table of the papers
 reliability.py   expected calibration error, Brier score and bins

@@ -5,9 +5,6 @@ it share an id. A bootstrap that draws pairs would take them for independent and
 whole items are drawn, with replacement, and an interval is the range between two percentiles of the figure over the
 draws (cluster bootstrap with percentile intervals: Davison and Hinkley 1997, chapters 3.8 and 5.3).
 
-An item is a connected component of pairs that share a picture or an id. Equal texts do not join pairs: a swapped text
-comes from another item, so chains of swaps would join nearly the whole corpus to one item.
-
 A draw is a vector of counts, one for each item. It costs no sorting: scores are sorted once, and curves are cumulative
 sums of the counts in that order. Figures that are ratios of sums need only the sums of each item.
 """
@@ -20,10 +17,9 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
 
 from asap.evaluation.metrics import Predictions
+from asap.evaluation.news_items import news_items
 from asap.labels import IMAGE_TYPES, TEXT_TYPES, TYPES
 
 RESAMPLES = 1000
@@ -61,7 +57,7 @@ def bootstrap_intervals(predictions: Predictions, settings: Bootstrap | None = N
     the intervals were made.
     """
     settings = settings or Bootstrap()
-    items_B = news_items(predictions)
+    items_B = news_items(predictions.items)
     resampled = _Resampled(predictions, items_B)
     draws: dict[str, Values] = {}
     if resampled.items > 1:
@@ -102,7 +98,7 @@ def paired_differences(
     )
     if not same:
         raise ValueError("the two models were not evaluated on the same pairs in the same order")
-    items_B = news_items(first)
+    items_B = news_items(first.items)
     models = [_Resampled(predictions, items_B) for predictions in (first, second)]
     if models[0].items < 2:
         raise ValueError("one news item cannot be drawn from. Evaluate pairs of several items.")
@@ -126,34 +122,6 @@ def paired_differences(
             "difference": float(value[0]), "low": limits[0], "high": limits[1], "p": min(1.0, 2 * min(sides)),
         }  # fmt: skip
     return compared
-
-
-def news_items(predictions: Predictions) -> NDArray[np.int64]:
-    """Return the number of the news item of each pair, (B,).
-
-    A pair without keys is an item of its own. The numbers follow from the keys of the ids, not from the order of the
-    pairs, so the same pairs in another order have the same draws.
-    """
-    keys_B2 = predictions.items
-    alone_B = np.asarray(~keys_B2.any(axis=1))
-    columns = []
-    for column in keys_B2.T:
-        _, number_B = np.unique(column, return_inverse=True)
-        number_B = number_B.astype(np.int64)
-        number_B[alone_B] = number_B.max(initial=0) + 1 + np.arange(alone_B.sum())
-        columns.append(number_B)
-    # A graph of pictures and ids: each pair joins its picture to its id.
-    pictures = int(columns[0].max(initial=-1)) + 1
-    size = pictures + int(columns[1].max(initial=-1)) + 1
-    edges = coo_array((np.ones(len(alone_B), np.int8), (columns[0], columns[1] + pictures)), shape=(size, size))
-    _, component = connected_components(edges, directed=False)
-    found_B = component[columns[0]]
-    _, found_B = np.unique(found_B, return_inverse=True)
-    least = np.full(int(found_B.max(initial=-1)) + 1, np.iinfo(np.uint64).max, np.uint64)
-    np.minimum.at(least, found_B, keys_B2[:, 1])
-    rank = np.empty(len(least), np.int64)
-    rank[np.argsort(least, kind="stable")] = np.arange(len(least))
-    return np.asarray(rank[found_B])
 
 
 def _draws(items: int, pairs: int, settings: Bootstrap) -> Iterator[Counts]:

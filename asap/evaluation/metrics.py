@@ -14,7 +14,6 @@ not occur, the IoU without a box. The precision of a type that was never predict
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from typing import Any, NamedTuple, Self
 
@@ -24,6 +23,7 @@ from sklearn.metrics import auc, average_precision_score, roc_curve
 from torch import Tensor
 
 from asap.errors import AsapError
+from asap.evaluation.news_items import item_keys
 from asap.labels import AUTHENTIC, IMAGE_TYPES, TEXT_TYPES, TYPES
 from asap.model.asap import AsapOutput
 
@@ -226,16 +226,6 @@ class Evaluation:
 def _array(tensor: Tensor) -> Floats:
     array: Floats = tensor.detach().float().cpu().numpy()
     return array
-
-
-def item_keys(items: Sequence[tuple[str, str]]) -> NDArray[np.uint64]:
-    """Return 64-bit keys, (B, 2), of the address of the picture and of the id of each pair. No key is 0."""
-    digests = [
-        hashlib.blake2b(name.encode("utf-8", "surrogatepass"), digest_size=8).digest()
-        for pair in items
-        for name in pair
-    ]
-    return np.maximum(np.frombuffer(b"".join(digests), np.uint64).reshape(-1, 2), 1)
 
 
 def _any(flags: Flags) -> Flags:

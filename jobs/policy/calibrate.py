@@ -12,6 +12,9 @@ flags pairs, and a flag is right or wrong:
 - `word` flags a pair if any of its words reaches the threshold. It is right if a manipulated word does. The pair is
   counted, not the word, because words of one pair depend on each other and a bound over words would promise too much.
 
+Pairs of one news item depend on each other, and the tests want independent ones. So one pair of each item is drawn
+before the scoring (`draw_pairs`); the others are not scored.
+
 Thresholds are chosen on the pairs that the policy judges. `unfamiliar` decides which these are. It moves only where
 labels show that it should (`_choose_border`): a calibration on photographs must not make photographs familiar.
 """
@@ -32,6 +35,7 @@ from numpy.typing import NDArray
 
 from asap.corpus.reader import Record
 from asap.errors import AnnotationError, ConfigError, CorpusError, PrecisionNotShown, ScoreNotFinite
+from asap.evaluation.news_items import item_keys, news_items, one_of_each
 from asap.evaluation.pairs_needed import MOST_PAIRS, pairs_needed
 from asap.evaluation.thresholds import Decision, Floats, OperatingCurve, precision_at_most, score_meaning
 from asap.finding import Finding
@@ -100,12 +104,36 @@ def calibrate(settings: CalibrateSettings, progress: OnPairs = lambda done, tota
 
         predictor = Predictor.from_folder(folder, settings.device, settings.dtype, batch_size=settings.batch_size)
         states.change({"state": "running"})
-        scores = score_records(predictor, corpus.records, settings.max_failed_share, report)
+        records = draw_pairs(corpus.records)
+        scores = score_records(predictor, records, settings.max_failed_share, report)
         states.change({"state": "finalizing"})
-        policy = choose_policy(scores, settings, predictor.policy, _about(predictor, scores, settings))
+        about = _about(predictor, scores, settings) | {"same_item": len(corpus.records) - len(records)}
+        policy = choose_policy(scores, settings, predictor.policy, about)
         kept = replace_policy(settings.target, policy)
     outcome = (policy.calibration or {})["familiarity"]["outcome"]
-    return Calibrated(policy, settings.target, kept, corpus.report.lines(), outcome)
+    read = [*corpus.report.lines(), *_of_same_items(about["same_item"])]
+    return Calibrated(policy, settings.target, kept, read, outcome)
+
+
+def draw_pairs(records: Sequence[Record]) -> list[Record]:
+    """Return one pair of each news item, in their order; see `asap.evaluation.news_items`.
+
+    The draw follows from the pairs themselves: the same pairs in another order give the same ones.
+    """
+    items_B = news_items(item_keys([(str(record.image), record.id) for record in records]))
+    fake_B = np.array([bool(types_of(record.fake_cls, record.labels)) for record in records], bool)
+    lots_B = item_keys([(f"{record.image}\n{record.text}\n{record.fake_cls}", "") for record in records])[:, 0]
+    return [records[position] for position in one_of_each(items_B, fake_B, lots_B)]
+
+
+def _of_same_items(left_out: int) -> list[str]:
+    """Say how many pairs were left out for others of their news item; nothing if there were none."""
+    if not left_out:
+        return []
+    return [
+        f"{left_out:,} pairs were left out: they share a picture or an id with another pair, so they depend on it. Of "
+        "each such news item one pair was used."
+    ]
 
 
 def _check_target(settings: CalibrateSettings) -> None:
@@ -287,7 +315,9 @@ def choose_policy(scores: SplitScores, settings: CalibrateSettings, former: Poli
     if scores.familiarity_id is not None:
         familiarity |= {"familiarity_id": scores.familiarity_id, "former": former.unfamiliar}
         about = about | {"unfamiliar": left_out}
-    shown = _choose_thresholds(scores.where(judged_B), settings, left_out, border.manipulated)
+    apart = [(left_out, "unfamiliar pairs"), (about["same_item"], "pairs of the same news items as others")]
+    took_no_part = " and ".join(f"{count:,} {whose}" for count, whose in apart if count)
+    shown = _choose_thresholds(scores.where(judged_B), settings, took_no_part, border.manipulated)
     value = {name: float(point["value"]) for name, point in shown.items()}
     return Policy(
         manipulated=value["manipulated"],
@@ -399,14 +429,14 @@ def _curve(scores: SplitScores, settings: CalibrateSettings) -> OperatingCurve |
 
 
 def _choose_thresholds(
-    scores: SplitScores, settings: CalibrateSettings, left_out: int, manipulated: float
+    scores: SplitScores, settings: CalibrateSettings, took_no_part: str, manipulated: float
 ) -> dict[str, dict[str, Any]]:
     """Return each threshold with its rates, by its name. Raises `PrecisionNotShown`.
 
     Args:
         scores: The pairs that the policy judges.
         settings: The target, and the thresholds to keep.
-        left_out: The number of unfamiliar pairs.
+        took_no_part: The pairs that are not among them, by number and kind, for the error.
         manipulated: The lowest threshold that `manipulated` may have.
     """
     shown: dict[str, dict[str, Any]] = {}
@@ -431,14 +461,14 @@ def _choose_thresholds(
     # All problems are reported together, so that one more calibration is enough.
     if problems:
         fake = int(scores.manipulated.sum())
-        strange = f" ({left_out:,} unfamiliar pairs took no part)" if left_out else ""
+        apart = f" ({took_no_part} took no part)" if took_no_part else ""
         hidden = sum(problem.get("positive_unknown", 0) for problem in problems)
         unknown = (
             f" {hidden:,} manipulated texts have no word positions, so they show nothing of `word`." if hidden else ""
         )
         claim = (
             f"precision {settings.precision} at prevalence {settings.prevalence} cannot be shown with confidence "
-            f"{settings.confidence} by {len(scores.score_B) - fake:,} authentic and {fake:,} manipulated pairs{strange}"
+            f"{settings.confidence} by {len(scores.score_B) - fake:,} authentic and {fake:,} manipulated pairs{apart}"
         )
         advice = "Add pairs, lower --precision, or --keep the former threshold of a type or of the words."
         raise PrecisionNotShown(

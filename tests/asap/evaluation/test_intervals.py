@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-from asap.evaluation.intervals import Bootstrap, bootstrap_intervals, news_items, paired_differences
+from asap.evaluation.intervals import Bootstrap, bootstrap_intervals, paired_differences
 from asap.evaluation.metrics import Evaluation, Predictions
+from asap.evaluation.news_items import news_items
 from asap.model.asap import AsapOutput
 
 FEW = Bootstrap(resamples=40)
@@ -61,7 +62,7 @@ def test_a_draw_has_the_figures_of_the_pairs_repeated_by_its_counts(ties: bool) 
     from asap.evaluation.intervals import _Resampled
 
     predictions = evaluated(150, ties=ties).predictions()
-    items = news_items(predictions)
+    items = news_items(predictions.items)
     resampled = _Resampled(predictions, items)
     counts = np.stack([np.ones(50), *np.random.default_rng(1).poisson(1, (4, 50))]).astype(np.int32)
     figures = resampled.figures(counts)
@@ -80,16 +81,6 @@ def test_a_draw_has_the_figures_of_the_pairs_repeated_by_its_counts(ties: bool) 
         report = repeated(predictions, drawn[items])
         for name, values in figures.items():
             assert values[row] == pytest.approx(flat(report, name), abs=1e-9), name
-
-
-def test_pairs_that_share_a_picture_or_an_id_are_one_item() -> None:
-    evaluation = Evaluation()
-    part = evaluated(6).predictions()
-    keys = np.array([[1, 11], [2, 11], [2, 12], [3, 13], [0, 0], [0, 0]], np.uint64)
-    evaluation._batches = [part._replace(items=keys)]
-    items = news_items(evaluation.predictions())
-    assert items[0] == items[1] == items[2]
-    assert len(set(items.tolist())) == 4
 
 
 def test_intervals_depend_neither_on_shards_nor_on_the_order_of_the_pairs() -> None:
