@@ -5,6 +5,9 @@ choose on the same draws: bounds that hold at all thresholds together, and the e
 The oracle knows the populations and takes the lowest threshold with the target precision. A promise that is kept with a
 confidence of 95 % may be broken in 5 % of the draws. A draw in which no threshold is shown has recall 0.
 
+A second table is about pairs of one news item, whose logits correlate: the tests on all pairs, which take them for
+independent, and on one pair of each item, as `asap calibrate` draws them.
+
     python bench/calibration.py [--runs 400]
 """
 
@@ -19,6 +22,7 @@ import numpy as np
 from scipy.stats import norm, t
 from scipy.stats import uniform as flat
 
+from asap.evaluation.news_items import one_of_each
 from asap.evaluation.thresholds import Decision, OperatingCurve
 
 
@@ -117,8 +121,64 @@ def measure(setting: Setting, runs: int) -> list[tuple[str, int, int, float, flo
     return [*rows, ("oracle", runs, 0, oracle, 0.0)]
 
 
+class Items(NamedTuple):
+    """News items of as many pairs each, whose logits correlate."""
+
+    name: str
+    count: int
+    authentic: int
+    """Authentic pairs of an item that has both classes."""
+    manipulated: int
+    correlation: float
+    are_mixed: bool
+    """True if each item has both classes. Otherwise an item has pairs of one class, as many as both numbers say."""
+
+
+ITEMS = (
+    Items("2 pairs, one class", 500, 1, 1, 0.5, are_mixed=False),
+    Items("4 pairs, one class", 500, 2, 2, 0.5, are_mixed=False),
+    Items("8 pairs, one class", 500, 5, 3, 0.9, are_mixed=False),
+    Items("8 pairs, both classes", 500, 5, 3, 0.9, are_mixed=True),
+    Items("1 authentic, 9 manipulated", 500, 1, 9, 0.5, are_mixed=True),
+)
+
+
+def measure_items(items: Items, runs: int) -> list[tuple[str, int, int, float]]:
+    """Return for each method: draws with a threshold, broken promises and mean recall.
+
+    The logits are normal, with mean 0 for authentic and 1.5 for manipulated pairs; the prevalence is 0.5, the target
+    0.8. A promise is broken if the true precision at the chosen threshold is below the target.
+    """
+    prevalence, precision, mean = 0.5, 0.8, 1.5
+    size = items.authentic + items.manipulated
+    numbers = np.repeat(np.arange(items.count), size)
+    found: dict[str, list[float]] = {"all pairs": [], "one of each item": []}
+    broken = dict.fromkeys(found, 0)
+    for seed in range(runs):
+        generator = np.random.default_rng(seed)
+        if items.are_mixed:
+            fake = np.tile(np.arange(size) >= items.authentic, items.count)
+        else:
+            fake = np.repeat(generator.random(items.count) < items.manipulated / size, size)
+        own, shared = generator.normal(size=len(fake)), generator.normal(size=items.count)[numbers]
+        logits = mean * fake + np.sqrt(items.correlation) * shared + np.sqrt(1 - items.correlation) * own
+        lots = generator.integers(0, 2**64, len(fake), np.uint64, endpoint=False)
+        for method, used in (("all pairs", slice(None)), ("one of each item", one_of_each(numbers, fake, lots))):
+            scores, is_fake = _score(logits[used]), fake[used]
+            curve = OperatingCurve(Decision(authentic=scores[~is_fake], positive=scores[is_fake]), prevalence)
+            position = curve.choose(precision)
+            if position is None:
+                continue
+            value = float(curve.thresholds_C[position])
+            logit = np.log(value) - np.log1p(-value)
+            right, false = norm.sf(logit - mean), norm.sf(logit)
+            found[method].append(float(right))
+            broken[method] += bool(prevalence * right < precision * (prevalence * right + (1 - prevalence) * false))
+    return [(method, len(found[method]), broken[method], sum(found[method]) / runs) for method in found]
+
+
 def main() -> None:
-    """Print a table in Markdown."""
+    """Print two tables in Markdown."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--runs", type=int, default=400, help="Draws of each setting.")
     arguments = parser.parse_args()
@@ -130,6 +190,14 @@ def main() -> None:
                 f"| {setting.name} | {setting.prevalence:g}, {setting.precision:g} | {setting.sizes[0]:,}, "
                 f"{setting.sizes[1]:,} | {name} | {shown / arguments.runs:.1%} | {broken / arguments.runs:.1%} | "
                 f"{recall:.3f} | {1000 * seconds:.0f} |",
+                flush=True,
+            )
+    print("\n| news items | correlation | tests on | shown | broken | recall |\n|---|---|---|---|---|---|")
+    for items in ITEMS:
+        for method, shown, broken, recall in measure_items(items, arguments.runs):
+            print(
+                f"| {items.count} of {items.name} | {items.correlation:g} | {method} | {shown / arguments.runs:.1%} | "
+                f"{broken / arguments.runs:.1%} | {recall:.3f} |",
                 flush=True,
             )
 

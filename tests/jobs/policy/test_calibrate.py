@@ -20,7 +20,7 @@ from asap.storage.files import read_bytes
 from asap.storage.location import Location
 from asap.weights.model_folder import load_folder, model_id
 from jobs.policy import calibrate as module
-from jobs.policy.calibrate import Calibrated, calibrate, score_records
+from jobs.policy.calibrate import Calibrated, calibrate, draw_pairs, score_records
 from jobs.policy.settings import CalibrateSettings
 
 PAIRS = 2400
@@ -224,6 +224,47 @@ def test_a_pair_for_which_the_model_returns_nan_stops_the_calibration(labeled: P
     ]  # type: ignore[method-assign]
     with pytest.raises(ScoreNotFinite, match="record 4: the model returned NaN"):
         score_records(predictor, read_split(labeled, "val"), 0.01, lambda *_: None)
+
+
+def _of_items(folder: Path, pairs: int, pairs_of_an_item: int) -> Path:
+    """Write a corpus whose pairs share ids."""
+    records = [_record(number, id=number // pairs_of_an_item) for number in range(pairs)]
+    return _write_corpus(folder, records)
+
+
+def test_one_pair_of_each_news_item_is_drawn_whatever_the_order(tmp_path: Path) -> None:
+    records = read_split(_of_items(tmp_path / "corpus", 240, 4), "val")
+    drawn = draw_pairs(records)
+    assert [int(record.id) for record in drawn] == list(range(60))
+    assert draw_pairs(records[::-1]) == drawn[::-1]
+    pictures = [dataclasses.replace(record, id=str(number)) for number, record in enumerate(records)]
+    shared = [dataclasses.replace(record, image=pictures[0].image) for record in pictures[:20]]
+    assert len(draw_pairs([*shared, *pictures[20:]])) == 221
+    alone = read_split(_of_items(tmp_path / "alone", 240, 1), "val")
+    assert draw_pairs(alone) == alone
+
+
+def test_a_calibration_scores_one_pair_of_each_news_item_and_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    corpus = _of_items(tmp_path / "corpus", 2 * PAIRS, 2)
+    _answer_with(_Oracle(corpus), monkeypatch)
+    counts: list[tuple[int, int]] = []
+    calibrated = calibrate(_settings(corpus, tmp_path), lambda *now: counts.append(now))
+    about = calibrated.policy.calibration or {}
+    assert (about["pairs"], about["same_item"], counts[-1]) == (PAIRS, PAIRS, (PAIRS, PAIRS))
+    assert about["thresholds"]["manipulated"]["negatives"] == about["authentic"]
+    assert calibrated.read[-1] == (
+        "2,400 pairs were left out: they share a picture or an id with another pair, so they depend on it. "
+        "Of each such news item one pair was used."
+    )
+
+
+def test_a_refusal_counts_the_pairs_of_the_same_news_items(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    corpus = _of_items(tmp_path / "corpus", 60, 10)
+    _answer_with(_Oracle(corpus), monkeypatch)
+    with pytest.raises(PrecisionNotShown, match=r"\(54 pairs of the same news items as others took no part\)"):
+        calibrate(_settings(corpus, tmp_path, precision=0.95))
 
 
 def test_a_position_beyond_the_text_is_refused(tmp_path: Path) -> None:
