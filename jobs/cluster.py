@@ -21,7 +21,7 @@ from typing import Any
 from asap.errors import ConfigError
 from jobs.errors import JobError
 from jobs.ray_start import start_ray
-from jobs.stops import handlers_kept
+from jobs.stops import handlers_kept, keep_handlers_during
 
 _FIRST_NOTE_S = 2.0
 """Seconds of a wait that are not worth a note."""
@@ -59,8 +59,7 @@ def ray_running(address: str | None = None, **options: Any) -> Iterator[None]:
         silence_ray_data()
         yield
     finally:
-        with handlers_kept():  # Ray sets the default ones
-            ray.shutdown()
+        keep_handlers_during(ray.shutdown)  # it sets the default ones early, and then works on for a second or more
 
 
 def silence_ray_data() -> None:

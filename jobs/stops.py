@@ -20,6 +20,7 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _DEAF_S = 5.0
 """Seconds after a signal in which more signals are ignored, so that they do not break the orderly stop."""
 _WAKE_S = 0.2
+_RESTORE_S = 0.005
 _HURRY_S = 60.0
 """Seconds that a call in the background has to end once it must."""
 
@@ -84,6 +85,23 @@ def handlers_kept() -> Iterator[None]:
         for number, handler in handlers.items():
             if handler is not None:  # a handler that was not set from Python cannot be restored
                 signal.signal(number, handler)
+
+
+def keep_handlers_during(call: Callable[[], object]) -> None:
+    """Run a call in another thread, and restore the handlers of the three signals every few milliseconds until it ends.
+
+    It is for a call that sets the default handler at once and works on for seconds: a signal would end this process in
+    the middle of an orderly stop. In a thread that may set no handlers, the call is made directly.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        call()
+        return
+    with handlers_kept(), in_background(lambda stopped: call()) as background:
+        handlers = {number: signal.getsignal(number) for number in SIGNALS}
+        while not background.wait(_RESTORE_S):
+            for number, handler in handlers.items():
+                if handler is not None:
+                    signal.signal(number, handler)
 
 
 class Background(Generic[_Result]):
