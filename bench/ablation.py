@@ -233,8 +233,9 @@ class Grid:
         trainer.begin_from(self.start)
         if row.scalars is not None:
             for model in (trainer.module.student, trainer.module.twin.model):
-                model.real_fake_scale.data.fill_(row.scalars)
-                model.type_scale.data.fill_(row.scalars)
+                for name, parameter in model.named_parameters():
+                    if name in ("real_fake_scale", "type_scale"):  # a model with a head for each side has one scalar
+                        parameter.data.fill_(row.scalars)
         before = time.process_time()
         losses = [{"step": trainer.done} | terms for read in trainer.steps() for terms in read]
         train_cpu_s = time.process_time() - before
@@ -351,6 +352,8 @@ def run(grid: Grid, rows: list[str], seeds: list[int], file: Path, processes: in
     left = [cell for cell in wanted if json.loads(json.dumps(grid.key(*cell))) not in known]
     with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
         for future in as_completed([pool.submit(_run_cell, grid, *cell) for cell in left]):
+            if future.exception():
+                pool.shutdown(cancel_futures=True)  # else the error is shown after all other cells
             cells.append(json.loads(json.dumps(future.result())))
             file.parent.mkdir(parents=True, exist_ok=True)
             with write_atomically(file) as draft:
