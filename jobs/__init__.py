@@ -7,6 +7,7 @@ evaluate/      evaluate a model on labeled pairs
 model/         make model folders of checkpoints, and describe them
 policy/        choose thresholds, and apply other thresholds to a finished scan
 control/       see, stop, query and delete jobs through their folders
+descriptions/  captions and explanations by large models, or from files
 pages/         self-contained HTML pages, and SVG plots
 settings.py    settings that several jobs share
 corpus.py      read a corpus as a job's settings say

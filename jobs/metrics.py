@@ -31,6 +31,8 @@ _COUNTERS: dict[str, tuple[str, tuple[str, ...]]] = {
     "asap_scan_fetched_bytes_total": ("Bytes of the pictures that were fetched", ("job",)),
     "asap_scan_fetch_retries_total": ("Tries of fetches beyond the first", ("job",)),
     "asap_scan_stage_seconds_total": ("Seconds that the processes of a stage worked", ("job", "stage")),
+    "asap_scan_caption_tokens_total": ("Tokens that captioners read and wrote", ("job", "direction")),
+    "asap_scan_caption_cost_total": ("Cost of captions, by the prices in the settings", ("job",)),
     "asap_scan_detector_seconds_total": ("Seconds of detectors by state: busy, idle or loading", ("job", "state")),
     "asap_train_pairs_total": ("Pairs trained on, over all workers", ("job",)),
     "asap_train_steps_total": ("Training steps", ("job",)),

@@ -50,11 +50,16 @@ def scan(
     delimiter: Delimiter = None,
     caption_engine: Annotated[
         str | None,
-        typer.Option(help="Engine that captions the pictures: 'transformers' or 'precomputed'. Default: no captions."),
+        typer.Option(
+            help="Engine that captions the pictures: 'transformers', 'openai' (an endpoint; --set captions gives its "
+            "address) or 'precomputed'. Default: no captions."
+        ),
     ] = None,
     captioner: Annotated[
         str | None,
-        typer.Option(help="The captioner: a model folder or hub name, or the file of precomputed captions."),
+        typer.Option(
+            help="The captioner: a model folder or hub name, the endpoint's name of a model, or a file of captions."
+        ),
     ] = None,
     min_text_read: Annotated[
         float,
@@ -118,7 +123,10 @@ def scan(
         "address": address, "device": device, "precision": precision, "detectors": detectors, "batch_size": batch_size,
         "notify": notify or (), "notify_for_s": notify_for, "log_file": log_file, "metrics_targets": metrics_targets,
     }  # fmt: skip
-    run_scan(settings_of(ScanSettings, **(options | changes_of(change or []))))
+    changes = changes_of(change or [])
+    if captions and isinstance(changes.get("captions"), dict):
+        changes["captions"] = captions | changes["captions"]  # the rest of what the two options began
+    run_scan(settings_of(ScanSettings, **(options | changes)))
 
 
 def run_scan(settings: ScanSettings, *, as_json: bool = False) -> None:

@@ -1,7 +1,7 @@
 """Bulk scans, in the order in which a row travels.
 
 run.py          scan(): from the command to _SUCCESS
-settings.py     ScanSettings and CaptionSettings
+settings.py     ScanSettings
 plan.py         everything that is checked before Ray starts
 look.py         a look at the input before any work, which asap plan shows
 sample.py       a seeded sample of the input, which is judged first

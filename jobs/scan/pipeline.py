@@ -26,7 +26,8 @@ from asap.errors import StorageError
 from asap.preprocessing.images import ImageLimits
 from asap.storage.location import Location
 from jobs.cluster import wait_for_resources, wait_until_free
-from jobs.scan.settings import CaptionSettings, ScanSettings
+from jobs.descriptions.settings import DescriptionSettings
+from jobs.scan.settings import ScanSettings
 from jobs.scan.stages.caption import CaptionStage
 from jobs.scan.stages.detect import Detection, Detector
 from jobs.scan.stages.prepare import Preparation
@@ -69,7 +70,7 @@ class ScanPipeline:
 
     preparation: Preparation
     detection: Detection
-    captions: CaptionSettings | None
+    captions: DescriptionSettings | None
     input: Location
     batch_size: int
     writing: Writing
@@ -122,7 +123,7 @@ def size_pipeline(
     limits = ImageLimits(max_bytes=settings.max_image_bytes, max_pixels=settings.max_image_pixels)
     device, batch_size = "cuda" if on_gpu else "cpu", settings.batch_size or (256 if on_gpu else 64)
     captions = settings.captions
-    thumbnail_side = captions.max_side if captions and captions.engine == "transformers" else None
+    thumbnail_side = captions.max_side if captions and captions.sees_pictures else None
     job = settings.job_folder.name
     return ScanPipeline(
         preparation=Preparation(image_size, limits, settings.fetch, thumbnail_side, settings.slow_picture_s, job),

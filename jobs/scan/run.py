@@ -76,8 +76,10 @@ def scan(settings: ScanSettings, watch: Watch = lambda progress: None) -> dict[s
     if record:
         wait_until_free(plan.folder, record, settings.stale_after_s, lambda line: watch(ScanProgress(line)))
     understood = _look_at_input(plan, watch) if record is None else record.get("input") or plan.source.describe()
+    captioner = _probe_captioner(plan.settings, watch)
     with job_states(settings, "scan", plan.folder.name, plan.folder) as states:
-        entries = (record or {}) | _first_entries(plan, identity) | {"input": understood, "began_s": round(began_s, 3)}
+        entries = (record or {}) | _first_entries(plan, identity) | captioner
+        entries |= {"input": understood, "began_s": round(began_s, 3)}
         with Job(plan.folder, entries, settings.heartbeat_s, states.change) as job:
             _work(job, plan, watch)
         # Only after the record says `completed`: whoever sees _SUCCESS finds every other file in its final state.
@@ -97,6 +99,22 @@ def _look_at_input(plan: ScanPlan, watch: Watch) -> dict[str, Any]:
     if not plan.settings.allow_unreadable:
         look.check(plan.settings.input)
     return look.source
+
+
+def _probe_captioner(settings: ScanSettings, watch: Watch) -> dict[str, Any]:
+    """Have the captioner describe a gray picture, show what it wrote, and return its entry in `job.json`.
+
+    Raises `ConfigError` if that fails. A model on a cluster is not loaded here: this machine may be too small for it.
+    """
+    captions = settings.captions
+    if captions is None or captions.engine == "precomputed" or (captions.engine == "transformers" and settings.address):
+        return {}
+    from jobs.descriptions.probe import probe
+
+    watch(ScanProgress("trying the captioner on a gray picture"))
+    found = probe(captions, None if settings.device == "auto" else settings.device)
+    watch(ScanProgress(found.sentence(captions)))
+    return {"captioner": found.record | {"wrote": found.wrote}}
 
 
 def _delete_temporary(folder: Location) -> None:

@@ -13,24 +13,11 @@ from asap.preprocessing.images import DEFAULT_LIMITS
 from asap.preprocessing.words import MIN_TEXT_READ
 from asap.storage.fetch import FetchSettings
 from asap.storage.location import Location
+from jobs.descriptions.settings import DescriptionSettings
 from jobs.scan.input.files.globs import find_glob
 from jobs.scan.input.tables.record_files import record_file
 from jobs.scan.input.tables.table import TableOptions
-from jobs.settings import ClusterSettings, Settings, WatchSettings
-
-
-class CaptionSettings(Settings):
-    """Settings of the captioner."""
-
-    engine: Literal["transformers", "precomputed"]
-    source: str
-    """A model folder or hub name (`transformers`); a JSON, JSONL, CSV or Parquet file (`precomputed`)."""
-    prompt: str = "Describe this picture in one sentence: who is where, doing what, in what mood."
-    """The prompt for models that take instructions. Other models caption without one."""
-    max_new_tokens: int = Field(default=40, ge=1)
-    batch_size: int = Field(default=16, ge=1)
-    max_side: int = Field(default=512, ge=32)
-    """Pixels. Larger pictures are shrunk before they travel to the captioner."""
+from jobs.settings import ClusterSettings, WatchSettings
 
 
 class ScanSettings(ClusterSettings, WatchSettings):
@@ -56,7 +43,8 @@ class ScanSettings(ClusterSettings, WatchSettings):
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     max_image_bytes: int = Field(default=DEFAULT_LIMITS.max_bytes, ge=1)
     max_image_pixels: int = Field(default=DEFAULT_LIMITS.max_pixels, ge=1)
-    captions: CaptionSettings | None = None
+    captions: DescriptionSettings | None = None
+    """The captioner (docs/descriptions.md). None: no captions."""
     min_text_read: float = Field(default=MIN_TEXT_READ, ge=0, le=1)
     """Share of a text's characters that the model must be able to read. A pair with less is one without a text."""
 
@@ -93,6 +81,10 @@ class ScanSettings(ClusterSettings, WatchSettings):
     def _check(self) -> Self:
         if (self.job is not None and not re.fullmatch(r"[\w.+-]{1,200}", self.job)) or self.job in (".", ".."):
             raise ValueError(f"job {self.job!r} is not a folder's name. Use letters, digits, '.', '_', '+' and '-'.")
+        if self.captions and self.captions.kind != "caption":
+            raise ValueError("a scan needs captions, not explanations. Leave captions.kind out.")
+        if self.captions and self.captions.engine == "vllm":
+            raise ValueError("a scan cannot run the engine vllm. Start `vllm serve`, and use the engine openai.")
         if self.stale_after_s < 2 * self.heartbeat_s:
             raise ValueError(f"stale_after_s {self.stale_after_s} is less than two heartbeats of {self.heartbeat_s} s")
         return self
@@ -126,5 +118,6 @@ class ScanSettings(ClusterSettings, WatchSettings):
     def identity(self) -> dict[str, Any]:
         """Return the settings that decide what the rows say; a job resumes only under the same ones."""
         names = {"limit", "image_column", "text_column", "id_column", "encoding", "delimiter", "precision"}
-        names |= {"max_image_bytes", "max_image_pixels", "captions", "min_text_read"}
-        return self.model_dump(include=names) | {"input": Location.parse(self.input).uri}
+        names |= {"max_image_bytes", "max_image_pixels", "min_text_read"}
+        captions = {"captions": self.captions.identity() if self.captions else None}
+        return self.model_dump(include=names) | captions | {"input": Location.parse(self.input).uri}

@@ -11,16 +11,20 @@ from PIL import Image
 
 from asap.preprocessing.words import replace_unreadable
 from asap.storage.location import Location
-from jobs.metrics import stage_timed
+from jobs.descriptions.engine import Failure, Outcome, Reply, Request, Usage, total_usage
+from jobs.descriptions.settings import DescriptionSettings
+from jobs.metrics import count, stage_timed
 from jobs.scan.input.manifest import readable_text, storable
-from jobs.scan.settings import CaptionSettings
-from jobs.scan.stages.captioners import CaptionFailed, CaptionRequest, load_captioner
+from jobs.scan.stages.captioners import load_captioner
 
 
 class CaptionStage:
     """The actor that captions prepared rows."""
 
-    def __init__(self, settings: CaptionSettings, input: Location, device: str | None = None, job: str = "") -> None:
+    def __init__(
+        self, settings: DescriptionSettings, input: Location, device: str | None = None, job: str = ""
+    ) -> None:
+        self._settings = settings
         self._captioner = load_captioner(settings, input, device)
         self._job = job
 
@@ -29,39 +33,50 @@ class CaptionStage:
         # Rows that failed before have no picture, and keep their error.
         positions = [position for position, code in enumerate(batch["error_code"].to_pylist()) if code is None]
         requests = [_request(batch, position) for position in positions]
-        outcomes: list[str | CaptionFailed | None] = [None] * len(batch)
+        outcomes: list[Outcome | None] = [None] * len(batch)
         with stage_timed(self._job, "caption"):
-            captions = self._captioner.caption(requests)
+            captions = self._captioner.describe(requests)
+        self._count(total_usage(captions))
         for position, outcome in zip(positions, captions, strict=True):
             outcomes[position] = outcome
         return _with_captions(batch, outcomes)
+
+    def _count(self, usage: Usage) -> None:
+        count("asap_scan_caption_tokens_total", usage.input_tokens, job=self._job, direction="input")
+        count("asap_scan_caption_tokens_total", usage.output_tokens, job=self._job, direction="output")
+        count(
+            "asap_scan_caption_cost_total", self._settings.cost(usage.input_tokens, usage.output_tokens), job=self._job
+        )
 
 
 _REQUEST_COLUMNS = ("custom_id", "given_id", "image_uri", "text", "text_escapes")
 
 
-def _request(batch: pa.Table, position: int) -> CaptionRequest:
+def _request(batch: pa.Table, position: int) -> Request:
     thumbnail = batch["thumbnail"][position].as_py()
     image = None if thumbnail is None else Image.open(BytesIO(thumbnail), formats=["JPEG"])
     row = {name: batch[name][position].as_py() for name in _REQUEST_COLUMNS}
     text = None if row["text"] is None else readable_text(row["text"], row["text_escapes"])
-    return CaptionRequest(row["custom_id"], row["image_uri"], image, text, row["given_id"])
+    return Request(row["custom_id"], row["image_uri"], image, text, row["given_id"])
 
 
-def _with_captions(batch: pa.Table, outcomes: Sequence[str | CaptionFailed | None]) -> pa.Table:
+def _with_captions(batch: pa.Table, outcomes: Sequence[Outcome | None]) -> pa.Table:
     """Return the batch with the captions, and with their failures as errors or warnings."""
     texts, warnings = batch["text"].to_pylist(), batch["warnings"].to_pylist()
     codes, details = batch["error_code"].to_pylist(), batch["error_detail"].to_pylist()
     retryable = batch["retryable"].to_pylist()
     # A failed caption is an error only for a pair without a text: the others are scored by their text.
     for position, outcome in enumerate(outcomes):
-        if isinstance(outcome, CaptionFailed):
+        if isinstance(outcome, Failure):
             detail = storable(f"the captioner failed: {outcome}")
             if texts[position] is None:
-                codes[position], details[position], retryable[position] = "caption_failed", detail, False
+                codes[position], details[position] = "caption_failed", detail
+                retryable[position] = outcome.is_retryable
             else:
                 warnings[position] = [*warnings[position], detail]
-    captions = [replace_unreadable(outcome) if isinstance(outcome, str) else None for outcome in outcomes]
+        elif outcome is not None and outcome.is_cut:
+            warnings[position] = [*warnings[position], "the caption is cut: its model reached max_new_tokens"]
+    captions = [replace_unreadable(outcome.text) if isinstance(outcome, Reply) else None for outcome in outcomes]
     changed: dict[str, list[Any]] = {
         "caption": captions, "error_code": codes, "error_detail": details, "retryable": retryable, "warnings": warnings
     }  # fmt: skip

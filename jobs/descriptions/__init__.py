@@ -1,0 +1,13 @@
+"""Captions of pictures and explanations of texts, from large models or from files: one seam, several engines.
+
+settings.py             DescriptionSettings and EndpointSettings
+engine.py               Request, Reply, Failure, and the protocol of an engine
+prompts.py              the published prompts, and the task words of models without a chat template
+replies.py              what a model wrote, as a reply or a failure
+loading.py              the engine of the settings, and what is checked before one is loaded
+transformers_engine.py  a model of transformers in this process
+endpoint_engine.py      an endpoint that speaks the API of OpenAI
+vllm_engine.py          vLLM as stages of Ray Data
+precomputed.py          entries of a file
+probe.py                one description of a gray picture or a short text, before any work starts
+"""

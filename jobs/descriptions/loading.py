@@ -1,0 +1,68 @@
+"""The engine of the settings, and what is checked of its source before anything is loaded."""
+
+from __future__ import annotations
+
+import re
+from importlib.util import find_spec
+from pathlib import Path
+
+from asap.errors import ConfigError
+from asap.storage.files import list_files
+from asap.storage.fingerprint import files_fingerprint
+from asap.storage.location import Location
+from jobs.descriptions.engine import Engine
+from jobs.descriptions.settings import DescriptionSettings
+from jobs.errors import InputNotFound
+
+
+def check_source(settings: DescriptionSettings) -> str:
+    """Return a fingerprint of a model; for a name on the hub or at an endpoint, the name itself.
+
+    Raises `InputNotFound` or `ConfigError` if it cannot be used. Nothing is loaded, and no network is used.
+    """
+    source = settings.source
+    if settings.engine == "openai":
+        from jobs.descriptions.endpoint_engine import read_key
+
+        if not source.strip():
+            raise InputNotFound(
+                "the captioner '' is no model of an endpoint. Give the name that the endpoint has for it."
+            )
+        if settings.endpoint:
+            read_key(settings.endpoint)
+        return source
+    if settings.engine == "vllm":
+        check_vllm()
+    if not source or re.match(r"[a-zA-Z][a-zA-Z0-9+.-]*://", source):
+        raise InputNotFound(f"the captioner {source!r} is neither a folder of this machine nor a name on the hub")
+    if not re.match(r"[./~]", source) and not Path(source).is_dir():
+        return source if settings.revision is None else f"{source}@{settings.revision}"
+    if not (Path(source).expanduser() / "config.json").is_file():
+        raise InputNotFound(f"the captioner {source} is not a model folder: it has no config.json")
+    return files_fingerprint(list_files(Location.parse(source)))
+
+
+def check_vllm() -> None:
+    """Raise `ConfigError` if vLLM is not installed."""
+    if find_spec("vllm") is None:
+        raise ConfigError("the engine vllm is not installed. Install the extra: pip install 'asap-ray[vllm]'.")
+
+
+def load_engine(settings: DescriptionSettings, device: str | None = None) -> Engine:
+    """Load the engine of the settings: `transformers` or `openai`.
+
+    A file of descriptions is read by its own job (`PrecomputedEngine`), and `vllm` is stages of a dataset.
+
+    Args:
+        settings: Settings of the engine.
+        device: Device of a model in this process. None: CUDA if there is any, else the CPU.
+    """
+    if settings.engine == "openai":
+        from jobs.descriptions.endpoint_engine import EndpointEngine
+
+        return EndpointEngine(settings)
+    if settings.engine == "transformers":
+        from jobs.descriptions.transformers_engine import TransformersEngine
+
+        return TransformersEngine(settings, device)
+    raise ConfigError(f"the engine {settings.engine} does not describe requests one batch at a time")

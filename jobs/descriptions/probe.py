@@ -1,0 +1,144 @@
+"""One description of a gray picture or of a short text, with the real engine, before any work starts.
+
+A wrong key, an endpoint that is down, and a folder that holds no model are errors then, in one sentence, and not a
+failure of every pair. A model of transformers is probed in a process of its own, whose memory is free afterwards.
+
+    python -m jobs.descriptions.probe < settings.json > result.json
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from dataclasses import dataclass
+from typing import Any
+
+from PIL import Image
+
+from asap.errors import AsapError, ConfigError
+from jobs.descriptions.engine import Failure, Outcome, Request
+from jobs.descriptions.loading import load_engine
+from jobs.descriptions.settings import DescriptionSettings
+
+TEXT = "A woman in a red coat waves to a crowd in front of the town hall."
+_HARMLESS = ("refusal", "loop")
+"""Failures that a gray picture may deserve. They show that the engine works."""
+
+
+@dataclass(frozen=True)
+class Probe:
+    """What an engine did with its first request."""
+
+    wrote: str
+    input_tokens: int
+    output_tokens: int
+    record: dict[str, Any]
+    """What decides the descriptions, from the engine (`Engine.record`)."""
+
+    def sentence(self, settings: DescriptionSettings) -> str:
+        """Describe what was written, for a person."""
+        of = "a gray picture" if settings.kind == "caption" else "a short text"
+        tokens = f"{self.input_tokens} tokens in, {self.output_tokens} out" if self.input_tokens else ""
+        if cost := settings.cost(self.input_tokens, self.output_tokens):
+            tokens += f", which costs {1000 * cost:.3g} for a thousand"
+        tokens = tokens and f" ({tokens})"
+        return f"the captioner {settings.source} wrote of {of}{tokens}: {self.wrote}"
+
+
+def probe(settings: DescriptionSettings, device: str | None = None) -> Probe:
+    """Describe a gray picture, or a short text for explanations. Raises `ConfigError` if that cannot be done.
+
+    Args:
+        settings: Settings of the engine, not of `precomputed` or `vllm`.
+        device: Device of a model of transformers. None: CUDA if there is any, else the CPU.
+    """
+    if settings.engine != "transformers":
+        return probe_here(settings, device)
+    order = {"settings": settings.model_dump(), "device": device}
+    command = [sys.executable, "-m", "jobs.descriptions.probe"]
+    done = subprocess.run(command, input=json.dumps(order), capture_output=True, text=True, check=False)  # noqa: S603
+    answer = _last_object(done.stdout)
+    if answer is None:
+        said = " ".join(done.stderr.split())[-300:]
+        raise ConfigError(
+            f"the captioner {settings.source} cannot be used: its process ended with code {done.returncode} before it "
+            f"had described a gray picture. {said}"
+        )
+    if "error" in answer:
+        raise ConfigError(answer["error"])
+    return Probe(**answer)
+
+
+def probe_here(settings: DescriptionSettings, device: str | None = None) -> Probe:
+    """Do the work of `probe` in this process."""
+    engine = load_engine(settings, device)
+    (outcome,) = engine.describe([request_of(settings)])
+    if hasattr(engine, "close"):
+        engine.close()
+    return _checked(settings, outcome, engine.record())
+
+
+def request_of(settings: DescriptionSettings) -> Request:
+    """Return the request of a probe."""
+    if settings.kind == "explanation":
+        return Request("probe", "probe.jpg", None, TEXT)
+    side = min(256, settings.max_side)
+    return Request("probe", "probe.jpg", Image.new("RGB", (side, side), (128, 128, 128)))
+
+
+def _checked(settings: DescriptionSettings, outcome: Outcome, record: dict[str, Any]) -> Probe:
+    usage = outcome.usage
+    if not isinstance(outcome, Failure):
+        return Probe(outcome.text, usage.input_tokens, usage.output_tokens, record)
+    if outcome.kind in _HARMLESS:
+        return Probe(outcome.detail, usage.input_tokens, usage.output_tokens, record)
+    where = f" at {settings.endpoint.address}" if settings.endpoint else ""
+    raise ConfigError(
+        f"the captioner {settings.source}{where} does not work: {outcome.detail}.{_advice(settings, outcome)}"
+    )
+
+
+def _advice(settings: DescriptionSettings, failure: Failure) -> str:
+    """Return what to do about the failure of a probe, after a blank; nothing if nobody knows."""
+    if failure.kind == "not_allowed" and settings.endpoint:
+        return (
+            f" Check the key in the environment variable {settings.endpoint.key_env}."
+            if settings.endpoint.key_env
+            else " The endpoint wants a key: name its environment variable in endpoint.key_env."
+        )
+    return {
+        "unreachable": " Check the address, and that the endpoint runs.",
+        "timeout": " Check that the endpoint runs, or raise endpoint.timeout_s.",
+        "bad_answer": " Check that the address is that of an API, and ends as its users say, often with /v1.",
+        "rejected": " Check the name of the model, and the settings of the endpoint.",
+        "special_tokens": " Give another prompt, or another model.",
+        "empty": " Give another prompt, or another model.",
+    }.get(failure.kind, "")
+
+
+def _last_object(text: str) -> dict[str, Any] | None:
+    """Return the JSON object in the last line: libraries may have printed others before it."""
+    for line in reversed(text.splitlines()):
+        try:
+            found = json.loads(line)
+        except ValueError:
+            continue
+        return found if isinstance(found, dict) else None
+    return None
+
+
+def main() -> None:
+    """Probe the settings that stand on the standard input, and print the result or its error as a line of JSON."""
+    order = json.loads(sys.stdin.read())
+    try:
+        found = probe_here(DescriptionSettings(**order["settings"]), order["device"])
+        answer = {"wrote": found.wrote, "input_tokens": found.input_tokens, "output_tokens": found.output_tokens,
+                  "record": found.record}  # fmt: skip
+    except AsapError as error:
+        answer = {"error": str(error)}
+    sys.stdout.write(f"\n{json.dumps(answer)}\n")
+
+
+if __name__ == "__main__":
+    main()

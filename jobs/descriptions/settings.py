@@ -1,0 +1,124 @@
+"""Settings of an engine that describes pictures or texts. Values that cannot work are refused."""
+
+from __future__ import annotations
+
+import re
+from typing import Any, Literal, Self
+from urllib.parse import urlsplit
+
+from pydantic import Field, model_validator
+
+from jobs.settings import Settings
+
+Kind = Literal["caption", "explanation"]
+EngineName = Literal["transformers", "openai", "vllm", "precomputed"]
+_NEW_TOKENS = {"caption": 40, "explanation": 160}
+_DECISIVE = {"engine", "source", "revision", "prompt", "max_new_tokens", "batch_size", "max_side", "dtype", "attention"}
+
+
+class EndpointSettings(Settings):
+    """An endpoint that speaks the API of OpenAI, and how it is asked."""
+
+    address: str
+    """Address of the API, such as https://host/v1. Pictures and texts are sent there."""
+    key_env: str | None = "OPENAI_API_KEY"
+    """Name of the environment variable that holds the key, on every machine. None: the endpoint needs none."""
+    concurrency: int = Field(default=16, ge=1, le=4096)
+    """Requests that one process has under way at a time."""
+    timeout_s: float = Field(default=60, gt=0)
+    """Seconds for one try of a request."""
+    deadline_s: float = Field(default=180, gt=0)
+    """Seconds for a request with all its tries and the waits between them."""
+    retries: int = Field(default=5, ge=0)
+    """Tries after the first, of a request that may succeed later."""
+    limit_field: Literal["max_tokens", "max_completion_tokens"] = "max_tokens"
+    """Field of the request that holds `max_new_tokens`. Some models of OpenAI want the second."""
+    temperature: float | None = Field(default=0, ge=0, le=2)
+    """None: the field is not sent. Some models refuse it."""
+    body: dict[str, Any] = Field(default={})
+    """Further fields of each request, such as {"chat_template_kwargs": {"enable_thinking": false}}."""
+    input_price: float = Field(default=0, ge=0)
+    """Price of a million tokens that are sent, in any currency."""
+    output_price: float = Field(default=0, ge=0)
+    """Price of a million tokens that the model writes."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        parts = urlsplit(self.address)
+        if parts.scheme not in ("http", "https") or not parts.hostname:
+            raise ValueError("endpoint.address is no http:// or https:// address. Give one such as https://host/v1.")
+        if parts.username or parts.password or parts.query or parts.fragment:
+            raise ValueError(
+                "endpoint.address has a user, a password or a query. It is written into records, so it may hold no "
+                "secret. Put the key into the variable that endpoint.key_env names."
+            )
+        if self.key_env is not None and not re.fullmatch(r"[A-Za-z_]\w{0,99}", self.key_env, re.ASCII):
+            raise ValueError("endpoint.key_env is not the name of an environment variable. Give the name, not the key.")
+        return self
+
+
+class DescriptionSettings(Settings):
+    """The engine that writes captions or explanations, its model, and its prompt."""
+
+    engine: EngineName
+    source: str
+    """A model folder or hub name (`transformers`, `vllm`); the endpoint's name of a model (`openai`); a JSON, JSONL,
+    CSV or Parquet file (`precomputed`)."""
+    kind: Kind = "caption"
+    """A caption describes a picture, an explanation describes a text."""
+    revision: str | None = None
+    """Branch, tag or commit of a model on the hub. None: its main branch."""
+    prompt: str | None = None
+    """Prompt, with `{text}` where an explanation takes the text. None: the published one, or the task words of a model
+    that has some (docs/descriptions.md)."""
+    max_new_tokens: int = Field(default=40, ge=1)
+    """Tokens that the model may write, without those of the prompt. 160 for explanations, if not given."""
+    batch_size: int = Field(default=16, ge=1)
+    """Requests that enter a model of `transformers` or `vllm` together."""
+    max_side: int = Field(default=512, ge=32)
+    """Pixels. Larger pictures are shrunk before they travel to the captioner."""
+    dtype: Literal["float32", "bfloat16", "float16"] | None = None
+    """Arithmetic of a model in this process. None: bfloat16 on a GPU, float32 on a CPU."""
+    attention: Literal["eager", "sdpa", "flash_attention_2"] | None = None
+    """Implementation of attention of a model in this process. None: what transformers chooses."""
+    endpoint: EndpointSettings | None = None
+    """The endpoint of the engine `openai`."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill(cls, values: Any) -> Any:
+        if isinstance(values, dict) and (limit := _NEW_TOKENS.get(str(values.get("kind", "caption")))):
+            return {"max_new_tokens": limit} | values
+        return values
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.engine == "openai" and self.endpoint is None:
+            raise ValueError(
+                'the engine openai needs an endpoint. Give its address: {"endpoint": {"address": "https://host/v1"}}.'
+            )
+        if self.engine != "openai" and self.endpoint is not None:
+            raise ValueError(
+                f"the engine {self.engine} has no endpoint. Leave `endpoint` out, or use the engine openai."
+            )
+        if self.kind == "explanation" and self.prompt is not None and "{text}" not in self.prompt:
+            raise ValueError("the prompt has no {text}, so the model would not see the text. Add it.")
+        return self
+
+    @property
+    def sees_pictures(self) -> bool:
+        """True if the engine needs the pictures themselves."""
+        return self.kind == "caption" and self.engine != "precomputed"
+
+    def cost(self, input_tokens: int, output_tokens: int) -> float:
+        """Return the cost of tokens at the prices of the endpoint; 0 without one."""
+        if self.endpoint is None:
+            return 0
+        return (input_tokens * self.endpoint.input_price + output_tokens * self.endpoint.output_price) / 1_000_000
+
+    def identity(self) -> dict[str, Any]:
+        """Return the settings that decide what is written; how an endpoint is asked does not, but where does."""
+        identity = self.model_dump(include=_DECISIVE)
+        if self.endpoint:
+            identity["endpoint"] = self.endpoint.model_dump(include={"address", "temperature", "body"})
+        return identity

@@ -1,0 +1,47 @@
+"""Sources are checked before anything is loaded."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from asap.errors import ConfigError
+from jobs.descriptions import loading
+from jobs.descriptions.loading import check_source, load_engine
+from jobs.descriptions.settings import DescriptionSettings
+from jobs.errors import InputNotFound
+
+
+def _endpoint(source: str, key_env: str | None = None) -> DescriptionSettings:
+    way = {"address": "https://host/v1", "key_env": key_env}
+    return DescriptionSettings(engine="openai", source=source, endpoint=way)  # type: ignore[arg-type]
+
+
+def test_a_model_of_an_endpoint_is_its_name() -> None:
+    assert check_source(_endpoint("tiny")) == "tiny"
+    with pytest.raises(InputNotFound, match="no model of an endpoint"):
+        check_source(_endpoint(" "))
+
+
+def test_a_missing_key_is_named_before_work_starts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("NO_SUCH_KEY", raising=False)
+    with pytest.raises(ConfigError, match="the environment variable NO_SUCH_KEY is not set"):
+        check_source(_endpoint("tiny", "NO_SUCH_KEY"))
+
+
+def test_another_revision_of_a_model_on_the_hub_has_another_fingerprint() -> None:
+    settings = DescriptionSettings(engine="transformers", source="some/name")
+    assert check_source(settings) != check_source(settings.model_copy(update={"revision": "v2"}))
+
+
+def test_vllm_that_is_not_installed_names_its_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loading, "find_spec", lambda name: None)
+    with pytest.raises(ConfigError, match=r"pip install 'asap-ray\[vllm\]'"):
+        check_source(DescriptionSettings(engine="vllm", source=str(tmp_path)))
+
+
+@pytest.mark.parametrize("engine", ["vllm", "precomputed"])
+def test_an_engine_of_another_form_is_not_loaded(engine: str) -> None:
+    with pytest.raises(ConfigError, match=f"the engine {engine} does not describe requests"):
+        load_engine(DescriptionSettings(engine=engine, source="x"))  # type: ignore[arg-type]

@@ -1,0 +1,243 @@
+"""The engine of transformers with tiny models of each kind, as transformers saves them."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from asap.errors import ConfigError
+from jobs.descriptions.engine import Failure, Outcome, Reply, Request
+from jobs.descriptions.loading import load_engine
+from jobs.descriptions.settings import DescriptionSettings
+from jobs.descriptions.transformers_engine import TransformersEngine
+from tests.support import tiny_captioners
+from tests.support.tiny_captioners import WORDS
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., str]:
+    folders: dict[tuple[str, str], str] = {}
+
+    def save(name: str, **changes: Any) -> str:
+        key = name, str(changes)
+        if key not in folders:
+            folders[key] = getattr(tiny_captioners, f"save_{name}")(tmp_path_factory.mktemp(name), **changes)
+        return folders[key]
+
+    return save
+
+
+def _request(seed: int = 0, text: str | None = None) -> Request:
+    noise = np.random.default_rng(seed).integers(0, 255, (30, 40, 3), dtype=np.uint8)
+    return Request(str(seed), f"{seed}.jpg", Image.fromarray(noise), text)
+
+
+def _settings(source: str, **changes: Any) -> DescriptionSettings:
+    return DescriptionSettings(**({"engine": "transformers", "source": source, "max_new_tokens": 5} | changes))
+
+
+def _generated(engine: TransformersEngine, monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
+    """Record the words of the prompts that reach the model."""
+    prompts: list[list[str]] = []
+    generate = engine._model.generate
+
+    def keep(**inputs: Any) -> Any:
+        found = inputs.get("input_ids")
+        prompts.append([] if found is None else engine._tokenizer.batch_decode(found, skip_special_tokens=True))
+        return generate(**inputs)
+
+    monkeypatch.setattr(engine._model, "generate", keep)
+    return prompts
+
+
+@pytest.mark.parametrize("model", ["blip", "llava", "encoder_decoder"])
+def test_a_model_captions_each_picture_with_new_words_only(model: str, saved: Callable[..., str]) -> None:
+    engine = load_engine(_settings(saved(model), batch_size=2))
+    outcomes = engine.describe([_request(seed) for seed in range(3)])
+    assert len(outcomes) == 3
+    for outcome in outcomes:
+        assert isinstance(outcome, Reply)
+        assert set(outcome.text.split()) <= set(WORDS)
+        assert 1 <= len(outcome.text.split()) <= 5, "the prompt is not part of a caption"
+        assert 1 <= outcome.usage.output_tokens <= 5
+        assert outcome.is_cut is (outcome.usage.output_tokens == 5)
+    (alone,) = engine.describe([_request(0)])
+    assert alone == outcomes[0], "a picture's caption does not depend on the batch"
+
+
+def test_a_chat_model_gets_the_published_prompt(saved: Callable[..., str], monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = TransformersEngine(_settings(saved("llava")))
+    seen: list[Any] = []
+    template = engine._processor.apply_chat_template
+    monkeypatch.setattr(
+        engine._processor, "apply_chat_template", lambda chat, **options: seen.append(chat) or template(chat, **options)
+    )
+    engine.describe([_request()])
+    assert seen[0][0]["content"][1] == {"type": "text", "text": "Give the caption of this picture"}
+
+
+def test_a_prompt_reaches_a_model_without_a_chat_template_and_is_no_part_of_the_caption(
+    saved: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = TransformersEngine(_settings(saved("blip"), prompt="the man in the"))
+    prompts = _generated(engine, monkeypatch)
+    outcomes = engine.describe([_request(0), _request(1)])
+    assert prompts == [["the man in the", "the man in the"]]
+    assert all(isinstance(outcome, Reply) and outcome.usage.output_tokens <= 5 for outcome in outcomes)
+
+
+def test_a_model_with_task_words_is_asked_by_them(saved: Callable[..., str], monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = TransformersEngine(_settings(saved("paligemma")))
+    seen: list[Any] = []
+    monkeypatch.setattr(engine, "_processor", _Recorder(engine._processor, seen))
+    outcomes = engine.describe([_request()])
+    assert seen == [["caption en"]]
+    assert engine.record()["prompt"] == "caption en"
+    assert isinstance(outcomes[0], Reply)
+    assert len(outcomes[0].text.split()) <= 5
+
+
+class _Recorder:
+    def __init__(self, processor: Any, seen: list[Any]) -> None:
+        self._processor, self._seen = processor, seen
+
+    def __call__(self, **inputs: Any) -> Any:
+        self._seen.append(inputs["text"])
+        return self._processor(**inputs)
+
+
+def test_a_model_that_nobody_knows_how_to_ask_is_refused_unless_the_settings_say(saved: Callable[..., str]) -> None:
+    source = saved("llava", with_template=False)
+    with pytest.raises(ConfigError, match=r"type llava\) has no chat template, and how it is asked for a caption"):
+        TransformersEngine(_settings(source))
+    (outcome,) = TransformersEngine(_settings(source, prompt="<image> the man")).describe([_request()])
+    assert isinstance(outcome, Reply)
+    explains = saved("language_model", with_template=False)
+    with pytest.raises(ConfigError, match="asked for an explanation is unknown"):
+        TransformersEngine(_settings(explains, kind="explanation"))
+    engine = TransformersEngine(_settings(explains, kind="explanation", prompt="the {text} in"))
+    assert isinstance(engine.describe([_request(text="crowd")])[0], Reply)
+
+
+def test_a_language_model_explains_texts_of_any_length(
+    saved: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = TransformersEngine(_settings(saved("language_model"), kind="explanation", prompt="in {text}"))
+    prompts = _generated(engine, monkeypatch)
+    outcomes = engine.describe([_request(text="man"), _request(text=" "), _request(text="a woman smiles {text}")])
+    assert prompts[0][0] == "in man the", "the template of the model adds its words"
+    assert isinstance(outcomes[0], Reply)
+    assert isinstance(outcomes[1], Failure)
+    assert (outcomes[1].kind, outcomes[0].usage.input_tokens) == ("no_input", 3)
+    assert engine.describe([_request(text="man")])[0] == outcomes[0], "the padding of a batch changes nothing"
+
+
+def test_a_model_that_sees_explains_texts_too(saved: Callable[..., str]) -> None:
+    engine = TransformersEngine(_settings(saved("llava"), kind="explanation", prompt="in {text}"))
+    assert isinstance(engine.describe([_request(text="man")])[0], Reply)
+
+
+def test_a_model_that_writes_only_special_tokens_fails_with_that_kind(saved: Callable[..., str]) -> None:
+    engine = TransformersEngine(_settings(saved("encoder_decoder", words_only=False)))
+    (outcome,) = engine.describe([_request()])
+    assert isinstance(outcome, Failure)
+    assert outcome.kind == "special_tokens"
+
+
+def test_a_request_without_a_picture_fails_alone(saved: Callable[..., str]) -> None:
+    engine = TransformersEngine(_settings(saved("blip")))
+    outcomes = engine.describe([_request(), Request("x", "x.jpg", None), _request(1)])
+    assert [type(outcome) for outcome in outcomes] == [Reply, Failure, Reply]
+    assert engine.describe([]) == []
+
+
+@pytest.mark.parametrize(
+    ("error", "kind"),
+    [(RuntimeError("no such size"), "model_error"), (torch.OutOfMemoryError("CUDA out of memory"), "out_of_memory")],
+)
+def test_a_picture_that_breaks_the_model_fails_alone(
+    saved: Callable[..., str], monkeypatch: pytest.MonkeyPatch, error: Exception, kind: str
+) -> None:
+    engine = TransformersEngine(_settings(saved("blip")))
+    whole = engine._generate
+
+    def breaking(requests: Sequence[Request]) -> list[Outcome]:
+        if any(request.image and request.image.width == 1 for request in requests):
+            raise error
+        return whole(requests)
+
+    monkeypatch.setattr(engine, "_generate", breaking)
+    bad = Request("bad", "/bad.jpg", Image.new("RGB", (1, 1)))
+    outcomes = engine.describe([_request(), bad, _request(1)])
+    assert [type(outcome) for outcome in outcomes] == [Reply, Failure, Reply]
+    assert isinstance(outcomes[1], Failure)
+    assert outcomes[1].kind == kind
+    assert str(error) in outcomes[1].detail
+
+
+def test_a_broken_device_ends_the_process_so_that_another_process_retries(
+    saved: Callable[..., str], monkeypatch: pytest.MonkeyPatch, process_end: type[BaseException]
+) -> None:
+    engine = TransformersEngine(_settings(saved("blip")))
+
+    def breaking(requests: Sequence[Request]) -> list[Outcome]:
+        raise torch.AcceleratorError("CUDA error: an illegal memory access was encountered")
+
+    monkeypatch.setattr(engine, "_generate", breaking)
+    with pytest.raises(process_end):
+        engine.describe([_request()])
+
+
+def test_pictures_are_shrunk_before_they_enter_the_model(
+    saved: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = TransformersEngine(_settings(saved("blip"), max_side=32))
+    large = Request("1", "1.jpg", Image.new("L", (400, 200)))
+    assert engine._shrunk(large.image).size == (32, 16)
+    assert engine._shrunk(large.image).mode == "RGB"
+    assert large.image is not None
+    assert large.image.size == (400, 200), "the caller's picture stays as it is"
+
+
+def test_the_record_says_what_decides_the_captions(saved: Callable[..., str]) -> None:
+    record = TransformersEngine(_settings(saved("encoder_decoder"), dtype="bfloat16", attention="eager")).record()
+    assert (record["model_type"], record["prompt"]) == ("vision-encoder-decoder", None)
+    assert (record["dtype"], record["max_new_tokens"], record["do_sample"]) == ("bfloat16", 5, False)
+    json.dumps(record)
+
+
+def test_a_folder_that_is_no_captioner_is_refused_in_a_sentence(saved: Callable[..., str], tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(ConfigError, match=r"for captions cannot be loaded: .*model_type"):
+        TransformersEngine(_settings(str(tmp_path)))
+    with pytest.raises(ConfigError, match=r"type llama\) cannot write captions\. Give an image-text-to-text model"):
+        TransformersEngine(_settings(saved("language_model")))
+    (tmp_path / "config.json").write_text('{"model_type": "vit"}')
+    with pytest.raises(ConfigError, match=r"type vit\) cannot write explanations\. Give a language model"):
+        TransformersEngine(_settings(str(tmp_path), kind="explanation"))
+
+
+@pytest.mark.parametrize("missing", ["model.safetensors", "tokenizer.json"])
+def test_a_folder_with_a_part_missing_is_refused_in_a_sentence(
+    saved: Callable[..., str], tmp_path: Path, missing: str
+) -> None:
+    folder = shutil.copytree(saved("encoder_decoder"), tmp_path / "model")
+    for file in folder.glob("tokenizer*" if "tokenizer" in missing else missing):
+        file.unlink()
+    with pytest.raises(ConfigError, match="cannot be loaded"):
+        TransformersEngine(_settings(str(folder)))
+
+
+def test_damaged_weights_are_refused_in_a_sentence(saved: Callable[..., str], tmp_path: Path) -> None:
+    folder = shutil.copytree(saved("encoder_decoder"), tmp_path / "model")
+    (folder / "model.safetensors").write_bytes((folder / "model.safetensors").read_bytes()[:200])
+    with pytest.raises(ConfigError, match="cannot be loaded"):
+        TransformersEngine(_settings(str(folder)))

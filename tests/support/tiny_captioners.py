@@ -1,0 +1,153 @@
+"""Captioners and a language model of a few thousand random weights, in the forms that transformers saves."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+WORDS = ["a", "man", "woman", "smiles", "crowd", "in", "the", "street"]
+_TOKENS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+_IDS = {"bos_token_id": 2, "eos_token_id": 3, "pad_token_id": 0}
+_VISION: dict[str, Any] = {
+    "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "image_size": 32,
+    "patch_size": 16,
+}  # fmt: skip
+_LLAMA: dict[str, Any] = {
+    "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2,
+    "num_key_value_heads": 2, "initializer_range": 1.0,
+} | _IDS  # fmt: skip
+"""The weights are not small (`initializer_range`), so that no two words score alike."""
+
+
+def _tokenizer(*more: str) -> Any:
+    from transformers import BertTokenizerFast
+
+    tokens = [*_TOKENS, *more, *WORDS]
+    tokenizer = BertTokenizerFast(vocab={token: number for number, token in enumerate(tokens)})
+    if more:
+        tokenizer.add_special_tokens({"additional_special_tokens": list(more)})
+    return tokenizer
+
+
+def _words_only(model: Any, special: int) -> None:
+    """Have a model write words, whatever its weights."""
+    model.generation_config.suppress_tokens = list(range(special))
+
+
+def save_blip(folder: Path) -> str:
+    """Save a captioner that takes no prompt, or the beginning of its caption."""
+    from transformers import BlipConfig, BlipForConditionalGeneration, BlipImageProcessor, BlipProcessor
+
+    text = {"vocab_size": 13, "hidden_size": 16, "encoder_hidden_size": 16, "intermediate_size": 16,
+            "num_hidden_layers": 1, "num_attention_heads": 2, "max_position_embeddings": 32,
+            "sep_token_id": 3}  # fmt: skip
+    torch.manual_seed(0)
+    config = BlipConfig(text_config=text | _IDS, vision_config=_VISION, projection_dim=16)
+    model = BlipForConditionalGeneration(config)
+    _words_only(model, 5)
+    model.save_pretrained(folder)
+    BlipProcessor(BlipImageProcessor(size={"height": 32, "width": 32}), _tokenizer()).save_pretrained(folder)
+    return str(folder)
+
+
+def save_llava(folder: Path, *, with_template: bool = True) -> str:
+    """Save a chat model that sees."""
+    from transformers import CLIPImageProcessor, LlavaConfig, LlavaForConditionalGeneration, LlavaProcessor
+
+    config = LlavaConfig(
+        text_config={"model_type": "llama", "vocab_size": 14} | _LLAMA,
+        vision_config={"model_type": "clip_vision_model", "projection_dim": 16} | _VISION,
+        image_token_index=5,
+        vision_feature_layer=-1,
+    )
+    torch.manual_seed(0)
+    model = LlavaForConditionalGeneration(config)
+    _words_only(model, 6)
+    model.save_pretrained(folder)
+    template = (
+        "{% for message in messages %}{% for part in message['content'] %}"
+        "{% if part['type'] == 'image' %}<image> {% else %}{{ part['text'] }} {% endif %}"
+        "{% endfor %}{% endfor %}"
+    )
+    images = CLIPImageProcessor(size={"height": 32, "width": 32}, crop_size={"height": 32, "width": 32})
+    LlavaProcessor(
+        images, _tokenizer("<image>"), patch_size=16, vision_feature_select_strategy="default",
+        num_additional_image_tokens=1, chat_template=template if with_template else None, image_token="<image>",
+    ).save_pretrained(folder)  # fmt: skip
+    return str(folder)
+
+
+def save_encoder_decoder(folder: Path, *, words_only: bool = True) -> str:
+    """Save a ViT that a causal BERT reads. Image processor and tokenizer lie beside each other in the folder."""
+    from transformers import (
+        BertConfig,
+        BertLMHeadModel,
+        VisionEncoderDecoderModel,
+        ViTConfig,
+        ViTImageProcessor,
+        ViTModel,
+    )
+
+    torch.manual_seed(0)
+    decoder = BertConfig(
+        vocab_size=13, hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2,
+        max_position_embeddings=32, is_decoder=True, add_cross_attention=True, initializer_range=1.0, **_IDS,
+    )  # fmt: skip
+    model = VisionEncoderDecoderModel(encoder=ViTModel(ViTConfig(**_VISION)), decoder=BertLMHeadModel(decoder))
+    for name, value in ({"decoder_start_token_id": 2} | _IDS).items():
+        setattr(model.config, name, value)
+        setattr(model.generation_config, name, value)
+    if words_only:
+        _words_only(model, 5)
+    else:
+        model.generation_config.suppress_tokens = [0, 3, *range(5, 13)]
+    model.save_pretrained(folder)
+    ViTImageProcessor(size={"height": 32, "width": 32}).save_pretrained(folder)
+    _tokenizer().save_pretrained(folder)
+    return str(folder)
+
+
+def save_language_model(folder: Path, *, with_template: bool = True) -> str:
+    """Save a language model, with a chat template or without."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(0)
+    model = LlamaForCausalLM(LlamaConfig(vocab_size=13, max_position_embeddings=512, **_LLAMA))
+    _words_only(model, 5)
+    model.save_pretrained(folder)
+    tokenizer = _tokenizer()
+    if with_template:
+        tokenizer.chat_template = "{% for message in messages %}{{ message['content'] }}{% endfor %} the"
+    tokenizer.save_pretrained(folder)
+    return str(folder)
+
+
+def save_paligemma(folder: Path) -> str:
+    """Save a model that is asked by task words: it has no chat template."""
+    from transformers import (
+        GemmaConfig,
+        PaliGemmaConfig,
+        PaliGemmaForConditionalGeneration,
+        PaliGemmaProcessor,
+        SiglipImageProcessor,
+        SiglipVisionConfig,
+    )
+
+    torch.manual_seed(0)
+    tokenizer = _tokenizer("<image>")
+    text = GemmaConfig(
+        vocab_size=2048, hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2,
+        num_key_value_heads=2, head_dim=8, initializer_range=1.0, **_IDS,
+    )  # fmt: skip
+    config = PaliGemmaConfig(
+        vision_config=SiglipVisionConfig(**_VISION), text_config=text, image_token_index=5, projection_dim=16
+    )
+    model = PaliGemmaForConditionalGeneration(config)
+    model.generation_config.suppress_tokens = [number for number in range(2048) if not 6 <= number < 14]
+    model.save_pretrained(folder)
+    images = SiglipImageProcessor(size={"height": 32, "width": 32})
+    images.image_seq_length = 4
+    PaliGemmaProcessor(images, tokenizer).save_pretrained(folder)
+    return str(folder)
