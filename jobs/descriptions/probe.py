@@ -43,7 +43,7 @@ class Probe:
         if cost := settings.cost(self.input_tokens, self.output_tokens):
             tokens += f", which costs {1000 * cost:.3g} for a thousand"
         tokens = tokens and f" ({tokens})"
-        return f"the captioner {settings.source} wrote of {of}{tokens}: {self.wrote}"
+        return f"the captioner {settings.source} describes {of}{tokens}: {self.wrote}"
 
 
 def probe(settings: DescriptionSettings, device: str | None = None) -> Probe:

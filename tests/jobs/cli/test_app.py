@@ -273,6 +273,30 @@ def test_scan_settings_reach_the_scan(run: Any, monkeypatch: pytest.MonkeyPatch)
     assert (settings.captions.engine, settings.captions.source) == ("precomputed", "c.json")
 
 
+def test_further_settings_of_a_captioner_join_its_options(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[Any] = []
+    monkeypatch.setattr(
+        "jobs.scan.run.scan", lambda settings, watch: seen.append(settings) or _pretend(settings, watch)
+    )
+    more = '{"prompt": "Say it.", "endpoint": {"address": "http://host/v1"}}'
+    code, _, _ = run(
+        "scan",
+        "in.jsonl",
+        "--out",
+        "/out",
+        "--caption-engine",
+        "openai",
+        "--captioner",
+        "m",
+        "--set",
+        f"captions={more}",
+    )
+    assert code == 0
+    captions = seen[0].captions
+    assert (captions.engine, captions.source, captions.prompt) == ("openai", "m", "Say it.")
+    assert captions.endpoint.address == "http://host/v1"
+
+
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
@@ -283,6 +307,7 @@ def test_scan_settings_reach_the_scan(run: Any, monkeypatch: pytest.MonkeyPatch)
         (["--caption-engine", "precomputed"], "belong together, and --captioner is missing"),
         (["--captioner", "c.json"], "belong together, and --caption-engine is missing"),
         (["--device", "tpu"], "device 'tpu': Input should be 'auto', 'cpu' or 'cuda'"),
+        (["--caption-engine", "openai", "--captioner", "m"], "the engine openai needs an endpoint"),
         (["--caption-engine", "magic", "--captioner", "x"], "captions.engine 'magic'"),
         ([], "/nowhere.jsonl is not there"),
     ],

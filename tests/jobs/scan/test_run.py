@@ -25,6 +25,7 @@ from asap.policy import Policy
 from asap.storage.fetch import FetchSettings
 from asap.storage.files import file_info, list_files, open_seekable, read_bytes, write_bytes
 from asap.storage.location import Location
+from jobs.descriptions.settings import DescriptionSettings
 from jobs.errors import InputNotFound, InputUnfamiliar, JobDiffers, JobError, JobFailed
 from jobs.scan import passes
 from jobs.scan import run as run_module
@@ -34,7 +35,7 @@ from jobs.scan.output.job_folder import Job
 from jobs.scan.passes import ScanProgress, check_results, watched
 from jobs.scan.plan import ScanPlan, plan_scan
 from jobs.scan.run import check_manifest, scan
-from jobs.scan.settings import CaptionSettings, ScanSettings
+from jobs.scan.settings import ScanSettings
 from jobs.scan.stages.detect import Detector
 from jobs.scan.stages.result_rows import RESULT_SCHEMA
 from tests.support.deadly import Deadly
@@ -174,7 +175,7 @@ def test_a_folder_scan_captions_the_pairs_without_text(
         (folder / f"{number}.jpg").write_bytes(jpeg(number))
     (folder / "0.txt").write_text("A team celebrates")
     (tmp_path / "captions.json").write_text(json.dumps({"0.jpg": "a team", "1.jpg": "a crowd", "2.jpg": "a child"}))
-    captions = CaptionSettings(engine="precomputed", source=str(tmp_path / "captions.json"))
+    captions = DescriptionSettings(engine="precomputed", source=str(tmp_path / "captions.json"))
     summary = scan(
         ScanSettings(input=str(folder), out=str(tmp_path / "out"), model=str(model_folder), captions=captions)
     )

@@ -120,6 +120,21 @@ def test_a_job_of_an_earlier_version_of_the_columns_is_resumed_and_one_of_a_late
         check_resumable(folder, IDENTITY | {"schema_version": SCHEMA_VERSION, "model_id": "m@2"})
 
 
+@pytest.mark.parametrize("engine", ["precomputed", "transformers"])
+def test_the_default_prompt_of_an_earlier_version_matters_only_to_an_engine_that_uses_it(
+    folder: Location, engine: str
+) -> None:
+    captions: dict[str, Any] = {"engine": engine, "source": "c.json", "prompt": "Describe this picture."}
+    with Job(folder, {"identity": IDENTITY | {"settings": {"captions": captions}}}, heartbeat_s=10):
+        pass
+    now = IDENTITY | {"settings": {"captions": captions | {"prompt": None, "dtype": None}}}
+    if engine == "precomputed":
+        assert check_resumable(folder, now)
+    else:
+        with pytest.raises(JobDiffers, match=r"captions\.prompt was 'Describe this picture\.' and is None"):
+            check_resumable(folder, now)
+
+
 def test_a_folder_with_other_files_is_refused(folder: Location) -> None:
     write_bytes(folder / "thesis.txt", b"x")
     with pytest.raises(JobDiffers, match="holds files that are not a job's"):
