@@ -44,6 +44,7 @@ class EndpointEngine:
     """An engine that asks an endpoint. Raises `ConfigError` if the key is missing or cannot be one."""
 
     def __init__(self, settings: DescriptionSettings) -> None:
+        from httpx2 import Limits
         from openai import AsyncOpenAI, DefaultAsyncHttpxClient
 
         if settings.endpoint is None:
@@ -52,12 +53,15 @@ class EndpointEngine:
         self._key = read_key(settings.endpoint)
         # One loop for all calls keeps the connections. Redirects would carry pictures to an address nobody gave.
         self._runner = asyncio.Runner()
+        connections = Limits(
+            max_connections=self._endpoint.concurrency, max_keepalive_connections=self._endpoint.concurrency
+        )
         self._client = AsyncOpenAI(
             api_key=self._key or "none",
             base_url=settings.endpoint.address,
             max_retries=0,
             timeout=settings.endpoint.timeout_s,
-            http_client=DefaultAsyncHttpxClient(follow_redirects=False),
+            http_client=DefaultAsyncHttpxClient(follow_redirects=False, limits=connections),
         )
         self._held_until = 0.0
         """Time, by the monotonic clock, before which the endpoint wants no request."""

@@ -28,13 +28,13 @@ _HARMLESS = ("refusal", "loop")
 
 @dataclass(frozen=True)
 class Probe:
-    """What an engine did with its first request."""
+    """The outcome of the first request of an engine."""
 
     wrote: str
     input_tokens: int
     output_tokens: int
     record: dict[str, Any]
-    """What decides the descriptions, from the engine (`Engine.record`)."""
+    """Model, prompt and settings that decide the descriptions, from the engine (`Engine.record`)."""
 
     def sentence(self, settings: DescriptionSettings) -> str:
         """Describe what was written, for a person."""
@@ -112,6 +112,7 @@ def _advice(settings: DescriptionSettings, failure: Failure) -> str:
         "timeout": " Check that the endpoint runs, or raise endpoint.timeout_s.",
         "bad_answer": " Check that the address is that of an API, and ends as its users say, often with /v1.",
         "rejected": " Check the name of the model, and the settings of the endpoint.",
+        "model_error": " Lower max_new_tokens if the model writes no texts of this length, or give another model.",
         "special_tokens": " Give another prompt, or another model.",
         "empty": " Give another prompt, or another model.",
     }.get(failure.kind, "")

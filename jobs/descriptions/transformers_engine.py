@@ -135,9 +135,11 @@ class TransformersEngine:
         written = tokens if end is None else tokens[:end]
         special = set(self._tokenizer.all_special_ids) - self._ends
         text = self._tokenizer.decode(written, skip_special_tokens=True)
+        # Some models are made to end their text at the limit, wherever they are in it (`forced_eos_token_id`).
+        forced = end is not None and self._model.generation_config.forced_eos_token_id is not None
         return read_reply(
             text,
-            is_cut=end is None and len(written) >= self._settings.max_new_tokens,
+            is_cut=(end is None or forced) and len(written) + forced >= self._settings.max_new_tokens,
             wrote_special=any(token in special for token in written),
             usage=Usage(prompt_tokens, len(written)),
         )

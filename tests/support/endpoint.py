@@ -13,7 +13,7 @@ from typing import Any
 from tests.support.waiting import HANG_S
 
 Answer = Callable[["Handler", dict[str, Any]], None]
-"""What the server does with a request: the handler writes to the connection; the second argument is the body."""
+"""Answers a request: the handler writes to the connection; the second argument is the body."""
 
 
 def completion(text: str | None, **changes: Any) -> dict[str, Any]:
@@ -25,7 +25,7 @@ def completion(text: str | None, **changes: Any) -> dict[str, Any]:
 
 @dataclass
 class Seen:
-    """What the server has received."""
+    """The requests that the server has received."""
 
     bodies: list[dict[str, Any]] = field(default_factory=list)
     keys: list[str | None] = field(default_factory=list)

@@ -151,3 +151,38 @@ def save_paligemma(folder: Path) -> str:
     images.image_seq_length = 4
     PaliGemmaProcessor(images, tokenizer).save_pretrained(folder)
     return str(folder)
+
+
+def save_florence2(folder: Path) -> str:
+    """Save a model whose processor turns its task words into a question, and which is made to end at the limit."""
+    from transformers import (
+        BertTokenizerFast,
+        CLIPImageProcessor,
+        Florence2Config,
+        Florence2ForConditionalGeneration,
+        Florence2Processor,
+    )
+
+    tokens = [*_TOKENS, "<image>", *WORDS, "what", "does", "image", "describe"]
+    tokenizer = BertTokenizerFast(
+        vocab={token: number for number, token in enumerate(tokens)}, bos_token="[CLS]", eos_token="[SEP]",
+        extra_special_tokens={"image_token": "<image>"}, model_input_names=["input_ids", "attention_mask"],
+    )  # fmt: skip
+    text = {
+        "model_type": "bart", "vocab_size": len(tokens), "d_model": 16, "encoder_layers": 1, "decoder_layers": 1,
+        "encoder_attention_heads": 2, "decoder_attention_heads": 2, "encoder_ffn_dim": 16, "decoder_ffn_dim": 16,
+        "max_position_embeddings": 128, "decoder_start_token_id": 3, "forced_eos_token_id": 3, "init_std": 1.0,
+    } | _IDS  # fmt: skip
+    vision = {
+        "in_channels": 3, "depths": (1, 1, 1, 1), "embed_dim": (8, 8, 8, 8), "num_heads": (1, 1, 1, 1),
+        "num_groups": (1, 1, 1, 1), "window_size": 2, "projection_dim": 16, "max_temporal_embeddings": 4,
+        "max_position_embeddings": 8,
+    }  # fmt: skip
+    torch.manual_seed(0)
+    model = Florence2ForConditionalGeneration(Florence2Config(text_config=text, vision_config=vision, image_token_id=5))
+    model.generation_config.suppress_tokens = [0, 1, 2, 4, 5]
+    model.save_pretrained(folder)
+    images = CLIPImageProcessor(size={"height": 32, "width": 32}, crop_size={"height": 32, "width": 32})
+    images.image_seq_length = 2
+    Florence2Processor(images, tokenizer, num_additional_image_tokens=0).save_pretrained(folder)
+    return str(folder)

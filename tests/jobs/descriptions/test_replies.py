@@ -1,4 +1,4 @@
-"""What a model wrote, as a reply or as a failure of its kind."""
+"""Replies and failures, read from the words of a model."""
 
 from __future__ import annotations
 

@@ -105,6 +105,18 @@ def test_a_model_with_task_words_is_asked_by_them(saved: Callable[..., str], mon
     assert len(outcomes[0].text.split()) <= 5
 
 
+def test_the_task_words_of_florence_become_its_question_and_a_forced_end_is_a_cut(
+    saved: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = TransformersEngine(_settings(saved("florence2")))
+    prompts = _generated(engine, monkeypatch)
+    (outcome,) = engine.describe([_request()])
+    assert "what does the image describe" in prompts[0][0]
+    assert isinstance(outcome, Reply)
+    assert outcome.usage.output_tokens <= 5
+    assert outcome.is_cut is (outcome.usage.output_tokens == 4)
+
+
 class _Recorder:
     def __init__(self, processor: Any, seen: list[Any]) -> None:
         self._processor, self._seen = processor, seen
