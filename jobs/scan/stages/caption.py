@@ -68,7 +68,7 @@ def _with_captions(batch: pa.Table, outcomes: Sequence[Outcome | None]) -> pa.Ta
     # A failed caption is an error only for a pair without a text: the others are scored by their text.
     for position, outcome in enumerate(outcomes):
         if isinstance(outcome, Failure):
-            detail = storable(f"the captioner failed: {outcome}")
+            detail = storable(f"the captioner failed ({outcome.kind}): {outcome}")
             if texts[position] is None:
                 codes[position], details[position] = "caption_failed", detail
                 retryable[position] = outcome.is_retryable

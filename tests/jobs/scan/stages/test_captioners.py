@@ -246,7 +246,7 @@ def test_the_stage_captions_good_rows_and_gives_failures_their_code(stage: Capti
     assert table["error_code"].to_pylist() == [None, None, "caption_failed", None, "not_found"]
     assert table["retryable"].to_pylist()[2] is False
     assert "no idea" in table["warnings"].to_pylist()[1][0]
-    assert "no idea" in table["error_detail"].to_pylist()[2]
+    assert table["error_detail"].to_pylist()[2] == "the captioner failed (empty): no idea"
     assert table["error_detail"].to_pylist()[4] == "gone"
     assert "thumbnail" not in table.column_names
 
