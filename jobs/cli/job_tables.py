@@ -32,6 +32,8 @@ def status_lines(status: JobStatus) -> list[str]:
     from jobs.control.status import format_duration
 
     lines = [f"{status.kind} {status.folder}: {status.state}"]
+    if status.phase:
+        lines.append(f"phase      {printable(status.phase_text, _NOTE_WIDTH)}")
     if counts := _counts(status):
         lines.append(f"pairs      {counts}")
     if status.pairs_per_s and not status.is_silent:
@@ -53,8 +55,8 @@ def status_line(status: JobStatus) -> str:
     is_working = not status.has_ended and not status.is_silent
     speed = f"{status.pairs_per_s:,.0f} pairs/s" if status.pairs_per_s and is_working else ""
     left = "" if status.left_s is None else f"{format_duration(status.left_s)} left"
-    note = printable(status.sentence(), _NOTE_WIDTH)
-    return "  ".join(part for part in (status.state, _counts(status), speed, left, note) if part)
+    phase, note = (printable(text, _NOTE_WIDTH) for text in (status.phase_text, status.sentence()))
+    return "  ".join(part for part in (status.state, phase, _counts(status), speed, left, note) if part)
 
 
 def _counts(status: JobStatus) -> str:
@@ -86,7 +88,7 @@ def jobs_table(jobs: Sequence[JobStatus]) -> Fitted:
             "" if total is None else f"{done or 0:,} of {total:,}",
             f"{job.counts['errors']:,}" if "errors" in job.counts else "",
             "" if job.age_s is None else f"{format_duration(max(job.age_s, 0))} ago",
-            Text(printable("probably died" if job.is_silent else job.sentence(), 2 * _CELL_WIDTH)),
+            Text(printable("probably died" if job.is_silent else job.sentence() or job.phase_text, 2 * _CELL_WIDTH)),
         )
     return Fitted(table, wraps=("note",))
 
