@@ -25,7 +25,7 @@ from jobs.stall import StallWatch
 from jobs.states import ENDS, STALLED, JobStates, end_state, reason_of
 from jobs.stops import Background
 from jobs.train.events import OnEvent
-from jobs.train.run_folder.folder import CHECKPOINTS, RunFolder
+from jobs.train.run_folder.folder import RunFolder
 from jobs.train.run_folder.record import record_stop
 from jobs.train.settings import TrainSettings
 
@@ -128,8 +128,7 @@ class RunWatch:
     def _kept(self) -> str:
         """Say what a stop leaves of the training."""
         try:
-            found = read_json(self._at / CHECKPOINTS / "checkpoint_manager_snapshot.json") or {}
-            metrics = (found.get("latest_checkpoint_result") or {}).get("metrics") or {}
+            metrics = self._folder.last_metrics()
             done, total = metrics.get("pairs", 0), metrics.get("of", 0)
         except StorageError:
             return "The last checkpoint is kept, if there is one."

@@ -20,6 +20,7 @@ from jobs.heartbeat import CANCEL, SIGN, read_sign
 from jobs.states import JobStates, job_states
 from jobs.stops import Background, in_background, what_is_kept
 from jobs.train import watch as watch_module
+from jobs.train.run_folder import folder as folder_module
 from jobs.train.run_folder.folder import RunFolder
 from jobs.train.run_folder.record import read_record, start_record
 from jobs.train.settings import TrainSettings
@@ -312,7 +313,7 @@ def test_a_stop_says_less_if_the_store_is_away(
     def fail(*_: object) -> None:
         raise StorageError("away")
 
-    monkeypatch.setattr(watch_module, "read_json", fail)
+    monkeypatch.setattr(folder_module, "read_json", fail)
     with pytest.raises(KeyboardInterrupt) as caught, watch.stops_recorded():
         raise KeyboardInterrupt
     assert what_is_kept(caught.value).startswith("The last checkpoint is kept, if there is one.")
