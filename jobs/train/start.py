@@ -75,8 +75,9 @@ def _prepare_tokenizer(folder: RunFolder, settings: TrainSettings, sources: dict
     if settings.tokenizer == TRAINED or (settings.tokenizer is None and not with_tokenizer):
         if without := [sources[address] for address in sources if has_words(address) and own[address] is None]:
             raise ConfigError(
-                f"init {without[0]} has word embeddings but no tokenizer that says which words they are. Set tokenizer "
-                "to the folder or the name of the tokenizer that it was trained with."
+                f"init {without[0]} has word embeddings but no tokenizer that says which words they are. Name the "
+                "tokenizer that it was trained with, a folder or a name to download: --set tokenizer=bert-base-uncased "
+                "for ALBEF, HAMMER and ASAP as published."
             )
         return []
     if settings.tokenizer is not None:
