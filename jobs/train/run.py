@@ -247,13 +247,14 @@ def _with_absolute_paths(settings: TrainSettings) -> TrainSettings:
 def _with_older_defaults(folder: RunFolder, settings: TrainSettings) -> TrainSettings:
     """Return the settings as an older version read them, if the folder holds a run of one.
 
-    In older versions no default followed from `init`. A run of theirs that is continued by the command that began it
-    keeps the values that it has.
+    In older versions no default followed from `init`, and later ones had another default for the recipe. A run of
+    theirs that is continued by the command that began it keeps the values that it has.
     """
     recorded = _recorded(folder)
-    if not recorded.get("init") or "epochs" in recorded:
+    if not recorded.get("init"):
         return settings
-    older = {name: recorded[name] for name in warm_start_defaults({}) if name in recorded}
+    names = ("recipe",) if "epochs" in recorded else tuple(warm_start_defaults({}))
+    older = {name: recorded[name] for name in names if name in recorded}
     return settings.model_copy(
         update={name: value for name, value in older.items() if name not in settings.model_fields_set}
     )

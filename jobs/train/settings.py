@@ -357,4 +357,6 @@ class TrainSettings(CorpusSettings, ClusterSettings, WatchSettings):
 
 def _shown(value: Any) -> str:
     """Return a value as it is shown; None is an amount that follows from the length of an epoch."""
+    if isinstance(value, str):
+        return value
     return "by epoch" if value is None else f"{value:g}"

@@ -215,6 +215,12 @@ def test_a_run_of_an_older_version_is_continued_by_the_command_that_began_it(tmp
         train_module._check_folder(folder, other, command.model_fields_set)
     assert train_module._with_older_defaults(RunFolder(tmp_path / "new"), command) == command
 
+    # A later version had all settings, and another recipe by default.
+    folder.settings.write_text(json.dumps(command.identity() | {"recipe": "asap-ray"}))
+    assert train_module._with_older_defaults(folder, command).recipe == "asap-ray"
+    named = TrainSettings(corpus="corpus", out=str(folder.path), init=("demo",), recipe="asap")
+    assert train_module._with_older_defaults(folder, named).recipe == "asap"
+
 
 def test_a_run_keeps_its_micro_batch_on_other_workers_and_refuses_another_given_one(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path / "run")
