@@ -46,13 +46,20 @@ def stable_message(error: BaseException) -> str:
     return f"{type(error).__name__}: {message}" if message else type(error).__name__
 
 
-def printable(text: object, longest: int = 120) -> str:
-    """Return a text from outside as it may stand in a message: cut, and without characters that move a cursor.
+def printable(text: object, longest: int | None = 120, *, keep: str = "") -> str:
+    """Return a text from outside as a terminal may show it: cut, and without characters that command the terminal.
 
-    A key of a file may hold anything, escape codes of terminals too. They are shown as Python writes them.
+    A name of a file may hold anything: escape codes of terminals, signs that reorder a line, half a character. They are
+    shown as Python writes them.
+
+    Args:
+        text: The text.
+        longest: Most characters of the result. None: the text is not cut.
+        keep: Characters that stay as they are, such as the line breaks of a message.
     """
-    shown = "".join(sign if sign.isprintable() else ascii(sign)[1:-1] for sign in str(text)[: longest + 1])
-    return shown if len(str(text)) <= longest else f"{shown[:longest]}…"
+    signs = str(text) if longest is None else str(text)[: longest + 1]
+    shown = "".join(sign if sign.isprintable() or sign in keep else ascii(sign)[1:-1] for sign in signs)
+    return shown if longest is None or len(shown) <= longest else f"{shown[: longest - 1]}…"
 
 
 class AsapError(Exception):

@@ -374,11 +374,21 @@ def _line(cell: dict[str, Any]) -> str:
     return f"{key['row']} seed {key['seed']}: {figures} ({ms:.0f} ms a pair, {cell['train_cpu_s']:.0f} s)"
 
 
-def groups_of(cells: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
-    """Group cells that may be compared: those that differ in row and seed alone. The latest group is last."""
+def groups_of(cells: list[dict[str, Any]], *, across_code: bool = False) -> dict[str, list[dict[str, Any]]]:
+    """Group cells that may be compared: those that differ in row and seed alone. The latest group is last.
+
+    With `across_code`, seeds of other code join: rows are compared seed by seed, so each difference is still within one
+    code. Of a seed, only the cells of the latest code count.
+    """
     groups: dict[str, list[dict[str, Any]]] = {}
+    latest = {cell["key"]["seed"]: cell["key"]["code"] for cell in cells}
     for cell in cells:
-        shared = {name: value for name, value in cell["key"].items() if name not in ("row", "seed", "change")}
+        key = cell["key"]
+        if across_code and key["code"] != latest[key["seed"]]:
+            continue
+        shared = {name: value for name, value in key.items() if name not in ("row", "seed", "change")}
+        if across_code:
+            del shared["code"]
         name = json.dumps(shared, sort_keys=True)
         groups[name] = [*groups.pop(name, []), cell]
     return groups
@@ -457,11 +467,11 @@ def _spread(values: list[float], digits: int = 3) -> str:
 COLUMNS = ("row", "seeds", *FIGURES, "training, CPU ms a pair")
 
 
-def show(cells: list[dict[str, Any]], *, current: str | None, as_markdown: bool) -> None:
+def show(cells: list[dict[str, Any]], *, current: str, as_markdown: bool, across_code: bool) -> None:
     """Print a table for each group of comparable cells; groups of other code are named as stale."""
-    for name, group in groups_of(cells).items():
+    for name, group in groups_of(cells, across_code=across_code).items():
         shared = json.loads(name)
-        stale = "" if current in (None, shared["code"]) else "STALE, of other code: "
+        stale = "STALE, of other code: " if {cell["key"]["code"] for cell in group} - {current} else ""
         majority = group[0]["figures"]["majority"]
         print(f"{stale}{shared}\nmajority class (ACC of a model that learned nothing): {majority:.3f}")
         lines = [COLUMNS, ["---"] * len(COLUMNS), *table(group)]
@@ -492,10 +502,12 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=Path("out/ablation"), help="Folder of these corpora's pictures.")
     parser.add_argument("--json", type=Path, default=Path("out/ablation/cells.json"))
     parser.add_argument("--processes", type=int, default=1, help="Cells that run at a time, one core each.")
+    parser.add_argument("--across-code", action="store_true", help="Show seeds of different code in one table.")
     parser.add_argument("--markdown", action="store_true", help="Print whole cells, for a document.")
     arguments = parser.parse_args()
     if arguments.verb == "show":
-        show(read_cells(arguments.json), current=code_hash(), as_markdown=arguments.markdown)
+        cells = read_cells(arguments.json)
+        show(cells, current=code_hash(), as_markdown=arguments.markdown, across_code=arguments.across_code)
         return
     torch.set_num_threads(1)
     torch.set_flush_denormal(True)

@@ -29,7 +29,10 @@ _LONG_DEAD_S = 300
 
 
 def read_sign(folder: Location) -> dict[str, Any]:
-    """Return the last sign of life of a training run: `run_id`, `beats` and `heartbeat`; empty if there is none."""
+    """Return the last sign of life of a training run; empty if there is none.
+
+    It has `run_id`, `beats` and `heartbeat`, and the work under way as `phase` and `phase_counts`.
+    """
     return read_json(folder / SIGN, "Delete it.") or {}
 
 

@@ -30,6 +30,7 @@ os.environ.setdefault("RAY_metrics_report_interval_ms", "1000")  # the default i
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # small models only wait for threads: torch's and each other's
 LONGEST_FIRST = (
     "end_to_end/test_train_kills", "end_to_end/test_stops", "end_to_end/test_train_elastic", "jobs/train/test_run",
+    "end_to_end/test_model_page",
     "jobs/scan/test_run", "jobs/scan/test_faults", "end_to_end/test_scan_kills", "jobs/train/data/test_stream",
     "jobs/policy/test_repolicy", "jobs/scan/test_retry", "jobs/evaluate/test_run", "serve/test_app",
     "jobs/train/test_export", "jobs/train/test_trainer", "jobs/train/test_trainer_workers",

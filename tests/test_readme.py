@@ -1,4 +1,4 @@
-"""The README: its commands, links, map and credits are true."""
+"""The README and the documents: their commands, links, map and credits are true."""
 
 import re
 import shlex
@@ -8,16 +8,17 @@ import pytest
 import typer.main
 
 from jobs.cli.app import app
+from tests.support.commands import shell_commands
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-COMMANDS = re.findall(r"^asap (.*)$", README, re.MULTILINE)
+COMMANDS = sorted({line for document in DOCUMENTS for line in shell_commands(document.read_text())})
 
 
 @pytest.mark.parametrize("line", COMMANDS)
 def test_the_options_of_each_command_exist(line: str) -> None:
-    command, words = typer.main.get_command(app), shlex.split(line, comments=True)
+    command, words = typer.main.get_command(app), shlex.split(line)
     while words and words[0] in getattr(command, "commands", {}):
         command = command.commands[words.pop(0)]  # type: ignore[attr-defined]
     command.make_parser(typer.Context(command)).parse_args(words)

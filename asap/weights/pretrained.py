@@ -168,7 +168,7 @@ def _download_errors(name: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:  # the errors of hubs are not documented, and a network can fail in many ways
-        reason = str(error).strip().partition("\n")[0]
+        reason = str(error).strip().partition("\n")[0].rstrip(".")
         raise CheckpointError(
             f"{name} is not a folder on this machine and could not be downloaded, {type(error).__name__}: {reason}"
         ) from error

@@ -10,14 +10,13 @@ import errno
 import importlib.metadata
 import os
 import platform
-import re
 import sys
 from typing import Annotated
 
 import typer
 from rich.console import Console
 
-from asap.errors import AsapError
+from asap.errors import AsapError, printable
 from jobs.cli.control import cancel, delete, errors, list_jobs, report, results, resume, status, watch
 from jobs.cli.detect import detect
 from jobs.cli.evaluate import evaluate
@@ -87,8 +86,6 @@ for verb in (watch, cancel, resume, errors, results, report, delete):
     app.command(rich_help_panel=_JOB_FOLDERS)(verb)
 
 _EXIT_CODES: dict[type[AsapError], int] = {InputUnfamiliar: EXIT_UNFAMILIAR, TooManyErrors: EXIT_TOO_MANY_ERRORS}
-_CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
-"""Characters that move a terminal's cursor or change its colors; names in the files of others may hold them."""
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _KEPT = {
     "scan": "Finished pairs are kept. Run the same command again to resume.",
@@ -134,5 +131,5 @@ def main() -> None:
 
 
 def _complain(message: str) -> None:
-    message = _CONTROLS.sub(lambda control: ascii(control[0])[1:-1], message)
+    message = printable(message, longest=None, keep="\n\t")  # it may quote the files of others
     Console(stderr=True).print(f"asap: {message}", style="red", markup=False, highlight=False, soft_wrap=True)

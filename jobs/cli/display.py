@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from itertools import zip_longest
 from typing import TYPE_CHECKING, Any
 
 from rich.box import SIMPLE_HEAD
@@ -275,13 +276,18 @@ def evaluation_tables(report: dict[str, Any]) -> Group:
     about = report["about"]
     title = f"{about['model_id']}: {report['pairs']:,} pairs of {about['split']}, in percent"
     tasks = Table(title=title, show_header=False, **PLAIN_TABLE)
-    for justify in ("left", "left", "right", "right", "right"):
-        tasks.add_column(justify=justify, no_wrap=True)
+    tasks.add_column(no_wrap=True)
+    tasks.add_column()  # a name of two words may take both lines of a row
+    for _ in range(3):
+        tasks.add_column(justify="right", no_wrap=True)
     for row in task_rows(report):
-        # The terminal has room for the name of a reading; the page has its explanation too.
-        cells = [f"{name} {value}" for name, value in row.figures]
-        if row.intervals:  # below the figure, for a terminal is narrow
-            cells = [f"{cell}\n{interval}" for cell, interval in zip(cells, row.intervals, strict=True)]
+        # A terminal is narrow. It shows the name of a reading, of which the page has the explanation too; in the row of
+        # the texts, the names of types without their `text_`; and an interval below its figure.
+        figures = [f"{name.replace(' text_', ' ')} {value}" for name, value in row.figures]
+        cells = [
+            Text(figure) if limits is None else Text.assemble(figure, "\n", (limits, "dim"))
+            for figure, limits in zip_longest(figures, row.intervals)
+        ]
         tasks.add_row(row.task, row.reading.partition(":")[0], *cells)
     tasks.caption = " ".join(filter(None, (words_sentence(report), intervals_sentence(report))))
     classes = Table(title="by class: AUC against the authentic pairs, boxes gated", **PLAIN_TABLE)

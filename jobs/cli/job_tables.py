@@ -28,10 +28,12 @@ _WIDTHS = dict.fromkeys(_COPIED, _NOTE_WIDTH) | {"error_detail": 200}
 
 def status_lines(status: JobStatus) -> list[str]:
     """Return the status of a job as lines."""
-    from jobs.control.row_formats import printable
+    from jobs.control.row_formats import cell_text
     from jobs.control.status import format_duration
 
     lines = [f"{status.kind} {status.folder}: {status.state}"]
+    if status.phase:
+        lines.append(f"phase      {cell_text(status.phase_text, _NOTE_WIDTH)}")
     if counts := _counts(status):
         lines.append(f"pairs      {counts}")
     if status.pairs_per_s and not status.is_silent:
@@ -41,20 +43,20 @@ def status_lines(status: JobStatus) -> list[str]:
     start = f", start {status.runs}" if status.runs > 1 else ""
     lines.append(f"process    {status.process}{start}{age}")
     if sentence := status.sentence():
-        lines.append(f"note       {printable(sentence, _NOTE_WIDTH)}")
+        lines.append(f"note       {cell_text(sentence, _NOTE_WIDTH)}")
     return lines
 
 
 def status_line(status: JobStatus) -> str:
     """Return the status of a job as one line, for those who follow it."""
-    from jobs.control.row_formats import printable
+    from jobs.control.row_formats import cell_text
     from jobs.control.status import format_duration
 
     is_working = not status.has_ended and not status.is_silent
     speed = f"{status.pairs_per_s:,.0f} pairs/s" if status.pairs_per_s and is_working else ""
     left = "" if status.left_s is None else f"{format_duration(status.left_s)} left"
-    note = printable(status.sentence(), _NOTE_WIDTH)
-    return "  ".join(part for part in (status.state, _counts(status), speed, left, note) if part)
+    phase, note = (cell_text(text, _NOTE_WIDTH) for text in (status.phase_text, status.sentence()))
+    return "  ".join(part for part in (status.state, phase, _counts(status), speed, left, note) if part)
 
 
 def _counts(status: JobStatus) -> str:
@@ -70,7 +72,7 @@ def _counts(status: JobStatus) -> str:
 
 def jobs_table(jobs: Sequence[JobStatus]) -> Fitted:
     """Return jobs as a table."""
-    from jobs.control.row_formats import printable
+    from jobs.control.row_formats import cell_text
     from jobs.control.status import format_duration
 
     table = Table(**PLAIN_TABLE)
@@ -80,13 +82,13 @@ def jobs_table(jobs: Sequence[JobStatus]) -> Fitted:
     for job in jobs:
         done, total = job.counts.get("done"), job.counts.get("total")
         table.add_row(
-            Text(printable(job.folder.name, _NOTE_WIDTH)),
+            Text(cell_text(job.folder.name, _NOTE_WIDTH)),
             job.kind,
             job.state,
             "" if total is None else f"{done or 0:,} of {total:,}",
             f"{job.counts['errors']:,}" if "errors" in job.counts else "",
             "" if job.age_s is None else f"{format_duration(max(job.age_s, 0))} ago",
-            Text(printable("probably died" if job.is_silent else job.sentence(), 2 * _CELL_WIDTH)),
+            Text(cell_text("probably died" if job.is_silent else job.sentence() or job.phase_text, 2 * _CELL_WIDTH)),
         )
     return Fitted(table, wraps=("note",))
 
@@ -109,11 +111,11 @@ def error_tables(counts: ErrorCounts) -> Group:
 
 def rows_table(columns: Sequence[str], rows: Sequence[dict[str, Any]]) -> Fitted:
     """Return result rows as a table. Long values are cut, but for names and addresses, which people copy."""
-    from jobs.control.row_formats import printable
+    from jobs.control.row_formats import cell_text
 
     table = Table(**PLAIN_TABLE)
     for name in columns:
         table.add_column(name, justify="right" if name in _NUMBERS else "left", overflow="fold")
     for row in rows:
-        table.add_row(*(Text(printable(row[name], _WIDTHS.get(name, _CELL_WIDTH))) for name in columns))
+        table.add_row(*(Text(cell_text(row[name], _WIDTHS.get(name, _CELL_WIDTH))) for name in columns))
     return Fitted(table, wraps=[name for name in columns if name not in _COPIED | _NUMBERS])

@@ -41,7 +41,7 @@ def facts_table(facts: dict[str, Any]) -> Fitted:
         "limits": facts["limits_sentence"],
         "languages": ", ".join(limits.get("languages") or ()) or "not recorded",
         "label set": f"{facts['label_set_title']}: {', '.join(name.replace('_', ' ') for name in facts['types'])}",
-        "thresholds": _thresholds(policy),
+        "thresholds": _thresholds(policy, knows_own=facts["familiarity"] is not None),
         "calibrated": _calibrated(policy["calibration"], facts["model_id"]),
         "familiarity": familiarity_sentence(facts),
         "weights": f"{sizes['parameters']:,} parameters, {size_text(sizes['bytes'])} "
@@ -53,8 +53,8 @@ def facts_table(facts: dict[str, Any]) -> Fitted:
     return named_values("", rows)
 
 
-def _thresholds(policy: dict[str, Any]) -> str:
-    """Return all thresholds; those that are equal, together."""
+def _thresholds(policy: dict[str, Any], *, knows_own: bool) -> str:
+    """Return all thresholds; those that are equal, together. That of familiarity, if the model knows its own pairs."""
     values = {"manipulated": policy["manipulated"], "review": policy["review"]} | policy["types"]
     values["word"] = policy["word"]
     if len(set(values.values())) == 1:
@@ -62,7 +62,8 @@ def _thresholds(policy: dict[str, Any]) -> str:
     else:
         shown = ", ".join(f"{name.replace('_', ' ')} {value:.6g}" for name, value in values.items())
     band = "" if policy["review"] < policy["manipulated"] else "; no review band"
-    return f"{shown}{band}; unfamiliar below {policy['unfamiliar']:g} (policy {policy['policy_id']})"
+    border = f"; unfamiliar below {policy['unfamiliar']:g}" if knows_own else ""
+    return f"{shown}{band}{border} (policy {policy['policy_id']})"
 
 
 def _calibrated(calibration: dict[str, Any] | None, model_id: str) -> str:

@@ -29,7 +29,7 @@ def familiarize(
     options = {"model": model, "corpus": corpus, "fit_split": fit_split, "held_out_split": held_out_split}
     settings = settings_of(FamiliarizeSettings, **(options | {"device": device} | changes_of(change or [])))
     console = Console()
-    with count_shown(console, "reading") as progress:
+    with count_shown(console, "reading pairs and their changed copies") as progress:
         done = run(settings, progress)
     print_plain(console, "\n".join(done.read))
     about = done.familiarity.about

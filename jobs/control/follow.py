@@ -49,8 +49,8 @@ def follow_job(
 
     Args:
         folder: Folder of the job.
-        on_change: Receives the status at the start, at each change of the state or of the process, and when counts
-            have changed.
+        on_change: Receives the status at the start, at each change of the state, of the work under way or of the
+            process, and when counts have changed.
         every_s: Fewest seconds between two calls that report counts.
         give_up_after_s: Seconds without a sign of life. None: a minute; 15 for a training run of an earlier version.
     """
@@ -75,8 +75,9 @@ def follow_job(
             moved_s = now_s
         elif not now.has_ended and now_s - moved_s > limit_s:
             raise JobError(f"{folder}: no sign of life for {format_duration(now_s - moved_s)}: {now.remedy}")
-        is_news = (now.state, now.runs) != (shown.state, shown.runs)
-        if is_news or (now.counts != shown.counts and now_s - shown_s >= every_s):
+        is_news = (now.state, now.runs, now.phase) != (shown.state, shown.runs, shown.phase)
+        has_moved = (now.counts, now.phase_counts) != (shown.counts, shown.phase_counts)
+        if is_news or (has_moved and now_s - shown_s >= every_s):
             on_change(now)
             shown, shown_s = now, now_s
         last = now

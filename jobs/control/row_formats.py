@@ -16,7 +16,7 @@ from typing import Any, BinaryIO, cast
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from asap.errors import ConfigError
+from asap.errors import ConfigError, printable
 from jobs.scan.output.json_rows import row_json
 
 FORMATS = ("table", "json", "jsonl", "csv", "parquet")
@@ -128,8 +128,8 @@ def csv_cell(value: Any) -> str:
     return f"'{value}" if value.startswith(_FORMULA) else value
 
 
-def printable(value: Any, width: int) -> str:
-    """Return a value for a terminal, at most so wide. Control characters, which could command it, are replaced."""
+def cell_text(value: Any, width: int) -> str:
+    """Return a value for a cell or a line of the terminal: at most so wide, and without line breaks."""
     if value is None:
         return ""
     if isinstance(value, float):
@@ -137,5 +137,4 @@ def printable(value: Any, width: int) -> str:
     text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
     if isinstance(value, list) and all(isinstance(item, str) for item in value):
         text = ", ".join(value)
-    text = "".join(char if char.isprintable() else " " if char.isspace() else "\ufffd" for char in text[: 2 * width])
-    return text if len(text) <= width else f"{text[: width - 1]}…"
+    return printable("".join(" " if sign.isspace() else sign for sign in text[: width + 1]), width)

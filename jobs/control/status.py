@@ -50,6 +50,10 @@ class JobStatus:
     """validating, running, finalizing, completed, failed, cancelled or unfamiliar; `broken` in a list."""
     counts: dict[str, int] = field(default_factory=dict)
     """`done` and `total`, and of a scan `errors`, `flagged` and `unfamiliar`."""
+    phase: str | None = None
+    """The work under way in a training run, such as `decoding train pictures`; None if the job has ended."""
+    phase_counts: dict[str, int] = field(default_factory=dict)
+    """`done` and `total` of that work, if it is counted."""
     pairs_per_s: float | None = None
     error: str | None = None
     """The reason why the job stopped, or why its record cannot be read."""
@@ -93,6 +97,13 @@ class JobStatus:
         if self.has_ended or self.is_silent or not self.pairs_per_s or done is None or not total:
             return None
         return (total - done) / self.pairs_per_s
+
+    @property
+    def phase_text(self) -> str:
+        """The work under way, with its count; empty if it is not known."""
+        if not self.phase or not self.phase_counts:
+            return self.phase or ""
+        return f"{self.phase}: {self.phase_counts['done']:,} of {self.phase_counts['total']:,}"
 
     @property
     def process(self) -> str:
@@ -143,6 +154,8 @@ class JobStatus:
             "kind": self.kind,
             "state": self.state,
             "counts": self.counts,
+            "phase": self.phase,
+            "phase_counts": self.phase_counts,
             "pairs_per_s": self.pairs_per_s,
             "left_s": None if self.left_s is None else round(self.left_s, 1),
             "runs": self.runs,
@@ -238,13 +251,21 @@ def _training_status(folder: Location) -> JobStatus:
     if has_heartbeat := bool(sign) and sign.get("run_id") in [start.get("run_id") for start in starts]:
         signs.append(_time(sign.get("heartbeat")))
     heartbeat = max((sign for sign in signs if sign is not None), default=None)
-    is_finished = exists(folder / "model" / "config.json")
+    state = "completed" if exists(folder / "model" / "config.json") else str(last.get("state", "running"))
+    # The sign of an earlier start, or of a start that has ended, shows work that nobody does.
+    works = state not in ENDS and bool(sign) and sign.get("run_id") == last.get("run_id")
     total = progress.get("of", (record.get("settings") or {}).get("pairs"))
     return JobStatus(
         folder,
         TRAIN,
-        "completed" if is_finished else str(last.get("state", "running")),
+        state,
         counts={"done": int(progress.get("pairs", 0))} | ({} if total is None else {"total": int(total)}),
+        phase=str(sign["phase"]) if works and "phase" in sign else None,
+        phase_counts=(
+            {name: int(sign["phase_counts"][name]) for name in ("done", "total")}
+            if works and "phase_counts" in sign
+            else {}
+        ),
         pairs_per_s=progress.get("pairs_per_s"),
         error=last.get("error"),
         runs=len(record.get("starts", ())),

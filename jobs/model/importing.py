@@ -139,7 +139,8 @@ def _file_in(path: Path) -> Path:
         return path / STATE_FILE
     if (path / "config.json").is_file() and (path / "policy.json").is_file():
         raise ConfigError(f"checkpoint {path} is a model folder already. Use it wherever a model is asked for.")
-    if states := sorted(path.glob(f"ray_train/*/{STATE_FILE}")):
+    # The folder of the run, or its ray_train.
+    if states := sorted([*path.glob(f"ray_train/*/{STATE_FILE}"), *path.glob(f"*/{STATE_FILE}")]):
         raise ConfigError(f"checkpoint {path} is the folder of a run. Name one of its checkpoints: {states[-1].parent}")
     if (path / "config.json").is_file():
         raise ConfigError(

@@ -470,7 +470,10 @@ def _choose_thresholds(
             f"precision {settings.precision} at prevalence {settings.prevalence} cannot be shown with confidence "
             f"{settings.confidence} by {len(scores.score_B) - fake:,} authentic and {fake:,} manipulated pairs{apart}"
         )
-        advice = "Add pairs, lower --precision, or --keep the former threshold of a type or of the words."
+        # Where every rate stands in the way, more pairs with these scores would show nothing either.
+        helps = any(problem["shown"] is None or problem["authentic_needed"] is not None for problem in problems)
+        more = "Add pairs, lower" if helps else "More pairs with such scores would not show it. Lower"
+        advice = f"{more} --precision, or --keep the former threshold of a type or of the words."
         raise PrecisionNotShown(
             f"{claim} for {', '.join(map(_describe, problems))}, going by the rates seen here. {advice}",
             f"{claim}.{unknown} {advice}",

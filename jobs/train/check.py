@@ -37,6 +37,7 @@ def check_command(settings: TrainSettings) -> None:
                 _check_source(source)
             if settings.tokenizer not in (None, "train") and not settings.tokenizer.startswith("s3://"):
                 _check_tokenizer(settings.tokenizer)
+            _check_words(settings)
     except AsapError:
         with job_states(settings, "train", out.name, out) as states:
             states.change({"state": "validating"})
@@ -69,6 +70,23 @@ def _check_source(source: str) -> None:
             f"init {source!r} does not exist. Name a .pth file, a model folder, timm:NAME_OR_FOLDER or "
             "bert:NAME_OR_FOLDER."
         )
+
+
+def _check_words(settings: TrainSettings) -> None:
+    """Raise `ConfigError` if a file of weights has words and nothing says which. A file of a bucket is read later."""
+    files = [source for source in settings.init if Path(source).is_file()]
+    others = [source for source in settings.init if source not in files and not source.startswith("timm:")]
+    if files and (settings.tokenizer == "train" or (settings.tokenizer is None and not others)):
+        raise no_tokenizer(files[0])
+
+
+def no_tokenizer(source: str) -> ConfigError:
+    """Return the error of a source whose words have no tokenizer."""
+    return ConfigError(
+        f"init {source} has word embeddings but no tokenizer that says which words they are. Name the tokenizer that "
+        "it was trained with, a folder or a name to download: --set tokenizer=bert-base-uncased for ALBEF, HAMMER and "
+        "ASAP as published."
+    )
 
 
 def _check_tokenizer(tokenizer: str) -> None:

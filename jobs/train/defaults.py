@@ -19,8 +19,8 @@ def warm_start_defaults(given: Mapping[str, Any]) -> dict[str, Any]:
     The defaults of `TrainSettings` are for random weights. Their rates of 1e-3 would destroy pretrained weights, and
     their stages spare work that pretrained weights have behind them: everything is trained from the first step. The
     rates of the base size are the published ones. Those of the tiny size are a tenth of its rates for random weights:
-    its layers are narrower, so a step may be larger, but it must not replace what they know. A side whose weights no
-    source brings keeps the defaults for random weights.
+    its layers are narrower, so a step may be larger, but it must not replace what they know. The recipe is the one that
+    was chosen from pretrained weights. A side whose weights no source brings keeps the defaults for random weights.
 
     Args:
         given: The settings that were given.
@@ -33,6 +33,7 @@ def warm_start_defaults(given: Mapping[str, Any]) -> dict[str, Any]:
     if all(source.startswith("bert:") for source in sources):
         return text_rate | {"words_until": 0.0}
     return {
+        "recipe": "asap-ray-pretrained",
         **text_rate,
         **image_rate,
         "warmup_pairs": None,

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -97,41 +99,64 @@ def export_model(
     tokenizer = load_tokenizer(folder.tokenizer)
     model = Asap(model_config(settings, len(tokenizer))).eval()
     model.load_state_dict(chosen.weights)
-    # The stored model is evaluated, not the one in memory: its weights are rounded to float16.
-    draft = folder.path / "model.draft"
-    save(model, draft, tokenizer=tokenizer, name=settings.name, dtype=torch.float16)
     device = "cuda" if settings.device != "cpu" and torch.cuda.is_available() else "cpu"
+    with _draft(folder) as draft:
+        save(model, draft, tokenizer=tokenizer, name=settings.name, dtype=torch.float16)
+        report = _test_report(draft, device, settings, folder, progress)
+        known, held_out = (
+            Split.open(settings, folder, split, model.config, may_decode=False).pairs.records
+            for split in ("train", "val")
+        )
+        familiarity, about_it = _familiarity(draft, device, settings, known, held_out, progress)
+        progress({"note": about_it})
+        limits = model_limits(settings, model.config, known)
+        save(
+            load(draft),
+            folder.model,
+            tokenizer=tokenizer,
+            name=settings.name,
+            card=model_card(settings, model.config, report, folder.progress, str(chosen), limits, about_it),
+            limits=limits,
+            familiarity=familiarity,
+            dtype=torch.float16,
+        )
+    # A model at s3:// is complete once its config.json is there.
+    progress({"phase": "writing the model folder"})
+    folder.push("test_metrics.json", "tensorboard", "model", last="config.json")
+    finish_record(folder, model={"checkpoint": str(chosen), "pairs": chosen.pairs, "validation_AUC": chosen.score})
+    return folder.finished_model
+
+
+@contextmanager
+def _draft(folder: RunFolder) -> Iterator[Path]:
+    """Provide the path of a model folder that lasts for the block. What a killed export left there is removed."""
+    draft = folder.path / "model.draft"
+    shutil.rmtree(draft, ignore_errors=True)
+    try:
+        yield draft
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
+
+
+def _test_report(
+    draft: Path, device: str, settings: TrainSettings, folder: RunFolder, progress: OnEvent
+) -> dict[str, Any]:
+    """Evaluate the stored model on the test split, and return the report, which is written to the run folder too.
+
+    The model in memory is not evaluated: the weights of the stored one are rounded to float16.
+    """
+    model = load(draft).to(device)
     # Pixels are read from the cache of this machine, or decoded a batch at a time: a new cache would serve only once.
     test = Split.open(settings, folder, "test", model.config, may_decode=False)
     evaluation = predict_split(
-        load(draft).to(device), test.pairs, elsewhere=True, progress=_counter("evaluating the test pairs", progress)
+        model, test.pairs, elsewhere=True, progress=_counter("evaluating the test pairs", progress)
     )
     report = evaluation.compute()
     if len(evaluation):
         progress({"phase": "computing the intervals of the metrics"})
         report["intervals"] = bootstrap_intervals(evaluation.predictions())
     (folder.path / "test_metrics.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
-    known, held_out = (
-        Split.open(settings, folder, split, model.config, may_decode=False).pairs.records for split in ("train", "val")
-    )
-    familiarity, about_it = _familiarity(draft, device, settings, known, held_out, progress)
-    progress({"note": about_it})
-    limits = model_limits(settings, model.config, known)
-    save(
-        load(draft),
-        folder.model,
-        tokenizer=tokenizer,
-        name=settings.name,
-        card=model_card(settings, model.config, report, folder.progress, str(chosen), limits, about_it),
-        limits=limits,
-        familiarity=familiarity,
-        dtype=torch.float16,
-    )
-    # A model at s3:// is complete once its config.json is there.
-    progress({"phase": "writing the model folder"})
-    folder.push("test_metrics.json", "tensorboard", "model", last="config.json")
-    finish_record(folder, model={"checkpoint": str(chosen), "pairs": chosen.pairs, "validation_AUC": chosen.score})
-    return folder.finished_model
+    return report
 
 
 def _counter(stage: str, progress: OnEvent) -> Callable[[int, int], None]:

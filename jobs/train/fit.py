@@ -14,7 +14,7 @@ from asap.errors import ConfigError
 from asap.model.config import ModelConfig
 from asap.training.memory import StepMemory, step_memory
 from jobs.train.defaults import published_defaults
-from jobs.train.gpus import TrainDevice
+from jobs.train.gpus import TrainDevice, cpu_here, gpu_called
 from jobs.train.settings import TrainSettings
 
 _FEWEST_PAIRS = 16
@@ -149,6 +149,29 @@ def _device_bytes(settings: TrainSettings, device: TrainDevice) -> int:
     if settings.device_gib is not None:
         return int(settings.device_gib * _GIB)
     return device.memory_bytes if device.is_gpu else int(_CPU_SHARE * device.memory_bytes / settings.workers)
+
+
+def device_before_ray(settings: TrainSettings, gpus_here: int | None) -> TrainDevice | None:
+    """Return the device of a run's workers as far as its settings and this machine name it; None if only Ray can tell.
+
+    Args:
+        settings: The settings of the run.
+        gpus_here: GPUs of the machine that the run is on; None for a run on a cluster.
+    """
+    takes_gpus = gpus_here is None or gpus_here >= (settings.min_workers or settings.workers)
+    if settings.device == "cpu" or (settings.device == "auto" and not takes_gpus):
+        return cpu_to_fit(settings)
+    if settings.gpu:
+        return gpu_called(settings.gpu)
+    if settings.device_gib and (settings.device == "cuda" or gpus_here is not None):
+        name = f"a GPU of {settings.device_gib:g} GiB"
+        return TrainDevice(name, None, int(settings.device_gib * _GIB), is_gpu=True, has_bfloat16=True, is_here=False)
+    return None
+
+
+def cpu_to_fit(settings: TrainSettings) -> TrainDevice | None:
+    """Return the CPUs that a run on CPUs is fitted to: its model is large, or its memory is given. Else it fits."""
+    return cpu_here() if settings.device_gib or (settings.size == "base" and not settings.address) else None
 
 
 def takes_all_gpus(settings: TrainSettings, given: Set[str]) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 
@@ -96,82 +96,124 @@ def make_plan(
     """
     train_pairs = len(records["train"])
     steps_an_epoch = settings.steps_an_epoch(train_pairs)
-    # Fit the run to its device.
+    settings, fit, workers_note = _fitted(settings, config, device, given)
+    steps = settings.total_steps(train_pairs)
+    memory = _memory(settings, config, fit, train_pairs)
+    stages = plan_stages(settings, steps)
+    speed = _estimated_speed(settings, config, stages, device, ingest)
+    counted = fit.device if fit else _ANY_GPU
+    return Plan(
+        pairs={split: dict(Counter(record.fake_cls for record in some).most_common())
+               for split, some in records.items()},
+        steps=steps, epochs=steps / steps_an_epoch, left_out_an_epoch=train_pairs % settings.batch_size,
+        batch=_batch(settings), stages=stages,
+        rates={"text, fusion, heads": settings.learning_rate, "image side, boxes": settings.image_learning_rate},
+        parameters=_parameters(config), memory=memory, memory_note=_memory_note(config, fit),
+        fit=fit, workers_note=workers_note, cpus=_cpus(settings, counted, speed.own),
+        hours=_hours(settings, steps, speed.pilot, speed.own, counted),
+        flops_a_pair=speed.flops_a_pair, precision=speed.precision, speeds=speed.on_gpus,
+        # A checkpoint holds the weights, the twin, the two averages of the optimizer, and the queues.
+        checkpoint_bytes=2 * memory["weights"] + memory["optimizer (two averages)"] + memory["queues"],
+        checkpoints_written=-(-steps // regular_steps(settings, steps, steps_an_epoch)), checkpoints_kept=2,
+        checkpoint_every_s=settings.checkpoint_every_s if settings.checkpoint_pairs is None else None,
+        cache_bytes=_cache_bytes(records, config) if ingest == "cache" else 0,
+        init=settings.init, out=settings.out,
+    )  # fmt: skip
+
+
+def _fitted(
+    settings: TrainSettings, config: ModelConfig, device: TrainDevice | None, given: Set[str]
+) -> tuple[TrainSettings, Fit | None, str]:
+    """Return the settings as they fit into the device, the fit, and the reason for the number of workers."""
+    if device is None:
+        return settings, None, ""
     workers_note = ""
-    if device is not None and device.is_gpu and takes_all_gpus(settings, given):
+    if device.is_gpu and takes_all_gpus(settings, given):
         settings = settings.model_copy(update={"workers": all_gpus(settings, device.count)})
         workers_note = f"one on each of {settings.workers} of {device.count} GPUs"
         if not device.is_here:
             workers_note = "one GPU is assumed: --workers N plans for more"
-    fit = None if device is None else fit_to_device(settings, config, device, given)
-    counted = (fit.device if fit else None) or _ANY_GPU
-    if fit:
-        settings = settings.model_copy(update=fit.chosen)
+    fit = fit_to_device(settings, config, device, given)
+    return settings.model_copy(update=fit.chosen), fit, workers_note
+
+
+def _batch(settings: TrainSettings) -> dict[str, int]:
+    """Return the parts of a step's batch by name."""
     pairs_per_worker = settings.batch_size // settings.workers
-    micro_batch = pairs_per_worker // settings.accumulation
-    memory = fit.memory if fit else count_memory(settings, config, counted).by_purpose(
-        micro_batch, checkpointed=settings.checkpoint_activations, workers=settings.workers
-    )  # fmt: skip
-    steps = settings.total_steps(train_pairs)
+    return {
+        "pairs of a step": settings.batch_size,
+        "workers": settings.workers,
+        "pairs of a worker": pairs_per_worker,
+        "micro batches": settings.accumulation,
+        "pairs of a micro batch": pairs_per_worker // settings.accumulation,
+    }
+
+
+def _memory(settings: TrainSettings, config: ModelConfig, fit: Fit | None, train_pairs: int) -> dict[str, int]:
+    """Return the memory of one worker in bytes, by purpose."""
+    if fit:
+        memory = fit.memory
+    else:
+        micro_batch = settings.batch_size // settings.workers // settings.accumulation
+        memory = count_memory(settings, config, _ANY_GPU).by_purpose(
+            micro_batch, checkpointed=settings.checkpoint_activations, workers=settings.workers
+        )
     # Tokens of a locked image encoder are kept only if the run locks it and those of all pairs fit.
-    tokens = token_bytes(train_pairs, config)
+    steps, tokens = settings.total_steps(train_pairs), token_bytes(train_pairs, config)
     if lock_step(settings, steps) < steps and tokens <= settings.tokens_gib * 2**30:
         memory = memory | {"kept image tokens": tokens}
-    # The time, by a pilot on this machine or by arithmetic.
-    flops = flops_of_pair(settings, config)
-    precision: Precision = "bfloat16" if settings.precision == "auto" else settings.precision
-    speeds = gpu_speeds(flops, ingest, settings.decode_tasks, precision)
-    if device is not None and device.kind:
-        speeds = [speed for speed in speeds if speed.gpu == device.kind]
-    stages = plan_stages(settings, steps)
-    pilot = None
-    if device is not None and device.is_here:
-        where = torch.device("cuda" if device.is_gpu else "cpu")
-        pilot = run_pilot(settings, config, stages, where, flops, micro_batch)
-    own = next((speed for speed in speeds if device is not None and speed.gpu == device.kind), None)
+    return memory
+
+
+def _memory_note(config: ModelConfig, fit: Fit | None) -> str:
+    return (
+        f"activations are counted on shapes, for texts of {config.max_tokens} tokens, the most that a batch may "
+        f"have{'' if fit else '; no device is known, so nothing was fitted: give --set gpu=KIND'}"
+    )
+
+
+def _parameters(config: ModelConfig) -> dict[str, int]:
+    """Return the number of parameters by module, the largest first."""
     with torch.device("meta"):
         student = Asap(config)
     parameters: Counter[str] = Counter()
     for name, parameter in student.named_parameters():
         parameters[name.partition(".")[0]] += parameter.numel()
-    return Plan(
-        pairs={
-            split: dict(Counter(record.fake_cls for record in some).most_common()) for split, some in records.items()
-        },
-        steps=steps,
-        epochs=steps / steps_an_epoch,
-        left_out_an_epoch=train_pairs % settings.batch_size,
-        batch={
-            "pairs of a step": settings.batch_size,
-            "workers": settings.workers,
-            "pairs of a worker": pairs_per_worker,
-            "micro batches": settings.accumulation,
-            "pairs of a micro batch": micro_batch,
-        },
-        stages=stages,
-        rates={"text, fusion, heads": settings.learning_rate, "image side, boxes": settings.image_learning_rate},
-        parameters=dict(parameters.most_common()),
-        memory=memory,
-        memory_note=(
-            f"activations are counted on shapes, for texts of {config.max_tokens} tokens, the most that a batch may "
-            f"have{'' if fit else '; no device is known, so nothing was fitted: give --set gpu=KIND'}"
-        ),
-        fit=fit,
-        workers_note=workers_note,
-        cpus=_cpus(settings, counted, own),
-        hours=_hours(settings, steps, pilot, own, counted),
-        flops_a_pair=flops,
-        speeds=speeds,
-        precision=precision,
-        # A checkpoint holds the weights, the twin, the two averages of the optimizer, and the queues.
-        checkpoint_bytes=2 * memory["weights"] + memory["optimizer (two averages)"] + memory["queues"],
-        checkpoints_written=-(-steps // regular_steps(settings, steps, steps_an_epoch)),
-        checkpoint_every_s=settings.checkpoint_every_s if settings.checkpoint_pairs is None else None,
-        checkpoints_kept=2,
-        cache_bytes=_cache_bytes(records, config) if ingest == "cache" else 0,
-        init=settings.init,
-        out=settings.out,
-    )
+    return dict(parameters.most_common())
+
+
+class _Speed(NamedTuple):
+    """The speed of a run: by arithmetic on GPUs by name, and by a pilot on the device of this machine."""
+
+    flops_a_pair: float
+    precision: Precision
+    on_gpus: list[GpuSpeed]
+    own: GpuSpeed | None
+    """The estimate for the run's device; None if its kind is not known."""
+    pilot: Pilot | None
+
+
+def _estimated_speed(
+    settings: TrainSettings,
+    config: ModelConfig,
+    stages: Sequence[Stage],
+    device: TrainDevice | None,
+    ingest: Literal["cache", "stream"],
+) -> _Speed:
+    """Return the speed of a run with these stages. Passes are computed if the device is one of this machine."""
+    flops = flops_of_pair(settings, config)
+    precision: Precision = "bfloat16" if settings.precision == "auto" else settings.precision
+    on_gpus = gpu_speeds(flops, ingest, settings.decode_tasks, precision)
+    own = None
+    if device is not None and device.kind:
+        on_gpus = [speed for speed in on_gpus if speed.gpu == device.kind]
+        own = next(iter(on_gpus), None)
+    pilot = None
+    if device is not None and device.is_here:
+        where = torch.device("cuda" if device.is_gpu else "cpu")
+        micro_batch = _batch(settings)["pairs of a micro batch"]
+        pilot = run_pilot(settings, config, stages, where, flops, micro_batch)
+    return _Speed(flops, precision, on_gpus, own, pilot)
 
 
 def _cache_bytes(records: Mapping[str, Sequence[Record]], config: ModelConfig) -> int:

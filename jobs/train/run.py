@@ -49,7 +49,15 @@ from jobs.train.data.splits import (
 from jobs.train.defaults import warm_start_defaults
 from jobs.train.events import OnEvent
 from jobs.train.export import SCORE, ChosenCheckpoint, export_model
-from jobs.train.fit import all_gpus, choices_of, fit_to_device, kept_choices, takes_all_gpus
+from jobs.train.fit import (
+    all_gpus,
+    choices_of,
+    cpu_to_fit,
+    device_before_ray,
+    fit_to_device,
+    kept_choices,
+    takes_all_gpus,
+)
 from jobs.train.gpus import TrainDevice, cpu_here, gpu_called, gpu_here, gpus_of_cluster
 from jobs.train.plan import CPUS_BESIDE_A_GPU, Plan, make_plan
 from jobs.train.run_folder.folder import CHECKPOINTS, RunFolder
@@ -110,6 +118,7 @@ def _train(
     """
     progress = watch.report
     states.change({"state": "validating"})
+    _check_device(folder, settings, typed.model_fields_set)
     progress({"phase": "reading the corpus"})
     corpora = read_splits(settings, model_config(settings, settings.vocab_size).label_set)
     settings.steps_an_epoch(len(corpora["train"].records))
@@ -193,6 +202,35 @@ def _check_buildable(settings: TrainSettings) -> None:
         TrainingStep(student, weights=settings.objective.weights, queue_size=settings.queue_size, mask_id=0)
 
 
+def _check_device(folder: RunFolder, settings: TrainSettings, given: Set[str]) -> None:
+    """Raise `ConfigError` if the settings and this machine show, without Ray, that no device can hold a worker.
+
+    A run that was trained to its end needs no worker. Any other is fitted again once Ray shows the devices.
+    """
+    import ray
+
+    metrics = folder.last_metrics()
+    if metrics and metrics.get("pairs") == metrics.get("of"):
+        return
+    gpus = None if settings.address or ray.is_initialized() else torch.cuda.device_count()
+    fewest = settings.min_workers or settings.workers
+    if settings.device == "cuda" and gpus is not None and gpus < fewest:
+        raise ConfigError(
+            f"device 'cuda' needs {fewest} GPU{'' if fewest == 1 else 's'}, and torch can use {gpus} on this machine. "
+            f"Give {'fewer --workers, ' if gpus else ''}--address of a cluster with GPUs, or --set device=cpu."
+        )
+    if takes_all_gpus(settings, given):
+        if gpus is None:
+            return
+        settings = settings.model_copy(update={"workers": all_gpus(settings, gpus)})
+    if device := device_before_ray(settings, gpus):
+        # The vocabulary of a source is not known yet. One word is counted for it, so that nothing is refused that fits.
+        is_known = folder.tokenizer.exists() or settings.tokenizer == TRAINED
+        is_known = is_known or not (settings.init or settings.tokenizer)
+        config = model_config(settings, _count_words(folder, settings) if is_known else 1)
+        fit_to_device(settings, config, device, given, _recorded(folder).get(_FITTED))
+
+
 def _with_absolute_paths(settings: TrainSettings) -> TrainSettings:
     """Return the settings with absolute paths, because Ray Train's workers run in another working folder."""
 
@@ -209,13 +247,14 @@ def _with_absolute_paths(settings: TrainSettings) -> TrainSettings:
 def _with_older_defaults(folder: RunFolder, settings: TrainSettings) -> TrainSettings:
     """Return the settings as an older version read them, if the folder holds a run of one.
 
-    In older versions no default followed from `init`. A run of theirs that is continued by the command that began it
-    keeps the values that it has.
+    In older versions no default followed from `init`, and later ones had another default for the recipe. A run of
+    theirs that is continued by the command that began it keeps the values that it has.
     """
     recorded = _recorded(folder)
-    if not recorded.get("init") or "epochs" in recorded:
+    if not recorded.get("init"):
         return settings
-    older = {name: recorded[name] for name in warm_start_defaults({}) if name in recorded}
+    names = ("recipe",) if "epochs" in recorded else tuple(warm_start_defaults({}))
+    older = {name: recorded[name] for name in names if name in recorded}
     return settings.model_copy(
         update={name: value for name, value in older.items() if name not in settings.model_fields_set}
     )
@@ -384,14 +423,9 @@ def _with_all_gpus(settings: TrainSettings, given: Set[str], progress: OnEvent) 
 def _fit(
     folder: RunFolder, settings: TrainSettings, given: Set[str], on_gpus: bool, progress: OnEvent
 ) -> TrainSettings:
-    """Fit the run to the devices of its workers, and record the choices for later starts.
-
-    A run on CPUs is fitted if its model is large or its memory is given: anything else fits.
-    """
+    """Fit the run to the devices of its workers, and record the choices for later starts."""
     recorded = _recorded(folder)
-    device = gpus_of_cluster() if on_gpus else None
-    if not on_gpus and (settings.device_gib or (settings.size == "base" and not settings.address)):
-        device = cpu_here()
+    device = gpus_of_cluster() if on_gpus else cpu_to_fit(settings)
     if device is not None:
         config = model_config(settings, _count_words(folder, settings))
         fit = fit_to_device(settings, config, device, given, recorded.get(_FITTED))

@@ -194,7 +194,7 @@ class TrainSettings(CorpusSettings, ClusterSettings, WatchSettings):
     """
     gpu: str | None = None
     """Kind of GPU that a plan is made for, such as H100 (`jobs.train.gpus`). None: the devices of this machine. A run
-    looks at the GPUs that it gets."""
+    that does not fit this kind is refused before Ray starts; any other is fitted to the GPUs that it gets."""
     device_gib: float | None = Field(default=None, gt=0)
     """Memory in GiB that a worker may use of its device. None: that of its GPU; on CPUs, its part of this machine's."""
     compile: Literal["auto", "off", "on"] = "auto"
@@ -357,4 +357,6 @@ class TrainSettings(CorpusSettings, ClusterSettings, WatchSettings):
 
 def _shown(value: Any) -> str:
     """Return a value as it is shown; None is an amount that follows from the length of an epoch."""
+    if isinstance(value, str):
+        return value
     return "by epoch" if value is None else f"{value:g}"

@@ -9,13 +9,14 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
-from asap.errors import ConfigError, StorageError
+from asap.errors import StorageError
 from asap.model.config import ModelConfig
 from asap.preprocessing.text import load_tokenizer
 from asap.storage.files import download_file, download_folder, exists, target_of_key, write_atomically
 from asap.storage.location import Location
 from asap.weights.pretrained import tokenizer_at
 from asap.weights.start import has_words, read_starts, source_tokenizer, split_source
+from jobs.train.check import no_tokenizer
 from jobs.train.events import OnEvent
 from jobs.train.run_folder.folder import RunFolder
 from jobs.train.settings import TrainSettings
@@ -74,10 +75,7 @@ def _prepare_tokenizer(folder: RunFolder, settings: TrainSettings, sources: dict
     with_tokenizer = [address for address in own if own[address] is not None]
     if settings.tokenizer == TRAINED or (settings.tokenizer is None and not with_tokenizer):
         if without := [sources[address] for address in sources if has_words(address) and own[address] is None]:
-            raise ConfigError(
-                f"init {without[0]} has word embeddings but no tokenizer that says which words they are. Set tokenizer "
-                "to the folder or the name of the tokenizer that it was trained with."
-            )
+            raise no_tokenizer(without[0])
         return []
     if settings.tokenizer is not None:
         with tempfile.TemporaryDirectory() as scratch:

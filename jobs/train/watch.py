@@ -1,7 +1,8 @@
 """The watch over a training run: its heartbeat, requests that it stops, and stalls.
 
 `heartbeat.json` in the run folder names the start of the run (`run_id`) that a process works on, and changes every
-`heartbeat_s` seconds. A process that finds another `run_id` there, the file `_cancel`, or no `train.json`, stops.
+`heartbeat_s` seconds. A process that finds another `run_id` there, the file `_cancel`, or no `train.json`, stops. The
+work under way stands there too, for those who follow the run from elsewhere.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from jobs.stall import StallWatch
 from jobs.states import ENDS, STALLED, JobStates, end_state, reason_of
 from jobs.stops import Background
 from jobs.train.events import OnEvent
-from jobs.train.run_folder.folder import CHECKPOINTS, RunFolder
+from jobs.train.run_folder.folder import RunFolder
 from jobs.train.run_folder.record import record_stop
 from jobs.train.settings import TrainSettings
 
@@ -67,15 +68,18 @@ class RunWatch:
         self._states, self._progress = states, progress
         self._stalls = StallWatch("step", settings.stall_after_s, describe_waits, is_steady=False)
         self._done = 0
+        self._phase: dict[str, Any] = {}
         self._heart = Heartbeat(self._beat, settings.heartbeat_s)
         self._beats, self._misses = 0, 0
         self._lost = self._deleted = self._is_recorded = False
 
     def report(self, event: dict[str, Any]) -> None:
-        """Pass an event on, and keep the number of pairs that are done."""
+        """Pass an event on, and keep the number of pairs that are done and the work under way."""
         if "pairs" in event:
             self._done = event["pairs"]
             self._states.note(done=event["pairs"], total=event["of"])
+        # One assignment, because the thread of the heartbeat reads it.
+        self._phase = phase_of(event) or self._phase
         self._progress(event)
 
     def __enter__(self) -> Self:
@@ -124,8 +128,7 @@ class RunWatch:
     def _kept(self) -> str:
         """Say what a stop leaves of the training."""
         try:
-            found = read_json(self._at / CHECKPOINTS / "checkpoint_manager_snapshot.json") or {}
-            metrics = (found.get("latest_checkpoint_result") or {}).get("metrics") or {}
+            metrics = self._folder.last_metrics()
             done, total = metrics.get("pairs", 0), metrics.get("of", 0)
         except StorageError:
             return "The last checkpoint is kept, if there is one."
@@ -164,5 +167,20 @@ class RunWatch:
     def _write(self) -> None:
         self._beats += 1
         now = datetime.now(UTC).isoformat(timespec="seconds")
-        sign = {"run_id": self.run_id, "beats": self._beats, "heartbeat": now}
+        sign = {"run_id": self.run_id, "beats": self._beats, "heartbeat": now} | self._phase
         write_bytes(self._at / SIGN, json.dumps(sign).encode())
+
+
+def phase_of(event: dict[str, Any]) -> dict[str, Any]:
+    """Return the work that an event of `jobs.train.events` shows: `phase` in words, and its `phase_counts`, if any.
+
+    Empty for an event that says nothing about it, such as a note.
+    """
+    if "phase" in event:
+        return {"phase": event["phase"]}
+    if "stage" in event:
+        return {"phase": event["stage"], "phase_counts": {"done": event["done"], "total": event["total"]}}
+    if "pairs" not in event:
+        return {}
+    stage = event.get("run_stage") or {"of": 1}
+    return {"phase": f"training, stage {stage['number']} of {stage['of']}" if stage["of"] > 1 else "training"}

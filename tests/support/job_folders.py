@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import socket
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -62,13 +62,32 @@ def failed(row_id: int, code: str, *, retryable: bool) -> dict[str, Any]:
 
 
 def write_training(
-    folder: Location, *, started_s: float = 60, steps: Sequence[dict[str, Any]] = (), finished: bool = False
+    folder: Location,
+    *,
+    started_s: float = 60,
+    steps: Sequence[dict[str, Any]] = (),
+    finished: bool = False,
+    sign: Mapping[str, Any] | None = None,
+    **start: Any,
 ) -> None:
-    """Write the folder of a training run, started so many seconds ago, with these lines of progress."""
+    """Write the folder of a training run, with these lines of progress.
+
+    Args:
+        folder: The folder.
+        started_s: Seconds since the start.
+        steps: The lines of progress, less their time and total.
+        finished: True for a run with a model.
+        sign: Entries of the last sign of life; None for a run of an earlier version.
+        start: Entries of the record of the start.
+    """
     write_bytes(folder / "train.json", json.dumps({"corpus": "/corpus", "recipe": "asap-ray", "pairs": 64}).encode())
-    record = {"name": "small", "settings": {"pairs": 64}, "starts": [{"started": seconds_ago(started_s)}]}
+    start = {"started": seconds_ago(started_s), "run_id": "r1"} | start
+    record = {"name": "small", "settings": {"pairs": 64}, "starts": [start]}
     write_bytes(folder / "run.json", json.dumps(record).encode())
     lines = [{"at": time.time(), "of": 64} | step for step in steps]
     write_bytes(folder / "progress.jsonl", "".join(json.dumps(line) + "\n" for line in lines).encode())
+    if sign is not None:
+        sign = {"run_id": "r1", "beats": 7, "heartbeat": seconds_ago(1)} | dict(sign)
+        write_bytes(folder / "heartbeat.json", json.dumps(sign).encode())
     if finished:
         write_bytes(folder / "model" / "config.json", b"{}")

@@ -13,6 +13,10 @@ from transformers import BertTokenizerFast
 from tests.golden.weights import golden_state_dict
 from tests.support.pictures import CAPTIONS
 
+ALBEF_SIDES = {
+    257: 17, 768: 48, 2304: 144, 3072: 96, 30522: 60, 512: 24, 256: 16, 65536: 8, 3: 3, 1: 1, 2: 2
+}  # fmt: skip
+"""Sides of ALBEF's tensors, and those of a small one: 64 px, width 48, 60 word pieces, 24 positions."""
 GOLDEN = Path(__file__).parents[1] / "golden"
 TWIN_OR_QUEUE = re.compile(r"(visual_encoder|text_encoder|vision_proj|text_proj)_m\.|.*_queue$|queue_ptr$")
 CONFIG = {
@@ -41,6 +45,22 @@ def golden_state(name: str, *, with_twins: bool = True) -> dict[str, Tensor]:
 def golden_arrays(name: str) -> dict[str, Tensor]:
     """Return the inputs and outputs of a golden model."""
     return {key: torch.from_numpy(value) for key, value in np.load(GOLDEN / f"{name}.npz").items()}
+
+
+def albef_state(changed_sides: dict[int, int] | None = None) -> dict[str, Tensor]:
+    """Return weights with the keys of ALBEF's published checkpoint and every side scaled down.
+
+    Args:
+        changed_sides: Changes to `ALBEF_SIDES`.
+    """
+    sides = ALBEF_SIDES | (changed_sides or {})
+    generator = torch.Generator().manual_seed(0)
+    state = {}
+    for key, shape in spec_of("albef_keys")["state_dict"].items():
+        is_patch = key.endswith("patch_embed.proj.weight")  # (width, 3, 16, 16)
+        scaled = [side if is_patch and side == 16 else sides[side] for side in shape]
+        state[key] = torch.randn(scaled, generator=generator)
+    return state | {"queue_ptr": torch.tensor([5])}
 
 
 def write_published(file: Path, state: dict[str, Tensor], *, prefix: str = "", **changes: Any) -> Path:

@@ -24,7 +24,16 @@ import pyarrow.fs as pafs
 
 from asap.errors import StorageError
 from asap.storage.failures import keep_trying, storage_errors
-from asap.storage.files import delete_file, download_file, download_folder, exists, is_empty, local_targets, write_bytes
+from asap.storage.files import (
+    delete_file,
+    download_file,
+    download_folder,
+    exists,
+    is_empty,
+    local_targets,
+    read_json,
+    write_bytes,
+)
 from asap.storage.location import Location
 from asap.storage.s3 import check_writable, filesystem, s3_client
 
@@ -140,6 +149,11 @@ class RunFolder:
     def has_model(self) -> bool:
         """Return True if the finished model is complete; `config.json` is its last file."""
         return exists(self.location / "model" / "config.json")
+
+    def last_metrics(self) -> dict[str, Any]:
+        """Return the metrics of the last checkpoint, as Ray Train recorded them; empty if there is none."""
+        found = read_json(self.location / CHECKPOINTS / "checkpoint_manager_snapshot.json") or {}
+        return dict((found.get("latest_checkpoint_result") or {}).get("metrics") or {})
 
     def check_writable(self) -> None:
         """Raise `StorageError` if the run folder cannot be written; a run must not find that out at its end."""

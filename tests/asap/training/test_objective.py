@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 
 from asap.errors import ConfigError
@@ -13,7 +15,10 @@ TERMS_OF = {
     "asap": {"vlc", "bic", "mlc", "bbox_l1", "giou", "tmg", "ied", "mgca", "mpp"},
     "asap-as-published": {"vlc", "bic", "mlc", "bbox_l1", "giou", "tmg", "ied", "mgca", "mpp"},
     "asap-ray": {"vlc", "bic", "mlc", "bbox_l1", "giou", "tmg", "ied", "mgca", "mpp", "cwp", "mlm"},
-}
+    "asap-ray-pretrained": {
+        "vlc", "bic", "mlc", "bbox_l1", "giou", "tmg", "ied", "mgca", "mpp", "cwp", "mlm", "patch_consistency"
+    },
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("name", RECIPES)
@@ -35,6 +40,12 @@ def test_the_published_recipes_use_the_published_model_and_weights() -> None:
     assert RECIPES["asap"].defects == PublishedDefects()
     assert RECIPES["asap-as-published"].defects == PublishedDefects.all()
     assert ModelConfig.base(**RECIPES["asap"].model) == ModelConfig.base()
+
+
+def test_the_recipe_for_pretrained_weights_adds_one_term_to_that_for_random_ones() -> None:
+    random, pretrained = RECIPES["asap-ray"], RECIPES["asap-ray-pretrained"]
+    assert replace(pretrained, weights=random.weights) == random
+    assert replace(pretrained.weights, patch_consistency=0.0) == random.weights
 
 
 def test_an_unknown_recipe_is_refused_with_the_known_ones() -> None:

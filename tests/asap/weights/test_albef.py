@@ -1,6 +1,4 @@
-import json
 import re
-from pathlib import Path
 
 import pytest
 import torch
@@ -10,8 +8,8 @@ from asap.errors import CheckpointError
 from asap.model.config import ModelConfig
 from asap.training.momentum import FeatureQueues
 from asap.weights.albef import albef_twins, import_albef
+from tests.support.published import albef_state
 
-SCALED = {257: 17, 768: 48, 2304: 144, 3072: 96, 30522: 60, 512: 24, 256: 16, 65536: 8, 3: 3, 1: 1, 2: 2}
 CONFIG = ModelConfig(
     image_size=64, width=48, heads=4, image_mlp_width=96, text_mlp_width=96, vocab_size=60, max_positions=24,
     max_tokens=24, embed_dim=16,
@@ -21,15 +19,7 @@ State = dict[str, torch.Tensor]
 
 @pytest.fixture(scope="module")
 def albef() -> State:
-    """The keys of the published checkpoint with every side scaled down. Each tensor has values of its own."""
-    keys = json.loads((Path(__file__).parents[2] / "golden" / "albef_keys.json").read_text())["state_dict"]
-    generator = torch.Generator().manual_seed(0)
-    state = {}
-    for key, shape in keys.items():
-        patch = key.endswith("patch_embed.proj.weight")  # (width, 3, 16, 16)
-        sides = [side if patch and side == 16 else SCALED[side] for side in shape]
-        state[key] = torch.randn(sides, generator=generator)
-    return state | {"queue_ptr": torch.tensor([5])}
+    return albef_state()
 
 
 def test_all_modules_that_albef_pretrained_are_taken(albef: State) -> None:

@@ -59,7 +59,7 @@ def test_status_says_how_a_job_is_and_that_it_probably_died(run: Any, job: Locat
 
 def test_what_a_record_quotes_cannot_command_the_terminal(run: Any, job: Location) -> None:
     write_scan(job, state="failed", error="\x1b]0;x\x07 no column")
-    assert "\ufffd]0;x\ufffd no column" in run("status", job)[1]
+    assert r"\x1b]0;x\x07 no column" in run("status", job)[1]
     assert "\x1b" not in run("watch", job)[1] + run("list", job.parent)[1]
 
 
@@ -91,6 +91,30 @@ def test_watch_prints_changes_and_exits_as_the_job_does(
     code, out, _ = run("watch", job, "--json")
     assert code == 4
     assert [json.loads(line)["note"] for line in out.splitlines()] == ["most pairs are unfamiliar"]
+
+
+def test_the_phase_of_a_training_run_stands_beside_its_state(
+    run: Any, job: Location, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = job.parent / "run"
+    sign = {"phase": "decoding \x1b train pictures", "phase_counts": {"done": 1200, "total": 5000}}
+    write_training(folder, sign=sign)
+    assert run("status", folder)[1].splitlines()[1] == "phase      decoding \\x1b train pictures: 1,200 of 5,000"
+    assert "decoding \\x1b train" in " ".join(run("list", job.parent)[1].split())
+
+    class End(Clock):
+        def sleep(self, seconds: float) -> None:
+            write_training(folder, finished=True)
+
+    monkeypatch.setattr(follow, "time", End())
+    code, out, _ = run("watch", folder)
+    assert (code, out.splitlines()) == (
+        0,
+        [
+            "running  decoding \\x1b train pictures: 1,200 of 5,000  0 of 64 (0 %)",
+            "completed  0 of 64 (0 %)",
+        ],
+    )
 
 
 def test_watch_that_is_interrupted_says_that_the_job_goes_on(

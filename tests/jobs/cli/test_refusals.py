@@ -79,6 +79,8 @@ _CASES: list[tuple[str, list[str], str]] = [
     ),
     ("train", ["corpus", "--out", "out", "--init", "missing.pth"], "init 'missing.pth' does not exist"),
     ("train", ["corpus", "--out", "out", "--init", "folder"], "folder has no config.json"),
+    ("train", ["corpus", "--out", "out", "--init", "file"], "init file has word embeddings but no tokenizer"),
+    ("train", ["corpus", "--out", "out", "--init", "file", "--set", "tokenizer=train"], "but no tokenizer that says"),
     ("train", ["corpus", "--out", "out", "--set", "tokenizer=./missing"], "folder './missing' does not exist"),
     ("familiarize", ["demo", "corpus"], "the model 'demo' ships with asap"),
     ("calibrate", ["demo", "corpus", *_TARGET], "the model 'demo' ships with asap"),

@@ -132,6 +132,18 @@ def _evaluation() -> tuple[RenderableType, list[str]]:
     return tables, ["asap-demo@0123456789ab", "face_attribute&text_attribute", "AUC 100.00", "IoUmean"]
 
 
+def _evaluation_with_intervals() -> tuple[RenderableType, list[str]]:
+    from tests.asap.evaluation.test_table import report
+
+    made = report("orig", "face_swap", "text_swap", "face_attribute&text_attribute")
+    limits = {name: [0.1234, 0.9876] for name in ("AUC", "EER", "ACC", "token_precision", "IoU_mean")}
+    by_type = {name: [limits["AUC"]] * 4 for name in ("AP", "AP_elsewhere")}
+    about = {"confidence": 0.95, "resamples": 1_000, "seed": 0, "method": "percentiles", "items": 3_456}
+    made |= {"AP_elsewhere": made["AP"], "intervals": about | {"figures": limits | by_type}}
+    tables = evaluation_tables({"about": {"model_id": "asap-demo@0123456789ab", "split": "val"}, **made})
+    return tables, ["AUC 100.00", "IoUmean", "1,000", "3,456"]
+
+
 def _plan() -> tuple[RenderableType, list[str]]:
     from asap.training.objective import LossWeights
     from jobs.train.plan import Plan
@@ -171,7 +183,8 @@ def _named() -> tuple[RenderableType, list[str]]:
 @pytest.mark.parametrize(
     "table",
     [
-        _calibration, _shortfall, _summary, _changes, _jobs, _errors, _rows, _look, _evaluation, _plan, _named,
+        _calibration, _shortfall, _summary, _changes, _jobs, _errors, _rows, _look, _evaluation,
+        _evaluation_with_intervals, _plan, _named,
     ],
 )  # fmt: skip
 def test_a_table_keeps_every_number_and_address_whole(
@@ -186,6 +199,17 @@ def test_a_table_keeps_every_number_and_address_whole(
     # A line that is wider holds something to copy, which the terminal wraps.
     wide = [line for line in out.splitlines() if len(line.rstrip()) > width]
     assert all(_PATH in line or _NAME in line or len(line.split()) < 8 for line in wide)
+
+
+def test_figures_with_intervals_stay_a_table_on_80_columns() -> None:
+    lines = [" ".join(line.split()) for line in _printed(_evaluation_with_intervals()[0], 80).splitlines()]
+    limits = "12.34 to 98.76"
+    for row, below in (
+        ("real/fake AUC 100.00 EER 0.00 ACC 100.00", f"{limits} {limits} {limits}"),
+        ("words corrected precision 100.00 recall 100.00 F1 100.00", f"alignment {limits} – –"),
+        ("texts another pair's AP swap 100.00 AP attribute 100.00", f"picture {limits} {limits}"),
+    ):
+        assert lines[lines.index(row) + 1] == below
 
 
 def test_a_table_that_fits_stays_a_table_and_one_that_does_not_becomes_lines() -> None:

@@ -165,6 +165,28 @@ def test_watching_a_training_run_follows_its_progress(folder: Location, monkeypa
     assert [status.counts["done"] for status in seen] == [8, 16, 64]
 
 
+def test_watching_a_training_run_tells_its_phases_at_once_and_their_counts_from_time_to_time(
+    folder: Location, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def decoding(done: int) -> Callable[[], Any]:
+        sign = {"beats": done, "phase": "decoding train pictures", "phase_counts": {"done": done, "total": 40}}
+        return lambda: write_training(folder, sign=sign)
+
+    write_training(folder, sign={"phase": "starting Ray on this machine"})
+    _play(
+        monkeypatch,
+        *map(decoding, range(1, 21)),
+        lambda: write_training(folder, sign={"phase": "training"}),
+        lambda: write_training(folder, finished=True),
+    )
+    seen: list[JobStatus] = []
+    follow_job(folder, seen.append, every_s=10)
+    assert [status.phase_text for status in seen] == [
+        "starting Ray on this machine", "decoding train pictures: 1 of 40", "decoding train pictures: 11 of 40",
+        "training", "",
+    ]  # fmt: skip
+
+
 OWNER = """
 import sys, time
 from asap.storage.location import Location

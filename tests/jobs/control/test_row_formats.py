@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from asap.errors import ConfigError
-from jobs.control.row_formats import choose_format, csv_cell, printable, write_rows
+from jobs.control.row_formats import cell_text, choose_format, csv_cell, write_rows
 
 SCHEMA = pa.schema([("id", pa.string()), ("score", pa.float64()), ("types", pa.list_(pa.string()))])
 ROWS: list[dict[str, Any]] = [
@@ -106,7 +106,8 @@ def test_a_format_that_does_not_fit_is_refused(given: str | None, to: str | None
 @pytest.mark.parametrize(
     ("value", "text"),
     [
-        ("\x1b[31mred\x9b", "\ufffd[31mred\ufffd"),
+        ("\x1b[31mred", "\\x1b[31mr…"),
+        ("red\x9b", "red\\x9b"),
         ("two\nlines", "two lines"),
         ("x" * 30, "x" * 9 + "…"),
         (0.123456, "0.1235"),
@@ -116,4 +117,4 @@ def test_a_format_that_does_not_fit_is_refused(given: str | None, to: str | None
     ],
 )
 def test_a_value_in_the_terminal_is_short_and_commands_nothing(value: Any, text: str) -> None:
-    assert printable(value, 10) == text
+    assert cell_text(value, 10) == text

@@ -101,6 +101,36 @@ def test_a_training_run_has_the_counts_and_the_speed_of_its_progress(out: Locati
     assert read_status(out / "run").state == "completed"
 
 
+DECODING = {"phase": "decoding train pictures", "phase_counts": {"done": 1200, "total": 5000}}
+
+
+def test_a_training_run_has_the_phase_of_its_last_sign_of_life(out: Location) -> None:
+    write_training(out / "run", sign=DECODING)
+    status = read_status(out / "run")
+    assert status.phase_text == "decoding train pictures: 1,200 of 5,000"
+    document = status.to_json()
+    assert (document["phase"], document["phase_counts"]) == ("decoding train pictures", {"done": 1200, "total": 5000})
+    write_training(out / "run", sign={"phase": "starting Ray on this machine"})
+    assert read_status(out / "run").phase_text == "starting Ray on this machine"
+
+
+@pytest.mark.parametrize("start", [{"run_id": "a later one"}, {"state": "failed"}, {"state": "cancelled"}])
+def test_a_phase_that_nobody_works_on_is_not_shown(tmp_path: Path, start: dict[str, str]) -> None:
+    write_training(Location(str(tmp_path)), sign=DECODING, **start)
+    status = read_status(Location(str(tmp_path)))
+    assert (status.phase, status.phase_counts, status.phase_text) == (None, {}, "")
+
+
+def test_runs_without_a_phase_have_none_and_a_broken_count_is_an_error(tmp_path: Path) -> None:
+    folder = Location(str(tmp_path))
+    for sign in (None, {}):
+        write_training(folder, sign=sign)
+        assert read_status(folder).phase_text == ""
+    write_training(folder, sign={"phase": "decoding", "phase_counts": {"done": "x"}})
+    with pytest.raises(StorageError, match=r"the record of .* is broken"):
+        read_status(folder)
+
+
 def test_a_training_run_without_progress_for_long_probably_died(tmp_path: Path) -> None:
     folder = Location(str(tmp_path))
     write_training(folder, started_s=600)

@@ -195,7 +195,7 @@ def test_a_tokenizer_that_is_none_is_refused_before_the_checkpoint_is_read(
         assert sentence in refused(tmp_path, hammer, tmp_path / "m", words)
 
     def fail(*_: object, **__: object) -> None:
-        raise OSError("no network\nlong advice")
+        raise OSError("no network.\nlong advice")
 
     monkeypatch.setattr("transformers.AutoTokenizer.from_pretrained", fail)
     message = refused(tmp_path, hammer, tmp_path / "m", "bert-base-uncased")
@@ -333,9 +333,10 @@ def test_a_checkpoint_of_a_run_is_exported_by_the_settings_of_the_run(run: Path,
     assert "license" not in (done.folder / "README.md").read_text().lower()
 
 
-def test_the_folder_of_a_run_is_refused_with_its_checkpoints(run: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("named", [".", "ray_train"])
+def test_the_folder_of_a_run_is_refused_with_its_checkpoints(run: Path, tmp_path: Path, named: str) -> None:
     assert f"Name one of its checkpoints: {run}/ray_train/checkpoint_000001" in refused(
-        tmp_path, run, tmp_path / "m", None
+        tmp_path, run / named, tmp_path / "m", None
     )
 
 

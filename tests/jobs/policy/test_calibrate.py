@@ -408,6 +408,18 @@ def test_the_best_precision_of_a_refusal_can_be_reached(labeled: Path, oracle: _
     assert (tmp_path / "p.json").exists()
 
 
+def test_a_refusal_that_no_number_of_pairs_would_change_does_not_ask_for_more(
+    labeled: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Half of the scores are those of the other class, so the precision of no threshold comes near the target."""
+    _answer_with(_Oracle(labeled, noise=5.0), monkeypatch)
+    with pytest.raises(PrecisionNotShown) as caught:
+        calibrate(_settings(labeled, tmp_path, precision=0.99, prevalence=0.001))
+    assert all(problem["authentic_needed"] is None for problem in caught.value.shortfalls)
+    assert "More pairs with such scores would not show it. Lower --precision" in str(caught.value)
+    assert "Add pairs" not in str(caught.value)
+
+
 def test_a_type_that_does_not_occur_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     records = [_record(number) for number in range(PAIRS) if CLASSES[number % 6] != "face_swap"]
     corpus = _write_corpus(tmp_path / "corpus", records)

@@ -101,6 +101,7 @@ def test_a_start_from_weights_never_takes_the_defaults_for_random_ones(
 ) -> None:
     settings = given(preset=preset, init=sources)
     assert (settings.learning_rate, settings.image_learning_rate) == rates
+    assert settings.recipe == ("asap" if preset == "published" else "asap-ray-pretrained")
     assert (settings.words_until, settings.alignment_from) == (0, 0)
     assert (settings.warmup_pairs if preset != "published" else None, settings.alpha_ramp_pairs) == (None, None)
     assert settings.default_notes()
@@ -110,15 +111,17 @@ def test_the_defaults_for_pretrained_weights_are_stated_and_given_values_win() -
     settings = given(preset="base", init=("ALBEF.pth",), learning_rate=1e-3, warmup_pairs=6400)
     assert (settings.learning_rate, settings.image_learning_rate, settings.warmup_pairs) == (1e-3, 1e-4, 6400)
     assert settings.default_notes() == [
-        "defaults for pretrained weights, since init is given: image_learning_rate=0.0001, words_until=0, "
-        "alignment_from=0, alpha_ramp_pairs=by epoch"
+        "defaults for pretrained weights, since init is given: recipe=asap-ray-pretrained, "
+        "image_learning_rate=0.0001, words_until=0, alignment_from=0, alpha_ramp_pairs=by epoch"
     ]
     assert given(init=("x",), words_until=0.3).alignment_from == 0.3
+    assert given(init=("x",), recipe="hammer").recipe == "hammer"
     assert given(words_until=0).default_notes() == []
 
 
 def test_a_side_whose_weights_no_source_brings_keeps_the_defaults_for_random_ones() -> None:
     image, text = given(init=("timm:vit_tiny",)), given(init=("bert:tiny",))
+    assert (image.recipe, text.recipe) == ("asap-ray", "asap-ray")
     assert (image.learning_rate, image.image_learning_rate, image.words_until) == (1e-3, 1e-4, 0.57)
     assert (text.learning_rate, text.image_learning_rate, text.words_until, text.alignment_from) == (1e-4, 1e-3, 0, 0.9)
     assert image.default_notes() == ["defaults for pretrained weights, since init is given: image_learning_rate=0.0001"]
@@ -127,7 +130,7 @@ def test_a_side_whose_weights_no_source_brings_keeps_the_defaults_for_random_one
 def test_random_weights_keep_their_defaults() -> None:
     for settings in (given(), given(preset="base"), given(init=())):
         assert (settings.learning_rate, settings.image_learning_rate, settings.pairs) == (1e-3, 1e-3, 140_000)
-        assert (settings.words_until, settings.alignment_from) == (0.57, 0.9)
+        assert (settings.recipe, settings.words_until, settings.alignment_from) == ("asap-ray", 0.57, 0.9)
         assert (settings.warmup_pairs, settings.alpha_ramp_pairs, settings.epochs) == (6_400, 20_000, None)
         assert (settings.schedule, settings.optimizer_groups, settings.initial_values) == ("ours", "ours", "ours")
         assert (settings.twin_dropout, settings.weights, settings.defects) == (False, "average", False)

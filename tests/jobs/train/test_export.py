@@ -11,6 +11,7 @@ from PIL import Image
 from ray.train import Checkpoint
 
 from asap.corpus.reader import read_split
+from asap.errors import StorageError
 from asap.evaluation import own_pairs
 from asap.evaluation.own_pairs import read_pair
 from asap.finding import Pair
@@ -98,7 +99,7 @@ def export(corpus: Path, out: Path, **changes: Any) -> tuple[Path, list[dict[str
     """Export random weights as a run on this corpus does at its end, and return the model folder and the events."""
     settings = settings_for(corpus, out, device="cpu", **changes)
     folder = RunFolder.open(settings.out)
-    folder.path.mkdir()
+    folder.path.mkdir(exist_ok=True)
     events: list[dict[str, Any]] = []
     start_record(folder, settings)
     prepare_start(folder, settings, model_config, events.append)
@@ -190,3 +191,24 @@ def test_stated_limits_are_those_of_the_model_and_may_change_when_a_run_resumes(
     assert limits is not None
     assert (limits.made_from, limits.languages, limits.not_for) == tuple(stated.values())
     assert settings_for(drawn, "run", **stated).identity() == settings_for(drawn, "run").identity()
+
+
+def test_an_export_leaves_no_draft_and_is_not_hindered_by_that_of_a_killed_one(drawn: Path, tmp_path: Path) -> None:
+    draft = tmp_path / "run" / "model.draft"
+    draft.mkdir(parents=True)
+    (draft / "model.safetensors").write_bytes(b"half of it")
+
+    model, _ = export(drawn, tmp_path / "run")
+
+    assert not draft.exists()
+    assert load_folder(model).model_id.startswith("small@")
+    assert (tmp_path / "run" / "test_metrics.json").exists()
+
+
+def test_an_export_that_fails_leaves_no_draft(drawn: Path, tmp_path: Path) -> None:
+    with (
+        mock.patch("jobs.train.export.predict_split", side_effect=StorageError("the pictures are gone")),
+        pytest.raises(StorageError, match="the pictures are gone"),
+    ):
+        export(drawn, tmp_path / "run")
+    assert not (tmp_path / "run" / "model.draft").exists()

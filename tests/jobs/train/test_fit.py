@@ -7,7 +7,15 @@ from typing import Any
 import pytest
 
 from asap.errors import ConfigError
-from jobs.train.fit import Fit, all_gpus, choices_of, fit_to_device, kept_choices, takes_all_gpus
+from jobs.train.fit import (
+    Fit,
+    all_gpus,
+    choices_of,
+    device_before_ray,
+    fit_to_device,
+    kept_choices,
+    takes_all_gpus,
+)
 from jobs.train.gpus import GPU_MEMORY_GB, TrainDevice, gpu_called, smallest
 from jobs.train.settings import TrainSettings
 from jobs.train.trainer import model_config
@@ -114,6 +122,34 @@ def test_the_published_run_takes_every_gpu_that_divides_its_batch() -> None:
     assert takes_all_gpus(published(), published().model_fields_set)
     for given in (published(workers=1), published(device="cpu"), published(preset="base")):
         assert not takes_all_gpus(given, given.model_fields_set)
+
+
+@pytest.mark.parametrize(
+    ("gpus", "changes", "name"),
+    [
+        (None, {"gpu": "L4"}, "L4"),
+        (1, {"gpu": "L4"}, "L4"),
+        (0, {"gpu": "L4", "device": "cuda"}, "L4"),
+        (None, {"device": "cuda", "device_gib": 3}, "a GPU of 3 GiB"),
+        (1, {"device_gib": 3}, "a GPU of 3 GiB"),
+        (0, {"gpu": "L4"}, "CPU"),
+        (1, {"device": "cpu", "gpu": "L4"}, "CPU"),
+        (1, {"workers": 2, "device_gib": 3}, "CPU"),
+        (1, {"workers": 2, "min_workers": 1, "device_gib": 3}, "a GPU of 3 GiB"),
+        (0, {"preset": "tiny", "device_gib": 3}, "CPU"),
+        # Only Ray can tell, or anything fits.
+        (None, {"device_gib": 3, "address": "auto"}, None),
+        (None, {"device": "cuda", "address": "auto"}, None),
+        (None, {"device": "cpu", "address": "auto"}, None),
+        (1, {"device": "cuda"}, None),
+        (0, {"preset": "tiny"}, None),
+    ],
+)
+def test_the_settings_and_the_machine_may_name_the_device(
+    gpus: int | None, changes: dict[str, Any], name: str | None
+) -> None:
+    device = device_before_ray(published(**changes), gpus)
+    assert (device and device.name) == name
 
 
 @pytest.mark.parametrize(

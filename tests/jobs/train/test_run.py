@@ -3,6 +3,7 @@
 import json
 import os
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -213,6 +214,12 @@ def test_a_run_of_an_older_version_is_continued_by_the_command_that_began_it(tmp
     with pytest.raises(ConfigError, match=r"learning_rate 0\.001 \(now 0\.5\)"):
         train_module._check_folder(folder, other, command.model_fields_set)
     assert train_module._with_older_defaults(RunFolder(tmp_path / "new"), command) == command
+
+    # A later version had all settings, and another recipe by default.
+    folder.settings.write_text(json.dumps(command.identity() | {"recipe": "asap-ray"}))
+    assert train_module._with_older_defaults(folder, command).recipe == "asap-ray"
+    named = TrainSettings(corpus="corpus", out=str(folder.path), init=("demo",), recipe="asap")
+    assert train_module._with_older_defaults(folder, named).recipe == "asap"
 
 
 def test_a_run_keeps_its_micro_batch_on_other_workers_and_refuses_another_given_one(tmp_path: Path) -> None:
@@ -521,6 +528,72 @@ def test_workers_that_this_machine_cannot_hold_are_refused_before_pictures_are_d
         train(settings_for(corpus, tmp_path / "out", workers=4))
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "out/pictures").exists()
+
+
+@pytest.fixture
+def gpus_here(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
+    """Return a function that gives this machine some GPUs. Ray does not run, and may not be started."""
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(train_module, "ray_running", lambda *_: pytest.fail("Ray was started"))
+    return lambda gpus: monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+
+
+@pytest.mark.parametrize(
+    ("gpus", "changes", "message"),
+    [
+        (0, {"device": "cuda"}, "device 'cuda' needs 1 GPU, and torch can use 0 .* Give --address of a cluster with"),
+        (1, {"device": "cuda", "workers": 2}, "needs 2 GPUs, and torch can use 1 on .* Give fewer --workers, --addr"),
+        (1, {"device_gib": 0.5}, "the run does not fit into a GPU of 0.5 GiB: a step of 1 pair with activation"),
+        (0, {"address": "10.0.0.1:6379", "gpu": "L4", "device_gib": 0.5}, "the run does not fit into L4: a step of"),
+        (0, {"device_gib": 0.001}, "the run does not fit into CPU: a step of 1 pair"),
+    ],
+)
+def test_a_run_that_no_device_can_hold_is_refused_before_ray_starts_and_writes_nothing(
+    corpus: Path, tmp_path: Path, gpus_here: Any, gpus: int, changes: dict[str, Any], message: str
+) -> None:
+    gpus_here(gpus)
+    with pytest.raises(ConfigError, match=message):
+        train(settings_for(corpus, tmp_path / "out", **changes))
+    assert not (tmp_path / "out").exists()
+
+
+def _check(folder: RunFolder, **changes: Any) -> None:
+    settings = settings_for("corpus", folder.path, **changes)
+    train_module._check_device(folder, settings, settings.model_fields_set)
+
+
+def test_what_only_ray_can_tell_is_not_refused(tmp_path: Path, gpus_here: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    gpus_here(0)
+    folder = RunFolder(tmp_path)
+    _check(folder, device="cuda", address="10.0.0.1:6379")
+    _check(folder, preset="published", gpu="L4", device_gib=0.5, address="10.0.0.1:6379")
+    # Ray runs in this process, on a cluster perhaps.
+    monkeypatch.setattr(ray, "is_initialized", lambda: True)
+    _check(folder, device="cuda")
+
+
+def test_a_run_that_was_trained_to_its_end_needs_no_device(tmp_path: Path, gpus_here: Any) -> None:
+    gpus_here(0)
+    (tmp_path / "ray_train").mkdir()
+    for pairs, is_trained in ((64, True), (32, False)):
+        snapshot = {"latest_checkpoint_result": {"metrics": {"pairs": pairs, "of": 64}}}
+        (tmp_path / "ray_train" / "checkpoint_manager_snapshot.json").write_text(json.dumps(snapshot))
+        with nullcontext() if is_trained else pytest.raises(ConfigError, match="device 'cuda' needs 1 GPU"):
+            _check(RunFolder(tmp_path), device="cuda")
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [({}, 300), ({"init": ("demo",)}, 1), ({"tokenizer": "a"}, 1), ({"init": ("demo",), "tokenizer": "train"}, 300)],
+)
+def test_words_of_a_source_that_is_not_read_yet_take_no_memory(
+    tmp_path: Path, gpus_here: Any, monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any], words: int
+) -> None:
+    gpus_here(0)
+    configs: list[Any] = []
+    monkeypatch.setattr(train_module, "fit_to_device", lambda settings, config, *_: configs.append(config))
+    _check(RunFolder(tmp_path), device_gib=3, **changes)
+    assert [config.vocab_size for config in configs] == [words]
 
 
 def test_a_run_that_would_never_reach_the_whole_objective_is_refused() -> None:

@@ -89,7 +89,7 @@ def test_a_tokenizer_of_the_settings_can_be_the_name_of_one_to_download(
 def test_word_embeddings_without_a_tokenizer_are_refused(folder: RunFolder, source: Path, tmp_path: Path) -> None:
     torch.save({"any": torch.zeros(1)}, tmp_path / "some.pth")
     with pytest.raises(
-        ConfigError, match=r"some\.pth has word embeddings but no tokenizer that says which words they are"
+        ConfigError, match=r"some\.pth has word embeddings but no tokenizer .* --set tokenizer=bert-base-uncased"
     ):
         prepared(folder, settings_for(source, str(tmp_path / "some.pth")))
 

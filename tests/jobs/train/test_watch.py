@@ -20,10 +20,11 @@ from jobs.heartbeat import CANCEL, SIGN, read_sign
 from jobs.states import JobStates, job_states
 from jobs.stops import Background, in_background, what_is_kept
 from jobs.train import watch as watch_module
+from jobs.train.run_folder import folder as folder_module
 from jobs.train.run_folder.folder import RunFolder
 from jobs.train.run_folder.record import read_record, start_record
 from jobs.train.settings import TrainSettings
-from jobs.train.watch import RunWatch, wait_until_idle
+from jobs.train.watch import RunWatch, phase_of, wait_until_idle
 from tests.support.waiting import wait_until
 
 FAST = {"heartbeat_s": 0.02, "stale_after_s": 0.5, "stall_after_s": 0.05}
@@ -82,6 +83,35 @@ def test_a_run_is_cancelled_through_its_folder(folder: RunFolder, watch: RunWatc
     assert last_start(folder)["state"] == "cancelled"
     assert not (folder.path / CANCEL).exists()
     check_deletable(folder.location)
+
+
+def test_a_sign_of_life_has_the_work_under_way(folder: RunFolder, watch: RunWatch) -> None:
+    watch.report({"phase": "reading the corpus"})
+    with watch:
+        assert read_status(folder.location).phase == "reading the corpus"
+        watch.report({"note": "the losses have another scale"})
+        watch.report({"stage": "decoding train pictures", "done": 12, "total": 60})
+        wait_until(lambda: read_status(folder.location).phase_counts == {"done": 12, "total": 60})
+        watch.report({"pairs": 8, "of": 64, "losses": {"total": 1.0}})
+        wait_until(lambda: read_status(folder.location).phase_text == "training")
+    assert read_sign(folder.location)["phase"] == "training"
+
+
+@pytest.mark.parametrize(
+    ("event", "phase"),
+    [
+        ({"phase": "stopping Ray"}, {"phase": "stopping Ray"}),
+        ({"pairs": 8, "of": 64, "validation": {"AUC": 0.5}}, {"phase": "training"}),
+        ({"pairs": 8, "of": 64, "run_stage": {"number": 1, "of": 1, "ends": 64}}, {"phase": "training"}),
+        ({"pairs": 8, "of": 64, "run_stage": {"number": 2, "of": 3, "ends": 64}},
+         {"phase": "training, stage 2 of 3"}),
+        ({"note": "one GPU is free"}, {}),
+        ({"start": "demo", "report": "all weights fit"}, {}),
+        ({"corpus": ["60 pairs"], "ingest": "cache"}, {}),
+    ],
+)  # fmt: skip
+def test_the_work_follows_from_the_events(event: dict[str, Any], phase: dict[str, Any]) -> None:
+    assert phase_of(event) == phase
 
 
 def test_a_request_for_an_earlier_start_stops_no_later_one(folder: RunFolder, watch: RunWatch) -> None:
@@ -283,7 +313,7 @@ def test_a_stop_says_less_if_the_store_is_away(
     def fail(*_: object) -> None:
         raise StorageError("away")
 
-    monkeypatch.setattr(watch_module, "read_json", fail)
+    monkeypatch.setattr(folder_module, "read_json", fail)
     with pytest.raises(KeyboardInterrupt) as caught, watch.stops_recorded():
         raise KeyboardInterrupt
     assert what_is_kept(caught.value).startswith("The last checkpoint is kept, if there is one.")
