@@ -21,7 +21,7 @@ from typing import Any
 from asap.errors import ConfigError
 from jobs.errors import JobError
 from jobs.ray_start import start_ray
-from jobs.stops import handlers_kept, keep_handlers_during
+from jobs.stops import handlers_kept, stop_held
 
 _FIRST_NOTE_S = 2.0
 """Seconds of a wait that are not worth a note."""
@@ -53,13 +53,14 @@ def ray_running(address: str | None = None, **options: Any) -> Iterator[None]:
         silence_ray_data()
         yield
         return
-    with handlers_kept():  # Ray replaces them
+    with handlers_kept(), stop_held():  # Ray replaces the handlers, and catches what they raise
         start_ray(address, options)
     try:
         silence_ray_data()
         yield
     finally:
-        keep_handlers_during(ray.shutdown)  # it sets the default ones early, and then works on for a second or more
+        with handlers_kept():  # Ray sets the default ones
+            ray.shutdown()
 
 
 def silence_ray_data() -> None:

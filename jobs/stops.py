@@ -20,11 +20,12 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _DEAF_S = 5.0
 """Seconds after a signal in which more signals are ignored, so that they do not break the orderly stop."""
 _WAKE_S = 0.2
-_RESTORE_S = 0.005
 _HURRY_S = 60.0
 """Seconds that a call in the background has to end once it must."""
 
 _last_s = float("-inf")
+_holds, _is_held = False, False
+"""True in a block of `stop_held`, and True if a signal came in it."""
 
 
 def stop_on_signals() -> None:
@@ -59,12 +60,32 @@ def what_is_kept(stop: BaseException) -> str:
 
 
 def _interrupt(number: int, frame: object) -> None:
-    global _last_s
+    global _last_s, _is_held
     now = time.monotonic()
     if now - _last_s < _DEAF_S:
         return
     _last_s = now
+    if _holds and not _is_held:
+        _is_held = True
+        return
     raise KeyboardInterrupt
+
+
+@contextmanager
+def stop_held() -> Iterator[None]:
+    """Hold a signal back until the block has ended well, and interrupt then. A second signal interrupts at once.
+
+    It is for code of others that catches whatever is raised in it: the stop would be lost, and a lock of theirs held
+    for good. Ray's start is such code.
+    """
+    global _holds, _is_held
+    _holds, _is_held = True, False
+    try:
+        yield
+    finally:
+        _holds = False
+    if _is_held:
+        raise KeyboardInterrupt
 
 
 @contextmanager
@@ -85,23 +106,6 @@ def handlers_kept() -> Iterator[None]:
         for number, handler in handlers.items():
             if handler is not None:  # a handler that was not set from Python cannot be restored
                 signal.signal(number, handler)
-
-
-def keep_handlers_during(call: Callable[[], object]) -> None:
-    """Run a call in another thread, and restore the handlers of the three signals every few milliseconds until it ends.
-
-    It is for a call that sets the default handler at once and works on for seconds: a signal would end this process in
-    the middle of an orderly stop. In a thread that may set no handlers, the call is made directly.
-    """
-    if threading.current_thread() is not threading.main_thread():
-        call()
-        return
-    with handlers_kept(), in_background(lambda stopped: call()) as background:
-        handlers = {number: signal.getsignal(number) for number in SIGNALS}
-        while not background.wait(_RESTORE_S):
-            for number, handler in handlers.items():
-                if handler is not None:
-                    signal.signal(number, handler)
 
 
 class Background(Generic[_Result]):
