@@ -14,7 +14,6 @@ from jobs.stops import (
     SIGNALS,
     handlers_kept,
     in_background,
-    keep_handlers_during,
     stop_held,
     stop_on_signals,
     what_is_kept,
