@@ -19,7 +19,7 @@ from jobs.control.follow import cancel_job
 from tests.support.small_run import draw_corpus, settings_for
 from tests.support.waiting import HANG_S, wait_until
 
-ROWS = 400
+ROWS = 1200  # so many that three stops come before the end on a fast machine
 ASAP = [
     sys.executable, "-c",
     "import signal; signal.signal(signal.SIGHUP, signal.SIG_DFL); from jobs.cli.app import main; main()",
