@@ -79,6 +79,9 @@ def stop_held() -> Iterator[None]:
     for good. Ray's start is such code.
     """
     global _holds, _is_held
+    if threading.current_thread() is not threading.main_thread():
+        yield  # signals interrupt the main thread alone, which is not in this block
+        return
     _holds, _is_held = True, False
     try:
         yield

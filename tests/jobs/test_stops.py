@@ -91,6 +91,24 @@ def test_a_signal_in_a_block_that_holds_stops_back_is_not_swallowed_and_a_second
         signal.raise_signal(signal.SIGTERM)
 
 
+def test_another_thread_holds_no_signal_back() -> None:
+    stop_on_signals()
+    is_inside, may_end = threading.Event(), threading.Event()
+
+    def work() -> None:
+        with stop_held():
+            is_inside.set()
+            may_end.wait(HANG_S)
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    assert is_inside.wait(HANG_S)
+    with pytest.raises(KeyboardInterrupt):
+        signal.raise_signal(signal.SIGTERM)
+    may_end.set()
+    thread.join()
+
+
 def test_handlers_are_left_alone_in_other_threads() -> None:
     before = signal.getsignal(signal.SIGTERM)
 
