@@ -1,4 +1,4 @@
-"""Evidence from the model's outputs: probabilities of each pass over a text, boxes in pixels, word scores."""
+"""Evidence from the model's outputs: probabilities of each pass over a text, boxes in pixels, word scores, agreement."""
 
 from __future__ import annotations
 
@@ -72,3 +72,58 @@ def score_words(passes: Sequence[PassEvidence], word_index: Sequence[Sequence[in
     for evidence, index in zip(passes, word_index, strict=True):
         np.maximum.at(scores, index, evidence.tokens)
     return [float(score) for score in scores]
+
+
+class Agreement(NamedTuple):
+    """Cosines of the contrastive features of a pair and its caption, from -1 to 1; None if one of the two is missing.
+
+    A text or a caption of several passes counts by the pass that agrees most.
+    """
+
+    image_text: float | None
+    image_caption: float | None
+    text_caption: float | None
+
+
+def agreements(
+    image_RE: Floats,
+    text_PE: Floats,
+    text_rows: Sequence[int],
+    caption_CE: Floats,
+    caption_rows: Sequence[int],
+    captioned: Sequence[bool],
+) -> list[Agreement]:
+    """Return the agreement of each of R rows, from features of unit length.
+
+    Args:
+        image_RE: features of the images.
+        text_PE: features of the passes over the texts.
+        text_rows: for each pass over a text, the number of its row.
+        caption_CE: features of the passes over the captions.
+        caption_rows: for each pass over a caption, the number of its row.
+        captioned: for each row, True if its text is a caption, so that the row has no text.
+    """
+    passes: list[list[int]] = [[] for _ in captioned]
+    for number, row in enumerate(text_rows):
+        passes[row].append(number)
+    both = [(text, caption) for caption, row in enumerate(caption_rows) for text in passes[row]]
+    text_of, caption_of = ([pair[side] for pair in both] for side in (0, 1))
+    with_text = _highest(image_RE[text_rows], text_PE, text_rows, len(captioned))
+    with_caption = _highest(image_RE[caption_rows], caption_CE, caption_rows, len(captioned))
+    between = _highest(
+        text_PE[text_of], caption_CE[caption_of], [caption_rows[caption] for caption in caption_of], len(captioned)
+    )
+    return [
+        Agreement(None, with_text[row], None)
+        if is_caption
+        else Agreement(with_text[row], with_caption[row], between[row])
+        for row, is_caption in enumerate(captioned)
+    ]
+
+
+def _highest(ones_PE: Floats, others_PE: Floats, rows: Sequence[int], count: int) -> list[float | None]:
+    """Return the highest cosine of the P pairs of features of each row; None for a row without one, and for NaN."""
+    highest = np.full(count, -np.inf, np.float32)
+    with np.errstate(invalid="ignore"):  # NaN is greater than every cosine, and found below
+        np.maximum.at(highest, np.asarray(rows, np.intp), (ones_PE * others_PE).sum(1).clip(-1, 1))
+    return [float(value) if np.isfinite(value) else None for value in highest]

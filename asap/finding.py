@@ -100,6 +100,13 @@ class Finding:
     """The same share for the picture alone."""
     familiarity_text: float | None = None
     """The same share for the text alone; None if a caption replaced a missing text."""
+    agreement_image_text: float | None = None
+    """Cosine of the contrastive features of picture and text, in [-1, 1]: evidence, not a verdict. None without a text.
+    """
+    agreement_image_caption: float | None = None
+    """The same of picture and caption; None without a caption."""
+    agreement_text_caption: float | None = None
+    """The same of text and caption; None without one of them."""
     unfamiliar_parts: tuple[str, ...] = ()
     """The parts, `image` and `text`, that are too strange to judge the pair; empty unless it is unfamiliar."""
     width: int | None = None

@@ -6,6 +6,7 @@ Shapes: R rows (pairs), P passes (a long text has several), L tokens with [CLS],
 from __future__ import annotations
 
 from collections.abc import Generator, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeVar
@@ -15,7 +16,7 @@ import torch
 from torch import Tensor
 
 from asap.errors import ConfigError, InputError, ModelError, ScoreNotFinite, TextUnreadable
-from asap.evidence import PassEvidence, box_px, highest_types, read_output, score_words
+from asap.evidence import Agreement, PassEvidence, agreements, box_px, highest_types, read_output, score_words
 from asap.familiarity import PairFamiliarity, PairFeatures
 from asap.finding import Finding, Pair
 from asap.labels import TEXT_TYPES
@@ -32,7 +33,7 @@ from asap.weights.model_folder import ModelFolder, load_folder
 Precision = Literal["auto", "float32", "bfloat16"]
 _Item = TypeVar("_Item")
 
-_HEADS = ("real_fake_head", "type_head", "box_head", "token_head")
+_HEADS = ("real_fake_head", "type_head", "box_head", "token_head", "image_projection", "text_projection")
 _CHUNK_BATCHES = 16
 """Batches of pairs that `predict` holds decoded at once; within them texts are sorted by length."""
 _CAPTION_WARNING = "the pair has no text. It was scored against a caption of the image, whose words were not analyzed"
@@ -47,6 +48,8 @@ class _Row:
     passes: list[EncodedPass]
     is_caption: bool
     text_read: float
+    caption_passes: list[EncodedPass]
+    """The passes over a caption that stands beside the text; empty without one, or if it cannot be read."""
 
 
 class _Evidence(NamedTuple):
@@ -55,6 +58,7 @@ class _Evidence(NamedTuple):
     passes: list[PassEvidence]
     familiarity: PairFamiliarity | None
     """None if the model has no familiarity file."""
+    agreement: Agreement
 
 
 _Scored = _Evidence | ModelError
@@ -172,6 +176,7 @@ class Predictor:
         texts: Sequence[str | InputError | None],
         *,
         captioned: Sequence[bool] | None = None,
+        captions: Sequence[str | None] | None = None,
         batch_size: int | None = None,
     ) -> list[Finding]:
         """Return one Finding for each pair of a prepared image and a text, in their order.
@@ -181,9 +186,10 @@ class Predictor:
             texts: the texts; an `InputError` instead of one becomes its Finding's error.
             captioned: for each pair, True if the text is a caption that replaces a missing text. The words and the
                 text types of such a pair are None.
+            captions: for each pair, a caption that picture and text are compared with. It changes no verdict.
             batch_size: pairs that the model sees at once, by default the predictor's.
         """
-        steps = self.predict_in_steps(images, texts, captioned=captioned, batch_size=batch_size)
+        steps = self.predict_in_steps(images, texts, captioned=captioned, captions=captions, batch_size=batch_size)
         return next(findings for findings in steps if findings is not None)
 
     def predict_in_steps(
@@ -192,6 +198,7 @@ class Predictor:
         texts: Sequence[str | InputError | None],
         *,
         captioned: Sequence[bool] | None = None,
+        captions: Sequence[str | None] | None = None,
         batch_size: int | None = None,
     ) -> Iterator[list[Finding] | None]:
         """Do the same as `predict_prepared`, but yield None between passes of the model and the findings at the end.
@@ -199,8 +206,9 @@ class Predictor:
         A long text takes many passes. At each None the caller can process other pairs, or stop.
         """
         is_caption = captioned if captioned is not None else [False] * len(texts)
+        beside = captions if captions is not None else [None] * len(texts)
         size = self.batch_size if batch_size is None else _positive(batch_size)
-        rows = [self._row(*fields) for fields in zip(images, texts, is_caption, strict=True)]
+        rows = [self._row(*fields) for fields in zip(images, texts, is_caption, beside, strict=True)]
         # Texts of similar length need little padding. The order does not change any result.
         scorable = [row for row in rows if isinstance(row, _Row)]
         scorable.sort(key=lambda row: max(len(part.input_ids) for part in row.passes))
@@ -221,7 +229,11 @@ class Predictor:
             return error
 
     def _row(
-        self, image: PreparedImage | InputError, text: str | InputError | None, is_caption: bool
+        self,
+        image: PreparedImage | InputError,
+        text: str | InputError | None,
+        is_caption: bool = False,
+        caption: str | None = None,
     ) -> _Row | InputError:
         if isinstance(image, InputError):
             return image
@@ -242,7 +254,12 @@ class Predictor:
                 f"the model {self.model_id} reads {100 * text_read:.0f} % of the text; it needs "
                 f"{100 * self._min_text_read:g} %. Use a model that was made for this language."
             )
-        return _Row(image, text or "", passes, is_caption, text_read)
+        caption_passes: list[EncodedPass] = []
+        if caption is not None and not is_caption:
+            with suppress(InputError):  # a caption without words has nothing to compare
+                read, share = self._codec.read(caption)
+                caption_passes = read if share >= self._min_text_read else []
+        return _Row(image, text or "", passes, is_caption, text_read, caption_passes)
 
     def _score_safely(self, rows: Sequence[_Row], passes_at_once: int) -> _Scoring:
         """Score rows. If the model raises, halve the batch until only the culprit is left with a `ModelError`.
@@ -276,12 +293,14 @@ class Predictor:
         todo = [(owner, part.input_ids) for owner, row in enumerate(rows) for part in row.passes]
         passes: list[PassEvidence] = []
         sums: list[Tensor] = []
+        texts: list[Tensor] = []
         for batch in _slices(todo, passes_at_once):
             if passes:
                 yield
             owners, input_ids = zip(*batch, strict=True)
             text_PLW, mask_PL = self._encode_texts(input_ids)
             sums.append(text_sums(text_PLW, mask_PL))
+            texts.append(self._model.text_features(text_PLW[:, :1].float()))
             # Indexing copies the image tokens. Most batches have one pass for each row and need no copy.
             image_PNW = image_RNW if owners == tuple(range(len(rows))) else image_RNW[list(owners)]
             output = self._fuse(image_PNW, text_PLW, mask_PL)
@@ -290,10 +309,12 @@ class Predictor:
         if self.familiarity is not None:
             features = _pair_features(image_RNW, image_RD, sums, [owner for owner, _ in todo])
             familiarity = self.familiarity.of_pairs(features, [row.is_caption for row in rows])
+        image_RE = self._model.image_features(image_RNW[:, :1].float())
+        agreed = self._agreements(rows, image_RE, torch.cat(texts), [owner for owner, _ in todo], passes_at_once)
         in_order = iter(passes)
         evidence = [
-            _Evidence([next(in_order) for _ in row.passes], familiar)
-            for row, familiar in zip(rows, familiarity, strict=True)
+            _Evidence([next(in_order) for _ in row.passes], familiar, agreement)
+            for row, familiar, agreement in zip(rows, familiarity, agreed, strict=True)
         ]
         return [
             one
@@ -301,6 +322,26 @@ class Predictor:
             else ScoreNotFinite("the model returned NaN or infinite values for this pair")
             for one in evidence
         ]
+
+    def _agreements(
+        self, rows: Sequence[_Row], image_RE: Tensor, text_PE: Tensor, owners: Sequence[int], passes_at_once: int
+    ) -> list[Agreement]:
+        """Return the agreement of each row. Only its caption has to be encoded, by the text encoder alone.
+
+        Args:
+            rows: the rows.
+            image_RE: the contrastive features of their images.
+            text_PE: those of the passes over their texts.
+            owners: for each of these passes, the number of its row.
+            passes_at_once: captions that the model sees at once.
+        """
+        todo = [(owner, part.input_ids) for owner, row in enumerate(rows) for part in row.caption_passes]
+        captions = [text_PE[:0]]
+        for batch in _slices([input_ids for _, input_ids in todo], passes_at_once):
+            caption_PLW, _ = self._encode_texts(batch)
+            captions.append(self._model.text_features(caption_PLW[:, :1].float()))
+        image, text, caption = (features.cpu().numpy() for features in (image_RE, text_PE, torch.cat(captions)))
+        return agreements(image, text, owners, caption, [owner for owner, _ in todo], [row.is_caption for row in rows])
 
     def _encode_images(self, rows: Sequence[_Row]) -> tuple[Tensor, Tensor]:
         """Return the image tokens of rows, (R, N, W), and their early features, (R, D)."""
@@ -327,7 +368,7 @@ class Predictor:
             rows = [
                 row
                 for image, pair in zip(prepared, batch, strict=True)
-                if isinstance(row := self._row(image, pair.text, False), _Row)
+                if isinstance(row := self._row(image, pair.text), _Row)
             ]
             if not rows:
                 continue
@@ -342,7 +383,7 @@ class Predictor:
         """Combine the evidence of all passes over a row, in pixels and words of the original."""
         if isinstance(scored, InputError):
             return self._failure(row.image, scored)
-        passes, familiarity = scored
+        passes, familiarity, agreement = scored
         score = max(evidence.score for evidence in passes)
         types: dict[str, float | None] = dict(highest_types(passes))
         raw_box = box_px(passes, row.image.width, row.image.height)
@@ -361,6 +402,9 @@ class Predictor:
             familiarity=familiarity and familiarity.pair,
             familiarity_image=familiarity and familiarity.image,
             familiarity_text=familiarity and familiarity.text,
+            agreement_image_text=agreement.image_text,
+            agreement_image_caption=agreement.image_caption,
+            agreement_text_caption=agreement.text_caption,
             unfamiliar_parts=self.policy.unfamiliar_parts(*(familiarity or (None, None, None))),
             **apply_policy(
                 self.policy,

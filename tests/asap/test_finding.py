@@ -14,7 +14,7 @@ def test_a_finding_becomes_json() -> None:
         verdict="manipulated", score=0.9, types={"text_attribute": 0.8}, flagged_types=["text_attribute"],
         raw_box_px=(1.0, 2.0, 3.5, 4.0), words=[word], word_scores=[0.1, 0.75], width=80, height=60,
         image_sha256="ab", model_id="m@1", policy_id="p", warnings=["a word was cut"], familiarity=0.4,
-        familiarity_image=0.3, familiarity_text=0.6, familiarity_id="f", limits="m was made from drawings.",
+        familiarity_image=0.3, familiarity_text=0.6, agreement_image_text=0.2, familiarity_id="f", limits="m was made from drawings.",
     )  # fmt: skip
 
     fields = json.loads(json.dumps(finding.to_dict()))
@@ -24,6 +24,7 @@ def test_a_finding_becomes_json() -> None:
         "box_px": None, "raw_box_px": {"x0": 1.0, "y0": 2.0, "x1": 3.5, "y1": 4.0},
         "words": [{"index": 1, "start": 4, "end": 9, "word": "happy", "score": 0.75}], "word_scores": [0.1, 0.75],
         "text_read": None, "familiarity": 0.4, "familiarity_image": 0.3, "familiarity_text": 0.6,
+        "agreement_image_text": 0.2, "agreement_image_caption": None, "agreement_text_caption": None,
         "unfamiliar_parts": [], "familiarity_id": "f", "limits": "m was made from drawings.",
         "width": 80, "height": 60, "image_sha256": "ab", "model_id": "m@1", "policy_id": "p",
         "warnings": ["a word was cut"], "error_code": None, "error_detail": None,

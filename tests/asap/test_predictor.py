@@ -282,6 +282,63 @@ def test_a_caption_instead_of_a_text_gives_no_word_scores(loaded: ModelFolder) -
     assert plain.warnings == []
 
 
+def agreement_of(finding: Finding) -> tuple[float | None, float | None, float | None]:
+    return finding.agreement_image_text, finding.agreement_image_caption, finding.agreement_text_caption
+
+
+def test_agreement_is_the_cosine_of_the_contrastive_features(loaded: ModelFolder, predictor: Predictor) -> None:
+    image = prepare_image(picture(), 32)
+    text, caption = "the minister smiles", "a crowd near old bridge"
+    (finding,) = predictor.predict_prepared([image], [text], captions=[caption])
+
+    def projected(words: str) -> torch.Tensor:
+        ids = [2, *loaded.tokenizer(words, add_special_tokens=False)["input_ids"]]
+        return loaded.model.text_projection(loaded.model.encode_text(*pad_batch([ids], 0))[:, 0])
+
+    with torch.inference_mode():
+        pixels = normalize(torch.from_numpy(image.pixels[None]))
+        sides = [loaded.model.image_projection(loaded.model.encode_image(pixels)[:, 0])]
+        sides += [projected(text), projected(caption)]
+        expected = [torch.cosine_similarity(sides[one], sides[two]).item() for one, two in ((0, 1), (0, 2), (1, 2))]
+    assert agreement_of(finding) == pytest.approx(tuple(expected), abs=1e-5)
+    assert len(set(expected)) == 3
+
+
+def test_the_agreement_with_a_caption_costs_one_pass_of_the_text_encoder_and_changes_nothing_else(
+    loaded: ModelFolder, predictor: Predictor
+) -> None:
+    images = [prepare_image(picture(seed), 32) for seed in range(3)]
+    plain = predictor.predict_prepared(images, TEXTS[:3])
+    calls: list[tuple[str, int]] = []
+    for name in ("encode_image", "encode_text", "fuse"):
+        before(loaded.model, name, lambda first, *_, name=name: calls.append((name, len(first))))
+    described = predictor.predict_prepared(images, TEXTS[:3], captions=[None, "a crowd", "happy people"])
+    assert calls == [("encode_image", 3), ("encode_text", 3), ("fuse", 3), ("encode_text", 2)]
+    for one, other in zip(plain, described, strict=True):
+        nulls = {"agreement_image_caption": None, "agreement_text_caption": None}
+        assert replace(other, **nulls) == one  # type: ignore[arg-type]
+    assert [agreement_of(finding)[1] is None for finding in described] == [True, False, False]
+
+
+def test_the_pass_of_a_long_text_that_agrees_most_counts(predictor: Predictor) -> None:
+    image = prepare_image(picture(), 32)
+    words = LONG.split()
+    texts = [LONG, *(" ".join(words[start : start + 15]) for start in (0, 15, 30))]
+    long, *parts = map(agreement_of, predictor.predict_prepared([image] * 4, texts, captions=["a crowd"] * 4))
+    for side in (0, 2):
+        assert long[side] == pytest.approx(max(part[side] or -1 for part in parts), abs=1e-5)
+
+
+def test_agreement_is_missing_where_a_side_is_missing_or_cannot_be_read(predictor: Predictor) -> None:
+    image = prepare_image(picture(), 32)
+    captions = ["a crowd", "... !!", HEADLINE, None]
+    findings = predictor.predict_prepared(
+        [image] * 4, ["happy people"] * 4, captions=captions, captioned=[False, False, False, True]
+    )
+    (text, _, _), *others = map(agreement_of, findings)
+    assert others == [(text, None, None), (text, None, None), (None, text, None)]
+
+
 def raise_for(culprit: int) -> Callable[..., None]:
     def act(input_ids: torch.Tensor, mask: torch.Tensor) -> None:
         if (input_ids == culprit).any():
