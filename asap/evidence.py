@@ -1,4 +1,6 @@
-"""Evidence from the model's outputs: probabilities of each pass over a text, boxes in pixels, word scores, agreement."""
+"""Evidence from the model's outputs: probabilities of each pass over a text, boxes in pixels, scores of words, and how
+far picture, text and caption agree.
+"""
 
 from __future__ import annotations
 

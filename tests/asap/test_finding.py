@@ -14,7 +14,8 @@ def test_a_finding_becomes_json() -> None:
         verdict="manipulated", score=0.9, types={"text_attribute": 0.8}, flagged_types=["text_attribute"],
         raw_box_px=(1.0, 2.0, 3.5, 4.0), words=[word], word_scores=[0.1, 0.75], width=80, height=60,
         image_sha256="ab", model_id="m@1", policy_id="p", warnings=["a word was cut"], familiarity=0.4,
-        familiarity_image=0.3, familiarity_text=0.6, agreement_image_text=0.2, familiarity_id="f", limits="m was made from drawings.",
+        familiarity_image=0.3, familiarity_text=0.6, agreement_image_text=0.2, familiarity_id="f",
+        limits="m was made from drawings.",
     )  # fmt: skip
 
     fields = json.loads(json.dumps(finding.to_dict()))

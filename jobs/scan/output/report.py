@@ -253,9 +253,25 @@ def _card(row: dict[str, Any], picture: Picture) -> dict[str, Any]:
         "flagged_types": flagged,
         "box": box,
         "unsupported": NO_EVIDENCE if lacks_evidence(row["verdict"], flagged, row["words"], row["box_px"]) else "",
-        "notes": [(name.capitalize(), row[name]) for name in ("caption", "explanation") if row.get(name)],
+        "notes": _notes(row),
+        "agreement": [(label, f"{row[name]:.2f}") for name, label in _AGREEMENTS.items() if row.get(name) is not None],
         "warnings": row["warnings"] or [],
     }
+
+
+_AGREEMENTS = {
+    "agreement_image_text": "picture and text", "agreement_image_caption": "picture and caption",
+    "agreement_text_caption": "text and caption",
+}  # fmt: skip
+"""Columns with the cosine of two sides, and the sides."""
+
+
+def _notes(row: dict[str, Any]) -> list[tuple[str, str]]:
+    """Return caption and explanation of a card with their headings, and why there is no caption."""
+    notes = [(name.capitalize(), row[name]) for name in ("caption", "explanation") if row.get(name)]
+    if error := row.get("caption_error"):
+        notes.append(("No caption", f"{error['detail']} ({error['kind']})"))
+    return notes
 
 
 def _stranger(row: dict[str, Any], threshold: float, picture: Picture) -> dict[str, Any]:

@@ -86,6 +86,7 @@ def write_summary(folder: Location, about: dict[str, Any]) -> dict[str, Any]:
         "flagged_types": dict(tally.types.most_common()),
         "error_codes": dict(tally.errors.most_common()),
         "retryable_errors": tally.retryable.total(),
+        "captions": {"written": tally.captions, "failed": dict(tally.caption_errors.most_common())},
     }
     summary = about | counts | {"schema_version": SCHEMA_VERSION}
     write_bytes(folder / "summary.json", (json.dumps(summary, indent=2, ensure_ascii=False) + "\n").encode())

@@ -31,7 +31,8 @@ BINS = 20
 JUDGED = tuple(verdict for verdict in VERDICTS if verdict != "unfamiliar")
 """Verdicts that a score has led to."""
 
-_NARROW = ["row_id", "status", "error_code", "retryable", "verdict", "score", "flagged_types", "familiarity"]
+_NARROW = ["row_id", "status", "error_code", "retryable", "verdict", "score", "flagged_types", "familiarity",
+           "caption_error.kind"]  # fmt: skip
 
 
 def tally_results(folder: Location, top: int, strangest: int = 0) -> Tally:
@@ -88,6 +89,10 @@ class Tally:
     """Rows by error code."""
     retryable: Counter[str] = field(default_factory=Counter)
     """Rows by error code, among the errors that another try may not meet."""
+    captions: int = 0
+    """Rows with a caption."""
+    caption_errors: Counter[str] = field(default_factory=Counter)
+    """Rows without a caption, by the kind of its failure."""
     scores: dict[str, NDArray[np.int64]] = field(
         default_factory=lambda: {name: np.zeros(BINS, np.int64) for name in JUDGED}
     )
@@ -113,6 +118,7 @@ class Tally:
         """Count one results file, row group by row group."""
         with results_file(location, pre_buffer=True) as file:
             for row_group in range(file.num_row_groups):
+                self.captions += _count_values(file, row_group, "caption")
                 for batch in file.iter_batches(2**16, row_groups=[row_group], columns=_NARROW):
                     self._add(batch, location, row_group)
 
@@ -126,6 +132,9 @@ class Tally:
         for code in _counts(failed["error_code"]).keys() - self.examples.keys():
             row_id = failed.filter(pc.equal(failed["error_code"], code))["row_id"][0].as_py()
             self.examples[code] = RowAddress(file, row_group, row_id)
+
+        if "caption_error" in batch.schema.names:  # files of earlier versions lack it
+            self.caption_errors.update(_counts(pc.struct_field(batch["caption_error"], "kind")))
 
         self.verdicts.update(_counts(batch["verdict"]))
         for name in JUDGED:
@@ -162,6 +171,16 @@ def _keep_highest(
     first = np.lexsort((ids, -values))[:number]
     new = [(float(values[i]), -int(ids[i]), RowAddress(file, row_group, int(ids[i]))) for i in first]
     return heapq.nlargest(number, kept + new)
+
+
+def _count_values(file: pq.ParquetFile, row_group: int, column: str) -> int:
+    """Return the number of values of a column that are not null, from the footer: the column itself may be wide."""
+    metadata = file.metadata.row_group(row_group)
+    for leaf in range(metadata.num_columns):
+        chunk = metadata.column(leaf)
+        if chunk.path_in_schema == column and chunk.statistics is not None:
+            return int(chunk.num_values - chunk.statistics.null_count)
+    return 0
 
 
 def _counts(column: pa.Array) -> dict[str, int]:

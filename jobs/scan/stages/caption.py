@@ -22,8 +22,26 @@ class CaptionStage:
     """The actor that captions prepared rows."""
 
     def __init__(
-        self, settings: DescriptionSettings, input: Location, device: str | None = None, job: str = ""
+        self,
+        settings: DescriptionSettings,
+        input: Location,
+        device: str | None = None,
+        job: str = "",
+        threads: int | None = None,
     ) -> None:
+        """Load the captioner.
+
+        Args:
+            settings: Settings of the captioner.
+            input: Input of the scan, from which paths in a file of captions may start.
+            device: Device of a model that captions. None: CUDA if there is any, else the CPU.
+            job: Name of the job, for its metrics.
+            threads: Threads of a model on a CPU, so that other stages keep theirs. None: torch decides.
+        """
+        if threads:
+            import torch
+
+            torch.set_num_threads(threads)
         self._settings = settings
         self._captioner = load_captioner(settings, input, device)
         self._job = job
@@ -61,24 +79,25 @@ def _request(batch: pa.Table, position: int) -> Request:
 
 
 def _with_captions(batch: pa.Table, outcomes: Sequence[Outcome | None]) -> pa.Table:
-    """Return the batch with the captions, and with their failures as errors or warnings."""
+    """Return the batch with the captions, and with `caption_error` for those that failed."""
     texts, warnings = batch["text"].to_pylist(), batch["warnings"].to_pylist()
     codes, details = batch["error_code"].to_pylist(), batch["error_detail"].to_pylist()
-    retryable = batch["retryable"].to_pylist()
-    # A failed caption is an error only for a pair without a text: the others are scored by their text.
+    retryable, errors = batch["retryable"].to_pylist(), batch["caption_error"].to_pylist()
+    # A failed caption is an error of the row only for a pair without a text: the others are scored by their text.
     for position, outcome in enumerate(outcomes):
         if isinstance(outcome, Failure):
-            detail = storable(f"the captioner failed ({outcome.kind}): {outcome}")
+            detail = storable(outcome.detail)
+            errors[position] = {"kind": outcome.kind, "detail": detail, "retryable": outcome.is_retryable}
             if texts[position] is None:
-                codes[position], details[position] = "caption_failed", detail
+                codes[position] = "caption_failed"
+                details[position] = f"the captioner failed ({outcome.kind}): {detail}"
                 retryable[position] = outcome.is_retryable
-            else:
-                warnings[position] = [*warnings[position], detail]
         elif outcome is not None and outcome.is_cut:
             warnings[position] = [*warnings[position], "the caption is cut: its model reached max_new_tokens"]
     captions = [replace_unreadable(outcome.text) if isinstance(outcome, Reply) else None for outcome in outcomes]
     changed: dict[str, list[Any]] = {
-        "caption": captions, "error_code": codes, "error_detail": details, "retryable": retryable, "warnings": warnings
+        "caption": captions, "caption_error": errors, "error_code": codes, "error_detail": details,
+        "retryable": retryable, "warnings": warnings,
     }  # fmt: skip
     for name, values in changed.items():
         field = batch.schema.field(name)

@@ -1,7 +1,8 @@
 """The captioner of a scan: an engine of `jobs.descriptions`, or a file of captions.
 
 A caption is written to the results as evidence, and replaces a text that is missing. A caption that fails concerns its
-own row only: a pair with a text is scored without the caption, a pair without a text becomes `caption_failed`.
+own row only, whose `caption_error` says why: a pair with a text is scored without the caption, a pair without a text
+becomes `caption_failed`.
 """
 
 from __future__ import annotations

@@ -24,8 +24,8 @@ from jobs.scan.stages.result_rows import columns_of, failure, result_table
 if TYPE_CHECKING:
     from asap.predictor import Precision  # torch takes seconds to load, in every process that reads this module
 
-_SMALL_COLUMNS = ["text", "text_escapes", "caption", "width", "height", "image_sha256", "warnings", "attempt",
-                  "error_code", "error_detail", "retryable"]  # fmt: skip
+_SMALL_COLUMNS = ["text", "text_escapes", "caption", "caption_error", "width", "height", "image_sha256", "warnings",
+                  "attempt", "error_code", "error_detail", "retryable"]  # fmt: skip
 """Columns that become Python values; `pixels` is read where it lies."""
 
 
@@ -123,7 +123,7 @@ class Detector:
     def _detect(self, pixels: pa.ChunkedArray, prepared: list[dict[str, Any]], positions: list[int]) -> list[Finding]:
         """Run the model on the rows at these positions; return their findings."""
         size = self._predictor.image_size
-        images, texts, captioned = [], [], []
+        images, texts, captioned, captions = [], [], [], []
         for position in positions:
             row = prepared[position]
             array = np.frombuffer(pixels[position].as_buffer(), np.uint8).reshape(size, size, 3)
@@ -137,4 +137,5 @@ class Detector:
                 row["warnings"] = [*row["warnings"], "the model cannot read the text, so a caption replaced it"]
             texts.append(row["caption"] if uses_caption else text)
             captioned.append(uses_caption)
-        return self._predictor.predict_prepared(images, texts, captioned=captioned)
+            captions.append(row["caption"])
+        return self._predictor.predict_prepared(images, texts, captioned=captioned, captions=captions)

@@ -25,7 +25,7 @@ from asap.storage.picture_address import PictureAddress, PictureReader
 from jobs.metrics import count_fetches, stage_timed
 from jobs.scan.input.files.sidecars import read_late_text
 from jobs.scan.input.manifest import ESCAPED, RowError, complete_manifest, find_escapes, storable
-from jobs.scan.stages.result_rows import CALLER_COLUMNS
+from jobs.scan.stages.result_rows import CALLER_COLUMNS, CAPTION_ERROR
 
 PREPARED_FIELDS = [
     ("pixels", pa.large_binary()),
@@ -40,6 +40,7 @@ PREPARED_FIELDS = [
     ("attempt", pa.int32()),
     ("warnings", pa.list_(pa.string())),
     ("caption", pa.string()),
+    ("caption_error", CAPTION_ERROR),
 ]
 """Columns that this stage adds to a row. `pixels` are image_size * image_size * 3 bytes, RGB."""
 _TEXT_COLUMNS = ("text", "text_escapes")
@@ -60,6 +61,8 @@ class Preparation:
     None: no picture is left out."""
     job: str = ""
     """Name of the job, for its metrics."""
+    leaves_textless: bool = False
+    """True to leave pairs without a text to a later pass, which captions them: their pictures are not fetched."""
 
     def patient(self, threads: int) -> Preparation:
         """Return the preparation that leaves no picture out. The pictures are slow, so many of them wait at a time."""
@@ -205,6 +208,8 @@ def _prepare(
         return known | _error("row_invalid", row["row_error"])
     if row["image_uri"] is None:
         return known | _error("image_missing", "the pair has no image")
+    if preparation.leaves_textless and row["text"] is None and row["text_uri"] is None:
+        return known | _error("text_missing", "the pair has no text, and waits for its caption")
     try:
         if row["text_uri"] is not None:
             known |= _late_text(row["text_uri"], preparation.fetch, known["warnings"])

@@ -16,12 +16,13 @@ from asap.storage.files import write_bytes
 from asap.storage.location import Location
 from jobs.scan.input.manifest import MANIFEST_SCHEMA, storable
 
-SCHEMA_VERSION = 6
+SCHEMA_VERSION = 7
 """Version of the schema. It grows when a column is added; columns are only ever added, and may be null.
 
 Version 2 added `given_id` and `text_escapes`, version 3 `text_read`, version 4 `familiarity`,
 `familiarity_image`, `familiarity_text` and `familiarity_id`, version 5 `judged_run`, version 6 `image_group`,
-`image_row`, `image_column` and `image_encoding`.
+`image_row`, `image_column` and `image_encoding`, version 7 `caption_error`, `agreement_image_text`,
+`agreement_image_caption` and `agreement_text_caption`.
 """
 
 CALLER_COLUMNS = [name for name in MANIFEST_SCHEMA.names if name not in ("text_uri", "row_error", "warnings")]
@@ -37,6 +38,8 @@ _WORD = pa.struct(
         ("score", pa.float32()),
     ]
 )
+CAPTION_ERROR = pa.struct([("kind", pa.string()), ("detail", pa.string()), ("retryable", pa.bool_())])
+"""The reason why a pair has no caption."""
 RESULT_SCHEMA = pa.schema(
     [MANIFEST_SCHEMA.field(name) for name in CALLER_COLUMNS]
     + [
@@ -58,7 +61,11 @@ RESULT_SCHEMA = pa.schema(
         ("familiarity_image", pa.float32()),
         ("familiarity_text", pa.float32()),
         ("caption", pa.string()),
+        ("caption_error", CAPTION_ERROR),
         ("explanation", pa.string()),
+        ("agreement_image_text", pa.float32()),
+        ("agreement_image_caption", pa.float32()),
+        ("agreement_text_caption", pa.float32()),
         ("width", pa.int32()),
         ("height", pa.int32()),
         ("image_sha256", pa.string()),
@@ -88,6 +95,9 @@ def success(finding: Finding) -> dict[str, Any]:
         "familiarity": _rounded_up(finding.familiarity),
         "familiarity_image": _rounded_up(finding.familiarity_image),
         "familiarity_text": _rounded_up(finding.familiarity_text),
+        "agreement_image_text": finding.agreement_image_text,
+        "agreement_image_caption": finding.agreement_image_caption,
+        "agreement_text_caption": finding.agreement_text_caption,
     }
 
 
@@ -158,8 +168,8 @@ def _storable(value: Any) -> Any:
         return storable(value)
     if isinstance(value, list) and value and not isinstance(value[0], float):  # long lists of scores need no copy
         return [_storable(item) for item in value]
-    if isinstance(value, dict) and "word" in value:
-        return value | {"word": storable(value["word"])}
+    if isinstance(value, dict) and ("word" in value or "detail" in value):
+        return {name: storable(part) if isinstance(part, str) else part for name, part in value.items()}
     return value
 
 

@@ -220,7 +220,9 @@ def test_the_same_thresholds_give_the_same_rows(tmp_path: Path, table: pa.Table,
 def test_rows_of_the_first_version_get_a_policy_too(tmp_path: Path, table: pa.Table, predictor: Predictor) -> None:
     kept = table.filter(pc.is_null(table["text_escapes"]))
     old = _finished_job(
-        Location(str(tmp_path / "a")), kept.drop_columns(["given_id", "text_escapes"]), predictor.model_id
+        Location(str(tmp_path / "a")),
+        kept.drop_columns(["given_id", "text_escapes", "image_group", "caption_error"]),
+        predictor.model_id,
     )
     new = _finished_job(Location(str(tmp_path / "b")), kept, predictor.model_id)
     for folder in (old, new):

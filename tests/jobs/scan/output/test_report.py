@@ -380,6 +380,18 @@ def test_a_pair_scored_against_its_caption_shows_it_and_no_text_types(tmp_path):
     assert page.all("ul", "warnings")[0]["text"] == warning
 
 
+def test_caption_and_agreement_stand_beside_the_text_of_a_flagged_pair(tmp_path):
+    cosines = {"agreement_image_text": 0.213, "agreement_image_caption": 0.5, "agreement_text_caption": -0.071}
+    error = {"kind": "refusal", "detail": "the model refused: no <b>", "retryable": False}
+    rows = [flagged(0, caption="A drawn bridge", **cosines), flagged(1, score=0.9, caption_error=error)]
+    described, refused = (article["text"] for article in report(tmp_path, rows).all("article"))
+    assert "Caption A drawn bridge" in described
+    assert "Agreement of picture and text 0.21, picture and caption 0.50, text and caption -0.07" in described
+    assert "evidence, not a verdict" in described
+    assert "No caption the model refused: no <b> (refusal)" in refused
+    assert "Agreement" not in refused
+
+
 def test_a_row_with_every_nullable_column_null_is_shown(tmp_path):
     kept = ("row_id", "custom_id", "status", "schema_version", "verdict", "score")
     nulls = {name: None for name in RESULT_SCHEMA.names if name not in kept}

@@ -245,7 +245,9 @@ def test_the_stage_captions_good_rows_and_gives_failures_their_code(stage: Capti
     assert table["caption"].to_pylist() == ["caption 0\ufffd", None, None, "caption 3\ufffd", None]
     assert table["error_code"].to_pylist() == [None, None, "caption_failed", None, "not_found"]
     assert table["retryable"].to_pylist()[2] is False
-    assert "no idea" in table["warnings"].to_pylist()[1][0]
+    error = {"kind": "empty", "detail": "no idea", "retryable": False}
+    assert table["caption_error"].to_pylist() == [None, error, error, None, None]
+    assert table["warnings"].to_pylist() == [[]] * 5
     assert table["error_detail"].to_pylist()[2] == "the captioner failed (empty): no idea"
     assert table["error_detail"].to_pylist()[4] == "gone"
     assert "thumbnail" not in table.column_names
@@ -284,6 +286,7 @@ def test_a_failure_that_may_pass_is_retryable_and_a_caption_that_is_cut_is_used_
     table = stage(_prepared({"text": None}, {"text": None}))
     assert table["error_code"].to_pylist() == ["caption_failed", None]
     assert table["retryable"].to_pylist()[0] is True
+    assert table["caption_error"].to_pylist()[0] == {"kind": "throttled", "detail": "HTTP 429", "retryable": True}
     assert table["caption"].to_pylist() == [None, "a man in"]
     assert table["warnings"].to_pylist()[1] == ["the caption is cut: its model reached max_new_tokens"]
 

@@ -104,6 +104,14 @@ def test_a_thumbnail_is_made_if_a_captioner_needs_it(tmp_path: Path, jpeg: Calla
     assert prepare_batch(rows, PREPARATION)["thumbnail"].to_pylist() == [None, None]
 
 
+def test_a_pair_without_a_text_that_is_captioned_later_is_not_fetched(tmp_path: Path) -> None:
+    preparation = dataclasses.replace(PREPARATION, leaves_textless=True)
+    later = {"image_uri": str(tmp_path / "none.jpg"), "text": None}
+    rows = prepare_batch(_batch(later, later | {"text": "A team"}), preparation).to_pylist()
+    assert [row["error_code"] for row in rows] == ["text_missing", "not_found"]
+    assert (rows[0]["attempt"], rows[0]["error_detail"]) == (None, "the pair has no text, and waits for its caption")
+
+
 def test_preparing_loads_no_torch() -> None:
     code = "import sys, jobs.scan.stages.prepare; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0

@@ -52,6 +52,13 @@ def test_a_row_keeps_the_familiarities_and_the_id_of_their_file() -> None:
     assert [without[name] for name in ("familiarity", "familiarity_image", "familiarity_id")] == [None] * 3
 
 
+def test_a_row_keeps_the_agreements_of_its_finding() -> None:
+    finding = dataclasses.replace(FINDING, agreement_image_text=0.5, agreement_text_caption=-0.25)
+    row = result_table(CALLERS, [columns_of(finding)]).to_pylist()[0]
+    names = ("agreement_image_text", "agreement_image_caption", "agreement_text_caption")
+    assert [row[name] for name in names] == [0.5, None, -0.25]
+
+
 @pytest.mark.parametrize("familiarity", [*np.random.default_rng(0).uniform(0, 1, 50).tolist(), 0.005, 1.0])
 def test_a_pair_at_the_threshold_is_not_below_it_when_its_row_is_read_again(familiarity: float) -> None:
     finding = dataclasses.replace(FINDING, familiarity=familiarity)
@@ -88,12 +95,14 @@ def test_every_table_has_the_declared_schema(rows: list[dict[str, object]]) -> N
 
 def test_unstorable_strings_are_escaped_at_any_depth() -> None:
     row = failure("x", "bad \ud800") | {
-        "caption": "a\0b", "warnings": ["\udfff"],
+        "caption": "a\0b", "caption_error": {"kind": "refusal", "detail": "no\0", "retryable": False},
+        "warnings": ["\udfff"],
         "words": [{"index": 0, "start": 0, "end": 1, "word": "\0", "score": 1.0}],
     }  # fmt: skip
     found = result_table(CALLERS, [row]).to_pylist()[0]
     assert found["error_detail"] == r"bad \ud800"
     assert found["caption"] == r"a\u0000b"
+    assert found["caption_error"] == {"kind": "refusal", "detail": r"no\u0000", "retryable": False}
     assert found["warnings"] == [r"\udfff"]
     assert found["words"][0]["word"] == r"\u0000"
 
