@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
@@ -61,6 +61,13 @@ def scan(
             help="The captioner: a model folder or hub name, the endpoint's name of a model, or a file of captions."
         ),
     ] = None,
+    captions: Annotated[
+        str | None,
+        typer.Option(
+            help="Pairs that are captioned: 'all' before they are judged; 'flagged' after they are judged, and pairs "
+            "without a text; or 'none'. Default: all, if there is a captioner."
+        ),
+    ] = None,
     min_text_read: Annotated[
         float,
         typer.Option(min=0, max=1, help="Share of a text that the model must be able to read. Less counts as no text."),
@@ -112,9 +119,9 @@ def scan(
     if (caption_engine is None) != (captioner is None):
         missing = "--caption-engine" if caption_engine is None else "--captioner"
         raise ConfigError(f"--caption-engine and --captioner belong together, and {missing} is missing. Give both.")
-    captions = {"engine": caption_engine, "source": captioner} if caption_engine else None
+    described = {"engine": caption_engine, "source": captioner} if caption_engine else None
     options = {
-        "input": input, "out": out, "job": job, "model": model, "limit": limit, "captions": captions,
+        "input": input, "out": out, "job": job, "model": model, "limit": limit, "captions": described,
         "image_column": image_column, "text_column": text_column, "id_column": id_column,
         "encoding": encoding, "delimiter": delimiter,
         "min_text_read": min_text_read, "max_error_rate": max_error_rate,
@@ -124,9 +131,27 @@ def scan(
         "notify": notify or (), "notify_for_s": notify_for, "log_file": log_file, "metrics_targets": metrics_targets,
     }  # fmt: skip
     changes = changes_of(change or [])
-    if captions and isinstance(changes.get("captions"), dict):
-        changes["captions"] = captions | changes["captions"]  # the rest of what the two options began
+    if described and isinstance(changes.get("captions"), dict):
+        changes["captions"] = described | changes["captions"]  # the rest of what the two options began
+    if captions is not None:
+        changes |= _captioned_pairs(captions, options | changes)
     run_scan(settings_of(ScanSettings, **(options | changes)))
+
+
+def _captioned_pairs(pairs: str, values: dict[str, Any]) -> dict[str, Any]:
+    """Return the settings that `--captions` changes. Raises `ConfigError` if they do not work with the others.
+
+    Args:
+        pairs: Value of the option.
+        values: All other settings.
+    """
+    if pairs not in ("none", "flagged", "all"):
+        raise ConfigError(f"--captions {pairs!r} is unknown. Use 'none', 'flagged' or 'all'.")
+    if pairs == "none":
+        return {"captions": None}
+    if not values["captions"]:
+        raise ConfigError(f"--captions {pairs} needs a captioner. Give --caption-engine and --captioner.")
+    return {"caption_pairs": pairs}
 
 
 def run_scan(settings: ScanSettings, *, as_json: bool = False) -> None:

@@ -132,7 +132,9 @@ def check_results(results: Location, rows: int) -> None:
 
 
 @contextmanager
-def watched(job: Job, done: int, rows: int, watch: Watch, stall_after_s: float) -> Iterator[Any]:
+def watched(
+    job: Job, done: int, rows: int, watch: Watch, stall_after_s: float, *, is_captioning: bool = False
+) -> Iterator[Any]:
     """Start a counter for the detectors; read it twice a second for the job's record and for `watch`.
 
     Args:
@@ -141,6 +143,7 @@ def watched(job: Job, done: int, rows: int, watch: Watch, stall_after_s: float) 
         rows: Rows of the manifest.
         watch: Receives the progress.
         stall_after_s: Seconds without a finished row that make a stall, which is announced.
+        is_captioning: True if the rows were judged before. They are not counted in the record a second time.
     """
     import ray
 
@@ -166,9 +169,13 @@ def watched(job: Job, done: int, rows: int, watch: Watch, stall_after_s: float) 
             return  # these counts are for people; those of the summary are counted from the results
         counts = {name: getattr(progress, name) for name in ("errors", "flagged", "unfamiliar")}
         counts |= {"done": min(done + progress.rows, rows)}
-        first_s = {event: round(at - job.record["began_s"], 3) for event, at in progress.first.items()}
-        job.note(counts=counts | {"total": rows}, pairs_per_s=round(progress.pairs_per_s, 2), first_s=first_s)
-        stage = "detecting" if progress.rows else "starting the workers"
+        if is_captioning:
+            job.note(captioning=job.record["captioning"] | {"done": counts["done"]})
+        else:
+            first_s = {event: round(at - job.record["began_s"], 3) for event, at in progress.first.items()}
+            job.note(counts=counts | {"total": rows}, pairs_per_s=round(progress.pairs_per_s, 2), first_s=first_s)
+        work = "captioning" if is_captioning else "detecting"
+        stage = work if progress.rows else "starting the workers"
         stall = stalls.look(progress.rows, stage)
         announce_stall(stall)
         watch(ScanProgress(stall or stage, total=rows, pairs_per_s=progress.pairs_per_s, **counts))

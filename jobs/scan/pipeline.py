@@ -77,6 +77,8 @@ class ScanPipeline:
     prepare: StageResources
     caption: StageResources
     detect: StageResources
+    caption_threads: int | None = None
+    """Threads of a captioner with a model on a CPU. None: torch decides."""
     lost_batches: int = 16
     """Batches that may be lost because their process dies each time. With more, the rows are not the cause: the job
     stops."""
@@ -98,6 +100,8 @@ def size_pipeline(
     rows: int,
     notify: Callable[[str], None] = lambda note: None,
     run_id: str | None = None,
+    *,
+    with_captions: bool = True,
 ) -> ScanPipeline:
     """Return a pipeline for the Ray that runs.
 
@@ -111,22 +115,31 @@ def size_pipeline(
         rows: Rows of the manifest.
         notify: Receives a sentence before a wait for the cluster.
         run_id: Id of the run, which the rows name.
+        with_captions: False for pairs that are captioned later, if the settings have a captioner at all.
     """
+    captions = settings.captions if with_captions else None
     wait_s = settings.wait_for_machines_s if settings.address else 0
     if not settings.device.startswith("cuda"):
         # The head of a cluster may have no CPUs, until an autoscaler adds machines.
         wait_for_resources({"CPU": 1}, 1, wait_s, notify, "Add a machine with CPUs.")
     machines = ray.cluster_resources()
     on_gpu = settings.device.startswith("cuda") or (settings.device == "auto" and machines.get("GPU", 0) > 0)
-    resources = _size_stages(settings, on_gpu, int(machines.get("CPU", 1)))
+    resources = size_stages(settings, captions, on_gpu=on_gpu, cpus=int(machines.get("CPU", 1)))
     _wait_for_stages(settings, resources, on_gpu, wait_s, notify)
     limits = ImageLimits(max_bytes=settings.max_image_bytes, max_pixels=settings.max_image_pixels)
     device, batch_size = "cuda" if on_gpu else "cpu", settings.batch_size or (256 if on_gpu else 64)
-    captions = settings.captions
     thumbnail_side = captions.max_side if captions and captions.sees_pictures else None
     job = settings.job_folder.name
     return ScanPipeline(
-        preparation=Preparation(image_size, limits, settings.fetch, thumbnail_side, settings.slow_picture_s, job),
+        preparation=Preparation(
+            image_size,
+            limits,
+            settings.fetch,
+            thumbnail_side,
+            settings.slow_picture_s,
+            job,
+            leaves_textless=settings.captions_late and not with_captions,
+        ),
         detection=Detection(
             model, device, settings.precision, resources.threads, batch_size, settings.min_text_read, job, run_id
         ),
@@ -142,11 +155,12 @@ def size_pipeline(
         prepare=resources.prepare,
         caption=resources.caption,
         detect=resources.detect,
+        caption_threads=resources.caption_threads,
     )
 
 
 def _wait_for_stages(
-    settings: ScanSettings, resources: _Resources, on_gpu: bool, wait_s: float, notify: Callable[[str], None]
+    settings: ScanSettings, resources: Shares, on_gpu: bool, wait_s: float, notify: Callable[[str], None]
 ) -> None:
     """Wait until the stages fit into the machines, and other jobs leave them. Ray would wait for ever, in silence."""
     # The first detector is enough to start, unless more GPUs are requested.
@@ -160,32 +174,56 @@ def _wait_for_stages(
         )
     wait_for_resources(needs, detectors, wait_s, notify, advice)
     # One task of each other stage runs beside the detectors.
-    beside = {"CPU": resources.prepare.cpus}
-    if settings.captions:
-        beside["CPU"] += resources.caption.cpus
+    beside = {"CPU": resources.prepare.cpus + resources.caption.cpus}
+    if resources.caption.gpus:
+        beside["GPU"] = resources.caption.gpus
     wait_until_free(needs, detectors, settings.wait_for_machines_s, notify, beside=beside)
 
 
-class _Resources(NamedTuple):
+class Shares(NamedTuple):
+    """The resources of the stages."""
+
     prepare: StageResources
     caption: StageResources
+    """No CPU and no GPU if there is no captioner."""
     detect: StageResources
-    threads: int | None
+    threads: int | None = None
     """Threads of a detector on a CPU."""
+    caption_threads: int | None = None
+    """Threads of a captioner with a model on a CPU."""
 
 
-def _size_stages(settings: ScanSettings, on_gpu: bool, cpus: int) -> _Resources:
-    """Divide the machines among the stages; `cpus` is the number of CPUs that Ray has."""
+def size_stages(settings: ScanSettings, captions: DescriptionSettings | None, *, on_gpu: bool, cpus: int) -> Shares:
+    """Divide the machines among the stages.
+
+    Args:
+        settings: Settings of the scan.
+        captions: The captioner of this pipeline. None: no captions.
+        on_gpu: True if the models run on GPUs.
+        cpus: Number of CPUs that Ray has.
+    """
+    # Endpoints and files need neither a GPU nor cores: their captioners wait for others.
+    has_model = captions is not None and captions.engine == "transformers"
+    caption_cpus = (settings.captioner_cpus or 0.1) if captions else 0
     if on_gpu:
-        # One detector a GPU, which it shares with a captioner that needs one. The CPUs prepare.
-        captions = settings.captions is not None and settings.captions.engine == "transformers"
-        detect = StageResources(0.5, 0.5 if captions else 1, settings.detectors)
-        return _Resources(StageResources(0.25), StageResources(0.1, 0.5 if captions else 0, 1), detect, None)
-    # The detectors together have one thread per CPU. On one machine, half as many tasks prepare.
-    detectors = settings.detectors or max(1, cpus // 2)
+        # One detector a GPU, which it shares with a captioner that has a model. The CPUs prepare.
+        gpus = settings.captioner_gpus if has_model else 0
+        captioners = settings.captioners if has_model else settings.captioners or 1
+        detect = StageResources(0.5, round(1 - gpus, 4) if gpus else 1, settings.detectors)
+        return Shares(StageResources(0.25), StageResources(caption_cpus, gpus, captioners), detect)
+    # A model that captions takes whatever threads it gets. It has half of them, which leaves a quarter for the
+    # detectors and a quarter for decoding.
+    detectors = settings.detectors or max(1, cpus // (4 if has_model else 2))
+    captioners = settings.captioners or 1
+    # On one machine, tasks on half of the CPUs prepare.
     prepare = StageResources(0.25, size=None if settings.address else max(1, cpus // 2))
     detect = StageResources(0.4 * cpus / detectors, size=detectors)
-    return _Resources(prepare, StageResources(0.1, size=1), detect, max(1, cpus // detectors))
+    if not has_model:  # the detectors together have one thread per CPU
+        caption = StageResources(caption_cpus, size=captioners)
+        return Shares(prepare, caption, detect, max(1, cpus // detectors))
+    threads = max(1, int(settings.captioner_cpus or cpus // (2 * captioners)))
+    caption = StageResources(settings.captioner_cpus or 0.3 * cpus / captioners, size=captioners)
+    return Shares(prepare, caption, detect, max(1, cpus // (4 * detectors)), threads)
 
 
 def run_pipeline(
@@ -246,7 +284,8 @@ def _build(pipeline: ScanPipeline, manifest: Location, writers: Writers, counter
                "batch_format": "pyarrow", "zero_copy_batch": True}  # fmt: skip
     # `map_batches` would refuse whole blocks as batches if a GPU works on them; `map_batches_internal` does not.
     if pipeline.captions:
-        captioner = pipeline.captions, pipeline.input, pipeline.detection.device, pipeline.detection.job
+        detection = pipeline.detection
+        captioner = pipeline.captions, pipeline.input, detection.device, detection.job, pipeline.caption_threads
         prepared = prepared.map_batches_internal(
             CaptionStage, fn_constructor_args=captioner, **_actors(pipeline.caption), **batches
         )

@@ -71,7 +71,7 @@ def publish(folder: Location, run: str) -> None:
         folder: Folder of the job.
         run: Name of the folder in `history` for the old outcomes.
     """
-    outcomes = _Outcomes(folder / FOLDER / "results")
+    outcomes = Outcomes(folder / FOLDER / "results")
     for location in results_files(folder / "results"):
         with results_file(location) as file:
             row_ids = file.read(columns=["row_id"])["row_id"].to_numpy()
@@ -90,7 +90,7 @@ def publish(folder: Location, run: str) -> None:
             write_table(pa.concat_tables([former.filter(pc.invert(is_old)), new.filter(is_replaced)]), location)
 
 
-class _Outcomes:
+class Outcomes:
     """The new outcomes, found by the ids of their rows. An id takes twelve bytes of memory."""
 
     def __init__(self, results: Location) -> None:

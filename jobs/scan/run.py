@@ -27,7 +27,7 @@ from asap.storage.location import Location
 from jobs.cluster import ray_running
 from jobs.errors import InputUnfamiliar, JobFailed
 from jobs.metrics import targets_announced
-from jobs.scan import retry
+from jobs.scan import captioning, retry
 from jobs.scan.input.manifest import write_manifest, write_tables
 from jobs.scan.look import SCAN_S, look_at, notes_of
 from jobs.scan.output.completeness import count_rows, repair_results
@@ -62,13 +62,14 @@ def scan(settings: ScanSettings, watch: Watch = lambda progress: None) -> dict[s
     plan = plan_scan(settings)
     identity = plan.identity()
     record = check_resumable(plan.folder, identity)
-    if record and is_finished(plan.folder) and "retry" not in record:
+    if record and is_finished(plan.folder) and "retry" not in record and not record.get("captioning"):
         _delete_temporary(plan.folder)
         codes = settings.retry_errors
         if not codes:
             watch(ScanProgress("the job is finished, so nothing is scanned again"))
             return read_summary(plan.folder)
-        if not retry.failed_rows(plan.folder / "results", codes):
+        results = plan.folder / "results"
+        if not retry.failed_rows(results, codes) and not captioning.rows_to_caption(results, late=False, codes=codes):
             watch(ScanProgress(f"the job is finished, and no pair failed with {' or '.join(codes)}"))
             return read_summary(plan.folder)
     if record and record.get("state") == "unfamiliar" and not settings.allow_unfamiliar:
@@ -119,7 +120,7 @@ def _probe_captioner(settings: ScanSettings, watch: Watch) -> dict[str, Any]:
 
 def _delete_temporary(folder: Location) -> None:
     """Delete what only an unfinished job needs, and `_checkpoint` and `_alone`, which earlier versions left."""
-    for name in ("_remaining", "_sample", "_checkpoint", "_alone", retry.FOLDER):
+    for name in ("_remaining", "_sample", "_checkpoint", "_alone", retry.FOLDER, captioning.FOLDER):
         delete_folder(folder / name)
 
 
@@ -160,27 +161,37 @@ def _work(job: Job, plan: ScanPlan, watch: Watch) -> None:
         targets_announced(plan.settings.metrics_targets),
         _cancellation_recorded(job),
     ):
-        from jobs.scan.pipeline import size_pipeline
-
         _note_time(job, "ray_start_s", started)
         started = time.monotonic()
-        pipeline = size_pipeline(
-            plan.settings,
-            plan.model,
-            plan.config.image_size,
-            rows,
-            lambda note: watch(ScanProgress(note, total=rows)),
-            run_id=job.record["run_id"],
-        )
+        pipeline = _size_pipeline(job, plan, rows, watch, with_captions=not plan.settings.captions_late)
         _detect_all_rows(job, plan, pipeline, rows, watch)
         if plan.settings.retry_errors or "retry" in job.record:
             _retry_failed_rows(job, plan, pipeline, rows, watch)
-    _note_time(job, "judge_s", started)
+        _note_time(job, "judge_s", started)
+        if plan.settings.captions_late or plan.settings.retry_errors or job.record.get("captioning"):
+            started = time.monotonic()
+            _caption_rows(job, plan, rows, watch)
+            _note_time(job, "caption_s", started)
 
     job.update(state="finalizing")
     watch(ScanProgress("writing the summary and the report", rows, rows))
     _write_output(job)
     job.update(state="completed")
+
+
+def _size_pipeline(job: Job, plan: ScanPlan, rows: int, watch: Watch, *, with_captions: bool) -> ScanPipeline:
+    """Return a pipeline for the Ray that runs; see `size_pipeline`."""
+    from jobs.scan.pipeline import size_pipeline
+
+    return size_pipeline(
+        plan.settings,
+        plan.model,
+        plan.config.image_size,
+        rows,
+        lambda note: watch(ScanProgress(note, total=rows)),
+        run_id=job.record["run_id"],
+        with_captions=with_captions,
+    )
 
 
 @contextmanager
@@ -265,6 +276,34 @@ def _retry_failed_rows(job: Job, plan: ScanPlan, pipeline: ScanPipeline, rows: i
     retry.publish(plan.folder, job.record["retry"]["run"])
     check_results(plan.folder / "results", rows)
     job.end_retry()
+
+
+def _caption_rows(job: Job, plan: ScanPlan, rows: int, watch: Watch) -> None:
+    """Caption rows that were judged, or that wait for a caption in place of their text, and publish the captions.
+
+    These are flagged rows if the settings say so, and captions that failed if the settings retry them.
+    """
+    folder = plan.folder / captioning.FOLDER
+    if not job.record.get("captioning"):
+        chosen = captioning.choose_rows(
+            plan.folder,
+            late=plan.settings.captions_late,
+            codes=plan.settings.retry_errors,
+            besides_run=job.record["run_id"],
+        )
+        if not chosen:
+            return
+        job.update(captioning={"rows": chosen})
+    delete_file(plan.folder / "_SUCCESS")
+    again = job.record["captioning"]["rows"]
+    missing = again if is_empty(folder / "results") else write_remaining(folder)
+    pipeline = _size_pipeline(job, plan, again, watch, with_captions=True)
+    with watched(job, again - missing, again, watch, plan.settings.stall_after_s, is_captioning=True) as counter:
+        detect_missing_rows(job, pipeline, folder, again, missing, counter)
+    watch(ScanProgress("publishing the captions", again, again))
+    captioning.publish(plan.folder)
+    check_results(plan.folder / "results", rows)
+    job.update(captioning=None)
 
 
 def _needs_sample(job: Job, plan: ScanPlan, rows: int) -> bool:

@@ -45,6 +45,9 @@ class ScanSettings(ClusterSettings, WatchSettings):
     max_image_pixels: int = Field(default=DEFAULT_LIMITS.max_pixels, ge=1)
     captions: DescriptionSettings | None = None
     """The captioner (docs/descriptions.md). None: no captions."""
+    caption_pairs: Literal["all", "flagged"] = "all"
+    """Pairs that get a caption. `all`: every pair, before it is judged. `flagged`: flagged pairs, after they are
+    judged, and pairs without a text."""
     min_text_read: float = Field(default=MIN_TEXT_READ, ge=0, le=1)
     """Share of a text's characters that the model must be able to read. A pair with less is one without a text."""
 
@@ -59,6 +62,13 @@ class ScanSettings(ClusterSettings, WatchSettings):
     the old ones. `retryable` stands for all errors that another try may not meet."""
     detectors: int | None = Field(default=None, ge=1)
     """Number of detector actors. None: one a GPU, or as many as the CPUs carry."""
+    captioners: int | None = Field(default=None, ge=1)
+    """Number of caption actors. None: one; for a model of `transformers` on GPUs, as many as the GPUs carry."""
+    captioner_gpus: float = Field(default=0.5, gt=0, lt=1)
+    """Share of a GPU for a captioner with a model of `transformers`. A detector gets the rest."""
+    captioner_cpus: float | None = Field(default=None, gt=0)
+    """CPUs of a captioner. Without a GPU, a model of `transformers` runs with as many threads. None: 0.1; for such a
+    model without a GPU, half of the threads of the machine."""
     batch_size: int | None = Field(default=None, ge=1)
     """Pairs that travel and enter the model together. None: 64 on CPUs, 256 on GPUs."""
     rows_per_file: int | None = Field(default=None, ge=1)
@@ -85,6 +95,8 @@ class ScanSettings(ClusterSettings, WatchSettings):
             raise ValueError("a scan needs captions, not explanations. Leave captions.kind out.")
         if self.captions and self.captions.engine == "vllm":
             raise ValueError("a scan cannot run the engine vllm. Start `vllm serve`, and use the engine openai.")
+        if self.caption_pairs == "flagged" and not self.captions:
+            raise ValueError("caption_pairs is 'flagged', and there is no captioner. Give one in `captions`.")
         if self.stale_after_s < 2 * self.heartbeat_s:
             raise ValueError(f"stale_after_s {self.stale_after_s} is less than two heartbeats of {self.heartbeat_s} s")
         return self
@@ -115,9 +127,16 @@ class ScanSettings(ClusterSettings, WatchSettings):
         names = ("image_column", "text_column", "id_column", "encoding", "delimiter")
         return TableOptions(**self.model_dump(include=set(names)), texts=self.captions is None)
 
+    @property
+    def captions_late(self) -> bool:
+        """True if pairs are captioned after they are judged."""
+        return self.caption_pairs == "flagged"
+
     def identity(self) -> dict[str, Any]:
         """Return the settings that decide what the rows say; a job resumes only under the same ones."""
         names = {"limit", "image_column", "text_column", "id_column", "encoding", "delimiter", "precision"}
         names |= {"max_image_bytes", "max_image_pixels", "min_text_read"}
-        captions = {"captions": self.captions.identity() if self.captions else None}
+        captions: dict[str, Any] = {"captions": self.captions.identity() if self.captions else None}
+        if self.captions:
+            captions["caption_pairs"] = self.caption_pairs
         return self.model_dump(include=names) | captions | {"input": Location.parse(self.input).uri}

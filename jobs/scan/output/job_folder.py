@@ -5,6 +5,7 @@
     errors.jsonl    flagged.jsonl    unfamiliar.jsonl    summary.json    report/index.html
     _remaining/     rows of the manifest that a resumed job still has to scan, until it is done
     _sample/        rows of the sample that is scanned before the rest
+    _captions/      rows that are captioned after they were judged, and their captions, until these are published
     _retry/         failed rows that are judged again, and their new outcomes, until these are published
     history/        the old outcomes of rows that were judged again, a folder for each retry
     _SUCCESS        written last; _remaining and _sample are deleted after it
@@ -89,6 +90,8 @@ def check_resumable(folder: Location, identity: dict[str, Any]) -> dict[str, Any
 def _differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
     """Describe each difference between two identities, for a person."""
     flat_old, flat_new = _flat(old), _flat(new)
+    if "settings.captions.engine" in flat_old and "settings.caption_pairs" in flat_new:
+        flat_old.setdefault("settings.caption_pairs", "all")  # earlier versions captioned all pairs
     differ = [name for name in sorted(flat_old.keys() | flat_new.keys()) if flat_old.get(name) != flat_new.get(name)]
     if "settings.input" in differ and "input" in differ:
         differ.remove("input")  # another input has another fingerprint, which says nothing more

@@ -273,6 +273,27 @@ def test_scan_settings_reach_the_scan(run: Any, monkeypatch: pytest.MonkeyPatch)
     assert (settings.captions.engine, settings.captions.source) == ("precomputed", "c.json")
 
 
+@pytest.mark.parametrize(
+    ("pairs", "wanted"),
+    [
+        ([], "all"),
+        (["--captions", "all"], "all"),
+        (["--captions", "flagged"], "flagged"),
+        (["--captions", "none"], None),
+    ],
+)
+def test_an_option_says_which_pairs_are_captioned(
+    run: Any, monkeypatch: pytest.MonkeyPatch, pairs: list[str], wanted: str | None
+) -> None:
+    seen: list[Any] = []
+    monkeypatch.setattr(
+        "jobs.scan.run.scan", lambda settings, watch: seen.append(settings) or _pretend(settings, watch)
+    )
+    captioner = ("--caption-engine", "precomputed", "--captioner", "c.json")
+    assert run("scan", "in.jsonl", "--out", "/out", *captioner, *pairs)[0] == 0
+    assert (seen[0].captions and seen[0].caption_pairs) == wanted
+
+
 def test_further_settings_of_a_captioner_join_its_options(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[Any] = []
     monkeypatch.setattr(
@@ -306,6 +327,8 @@ def test_further_settings_of_a_captioner_join_its_options(run: Any, monkeypatch:
         (["--precision", "float8"], "precision 'float8'"),
         (["--caption-engine", "precomputed"], "belong together, and --captioner is missing"),
         (["--captioner", "c.json"], "belong together, and --caption-engine is missing"),
+        (["--captions", "flagged"], "--captions flagged needs a captioner. Give --caption-engine and --captioner."),
+        (["--captions", "some"], "--captions 'some' is unknown. Use 'none', 'flagged' or 'all'."),
         (["--device", "tpu"], "device 'tpu': Input should be 'auto', 'cpu' or 'cuda'"),
         (["--caption-engine", "openai", "--captioner", "m"], "the engine openai needs an endpoint"),
         (["--caption-engine", "magic", "--captioner", "x"], "captions.engine 'magic'"),

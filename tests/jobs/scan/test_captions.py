@@ -2,19 +2,32 @@
 
 from __future__ import annotations
 
+import base64
+import dataclasses
 import json
-from collections.abc import Callable
+import shutil
+import sys
+from collections.abc import Callable, Iterator
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
+from PIL import Image
 from pydantic import ValidationError
 
 from asap.errors import ConfigError
+from asap.finding import Pair
+from asap.policy import Policy
+from asap.predictor import Predictor
+from jobs.errors import JobDiffers
+from jobs.scan import captioning
 from jobs.scan.run import scan
 from jobs.scan.settings import ScanSettings
+from tests.support.deadly import DeadlyCaptioner
 from tests.support.endpoint import Handler, completion, endpoint
+from tests.support.pictures import CAPTIONS
 from tests.support.waiting import HANG_S
 
 KEY = "sk-secret-0123456789"
@@ -72,6 +85,133 @@ def _rows(summary: dict[str, Any]) -> list[dict[str, Any]]:
     return rows
 
 
+AGREEMENTS = ("agreement_image_text", "agreement_image_caption", "agreement_text_caption")
+
+
+def _flagging(model_folder: Path, folder: Path, manipulated: float = 0) -> str:
+    """Copy the small model, with a policy that flags scores from `manipulated` on; return the folder."""
+    copy = Path(shutil.copytree(model_folder, folder / "flagging"))
+    policy = Policy(manipulated=manipulated, review=manipulated)
+    (copy / "policy.json").write_text(json.dumps(dataclasses.asdict(policy)))
+    return str(copy)
+
+
+@pytest.fixture
+def pairs(tmp_path: Path, jpeg: Callable[..., bytes]) -> Path:
+    """Write six pairs, of which the last two have no text. The width of a picture names its row: 100 for row 0."""
+    lines = []
+    for row in range(6):
+        (tmp_path / f"{row}.jpg").write_bytes(jpeg(row, (100 + row, 60)))
+        text = {"text": CAPTIONS[row]} if row < 4 else {}
+        lines.append(json.dumps({"id": str(row), "image": f"{row}.jpg"} | text))
+    (tmp_path / "pairs.jsonl").write_text("\n".join(lines))
+    return tmp_path
+
+
+@pytest.mark.slow
+def test_flagged_pairs_are_captioned_after_they_are_judged_and_a_failure_is_a_field_of_the_row(
+    ray_here: None, pairs: Path, model_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    predictor = Predictor.from_folder(model_folder, "cpu")
+    findings = predictor.predict([Pair(pairs / f"{row}.jpg", CAPTIONS[row]) for row in range(4)])
+    *_, below, refused, best = sorted(range(4), key=lambda row: findings[row].score or 0)
+    threshold = sum(findings[row].score or 0 for row in (below, refused)) / 2
+    asked: list[int] = []
+    is_away = True
+
+    def answer(handler: Handler, body: dict[str, Any]) -> None:
+        url = body["messages"][0]["content"][0]["image_url"]["url"]
+        row = Image.open(BytesIO(base64.b64decode(url.partition(",")[2]))).width - 100
+        if row < 100:  # else the gray picture
+            with handler.server.lock:
+                asked.append(row)
+        if row == refused and is_away:
+            handler.send(500, "oops")
+        else:
+            handler.send(200, json.dumps(completion("a crowd in the street")))
+
+    with endpoint(answer) as (address, _):
+        settings = _settings(pairs, Path(_flagging(model_folder, pairs, threshold)), address, key_env=None).model_copy(
+            update={"input": str(pairs / "pairs.jsonl"), "caption_pairs": "flagged"}
+        )
+        # A first try is stopped while the captions are published. The next one asks for none again.
+        with monkeypatch.context() as patch:
+            patch.setattr(captioning, "publish", lambda folder: (_ for _ in ()).throw(KeyboardInterrupt))
+            with pytest.raises(KeyboardInterrupt):
+                scan(settings)
+        folder = Path(settings.job_folder.uri)
+        record = json.loads((folder / "job.json").read_text())
+        assert (record["state"], record["captioning"]["rows"]) == ("cancelled", 4)
+        assert sorted(asked) == sorted([refused, best, 4, 5])
+        summary = scan(settings)
+        rows = {row["row_id"]: row for row in _rows(summary)}
+        assert len(asked) == 4
+        is_away = False
+        again = scan(settings.model_copy(update={"retry_errors": ("retryable",)}))
+        assert asked[4:] == [refused]
+        with pytest.raises(JobDiffers, match=r"settings\.caption_pairs was 'flagged' and is 'all'"):
+            scan(settings.model_copy(update={"caption_pairs": "all"}))
+
+    assert (summary["pairs"], summary["errors"]) == (6, 0)
+    assert summary["captions"] == {"written": 3, "failed": {"server_error": 1}}
+    assert [row_id for row_id in sorted(rows) if rows[row_id]["caption"]] == sorted([best, 4, 5])
+    assert all(rows[best][name] is not None for name in AGREEMENTS)
+    assert [rows[4][name] is None for name in AGREEMENTS] == [True, False, True]
+    assert rows[4]["words"] is None
+    assert (rows[refused]["status"], rows[refused]["verdict"]) == ("ok", "manipulated")
+    error = rows[refused]["caption_error"]
+    assert (error["kind"], error["detail"], error["retryable"]) == ("server_error", "HTTP 500: oops", True)
+    assert "server_error" in Path(summary["report"]).read_text()
+
+    assert again["captions"] == {"written": 4, "failed": {}}
+    after = {row["row_id"]: row for row in _rows(again)}
+    assert {row_id for row_id in after if after[row_id] != rows[row_id]} == {refused}
+    unchanged = {"caption": None, "caption_error": error} | dict.fromkeys(AGREEMENTS[1:])
+    assert after[refused] | unchanged == rows[refused]
+    assert not (folder / "_captions").exists()
+    assert (folder / "_SUCCESS").exists()
+
+
+@pytest.fixture
+def deadly_captioner(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    from ray import cloudpickle
+
+    from jobs.scan import pipeline
+
+    cloudpickle.register_pickle_by_value(sys.modules[DeadlyCaptioner.__module__])
+    monkeypatch.setattr(pipeline, "CaptionStage", DeadlyCaptioner)
+    monkeypatch.setattr(pipeline, "TRIES", 2)
+    yield
+    cloudpickle.unregister_pickle_by_value(sys.modules[DeadlyCaptioner.__module__])
+
+
+@pytest.mark.chaos
+@pytest.mark.slow
+def test_a_captioner_that_is_killed_loses_and_doubles_no_row_and_takes_no_verdict(
+    ray_here: None, deadly_captioner: None, tmp_path: Path, jpeg: Callable[..., bytes], model_folder: Path
+) -> None:
+    lines = []
+    for row in range(8):
+        (tmp_path / f"{row}.jpg").write_bytes(jpeg(row))
+        lines.append({"id": str(row), "image": f"{row}.jpg", "text": f"A team{' of poison' * (row == 5)}"})
+    (tmp_path / "pairs.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    (tmp_path / "captions.json").write_text(json.dumps({str(row): f"caption {row}" for row in range(8)}))
+    summary = scan(
+        ScanSettings(
+            input=str(tmp_path / "pairs.jsonl"), out=str(tmp_path / "out"), model=_flagging(model_folder, tmp_path),
+            batch_size=2, caption_pairs="flagged",
+            captions={"engine": "precomputed", "source": str(tmp_path / "captions.json")},  # type: ignore[arg-type]
+        )
+    )  # fmt: skip
+    assert (tmp_path / "captions.json.died").exists()
+    rows = sorted(_rows(summary), key=lambda row: row["row_id"])
+    assert [row["row_id"] for row in rows] == list(range(8))
+    assert {row["verdict"] for row in rows} == {"manipulated"}
+    assert [row["caption"] for row in rows] == [None if row == 5 else f"caption {row}" for row in range(8)]
+    assert rows[5]["caption_error"]["kind"] == "model_error"
+    assert "died each time" in rows[5]["caption_error"]["detail"]
+
+
 def test_a_wrong_key_is_found_before_a_job_folder_is_written(pictures: Path, model_folder: Path) -> None:
     with endpoint(lambda handler, _: handler.send(401, "{}")) as (address, _):
         settings = _settings(pictures, model_folder, address)
@@ -101,3 +241,8 @@ def test_a_missing_key_is_found_with_the_rest_of_the_command(
 def test_an_engine_that_a_scan_cannot_run_is_refused(captions: dict[str, str], sentence: str) -> None:
     with pytest.raises(ValidationError, match=sentence):
         ScanSettings(input="/a.csv", out="/out", captions=captions)  # type: ignore[arg-type]
+
+
+def test_flagged_pairs_cannot_be_captioned_without_a_captioner() -> None:
+    with pytest.raises(ValidationError, match=r"caption_pairs is 'flagged', and there is no captioner"):
+        ScanSettings(input="/a.csv", out="/out", caption_pairs="flagged")

@@ -135,6 +135,15 @@ def test_the_default_prompt_of_an_earlier_version_matters_only_to_an_engine_that
             check_resumable(folder, now)
 
 
+def test_a_job_that_was_begun_before_pairs_could_be_chosen_captions_all_of_them(folder: Location) -> None:
+    captions = {"engine": "precomputed", "source": "c.json"}
+    with Job(folder, {"identity": IDENTITY | {"settings": {"captions": captions}}}, heartbeat_s=10):
+        pass
+    assert check_resumable(folder, IDENTITY | {"settings": {"captions": captions, "caption_pairs": "all"}})
+    with pytest.raises(JobDiffers, match=r"settings\.caption_pairs was 'all' and is 'flagged'"):
+        check_resumable(folder, IDENTITY | {"settings": {"captions": captions, "caption_pairs": "flagged"}})
+
+
 def test_a_folder_with_other_files_is_refused(folder: Location) -> None:
     write_bytes(folder / "thesis.txt", b"x")
     with pytest.raises(JobDiffers, match="holds files that are not a job's"):

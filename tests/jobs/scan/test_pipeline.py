@@ -1,0 +1,86 @@
+"""How the machines are divided among the stages of a scan."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from jobs.descriptions.settings import DescriptionSettings
+from jobs.scan.pipeline import Shares, size_pipeline, size_stages
+from jobs.scan.settings import ScanSettings
+
+MODEL = {"engine": "transformers", "source": "m"}
+ENDPOINT = {"engine": "openai", "source": "m", "endpoint": {"address": "http://host/v1"}}
+
+
+def _sized(captions: dict[str, Any] | None, *, on_gpu: bool, cpus: int = 8, **changes: Any) -> Shares:
+    settings = ScanSettings(input="/a.csv", out="/out", **changes)
+    described = captions and DescriptionSettings(**captions)
+    return size_stages(settings, described or None, on_gpu=on_gpu, cpus=cpus)
+
+
+def test_a_model_that_captions_shares_its_gpu_with_a_detector() -> None:
+    sized = _sized(MODEL, on_gpu=True)
+    assert (sized.caption.gpus, sized.detect.gpus) == (0.5, 0.5)
+    assert (sized.caption.size, sized.detect.size) == (None, None)  # as many as there are GPUs
+    large = _sized(MODEL, on_gpu=True, captioner_gpus=0.9, captioners=2, captioner_cpus=1.5)
+    assert (large.caption.gpus, large.detect.gpus) == (0.9, 0.1)
+    assert (large.caption.size, large.caption.cpus) == (2, 1.5)
+
+
+@pytest.mark.parametrize("captions", [ENDPOINT, {"engine": "precomputed", "source": "c.json"}])
+def test_endpoints_and_files_take_no_gpu_and_hardly_a_core(captions: dict[str, Any]) -> None:
+    for on_gpu in (True, False):
+        sized = _sized(captions, on_gpu=on_gpu)
+        assert (sized.caption.cpus, sized.caption.gpus, sized.caption.size) == (0.1, 0, 1)
+        assert sized.caption_threads is None
+        plain = _sized(None, on_gpu=on_gpu)
+        assert (sized.detect, sized.prepare, sized.threads) == (plain.detect, plain.prepare, plain.threads)
+        assert _sized(captions, on_gpu=on_gpu, captioners=3).caption.size == 3
+
+
+@pytest.mark.parametrize("cpus", [1, 2, 3, 8, 64])
+@pytest.mark.parametrize("captioners", [1, 2])
+def test_a_model_that_captions_on_cpus_leaves_cores_for_decoding(cpus: int, captioners: int) -> None:
+    sized = _sized(MODEL, on_gpu=False, cpus=cpus, captioners=captioners)
+    assert sized.caption_threads is not None
+    assert sized.threads is not None
+    used = [stage.cpus * (stage.size or 1) for stage in sized[:3]]
+    assert sum(used) <= cpus + 1e-9, "all stages fit beside each other"
+    if cpus >= 8:
+        threads = sized.caption_threads * captioners + sized.threads * (sized.detect.size or 1)
+        assert sized.caption_threads == cpus // (2 * captioners)
+        assert threads <= 3 * cpus / 4
+
+
+def test_the_cores_of_a_captioner_can_be_set() -> None:
+    sized = _sized(MODEL, on_gpu=False, captioner_cpus=3)
+    assert (sized.caption.cpus, sized.caption_threads) == (3, 3)
+
+
+def test_a_scan_without_captions_gives_them_nothing() -> None:
+    assert (_sized(None, on_gpu=True).caption.cpus, _sized(None, on_gpu=True).detect.gpus) == (0, 1)
+
+
+@pytest.mark.parametrize("with_captions", [False, True])
+def test_flagged_pairs_are_captioned_by_a_pipeline_of_their_own(
+    monkeypatch: pytest.MonkeyPatch, with_captions: bool
+) -> None:
+    machine = {"CPU": 8.0, "GPU": 1.0}
+    monkeypatch.setattr("ray.cluster_resources", lambda: machine)
+    monkeypatch.setattr("ray.nodes", lambda: [{"Alive": True, "Resources": machine}])
+    waits: list[Any] = []
+    monkeypatch.setattr("jobs.scan.pipeline.wait_until_free", lambda *_, beside, **__: waits.append(beside))
+    settings = ScanSettings(
+        input="a.jsonl",
+        out="out",
+        captions=MODEL,  # type: ignore[arg-type]
+        caption_pairs="flagged",
+    )
+    pipeline = size_pipeline(settings, "demo", 32, 100, with_captions=with_captions)
+    assert (pipeline.captions is not None) == with_captions
+    assert pipeline.detect.gpus == (0.5 if with_captions else 1)
+    assert pipeline.preparation.leaves_textless != with_captions
+    assert (pipeline.preparation.thumbnail_side is not None) == with_captions
+    assert waits == [{"CPU": 0.35, "GPU": 0.5} if with_captions else {"CPU": 0.25}]
