@@ -51,7 +51,8 @@ class JobStatus:
     counts: dict[str, int] = field(default_factory=dict)
     """`done` and `total`, and of a scan `errors`, `flagged` and `unfamiliar`."""
     phase: str | None = None
-    """The work under way in a training run, such as `decoding train pictures`; None if the job has ended."""
+    """The work under way, such as `decoding train pictures` of a training run, or `captioning` of a scan; None if the
+    job has ended."""
     phase_counts: dict[str, int] = field(default_factory=dict)
     """`done` and `total` of that work, if it is counted."""
     pairs_per_s: float | None = None
@@ -223,11 +224,15 @@ def _scan_status(folder: Location, record: dict[str, Any]) -> JobStatus:
     counts = {name: count for name, count in (record.get("counts") or {}).items() if name != "pairs"}
     if "total" not in counts and "manifest" in record:
         counts["total"] = int(record["manifest"]["rows"])
+    state = str(record.get("state", "unknown"))
+    captioning = None if state in ENDS else record.get("captioning")
     return JobStatus(
         folder,
         str(record.get("kind", "scan")),
-        str(record.get("state", "unknown")),
+        state,
         counts=counts,
+        phase="captioning" if captioning else None,
+        phase_counts=({"done": int(captioning.get("done", 0)), "total": int(captioning["rows"])} if captioning else {}),
         pairs_per_s=record.get("pairs_per_s"),
         error=record.get("error"),
         runs=int(record.get("runs", 0)),

@@ -89,6 +89,15 @@ def test_the_process_that_applies_another_policy_gives_the_signs_of_life(tmp_pat
     assert "Run its `asap repolicy` again." in read_status(folder).sentence()
 
 
+def test_a_scan_that_captions_its_flagged_pairs_shows_how_many(tmp_path: Path) -> None:
+    for state, text in (("running", "captioning: 3 of 12"), ("cancelled", "")):
+        folder = Location(str(tmp_path / state))
+        write_scan(folder, state=state, captioning={"rows": 12, "done": 3})
+        assert read_status(folder).phase_text == text
+    write_scan(Location(str(tmp_path / "all")), state="running", captioning=None)
+    assert read_status(Location(str(tmp_path / "all"))).phase is None
+
+
 def test_a_training_run_has_the_counts_and_the_speed_of_its_progress(out: Location) -> None:
     losses = {"pairs": 32, "losses": {"total": 1.5}, "pairs_per_s": 8.0}
     write_training(out / "run", steps=[losses, {"pairs": 32, "validation": {"AUC": 0.7}}])
