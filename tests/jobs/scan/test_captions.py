@@ -145,6 +145,7 @@ def test_flagged_pairs_are_captioned_after_they_are_judged_and_a_failure_is_a_fi
         assert sorted(asked) == sorted([refused, best, 4, 5])
         summary = scan(settings)
         rows = {row["row_id"]: row for row in _rows(summary)}
+        page = Path(summary["report"]).read_text()
         assert len(asked) == 4
         is_away = False
         again = scan(settings.model_copy(update={"retry_errors": ("retryable",)}))
@@ -161,7 +162,7 @@ def test_flagged_pairs_are_captioned_after_they_are_judged_and_a_failure_is_a_fi
     assert (rows[refused]["status"], rows[refused]["verdict"]) == ("ok", "manipulated")
     error = rows[refused]["caption_error"]
     assert (error["kind"], error["detail"], error["retryable"]) == ("server_error", "HTTP 500: oops", True)
-    assert "server_error" in Path(summary["report"]).read_text()
+    assert "server_error" in page
 
     assert again["captions"] == {"written": 4, "failed": {}}
     after = {row["row_id"]: row for row in _rows(again)}
