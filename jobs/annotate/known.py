@@ -52,6 +52,10 @@ class Known:
                 self._outcomes[key] = outcome
         self.renew(owner)
 
+    def release(self) -> None:
+        """End all claims: another pipeline starts, and the processes of the one before are gone."""
+        self._claims.clear()
+
     def _claim(self, owner: str, key: str) -> str:
         holder = self._claims.setdefault(key, owner)
         if holder != owner and time.monotonic() - self._renewed[holder] > _LEASE_S:

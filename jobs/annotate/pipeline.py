@@ -48,6 +48,8 @@ class AnnotatePipeline:
 
     def add_stages(self, prepared: Dataset, counter: Any, writers: Sequence[Any], batches: dict[str, Any]) -> Dataset:
         """Add a stage for each engine; see `RowPipeline.add_stages`."""
+        for known in self.known.values():
+            known.release.remote()
         for order, resources in zip(self.orders, self.describe, strict=True):
             last = (counter, writers) if order.is_last else (None, ())
             arguments = order, self.known.get(order.settings.kind), *last

@@ -22,7 +22,7 @@ from jobs.metrics import targets_announced
 from jobs.scan import retry
 from jobs.scan.look import SCAN_S, look_at, notes_of
 from jobs.scan.output.job_folder import Job, check_resumable, is_finished, wait_until_free
-from jobs.scan.passes import ScanProgress, Watch, run_missing_rows, watched, write_remaining
+from jobs.scan.passes import ScanProgress, Watch, check_results, run_missing_rows, watched, write_remaining
 from jobs.scan.steps import cancellation_recorded, note_time, prepare_manifest, retry_failed_rows, versions
 from jobs.states import job_states
 
@@ -143,6 +143,7 @@ def _describe_all_rows(job: Job, plan: AnnotatePlan, rows: int, watch: Watch) ->
     folder, settings = plan.folder, plan.settings
     missing = rows if is_empty(folder / ANNOTATIONS.folder) else write_remaining(folder, ANNOTATIONS)
     if not missing:
+        check_results(folder / ANNOTATIONS.folder, rows)
         return
     pipeline = _sized(job, plan, rows, watch)
     with watched(job, rows - missing, rows, watch, settings.stall_after_s, ANNOTATIONS) as counter:

@@ -48,6 +48,13 @@ def test_the_claims_of_a_dead_process_end_and_those_of_a_slow_one_do_not(monkeyp
     assert known.claim("c", ["a", "b"]) == [CLAIMED, AWAITED]
 
 
+def test_another_pipeline_waits_for_nothing_that_the_one_before_had_claimed() -> None:
+    known = Known({})
+    known.claim("a", ["k"])
+    known.release()
+    assert known.claim("b", ["k"]) == [CLAIMED]
+
+
 def test_a_key_is_that_of_what_decides_the_description() -> None:
     other = ROW | {"text": "another text"}
     assert key_of("caption", ROW) == key_of("caption", other) == "abc"
