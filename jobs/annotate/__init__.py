@@ -7,7 +7,7 @@ run.py       annotate(): from the command to _SUCCESS
 settings.py  AnnotateSettings
 plan.py      everything that is checked before Ray starts
 corpus.py    a corpus in DGM4's layout as an input
-preview.py   what a job would do, with a pilot of a few pairs: asap annotate --plan
+preview.py   the counts of a job and a pilot of a few pairs: asap annotate --plan
 pipeline.py  the stages, and their resources
 stage.py     DescribeStage: the actor that captions pictures or explains texts
 requests.py  from a row of the manifest to the request of an engine

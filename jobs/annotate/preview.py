@@ -1,4 +1,4 @@
-"""What a job would do, found without Ray: its pairs, and the time, tokens and cost of a pilot of a few of them."""
+"""A plan of a job, made without Ray: its pairs, and the time, tokens and cost of a pilot of a few of them."""
 
 from __future__ import annotations
 

@@ -51,7 +51,7 @@ def preview_tables(preview: Preview) -> Group:
     """Return the tables of `asap annotate --plan`."""
     parts: list[Any] = [named_values("pairs", _counts(preview))]
     for kind, pilot in preview.pilots.items():
-        parts += ["", named_values(f"{kind}s, by a pilot of {pilot.requests} {_KINDS[kind]}", _figures(pilot))]
+        parts += ["", named_values(f"{kind}s", _figures(pilot, _KINDS[kind]))]
     if preview.pilots:
         parts.append(
             Text(
@@ -71,8 +71,9 @@ def _counts(preview: Preview) -> dict[str, str]:
     return counts
 
 
-def _figures(pilot: Pilot) -> dict[str, str]:
+def _figures(pilot: Pilot, described: str) -> dict[str, str]:
     figures = {
+        "pilot": f"{pilot.requests} {described}",
         "tokens in": _interval(pilot.input_tokens, ".0f"),
         "tokens out": _interval(pilot.output_tokens, ".0f"),
         "hours": _interval(pilot.hours, ".3g"),
