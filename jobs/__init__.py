@@ -2,6 +2,7 @@
 
 cli/           the `asap` command, one file a command
 scan/          scan a corpus in bulk
+annotate/      write captions and explanations in bulk
 train/         train a model
 evaluate/      evaluate a model on labeled pairs
 model/         make model folders of checkpoints, and describe them

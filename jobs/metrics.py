@@ -34,6 +34,8 @@ _COUNTERS: dict[str, tuple[str, tuple[str, ...]]] = {
     "asap_scan_caption_tokens_total": ("Tokens that captioners read and wrote", ("job", "direction")),
     "asap_scan_caption_cost_total": ("Cost of captions, by the prices in the settings", ("job",)),
     "asap_scan_detector_seconds_total": ("Seconds of detectors by state: busy, idle or loading", ("job", "state")),
+    "asap_annotate_tokens_total": ("Tokens that engines read and wrote, by kind", ("job", "kind", "direction")),
+    "asap_annotate_cost_total": ("Cost of descriptions, by the prices in the settings", ("job", "kind")),
     "asap_train_pairs_total": ("Pairs trained on, over all workers", ("job",)),
     "asap_train_steps_total": ("Training steps", ("job",)),
     "asap_train_step_seconds_total": ("Seconds of training steps", ("job",)),

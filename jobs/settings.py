@@ -65,9 +65,10 @@ class CorpusSettings(Settings):
     """Metadata files by split, for a corpus where they are not found automatically: names in the corpus, paths, or
     s3:// addresses."""
     captions: list[str] = []
-    """Files of captions; an earlier file takes precedence. Empty: `captions.json` of the corpus, if it exists."""
+    """Files of captions, or folders of `asap annotate`; an earlier one takes precedence. Empty: `captions.json` of the
+    corpus, if it exists."""
     explanations: list[str] = []
-    """Files of explanations, handled as `captions`. Empty: `explanations.json` of the corpus, if it exists."""
+    """Files or folders of explanations, handled as `captions`. Empty: `explanations.json` of the corpus."""
     pictures: str | None = None
     """Folder or s3:// prefix of the pictures. None: the corpus."""
 

@@ -87,6 +87,11 @@ class Descriptions:
                 if entry.image is not None:
                     self._by_image[entry.image].append(entry)
 
+    @property
+    def is_empty(self) -> bool:
+        """True if there is no entry with a word."""
+        return not self._by_id and not self._by_image
+
     @classmethod
     def parse(cls, name: str, data: bytes, kind: Kind) -> Self:
         """Parse a JSON file. Raises `CorpusError`, naming the file, if it is none of the forms above."""

@@ -19,6 +19,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from asap.corpus.annotated import find_annotations, read_annotations
 from asap.corpus.annotations import DEFAULT_RULES, STRICT, ReadRules, Row, read_row, repair_row
 from asap.corpus.descriptions import Descriptions, Kind, PairKeys, join
 from asap.corpus.folder import Folder, ImageAddress, LocalFolder, open_folder, parse_json
@@ -115,8 +116,8 @@ def read_corpus(
         rules: the handling of faults.
         files: files of metadata, by name in the corpus or by an address of their own. By default
             `metadata/{split}.json` (or `.jsonl`, or numbered parts of either, or in `jsons/` or the folder itself).
-        captions: files of captions, named likewise; an earlier one takes precedence. By default `captions.json` or
-            `captions.jsonl`, if there is one.
+        captions: files of captions, named likewise, or folders that `asap annotate` wrote; an earlier one takes
+            precedence. By default `captions.json` or `captions.jsonl`, if there is one.
         explanations: files of explanations, likewise.
         pictures: the folder that holds the pictures, if it is not `corpus`.
 
@@ -148,7 +149,7 @@ def read_corpus(
 
     # Pictures, captions and explanations of the rows that are left.
     found = _find_pictures(usable, index, rules, report)
-    pairs = [PairKeys.of(row.id, row.image, (file, str(index.folder.address(file))), row.text) for row, file in found]
+    pairs = [PairKeys.of(row.id, row.image, (file, _full_name(index, file)), row.text) for row, file in found]
     pair_captions, report.captions = _join("caption", folder, captions, listing, pairs)
     pair_explanations, report.explanations = _join("explanation", folder, explanations, listing, pairs)
     records = [
@@ -252,10 +253,23 @@ def _find_pictures(
     return found
 
 
+def _full_name(index: PictureIndex, file: str) -> str:
+    """Return the address of a picture that holds in any working directory."""
+    address = index.folder.address(file)
+    return str(address.absolute() if isinstance(address, Path) else address)
+
+
 def _join(
     kind: Kind, folder: Folder, files: Sequence[str], listing: set[str], pairs: list[PairKeys]
 ) -> tuple[list[str], JoinReport]:
     """Join the captions or explanations of these files, or of the default ones, to the pairs."""
     names = files or [name for name in (f"{kind}s.json", f"{kind}s.jsonl") if name in listing]
-    parsed = [Descriptions.parse(str(folder.address(name)), folder.read(name), kind) for name in names]
-    return join(kind, pairs, parsed)
+    return join(kind, pairs, [_read_descriptions(folder, name, kind) for name in names])
+
+
+def _read_descriptions(folder: Folder, name: str, kind: Kind) -> Descriptions:
+    """Read a file of captions or explanations, or a folder that `asap annotate` wrote."""
+    address = str(folder.address(name))
+    if annotations := find_annotations(name, address):
+        return read_annotations(annotations, kind)
+    return Descriptions.parse(address, folder.read(name), kind)

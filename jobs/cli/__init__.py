@@ -7,11 +7,13 @@ fitting.py            tables that cut no number and no name, however narrow the 
 training_progress.py  the progress of a training run in the terminal
 job_tables.py         jobs, their errors and their rows in the terminal
 model_tables.py       a model's origin, figures and sizes in the terminal
+annotate_tables.py    the plan and the summary of asap annotate in the terminal
 input_tables.py       what a scan would read, in the terminal
 ray_log.py            the log file for what Ray prints
 plan.py               asap plan
 scan.py               asap scan
 detect.py             asap detect
+annotate.py           asap annotate
 newsroom.py           asap newsroom
 train.py              asap train
 evaluate.py           asap evaluate

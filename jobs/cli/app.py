@@ -17,6 +17,7 @@ import typer
 from rich.console import Console
 
 from asap.errors import AsapError, printable
+from jobs.cli.annotate import annotate
 from jobs.cli.control import cancel, delete, errors, list_jobs, report, results, resume, status, watch
 from jobs.cli.detect import detect
 from jobs.cli.evaluate import evaluate
@@ -72,7 +73,7 @@ def _version(package: str) -> str:
         return "is not installed"
 
 
-for command in (plan, scan, detect, newsroom, train, evaluate):
+for command in (plan, scan, detect, annotate, newsroom, train, evaluate):
     app.command()(command)
 app.command("import")(import_checkpoint)
 app.command()(model)
@@ -89,6 +90,7 @@ _EXIT_CODES: dict[type[AsapError], int] = {InputUnfamiliar: EXIT_UNFAMILIAR, Too
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _KEPT = {
     "scan": "Finished pairs are kept. Run the same command again to resume.",
+    "annotate": "Finished rows are kept. Run the same command again to resume.",
     "train": "Nothing was changed. Run the same command again.",
     "resume": "Finished work is kept. Run the same command again to resume.",
     "repolicy": "Run the same command again to resume.",

@@ -35,7 +35,6 @@ _Scan = Annotated[str, typer.Argument(metavar="JOB", help="Folder of a scan, OUT
 _Json = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
 _Codes = Annotated[list[str] | None, typer.Option("--code", help="Error code of the rows. Can be repeated.")]
 _TABLE_ROWS = 50
-_TABLE_COLUMNS = ("custom_id", "verdict", "score", "flagged_types", "error_code", "text")
 
 
 def status(job: _Job, as_json: _Json = False) -> None:
@@ -141,8 +140,8 @@ def resume(
 ) -> None:
     """Go on with a job that was stopped, with the settings of its own record."""
     from asap.storage.location import Location
-    from jobs.control.restart import needs_no_restart, scan_settings, train_settings
-    from jobs.control.status import TRAIN, read_status
+    from jobs.control.restart import annotate_settings, needs_no_restart, scan_settings, train_settings
+    from jobs.control.status import ANNOTATE, TRAIN, read_status
 
     found = read_status(Location.parse(job))
     if needs_no_restart(found) and not retry_errors:
@@ -158,6 +157,16 @@ def resume(
         from jobs.cli.train import run_training
 
         run_training(train_settings(found, changes), as_json=as_json)
+        return
+    if found.kind == ANNOTATE:
+        if allow_unfamiliar or model:
+            raise ConfigError(
+                f"--allow-unfamiliar and --model are for scans, and {found.folder} is a job of annotations."
+            )
+        from jobs.cli.annotate import run_annotation
+
+        changes |= {"retry_errors": codes_of(retry_errors)}
+        run_annotation(annotate_settings(found, changes), as_json=as_json)
         return
     from jobs.cli.scan import run_scan
 
@@ -256,7 +265,7 @@ def results(
     found = read_status(Location.parse(job))
     source = Results(found)
     wanted = [name.strip() for name in columns.split(",")] if columns else []
-    wanted = wanted or (list(_TABLE_COLUMNS) if kind == "table" else [])
+    wanted = wanted or (list(source.table_columns) if kind == "table" else [])
     shown, tables = _choose_rows(source, wanted, where, flat)
 
     if kind == "table":
@@ -350,13 +359,15 @@ def report(
     from asap.storage.files import exists
     from asap.storage.location import Location
     from jobs.control.removal import check_idle
-    from jobs.control.status import TRAIN, read_status
+    from jobs.control.status import ANNOTATE, TRAIN, read_status
     from jobs.scan.output.report import write_report
 
     found = read_status(Location.parse(job))
     page = found.folder / "report" / "index.html"
     if found.kind == TRAIN:
         raise JobError(f"{found.folder} is a training run and has no report. The card of its model is model/README.md.")
+    if found.kind == ANNOTATE:
+        raise JobError(f"{found.folder} is a job of annotations and has no report. Its summary is annotations.json.")
     if open and page.is_s3:
         raise ConfigError(f"--open shows a report on this machine, and this one is at {page}. Download it first.")
     if rewrite:

@@ -83,7 +83,7 @@ class _Lines:
         self._next_s = 0.0
 
     def watch(self, now: ScanProgress) -> None:
-        counts = now.done, now.total, now.errors, now.flagged, now.unfamiliar
+        counts = now.done, now.total, now.errors, now.flagged or 0, now.unfamiliar
         is_same_stage = now.stage == self._stage
         # Another speed alone is nothing new: it changes while nothing finishes.
         if is_same_stage and (counts == self._counts or time.monotonic() < self._next_s):
@@ -97,7 +97,8 @@ def _counts(now: ScanProgress) -> str:
     if not now.pairs_per_s:
         return ""
     unfamiliar = f"  {now.unfamiliar} unfamiliar" if now.unfamiliar else ""
-    return f"{now.pairs_per_s:.0f} pairs/s  {now.flagged} flagged{unfamiliar}  {now.errors} errors"
+    flagged = "" if now.flagged is None else f"  {now.flagged} flagged"
+    return f"{now.pairs_per_s:.0f} pairs/s{flagged}{unfamiliar}  {now.errors} errors"
 
 
 @contextmanager
@@ -177,6 +178,10 @@ def plan_tables(plan: Plan) -> Group:
     for name in classes:
         pairs.add_row(name, *(f"{counts.get(name, 0):,}" for counts in plan.pairs.values()))
     pairs.add_row("all", *(f"{sum(counts.values()):,}" for counts in plan.pairs.values()), style="bold")
+    for kind in ("caption", "explanation"):
+        if any(plan.described.values()):
+            have = (plan.described.get(split, {}).get(kind, 0) for split in plan.pairs)
+            pairs.add_row(f"with {kind}", *(f"{count:,}" for count in have), style="dim")
     left_out = f"{plan.left_out_an_epoch:,} pairs per epoch do not fill a batch" if plan.left_out_an_epoch else "none"
 
     # The stages, by short names of the terms, and below them the meaning of those that occur.

@@ -8,17 +8,18 @@ from typing import TYPE_CHECKING, Any
 
 from asap.errors import ConfigError
 from asap.storage.files import read_bytes
-from jobs.control.status import JobStatus
+from jobs.control.status import TRAIN, JobStatus
 from jobs.scan.output.job_folder import is_finished
 
 if TYPE_CHECKING:
+    from jobs.annotate.settings import AnnotateSettings
     from jobs.scan.settings import ScanSettings
     from jobs.train.settings import TrainSettings
 
 
 def needs_no_restart(status: JobStatus) -> bool:
     """Return True if the job is finished, to its last file."""
-    return status.state == "completed" and (status.kind != "scan" or is_finished(status.folder))
+    return status.state == "completed" and (status.kind == TRAIN or is_finished(status.folder))
 
 
 def scan_settings(status: JobStatus, changes: dict[str, Any]) -> ScanSettings:
@@ -36,6 +37,15 @@ def scan_settings(status: JobStatus, changes: dict[str, Any]) -> ScanSettings:
             "--model, or run `asap resume` where the scan was started."
         )
     return settings
+
+
+def annotate_settings(status: JobStatus, changes: dict[str, Any]) -> AnnotateSettings:
+    """Return the settings of a job of annotations, with changes. Raises `ConfigError` if they do not work here."""
+    from jobs.annotate.settings import AnnotateSettings
+
+    recorded = dict(status.record.get("settings") or {}) | {"out": str(status.folder)}
+    recorded |= {"input": status.record.get("identity", {}).get("settings", {}).get("input", recorded.get("input"))}
+    return _build(AnnotateSettings, recorded | changes, status)
 
 
 def train_settings(status: JobStatus, changes: dict[str, Any]) -> TrainSettings:

@@ -17,11 +17,12 @@ import pyarrow.compute as pc
 from asap.errors import ConfigError, StorageError
 from asap.labels import TYPES, VERDICTS
 from asap.storage.location import Location
-from jobs.control.status import TRAIN, JobStatus
+from jobs.annotate.rows import ANNOTATIONS
+from jobs.control.status import ANNOTATE, TRAIN, JobStatus
 from jobs.errors import JobError
 from jobs.scan.output.job_folder import results_folder
 from jobs.scan.output.tally import results_file, results_files
-from jobs.scan.stages.result_rows import RESULT_SCHEMA
+from jobs.scan.stages.result_rows import RESULTS
 
 ERROR_COLUMNS = ("row_id", "custom_id", "image_uri", "error_code", "retryable", "attempt", "error_detail")
 """Columns of a failed row that say what failed."""
@@ -108,22 +109,32 @@ class Results:
                 f"{status.folder} is a training run and has no result rows. Its metrics are in progress.jsonl and in "
                 "the card of its model, model/README.md."
             )
-        self._folder = results_folder(status.folder, status.record)
+        is_scan = status.kind != ANNOTATE
+        self._shape = RESULTS if is_scan else ANNOTATIONS
+        self._folder = results_folder(status.folder, status.record) if is_scan else status.folder / ANNOTATIONS.folder
         self._is_complete = status.state == "completed"
         self.left_out: list[str] = []
         """Why each file was left out that was."""
+
+    @property
+    def table_columns(self) -> tuple[str, ...]:
+        """Names of the columns that a table shows if nobody chooses others."""
+        if self._shape is RESULTS:
+            return ("custom_id", "verdict", "score", "flagged_types", "error_code", "text")
+        return ("custom_id", "caption", "explanation", "error_code", "text")
 
     def schema(self) -> pa.Schema:
         """Return the columns: those of this version, and further ones of the first file that is whole."""
         for location in results_files(self._folder):
             try:
                 with results_file(location) as file:
-                    further = [column for column in file.schema_arrow if column.name not in RESULT_SCHEMA.names]
-                    return pa.schema([*RESULT_SCHEMA, *further])
+                    known = self._shape.schema
+                    further = [column for column in file.schema_arrow if column.name not in known.names]
+                    return pa.schema([*known, *further])
             except StorageError:
                 if self._is_complete:
                     raise
-        return RESULT_SCHEMA
+        return self._shape.schema
 
     def rows(self, columns: Sequence[str], where: RowFilter, schema: pa.Schema | None = None) -> Iterator[pa.Table]:
         """Yield tables of the rows that pass, with these columns, in the order of the files.
@@ -134,6 +145,7 @@ class Results:
             schema: What `schema` returned; None to ask it.
         """
         schema = self.schema() if schema is None else schema
+        choose_columns(where.columns, schema)  # a job of annotations has no verdicts to filter by
         read = list(dict.fromkeys([*columns, *where.columns]))
         for location in results_files(self._folder):
             for table in self._tables(location, read, schema):
@@ -196,7 +208,7 @@ def count_errors(results: Results, codes: Sequence[str], limit: int) -> ErrorCou
         limit: Number of rows to keep.
     """
     counts = ErrorCounts()
-    for table in results.rows(["status", *ERROR_COLUMNS], RowFilter(), RESULT_SCHEMA):
+    for table in results.rows(["status", *ERROR_COLUMNS], RowFilter(), results.schema()):
         counts.rows_read += table.num_rows
         failed = RowFilter(codes=tuple(codes)).apply(table.filter(pc.equal(table["status"], "error")))
         failed = failed.drop_columns(["status"])

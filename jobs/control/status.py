@@ -26,6 +26,8 @@ from jobs.states import ENDS
 
 TRAIN = "train"
 """Kind of a training run."""
+ANNOTATE = "annotate"
+"""Kind of a job of annotations."""
 BROKEN = "broken"
 """State, in a list, of a job whose record cannot be read."""
 REPOLICY = "_repolicy"
@@ -45,7 +47,7 @@ class JobStatus:
 
     folder: Location
     kind: str
-    """`scan` or `train`; `unknown` in a list, of a job whose record is broken."""
+    """`scan`, `annotate` or `train`; `unknown` in a list, of a job whose record is broken."""
     state: str
     """validating, running, finalizing, completed, failed, cancelled or unfamiliar; `broken` in a list."""
     counts: dict[str, int] = field(default_factory=dict)
@@ -176,7 +178,7 @@ def read_status(folder: Location) -> JobStatus:
     if status is None:
         raise JobError(
             f"{folder} is not the folder of a job: it has neither the job.json of a scan nor the train.json of a "
-            "training run. Give OUT/JOB of a scan, or OUT of a training run."
+            "training run. Give OUT/JOB of a scan, or OUT of `asap annotate` or `asap train`."
         )
     return status
 

@@ -16,7 +16,7 @@ import os
 import random
 import re
 import time
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 from email.utils import parsedate_to_datetime
 from io import BytesIO
 from typing import Any, NamedTuple
@@ -30,6 +30,10 @@ from jobs.descriptions.replies import read_reply, refused
 from jobs.descriptions.settings import DescriptionSettings, EndpointSettings
 
 _FIRST_WAIT_S, _LONGEST_WAIT_S = 0.5, 20.0
+_MOST_BYTES = 4 * 2**20
+"""Bytes of an answer that are read. A description with its thoughts takes a few thousand."""
+_MOST_PACKED_BYTES = 2**16
+"""The same for a compressed answer, which may become a thousand times longer."""
 
 
 class _Retry(NamedTuple):
@@ -61,7 +65,9 @@ class EndpointEngine:
             base_url=settings.endpoint.address,
             max_retries=0,
             timeout=settings.endpoint.timeout_s,
-            http_client=DefaultAsyncHttpxClient(follow_redirects=False, limits=connections),
+            http_client=DefaultAsyncHttpxClient(
+                follow_redirects=False, limits=connections, event_hooks={"response": [_bound_body]}
+            ),
         )
         self._held_until = 0.0
         """Time, by the monotonic clock, before which the endpoint wants no request."""
@@ -160,6 +166,8 @@ class EndpointEngine:
             return self._status_outcome(error)
         except openai.APIConnectionError as error:
             return self._retry("unreachable", f"the connection failed: {error.__cause__ or error}")
+        except _TooLong as error:
+            return self._retry("bad_answer", str(error))
         # The bytes, not the header, decide what the answer is: servers and proxies get the type wrong.
         try:
             answer = json.loads(response.content)
@@ -212,6 +220,35 @@ class EndpointEngine:
             message = message.replace(self._key, "***")
         line = " ".join(message.split())
         return line if len(line) <= 300 else f"{line[:297]}..."
+
+
+class _TooLong(Exception):
+    """The error of an answer that goes on beyond its bound."""
+
+
+async def _bound_body(response: Any) -> None:
+    """Have the body of a response end with `_TooLong` once it is too long. The client calls this before it reads."""
+    from httpx2 import AsyncByteStream
+
+    is_packed = response.headers.get("content-encoding", "identity").lower() not in ("", "identity")
+    most = _MOST_PACKED_BYTES if is_packed else _MOST_BYTES
+
+    class Bounded(AsyncByteStream):
+        def __init__(self, body: Any) -> None:
+            self._body = body
+
+        async def __aiter__(self) -> AsyncIterator[bytes]:
+            read = 0
+            async for part in self._body:
+                read += len(part)
+                if read > most:
+                    raise _TooLong(f"the answer is longer than {most:,} bytes{' of compressed data' * is_packed}")
+                yield part
+
+        async def aclose(self) -> None:
+            await self._body.aclose()
+
+    response.stream = Bounded(response.stream)
 
 
 def read_key(endpoint: EndpointSettings) -> str | None:

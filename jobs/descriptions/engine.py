@@ -100,6 +100,10 @@ class Engine(Protocol):
         """Return what decides the descriptions: model, revision, prompt and generation settings. It holds no secret."""
         ...
 
+    def close(self) -> None:
+        """Give back connections and memory. The engine describes nothing after it."""
+        ...
+
 
 def total_usage(outcomes: Iterable[Outcome]) -> Usage:
     """Return the tokens of all outcomes. A failure may have cost tokens too."""

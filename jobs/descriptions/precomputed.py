@@ -35,6 +35,9 @@ class PrecomputedEngine:
         """Return the name of the file."""
         return {"engine": "precomputed", "file": self._descriptions.name}
 
+    def close(self) -> None:
+        """Do nothing: the file is read whole at the beginning."""
+
     def _lookup(self, request: Request) -> Outcome:
         pair = PairKeys(request.custom_id, tuple(_names_of(request.image_uri, self._input)), request.text or "")
         found = self._descriptions.lookup(pair, request.given_id)

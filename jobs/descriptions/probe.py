@@ -73,10 +73,11 @@ def probe(settings: DescriptionSettings, device: str | None = None) -> Probe:
 def probe_here(settings: DescriptionSettings, device: str | None = None) -> Probe:
     """Do the work of `probe` in this process."""
     engine = load_engine(settings, device)
-    (outcome,) = engine.describe([request_of(settings)])
-    if hasattr(engine, "close"):
+    try:
+        (outcome,) = engine.describe([request_of(settings)])
+        return _checked(settings, outcome, engine.record())
+    finally:
         engine.close()
-    return _checked(settings, outcome, engine.record())
 
 
 def request_of(settings: DescriptionSettings) -> Request:

@@ -47,7 +47,7 @@ from jobs.scan.output.job_folder import (
 from jobs.scan.output.report import write_report
 from jobs.scan.output.summary import read_summary, write_outcome
 from jobs.scan.output.tally import results_file, results_files
-from jobs.scan.stages.result_rows import RESULT_SCHEMA, with_all_columns
+from jobs.scan.stages.result_rows import RESULT_SCHEMA, RESULTS
 
 Watch = Callable[[str, int, int], None]
 
@@ -163,7 +163,7 @@ def _write_file(source: Location, target: Location, policy: Policy, changes: Cha
                 batches = file.iter_batches(_ROWS_AT_ONCE, row_groups=[group])
                 tables = []
                 for batch in batches:
-                    former = with_all_columns(pa.Table.from_batches([batch]))
+                    former = RESULTS.with_all_columns(pa.Table.from_batches([batch]))
                     tables.append(reapply_policy(former, policy))
                     changes.add(former, tables[-1])
                 if tables:

@@ -26,7 +26,7 @@ from jobs.scan.input.manifest import write_tables
 from jobs.scan.output.completeness import RowSet, rows_within
 from jobs.scan.output.tally import results_file, results_files
 from jobs.scan.retry import RETRYABLE, Outcomes
-from jobs.scan.stages.result_rows import CAPTION_ERROR, RESULT_SCHEMA, with_all_columns, write_table
+from jobs.scan.stages.result_rows import CAPTION_ERROR, RESULTS, write_table
 
 FOLDER = "_captions"
 FAILED = "caption_failed"
@@ -97,17 +97,17 @@ def choose_rows(folder: Location, *, late: bool, codes: Sequence[str] = (), besi
 
 def publish(folder: Location) -> None:
     """Put the captions in `_captions/results` into the rows of `results`. Rows that have them already stay the same."""
-    outcomes = Outcomes(folder / FOLDER / "results")
+    outcomes = Outcomes(folder / FOLDER / RESULTS.folder, RESULTS)
     for location in results_files(folder / "results"):
         with results_file(location) as file:
             new = outcomes.of_rows(file.read(columns=["row_id"])["row_id"].to_numpy())
             if new is None:
                 continue
-            former = with_all_columns(file.read())
+            former = RESULTS.with_all_columns(file.read())
         by_id = {row["row_id"]: row for row in new.to_pylist()}
         has_new = pc.is_in(former["row_id"], pa.array(list(by_id), pa.int64()))
         rows = [captioned(row, by_id[row["row_id"]]) for row in former.filter(has_new).to_pylist()]
-        changed = pa.Table.from_pylist(rows, RESULT_SCHEMA)
+        changed = pa.Table.from_pylist(rows, RESULTS.schema)
         write_table(pa.concat_tables([former.filter(pc.invert(has_new)), changed]), location)
 
 

@@ -13,12 +13,11 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from asap.preprocessing.images import ImageLimits
 from asap.storage.picture_address import PictureAddress
 from jobs.errors import InputNotFound
 from jobs.scan.input.manifest import ManifestRow, SeenIds, storable, to_table
 from jobs.scan.input.sources import Source
-from jobs.scan.settings import ScanSettings
+from jobs.scan.settings import PairsSettings
 from jobs.scan.stages.prepare import Preparation, prepare_batch
 
 PLAN_S = 8.0
@@ -139,8 +138,8 @@ class Look:
         which = f"all {self.rows} pairs" if whole else f"all {self.sampled} sampled pairs"
         raise InputNotFound(
             f"{address} was read as {_kind(self.source)}, and {which} of it would fail: {reasons}. Give another input, "
-            "or options that say what is meant (`asap plan` shows what was understood). `asap scan` with "
-            "--allow-unreadable scans all the same."
+            "or options that say what is meant (`asap plan` shows what was understood). "
+            "--allow-unreadable starts all the same."
         )
 
 
@@ -166,19 +165,22 @@ def _kind(source: dict[str, Any]) -> str:
     return f"{kind} ({roles})" if roles else kind
 
 
-def look_at(source: Source, settings: ScanSettings, *, seconds: float | None, is_quick: bool = False) -> Look:
+def look_at(
+    source: Source, settings: PairsSettings, *, seconds: float | None, is_quick: bool = False, pictures: bool = True
+) -> Look:
     """Look at an input.
 
     Args:
         source: The input.
-        settings: Settings of the scan: the limits of pictures, and how they are fetched.
+        settings: Settings of the job: the limits of pictures, and how they are fetched.
         seconds: Seconds for which rows are read. None: all rows are read.
         is_quick: True if one pair that would not fail is enough: the rest of the sample is then left out.
+        pictures: False for a job that needs no pictures.
     """
     look = Look(source.describe())
     sample = _read_rows(look, source.rows(), None if seconds is None else time.monotonic() + seconds)
-    limits = ImageLimits(max_bytes=settings.max_image_bytes, max_pixels=settings.max_image_pixels)
-    preparation = Preparation(_IMAGE_SIZE, limits, settings.fetch, slow_after_s=settings.slow_picture_s)
+    size = _IMAGE_SIZE if pictures else None
+    preparation = Preparation(size, settings.image_limits, settings.fetch, slow_after_s=settings.slow_picture_s)
     for start in range(0, len(sample), _AT_ONCE):
         _try(look, sample[start : start + _AT_ONCE], preparation, texts=settings.table_options.texts)
         if is_quick and look.failed < look.sampled:
@@ -260,8 +262,9 @@ def _try(look: Look, rows: list[ManifestRow], preparation: Preparation, *, texts
         if code is None and texts and outcome["text"] is None:
             code, detail = "text_missing", "the pair has no text"
         if code is None:
-            look.widths.append(outcome["width"])
-            look.heights.append(outcome["height"])
+            if outcome["width"] is not None:
+                look.widths.append(outcome["width"])
+                look.heights.append(outcome["height"])
             for warning in outcome["warnings"][len(row.warnings) :]:  # those of the picture
                 _group(look.picture_warnings, _VALUES.sub("…", warning), warning).add(row.row_id)
         else:

@@ -18,11 +18,12 @@ from jobs.errors import JobFailed
 from jobs.scan.input.manifest import complete_manifest
 from jobs.scan.output.completeness import count_rows, missing_rows, repair_results, write_missing
 from jobs.scan.output.job_folder import Job, fail
-from jobs.scan.stages.result_rows import failure, result_table, write_table
+from jobs.scan.stages.result_rows import RESULTS, write_table
+from jobs.scan.stages.row_shape import RowShape
 from jobs.stall import StallWatch
 
 if TYPE_CHECKING:
-    from jobs.scan.pipeline import ScanPipeline
+    from jobs.scan.pipeline import RowPipeline
 
 _POLL_S = 0.5
 _MANY_BATCHES = 4
@@ -38,7 +39,8 @@ class ScanProgress:
     done: int = 0
     total: int = 0
     errors: int = 0
-    flagged: int = 0
+    flagged: int | None = 0
+    """None for a job that flags nothing."""
     pairs_per_s: float = 0.0
     unfamiliar: int = 0
 
@@ -46,46 +48,43 @@ class ScanProgress:
 Watch = Callable[[ScanProgress], None]
 
 
-def detect_missing_rows(
-    job: Job, pipeline: ScanPipeline, folder: Location, rows: int, missing: int, counter: Any
-) -> None:
+def run_missing_rows(job: Job, pipeline: RowPipeline, folder: Location, rows: int, missing: int, counter: Any) -> None:
     """Run the pipeline until every row of a manifest is in the results, some of them as errors.
 
     Args:
         job: The job, for its ids.
         pipeline: The pipeline.
-        folder: Folder with `manifest`, `results` and, of a resumed job, `_remaining`: that of the job or of a retry.
+        folder: Folder with `manifest`, the rows and, of a resumed job, `_remaining`: that of the job or of a retry.
         rows: Rows of the manifest.
         missing: Rows of the manifest that are not in the results: all of them, or those of `_remaining`.
         counter: The actor that counts finished rows.
     """
-    results, remaining = folder / "results", folder / "_remaining"
+    shape = pipeline.shape
+    results, remaining = folder / shape.folder, folder / "_remaining"
     if missing:
         # A resumed job reads a manifest of the missing rows, so its batches are as full as those of a fresh job.
         run_once(job, pipeline, folder / "manifest" if missing == rows else remaining, results, counter)
-        missing = write_remaining(folder)
+        missing = write_remaining(folder, shape)
     # Again in batches: rows whose pictures were slow, or many, because a writer that dies loses those of seconds.
     if missing and (_has_slow_rows(counter) or missing > _MANY_BATCHES * pipeline.batch_size):
         run_once(job, pipeline.patient(), remaining, results, counter)
-        missing = write_remaining(folder)
+        missing = write_remaining(folder, shape)
     # Each process that dies loses its whole batch. Alone, the innocent rows of such a batch succeed.
     if missing:
         run_once(job, pipeline.one_row_at_a_time(), remaining, results, counter)
-        _write_lost_rows(job, folder)
+        _write_lost_rows(job, folder, shape)
     check_results(results, rows)
 
 
-def _write_lost_rows(job: Job, folder: Location) -> None:
+def _write_lost_rows(job: Job, folder: Location, shape: RowShape) -> None:
     """Write the rows that ended every process that worked on them, alone too, as errors like any other."""
-    lost = _missing(folder)
+    lost = _missing(folder, shape)
     if lost is None:
         return
     detail = "the process died each time that it worked on this pair, with others and alone: "
     detail += "the cause is its picture, or the memory that it needs"
-    ids = {name: job.record[name] for name in ("model_id", "policy_id", "familiarity_id")}
-    row = failure("model_error", detail) | ids | {"judged_run": job.record["run_id"]}
-    write_table(result_table(lost, [row] * lost.num_rows), folder / "results" / f"lost-{time.time_ns()}.parquet")
-    if lost := _missing(folder):
+    write_table(shape.lost(lost, detail, job.record), folder / shape.folder / f"lost-{time.time_ns()}.parquet")
+    if lost := _missing(folder, shape):
         raise fail(f"{lost.num_rows} rows of the manifest are not in the results")
 
 
@@ -99,7 +98,7 @@ def _has_slow_rows(counter: Any) -> bool:
         return True
 
 
-def run_once(job: Job, pipeline: ScanPipeline, manifest: Location, results: Location, counter: Any) -> None:
+def run_once(job: Job, pipeline: RowPipeline, manifest: Location, results: Location, counter: Any) -> None:
     """Run the pipeline once; raise `JobFailed` with the cause, in one line, if it stops."""
     from jobs.scan.pipeline import run_pipeline
 
@@ -112,13 +111,13 @@ def run_once(job: Job, pipeline: ScanPipeline, manifest: Location, results: Loca
         raise fail(f"the work stopped: {lines[-1] if lines else type(error).__name__}") from error
 
 
-def write_remaining(folder: Location) -> int:
+def write_remaining(folder: Location, shape: RowShape = RESULTS) -> int:
     """Write the manifest's rows that are not in the results to `_remaining`; return how many there are."""
-    return write_missing(folder / "manifest", repair_results(folder / "results"), folder / "_remaining")
+    return write_missing(folder / "manifest", repair_results(folder / shape.folder, shape), folder / "_remaining")
 
 
-def _missing(folder: Location) -> pa.Table | None:
-    tables = list(missing_rows(folder / "manifest", repair_results(folder / "results")))
+def _missing(folder: Location, shape: RowShape) -> pa.Table | None:
+    tables = list(missing_rows(folder / "manifest", repair_results(folder / shape.folder, shape)))
     return complete_manifest(pa.concat_tables(tables)) if tables else None
 
 
@@ -127,13 +126,20 @@ def check_results(results: Location, rows: int) -> None:
     if (held := count_rows(results)) != rows:
         raise JobFailed(
             f"{results} holds {held} rows, but the manifest was written with {rows}: another process wrote or deleted "
-            "files in the job folder. Choose another --job, or delete this one."
+            "files in the job folder. Choose another folder for the job, or delete this one."
         )
 
 
 @contextmanager
 def watched(
-    job: Job, done: int, rows: int, watch: Watch, stall_after_s: float, *, is_captioning: bool = False
+    job: Job,
+    done: int,
+    rows: int,
+    watch: Watch,
+    stall_after_s: float,
+    shape: RowShape = RESULTS,
+    *,
+    is_captioning: bool = False,
 ) -> Iterator[Any]:
     """Start a counter for the detectors; read it twice a second for the job's record and for `watch`.
 
@@ -143,6 +149,7 @@ def watched(
         rows: Rows of the manifest.
         watch: Receives the progress.
         stall_after_s: Seconds without a finished row that make a stall, which is announced.
+        shape: The shape of the rows.
         is_captioning: True if the rows were judged before. They are not counted in the record a second time.
     """
     import ray
@@ -167,18 +174,20 @@ def watched(
             progress: RowCounts = ray.get(counter.read.remote())
         except ray.exceptions.RayError:
             return  # these counts are for people; those of the summary are counted from the results
-        counts = {name: getattr(progress, name) for name in ("errors", "flagged", "unfamiliar")}
+        counts = {name: getattr(progress, name) for name in shape.counted}
         counts |= {"done": min(done + progress.rows, rows)}
         if is_captioning:
             job.note(captioning=job.record["captioning"] | {"done": counts["done"]})
         else:
             first_s = {event: round(at - job.record["began_s"], 3) for event, at in progress.first.items()}
             job.note(counts=counts | {"total": rows}, pairs_per_s=round(progress.pairs_per_s, 2), first_s=first_s)
-        work = "captioning" if is_captioning else "detecting"
+        work = "captioning" if is_captioning else shape.work
         stage = work if progress.rows else "starting the workers"
         stall = stalls.look(progress.rows, stage)
         announce_stall(stall)
-        watch(ScanProgress(stall or stage, total=rows, pairs_per_s=progress.pairs_per_s, **counts))
+        flagged = None if "flagged" not in counts else counts.pop("flagged")
+        speed = progress.pairs_per_s
+        watch(ScanProgress(stall or stage, total=rows, flagged=flagged, pairs_per_s=speed, **counts))
 
     def poll() -> None:
         while not ended.wait(_POLL_S):

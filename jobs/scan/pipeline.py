@@ -13,17 +13,16 @@ from __future__ import annotations
 import gc
 import threading
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol, Self
 
 import ray
 from ray.data import ActorPoolStrategy, DataContext, Dataset
 
 from asap.errors import StorageError
-from asap.preprocessing.images import ImageLimits
 from asap.storage.location import Location
 from jobs.cluster import wait_for_resources, wait_until_free
 from jobs.descriptions.settings import DescriptionSettings
@@ -32,6 +31,8 @@ from jobs.scan.stages.caption import CaptionStage
 from jobs.scan.stages.detect import Detection, Detector
 from jobs.scan.stages.prepare import Preparation
 from jobs.scan.stages.read import PreparedPairs
+from jobs.scan.stages.result_rows import RESULTS
+from jobs.scan.stages.row_shape import RowShape
 from jobs.scan.stages.write import Writers
 from jobs.stops import in_background
 
@@ -40,6 +41,8 @@ _LAST_WRITE_S = 2.4
 """Seconds for the last rows to be written when a job is stopped: Ray's Jobs API kills a job after three."""
 TRIES = 3
 """Tries of a batch whose process dies."""
+LOST_BATCHES, LOST_ROWS = 16, 128
+"""Batches that may be lost before a job stops, and rows that travel alone."""
 
 
 @dataclass(frozen=True)
@@ -64,9 +67,53 @@ class Writing:
     writers: int = 1
 
 
+class RowPipeline(Protocol):
+    """A pipeline over the rows of a manifest, whose last stage hands its rows to the writers."""
+
+    @property
+    def shape(self) -> RowShape:
+        """The shape of the rows that it writes."""
+
+    @property
+    def preparation(self) -> Preparation:
+        """How rows of the manifest are prepared, which is the first stage."""
+
+    @property
+    def batch_size(self) -> int:
+        """Rows that travel together."""
+
+    @property
+    def writing(self) -> Writing:
+        """The writers."""
+
+    @property
+    def prepare(self) -> StageResources:
+        """Resources of the first stage."""
+
+    @property
+    def lost_batches(self) -> int:
+        """Batches that may be lost because their process dies each time, before the job stops."""
+
+    def patient(self) -> Self:
+        """Return the pipeline for rows whose pictures were too slow for their batches: it waits for each of them."""
+
+    def one_row_at_a_time(self) -> Self:
+        """Return the pipeline for rows of lost batches: each row alone, so that the culprit takes no other with it."""
+
+    def add_stages(self, prepared: Dataset, counter: Any, writers: Sequence[Any], batches: dict[str, Any]) -> Dataset:
+        """Return the dataset with the stages after the first. The rows of its last stage are the sizes of batches.
+
+        Args:
+            prepared: The dataset of prepared rows.
+            counter: The actor that counts finished rows.
+            writers: The actors that take rows over.
+            batches: The options of Ray Data that decide how rows are batched.
+        """
+
+
 @dataclass(frozen=True)
 class ScanPipeline:
-    """Everything that the stages need to know."""
+    """The pipeline of a scan (`RowPipeline`): everything that its stages need to know."""
 
     preparation: Preparation
     detection: Detection
@@ -79,9 +126,10 @@ class ScanPipeline:
     detect: StageResources
     caption_threads: int | None = None
     """Threads of a captioner with a model on a CPU. None: torch decides."""
-    lost_batches: int = 16
+    lost_batches: int = LOST_BATCHES
     """Batches that may be lost because their process dies each time. With more, the rows are not the cause: the job
     stops."""
+    shape: RowShape = RESULTS
 
     def patient(self) -> ScanPipeline:
         """Return the pipeline for rows whose pictures were too slow for their batches: it waits for each of them."""
@@ -90,7 +138,19 @@ class ScanPipeline:
     def one_row_at_a_time(self) -> ScanPipeline:
         """Return the pipeline for rows of lost batches: each row alone, so that the culprit takes no other with it."""
         caption, detect = (replace(resources, ahead=1) for resources in (self.caption, self.detect))
-        return replace(self.patient(), batch_size=1, lost_batches=128, caption=caption, detect=detect)
+        return replace(self.patient(), batch_size=1, lost_batches=LOST_ROWS, caption=caption, detect=detect)
+
+    def add_stages(self, prepared: Dataset, counter: Any, writers: Sequence[Any], batches: dict[str, Any]) -> Dataset:
+        """Add the captioner, if there is one, and the detectors; see `RowPipeline.add_stages`."""
+        if self.captions:
+            captioner = self.captions, self.input, self.detection.device, self.detection.job, self.caption_threads
+            prepared = prepared.map_batches_internal(
+                CaptionStage, fn_constructor_args=captioner, **actor_options(self.caption), **batches
+            )
+        detector = self.detection, counter, writers
+        return prepared.map_batches_internal(
+            Detector, fn_constructor_args=detector, **actor_options(self.detect), **batches
+        )
 
 
 def size_pipeline(
@@ -126,14 +186,13 @@ def size_pipeline(
     on_gpu = settings.device.startswith("cuda") or (settings.device == "auto" and machines.get("GPU", 0) > 0)
     resources = size_stages(settings, captions, on_gpu=on_gpu, cpus=int(machines.get("CPU", 1)))
     _wait_for_stages(settings, resources, on_gpu, wait_s, notify)
-    limits = ImageLimits(max_bytes=settings.max_image_bytes, max_pixels=settings.max_image_pixels)
     device, batch_size = "cuda" if on_gpu else "cpu", settings.batch_size or (256 if on_gpu else 64)
     thumbnail_side = captions.max_side if captions and captions.sees_pictures else None
     job = settings.job_folder.name
     return ScanPipeline(
         preparation=Preparation(
             image_size,
-            limits,
+            settings.image_limits,
             settings.fetch,
             thumbnail_side,
             settings.slow_picture_s,
@@ -227,7 +286,7 @@ def size_stages(settings: ScanSettings, captions: DescriptionSettings | None, *,
 
 
 def run_pipeline(
-    pipeline: ScanPipeline,
+    pipeline: RowPipeline,
     manifest: Location,
     results: Location,
     counter: Any,
@@ -272,7 +331,7 @@ def _execute(dataset: Dataset, is_stopped: threading.Event) -> None:
             return  # the end of the iterator ends the execution
 
 
-def _build(pipeline: ScanPipeline, manifest: Location, writers: Writers, counter: Any) -> Dataset:
+def _build(pipeline: RowPipeline, manifest: Location, writers: Writers, counter: Any) -> Dataset:
     """Return the stages of a pipeline as a dataset, whose rows are the sizes of the batches."""
     source = PreparedPairs(manifest, pipeline.batch_size, pipeline.preparation, counter)
     tasks = {"num_cpus": pipeline.prepare.cpus, "ray_remote_args": {"max_retries": TRIES - 1}}
@@ -283,17 +342,10 @@ def _build(pipeline: ScanPipeline, manifest: Location, writers: Writers, counter
     batches = {"batch_size": None if source.is_one_batch_a_task else pipeline.batch_size,
                "batch_format": "pyarrow", "zero_copy_batch": True}  # fmt: skip
     # `map_batches` would refuse whole blocks as batches if a GPU works on them; `map_batches_internal` does not.
-    if pipeline.captions:
-        detection = pipeline.detection
-        captioner = pipeline.captions, pipeline.input, detection.device, detection.job, pipeline.caption_threads
-        prepared = prepared.map_batches_internal(
-            CaptionStage, fn_constructor_args=captioner, **_actors(pipeline.caption), **batches
-        )
-    detector = pipeline.detection, counter, writers.handles
-    return prepared.map_batches_internal(Detector, fn_constructor_args=detector, **_actors(pipeline.detect), **batches)
+    return pipeline.add_stages(prepared, counter, writers.handles, batches)
 
 
-def _actors(resources: StageResources) -> dict[str, Any]:
+def actor_options(resources: StageResources) -> dict[str, Any]:
     """Return the options of a stage of actors: its pool, its resources, and restarts without a bound."""
     bounds = {"size": resources.size} if resources.size else {"min_size": 1}
     pool = ActorPoolStrategy(**bounds, max_tasks_in_flight_per_actor=resources.ahead)

@@ -24,7 +24,8 @@ from asap.storage.location import Location
 from jobs.scan.input.manifest import write_tables
 from jobs.scan.output.completeness import Ids, RowSet, repair_results, rows_within
 from jobs.scan.output.tally import results_file, results_files
-from jobs.scan.stages.result_rows import with_all_columns, write_table
+from jobs.scan.stages.result_rows import RESULTS, write_table
+from jobs.scan.stages.row_shape import RowShape
 
 FOLDER = "_retry"
 RETRYABLE = "retryable"
@@ -54,31 +55,34 @@ def failed_rows(results: Location, codes: Sequence[str], besides_run: str | None
     return chosen
 
 
-def choose_rows(folder: Location, codes: Sequence[str], besides_run: str | None = None) -> int:
+def choose_rows(
+    folder: Location, codes: Sequence[str], besides_run: str | None = None, shape: RowShape = RESULTS
+) -> int:
     """Write the rows of the job that are judged again to `_retry/manifest`; return how many there are.
 
-    The arguments are as in `failed_rows`. What another retry left in `_retry` is deleted.
+    The arguments are as in `failed_rows`, and the shape of the rows. What another retry left in `_retry` is deleted.
     """
     delete_folder(folder / FOLDER)
-    chosen = failed_rows(folder / "results", codes, besides_run)
+    chosen = failed_rows(folder / shape.folder, codes, besides_run)
     return write_tables(rows_within(folder / "manifest", chosen), folder / FOLDER / "manifest")
 
 
-def publish(folder: Location, run: str) -> None:
-    """Put the outcomes in `_retry/results` in the place of those that `results` holds.
+def publish(folder: Location, run: str, shape: RowShape = RESULTS) -> None:
+    """Put the outcomes of a retry in the place of those that the job's rows hold.
 
     Args:
         folder: Folder of the job.
         run: Name of the folder in `history` for the old outcomes.
+        shape: The shape of the rows.
     """
-    outcomes = Outcomes(folder / FOLDER / "results")
-    for location in results_files(folder / "results"):
+    outcomes = Outcomes(folder / FOLDER / shape.folder, shape)
+    for location in results_files(folder / shape.folder):
         with results_file(location) as file:
             row_ids = file.read(columns=["row_id"])["row_id"].to_numpy()
             new = outcomes.of_rows(row_ids)
             if new is None:
                 continue
-            former = with_all_columns(file.read())
+            former = shape.with_all_columns(file.read())
         # A stop may have come after some of the files were replaced: their rows are new already.
         by_run = dict(zip(new["row_id"].to_pylist(), new["judged_run"].to_pylist(), strict=True))
         found = zip(former["row_id"].to_pylist(), former["judged_run"].to_pylist(), strict=True)
@@ -93,8 +97,9 @@ def publish(folder: Location, run: str) -> None:
 class Outcomes:
     """The new outcomes, found by the ids of their rows. An id takes twelve bytes of memory."""
 
-    def __init__(self, results: Location) -> None:
-        repair_results(results)
+    def __init__(self, results: Location, shape: RowShape) -> None:
+        repair_results(results, shape)
+        self._shape = shape
         self._files = list(results_files(results))
         ids: list[Ids] = []
         for location in self._files:
@@ -116,6 +121,6 @@ class Outcomes:
         tables = []
         for number in np.unique(self._numbers[positions]):
             with results_file(self._files[number]) as file:
-                table = with_all_columns(file.read())
+                table = self._shape.with_all_columns(file.read())
             tables.append(table.filter(pc.is_in(table["row_id"], wanted)))
         return pa.concat_tables(tables)

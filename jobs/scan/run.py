@@ -10,12 +10,8 @@ Failed rows can be judged again, also those of a finished job.
 
 from __future__ import annotations
 
-import importlib.metadata
 import os
-import platform
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
@@ -25,19 +21,19 @@ from asap.limits import limits_sentences
 from asap.storage.files import delete_file, delete_folder, is_empty, write_bytes
 from asap.storage.location import Location
 from jobs.cluster import ray_running
-from jobs.errors import InputUnfamiliar, JobFailed
+from jobs.errors import InputUnfamiliar
 from jobs.metrics import targets_announced
 from jobs.scan import captioning, retry
-from jobs.scan.input.manifest import write_manifest, write_tables
+from jobs.scan.input.manifest import write_tables
 from jobs.scan.look import SCAN_S, look_at, notes_of
-from jobs.scan.output.completeness import count_rows, repair_results
+from jobs.scan.output.completeness import repair_results
 from jobs.scan.output.job_folder import Job, check_resumable, is_finished, wait_until_free
 from jobs.scan.output.summary import read_summary, write_outcome
 from jobs.scan.passes import (
     ScanProgress,
     Watch,
     check_results,
-    detect_missing_rows,
+    run_missing_rows,
     run_once,
     watched,
     write_remaining,
@@ -45,6 +41,8 @@ from jobs.scan.passes import (
 from jobs.scan.plan import ScanPlan, plan_scan
 from jobs.scan.sample import SAMPLE, Sample, take_sample
 from jobs.scan.settings import ScanSettings
+from jobs.scan.stages.result_rows import RESULTS
+from jobs.scan.steps import cancellation_recorded, note_time, prepare_manifest, retry_failed_rows, versions
 from jobs.states import job_states
 
 if TYPE_CHECKING:
@@ -126,11 +124,6 @@ def _delete_temporary(folder: Location) -> None:
 
 def _first_entries(plan: ScanPlan, identity: dict[str, Any]) -> dict[str, Any]:
     """Return what each start of the job writes into `job.json`."""
-    versions = {"python": platform.python_version()}
-    for name in ("asap-ray", "ray", "torch", "pyarrow", "pillow"):
-        with suppress(importlib.metadata.PackageNotFoundError):  # a checkout that is not installed
-            package = importlib.metadata.distribution(name)
-            versions[package.name] = package.version
     return {
         "kind": "scan",
         "settings": plan.settings.model_dump(),
@@ -140,7 +133,7 @@ def _first_entries(plan: ScanPlan, identity: dict[str, Any]) -> dict[str, Any]:
         "policy": asdict(plan.policy),
         "familiarity_id": plan.familiarity_id,
         "limits": limits_sentences(plan.limits, plan.model_id),
-        "versions": versions,
+        "versions": versions(),
     }
 
 
@@ -148,7 +141,7 @@ def _work(job: Job, plan: ScanPlan, watch: Watch) -> None:
     """Do all steps of a claimed job, and record the state and the time of each."""
     plan_s = round(time.time() - job.record["began_s"], 3)
     job.note(timings=job.record.get("timings", {}) | {"plan_s": plan_s}, first_s={})
-    rows = _write_manifest(job, plan, watch)
+    rows = prepare_manifest(job, plan.source, RESULTS, watch)
     _check_sample(job, plan)  # an earlier run with `allow_unfamiliar` may have gone on after its sample
 
     job.update(state="running")
@@ -159,19 +152,19 @@ def _work(job: Job, plan: ScanPlan, watch: Watch) -> None:
     with (
         ray_running(plan.settings.address, **cpus),
         targets_announced(plan.settings.metrics_targets),
-        _cancellation_recorded(job),
+        cancellation_recorded(job),
     ):
-        _note_time(job, "ray_start_s", started)
+        note_time(job, "ray_start_s", started)
         started = time.monotonic()
         pipeline = _size_pipeline(job, plan, rows, watch, with_captions=not plan.settings.captions_late)
         _detect_all_rows(job, plan, pipeline, rows, watch)
         if plan.settings.retry_errors or "retry" in job.record:
-            _retry_failed_rows(job, plan, pipeline, rows, watch)
-        _note_time(job, "judge_s", started)
+            retry_failed_rows(job, pipeline, plan.settings.retry_errors, rows, watch, plan.settings.stall_after_s)
+        note_time(job, "judge_s", started)
         if plan.settings.captions_late or plan.settings.retry_errors or job.record.get("captioning"):
             started = time.monotonic()
             _caption_rows(job, plan, rows, watch)
-            _note_time(job, "caption_s", started)
+            note_time(job, "caption_s", started)
 
     job.update(state="finalizing")
     watch(ScanProgress("writing the summary and the report", rows, rows))
@@ -194,16 +187,6 @@ def _size_pipeline(job: Job, plan: ScanPlan, rows: int, watch: Watch, *, with_ca
     )
 
 
-@contextmanager
-def _cancellation_recorded(job: Job) -> Iterator[None]:
-    """Record a stop as soon as it leaves the block. The end of Ray, which follows, takes seconds."""
-    try:
-        yield
-    except KeyboardInterrupt:
-        job.cancel()
-        raise
-
-
 def _write_output(job: Job) -> None:
     """Write the lists, the summary and the report from the results that exist."""
     from jobs.scan.output.report import write_report
@@ -211,38 +194,7 @@ def _write_output(job: Job) -> None:
     started = time.monotonic()
     job.update(counts=write_outcome(job.folder, job.record) | {"total": job.record["manifest"]["rows"]})
     write_report(job.folder)  # after the update: it shows the job's record
-    _note_time(job, "finalize_s", started)
-
-
-def _note_time(job: Job, name: str, started: float) -> None:
-    job.note(timings=job.record.get("timings", {}) | {name: round(time.monotonic() - started, 3)})
-
-
-def _write_manifest(job: Job, plan: ScanPlan, watch: Watch) -> int:
-    """Write the manifest, unless an earlier run has written all of it; return its number of rows."""
-    written = job.record.get("manifest")
-    if written:
-        check_manifest(plan.folder / "manifest", int(written["rows"]))
-        return int(written["rows"])
-    watch(ScanProgress("writing the manifest"))
-    started = time.monotonic()
-    # A run that was killed here left a part of a manifest. Results that belong to no manifest are of no use either.
-    for name in ("manifest", "results"):
-        delete_folder(plan.folder / name)
-    rows = write_manifest(plan.source.rows(), plan.folder / "manifest")
-    _note_time(job, "manifest_s", started)
-    check_manifest(plan.folder / "manifest", rows)
-    job.update(manifest={"rows": rows, "kind": plan.source.kind})
-    return rows
-
-
-def check_manifest(manifest: Location, rows: int) -> None:
-    """Raise `JobFailed` unless the manifest holds as many rows as were written: results are compared with it."""
-    if (held := count_rows(manifest)) != rows:
-        raise JobFailed(
-            f"{manifest} holds {held} rows, but {rows} were written: another process wrote or deleted files there. "
-            "Choose another --job, or delete this one."
-        )
+    note_time(job, "finalize_s", started)
 
 
 def _detect_all_rows(job: Job, plan: ScanPlan, pipeline: ScanPipeline, rows: int, watch: Watch) -> None:
@@ -255,27 +207,7 @@ def _detect_all_rows(job: Job, plan: ScanPlan, pipeline: ScanPipeline, rows: int
         if missing and _needs_sample(job, plan, rows):
             _scan_sample(job, plan, pipeline, rows, counter)
             missing = write_remaining(plan.folder)
-        detect_missing_rows(job, pipeline, plan.folder, rows, missing, counter)
-
-
-def _retry_failed_rows(job: Job, plan: ScanPlan, pipeline: ScanPipeline, rows: int, watch: Watch) -> None:
-    """Judge failed rows again, as the settings ask or as a retry that was stopped had begun, and publish them."""
-    folder = plan.folder / retry.FOLDER
-    if "retry" not in job.record:
-        watch(ScanProgress("looking for failed pairs", rows, rows))
-        chosen = retry.choose_rows(plan.folder, plan.settings.retry_errors, besides_run=job.record["run_id"])
-        if not chosen:
-            return
-        job.update(retry={"run": job.record["run_id"], "errors": list(plan.settings.retry_errors), "rows": chosen})
-    delete_file(plan.folder / "_SUCCESS")  # nobody may take the job for finished, or give it another policy
-    again = job.record["retry"]["rows"]
-    missing = again if is_empty(folder / "results") else write_remaining(folder)
-    with watched(job, rows - missing, rows, watch, plan.settings.stall_after_s) as counter:
-        detect_missing_rows(job, pipeline, folder, again, missing, counter)
-    watch(ScanProgress("publishing the new outcomes", rows, rows))
-    retry.publish(plan.folder, job.record["retry"]["run"])
-    check_results(plan.folder / "results", rows)
-    job.end_retry()
+        run_missing_rows(job, pipeline, plan.folder, rows, missing, counter)
 
 
 def _caption_rows(job: Job, plan: ScanPlan, rows: int, watch: Watch) -> None:
@@ -299,7 +231,7 @@ def _caption_rows(job: Job, plan: ScanPlan, rows: int, watch: Watch) -> None:
     missing = again if is_empty(folder / "results") else write_remaining(folder)
     pipeline = _size_pipeline(job, plan, again, watch, with_captions=True)
     with watched(job, again - missing, again, watch, plan.settings.stall_after_s, is_captioning=True) as counter:
-        detect_missing_rows(job, pipeline, folder, again, missing, counter)
+        run_missing_rows(job, pipeline, folder, again, missing, counter)
     watch(ScanProgress("publishing the captions", again, again))
     captioning.publish(plan.folder)
     check_results(plan.folder / "results", rows)

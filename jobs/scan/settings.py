@@ -9,7 +9,7 @@ from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from asap.preprocessing.images import DEFAULT_LIMITS
+from asap.preprocessing.images import DEFAULT_LIMITS, ImageLimits
 from asap.preprocessing.words import MIN_TEXT_READ
 from asap.storage.fetch import FetchSettings
 from asap.storage.location import Location
@@ -19,17 +19,16 @@ from jobs.scan.input.tables.record_files import record_file
 from jobs.scan.input.tables.table import TableOptions
 from jobs.settings import ClusterSettings, WatchSettings
 
+_TABLE_OPTIONS = {"image_column", "text_column", "id_column", "encoding", "delimiter"}
 
-class ScanSettings(ClusterSettings, WatchSettings):
-    """A bulk scan: what to read, with which model, where to write, and how to run."""
+
+class PairsSettings(ClusterSettings, WatchSettings):
+    """A job over the pairs of an input: what to read, where to write, and how to run."""
 
     input: str
     out: str
-    job: str | None = None
-    """Name of the job folder. None: the name of the input."""
-    model: str = "demo"
     limit: int | None = Field(default=None, ge=1)
-    """Scan only the first so many pairs."""
+    """Read only the first so many pairs."""
     image_column: str | None = None
     """Name of the column or field of pictures. None: found by its name."""
     text_column: str | None = None
@@ -40,37 +39,17 @@ class ScanSettings(ClusterSettings, WatchSettings):
     """Encoding of text files, such as `cp1252`. None: found from their bytes."""
     delimiter: str | None = None
     """Character between two cells of CSV files. None: found from their first lines."""
-    precision: Literal["auto", "float32", "bfloat16"] = "auto"
     max_image_bytes: int = Field(default=DEFAULT_LIMITS.max_bytes, ge=1)
     max_image_pixels: int = Field(default=DEFAULT_LIMITS.max_pixels, ge=1)
-    captions: DescriptionSettings | None = None
-    """The captioner (docs/descriptions.md). None: no captions."""
-    caption_pairs: Literal["all", "flagged"] = "all"
-    """Pairs that get a caption. `all`: every pair, before it is judged. `flagged`: flagged pairs, after they are
-    judged, and pairs without a text."""
-    min_text_read: float = Field(default=MIN_TEXT_READ, ge=0, le=1)
-    """Share of a text's characters that the model must be able to read. A pair with less is one without a text."""
-
     allow_unreadable: bool = False
-    """Start a scan even if no pair of a sample can be read."""
-    allow_unfamiliar: bool = False
-    """Scan all pairs without looking at a sample first. Unfamiliar pairs are still not judged."""
+    """Start even if no pair of a sample can be read."""
     max_error_rate: float = Field(default=1, ge=0, le=1)
-    """Share of the pairs that may fail. With more, a done scan exits with a code of its own."""
+    """Share of the pairs that may fail. With more, a done job exits with a code of its own."""
     retry_errors: tuple[str, ...] = ()
-    """Error codes whose pairs are judged again, of a job that is finished or was stopped: their new outcomes replace
+    """Error codes whose pairs are tried again, of a job that is finished or was stopped: their new outcomes replace
     the old ones. `retryable` stands for all errors that another try may not meet."""
-    detectors: int | None = Field(default=None, ge=1)
-    """Number of detector actors. None: one a GPU, or as many as the CPUs carry."""
-    captioners: int | None = Field(default=None, ge=1)
-    """Number of caption actors. None: one; for a model of `transformers` on GPUs, as many as the GPUs carry."""
-    captioner_gpus: float = Field(default=0.5, gt=0, lt=1)
-    """Share of a GPU for a captioner with a model of `transformers`. A detector gets the rest."""
-    captioner_cpus: float | None = Field(default=None, gt=0)
-    """CPUs of a captioner. Without a GPU, a model of `transformers` runs with as many threads. None: 0.1; for such a
-    model without a GPU, half of the threads of the machine."""
     batch_size: int | None = Field(default=None, ge=1)
-    """Pairs that travel and enter the model together. None: 64 on CPUs, 256 on GPUs."""
+    """Pairs that travel together, and enter the model of a scan together. None: 64 on CPUs, 256 on GPUs."""
     rows_per_file: int | None = Field(default=None, ge=1)
     """Pairs of a results file that is full. None: by the size of the job."""
     write_every_s: float = Field(default=5, gt=0)
@@ -88,6 +67,64 @@ class ScanSettings(ClusterSettings, WatchSettings):
     """Seconds without a heartbeat after which a running job counts as dead, and may be taken over."""
 
     @model_validator(mode="after")
+    def _check_heartbeat(self) -> Self:
+        if self.stale_after_s < 2 * self.heartbeat_s:
+            raise ValueError(f"stale_after_s {self.stale_after_s} is less than two heartbeats of {self.heartbeat_s} s")
+        return self
+
+    @property
+    def job_folder(self) -> Location:
+        """The folder of the job."""
+        return Location.parse(self.out)
+
+    @property
+    def needs_texts(self) -> bool:
+        """True if a pair without a text is of no use."""
+        return True
+
+    @property
+    def table_options(self) -> TableOptions:
+        """Options of the tables of the input."""
+        return TableOptions(**self.model_dump(include=_TABLE_OPTIONS), texts=self.needs_texts)
+
+    @property
+    def image_limits(self) -> ImageLimits:
+        """The limits of pictures."""
+        return ImageLimits(max_bytes=self.max_image_bytes, max_pixels=self.max_image_pixels)
+
+    def input_identity(self) -> dict[str, Any]:
+        """Return the settings that decide how the input is read."""
+        names = {"limit", "max_image_bytes", "max_image_pixels"} | _TABLE_OPTIONS
+        return self.model_dump(include=names) | {"input": Location.parse(self.input).uri}
+
+
+class ScanSettings(PairsSettings):
+    """A bulk scan: what to read, with which model, where to write, and how to run."""
+
+    job: str | None = None
+    """Name of the job folder. None: the name of the input."""
+    model: str = "demo"
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    captions: DescriptionSettings | None = None
+    """The captioner (docs/descriptions.md). None: no captions."""
+    caption_pairs: Literal["all", "flagged"] = "all"
+    """Pairs that get a caption. `all`: every pair, before it is judged. `flagged`: flagged pairs, after they are
+    judged, and pairs without a text."""
+    min_text_read: float = Field(default=MIN_TEXT_READ, ge=0, le=1)
+    """Share of a text's characters that the model must be able to read. A pair with less is one without a text."""
+    allow_unfamiliar: bool = False
+    """Scan all pairs without looking at a sample first. Unfamiliar pairs are still not judged."""
+    detectors: int | None = Field(default=None, ge=1)
+    """Number of detector actors. None: one a GPU, or as many as the CPUs carry."""
+    captioners: int | None = Field(default=None, ge=1)
+    """Number of caption actors. None: one; for a model of `transformers` on GPUs, as many as the GPUs carry."""
+    captioner_gpus: float = Field(default=0.5, gt=0, lt=1)
+    """Share of a GPU for a captioner with a model of `transformers`. A detector gets the rest."""
+    captioner_cpus: float | None = Field(default=None, gt=0)
+    """CPUs of a captioner. Without a GPU, a model of `transformers` runs with as many threads. None: 0.1; for such a
+    model without a GPU, half of the threads of the machine."""
+
+    @model_validator(mode="after")
     def _check(self) -> Self:
         if (self.job is not None and not re.fullmatch(r"[\w.+-]{1,200}", self.job)) or self.job in (".", ".."):
             raise ValueError(f"job {self.job!r} is not a folder's name. Use letters, digits, '.', '_', '+' and '-'.")
@@ -97,8 +134,6 @@ class ScanSettings(ClusterSettings, WatchSettings):
             raise ValueError("a scan cannot run the engine vllm. Start `vllm serve`, and use the engine openai.")
         if self.caption_pairs == "flagged" and not self.captions:
             raise ValueError("caption_pairs is 'flagged', and there is no captioner. Give one in `captions`.")
-        if self.stale_after_s < 2 * self.heartbeat_s:
-            raise ValueError(f"stale_after_s {self.stale_after_s} is less than two heartbeats of {self.heartbeat_s} s")
         return self
 
     @property
@@ -122,10 +157,9 @@ class ScanSettings(ClusterSettings, WatchSettings):
         return Location.parse(self.out) / name
 
     @property
-    def table_options(self) -> TableOptions:
-        """Options of the tables of the input."""
-        names = ("image_column", "text_column", "id_column", "encoding", "delimiter")
-        return TableOptions(**self.model_dump(include=set(names)), texts=self.captions is None)
+    def needs_texts(self) -> bool:
+        """True if no caption can take the place of a text."""
+        return self.captions is None
 
     @property
     def captions_late(self) -> bool:
@@ -134,9 +168,7 @@ class ScanSettings(ClusterSettings, WatchSettings):
 
     def identity(self) -> dict[str, Any]:
         """Return the settings that decide what the rows say; a job resumes only under the same ones."""
-        names = {"limit", "image_column", "text_column", "id_column", "encoding", "delimiter", "precision"}
-        names |= {"max_image_bytes", "max_image_pixels", "min_text_read"}
         captions: dict[str, Any] = {"captions": self.captions.identity() if self.captions else None}
         if self.captions:
             captions["caption_pairs"] = self.caption_pairs
-        return self.model_dump(include=names) | captions | {"input": Location.parse(self.input).uri}
+        return self.input_identity() | self.model_dump(include={"precision", "min_text_read"}) | captions

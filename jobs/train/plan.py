@@ -10,6 +10,7 @@ from typing import Literal, NamedTuple
 import torch
 
 from asap.corpus.reader import Record
+from asap.corpus.report import CorpusReport
 from asap.model.asap import Asap
 from asap.model.config import ModelConfig
 from asap.training.image_token_cache import token_bytes
@@ -33,6 +34,8 @@ class Plan:
 
     pairs: dict[str, dict[str, int]]
     """Number of pairs by split, then by class."""
+    described: dict[str, dict[str, int]]
+    """Number of pairs by split that have a caption and an explanation of their own; the others have their text."""
     steps: int
     epochs: float
     left_out_an_epoch: int
@@ -81,6 +84,7 @@ def make_plan(
     ingest: Literal["cache", "stream"],
     device: TrainDevice | None = None,
     given: Set[str] = frozenset(),
+    reports: Mapping[str, CorpusReport] | None = None,
 ) -> Plan:
     """Plan a run without Ray. A few passes are computed if the device is one of this machine.
 
@@ -91,6 +95,7 @@ def make_plan(
         ingest: The source of the pictures.
         device: The device that the run is fitted to; None if it is not known.
         given: Names of the settings that the user gave.
+        reports: The reports on reading each split; None if nobody has them.
 
     Raises `ConfigError` if the training pairs do not fill one batch, or if a step does not fit into the device.
     """
@@ -105,6 +110,7 @@ def make_plan(
     return Plan(
         pairs={split: dict(Counter(record.fake_cls for record in some).most_common())
                for split, some in records.items()},
+        described={split: _described(report) for split, report in (reports or {}).items()},
         steps=steps, epochs=steps / steps_an_epoch, left_out_an_epoch=train_pairs % settings.batch_size,
         batch=_batch(settings), stages=stages,
         rates={"text, fusion, heads": settings.learning_rate, "image side, boxes": settings.image_learning_rate},
@@ -119,6 +125,11 @@ def make_plan(
         cache_bytes=_cache_bytes(records, config) if ingest == "cache" else 0,
         init=settings.init, out=settings.out,
     )  # fmt: skip
+
+
+def _described(report: CorpusReport) -> dict[str, int]:
+    joins = {"caption": report.captions, "explanation": report.explanations}
+    return {kind: join.by_id + join.by_path for kind, join in joins.items()}
 
 
 def _fitted(

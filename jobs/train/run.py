@@ -174,7 +174,8 @@ def plan(settings: TrainSettings, progress: OnEvent = lambda event: None) -> Pla
     ingest = choose_ingest(settings, corpora, config.image_size)
     progress(corpus_event(corpora, ingest))
     records = {split: corpus.records for split, corpus in corpora.items()}
-    return make_plan(settings, config, records, ingest, _planned_device(settings), settings.model_fields_set)
+    reports = {split: corpus.report for split, corpus in corpora.items()}
+    return make_plan(settings, config, records, ingest, _planned_device(settings), settings.model_fields_set, reports)
 
 
 def _count_words(folder: RunFolder, settings: TrainSettings) -> int:

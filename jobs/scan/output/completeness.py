@@ -29,7 +29,8 @@ from asap.storage.files import delete_file, delete_folder, list_files, open_seek
 from asap.storage.location import Location
 from jobs.scan.input.manifest import write_tables
 from jobs.scan.output.tally import results_file, results_files
-from jobs.scan.stages.result_rows import RESULT_SCHEMA, with_all_columns, write_table
+from jobs.scan.stages.result_rows import RESULTS, write_table
+from jobs.scan.stages.row_shape import RowShape
 
 _READERS = 16
 _OWN_FILE = re.compile(r"((rows-)?[0-9a-f]{32}|lost-\d+|\d{5})([_-].*)?\.parquet")
@@ -80,7 +81,7 @@ class RowSet:
             yield int(part), lines[positions], positions
 
 
-def repair_results(results: Location) -> RowSet:
+def repair_results(results: Location, shape: RowShape = RESULTS) -> RowSet:
     """Repair the results so that all files are whole and each row is there once; return the rows that are there.
 
     A file that a kill cut short is deleted, and its rows are scanned again; temporary files are deleted too. Copies of
@@ -93,7 +94,8 @@ def repair_results(results: Location) -> RowSet:
     with ThreadPoolExecutor(_READERS) as readers:
         # Read a few files at a time: the ids of all files together would take eight bytes a row.
         while some := list(islice(files, _READERS)):
-            for location, held in zip(some, readers.map(_read_row_ids, some), strict=True):
+            held_by_file = readers.map(lambda location: _read_row_ids(location, shape), some)
+            for location, held in zip(some, held_by_file, strict=True):
                 if held is None:
                     delete_file(location)
                     continue
@@ -102,7 +104,7 @@ def repair_results(results: Location) -> RowSet:
                     continue
                 with open_seekable(location) as file:
                     table = pq.read_table(file).filter(pa.array(new))
-                write_table(with_all_columns(table) if held.lacks_columns else table, location)
+                write_table(shape.with_all_columns(table) if held.lacks_columns else table, location)
     return seen
 
 
@@ -123,7 +125,7 @@ class _Held(NamedTuple):
     """True if the file is of an earlier version, which had fewer columns."""
 
 
-def _read_row_ids(location: Location) -> _Held | None:
+def _read_row_ids(location: Location, shape: RowShape) -> _Held | None:
     """Return the ids of a file's rows; None for a file of a job without a footer, which is written last.
 
     Raises `StorageError` for any other file that cannot be read.
@@ -131,7 +133,7 @@ def _read_row_ids(location: Location) -> _Held | None:
     try:
         with results_file(location) as parquet:
             ids: Ids = parquet.read(columns=["row_id"])["row_id"].to_numpy()
-            return _Held(ids, _lacks_columns(parquet.schema_arrow))
+            return _Held(ids, _lacks_columns(parquet.schema_arrow, shape.schema))
     except KeyError as error:
         raise StorageError(
             f"{location} has no column row_id, so it is no file of results. Move or delete it."
@@ -144,10 +146,10 @@ def _read_row_ids(location: Location) -> _Held | None:
         raise StorageError(f"{error}. Move or delete it, and run the same command again.") from error
 
 
-def _lacks_columns(schema: pa.Schema) -> bool:
+def _lacks_columns(found: pa.Schema, whole: pa.Schema) -> bool:
     """Return True if columns were added since the file was written. A file that is not of a job is left as it is."""
-    missing = [field for field in RESULT_SCHEMA if field.name not in schema.names]
-    return bool(missing) and all(field.nullable for field in missing) and set(schema.names) <= set(RESULT_SCHEMA.names)
+    missing = [field for field in whole if field.name not in found.names]
+    return bool(missing) and all(field.nullable for field in missing) and set(found.names) <= set(whole.names)
 
 
 def _has_footer(location: Location) -> bool:

@@ -58,7 +58,7 @@ _LOOK_AGAIN_S = 0.5
 
 def read_record(folder: Location) -> dict[str, Any] | None:
     """Return the contents of `job.json`, or None if there is no such file."""
-    return read_json(folder / "job.json", "Choose another --job, or delete it.")
+    return read_json(folder / "job.json", "Choose another folder for the job, or delete it.")
 
 
 def results_folder(folder: Location, record: dict[str, Any]) -> Location:
@@ -82,7 +82,7 @@ def check_resumable(folder: Location, identity: dict[str, Any]) -> dict[str, Any
         )
     if differences := _differences(record.get("identity", {}), identity):
         raise JobDiffers(
-            f"{folder} belongs to another job: {'; '.join(differences)}. Choose another --job, or run the same command."
+            f"{folder} belongs to another job: {'; '.join(differences)}. Choose another, or run the same command."
         )
     return record
 
@@ -214,7 +214,7 @@ class Job:
             self._on_state(self.record)
         else:
             raise JobInUse(
-                f"{self.folder} is in use: another process has begun it. Wait for it, or choose another --job."
+                f"{self.folder} is in use: another process has begun it. Wait for it, or choose another folder."
             )
         delete_file(self.folder / CANCEL)  # it was meant for an earlier run
         self._heart.start()

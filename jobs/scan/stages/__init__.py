@@ -6,6 +6,7 @@ caption.py        CaptionStage: the actor that adds captions
 captioners.py     the captioner: an engine, or a file of captions
 detect.py         Detector: the actor that runs the model
 write.py          ResultWriter: the actor that writes files of results
+row_shape.py      the shape of the rows that a job writes
 result_rows.py    the schema of result rows
 progress.py       the actor that counts finished rows
 """

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from asap.corpus.descriptions import KEYS, Descriptions, Entry, entry_of
+from asap.corpus.descriptions import KEYS, Descriptions, Entry, Kind, entry_of
 from asap.errors import CorpusError
 from asap.storage.failures import storage_errors
 from asap.storage.files import file_info, open_read
@@ -35,7 +35,7 @@ def load_captioner(settings: DescriptionSettings, input: Location, device: str |
         device: Device of a model that captions. None: CUDA if there is any, else the CPU.
     """
     if settings.engine == "precomputed":
-        return PrecomputedEngine(read_captions(settings.source), input)
+        return PrecomputedEngine(read_captions(settings.source, settings.kind), input, settings.kind)
     return load_engine(settings, device)
 
 
@@ -45,22 +45,25 @@ def check_captioner(settings: DescriptionSettings) -> str:
     Raises `InputNotFound`, `ConfigError` or `CorpusError` for a source that does not exist or cannot be used.
     """
     if settings.engine == "precomputed":
-        read_captions(settings.source)
+        read_captions(settings.source, settings.kind)
         return file_fingerprint(_find_captions(settings.source)[0])
     return check_source(settings)
 
 
-def read_captions(source: str) -> Descriptions:
+def read_captions(source: str, kind: Kind = "caption") -> Descriptions:
     """Read a file of captions: one of `asap.corpus.descriptions`, or a CSV or Parquet table with a column `caption`.
+
+    Explanations are read likewise, from a column `explanation`.
 
     Raises `InputNotFound` for a file that does not exist or is of another kind, `CorpusError` for one that is broken.
     """
     info, name = _find_captions(source)
     location = info.location
     if name.kind in ("csv", "parquet"):
-        return Descriptions(str(location), "caption", ((None, entry) for entry in _table_entries(location, name.kind)))
+        entries = ((None, entry) for entry in _table_entries(location, name.kind, kind))
+        return Descriptions(str(location), kind, entries)
     with storage_errors(location), open_read(location) as file:
-        return Descriptions.parse(str(location).removesuffix(name.packed), file.read(), "caption")
+        return Descriptions.parse(str(location).removesuffix(name.packed), file.read(), kind)
 
 
 def _find_captions(source: str) -> tuple[FileInfo, RecordFile]:
@@ -72,10 +75,10 @@ def _find_captions(source: str) -> tuple[FileInfo, RecordFile]:
     return info, name
 
 
-def _table_entries(location: Location, kind: str) -> Iterator[Entry]:
-    reader = open_records(location, kind)
-    require_columns(reader.names or (), str(location), (KEYS, ("caption",)))
-    for line, record in records_of(reader, location, kind):
+def _table_entries(location: Location, table: str, kind: Kind) -> Iterator[Entry]:
+    reader = open_records(location, table)
+    require_columns(reader.names or (), str(location), (KEYS, (kind,)))
+    for line, record in records_of(reader, location, table):
         if isinstance(record, RowError):
             raise CorpusError(f"line {line} of {location}: {record}")
-        yield entry_of(str(location), line, record, "caption")
+        yield entry_of(str(location), line, record, kind)

@@ -19,7 +19,7 @@ import pyarrow as pa
 from PIL import Image
 
 from asap.errors import AsapError, FetchFailed, InputError
-from asap.preprocessing.images import ImageLimits, decode_image, prepare_image
+from asap.preprocessing.images import DecodedImage, ImageLimits, PreparedImage, decode_image, prepare_image
 from asap.storage.fetch import Fetched, FetchSettings
 from asap.storage.picture_address import PictureAddress, PictureReader
 from jobs.metrics import count_fetches, stage_timed
@@ -51,7 +51,8 @@ _TEXT_COLUMNS = ("text", "text_escapes")
 class Preparation:
     """Settings for fetching and preparing pictures."""
 
-    image_size: int
+    image_size: int | None
+    """Side in pixels of the square that a model gets. None: no square is made."""
     limits: ImageLimits
     fetch: FetchSettings
     thumbnail_side: int | None = None
@@ -63,6 +64,11 @@ class Preparation:
     """Name of the job, for its metrics."""
     leaves_textless: bool = False
     """True to leave pairs without a text to a later pass, which captions them: their pictures are not fetched."""
+
+    @property
+    def reads_pictures(self) -> bool:
+        """True if pictures are needed at all."""
+        return self.image_size is not None or self.thumbnail_side is not None
 
     def patient(self, threads: int) -> Preparation:
         """Return the preparation that leaves no picture out. The pictures are slow, so many of them wait at a time."""
@@ -124,7 +130,7 @@ def _prepare_rows(rows: list[dict[str, Any]], preparation: Preparation) -> dict[
     stopped = Event()
     # A table is read in its order, by one thread at a time, so few of its pictures are in memory.
     turn = Lock()
-    has_tables = any(row["image_group"] is not None for row in rows)
+    has_tables = preparation.reads_pictures and any(row["image_group"] is not None for row in rows)
     # The reader is this batch's alone: a thread that hangs in it must not hold up the next batch.
     reader = _idle_readers.pop() if _idle_readers else PictureReader(settings)
     reader = reader.with_settings(settings)
@@ -139,7 +145,7 @@ def _prepare_rows(rows: list[dict[str, Any]], preparation: Preparation) -> dict[
                     return
                 row = rows[position]
                 try:
-                    read = _read_from_table(row, reader, preparation.limits.max_bytes)
+                    read = _read_from_table(row, reader, preparation.limits.max_bytes) if has_tables else None
                 except BaseException as error:  # raised by the task, whose thread waits for it
                     ready.put((position, error))
                     continue
@@ -206,13 +212,15 @@ def _prepare(
     known = _known(row)
     if row["row_error"] is not None:
         return known | _error("row_invalid", row["row_error"])
-    if row["image_uri"] is None:
-        return known | _error("image_missing", "the pair has no image")
-    if preparation.leaves_textless and row["text"] is None and row["text_uri"] is None:
+    if preparation.leaves_textless and row["image_uri"] and row["text"] is None and row["text_uri"] is None:
         return known | _error("text_missing", "the pair has no text, and waits for its caption")
     try:
         if row["text_uri"] is not None:
             known |= _late_text(row["text_uri"], preparation.fetch, known["warnings"])
+        if not preparation.reads_pictures:
+            return known
+        if row["image_uri"] is None:
+            return known | _error("image_missing", "the pair has no image")
         if isinstance(read, AsapError):
             raise read
         if read is None:
@@ -238,12 +246,19 @@ def _late_text(uri: str, settings: FetchSettings, warnings: list[str]) -> dict[s
 def _picture(
     row: dict[str, Any], fetched: Fetched, preparation: Preparation, decoding: BoundedSemaphore, warnings: list[str]
 ) -> dict[str, Any]:
+    size, side, limits = preparation.image_size, preparation.thumbnail_side, preparation.limits
+    image: DecodedImage | PreparedImage
+    pixels = thumbnail = None
     with decoding:
-        image = prepare_image(fetched.data, preparation.image_size, preparation.limits)
-        side = preparation.thumbnail_side
-        thumbnail = None if side is None else _thumbnail(fetched.data, preparation.limits, side)
+        if size is not None:
+            image = prepare_image(fetched.data, size, limits)
+            pixels = image.pixels.tobytes()
+        if side is not None:
+            decoded = decode_image(fetched.data, limits, min_side=side)
+            thumbnail = _thumbnail(decoded, side)
+            image = image if size is not None else decoded
     return {
-        "pixels": image.pixels.tobytes(),
+        "pixels": pixels,
         "thumbnail": thumbnail,
         "width": image.width,
         "height": image.height,
@@ -255,11 +270,11 @@ def _picture(
     }
 
 
-def _thumbnail(data: bytes, limits: ImageLimits, side: int) -> bytes:
-    image = decode_image(data, limits, min_side=side).image
-    image.thumbnail((side, side), Image.Resampling.BICUBIC)
+def _thumbnail(decoded: DecodedImage, side: int) -> bytes:
+    """Return a JPEG whose sides are at most `side` pixels. The picture itself is shrunk."""
+    decoded.image.thumbnail((side, side), Image.Resampling.BICUBIC)
     buffer = BytesIO()
-    image.save(buffer, "JPEG", quality=90)
+    decoded.image.save(buffer, "JPEG", quality=90)
     return buffer.getvalue()
 
 

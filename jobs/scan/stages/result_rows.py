@@ -15,6 +15,7 @@ from asap.labels import TYPES
 from asap.storage.files import write_bytes
 from asap.storage.location import Location
 from jobs.scan.input.manifest import MANIFEST_SCHEMA, storable
+from jobs.scan.stages.row_shape import RowShape
 
 SCHEMA_VERSION = 7
 """Version of the schema. It grows when a column is added; columns are only ever added, and may be null.
@@ -154,12 +155,15 @@ def result_table(callers: pa.Table, rows: Sequence[dict[str, Any]]) -> pa.Table:
     return pa.table(columns).cast(RESULT_SCHEMA)
 
 
-def with_all_columns(rows: pa.Table) -> pa.Table:
-    """Return result rows with the columns of later versions added, filled with nulls, in the order of the schema."""
-    for name in RESULT_SCHEMA.names:
-        if name not in rows.column_names:
-            rows = rows.append_column(name, pa.nulls(len(rows), RESULT_SCHEMA.field(name).type))
-    return rows.select(RESULT_SCHEMA.names).cast(RESULT_SCHEMA)
+def lost_results(rows: pa.Table, detail: str, record: dict[str, Any]) -> pa.Table:
+    """Return result rows of pairs whose processes died; see `RowShape.lost`."""
+    ids = {name: record[name] for name in ("model_id", "policy_id", "familiarity_id")}
+    row = failure("model_error", detail) | ids | {"judged_run": record["run_id"]}
+    return result_table(rows, [row] * rows.num_rows)
+
+
+RESULTS = RowShape("results", RESULT_SCHEMA, "detecting", ("errors", "flagged", "unfamiliar"), lost_results)
+"""The rows of a scan."""
 
 
 def _storable(value: Any) -> Any:

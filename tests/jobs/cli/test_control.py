@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
@@ -20,6 +21,8 @@ from jobs.control import follow
 from jobs.scan.passes import ScanProgress
 from jobs.scan.run import scan
 from jobs.scan.settings import ScanSettings
+from jobs.scan.stages.result_rows import write_table
+from tests.support.annotations import annotation
 from tests.support.job_folders import failed, scored, seconds_ago, write_scan, write_training
 from tests.support.waiting import Clock
 
@@ -55,6 +58,48 @@ def test_status_says_how_a_job_is_and_that_it_probably_died(run: Any, job: Locat
     assert f"died. `asap resume {job}` goes on." in run("status", job)[1]
     document = json.loads(run("status", job, "--json")[1])
     assert (document["state"], document["silent"], document["counts"]["done"]) == ("running", True, 1200)
+
+
+@pytest.fixture
+def annotated(tmp_path: Path) -> Path:
+    """Return the folder of a finished job of annotations."""
+    write_scan(Location(str(tmp_path / "out")), kind="annotate", counts={"done": 2, "total": 2, "errors": 1})
+    rows = [
+        annotation(0, custom_id="a", caption="a crowd"),
+        annotation(1, custom_id="b", status="error", error_code="refusal", error_detail="caption: no", retryable=False),
+    ]
+    write_table(pa.concat_tables(rows), Location(str(tmp_path / "out/annotations/a.parquet")))
+    return tmp_path / "out"
+
+
+def test_a_job_of_annotations_is_seen_and_queried_as_a_scan_is(run: Any, annotated: Path) -> None:
+    assert run("status", annotated)[1].splitlines()[:2] == [
+        f"annotate {annotated}: completed",
+        "pairs      2 of 2 (100 %), 1 errors",
+    ]
+    assert "annotate" in run("list", annotated)[1]
+    assert run("watch", annotated)[0] == 0
+    assert "refusal" in run("errors", annotated)[1]
+    assert "a crowd" in run("results", annotated, "--format", "table")[1]
+    rows = run("results", annotated, "--columns", "custom_id,caption", "--code", "refusal")[1]
+    assert [json.loads(line) for line in rows.splitlines()] == [{"custom_id": "b", "caption": None}]
+    assert run("resume", annotated)[1] == f"{annotated} is finished\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["report"], "is a job of annotations and has no report"),
+        (["results", "--verdict", "review"], "there is no column 'verdict'"),
+        (["resume", "--model", "m", "--retry-errors", "retryable"], "--model are for scans"),
+    ],
+)
+def test_what_a_job_of_annotations_lacks_is_refused(
+    run: Any, annotated: Path, arguments: list[str], sentence: str
+) -> None:
+    code, _, err = run(arguments[0], annotated, *arguments[1:])
+    assert code == 1
+    assert sentence in err
 
 
 def test_what_a_record_quotes_cannot_command_the_terminal(run: Any, job: Location) -> None:

@@ -153,6 +153,7 @@ def _plan() -> tuple[RenderableType, list[str]]:
     weights = dict.fromkeys(LossWeights.__dataclass_fields__, 0.125)
     plan = Plan(
         pairs={split: {"face_attribute&text_attribute": 123_456_789, "orig": 1} for split in ("train", "val", "test")},
+        described={split: {"caption": 123_456_789, "explanation": 7} for split in ("train", "val", "test")},
         steps=12_345_678, epochs=123.45, left_out_an_epoch=12_345,
         batch={"pairs of a step": 1_024, "workers": 128, "pairs of a worker": 8},
         stages=[Stage(0, 12_345_678, weights, True)], rates={"text": 1e-3}, parameters={"image_encoder": 123_456_789},

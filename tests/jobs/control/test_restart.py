@@ -11,7 +11,8 @@ import pytest
 from asap.errors import ConfigError
 from asap.storage.files import delete_file, write_bytes
 from asap.storage.location import Location
-from jobs.control.restart import needs_no_restart, scan_settings, train_settings
+from jobs.annotate.settings import AnnotateSettings
+from jobs.control.restart import annotate_settings, needs_no_restart, scan_settings, train_settings
 from jobs.control.status import read_status
 from jobs.scan.settings import ScanSettings
 from jobs.train.run import _check_folder, _claim, _with_absolute_paths
@@ -21,10 +22,27 @@ from tests.support.job_folders import write_scan
 from tests.support.small_run import settings_for
 
 
-def _write(folder: Location, settings: ScanSettings, **entries: Any) -> None:
+def _write(folder: Location, settings: ScanSettings | AnnotateSettings, **entries: Any) -> None:
     identity = {"settings": settings.identity()}
     record = {"settings": settings.model_dump(), "identity": identity, "state": "cancelled"} | entries
     write_scan(folder, **json.loads(json.dumps(record)))
+
+
+def test_a_job_of_annotations_resumes_with_its_settings_from_any_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    engine = {"engine": "openai", "source": "m", "endpoint": {"address": "http://host/v1", "concurrency": 3}}
+    began = AnnotateSettings(input="pairs.jsonl", out="out", explanations=engine)  # type: ignore[arg-type]
+    _write(began.job_folder, began, kind="annotate")
+    monkeypatch.chdir("/")
+    status = read_status(Location(str(tmp_path / "out")))
+    settings = annotate_settings(status, {"retry_errors": ("retryable",)})
+    assert settings.identity() == began.identity() | {"input": str(tmp_path / "pairs.jsonl")}
+    assert settings.job_folder == Location(str(tmp_path / "out"))
+    assert (settings.explanations, settings.retry_errors) == (began.explanations, ("retryable",))
+    with pytest.raises(ConfigError, match=r"cannot be used to resume it: retry_errors"):
+        annotate_settings(status, {"retry_errors": 5})
 
 
 def test_a_scan_resumes_with_its_settings_from_any_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import gzip
 import json
 import logging
 import time
@@ -117,6 +118,29 @@ def _drip(handler: Handler, body: dict[str, Any]) -> None:
         handler.wfile.write(b" ")
 
 
+def _flood(handler: Handler, body: dict[str, Any]) -> None:
+    """Send without an end, in parts whose length nobody has announced."""
+    handler.send_response(200)
+    handler.send_header("Transfer-Encoding", "chunked")
+    handler.end_headers()
+    part = b" " * 2**16
+    while True:  # until the engine closes the connection
+        handler.wfile.write(b"%x\r\n%s\r\n" % (len(part), part))
+
+
+def _bomb(handler: Handler, body: dict[str, Any]) -> None:
+    """Send a few hundred thousand bytes that become hundreds of millions."""
+    data = gzip.compress(b" " * 2**28)
+    handler.start(200, len(data), Content_Encoding="gzip")
+    handler.wfile.write(data)
+
+
+def _packed(handler: Handler, body: dict[str, Any]) -> None:
+    data = gzip.compress(json.dumps(completion("a packed crowd")).encode())
+    handler.start(200, len(data), Content_Encoding="gzip")
+    handler.wfile.write(data)
+
+
 def _cut(handler: Handler, body: dict[str, Any]) -> None:
     text = json.dumps(completion("a man"))
     handler.start(200, len(text))
@@ -145,6 +169,8 @@ FAULTS: dict[str, tuple[Answer, str, str, bool]] = {
     "hangs": (_hang, "timeout", "no answer within 3 s", True),
     "drips": (_drip, "timeout", "no answer within 3 s", True),
     "is cut": (_cut, "unreachable", "the connection failed", True),
+    "never ends": (_flood, "bad_answer", "the answer is longer than 4,194,304 bytes", True),
+    "a bomb": (_bomb, "bad_answer", "the answer is longer than 65,536 bytes of compressed data", True),
     "HTML": (_with(200, "<html>Log in</html>", "text/html"), "bad_answer", "no JSON: '<html>Log in", True),
     "half a JSON": (_with(200, '{"choices": [{"mess'), "bad_answer", "no JSON", True),
     "deep JSON": (_with(200, "[" * 100_000), "bad_answer", "no JSON", True),
@@ -195,6 +221,12 @@ def test_a_fault_fails_its_own_request_with_a_kind_and_without_the_key(
     assert len(second.detail) < 320
     assert "\n" not in second.detail
     assert KEY not in second.detail + caplog.text
+
+
+def test_an_answer_may_be_compressed() -> None:
+    (outcome,) = _describe(_packed)
+    assert isinstance(outcome, Reply)
+    assert outcome.text == "a packed crowd"
 
 
 def test_an_endpoint_that_is_down_fails_every_request() -> None:

@@ -34,10 +34,11 @@ from jobs.scan.output.completeness import count_rows, repair_results
 from jobs.scan.output.job_folder import Job
 from jobs.scan.passes import ScanProgress, check_results, watched
 from jobs.scan.plan import ScanPlan, plan_scan
-from jobs.scan.run import check_manifest, scan
+from jobs.scan.run import scan
 from jobs.scan.settings import ScanSettings
 from jobs.scan.stages.detect import Detector
 from jobs.scan.stages.result_rows import RESULT_SCHEMA
+from jobs.scan.steps import check_manifest
 from tests.support.deadly import Deadly
 from tests.support.familiar import make_familiar
 from tests.support.pictures import CAPTIONS
@@ -478,7 +479,7 @@ def test_a_sample_is_taken_of_a_large_input_by_a_model_that_knows_its_own(
 def test_a_manifest_that_lost_rows_after_it_was_written_fails_the_job(corpus: Path) -> None:
     write_manifest((ManifestRow(row_id=number, custom_id=str(number)) for number in range(5)), Location(str(corpus)))
     check_manifest(Location(str(corpus)), 5)
-    with pytest.raises(JobFailed, match=r"holds 5 rows, but 7 were written.*Choose another --job, or delete"):
+    with pytest.raises(JobFailed, match=r"holds 5 rows, but 7 were written.*Choose another folder"):
         check_manifest(Location(str(corpus)), 7)
 
 

@@ -56,6 +56,15 @@ def test_pairs_are_counted_by_split_and_class(made: Plan) -> None:
     assert "orig" in made.pairs["train"]
 
 
+def test_pairs_with_a_caption_and_with_an_explanation_are_counted(made: Plan) -> None:
+    assert made.described == {
+        split: {"caption": pairs, "explanation": pairs} for split, pairs in (("train", 20), ("val", 10), ("test", 10))
+    }
+    console = Console(width=100, record=True)
+    console.print(plan_tables(made))
+    assert ["with", "explanation", "20", "10", "10"] in [line.split() for line in console.export_text().splitlines()]
+
+
 def test_steps_epochs_and_the_parts_of_a_batch(made: Plan) -> None:
     assert (made.steps, made.epochs, made.left_out_an_epoch) == (8, 4.0, 4)
     assert made.batch == {

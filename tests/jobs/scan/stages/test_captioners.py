@@ -230,6 +230,9 @@ class _Named:
     def record(self) -> dict[str, Any]:
         return {}
 
+    def close(self) -> None:
+        pass
+
 
 @pytest.fixture
 def stage(monkeypatch: pytest.MonkeyPatch) -> CaptionStage:

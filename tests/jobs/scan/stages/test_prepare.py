@@ -5,6 +5,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from PIL import Image
 
 from asap.preprocessing.images import ImageLimits, prepare_image
 from asap.storage import picture_address
@@ -43,6 +45,29 @@ def test_a_picture_becomes_the_square_that_prepare_image_makes(tmp_path: Path, j
     assert np.array_equal(np.frombuffer(row["pixels"], np.uint8).reshape(32, 32, 3), expected.pixels)
     assert (row["width"], row["height"], row["image_sha256"]) == (100, 60, expected.sha256)
     assert (row["error_code"], row["attempt"], row["text"]) == (None, 1, "t")
+
+
+def test_a_captioner_alone_gets_a_picture_that_is_shrunk_and_no_square(
+    tmp_path: Path, jpeg: Callable[..., bytes]
+) -> None:
+    (tmp_path / "a.jpg").write_bytes(jpeg(0, (100, 60)))
+    preparation = dataclasses.replace(PREPARATION, image_size=None, thumbnail_side=50)
+    row = prepare_batch(_batch({"image_uri": str(tmp_path / "a.jpg")}), preparation).to_pylist()[0]
+    assert row["pixels"] is None
+    assert Image.open(BytesIO(row["thumbnail"])).size == (50, 30)
+    assert (row["width"], row["height"]) == (100, 60)
+    assert len(row["image_sha256"]) == 64
+
+
+def test_pictures_that_nobody_needs_are_not_read_and_late_texts_are(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("late")
+    preparation = dataclasses.replace(PREPARATION, image_size=None)
+    rows = [{"image_uri": str(tmp_path / "gone.jpg"), "text": "t"}, {"image_uri": None}, {"row_error": "broken line"}]
+    rows += [{"image_uri": str(tmp_path / "gone.jpg"), "text_uri": str(tmp_path / "a.txt")}]
+    table = prepare_batch(_batch(*rows), preparation)
+    assert table["error_code"].to_pylist() == [None, None, "row_invalid", None]
+    assert table["text"].to_pylist() == ["t", None, None, "late"]
+    assert table["image_sha256"].null_count == 4
 
 
 def test_each_broken_row_has_its_own_code_and_harms_no_other(tmp_path: Path, jpeg: Callable[..., bytes]) -> None:

@@ -1,0 +1,73 @@
+"""Settings of a job of annotations. Values that cannot work are refused when the settings are built."""
+
+from __future__ import annotations
+
+from typing import Any, Self
+
+from pydantic import Field, model_validator
+
+from jobs.descriptions.settings import DescriptionSettings
+from jobs.scan.settings import PairsSettings
+
+
+class AnnotateSettings(PairsSettings):
+    """A job of captions, explanations, or both. OUT is the folder of the job."""
+
+    captions: DescriptionSettings | None = None
+    """The engine that describes pictures (docs/descriptions.md). None: no captions."""
+    explanations: DescriptionSettings | None = None
+    """The engine that explains texts. None: no explanations."""
+    annotators: int | None = Field(default=None, ge=1)
+    """Processes of each engine. None: one, and for a model on GPUs as many as they hold."""
+    missing_images: float = Field(default=0.01, ge=0, le=1)
+    """Largest fraction of a corpus whose pictures may be missing. Their pairs are left out, as in training."""
+    pilot_rows: int = Field(default=12, ge=1, le=1000)
+    """Pairs that a plan describes with each engine, to say what the job takes."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill(cls, values: Any) -> Any:
+        if isinstance(values, dict) and isinstance(values.get("explanations"), dict):
+            return values | {"explanations": {"kind": "explanation"} | values["explanations"]}
+        return values
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if not self.engines:
+            raise ValueError(
+                "neither captions nor explanations are asked for. Give --caption-engine with --captioner, or "
+                "--explanation-engine with --explainer, or both."
+            )
+        for name, engine in (("captions", self.captions), ("explanations", self.explanations)):
+            if engine is None:
+                continue
+            if f"{engine.kind}s" != name:
+                raise ValueError(f"{name} cannot be made by an engine of the kind {engine.kind!r}. Leave `kind` out.")
+            if engine.engine == "vllm":
+                raise ValueError(
+                    f"{name} cannot be made by the engine vllm here. Start `vllm serve`, and use the engine openai."
+                )
+        return self
+
+    @property
+    def engines(self) -> dict[str, DescriptionSettings]:
+        """The engines by what they write, `caption` and `explanation`, in the order in which they work."""
+        engines = {"caption": self.captions, "explanation": self.explanations}
+        return {kind: engine for kind, engine in engines.items() if engine is not None}
+
+    @property
+    def needs_texts(self) -> bool:
+        """True if texts are explained."""
+        return self.explanations is not None
+
+    @property
+    def thumbnail_side(self) -> int | None:
+        """Largest side of the pictures that the captioner gets; None if no picture is looked at."""
+        return self.captions.max_side if self.captions and self.captions.sees_pictures else None
+
+    def identity(self) -> dict[str, Any]:
+        """Return the settings that decide what the rows say; a job resumes only under the same ones."""
+        names = {"caption": "captions", "explanation": "explanations"}
+        return self.input_identity() | {
+            name: self.engines[kind].identity() if kind in self.engines else None for kind, name in names.items()
+        }

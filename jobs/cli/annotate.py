@@ -1,0 +1,145 @@
+"""`asap annotate`: captions and explanations in bulk, or the plan of such a job."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+
+from asap.errors import ConfigError
+from jobs.cli.options import (
+    ADDRESS_HELP,
+    DEVICE_HELP,
+    Change,
+    Delimiter,
+    Encoding,
+    IdColumn,
+    ImageColumn,
+    LogFile,
+    MetricsTargets,
+    Notify,
+    NotifyFor,
+    RetryErrors,
+    TextColumn,
+    changes_of,
+    codes_of,
+    settings_of,
+)
+from jobs.errors import JobError, TooManyErrors
+
+if TYPE_CHECKING:
+    from jobs.annotate.settings import AnnotateSettings
+
+_ENGINES = "'transformers', 'openai' (an endpoint; --set {} gives its address) or 'precomputed'"
+_SOURCE = "a model folder or hub name, the endpoint's name of a model, or a file"
+
+
+def annotate(
+    input: Annotated[str, typer.Argument(help="A corpus in DGM4's layout, or any input of `asap scan`; or s3://.")],
+    out: Annotated[str, typer.Option(help="Folder or s3:// prefix of the annotations. It is the folder of the job.")],
+    caption_engine: Annotated[
+        str | None,
+        typer.Option(help=f"Engine that captions pictures: {_ENGINES.format('captions')}. Default: no captions."),
+    ] = None,
+    captioner: Annotated[str | None, typer.Option(help=f"The captioner: {_SOURCE} of captions.")] = None,
+    explanation_engine: Annotated[
+        str | None,
+        typer.Option(help=f"Engine that explains texts: {_ENGINES.format('explanations')}. Default: no explanations."),
+    ] = None,
+    explainer: Annotated[str | None, typer.Option(help=f"The model that explains: {_SOURCE} of explanations.")] = None,
+    plan: Annotated[
+        bool,
+        typer.Option("--plan", help="Show what the job would do and take, by a pilot of a few pairs, without running."),
+    ] = False,
+    limit: Annotated[int | None, typer.Option(help="Number of pairs to read, from the start. Default: all.")] = None,
+    image_column: ImageColumn = None,
+    text_column: TextColumn = None,
+    id_column: IdColumn = None,
+    encoding: Encoding = None,
+    delimiter: Delimiter = None,
+    address: Annotated[str | None, typer.Option(help=ADDRESS_HELP)] = None,
+    allow_unreadable: Annotated[
+        bool, typer.Option("--allow-unreadable", help="Start even if every pair of a sample would fail.")
+    ] = False,
+    retry_errors: RetryErrors = None,
+    max_error_rate: Annotated[
+        float, typer.Option(min=0, max=1, help="Share of the pairs that may fail. With more, the exit code is 3.")
+    ] = 1,
+    device: Annotated[str, typer.Option(help=DEVICE_HELP)] = "auto",
+    annotators: Annotated[
+        int | None, typer.Option(help="Processes of each engine. Default: one, or as many as the GPUs hold.")
+    ] = None,
+    notify: Notify = None,
+    notify_for: NotifyFor = 5,
+    log_file: LogFile = None,
+    metrics_targets: MetricsTargets = None,
+    change: Change = None,
+) -> None:
+    """Write captions of pictures and explanations of texts. Run the same command again to resume.
+
+    A picture that occurs again is captioned once, and so is a text. `asap train CORPUS --set 'captions=["OUT"]'` reads
+    the result.
+    """
+    from jobs.annotate.settings import AnnotateSettings
+
+    changes = changes_of(change or [])
+    captions = _engine("--caption-engine", caption_engine, "--captioner", captioner)
+    explanations = _engine("--explanation-engine", explanation_engine, "--explainer", explainer)
+    options: dict[str, Any] = {
+        "input": input, "out": out, "limit": limit, "captions": captions, "explanations": explanations,
+        "image_column": image_column, "text_column": text_column, "id_column": id_column,
+        "encoding": encoding, "delimiter": delimiter, "address": address, "allow_unreadable": allow_unreadable,
+        "retry_errors": codes_of(retry_errors), "max_error_rate": max_error_rate, "device": device,
+        "annotators": annotators, "notify": notify or (), "notify_for_s": notify_for, "log_file": log_file,
+        "metrics_targets": metrics_targets,
+    }  # fmt: skip
+    for name in ("captions", "explanations"):
+        if options[name] and isinstance(changes.get(name), dict):
+            changes[name] = options[name] | changes[name]  # the rest of what the two options began
+    settings = settings_of(AnnotateSettings, **(options | changes))
+    if plan:
+        _show_plan(settings)
+    else:
+        run_annotation(settings)
+
+
+def _engine(engine_option: str, engine: str | None, source_option: str, source: str | None) -> dict[str, str] | None:
+    if (engine is None) != (source is None):
+        missing = engine_option if engine is None else source_option
+        raise ConfigError(f"{engine_option} and {source_option} belong together, and {missing} is missing. Give both.")
+    return {"engine": engine, "source": source} if engine and source is not None else None
+
+
+def _show_plan(settings: AnnotateSettings) -> None:
+    from jobs.annotate.preview import preview
+    from jobs.cli.annotate_tables import preview_tables
+    from jobs.cli.display import print_tables
+
+    print_tables(Console(), preview_tables(preview(settings)))
+
+
+def run_annotation(settings: AnnotateSettings, *, as_json: bool = False) -> None:
+    """Run or resume a job with its progress, and print its summary: as a table and lines, or as one JSON document."""
+    from jobs.annotate.run import annotate as run
+    from jobs.cli.annotate_tables import summary_lines, summary_table
+    from jobs.cli.display import print_plain, print_tables, progress_shown
+    from jobs.cli.ray_log import ray_output_logged
+
+    console = Console()
+    with ray_output_logged() as stderr, progress_shown(Console(file=stderr) if as_json else console) as watch:
+        summary = run(settings, watch)
+    if as_json:
+        typer.echo(json.dumps(summary))
+    else:
+        print_tables(console, summary_table(summary))
+        for line in summary_lines(summary):
+            print_plain(console, line)
+    if summary["errors"] == summary["pairs"]:
+        raise JobError(f"all {summary['pairs']} pairs failed. See {summary['errors_file']}.")
+    if summary["errors"] > settings.max_error_rate * summary["pairs"]:
+        raise TooManyErrors(
+            f"{summary['errors']:,} of {summary['pairs']:,} pairs failed, more than --max-error-rate allows "
+            f"({settings.max_error_rate:g}). See {summary['errors_file']}."
+        )

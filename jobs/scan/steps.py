@@ -1,0 +1,107 @@
+"""The steps that every job over a manifest takes: the manifest, failed rows again, and the times of steps."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import platform
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from typing import TYPE_CHECKING
+
+from asap.storage.files import delete_file, delete_folder, is_empty
+from asap.storage.location import Location
+from jobs.errors import JobFailed
+from jobs.scan import retry
+from jobs.scan.input.manifest import write_manifest
+from jobs.scan.input.sources import Source
+from jobs.scan.output.completeness import count_rows
+from jobs.scan.output.job_folder import Job
+from jobs.scan.passes import ScanProgress, Watch, check_results, run_missing_rows, watched, write_remaining
+from jobs.scan.stages.row_shape import RowShape
+
+if TYPE_CHECKING:
+    from jobs.scan.pipeline import RowPipeline
+
+
+def versions(*more: str) -> dict[str, str]:
+    """Return the versions of Python and of the packages that decide results, and of more packages, for `job.json`."""
+    found = {"python": platform.python_version()}
+    for name in ("asap-ray", "ray", "torch", "pyarrow", "pillow", *more):
+        with suppress(importlib.metadata.PackageNotFoundError):  # a checkout that is not installed
+            package = importlib.metadata.distribution(name)
+            found[package.name] = package.version
+    return found
+
+
+@contextmanager
+def cancellation_recorded(job: Job) -> Iterator[None]:
+    """Record a stop as soon as it leaves the block. The end of Ray, which follows, takes seconds."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        job.cancel()
+        raise
+
+
+def note_time(job: Job, name: str, started: float) -> None:
+    """Note the seconds of a step that started at this time of the monotonic clock."""
+    job.note(timings=job.record.get("timings", {}) | {name: round(time.monotonic() - started, 3)})
+
+
+def prepare_manifest(job: Job, source: Source, shape: RowShape, watch: Watch) -> int:
+    """Write the manifest, unless an earlier run has written all of it; return its number of rows."""
+    written = job.record.get("manifest")
+    if written:
+        check_manifest(job.folder / "manifest", int(written["rows"]))
+        return int(written["rows"])
+    watch(ScanProgress("writing the manifest"))
+    started = time.monotonic()
+    # A run that was killed here left a part of a manifest. Results that belong to no manifest are of no use either.
+    for name in ("manifest", shape.folder):
+        delete_folder(job.folder / name)
+    rows = write_manifest(source.rows(), job.folder / "manifest")
+    note_time(job, "manifest_s", started)
+    check_manifest(job.folder / "manifest", rows)
+    job.update(manifest={"rows": rows, "kind": source.kind})
+    return rows
+
+
+def check_manifest(manifest: Location, rows: int) -> None:
+    """Raise `JobFailed` unless the manifest holds as many rows as were written: results are compared with it."""
+    if (held := count_rows(manifest)) != rows:
+        raise JobFailed(
+            f"{manifest} holds {held} rows, but {rows} were written: another process wrote or deleted files there. "
+            "Choose another folder for the job, or delete this one."
+        )
+
+
+def retry_failed_rows(
+    job: Job, pipeline: RowPipeline, codes: Sequence[str], rows: int, watch: Watch, stall_after_s: float
+) -> None:
+    """Do the work on failed rows again, as the codes ask or as a retry that was stopped had begun; publish them.
+
+    Args:
+        job: The job.
+        pipeline: The pipeline.
+        codes: Error codes, or `retry.RETRYABLE`.
+        rows: Rows of the manifest.
+        watch: Receives the progress.
+        stall_after_s: Seconds without a finished row that make a stall.
+    """
+    shape, folder = pipeline.shape, job.folder / retry.FOLDER
+    if "retry" not in job.record:
+        watch(ScanProgress("looking for failed pairs", rows, rows))
+        chosen = retry.choose_rows(job.folder, codes, besides_run=job.record["run_id"], shape=shape)
+        if not chosen:
+            return
+        job.update(retry={"run": job.record["run_id"], "errors": list(codes), "rows": chosen})
+    delete_file(job.folder / "_SUCCESS")  # nobody may take the job for finished, or give it another policy
+    again = job.record["retry"]["rows"]
+    missing = again if is_empty(folder / shape.folder) else write_remaining(folder, shape)
+    with watched(job, rows - missing, rows, watch, stall_after_s, shape) as counter:
+        run_missing_rows(job, pipeline, folder, again, missing, counter)
+    watch(ScanProgress("publishing the new outcomes", rows, rows))
+    retry.publish(job.folder, job.record["retry"]["run"], shape)
+    check_results(job.folder / shape.folder, rows)
+    job.end_retry()

@@ -1,0 +1,29 @@
+"""The resources of the engines of a job of annotations."""
+
+from __future__ import annotations
+
+import pytest
+
+from jobs.annotate.pipeline import size_engines
+from jobs.annotate.settings import AnnotateSettings
+
+MODEL = {"engine": "transformers", "source": "m"}
+FILE = {"engine": "precomputed", "source": "f"}
+
+
+def _settings(**engines: dict[str, str]) -> AnnotateSettings:
+    return AnnotateSettings(input="/in", out="/out", **engines)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("cpus", [1, 2, 64])
+def test_two_models_fit_on_cpus_beside_a_task_that_prepares(cpus: int) -> None:
+    sizes = size_engines(_settings(captions=MODEL, explanations=MODEL), on_gpu=False, cpus=cpus)
+    assert sum(each.cpus for each in sizes) + 0.25 <= cpus
+    assert [each.size for each in sizes] == [1, 1]
+
+
+def test_two_models_share_each_gpu_and_a_file_needs_none() -> None:
+    both = size_engines(_settings(captions=MODEL, explanations=MODEL), on_gpu=True, cpus=8)
+    assert [(each.gpus, each.size) for each in both] == [(0.5, None), (0.5, None)]
+    one = size_engines(_settings(captions=FILE, explanations=MODEL), on_gpu=True, cpus=8)
+    assert [each.gpus for each in one] == [0, 1]
