@@ -92,23 +92,28 @@ def stop_held() -> Iterator[None]:
 
 
 @contextmanager
-def handlers_kept() -> Iterator[None]:
+def handlers_kept() -> Iterator[Callable[[], None]]:
     """Restore the handlers of the three signals after a block that may set others.
 
-    An exit that such a handler raised inside the block becomes the `KeyboardInterrupt` that ours would have raised.
+    The block gets a function that restores them earlier. An exit that such a handler raised inside the block becomes
+    the `KeyboardInterrupt` that ours would have raised.
     """
     if threading.current_thread() is not threading.main_thread():
-        yield  # only the main thread may set handlers
+        yield lambda: None  # only the main thread may set handlers
         return
     handlers: dict[int, Any] = {number: signal.getsignal(number) for number in SIGNALS}
-    try:
-        yield
-    except SystemExit as stop:
-        raise KeyboardInterrupt from stop
-    finally:
+
+    def restore() -> None:
         for number, handler in handlers.items():
             if handler is not None:  # a handler that was not set from Python cannot be restored
                 signal.signal(number, handler)
+
+    try:
+        yield restore
+    except SystemExit as stop:
+        raise KeyboardInterrupt from stop
+    finally:
+        restore()
 
 
 class Background(Generic[_Result]):
