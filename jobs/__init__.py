@@ -14,6 +14,7 @@ settings.py    settings that several jobs share
 corpus.py      read a corpus as a job's settings say
 cluster.py     run on Ray, and wait for its resources
 ray_start.py   start Ray, or connect to a cluster
+ray_end.py     end Ray, whatever threads and signals do then
 heartbeat.py   signs of life of a job, and requests that it stops
 stall.py       notice that a running job makes no progress
 states.py      the states of a job: log lines, and a notification when it ends

@@ -20,6 +20,7 @@ from typing import Any
 
 from asap.errors import ConfigError
 from jobs.errors import JobError
+from jobs.ray_end import end_ray
 from jobs.ray_start import start_ray
 from jobs.stops import handlers_kept, stop_held
 
@@ -59,8 +60,7 @@ def ray_running(address: str | None = None, **options: Any) -> Iterator[None]:
         silence_ray_data()
         yield
     finally:
-        with handlers_kept():  # Ray sets the default ones
-            ray.shutdown()
+        end_ray()
 
 
 def silence_ray_data() -> None:

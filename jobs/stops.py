@@ -6,6 +6,7 @@ stopped. Ray sets handlers of its own when it starts and when it trains; `handle
 
 from __future__ import annotations
 
+import atexit
 import os
 import signal
 import threading
@@ -37,12 +38,21 @@ def stop_on_signals() -> None:
     for number in SIGNALS:
         if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:
             signal.signal(number, _interrupt)
+    # Registered first, it is called last. Python then restores the default handlers, which kill, and takes some time to
+    # free everything. It leaves ignored signals alone.
+    atexit.register(ignore_signals)
 
 
 def exit_on_signals(code: int) -> None:
     """Let the three signals end this process at once with an exit code. An orderly stop is over, or takes too long."""
     for number in SIGNALS:
         signal.signal(number, lambda *_: os._exit(code))
+
+
+def ignore_signals() -> None:
+    """Ignore the three signals."""
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
 
 
 def what_is_kept(stop: BaseException) -> str:
@@ -92,23 +102,28 @@ def stop_held() -> Iterator[None]:
 
 
 @contextmanager
-def handlers_kept() -> Iterator[None]:
+def handlers_kept() -> Iterator[Callable[[], None]]:
     """Restore the handlers of the three signals after a block that may set others.
 
-    An exit that such a handler raised inside the block becomes the `KeyboardInterrupt` that ours would have raised.
+    The block gets a function that restores them earlier. An exit that such a handler raised inside the block becomes
+    the `KeyboardInterrupt` that ours would have raised.
     """
     if threading.current_thread() is not threading.main_thread():
-        yield  # only the main thread may set handlers
+        yield lambda: None  # only the main thread may set handlers
         return
     handlers: dict[int, Any] = {number: signal.getsignal(number) for number in SIGNALS}
-    try:
-        yield
-    except SystemExit as stop:
-        raise KeyboardInterrupt from stop
-    finally:
+
+    def restore() -> None:
         for number, handler in handlers.items():
             if handler is not None:  # a handler that was not set from Python cannot be restored
                 signal.signal(number, handler)
+
+    try:
+        yield restore
+    except SystemExit as stop:
+        raise KeyboardInterrupt from stop
+    finally:
+        restore()
 
 
 class Background(Generic[_Result]):

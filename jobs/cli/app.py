@@ -29,7 +29,7 @@ from jobs.cli.scan import scan
 from jobs.cli.serve import serving
 from jobs.cli.train import train
 from jobs.errors import EXIT_STOPPED, EXIT_TOO_MANY_ERRORS, EXIT_UNFAMILIAR, InputUnfamiliar, TooManyErrors
-from jobs.stops import exit_on_signals, stop_on_signals, what_is_kept
+from jobs.stops import exit_on_signals, ignore_signals, stop_on_signals, what_is_kept
 
 _JOB_FOLDERS = "Job folders"
 
@@ -126,9 +126,10 @@ def main() -> None:
     except SystemExit as stop:
         # typer has turned the KeyboardInterrupt into this exit
         if stop.code == EXIT_STOPPED:
-            exit_on_signals(EXIT_STOPPED)  # nothing is left to do but to leave, and another signal must not be an error
+            ignore_signals()  # another signal must not break the sentence
             if kept := what_is_kept(stop) or _KEPT.get(sys.argv[1], ""):
                 _complain(f"stopped. {kept}")
+            exit_on_signals(EXIT_STOPPED)  # nothing is left to do but to leave
         raise
 
 

@@ -204,19 +204,34 @@ def test_a_stopped_command_exits_with_130_and_says_what_is_kept(command: str, se
     assert (done.returncode, done.stderr.startswith(f"asap: {sentence}")) == (130, True), done
 
 
-def test_a_signal_during_the_exit_of_a_stopped_command_ends_it_with_the_same_code() -> None:
+@pytest.mark.parametrize(
+    "second",
+    [
+        "app.what_is_kept = lambda stop: kill() or 'Finished pairs are kept.'",
+        "atexit.register(lambda: (kill(), print('not reached')))",
+        "app.freed_last = Last()",
+    ],
+    ids=["before the sentence", "at the exit", "after the exit"],
+)
+def test_a_signal_during_the_end_of_a_stopped_command_changes_neither_its_sentence_nor_its_code(second: str) -> None:
     code = (
         "import atexit, os, signal, sys, typer\n"
         "signal.signal(signal.SIGHUP, signal.SIG_DFL)\n"
         "from jobs.cli import app\n"
         "sys.argv[1:] = ['scan']\n"
+        "def kill(kill=os.kill, pid=os.getpid(), number=signal.SIGTERM): kill(pid, number)\n"
+        "class Last:\n"
+        "    def __del__(self, kill=kill): kill()\n"
+        "def scan():\n"
+        f"    {second}\n"
+        "    kill()\n"
         "stub = typer.Typer()\n"
         "stub.callback()(lambda: None)\n"
-        "stub.command('scan')(lambda: os.kill(os.getpid(), signal.SIGTERM))\n"
+        "stub.command('scan')(scan)\n"
         "app.app = stub\n"
-        "atexit.register(lambda: (os.kill(os.getpid(), signal.SIGTERM), print('not reached')))\n"
         "app.main()\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=HANG_S, check=False)
     assert (done.returncode, done.stdout) == (130, "")
+    assert done.stderr.startswith("asap: stopped. Finished pairs are kept.")
     assert len(done.stderr.splitlines()) == 1, done.stderr
