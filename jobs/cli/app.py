@@ -17,6 +17,7 @@ import typer
 from rich.console import Console
 
 from asap.errors import AsapError, printable
+from jobs.cli.captioner import captioner
 from jobs.cli.control import cancel, delete, errors, list_jobs, report, results, resume, status, watch
 from jobs.cli.detect import detect
 from jobs.cli.evaluate import evaluate
@@ -75,6 +76,7 @@ def _version(package: str) -> str:
 for command in (plan, scan, detect, newsroom, train, evaluate):
     app.command()(command)
 app.command("import")(import_checkpoint)
+app.command()(captioner)
 app.command()(model)
 app.command()(familiarize)
 app.command()(calibrate)
