@@ -68,16 +68,16 @@ def test_a_trained_captioner_is_loaded_by_the_engine_of_a_scan_and_its_card_coun
     assert "On 8 pairs of a drawn corpus (newsroom-3, seed 3)" in card
     assert [f"| {name} | " in card for name in FACTS] == [True] * len(FACTS)
     assert (tmp_path / "captioner/model.safetensors").stat().st_size < 12_000_000
-    engine = TransformersEngine(DescriptionSettings(source=str(tmp_path / "captioner")), "cpu")
-    (outcome,) = engine.describe([Request(image=Image.new("RGB", (300, 200), "white"))])
+    engine = TransformersEngine(DescriptionSettings(engine="transformers", source=str(tmp_path / "captioner")), "cpu")
+    (outcome,) = engine.describe([Request("one", "one.jpg", Image.new("RGB", (300, 200), "white"))])
     assert outcome is not None
-    with pytest.raises(ConfigError, match="captioner exists. Name a new folder"):
+    with pytest.raises(ConfigError, match=r"captioner exists\. Name a new folder"):
         make_captioner(corpus, corpus, tmp_path / "captioner", 64)
 
 
 def test_a_corpus_that_was_not_drawn_and_one_without_pairs_are_refused(corpus: Path, tmp_path: Path) -> None:
     (tmp_path / "other").mkdir()
-    with pytest.raises(CorpusError, match="was not drawn by asap newsroom: it has no newsroom.json. Draw one."):
+    with pytest.raises(CorpusError, match=r"was not drawn by asap newsroom: it has no newsroom\.json\. Draw one\."):
         make_captioner(tmp_path / "other", corpus, tmp_path / "captioner", 64)
     generate(tmp_path / "test-only", pairs=9, seed=4, workers=1, splits=(0.0, 0.0, 1.0))
     with pytest.raises(CorpusError, match="has no pair in the split train"):
