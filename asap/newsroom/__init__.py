@@ -17,6 +17,7 @@ In reading order:
     captioner.py  the caption of a picture, made from the picture alone
     corpus.py     the corpus folder, drawn by several processes
     sheet.py      a contact sheet of a corpus
+    captioner_model.py  a small captioner that is trained on a corpus
 
 `CORPUS_VERSION` names the annotations and pixels that a seed gives. It changes whenever they do.
 """

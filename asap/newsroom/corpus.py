@@ -23,7 +23,7 @@ from asap.newsroom.looks import Plan, draw_plan
 from asap.newsroom.picture import draw_picture
 from asap.storage.files import write_atomically
 
-CORPUS_VERSION = "newsroom-2"
+CORPUS_VERSION = "newsroom-3"
 
 SPLITS = ("train", "val", "test")
 
@@ -223,7 +223,7 @@ def draw_job(job: Job, out: Path) -> JobResult:
     name = draw_name(rng, RESIDUES[job.split])
     path = f"images/{job.split}/{job.picture:07d}.jpg"
     image = draw_picture(plan, _rng(job.seed, job.split, job.picture, 2), _rng(job.seed, job.split, job.picture, 3))
-    quality = int(rng.integers(72, 96))
+    quality = int(rng.integers(60, 96))
     buffer = io.BytesIO()
     image.save(buffer, "JPEG", quality=quality)
     (out / path).write_bytes(buffer.getvalue())
@@ -250,6 +250,7 @@ def _write_record(rng: np.random.Generator, plan: Plan, name: str, fake_cls: str
         "fake_image_box": list(plan.boxes[plan.target]) if plan.tamper else [],
         "fake_text_pos": fake_words,
         "mtcnn_boxes": [list(box) for box in plan.boxes],
+        "disproved_by": text.disproved_by,
     }
     return record, explain(rng, text)
 

@@ -1,10 +1,12 @@
 """Captions: written from the facts of a picture, then swapped or reversed in mood.
 
 A `Text` is a sequence of segments. The labels of a manipulation are the words of the segments that it replaced, so
-positions are known by construction and never found by comparing strings.
+positions are known by construction and never found by comparing strings. So is what disproves a manipulated text: the
+rest of the text, or the picture alone.
 """
 
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import numpy as np
 
@@ -14,6 +16,10 @@ from asap.newsroom.lexicon import SCENES
 Rng = np.random.Generator
 
 GLAD, GRIM = 0, 1
+PEOPLE = (1, 1, 1, 2, 2, 2, 3, 3, 4)  # in a picture, each as likely as it is frequent here
+
+DisprovedBy = Literal["", "text", "picture"]
+"""The evidence against a text: the text itself, the picture alone, or none, if the text is authentic."""
 
 
 @dataclass(frozen=True)
@@ -42,11 +48,31 @@ class Segment:
 
 
 @dataclass(frozen=True)
+class Lead:
+    """The person whom a text is about: a name, with or without a title, and a role before or after it."""
+
+    name: str
+    role: str
+    role_first: bool
+
+    def segment(self, role_is_fake: bool = False) -> Segment:
+        """Return the words, with those of the role marked if it is manipulated."""
+        if self.role_first:
+            words, start = f"{self.role} {self.name}".split(), 0
+        else:
+            words, start = f"{self.name}, {self.role},".split(), len(self.name.split())
+        fake = range(start, start + len(self.role.split())) if role_is_fake else ()
+        return Segment("lead", tuple(words), tuple(fake))
+
+
+@dataclass(frozen=True)
 class Text:
-    """A sentence as segments in order, and the facts that it was written from."""
+    """A sentence as segments in order, its lead, and the facts that it was written from."""
 
     facts: Facts
+    lead: Lead
     segments: tuple[Segment, ...]
+    disproved_by: DisprovedBy = ""
 
     def render(self) -> tuple[str, list[int]]:
         """Return the sentence, and the positions of its manipulated words among its whitespace words."""
@@ -79,6 +105,7 @@ _TEMPLATES = (
 _OPTIONAL_PER_CENT = 30
 _MOOD_KINDS = ("verb", "air", "tail")
 _SCENE_KINDS = ("place", "act", "event", "opening", "prop", "look", "company")
+_TELLING_KINDS = ("place", "act", "event", "opening")  # their phrases belong to one scene alone; every sentence has one
 
 
 def pick(rng: Rng, items: tuple[str, ...] | list[str]) -> str:
@@ -105,12 +132,12 @@ def draw_name(rng: Rng, residues: tuple[int, ...]) -> str:
             return f"{lexicon.FIRST_NAMES[first]} {lexicon.NAME_STARTS[start]}{lexicon.NAME_ENDS[end]}"
 
 
-def _draw_lead(rng: Rng, facts: Facts, name: str) -> str:
+def _draw_lead(rng: Rng, facts: Facts, name: str) -> Lead:
     scene = SCENES[facts.scene]
     role = pick(rng, scene.roles) if chance(rng, 70) else pick(rng, lexicon.COMMON_ROLES)
     if chance(rng, 12):
         name = f"{pick(rng, lexicon.TITLES)} {name}"
-    return f"{role} {name}" if chance(rng, 70) else f"{name}, {role},"
+    return Lead(name, role, role_first=chance(rng, 70))
 
 
 def _draw_phrase(rng: Rng, kind: str, facts: Facts) -> str:
@@ -157,9 +184,9 @@ def _draw_segment(rng: Rng, kind: str, facts: Facts) -> Segment:
 def write(rng: Rng, facts: Facts, name: str) -> Text:
     """Write an authentic caption of `facts` about the person called `name`."""
     facts = replace(facts, tone=int(rng.integers(len(lexicon.TONES))))
-    lead = Segment("lead", tuple(_draw_lead(rng, facts, name).split()))
-    segments = [lead if kind == "lead" else _draw_segment(rng, kind, facts) for kind in _draw_kinds(rng)]
-    return Text(facts, tuple(segments))
+    lead = _draw_lead(rng, facts, name)
+    segments = [lead.segment() if kind == "lead" else _draw_segment(rng, kind, facts) for kind in _draw_kinds(rng)]
+    return Text(facts, lead, tuple(segments))
 
 
 def draw_other_facts(rng: Rng, facts: Facts) -> Facts:
@@ -168,7 +195,7 @@ def draw_other_facts(rng: Rng, facts: Facts) -> Facts:
     return Facts(
         scene=scene,
         mood=facts.mood if chance(rng, 75) else 1 - facts.mood,
-        people=int(_other(rng, (1, 2, 3, 4), facts.people)),
+        people=int(_other(rng, PEOPLE, facts.people)),
         prop=str(_other(rng, SCENES[scene].props, facts.prop)),
         color=str(_other(rng, tuple(lexicon.COLORS), facts.color)),
         garment=str(_other(rng, lexicon.GARMENTS, facts.garment)),
@@ -182,20 +209,53 @@ def _other(rng: Rng, items: tuple[int, ...] | tuple[str, ...], item: int | str) 
 
 
 def swap(rng: Rng, text: Text) -> Text:
-    """Keep the lead and take the rest from another caption of the topic; every second time one more phrase stays.
+    """Keep the name and take the rest from another caption of the topic.
 
-    The role in the lead and the phrase that stays belong to the old scene, so they contradict the rest.
+    Every second text is of one scene and one mood, and only the picture disproves it. In the others the role stays, or
+    a phrase of the old scene, or both, and contradicts the rest.
     """
     facts = draw_other_facts(rng, text.facts)
+    own_role = text.lead.role in SCENES[text.facts.scene].roles
+    disproved_by: DisprovedBy = "picture" if chance(rng, 50) else "text"
+    if disproved_by == "picture":
+        kinds, kept = _draw_kinds(rng), None
+        # A role that fits any scene stays.
+        lead = replace(text.lead, role=pick(rng, SCENES[facts.scene].roles)) if own_role else text.lead
+    else:
+        kinds, kept = _draw_contradiction(rng, text, own_role)
+        lead = text.lead
+
     old = {segment.kind: segment for segment in text.segments}
-    kinds = _draw_kinds(rng)
-    # Phrases of mood do not stay: they would not contradict another scene.
-    keepable = [kind for kind in kinds if kind in _SCENE_KINDS and kind in old]
-    kept = {"lead"}
-    if keepable and chance(rng, 50):
-        kept.add(pick(rng, keepable))
-    segments = [old[kind] if kind in kept else _draw_unlike(rng, kind, facts, old) for kind in kinds]
-    return Text(facts, tuple(segments))
+    segments = []
+    for kind in kinds:
+        if kind == "lead":
+            segments.append(lead.segment(role_is_fake=lead != text.lead))
+        else:
+            segments.append(old[kind] if kind == kept else _draw_unlike(rng, kind, facts, old))
+    return Text(facts, lead, tuple(segments), disproved_by)
+
+
+def _draw_contradiction(rng: Rng, text: Text, own_role: bool) -> tuple[list[str], str | None]:
+    """Draw the kinds of a text in which something of the old scene stands beside a phrase of the new one.
+
+    Returns the kinds, and the one whose old phrase stays. Phrases of mood do not stay: they would fit any scene.
+
+    Args:
+        rng: decides both.
+        text: the old text.
+        own_role: True if the role in the lead belongs to the old scene, so that it contradicts the new one by itself.
+    """
+    old = {segment.kind for segment in text.segments}
+    while True:
+        kinds = _draw_kinds(rng)
+        shared = [kind for kind in kinds if kind in _SCENE_KINDS and kind in old]
+        telling = [kind for kind in kinds if kind in _TELLING_KINDS]
+        if len(telling) == 1:  # it has to name the new scene
+            shared = [kind for kind in shared if kind not in telling]
+        if own_role:
+            return kinds, pick(rng, shared) if shared and chance(rng, 50) else None
+        if keepable := [kind for kind in shared if kind in telling]:
+            return kinds, pick(rng, keepable)
 
 
 def _draw_unlike(rng: Rng, kind: str, facts: Facts, old: dict[str, Segment]) -> Segment:
@@ -210,9 +270,12 @@ _ANTONYMS = {word: other for pair in lexicon.TONES + lexicon.MOOD_VERBS for word
 
 
 def turn_mood(rng: Rng, text: Text) -> Text:
-    """Turn some of the mood words, sometimes all, into their opposites; the number of words stays the same."""
+    """Turn all mood words into their opposites, so that only the picture disproves them, or every second time some.
+
+    The number of words stays the same.
+    """
     moody = [i for i, segment in enumerate(text.segments) if segment.kind in _MOOD_KINDS]
-    turned = len(moody) if chance(rng, 25) else int(rng.integers(1, len(moody)))
+    turned = len(moody) if chance(rng, 50) else int(rng.integers(1, len(moody)))
     chosen = {moody[int(i)] for i in rng.permutation(len(moody))[:turned]}
     segments = list(text.segments)
     for i in chosen:
@@ -220,7 +283,7 @@ def turn_mood(rng: Rng, text: Text) -> Text:
         new = tuple(_ANTONYMS.get(word, word) for word in old)
         # A phrase of mood has words that are not of mood ("on a happy day"): only the turned ones are manipulated.
         segments[i] = Segment(segments[i].kind, new, tuple(j for j, word in enumerate(new) if word != old[j]))
-    return replace(text, segments=tuple(segments))
+    return replace(text, segments=tuple(segments), disproved_by="picture" if turned == len(moody) else "text")
 
 
 def explain(rng: Rng, text: Text) -> str:

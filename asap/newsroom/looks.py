@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from asap.newsroom import lexicon
-from asap.newsroom.grammar import GLAD, GRIM, Facts, chance, pick
+from asap.newsroom.grammar import GLAD, GRIM, PEOPLE, Facts, chance, pick
 from asap.newsroom.lexicon import SCENES
 
 Rng = np.random.Generator
@@ -31,8 +31,8 @@ _FACE_WIDTHS = {1: (270, 400), 2: (230, 310), 3: (190, 240), 4: (175, 205)}
 class Identity:
     """The features that a face swap brings along.
 
-    `skin` is an index into SKINS, `tint` a small RGB shift. Shapes are in percent. So is `tan`: a face is never quite
-    as light as its neck.
+    `skin` is an index into SKINS, `tint` a small RGB shift. Shapes are in percent. So are `tan` and `sunburn`: a face
+    is never quite as light as its neck, and some are far from it.
     """
 
     skin: int
@@ -50,6 +50,7 @@ class Identity:
     brow: int
     jaw: int
     tan: int
+    sunburn: int
     blush: int
 
 
@@ -106,7 +107,8 @@ def draw_identity(rng: Rng) -> Identity:
         mouth=int(rng.integers(85, 118)),
         brow=int(rng.integers(70, 131)),
         jaw=int(rng.integers(-10, 14)),
-        tan=int(rng.integers(-6, 5)),
+        tan=int(rng.integers(-6, 5)) if chance(rng, 75) else int(rng.integers(-20, 17)),
+        sunburn=int(rng.integers(5, 26)) if chance(rng, 20) else 0,
         blush=int(chance(rng, 30)),
     )
 
@@ -128,7 +130,7 @@ def draw_plan(rng: Rng, tamper: str) -> Plan:
     size = SIZES[int(rng.integers(len(SIZES)))]
     scene = int(rng.integers(len(SCENES)))
     mood = GLAD if chance(rng, 50) else GRIM
-    count = (1, 1, 1, 2, 2, 2, 3, 3, 4)[int(rng.integers(9))]
+    count = PEOPLE[int(rng.integers(len(PEOPLE)))]
     boxes = _draw_boxes(rng, size, count)
     lead = max(range(count), key=lambda i: boxes[i][3])  # the one in front
     people = tuple(_draw_person(rng, box, mood, i == lead) for i, box in enumerate(boxes))

@@ -35,7 +35,13 @@ def draw_person(draw: ImageDraw.ImageDraw, person: Person) -> None:
     for side in (-1, 1):
         pen.oval(side * 0.99, 0.12, 0.16, 0.26, shade(skin, 0.9))
     draw_face(pen, person, person.identity)
-    _draw_front_hair(pen, person.identity.hair, hair)
+    draw_hair_and_hat(draw, person)
+
+
+def draw_hair_and_hat(draw: ImageDraw.ImageDraw, person: Person) -> None:
+    """Draw what lies over the face: the front hair and the hat."""
+    pen = pen_for(draw, person)
+    _draw_front_hair(pen, person.identity.hair, lexicon.HAIR_COLORS[person.identity.hair_color])
     _draw_hat(pen, person)
 
 
@@ -67,9 +73,19 @@ def _draw_body(pen: Pen, person: Person, skin: Color) -> None:
         body.shape([(0.15, 1.8), (0.6, 1.8), (0.7, 3.4), (0.25, 3.4)], shade(color, 0.7))
 
 
-def draw_face(pen: Pen, person: Person, identity: Identity, mood: int | None = None) -> None:
-    """Draw the face of `identity` in the person's pose; `mood` overrides the person's mood."""
-    skin = shade(skin_of(identity), 1 + identity.tan / 100)
+def draw_face(
+    pen: Pen, person: Person, identity: Identity, mood: int | None = None, brow_mood: int | None = None
+) -> None:
+    """Draw a face.
+
+    Args:
+        pen: the pen of the face.
+        person: the pose and the mood.
+        identity: the features.
+        mood: a mood in place of the person's.
+        brow_mood: another mood for the brows alone.
+    """
+    skin = mix(shade(skin_of(identity), 1 + identity.tan / 100), (222, 84, 64), identity.sunburn / 100)
     jaw = identity.jaw / 100
     turn = person.turn / 100
     pen.oval(0, -0.18, 1.0, 1.06, skin)
@@ -84,7 +100,7 @@ def draw_face(pen: Pen, person: Person, identity: Identity, mood: int | None = N
         for side in (-1, 1):
             pen.oval(side * 0.56 + turn, 0.38, 0.22, 0.16, mix(skin, (226, 84, 84), 0.3))
     _draw_beard(pen, identity, turn)
-    _draw_eyes(pen, identity, turn, glad)
+    _draw_eyes(pen, identity, turn, glad, glad if brow_mood is None else brow_mood == GLAD)
     _draw_nose(pen, identity, turn, skin)
     _draw_mouth(pen, identity, person.expression, turn, glad, skin)
     if identity.wrinkles:
@@ -92,7 +108,7 @@ def draw_face(pen: Pen, person: Person, identity: Identity, mood: int | None = N
     _draw_glasses(pen, identity, turn)
 
 
-def _draw_eyes(pen: Pen, identity: Identity, turn: float, glad: bool) -> None:
+def _draw_eyes(pen: Pen, identity: Identity, turn: float, glad: bool, glad_brows: bool) -> None:
     brow = shade(lexicon.HAIR_COLORS[identity.hair_color], 0.7)
     size = identity.eye_size / 100
     for side in (-1, 1):
@@ -101,10 +117,8 @@ def _draw_eyes(pen: Pen, identity: Identity, turn: float, glad: bool) -> None:
         pen.oval(x + turn * 0.4, -0.09, 0.105 * size, 0.115 * size, _EYES[identity.eye])
         pen.oval(x + turn * 0.4, -0.09, 0.05 * size, 0.055 * size, (16, 14, 16))
         # Grim brows are low between the eyes and steep.
-        inner, outer = (-0.44, -0.42) if glad else (-0.27, -0.5)
+        inner, bend, outer = (-0.44, -0.52, -0.42) if glad_brows else (-0.27, -0.4, -0.4)
         width = 0.11 * identity.brow / 100
-        bend = -0.52 if glad else -0.4
-        outer += 0 if glad else 0.1
         pen.line([(x - side * 0.23, inner), (x, bend), (x + side * 0.25, outer)], width, brow)
 
 

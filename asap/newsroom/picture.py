@@ -1,9 +1,9 @@
-"""A plan becomes a picture: scene, people, light and camera noise, then the manipulation, then a newsroom's edits."""
+"""A plan becomes a picture: scene, people, light, the manipulation, then the camera and a newsroom's edits."""
 
 from collections.abc import Callable
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFilter
+from PIL import Image, ImageDraw, ImageEnhance, ImageFilter
 
 from asap.newsroom.grammar import GLAD
 from asap.newsroom.lexicon import SCENES
@@ -12,7 +12,7 @@ from asap.newsroom.pen import SCALE, Pen
 from asap.newsroom.people import draw_person, skin_of
 from asap.newsroom.props import HANGING, draw_prop
 from asap.newsroom.scenes import draw_mood, draw_scene
-from asap.newsroom.tamper import Pixels, generator_look, tamper
+from asap.newsroom.tamper import Pixels, Studio, Window, face_grid, face_window, screen_texture, tamper
 
 Rng = np.random.Generator
 
@@ -25,19 +25,25 @@ def draw_picture(plan: Plan, rng: Rng, tamper_rng: Rng) -> Image.Image:
         rng: decides everything but the manipulation, so it is the same for a picture and its manipulated twin.
         tamper_rng: decides the details of the manipulation.
     """
-    canvas = _draw_canvas(plan, rng)
+    canvas, weather = _draw_canvas(plan, rng)
     light = _draw_light(plan.facts.mood, rng)
-    pixels = light(np.asarray(canvas.reduce(SCALE), np.float32))
-    # The camera's noise comes before the manipulation: a swapped face does not have it.
-    sigma = np.float32(2.0 + 5.0 * float(rng.random()))
-    pixels += rng.standard_normal(pixels.shape[:2], np.float32)[:, :, None] * sigma
+    shown = canvas.copy()
+    shown.paste(weather, (0, 0), weather)
+    pixels = light(np.asarray(shown.reduce(SCALE), np.float32))
+    tamper(plan, tamper_rng, Studio(canvas, weather, light), pixels)
+    # What follows happens to authentic and manipulated faces alike, so no statistic of it tells them apart.
+    for person in plan.people:
+        _flatter(person, rng, pixels)
+    _expose(rng, pixels)
+    for person in plan.people:
+        _smooth(person, rng, pixels)
     if rng.random() < 0.25:
         _retouch(plan, rng, pixels)
-    tamper(plan, tamper_rng, canvas, pixels, light)
     return _publish(pixels, rng)
 
 
-def _draw_canvas(plan: Plan, rng: Rng) -> Image.Image:
+def _draw_canvas(plan: Plan, rng: Rng) -> tuple[Image.Image, Image.Image]:
+    """Return the drawing, and the confetti or rain in front of it on a transparent ground."""
     width, height = plan.size
     canvas = Image.new("RGB", (width * SCALE, height * SCALE))
     pen = Pen(ImageDraw.Draw(canvas), 0, 0, height * SCALE)
@@ -45,14 +51,14 @@ def _draw_canvas(plan: Plan, rng: Rng) -> Image.Image:
     if rng.random() < 0.35:  # a shallow depth of field, on authentic and manipulated pictures alike
         canvas = canvas.filter(ImageFilter.BoxBlur(1 + 4 * float(rng.random())))
     draw = ImageDraw.Draw(canvas)
-    pen = Pen(draw, 0, 0, height * SCALE)
     # The lowest face is in front, so it is drawn last.
     for person in sorted(plan.people, key=lambda person: person.box[3]):
         draw_person(draw, person)
     _draw_prop(draw, plan, plan.people[plan.lead], rng)
     _draw_other_hands(draw, plan)
-    draw_mood(pen, rng, width / height, plan.facts.mood, 60)
-    return canvas
+    weather = Image.new("RGBA", canvas.size)
+    draw_mood(Pen(ImageDraw.Draw(weather), 0, 0, height * SCALE), rng, width / height, plan.facts.mood, 60)
+    return canvas, weather
 
 
 def _draw_prop(draw: ImageDraw.ImageDraw, plan: Plan, lead: Person, rng: Rng) -> None:
@@ -95,6 +101,71 @@ def _draw_light(mood: int, rng: Rng) -> Callable[[Pixels], Pixels]:
     return light
 
 
+def _flatter(person: Person, rng: Rng, pixels: Pixels) -> None:
+    """Treat some heads as photographers do: a flash or a shadow in the face, a soft focus, or more clarity."""
+    choice, amount = int(rng.integers(10)), float(rng.random())
+    if choice >= 6:
+        return
+    window = face_window(person, pixels, 0.5)
+    view = pixels[window[1] : window[3], window[0] : window[2]]
+    if choice < 3:
+        # A flash reaches the middle of the face more than forehead and neck. Its light falls off without an edge.
+        view *= 1 + np.float32(0.5 * (amount - 0.5)) * _around_head(person, window, 0.9, 0.8)
+    else:
+        unit = (person.box[2] - person.box[0]) / 2
+        soft = _blur(view, unit * (0.01 + 0.03 * amount))
+        change = (soft - view) if choice < 5 else (view - soft) * np.float32(0.6)
+        view += change * _around_head(person, window, 1.5, 0.5)
+
+
+def _smooth(person: Person, rng: Rng, pixels: Pixels) -> None:
+    """Take the noise off some heads, as the beauty filter of a telephone does, or add some."""
+    choice, amount = int(rng.integers(10)), float(rng.random())
+    if choice >= 4:
+        return
+    window = face_window(person, pixels, 0.5)
+    view = pixels[window[1] : window[3], window[0] : window[2]]
+    mask = _around_head(person, window, 1.5, 0.5)
+    if choice < 3:
+        view += (_blur(view, 0.5 + 0.7 * amount) - view) * mask
+    else:
+        view += rng.standard_normal(view.shape[:2], np.float32)[:, :, None] * mask * np.float32(1 + 4 * amount)
+
+
+def _around_head(person: Person, window: Window, reach: float, soft: float) -> np.ndarray:
+    """Return (height, width, 1): 1 in the middle of the face, falling to 0 around it without an edge.
+
+    Args:
+        person: the person with the face.
+        window: the window of the picture.
+        reach: half the width of the ellipse at whose border it is one half, in units of the face.
+        soft: the width of the fall, in half widths of the ellipse.
+    """
+    x, y = face_grid(person, window)
+    distance = np.sqrt(x**2 + ((y - 0.1) / 1.15) ** 2) / reach
+    return np.clip((1 + soft / 2 - distance) / soft, 0, 1)[:, :, None].astype(np.float32)
+
+
+def _blur(view: Pixels, radius: float) -> Pixels:
+    image = Image.fromarray(np.clip(view, 0, 255).astype(np.uint8))
+    return np.asarray(image.filter(ImageFilter.GaussianBlur(radius)), np.float32)
+
+
+def _expose(rng: Rng, pixels: Pixels) -> None:
+    """Add the camera's noise to the whole picture, stronger or weaker where it is bright; rarely a screen's pattern."""
+    sigma, slope, grain = 1.5 + 5.0 * float(rng.random()), 0.8 * (float(rng.random()) - 0.5), rng.random()
+    noise = rng.standard_normal(pixels.shape[:2], np.float32)
+    if grain < 0.4:  # noise of a camera that interpolates its pixels: coarser
+        shifted = noise + np.roll(noise, 1, 0)
+        noise = (shifted + np.roll(shifted, 1, 1)) / np.float32(2)
+    level = 1 + np.float32(slope) * (pixels.mean(2) / 128 - 1)
+    pixels += (noise * level * np.float32(sigma))[:, :, None]
+    screened, height = rng.random() < 0.2, 1 + 3 * float(rng.random())
+    texture = screen_texture(rng, pixels.shape[:2], pixels.shape[1] / 128, height)
+    if screened:
+        pixels += texture
+
+
 def _retouch(plan: Plan, rng: Rng, pixels: Pixels) -> None:
     """Edit a spot harmlessly, away from every face: smooth it, or give it the fine pattern of a screen."""
     width, height = plan.size
@@ -104,26 +175,31 @@ def _retouch(plan: Plan, rng: Rng, pixels: Pixels) -> None:
         return
     view = pixels[y : y + h, x : x + w]
     if rng.random() < 0.5:
-        spot = Image.fromarray(np.clip(view, 0, 255).astype(np.uint8)).filter(ImageFilter.GaussianBlur(3))
-        view[:] = np.asarray(spot, np.float32)
+        view[:] = _blur(view, 3)
     else:
-        view[:] = generator_look(rng, view, width / 128, float(rng.random()))
+        view += screen_texture(rng, view.shape[:2], width / 128, 4 + 8 * float(rng.random()))
 
 
 def _publish(pixels: Pixels, rng: Rng) -> Image.Image:
     """Apply the edits that any picture, manipulated or not, goes through before it is printed."""
-    contrast, shift = 0.92 + 0.16 * float(rng.random()), 12 * (float(rng.random()) - 0.5)
+    contrast, shift = 0.88 + 0.24 * float(rng.random()), 24 * (float(rng.random()) - 0.5)
     pixels = (pixels - 128) * np.float32(contrast) + np.float32(128 + shift)
     if rng.random() < 0.3:  # a vignette: brighter in the middle, darker in the corners
         ys = np.linspace(-1, 1, pixels.shape[0], dtype=np.float32)[:, None, None]
         xs = np.linspace(-1, 1, pixels.shape[1], dtype=np.float32)[None, :, None]
         pixels *= 1.04 - np.float32(0.16) * (xs * xs + ys * ys)
     image = Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8))
+    nearly_gray, amount = int(rng.integers(20)) == 0, float(rng.random())
+    if nearly_gray:
+        image = ImageEnhance.Color(image).enhance(0.4 * amount)
     edit = int(rng.integers(10))
     if edit < 2:
         image = image.filter(ImageFilter.UnsharpMask(1, 60, 2))
     elif edit < 4:
-        image = image.filter(ImageFilter.GaussianBlur(0.6))
+        image = image.filter(ImageFilter.GaussianBlur(0.4 + 1.2 * amount))
+    elif edit < 6:  # a copy that was smaller once
+        small = (round(image.width * (0.4 + 0.5 * amount)), round(image.height * (0.4 + 0.5 * amount)))
+        image = image.resize(small, Image.Resampling.BICUBIC).resize(image.size, Image.Resampling.BICUBIC)
     if rng.random() < 0.25:
         _draw_logo(image, rng)
     return image

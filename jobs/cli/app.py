@@ -18,6 +18,7 @@ from rich.console import Console
 
 from asap.errors import AsapError, printable
 from jobs.cli.annotate import annotate
+from jobs.cli.captioner import captioner
 from jobs.cli.control import cancel, delete, errors, list_jobs, report, results, resume, status, watch
 from jobs.cli.detect import detect
 from jobs.cli.evaluate import evaluate
@@ -76,6 +77,7 @@ def _version(package: str) -> str:
 for command in (plan, scan, detect, annotate, newsroom, train, evaluate):
     app.command()(command)
 app.command("import")(import_checkpoint)
+app.command()(captioner)
 app.command()(model)
 app.command()(familiarize)
 app.command()(calibrate)

@@ -1,8 +1,10 @@
 """The drawn corpus: its classes, captions, pictures, and that a seed fixes all of them."""
 
 import json
+import shutil
 import subprocess
 import sys
+from collections import Counter
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -11,10 +13,11 @@ import numpy as np
 import pytest
 from PIL import Image, ImageChops
 
+from asap.corpus.reader import fingerprint, read_split
 from asap.errors import ConfigError, CorpusError
 from asap.newsroom import CLASS_SHARES, CORPUS_VERSION, SPLITS, generate
 from asap.newsroom.corpus import RESIDUES, allot, face_part, plan_split, text_part
-from asap.newsroom.grammar import GLAD, GRIM, Facts, draw_name, swap, turn_mood, write
+from asap.newsroom.grammar import GLAD, GRIM, Facts, Text, draw_name, swap, turn_mood, write
 from asap.newsroom.lexicon import MOOD_VERBS, PROPS, SCENES, TONES, TOPICS
 from asap.newsroom.looks import draw_plan
 from asap.newsroom.picture import draw_picture
@@ -22,14 +25,18 @@ from tests.support.waiting import HANG_S
 
 PLAN_7 = [
     (240, 304),
-    Facts(scene=15, mood=GRIM, people=4, prop="balloons", color="red", garment="coat"),
+    Facts(scene=15, mood=GRIM, people=4, prop="balloons", color="purple", garment="coat"),
     [(9, 175, 53, 230), (67, 71, 110, 124), (131, 193, 174, 246), (189, 177, 231, 229)],
     1,
 ]
 TEXT_8 = (
-    "After the football final, football captain Ada Balberg smiles setting a running record on a joyful day before "
-    "joyful crowds.",
-    list(range(8, 20)),
+    "Football captain Ada Balberg celebrates with joyful eyes beside the running lanes after the running final amid "
+    "joyful songs.",
+    list(range(4, 19)),
+)
+TEXT_10 = (
+    "Running champion Ada Balberg argues clutching a medal setting a running record to tearful music.",
+    [0, 1, *range(4, 15)],
 )
 FACTS = Facts(scene=4, mood=GLAD, people=2, prop="trophy", color="red", garment="shirt")
 
@@ -64,11 +71,13 @@ def test_another_seed_draws_other_texts(tmp_path: Path, corpus: Path) -> None:
 
 def test_the_annotations_of_this_version_never_change() -> None:
     # Frozen with CORPUS_VERSION. If this fails, results on older corpora no longer compare: raise the version.
-    assert CORPUS_VERSION == "newsroom-2"
+    assert CORPUS_VERSION == "newsroom-3"
     plan = draw_plan(np.random.default_rng(7), "swap")
-    text = swap(np.random.default_rng(8), write(np.random.default_rng(7), FACTS, "Ada Balberg"))
+    text = write(np.random.default_rng(7), FACTS, "Ada Balberg")
+    contradicting, consistent = (swap(np.random.default_rng(seed), text) for seed in (8, 10))
     assert [plan.size, plan.facts, plan.boxes, plan.target] == PLAN_7
-    assert text.render() == TEXT_8
+    assert (contradicting.render(), contradicting.disproved_by) == (TEXT_8, "text")
+    assert (consistent.render(), consistent.disproved_by) == (TEXT_10, "picture")
 
 
 def test_classes_have_the_proportions_of_dgm4_in_every_split() -> None:
@@ -87,9 +96,11 @@ def test_shares_are_divided_by_largest_remainder() -> None:
 
 def test_a_record_has_the_fields_of_dgm4(corpus: Path) -> None:
     for record in every_record(corpus):
-        assert list(record) == ["id", "image", "text", "fake_cls", "fake_image_box", "fake_text_pos", "mtcnn_boxes"]
+        assert list(record) == [
+            "id", "image", "text", "fake_cls", "fake_image_box", "fake_text_pos", "mtcnn_boxes", "disproved_by"
+        ]  # fmt: skip
         assert bool(record["fake_image_box"]) == bool(face_part(record["fake_cls"]))
-        assert bool(record["fake_text_pos"]) == bool(text_part(record["fake_cls"]))
+        assert bool(record["fake_text_pos"]) == bool(text_part(record["fake_cls"])) == bool(record["disproved_by"])
         assert all(0 <= i < len(record["text"].split()) for i in record["fake_text_pos"])
 
 
@@ -146,19 +157,86 @@ def test_a_manipulation_changes_the_face_and_nothing_else() -> None:
         assert changed[3] <= y1 + margin
 
 
-def test_a_swapped_text_keeps_the_lead_and_marks_what_it_replaced() -> None:
+def test_a_manipulated_face_has_the_noise_of_its_picture() -> None:
+    ratios = []
+    for seed in range(24):
+        plan = draw_plan(np.random.default_rng(seed), "swap" if seed % 2 else "attribute")
+        honest = draw_plan(np.random.default_rng(seed), "")
+        fake, real = (draw_picture(p, np.random.default_rng(9), np.random.default_rng(10)) for p in (plan, honest))
+        box = plan.boxes[plan.target]
+        ratios.append(np.log(_noise(fake.crop(box)) / _noise(real.crop(box))))
+    assert abs(np.mean(ratios)) < 0.1
+    assert np.abs(ratios).max() < 0.5
+
+
+def _noise(picture: Image.Image) -> float:
+    """Return the mean of the smaller half of the second differences along both axes: edges do not count."""
+    gray = np.asarray(picture.convert("L"), np.float32)
+    rough = np.sort(np.abs(np.diff(np.diff(gray, 2, 0), 2, 1)), None)
+    return float(rough[: rough.size // 2].mean())
+
+
+def test_a_swapped_text_keeps_the_name_and_marks_what_it_replaced() -> None:
     for seed in range(200):
         rng = np.random.default_rng(seed)
         text = write(rng, FACTS, "Ada Balberg")
         fake = swap(rng, text)
         old = {segment.kind: segment.words for segment in text.segments}
         for segment in fake.segments:
-            kept = not segment.fake
-            assert kept == (old.get(segment.kind) == segment.words)
-            assert kept or segment.fake == tuple(range(len(segment.words)))
-        assert [s.fake for s in fake.segments if s.kind == "lead"] == [()]
+            if segment.kind == "lead":
+                marked = [word.strip(",") for i, word in enumerate(segment.words) if i in segment.fake]
+                assert marked == (fake.lead.role.split() if fake.lead.role != text.lead.role else [])
+                assert fake.lead.name == text.lead.name
+            else:
+                kept = not segment.fake
+                assert kept == (old.get(segment.kind) == segment.words)
+                assert kept or segment.fake == tuple(range(len(segment.words)))
         assert fake.facts.scene != FACTS.scene
         assert SCENES[fake.facts.scene].topic == SCENES[FACTS.scene].topic
+
+
+def scenes_named(text: Text) -> set[int]:
+    """Return the scenes that the phrases and the role of a text belong to."""
+    phrases = {" ".join(segment.words) for segment in text.segments} | {text.lead.role}
+    return {
+        number
+        for number, scene in enumerate(SCENES)
+        if phrases & {*scene.places, *scene.roles, *scene.acts, *scene.events}
+    }
+
+
+def moods_named(text: Text) -> set[int]:
+    """Return the moods of the words of a text."""
+    words = {word for segment in text.segments for word in segment.words}
+    return {mood for pair in TONES + MOOD_VERBS for mood, word in enumerate(pair) if word in words}
+
+
+def test_every_second_manipulated_text_is_disproved_by_the_picture_alone() -> None:
+    counts: Counter[tuple[str, str]] = Counter()
+    for seed in range(1000):
+        rng = np.random.default_rng(seed)
+        text = write(rng, FACTS, "Ada Balberg")
+        swapped, turned = swap(rng, text), turn_mood(rng, text)
+        assert (len(scenes_named(text)), len(moods_named(text)), text.disproved_by) == (1, 1, "")
+        assert (len(scenes_named(swapped)) > 1) == (swapped.disproved_by == "text")
+        assert len(moods_named(swapped)) == 1
+        assert (len(moods_named(turned)) > 1) == (turned.disproved_by == "text")
+        counts.update([("swap", swapped.disproved_by), ("turn", turned.disproved_by)])
+        if swapped.disproved_by == "picture":
+            assert scenes_named(swapped) == {swapped.facts.scene}
+            assert next(s.words for s in swapped.segments if s.kind == "lead") == swapped.lead.segment().words
+    assert all(440 <= count <= 560 for count in counts.values())
+    assert len(counts) == 4
+
+
+def test_what_disproves_a_text_reaches_no_model(corpus: Path, tmp_path: Path) -> None:
+    changed = tmp_path / "changed"
+    shutil.copytree(corpus, changed)
+    path = changed / "metadata" / "train.json"
+    path.write_text(json.dumps([record | {"disproved_by": "unknown"} for record in records(corpus)]))
+    before, after = (read_split(folder, "train") for folder in (corpus, changed))
+    assert fingerprint(before) == fingerprint(after)
+    assert not any("disproved_by" in vars(record) for record in before)
 
 
 def test_a_turned_mood_replaces_words_one_for_one() -> None:
