@@ -15,7 +15,7 @@ scan.py               asap scan
 detect.py             asap detect
 annotate.py           asap annotate
 newsroom.py           asap newsroom
-captioner.py          `asap captioner`
+captioner.py          asap captioner
 train.py              asap train
 evaluate.py           asap evaluate
 model.py              asap import, asap model

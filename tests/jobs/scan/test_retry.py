@@ -147,7 +147,7 @@ def test_a_finished_scan_judges_its_failed_rows_again_and_its_lists_and_report_f
     # The missing picture is there now. A first try stops while the outcomes are published.
     (tmp_path / "3.jpg").write_bytes(jpeg(3))
     with monkeypatch.context() as patch:
-        patch.setattr(retry, "publish", lambda folder, run: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr(retry, "publish", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
             scan(ScanSettings(**settings, retry_errors=("not_found", "decode_failed")))
     record = json.loads((folder / "job.json").read_text())
