@@ -181,12 +181,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("corpus", type=Path, help="A newsroom corpus with a test split that the model has not seen.")
     parser.add_argument("--model", default="demo")
+    parser.add_argument("--pairs", type=int, help="Evaluate only the first so many pairs. Default: all.")
     parser.add_argument("--json", type=Path, help="File for the figures.")
     parser.add_argument("--markdown", action="store_true", help="Print the tables as Markdown.")
     options = parser.parse_args()
     loaded = load_folder(options.model)
     judging = Predictor(loaded, policy=replace(loaded.policy, unfamiliar=0.0), batch_size=64)
-    records = json.loads((options.corpus / "metadata/test.json").read_text("utf-8"))
+    records = json.loads((options.corpus / "metadata/test.json").read_text("utf-8"))[: options.pairs]
     changes = rows_of_changes(judging, options.corpus, records, loaded.policy.unfamiliar)
     texts = rows_of_texts(judging, options.corpus, records)
     for rows in tables(changes, texts):

@@ -25,6 +25,8 @@ def facts_tables(facts: dict[str, Any]) -> Group:
         parts += [Text(metrics["by_type"])] if metrics["by_type"] else []
     else:
         parts.append("figures: the card has none. Measure the model on labeled pairs with `asap evaluate`.")
+    if facts["robustness"]:
+        parts += ["", Text("robustness: what the model flags if the pictures are changed."), _robustness_table(facts)]
     if (calibration := facts["policy"]["calibration"]) and calibration.get("thresholds"):
         parts += ["", calibration_table(calibration["thresholds"])]
     return Group(*parts)
@@ -95,4 +97,18 @@ def _metrics_table(metrics: dict[str, Any], has_intervals: bool) -> Table:
         low_high = figure["interval"]
         interval = f"{low_high[0]:.3f} to {low_high[1]:.3f}" if low_high else "–"
         table.add_row(name, f"{figure['value']:.3f}", *([interval] if has_intervals else []))
+    return table
+
+
+def _robustness_table(facts: dict[str, Any]) -> Table:
+    """Return the first columns of the card's table: the change, the false positives, and their ratio to the unchanged.
+
+    No more fit into 80 columns; the card has the others.
+    """
+    table = Table(**PLAIN_TABLE)
+    names = list(facts["robustness"][0])[:3]
+    for name in names:
+        table.add_column(name, justify="left" if name == names[0] else "right")
+    for row in facts["robustness"]:
+        table.add_row(*(row[name] for name in names))
     return table

@@ -53,6 +53,7 @@ def model_facts(model: str) -> dict[str, Any]:
             "label_set_title": types.title,
             "types": list(types.types),
             "metrics": _metrics(folder),
+            "robustness": _robustness(folder),
             "policy": _policy(folder),
             "familiarity": _familiarity(folder, weights),
             "sizes": _sizes(folder) | {
@@ -119,11 +120,27 @@ def _familiarity(folder: Path, weights: str) -> dict[str, Any] | None:
     return {"familiarity_id": id_of_content(content), "corpus": about.get("corpus")} | pairs
 
 
-def _metrics(folder: Path) -> dict[str, Any] | None:
-    """Return the metrics of a card and what they were measured on; None if it has no table of them."""
+def _section(folder: Path, title: str) -> str:
+    """Return the text of a section of the card; empty without a card or without the section."""
     file = folder / _CARD
     text = file.read_text(encoding="utf-8", errors="replace") if file.is_file() else ""
-    section = text.partition("\n## Metrics\n")[2].partition("\n## ")[0]
+    return text.partition(f"\n## {title}\n")[2].partition("\n## ")[0]
+
+
+def _robustness(folder: Path) -> list[dict[str, str]] | None:
+    """Return the first table of the card's section Robustness: for each change of the pictures, its cells by column.
+
+    None if the card has no such table. The cells are texts, as on the card.
+    """
+    lines = _section(folder, "Robustness").partition("\n|")[2].partition("\n\n")[0].splitlines()
+    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+    rows = [dict(zip(cells[0], row, strict=True)) for row in cells[2:] if len(row) == len(cells[0])]
+    return rows or None
+
+
+def _metrics(folder: Path) -> dict[str, Any] | None:
+    """Return the metrics of a card and what they were measured on; None if it has no table of them."""
+    section = _section(folder, "Metrics")
     rows = [match for line in section.splitlines() if (match := _ROW.match(line))]
     if not rows:
         return None

@@ -211,7 +211,7 @@ def test_shards_carry_the_familiarity_that_a_scan_computes(drawn: Path, familiar
     findings = explain_pairs(str(familiar_model), model_id(familiar_model), "cpu", 1, read_split(drawn, "test"))
     # An evaluation reads one pass of a text. Whole texts have the same features, but for rounding.
     whole_text = [number for number, finding in enumerate(findings) if not any("passes" in w for w in finding.warnings)]
-    assert len(whole_text) > 5
+    assert len(whole_text) > 2
     for number in whole_text:
         assert familiarity[number] == pytest.approx(findings[number].familiarity, abs=0.005)
     # Every other figure is that of the model without the file.

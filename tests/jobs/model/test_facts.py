@@ -66,6 +66,7 @@ def test_all_that_a_folder_says_is_found(folder: Path) -> None:
     }
     assert (facts["policy"]["manipulated"], facts["policy"]["calibration"]) == (0.9, calibration)
     assert facts["familiarity"] is None
+    assert facts["robustness"] is None
     assert familiarity_sentence(facts) == NO_FAMILIARITY
     parameters = sum(tensor.numel() for tensor in load(folder).state_dict().values() if tensor.is_floating_point())
     assert facts["sizes"] == {
@@ -79,9 +80,12 @@ def test_all_that_a_folder_says_is_found(folder: Path) -> None:
 
 def test_the_demo_has_figures_limits_and_familiarity() -> None:
     facts = model_facts("demo")
-    assert facts["metrics"]["values"]["AUC"] == {"value": 0.992, "interval": None}
-    assert len(facts["metrics"]["values"]) == 16
-    assert facts["metrics"]["by_type"].startswith("Average precision by type: face_swap 0.997")
+    assert facts["metrics"]["values"]["AUC"] == {"value": 0.983, "interval": [0.978, 0.986]}
+    assert len(facts["metrics"]["values"]) == 17
+    assert facts["metrics"]["by_type"].startswith("Average precision by type: face_swap 0.958")
+    assert [row["picture"] for row in facts["robustness"]][:3] == ["none", "blur of 1 px", "blur of 2 px"]
+    for row in facts["robustness"]:
+        assert float(row["times clean"].split()[0]) <= 3
     assert facts["limits"]["made_from"] == "drawn pictures"
     assert facts["sizes"]["parameters_by_type"].keys() == {"F16"}
     assert "fitted to 22,000 pairs of the corpus own and 22,000 held-out pairs" in familiarity_sentence(facts)
