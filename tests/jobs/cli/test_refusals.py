@@ -49,6 +49,8 @@ _CASES: list[tuple[str, list[str], str]] = [
     ("plan", ["a.jpg"], "a.jpg is a picture"),
     ("scan", ["missing.csv", "--out", "out"], "missing.csv is not there"),
     ("scan", ["a.jpg", "--out", "out"], "a.jpg is a picture"),
+    ("captioner", ["folder", "--unseen", "folder", "--out", "out"], "folder was not drawn by asap newsroom"),
+    ("captioner", ["folder", "--unseen", "folder", "--out", "folder"], "folder exists. Name a new folder"),
     ("annotate", ["missing.csv", "--out", "out", "--caption-engine", "precomputed", "--captioner", "c.json"],
      "missing.csv is not there"),
     ("annotate", ["a.csv", "--out", "out"], "neither captions nor explanations are asked for"),
