@@ -20,7 +20,6 @@ import json
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
-from math import sqrt
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +30,7 @@ from rich.table import Table
 from sklearn.metrics import roc_auc_score
 
 from asap.evaluation.news_items import item_keys, news_items
+from asap.evaluation.reliability import wilson_interval
 from asap.finding import Finding, Pair
 from asap.labels import FLAGGED
 from asap.predictor import Predictor
@@ -51,14 +51,6 @@ CHANGES: dict[str, Change] = {
 """The changes. Training with `augmentation=web` shows changes of these kinds, at random strengths."""
 _CHUNK = 512
 _RESAMPLES = 2000
-
-
-def wilson(hits: int, count: int) -> tuple[float, float]:
-    """Return Wilson's 95 % interval of a share."""
-    z = 1.959964
-    middle = (hits + z * z / 2) / (count + z * z)
-    half = z * sqrt(hits * (count - hits) / count + z * z / 4) / (count + z * z)
-    return middle - half, middle + half
 
 
 def predict(predictor: Predictor, corpus: Path, records: Sequence[dict[str, Any]], change: Change) -> list[Finding]:
@@ -120,7 +112,7 @@ def rows_of_changes(
         hits, count = int(flagged[true].sum()), int(true.sum())
         judged = true & known
         rows.append({
-            "change": name, "authentic": count, "false_positives": hits / count, "interval": wilson(hits, count),
+            "change": name, "authentic": count, "false_positives": hits / count, "interval": wilson_interval(hits, count),
             "times_clean": times_clean(flagged[true], clean, items) if clean.any() else None,
             "faces_flagged": float(flagged[faces].mean()), "texts_flagged": float(flagged[texts].mean()),
             "AUC": float(roc_auc_score(~true, [one.score for one in findings])),
@@ -145,7 +137,7 @@ def rows_of_texts(predictor: Predictor, corpus: Path, records: Sequence[dict[str
                 for one, record in zip(findings, alone, strict=True)
                 if (record["fake_cls"], record["disproved_by"]) == (kind, evidence)
             ]
-            share = {"flagged": float(np.mean(flagged)), "interval": wilson(sum(flagged), len(flagged))}
+            share = {"flagged": float(np.mean(flagged)), "interval": wilson_interval(sum(flagged), len(flagged))}
             rows.append({"type": kind, "disproved_by": evidence, "pairs": len(flagged)} | share)
     return rows
 

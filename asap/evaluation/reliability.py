@@ -58,7 +58,7 @@ def reliability(scores_B: NDArray[np.floating], manipulated_B: NDArray[np.bool_]
     with np.errstate(invalid="ignore"):
         mean_score = np.bincount(bins, weights=scores, minlength=BINS) / counts
         share = hits / counts
-    bounds = np.array([_wilson(int(hit), int(count)) for hit, count in zip(hits, counts, strict=True)])
+    bounds = np.array([wilson_interval(int(hit), int(count)) for hit, count in zip(hits, counts, strict=True)])
     return Reliability(
         counts=counts,
         mean_score=mean_score,
@@ -69,7 +69,8 @@ def reliability(scores_B: NDArray[np.floating], manipulated_B: NDArray[np.bool_]
     )
 
 
-def _wilson(hits: int, count: int) -> tuple[float, float]:
+def wilson_interval(hits: int, count: int) -> tuple[float, float]:
+    """Return Wilson's 95 % interval of the share of hits; NaN for a count of 0."""
     if not count:
         return np.nan, np.nan
     interval = binomtest(hits, count).proportion_ci(method="wilson")

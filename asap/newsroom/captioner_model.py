@@ -15,7 +15,7 @@ import json
 import re
 import time
 from collections.abc import Callable, Iterator, Sequence
-from math import cos, pi, sqrt
+from math import cos, pi
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -35,7 +35,9 @@ from transformers import (
 
 from asap.corpus.picture_cache import PictureCache
 from asap.corpus.reader import Record, read_split
-from asap.errors import ConfigError, CorpusError
+from asap.errors import ConfigError
+from asap.evaluation.reliability import wilson_interval
+from asap.newsroom.corpus import check_drawn
 from asap.newsroom.lexicon import COLORS, NUMBERS, PROPS, SCENES
 from asap.training.augmentation import augment
 
@@ -128,8 +130,7 @@ def read_captions(corpus: Path, split: str) -> tuple[list[Record], list[str]]:
 
     Raises `CorpusError` if the corpus was not drawn by newsroom, or has no pair in the split (`read_split`).
     """
-    if not (corpus / "newsroom.json").is_file():
-        raise CorpusError(f"corpus {corpus} was not drawn by asap newsroom: it has no newsroom.json. Draw one.")
+    check_drawn(corpus)
     captions = json.loads((corpus / "captions.json").read_text("utf-8"))
     records = read_split(corpus, split)
     return records, [captions[record.id] for record in records]
@@ -288,10 +289,8 @@ def card(
     """
     rows, names, commands = [], [], []
     for name, (right, asked) in figures.items():
-        z = 1.959964
-        middle = (right + z * z / 2) / (asked + z * z)
-        half = z * sqrt(right * (asked - right) / asked + z * z / 4) / (asked + z * z)
-        rows.append(f"| {name} | {right / asked:.3f} | {middle - half:.3f} to {middle + half:.3f} |")
+        low, high = wilson_interval(right, asked)
+        rows.append(f"| {name} | {right / asked:.3f} | {low:.3f} to {high:.3f} |")
     for corpus in corpora:
         about = json.loads((corpus / "newsroom.json").read_text("utf-8"))
         names.append(f"a drawn corpus ({about['corpus_version']}, seed {about['seed']})")

@@ -138,6 +138,12 @@ def _check_arguments(out: Path, pairs: int, seed: int, workers: int | None, spli
         raise CorpusError(f"{out} {state}. Remove it, or choose another folder.")
 
 
+def check_drawn(folder: Path) -> None:
+    """Raise `CorpusError` unless the folder holds a whole corpus of newsroom."""
+    if not (folder / "newsroom.json").is_file():
+        raise CorpusError(f"corpus {folder} was not drawn by asap newsroom: it has no newsroom.json. Draw one.")
+
+
 def allot(total: int, shares: Sequence[float]) -> list[int]:
     """Divide `total` by the shares into whole numbers, by largest remainder; ties go to the earlier share."""
     weights = [round(share * 1_000_000) for share in shares]  # integers round alike on every machine

@@ -19,15 +19,15 @@ def captioner(
     ] = None,
 ) -> None:
     """Train a small captioner on the captions of a drawn corpus, and measure what it names rightly."""
-    from asap.errors import ConfigError, CorpusError
+    from asap.errors import ConfigError
+    from asap.newsroom.corpus import check_drawn
     from jobs.cli.display import count_shown
 
     # Said here too, since transformers and torch take seconds to load.
     if out.exists():
         raise ConfigError(f"folder {out} exists. Name a new folder for the captioner.")
     for folder in (corpus, unseen):
-        if not (folder / "newsroom.json").is_file():
-            raise CorpusError(f"corpus {folder} was not drawn by asap newsroom: it has no newsroom.json. Draw one.")
+        check_drawn(folder)
     from asap.newsroom.captioner_model import make_captioner
 
     with count_shown(Console(), "training", before="reading the corpus") as progress:
