@@ -112,7 +112,8 @@ def rows_of_changes(
         hits, count = int(flagged[true].sum()), int(true.sum())
         judged = true & known
         rows.append({
-            "change": name, "authentic": count, "false_positives": hits / count, "interval": wilson_interval(hits, count),
+            "change": name, "authentic": count, "false_positives": hits / count,
+            "interval": wilson_interval(hits, count),
             "times_clean": times_clean(flagged[true], clean, items) if clean.any() else None,
             "faces_flagged": float(flagged[faces].mean()), "texts_flagged": float(flagged[texts].mean()),
             "AUC": float(roc_auc_score(~true, [one.score for one in findings])),

@@ -4,6 +4,7 @@ app.py                the command line: subcommands, error messages, exit codes
 options.py            options that several commands share, and `--set`
 display.py            progress, tables, and a finding in the terminal
 fitting.py            tables that cut no number and no name, however narrow the terminal is
+pairs_job.py          a scan or annotations: progress, summary, and how failed pairs end it
 training_progress.py  the progress of a training run in the terminal
 job_tables.py         jobs, their errors and their rows in the terminal
 model_tables.py       a model's origin, figures and sizes in the terminal

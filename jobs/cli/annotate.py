@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -27,7 +26,6 @@ from jobs.cli.options import (
     codes_of,
     settings_of,
 )
-from jobs.errors import JobError, TooManyErrors
 
 if TYPE_CHECKING:
     from jobs.annotate.settings import AnnotateSettings
@@ -121,25 +119,11 @@ def _show_plan(settings: AnnotateSettings) -> None:
 
 
 def run_annotation(settings: AnnotateSettings, *, as_json: bool = False) -> None:
-    """Run or resume a job with its progress, and print its summary: as a table and lines, or as one JSON document."""
+    """Run or resume a job with its progress, and print its summary; see `run_shown`."""
     from jobs.annotate.run import annotate as run
     from jobs.cli.annotate_tables import summary_lines, summary_table
-    from jobs.cli.display import print_plain, print_tables, progress_shown
-    from jobs.cli.ray_log import ray_output_logged
+    from jobs.cli.pairs_job import run_shown
 
-    console = Console()
-    with ray_output_logged() as stderr, progress_shown(Console(file=stderr) if as_json else console) as watch:
-        summary = run(settings, watch)
-    if as_json:
-        typer.echo(json.dumps(summary))
-    else:
-        print_tables(console, summary_table(summary))
-        for line in summary_lines(summary):
-            print_plain(console, line)
-    if summary["errors"] == summary["pairs"]:
-        raise JobError(f"all {summary['pairs']} pairs failed. See {summary['errors_file']}.")
-    if summary["errors"] > settings.max_error_rate * summary["pairs"]:
-        raise TooManyErrors(
-            f"{summary['errors']:,} of {summary['pairs']:,} pairs failed, more than --max-error-rate allows "
-            f"({settings.max_error_rate:g}). See {summary['errors_file']}."
-        )
+    run_shown(
+        lambda watch: run(settings, watch), summary_table, summary_lines, settings.max_error_rate, as_json=as_json
+    )

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import json
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
 
 from asap.errors import ConfigError
 from asap.preprocessing.words import MIN_TEXT_READ
@@ -28,7 +26,6 @@ from jobs.cli.options import (
     codes_of,
     settings_of,
 )
-from jobs.errors import JobError, TooManyErrors
 
 if TYPE_CHECKING:
     from jobs.scan.settings import ScanSettings
@@ -155,24 +152,16 @@ def _captioned_pairs(pairs: str, values: dict[str, Any]) -> dict[str, Any]:
 
 
 def run_scan(settings: ScanSettings, *, as_json: bool = False) -> None:
-    """Run or resume a scan with its progress, and print its summary: as a table and lines, or as one JSON document."""
-    from jobs.cli.display import print_plain, print_tables, progress_shown, summary_lines, summary_table
-    from jobs.cli.ray_log import ray_output_logged
+    """Run or resume a scan with its progress, and print its summary; see `run_shown`."""
+    from jobs.cli.display import summary_lines, summary_table
+    from jobs.cli.pairs_job import run_shown
     from jobs.scan.run import scan as run
 
-    console = Console()
-    with ray_output_logged() as stderr, progress_shown(Console(file=stderr) if as_json else console) as watch:
-        summary = run(settings, watch)
-    if as_json:
-        typer.echo(json.dumps(summary))
-    else:
-        print_tables(console, summary_table(summary))
-        for line in summary_lines(summary):
-            print_plain(console, line)
-    if summary["errors"] == summary["pairs"]:
-        raise JobError(f"all {summary['pairs']} pairs failed. See the errors listed above.")
-    if summary["errors"] > settings.max_error_rate * summary["pairs"]:
-        raise TooManyErrors(
-            f"{summary['errors']:,} of {summary['pairs']:,} pairs failed, more than --max-error-rate allows "
-            f"({settings.max_error_rate:g}). See {summary['errors_file']}."
-        )
+    run_shown(
+        lambda watch: run(settings, watch),
+        summary_table,
+        summary_lines,
+        settings.max_error_rate,
+        where="the errors listed above",
+        as_json=as_json,
+    )
