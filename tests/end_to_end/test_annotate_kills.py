@@ -1,4 +1,4 @@
-"""A job of annotations whose driver or whose engine's process is killed ends with every row once, and asks no more."""
+"""A job of annotations whose driver is killed goes on with every row once, and asks for nothing that is written."""
 
 from __future__ import annotations
 
