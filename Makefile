@@ -27,7 +27,7 @@ demo: setup
 	@rm -rf $(DEMO)
 	@$(RUN)/asap newsroom $(DEMO)/corpus --pairs 300 --seed 2026 --splits 0 0 1
 	@$(RUN)/python tests/support/bucket.py $(DEMO)/corpus newsroom \
-	  $(RUN)/asap scan s3://newsroom/metadata/test.json --out $(DEMO)/jobs --job demo
+	  $(RUN)/asap scan s3://newsroom/metadata/test.json --out $(DEMO)/jobs --job demo --captioner demo --captions flagged
 
 # Two processes, a file of tests at a time: one waits for Ray while the other computes.
 PYTEST := $(RUN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder

@@ -14,6 +14,9 @@ assert set(results["status"].to_pylist()) == {"ok"}, "a drawn pair could not be 
 assert any(box is not None for box in results["box_px"].to_pylist()), "no face was found"
 assert any(results["words"].to_pylist()), "no word was found"
 
+flagged = [row for row in results.to_pylist() if row["verdict"] in ("manipulated", "review")]
+assert flagged and all(row["caption"] for row in flagged), "a flagged pair has no caption"
+
 corpus = {str(record["id"]): record for record in json.loads(Path("out/demo/corpus/metadata/test.json").read_text())}
 rows = results.select(["custom_id", "verdict"]).to_pylist()
 right = sum((row["verdict"] == "manipulated") == (corpus[row["custom_id"]]["fake_cls"] != "orig") for row in rows)
@@ -21,4 +24,5 @@ assert right / len(rows) > 0.75, f"only {right} of {len(rows)} verdicts are righ
 
 report = (job / "report" / "index.html").read_text(encoding="utf-8")
 assert "http://" not in report.replace("http://www.w3.org", "") and "data:image" in report, "the report is not whole"
+assert flagged[0]["caption"][:20] in report, "the report shows no caption"
 print(f"demo: {len(rows)} pairs, {right} verdicts right, report of {len(report) // 1024} KiB")

@@ -28,6 +28,7 @@ The files and folders, in reading order:
     evaluation/      metrics, calibration and thresholds
     newsroom/        the generator of the synthetic corpus
     demo/            the model folder that ships with the library (data, no code)
+    demo_captioner/  the captioner that ships with the library, for demos and tests (data, no code)
     packages.py      imports the packages of this program in Ray's worker processes
 """
 

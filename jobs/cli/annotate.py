@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 
-from asap.errors import ConfigError
 from jobs.cli.options import (
     ADDRESS_HELP,
     DEVICE_HELP,
@@ -24,6 +23,7 @@ from jobs.cli.options import (
     TextColumn,
     changes_of,
     codes_of,
+    engine_of,
     settings_of,
 )
 
@@ -41,7 +41,9 @@ def annotate(
         str | None,
         typer.Option(help=f"Engine that captions pictures: {_ENGINES.format('captions')}. Default: no captions."),
     ] = None,
-    captioner: Annotated[str | None, typer.Option(help=f"The captioner: {_SOURCE} of captions.")] = None,
+    captioner: Annotated[
+        str | None, typer.Option(help=f"The captioner: {_SOURCE} of captions; or 'demo', for drawings.")
+    ] = None,
     explanation_engine: Annotated[
         str | None,
         typer.Option(help=f"Engine that explains texts: {_ENGINES.format('explanations')}. Default: no explanations."),
@@ -83,8 +85,8 @@ def annotate(
     from jobs.annotate.settings import AnnotateSettings
 
     changes = changes_of(change or [])
-    captions = _engine("--caption-engine", caption_engine, "--captioner", captioner)
-    explanations = _engine("--explanation-engine", explanation_engine, "--explainer", explainer)
+    captions = engine_of("--caption-engine", caption_engine, "--captioner", captioner)
+    explanations = engine_of("--explanation-engine", explanation_engine, "--explainer", explainer)
     options: dict[str, Any] = {
         "input": input, "out": out, "limit": limit, "captions": captions, "explanations": explanations,
         "image_column": image_column, "text_column": text_column, "id_column": id_column,
@@ -101,13 +103,6 @@ def annotate(
         _show_plan(settings)
     else:
         run_annotation(settings)
-
-
-def _engine(engine_option: str, engine: str | None, source_option: str, source: str | None) -> dict[str, str] | None:
-    if (engine is None) != (source is None):
-        missing = engine_option if engine is None else source_option
-        raise ConfigError(f"{engine_option} and {source_option} belong together, and {missing} is missing. Give both.")
-    return {"engine": engine, "source": source} if engine and source is not None else None
 
 
 def _show_plan(settings: AnnotateSettings) -> None:

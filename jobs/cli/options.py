@@ -100,6 +100,27 @@ def _unknown_setting(kind: Any, path: tuple[int | str, ...]) -> str:
     return f"setting {'.'.join(map(str, path))!r} is unknown. {advice}"
 
 
+def engine_of(engine_option: str, engine: str | None, source_option: str, source: str | None) -> dict[str, str] | None:
+    """Return the settings that two options of a command begin, or None if neither is given.
+
+    Raises `ConfigError` if one of them is missing, unless the source is the captioner that ships: its engine is known.
+
+    Args:
+        engine_option: Name of the option of the engine.
+        engine: Its value.
+        source_option: Name of the option of the source.
+        source: Its value.
+    """
+    from jobs.descriptions.settings import DEMO
+
+    if engine is None and source == DEMO:
+        engine = "transformers"
+    if (engine is None) != (source is None):
+        missing = engine_option if engine is None else source_option
+        raise ConfigError(f"{engine_option} and {source_option} belong together, and {missing} is missing. Give both.")
+    return {"engine": engine, "source": source} if engine and source is not None else None
+
+
 def changes_of(assignments: list[str]) -> dict[str, Any]:
     """Parse NAME=VALUE pairs. A value that is not JSON is taken as a string."""
     changes: dict[str, Any] = {}

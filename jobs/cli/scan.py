@@ -24,6 +24,7 @@ from jobs.cli.options import (
     TextColumn,
     changes_of,
     codes_of,
+    engine_of,
     settings_of,
 )
 
@@ -55,7 +56,8 @@ def scan(
     captioner: Annotated[
         str | None,
         typer.Option(
-            help="The captioner: a model folder or hub name, the endpoint's name of a model, or a file of captions."
+            help="The captioner: a model folder or hub name, the endpoint's name of a model, or a file of captions; or "
+            "'demo', the small captioner of drawings that ships with asap."
         ),
     ] = None,
     captions: Annotated[
@@ -113,10 +115,7 @@ def scan(
     """
     from jobs.scan.settings import ScanSettings
 
-    if (caption_engine is None) != (captioner is None):
-        missing = "--caption-engine" if caption_engine is None else "--captioner"
-        raise ConfigError(f"--caption-engine and --captioner belong together, and {missing} is missing. Give both.")
-    described = {"engine": caption_engine, "source": captioner} if caption_engine else None
+    described = engine_of("--caption-engine", caption_engine, "--captioner", captioner)
     options = {
         "input": input, "out": out, "job": job, "model": model, "limit": limit, "captions": described,
         "image_column": image_column, "text_column": text_column, "id_column": id_column,

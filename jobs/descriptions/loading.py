@@ -35,9 +35,10 @@ def check_source(settings: DescriptionSettings) -> str:
         check_vllm()
     if not source or re.match(r"[a-zA-Z][a-zA-Z0-9+.-]*://", source):
         raise InputNotFound(f"the captioner {source!r} is neither a folder of this machine nor a name on the hub")
+    source = settings.place
     if not re.match(r"[./~]", source) and not Path(source).is_dir():
         return source if settings.revision is None else f"{source}@{settings.revision}"
-    if not (Path(source).expanduser() / "config.json").is_file():
+    if not (Path(source) / "config.json").is_file():
         raise InputNotFound(f"the captioner {source} is not a model folder: it has no config.json")
     return files_fingerprint(list_files(Location.parse(source)))
 

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 from typing import Any, Literal, Self
 from urllib.parse import urlsplit
 
 from pydantic import Field, model_validator
 
+import asap
 from jobs.settings import Settings
 
 Kind = Literal["caption", "explanation"]
+DEMO = "demo"
+"""Source of the captioner that ships with the library, as `demo` is the name of its model. `./demo` is a folder."""
 EngineName = Literal["transformers", "openai", "vllm", "precomputed"]
 _NEW_TOKENS = {"caption": 40, "explanation": 160}
 _DECISIVE = {"engine", "source", "revision", "prompt", "max_new_tokens", "batch_size", "max_side", "dtype", "attention"}
@@ -104,6 +108,13 @@ class DescriptionSettings(Settings):
         if self.kind == "explanation" and self.prompt is not None and "{text}" not in self.prompt:
             raise ValueError("the prompt has no {text}, so the model would not see the text. Add it.")
         return self
+
+    @property
+    def place(self) -> str:
+        """Folder of this machine, or name on the hub, where a model of `transformers` or `vllm` is found."""
+        if self.source == DEMO and self.engine == "transformers":
+            return str(Path(asap.__path__[0]) / "demo_captioner")
+        return str(Path(self.source).expanduser()) if self.source.startswith("~") else self.source
 
     @property
     def sees_pictures(self) -> bool:

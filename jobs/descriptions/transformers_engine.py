@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from PIL import Image
@@ -210,7 +209,7 @@ def _load(settings: DescriptionSettings, device: str) -> tuple[Any, Any]:
         MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES,
     )
 
-    source = str(Path(settings.source).expanduser()) if settings.source.startswith("~") else settings.source
+    source = settings.place
     common: dict[str, Any] = {"revision": settings.revision or "main", "trust_remote_code": False}
     wanted = "captions" if settings.kind == "caption" else "explanations"
     try:

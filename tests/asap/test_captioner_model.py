@@ -1,16 +1,27 @@
 """A captioner is trained on a drawn corpus, and its folder is one that any engine of captions loads."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
+import asap
 from asap.errors import ConfigError, CorpusError
 from asap.newsroom import generate
-from asap.newsroom.captioner_model import FACTS, MAX_TOKENS, make_captioner, read_facts, train_tokenizer
+from asap.newsroom.captioner_model import (
+    FACTS,
+    MAX_TOKENS,
+    evaluate,
+    make_captioner,
+    read_captions,
+    read_facts,
+    train_tokenizer,
+)
 
 PAIRS = 80
+SHIPPED = Path(asap.__path__[0]) / "demo_captioner"
 
 
 @pytest.fixture(scope="module")
@@ -73,6 +84,21 @@ def test_a_trained_captioner_is_loaded_by_the_engine_of_a_scan_and_its_card_coun
     assert outcome is not None
     with pytest.raises(ConfigError, match=r"captioner exists\. Name a new folder"):
         make_captioner(corpus, corpus, tmp_path / "captioner", 64)
+
+
+def test_the_captioner_that_ships_names_what_is_in_pictures_of_a_seed_it_never_saw(tmp_path: Path) -> None:
+    generate(tmp_path / "unseen", pairs=128, seed=7, workers=1, splits=(0.0, 0.0, 1.0))
+    figures = evaluate(SHIPPED, *read_captions(tmp_path / "unseen", "test"))
+    shares = {name: right / asked for name, (right, asked) in figures.items()}
+    card = (SHIPPED / "README.md").read_text()
+    for name, share in shares.items():
+        found = re.search(rf"\| {name} \| (0\.\d+|1\.000) \|", card)
+        assert found, f"the card does not name {name}"
+        assert share > float(found[1]) - 0.12, (name, share, found[1])  # 128 pairs: three standard errors at most
+
+
+def test_the_captioner_that_ships_is_small() -> None:
+    assert sum(file.stat().st_size for file in SHIPPED.iterdir()) < 12_000_000
 
 
 def test_a_corpus_that_was_not_drawn_and_one_without_pairs_are_refused(corpus: Path, tmp_path: Path) -> None:

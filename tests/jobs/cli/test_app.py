@@ -294,6 +294,17 @@ def test_an_option_says_which_pairs_are_captioned(
     assert (seen[0].captions and seen[0].caption_pairs) == wanted
 
 
+def test_the_captioner_that_ships_needs_no_engine(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[Any] = []
+    monkeypatch.setattr(
+        "jobs.scan.run.scan", lambda settings, watch: seen.append(settings) or _pretend(settings, watch)
+    )
+    assert run("scan", "in.jsonl", "--out", "/out", "--captioner", "demo", "--captions", "flagged")[0] == 0
+    assert (seen[0].captions.engine, seen[0].captions.source, seen[0].caption_pairs) == (
+        "transformers", "demo", "flagged",
+    )  # fmt: skip
+
+
 def test_further_settings_of_a_captioner_join_its_options(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[Any] = []
     monkeypatch.setattr(

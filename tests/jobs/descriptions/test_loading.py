@@ -35,6 +35,17 @@ def test_another_revision_of_a_model_on_the_hub_has_another_fingerprint() -> Non
     assert check_source(settings) != check_source(settings.model_copy(update={"revision": "v2"}))
 
 
+def test_the_captioner_that_ships_is_known_by_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "demo").mkdir()
+    monkeypatch.chdir(tmp_path)  # a folder of this name is another captioner, `./demo`
+    settings = DescriptionSettings(engine="transformers", source="demo")
+    folder = Path(settings.place)
+    assert (folder / "README.md").is_file()
+    assert check_source(settings) == check_source(DescriptionSettings(engine="transformers", source=str(folder)))
+    with pytest.raises(InputNotFound, match="is not a model folder"):
+        check_source(DescriptionSettings(engine="transformers", source="./demo"))
+
+
 def test_vllm_that_is_not_installed_names_its_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(loading, "find_spec", lambda name: None)
     with pytest.raises(ConfigError, match=r"pip install 'asap-ray\[vllm\]'"):
