@@ -8,9 +8,48 @@ AsapError
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, Literal, get_args
 
 from asap.errors import AsapError, InputError
+
+ErrorCode = Literal[
+    "bad_request", "base64_invalid", "deadline", "decode_failed", "empty_file", "image_missing", "input_error",
+    "internal", "invalid_field", "json_invalid", "keys_required", "method_not_allowed", "model_error", "not_found",
+    "not_ready", "overloaded", "rate_limited", "text_invalid", "text_missing", "text_unreadable", "too_large",
+    "unauthorized", "unsupported_format", "unsupported_media_type", "uri_invalid", "uri_not_allowed", "uri_unreadable",
+]  # fmt: skip
+"""Every code of an error response."""
+MEANINGS: Mapping[ErrorCode, str] = {
+    "bad_request": "400: the request is malformed",
+    "base64_invalid": "400: the picture is not base64",
+    "decode_failed": "400: the picture is damaged",
+    "empty_file": "400: the picture has no bytes",
+    "image_missing": "400: there is no picture",
+    "input_error": "400: the pair cannot be read, for another reason",
+    "json_invalid": "400: the body is not JSON",
+    "text_invalid": "400: the text has no words, or is not in the encoding that the request names",
+    "text_missing": "400: the text is empty",
+    "text_unreadable": "400: the model reads too little of the text",
+    "unsupported_format": "400: the bytes are not a picture of a supported format",
+    "uri_invalid": "400: the address cannot be parsed",
+    "uri_unreadable": "400: the picture at the address cannot be fetched",
+    "unauthorized": "401: the key is missing or unknown",
+    "keys_required": "403: a server without keys answers only its own machine",
+    "uri_not_allowed": "403: pictures are not fetched from the address",
+    "not_found": "404: there is no such route",
+    "method_not_allowed": "405: the route has other methods, which `Allow` lists",
+    "too_large": "413: the body, the picture, the text or the batch exceeds a limit, however often it is sent",
+    "unsupported_media_type": "415: the body or a field has a type or a compression that is not read",
+    "invalid_field": "422: a field is missing, unknown, given twice or wrong",
+    "overloaded": "429: the server is busy; Retry-After says when to try again",
+    "rate_limited": "429: the key is used too much; Retry-After says when to try again",
+    "internal": "500: the server failed",
+    "model_error": "500: the model failed on this pair",
+    "not_ready": "503: the model is loading, or the server is shutting down; Retry-After says when to try again",
+    "deadline": "504: not done within the deadline",
+}
+"""The usual status of each code, and its meaning."""
 
 
 class Refused(AsapError):
@@ -22,17 +61,26 @@ class Refused(AsapError):
         message: The message, for people.
         param: The field that the error is about.
         retry_after_s: Seconds after which the request may be sent again.
+        headers: Further headers of the response.
     """
 
     def __init__(
-        self, status: int, code: str, message: str, *, param: str | None = None, retry_after_s: float | None = None
+        self,
+        status: int,
+        code: ErrorCode,
+        message: str,
+        *,
+        param: str | None = None,
+        retry_after_s: float | None = None,
+        headers: Mapping[str, str] | None = None,
     ) -> None:
         super().__init__(message)
         self.status = status
-        self.code = code
+        self.code: ErrorCode = code
         self.message = message
         self.param = param
         self.retry_after_s = retry_after_s
+        self.headers = dict(headers or {})
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickle by attributes, because the constructors differ. Ray sends errors to the callers of a handle."""
@@ -59,6 +107,7 @@ class NotReady(Refused):
         super().__init__(503, "not_ready", message, retry_after_s=2)
 
 
+_CODES: dict[str, ErrorCode] = {code: code for code in get_args(ErrorCode)}
 _STATUSES = {"too_large": 413}
 """Statuses of an `InputError` by its code. Any other code is a pair that cannot be read, 400."""
 _FIELDS = {"text_missing": "text", "text_invalid": "text", "text_unreadable": "text"}
@@ -67,6 +116,8 @@ _FIELDS = {"text_missing": "text", "text_invalid": "text", "text_unreadable": "t
 
 def refusal(error: InputError) -> Refused:
     """Return the refusal of a pair that has this error."""
-    if error.code == "model_error":
-        return Refused(500, error.code, "the model failed on this pair; it may work on others")
-    return Refused(_STATUSES.get(error.code, 400), error.code, str(error), param=_FIELDS.get(error.code, "image"))
+    # A detector of a later version, which answers during an update, may know further codes.
+    code = _CODES.get(error.code, "input_error")
+    if code == "model_error":
+        return Refused(500, code, "the model failed on this pair; it may work on others")
+    return Refused(_STATUSES.get(code, 400), code, str(error), param=_FIELDS.get(code, "image"))

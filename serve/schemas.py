@@ -8,6 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from asap.finding import Finding, Verdict
 from asap.labels import TYPES
+from serve.errors import MEANINGS, ErrorCode
 
 EXAMPLE_TEXT = "A smiling minister opens the bridge"
 _FAMILIARITY_ID = (
@@ -18,17 +19,16 @@ _LIMITS = "What the model was made from and must not be used for, in two or thre
 
 
 class DetectRequest(BaseModel):
-    """One pair: the picture in base64 or its address, and its text."""
+    """One pair: the picture in base64 or its address, but not both, and its text."""
 
     model_config = ConfigDict(
-        extra="forbid",
-        json_schema_extra={
-            "examples": [{"image": "/9j/4AAQSkZJRg…", "text": EXAMPLE_TEXT}],
-            "oneOf": [{"required": [name], "properties": {name: {"type": "string"}}} for name in ("image", "uri")],
-        },
+        extra="forbid", json_schema_extra={"examples": [{"image": "/9j/4AAQSkZJRg…", "text": EXAMPLE_TEXT}]}
     )
 
-    image: str | None = Field(default=None, description="The encoded picture (JPEG, PNG, WebP, …) in base64.")
+    image: str | None = Field(
+        default=None,
+        description="The encoded picture (JPEG, PNG, WebP, …) in base64 of the standard or the URL-safe alphabet.",
+    )
     uri: str | None = Field(
         default=None, description="The picture's s3:// or https:// address, if the server allows its beginning."
     )
@@ -151,7 +151,9 @@ class Detection(BaseModel):
 class ErrorBody(BaseModel):
     """The error, for programs (`code`) and for people (`message`)."""
 
-    code: str
+    code: ErrorCode = Field(
+        description="\n".join(f"- `{code}`: {meaning}" for code, meaning in MEANINGS.items()),
+    )
     message: str
     param: str | None = Field(description="The field that the error is about.")
     request_id: str

@@ -7,6 +7,7 @@ before decoding. Every error that a hostile file causes in Pillow is raised as a
 from __future__ import annotations
 
 import hashlib
+import re
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -213,13 +214,23 @@ class _CutOff(DecodeFailed):
 
 
 def _open(name: str, data: bytes, limits: ImageLimits) -> Image.Image:
-    """Open a file without decoding, and check the sizes that its bit stream states."""
+    """Open a file without decoding, and check the sizes that its bit stream states.
+
+    Pillow itself refuses more pixels than its own limit, which is never below that of `limits`.
+    """
     if name in _CONTAINED:
         for width, height in jpeg2000_sizes(data) if name == "JPEG2000" else iso_media_sizes(data):
             _check_pixels(width, height, limits)
     if name == "AVIF":
         AvifImagePlugin.DEFAULT_MAX_THREADS = 1  # many images are decoded at once; threads take memory
-    return Image.open(BytesIO(data), formats=[name])
+    try:
+        return Image.open(BytesIO(data), formats=[name])
+    except Image.DecompressionBombError as error:
+        count = re.search(r"\d+", str(error))  # the first number of Pillow's message is the image's own
+        raise ImageTooLarge(
+            f"the image has {count[0] if count else f'more than {_PILLOW_MAX_PIXELS}'} pixels; the limit is "
+            f"{limits.max_pixels}. Raise max_pixels or shrink the image."
+        ) from error
 
 
 def _decode_cut_jpeg(

@@ -7,7 +7,9 @@ keys.py           the keys of callers, and the rate of each key
 callers.py        who may call a server without keys
 routes.py         create_app, and the routes
 requests.py       a form or JSON becomes a PairRequest
+forms.py          the parts of a form, and the encoding of its text
 remote_images.py  pictures at s3:// and https:// addresses
 metrics.py        the metrics of every process, for /metrics
+openapi.py        the OpenAPI document
 reference.py      the reference page at /docs
 """

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from starlette.requests import ClientDisconnect
 from starlette.types import Message, Receive, Scope
 
 from serve.api.capacity import Capacity, Usage
@@ -40,19 +41,26 @@ class Body:
         self._is_complete = False
 
     def enter(self) -> None:
-        """Count the request. Raises `Overloaded` if no other request may begin."""
+        """Count the request. Raises `Overloaded` if no other request may begin.
+
+        A body that is too large for ever is refused first: its sender would wait in vain for capacity.
+        """
+        if self._declared > self._most:
+            raise _too_large(self._most)
         if self._gated:
             self._enter(self._capacity.all)
 
     async def receive(self) -> Message:
         """Return the next message, as ASGI's `receive`. Raises `Refused`."""
-        if max(self._declared, self._received) > self._most:
-            raise _too_large(self._most)
         # The application identifies the caller before it asks for the body, so the key is known here.
         name = self._key_name()
         if len(self._usages) == 1 and name is not None and self._capacity.several_keys:
             self._enter(self._capacity.by_key[name])
-        message = await self._receive()
+        try:
+            message = await self._receive()
+        except Exception as error:
+            # Ray raises its own errors here once the caller is gone, when it cancels the call that fetches the body.
+            raise ClientDisconnect from error
         self._count(len(message.get("body", b"")))
         is_last = message["type"] == "http.request" and not message.get("more_body", False)
         if is_last and self._usages and not self._is_complete:

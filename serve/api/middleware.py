@@ -9,8 +9,11 @@ from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
+from fastapi.middleware.cors import CORSMiddleware
 from fastapi.responses import JSONResponse
+from starlette.datastructures import Headers
 from starlette.requests import ClientDisconnect
+from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serve.api.body import Body
@@ -71,12 +74,16 @@ class RequestMiddleware:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
+        is_head = scope["method"] == "HEAD"
+        if is_head:  # the same response as to GET, without its body
+            scope = {**scope, "method": "GET"}
         trace = Trace(request_id(scope["headers"]))
         scope.setdefault("state", {})["trace"] = trace
-        start, response = time.perf_counter(), _Response(send, trace.id)
+        start, response = time.perf_counter(), _Response(send, trace.id, is_head)
         gated = scope["path"].startswith("/v1/")
         body = Body(scope, receive, self._capacity, lambda: trace.key_name, gated=gated)
         try:
+            _check_host(scope)
             with self._in_flight.track() if gated else nullcontext():
                 body.enter()
                 self._metrics.in_flight.set(self._capacity.all.requests)
@@ -112,11 +119,36 @@ class RequestMiddleware:
             LOG.info(json.dumps(line | {"ms": round(seconds * 1000, 2)}))
 
 
-class _Response:
-    """Sends a response on, with the headers that every response has, and remembers its status."""
+class CrossOrigin(CORSMiddleware):
+    """Starlette's middleware for pages of other sites, with an error of the API's form for a page that is not allowed.
 
-    def __init__(self, send: Send, request_id: str) -> None:
+    It is the outermost middleware, because a page must be able to read refusals too.
+    """
+
+    def preflight_response(self, request_headers: Headers) -> Response:
+        """Return the response to a browser that asks whether a page may send a request."""
+        response = super().preflight_response(request_headers)
+        if response.status_code < 400:
+            return response
+        id_ = request_id(request_headers.raw)
+        refused = error_response(Refused(response.status_code, "bad_request", bytes(response.body).decode()), id_)
+        kept = {name: value for name, value in response.headers.items() if not name.startswith("content-")}
+        refused.headers.update(kept | {"x-request-id": id_})
+        return refused
+
+
+class _Response:
+    """Sends a response on, with the headers that every response has, and remembers its status.
+
+    Args:
+        send: The ASGI `send` of the request.
+        request_id: The id of the request.
+        is_head: True if the body is left out.
+    """
+
+    def __init__(self, send: Send, request_id: str, is_head: bool) -> None:
         self._send = send
+        self._is_head = is_head
         self._headers = [*_HEADERS, (b"x-request-id", request_id.encode())]
         self.has_begun = False
         self.status = _CLIENT_CLOSED_REQUEST
@@ -125,7 +157,16 @@ class _Response:
         if message["type"] == "http.response.start":
             self.has_begun, self.status = True, message["status"]
             message["headers"] = [*message.get("headers", ()), *self._headers]
+        elif self._is_head:
+            message = {**message, "body": b""}
         await self._send(message)
+
+
+def _check_host(scope: Scope) -> None:
+    """Raise `Refused` (400) for a request of HTTP/1.1 that does not name one host, as RFC 9112 asks of a server."""
+    hosts = [value for name, value in scope["headers"] if name == b"host"]
+    if scope.get("http_version") == "1.1" and (len(hosts) != 1 or not hosts[0].strip()):
+        raise Refused(400, "bad_request", "the request must have one Host header, with the name of this server")
 
 
 def as_refused(error: Exception, request_id: str) -> Refused:
@@ -145,7 +186,7 @@ def error_body(error: Refused, request_id: str) -> ErrorBody:
 
 def error_response(error: Refused, request_id: str) -> JSONResponse:
     """Return the response to a refused request."""
-    headers = {}
+    headers = dict(error.headers)
     if error.retry_after_s is not None:
         headers["Retry-After"] = str(max(1, round(error.retry_after_s + 0.5)))
     if error.status == 401:

@@ -4,23 +4,28 @@ from __future__ import annotations
 
 import asyncio
 import base64
-import binascii
 import json
+from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from fastapi import Request
 from pydantic import BaseModel, ValidationError
-from starlette.datastructures import UploadFile
 
 from asap.preprocessing.words import estimate_passes
+from serve.api.forms import read_form
 from serve.errors import Refused
-from serve.schemas import EXAMPLE_TEXT, BatchRequest, DetectRequest
+from serve.schemas import BatchRequest, DetectRequest
 from serve.settings import ServeSettings
 
 _Model = TypeVar("_Model", bound=BaseModel)
 _EXTRA_COMMAS = 64
 """Commas allowed in the JSON of a pair, beyond one for each character of its text."""
+_DATA_URL = "data:"
+_URL_SAFE_TO_STANDARD = bytes.maketrans(b"-_", b"+/")
+_WHITE_SPACE = b" \t\r\n"
+_SHOWN_CHARS = 40
+"""Characters that are repeated of a name from a request."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +55,8 @@ class RequestReader:
             # Decoding many megabytes of base64 takes a while, so it is done outside the event loop.
             return await asyncio.to_thread(self._parse_pair, await request.body())
         if kind == "multipart/form-data":
-            return await self._read_form(request)
+            form = await read_form(request, ("image", "text"))
+            return self._checked(form.data("image"), None, form.text("text"))
         message = f"the body is {kind or 'of no type'}. Send multipart/form-data or application/json."
         raise Refused(415, "unsupported_media_type", message)
 
@@ -82,32 +88,19 @@ class RequestReader:
         if body.count(b",") > most:
             raise Refused(413, "too_large", f"the body has more than {most} commas, which is the limit")
         try:
-            return json.loads(body)
-        except (ValueError, RecursionError) as error:
-            raise Refused(400, "json_invalid", f"the body is not JSON: {type(error).__name__}") from error
-
-    async def _read_form(self, request: Request) -> PairRequest:
-        # A field may be as large as the body: a text that is too long gets its own error in `_checked`.
-        most = self._settings.max_body_bytes
-        try:
-            async with request.form(max_files=1, max_fields=4, max_part_size=most) as form:
-                image, text = form.get("image"), form.get("text")
-                if not isinstance(image, UploadFile):
-                    raise Refused(422, "invalid_field", "image: send the picture as a file", param="image")
-                if not isinstance(text, str):
-                    raise Refused(422, "invalid_field", "text: send the text as a field of the form", param="text")
-                return self._checked(await image.read(), None, text)
-        except UnicodeError:
-            message = "the charset of the form is unknown, or the form is not encoded in it"
-            raise Refused(400, "bad_request", message) from None
+            return json.loads(body, object_pairs_hook=_JsonObject)
+        except json.JSONDecodeError as error:
+            reason = f"{error.msg} in line {error.lineno}, column {error.colno}"
+        except UnicodeDecodeError:
+            reason = "it is not in UTF-8"
+        except RecursionError:
+            reason = "it is nested too deeply"
+        except ValueError:  # Python's limit of digits
+            reason = "a number has too many digits"
+        raise Refused(400, "json_invalid", f"the body cannot be read as JSON: {reason}")
 
     def _pair_of(self, request: DetectRequest) -> PairRequest:
-        data = None
-        if request.image is not None:
-            try:  # a data: URL has a comma before its base64
-                data = base64.b64decode(request.image.partition(",")[2] or request.image, validate=True)
-            except (binascii.Error, ValueError) as error:
-                raise Refused(400, "base64_invalid", f"image is not base64: {error}", param="image") from error
+        data = None if request.image is None else _decode_base64(request.image)
         return self._checked(data, request.uri, request.text)
 
     def _checked(self, data: bytes | None, uri: str | None, text: str) -> PairRequest:
@@ -120,22 +113,55 @@ class RequestReader:
         return PairRequest(data, uri, text, estimate_passes(text))
 
 
-def openapi_of_body(model: type[BaseModel], *, form: bool) -> dict[str, Any]:
-    """Return the OpenAPI description of a body that `RequestReader` reads, which FastAPI does not know."""
-    content: dict[str, Any] = {"application/json": {"schema": model.model_json_schema()}}
-    if form:
-        content["multipart/form-data"] = {
-            "schema": {
-                "type": "object",
-                "required": ["image", "text"],
-                "properties": {
-                    "image": {"type": "string", "format": "binary", "description": "The encoded picture."},
-                    "text": {"type": "string", "description": "The text that goes with the picture."},
-                },
-            },
-            "example": {"image": "@photo.jpg", "text": EXAMPLE_TEXT},
-        }
-    return {"requestBody": {"required": True, "content": content}}
+class _JsonObject(dict[str, Any]):
+    """An object of JSON that remembers a key which it has twice. `json` alone keeps the last value without a word."""
+
+    def __init__(self, pairs: list[tuple[str, Any]]) -> None:
+        super().__init__(pairs)
+        self.doubled = _first_doubled(name for name, _ in pairs)
+
+
+def _first_doubled(names: Iterable[str]) -> str | None:
+    """Return the first name that occurs a second time."""
+    seen: set[str] = set()
+    for name in names:
+        if name in seen:
+            return name
+        seen.add(name)
+    return None
+
+
+def _check_not_doubled(name: str | None) -> None:
+    if name is not None:
+        shown = name[:_SHOWN_CHARS]
+        raise Refused(422, "invalid_field", f"{shown}: the field is given twice", param=shown)
+
+
+def _decode_base64(encoded: str) -> bytes:
+    """Decode base64 of the standard or the URL-safe alphabet, with or without padding, line breaks and data: URL."""
+    if encoded[: len(_DATA_URL)].lower() == _DATA_URL:
+        kind, comma, encoded = encoded.partition(",")
+        if not comma or not kind.lower().endswith(";base64"):
+            raise Refused(400, "base64_invalid", "the data: URL of the image is not in base64", param="image")
+    try:
+        plain = encoded.encode("ascii").translate(_URL_SAFE_TO_STANDARD, _WHITE_SPACE)
+        return base64.b64decode(plain + b"=" * (-len(plain) % 4), validate=True)
+    except ValueError:
+        message = "the image is not base64. Encode the bytes of the picture in the standard or the URL-safe alphabet."
+        raise Refused(400, "base64_invalid", message, param="image") from None
+
+
+def known_query(*names: str) -> Callable[[Request], Awaitable[None]]:
+    """Return a dependency that refuses a query with another field, or with a field given twice (422)."""
+
+    async def check(request: Request) -> None:
+        sent = [name for name, _ in request.query_params.multi_items()]
+        if unknown := [name[:_SHOWN_CHARS] for name in sent if name not in names]:
+            message = f"{unknown[0]}: the query may not have this field"
+            raise Refused(422, "invalid_field", message, param=unknown[0])
+        _check_not_doubled(_first_doubled(sent))
+
+    return check
 
 
 def invalid_field(errors: Any, skip: int = 0) -> Refused:
@@ -151,6 +177,8 @@ def invalid_field(errors: Any, skip: int = 0) -> Refused:
 
 
 def _validated(model: type[_Model], value: Any) -> _Model:
+    if isinstance(value, _JsonObject):
+        _check_not_doubled(value.doubled)
     try:
         return model.model_validate(value)
     except ValidationError as error:
@@ -158,4 +186,9 @@ def _validated(model: type[_Model], value: Any) -> _Model:
 
 
 def _content_type(request: Request) -> str:
+    """Return the media type of the body. Raises `Refused` (415) for a body that is compressed."""
+    coding = ", ".join(request.headers.getlist("content-encoding")).strip().lower()
+    if coding not in ("", "identity"):
+        message = f"the body is compressed ({coding[:_SHOWN_CHARS]}). Send it as it is."
+        raise Refused(415, "unsupported_media_type", message, headers={"Accept-Encoding": "identity"})
     return request.headers.get("content-type", "").partition(";")[0].strip().lower()

@@ -14,7 +14,6 @@ from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Depends, FastAPI, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
-from fastapi.middleware.cors import CORSMiddleware
 from fastapi.responses import FileResponse, HTMLResponse
 from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.exceptions import HTTPException
@@ -26,10 +25,11 @@ from serve.api.callers import check_is_local
 from serve.api.capacity import Capacity, ConcurrencyLimit
 from serve.api.keys import Keyring, Rates
 from serve.api.metrics import Metrics, exposition
-from serve.api.middleware import RequestMiddleware, Trace, as_refused, error_body, error_response
+from serve.api.middleware import CrossOrigin, RequestMiddleware, Trace, as_refused, error_body, error_response
+from serve.api.openapi import body_of, complete
 from serve.api.reference import reference_page
 from serve.api.remote_images import fetch_remote_image, redacted
-from serve.api.requests import PairRequest, RequestReader, invalid_field, openapi_of_body
+from serve.api.requests import PairRequest, RequestReader, invalid_field, known_query
 from serve.errors import Refused, refusal
 from serve.inference.service import Service, Timings
 from serve.schemas import (
@@ -48,11 +48,10 @@ from serve.settings import ServeSettings
 _PAGE = Path(__file__).parent.parent / "page"
 _MAX_FETCHED = 32
 """Pictures that are being fetched, or were fetched and wait for their detection."""
-_CODES = {404: "not_found", 405: "method_not_allowed", 400: "bad_request"}
-"""Error codes of HTTP statuses that the framework sends."""
 _STATUSES = {
     400: "The picture or the text cannot be read", 401: "No key, or an unknown one", 403: "Not allowed",
-    413: "Too large", 415: "Neither multipart/form-data nor application/json", 422: "A field is missing or wrong",
+    405: "The route has other methods", 413: "Too large, however often it is sent",
+    415: "Neither multipart/form-data nor application/json, or compressed", 422: "A field is missing or wrong",
     429: "Too many requests; Retry-After says when to come back", 500: "The server failed",
     503: "Loading, or shutting down", 504: "Not done within the deadline",
 }  # fmt: skip
@@ -84,19 +83,22 @@ def create_app(settings: ServeSettings, service: Service, keyring: Keyring, metr
     app = FastAPI(
         title="ASAP", version="1", description="Finds manipulated image-text pairs: whether, how, and where.",
         docs_url=None, redoc_url=None, lifespan=lifespan,
+        redirect_slashes=False,  # such a redirect would lead to the host that the caller's Host header names
     )  # fmt: skip
     app.include_router(_open_routes(app, service))
     app.include_router(DetectionRoutes(settings, service, keyring, metrics).router)
     app.mount("/page", StaticFiles(directory=_PAGE), name="page")
+    complete(app.openapi(), needs_key=bool(keyring))
     for kind, handler in _HANDLERS.items():
         app.add_exception_handler(kind, handler)
     concurrency = ConcurrencyLimit(2 * settings.batch_size, settings.max_in_flight, settings.wait_s)
     capacity = Capacity(settings, concurrency, several_keys=len(keyring.hashes) > 1)
     app.add_middleware(RequestMiddleware, capacity=capacity, in_flight=service.in_flight, metrics=metrics)
-    if settings.cors_origins:  # added last, so outermost: a page must be able to read refusals too
+    if settings.cors_origins:  # added last, so outermost
         app.add_middleware(
-            CORSMiddleware, allow_origins=list(settings.cors_origins), allow_methods=["GET", "POST"],
-            allow_headers=["Authorization", "Content-Type"], expose_headers=["Retry-After", "X-Request-ID"],
+            CrossOrigin, allow_origins=list(settings.cors_origins), allow_methods=["GET", "POST"],
+            allow_headers=["Authorization", "Content-Type", "X-Request-ID"],
+            expose_headers=["Retry-After", "X-Request-ID"],
         )  # fmt: skip
     return app
 
@@ -140,10 +142,16 @@ class DetectionRoutes:
         self._fetch_slots = asyncio.Semaphore(_MAX_FETCHED)
         self.router = APIRouter(dependencies=[Depends(self._identify)], responses=_ERRORS)
         post, get = self.router.post, self.router.get
-        one, many = openapi_of_body(DetectRequest, form=True), openapi_of_body(BatchRequest, form=False)
-        post("/v1/detect", summary="Detect manipulation in one pair", openapi_extra=one)(self.detect)
-        post("/v1/detect/batch", summary="Detect manipulation in several pairs", openapi_extra=many)(self.detect_batch)
-        get("/v1/models", summary="List the models that answer here")(self.models)
+        one, many = body_of(DetectRequest, form=True), body_of(BatchRequest, form=False)
+        evidence, nothing = [Depends(known_query("evidence"))], [Depends(known_query())]
+        post("/v1/detect", summary="Detect manipulation in one pair", openapi_extra=one, dependencies=evidence)(
+            self.detect
+        )
+        post(
+            "/v1/detect/batch", summary="Detect manipulation in several pairs", openapi_extra=many,
+            dependencies=evidence,
+        )(self.detect_batch)  # fmt: skip
+        get("/v1/models", summary="List the models that answer here", dependencies=nothing)(self.models)
         get("/metrics", summary="Metrics for Prometheus", response_class=Response)(self.metrics)
 
     async def _identify(self, request: Request) -> None:
@@ -269,7 +277,16 @@ async def _respond(to_refused: Any, request: Request, error: Exception) -> Respo
 
 
 def _refused_by_framework(error: HTTPException) -> Refused:
-    return Refused(error.status_code, _CODES.get(error.status_code, "refused"), str(error.detail))
+    """Return the refusal of a request that no route answers."""
+    if error.status_code == 404:
+        return Refused(404, "not_found", "there is no such route. /docs lists the routes; none ends with a slash.")
+    if error.status_code == 405:
+        methods = (error.headers or {}).get("Allow", "")
+        if "GET" in methods and "HEAD" not in methods:
+            methods = methods.replace("GET", "GET, HEAD")  # the middleware answers HEAD as it answers GET
+        message = f"this route has other methods. Use {methods}."
+        return Refused(405, "method_not_allowed", message, headers={"Allow": methods})
+    return Refused(error.status_code, "bad_request", str(error.detail), headers=error.headers)
 
 
 _HANDLERS: dict[Any, Any] = {

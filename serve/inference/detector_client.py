@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import functools
 from collections.abc import Callable
 from typing import Any
@@ -31,6 +32,10 @@ class DetectorClient:
     def __init__(self, detector: Any, settings: ServeSettings) -> None:
         self._detector = detector
         self._size = settings.batch_size
+        # A call that is made in the context of a request is cancelled by Ray when the request's caller hangs up, and a
+        # batch holds the pairs of other callers too. So calls are made in a context without a request, and cancelled
+        # here when nobody waits for them any more.
+        self._context = contextvars.copy_context()
         batcher = functools.partial(
             Batcher[Prepared, Finding | ModelCard],
             self._detect_batch,
@@ -58,7 +63,7 @@ class DetectorClient:
 
     async def _call(self, method: Callable[..., Any], *arguments: Any) -> Any:
         for attempt in range(1, _TRIES + 1):
-            response = method(*arguments)
+            response = self._context.copy().run(method, *arguments)
             try:
                 return await response
             except DeploymentUnavailableError:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import re
+import socket
 import time
 import warnings
 from collections.abc import Iterator
@@ -18,7 +20,7 @@ from asap.labels import VERDICTS
 from serve.settings import ServeSettings
 from tests.support.pictures import draw_jpeg
 from tests.support.serving import TEXT, free_port
-from tests.support.waiting import HANG_S
+from tests.support.waiting import HANG_S, wait_until
 
 
 @pytest.fixture(scope="module")
@@ -100,6 +102,26 @@ def test_a_response_has_one_id_which_the_api_uses_too(served: tuple[str, Any], r
     )
     assert answer.raw.headers.getlist("x-request-id") == [answer.json()["id"]]
     assert (answer.json()["id"] == "mine-1") == (request_id == b"mine-1")
+
+
+def _count(url: str, pattern: str) -> float:
+    """Return the sum of the samples of /metrics that match."""
+    return sum(float(value) for value in re.findall(pattern, requests.get(f"{url}/metrics", timeout=HANG_S).text, re.M))
+
+
+def test_callers_that_hang_up_while_they_send_are_counted_as_499(served: tuple[str, Any]) -> None:
+    url, _ = served
+    statuses = r'^asap_requests_total{.*route="/v1/detect",status="%s"} (.+)$'
+    failed, gone = _count(url, statuses % 500), _count(url, statuses % 499)
+    head = (
+        "POST /v1/detect HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\nContent-Length: 90\r\n\r\n{"
+    )
+    for number in range(1, 6):  # Ray ends the reading of a body in one of several ways
+        with socket.create_connection(("127.0.0.1", int(url.rpartition(":")[2]))) as caller:
+            caller.sendall(head.encode())
+            wait_until(lambda: _count(url, r"^asap_requests_in_flight{.*} (.+)$") == 1)
+        wait_until(lambda: _count(url, statuses % 499) + _count(url, statuses % 500) == gone + failed + number)  # noqa: B023
+    assert _count(url, statuses % 500) == failed
 
 
 def test_the_handle_returns_the_same_findings_as_http(served: tuple[str, Any]) -> None:

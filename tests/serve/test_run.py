@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -24,6 +25,8 @@ from tests.support.pictures import draw_jpeg
 from tests.support.serving import TEXT, free_port
 from tests.support.waiting import HANG_S, Clock, wait_until
 
+LONG_TEXT = f"{TEXT} " * 500
+"""A text of some seventy passes of the model."""
 COMMAND = "from jobs.cli.app import main; main()"
 
 
@@ -60,6 +63,17 @@ def _half_sent(port: int) -> tuple[http.client.HTTPConnection, bytes]:
     return caller, body[100:]
 
 
+@pytest.fixture
+def threads() -> Iterator[ThreadPoolExecutor]:
+    with ThreadPoolExecutor(6) as threads:
+        yield threads
+
+
+def _detect(url: str, text: str) -> requests.Response:
+    pair: dict[str, Any] = {"files": {"image": draw_jpeg(1)}, "data": {"text": text}}
+    return requests.post(f"{url}/v1/detect", **pair, timeout=HANG_S)
+
+
 def _models(url: str) -> requests.Response:
     return requests.get(f"{url}/v1/models", timeout=HANG_S)
 
@@ -72,11 +86,13 @@ def _in_flight(url: str) -> list[float]:
 
 @pytest.mark.slow
 def test_a_server_that_stops_answers_earlier_requests_and_refuses_new_ones(
-    server: subprocess.Popen[str], port: int
+    server: subprocess.Popen[str], port: int, threads: ThreadPoolExecutor
 ) -> None:
     url = f"http://127.0.0.1:{port}"
     caller, rest = _half_sent(port)
     wait_until(lambda: sorted(_in_flight(url)) == [0, 1])  # the idle process answers, and reports both
+    long_texts = [threads.submit(_detect, url, LONG_TEXT) for _ in range(6)]
+    wait_until(lambda: sum(_in_flight(url)) > 1)
     server.send_signal(signal.SIGTERM)
     assert server.stdout
     assert "stopping: accepted requests are answered" in server.stdout.readline()
@@ -91,6 +107,8 @@ def test_a_server_that_stops_answers_earlier_requests_and_refuses_new_ones(
     answer = caller.getresponse()
     assert answer.status == 200
     assert json.loads(answer.read())["verdict"] in VERDICTS
+    assert {long_text.result().status_code for long_text in long_texts} <= {200, 503}
+    assert 200 in {long_text.result().status_code for long_text in long_texts}
     assert server.wait(HANG_S) == 0
 
 

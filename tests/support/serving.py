@@ -66,8 +66,8 @@ def free_port() -> int:
     return port
 
 
-def encoded(size: tuple[int, int] = (64, 48), kind: str = "PNG") -> bytes:
+def encoded(size: tuple[int, int] = (64, 48), kind: str = "PNG", color: tuple[int, int, int] = (90, 120, 150)) -> bytes:
     """Return an encoded picture of one color."""
     buffer = io.BytesIO()
-    Image.new("RGB", size, (90, 120, 150)).save(buffer, kind)
+    Image.new("RGB", size, color).save(buffer, kind)
     return buffer.getvalue()

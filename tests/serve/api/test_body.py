@@ -133,6 +133,21 @@ def test_bodies_too_large_together_are_refused_by_their_declared_or_sent_size() 
     assert callers.capacity.all == Usage()
 
 
+def test_a_body_that_is_too_large_for_ever_is_refused_as_such_even_while_the_server_is_full() -> None:
+    callers = Callers(max_in_flight=1, max_bytes_in_flight=70_000)
+
+    async def work() -> list[int]:
+        first = asyncio.create_task(callers.ask([b"x", b"x"], 0.2))
+        await asyncio.sleep(0.05)
+        too_large = await callers.ask([b"x"], declared=100_000)
+        busy = await callers.ask([b"x"], declared=60_000)
+        return [too_large, busy, await first, await callers.ask([b"x"], declared=100_000, key="desk")]
+
+    assert run(work) == [413, 429, 200, 413]
+    assert callers.read == 1
+    assert callers.capacity.all == Usage()
+
+
 def test_a_caller_who_declares_much_and_sends_nothing_takes_no_capacity() -> None:
     callers = Callers(max_bytes_in_flight=70_000)
 

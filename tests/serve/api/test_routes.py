@@ -1,14 +1,18 @@
 import asyncio
 import base64
+import gzip
+import hashlib
 import io
 import json
 import logging
 import os
 import pickle
 import re
+import struct
 import threading
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
@@ -35,6 +39,8 @@ from tests.support.waiting import HANG_S, Clock
 
 PICTURE = encoded()
 BASE64 = base64.b64encode(PICTURE).decode()
+PALE = encoded(kind="BMP", color=(0xBE, 0xEF, 0xFB)) + b"\xff"
+"""A picture whose base64 has a plus, a slash and padding."""
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
@@ -264,17 +270,211 @@ def test_invalid_json_is_refused_with_its_field(
 def test_malformed_requests_get_the_error_envelope(client: TestClient) -> None:
     _error(client, client.post("/v1/detect", content=b"x"), 415, "unsupported_media_type", None)
     _error(client, client.post("/v1/detect/batch", data={"a": "b"}), 415, "unsupported_media_type", None)
-    _error(client, client.get("/v1/detect"), 405, "method_not_allowed", None)
-    _error(client, client.get("/v2/nothing"), 404, "not_found", None)
     _error(client, _send(client, query="?evidence=video"), 422, "invalid_field", "evidence")
-    _error(client, client.post("/v1/detect", data={"text": "x"}, files={"b": b""}), 422, "invalid_field", "image")
-    _error(client, client.post("/v1/detect", files={"image": PICTURE}), 422, "invalid_field", "text")
-    broken = client.post("/v1/detect", content=b"--", headers={"content-type": "multipart/form-data"})
-    _error(client, broken, 400, "bad_request", None)
-    strange = "multipart/form-data; boundary=b; charset=undefined"
-    part = b'--b\r\ncontent-disposition: form-data; name="text"\r\n\r\nA\r\n--b--\r\n'
-    odd = client.post("/v1/detect", content=part, headers={"content-type": strange})
-    _error(client, odd, 400, "bad_request", None)
+
+
+@pytest.mark.parametrize("path", ["/v2/nothing", "/page/nothing.js", "/page", "/v1/detect/", "/v1/models/", "/docs/"])
+def test_an_unknown_route_is_not_found_and_leads_to_no_other_host(client: TestClient, path: str) -> None:
+    answer = client.get(path, headers={"host": "evil.example"}, follow_redirects=False)
+    _error(client, answer, 404, "not_found", None)
+    assert "evil.example" not in str(answer.headers)
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "allowed"),
+    [
+        ("GET", "/v1/detect", {"POST"}),
+        ("HEAD", "/v1/detect", {"POST"}),
+        ("PUT", "/v1/detect/batch", {"POST"}),
+        ("DELETE", "/v1/models", {"GET", "HEAD"}),
+        ("POST", "/", {"GET", "HEAD"}),
+        ("POST", "/healthz", {"GET", "HEAD"}),
+        ("POST", "/metrics", {"GET", "HEAD"}),
+        ("POST", "/openapi.json", {"GET", "HEAD"}),
+        ("POST", "/page/page.js", {"GET", "HEAD"}),
+        ("OPTIONS", "/v1/detect", {"POST"}),
+    ],
+)
+def test_another_method_than_a_route_has_is_refused_with_those_that_it_has(
+    client: TestClient, method: str, path: str, allowed: set[str]
+) -> None:
+    answer = client.request(method, path)
+    assert answer.status_code == 405
+    assert set(answer.headers["allow"].split(", ")) == allowed
+    if method != "HEAD":
+        _error(client, answer, 405, "method_not_allowed", None)
+
+
+@pytest.mark.parametrize(
+    "path", ["/", "/docs", "/openapi.json", "/healthz", "/readyz", "/v1/models", "/metrics", "/page/page.js"]
+)
+def test_head_gets_the_response_to_get_without_its_body(client: TestClient, path: str) -> None:
+    head, get = client.head(path), client.get(path)
+    assert (head.status_code, head.content) == (200, b"")
+    assert head.headers["content-type"] == get.headers["content-type"]
+
+
+@pytest.mark.parametrize(
+    ("query", "param", "reason"),
+    [
+        ("?evidance=image", "evidance", "may not have this field"),
+        ("?evidence=image&evidence=image", "evidence", "given twice"),
+        ("?evidence=image&Evidence=image", "Evidence", "may not have this field"),
+        (f"?{'x' * 500}", "x" * 40, "may not have this field"),
+    ],
+)
+def test_unknown_and_doubled_fields_of_a_query_are_refused_by_their_name(
+    client: TestClient, query: str, param: str, reason: str
+) -> None:
+    for answer in (_send(client, query=query), client.post(f"/v1/detect/batch{query}", json={"items": [{}]})):
+        _error(client, answer, 422, "invalid_field", param)
+        assert reason in answer.json()["error"]["message"]
+    _error(client, client.get("/v1/models?evidence=image"), 422, "invalid_field", "evidence")
+
+
+@pytest.mark.parametrize(
+    "encoded_picture",
+    [
+        base64.encodebytes(PALE).decode(),
+        base64.encodebytes(PALE).decode().replace("\n", "\r\n\t "),
+        base64.urlsafe_b64encode(PALE).decode(),
+        base64.urlsafe_b64encode(PALE).decode().rstrip("="),
+        base64.b64encode(PALE).decode().rstrip("="),
+        f"data:image/bmp;base64,{base64.b64encode(PALE).decode()}",
+        f"DATA:;BASE64,{base64.urlsafe_b64encode(PALE).decode()}",
+    ],
+    ids=["lines", "white space", "URL-safe", "URL-safe, not padded", "not padded", "data: URL", "data: URL, URL-safe"],
+)
+def test_base64_of_every_usual_form_is_decoded(client: TestClient, encoded_picture: str) -> None:
+    answer = client.post("/v1/detect", json={"image": encoded_picture, "text": TEXT})
+    assert answer.status_code == 200, answer.text
+    assert answer.json()["input"]["sha256"] == hashlib.sha256(PALE).hexdigest()
+
+
+@pytest.mark.parametrize(
+    "not_base64", ["n\u00e9", "AAAA=AAA", "A", "AAAA*", "photo,AAAA", "data:image/png,AAAA", "data:image/png;base64"]
+)
+def test_what_is_not_base64_is_refused(client: TestClient, not_base64: str) -> None:
+    answer = client.post("/v1/detect", json={"image": not_base64, "text": TEXT})
+    _error(client, answer, 400, "base64_invalid", "image")
+
+
+@pytest.mark.parametrize("coding", ["gzip", "br", "deflate, gzip", "x" * 500])
+@pytest.mark.parametrize("path", ["/v1/detect", "/v1/detect/batch"])
+def test_a_compressed_body_is_refused_with_what_is_accepted(client: TestClient, path: str, coding: str) -> None:
+    body = gzip.compress(json.dumps({"image": BASE64, "text": TEXT}).encode())
+    headers = {"content-type": "application/json", "content-encoding": coding}
+    answer = client.post(path, content=body, headers=headers)
+    _error(client, answer, 415, "unsupported_media_type", None)
+    assert answer.headers["accept-encoding"] == "identity"
+    assert f"compressed ({coding[:40]})" in answer.json()["error"]["message"]
+
+
+def test_a_body_that_says_that_it_is_not_compressed_is_read(client: TestClient) -> None:
+    headers = {"content-encoding": "identity"}
+    assert client.post("/v1/detect", json={"image": BASE64, "text": TEXT}, headers=headers).status_code == 200
+
+
+def test_a_key_of_json_that_is_given_twice_is_named_and_affects_no_other_pair(client: TestClient) -> None:
+    pair = json.dumps({"image": BASE64, "text": TEXT})
+    doubled = f'{pair[:-1]}, "text": "Another text"}}'
+    headers = {"content-type": "application/json"}
+    answer = client.post("/v1/detect", content=doubled, headers=headers)
+    _error(client, answer, 422, "invalid_field", "text")
+    assert "given twice" in answer.json()["error"]["message"]
+    batch = client.post("/v1/detect/batch", content=f'{{"items": [{pair}, {doubled}]}}', headers=headers)
+    assert [item["status"] for item in batch.json()["items"]] == [200, 422]
+    twice = client.post("/v1/detect/batch", content=f'{{"items": [{pair}], "items": [{pair}]}}', headers=headers)
+    _error(client, twice, 422, "invalid_field", "items")
+
+
+@pytest.mark.parametrize("hosts", [[], [""], [" "], ["127.0.0.1", "127.0.0.1"], ["127.0.0.1", "evil.example"]], ids=str)
+@pytest.mark.parametrize("path", ["/v1/models", "/v1/detect", "/healthz", "/"])
+def test_a_request_without_the_name_of_one_host_is_refused(client: TestClient, hosts: list[str], path: str) -> None:
+    status, body = _ask(client, path, hosts, "1.1")
+    assert (status, json.loads(body)["error"]["code"]) == (400, "bad_request")
+    assert b"one Host header" in body
+
+
+def test_a_probe_of_http_1_0_needs_no_host(client: TestClient) -> None:
+    assert _ask(client, "/healthz", [], "1.0") == (200, b'{"status":"ok"}')
+
+
+def _ask(client: TestClient, path: str, hosts: list[str], version: str) -> tuple[int, bytes]:
+    """Return status and body of a GET with any number of Host headers, which no client would send."""
+    sent: list[Any] = []
+
+    async def receive() -> Any:
+        return {"type": "http.request", "body": b"", "more_body": False}
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    scope = {
+        "type": "http", "method": "GET", "path": path, "query_string": b"", "scheme": "http", "http_version": version,
+        "headers": [(b"host", host.encode()) for host in hosts], "client": ("127.0.0.1", 5000),
+        "server": ("127.0.0.1", 8000),
+    }  # fmt: skip
+    asyncio.run(client.app(scope, receive, send))
+    return sent[0]["status"], b"".join(message["body"] for message in sent[1:])
+
+
+@pytest.mark.parametrize(
+    "failure",
+    [None, RuntimeError("the call was cancelled"), asyncio.CancelledError()],
+    ids=["message", "error", "cancel"],
+)
+@pytest.mark.parametrize("kind", ["multipart/form-data; boundary=b", "application/json"])
+def test_a_caller_that_hangs_up_while_it_sends_is_logged_as_499_without_a_traceback(
+    predictor: Predictor, caplog: pytest.LogCaptureFixture, kind: str, failure: BaseException | None
+) -> None:
+    messages = iter([{"type": "http.request", "body": b"--b\r\n", "more_body": True}])
+
+    async def receive() -> Any:
+        for message in messages:
+            return message
+        if failure is not None:
+            raise failure
+        return {"type": "http.disconnect"}
+
+    async def send(message: Any) -> None:
+        raise AssertionError(f"nobody waits for {message}")
+
+    scope = {
+        "type": "http", "method": "POST", "path": "/v1/detect", "query_string": b"", "scheme": "http",
+        "http_version": "1.1", "headers": [(b"host", b"127.0.0.1"), (b"content-type", kind.encode())],
+        "client": ("127.0.0.1", 5000), "server": ("127.0.0.1", 8000),
+    }  # fmt: skip
+    with caplog.at_level(logging.INFO, "asap.requests"), api(LocalDetector(predictor)) as client:
+        with suppress(asyncio.CancelledError):
+            asyncio.run(client.app(scope, receive, send))
+        metrics = client.get("/metrics").text
+    assert [json.loads(record.message)["status"] for record in caplog.records] == [499]
+    assert not any(record.exc_info for record in caplog.records)
+    assert 'asap_requests_total{replica="only",route="/v1/detect",status="499"} 1.0' in metrics
+    assert 'status="500"' not in metrics
+
+
+def test_every_megapixel_limit_that_is_stated_is_the_servers_own(client: TestClient) -> None:
+    bomb = bytearray(encoded(kind="BMP"))
+    bomb[18:26] = struct.pack("<II", 60_000, 60_000)
+    for picture in (encoded((400, 300)), bytes(bomb)):
+        answer = _send(client, picture)
+        _error(client, answer, 413, "too_large", "image")
+        assert "the limit is 100000" in answer.json()["error"]["message"]
+
+
+@pytest.mark.parametrize("knows_its_pairs", [True, False])
+def test_a_verdict_on_a_strip_of_pixels_says_that_it_is_a_guess(knows_its_pairs: bool) -> None:
+    folder = load_folder("demo")
+    model = folder if knows_its_pairs else replace(folder, familiarity=None)
+    with api(LocalDetector(Predictor(model, device="cpu"))) as client:
+        answer = _send(client, encoded((8000, 20))).json()
+    assert any("8000 x 20 pixels" in warning and "a verdict is a guess" in warning for warning in answer["warnings"])
+    has_evidence = any(scored["flagged"] for scored in answer["types"].values()) or answer["evidence"]["words"]
+    if knows_its_pairs:
+        assert answer["verdict"] == "unfamiliar"
+    assert answer["evidence"]["note"] or has_evidence or answer["verdict"] == "authentic"
 
 
 def test_each_pair_of_a_batch_has_its_own_status(client: TestClient) -> None:
@@ -360,6 +560,7 @@ def test_the_next_pair_notices_an_update_to_a_model_of_another_size(predictor: P
 def test_an_allowed_page_of_another_site_can_read_refusals_too(predictor: Predictor) -> None:
     origin = {"Origin": "https://desk.example"}
     preflight = origin | {"Access-Control-Request-Method": "POST"}
+    preflight |= {"Access-Control-Request-Headers": "authorization,content-type,x-request-id"}
     settings = {"max_in_flight": 1, "cors_origins": ("https://desk.example",)}
     backend = _Held()
     with api(backend, **settings) as client, ThreadPoolExecutor(3) as threads:
@@ -367,6 +568,19 @@ def test_an_allowed_page_of_another_site_can_read_refusals_too(predictor: Predic
         assert client.options("/v1/detect", headers=preflight).status_code == 200
     assert sorted(answer.status_code for answer in answers) == [429, 429, 500]
     assert {answer.headers["access-control-allow-origin"] for answer in answers} == {"https://desk.example"}
+
+
+@pytest.mark.parametrize(
+    "asked", [{"Origin": "https://evil.example"}, {"Access-Control-Request-Headers": "x-unknown"}], ids=str
+)
+def test_a_page_that_is_not_allowed_gets_the_error_envelope(predictor: Predictor, asked: dict[str, str]) -> None:
+    preflight = {"Origin": "https://desk.example", "Access-Control-Request-Method": "POST"} | asked
+    with api(LocalDetector(predictor), cors_origins=("https://desk.example",)) as client:
+        answer = client.options("/v1/detect", headers=preflight | {"x-request-id": "mine-1"})
+        _error(client, answer, 400, "bad_request", None)
+    assert answer.json()["error"]["request_id"] == "mine-1"
+    allowed = answer.headers.get("access-control-allow-origin")
+    assert allowed == (None if "Origin" in asked else "https://desk.example")
 
 
 @pytest.mark.parametrize("error", [Overloaded(), NotReady("loading"), Refused(413, "too_large", "long", param="text")])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
 from collections.abc import Iterator
 from typing import Any
 
@@ -80,3 +81,35 @@ async def test_a_cancelled_pair_is_cancelled_in_its_detector(held: Any) -> None:
     task.cancel()
     assert await held.cancelled.remote()
     assert task.cancelled()
+
+
+CALLER: contextvars.ContextVar[str] = contextvars.ContextVar("caller", default="nobody")
+
+
+@in_event_loop
+async def test_no_call_belongs_to_the_request_that_it_is_made_for() -> None:
+    """Ray cancels the calls of a request whose caller hangs up: a batch would be lost for all others in it."""
+    from serve.inference.detector_client import DetectorClient
+
+    callers: list[str] = []
+
+    class Recording(Detectors):
+        def __init__(self) -> None:
+            super().__init__()
+            self.about = self
+
+        def remote(self, *arguments: Any) -> asyncio.Future[Any]:
+            callers.append(CALLER.get())
+            return asyncio.get_running_loop().create_future()
+
+    client = DetectorClient(Recording(), ServeSettings(batch_size=1, batch_wait_s=0))
+
+    async def request() -> None:
+        CALLER.set("a request")
+        await asyncio.gather(client.detect(GREY, QUICK), client.about())
+
+    task = asyncio.create_task(request())
+    while len(callers) < 2:
+        await asyncio.sleep(0)
+    assert callers == ["nobody", "nobody"]
+    task.cancel()

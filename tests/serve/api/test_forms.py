@@ -1,0 +1,169 @@
+"""Forms as clients send them: encodings of the text, files, and fields that are unknown, doubled or cut off."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from fastapi.testclient import TestClient
+
+from asap.finding import Finding
+from serve.schemas import ModelCard
+from tests.support.serving import api, encoded
+
+PICTURE = encoded()
+END = b"\r\n--b--\r\n"
+
+
+class Reader:
+    """A detector that keeps the texts that it gets, and finds nothing."""
+
+    def __init__(self) -> None:
+        self.texts: list[str | None] = []
+
+    async def about(self) -> ModelCard:
+        return ModelCard(model_id="m", policy_id="p", image_size=32, thresholds={}, calibrated=False)
+
+    async def detect(self, image: Any, text: str | None) -> Finding:
+        self.texts.append(text)
+        types: dict[str, float | None] = dict.fromkeys(("face_swap", "face_attribute", "text_swap"), 0.1)
+        return Finding(
+            verdict="authentic", score=0.1, types=types | {"text_attribute": 0.1}, flagged_types=[], words=[],
+            width=64, height=48, image_sha256=image.sha256, model_id="m", policy_id="p",
+        )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def reader() -> Reader:
+    return Reader()
+
+
+@pytest.fixture(scope="module")
+def client(reader: Reader) -> Iterator[TestClient]:
+    with api(reader) as client:
+        yield client
+
+
+def _part(name: str, content: bytes, *headers: bytes) -> bytes:
+    """Return a part of a form with the boundary `b`."""
+    lines = [b"--b", b'content-disposition: form-data; name="%s"' % name.encode(), *headers, b"", content]
+    return b"\r\n".join(lines)
+
+
+def _send(client: TestClient, *parts: bytes, kind: str = "multipart/form-data; boundary=b", end: bytes = END) -> Any:
+    return client.post("/v1/detect", content=b"\r\n".join(parts) + end, headers={"content-type": kind})
+
+
+def _check_refused(answer: Any, status: int, code: str, param: str | None, reason: str) -> None:
+    assert answer.status_code == status, answer.text
+    error = answer.json()["error"]
+    assert (error["code"], error["param"], error["request_id"]) == (code, param, answer.headers["x-request-id"])
+    assert reason in error["message"]
+
+
+@pytest.mark.parametrize(
+    ("encoding", "declared", "text"),
+    [
+        ("utf-8", "utf-8", "A café by the river"),
+        ("utf-8-sig", "UTF-8", "A café by the river"),
+        ("cp1252", "iso-8859-1", "A “café” by the river"),
+        ("cp1252", "windows-1252", "The minister’s café"),
+        ("utf-16", "utf-16", "A café by the river"),
+        ("shift_jis", "Shift_JIS", "A minister in 東京"),
+        ("koi8-r", "koi8-r", "Министр opens the bridge"),
+    ],
+)
+@pytest.mark.parametrize("named_by", ["part", "field", "form", "quoted"])
+def test_a_text_is_decoded_from_the_encoding_that_its_part_its_form_or_a_field_names(
+    client: TestClient, reader: Reader, encoding: str, declared: str, text: str, named_by: str
+) -> None:
+    headers = [b"content-type: text/plain; charset=" + declared.encode()] if named_by == "part" else []
+    if named_by == "quoted":
+        headers = [b'Content-Type: text/plain; Charset="%s"' % declared.encode()]
+    parts = [_part("image", PICTURE), _part("text", text.encode(encoding), *headers)]
+    if named_by == "field":
+        parts.append(_part("_charset_", declared.encode()))
+    kind = "multipart/form-data; boundary=b" + (f"; charset={declared}" if named_by == "form" else "")
+    answer = _send(client, *parts, kind=kind)
+    assert answer.status_code == 200, answer.text
+    assert reader.texts[-1] == text
+
+
+@pytest.mark.parametrize(
+    ("content", "declared", "reason"),
+    [
+        (b"A caf\xe9 by the river", "", "not in the encoding utf-8"),
+        (b"A caf\xe9 by the river", "utf-8", "not in the encoding utf-8"),
+        (b"A caf\xe9 by the river", "us-ascii", "not in the encoding us-ascii"),
+        (b"A caf\x81 by the river", "windows-1252", "not in the encoding windows-1252"),
+        (b"A river", "martian", "unknown encoding: 'martian'"),
+        (b"A river", "rot13", "unknown encoding"),
+        (b"A river", "punycode", "unknown encoding"),
+        (b"A river", "unicode_escape", "unknown encoding"),
+        (b"A river", "idna", "unknown encoding"),
+        (b"A river", "undefined", "unknown encoding"),
+        (b"A river", "utf-8\x00", "unknown encoding"),
+    ],
+)
+def test_a_text_that_is_not_in_its_encoding_is_refused(
+    client: TestClient, content: bytes, declared: str, reason: str
+) -> None:
+    headers = [f"content-type: text/plain; charset={declared}".encode()] if declared else []
+    answer = _send(client, _part("image", PICTURE), _part("text", content, *headers))
+    _check_refused(answer, 400, "text_invalid", "text", reason)
+
+
+def test_a_text_may_be_a_file_and_a_picture_a_plain_field(client: TestClient, reader: Reader) -> None:
+    answer = client.post("/v1/detect", files={"image": ("a.png", PICTURE), "text": ("a.txt", b"A river")})
+    assert answer.status_code == 200, answer.text
+    assert reader.texts[-1] == "A river"
+    assert _send(client, _part("text", b"A bridge"), _part("image", PICTURE)).status_code == 200
+    assert reader.texts[-1] == "A bridge"
+
+
+@pytest.mark.parametrize(
+    ("parts", "status", "code", "param", "reason"),
+    [
+        (["image", "text", "caption"], 422, "invalid_field", "caption", "may not have this field"),
+        (["image", "text", "uri"], 422, "invalid_field", "uri", "may not have this field"),
+        (["image", "text", "text"], 422, "invalid_field", "text", "given twice"),
+        (["image", "image", "text"], 422, "invalid_field", "image", "given twice"),
+        (["image"], 422, "invalid_field", "text", "no such field"),
+        (["text"], 422, "invalid_field", "image", "no such field"),
+        (["image", "text", "x" * 500], 422, "invalid_field", "x" * 40, "may not have this field"),
+    ],
+    ids=str,
+)
+def test_a_form_with_other_fields_than_it_should_have_is_refused_by_their_name(
+    client: TestClient, parts: list[str], status: int, code: str, param: str, reason: str
+) -> None:
+    content = {"image": PICTURE}
+    _check_refused(
+        _send(client, *(_part(name, content.get(name, b"A river")) for name in parts)), status, code, param, reason
+    )
+
+
+@pytest.mark.parametrize("coding", [b"base64", b"quoted-printable"])
+def test_a_part_in_an_encoding_of_mail_is_refused(client: TestClient, coding: bytes) -> None:
+    text = _part("text", b"A river", b"Content-Transfer-Encoding: " + coding)
+    _check_refused(_send(client, _part("image", PICTURE), text), 415, "unsupported_media_type", "text", coding.decode())
+    plain = _part("text", b"A river", b"Content-Transfer-Encoding: 8bit")
+    assert _send(client, _part("image", PICTURE), plain).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("body", "kind", "reason"),
+    [
+        (_part("image", PICTURE) + b"\r\n" + _part("text", b"A ri"), "multipart/form-data; boundary=b", "cut off"),
+        (b"", "multipart/form-data; boundary=b", "cut off"),
+        (b"A river", "multipart/form-data; boundary=b", "not valid"),
+        (_part("text", b"A river") + END, "multipart/form-data", "no boundary"),
+        (_part("text", b"A river") + END, "multipart/form-data; boundary=" + "b" * 1000, "not valid"),
+        (b"--b\r\ncontent-type: text/plain\r\n\r\nA river" + END, "multipart/form-data; boundary=b", "has no name"),
+    ],
+    ids=["cut off", "empty", "no form", "no boundary", "long boundary", "no name"],
+)
+def test_a_malformed_form_is_refused(client: TestClient, body: bytes, kind: str, reason: str) -> None:
+    answer = client.post("/v1/detect", content=body, headers={"content-type": kind})
+    _check_refused(answer, 400, "bad_request", None, reason)

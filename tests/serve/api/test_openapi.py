@@ -1,0 +1,100 @@
+"""The OpenAPI document as programs read it: codes, keys, and one class for each request body."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, get_args
+
+import jsonschema
+import pytest
+from openapi_spec_validator import validate
+
+from asap.errors import InputError
+from serve.api.keys import Keyring, new_key
+from serve.errors import MEANINGS, ErrorCode, refusal
+from tests.support.serving import LocalDetector, api
+
+
+def _document(keyring: Keyring | None = None) -> dict[str, Any]:
+    with api(LocalDetector(None), keyring) as client:  # type: ignore[arg-type]
+        document: dict[str, Any] = client.get("/openapi.json").json()
+    return document
+
+
+@pytest.fixture(scope="module")
+def document() -> dict[str, Any]:
+    return _document(Keyring.parse([new_key("desk")[1]], "here"))
+
+
+def _inputs(kind: type[InputError]) -> Iterator[type[InputError]]:
+    yield kind
+    for narrower in kind.__subclasses__():
+        yield from _inputs(narrower)
+
+
+def test_the_document_is_valid_openapi(document: dict[str, Any]) -> None:
+    validate(document)
+
+
+def test_the_document_lists_every_error_code_with_its_meaning(document: dict[str, Any]) -> None:
+    code = document["components"]["schemas"]["ErrorBody"]["properties"]["code"]
+    assert set(code["enum"]) == set(get_args(ErrorCode)) == set(MEANINGS)
+    assert all(f"`{name}`: {meaning}" in code["description"] for name, meaning in MEANINGS.items())
+
+
+@pytest.mark.parametrize("kind", list(_inputs(InputError)))
+def test_every_error_of_a_pair_has_a_code_of_the_document(kind: type[InputError]) -> None:
+    assert kind.code in MEANINGS
+    refused = refusal(kind("a problem"))
+    assert refused.code == kind.code
+    assert MEANINGS[refused.code].startswith(f"{refused.status}: ")
+
+
+def test_a_code_of_a_later_version_becomes_a_known_one() -> None:
+    class Later(InputError):
+        code = "of_a_later_version"
+
+    refused = refusal(Later("a problem"))
+    assert (refused.status, refused.code, refused.message) == (400, "input_error", "a problem")
+    del Later
+
+
+@pytest.mark.parametrize("has_keys", [True, False])
+def test_the_document_says_which_routes_take_a_key(document: dict[str, Any], has_keys: bool) -> None:
+    described = document if has_keys else _document()
+    (name,) = described["components"]["securitySchemes"]
+    scheme = described["components"]["securitySchemes"][name]
+    assert (scheme["type"], scheme["scheme"]) == ("http", "bearer")
+    security = {
+        path: operation.get("security")
+        for path, methods in described["paths"].items()
+        for operation in methods.values()
+    }
+    needed = [{name: []}] if has_keys else [{name: []}, {}]
+    assert security == {
+        "/healthz": None, "/readyz": None, "/v1/detect": needed, "/v1/detect/batch": needed, "/v1/models": needed,
+        "/metrics": needed,
+    }  # fmt: skip
+
+
+def test_a_request_of_one_pair_is_one_class_with_a_text(document: dict[str, Any]) -> None:
+    """Generators make a class of a named object, but of alternatives within it, classes that lack its fields."""
+    schemas = document["components"]["schemas"]
+    content = document["paths"]["/v1/detect"]["post"]["requestBody"]["content"]
+    named = {kind: schemas[body["schema"]["$ref"].rpartition("/")[2]] for kind, body in content.items()}
+    assert set(named["application/json"]["properties"]) == {"image", "uri", "text"}
+    assert set(named["multipart/form-data"]["properties"]) == {"image", "text"}
+    for schema in named.values():
+        assert (schema["type"], schema["additionalProperties"]) == ("object", False)
+        assert "text" in schema["required"]
+        assert not {"oneOf", "anyOf", "allOf"} & set(schema)
+    batch = document["paths"]["/v1/detect/batch"]["post"]["requestBody"]["content"]["application/json"]["schema"]
+    items = schemas[batch["$ref"].rpartition("/")[2]]["properties"]["items"]
+    assert items["items"] == content["application/json"]["schema"]
+
+
+def test_the_examples_of_the_document_follow_it(document: dict[str, Any]) -> None:
+    schemas = document["components"]["schemas"]
+    for name in ("DetectRequest", "DetectForm", "BatchRequest"):
+        for example in schemas[name]["examples"]:
+            jsonschema.validate(example, {"$ref": f"#/components/schemas/{name}", "components": {"schemas": schemas}})
