@@ -79,18 +79,22 @@ def size_annotation(
         run_id: Id of the run, which the rows name.
     """
     room = find_room(settings, notify)
+    batch_size = settings.batch_size or 64
     return AnnotatePipeline(
         preparation=preparation_of(settings),
         orders=_orders(settings, input, room, run_id),
         known=_start_known(settings),
-        batch_size=settings.batch_size or 64,
+        batch_size=batch_size,
         writing=Writing(
             settings.rows_per_file or min(100_000, max(512, rows // 200)),
             settings.write_every_s,
             settings.write_patience_s,
         ),
         prepare=room.prepare,
-        describe=tuple(room.engines.values()),
+        describe=tuple(
+            replace(room.engines[kind], at_a_time=engine.batches_at_a_time(batch_size))
+            for kind, engine in settings.engines.items()
+        ),
     )
 
 

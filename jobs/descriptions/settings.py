@@ -13,6 +13,8 @@ from jobs.settings import Settings
 Kind = Literal["caption", "explanation"]
 EngineName = Literal["transformers", "openai", "vllm", "precomputed"]
 _NEW_TOKENS = {"caption": 40, "explanation": 160}
+_MOST_BATCHES = 16
+"""Batches of a process at a time. They are lost with it."""
 _DECISIVE = {"engine", "source", "revision", "prompt", "max_new_tokens", "batch_size", "max_side", "dtype", "attention"}
 
 
@@ -109,6 +111,12 @@ class DescriptionSettings(Settings):
     def sees_pictures(self) -> bool:
         """True if the engine needs the pictures themselves."""
         return self.kind == "caption" and self.engine != "precomputed"
+
+    def batches_at_a_time(self, batch_size: int) -> int:
+        """Return how many batches a process describes at a time, so that an endpoint always has requests to answer."""
+        if self.endpoint is None:
+            return 1
+        return min(_MOST_BATCHES, 1 + -(-self.endpoint.concurrency // batch_size))
 
     def cost(self, input_tokens: int, output_tokens: int) -> float:
         """Return the cost of tokens at the prices of the endpoint; 0 without one."""

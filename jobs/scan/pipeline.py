@@ -56,6 +56,8 @@ class StageResources:
     """Number of tasks or actors at a time. None lets Ray decide, and lets a cluster grow."""
     ahead: int | None = None
     """Batches that wait at an actor; they are lost with its process. None: as many as Ray finds best."""
+    at_a_time: int = 1
+    """Batches that an actor works on at a time, each in a thread."""
 
 
 @dataclass(frozen=True)
@@ -181,6 +183,7 @@ def size_pipeline(
     captions = located(settings.captions) if settings.captions and with_captions else None
     resources, device = find_room(settings, captions, notify)
     batch_size = settings.batch_size or (256 if device == "cuda" else 64)
+    at_a_time = captions.batches_at_a_time(batch_size) if captions else 1
     thumbnail_side = captions.max_side if captions and captions.sees_pictures else None
     job = settings.job_folder.name
     return ScanPipeline(
@@ -206,7 +209,7 @@ def size_pipeline(
             writers=max(1, int(ray.cluster_resources().get("GPU", 0)) // 8),
         ),
         prepare=resources.prepare,
-        caption=resources.caption,
+        caption=replace(resources.caption, at_a_time=at_a_time),
         detect=resources.detect,
         caption_threads=resources.caption_threads,
     )
@@ -371,7 +374,12 @@ def _build(pipeline: RowPipeline, manifest: Location, writers: Writers, counter:
 def actor_options(resources: StageResources) -> dict[str, Any]:
     """Return the options of a stage of actors: its pool, its resources, and restarts without a bound."""
     bounds = {"size": resources.size} if resources.size else {"min_size": 1}
-    pool = ActorPoolStrategy(**bounds, max_tasks_in_flight_per_actor=resources.ahead)
+    pool = ActorPoolStrategy(
+        **bounds,
+        max_tasks_in_flight_per_actor=resources.ahead,
+        max_concurrent_calls_per_actor=resources.at_a_time,
+        enable_true_multi_threading=resources.at_a_time > 1,
+    )
     options = {"num_cpus": resources.cpus, "num_gpus": resources.gpus or None, "compute": pool}
     return options | {"max_restarts": -1, "max_task_retries": TRIES - 1}
 
