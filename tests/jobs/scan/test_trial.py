@@ -65,7 +65,7 @@ def test_a_key_that_the_cluster_lacks_is_an_error(ray_here: None, monkeypatch: p
 
 
 def test_a_process_that_dies_there_is_an_error(ray_here: None, tmp_path: Path) -> None:
-    died = ray.remote(max_retries=0)(os._exit).remote(9)
+    died = ray.remote(max_retries=0)(lambda: os._exit(9)).remote()
     with pytest.raises(ConfigError, match="its process on a machine of the cluster ended before it had described"):
         read_probe(_model(tmp_path), died)
 
