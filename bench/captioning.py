@@ -2,6 +2,7 @@
 
     python bench/captioning.py annotate --captioner FOLDER [--batch-sizes 16] [--annotators 1]
     python bench/captioning.py endpoint [--concurrency 1 2 4 8 16 32 64]
+    python bench/captioning.py endpoint-job [--concurrency 1 2 4 8 16 32 64]
     python tests/support/bucket.py out/demo/corpus newsroom \\
       python bench/captioning.py scan s3://newsroom/metadata/test.json --captioner FOLDER
     python bench/captioning.py arithmetic --captioner FOLDER [--batch-sizes 1 16 64]
@@ -17,12 +18,13 @@ additional pairs in the additional seconds. The start of Ray and the load of the
 was done ahead meanwhile is in both runs. The CPU time is the difference of both whole runs.
 
 endpoint: requests/s of the engine against a server that answers each request after a fixed time, in a process of its
-own, beside the most that the concurrency allows. One part asks the engine in batches, as the stage of a job does; the
-other is a whole job of annotations. Memory is that of the process of the engine, at a quarter and at the end of the
-requests.
+own, beside the most that the concurrency allows. The engine gets batches, several at a time as in the stage of a job.
+Memory is that of its process, at a quarter and at the end of the requests.
+
+endpoint-job: the same for a whole job of annotations, measured as in annotate.
 
 scan: `make demo` without captions, with captions of the flagged pairs, and with captions of all. The store runs in
-another process, whose CPU time is not counted. The first table line of each round is the scan without captions.
+another process, whose CPU time is not counted.
 
 arithmetic: pairs/s of the engine for each dtype and attention, with the pictures in memory, and how many texts are
 those of float32 and eager attention.
@@ -40,6 +42,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from io import BytesIO
 from pathlib import Path
@@ -256,7 +259,8 @@ def _ask(address: str, concurrency: int, count: int, batch_size: int, pictures: 
     from jobs.descriptions.settings import DescriptionSettings
 
     way = {"address": address, "key_env": None, "concurrency": concurrency}
-    engine = load_engine(DescriptionSettings(engine="openai", source="m", endpoint=way))  # type: ignore[arg-type]
+    settings = DescriptionSettings(engine="openai", source="m", endpoint=way)  # type: ignore[arg-type]
+    engine = load_engine(settings)
     data = [Path(picture).read_bytes() for picture in pictures]
 
     def ask(first: int, last: int) -> None:
@@ -269,10 +273,12 @@ def _ask(address: str, concurrency: int, count: int, batch_size: int, pictures: 
 
     ask(0, 2 * concurrency)  # opens all connections
     wall, cpu, quarter_mb = time.perf_counter(), time.process_time(), 0.0
-    for start in range(0, count, batch_size):
-        ask(start, min(start + batch_size, count))
-        if not quarter_mb and start + batch_size >= count / 4:
-            quarter_mb = memory_mb()
+    starts = range(0, count, batch_size)
+    with ThreadPoolExecutor(settings.batches_at_a_time(batch_size)) as pool:
+        done = pool.map(lambda first: ask(first, min(first + batch_size, count)), starts)
+        for start, _ in zip(starts, done, strict=True):
+            if not quarter_mb and start + batch_size >= count / 4:
+                quarter_mb = memory_mb()
     wall_s, cpu_s = time.perf_counter() - wall, time.process_time() - cpu
     end_mb = memory_mb()
     engine.close()
