@@ -102,6 +102,7 @@ def _loop(captioner: str, pictures: Sequence[str], batch_size: int) -> tuple[flo
 
     torch.set_num_threads(len(os.sched_getaffinity(0)))
     model = AutoModelForImageTextToText.from_pretrained(captioner, dtype=torch.float32).eval()
+    model.generation_config.max_length = None  # generate would warn of each batch that it has two limits
     processor, tokenizer = AutoImageProcessor.from_pretrained(captioner), AutoTokenizer.from_pretrained(captioner)
 
     def caption(batch: Sequence[str]) -> list[str]:

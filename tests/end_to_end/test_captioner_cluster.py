@@ -29,7 +29,8 @@ CAPTIONER = "/proc/self/cwd/captioner"
 def cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster]:
     """A cluster of one head without CPUs, and a machine in whose folder the captioner is."""
     save_encoder_decoder(tmp_path / "worker/captioner")
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "object_store_memory": 100 * 2**20})
+    head = {"num_cpus": 0, "object_store_memory": 100 * 2**20, "include_dashboard": False}
+    cluster = Cluster(initialize_head=True, head_node_args=head)
     monkeypatch.chdir(tmp_path / "worker")
     cluster.add_node(num_cpus=2, object_store_memory=100 * 2**20)
     monkeypatch.chdir(tmp_path)
