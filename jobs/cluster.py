@@ -91,6 +91,11 @@ def count_fitting(machines: Sequence[Resources], needs: Resources) -> int:
     return sum(min(int(machine.get(kind, 0) // amount) for kind, amount in needs.items()) for machine in machines)
 
 
+def largest_cpus(machines: Sequence[Resources]) -> int:
+    """Return the CPUs of the machine that has most, at least 1: no process can have more."""
+    return max([1, *(int(machine.get("CPU", 0)) for machine in machines)])
+
+
 def most_cpus(machines: Sequence[Resources], workers: int, needs: Resources) -> int:
     """Return the most CPUs that each of the workers can have beside its other needs; 0 if not even one."""
     largest = max((int(machine.get("CPU", 0)) for machine in machines), default=0)

@@ -15,7 +15,8 @@ from jobs.annotate.requests import preparation_of
 from jobs.annotate.rows import ANNOTATIONS
 from jobs.annotate.settings import AnnotateSettings
 from jobs.annotate.stage import DescribeStage, Order
-from jobs.cluster import wait_for_resources, wait_until_free
+from jobs.cluster import largest_cpus, machines_alive, wait_for_resources, wait_until_free
+from jobs.descriptions.loading import located
 from jobs.scan.pipeline import LOST_BATCHES, LOST_ROWS, StageResources, Writing, actor_options
 from jobs.scan.stages.prepare import Preparation
 from jobs.scan.stages.row_shape import RowShape
@@ -77,35 +78,78 @@ def size_annotation(
         notify: Receives a sentence before a wait for the cluster.
         run_id: Id of the run, which the rows name.
     """
-    wait_s = settings.wait_for_machines_s if settings.address else 0
-    if not settings.device.startswith("cuda"):
-        wait_for_resources({"CPU": 1}, 1, wait_s, notify, "Add a machine with CPUs.")
-    machines = ray.cluster_resources()
-    on_gpu = settings.device.startswith("cuda") or (settings.device == "auto" and machines.get("GPU", 0) > 0)
-    cpus = int(machines.get("CPU", 1))
-    prepare = StageResources(0.25, size=None if on_gpu or settings.address else max(1, cpus // 2))
-    describe = size_engines(settings, on_gpu=on_gpu, cpus=cpus)
-    needs = {"CPU": sum(each.cpus for each in describe), "GPU": sum(each.gpus for each in describe)}
-    needs = {name: amount for name, amount in needs.items() if amount}
-    wait_for_resources(needs, 1, wait_s, notify, "Give --device auto, or an engine that needs less.")
-    wait_until_free(needs, 1, settings.wait_for_machines_s, notify, beside={"CPU": prepare.cpus})
+    room = find_room(settings, notify)
+    batch_size = settings.batch_size or 64
     return AnnotatePipeline(
         preparation=preparation_of(settings),
-        orders=_orders(settings, input, "cuda" if on_gpu else "cpu", cpus, run_id),
+        orders=_orders(settings, input, room, run_id),
         known=_start_known(settings),
-        batch_size=settings.batch_size or 64,
+        batch_size=batch_size,
         writing=Writing(
             settings.rows_per_file or min(100_000, max(512, rows // 200)),
             settings.write_every_s,
             settings.write_patience_s,
         ),
-        prepare=prepare,
-        describe=describe,
+        prepare=room.prepare,
+        describe=tuple(
+            replace(room.engines[kind], at_a_time=engine.batches_at_a_time(batch_size))
+            for kind, engine in settings.engines.items()
+        ),
     )
 
 
-def size_engines(settings: AnnotateSettings, *, on_gpu: bool, cpus: int) -> tuple[StageResources, ...]:
-    """Return the resources of each engine; `cpus` is the number of CPUs that Ray has."""
+@dataclass(frozen=True)
+class Room:
+    """The place of a job on its machines."""
+
+    prepare: StageResources
+    engines: dict[str, StageResources]
+    """Resources of the engines, by what they write."""
+    device: str
+    """Device of the models, `cuda` or `cpu`."""
+    threads: int | None
+    """Threads of a model on CPUs: all models together have as many as there are CPUs."""
+
+
+def find_room(settings: AnnotateSettings, notify: Callable[[str], None]) -> Room:
+    """Divide the machines of the Ray that runs among the stages, and wait until they are free.
+
+    The arguments and errors are those of `size_annotation`.
+    """
+    wait_s = settings.wait_for_machines_s if settings.address else 0
+    if not settings.device.startswith("cuda"):
+        # The head of a cluster may have no CPUs, until an autoscaler adds machines.
+        wait_for_resources({"CPU": 1}, 1, wait_s, notify, "Add a machine with CPUs.")
+    machines = ray.cluster_resources()
+    on_gpu = settings.device.startswith("cuda") or (settings.device == "auto" and machines.get("GPU", 0) > 0)
+    cpus, largest = int(machines.get("CPU", 1)), largest_cpus(machines_alive())
+    prepare = StageResources(0.25, size=None if on_gpu or settings.address else max(1, cpus // 2))
+    engines = size_engines(settings, on_gpu=on_gpu, cpus=cpus, largest=largest)
+    needs = {"CPU": sum(each.cpus for each in engines), "GPU": sum(each.gpus for each in engines)}
+    needs = {name: amount for name, amount in needs.items() if amount}
+    wait_for_resources(needs, 1, wait_s, notify, "Give --device auto, or an engine that needs less.")
+    wait_until_free(needs, 1, settings.wait_for_machines_s, notify, beside={"CPU": prepare.cpus})
+    threads = None if on_gpu else max(1, int(cpus_of_model(settings, cpus, largest)))
+    return Room(prepare, dict(zip(settings.engines, engines, strict=True)), "cuda" if on_gpu else "cpu", threads)
+
+
+def cpus_of_model(settings: AnnotateSettings, cpus: int, largest: int) -> float:
+    """Return the CPUs that are there for each process of a model; the arguments are those of `size_engines`."""
+    models = sum(engine.engine == "transformers" for engine in settings.engines.values())
+    return min(cpus / max(1, models * (settings.annotators or 1)), largest / max(1, models))
+
+
+def size_engines(
+    settings: AnnotateSettings, *, on_gpu: bool, cpus: int, largest: int | None = None
+) -> tuple[StageResources, ...]:
+    """Return the resources of each engine.
+
+    Args:
+        settings: Settings of the job.
+        on_gpu: True if the models run on GPUs.
+        cpus: CPUs that Ray has.
+        largest: CPUs of its largest machine. None: there is one machine.
+    """
     models = sum(engine.engine == "transformers" for engine in settings.engines.values())
     sizes = []
     for engine in settings.engines.values():
@@ -114,21 +158,17 @@ def size_engines(settings: AnnotateSettings, *, on_gpu: bool, cpus: int) -> tupl
         elif on_gpu:  # two models share each GPU
             sizes.append(StageResources(0.5 / models, 1 / models, settings.annotators))
         else:
-            size = settings.annotators or 1
-            sizes.append(StageResources(round(0.6 * cpus / (models * size), 3), size=size))
+            whole = cpus_of_model(settings, cpus, largest or cpus)
+            sizes.append(StageResources(round(0.6 * whole, 3), size=settings.annotators or 1))
     return tuple(sizes)
 
 
-def _orders(
-    settings: AnnotateSettings, input: Location, device: str, cpus: int, run_id: str | None
-) -> tuple[Order, ...]:
-    """Return the work of each stage. Models on CPUs share the threads that there are CPUs."""
-    engines = list(settings.engines.values())
-    models = sum(engine.engine == "transformers" for engine in engines) * (settings.annotators or 1)
-    threads = max(1, cpus // max(1, models)) if device == "cpu" else None
-    job = settings.job_folder.name
+def _orders(settings: AnnotateSettings, input: Location, room: Room, run_id: str | None) -> tuple[Order, ...]:
+    """Return the work of each stage."""
+    engines, job = list(settings.engines.values()), settings.job_folder.name
     return tuple(
-        Order(engine, input, device, threads, job, run_id, is_last=engine is engines[-1]) for engine in engines
+        Order(located(engine), input, room.device, room.threads, job, run_id, is_last=engine is engines[-1])
+        for engine in engines
     )
 
 

@@ -40,7 +40,8 @@ class AnnotatePlan:
 def plan_annotation(settings: AnnotateSettings) -> AnnotatePlan:
     """Check input, engines and output, in this order. Raises an `AsapError` with a message of one line."""
     source = find_pairs(settings)
-    engines = {kind: check_captioner(engine) for kind, engine in settings.engines.items()}
+    is_here = settings.address is None
+    engines = {kind: check_captioner(engine, is_here=is_here) for kind, engine in settings.engines.items()}
     folder = settings.job_folder
     if folder.is_s3:
         check_writable(folder)

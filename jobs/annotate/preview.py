@@ -18,6 +18,7 @@ from jobs.descriptions.loading import load_engine
 from jobs.descriptions.settings import DescriptionSettings
 from jobs.errors import JobError
 from jobs.scan.input.manifest import ManifestRow, SeenIds, storable, to_table
+from jobs.scan.stages.captioners import check_captioner
 from jobs.scan.stages.prepare import prepare_batch
 
 _CHUNKS = 3
@@ -68,6 +69,7 @@ def preview(settings: AnnotateSettings) -> Preview:
     first = _count(found, plan.source.rows(), settings)
     for kind, engine in settings.engines.items():
         if engine.engine != "precomputed" and first:
+            check_captioner(engine)  # the pilot needs the model on this machine, whatever the job has
             device = None if settings.device == "auto" else settings.device
             batch = prepare_batch(to_table(first), preparation_of(settings))
             found.pilots[kind] = run_pilot(engine, requests_of(kind, batch), found.distinct[kind], device)

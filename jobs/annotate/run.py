@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import os
 import time
-from typing import Any
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 from asap.storage.files import delete_folder, is_empty, write_bytes
 from asap.storage.location import Location
@@ -25,6 +26,9 @@ from jobs.scan.output.job_folder import Job, check_resumable, is_finished, wait_
 from jobs.scan.passes import ScanProgress, Watch, check_results, run_missing_rows, watched, write_remaining
 from jobs.scan.steps import cancellation_recorded, note_time, prepare_manifest, retry_failed_rows, versions
 from jobs.states import job_states
+
+if TYPE_CHECKING:
+    from jobs.scan.pipeline import StageResources
 
 KIND = "annotate"
 """Kind of the job in its record."""
@@ -87,21 +91,25 @@ def _look_at_input(plan: AnnotatePlan, watch: Watch) -> dict[str, Any]:
 def _try_engines(plan: AnnotatePlan, watch: Watch) -> dict[str, dict[str, Any]]:
     """Have each engine describe a gray picture or a short text, show what it wrote, and return what decides its work.
 
-    Raises `ConfigError` if that fails. A model on a cluster is not loaded here: this machine may be too small for it.
+    Raises the errors of `try_engine`.
     """
+    from jobs.scan.trial import try_engine
+
+    def notify(line: str) -> None:
+        watch(ScanProgress(line, flagged=None))
+
+    def find_room(kind: str) -> tuple[StageResources, str]:
+        from jobs.annotate.pipeline import find_room
+
+        room = find_room(plan.settings, notify)
+        return room.engines[kind], room.device
+
     records = {}
     for kind, engine in plan.settings.engines.items():
-        about: dict[str, Any] = {"engine": engine.engine, "model": engine.source, "fingerprint": plan.engines[kind]}
-        if engine.engine == "openai" or (engine.engine == "transformers" and not plan.settings.address):
-            from jobs.descriptions.probe import probe
-
-            watch(ScanProgress(f"trying the engine of {kind}s", flagged=None))
-            found = probe(engine, None if plan.settings.device == "auto" else plan.settings.device)
-            watch(ScanProgress(found.sentence(engine), flagged=None))
-            about |= found.record | {"wrote": found.wrote}
-        elif engine.engine == "transformers":
-            about |= {"revision": engine.revision, "prompt": engine.prompt, "max_new_tokens": engine.max_new_tokens}
-        records[kind] = about
+        records[kind] = {"engine": engine.engine, "model": engine.source, "fingerprint": plan.engines[kind]}
+        if engine.engine != "precomputed":
+            notify(f"trying the engine of {kind}s")
+            records[kind] |= try_engine(engine, plan.settings, partial(find_room, kind), notify)
     return records
 
 

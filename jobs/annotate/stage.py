@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import threading
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -61,7 +62,10 @@ class _Described:
 
 
 class DescribeStage:
-    """The actor that describes prepared rows. It loads its engine once, and never raises for a row."""
+    """The actor that describes prepared rows. It loads its engine once, and never raises for a row.
+
+    An engine that asks an endpoint gets several batches at a time, each in a thread.
+    """
 
     def __init__(self, order: Order, known: Any = None, counter: Any = None, writers: Sequence[Any] = ()) -> None:
         """Load the engine.
@@ -74,6 +78,7 @@ class DescribeStage:
         """
         self._order, self._known, self._counter = order, known, counter
         self._owner = ray.get_runtime_context().get_actor_id() if ray.is_initialized() else "here"
+        self._lock, self._under_way = threading.Lock(), set[str]()
         self._writer = random.choice(writers) if writers else None
         self._note_first("worker")
         if order.threads and order.settings.engine == "transformers":
@@ -155,15 +160,27 @@ class DescribeStage:
     def _claim(self, keys: list[str]) -> dict[str, Outcome | str]:
         if self._known is None:
             return dict.fromkeys(keys, CLAIMED)
-        return dict(zip(keys, ray.get(self._known.claim.remote(self._owner, keys)), strict=True))
+        # The claims are those of the process, so that it has them again after a restart. Its other threads wait here.
+        with self._lock:
+            answers = dict(zip(keys, ray.get(self._known.claim.remote(self._owner, keys)), strict=True))
+            for key, answer in answers.items():
+                if answer == CLAIMED and key in self._under_way:
+                    answers[key] = AWAITED
+                elif answer == CLAIMED:
+                    self._under_way.add(key)
+        return answers
 
     def _write(self, requests: Mapping[str, Request]) -> dict[str, Outcome]:
         """Have the engine describe these requests, and tell the others."""
         if self._known is None:
             return dict(zip(requests, self._engine.describe(list(requests.values())), strict=True))
-        with renewed(self._known, self._owner):
-            written = dict(zip(requests, self._engine.describe(list(requests.values())), strict=True))
-        ray.get(self._known.tell.remote(self._owner, written))
+        try:
+            with renewed(self._known, self._owner):
+                written = dict(zip(requests, self._engine.describe(list(requests.values())), strict=True))
+            ray.get(self._known.tell.remote(self._owner, written))
+        finally:
+            with self._lock:
+                self._under_way -= requests.keys()
         return written
 
     def _columns(self, one: _Described) -> dict[str, Any]:

@@ -1,8 +1,9 @@
 """Descriptions from an endpoint that speaks the API of OpenAI: its own, vLLM, llama.cpp, and many others.
 
-Requests are under way at the same time, up to a bound. A request has a deadline for all its tries; a try that failed
-for a while is repeated after a wait that grows and has a random part, or that the endpoint asks for (Retry-After). Such
-a wait holds all requests of the process back, since the endpoint asks for less, not for others.
+Requests are under way at the same time, up to a bound, also those of several calls. A request has a deadline for all
+its tries; a try that failed for a while is repeated after a wait that grows and has a random part, or that the endpoint
+asks for (Retry-After). Such a wait holds all requests of the process back, since the endpoint asks for less, not for
+others.
 
 The key comes from an environment variable. It is in no record, and is blotted out of every message.
 """
@@ -15,11 +16,12 @@ import json
 import os
 import random
 import re
+import threading
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Coroutine, Sequence
 from email.utils import parsedate_to_datetime
 from io import BytesIO
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from PIL import Image
 
@@ -28,6 +30,8 @@ from jobs.descriptions.engine import Failure, FailureKind, Outcome, Request, Usa
 from jobs.descriptions.prompts import chat_prompt, fill
 from jobs.descriptions.replies import read_reply, refused
 from jobs.descriptions.settings import DescriptionSettings, EndpointSettings
+
+_Result = TypeVar("_Result")
 
 _FIRST_WAIT_S, _LONGEST_WAIT_S = 0.5, 20.0
 _MOST_BYTES = 4 * 2**20
@@ -55,8 +59,13 @@ class EndpointEngine:
             raise ConfigError("the engine openai needs an endpoint")
         self._settings, self._endpoint = settings, settings.endpoint
         self._key = read_key(settings.endpoint)
-        # One loop for all calls keeps the connections. Redirects would carry pictures to an address nobody gave.
-        self._runner = asyncio.Runner()
+        # One loop for all calls keeps the connections. It has a thread, so that calls can overlap: the last requests of
+        # a batch would wait alone otherwise.
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, name="endpoint", daemon=True)
+        self._thread.start()
+        self._slots = asyncio.Semaphore(settings.endpoint.concurrency)
+        # Redirects would carry pictures to an address nobody gave.
         connections = Limits(
             max_connections=self._endpoint.concurrency, max_keepalive_connections=self._endpoint.concurrency
         )
@@ -73,8 +82,8 @@ class EndpointEngine:
         """Time, by the monotonic clock, before which the endpoint wants no request."""
 
     def describe(self, requests: Sequence[Request]) -> list[Outcome]:
-        """Ask for all descriptions. Every failure concerns its own request."""
-        return self._runner.run(self._describe(requests))
+        """Ask for all descriptions. Every failure concerns its own request. Several threads may call it at a time."""
+        return self._run(self._describe(requests))
 
     def record(self) -> dict[str, Any]:
         """Return the model, the address, the prompt and the generation settings."""
@@ -87,16 +96,26 @@ class EndpointEngine:
 
     def close(self) -> None:
         """Close the connections."""
-        self._runner.run(self._client.close())
-        self._runner.close()
+        self._run(self._client.close())
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()
+
+    def _run(self, work: Coroutine[Any, Any, _Result]) -> _Result:
+        """Wait for work in the loop; an interruption of the wait ends the work."""
+        future = asyncio.run_coroutine_threadsafe(work, self._loop)
+        try:
+            return future.result()
+        except BaseException:
+            future.cancel()
+            raise
 
     async def _describe(self, requests: Sequence[Request]) -> list[Outcome]:
-        slots = asyncio.Semaphore(self._endpoint.concurrency)
-
         async def describe_one(request: Request) -> Outcome:
-            async with slots:  # the picture is encoded inside, so that only requests under way take memory
+            async with self._slots:  # the picture is encoded inside, so that only requests under way take memory
                 try:
-                    return await self._ask(self._messages(request))
+                    # In another thread, since a picture takes milliseconds in which no other request would go on.
+                    return await self._ask(await asyncio.to_thread(self._messages, request))
                 except Exception as error:
                     return Failure("model_error", self._clean(f"{type(error).__name__}: {error}"))
 

@@ -15,10 +15,15 @@ from jobs.descriptions.settings import DescriptionSettings
 from jobs.errors import InputNotFound
 
 
-def check_source(settings: DescriptionSettings) -> str:
+def check_source(settings: DescriptionSettings, *, is_here: bool = True) -> str:
     """Return a fingerprint of a model; for a name on the hub or at an endpoint, the name itself.
 
     Raises `InputNotFound` or `ConfigError` if it cannot be used. Nothing is loaded, and no network is used.
+
+    Args:
+        settings: Settings of the engine.
+        is_here: False if machines of a cluster load the model. A folder that this machine lacks may be there: its path
+            is the fingerprint then.
     """
     source = settings.source
     if settings.engine == "openai":
@@ -38,9 +43,21 @@ def check_source(settings: DescriptionSettings) -> str:
     source = settings.place
     if not re.match(r"[./~]", source) and not Path(source).is_dir():
         return source if settings.revision is None else f"{source}@{settings.revision}"
+    if not is_here and Path(source).is_absolute() and not Path(source).exists():
+        return source
     if not (Path(source) / "config.json").is_file():
         raise InputNotFound(f"the captioner {source} is not a model folder: it has no config.json")
     return files_fingerprint(list_files(Location.parse(source)))
+
+
+def located(settings: DescriptionSettings) -> DescriptionSettings:
+    """Return the settings with the whole path of a folder or file of this machine: workers run in other folders."""
+    source = settings.source
+    if settings.engine == "precomputed":
+        source = Location.parse(source).uri
+    elif settings.engine == "transformers" and Path(source).expanduser().is_dir():
+        source = str(Path(source).expanduser().absolute())
+    return settings.model_copy(update={"source": source})
 
 
 def check_vllm() -> None:

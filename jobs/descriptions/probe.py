@@ -1,7 +1,8 @@
 """One description of a gray picture or of a short text, with the real engine, before any work starts.
 
 A wrong key, an endpoint that is down, and a folder that holds no model are errors then, in one sentence, and not a
-failure of every pair. A model of transformers is probed in a process of its own, whose memory is free afterwards.
+failure of every pair. A model of transformers is probed in a process of its own, whose memory is free afterwards. If
+machines of a cluster will describe, one of them is probed: it has the folder, the key and the GPU, or has them not.
 
     python -m jobs.descriptions.probe < settings.json > result.json
 """
@@ -9,16 +10,17 @@ failure of every pair. A model of transformers is probed in a process of its own
 from __future__ import annotations
 
 import json
+import socket
 import subprocess
 import sys
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from PIL import Image
 
 from asap.errors import AsapError, ConfigError
 from jobs.descriptions.engine import Failure, Outcome, Request
-from jobs.descriptions.loading import load_engine
+from jobs.descriptions.loading import check_source, load_engine
 from jobs.descriptions.settings import DescriptionSettings
 
 TEXT = "A woman in a red coat waves to a crowd in front of the town hall."
@@ -35,6 +37,8 @@ class Probe:
     output_tokens: int
     record: dict[str, Any]
     """Model, prompt and settings that decide the descriptions, from the engine (`Engine.record`)."""
+    machine: str | None = None
+    """Name of the machine of a cluster that described. None: this machine."""
 
     def sentence(self, settings: DescriptionSettings) -> str:
         """Describe what was written, for a person."""
@@ -43,7 +47,8 @@ class Probe:
         if cost := settings.cost(self.input_tokens, self.output_tokens):
             tokens += f", which costs {1000 * cost:.3g} for a thousand"
         tokens = tokens and f" ({tokens})"
-        return f"the captioner {settings.source} describes {of}{tokens}: {self.wrote}"
+        where = "" if self.machine is None else f" on {self.machine}"
+        return f"the captioner {settings.source} describes {of}{where}{tokens}: {self.wrote}"
 
 
 def probe(settings: DescriptionSettings, device: str | None = None) -> Probe:
@@ -68,6 +73,53 @@ def probe(settings: DescriptionSettings, device: str | None = None) -> Probe:
     if "error" in answer:
         raise ConfigError(answer["error"])
     return Probe(**answer)
+
+
+def start_probe(settings: DescriptionSettings, device: str | None, cpus: float, gpus: float) -> Any:
+    """Start the work of `probe` on a machine of the running Ray, and return the reference that `read_probe` takes.
+
+    Args:
+        settings: Settings of the engine, not of `precomputed` or `vllm`.
+        device: Device of a model of transformers. None: CUDA if there is any, else the CPU.
+        cpus: CPUs of a process of the engine.
+        gpus: GPUs of a process of the engine.
+    """
+    import ray
+
+    # The process ends after its one task, so the memory of the model is free for the work.
+    task = ray.remote(num_cpus=cpus, num_gpus=gpus, max_calls=1, max_retries=0)(_probe_there)
+    return task.remote(settings.model_dump(), device)
+
+
+def read_probe(settings: DescriptionSettings, reference: Any) -> Probe:
+    """Return the outcome of `start_probe`. Raises `ConfigError` if the engine does not work there."""
+    import ray
+
+    try:
+        answer = ray.get(reference)
+    except ray.exceptions.RayError as error:  # the process died, or could not even import this package
+        said = " ".join(str(error).split())[-300:]
+        raise ConfigError(
+            f"the captioner {settings.source} cannot be used: its process on a machine of the cluster ended before it "
+            f"had described anything. {said}"
+        ) from error
+    if "error" in answer:
+        raise ConfigError(
+            f"{answer['error'].rstrip('.')}. This is so on {answer['machine']}, a machine of the cluster. Every "
+            "machine that describes needs the folder, the key and the network."
+        )
+    return Probe(**answer)
+
+
+def _probe_there(values: dict[str, Any], device: str | None) -> dict[str, Any]:
+    """Do the work of `probe` in a task; return the fields of `Probe`, or the error, and the name of the machine."""
+    settings = DescriptionSettings(**values)
+    try:
+        check_source(settings)
+        found = asdict(probe_here(settings, device))
+    except AsapError as error:
+        found = {"error": str(error)}
+    return found | {"machine": socket.gethostname()}
 
 
 def probe_here(settings: DescriptionSettings, device: str | None = None) -> Probe:
@@ -134,9 +186,7 @@ def main() -> None:
     """Probe the settings that stand on the standard input, and print the result or its error as a line of JSON."""
     order = json.loads(sys.stdin.read())
     try:
-        found = probe_here(DescriptionSettings(**order["settings"]), order["device"])
-        answer = {"wrote": found.wrote, "input_tokens": found.input_tokens, "output_tokens": found.output_tokens,
-                  "record": found.record}  # fmt: skip
+        answer = asdict(probe_here(DescriptionSettings(**order["settings"]), order["device"]))
     except AsapError as error:
         answer = {"error": str(error)}
     sys.stdout.write(f"\n{json.dumps(answer)}\n")

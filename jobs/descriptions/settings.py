@@ -17,6 +17,8 @@ DEMO = "demo"
 """Source of the captioner that ships with the library, as `demo` is the name of its model. `./demo` is a folder."""
 EngineName = Literal["transformers", "openai", "vllm", "precomputed"]
 _NEW_TOKENS = {"caption": 40, "explanation": 160}
+_MOST_BATCHES = 16
+"""Batches of a process at a time. They are lost with it."""
 _DECISIVE = {"engine", "source", "revision", "prompt", "max_new_tokens", "batch_size", "max_side", "dtype", "attention"}
 
 
@@ -120,6 +122,12 @@ class DescriptionSettings(Settings):
     def sees_pictures(self) -> bool:
         """True if the engine needs the pictures themselves."""
         return self.kind == "caption" and self.engine != "precomputed"
+
+    def batches_at_a_time(self, batch_size: int) -> int:
+        """Return how many batches a process describes at a time, so that an endpoint always has requests to answer."""
+        if self.endpoint is None:
+            return 1
+        return min(_MOST_BATCHES, 1 + -(-self.endpoint.concurrency // batch_size))
 
     def cost(self, input_tokens: int, output_tokens: int) -> float:
         """Return the cost of tokens at the prices of the endpoint; 0 without one."""

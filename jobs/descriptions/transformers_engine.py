@@ -49,6 +49,7 @@ class TransformersEngine:
             if self._tokenizer.pad_token is None:
                 self._tokenizer.pad_token = self._tokenizer.eos_token
         self._ends = _end_tokens(self._model, self._tokenizer)
+        self._model.generation_config.max_length = None  # max_new_tokens decides, and each batch would warn of both
 
     def describe(self, requests: Sequence[Request]) -> list[Outcome]:
         """Describe in batches. A batch that fails is halved until only the culprit is left.
@@ -208,7 +209,9 @@ def _load(settings: DescriptionSettings, device: str) -> tuple[Any, Any]:
         MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES,
         MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES,
     )
+    from transformers.utils.logging import disable_progress_bar
 
+    disable_progress_bar()  # a plan would show the bar of the weights between its tables
     source = settings.place
     common: dict[str, Any] = {"revision": settings.revision or "main", "trust_remote_code": False}
     wanted = "captions" if settings.kind == "caption" else "explanations"

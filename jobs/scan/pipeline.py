@@ -24,7 +24,8 @@ from ray.data import ActorPoolStrategy, DataContext, Dataset
 
 from asap.errors import StorageError
 from asap.storage.location import Location
-from jobs.cluster import wait_for_resources, wait_until_free
+from jobs.cluster import largest_cpus, machines_alive, wait_for_resources, wait_until_free
+from jobs.descriptions.loading import located
 from jobs.descriptions.settings import DescriptionSettings
 from jobs.scan.settings import ScanSettings
 from jobs.scan.stages.caption import CaptionStage
@@ -55,6 +56,8 @@ class StageResources:
     """Number of tasks or actors at a time. None lets Ray decide, and lets a cluster grow."""
     ahead: int | None = None
     """Batches that wait at an actor; they are lost with its process. None: as many as Ray finds best."""
+    at_a_time: int = 1
+    """Batches that an actor works on at a time, each in a thread."""
 
 
 @dataclass(frozen=True)
@@ -177,16 +180,10 @@ def size_pipeline(
         run_id: Id of the run, which the rows name.
         with_captions: False for pairs that are captioned later, if the settings have a captioner at all.
     """
-    captions = settings.captions if with_captions else None
-    wait_s = settings.wait_for_machines_s if settings.address else 0
-    if not settings.device.startswith("cuda"):
-        # The head of a cluster may have no CPUs, until an autoscaler adds machines.
-        wait_for_resources({"CPU": 1}, 1, wait_s, notify, "Add a machine with CPUs.")
-    machines = ray.cluster_resources()
-    on_gpu = settings.device.startswith("cuda") or (settings.device == "auto" and machines.get("GPU", 0) > 0)
-    resources = size_stages(settings, captions, on_gpu=on_gpu, cpus=int(machines.get("CPU", 1)))
-    _wait_for_stages(settings, resources, on_gpu, wait_s, notify)
-    device, batch_size = "cuda" if on_gpu else "cpu", settings.batch_size or (256 if on_gpu else 64)
+    captions = located(settings.captions) if settings.captions and with_captions else None
+    resources, device = find_room(settings, captions, notify)
+    batch_size = settings.batch_size or (256 if device == "cuda" else 64)
+    at_a_time = captions.batches_at_a_time(batch_size) if captions else 1
     thumbnail_side = captions.max_side if captions and captions.sees_pictures else None
     job = settings.job_folder.name
     return ScanPipeline(
@@ -209,13 +206,38 @@ def size_pipeline(
             settings.rows_per_file or min(100_000, max(512, rows // 200)),
             settings.write_every_s,
             settings.write_patience_s,
-            writers=max(1, int(machines.get("GPU", 0)) // 8),
+            writers=max(1, int(ray.cluster_resources().get("GPU", 0)) // 8),
         ),
         prepare=resources.prepare,
-        caption=resources.caption,
+        caption=replace(resources.caption, at_a_time=at_a_time),
         detect=resources.detect,
         caption_threads=resources.caption_threads,
     )
+
+
+class Room(NamedTuple):
+    """The place of a scan on its machines."""
+
+    shares: Shares
+    device: str
+    """Device of the models, `cuda` or `cpu`."""
+
+
+def find_room(settings: ScanSettings, captions: DescriptionSettings | None, notify: Callable[[str], None]) -> Room:
+    """Divide the machines of the Ray that runs among the stages, and wait until they are free.
+
+    The arguments and errors are those of `size_pipeline`; `captions` is the captioner of this pipeline, if any.
+    """
+    wait_s = settings.wait_for_machines_s if settings.address else 0
+    if not settings.device.startswith("cuda"):
+        # The head of a cluster may have no CPUs, until an autoscaler adds machines.
+        wait_for_resources({"CPU": 1}, 1, wait_s, notify, "Add a machine with CPUs.")
+    machines = ray.cluster_resources()
+    on_gpu = settings.device.startswith("cuda") or (settings.device == "auto" and machines.get("GPU", 0) > 0)
+    cpus, largest = int(machines.get("CPU", 1)), largest_cpus(machines_alive())
+    shares = size_stages(settings, captions, on_gpu=on_gpu, cpus=cpus, largest=largest)
+    _wait_for_stages(settings, shares, on_gpu, wait_s, notify)
+    return Room(shares, "cuda" if on_gpu else "cpu")
 
 
 def _wait_for_stages(
@@ -252,7 +274,9 @@ class Shares(NamedTuple):
     """Threads of a captioner with a model on a CPU."""
 
 
-def size_stages(settings: ScanSettings, captions: DescriptionSettings | None, *, on_gpu: bool, cpus: int) -> Shares:
+def size_stages(
+    settings: ScanSettings, captions: DescriptionSettings | None, *, on_gpu: bool, cpus: int, largest: int | None = None
+) -> Shares:
     """Divide the machines among the stages.
 
     Args:
@@ -260,6 +284,7 @@ def size_stages(settings: ScanSettings, captions: DescriptionSettings | None, *,
         captions: The captioner of this pipeline. None: no captions.
         on_gpu: True if the models run on GPUs.
         cpus: Number of CPUs that Ray has.
+        largest: CPUs of its largest machine. None: there is one machine.
     """
     # Endpoints and files need neither a GPU nor cores: their captioners wait for others.
     has_model = captions is not None and captions.engine == "transformers"
@@ -280,8 +305,9 @@ def size_stages(settings: ScanSettings, captions: DescriptionSettings | None, *,
     if not has_model:  # the detectors together have one thread per CPU
         caption = StageResources(caption_cpus, size=captioners)
         return Shares(prepare, caption, detect, max(1, cpus // detectors))
-    threads = max(1, int(settings.captioner_cpus or cpus // (2 * captioners)))
-    caption = StageResources(settings.captioner_cpus or 0.3 * cpus / captioners, size=captioners)
+    whole = min(cpus / captioners, largest or cpus)
+    threads = max(1, int(settings.captioner_cpus or whole // 2))
+    caption = StageResources(settings.captioner_cpus or 0.3 * whole, size=captioners)
     return Shares(prepare, caption, detect, max(1, cpus // (4 * detectors)), threads)
 
 
@@ -348,7 +374,12 @@ def _build(pipeline: RowPipeline, manifest: Location, writers: Writers, counter:
 def actor_options(resources: StageResources) -> dict[str, Any]:
     """Return the options of a stage of actors: its pool, its resources, and restarts without a bound."""
     bounds = {"size": resources.size} if resources.size else {"min_size": 1}
-    pool = ActorPoolStrategy(**bounds, max_tasks_in_flight_per_actor=resources.ahead)
+    pool = ActorPoolStrategy(
+        **bounds,
+        max_tasks_in_flight_per_actor=resources.ahead,
+        max_concurrent_calls_per_actor=resources.at_a_time,
+        enable_true_multi_threading=resources.at_a_time > 1,
+    )
     options = {"num_cpus": resources.cpus, "num_gpus": resources.gpus or None, "compute": pool}
     return options | {"max_restarts": -1, "max_task_retries": TRIES - 1}
 

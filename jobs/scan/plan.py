@@ -63,7 +63,7 @@ def plan_scan(settings: ScanSettings) -> ScanPlan:
     if settings.captions:
         from jobs.scan.stages.captioners import check_captioner
 
-        captioner = check_captioner(settings.captions)
+        captioner = check_captioner(settings.captions, is_here=settings.address is None)
     folder = settings.job_folder
     if folder.is_s3:
         check_writable(folder)

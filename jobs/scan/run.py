@@ -46,7 +46,7 @@ from jobs.scan.steps import cancellation_recorded, note_time, prepare_manifest, 
 from jobs.states import job_states
 
 if TYPE_CHECKING:
-    from jobs.scan.pipeline import ScanPipeline
+    from jobs.scan.pipeline import ScanPipeline, StageResources
 
 
 def scan(settings: ScanSettings, watch: Watch = lambda progress: None) -> dict[str, Any]:
@@ -103,17 +103,24 @@ def _look_at_input(plan: ScanPlan, watch: Watch) -> dict[str, Any]:
 def _probe_captioner(settings: ScanSettings, watch: Watch) -> dict[str, Any]:
     """Have the captioner describe a gray picture, show what it wrote, and return its entry in `job.json`.
 
-    Raises `ConfigError` if that fails. A model on a cluster is not loaded here: this machine may be too small for it.
+    Raises the errors of `try_engine`.
     """
     captions = settings.captions
-    if captions is None or captions.engine == "precomputed" or (captions.engine == "transformers" and settings.address):
+    if captions is None or captions.engine == "precomputed":
         return {}
-    from jobs.descriptions.probe import probe
+    from jobs.scan.trial import try_engine
 
-    watch(ScanProgress("trying the captioner on a gray picture"))
-    found = probe(captions, None if settings.device == "auto" else settings.device)
-    watch(ScanProgress(found.sentence(captions)))
-    return {"captioner": found.record | {"wrote": found.wrote}}
+    def notify(line: str) -> None:
+        watch(ScanProgress(line))
+
+    def find_room() -> tuple[StageResources, str]:
+        from jobs.scan.pipeline import find_room
+
+        room = find_room(settings, captions, notify)
+        return room.shares.caption, room.device
+
+    notify("trying the captioner on a gray picture")
+    return {"captioner": try_engine(captions, settings, find_room, notify)}
 
 
 def _delete_temporary(folder: Location) -> None:

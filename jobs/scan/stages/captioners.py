@@ -39,15 +39,16 @@ def load_captioner(settings: DescriptionSettings, input: Location, device: str |
     return load_engine(settings, device)
 
 
-def check_captioner(settings: DescriptionSettings) -> str:
+def check_captioner(settings: DescriptionSettings, *, is_here: bool = True) -> str:
     """Return a fingerprint of the source of the captions; for a name on the hub or at an endpoint, the name itself.
 
     Raises `InputNotFound`, `ConfigError` or `CorpusError` for a source that does not exist or cannot be used.
+    `is_here` is as in `check_source`.
     """
     if settings.engine == "precomputed":
         read_captions(settings.source, settings.kind)
         return file_fingerprint(_find_captions(settings.source)[0])
-    return check_source(settings)
+    return check_source(settings, is_here=is_here)
 
 
 def read_captions(source: str, kind: Kind = "caption") -> Descriptions:

@@ -22,6 +22,16 @@ def test_two_models_fit_on_cpus_beside_a_task_that_prepares(cpus: int) -> None:
     assert [each.size for each in sizes] == [1, 1]
 
 
+def test_a_model_on_cpus_needs_no_more_than_a_machine_of_the_cluster_has() -> None:
+    def sizes(annotators: int | None, **engines: dict[str, str]) -> list[float]:
+        settings = _settings(**engines).model_copy(update={"annotators": annotators})
+        return [each.cpus for each in size_engines(settings, on_gpu=False, cpus=32, largest=8)]
+
+    assert sizes(None, captions=MODEL) == sizes(4, captions=MODEL) == [4.8]
+    assert sizes(8, captions=MODEL) == [2.4]
+    assert sizes(None, captions=MODEL, explanations=MODEL) == [2.4, 2.4]
+
+
 def test_two_models_share_each_gpu_and_a_file_needs_none() -> None:
     both = size_engines(_settings(captions=MODEL, explanations=MODEL), on_gpu=True, cpus=8)
     assert [(each.gpus, each.size) for each in both] == [(0.5, None), (0.5, None)]

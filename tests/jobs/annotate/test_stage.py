@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from io import BytesIO
+from threading import Event
 from typing import Any
 
 import pyarrow as pa
@@ -20,6 +22,7 @@ from jobs.descriptions.settings import DescriptionSettings
 from jobs.scan.input.manifest import MANIFEST_SCHEMA
 from jobs.scan.stages.prepare import PREPARED_FIELDS
 from jobs.scan.stages.result_rows import CALLER_COLUMNS
+from tests.support.waiting import HANG_S
 
 INPUT = Location("/in")
 GONE = {"error_code": "not_found", "error_detail": "gone", "retryable": True, "thumbnail": None, "image_sha256": None}
@@ -155,6 +158,25 @@ def test_another_process_describes_what_it_has_claimed(engine: _Echo, monkeypatc
     assert rows["caption"].to_pylist() == ["a known one", "of the other", "of 2\ufffd"]
     assert rows["caption_is_new"].to_pylist() == [False, False, True]
     assert len(waits) == 1
+
+
+def test_two_batches_of_one_process_describe_a_picture_once(engine: _Echo, monkeypatch: pytest.MonkeyPatch) -> None:
+    is_awaited = Event()
+    describe = engine.describe
+
+    def describe_once_awaited(requests: Sequence[Request]) -> list[Outcome]:
+        assert is_awaited.wait(HANG_S)
+        return describe(requests)
+
+    monkeypatch.setattr(engine, "describe", describe_once_awaited)
+    monkeypatch.setattr(stage_module.ray, "get", lambda value: value)
+    monkeypatch.setattr(stage_module.time, "sleep", lambda seconds: is_awaited.set())
+    stage = _stage("caption", _Handle(Known({})))
+    with ThreadPoolExecutor(2) as pool:
+        tables = list(pool.map(stage, [_prepared({}), _prepared({})]))
+    assert engine.asked == ["0"]
+    assert [table["caption"].to_pylist() for table in tables] == [["of 0\ufffd"]] * 2
+    assert sorted(table["caption_is_new"][0].as_py() for table in tables) == [False, True]
 
 
 def test_the_rows_of_dead_processes_are_errors_of_every_kind_that_was_asked(engine: _Echo) -> None:

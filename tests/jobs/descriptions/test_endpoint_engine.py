@@ -7,6 +7,7 @@ import gzip
 import json
 import logging
 import time
+from concurrent.futures import ThreadPoolExecutor
 from email.utils import formatdate
 from io import BytesIO
 from threading import Barrier
@@ -104,6 +105,23 @@ def test_no_more_requests_than_allowed_are_under_way_and_no_fewer() -> None:
     with endpoint(wait_for_three_others) as (address, seen):
         outcomes = EndpointEngine(_settings(address, concurrency=4)).describe(_requests(20))
     assert all(isinstance(outcome, Reply) for outcome in outcomes)
+    assert seen.most_at_a_time == 4
+
+
+def test_requests_of_two_calls_share_the_bound_and_are_under_way_together() -> None:
+    together = Barrier(4)
+
+    def wait_for_three_others(handler: Handler, body: dict[str, Any]) -> None:
+        together.wait(HANG_S)
+        _good(handler, body)
+
+    with endpoint(wait_for_three_others) as (address, seen), ThreadPoolExecutor(2) as pool:
+        engine = EndpointEngine(_settings(address, concurrency=4))
+        calls = [pool.submit(engine.describe, _requests(count)) for count in (2, 6)]
+        outcomes = [call.result() for call in calls]
+        engine.close()
+    assert [len(found) for found in outcomes] == [2, 6]
+    assert all(isinstance(outcome, Reply) for found in outcomes for outcome in found)
     assert seen.most_at_a_time == 4
 
 

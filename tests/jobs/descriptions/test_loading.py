@@ -8,7 +8,7 @@ import pytest
 
 from asap.errors import ConfigError
 from jobs.descriptions import loading
-from jobs.descriptions.loading import check_source, load_engine
+from jobs.descriptions.loading import check_source, load_engine, located
 from jobs.descriptions.settings import DescriptionSettings
 from jobs.errors import InputNotFound
 
@@ -50,6 +50,31 @@ def test_vllm_that_is_not_installed_names_its_extra(tmp_path: Path, monkeypatch:
     monkeypatch.setattr(loading, "find_spec", lambda name: None)
     with pytest.raises(ConfigError, match=r"pip install 'asap-ray\[vllm\]'"):
         check_source(DescriptionSettings(engine="vllm", source=str(tmp_path)))
+
+
+def test_a_folder_that_only_machines_of_a_cluster_have_is_its_path(tmp_path: Path) -> None:
+    gone, empty = tmp_path / "gone", tmp_path / "empty"
+    empty.mkdir()
+    settings = DescriptionSettings(engine="transformers", source=str(gone))
+    assert check_source(settings, is_here=False) == str(gone)
+    with pytest.raises(InputNotFound, match="it has no config"):
+        check_source(settings)
+    with pytest.raises(InputNotFound, match="it has no config"):
+        check_source(settings.model_copy(update={"source": str(empty)}), is_here=False)
+
+
+def test_workers_get_the_whole_path_of_what_is_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "model").mkdir()
+
+    def source(engine: str, given: str) -> str:
+        return located(DescriptionSettings(engine=engine, source=given)).source  # type: ignore[arg-type]
+
+    assert {source("transformers", given) for given in ("model", "./model", "~/model")} == {str(tmp_path / "model")}
+    assert source("transformers", "some/name") == "some/name"
+    assert source("precomputed", "captions.json") == str(tmp_path / "captions.json")
+    assert source("precomputed", "s3://b/captions.json") == "s3://b/captions.json"
 
 
 @pytest.mark.parametrize("engine", ["vllm", "precomputed"])

@@ -50,6 +50,14 @@ def test_how_an_endpoint_is_asked_does_not_decide_what_is_written_but_where_does
     assert identity(temperature=1) != first
 
 
+@pytest.mark.parametrize(("concurrency", "batches"), [(1, 2), (64, 2), (65, 3), (4096, 16)])
+def test_an_endpoint_gets_batches_enough_for_its_concurrency(concurrency: int, batches: int) -> None:
+    way = ADDRESS | {"concurrency": concurrency}
+    settings = DescriptionSettings(engine="openai", source="m", endpoint=way)  # type: ignore[arg-type]
+    assert settings.batches_at_a_time(64) == batches
+    assert DescriptionSettings(engine="transformers", source="m").batches_at_a_time(64) == 1
+
+
 def test_the_identity_of_a_captioner_names_all_that_earlier_versions_wrote() -> None:
     identity = DescriptionSettings(engine="transformers", source="m").identity()
     assert {name: value for name, value in identity.items() if value is not None} == {

@@ -287,3 +287,14 @@ def test_damaged_weights_are_refused_in_a_sentence(saved: Callable[..., str], tm
     (folder / "model.safetensors").write_bytes((folder / "model.safetensors").read_bytes()[:200])
     with pytest.raises(ConfigError, match="cannot be loaded"):
         TransformersEngine(_settings(str(folder)))
+
+
+def test_a_folder_with_a_limit_of_its_own_gives_neither_a_warning_nor_a_bar(
+    saved: Callable[..., str], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(saved("encoder_decoder"), tmp_path / "model")
+    path = tmp_path / "model/generation_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"max_length": 3}))
+    (outcome,) = TransformersEngine(_settings(str(tmp_path / "model")), "cpu").describe([_request()])
+    assert outcome.usage.output_tokens == 5
+    assert capfd.readouterr().err == ""

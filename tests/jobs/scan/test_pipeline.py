@@ -54,6 +54,12 @@ def test_a_model_that_captions_on_cpus_leaves_cores_for_decoding(cpus: int, capt
         assert threads <= 3 * cpus / 4
 
 
+def test_a_captioner_needs_no_more_than_a_machine_of_the_cluster_has() -> None:
+    settings = ScanSettings(input="/a.csv", out="/out", captioners=2)
+    sized = size_stages(settings, DescriptionSettings(**MODEL), on_gpu=False, cpus=64, largest=8)  # type: ignore[arg-type]
+    assert (sized.caption.cpus, sized.caption_threads) == (pytest.approx(2.4), 4)
+
+
 def test_the_cores_of_a_captioner_can_be_set() -> None:
     sized = _sized(MODEL, on_gpu=False, captioner_cpus=3)
     assert (sized.caption.cpus, sized.caption_threads) == (3, 3)

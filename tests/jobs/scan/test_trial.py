@@ -1,0 +1,85 @@
+"""The trial of an engine on the cluster of its job."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ray
+
+from asap.errors import ConfigError
+from jobs.descriptions.probe import read_probe
+from jobs.descriptions.settings import DescriptionSettings
+from jobs.scan.pipeline import StageResources
+from jobs.scan.trial import try_engine
+from jobs.settings import ClusterSettings
+from tests.support.busy import hold_cpus
+from tests.support.endpoint import completion, endpoint
+from tests.support.tiny_captioners import WORDS, save_encoder_decoder
+
+HERE = "which is already joined"
+"""The tests' own Ray stands for the cluster: a Ray that runs in this process is used, whatever the address."""
+
+
+def _try(settings: DescriptionSettings, notify: Callable[[str], None] = pytest.fail, **changes: Any) -> dict[str, Any]:
+    job = ClusterSettings(address=HERE, **changes)
+    return try_engine(settings, job, lambda: (StageResources(0.5), "cpu"), notify)
+
+
+def _model(folder: Path) -> DescriptionSettings:
+    return DescriptionSettings(engine="transformers", source=str(folder), max_new_tokens=4)
+
+
+@pytest.mark.slow
+def test_a_model_is_tried_in_a_process_of_the_cluster(ray_here: None, tmp_path: Path) -> None:
+    save_encoder_decoder(tmp_path)
+    notes: list[str] = []
+    record = _try(_model(tmp_path), notes.append)
+    assert set(record["wrote"].split()) <= set(WORDS)
+    assert (record["device"], record["machine"]) == ("cpu", socket.gethostname())
+    assert notes == [f"the captioner {tmp_path} describes a gray picture on {socket.gethostname()}: {record['wrote']}"]
+
+
+def test_a_folder_that_the_cluster_lacks_is_an_error_with_the_name_of_the_machine(
+    ray_here: None, tmp_path: Path
+) -> None:
+    with pytest.raises(
+        ConfigError, match=r"it has no config\.json\. This is so on .*, a machine of the cluster"
+    ) as caught:
+        _try(_model(tmp_path / "gone"))
+    assert socket.gethostname() in str(caught.value)
+
+
+def test_a_key_that_the_cluster_lacks_is_an_error(ray_here: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("KEY_OF_THE_DRIVER", "sk-secret")
+    way = {"address": "http://127.0.0.1:1/v1", "key_env": "KEY_OF_THE_DRIVER"}
+    settings = DescriptionSettings(engine="openai", source="tiny", endpoint=way)  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match=r"KEY_OF_THE_DRIVER is not set.* This is so on") as caught:
+        _try(settings)
+    assert "sk-secret" not in str(caught.value)
+
+
+def test_a_process_that_dies_there_is_an_error(ray_here: None, tmp_path: Path) -> None:
+    died = ray.remote(max_retries=0)(lambda: os._exit(9)).remote()
+    with pytest.raises(ConfigError, match="its process on a machine of the cluster ended before it had described"):
+        read_probe(_model(tmp_path), died)
+
+
+def test_a_trial_that_waits_for_machines_says_for_what(ray_here: None) -> None:
+    holder = hold_cpus()
+    notes: list[str] = []
+
+    def free_cpus(note: str) -> None:
+        notes.append(note)
+        ray.kill(holder)
+
+    with endpoint(lambda handler, _: handler.send(200, json.dumps(completion("gray")))) as (address, _):
+        way = {"address": address, "key_env": None}
+        settings = DescriptionSettings(engine="openai", source="tiny", endpoint=way)  # type: ignore[arg-type]
+        assert _try(settings, free_cpus, stall_after_s=2)["wrote"] == "gray"
+    assert "1 x (0.5 CPUs) is waited for" in notes[0]
