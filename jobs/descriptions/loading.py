@@ -11,7 +11,7 @@ from asap.storage.files import list_files
 from asap.storage.fingerprint import files_fingerprint
 from asap.storage.location import Location
 from jobs.descriptions.engine import Engine
-from jobs.descriptions.settings import DescriptionSettings
+from jobs.descriptions.settings import DEMO, DescriptionSettings
 from jobs.errors import InputNotFound
 
 
@@ -55,7 +55,7 @@ def located(settings: DescriptionSettings) -> DescriptionSettings:
     source = settings.source
     if settings.engine == "precomputed":
         source = Location.parse(source).uri
-    elif settings.engine == "transformers" and Path(source).expanduser().is_dir():
+    elif settings.engine == "transformers" and source != DEMO and Path(source).expanduser().is_dir():
         source = str(Path(source).expanduser().absolute())
     return settings.model_copy(update={"source": source})
 

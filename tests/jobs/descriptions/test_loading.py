@@ -42,6 +42,7 @@ def test_the_captioner_that_ships_is_known_by_its_name(tmp_path: Path, monkeypat
     folder = Path(settings.place)
     assert (folder / "README.md").is_file()
     assert check_source(settings) == check_source(DescriptionSettings(engine="transformers", source=str(folder)))
+    assert located(settings).source == "demo"  # every machine has it in its own installation
     with pytest.raises(InputNotFound, match="is not a model folder"):
         check_source(DescriptionSettings(engine="transformers", source="./demo"))
 
