@@ -11,7 +11,7 @@ import typer
 from asap.errors import ConfigError
 
 _Kind = TypeVar("_Kind")
-MODEL_HELP = "A model folder, or 'demo', the small model that ships with asap."
+MODEL_HELP = "A model folder, on this machine or at s3://; or 'demo', the small model that ships with asap."
 _DEVICES = ("auto", "cpu", "cuda", "mps", "xpu")
 DEVICE_HELP = "Where the model runs: 'auto', 'cpu' or 'cuda'."
 ADDRESS_HELP = "Address of a running Ray cluster. Default: start Ray on this machine."

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
 from asap.errors import ConfigError
 from jobs.descriptions.engine import Failure, FailureKind, Outcome, Request, Usage
+from jobs.descriptions.model_files import local_source
 from jobs.descriptions.prompts import chat_prompt, fill, plain_prompt
 from jobs.descriptions.replies import read_reply
 from jobs.descriptions.settings import DescriptionSettings
@@ -210,7 +210,7 @@ def _load(settings: DescriptionSettings, device: str) -> tuple[Any, Any]:
         MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES,
     )
 
-    source = str(Path(settings.source).expanduser()) if settings.source.startswith("~") else settings.source
+    source = local_source(settings.source)
     common: dict[str, Any] = {"revision": settings.revision or "main", "trust_remote_code": False}
     wanted = "captions" if settings.kind == "caption" else "explanations"
     try:

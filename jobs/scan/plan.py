@@ -15,6 +15,7 @@ from asap.storage.s3 import check_writable
 from asap.weights.model_folder import (
     check_folder,
     familiarity_id,
+    is_remote,
     model_config,
     model_id,
     read_limits,
@@ -33,7 +34,8 @@ class ScanPlan:
     folder: Location
     source: Source
     model: str
-    """The model's absolute folder, or `demo`, which every machine finds in its own installation."""
+    """The model's absolute folder; its address in a bucket, of which each machine makes a copy; or `demo`, which every
+    machine finds in its own installation."""
     config: ModelConfig
     model_id: str
     policy: Policy
@@ -74,7 +76,7 @@ def plan_scan(settings: ScanSettings) -> ScanPlan:
         settings=settings,
         folder=folder,
         source=source,
-        model="demo" if settings.model == "demo" else str(path),
+        model=settings.model if settings.model == "demo" or is_remote(settings.model) else str(path),
         config=model_config(path),
         model_id=model_id(path, weights),
         policy=Policy.load(Path(path) / "policy.json"),

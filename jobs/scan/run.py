@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import os
 import time
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
@@ -176,7 +176,7 @@ def _size_pipeline(job: Job, plan: ScanPlan, rows: int, watch: Watch, *, with_ca
     """Return a pipeline for the Ray that runs; see `size_pipeline`."""
     from jobs.scan.pipeline import size_pipeline
 
-    return size_pipeline(
+    pipeline = size_pipeline(
         plan.settings,
         plan.model,
         plan.config.image_size,
@@ -185,6 +185,8 @@ def _size_pipeline(job: Job, plan: ScanPlan, rows: int, watch: Watch, *, with_ca
         run_id=job.record["run_id"],
         with_captions=with_captions,
     )
+    ids = plan.model_id, plan.policy.policy_id, plan.familiarity_id
+    return replace(pipeline, detection=replace(pipeline.detection, ids=ids))
 
 
 def _write_output(job: Job) -> None:
