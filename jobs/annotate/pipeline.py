@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import ray
@@ -78,8 +79,9 @@ def size_annotation(
         run_id: Id of the run, which the rows name.
     """
     wait_s = settings.wait_for_machines_s if settings.address else 0
+    wait = partial(wait_for_resources, waits_for_people=settings.waits_for_people)
     if not settings.device.startswith("cuda"):
-        wait_for_resources({"CPU": 1}, 1, wait_s, notify, "Add a machine with CPUs.")
+        wait({"CPU": 1}, 1, wait_s, notify, "Add a machine with CPUs.")
     machines = ray.cluster_resources()
     on_gpu = settings.device.startswith("cuda") or (settings.device == "auto" and machines.get("GPU", 0) > 0)
     cpus = int(machines.get("CPU", 1))
@@ -87,7 +89,7 @@ def size_annotation(
     describe = size_engines(settings, on_gpu=on_gpu, cpus=cpus)
     needs = {"CPU": sum(each.cpus for each in describe), "GPU": sum(each.gpus for each in describe)}
     needs = {name: amount for name, amount in needs.items() if amount}
-    wait_for_resources(needs, 1, wait_s, notify, "Give --device auto, or an engine that needs less.")
+    wait(needs, 1, wait_s, notify, "Give --device auto, or an engine that needs less.")
     wait_until_free(needs, 1, settings.wait_for_machines_s, notify, beside={"CPU": prepare.cpus})
     return AnnotatePipeline(
         preparation=preparation_of(settings),

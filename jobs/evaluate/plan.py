@@ -18,6 +18,7 @@ from asap.weights.model_folder import check_folder, is_remote, model_config, mod
 from jobs.corpus import read_corpus
 from jobs.errors import JobDiffers
 from jobs.evaluate.settings import EvaluateSettings
+from jobs.reach import PathUse, model_use, pictures_use
 
 METRICS, PAGE = "metrics.json", "index.html"
 OUTPUTS = (METRICS, PAGE, "roc.svg", "precision_recall.svg", "iou.svg", "reliability.svg")
@@ -54,6 +55,10 @@ class EvaluationPlan:
             "split": self.settings.split,
             "limit": self.settings.limit,
         }
+
+    def path_uses(self) -> list[PathUse]:
+        """Return the paths that the workers use. What is written is written by the driver."""
+        return [*model_use(self.model), *pictures_use("CORPUS", (record.image for record in self.records))]
 
 
 def plan_evaluation(settings: EvaluateSettings) -> EvaluationPlan:

@@ -23,6 +23,7 @@ from asap.storage.location import Location
 from jobs.cluster import ray_running
 from jobs.errors import InputUnfamiliar
 from jobs.metrics import targets_announced
+from jobs.reach import check_cluster, check_shared
 from jobs.scan import captioning, retry
 from jobs.scan.input.manifest import write_tables
 from jobs.scan.look import SCAN_S, look_at, notes_of
@@ -74,6 +75,9 @@ def scan(settings: ScanSettings, watch: Watch = lambda progress: None) -> dict[s
         raise InputUnfamiliar(_read_sample(record).sentence(plan.model_id, plan.limits))
     if record:
         wait_until_free(plan.folder, record, settings.stale_after_s, lambda line: watch(ScanProgress(line)))
+    if settings.address:
+        watch(ScanProgress("asking the machines of the cluster what they can read"))
+        check_cluster(settings, plan.path_uses(), {"GPU": 1} if settings.device.startswith("cuda") else None)
     understood = _look_at_input(plan, watch) if record is None else record.get("input") or plan.source.describe()
     captioner = _probe_captioner(plan.settings, watch)
     with job_states(settings, "scan", plan.folder.name, plan.folder) as states:
@@ -157,6 +161,8 @@ def _work(job: Job, plan: ScanPlan, watch: Watch) -> None:
         note_time(job, "ray_start_s", started)
         started = time.monotonic()
         pipeline = _size_pipeline(job, plan, rows, watch, with_captions=not plan.settings.captions_late)
+        if plan.settings.address:  # machines may have come meanwhile
+            check_shared(plan.path_uses())
         _detect_all_rows(job, plan, pipeline, rows, watch)
         if plan.settings.retry_errors or "retry" in job.record:
             retry_failed_rows(job, pipeline, plan.settings.retry_errors, rows, watch, plan.settings.stall_after_s)
