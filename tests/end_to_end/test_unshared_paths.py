@@ -121,7 +121,7 @@ def test_each_verb_refuses_what_a_machine_cannot_use_and_writes_nothing(
     for outcome, paths in zip(
         found[:8],
         (
-            [f"OUT {files}/out cannot be written to"],
+            [f"OUT {files}/out/pairs cannot be written to"],
             [f"--model {files}/model/model.safetensors cannot be read"],
             [f"--captioner {files}/captions.json cannot be read", f"INPUT {files}/a.jpg cannot be read"],
             [f"--captioner {files}/captions.json cannot be read"],
@@ -140,7 +140,8 @@ def test_each_verb_refuses_what_a_machine_cannot_use_and_writes_nothing(
     assert found[8].startswith("ConfigError: no machine of the cluster holds 1 worker with 1 GPU, and it has no autos")
     assert found[9].startswith("ConfigError: no machine of the cluster holds 1 worker with 64 CPUs, and it has no au")
     left = {path.name for path in [*shared.iterdir(), *files.iterdir()]}
-    assert left == {"a.jpg", "pairs.jsonl", "captions.json", "model", "corpus"}
+    assert left == {"a.jpg", "pairs.jsonl", "captions.json", "model", "corpus", "evaluated"}
+    assert not [*(shared / "evaluated").iterdir()]
 
 
 def test_what_lies_in_a_bucket_or_in_a_shared_folder_is_not_refused(
