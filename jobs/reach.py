@@ -49,7 +49,7 @@ class PathUse:
 
 @dataclass(frozen=True)
 class _Look:
-    """What a machine looks for."""
+    """A path that each machine looks at."""
 
     path: str
     """A file or folder to read; or a folder to write into."""
@@ -151,7 +151,7 @@ def _other_machines() -> list[dict[str, Any]]:
 
 @contextmanager
 def _looks(uses: Sequence[PathUse]) -> Iterator[list[tuple[PathUse, _Look]]]:
-    """Provide what to look for, with a file in each folder to write into for the time of the block."""
+    """Provide the paths to look at, with a file in each folder to write into for the time of the block."""
     looks: list[tuple[PathUse, _Look]] = []
     markers: list[Path] = []
     try:
