@@ -1,4 +1,4 @@
-"""What one machine says of the paths of a job, and which paths are asked about."""
+"""Answers of one machine about the paths of a job, and which paths are asked about."""
 
 from __future__ import annotations
 
