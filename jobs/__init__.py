@@ -13,6 +13,8 @@ pages/         self-contained HTML pages, and SVG plots
 settings.py    settings that several jobs share
 corpus.py      read a corpus as a job's settings say
 cluster.py     run on Ray, and wait for its resources
+reach.py       paths that the machines of a cluster must share
+node_types.py  the machines that a cluster could start
 ray_start.py   start Ray, or connect to a cluster
 ray_end.py     end Ray, whatever threads and signals do then
 heartbeat.py   signs of life of a job, and requests that it stops

@@ -1,9 +1,9 @@
 """The Ray that jobs run on: one started on this machine, or a running cluster at an address.
 
-Ray waits silently and forever for machines that nobody will add, and no program can ask it whether a cluster grows by
-itself. So a job's needs are compared with the machines that are alive before the job begins. If they do not fit, a Ray
-on this machine refuses at once, and a cluster is given some time to add machines. If they fit but other jobs hold the
-resources, a job waits for some time, and says for what.
+Ray waits silently and forever for machines that nobody will add. So a job's needs are compared with the machines that
+are alive before the job begins. If they do not fit, a Ray on this machine refuses at once, and so does a cluster that
+could never hold them, as its configuration shows (`node_types`). Any other cluster is given some time to add machines.
+If they fit but other jobs hold the resources, a job waits for some time, and says for what.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from typing import Any
 
 from asap.errors import ConfigError
 from jobs.errors import JobError
+from jobs.node_types import most_workers, node_types
 from jobs.ray_end import end_ray
 from jobs.ray_start import start_ray
 from jobs.stops import handlers_kept, stop_held
@@ -104,11 +105,18 @@ def most_cpus(machines: Sequence[Resources], workers: int, needs: Resources) -> 
 
 
 def wait_for_resources(
-    needs: Resources, workers: int, wait_s: float, on_note: Callable[[str], None], advice: str
+    needs: Resources,
+    workers: int,
+    wait_s: float,
+    on_note: Callable[[str], None],
+    advice: str,
+    *,
+    waits_for_people: bool = False,
 ) -> list[Resources]:
     """Return the machines once there are enough for the workers, whether the machines are free or busy.
 
-    Raises `ConfigError` with the request, the machines that exist, and the advice, if the workers never fit.
+    Raises `ConfigError` with the request, the machines that exist, and the advice, if the workers never fit. No time is
+    spent on machines that the cluster cannot add.
 
     Args:
         needs: Resources of one worker.
@@ -116,12 +124,14 @@ def wait_for_resources(
         wait_s: Seconds that a cluster has to add machines, which are requested from its autoscaler. 0: no wait.
         on_note: Receives a sentence if there is a wait.
         advice: The sentence that ends the error message.
+        waits_for_people: True to wait for machines that somebody has to start.
     """
     machines = machines_alive()
     if count_fitting(machines, needs) >= workers:
         return machines
     request = _request(needs, workers)
     if wait_s:
+        check_possible(needs, workers, advice, waits_for_people=waits_for_people)
         on_note(f"waiting up to {_minutes(wait_s)} for machines to hold {request}: there are {_describe(machines)}")
         if _reserve([needs] * workers, wait_s):
             return machines_alive()
@@ -129,6 +139,33 @@ def wait_for_resources(
         f"not enough resources: {request} do not fit into the cluster, which has {_describe(machines_alive())}. "
         f"{advice}"
     )
+
+
+def check_possible(needs: Resources, workers: int, advice: str, *, waits_for_people: bool = False) -> None:
+    """Raise `ConfigError` if the cluster can never hold the workers. The arguments are as in `wait_for_resources`.
+
+    A cluster with an autoscaler holds what it has and what its node types could bring. Without one, somebody has to
+    start machines: then a request is refused that no machine holds, unless machines for work are still to come.
+    """
+    machines = machines_alive()
+    if count_fitting(machines, needs) >= workers or (types := node_types()) is None:
+        return
+    request = _request(needs, workers)
+    if types and count_fitting(machines, needs) + most_workers(types, needs) < workers:
+        could = ", ".join(
+            f"{kind.most} x {kind.name} ({_amounts({key: kind.resources.get(key, 0) for key in ('CPU', 'GPU')})})"
+            for kind in types
+        )
+        raise ConfigError(
+            f"the cluster can never hold {request}: it has {_describe(machines)}, and can add at most {could}. {advice}"
+        )
+    works = any(machine.get("CPU") or machine.get("GPU") for machine in machines)
+    if not types and not waits_for_people and works and not count_fitting(machines, needs):
+        raise ConfigError(
+            f"no machine of the cluster holds {_request(needs, 1)}, and it has no autoscaler that adds machines: it "
+            f"has {_describe(machines)}. {advice} Or start such a machine, and have it awaited with --set "
+            "wait_for_machines_s=SECONDS."
+        )
 
 
 def wait_until_free(

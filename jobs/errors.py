@@ -4,6 +4,7 @@
     ├── StorageError               a location that cannot be read or written: bucket, credentials, folder
     └── JobError                   a job that cannot start or resume
         ├── InputNotFound          the input does not exist, or holds nothing to scan
+        ├── PathNotShared          some machines of the cluster cannot use a path of the job
         ├── JobInUse               another process is working on the job
         ├── JobDiffers             the job folder belongs to other settings, another model or another input
         ├── InputUnfamiliar        the model has seen nothing like most of the input; exit code 4
@@ -31,6 +32,10 @@ class JobError(AsapError):
 
 class InputNotFound(JobError):
     """The input does not exist, or holds nothing to scan."""
+
+
+class PathNotShared(JobError):
+    """Some machines of the cluster cannot read or write a path of the job."""
 
 
 class JobInUse(JobError):

@@ -44,11 +44,17 @@ class ClusterSettings(Settings):
     """Device of the model. `auto`: GPUs if the machines have any; `cuda`: wait for them."""
     wait_for_machines_s: float = Field(default=900, ge=0)
     """Seconds to wait for a cluster at `address` to add the machines that the workers need, as its autoscaler does; and
-    for other jobs of the same Ray to free the resources that the workers need. Then the job gives up."""
+    for other jobs of the same Ray to free the resources that the workers need. Then the job gives up. A cluster without
+    an autoscaler is waited for only if this is given: somebody has to start its machines."""
     stall_after_s: float = Field(default=60, gt=0)
     """Seconds without finished work after which a job that runs says so, and what it waits for."""
     metrics_targets: str | None = Field(default=None, exclude=True)
     """File that names the metrics pages of the machines while the job runs, for Prometheus (docs/watching.md)."""
+
+    @property
+    def waits_for_people(self) -> bool:
+        """True if machines are awaited that somebody has to start."""
+        return "wait_for_machines_s" in self.model_fields_set
 
 
 class CorpusSettings(Settings):

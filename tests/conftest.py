@@ -6,6 +6,7 @@ import gc
 import json
 import logging
 import os
+import tempfile
 from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 
@@ -102,6 +103,17 @@ def s3() -> Iterator[str]:
             os.environ.pop(name, None)
         else:
             os.environ[name] = value
+
+
+@pytest.fixture
+def scratch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Have this process keep its temporary files, such as copies of models, in a folder of the test; return it."""
+    folder = tmp_path / "scratch"
+    folder.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(folder))
+    monkeypatch.setenv("TMPDIR", str(folder))
+    monkeypatch.setattr("asap.storage.folder_cache._HELD", {})
+    return folder
 
 
 @pytest.fixture

@@ -10,6 +10,7 @@ credentials.py      the credentials of S3, read again when they change
 failures.py         exceptions -> error codes, messages and what to do
 fetch.py            one file or object, with retries
 fingerprint.py      has an input changed?
+folder_cache.py     copies of folders of a bucket, such as models, one download for each machine
 fetched_file.py     one file or object, a block at a time; a change is an error
 snappy.py           snappy's block format, as a stream
 parquet_pages.py    the footer and the pages of a Parquet file

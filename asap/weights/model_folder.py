@@ -15,6 +15,7 @@ import hashlib
 import json
 import re
 import shutil
+import socket
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,11 +23,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from asap.errors import CheckpointError, ConfigError, printable
+from asap.errors import CheckpointError, ConfigError, StorageError, printable
 from asap.familiarity_file import id_of_content, parse_familiarity
 from asap.limits import Limits
 from asap.model.config import ModelConfig
 from asap.policy import Policy
+from asap.storage.folder_cache import cached_folder, wanted_files
+from asap.storage.location import Location, s3_uri
 
 if TYPE_CHECKING:
     import torch
@@ -47,7 +50,10 @@ _CONFIG, _WEIGHTS, _TOKENIZER, _POLICY, _CARD = (
     "policy.json",
     "README.md",
 )
-_LIMITS, _FAMILIARITY = "limits.json", "familiarity.safetensors"
+_LIMITS = "limits.json"
+FAMILIARITY = "familiarity.safetensors"
+"""The file of a model's familiarity."""
+_FILES = {_CONFIG, _WEIGHTS, _POLICY, _CARD, _LIMITS, FAMILIARITY}
 _ORIGIN = ("is_local", "local_files_only", "name_or_path")
 """Settings that say where a tokenizer was read from. They are not saved, so they do not change the model's id."""
 
@@ -75,8 +81,11 @@ class ModelFolder:
 def resolve_folder(folder: str | Path) -> Path:
     """Return the path of a model folder; `"demo"` is the one in this library (`"./demo"` is your own).
 
-    Raises `CheckpointError` if there is no such folder.
+    For a folder at s3://, this is the path of this machine's copy, which is downloaded if there is none of the version
+    that is there now. Raises `CheckpointError` if there is no such folder.
     """
+    if is_remote(folder):
+        return _copy_here(Location.parse(folder))
     path = _DEMO if folder == "demo" else Path(folder)
     if path.is_dir():
         return path
@@ -86,16 +95,43 @@ def resolve_folder(folder: str | Path) -> Path:
             "`asap import`."
         )
     raise CheckpointError(
-        f"model folder {str(folder)!r} does not exist. Name a folder on this machine, or 'demo'; "
-        "names of a hub are not downloaded."
+        f"model folder {str(folder)!r} does not exist. It was looked for on the machine {socket.gethostname()}. Name a "
+        "folder that is there, an s3:// address, or 'demo'; names of a hub are not downloaded."
     )
+
+
+def is_remote(folder: str | Path) -> bool:
+    """Return True for a model folder in a bucket."""
+    return isinstance(folder, str) and s3_uri(folder) is not None
+
+
+def _copy_here(source: Location) -> Path:
+    """Return this machine's copy of a model folder in a bucket. Raises `CheckpointError` if it cannot be copied.
+
+    Files that are no parts of a model folder are not copied.
+    """
+    try:
+        files = wanted_files(source, _is_part)
+        if all(info.location != source / _CONFIG for info in files):
+            raise CheckpointError(
+                f"model folder {source} does not exist, or is none: there is no {source / _CONFIG}. Check the bucket "
+                "and the name."
+            )
+        return cached_folder(source, files)
+    except StorageError as error:
+        raise CheckpointError(f"model folder {source} cannot be read: {error}") from error
+
+
+def _is_part(name: str) -> bool:
+    """Return True for the name of a file that belongs to a model folder."""
+    return name in _FILES or name.startswith(f"{_TOKENIZER}/")
 
 
 def check_folder(folder: str | Path) -> Path:
     """Return the path of a model folder after checking its files, without torch and without reading the weights.
 
     The header of the weights is compared with the size of their file. Whether the weights fit the configuration, only
-    `load` can say. Raises `CheckpointError` or `ConfigError`.
+    `load` can say. A folder at s3:// is copied to this machine. Raises `CheckpointError` or `ConfigError`.
     """
     from safetensors import SafetensorError, safe_open
 
@@ -166,7 +202,7 @@ def save(
         (draft / _WEIGHTS).chmod((draft / _CONFIG).stat().st_mode)
         if familiarity is not None:
             familiarity.check_weights(weights_sha256(draft), "the familiarity")
-            (draft / _FAMILIARITY).write_bytes(familiarity.to_bytes())
+            (draft / FAMILIARITY).write_bytes(familiarity.to_bytes())
         if limits is not None:
             (draft / _LIMITS).write_text(limits.to_json(), encoding="utf-8")
         # The id is a hash over the tokenizer's files too. Sorted and without their origin, they are the same each time
@@ -289,7 +325,7 @@ def read_familiarity(folder: str | Path, weights: str | None = None) -> Familiar
     """
     from asap.familiarity import Familiarity
 
-    path = resolve_folder(folder) / _FAMILIARITY
+    path = resolve_folder(folder) / FAMILIARITY
     if not path.exists():
         return None
     return Familiarity.from_bytes(path.read_bytes(), weights or weights_sha256(folder), path)
@@ -302,7 +338,7 @@ def familiarity_id(folder: str | Path, weights: str | None = None) -> str | None
         folder: The model folder.
         weights: The `weights_sha256` of the folder, if the caller has it.
     """
-    path = resolve_folder(folder) / _FAMILIARITY
+    path = resolve_folder(folder) / FAMILIARITY
     if not path.exists():
         return None
     content = path.read_bytes()
@@ -317,10 +353,10 @@ def replace_familiarity(folder: str | Path, familiarity: Familiarity) -> None:
     """
     path = resolve_folder(folder)
     familiarity.check_weights(weights_sha256(path), "the familiarity")
-    draft = path / f".{_FAMILIARITY}.{uuid.uuid4().hex[:8]}"
+    draft = path / f".{FAMILIARITY}.{uuid.uuid4().hex[:8]}"
     try:
         draft.write_bytes(familiarity.to_bytes())
-        draft.replace(path / _FAMILIARITY)
+        draft.replace(path / FAMILIARITY)
     finally:
         draft.unlink(missing_ok=True)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import ray
@@ -117,9 +118,10 @@ def find_room(settings: AnnotateSettings, notify: Callable[[str], None]) -> Room
     The arguments and errors are those of `size_annotation`.
     """
     wait_s = settings.wait_for_machines_s if settings.address else 0
+    wait = partial(wait_for_resources, waits_for_people=settings.waits_for_people)
     if not settings.device.startswith("cuda"):
         # The head of a cluster may have no CPUs, until an autoscaler adds machines.
-        wait_for_resources({"CPU": 1}, 1, wait_s, notify, "Add a machine with CPUs.")
+        wait({"CPU": 1}, 1, wait_s, notify, "Add a machine with CPUs.")
     machines = ray.cluster_resources()
     on_gpu = settings.device.startswith("cuda") or (settings.device == "auto" and machines.get("GPU", 0) > 0)
     cpus, largest = int(machines.get("CPU", 1)), largest_cpus(machines_alive())
@@ -127,7 +129,7 @@ def find_room(settings: AnnotateSettings, notify: Callable[[str], None]) -> Room
     engines = size_engines(settings, on_gpu=on_gpu, cpus=cpus, largest=largest)
     needs = {"CPU": sum(each.cpus for each in engines), "GPU": sum(each.gpus for each in engines)}
     needs = {name: amount for name, amount in needs.items() if amount}
-    wait_for_resources(needs, 1, wait_s, notify, "Give --device auto, or an engine that needs less.")
+    wait(needs, 1, wait_s, notify, "Give --device auto, or an engine that needs less.")
     wait_until_free(needs, 1, settings.wait_for_machines_s, notify, beside={"CPU": prepare.cpus})
     threads = None if on_gpu else max(1, int(cpus_of_model(settings, cpus, largest)))
     return Room(prepare, dict(zip(settings.engines, engines, strict=True)), "cuda" if on_gpu else "cpu", threads)

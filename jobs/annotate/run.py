@@ -20,6 +20,7 @@ from jobs.annotate.rows import ANNOTATIONS
 from jobs.annotate.settings import AnnotateSettings
 from jobs.cluster import ray_running
 from jobs.metrics import targets_announced
+from jobs.reach import check_cluster, check_shared
 from jobs.scan import retry
 from jobs.scan.look import SCAN_S, look_at, notes_of
 from jobs.scan.output.job_folder import Job, check_resumable, is_finished, wait_until_free
@@ -53,6 +54,9 @@ def annotate(settings: AnnotateSettings, watch: Watch = lambda progress: None) -
             return read_summary(plan.folder)
     if record:
         wait_until_free(plan.folder, record, settings.stale_after_s, lambda line: watch(ScanProgress(line)))
+    if settings.address:
+        watch(ScanProgress("asking the machines of the cluster what they can read", flagged=None))
+        check_cluster(settings, plan.path_uses(), {"GPU": 1} if settings.device.startswith("cuda") else None)
     understood = _look_at_input(plan, watch) if record is None else record["input"]
     engines = _try_engines(plan, watch)
     with job_states(settings, KIND, plan.folder.name, plan.folder) as states:
@@ -154,6 +158,8 @@ def _describe_all_rows(job: Job, plan: AnnotatePlan, rows: int, watch: Watch) ->
         check_results(folder / ANNOTATIONS.folder, rows)
         return
     pipeline = _sized(job, plan, rows, watch)
+    if settings.address:  # machines may have come meanwhile
+        check_shared(plan.path_uses())
     with watched(job, rows - missing, rows, watch, settings.stall_after_s, ANNOTATIONS) as counter:
         run_missing_rows(job, pipeline, folder, rows, missing, counter)
 

@@ -8,6 +8,8 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from jobs.cli.options import check_local
+
 
 def captioner(
     corpus: Annotated[Path, typer.Argument(help="Corpus of asap newsroom, whose train split is learned.")],
@@ -19,6 +21,8 @@ def captioner(
     ] = None,
 ) -> None:
     """Train a small captioner on the captions of a drawn corpus, and measure what it names rightly."""
+    for argument, path in (("CORPUS", corpus), ("--unseen", unseen), ("--out", out)):
+        check_local(path, argument)
     from asap.errors import ConfigError
     from asap.newsroom.corpus import check_drawn
     from jobs.cli.display import count_shown

@@ -51,7 +51,7 @@ def import_checkpoint(
 
 
 def model(
-    model: Annotated[str, typer.Argument(help=f"{MODEL_HELP} May be at s3://.")],
+    model: Annotated[str, typer.Argument(help=MODEL_HELP)],
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
 ) -> None:
     """Show what is known of a model: origin, figures, limits, thresholds, familiarity, sizes."""

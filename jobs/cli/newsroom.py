@@ -8,6 +8,8 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from jobs.cli.options import check_local
+
 
 def newsroom(
     out: Annotated[Path, typer.Argument(help="New folder for the corpus.")],
@@ -19,6 +21,7 @@ def newsroom(
     workers: Annotated[int | None, typer.Option(min=1, help="Number of processes. Default: one per core.")] = None,
 ) -> None:
     """Draw a small corpus in DGM4's layout: news pictures and captions, some of them manipulated."""
+    check_local(out, "OUT")
     from asap.newsroom import generate
     from jobs.cli.display import count_shown
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
 from difflib import get_close_matches
+from pathlib import Path
 from typing import Annotated, Any, TypeVar, get_args
 
 import typer
@@ -11,7 +13,7 @@ import typer
 from asap.errors import ConfigError
 
 _Kind = TypeVar("_Kind")
-MODEL_HELP = "A model folder, or 'demo', the small model that ships with asap."
+MODEL_HELP = "A model folder, on this machine or at s3://; or 'demo', the small model that ships with asap."
 _DEVICES = ("auto", "cpu", "cuda", "mps", "xpu")
 DEVICE_HELP = "Where the model runs: 'auto', 'cpu' or 'cuda'."
 ADDRESS_HELP = "Address of a running Ray cluster. Default: start Ray on this machine."
@@ -133,6 +135,15 @@ def changes_of(assignments: list[str]) -> dict[str, Any]:
         except ValueError:
             changes[name] = value
     return changes
+
+
+def check_local(path: Path, argument: str) -> None:
+    """Raise `ConfigError` for an address of a store, which would become a local folder of a strange name."""
+    if scheme := re.match(r"([a-z][a-z0-9+.-]+):/", str(path)):
+        raise ConfigError(
+            f"{argument} {path} is at {scheme[1]}://, and this command works on this machine only. Name a local "
+            "folder, and copy it from or to the store."
+        )
 
 
 def check_device(device: str) -> None:

@@ -12,7 +12,9 @@ from jobs.cli.options import DEVICE_HELP, MODEL_HELP, Change, LogFile, Notify, N
 
 
 def familiarize(
-    model: Annotated[str, typer.Argument(help="A model folder on this machine. Its familiarity file is written.")],
+    model: Annotated[
+        str, typer.Argument(help="A model folder, on this machine or at s3://. Its familiarity file is written.")
+    ],
     corpus: Annotated[
         str, typer.Argument(help="Corpus that the model was trained on, a folder in DGM4's layout or s3://.")
     ],

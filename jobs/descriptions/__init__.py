@@ -4,6 +4,7 @@ settings.py             DescriptionSettings and EndpointSettings
 engine.py               Request, Reply, Failure, and the protocol of an engine
 prompts.py              the published prompts, and the task words of models without a chat template
 replies.py              what a model wrote, as a reply or a failure
+model_files.py          the files of a model in a bucket
 loading.py              the engine of the settings, and what is checked before one is loaded
 transformers_engine.py  a model of transformers in this process
 endpoint_engine.py      an endpoint that speaks the API of OpenAI

@@ -11,6 +11,7 @@ from asap.storage.files import list_files
 from asap.storage.fingerprint import files_fingerprint
 from asap.storage.location import Location
 from jobs.descriptions.engine import Engine
+from jobs.descriptions.model_files import is_remote, remote_fingerprint
 from jobs.descriptions.settings import DEMO, DescriptionSettings
 from jobs.errors import InputNotFound
 
@@ -18,7 +19,8 @@ from jobs.errors import InputNotFound
 def check_source(settings: DescriptionSettings, *, is_here: bool = True) -> str:
     """Return a fingerprint of a model; for a name on the hub or at an endpoint, the name itself.
 
-    Raises `InputNotFound` or `ConfigError` if it cannot be used. Nothing is loaded, and no network is used.
+    Raises `InputNotFound`, `ConfigError` or `StorageError` if it cannot be used. Nothing is loaded. The files of a
+    model in a bucket are listed; otherwise no network is used.
 
     Args:
         settings: Settings of the engine.
@@ -38,8 +40,12 @@ def check_source(settings: DescriptionSettings, *, is_here: bool = True) -> str:
         return source
     if settings.engine == "vllm":
         check_vllm()
+    if settings.engine == "transformers" and is_remote(source):
+        return remote_fingerprint(source)
     if not source or re.match(r"[a-zA-Z][a-zA-Z0-9+.-]*://", source):
-        raise InputNotFound(f"the captioner {source!r} is neither a folder of this machine nor a name on the hub")
+        raise InputNotFound(
+            f"the captioner {source!r} is neither a folder of this machine, nor one at s3://, nor a name on the hub"
+        )
     source = settings.place
     if not re.match(r"[./~]", source) and not Path(source).is_dir():
         return source if settings.revision is None else f"{source}@{settings.revision}"

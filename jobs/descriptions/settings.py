@@ -69,7 +69,7 @@ class DescriptionSettings(Settings):
     engine: EngineName
     source: str
     """A model folder or hub name (`transformers`, `vllm`); the endpoint's name of a model (`openai`); a JSON, JSONL,
-    CSV or Parquet file (`precomputed`)."""
+    CSV or Parquet file (`precomputed`). The folder of a model of `transformers`, and the file, may be at s3://."""
     kind: Kind = "caption"
     """A caption describes a picture, an explanation describes a text."""
     revision: str | None = None

@@ -14,6 +14,7 @@ from PIL import Image
 
 from asap.errors import ConfigError
 from jobs.descriptions.engine import Failure, FailureKind, Outcome, Request, Usage
+from jobs.descriptions.model_files import local_source
 from jobs.descriptions.prompts import chat_prompt, fill, plain_prompt
 from jobs.descriptions.replies import read_reply
 from jobs.descriptions.settings import DescriptionSettings
@@ -212,7 +213,7 @@ def _load(settings: DescriptionSettings, device: str) -> tuple[Any, Any]:
     from transformers.utils.logging import disable_progress_bar
 
     disable_progress_bar()  # a plan would show the bar of the weights between its tables
-    source = settings.place
+    source = local_source(settings.place)
     common: dict[str, Any] = {"revision": settings.revision or "main", "trust_remote_code": False}
     wanted = "captions" if settings.kind == "caption" else "explanations"
     try:

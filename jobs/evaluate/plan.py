@@ -14,10 +14,11 @@ from asap.limits import limits_sentences
 from asap.policy import Policy
 from asap.storage.files import check_folder_writable, delete_file, list_files, read_bytes, write_bytes
 from asap.storage.location import Location
-from asap.weights.model_folder import check_folder, model_config, model_id, read_limits
+from asap.weights.model_folder import check_folder, is_remote, model_config, model_id, read_limits
 from jobs.corpus import read_corpus
 from jobs.errors import JobDiffers
 from jobs.evaluate.settings import EvaluateSettings
+from jobs.reach import PathUse, model_use, pictures_use
 
 METRICS, PAGE = "metrics.json", "index.html"
 OUTPUTS = (METRICS, PAGE, "roc.svg", "precision_recall.svg", "iou.svg", "reliability.svg")
@@ -37,7 +38,8 @@ class EvaluationPlan:
     read: list[str]
     """Findings of reading the corpus, one sentence each."""
     model: str
-    """Absolute path of the model folder, or `demo`, which every worker finds in its own installation."""
+    """Absolute path of the model folder; its address in a bucket, of which each machine makes a copy; or `demo`, which
+    every worker finds in its own installation."""
     model_id: str
     out: Location
     policy: Policy
@@ -54,6 +56,10 @@ class EvaluationPlan:
             "limit": self.settings.limit,
         }
 
+    def path_uses(self) -> list[PathUse]:
+        """Return the paths that the workers use. What is written is written by the driver."""
+        return [*model_use(self.model), *pictures_use("CORPUS", (record.image for record in self.records))]
+
 
 def plan_evaluation(settings: EvaluateSettings) -> EvaluationPlan:
     """Check model, corpus and output folder, in this order. Raises an `AsapError` of one sentence."""
@@ -66,7 +72,7 @@ def plan_evaluation(settings: EvaluateSettings) -> EvaluationPlan:
         records=corpus.records[: settings.limit],
         in_split=len(corpus.records),
         read=corpus.report.lines(),
-        model="demo" if settings.model == "demo" else str(path),
+        model=settings.model if settings.model == "demo" or is_remote(settings.model) else str(path),
         model_id=name,
         out=Location.parse(settings.out),
         policy=Policy.load(path / "policy.json"),

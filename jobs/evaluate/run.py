@@ -2,9 +2,9 @@
 
 A shard is a range of record numbers, and its `Evaluation` depends on those records alone. The driver keeps one
 evaluation per shard and merges them in order, so a worker that dies costs time, but no pair is lost or counted twice.
-Predictions are merged, not metrics: a mean of AUCs is not the AUC. Workers read the model, and the pictures of a corpus
-that is not in a bucket, from a disk that they share. Everything that can be checked early is checked before torch and
-Ray are imported.
+Predictions are merged, not metrics: a mean of AUCs is not the AUC. Workers read the model, and the pictures of a
+corpus, from a bucket or from a disk that they share, which is checked first. Everything that can be checked without
+them is checked before torch and Ray are imported.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from asap.weights.model_folder import load_folder
 from jobs.cluster import ray_running, wait_until_free
 from jobs.evaluate.plan import Report, plan_evaluation
 from jobs.evaluate.settings import EvaluateSettings
+from jobs.reach import check_shared
 from jobs.states import job_states
 
 OnPairs = Callable[[int, int], None]
@@ -51,7 +52,9 @@ def evaluate(
         load_folder(plan.model)  # raises if the weights do not fit, which is better known before Ray starts
         states.change({"state": "running"})
         with ray_running(settings.address):
+            check_shared(plan.path_uses())
             pool = worker_pool(settings, on_note)
+            check_shared(plan.path_uses())  # machines may have come meanwhile
             needs = {"CPU": pool.options["num_cpus"]} | ({"GPU": 1} if pool.device == "cuda" else {})
             wait_until_free(
                 needs, 1, settings.wait_for_machines_s, on_note, "Or give more --workers, which need less each."

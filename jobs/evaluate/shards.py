@@ -57,7 +57,7 @@ def worker_pool(settings: EvaluateSettings, on_note: Callable[[str], None] = lam
     wait_s = settings.wait_for_machines_s if settings.address else 0
     needs = {"CPU": 1, "GPU": 1} if on_gpus else {"CPU": 1}
     advice = "Use --device auto to run on what exists." if on_gpus else "Add a machine with CPUs."
-    machines = wait_for_resources(needs, 1, wait_s, on_note, advice)
+    machines = wait_for_resources(needs, 1, wait_s, on_note, advice, waits_for_people=settings.waits_for_people)
     retries = {"max_retries": TRIES - 1}
     if on_gpus:
         workers = settings.workers or count_fitting(machines, needs)

@@ -5,21 +5,17 @@ from __future__ import annotations
 import dataclasses
 import math
 import re
-import tempfile
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
-from asap.errors import CheckpointError, ConfigError, StorageError
+from asap.errors import CheckpointError, ConfigError
 from asap.familiarity_file import id_of_content, parse_familiarity
 from asap.labels import label_set
 from asap.limits import NO_FAMILIARITY, limits_sentences
 from asap.policy import Policy
-from asap.storage.files import download_folder
 from asap.storage.location import Location
 from asap.weights.model_folder import model_config, model_id, read_limits, resolve_folder, weights_sha256
 
@@ -39,48 +35,32 @@ def model_facts(model: str) -> dict[str, Any]:
     Raises:
         CheckpointError: The folder, or one of its files, cannot be used.
     """
-    with _folder(model) as folder:
-        config, weights = model_config(folder), weights_sha256(folder)
-        limits, name = read_limits(folder), model_id(folder, weights)
-        types = label_set(config.label_set)
-        shown = model if Location.parse(model).is_s3 else str(folder)
-        return {
-            "model_id": name,
-            "folder": shown,
-            "limits": None if limits is None else dataclasses.asdict(limits),
-            "limits_sentence": limits_sentences(limits, name),
-            "label_set": config.label_set,
-            "label_set_title": types.title,
-            "types": list(types.types),
-            "metrics": _metrics(folder),
-            "robustness": _robustness(folder),
-            "policy": _policy(folder),
-            "familiarity": _familiarity(folder, weights),
-            "sizes": _sizes(folder) | {
-                "image_side": config.image_size,
-                "tokens": config.max_tokens,
-                "words": config.max_words,
-                "vocabulary": config.vocab_size,
-            },
-            "model": dataclasses.asdict(config),
-            "card": f"{shown.rstrip('/')}/{_CARD}" if (folder / _CARD).is_file() else None,
-        }  # fmt: skip
-
-
-@contextmanager
-def _folder(model: str) -> Iterator[Path]:
-    """Provide a model folder on this machine; one at s3:// is copied for the time of the block."""
-    if not Location.parse(model).is_s3:
-        yield resolve_folder(model)
-        return
-    with tempfile.TemporaryDirectory(prefix="asap-model-") as copy:
-        try:
-            files = download_folder(Location.parse(model), Path(copy))
-        except StorageError as error:
-            raise CheckpointError(f"model folder {model} cannot be read: {error}") from error
-        if not files:
-            raise CheckpointError(f"model folder {model} is empty or does not exist")
-        yield Path(copy)
+    folder = resolve_folder(model)
+    config, weights = model_config(folder), weights_sha256(folder)
+    limits, name = read_limits(folder), model_id(folder, weights)
+    types = label_set(config.label_set)
+    shown = model if Location.parse(model).is_s3 else str(folder)
+    return {
+        "model_id": name,
+        "folder": shown,
+        "limits": None if limits is None else dataclasses.asdict(limits),
+        "limits_sentence": limits_sentences(limits, name),
+        "label_set": config.label_set,
+        "label_set_title": types.title,
+        "types": list(types.types),
+        "metrics": _metrics(folder),
+        "robustness": _robustness(folder),
+        "policy": _policy(folder),
+        "familiarity": _familiarity(folder, weights),
+        "sizes": _sizes(folder) | {
+            "image_side": config.image_size,
+            "tokens": config.max_tokens,
+            "words": config.max_words,
+            "vocabulary": config.vocab_size,
+        },
+        "model": dataclasses.asdict(config),
+        "card": f"{shown.rstrip('/')}/{_CARD}" if (folder / _CARD).is_file() else None,
+    }  # fmt: skip
 
 
 def _sizes(folder: Path) -> dict[str, Any]:

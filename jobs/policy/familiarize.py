@@ -12,8 +12,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from asap.errors import CheckpointError, ConfigError, CorpusError
+from asap.storage.files import write_bytes
 from asap.storage.location import Location
-from asap.weights.model_folder import check_folder, load_folder, model_config, replace_familiarity, weights_sha256
+from asap.storage.s3 import check_writable
+from asap.weights.model_folder import (
+    FAMILIARITY,
+    check_folder,
+    load_folder,
+    model_config,
+    replace_familiarity,
+    weights_sha256,
+)
 from jobs.corpus import read_corpus
 from jobs.policy.settings import FamiliarizeSettings
 
@@ -28,7 +37,7 @@ class Familiarized:
     """The familiarity that was written into a model folder."""
 
     familiarity: Familiarity
-    folder: Path
+    folder: Location
     read: list[str]
     """Findings of reading the corpus, one sentence each."""
 
@@ -39,7 +48,8 @@ def familiarize(settings: FamiliarizeSettings, progress: OnPairs = lambda done, 
     `progress` receives the number of pairs read and of all pairs to read. Raises `ConfigError`, `CorpusError`,
     `AnnotationError`, `CheckpointError`, `StorageError`. The folder is then as it was.
     """
-    folder = _writable(settings.model)
+    model = _writable(settings.model)
+    folder = check_folder(settings.model)
     label_set = model_config(folder).label_set
     known, held_out = (
         read_corpus(settings, settings.corpus, split, label_set)
@@ -70,17 +80,30 @@ def familiarize(settings: FamiliarizeSettings, progress: OnPairs = lambda done, 
         corpus=Location.parse(settings.corpus).name,
         progress=progress,
     )
-    replace_familiarity(folder, familiarity)
-    return Familiarized(familiarity, folder, [*known.report.lines(), *held_out.report.lines()])
+    _write(familiarity, model, folder)
+    return Familiarized(familiarity, model, [*known.report.lines(), *held_out.report.lines()])
 
 
-def _writable(model: str) -> Path:
-    """Return the model folder. Raises `ConfigError` or `CheckpointError` if it cannot be written to."""
+def _writable(model: str) -> Location:
+    """Return the place of the model folder. Raises an error if there is none that can be written to."""
     if model == "demo":
         raise ConfigError("the model 'demo' ships with asap and is not written to. Copy its folder, and name the copy.")
-    if Location.parse(model).is_s3:
-        raise ConfigError(f"model {model} is not on this machine. Download the folder, and upload it again afterwards.")
+    location = Location.parse(model)
     folder = check_folder(model)
-    if not os.access(folder, os.W_OK):
+    if location.is_s3:
+        check_writable(location)
+    elif not os.access(folder, os.W_OK):
         raise CheckpointError(f"model folder {folder} cannot be written to. Copy it, and name the copy.")
-    return folder
+    return location
+
+
+def _write(familiarity: Familiarity, model: Location, folder: Path) -> None:
+    """Write the familiarity into a model folder, whose files on this machine it was fitted to.
+
+    Raises `CheckpointError` if the weights of a model in a bucket are others by now.
+    """
+    if not model.is_s3:
+        replace_familiarity(folder, familiarity)
+        return
+    familiarity.check_weights(weights_sha256(model.uri), "the familiarity")
+    write_bytes(model / FAMILIARITY, familiarity.to_bytes())

@@ -72,7 +72,7 @@ class FamiliarizeSettings(CorpusSettings):
     """A fit of familiarity: the model, and the pairs of its training."""
 
     model: str
-    """A model folder on this machine."""
+    """A model folder, on this machine or at s3://."""
     corpus: str
     """A folder in DGM4's layout, or s3://."""
     fit_split: Split = "train"

@@ -231,7 +231,8 @@ def find_room(settings: ScanSettings, captions: DescriptionSettings | None, noti
     wait_s = settings.wait_for_machines_s if settings.address else 0
     if not settings.device.startswith("cuda"):
         # The head of a cluster may have no CPUs, until an autoscaler adds machines.
-        wait_for_resources({"CPU": 1}, 1, wait_s, notify, "Add a machine with CPUs.")
+        advice = "Add a machine with CPUs."
+        wait_for_resources({"CPU": 1}, 1, wait_s, notify, advice, waits_for_people=settings.waits_for_people)
     machines = ray.cluster_resources()
     on_gpu = settings.device.startswith("cuda") or (settings.device == "auto" and machines.get("GPU", 0) > 0)
     cpus, largest = int(machines.get("CPU", 1)), largest_cpus(machines_alive())
@@ -253,7 +254,7 @@ def _wait_for_stages(
         advice = (
             "Use --device auto to run on what exists." if on_gpu else "Give more --detectors, which need less each."
         )
-    wait_for_resources(needs, detectors, wait_s, notify, advice)
+    wait_for_resources(needs, detectors, wait_s, notify, advice, waits_for_people=settings.waits_for_people)
     # One task of each other stage runs beside the detectors.
     beside = {"CPU": resources.prepare.cpus + resources.caption.cpus}
     if resources.caption.gpus:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +16,19 @@ from asap.storage.s3 import check_writable
 from asap.weights.model_folder import (
     check_folder,
     familiarity_id,
+    is_remote,
     model_config,
     model_id,
     read_limits,
     weights_sha256,
 )
+from jobs.reach import PathUse, engine_use, model_use, pictures_use
 from jobs.scan.input.sources import Source, find_source
 from jobs.scan.settings import ScanSettings
 from jobs.scan.stages.result_rows import SCHEMA_VERSION
+
+_ROWS_LOOKED_AT = 100
+"""Rows at the start of an input among which pictures are found that all machines must read."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +39,8 @@ class ScanPlan:
     folder: Location
     source: Source
     model: str
-    """The model's absolute folder, or `demo`, which every machine finds in its own installation."""
+    """The model's absolute folder; its address in a bucket, of which each machine makes a copy; or `demo`, which every
+    machine finds in its own installation."""
     config: ModelConfig
     model_id: str
     policy: Policy
@@ -55,6 +62,16 @@ class ScanPlan:
             "familiarity_id": self.familiarity_id,
         }
 
+    def path_uses(self) -> list[PathUse]:
+        """Return the paths that the workers use. The pictures of an input in a bucket are in buckets too."""
+        rows = () if self.source.location.is_s3 else islice(self.source.rows(), _ROWS_LOOKED_AT)
+        return [
+            PathUse("OUT", self.folder.uri, writes=True),
+            *model_use(self.model),
+            *engine_use("--captioner", self.settings.captions),
+            *pictures_use("INPUT", (row.image_uri for row in rows)),
+        ]
+
 
 def plan_scan(settings: ScanSettings) -> ScanPlan:
     """Check input, captioner, output and model, in this order. Raises an `AsapError` with a message of one line."""
@@ -74,7 +91,7 @@ def plan_scan(settings: ScanSettings) -> ScanPlan:
         settings=settings,
         folder=folder,
         source=source,
-        model="demo" if settings.model == "demo" else str(path),
+        model=settings.model if settings.model == "demo" or is_remote(settings.model) else str(path),
         config=model_config(path),
         model_id=model_id(path, weights),
         policy=Policy.load(Path(path) / "policy.json"),

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import os
 import time
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
@@ -23,6 +23,7 @@ from asap.storage.location import Location
 from jobs.cluster import ray_running
 from jobs.errors import InputUnfamiliar
 from jobs.metrics import targets_announced
+from jobs.reach import check_cluster, check_shared
 from jobs.scan import captioning, retry
 from jobs.scan.input.manifest import write_tables
 from jobs.scan.look import SCAN_S, look_at, notes_of
@@ -74,6 +75,9 @@ def scan(settings: ScanSettings, watch: Watch = lambda progress: None) -> dict[s
         raise InputUnfamiliar(_read_sample(record).sentence(plan.model_id, plan.limits))
     if record:
         wait_until_free(plan.folder, record, settings.stale_after_s, lambda line: watch(ScanProgress(line)))
+    if settings.address:
+        watch(ScanProgress("asking the machines of the cluster what they can read"))
+        check_cluster(settings, plan.path_uses(), {"GPU": 1} if settings.device.startswith("cuda") else None)
     understood = _look_at_input(plan, watch) if record is None else record.get("input") or plan.source.describe()
     captioner = _probe_captioner(plan.settings, watch)
     with job_states(settings, "scan", plan.folder.name, plan.folder) as states:
@@ -164,6 +168,8 @@ def _work(job: Job, plan: ScanPlan, watch: Watch) -> None:
         note_time(job, "ray_start_s", started)
         started = time.monotonic()
         pipeline = _size_pipeline(job, plan, rows, watch, with_captions=not plan.settings.captions_late)
+        if plan.settings.address:  # machines may have come meanwhile
+            check_shared(plan.path_uses())
         _detect_all_rows(job, plan, pipeline, rows, watch)
         if plan.settings.retry_errors or "retry" in job.record:
             retry_failed_rows(job, pipeline, plan.settings.retry_errors, rows, watch, plan.settings.stall_after_s)
@@ -183,7 +189,7 @@ def _size_pipeline(job: Job, plan: ScanPlan, rows: int, watch: Watch, *, with_ca
     """Return a pipeline for the Ray that runs; see `size_pipeline`."""
     from jobs.scan.pipeline import size_pipeline
 
-    return size_pipeline(
+    pipeline = size_pipeline(
         plan.settings,
         plan.model,
         plan.config.image_size,
@@ -192,6 +198,8 @@ def _size_pipeline(job: Job, plan: ScanPlan, rows: int, watch: Watch, *, with_ca
         run_id=job.record["run_id"],
         with_captions=with_captions,
     )
+    ids = plan.model_id, plan.policy.policy_id, plan.familiarity_id
+    return replace(pipeline, detection=replace(pipeline.detection, ids=ids))
 
 
 def _write_output(job: Job) -> None:

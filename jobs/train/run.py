@@ -35,6 +35,7 @@ from jobs.cluster import (
     wait_until_free,
 )
 from jobs.metrics import targets_announced
+from jobs.reach import PathUse, check_cluster, check_shared, pictures_use
 from jobs.states import JobStates, job_states
 from jobs.stops import in_background
 from jobs.train.data.splits import (
@@ -124,7 +125,13 @@ def _train(
     settings.steps_an_epoch(len(corpora["train"].records))
     data = {split: data_of(corpus) for split, corpus in corpora.items()}
     _check_data(folder, data)
-    # Everything that can be refused without Ray has been checked. From here on the folder belongs to this run.
+    uses = []
+    if settings.address:
+        progress({"phase": "asking the machines of the cluster what they can read"})
+        uses = _path_uses(folder, settings, corpora)
+        check_cluster(settings, uses, _demanded(settings), settings.min_workers or settings.workers)
+    # Everything that can be refused has been checked, but for machines that are still to come. From here on the folder
+    # belongs to this run.
     _claim(folder, settings, data)
     with watch.stops_recorded(), watch:
         start_record(folder, typed, data, watch.run_id)
@@ -146,6 +153,7 @@ def _train(
                 settings = _with_all_gpus(settings, typed.model_fields_set, progress)
             resources = {} if chosen else _resources_per_worker(settings, progress)
             if resources:
+                check_shared(uses)  # machines may have come meanwhile
                 _wait_for_room(settings, resources, progress)
                 settings = _fit(folder, settings, typed.model_fields_set, "GPU" in resources, progress)
             _prepare(folder, settings, corpora, progress, trains=chosen is None)
@@ -311,6 +319,21 @@ def _check_data(folder: RunFolder, data: dict[str, dict[str, Any]]) -> None:
         )
 
 
+def _demanded(settings: TrainSettings) -> dict[str, float] | None:
+    """Return the resources of a worker as far as the settings demand them; None if they leave it to the machines."""
+    cpus = {"CPU": float(settings.cpus_per_worker)} if settings.cpus_per_worker else {}
+    return cpus | ({"GPU": 1.0} if settings.device == "cuda" else {}) or None
+
+
+def _path_uses(folder: RunFolder, settings: TrainSettings, corpora: dict[str, Corpus]) -> list[PathUse]:
+    """Return the paths that the workers use. They read pictures only if the run folder has none for them."""
+    uses = [PathUse("OUT", str(folder.location), writes=True)]
+    image_size = model_config(settings, settings.vocab_size).image_size
+    if folder.remote is None and choose_ingest(settings, corpora, image_size) == "cache":
+        return uses
+    return [*uses, *pictures_use("CORPUS", (record.image for record in corpora["train"].records))]
+
+
 def _claim(folder: RunFolder, settings: TrainSettings, data: dict[str, dict[str, Any]]) -> None:
     """Write the settings and the data of this run to the folder. Raises `StorageError` if it cannot be written."""
     folder.check_writable()
@@ -390,6 +413,7 @@ def _resources_per_worker(settings: TrainSettings, progress: OnEvent) -> dict[st
         settings.wait_for_machines_s if settings.address else 0,
         report,
         f"Give fewer --workers{', --set device=cpu' if on_gpus else ''} or a lower --set cpus_per_worker=N.",
+        waits_for_people=settings.waits_for_people,
     )
     if settings.cpus_per_worker:
         return {"CPU": settings.cpus_per_worker} | gpu

@@ -14,6 +14,7 @@ from asap.model.config import ModelConfig
 from asap.preprocessing.text import load_tokenizer
 from asap.storage.files import download_file, download_folder, exists, target_of_key, write_atomically
 from asap.storage.location import Location
+from asap.weights.model_folder import resolve_folder
 from asap.weights.pretrained import tokenizer_at
 from asap.weights.start import has_words, read_starts, source_tokenizer, split_source
 from jobs.train.check import no_tokenizer
@@ -91,11 +92,16 @@ def _prepare_tokenizer(folder: RunFolder, settings: TrainSettings, sources: dict
 
 
 def _fetch(source: str, scratch: Path) -> str:
-    """Return the address of a source on this machine, after downloading a source at s3:// to `scratch`."""
+    """Return the address of a source on this machine, after downloading a source at s3://.
+
+    A model folder becomes this machine's copy of it, anything else is downloaded to `scratch`.
+    """
     kind, address = split_source(source)
     if not address.startswith("s3://"):
         return source
     origin = Location.parse(address)
+    if not kind and exists(origin / "config.json"):
+        return str(resolve_folder(address))
     target = target_of_key(scratch, origin.parent, origin.name)
     if exists(origin):
         download_file(origin, target)

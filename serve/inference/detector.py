@@ -5,20 +5,14 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-import shutil
-import tempfile
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 from ray import serve
 
-from asap.errors import CheckpointError, StorageError
 from asap.finding import Finding
 from asap.preprocessing.images import PreparedImage
-from asap.storage.files import download_folder
-from asap.storage.location import Location
 from serve.inference.batcher import Answer
 from serve.inference.service import card
 from serve.schemas import EXAMPLE_TEXT, ModelCard
@@ -43,7 +37,7 @@ class Detector:
         torch.set_num_threads(max(1, int(settings.detector_cpus)))
         self._device_errors = (torch.AcceleratorError,)
         self._predictor = Predictor.from_folder(
-            local_model(settings.model),
+            settings.model,
             settings.device,
             settings.precision,
             batch_size=settings.batch_size,
@@ -83,25 +77,6 @@ class Detector:
             _LOG.exception("the accelerator is broken in this process")
             os._exit(1)
         return found
-
-
-def local_model(model: str) -> str:
-    """Return a model folder of this machine. One at s3:// is copied to a temporary folder.
-
-    Raises `CheckpointError` if the folder cannot be copied; then nothing is left of the copy.
-    """
-    if not model.startswith("s3://"):
-        return model
-    folder = Path(tempfile.mkdtemp(prefix="asap-model-"))
-    try:
-        files = download_folder(Location.parse(model), folder)
-    except StorageError as error:
-        shutil.rmtree(folder)
-        raise CheckpointError(f"model folder {model} cannot be read: {error}") from error
-    if not files:
-        folder.rmdir()
-        raise CheckpointError(f"model folder {model} is empty or does not exist")
-    return str(folder)
 
 
 def warm_up(predictor: Predictor, batch_size: int) -> None:

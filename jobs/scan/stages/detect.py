@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import socket
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ import numpy as np
 import pyarrow as pa
 import ray
 
+from asap.errors import CheckpointError
 from asap.finding import Finding
 from asap.preprocessing.images import PreparedImage
 from asap.preprocessing.words import MIN_TEXT_READ
@@ -22,7 +24,8 @@ from jobs.scan.stages.progress import count_batch
 from jobs.scan.stages.result_rows import columns_of, failure, result_table
 
 if TYPE_CHECKING:
-    from asap.predictor import Precision  # torch takes seconds to load, in every process that reads this module
+    # Torch takes seconds to load, in every process that reads this module.
+    from asap.predictor import Precision, Predictor
 
 _SMALL_COLUMNS = ["text", "text_escapes", "caption", "caption_error", "width", "height", "image_sha256", "warnings",
                   "attempt", "error_code", "error_detail", "retryable"]  # fmt: skip
@@ -45,6 +48,23 @@ class Detection:
     """Name of the job, for its metrics."""
     run_id: str | None = None
     """Id of the run of the job, which becomes `judged_run` of the rows."""
+    ids: tuple[str, str, str | None] | None = None
+    """Ids of the model, its policy and its familiarity, which must be the same on every machine. None: not compared."""
+
+
+def _check_ids(detection: Detection, predictor: Predictor) -> None:
+    """Raise `CheckpointError` if the model that was loaded is not the one that the job began with."""
+    familiarity = predictor.familiarity
+    found = (predictor.model_id, predictor.policy.policy_id, familiarity.familiarity_id if familiarity else None)
+    if detection.ids not in (None, found):
+        raise CheckpointError(
+            f"the model {detection.model} has changed, or differs on the machine {socket.gethostname()}: it is "
+            f"{_named(found)}, and was {_named(detection.ids)}. Restore it, or choose another folder for the job."
+        )
+
+
+def _named(ids: tuple[str, str, str | None] | None) -> str:
+    return ", ".join(filter(None, ids or ()))
 
 
 class Detector:
@@ -74,6 +94,7 @@ class Detector:
             batch_size=detection.batch_size,
             min_text_read=detection.min_text_read,
         )
+        _check_ids(detection, self._predictor)
         self._device_errors = (torch.AcceleratorError,)
         self._writer = random.choice(writers) if writers else None
         self._note_first("model")

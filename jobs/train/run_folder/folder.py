@@ -9,9 +9,7 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import math
-import os
 import shutil
-import tempfile
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -34,6 +32,7 @@ from asap.storage.files import (
     read_json,
     write_bytes,
 )
+from asap.storage.folder_cache import private_folder
 from asap.storage.location import Location
 from asap.storage.s3 import check_writable, filesystem, s3_client
 
@@ -59,12 +58,7 @@ class RunFolder:
         location = Location.parse(out)
         if not location.is_s3:
             return cls(Path(location.uri))
-        # Copies are private to this user: their files are read again, and others may write to the folder for
-        # temporary files.
-        copies = Path(tempfile.gettempdir()) / f"asap-runs-{os.getuid()}"
-        copies.mkdir(mode=0o700, exist_ok=True)
-        if copies.stat().st_uid != os.getuid() or copies.is_symlink():
-            raise StorageError(f"{copies} belongs to another user. Set TMPDIR to a folder of your own.")
+        copies = private_folder("asap-runs")
         return cls(copies / hashlib.sha256(location.uri.encode()).hexdigest()[:16], location, outage_s)
 
     @property

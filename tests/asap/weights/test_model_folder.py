@@ -1,7 +1,9 @@
 import json
 import shutil
+import tempfile
 from pathlib import Path
 
+import boto3
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -15,6 +17,7 @@ from asap.model.config import ModelConfig
 from asap.policy import Policy
 from asap.preprocessing.text import train_tokenizer
 from asap.weights.model_folder import (
+    check_folder,
     load,
     load_folder,
     model_config,
@@ -26,6 +29,7 @@ from asap.weights.model_folder import (
     save,
     weights_sha256,
 )
+from tests.support.uploads import upload_folder
 
 
 @pytest.fixture(scope="module")
@@ -339,3 +343,34 @@ def test_broken_limits_are_refused_by_name(folder: Path) -> None:
     (folder / "limits.json").write_text("{}")
     with pytest.raises(CheckpointError, match=r"small/limits\.json cannot be used"):
         load_folder(folder)
+
+
+@pytest.mark.usefixtures("scratch")
+def test_a_folder_in_a_bucket_is_loaded_from_a_copy_without_other_files(folder: Path, bucket: str) -> None:
+    (folder / "training.pt").write_bytes(b"pickled")
+    address = upload_folder(folder, bucket, "models/a")
+    there, here = load_folder(address), load_folder(folder)
+    assert (there.model_id, there.policy, there.limits) == (here.model_id, here.policy, here.limits)
+    for key, tensor in here.model.state_dict().items():
+        assert torch.equal(there.model.state_dict()[key], tensor)
+    assert not [*Path(tempfile.gettempdir()).rglob("training.pt")]
+    assert check_folder(address) == resolve_folder(address)
+
+
+@pytest.mark.usefixtures("scratch")
+def test_an_address_without_a_model_folder_is_refused(bucket: str) -> None:
+    address = f"s3://{bucket}/models/none"
+    with pytest.raises(CheckpointError, match=rf"model folder {address} does not exist, or is none: .*config\.json"):
+        load_folder(address)
+    with pytest.raises(CheckpointError, match=r"model folder s3://no-such-bucket-for-me/a cannot be read: "):
+        load_folder("s3://no-such-bucket-for-me/a")
+
+
+@pytest.mark.parametrize("key", ["../../escaped", "a/../../../escaped", "/absolute", "a//b", "a/\0"])
+def test_a_folder_with_a_key_that_leaves_it_is_not_copied_at_all(key: str, bucket: str, scratch: Path) -> None:
+    for name in ("!first", key):
+        boto3.client("s3").put_object(Bucket=bucket, Key=f"models/small/{name}", Body=b"x")
+    with pytest.raises(CheckpointError, match="no path below") as caught:
+        resolve_folder(f"s3://{bucket}/models/small")
+    assert repr(key)[1:-1] in str(caught.value)
+    assert list(scratch.rglob("*")) == []

@@ -49,6 +49,8 @@ _CASES: list[tuple[str, list[str], str]] = [
     ("plan", ["a.jpg"], "a.jpg is a picture"),
     ("scan", ["missing.csv", "--out", "out"], "missing.csv is not there"),
     ("scan", ["a.jpg", "--out", "out"], "a.jpg is a picture"),
+    ("newsroom", ["s3://bucket/out"], "OUT s3:/bucket/out is at s3://, and this command works on this machine only"),
+    ("captioner", ["folder", "--unseen", "folder", "--out", "s3://bucket/out"], "--out s3:/bucket/out is at s3://"),
     ("captioner", ["folder", "--unseen", "folder", "--out", "out"], "folder was not drawn by asap newsroom"),
     ("captioner", ["folder", "--unseen", "folder", "--out", "folder"], "folder exists. Name a new folder"),
     ("annotate", ["missing.csv", "--out", "out", "--caption-engine", "precomputed", "--captioner", "c.json"],

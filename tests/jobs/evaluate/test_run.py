@@ -37,6 +37,7 @@ from jobs.policy.settings import FamiliarizeSettings
 from jobs.stall import StallWatch
 from tests.support.busy import start_task
 from tests.support.many_pairs import repeat_pairs
+from tests.support.uploads import upload_folder
 from tests.support.waiting import HANG_S
 
 PAIRS = 24
@@ -391,14 +392,14 @@ def test_a_worker_killed_midway_loses_and_doubles_no_pair(
 
 
 @pytest.mark.slow
-def test_a_corpus_in_a_bucket_has_the_metrics_of_the_same_corpus_on_a_disk(
+def test_a_corpus_and_a_model_in_a_bucket_have_the_metrics_of_the_same_on_a_disk(
     ray_here: None, settings: Any, drawn: Path, model_folder: Path, bucket: str
 ) -> None:
     client = boto3.client("s3")
-    for path in filter(Path.is_file, drawn.rglob("*")):
-        client.upload_file(str(path), bucket, f"news/{path.relative_to(drawn).as_posix()}")
+    upload_folder(drawn, bucket, "news")
     out = f"s3://{bucket}/evaluated"
-    args = ["evaluate", str(model_folder), f"s3://{bucket}/news", "--out", out, "--device", "cpu"]
+    model = upload_folder(model_folder, bucket, "model")
+    args = ["evaluate", model, f"s3://{bucket}/news", "--out", out, "--device", "cpu"]
 
     result = CliRunner().invoke(app, [*args, "--set", "shard_pairs=16", "--set", "worst=2"])
 
@@ -411,6 +412,7 @@ def test_a_corpus_in_a_bucket_has_the_metrics_of_the_same_corpus_on_a_disk(
     metrics = ("pairs", "AUC", "ACC", "mAP", "IoU_mean", "token_F1")
     assert [report[name] for name in metrics] == pytest.approx([wanted[name] for name in metrics], abs=1e-5)
     assert report["about"]["corpus"] == f"s3://{bucket}/news"
+    assert report["about"]["model_id"] == model_id(model_folder)
     page = client.get_object(Bucket=bucket, Key="evaluated/index.html")["Body"].read()
     assert page.count(b"data:image/webp") == 2
 

@@ -5,7 +5,6 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-import boto3
 import pytest
 from safetensors import safe_open
 
@@ -14,6 +13,7 @@ from asap.limits import NO_FAMILIARITY, Limits
 from asap.policy import Policy
 from asap.weights.model_folder import load, model_id
 from jobs.model.facts import familiarity_sentence, model_facts
+from tests.support.uploads import upload_folder
 
 CARD = """# small
 
@@ -123,14 +123,12 @@ def test_damaged_parts_are_named(folder: Path) -> None:
     assert model_facts(str(folder))
 
 
+@pytest.mark.usefixtures("scratch")
 def test_a_folder_in_a_bucket_is_described_under_its_address(folder: Path, bucket: str) -> None:
-    for file in folder.rglob("*"):
-        if file.is_file():
-            boto3.client("s3").upload_file(str(file), bucket, f"models/small/{file.relative_to(folder).as_posix()}")
-    facts, here = model_facts(f"s3://{bucket}/models/small"), model_facts(str(folder))
-    address = f"s3://{bucket}/models/small"
+    address = upload_folder(folder, bucket, "models/small")
+    facts, here = model_facts(address), model_facts(str(folder))
     assert facts == here | {"folder": address, "card": f"{address}/README.md"}
-    with pytest.raises(CheckpointError, match="is empty or does not exist"):
+    with pytest.raises(CheckpointError, match="does not exist, or is none"):
         model_facts(f"s3://{bucket}/models/other")
 
 

@@ -22,6 +22,7 @@ from asap.weights.model_folder import load_folder, model_id
 from jobs.policy import calibrate as module
 from jobs.policy.calibrate import Calibrated, calibrate, draw_pairs, score_records
 from jobs.policy.settings import CalibrateSettings
+from tests.support.uploads import upload_folder
 
 PAIRS = 2400
 CLASSES = ("orig", "face_swap", "text_swap", "face_attribute&text_attribute", "text_attribute", "orig")
@@ -358,6 +359,17 @@ def test_a_policy_can_be_written_to_s3(labeled: Path, oracle: _Oracle, tmp_path:
     out = f"s3://{bucket}/policies/p.json"
     made = calibrate(_settings(labeled, tmp_path, out=out))
     assert Policy.from_json(read_bytes(Location(out)), out) == made.policy
+
+
+@pytest.mark.usefixtures("scratch")
+def test_a_model_in_a_bucket_gets_its_policy_there(
+    labeled: Path, oracle: _Oracle, model_folder: Path, bucket: str
+) -> None:
+    model = upload_folder(model_folder, bucket, "models/mine")
+    made = calibrate(_settings(labeled, model_folder, model=model))
+    assert made.written == Location(f"{model}/policy.json")
+    assert load_folder(model).policy == made.policy
+    assert load_folder(model).model_id == model_id(model_folder)
 
 
 # Refusals.

@@ -9,16 +9,20 @@ from typer.testing import CliRunner
 
 from asap.corpus.reader import read_split
 from asap.errors import AsapError, CheckpointError
+from asap.familiarity import Familiarity
 from asap.finding import Pair
 from asap.labels import AUTHENTIC
 from asap.newsroom import generate
 from asap.predictor import Predictor
 from asap.preprocessing.changes import CHANGES
+from asap.storage.files import exists
+from asap.storage.location import Location
 from asap.weights.model_folder import load_folder, model_id, read_familiarity
 from jobs.cli.app import app
 from jobs.policy.familiarize import familiarize
 from jobs.policy.settings import FamiliarizeSettings
 from tests.support.many_pairs import repeat_pairs
+from tests.support.uploads import upload_folder
 
 
 @pytest.fixture(scope="module")
@@ -64,11 +68,40 @@ def test_a_file_that_belongs_to_other_weights_is_replaced(model: Path, drawn: Pa
     assert done.familiarity.about["held_out_pairs"] == "1010"
 
 
+@pytest.mark.usefixtures("scratch")
+def test_a_model_in_a_bucket_gets_a_familiarity_file_there(model: Path, drawn: Path, bucket: str) -> None:
+    here = familiarize(FamiliarizeSettings(model=str(model), corpus=str(drawn), device="cpu"))
+    (model / "familiarity.safetensors").unlink()
+    address = upload_folder(model, bucket, "models/mine")
+    there = familiarize(FamiliarizeSettings(model=address, corpus=str(drawn), device="cpu"))
+    assert str(there.folder) == address
+    loaded = load_folder(address).familiarity
+    assert loaded is not None
+    assert loaded.familiarity_id == there.familiarity.familiarity_id == here.familiarity.familiarity_id
+
+
+@pytest.mark.usefixtures("scratch")
+def test_weights_in_a_bucket_that_changed_meanwhile_get_no_familiarity(
+    model: Path, drawn: Path, bucket: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    address = upload_folder(model, bucket, "models/mine")
+
+    def fit(*_: object, weights_sha256: str, **__: object) -> object:
+        (model / "model.safetensors").write_bytes(b"others")
+        upload_folder(model, bucket, "models/mine")
+        return Familiarity.from_bytes(known, weights_sha256, Path("known"))
+
+    known = familiarize(FamiliarizeSettings(model=str(model), corpus=str(drawn), device="cpu")).familiarity.to_bytes()
+    monkeypatch.setattr("asap.evaluation.own_pairs.fit_familiarity", fit)
+    with pytest.raises(CheckpointError, match="the familiarity"):
+        familiarize(FamiliarizeSettings(model=address, corpus=str(drawn), device="cpu"))
+    assert not exists(Location(f"{address}/familiarity.safetensors"))
+
+
 @pytest.mark.parametrize(
     ("changes", "sentence"),
     [
         ({"model": "demo"}, "the model 'demo' ships with asap and is not written to"),
-        ({"model": "s3://bucket/model"}, "s3://bucket/model is not on this machine"),
         ({"model": "/nowhere"}, "'/nowhere' does not exist"),
         ({"corpus": "/nowhere"}, "/nowhere/metadata/train.json does not exist"),
         ({"held_out_split": "test"}, "split test of .* has 12 pairs that can be used; familiarity needs 1,000"),

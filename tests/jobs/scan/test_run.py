@@ -25,6 +25,7 @@ from asap.policy import Policy
 from asap.storage.fetch import FetchSettings
 from asap.storage.files import file_info, list_files, open_seekable, read_bytes, write_bytes
 from asap.storage.location import Location
+from asap.weights.model_folder import load_folder
 from jobs.descriptions.settings import DescriptionSettings
 from jobs.errors import InputNotFound, InputUnfamiliar, JobDiffers, JobError, JobFailed
 from jobs.scan import passes
@@ -36,12 +37,14 @@ from jobs.scan.passes import ScanProgress, check_results, watched
 from jobs.scan.plan import ScanPlan, plan_scan
 from jobs.scan.run import scan
 from jobs.scan.settings import ScanSettings
-from jobs.scan.stages.detect import Detector
+from jobs.scan.stages.detect import Detection, Detector
 from jobs.scan.stages.result_rows import RESULT_SCHEMA
 from jobs.scan.steps import check_manifest
 from tests.support.deadly import Deadly
 from tests.support.familiar import make_familiar
 from tests.support.pictures import CAPTIONS
+from tests.support.tiny_captioners import save_blip
+from tests.support.uploads import upload_folder
 
 
 def _results(folder: Location) -> list[dict[str, Any]]:
@@ -607,6 +610,43 @@ def test_a_resumed_scan_takes_the_missing_rows_in_whole_batches(
 def _unstartable(corpus: Path, model_folder: Path, **changes: Any) -> ScanSettings:
     fields = {"input": str(corpus / "a.jsonl"), "out": str(corpus / "out"), "model": str(model_folder)}
     return ScanSettings(**(fields | changes))
+
+
+@pytest.mark.slow
+def test_a_model_and_a_captioner_in_a_bucket_scan_as_their_folders_do_and_another_version_is_another_job(
+    ray_here: None, corpus: Path, model_folder: Path, bucket: str, tmp_path: Path
+) -> None:
+    save_blip(tmp_path / "blip")
+    captioner = upload_folder(tmp_path / "blip", bucket, "captioner")
+    model = upload_folder(model_folder, bucket, "model")
+    there = ScanSettings(
+        input=str(corpus / "a.jsonl"), out=str(tmp_path / "there"), model=model, device="cpu",
+        captions=DescriptionSettings(engine="transformers", source=captioner),
+    )  # fmt: skip
+    here = there.model_copy(update={
+        "out": str(tmp_path / "here"), "model": str(model_folder),
+        "captions": DescriptionSettings(engine="transformers", source=str(tmp_path / "blip")),
+    })  # fmt: skip
+    summary, wanted = scan(there), scan(here)
+    assert (summary["pairs"], summary["errors"]) == (len(CAPTIONS), 0)
+    assert summary["model_id"] == wanted["model_id"]
+    rows = [_results(settings.job_folder) for settings in (there, here)]
+    for column in ("score", "verdict", "caption"):
+        assert [row[column] for row in rows[0]] == [row[column] for row in rows[1]]
+
+    assert plan_scan(there).identity() == json.loads(read_bytes(there.job_folder / "job.json"))["identity"]
+    policy = dataclasses.asdict(Policy(manipulated=0.9))
+    write_bytes(Location(f"{model}/policy.json"), json.dumps(policy).encode())
+    with pytest.raises(JobDiffers, match="policy_id"):
+        scan(there)
+
+
+def test_a_model_that_differs_on_a_machine_is_refused_there(model_folder: Path) -> None:
+    found = load_folder(model_folder)
+    ids = (found.model_id, found.policy.policy_id, None)
+    Detector(Detection(str(model_folder), "cpu", ids=ids))
+    with pytest.raises(CheckpointError, match=r"has changed, or differs on the machine .*: it is small@.* and was o@0"):
+        Detector(Detection(str(model_folder), "cpu", ids=("o@0", "p", None)))
 
 
 @pytest.mark.parametrize(

@@ -26,7 +26,6 @@ from jobs.train.data.stream import Decoding
 from jobs.train.fit import count_memory
 from jobs.train.gpus import cpu_here
 from jobs.train.run import train
-from jobs.train.run_folder import folder as run_folder
 from jobs.train.run_folder.folder import RunFolder
 from jobs.train.settings import TrainSettings
 from jobs.train.trainer import read_state, read_weights
@@ -114,7 +113,7 @@ def test_the_record_has_the_settings_as_they_were_typed(trained: RunFolder, sett
 def test_a_run_at_s3_from_a_model_folder_ends_with_everything_there(
     trained: RunFolder, corpus: Path, bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(run_folder.tempfile, "gettempdir", lambda: str(tmp_path))
+    monkeypatch.setattr("tempfile.gettempdir", lambda: str(tmp_path))
     events: list[dict[str, Any]] = []
     settings = settings_for(corpus, f"s3://{bucket}/runs/one", pairs=32, init=(str(trained.model),), export="last")
 

@@ -16,6 +16,7 @@ from jobs.train.settings import TrainSettings
 from jobs.train.start import prepare_start
 from jobs.train.trainer import model_config
 from tests.support.tiny import tiny_model
+from tests.support.uploads import upload_folder
 
 WORDS = ["a man smiles at the crowd", "the minister leaves"]
 
@@ -113,14 +114,11 @@ def test_a_start_that_does_not_fit_leaves_no_weights(folder: RunFolder, source: 
     assert not folder.start.exists()
 
 
+@pytest.mark.usefixtures("scratch")
 def test_a_model_folder_at_s3_is_fetched_and_reported_as_it_was_typed(
     folder: RunFolder, source: Path, bucket: str
 ) -> None:
-    client = boto3.client("s3")
-    for file in source.rglob("*"):
-        if file.is_file():
-            client.upload_file(str(file), bucket, f"models/one/{file.relative_to(source).as_posix()}")
-    uri = f"s3://{bucket}/models/one"
+    uri = upload_folder(source, bucket, "models/one")
     events = prepared(folder, settings_for(source, uri))
     assert [event["start"] for event in events] == [uri]
     assert folder.tokenizer.exists()

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import json
-import tempfile
 import threading
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
-import boto3
 import numpy as np
 import pytest
 import torch
@@ -20,6 +17,7 @@ from asap.finding import Finding
 from asap.preprocessing.images import PreparedImage
 from serve.settings import ServeSettings
 from tests.support.event_loop import in_event_loop
+from tests.support.uploads import upload_folder
 
 if TYPE_CHECKING:
     from serve.inference.detector import Detector, Prepared
@@ -114,35 +112,19 @@ async def test_a_cancelled_pair_takes_no_further_pass(detector: Detector, monkey
     assert passes == 2, "the pass of the long text that had begun, and the pass of the quick pair"
 
 
-def test_a_model_folder_is_copied_from_s3(bucket: str, model_folder: Path) -> None:
-    from serve.inference.detector import local_model
-
-    client = boto3.client("s3")
-    for file in model_folder.rglob("*"):
-        if file.is_file():
-            client.upload_file(str(file), bucket, f"models/small/{file.relative_to(model_folder)}")
-    copied = Path(local_model(f"s3://{bucket}/models/small"))
-    assert json.loads((copied / "config.json").read_text()) == json.loads((model_folder / "config.json").read_text())
-    assert (copied / "tokenizer/tokenizer.json").exists()
-    assert local_model("demo") == "demo"
-    with pytest.raises(CheckpointError, match="is empty or does not exist"):
-        local_model(f"s3://{bucket}/models/none")
-    with pytest.raises(CheckpointError, match="cannot be read"):
-        local_model("s3://no-such-bucket-for-me/models")
-
-
-@pytest.mark.parametrize("key", ["../../escaped", "a/../../../escaped", "/absolute", "a//b", "a/\0"])
-def test_a_model_folder_with_a_key_that_leaves_it_is_not_copied_at_all(
-    key: str, bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.usefixtures("scratch")
+def test_the_model_of_a_bucket_is_copied_and_detects_as_the_folder_does(
+    bucket: str, model_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from serve.inference.detector import local_model
+    from serve.inference.detector import Detector
 
-    scratch = tmp_path / "outer" / "scratch"
-    scratch.mkdir(parents=True)
-    monkeypatch.setattr(tempfile, "tempdir", str(scratch))
-    for name in ("!first", key):
-        boto3.client("s3").put_object(Bucket=bucket, Key=f"models/small/{name}", Body=b"x")
-    with pytest.raises(CheckpointError, match="no path below") as caught:
-        local_model(f"s3://{bucket}/models/small")
-    assert repr(key)[1:-1] in str(caught.value)
-    assert list((tmp_path / "outer").rglob("*")) == [scratch]
+    replica = SimpleNamespace(replica_id=SimpleNamespace(unique_id="one"))
+    monkeypatch.setattr("ray.serve.get_replica_context", lambda: replica)
+    address = upload_folder(model_folder, bucket, "models/small")
+    cards = [
+        asyncio.run(Detector(ServeSettings(model=model, device="cpu", batch_size=2)).about())
+        for model in (address, str(model_folder))
+    ]
+    assert cards[0] == cards[1]
+    with pytest.raises(CheckpointError, match="does not exist, or is none"):
+        Detector(ServeSettings(model=f"s3://{bucket}/models/none", device="cpu"))

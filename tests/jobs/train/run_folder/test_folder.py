@@ -20,7 +20,7 @@ from tests.support.waiting import HANG_S
 @pytest.fixture
 def mirrored(bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunFolder:
     """A run at s3:// and this machine's copy of it."""
-    monkeypatch.setattr(run_folder.tempfile, "gettempdir", lambda: str(tmp_path))
+    monkeypatch.setattr("tempfile.gettempdir", lambda: str(tmp_path))
     return RunFolder.open(f"s3://{bucket}/runs/one")
 
 
@@ -142,7 +142,7 @@ def test_ray_writes_its_checkpoints_to_the_same_place(mirrored: RunFolder, bucke
 
 
 def test_the_folder_of_another_user_is_not_used_for_copies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(run_folder.tempfile, "gettempdir", lambda: str(tmp_path))
+    monkeypatch.setattr("tempfile.gettempdir", lambda: str(tmp_path))
     (tmp_path / "theirs").mkdir()
     (tmp_path / f"asap-runs-{os.getuid()}").symlink_to(tmp_path / "theirs")
     with pytest.raises(StorageError, match=r"belongs to another user\. Set TMPDIR"):
