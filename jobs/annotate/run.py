@@ -43,7 +43,7 @@ def annotate(settings: AnnotateSettings, watch: Watch = lambda progress: None) -
     if record and is_finished(plan.folder) and "retry" not in record:
         _delete_temporary(plan.folder)
         codes = settings.retry_errors
-        if not codes or not retry.failed_rows(plan.folder / ANNOTATIONS.folder, codes):
+        if not codes or not retry.failed_rows(plan.folder / ANNOTATIONS.folder, codes, shape=ANNOTATIONS):
             but = f", and no pair failed with {' or '.join(codes)}" if codes else ", so nothing is described again"
             watch(ScanProgress(f"the job is finished{but}", flagged=None))
             return read_summary(plan.folder)
