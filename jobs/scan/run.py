@@ -206,7 +206,7 @@ def _caption_rows(job: Job, plan: ScanPlan, rows: int, watch: Watch) -> None:
     with watched(job, again - missing, again, watch, plan.settings.stall_after_s, is_captioning=True) as counter:
         run_missing_rows(job, pipeline, folder, again, missing, counter)
     watch(ScanProgress("publishing the captions", again, again))
-    captioning.publish(plan.folder)
+    captioning.publish(plan.folder, job.check)
     check_results(plan.folder / "results", rows)
     job.update(captioning=None)
 

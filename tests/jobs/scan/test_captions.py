@@ -136,7 +136,7 @@ def test_flagged_pairs_are_captioned_after_they_are_judged_and_a_failure_is_a_fi
         )
         # A first try is stopped while the captions are published. The next one asks for none again.
         with monkeypatch.context() as patch:
-            patch.setattr(captioning, "publish", lambda folder: (_ for _ in ()).throw(KeyboardInterrupt))
+            patch.setattr(captioning, "publish", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
             with pytest.raises(KeyboardInterrupt):
                 scan(settings)
         folder = Path(settings.job_folder.uri)
