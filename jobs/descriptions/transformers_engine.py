@@ -19,6 +19,8 @@ from jobs.descriptions.prompts import chat_prompt, fill, plain_prompt
 from jobs.descriptions.replies import read_reply
 from jobs.descriptions.settings import DescriptionSettings
 
+_CPU_ALLOCATOR = "DefaultCPUAllocator"
+"""Words of torch's message if a CPU has no memory left."""
 _LONGEST_SIDE = 2**14
 """Pixels beyond which the `longest_edge` of a processor is no side but an area."""
 
@@ -103,7 +105,8 @@ class TransformersEngine:
         except torch.AcceleratorError:
             os._exit(1)  # the device computes nothing more in this process: let Ray start another and try again
         except Exception as error:
-            out_of_memory = isinstance(error, (torch.OutOfMemoryError, MemoryError))
+            # torch has no class for a CPU without memory.
+            out_of_memory = isinstance(error, (torch.OutOfMemoryError, MemoryError)) or _CPU_ALLOCATOR in str(error)
             kind: FailureKind = "out_of_memory" if out_of_memory else "model_error"
             failure = Failure(kind, f"{type(error).__name__}: {error}")
         if out_of_memory and self._device.startswith("cuda"):  # outside the handler: its traceback holds the tensors

@@ -173,7 +173,11 @@ def test_a_request_without_a_picture_fails_alone(saved: Callable[..., str]) -> N
 
 @pytest.mark.parametrize(
     ("error", "kind"),
-    [(RuntimeError("no such size"), "model_error"), (torch.OutOfMemoryError("CUDA out of memory"), "out_of_memory")],
+    [
+        (RuntimeError("no such size"), "model_error"),
+        (torch.OutOfMemoryError("CUDA out of memory"), "out_of_memory"),
+        (MemoryError("no memory"), "out_of_memory"),
+    ],
 )
 def test_a_picture_that_breaks_the_model_fails_alone(
     saved: Callable[..., str], monkeypatch: pytest.MonkeyPatch, error: Exception, kind: str
@@ -193,6 +197,14 @@ def test_a_picture_that_breaks_the_model_fails_alone(
     assert isinstance(outcomes[1], Failure)
     assert outcomes[1].kind == kind
     assert str(error) in outcomes[1].detail
+
+
+def test_a_cpu_without_memory_is_out_of_memory(saved: Callable[..., str], monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = TransformersEngine(_settings(saved("blip")))
+    monkeypatch.setattr(engine, "_generate", lambda requests: torch.empty(2**50, dtype=torch.uint8))
+    (outcome,) = engine.describe([_request()])
+    assert isinstance(outcome, Failure)
+    assert outcome.kind == "out_of_memory"
 
 
 def test_a_broken_device_ends_the_process_so_that_another_process_retries(
