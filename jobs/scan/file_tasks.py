@@ -6,6 +6,7 @@ on a file must be one that can be repeated.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterable
 from itertools import islice
 from typing import Any
@@ -19,8 +20,8 @@ from jobs.scan.output.job_folder import fail
 TRIES = 3
 """Tries of a file whose process dies."""
 _POLL_S = 0.5
-_LAST_WRITE_S = 2.4
-"""Seconds for the tasks under way to end when a job is stopped: Ray's Jobs API kills a job after three."""
+_LONGEST_STOP_S = 2.4
+"""Seconds in which the tasks under way are ended when a job is stopped: Ray's Jobs API kills a job after three."""
 
 
 def run_on_files(
@@ -54,10 +55,16 @@ def run_on_files(
                 _raise_failure(one, running.pop(one))
             check()
     finally:
+        _end_tasks(list(running))
+
+
+def _end_tasks(running: list[Any]) -> None:
+    """End tasks with their processes: nobody writes a file after a stop. Ray may miss a task that is about to start."""
+    deadline = time.monotonic() + _LONGEST_STOP_S
+    while running and time.monotonic() < deadline:
         for one in running:
-            ray.cancel(one)
-        if running:
-            ray.wait(list(running), num_returns=len(running), timeout=_LAST_WRITE_S)
+            ray.cancel(one, force=True)
+        _, running = ray.wait(running, num_returns=len(running), timeout=_POLL_S)
 
 
 def _raise_failure(done: Any, file: Location) -> None:

@@ -73,7 +73,7 @@ FAULTS: dict[int, tuple[Answer, Caption]] = {
     10: (respond(401, "{}"), Caption(None, "not_allowed", False)),
     12: (refuse, Caption(None, "refusal", False)),
 }
-"""What the endpoint does for a row, and what its caption becomes. Rows 12 and 13 have no text."""
+"""By row: the answer of the endpoint, and the caption that comes of it. Rows 12 and 13 have no text."""
 STORM, ROWS = 11, 14
 
 
