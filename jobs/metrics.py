@@ -17,20 +17,25 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pyarrow as pa
 
 from asap.storage.files import write_atomically
 
 _LOG = logging.getLogger("asap.metrics")
+_OF_PAIRS: dict[str, tuple[str, tuple[str, ...]]] = {
+    "rows_total": ("Rows that were finished, by status and error code", ("job", "status", "code")),
+    "fetched_bytes_total": ("Bytes of the pictures that were fetched", ("job",)),
+    "fetch_retries_total": ("Tries of fetches beyond the first", ("job",)),
+    "stage_seconds_total": ("Seconds that the processes of a stage worked", ("job", "stage")),
+}
+"""Counters of every job over pairs. The kind of the job comes before their names."""
 _COUNTERS: dict[str, tuple[str, tuple[str, ...]]] = {
-    "asap_scan_rows_total": ("Rows that were finished, by status and error code", ("job", "status", "code")),
-    "asap_scan_fetched_bytes_total": ("Bytes of the pictures that were fetched", ("job",)),
-    "asap_scan_fetch_retries_total": ("Tries of fetches beyond the first", ("job",)),
-    "asap_scan_stage_seconds_total": ("Seconds that the processes of a stage worked", ("job", "stage")),
+    **{f"asap_{kind}_{name}": about for kind in ("scan", "annotate") for name, about in _OF_PAIRS.items()},
     "asap_scan_caption_tokens_total": ("Tokens that captioners read and wrote", ("job", "direction")),
     "asap_scan_caption_cost_total": ("Cost of captions, by the prices in the settings", ("job",)),
     "asap_scan_detector_seconds_total": ("Seconds of detectors by state: busy, idle or loading", ("job", "state")),
@@ -84,17 +89,36 @@ def _warn_once(name: str) -> None:
     _LOG.warning("the metric %s is not recorded", name, exc_info=True)
 
 
-def count_rows(job: str, results: pa.Table) -> None:
-    """Count the rows of a table of results by their status and error code."""
-    outcomes = Counter(zip(results["status"].to_pylist(), results["error_code"].to_pylist(), strict=True))
-    for (status, code), rows in outcomes.items():
-        count("asap_scan_rows_total", rows, job=job, status=status, code=code or "")
+@dataclass(frozen=True)
+class PairMetrics:
+    """The metrics that every job over pairs has. Their names begin with the kind of the job."""
 
+    kind: Literal["scan", "annotate"] = "scan"
+    job: str = ""
+    """Name of the job."""
 
-def count_fetches(job: str, rows: list[dict[str, Any]]) -> None:
-    """Count the bytes and the repeated tries of prepared rows, from their `fetched_bytes` and `attempt`."""
-    count("asap_scan_fetched_bytes_total", sum(row.get("fetched_bytes", 0) for row in rows), job=job)
-    count("asap_scan_fetch_retries_total", sum(max(0, (row.get("attempt") or 1) - 1) for row in rows), job=job)
+    def count_rows(self, results: pa.Table) -> None:
+        """Count the rows of a table of results by their status and error code."""
+        outcomes = Counter(zip(results["status"].to_pylist(), results["error_code"].to_pylist(), strict=True))
+        for (status, code), rows in outcomes.items():
+            self._count("rows_total", rows, status=status, code=code or "")
+
+    def count_fetches(self, rows: list[dict[str, Any]]) -> None:
+        """Count the bytes and the repeated tries of prepared rows, from their `fetched_bytes` and `attempt`."""
+        self._count("fetched_bytes_total", sum(row.get("fetched_bytes", 0) for row in rows))
+        self._count("fetch_retries_total", sum(max(0, (row.get("attempt") or 1) - 1) for row in rows))
+
+    @contextmanager
+    def stage_timed(self, stage: str) -> Iterator[None]:
+        """Add the seconds of the block to those of a stage."""
+        started = time.monotonic()
+        try:
+            yield
+        finally:
+            self._count("stage_seconds_total", time.monotonic() - started, stage=stage)
+
+    def _count(self, name: str, value: float, **tags: str) -> None:
+        count(f"asap_{self.kind}_{name}", value, job=self.job, **tags)
 
 
 def count_step(job: str, terms: Mapping[str, float], pairs: int, done: float) -> None:
@@ -113,16 +137,6 @@ def count_step(job: str, terms: Mapping[str, float], pairs: int, done: float) ->
     for term, value in terms.items():
         if term != "seconds":
             show("asap_train_loss", value, job=job, term=term)
-
-
-@contextmanager
-def stage_timed(job: str, stage: str) -> Iterator[None]:
-    """Add the seconds of the block to those of a stage."""
-    started = time.monotonic()
-    try:
-        yield
-    finally:
-        count("asap_scan_stage_seconds_total", time.monotonic() - started, job=job, stage=stage)
 
 
 class DetectorTime:

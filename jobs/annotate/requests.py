@@ -11,6 +11,7 @@ from PIL import Image
 
 from jobs.annotate.settings import AnnotateSettings
 from jobs.descriptions.engine import Request
+from jobs.metrics import PairMetrics
 from jobs.scan.input.manifest import readable_text
 from jobs.scan.stages.prepare import Preparation
 
@@ -29,7 +30,7 @@ def preparation_of(settings: AnnotateSettings) -> Preparation:
         fetch=settings.fetch,
         thumbnail_side=settings.thumbnail_side,
         slow_after_s=settings.slow_picture_s,
-        job=settings.job_folder.name,
+        metrics=PairMetrics("annotate", settings.job_folder.name),
     )
 
 

@@ -76,5 +76,6 @@ def _lost(rows: pa.Table, detail: str, record: dict[str, Any]) -> pa.Table:
     return annotation_table(rows, [row] * rows.num_rows)
 
 
-ANNOTATIONS = RowShape("annotations", ANNOTATION_SCHEMA, "describing", ("errors",), _lost)
+_CODE_COLUMNS = ("error_code", *(f"{kind}_error" for kind in KINDS))
+ANNOTATIONS = RowShape("annotations", ANNOTATION_SCHEMA, "describing", ("errors",), _lost, _CODE_COLUMNS)
 """The rows of a job of annotations."""

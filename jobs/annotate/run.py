@@ -7,26 +7,30 @@ and `_SUCCESS` is written last. The same command resumes a job that was stopped,
 
 from __future__ import annotations
 
-import os
 import time
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from asap.storage.files import delete_folder, is_empty, write_bytes
-from asap.storage.location import Location
+from asap.storage.files import is_empty
 from jobs.annotate.outputs import read_summary, write_outputs
 from jobs.annotate.plan import AnnotatePlan, plan_annotation
 from jobs.annotate.rows import ANNOTATIONS
 from jobs.annotate.settings import AnnotateSettings
-from jobs.cluster import ray_running
-from jobs.metrics import targets_announced
 from jobs.reach import check_cluster, check_shared
 from jobs.scan import retry
-from jobs.scan.look import SCAN_S, look_at, notes_of
 from jobs.scan.output.job_folder import Job, check_resumable, is_finished, wait_until_free
 from jobs.scan.passes import ScanProgress, Watch, check_results, run_missing_rows, watched, write_remaining
-from jobs.scan.steps import cancellation_recorded, note_time, prepare_manifest, retry_failed_rows, versions
-from jobs.states import job_states
+from jobs.scan.steps import (
+    delete_temporary,
+    look_at_input,
+    note_time,
+    prepare_manifest,
+    ray_for,
+    retry_failed_rows,
+    run_job,
+    versions,
+)
 
 if TYPE_CHECKING:
     from jobs.scan.pipeline import StageResources
@@ -40,56 +44,43 @@ def annotate(settings: AnnotateSettings, watch: Watch = lambda progress: None) -
 
     `watch` receives the progress twice a second, from another thread. Raises an `AsapError` with a message of one line.
     """
-    began_s = time.time()
-    watch(ScanProgress("checking the input and the engines", flagged=None))
+    began_s, watch = time.time(), _without_flags(watch)
+    watch(ScanProgress("checking the input and the engines"))
     plan = plan_annotation(settings)
     identity = plan.identity()
     record = check_resumable(plan.folder, identity)
     if record and is_finished(plan.folder) and "retry" not in record:
-        _delete_temporary(plan.folder)
+        delete_temporary(plan.folder)
         codes = settings.retry_errors
-        if not codes or not retry.failed_rows(plan.folder / ANNOTATIONS.folder, codes):
+        if not codes or not retry.failed_rows(plan.folder / ANNOTATIONS.folder, codes, shape=ANNOTATIONS):
             but = f", and no pair failed with {' or '.join(codes)}" if codes else ", so nothing is described again"
-            watch(ScanProgress(f"the job is finished{but}", flagged=None))
+            watch(ScanProgress(f"the job is finished{but}"))
             return read_summary(plan.folder)
     if record:
         wait_until_free(plan.folder, record, settings.stale_after_s, lambda line: watch(ScanProgress(line)))
     if settings.address:
-        watch(ScanProgress("asking the machines of the cluster what they can read", flagged=None))
+        watch(ScanProgress("asking the machines of the cluster what they can read"))
         check_cluster(settings, plan.path_uses(), {"GPU": 1} if settings.device.startswith("cuda") else None)
-    understood = _look_at_input(plan, watch) if record is None else record["input"]
-    engines = _try_engines(plan, watch)
-    with job_states(settings, KIND, plan.folder.name, plan.folder) as states:
-        entries = (record or {}) | {
-            "kind": KIND,
-            "settings": settings.model_dump(),
-            "identity": identity,
-            "engines": engines,
-            "versions": versions("transformers", "openai"),
-            "input": understood,
-            "began_s": round(began_s, 3),
-        }
-        with Job(plan.folder, entries, settings.heartbeat_s, states.change) as job:
-            _work(job, plan, watch)
-        # Only after the record says `completed`: whoever sees _SUCCESS finds every other file in its final state.
-        write_bytes(plan.folder / "_SUCCESS", b"")
-        _delete_temporary(plan.folder)
+    if record is None:
+        understood = look_at_input(plan.source, settings, watch, pictures=settings.thumbnail_side is not None)
+    else:
+        understood = record["input"]
+    entries = (record or {}) | {
+        "kind": KIND,
+        "settings": settings.model_dump(),
+        "identity": identity,
+        "engines": _try_engines(plan, watch),
+        "versions": versions("transformers", "openai"),
+        "input": understood,
+        "began_s": round(began_s, 3),
+    }
+    run_job(plan.folder, settings, entries, lambda job: _work(job, plan, watch))
     return read_summary(plan.folder)
 
 
-def _look_at_input(plan: AnnotatePlan, watch: Watch) -> dict[str, Any]:
-    """Report what is worth knowing of the input of a new job, and return what was understood of it.
-
-    Raises `InputNotFound` if all of a sample would fail.
-    """
-    settings = plan.settings
-    reads_pictures = settings.thumbnail_side is not None
-    look = look_at(plan.source, settings, seconds=SCAN_S, is_quick=True, pictures=reads_pictures)
-    for note in notes_of(look.source):
-        watch(ScanProgress(note, flagged=None))
-    if not settings.allow_unreadable:
-        look.check(settings.input)
-    return look.source
+def _without_flags(watch: Watch) -> Watch:
+    """Return a receiver that hands progress on without a count of flagged pairs: this job flags none."""
+    return lambda progress: watch(replace(progress, flagged=None))
 
 
 def _try_engines(plan: AnnotatePlan, watch: Watch) -> dict[str, dict[str, Any]]:
@@ -100,7 +91,7 @@ def _try_engines(plan: AnnotatePlan, watch: Watch) -> dict[str, dict[str, Any]]:
     from jobs.scan.trial import try_engine
 
     def notify(line: str) -> None:
-        watch(ScanProgress(line, flagged=None))
+        watch(ScanProgress(line))
 
     def find_room(kind: str) -> tuple[StageResources, str]:
         from jobs.annotate.pipeline import find_room
@@ -124,15 +115,8 @@ def _work(job: Job, plan: AnnotatePlan, watch: Watch) -> None:
     rows = prepare_manifest(job, plan.source, ANNOTATIONS, watch)
 
     job.update(state="running")
-    watch(ScanProgress("starting Ray", total=rows, flagged=None))
-    started = time.monotonic()
-    cpus = {} if settings.address else {"num_cpus": len(os.sched_getaffinity(0))}
-    with (
-        ray_running(settings.address, **cpus),
-        targets_announced(settings.metrics_targets),
-        cancellation_recorded(job),
-    ):
-        note_time(job, "ray_start_s", started)
+    watch(ScanProgress("starting Ray", total=rows))
+    with ray_for(job, settings):
         started = time.monotonic()
         _describe_all_rows(job, plan, rows, watch)
         if settings.retry_errors or "retry" in job.record:
@@ -140,7 +124,7 @@ def _work(job: Job, plan: AnnotatePlan, watch: Watch) -> None:
     note_time(job, "describe_s", started)
 
     job.update(state="finalizing")
-    watch(ScanProgress("writing the JSON files", rows, rows, flagged=None))
+    watch(ScanProgress("writing the JSON files", rows, rows))
     started = time.monotonic()
     write_outputs(plan.folder, job.record, settings.engines)
     summary = read_summary(plan.folder)
@@ -175,11 +159,6 @@ def _sized(job: Job, plan: AnnotatePlan, rows: int, watch: Watch) -> Any:
     from jobs.annotate.pipeline import size_annotation
 
     def note(line: str) -> None:
-        watch(ScanProgress(line, total=rows, flagged=None))
+        watch(ScanProgress(line, total=rows))
 
     return size_annotation(plan.settings, plan.source.location, rows, note, job.record["run_id"])
-
-
-def _delete_temporary(folder: Location) -> None:
-    for name in ("_remaining", retry.FOLDER):
-        delete_folder(folder / name)

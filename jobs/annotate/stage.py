@@ -19,7 +19,7 @@ from jobs.annotate.requests import SMALL_COLUMNS, missing_input, request_of
 from jobs.annotate.rows import DESCRIBED_COLUMNS, KINDS, annotation_table
 from jobs.descriptions.engine import NO_USAGE, Outcome, Reply, Request, Usage
 from jobs.descriptions.settings import DescriptionSettings
-from jobs.metrics import count, count_rows, stage_timed
+from jobs.metrics import PairMetrics, count
 from jobs.scan.stages.captioners import load_captioner
 
 _LOOK_AGAIN_S = 0.2
@@ -77,6 +77,7 @@ class DescribeStage:
             writers: Actors of `jobs.scan.stages.write`, for the last stage. Empty: the rows are returned.
         """
         self._order, self._known, self._counter = order, known, counter
+        self._metrics = PairMetrics("annotate", order.job)
         self._owner = ray.get_runtime_context().get_actor_id() if ray.is_initialized() else "here"
         self._lock, self._under_way = threading.Lock(), set[str]()
         self._writer = random.choice(writers) if writers else None
@@ -107,7 +108,7 @@ class DescribeStage:
             else:
                 thumbnail = batch["thumbnail"][position].as_py() if kind == "caption" else None
                 requests[position] = request_of(row, thumbnail)
-        with stage_timed(self._order.job, kind):
+        with self._metrics.stage_timed(kind):
             described = self._describe(rows, requests)
         for position, one in described.items():
             columns[position] = self._columns(one)
@@ -126,7 +127,7 @@ class DescribeStage:
         if self._counter is not None:
             errors = sum(status == "error" for status in table["status"].to_pylist())
             self._counter.add.remote(table.num_rows, errors, 0, 0)
-        count_rows(self._order.job, table)
+        self._metrics.count_rows(table)
         return table if self._writer is None else pa.table({"rows": [table.num_rows]})
 
     def _describe(self, rows: Sequence[Mapping[str, Any]], requests: Mapping[int, Request]) -> dict[int, _Described]:

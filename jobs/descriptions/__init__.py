@@ -6,6 +6,7 @@ prompts.py              the published prompts, and the task words of models with
 replies.py              what a model wrote, as a reply or a failure
 model_files.py          the files of a model in a bucket
 loading.py              the engine of the settings, and what is checked before one is loaded
+pixels.py               the pixels that a processor of transformers may make of a picture
 transformers_engine.py  a model of transformers in this process
 endpoint_engine.py      an endpoint that speaks the API of OpenAI
 vllm_engine.py          vLLM as stages of Ray Data

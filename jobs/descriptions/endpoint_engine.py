@@ -227,7 +227,8 @@ class EndpointEngine:
             content = " ".join(text for text in texts if isinstance(text, str))
         if not isinstance(content, str | None) or not isinstance(message, dict):
             return self._retry("bad_answer", f"the answer has no message with a text: {answer!r:.120}")
-        outcome = read_reply(content or "", is_cut=choice.get("finish_reason") == "length", usage=usage)
+        content = self._without_key(content or "")  # an endpoint may repeat the key anywhere
+        outcome = read_reply(content, is_cut=choice.get("finish_reason") == "length", usage=usage)
         return Failure(outcome.kind, self._clean(outcome.detail), usage) if isinstance(outcome, Failure) else outcome
 
     def _retry(self, kind: FailureKind, detail: str) -> _Retry:
@@ -235,10 +236,11 @@ class EndpointEngine:
 
     def _clean(self, message: str) -> str:
         """Return a message on one line, of bounded length, and without the key, which an endpoint may repeat."""
-        if self._key:
-            message = message.replace(self._key, "***")
-        line = " ".join(message.split())
+        line = " ".join(self._without_key(message).split())
         return line if len(line) <= 300 else f"{line[:297]}..."
+
+    def _without_key(self, text: str) -> str:
+        return text.replace(self._key, "***") if self._key else text
 
 
 class _TooLong(Exception):

@@ -15,12 +15,13 @@ from PIL import Image
 from asap.errors import ConfigError
 from jobs.descriptions.engine import Failure, FailureKind, Outcome, Request, Usage
 from jobs.descriptions.model_files import local_source
+from jobs.descriptions.pixels import cap_pixels
 from jobs.descriptions.prompts import chat_prompt, fill, plain_prompt
 from jobs.descriptions.replies import read_reply
 from jobs.descriptions.settings import DescriptionSettings
 
-_LONGEST_SIDE = 2**14
-"""Pixels beyond which the `longest_edge` of a processor is no side but an area."""
+_CPU_ALLOCATOR = "DefaultCPUAllocator"
+"""Words of torch's message if a CPU has no memory left."""
 
 
 class TransformersEngine:
@@ -39,7 +40,7 @@ class TransformersEngine:
         self._settings = settings
         self._device = device or ("cuda" if torch.cuda.is_available() else "cpu")
         self._model, self._processor = _load(settings, self._device)
-        cap_pixels(self._processor, settings.max_side)
+        cap_pixels(self._processor, settings.max_side, self._model.config)
         self._tokenizer = getattr(self._processor, "tokenizer", self._processor)
         config = self._model.config
         self._is_chat = bool(getattr(self._processor, "chat_template", None))
@@ -104,7 +105,8 @@ class TransformersEngine:
         except torch.AcceleratorError:
             os._exit(1)  # the device computes nothing more in this process: let Ray start another and try again
         except Exception as error:
-            out_of_memory = isinstance(error, (torch.OutOfMemoryError, MemoryError))
+            # torch has no class for a CPU without memory.
+            out_of_memory = isinstance(error, (torch.OutOfMemoryError, MemoryError)) or _CPU_ALLOCATOR in str(error)
             kind: FailureKind = "out_of_memory" if out_of_memory else "model_error"
             failure = Failure(kind, f"{type(error).__name__}: {error}")
         if out_of_memory and self._device.startswith("cuda"):  # outside the handler: its traceback holds the tensors
@@ -266,27 +268,6 @@ def _load_processor(source: str, common: dict[str, Any]) -> Any:
     return _PicturesAndTokens(
         AutoImageProcessor.from_pretrained(source, **common), AutoTokenizer.from_pretrained(source, **common)
     )
-
-
-def cap_pixels(processor: Any, max_side: int) -> None:
-    """Keep a processor from enlarging pictures beyond `max_side`: pixels decide how many tokens a picture takes.
-
-    A processor with a fixed height and width, or with only a shortest edge, is left as it is: its model takes no other.
-    The tiles of LLaVA-NeXT stay too, since the configuration of its model names them as well.
-    """
-    images = getattr(processor, "image_processor", processor)
-    images = getattr(images, "_images", images)
-    size: Any = getattr(images, "size", None) or {}
-    sides = {name: value for name, value in dict(size).items() if value is not None}
-    longest = sides.get("longest_edge")
-    if longest is None:
-        return
-    # Qwen's processors count pixels there, others those of a side.
-    is_area = longest > _LONGEST_SIDE
-    # A model that cuts pictures into tiles enlarges every picture to whole tiles, so one tile is the least.
-    tile = dict(getattr(images, "max_image_size", None) or {}).get("longest_edge") or 1
-    most = max_side**2 if is_area else max(max_side // tile, 1) * tile
-    images.size = type(size)(**{name: min(value, most) for name, value in sides.items()})
 
 
 def _end_tokens(model: Any, tokenizer: Any) -> set[int]:

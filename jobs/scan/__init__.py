@@ -8,6 +8,7 @@ sample.py       a seeded sample of the input, which is judged first
 passes.py       the passes of the pipeline over the rows, and their progress
 retry.py        failed rows, judged again
 captioning.py   captions of rows that were judged before
+file_tasks.py   work on the files of a folder by Ray tasks
 trial.py        an engine of captions, tried before a job starts, here or on its cluster
 steps.py        the steps that every job over a manifest takes
 pipeline.py     the Ray Data pipeline, and the resources of its stages

@@ -4,16 +4,16 @@ Detection writes its verdicts to `results` first. A stop or a captioner that fai
 
 1. `choose_rows` copies the rows that need a caption from the manifest to `_captions/manifest`.
 2. The pipeline captions them, and compares the captions with pictures and texts, into `_captions/results`.
-3. `publish` writes each file of results again, in one write, with what is new. A row that was judged keeps its verdict
-   and gets `caption`, `caption_error` and the agreements with its caption. A row that waited for its caption is
-   replaced.
+3. `publish` writes each file of results again, in one write, with what is new: a Ray task for each file. A row that was
+   judged keeps its verdict and gets `caption`, `caption_error` and the agreements with its caption. A row that waited
+   for its caption is replaced.
 
 The record of the job names this work until it is published, and every step can be repeated after a stop.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pyarrow as pa
@@ -95,20 +95,32 @@ def choose_rows(folder: Location, *, late: bool, codes: Sequence[str] = (), besi
     return write_tables(rows_within(folder / "manifest", chosen), folder / FOLDER / "manifest") if len(chosen) else 0
 
 
-def publish(folder: Location) -> None:
-    """Put the captions in `_captions/results` into the rows of `results`. Rows that have them already stay the same."""
+def publish(folder: Location, check: Callable[[], None] = lambda: None) -> None:
+    """Put the captions in `_captions/results` into the rows of `results`. Ray must run.
+
+    Args:
+        folder: Folder of the job.
+        check: Called twice a second; what it raises stops the work.
+    """
+    from jobs.scan.file_tasks import run_on_files
+
+    # The outcomes are put in order once. The tasks get their ids, and read the files of those that they need.
     outcomes = Outcomes(folder / FOLDER / RESULTS.folder, RESULTS)
-    for location in results_files(folder / "results"):
-        with results_file(location) as file:
-            new = outcomes.of_rows(file.read(columns=["row_id"])["row_id"].to_numpy())
-            if new is None:
-                continue
-            former = RESULTS.with_all_columns(file.read())
-        by_id = {row["row_id"]: row for row in new.to_pylist()}
-        has_new = pc.is_in(former["row_id"], pa.array(list(by_id), pa.int64()))
-        rows = [captioned(row, by_id[row["row_id"]]) for row in former.filter(has_new).to_pylist()]
-        changed = pa.Table.from_pylist(rows, RESULTS.schema)
-        write_table(pa.concat_tables([former.filter(pc.invert(has_new)), changed]), location)
+    run_on_files(publish_file, outcomes, list(results_files(folder / "results")), check)
+
+
+def publish_file(outcomes: Outcomes, location: Location) -> None:
+    """Put the captions of the rows of one file into it. Rows that have them already stay the same."""
+    with results_file(location) as file:
+        new = outcomes.of_rows(file.read(columns=["row_id"])["row_id"].to_numpy())
+        if new is None:
+            return
+        former = RESULTS.with_all_columns(file.read())
+    by_id = {row["row_id"]: row for row in new.to_pylist()}
+    has_new = pc.is_in(former["row_id"], pa.array(list(by_id), pa.int64()))
+    rows = [captioned(row, by_id[row["row_id"]]) for row in former.filter(has_new).to_pylist()]
+    changed = pa.Table.from_pylist(rows, RESULTS.schema)
+    write_table(pa.concat_tables([former.filter(pc.invert(has_new)), changed]), location)
 
 
 def captioned(former: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:

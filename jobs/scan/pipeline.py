@@ -27,6 +27,7 @@ from asap.storage.location import Location
 from jobs.cluster import largest_cpus, machines_alive, wait_for_resources, wait_until_free
 from jobs.descriptions.loading import located
 from jobs.descriptions.settings import DescriptionSettings
+from jobs.metrics import PairMetrics
 from jobs.scan.settings import ScanSettings
 from jobs.scan.stages.caption import CaptionStage
 from jobs.scan.stages.detect import Detection, Detector
@@ -193,7 +194,7 @@ def size_pipeline(
             settings.fetch,
             thumbnail_side,
             settings.slow_picture_s,
-            job,
+            PairMetrics("scan", job),
             leaves_textless=settings.captions_late and not with_captions,
         ),
         detection=Detection(

@@ -14,6 +14,7 @@ the retry until it is published, and every step can be repeated after a stop.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import reduce
 
 import numpy as np
 import pyarrow as pa
@@ -30,23 +31,27 @@ from jobs.scan.stages.row_shape import RowShape
 FOLDER = "_retry"
 RETRYABLE = "retryable"
 """Takes the place of error codes: all errors that another try may not meet."""
-_COLUMNS = ["row_id", "status", "error_code", "retryable", "judged_run"]
+_COLUMNS = ["row_id", "status", "retryable", "judged_run"]
 
 
-def failed_rows(results: Location, codes: Sequence[str], besides_run: str | None = None) -> RowSet:
+def failed_rows(
+    results: Location, codes: Sequence[str], besides_run: str | None = None, shape: RowShape = RESULTS
+) -> RowSet:
     """Return the rows that failed with one of the codes, or that may succeed if `RETRYABLE` is among the codes.
 
     Args:
         results: The results of a job.
         codes: Error codes, or `RETRYABLE`.
         besides_run: Rows that this run has judged are left out.
+        shape: The shape of the rows, which names the columns of their codes.
     """
     chosen = RowSet()
+    asked = pa.array(codes, pa.string())
     for location in results_files(results):
         with results_file(location) as file:
-            for batch in file.iter_batches(2**16, columns=_COLUMNS):
+            for batch in file.iter_batches(2**16, columns=[*_COLUMNS, *shape.code_columns]):
                 rows = pa.Table.from_batches([batch]).filter(pc.equal(batch["status"], "error"))
-                wanted = pc.is_in(rows["error_code"], pa.array(codes, pa.string()))
+                wanted = reduce(pc.or_, (pc.is_in(rows[name], asked) for name in shape.code_columns))
                 if RETRYABLE in codes:
                     wanted = pc.or_(wanted, pc.fill_null(rows["retryable"], False))
                 if besides_run is not None:
@@ -60,10 +65,10 @@ def choose_rows(
 ) -> int:
     """Write the rows of the job that are judged again to `_retry/manifest`; return how many there are.
 
-    The arguments are as in `failed_rows`, and the shape of the rows. What another retry left in `_retry` is deleted.
+    The arguments are as in `failed_rows`. What another retry left in `_retry` is deleted.
     """
     delete_folder(folder / FOLDER)
-    chosen = failed_rows(folder / shape.folder, codes, besides_run)
+    chosen = failed_rows(folder / shape.folder, codes, besides_run, shape)
     return write_tables(rows_within(folder / "manifest", chosen), folder / FOLDER / "manifest")
 
 

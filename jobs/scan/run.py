@@ -10,7 +10,6 @@ Failed rows can be judged again, also those of a finished job.
 
 from __future__ import annotations
 
-import os
 import time
 from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
@@ -18,15 +17,11 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 
 from asap.limits import limits_sentences
-from asap.storage.files import delete_file, delete_folder, is_empty, write_bytes
-from asap.storage.location import Location
-from jobs.cluster import ray_running
+from asap.storage.files import delete_file, delete_folder, is_empty
 from jobs.errors import InputUnfamiliar
-from jobs.metrics import targets_announced
 from jobs.reach import check_cluster, check_shared
 from jobs.scan import captioning, retry
 from jobs.scan.input.manifest import write_tables
-from jobs.scan.look import SCAN_S, look_at, notes_of
 from jobs.scan.output.completeness import repair_results
 from jobs.scan.output.job_folder import Job, check_resumable, is_finished, wait_until_free
 from jobs.scan.output.summary import read_summary, write_outcome
@@ -43,8 +38,16 @@ from jobs.scan.plan import ScanPlan, plan_scan
 from jobs.scan.sample import SAMPLE, Sample, take_sample
 from jobs.scan.settings import ScanSettings
 from jobs.scan.stages.result_rows import RESULTS
-from jobs.scan.steps import cancellation_recorded, note_time, prepare_manifest, retry_failed_rows, versions
-from jobs.states import job_states
+from jobs.scan.steps import (
+    delete_temporary,
+    look_at_input,
+    note_time,
+    prepare_manifest,
+    ray_for,
+    retry_failed_rows,
+    run_job,
+    versions,
+)
 
 if TYPE_CHECKING:
     from jobs.scan.pipeline import ScanPipeline, StageResources
@@ -62,7 +65,7 @@ def scan(settings: ScanSettings, watch: Watch = lambda progress: None) -> dict[s
     identity = plan.identity()
     record = check_resumable(plan.folder, identity)
     if record and is_finished(plan.folder) and "retry" not in record and not record.get("captioning"):
-        _delete_temporary(plan.folder)
+        delete_temporary(plan.folder)
         codes = settings.retry_errors
         if not codes:
             watch(ScanProgress("the job is finished, so nothing is scanned again"))
@@ -78,30 +81,14 @@ def scan(settings: ScanSettings, watch: Watch = lambda progress: None) -> dict[s
     if settings.address:
         watch(ScanProgress("asking the machines of the cluster what they can read"))
         check_cluster(settings, plan.path_uses(), {"GPU": 1} if settings.device.startswith("cuda") else None)
-    understood = _look_at_input(plan, watch) if record is None else record.get("input") or plan.source.describe()
-    captioner = _probe_captioner(plan.settings, watch)
-    with job_states(settings, "scan", plan.folder.name, plan.folder) as states:
-        entries = (record or {}) | _first_entries(plan, identity) | captioner
-        entries |= {"input": understood, "began_s": round(began_s, 3)}
-        with Job(plan.folder, entries, settings.heartbeat_s, states.change) as job:
-            _work(job, plan, watch)
-        # Only after the record says `completed`: whoever sees _SUCCESS finds every other file in its final state.
-        write_bytes(plan.folder / "_SUCCESS", b"")
-        _delete_temporary(plan.folder)
+    if record is None:
+        understood = look_at_input(plan.source, settings, watch)
+    else:
+        understood = record.get("input") or plan.source.describe()
+    entries = (record or {}) | _first_entries(plan, identity) | _probe_captioner(settings, watch)
+    entries |= {"input": understood, "began_s": round(began_s, 3)}
+    run_job(plan.folder, settings, entries, lambda job: _work(job, plan, watch))
     return read_summary(plan.folder)
-
-
-def _look_at_input(plan: ScanPlan, watch: Watch) -> dict[str, Any]:
-    """Report what is worth knowing of the input of a new job, and return what was understood of it.
-
-    Raises `InputNotFound` if all of a sample would fail.
-    """
-    look = look_at(plan.source, plan.settings, seconds=SCAN_S, is_quick=True)
-    for note in notes_of(look.source):
-        watch(ScanProgress(note))
-    if not plan.settings.allow_unreadable:
-        look.check(plan.settings.input)
-    return look.source
 
 
 def _probe_captioner(settings: ScanSettings, watch: Watch) -> dict[str, Any]:
@@ -125,12 +112,6 @@ def _probe_captioner(settings: ScanSettings, watch: Watch) -> dict[str, Any]:
 
     notify("trying the captioner on a gray picture")
     return {"captioner": try_engine(captions, settings, find_room, notify)}
-
-
-def _delete_temporary(folder: Location) -> None:
-    """Delete what only an unfinished job needs, and `_checkpoint` and `_alone`, which earlier versions left."""
-    for name in ("_remaining", "_sample", "_checkpoint", "_alone", retry.FOLDER, captioning.FOLDER):
-        delete_folder(folder / name)
 
 
 def _first_entries(plan: ScanPlan, identity: dict[str, Any]) -> dict[str, Any]:
@@ -157,15 +138,7 @@ def _work(job: Job, plan: ScanPlan, watch: Watch) -> None:
 
     job.update(state="running")
     watch(ScanProgress("starting Ray", total=rows))
-    started = time.monotonic()
-    # A Ray that this process starts may use its CPUs and no others; a cluster has CPUs of its own.
-    cpus = {} if plan.settings.address else {"num_cpus": len(os.sched_getaffinity(0))}
-    with (
-        ray_running(plan.settings.address, **cpus),
-        targets_announced(plan.settings.metrics_targets),
-        cancellation_recorded(job),
-    ):
-        note_time(job, "ray_start_s", started)
+    with ray_for(job, plan.settings):
         started = time.monotonic()
         pipeline = _size_pipeline(job, plan, rows, watch, with_captions=not plan.settings.captions_late)
         if plan.settings.address:  # machines may have come meanwhile
@@ -248,7 +221,7 @@ def _caption_rows(job: Job, plan: ScanPlan, rows: int, watch: Watch) -> None:
     with watched(job, again - missing, again, watch, plan.settings.stall_after_s, is_captioning=True) as counter:
         run_missing_rows(job, pipeline, folder, again, missing, counter)
     watch(ScanProgress("publishing the captions", again, again))
-    captioning.publish(plan.folder)
+    captioning.publish(plan.folder, job.check)
     check_results(plan.folder / "results", rows)
     job.update(captioning=None)
 
@@ -290,7 +263,7 @@ def _check_sample(job: Job, plan: ScanPlan) -> None:
     reason = sample.sentence(plan.model_id, plan.limits)
     job.update(state="finalizing", error=reason)  # the report shows the reason
     _write_output(job)
-    _delete_temporary(plan.folder)
+    delete_temporary(plan.folder)
     raise InputUnfamiliar(reason)
 
 

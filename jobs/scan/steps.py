@@ -1,24 +1,30 @@
-"""The steps that every job over a manifest takes: the manifest, failed rows again, and the times of steps."""
+"""The steps that every job over a manifest takes, from the look at its input to the file that marks its end."""
 
 from __future__ import annotations
 
 import importlib.metadata
+import os
 import platform
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from asap.storage.files import delete_file, delete_folder, is_empty
+from asap.storage.files import delete_file, delete_folder, is_empty, write_bytes
 from asap.storage.location import Location
+from jobs.cluster import ray_running
 from jobs.errors import JobFailed
-from jobs.scan import retry
+from jobs.metrics import targets_announced
+from jobs.scan import captioning, retry
 from jobs.scan.input.manifest import write_manifest
 from jobs.scan.input.sources import Source
+from jobs.scan.look import SCAN_S, look_at, notes_of
 from jobs.scan.output.completeness import count_rows
 from jobs.scan.output.job_folder import Job
 from jobs.scan.passes import ScanProgress, Watch, check_results, run_missing_rows, watched, write_remaining
+from jobs.scan.settings import PairsSettings
 from jobs.scan.stages.row_shape import RowShape
+from jobs.states import job_states
 
 if TYPE_CHECKING:
     from jobs.scan.pipeline import RowPipeline
@@ -34,14 +40,64 @@ def versions(*more: str) -> dict[str, str]:
     return found
 
 
+def look_at_input(source: Source, settings: PairsSettings, watch: Watch, *, pictures: bool = True) -> dict[str, Any]:
+    """Report what is worth knowing of the input of a new job, and return what was understood of it.
+
+    Raises `InputNotFound` if all of a sample would fail, unless the settings allow that.
+
+    Args:
+        source: The input.
+        settings: Settings of the job.
+        watch: Receives the notes.
+        pictures: True if the job reads pictures, so that those of the sample are read too.
+    """
+    look = look_at(source, settings, seconds=SCAN_S, is_quick=True, pictures=pictures)
+    for note in notes_of(look.source):
+        watch(ScanProgress(note))
+    if not settings.allow_unreadable:
+        look.check(settings.input)
+    return look.source
+
+
+def run_job(folder: Location, settings: PairsSettings, entries: dict[str, Any], work: Callable[[Job], None]) -> None:
+    """Claim a job, do its work, and mark it as finished.
+
+    Args:
+        folder: Folder of the job.
+        settings: Settings of the job.
+        entries: Record of an earlier run with the entries that each start writes; `kind` is among them.
+        work: Does the work, and records the state `completed` at its end.
+    """
+    with job_states(settings, entries["kind"], folder.name, folder) as states:
+        with Job(folder, entries, settings.heartbeat_s, states.change) as job:
+            work(job)
+        # Only after the record says `completed`: whoever sees _SUCCESS finds every other file in its final state.
+        write_bytes(folder / "_SUCCESS", b"")
+        delete_temporary(folder)
+
+
+def delete_temporary(folder: Location) -> None:
+    """Delete what only an unfinished job needs, and `_checkpoint` and `_alone`, which earlier versions left."""
+    for name in ("_remaining", "_sample", "_checkpoint", "_alone", retry.FOLDER, captioning.FOLDER):
+        delete_folder(folder / name)
+
+
 @contextmanager
-def cancellation_recorded(job: Job) -> Iterator[None]:
-    """Record a stop as soon as it leaves the block. The end of Ray, which follows, takes seconds."""
-    try:
-        yield
-    except KeyboardInterrupt:
-        job.cancel()
-        raise
+def ray_for(job: Job, settings: PairsSettings) -> Iterator[None]:
+    """Have Ray run during the block, announce its pages of metrics, and record a stop.
+
+    The stop is recorded as soon as it leaves the block: the end of Ray, which follows, takes seconds.
+    """
+    started = time.monotonic()
+    # A Ray that this process starts may use its CPUs and no others; a cluster has CPUs of its own.
+    cpus = {} if settings.address else {"num_cpus": len(os.sched_getaffinity(0))}
+    with ray_running(settings.address, **cpus), targets_announced(settings.metrics_targets):
+        note_time(job, "ray_start_s", started)
+        try:
+            yield
+        except KeyboardInterrupt:
+            job.cancel()
+            raise
 
 
 def note_time(job: Job, name: str, started: float) -> None:

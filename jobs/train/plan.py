@@ -99,37 +99,69 @@ def make_plan(
 
     Raises `ConfigError` if the training pairs do not fill one batch, or if a step does not fit into the device.
     """
-    train_pairs = len(records["train"])
-    steps_an_epoch = settings.steps_an_epoch(train_pairs)
+    schedule = _schedule(settings, len(records["train"]))
     settings, fit, workers_note = _fitted(settings, config, device, given)
-    steps = settings.total_steps(train_pairs)
-    memory = _memory(settings, config, fit, train_pairs)
-    stages = plan_stages(settings, steps)
-    speed = _estimated_speed(settings, config, stages, device, ingest)
+    memory = _memory(settings, config, fit, len(records["train"]))
+    speed = _estimated_speed(settings, config, schedule.stages, device, ingest)
     counted = fit.device if fit else _ANY_GPU
     return Plan(
-        pairs={split: dict(Counter(record.fake_cls for record in some).most_common())
-               for split, some in records.items()},
-        described={split: _described(report) for split, report in (reports or {}).items()},
-        steps=steps, epochs=steps / steps_an_epoch, left_out_an_epoch=train_pairs % settings.batch_size,
-        batch=_batch(settings), stages=stages,
+        pairs=_pairs_by_class(records), described=_described(reports or {}),
+        steps=schedule.steps, epochs=schedule.epochs, left_out_an_epoch=schedule.left_out_an_epoch,
+        batch=_batch(settings), stages=schedule.stages,
         rates={"text, fusion, heads": settings.learning_rate, "image side, boxes": settings.image_learning_rate},
         parameters=_parameters(config), memory=memory, memory_note=_memory_note(config, fit),
         fit=fit, workers_note=workers_note, cpus=_cpus(settings, counted, speed.own),
-        hours=_hours(settings, steps, speed.pilot, speed.own, counted),
+        hours=_hours(settings, schedule.steps, speed.pilot, speed.own, counted),
         flops_a_pair=speed.flops_a_pair, precision=speed.precision, speeds=speed.on_gpus,
-        # A checkpoint holds the weights, the twin, the two averages of the optimizer, and the queues.
-        checkpoint_bytes=2 * memory["weights"] + memory["optimizer (two averages)"] + memory["queues"],
-        checkpoints_written=-(-steps // regular_steps(settings, steps, steps_an_epoch)), checkpoints_kept=2,
-        checkpoint_every_s=settings.checkpoint_every_s if settings.checkpoint_pairs is None else None,
-        cache_bytes=_cache_bytes(records, config) if ingest == "cache" else 0,
-        init=settings.init, out=settings.out,
+        checkpoint_bytes=_checkpoint_bytes(memory), checkpoints_written=schedule.checkpoints_written,
+        checkpoint_every_s=schedule.checkpoint_every_s, checkpoints_kept=2,
+        cache_bytes=_cache_bytes(records, config) if ingest == "cache" else 0, init=settings.init, out=settings.out,
     )  # fmt: skip
 
 
-def _described(report: CorpusReport) -> dict[str, int]:
-    joins = {"caption": report.captions, "explanation": report.explanations}
-    return {kind: join.by_id + join.by_path for kind, join in joins.items()}
+def _pairs_by_class(records: Mapping[str, Sequence[Record]]) -> dict[str, dict[str, int]]:
+    counted = {split: Counter(record.fake_cls for record in some) for split, some in records.items()}
+    return {split: dict(counts.most_common()) for split, counts in counted.items()}
+
+
+class _Schedule(NamedTuple):
+    """The steps and checkpoints of a run, which no fit to a device changes. The fields mean the same in `Plan`."""
+
+    steps: int
+    epochs: float
+    left_out_an_epoch: int
+    stages: list[Stage]
+    checkpoints_written: int
+    checkpoint_every_s: float | None
+
+
+def _schedule(settings: TrainSettings, train_pairs: int) -> _Schedule:
+    """Return the schedule. Raises `ConfigError` if the training pairs do not fill one batch."""
+    steps_an_epoch = settings.steps_an_epoch(train_pairs)
+    steps = settings.total_steps(train_pairs)
+    return _Schedule(
+        steps=steps,
+        epochs=steps / steps_an_epoch,
+        left_out_an_epoch=train_pairs % settings.batch_size,
+        stages=plan_stages(settings, steps),
+        checkpoints_written=-(-steps // regular_steps(settings, steps, steps_an_epoch)),
+        checkpoint_every_s=settings.checkpoint_every_s if settings.checkpoint_pairs is None else None,
+    )
+
+
+def _checkpoint_bytes(memory: Mapping[str, int]) -> int:
+    """Return the size of a checkpoint: the weights, the twin, the two averages of the optimizer, and the queues."""
+    return 2 * memory["weights"] + memory["optimizer (two averages)"] + memory["queues"]
+
+
+def _described(reports: Mapping[str, CorpusReport]) -> dict[str, dict[str, int]]:
+    return {
+        split: {
+            "caption": report.captions.by_id + report.captions.by_path,
+            "explanation": report.explanations.by_id + report.explanations.by_path,
+        }
+        for split, report in reports.items()
+    }
 
 
 def _fitted(

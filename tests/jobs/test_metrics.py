@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from jobs.metrics import count, count_fetches, count_step, metrics_targets, targets_announced
+from jobs.annotate.run import annotate
+from jobs.annotate.settings import AnnotateSettings
+from jobs.metrics import PairMetrics, count, count_step, metrics_targets, targets_announced
 from jobs.scan.run import scan
 from jobs.scan.settings import ScanSettings
 from tests.support.waiting import HANG_S, wait_until
@@ -58,13 +60,27 @@ def test_a_scan_shows_its_rows_bytes_and_seconds_to_prometheus(
     assert "log_file" not in record["settings"]
 
 
+@pytest.mark.slow
+def test_a_job_of_annotations_shows_its_rows_under_its_own_name(ray_here: None, corpus: Path) -> None:
+    captions = {f"pair-{number}": f"caption {number}" for number in range(3)}
+    (corpus / "captions.json").write_text(json.dumps(captions))
+    engine = {"engine": "precomputed", "source": str(corpus / "captions.json")}
+    annotate(AnnotateSettings(input=str(corpus / "a.jsonl"), out=str(corpus / "described"), captions=engine))  # type: ignore[arg-type]
+    rows = {("ok", ""): 3.0, ("error", "no_entry"): 1.0}
+    wait_until(lambda: _values("asap_annotate_rows_total", "described") == rows)
+    assert set(_values("asap_annotate_stage_seconds_total", "described")) == {("prepare",), ("caption",)}
+    assert not _values("asap_scan_rows_total", "described")
+
+
 def test_training_steps_and_retries_are_shown_to_prometheus(ray_here: None) -> None:
     import ray
 
     def work() -> None:
         count_step("a-run", {"total": 3.0, "seconds": 0.5}, 8, 0.25)
         count_step("a-run", {"total": 2.0, "seconds": 0.25}, 8, 0.5)
-        count_fetches("a-scan", [{"attempt": 3, "fetched_bytes": 7}, {"attempt": 1}, {"attempt": None}, {}])
+        for kind in ("scan", "annotate"):
+            rows = [{"attempt": 3, "fetched_bytes": 7}, {"attempt": 1}, {"attempt": None}, {}]
+            PairMetrics(kind, "a-job").count_fetches(rows)  # type: ignore[arg-type]
 
     ray.get(ray.remote(num_cpus=0)(work).remote())
     wait_until(lambda: _values("asap_train_loss", "a-run") == {("total",): 2.0})
@@ -72,8 +88,9 @@ def test_training_steps_and_retries_are_shown_to_prometheus(ray_here: None) -> N
     assert _values("asap_train_steps_total", "a-run") == {(): 2.0}
     assert _values("asap_train_step_seconds_total", "a-run") == {(): 0.75}
     assert _values("asap_train_done_ratio", "a-run") == {(): 0.5}
-    assert _values("asap_scan_fetch_retries_total", "a-scan") == {(): 2.0}
-    assert _values("asap_scan_fetched_bytes_total", "a-scan") == {(): 7.0}
+    for kind in ("scan", "annotate"):
+        assert _values(f"asap_{kind}_fetch_retries_total", "a-job") == {(): 2.0}
+        assert _values(f"asap_{kind}_fetched_bytes_total", "a-job") == {(): 7.0}
 
 
 def test_a_metric_that_cannot_be_recorded_is_one_warning(ray_here: None, caplog: pytest.LogCaptureFixture) -> None:

@@ -23,6 +23,47 @@ def completion(text: str | None, **changes: Any) -> dict[str, Any]:
             "usage": {"prompt_tokens": 100, "completion_tokens": 7, "total_tokens": 107}}  # fmt: skip
 
 
+def respond(status: int, body: str, kind: str = "application/json", **headers: str) -> Answer:
+    """Return an answer that is always the same."""
+    return lambda handler, _: handler.send(status, body, kind, **headers)
+
+
+def write(content: Any) -> Answer:
+    """Return a good answer, of a model that wrote this."""
+    return respond(200, json.dumps(completion(content)))
+
+
+def hang(handler: Handler, body: dict[str, Any]) -> None:
+    """Send nothing until the server ends."""
+    handler.server.seen.release.wait(HANG_S)
+
+
+def drip(handler: Handler, body: dict[str, Any]) -> None:
+    """Send a byte now and then, so that a timeout between two bytes never ends the try."""
+    handler.start(200, 1_000_000)
+    while not handler.server.seen.release.wait(0.02):
+        handler.wfile.write(b" ")
+
+
+def cut(handler: Handler, body: dict[str, Any]) -> None:
+    """Close the connection in the middle of an answer."""
+    text = json.dumps(completion("a man"))
+    handler.start(200, len(text))
+    handler.wfile.write(text[:40].encode())
+    handler.close_connection = True
+
+
+def hang_up(handler: Handler, body: dict[str, Any]) -> None:
+    """Close the connection without an answer, as a server that goes down does."""
+    handler.close_connection = True
+
+
+def refuse(handler: Handler, body: dict[str, Any]) -> None:
+    """Answer as a model that refuses, in the field of the API for it."""
+    message = {"role": "assistant", "content": None, "refusal": "No such pictures."}
+    handler.send(200, json.dumps(completion(None, message=message)))
+
+
 @dataclass
 class Seen:
     """The requests that the server has received."""

@@ -20,6 +20,13 @@ _LLAMA: dict[str, Any] = {
 } | _IDS  # fmt: skip
 """The weights are not small (`initializer_range`), so that no two words score alike."""
 
+_SEEING_TEMPLATE = (
+    "{% for message in messages %}{% for part in message['content'] %}"
+    "{% if part['type'] == 'image' %}<image> {% else %}{{ part['text'] }} {% endif %}"
+    "{% endfor %}{% endfor %}"
+)
+"""Chat template of a model that sees."""
+
 
 def _tokenizer(*more: str) -> Any:
     from transformers import BertTokenizerFast
@@ -66,15 +73,41 @@ def save_llava(folder: Path, *, with_template: bool = True) -> str:
     model = LlavaForConditionalGeneration(config)
     _words_only(model, 6)
     model.save_pretrained(folder)
-    template = (
-        "{% for message in messages %}{% for part in message['content'] %}"
-        "{% if part['type'] == 'image' %}<image> {% else %}{{ part['text'] }} {% endif %}"
-        "{% endfor %}{% endfor %}"
-    )
     images = CLIPImageProcessor(size={"height": 32, "width": 32}, crop_size={"height": 32, "width": 32})
     LlavaProcessor(
         images, _tokenizer("<image>"), patch_size=16, vision_feature_select_strategy="default",
-        num_additional_image_tokens=1, chat_template=template if with_template else None, image_token="<image>",
+        num_additional_image_tokens=1, chat_template=_SEEING_TEMPLATE if with_template else None, image_token="<image>",
+    ).save_pretrained(folder)  # fmt: skip
+    return str(folder)
+
+
+def save_llava_next(folder: Path) -> str:
+    """Save a chat model that sees a picture as tiles of 32 pixels, in one of five grids, and once as a whole."""
+    from transformers import (
+        LlavaNextConfig,
+        LlavaNextForConditionalGeneration,
+        LlavaNextImageProcessor,
+        LlavaNextProcessor,
+    )
+
+    grids = [[32, 64], [64, 32], [64, 64], [96, 64], [96, 96]]
+    config = LlavaNextConfig(
+        text_config={"model_type": "llama", "vocab_size": 14, "max_position_embeddings": 512} | _LLAMA,
+        vision_config={"model_type": "clip_vision_model", "projection_dim": 16} | _VISION,
+        image_token_index=5,
+        image_grid_pinpoints=grids,
+        vision_feature_layer=-1,
+    )
+    torch.manual_seed(0)
+    model = LlavaNextForConditionalGeneration(config)
+    _words_only(model, 6)
+    model.save_pretrained(folder)
+    images = LlavaNextImageProcessor(
+        size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32}, image_grid_pinpoints=grids
+    )
+    LlavaNextProcessor(
+        images, _tokenizer("<image>"), patch_size=16, vision_feature_select_strategy="default",
+        num_additional_image_tokens=1, chat_template=_SEEING_TEMPLATE, image_token="<image>",
     ).save_pretrained(folder)  # fmt: skip
     return str(folder)
 

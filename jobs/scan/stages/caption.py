@@ -13,7 +13,7 @@ from asap.preprocessing.words import replace_unreadable
 from asap.storage.location import Location
 from jobs.descriptions.engine import Failure, Outcome, Reply, Request, Usage, total_usage
 from jobs.descriptions.settings import DescriptionSettings
-from jobs.metrics import count, stage_timed
+from jobs.metrics import PairMetrics, count
 from jobs.scan.input.manifest import readable_text, storable
 from jobs.scan.stages.captioners import load_captioner
 
@@ -52,7 +52,7 @@ class CaptionStage:
         positions = [position for position, code in enumerate(batch["error_code"].to_pylist()) if code is None]
         requests = [_request(batch, position) for position in positions]
         outcomes: list[Outcome | None] = [None] * len(batch)
-        with stage_timed(self._job, "caption"):
+        with PairMetrics("scan", self._job).stage_timed("caption"):
             captions = self._captioner.describe(requests)
         self._count(total_usage(captions))
         for position, outcome in zip(positions, captions, strict=True):

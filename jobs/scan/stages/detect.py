@@ -18,7 +18,7 @@ from asap.errors import CheckpointError
 from asap.finding import Finding
 from asap.preprocessing.images import PreparedImage
 from asap.preprocessing.words import MIN_TEXT_READ
-from jobs.metrics import DetectorTime, count_rows, stage_timed
+from jobs.metrics import DetectorTime, PairMetrics
 from jobs.scan.input.manifest import readable_text
 from jobs.scan.stages.progress import count_batch
 from jobs.scan.stages.result_rows import columns_of, failure, result_table
@@ -78,8 +78,8 @@ class Detector:
             progress: The actor that counts finished rows.
             writers: Actors of `stages.write`, one of which takes over the rows. None: the rows are returned.
         """
-        self._job, self._time, self._progress = detection.job, DetectorTime(detection.job), progress
-        self._run_id = detection.run_id
+        self._metrics, self._time = PairMetrics("scan", detection.job), DetectorTime(detection.job)
+        self._run_id, self._progress = detection.run_id, progress
         self._note_first("worker")
         import torch
 
@@ -114,7 +114,7 @@ class Detector:
         # Rows that failed in an earlier stage have no pixels; they keep their error.
         positions = [position for position, row in enumerate(prepared) if row["error_code"] is None]
         try:
-            with stage_timed(self._job, "detect"):
+            with self._metrics.stage_timed("detect"):
                 findings = self._detect(batch["pixels"], prepared, positions)
         except self._device_errors:
             os._exit(1)  # the device computes nothing more in this process: let Ray start another and try again
@@ -138,7 +138,7 @@ class Detector:
             ray.get(self._writer.add.remote(table))
         if self._progress is not None:
             count_batch(self._progress, table)
-        count_rows(self._job, table)
+        self._metrics.count_rows(table)
         return table if self._writer is None else pa.table({"rows": [table.num_rows]})
 
     def _detect(self, pixels: pa.ChunkedArray, prepared: list[dict[str, Any]], positions: list[int]) -> list[Finding]:

@@ -9,7 +9,7 @@ scan tries them again apart, with all the time that `FetchSettings` gives them.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from io import BytesIO
 from queue import Empty, SimpleQueue
 from threading import BoundedSemaphore, Event, Lock, Thread
@@ -22,7 +22,7 @@ from asap.errors import AsapError, FetchFailed, InputError
 from asap.preprocessing.images import DecodedImage, ImageLimits, PreparedImage, decode_image, prepare_image
 from asap.storage.fetch import Fetched, FetchSettings
 from asap.storage.picture_address import PictureAddress, PictureReader
-from jobs.metrics import count_fetches, stage_timed
+from jobs.metrics import PairMetrics
 from jobs.scan.input.files.sidecars import read_late_text
 from jobs.scan.input.manifest import ESCAPED, RowError, complete_manifest, find_escapes, storable
 from jobs.scan.stages.result_rows import CALLER_COLUMNS, CAPTION_ERROR
@@ -60,8 +60,7 @@ class Preparation:
     slow_after_s: float | None = None
     """Seconds without a picture of a batch becoming ready, after which those that are not are left out of the batch.
     None: no picture is left out."""
-    job: str = ""
-    """Name of the job, for its metrics."""
+    metrics: PairMetrics = field(default_factory=PairMetrics)
     leaves_textless: bool = False
     """True to leave pairs without a text to a later pass, which captions them: their pictures are not fetched."""
 
@@ -96,9 +95,9 @@ def prepare_batch(batch: pa.Table, preparation: Preparation, counter: Any = None
     """
     batch = complete_manifest(batch)
     rows = batch.to_pylist()
-    with stage_timed(preparation.job, "prepare"):
+    with preparation.metrics.stage_timed("prepare"):
         found = _prepare_rows(rows, preparation)
-    count_fetches(preparation.job, list(found.values()))
+    preparation.metrics.count_fetches(list(found.values()))
     if preparation.slow_after_s is not None and len(found) < len(rows):
         if counter is not None:
             counter.count_slow.remote(len(rows) - len(found))

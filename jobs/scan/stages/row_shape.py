@@ -23,6 +23,8 @@ class RowShape:
     """Counts of rows that the progress shows, beside that of finished rows."""
     lost: Callable[[pa.Table, str, dict[str, Any]], pa.Table]
     """Returns the rows of pairs whose processes died, from their rows of the manifest, the reason and `job.json`."""
+    code_columns: tuple[str, ...] = ("error_code",)
+    """Columns with the error codes of a row that failed. A row is tried again if any of its codes is asked for."""
 
     def with_all_columns(self, rows: pa.Table) -> pa.Table:
         """Return rows with the columns of later versions added, filled with nulls, in the order of the schema."""

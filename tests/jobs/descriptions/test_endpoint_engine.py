@@ -20,7 +20,19 @@ from asap.errors import ConfigError
 from jobs.descriptions.endpoint_engine import EndpointEngine, retry_after_s
 from jobs.descriptions.engine import Failure, Outcome, Reply, Request, Usage, total_usage
 from jobs.descriptions.settings import DescriptionSettings
-from tests.support.endpoint import Answer, Handler, completion, endpoint
+from tests.support.endpoint import (
+    Answer,
+    Handler,
+    completion,
+    cut,
+    drip,
+    endpoint,
+    hang,
+    hang_up,
+    refuse,
+    respond,
+    write,
+)
 from tests.support.waiting import HANG_S
 
 KEY = "sk-secret-0123456789"
@@ -125,17 +137,6 @@ def test_requests_of_two_calls_share_the_bound_and_are_under_way_together() -> N
     assert seen.most_at_a_time == 4
 
 
-def _hang(handler: Handler, body: dict[str, Any]) -> None:
-    handler.server.seen.release.wait(HANG_S)
-
-
-def _drip(handler: Handler, body: dict[str, Any]) -> None:
-    """Send a byte now and then, so that a timeout between two bytes never ends the try."""
-    handler.start(200, 1_000_000)
-    while not handler.server.seen.release.wait(0.02):
-        handler.wfile.write(b" ")
-
-
 def _flood(handler: Handler, body: dict[str, Any]) -> None:
     """Send without an end, in parts whose length nobody has announced."""
     handler.send_response(200)
@@ -159,64 +160,45 @@ def _packed(handler: Handler, body: dict[str, Any]) -> None:
     handler.wfile.write(data)
 
 
-def _cut(handler: Handler, body: dict[str, Any]) -> None:
-    text = json.dumps(completion("a man"))
-    handler.start(200, len(text))
-    handler.wfile.write(text[:40].encode())
-    handler.close_connection = True
-
-
-def _refuse(handler: Handler, body: dict[str, Any]) -> None:
-    message = {"role": "assistant", "content": None, "refusal": "No such pictures."}
-    handler.send(200, json.dumps(completion(None, message=message)))
-
-
-def _with_content(content: Any) -> Answer:
-    return lambda handler, body: handler.send(200, json.dumps(completion(content)))
-
-
-def _with(status: int, body: str, kind: str = "application/json", **headers: str) -> Answer:
-    return lambda handler, _: handler.send(status, body, kind, **headers)
-
-
 def _error(message: str, code: str | None = None) -> str:
     return json.dumps({"error": {"message": message, "type": "x", "code": code}})
 
 
 FAULTS: dict[str, tuple[Answer, str, str, bool]] = {
-    "hangs": (_hang, "timeout", "no answer within 3 s", True),
-    "drips": (_drip, "timeout", "no answer within 3 s", True),
-    "is cut": (_cut, "unreachable", "the connection failed", True),
+    "hangs": (hang, "timeout", "no answer within 3 s", True),
+    "drips": (drip, "timeout", "no answer within 3 s", True),
+    "hangs up": (hang_up, "unreachable", "the connection failed", True),
+    "is cut": (cut, "unreachable", "the connection failed", True),
     "never ends": (_flood, "bad_answer", "the answer is longer than 4,194,304 bytes", True),
     "a bomb": (_bomb, "bad_answer", "the answer is longer than 65,536 bytes of compressed data", True),
-    "HTML": (_with(200, "<html>Log in</html>", "text/html"), "bad_answer", "no JSON: '<html>Log in", True),
-    "half a JSON": (_with(200, '{"choices": [{"mess'), "bad_answer", "no JSON", True),
-    "deep JSON": (_with(200, "[" * 100_000), "bad_answer", "no JSON", True),
-    "a list": (_with(200, "[]"), "bad_answer", "no JSON object", True),
-    "no choices": (_with(200, '{"choices": []}'), "bad_answer", "no choices", True),
-    "null choices": (_with(200, '{"choices": null}'), "bad_answer", "no choices", True),
-    "no message": (_with(200, '{"choices": [{}]}'), "bad_answer", "no message", True),
-    "a number": (_with_content(5), "bad_answer", "no message with a text", True),
-    "bad usage": (_with(200, '{"choices": [{"message": {"content": ""}}], "usage": 5}'), "empty", "no words", False),
-    "nothing": (_with_content(None), "empty", "no words", False),
-    "special tokens": (_with_content("<|im_end|></s>"), "special_tokens", "only special tokens", False),
-    "a loop": (_with_content("a man in a suit and " * 9), "loop", "repeated itself: a man in a suit and", False),
-    "a refusal": (_refuse, "refusal", "refused: No such pictures.", False),
-    "a refusal in words": (_with_content("I'm sorry, but I can't help with that."), "refusal", "sorry", False),
+    "HTML": (respond(200, "<html>Log in</html>", "text/html"), "bad_answer", "no JSON: '<html>Log in", True),
+    "half a JSON": (respond(200, '{"choices": [{"mess'), "bad_answer", "no JSON", True),
+    "deep JSON": (respond(200, "[" * 100_000), "bad_answer", "no JSON", True),
+    "a list": (respond(200, "[]"), "bad_answer", "no JSON object", True),
+    "no choices": (respond(200, '{"choices": []}'), "bad_answer", "no choices", True),
+    "null choices": (respond(200, '{"choices": null}'), "bad_answer", "no choices", True),
+    "no message": (respond(200, '{"choices": [{}]}'), "bad_answer", "no message", True),
+    "a number": (write(5), "bad_answer", "no message with a text", True),
+    "bad usage": (respond(200, '{"choices": [{"message": {"content": ""}}], "usage": 5}'), "empty", "no words", False),
+    "nothing": (write(None), "empty", "no words", False),
+    "special tokens": (write("<|im_end|></s>"), "special_tokens", "only special tokens", False),
+    "a loop": (write("a man in a suit and " * 9), "loop", "repeated itself: a man in a suit and", False),
+    "a refusal": (refuse, "refusal", "refused: No such pictures.", False),
+    "a refusal in words": (write("I'm sorry, but I can't help with that."), "refusal", "sorry", False),
     "a filter": (
         lambda handler, _: handler.send(200, json.dumps(completion("a", finish_reason="content_filter"))),
         "refusal", "content filter", False,
     ),
-    "a filter of requests": (_with(400, _error("Unsafe.", "content_policy_violation")), "refusal", "Unsafe", False),
-    "401": (_with(401, _error(f"Incorrect key {KEY}")), "not_allowed", "HTTP 401: Incorrect key ***", False),
-    "403": (_with(403, "<html>", "text/html"), "not_allowed", "HTTP 403", False),
-    "400": (_with(400, _error("The picture is too large.")), "rejected", "HTTP 400: The picture is too large.", False),
-    "404": (_with(404, '{"detail": "Not Found"}'), "rejected", "HTTP 404", False),
-    "a redirect": (_with(302, "", Location="http://127.0.0.1:1/v1"), "rejected", "HTTP 302", False),
-    "429": (_with(429, _error("Slow down.")), "throttled", "HTTP 429: Slow down.", True),
-    "429 for hours": (_with(429, _error("Slow down."), Retry_After="7200"), "throttled", "Slow down", True),
-    "500": (_with(500, "oops " * 1000, "text/plain"), "server_error", "HTTP 500: oops", True),
-    "503": (_with(503, ""), "server_error", "HTTP 503", True),
+    "a filter of requests": (respond(400, _error("Unsafe.", "content_policy_violation")), "refusal", "Unsafe", False),
+    "401": (respond(401, _error(f"Incorrect key {KEY}")), "not_allowed", "HTTP 401: Incorrect key ***", False),
+    "403": (respond(403, "<html>", "text/html"), "not_allowed", "HTTP 403", False),
+    "400": (respond(400, _error("The picture is too large.")), "rejected", "400: The picture is too large.", False),
+    "404": (respond(404, '{"detail": "Not Found"}'), "rejected", "HTTP 404", False),
+    "a redirect": (respond(302, "", Location="http://127.0.0.1:1/v1"), "rejected", "HTTP 302", False),
+    "429": (respond(429, _error("Slow down.")), "throttled", "HTTP 429: Slow down.", True),
+    "429 for hours": (respond(429, _error("Slow down."), Retry_After="7200"), "throttled", "Slow down", True),
+    "500": (respond(500, "oops " * 1000, "text/plain"), "server_error", "HTTP 500: oops", True),
+    "503": (respond(503, ""), "server_error", "HTTP 503", True),
 }  # fmt: skip
 
 
@@ -245,6 +227,12 @@ def test_an_answer_may_be_compressed() -> None:
     (outcome,) = _describe(_packed)
     assert isinstance(outcome, Reply)
     assert outcome.text == "a packed crowd"
+
+
+def test_a_description_that_repeats_the_key_is_written_without_it() -> None:
+    (outcome,) = _describe(write(f"a sign with {KEY} on it"))
+    assert isinstance(outcome, Reply)
+    assert outcome.text == "a sign with *** on it"
 
 
 def test_an_endpoint_that_is_down_fails_every_request() -> None:
@@ -381,7 +369,7 @@ def test_a_long_answer_is_marked_as_cut() -> None:
 
 
 def test_an_answer_in_parts_is_joined() -> None:
-    (outcome,) = _describe(_with_content([{"type": "text", "text": "a man"}, {"type": "text", "text": "waves"}, 5]))
+    (outcome,) = _describe(write([{"type": "text", "text": "a man"}, {"type": "text", "text": "waves"}, 5]))
     assert isinstance(outcome, Reply)
     assert outcome.text == "a man waves"
 

@@ -17,7 +17,7 @@ from asap.errors import ConfigError
 from jobs.descriptions.engine import Failure, Outcome, Reply, Request
 from jobs.descriptions.loading import load_engine
 from jobs.descriptions.settings import DescriptionSettings
-from jobs.descriptions.transformers_engine import TransformersEngine, cap_pixels
+from jobs.descriptions.transformers_engine import TransformersEngine
 from tests.support import tiny_captioners
 from tests.support.tiny_captioners import WORDS
 
@@ -173,7 +173,11 @@ def test_a_request_without_a_picture_fails_alone(saved: Callable[..., str]) -> N
 
 @pytest.mark.parametrize(
     ("error", "kind"),
-    [(RuntimeError("no such size"), "model_error"), (torch.OutOfMemoryError("CUDA out of memory"), "out_of_memory")],
+    [
+        (RuntimeError("no such size"), "model_error"),
+        (torch.OutOfMemoryError("CUDA out of memory"), "out_of_memory"),
+        (MemoryError("no memory"), "out_of_memory"),
+    ],
 )
 def test_a_picture_that_breaks_the_model_fails_alone(
     saved: Callable[..., str], monkeypatch: pytest.MonkeyPatch, error: Exception, kind: str
@@ -193,6 +197,14 @@ def test_a_picture_that_breaks_the_model_fails_alone(
     assert isinstance(outcomes[1], Failure)
     assert outcomes[1].kind == kind
     assert str(error) in outcomes[1].detail
+
+
+def test_a_cpu_without_memory_is_out_of_memory(saved: Callable[..., str], monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = TransformersEngine(_settings(saved("blip")))
+    monkeypatch.setattr(engine, "_generate", lambda requests: torch.empty(2**50, dtype=torch.uint8))
+    (outcome,) = engine.describe([_request()])
+    assert isinstance(outcome, Failure)
+    assert outcome.kind == "out_of_memory"
 
 
 def test_a_broken_device_ends_the_process_so_that_another_process_retries(
@@ -217,28 +229,6 @@ def test_pictures_are_shrunk_before_they_enter_the_model(
     assert engine._shrunk(large.image).mode == "RGB"
     assert large.image is not None
     assert large.image.size == (400, 200), "the caller's picture stays as it is"
-
-
-@pytest.mark.parametrize(
-    ("processor", "size", "most"),
-    [
-        ("Qwen2VLImageProcessor", {"shortest_edge": 512 * 512, "longest_edge": 4096 * 4096}, 128 * 128),
-        ("PixtralImageProcessor", {"longest_edge": 1024}, 128 * 128),
-        ("Idefics3ImageProcessor", {"longest_edge": 4 * 64}, 128 * 128),
-    ],
-)
-def test_a_processor_enlarges_no_picture_beyond_the_cap(processor: str, size: dict[str, int], most: int) -> None:
-    import transformers
-
-    tiles = {"max_image_size": {"longest_edge": 64}} if processor.startswith("Idefics") else {}
-    images = getattr(transformers, processor)(size=size, **tiles)
-    picture = Image.new("RGB", (128, 128))
-    before = images(images=[picture], return_tensors="pt")["pixel_values"].numel()
-    cap_pixels(images, 128)
-    after = images(images=[picture], return_tensors="pt")["pixel_values"].numel()
-    assert after < before or processor == "PixtralImageProcessor"
-    # A model of tiles sees the whole picture once more, as one tile; one of Qwen sees every picture as two frames.
-    assert after <= 3 * most * 2 + 3 * 64 * 64
 
 
 def test_a_processor_of_a_fixed_size_keeps_it(saved: Callable[..., str]) -> None:

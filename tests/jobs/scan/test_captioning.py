@@ -8,6 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from asap.errors import StorageError
 from asap.storage.location import Location
 from jobs.scan.captioning import FOLDER, captioned, choose_rows, publish, rows_to_caption
 from jobs.scan.input.manifest import MANIFEST_SCHEMA, write_tables
@@ -79,7 +80,7 @@ def test_files_of_an_earlier_version_have_rows_that_need_a_caption(job: Location
     assert len(rows_to_caption(job / "results", late=True, codes=("retryable",), besides_run="r1")) == 4
 
 
-def test_published_captions_change_no_verdict_and_can_be_published_twice(job: Location) -> None:
+def test_published_captions_change_no_verdict_and_can_be_published_twice(ray_here: None, job: Location) -> None:
     agreements = {"agreement_image_text": 0.51, "agreement_image_caption": 0.25, "agreement_text_caption": 0.125}
     outcomes = [
         scored(0, 0.1, "authentic", image_sha256="aa", caption="a crowd", warnings=["cut", "long"], **agreements),
@@ -100,6 +101,32 @@ def test_published_captions_change_no_verdict_and_can_be_published_twice(job: Lo
     assert (after[8]["verdict"], after[8]["caption"], after[8]["caption_error"]) == ("manipulated", "a man", None)
     publish(job)
     assert _rows(job / "results") == after
+
+
+def test_a_stop_while_captions_are_published_loses_no_row_and_the_next_start_publishes_the_rest(
+    ray_here: None, job: Location
+) -> None:
+    for number in range(12, 30):  # a file each, so that many are left when the stop comes
+        write_results(job, f"c{number}", [scored(number, 0.9, "manipulated", judged_run="r1")])
+    captions = [scored(number, 0.9, "manipulated", caption=f"caption {number}") for number in (0, *range(12, 30))]
+    write_table(pa.Table.from_pylist(captions, RESULT_SCHEMA), job / FOLDER / "results" / "x.parquet")
+    before = _rows(job / "results")
+    with pytest.raises(KeyboardInterrupt):
+        publish(job, lambda: (_ for _ in ()).throw(KeyboardInterrupt))
+    stopped = _rows(job / "results")
+    assert set(stopped) == set(before)
+    assert any(row["caption"] is None for row in stopped.values() if row["row_id"] >= 12)
+    publish(job)
+    after = _rows(job / "results")
+    assert [after[number]["caption"] for number in (0, *range(12, 30))] == [row["caption"] for row in captions]
+    assert {number for number in after if after[number] != before[number]} == {0, *range(12, 30)}
+
+
+def test_a_file_of_results_that_cannot_be_read_stops_publishing_with_its_name(ray_here: None, job: Location) -> None:
+    write_table(pa.Table.from_pylist([scored(0, 0.9, "review")], RESULT_SCHEMA), job / FOLDER / "results" / "x.parquet")
+    (Path(job.uri) / "results/broken.parquet").write_bytes(b"PAR1 and no more")
+    with pytest.raises(StorageError, match=r"results/broken\.parquet"):
+        publish(job)
 
 
 @pytest.mark.parametrize(

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import base64
-import dataclasses
 import json
-import shutil
 import sys
 from collections.abc import Callable, Iterator
 from io import BytesIO
@@ -19,13 +17,13 @@ from pydantic import ValidationError
 
 from asap.errors import ConfigError
 from asap.finding import Pair
-from asap.policy import Policy
 from asap.predictor import Predictor
 from jobs.errors import JobDiffers
 from jobs.scan import captioning
 from jobs.scan.run import scan
 from jobs.scan.settings import ScanSettings
 from tests.support.deadly import DeadlyCaptioner
+from tests.support.description_jobs import flagging
 from tests.support.endpoint import Handler, completion, endpoint
 from tests.support.pictures import CAPTIONS
 from tests.support.waiting import HANG_S
@@ -88,14 +86,6 @@ def _rows(summary: dict[str, Any]) -> list[dict[str, Any]]:
 AGREEMENTS = ("agreement_image_text", "agreement_image_caption", "agreement_text_caption")
 
 
-def _flagging(model_folder: Path, folder: Path, manipulated: float = 0) -> str:
-    """Copy the small model, with a policy that flags scores from `manipulated` on; return the folder."""
-    copy = Path(shutil.copytree(model_folder, folder / "flagging"))
-    policy = Policy(manipulated=manipulated, review=manipulated)
-    (copy / "policy.json").write_text(json.dumps(dataclasses.asdict(policy)))
-    return str(copy)
-
-
 @pytest.fixture
 def pairs(tmp_path: Path, jpeg: Callable[..., bytes]) -> Path:
     """Write six pairs, of which the last two have no text. The width of a picture names its row: 100 for row 0."""
@@ -131,12 +121,12 @@ def test_flagged_pairs_are_captioned_after_they_are_judged_and_a_failure_is_a_fi
             handler.send(200, json.dumps(completion("a crowd in the street")))
 
     with endpoint(answer) as (address, _):
-        settings = _settings(pairs, Path(_flagging(model_folder, pairs, threshold)), address, key_env=None).model_copy(
+        settings = _settings(pairs, Path(flagging(model_folder, pairs, threshold)), address, key_env=None).model_copy(
             update={"input": str(pairs / "pairs.jsonl"), "caption_pairs": "flagged"}
         )
         # A first try is stopped while the captions are published. The next one asks for none again.
         with monkeypatch.context() as patch:
-            patch.setattr(captioning, "publish", lambda folder: (_ for _ in ()).throw(KeyboardInterrupt))
+            patch.setattr(captioning, "publish", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
             with pytest.raises(KeyboardInterrupt):
                 scan(settings)
         folder = Path(settings.job_folder.uri)
@@ -199,7 +189,7 @@ def test_a_captioner_that_is_killed_loses_and_doubles_no_row_and_takes_no_verdic
     (tmp_path / "captions.json").write_text(json.dumps({str(row): f"caption {row}" for row in range(8)}))
     summary = scan(
         ScanSettings(
-            input=str(tmp_path / "pairs.jsonl"), out=str(tmp_path / "out"), model=_flagging(model_folder, tmp_path),
+            input=str(tmp_path / "pairs.jsonl"), out=str(tmp_path / "out"), model=flagging(model_folder, tmp_path),
             batch_size=2, caption_pairs="flagged",
             captions={"engine": "precomputed", "source": str(tmp_path / "captions.json")},  # type: ignore[arg-type]
         )

@@ -5,11 +5,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from asap.storage.location import Location
+from jobs.annotate.rows import ANNOTATIONS
 from jobs.scan import retry
 from jobs.scan.input.manifest import MANIFEST_SCHEMA, write_tables
 from jobs.scan.passes import ScanProgress
@@ -17,6 +19,7 @@ from jobs.scan.retry import choose_rows, failed_rows, publish
 from jobs.scan.run import scan
 from jobs.scan.settings import ScanSettings
 from jobs.scan.stages.result_rows import CALLER_COLUMNS, RESULT_SCHEMA, failure, result_table, write_table
+from tests.support.annotations import annotation, write_annotations
 
 ERRORS = {1: ("timeout", True), 2: ("not_found", False), 5: ("timeout", True), 7: ("decode_failed", False)}
 
@@ -73,6 +76,27 @@ def test_rows_are_chosen_by_code_or_by_whether_they_may_succeed(
     assert choose_rows(job, codes, besides) == len(expected)
     files = sorted(Path((job / "_retry" / "manifest").uri).glob("*.parquet"))
     assert {row for file in files for row in pq.read_table(file)["row_id"].to_pylist()} == expected
+
+
+def test_a_row_of_several_descriptions_is_chosen_by_the_code_of_any_of_them(tmp_path: Path) -> None:
+    folder = Location(str(tmp_path / "job"))
+    failed_both = {"error_code": "refusal", "caption_error": "refusal", "explanation_error": "loop"}
+    failed_second = {"error_code": "timeout", "explanation_error": "timeout", "retryable": True}
+    rows = [
+        annotation(0, caption="a crowd", explanation="it is so"),
+        annotation(1, status="error", retryable=False, **failed_both),
+        annotation(2, status="error", caption="a man", **failed_second),
+    ]
+    write_annotations(folder, rows)
+    chosen = {
+        code: failed_rows(folder / "annotations", [code], shape=ANNOTATIONS)
+        for code in ("refusal", "loop", "timeout", "retryable", "empty")
+    }
+    by_code = {code: found.contains(np.arange(3)).tolist() for code, found in chosen.items()}
+    assert by_code == {
+        "refusal": [False, True, False], "loop": [False, True, False], "timeout": [False, False, True],
+        "retryable": [False, False, True], "empty": [False] * 3,
+    }  # fmt: skip
 
 
 def test_published_outcomes_replace_the_old_ones_which_move_to_history(job: Location) -> None:

@@ -412,7 +412,7 @@ def test_a_large_input_that_is_unfamiliar_stops_after_its_sample_and_goes_on_whe
     }  # fmt: skip
 
     with monkeypatch.context() as patch:
-        patch.setattr("jobs.scan.run.ray_running", lambda *_, **__: pytest.fail("the scan was started again"))
+        patch.setattr("jobs.scan.steps.ray_running", lambda *_, **__: pytest.fail("the scan was started again"))
         with pytest.raises(InputUnfamiliar, match=re.escape(str(stopped.value))):
             scan(settings)
         # As a run with the flag that was killed leaves it.
@@ -667,7 +667,7 @@ def test_an_error_in_the_command_is_reported_before_any_work(
     def never(*args: object, **named: object) -> None:
         raise AssertionError("work was started")
 
-    monkeypatch.setattr("jobs.scan.run.ray_running", never)
+    monkeypatch.setattr("jobs.scan.steps.ray_running", never)
     with pytest.raises(error) as caught:
         scan(_unstartable(corpus, model_folder, **changes))
     assert reason in str(caught.value)

@@ -1,0 +1,79 @@
+"""Work on the files of a folder by Ray tasks, one for each file, as many at a time as there are CPUs.
+
+A task may run twice: its process may die and be replaced, and a job that was stopped runs all tasks again. So the work
+on a file must be one that can be repeated.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable
+from itertools import islice
+from typing import Any
+
+import ray
+
+from asap.errors import AsapError
+from asap.storage.location import Location
+from jobs.scan.output.job_folder import fail
+
+TRIES = 3
+"""Tries of a file whose process dies."""
+_POLL_S = 0.5
+_LONGEST_STOP_S = 2.4
+"""Seconds in which the tasks under way are ended when a job is stopped: Ray's Jobs API kills a job after three."""
+
+
+def run_on_files(
+    work: Callable[[Any, Location], object],
+    shared: object,
+    files: Iterable[Location],
+    check: Callable[[], None] = lambda: None,
+) -> None:
+    """Do the work on every file. An `AsapError` of a task is raised as it is, and stops the others.
+
+    Raises `JobFailed` if the process of a file dies each time.
+
+    Args:
+        work: Gets `shared` and a file, in another process.
+        shared: Sent to each machine once.
+        files: The files.
+        check: Called twice a second; what it raises stops the work.
+    """
+    task = ray.remote(num_cpus=1, max_retries=TRIES - 1)(work)
+    reference = ray.put(shared)
+    at_once = max(1, int(ray.cluster_resources().get("CPU", 1)))
+    waiting = iter(files)
+    running: dict[Any, Location] = {}
+    try:
+        while True:
+            running |= {task.remote(reference, file): file for file in islice(waiting, at_once - len(running))}
+            if not running:
+                return
+            done, _ = ray.wait(list(running), timeout=_POLL_S)
+            for one in done:
+                _raise_failure(one, running.pop(one))
+            check()
+    finally:
+        _end_tasks(list(running))
+
+
+def _end_tasks(running: list[Any]) -> None:
+    """End tasks with their processes: nobody writes a file after a stop. Ray may miss a task that is about to start."""
+    deadline = time.monotonic() + _LONGEST_STOP_S
+    while running and time.monotonic() < deadline:
+        for one in running:
+            ray.cancel(one, force=True)
+        _, running = ray.wait(running, num_returns=len(running), timeout=_POLL_S)
+
+
+def _raise_failure(done: Any, file: Location) -> None:
+    try:
+        ray.get(done)
+    except ray.exceptions.RayTaskError as error:
+        if isinstance(error.cause, AsapError):
+            raise error.cause from None
+        raise
+    except ray.exceptions.RayError as error:
+        reason = str(error).partition("\n")[0].rstrip(".")
+        raise fail(f"the process that worked on {file} died {TRIES} times: {reason}") from error
