@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from difflib import get_close_matches
 from typing import Annotated, Any, TypeVar, get_args
 
@@ -12,6 +15,8 @@ from asap.errors import ConfigError
 
 _Kind = TypeVar("_Kind")
 MODEL_HELP = "A model folder, or 'demo', the small model that ships with asap."
+_checked: ContextVar[list[Any] | None] = ContextVar("checked", default=None)
+"""The list that gets the settings of commands in a block of `checks_only`; None outside of one."""
 _DEVICES = ("auto", "cpu", "cuda", "mps", "xpu")
 DEVICE_HELP = "Where the model runs: 'auto', 'cpu' or 'cuda'."
 ADDRESS_HELP = "Address of a running Ray cluster. Default: start Ray on this machine."
@@ -112,6 +117,25 @@ def changes_of(assignments: list[str]) -> dict[str, Any]:
         except ValueError:
             changes[name] = value
     return changes
+
+
+@contextmanager
+def checks_only() -> Iterator[list[Any]]:
+    """Let the commands that are called in the block check their options and do no more. Yields their settings."""
+    found: list[Any] = []
+    token = _checked.set(found)
+    try:
+        yield found
+    finally:
+        _checked.reset(token)
+
+
+def is_only_checked(settings: Any) -> bool:
+    """Return True if the command must do no more, because another machine runs it; see `checks_only`."""
+    found = _checked.get()
+    if found is not None:
+        found.append(settings)
+    return found is not None
 
 
 def check_device(device: str) -> None:
