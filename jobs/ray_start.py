@@ -87,7 +87,8 @@ def _connect(address: str, settings: dict[str, Any]) -> None:
     advice = f"Start it, or correct --address. {_AGAIN}"
     outside = f"From outside the cluster send it with asap submit --address http://{{}}:{DASHBOARD_PORT}."
     try:
-        found = str(canonicalize_bootstrap_address(address))
+        found = canonicalize_bootstrap_address(address)  # refuses what is no address
+        found = str(found) if address == "auto" else address
         # Ray would try for two minutes, and then end this process without a word.
         host, _, port = found.rpartition("://")[2].rpartition(":")
         if port.isdecimal():

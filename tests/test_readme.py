@@ -29,7 +29,7 @@ def test_the_options_of_each_command_exist(line: str) -> None:
 def test_the_options_of_each_submitted_command_exist(line: str) -> None:
     group: Any = typer.main.get_command(app)
     submit = group.commands["submit"]
-    parsed, words, _ = submit.make_parser(typer.Context(submit, **submit.context_settings)).parse_args(
+    parsed, _, _ = submit.make_parser(typer.Context(submit, **submit.context_settings)).parse_args(
         shlex.split(line)[1:]
     )
     command = group.commands.get(parsed["command"])
