@@ -6,6 +6,7 @@ only in token mode. Here each request has a time limit, and address and token ar
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import contextmanager
@@ -35,6 +36,7 @@ class JobServer:
         _check_dashboard(url, headers, token)
         with _environment_without(_OVERRIDES), self._errors():
             self._client = _Client(url, headers=headers)
+        logging.getLogger("ray.dashboard.modules.job.sdk").setLevel(logging.WARNING)  # it says how each log ended
 
     def submit(self, entrypoint: str, submission_id: str, environment: Mapping[str, str], **options: Any) -> None:
         """Submit a shell command under an id that no job of the cluster has.

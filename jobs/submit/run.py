@@ -58,6 +58,7 @@ def follow(server: JobServer, submission_id: str, show: Callable[[str], None]) -
 
     Raises `JobError` if the job ended without an exit code of asap, or if the dashboard is lost.
     """
+    server.info(submission_id)  # raises if there is no such job
     asyncio.run(_show_log(server, submission_id, show))
     info = server.info(submission_id)
     if info.status == "SUCCEEDED":

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,10 +14,13 @@ from tests.support.waiting import HANG_S
 
 TOKEN = "token-of-the-tests"
 _RUN = """
-import sys, ray
+import sys, ray, ray._private.utils
 from jobs.cluster import ray_running
 
 with ray_running(num_cpus=3, include_dashboard=True, dashboard_port=0, object_store_memory=300 * 2**20):
+    node = ray._private.worker._global_node
+    # As `ray start --head` does. A job joins the cluster of this file, or any of this machine if there is no file.
+    ray._private.utils.write_ray_address(node.gcs_address, node.temp_dir)
     print(ray._private.worker.get_dashboard_url(), flush=True)
     sys.stdin.read()
 """
@@ -53,10 +57,15 @@ class JobCluster:
 @contextmanager
 def job_cluster() -> Iterator[JobCluster]:
     """Run the cluster for the duration of the block."""
-    environment = JobCluster("").environment | {"RAY_AUTH_MODE": "token"}
-    with subprocess.Popen(
-        [sys.executable, "-c", _RUN], env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    ) as process:
+    command = [sys.executable, "-c", _RUN]
+    with (
+        # A folder of its own, since another Ray of this machine has another last cluster. Its path must be short.
+        tempfile.TemporaryDirectory(prefix="r", dir="/tmp", ignore_cleanup_errors=True) as folder,
+        subprocess.Popen(
+            command, env=JobCluster("").environment | {"RAY_AUTH_MODE": "token", "RAY_TMPDIR": folder},
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+        ) as process,
+    ):  # fmt: skip
         assert process.stdin is not None
         assert process.stdout is not None
         url = process.stdout.readline().strip()
