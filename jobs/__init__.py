@@ -7,6 +7,7 @@ train/         train a model
 evaluate/      evaluate a model on labeled pairs
 model/         make model folders of checkpoints, and describe them
 policy/        choose thresholds, and apply other thresholds to a finished scan
+submit/        run a command on a cluster from any machine, by Ray's Jobs API
 control/       see, stop, query and delete jobs through their folders
 descriptions/  captions and explanations by large models, or from files
 pages/         self-contained HTML pages, and SVG plots
@@ -16,6 +17,7 @@ cluster.py     run on Ray, and wait for its resources
 reach.py       paths that the machines of a cluster must share
 node_types.py  the machines that a cluster could start
 ray_start.py   start Ray, or connect to a cluster
+ray_address.py the forms of a cluster's addresses
 ray_end.py     end Ray, whatever threads and signals do then
 heartbeat.py   signs of life of a job, and requests that it stops
 stall.py       notice that a running job makes no progress

@@ -27,6 +27,7 @@ from typing import Any
 
 from asap.packages import SETUP_HOOK
 from jobs.errors import JobError
+from jobs.ray_address import DASHBOARD_PORT, host_of
 
 _TRIES = 3
 _RETRY_WITHIN_S = 60.0
@@ -81,17 +82,28 @@ def start_ray(address: str | None, options: dict[str, Any]) -> None:
 
 def _connect(address: str, settings: dict[str, Any]) -> None:
     import ray
-    from ray._private.services import canonicalize_bootstrap_address
+    from ray._private.services import canonicalize_bootstrap_address, find_gcs_addresses
 
     advice = f"Start it, or correct --address. {_AGAIN}"
+    outside = f"From outside the cluster send it with asap submit --address http://{{}}:{DASHBOARD_PORT}."
     try:
-        found = canonicalize_bootstrap_address(address) if address == "auto" else address
+        found = canonicalize_bootstrap_address(address)  # refuses what is no address
+        found = str(found) if address == "auto" else address
         # Ray would try for two minutes, and then end this process without a word.
-        host, _, port = str(found).rpartition("://")[2].rpartition(":")
+        host, _, port = found.rpartition("://")[2].rpartition(":")
         if port.isdecimal():
             socket.create_connection((host.strip("[]"), int(port)), timeout=_CONNECT_S).close()
-        ray.init(address, **settings)
     except (OSError, ValueError) as error:  # ConnectionError is an OSError
+        problem = f"no Ray cluster answers at {address}: {_first_line(error)}. {advice}"
+        raise JobError(f"{problem} {outside.format('HOST')}" if address == "auto" else problem) from error
+    if not find_gcs_addresses():  # Ray would wait for a raylet of this machine
+        raise JobError(
+            f"a Ray answers at {address}, but this machine is not one of its cluster, and a job joins a cluster on one "
+            f"of its machines. Run the command there. {outside.format(host_of(found))}"
+        )
+    try:
+        ray.init(address, **settings)
+    except (OSError, ValueError) as error:
         raise JobError(f"no Ray cluster answers at {address}: {_first_line(error)}. {advice}") from error
     except Exception as error:  # Ray has no class for it
         ray.shutdown()

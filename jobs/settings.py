@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from asap.corpus.annotations import BadBox, BadPosition, ReadRules
 from jobs.notify import check_target
+from jobs.ray_address import joining_problem
 
 Device = Literal["auto", "cpu", "cuda"]
 
@@ -50,6 +51,13 @@ class ClusterSettings(Settings):
     """Seconds without finished work after which a job that runs says so, and what it waits for."""
     metrics_targets: str | None = Field(default=None, exclude=True)
     """File that names the metrics pages of the machines while the job runs, for Prometheus (docs/watching.md)."""
+
+    @field_validator("address")
+    @classmethod
+    def _check_address(cls, address: str | None) -> str | None:
+        if address is not None and (problem := joining_problem(address)):
+            raise ValueError(problem)
+        return address
 
     @property
     def waits_for_people(self) -> bool:

@@ -3,6 +3,7 @@
 import re
 import shlex
 from pathlib import Path
+from typing import Any
 
 import pytest
 import typer.main
@@ -21,7 +22,19 @@ def test_the_options_of_each_command_exist(line: str) -> None:
     command, words = typer.main.get_command(app), shlex.split(line)
     while words and words[0] in getattr(command, "commands", {}):
         command = command.commands[words.pop(0)]  # type: ignore[attr-defined]
-    command.make_parser(typer.Context(command)).parse_args(words)
+    command.make_parser(typer.Context(command, **command.context_settings)).parse_args(words)
+
+
+@pytest.mark.parametrize("line", [line for line in COMMANDS if line.startswith("submit ")])
+def test_the_options_of_each_submitted_command_exist(line: str) -> None:
+    group: Any = typer.main.get_command(app)
+    submit = group.commands["submit"]
+    parsed, _, _ = submit.make_parser(typer.Context(submit, **submit.context_settings)).parse_args(
+        shlex.split(line)[1:]
+    )
+    command = group.commands.get(parsed["command"])
+    if command is not None:  # `logs` and `stop` are commands of submit alone
+        command.make_parser(typer.Context(command)).parse_args(list(parsed["arguments"]))
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)

@@ -1,6 +1,7 @@
 """The `asap` command, one file a command.
 
 app.py                the command line: subcommands, error messages, exit codes
+__main__.py           the command line as a module, for an interpreter that is named
 options.py            options that several commands share, and `--set`
 display.py            progress, tables, and a finding in the terminal
 fitting.py            tables that cut no number and no name, however narrow the terminal is
@@ -22,5 +23,6 @@ evaluate.py           asap evaluate
 model.py              asap import, asap model
 policy.py             asap familiarize, asap calibrate, asap repolicy
 serve.py              asap serve, asap serve build
+submit.py             asap submit
 control.py            asap status, list, watch, cancel, resume, errors, results, report, delete
 """

@@ -24,6 +24,7 @@ from jobs.cli.options import (
     changes_of,
     codes_of,
     engine_of,
+    is_only_checked,
     settings_of,
 )
 
@@ -99,6 +100,8 @@ def annotate(
         if options[name] and isinstance(changes.get(name), dict):
             changes[name] = options[name] | changes[name]  # the rest of what the two options began
     settings = settings_of(AnnotateSettings, **(options | changes))
+    if is_only_checked(settings):
+        return
     if plan:
         _show_plan(settings)
     else:

@@ -28,6 +28,7 @@ from jobs.cli.plan import plan
 from jobs.cli.policy import calibrate, familiarize, repolicy
 from jobs.cli.scan import scan
 from jobs.cli.serve import serving
+from jobs.cli.submit import submit
 from jobs.cli.train import train
 from jobs.errors import EXIT_STOPPED, EXIT_TOO_MANY_ERRORS, EXIT_UNFAMILIAR, InputUnfamiliar, TooManyErrors
 from jobs.stops import exit_on_signals, ignore_signals, stop_on_signals, what_is_kept
@@ -83,6 +84,8 @@ app.command()(familiarize)
 app.command()(calibrate)
 app.command()(repolicy)
 app.add_typer(serving, name="serve")
+# Options of the submitted command are unknown here, and are passed on to it.
+app.command(context_settings={"ignore_unknown_options": True})(submit)
 app.command("status", rich_help_panel=_JOB_FOLDERS)(status)
 app.command("list", rich_help_panel=_JOB_FOLDERS)(list_jobs)
 for verb in (watch, cancel, resume, errors, results, report, delete):

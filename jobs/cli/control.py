@@ -21,6 +21,7 @@ from rich.console import Console
 from asap.errors import ConfigError
 from jobs.cli.options import RetryErrors, codes_of
 from jobs.errors import EXIT_STOPPED, JobError
+from jobs.ray_address import check_joining
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -143,6 +144,8 @@ def resume(
     from jobs.control.restart import annotate_settings, needs_no_restart, scan_settings, train_settings
     from jobs.control.status import ANNOTATE, TRAIN, read_status
 
+    if address is not None:
+        check_joining(address)
     found = read_status(Location.parse(job))
     if needs_no_restart(found) and not retry_errors:
         sentence = f"{found.folder} is finished"

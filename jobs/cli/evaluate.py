@@ -16,6 +16,7 @@ from jobs.cli.options import (
     Notify,
     NotifyFor,
     changes_of,
+    is_only_checked,
     settings_of,
 )
 
@@ -58,6 +59,8 @@ def evaluate(
     options |= {"address": address, "device": device}
     options |= {"notify": notify or (), "notify_for_s": notify_for, "log_file": log_file}
     settings = settings_of(EvaluateSettings, **(options | changes_of(change or [])))
+    if is_only_checked(settings):
+        return
     console = Console()
     with count_shown(console, "evaluating") as progress, ray_output_logged():
         report = run(settings, progress, lambda note: print_plain(console, note))

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, TypeVar, get_args
@@ -14,6 +17,8 @@ from asap.errors import ConfigError
 
 _Kind = TypeVar("_Kind")
 MODEL_HELP = "A model folder, on this machine or at s3://; or 'demo', the small model that ships with asap."
+_checked: ContextVar[list[Any] | None] = ContextVar("checked", default=None)
+"""The list that gets the settings of commands in a block of `checks_only`; None outside of one."""
 _DEVICES = ("auto", "cpu", "cuda", "mps", "xpu")
 DEVICE_HELP = "Where the model runs: 'auto', 'cpu' or 'cuda'."
 ADDRESS_HELP = "Address of a running Ray cluster. Default: start Ray on this machine."
@@ -144,6 +149,25 @@ def check_local(path: Path, argument: str) -> None:
             f"{argument} {path} is at {scheme[1]}://, and this command works on this machine only. Name a local "
             "folder, and copy it from or to the store."
         )
+
+
+@contextmanager
+def checks_only() -> Iterator[list[Any]]:
+    """Let the commands that are called in the block check their options and do no more. Yields their settings."""
+    found: list[Any] = []
+    token = _checked.set(found)
+    try:
+        yield found
+    finally:
+        _checked.reset(token)
+
+
+def is_only_checked(settings: Any) -> bool:
+    """Return True if the command must do no more, because another machine runs it; see `checks_only`."""
+    found = _checked.get()
+    if found is not None:
+        found.append(settings)
+    return found is not None
 
 
 def check_device(device: str) -> None:

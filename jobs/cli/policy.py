@@ -8,7 +8,17 @@ import typer
 from rich.console import Console
 
 from asap.errors import PrecisionNotShown
-from jobs.cli.options import DEVICE_HELP, MODEL_HELP, Change, LogFile, Notify, NotifyFor, changes_of, settings_of
+from jobs.cli.options import (
+    DEVICE_HELP,
+    MODEL_HELP,
+    Change,
+    LogFile,
+    Notify,
+    NotifyFor,
+    changes_of,
+    is_only_checked,
+    settings_of,
+)
 
 
 def familiarize(
@@ -85,6 +95,8 @@ def calibrate(
     options |= {"device": device, "dtype": dtype}
     options |= {"notify": notify or (), "notify_for_s": notify_for, "log_file": log_file}
     settings = settings_of(CalibrateSettings, **(options | changes_of(change or [])))
+    if is_only_checked(settings):
+        return
     console = Console()
     try:
         with count_shown(console, "scoring") as progress:

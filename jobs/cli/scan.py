@@ -25,6 +25,7 @@ from jobs.cli.options import (
     changes_of,
     codes_of,
     engine_of,
+    is_only_checked,
     settings_of,
 )
 
@@ -131,7 +132,9 @@ def scan(
         changes["captions"] = described | changes["captions"]  # the rest of what the two options began
     if captions is not None:
         changes |= _captioned_pairs(captions, options | changes)
-    run_scan(settings_of(ScanSettings, **(options | changes)))
+    settings = settings_of(ScanSettings, **(options | changes))
+    if not is_only_checked(settings):
+        run_scan(settings)
 
 
 def _captioned_pairs(pairs: str, values: dict[str, Any]) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from jobs.cli.options import (
     Notify,
     NotifyFor,
     changes_of,
+    is_only_checked,
     settings_of,
 )
 
@@ -76,6 +77,8 @@ def train(
     options |= {"notify": notify or (), "notify_for_s": notify_for, "log_file": log_file}
     options |= {"metrics_targets": metrics_targets}
     settings = settings_of(TrainSettings, **(options | changes_of(change or [])))
+    if is_only_checked(settings):
+        return
     if plan:
         check_command(settings)
         with training_shown(Console()) as progress:

@@ -104,6 +104,19 @@ def test_an_address_where_nobody_listens_is_refused_within_seconds() -> None:
             ray_start.start_ray(address, {})
 
 
+def test_a_cluster_that_this_machine_is_no_part_of_is_refused_with_the_way_to_submit(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("ray._private.services.find_gcs_addresses", set)
+    with socket.socket() as cluster:
+        cluster.bind(("127.0.0.1", 0))
+        cluster.listen()
+        address = f"127.0.0.1:{cluster.getsockname()[1]}"
+        outside = r"this machine is not one of its cluster, .* asap submit --address http://127\.0\.0\.1:8265\."
+        with pytest.raises(JobError, match=outside):
+            ray_start.start_ray(address, {})
+
+
 def test_an_address_that_is_none_is_refused() -> None:
     said = in_a_process(
         "from jobs.errors import JobError\nfrom jobs.ray_start import start_ray\n"

@@ -157,6 +157,33 @@ _CASES: list[tuple[str, list[str], str]] = [
     ("serve", ["--host", "127.0.0.300"], "needs keys"),
     ("serve", ["build", "--model", "mine"], "Give a whole path"),
     ("serve", ["build", "--keys", "keys"], "Give a whole path"),
+    # Addresses of clusters, and submitted commands.
+    *(
+        (command, [*arguments, "--address", address], sentence)
+        for command, arguments in (
+            ("scan", ["a.csv", "--out", "out"]),
+            ("train", ["corpus", "--out", "out"]),
+            ("evaluate", ["demo", "corpus"]),
+            ("annotate", ["a.csv", "--out", "out", "--caption-engine", "precomputed", "--captioner", "c.json"]),
+            ("resume", ["missing"]),
+        )
+        for address, sentence in (
+            ("ray://head:10001", "address 'ray://head:10001': asap does not run through Ray Client"),
+            ("http://head:8265", "address 'http://head:8265': this is a dashboard, to which asap submit sends"),
+        )
+    ),
+    ("submit", ["scan", "s3://b/p", "--out", "s3://b/o", "--address", "head:6379"], "Give http://head:8265,"),
+    ("submit", ["scan", "a.csv", "--out", "s3://b/o"], "input 'a.csv' is relative to a folder of this machine"),
+    ("submit", ["scan", "s3://b/p", "--out", "out"], "out 'out' is relative to a folder of this machine"),
+    ("submit", ["evaluate", "demo", "s3://b/c"], "out 'evaluation' is relative to a folder of this machine"),
+    ("submit", ["train", "s3://b/c", "--out", "s3://b/o", "--init", "file"], "init[0] 'file' is relative"),
+    ("submit", ["calibrate", "model", "s3://b/c", *_TARGET], "model 'model' is relative to a folder of this machine"),
+    ("submit", ["resume", "folder"], "out 'folder' is relative to a folder of this machine"),
+    ("submit", ["scan", "s3://b/p", "--out", "s3://b/o", "--set", "modle=1"], "Did you mean 'model'?"),
+    ("submit", ["scan", "s3://b/p", "--out", "s3://b/o", "--notify", "https://ops.example/hook"],
+     "--notify with an address is not submitted"),
+    ("submit", ["plan", "s3://b/p"], "command 'plan' cannot be submitted. Use scan, annotate, train"),
+    ("submit", ["stop"], "asap submit stop takes the id of one job"),
     # Jobs.
     ("repolicy", ["missing", "--policy", "missing.json"], "missing.json does not exist"),
     ("repolicy", ["folder", "--policy", "file"], "policy file"),
