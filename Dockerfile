@@ -3,7 +3,7 @@
 # BASE is Docker's official image of Python 3.11 on Debian, named by digest, so that each build starts from the same
 # bytes. It has no default: no digest was at hand when this was written, and a made-up one would be worse than none.
 # deploy/README.md says how to look it up. The build itself was not tried, for want of a Docker daemon;
-# tests/deploy/test_image.py runs its Python steps in a fresh virtual environment.
+# a drill in tests/deploy/test_image.py runs its Python steps in a fresh virtual environment.
 ARG BASE
 FROM ${BASE}
 
