@@ -2,7 +2,7 @@
 # make test   the tests that are neither slow nor kill processes nor are drills, in eight to twelve minutes on two cores
 # make test-all   every test; PYTEST_ARGS='-m "slow or chaos"' takes those that CI adds, PYTEST_ARGS='-m drill' the drills
 # make lint   ruff, the type checker, the import contracts and the first words of docstrings
-# make lock   resolve the dependencies anew
+# make lock   resolve the dependencies anew, into requirements.lock and requirements.runtime.lock
 PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin
@@ -46,9 +46,13 @@ lint: setup
 	@$(RUN)/lint-imports > $(VENV)/imports.log || { cat $(VENV)/imports.log; exit 1; }
 	@$(RUN)/python -m pytest tests/test_docstrings.py
 
+# The runtime lock has the same versions without those that only the tests and linters need; the image is made of it.
+LOCK := pip compile --quiet --universal --python-version 3.11 --no-emit-index-url --generate-hashes \
+  --custom-compile-command "make lock" pyproject.toml
+
 lock: setup
-	@$(UV) pip compile --quiet --universal --python-version 3.11 --no-emit-index-url --generate-hashes \
-	  --group dev --custom-compile-command "make lock" pyproject.toml --output-file requirements.lock
+	@$(UV) $(LOCK) --group dev --output-file requirements.lock
+	@$(UV) $(LOCK) --constraint requirements.lock --output-file requirements.runtime.lock
 
 clean:
 	rm -rf out
