@@ -92,6 +92,7 @@ def test_weights_in_a_bucket_that_changed_meanwhile_get_no_familiarity(
         return Familiarity.from_bytes(known, weights_sha256, Path("known"))
 
     known = familiarize(FamiliarizeSettings(model=str(model), corpus=str(drawn), device="cpu")).familiarity.to_bytes()
+    (model / "familiarity.safetensors").unlink()
     monkeypatch.setattr("asap.evaluation.own_pairs.fit_familiarity", fit)
     with pytest.raises(CheckpointError, match="the familiarity"):
         familiarize(FamiliarizeSettings(model=address, corpus=str(drawn), device="cpu"))

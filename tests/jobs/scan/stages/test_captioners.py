@@ -165,8 +165,8 @@ def test_a_captioner_folder_is_found_by_its_bare_name(
     monkeypatch.chdir(tmp_path)
     with pytest.raises(InputNotFound, match=r"no config\.json"):
         check_captioner(bare.model_copy(update={"source": "empty"}))
-    for source in ("", "s3://bucket/model"):
-        with pytest.raises(InputNotFound, match="neither a folder of this machine nor a name"):
+    for source in ("", "ftp://host/model"):
+        with pytest.raises(InputNotFound, match="neither a folder of this machine, nor one at s3://, nor a name"):
             check_captioner(bare.model_copy(update={"source": source}))
 
 
