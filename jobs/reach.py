@@ -21,7 +21,7 @@ from typing import Any
 from asap.storage.files import write_bytes
 from asap.storage.location import Location, s3_uri
 from jobs.cluster import Resources, check_possible, ray_running
-from jobs.descriptions.settings import DescriptionSettings
+from jobs.descriptions.settings import DEMO, DescriptionSettings
 from jobs.errors import PathNotShared
 from jobs.settings import ClusterSettings
 
@@ -120,6 +120,8 @@ def engine_use(what: str, settings: DescriptionSettings | None) -> list[PathUse]
     """Return the use of a captioner or explainer: its file, or the configuration in the folder of its model."""
     if settings is None or settings.engine == "openai":
         return []
+    if settings.engine == "transformers" and settings.source == DEMO:
+        return []  # each machine has it in its own installation
     if settings.engine == "precomputed":
         return [PathUse(what, settings.source)]
     # A model that has no folder here has a name on the hub, which each machine downloads.

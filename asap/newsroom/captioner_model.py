@@ -35,7 +35,7 @@ from transformers import (
 
 from asap.corpus.picture_cache import PictureCache
 from asap.corpus.reader import Record, read_split
-from asap.errors import ConfigError
+from asap.errors import ConfigError, CorpusError
 from asap.evaluation.reliability import wilson_interval
 from asap.newsroom.corpus import check_drawn
 from asap.newsroom.lexicon import COLORS, NUMBERS, PROPS, SCENES
@@ -163,7 +163,7 @@ def train(
     groups = [{"params": decays, "weight_decay": _WEIGHT_DECAY}, {"params": others, "weight_decay": 0.0}]
     optimizer = torch.optim.AdamW(groups, _RATE, fused=True)
     labels = _labels(tokenizer, captions)
-    steps = max(1, pairs // _BATCH)
+    steps = count_steps(pairs)
     model.train()
     for step, (rows, epoch) in zip(range(steps), _batches(len(records)), strict=False):
         for group in optimizer.param_groups:
@@ -182,6 +182,11 @@ def train(
         if step % 50 == 49 or step + 1 == steps:
             progress((step + 1) * _BATCH, loss.item())
     model.eval()
+
+
+def count_steps(pairs: int) -> int:
+    """Return the number of steps that show so many pairs, the last ones of a step that is not full left out."""
+    return max(1, pairs // _BATCH)
 
 
 def _batches(count: int) -> Iterator[tuple[list[int], int]]:
@@ -289,6 +294,8 @@ def card(
     """
     rows, names, commands = [], [], []
     for name, (right, asked) in figures.items():
+        if not asked:
+            continue  # no caption of a small corpus names it
         low, high = wilson_interval(right, asked)
         rows.append(f"| {name} | {right / asked:.3f} | {low:.3f} to {high:.3f} |")
     for corpus in corpora:
@@ -301,7 +308,7 @@ def card(
     commands.append(f"asap captioner {corpora[0].name} --unseen {corpora[1].name} --out {folder.name} --pairs {pairs}")
     return _CARD.format(
         parameters=model.num_parameters(), side=SIDE, pairs=max(asked for _, asked in figures.values()),
-        unseen=names[1], rows="\n".join(rows), shown=pairs, corpus=names[0], minutes=minutes,
+        unseen=names[1], rows="\n".join(rows), shown=count_steps(pairs) * _BATCH, corpus=names[0], minutes=minutes,
         commands="\n".join(commands),
     )  # fmt: skip
 
@@ -326,11 +333,13 @@ def make_captioner(
 
     Raises:
         ConfigError: the folder exists.
-        CorpusError: a corpus was not drawn by newsroom, or has no pair in the split.
+        CorpusError: a corpus was not drawn by newsroom, or has no pair in the split or too few to learn from.
     """
     if out.exists():
         raise ConfigError(f"folder {out} exists. Name a new folder for the captioner.")
     (records, captions), seen_later = read_captions(corpus, "train"), read_captions(unseen, "test")
+    if len(records) < _BATCH:
+        raise CorpusError(f"{corpus} has {len(records)} pairs to learn from; one step takes {_BATCH}. Draw more pairs.")
     torch.manual_seed(0)
     torch.set_flush_denormal(True)
     with TemporaryDirectory(prefix="asap-captioner-") as temporary:

@@ -81,6 +81,7 @@ def size_annotation(
     """
     room = find_room(settings, notify)
     batch_size = settings.batch_size or 64
+    at_a_time = {kind: engine.batches_at_a_time(batch_size) for kind, engine in settings.engines.items()}
     return AnnotatePipeline(
         preparation=preparation_of(settings),
         orders=_orders(settings, input, room, run_id),
@@ -92,10 +93,9 @@ def size_annotation(
             settings.write_patience_s,
         ),
         prepare=room.prepare,
-        describe=tuple(
-            replace(room.engines[kind], at_a_time=engine.batches_at_a_time(batch_size))
-            for kind, engine in settings.engines.items()
-        ),
+        describe=tuple(replace(room.engines[kind], at_a_time=at_a_time[kind]) for kind in settings.engines),
+        # A process that dies takes all its batches with it.
+        lost_batches=LOST_BATCHES * max(at_a_time.values()),
     )
 
 

@@ -63,7 +63,6 @@ class EndpointEngine:
         # a batch would wait alone otherwise.
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="endpoint", daemon=True)
-        self._thread.start()
         self._slots = asyncio.Semaphore(settings.endpoint.concurrency)
         # Redirects would carry pictures to an address nobody gave.
         connections = Limits(
@@ -80,6 +79,7 @@ class EndpointEngine:
         )
         self._held_until = 0.0
         """Time, by the monotonic clock, before which the endpoint wants no request."""
+        self._thread.start()
 
     def describe(self, requests: Sequence[Request]) -> list[Outcome]:
         """Ask for all descriptions. Every failure concerns its own request. Several threads may call it at a time."""

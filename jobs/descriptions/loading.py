@@ -43,9 +43,12 @@ def check_source(settings: DescriptionSettings, *, is_here: bool = True) -> str:
     if settings.engine == "transformers" and is_remote(source):
         return remote_fingerprint(source)
     if not source or re.match(r"[a-zA-Z][a-zA-Z0-9+.-]*://", source):
-        raise InputNotFound(
-            f"the captioner {source!r} is neither a folder of this machine, nor one at s3://, nor a name on the hub"
+        places = (
+            "neither a folder of this machine nor"
+            if settings.engine == "vllm"
+            else ("neither a folder of this machine, nor one at s3://, nor")
         )
+        raise InputNotFound(f"the captioner {source!r} is {places} a name on the hub")
     source = settings.place
     if not re.match(r"[./~]", source) and not Path(source).is_dir():
         return source if settings.revision is None else f"{source}@{settings.revision}"

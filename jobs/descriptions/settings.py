@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 from typing import Any, Literal, Self
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 from pydantic import Field, model_validator
 
@@ -20,6 +20,14 @@ _NEW_TOKENS = {"caption": 40, "explanation": 160}
 _MOST_BATCHES = 16
 """Batches of a process at a time. They are lost with it."""
 _DECISIVE = {"engine", "source", "revision", "prompt", "max_new_tokens", "batch_size", "max_side", "dtype", "attention"}
+
+
+def _is_plain(address: str, parts: SplitResult) -> bool:
+    """Return True if an address is printable and its port a number. `urlsplit` takes others."""
+    try:
+        return address.isprintable() and (parts.port is None or parts.port > 0)
+    except ValueError:
+        return False
 
 
 class EndpointSettings(Settings):
@@ -51,7 +59,7 @@ class EndpointSettings(Settings):
     @model_validator(mode="after")
     def _check(self) -> Self:
         parts = urlsplit(self.address)
-        if parts.scheme not in ("http", "https") or not parts.hostname:
+        if parts.scheme not in ("http", "https") or not parts.hostname or not _is_plain(self.address, parts):
             raise ValueError("endpoint.address is no http:// or https:// address. Give one such as https://host/v1.")
         if parts.username or parts.password or parts.query or parts.fragment:
             raise ValueError(

@@ -211,6 +211,8 @@ def size_pipeline(
         ),
         prepare=resources.prepare,
         caption=replace(resources.caption, at_a_time=at_a_time),
+        # A process that dies takes all its batches with it.
+        lost_batches=LOST_BATCHES * at_a_time,
         detect=resources.detect,
         caption_threads=resources.caption_threads,
     )

@@ -263,7 +263,9 @@ def _check_sample(job: Job, plan: ScanPlan) -> None:
     reason = sample.sentence(plan.model_id, plan.limits)
     job.update(state="finalizing", error=reason)  # the report shows the reason
     _write_output(job)
-    delete_temporary(plan.folder)
+    # A retry and captions that were stopped stay: the job goes on with them if it may.
+    for name in ("_remaining", "_sample"):
+        delete_folder(plan.folder / name)
     raise InputUnfamiliar(reason)
 
 

@@ -13,14 +13,14 @@ from typing import TYPE_CHECKING, Any
 from asap.storage.files import delete_file, delete_folder, is_empty, write_bytes
 from asap.storage.location import Location
 from jobs.cluster import ray_running
-from jobs.errors import JobFailed
+from jobs.errors import JobFailed, JobInUse
 from jobs.metrics import targets_announced
 from jobs.scan import captioning, retry
 from jobs.scan.input.manifest import write_manifest
 from jobs.scan.input.sources import Source
 from jobs.scan.look import SCAN_S, look_at, notes_of
 from jobs.scan.output.completeness import count_rows
-from jobs.scan.output.job_folder import Job
+from jobs.scan.output.job_folder import Job, is_same_run
 from jobs.scan.passes import ScanProgress, Watch, check_results, run_missing_rows, watched, write_remaining
 from jobs.scan.settings import PairsSettings
 from jobs.scan.stages.row_shape import RowShape
@@ -62,12 +62,17 @@ def look_at_input(source: Source, settings: PairsSettings, watch: Watch, *, pict
 def run_job(folder: Location, settings: PairsSettings, entries: dict[str, Any], work: Callable[[Job], None]) -> None:
     """Claim a job, do its work, and mark it as finished.
 
+    Raises `JobInUse` if another process has worked on the job since its record was read: what was decided by that
+    record may be wrong.
+
     Args:
         folder: Folder of the job.
         settings: Settings of the job.
         entries: Record of an earlier run with the entries that each start writes; `kind` is among them.
         work: Does the work, and records the state `completed` at its end.
     """
+    if entries.get("runs") and not is_same_run(folder, entries):
+        raise JobInUse(f"{folder} is in use: another process has gone on with it. Wait for it, and try again.")
     with job_states(settings, entries["kind"], folder.name, folder) as states:
         with Job(folder, entries, settings.heartbeat_s, states.change) as job:
             work(job)

@@ -42,7 +42,7 @@ def try_engine(
             resources, device = find_room()
             reference = start_probe(located(settings), device, resources.cpus, resources.gpus)
             while not ray.wait([reference], timeout=job.stall_after_s)[0]:
-                notify(describe_waits() or f"the captioner {settings.source} is still loading")
+                notify(describe_waits() or f"{settings.source} has not described anything yet")
             found = read_probe(settings, reference)
     notify(found.sentence(settings))
     where = {} if found.machine is None else {"machine": found.machine}

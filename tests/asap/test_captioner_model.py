@@ -13,6 +13,8 @@ from asap.newsroom import generate
 from asap.newsroom.captioner_model import (
     FACTS,
     MAX_TOKENS,
+    build_captioner,
+    card,
     evaluate,
     make_captioner,
     read_captions,
@@ -101,11 +103,23 @@ def test_the_captioner_that_ships_is_small() -> None:
     assert sum(file.stat().st_size for file in SHIPPED.iterdir()) < 12_000_000
 
 
+def test_a_fact_that_no_caption_names_is_left_out_of_the_card(corpus: Path, tmp_path: Path) -> None:
+    model = build_captioner(train_tokenizer(["One person on a beach."]))
+    figures = dict.fromkeys(FACTS, (1, 2)) | {"head": (0, 0)}
+    text = card(tmp_path, figures, model, 190_000, 45, (corpus, corpus))
+    assert "| people | 0.500 |" in text
+    assert "| head |" not in text
+    assert "189,952 pictures of" in text  # 2,968 steps of 64
+
+
 def test_a_corpus_that_was_not_drawn_and_one_without_pairs_are_refused(corpus: Path, tmp_path: Path) -> None:
     (tmp_path / "other").mkdir()
     with pytest.raises(CorpusError, match=r"was not drawn by asap newsroom: it has no newsroom\.json\. Draw one\."):
         make_captioner(tmp_path / "other", corpus, tmp_path / "captioner", 64)
     generate(tmp_path / "test-only", pairs=9, seed=4, workers=1, splits=(0.0, 0.0, 1.0))
+    generate(tmp_path / "small", pairs=20, seed=4, workers=1, splits=(1.0, 0.0, 0.0))
+    with pytest.raises(CorpusError, match=r"small has 20 pairs to learn from; one step takes 64\. Draw more pairs\."):
+        make_captioner(tmp_path / "small", corpus, tmp_path / "captioner", 64)
     with pytest.raises(CorpusError, match=r"metadata/train\.json is not a list of DGM4 records, or is empty"):
         make_captioner(tmp_path / "test-only", corpus, tmp_path / "captioner", 64)
     assert not (tmp_path / "captioner").exists()

@@ -38,7 +38,7 @@ def test_each_obstacle_has_a_reason(tmp_path: Path) -> None:
     ]
 
 
-def test_only_local_paths_are_asked_about(tmp_path: Path) -> None:
+def test_only_local_paths_are_asked_about(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert model_use("demo") == []
     assert model_use("/m") == [PathUse("--model", "/m/model.safetensors")]
     assert pictures_use("INPUT", [None, "s3://b/a.jpg", Path("/a.jpg"), "/b.jpg", "/c.jpg", "/d.jpg"]) == [
@@ -46,6 +46,9 @@ def test_only_local_paths_are_asked_about(tmp_path: Path) -> None:
     ]
     assert engine_use("--captioner", None) == []
     assert engine_use("--captioner", DescriptionSettings(engine="transformers", source="some/name")) == []
+    (tmp_path / "demo").mkdir()
+    monkeypatch.chdir(tmp_path)  # `demo` is the captioner that ships, also beside a folder of this name
+    assert engine_use("--captioner", DescriptionSettings(engine="transformers", source="demo")) == []
     (tmp_path / "blip").mkdir()
     folder, file = str(tmp_path / "blip"), str(tmp_path / "c.json")
     assert engine_use("--captioner", DescriptionSettings(engine="transformers", source=folder)) == [

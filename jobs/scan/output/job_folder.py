@@ -134,6 +134,12 @@ def wait_until_free(folder: Location, record: dict[str, Any], stale_after_s: flo
         wait_until_still(folder, record, lambda: read_record(folder) or {}, stale_after_s, notify)
 
 
+def is_same_run(folder: Location, record: dict[str, Any]) -> bool:
+    """Return True if no other process has worked on the job since the record was read."""
+    now = read_record(folder) or {}
+    return all(now.get(name) == record.get(name) for name in ("run_id", "beats", "state"))
+
+
 class Job:
     """A job that this process works on.
 

@@ -52,6 +52,12 @@ def test_the_captioner_that_ships_is_known_by_its_name(tmp_path: Path, monkeypat
         check_source(DescriptionSettings(engine="transformers", source="./demo"))
 
 
+def test_vllm_takes_no_model_of_a_bucket(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loading, "find_spec", lambda name: name)
+    with pytest.raises(InputNotFound, match="'s3://b/m' is neither a folder of this machine nor a name on the hub"):
+        check_source(DescriptionSettings(engine="vllm", source="s3://b/m"))
+
+
 def test_vllm_that_is_not_installed_names_its_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(loading, "find_spec", lambda name: None)
     with pytest.raises(ConfigError, match=r"pip install 'asap-ray\[vllm\]'"):

@@ -21,6 +21,8 @@ ADDRESS = {"address": "https://host/v1"}
         ({"kind": "explanation", "prompt": "Explain."}, r"the prompt has no \{text\}"),
         ({"max_new_tokens": 0}, "max_new_tokens"),
         ({"engine": "openai", "endpoint": {"address": "host/v1"}}, "is no http:// or https:// address"),
+        ({"engine": "openai", "endpoint": {"address": "http://host:abc/v1"}}, "is no http:// or https:// address"),
+        ({"engine": "openai", "endpoint": {"address": "http://host/v\x001"}}, "is no http:// or https:// address"),
         ({"engine": "openai", "endpoint": {"address": "https://me:pass@host/v1"}}, "may hold no secret"),
         ({"engine": "openai", "endpoint": {"address": "https://host/v1?key=abc"}}, "may hold no secret"),
         ({"engine": "openai", "endpoint": ADDRESS | {"key_env": "sk-0123"}}, "Give the name, not the key"),

@@ -69,6 +69,19 @@ def test_a_scan_without_captions_gives_them_nothing() -> None:
     assert (_sized(None, on_gpu=True).caption.cpus, _sized(None, on_gpu=True).detect.gpus) == (0, 1)
 
 
+def test_a_captioner_that_takes_many_batches_with_it_may_lose_as_many(monkeypatch: pytest.MonkeyPatch) -> None:
+    machine = {"CPU": 8.0}
+    monkeypatch.setattr("ray.cluster_resources", lambda: machine)
+    monkeypatch.setattr("ray.nodes", lambda: [{"Alive": True, "Resources": machine}])
+    monkeypatch.setattr("jobs.scan.pipeline.wait_until_free", lambda *_, **__: None)
+    way = {"address": "http://host/v1", "key_env": None, "concurrency": 4096}
+    captions = {"engine": "openai", "source": "m", "endpoint": way}
+    settings = ScanSettings(input="a.jsonl", out="out", captions=captions)  # type: ignore[arg-type]
+    pipeline = size_pipeline(settings, "demo", 32, 100)
+    assert pipeline.caption.at_a_time == 16
+    assert pipeline.lost_batches >= 8 * 2 * pipeline.caption.at_a_time, "two batches wait for each that is described"
+
+
 @pytest.mark.parametrize("with_captions", [False, True])
 def test_flagged_pairs_are_captioned_by_a_pipeline_of_their_own(
     monkeypatch: pytest.MonkeyPatch, with_captions: bool

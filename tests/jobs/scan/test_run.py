@@ -23,7 +23,15 @@ from asap.finding import Pair
 from asap.limits import Limits
 from asap.policy import Policy
 from asap.storage.fetch import FetchSettings
-from asap.storage.files import file_info, list_files, open_seekable, read_bytes, write_bytes
+from asap.storage.files import (
+    delete_folder,
+    exists,
+    file_info,
+    list_files,
+    open_seekable,
+    read_bytes,
+    write_bytes,
+)
 from asap.storage.location import Location
 from asap.weights.model_folder import load_folder
 from jobs.descriptions.settings import DescriptionSettings
@@ -415,10 +423,13 @@ def test_a_large_input_that_is_unfamiliar_stops_after_its_sample_and_goes_on_whe
         patch.setattr("jobs.scan.steps.ray_running", lambda *_, **__: pytest.fail("the scan was started again"))
         with pytest.raises(InputUnfamiliar, match=re.escape(str(stopped.value))):
             scan(settings)
-        # As a run with the flag that was killed leaves it.
+        # As a run with the flag leaves it that was killed while it judged failed pairs again.
         write_bytes(folder / "job.json", json.dumps(job | {"state": "cancelled", "error": None}).encode())
+        write_bytes(folder / "_retry/manifest/0.parquet", b"rows")
         with pytest.raises(InputUnfamiliar, match=re.escape(str(stopped.value))):
             scan(settings)
+        assert exists(folder / "_retry/manifest/0.parquet"), "a retry goes on if it may"
+        delete_folder(folder / "_retry")
     assert json.loads(read_bytes(folder / "job.json"))["state"] == "unfamiliar"
 
     files = {info.location.uri for info in list_files(folder / "results")}
