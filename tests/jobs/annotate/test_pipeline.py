@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
-from jobs.annotate.pipeline import size_engines
+from asap.storage.location import Location
+from jobs.annotate.pipeline import AnnotatePipeline, size_engines
 from jobs.annotate.settings import AnnotateSettings
+from jobs.annotate.stage import Order
+from jobs.descriptions.settings import DescriptionSettings
+from jobs.scan.pipeline import StageResources
 
 MODEL = {"engine": "transformers", "source": "m"}
 FILE = {"engine": "precomputed", "source": "f"}
@@ -37,3 +43,22 @@ def test_two_models_share_each_gpu_and_a_file_needs_none() -> None:
     assert [(each.gpus, each.size) for each in both] == [(0.5, None), (0.5, None)]
     one = size_engines(_settings(captions=FILE, explanations=MODEL), on_gpu=True, cpus=8)
     assert [each.gpus for each in one] == [0, 1]
+
+
+def _pipeline(*kinds: str) -> AnnotatePipeline:
+    engines = [DescriptionSettings(**MODEL | {"kind": kind}) for kind in kinds]  # type: ignore[arg-type]
+    orders = tuple(Order(engine, Location("/in"), is_last=engine is engines[-1]) for engine in engines)
+    other: dict[str, Any] = {"preparation": None, "known": {}, "writing": None, "prepare": StageResources(0.25)}
+    return AnnotatePipeline(orders=orders, batch_size=1, describe=(StageResources(0.1),) * len(kinds), **other)
+
+
+def test_a_row_that_ends_its_process_is_tried_without_each_of_two_engines_the_later_first() -> None:
+    left_out = [
+        [order.settings.kind for order in pipeline.orders if order.is_left_out]
+        for pipeline in _pipeline("caption", "explanation").without_an_engine()
+    ]
+    assert left_out == [["explanation"], ["caption"]]
+
+
+def test_a_row_that_ends_the_only_engine_is_not_tried_without_it() -> None:
+    assert _pipeline("caption").without_an_engine() == ()
