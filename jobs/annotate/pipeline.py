@@ -49,7 +49,7 @@ class AnnotatePipeline:
         return replace(self.patient(), batch_size=1, lost_batches=LOST_ROWS, describe=alone)
 
     def without_an_engine(self) -> tuple[AnnotatePipeline, ...]:
-        """Return a pipeline without each of two engines, the later first; see `RowPipeline.without_an_engine`.
+        """Return a pipeline without each model of two engines, the later first; see `RowPipeline.without_an_engine`.
 
         A row that ends the process of the first engine never reaches the second, so what that has described is kept.
         """
@@ -58,6 +58,7 @@ class AnnotatePipeline:
         return tuple(
             replace(self, orders=tuple(replace(order, is_left_out=order is suspect) for order in self.orders))
             for suspect in reversed(self.orders)
+            if not suspect.is_lookup
         )
 
     def add_stages(self, prepared: Dataset, counter: Any, writers: Sequence[Any], batches: dict[str, Any]) -> Dataset:

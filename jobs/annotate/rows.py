@@ -72,7 +72,7 @@ def annotation_table(callers: pa.Table, rows: Sequence[dict[str, Any]]) -> pa.Ta
 def _lost(rows: pa.Table, detail: str, record: dict[str, Any]) -> pa.Table:
     """Return the rows of pairs whose processes died; see `RowShape.lost`.
 
-    Nothing describes them: of two engines, each was left out once (`AnnotatePipeline.without_an_engine`).
+    Nothing describes them: they were tried without each model too (`AnnotatePipeline.without_an_engine`).
     """
     row = {"status": "error", "error_code": "process_died", "error_detail": detail, "retryable": False}
     row |= {f"{kind}_error": "process_died" for kind in record["engines"]} | {"judged_run": record["run_id"]}

@@ -10,7 +10,6 @@ from asap.storage.location import Location
 from jobs.annotate.pipeline import AnnotatePipeline, size_engines
 from jobs.annotate.settings import AnnotateSettings
 from jobs.annotate.stage import Order
-from jobs.descriptions.settings import DescriptionSettings
 from jobs.scan.pipeline import StageResources
 
 MODEL = {"engine": "transformers", "source": "m"}
@@ -45,20 +44,20 @@ def test_two_models_share_each_gpu_and_a_file_needs_none() -> None:
     assert [each.gpus for each in one] == [0, 1]
 
 
-def _pipeline(*kinds: str) -> AnnotatePipeline:
-    engines = [DescriptionSettings(**MODEL | {"kind": kind}) for kind in kinds]  # type: ignore[arg-type]
-    orders = tuple(Order(engine, Location("/in"), is_last=engine is engines[-1]) for engine in engines)
+def _left_out(**engines: dict[str, str]) -> list[list[str]]:
+    """Return the kinds that each pipeline for rows which end their process leaves out."""
+    settings = list(_settings(**engines).engines.values())
+    orders = tuple(Order(engine, Location("/in"), is_last=engine is settings[-1]) for engine in settings)
     other: dict[str, Any] = {"preparation": None, "known": {}, "writing": None, "prepare": StageResources(0.25)}
-    return AnnotatePipeline(orders=orders, batch_size=1, describe=(StageResources(0.1),) * len(kinds), **other)
+    pipeline = AnnotatePipeline(orders=orders, batch_size=1, describe=(StageResources(0.1),) * len(orders), **other)
+    tries = pipeline.without_an_engine()
+    return [[order.settings.kind for order in each.orders if order.is_left_out] for each in tries]
 
 
-def test_a_row_that_ends_its_process_is_tried_without_each_of_two_engines_the_later_first() -> None:
-    left_out = [
-        [order.settings.kind for order in pipeline.orders if order.is_left_out]
-        for pipeline in _pipeline("caption", "explanation").without_an_engine()
-    ]
-    assert left_out == [["explanation"], ["caption"]]
+def test_a_row_that_ends_its_process_is_tried_without_each_model_the_later_first() -> None:
+    assert _left_out(captions=MODEL, explanations=MODEL) == [["explanation"], ["caption"]]
 
 
-def test_a_row_that_ends_the_only_engine_is_not_tried_without_it() -> None:
-    assert _pipeline("caption").without_an_engine() == ()
+def test_a_row_that_ends_its_process_is_tried_without_a_model_beside_a_file_but_not_without_the_only_engine() -> None:
+    assert _left_out(captions=MODEL, explanations=FILE) == [["caption"]]
+    assert _left_out(captions=MODEL) == []
