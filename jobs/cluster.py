@@ -28,6 +28,7 @@ from jobs.stops import handlers_kept, stop_held
 _FIRST_NOTE_S = 2.0
 """Seconds of a wait that are not worth a note."""
 _MINUTES_FROM_S = 60
+_LOGS_LOST_BATCHES = "ray.data._internal.execution.streaming_executor_state"
 _NOT_STARTED = ("DEPENDENCIES_UNREADY", "PENDING_CREATION", "RESTARTING")
 """States of an actor whose process does not run."""
 _RAYS_OWN = ("TrainController", "PlacementGroupCleaner", "SynchronizationActor", "DatasetManager")
@@ -78,6 +79,18 @@ def silence_ray_data() -> None:
         # Only Ray's own handlers are silenced, not those of the program. The log file of the session still has all.
         if isinstance(handler, logging.StreamHandler) and handler not in logging.root.handlers:
             handler.setLevel(logging.CRITICAL)
+    logging.getLogger(_LOGS_LOST_BATCHES).addFilter(_keep_no_frames)
+
+
+def _keep_no_frames(record: logging.LogRecord) -> bool:
+    """Turn the traceback of a record into text.
+
+    The frames hold the actor of a batch that is lost. A program that keeps records, as pytest does, would keep the
+    actor and its CPUs, and the next pass over the rows would wait for them for ever.
+    """
+    if record.exc_info:
+        record.exc_text, record.exc_info = logging.Formatter().formatException(record.exc_info), None
+    return True
 
 
 def machines_alive() -> list[Resources]:

@@ -48,6 +48,19 @@ class AnnotatePipeline:
         alone = tuple(replace(resources, ahead=1) for resources in self.describe)
         return replace(self.patient(), batch_size=1, lost_batches=LOST_ROWS, describe=alone)
 
+    def without_an_engine(self) -> tuple[AnnotatePipeline, ...]:
+        """Return a pipeline without each model of two engines, the later first; see `RowPipeline.without_an_engine`.
+
+        A row that ends the process of the first engine never reaches the second, so what that has described is kept.
+        """
+        if len(self.orders) == 1:
+            return ()
+        return tuple(
+            replace(self, orders=tuple(replace(order, is_left_out=order is suspect) for order in self.orders))
+            for suspect in reversed(self.orders)
+            if not suspect.is_lookup
+        )
+
     def add_stages(self, prepared: Dataset, counter: Any, writers: Sequence[Any], batches: dict[str, Any]) -> Dataset:
         """Add a stage for each engine; see `RowPipeline.add_stages`."""
         for known in self.known.values():

@@ -70,9 +70,12 @@ def annotation_table(callers: pa.Table, rows: Sequence[dict[str, Any]]) -> pa.Ta
 
 
 def _lost(rows: pa.Table, detail: str, record: dict[str, Any]) -> pa.Table:
-    """Return the rows of pairs whose processes died; see `RowShape.lost`."""
-    row = {"status": "error", "error_code": "model_error", "error_detail": detail, "retryable": False}
-    row |= {f"{kind}_error": "model_error" for kind in record["engines"]} | {"judged_run": record["run_id"]}
+    """Return the rows of pairs whose processes died; see `RowShape.lost`.
+
+    Nothing describes them: they were tried without each model too (`AnnotatePipeline.without_an_engine`).
+    """
+    row = {"status": "error", "error_code": "process_died", "error_detail": detail, "retryable": False}
+    row |= {f"{kind}_error": "process_died" for kind in record["engines"]} | {"judged_run": record["run_id"]}
     return annotation_table(rows, [row] * rows.num_rows)
 
 

@@ -17,7 +17,8 @@ from asap.storage.location import Location
 from jobs.annotate.known import AWAITED, CLAIMED, key_of, renewed
 from jobs.annotate.requests import SMALL_COLUMNS, missing_input, request_of
 from jobs.annotate.rows import DESCRIBED_COLUMNS, KINDS, annotation_table
-from jobs.descriptions.engine import NO_USAGE, Outcome, Reply, Request, Usage
+from jobs.descriptions.engine import NO_USAGE, Engine, Outcome, Reply, Request, Usage
+from jobs.descriptions.left_out import LeftOut
 from jobs.descriptions.settings import DescriptionSettings
 from jobs.metrics import PairMetrics, count
 from jobs.scan.stages.captioners import load_captioner
@@ -42,6 +43,8 @@ class Order:
     """Id of the run of the job, which becomes `judged_run` of the rows."""
     is_last: bool = True
     """True if no other stage follows: the rows are finished then."""
+    is_left_out: bool = False
+    """True for rows that ended the process of this engine: their descriptions are errors."""
 
     @property
     def prompt_has_text(self) -> bool:
@@ -86,7 +89,9 @@ class DescribeStage:
             import torch
 
             torch.set_num_threads(order.threads)
-        self._engine = load_captioner(order.settings, order.input, order.device)
+        self._engine: Engine = (
+            LeftOut() if order.is_left_out else load_captioner(order.settings, order.input, order.device)
+        )
         self._note_first("model")
 
     def _note_first(self, event: str) -> None:

@@ -11,5 +11,6 @@ transformers_engine.py  a model of transformers in this process
 endpoint_engine.py      an endpoint that speaks the API of OpenAI
 vllm_engine.py          vLLM as stages of Ray Data
 precomputed.py          entries of a file
+left_out.py             in the place of an engine whose process died
 probe.py                one description of a gray picture or a short text, before any work starts
 """

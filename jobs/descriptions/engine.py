@@ -21,6 +21,7 @@ FailureKind = Literal[
     "refusal",
     "out_of_memory",
     "model_error",
+    "process_died",
     "unreachable",
     "timeout",
     "throttled",

@@ -14,6 +14,7 @@ import pyarrow as pa
 
 from asap.storage.location import Location
 from jobs.cluster import describe_waits
+from jobs.descriptions.left_out import DIED
 from jobs.errors import JobFailed
 from jobs.scan.input.manifest import complete_manifest
 from jobs.scan.output.completeness import count_rows, missing_rows, repair_results, write_missing
@@ -69,9 +70,14 @@ def run_missing_rows(job: Job, pipeline: RowPipeline, folder: Location, rows: in
     if missing and (_has_slow_rows(counter) or missing > _MANY_BATCHES * pipeline.batch_size):
         run_once(job, pipeline.patient(), remaining, results, counter)
         missing = write_remaining(folder, shape)
-    # Each process that dies loses its whole batch. Alone, the innocent rows of such a batch succeed.
+    # Each process that dies loses its whole batch. Alone, the innocent rows of such a batch succeed. Of the others,
+    # those that end an engine of descriptions only succeed without it.
+    alone = pipeline.one_row_at_a_time()
+    for each in (alone, *alone.without_an_engine()):
+        if missing:
+            run_once(job, each, remaining, results, counter)
+            missing = write_remaining(folder, shape)
     if missing:
-        run_once(job, pipeline.one_row_at_a_time(), remaining, results, counter)
         _write_lost_rows(job, folder, shape)
     check_results(results, rows)
 
@@ -81,8 +87,7 @@ def _write_lost_rows(job: Job, folder: Location, shape: RowShape) -> None:
     lost = _missing(folder, shape)
     if lost is None:
         return
-    detail = "the process died each time that it worked on this pair, with others and alone: "
-    detail += "the cause is its picture, or the memory that it needs"
+    detail = f"{DIED}: the cause is its picture, or the memory that it needs"
     write_table(shape.lost(lost, detail, job.record), folder / shape.folder / f"lost-{time.time_ns()}.parquet")
     if lost := _missing(folder, shape):
         raise fail(f"{lost.num_rows} rows of the manifest are not in the results")

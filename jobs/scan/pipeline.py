@@ -104,6 +104,13 @@ class RowPipeline(Protocol):
     def one_row_at_a_time(self) -> Self:
         """Return the pipeline for rows of lost batches: each row alone, so that the culprit takes no other with it."""
 
+    def without_an_engine(self) -> tuple[Self, ...]:
+        """Return pipelines for rows that end their process alone too, in the order to try them.
+
+        Each leaves out one engine of descriptions, which may be what ends the process. A row that it finishes lacks
+        that description only.
+        """
+
     def add_stages(self, prepared: Dataset, counter: Any, writers: Sequence[Any], batches: dict[str, Any]) -> Dataset:
         """Return the dataset with the stages after the first. The rows of its last stage are the sizes of batches.
 
@@ -130,6 +137,8 @@ class ScanPipeline:
     detect: StageResources
     caption_threads: int | None = None
     """Threads of a captioner with a model on a CPU. None: torch decides."""
+    is_captioner_left_out: bool = False
+    """True for rows that ended the process of a captioner: their captions are errors."""
     lost_batches: int = LOST_BATCHES
     """Batches that may be lost because their process dies each time. With more, the rows are not the cause: the job
     stops."""
@@ -144,10 +153,15 @@ class ScanPipeline:
         caption, detect = (replace(resources, ahead=1) for resources in (self.caption, self.detect))
         return replace(self.patient(), batch_size=1, lost_batches=LOST_ROWS, caption=caption, detect=detect)
 
+    def without_an_engine(self) -> tuple[ScanPipeline, ...]:
+        """Return the pipeline that leaves out the captioner, if there is one; see `RowPipeline.without_an_engine`."""
+        return (replace(self, is_captioner_left_out=True),) if self.captions else ()
+
     def add_stages(self, prepared: Dataset, counter: Any, writers: Sequence[Any], batches: dict[str, Any]) -> Dataset:
         """Add the captioner, if there is one, and the detectors; see `RowPipeline.add_stages`."""
         if self.captions:
-            captioner = self.captions, self.input, self.detection.device, self.detection.job, self.caption_threads
+            device, job = self.detection.device, self.detection.job
+            captioner = self.captions, self.input, device, job, self.caption_threads, self.is_captioner_left_out
             prepared = prepared.map_batches_internal(
                 CaptionStage, fn_constructor_args=captioner, **actor_options(self.caption), **batches
             )

@@ -24,6 +24,7 @@ from PIL import Image
 
 from asap.errors import ConfigError
 from jobs.scan.passes import ScanProgress
+from tests.support.deadly import DEADLY, HUNGRY, FailingAnnotator, FailingCaptioner
 from tests.support.description_jobs import FIRST_WIDTH, JOBS, Caption, JobKind, flagging, run_job, write_pairs
 from tests.support.endpoint import (
     Answer,
@@ -38,7 +39,7 @@ from tests.support.endpoint import (
     respond,
     write,
 )
-from tests.support.tiny_captioners import save_encoder_decoder
+from tests.support.tiny_captioners import WORDS, save_encoder_decoder
 from tests.support.waiting import HANG_S
 
 KEY = "sk-secret-0123456789"
@@ -159,6 +160,56 @@ def test_an_endpoint_that_goes_down_after_its_trial_loses_no_row(
         assert summary["errors"] == 4
     else:
         assert {row["verdict"] for row in rows.values()} == {"manipulated"}
+        assert summary["errors"] == 0
+
+
+@pytest.fixture
+def failing_models(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Replace the stages of both jobs by those of `tests.support.deadly`."""
+    from ray import cloudpickle
+
+    from jobs.annotate import pipeline as annotate_pipeline
+    from jobs.scan import pipeline
+
+    module = sys.modules[FailingCaptioner.__module__]
+    cloudpickle.register_pickle_by_value(module)
+    monkeypatch.setattr(pipeline, "CaptionStage", FailingCaptioner)
+    monkeypatch.setattr(annotate_pipeline, "DescribeStage", FailingAnnotator)
+    monkeypatch.setattr(pipeline, "TRIES", 2)
+    yield
+    cloudpickle.unregister_pickle_by_value(module)
+
+
+@pytest.mark.chaos
+@pytest.mark.slow
+@pytest.mark.parametrize("job", JOBS)
+def test_a_picture_that_kills_its_process_and_one_that_takes_all_memory_cost_only_their_captions(
+    ray_here: None, failing_models: None, tmp_path: Path, model_folder: Path, job: JobKind
+) -> None:
+    write_pairs(tmp_path, 8)
+    source = save_encoder_decoder(tmp_path / "captioner")
+    captions_of = {"engine": "transformers", "source": source, "max_new_tokens": 4, "batch_size": 2}
+    explanations = {str(row): f"explanation {row}" for row in range(8)}
+    (tmp_path / "explanations.json").write_text(json.dumps(explanations))
+    explained = {"engine": "precomputed", "source": str(tmp_path / "explanations.json")}
+    changes = {"explanations": explained} if job == "annotate" else {}
+    summary, rows, captions = run_job(job, tmp_path, flagging(model_folder, tmp_path), captions_of, **changes)
+    assert Path(f"{source}.died").exists()
+    hungry, deadly = HUNGRY - FIRST_WIDTH, DEADLY - FIRST_WIDTH
+    assert set(rows) == set(range(8))
+    for row in set(rows) - {hungry, deadly}:
+        text = captions[row].text
+        assert text is not None
+        assert set(text.split()) <= set(WORDS)
+    assert captions[hungry] == Caption(None, "out_of_memory", False)
+    assert captions[deadly] == Caption(None, "process_died", False)
+    if job == "annotate":
+        assert {str(row): rows[row]["explanation"] for row in rows} == explanations
+        assert (rows[deadly]["error_code"], summary["errors"]) == ("process_died", 2)
+        assert "caption: the process died each time" in rows[deadly]["error_detail"]
+    else:
+        assert {row["verdict"] for row in rows.values()} == {"manipulated"}
+        assert "died each time" in rows[deadly]["caption_error"]["detail"]
         assert summary["errors"] == 0
 
 

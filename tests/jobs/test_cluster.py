@@ -76,6 +76,23 @@ def test_machines_are_requested_and_waited_for_once(ray_here: None) -> None:
     assert all(group["state"] == "REMOVED" for group in placement_group_table().values())
 
 
+def test_the_log_of_a_lost_batch_keeps_the_traceback_as_text_and_no_frame_with_its_actor() -> None:
+    silence_ray_data()
+    records: list[logging.LogRecord] = []
+    handler = logging.Handler()
+    handler.emit = records.append  # type: ignore[method-assign]
+    logger = logging.getLogger("ray.data._internal.execution.streaming_executor_state")
+    logger.addHandler(handler)
+    try:
+        raise ValueError("the process died")
+    except ValueError as error:
+        logger.error("a batch is lost", exc_info=error)
+    finally:
+        logger.removeHandler(handler)
+    assert records[0].exc_info is None
+    assert "ValueError: the process died" in logging.Formatter().format(records[0])
+
+
 def test_ray_datas_own_handlers_are_silenced_and_those_of_the_program_are_not() -> None:
     theirs, ours = logging.StreamHandler(), logging.StreamHandler()
     ray_data = logging.getLogger("ray.data")

@@ -1,9 +1,19 @@
-"""Stages that end their process. Ray's workers cannot import this module, so tests pickle it by value."""
+"""Stages whose model fails or ends their process.
+
+Ray's workers cannot import this module, so tests pickle it by value.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 import pyarrow as pa
 
+from jobs.annotate.stage import DescribeStage
+from jobs.descriptions.engine import Outcome, Request
+from jobs.descriptions.left_out import LeftOut
+from jobs.descriptions.transformers_engine import TransformersEngine
 from jobs.scan.stages.caption import CaptionStage
 from jobs.scan.stages.detect import Detector
 
@@ -26,6 +36,8 @@ class DeadlyCaptioner(CaptionStage):
         import os
         from pathlib import Path
 
+        if isinstance(self._captioner, LeftOut):
+            return super().__call__(batch)
         if any("poison" in (text or "") for text in batch["text"].to_pylist()):
             os._exit(1)
         died = Path(f"{self._settings.source}.died")
@@ -33,3 +45,62 @@ class DeadlyCaptioner(CaptionStage):
             died.touch()
             os._exit(1)
         return super().__call__(batch)
+
+
+HUNGRY, DEADLY = 103, 105
+"""Widths of the pictures for which a model asks for too much memory, and whose generation kills its process."""
+
+
+class _FailingModel:
+    """A model of transformers that fails at its second step: the model has written a word by then.
+
+    It asks for more memory than any machine has for a `HUNGRY` picture. For a `DEADLY` one the process is killed, as
+    the kernel does when memory runs out, and once more at the first batch of all.
+    """
+
+    def __init__(self, engine: Any) -> None:
+        self._generate, self._died = engine._generate, f"{engine._settings.source}.died"
+        self._widths: set[int] = set()
+        self._steps = 0
+        engine._generate = self.generate
+        engine._model.register_forward_pre_hook(self._before_step)
+
+    def generate(self, requests: Sequence[Request]) -> list[Outcome]:
+        self._widths, self._steps = {request.image.width for request in requests if request.image}, 0
+        found: list[Outcome] = self._generate(requests)
+        return found
+
+    def _before_step(self, model: Any, inputs: Any) -> None:
+        import os
+        import signal
+        from pathlib import Path
+
+        import torch
+
+        self._steps += 1
+        if self._steps < 2:
+            return
+        is_first = not Path(self._died).exists()
+        Path(self._died).touch()
+        if is_first or DEADLY in self._widths:
+            os.kill(os.getpid(), signal.SIGKILL)
+        if HUNGRY in self._widths:
+            torch.empty(2**50, dtype=torch.uint8)
+
+
+class FailingCaptioner(CaptionStage):
+    """A captioner of a scan with a `_FailingModel`."""
+
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        if not isinstance(self._captioner, LeftOut):
+            _FailingModel(self._captioner)
+
+
+class FailingAnnotator(DescribeStage):
+    """A stage of annotations with a `_FailingModel`."""
+
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        if isinstance(self._engine, TransformersEngine):
+            _FailingModel(self._engine)

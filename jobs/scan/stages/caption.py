@@ -11,7 +11,8 @@ from PIL import Image
 
 from asap.preprocessing.words import replace_unreadable
 from asap.storage.location import Location
-from jobs.descriptions.engine import Failure, Outcome, Reply, Request, Usage, total_usage
+from jobs.descriptions.engine import Engine, Failure, Outcome, Reply, Request, Usage, total_usage
+from jobs.descriptions.left_out import LeftOut
 from jobs.descriptions.settings import DescriptionSettings
 from jobs.metrics import PairMetrics, count
 from jobs.scan.input.manifest import readable_text, storable
@@ -28,6 +29,7 @@ class CaptionStage:
         device: str | None = None,
         job: str = "",
         threads: int | None = None,
+        is_left_out: bool = False,
     ) -> None:
         """Load the captioner.
 
@@ -37,13 +39,14 @@ class CaptionStage:
             device: Device of a model that captions. None: CUDA if there is any, else the CPU.
             job: Name of the job, for its metrics.
             threads: Threads of a model on a CPU, so that other stages keep theirs. None: torch decides.
+            is_left_out: True for rows that ended the process of a captioner: their captions are errors.
         """
         if threads:
             import torch
 
             torch.set_num_threads(threads)
         self._settings = settings
-        self._captioner = load_captioner(settings, input, device)
+        self._captioner: Engine = LeftOut() if is_left_out else load_captioner(settings, input, device)
         self._job = job
 
     def __call__(self, batch: pa.Table) -> pa.Table:

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
-from jobs.annotate.pipeline import size_engines
+from asap.storage.location import Location
+from jobs.annotate.pipeline import AnnotatePipeline, size_engines
 from jobs.annotate.settings import AnnotateSettings
+from jobs.annotate.stage import Order
+from jobs.scan.pipeline import StageResources
 
 MODEL = {"engine": "transformers", "source": "m"}
 FILE = {"engine": "precomputed", "source": "f"}
@@ -37,3 +42,22 @@ def test_two_models_share_each_gpu_and_a_file_needs_none() -> None:
     assert [(each.gpus, each.size) for each in both] == [(0.5, None), (0.5, None)]
     one = size_engines(_settings(captions=FILE, explanations=MODEL), on_gpu=True, cpus=8)
     assert [each.gpus for each in one] == [0, 1]
+
+
+def _left_out(**engines: dict[str, str]) -> list[list[str]]:
+    """Return the kinds that each pipeline for rows which end their process leaves out."""
+    settings = list(_settings(**engines).engines.values())
+    orders = tuple(Order(engine, Location("/in"), is_last=engine is settings[-1]) for engine in settings)
+    other: dict[str, Any] = {"preparation": None, "known": {}, "writing": None, "prepare": StageResources(0.25)}
+    pipeline = AnnotatePipeline(orders=orders, batch_size=1, describe=(StageResources(0.1),) * len(orders), **other)
+    tries = pipeline.without_an_engine()
+    return [[order.settings.kind for order in each.orders if order.is_left_out] for each in tries]
+
+
+def test_a_row_that_ends_its_process_is_tried_without_each_model_the_later_first() -> None:
+    assert _left_out(captions=MODEL, explanations=MODEL) == [["explanation"], ["caption"]]
+
+
+def test_a_row_that_ends_its_process_is_tried_without_a_model_beside_a_file_but_not_without_the_only_engine() -> None:
+    assert _left_out(captions=MODEL, explanations=FILE) == [["caption"]]
+    assert _left_out(captions=MODEL) == []

@@ -117,6 +117,16 @@ def test_a_row_of_both_kinds_keeps_what_succeeded_and_names_what_failed(engine: 
     ]
 
 
+def test_an_engine_that_is_left_out_costs_only_its_own_descriptions(engine: _Echo) -> None:
+    between = _stage("caption", is_last=False)(_prepared({}))
+    rows = _stage("explanation", is_left_out=True)(between)
+    assert (rows["caption"].to_pylist(), rows["explanation"].to_pylist()) == (["of 0\ufffd"], [None])
+    assert (rows["caption_error"].to_pylist(), rows["explanation_error"].to_pylist()) == ([None], ["process_died"])
+    assert (rows["status"].to_pylist(), rows["error_code"].to_pylist()) == (["error"], ["process_died"])
+    assert rows["error_detail"].to_pylist()[0].startswith("explanation: the process died each time")
+    assert rows["retryable"].to_pylist() == [False]
+
+
 def test_a_caption_whose_prompt_holds_the_text_is_one_for_each_text(engine: _Echo) -> None:
     settings = DescriptionSettings(engine="transformers", source="m", prompt="Describe this picture of {text}")
     table = _prepared({"image_sha256": "x"}, {"image_sha256": "x"}, {"image_sha256": "x", "text": "text 0"})
@@ -182,7 +192,7 @@ def test_two_batches_of_one_process_describe_a_picture_once(engine: _Echo, monke
 def test_the_rows_of_dead_processes_are_errors_of_every_kind_that_was_asked(engine: _Echo) -> None:
     callers = _prepared({}, {}).select(CALLER_COLUMNS)
     rows = ANNOTATIONS.lost(callers, "it died", {"run_id": "r2", "engines": {"caption": {}}})
-    assert rows["error_code"].to_pylist() == rows["caption_error"].to_pylist() == ["model_error"] * 2
+    assert rows["error_code"].to_pylist() == rows["caption_error"].to_pylist() == ["process_died"] * 2
     assert rows["explanation_error"].null_count == 2
 
 

@@ -199,7 +199,7 @@ def test_a_captioner_that_is_killed_loses_and_doubles_no_row_and_takes_no_verdic
     assert [row["row_id"] for row in rows] == list(range(8))
     assert {row["verdict"] for row in rows} == {"manipulated"}
     assert [row["caption"] for row in rows] == [None if row == 5 else f"caption {row}" for row in range(8)]
-    assert rows[5]["caption_error"]["kind"] == "model_error"
+    assert rows[5]["caption_error"]["kind"] == "process_died"
     assert "died each time" in rows[5]["caption_error"]["detail"]
 
 
