@@ -167,13 +167,13 @@ def known_query(*names: str) -> Callable[[Request], Awaitable[None]]:
 
 
 def invalid_field(errors: Any, skip: int = 0) -> Refused:
-    """Return a 422 that names the first invalid field, without repeating its value.
+    """Return a 422 that names the first invalid field, without repeating its value or the whole of a long name.
 
     Args:
         errors: Pydantic's list of errors.
         skip: Leading parts of the field's location that are left out of its name.
     """
-    name = ".".join(str(part) for part in errors[0]["loc"][skip:]) or None
+    name = ".".join(str(part)[:_SHOWN_CHARS] for part in errors[0]["loc"][skip:]) or None
     message = errors[0]["msg"].removeprefix("Value error, ")
     return Refused(422, "invalid_field", f"{name}: {message}" if name else message, param=name)
 
