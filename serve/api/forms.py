@@ -6,9 +6,11 @@ ignores the encoding of a single part, and does not say which part is unknown or
 
 from __future__ import annotations
 
-import codecs
+import encodings
+import encodings.aliases
+import pkgutil
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -23,21 +25,48 @@ if TYPE_CHECKING:
 
 _CHARSET_FIELD = "_charset_"
 """A hidden field in which browsers send the encoding of the form's fields."""
+_MAX_NAME = 40
+"""Characters of the name of an encoding, and of a name from a request that is repeated in a message."""
+_NAME = re.compile(rf"[a-z0-9][a-z0-9._:+ -]{{0,{_MAX_NAME - 1}}}")
+"""Names that an encoding may have. Python alone skips other characters, and would guess."""
+_HEADERS = (b"content-disposition", b"content-type", b"content-transfer-encoding")
+"""Headers of a part that are read."""
 _PLAIN = ("", "7bit", "8bit", "binary")
 """Values of Content-Transfer-Encoding that leave the bytes as they are."""
 _ENCODINGS = re.compile(
     r"""
-      utf-8 | utf-16(-[bl]e)? | utf-32(-[bl]e)? | ascii | iso8859-\d+ | cp\d{3,4} | koi8-[rtu] | mac-\w+ | tis-620
-    | big5 | big5hkscs | gb2312 | gbk | gb18030 | hz | euc_\w+ | shift_jis\w* | iso2022_\w+ | johab
+      utf_8 | utf_16(_[bl]e)? | utf_32(_[bl]e)? | ascii | latin_1 | iso8859_\d+ | cp\d{3,4} | koi8_[rtu] | mac_\w+
+    | tis_620 | big5 | big5hkscs | gb2312 | gbk | gb18030 | hz | euc_\w+ | shift_jis\w* | iso2022_\w+ | johab
     """,
     re.VERBOSE,
 )
-"""Names of encodings, as Python writes them, that texts are decoded from.
+"""Encodings that texts are decoded from, by the modules that Python has for them.
 
 Python knows others that are no encodings of texts in the web, and some of them take quadratic time.
 """
-_AS_BROWSERS_DECODE = {"iso8859-1": "cp1252", "utf-8": "utf-8-sig"}
+_AS_BROWSERS_DECODE = {"latin_1": "cp1252", "utf_8": "utf_8_sig"}
 """Browsers send Windows-1252 as ISO-8859-1. A mark at the beginning of a text in UTF-8 is no part of the text."""
+_BYTES_OF_CHARACTER, _BYTES_OF_START = 9, 4
+"""Bytes that one character of a text may take, and those before the first.
+
+UTF-8, UTF-16, UTF-32 and GB 18030 take at most 4 bytes, and a mark of at most 4 before the first. EUC-KR spells rare
+syllables in 8. ISO-2022 and HZ switch between sets of characters: at most 4 bytes to switch to a set, 2 for the
+character, and 3 to switch back. Only a text with switches that do nothing takes more, which no encoder writes.
+"""
+
+
+def _known_encodings() -> dict[str, str]:
+    """Return the module of each accepted encoding, by each of its names.
+
+    Names from requests are looked up here. `codecs.lookup` would keep every unknown name until the process ends.
+    """
+    modules = {module.name for module in pkgutil.iter_modules(encodings.__path__)}
+    names = {name: name for name in modules} | encodings.aliases.aliases
+    accepted = {name: module for name, module in names.items() if module in modules and _ENCODINGS.fullmatch(module)}
+    return {name.replace(".", "_"): module for name, module in accepted.items()}
+
+
+_KNOWN = _known_encodings()
 
 
 @dataclass
@@ -63,12 +92,9 @@ class Form:
         """Return the content of a field as text. Raises `Refused` if it is missing or is not in its encoding."""
         part = self._part(name)
         declared = _charset_of(part.content_type) or self._charset or "utf-8"
-        try:
-            encoding = codecs.lookup(declared).name
-        except (LookupError, ValueError):  # ValueError: a name with a NUL
-            encoding = ""
-        if not _ENCODINGS.fullmatch(encoding):
-            message = f"the {name} is in an unknown encoding: {declared[:40]!r}. Send it in UTF-8."
+        encoding = _encoding_of(declared)
+        if encoding is None:
+            message = f"the {name} is in an unknown encoding: {declared[:_MAX_NAME]!r}. Send it in UTF-8."
             raise Refused(400, "text_invalid", message, param=name)
         try:
             return part.data.decode(_AS_BROWSERS_DECODE.get(encoding, encoding))
@@ -82,12 +108,23 @@ class Form:
         return self._parts[name]
 
 
-async def read_form(request: Request, names: Collection[str]) -> Form:
-    """Read a form of multipart/form-data whose fields may have these names. Raises `Refused`."""
+def max_bytes_of(characters: int) -> int:
+    """Return the bytes that a text of so many characters takes at most, in any encoding."""
+    return _BYTES_OF_START + _BYTES_OF_CHARACTER * characters
+
+
+async def read_form(request: Request, names: Collection[str], max_bytes: Mapping[str, int]) -> Form:
+    """Read a form of multipart/form-data. Raises `Refused`.
+
+    Args:
+        request: The request.
+        names: The names that fields may have.
+        max_bytes: The limits of some fields. A field is refused as soon as more of its bytes have come.
+    """
     _, options = parse_options_header(request.headers["content-type"])
     if not options.get(b"boundary"):
         raise Refused(400, "bad_request", "the Content-Type of the form has no boundary")
-    reader = _Reader((*names, _CHARSET_FIELD))
+    reader = _Reader((*names, _CHARSET_FIELD), {**max_bytes, _CHARSET_FIELD: _MAX_NAME})
     try:
         parser = MultipartParser(options[b"boundary"], reader.callbacks())
         async for chunk in request.stream():
@@ -97,15 +134,17 @@ async def read_form(request: Request, names: Collection[str]) -> Form:
     if not reader.is_complete:
         raise Refused(400, "bad_request", "the form is cut off: it does not end with its boundary")
     named = reader.parts.pop(_CHARSET_FIELD, None)
-    charset = named.data[:40].decode("latin-1").strip() if named else ""
+    charset = named.data.decode("latin-1").strip() if named else ""
     return Form(reader.parts, charset or options.get(b"charset", b"").decode("latin-1"))
 
 
 class _Reader:
     """Collects the parts of a form while its parser finds them."""
 
-    def __init__(self, names: Collection[str]) -> None:
+    def __init__(self, names: Collection[str], max_bytes: Mapping[str, int]) -> None:
         self._names = names
+        self._max_bytes = max_bytes
+        self._name = ""
         self._header, self._value = b"", b""
         self._headers: dict[bytes, bytes] = {}
         self._data = bytearray()
@@ -134,7 +173,10 @@ class _Reader:
         self._value += data[start:end]
 
     def _header_end(self) -> None:
-        self._headers[self._header.lower()] = self._value
+        name = self._header.lower()
+        if name in _HEADERS and name in self._headers:
+            raise Refused(400, "bad_request", f"a part of the form has two headers {name.decode()}. Send one.")
+        self._headers[name] = self._value
         self._header, self._value = b"", b""
 
     def _headers_finished(self) -> None:
@@ -144,18 +186,22 @@ class _Reader:
             raise Refused(400, "bad_request", "a part of the form has no name")
         name = options[b"name"].decode("utf-8", "replace")
         if name not in self._names:
-            shown = name[:40]
+            shown = name[:_MAX_NAME]
             raise Refused(422, "invalid_field", f"{shown}: the form may not have this field", param=shown)
         if name in self.parts:
             raise Refused(422, "invalid_field", f"{name}: the field is given twice", param=name)
         transfer = self._headers.get(b"content-transfer-encoding", b"").decode("latin-1").strip().lower()
         if transfer not in _PLAIN:
-            message = f"the field {name} is encoded as {transfer[:40]!r}. Send its bytes as they are."
+            message = f"the field {name} is encoded as {transfer[:_MAX_NAME]!r}. Send its bytes as they are."
             raise Refused(415, "unsupported_media_type", message, param=name)
         self.parts[name] = Part(self._headers.get(b"content-type", b"").decode("latin-1"))
-        self._data = self.parts[name].data
+        self._name, self._data = name, self.parts[name].data
 
     def _part_data(self, data: bytes, start: int, end: int) -> None:
+        most = self._max_bytes.get(self._name)
+        if most is not None and len(self._data) + end - start > most:
+            message = f"the {self._name} has more than {most} bytes, which is the limit"
+            raise Refused(413, "too_large", message, param=self._name)
         self._data += memoryview(data)[start:end]
 
     def _end(self) -> None:
@@ -165,3 +211,10 @@ class _Reader:
 def _charset_of(content_type: str) -> str:
     _, options = parse_options_header(content_type)
     return options.get(b"charset", b"").decode("latin-1")
+
+
+def _encoding_of(declared: str) -> str | None:
+    """Return Python's name of the encoding that a request names, or None if it is not accepted."""
+    if not _NAME.fullmatch(name := declared[: _MAX_NAME + 1].lower()):
+        return None
+    return _KNOWN.get(encodings.normalize_encoding(name).replace(".", "_"))

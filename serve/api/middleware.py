@@ -179,9 +179,13 @@ def as_refused(error: Exception, request_id: str) -> Refused:
 
 def error_body(error: Refused, request_id: str) -> ErrorBody:
     """Return the body of an error response."""
-    # A message may quote half a surrogate pair of the caller's, which UTF-8 cannot encode.
-    message = error.message.encode("utf-8", "replace").decode()
-    return ErrorBody(code=error.code, message=message, param=error.param, request_id=request_id)
+    param = None if error.param is None else _encodable(error.param)
+    return ErrorBody(code=error.code, message=_encodable(error.message), param=param, request_id=request_id)
+
+
+def _encodable(text: str) -> str:
+    """Replace halves of surrogate pairs, which UTF-8 cannot encode. A caller's JSON may have them in its names."""
+    return text.encode("utf-8", "replace").decode()
 
 
 def error_response(error: Refused, request_id: str) -> JSONResponse:

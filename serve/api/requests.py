@@ -13,7 +13,7 @@ from fastapi import Request
 from pydantic import BaseModel, ValidationError
 
 from asap.preprocessing.words import estimate_passes
-from serve.api.forms import read_form
+from serve.api.forms import max_bytes_of, read_form
 from serve.errors import Refused
 from serve.schemas import BatchRequest, DetectRequest
 from serve.settings import ServeSettings
@@ -55,7 +55,9 @@ class RequestReader:
             # Decoding many megabytes of base64 takes a while, so it is done outside the event loop.
             return await asyncio.to_thread(self._parse_pair, await request.body())
         if kind == "multipart/form-data":
-            form = await read_form(request, ("image", "text"))
+            # A text is decoded in the event loop, so one that is too long is refused before.
+            most = max_bytes_of(self._settings.max_text_chars)
+            form = await read_form(request, ("image", "text"), {"text": most})
             return self._checked(form.data("image"), None, form.text("text"))
         message = f"the body is {kind or 'of no type'}. Send multipart/form-data or application/json."
         raise Refused(415, "unsupported_media_type", message)
@@ -165,13 +167,13 @@ def known_query(*names: str) -> Callable[[Request], Awaitable[None]]:
 
 
 def invalid_field(errors: Any, skip: int = 0) -> Refused:
-    """Return a 422 that names the first invalid field, without repeating its value.
+    """Return a 422 that names the first invalid field, without repeating its value or the whole of a long name.
 
     Args:
         errors: Pydantic's list of errors.
         skip: Leading parts of the field's location that are left out of its name.
     """
-    name = ".".join(str(part) for part in errors[0]["loc"][skip:]) or None
+    name = ".".join(str(part)[:_SHOWN_CHARS] for part in errors[0]["loc"][skip:]) or None
     message = errors[0]["msg"].removeprefix("Value error, ")
     return Refused(422, "invalid_field", f"{name}: {message}" if name else message, param=name)
 

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
+import encodings
+import itertools
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 from fastapi.testclient import TestClient
+from starlette.requests import Request
+from starlette.types import Message
 
 from asap.finding import Finding
+from serve.api.forms import max_bytes_of, read_form
+from serve.errors import Refused
 from serve.schemas import ModelCard
 from tests.support.serving import api, encoded
 
@@ -104,6 +111,8 @@ def test_a_text_is_decoded_from_the_encoding_that_its_part_its_form_or_a_field_n
         (b"A river", "idna", "unknown encoding"),
         (b"A river", "undefined", "unknown encoding"),
         (b"A river", "utf-8\x00", "unknown encoding"),
+        (b"A river", "utf-8!", "unknown encoding"),
+        (b"A river", "utf-8" + "-" * 1000, "unknown encoding: 'utf-8" + "-" * 35 + "'"),
     ],
 )
 def test_a_text_that_is_not_in_its_encoding_is_refused(
@@ -112,6 +121,68 @@ def test_a_text_that_is_not_in_its_encoding_is_refused(
     headers = [f"content-type: text/plain; charset={declared}".encode()] if declared else []
     answer = _send(client, _part("image", PICTURE), _part("text", content, *headers))
     _check_refused(answer, 400, "text_invalid", "text", reason)
+
+
+def test_the_name_of_an_encoding_that_a_caller_invents_is_not_kept(client: TestClient) -> None:
+    def send(name: str) -> Any:
+        header = f"content-type: text/plain; charset={name}".encode()
+        return _send(client, _part("image", PICTURE), _part("text", b"A river", header))
+
+    kept = set(encodings._cache)  # type: ignore[attr-defined]
+    for number in range(20):
+        _check_refused(send(f"martian-{number}"), 400, "text_invalid", "text", f"'martian-{number}'")
+    assert set(encodings._cache) == kept  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("charset", ["utf-8", "utf-16", "utf-32", "gb18030", "euc-kr", "hz", "iso-2022-jp-2"])
+def test_a_text_of_as_many_characters_as_allowed_is_read_in_any_encoding(reader: Reader, charset: str) -> None:
+    # Characters that take the most bytes, each between two that need a switch to another set of characters.
+    many = {"euc-kr": "똠", "hz": "东\n", "iso-2022-jp-2": "丂\n한é"}.get(charset, "𠀋")
+    text = "A river " + "".join(itertools.islice(itertools.cycle(many), 92))
+    header = f"content-type: text/plain; charset={charset}".encode()
+    with api(reader, max_text_chars=100) as client:
+        answer = _send(client, _part("image", PICTURE), _part("text", text.encode(charset), header))
+        assert answer.status_code == 200, answer.text
+        assert reader.texts[-1] == text
+        answer = _send(client, _part("image", PICTURE), _part("text", (text + "A").encode(charset), header))
+        _check_refused(answer, 413, "too_large", "text", "101 characters, the limit is 100")
+
+
+def test_no_character_takes_more_bytes_in_an_encoding_than_the_limit_of_a_text_allows() -> None:
+    names = ["utf-8", "utf-16", "utf-32", "gb18030", "euc-kr", "johab", "hz", "euc-jis-2004", "iso2022-kr"]
+    names += ["iso2022-jp" + variant for variant in ("", "-1", "-2", "-2004", "-3", "-ext")]
+    characters = [chr(point) for point in (*range(0xD800), *range(0xE000, 0x10000), *range(0x20000, 0x20100))]
+    for name in names:
+        longest = max(len(character.encode(name, "ignore")) for character in characters)
+        assert longest <= max_bytes_of(1), name
+
+
+@pytest.mark.parametrize(("name", "most"), [("text", max_bytes_of(100)), ("_charset_", 40)])
+def test_a_field_that_is_too_long_is_refused_while_its_bytes_come(name: str, most: int) -> None:
+    read = 0
+
+    async def receive() -> Message:
+        nonlocal read
+        read += 1
+        begin = _part(name, b"") if read == 1 else b""
+        return {"type": "http.request", "body": begin + b"x" * most, "more_body": True}
+
+    headers = [(b"content-type", b"multipart/form-data; boundary=b")]
+    request = Request({"type": "http", "method": "POST", "path": "/", "headers": headers}, receive)
+    with pytest.raises(Refused, match=f"{name} has more than {most} bytes") as caught:
+        asyncio.run(read_form(request, ("text",), {"text": max_bytes_of(100)}))
+    assert (caught.value.status, caught.value.code, caught.value.param) == (413, "too_large", name)
+    assert read == 2
+
+
+def test_a_text_with_more_bytes_than_its_characters_can_take_is_refused_by_the_route() -> None:
+    with api(Reader(), max_text_chars=100) as client:
+        text = _part("text", b"x" * (max_bytes_of(100) + 1))
+        answer = _send(client, _part("image", PICTURE), text)
+        _check_refused(answer, 413, "too_large", "text", f"more than {max_bytes_of(100)} bytes")
+        charset = _part("_charset_", b"utf-8" + b" " * 36)
+        answer = _send(client, _part("image", PICTURE), _part("text", b"A river"), charset)
+        _check_refused(answer, 413, "too_large", "_charset_", "more than 40 bytes")
 
 
 def test_a_text_may_be_a_file_and_a_picture_a_plain_field(client: TestClient, reader: Reader) -> None:
@@ -150,6 +221,24 @@ def test_a_part_in_an_encoding_of_mail_is_refused(client: TestClient, coding: by
     _check_refused(_send(client, _part("image", PICTURE), text), 415, "unsupported_media_type", "text", coding.decode())
     plain = _part("text", b"A river", b"Content-Transfer-Encoding: 8bit")
     assert _send(client, _part("image", PICTURE), plain).status_code == 200
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        [b'Content-Disposition: form-data; name="_charset_"'],
+        [b"content-type: text/plain; charset=utf-8", b"Content-Type: text/plain; charset=koi8-r"],
+        [b"content-type: text/plain", b"content-type: text/plain"],
+        [b"Content-Transfer-Encoding: base64", b"content-transfer-encoding: 8bit"],
+    ],
+    ids=["disposition", "type", "the same type", "transfer encoding"],
+)
+def test_a_part_with_two_headers_of_one_name_is_refused(client: TestClient, headers: list[bytes]) -> None:
+    name = headers[-1].partition(b":")[0].decode().lower()
+    answer = _send(client, _part("image", PICTURE), _part("text", b"A river", *headers))
+    _check_refused(answer, 400, "bad_request", None, f"two headers {name}")
+    others = _part("text", b"A river", b"x-note: a", b"x-note: b")
+    assert _send(client, _part("image", PICTURE), others).status_code == 200
 
 
 @pytest.mark.parametrize(

@@ -388,6 +388,32 @@ def test_a_key_of_json_that_is_given_twice_is_named_and_affects_no_other_pair(cl
     _error(client, twice, 422, "invalid_field", "items")
 
 
+@pytest.mark.parametrize(
+    ("pair", "param"),
+    [(r'{"\ud800": 1, "\ud800": 2}', "?"), (r'{"text": "A river", "\ud800": 1}', None)],
+    ids=["doubled", "unknown"],
+)
+def test_a_name_that_is_no_unicode_is_refused_and_affects_no_other_pair(
+    client: TestClient, caplog: pytest.LogCaptureFixture, pair: str, param: str | None
+) -> None:
+    headers = {"content-type": "application/json"}
+    _error(client, client.post("/v1/detect", content=pair, headers=headers), 422, "invalid_field", param)
+    good = json.dumps({"image": BASE64, "text": TEXT})
+    batch = client.post("/v1/detect/batch", content=f'{{"items": [{pair}, {good}]}}', headers=headers)
+    assert [item["status"] for item in batch.json()["items"]] == [422, 200]
+    assert batch.json()["items"][0]["error"]["param"] == param
+    assert "Traceback" not in caplog.text
+
+
+@pytest.mark.parametrize("path", ["/v1/detect", "/v1/detect/batch"])
+def test_a_long_unknown_key_of_json_is_not_repeated_whole(client: TestClient, path: str) -> None:
+    answer = client.post(path, json={"x" * 50_000: 1, "items": [1], "image": BASE64, "text": TEXT})
+    _error(client, answer, 422, "invalid_field", "x" * 40)
+    assert len(answer.content) < 500
+    item = client.post("/v1/detect/batch", json={"items": [{"image": BASE64, "text": TEXT, "x" * 50_000: 1}]})
+    assert item.json()["items"][0]["error"]["param"] == "x" * 40
+
+
 @pytest.mark.parametrize("hosts", [[], [""], [" "], ["127.0.0.1", "127.0.0.1"], ["127.0.0.1", "evil.example"]], ids=str)
 @pytest.mark.parametrize("path", ["/v1/models", "/v1/detect", "/healthz", "/"])
 def test_a_request_without_the_name_of_one_host_is_refused(client: TestClient, hosts: list[str], path: str) -> None:
