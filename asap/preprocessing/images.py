@@ -11,7 +11,7 @@ import re
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -109,6 +109,8 @@ class DecodedImage:
     sha256: str | None
     """Hex digest of the encoded bytes; None for a PIL image, which has none."""
     warnings: list[str] = field(default_factory=list)
+    is_as_stored: bool = False
+    """True if these are the pixels of a JPEG as it is stored: nothing was rotated, converted or mended."""
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -387,7 +389,8 @@ def _decode(image: Image.Image, limits: ImageLimits, sha256: str | None, min_sid
     _load(image, limits, min_side)
     if image.format == "HEIF":  # libheif turns and crops while it decodes
         size = image.size
-    return _finish(image, size, sha256, [])
+    decoded = _finish(image, size, sha256, [])
+    return replace(decoded, is_as_stored=image.format == "JPEG" and decoded.image is image)
 
 
 def _load(image: Image.Image, limits: ImageLimits, min_side: int | None) -> None:

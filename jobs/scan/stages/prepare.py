@@ -254,7 +254,7 @@ def _picture(
             pixels = image.pixels.tobytes()
         if side is not None:
             decoded = decode_image(fetched.data, limits, min_side=side)
-            thumbnail = _thumbnail(decoded, side)
+            thumbnail = _thumbnail(decoded, fetched.data, side)
             image = image if size is not None else decoded
     return {
         "pixels": pixels,
@@ -269,8 +269,13 @@ def _picture(
     }
 
 
-def _thumbnail(decoded: DecodedImage, side: int) -> bytes:
-    """Return a JPEG whose sides are at most `side` pixels. The picture itself is shrunk."""
+def _thumbnail(decoded: DecodedImage, data: bytes, side: int) -> bytes:
+    """Return a JPEG whose sides are at most `side` pixels: the file itself, or one of the picture, which is shrunk."""
+    # To encode a small picture again would cost a tenth of what a small captioner takes for it. A file of more bytes
+    # than its pixels carries something else.
+    is_small = max(decoded.width, decoded.height) <= side and len(data) <= 3 * decoded.width * decoded.height
+    if decoded.is_as_stored and not decoded.warnings and is_small:
+        return data
     decoded.image.thumbnail((side, side), Image.Resampling.BICUBIC)
     buffer = BytesIO()
     decoded.image.save(buffer, "JPEG", quality=90)

@@ -115,6 +115,37 @@ def test_warnings_of_the_manifest_and_the_picture_are_kept(tmp_path: Path) -> No
     assert "transparency" in warnings[1]
 
 
+def test_a_small_jpeg_travels_as_it_is_and_any_other_picture_as_a_jpeg_of_its_own(
+    tmp_path: Path, jpeg: Callable[..., bytes]
+) -> None:
+    plain = jpeg(0, (60, 40))
+    picture, turned = Image.open(BytesIO(plain)), Image.Exif()
+    turned[0x0112] = 6
+    files = {
+        "plain": plain,
+        "heavy": plain[:2] + b"\xff\xe1\xff\xff" + bytes(0xFFFD) + plain[2:],
+        "wide": jpeg(0, (80, 40)),
+    }
+    for name, options in {"turned": {"exif": turned}, "gray": {}, "png": {}}.items():
+        buffer, changed = BytesIO(), picture.convert("L") if name == "gray" else picture
+        changed.save(buffer, "PNG" if name == "png" else "JPEG", **options)
+        files[name] = buffer.getvalue()
+    rows = []
+    for name, data in files.items():
+        (tmp_path / name).write_bytes(data)
+        rows.append({"image_uri": str(tmp_path / name)})
+    limits = ImageLimits(max_bytes=200_000)
+    preparation = Preparation(image_size=None, limits=limits, fetch=PREPARATION.fetch, thumbnail_side=64)
+    found = dict(zip(files, prepare_batch(_batch(*rows), preparation)["thumbnail"].to_pylist(), strict=True))
+    assert [name for name in files if found[name] == files[name]] == ["plain"]
+    seen = {name: Image.open(BytesIO(data)) for name, data in found.items()}
+    assert {(name, image.format, image.mode) for name, image in seen.items()} == {
+        (name, "JPEG", "RGB") for name in files
+    }
+    assert (seen["turned"].size, seen["wide"].size, seen["heavy"].size) == ((40, 60), (64, 32), (60, 40))
+    assert len(found["heavy"]) < 10_000
+
+
 def test_a_thumbnail_is_made_if_a_captioner_needs_it(tmp_path: Path, jpeg: Callable[..., bytes]) -> None:
     from io import BytesIO
 
