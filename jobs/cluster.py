@@ -316,7 +316,7 @@ def _request(needs: Resources, workers: int) -> str:
 
 
 def _minutes(seconds: float) -> str:
-    return f"{seconds / 60:.2g} min" if seconds >= _MINUTES_FROM_S else f"{seconds:g} s"
+    return f"{f'{seconds / 60:,.1f}'.removesuffix('.0')} min" if seconds >= _MINUTES_FROM_S else f"{seconds:g} s"
 
 
 def _describe(machines: Sequence[Resources]) -> str:

@@ -5,6 +5,7 @@
     └── JobError                   a job that cannot start or resume
         ├── InputNotFound          the input does not exist, or holds nothing to scan
         ├── PathNotShared          some machines of the cluster cannot use a path of the job
+        ├── JobUnknown             the cluster has no submitted job of this id
         ├── JobInUse               another process is working on the job
         ├── JobDiffers             the job folder belongs to other settings, another model or another input
         ├── InputUnfamiliar        the model has seen nothing like most of the input; exit code 4
@@ -36,6 +37,10 @@ class InputNotFound(JobError):
 
 class PathNotShared(JobError):
     """Some machines of the cluster cannot read or write a path of the job."""
+
+
+class JobUnknown(JobError):
+    """The cluster has no submitted job of this id."""
 
 
 class JobInUse(JobError):

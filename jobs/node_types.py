@@ -44,9 +44,12 @@ def node_types() -> list[NodeType] | None:
         return None
     there = NodeAffinitySchedulingStrategy(heads[0], soft=False)
     task = ray.remote(num_cpus=0, max_retries=0, scheduling_strategy=there)(read_configuration)
+    reading = task.remote(ray.get_runtime_context().gcs_address)
     try:
-        return ray.get(task.remote(ray.get_runtime_context().gcs_address), timeout=_ANSWER_S)
+        return ray.get(reading, timeout=_ANSWER_S)
     except (ray.exceptions.RayError, TimeoutError) as error:
+        if isinstance(error, TimeoutError):
+            ray.cancel(reading, force=True)
         logging.getLogger("asap").debug("the head did not say what machines there could be: %s", error)
         return None
 

@@ -44,7 +44,7 @@ class PathUse:
     path: str
     """A local path, or an address in a bucket, which is the same on every machine."""
     writes: bool = False
-    """True for a folder that workers write into. It need not exist yet."""
+    """True for a folder that the job writes into. It need not exist yet."""
 
 
 @dataclass(frozen=True)

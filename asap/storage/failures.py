@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING
 from asap.errors import StorageError
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from asap.storage.location import Location
 
 _NOT_FOUND = {"404", "NoSuchKey", "NoSuchBucket", "NoSuchVersion", "NotFound"}
@@ -109,7 +111,7 @@ def _is_about_credentials(error: Exception) -> bool:
 
 
 @contextmanager
-def storage_errors(location: Location | str) -> Iterator[None]:
+def storage_errors(location: Location | Path | str) -> Iterator[None]:
     """Turn the errors of boto3, pyarrow and the operating system into a `StorageError` that names `location`."""
     from boto3.exceptions import Boto3Error  # raised by transfers, which wrap a ClientError in it
     from botocore.exceptions import BotoCoreError, ClientError

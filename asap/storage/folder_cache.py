@@ -12,6 +12,7 @@ import fcntl
 import hashlib
 import os
 import shutil
+import stat
 import tempfile
 import threading
 from collections.abc import Callable, Iterator
@@ -58,13 +59,27 @@ def wanted_files(source: Location, is_wanted: Callable[[str], bool]) -> list[Fil
 
 
 def private_folder(name: str) -> Path:
-    """Return a folder for copies below the folder for temporary files, which other users cannot read or replace."""
-    # The copies are read again, and others may write to the folder for temporary files.
-    folder = Path(tempfile.gettempdir()) / f"{name}-{os.getuid()}"
-    folder.mkdir(mode=0o700, exist_ok=True)
-    if folder.stat().st_uid != os.getuid() or folder.is_symlink():
-        raise StorageError(f"{folder} belongs to another user. Set TMPDIR to a folder of your own.")
-    return folder
+    """Return a folder for copies below the folder for temporary files, which other users cannot read or replace.
+
+    Raises `StorageError` if there is something else in its place, or if it cannot be made.
+    """
+    with storage_errors("the folder for temporary files"):
+        folder = Path(tempfile.gettempdir()) / f"{name}-{os.getuid()}"
+    # The copies are read again, and others may write to the folder for temporary files. So they may have put something
+    # there first. One look at the folder itself shows all of it, and what is found to be ours only we can replace.
+    with storage_errors(folder):
+        with suppress(FileExistsError):
+            folder.mkdir(mode=0o700)
+        found = os.lstat(folder)
+    if not stat.S_ISDIR(found.st_mode):
+        problem = "is no folder"
+    elif found.st_uid != os.getuid():
+        problem = "belongs to another user"
+    elif found.st_mode & 0o077:
+        problem = f"is open to other users (mode {stat.S_IMODE(found.st_mode):o})"
+    else:
+        return folder
+    raise StorageError(f"{folder} {problem}. Remove it, or set TMPDIR to a folder of your own.")
 
 
 def cached_folder(source: Location, files: list[FileInfo]) -> Path:
@@ -82,7 +97,7 @@ def cached_folder(source: Location, files: list[FileInfo]) -> Path:
     cache = private_folder("asap-models")
     name = hashlib.sha256(f"{source.uri}\n{files_fingerprint(files)}".encode()).hexdigest()[:24]
     copy = cache / name
-    with _ONE_AT_A_TIME, _lock_file(copy, "making").open("ab") as making:
+    with _ONE_AT_A_TIME, storage_errors(copy), _lock_file(copy, "making").open("ab") as making:
         fcntl.flock(making, fcntl.LOCK_EX)  # waits for a process that downloads the same files
         if not _is_whole(copy, source, files):
             shutil.rmtree(copy, ignore_errors=True)
@@ -140,7 +155,7 @@ def _make_room(cache: Path, source: Location, size: int) -> None:
 
     Raises `StorageError` if they do not fit then either.
     """
-    copies = sorted((path for path in cache.iterdir() if path.is_dir()), key=lambda path: path.stat().st_mtime)
+    copies = sorted((path for path in cache.iterdir() if path.is_dir()), key=_last_use)
     for left, path in zip(range(len(copies), 0, -1), copies, strict=True):
         if left > _UNUSED or shutil.disk_usage(cache).free < size:
             _delete_unused(path)
@@ -150,6 +165,13 @@ def _make_room(cache: Path, source: Location, size: int) -> None:
             f"{source} has {size / 1e9:.2g} GB, and the disk of {cache} has {free / 1e9:.2g} GB left. Set TMPDIR to a "
             "folder on a larger disk."
         )
+
+
+def _last_use(path: Path) -> float:
+    """Return the time of a copy's last use; 0 if another process has renamed or deleted it meanwhile."""
+    with suppress(FileNotFoundError):
+        return path.stat().st_mtime
+    return 0.0
 
 
 def _delete_unused(path: Path) -> None:

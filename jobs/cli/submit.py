@@ -13,7 +13,7 @@ from jobs.cli.options import checks_only
 from jobs.errors import EXIT_STOPPED
 from jobs.ray_address import DASHBOARD_PORT, dashboard_url
 from jobs.submit.entrypoint import new_submission_id
-from jobs.submit.shared_paths import check_whole
+from jobs.submit.shared_paths import check_calibration, check_whole
 from jobs.submit.token import find_token
 
 if TYPE_CHECKING:
@@ -113,6 +113,8 @@ def _checked(context: typer.Context, verb: Any, command: str, typed: Sequence[st
                 verb.invoke(inner)
             checked = _describe(command, *found)
     check_whole(checked.values)
+    if command == "calibrate":
+        check_calibration(checked.values)
     if any(target.startswith(("http://", "https://")) for target in checked.values.get("notify", ())):
         raise ConfigError(
             "--notify with an address is not submitted: Ray would keep the address in its logs and its dashboard. "

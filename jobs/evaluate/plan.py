@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from itertools import islice
+from pathlib import Path
 from typing import Any
 
 from asap.corpus.folder import full_address
@@ -57,8 +58,16 @@ class EvaluationPlan:
         }
 
     def path_uses(self) -> list[PathUse]:
-        """Return the paths that the workers use. What is written is written by the driver."""
-        return [*model_use(self.model), *pictures_use("CORPUS", (record.image for record in self.records))]
+        """Return the paths that the workers use, and OUT.
+
+        The driver alone writes to OUT. But it may run on a head that nobody logs in to, so its disk must be shared too.
+        """
+        out = self.out.uri if self.out.is_s3 else str(Path(self.out.uri).absolute())
+        return [
+            PathUse("--out", out, writes=True),
+            *model_use(self.model),
+            *pictures_use("CORPUS", (record.image for record in self.records)),
+        ]
 
 
 def plan_evaluation(settings: EvaluateSettings) -> EvaluationPlan:

@@ -1,7 +1,9 @@
 """The Jobs API of a cluster, with errors that come within seconds and say what to do.
 
 Ray's client waits for an answer without end, lets RAY_ADDRESS replace the address that it is given, and sends a token
-only in token mode. Here each request has a time limit, and address and token are those that were found.
+only in token mode. Here each request has a time limit, and address and token are those that were found. The library
+`requests` would put a password of ~/.netrc in the token's place, also at an address that it is redirected to. Here it
+reads none and follows no redirection.
 """
 
 from __future__ import annotations
@@ -17,7 +19,7 @@ import ray
 import requests
 from ray.job_submission import JobSubmissionClient
 
-from jobs.errors import JobError
+from jobs.errors import JobError, JobUnknown
 from jobs.submit.token import HOW_TO_GIVE, Token
 
 _CONNECT_S, _ANSWER_S = 5.0, 20.0
@@ -46,14 +48,25 @@ class JobServer:
             submission_id: The id.
             environment: Variables of the job.
             options: Resources of the command, as `entrypoint_num_cpus`. Without any it runs on the head.
+
+        Raises:
+            JobError: The cluster refused the command, or did not say that it took it.
         """
         with self._errors():
-            self._client.submit_job(
-                entrypoint=entrypoint,
-                submission_id=submission_id,
-                runtime_env={"env_vars": dict(environment)},
-                **options,
-            )
+            try:
+                self._client.submit_job(
+                    entrypoint=entrypoint,
+                    submission_id=submission_id,
+                    runtime_env={"env_vars": dict(environment)},
+                    **options,
+                )
+            except requests.ConnectTimeout:
+                raise  # nothing was sent
+            except requests.RequestException as error:
+                raise JobError(
+                    f"the dashboard at {self.url} did not answer the submission: {_reason(error)}. Job {submission_id} "
+                    f"may run: look with {logs_command(self.url, submission_id)} before you submit again."
+                ) from error
 
     def info(self, submission_id: str) -> Any:
         """Return Ray's details of a job: `status`, `driver_exit_code`, `message` and more."""
@@ -78,7 +91,7 @@ class JobServer:
             raise JobError(f"the dashboard at {self.url} does not answer: {_reason(error)}. Try again.") from error
         except (RuntimeError, ValueError, ConnectionError, ray.exceptions.AuthenticationError) as error:
             if submission_id and "does not exist" in str(error):
-                raise JobError(
+                raise JobUnknown(
                     f"the cluster at {self.url} has no job {submission_id}. Its dashboard lists those that it has."
                 ) from error
             # The server answers an error of its own with a traceback, whose last line says what it is.
@@ -86,8 +99,13 @@ class JobServer:
             raise JobError(f"the cluster at {self.url} refused the request: {lines[-1].strip()}.") from error
 
 
+def logs_command(url: str, submission_id: str) -> str:
+    """Return the command that shows the log of a job, in backquotes."""
+    return f"`asap submit logs {submission_id} --address {url}`"
+
+
 class _Client(JobSubmissionClient):  # type: ignore[misc, unused-ignore]
-    """Ray's client with time limits, which it passes on to `requests`."""
+    """Ray's client with the arguments of `_limits`, which it passes on to `requests`."""
 
     def _do_request(self, method: str, endpoint: str, **options: Any) -> Any:
         limits = _limits(self._address, _SUBMIT_S if method == "POST" else _ANSWER_S)
@@ -97,16 +115,16 @@ class _Client(JobSubmissionClient):  # type: ignore[misc, unused-ignore]
 def _check_dashboard(url: str, headers: Mapping[str, str], token: Token | None) -> None:
     try:
         # The limits have a timeout.
-        answer = requests.get(f"{url}/api/version", headers=headers, allow_redirects=False, **_limits(url, _ANSWER_S))  # noqa: S113
+        answer = requests.get(f"{url}/api/version", headers=headers, **_limits(url, _ANSWER_S))  # noqa: S113
     except requests.RequestException as error:
         raise JobError(
             f"no Ray dashboard answers at {url}: {_reason(error)}. Start the cluster, open the tunnel to it "
             "(`ray dashboard cluster.yaml`), or correct --address."
         ) from error
+    if token and answer.status_code in (requests.codes.unauthorized, requests.codes.forbidden):
+        raise JobError(f"the cluster at {url} does not take the token of {token.source}. {HOW_TO_GIVE}")
     if answer.status_code == requests.codes.unauthorized:
         raise JobError(f"the cluster at {url} asks for a token, and there is none. {HOW_TO_GIVE}")
-    if answer.status_code == requests.codes.forbidden and token:
-        raise JobError(f"the cluster at {url} does not take the token of {token.source}. {HOW_TO_GIVE}")
     try:
         version = str(answer.json()["ray_version"])
     except (ValueError, KeyError, TypeError) as error:
@@ -121,10 +139,12 @@ def _check_dashboard(url: str, headers: Mapping[str, str], token: Token | None) 
 
 
 def _limits(url: str, answer_s: float) -> dict[str, Any]:
-    """Return the arguments of `requests` that limit the time, and that use no proxy for this machine itself."""
+    """Return the arguments of `requests` that limit the time, and the places that a request and its token go to."""
     host = urlsplit(url).hostname or ""
     is_here = host in ("localhost", "::1") or host.startswith("127.")
-    return {"timeout": (_CONNECT_S, answer_s)} | ({"proxies": {"no_proxy": host}} if is_here else {})
+    # An `auth` of any kind keeps `requests` from reading ~/.netrc. This one leaves the headers as they are.
+    limits = {"timeout": (_CONNECT_S, answer_s), "auth": lambda request: request, "allow_redirects": False}
+    return limits | ({"proxies": {"no_proxy": host}} if is_here else {})
 
 
 def _reason(error: requests.RequestException) -> str:

@@ -14,9 +14,9 @@ from typing import Any
 
 import aiohttp
 
-from jobs.errors import EXIT_STOPPED, JobError
+from jobs.errors import EXIT_STOPPED, JobError, JobUnknown
 from jobs.submit.entrypoint import STOP_ENVIRONMENT, shell_command
-from jobs.submit.job_server import JobServer
+from jobs.submit.job_server import JobServer, logs_command
 
 _LOOK_S = 5.0
 """Seconds without a new line after which the job is asked whether it has ended."""
@@ -106,22 +106,34 @@ async def _show_log(server: JobServer, submission_id: str, show: Callable[[str],
                 new = piece[max(0, shown - passed) :]
                 passed += len(piece)
                 if new:
-                    show(new)
+                    show(new)  # its own errors, such as that of a closed pipe, are no `JobError` and pass
                     shown = passed
             if (await asyncio.to_thread(server.info, submission_id)).status.is_terminal():
                 return
             answered_s = time.monotonic()
-        except (aiohttp.ClientError, OSError, RuntimeError) as error:
-            lost = JobError(f"the dashboard at {server.url} was lost: {error}.")
         except JobError as error:
             lost = error
         if lost is not None and time.monotonic() - answered_s > _LOST_S:
-            raise lost
+            raise await asyncio.to_thread(_last_word, server, submission_id, lost)
         await asyncio.sleep(_PAUSE_S)
 
 
+def _last_word(server: JobServer, submission_id: str, lost: JobError) -> JobError:
+    """Return the error that ends the watching: the cluster no longer has the job, or the dashboard is lost."""
+    try:
+        server.info(submission_id)
+    except JobUnknown as error:  # a head that was replaced answers, and knows nothing of the job
+        return error
+    except JobError as error:
+        lost = error
+    return JobError(f"{lost} The job may still run: look with {logs_command(server.url, submission_id)}.")
+
+
 async def _until_ended(server: JobServer, submission_id: str) -> AsyncIterator[str]:
-    """Yield the pieces of the log. They end when the job has ended, also if the connection does not say so."""
+    """Yield the pieces of the log. They end when the job has ended, also if the connection does not say so.
+
+    Raises `JobError` if the connection is lost.
+    """
     pieces = server.log(submission_id)
     coming = asyncio.ensure_future(anext(pieces, None))
     try:
@@ -134,5 +146,7 @@ async def _until_ended(server: JobServer, submission_id: str) -> AsyncIterator[s
                 coming = asyncio.ensure_future(anext(pieces, None))
             elif (await asyncio.to_thread(server.info, submission_id)).status.is_terminal():
                 return
+    except (aiohttp.ClientError, OSError, RuntimeError) as error:
+        raise JobError(f"the dashboard at {server.url} was lost: {error}.") from error
     finally:
         coming.cancel()

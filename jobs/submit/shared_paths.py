@@ -1,6 +1,8 @@
 """Local paths of a submitted command. Relative ones mean a folder of the machine that submits, and are refused.
 
-Whether the machines of the cluster share the others is asked there, by the command itself (`jobs.reach`).
+The machines of the cluster may not share the others. The command itself asks them before it begins (`jobs.reach`), but
+for a calibration. It runs on one machine, which Ray chooses, and asks nobody. So its model and its policy file must be
+in a bucket.
 """
 
 from __future__ import annotations
@@ -32,6 +34,12 @@ def local_paths(values: Mapping[str, Any]) -> dict[str, str]:
             found |= {f"{name}[{number}]": path for number, path in enumerate(described)}
         elif described is not None and _is_path(described.engine, described.source):
             found[f"{name}.source"] = described.source
+    tokenizer = values.get("tokenizer")
+    if tokenizer and tokenizer != "train" and _is_folder(tokenizer):
+        found["tokenizer"] = tokenizer
+    for split, files in (values.get("files") or {}).items():  # other names are those of files in the corpus
+        starts = ("/", "file://", "./", "../", "~")
+        found |= {f"files.{split}[{number}]": file for number, file in enumerate(files) if file.startswith(starts)}
     for number, source in enumerate(values.get("init") or ()):
         path = source.removeprefix("timm:").removeprefix("bert:")
         if source != "demo" and (path == source or Path(path).exists()):
@@ -41,7 +49,12 @@ def local_paths(values: Mapping[str, Any]) -> dict[str, str]:
 
 def _is_path(engine: str, source: str) -> bool:
     """Return True if the source of captions is a file or folder, and not a name of a hub or of an endpoint."""
-    return engine == "precomputed" or (engine == "transformers" and (source.startswith("/") or Path(source).exists()))
+    return engine == "precomputed" or (engine == "transformers" and _is_folder(source))
+
+
+def _is_folder(name: str) -> bool:
+    """Return True if a name that may be one of a hub is the path of a folder."""
+    return name.startswith((".", "/", "~")) or name.count("/") > 1 or Path(name).exists()
 
 
 def check_whole(typed: Mapping[str, Any]) -> None:
@@ -52,4 +65,14 @@ def check_whole(typed: Mapping[str, Any]) -> None:
             raise ConfigError(
                 f"{name} {path!r} is relative to a folder of this machine, and the machines of a cluster do not see "
                 "it. Give s3://, or the whole path of a folder that all of them share."
+            )
+
+
+def check_calibration(values: Mapping[str, Any]) -> None:
+    """Raise `ConfigError` for a model or a policy file of a calibration that is in no bucket."""
+    for name in ("model", "out"):
+        if name in (local := local_paths(values)):
+            raise ConfigError(
+                f"{name} {local[name]!r} is on a disk, and a submitted calibration runs on any one machine of the "
+                "cluster. Give s3://, or run asap calibrate on a machine with that disk."
             )

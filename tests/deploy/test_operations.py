@@ -86,6 +86,19 @@ def test_the_page_gives_each_parameter_that_a_stack_needs(template: str) -> None
     assert {word.partition("=")[0] for word in shlex.split(command) if re.match(r"[A-Z]\w+=", word)} == needed
 
 
+@pytest.mark.parametrize(
+    ("quoted", "module"),
+    [
+        ("no Ray dashboard answers at http://127.0.0.1:8265", "jobs/submit/job_server.py"),
+        ("waiting up to 15 min for machines to hold", "jobs/cluster.py"),
+    ],
+)
+def test_the_page_quotes_messages_as_asap_prints_them(quoted: str, module: str) -> None:
+    assert f'"{quoted}' in OPERATIONS
+    message = re.sub(r"http\S+|\d+ min", r"\\{[^}]*\\}", quoted)
+    assert re.search(message, (ROOT / module).read_text())
+
+
 def commands() -> list[str]:
     """Return the commands of the page, with continued lines joined."""
     blocks = re.findall(r"```(?:sh|bash)\n(.*?)```", PAGE, re.DOTALL)

@@ -126,3 +126,12 @@ def test_logs_are_shipped_where_the_container_is_told_a_folder(container: Contai
     container.start(ASAP_LOGS="s3://bucket/logs")
     wait_until((container.folder / "shipped").exists)
     wait_until(lambda: (container.folder / "shipped").read_text() == "s3://bucket/logs\n")
+
+
+def test_the_shipping_of_logs_is_started_again_whenever_it_ends(container: Container) -> None:
+    shipped = container.folder / "bin/ship-logs"
+    shipped.write_text(f'#!/bin/bash\necho "$1" >> {container.folder / "shipped"}\nexit 1\n')
+    shipped.chmod(0o755)
+    container.start(ASAP_LOGS="s3://bucket/logs")
+    wait_until((container.folder / "shipped").exists)
+    wait_until(lambda: len((container.folder / "shipped").read_text().splitlines()) >= 3)

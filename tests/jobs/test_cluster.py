@@ -9,7 +9,15 @@ import ray
 from ray.util import placement_group_table
 
 from asap.errors import ConfigError
-from jobs.cluster import count_fitting, describe_waits, most_cpus, silence_ray_data, wait_for_resources, wait_until_free
+from jobs.cluster import (
+    _minutes,
+    count_fitting,
+    describe_waits,
+    most_cpus,
+    silence_ray_data,
+    wait_for_resources,
+    wait_until_free,
+)  # fmt: skip
 from jobs.errors import JobError
 from tests.support.busy import hold_cpus, start_holder, start_task
 from tests.support.waiting import HANG_S, wait_until
@@ -42,6 +50,14 @@ def test_a_worker_has_all_it_needs_on_one_machine(machines: Any, needs: dict[str
 )
 def test_workers_get_as_many_cpus_as_all_of_them_can_have(machines: Any, workers: int, needs: Any, cpus: int) -> None:
     assert most_cpus(machines, workers, needs) == cpus
+
+
+@pytest.mark.parametrize(
+    ("seconds", "words"),
+    [(45, "45 s"), (60, "1 min"), (90, "1.5 min"), (900, "15 min"), (6000, "100 min"), (86_400, "1,440 min")],
+)
+def test_a_wait_is_named_in_seconds_or_minutes(seconds: float, words: str) -> None:
+    assert _minutes(seconds) == words
 
 
 @pytest.fixture

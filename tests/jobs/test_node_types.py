@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +48,48 @@ def test_a_type_of_unknown_resources_leaves_everything_possible(tmp_path: Path) 
 
 def test_an_autoscaler_that_runs_elsewhere_is_unknown() -> None:
     assert read_configuration("127.0.0.1:1") is None
+
+
+@contextmanager
+def autoscaler(gcs_address: str, file: Path | None) -> Iterator[None]:
+    """Run a process whose command line is that of an autoscaler, for the duration of the block."""
+    words = ["/ray/autoscaler/_private/monitor.py", f"--gcs-address={gcs_address}"]
+    options = [f"--autoscaling-config={file}"] if file else []
+    code = "import sys; print('runs', flush=True); sys.stdin.read()"
+    command = [sys.executable, "-c", code, *words, *options]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"runs\n"
+        yield  # the end of the block closes the input of the process, so that it ends
+
+
+def test_the_file_on_the_command_line_of_the_autoscaler_of_this_ray_is_read(tmp_path: Path) -> None:
+    (tmp_path / "mine.yaml").write_text(yaml.safe_dump(CONFIG))
+    with autoscaler("10.0.0.9:6379", tmp_path / "others.yaml"), autoscaler("10.0.0.1:6379", tmp_path / "mine.yaml"):
+        types = read_configuration("10.0.0.1:6379")
+    assert types is not None
+    assert [kind.name for kind in types] == ["cpu", "gpu"]
+
+
+def test_an_autoscaler_without_a_configuration_adds_no_machines() -> None:
+    with autoscaler("10.0.0.1:6379", None):
+        assert read_configuration("10.0.0.1:6379") == []
+
+
+def test_a_head_that_cannot_read_its_file_or_is_silent_leaves_everything_possible(
+    ray_here: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file, cancelled = tmp_path / "cluster.yaml", []
+    cancel = ray.cancel
+    monkeypatch.setattr(ray, "cancel", lambda *task, **how: [cancelled.append(how), cancel(*task, **how)])
+    with autoscaler(ray.get_runtime_context().gcs_address, file):
+        assert node_types() is None  # there is no such file
+        assert not cancelled
+        file.write_text(yaml.safe_dump(CONFIG))
+        assert node_types() == _parsed(tmp_path, CONFIG)
+        monkeypatch.setattr("jobs.node_types._ANSWER_S", 0.0)
+        assert node_types() is None
+    assert cancelled == [{"force": True}]
 
 
 def test_a_ray_of_this_machine_does_not_say_what_could_come(ray_here: None) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import os
 import shutil
 import subprocess
@@ -14,7 +16,7 @@ import pytest
 
 from asap.errors import StorageError
 from asap.storage import folder_cache
-from asap.storage.folder_cache import cached_folder, wanted_files
+from asap.storage.folder_cache import cached_folder, private_folder, wanted_files
 from asap.storage.location import Location
 from tests.support.uploads import upload_folder
 from tests.support.waiting import HANG_S
@@ -139,6 +141,78 @@ def test_a_full_disk_is_refused_with_a_way_out_after_unused_copies_have_gone(
     with pytest.raises(StorageError, match=r"has 0\.003 GB, and the disk of .* has 0\.001 GB left\. Set TMPDIR to"):
         copy_of(upload_folder(model, bucket, "models/a"))
     assert not former.exists()
+
+
+def test_copies_that_others_delete_or_rename_meanwhile_are_passed_over(
+    model: Path, bucket: str, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache.mkdir(mode=0o700)
+    monkeypatch.setattr(Path, "iterdir", lambda _: iter([cache / "gone"]))
+    monkeypatch.setattr(Path, "is_dir", lambda _: True)
+    folder_cache._make_room(cache, Location(f"s3://{bucket}/models/a"), 1)
+
+
+def test_a_disk_without_locks_is_an_error_of_storage(model: Path, bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    with pytest.raises(StorageError, match=r"asap-models-\d+/\w+ cannot be used: .*No locks available"):
+        copy_of(upload_folder(model, bucket, "models/a"))
+
+
+def test_a_copy_that_cannot_be_made_is_an_error_of_storage(
+    model: Path, bucket: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    address = upload_folder(model, bucket, "models/a")
+    for module, name in ((folder_cache.tempfile, "mkdtemp"), (Path, "rename")):
+        with monkeypatch.context() as patch:
+            patch.setattr(module, name, refuse)
+            with pytest.raises(StorageError, match="the disk is full"):
+                copy_of(address)
+
+
+class TestPrivateFolder:
+    """Whoever comes first may put something else in the place of the folder."""
+
+    def test_a_link_is_refused_also_one_to_a_folder_of_ones_own(self, cache: Path, tmp_path: Path) -> None:
+        cache.symlink_to(tmp_path)
+        with pytest.raises(StorageError, match=rf"^{cache} is no folder\. Remove it, or set TMPDIR"):
+            private_folder("asap-models")
+
+    def test_a_file_is_refused(self, cache: Path) -> None:
+        cache.touch()
+        with pytest.raises(StorageError, match=rf"^{cache} is no folder\."):
+            private_folder("asap-models")
+
+    def test_a_folder_of_another_user_is_refused(self, scratch: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        others = os.getuid() + 1
+        (scratch / f"asap-models-{others}").mkdir(mode=0o700)
+        monkeypatch.setattr(os, "getuid", lambda: others)
+        with pytest.raises(StorageError, match=r"asap-models-\d+ belongs to another user\."):
+            private_folder("asap-models")
+
+    @pytest.mark.parametrize("mode", [0o770, 0o701, 0o720])
+    def test_a_folder_that_others_can_enter_is_refused(self, mode: int, cache: Path) -> None:
+        cache.mkdir()
+        cache.chmod(mode)
+        with pytest.raises(StorageError, match=rf"^{cache} is open to other users \(mode {mode:o}\)\."):
+            private_folder("asap-models")
+
+    def test_a_missing_folder_for_temporary_files_is_named(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(folder_cache.tempfile, "tempdir", "/none/there")
+        with pytest.raises(StorageError, match=r"^/none/there/asap-models-\d+ does not exist"):
+            private_folder("asap-models")
+
+        def refuse() -> str:
+            raise FileNotFoundError(errno.ENOENT, "No usable temporary directory found")
+
+        monkeypatch.setattr(folder_cache.tempfile, "gettempdir", refuse)
+        with pytest.raises(StorageError, match=r"^the folder for temporary files does not exist"):
+            private_folder("asap-models")
 
 
 def test_a_folder_of_many_models_is_refused(model: Path, bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:

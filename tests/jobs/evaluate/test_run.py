@@ -34,6 +34,7 @@ from jobs.evaluate.settings import EvaluateSettings
 from jobs.evaluate.shards import evaluate_shard, explain_pairs, merge_shards
 from jobs.policy.familiarize import familiarize
 from jobs.policy.settings import FamiliarizeSettings
+from jobs.reach import PathUse
 from jobs.stall import StallWatch
 from tests.support.busy import start_task
 from tests.support.many_pairs import repeat_pairs
@@ -121,6 +122,13 @@ def test_another_evaluation_in_the_folder_is_refused_with_the_differences(
     with pytest.raises(JobDiffers, match=r"holds another evaluation: limit 5 \(now 6\)\. Choose another --out"):
         evaluate(settings(limit=6))
     assert plan_evaluation(settings(limit=5)).about() == about
+
+
+def test_the_folder_of_the_results_must_be_one_that_all_machines_share(
+    settings: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert PathUse("--out", str(tmp_path / "out"), writes=True) in plan_evaluation(settings(out="out")).path_uses()
 
 
 # Shards.

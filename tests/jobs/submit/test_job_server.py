@@ -3,8 +3,8 @@
 import json
 import socket
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -20,7 +20,9 @@ VERSION = json.dumps({"version": "4", "ray_version": ray.__version__, "ray_commi
 
 
 @contextmanager
-def answering(status: int, body: str) -> Iterator[tuple[str, list[str | None]]]:
+def answering(
+    status: int, body: str, before_post: Callable[[], object] = lambda: None
+) -> Iterator[tuple[str, list[str | None]]]:
     """Run a server that answers everything alike; yield its URL and the tokens that it was sent."""
     tokens: list[str | None] = []
 
@@ -32,7 +34,11 @@ def answering(status: int, body: str) -> Iterator[tuple[str, list[str | None]]]:
             self.end_headers()
             self.wfile.write(body.encode())
 
-        do_POST = do_GET
+        def do_POST(self) -> None:
+            self.rfile.read(int(self.headers.get("Content-Length", 0)))
+            before_post()
+            with suppress(ConnectionError):  # the client may have left
+                self.do_GET()
 
         def log_message(self, *arguments: object) -> None:
             pass
@@ -48,6 +54,7 @@ def answering(status: int, body: str) -> Iterator[tuple[str, list[str | None]]]:
     ("status", "body", "token", "sentence"),
     [
         (401, "Unauthorized", None, r"asks for a token, and there is none\. Set RAY_AUTH_TOKEN"),
+        (401, "Unauthorized", Token("wrong", "RAY_AUTH_TOKEN"), "does not take the token of RAY_AUTH_TOKEN"),
         (403, "Forbidden", Token("wrong", "RAY_AUTH_TOKEN"), "does not take the token of RAY_AUTH_TOKEN"),
         (
             200,
@@ -94,6 +101,38 @@ def test_the_given_address_and_token_are_used_whatever_ray_variables_and_proxies
     with answering(200, VERSION) as (url, tokens):
         JobServer(url, Token("mine", "here"))
     assert set(tokens) == {"Bearer mine"}
+
+
+@pytest.mark.parametrize("token", [Token("mine", "here"), None])
+def test_no_password_of_the_home_folder_is_sent_to_a_dashboard(
+    token: Token | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / ".netrc").write_text("machine 127.0.0.1 login me password secret\n")
+    (tmp_path / ".netrc").chmod(0o600)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.delenv("NETRC", raising=False)
+    with answering(200, VERSION) as (url, sent):
+        server = JobServer(url, token)
+        with pytest.raises(JobError):  # the answer is no job
+            server.info("asap-x")
+        with pytest.raises(TypeError):
+            server.submit("true", "asap-x", {})
+    assert len(sent) >= 3
+    assert set(sent) == {"Bearer mine" if token else None}
+
+
+def test_a_submission_without_an_answer_names_the_job_that_may_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(job_server, "_SUBMIT_S", 0.2)
+    answered = threading.Event()
+    with answering(200, VERSION, before_post=answered.wait) as (url, _):
+        server = JobServer(url, None)
+        with pytest.raises(JobError) as caught:
+            server.submit("true", "asap-x", {})
+        answered.set()
+    assert str(caught.value) == (
+        f"the dashboard at {url} did not answer the submission: no answer in time. Job asap-x may run: look with "
+        f"`asap submit logs asap-x --address {url}` before you submit again."
+    )
 
 
 def test_a_request_that_the_cluster_refuses_has_the_last_line_of_its_traceback() -> None:

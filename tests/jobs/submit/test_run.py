@@ -1,5 +1,6 @@
 """A submitted job: its log through lost connections, its exit code, and its command line."""
 
+import errno
 import shlex
 import subprocess
 import sys
@@ -11,7 +12,7 @@ import aiohttp
 import pytest
 from ray.job_submission import JobStatus
 
-from jobs.errors import JobError
+from jobs.errors import JobError, JobUnknown
 from jobs.submit import run
 from jobs.submit.entrypoint import new_submission_id, shell_command
 
@@ -96,8 +97,37 @@ def test_a_log_goes_on_where_a_lost_connection_ended(monkeypatch: pytest.MonkeyP
 def test_a_dashboard_that_stays_away_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(run, "_LOST_S", -1)
     server = Server(["one\n", OSError("gone")], ["never"], status=JobStatus.SUCCEEDED)
-    with pytest.raises(JobError, match=r"the dashboard at http://head:8265 was lost: gone\."):
+    with pytest.raises(JobError) as caught:
         follow(server)
+    assert str(caught.value) == (
+        "the dashboard at http://head:8265 was lost: gone. The job may still run: look with `asap submit logs asap-x "
+        "--address http://head:8265`."
+    )
+
+
+def test_a_job_that_the_cluster_no_longer_has_is_an_error_that_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Replaced(Server):
+        def info(self, submission_id: str) -> Any:
+            if self.asked:
+                raise JobUnknown("the cluster has no job asap-x.")
+            return super().info(submission_id)
+
+    monkeypatch.setattr(run, "_LOST_S", -1)
+    with pytest.raises(JobUnknown, match=r"^the cluster has no job asap-x\.$"):
+        follow(Replaced([RuntimeError("404")], status=JobStatus.RUNNING))
+
+
+@pytest.mark.parametrize("error", [BrokenPipeError(), OSError(errno.ENOSPC, "No space left on device")])
+def test_an_error_of_the_output_is_not_one_of_the_dashboard(error: OSError) -> None:
+    server = Server(["one\n", "two\n"], ["never"], status=JobStatus.SUCCEEDED)
+
+    def show(piece: str) -> None:
+        raise error
+
+    with pytest.raises(type(error)) as caught:
+        run.follow(server, "asap-x", show)  # type: ignore[arg-type]
+    assert caught.value is error
+    assert server.connections == [["never"]]
 
 
 def test_a_connection_that_is_silent_after_the_end_of_the_job_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
