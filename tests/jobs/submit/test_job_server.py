@@ -111,6 +111,7 @@ def test_no_password_of_the_home_folder_is_sent_to_a_dashboard(
     (tmp_path / ".netrc").chmod(0o600)
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.delenv("NETRC", raising=False)
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")  # Ray itself would send the token of the environment
     with answering(200, VERSION) as (url, sent):
         server = JobServer(url, token)
         with pytest.raises(JobError):  # the answer is no job
