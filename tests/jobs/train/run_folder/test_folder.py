@@ -141,7 +141,9 @@ def test_ray_writes_its_checkpoints_to_the_same_place(mirrored: RunFolder, bucke
     assert storage["storage_filesystem"].type_name == "py::s3"
 
 
-def test_a_link_that_another_user_may_have_put_there_is_not_used_for_copies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_link_that_another_user_may_have_put_there_is_not_used_for_copies(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("tempfile.gettempdir", lambda: str(tmp_path))
     (tmp_path / "theirs").mkdir()
     (tmp_path / f"asap-runs-{os.getuid()}").symlink_to(tmp_path / "theirs")
