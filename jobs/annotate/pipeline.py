@@ -6,7 +6,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-import ray
 from ray.data import Dataset
 
 from asap.storage.location import Location
@@ -15,8 +14,8 @@ from jobs.annotate.requests import preparation_of
 from jobs.annotate.rows import ANNOTATIONS
 from jobs.annotate.settings import AnnotateSettings
 from jobs.annotate.stage import DescribeStage, Order
-from jobs.cluster import wait_for_resources, wait_until_free
-from jobs.scan.pipeline import LOST_BATCHES, LOST_ROWS, StageResources, Writing, actor_options
+from jobs.cluster import choose_gpus, machines_alive, wait_for_resources, wait_until_free
+from jobs.scan.pipeline import LOST_BATCHES, LOST_ROWS, StageResources, Writing, actor_options, cpus_of_each
 from jobs.scan.stages.prepare import Preparation
 from jobs.scan.stages.row_shape import RowShape
 
@@ -36,6 +35,12 @@ class AnnotatePipeline:
     describe: tuple[StageResources, ...]
     lost_batches: int = LOST_BATCHES
     shape: RowShape = ANNOTATIONS
+    on_cluster: bool = False
+
+    @property
+    def pools(self) -> tuple[StageResources, ...]:
+        """Resources of the engines."""
+        return self.describe
 
     def patient(self) -> AnnotatePipeline:
         """Return the pipeline for rows whose pictures were too slow for their batches."""
@@ -78,20 +83,19 @@ def size_annotation(
         run_id: Id of the run, which the rows name.
     """
     wait_s = settings.wait_for_machines_s if settings.address else 0
-    if not settings.device.startswith("cuda"):
+    on_gpu = choose_gpus(settings.device, notify, is_cluster=settings.address is not None)
+    if not on_gpu:
         wait_for_resources({"CPU": 1}, 1, wait_s, notify, "Add a machine with CPUs.")
-    machines = ray.cluster_resources()
-    on_gpu = settings.device.startswith("cuda") or (settings.device == "auto" and machines.get("GPU", 0) > 0)
-    cpus = int(machines.get("CPU", 1))
-    prepare = StageResources(0.25, size=None if on_gpu or settings.address else max(1, cpus // 2))
-    describe = size_engines(settings, on_gpu=on_gpu, cpus=cpus)
+    machines = [machine.get("CPU", 0) for machine in machines_alive()]
+    prepare = StageResources(0.25, size=None if on_gpu or settings.address else max(1, int(sum(machines)) // 2))
+    describe, threads = size_engines(settings, machines, on_gpu=on_gpu)
     needs = {"CPU": sum(each.cpus for each in describe), "GPU": sum(each.gpus for each in describe)}
     needs = {name: amount for name, amount in needs.items() if amount}
     wait_for_resources(needs, 1, wait_s, notify, "Give --device auto, or an engine that needs less.")
     wait_until_free(needs, 1, settings.wait_for_machines_s, notify, beside={"CPU": prepare.cpus})
     return AnnotatePipeline(
         preparation=preparation_of(settings),
-        orders=_orders(settings, input, "cuda" if on_gpu else "cpu", cpus, run_id),
+        orders=_orders(settings, input, "cuda" if on_gpu else "cpu", threads, run_id),
         known=_start_known(settings),
         batch_size=settings.batch_size or 64,
         writing=Writing(
@@ -101,12 +105,19 @@ def size_annotation(
         ),
         prepare=prepare,
         describe=describe,
+        on_cluster=settings.address is not None,
     )
 
 
-def size_engines(settings: AnnotateSettings, *, on_gpu: bool, cpus: int) -> tuple[StageResources, ...]:
-    """Return the resources of each engine; `cpus` is the number of CPUs that Ray has."""
+def size_engines(
+    settings: AnnotateSettings, machines: Sequence[float], *, on_gpu: bool
+) -> tuple[tuple[StageResources, ...], int | None]:
+    """Return the resources of each engine, and the threads of each model on a CPU.
+
+    `machines` are the CPUs of each machine. On a cluster, as many models run as the machines carry at any time.
+    """
     models = sum(engine.engine == "transformers" for engine in settings.engines.values())
+    cpus = cpus_of_each(settings.annotators, machines) or max([1, *machines])
     sizes = []
     for engine in settings.engines.values():
         if engine.engine != "transformers":
@@ -114,18 +125,16 @@ def size_engines(settings: AnnotateSettings, *, on_gpu: bool, cpus: int) -> tupl
         elif on_gpu:  # two models share each GPU
             sizes.append(StageResources(0.5 / models, 1 / models, settings.annotators))
         else:
-            size = settings.annotators or 1
-            sizes.append(StageResources(round(0.6 * cpus / (models * size), 3), size=size))
-    return tuple(sizes)
+            size = settings.annotators or (None if settings.address else 1)
+            sizes.append(StageResources(round(0.6 * cpus / models, 3), size=size))
+    return tuple(sizes), None if on_gpu else max(1, int(cpus // max(1, models)))
 
 
 def _orders(
-    settings: AnnotateSettings, input: Location, device: str, cpus: int, run_id: str | None
+    settings: AnnotateSettings, input: Location, device: str, threads: int | None, run_id: str | None
 ) -> tuple[Order, ...]:
-    """Return the work of each stage. Models on CPUs share the threads that there are CPUs."""
+    """Return the work of each stage."""
     engines = list(settings.engines.values())
-    models = sum(engine.engine == "transformers" for engine in engines) * (settings.annotators or 1)
-    threads = max(1, cpus // max(1, models)) if device == "cpu" else None
     job = settings.job_folder.name
     return tuple(
         Order(engine, input, device, threads, job, run_id, is_last=engine is engines[-1]) for engine in engines

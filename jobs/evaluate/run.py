@@ -52,9 +52,8 @@ def evaluate(
         states.change({"state": "running"})
         with ray_running(settings.address):
             pool = worker_pool(settings, on_note)
-            needs = {"CPU": pool.options["num_cpus"]} | ({"GPU": 1} if pool.device == "cuda" else {})
             wait_until_free(
-                needs, 1, settings.wait_for_machines_s, on_note, "Or give more --workers, which need less each."
+                pool.needs, 1, settings.wait_for_machines_s, on_note, "Or give more --workers, which need less each."
             )
             evaluation = evaluate_shards(plan, pool, report, on_note)
             predictions = evaluation.predictions()
