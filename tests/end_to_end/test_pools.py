@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from ray.cluster_utils import Cluster
 
+from tests.support.autoscaling import autoscaling_cluster
 from tests.support.sleeping import end_scan, hurry, rows_by_machine, sleeping_settings, start_sleeping
 from tests.support.waiting import wait_until
 
@@ -84,3 +85,32 @@ def test_a_second_job_gets_its_share_of_machines_that_the_first_one_fills(
         for driver in drivers:
             driver.kill()
             driver.wait()
+
+
+@pytest.mark.drill
+def test_a_scan_goes_from_no_gpu_machine_to_two_and_the_machines_go_again(
+    tmp_path: Path, jpeg: Callable[..., bytes], model_folder: Path
+) -> None:
+    types = {
+        "cpu": {"resources": {"CPU": 1}, "max_workers": 1},
+        "gpu": {"resources": {"CPU": 2, "GPU": 1}, "max_workers": 2},
+    }
+    with autoscaling_cluster(types, idle_s=10) as address:
+        settings = sleeping_settings(
+            tmp_path / "a", jpeg, model_folder, ROWS, address=address, device="cuda", wait_for_machines_s=900
+        )
+        driver = start_sleeping(settings)
+        try:
+            wait_until(lambda: len(rows_by_machine(settings)) == 2, process=driver)
+            hurry(settings)
+            _check(settings, end_scan(driver), ROWS)
+        finally:
+            driver.kill()
+            driver.wait()
+        wait_until(lambda: _alive(address) == 1, every_s=2)  # only the head is left
+
+
+def _alive(address: str) -> int:
+    from ray._raylet import GcsClient
+
+    return sum(node.state == 0 for node in GcsClient(address=address).get_all_node_info().values())
