@@ -13,6 +13,7 @@ pages/         self-contained HTML pages, and SVG plots
 settings.py    settings that several jobs share
 corpus.py      read a corpus as a job's settings say
 cluster.py     run on Ray, and wait for its resources
+sharing.py     the share of a cluster that each of several jobs may use
 ray_start.py   start Ray, or connect to a cluster
 ray_end.py     end Ray, whatever threads and signals do then
 heartbeat.py   signs of life of a job, and requests that it stops

@@ -36,7 +36,7 @@ class Claim:
     """The resources that a job asks for."""
 
     needs: Resources
-    """What the job cannot work without: one worker of each kind, or as many as the user asked for."""
+    """The least that the job can work with: one worker of each kind, or as many as the user asked for."""
     most: Resources
     """The most that the job can use; infinity for a job that uses whatever is there."""
 

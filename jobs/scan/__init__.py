@@ -10,6 +10,7 @@ retry.py        failed rows, judged again
 captioning.py   captions of rows that were judged before
 steps.py        the steps that every job over a manifest takes
 pipeline.py     the Ray Data pipeline, and the resources of its stages
+pools.py        pools that follow a cluster, and the job's share of it
 input/          from an input to a manifest
 stages/         from a manifest row to a result row
 output/         the job folder, and what is written from the results
