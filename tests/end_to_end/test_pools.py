@@ -13,7 +13,7 @@ from tests.support.autoscaling import autoscaling_cluster
 from tests.support.sleeping import end_scan, hurry, rows_by_machine, sleeping_settings, start_sleeping
 from tests.support.waiting import wait_until
 
-ROWS = 4000
+ROWS = 1200
 MEMORY = 100 * 2**20
 
 
@@ -45,16 +45,16 @@ def test_a_machine_that_joins_gets_detectors_and_one_that_leaves_loses_no_row(
     first = _machine(cluster, 1)
     driver = start_sleeping(settings)
     try:
-        wait_until(lambda: first.unique_id in rows_by_machine(settings), process=driver)
+        wait_until(lambda: first.node_id in rows_by_machine(settings), process=driver)
         late = _machine(cluster, 2)
-        wait_until(lambda: late.unique_id in rows_by_machine(settings), process=driver)
+        wait_until(lambda: late.node_id in rows_by_machine(settings), process=driver)
         cluster.remove_node(first, allow_graceful=False)
-        before = rows_by_machine(settings)[late.unique_id]
-        wait_until(lambda: rows_by_machine(settings)[late.unique_id] > before + 8, process=driver)
+        before = rows_by_machine(settings)[late.node_id]
+        wait_until(lambda: rows_by_machine(settings)[late.node_id] > before + 8, process=driver)
         hurry(settings)
         _check(settings, end_scan(driver), ROWS)
         # No detector ran on the head. What prepares asks for CPUs too.
-        assert rows_by_machine(settings).keys() == {first.unique_id, late.unique_id}
+        assert rows_by_machine(settings).keys() == {first.node_id, late.node_id}
     finally:
         driver.kill()
         driver.wait()

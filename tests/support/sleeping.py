@@ -30,7 +30,7 @@ print(json.dumps(scan(ScanSettings(**json.loads(sys.argv[1])))))
 """
 SLOW = "slow"
 """Name of the file in the folder of the job: while it exists, a row takes long."""
-ROW_S = 0.05
+ROW_S = 0.4
 
 
 class SleepingDetector(Detector):
