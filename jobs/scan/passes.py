@@ -72,11 +72,12 @@ def run_missing_rows(job: Job, pipeline: RowPipeline, folder: Location, rows: in
         missing = write_remaining(folder, shape)
     # Each process that dies loses its whole batch. Alone, the innocent rows of such a batch succeed. Of the others,
     # those that end an engine of descriptions only succeed without it.
-    alone = pipeline.one_row_at_a_time()
-    for each in (alone, *alone.without_an_engine()):
-        if missing:
+    if missing:
+        alone = pipeline.one_row_at_a_time()
+        for each in (alone, *alone.without_an_engine()):
             run_once(job, each, remaining, results, counter)
-            missing = write_remaining(folder, shape)
+            if not (missing := write_remaining(folder, shape)):
+                break
     if missing:
         _write_lost_rows(job, folder, shape)
     check_results(results, rows)
