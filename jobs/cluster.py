@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from asap.errors import ConfigError
+from asap.errors import AsapError, ConfigError
 from jobs.errors import JobError
 from jobs.node_types import most_workers, node_types
 from jobs.ray_end import end_ray
@@ -103,6 +103,25 @@ def machines_alive() -> list[Resources]:
 def count_fitting(machines: Sequence[Resources], needs: Resources) -> int:
     """Count the workers with these needs that fit on the machines together, each worker on one machine."""
     return sum(min(int(machine.get(kind, 0) // amount) for kind, amount in needs.items()) for machine in machines)
+
+
+def task_result(reference: Any, died: Callable[[str], JobError]) -> Any:
+    """Return the result of a task. An `AsapError` that the task raised is raised as it is.
+
+    Args:
+        reference: The reference of the result.
+        died: Makes the error of a task whose process died each time, from Ray's reason.
+    """
+    import ray
+
+    try:
+        return ray.get(reference)
+    except ray.exceptions.RayTaskError as error:
+        if isinstance(error.cause, AsapError):
+            raise error.cause from None
+        raise
+    except ray.exceptions.RayError as error:
+        raise died(str(error).partition("\n")[0].rstrip(".")) from error
 
 
 def largest_cpus(machines: Sequence[Resources]) -> int:

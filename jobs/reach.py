@@ -31,6 +31,8 @@ _MORE_S = 10.0
 """Seconds for further answers after the first one that names a path."""
 _SAMPLED = 3
 """Pictures of an input that are looked at."""
+_ROWS_LOOKED_AT = 100
+"""Rows at the start of an input among which these pictures are found."""
 _NAMED = 3
 """Machines that a message names."""
 
@@ -133,6 +135,11 @@ def pictures_use(what: str, addresses: Iterable[str | Path | None]) -> list[Path
     """Return the use of the first of some pictures that lie on this machine."""
     local = (str(address) for address in addresses if address and s3_uri(str(address)) is None)
     return [PathUse(what, address) for address in islice(local, _SAMPLED)]
+
+
+def input_use(input: Location, addresses: Iterable[str | Path | None]) -> list[PathUse]:
+    """Return the use of the pictures at the start of an input. Those of an input in a bucket are in buckets too."""
+    return [] if input.is_s3 else pictures_use("INPUT", islice(addresses, _ROWS_LOOKED_AT))
 
 
 def _local(uses: Sequence[PathUse]) -> list[PathUse]:

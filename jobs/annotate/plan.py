@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +13,9 @@ from asap.storage.s3 import check_writable
 from jobs.annotate.corpus import find_corpus
 from jobs.annotate.rows import SCHEMA_VERSION
 from jobs.annotate.settings import AnnotateSettings
-from jobs.reach import PathUse, engine_use, pictures_use
+from jobs.reach import PathUse, engine_use, input_use
 from jobs.scan.input.sources import Source, find_source
 from jobs.scan.stages.captioners import check_captioner
-
-_ROWS_LOOKED_AT = 100
-"""Rows at the start of an input among which pictures are found that all machines must read."""
 
 
 @dataclass(frozen=True)
@@ -42,13 +38,12 @@ class AnnotatePlan:
         }
 
     def path_uses(self) -> list[PathUse]:
-        """Return the paths that the workers use. The pictures of an input in a bucket are in buckets too."""
-        rows = () if self.source.location.is_s3 else islice(self.source.rows(), _ROWS_LOOKED_AT)
+        """Return the paths that the workers use."""
         return [
             PathUse("OUT", self.folder.uri, writes=True),
             *engine_use("--captioner", self.settings.captions),
             *engine_use("--explainer", self.settings.explanations),
-            *pictures_use("INPUT", (row.image_uri for row in rows)),
+            *input_use(self.source.location, (row.image_uri for row in self.source.rows())),
         ]
 
 

@@ -17,11 +17,12 @@ from jobs.annotate.outputs import read_summary, write_outputs
 from jobs.annotate.plan import AnnotatePlan, plan_annotation
 from jobs.annotate.rows import ANNOTATIONS
 from jobs.annotate.settings import AnnotateSettings
-from jobs.reach import check_cluster, check_shared
+from jobs.reach import check_shared
 from jobs.scan import retry
 from jobs.scan.output.job_folder import Job, check_resumable, is_finished, wait_until_free
 from jobs.scan.passes import ScanProgress, Watch, check_results, run_missing_rows, watched, write_remaining
 from jobs.scan.steps import (
+    ask_cluster,
     delete_temporary,
     look_at_input,
     note_time,
@@ -58,9 +59,7 @@ def annotate(settings: AnnotateSettings, watch: Watch = lambda progress: None) -
             return read_summary(plan.folder)
     if record:
         wait_until_free(plan.folder, record, settings.stale_after_s, lambda line: watch(ScanProgress(line)))
-    if settings.address:
-        watch(ScanProgress("asking the machines of the cluster what they can read"))
-        check_cluster(settings, plan.path_uses(), {"GPU": 1} if settings.device.startswith("cuda") else None)
+    ask_cluster(settings, plan.path_uses, watch)
     if record is None:
         understood = look_at_input(plan.source, settings, watch, pictures=settings.thumbnail_side is not None)
     else:

@@ -16,14 +16,14 @@ from scipy.special import expit
 from asap.corpus.annotations import BadBox
 from asap.corpus.picture_cache import read_picture
 from asap.corpus.reader import Record
-from asap.errors import AsapError, CheckpointError
+from asap.errors import CheckpointError
 from asap.evaluation.evaluate import evaluate_records
 from asap.evaluation.metrics import Evaluation, Predictions
 from asap.finding import Finding, Pair
 from asap.predictor import Predictor
 from asap.preprocessing.text import TextCodec
 from asap.weights.model_folder import ModelFolder, load_folder
-from jobs.cluster import count_fitting, describe_waits, machines_alive, wait_for_resources
+from jobs.cluster import count_fitting, describe_waits, machines_alive, task_result, wait_for_resources
 from jobs.errors import JobFailed
 from jobs.evaluate.page import WorstPair
 from jobs.evaluate.plan import EvaluationPlan
@@ -93,7 +93,7 @@ def evaluate_shards(
                 running[task.remote(*options, plan.records[start : start + size], bad_boxes)] = start
             done = _wait_for_shard(list(running), stalls, len(shards), on_note)
             start = running.pop(done)
-            shards[start] = _result(done, f"pairs {start} to {min(start + size, total) - 1}")
+            shards[start] = task_result(done, _died(f"pairs {start} to {min(start + size, total) - 1}"))
             progress(sum(map(len, shards.values())), total)
     finally:
         for task_left in running:
@@ -131,17 +131,9 @@ def merge_shards(shards: dict[int, Evaluation], pairs: int) -> Evaluation:
     return merged
 
 
-def _result(reference: Any, content: str) -> Any:
-    """Return the result of a task. An `AsapError` that the task raised is raised as it is."""
-    try:
-        return ray.get(reference)
-    except ray.exceptions.RayTaskError as error:
-        if isinstance(error.cause, AsapError):
-            raise error.cause from None
-        raise
-    except ray.exceptions.RayError as error:
-        reason = str(error).partition("\n")[0].rstrip(".")
-        raise JobFailed(f"the worker that evaluated {content} died {TRIES} times: {reason}") from error
+def _died(content: str) -> Callable[[str], JobFailed]:
+    """Return what makes the error of a worker that died each time, for `task_result`."""
+    return lambda reason: JobFailed(f"the worker that evaluated {content} died {TRIES} times: {reason}")
 
 
 def evaluate_shard(
@@ -206,6 +198,6 @@ def explain_worst(plan: EvaluationPlan, pool: WorkerPool, predictions: Predictio
     records = [plan.records[number] for number in numbers]
     task = ray.remote(**pool.options)(explain_pairs)
     reference = task.remote(plan.model, plan.model_id, pool.device, pool.threads, records)
-    findings = _result(reference, "the worst pairs")
+    findings = task_result(reference, _died("the worst pairs"))
     scores = expit(predictions.margin[numbers].astype(np.float64)).tolist()
     return [WorstPair(*columns) for columns in zip(records, findings, scores, strict=True)]

@@ -13,8 +13,9 @@ from typing import Any
 
 import ray
 
-from asap.errors import AsapError
 from asap.storage.location import Location
+from jobs.cluster import task_result
+from jobs.errors import JobFailed
 from jobs.scan.output.job_folder import fail
 
 TRIES = 3
@@ -52,7 +53,7 @@ def run_on_files(
                 return
             done, _ = ray.wait(list(running), timeout=_POLL_S)
             for one in done:
-                _raise_failure(one, running.pop(one))
+                task_result(one, _died(running.pop(one)))
             check()
     finally:
         _end_tasks(list(running))
@@ -67,13 +68,6 @@ def _end_tasks(running: list[Any]) -> None:
         _, running = ray.wait(running, num_returns=len(running), timeout=_POLL_S)
 
 
-def _raise_failure(done: Any, file: Location) -> None:
-    try:
-        ray.get(done)
-    except ray.exceptions.RayTaskError as error:
-        if isinstance(error.cause, AsapError):
-            raise error.cause from None
-        raise
-    except ray.exceptions.RayError as error:
-        reason = str(error).partition("\n")[0].rstrip(".")
-        raise fail(f"the process that worked on {file} died {TRIES} times: {reason}") from error
+def _died(file: Location) -> Callable[[str], JobFailed]:
+    """Return what makes the error of a task whose process died each time, for `task_result`."""
+    return lambda reason: fail(f"the process that worked on {file} died {TRIES} times: {reason}")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -22,13 +21,10 @@ from asap.weights.model_folder import (
     read_limits,
     weights_sha256,
 )
-from jobs.reach import PathUse, engine_use, model_use, pictures_use
+from jobs.reach import PathUse, engine_use, input_use, model_use
 from jobs.scan.input.sources import Source, find_source
 from jobs.scan.settings import ScanSettings
 from jobs.scan.stages.result_rows import SCHEMA_VERSION
-
-_ROWS_LOOKED_AT = 100
-"""Rows at the start of an input among which pictures are found that all machines must read."""
 
 
 @dataclass(frozen=True)
@@ -63,13 +59,12 @@ class ScanPlan:
         }
 
     def path_uses(self) -> list[PathUse]:
-        """Return the paths that the workers use. The pictures of an input in a bucket are in buckets too."""
-        rows = () if self.source.location.is_s3 else islice(self.source.rows(), _ROWS_LOOKED_AT)
+        """Return the paths that the workers use."""
         return [
             PathUse("OUT", self.folder.uri, writes=True),
             *model_use(self.model),
             *engine_use("--captioner", self.settings.captions),
-            *pictures_use("INPUT", (row.image_uri for row in rows)),
+            *input_use(self.source.location, (row.image_uri for row in self.source.rows())),
         ]
 
 

@@ -19,7 +19,7 @@ import pyarrow as pa
 from asap.limits import limits_sentences
 from asap.storage.files import delete_file, delete_folder, is_empty
 from jobs.errors import InputUnfamiliar
-from jobs.reach import check_cluster, check_shared
+from jobs.reach import check_shared
 from jobs.scan import captioning, retry
 from jobs.scan.input.manifest import write_tables
 from jobs.scan.output.completeness import repair_results
@@ -39,6 +39,7 @@ from jobs.scan.sample import SAMPLE, Sample, take_sample
 from jobs.scan.settings import ScanSettings
 from jobs.scan.stages.result_rows import RESULTS
 from jobs.scan.steps import (
+    ask_cluster,
     delete_temporary,
     look_at_input,
     note_time,
@@ -78,9 +79,7 @@ def scan(settings: ScanSettings, watch: Watch = lambda progress: None) -> dict[s
         raise InputUnfamiliar(_read_sample(record).sentence(plan.model_id, plan.limits))
     if record:
         wait_until_free(plan.folder, record, settings.stale_after_s, lambda line: watch(ScanProgress(line)))
-    if settings.address:
-        watch(ScanProgress("asking the machines of the cluster what they can read"))
-        check_cluster(settings, plan.path_uses(), {"GPU": 1} if settings.device.startswith("cuda") else None)
+    ask_cluster(settings, plan.path_uses, watch)
     if record is None:
         understood = look_at_input(plan.source, settings, watch)
     else:

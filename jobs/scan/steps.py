@@ -15,6 +15,7 @@ from asap.storage.location import Location
 from jobs.cluster import ray_running
 from jobs.errors import JobFailed, JobInUse
 from jobs.metrics import targets_announced
+from jobs.reach import PathUse, check_cluster
 from jobs.scan import captioning, retry
 from jobs.scan.input.manifest import write_manifest
 from jobs.scan.input.sources import Source
@@ -38,6 +39,13 @@ def versions(*more: str) -> dict[str, str]:
             package = importlib.metadata.distribution(name)
             found[package.name] = package.version
     return found
+
+
+def ask_cluster(settings: PairsSettings, path_uses: Callable[[], Sequence[PathUse]], watch: Watch) -> None:
+    """Refuse what the cluster of a job can never do, before any work; see `check_cluster`. Without one, do nothing."""
+    if settings.address:
+        watch(ScanProgress("asking the machines of the cluster what they can read"))
+        check_cluster(settings, path_uses(), {"GPU": 1} if settings.device.startswith("cuda") else None)
 
 
 def look_at_input(source: Source, settings: PairsSettings, watch: Watch, *, pictures: bool = True) -> dict[str, Any]:
