@@ -20,6 +20,7 @@ import logging
 import sys
 from typing import Any
 
+import ray
 from fastapi import FastAPI
 from ray import serve
 from ray.serve.exceptions import DeploymentUnavailableError
@@ -99,6 +100,16 @@ async def _collect_metrics(handle: Any) -> MetricsByReplica:
     return {replica: metrics for answer in answers if isinstance(answer, dict) for replica, metrics in answer.items()}
 
 
+def _off_idle_head() -> dict[str, Any]:
+    """Return the options that keep replicas of 0 CPUs off a head without CPUs, which Ray would place there too."""
+    if not ray.is_initialized():  # nothing is deployed from here
+        return {}
+    heads = [node for node in ray.nodes() if node["Alive"] and "node:__internal_head__" in node["Resources"]]
+    if not heads or heads[0]["Resources"].get("CPU"):
+        return {}
+    return {"label_selector": {"ray.io/node-id": f"!{heads[0]['NodeID']}"}}
+
+
 def build(settings: ServeSettings) -> serve.Application:
     """Return the application: the API bound to the detector. Raises `ConfigError` if keys are needed and missing."""
     keyring = load_keys(settings)
@@ -128,7 +139,7 @@ def build(settings: ServeSettings) -> serve.Application:
     api = serve.deployment(
         name="Api",
         num_replicas=settings.api_replicas,
-        ray_actor_options={"num_cpus": 0},
+        ray_actor_options={"num_cpus": 0} | _off_idle_head(),
         max_ongoing_requests=settings.max_in_flight + _SPARE_REQUESTS,
         max_queued_requests=_SPARE_REQUESTS,
         backpressure_config={"status_code": 503, "retry_after_s": 2},

@@ -10,6 +10,7 @@ from jobs.descriptions.loading import located
 from jobs.descriptions.probe import probe, read_probe, start_probe
 from jobs.descriptions.settings import DescriptionSettings
 from jobs.settings import ClusterSettings
+from jobs.sharing import Claim, shared
 
 if TYPE_CHECKING:
     from jobs.scan.pipeline import StageResources
@@ -40,10 +41,12 @@ def try_engine(
 
         with ray_running(job.address):
             resources, device = find_room()
-            reference = start_probe(located(settings), device, resources.cpus, resources.gpus)
-            while not ray.wait([reference], timeout=job.stall_after_s)[0]:
-                notify(describe_waits() or f"{settings.source} has not described anything yet")
-            found = read_probe(settings, reference)
+            needs = {"CPU": resources.cpus, "GPU": resources.gpus}
+            with shared(Claim(needs, needs)):  # else jobs that grow would take the room that was found
+                reference = start_probe(located(settings), device, resources.cpus, resources.gpus)
+                while not ray.wait([reference], timeout=job.stall_after_s)[0]:
+                    notify(describe_waits() or f"{settings.source} has not described anything yet")
+                found = read_probe(settings, reference)
     notify(found.sentence(settings))
     where = {} if found.machine is None else {"machine": found.machine}
     return found.record | {"wrote": found.wrote} | where

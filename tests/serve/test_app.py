@@ -157,6 +157,20 @@ def test_a_server_for_other_machines_needs_keys(monkeypatch: pytest.MonkeyPatch)
     build(ServeSettings(host="0.0.0.0"))
 
 
+@pytest.mark.parametrize(
+    ("cpus", "options"), [(0, {"label_selector": {"ray.io/node-id": "!a1"}}), (8, {})], ids=["no CPUs", "CPUs"]
+)
+def test_the_api_stays_off_a_head_without_cpus(monkeypatch: pytest.MonkeyPatch, cpus: int, options: Any) -> None:
+    from serve.app import build
+
+    head = {"Alive": True, "NodeID": "a1", "Resources": {"node:__internal_head__": 1.0, "CPU": cpus}}
+    worker = {"Alive": True, "NodeID": "a2", "Resources": {"CPU": 8}}
+    monkeypatch.setattr("ray.is_initialized", lambda: True)
+    monkeypatch.setattr("ray.nodes", lambda: [worker, head])
+    ingress = build(ServeSettings())._bound_deployment
+    assert ingress._replica_config.ray_actor_options == {"num_cpus": 0} | options
+
+
 @pytest.mark.parametrize("delay_s", [0, 5, 60])
 def test_the_look_back_period_is_longer_than_the_metrics_interval(delay_s: float) -> None:
     from serve.app import build
