@@ -18,6 +18,7 @@ from jobs.descriptions.settings import DescriptionSettings
 from jobs.scan.pipeline import StageResources
 from jobs.scan.trial import try_engine
 from jobs.settings import ClusterSettings
+from jobs.sharing import Claim
 from tests.support.busy import hold_cpus
 from tests.support.endpoint import completion, endpoint
 from tests.support.tiny_captioners import WORDS, save_encoder_decoder
@@ -70,12 +71,16 @@ def test_a_process_that_dies_there_is_an_error(ray_here: None, tmp_path: Path) -
         read_probe(_model(tmp_path), died)
 
 
-def test_a_trial_that_waits_for_machines_says_for_what(ray_here: None) -> None:
+def test_a_trial_that_waits_for_machines_says_for_what_and_claims_it(ray_here: None) -> None:
     holder = hold_cpus()
     notes: list[str] = []
+    jobs: list[int] = []
 
     def free_cpus(note: str) -> None:
         notes.append(note)
+        claims = ray.get_actor("claims", "asap")
+        jobs.append(ray.get(claims.claim.remote("another", Claim({}, {}), {"CPU": 2}))[1])
+        ray.get(claims.release.remote("another"))
         ray.kill(holder)
 
     with endpoint(lambda handler, _: handler.send(200, json.dumps(completion("gray")))) as (address, _):
@@ -83,3 +88,4 @@ def test_a_trial_that_waits_for_machines_says_for_what(ray_here: None) -> None:
         settings = DescriptionSettings(engine="openai", source="tiny", endpoint=way)  # type: ignore[arg-type]
         assert _try(settings, free_cpus, stall_after_s=2)["wrote"] == "gray"
     assert "1 x (0.5 CPUs) is waited for" in notes[0]
+    assert jobs[0] == 2, "other jobs make room for the trial"
