@@ -16,7 +16,7 @@ from jobs.annotate.rows import ANNOTATIONS
 from jobs.annotate.settings import AnnotateSettings
 from jobs.annotate.stage import DescribeStage, Order
 from jobs.cluster import choose_gpus, machines_alive, wait_for_resources, wait_until_free
-from jobs.descriptions.loading import located
+from jobs.descriptions.loading import is_small, located
 from jobs.scan.pipeline import LOST_BATCHES, LOST_ROWS, StageResources, Writing, actor_options, cpus_of_each
 from jobs.scan.stages.prepare import Preparation
 from jobs.scan.stages.row_shape import RowShape
@@ -144,7 +144,7 @@ def find_room(settings: AnnotateSettings, notify: Callable[[str], None]) -> Room
         wait({"CPU": 1}, 1, wait_s, notify, "Add a machine with CPUs.")
     machines = [machine.get("CPU", 0) for machine in machines_alive()]
     prepare = StageResources(0.25, size=None if on_gpu or settings.address else max(1, int(sum(machines)) // 2))
-    engines, threads = size_engines(settings, machines, on_gpu=on_gpu)
+    engines, threads = size_engines(settings, machines, on_gpu=on_gpu, small=_all_small(settings))
     needs = {"CPU": sum(each.cpus for each in engines), "GPU": sum(each.gpus for each in engines)}
     needs = {name: amount for name, amount in needs.items() if amount}
     wait(needs, 1, wait_s, notify, "Give --device auto, or an engine that needs less.")
@@ -153,19 +153,22 @@ def find_room(settings: AnnotateSettings, notify: Callable[[str], None]) -> Room
 
 
 def size_engines(
-    settings: AnnotateSettings, machines: Sequence[float], *, on_gpu: bool
+    settings: AnnotateSettings, machines: Sequence[float], *, on_gpu: bool, small: bool = False
 ) -> tuple[tuple[StageResources, ...], int | None]:
     """Return the resources of each engine, and the threads of each model on a CPU.
 
+    On CPUs, a machine runs one large model with a thread for each CPU, or a small one for each CPU with a thread each.
     On a cluster, as many models run as the machines carry at any time.
 
     Args:
         settings: Settings of the job.
         machines: The CPUs of each machine.
         on_gpu: True if the models run on GPUs.
+        small: True if no model is large (`is_small`).
     """
     models = sum(engine.engine == "transformers" for engine in settings.engines.values())
-    cpus = cpus_of_each(settings.annotators, machines) or max([1, *machines])
+    whole = max([1, *machines])  # CPUs of the largest machine
+    cpus = cpus_of_each(settings.annotators, machines) or (min(models, whole) if small else whole)
     sizes = []
     for engine in settings.engines.values():
         if engine.engine != "transformers":
@@ -173,9 +176,14 @@ def size_engines(
         elif on_gpu:  # two models share each GPU
             sizes.append(StageResources(0.5 / models, 1 / models, settings.annotators))
         else:
-            size = settings.annotators or (None if settings.address else 1)
+            size = settings.annotators or (None if settings.address else max(1, int(whole // cpus)))
             sizes.append(StageResources(round(0.6 * cpus / models, 3), size=size))
     return tuple(sizes), None if on_gpu else max(1, int(cpus // max(1, models)))
+
+
+def _all_small(settings: AnnotateSettings) -> bool:
+    """Return True if no model of the job is large."""
+    return all(is_small(engine) for engine in settings.engines.values() if engine.engine == "transformers")
 
 
 def _orders(settings: AnnotateSettings, input: Location, room: Room, run_id: str | None) -> tuple[Order, ...]:

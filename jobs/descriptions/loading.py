@@ -11,9 +11,11 @@ from asap.storage.files import list_files
 from asap.storage.fingerprint import files_fingerprint
 from asap.storage.location import Location
 from jobs.descriptions.engine import Engine
-from jobs.descriptions.model_files import is_remote, remote_fingerprint
+from jobs.descriptions.model_files import is_remote, remote_fingerprint, remote_weights_bytes
 from jobs.descriptions.settings import DEMO, DescriptionSettings
 from jobs.errors import InputNotFound
+
+_SMALL_BYTES = 100_000_000
 
 
 def check_source(settings: DescriptionSettings, *, is_here: bool = True) -> str:
@@ -57,6 +59,20 @@ def check_source(settings: DescriptionSettings, *, is_here: bool = True) -> str:
     if not (Path(source) / "config.json").is_file():
         raise InputNotFound(f"the captioner {source} is not a model folder: it has no config.json")
     return files_fingerprint(list_files(Location.parse(source)))
+
+
+def is_small(settings: DescriptionSettings) -> bool:
+    """Return True for a model that CPUs run fastest as many processes of one thread each (docs/descriptions.md).
+
+    Its weights are at most 100 MB, so the memory of a machine holds as many as it has CPUs. The size of a model on the
+    hub, or in a folder that this machine lacks, is not known: such a model counts as large.
+    """
+    if settings.engine != "transformers":
+        return False
+    if is_remote(settings.source):
+        return remote_weights_bytes(settings.source) <= _SMALL_BYTES
+    weights = [path.stat().st_size for path in Path(settings.place).glob("*.safetensors")]
+    return 0 < sum(weights) <= _SMALL_BYTES
 
 
 def located(settings: DescriptionSettings) -> DescriptionSettings:

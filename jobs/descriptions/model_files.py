@@ -25,6 +25,11 @@ def remote_fingerprint(source: str) -> str:
     return files_fingerprint(_files(source))
 
 
+def remote_weights_bytes(source: str) -> int:
+    """Return the bytes of the weights of a model in a bucket. The errors are those of `remote_fingerprint`."""
+    return sum(info.size for info in _files(source) if info.location.name.endswith(".safetensors"))
+
+
 def local_source(source: str) -> str:
     """Return the place of a model as transformers takes it. A model in a bucket is copied to this machine first."""
     if is_remote(source):

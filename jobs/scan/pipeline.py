@@ -27,7 +27,7 @@ from ray.data import ActorPoolStrategy, DataContext, Dataset
 from asap.errors import StorageError
 from asap.storage.location import Location
 from jobs.cluster import choose_gpus, machines_alive, wait_for_resources, wait_until_free
-from jobs.descriptions.loading import located
+from jobs.descriptions.loading import is_small, located
 from jobs.descriptions.settings import DescriptionSettings
 from jobs.metrics import PairMetrics
 from jobs.scan.pools import claim_of, pools_following
@@ -270,7 +270,7 @@ def find_room(settings: ScanSettings, captions: DescriptionSettings | None, noti
         advice = "Add a machine with CPUs."
         wait_for_resources({"CPU": 1}, 1, wait_s, notify, advice, waits_for_people=settings.waits_for_people)
     machines = [machine.get("CPU", 0) for machine in machines_alive()]
-    shares = size_stages(settings, captions, machines, on_gpu=on_gpu)
+    shares = size_stages(settings, captions, machines, on_gpu=on_gpu, small=captions is not None and is_small(captions))
     _wait_for_stages(settings, shares, on_gpu, wait_s, notify)
     return Room(shares, "cuda" if on_gpu else "cpu")
 
@@ -310,7 +310,12 @@ class Shares(NamedTuple):
 
 
 def size_stages(
-    settings: ScanSettings, captions: DescriptionSettings | None, machines: Sequence[float], *, on_gpu: bool
+    settings: ScanSettings,
+    captions: DescriptionSettings | None,
+    machines: Sequence[float],
+    *,
+    on_gpu: bool,
+    small: bool = False,
 ) -> Shares:
     """Divide the machines among the stages.
 
@@ -322,6 +327,7 @@ def size_stages(
         captions: The captioner of this pipeline. None: no captions.
         machines: The CPUs of each machine.
         on_gpu: True if the models run on GPUs.
+        small: True if the captioner is a small model (`is_small`).
     """
     # Endpoints and files need neither a GPU nor cores: their captioners wait for others.
     has_model = captions is not None and captions.engine == "transformers"
@@ -336,18 +342,19 @@ def size_stages(
     cpus = max(1, int(max(machines, default=1)))  # of the largest machine
     # On one machine, tasks on half of the CPUs prepare.
     prepare = StageResources(0.25, size=None if grows else max(1, cpus // 2))
-    # A model that captions takes whatever threads it gets. It has half of them, which leaves a quarter for the
-    # detectors and a quarter for decoding. Without one, the detectors together have one thread per CPU.
+    # A model that captions takes whatever threads it gets. One large model, or small ones with a thread each, have half
+    # of them, which leaves a quarter for the detectors and a quarter for decoding. Without one, the detectors together
+    # have one thread per CPU.
     detectors, parts = max(1, cpus // (4 if has_model else 2)), 4 if has_model else 1
     a_detector = cpus_of_each(settings.detectors, machines) or cpus / detectors
     threads = max(1, int(a_detector / parts))
     detect = StageResources(0.375 * a_detector, size=settings.detectors or (None if grows else detectors))
     if not has_model:
         return Shares(prepare, StageResources(caption_cpus, size=settings.captioners or 1), detect, threads)
-    a_captioner = cpus_of_each(settings.captioners, machines) or cpus
-    caption = StageResources(
-        settings.captioner_cpus or 0.3 * a_captioner, size=settings.captioners or (None if grows else 1)
-    )
+    many = small and settings.captioner_cpus is None
+    a_captioner = cpus_of_each(settings.captioners, machines) or (min(2, cpus) if many else cpus)
+    captioners = settings.captioners or (None if grows else max(1, int(cpus // a_captioner)))
+    caption = StageResources(settings.captioner_cpus or 0.3 * a_captioner, size=captioners)
     return Shares(prepare, caption, detect, threads, max(1, int(settings.captioner_cpus or a_captioner / 2)))
 
 

@@ -38,6 +38,29 @@ def test_a_model_on_cpus_needs_no_more_than_a_machine_of_the_cluster_has() -> No
     assert sizes(None, captions=MODEL, explanations=MODEL) == [2.4, 2.4]
 
 
+@pytest.mark.parametrize("cpus", [1, 2, 7, 64])
+def test_small_models_on_cpus_have_a_thread_and_there_are_as_many_as_cpus(cpus: int) -> None:
+    (one,), threads = size_engines(_settings(captions=MODEL), [cpus], on_gpu=False, small=True)
+    assert (one.size, threads) == (cpus, 1)
+    assert one.cpus * cpus + 0.25 <= cpus
+    both, threads = size_engines(_settings(captions=MODEL, explanations=MODEL), [cpus], on_gpu=False, small=True)
+    assert [each.size for each in both] == [max(1, cpus // 2)] * 2
+    assert threads == 1
+    assert sum(each.cpus * (each.size or 1) for each in both) + 0.25 <= cpus
+
+
+def test_the_number_of_small_models_can_be_given() -> None:
+    settings = _settings(captions=MODEL).model_copy(update={"annotators": 2})
+    (one,), threads = size_engines(settings, [8], on_gpu=False, small=True)
+    assert (one.size, threads) == (2, 4)
+
+
+def test_small_models_on_a_cluster_have_no_bound() -> None:
+    settings = _settings(captions=MODEL).model_copy(update={"address": "auto"})
+    (one,), threads = size_engines(settings, [0, 8, 8], on_gpu=False, small=True)
+    assert (one.cpus, one.size, threads) == (0.6, None, 1)
+
+
 def test_two_models_share_each_gpu_and_a_file_needs_none() -> None:
     both, threads = size_engines(_settings(captions=MODEL, explanations=MODEL), [8], on_gpu=True)
     assert [(each.gpus, each.size) for each in both] == [(0.5, None), (0.5, None)]

@@ -56,6 +56,15 @@ def test_a_model_that_captions_on_cpus_leaves_cores_for_decoding(cpus: int, capt
         assert threads <= 3 * cpus / 4
 
 
+@pytest.mark.parametrize("cpus", [1, 2, 3, 8, 64])
+def test_small_captioners_on_cpus_have_a_thread_each_and_leave_cores_too(cpus: int) -> None:
+    settings = ScanSettings(input="/a.csv", out="/out")
+    captions = DescriptionSettings(**MODEL)  # type: ignore[arg-type]
+    sized = size_stages(settings, captions, [cpus], on_gpu=False, small=True)
+    assert (sized.caption.size, sized.caption_threads) == (max(1, cpus // 2), 1)
+    assert sum(stage.cpus * (stage.size or 1) for stage in sized[:3]) <= cpus + 1e-9
+
+
 def test_a_captioner_needs_no_more_than_a_machine_of_the_cluster_has() -> None:
     settings = ScanSettings(input="/a.csv", out="/out", captioners=2)
     sized = size_stages(settings, DescriptionSettings(**MODEL), [8] * 8, on_gpu=False)  # type: ignore[arg-type]
