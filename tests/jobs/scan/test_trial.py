@@ -22,6 +22,7 @@ from jobs.sharing import Claim
 from tests.support.busy import hold_cpus
 from tests.support.endpoint import completion, endpoint
 from tests.support.tiny_captioners import WORDS, save_encoder_decoder
+from tests.support.waiting import wait_until
 
 HERE = "which is already joined"
 """The tests' own Ray stands for the cluster: a Ray that runs in this process is used, whatever the address."""
@@ -74,18 +75,24 @@ def test_a_process_that_dies_there_is_an_error(ray_here: None, tmp_path: Path) -
 def test_a_trial_that_waits_for_machines_says_for_what_and_claims_it(ray_here: None) -> None:
     holder = hold_cpus()
     notes: list[str] = []
-    jobs: list[int] = []
+
+    def has_claimed() -> bool:
+        try:
+            claims = ray.get_actor("claims", "asap")
+            _, jobs = ray.get(claims.claim.remote("another", Claim({}, {}), {"CPU": 2}))
+            ray.get(claims.release.remote("another"))
+        except (ValueError, ray.exceptions.RayError):  # the actor of an earlier job is ending
+            return False
+        return bool(jobs == 2)  # other jobs make room for the trial
 
     def free_cpus(note: str) -> None:
         notes.append(note)
-        claims = ray.get_actor("claims", "asap")
-        jobs.append(ray.get(claims.claim.remote("another", Claim({}, {}), {"CPU": 2}))[1])
-        ray.get(claims.release.remote("another"))
-        ray.kill(holder)
+        if len(notes) == 1:
+            wait_until(has_claimed)
+            ray.kill(holder)
 
     with endpoint(lambda handler, _: handler.send(200, json.dumps(completion("gray")))) as (address, _):
         way = {"address": address, "key_env": None}
         settings = DescriptionSettings(engine="openai", source="tiny", endpoint=way)  # type: ignore[arg-type]
         assert _try(settings, free_cpus, stall_after_s=2)["wrote"] == "gray"
     assert "1 x (0.5 CPUs) is waited for" in notes[0]
-    assert jobs[0] == 2, "other jobs make room for the trial"
