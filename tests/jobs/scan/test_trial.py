@@ -13,8 +13,9 @@ import pytest
 import ray
 
 from asap.errors import ConfigError
-from jobs.descriptions.probe import read_probe
+from jobs.descriptions.probe import Probe, read_probe
 from jobs.descriptions.settings import DescriptionSettings
+from jobs.errors import JobDiffers
 from jobs.scan.pipeline import StageResources
 from jobs.scan.trial import try_engine
 from jobs.settings import ClusterSettings
@@ -96,3 +97,36 @@ def test_a_trial_that_waits_for_machines_says_for_what_and_claims_it(ray_here: N
         settings = DescriptionSettings(engine="openai", source="tiny", endpoint=way)  # type: ignore[arg-type]
         assert _try(settings, free_cpus, stall_after_s=2)["wrote"] == "gray"
     assert "1 x (0.5 CPUs) is waited for" in notes[0]
+
+
+def test_a_model_that_was_replaced_since_the_job_began_is_refused_before_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    record: dict[str, Any] = {"content": "new"}
+    monkeypatch.setattr("jobs.scan.trial.probe", lambda *_: Probe("a crowd", 0, 0, record))
+
+    def run(former: dict[str, Any] | None) -> dict[str, Any]:
+        return try_engine(_model(tmp_path), ClusterSettings(), pytest.fail, lambda _: None, former)
+
+    with pytest.raises(JobDiffers) as caught:
+        run({"content": "old"})
+    assert str(caught.value) == (
+        f"the captioner {tmp_path} has changed since the job began: the fingerprint of its files is new, and was old. "
+        "Restore it, or choose another folder for the job."
+    )
+    # The same model, a first run, and records of earlier versions.
+    for former in ({"content": "new"}, None, {}, {"revision": None}):
+        assert run(former)["content"] == "new"
+
+
+def test_a_model_on_the_hub_is_tried_at_the_commit_that_an_earlier_run_had(monkeypatch: pytest.MonkeyPatch) -> None:
+    tried: list[DescriptionSettings] = []
+
+    def note(settings: DescriptionSettings, _: str | None) -> Probe:
+        tried.append(settings)
+        return Probe("a crowd", 0, 0, {})
+
+    monkeypatch.setattr("jobs.scan.trial.probe", note)
+    settings = DescriptionSettings(engine="transformers", source="some/name")
+    try_engine(settings, ClusterSettings(), pytest.fail, lambda _: None, {"revision": "0123abc"})
+    assert [each.revision for each in tried] == ["0123abc"]
