@@ -111,8 +111,15 @@ def _copy_here(source: Location) -> Path:
 
     Files that are no parts of a model folder are not copied.
     """
-    try:
+    with _reading(source):
         return cached_folder(source, _list_parts(source))
+
+
+@contextmanager
+def _reading(source: Location) -> Iterator[None]:
+    """Raise a `StorageError` of the block as a `CheckpointError` about the model folder."""
+    try:
+        yield
     except StorageError as error:
         raise CheckpointError(f"model folder {source} cannot be read: {error}") from error
 
@@ -319,10 +326,8 @@ def folder_version(folder: str | Path, loaded: str | None = None) -> str:
     """
     if is_remote(folder):
         source = Location.parse(folder)
-        try:
+        with _reading(source):
             return files_fingerprint(info for info in _list_parts(source) if info.location != source / _CARD)
-        except StorageError as error:
-            raise CheckpointError(f"model folder {source} cannot be read: {error}") from error
     path = resolve_folder(folder)
     small = [path / name for name in (_POLICY, _LIMITS, FAMILIARITY)]
     lines = [loaded or model_id(path), *(f"{file.name} {_sha256(file)}" for file in small if file.exists())]
