@@ -26,7 +26,7 @@ from PIL import Image
 from asap.errors import ConfigError
 from jobs.errors import JobDiffers, JobFailed
 from jobs.scan.passes import ScanProgress
-from tests.support.deadly import DEADLY, HUNGRY, FailingAnnotator, FailingCaptioner
+from tests.support.deadly import DEADLY, HUNGRY, FailingAnnotator, FailingCaptioner, ReplacedCaptioner
 from tests.support.description_jobs import FIRST_WIDTH, JOBS, Caption, JobKind, flagging, run_job, write_pairs
 from tests.support.endpoint import (
     Answer,
@@ -345,3 +345,15 @@ def test_a_captioner_that_is_replaced_during_a_job_fails_it_and_no_row_gets_a_ca
     _, rows, found = run_job(job, tmp_path, model, captions)
     assert len(rows) == 4
     assert all(caption.text for caption in found.values())
+
+
+@pytest.mark.slow
+def test_a_captioner_whose_process_is_started_again_after_the_model_was_replaced_fails_the_job(
+    ray_here: None, failing_models: None, tmp_path: Path, model_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_pairs(tmp_path, 4)
+    captions = {"engine": "transformers", "source": save_encoder_decoder(tmp_path / "captioner"), "max_new_tokens": 4}
+    monkeypatch.setattr("jobs.scan.pipeline.CaptionStage", ReplacedCaptioner)
+    with pytest.raises(JobFailed, match="has changed, or differs on the machine"):
+        run_job("all", tmp_path, str(model_folder), captions)
+    assert not list(tmp_path.glob("*/results/*.parquet"))

@@ -104,3 +104,16 @@ class FailingAnnotator(DescribeStage):
         super().__init__(*arguments)
         if isinstance(self._engine, TransformersEngine):
             _FailingModel(self._engine)
+
+
+class ReplacedCaptioner(CaptionStage):
+    """A captioner whose model is replaced while it works, and whose process then ends, so that Ray starts another."""
+
+    def __call__(self, batch: pa.Table) -> pa.Table:
+        import os
+        from pathlib import Path
+
+        weights = Path(self._settings.source) / "model.safetensors"
+        content = weights.read_bytes()
+        weights.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+        os._exit(1)
