@@ -26,8 +26,8 @@ _THING = r"(?:image|picture|photo|photograph|text|article|request)s?"
 _NOTHING_THERE = re.compile(
     rf"\A\W*(?:(?:sorry|unfortunately|it (?:seems|appears|looks like)(?: that)?)\W+)?(?:(?:there (?:is|was) )?no "
     rf"{_THING}(?: (?:is|was|has been))? (?:provided|attached|given|included|uploaded|available)\b|please (?:provide"
-    rf"|upload|share|attach|send)\b.{{0,20}}?\b{_THING}\b|(?:unable|not able) to (?:process|view|see|access|load|read|open|describe"
-    rf"|identify|analy[sz]e|fulfill|complete)\b.{{0,20}}?\b{_THING}\b)",
+    rf"|upload|share|attach|send)\b.{{0,20}}?\b{_THING}\b|(?:unable|not able) to (?:process|view|see|access|load|read"
+    rf"|open|describe|identify|analy[sz]e|fulfill|complete)\b.{{0,20}}?\b{_THING}\b)",
     re.IGNORECASE,
 )
 """Replies of a model that found nothing to describe, which say nothing of the picture."""
