@@ -33,7 +33,7 @@ pytestmark = [
     pytest.mark.drill,
     pytest.mark.skipif(not can_make_machines(), reason="network, mount and process namespaces are not allowed here"),
 ]
-ROWS = 4000
+ROWS = 2000
 PICTURES = 20
 TEXT = "Angry workers leave the factory"
 DASHBOARD = "http://127.0.0.1:8265"

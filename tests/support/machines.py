@@ -107,10 +107,14 @@ class Machine:
         subprocess.run(command, input=content, env=self._cluster.environment, check=True)
 
     def kill(self) -> None:
-        """Take the machine away: its cable first, so that nobody hears of its end, and then its power."""
-        subprocess.run(self._cluster.on_switch("ip", "link", "delete", f"port{self._number}"), check=False)
+        """Kill all processes of the machine, whose network still tells the others that their connections are closed."""
         self._first.kill()
         self._first.wait()
+
+    def cut_off(self) -> None:
+        """Take the machine away without a sign to the others, as when its power or its network fails."""
+        subprocess.run(self._cluster.on_switch("ip", "link", "delete", f"port{self._number}"), check=True)
+        self.kill()
 
     def kill_ray(self) -> None:
         """Kill the processes of Ray's core on the machine. Its supervisor goes on."""
