@@ -110,10 +110,11 @@ class Machine:
         """Kill all processes of the machine, whose network still tells the others that their connections are closed."""
         self._first.kill()
         self._first.wait()
+        self._unplug()  # otherwise the system does it some time later
 
     def cut_off(self) -> None:
         """Take the machine away without a sign to the others, as when its power or its network fails."""
-        subprocess.run(self._cluster.on_switch("ip", "link", "delete", f"port{self._number}"), check=True)
+        self._unplug()
         self.kill()
 
     def kill_ray(self) -> None:
@@ -147,6 +148,10 @@ class Machine:
         supervise = f"exec supervise bash > {_LOG} 2>&1"
         self.run(["bash", "-c", f"({supervise}) & disown"])
         self.run(self._command, RAY_HEAD_IP=self._cluster.head_address)
+
+    def _unplug(self) -> None:
+        command = self._cluster.on_switch("ip", "link", "delete", f"port{self._number}")
+        subprocess.run(command, capture_output=True, check=False)
 
     def _plug_in(self, process: str) -> None:
         """Connect the machine to the switch. Its hardware address depends on the network address alone."""
