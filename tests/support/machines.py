@@ -13,6 +13,7 @@ import os
 import re
 import secrets
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -108,8 +109,9 @@ class Machine:
 
     def kill(self) -> None:
         """Kill all processes of the machine, whose network still tells the others that their connections are closed."""
-        self._first.kill()
-        self._first.wait()
+        if self._first.poll() is None:  # else its id may be that of another process
+            os.kill(self._init, signal.SIGKILL)  # it ends after all the others
+            self._first.wait()
         self._unplug()  # otherwise the system does it some time later
 
     def cut_off(self) -> None:
@@ -141,9 +143,9 @@ class Machine:
         )  # fmt: skip
         assert self._first.stdout is not None
         assert self._first.stdout.readline() == "ready\n", f"{self.name} did not start"
-        children = Path(f"/proc/{self._first.pid}/task/{self._first.pid}/children").read_text().split()
-        self._enter = ["nsenter", f"--target={children[0]}", *_NAMESPACES, f"--wdns={HOME}", "--"]
-        self._plug_in(children[0])
+        self._init = int(Path(f"/proc/{self._first.pid}/task/{self._first.pid}/children").read_text())
+        self._enter = ["nsenter", f"--target={self._init}", *_NAMESPACES, f"--wdns={HOME}", "--"]
+        self._plug_in()
         self.write(f"{HOME}/.ray/auth_token", self._cluster.token.encode())
         supervise = f"exec supervise bash > {_LOG} 2>&1"
         self.run(["bash", "-c", f"({supervise}) & disown"])
@@ -153,11 +155,11 @@ class Machine:
         command = self._cluster.on_switch("ip", "link", "delete", f"port{self._number}")
         subprocess.run(command, capture_output=True, check=False)
 
-    def _plug_in(self, process: str) -> None:
+    def _plug_in(self) -> None:
         """Connect the machine to the switch. Its hardware address depends on the network address alone."""
         port, hardware = f"port{self._number}", f"02:00:00:00:00:{self._number:02x}"
         for words in (
-            f"ip link add name {port} type veth peer name eth0 address {hardware} netns {process}",
+            f"ip link add name {port} type veth peer name eth0 address {hardware} netns {self._init}",
             f"ip link set {port} master switch0 up",
         ):
             subprocess.run(self._cluster.on_switch(*words.split()), check=True)
