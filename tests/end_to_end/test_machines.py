@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
+import shutil
 import subprocess
 import sys
 from collections import Counter
@@ -155,6 +156,7 @@ def test_a_head_that_is_lost_comes_back_and_the_same_command_finishes_the_scan(p
         assert pairs.check()["runs"] == 3
 
 
+@pytest.mark.skipif(shutil.which("redis-server") is None, reason="redis-server is not installed here")
 def test_with_redis_a_scan_whose_driver_is_on_a_worker_outlives_the_head(pairs: ScanInput) -> None:
     with cluster(workers=3, redis=True) as machines:
         scan = machines.worker(2).start(["asap", *pairs.command, "--address", "auto"])
@@ -224,7 +226,6 @@ def test_the_api_goes_on_answering_when_a_worker_is_lost(
         machines.worker(0).kill()
         after = [json.loads(line) for line in calls.stdout]
         assert {status for status, *_ in before} == {200}
-        print("answers:", Counter(status for status, *_ in after), [c for c in after if c[0] != 200 or c[2] > 2])  # noqa: T201
         assert {status for status, *_ in after[-50:]} == {200}
 
 
