@@ -27,6 +27,8 @@ _RENEW_S = 1.0
 _EXPIRE_S = 30.0
 """Seconds after which a claim that is not renewed is forgotten."""
 _ANSWER_S = 10.0
+_TRIES = 2
+"""Tries of a renewal: the actor may be just ending."""
 _HALVINGS = 60
 _ROUNDING = 1e-6
 
@@ -145,15 +147,17 @@ class Share:
         """Renew the claim. Without an answer, the share stays as it is."""
         import ray
 
-        try:
-            self.machines = _sum_machines()
-            self.resources = self.resources or self.machines
-            if self._registry is None:
-                self._registry = _start_registry()
-            answer = self._registry.claim.remote(self._job, self._claim, self.machines)
-            self.resources, self.jobs = ray.get(answer, timeout=_ANSWER_S)
-        except ray.exceptions.RayError:
-            self._registry = None  # it ended with the job that had started it: this one starts another
+        for _ in range(_TRIES):
+            try:
+                self.machines = _sum_machines()
+                self.resources = self.resources or self.machines
+                if self._registry is None:
+                    self._registry = _start_registry()
+                answer = self._registry.claim.remote(self._job, self._claim, self.machines)
+                self.resources, self.jobs = ray.get(answer, timeout=_ANSWER_S)
+                return
+            except ray.exceptions.RayError:
+                self._registry = None  # it ended with the job that had started it: this one starts another
 
 
 @contextmanager

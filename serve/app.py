@@ -18,6 +18,7 @@ Other Ray programs detect pairs through the application's handle:
 import functools
 import logging
 import sys
+from pathlib import Path
 from typing import Any
 
 import ray
@@ -26,6 +27,7 @@ from ray import serve
 from ray.serve.exceptions import DeploymentUnavailableError
 
 from asap.finding import Finding, Pair
+from asap.weights.model_folder import folder_version, is_remote
 from serve.api.keys import Keyring, load_keys
 from serve.api.metrics import Metrics, MetricsByReplica
 from serve.api.middleware import LOG
@@ -110,8 +112,19 @@ def _off_idle_head() -> dict[str, Any]:
     return {"label_selector": {"ray.io/node-id": f"!{heads[0]['NodeID']}"}}
 
 
+def _deployed_version(model: str) -> str | None:
+    """Return the version of a model; None for a folder that this machine lacks, although the detectors' may have it."""
+    if model != "demo" and not is_remote(model) and not Path(model).exists():
+        return None
+    return folder_version(model)
+
+
 def build(settings: ServeSettings) -> serve.Application:
-    """Return the application: the API bound to the detector. Raises `ConfigError` if keys are needed and missing."""
+    """Return the application: the API bound to the detector.
+
+    The detectors serve the model that is there now, and a replica that finds another one later does not start. Raises
+    `ConfigError` if keys are needed and missing, and `CheckpointError` if the model cannot be read.
+    """
     keyring = load_keys(settings)
     detector = serve.deployment(
         name="Detector",
@@ -147,4 +160,4 @@ def build(settings: ServeSettings) -> serve.Application:
         logging_config=LOGGING,
         graceful_shutdown_timeout_s=settings.drain_s,
     )(Api)
-    return api.bind(settings, keyring, detector.bind(settings))
+    return api.bind(settings, keyring, detector.bind(settings, _deployed_version(settings.model)))

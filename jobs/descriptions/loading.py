@@ -11,7 +11,7 @@ from asap.storage.files import list_files
 from asap.storage.fingerprint import files_fingerprint
 from asap.storage.location import Location
 from jobs.descriptions.engine import Engine
-from jobs.descriptions.model_files import is_remote, remote_fingerprint, remote_weights_bytes
+from jobs.descriptions.model_files import is_hub_name, is_remote, remote_fingerprint, remote_weights_bytes
 from jobs.descriptions.settings import DEMO, DescriptionSettings
 from jobs.errors import InputNotFound
 
@@ -52,7 +52,7 @@ def check_source(settings: DescriptionSettings, *, is_here: bool = True) -> str:
         )
         raise InputNotFound(f"the captioner {source!r} is {places} a name on the hub")
     source = settings.place
-    if not re.match(r"[./~]", source) and not Path(source).is_dir():
+    if is_hub_name(source):
         return source if settings.revision is None else f"{source}@{settings.revision}"
     if not is_here and Path(source).is_absolute() and not Path(source).exists():
         return source

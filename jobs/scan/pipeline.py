@@ -148,6 +148,8 @@ class ScanPipeline:
     detect: StageResources
     caption_threads: int | None = None
     """Threads of a captioner with a model on a CPU. None: torch decides."""
+    caption_content: str | None = None
+    """Fingerprint of the captioner's files, which must be the same on every machine. None: not compared."""
     is_captioner_left_out: bool = False
     """True for rows that ended the process of a captioner: their captions are errors."""
     lost_batches: int = LOST_BATCHES
@@ -178,7 +180,10 @@ class ScanPipeline:
         """Add the captioner, if there is one, and the detectors; see `RowPipeline.add_stages`."""
         if self.captions:
             device, job = self.detection.device, self.detection.job
-            captioner = self.captions, self.input, device, job, self.caption_threads, self.is_captioner_left_out
+            captioner = (
+                self.captions, self.input, device, job, self.caption_threads, self.is_captioner_left_out,
+                self.caption_content,
+            )  # fmt: skip
             prepared = prepared.map_batches_internal(
                 CaptionStage, fn_constructor_args=captioner, **actor_options(self.caption), **batches
             )

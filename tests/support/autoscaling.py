@@ -55,7 +55,9 @@ def autoscaling_cluster(types: dict[str, dict[str, Any]], idle_s: float) -> Iter
     config = {
         "cluster_name": "pretended", "max_workers": 8, "upscaling_speed": 1.0, "idle_timeout_minutes": idle_s / 60,
         "provider": {
-            "type": "fake_multinode", "gcs_address": address, "head_node_id": _HEAD_ID, "launch_multiple": True,
+            # By its own name, `fake_multinode`, Ray would read a file that its wheel lacks.
+            "type": "external", "module": "ray.autoscaler._private.fake_multi_node.node_provider.FakeMultiNodeProvider",
+            "gcs_address": address, "head_node_id": _HEAD_ID, "launch_multiple": True,
         },
         "available_node_types": nodes | {
             "ray.head.default": {"node_config": {}, "max_workers": 0, "resources": {"CPU": 0}},
@@ -67,6 +69,7 @@ def autoscaling_cluster(types: dict[str, dict[str, Any]], idle_s: float) -> Iter
     environment = os.environ | {
         "AUTOSCALER_UPDATE_INTERVAL_S": "1", "RAY_FAKE_CLUSTER": "1", "RAY_enable_autoscaler_v2": "1",
         "RAY_CLOUD_INSTANCE_ID": _HEAD_ID, "RAY_OVERRIDE_NODE_ID_FOR_TESTING": _HEAD_ID,
+        "RAY_AUTH_MODE": "disabled",  # `ray start` would take the token of a home folder, and the drivers have none
     }  # fmt: skip
     command = [
         str(Path(sys.executable).parent / "ray"), "start", "--head", "--block", "--node-ip-address=127.0.0.1",

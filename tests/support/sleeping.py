@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 import time
@@ -66,7 +67,7 @@ def sleeping_settings(
     (folder / "0.jpg").write_bytes(jpeg(0))
     lines = [json.dumps({"id": str(row), "image": "0.jpg", "text": "Angry workers leave"}) for row in range(rows)]
     (folder / "pairs.jsonl").write_text("\n".join(lines))
-    (folder / "model").symlink_to(model)
+    shutil.copytree(model, folder / "model")  # no link: a scan follows it, and the detector would miss `SLOW`
     return {
         "input": str(folder / "pairs.jsonl"), "out": str(folder / "out"), "model": str(folder / "model"),
         "batch_size": 4, "rows_per_file": 4, "heartbeat_s": 0.5, "stale_after_s": 120, "write_every_s": 0.5,
