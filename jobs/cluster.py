@@ -20,6 +20,7 @@ from typing import Any
 
 from asap.errors import AsapError, ConfigError
 from jobs.errors import JobError
+from jobs.lost_machines import close_connections
 from jobs.node_types import HEAD, most_workers, node_types
 from jobs.ray_end import end_ray
 from jobs.ray_start import start_ray
@@ -324,6 +325,20 @@ def kill_actors(class_name: str) -> None:
                 global_worker.core_worker.kill_actor(ray.ActorID.from_hex(actor["ActorID"]), True)
     except Exception as error:  # Ray has many classes for it
         logging.getLogger("asap").debug("actors of class %s were not killed: %s", class_name, error)
+
+
+def look_into_stall() -> str:
+    """Close the connections to lost machines, and describe what the running Ray cannot give, as `describe_waits` does.
+
+    Ray does the tasks of a lost machine again once the connections to it have ended (`jobs.lost_machines`).
+    """
+    import ray
+
+    machines = ray.nodes()
+    # A machine that has started anew may have the address of the lost one.
+    alive = {machine["NodeManagerAddress"] for machine in machines if machine["Alive"]}
+    close_connections({machine["NodeManagerAddress"] for machine in machines} - alive)
+    return describe_waits()
 
 
 def describe_waits() -> str:

@@ -28,7 +28,7 @@ from asap.weights.model_folder import ModelFolder, load_folder
 from jobs.cluster import (
     choose_gpus,
     count_fitting,
-    describe_waits,
+    look_into_stall,
     machines_alive,
     task_result,
     wait_for_resources,
@@ -99,7 +99,7 @@ def evaluate_shards(
     waiting = iter(range(0, total, size))
     running: dict[Any, int] = {}
     shards: dict[int, Evaluation] = {}
-    stalls = StallWatch("shard", plan.settings.stall_after_s, describe_waits, is_steady=False)
+    stalls = StallWatch("shard", plan.settings.stall_after_s, look_into_stall, is_steady=False)
     progress(0, total)
     try:
         with _places(pool) as places:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 
 from asap.storage.location import Location
-from jobs.cluster import describe_waits
+from jobs.cluster import look_into_stall
 from jobs.descriptions.left_out import DIED
 from jobs.errors import JobFailed
 from jobs.scan.input.manifest import complete_manifest
@@ -164,7 +164,7 @@ def watched(
 
     counter = start_counter()
     ended = threading.Event()
-    stalls = StallWatch("pair", stall_after_s, describe_waits)
+    stalls = StallWatch("pair", stall_after_s, look_into_stall)
     stalled = False
 
     def announce_stall(sentence: str | None) -> None:

@@ -15,6 +15,7 @@ from jobs.cluster import (
     choose_gpus,
     count_fitting,
     describe_waits,
+    look_into_stall,
     most_cpus,
     off_idle_head,
     silence_ray_data,
@@ -211,6 +212,19 @@ def test_busy_machines_are_waited_for_until_another_job_ends(ray_here: None) -> 
     assert notes[0] == (
         "waiting up to 15 min for other jobs to free 1 worker with 2 CPUs: 0 CPUs are free of 1 x (2 CPUs, 0 GPUs)"
     )
+
+
+def test_a_look_into_a_stall_closes_the_connections_to_machines_that_are_lost(
+    ray_here: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    closed: list[set[str]] = []
+    own = ray.nodes()
+    lost = [{"NodeManagerAddress": "10.77.0.3", "NodeManagerHostname": "worker-0", "Alive": False}]
+    renewed = [own[0] | {"NodeManagerHostname": "before", "Alive": False}]
+    monkeypatch.setattr("jobs.cluster.close_connections", closed.append)
+    monkeypatch.setattr("ray.nodes", lambda: own + lost + renewed)
+    assert look_into_stall() == "lost machines: worker-0, before"
+    assert closed == [{"10.77.0.3"}]
 
 
 class _OwnOfRay:
