@@ -79,7 +79,7 @@ class ServeSettings(BaseModel):
     downscale_delay_s: float = Field(default=120, ge=0)
     """Seconds of low load before a detector is stopped."""
     drain_s: float = Field(default=60, gt=0)
-    """Seconds in which a replica that shuts down may finish its work."""
+    """Seconds in which a replica that shuts down may finish its work. At least `deadline_s`."""
     batch_size: int = Field(default=16, ge=1)
     """Pairs in one forward pass of the model, each with one part of its text."""
     batch_wait_s: float = Field(default=0.005, ge=0)
@@ -110,6 +110,11 @@ class ServeSettings(BaseModel):
             )
         if self.wait_s >= self.deadline_s:
             raise ValueError(f"wait_s {self.wait_s:g} is not less than deadline_s {self.deadline_s:g}")
+        if self.drain_s < self.deadline_s:
+            raise ValueError(
+                f"drain_s {self.drain_s:g} is less than deadline_s {self.deadline_s:g}. "
+                "A server that stops would cut off requests that it has accepted."
+            )
         if self.max_bytes_in_flight < (most := self.max_any_body_bytes):
             raise ValueError(f"max_bytes_in_flight {self.max_bytes_in_flight} is less than a request may have, {most}")
         for prefix in self.uri_prefixes:

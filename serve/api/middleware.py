@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import time
+from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any
@@ -48,6 +49,8 @@ class Trace:
     key_name: str | None = None
     pairs: list[dict[str, Any]] = field(default_factory=list)
     """SHA-256, verdict and timings of each pair, or its error code; and its redacted address, if it had one."""
+    is_received: Callable[[], bool] = lambda: False
+    """Returns True once the whole body has arrived."""
     received_at: float | None = None
     """Time (`time.perf_counter`) when the pair was complete; None if its latency does not show the server's load."""
 
@@ -82,6 +85,7 @@ class RequestMiddleware:
         start, response = time.perf_counter(), _Response(send, trace.id, is_head)
         gated = scope["path"].startswith("/v1/")
         body = Body(scope, receive, self._capacity, lambda: trace.key_name, gated=gated)
+        trace.is_received = lambda: body.is_complete
         try:
             _check_host(scope)
             with self._in_flight.track() if gated else nullcontext():

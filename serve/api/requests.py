@@ -56,8 +56,11 @@ class RequestReader:
             return await asyncio.to_thread(self._parse_pair, await request.body())
         if kind == "multipart/form-data":
             # A text is decoded in the event loop, so one that is too long is refused before.
-            most = max_bytes_of(self._settings.max_text_chars)
-            form = await read_form(request, ("image", "text"), {"text": most})
+            most = {
+                "image": self._settings.max_image_bytes,
+                "text": max_bytes_of(self._settings.max_text_chars),
+            }
+            form = await read_form(request, ("image", "text"), most)
             return self._checked(form.data("image"), None, form.text("text"))
         message = f"the body is {kind or 'of no type'}. Send multipart/form-data or application/json."
         raise Refused(415, "unsupported_media_type", message)

@@ -50,7 +50,8 @@ _MAX_FETCHED = 32
 """Pictures that are being fetched, or were fetched and wait for their detection."""
 _STATUSES = {
     400: "The picture or the text cannot be read", 401: "No key, or an unknown one", 403: "Not allowed",
-    405: "The route has other methods", 413: "Too large, however often it is sent",
+    405: "The route has other methods", 408: "The body did not arrive within the deadline",
+    413: "Too large, however often it is sent",
     415: "Neither multipart/form-data nor application/json, or compressed", 422: "A field is missing or wrong",
     429: "Too many requests; Retry-After says when to come back", 500: "The server failed",
     503: "Loading, or shutting down", 504: "Not done within the deadline",
@@ -170,7 +171,7 @@ class DetectionRoutes:
         """Send a picture and its text as a form or as JSON. The response has the verdict, types and evidence."""
         self._charge(request, 1)  # the first pass is charged before reading, the others once they are counted
         timings = Timings()
-        async with self._deadline(_now()):
+        async with self._deadline(_now(), _trace(request)):
             with timings.of("read"):
                 pair = await self._reader.read_pair(request)
             self._charge(request, pair.passes - 1, paid=1)
@@ -180,7 +181,7 @@ class DetectionRoutes:
         """Send several pairs. Each gets the status that it would have alone; one that fails does not affect others."""
         start = _now()
         self._charge(request, 1)  # reading and parsing cost something too, even if no pair turns out to be valid
-        async with self._deadline(start):
+        async with self._deadline(start, _trace(request)):
             items = await self._reader.read_batch(request)
         self._charge(request, sum(1 if isinstance(item, Refused) else item.passes for item in items) - 1, paid=1)
         trace, draw = _trace(request), evidence is not None
@@ -200,20 +201,23 @@ class DetectionRoutes:
             self._rates.take(name, passes, paid=paid)
 
     @asynccontextmanager
-    async def _deadline(self, start: float) -> AsyncIterator[None]:
+    async def _deadline(self, start: float, trace: Trace) -> AsyncIterator[None]:
         """Cancel the block, and everything it awaits, once the deadline has passed."""
         seconds = self._settings.deadline_s
         try:
             async with asyncio.timeout_at(start + seconds):
                 yield
         except TimeoutError:
+            if not trace.is_received():  # the sender was slow, not the server
+                message = f"the body did not arrive within {seconds:g} s. Send a smaller one, or on a faster line."
+                raise Refused(408, "body_late", message, headers={"Connection": "close"}) from None
             raise Refused(504, "deadline", f"not done within {seconds:g} s", retry_after_s=1) from None
 
     async def _detect_item(self, item: PairRequest | Refused, trace: Trace, start: float, *, draw: bool) -> BatchItem:
         try:
             if isinstance(item, Refused):
                 raise item
-            async with self._deadline(start):
+            async with self._deadline(start, trace):
                 return BatchItem(status=200, result=await self._detect(item, trace, Timings(), draw=draw))
         except Exception as error:
             refused = refusal(error) if isinstance(error, InputError) else as_refused(error, trace.id)

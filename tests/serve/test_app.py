@@ -32,7 +32,7 @@ def served(ray_here: None) -> Iterator[tuple[str, Any]]:
     from serve.run import start
 
     settings = ServeSettings(
-        port=free_port(), max_replicas=1, detector_cpus=0.5, decoders=1, drain_s=5, deadline_s=HANG_S,
+        port=free_port(), max_replicas=1, detector_cpus=0.5, decoders=1, drain_s=HANG_S, deadline_s=HANG_S,
         decode_timeout_s=HANG_S,
     )  # fmt: skip
     handle = start(build(settings), settings)

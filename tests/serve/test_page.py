@@ -71,7 +71,7 @@ class Server:
     """The API on a port of its own, run in a thread."""
 
     def __init__(self, detector: ControlledDetector) -> None:
-        settings = ServeSettings(decoders=1, deadline_s=HANG_S, decode_timeout_s=HANG_S)
+        settings = ServeSettings(decoders=1, deadline_s=HANG_S, drain_s=HANG_S, decode_timeout_s=HANG_S)
         self.detector = detector
         self.refuses: dict[str, int] = {}
         """Refusals: the status by the beginning of the path."""

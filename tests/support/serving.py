@@ -22,6 +22,7 @@ from serve.settings import ServeSettings
 from tests.support.waiting import HANG_S
 
 TEXT = "A smiling minister opens the bridge"
+_TIMES = ("deadline_s", "decode_timeout_s", "drain_s")
 
 
 class LocalDetector:
@@ -51,7 +52,7 @@ def api(
         caller: The address of the client; by default it is on the server's own machine.
         settings: Changes of `ServeSettings`.
     """
-    changed = ServeSettings(**({"decoders": 1, "deadline_s": HANG_S, "decode_timeout_s": HANG_S} | settings))
+    changed = ServeSettings(**({"decoders": 1} | dict.fromkeys(_TIMES, HANG_S) | settings))
     app = create_app(changed, Service(changed, backend), keyring or Keyring())
     client = TestClient(app, "http://127.0.0.1", raise_server_exceptions=False, client=(caller, 5000))
     with client:

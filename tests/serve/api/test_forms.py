@@ -242,6 +242,43 @@ def test_a_part_with_two_headers_of_one_name_is_refused(client: TestClient, head
 
 
 @pytest.mark.parametrize(
+    ("header", "name"),
+    [
+        (b'content-disposition: form-data; name="text"; name="image"', "name"),
+        (b'content-disposition: form-data; name=text; NAME ="image"', "name"),
+        (b'content-disposition: form-data; name="text"; filename="a"; filename="b"', "filename"),
+        (b"content-disposition: form-data; name=text\r\ncontent-type: a/b; charset=utf-8; charset=koi8-r", "charset"),
+    ],
+)
+def test_a_parameter_that_a_header_of_a_part_has_twice_is_refused(client: TestClient, header: bytes, name: str) -> None:
+    part = b"\r\n".join([b"--b", header, b"", b"A river"])
+    answer = _send(client, _part("image", PICTURE), part)
+    _check_refused(answer, 400, "bad_request", None, f"two parameters {name}. Send one.")
+
+
+def test_a_parameter_that_the_form_itself_has_twice_is_refused(client: TestClient) -> None:
+    for name in ("boundary", "charset"):
+        kind = f"multipart/form-data; boundary=b; charset=utf-8; {name}=b"
+        answer = _send(client, _part("image", PICTURE), _part("text", b"A river"), kind=kind)
+        _check_refused(answer, 400, "bad_request", None, f"two parameters {name}")
+
+
+def test_a_file_may_have_a_name_that_looks_like_parameters(client: TestClient, reader: Reader) -> None:
+    named = b'content-disposition: form-data; name="text"; filename="a; name=image; \\"; name=image"'
+    part = b"\r\n".join([b"--b", named, b"", b"A quay"])
+    answer = _send(client, _part("image", PICTURE), part)
+    assert answer.status_code == 200, answer.text
+    assert reader.texts[-1] == "A quay"
+
+
+def test_a_picture_of_a_form_is_refused_as_soon_as_it_is_larger_than_a_picture_may_be() -> None:
+    with api(Reader(), max_image_bytes=len(PICTURE)) as client:
+        assert _send(client, _part("image", PICTURE), _part("text", b"A river")).status_code == 200
+        answer = _send(client, _part("image", PICTURE + b"x"), _part("text", b"A river"))
+        _check_refused(answer, 413, "too_large", "image", f"more than {len(PICTURE)} bytes")
+
+
+@pytest.mark.parametrize(
     ("body", "kind", "reason"),
     [
         (_part("image", PICTURE) + b"\r\n" + _part("text", b"A ri"), "multipart/form-data; boundary=b", "cut off"),
