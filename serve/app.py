@@ -16,8 +16,6 @@ Other Ray programs detect pairs through the application's handle:
 
 # No future import of annotations here: Serve builds `args` from the class that it finds at the parameter of `build`.
 import functools
-import logging
-import sys
 from typing import Any
 
 from fastapi import FastAPI
@@ -25,9 +23,9 @@ from ray import serve
 from ray.serve.exceptions import DeploymentUnavailableError
 
 from asap.finding import Finding, Pair
-from serve.api.keys import Keyring, load_keys
+from serve.api.audit import start_audit
+from serve.api.callers.keys import Keyring, load_keys
 from serve.api.metrics import Metrics, MetricsByReplica
-from serve.api.middleware import LOG
 from serve.api.routes import create_app
 from serve.inference.detector import Detector
 from serve.inference.detector_client import DetectorClient
@@ -57,9 +55,7 @@ class Api:
     """The ingress deployment: the HTTP application of `serve.api.routes`, and `detect` for other Ray programs."""
 
     def __init__(self, settings: ServeSettings, keyring: Keyring, detector: Any) -> None:
-        if not LOG.handlers:  # a line for each request on this process's stderr, which Ray collects
-            LOG.addHandler(logging.StreamHandler(sys.stderr))
-        LOG.setLevel(logging.INFO)
+        start_audit(settings.audit_file)
         self._settings = settings
         self._keyring = keyring
         self._service = Service(settings, DetectorClient(detector, settings))

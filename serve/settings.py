@@ -94,11 +94,16 @@ class ServeSettings(BaseModel):
     cors_origins: tuple[str, ...] = ()
     """Origins of other sites whose pages may call the API. By default there are none."""
     keys_file: str | None = None
-    """A file of hashed keys (`serve.api.keys`). With None, the keys are read from `ASAP_KEYS`, if it is set."""
+    """A file of hashed keys (`serve.api.callers.keys`), which is read anew when it changes.
+
+    With None, the keys are read once from `ASAP_KEYS`, if it is set.
+    """
     key_rate: float = Field(default=20, gt=0)
     """Pairs a second that one key may send. A long text counts once for each pass of the model that it takes."""
     key_burst: int = Field(default=64, ge=1)
     """Pairs that one key may send at once after a pause."""
+    audit_file: str | None = None
+    """A file to which each process of the API appends a line of JSON for each request. With None: its stderr."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:

@@ -55,7 +55,7 @@ class Body:
         """Return the next message, as ASGI's `receive`. Raises `Refused`."""
         # The application identifies the caller before it asks for the body, so the key is known here.
         name = self._key_name()
-        if len(self._usages) == 1 and name is not None and self._capacity.several_keys:
+        if len(self._usages) == 1 and name is not None and self._capacity.several_keys():
             self._enter(self._capacity.by_key[name])
         try:
             message = await self._receive()

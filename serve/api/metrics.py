@@ -27,6 +27,17 @@ class Metrics:
         self.in_flight = Gauge("asap_requests_in_flight", "Requests being processed", registry=self.registry)
         self.limit = Gauge("asap_requests_limit", "Requests that may be processed at once, now", registry=self.registry)
         self.pairs = Counter("asap_pairs", "Pairs by verdict", ["verdict"], registry=self.registry)
+        self.key_requests = Counter(
+            "asap_key_requests", "Requests by key and status", ["key", "status"], registry=self.registry
+        )
+        self.key_pairs = Counter("asap_key_pairs", "Judged pairs by key", ["key"], registry=self.registry)
+        self.key_reloads = Counter(
+            "asap_key_reloads", "Attempts to read the changed file of keys", ["result"], registry=self.registry
+        )
+
+    def count_reload(self, is_read: bool) -> None:
+        """Count an attempt to read the file of keys anew."""
+        self.key_reloads.labels("ok" if is_read else "failed").inc()
 
     def own(self) -> MetricsByReplica:
         """Return the current metrics of this process."""

@@ -147,7 +147,7 @@ def test_pairs_that_arrive_together_get_the_findings_that_they_get_alone(served:
 
 
 def test_a_server_for_other_machines_needs_keys(monkeypatch: pytest.MonkeyPatch) -> None:
-    from serve.api.keys import new_key
+    from serve.api.callers.keys import new_key
     from serve.app import build
 
     monkeypatch.delenv("ASAP_KEYS", raising=False)

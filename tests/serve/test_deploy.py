@@ -8,7 +8,7 @@ from ray._private.ray_constants import WORKER_PROCESS_SETUP_HOOK_ENV_VAR
 
 from asap.errors import ConfigError
 from asap.packages import SETUP_HOOK
-from serve.api.keys import new_key
+from serve.api.callers.keys import new_key
 from serve.deploy import CONTROLLER, deploy_yaml
 from serve.proxy import CALLBACK
 from serve.settings import ServeSettings

@@ -26,7 +26,7 @@ from asap.finding import NO_EVIDENCE, Finding
 from asap.labels import FLAGGED
 from asap.predictor import Predictor
 from asap.preprocessing.images import PreparedImage
-from serve.api.keys import Keyring
+from serve.api.callers.keys import Keyring
 from serve.api.routes import create_app
 from serve.errors import Overloaded
 from serve.inference.service import Service

@@ -13,7 +13,7 @@ from schemathesis import GenerationMode, openapi
 from schemathesis.specs.openapi.checks import negative_data_rejection, positive_data_acceptance
 
 from asap.predictor import Predictor
-from serve.api.keys import Keyring, new_key
+from serve.api.callers.keys import Keyring, new_key
 from tests.support.mutations import BROKE, FORMATS, mutated
 from tests.support.serving import TEXT, LocalDetector, api, encoded
 from tests.support.waiting import HANG_S

@@ -29,7 +29,7 @@ from asap.limits import Limits
 from asap.predictor import Predictor
 from asap.preprocessing.images import PreparedImage
 from asap.weights.model_folder import load_folder
-from serve.api.keys import Keyring, new_key
+from serve.api.callers.keys import Keyring, new_key
 from serve.errors import NotReady, Overloaded, Refused
 from serve.schemas import ModelCard
 from tests.support.event_loop import SimulatedTimeLoop, advance_clock
