@@ -15,6 +15,13 @@ from jobs.cli.options import MODEL_HELP, Change, changes_of, check_device, setti
 serving = typer.Typer(invoke_without_command=True)
 _Port = Annotated[int, typer.Option(help="Port to listen on.")]
 _Keys = Annotated[str | None, typer.Option(help="File of API keys. Default: the variable ASAP_KEYS, if it is set.")]
+_Scopes = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="SCOPE",
+        help="With --new-key: what it may be used for, detect (default) or metrics. Repeat it for both.",
+    ),
+]
 _WITHOUT_KEYS = (
     "The server has no keys: it answers this machine only. It cannot recognize a proxy on this machine that adds no "
     "header. Make a key before you put a proxy in front: asap serve --new-key NAME."
@@ -34,6 +41,11 @@ def serve(
         str | None,
         typer.Option(metavar="NAME", help="Make a key, print it with its line for the file of keys, and exit."),
     ] = None,
+    scope: _Scopes = None,
+    expires: Annotated[
+        str | None,
+        typer.Option(metavar="TIME", help="With --new-key: date or time from which it is refused, as 2027-03-01."),
+    ] = None,
     change: Change = None,
 ) -> None:
     """Detect manipulation online: run an API and a web page until stopped."""
@@ -43,18 +55,23 @@ def serve(
         _refuse_options(context)
         return
     if new_key is not None:
-        from serve.api.keys import new_key as make
+        from serve.api.callers.keys import new_key as make
 
-        key, line = make(new_key)
+        key, line = make(new_key, tuple(scope or ("detect",)), expires)
         typer.echo(f"key, for its holder:  {key}\nline, for the file:   {line}")
         return
+    if scope or expires:
+        raise ConfigError("--scope and --expires describe a new key. Give --new-key NAME with them.")
     # Check the command before the slow imports, so that a typing error is reported at once.
     options = {"model": model, "host": host, "port": port, "keys_file": keys}
     settings = settings_of(ServeSettings, **(options | changes_of(change or [])))
-    from serve.api.keys import load_keys
+    from serve.api.audit import check_audit_file
+    from serve.api.callers.keys import load_keys
 
     check_device(settings.device)
     has_keys = bool(load_keys(settings))
+    if settings.audit_file is not None:
+        check_audit_file(settings.audit_file)
     _check_model(settings.model)
     _check_port(settings.host, settings.port)
     from jobs.cluster import ray_running
