@@ -23,7 +23,7 @@ from ray import serve
 from ray.serve.exceptions import DeploymentUnavailableError
 
 from asap.finding import Finding, Pair
-from serve.api.audit import start_audit
+from serve.api.audit import start_logs
 from serve.api.callers.keys import Keyring, load_keys
 from serve.api.metrics import Metrics, MetricsByReplica
 from serve.api.routes import create_app
@@ -55,7 +55,7 @@ class Api:
     """The ingress deployment: the HTTP application of `serve.api.routes`, and `detect` for other Ray programs."""
 
     def __init__(self, settings: ServeSettings, keyring: Keyring, detector: Any) -> None:
-        start_audit(settings.audit_file)
+        start_logs(settings.audit_file)
         self._settings = settings
         self._keyring = keyring
         self._service = Service(settings, DetectorClient(detector, settings))

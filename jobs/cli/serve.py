@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import socket
+import time
 from pathlib import Path
 from typing import Annotated
 
@@ -74,11 +75,14 @@ def serve(
         check_audit_file(settings.audit_file)
     _check_model(settings.model)
     _check_port(settings.host, settings.port)
+    from jobs.cli.ray_log import ray_output_logged
+    from jobs.cli.replica_log import print_json_lines_alone
     from jobs.cluster import ray_running
     from serve.app import build
     from serve.run import run
 
     application = build(settings)
+    begin = time.monotonic()
 
     def announce(url: str) -> None:
         typer.echo(f"serving {model} at {url} (API reference: {url}docs)")
@@ -89,9 +93,15 @@ def serve(
         deadline = f"within {settings.drain_s:g} s"
         typer.echo(f"stopping: accepted requests are answered {deadline}. Send the signal again to stop immediately.")
 
-    # The logs of the replicas are shown: a line for each request, and why a replica cannot start.
-    with ray_running(log_to_driver=True):
-        run(application, settings, announce, announce_stop)
+    with ray_output_logged() as stderr:
+
+        def show_step(step: str) -> None:
+            typer.echo(f"{time.monotonic() - begin:6.1f} s  {step}", stderr)
+
+        show_step("starting Ray")
+        with ray_running(log_to_driver=True):
+            print_json_lines_alone(stderr)
+            run(application, settings, announce, announce_stop, show_step)
 
 
 def _check_model(model: str) -> None:

@@ -9,7 +9,7 @@ requests.py       a form or JSON becomes a PairRequest
 forms.py          the parts of a form, and the encoding of its text
 remote_images.py  pictures at s3:// and https:// addresses
 replays.py        responses that are kept for a request which is sent again
-audit.py          the log line of each request
+audit.py          the log: a line of JSON for each request and each failure
 metrics.py        the metrics of every process, for /metrics
 openapi.py        the OpenAPI document
 reference.py      the reference page at /docs

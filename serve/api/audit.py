@@ -1,4 +1,7 @@
-"""The audit log: one line of JSON for each request of the API, with no color and nothing else on the line."""
+"""The log of the API: one line of JSON for each request, and one for each failure of the server.
+
+A line has no color, and nothing else is on it.
+"""
 
 from __future__ import annotations
 
@@ -14,6 +17,10 @@ from typing import Any
 from asap.errors import ConfigError
 
 LOG = logging.getLogger("asap.requests")
+_FAILURES = logging.getLogger("asap")
+"""The logger above all others of this project, whose warnings and errors are for the server's operator."""
+LINE_START = '{"time": "'
+"""The beginning of each line, by which a reader tells it from what else a process prints."""
 _MODE = 0o640
 """Permissions of a new file: addresses of callers are not for everybody."""
 
@@ -29,20 +36,31 @@ class _LineFile(WatchedFileHandler):
         return io.TextIOWrapper(os.fdopen(descriptor, "ab", buffering=0), "utf-8", write_through=True)
 
 
-def start_audit(file: str | None) -> None:
-    """Write the lines of this process to a file or, without one, to stderr, which Ray collects.
+class _JsonLine(logging.Formatter):
+    """A formatter that writes a record, and its traceback, as one line of JSON."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        fields = {"level": record.levelname.lower(), "message": record.getMessage()}
+        if record.exc_info:
+            fields["traceback"] = self.formatException(record.exc_info)
+        return _line(fields)
+
+
+def start_logs(audit_file: str | None) -> None:
+    """Write the lines of this process to stderr, which Ray collects, and those of requests to a file if one is named.
 
     Raises `ConfigError` if the file cannot be written.
     """
-    LOG.setLevel(logging.INFO)
     if LOG.handlers:
         return
-    if file is None:
-        LOG.addHandler(logging.StreamHandler(sys.stderr))
-        return
-    check_audit_file(file)
-    LOG.addHandler(_LineFile(file))
-    LOG.propagate = False
+    if audit_file is not None:
+        check_audit_file(audit_file)
+    failures = logging.StreamHandler(sys.stderr)
+    failures.setFormatter(_JsonLine())
+    _FAILURES.addHandler(failures)
+    LOG.addHandler(logging.StreamHandler(sys.stderr) if audit_file is None else _LineFile(audit_file))
+    LOG.setLevel(logging.INFO)
+    _FAILURES.propagate = LOG.propagate = False
 
 
 def check_audit_file(file: str) -> None:
@@ -55,7 +73,11 @@ def check_audit_file(file: str) -> None:
         ) from error
 
 
-def write_line(fields: dict[str, Any]) -> None:
-    """Write a line with the time now and these fields."""
+def write_request(fields: dict[str, Any]) -> None:
+    """Write the line of a request, with the time now and these fields."""
+    LOG.info(_line(fields))
+
+
+def _line(fields: dict[str, Any]) -> str:
     now = datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
-    LOG.info(json.dumps({"time": now} | fields))
+    return json.dumps({"time": now} | fields)

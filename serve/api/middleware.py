@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,7 +16,7 @@ from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from serve.api.audit import LOG, write_line
+from serve.api.audit import write_request
 from serve.api.body import Body
 from serve.api.capacity import Capacity
 from serve.api.metrics import Metrics
@@ -24,6 +25,7 @@ from serve.inference.in_flight import InFlight
 from serve.proxy import request_id
 from serve.schemas import ErrorBody, ErrorResponse
 
+_FAILURES = logging.getLogger("asap.server")
 _ONE_PAIR = "/v1/detect"
 _PAGE_POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data: blob:; connect-src 'self'; "
@@ -68,13 +70,17 @@ class RequestMiddleware:
         capacity: The limits and the usage of this process.
         in_flight: The requests that a shutdown waits for.
         metrics: The metrics of this process.
+        paths: The paths of the routes, for requests that are refused before their route is found.
     """
 
-    def __init__(self, app: ASGIApp, capacity: Capacity, in_flight: InFlight, metrics: Metrics) -> None:
+    def __init__(
+        self, app: ASGIApp, capacity: Capacity, in_flight: InFlight, metrics: Metrics, paths: Collection[str] = ()
+    ) -> None:
         self._app = app
         self._capacity = capacity
         self._in_flight = in_flight
         self._metrics = metrics
+        self._paths = frozenset(paths)
         metrics.limit.set(capacity.concurrency.limit)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -117,7 +123,7 @@ class RequestMiddleware:
 
     def _report(self, scope: Scope, trace: Trace, status: int, seconds: float) -> None:
         """Update the metrics and, for a request of the API, write the log line."""
-        route = getattr(scope.get("route"), "path", "other")
+        route = getattr(scope.get("route"), "path", scope["path"] if scope["path"] in self._paths else "other")
         self._metrics.requests.labels(route, status).inc()
         self._metrics.seconds.labels(route).observe(seconds)
         verdicts = [pair["verdict"] for pair in trace.pairs if "verdict" in pair]
@@ -127,7 +133,7 @@ class RequestMiddleware:
             self._metrics.key_requests.labels(trace.key_name, status).inc()
             self._metrics.key_pairs.labels(trace.key_name).inc(len(verdicts))
         if scope["path"].startswith("/v1/") or trace.key_name is not None:
-            write_line(
+            write_request(
                 {
                     "id": trace.id,
                     "client": (scope.get("client") or [None])[0],
@@ -198,7 +204,7 @@ def as_refused(error: Exception, request_id: str) -> Refused:
     """Return a refusal as it is. Log any other error in full and return a generic 500 for it."""
     if isinstance(error, Refused):
         return error
-    LOG.error("request %s failed", request_id, exc_info=error)
+    _FAILURES.error("request %s failed", request_id, exc_info=error)
     return Refused(500, "internal", "the server failed on this request")
 
 

@@ -120,7 +120,10 @@ def create_app(settings: ServeSettings, service: Service, keyring: Keyring, metr
         app.add_exception_handler(kind, handler)
     concurrency = ConcurrencyLimit(2 * settings.batch_size, settings.max_in_flight, settings.wait_s)
     capacity = Capacity(settings, concurrency, several_keys=lambda: len(keys.keyring.keys) > 1)
-    app.add_middleware(RequestMiddleware, capacity=capacity, in_flight=service.in_flight, metrics=metrics)
+    app.add_middleware(
+        RequestMiddleware, capacity=capacity, in_flight=service.in_flight, metrics=metrics,
+        paths=app.openapi()["paths"],
+    )  # fmt: skip
     if settings.cors_origins:  # added last, so outermost
         app.add_middleware(
             CrossOrigin, allow_origins=list(settings.cors_origins), allow_methods=["GET", "POST"],

@@ -40,6 +40,12 @@ def served(ray_here: None) -> Iterator[tuple[str, Any]]:
     serve.shutdown()
 
 
+def test_rays_list_of_applications_is_hidden(served: tuple[str, Any]) -> None:
+    answer = requests.get(f"{served[0]}/-/routes", timeout=HANG_S)
+    assert (answer.status_code, answer.json()["error"]["code"]) == (404, "not_found")
+    assert requests.get(f"{served[0]}/-/healthz", timeout=HANG_S).text == "success"
+
+
 def test_the_server_is_ready_and_detects_a_pair_over_http(served: tuple[str, Any]) -> None:
     url, _ = served
     assert requests.get(f"{url}/readyz", timeout=HANG_S).json() == {"status": "ok"}

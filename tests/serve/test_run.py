@@ -12,6 +12,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -36,15 +37,19 @@ def port() -> int:
 
 
 @pytest.fixture
-def server(port: int) -> Iterator[subprocess.Popen[str]]:
+def errors(tmp_path: Path) -> Path:
+    """The file that gets what the server prints to stderr."""
+    return tmp_path / "errors"
+
+
+@pytest.fixture
+def server(port: int, errors: Path) -> Iterator[subprocess.Popen[str]]:
     """Run `asap serve` with two processes of the API, and yield its process once it answers."""
     change = {"api_replicas": 2, "max_replicas": 1, "decoders": 1, "detector_cpus": 0.5}
     change |= dict.fromkeys(("deadline_s", "decode_timeout_s", "drain_s"), HANG_S)
     sets = [part for name, value in change.items() for part in ("--set", f"{name}={value}")]
-    with subprocess.Popen(
-        [sys.executable, "-c", COMMAND, "serve", "--port", str(port), *sets],
-        stdout=subprocess.PIPE, text=True,
-    ) as process:  # fmt: skip
+    command = [sys.executable, "-c", COMMAND, "serve", "--port", str(port), *sets]
+    with errors.open("w") as file, subprocess.Popen(command, stdout=subprocess.PIPE, stderr=file, text=True) as process:
         assert process.stdout
         assert f"http://127.0.0.1:{port}/" in process.stdout.readline()
         assert "cannot recognize a proxy on this machine that adds no header" in process.stdout.readline()
@@ -86,7 +91,7 @@ def _in_flight(url: str) -> list[float]:
 
 @pytest.mark.slow
 def test_a_server_that_stops_answers_earlier_requests_and_refuses_new_ones(
-    server: subprocess.Popen[str], port: int, threads: ThreadPoolExecutor
+    server: subprocess.Popen[str], port: int, threads: ThreadPoolExecutor, errors: Path
 ) -> None:
     url = f"http://127.0.0.1:{port}"
     caller, rest = _half_sent(port)
@@ -110,6 +115,34 @@ def test_a_server_that_stops_answers_earlier_requests_and_refuses_new_ones(
     assert {long_text.result().status_code for long_text in long_texts} <= {200, 503}
     assert 200 in {long_text.result().status_code for long_text in long_texts}
     assert server.wait(HANG_S) == 0
+    assert server.stdout.read() == "", "nothing of Ray's is on the screen"
+    printed = errors.read_text().splitlines()
+    steps = [line.split(" s  ")[1] for line in printed if not line.startswith("{")]
+    assert steps == [
+        "starting Ray", "starting Ray Serve", "starting the API and 1 detector",
+        "the API runs; waiting for 1 detector to load the model demo",
+    ]  # fmt: skip
+    routes = {json.loads(line)["route"] for line in printed[len(steps) :]}
+    assert routes == {"/v1/detect", "/v1/models"}
+
+
+@pytest.mark.parametrize(
+    ("message", "reason"),
+    [
+        ("Deploying application asap failed: no room", "Deploying application asap failed: no room"),
+        (
+            "Deploying application asap failed: The deployment failed to start 3 times in a row:\n"
+            'ray::ServeReplica:asap:Detector() (pid=1)\n  File "a.py", line 1, in load\n'
+            "asap.errors.CheckpointError: model m is damaged: it has no weights.\n\n",
+            "model m is damaged: it has no weights.",
+        ),
+    ],
+    ids=["sentence", "traceback"],
+)
+def test_a_start_that_fails_has_the_error_without_its_traceback(message: str, reason: str) -> None:
+    from serve.run import _reason
+
+    assert _reason(message) == reason
 
 
 class Handle:

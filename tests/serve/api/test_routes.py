@@ -782,7 +782,9 @@ def test_a_request_beyond_the_limit_in_flight_is_refused_at_once() -> None:
     backend = _Held()
     with api(backend, max_in_flight=2) as client, ThreadPoolExecutor(6) as threads:
         answers = backend.answers([threads.submit(_send, client) for _ in range(6)], held=2)
+        metrics = client.get("/metrics").text
     assert sorted(answer.status_code for answer in answers) == [429] * 4 + [500] * 2
+    assert 'asap_requests_total{replica="only",route="/v1/detect",status="429"} 4.0' in metrics
 
 
 def test_a_store_that_hangs_delays_only_the_callers_who_name_it(
