@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import html
+import json
+import re
+import shlex
 from collections.abc import Iterator
 from typing import Any, get_args
 
@@ -12,7 +16,10 @@ from openapi_spec_validator import validate
 from asap.errors import InputError
 from serve.api.callers.keys import Keyring, new_key
 from serve.api.callers.rates import RATE_HEADERS
+from serve.api.openapi import ERROR_EXAMPLE
+from serve.api.reference import reference_page
 from serve.errors import MEANINGS, ErrorCode, refusal
+from serve.schemas import ErrorResponse
 from tests.support.serving import LocalDetector, api
 
 
@@ -109,6 +116,35 @@ def test_a_request_of_one_pair_is_one_class_with_a_text(document: dict[str, Any]
     pair = schemas[items["items"]["$ref"].rpartition("/")[2]]
     assert set(pair["properties"]) == {"image", "uri", "text", "custom_id"}
     assert (pair["type"], pair["additionalProperties"]) == ("object", False)
+
+
+def test_the_reference_has_a_command_for_each_route_and_each_error_once(document: dict[str, Any]) -> None:
+    page = html.unescape(reference_page(document))
+    commands = re.findall(r"<code>(curl .*?)</code>", page)
+    paths = [shlex.split(command)[1] for command in commands]
+    assert {path.removeprefix("http://127.0.0.1:8000") for path in paths} == set(document["paths"])
+    for command in commands:
+        path = shlex.split(command)[1].removeprefix("http://127.0.0.1:8000")
+        (operation,) = document["paths"][path].values()
+        assert ("Bearer $ASAP_KEY" in command) == ("security" in operation)
+        if "-d" in (words := shlex.split(command)):
+            json.loads(words[words.index("-d") + 1])
+    assert all(page.count(f"<td><code>{code}</code></td>") == 1 for code in MEANINGS)
+    assert "Bearer" not in " ".join(re.findall(r"<code>(curl .*?)</code>", reference_page(_document())))
+
+
+def test_every_response_of_json_has_an_example_that_follows_its_schema(document: dict[str, Any]) -> None:
+    schemas = document["components"]["schemas"]
+    examples = {
+        operation["operationId"]: content["application/json"]
+        for methods in document["paths"].values()
+        for operation in methods.values()
+        if "application/json" in (content := operation["responses"]["200"].get("content", {}))
+    }
+    assert set(examples) == {"detect", "detect_batch", "models", "limits", "healthz", "readyz"}
+    for content in examples.values():
+        jsonschema.validate(content["example"], content["schema"] | {"components": {"schemas": schemas}})
+    ErrorResponse.model_validate(ERROR_EXAMPLE)
 
 
 def test_the_examples_of_the_document_follow_it(document: dict[str, Any]) -> None:
