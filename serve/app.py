@@ -62,7 +62,7 @@ class Api:
         replica = serve.get_replica_context()
         own_handle = serve.get_deployment_handle(replica.deployment, replica.app_name)
         collect = functools.partial(_collect_metrics, own_handle) if settings.api_replicas > 1 else None
-        self._metrics = Metrics(replica.replica_id.unique_id, collect)
+        self._metrics = Metrics(replica.replica_id.unique_id, collect, settings.deadline_s)
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         """Return the ASGI application. Ray Serve calls this in the replica."""

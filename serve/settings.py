@@ -115,6 +115,8 @@ class ServeSettings(BaseModel):
             )
         if self.wait_s >= self.deadline_s:
             raise ValueError(f"wait_s {self.wait_s:g} is not less than deadline_s {self.deadline_s:g}")
+        if self.device.startswith("cuda") and not self.detector_gpus:
+            raise ValueError(f"device {self.device} needs a GPU for each detector. Set detector_gpus too, as to 1.")
         if self.drain_s < self.deadline_s:
             raise ValueError(
                 f"drain_s {self.drain_s:g} is less than deadline_s {self.deadline_s:g}. "

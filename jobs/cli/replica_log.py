@@ -1,4 +1,4 @@
-"""What the processes of a server print: lines of JSON for a log system, and Ray's own lines for its log file.
+"""The output of a server's processes: lines of JSON for a log system, and Ray's own lines for its log file.
 
 Ray prints all of them with the name of the process before each line, in color, and leaves out lines that look alike.
 """

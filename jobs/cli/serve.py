@@ -6,12 +6,15 @@ import errno
 import socket
 import time
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from asap.errors import CheckpointError, ConfigError
 from jobs.cli.options import MODEL_HELP, Change, changes_of, check_device, settings_of
+
+if TYPE_CHECKING:
+    from serve.settings import ServeSettings
 
 serving = typer.Typer(invoke_without_command=True)
 _Port = Annotated[int, typer.Option(help="Port to listen on.")]
@@ -100,6 +103,7 @@ def serve(
 
         show_step("starting Ray")
         with ray_running(log_to_driver=True):
+            _check_room(settings)
             print_json_lines_alone(stderr)
             run(application, settings, announce, announce_stop, show_step)
 
@@ -130,6 +134,16 @@ def _check_port(host: str, port: int) -> None:
                 raise ConfigError(f"port {port} of {host} is in use. Choose another --port.") from error
             if isinstance(error, socket.gaierror) or error.errno == errno.EADDRNOTAVAIL:
                 raise ConfigError(f"host {host!r} is not an address of this machine. Choose another --host.") from error
+
+
+def _check_room(settings: ServeSettings) -> None:
+    """Raise `ConfigError` if the detectors do not fit into the running Ray, which would wait for room for ever."""
+    from jobs.cluster import wait_for_resources
+
+    needs = {"CPU": settings.detector_cpus, "GPU": settings.detector_gpus}
+    needs = {kind: amount for kind, amount in needs.items() if amount}
+    advice = "Lower min_replicas, detector_cpus or detector_gpus."
+    wait_for_resources(needs, settings.min_replicas, 0, lambda _: None, advice)
 
 
 def _refuse_options(context: typer.Context) -> None:

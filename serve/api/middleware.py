@@ -124,8 +124,7 @@ class RequestMiddleware:
     def _report(self, scope: Scope, trace: Trace, status: int, seconds: float) -> None:
         """Update the metrics and, for a request of the API, write the log line."""
         route = getattr(scope.get("route"), "path", scope["path"] if scope["path"] in self._paths else "other")
-        self._metrics.requests.labels(route, status).inc()
-        self._metrics.seconds.labels(route).observe(seconds)
+        self._metrics.count_request(str(route), status, seconds)
         verdicts = [pair["verdict"] for pair in trace.pairs if "verdict" in pair]
         for verdict in verdicts:
             self._metrics.pairs.labels(verdict).inc()

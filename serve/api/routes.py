@@ -98,7 +98,7 @@ def create_app(settings: ServeSettings, service: Service, keyring: Keyring, metr
         keyring: The keys of the callers.
         metrics: Counters of this process; new ones by default.
     """
-    metrics = metrics or Metrics()
+    metrics = metrics or Metrics(deadline_s=settings.deadline_s)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:

@@ -57,7 +57,7 @@ def test_the_file_contains_no_keys(monkeypatch: pytest.MonkeyPatch) -> None:
     assert line.partition(":")[2] not in content
 
 
-@pytest.mark.parametrize("change", [{"model": "my-model"}, {"keys_file": "keys.txt"}])
+@pytest.mark.parametrize("change", [{"model": "my-model"}, {"keys_file": "keys.txt"}, {"audit_file": "audit.jsonl"}])
 def test_a_relative_path_is_refused(change: dict[str, str]) -> None:
     ((name, path),) = change.items()
     with pytest.raises(ConfigError, match=f"{name} '{path}' is a relative path. Give a whole path"):

@@ -13,6 +13,7 @@ from serve.settings import ServeSettings, is_loopback
         ({"max_batch_items": 100}, "is more than a key's key_burst"),
         ({"max_bytes_in_flight": 2**20}, "max_bytes_in_flight 1048576 is less than a request may have, 67108864"),
         ({"wait_s": 30}, "wait_s 30 is not less than deadline_s 30"),
+        ({"device": "cuda"}, "device cuda needs a GPU for each detector. Set detector_gpus too, as to 1"),
         ({"deadline_s": 61}, "drain_s 60 is less than deadline_s 61. A server that stops would cut off requests"),
         ({"max_text_chars": 20_001}, "less than or equal to 20000"),
         ({"uri_prefixes": ("s3://bucket",)}, "'s3://bucket' is not s3://BUCKET"),
