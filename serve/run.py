@@ -78,7 +78,10 @@ def start(
         try:
             return serve.run(application, name=APP)
         except RuntimeError as error:
-            raise Refused(503, "not_ready", f"the server did not start: {_reason(str(error))}") from error
+            application = serve.status().applications.get(APP)
+            messages = [deployment.message for deployment in application.deployments.values()] if application else []
+            reason = _reason("\n".join(messages)) or _reason(str(error))
+            raise Refused(503, "not_ready", f"the server did not start: {reason}") from error
 
 
 @contextmanager
@@ -103,7 +106,7 @@ def _api_reported(on_api: Callable[[], None]) -> Iterator[None]:
 
 
 def _reason(message: str) -> str:
-    """Return the error at the end of the traceback in a message of Ray, or else the first line of the message."""
+    """Return the error at the end of the last traceback in a message of Ray, or else the message's first line."""
     errors = _ERROR_LINE.findall(message)
     return str(errors[-1]) if errors else message.partition("\n")[0]
 

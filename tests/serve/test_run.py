@@ -10,9 +10,11 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -21,6 +23,7 @@ from ray.exceptions import RayActorError
 from ray.serve.exceptions import DeploymentUnavailableError
 
 from asap.labels import VERDICTS
+from serve.errors import Refused
 from serve.settings import ServeSettings
 from tests.support.pictures import draw_jpeg
 from tests.support.serving import TEXT, free_port
@@ -143,6 +146,56 @@ def test_a_start_that_fails_has_the_error_without_its_traceback(message: str, re
     from serve.run import _reason
 
     assert _reason(message) == reason
+
+
+class FailingServe:
+    """Ray Serve with an application that cannot start. The messages of its deployments say why, or nothing."""
+
+    def __init__(self, api: str, messages: list[str], entered: threading.Event) -> None:
+        self._deployments = {"Api": SimpleNamespace(status=api, message="")}
+        for number, message in enumerate(messages):
+            self._deployments[f"Detector{number}"] = SimpleNamespace(status="DEPLOY_FAILED", message=message)
+        self._entered = entered
+
+    def start(self, **_: Any) -> None:
+        pass
+
+    def status(self) -> Any:
+        return SimpleNamespace(applications={"asap": SimpleNamespace(deployments=self._deployments)})
+
+    def run(self, *_: Any, **__: Any) -> None:
+        self._entered.wait(HANG_S)
+        raise RuntimeError("Deploying application asap failed: Failed to update the deployments ['Detector'].")
+
+
+@pytest.mark.parametrize(
+    ("messages", "reason"),
+    [
+        (["failed 3 times\nray::x()\nValueError: first\nasap.errors.CheckpointError: no weights"], "no weights"),
+        ([], "Deploying application asap failed: Failed to update the deployments ['Detector']."),
+    ],
+    ids=["traceback", "nothing"],
+)
+def test_a_detector_that_cannot_start_is_refused_with_its_own_reason_after_the_steps_of_the_start(
+    messages: list[str], reason: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from serve.run import start
+
+    steps: list[str] = []
+    api_is_reported = threading.Event()
+
+    def on_step(step: str) -> None:
+        steps.append(step)
+        if step.startswith("the API runs"):
+            api_is_reported.set()
+
+    monkeypatch.setattr("serve.run.serve", FailingServe("HEALTHY", messages, api_is_reported))
+    with pytest.raises(Refused, match=re.escape(f"the server did not start: {reason}")):
+        start(None, ServeSettings(min_replicas=2), on_step)  # type: ignore[arg-type]
+    assert steps == [
+        "starting Ray Serve", "starting the API and 2 detectors",
+        "the API runs; waiting for 2 detectors to load the model demo",
+    ]  # fmt: skip
 
 
 class Handle:
