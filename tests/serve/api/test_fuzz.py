@@ -54,7 +54,10 @@ def described(client: Any) -> Any:
     ("method", "path", "mode"),
     [
         *[("POST", path, mode) for path in ("/v1/detect", "/v1/detect/batch") for mode in GenerationMode],
-        *[("GET", path, GenerationMode.POSITIVE) for path in ("/v1/models", "/metrics", "/healthz", "/readyz")],
+        *[
+            ("GET", path, GenerationMode.POSITIVE)
+            for path in ("/v1/models", "/v1/limits", "/metrics", "/healthz", "/readyz")
+        ],
     ],
 )
 def test_responses_to_any_request_follow_the_openapi_document(
