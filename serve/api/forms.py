@@ -44,8 +44,9 @@ _ENCODINGS = re.compile(
 
 Python knows others that are no encodings of texts in the web, and some of them take quadratic time.
 """
-_PARAMETER = re.compile(r';\s*([^\s=;"]+)\s*=\s*(?:"(?:[^"\\]|\\.)*"|[^;]*)')
-"""A parameter of a header, such as `; name="image"`."""
+_PARAMETER = re.compile(r';\s*([^\s=;"]+)\s*=\s*(?:"(?:[^"\\]|\\.)*(?:"|$)|[^;]*)', re.DOTALL)
+"""A parameter of a header, such as `; name="image"`. A value without its second quote reaches to the end, or the search
+would begin anew within it, many times."""
 _AS_BROWSERS_DECODE = {"latin_1": "cp1252", "utf_8": "utf_8_sig"}
 """Browsers send Windows-1252 as ISO-8859-1. A mark at the beginning of a text in UTF-8 is no part of the text."""
 _BYTES_OF_CHARACTER, _BYTES_OF_START = 9, 4
@@ -213,11 +214,12 @@ class _Reader:
 
 def _options_of(header: str) -> dict[bytes, bytes]:
     """Return the parameters of a header. Raises `Refused` (400) if one is given twice: each program keeps another."""
-    names = [name.lower() for name in _PARAMETER.findall(header)]
-    for position, name in enumerate(names):
-        if name in names[:position]:
+    seen: set[str] = set()
+    for name in map(str.lower, _PARAMETER.findall(header)):
+        if name in seen:
             message = f"a header of the form has two parameters {name[:_MAX_NAME]}. Send one."
             raise Refused(400, "bad_request", message)
+        seen.add(name)
     _, options = parse_options_header(header)
     return options
 
