@@ -1,6 +1,6 @@
 """Measure captions: a job beside a bare loop, an endpoint, captions in a scan, and the arithmetic of a captioner.
 
-    python bench/captioning.py annotate --captioner FOLDER [--batch-sizes 16] [--annotators 1]
+    python bench/captioning.py annotate --captioner FOLDER [--batch-sizes 1 4 16 64] [--annotators 0]
     python bench/captioning.py endpoint [--concurrency 1 2 4 8 16 32 64]
     python bench/captioning.py endpoint-job [--concurrency 1 2 4 8 16 32 64]
     python tests/support/bucket.py out/demo/corpus newsroom \\
@@ -180,7 +180,7 @@ def measure_annotate(options: argparse.Namespace, folder: Path) -> list[dict[str
     manifest, pictures = write_manifest(pairs, folder), [picture for picture, _ in pairs]
     shapes = [(annotators, batch) for batch in options.batch_sizes for annotators in options.annotators]
     found: dict[tuple[int, int], dict[str, Any]] = {
-        (annotators, batch): {"annotators": annotators, "batch_size": batch, "rounds": []}
+        (annotators, batch): {"annotators": annotators or "default", "batch_size": batch, "rounds": []}
         for annotators, batch in shapes
     }
     with ray_running(num_cpus=len(os.sched_getaffinity(0))):
@@ -188,7 +188,7 @@ def measure_annotate(options: argparse.Namespace, folder: Path) -> list[dict[str
             for annotators, batch in shapes[:: -1 if turn % 2 else 1]:
                 captions = {"engine": "transformers", "source": options.captioner, "batch_size": batch}
                 before = bare_loop(options.captioner, pictures, batch)
-                rate, cpu_ms = speed_of_job(captions, manifest, few, many, folder, annotators)
+                rate, cpu_ms = speed_of_job(captions, manifest, few, many, folder, annotators or None)
                 after = bare_loop(options.captioner, pictures, batch)
                 bare_rate = 2 * many / (before.wall_s + after.wall_s)
                 found[annotators, batch]["rounds"].append({
@@ -527,7 +527,7 @@ def parse() -> argparse.Namespace:
             part.add_argument("--seconds", type=float, default=10, help="Least seconds of each measurement.")
     annotate, endpoint, scan = every["annotate"], every["endpoint"], every["scan"]
     annotate.add_argument("--pairs", type=int, nargs=2, default=[512, 2560], help="Few and many pairs.")
-    annotate.add_argument("--annotators", type=int, nargs="+", default=[1], help="Captioners of the job.")
+    annotate.add_argument("--annotators", type=int, nargs="+", default=[0], help="Captioners. 0: the default.")
     endpoint.add_argument("--pictures", type=int, default=64, help="Different pictures.")
     endpoint.add_argument("--least-requests", type=int, default=400, help="Least requests of each measurement.")
     endpoint.add_argument("--batch-size", type=int, default=TRAVELLING, help="Requests that the engine gets at a time.")

@@ -16,6 +16,7 @@ corpus.py      read a corpus as a job's settings say
 cluster.py     run on Ray, and wait for its resources
 reach.py       paths that the machines of a cluster must share
 node_types.py  the machines that a cluster could start
+sharing.py     the share of a cluster that each of several jobs may use
 ray_start.py   start Ray, or connect to a cluster
 ray_address.py the forms of a cluster's addresses
 ray_end.py     end Ray, whatever threads and signals do then

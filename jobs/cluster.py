@@ -14,15 +14,16 @@ import re
 import secrets
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 from asap.errors import AsapError, ConfigError
 from jobs.errors import JobError
-from jobs.node_types import most_workers, node_types
+from jobs.node_types import HEAD, most_workers, node_types
 from jobs.ray_end import end_ray
 from jobs.ray_start import start_ray
+from jobs.sharing import Claim, Resources, shared
 from jobs.stops import handlers_kept, stop_held
 
 _FIRST_NOTE_S = 2.0
@@ -33,9 +34,6 @@ _NOT_STARTED = ("DEPENDENCIES_UNREADY", "PENDING_CREATION", "RESTARTING")
 """States of an actor whose process does not run."""
 _RAYS_OWN = ("TrainController", "PlacementGroupCleaner", "SynchronizationActor", "DatasetManager")
 """Actors by which Ray Train runs the workers. Like those whose names begin with _, they say nothing to a person."""
-
-Resources = Mapping[str, float]
-"""Amounts by Ray's name of the resource, such as CPU and GPU."""
 
 
 @contextmanager
@@ -100,6 +98,50 @@ def machines_alive() -> list[Resources]:
     return [node["Resources"] for node in ray.nodes() if node["Alive"]]
 
 
+def off_idle_head() -> dict[str, Any]:
+    """Return the options that keep tasks and actors of 0 CPUs off a head without CPUs; none if the head has CPUs.
+
+    Ray places what asks for nothing on any machine. A head without CPUs is to schedule, and nothing else.
+    """
+    import ray
+
+    for node in ray.nodes():
+        if node["Alive"] and HEAD in node["Resources"] and not node["Resources"].get("CPU"):
+            return {"label_selector": {"ray.io/node-id": f"!{node['NodeID']}"}}
+    return {}
+
+
+def choose_gpus(device: str, on_note: Callable[[str], None], *, is_cluster: bool) -> bool:
+    """Return True if models run on GPUs: as `device` says, or, if that is `auto`, if some machine has a GPU.
+
+    On a cluster, where GPUs may come with the work, `on_note` receives the reason if `auto` means CPUs.
+    """
+    if device != "auto":
+        return device == "cuda"
+    if any(machine.get("GPU", 0) for machine in machines_alive()):
+        return True
+    if is_cluster:
+        types = _gpu_machine_types()
+        come = f" The cluster can add machines with GPUs ({', '.join(types)})." if types else ""
+        on_note(f"running on CPUs, since no machine has a GPU now.{come} --device cuda waits for GPUs.")
+    return False
+
+
+def _gpu_machine_types() -> list[str]:
+    """Return the names of the types of machines with GPUs that the autoscaler may start, as far as they are known.
+
+    KubeRay reports them to Ray. An autoscaler of Ray's own is asked on the head.
+    """
+    import ray._private.state
+
+    config = ray._private.state.state.get_cluster_config()
+    if config is not None:
+        groups = [(group.name, group.resources, group.max_count) for group in config.node_group_configs]
+    else:
+        groups = [(kind.name, kind.resources, kind.most) for kind in node_types() or ()]
+    return sorted(name for name, resources, most in groups if most and resources.get("GPU", 0))
+
+
 def count_fitting(machines: Sequence[Resources], needs: Resources) -> int:
     """Count the workers with these needs that fit on the machines together, each worker on one machine."""
     return sum(min(int(machine.get(kind, 0) // amount) for kind, amount in needs.items()) for machine in machines)
@@ -122,11 +164,6 @@ def task_result(reference: Any, died: Callable[[str], JobError]) -> Any:
         raise
     except ray.exceptions.RayError as error:
         raise died(str(error).partition("\n")[0].rstrip(".")) from error
-
-
-def largest_cpus(machines: Sequence[Resources]) -> int:
-    """Return the CPUs of the machine that has most, at least 1: no process can have more."""
-    return max([1, *(int(machine.get("CPU", 0)) for machine in machines)])
 
 
 def most_cpus(machines: Sequence[Resources], workers: int, needs: Resources) -> int:
@@ -210,6 +247,8 @@ def wait_until_free(
 ) -> None:
     """Wait until busy machines have room for workers that fit on them (see `wait_for_resources`).
 
+    The wait claims a share of the machines, so that jobs that grow with them make room.
+
     Raises `JobError` with the request, what exists, what is free, and what to do, if there is no room in time.
 
     Args:
@@ -224,16 +263,21 @@ def wait_until_free(
     request = _request(needs, workers) + (f", and {_amounts(beside)} for tasks" if beside else "")
 
     said = ""
+    total = {kind: sum(bundle.get(kind, 0) for bundle in bundles) for kind in ("CPU", "GPU")}
 
     def report() -> None:
         nonlocal said
+        if not said:
+            claim.enter_context(shared(Claim(total, total)))
         note = f"waiting up to {_minutes(wait_s)} for other jobs to free {request}: {_describe_free()} of "
         note += _describe(machines_alive())
         if note != said:
             on_note(note)
         said = note
 
-    if not _reserve(bundles, wait_s, report):
+    with ExitStack() as claim:
+        has_room = _reserve(bundles, wait_s, report)
+    if not has_room:
         ways = " ".join(filter(None, [
             "Wait for the other jobs of this Ray to end, or stop one.",
             "Raise --set wait_for_machines_s=SECONDS to wait longer.", advice,

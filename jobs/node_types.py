@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-_HEAD = "node:__internal_head__"
+HEAD = "node:__internal_head__"
 """The resource by which Ray marks the head."""
 _MONITORS = ("autoscaler/_private/monitor.py", "autoscaler/v2/monitor.py")
 _ANSWER_S = 60.0
@@ -39,7 +39,7 @@ def node_types() -> list[NodeType] | None:
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-    heads = [node["NodeID"] for node in ray.nodes() if node["Alive"] and _HEAD in node["Resources"]]
+    heads = [node["NodeID"] for node in ray.nodes() if node["Alive"] and HEAD in node["Resources"]]
     if not heads:
         return None
     there = NodeAffinitySchedulingStrategy(heads[0], soft=False)

@@ -104,6 +104,11 @@ def _connect(address: str, settings: dict[str, Any]) -> None:
     try:
         ray.init(address, **settings)
     except (OSError, ValueError) as error:
+        if isinstance(error.__cause__, ray.exceptions.AuthenticationError):
+            raise JobError(
+                f"the Ray cluster at {address} refuses this process: its token is missing or is not the cluster's. Set "
+                f"RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN_PATH to the file with the cluster's token. {_AGAIN}"
+            ) from error
         raise JobError(f"no Ray cluster answers at {address}: {_first_line(error)}. {advice}") from error
     except Exception as error:  # Ray has no class for it
         ray.shutdown()

@@ -42,7 +42,7 @@ class ClusterSettings(Settings):
     address: str | None = None
     """Address of a running Ray cluster. None: start Ray on this machine."""
     device: Device = "auto"
-    """Device of the model. `auto`: GPUs if the machines have any; `cuda`: wait for them."""
+    """Device of the model. `auto`: GPUs if the machines have any at the start; `cuda`: wait for them."""
     wait_for_machines_s: float = Field(default=900, ge=0)
     """Seconds to wait for a cluster at `address` to add the machines that the workers need, as its autoscaler does; and
     for other jobs of the same Ray to free the resources that the workers need. Then the job gives up. A cluster without

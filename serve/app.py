@@ -16,13 +16,16 @@ Other Ray programs detect pairs through the application's handle:
 
 # No future import of annotations here: Serve builds `args` from the class that it finds at the parameter of `build`.
 import functools
+from pathlib import Path
 from typing import Any
 
+import ray
 from fastapi import FastAPI
 from ray import serve
 from ray.serve.exceptions import DeploymentUnavailableError
 
 from asap.finding import Finding, Pair
+from asap.weights.model_folder import folder_version, is_remote
 from serve.api.audit import start_logs
 from serve.api.callers.keys import Keyring, load_keys
 from serve.api.metrics import Metrics, MetricsByReplica
@@ -95,8 +98,29 @@ async def _collect_metrics(handle: Any) -> MetricsByReplica:
     return {replica: metrics for answer in answers if isinstance(answer, dict) for replica, metrics in answer.items()}
 
 
+def _off_idle_head() -> dict[str, Any]:
+    """Return the options that keep replicas of 0 CPUs off a head without CPUs, which Ray would place there too."""
+    if not ray.is_initialized():  # nothing is deployed from here
+        return {}
+    heads = [node for node in ray.nodes() if node["Alive"] and "node:__internal_head__" in node["Resources"]]
+    if not heads or heads[0]["Resources"].get("CPU"):
+        return {}
+    return {"label_selector": {"ray.io/node-id": f"!{heads[0]['NodeID']}"}}
+
+
+def _deployed_version(model: str) -> str | None:
+    """Return the version of a model; None for a folder that this machine lacks, although the detectors' may have it."""
+    if model != "demo" and not is_remote(model) and not Path(model).exists():
+        return None
+    return folder_version(model)
+
+
 def build(settings: ServeSettings) -> serve.Application:
-    """Return the application: the API bound to the detector. Raises `ConfigError` if keys are needed and missing."""
+    """Return the application: the API bound to the detector.
+
+    The detectors serve the model that is there now, and a replica that finds another one later does not start. Raises
+    `ConfigError` if keys are needed and missing, and `CheckpointError` if the model cannot be read.
+    """
     keyring = load_keys(settings)
     detector = serve.deployment(
         name="Detector",
@@ -124,7 +148,7 @@ def build(settings: ServeSettings) -> serve.Application:
     api = serve.deployment(
         name="Api",
         num_replicas=settings.api_replicas,
-        ray_actor_options={"num_cpus": 0},
+        ray_actor_options={"num_cpus": 0} | _off_idle_head(),
         max_ongoing_requests=settings.max_in_flight + _SPARE_REQUESTS,
         max_queued_requests=_SPARE_REQUESTS,
         backpressure_config={"status_code": 503, "retry_after_s": 2},
@@ -132,4 +156,4 @@ def build(settings: ServeSettings) -> serve.Application:
         logging_config=LOGGING,
         graceful_shutdown_timeout_s=settings.drain_s,
     )(Api)
-    return api.bind(settings, keyring, detector.bind(settings))
+    return api.bind(settings, keyring, detector.bind(settings, _deployed_version(settings.model)))

@@ -28,8 +28,9 @@ from asap.familiarity_file import id_of_content, parse_familiarity
 from asap.limits import Limits
 from asap.model.config import ModelConfig
 from asap.policy import Policy
+from asap.storage.fingerprint import files_fingerprint
 from asap.storage.folder_cache import cached_folder, wanted_files
-from asap.storage.location import Location, s3_uri
+from asap.storage.location import FileInfo, Location, s3_uri
 
 if TYPE_CHECKING:
     import torch
@@ -110,16 +111,28 @@ def _copy_here(source: Location) -> Path:
 
     Files that are no parts of a model folder are not copied.
     """
+    with _reading(source):
+        return cached_folder(source, _list_parts(source))
+
+
+@contextmanager
+def _reading(source: Location) -> Iterator[None]:
+    """Raise a `StorageError` of the block as a `CheckpointError` about the model folder."""
     try:
-        files = wanted_files(source, _is_part)
-        if all(info.location != source / _CONFIG for info in files):
-            raise CheckpointError(
-                f"model folder {source} does not exist, or is none: there is no {source / _CONFIG}. Check the bucket "
-                "and the name."
-            )
-        return cached_folder(source, files)
+        yield
     except StorageError as error:
         raise CheckpointError(f"model folder {source} cannot be read: {error}") from error
+
+
+def _list_parts(source: Location) -> list[FileInfo]:
+    """Return the files of a model folder in a bucket. Raises `CheckpointError` if it is none, or `StorageError`."""
+    files = wanted_files(source, _is_part)
+    if all(info.location != source / _CONFIG for info in files):
+        raise CheckpointError(
+            f"model folder {source} does not exist, or is none: there is no {source / _CONFIG}. Check the bucket and "
+            "the name."
+        )
+    return files
 
 
 def _is_part(name: str) -> bool:
@@ -300,6 +313,25 @@ def model_id(folder: str | Path, weights: str | None = None) -> str:
         digest = weights if weights is not None and name == _WEIGHTS else _sha256(piece)
         total.update(f"{name} {digest}\n".encode())
     return f"{_settings(path)['name']}@{total.hexdigest()[:12]}"
+
+
+def folder_version(folder: str | Path, loaded: str | None = None) -> str:
+    """Return a fingerprint of all that a prediction depends on, the same on each machine that has the folder.
+
+    For a folder at s3://, nothing is downloaded: the fingerprint is one of ETags. Raises `CheckpointError`.
+
+    Args:
+        folder: The model folder.
+        loaded: The `model_id` of a model that was loaded from it, whose weights are not read again then.
+    """
+    if is_remote(folder):
+        source = Location.parse(folder)
+        with _reading(source):
+            return files_fingerprint(info for info in _list_parts(source) if info.location != source / _CARD)
+    path = resolve_folder(folder)
+    small = [path / name for name in (_POLICY, _LIMITS, FAMILIARITY)]
+    lines = [loaded or model_id(path), *(f"{file.name} {_sha256(file)}" for file in small if file.exists())]
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16]
 
 
 def weights_sha256(folder: str | Path) -> str:

@@ -7,7 +7,6 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
-import ray
 from ray.data import Dataset
 
 from asap.storage.location import Location
@@ -16,9 +15,9 @@ from jobs.annotate.requests import preparation_of
 from jobs.annotate.rows import ANNOTATIONS
 from jobs.annotate.settings import AnnotateSettings
 from jobs.annotate.stage import DescribeStage, Order
-from jobs.cluster import largest_cpus, machines_alive, wait_for_resources, wait_until_free
-from jobs.descriptions.loading import located
-from jobs.scan.pipeline import LOST_BATCHES, LOST_ROWS, StageResources, Writing, actor_options
+from jobs.cluster import choose_gpus, machines_alive, wait_for_resources, wait_until_free
+from jobs.descriptions.loading import is_small, located
+from jobs.scan.pipeline import LOST_BATCHES, LOST_ROWS, StageResources, Writing, actor_options, cpus_of_each
 from jobs.scan.stages.prepare import Preparation
 from jobs.scan.stages.row_shape import RowShape
 
@@ -38,6 +37,12 @@ class AnnotatePipeline:
     describe: tuple[StageResources, ...]
     lost_batches: int = LOST_BATCHES
     shape: RowShape = ANNOTATIONS
+    on_cluster: bool = False
+
+    @property
+    def pools(self) -> tuple[StageResources, ...]:
+        """Resources of the engines."""
+        return self.describe
 
     def patient(self) -> AnnotatePipeline:
         """Return the pipeline for rows whose pictures were too slow for their batches."""
@@ -109,6 +114,7 @@ def size_annotation(
         describe=tuple(replace(room.engines[kind], at_a_time=at_a_time[kind]) for kind in settings.engines),
         # A process that dies takes all its batches with it.
         lost_batches=LOST_BATCHES * max(at_a_time.values()),
+        on_cluster=settings.address is not None,
     )
 
 
@@ -122,7 +128,7 @@ class Room:
     device: str
     """Device of the models, `cuda` or `cpu`."""
     threads: int | None
-    """Threads of a model on CPUs: all models together have as many as there are CPUs."""
+    """Threads of a model on CPUs: all models of a machine together have as many as it has CPUs."""
 
 
 def find_room(settings: AnnotateSettings, notify: Callable[[str], None]) -> Room:
@@ -132,40 +138,37 @@ def find_room(settings: AnnotateSettings, notify: Callable[[str], None]) -> Room
     """
     wait_s = settings.wait_for_machines_s if settings.address else 0
     wait = partial(wait_for_resources, waits_for_people=settings.waits_for_people)
-    if not settings.device.startswith("cuda"):
+    on_gpu = choose_gpus(settings.device, notify, is_cluster=settings.address is not None)
+    if not on_gpu:
         # The head of a cluster may have no CPUs, until an autoscaler adds machines.
         wait({"CPU": 1}, 1, wait_s, notify, "Add a machine with CPUs.")
-    machines = ray.cluster_resources()
-    on_gpu = settings.device.startswith("cuda") or (settings.device == "auto" and machines.get("GPU", 0) > 0)
-    cpus, largest = int(machines.get("CPU", 1)), largest_cpus(machines_alive())
-    prepare = StageResources(0.25, size=None if on_gpu or settings.address else max(1, cpus // 2))
-    engines = size_engines(settings, on_gpu=on_gpu, cpus=cpus, largest=largest)
+    machines = [machine.get("CPU", 0) for machine in machines_alive()]
+    prepare = StageResources(0.25, size=None if on_gpu or settings.address else max(1, int(sum(machines)) // 2))
+    engines, threads = size_engines(settings, machines, on_gpu=on_gpu, small=_all_small(settings))
     needs = {"CPU": sum(each.cpus for each in engines), "GPU": sum(each.gpus for each in engines)}
     needs = {name: amount for name, amount in needs.items() if amount}
     wait(needs, 1, wait_s, notify, "Give --device auto, or an engine that needs less.")
     wait_until_free(needs, 1, settings.wait_for_machines_s, notify, beside={"CPU": prepare.cpus})
-    threads = None if on_gpu else max(1, int(cpus_of_model(settings, cpus, largest)))
     return Room(prepare, dict(zip(settings.engines, engines, strict=True)), "cuda" if on_gpu else "cpu", threads)
 
 
-def cpus_of_model(settings: AnnotateSettings, cpus: int, largest: int) -> float:
-    """Return the CPUs that are there for each process of a model; the arguments are those of `size_engines`."""
-    models = sum(engine.engine == "transformers" for engine in settings.engines.values())
-    return min(cpus / max(1, models * (settings.annotators or 1)), largest / max(1, models))
-
-
 def size_engines(
-    settings: AnnotateSettings, *, on_gpu: bool, cpus: int, largest: int | None = None
-) -> tuple[StageResources, ...]:
-    """Return the resources of each engine.
+    settings: AnnotateSettings, machines: Sequence[float], *, on_gpu: bool, small: bool = False
+) -> tuple[tuple[StageResources, ...], int | None]:
+    """Return the resources of each engine, and the threads of each model on a CPU.
+
+    On CPUs, a machine runs one large model with a thread for each CPU, or a small one for each CPU with a thread each.
+    On a cluster, as many models run as the machines carry at any time.
 
     Args:
         settings: Settings of the job.
+        machines: The CPUs of each machine.
         on_gpu: True if the models run on GPUs.
-        cpus: CPUs that Ray has.
-        largest: CPUs of its largest machine. None: there is one machine.
+        small: True if no model is large (`is_small`).
     """
     models = sum(engine.engine == "transformers" for engine in settings.engines.values())
+    whole = max([1, *machines])  # CPUs of the largest machine
+    cpus = cpus_of_each(settings.annotators, machines) or (min(models, whole) if small else whole)
     sizes = []
     for engine in settings.engines.values():
         if engine.engine != "transformers":
@@ -173,9 +176,14 @@ def size_engines(
         elif on_gpu:  # two models share each GPU
             sizes.append(StageResources(0.5 / models, 1 / models, settings.annotators))
         else:
-            whole = cpus_of_model(settings, cpus, largest or cpus)
-            sizes.append(StageResources(round(0.6 * whole, 3), size=settings.annotators or 1))
-    return tuple(sizes)
+            size = settings.annotators or (None if settings.address else max(1, int(whole // cpus)))
+            sizes.append(StageResources(round(0.6 * cpus / models, 3), size=size))
+    return tuple(sizes), None if on_gpu else max(1, int(cpus // max(1, models)))
+
+
+def _all_small(settings: AnnotateSettings) -> bool:
+    """Return True if no model of the job is large."""
+    return all(is_small(engine) for engine in settings.engines.values() if engine.engine == "transformers")
 
 
 def _orders(settings: AnnotateSettings, input: Location, room: Room, run_id: str | None) -> tuple[Order, ...]:

@@ -17,6 +17,7 @@ from jobs.annotate.outputs import read_summary, write_outputs
 from jobs.annotate.plan import AnnotatePlan, plan_annotation
 from jobs.annotate.rows import ANNOTATIONS
 from jobs.annotate.settings import AnnotateSettings
+from jobs.descriptions.pinning import CONTENT, pinned
 from jobs.reach import check_shared
 from jobs.scan import retry
 from jobs.scan.output.job_folder import Job, check_resumable, is_finished, wait_until_free
@@ -34,6 +35,7 @@ from jobs.scan.steps import (
 )
 
 if TYPE_CHECKING:
+    from jobs.annotate.pipeline import AnnotatePipeline
     from jobs.scan.pipeline import StageResources
 
 KIND = "annotate"
@@ -68,7 +70,7 @@ def annotate(settings: AnnotateSettings, watch: Watch = lambda progress: None) -
         "kind": KIND,
         "settings": settings.model_dump(),
         "identity": identity,
-        "engines": _try_engines(plan, watch),
+        "engines": _try_engines(plan, (record or {}).get("engines", {}), watch),
         "versions": versions("transformers", "openai"),
         "input": understood,
         "began_s": round(began_s, 3),
@@ -82,10 +84,10 @@ def _without_flags(watch: Watch) -> Watch:
     return lambda progress: watch(replace(progress, flagged=None))
 
 
-def _try_engines(plan: AnnotatePlan, watch: Watch) -> dict[str, dict[str, Any]]:
+def _try_engines(plan: AnnotatePlan, former: dict[str, dict[str, Any]], watch: Watch) -> dict[str, dict[str, Any]]:
     """Have each engine describe a gray picture or a short text, show what it wrote, and return what decides its work.
 
-    Raises the errors of `try_engine`.
+    Raises the errors of `try_engine`. `former` is what an earlier run returned, if there is any.
     """
     from jobs.scan.trial import try_engine
 
@@ -101,9 +103,11 @@ def _try_engines(plan: AnnotatePlan, watch: Watch) -> dict[str, dict[str, Any]]:
     records = {}
     for kind, engine in plan.settings.engines.items():
         records[kind] = {"engine": engine.engine, "model": engine.source, "fingerprint": plan.engines[kind]}
-        if engine.engine != "precomputed":
+        if engine.engine == "precomputed":
+            records[kind][CONTENT] = plan.engines[kind]
+        else:
             notify(f"trying the engine of {kind}s")
-            records[kind] |= try_engine(engine, plan.settings, partial(find_room, kind), notify)
+            records[kind] |= try_engine(engine, plan.settings, partial(find_room, kind), notify, former.get(kind))
     return records
 
 
@@ -154,10 +158,16 @@ def _retry(job: Job, plan: AnnotatePlan, rows: int, watch: Watch) -> None:
     retry_failed_rows(job, pipeline, settings.retry_errors, rows, watch, settings.stall_after_s)
 
 
-def _sized(job: Job, plan: AnnotatePlan, rows: int, watch: Watch) -> Any:
+def _sized(job: Job, plan: AnnotatePlan, rows: int, watch: Watch) -> AnnotatePipeline:
+    """Return a pipeline for the Ray that runs, with the models that the job began with; see `size_annotation`."""
     from jobs.annotate.pipeline import size_annotation
 
     def note(line: str) -> None:
         watch(ScanProgress(line, total=rows))
 
-    return size_annotation(plan.settings, plan.source.location, rows, note, job.record["run_id"])
+    pipeline = size_annotation(plan.settings, plan.source.location, rows, note, job.record["run_id"])
+    orders = []
+    for order in pipeline.orders:
+        engine = job.record["engines"][order.settings.kind]
+        orders.append(replace(order, settings=pinned(order.settings, engine), content=engine.get(CONTENT)))
+    return replace(pipeline, orders=tuple(orders))

@@ -18,7 +18,8 @@ class AnnotateSettings(PairsSettings):
     explanations: DescriptionSettings | None = None
     """The engine that explains texts. None: no explanations."""
     annotators: int | None = Field(default=None, ge=1)
-    """Processes of each engine. None: one, and for a model on GPUs as many as they hold."""
+    """Processes of each engine. None: one; for a model on GPUs as many as they hold; for a small model (at most 100 MB)
+    on CPUs as many as there are CPUs."""
     missing_images: float = Field(default=0.01, ge=0, le=1)
     """Largest fraction of a corpus whose pictures may be missing. Their pairs are left out, as in training."""
     pilot_rows: int = Field(default=12, ge=1, le=1000)

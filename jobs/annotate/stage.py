@@ -43,6 +43,8 @@ class Order:
     """Id of the run of the job, which becomes `judged_run` of the rows."""
     is_last: bool = True
     """True if no other stage follows: the rows are finished then."""
+    content: str | None = None
+    """Fingerprint of the engine's files, which must be the same on every machine. None: not compared."""
     is_left_out: bool = False
     """True for rows that ended the process of this engine: their descriptions are errors."""
 
@@ -90,7 +92,7 @@ class DescribeStage:
 
             torch.set_num_threads(order.threads)
         self._engine: Engine = (
-            LeftOut() if order.is_left_out else load_captioner(order.settings, order.input, order.device)
+            LeftOut() if order.is_left_out else load_captioner(order.settings, order.input, order.device, order.content)
         )
         self._note_first("model")
 

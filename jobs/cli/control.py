@@ -199,15 +199,14 @@ def errors(
             {"code": name, "count": count, "retryable": counts.retryable[name]}
             for name, count in counts.codes.most_common()
         ]
-        document = {"rows_read": counts.rows_read, "errors": counts.codes.total(), "codes": codes, "rows": counts.first}
+        document = {"rows_read": counts.rows_read, "errors": counts.failed, "codes": codes, "rows": counts.first}
         typer.echo(json.dumps(document | {"files_left_out": results.left_out}, ensure_ascii=False))
         return
     console = Console()
     if counts.codes:
         print_tables(console, error_tables(counts))
-        shown, total = len(counts.first), counts.codes.total()
-        if shown < total:
-            print_plain(console, f"{shown:,} of {total:,} failed rows are shown; --limit shows more")
+        if (shown := len(counts.first)) < counts.failed:
+            print_plain(console, f"{shown:,} of {counts.failed:,} failed rows are shown; --limit shows more")
     else:
         print_plain(console, f"no failed rows{' with this code' if code else ''} among {counts.rows_read:,}")
     _note_left_out(results)

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import reduce
 from typing import Any
 
 import pyarrow as pa
@@ -39,7 +40,7 @@ class RowFilter:
     min_score: float | None = None
     max_score: float | None = None
     codes: tuple[str, ...] = ()
-    """Error codes."""
+    """Error codes. A row has one for each description that it lacks."""
     ids: tuple[str, ...] = ()
     """Values of `custom_id` or `given_id`."""
 
@@ -49,14 +50,13 @@ class RowFilter:
         if self.min_score is not None and self.max_score is not None and self.min_score > self.max_score:
             raise ConfigError(f"the lowest score {self.min_score:g} is above the highest {self.max_score:g}.")
 
-    @property
-    def columns(self) -> list[str]:
-        """The columns that the condition reads."""
+    def columns(self, code_columns: Sequence[str]) -> list[str]:
+        """Return the columns that the condition reads, `code_columns` among them if it is about codes."""
         wanted = {
             "verdict": self.verdicts or self._has_score,
             "score": self._has_score,
             "flagged_types": self.types,
-            "error_code": self.codes,
+            **dict.fromkeys(code_columns, self.codes),
             "custom_id": self.ids,
             "given_id": self.ids,
         }
@@ -66,8 +66,8 @@ class RowFilter:
     def _has_score(self) -> bool:
         return self.min_score is not None or self.max_score is not None
 
-    def apply(self, rows: pa.Table) -> pa.Table:
-        """Return the rows that pass."""
+    def apply(self, rows: pa.Table, code_columns: Sequence[str]) -> pa.Table:
+        """Return the rows that pass; `code_columns` are the columns with their error codes."""
         if self.verdicts:
             rows = rows.filter(pc.is_in(rows["verdict"], pa.array(self.verdicts, pa.string())))
         elif self._has_score:
@@ -83,7 +83,8 @@ class RowFilter:
             hits = [not wanted.isdisjoint(types or ()) for types in rows["flagged_types"].to_pylist()]
             rows = rows.filter(pa.array(hits, pa.bool_()))
         if self.codes:
-            rows = rows.filter(pc.is_in(rows["error_code"], pa.array(self.codes, pa.string())))
+            codes = pa.array(self.codes, pa.string())
+            rows = rows.filter(reduce(pc.or_, (pc.is_in(rows[name], codes) for name in code_columns)))
         if self.ids:
             ids = pa.array(self.ids, pa.string())
             rows = rows.filter(pc.or_(pc.is_in(rows["custom_id"], ids), pc.is_in(rows["given_id"], ids)))
@@ -117,6 +118,11 @@ class Results:
         """Why each file was left out that was."""
 
     @property
+    def code_columns(self) -> tuple[str, ...]:
+        """Names of the columns with the error codes of a row."""
+        return self._shape.code_columns
+
+    @property
     def table_columns(self) -> tuple[str, ...]:
         """Names of the columns that a table shows if nobody chooses others."""
         if self._shape is RESULTS:
@@ -145,11 +151,11 @@ class Results:
             schema: What `schema` returned; None to ask it.
         """
         schema = self.schema() if schema is None else schema
-        choose_columns(where.columns, schema)  # a job of annotations has no verdicts to filter by
-        read = list(dict.fromkeys([*columns, *where.columns]))
+        # A job of annotations has no verdicts to filter by.
+        read = choose_columns([*columns, *where.columns(self.code_columns)], schema)
         for location in results_files(self._folder):
             for table in self._tables(location, read, schema):
-                found = where.apply(table).select(list(columns))
+                found = where.apply(table, self.code_columns).select(list(columns))
                 if found.num_rows:
                     yield found
 
@@ -192,11 +198,14 @@ class ErrorCounts:
     """Failed rows, counted by code, and the first of them."""
 
     rows_read: int = 0
+    failed: int = 0
+    """Rows that have one of the codes that were asked for."""
     codes: Counter[str] = field(default_factory=Counter)
+    """Rows by code. A row that lacks two descriptions may have two codes."""
     retryable: Counter[str] = field(default_factory=Counter)
     """Rows by code, among those that may succeed when they are tried again."""
     first: list[dict[str, Any]] = field(default_factory=list)
-    """The first rows that have one of the codes that were asked for, with `ERROR_COLUMNS`."""
+    """The first rows that have one of the codes that were asked for, with `ERROR_COLUMNS` and further codes."""
 
 
 def count_errors(results: Results, codes: Sequence[str], limit: int) -> ErrorCounts:
@@ -208,16 +217,18 @@ def count_errors(results: Results, codes: Sequence[str], limit: int) -> ErrorCou
         limit: Number of rows to keep.
     """
     counts = ErrorCounts()
-    for table in results.rows(["status", *ERROR_COLUMNS], RowFilter(), results.schema()):
+    columns = list(dict.fromkeys([*ERROR_COLUMNS, *results.code_columns]))
+    for table in results.rows(["status", *columns], RowFilter(), results.schema()):
         counts.rows_read += table.num_rows
-        failed = RowFilter(codes=tuple(codes)).apply(table.filter(pc.equal(table["status"], "error")))
-        failed = failed.drop_columns(["status"])
-        counts.codes.update(_by_code(failed))
-        counts.retryable.update(_by_code(failed.filter(pc.fill_null(failed["retryable"], False))))
+        failed = table.filter(pc.equal(table["status"], "error"))
+        failed = RowFilter(codes=tuple(codes)).apply(failed, results.code_columns).drop_columns(["status"])
+        counts.failed += failed.num_rows
+        for row in failed.select(["retryable", *results.code_columns]).to_pylist():
+            has = {row[name] for name in results.code_columns} - {None} or {"unknown"}
+            counted = has.intersection(codes) if codes else has
+            counts.codes.update(counted)
+            if row["retryable"]:
+                counts.retryable.update(counted)
         if (room := limit - len(counts.first)) > 0:
             counts.first += failed.slice(0, room).to_pylist()
     return counts
-
-
-def _by_code(rows: pa.Table) -> Counter[str]:
-    return Counter(rows["error_code"].fill_null("unknown").to_pylist())

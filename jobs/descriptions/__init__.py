@@ -4,7 +4,8 @@ settings.py             DescriptionSettings and EndpointSettings
 engine.py               Request, Reply, Failure, and the protocol of an engine
 prompts.py              the published prompts, and the task words of models without a chat template
 replies.py              what a model wrote, as a reply or a failure
-model_files.py          the files of a model in a bucket
+model_files.py          the files of a model in a bucket or a folder
+pinning.py              the model that a job began with, which all its processes use
 loading.py              the engine of the settings, and what is checked before one is loaded
 pixels.py               the pixels that a processor of transformers may make of a picture
 transformers_engine.py  a model of transformers in this process

@@ -191,7 +191,7 @@ class EndpointEngine:
         try:
             answer = json.loads(response.content)
         except (ValueError, RecursionError):
-            return self._retry("bad_answer", f"the answer is no JSON: {response.text[:80]!r}")
+            return self._retry("bad_answer", f"the answer is no JSON: {self._without_key(response.text)[:80]!r}")
         return self._read(answer)
 
     def _status_outcome(self, error: Any) -> Outcome | _Retry:
@@ -211,10 +211,10 @@ class EndpointEngine:
     def _read(self, answer: Any) -> Outcome | _Retry:
         """Read the answer of the endpoint, of which nothing is certain."""
         if not isinstance(answer, dict):
-            return self._retry("bad_answer", f"the answer is no JSON object: {answer!r:.80}")
+            return self._retry("bad_answer", f"the answer is no JSON object: {self._beginning(answer)}")
         choices = answer.get("choices")
         if not isinstance(choices, list) or not choices or not isinstance(choices[0], dict):
-            return self._retry("bad_answer", f"the answer has no choices: {answer!r:.120}")
+            return self._retry("bad_answer", f"the answer has no choices: {self._beginning(answer)}")
         usage, choice = _usage_of(answer), choices[0]
         message = choice.get("message")
         content = message.get("content") if isinstance(message, dict) else None
@@ -226,7 +226,7 @@ class EndpointEngine:
             texts = [part.get("text") for part in content if isinstance(part, dict)]
             content = " ".join(text for text in texts if isinstance(text, str))
         if not isinstance(content, str | None) or not isinstance(message, dict):
-            return self._retry("bad_answer", f"the answer has no message with a text: {answer!r:.120}")
+            return self._retry("bad_answer", f"the answer has no message with a text: {self._beginning(answer)}")
         content = self._without_key(content or "")  # an endpoint may repeat the key anywhere
         outcome = read_reply(content, is_cut=choice.get("finish_reason") == "length", usage=usage)
         return Failure(outcome.kind, self._clean(outcome.detail), usage) if isinstance(outcome, Failure) else outcome
@@ -239,8 +239,14 @@ class EndpointEngine:
         line = " ".join(self._without_key(message).split())
         return line if len(line) <= 300 else f"{line[:297]}..."
 
+    def _beginning(self, answer: Any) -> str:
+        """Return the beginning of an answer, from which the key is removed before it is cut."""
+        return self._without_key(json.dumps(answer, ensure_ascii=False))[:120]
+
     def _without_key(self, text: str) -> str:
-        return text.replace(self._key, "***") if self._key else text
+        if not self._key:
+            return text
+        return text.replace(self._key, "***").replace(json.dumps(self._key)[1:-1], "***")
 
 
 class _TooLong(Exception):

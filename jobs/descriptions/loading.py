@@ -11,9 +11,11 @@ from asap.storage.files import list_files
 from asap.storage.fingerprint import files_fingerprint
 from asap.storage.location import Location
 from jobs.descriptions.engine import Engine
-from jobs.descriptions.model_files import is_remote, remote_fingerprint
+from jobs.descriptions.model_files import is_hub_name, is_remote, remote_fingerprint, remote_weights_bytes
 from jobs.descriptions.settings import DEMO, DescriptionSettings
 from jobs.errors import InputNotFound
+
+_SMALL_BYTES = 100_000_000
 
 
 def check_source(settings: DescriptionSettings, *, is_here: bool = True) -> str:
@@ -50,13 +52,27 @@ def check_source(settings: DescriptionSettings, *, is_here: bool = True) -> str:
         )
         raise InputNotFound(f"the captioner {source!r} is {places} a name on the hub")
     source = settings.place
-    if not re.match(r"[./~]", source) and not Path(source).is_dir():
+    if is_hub_name(source):
         return source if settings.revision is None else f"{source}@{settings.revision}"
     if not is_here and Path(source).is_absolute() and not Path(source).exists():
         return source
     if not (Path(source) / "config.json").is_file():
         raise InputNotFound(f"the captioner {source} is not a model folder: it has no config.json")
     return files_fingerprint(list_files(Location.parse(source)))
+
+
+def is_small(settings: DescriptionSettings) -> bool:
+    """Return True for a model that CPUs run fastest as many processes of one thread each (docs/descriptions.md).
+
+    Its weights are at most 100 MB, so the memory of a machine holds as many as it has CPUs. The size of a model on the
+    hub, or in a folder that this machine lacks, is not known: such a model counts as large.
+    """
+    if settings.engine != "transformers":
+        return False
+    if is_remote(settings.source):
+        return remote_weights_bytes(settings.source) <= _SMALL_BYTES
+    weights = [path.stat().st_size for path in Path(settings.place).glob("*.safetensors")]
+    return 0 < sum(weights) <= _SMALL_BYTES
 
 
 def located(settings: DescriptionSettings) -> DescriptionSettings:

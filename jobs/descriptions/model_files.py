@@ -1,12 +1,17 @@
-"""The files of a model in a bucket: the copy on this machine that an engine loads, and its fingerprint.
+"""The files of a model in a bucket or a folder: the copy on this machine that an engine loads, and their fingerprints.
 
-Only weights in safetensors, configurations and vocabularies are copied: nothing that a reader might execute.
+Of a bucket, only weights in safetensors, configurations and vocabularies are copied: nothing that a reader might
+execute.
 """
 
 from __future__ import annotations
 
-from pathlib import PurePosixPath
+import hashlib
+import re
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path, PurePosixPath
 
+from asap.storage.failures import storage_errors
 from asap.storage.fingerprint import files_fingerprint
 from asap.storage.folder_cache import cached_folder, wanted_files
 from asap.storage.location import FileInfo, Location, s3_uri
@@ -20,9 +25,19 @@ def is_remote(source: str) -> bool:
     return s3_uri(source) is not None
 
 
+def is_hub_name(source: str) -> bool:
+    """Return True for a name on the hub: it is neither in a bucket, nor written as a path, nor a folder here."""
+    return not is_remote(source) and not re.match(r"[./~]", source) and not Path(source).is_dir()
+
+
 def remote_fingerprint(source: str) -> str:
     """Return a fingerprint of a model in a bucket. Raises `InputNotFound` if it is none, or `StorageError`."""
     return files_fingerprint(_files(source))
+
+
+def remote_weights_bytes(source: str) -> int:
+    """Return the bytes of the weights of a model in a bucket. The errors are those of `remote_fingerprint`."""
+    return sum(info.size for info in _files(source) if info.location.name.endswith(".safetensors"))
 
 
 def local_source(source: str) -> str:
@@ -30,6 +45,30 @@ def local_source(source: str) -> str:
     if is_remote(source):
         return str(cached_folder(Location.parse(source), _files(source)))
     return source
+
+
+def folder_fingerprint(folder: Path) -> str:
+    """Return a digest of the content of the files of a model in a folder, the same on each machine that has them.
+
+    Unlike times and paths, the content does not depend on how the folder came to a machine. So all weights are read,
+    several files at a time. Raises `StorageError`.
+    """
+    with storage_errors(folder):
+        # Models are read from the folder itself. A training may write checkpoints into folders below it.
+        files = sorted(
+            path
+            for path in [*folder.iterdir(), *(folder / "additional_chat_templates").glob("*")]
+            if path.suffix in {*_SUFFIXES, ".bin"} and path.is_file()
+        )
+        with ThreadPoolExecutor() as pool:
+            digests = pool.map(_sha256, files)
+            lines = [f"{path.relative_to(folder)} {digest}\n" for path, digest in zip(files, digests, strict=True)]
+    return hashlib.sha256("".join(lines).encode(errors="surrogateescape")).hexdigest()[:16]
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _files(source: str) -> list[FileInfo]:

@@ -21,6 +21,7 @@ from PIL import Image
 from asap.errors import AsapError, ConfigError
 from jobs.descriptions.engine import Failure, Outcome, Request
 from jobs.descriptions.loading import check_source, load_engine
+from jobs.descriptions.pinning import CONTENT, content_of
 from jobs.descriptions.settings import DescriptionSettings
 
 TEXT = "A woman in a red coat waves to a crowd in front of the town hall."
@@ -36,7 +37,8 @@ class Probe:
     input_tokens: int
     output_tokens: int
     record: dict[str, Any]
-    """Model, prompt and settings that decide the descriptions, from the engine (`Engine.record`)."""
+    """Model, prompt and settings that decide the descriptions, from the engine (`Engine.record`), and the fingerprint
+    of its files."""
     machine: str | None = None
     """Name of the machine of a cluster that described. None: this machine."""
 
@@ -127,7 +129,9 @@ def probe_here(settings: DescriptionSettings, device: str | None = None) -> Prob
     engine = load_engine(settings, device)
     try:
         (outcome,) = engine.describe([request_of(settings)])
-        return _checked(settings, outcome, engine.record())
+        content = content_of(settings)
+        record = engine.record() | ({} if content is None else {CONTENT: content})
+        return _checked(settings, outcome, record)
     finally:
         engine.close()
 

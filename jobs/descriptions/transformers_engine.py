@@ -14,7 +14,7 @@ from PIL import Image
 
 from asap.errors import ConfigError
 from jobs.descriptions.engine import Failure, FailureKind, Outcome, Request, Usage
-from jobs.descriptions.model_files import local_source
+from jobs.descriptions.model_files import is_hub_name, local_source
 from jobs.descriptions.pixels import cap_pixels
 from jobs.descriptions.prompts import chat_prompt, fill, plain_prompt
 from jobs.descriptions.replies import read_reply
@@ -39,7 +39,7 @@ class TransformersEngine:
 
         self._settings = settings
         self._device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-        self._model, self._processor = _load(settings, self._device)
+        self._model, self._processor, self._revision = _load(settings, self._device)
         cap_pixels(self._processor, settings.max_side, self._model.config)
         self._tokenizer = getattr(self._processor, "tokenizer", self._processor)
         config = self._model.config
@@ -77,7 +77,7 @@ class TransformersEngine:
         config, settings = self._model.config, self._settings
         return {
             "engine": "transformers", "model": settings.source, "model_type": config.model_type,
-            "revision": getattr(config, "_commit_hash", None) or settings.revision, "prompt": self._prompt,
+            "revision": self._revision, "prompt": self._prompt,
             "max_new_tokens": settings.max_new_tokens, "max_side": settings.max_side, "do_sample": False,
             "num_beams": self._model.generation_config.num_beams or 1, "device": self._device,
             "dtype": str(self._model.dtype).removeprefix("torch."),
@@ -197,8 +197,11 @@ class TransformersEngine:
         return shrunk
 
 
-def _load(settings: DescriptionSettings, device: str) -> tuple[Any, Any]:
-    """Load the model and what prepares its inputs. Raises `ConfigError`, in a sentence, if they are not there."""
+def _load(settings: DescriptionSettings, device: str) -> tuple[Any, Any, str | None]:
+    """Load the model and what prepares its inputs; return them with the revision, which is a commit on the hub.
+
+    Raises `ConfigError`, in a sentence, if they are not there.
+    """
     import torch
     from transformers import (
         AutoConfig,
@@ -216,9 +219,12 @@ def _load(settings: DescriptionSettings, device: str) -> tuple[Any, Any]:
 
     disable_progress_bar()  # a plan would show the bar of the weights between its tables
     source = local_source(settings.place)
-    common: dict[str, Any] = {"revision": settings.revision or "main", "trust_remote_code": False}
+    revision = settings.revision
     wanted = "captions" if settings.kind == "caption" else "explanations"
     try:
+        if is_hub_name(source):
+            revision = _find_commit(source, revision or "main")
+        common: dict[str, Any] = {"revision": revision or "main", "trust_remote_code": False}
         config = AutoConfig.from_pretrained(source, **common)
         sees = config.model_type in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
         kinds = {
@@ -243,7 +249,17 @@ def _load(settings: DescriptionSettings, device: str) -> tuple[Any, Any]:
     except Exception as error:  # a folder may be wrong in any way, and its readers raise anything
         reason = " ".join(str(error).split())
         raise ConfigError(f"the model {settings.source} for {wanted} cannot be loaded: {reason[:400]}") from error
-    return model, processor
+    return model, processor, revision
+
+
+def _find_commit(name: str, revision: str) -> str:
+    """Return the commit of a revision of a model on the hub, so that all files come from one, and others can name it.
+
+    A copy of the hub that does not tell leaves the revision as it is.
+    """
+    from transformers.utils.hub import cached_file, extract_commit_hash
+
+    return extract_commit_hash(cached_file(name, "config.json", revision=revision), None) or revision
 
 
 class _PicturesAndTokens:

@@ -52,12 +52,10 @@ def evaluate(
         load_folder(plan.model)  # raises if the weights do not fit, which is better known before Ray starts
         states.change({"state": "running"})
         with ray_running(settings.address):
-            check_shared(plan.path_uses())
             pool = worker_pool(settings, on_note)
-            check_shared(plan.path_uses())  # machines may have come meanwhile
-            needs = {"CPU": pool.options["num_cpus"]} | ({"GPU": 1} if pool.device == "cuda" else {})
+            check_shared(plan.path_uses())  # after a wait for machines, which are asked too
             wait_until_free(
-                needs, 1, settings.wait_for_machines_s, on_note, "Or give more --workers, which need less each."
+                pool.needs, 1, settings.wait_for_machines_s, on_note, "Or give more --workers, which need less each."
             )
             evaluation = evaluate_shards(plan, pool, report, on_note)
             predictions = evaluation.predictions()

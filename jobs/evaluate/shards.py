@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import islice
@@ -23,11 +25,19 @@ from asap.finding import Finding, Pair
 from asap.predictor import Predictor
 from asap.preprocessing.text import TextCodec
 from asap.weights.model_folder import ModelFolder, load_folder
-from jobs.cluster import count_fitting, describe_waits, machines_alive, task_result, wait_for_resources
+from jobs.cluster import (
+    choose_gpus,
+    count_fitting,
+    describe_waits,
+    machines_alive,
+    task_result,
+    wait_for_resources,
+)
 from jobs.errors import JobFailed
 from jobs.evaluate.page import WorstPair
 from jobs.evaluate.plan import EvaluationPlan
 from jobs.evaluate.settings import EvaluateSettings
+from jobs.sharing import Claim, Resources, shared
 from jobs.stall import StallWatch
 
 _POLL_S = 0.5
@@ -42,33 +52,38 @@ class WorkerPool:
     """The workers that evaluate shards in parallel."""
 
     workers: int
+    """Workers at the start."""
     device: str
     threads: int
     options: dict[str, Any]
     """Options of their Ray task."""
+    needs: Resources
+    """Resources of each worker."""
+    follows: bool = False
+    """True if their number follows the cluster and the share of the job."""
 
 
 def worker_pool(settings: EvaluateSettings, on_note: Callable[[str], None] = lambda note: None) -> WorkerPool:
     """Size the workers for the running Ray: one GPU each, or an equal part of the CPUs."""
-    gpus = count_fitting(machines_alive(), {"CPU": 1, "GPU": 1})
-    on_gpus = settings.device == "cuda" or (settings.device == "auto" and gpus > 0)
-    if settings.device == "auto" and not on_gpus and settings.address:
-        on_note("evaluating on CPUs: no GPU is alive. --device cuda waits for one.")
+    on_gpus = choose_gpus(settings.device, on_note, is_cluster=settings.address is not None)
     wait_s = settings.wait_for_machines_s if settings.address else 0
     needs = {"CPU": 1, "GPU": 1} if on_gpus else {"CPU": 1}
     advice = "Use --device auto to run on what exists." if on_gpus else "Add a machine with CPUs."
     machines = wait_for_resources(needs, 1, wait_s, on_note, advice, waits_for_people=settings.waits_for_people)
     retries = {"max_retries": TRIES - 1}
+    follows = settings.address is not None and settings.workers is None
     if on_gpus:
         workers = settings.workers or count_fitting(machines, needs)
         # Without max_calls=0, Ray ends a process that holds a GPU after one shard, and the loaded model with it.
-        return WorkerPool(workers, "cuda", 1, {"num_cpus": 1, "num_gpus": 1, "max_calls": 0} | retries)
+        options = {"num_cpus": 1, "num_gpus": 1, "max_calls": 0} | retries
+        return WorkerPool(workers, "cuda", 1, options, needs, follows)
     cpus_per_machine = [cpus for machine in machines if (cpus := int(machine.get("CPU", 0)))]
     cpus = sum(cpus_per_machine)
     workers = settings.workers or max(1, cpus // 2)
     # A task runs on one machine, so it must fit on the smallest.
     threads = max(1, min(cpus // workers, min(cpus_per_machine)))
-    return WorkerPool(workers, "cpu", threads, {"num_cpus": min(threads, cpus / workers)} | retries)
+    num_cpus = min(threads, cpus / workers)
+    return WorkerPool(workers, "cpu", threads, {"num_cpus": num_cpus} | retries, {"CPU": num_cpus}, follows)
 
 
 def evaluate_shards(
@@ -87,18 +102,40 @@ def evaluate_shards(
     stalls = StallWatch("shard", plan.settings.stall_after_s, describe_waits, is_steady=False)
     progress(0, total)
     try:
-        while len(shards) * size < total:
-            # Keep `pool.workers` shards in flight, even if Ray has room for more.
-            for start in islice(waiting, pool.workers - len(running)):
-                running[task.remote(*options, plan.records[start : start + size], bad_boxes)] = start
-            done = _wait_for_shard(list(running), stalls, len(shards), on_note)
-            start = running.pop(done)
-            shards[start] = task_result(done, _died(f"pairs {start} to {min(start + size, total) - 1}"))
-            progress(sum(map(len, shards.values())), total)
+        with _places(pool) as places:
+            while len(shards) * size < total:
+                # Keep so many shards in flight, even if Ray has room for more. Machines that join get their first ones
+                # when the next shard ends.
+                for start in islice(waiting, max(0, places() - len(running))):
+                    running[task.remote(*options, plan.records[start : start + size], bad_boxes)] = start
+                done = _wait_for_shard(list(running), stalls, len(shards), on_note)
+                start = running.pop(done)
+                shards[start] = task_result(done, _died(f"pairs {start} to {min(start + size, total) - 1}"))
+                progress(sum(map(len, shards.values())), total)
     finally:
         for task_left in running:
             ray.cancel(task_left, force=True)
     return merge_shards(shards, total)
+
+
+@contextmanager
+def _places(pool: WorkerPool) -> Iterator[Callable[[], int]]:
+    """Provide a function that returns for how many workers there is room: in the job's share of a cluster, at least 1.
+
+    The number is fixed on one machine, or if the user gave it.
+    """
+    if not pool.follows:
+        yield lambda: pool.workers
+        return
+    most = {kind: math.inf if amount else 0.0 for kind, amount in pool.needs.items()}
+    with shared(Claim(pool.needs, most)) as share:
+
+        def places() -> int:
+            fit = count_fitting(machines_alive(), pool.needs)
+            allowed = min(int(share.resources.get(kind, 0) / amount + 1e-6) for kind, amount in pool.needs.items())
+            return max(1, min(fit, allowed))
+
+        yield places
 
 
 def _wait_for_shard(running: list[Any], stalls: StallWatch, finished: int, on_note: Callable[[str], None]) -> Any:

@@ -12,6 +12,7 @@ file_tasks.py   work on the files of a folder by Ray tasks
 trial.py        an engine of captions, tried before a job starts, here or on its cluster
 steps.py        the steps that every job over a manifest takes
 pipeline.py     the Ray Data pipeline, and the resources of its stages
+pools.py        pools that follow a cluster, and the job's share of it
 input/          from an input to a manifest
 stages/         from a manifest row to a result row
 output/         the job folder, and what is written from the results

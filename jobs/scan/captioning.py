@@ -4,7 +4,7 @@ Detection writes its verdicts to `results` first. A stop or a captioner that fai
 
 1. `choose_rows` copies the rows that need a caption from the manifest to `_captions/manifest`.
 2. The pipeline captions them, and compares the captions with pictures and texts, into `_captions/results`.
-3. `publish` writes each file of results again, in one write, with what is new: a Ray task for each file. A row that was
+3. `publish` writes each file of results again, in one write, with what is new: many files by Ray tasks. A row that was
    judged keeps its verdict and gets `caption`, `caption_error` and the agreements with its caption. A row that waited
    for its caption is replaced.
 
@@ -33,6 +33,8 @@ FAILED = "caption_failed"
 """Error code of a pair without a text that got no caption. As a choice, it stands for all captions that failed."""
 _WAITING = ("text_missing", "text_unreadable")
 """Error codes of rows that a caption may help."""
+_FEW_FILES = 4
+"""Files that this process writes itself: the processes of tasks would take longer to start."""
 _COLUMNS = ["row_id", "status", "error_code", "verdict", "caption", "caption_error", "judged_run"]
 
 
@@ -106,7 +108,13 @@ def publish(folder: Location, check: Callable[[], None] = lambda: None) -> None:
 
     # The outcomes are put in order once. The tasks get their ids, and read the files of those that they need.
     outcomes = Outcomes(folder / FOLDER / RESULTS.folder, RESULTS)
-    run_on_files(publish_file, outcomes, list(results_files(folder / "results")), check)
+    files = list(results_files(folder / "results"))
+    if len(files) > _FEW_FILES:
+        run_on_files(publish_file, outcomes, files, check)
+        return
+    for location in files:
+        check()
+        publish_file(outcomes, location)
 
 
 def publish_file(outcomes: Outcomes, location: Location) -> None:

@@ -5,6 +5,8 @@ a block and makes one. If the manifest is so long that there would be too many t
 take them in batches. Every stage asks for a fraction of a CPU, so that all of them fit beside each other on a small
 machine.
 
+On a cluster, pools without a fixed size follow the machines and the share of the job (`pools.py`).
+
 The pipeline knows nothing of rows that are done: a resumed job gives it a manifest of the missing rows.
 """
 
@@ -14,7 +16,7 @@ import gc
 import threading
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, NamedTuple, Protocol, Self
@@ -24,10 +26,11 @@ from ray.data import ActorPoolStrategy, DataContext, Dataset
 
 from asap.errors import StorageError
 from asap.storage.location import Location
-from jobs.cluster import largest_cpus, machines_alive, wait_for_resources, wait_until_free
-from jobs.descriptions.loading import located
+from jobs.cluster import choose_gpus, machines_alive, wait_for_resources, wait_until_free
+from jobs.descriptions.loading import is_small, located
 from jobs.descriptions.settings import DescriptionSettings
 from jobs.metrics import PairMetrics
+from jobs.scan.pools import claim_of, pools_following
 from jobs.scan.settings import ScanSettings
 from jobs.scan.stages.caption import CaptionStage
 from jobs.scan.stages.detect import Detection, Detector
@@ -95,6 +98,14 @@ class RowPipeline(Protocol):
         """Resources of the first stage."""
 
     @property
+    def pools(self) -> tuple[StageResources, ...]:
+        """Resources of the other stages, which are pools of actors."""
+
+    @property
+    def on_cluster(self) -> bool:
+        """True if machines may come and go, and other jobs may share them."""
+
+    @property
     def lost_batches(self) -> int:
         """Batches that may be lost because their process dies each time, before the job stops."""
 
@@ -137,12 +148,20 @@ class ScanPipeline:
     detect: StageResources
     caption_threads: int | None = None
     """Threads of a captioner with a model on a CPU. None: torch decides."""
+    caption_content: str | None = None
+    """Fingerprint of the captioner's files, which must be the same on every machine. None: not compared."""
     is_captioner_left_out: bool = False
     """True for rows that ended the process of a captioner: their captions are errors."""
     lost_batches: int = LOST_BATCHES
     """Batches that may be lost because their process dies each time. With more, the rows are not the cause: the job
     stops."""
     shape: RowShape = RESULTS
+    on_cluster: bool = False
+
+    @property
+    def pools(self) -> tuple[StageResources, ...]:
+        """Resources of the captioners, if there are any, and of the detectors."""
+        return (self.caption, self.detect) if self.captions else (self.detect,)
 
     def patient(self) -> ScanPipeline:
         """Return the pipeline for rows whose pictures were too slow for their batches: it waits for each of them."""
@@ -161,7 +180,10 @@ class ScanPipeline:
         """Add the captioner, if there is one, and the detectors; see `RowPipeline.add_stages`."""
         if self.captions:
             device, job = self.detection.device, self.detection.job
-            captioner = self.captions, self.input, device, job, self.caption_threads, self.is_captioner_left_out
+            captioner = (
+                self.captions, self.input, device, job, self.caption_threads, self.is_captioner_left_out,
+                self.caption_content,
+            )  # fmt: skip
             prepared = prepared.map_batches_internal(
                 CaptionStage, fn_constructor_args=captioner, **actor_options(self.caption), **batches
             )
@@ -221,7 +243,7 @@ def size_pipeline(
             settings.rows_per_file or min(100_000, max(512, rows // 200)),
             settings.write_every_s,
             settings.write_patience_s,
-            writers=max(1, int(ray.cluster_resources().get("GPU", 0)) // 8),
+            writers=max(1, int(sum(machine.get("GPU", 0) for machine in machines_alive())) // 8),
         ),
         prepare=resources.prepare,
         caption=replace(resources.caption, at_a_time=at_a_time),
@@ -229,6 +251,7 @@ def size_pipeline(
         lost_batches=LOST_BATCHES * at_a_time,
         detect=resources.detect,
         caption_threads=resources.caption_threads,
+        on_cluster=settings.address is not None,
     )
 
 
@@ -246,14 +269,13 @@ def find_room(settings: ScanSettings, captions: DescriptionSettings | None, noti
     The arguments and errors are those of `size_pipeline`; `captions` is the captioner of this pipeline, if any.
     """
     wait_s = settings.wait_for_machines_s if settings.address else 0
-    if not settings.device.startswith("cuda"):
+    on_gpu = choose_gpus(settings.device, notify, is_cluster=settings.address is not None)
+    if not on_gpu:
         # The head of a cluster may have no CPUs, until an autoscaler adds machines.
         advice = "Add a machine with CPUs."
         wait_for_resources({"CPU": 1}, 1, wait_s, notify, advice, waits_for_people=settings.waits_for_people)
-    machines = ray.cluster_resources()
-    on_gpu = settings.device.startswith("cuda") or (settings.device == "auto" and machines.get("GPU", 0) > 0)
-    cpus, largest = int(machines.get("CPU", 1)), largest_cpus(machines_alive())
-    shares = size_stages(settings, captions, on_gpu=on_gpu, cpus=cpus, largest=largest)
+    machines = [machine.get("CPU", 0) for machine in machines_alive()]
+    shares = size_stages(settings, captions, machines, on_gpu=on_gpu, small=captions is not None and is_small(captions))
     _wait_for_stages(settings, shares, on_gpu, wait_s, notify)
     return Room(shares, "cuda" if on_gpu else "cpu")
 
@@ -293,16 +315,24 @@ class Shares(NamedTuple):
 
 
 def size_stages(
-    settings: ScanSettings, captions: DescriptionSettings | None, *, on_gpu: bool, cpus: int, largest: int | None = None
+    settings: ScanSettings,
+    captions: DescriptionSettings | None,
+    machines: Sequence[float],
+    *,
+    on_gpu: bool,
+    small: bool = False,
 ) -> Shares:
     """Divide the machines among the stages.
+
+    On a cluster, the stages are sized for one machine, and as many of each run as the machines carry at any time. On
+    one machine, their numbers are fixed.
 
     Args:
         settings: Settings of the scan.
         captions: The captioner of this pipeline. None: no captions.
+        machines: The CPUs of each machine.
         on_gpu: True if the models run on GPUs.
-        cpus: Number of CPUs that Ray has.
-        largest: CPUs of its largest machine. None: there is one machine.
+        small: True if the captioner is a small model (`is_small`).
     """
     # Endpoints and files need neither a GPU nor cores: their captioners wait for others.
     has_model = captions is not None and captions.engine == "transformers"
@@ -313,20 +343,29 @@ def size_stages(
         captioners = settings.captioners if has_model else settings.captioners or 1
         detect = StageResources(0.5, round(1 - gpus, 4) if gpus else 1, settings.detectors)
         return Shares(StageResources(0.25), StageResources(caption_cpus, gpus, captioners), detect)
-    # A model that captions takes whatever threads it gets. It has half of them, which leaves a quarter for the
-    # detectors and a quarter for decoding.
-    detectors = settings.detectors or max(1, cpus // (4 if has_model else 2))
-    captioners = settings.captioners or 1
+    grows = settings.address is not None
+    cpus = max(1, int(max(machines, default=1)))  # of the largest machine
     # On one machine, tasks on half of the CPUs prepare.
-    prepare = StageResources(0.25, size=None if settings.address else max(1, cpus // 2))
-    detect = StageResources(0.4 * cpus / detectors, size=detectors)
-    if not has_model:  # the detectors together have one thread per CPU
-        caption = StageResources(caption_cpus, size=captioners)
-        return Shares(prepare, caption, detect, max(1, cpus // detectors))
-    whole = min(cpus / captioners, largest or cpus)
-    threads = max(1, int(settings.captioner_cpus or whole // 2))
-    caption = StageResources(settings.captioner_cpus or 0.3 * whole, size=captioners)
-    return Shares(prepare, caption, detect, max(1, cpus // (4 * detectors)), threads)
+    prepare = StageResources(0.25, size=None if grows else max(1, cpus // 2))
+    # A model that captions takes whatever threads it gets. One large model, or small ones with a thread each, have half
+    # of them, which leaves a quarter for the detectors and a quarter for decoding. Without one, the detectors together
+    # have one thread per CPU.
+    detectors, parts = max(1, cpus // (4 if has_model else 2)), 4 if has_model else 1
+    a_detector = cpus_of_each(settings.detectors, machines) or cpus / detectors
+    threads = max(1, int(a_detector / parts))
+    detect = StageResources(0.375 * a_detector, size=settings.detectors or (None if grows else detectors))
+    if not has_model:
+        return Shares(prepare, StageResources(caption_cpus, size=settings.captioners or 1), detect, threads)
+    many = small and settings.captioner_cpus is None
+    a_captioner = cpus_of_each(settings.captioners, machines) or (min(2, cpus) if many else cpus)
+    captioners = settings.captioners or (None if grows else max(1, int(cpus // a_captioner)))
+    caption = StageResources(settings.captioner_cpus or 0.3 * a_captioner, size=captioners)
+    return Shares(prepare, caption, detect, threads, max(1, int(settings.captioner_cpus or a_captioner / 2)))
+
+
+def cpus_of_each(workers: int | None, machines: Sequence[float]) -> float | None:
+    """Return the equal part of so many workers of all CPUs, at most the largest machine. None: no number is given."""
+    return None if workers is None else min(max(1, sum(machines)) / workers, max([1, *machines]))
 
 
 def run_pipeline(
@@ -351,7 +390,7 @@ def run_pipeline(
     writing = pipeline.writing
     writers = Writers(results, writing.rows_per_file, writing.every_s, writing.writers)
     try:
-        with _data_context(pipeline.lost_batches):
+        with _data_context(pipeline.lost_batches), _pools_of(pipeline):
             dataset = _build(pipeline, manifest, writers, counter)
             with in_background(partial(_execute, dataset)) as execution:
                 while not execution.wait(_POLL_S):
@@ -400,6 +439,13 @@ def actor_options(resources: StageResources) -> dict[str, Any]:
     )
     options = {"num_cpus": resources.cpus, "num_gpus": resources.gpus or None, "compute": pool}
     return options | {"max_restarts": -1, "max_task_retries": TRIES - 1}
+
+
+def _pools_of(pipeline: RowPipeline) -> AbstractContextManager[None]:
+    """Make the pools of a pipeline follow a cluster. On one machine that nobody shares, they stay as they are."""
+    if not pipeline.on_cluster:
+        return nullcontext()
+    return pools_following(claim_of(pipeline.prepare, pipeline.pools), pipeline.prepare.cpus)
 
 
 @contextmanager

@@ -5,7 +5,7 @@ The new outcome of a row takes the place of the old one, which moves to `history
 1. `choose_rows` copies the rows that are judged again from the manifest to `_retry/manifest`.
 2. The pipeline writes their outcomes to `_retry/results`.
 3. `publish` replaces each file of results that holds old outcomes, in one write. It writes the old ones to
-   `history/RUN/` before.
+   `history/RUN/` before. A Ray task does so for each file.
 
 `results` holds each row once at any moment, and a reader sees its old or its new outcome. The record of the job names
 the retry until it is published, and every step can be repeated after a stop.
@@ -13,7 +13,7 @@ the retry until it is published, and every step can be repeated after a stop.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import reduce
 
 import numpy as np
@@ -72,31 +72,44 @@ def choose_rows(
     return write_tables(rows_within(folder / "manifest", chosen), folder / FOLDER / "manifest")
 
 
-def publish(folder: Location, run: str, shape: RowShape = RESULTS) -> None:
-    """Put the outcomes of a retry in the place of those that the job's rows hold.
+def publish(folder: Location, run: str, shape: RowShape = RESULTS, check: Callable[[], None] = lambda: None) -> None:
+    """Put the outcomes of a retry in the place of those that the job's rows hold. Ray must run.
 
     Args:
         folder: Folder of the job.
         run: Name of the folder in `history` for the old outcomes.
         shape: The shape of the rows.
+        check: Called twice a second; what it raises stops the work.
     """
-    outcomes = Outcomes(folder / FOLDER / shape.folder, shape)
-    for location in results_files(folder / shape.folder):
-        with results_file(location) as file:
-            row_ids = file.read(columns=["row_id"])["row_id"].to_numpy()
-            new = outcomes.of_rows(row_ids)
-            if new is None:
-                continue
-            former = shape.with_all_columns(file.read())
-        # A stop may have come after some of the files were replaced: their rows are new already.
-        by_run = dict(zip(new["row_id"].to_pylist(), new["judged_run"].to_pylist(), strict=True))
-        found = zip(former["row_id"].to_pylist(), former["judged_run"].to_pylist(), strict=True)
-        is_old = pa.array([row_id in by_run and by_run[row_id] != judged for row_id, judged in found], pa.bool_())
-        old = former.filter(is_old)
-        if old.num_rows:
-            write_table(old, folder / "history" / run / location.name)
-            is_replaced = pc.is_in(new["row_id"], old["row_id"].combine_chunks())
-            write_table(pa.concat_tables([former.filter(pc.invert(is_old)), new.filter(is_replaced)]), location)
+    from jobs.scan.file_tasks import run_on_files
+
+    # The outcomes are put in order once. The tasks get their ids, and read the files of those that they need.
+    shared = Outcomes(folder / FOLDER / shape.folder, shape), folder / "history" / run
+    run_on_files(publish_file, shared, list(results_files(folder / shape.folder)), check)
+
+
+def publish_file(shared: tuple[Outcomes, Location], location: Location) -> None:
+    """Put the new outcomes of the rows of one file into it.
+
+    Args:
+        shared: The new outcomes, and the folder in `history` that the old ones are written to before.
+        location: The file.
+    """
+    outcomes, history = shared
+    with results_file(location) as file:
+        new = outcomes.of_rows(file.read(columns=["row_id"])["row_id"].to_numpy())
+        if new is None:
+            return
+        former = outcomes.shape.with_all_columns(file.read())
+    # A stop may have come after the file was replaced: its rows are new already.
+    by_run = dict(zip(new["row_id"].to_pylist(), new["judged_run"].to_pylist(), strict=True))
+    found = zip(former["row_id"].to_pylist(), former["judged_run"].to_pylist(), strict=True)
+    is_old = pa.array([row_id in by_run and by_run[row_id] != judged for row_id, judged in found], pa.bool_())
+    old = former.filter(is_old)
+    if old.num_rows:
+        write_table(old, history / location.name)
+        is_replaced = pc.is_in(new["row_id"], old["row_id"].combine_chunks())
+        write_table(pa.concat_tables([former.filter(pc.invert(is_old)), new.filter(is_replaced)]), location)
 
 
 class Outcomes:
@@ -104,7 +117,7 @@ class Outcomes:
 
     def __init__(self, results: Location, shape: RowShape) -> None:
         repair_results(results, shape)
-        self._shape = shape
+        self.shape = shape
         self._files = list(results_files(results))
         ids: list[Ids] = []
         for location in self._files:
@@ -126,6 +139,6 @@ class Outcomes:
         tables = []
         for number in np.unique(self._numbers[positions]):
             with results_file(self._files[number]) as file:
-                table = self._shape.with_all_columns(file.read())
+                table = self.shape.with_all_columns(file.read())
             tables.append(table.filter(pc.is_in(table["row_id"], wanted)))
         return pa.concat_tables(tables)

@@ -18,6 +18,7 @@ import pyarrow as pa
 
 from asap.limits import limits_sentences
 from asap.storage.files import delete_file, delete_folder, is_empty
+from jobs.descriptions.pinning import CONTENT, pinned
 from jobs.errors import InputUnfamiliar
 from jobs.reach import check_shared
 from jobs.scan import captioning, retry
@@ -84,20 +85,22 @@ def scan(settings: ScanSettings, watch: Watch = lambda progress: None) -> dict[s
         understood = look_at_input(plan.source, settings, watch)
     else:
         understood = record.get("input") or plan.source.describe()
-    entries = (record or {}) | _first_entries(plan, identity) | _probe_captioner(settings, watch)
+    entries = (record or {}) | _first_entries(plan, identity) | _probe_captioner(plan, record, watch)
     entries |= {"input": understood, "began_s": round(began_s, 3)}
     run_job(plan.folder, settings, entries, lambda job: _work(job, plan, watch))
     return read_summary(plan.folder)
 
 
-def _probe_captioner(settings: ScanSettings, watch: Watch) -> dict[str, Any]:
+def _probe_captioner(plan: ScanPlan, record: dict[str, Any] | None, watch: Watch) -> dict[str, Any]:
     """Have the captioner describe a gray picture, show what it wrote, and return its entry in `job.json`.
 
-    Raises the errors of `try_engine`.
+    Raises the errors of `try_engine`. `record` is that of an earlier run, if there is any.
     """
-    captions = settings.captions
-    if captions is None or captions.engine == "precomputed":
+    settings, captions = plan.settings, plan.settings.captions
+    if captions is None:
         return {}
+    if captions.engine == "precomputed":
+        return {"captioner": {"engine": captions.engine, "file": captions.source, CONTENT: plan.captioner}}
     from jobs.scan.trial import try_engine
 
     def notify(line: str) -> None:
@@ -110,7 +113,7 @@ def _probe_captioner(settings: ScanSettings, watch: Watch) -> dict[str, Any]:
         return room.shares.caption, room.device
 
     notify("trying the captioner on a gray picture")
-    return {"captioner": try_engine(captions, settings, find_room, notify)}
+    return {"captioner": try_engine(captions, settings, find_room, notify, (record or {}).get("captioner"))}
 
 
 def _first_entries(plan: ScanPlan, identity: dict[str, Any]) -> dict[str, Any]:
@@ -158,7 +161,7 @@ def _work(job: Job, plan: ScanPlan, watch: Watch) -> None:
 
 
 def _size_pipeline(job: Job, plan: ScanPlan, rows: int, watch: Watch, *, with_captions: bool) -> ScanPipeline:
-    """Return a pipeline for the Ray that runs; see `size_pipeline`."""
+    """Return a pipeline for the Ray that runs, with the models that the job began with; see `size_pipeline`."""
     from jobs.scan.pipeline import size_pipeline
 
     pipeline = size_pipeline(
@@ -171,7 +174,11 @@ def _size_pipeline(job: Job, plan: ScanPlan, rows: int, watch: Watch, *, with_ca
         with_captions=with_captions,
     )
     ids = plan.model_id, plan.policy.policy_id, plan.familiarity_id
-    return replace(pipeline, detection=replace(pipeline.detection, ids=ids))
+    pipeline = replace(pipeline, detection=replace(pipeline.detection, ids=ids))
+    if pipeline.captions is None:
+        return pipeline
+    captioner = job.record["captioner"]
+    return replace(pipeline, captions=pinned(pipeline.captions, captioner), caption_content=captioner.get(CONTENT))
 
 
 def _write_output(job: Job) -> None:

@@ -115,14 +115,15 @@ class ScanSettings(PairsSettings):
     allow_unfamiliar: bool = False
     """Scan all pairs without looking at a sample first. Unfamiliar pairs are still not judged."""
     detectors: int | None = Field(default=None, ge=1)
-    """Number of detector actors. None: one a GPU, or as many as the CPUs carry."""
+    """Number of detector actors. None: one a GPU, or one for two CPUs, also of machines that join a cluster."""
     captioners: int | None = Field(default=None, ge=1)
-    """Number of caption actors. None: one; for a model of `transformers` on GPUs, as many as the GPUs carry."""
+    """Number of caption actors. None: one; for a model of `transformers` on GPUs or on a cluster, as many as fit;
+    for a small one (at most 100 MB) on CPUs, one for two CPUs."""
     captioner_gpus: float = Field(default=0.5, gt=0, lt=1)
     """Share of a GPU for a captioner with a model of `transformers`. A detector gets the rest."""
     captioner_cpus: float | None = Field(default=None, gt=0)
     """CPUs of a captioner. Without a GPU, a model of `transformers` runs with as many threads. None: 0.1; for such a
-    model without a GPU, half of the threads of the machine."""
+    model without a GPU, 30 % of a machine and half of its threads, which small models share."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:

@@ -171,6 +171,6 @@ def retry_failed_rows(
     with watched(job, rows - missing, rows, watch, stall_after_s, shape) as counter:
         run_missing_rows(job, pipeline, folder, again, missing, counter)
     watch(ScanProgress("publishing the new outcomes", rows, rows))
-    retry.publish(job.folder, job.record["retry"]["run"], shape)
+    retry.publish(job.folder, job.record["retry"]["run"], shape, job.check)
     check_results(job.folder / shape.folder, rows)
     job.end_retry()

@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import tempfile
 from collections.abc import Set
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,7 @@ from jobs.cluster import (
 )
 from jobs.metrics import targets_announced
 from jobs.reach import PathUse, check_cluster, check_shared, pictures_use
+from jobs.sharing import Claim, shared
 from jobs.states import JobStates, job_states
 from jobs.stops import in_background
 from jobs.train.data.splits import (
@@ -435,6 +437,15 @@ def _wait_for_room(settings: TrainSettings, resources: dict[str, int], progress:
     )
 
 
+def _workers_claimed(settings: TrainSettings, resources: dict[str, int]) -> AbstractContextManager[Any]:
+    """Keep jobs that grow with a cluster off the resources of the workers, also when these start again."""
+    if settings.address is None:
+        return nullcontext()
+    fewest = settings.min_workers or settings.workers
+    needs, most = ({kind: each * amount for kind, amount in resources.items()} for each in (fewest, settings.workers))
+    return shared(Claim(needs, most))
+
+
 def _with_all_gpus(settings: TrainSettings, given: Set[str], progress: OnEvent) -> TrainSettings:
     """Return the settings with a worker on every GPU that is there, if the run takes all of them."""
     gpus = count_fitting(machines_alive(), {"CPU": 1, "GPU": 1})
@@ -495,7 +506,10 @@ def _run_workers(
     try:
         # In the main thread, Ray Train would handle SIGINT itself, and end the process by its own code. A stop ends the
         # controller, and with it the call: a thread that uses Ray after its shutdown ends the process without a word.
-        with in_background(lambda _: trainer.fit(), lambda: kill_actors("TrainController")) as fitting:
+        with (
+            _workers_claimed(settings, resources),
+            in_background(lambda _: trainer.fit(), lambda: kill_actors("TrainController")) as fitting,
+        ):
             try:
                 watch.await_end(fitting)
             except KeyboardInterrupt:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import socket
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 import numpy as np
 from ray import serve
 
+from asap.errors import CheckpointError
 from asap.finding import Finding
 from asap.preprocessing.images import PreparedImage
 from serve.inference.batcher import Answer
@@ -29,7 +31,13 @@ Prepared = tuple[PreparedImage, str | None]
 class Detector:
     """The Ray Serve deployment of the model. A replica is ready once the model is loaded and warmed up."""
 
-    def __init__(self, settings: ServeSettings) -> None:
+    def __init__(self, settings: ServeSettings, version: str | None = None) -> None:
+        """Load the model. Raises `CheckpointError` if it is not the one that was deployed.
+
+        Args:
+            settings: The settings of the server.
+            version: The version of the model (`folder_version`) that was deployed. None: not compared.
+        """
         import torch
 
         from asap.predictor import Predictor
@@ -43,6 +51,7 @@ class Detector:
             batch_size=settings.batch_size,
             min_text_read=settings.min_text_read,
         )
+        _check_version(settings.model, version, self._predictor)
         # One thread runs one pass at a time. The event loop still answers health checks and accepts the next batch.
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="detect")
         self._name = serve.get_replica_context().replica_id.unique_id
@@ -77,6 +86,19 @@ class Detector:
             _LOG.exception("the accelerator is broken in this process")
             os._exit(1)
         return found
+
+
+def _check_version(model: str, version: str | None, predictor: Predictor) -> None:
+    """Raise `CheckpointError` if the model was replaced since it was deployed: replicas would contradict each other."""
+    from asap.weights.model_folder import folder_version
+
+    # After the model is loaded, so that files that were replaced meanwhile are found too.
+    if version is not None and (found := folder_version(model, predictor.model_id)) != version:
+        raise CheckpointError(
+            f"model {model} has changed since it was deployed, or differs on the machine {socket.gethostname()}: the "
+            f"fingerprint of its files is {found}, and was {version}. Put the deployed model back, or deploy the new "
+            "one from a folder of its own."
+        )
 
 
 def warm_up(predictor: Predictor, batch_size: int) -> None:

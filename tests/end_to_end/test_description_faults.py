@@ -19,10 +19,12 @@ from io import BytesIO
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
 from asap.errors import ConfigError
+from jobs.errors import JobDiffers, JobFailed
 from jobs.scan.passes import ScanProgress
 from tests.support.deadly import DEADLY, HUNGRY, FailingAnnotator, FailingCaptioner
 from tests.support.description_jobs import FIRST_WIDTH, JOBS, Caption, JobKind, flagging, run_job, write_pairs
@@ -39,7 +41,7 @@ from tests.support.endpoint import (
     respond,
     write,
 )
-from tests.support.tiny_captioners import WORDS, save_encoder_decoder
+from tests.support.tiny_captioners import WORDS, change_weights, save_encoder_decoder
 from tests.support.waiting import HANG_S
 
 KEY = "sk-secret-0123456789"
@@ -308,3 +310,38 @@ def test_a_key_that_ends_in_the_middle_costs_rows_below_the_allowed_rate_and_is_
     assert not _files_with(KEY, tmp_path, ray_folder)
     errors = tmp_path / ("annotate" if job == "annotate" else f"scan-{job}") / "errors.jsonl"
     assert "HTTP 401: Expired: ***" in errors.read_text()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("job", JOBS)
+def test_a_captioner_that_is_replaced_during_a_job_fails_it_and_no_row_gets_a_caption_of_another_model(
+    ray_here: None, tmp_path: Path, model_folder: Path, job: JobKind
+) -> None:
+    write_pairs(tmp_path, 4)
+    folder, kept = tmp_path / "captioner", tmp_path / "kept"
+    captions = {"engine": "transformers", "source": save_encoder_decoder(folder), "max_new_tokens": 4}
+    shutil.copytree(folder, kept)
+    model = flagging(model_folder, tmp_path)
+
+    def replace_after_its_trial(progress: ScanProgress) -> None:
+        if progress.stage == "starting Ray":
+            change_weights(folder)
+
+    sentence = rf"the work stopped: .*the captioner {folder} has changed, or differs on the machine"
+    with pytest.raises(JobFailed, match=sentence):
+        run_job(job, tmp_path, model, captions, replace_after_its_trial)
+    written = [
+        row
+        for part in ("annotations", "results", "_captions/results")
+        for file in tmp_path.glob(f"*/{part}/*.parquet")
+        for row in pq.read_table(file).to_pylist()
+    ]
+    assert all(row["caption"] is None for row in written)
+    assert len(written) == (4 if job == "flagged" else 0)
+
+    with pytest.raises(JobDiffers, match="belongs to another job"):
+        run_job(job, tmp_path, model, captions)
+    shutil.copy2(kept / "model.safetensors", folder / "model.safetensors")
+    _, rows, found = run_job(job, tmp_path, model, captions)
+    assert len(rows) == 4
+    assert all(caption.text for caption in found.values())

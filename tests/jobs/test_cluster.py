@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -11,14 +12,17 @@ from ray.util import placement_group_table
 from asap.errors import ConfigError
 from jobs.cluster import (
     _minutes,
+    choose_gpus,
     count_fitting,
     describe_waits,
     most_cpus,
+    off_idle_head,
     silence_ray_data,
     wait_for_resources,
     wait_until_free,
-)  # fmt: skip
+)
 from jobs.errors import JobError
+from jobs.node_types import NodeType
 from tests.support.busy import hold_cpus, start_holder, start_task
 from tests.support.waiting import HANG_S, wait_until
 
@@ -82,6 +86,65 @@ def test_a_request_that_does_not_fit_is_refused_with_the_machines_and_a_way_out(
 def test_a_request_that_fits_does_not_wait(no_wait: Any) -> None:
     no_wait(HEAD, {"CPU": 4})
     assert wait_for_resources({"CPU": 2}, 2, 900, pytest.fail, "") == [HEAD, {"CPU": 4}]
+
+
+@pytest.fixture
+def nodes(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Return a function that sets what Ray says of its machines."""
+
+    def show(*resources: dict[str, float]) -> None:
+        names = [{"Alive": True, "Resources": each, "NodeID": f"a{number}"} for number, each in enumerate(resources)]
+        monkeypatch.setattr(ray, "nodes", lambda: names)
+
+    monkeypatch.setattr("ray._private.state.state.get_cluster_config", lambda: None)
+    return show
+
+
+def test_what_asks_for_no_cpus_is_kept_off_a_head_without_cpus(nodes: Any) -> None:
+    nodes({"CPU": 4}, {"node:__internal_head__": 1})
+    assert off_idle_head() == {"label_selector": {"ray.io/node-id": "!a1"}}
+    nodes({"CPU": 4, "node:__internal_head__": 1}, {"CPU": 4})
+    assert off_idle_head() == {}
+
+
+@pytest.mark.parametrize(
+    ("device", "gpus", "is_cluster", "chosen"),
+    [("cpu", 1, True, False), ("cuda", 0, True, True), ("auto", 1, True, True), ("auto", 0, False, False)],
+)
+def test_a_device_is_chosen_without_a_word(nodes: Any, device: str, gpus: int, is_cluster: bool, chosen: bool) -> None:
+    nodes({"CPU": 4, "GPU": gpus})
+    assert choose_gpus(device, pytest.fail, is_cluster=is_cluster) == chosen
+
+
+CPU_TYPE, GPU_TYPE = NodeType("cpu", {"CPU": 16}, 20), NodeType("gpu", {"CPU": 8, "GPU": 1}, 20)
+
+
+@pytest.mark.parametrize(
+    ("types", "come"),
+    [(None, ""), ([], ""), ([CPU_TYPE], ""), ([CPU_TYPE, GPU_TYPE], " The cluster can add machines with GPUs (gpu).")],
+)
+def test_auto_means_cpus_on_a_cluster_without_gpus_and_says_why(
+    nodes: Any, monkeypatch: pytest.MonkeyPatch, types: list[NodeType] | None, come: str
+) -> None:
+    nodes({"CPU": 0}, {"CPU": 16})
+    monkeypatch.setattr("jobs.cluster.node_types", lambda: types)
+    notes: list[str] = []
+    assert not choose_gpus("auto", notes.append, is_cluster=True)
+    assert notes == [f"running on CPUs, since no machine has a GPU now.{come} --device cuda waits for GPUs."]
+
+
+def test_types_of_machines_that_the_cluster_reports_are_named(nodes: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    nodes({"CPU": 16})
+    groups = [("cpu", {"CPU": 16}, 5), ("l4", {"CPU": 8, "GPU": 1}, -1), ("full", {"GPU": 1}, 0)]
+    config = SimpleNamespace(
+        node_group_configs=[
+            SimpleNamespace(name=name, resources=resources, max_count=most) for name, resources, most in groups
+        ]
+    )
+    monkeypatch.setattr("ray._private.state.state.get_cluster_config", lambda: config)
+    notes: list[str] = []
+    assert not choose_gpus("auto", notes.append, is_cluster=True)
+    assert "can add machines with GPUs (l4)" in notes[0]
 
 
 def test_machines_are_requested_and_waited_for_once(ray_here: None) -> None:

@@ -9,6 +9,7 @@ import tempfile
 from pathlib import Path
 
 import pytest
+import ray.exceptions
 
 from jobs import ray_start
 from jobs.errors import JobError
@@ -115,6 +116,20 @@ def test_a_cluster_that_this_machine_is_no_part_of_is_refused_with_the_way_to_su
         outside = r"this machine is not one of its cluster, .* asap submit --address http://127\.0\.0\.1:8265\."
         with pytest.raises(JobError, match=outside):
             ray_start.start_ray(address, {})
+
+
+def test_a_token_that_the_cluster_refuses_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        # As Ray does; tests/end_to_end/test_submit.py has a cluster that asks for a token.
+        raise ConnectionError("Failed to connect to Ray cluster") from ray.exceptions.AuthenticationError("InvalidAuth")
+
+    monkeypatch.setattr("ray._private.services.find_gcs_addresses", lambda: {"127.0.0.1:1"})
+    monkeypatch.setattr("ray.init", refuse)
+    with socket.socket() as cluster:
+        cluster.bind(("127.0.0.1", 0))
+        cluster.listen()
+        with pytest.raises(JobError, match=r"its token is missing or is not the cluster's\. Set RAY_AUTH_MODE=token"):
+            ray_start.start_ray(f"127.0.0.1:{cluster.getsockname()[1]}", {})
 
 
 def test_an_address_that_is_none_is_refused() -> None:

@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
+import json
 import re
+import shutil
 import socket
 import time
 import warnings
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
+import ray
 import requests
 from PIL import Image
 
-from asap.errors import ConfigError
+from asap.errors import CheckpointError, ConfigError
 from asap.finding import Pair
 from asap.labels import VERDICTS
+from asap.policy import Policy
+from asap.weights.model_folder import folder_version
 from serve.settings import ServeSettings
 from tests.support.pictures import draw_jpeg
 from tests.support.serving import TEXT, free_port
@@ -161,6 +168,59 @@ def test_a_server_for_other_machines_needs_keys(monkeypatch: pytest.MonkeyPatch)
         build(ServeSettings(host="0.0.0.0"))
     monkeypatch.setenv("ASAP_KEYS", new_key("desk")[1])
     build(ServeSettings(host="0.0.0.0"))
+
+
+@pytest.mark.parametrize(
+    ("cpus", "options"), [(0, {"label_selector": {"ray.io/node-id": "!a1"}}), (8, {})], ids=["no CPUs", "CPUs"]
+)
+def test_the_api_stays_off_a_head_without_cpus(monkeypatch: pytest.MonkeyPatch, cpus: int, options: Any) -> None:
+    from serve.app import build
+
+    head = {"Alive": True, "NodeID": "a1", "Resources": {"node:__internal_head__": 1.0, "CPU": cpus}}
+    worker = {"Alive": True, "NodeID": "a2", "Resources": {"CPU": 8}}
+    monkeypatch.setattr("ray.is_initialized", lambda: True)
+    monkeypatch.setattr("ray.nodes", lambda: [worker, head])
+    ingress = build(ServeSettings())._bound_deployment
+    assert ingress._replica_config.ray_actor_options == {"num_cpus": 0} | options
+
+
+def test_detectors_get_the_version_of_the_model_that_is_there_unless_this_machine_lacks_it(
+    tmp_path: Path, model_folder: Path
+) -> None:
+    from serve.app import build
+
+    def version(model: Path | str) -> Any:
+        detector = build(ServeSettings(model=str(model)))._bound_deployment.init_args[2]._bound_deployment
+        return detector.init_args[1]
+
+    assert version(model_folder) == folder_version(model_folder) != version("demo") == folder_version("demo")
+    assert version(tmp_path / "of another machine") is None
+    with pytest.raises(CheckpointError, match="config"):
+        version(tmp_path)
+
+
+@pytest.mark.slow
+def test_a_replica_that_starts_after_the_model_was_replaced_is_refused_and_says_so(
+    served: tuple[str, Any], tmp_path: Path, model_folder: Path
+) -> None:
+    from ray import serve
+
+    from serve.app import build
+
+    model = Path(shutil.copytree(model_folder, tmp_path / "model"))
+    settings = ServeSettings(model=str(model), max_replicas=1, detector_cpus=0.5, decoders=1, deadline_s=5, drain_s=5)
+    serve.run(build(settings), name="pinned", route_prefix="/pinned")
+    (model / "policy.json").write_text(json.dumps(dataclasses.asdict(Policy(manipulated=0.9))))
+    (name,) = [
+        each["name"] for each in ray.util.list_named_actors(all_namespaces=True) if "pinned#Detector" in each["name"]
+    ]
+    ray.kill(ray.get_actor(name, namespace="serve"))
+
+    def message() -> str:
+        return serve.status().applications["pinned"].deployments["Detector"].message
+
+    wait_until(lambda: "has changed since it was deployed" in message())
+    serve.delete("pinned")
 
 
 @pytest.mark.parametrize("delay_s", [0, 5, 60])

@@ -23,7 +23,7 @@ def wait_until(
     """
     deadline = time.monotonic() + HANG_S
     while not condition():
-        assert process is None or process.poll() is None, "the process ended too early"
+        assert process is None or process.poll() is None, f"the process ended too early, with {process.returncode}"
         assert time.monotonic() < deadline, "it took too long"
         time.sleep(every_s)
 

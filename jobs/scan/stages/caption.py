@@ -30,6 +30,7 @@ class CaptionStage:
         job: str = "",
         threads: int | None = None,
         is_left_out: bool = False,
+        content: str | None = None,
     ) -> None:
         """Load the captioner.
 
@@ -40,13 +41,14 @@ class CaptionStage:
             job: Name of the job, for its metrics.
             threads: Threads of a model on a CPU, so that other stages keep theirs. None: torch decides.
             is_left_out: True for rows that ended the process of a captioner: their captions are errors.
+            content: Fingerprint of the captioner's files, as in `load_captioner`.
         """
         if threads:
             import torch
 
             torch.set_num_threads(threads)
         self._settings = settings
-        self._captioner: Engine = LeftOut() if is_left_out else load_captioner(settings, input, device)
+        self._captioner: Engine = LeftOut() if is_left_out else load_captioner(settings, input, device, content)
         self._job = job
 
     def __call__(self, batch: pa.Table) -> pa.Table:

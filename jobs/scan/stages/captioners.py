@@ -17,6 +17,7 @@ from asap.storage.fingerprint import file_fingerprint
 from asap.storage.location import FileInfo, Location
 from jobs.descriptions.engine import Engine
 from jobs.descriptions.loading import check_source, load_engine
+from jobs.descriptions.pinning import check_content, content_of
 from jobs.descriptions.precomputed import PrecomputedEngine
 from jobs.descriptions.settings import DescriptionSettings
 from jobs.errors import InputNotFound
@@ -26,17 +27,28 @@ from jobs.scan.input.tables.record_files import RecordFile, record_file
 from jobs.scan.input.tables.table import open_records, records_of
 
 
-def load_captioner(settings: DescriptionSettings, input: Location, device: str | None = None) -> Engine:
-    """Return the captioner of the settings.
+def load_captioner(
+    settings: DescriptionSettings, input: Location, device: str | None = None, content: str | None = None
+) -> Engine:
+    """Return the captioner of the settings. Raises `ConfigError` if it is not the one that the job began with.
 
     Args:
         settings: Settings of the captioner.
         input: Input of the scan, from which paths in a file of captions may start.
         device: Device of a model that captions. None: CUDA if there is any, else the CPU.
+        content: Fingerprint of the files that the job began with (`jobs.descriptions.pinning`). None: not compared.
     """
-    if settings.engine == "precomputed":
-        return PrecomputedEngine(read_captions(settings.source, settings.kind), input, settings.kind)
-    return load_engine(settings, device)
+    is_file = settings.engine == "precomputed"
+    engine: Engine
+    if is_file:
+        engine = PrecomputedEngine(read_captions(settings.source, settings.kind), input, settings.kind)
+    else:
+        engine = load_engine(settings, device)
+    if content is not None:
+        # After the files are read, so that those that were replaced meanwhile are found too.
+        found = file_fingerprint(_find_captions(settings.source)[0]) if is_file else content_of(settings)
+        check_content(settings, found, content)
+    return engine
 
 
 def check_captioner(settings: DescriptionSettings, *, is_here: bool = True) -> str:

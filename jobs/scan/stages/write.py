@@ -21,6 +21,7 @@ from asap.errors import StorageError
 from asap.storage.failures import storage_errors
 from asap.storage.location import Location
 from asap.storage.s3 import filesystem
+from jobs.cluster import off_idle_head
 from jobs.scan.stages.result_rows import parquet_bytes, write_table
 
 _FULL_BYTES = 32 * 2**20
@@ -163,8 +164,10 @@ class Writers:
     def __init__(self, folder: Location, rows_per_file: int, every_s: float, number: int = 1) -> None:
         """Start the actors: one on the driver's node, so losing another node does not lose it, or several anywhere."""
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-        options: dict[str, Any] = {"num_cpus": 0, "max_restarts": -1, "max_task_retries": -1, "max_concurrency": 64}
-        options["scheduling_strategy"] = here if number == 1 else "SPREAD"
+        options: dict[str, Any] = {"num_cpus": 0, "max_restarts": -1, "max_task_retries": -1, "max_concurrency": 64,
+                                   "scheduling_strategy": here}  # fmt: skip
+        if number > 1:
+            options |= {"scheduling_strategy": "SPREAD"} | off_idle_head()
         actor = ray.remote(**options)(ResultWriter)
         system = filesystem(folder)[0] if folder.is_s3 else None
         self.handles = [actor.remote(folder, rows_per_file, every_s, system) for _ in range(number)]

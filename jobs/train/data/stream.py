@@ -29,7 +29,7 @@ from asap.preprocessing.images import BoxXyxy, Pixels, PreparedImage
 from asap.training.augmentation import Augmentation, augment
 from asap.training.batch import Batch
 from asap.training.dataset import Sample, TrainingSet
-from jobs.cluster import silence_ray_data
+from jobs.cluster import off_idle_head, silence_ray_data
 from jobs.errors import JobFailed
 from jobs.train.data.feed import WHOLE, CacheFeed, Feed, Order, make_batch
 from jobs.train.data.prefetch import CPU, Prefetched
@@ -180,10 +180,11 @@ def _map_blocks(
         decoding: The resources of the pipeline.
     """
     silence_ray_data()
+    off_head = {} if decoding.cpus else off_idle_head()
     # Not `from_arrow`: it finds the schema in tasks that need a whole CPU each, and waits for ever if training holds
     # every CPU.
     results = ray.data.from_blocks(tables).map_batches(
-        task, fn_kwargs=arguments, num_cpus=decoding.cpus, concurrency=decoding.tasks, **_WHOLE_BLOCKS
+        task, fn_kwargs=arguments, num_cpus=decoding.cpus, concurrency=decoding.tasks, **off_head, **_WHOLE_BLOCKS
     )
     results.context.execution_options.preserve_order = True
     yield from results.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=_BLOCKS_AHEAD)

@@ -18,6 +18,7 @@ from asap.policy import Policy
 from asap.preprocessing.text import train_tokenizer
 from asap.weights.model_folder import (
     check_folder,
+    folder_version,
     load,
     load_folder,
     model_config,
@@ -364,6 +365,8 @@ def test_an_address_without_a_model_folder_is_refused(bucket: str) -> None:
         load_folder(address)
     with pytest.raises(CheckpointError, match=r"model folder s3://no-such-bucket-for-me/a cannot be read: "):
         load_folder("s3://no-such-bucket-for-me/a")
+    with pytest.raises(CheckpointError, match=r"model folder s3://no-such-bucket-for-me/a cannot be read: "):
+        folder_version("s3://no-such-bucket-for-me/a")
 
 
 @pytest.mark.parametrize("key", ["../../escaped", "a/../../../escaped", "/absolute", "a//b", "a/\0"])

@@ -22,25 +22,50 @@ def _settings(**engines: dict[str, str]) -> AnnotateSettings:
 
 @pytest.mark.parametrize("cpus", [1, 2, 64])
 def test_two_models_fit_on_cpus_beside_a_task_that_prepares(cpus: int) -> None:
-    sizes = size_engines(_settings(captions=MODEL, explanations=MODEL), on_gpu=False, cpus=cpus)
+    sizes, threads = size_engines(_settings(captions=MODEL, explanations=MODEL), [cpus], on_gpu=False)
     assert sum(each.cpus for each in sizes) + 0.25 <= cpus
     assert [each.size for each in sizes] == [1, 1]
+    assert threads == max(1, cpus // 2)
 
 
 def test_a_model_on_cpus_needs_no_more_than_a_machine_of_the_cluster_has() -> None:
     def sizes(annotators: int | None, **engines: dict[str, str]) -> list[float]:
         settings = _settings(**engines).model_copy(update={"annotators": annotators})
-        return [each.cpus for each in size_engines(settings, on_gpu=False, cpus=32, largest=8)]
+        return [each.cpus for each in size_engines(settings, [8] * 4, on_gpu=False)[0]]
 
     assert sizes(None, captions=MODEL) == sizes(4, captions=MODEL) == [4.8]
     assert sizes(8, captions=MODEL) == [2.4]
     assert sizes(None, captions=MODEL, explanations=MODEL) == [2.4, 2.4]
 
 
+@pytest.mark.parametrize("cpus", [1, 2, 7, 64])
+def test_small_models_on_cpus_have_a_thread_and_there_are_as_many_as_cpus(cpus: int) -> None:
+    (one,), threads = size_engines(_settings(captions=MODEL), [cpus], on_gpu=False, small=True)
+    assert (one.size, threads) == (cpus, 1)
+    assert one.cpus * cpus + 0.25 <= cpus
+    both, threads = size_engines(_settings(captions=MODEL, explanations=MODEL), [cpus], on_gpu=False, small=True)
+    assert [each.size for each in both] == [max(1, cpus // 2)] * 2
+    assert threads == 1
+    assert sum(each.cpus * (each.size or 1) for each in both) + 0.25 <= cpus
+
+
+def test_the_number_of_small_models_can_be_given() -> None:
+    settings = _settings(captions=MODEL).model_copy(update={"annotators": 2})
+    (one,), threads = size_engines(settings, [8], on_gpu=False, small=True)
+    assert (one.size, threads) == (2, 4)
+
+
+def test_small_models_on_a_cluster_have_no_bound() -> None:
+    settings = _settings(captions=MODEL).model_copy(update={"address": "auto"})
+    (one,), threads = size_engines(settings, [0, 8, 8], on_gpu=False, small=True)
+    assert (one.cpus, one.size, threads) == (0.6, None, 1)
+
+
 def test_two_models_share_each_gpu_and_a_file_needs_none() -> None:
-    both = size_engines(_settings(captions=MODEL, explanations=MODEL), on_gpu=True, cpus=8)
+    both, threads = size_engines(_settings(captions=MODEL, explanations=MODEL), [8], on_gpu=True)
     assert [(each.gpus, each.size) for each in both] == [(0.5, None), (0.5, None)]
-    one = size_engines(_settings(captions=FILE, explanations=MODEL), on_gpu=True, cpus=8)
+    assert threads is None
+    one, _ = size_engines(_settings(captions=FILE, explanations=MODEL), [8], on_gpu=True)
     assert [each.gpus for each in one] == [0, 1]
 
 
@@ -61,3 +86,13 @@ def test_a_row_that_ends_its_process_is_tried_without_each_model_the_later_first
 def test_a_row_that_ends_its_process_is_tried_without_a_model_beside_a_file_but_not_without_the_only_engine() -> None:
     assert _left_out(captions=MODEL, explanations=FILE) == [["caption"]]
     assert _left_out(captions=MODEL) == []
+
+
+def test_models_on_a_cluster_are_sized_for_a_machine_and_have_no_bound() -> None:
+    settings = _settings(captions=MODEL).model_copy(update={"address": "auto"})
+    sizes, threads = size_engines(settings, [0, 8, 8], on_gpu=False)
+    assert [(each.cpus, each.size) for each in sizes] == [(4.8, None)]
+    assert threads == 8
+    fixed, threads = size_engines(settings.model_copy(update={"annotators": 4}), [0, 8, 8], on_gpu=False)
+    assert [(each.cpus, each.size) for each in fixed] == [(2.4, 4)]
+    assert threads == 4

@@ -16,6 +16,7 @@ from jobs.control.result_query import Results, RowFilter, choose_columns, count_
 from jobs.control.status import read_status
 from jobs.errors import JobError
 from jobs.scan.stages.result_rows import RESULT_SCHEMA, write_table
+from tests.support.annotations import annotation, write_annotations
 from tests.support.job_folders import failed, scored, write_results, write_scan, write_training
 
 ROWS = [
@@ -156,6 +157,7 @@ def test_errors_are_counted_by_code_with_the_first_rows(folder: Location) -> Non
     counts = count_errors(Results(read_status(folder)), (), limit=2)
     assert counts.rows_read == 8
     assert counts.codes == {"throttled": 3, "decode_failed": 1}
+    assert counts.failed == 4
     assert counts.retryable == {"throttled": 2}
     assert [(row["row_id"], row["error_detail"]) for row in counts.first] == [
         (2, "throttled at 2"),
@@ -164,3 +166,21 @@ def test_errors_are_counted_by_code_with_the_first_rows(folder: Location) -> Non
     counts = count_errors(Results(read_status(folder)), ("throttled",), limit=9)
     assert counts.codes == {"throttled": 3}
     assert [row["row_id"] for row in counts.first] == [2, 6, 7]
+
+
+def test_a_row_is_found_and_counted_by_each_of_its_codes(tmp_path: Path) -> None:
+    folder = Location(str(tmp_path))
+    both = {"error_code": "loop", "caption_error": "loop", "explanation_error": "refusal", "retryable": False}
+    one = {"error_code": "timeout", "explanation_error": "timeout", "retryable": True}
+    same = {"error_code": "timeout", "caption_error": "timeout", "explanation_error": "timeout", "retryable": True}
+    rows = [{}, *({"status": "error"} | codes for codes in (both, one, same))]
+    write_annotations(folder, [annotation(number, **fields) for number, fields in enumerate(rows)])
+    assert _ids(folder, codes=("refusal",)) == [1]
+    assert _ids(folder, codes=("refusal", "timeout")) == [1, 2, 3]
+    results = Results(read_status(folder))
+    counts = count_errors(results, (), limit=9)
+    assert (counts.failed, counts.codes) == (3, {"timeout": 2, "loop": 1, "refusal": 1})
+    assert counts.retryable == {"timeout": 2}
+    counts = count_errors(results, ("refusal",), limit=9)
+    assert (counts.failed, counts.codes) == (1, {"refusal": 1})
+    assert [(row["row_id"], row["explanation_error"]) for row in counts.first] == [(1, "refusal")]

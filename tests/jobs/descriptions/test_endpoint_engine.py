@@ -223,6 +223,17 @@ def test_a_fault_fails_its_own_request_with_a_kind_and_without_the_key(
     assert KEY not in second.detail + caplog.text
 
 
+@pytest.mark.parametrize("before", [20, 62, 70, 85, 100, 110])
+@pytest.mark.parametrize("frame", ["{}", '["{}"]', '{{"error": "{}"}}', '{{"choices": [{{"text": "{}"}}]}}'])
+def test_no_part_of_a_key_that_an_answer_repeats_is_shown(before: int, frame: str) -> None:
+    # The key stands where the answer is cut.
+    (outcome,) = _describe(respond(200, frame.format("x" * before + KEY + " is no key")))
+    assert isinstance(outcome, Failure)
+    assert outcome.kind == "bad_answer"
+    assert "sk-" not in outcome.detail
+    assert "***" in outcome.detail or outcome.detail.endswith("x")  # the key begins before the cut, or behind it
+
+
 def test_an_answer_may_be_compressed() -> None:
     (outcome,) = _describe(_packed)
     assert isinstance(outcome, Reply)

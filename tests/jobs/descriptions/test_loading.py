@@ -10,7 +10,7 @@ import pytest
 
 from asap.errors import ConfigError
 from jobs.descriptions import loading
-from jobs.descriptions.loading import check_source, load_engine, located
+from jobs.descriptions.loading import check_source, is_small, load_engine, located
 from jobs.descriptions.probe import request_of
 from jobs.descriptions.settings import DescriptionSettings
 from jobs.errors import InputNotFound
@@ -113,6 +113,25 @@ def test_a_model_in_a_bucket_has_a_fingerprint_and_describes_as_its_folder_does(
     (tmp_path / "blip" / "config.json").write_text((tmp_path / "blip" / "config.json").read_text() + " ")
     upload_folder(tmp_path / "blip", bucket, "captioners/blip")
     assert check_source(there) != before
+
+
+def test_the_size_of_the_weights_makes_a_model_small(
+    bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save_blip(tmp_path / "blip")
+    upload_folder(tmp_path / "blip", bucket, "blip")
+    sources = [str(tmp_path / "blip"), f"s3://{bucket}/blip"]
+
+    def small(source: str, engine: str = "transformers") -> bool:
+        return is_small(DescriptionSettings(engine=engine, source=source))  # type: ignore[arg-type]
+
+    assert [small(source) for source in sources] == [True, True]
+    assert small("demo")
+    assert not small("owner/model"), "nobody knows the size of a model on the hub"
+    assert not small(str(tmp_path / "elsewhere"))
+    assert not small(str(tmp_path / "blip"), "precomputed")
+    monkeypatch.setattr(loading, "_SMALL_BYTES", 1000)
+    assert [small(source) for source in sources] == [False, False]
 
 
 def test_a_folder_of_a_bucket_that_holds_no_model_is_refused(bucket: str) -> None:

@@ -7,7 +7,9 @@ import re
 import shutil
 import signal
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import boto3
@@ -323,8 +325,30 @@ def test_a_gpu_is_requested_from_a_cluster_and_waited_for(settings: Any, monkeyp
 def test_a_cluster_without_gpus_evaluates_on_cpus_and_says_so(settings: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     machines(monkeypatch, {"CPU": 0}, {"CPU": 16})
     notes: list[str] = []
+    monkeypatch.setattr(cluster, "_gpu_machine_types", list)
     assert module.worker_pool(settings(device="auto", address="auto"), notes.append).device == "cpu"
-    assert notes == ["evaluating on CPUs: no GPU is alive. --device cuda waits for one."]
+    assert notes == ["running on CPUs, since no machine has a GPU now. --device cuda waits for GPUs."]
+
+
+@pytest.mark.parametrize(
+    ("address", "workers", "follows"), [("auto", None, True), ("auto", 3, False), (None, None, False)]
+)
+def test_workers_follow_a_cluster_unless_their_number_is_given(
+    settings: Any, monkeypatch: pytest.MonkeyPatch, address: str | None, workers: int | None, *, follows: bool
+) -> None:
+    machines(monkeypatch, {"CPU": 0}, {"CPU": 4}, {"CPU": 4})
+    pool = module.worker_pool(settings(address=address, workers=workers, device="cpu"))
+    assert pool.follows == follows
+    share = SimpleNamespace(resources={"CPU": 16.0})
+    monkeypatch.setattr(module, "shared", lambda claim: nullcontext(share))
+    with module._places(pool) as places:
+        assert places() == (workers or 4)
+        machines(monkeypatch, {"CPU": 0}, *[{"CPU": 4}] * 3)
+        assert places() == (6 if follows else workers or 4)
+        share.resources = {"CPU": 8.0}  # another job came
+        assert places() == (4 if follows else workers or 4)
+        share.resources = {"CPU": 0.0}
+        assert places() == (1 if follows else workers or 4)
 
 
 # On Ray.

@@ -14,10 +14,12 @@ MODEL = {"engine": "transformers", "source": "m"}
 ENDPOINT = {"engine": "openai", "source": "m", "endpoint": {"address": "http://host/v1"}}
 
 
-def _sized(captions: dict[str, Any] | None, *, on_gpu: bool, cpus: int = 8, **changes: Any) -> Shares:
+def _sized(
+    captions: dict[str, Any] | None, *, on_gpu: bool, cpus: int = 8, machines: int = 1, **changes: Any
+) -> Shares:
     settings = ScanSettings(input="/a.csv", out="/out", **changes)
     described = captions and DescriptionSettings(**captions)
-    return size_stages(settings, described or None, on_gpu=on_gpu, cpus=cpus)
+    return size_stages(settings, described or None, [0, *[cpus] * machines], on_gpu=on_gpu)
 
 
 def test_a_model_that_captions_shares_its_gpu_with_a_detector() -> None:
@@ -54,15 +56,52 @@ def test_a_model_that_captions_on_cpus_leaves_cores_for_decoding(cpus: int, capt
         assert threads <= 3 * cpus / 4
 
 
+@pytest.mark.parametrize("cpus", [1, 2, 3, 8, 64])
+def test_small_captioners_on_cpus_have_a_thread_each_and_leave_cores_too(cpus: int) -> None:
+    settings = ScanSettings(input="/a.csv", out="/out")
+    captions = DescriptionSettings(**MODEL)  # type: ignore[arg-type]
+    sized = size_stages(settings, captions, [cpus], on_gpu=False, small=True)
+    assert (sized.caption.size, sized.caption_threads) == (max(1, cpus // 2), 1)
+    assert sum(stage.cpus * (stage.size or 1) for stage in sized[:3]) <= cpus + 1e-9
+
+
 def test_a_captioner_needs_no_more_than_a_machine_of_the_cluster_has() -> None:
     settings = ScanSettings(input="/a.csv", out="/out", captioners=2)
-    sized = size_stages(settings, DescriptionSettings(**MODEL), on_gpu=False, cpus=64, largest=8)  # type: ignore[arg-type]
+    sized = size_stages(settings, DescriptionSettings(**MODEL), [8] * 8, on_gpu=False)  # type: ignore[arg-type]
     assert (sized.caption.cpus, sized.caption_threads) == (pytest.approx(2.4), 4)
 
 
 def test_the_cores_of_a_captioner_can_be_set() -> None:
     sized = _sized(MODEL, on_gpu=False, captioner_cpus=3)
     assert (sized.caption.cpus, sized.caption_threads) == (3, 3)
+
+
+@pytest.mark.parametrize("captions", [None, MODEL])
+@pytest.mark.parametrize("cpus", [1, 2, 3, 16])
+def test_pools_on_a_cluster_are_sized_for_a_machine_and_have_no_bound(captions: Any, cpus: int) -> None:
+    sized = _sized(captions, on_gpu=False, cpus=cpus, machines=5, address="auto")
+    alone = _sized(captions, on_gpu=False, cpus=cpus)
+    assert (sized.detect.size, sized.prepare.size) == (None, None)
+    assert (sized.detect.cpus, sized.threads) == (alone.detect.cpus, alone.threads)
+    assert 0 < sized.detect.cpus <= cpus
+    if captions:
+        assert (sized.caption.size, sized.caption.cpus) == (None, alone.caption.cpus)
+    assert sum(stage.cpus for stage in sized[:3]) <= cpus, "one of each stage fits on a machine"
+
+
+@pytest.mark.parametrize("detectors", [1, 2, 64])
+def test_a_number_of_detectors_is_for_the_cluster_and_each_fits_on_a_machine(detectors: int) -> None:
+    sized = _sized(None, on_gpu=False, cpus=4, machines=4, address="auto", detectors=detectors)
+    assert sized.detect.size == detectors
+    assert 0 < sized.detect.cpus <= 4
+    assert sized.detect.cpus * detectors <= 16
+    assert sized.threads == max(1, min(4, 16 // detectors))
+
+
+def test_a_detector_on_machines_without_a_whole_cpu_asks_for_more_than_nothing() -> None:
+    settings = ScanSettings(input="/a.csv", out="/out", address="auto")
+    assert size_stages(settings, None, [], on_gpu=False).detect.cpus > 0
+    assert size_stages(settings, None, [0, 0.5], on_gpu=False).detect.cpus > 0
 
 
 def test_a_scan_without_captions_gives_them_nothing() -> None:
@@ -87,7 +126,6 @@ def test_flagged_pairs_are_captioned_by_a_pipeline_of_their_own(
     monkeypatch: pytest.MonkeyPatch, with_captions: bool
 ) -> None:
     machine = {"CPU": 8.0, "GPU": 1.0}
-    monkeypatch.setattr("ray.cluster_resources", lambda: machine)
     monkeypatch.setattr("ray.nodes", lambda: [{"Alive": True, "Resources": machine}])
     waits: list[Any] = []
     monkeypatch.setattr("jobs.scan.pipeline.wait_until_free", lambda *_, beside, **__: waits.append(beside))

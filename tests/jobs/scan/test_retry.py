@@ -15,10 +15,10 @@ from jobs.annotate.rows import ANNOTATIONS
 from jobs.scan import retry
 from jobs.scan.input.manifest import MANIFEST_SCHEMA, write_tables
 from jobs.scan.passes import ScanProgress
-from jobs.scan.retry import choose_rows, failed_rows, publish
+from jobs.scan.retry import Outcomes, choose_rows, failed_rows, publish, publish_file
 from jobs.scan.run import scan
 from jobs.scan.settings import ScanSettings
-from jobs.scan.stages.result_rows import CALLER_COLUMNS, RESULT_SCHEMA, failure, result_table, write_table
+from jobs.scan.stages.result_rows import CALLER_COLUMNS, RESULT_SCHEMA, RESULTS, failure, result_table, write_table
 from tests.support.annotations import annotation, write_annotations
 
 ERRORS = {1: ("timeout", True), 2: ("not_found", False), 5: ("timeout", True), 7: ("decode_failed", False)}
@@ -99,7 +99,7 @@ def test_a_row_of_several_descriptions_is_chosen_by_the_code_of_any_of_them(tmp_
     }  # fmt: skip
 
 
-def test_published_outcomes_replace_the_old_ones_which_move_to_history(job: Location) -> None:
+def test_published_outcomes_replace_the_old_ones_which_move_to_history(ray_here: None, job: Location) -> None:
     write_table(table_of(5, 2, run="second", errors={2: ("timeout", True)}), job / "_retry" / "results" / "x.parquet")
     write_table(table_of(1, run="third", errors={}), job / "_retry" / "results" / "y.parquet")
 
@@ -121,7 +121,24 @@ def test_published_outcomes_replace_the_old_ones_which_move_to_history(job: Loca
     assert outcomes(job / "history" / "second") == history
 
 
-def test_files_of_an_earlier_version_get_the_columns_of_this_one(job: Location) -> None:
+def test_a_stop_while_outcomes_are_published_loses_none_and_the_next_start_publishes_the_rest(
+    ray_here: None, job: Location
+) -> None:
+    """The first file is replaced, and the stop comes before the second one is."""
+    new = table_of(1, 5, run="second", errors={})
+    write_table(new, job / "_retry" / "results" / "x.parquet")
+    publish_file((Outcomes(job / "_retry" / "results", RESULTS), job / "history" / "second"), job / "results/a.parquet")
+    with pytest.raises(KeyboardInterrupt):
+        publish(job, "second", check=lambda: (_ for _ in ()).throw(KeyboardInterrupt))
+    assert set(outcomes(job / "results")) == set(range(10))
+
+    publish(job, "second")
+    found = outcomes(job / "results")
+    assert (found[1], found[5]) == ((None, "second"), (None, "second"))
+    assert outcomes(job / "history" / "second") == {1: ("timeout", "first"), 5: ("timeout", None)}
+
+
+def test_files_of_an_earlier_version_get_the_columns_of_this_one(ray_here: None, job: Location) -> None:
     path = Path(job.uri) / "results" / "b.parquet"
     table = pq.read_table(path)
     pq.write_table(table.drop_columns(["judged_run", "familiarity"]), path)

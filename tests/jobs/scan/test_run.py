@@ -262,7 +262,6 @@ def test_a_scan_waits_for_a_gpu_on_a_cluster_only(
 ) -> None:
     from jobs.scan.pipeline import size_pipeline
 
-    monkeypatch.setattr("ray.cluster_resources", lambda: {"CPU": 8.0})
     monkeypatch.setattr("ray.nodes", lambda: [{"Alive": True, "Resources": {"CPU": 8.0}}])
     reservations: list[Any] = []
     monkeypatch.setattr("jobs.cluster._reserve", lambda *request: reservations.append(request))
@@ -281,9 +280,11 @@ def test_a_scan_on_busy_machines_says_what_it_waits_for_and_gives_up(
     settings = ScanSettings(
         input=str(corpus / "a.jsonl"), out=str(corpus / "out"), model=str(model_folder), wait_for_machines_s=3
     )
-    with pytest.raises(JobError, match=r"the machines are busy: 1 worker with 0\.8 CPUs, and 0\.25 CPUs for tasks had"):
+    with pytest.raises(
+        JobError, match=r"the machines are busy: 1 worker with 0\.75 CPUs, and 0\.25 CPUs for tasks had"
+    ):
         scan(settings, lambda now: stages.append(now.stage))
-    assert stages[-1].startswith("waiting up to 3 s for other jobs to free 1 worker with 0.8 CPUs, and 0.25 CPUs")
+    assert stages[-1].startswith("waiting up to 3 s for other jobs to free 1 worker with 0.75 CPUs, and 0.25 CPUs")
     assert stages[-1].endswith(": 0 CPUs are free of 1 x (2 CPUs, 0 GPUs)")
 
 
@@ -297,7 +298,6 @@ def test_models_run_on_the_gpus_that_ray_counts_in_batches_as_large_as_blocks(
     from jobs.scan.pipeline import size_pipeline
 
     machine = {"CPU": 8.0} | ({"GPU": float(gpus)} if gpus else {})
-    monkeypatch.setattr("ray.cluster_resources", lambda: machine)
     monkeypatch.setattr("ray.nodes", lambda: [{"Alive": True, "Resources": machine}])
     monkeypatch.setattr("jobs.scan.pipeline.wait_until_free", lambda *_, **__: None)
     pipeline = size_pipeline(ScanSettings(input="a.jsonl", out="out", device=device), "demo", 32, 100)

@@ -13,14 +13,17 @@ import pytest
 import ray
 
 from asap.errors import ConfigError
-from jobs.descriptions.probe import read_probe
+from jobs.descriptions.probe import Probe, read_probe
 from jobs.descriptions.settings import DescriptionSettings
+from jobs.errors import JobDiffers
 from jobs.scan.pipeline import StageResources
 from jobs.scan.trial import try_engine
 from jobs.settings import ClusterSettings
+from jobs.sharing import Claim
 from tests.support.busy import hold_cpus
 from tests.support.endpoint import completion, endpoint
 from tests.support.tiny_captioners import WORDS, save_encoder_decoder
+from tests.support.waiting import wait_until
 
 HERE = "which is already joined"
 """The tests' own Ray stands for the cluster: a Ray that runs in this process is used, whatever the address."""
@@ -70,16 +73,60 @@ def test_a_process_that_dies_there_is_an_error(ray_here: None, tmp_path: Path) -
         read_probe(_model(tmp_path), died)
 
 
-def test_a_trial_that_waits_for_machines_says_for_what(ray_here: None) -> None:
+def test_a_trial_that_waits_for_machines_says_for_what_and_claims_it(ray_here: None) -> None:
     holder = hold_cpus()
     notes: list[str] = []
 
+    def has_claimed() -> bool:
+        try:
+            claims = ray.get_actor("claims", "asap")
+            _, jobs = ray.get(claims.claim.remote("another", Claim({}, {}), {"CPU": 2}))
+            ray.get(claims.release.remote("another"))
+        except (ValueError, ray.exceptions.RayError):  # the actor of an earlier job is ending
+            return False
+        return bool(jobs == 2)  # other jobs make room for the trial
+
     def free_cpus(note: str) -> None:
         notes.append(note)
-        ray.kill(holder)
+        if len(notes) == 1:
+            wait_until(has_claimed)
+            ray.kill(holder)
 
     with endpoint(lambda handler, _: handler.send(200, json.dumps(completion("gray")))) as (address, _):
         way = {"address": address, "key_env": None}
         settings = DescriptionSettings(engine="openai", source="tiny", endpoint=way)  # type: ignore[arg-type]
         assert _try(settings, free_cpus, stall_after_s=2)["wrote"] == "gray"
     assert "1 x (0.5 CPUs) is waited for" in notes[0]
+
+
+def test_a_model_that_was_replaced_since_the_job_began_is_refused_before_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    record: dict[str, Any] = {"content": "new"}
+    monkeypatch.setattr("jobs.scan.trial.probe", lambda *_: Probe("a crowd", 0, 0, record))
+
+    def run(former: dict[str, Any] | None) -> dict[str, Any]:
+        return try_engine(_model(tmp_path), ClusterSettings(), pytest.fail, lambda _: None, former)
+
+    with pytest.raises(JobDiffers) as caught:
+        run({"content": "old"})
+    assert str(caught.value) == (
+        f"the captioner {tmp_path} has changed since the job began: the fingerprint of its files is new, and was old. "
+        "Restore it, or choose another folder for the job."
+    )
+    # The same model, a first run, and records of earlier versions.
+    for former in ({"content": "new"}, None, {}, {"revision": None}):
+        assert run(former)["content"] == "new"
+
+
+def test_a_model_on_the_hub_is_tried_at_the_commit_that_an_earlier_run_had(monkeypatch: pytest.MonkeyPatch) -> None:
+    tried: list[DescriptionSettings] = []
+
+    def note(settings: DescriptionSettings, _: str | None) -> Probe:
+        tried.append(settings)
+        return Probe("a crowd", 0, 0, {})
+
+    monkeypatch.setattr("jobs.scan.trial.probe", note)
+    settings = DescriptionSettings(engine="transformers", source="some/name")
+    try_engine(settings, ClusterSettings(), pytest.fail, lambda _: None, {"revision": "0123abc"})
+    assert [each.revision for each in tried] == ["0123abc"]

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
+import json
+import shutil
 import threading
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,7 +17,10 @@ import torch
 
 from asap.errors import CheckpointError
 from asap.finding import Finding
+from asap.limits import Limits
+from asap.policy import Policy
 from asap.preprocessing.images import PreparedImage
+from asap.weights.model_folder import folder_version, load_folder
 from serve.settings import ServeSettings
 from tests.support.event_loop import in_event_loop
 from tests.support.uploads import upload_folder
@@ -35,6 +41,17 @@ def detector(model_folder: Path, monkeypatch: pytest.MonkeyPatch) -> Detector:
     replica = SimpleNamespace(replica_id=SimpleNamespace(unique_id="one"))
     monkeypatch.setattr("ray.serve.get_replica_context", lambda: replica)
     return Detector(ServeSettings(model=str(model_folder), device="cpu", batch_size=2))
+
+
+def replace_part(model: Path, name: str) -> None:
+    """Replace a file of a model folder by one that says something else."""
+    if name == "limits.json":
+        (model / name).write_text(Limits(made_from="drawings").to_json())
+    elif name == "policy.json":
+        (model / name).write_text(json.dumps(dataclasses.asdict(Policy(manipulated=0.9))))
+    else:
+        values = json.loads((model / name).read_text())
+        (model / name).write_text(json.dumps(values | {"model_max_length": 77}))
 
 
 def pair(text: str) -> Prepared:
@@ -110,6 +127,56 @@ async def test_a_cancelled_pair_takes_no_further_pass(detector: Detector, monkey
     assert len(await quick) == 1
     assert (long.cancelled(), waiting.cancelled()) == (True, True)
     assert passes == 2, "the pass of the long text that had begun, and the pass of the quick pair"
+
+
+@pytest.fixture
+def replica(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let detectors of this process take themselves for replicas."""
+    one = SimpleNamespace(replica_id=SimpleNamespace(unique_id="one"))
+    monkeypatch.setattr("ray.serve.get_replica_context", lambda: one)
+
+
+@pytest.mark.usefixtures("replica")
+@pytest.mark.parametrize("name", ["policy.json", "tokenizer/tokenizer_config.json", "limits.json"])
+def test_a_replica_that_finds_another_model_than_was_deployed_does_not_start(
+    tmp_path: Path, model_folder: Path, name: str
+) -> None:
+    from serve.inference.detector import Detector
+
+    model = Path(shutil.copytree(model_folder, tmp_path / "model"))
+    settings = ServeSettings(model=str(model), device="cpu", batch_size=2)
+    version = folder_version(model)
+    assert folder_version(model, load_folder(model).model_id) == version
+    (model / "README.md").write_text("a card decides nothing")
+    Detector(settings, version)
+    replace_part(model, name)
+    sentence = (
+        rf"model {model} has changed since it was deployed, or differs on the machine .*, and was {version}\. Put"
+    )
+    with pytest.raises(CheckpointError, match=sentence):
+        Detector(settings, version)
+    Detector(settings)
+
+
+@pytest.mark.usefixtures("replica", "scratch")
+def test_a_replica_refuses_a_model_of_a_bucket_that_was_replaced_since_it_was_deployed(
+    bucket: str, tmp_path: Path, model_folder: Path
+) -> None:
+    from serve.inference.detector import Detector
+
+    model = Path(shutil.copytree(model_folder, tmp_path / "model"))
+    address = upload_folder(model, bucket, "models/small")
+    settings = ServeSettings(model=address, device="cpu", batch_size=2)
+    version = folder_version(address)
+    (model / "README.md").write_text("a card decides nothing")
+    upload_folder(model, bucket, "models/small")
+    Detector(settings, version)
+    replace_part(model, "policy.json")
+    upload_folder(model, bucket, "models/small")
+    with pytest.raises(CheckpointError, match=f"model {address} has changed since it was deployed"):
+        Detector(settings, version)
+    with pytest.raises(CheckpointError, match="does not exist, or is none"):
+        folder_version(f"s3://{bucket}/models/none")
 
 
 @pytest.mark.usefixtures("scratch")

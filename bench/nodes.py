@@ -1,0 +1,140 @@
+"""Measure how a scan scales with the machines of a cluster, and what a row costs its driver.
+
+Every machine is a raylet of this one, with GPUs that exist only in Ray's books, and a detector on each sleeps. So the
+figures show what the pipeline, the driver and the writers allow, as long as the work beside the sleep is small against
+the cores that are really there: the share of them that was in use is printed.
+
+A scan is timed twice for each number of machines, over a few rows and over many. The difference is the cost of the
+additional rows once all detectors run.
+
+    python bench/nodes.py [--nodes 1 2 4] [--gpus 2] [--row-ms 40] [--rows 250 1000] [--json PATH]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+from costs import costs
+
+from asap.finding import Finding
+from jobs.metrics import DetectorTime, PairMetrics
+from jobs.scan.stages.detect import Detection, Detector
+
+STORE_BYTES = 200 * 2**20
+
+
+class SleepingDetector(Detector):
+    """A detector that loads no model and sleeps for each row; the milliseconds are the name of its model."""
+
+    def __init__(self, detection: Detection, progress: Any = None, writers: Sequence[Any] = ()) -> None:
+        self._metrics, self._time = PairMetrics("scan", detection.job), DetectorTime(detection.job)
+        self._run_id, self._progress, self._device_errors = detection.run_id, progress, ()
+        self._writer = writers[0] if writers else None
+        self._predictor: Any = SimpleNamespace(
+            model_id="sleeps", policy=SimpleNamespace(policy_id="none"), familiarity=None
+        )
+        self._row_s = float(os.environ.get("ROW_MS", "40")) / 1000
+        self._note_first("model")
+
+    def _detect(self, pixels: Any, prepared: list[dict[str, Any]], positions: list[int]) -> list[Finding]:
+        time.sleep(self._row_s * len(positions))
+        types = dict.fromkeys(("face_swap", "face_attribute", "text_swap", "text_attribute"), 0.0)
+        finding = Finding(verdict="authentic", score=0.0, types=types, model_id="sleeps", policy_id="none")
+        return [finding for _ in positions]
+
+
+@contextmanager
+def cluster_of(nodes: int, cpus: int, gpus: int) -> Iterator[str]:
+    """Run a cluster of a head without CPUs and so many machines, and yield its address."""
+    from ray.cluster_utils import Cluster
+
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "object_store_memory": STORE_BYTES})
+    try:
+        for _ in range(nodes):
+            cluster.add_node(num_cpus=cpus, num_gpus=gpus, object_store_memory=STORE_BYTES)
+        yield cluster.address
+    finally:
+        cluster.shutdown()
+
+
+def scan_cost(address: str, rows: int, folder: Path, batch_size: int) -> tuple[float, float, float]:
+    """Scan so many rows; return seconds of wall time, of CPU of this process, the driver, and of all processes."""
+    from jobs.scan.run import scan
+    from jobs.scan.settings import ScanSettings
+
+    settings = ScanSettings(
+        input=str(folder / "pairs.jsonl"), out=str(folder / "out"), job=f"{rows}-{time.time_ns()}", limit=rows,
+        device="cuda", address=address, batch_size=batch_size, allow_unfamiliar=True,
+    )  # fmt: skip
+    before = time.process_time()
+    with costs() as cost:
+        summary = scan(settings)
+    if (summary["pairs"], summary["errors"]) != (rows, 0):
+        raise SystemExit(f"the scan is incomplete: {summary['pairs']} pairs, {summary['errors']} with errors")
+    return cost.wall_s, time.process_time() - before, cost.cpu_s
+
+
+def measure(nodes: int, arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
+    """Measure a number of machines. The rows grow with the machines, so that each run takes about as long."""
+    few, many = (rows * nodes * arguments.gpus for rows in arguments.rows)
+    with cluster_of(nodes, arguments.cpus, arguments.gpus) as address:
+        small, large = (scan_cost(address, rows, folder, arguments.batch) for rows in (few, many))
+    wall_s, driver_s, all_s = (b - a for a, b in zip(small, large, strict=True))
+    return {
+        "nodes": nodes,
+        "detectors": nodes * arguments.gpus,
+        "rows": many - few,
+        "rows_per_s": (many - few) / wall_s,
+        "driver_ms_per_row": 1000 * driver_s / (many - few),
+        "cores_used": all_s / (wall_s * len(os.sched_getaffinity(0))),
+    }
+
+
+def write_input(folder: Path, rows: int) -> None:
+    """Write a small picture and a table of rows that show it."""
+    from PIL import Image
+
+    Image.new("RGB", (64, 64), (120, 90, 60)).save(folder / "a.jpg")
+    lines = (json.dumps({"id": row, "image": "a.jpg", "text": "A minister opens the bridge"}) for row in range(rows))
+    (folder / "pairs.jsonl").write_text("\n".join(lines))
+
+
+def main() -> None:
+    """Measure each number of machines, print a table, and write JSON if requested."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--nodes", nargs="+", type=int, default=[1, 2, 4], help="Numbers of machines.")
+    parser.add_argument("--cpus", type=int, default=4, help="CPUs of a machine in Ray's books.")
+    parser.add_argument("--gpus", type=int, default=2, help="GPUs of a machine in Ray's books, a detector each.")
+    parser.add_argument("--row-ms", type=float, default=40, help="Milliseconds that a detector sleeps for a row.")
+    parser.add_argument("--batch", type=int, default=16, help="Rows of a batch.")
+    parser.add_argument("--rows", nargs=2, type=int, default=[250, 1000], help="Few and many rows for each detector.")
+    parser.add_argument("--json", type=Path, help="File for the figures.")
+    arguments = parser.parse_args()
+    os.environ["ROW_MS"] = str(arguments.row_ms)  # the machines inherit it
+
+    import jobs.scan.pipeline
+
+    jobs.scan.pipeline.Detector = SleepingDetector  # type: ignore[misc]
+    figures = []
+    with tempfile.TemporaryDirectory() as name:
+        write_input(Path(name), max(arguments.rows) * max(arguments.nodes) * arguments.gpus)
+        for nodes in arguments.nodes:
+            figures.append(measure(nodes, arguments, Path(name)))
+            first = figures[0]
+            figures[-1]["efficiency"] = (figures[-1]["rows_per_s"] / nodes) / (first["rows_per_s"] / first["nodes"])
+            print(json.dumps(figures[-1]))
+    if arguments.json:
+        arguments.json.write_text(json.dumps(figures, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,193 @@
+"""The share of a cluster that each of several jobs may use.
+
+Ray gives resources to whoever asks first, and a job that streams asks again in the moment in which something is free.
+A second job would wait for the end of the first one. So the jobs of a cluster claim what they need at least and what
+they can use at most, and each keeps to the share that follows from all claims. A job that waits for its first workers
+claims too, and the others make room for it.
+
+One small actor beside the driver of one of the jobs holds the claims. If it is lost, the next job that renews its claim
+starts another. A claim that is not renewed, because its job was killed, expires.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+Resources = Mapping[str, float]
+"""Amounts by Ray's name of the resource, such as CPU and GPU."""
+
+KINDS = ("CPU", "GPU")
+_NAME, _NAMESPACE = "claims", "asap"
+_RENEW_S = 1.0
+_EXPIRE_S = 30.0
+"""Seconds after which a claim that is not renewed is forgotten."""
+_ANSWER_S = 10.0
+_TRIES = 2
+"""Tries of a renewal: the actor may be just ending."""
+_HALVINGS = 60
+_ROUNDING = 1e-6
+
+
+@dataclass(frozen=True)
+class Claim:
+    """The resources that a job asks for."""
+
+    needs: Resources
+    """The least that the job can work with: one worker of each kind, or as many as the user asked for."""
+    most: Resources
+    """The most that the job can use; infinity for a job that uses whatever is there."""
+
+
+def divide_resources(total: Resources, claims: Sequence[Claim]) -> list[dict[str, float]]:
+    """Return the share of each claim, in their order, which is that of their coming.
+
+    First, each claim gets what it needs, as long as all of that is left; a claim whose needs are not left gets nothing.
+    What remains is divided equally, and nobody gets more than it can use.
+    """
+    left = {kind: total.get(kind, 0.0) for kind in KINDS}
+    served = []
+    for claim in claims:
+        fits = all(claim.needs.get(kind, 0.0) <= left[kind] + _ROUNDING for kind in KINDS)
+        served.append(fits)
+        if fits:
+            left = {kind: left[kind] - claim.needs.get(kind, 0.0) for kind in KINDS}
+    joint = [claim for claim, fits in zip(claims, served, strict=True) if fits]
+    cpus = iter(_level(total.get("CPU", 0.0), joint))
+    gpus = iter(_whole_gpus(total.get("GPU", 0.0), joint))
+    return [{"CPU": next(cpus), "GPU": next(gpus)} if fits else dict.fromkeys(KINDS, 0.0) for fits in served]
+
+
+def _level(total: float, claims: Sequence[Claim]) -> list[float]:
+    """Divide CPUs: all claims get the same, unless they need more or can use less."""
+
+    def shares(level: float) -> list[float]:
+        return [max(claim.needs.get("CPU", 0.0), min(claim.most.get("CPU", 0.0), level)) for claim in claims]
+
+    if sum(shares(total)) <= total:
+        return shares(total)
+    low, high = 0.0, total
+    for _ in range(_HALVINGS):  # the sum grows with the level
+        middle = (low + high) / 2
+        low, high = (low, middle) if sum(shares(middle)) > total else (middle, high)
+    return shares(low)
+
+
+def _whole_gpus(total: float, claims: Sequence[Claim]) -> list[float]:
+    """Divide GPUs one by one: the claim with the fewest gets the next. A part of a GPU would be of no use to anyone."""
+    shares = [claim.needs.get("GPU", 0.0) for claim in claims]
+    left = total - sum(shares)
+    while left >= 1 - _ROUNDING:
+        most = [claim.most.get("GPU", 0.0) + _ROUNDING for claim in claims]
+        can_use = [number for number, share in enumerate(shares) if share + 1 <= most[number]]
+        if not can_use:
+            break
+        shares[min(can_use, key=shares.__getitem__)] += 1
+        left -= 1
+    return shares
+
+
+class Claims:
+    """The class of the actor that holds the claims of all jobs of a cluster."""
+
+    def __init__(self) -> None:
+        self._claims: dict[str, Claim] = {}  # by job, in the order of their coming
+        self._renewed_s: dict[str, float] = {}
+
+    def claim(self, job: str, claim: Claim, total: Resources) -> tuple[dict[str, float], int]:
+        """Renew the claim of a job; return its share of the machines, and the number of jobs that share them."""
+        now = time.monotonic()
+        self._claims[job], self._renewed_s[job] = claim, now
+        for other in [name for name, renewed_s in self._renewed_s.items() if now - renewed_s > _EXPIRE_S]:
+            self.release(other)
+        shares = divide_resources(total, list(self._claims.values()))
+        return shares[list(self._claims).index(job)], len(self._claims)
+
+    def release(self, job: str) -> None:
+        """Forget the claim of a job."""
+        self._claims.pop(job, None)
+        self._renewed_s.pop(job, None)
+
+
+class Share:
+    """The share of this process's job, which a thread renews every second."""
+
+    def __init__(self, claim: Claim) -> None:
+        """Claim, and wait for the first answer."""
+        import ray
+
+        self._claim, self._job = claim, ray.get_runtime_context().get_job_id()
+        self._registry: Any = None
+        self.jobs = 1
+        """Jobs that share the machines."""
+        self.machines: Resources = {}
+        """The sum of the machines' resources, of which `resources` are this job's."""
+        self.resources: Resources = {}
+        self._is_closed = threading.Event()
+        self._renew()
+        self._thread = threading.Thread(target=self._renew_until_closed, name="share", daemon=True)
+        self._thread.start()
+
+    def close(self) -> None:
+        """Give the share up."""
+        self._is_closed.set()
+        self._thread.join()
+        if self._registry is not None:
+            self._registry.release.remote(self._job)
+
+    def _renew_until_closed(self) -> None:
+        while not self._is_closed.wait(_RENEW_S):
+            self._renew()
+
+    def _renew(self) -> None:
+        """Renew the claim. Without an answer, the share stays as it is."""
+        import ray
+
+        for _ in range(_TRIES):
+            try:
+                self.machines = _sum_machines()
+                self.resources = self.resources or self.machines
+                if self._registry is None:
+                    self._registry = _start_registry()
+                answer = self._registry.claim.remote(self._job, self._claim, self.machines)
+                self.resources, self.jobs = ray.get(answer, timeout=_ANSWER_S)
+                return
+            except ray.exceptions.RayError:
+                self._registry = None  # it ended with the job that had started it: this one starts another
+
+
+@contextmanager
+def shared(claim: Claim) -> Iterator[Share]:
+    """Claim a share of the cluster for the duration of the block."""
+    share = Share(claim)
+    try:
+        yield share
+    finally:
+        share.close()
+
+
+def _sum_machines() -> dict[str, float]:
+    """Return the sum of the resources of all live machines that have CPUs or GPUs, whether in use or not."""
+    import ray
+
+    total = dict.fromkeys((*KINDS, "memory", "object_store_memory"), 0.0)
+    for node in ray.nodes():
+        resources = node["Resources"]
+        if node["Alive"] and any(resources.get(kind, 0) for kind in KINDS):
+            for kind in total:
+                total[kind] += resources.get(kind, 0.0)
+    return total
+
+
+def _start_registry() -> Any:
+    """Return the actor that holds the claims; start it, on the machine of this process, if nobody has."""
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    options = {"name": _NAME, "namespace": _NAMESPACE, "get_if_exists": True, "scheduling_strategy": here}
+    return ray.remote(num_cpus=0, max_restarts=-1)(Claims).options(**options).remote()
