@@ -40,7 +40,7 @@ def test_ray_builds_the_application_that_the_file_names(monkeypatch: pytest.Monk
     from ray.serve._private.utils import import_attr
 
     monkeypatch.setenv("ASAP_KEYS", new_key("desk")[1])
-    settings = CHANGED.model_copy(update={"keys_file": None})
+    settings = CHANGED.model_copy(update={"keys_file": None, "model": "demo"})
     (application,) = yaml.safe_load(deploy_yaml(settings))["applications"]
     built = call_user_app_builder_with_args_if_necessary(import_attr(application["import_path"]), application["args"])
     detector = built._bound_deployment.init_args[2]._bound_deployment
