@@ -16,8 +16,6 @@ Other Ray programs detect pairs through the application's handle:
 
 # No future import of annotations here: Serve builds `args` from the class that it finds at the parameter of `build`.
 import functools
-import logging
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -28,9 +26,9 @@ from ray.serve.exceptions import DeploymentUnavailableError
 
 from asap.finding import Finding, Pair
 from asap.weights.model_folder import folder_version, is_remote
-from serve.api.keys import Keyring, load_keys
+from serve.api.audit import start_logs
+from serve.api.callers.keys import Keyring, load_keys
 from serve.api.metrics import Metrics, MetricsByReplica
-from serve.api.middleware import LOG
 from serve.api.routes import create_app
 from serve.inference.detector import Detector
 from serve.inference.detector_client import DetectorClient
@@ -60,16 +58,14 @@ class Api:
     """The ingress deployment: the HTTP application of `serve.api.routes`, and `detect` for other Ray programs."""
 
     def __init__(self, settings: ServeSettings, keyring: Keyring, detector: Any) -> None:
-        if not LOG.handlers:  # a line for each request on this process's stderr, which Ray collects
-            LOG.addHandler(logging.StreamHandler(sys.stderr))
-        LOG.setLevel(logging.INFO)
+        start_logs(settings.audit_file)
         self._settings = settings
         self._keyring = keyring
         self._service = Service(settings, DetectorClient(detector, settings))
         replica = serve.get_replica_context()
         own_handle = serve.get_deployment_handle(replica.deployment, replica.app_name)
         collect = functools.partial(_collect_metrics, own_handle) if settings.api_replicas > 1 else None
-        self._metrics = Metrics(replica.replica_id.unique_id, collect)
+        self._metrics = Metrics(replica.replica_id.unique_id, collect, settings.deadline_s)
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         """Return the ASGI application. Ray Serve calls this in the replica."""

@@ -1,105 +1,205 @@
-"""A small client of the API: one call, which is repeated if the server says that this may help."""
+"""A small client of the API. It needs neither torch nor Ray.
+
+from serve.client import Client
+
+with Client("http://127.0.0.1:8000", key="asap_…") as client:
+    found = client.detect("photo.jpg", "A smiling minister opens the bridge")
+    print(found.verdict, found.score, found.evidence.words)
+"""
 
 from __future__ import annotations
 
-import json
+import base64
+import uuid
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Self, TypeVar
 
 import requests
+from pydantic import BaseModel, ValidationError
 from requests.adapters import HTTPAdapter
 from urllib3.util import Retry
 
 from asap.errors import AsapError
 from asap.finding import Finding, Word
+from serve.schemas import LATER_CODES, BatchResponse, Detection, ModelList, ServerLimits
 
 _TRIES = 5
-_TIMEOUT_S = 60
+_TIMEOUT_S = 60.0
+_CONNECT_S = 10.0
+_MOST_WAIT_S = 60
+"""Seconds that are waited at most between two tries, whatever the server asks for."""
+_RETRIED = (409, 429, 503)
+"""Statuses after which a request is sent again. 409: the same request, whose response was lost, is in progress."""
 _QUOTED_CHARS = 200
 """Characters that are quoted of a response that is not JSON."""
-_NEWER = ("text_read", "familiarity", "familiarity_image", "familiarity_text", "familiarity_id", "limits")
-"""Fields of a response that a server of an earlier version does not send."""
+_REMOTE = ("s3://", "https://")
+Image = bytes | str | Path
+"""A picture: its bytes, its path on this machine, or an address that the server fetches it from."""
+_Answer = TypeVar("_Answer", bound=BaseModel)
 
 
 class ServerError(AsapError):
-    """A server that does not answer, or that refused the pair."""
+    """A server that does not answer, or that refused the request.
+
+    Args:
+        message: The message.
+        status: The status of the response, if there was one.
+        error: The error in the response, if it was the API's: `code`, `param` and `request_id`.
+    """
+
+    def __init__(self, message: str, status: int | None = None, error: dict[str, Any] | None = None) -> None:
+        super().__init__(message)
+        self.status = status
+        self.code: str | None = (error or {}).get("code")
+        self.param: str | None = (error or {}).get("param")
+        self.request_id: str | None = (error or {}).get("request_id")
 
 
 class Client:
-    """A client of one server. A request that gets 429 or 503 is sent again, after the time in Retry-After.
+    """A client of one server. Every method raises `ServerError` with the server's message, if it sent one.
+
+    A request that gets 429 or 503, or no response, is sent again, after the time in Retry-After. It has the same
+    `Idempotency-Key` each time, so that it is neither judged nor charged twice.
 
     Args:
         url: The server's address.
         key: The API key, if the server needs one.
         tries: Times that a request is sent at most.
+        timeout_s: Seconds to wait for a response.
     """
 
-    def __init__(self, url: str, key: str | None = None, tries: int = _TRIES) -> None:
+    def __init__(self, url: str, key: str | None = None, tries: int = _TRIES, timeout_s: float = _TIMEOUT_S) -> None:
         self._url = url.rstrip("/")
+        self._timeout = (_CONNECT_S, timeout_s)
         self._session = requests.Session()
         retry = Retry(
-            total=tries - 1, backoff_factor=0.5, status_forcelist=(429, 503), allowed_methods=("POST",),
-            raise_on_status=False,
+            total=tries - 1, backoff_factor=0.5, status_forcelist=_RETRIED, allowed_methods=("GET", "POST"),
+            raise_on_status=False, retry_after_max=_MOST_WAIT_S,
         )  # fmt: skip
         for scheme in ("http://", "https://"):
             self._session.mount(scheme, HTTPAdapter(max_retries=retry))
         if key:
             self._session.headers["Authorization"] = f"Bearer {key}"
 
-    def detect(self, image: bytes, text: str) -> dict[str, Any]:
-        """Return the API's response for one pair. Raises `ServerError` with the server's message, if it sent one."""
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the connections."""
+        self._session.close()
+
+    def detect(self, image: Image, text: str, *, draw: bool = False) -> Detection:
+        """Return the result for one pair.
+
+        Args:
+            image: The picture.
+            text: The text that goes with it.
+            draw: True to get the picture with its evidence in `evidence.image`.
+        """
+        query = {"evidence": "image"} if draw else None
+        if isinstance(image, str) and image.startswith(_REMOTE):
+            return self._post("/v1/detect", Detection, params=query, json={"uri": image, "text": text})
+        sent = {"files": {"image": _bytes_of(image)}, "data": {"text": text}}
+        return self._post("/v1/detect", Detection, params=query, **sent)
+
+    def detect_batch(self, pairs: Sequence[tuple[Image, str]], ids: Sequence[str] | None = None) -> BatchResponse:
+        """Return an item for each pair, in the order of the pairs; one that fails does not affect others.
+
+        Args:
+            pairs: Pictures and their texts, at most `limits().max_batch_items`.
+            ids: Your own names of the pairs, which their items have as `custom_id`.
+        """
+        items = [_item_of(image, text) for image, text in pairs]
+        for item, name in zip(items, ids or (), strict=ids is not None):
+            item["custom_id"] = name
+        return self._post("/v1/detect/batch", BatchResponse, json={"items": items})
+
+    def models(self) -> ModelList:
+        """Return the models that answer there."""
+        return self._send("GET", "/v1/models", ModelList)
+
+    def limits(self) -> ServerLimits:
+        """Return what a request may be, and what the key may send now."""
+        return self._send("GET", "/v1/limits", ServerLimits)
+
+    def _post(self, path: str, kind: type[_Answer], **sent: Any) -> _Answer:
+        return self._send("POST", path, kind, headers={"Idempotency-Key": uuid.uuid4().hex}, **sent)
+
+    def _send(self, method: str, path: str, kind: type[_Answer], **sent: Any) -> _Answer:
         try:
-            response = self._session.post(
-                f"{self._url}/v1/detect", files={"image": image}, data={"text": text}, timeout=_TIMEOUT_S
-            )
+            response = self._session.request(method, f"{self._url}{path}", timeout=self._timeout, **sent)
         except requests.RequestException as error:
             raise ServerError(f"{self._url} does not answer: {error}") from error
+        content = self._content(response)
+        try:
+            return kind.model_validate(content, context=LATER_CODES)
+        except ValidationError as error:
+            status = response.status_code
+            message = f"{self._url} answered {status} with JSON of another form; is it asap serve of this version?"
+            raise ServerError(message, status) from error
+
+    def _content(self, response: requests.Response) -> Any:
+        """Return the JSON of a response. Raises `ServerError` for any other response, and for that of an error."""
+        status = response.status_code
         try:
             content: Any = response.json()
-        except json.JSONDecodeError as error:
+        except requests.JSONDecodeError as error:
             if response.ok:
                 problem = "without JSON; is it asap serve?"
             else:  # Ray Serve, a proxy or another server refused the request
                 text = " ".join(response.text[:_QUOTED_CHARS].split())
                 problem = f"without the API's JSON: {text or response.reason}"
-            raise ServerError(f"{self._url} answered {response.status_code} {problem}") from error
+            raise ServerError(f"{self._url} answered {status} {problem}", status) from error
         if not response.ok:
-            reason = content.get("error") if isinstance(content, dict) else None
-            message = reason["message"] if isinstance(reason, dict) and "message" in reason else response.reason
-            raise ServerError(f"{self._url} answered {response.status_code}: {message}")
-        result: dict[str, Any] = content
-        return result
+            found = content.get("error") if isinstance(content, dict) else None
+            reason = found if isinstance(found, dict) and "message" in found else {"message": response.reason}
+            raise ServerError(f"{self._url} answered {status}: {reason['message']}", status, reason)
+        return content
 
 
-def read_image(path: str) -> bytes:
+def _item_of(image: Image, text: str) -> dict[str, str]:
+    """Return a pair as an item of a batch."""
+    if isinstance(image, str) and image.startswith(_REMOTE):
+        return {"uri": image, "text": text}
+    return {"image": base64.b64encode(_bytes_of(image)).decode(), "text": text}
+
+
+def _bytes_of(image: Image) -> bytes:
     """Return the bytes of a picture on this machine. Raises `ServerError` if it cannot be read."""
+    if isinstance(image, bytes):
+        return image
     try:
-        return Path(path).read_bytes()
+        return Path(image).read_bytes()
     except OSError as error:
-        raise ServerError(f"the image {path!r} cannot be read: {error.strerror}") from error
+        raise ServerError(f"the image {str(image)!r} cannot be read: {error.strerror}") from error
 
 
-def finding_of(answer: dict[str, Any]) -> Finding:
-    """Return the API's response as a `Finding`. The API does not return `raw_box_px` and `word_scores`.
-
-    A server of an earlier version lacks the newer fields, which get the defaults of a `Finding`.
-    """
-    evidence, box = answer["evidence"], answer["evidence"]["box_px"]
-    newer = {name: answer[name] for name in _NEWER if name in answer}
+def finding_of(answer: Detection) -> Finding:
+    """Return the API's response as a `Finding`. The API does not return `raw_box_px` and `word_scores`."""
+    box = answer.evidence.box_px
     return Finding(
-        verdict=answer["verdict"],
-        score=answer["score"],
-        types={name: type_score["score"] for name, type_score in answer["types"].items()},
-        flagged_types=[name for name, type_score in answer["types"].items() if type_score["flagged"]],
-        box_px=(box["x0"], box["y0"], box["x1"], box["y1"]) if box else None,
-        words=[Word(**word) for word in evidence["words"]],
+        verdict=answer.verdict,
+        score=answer.score,
+        types={name: type_score.score for name, type_score in answer.types.items()},
+        flagged_types=[name for name, type_score in answer.types.items() if type_score.flagged],
+        box_px=(box.x0, box.y0, box.x1, box.y1) if box else None,
+        words=[Word(**word.model_dump()) for word in answer.evidence.words],
         word_scores=None,
-        unfamiliar_parts=tuple(answer.get("unfamiliar_parts", ())),
-        width=answer["input"]["width"],
-        height=answer["input"]["height"],
-        image_sha256=answer["input"]["sha256"],
-        model_id=answer["model_id"],
-        policy_id=answer["policy_id"],
-        warnings=answer["warnings"],
-        **newer,
+        text_read=answer.text_read,
+        familiarity=answer.familiarity,
+        familiarity_image=answer.familiarity_image,
+        familiarity_text=answer.familiarity_text,
+        familiarity_id=answer.familiarity_id,
+        unfamiliar_parts=tuple(answer.unfamiliar_parts),
+        limits=answer.limits,
+        width=answer.input.width,
+        height=answer.input.height,
+        image_sha256=answer.input.sha256,
+        model_id=answer.model_id,
+        policy_id=answer.policy_id,
+        warnings=answer.warnings,
     )

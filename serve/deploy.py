@@ -9,7 +9,7 @@ import yaml
 
 from asap.errors import ConfigError
 from asap.packages import SETUP_HOOK
-from serve.api.keys import ENVIRONMENT
+from serve.api.callers.keys import ENVIRONMENT
 from serve.proxy import CALLBACK
 from serve.settings import LOGGING, ServeSettings
 
@@ -41,7 +41,7 @@ def http_options(settings: ServeSettings) -> dict[str, Any]:
 
 def deploy_config(settings: ServeSettings) -> dict[str, Any]:
     """Return Ray's `ServeDeploySchema` for one application. Raises `ConfigError` for a relative path."""
-    local = {"model": settings.model, "keys_file": settings.keys_file}
+    local = {"model": settings.model, "keys_file": settings.keys_file, "audit_file": settings.audit_file}
     for name, path in local.items():
         if path and not (path == "demo" or path.startswith("s3://") or Path(path).is_absolute()):
             raise ConfigError(f"{name} {path!r} is a relative path. Give a whole path, which exists on every machine.")

@@ -14,10 +14,11 @@ from typing import Any, Literal, get_args
 from asap.errors import AsapError, InputError
 
 ErrorCode = Literal[
-    "bad_request", "base64_invalid", "deadline", "decode_failed", "empty_file", "image_missing", "input_error",
-    "internal", "invalid_field", "json_invalid", "keys_required", "method_not_allowed", "model_error", "not_found",
-    "not_ready", "overloaded", "rate_limited", "text_invalid", "text_missing", "text_unreadable", "too_large",
-    "unauthorized", "unsupported_format", "unsupported_media_type", "uri_invalid", "uri_not_allowed", "uri_unreadable",
+    "bad_request", "base64_invalid", "body_late", "deadline", "decode_failed", "empty_file", "image_missing",
+    "in_progress", "input_error", "internal", "invalid_field", "json_invalid", "keys_required", "method_not_allowed",
+    "model_error", "not_found", "not_ready", "overloaded", "rate_limited", "scope_missing", "text_invalid",
+    "text_missing", "text_unreadable", "too_large", "unauthorized", "unsupported_format", "unsupported_media_type",
+    "uri_invalid", "uri_not_allowed", "uri_unreadable",
 ]  # fmt: skip
 """Every code of an error response."""
 MEANINGS: Mapping[ErrorCode, str] = {
@@ -34,11 +35,14 @@ MEANINGS: Mapping[ErrorCode, str] = {
     "unsupported_format": "400: the bytes are not a picture of a supported format",
     "uri_invalid": "400: the address cannot be parsed",
     "uri_unreadable": "400: the picture at the address cannot be fetched",
-    "unauthorized": "401: the key is missing or unknown",
+    "unauthorized": "401: the key is missing, unknown or expired",
     "keys_required": "403: a server without keys answers only its own machine",
+    "scope_missing": "403: the key may not be used for this route",
     "uri_not_allowed": "403: pictures are not fetched from the address",
     "not_found": "404: there is no such route",
     "method_not_allowed": "405: the route has other methods, which `Allow` lists",
+    "in_progress": "409: a request with the same `Idempotency-Key` is in progress; Retry-After says when to try again",
+    "body_late": "408: the body did not arrive within the deadline",
     "too_large": "413: the body, the picture, the text or the batch exceeds a limit, however often it is sent",
     "unsupported_media_type": "415: the body or a field has a type or a compression that is not read",
     "invalid_field": "422: a field is missing, unknown, given twice or wrong",

@@ -1,7 +1,8 @@
-"""The filter of request headers before Ray's proxy, which loads it by `CALLBACK`.
+"""The filter before Ray's proxy, which loads it by `CALLBACK`.
 
 Ray reads from headers how long a request may take, whether it continues without its caller, and which replica gets it.
-It also repeats any request id. The filter removes such headers, so that callers cannot control Ray.
+It also repeats any request id. The filter removes such headers, so that callers cannot control Ray. Ray's proxy answers
+`/-/routes` itself, with or without a key, so the filter answers it first: there is no such route.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import uuid
 from collections.abc import Iterable
 
 from starlette.middleware import Middleware
+from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 CALLBACK = {"RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "serve.proxy:middlewares"}
@@ -24,6 +26,8 @@ _CONTROL_HEADERS = {
     b"serve_multiplexed_model_id",
 }
 """Headers that control Ray, spelled with underscores: Ray accepts some of them with hyphens or with underscores."""
+_RAY_ROUTES = "/-/routes"
+"""The route by which Ray's proxy lists the applications of the cluster. Load balancers use `/-/healthz`, not this."""
 _Headers = Iterable[tuple[bytes, bytes]]
 
 
@@ -33,7 +37,10 @@ def middlewares() -> list[Middleware]:
 
 
 class HeaderFilter:
-    """ASGI middleware that drops headers which control Ray, and gives request and response one harmless id."""
+    """ASGI middleware that drops headers which control Ray, and gives request and response one harmless id.
+
+    It also hides the list of Ray's applications, which Ray's proxy would show to everybody.
+    """
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -53,7 +60,16 @@ class HeaderFilter:
                 message = {**message, "headers": [*_without_id(message.get("headers", ())), id_header]}
             await send(message)
 
-        await self._app({**scope, "headers": [*_without_id(allowed), id_header]}, receive, send_with_id)
+        app = _not_found if scope["path"] == _RAY_ROUTES else self._app
+        await app({**scope, "headers": [*_without_id(allowed), id_header]}, receive, send_with_id)
+
+
+async def _not_found(scope: Scope, receive: Receive, send: Send) -> None:
+    """Answer as the API answers an unknown route."""
+    id_ = request_id(scope["headers"])
+    message = "there is no such route. /docs lists the routes."
+    error = {"code": "not_found", "message": message, "param": None, "request_id": id_}
+    await JSONResponse({"error": error}, 404)(scope, receive, send)
 
 
 def request_id(headers: _Headers) -> str:

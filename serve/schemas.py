@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from datetime import datetime
 from typing import Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
 from asap.finding import Finding, Verdict
 from asap.labels import TYPES
 from serve.errors import MEANINGS, ErrorCode
 
 EXAMPLE_TEXT = "A smiling minister opens the bridge"
+LATER_CODES = {"later_codes": True}
+"""Context of a validation that accepts the error codes of a later version, as `input_error`."""
+MAX_CUSTOM_ID = 200
+"""Characters of the name that a caller gives a pair."""
 _FAMILIARITY_ID = (
     "The id of the file that says what the model's own pairs look like. Null if the model has none: it then judges "
     "every pair, also those that are like nothing it has seen."
@@ -41,15 +46,29 @@ class DetectRequest(BaseModel):
         return self
 
 
+class BatchPair(DetectRequest):
+    """One pair of a batch, with the name by which its caller knows it."""
+
+    custom_id: str | None = Field(
+        default=None,
+        min_length=1,
+        max_length=MAX_CUSTOM_ID,
+        description="The caller's own name of the pair, which its item in the response has too. No two pairs of a "
+        "batch may have the same.",
+    )
+
+
 class BatchRequest(BaseModel):
-    """Several pairs. Each is validated separately as a `DetectRequest`."""
+    """Several pairs. Each is validated separately as a `BatchPair`."""
 
     model_config = ConfigDict(
         extra="forbid",
-        json_schema_extra={"examples": [{"items": [{"image": "/9j/4AAQSkZJRg…", "text": EXAMPLE_TEXT}]}]},
+        json_schema_extra={
+            "examples": [{"items": [{"custom_id": "page-1", "image": "/9j/4AAQSkZJRg…", "text": EXAMPLE_TEXT}]}]
+        },
     )
 
-    items: list[Any] = Field(min_length=1, description="Pairs, each as in POST /v1/detect.")
+    items: list[Any] = Field(min_length=1, description="Pairs, each as in POST /v1/detect, with an id if you like.")
 
 
 class TypeScore(BaseModel):
@@ -110,7 +129,7 @@ class Input(BaseModel):
 class Detection(BaseModel):
     """The result for one pair. It is evidence for a person to weigh, not proof."""
 
-    id: str = Field(description="The id of the request, which the server's log has too.")
+    id: str = Field(description="The id of the request or, in a batch, of the item. The server's log has it too.")
     model_id: str
     policy_id: str
     verdict: Verdict = Field(
@@ -158,6 +177,11 @@ class ErrorBody(BaseModel):
     param: str | None = Field(description="The field that the error is about.")
     request_id: str
 
+    @field_validator("code", mode="before")
+    @classmethod
+    def _known(cls, code: object, info: ValidationInfo) -> object:
+        return "input_error" if info.context is LATER_CODES and code not in MEANINGS else code
+
 
 class ErrorResponse(BaseModel):
     """The error envelope: every error has this form."""
@@ -168,6 +192,8 @@ class ErrorResponse(BaseModel):
 class BatchItem(BaseModel):
     """One pair of a batch: the status that it would have alone, and its result or its error."""
 
+    id: str = Field(description="The id of the request, a hyphen, and the position of the pair in the batch from 0.")
+    custom_id: str | None = Field(None, description="The caller's own name of the pair, if it gave a valid one.")
     status: int
     result: Detection | None = None
     error: ErrorBody | None = None
@@ -205,17 +231,46 @@ class ModelList(BaseModel):
     models: list[ModelCard]
 
 
+class KeyState(BaseModel):
+    """The caller's key: what it may be used for, until when, and how much it may send now."""
+
+    name: str
+    scopes: list[str] = Field(description="What the key may be used for: `detect`, `metrics` or both.")
+    expires: datetime | None = Field(description="The time from which the key is refused. Null: never.")
+    pairs_per_second: float = Field(description="Pairs that it may send over a long time, as in `RateLimit-Policy`.")
+    burst: int = Field(description="Pairs that it may send at once after a pause, as in `RateLimit-Limit`.")
+    remaining: int = Field(description="Pairs that it may send at once now, as in `RateLimit-Remaining`.")
+    reset_s: float = Field(description="Seconds until it may send `burst` pairs at once, as in `RateLimit-Reset`.")
+
+
+class ServerLimits(BaseModel):
+    """Limits of requests. Whatever exceeds one is refused with 413, however often it is sent."""
+
+    image_formats: list[str] = Field(description="Formats of pictures that are read.")
+    max_image_bytes: int = Field(description="Bytes of an encoded picture.")
+    max_image_pixels: int = Field(description="Pixels of a picture.")
+    max_text_chars: int = Field(description="Characters of a text.")
+    min_text_read: float = Field(description="Share of a text's characters that the model must be able to read.")
+    max_body_bytes: int = Field(description="Bytes of the body of POST /v1/detect.")
+    max_batch_items: int = Field(description="Pairs of a batch.")
+    max_batch_bytes: int = Field(description="Bytes of the body of a batch.")
+    deadline_s: float = Field(description="Seconds within which a request is answered, from its first byte.")
+    idempotency_s: float = Field(description="Seconds for which a response to an `Idempotency-Key` is kept.")
+    uri_prefixes: list[str] = Field(description="Beginnings of the addresses that pictures are fetched from.")
+    key: KeyState | None = Field(description="The caller's key. Null if the server has no keys.")
+
+
 class Health(BaseModel):
     """The status of a server that works: `ok`."""
 
     status: Literal["ok"] = "ok"
 
 
-def detection(request_id: str, finding: Finding, timings: dict[str, float], image: str | None) -> Detection:
+def detection(id_: str, finding: Finding, timings: dict[str, float], image: str | None) -> Detection:
     """Return the response for a finding that has no error.
 
     Args:
-        request_id: The id of the request.
+        id_: The id of the request, or of the item of a batch.
         finding: The finding of its pair.
         timings: Milliseconds by step.
         image: A data: URL of the picture with its evidence, if it was requested.
@@ -230,7 +285,7 @@ def detection(request_id: str, finding: Finding, timings: dict[str, float], imag
     types = {name: {"score": scores[name], "flagged": name in finding.flagged_types} for name in TYPES}
     words = [WordScore(**vars(word)) for word in finding.words or []]
     return Detection.model_validate({
-        "id": request_id,
+        "id": id_,
         "model_id": finding.model_id,
         "policy_id": finding.policy_id,
         "verdict": finding.verdict,

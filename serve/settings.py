@@ -79,7 +79,7 @@ class ServeSettings(BaseModel):
     downscale_delay_s: float = Field(default=120, ge=0)
     """Seconds of low load before a detector is stopped."""
     drain_s: float = Field(default=60, gt=0)
-    """Seconds in which a replica that shuts down may finish its work."""
+    """Seconds in which a replica that shuts down may finish its work. At least `deadline_s`."""
     batch_size: int = Field(default=16, ge=1)
     """Pairs in one forward pass of the model, each with one part of its text."""
     batch_wait_s: float = Field(default=0.005, ge=0)
@@ -94,11 +94,16 @@ class ServeSettings(BaseModel):
     cors_origins: tuple[str, ...] = ()
     """Origins of other sites whose pages may call the API. By default there are none."""
     keys_file: str | None = None
-    """A file of hashed keys (`serve.api.keys`). With None, the keys are read from `ASAP_KEYS`, if it is set."""
+    """A file of hashed keys (`serve.api.callers.keys`), which is read anew when it changes.
+
+    With None, the keys are read once from `ASAP_KEYS`, if it is set.
+    """
     key_rate: float = Field(default=20, gt=0)
     """Pairs a second that one key may send. A long text counts once for each pass of the model that it takes."""
     key_burst: int = Field(default=64, ge=1)
     """Pairs that one key may send at once after a pause."""
+    audit_file: str | None = None
+    """A file to which each process of the API appends a line of JSON for each request. With None: its stderr."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -110,6 +115,13 @@ class ServeSettings(BaseModel):
             )
         if self.wait_s >= self.deadline_s:
             raise ValueError(f"wait_s {self.wait_s:g} is not less than deadline_s {self.deadline_s:g}")
+        if self.device.startswith("cuda") and not self.detector_gpus:
+            raise ValueError(f"device {self.device} needs a GPU for each detector. Set detector_gpus too, as to 1.")
+        if self.drain_s < self.deadline_s:
+            raise ValueError(
+                f"drain_s {self.drain_s:g} is less than deadline_s {self.deadline_s:g}. "
+                "A server that stops would cut off requests that it has accepted."
+            )
         if self.max_bytes_in_flight < (most := self.max_any_body_bytes):
             raise ValueError(f"max_bytes_in_flight {self.max_bytes_in_flight} is less than a request may have, {most}")
         for prefix in self.uri_prefixes:

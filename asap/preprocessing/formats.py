@@ -135,6 +135,11 @@ def sniff(data: bytes) -> tuple[str, int]:
     raise UnsupportedFormat(f"the bytes are {named}, not an image that is supported. Use {', '.join(_LISTED)}.")
 
 
+def readable_formats() -> list[str]:
+    """Return the names of the formats that are decoded on this machine."""
+    return [*(name for name in _LISTED if name.isalnum()), *(["HEIC"] if find_spec("pi_heif") else [])]
+
+
 @cache
 def _heic() -> str:
     """Return the decoder of HEIC, which is an extra: the libraries in its wheel are under the LGPL."""

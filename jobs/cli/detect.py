@@ -160,11 +160,11 @@ def _read_object(image: str) -> bytes:
 
 def _detect_at_server(url: str, source: bytes | Path, text: str | None) -> tuple[dict[str, Any], Finding]:
     """Send the pair to a running `asap serve`; return its answer as JSON fields and as a finding."""
-    from serve.client import Client, finding_of, read_image
+    from serve.client import Client, finding_of
 
-    data = source if isinstance(source, bytes) else read_image(str(source))
-    answer = Client(url, os.environ.get("ASAP_KEY")).detect(data, text or "")
-    return answer, finding_of(answer)
+    with Client(url, os.environ.get("ASAP_KEY")) as client:
+        answer = client.detect(source, text or "")
+    return answer.model_dump(mode="json"), finding_of(answer)
 
 
 def _naming_the_image(error: AsapError, image: str) -> AsapError:

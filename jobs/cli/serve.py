@@ -4,17 +4,28 @@ from __future__ import annotations
 
 import errno
 import socket
+import time
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from asap.errors import CheckpointError, ConfigError
 from jobs.cli.options import MODEL_HELP, Change, changes_of, check_device, settings_of
 
+if TYPE_CHECKING:
+    from serve.settings import ServeSettings
+
 serving = typer.Typer(invoke_without_command=True)
 _Port = Annotated[int, typer.Option(help="Port to listen on.")]
 _Keys = Annotated[str | None, typer.Option(help="File of API keys. Default: the variable ASAP_KEYS, if it is set.")]
+_Scopes = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="SCOPE",
+        help="With --new-key: what it may be used for, detect (default) or metrics. Repeat it for both.",
+    ),
+]
 _WITHOUT_KEYS = (
     "The server has no keys: it answers this machine only. It cannot recognize a proxy on this machine that adds no "
     "header. Make a key before you put a proxy in front: asap serve --new-key NAME."
@@ -34,6 +45,11 @@ def serve(
         str | None,
         typer.Option(metavar="NAME", help="Make a key, print it with its line for the file of keys, and exit."),
     ] = None,
+    scope: _Scopes = None,
+    expires: Annotated[
+        str | None,
+        typer.Option(metavar="TIME", help="With --new-key: date or time from which it is refused, as 2027-03-01."),
+    ] = None,
     change: Change = None,
 ) -> None:
     """Detect manipulation online: run an API and a web page until stopped."""
@@ -43,25 +59,33 @@ def serve(
         _refuse_options(context)
         return
     if new_key is not None:
-        from serve.api.keys import new_key as make
+        from serve.api.callers.keys import new_key as make
 
-        key, line = make(new_key)
+        key, line = make(new_key, tuple(scope or ("detect",)), expires)
         typer.echo(f"key, for its holder:  {key}\nline, for the file:   {line}")
         return
+    if scope or expires:
+        raise ConfigError("--scope and --expires describe a new key. Give --new-key NAME with them.")
     # Check the command before the slow imports, so that a typing error is reported at once.
     options = {"model": model, "host": host, "port": port, "keys_file": keys}
     settings = settings_of(ServeSettings, **(options | changes_of(change or [])))
-    from serve.api.keys import load_keys
+    from serve.api.audit import check_audit_file
+    from serve.api.callers.keys import load_keys
 
     check_device(settings.device)
     has_keys = bool(load_keys(settings))
+    if settings.audit_file is not None:
+        check_audit_file(settings.audit_file)
     _check_model(settings.model)
     _check_port(settings.host, settings.port)
+    from jobs.cli.ray_log import ray_output_logged
+    from jobs.cli.replica_log import print_json_lines_alone
     from jobs.cluster import ray_running
     from serve.app import build
     from serve.run import run
 
     application = build(settings)
+    begin = time.monotonic()
 
     def announce(url: str) -> None:
         typer.echo(f"serving {model} at {url} (API reference: {url}docs)")
@@ -72,9 +96,16 @@ def serve(
         deadline = f"within {settings.drain_s:g} s"
         typer.echo(f"stopping: accepted requests are answered {deadline}. Send the signal again to stop immediately.")
 
-    # The logs of the replicas are shown: a line for each request, and why a replica cannot start.
-    with ray_running(log_to_driver=True):
-        run(application, settings, announce, announce_stop)
+    with ray_output_logged() as stderr:
+
+        def show_step(step: str) -> None:
+            typer.echo(f"{time.monotonic() - begin:6.1f} s  {step}", stderr)
+
+        show_step("starting Ray")
+        with ray_running(log_to_driver=True):
+            _check_room(settings)
+            print_json_lines_alone(stderr)
+            run(application, settings, announce, announce_stop, show_step)
 
 
 def _check_model(model: str) -> None:
@@ -103,6 +134,16 @@ def _check_port(host: str, port: int) -> None:
                 raise ConfigError(f"port {port} of {host} is in use. Choose another --port.") from error
             if isinstance(error, socket.gaierror) or error.errno == errno.EADDRNOTAVAIL:
                 raise ConfigError(f"host {host!r} is not an address of this machine. Choose another --host.") from error
+
+
+def _check_room(settings: ServeSettings) -> None:
+    """Raise `ConfigError` if the detectors do not fit into the running Ray, which would wait for room for ever."""
+    from jobs.cluster import wait_for_resources
+
+    needs = {"CPU": settings.detector_cpus, "GPU": settings.detector_gpus}
+    needs = {kind: amount for kind, amount in needs.items() if amount}
+    advice = "Lower min_replicas, detector_cpus or detector_gpus."
+    wait_for_resources(needs, settings.min_replicas, 0, lambda _: None, advice)
 
 
 def _refuse_options(context: typer.Context) -> None:

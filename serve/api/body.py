@@ -38,7 +38,8 @@ class Body:
         self._declared = int(declared) if declared.isdigit() and len(declared) < 20 else 0
         self._received = self._counted = 0
         self._usages: list[Usage] = []
-        self._is_complete = False
+        self.is_complete = False
+        """True once all of the body has arrived and work on it may begin. Always False on a route that is not gated."""
 
     def enter(self) -> None:
         """Count the request. Raises `Overloaded` if no other request may begin.
@@ -54,7 +55,7 @@ class Body:
         """Return the next message, as ASGI's `receive`. Raises `Refused`."""
         # The application identifies the caller before it asks for the body, so the key is known here.
         name = self._key_name()
-        if len(self._usages) == 1 and name is not None and self._capacity.several_keys:
+        if len(self._usages) == 1 and name is not None and self._capacity.several_keys():
             self._enter(self._capacity.by_key[name])
         try:
             message = await self._receive()
@@ -63,7 +64,7 @@ class Body:
             raise ClientDisconnect from error
         self._count(len(message.get("body", b"")))
         is_last = message["type"] == "http.request" and not message.get("more_body", False)
-        if is_last and self._usages and not self._is_complete:
+        if is_last and self._usages and not self.is_complete:
             self._begin_work()
         return message
 
@@ -71,7 +72,7 @@ class Body:
         """Release what the request occupied."""
         for usage in self._usages:
             usage.requests -= 1
-            usage.working -= self._is_complete
+            usage.working -= self.is_complete
             usage.bytes -= self._counted
 
     def _enter(self, usage: Usage) -> None:
@@ -95,7 +96,7 @@ class Body:
             self._capacity.check(usage, working=1)
         for usage in self._usages:
             usage.working += 1
-        self._is_complete = True
+        self.is_complete = True
 
 
 def _too_large(most: int) -> Refused:

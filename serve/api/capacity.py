@@ -79,7 +79,7 @@ class Capacity:
 
     settings: ServeSettings
     concurrency: ConcurrencyLimit
-    several_keys: bool = False
+    several_keys: Callable[[], bool] = lambda: False
     all: Usage = field(default_factory=Usage)
     by_key: defaultdict[str, Usage] = field(default_factory=lambda: defaultdict(Usage))
 

@@ -44,6 +44,9 @@ _ENCODINGS = re.compile(
 
 Python knows others that are no encodings of texts in the web, and some of them take quadratic time.
 """
+_PARAMETER = re.compile(r';\s*([^\s=;"]+)\s*=\s*(?:"(?:[^"\\]|\\.)*(?:"|$)|[^;]*)', re.DOTALL)
+"""A parameter of a header, such as `; name="image"`. A value without its second quote reaches to the end, or the search
+would begin anew within it, many times."""
 _AS_BROWSERS_DECODE = {"latin_1": "cp1252", "utf_8": "utf_8_sig"}
 """Browsers send Windows-1252 as ISO-8859-1. A mark at the beginning of a text in UTF-8 is no part of the text."""
 _BYTES_OF_CHARACTER, _BYTES_OF_START = 9, 4
@@ -71,9 +74,9 @@ _KNOWN = _known_encodings()
 
 @dataclass
 class Part:
-    """A part of a form: its Content-Type, or an empty text, and its content."""
+    """A part of a form: the encoding that its Content-Type names, or an empty text, and its content."""
 
-    content_type: str
+    charset: str
     data: bytearray = field(default_factory=bytearray)
 
 
@@ -91,7 +94,7 @@ class Form:
     def text(self, name: str) -> str:
         """Return the content of a field as text. Raises `Refused` if it is missing or is not in its encoding."""
         part = self._part(name)
-        declared = _charset_of(part.content_type) or self._charset or "utf-8"
+        declared = part.charset or self._charset or "utf-8"
         encoding = _encoding_of(declared)
         if encoding is None:
             message = f"the {name} is in an unknown encoding: {declared[:_MAX_NAME]!r}. Send it in UTF-8."
@@ -121,7 +124,7 @@ async def read_form(request: Request, names: Collection[str], max_bytes: Mapping
         names: The names that fields may have.
         max_bytes: The limits of some fields. A field is refused as soon as more of its bytes have come.
     """
-    _, options = parse_options_header(request.headers["content-type"])
+    options = _options_of(request.headers["content-type"])
     if not options.get(b"boundary"):
         raise Refused(400, "bad_request", "the Content-Type of the form has no boundary")
     reader = _Reader((*names, _CHARSET_FIELD), {**max_bytes, _CHARSET_FIELD: _MAX_NAME})
@@ -181,7 +184,7 @@ class _Reader:
 
     def _headers_finished(self) -> None:
         """Begin a part. It is refused by its name alone, before its content is read."""
-        _, options = parse_options_header(self._headers.get(b"content-disposition"))
+        options = _options_of(self._headers.get(b"content-disposition", b"").decode("latin-1"))
         if b"name" not in options:
             raise Refused(400, "bad_request", "a part of the form has no name")
         name = options[b"name"].decode("utf-8", "replace")
@@ -194,7 +197,8 @@ class _Reader:
         if transfer not in _PLAIN:
             message = f"the field {name} is encoded as {transfer[:_MAX_NAME]!r}. Send its bytes as they are."
             raise Refused(415, "unsupported_media_type", message, param=name)
-        self.parts[name] = Part(self._headers.get(b"content-type", b"").decode("latin-1"))
+        content_type = self._headers.get(b"content-type", b"").decode("latin-1")
+        self.parts[name] = Part(_options_of(content_type).get(b"charset", b"").decode("latin-1"))
         self._name, self._data = name, self.parts[name].data
 
     def _part_data(self, data: bytes, start: int, end: int) -> None:
@@ -208,9 +212,16 @@ class _Reader:
         self.is_complete = True
 
 
-def _charset_of(content_type: str) -> str:
-    _, options = parse_options_header(content_type)
-    return options.get(b"charset", b"").decode("latin-1")
+def _options_of(header: str) -> dict[bytes, bytes]:
+    """Return the parameters of a header. Raises `Refused` (400) if one is given twice: each program keeps another."""
+    seen: set[str] = set()
+    for name in map(str.lower, _PARAMETER.findall(header)):
+        if name in seen:
+            message = f"a header of the form has two parameters {name[:_MAX_NAME]}. Send one."
+            raise Refused(400, "bad_request", message)
+        seen.add(name)
+    _, options = parse_options_header(header)
+    return options
 
 
 def _encoding_of(declared: str) -> str | None:

@@ -13,20 +13,52 @@ CollectOthers = Callable[[], Awaitable[MetricsByReplica]]
 """Collects metrics from the other replicas."""
 
 
-class Metrics:
-    """The metrics of one process of the API, which can collect those of the other processes."""
+_BUCKETS_S = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 15, 20, 30, 45, 60, 90, 120, 180, 300, 600)
+"""Upper bounds of the histogram of latencies in seconds, of which those below the deadline are used."""
 
-    def __init__(self, replica: str = "only", others: CollectOthers | None = None) -> None:
+
+class Metrics:
+    """The metrics of one process of the API, which can collect those of the other processes.
+
+    Args:
+        replica: The name of the process.
+        others: Collects the metrics of the other processes; None if there are none.
+        deadline_s: The longest time that a request may take, which is the last bound of the histogram.
+    """
+
+    def __init__(self, replica: str = "only", others: CollectOthers | None = None, deadline_s: float = 30) -> None:
         self._replica = replica
         self._others = others
         self.registry = CollectorRegistry()
         self.requests = Counter(
             "asap_requests", "Requests by route and status", ["route", "status"], registry=self.registry
         )
-        self.seconds = Histogram("asap_request_seconds", "Seconds of one request", ["route"], registry=self.registry)
+        self.seconds = Histogram(
+            "asap_request_seconds", "Seconds of one request by route, errors apart", ["route", "outcome"],
+            buckets=[*(bound for bound in _BUCKETS_S if bound < deadline_s), deadline_s], registry=self.registry,
+        )  # fmt: skip
         self.in_flight = Gauge("asap_requests_in_flight", "Requests being processed", registry=self.registry)
         self.limit = Gauge("asap_requests_limit", "Requests that may be processed at once, now", registry=self.registry)
         self.pairs = Counter("asap_pairs", "Pairs by verdict", ["verdict"], registry=self.registry)
+        self.key_requests = Counter(
+            "asap_key_requests", "Requests by key and status", ["key", "status"], registry=self.registry
+        )
+        self.key_pairs = Counter("asap_key_pairs", "Judged pairs by key", ["key"], registry=self.registry)
+        self.key_reloads = Counter(
+            "asap_key_reloads", "Attempts to read the changed file of keys", ["result"], registry=self.registry
+        )
+
+    def count_reload(self, is_read: bool) -> None:
+        """Count an attempt to read the file of keys anew."""
+        self.key_reloads.labels("ok" if is_read else "failed").inc()
+
+    def count_request(self, route: str, status: int, seconds: float) -> None:
+        """Count a request by its route and its status, with its latency.
+
+        Errors are apart, because a refusal takes hardly any time.
+        """
+        self.requests.labels(route, status).inc()
+        self.seconds.labels(route, "ok" if status < 400 else "error").observe(seconds)
 
     def own(self) -> MetricsByReplica:
         """Return the current metrics of this process."""

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import time
+from collections.abc import Callable, Collection
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any
@@ -16,6 +16,7 @@ from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from serve.api.audit import write_request
 from serve.api.body import Body
 from serve.api.capacity import Capacity
 from serve.api.metrics import Metrics
@@ -24,7 +25,7 @@ from serve.inference.in_flight import InFlight
 from serve.proxy import request_id
 from serve.schemas import ErrorBody, ErrorResponse
 
-LOG = logging.getLogger("asap.requests")
+_FAILURES = logging.getLogger("asap.server")
 _ONE_PAIR = "/v1/detect"
 _PAGE_POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data: blob:; connect-src 'self'; "
@@ -42,12 +43,21 @@ _CLIENT_CLOSED_REQUEST = 499
 
 @dataclass
 class Trace:
-    """Fields of a request's log line. They contain neither the key nor the text nor the picture."""
+    """A request: the fields of its log line, and the headers of its response that routes add.
+
+    They contain neither the key nor the text nor the picture.
+    """
 
     id: str
     key_name: str | None = None
     pairs: list[dict[str, Any]] = field(default_factory=list)
-    """SHA-256, verdict and timings of each pair, or its error code; and its redacted address, if it had one."""
+    """SHA-256, verdict and timings of each pair, or its error code; its redacted address, and its id in a batch."""
+    is_replayed: bool = False
+    """True if the response was kept from a former request with the same `Idempotency-Key`."""
+    headers: dict[str, str] = field(default_factory=dict)
+    """Headers for the response, whatever it is."""
+    is_received: Callable[[], bool] = lambda: False
+    """Returns True once the whole body has arrived."""
     received_at: float | None = None
     """Time (`time.perf_counter`) when the pair was complete; None if its latency does not show the server's load."""
 
@@ -60,13 +70,17 @@ class RequestMiddleware:
         capacity: The limits and the usage of this process.
         in_flight: The requests that a shutdown waits for.
         metrics: The metrics of this process.
+        paths: The paths of the routes, for requests that are refused before their route is found.
     """
 
-    def __init__(self, app: ASGIApp, capacity: Capacity, in_flight: InFlight, metrics: Metrics) -> None:
+    def __init__(
+        self, app: ASGIApp, capacity: Capacity, in_flight: InFlight, metrics: Metrics, paths: Collection[str] = ()
+    ) -> None:
         self._app = app
         self._capacity = capacity
         self._in_flight = in_flight
         self._metrics = metrics
+        self._paths = frozenset(paths)
         metrics.limit.set(capacity.concurrency.limit)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -79,9 +93,10 @@ class RequestMiddleware:
             scope = {**scope, "method": "GET"}
         trace = Trace(request_id(scope["headers"]))
         scope.setdefault("state", {})["trace"] = trace
-        start, response = time.perf_counter(), _Response(send, trace.id, is_head)
+        start, response = time.perf_counter(), _Response(send, trace, is_head)
         gated = scope["path"].startswith("/v1/")
         body = Body(scope, receive, self._capacity, lambda: trace.key_name, gated=gated)
+        trace.is_received = lambda: body.is_complete
         try:
             _check_host(scope)
             with self._in_flight.track() if gated else nullcontext():
@@ -108,15 +123,28 @@ class RequestMiddleware:
 
     def _report(self, scope: Scope, trace: Trace, status: int, seconds: float) -> None:
         """Update the metrics and, for a request of the API, write the log line."""
-        route = getattr(scope.get("route"), "path", "other")
-        self._metrics.requests.labels(route, status).inc()
-        self._metrics.seconds.labels(route).observe(seconds)
-        for pair in trace.pairs:
-            if "verdict" in pair:
-                self._metrics.pairs.labels(pair["verdict"]).inc()
-        if scope["path"].startswith("/v1/"):
-            line = {"id": trace.id, "key": trace.key_name, "route": route, "status": status, "pairs": trace.pairs}
-            LOG.info(json.dumps(line | {"ms": round(seconds * 1000, 2)}))
+        route = getattr(scope.get("route"), "path", scope["path"] if scope["path"] in self._paths else "other")
+        self._metrics.count_request(str(route), status, seconds)
+        verdicts = [pair["verdict"] for pair in trace.pairs if "verdict" in pair]
+        for verdict in verdicts:
+            self._metrics.pairs.labels(verdict).inc()
+        if trace.key_name is not None:
+            self._metrics.key_requests.labels(trace.key_name, status).inc()
+            self._metrics.key_pairs.labels(trace.key_name).inc(len(verdicts))
+        if scope["path"].startswith("/v1/") or trace.key_name is not None:
+            write_request(
+                {
+                    "id": trace.id,
+                    "client": (scope.get("client") or [None])[0],
+                    "key": trace.key_name,
+                    "method": scope["method"],
+                    "route": route,
+                    "status": status,
+                    "ms": round(seconds * 1000, 2),
+                    "replayed": trace.is_replayed,
+                    "pairs": trace.pairs,
+                }
+            )
 
 
 class CrossOrigin(CORSMiddleware):
@@ -142,21 +170,23 @@ class _Response:
 
     Args:
         send: The ASGI `send` of the request.
-        request_id: The id of the request.
+        trace: The request.
         is_head: True if the body is left out.
     """
 
-    def __init__(self, send: Send, request_id: str, is_head: bool) -> None:
+    def __init__(self, send: Send, trace: Trace, is_head: bool) -> None:
         self._send = send
         self._is_head = is_head
-        self._headers = [*_HEADERS, (b"x-request-id", request_id.encode())]
+        self._trace = trace
         self.has_begun = False
         self.status = _CLIENT_CLOSED_REQUEST
 
     async def __call__(self, message: Message) -> None:
         if message["type"] == "http.response.start":
             self.has_begun, self.status = True, message["status"]
-            message["headers"] = [*message.get("headers", ()), *self._headers]
+            own = {"x-request-id": self._trace.id} | self._trace.headers
+            encoded = [(name.lower().encode(), value.encode()) for name, value in own.items()]
+            message["headers"] = [*message.get("headers", ()), *_HEADERS, *encoded]
         elif self._is_head:
             message = {**message, "body": b""}
         await self._send(message)
@@ -173,7 +203,7 @@ def as_refused(error: Exception, request_id: str) -> Refused:
     """Return a refusal as it is. Log any other error in full and return a generic 500 for it."""
     if isinstance(error, Refused):
         return error
-    LOG.error("request %s failed", request_id, exc_info=error)
+    _FAILURES.error("request %s failed", request_id, exc_info=error)
     return Refused(500, "internal", "the server failed on this request")
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import hashlib
 import json
 from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ from pydantic import BaseModel, ValidationError
 from asap.preprocessing.words import estimate_passes
 from serve.api.forms import max_bytes_of, read_form
 from serve.errors import Refused
-from serve.schemas import BatchRequest, DetectRequest
+from serve.schemas import MAX_CUSTOM_ID, BatchPair, BatchRequest, DetectRequest
 from serve.settings import ServeSettings
 
 _Model = TypeVar("_Model", bound=BaseModel)
@@ -38,6 +39,20 @@ class PairRequest:
     passes: int
     """Estimated passes of the model that the text takes."""
 
+    def fingerprint(self) -> bytes:
+        """Return a hash of the pair, however it was sent."""
+        digest = hashlib.sha256(json.dumps([self.uri, self.text]).encode())
+        digest.update(self.data or b"")
+        return digest.digest()
+
+
+@dataclass(frozen=True)
+class BatchEntry:
+    """A pair of a batch or, if it is malformed, its error; and the name that its caller gave it."""
+
+    custom_id: str | None
+    pair: PairRequest | Refused
+
 
 class RequestReader:
     """Reads request bodies within the limits of the settings.
@@ -56,13 +71,16 @@ class RequestReader:
             return await asyncio.to_thread(self._parse_pair, await request.body())
         if kind == "multipart/form-data":
             # A text is decoded in the event loop, so one that is too long is refused before.
-            most = max_bytes_of(self._settings.max_text_chars)
-            form = await read_form(request, ("image", "text"), {"text": most})
+            most = {
+                "image": self._settings.max_image_bytes,
+                "text": max_bytes_of(self._settings.max_text_chars),
+            }
+            form = await read_form(request, ("image", "text"), most)
             return self._checked(form.data("image"), None, form.text("text"))
         message = f"the body is {kind or 'of no type'}. Send multipart/form-data or application/json."
         raise Refused(415, "unsupported_media_type", message)
 
-    async def read_batch(self, request: Request) -> list[PairRequest | Refused]:
+    async def read_batch(self, request: Request) -> list[BatchEntry]:
         """Read a batch of pairs from JSON; a malformed pair is replaced by its error. Raises `Refused`."""
         if _content_type(request) != "application/json":
             raise Refused(415, "unsupported_media_type", "send application/json")
@@ -71,18 +89,26 @@ class RequestReader:
     def _parse_pair(self, body: bytes) -> PairRequest:
         return self._pair_of(_validated(DetectRequest, self._parse_json(body, 1)))
 
-    def _parse_batch(self, body: bytes) -> list[PairRequest | Refused]:
+    def _parse_batch(self, body: bytes) -> list[BatchEntry]:
         most = self._settings.max_batch_items
         items = _validated(BatchRequest, self._parse_json(body, most)).items
         if len(items) > most:
             raise Refused(413, "too_large", f"the batch has {len(items)} pairs, the limit is {most}", param="items")
-        pairs: list[PairRequest | Refused] = []
+        entries: list[BatchEntry] = []
+        seen: set[str | None] = set()
         for item in items:
+            custom_id = _custom_id_of(item)
             try:
-                pairs.append(self._pair_of(_validated(DetectRequest, item)))
+                pair = _validated(BatchPair, item)
+                if custom_id in seen:
+                    message = "custom_id: another pair of the batch has the same"
+                    raise Refused(422, "invalid_field", message, param="custom_id")
+                entries.append(BatchEntry(custom_id, self._pair_of(pair)))
             except Refused as error:
-                pairs.append(error)
-        return pairs
+                entries.append(BatchEntry(custom_id, error))
+            if custom_id is not None:
+                seen.add(custom_id)
+        return entries
 
     def _parse_json(self, body: bytes, pairs: int) -> Any:
         # Many small values take fifty times as much memory as their JSON, so they are counted before parsing.
@@ -109,7 +135,7 @@ class RequestReader:
         if len(text) > (most := self._settings.max_text_chars):
             message = f"the text has {len(text)} characters, the limit is {most}"
             raise Refused(413, "too_large", message, param="text")
-        if any("\ud800" <= character <= "\udfff" for character in text):
+        if _has_lone_surrogate(text):
             message = "the text is not valid Unicode: it contains a lone surrogate"
             raise Refused(400, "text_invalid", message, param="text")
         return PairRequest(data, uri, text, estimate_passes(text))
@@ -137,6 +163,18 @@ def _check_not_doubled(name: str | None) -> None:
     if name is not None:
         shown = name[:_SHOWN_CHARS]
         raise Refused(422, "invalid_field", f"{shown}: the field is given twice", param=shown)
+
+
+def _custom_id_of(item: Any) -> str | None:
+    """Return the name that a caller gave a pair, also one that is malformed; None if the name itself is."""
+    name = item.get("custom_id") if isinstance(item, dict) else None
+    is_valid = isinstance(name, str) and 0 < len(name) <= MAX_CUSTOM_ID and not _has_lone_surrogate(name)
+    return name if is_valid else None
+
+
+def _has_lone_surrogate(text: str) -> bool:
+    """Return True if a text has half of a surrogate pair, which JSON can write and UTF-8 cannot."""
+    return any("\ud800" <= character <= "\udfff" for character in text)
 
 
 def _decode_base64(encoded: str) -> bytes:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import functools
+import hashlib
 import time
 from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
@@ -12,7 +13,7 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcon
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from fastapi import APIRouter, Depends, FastAPI, Query, Request, Response
+from fastapi import APIRouter, Depends, FastAPI, Header, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import FileResponse, HTMLResponse
 from prometheus_client import CONTENT_TYPE_LATEST
@@ -21,15 +22,19 @@ from starlette.staticfiles import StaticFiles
 
 from asap.errors import InputError
 from asap.finding import Finding
-from serve.api.callers import check_is_local
+from asap.preprocessing.formats import readable_formats
+from serve.api.callers.admission import Callers
+from serve.api.callers.current_keys import CurrentKeys
+from serve.api.callers.keys import Keyring
+from serve.api.callers.rates import RATE_HEADERS
 from serve.api.capacity import Capacity, ConcurrencyLimit
-from serve.api.keys import Keyring, Rates
 from serve.api.metrics import Metrics, exposition
 from serve.api.middleware import CrossOrigin, RequestMiddleware, Trace, as_refused, error_body, error_response
 from serve.api.openapi import body_of, complete
 from serve.api.reference import reference_page
 from serve.api.remote_images import fetch_remote_image, redacted
-from serve.api.requests import PairRequest, RequestReader, invalid_field, known_query
+from serve.api.replays import HEADER, KEPT_S, Replays
+from serve.api.requests import BatchEntry, PairRequest, RequestReader, invalid_field, known_query
 from serve.errors import Refused, refusal
 from serve.inference.service import Service, Timings
 from serve.schemas import (
@@ -41,6 +46,7 @@ from serve.schemas import (
     ErrorResponse,
     Health,
     ModelList,
+    ServerLimits,
     detection,
 )
 from serve.settings import ServeSettings
@@ -48,9 +54,17 @@ from serve.settings import ServeSettings
 _PAGE = Path(__file__).parent.parent / "page"
 _MAX_FETCHED = 32
 """Pictures that are being fetched, or were fetched and wait for their detection."""
+_LIMITS = (
+    "max_image_bytes", "max_image_pixels", "max_text_chars", "min_text_read", "max_body_bytes", "max_batch_items",
+    "max_batch_bytes", "deadline_s",
+)  # fmt: skip
+"""Settings that /v1/limits shows."""
+_TRANSIENT = (429, 500, 503, 504)
+"""Statuses of a pair that may have another one a second time."""
 _STATUSES = {
-    400: "The picture or the text cannot be read", 401: "No key, or an unknown one", 403: "Not allowed",
-    405: "The route has other methods", 413: "Too large, however often it is sent",
+    400: "The picture or the text cannot be read", 401: "No key, or an unknown or expired one", 403: "Not allowed",
+    405: "The route has other methods", 408: "The body did not arrive within the deadline",
+    409: "The same request is in progress", 413: "Too large, however often it is sent",
     415: "Neither multipart/form-data nor application/json, or compressed", 422: "A field is missing or wrong",
     429: "Too many requests; Retry-After says when to come back", 500: "The server failed",
     503: "Loading, or shutting down", 504: "Not done within the deadline",
@@ -58,6 +72,17 @@ _STATUSES = {
 _ERRORS: dict[int | str, dict[str, Any]] = {
     status: {"model": ErrorResponse, "description": description} for status, description in _STATUSES.items()
 }
+_IdempotencyKey = Annotated[
+    str | None,
+    Header(
+        alias=HEADER,
+        min_length=1,
+        max_length=255,
+        pattern="^[!-~]+$",
+        description="A name for this request, such as a random UUID. If it is sent again with the same name within "
+        f"{KEPT_S} s, it gets the first response again, and its pairs are neither judged nor charged once more.",
+    ),
+]
 _Evidence = Annotated[
     Literal["image"] | None,
     Query(description="If it is `image`, the response contains the picture with the box drawn on it."),
@@ -73,7 +98,7 @@ def create_app(settings: ServeSettings, service: Service, keyring: Keyring, metr
         keyring: The keys of the callers.
         metrics: Counters of this process; new ones by default.
     """
-    metrics = metrics or Metrics()
+    metrics = metrics or Metrics(deadline_s=settings.deadline_s)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -84,21 +109,26 @@ def create_app(settings: ServeSettings, service: Service, keyring: Keyring, metr
         title="ASAP", version="1", description="Finds manipulated image-text pairs: whether, how, and where.",
         docs_url=None, redoc_url=None, lifespan=lifespan,
         redirect_slashes=False,  # such a redirect would lead to the host that the caller's Host header names
+        generate_unique_id_function=lambda route: route.name,  # the names that generated clients give their functions
     )  # fmt: skip
     app.include_router(_open_routes(app, service))
-    app.include_router(DetectionRoutes(settings, service, keyring, metrics).router)
+    keys = CurrentKeys(keyring, settings.keys_file, metrics.count_reload)
+    app.include_router(DetectionRoutes(settings, service, keys, metrics).router)
     app.mount("/page", StaticFiles(directory=_PAGE), name="page")
-    complete(app.openapi(), needs_key=bool(keyring))
+    complete(app.openapi(), needs_key=keys.are_needed)
     for kind, handler in _HANDLERS.items():
         app.add_exception_handler(kind, handler)
     concurrency = ConcurrencyLimit(2 * settings.batch_size, settings.max_in_flight, settings.wait_s)
-    capacity = Capacity(settings, concurrency, several_keys=len(keyring.hashes) > 1)
-    app.add_middleware(RequestMiddleware, capacity=capacity, in_flight=service.in_flight, metrics=metrics)
+    capacity = Capacity(settings, concurrency, several_keys=lambda: len(keys.keyring.keys) > 1)
+    app.add_middleware(
+        RequestMiddleware, capacity=capacity, in_flight=service.in_flight, metrics=metrics,
+        paths=app.openapi()["paths"],
+    )  # fmt: skip
     if settings.cors_origins:  # added last, so outermost
         app.add_middleware(
             CrossOrigin, allow_origins=list(settings.cors_origins), allow_methods=["GET", "POST"],
-            allow_headers=["Authorization", "Content-Type", "X-Request-ID"],
-            expose_headers=["Retry-After", "X-Request-ID"],
+            allow_headers=["Authorization", "Content-Type", HEADER, "X-Request-ID"],
+            expose_headers=["Idempotency-Replayed", *RATE_HEADERS, "Retry-After", "X-Request-ID"],
         )  # fmt: skip
     return app
 
@@ -130,98 +160,122 @@ def _open_routes(app: FastAPI, service: Service) -> APIRouter:
 class DetectionRoutes:
     """The routes that detect pairs or show data. They need a key if the server has keys."""
 
-    def __init__(self, settings: ServeSettings, service: Service, keyring: Keyring, metrics: Metrics) -> None:
+    def __init__(self, settings: ServeSettings, service: Service, keys: CurrentKeys, metrics: Metrics) -> None:
         self._settings = settings
         self._service = service
-        self._keyring = keyring
+        self._callers = Callers(settings, keys)
         self._reader = RequestReader(settings)
-        self._rates = Rates(settings.key_rate, settings.key_burst)
+        self._replays = Replays()
         self._metrics = metrics
         # Fetching has its own threads: a slow store delays the callers who name it, not the parsing of JSON.
         self._fetch_threads = ThreadPoolExecutor(_MAX_FETCHED, thread_name_prefix="fetch")
         self._fetch_slots = asyncio.Semaphore(_MAX_FETCHED)
-        self.router = APIRouter(dependencies=[Depends(self._identify)], responses=_ERRORS)
+        self.router = APIRouter(responses=_ERRORS)
         post, get = self.router.post, self.router.get
         one, many = body_of(DetectRequest, form=True), body_of(BatchRequest, form=False)
-        evidence, nothing = [Depends(known_query("evidence"))], [Depends(known_query())]
-        post("/v1/detect", summary="Detect manipulation in one pair", openapi_extra=one, dependencies=evidence)(
-            self.detect
-        )
+        sender, reader = Depends(self._callers.admit("detect")), Depends(self._callers.admit("metrics"))
+        anybody, evidence, nothing = (
+            Depends(self._callers.admit(None)), Depends(known_query("evidence")), Depends(known_query())
+        )  # fmt: skip
+        post(
+            "/v1/detect", summary="Detect manipulation in one pair", openapi_extra=one, response_model=Detection,
+            dependencies=[sender, evidence],
+        )(self.detect)  # fmt: skip
         post(
             "/v1/detect/batch", summary="Detect manipulation in several pairs", openapi_extra=many,
-            dependencies=evidence,
+            response_model=BatchResponse, dependencies=[sender, evidence],
         )(self.detect_batch)  # fmt: skip
-        get("/v1/models", summary="List the models that answer here", dependencies=nothing)(self.models)
-        get("/metrics", summary="Metrics for Prometheus", response_class=Response)(self.metrics)
+        get("/v1/models", summary="List the models that answer here", dependencies=[anybody, nothing])(self.models)
+        get("/v1/limits", summary="Show what a request may be", dependencies=[anybody, nothing])(self.limits)
+        get("/metrics", summary="Metrics for Prometheus", response_class=Response, dependencies=[reader])(self.metrics)
 
-    async def _identify(self, request: Request) -> None:
-        """Admit the holder of a key or, if there are no keys, this machine's own programs and pages."""
-        if not self._keyring:
-            check_is_local(request, self._settings.cors_origins)
-            return
-        scheme, _, key = request.headers.get("authorization", "").partition(" ")
-        name = self._keyring.name_of(key.strip()) if scheme.lower() == "bearer" else None
-        if name is None:
-            message = "the key is missing or unknown. Send a known key as 'Authorization: Bearer KEY'."
-            raise Refused(401, "unauthorized", message)
-        _trace(request).key_name = name
-
-    async def detect(self, request: Request, evidence: _Evidence = None) -> Detection:
+    async def detect(
+        self, request: Request, evidence: _Evidence = None, idempotency_key: _IdempotencyKey = None
+    ) -> Response | Detection:
         """Send a picture and its text as a form or as JSON. The response has the verdict, types and evidence."""
-        self._charge(request, 1)  # the first pass is charged before reading, the others once they are counted
-        timings = Timings()
-        async with self._deadline(_now()):
+        trace, timings = _trace(request), Timings()
+        self._callers.charge(trace, 1)  # the first pass is charged before reading, the others once they are counted
+        async with self._deadline(_now(), trace):
             with timings.of("read"):
                 pair = await self._reader.read_pair(request)
-            self._charge(request, pair.passes - 1, paid=1)
-            return await self._detect(pair, _trace(request), timings, draw=evidence is not None)
 
-    async def detect_batch(self, request: Request, evidence: _Evidence = None) -> BatchResponse:
+            async def detect() -> tuple[Detection, bool]:
+                self._callers.charge(trace, pair.passes - 1, paid=1)
+                return await self._detect(pair, trace, trace.id, timings, draw=evidence is not None), True
+
+            return await self._replays.once(request, idempotency_key, pair.fingerprint, detect)
+
+    async def detect_batch(
+        self, request: Request, evidence: _Evidence = None, idempotency_key: _IdempotencyKey = None
+    ) -> Response | BatchResponse:
         """Send several pairs. Each gets the status that it would have alone; one that fails does not affect others."""
-        start = _now()
-        self._charge(request, 1)  # reading and parsing cost something too, even if no pair turns out to be valid
-        async with self._deadline(start):
-            items = await self._reader.read_batch(request)
-        self._charge(request, sum(1 if isinstance(item, Refused) else item.passes for item in items) - 1, paid=1)
-        trace, draw = _trace(request), evidence is not None
-        results = (self._detect_item(item, trace, start, draw=draw) for item in items)
-        return BatchResponse(items=await asyncio.gather(*results))
+        trace, start = _trace(request), _now()
+        self._callers.charge(trace, 1)  # reading and parsing cost something too, even if no pair turns out to be valid
+        async with self._deadline(start, trace):
+            entries = await self._reader.read_batch(request)
+        body = await request.body()
+
+        async def detect() -> tuple[BatchResponse, bool]:
+            passes = (1 if isinstance(entry.pair, Refused) else entry.pair.passes for entry in entries)
+            self._callers.charge(trace, sum(passes) - 1, paid=1)
+            results = (
+                self._detect_item(entry, trace, f"{trace.id}-{position}", start, draw=evidence is not None)
+                for position, entry in enumerate(entries)
+            )
+            items = await asyncio.gather(*results)
+            return BatchResponse(items=items), not any(item.status in _TRANSIENT for item in items)
+
+        return await self._replays.once(request, idempotency_key, lambda: hashlib.sha256(body).digest(), detect)
 
     async def models(self) -> ModelList:
         """List the one model that answers here, with its thresholds."""
         return ModelList(models=[await self._service.about()])
 
+    async def limits(self, request: Request) -> ServerLimits:
+        """Show the limits of requests, the formats of pictures, and what the caller's key may send."""
+        settings = self._settings
+        return ServerLimits(
+            image_formats=readable_formats(),
+            **{limit: getattr(settings, limit) for limit in _LIMITS},
+            idempotency_s=KEPT_S,
+            uri_prefixes=list(settings.uri_prefixes),
+            key=self._callers.key_state(_trace(request)),
+        )
+
     async def metrics(self) -> Response:
         """Return the metrics of every process of the API. The label `replica` names the process."""
         return Response(exposition(await self._metrics.of_all_replicas()), media_type=CONTENT_TYPE_LATEST)
 
-    def _charge(self, request: Request, passes: int, *, paid: int = 0) -> None:
-        if passes and (name := _trace(request).key_name) is not None:
-            self._rates.take(name, passes, paid=paid)
-
     @asynccontextmanager
-    async def _deadline(self, start: float) -> AsyncIterator[None]:
+    async def _deadline(self, start: float, trace: Trace) -> AsyncIterator[None]:
         """Cancel the block, and everything it awaits, once the deadline has passed."""
         seconds = self._settings.deadline_s
         try:
             async with asyncio.timeout_at(start + seconds):
                 yield
         except TimeoutError:
+            if not trace.is_received():  # the sender was slow, not the server
+                message = f"the body did not arrive within {seconds:g} s. Send a smaller one, or on a faster line."
+                raise Refused(408, "body_late", message, headers={"Connection": "close"}) from None
             raise Refused(504, "deadline", f"not done within {seconds:g} s", retry_after_s=1) from None
 
-    async def _detect_item(self, item: PairRequest | Refused, trace: Trace, start: float, *, draw: bool) -> BatchItem:
+    async def _detect_item(self, entry: BatchEntry, trace: Trace, id_: str, start: float, *, draw: bool) -> BatchItem:
         try:
-            if isinstance(item, Refused):
-                raise item
-            async with self._deadline(start):
-                return BatchItem(status=200, result=await self._detect(item, trace, Timings(), draw=draw))
+            if isinstance(entry.pair, Refused):
+                raise entry.pair
+            async with self._deadline(start, trace):
+                result = await self._detect(entry.pair, trace, id_, Timings(), draw=draw)
+                return BatchItem(id=id_, custom_id=entry.custom_id, status=200, result=result)
         except Exception as error:
             refused = refusal(error) if isinstance(error, InputError) else as_refused(error, trace.id)
-        return BatchItem(status=refused.status, error=error_body(refused, trace.id))
+        body = error_body(refused, trace.id)
+        return BatchItem(id=id_, custom_id=entry.custom_id, status=refused.status, error=body)
 
-    async def _detect(self, pair: PairRequest, trace: Trace, timings: Timings, *, draw: bool) -> Detection:
+    async def _detect(self, pair: PairRequest, trace: Trace, id_: str, timings: Timings, *, draw: bool) -> Detection:
         """Detect one pair and record it in the request's log line, whatever the outcome is."""
-        entry: dict[str, Any] = {"uri": redacted(pair.uri)} if pair.uri else {}
+        entry: dict[str, Any] = ({"id": id_} if id_ != trace.id else {}) | (
+            {"uri": redacted(pair.uri)} if pair.uri else {}
+        )
         trace.pairs.append(entry)
         try:
             with timings.of("total"):
@@ -232,7 +286,7 @@ class DetectionRoutes:
         except asyncio.CancelledError:
             entry["error"] = "cancelled"
             raise
-        response = detection(trace.id, finding, timings, image)
+        response = detection(id_, finding, timings, image)
         entry |= {"sha256": finding.image_sha256, "verdict": finding.verdict, "timings": response.timings}
         return response
 

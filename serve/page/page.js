@@ -8,6 +8,9 @@ const LEVELS = [0.6, 0.75, 0.9]; // word scores at which the highlight becomes s
 const SHOWN_AS_ANALYZED = ["image/jpeg", "image/png"];
 let pending = null; // the AbortController of the request in progress
 let shown = ""; // the object URL of the picture that was checked
+let previewed = ""; // the object URL of the picture that is chosen
+let limits = null; // what /v1/limits says; null until it has answered
+let found = null; // the response that is shown
 
 // An error to show to the user, who may be able to correct it in the element `at`.
 class Problem extends Error {
@@ -48,7 +51,37 @@ const setFile = (blob, name) => {
   const transfer = new DataTransfer();
   transfer.items.add(new File([blob], name, { type: blob.type }));
   find("file").files = transfer.files;
+  showPreview();
 };
+
+// A picture that the browser cannot show has no preview. The server may be able to read it all the same.
+const showPreview = () => {
+  const file = chosenFile();
+  const preview = find("preview");
+  preview.hidden = true;
+  preview.removeAttribute("src");
+  URL.revokeObjectURL(previewed);
+  if (!file) return;
+  find("address").value = "";
+  previewed = URL.createObjectURL(file);
+  preview.src = previewed;
+};
+
+const megabytes = (bytes) => `${Number((bytes / 2 ** 20).toPrecision(3))} MiB`;
+
+// The limits are for callers with a key only, so they are asked for anew once there is one.
+const loadLimits = async () => {
+  const response = await fetch("v1/limits", { headers: keyHeaders() }).catch(() => null);
+  if (!response?.ok) return;
+  limits = await response.json();
+  find("formats").textContent = `${limits.image_formats.join(", ")}; at most ${megabytes(limits.max_image_bytes)} and ` +
+    `${Number((limits.max_image_pixels / 1e6).toPrecision(3))} megapixels.`;
+  find("text-help").textContent = `At most ${limits.max_text_chars.toLocaleString("en")} characters.`;
+  find("remote").hidden = !limits.uri_prefixes.length;
+  find("prefixes").textContent = `The server fetches pictures from ${limits.uri_prefixes.join(", ")}.`;
+};
+
+const keyHeaders = () => (find("key").value ? { Authorization: `Bearer ${find("key").value}` } : {});
 
 const endRequest = () => {
   pending = null;
@@ -59,8 +92,10 @@ const endRequest = () => {
 const reset = () => {
   pending?.abort();
   endRequest();
+  found = null;
   find("result").hidden = true;
   find("copied").textContent = "";
+  find("linked").textContent = "";
   showProblem("");
 };
 
@@ -101,17 +136,12 @@ const form = (picture, text) => {
 
 const check = async (signal) => {
   const picture = chosenFile();
+  const address = picture ? "" : find("address").value.trim();
   const text = withCrlf(find("text").value);
-  if (!picture) throw new Problem("Choose a picture first.", find("file"));
+  if (!picture && !address) throw new Problem("Choose a picture first.", find("file"));
   if (!text.trim()) throw new Problem("Type the text that goes with the picture.", find("text"));
   setStatus("Checking …");
-  if (!await isReadable(picture)) {
-    throw new Problem("The picture was changed or moved since you chose it. Choose it again.", find("file"));
-  }
-  const address = await isShownAsAnalyzed(picture) ? "v1/detect" : "v1/detect?evidence=image";
-  const key = find("key").value;
-  const headers = key ? { Authorization: `Bearer ${key}` } : {};
-  const response = await request(address, { method: "POST", body: form(picture, text), headers, signal });
+  const response = await (picture ? sendPicture(picture, text, signal) : sendAddress(address, text, signal));
   const content = await response.json().catch(() => null); // a proxy before the API may refuse without JSON
   if (!response.ok || !content) throw explain(response, content?.error?.message);
   fill(content, picture, text);
@@ -119,6 +149,27 @@ const check = async (signal) => {
   signal.throwIfAborted();
   reveal(content);
 };
+
+const sendPicture = async (picture, text, signal) => {
+  if (limits && picture.size > limits.max_image_bytes) {
+    const size = (Math.ceil((100 * picture.size) / 2 ** 20) / 100).toLocaleString("en"); // never shown as the limit
+    const sizes = `${size} MiB, and the limit is ${megabytes(limits.max_image_bytes)}`;
+    throw new Problem(`The picture has ${sizes}. Choose a smaller one.`, find("file"));
+  }
+  if (!await isReadable(picture)) {
+    throw new Problem("The picture was changed or moved since you chose it. Choose it again.", find("file"));
+  }
+  const route = await isShownAsAnalyzed(picture) ? "v1/detect" : "v1/detect?evidence=image";
+  return request(route, { method: "POST", body: form(picture, text), headers: keyHeaders(), signal });
+};
+
+// The page may not load pictures of other hosts, so the server sends the one that it has fetched.
+const sendAddress = (uri, text, signal) => request("v1/detect?evidence=image", {
+  method: "POST",
+  body: JSON.stringify({ uri, text }),
+  headers: { ...keyHeaders(), "Content-Type": "application/json" },
+  signal,
+});
 
 const isReadable = (picture) => picture.slice(0, 1).arrayBuffer().then(() => true, () => false);
 
@@ -157,6 +208,8 @@ const scoreText = (score) => (score < 1 && score.toFixed(2) === "1.00" ? ">0.99"
 const isJudged = ({ verdict }) => verdict !== "unfamiliar";
 
 const fill = (detection, picture, text) => {
+  found = detection;
+  find("link").hidden = Boolean(picture);
   const { verdict, score, evidence } = detection;
   const note = evidence.note ?? ""; // processes of an earlier version, which answer during an update, send none
   find("verdict").textContent = isJudged(detection) ? verdict : "unfamiliar, not judged";
@@ -188,7 +241,7 @@ const reveal = (detection) => {
 const showPicture = (detection, picture) => {
   const { evidence, input } = detection;
   URL.revokeObjectURL(shown);
-  shown = URL.createObjectURL(picture);
+  shown = picture ? URL.createObjectURL(picture) : "";
   const { box, box_px: pixels, image: drawn } = evidence; // `drawn` comes from the server and has the box on it
   find("picture").src = drawn ?? shown;
   find("picture").alt = "The picture that was checked";
@@ -221,7 +274,15 @@ const showText = (detection, text) => {
   marked.append(piece(cursor));
   const listed = words.map((word) => `${word.word} ${scoreText(word.score)}`).join(", ");
   const none = isJudged(detection) ? "No word was flagged." : "";
+  find("legend").hidden = !words.length;
   find("words").textContent = words.length ? `Flagged words: ${listed}` : none;
+};
+
+const TYPES = {
+  face_swap: "another person's face was put into the picture",
+  face_attribute: "the face is the same person's, with another expression",
+  text_swap: "the text belongs to another picture",
+  text_attribute: "words were turned into their opposite",
 };
 
 const showTypes = (types) => {
@@ -229,7 +290,9 @@ const showTypes = (types) => {
   for (const [name, type] of Object.entries(types)) {
     const row = make("tr", "", find("types"));
     row.className = type.flagged ? "flagged" : "";
-    make("th", name.replace("_", " "), row).scope = "row";
+    const heading = make("th", name.replace("_", " "), row);
+    heading.scope = "row";
+    make("span", TYPES[name] ?? "", heading).className = "note";
     const cell = make("td", "", row);
     if (type.score !== null) {
       const meter = make("meter", "", cell);
@@ -244,11 +307,13 @@ const showTypes = (types) => {
 const quoted = (text) => `'${text.replaceAll("'", "'\\''")}'`;
 
 const curl = () => {
+  const uri = chosenFile() ? "" : find("address").value.trim();
   const name = chosenFile()?.name ?? "photo.jpg";
   const field = `image=@"${name.replaceAll("\\", "\\\\").replaceAll('"', '\\"')}"`;
   const parts = ["curl", quoted(new URL("v1/detect", location.href).href)];
   if (find("key").value) parts.push('-H "Authorization: Bearer $ASAP_KEY"'); // never the key itself
-  parts.push("-F", quoted(field), "--form-string", quoted(`text=${find("text").value}`));
+  if (uri) parts.push('-H "Content-Type: application/json" -d', quoted(JSON.stringify({ uri, text: find("text").value })));
+  else parts.push("-F", quoted(field), "--form-string", quoted(`text=${find("text").value}`));
   return parts.join(" ");
 };
 
@@ -260,6 +325,68 @@ const copy = async () => {
   } catch {
     find("copied").textContent = command;
   }
+};
+
+const save = (blob, name) => {
+  const link = document.createElement("a");
+  link.href = URL.createObjectURL(blob);
+  link.download = name;
+  link.click();
+  setTimeout(() => URL.revokeObjectURL(link.href), 60_000); // the browser reads it after the click
+};
+
+// A picture that the server has drawn has its box already.
+const savePicture = () => {
+  const picture = find("picture");
+  const canvas = document.createElement("canvas");
+  canvas.width = picture.naturalWidth;
+  canvas.height = picture.naturalHeight;
+  const context = canvas.getContext("2d");
+  context.drawImage(picture, 0, 0);
+  const { box_px: box, image: drawn } = found.evidence;
+  if (box && !drawn) {
+    const width = Math.max(2, Math.round(Math.max(canvas.width, canvas.height) / 200));
+    for (const [color, size] of [["#ffffff", 2 * width], ["#c82c1c", width]]) {
+      context.strokeStyle = color;
+      context.lineWidth = size;
+      context.strokeRect(box.x0, box.y0, box.x1 - box.x0, box.y1 - box.y0);
+    }
+  }
+  canvas.toBlob((blob) => save(blob, `${found.verdict}-${found.id}.png`), "image/png");
+};
+
+const saveJson = () => {
+  const { image, ...evidence } = found.evidence;
+  const blob = new Blob([JSON.stringify({ ...found, evidence }, null, 2)], { type: "application/json" });
+  save(blob, `${found.verdict}-${found.id}.json`);
+};
+
+// Behind `#`, so that neither server nor proxy logs the text.
+const copyLink = async () => {
+  const address = new URL(location.href);
+  address.hash = new URLSearchParams({ address: find("address").value.trim(), text: find("text").value });
+  try {
+    await navigator.clipboard.writeText(address.href);
+    find("linked").textContent = "Copied.";
+  } catch {
+    find("linked").textContent = address.href;
+  }
+};
+
+// A link fills the form. Nothing is sent before its reader asks for it.
+const openLink = () => {
+  const fields = new URLSearchParams(location.hash.slice(1));
+  if (!fields.get("address")) return;
+  find("address").value = fields.get("address");
+  find("text").value = fields.get("text") ?? "";
+};
+
+const startAnew = () => {
+  reset();
+  find("form").reset();
+  showPreview();
+  find("form").scrollIntoView({ block: "start" });
+  find("file").focus({ preventScroll: true });
 };
 
 const loadExample = (example) => attempt(async (signal) => {
@@ -279,7 +406,9 @@ const listExamples = async () => {
     const image = make("img", "", button);
     image.src = `page/${example.image}`;
     image.alt = "";
-    make("span", example.text, button);
+    const label = make("span", "", button);
+    make("strong", example.shows, label);
+    make("span", example.text, label);
     button.addEventListener("click", () => loadExample(example));
   }
 };
@@ -291,6 +420,19 @@ const takeFile = (files) => {
   setFile(file, file.name || "pasted.png");
 };
 
+const takeAddress = (dropped) => {
+  const address = dropped.split(/\r?\n/).find((line) => line && !line.startsWith("#"));
+  if (!address) return;
+  reset();
+  if (!limits?.uri_prefixes.some((prefix) => address.startsWith(prefix))) {
+    showProblem("The server does not fetch pictures from this address. Save the picture, and choose its file.", find("file"));
+    return;
+  }
+  find("file").value = "";
+  showPreview();
+  find("address").value = address;
+};
+
 const paste = (event) => {
   const { types, files } = event.clipboardData;
   // Office programs copy a picture of a text along with the text. In the text field, the text is meant.
@@ -300,17 +442,37 @@ const paste = (event) => {
   takeFile(files);
 };
 
-find("file").addEventListener("change", reset);
-find("text").addEventListener("input", () => { find("copied").textContent = ""; });
+find("file").addEventListener("change", () => { reset(); showPreview(); });
+// A verdict is about the pair that was sent, so it goes when the pair changes.
+find("text").addEventListener("input", reset);
+find("address").addEventListener("input", () => { reset(); find("file").value = ""; showPreview(); });
+find("preview").addEventListener("load", () => { find("preview").hidden = false; });
+find("key").addEventListener("change", loadLimits);
+find("another").addEventListener("click", startAnew);
+find("save-picture").addEventListener("click", savePicture);
+find("save-json").addEventListener("click", saveJson);
+find("link").addEventListener("click", copyLink);
+find("print").addEventListener("click", () => print());
+find("form").addEventListener("keydown", (event) => {
+  if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) find("form").requestSubmit();
+});
 find("form").addEventListener("submit", (event) => { event.preventDefault(); if (!pending) attempt(check); });
 find("curl").addEventListener("click", copy);
 document.addEventListener("paste", paste);
 for (const kind of ["dragover", "dragleave", "drop"]) {
   document.addEventListener(kind, (event) => {
-    if (!event.dataTransfer.types.includes("Files")) return; // a dropped text goes into the field under it
+    const isField = event.target.matches?.("#text, #address");
+    if (!event.dataTransfer.types.includes("Files")) {
+      // A dropped text goes into the field under it. Elsewhere the browser would leave the page for an address.
+      if (!isField) event.preventDefault();
+      if (!isField && kind === "drop") takeAddress(event.dataTransfer.getData("text/uri-list"));
+      return;
+    }
     event.preventDefault();
     find("drop").classList.toggle("over", kind === "dragover");
     if (kind === "drop") takeFile(event.dataTransfer.files);
   });
 }
+openLink();
+loadLimits();
 listExamples();

@@ -104,7 +104,7 @@ def test_training_works_beside_folders_with_the_names_of_the_packages(
 def url(folder: Path) -> Iterator[str]:
     """The URL of a running `asap serve`."""
     port = free_port()
-    change = ("api_replicas=1", "max_replicas=1", "decoders=1", "detector_cpus=0.5", "deadline_s=300")
+    change = ("api_replicas=1", "max_replicas=1", "decoders=1", "detector_cpus=0.5", "deadline_s=300", "drain_s=300")
     command = [ASAP, "serve", "--port", str(port), *(part for value in change for part in ("--set", value))]
     with subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout

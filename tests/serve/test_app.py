@@ -39,12 +39,18 @@ def served(ray_here: None) -> Iterator[tuple[str, Any]]:
     from serve.run import start
 
     settings = ServeSettings(
-        port=free_port(), max_replicas=1, detector_cpus=0.5, decoders=1, drain_s=5, deadline_s=HANG_S,
+        port=free_port(), max_replicas=1, detector_cpus=0.5, decoders=1, drain_s=HANG_S, deadline_s=HANG_S,
         decode_timeout_s=HANG_S,
     )  # fmt: skip
     handle = start(build(settings), settings)
     yield f"http://127.0.0.1:{settings.port}", handle
     serve.shutdown()
+
+
+def test_rays_list_of_applications_is_hidden(served: tuple[str, Any]) -> None:
+    answer = requests.get(f"{served[0]}/-/routes", timeout=HANG_S)
+    assert (answer.status_code, answer.json()["error"]["code"]) == (404, "not_found")
+    assert requests.get(f"{served[0]}/-/healthz", timeout=HANG_S).text == "success"
 
 
 def test_the_server_is_ready_and_detects_a_pair_over_http(served: tuple[str, Any]) -> None:
@@ -154,7 +160,7 @@ def test_pairs_that_arrive_together_get_the_findings_that_they_get_alone(served:
 
 
 def test_a_server_for_other_machines_needs_keys(monkeypatch: pytest.MonkeyPatch) -> None:
-    from serve.api.keys import new_key
+    from serve.api.callers.keys import new_key
     from serve.app import build
 
     monkeypatch.delenv("ASAP_KEYS", raising=False)
@@ -202,7 +208,7 @@ def test_a_replica_that_starts_after_the_model_was_replaced_is_refused_and_says_
     from serve.app import build
 
     model = Path(shutil.copytree(model_folder, tmp_path / "model"))
-    settings = ServeSettings(model=str(model), max_replicas=1, detector_cpus=0.5, decoders=1, drain_s=5)
+    settings = ServeSettings(model=str(model), max_replicas=1, detector_cpus=0.5, decoders=1, deadline_s=5, drain_s=5)
     serve.run(build(settings), name="pinned", route_prefix="/pinned")
     (model / "policy.json").write_text(json.dumps(dataclasses.asdict(Policy(manipulated=0.9))))
     (name,) = [

@@ -8,7 +8,7 @@ from ray._private.ray_constants import WORKER_PROCESS_SETUP_HOOK_ENV_VAR
 
 from asap.errors import ConfigError
 from asap.packages import SETUP_HOOK
-from serve.api.keys import new_key
+from serve.api.callers.keys import new_key
 from serve.deploy import CONTROLLER, deploy_yaml
 from serve.proxy import CALLBACK
 from serve.settings import ServeSettings
@@ -40,7 +40,7 @@ def test_ray_builds_the_application_that_the_file_names(monkeypatch: pytest.Monk
     from ray.serve._private.utils import import_attr
 
     monkeypatch.setenv("ASAP_KEYS", new_key("desk")[1])
-    settings = CHANGED.model_copy(update={"keys_file": None})
+    settings = CHANGED.model_copy(update={"keys_file": None, "model": "demo"})
     (application,) = yaml.safe_load(deploy_yaml(settings))["applications"]
     built = call_user_app_builder_with_args_if_necessary(import_attr(application["import_path"]), application["args"])
     detector = built._bound_deployment.init_args[2]._bound_deployment
@@ -57,7 +57,7 @@ def test_the_file_contains_no_keys(monkeypatch: pytest.MonkeyPatch) -> None:
     assert line.partition(":")[2] not in content
 
 
-@pytest.mark.parametrize("change", [{"model": "my-model"}, {"keys_file": "keys.txt"}])
+@pytest.mark.parametrize("change", [{"model": "my-model"}, {"keys_file": "keys.txt"}, {"audit_file": "audit.jsonl"}])
 def test_a_relative_path_is_refused(change: dict[str, str]) -> None:
     ((name, path),) = change.items()
     with pytest.raises(ConfigError, match=f"{name} '{path}' is a relative path. Give a whole path"):

@@ -10,6 +10,7 @@ from starlette.types import Message, Receive, Scope, Send
 
 from serve.deploy import CONTROLLER
 from serve.proxy import HeaderFilter, request_id
+from serve.schemas import ErrorResponse
 
 Headers = list[tuple[bytes, bytes]]
 
@@ -29,7 +30,7 @@ def _pass(headers: Headers, answered: Headers | None = None, kind: str = "http")
     async def send(message: Message) -> None:
         got.append(message["headers"])
 
-    asyncio.run(HeaderFilter(app)({"type": kind, "headers": headers}, _receive, send))
+    asyncio.run(HeaderFilter(app)({"type": kind, "path": "/", "headers": headers}, _receive, send))
     return got[0], got[1]
 
 
@@ -63,6 +64,25 @@ def test_a_missing_or_harmful_id_is_replaced(ids: list[bytes]) -> None:
 
 def test_a_harmless_id_of_the_caller_is_kept() -> None:
     assert _pass([(b"x-request-id", b"mine-1")])[0] == [(b"x-request-id", b"mine-1")]
+
+
+@pytest.mark.parametrize("path", ["/-/routes", "/-/healthz", "/v1/models"])
+def test_rays_list_of_applications_is_hidden(path: str) -> None:
+    sent: list[Any] = []
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+
+    async def send(message: Message) -> None:
+        sent.append(message)
+
+    headers = [(b"x-request-id", b"mine-1")]
+    asyncio.run(HeaderFilter(app)({"type": "http", "path": path, "headers": headers}, _receive, send))
+    assert sent[0]["status"] == (404 if path == "/-/routes" else 200)
+    assert (b"x-request-id", b"mine-1") in sent[0]["headers"]
+    if path == "/-/routes":
+        error = ErrorResponse.model_validate_json(sent[1]["body"]).error
+        assert (error.code, error.request_id) == ("not_found", "mine-1")
 
 
 def test_a_response_has_one_id_even_if_several_layers_add_one() -> None:

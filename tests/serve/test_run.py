@@ -10,8 +10,11 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -20,6 +23,7 @@ from ray.exceptions import RayActorError
 from ray.serve.exceptions import DeploymentUnavailableError
 
 from asap.labels import VERDICTS
+from serve.errors import Refused
 from serve.settings import ServeSettings
 from tests.support.pictures import draw_jpeg
 from tests.support.serving import TEXT, free_port
@@ -36,15 +40,19 @@ def port() -> int:
 
 
 @pytest.fixture
-def server(port: int) -> Iterator[subprocess.Popen[str]]:
+def errors(tmp_path: Path) -> Path:
+    """The file that gets what the server prints to stderr."""
+    return tmp_path / "errors"
+
+
+@pytest.fixture
+def server(port: int, errors: Path) -> Iterator[subprocess.Popen[str]]:
     """Run `asap serve` with two processes of the API, and yield its process once it answers."""
     change = {"api_replicas": 2, "max_replicas": 1, "decoders": 1, "detector_cpus": 0.5}
     change |= dict.fromkeys(("deadline_s", "decode_timeout_s", "drain_s"), HANG_S)
     sets = [part for name, value in change.items() for part in ("--set", f"{name}={value}")]
-    with subprocess.Popen(
-        [sys.executable, "-c", COMMAND, "serve", "--port", str(port), *sets],
-        stdout=subprocess.PIPE, text=True,
-    ) as process:  # fmt: skip
+    command = [sys.executable, "-c", COMMAND, "serve", "--port", str(port), *sets]
+    with errors.open("w") as file, subprocess.Popen(command, stdout=subprocess.PIPE, stderr=file, text=True) as process:
         assert process.stdout
         assert f"http://127.0.0.1:{port}/" in process.stdout.readline()
         assert "cannot recognize a proxy on this machine that adds no header" in process.stdout.readline()
@@ -86,7 +94,7 @@ def _in_flight(url: str) -> list[float]:
 
 @pytest.mark.slow
 def test_a_server_that_stops_answers_earlier_requests_and_refuses_new_ones(
-    server: subprocess.Popen[str], port: int, threads: ThreadPoolExecutor
+    server: subprocess.Popen[str], port: int, threads: ThreadPoolExecutor, errors: Path
 ) -> None:
     url = f"http://127.0.0.1:{port}"
     caller, rest = _half_sent(port)
@@ -110,6 +118,84 @@ def test_a_server_that_stops_answers_earlier_requests_and_refuses_new_ones(
     assert {long_text.result().status_code for long_text in long_texts} <= {200, 503}
     assert 200 in {long_text.result().status_code for long_text in long_texts}
     assert server.wait(HANG_S) == 0
+    assert server.stdout.read() == "", "nothing of Ray's is on the screen"
+    printed = errors.read_text().splitlines()
+    steps = [line.split(" s  ")[1] for line in printed if not line.startswith("{")]
+    assert steps == [
+        "starting Ray", "starting Ray Serve", "starting the API and 1 detector",
+        "the API runs; waiting for 1 detector to load the model demo",
+    ]  # fmt: skip
+    routes = {json.loads(line)["route"] for line in printed[len(steps) :]}
+    assert routes == {"/v1/detect", "/v1/models"}
+
+
+@pytest.mark.parametrize(
+    ("message", "reason"),
+    [
+        ("Deploying application asap failed: no room", "Deploying application asap failed: no room"),
+        (
+            "Deploying application asap failed: The deployment failed to start 3 times in a row:\n"
+            'ray::ServeReplica:asap:Detector() (pid=1)\n  File "a.py", line 1, in load\n'
+            "asap.errors.CheckpointError: model m is damaged: it has no weights.\n\n",
+            "model m is damaged: it has no weights.",
+        ),
+    ],
+    ids=["sentence", "traceback"],
+)
+def test_a_start_that_fails_has_the_error_without_its_traceback(message: str, reason: str) -> None:
+    from serve.run import _reason
+
+    assert _reason(message) == reason
+
+
+class FailingServe:
+    """Ray Serve with an application that cannot start. The messages of its deployments say why, or nothing."""
+
+    def __init__(self, api: str, messages: list[str], entered: threading.Event) -> None:
+        self._deployments = {"Api": SimpleNamespace(status=api, message="")}
+        for number, message in enumerate(messages):
+            self._deployments[f"Detector{number}"] = SimpleNamespace(status="DEPLOY_FAILED", message=message)
+        self._entered = entered
+
+    def start(self, **_: Any) -> None:
+        pass
+
+    def status(self) -> Any:
+        return SimpleNamespace(applications={"asap": SimpleNamespace(deployments=self._deployments)})
+
+    def run(self, *_: Any, **__: Any) -> None:
+        self._entered.wait(HANG_S)
+        raise RuntimeError("Deploying application asap failed: Failed to update the deployments ['Detector'].")
+
+
+@pytest.mark.parametrize(
+    ("messages", "reason"),
+    [
+        (["failed 3 times\nray::x()\nValueError: first\nasap.errors.CheckpointError: no weights"], "no weights"),
+        ([], "Deploying application asap failed: Failed to update the deployments ['Detector']."),
+    ],
+    ids=["traceback", "nothing"],
+)
+def test_a_detector_that_cannot_start_is_refused_with_its_own_reason_after_the_steps_of_the_start(
+    messages: list[str], reason: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from serve.run import start
+
+    steps: list[str] = []
+    api_is_reported = threading.Event()
+
+    def on_step(step: str) -> None:
+        steps.append(step)
+        if step.startswith("the API runs"):
+            api_is_reported.set()
+
+    monkeypatch.setattr("serve.run.serve", FailingServe("HEALTHY", messages, api_is_reported))
+    with pytest.raises(Refused, match=re.escape(f"the server did not start: {reason}")):
+        start(None, ServeSettings(min_replicas=2), on_step)  # type: ignore[arg-type]
+    assert steps == [
+        "starting Ray Serve", "starting the API and 2 detectors",
+        "the API runs; waiting for 2 detectors to load the model demo",
+    ]  # fmt: skip
 
 
 class Handle:

@@ -13,6 +13,8 @@ from serve.settings import ServeSettings, is_loopback
         ({"max_batch_items": 100}, "is more than a key's key_burst"),
         ({"max_bytes_in_flight": 2**20}, "max_bytes_in_flight 1048576 is less than a request may have, 67108864"),
         ({"wait_s": 30}, "wait_s 30 is not less than deadline_s 30"),
+        ({"device": "cuda"}, "device cuda needs a GPU for each detector. Set detector_gpus too, as to 1"),
+        ({"deadline_s": 61}, "drain_s 60 is less than deadline_s 61. A server that stops would cut off requests"),
         ({"max_text_chars": 20_001}, "less than or equal to 20000"),
         ({"uri_prefixes": ("s3://bucket",)}, "'s3://bucket' is not s3://BUCKET"),
         ({"uri_prefixes": ("http://host/",)}, "is not s3://BUCKET"),
@@ -31,6 +33,10 @@ def test_settings_that_cannot_work_are_refused(change: dict[str, Any], sentence:
 def test_the_limit_of_a_body_has_room_for_the_largest_picture_and_text() -> None:
     settings = ServeSettings(max_image_bytes=3000, max_text_chars=10)
     assert settings.max_body_bytes > 4000 + 10 * len(r"\ud83d\ude00")
+
+
+def test_a_server_that_stops_may_take_just_as_long_as_a_request() -> None:
+    assert ServeSettings(deadline_s=60, drain_s=60).drain_s == 60
 
 
 @pytest.mark.parametrize(

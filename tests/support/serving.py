@@ -4,24 +4,27 @@ from __future__ import annotations
 
 import io
 import socket
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import uvicorn
 from fastapi.testclient import TestClient
 from PIL import Image
 
 from asap.finding import Finding
 from asap.predictor import Predictor
 from asap.preprocessing.images import PreparedImage
-from serve.api.keys import Keyring
+from serve.api.callers.keys import Keyring
 from serve.api.routes import create_app
 from serve.inference.service import Service, card
 from serve.schemas import ModelCard
 from serve.settings import ServeSettings
-from tests.support.waiting import HANG_S
+from tests.support.waiting import HANG_S, wait_until
 
 TEXT = "A smiling minister opens the bridge"
+_TIMES = ("deadline_s", "decode_timeout_s", "drain_s")
 
 
 class LocalDetector:
@@ -39,6 +42,24 @@ class LocalDetector:
         return self._predictor.predict_prepared([image], [text])[0]
 
 
+class FixedDetector:
+    """A `DetectorBackend` that keeps the texts that it gets, and finds nothing."""
+
+    def __init__(self) -> None:
+        self.texts: list[str | None] = []
+
+    async def about(self) -> ModelCard:
+        return ModelCard(model_id="m", policy_id="p", image_size=32, thresholds={}, calibrated=False)
+
+    async def detect(self, image: Any, text: str | None) -> Finding:
+        self.texts.append(text)
+        types: dict[str, float | None] = dict.fromkeys(("face_swap", "face_attribute", "text_swap"), 0.1)
+        return Finding(
+            verdict="authentic", score=0.1, types=types | {"text_attribute": 0.1}, flagged_types=[], words=[],
+            width=64, height=48, image_sha256=image.sha256, model_id="m", policy_id="p",
+        )  # fmt: skip
+
+
 @contextmanager
 def api(
     backend: Any, keyring: Keyring | None = None, *, caller: str = "127.0.0.1", **settings: Any
@@ -51,11 +72,25 @@ def api(
         caller: The address of the client; by default it is on the server's own machine.
         settings: Changes of `ServeSettings`.
     """
-    changed = ServeSettings(**({"decoders": 1, "deadline_s": HANG_S, "decode_timeout_s": HANG_S} | settings))
+    changed = ServeSettings(**({"decoders": 1} | dict.fromkeys(_TIMES, HANG_S) | settings))
     app = create_app(changed, Service(changed, backend), keyring or Keyring())
     client = TestClient(app, "http://127.0.0.1", raise_server_exceptions=False, client=(caller, 5000))
     with client:
         yield client
+
+
+@contextmanager
+def served(backend: Any, keyring: Keyring | None = None, **settings: Any) -> Iterator[str]:
+    """Serve the API of `api` on a port of this machine, and yield its address."""
+    changed = ServeSettings(**({"decoders": 1} | dict.fromkeys(_TIMES, HANG_S) | settings))
+    app = create_app(changed, Service(changed, backend), keyring or Keyring())
+    server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="critical"))
+    thread = threading.Thread(target=server.run, daemon=True)
+    thread.start()
+    wait_until(lambda: server.started or not thread.is_alive())
+    yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
+    server.should_exit = True
+    thread.join()
 
 
 def free_port() -> int:

@@ -595,11 +595,11 @@ def test_detect_shows_saves_and_prints_the_answer_of_a_server(
 ) -> None:
     from asap.finding import Pair
     from asap.predictor import Predictor
-    from serve.schemas import detection
+    from serve.schemas import Detection, detection
 
-    def answer(self: object, image: bytes, text: str) -> dict[str, Any]:
+    def answer(self: object, image: Path, text: str) -> Detection:
         finding = Predictor.from_folder(model_of_drawings, "cpu").predict([Pair(image, text)])[0]
-        return detection("id-1", finding, {}, None).model_dump(mode="json")
+        return detection("id-1", finding, {}, None)
 
     monkeypatch.setattr("serve.client.Client.detect", answer)
     arguments = ("detect", corpus / "images/0.jpg", "--text", "A team", "--url", "http://127.0.0.1:1")
@@ -615,12 +615,26 @@ def test_detect_shows_saves_and_prints_the_answer_of_a_server(
 
 
 def test_serve_makes_keys_and_refuses_a_public_address_without_them(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    from serve.api.keys import Keyring
+    from serve.api.callers.keys import Keyring
 
     code, out, _ = run("serve", "--new-key", "desk")
     key, line = (printed.split()[-1] for printed in out.splitlines())
     assert code == 0
-    assert Keyring.parse([line], "here").name_of(key) == "desk"
+    made = Keyring.parse([line], "here").find(key)
+    assert made is not None
+    assert (made.name, made.scopes, made.expires) == ("desk", ("detect",), None)
+    code, out, _ = run(
+        "serve", "--new-key", "desk", "--scope", "metrics", "--scope", "detect", "--expires", "2999-01-01"
+    )
+    assert code == 0
+    assert out.splitlines()[1].endswith(";scope=metrics+detect;expires=2999-01-01T00:00:00Z")
+    code, _, error = run("serve", "--new-key", "desk", "--expires", "2001-01-01")
+    assert (code, error) == (1, "asap: expiry '2001-01-01' is in the past. Choose a later one.\n")
+    code, _, error = run("serve", "--scope", "metrics")
+    assert code == 1
+    assert "--scope and --expires describe a new key. Give --new-key NAME with them." in error
+    code, _, error = run("serve", "--set", "audit_file=/none/a")
+    assert (code, "audit_file '/none/a' cannot be written" in error) == (1, True)
     monkeypatch.delenv("ASAP_KEYS", raising=False)
     code, _, error = run("serve", "--host", "0.0.0.0")
     assert code == 1

@@ -283,6 +283,19 @@ def test_a_port_in_use_and_an_address_of_another_machine_are_refused(run: Any, t
     assert (code, err) == (1, "asap: host '192.0.2.1' is not an address of this machine. Choose another --host.\n")
 
 
+@pytest.mark.parametrize(
+    ("change", "needs"), [("detector_gpus=1", "GPU"), ("min_replicas=9", "CPU"), ("detector_cpus=64", "64 CPU")]
+)
+def test_detectors_that_can_never_fit_are_refused(run: Any, ray_here: None, change: str, needs: str) -> None:
+    from tests.support.serving import free_port
+
+    code, _, err = run("serve", "--port", free_port(), "--set", change, "--set", "max_replicas=9")
+    assert code == 1
+    assert f"{needs}" in err
+    assert "do not fit" in err
+    assert err.rstrip().splitlines()[-1].endswith("Lower min_replicas, detector_cpus or detector_gpus.")
+
+
 def test_a_refused_training_is_notified_like_any_other_failure(run: Any, tmp_path: Path) -> None:
     log = tmp_path / "log"
     code, _, _ = run("train", tmp_path / "none", "--out", tmp_path / "run", "--log-file", log)

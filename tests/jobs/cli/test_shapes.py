@@ -52,7 +52,7 @@ def detect(run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
             return [self._finding]
 
     def call(finding: Finding, *, at_server: bool) -> dict[str, Any]:
-        response = None if finding.error else detection("id-1", finding, {"total": 5.0}, None).model_dump(mode="json")
+        response = None if finding.error else detection("id-1", finding, {"total": 5.0}, None)
         monkeypatch.setattr("asap.predictor.Predictor.from_folder", lambda *_, **__: Fixed(finding))
         monkeypatch.setattr("serve.client.Client.detect", lambda *_: response)
         (tmp_path / "a.jpg").write_bytes(draw_jpeg(0))

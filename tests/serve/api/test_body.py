@@ -26,7 +26,7 @@ class Callers:
         least = {"batch_size": 16, "max_image_bytes": 600, "max_text_chars": 1, "max_batch_bytes": 70_000}
         changed = ServeSettings(**(least | settings))  # 70,000 is just above the limit of a pair's body
         concurrency = ConcurrencyLimit(2 * changed.batch_size, changed.max_in_flight, changed.wait_s, _now)
-        self.capacity = Capacity(changed, concurrency, several_keys=True)
+        self.capacity = Capacity(changed, concurrency, several_keys=lambda: True)
         self.in_flight = InFlight()
         self.middleware = RequestMiddleware(self._app, self.capacity, self.in_flight, self.metrics)
         self.work_s = work_s

@@ -13,41 +13,21 @@ from fastapi.testclient import TestClient
 from starlette.requests import Request
 from starlette.types import Message
 
-from asap.finding import Finding
 from serve.api.forms import max_bytes_of, read_form
 from serve.errors import Refused
-from serve.schemas import ModelCard
-from tests.support.serving import api, encoded
+from tests.support.serving import FixedDetector, api, encoded
 
 PICTURE = encoded()
 END = b"\r\n--b--\r\n"
 
 
-class Reader:
-    """A detector that keeps the texts that it gets, and finds nothing."""
-
-    def __init__(self) -> None:
-        self.texts: list[str | None] = []
-
-    async def about(self) -> ModelCard:
-        return ModelCard(model_id="m", policy_id="p", image_size=32, thresholds={}, calibrated=False)
-
-    async def detect(self, image: Any, text: str | None) -> Finding:
-        self.texts.append(text)
-        types: dict[str, float | None] = dict.fromkeys(("face_swap", "face_attribute", "text_swap"), 0.1)
-        return Finding(
-            verdict="authentic", score=0.1, types=types | {"text_attribute": 0.1}, flagged_types=[], words=[],
-            width=64, height=48, image_sha256=image.sha256, model_id="m", policy_id="p",
-        )  # fmt: skip
+@pytest.fixture(scope="module")
+def reader() -> FixedDetector:
+    return FixedDetector()
 
 
 @pytest.fixture(scope="module")
-def reader() -> Reader:
-    return Reader()
-
-
-@pytest.fixture(scope="module")
-def client(reader: Reader) -> Iterator[TestClient]:
+def client(reader: FixedDetector) -> Iterator[TestClient]:
     with api(reader) as client:
         yield client
 
@@ -83,7 +63,7 @@ def _check_refused(answer: Any, status: int, code: str, param: str | None, reaso
 )
 @pytest.mark.parametrize("named_by", ["part", "field", "form", "quoted"])
 def test_a_text_is_decoded_from_the_encoding_that_its_part_its_form_or_a_field_names(
-    client: TestClient, reader: Reader, encoding: str, declared: str, text: str, named_by: str
+    client: TestClient, reader: FixedDetector, encoding: str, declared: str, text: str, named_by: str
 ) -> None:
     headers = [b"content-type: text/plain; charset=" + declared.encode()] if named_by == "part" else []
     if named_by == "quoted":
@@ -135,7 +115,7 @@ def test_the_name_of_an_encoding_that_a_caller_invents_is_not_kept(client: TestC
 
 
 @pytest.mark.parametrize("charset", ["utf-8", "utf-16", "utf-32", "gb18030", "euc-kr", "hz", "iso-2022-jp-2"])
-def test_a_text_of_as_many_characters_as_allowed_is_read_in_any_encoding(reader: Reader, charset: str) -> None:
+def test_a_text_of_as_many_characters_as_allowed_is_read_in_any_encoding(reader: FixedDetector, charset: str) -> None:
     # Characters that take the most bytes, each between two that need a switch to another set of characters.
     many = {"euc-kr": "똠", "hz": "东\n", "iso-2022-jp-2": "丂\n한é"}.get(charset, "𠀋")
     text = "A river " + "".join(itertools.islice(itertools.cycle(many), 92))
@@ -176,7 +156,7 @@ def test_a_field_that_is_too_long_is_refused_while_its_bytes_come(name: str, mos
 
 
 def test_a_text_with_more_bytes_than_its_characters_can_take_is_refused_by_the_route() -> None:
-    with api(Reader(), max_text_chars=100) as client:
+    with api(FixedDetector(), max_text_chars=100) as client:
         text = _part("text", b"x" * (max_bytes_of(100) + 1))
         answer = _send(client, _part("image", PICTURE), text)
         _check_refused(answer, 413, "too_large", "text", f"more than {max_bytes_of(100)} bytes")
@@ -185,7 +165,7 @@ def test_a_text_with_more_bytes_than_its_characters_can_take_is_refused_by_the_r
         _check_refused(answer, 413, "too_large", "_charset_", "more than 40 bytes")
 
 
-def test_a_text_may_be_a_file_and_a_picture_a_plain_field(client: TestClient, reader: Reader) -> None:
+def test_a_text_may_be_a_file_and_a_picture_a_plain_field(client: TestClient, reader: FixedDetector) -> None:
     answer = client.post("/v1/detect", files={"image": ("a.png", PICTURE), "text": ("a.txt", b"A river")})
     assert answer.status_code == 200, answer.text
     assert reader.texts[-1] == "A river"
@@ -239,6 +219,43 @@ def test_a_part_with_two_headers_of_one_name_is_refused(client: TestClient, head
     _check_refused(answer, 400, "bad_request", None, f"two headers {name}")
     others = _part("text", b"A river", b"x-note: a", b"x-note: b")
     assert _send(client, _part("image", PICTURE), others).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("header", "name"),
+    [
+        (b'content-disposition: form-data; name="text"; name="image"', "name"),
+        (b'content-disposition: form-data; name=text; NAME ="image"', "name"),
+        (b'content-disposition: form-data; name="text"; filename="a"; filename="b"', "filename"),
+        (b"content-disposition: form-data; name=text\r\ncontent-type: a/b; charset=utf-8; charset=koi8-r", "charset"),
+    ],
+)
+def test_a_parameter_that_a_header_of_a_part_has_twice_is_refused(client: TestClient, header: bytes, name: str) -> None:
+    part = b"\r\n".join([b"--b", header, b"", b"A river"])
+    answer = _send(client, _part("image", PICTURE), part)
+    _check_refused(answer, 400, "bad_request", None, f"two parameters {name}. Send one.")
+
+
+def test_a_parameter_that_the_form_itself_has_twice_is_refused(client: TestClient) -> None:
+    for name in ("boundary", "charset"):
+        kind = f"multipart/form-data; boundary=b; charset=utf-8; {name}=b"
+        answer = _send(client, _part("image", PICTURE), _part("text", b"A river"), kind=kind)
+        _check_refused(answer, 400, "bad_request", None, f"two parameters {name}")
+
+
+def test_a_file_may_have_a_name_that_looks_like_parameters(client: TestClient, reader: FixedDetector) -> None:
+    named = b'content-disposition: form-data; name="text"; filename="a; name=image; \\"; name=image"'
+    part = b"\r\n".join([b"--b", named, b"", b"A quay"])
+    answer = _send(client, _part("image", PICTURE), part)
+    assert answer.status_code == 200, answer.text
+    assert reader.texts[-1] == "A quay"
+
+
+def test_a_picture_of_a_form_is_refused_as_soon_as_it_is_larger_than_a_picture_may_be() -> None:
+    with api(FixedDetector(), max_image_bytes=len(PICTURE)) as client:
+        assert _send(client, _part("image", PICTURE), _part("text", b"A river")).status_code == 200
+        answer = _send(client, _part("image", PICTURE + b"x"), _part("text", b"A river"))
+        _check_refused(answer, 413, "too_large", "image", f"more than {len(PICTURE)} bytes")
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from schemathesis import GenerationMode, openapi
 from schemathesis.specs.openapi.checks import negative_data_rejection, positive_data_acceptance
 
 from asap.predictor import Predictor
-from serve.api.keys import Keyring, new_key
+from serve.api.callers.keys import Keyring, new_key
 from tests.support.mutations import BROKE, FORMATS, mutated
 from tests.support.serving import TEXT, LocalDetector, api, encoded
 from tests.support.waiting import HANG_S
@@ -54,7 +54,10 @@ def described(client: Any) -> Any:
     ("method", "path", "mode"),
     [
         *[("POST", path, mode) for path in ("/v1/detect", "/v1/detect/batch") for mode in GenerationMode],
-        *[("GET", path, GenerationMode.POSITIVE) for path in ("/v1/models", "/metrics", "/healthz", "/readyz")],
+        *[
+            ("GET", path, GenerationMode.POSITIVE)
+            for path in ("/v1/models", "/v1/limits", "/metrics", "/healthz", "/readyz")
+        ],
     ],
 )
 def test_responses_to_any_request_follow_the_openapi_document(

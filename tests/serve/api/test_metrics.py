@@ -16,8 +16,8 @@ from serve.app import _collect_metrics
 
 def _counted(replica: str, requests: int) -> Metrics:
     metrics = Metrics(replica)
-    metrics.requests.labels("/v1/detect", 200).inc(requests)
-    metrics.seconds.labels("/v1/detect").observe(0.1)
+    for _ in range(requests):
+        metrics.count_request("/v1/detect", 200, 0.1)
     return metrics
 
 
@@ -32,7 +32,27 @@ def test_each_sample_names_its_process_and_each_family_appears_once() -> None:
     }
     assert counts == {("a", "/v1/detect", "200"): 2, ("b", "/v1/detect", "200"): 3}
     buckets = [sample for sample in families["asap_request_seconds"].samples if sample.labels.get("le") == "+Inf"]
-    assert [(sample.labels["replica"], sample.value) for sample in buckets] == [("a", 1), ("b", 1)]
+    assert [(sample.labels["replica"], sample.value) for sample in buckets] == [("a", 2), ("b", 3)]
+
+
+@pytest.mark.parametrize(("deadline_s", "last"), [(30, [20, 30]), (2, [1, 2]), (3600, [600, 3600])])
+def test_latencies_are_counted_up_to_the_deadline_and_errors_apart(deadline_s: float, last: list[float]) -> None:
+    metrics = Metrics(deadline_s=deadline_s)
+    metrics.count_request("/v1/detect", 200, deadline_s)
+    metrics.count_request("/v1/detect", 429, 0.001)
+    samples = [sample for family in metrics.own()["only"] for sample in family.samples]
+    buckets = {
+        float(sample.labels["le"]): sample.value
+        for sample in samples
+        if sample.name == "asap_request_seconds_bucket" and sample.labels["outcome"] == "ok"
+    }
+    bounds = sorted(buckets)
+    assert bounds[-3:-1] == last
+    assert [buckets[bound] for bound in bounds[-3:]] == [0, 1, 1]
+    refused = [
+        sample.value for sample in samples if sample.name.endswith("_count") and sample.labels.get("outcome") == "error"
+    ]
+    assert refused == [1]
 
 
 class Handle:

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import html
+import json
+import re
+import shlex
 from collections.abc import Iterator
 from typing import Any, get_args
 
@@ -10,8 +14,12 @@ import pytest
 from openapi_spec_validator import validate
 
 from asap.errors import InputError
-from serve.api.keys import Keyring, new_key
+from serve.api.callers.keys import Keyring, new_key
+from serve.api.callers.rates import RATE_HEADERS
+from serve.api.openapi import ERROR_EXAMPLE
+from serve.api.reference import reference_page
 from serve.errors import MEANINGS, ErrorCode, refusal
+from serve.schemas import ErrorResponse
 from tests.support.serving import LocalDetector, api
 
 
@@ -34,6 +42,11 @@ def _inputs(kind: type[InputError]) -> Iterator[type[InputError]]:
 
 def test_the_document_is_valid_openapi(document: dict[str, Any]) -> None:
     validate(document)
+
+
+def test_operations_have_names_that_generated_clients_can_use(document: dict[str, Any]) -> None:
+    names = [operation["operationId"] for methods in document["paths"].values() for operation in methods.values()]
+    assert sorted(names) == ["detect", "detect_batch", "healthz", "limits", "metrics", "models", "readyz"]
 
 
 def test_the_document_lists_every_error_code_with_its_meaning(document: dict[str, Any]) -> None:
@@ -73,8 +86,18 @@ def test_the_document_says_which_routes_take_a_key(document: dict[str, Any], has
     needed = [{name: []}] if has_keys else [{name: []}, {}]
     assert security == {
         "/healthz": None, "/readyz": None, "/v1/detect": needed, "/v1/detect/batch": needed, "/v1/models": needed,
-        "/metrics": needed,
+        "/v1/limits": needed, "/metrics": needed,
     }  # fmt: skip
+
+
+def test_the_document_names_the_headers_of_rates_and_repetitions(document: dict[str, Any]) -> None:
+    for path in ("/v1/detect", "/v1/detect/batch"):
+        post = document["paths"][path]["post"]
+        assert "Idempotency-Key" in {parameter["name"] for parameter in post["parameters"]}
+        assert set(RATE_HEADERS) <= set(post["responses"]["200"]["headers"])
+        assert "Retry-After" in post["responses"]["429"]["headers"]
+        assert "Retry-After" not in post["responses"]["200"]["headers"]
+    assert "headers" not in document["paths"]["/healthz"]["get"]["responses"]["200"]
 
 
 def test_a_request_of_one_pair_is_one_class_with_a_text(document: dict[str, Any]) -> None:
@@ -90,7 +113,38 @@ def test_a_request_of_one_pair_is_one_class_with_a_text(document: dict[str, Any]
         assert not {"oneOf", "anyOf", "allOf"} & set(schema)
     batch = document["paths"]["/v1/detect/batch"]["post"]["requestBody"]["content"]["application/json"]["schema"]
     items = schemas[batch["$ref"].rpartition("/")[2]]["properties"]["items"]
-    assert items["items"] == content["application/json"]["schema"]
+    pair = schemas[items["items"]["$ref"].rpartition("/")[2]]
+    assert set(pair["properties"]) == {"image", "uri", "text", "custom_id"}
+    assert (pair["type"], pair["additionalProperties"]) == ("object", False)
+
+
+def test_the_reference_has_a_command_for_each_route_and_each_error_once(document: dict[str, Any]) -> None:
+    page = html.unescape(reference_page(document))
+    commands = re.findall(r"<code>(curl .*?)</code>", page)
+    paths = [shlex.split(command)[1] for command in commands]
+    assert {path.removeprefix("http://127.0.0.1:8000") for path in paths} == set(document["paths"])
+    for command in commands:
+        path = shlex.split(command)[1].removeprefix("http://127.0.0.1:8000")
+        (operation,) = document["paths"][path].values()
+        assert ("Bearer $ASAP_KEY" in command) == ("security" in operation)
+        if "-d" in (words := shlex.split(command)):
+            json.loads(words[words.index("-d") + 1])
+    assert all(page.count(f"<td><code>{code}</code></td>") == 1 for code in MEANINGS)
+    assert "Bearer" not in " ".join(re.findall(r"<code>(curl .*?)</code>", reference_page(_document())))
+
+
+def test_every_response_of_json_has_an_example_that_follows_its_schema(document: dict[str, Any]) -> None:
+    schemas = document["components"]["schemas"]
+    examples = {
+        operation["operationId"]: content["application/json"]
+        for methods in document["paths"].values()
+        for operation in methods.values()
+        if "application/json" in (content := operation["responses"]["200"].get("content", {}))
+    }
+    assert set(examples) == {"detect", "detect_batch", "models", "limits", "healthz", "readyz"}
+    for content in examples.values():
+        jsonschema.validate(content["example"], content["schema"] | {"components": {"schemas": schemas}})
+    ErrorResponse.model_validate(ERROR_EXAMPLE)
 
 
 def test_the_examples_of_the_document_follow_it(document: dict[str, Any]) -> None:

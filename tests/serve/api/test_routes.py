@@ -29,10 +29,10 @@ from asap.limits import Limits
 from asap.predictor import Predictor
 from asap.preprocessing.images import PreparedImage
 from asap.weights.model_folder import load_folder
-from serve.api.keys import Keyring, new_key
+from serve.api.callers.keys import Keyring, new_key
 from serve.errors import NotReady, Overloaded, Refused
 from serve.schemas import ModelCard
-from tests.support.event_loop import advance_clock
+from tests.support.event_loop import SimulatedTimeLoop, advance_clock
 from tests.support.pictures import draw_jpeg
 from tests.support.serving import TEXT, LocalDetector, api, encoded
 from tests.support.waiting import HANG_S, Clock
@@ -481,6 +481,41 @@ def test_a_caller_that_hangs_up_while_it_sends_is_logged_as_499_without_a_traceb
     assert 'status="500"' not in metrics
 
 
+@pytest.mark.parametrize("path", ["/v1/detect", "/v1/detect/batch"])
+@pytest.mark.parametrize("has_arrived", [False, True])
+def test_a_body_that_arrives_too_late_is_the_senders_fault_and_a_late_answer_is_not(
+    path: str, has_arrived: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from serve.api.requests import RequestReader
+
+    sent: list[Any] = []
+
+    async def receive() -> Any:
+        if not has_arrived:
+            await asyncio.sleep(2 * HANG_S)
+        return {"type": "http.request", "body": b"{}", "more_body": False}
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    async def read_slowly(reader: RequestReader, request: Any) -> Any:
+        await request.body()
+        await asyncio.sleep(2 * HANG_S)
+
+    scope = {
+        "type": "http", "method": "POST", "path": path, "query_string": b"", "scheme": "http", "http_version": "1.1",
+        "headers": [(b"host", b"127.0.0.1"), (b"content-type", b"application/json")], "client": ("127.0.0.1", 5000),
+        "server": ("127.0.0.1", 8000),
+    }  # fmt: skip
+    for name in ("read_pair", "read_batch"):
+        monkeypatch.setattr(RequestReader, name, read_slowly)
+    with api(_Troubled(0.0)) as client, asyncio.Runner(loop_factory=SimulatedTimeLoop) as runner:
+        runner.run(client.app(scope, receive, send))
+    headers, error = dict(sent[0]["headers"]), json.loads(sent[1]["body"])["error"]
+    expected = (504, "deadline", None) if has_arrived else (408, "body_late", b"close")
+    assert (sent[0]["status"], error["code"], headers.get(b"connection")) == expected
+
+
 def test_every_megapixel_limit_that_is_stated_is_the_servers_own(client: TestClient) -> None:
     bomb = bytearray(encoded(kind="BMP"))
     bomb[18:26] = struct.pack("<II", 60_000, 60_000)
@@ -747,7 +782,9 @@ def test_a_request_beyond_the_limit_in_flight_is_refused_at_once() -> None:
     backend = _Held()
     with api(backend, max_in_flight=2) as client, ThreadPoolExecutor(6) as threads:
         answers = backend.answers([threads.submit(_send, client) for _ in range(6)], held=2)
+        metrics = client.get("/metrics").text
     assert sorted(answer.status_code for answer in answers) == [429] * 4 + [500] * 2
+    assert 'asap_requests_total{replica="only",route="/v1/detect",status="429"} 4.0' in metrics
 
 
 def test_a_store_that_hangs_delays_only_the_callers_who_name_it(

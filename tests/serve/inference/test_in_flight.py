@@ -10,7 +10,7 @@ import pytest
 from fastapi.testclient import TestClient
 
 from asap.predictor import Predictor
-from serve.api.keys import Keyring
+from serve.api.callers.keys import Keyring
 from serve.api.routes import create_app
 from serve.errors import NotReady
 from serve.inference.in_flight import InFlight

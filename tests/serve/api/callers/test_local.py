@@ -10,7 +10,7 @@ import pytest
 from fastapi.testclient import TestClient
 
 from asap.predictor import Predictor
-from serve.api.keys import Keyring, new_key
+from serve.api.callers.keys import Keyring, new_key
 from tests.support.serving import TEXT, LocalDetector, api, encoded
 
 PICTURE = encoded()
