@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import islice
 from statistics import mean, median, stdev
@@ -14,7 +15,7 @@ from jobs.annotate.plan import plan_annotation
 from jobs.annotate.requests import preparation_of, requests_of
 from jobs.annotate.settings import AnnotateSettings
 from jobs.descriptions.engine import Failure, Outcome, Request
-from jobs.descriptions.loading import load_engine
+from jobs.descriptions.loading import is_small, load_engine
 from jobs.descriptions.settings import DescriptionSettings
 from jobs.errors import JobError
 from jobs.scan.input.manifest import ManifestRow, SeenIds, storable, to_table
@@ -72,8 +73,25 @@ def preview(settings: AnnotateSettings) -> Preview:
             check_captioner(engine)  # the pilot needs the model on this machine, whatever the job has
             device = None if settings.device == "auto" else settings.device
             batch = prepare_batch(to_table(first), preparation_of(settings))
-            found.pilots[kind] = run_pilot(engine, requests_of(kind, batch), found.distinct[kind], device)
+            with _threads_of(engine):
+                found.pilots[kind] = run_pilot(engine, requests_of(kind, batch), found.distinct[kind], device)
     return found
+
+
+@contextmanager
+def _threads_of(settings: DescriptionSettings) -> Iterator[None]:
+    """Give a model as many threads as a process of the job has on CPUs: one for a small model, else all."""
+    if not is_small(settings):
+        yield
+        return
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def _count(found: Preview, rows: Iterable[ManifestRow], settings: AnnotateSettings) -> list[ManifestRow]:

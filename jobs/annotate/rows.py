@@ -79,6 +79,28 @@ def _lost(rows: pa.Table, detail: str, record: dict[str, Any]) -> pa.Table:
     return annotation_table(rows, [row] * rows.num_rows)
 
 
+def with_former_cost(old: pa.Table, new: pa.Table) -> pa.Table:
+    """Return rows that were tried again, with the tokens of all tries. A description that was paid for stays new.
+
+    Args:
+        old: The rows as they were.
+        new: The same rows after another try, which found what was described already, at no cost.
+    """
+    former = {row["row_id"]: row for row in old.to_pylist()}
+    rows = new.to_pylist()
+    for row in rows:
+        before = former[row["row_id"]]
+        for kind in KINDS:
+            for name in (f"{kind}_input_tokens", f"{kind}_output_tokens"):
+                if before[name] is not None:
+                    row[name] = before[name] + (row[name] or 0)
+            if row[kind] is not None and before[f"{kind}_is_new"]:
+                row[f"{kind}_is_new"] = True
+    return pa.Table.from_pylist(rows, new.schema)
+
+
 _CODE_COLUMNS = ("error_code", *(f"{kind}_error" for kind in KINDS))
-ANNOTATIONS = RowShape("annotations", ANNOTATION_SCHEMA, "describing", ("errors",), _lost, _CODE_COLUMNS)
+ANNOTATIONS = RowShape(
+    "annotations", ANNOTATION_SCHEMA, "describing", ("errors",), _lost, _CODE_COLUMNS, with_former_cost
+)
 """The rows of a job of annotations."""

@@ -55,8 +55,9 @@ def preview_tables(preview: Preview) -> Group:
     if preview.pilots:
         parts.append(
             Text(
-                "Hours are those of one process, by the median part of the pilot, its fastest and its slowest; more "
-                "processes (--annotators) divide them. Tokens have an interval of two standard errors.",
+                "Hours are those of one process, by the median part of the pilot, its fastest and its slowest. More "
+                "processes (--annotators; one for each CPU if the model is small) divide them. Tokens "
+                "have an interval of two standard errors.",
                 style="dim",
             )
         )

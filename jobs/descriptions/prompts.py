@@ -50,5 +50,5 @@ def plain_prompt(settings: DescriptionSettings, model_type: str) -> str | None:
 
 
 def fill(prompt: str, text: str | None) -> str:
-    """Put the text into a prompt. Braces in the text mean nothing."""
-    return prompt if text is None else prompt.replace("{text}", text)
+    """Put the text, or nothing for a pair without one, into a prompt. Braces in the text mean nothing."""
+    return prompt.replace("{text}", text or "")

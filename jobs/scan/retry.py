@@ -108,8 +108,10 @@ def publish_file(shared: tuple[Outcomes, Location], location: Location) -> None:
     old = former.filter(is_old)
     if old.num_rows:
         write_table(old, history / location.name)
-        is_replaced = pc.is_in(new["row_id"], old["row_id"].combine_chunks())
-        write_table(pa.concat_tables([former.filter(pc.invert(is_old)), new.filter(is_replaced)]), location)
+        replacing = new.filter(pc.is_in(new["row_id"], old["row_id"].combine_chunks()))
+        if outcomes.shape.kept is not None:
+            replacing = outcomes.shape.kept(old, replacing)
+        write_table(pa.concat_tables([former.filter(pc.invert(is_old)), replacing]), location)
 
 
 class Outcomes:

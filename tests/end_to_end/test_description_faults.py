@@ -285,7 +285,7 @@ def test_a_wrong_key_ends_the_command_before_work_and_is_nowhere_to_be_read(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("job", ["annotate", "all"])
+@pytest.mark.parametrize("job", JOBS)
 def test_a_key_that_ends_in_the_middle_costs_rows_below_the_allowed_rate_and_is_nowhere_to_be_read(
     tmp_path: Path, model_folder: Path, ray_folder: Path, job: JobKind
 ) -> None:

@@ -26,6 +26,9 @@ class RowShape:
     code_columns: tuple[str, ...] = ("error_code",)
     """Columns with the error codes of a row that failed. A row is tried again if any of its codes is asked for."""
 
+    kept: Callable[[pa.Table, pa.Table], pa.Table] | None = None
+    """Returns the new rows of a retry with what is kept of the former ones, such as their cost. None: nothing is."""
+
     def with_all_columns(self, rows: pa.Table) -> pa.Table:
         """Return rows with the columns of later versions added, filled with nulls, in the order of the schema."""
         for name in self.schema.names:

@@ -8,14 +8,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from rich.console import Console
 
 from jobs.annotate.preview import Preview, preview
 from jobs.annotate.settings import AnnotateSettings
 from jobs.cli.annotate_tables import preview_tables
+from jobs.descriptions.loading import load_engine
 from jobs.errors import JobError
 from tests.jobs.annotate.test_corpus import pair, write_corpus
 from tests.support.endpoint import Handler, completion, endpoint
+from tests.support.tiny_captioners import WORDS, save_encoder_decoder
 from tests.support.waiting import HANG_S
 
 
@@ -56,6 +59,29 @@ def test_a_plan_counts_what_differs_and_says_what_the_pilot_took(tmp_path: Path)
     shown = _shown(found)
     for words in ("pictures to describe", "tokens out", "a crowd in the street", "7 (7 to 7)", "1 rows have none"):
         assert words in shown
+
+
+def test_a_small_model_is_tried_with_one_thread_as_a_process_of_the_job_has(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    threads: list[int] = []
+
+    def load(*arguments: Any) -> Any:
+        threads.append(torch.get_num_threads())
+        return load_engine(*arguments)
+
+    monkeypatch.setattr("jobs.annotate.preview.load_engine", load)
+    write_corpus(tmp_path / "c", train=[pair(1), pair(2, "b")])
+    captions = {"engine": "transformers", "source": save_encoder_decoder(tmp_path / "model"), "max_new_tokens": 4}
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        found = preview(AnnotateSettings(input=str(tmp_path / "c"), out=str(tmp_path / "out"), captions=captions))  # type: ignore[arg-type]
+        assert (threads, torch.get_num_threads()) == ([1], 2)
+    finally:
+        torch.set_num_threads(before)
+    assert set(found.pilots["caption"].wrote.split()) <= set(WORDS)
+    assert "one for each CPU if the model is small" in " ".join(_shown(found).split())
 
 
 def test_a_plan_whose_pilot_writes_nothing_is_refused(tmp_path: Path) -> None:

@@ -19,6 +19,10 @@ def test_the_published_prompts_are_the_defaults() -> None:
     )
 
 
+def test_a_prompt_with_a_text_has_nothing_there_for_a_pair_without_one() -> None:
+    assert fill("Caption the picture of this news: {text}", None) == "Caption the picture of this news: "
+
+
 @pytest.mark.parametrize(
     ("model_type", "words"),
     [("florence2", "<CAPTION>"), ("paligemma", "caption en"), ("blip", None), ("vision-encoder-decoder", None)],
