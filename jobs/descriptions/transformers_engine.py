@@ -203,12 +203,14 @@ def _load(settings: DescriptionSettings, device: str) -> tuple[Any, Any, str | N
     Raises `ConfigError`, in a sentence, if they are not there.
     """
     import torch
+    import transformers
     from transformers import (
         AutoConfig,
         AutoModelForCausalLM,
         AutoModelForImageTextToText,
         AutoModelForSeq2SeqLM,
         AutoTokenizer,
+        GenerationMixin,
     )
     from transformers.models.auto.modeling_auto import (
         MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
@@ -235,7 +237,8 @@ def _load(settings: DescriptionSettings, device: str) -> tuple[Any, Any, str | N
         if settings.kind == "caption":
             kinds = {AutoModelForImageTextToText: MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES}
         kind = next((kind for kind, names in kinds.items() if config.model_type in names), None)
-        if kind is None:
+        # Some of these types move a robot, or write all words at once.
+        if kind is None or not issubclass(getattr(transformers, kinds[kind][config.model_type]), GenerationMixin):
             raise ConfigError(
                 f"the model {settings.source} (type {config.model_type}) cannot write {wanted}. Give "
                 f"{'an image-text-to-text model' if settings.kind == 'caption' else 'a language model'}."
@@ -247,6 +250,11 @@ def _load(settings: DescriptionSettings, device: str) -> tuple[Any, Any, str | N
     except ConfigError:
         raise
     except Exception as error:  # a folder may be wrong in any way, and its readers raise anything
+        if "trust_remote_code" in str(error):
+            raise ConfigError(
+                f"the model {settings.source} for {wanted} needs code that lies beside it, and such code is not run. "
+                "Give a model of a type that transformers has itself."
+            ) from error
         reason = " ".join(str(error).split())
         raise ConfigError(f"the model {settings.source} for {wanted} cannot be loaded: {reason[:400]}") from error
     return model, processor, revision

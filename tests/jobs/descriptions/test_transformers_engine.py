@@ -250,12 +250,62 @@ def test_the_record_says_what_decides_the_captions(saved: Callable[..., str]) ->
     json.dumps(record)
 
 
+def _add_code(folder: Path, names: Sequence[str]) -> Path:
+    """Put code beside a model that its files name. Return the file that the code would write."""
+    mark = folder.parent / "ran"
+    code = f"open({str(mark)!r}, 'w').close()\nclass Own: pass\ndef generate(**options): pass\n"
+    (folder / "own.py").write_text(code)
+    (folder / "custom_generate").mkdir()
+    (folder / "custom_generate/generate.py").write_text(code)
+    owner = {"config.json": ("AutoConfig", "AutoModelForImageTextToText"), "processor_config.json": ("AutoProcessor",)}
+    for name in names:
+        content = json.loads((folder / name).read_text())
+        classes: Any = dict.fromkeys(owner.get(name, ()), "own.Own") or {"AutoTokenizer": ["own.Own", "own.Own"]}
+        (folder / name).write_text(json.dumps(content | {"auto_map": classes}))
+    return mark
+
+
+@pytest.mark.parametrize(
+    ("form", "names"),
+    [
+        ("llava", ["config.json", "processor_config.json"]),
+        ("encoder_decoder", ["config.json", "tokenizer_config.json"]),
+    ],
+)
+def test_code_beside_a_model_of_a_known_type_is_not_run(
+    saved: Callable[..., str], tmp_path: Path, form: str, names: list[str]
+) -> None:
+    folder = Path(shutil.copytree(saved(form), tmp_path / "model"))
+    mark = _add_code(folder, names)
+    (outcome,) = TransformersEngine(_settings(str(folder)), "cpu").describe([_request()])
+    assert isinstance(outcome, Reply)
+    assert not mark.exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "key", "value"),
+    [("config.json", "model_type", "own"), ("tokenizer_config.json", "tokenizer_class", "OwnTokenizer")],
+)
+def test_a_model_that_needs_code_of_its_own_is_refused_and_the_code_not_run(
+    saved: Callable[..., str], tmp_path: Path, name: str, key: str, value: str
+) -> None:
+    folder = Path(shutil.copytree(saved("encoder_decoder"), tmp_path / "model"))
+    mark = _add_code(folder, [name])
+    (folder / name).write_text(json.dumps(json.loads((folder / name).read_text()) | {key: value}))
+    with pytest.raises(ConfigError, match=r"needs code that lies beside it, and such code is not run\. Give a model"):
+        TransformersEngine(_settings(str(folder)), "cpu")
+    assert not mark.exists()
+
+
 def test_a_folder_that_is_no_captioner_is_refused_in_a_sentence(saved: Callable[..., str], tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("{}")
     with pytest.raises(ConfigError, match=r"for captions cannot be loaded: .*model_type"):
         TransformersEngine(_settings(str(tmp_path)))
     with pytest.raises(ConfigError, match=r"type llama\) cannot write captions\. Give an image-text-to-text model"):
         TransformersEngine(_settings(saved("language_model")))
+    (tmp_path / "config.json").write_text('{"model_type": "pi0"}')  # it sees and reads, and moves a robot
+    with pytest.raises(ConfigError, match=r"type pi0\) cannot write captions\. Give an image-text-to-text model"):
+        TransformersEngine(_settings(str(tmp_path)))
     (tmp_path / "config.json").write_text('{"model_type": "vit"}')
     with pytest.raises(ConfigError, match=r"type vit\) cannot write explanations\. Give a language model"):
         TransformersEngine(_settings(str(tmp_path), kind="explanation"))
