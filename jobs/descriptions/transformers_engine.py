@@ -6,6 +6,7 @@ known, or the prompt of the settings.
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Sequence
 from typing import Any
@@ -22,6 +23,12 @@ from jobs.descriptions.settings import DescriptionSettings
 
 _CPU_ALLOCATOR = "DefaultCPUAllocator"
 """Words of torch's message if a CPU has no memory left."""
+_UNUSED = (
+    "max_length", "temperature", "top_k", "top_p", "min_p", "top_h", "typical_p", "epsilon_cutoff", "eta_cutoff",
+    "num_return_sequences", "return_dict_in_generate",
+)  # fmt: skip
+"""Generation settings of a folder that do not act: nothing is sampled, the limit is `max_new_tokens`, and one text is
+written."""
 
 
 class TransformersEngine:
@@ -50,7 +57,8 @@ class TransformersEngine:
             if self._tokenizer.pad_token is None:
                 self._tokenizer.pad_token = self._tokenizer.eos_token
         self._generation = writer.generation_config
-        self._generation.max_length = None  # max_new_tokens decides, and each batch would warn of both
+        # Each batch would warn of settings that do not act, and the record would hold them.
+        self._generation.update(do_sample=False, **dict.fromkeys(_UNUSED))
         self._ends = _end_tokens(self._model, self._generation, self._tokenizer)
 
     def describe(self, requests: Sequence[Request]) -> list[Outcome]:
@@ -79,7 +87,8 @@ class TransformersEngine:
             "engine": "transformers", "model": settings.source, "model_type": config.model_type,
             "revision": self._revision, "prompt": self._prompt,
             "max_new_tokens": settings.max_new_tokens, "max_side": settings.max_side,
-            "do_sample": False, "num_beams": self._generation.num_beams or 1, "device": self._device,
+            "batch_size": settings.batch_size, "do_sample": False, "num_beams": self._generation.num_beams or 1,
+            "generation": _settings_of_folder(self._generation), "device": self._device,
             "dtype": str(self._model.dtype).removeprefix("torch."),
             "attention": getattr(config, "_attn_implementation", None), "transformers": transformers.__version__,
         }  # fmt: skip
@@ -126,7 +135,7 @@ class TransformersEngine:
         with torch.inference_mode():
             beginning = _Beginning()
             output = self._model.generate(
-                **inputs, max_new_tokens=self._settings.max_new_tokens, do_sample=False, logits_processor=[beginning]
+                **inputs, max_new_tokens=self._settings.max_new_tokens, logits_processor=[beginning]
             )
         mask = inputs.get("attention_mask")
         prompt_tokens = [0] * len(requests) if mask is None else mask.sum(dim=1).tolist()
@@ -316,6 +325,13 @@ def _find_writer(model: Any) -> Any:
     if type(model).generate is GenerationMixin.generate:
         return model
     return next((part for part in model.children() if isinstance(part, GenerationMixin)), model)
+
+
+def _settings_of_folder(generation: Any) -> dict[str, Any]:
+    """Return the generation settings that a model's folder gives and that may change a text."""
+    left_out = [*_UNUSED, "do_sample", "num_beams", "output_attentions", "output_hidden_states", "use_cache"]
+    given: dict[str, Any] = json.loads(generation.to_json_string(ignore_metadata=True, keys_to_pop=left_out))
+    return given
 
 
 def _end_tokens(model: Any, generation: Any, tokenizer: Any) -> set[int]:

@@ -325,7 +325,41 @@ def test_the_record_says_what_decides_the_captions(saved: Callable[..., str]) ->
     record = TransformersEngine(_settings(saved("encoder_decoder"), dtype="bfloat16", attention="eager")).record()
     assert (record["model_type"], record["prompt"]) == ("vision-encoder-decoder", None)
     assert (record["dtype"], record["max_new_tokens"], record["do_sample"]) == ("bfloat16", 5, False)
+    assert record["batch_size"] == 16
     json.dumps(record)
+
+
+def test_the_record_has_the_generation_settings_of_the_folder_that_act(
+    saved: Callable[..., str], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    folder = shutil.copytree(saved("git"), tmp_path / "model")
+    acts = {"repetition_penalty": 1.5, "no_repeat_ngram_size": 2, "length_penalty": 0.8, "min_length": 3}
+    sampled = {"do_sample": True, "temperature": 0.7, "top_p": 0.9, "top_k": 20}
+    path = folder / "generation_config.json"
+    others = {"num_beams": 2, "num_return_sequences": 2, "return_dict_in_generate": True}
+    path.write_text(json.dumps(json.loads(path.read_text()) | acts | sampled | others))
+    engine = TransformersEngine(_settings(str(folder)), "cpu")
+    record = engine.record()
+    ends = {"bos_token_id": 2, "eos_token_id": 3, "pad_token_id": 0, "suppress_tokens": [0, 1, 2, 3, 4]}
+    assert record["generation"] == acts | ends
+    assert (record["do_sample"], record["num_beams"]) == (False, 2)
+    (outcome,) = engine.describe([_request()])
+    assert isinstance(outcome, Reply)
+    assert len(set(outcome.text.split())) > 1
+    assert capfd.readouterr().err == "", "settings that do not act are not warned of"
+
+
+@pytest.mark.parametrize("form", ["blip", "blip2", "instructblip", "kosmos2"])
+def test_a_model_that_has_its_language_model_write_records_the_settings_of_that(
+    saved: Callable[..., str], tmp_path: Path, form: str
+) -> None:
+    folder = shutil.copytree(saved(form), tmp_path / "model")
+    (before,) = TransformersEngine(_settings(str(folder)), "cpu").describe([_request()])
+    path = folder / "generation_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"repetition_penalty": 9.0, "no_repeat_ngram_size": 1}))
+    engine = TransformersEngine(_settings(str(folder)), "cpu")
+    assert {"bos_token_id", "eos_token_id", "pad_token_id"} == set(engine.record()["generation"])
+    assert engine.describe([_request()]) == [before], "transformers does not read the file for such a model"
 
 
 def _add_code(folder: Path, names: Sequence[str]) -> Path:
