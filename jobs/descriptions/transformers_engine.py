@@ -6,6 +6,7 @@ known, or the prompt of the settings.
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Sequence
 from typing import Any
@@ -22,6 +23,12 @@ from jobs.descriptions.settings import DescriptionSettings
 
 _CPU_ALLOCATOR = "DefaultCPUAllocator"
 """Words of torch's message if a CPU has no memory left."""
+_UNUSED = (
+    "max_length", "temperature", "top_k", "top_p", "min_p", "top_h", "typical_p", "epsilon_cutoff", "eta_cutoff",
+    "num_return_sequences", "return_dict_in_generate",
+)  # fmt: skip
+"""Generation settings of a folder that do not act: nothing is sampled, the limit is `max_new_tokens`, and one text is
+written."""
 
 
 class TransformersEngine:
@@ -42,16 +49,17 @@ class TransformersEngine:
         self._model, self._processor, self._revision = _load(settings, self._device)
         cap_pixels(self._processor, settings.max_side, self._model.config)
         self._tokenizer = getattr(self._processor, "tokenizer", self._processor)
-        config = self._model.config
         self._is_chat = bool(getattr(self._processor, "chat_template", None))
-        self._prompt = chat_prompt(settings) if self._is_chat else plain_prompt(settings, config.model_type)
-        self._repeats_prompt = not config.is_encoder_decoder
-        if self._repeats_prompt:
+        self._prompt = chat_prompt(settings) if self._is_chat else plain_prompt(settings, self._model.config.model_type)
+        writer = _find_writer(self._model)
+        if not writer.config.is_encoder_decoder:
             self._tokenizer.padding_side = "left"  # a batch of prompts must end together
             if self._tokenizer.pad_token is None:
                 self._tokenizer.pad_token = self._tokenizer.eos_token
-        self._ends = _end_tokens(self._model, self._tokenizer)
-        self._model.generation_config.max_length = None  # max_new_tokens decides, and each batch would warn of both
+        self._generation = writer.generation_config
+        # Each batch would warn of settings that do not act, and the record would hold them.
+        self._generation.update(do_sample=False, **dict.fromkeys(_UNUSED))
+        self._ends = _end_tokens(self._model, self._generation, self._tokenizer)
 
     def describe(self, requests: Sequence[Request]) -> list[Outcome]:
         """Describe in batches. A batch that fails is halved until only the culprit is left.
@@ -78,8 +86,9 @@ class TransformersEngine:
         return {
             "engine": "transformers", "model": settings.source, "model_type": config.model_type,
             "revision": self._revision, "prompt": self._prompt,
-            "max_new_tokens": settings.max_new_tokens, "max_side": settings.max_side, "do_sample": False,
-            "num_beams": self._model.generation_config.num_beams or 1, "device": self._device,
+            "max_new_tokens": settings.max_new_tokens, "max_side": settings.max_side,
+            "batch_size": settings.batch_size, "do_sample": False, "num_beams": self._generation.num_beams or 1,
+            "generation": _settings_of_folder(self._generation), "device": self._device,
             "dtype": str(self._model.dtype).removeprefix("torch."),
             "attention": getattr(config, "_attn_implementation", None), "transformers": transformers.__version__,
         }  # fmt: skip
@@ -124,26 +133,14 @@ class TransformersEngine:
             if torch.is_floating_point(value):
                 inputs[name] = value.to(self._model.dtype)
         with torch.inference_mode():
-            output = self._model.generate(**inputs, max_new_tokens=self._settings.max_new_tokens, do_sample=False)
-        prompts = inputs.get("input_ids")
+            beginning = _Beginning()
+            output = self._model.generate(
+                **inputs, max_new_tokens=self._settings.max_new_tokens, logits_processor=[beginning]
+            )
         mask = inputs.get("attention_mask")
         prompt_tokens = [0] * len(requests) if mask is None else mask.sum(dim=1).tolist()
-        new = self._new_tokens(output, prompts).tolist()
+        new = output[:, beginning.length :].tolist()
         return [self._read(tokens, count) for tokens, count in zip(new, prompt_tokens, strict=True)]
-
-    def _new_tokens(self, output: Any, prompts: Any) -> Any:
-        """Return what was written after the prompt: most models repeat it, some do so without its last token."""
-        if not self._repeats_prompt:
-            return output[:, 1:]  # the token that starts the decoder
-        if prompts is None:  # the model began with a token of its own, or returns none
-            begins = output.shape[1] > 0 and set(output[:, 0].tolist()) <= set(self._tokenizer.all_special_ids)
-            return output[:, 1:] if begins else output
-        length = prompts.shape[1]
-        # A model may put another token in the first place; BLIP does.
-        for repeated in (length, length - 1):
-            if 0 < repeated <= output.shape[1] and output[:, 1:repeated].equal(prompts[:, 1:repeated]):
-                return output[:, repeated:]
-        return output
 
     def _read(self, tokens: list[int], prompt_tokens: int) -> Outcome:
         end = next((place for place, token in enumerate(tokens) if token in self._ends), None)
@@ -151,7 +148,7 @@ class TransformersEngine:
         special = set(self._tokenizer.all_special_ids) - self._ends
         text = self._tokenizer.decode(written, skip_special_tokens=True)
         # Some models are made to end their text at the limit, wherever they are in it (`forced_eos_token_id`).
-        forced = end is not None and self._model.generation_config.forced_eos_token_id is not None
+        forced = end is not None and self._generation.forced_eos_token_id is not None
         return read_reply(
             text,
             is_cut=(end is None or forced) and len(written) + forced >= self._settings.max_new_tokens,
@@ -165,20 +162,32 @@ class TransformersEngine:
             texts = [fill(self._prompt or "", request.text) for request in requests]
             if self._is_chat:
                 texts = [self._chat([{"type": "text", "text": text}]) for text in texts]
-            # A chat template writes the first token itself. Many models refuse token types, and none needs them here.
-            options = {"add_special_tokens": not self._is_chat, "return_token_type_ids": False}
-            return self._tokenizer(texts, padding=True, return_tensors="pt", **options)
+            # Many models refuse token types, and none needs them here.
+            return self._tokenizer(texts, **self._text_options(texts), return_token_type_ids=False)
         images = [self._shrunk(request.image) for request in requests]
         if self._is_chat:
             texts = [
                 self._chat([{"type": "image"}, {"type": "text", "text": fill(self._prompt or "", request.text)}])
                 for request in requests
             ]
-            return self._processor(images=[[image] for image in images], text=texts, padding=True, return_tensors="pt")
+            return self._processor(images=[[image] for image in images], text=texts, **self._text_options(texts))
         if self._prompt is None:
             return self._processor(images=images, return_tensors="pt")
         texts = [fill(self._prompt, request.text) for request in requests]
-        return self._processor(images=images, text=texts, padding=True, return_tensors="pt")
+        options = self._text_options(texts)
+        if self._model.config.model_type == "git":  # it goes on with its words, which may not have ended
+            texts = [f"{self._tokenizer.cls_token}{text}" for text in texts]
+            options |= {"add_special_tokens": False, "return_token_type_ids": False}
+        return self._processor(images=images, text=texts, **options)
+
+    def _text_options(self, texts: Sequence[str]) -> dict[str, Any]:
+        """Return how texts become tokens. The first token of a prompt comes from the tokenizer or from the template."""
+        options: dict[str, Any] = {"padding": True, "return_tensors": "pt"}
+        # Templates of language models write it. Those of models that see differ, so transformers looks, as here.
+        first = self._tokenizer.bos_token
+        if self._is_chat and (self._processor is self._tokenizer or (first and texts[0].startswith(first))):
+            options["add_special_tokens"] = False
+        return options
 
     def _chat(self, content: list[dict[str, str]]) -> str:
         """Return a message as the model's template writes it."""
@@ -203,12 +212,14 @@ def _load(settings: DescriptionSettings, device: str) -> tuple[Any, Any, str | N
     Raises `ConfigError`, in a sentence, if they are not there.
     """
     import torch
+    import transformers
     from transformers import (
         AutoConfig,
         AutoModelForCausalLM,
         AutoModelForImageTextToText,
         AutoModelForSeq2SeqLM,
         AutoTokenizer,
+        GenerationMixin,
     )
     from transformers.models.auto.modeling_auto import (
         MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
@@ -235,7 +246,8 @@ def _load(settings: DescriptionSettings, device: str) -> tuple[Any, Any, str | N
         if settings.kind == "caption":
             kinds = {AutoModelForImageTextToText: MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES}
         kind = next((kind for kind, names in kinds.items() if config.model_type in names), None)
-        if kind is None:
+        # Some of these types move a robot, or write all words at once.
+        if kind is None or not issubclass(getattr(transformers, kinds[kind][config.model_type]), GenerationMixin):
             raise ConfigError(
                 f"the model {settings.source} (type {config.model_type}) cannot write {wanted}. Give "
                 f"{'an image-text-to-text model' if settings.kind == 'caption' else 'a language model'}."
@@ -247,6 +259,11 @@ def _load(settings: DescriptionSettings, device: str) -> tuple[Any, Any, str | N
     except ConfigError:
         raise
     except Exception as error:  # a folder may be wrong in any way, and its readers raise anything
+        if "trust_remote_code" in str(error):
+            raise ConfigError(
+                f"the model {settings.source} for {wanted} needs code that lies beside it, and such code is not run. "
+                "Give a model of a type that transformers has itself."
+            ) from error
         reason = " ".join(str(error).split())
         raise ConfigError(f"the model {settings.source} for {wanted} cannot be loaded: {reason[:400]}") from error
     return model, processor, revision
@@ -286,10 +303,41 @@ def _load_processor(source: str, common: dict[str, Any]) -> Any:
     )
 
 
-def _end_tokens(model: Any, tokenizer: Any) -> set[int]:
+class _Beginning:
+    """The number of tokens that stand in the output before the first new one.
+
+    They are the prompt, tokens that the model puts in the place of a picture, or the token that starts a decoder.
+    Models differ in what they return of them, and what they return is what they hand to a processor of their scores.
+    """
+
+    length: int | None = None
+
+    def __call__(self, tokens: Any, scores: Any) -> Any:
+        if self.length is None:
+            self.length = tokens.shape[1]
+        return scores
+
+
+def _find_writer(model: Any) -> Any:
+    """Return the part of a model that writes. Some hand the work to a language model with settings of its own."""
+    from transformers import GenerationMixin
+
+    if type(model).generate is GenerationMixin.generate:
+        return model
+    return next((part for part in model.children() if isinstance(part, GenerationMixin)), model)
+
+
+def _settings_of_folder(generation: Any) -> dict[str, Any]:
+    """Return the generation settings that a model's folder gives and that may change a text."""
+    left_out = [*_UNUSED, "do_sample", "num_beams", "output_attentions", "output_hidden_states", "use_cache"]
+    given: dict[str, Any] = json.loads(generation.to_json_string(ignore_metadata=True, keys_to_pop=left_out))
+    return given
+
+
+def _end_tokens(model: Any, generation: Any, tokenizer: Any) -> set[int]:
     """Return the tokens that end a text, or fill it up after its end."""
     config = model.config
-    texts = [config, getattr(config, "text_config", None), getattr(config, "decoder", None), model.generation_config]
+    texts = [config, getattr(config, "text_config", None), getattr(config, "decoder", None), generation]
     names = ("eos_token_id", "pad_token_id", "sep_token_id")
     found = [getattr(owner, name, None) for owner in [*texts, tokenizer] if owner is not None for name in names]
     ids = [token for value in found for token in (value if isinstance(value, list) else [value])]

@@ -59,8 +59,14 @@ def save_blip(folder: Path) -> str:
     return str(folder)
 
 
-def save_llava(folder: Path, *, with_template: bool = True) -> str:
-    """Save a chat model that sees."""
+def save_llava(folder: Path, *, with_template: bool = True, writes_first: bool | None = None) -> str:
+    """Save a chat model that sees.
+
+    Args:
+        folder: Folder of the model.
+        with_template: False: nobody knows how to ask it.
+        writes_first: True if the template writes the first token, as that of Gemma 3 does. None: there is none.
+    """
     from transformers import CLIPImageProcessor, LlavaConfig, LlavaForConditionalGeneration, LlavaProcessor
 
     config = LlavaConfig(
@@ -74,9 +80,13 @@ def save_llava(folder: Path, *, with_template: bool = True) -> str:
     _words_only(model, 6)
     model.save_pretrained(folder)
     images = CLIPImageProcessor(size={"height": 32, "width": 32}, crop_size={"height": 32, "width": 32})
+    tokenizer = _tokenizer("<image>")
+    if writes_first is not None:
+        tokenizer.bos_token = "[CLS]"
+    template = "[CLS]" * bool(writes_first) + _SEEING_TEMPLATE
     LlavaProcessor(
-        images, _tokenizer("<image>"), patch_size=16, vision_feature_select_strategy="default",
-        num_additional_image_tokens=1, chat_template=_SEEING_TEMPLATE if with_template else None, image_token="<image>",
+        images, tokenizer, patch_size=16, vision_feature_select_strategy="default",
+        num_additional_image_tokens=1, chat_template=template if with_template else None, image_token="<image>",
     ).save_pretrained(folder)  # fmt: skip
     return str(folder)
 
@@ -218,6 +228,149 @@ def save_florence2(folder: Path) -> str:
     images = CLIPImageProcessor(size={"height": 32, "width": 32}, crop_size={"height": 32, "width": 32})
     images.image_seq_length = 2
     Florence2Processor(images, tokenizer, num_additional_image_tokens=0).save_pretrained(folder)
+    return str(folder)
+
+
+def _opt() -> Any:
+    """Return the configuration of OPT, whose first token is its end token too."""
+    from transformers import OPTConfig
+
+    return OPTConfig(
+        vocab_size=14, hidden_size=16, word_embed_proj_dim=16, ffn_dim=16, num_hidden_layers=1, num_attention_heads=2,
+        max_position_embeddings=64, init_std=1.0, bos_token_id=3, eos_token_id=3, pad_token_id=0,
+    )  # fmt: skip
+
+
+def _t5() -> Any:
+    """Return the configuration of T5, whose decoder starts with the token that pads."""
+    from transformers import T5Config
+
+    return T5Config(
+        vocab_size=14, d_model=16, d_kv=8, d_ff=16, num_layers=1, num_heads=2, decoder_start_token_id=0, bos_token_id=3,
+        eos_token_id=3, pad_token_id=0,
+    )  # fmt: skip
+
+
+_QFORMER: dict[str, Any] = {
+    "vocab_size": 13, "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2,
+    "encoder_hidden_size": 16, "initializer_range": 1.0,
+}  # fmt: skip
+_OWN_VISION = _VISION | {"initializer_range": 1.0}
+
+
+def _mute_special_tokens(language_model: Any, special: int) -> None:
+    """Have a model write words by its weights: the settings of its folder do not reach its language model."""
+    with torch.no_grad():
+        weights = language_model.get_output_embeddings().weight
+        weights[:special] = 0
+        # A word or its opposite scores more than nothing.
+        weights[special + 4 : special + 8] = -weights[special : special + 4]
+
+
+def _framed_tokenizer(text_model: str) -> Any:
+    """Return a tokenizer that begins a text as OPT does, or ends it as T5 does."""
+    from tokenizers.processors import TemplateProcessing
+
+    tokenizer = _tokenizer("<image>")
+    template = "[SEP] $A" if text_model == "opt" else "$A [SEP]"
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(single=template, special_tokens=[("[SEP]", 3)])
+    tokenizer.bos_token = tokenizer.eos_token = "[SEP]"
+    return tokenizer
+
+
+def save_blip2(folder: Path, *, text_model: str = "opt") -> str:
+    """Save a model that puts tokens in the place of a picture before a language model's text."""
+    from transformers import Blip2Config, Blip2ForConditionalGeneration, Blip2Processor, BlipImageProcessor
+
+    torch.manual_seed(0)
+    text = _opt() if text_model == "opt" else _t5()
+    config = Blip2Config(
+        vision_config=_OWN_VISION, qformer_config=_QFORMER, text_config=text.to_dict(), num_query_tokens=2,
+        image_token_index=5,
+    )  # fmt: skip
+    model = Blip2ForConditionalGeneration(config)
+    torch.nn.init.normal_(model.query_tokens)
+    torch.nn.init.normal_(model.language_projection.weight)
+    _mute_special_tokens(model.language_model, 6)
+    model.save_pretrained(folder)
+    images = BlipImageProcessor(size={"height": 32, "width": 32})
+    Blip2Processor(images, _framed_tokenizer(text_model), num_query_tokens=2).save_pretrained(folder)
+    return str(folder)
+
+
+def save_instructblip(folder: Path, *, text_model: str = "opt") -> str:
+    """Save a model like BLIP-2 that reads an instruction twice, and does not say that its T5 has a decoder."""
+    from transformers import (
+        BlipImageProcessor,
+        InstructBlipConfig,
+        InstructBlipForConditionalGeneration,
+        InstructBlipProcessor,
+    )
+
+    torch.manual_seed(0)
+    text = _opt() if text_model == "opt" else _t5()
+    config = InstructBlipConfig(
+        vision_config=_OWN_VISION, qformer_config=_QFORMER, text_config=text.to_dict(), num_query_tokens=2,
+        image_token_index=5,
+    )  # fmt: skip
+    model = InstructBlipForConditionalGeneration(config)
+    torch.nn.init.normal_(model.query_tokens)
+    torch.nn.init.normal_(model.language_projection.weight)
+    _mute_special_tokens(model.language_model, 6)
+    model.save_pretrained(folder)
+    images = BlipImageProcessor(size={"height": 32, "width": 32})
+    InstructBlipProcessor(images, _framed_tokenizer(text_model), _tokenizer(), num_query_tokens=2).save_pretrained(
+        folder
+    )
+    return str(folder)
+
+
+def save_kosmos2(folder: Path) -> str:
+    """Save a model that goes on with the words `An image of`, behind 64 tokens in the place of a picture."""
+    from transformers import (
+        BertTokenizerFast,
+        CLIPImageProcessor,
+        Kosmos2Config,
+        Kosmos2ForConditionalGeneration,
+        Kosmos2Processor,
+    )
+
+    # The tokens of a picture are the 64 after the unknown one.
+    tokens = ["<s>", "<pad>", "</s>", "<unk>", *(f"[{number}]" for number in range(64)), *WORDS, "an", "image", "of"]
+    tokenizer = BertTokenizerFast(
+        vocab={token: number for number, token in enumerate(tokens)}, bos_token="<s>", eos_token="</s>",
+        pad_token="<pad>", unk_token="<unk>", sep_token="</s>", cls_token="<s>",
+    )  # fmt: skip
+    images = CLIPImageProcessor(size={"height": 32, "width": 32}, crop_size={"height": 32, "width": 32})
+    processor = Kosmos2Processor(images, tokenizer, num_patch_index_tokens=4)
+    text = {
+        "vocab_size": len(tokenizer), "embed_dim": 16, "layers": 1, "ffn_dim": 16, "attention_heads": 2,
+        "init_std": 1.0, "max_position_embeddings": 128,
+    }  # fmt: skip
+    torch.manual_seed(0)
+    model = Kosmos2ForConditionalGeneration(Kosmos2Config(text_config=text, vision_config=_VISION, latent_query_num=64))
+    _mute_special_tokens(model.text_model, 68)
+    with torch.no_grad():
+        model.text_model.get_output_embeddings().weight[76:] = 0
+    model.save_pretrained(folder)
+    processor.save_pretrained(folder)
+    return str(folder)
+
+
+def save_git(folder: Path) -> str:
+    """Save a model that begins with a token of its own and returns it."""
+    from transformers import CLIPImageProcessor, GitConfig, GitForCausalLM, GitProcessor
+
+    torch.manual_seed(0)
+    config = GitConfig(
+        vision_config=_VISION, vocab_size=13, hidden_size=16, intermediate_size=16, num_hidden_layers=1,
+        num_attention_heads=2, max_position_embeddings=64, initializer_range=1.0, **_IDS,
+    )  # fmt: skip
+    model = GitForCausalLM(config)
+    _words_only(model, 5)
+    model.save_pretrained(folder)
+    images = CLIPImageProcessor(size={"height": 32, "width": 32}, crop_size={"height": 32, "width": 32})
+    GitProcessor(images, _tokenizer()).save_pretrained(folder)
     return str(folder)
 
 

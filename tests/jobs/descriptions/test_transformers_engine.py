@@ -12,10 +12,12 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from transformers import AutoModelForImageTextToText
 
 from asap.errors import ConfigError
 from jobs.descriptions.engine import Failure, Outcome, Reply, Request
 from jobs.descriptions.loading import load_engine
+from jobs.descriptions.prompts import TASK_WORDS
 from jobs.descriptions.settings import DescriptionSettings
 from jobs.descriptions.transformers_engine import TransformersEngine
 from tests.support import tiny_captioners
@@ -44,14 +46,14 @@ def _settings(source: str, **changes: Any) -> DescriptionSettings:
     return DescriptionSettings(**({"engine": "transformers", "source": source, "max_new_tokens": 5} | changes))
 
 
-def _generated(engine: TransformersEngine, monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
-    """Record the words of the prompts that reach the model."""
+def _prompts(engine: TransformersEngine, monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
+    """Record the prompts that reach the model, with their special tokens."""
     prompts: list[list[str]] = []
     generate = engine._model.generate
 
     def keep(**inputs: Any) -> Any:
-        found = inputs.get("input_ids")
-        prompts.append([] if found is None else engine._tokenizer.batch_decode(found, skip_special_tokens=True))
+        # The model may write into its inputs.
+        prompts.append([" ".join(engine._tokenizer.convert_ids_to_tokens(ids)) for ids in inputs["input_ids"]])
         return generate(**inputs)
 
     monkeypatch.setattr(engine._model, "generate", keep)
@@ -73,6 +75,82 @@ def test_a_model_captions_each_picture_with_new_words_only(model: str, saved: Ca
     assert alone == outcomes[0], "a picture's caption does not depend on the batch"
 
 
+_PLAIN = [
+    ("blip", "blip", {}),
+    ("blip-2", "blip2", {}),
+    ("blip-2", "blip2", {"text_model": "t5"}),
+    ("instructblip", "instructblip", {}),
+    ("instructblip", "instructblip", {"text_model": "t5"}),
+    ("kosmos-2", "kosmos2", {}),
+    ("git", "git", {}),
+    ("paligemma", "paligemma", {}),
+    ("florence2", "florence2", {}),
+    ("vision-encoder-decoder", "encoder_decoder", {}),
+]
+"""The models that caption without a chat template: type, form, and changes of the form."""
+
+
+def test_each_type_with_task_words_has_a_model_here() -> None:
+    assert {model_type for model_type, _, _ in _PLAIN} == set(TASK_WORDS)
+
+
+@pytest.mark.parametrize(("model_type", "form", "changes"), _PLAIN)
+def test_a_caption_is_what_transformers_writes_behind_the_task_words(
+    saved: Callable[..., str], model_type: str, form: str, changes: dict[str, Any]
+) -> None:
+    source = saved(form, **changes)
+    engine = TransformersEngine(_settings(source), "cpu")
+    request = _request()
+    (outcome,) = engine.describe([request])
+    assert isinstance(outcome, Reply)
+    assert engine.record()["model_type"] == model_type
+    # The same by the classes of transformers, whose text holds the prompt.
+    words = {} if TASK_WORDS[model_type] is None else {"text": [TASK_WORDS[model_type]]}
+    inputs = engine._processor(images=[request.image], return_tensors="pt", **words)
+    model = AutoModelForImageTextToText.from_pretrained(source).eval()
+    written = model.generate(**inputs, max_new_tokens=5, do_sample=False)
+    whole = engine._tokenizer.decode(written[0], skip_special_tokens=True).split()
+    caption = outcome.text.split()
+    assert whole[len(whole) - len(caption) :] == caption
+    assert set(caption) <= {*WORDS, "what", "does", "image", "describe"}
+    assert 1 <= outcome.usage.output_tokens <= 5
+    if not words:
+        assert whole == caption
+
+
+@pytest.mark.parametrize(("form", "changes"), [(form, changes) for _, form, changes in _PLAIN[1:7]])
+def test_words_of_the_settings_may_differ_in_length_within_a_batch(
+    saved: Callable[..., str], form: str, changes: dict[str, Any]
+) -> None:
+    engine = TransformersEngine(_settings(saved(form, **changes), prompt="the {text}"), "cpu")
+    requests = [_request(0, "man in the street"), _request(1, "crowd")]
+    outcomes = engine.describe(requests)
+    assert all(isinstance(outcome, Reply) and outcome.usage.output_tokens == 5 for outcome in outcomes), outcomes
+    assert [engine.describe([request])[0] for request in requests] == outcomes
+
+
+def test_a_model_that_goes_on_with_its_words_gets_no_end_behind_them(
+    saved: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = TransformersEngine(_settings(saved("git"), prompt="the man"), "cpu")
+    prompts = _prompts(engine, monkeypatch)
+    engine.describe([_request()])
+    assert prompts == [["[CLS] the man"]]
+
+
+@pytest.mark.parametrize(("kind", "text"), [("caption", None), ("explanation", "crowd")])
+@pytest.mark.parametrize("writes_first", [True, False])
+def test_a_prompt_has_one_first_token_whoever_writes_it(
+    saved: Callable[..., str], monkeypatch: pytest.MonkeyPatch, writes_first: bool, kind: str, text: str | None
+) -> None:
+    settings = _settings(saved("llava", writes_first=writes_first), kind=kind, prompt="the man {text}")
+    engine = TransformersEngine(settings, "cpu")
+    prompts = _prompts(engine, monkeypatch)
+    assert isinstance(engine.describe([_request(text=text)])[0], Reply)
+    assert prompts[0][0].startswith("[CLS]")
+    assert prompts[0][0].count("[CLS]") == 1
+
+
 def test_a_chat_model_gets_the_published_prompt(saved: Callable[..., str], monkeypatch: pytest.MonkeyPatch) -> None:
     engine = TransformersEngine(_settings(saved("llava")))
     seen: list[Any] = []
@@ -88,9 +166,9 @@ def test_a_prompt_reaches_a_model_without_a_chat_template_and_is_no_part_of_the_
     saved: Callable[..., str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     engine = TransformersEngine(_settings(saved("blip"), prompt="the man in the"))
-    prompts = _generated(engine, monkeypatch)
+    prompts = _prompts(engine, monkeypatch)
     outcomes = engine.describe([_request(0), _request(1)])
-    assert prompts == [["the man in the", "the man in the"]]
+    assert prompts == [["[CLS] the man in the [SEP]"] * 2], "BLIP replaces the first token and drops the last"
     assert all(isinstance(outcome, Reply) and outcome.usage.output_tokens <= 5 for outcome in outcomes)
 
 
@@ -109,7 +187,7 @@ def test_the_task_words_of_florence_become_its_question_and_a_forced_end_is_a_cu
     saved: Callable[..., str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     engine = TransformersEngine(_settings(saved("florence2")))
-    prompts = _generated(engine, monkeypatch)
+    prompts = _prompts(engine, monkeypatch)
     (outcome,) = engine.describe([_request()])
     assert "what does the image describe" in prompts[0][0]
     assert isinstance(outcome, Reply)
@@ -143,9 +221,9 @@ def test_a_language_model_explains_texts_of_any_length(
     saved: Callable[..., str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     engine = TransformersEngine(_settings(saved("language_model"), kind="explanation", prompt="in {text}"))
-    prompts = _generated(engine, monkeypatch)
+    prompts = _prompts(engine, monkeypatch)
     outcomes = engine.describe([_request(text="man"), _request(text=" "), _request(text="a woman smiles {text}")])
-    assert prompts[0][0] == "in man the", "the template of the model adds its words"
+    assert prompts[0][0] == "[PAD] " * 5 + "in man the", "the template of the model adds its words"
     assert isinstance(outcomes[0], Reply)
     assert isinstance(outcomes[1], Failure)
     assert (outcomes[1].kind, outcomes[0].usage.input_tokens) == ("no_input", 3)
@@ -247,7 +325,88 @@ def test_the_record_says_what_decides_the_captions(saved: Callable[..., str]) ->
     record = TransformersEngine(_settings(saved("encoder_decoder"), dtype="bfloat16", attention="eager")).record()
     assert (record["model_type"], record["prompt"]) == ("vision-encoder-decoder", None)
     assert (record["dtype"], record["max_new_tokens"], record["do_sample"]) == ("bfloat16", 5, False)
+    assert record["batch_size"] == 16
     json.dumps(record)
+
+
+def test_the_record_has_the_generation_settings_of_the_folder_that_act(
+    saved: Callable[..., str], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    folder = shutil.copytree(saved("git"), tmp_path / "model")
+    acts = {"repetition_penalty": 1.5, "no_repeat_ngram_size": 2, "length_penalty": 0.8, "min_length": 3}
+    sampled = {"do_sample": True, "temperature": 0.7, "top_p": 0.9, "top_k": 20}
+    path = folder / "generation_config.json"
+    others = {"num_beams": 2, "num_return_sequences": 2, "return_dict_in_generate": True}
+    path.write_text(json.dumps(json.loads(path.read_text()) | acts | sampled | others))
+    engine = TransformersEngine(_settings(str(folder)), "cpu")
+    record = engine.record()
+    ends = {"bos_token_id": 2, "eos_token_id": 3, "pad_token_id": 0, "suppress_tokens": [0, 1, 2, 3, 4]}
+    assert record["generation"] == acts | ends
+    assert (record["do_sample"], record["num_beams"]) == (False, 2)
+    (outcome,) = engine.describe([_request()])
+    assert isinstance(outcome, Reply)
+    assert len(set(outcome.text.split())) > 1
+    assert capfd.readouterr().err == "", "settings that do not act are not warned of"
+
+
+@pytest.mark.parametrize("form", ["blip", "blip2", "instructblip", "kosmos2"])
+def test_a_model_that_has_its_language_model_write_records_the_settings_of_that(
+    saved: Callable[..., str], tmp_path: Path, form: str
+) -> None:
+    folder = shutil.copytree(saved(form), tmp_path / "model")
+    (before,) = TransformersEngine(_settings(str(folder)), "cpu").describe([_request()])
+    path = folder / "generation_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"repetition_penalty": 9.0, "no_repeat_ngram_size": 1}))
+    engine = TransformersEngine(_settings(str(folder)), "cpu")
+    assert {"bos_token_id", "eos_token_id", "pad_token_id"} == set(engine.record()["generation"])
+    assert engine.describe([_request()]) == [before], "transformers does not read the file for such a model"
+
+
+def _add_code(folder: Path, names: Sequence[str]) -> Path:
+    """Put code beside a model that its files name. Return the file that the code would write."""
+    mark = folder.parent / "ran"
+    code = f"open({str(mark)!r}, 'w').close()\nclass Own: pass\ndef generate(**options): pass\n"
+    (folder / "own.py").write_text(code)
+    (folder / "custom_generate").mkdir()
+    (folder / "custom_generate/generate.py").write_text(code)
+    owner = {"config.json": ("AutoConfig", "AutoModelForImageTextToText"), "processor_config.json": ("AutoProcessor",)}
+    for name in names:
+        content = json.loads((folder / name).read_text())
+        classes: Any = dict.fromkeys(owner.get(name, ()), "own.Own") or {"AutoTokenizer": ["own.Own", "own.Own"]}
+        (folder / name).write_text(json.dumps(content | {"auto_map": classes}))
+    return mark
+
+
+@pytest.mark.parametrize(
+    ("form", "names"),
+    [
+        ("llava", ["config.json", "processor_config.json"]),
+        ("encoder_decoder", ["config.json", "tokenizer_config.json"]),
+    ],
+)
+def test_code_beside_a_model_of_a_known_type_is_not_run(
+    saved: Callable[..., str], tmp_path: Path, form: str, names: list[str]
+) -> None:
+    folder = Path(shutil.copytree(saved(form), tmp_path / "model"))
+    mark = _add_code(folder, names)
+    (outcome,) = TransformersEngine(_settings(str(folder)), "cpu").describe([_request()])
+    assert isinstance(outcome, Reply)
+    assert not mark.exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "key", "value"),
+    [("config.json", "model_type", "own"), ("tokenizer_config.json", "tokenizer_class", "OwnTokenizer")],
+)
+def test_a_model_that_needs_code_of_its_own_is_refused_and_the_code_not_run(
+    saved: Callable[..., str], tmp_path: Path, name: str, key: str, value: str
+) -> None:
+    folder = Path(shutil.copytree(saved("encoder_decoder"), tmp_path / "model"))
+    mark = _add_code(folder, [name])
+    (folder / name).write_text(json.dumps(json.loads((folder / name).read_text()) | {key: value}))
+    with pytest.raises(ConfigError, match=r"needs code that lies beside it, and such code is not run\. Give a model"):
+        TransformersEngine(_settings(str(folder)), "cpu")
+    assert not mark.exists()
 
 
 def test_a_folder_that_is_no_captioner_is_refused_in_a_sentence(saved: Callable[..., str], tmp_path: Path) -> None:
@@ -256,6 +415,9 @@ def test_a_folder_that_is_no_captioner_is_refused_in_a_sentence(saved: Callable[
         TransformersEngine(_settings(str(tmp_path)))
     with pytest.raises(ConfigError, match=r"type llama\) cannot write captions\. Give an image-text-to-text model"):
         TransformersEngine(_settings(saved("language_model")))
+    (tmp_path / "config.json").write_text('{"model_type": "pi0"}')  # it sees and reads, and moves a robot
+    with pytest.raises(ConfigError, match=r"type pi0\) cannot write captions\. Give an image-text-to-text model"):
+        TransformersEngine(_settings(str(tmp_path)))
     (tmp_path / "config.json").write_text('{"model_type": "vit"}')
     with pytest.raises(ConfigError, match=r"type vit\) cannot write explanations\. Give a language model"):
         TransformersEngine(_settings(str(tmp_path), kind="explanation"))
