@@ -6,7 +6,7 @@ from typing import Any, Self
 
 from pydantic import Field, model_validator
 
-from jobs.descriptions.settings import DescriptionSettings
+from jobs.descriptions.settings import NO_VLLM, DescriptionSettings
 from jobs.scan.settings import PairsSettings
 
 
@@ -45,9 +45,7 @@ class AnnotateSettings(PairsSettings):
             if f"{engine.kind}s" != name:
                 raise ValueError(f"{name} cannot be made by an engine of the kind {engine.kind!r}. Leave `kind` out.")
             if engine.engine == "vllm":
-                raise ValueError(
-                    f"{name} cannot be made by the engine vllm here. Start `vllm serve`, and use the engine openai."
-                )
+                raise ValueError(f"{name} cannot be made by the engine vllm here: {NO_VLLM}")
         return self
 
     @property

@@ -16,6 +16,11 @@ Kind = Literal["caption", "explanation"]
 DEMO = "demo"
 """Source of the captioner that ships with the library, as `demo` is the name of its model. `./demo` is a folder."""
 EngineName = Literal["transformers", "openai", "vllm", "precomputed"]
+NO_VLLM = (
+    "vLLM is an optional extra (pip install 'asap-ray[vllm]'), and its stages are not connected to a job yet. "
+    "Start `vllm serve MODEL`, and use the engine openai with its address."
+)
+"""The reason why jobs refuse the engine `vllm`, and the way to use vLLM all the same."""
 _NEW_TOKENS = {"caption": 40, "explanation": 160}
 _MOST_BATCHES = 16
 """Batches of a process at a time. They are lost with it."""

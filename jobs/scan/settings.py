@@ -13,7 +13,7 @@ from asap.preprocessing.images import DEFAULT_LIMITS, ImageLimits
 from asap.preprocessing.words import MIN_TEXT_READ
 from asap.storage.fetch import FetchSettings
 from asap.storage.location import Location
-from jobs.descriptions.settings import DescriptionSettings
+from jobs.descriptions.settings import NO_VLLM, DescriptionSettings
 from jobs.scan.input.files.globs import find_glob
 from jobs.scan.input.tables.record_files import record_file
 from jobs.scan.input.tables.table import TableOptions
@@ -132,7 +132,7 @@ class ScanSettings(PairsSettings):
         if self.captions and self.captions.kind != "caption":
             raise ValueError("a scan needs captions, not explanations. Leave captions.kind out.")
         if self.captions and self.captions.engine == "vllm":
-            raise ValueError("a scan cannot run the engine vllm. Start `vllm serve`, and use the engine openai.")
+            raise ValueError(f"a scan cannot run the engine vllm: {NO_VLLM}")
         if self.caption_pairs == "flagged" and not self.captions:
             raise ValueError("caption_pairs is 'flagged', and there is no captioner. Give one in `captions`.")
         return self

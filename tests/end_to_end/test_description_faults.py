@@ -1,4 +1,4 @@
-"""Captions under faults, in each job that writes them: every fault costs its own row, and the job is done.
+"""Captions and explanations under faults, in each job that writes them: a fault costs its own row, and the job is done.
 
 The endpoint is a real server that misbehaves, the models are real models of a few weights.
 """
@@ -8,6 +8,7 @@ from __future__ import annotations
 import base64
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -26,7 +27,15 @@ from PIL import Image
 from asap.errors import ConfigError
 from jobs.errors import JobDiffers, JobFailed
 from jobs.scan.passes import ScanProgress
-from tests.support.deadly import DEADLY, HUNGRY, FailingAnnotator, FailingCaptioner, ReplacedCaptioner
+from tests.support.deadly import (
+    DEADLY,
+    DEADLY_ROW,
+    HUNGRY,
+    DeadlyExplainer,
+    FailingAnnotator,
+    FailingCaptioner,
+    ReplacedCaptioner,
+)
 from tests.support.description_jobs import FIRST_WIDTH, JOBS, Caption, JobKind, flagging, run_job, write_pairs
 from tests.support.endpoint import (
     Answer,
@@ -125,6 +134,110 @@ def test_every_fault_of_an_endpoint_costs_its_own_caption_and_another_try_gets_t
         assert (summary["errors"], again["errors"]) == (1, 1)
         assert {row for row in rows if rows[row]["verdict"] is None} == {12}
         assert rows[12]["error_code"] == rows_again[12]["error_code"] == "caption_failed"
+
+
+@pytest.fixture
+def deadly_explainer(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Replace the stages of annotations by `DeadlyExplainer`."""
+    from ray import cloudpickle
+
+    from jobs.annotate import pipeline as annotate_pipeline
+    from jobs.scan import pipeline
+
+    module = sys.modules[DeadlyExplainer.__module__]
+    cloudpickle.register_pickle_by_value(module)
+    monkeypatch.setattr(annotate_pipeline, "DescribeStage", DeadlyExplainer)
+    monkeypatch.setattr(pipeline, "TRIES", 2)
+    yield
+    cloudpickle.unregister_pickle_by_value(module)
+
+
+TEXT_FAULTS = {row: FAULTS[row] for row in (3, 4, 7, 8, 9, 10)}
+"""The faults that explanations meet too, by row, beside a storm and `DEADLY_ROW`. Answers that never come are left
+out: the tries of rows that share a process with a deadly one would wait for them again and again."""
+
+
+class _TextEndpoint:
+    """An endpoint that captions each picture, and has faults for texts. It is healed by `is_healed`."""
+
+    def __init__(self) -> None:
+        self.asked: Counter[int | None] = Counter()
+        self.is_healed = False
+
+    def __call__(self, handler: Handler, body: dict[str, Any]) -> None:
+        content = body["messages"][0]["content"]
+        if not isinstance(content, str):
+            handler.send(200, json.dumps(completion(GOOD)))
+            return
+        # The published prompt ends with the text in quotes, which ends with its row. The text of the trial does not.
+        found = re.search(r" (\d+)\"$", content)
+        row = int(found[1]) if found else None
+        with handler.server.lock:
+            self.asked[row] += 1
+            storms = row == STORM and self.asked[row] <= 3
+        if storms:
+            handler.send(429, json.dumps({"error": {"message": "Slow down."}}), Retry_After="0.2")
+        elif row in TEXT_FAULTS and not self.is_healed:
+            TEXT_FAULTS[row][0](handler, body)
+        else:
+            handler.send(200, json.dumps(completion(f"explained {row}")))
+
+
+@pytest.mark.chaos
+@pytest.mark.slow
+def test_every_fault_costs_its_own_explanation_and_no_caption_and_another_try_gets_those_that_may_succeed(
+    ray_here: None, deadly_explainer: None, tmp_path: Path
+) -> None:
+    textless = 12
+    write_pairs(tmp_path, textless + 1, textless=(textless,))
+    answer = _TextEndpoint()
+    with endpoint(answer) as (address, _):
+        captions = _captions(address)
+        changes = {"explanations": captions | {"kind": "explanation"}}
+        summary, rows, captioned = run_job("annotate", tmp_path, "", captions, **changes)
+        answer.is_healed, before = True, Counter(answer.asked)
+        again, rows_again, _ = run_job("annotate", tmp_path, "", captions, retry_errors=("retryable",), **changes)
+
+    good = {row: Caption(f"explained {row}") for row in range(textless)}
+    never = {DEADLY_ROW: Caption(None, "process_died", False), textless: Caption(None, "text_missing", False)}
+    failed = {row: caption for row, (_, caption) in TEXT_FAULTS.items()}
+    final = {row: caption for row, caption in failed.items() if not caption.retryable} | never
+    assert _explanations(rows) == good | failed | never
+    assert _explanations(rows_again) == good | final
+    # The caption of each row stays, whatever becomes of its explanation.
+    assert {row: caption.text for row, caption in captioned.items()} == dict.fromkeys(range(textless + 1), GOOD)
+    assert all(row["caption_error"] is None and row["caption"] == GOOD for row in rows_again.values())
+    assert (summary["pairs"], summary["errors"], again["errors"]) == (textless + 1, len(failed | never), len(final))
+    assert before[STORM] >= 4
+    asked = answer.asked - before
+    assert set(asked) == {None} | (set(failed) - set(final)), "only what failed and may succeed is asked for again"
+    written = json.loads((tmp_path / "annotate/explanations.json").read_text())
+    assert written == {str(row): f"explained {row}" for row in range(textless) if row not in final}
+
+
+def _explanations(rows: dict[int, dict[str, Any]]) -> dict[int, Caption]:
+    """Return the explanation of each row, or its failure, in the form of `Caption`."""
+    return {
+        row_id: Caption(row["explanation"], row["explanation_error"], row["retryable"])
+        for row_id, row in sorted(rows.items())
+    }
+
+
+def test_a_wrong_key_of_the_explainer_is_found_before_a_job_folder_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_pairs(tmp_path, 2)
+    monkeypatch.setenv("TEST_ENDPOINT_KEY", KEY)
+    wrong = respond(401, json.dumps({"error": {"message": f"Incorrect API key provided: {KEY}"}}))
+    with endpoint(wrong) as (address, seen):
+        explanations = _captions(address, key_env="TEST_ENDPOINT_KEY") | {"kind": "explanation"}
+        with pytest.raises(ConfigError, match=r"HTTP 401: Incorrect API key provided: \*\*\*") as caught:
+            run_job("annotate", tmp_path, "", None, explanations=explanations)
+    assert seen.keys == [f"Bearer {KEY}"], "one trial, and no other request"
+    assert "Check the key in the environment variable TEST_ENDPOINT_KEY" in str(caught.value)
+    assert KEY not in str(caught.value)
+    assert not _files_with(KEY, tmp_path)
+    assert not (tmp_path / "annotate").exists()
 
 
 def _files_with(secret: str, *folders: Path) -> list[Path]:

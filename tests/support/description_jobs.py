@@ -56,7 +56,7 @@ def run_job(
     job: JobKind,
     folder: Path,
     model: str,
-    captions: dict[str, Any],
+    captions: dict[str, Any] | None,
     watch: Callable[[ScanProgress], None] = lambda progress: None,
     **changes: Any,
 ) -> tuple[dict[str, Any], dict[int, dict[str, Any]], dict[int, Caption]]:
