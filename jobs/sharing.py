@@ -27,6 +27,10 @@ _RENEW_S = 1.0
 _EXPIRE_S = 30.0
 """Seconds after which a claim that is not renewed is forgotten."""
 _ANSWER_S = 10.0
+_LOOK_S = 0.1
+"""Seconds between two looks at whether a share was closed: its thread may use Ray no longer than Ray runs."""
+_CLOSE_S = 0.2
+"""Seconds that the end of a share may wait for its thread. Ray's Jobs API kills a job three seconds after a stop."""
 _TRIES = 2
 """Tries of a renewal: the actor may be just ending."""
 _HALVINGS = 60
@@ -122,22 +126,28 @@ class Share:
 
         self._claim, self._job = claim, ray.get_runtime_context().get_job_id()
         self._registry: Any = None
+        self._claimed_at: Any = None
+        """The actor that got the last claim, and that has to forget it."""
         self.jobs = 1
         """Jobs that share the machines."""
         self.machines: Resources = {}
         """The sum of the machines' resources, of which `resources` are this job's."""
-        self.resources: Resources = {}
+        # Until there is an answer, no more than what the job cannot work without: others may be at work.
+        self.resources: Resources = {kind: claim.needs.get(kind, 0.0) for kind in KINDS}
         self._is_closed = threading.Event()
+        self._sending = threading.Lock()
+        """Held while a call is sent, so that no claim follows the release."""
         self._renew()
         self._thread = threading.Thread(target=self._renew_until_closed, name="share", daemon=True)
         self._thread.start()
 
     def close(self) -> None:
-        """Give the share up."""
-        self._is_closed.set()
-        self._thread.join()
-        if self._registry is not None:
-            self._registry.release.remote(self._job)
+        """Give the share up. A thread that Ray holds up is left behind: a stop has no time for it."""
+        with self._sending:
+            self._is_closed.set()
+            if self._claimed_at is not None:
+                self._claimed_at.release.remote(self._job)
+        self._thread.join(_CLOSE_S)
 
     def _renew_until_closed(self) -> None:
         while not self._is_closed.wait(_RENEW_S):
@@ -150,14 +160,30 @@ class Share:
         for _ in range(_TRIES):
             try:
                 self.machines = _sum_machines()
-                self.resources = self.resources or self.machines
                 if self._registry is None:
                     self._registry = _start_registry()
-                answer = self._registry.claim.remote(self._job, self._claim, self.machines)
-                self.resources, self.jobs = ray.get(answer, timeout=_ANSWER_S)
+                with self._sending:
+                    if self._is_closed.is_set():
+                        return
+                    answer = self._registry.claim.remote(self._job, self._claim, self.machines)
+                    self._claimed_at = self._registry
+                if not self._await(answer):
+                    return
+                self.resources, self.jobs = ray.get(answer, timeout=0)
                 return
-            except ray.exceptions.RayError:
+            # Ray raises ValueError for a name whose actor is just ending or starting.
+            except (ray.exceptions.RayError, ValueError):
                 self._registry = None  # it ended with the job that had started it: this one starts another
+
+    def _await(self, answer: Any) -> bool:
+        """Wait for an answer, for `_ANSWER_S` at most. Return False if the share was closed meanwhile."""
+        import ray
+
+        deadline = time.monotonic() + _ANSWER_S
+        while not ray.wait([answer], timeout=_LOOK_S)[0] and time.monotonic() < deadline:
+            if self._is_closed.is_set():
+                return False
+        return True
 
 
 @contextmanager

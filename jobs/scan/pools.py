@@ -85,10 +85,11 @@ class FollowShare(ExecutionCallback):
 
     def on_execution_step(self, executor: Any) -> None:
         """Release actors that are beyond the share, or give them no more batches."""
-        if self.share is None:
+        share = self.share  # read once: another thread sets it to None when the block ends
+        if share is None:
             return
         pools = [pool for operator in executor._topology for pool in operator.get_autoscaling_actor_pools()]
-        surplus = surplus_actors(pools, self.share.resources, self.prepare_cpus)
+        surplus = surplus_actors(pools, share.resources, self.prepare_cpus)
         for pool, number in zip(pools, surplus, strict=True):
             if number:
                 request = ActorPoolScalingRequest.downscale(delta=-number, force=True, reason="beyond the job's share")

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import math
+import threading
 import time
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import ray
@@ -79,11 +83,66 @@ def test_a_share_follows_the_claims_of_other_jobs_and_outlives_the_actor_that_ho
         wait_until(lambda: (share.resources["CPU"], share.jobs) == (2, 1))
 
 
-def test_a_share_without_an_answer_is_the_whole_cluster(ray_here: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail() -> None:
-        raise ray.exceptions.GetTimeoutError("no answer")
+@pytest.mark.parametrize("error", [ray.exceptions.GetTimeoutError("no answer"), ValueError("no actor of this name")])
+def test_a_share_without_an_answer_is_what_the_job_needs(
+    ray_here: None, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    monkeypatch.setattr("jobs.sharing._start_registry", _raises(error))
+    with shared(SCAN) as share:
+        assert share.resources == {"CPU": 1, "GPU": 0}
+        assert share.machines["CPU"] == 2
+        monkeypatch.undo()
+        wait_until(lambda: share.resources["CPU"] == 2)  # the thread goes on
 
-    monkeypatch.setattr("jobs.sharing._start_registry", fail)
+
+def _raises(error: Exception) -> Callable[[], None]:
+    def fail() -> None:
+        raise error
+
+    return fail
+
+
+class _DeafClaims:
+    """A registry that never answers a claim, and notes what it is asked."""
+
+    def __init__(self, calls: list[str]) -> None:
+        self.claim = SimpleNamespace(remote=lambda *_: calls.append("claim") or _never())
+        self.release = SimpleNamespace(remote=lambda _: calls.append("release"))
+
+
+def _never() -> Any:
+    return ray.remote(num_cpus=1_000)(lambda: None).remote()
+
+
+def test_the_end_of_a_share_waits_for_no_answer_and_no_claim_follows_its_release(
+    ray_here: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[str] = []
+    is_late, may_go_on = threading.Event(), threading.Event()
+
+    def start() -> Any:
+        if calls:  # in the thread that renews the claim, which the end of the share overtakes
+            is_late.set()
+            may_go_on.wait()
+        return _DeafClaims(calls)
+
+    monkeypatch.setattr("jobs.sharing._start_registry", start)
+    monkeypatch.setattr("jobs.sharing._ANSWER_S", 0.0)
+    monkeypatch.setattr("jobs.sharing._TRIES", 1)
     share = Share(SCAN)
-    assert share.resources["CPU"] == 2
+    wait_until(is_late.is_set)
     share.close()
+    may_go_on.set()
+    share._thread.join()
+    assert calls == ["claim", "release"]
+
+
+def test_a_thread_that_waits_for_an_answer_ends_with_its_share(ray_here: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[str] = []
+    share = Share(SCAN)
+    share._registry = _DeafClaims(calls)
+    wait_until(lambda: calls == ["claim"])
+    monkeypatch.setattr("jobs.sharing._ANSWER_S", math.inf)
+    share.close()
+    share._thread.join()
+    assert calls == ["claim", "release"]
