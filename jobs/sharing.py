@@ -15,7 +15,7 @@ import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 Resources = Mapping[str, float]
@@ -45,25 +45,34 @@ class Claim:
     """The least that the job can work with: one worker of each kind, or as many as the user asked for."""
     most: Resources
     """The most that the job can use; infinity for a job that uses whatever is there."""
+    is_at_work: bool = False
+    """True if the work has begun, so that a part of its needs is of use. A job that waits has no use for a part."""
 
 
 def divide_resources(total: Resources, claims: Sequence[Claim]) -> list[dict[str, float]]:
     """Return the share of each claim, in their order, which is that of their coming.
 
-    First, each claim gets what it needs, as long as all of that is left; a claim whose needs are not left gets nothing.
-    What remains is divided equally, and nobody gets more than it can use.
+    First, each claim gets what it needs, as long as all of that is left. A claim whose needs are not left gets what the
+    others left of them, if its job is at work and lost a machine, and nothing if its job waits. What remains is divided
+    equally, and nobody gets more than it can use.
     """
     left = {kind: total.get(kind, 0.0) for kind in KINDS}
-    served = []
-    for claim in claims:
-        fits = all(claim.needs.get(kind, 0.0) <= left[kind] + _ROUNDING for kind in KINDS)
-        served.append(fits)
-        if fits:
+    served: dict[int, Claim] = {}
+    for number, claim in enumerate(claims):
+        if all(claim.needs.get(kind, 0.0) <= left[kind] + _ROUNDING for kind in KINDS):
+            served[number] = claim
             left = {kind: left[kind] - claim.needs.get(kind, 0.0) for kind in KINDS}
-    joint = [claim for claim, fits in zip(claims, served, strict=True) if fits]
-    cpus = iter(_level(total.get("CPU", 0.0), joint))
-    gpus = iter(_whole_gpus(total.get("GPU", 0.0), joint))
-    return [{"CPU": next(cpus), "GPU": next(gpus)} if fits else dict.fromkeys(KINDS, 0.0) for fits in served]
+    for number, claim in enumerate(claims):
+        if number not in served and claim.is_at_work:
+            part = {kind: max(0.0, min(claim.needs.get(kind, 0.0), left[kind])) for kind in KINDS}
+            served[number] = replace(claim, needs=part)
+            left = {kind: left[kind] - part[kind] for kind in KINDS}
+    joint = list(served.values())
+    cpus, gpus = _level(total.get("CPU", 0.0), joint), _whole_gpus(total.get("GPU", 0.0), joint)
+    shares = [dict.fromkeys(KINDS, 0.0) for _ in claims]
+    for number, *amounts in zip(served, cpus, gpus, strict=True):
+        shares[number] = dict(zip(KINDS, amounts, strict=True))
+    return shares
 
 
 def _level(total: float, claims: Sequence[Claim]) -> list[float]:

@@ -47,7 +47,7 @@ def claim_of(prepare: Stage, pools: Sequence[Stage]) -> Claim:
         for kind, amount in (("CPU", stage.cpus), ("GPU", stage.gpus)):
             needs[kind] += amount * (1 if stage is prepare else stage.size or 1)
             most[kind] += amount * (stage.size or math.inf) if amount else 0.0
-    return Claim(needs, most)
+    return Claim(needs, most, is_at_work=True)
 
 
 @contextmanager

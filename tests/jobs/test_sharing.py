@@ -54,6 +54,17 @@ def test_a_job_whose_needs_are_not_left_waits_and_takes_nothing_from_the_others(
     assert _shares({"CPU": 16}, GPU_SCAN) == [(0, 0)]
 
 
+def test_a_job_at_work_whose_needs_do_not_fit_after_a_loss_gets_what_is_left_of_them() -> None:
+    four = {"CPU": 2.25, "GPU": 4}
+    fixed = Claim(four, four, is_at_work=True)
+    waits = Claim(four, four)
+    assert _shares({"CPU": 16, "GPU": 3}, fixed) == [(2.25, 3)]
+    assert _shares({"CPU": 16, "GPU": 3}, waits, fixed) == [(0, 0), (2.25, 3)]
+    # Those whose needs fit come first.
+    assert _shares({"CPU": 16, "GPU": 3}, fixed, GPU_SCAN, waits) == [(2.25, 2), (13.75, 1), (0, 0)]
+    assert _shares({"CPU": 1, "GPU": 0}, fixed, SCAN) == [(0, 0), (1, 0)]
+
+
 @pytest.mark.parametrize("jobs", [1, 2, 7])
 def test_shares_never_exceed_the_machines(jobs: int) -> None:
     shares = _shares({"CPU": 10, "GPU": 5}, *[GPU_SCAN, SCAN] * jobs)
