@@ -3,7 +3,8 @@
 Ray gives resources to whoever asks first, and a job that streams asks again in the moment in which something is free.
 A second job would wait for the end of the first one. So the jobs of a cluster claim what they need at least and what
 they can use at most, and each keeps to the share that follows from all claims. A job that waits for its first workers
-claims too, and the others make room for it.
+claims too, and the others make room for it. It holds one share from its first wait to its end, and replaces the claim
+at each step.
 
 One small actor beside the driver of one of the jobs holds the claims. If it is lost, the next job that renews its claim
 starts another. A claim that is not renewed, because its job was killed, expires.
@@ -47,6 +48,10 @@ class Claim:
     """The most that the job can use; infinity for a job that uses whatever is there."""
     is_at_work: bool = False
     """True if the work has begun, so that a part of its needs is of use. A job that waits has no use for a part."""
+
+
+NOTHING = Claim({}, {})
+"""The claim of a job that keeps its place among the others, and needs nothing at the moment."""
 
 
 def divide_resources(total: Resources, claims: Sequence[Claim]) -> list[dict[str, float]]:
@@ -133,7 +138,7 @@ class Share:
         """Claim, and wait for the first answer."""
         import ray
 
-        self._claim, self._job = claim, ray.get_runtime_context().get_job_id()
+        self.claim, self._job = claim, ray.get_runtime_context().get_job_id()
         self._registry: Any = None
         self._claimed_at: Any = None
         """The actor that got the last claim, and that has to forget it."""
@@ -149,6 +154,17 @@ class Share:
         self._renew()
         self._thread = threading.Thread(target=self._renew_until_closed, name="share", daemon=True)
         self._thread.start()
+
+    def replace(self, claim: Claim, *, is_awaited: bool = True) -> None:
+        """Claim something else from now on, at the same place among the jobs.
+
+        Args:
+            claim: The claim of the next step of the job.
+            is_awaited: True to wait for the share that follows from it. Otherwise it is claimed within a second.
+        """
+        self.claim = claim
+        if is_awaited:
+            self._renew()
 
     def close(self) -> None:
         """Give the share up. A thread that Ray holds up is left behind: a stop has no time for it."""
@@ -174,7 +190,7 @@ class Share:
                 with self._sending:
                     if self._is_closed.is_set():
                         return
-                    answer = self._registry.claim.remote(self._job, self._claim, self.machines)
+                    answer = self._registry.claim.remote(self._job, self.claim, self.machines)
                     self._claimed_at = self._registry
                 if not self._await(answer):
                     return
@@ -195,14 +211,37 @@ class Share:
         return True
 
 
+_held: Share | None = None
+"""The share of this process. The claims are kept by jobs of Ray, and a process is one at a time."""
+
+
 @contextmanager
-def shared(claim: Claim) -> Iterator[Share]:
-    """Claim a share of the cluster for the duration of the block."""
-    share = Share(claim)
+def shared(claim: Claim | None = None) -> Iterator[Share]:
+    """Hold the job's share of the cluster for the duration of the block.
+
+    A block within another one replaces the claim, and its end leaves it so: between two steps of a job nobody may take
+    what the next step needs. The share ends with the outermost block.
+
+    Args:
+        claim: The claim. None: `NOTHING` in the outermost block, and what is claimed already in another one.
+    """
+    global _held
+    if _held is not None:
+        if claim is not None:
+            _held.replace(claim)
+        yield _held
+        return
+    _held = share = Share(claim or NOTHING)
     try:
         yield share
     finally:
+        _held = None
         share.close()
+
+
+def held_share() -> Share | None:
+    """Return the share that this process holds; None outside every block of `shared`."""
+    return _held
 
 
 def _sum_machines() -> dict[str, float]:

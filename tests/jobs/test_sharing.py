@@ -5,14 +5,14 @@ from __future__ import annotations
 import math
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import ray
 
-from jobs.sharing import Claim, Claims, Resources, Share, divide_resources, shared
+from jobs.sharing import NOTHING, Claim, Claims, Resources, Share, divide_resources, held_share, shared
 from tests.support.waiting import wait_until
 
 GROWS = {"CPU": math.inf, "GPU": math.inf}
@@ -94,6 +94,28 @@ def test_a_share_follows_the_claims_of_other_jobs_and_outlives_the_actor_that_ho
         wait_until(lambda: (share.resources["CPU"], share.jobs) == (2, 1))
 
 
+def test_a_job_keeps_one_share_whose_claim_each_step_replaces(ray_here: None) -> None:
+    assert held_share() is None
+    with shared() as share:
+        assert (share.resources, held_share()) == ({"CPU": 0, "GPU": 0}, share)
+        claims = ray.get_actor("claims", "asap")
+        with shared(SCAN) as inner:
+            assert (inner, share.resources["CPU"]) == (share, 2)
+        # What the step had stays claimed after it.
+        assert ray.get(claims.claim.remote("another", GPU_SCAN, {"CPU": 2, "GPU": 1}))[0]["CPU"] == pytest.approx(1)
+        with shared():
+            assert ray.get(claims.claim.remote("another", SCAN, {"CPU": 2}))[0]["CPU"] == pytest.approx(1)
+        share.replace(NOTHING, is_awaited=False)
+        wait_until(lambda: ray.get(claims.claim.remote("another", SCAN, {"CPU": 2})) == ({"CPU": 2, "GPU": 0}, 2))
+        share.replace(Claim({"CPU": 2}, {"CPU": 2}))  # it came first, and keeps its place
+        assert share.resources["CPU"] == 2
+        ray.get(claims.release.remote("another"))
+    assert held_share() is None
+    # The calls of one process come in their order.
+    assert ray.get(claims.claim.remote("another", SCAN, {"CPU": 2}))[1] == 1
+    ray.get(claims.release.remote("another"))
+
+
 @pytest.mark.parametrize("error", [ray.exceptions.GetTimeoutError("no answer"), ValueError("no actor of this name")])
 def test_a_share_without_an_answer_is_what_the_job_needs(
     ray_here: None, monkeypatch: pytest.MonkeyPatch, error: Exception
@@ -116,17 +138,21 @@ def _raises(error: Exception) -> Callable[[], None]:
 class _DeafClaims:
     """A registry that never answers a claim, and notes what it is asked."""
 
-    def __init__(self, calls: list[str]) -> None:
-        self.claim = SimpleNamespace(remote=lambda *_: calls.append("claim") or _never())
+    def __init__(self, calls: list[str], never: Any) -> None:
+        self.claim = SimpleNamespace(remote=lambda *_: calls.append("claim") or never)
         self.release = SimpleNamespace(remote=lambda _: calls.append("release"))
 
 
-def _never() -> Any:
-    return ray.remote(num_cpus=1_000)(lambda: None).remote()
+@pytest.fixture
+def never(ray_here: None) -> Iterator[Any]:
+    """The reference of an answer that does not come."""
+    reference = ray.remote(num_cpus=1_000)(lambda: None).remote()
+    yield reference
+    ray.cancel(reference)
 
 
 def test_the_end_of_a_share_waits_for_no_answer_and_no_claim_follows_its_release(
-    ray_here: None, monkeypatch: pytest.MonkeyPatch
+    never: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     calls: list[str] = []
     is_late, may_go_on = threading.Event(), threading.Event()
@@ -135,7 +161,7 @@ def test_the_end_of_a_share_waits_for_no_answer_and_no_claim_follows_its_release
         if calls:  # in the thread that renews the claim, which the end of the share overtakes
             is_late.set()
             may_go_on.wait()
-        return _DeafClaims(calls)
+        return _DeafClaims(calls, never)
 
     monkeypatch.setattr("jobs.sharing._start_registry", start)
     monkeypatch.setattr("jobs.sharing._ANSWER_S", 0.0)
@@ -148,10 +174,10 @@ def test_the_end_of_a_share_waits_for_no_answer_and_no_claim_follows_its_release
     assert calls == ["claim", "release"]
 
 
-def test_a_thread_that_waits_for_an_answer_ends_with_its_share(ray_here: None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_thread_that_waits_for_an_answer_ends_with_its_share(never: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[str] = []
     share = Share(SCAN)
-    share._registry = _DeafClaims(calls)
+    share._registry = _DeafClaims(calls, never)
     wait_until(lambda: calls == ["claim"])
     monkeypatch.setattr("jobs.sharing._ANSWER_S", math.inf)
     share.close()
