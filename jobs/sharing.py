@@ -185,13 +185,13 @@ class Share:
         for _ in range(_TRIES):
             try:
                 self.machines = _sum_machines()
-                if self._registry is None:
-                    self._registry = _start_registry()
+                # Two threads may be here, the one that renews and the one that replaced the claim.
+                registry = self._registry or _start_registry()
                 with self._sending:
                     if self._is_closed.is_set():
                         return
-                    answer = self._registry.claim.remote(self._job, self.claim, self.machines)
-                    self._claimed_at = self._registry
+                    answer = registry.claim.remote(self._job, self.claim, self.machines)
+                    self._registry = self._claimed_at = registry
                 if not self._await(answer):
                     return
                 self.resources, self.jobs = ray.get(answer, timeout=0)
