@@ -24,7 +24,7 @@ from jobs.lost_machines import close_connections
 from jobs.node_types import HEAD, most_workers, node_types
 from jobs.ray_end import end_ray
 from jobs.ray_start import start_ray
-from jobs.sharing import Claim, Resources, shared
+from jobs.sharing import Claim, Resources, held_share, shared
 from jobs.stops import handlers_kept, stop_held
 
 _FIRST_NOTE_S = 2.0
@@ -238,6 +238,12 @@ def check_possible(needs: Resources, workers: int, advice: str, *, waits_for_peo
         )
 
 
+def could_grow(needs: Resources) -> bool:
+    """Return True if an autoscaler could start machines for workers with these needs, as far as is known."""
+    types = node_types()
+    return types is None or most_workers(types, needs) > 0
+
+
 def wait_until_free(
     needs: Resources,
     workers: int,
@@ -248,7 +254,8 @@ def wait_until_free(
 ) -> None:
     """Wait until busy machines have room for workers that fit on them (see `wait_for_resources`).
 
-    The wait claims a share of the machines, so that jobs that grow with them make room.
+    What is awaited is claimed, so that jobs that grow with the machines make room: at once if the job holds a share of
+    a cluster, where the claim stays, and otherwise once there is a wait.
 
     Raises `JobError` with the request, what exists, what is free, and what to do, if there is no room in time.
 
@@ -265,17 +272,20 @@ def wait_until_free(
 
     said = ""
     total = {kind: sum(bundle.get(kind, 0) for bundle in bundles) for kind in ("CPU", "GPU")}
+    wanted = Claim(total, total)
 
     def report() -> None:
         nonlocal said
         if not said:
-            claim.enter_context(shared(Claim(total, total)))
+            claim.enter_context(shared(wanted))
         note = f"waiting up to {_minutes(wait_s)} for other jobs to free {request}: {_describe_free()} of "
         note += _describe(machines_alive())
         if note != said:
             on_note(note)
         said = note
 
+    if share := held_share():
+        share.replace(wanted)
     with ExitStack() as claim:
         has_room = _reserve(bundles, wait_s, report)
     if not has_room:

@@ -3,7 +3,8 @@
 Ray gives resources to whoever asks first, and a job that streams asks again in the moment in which something is free.
 A second job would wait for the end of the first one. So the jobs of a cluster claim what they need at least and what
 they can use at most, and each keeps to the share that follows from all claims. A job that waits for its first workers
-claims too, and the others make room for it.
+claims too, and the others make room for it. It holds one share from its first wait to its end, and replaces the claim
+at each step.
 
 One small actor beside the driver of one of the jobs holds the claims. If it is lost, the next job that renews its claim
 starts another. A claim that is not renewed, because its job was killed, expires.
@@ -15,7 +16,7 @@ import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 Resources = Mapping[str, float]
@@ -27,6 +28,10 @@ _RENEW_S = 1.0
 _EXPIRE_S = 30.0
 """Seconds after which a claim that is not renewed is forgotten."""
 _ANSWER_S = 10.0
+_LOOK_S = 0.1
+"""Seconds between two looks at whether a share was closed: its thread may use Ray no longer than Ray runs."""
+_CLOSE_S = 0.2
+"""Seconds that the end of a share may wait for its thread. Ray's Jobs API kills a job three seconds after a stop."""
 _TRIES = 2
 """Tries of a renewal: the actor may be just ending."""
 _HALVINGS = 60
@@ -41,25 +46,38 @@ class Claim:
     """The least that the job can work with: one worker of each kind, or as many as the user asked for."""
     most: Resources
     """The most that the job can use; infinity for a job that uses whatever is there."""
+    is_at_work: bool = False
+    """True if the work has begun, so that a part of its needs is of use. A job that waits has no use for a part."""
+
+
+NOTHING = Claim({}, {})
+"""The claim of a job that keeps its place among the others, and needs nothing at the moment."""
 
 
 def divide_resources(total: Resources, claims: Sequence[Claim]) -> list[dict[str, float]]:
     """Return the share of each claim, in their order, which is that of their coming.
 
-    First, each claim gets what it needs, as long as all of that is left; a claim whose needs are not left gets nothing.
-    What remains is divided equally, and nobody gets more than it can use.
+    First, each claim gets what it needs, as long as all of that is left. A claim whose needs are not left gets what the
+    others left of them, if its job is at work and lost a machine, and nothing if its job waits. What remains is divided
+    equally, and nobody gets more than it can use.
     """
     left = {kind: total.get(kind, 0.0) for kind in KINDS}
-    served = []
-    for claim in claims:
-        fits = all(claim.needs.get(kind, 0.0) <= left[kind] + _ROUNDING for kind in KINDS)
-        served.append(fits)
-        if fits:
+    served: dict[int, Claim] = {}
+    for number, claim in enumerate(claims):
+        if all(claim.needs.get(kind, 0.0) <= left[kind] + _ROUNDING for kind in KINDS):
+            served[number] = claim
             left = {kind: left[kind] - claim.needs.get(kind, 0.0) for kind in KINDS}
-    joint = [claim for claim, fits in zip(claims, served, strict=True) if fits]
-    cpus = iter(_level(total.get("CPU", 0.0), joint))
-    gpus = iter(_whole_gpus(total.get("GPU", 0.0), joint))
-    return [{"CPU": next(cpus), "GPU": next(gpus)} if fits else dict.fromkeys(KINDS, 0.0) for fits in served]
+    for number, claim in enumerate(claims):
+        if number not in served and claim.is_at_work:
+            part = {kind: max(0.0, min(claim.needs.get(kind, 0.0), left[kind])) for kind in KINDS}
+            served[number] = replace(claim, needs=part)
+            left = {kind: left[kind] - part[kind] for kind in KINDS}
+    joint = list(served.values())
+    cpus, gpus = _level(total.get("CPU", 0.0), joint), _whole_gpus(total.get("GPU", 0.0), joint)
+    shares = [dict.fromkeys(KINDS, 0.0) for _ in claims]
+    for number, *amounts in zip(served, cpus, gpus, strict=True):
+        shares[number] = dict(zip(KINDS, amounts, strict=True))
+    return shares
 
 
 def _level(total: float, claims: Sequence[Claim]) -> list[float]:
@@ -120,24 +138,41 @@ class Share:
         """Claim, and wait for the first answer."""
         import ray
 
-        self._claim, self._job = claim, ray.get_runtime_context().get_job_id()
+        self.claim, self._job = claim, ray.get_runtime_context().get_job_id()
         self._registry: Any = None
+        self._claimed_at: Any = None
+        """The actor that got the last claim, and that has to forget it."""
         self.jobs = 1
         """Jobs that share the machines."""
         self.machines: Resources = {}
         """The sum of the machines' resources, of which `resources` are this job's."""
-        self.resources: Resources = {}
+        # Until there is an answer, no more than what the job cannot work without: others may be at work.
+        self.resources: Resources = {kind: claim.needs.get(kind, 0.0) for kind in KINDS}
         self._is_closed = threading.Event()
+        self._sending = threading.Lock()
+        """Held while a call is sent, so that no claim follows the release."""
         self._renew()
         self._thread = threading.Thread(target=self._renew_until_closed, name="share", daemon=True)
         self._thread.start()
 
+    def replace(self, claim: Claim, *, is_awaited: bool = True) -> None:
+        """Claim something else from now on, at the same place among the jobs.
+
+        Args:
+            claim: The claim of the next step of the job.
+            is_awaited: True to wait for the share that follows from it. Otherwise it is claimed within a second.
+        """
+        self.claim = claim
+        if is_awaited:
+            self._renew()
+
     def close(self) -> None:
-        """Give the share up."""
-        self._is_closed.set()
-        self._thread.join()
-        if self._registry is not None:
-            self._registry.release.remote(self._job)
+        """Give the share up. A thread that Ray holds up is left behind: a stop has no time for it."""
+        with self._sending:
+            self._is_closed.set()
+            if self._claimed_at is not None:
+                self._claimed_at.release.remote(self._job)
+        self._thread.join(_CLOSE_S)
 
     def _renew_until_closed(self) -> None:
         while not self._is_closed.wait(_RENEW_S):
@@ -150,24 +185,63 @@ class Share:
         for _ in range(_TRIES):
             try:
                 self.machines = _sum_machines()
-                self.resources = self.resources or self.machines
-                if self._registry is None:
-                    self._registry = _start_registry()
-                answer = self._registry.claim.remote(self._job, self._claim, self.machines)
-                self.resources, self.jobs = ray.get(answer, timeout=_ANSWER_S)
+                # Two threads may be here, the one that renews and the one that replaced the claim.
+                registry = self._registry or _start_registry()
+                with self._sending:
+                    if self._is_closed.is_set():
+                        return
+                    answer = registry.claim.remote(self._job, self.claim, self.machines)
+                    self._registry = self._claimed_at = registry
+                if not self._await(answer):
+                    return
+                self.resources, self.jobs = ray.get(answer, timeout=0)
                 return
-            except ray.exceptions.RayError:
+            # Ray raises ValueError for a name whose actor is just ending or starting.
+            except (ray.exceptions.RayError, ValueError):
                 self._registry = None  # it ended with the job that had started it: this one starts another
+
+    def _await(self, answer: Any) -> bool:
+        """Wait for an answer, for `_ANSWER_S` at most. Return False if the share was closed meanwhile."""
+        import ray
+
+        deadline = time.monotonic() + _ANSWER_S
+        while not ray.wait([answer], timeout=_LOOK_S)[0] and time.monotonic() < deadline:
+            if self._is_closed.is_set():
+                return False
+        return True
+
+
+_held: Share | None = None
+"""The share of this process. The claims are kept by jobs of Ray, and a process is one at a time."""
 
 
 @contextmanager
-def shared(claim: Claim) -> Iterator[Share]:
-    """Claim a share of the cluster for the duration of the block."""
-    share = Share(claim)
+def shared(claim: Claim | None = None) -> Iterator[Share]:
+    """Hold the job's share of the cluster for the duration of the block.
+
+    A block within another one replaces the claim, and its end leaves it so: between two steps of a job nobody may take
+    what the next step needs. The share ends with the outermost block.
+
+    Args:
+        claim: The claim. None: `NOTHING` in the outermost block, and what is claimed already in another one.
+    """
+    global _held
+    if _held is not None:
+        if claim is not None:
+            _held.replace(claim)
+        yield _held
+        return
+    _held = share = Share(claim or NOTHING)
     try:
         yield share
     finally:
+        _held = None
         share.close()
+
+
+def held_share() -> Share | None:
+    """Return the share that this process holds; None outside every block of `shared`."""
+    return _held
 
 
 def _sum_machines() -> dict[str, float]:

@@ -24,6 +24,7 @@ from jobs.scan.output.job_folder import Job, check_resumable, is_finished, wait_
 from jobs.scan.passes import ScanProgress, Watch, check_results, run_missing_rows, watched, write_remaining
 from jobs.scan.steps import (
     ask_cluster,
+    cluster_for,
     delete_temporary,
     look_at_input,
     note_time,
@@ -66,16 +67,18 @@ def annotate(settings: AnnotateSettings, watch: Watch = lambda progress: None) -
         understood = look_at_input(plan.source, settings, watch, pictures=settings.thumbnail_side is not None)
     else:
         understood = record["input"]
-    entries = (record or {}) | {
-        "kind": KIND,
-        "settings": settings.model_dump(),
-        "identity": identity,
-        "engines": _try_engines(plan, (record or {}).get("engines", {}), watch),
-        "versions": versions("transformers", "openai"),
-        "input": understood,
-        "began_s": round(began_s, 3),
-    }
-    run_job(plan.folder, settings, entries, lambda job: _work(job, plan, watch))
+    tries_engines = any(engine.engine != "precomputed" for engine in settings.engines.values())
+    with cluster_for(settings, tries_engines=tries_engines):
+        entries = (record or {}) | {
+            "kind": KIND,
+            "settings": settings.model_dump(),
+            "identity": identity,
+            "engines": _try_engines(plan, (record or {}).get("engines", {}), watch),
+            "versions": versions("transformers", "openai"),
+            "input": understood,
+            "began_s": round(began_s, 3),
+        }
+        run_job(plan.folder, settings, entries, lambda job: _work(job, plan, watch))
     return read_summary(plan.folder)
 
 

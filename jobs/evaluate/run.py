@@ -10,6 +10,7 @@ them is checked before torch and Ray are imported.
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 
 from asap.storage.location import Location
 from asap.weights.model_folder import load_folder
@@ -17,6 +18,7 @@ from jobs.cluster import ray_running, wait_until_free
 from jobs.evaluate.plan import Report, plan_evaluation
 from jobs.evaluate.settings import EvaluateSettings
 from jobs.reach import check_shared
+from jobs.sharing import shared
 from jobs.states import job_states
 
 OnPairs = Callable[[int, int], None]
@@ -51,7 +53,8 @@ def evaluate(
 
         load_folder(plan.model)  # raises if the weights do not fit, which is better known before Ray starts
         states.change({"state": "running"})
-        with ray_running(settings.address):
+        # One share for all steps: between two of them nobody may take the room of the workers.
+        with ray_running(settings.address), shared() if settings.address else nullcontext():
             pool = worker_pool(settings, on_note)
             check_shared(plan.path_uses())  # after a wait for machines, which are asked too
             wait_until_free(

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import islice
@@ -27,6 +26,7 @@ from asap.preprocessing.text import TextCodec
 from asap.weights.model_folder import ModelFolder, load_folder
 from jobs.cluster import (
     choose_gpus,
+    could_grow,
     count_fitting,
     look_into_stall,
     machines_alive,
@@ -37,7 +37,7 @@ from jobs.errors import JobFailed
 from jobs.evaluate.page import WorstPair
 from jobs.evaluate.plan import EvaluationPlan
 from jobs.evaluate.settings import EvaluateSettings
-from jobs.sharing import Claim, Resources, shared
+from jobs.sharing import Claim, Resources, Share, held_share
 from jobs.stall import StallWatch
 
 _POLL_S = 0.5
@@ -61,6 +61,14 @@ class WorkerPool:
     """Resources of each worker."""
     follows: bool = False
     """True if their number follows the cluster and the share of the job."""
+
+    @property
+    def claim(self) -> Claim:
+        """The claim on a cluster: one worker at least and any number at most, or exactly as many as the user gave."""
+        if self.follows:
+            return Claim(self.needs, {kind: math.inf if amount else 0.0 for kind, amount in self.needs.items()})
+        together = {kind: self.workers * amount for kind, amount in self.needs.items()}
+        return Claim(together, together, is_at_work=True)
 
 
 def worker_pool(settings: EvaluateSettings, on_note: Callable[[str], None] = lambda note: None) -> WorkerPool:
@@ -89,7 +97,7 @@ def worker_pool(settings: EvaluateSettings, on_note: Callable[[str], None] = lam
 def evaluate_shards(
     plan: EvaluationPlan, pool: WorkerPool, progress: OnPairs, on_note: Callable[[str], None] = lambda note: None
 ) -> Evaluation:
-    """Evaluate every pair of the plan, shard by shard."""
+    """Evaluate every pair of the plan, shard by shard. If the job holds a share of a cluster, it claims its workers."""
     size, total = plan.settings.shard_pairs, len(plan.records)
     # A box outside its picture is found only now, as the picture is decoded. The set of pairs is fixed by then, so
     # `skip` keeps the pair without its box, as `boxless` does.
@@ -102,40 +110,39 @@ def evaluate_shards(
     stalls = StallWatch("shard", plan.settings.stall_after_s, look_into_stall, is_steady=False)
     progress(0, total)
     try:
-        with _places(pool) as places:
-            while len(shards) * size < total:
-                # Keep so many shards in flight, even if Ray has room for more. Machines that join get their first ones
-                # when the next shard ends.
-                for start in islice(waiting, max(0, places() - len(running))):
-                    running[task.remote(*options, plan.records[start : start + size], bad_boxes)] = start
-                done = _wait_for_shard(list(running), stalls, len(shards), on_note)
-                start = running.pop(done)
-                shards[start] = task_result(done, _died(f"pairs {start} to {min(start + size, total) - 1}"))
-                progress(sum(map(len, shards.values())), total)
+        if share := held_share():
+            share.replace(pool.claim)
+        can_grow = share is not None and pool.follows and could_grow(pool.needs)
+        while len(shards) * size < total:
+            # Keep so many shards in flight, even if Ray has room for more. Machines that join get their first ones
+            # when the next shard ends.
+            places = _count_places(pool, share, can_grow=can_grow)
+            for start in islice(waiting, max(0, places - len(running))):
+                running[task.remote(*options, plan.records[start : start + size], bad_boxes)] = start
+            done = _wait_for_shard(list(running), stalls, len(shards), on_note)
+            start = running.pop(done)
+            shards[start] = task_result(done, _died(f"pairs {start} to {min(start + size, total) - 1}"))
+            progress(sum(map(len, shards.values())), total)
     finally:
         for task_left in running:
             ray.cancel(task_left, force=True)
     return merge_shards(shards, total)
 
 
-@contextmanager
-def _places(pool: WorkerPool) -> Iterator[Callable[[], int]]:
-    """Provide a function that returns for how many workers there is room: in the job's share of a cluster, at least 1.
+def _count_places(pool: WorkerPool, share: Share | None, *, can_grow: bool) -> int:
+    """Return the number of shards to keep in flight, at least 1.
 
-    The number is fixed on one machine, or if the user gave it.
+    It is that of the workers on one machine, or if the user gave it. Otherwise it is for how many workers there is room
+    in the job's share of the cluster. If the share is all of a cluster that can grow, one more shard waits: an
+    autoscaler starts machines only for what waits.
     """
-    if not pool.follows:
-        yield lambda: pool.workers
-        return
-    most = {kind: math.inf if amount else 0.0 for kind, amount in pool.needs.items()}
-    with shared(Claim(pool.needs, most)) as share:
-
-        def places() -> int:
-            fit = count_fitting(machines_alive(), pool.needs)
-            allowed = min(int(share.resources.get(kind, 0) / amount + 1e-6) for kind, amount in pool.needs.items())
-            return max(1, min(fit, allowed))
-
-        yield places
+    if share is None or not pool.follows:
+        return pool.workers
+    fit = count_fitting(machines_alive(), pool.needs)
+    allowed = min(int(share.resources.get(kind, 0) / amount + 1e-6) for kind, amount in pool.needs.items())
+    # Beyond a share that others limit, the shard would take the next place that one of them leaves for a moment.
+    waiting = 1 if can_grow and fit <= allowed else 0
+    return max(1, min(fit, allowed) + waiting)
 
 
 def _wait_for_shard(running: list[Any], stalls: StallWatch, finished: int, on_note: Callable[[str], None]) -> Any:

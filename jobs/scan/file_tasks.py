@@ -1,11 +1,14 @@
 """Work on the files of a folder by Ray tasks, one for each file, as many at a time as there are CPUs.
 
+On a cluster, a task asks for a part of a CPU, because it waits for a store, and the job keeps to its share.
+
 A task may run twice: its process may die and be replaced, and a job that was stopped runs all tasks again. So the work
 on a file must be one that can be repeated.
 """
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterable
 from itertools import islice
@@ -17,9 +20,12 @@ from asap.storage.location import Location
 from jobs.cluster import task_result
 from jobs.errors import JobFailed
 from jobs.scan.output.job_folder import fail
+from jobs.sharing import Claim, held_share
 
 TRIES = 3
 """Tries of a file whose process dies."""
+_CPUS = 0.25
+"""CPUs of a task on a cluster."""
 _POLL_S = 0.5
 _LONGEST_STOP_S = 2.4
 """Seconds in which the tasks under way are ended when a job is stopped: Ray's Jobs API kills a job after three."""
@@ -41,14 +47,19 @@ def run_on_files(
         files: The files.
         check: Called twice a second; what it raises stops the work.
     """
-    task = ray.remote(num_cpus=1, max_retries=TRIES - 1)(work)
+    share = held_share()
+    if share:
+        share.replace(Claim({"CPU": _CPUS}, {"CPU": math.inf}, is_at_work=True))
+    cpus = _CPUS if share else 1.0
+    task = ray.remote(num_cpus=cpus, max_retries=TRIES - 1)(work)
     reference = ray.put(shared)
-    at_once = max(1, int(ray.cluster_resources().get("CPU", 1)))
     waiting = iter(files)
     running: dict[Any, Location] = {}
     try:
         while True:
-            running |= {task.remote(reference, file): file for file in islice(waiting, at_once - len(running))}
+            resources = share.resources if share else ray.cluster_resources()
+            at_once = max(1, int(resources.get("CPU", 1) / cpus + 1e-6))
+            running |= {task.remote(reference, file): file for file in islice(waiting, max(0, at_once - len(running)))}
             if not running:
                 return
             done, _ = ray.wait(list(running), timeout=_POLL_S)

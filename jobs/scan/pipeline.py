@@ -293,11 +293,18 @@ def _wait_for_stages(
         advice = (
             "Use --device auto to run on what exists." if on_gpu else "Give more --detectors, which need less each."
         )
-    wait_for_resources(needs, detectors, wait_s, notify, advice, waits_for_people=settings.waits_for_people)
     # One task of each other stage runs beside the detectors.
     beside = {"CPU": resources.prepare.cpus + resources.caption.cpus}
     if resources.caption.gpus:
         beside["GPU"] = resources.caption.gpus
+    wait = partial(wait_for_resources, waits_for_people=settings.waits_for_people)
+    wait(needs, detectors, wait_s, notify, advice)
+    if settings.captioner_cpus and resources.caption.cpus:
+        advice = "Lower --set captioner_cpus=N."
+        wait(beside, 1, wait_s, notify, advice)
+    if settings.address is None:  # nobody adds a machine on which the rest would fit
+        both = {kind: round(detectors * needs.get(kind, 0) + beside.get(kind, 0), 4) for kind in needs | beside}
+        wait(both, 1, 0, notify, advice)
     wait_until_free(needs, detectors, settings.wait_for_machines_s, notify, beside=beside)
 
 

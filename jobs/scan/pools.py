@@ -14,6 +14,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from itertools import takewhile
 from typing import Any, ClassVar, Protocol
 
 from ray.data import DataContext
@@ -47,7 +48,7 @@ def claim_of(prepare: Stage, pools: Sequence[Stage]) -> Claim:
         for kind, amount in (("CPU", stage.cpus), ("GPU", stage.gpus)):
             needs[kind] += amount * (1 if stage is prepare else stage.size or 1)
             most[kind] += amount * (stage.size or math.inf) if amount else 0.0
-    return Claim(needs, most)
+    return Claim(needs, most, is_at_work=True)
 
 
 @contextmanager
@@ -85,15 +86,29 @@ class FollowShare(ExecutionCallback):
 
     def on_execution_step(self, executor: Any) -> None:
         """Release actors that are beyond the share, or give them no more batches."""
-        if self.share is None:
+        share = self.share  # read once: another thread sets it to None when the block ends
+        if share is None:
             return
-        pools = [pool for operator in executor._topology for pool in operator.get_autoscaling_actor_pools()]
-        surplus = surplus_actors(pools, self.share.resources, self.prepare_cpus)
+        operators = list(executor._topology)
+        pools = [pool for operator in operators for pool in operator.get_autoscaling_actor_pools()]
+        surplus = surplus_actors(pools, share.resources, self.prepare_cpus if is_preparing(operators) else 0.0)
         for pool, number in zip(pools, surplus, strict=True):
             if number:
                 request = ActorPoolScalingRequest.downscale(delta=-number, force=True, reason="beyond the job's share")
                 released = -(pool.scale(request) or 0)
                 _hold_back(pool, number - released)
+
+
+def is_preparing(operators: Sequence[Any]) -> bool:
+    """Return True until the operators before the first pool have ended. Then no task of theirs needs a CPU.
+
+    Ray Data lets the actors take these CPUs, which would be made and released in turn, at each step.
+
+    Args:
+        operators: The physical operators of Ray Data, in the order in which a row travels.
+    """
+    before = takewhile(lambda operator: not operator.get_autoscaling_actor_pools(), operators)
+    return not all(operator.has_execution_finished() for operator in before)
 
 
 def surplus_actors(pools: Sequence[Any], share: Resources, prepare_cpus: float) -> list[int]:
@@ -102,7 +117,7 @@ def surplus_actors(pools: Sequence[Any], share: Resources, prepare_cpus: float) 
     Args:
         pools: The pools, of Ray Data's `AutoscalingActorPool`.
         share: The share of the job.
-        prepare_cpus: CPUs that the actors leave to a task of the first stage.
+        prepare_cpus: CPUs that the actors leave to a task of the first stage; 0 once that has ended.
     """
     sizes = [pool.current_size() for pool in pools]
     usages = [pool.per_actor_resource_usage() for pool in pools]

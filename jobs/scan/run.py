@@ -41,6 +41,7 @@ from jobs.scan.settings import ScanSettings
 from jobs.scan.stages.result_rows import RESULTS
 from jobs.scan.steps import (
     ask_cluster,
+    cluster_for,
     delete_temporary,
     look_at_input,
     note_time,
@@ -85,9 +86,11 @@ def scan(settings: ScanSettings, watch: Watch = lambda progress: None) -> dict[s
         understood = look_at_input(plan.source, settings, watch)
     else:
         understood = record.get("input") or plan.source.describe()
-    entries = (record or {}) | _first_entries(plan, identity) | _probe_captioner(plan, record, watch)
-    entries |= {"input": understood, "began_s": round(began_s, 3)}
-    run_job(plan.folder, settings, entries, lambda job: _work(job, plan, watch))
+    tries_engines = settings.captions is not None and settings.captions.engine != "precomputed"
+    with cluster_for(settings, tries_engines=tries_engines):
+        entries = (record or {}) | _first_entries(plan, identity) | _probe_captioner(plan, record, watch)
+        entries |= {"input": understood, "began_s": round(began_s, 3)}
+        run_job(plan.folder, settings, entries, lambda job: _work(job, plan, watch))
     return read_summary(plan.folder)
 
 

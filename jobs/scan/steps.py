@@ -7,7 +7,7 @@ import os
 import platform
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from typing import TYPE_CHECKING, Any
 
 from asap.storage.files import delete_file, delete_folder, is_empty, write_bytes
@@ -25,6 +25,7 @@ from jobs.scan.output.job_folder import Job, is_same_run
 from jobs.scan.passes import ScanProgress, Watch, check_results, run_missing_rows, watched, write_remaining
 from jobs.scan.settings import PairsSettings
 from jobs.scan.stages.row_shape import RowShape
+from jobs.sharing import NOTHING, shared
 from jobs.states import job_states
 
 if TYPE_CHECKING:
@@ -96,21 +97,38 @@ def delete_temporary(folder: Location) -> None:
 
 
 @contextmanager
-def ray_for(job: Job, settings: PairsSettings) -> Iterator[None]:
-    """Have Ray run during the block, announce its pages of metrics, and record a stop.
+def cluster_for(settings: PairsSettings, *, tries_engines: bool) -> Iterator[None]:
+    """Join the cluster of a job that tries engines, and hold one share of it, from the trial to the end of the job.
 
-    The stop is recorded as soon as it leaves the block: the end of Ray, which follows, takes seconds.
+    Without a trial, `ray_for` joins the cluster, within the record of the job. Without a cluster, do nothing.
+    """
+    if settings.address is None or not tries_engines:
+        yield
+        return
+    with ray_running(settings.address), shared():
+        yield
+
+
+@contextmanager
+def ray_for(job: Job, settings: PairsSettings) -> Iterator[None]:
+    """Have Ray run during the block, hold a share of its cluster, announce its pages of metrics, and record a stop.
+
+    The stop is recorded as soon as it leaves the block: the end of Ray, which follows, takes seconds. After the block
+    the job claims nothing of its cluster.
     """
     started = time.monotonic()
     # A Ray that this process starts may use its CPUs and no others; a cluster has CPUs of its own.
     cpus = {} if settings.address else {"num_cpus": len(os.sched_getaffinity(0))}
-    with ray_running(settings.address, **cpus), targets_announced(settings.metrics_targets):
+    share = shared() if settings.address else nullcontext()
+    with ray_running(settings.address, **cpus), targets_announced(settings.metrics_targets), share as held:
         note_time(job, "ray_start_s", started)
         try:
             yield
         except KeyboardInterrupt:
             job.cancel()
             raise
+        if held:
+            held.replace(NOTHING, is_awaited=False)
 
 
 def note_time(job: Job, name: str, started: float) -> None:

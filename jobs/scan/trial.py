@@ -12,14 +12,15 @@ from jobs.descriptions.probe import probe, read_probe, start_probe
 from jobs.descriptions.settings import DescriptionSettings
 from jobs.errors import JobDiffers
 from jobs.settings import ClusterSettings
-from jobs.sharing import Claim, shared
+from jobs.sharing import shared
 
 if TYPE_CHECKING:
     from jobs.scan.pipeline import StageResources
 
 Notify = Callable[[str], None]
 FindRoom = Callable[[], tuple["StageResources", str]]
-"""Waits until the running Ray has room for the job; returns the resources of the engine, and its device."""
+"""Waits until the running Ray has room for the job; claims it, and returns the resources of the engine, and its
+device."""
 
 
 def try_engine(
@@ -48,14 +49,13 @@ def try_engine(
     else:
         import ray
 
-        with ray_running(job.address):
+        # The room that is found stays claimed, or jobs that grow would take it.
+        with ray_running(job.address), shared():
             resources, device = find_room()
-            needs = {"CPU": resources.cpus, "GPU": resources.gpus}
-            with shared(Claim(needs, needs)):  # else jobs that grow would take the room that was found
-                reference = start_probe(located(settings), device, resources.cpus, resources.gpus)
-                while not ray.wait([reference], timeout=job.stall_after_s)[0]:
-                    notify(describe_waits() or f"{settings.source} has not described anything yet")
-                found = read_probe(settings, reference)
+            reference = start_probe(located(settings), device, resources.cpus, resources.gpus)
+            while not ray.wait([reference], timeout=job.stall_after_s)[0]:
+                notify(describe_waits() or f"{settings.source} has not described anything yet")
+            found = read_probe(settings, reference)
     notify(found.sentence(settings))
     began = (former or {}).get(CONTENT)  # records of earlier versions have none
     if began not in (None, found.record.get(CONTENT)):

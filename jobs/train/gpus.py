@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import logging
 import os
 import re
 import subprocess
@@ -17,7 +18,7 @@ GPU_MEMORY_GB: Mapping[str, int] = {
 }  # fmt: skip
 """Memory of GPUs in 10^9 bytes, by kind, from the data sheets of NVIDIA."""
 _LOOK_S = 120
-"""Seconds that a process has to look at the GPUs; it imports torch."""
+"""Seconds that a process has to look at the GPUs, here or on each machine of a cluster; it imports torch."""
 
 
 @dataclass(frozen=True)
@@ -86,15 +87,34 @@ def smallest(seen: list[tuple[str, int, bool]]) -> TrainDevice | None:
     return TrainDevice(name, _kind_of(name, memory), memory, is_gpu=True, has_bfloat16=has_bf16, count=len(seen))
 
 
-def gpus_of_cluster() -> TrainDevice | None:
-    """Return the smallest GPU of the running Ray, after a task on each machine with GPUs looked at one of them."""
+def gpus_of_cluster(within_s: float = _LOOK_S) -> TrainDevice | None:
+    """Return the smallest GPU of the running Ray, after a task on each machine with GPUs looked at one of them.
+
+    A machine whose GPUs are busy, or that is lost, does not answer, and is left out. None: no machine answered.
+
+    Args:
+        within_s: Seconds that the machines have to answer.
+    """
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     nodes = [node for node in ray.nodes() if node["Alive"] and node["Resources"].get("GPU")]
     look = ray.remote(num_cpus=0, num_gpus=1)(look_at_gpus)
-    tasks = [look.options(scheduling_strategy=NodeAffinitySchedulingStrategy(n["NodeID"], soft=False)) for n in nodes]
-    seen = [one for found in ray.get([task.remote() for task in tasks]) for one in found]
+    looks = [
+        look.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)).remote()
+        for node in nodes
+    ]
+    answered, silent = ray.wait(looks, num_returns=len(looks), timeout=within_s) if looks else ([], [])
+    for one in silent:
+        ray.cancel(one, force=True)
+    seen: list[tuple[str, int, bool]] = []
+    for one in answered:
+        try:
+            seen += ray.get(one)
+        except ray.exceptions.RayTaskError:
+            raise  # the look itself failed
+        except ray.exceptions.RayError as error:
+            logging.getLogger("asap").debug("a machine did not say what GPUs it has: %s", error)
     gpu = smallest(seen)
     total = sum(int(node["Resources"]["GPU"]) for node in nodes)
     return None if gpu is None else dataclasses.replace(gpu, count=total)

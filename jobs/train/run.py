@@ -9,9 +9,10 @@ s3:// through a copy on each machine.
 from __future__ import annotations
 
 import json
+import math
 import tempfile
 from collections.abc import Set
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +38,7 @@ from jobs.cluster import (
 )
 from jobs.metrics import targets_announced
 from jobs.reach import PathUse, check_cluster, check_shared, pictures_use
-from jobs.sharing import Claim, shared
+from jobs.sharing import Claim, Resources, held_share, shared
 from jobs.states import JobStates, job_states
 from jobs.stops import in_background
 from jobs.train.data.splits import (
@@ -147,6 +148,7 @@ def _train(
             ray_running(settings.address),
             targets_announced(settings.metrics_targets),
             follow_progress(folder, progress),
+            shared() if settings.address else nullcontext(),
             watch.stops_recorded(),  # before Ray ends, which takes seconds
         ):
             chosen = _finished_checkpoint(folder, settings)
@@ -157,6 +159,7 @@ def _train(
             if resources:
                 check_shared(uses)  # machines may have come meanwhile
                 _wait_for_room(settings, resources, progress)
+                _claim_workers(settings, resources, corpora)
                 settings = _fit(folder, settings, typed.model_fields_set, "GPU" in resources, progress)
             _prepare(folder, settings, corpora, progress, trains=chosen is None)
             chosen = chosen or _run_workers(folder, settings, resources, watch)
@@ -437,13 +440,34 @@ def _wait_for_room(settings: TrainSettings, resources: dict[str, int], progress:
     )
 
 
-def _workers_claimed(settings: TrainSettings, resources: dict[str, int]) -> AbstractContextManager[Any]:
-    """Keep jobs that grow with a cluster off the resources of the workers, also when these start again."""
-    if settings.address is None:
-        return nullcontext()
+def _claim_workers(settings: TrainSettings, resources: dict[str, int], corpora: dict[str, Corpus]) -> None:
+    """Keep jobs that grow with a cluster off the resources of the workers, from the preparation to the last step.
+
+    They stay claimed while the workers start again. Without a cluster, do nothing.
+    """
+    if share := held_share():
+        image_size = model_config(settings, settings.vocab_size).image_size
+        streams = choose_ingest(settings, corpora, image_size) == "stream"
+        cpus = sum(machine.get("CPU", 0.0) for machine in machines_alive())
+        share.replace(workers_claim(settings, resources, cpus, streams=streams))
+
+
+def workers_claim(settings: TrainSettings, resources: Resources, cpus: float, *, streams: bool) -> Claim:
+    """Return the claim of a run: its workers, and, if their pictures are decoded on the way, the tasks that do it.
+
+    Args:
+        settings: The settings of the run.
+        resources: The resources of each worker.
+        cpus: The CPUs of all machines together.
+        streams: True if tasks beside the workers decode the pictures of each step.
+    """
     fewest = settings.min_workers or settings.workers
     needs, most = ({kind: each * amount for kind, amount in resources.items()} for each in (fewest, settings.workers))
-    return shared(Claim(needs, most))
+    if streams:
+        # A task has a CPU. If the workers hold all CPUs, its tasks ask for none.
+        needs["CPU"] += min(fewest, max(0.0, cpus - needs["CPU"]))
+        most["CPU"] += settings.workers * (settings.decode_tasks or math.inf)
+    return Claim(needs, most, is_at_work=True)
 
 
 def _with_all_gpus(settings: TrainSettings, given: Set[str], progress: OnEvent) -> TrainSettings:
@@ -506,10 +530,7 @@ def _run_workers(
     try:
         # In the main thread, Ray Train would handle SIGINT itself, and end the process by its own code. A stop ends the
         # controller, and with it the call: a thread that uses Ray after its shutdown ends the process without a word.
-        with (
-            _workers_claimed(settings, resources),
-            in_background(lambda _: trainer.fit(), lambda: kill_actors("TrainController")) as fitting,
-        ):
+        with in_background(lambda _: trainer.fit(), lambda: kill_actors("TrainController")) as fitting:
             try:
                 watch.await_end(fitting)
             except KeyboardInterrupt:

@@ -17,12 +17,12 @@ import pytest
 import torch
 import yaml
 from safetensors.torch import load
-from serve.api.keys import new_key
 
 from asap.finding import Pair
 from asap.predictor import Predictor
 from asap.storage.files import exists, read_bytes
 from asap.storage.location import Location
+from serve.api.callers.keys import new_key
 from tests.support.machines import HOME, Machine, Machines, can_make_machines, cluster
 from tests.support.many_pairs import repeat_pairs
 from tests.support.results import read_results

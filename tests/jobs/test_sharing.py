@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import math
+import threading
 import time
+from collections.abc import Callable, Iterator
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import ray
 
-from jobs.sharing import Claim, Claims, Resources, Share, divide_resources, shared
+from jobs.sharing import NOTHING, Claim, Claims, Resources, Share, divide_resources, held_share, shared
 from tests.support.waiting import wait_until
 
 GROWS = {"CPU": math.inf, "GPU": math.inf}
@@ -50,6 +54,17 @@ def test_a_job_whose_needs_are_not_left_waits_and_takes_nothing_from_the_others(
     assert _shares({"CPU": 16}, GPU_SCAN) == [(0, 0)]
 
 
+def test_a_job_at_work_whose_needs_do_not_fit_after_a_loss_gets_what_is_left_of_them() -> None:
+    four = {"CPU": 2.25, "GPU": 4}
+    fixed = Claim(four, four, is_at_work=True)
+    waits = Claim(four, four)
+    assert _shares({"CPU": 16, "GPU": 3}, fixed) == [(2.25, 3)]
+    assert _shares({"CPU": 16, "GPU": 3}, waits, fixed) == [(0, 0), (2.25, 3)]
+    # Those whose needs fit come first.
+    assert _shares({"CPU": 16, "GPU": 3}, fixed, GPU_SCAN, waits) == [(2.25, 2), (13.75, 1), (0, 0)]
+    assert _shares({"CPU": 1, "GPU": 0}, fixed, SCAN) == [(0, 0), (1, 0)]
+
+
 @pytest.mark.parametrize("jobs", [1, 2, 7])
 def test_shares_never_exceed_the_machines(jobs: int) -> None:
     shares = _shares({"CPU": 10, "GPU": 5}, *[GPU_SCAN, SCAN] * jobs)
@@ -79,11 +94,92 @@ def test_a_share_follows_the_claims_of_other_jobs_and_outlives_the_actor_that_ho
         wait_until(lambda: (share.resources["CPU"], share.jobs) == (2, 1))
 
 
-def test_a_share_without_an_answer_is_the_whole_cluster(ray_here: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail() -> None:
-        raise ray.exceptions.GetTimeoutError("no answer")
+def test_a_job_keeps_one_share_whose_claim_each_step_replaces(ray_here: None) -> None:
+    assert held_share() is None
+    with shared() as share:
+        assert (share.resources, held_share()) == ({"CPU": 0, "GPU": 0}, share)
+        claims = ray.get_actor("claims", "asap")
+        with shared(SCAN) as inner:
+            assert (inner, share.resources["CPU"]) == (share, 2)
+        # What the step had stays claimed after it.
+        assert ray.get(claims.claim.remote("another", GPU_SCAN, {"CPU": 2, "GPU": 1}))[0]["CPU"] == pytest.approx(1)
+        with shared():
+            assert ray.get(claims.claim.remote("another", SCAN, {"CPU": 2}))[0]["CPU"] == pytest.approx(1)
+        share.replace(NOTHING, is_awaited=False)
+        wait_until(lambda: ray.get(claims.claim.remote("another", SCAN, {"CPU": 2})) == ({"CPU": 2, "GPU": 0}, 2))
+        share.replace(Claim({"CPU": 2}, {"CPU": 2}))  # it came first, and keeps its place
+        assert share.resources["CPU"] == 2
+        ray.get(claims.release.remote("another"))
+    assert held_share() is None
+    # The calls of one process come in their order.
+    assert ray.get(claims.claim.remote("another", SCAN, {"CPU": 2}))[1] == 1
+    ray.get(claims.release.remote("another"))
 
-    monkeypatch.setattr("jobs.sharing._start_registry", fail)
+
+@pytest.mark.parametrize("error", [ray.exceptions.GetTimeoutError("no answer"), ValueError("no actor of this name")])
+def test_a_share_without_an_answer_is_what_the_job_needs(
+    ray_here: None, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    monkeypatch.setattr("jobs.sharing._start_registry", _raises(error))
+    with shared(SCAN) as share:
+        assert share.resources == {"CPU": 1, "GPU": 0}
+        assert share.machines["CPU"] == 2
+        monkeypatch.undo()
+        wait_until(lambda: share.resources["CPU"] == 2)  # the thread goes on
+
+
+def _raises(error: Exception) -> Callable[[], None]:
+    def fail() -> None:
+        raise error
+
+    return fail
+
+
+class _DeafClaims:
+    """A registry that never answers a claim, and notes what it is asked."""
+
+    def __init__(self, calls: list[str], never: Any) -> None:
+        self.claim = SimpleNamespace(remote=lambda *_: calls.append("claim") or never)
+        self.release = SimpleNamespace(remote=lambda _: calls.append("release"))
+
+
+@pytest.fixture
+def never(ray_here: None) -> Iterator[Any]:
+    """The reference of an answer that does not come."""
+    reference = ray.remote(num_cpus=1_000)(lambda: None).remote()
+    yield reference
+    ray.cancel(reference)
+
+
+def test_the_end_of_a_share_waits_for_no_answer_and_no_claim_follows_its_release(
+    never: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[str] = []
+    is_late, may_go_on = threading.Event(), threading.Event()
+
+    def start() -> Any:
+        if calls:  # in the thread that renews the claim, which the end of the share overtakes
+            is_late.set()
+            may_go_on.wait()
+        return _DeafClaims(calls, never)
+
+    monkeypatch.setattr("jobs.sharing._start_registry", start)
+    monkeypatch.setattr("jobs.sharing._ANSWER_S", 0.0)
+    monkeypatch.setattr("jobs.sharing._TRIES", 1)
     share = Share(SCAN)
-    assert share.resources["CPU"] == 2
+    wait_until(is_late.is_set)
     share.close()
+    may_go_on.set()
+    share._thread.join()
+    assert calls == ["claim", "release"]
+
+
+def test_a_thread_that_waits_for_an_answer_ends_with_its_share(never: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[str] = []
+    share = Share(SCAN)
+    share._registry = _DeafClaims(calls, never)
+    wait_until(lambda: calls == ["claim"])
+    monkeypatch.setattr("jobs.sharing._ANSWER_S", math.inf)
+    share.close()
+    share._thread.join()
+    assert calls == ["claim", "release"]

@@ -2,12 +2,12 @@
 
 import dataclasses
 import json
+import math
 import os
 import re
 import shutil
 import signal
 from collections.abc import Callable, Iterator
-from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -33,10 +33,12 @@ from jobs.evaluate import shards as module
 from jobs.evaluate.plan import OUTPUTS, plan_evaluation
 from jobs.evaluate.run import evaluate
 from jobs.evaluate.settings import EvaluateSettings
-from jobs.evaluate.shards import evaluate_shard, explain_pairs, merge_shards
+from jobs.evaluate.shards import evaluate_shard, explain_pairs, explain_worst, merge_shards
+from jobs.node_types import NodeType
 from jobs.policy.familiarize import familiarize
 from jobs.policy.settings import FamiliarizeSettings
 from jobs.reach import PathUse
+from jobs.sharing import Claim, held_share
 from jobs.stall import StallWatch
 from tests.support.busy import start_task
 from tests.support.many_pairs import repeat_pairs
@@ -339,16 +341,44 @@ def test_workers_follow_a_cluster_unless_their_number_is_given(
     machines(monkeypatch, {"CPU": 0}, {"CPU": 4}, {"CPU": 4})
     pool = module.worker_pool(settings(address=address, workers=workers, device="cpu"))
     assert pool.follows == follows
-    share = SimpleNamespace(resources={"CPU": 16.0})
-    monkeypatch.setattr(module, "shared", lambda claim: nullcontext(share))
-    with module._places(pool) as places:
-        assert places() == (workers or 4)
-        machines(monkeypatch, {"CPU": 0}, *[{"CPU": 4}] * 3)
-        assert places() == (6 if follows else workers or 4)
-        share.resources = {"CPU": 8.0}  # another job came
-        assert places() == (4 if follows else workers or 4)
-        share.resources = {"CPU": 0.0}
-        assert places() == (1 if follows else workers or 4)
+    share: Any = SimpleNamespace(resources={"CPU": 16.0})
+
+    def places(*, can_grow: bool = False) -> int:
+        return module._count_places(pool, share if address else None, can_grow=can_grow)
+
+    assert places() == (workers or 4)
+    machines(monkeypatch, {"CPU": 0}, *[{"CPU": 4}] * 3)
+    assert places() == (6 if follows else workers or 4)
+    # One shard waits for a machine that an autoscaler could add, unless other jobs are what limits the share.
+    assert places(can_grow=True) == (7 if follows else workers or 4)
+    share.resources = {"CPU": 8.0}  # another job came
+    assert places(can_grow=True) == (4 if follows else workers or 4)
+    share.resources = {"CPU": 0.0}
+    assert places() == (1 if follows else workers or 4)
+
+
+def test_workers_of_a_given_number_are_claimed_together(settings: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    machines(monkeypatch, {"CPU": 0}, {"CPU": 4, "GPU": 2}, {"CPU": 4, "GPU": 2})
+    three = module.worker_pool(settings(address="auto", workers=3, device="cuda")).claim
+    assert three == Claim({"CPU": 3, "GPU": 3}, {"CPU": 3, "GPU": 3}, is_at_work=True)
+    grows = module.worker_pool(settings(address="auto", device="cuda")).claim
+    assert grows == Claim({"CPU": 1, "GPU": 1}, {"CPU": math.inf, "GPU": math.inf})
+
+
+@pytest.mark.parametrize(
+    ("types", "grows"),
+    [
+        (None, True),  # nobody knows
+        ([], False),
+        ([NodeType("cpu", {"CPU": 4}, 2)], True),
+        ([NodeType("cpu", {"CPU": 1}, 2), NodeType("none", {"CPU": 8}, 0)], False),
+    ],
+)
+def test_a_cluster_can_grow_for_workers_that_a_machine_of_its_autoscaler_would_hold(
+    monkeypatch: pytest.MonkeyPatch, types: list[NodeType] | None, *, grows: bool
+) -> None:
+    monkeypatch.setattr(cluster, "node_types", lambda: types)
+    assert cluster.could_grow({"CPU": 2}) == grows
 
 
 # On Ray.
@@ -363,6 +393,25 @@ def test_an_evaluation_on_busy_machines_says_what_it_waits_for_and_gives_up(
     assert [note.partition(":")[0] for note in notes] == [
         "waiting up to 3 s for other jobs to free 1 worker with 2 CPUs"
     ]
+
+
+def test_an_evaluation_holds_its_claim_for_the_worst_pairs_too(
+    ray_here: None, settings: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = settings(address="which is already joined", shard_pairs=12)
+    claims: list[Claim] = []
+
+    def note(*arguments: Any) -> Any:
+        share = held_share()
+        assert share is not None
+        claims.append(share.claim)
+        return explain_worst(*arguments)
+
+    monkeypatch.setattr(module, "explain_worst", note)
+    monkeypatch.setattr(cluster, "node_types", list)
+    assert evaluate(made)["pairs"] == PAIRS
+    assert claims == [Claim({"CPU": 2}, {"CPU": math.inf})]
+    assert held_share() is None
 
 
 def test_a_shard_that_takes_long_is_reported_with_what_is_waited_for(ray_here: None, busy: None) -> None:

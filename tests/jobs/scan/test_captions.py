@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import math
 import re
 import sys
 from collections.abc import Callable, Iterator
@@ -24,6 +25,7 @@ from jobs.errors import JobDiffers
 from jobs.scan import captioning
 from jobs.scan.run import scan
 from jobs.scan.settings import ScanSettings
+from jobs.sharing import NOTHING, Claim, Share, held_share
 from tests.support.deadly import DeadlyCaptioner
 from tests.support.description_jobs import flagging
 from tests.support.endpoint import Handler, completion, endpoint
@@ -78,6 +80,34 @@ def test_a_scan_asks_the_endpoint_and_a_fault_costs_one_row_which_is_tried_again
     record = json.loads((Path(summary["folder"]) / "job.json").read_text())
     assert (record["captioner"]["model"], record["captioner"]["wrote"]) == ("tiny", "a crowd in the street")
     assert record["captioner"]["prompt"] == "Give the caption of this picture"
+
+
+@pytest.mark.slow
+def test_a_job_on_a_cluster_holds_one_share_from_the_trial_to_the_last_pass(
+    ray_here: None, pictures: Path, model_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    claims: list[Claim] = []
+
+    class Noted(Share):
+        def __init__(self, claim: Claim) -> None:
+            claims.append(claim)
+            super().__init__(claim)
+
+        def replace(self, claim: Claim, *, is_awaited: bool = True) -> None:
+            claims.append(claim)
+            super().replace(claim, is_awaited=is_awaited)
+
+    monkeypatch.setattr("jobs.sharing.Share", Noted)
+    with endpoint(lambda handler, _: handler.send(200, json.dumps(completion("a crowd")))) as (address, _):
+        settings = _settings(pictures, model_folder, address, key_env=None)
+        # The test's Ray stands for the cluster: what runs in this process is joined, whatever the address.
+        settings = settings.model_copy(update={"address": "the Ray of the tests"})
+        assert [row["caption"] for row in _rows(scan(settings))] == ["a crowd"] * 4
+    room = Claim({"CPU": 1.1, "GPU": 0}, {"CPU": 1.1, "GPU": 0})  # what is waited for
+    work = Claim({"CPU": 1.1, "GPU": 0}, {"CPU": math.inf, "GPU": 0}, is_at_work=True)
+    # The share is made once, and asks for nothing before the machines are known and after the last row.
+    assert claims == [NOTHING, room, room, work, NOTHING]
+    assert held_share() is None
 
 
 def _rows(summary: dict[str, Any]) -> list[dict[str, Any]]:

@@ -14,6 +14,7 @@ from asap.errors import ConfigError
 from asap.storage.location import Location
 from jobs.errors import JobFailed
 from jobs.scan.file_tasks import TRIES, run_on_files
+from jobs.sharing import Claim, shared
 from tests.support.waiting import wait_until
 
 
@@ -62,6 +63,18 @@ def test_every_file_is_worked_on_and_no_more_at_a_time_than_there_are_cpus(files
     assert all(Path(file.uri).exists() for file in files)
     assert ray.get(inside.most.remote()) == 2
     run_on_files(_meet, inside, [])
+
+
+def test_on_a_cluster_a_task_asks_for_little_and_all_of_them_keep_to_the_share(files: list[Location]) -> None:
+    inside = ray.remote(num_cpus=0)(_Inside).remote()
+    with shared() as share:
+        other = Claim({"CPU": 1.5}, {"CPU": 1.5})
+        ray.get(ray.get_actor("claims", "asap").claim.remote("another", other, {"CPU": 2}))
+        run_on_files(_meet, inside, iter(files))
+        assert share.resources["CPU"] == pytest.approx(0.5)
+        ray.get(ray.get_actor("claims", "asap").release.remote("another"))
+    assert all(Path(file.uri).exists() for file in files)
+    assert ray.get(inside.most.remote()) == 2
 
 
 def _die_at_first(number: str, file: Location) -> None:

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from asap.errors import ConfigError
 from jobs.descriptions.settings import DescriptionSettings
 from jobs.scan.pipeline import Shares, size_pipeline, size_stages
 from jobs.scan.settings import ScanSettings
@@ -141,3 +142,22 @@ def test_flagged_pairs_are_captioned_by_a_pipeline_of_their_own(
     assert pipeline.preparation.leaves_textless != with_captions
     assert (pipeline.preparation.thumbnail_side is not None) == with_captions
     assert waits == [{"CPU": 0.35, "GPU": 0.5} if with_captions else {"CPU": 0.25}]
+
+
+@pytest.mark.parametrize(("address", "cpus"), [(None, 4), (None, 3), ("auto", 4)])
+def test_a_captioner_that_no_machine_holds_is_refused_at_once_with_the_way_out(
+    monkeypatch: pytest.MonkeyPatch, address: str | None, cpus: float
+) -> None:
+    monkeypatch.setattr("ray.nodes", lambda: [{"Alive": True, "Resources": {"CPU": 4.0}}])
+    monkeypatch.setattr("jobs.cluster.node_types", list)
+    monkeypatch.setattr("jobs.scan.pipeline.wait_until_free", lambda *_, **__: pytest.fail("it waits"))
+    settings = ScanSettings(
+        input="a.jsonl",
+        out="out",
+        captions=MODEL,  # type: ignore[arg-type]
+        captioner_cpus=cpus,
+        address=address,
+        device="cpu",
+    )
+    with pytest.raises(ConfigError, match=r"4\.\d+ CPUs.* 1 x \(4 CPUs, 0 GPUs\).*Lower --set captioner_cpus=N\."):
+        size_pipeline(settings, "demo", 32, 100)

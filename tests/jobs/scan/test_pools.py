@@ -20,7 +20,7 @@ from ray.data._internal.execution.interfaces import ExecutionResources
 from ray.data._internal.execution.operators.actor_pool_map_operator import _ActorState, _NodeAwareActorPool
 
 from jobs.scan.pipeline import StageResources
-from jobs.scan.pools import _hold_back, claim_of, pools_following, surplus_actors
+from jobs.scan.pools import _hold_back, claim_of, is_preparing, pools_following, surplus_actors
 from jobs.sharing import Claim
 from jobs.stops import in_background
 from tests.support.waiting import wait_until
@@ -68,6 +68,17 @@ def _pool(size: int, cpus: float = 0.5, gpus: float | None = None, least: int = 
 )
 def test_actors_beyond_the_share_are_surplus(pools: list[Any], share: dict[str, float], surplus: list[int]) -> None:
     assert surplus_actors(pools, share, 0.25) == surplus
+
+
+def test_the_first_stage_needs_its_cpu_until_what_comes_before_the_pools_has_ended() -> None:
+    def operator(pools: list[Any], *, is_finished: bool) -> Any:
+        return SimpleNamespace(get_autoscaling_actor_pools=lambda: pools, has_execution_finished=lambda: is_finished)
+
+    detect = operator([_pool(4)], is_finished=False)
+    source, reading, read = (operator([], is_finished=finished) for finished in (True, False, True))
+    assert is_preparing([source, reading, detect])
+    assert not is_preparing([source, read, detect, reading])
+    assert not is_preparing([detect])
 
 
 def _pool_of_ray(**actors: bool) -> Any:

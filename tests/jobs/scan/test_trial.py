@@ -19,7 +19,7 @@ from jobs.errors import JobDiffers
 from jobs.scan.pipeline import StageResources
 from jobs.scan.trial import try_engine
 from jobs.settings import ClusterSettings
-from jobs.sharing import Claim
+from jobs.sharing import Claim, held_share
 from tests.support.busy import hold_cpus
 from tests.support.endpoint import completion, endpoint
 from tests.support.tiny_captioners import WORDS, save_encoder_decoder
@@ -31,7 +31,14 @@ HERE = "which is already joined"
 
 def _try(settings: DescriptionSettings, notify: Callable[[str], None] = pytest.fail, **changes: Any) -> dict[str, Any]:
     job = ClusterSettings(address=HERE, **changes)
-    return try_engine(settings, job, lambda: (StageResources(0.5), "cpu"), notify)
+    return try_engine(settings, job, _find_room, notify)
+
+
+def _find_room() -> tuple[StageResources, str]:
+    share = held_share()
+    assert share is not None
+    share.replace(Claim({"CPU": 0.5}, {"CPU": 0.5}))
+    return StageResources(0.5), "cpu"
 
 
 def _model(folder: Path) -> DescriptionSettings:

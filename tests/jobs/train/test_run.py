@@ -1,6 +1,7 @@
 """Real training through Ray Train, on a corpus of a hundred pairs."""
 
 import json
+import math
 import os
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -19,13 +20,14 @@ from asap.finding import Pair
 from asap.predictor import Predictor
 from asap.weights.model_folder import load_folder
 from jobs import cluster
-from jobs.errors import JobError, TrainingDiverged
+from jobs.errors import JobError, JobFailed, TrainingDiverged
+from jobs.sharing import Claim, held_share
 from jobs.train import run as train_module
 from jobs.train.data.splits import data_of, read_splits
 from jobs.train.data.stream import Decoding
 from jobs.train.fit import count_memory
 from jobs.train.gpus import cpu_here
-from jobs.train.run import train
+from jobs.train.run import train, workers_claim
 from jobs.train.run_folder.folder import RunFolder
 from jobs.train.settings import TrainSettings
 from jobs.train.trainer import read_state, read_weights
@@ -486,6 +488,39 @@ def test_the_cpus_of_eight_gpus_decode(
     assert resources([], workers=8) == {"CPU": each, "GPU": 1}
     monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": float(cpus), "GPU": 8.0})
     assert Decoding.beside(8, each).tasks == tasks
+
+
+def test_a_run_claims_its_workers_and_the_tasks_that_decode_for_them() -> None:
+    def claim(cpus: float, *, streams: bool, **changes: Any) -> Claim:
+        settings = TrainSettings(corpus="c", out="o", **{"workers": 4, "batch_size": 24} | changes)
+        return workers_claim(settings, {"CPU": 2, "GPU": 1}, cpus, streams=streams)
+
+    cached = {"CPU": 8, "GPU": 4}
+    assert claim(64, streams=False) == Claim(cached, cached, is_at_work=True)
+    streamed = claim(64, streams=True, min_workers=2)
+    assert streamed == Claim({"CPU": 6, "GPU": 2}, {"CPU": math.inf, "GPU": 4}, is_at_work=True)
+    assert claim(64, streams=True, decode_tasks=3).most == {"CPU": 20, "GPU": 4}
+    assert claim(9, streams=True).needs["CPU"] == 9
+    assert claim(8, streams=True).needs["CPU"] == 8  # the tasks ask for no CPU
+
+
+def test_a_run_on_a_cluster_claims_its_workers_before_it_prepares_and_until_it_ends(
+    ray_here: None, corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    claims: list[Claim] = []
+
+    def stop(*_: Any, trains: bool) -> None:
+        share = held_share()
+        assert share is not None
+        claims.append(share.claim)
+        raise JobFailed("far enough")
+
+    monkeypatch.setattr(train_module, "_prepare", stop)
+    settings = settings_for(corpus, tmp_path / "out", address="the Ray of the tests", ingest="stream")
+    with pytest.raises(JobFailed, match="far enough"):
+        train(settings)
+    assert claims == [Claim({"CPU": 2}, {"CPU": math.inf}, is_at_work=True)]
+    assert held_share() is None
 
 
 def test_an_elastic_run_needs_machines_for_its_fewest_workers(machines: Any) -> None:
