@@ -380,7 +380,9 @@ def size_stages(
     captioners = settings.captioners or (None if grows else max(1, int(cpus // a_captioner)))
     # Two models share what one would have.
     model = StageResources(settings.captioner_cpus or 0.3 * a_captioner / len(models), size=captioners)
-    describe = {kind: model if kind in models else waiting for kind in engines}
+    # An actor that waits beside a model takes less, so that all stages fit on a machine with one CPU.
+    beside = replace(waiting, cpus=settings.captioner_cpus or 0.05)
+    describe = {kind: model if kind in models else beside for kind in engines}
     describe_threads = max(1, int(settings.captioner_cpus or a_captioner / 2 / len(models)))
     return Shares(prepare, describe, detect, threads, describe_threads)
 

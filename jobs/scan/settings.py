@@ -126,8 +126,8 @@ class ScanSettings(PairsSettings):
     detector gets the rest."""
     captioner_cpus: float | None = Field(default=None, gt=0)
     """CPUs of a captioner, and of an explainer. Without a GPU, a model of `transformers` runs with as many threads.
-    None: 0.1; for such a model without a GPU, 30 % of a machine and half of its threads, which small models share, and
-    so do captioner and explainer."""
+    None: 0.1, or 0.05 beside such a model without a GPU; for the model, 30 % of a machine and half of its threads.
+    Small models share them, and so do captioner and explainer."""
 
     @model_validator(mode="before")
     @classmethod

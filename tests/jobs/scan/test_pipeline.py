@@ -53,7 +53,14 @@ def test_an_explainer_at_an_endpoint_takes_nothing_from_a_captioner_with_a_model
         assert sized.describe["caption"] == alone.describe["caption"]
         assert (sized.detect, sized.describe_threads) == (alone.detect, alone.describe_threads)
         endpoint = sized.describe["explanation"]
-        assert (endpoint.cpus, endpoint.gpus, endpoint.size) == (0.1, 0, 1)
+        assert (endpoint.cpus, endpoint.gpus, endpoint.size) == (0.1 if on_gpu else 0.05, 0, 1)
+
+
+@pytest.mark.parametrize("cpus", [1, 2, 3, 8, 64])
+@pytest.mark.parametrize("engines", [(MODEL, MODEL), (MODEL, ENDPOINT), (ENDPOINT, MODEL), (ENDPOINT, ENDPOINT)])
+def test_a_captioner_and_an_explainer_fit_beside_the_other_stages(engines: tuple[Any, Any], cpus: int) -> None:
+    sized = size_stages(ScanSettings(input="/a.csv", out="/out"), _both(*engines), [cpus], on_gpu=False)
+    assert sum(stage.cpus * (stage.size or 1) for stage in _stages(sized)) <= cpus + 1e-9
 
 
 def test_a_model_that_captions_shares_its_gpu_with_a_detector() -> None:
