@@ -38,6 +38,8 @@ _COUNTERS: dict[str, tuple[str, tuple[str, ...]]] = {
     **{f"asap_{kind}_{name}": about for kind in ("scan", "annotate") for name, about in _OF_PAIRS.items()},
     "asap_scan_caption_tokens_total": ("Tokens that captioners read and wrote", ("job", "direction")),
     "asap_scan_caption_cost_total": ("Cost of captions, by the prices in the settings", ("job",)),
+    "asap_scan_explanation_tokens_total": ("Tokens that explainers read and wrote", ("job", "direction")),
+    "asap_scan_explanation_cost_total": ("Cost of explanations, by the prices in the settings", ("job",)),
     "asap_scan_detector_seconds_total": ("Seconds of detectors by state: busy, idle or loading", ("job", "state")),
     "asap_annotate_tokens_total": ("Tokens that engines read and wrote, by kind", ("job", "kind", "direction")),
     "asap_annotate_cost_total": ("Cost of descriptions, by the prices in the settings", ("job", "kind")),

@@ -129,14 +129,15 @@ def summary_table(summary: dict[str, Any]) -> Fitted:
 
 
 def summary_lines(summary: dict[str, Any]) -> list[str]:
-    """Return the lines below the table of a finished scan: errors, captions, report, limits, pairs not judged."""
+    """Return the lines below the table of a finished scan: errors, descriptions, report, limits, others."""
     lines = []
     if counts := ", ".join(f"{count:,} {code}" for code, count in summary["error_codes"].items()):
         lines.append(f"errors: {counts}; see {summary['errors_file']}")
-    captions = summary.get("captions") or {"written": 0, "failed": {}}  # summaries of earlier versions lack it
-    if captions["written"] or captions["failed"]:
-        failed = ", ".join(f"{count:,} {kind}" for kind, count in captions["failed"].items())
-        lines.append(f"captions: {captions['written']:,} written" + (f"; failed: {failed}" if failed else ""))
+    for name in ("captions", "explanations"):
+        found = summary.get(name) or {"written": 0, "failed": {}}  # summaries of earlier versions lack it
+        if found["written"] or found["failed"]:
+            failed = ", ".join(f"{count:,} {kind}" for kind, count in found["failed"].items())
+            lines.append(f"{name}: {found['written']:,} written" + (f"; failed: {failed}" if failed else ""))
     lines.append(f"report: {summary['report']}")
     if summary.get("limits"):
         judges_all = "" if summary.get("familiarity_id") else f" {NO_FAMILIARITY}"

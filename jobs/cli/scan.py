@@ -61,11 +61,25 @@ def scan(
             "'demo', the small captioner of drawings that ships with asap."
         ),
     ] = None,
+    explanation_engine: Annotated[
+        str | None,
+        typer.Option(
+            help="Engine that explains the texts: 'transformers', 'openai' (an endpoint; --set explanations gives its "
+            "address) or 'precomputed'. Default: no explanations."
+        ),
+    ] = None,
+    explainer: Annotated[
+        str | None,
+        typer.Option(
+            help="The explainer: a model folder or hub name, the endpoint's name of a model, or a file of explanations."
+        ),
+    ] = None,
     captions: Annotated[
         str | None,
         typer.Option(
-            help="Pairs that are captioned: 'all' before they are judged; 'flagged' after they are judged, and pairs "
-            "without a text; or 'none'. Default: all, if there is a captioner."
+            help="Pairs that are captioned and explained: 'all' before they are judged; 'flagged' after they are "
+            "judged, and pairs without a text are captioned; or 'none'. Default: all, if there is a captioner or an "
+            "explainer."
         ),
     ] = None,
     min_text_read: Annotated[
@@ -116,9 +130,12 @@ def scan(
     """
     from jobs.scan.settings import ScanSettings
 
-    described = engine_of("--caption-engine", caption_engine, "--captioner", captioner)
+    described = {
+        "captions": engine_of("--caption-engine", caption_engine, "--captioner", captioner),
+        "explanations": engine_of("--explanation-engine", explanation_engine, "--explainer", explainer),
+    }
     options = {
-        "input": input, "out": out, "job": job, "model": model, "limit": limit, "captions": described,
+        "input": input, "out": out, "job": job, "model": model, "limit": limit, **described,
         "image_column": image_column, "text_column": text_column, "id_column": id_column,
         "encoding": encoding, "delimiter": delimiter,
         "min_text_read": min_text_read, "max_error_rate": max_error_rate,
@@ -128,8 +145,9 @@ def scan(
         "notify": notify or (), "notify_for_s": notify_for, "log_file": log_file, "metrics_targets": metrics_targets,
     }  # fmt: skip
     changes = changes_of(change or [])
-    if described and isinstance(changes.get("captions"), dict):
-        changes["captions"] = described | changes["captions"]  # the rest of what the two options began
+    for name, engine in described.items():
+        if engine and isinstance(changes.get(name), dict):
+            changes[name] = engine | changes[name]  # the rest of what the two options began
     if captions is not None:
         changes |= _captioned_pairs(captions, options | changes)
     settings = settings_of(ScanSettings, **(options | changes))
@@ -147,9 +165,12 @@ def _captioned_pairs(pairs: str, values: dict[str, Any]) -> dict[str, Any]:
     if pairs not in ("none", "flagged", "all"):
         raise ConfigError(f"--captions {pairs!r} is unknown. Use 'none', 'flagged' or 'all'.")
     if pairs == "none":
-        return {"captions": None}
-    if not values["captions"]:
-        raise ConfigError(f"--captions {pairs} needs a captioner. Give --caption-engine and --captioner.")
+        return {"captions": None, "explanations": None}
+    if not values["captions"] and not values["explanations"]:
+        raise ConfigError(
+            f"--captions {pairs} needs a captioner or an explainer. Give --caption-engine and --captioner, or "
+            "--explanation-engine and --explainer."
+        )
     return {"caption_pairs": pairs}
 
 

@@ -57,7 +57,7 @@ _ROWS_AT_ONCE = 2**13
 _LATER_COLUMNS = {"given_id", "text_escapes", "text_read", "familiarity", "familiarity_image", "familiarity_text",
                   "familiarity_id", "judged_run", "image_group", "image_row", "image_column", "image_encoding",
                   "caption_error", "agreement_image_text", "agreement_image_caption",
-                  "agreement_text_caption"}  # fmt: skip
+                  "agreement_text_caption", "explanation_error"}  # fmt: skip
 _FIRST_COLUMNS = set(RESULT_SCHEMA.names) - _LATER_COLUMNS
 """Columns of version 1 of the results, which every file of results has."""
 _RAW = ["status", "score", "types", "raw_box_px", "text", "text_escapes", "word_scores", "familiarity"]

@@ -1,9 +1,9 @@
-"""The Ray Data pipeline that turns a manifest into results: prepare, caption, detect; writers take the rows.
+"""The Ray Data pipeline that turns a manifest into results: prepare, caption, explain, detect.
 
-A block is one batch from end to end: a task reads and prepares `batch_size` rows of the manifest, and each stage takes
-a block and makes one. If the manifest is so long that there would be too many tasks, blocks are longer and the stages
-take them in batches. Every stage asks for a fraction of a CPU, so that all of them fit beside each other on a small
-machine.
+Writers take the rows. A block is one batch from end to end: a task reads and prepares `batch_size` rows of the
+manifest, and each stage takes a block and makes one. If the manifest is so long that there would be too many tasks,
+blocks are longer and the stages take them in batches. Every stage asks for a fraction of a CPU, so that all of them fit
+beside each other on a small machine.
 
 On a cluster, pools without a fixed size follow the machines and the share of the job (`pools.py`).
 
@@ -15,7 +15,7 @@ from __future__ import annotations
 import gc
 import threading
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, replace
 from functools import partial
@@ -134,24 +134,32 @@ class RowPipeline(Protocol):
 
 
 @dataclass(frozen=True)
+class Describer:
+    """The stage of an engine that captions pictures or explains texts."""
+
+    settings: DescriptionSettings
+    resources: StageResources
+    threads: int | None = None
+    """Threads of a model on a CPU. None: torch decides."""
+    content: str | None = None
+    """Fingerprint of the engine's files, which must be the same on every machine. None: not compared."""
+    is_left_out: bool = False
+    """True for rows that ended the process of this engine: their descriptions are errors."""
+
+
+@dataclass(frozen=True)
 class ScanPipeline:
     """The pipeline of a scan (`RowPipeline`): everything that its stages need to know."""
 
     preparation: Preparation
     detection: Detection
-    captions: DescriptionSettings | None
+    describers: tuple[Describer, ...]
+    """The captioner and the explainer, or those of them that there are."""
     input: Location
     batch_size: int
     writing: Writing
     prepare: StageResources
-    caption: StageResources
     detect: StageResources
-    caption_threads: int | None = None
-    """Threads of a captioner with a model on a CPU. None: torch decides."""
-    caption_content: str | None = None
-    """Fingerprint of the captioner's files, which must be the same on every machine. None: not compared."""
-    is_captioner_left_out: bool = False
-    """True for rows that ended the process of a captioner: their captions are errors."""
     lost_batches: int = LOST_BATCHES
     """Batches that may be lost because their process dies each time. With more, the rows are not the cause: the job
     stops."""
@@ -160,8 +168,8 @@ class ScanPipeline:
 
     @property
     def pools(self) -> tuple[StageResources, ...]:
-        """Resources of the captioners, if there are any, and of the detectors."""
-        return (self.caption, self.detect) if self.captions else (self.detect,)
+        """Resources of the captioners and explainers, if there are any, and of the detectors."""
+        return (*(describer.resources for describer in self.describers), self.detect)
 
     def patient(self) -> ScanPipeline:
         """Return the pipeline for rows whose pictures were too slow for their batches: it waits for each of them."""
@@ -169,23 +177,24 @@ class ScanPipeline:
 
     def one_row_at_a_time(self) -> ScanPipeline:
         """Return the pipeline for rows of lost batches: each row alone, so that the culprit takes no other with it."""
-        caption, detect = (replace(resources, ahead=1) for resources in (self.caption, self.detect))
-        return replace(self.patient(), batch_size=1, lost_batches=LOST_ROWS, caption=caption, detect=detect)
+        describers = tuple(replace(each, resources=replace(each.resources, ahead=1)) for each in self.describers)
+        detect = replace(self.detect, ahead=1)
+        return replace(self.patient(), batch_size=1, lost_batches=LOST_ROWS, describers=describers, detect=detect)
 
     def without_an_engine(self) -> tuple[ScanPipeline, ...]:
-        """Return the pipeline that leaves out the captioner, if there is one; see `RowPipeline.without_an_engine`."""
-        return (replace(self, is_captioner_left_out=True),) if self.captions else ()
+        """Return a pipeline without each engine, the later first; see `RowPipeline.without_an_engine`."""
+        return tuple(
+            replace(self, describers=tuple(replace(each, is_left_out=each is suspect) for each in self.describers))
+            for suspect in reversed(self.describers)
+        )
 
     def add_stages(self, prepared: Dataset, counter: Any, writers: Sequence[Any], batches: dict[str, Any]) -> Dataset:
-        """Add the captioner, if there is one, and the detectors; see `RowPipeline.add_stages`."""
-        if self.captions:
-            device, job = self.detection.device, self.detection.job
-            captioner = (
-                self.captions, self.input, device, job, self.caption_threads, self.is_captioner_left_out,
-                self.caption_content,
-            )  # fmt: skip
+        """Add the captioner and the explainer, if there are any, and the detectors; see `RowPipeline.add_stages`."""
+        device, job = self.detection.device, self.detection.job
+        for each in self.describers:
+            engine = each.settings, self.input, device, job, each.threads, each.is_left_out, each.content
             prepared = prepared.map_batches_internal(
-                CaptionStage, fn_constructor_args=captioner, **actor_options(self.caption), **batches
+                CaptionStage, fn_constructor_args=engine, **actor_options(each.resources), **batches
             )
         detector = self.detection, counter, writers
         return prepared.map_batches_internal(
@@ -215,12 +224,13 @@ def size_pipeline(
         rows: Rows of the manifest.
         notify: Receives a sentence before a wait for the cluster.
         run_id: Id of the run, which the rows name.
-        with_captions: False for pairs that are captioned later, if the settings have a captioner at all.
+        with_captions: False for pairs that are captioned and explained later, if the settings have an engine at all.
     """
-    captions = located(settings.captions) if settings.captions and with_captions else None
-    resources, device = find_room(settings, captions, notify)
+    engines = {kind: located(engine) for kind, engine in settings.describers.items()} if with_captions else {}
+    resources, device = find_room(settings, engines, notify)
     batch_size = settings.batch_size or (256 if device == "cuda" else 64)
-    at_a_time = captions.batches_at_a_time(batch_size) if captions else 1
+    at_a_time = {kind: engine.batches_at_a_time(batch_size) for kind, engine in engines.items()}
+    captions = engines.get("caption")
     thumbnail_side = captions.max_side if captions and captions.sees_pictures else None
     job = settings.job_folder.name
     return ScanPipeline(
@@ -231,12 +241,19 @@ def size_pipeline(
             thumbnail_side,
             settings.slow_picture_s,
             PairMetrics("scan", job),
-            leaves_textless=settings.captions_late and not with_captions,
+            leaves_textless=settings.captions is not None and settings.captions_late and not with_captions,
         ),
         detection=Detection(
             model, device, settings.precision, resources.threads, batch_size, settings.min_text_read, job, run_id
         ),
-        captions=captions,
+        describers=tuple(
+            Describer(
+                engine,
+                replace(resources.describe[kind], at_a_time=at_a_time[kind]),
+                resources.describe_threads if engine.engine == "transformers" else None,
+            )
+            for kind, engine in engines.items()
+        ),
         input=Location.parse(settings.input),
         batch_size=batch_size,
         writing=Writing(
@@ -246,11 +263,9 @@ def size_pipeline(
             writers=max(1, int(sum(machine.get("GPU", 0) for machine in machines_alive())) // 8),
         ),
         prepare=resources.prepare,
-        caption=replace(resources.caption, at_a_time=at_a_time),
         # A process that dies takes all its batches with it.
-        lost_batches=LOST_BATCHES * at_a_time,
+        lost_batches=LOST_BATCHES * max([1, *at_a_time.values()]),
         detect=resources.detect,
-        caption_threads=resources.caption_threads,
         on_cluster=settings.address is not None,
     )
 
@@ -263,10 +278,12 @@ class Room(NamedTuple):
     """Device of the models, `cuda` or `cpu`."""
 
 
-def find_room(settings: ScanSettings, captions: DescriptionSettings | None, notify: Callable[[str], None]) -> Room:
+def find_room(
+    settings: ScanSettings, engines: Mapping[str, DescriptionSettings], notify: Callable[[str], None]
+) -> Room:
     """Divide the machines of the Ray that runs among the stages, and wait until they are free.
 
-    The arguments and errors are those of `size_pipeline`; `captions` is the captioner of this pipeline, if any.
+    The arguments and errors are those of `size_pipeline`; `engines` are those of this pipeline, by what they write.
     """
     wait_s = settings.wait_for_machines_s if settings.address else 0
     on_gpu = choose_gpus(settings.device, notify, is_cluster=settings.address is not None)
@@ -275,7 +292,9 @@ def find_room(settings: ScanSettings, captions: DescriptionSettings | None, noti
         advice = "Add a machine with CPUs."
         wait_for_resources({"CPU": 1}, 1, wait_s, notify, advice, waits_for_people=settings.waits_for_people)
     machines = [machine.get("CPU", 0) for machine in machines_alive()]
-    shares = size_stages(settings, captions, machines, on_gpu=on_gpu, small=captions is not None and is_small(captions))
+    models = [engine for engine in engines.values() if engine.engine == "transformers"]
+    small = bool(models) and all(is_small(engine) for engine in models)
+    shares = size_stages(settings, engines, machines, on_gpu=on_gpu, small=small)
     _wait_for_stages(settings, shares, on_gpu, wait_s, notify)
     return Room(shares, "cuda" if on_gpu else "cpu")
 
@@ -294,12 +313,12 @@ def _wait_for_stages(
             "Use --device auto to run on what exists." if on_gpu else "Give more --detectors, which need less each."
         )
     # One task of each other stage runs beside the detectors.
-    beside = {"CPU": resources.prepare.cpus + resources.caption.cpus}
-    if resources.caption.gpus:
-        beside["GPU"] = resources.caption.gpus
+    beside = {"CPU": resources.prepare.cpus + sum(each.cpus for each in resources.describe.values())}
+    if gpus := sum(each.gpus for each in resources.describe.values()):
+        beside["GPU"] = gpus
     wait = partial(wait_for_resources, waits_for_people=settings.waits_for_people)
     wait(needs, detectors, wait_s, notify, advice)
-    if settings.captioner_cpus and resources.caption.cpus:
+    if settings.captioner_cpus and resources.describe:
         advice = "Lower --set captioner_cpus=N."
         wait(beside, 1, wait_s, notify, advice)
     if settings.address is None:  # nobody adds a machine on which the rest would fit
@@ -312,18 +331,18 @@ class Shares(NamedTuple):
     """The resources of the stages."""
 
     prepare: StageResources
-    caption: StageResources
-    """No CPU and no GPU if there is no captioner."""
+    describe: dict[str, StageResources]
+    """Resources of the captioner and the explainer, by what they write."""
     detect: StageResources
     threads: int | None = None
     """Threads of a detector on a CPU."""
-    caption_threads: int | None = None
-    """Threads of a captioner with a model on a CPU."""
+    describe_threads: int | None = None
+    """Threads of a captioner or an explainer with a model on a CPU."""
 
 
 def size_stages(
     settings: ScanSettings,
-    captions: DescriptionSettings | None,
+    engines: Mapping[str, DescriptionSettings],
     machines: Sequence[float],
     *,
     on_gpu: bool,
@@ -336,38 +355,43 @@ def size_stages(
 
     Args:
         settings: Settings of the scan.
-        captions: The captioner of this pipeline. None: no captions.
+        engines: The captioner and the explainer of this pipeline, by what they write.
         machines: The CPUs of each machine.
         on_gpu: True if the models run on GPUs.
-        small: True if the captioner is a small model (`is_small`).
+        small: True if the models of captioner and explainer are small (`is_small`).
     """
-    # Endpoints and files need neither a GPU nor cores: their captioners wait for others.
-    has_model = captions is not None and captions.engine == "transformers"
-    caption_cpus = (settings.captioner_cpus or 0.1) if captions else 0
+    # Endpoints and files need neither a GPU nor cores: their actors wait for others.
+    models = [kind for kind, engine in engines.items() if engine.engine == "transformers"]
+    waiting = StageResources(settings.captioner_cpus or 0.1, size=settings.captioners or 1)
     if on_gpu:
-        # One detector a GPU, which it shares with a captioner that has a model. The CPUs prepare.
-        gpus = settings.captioner_gpus if has_model else 0
-        captioners = settings.captioners if has_model else settings.captioners or 1
+        # One detector a GPU, which it shares with the models that caption and explain. The CPUs prepare.
+        gpus = settings.captioner_gpus if models else 0
         detect = StageResources(0.5, round(1 - gpus, 4) if gpus else 1, settings.detectors)
-        return Shares(StageResources(0.25), StageResources(caption_cpus, gpus, captioners), detect)
+        model = StageResources(waiting.cpus, gpus / max(1, len(models)), settings.captioners)
+        return Shares(StageResources(0.25), {kind: model if kind in models else waiting for kind in engines}, detect)
     grows = settings.address is not None
     cpus = max(1, int(max(machines, default=1)))  # of the largest machine
     # On one machine, tasks on half of the CPUs prepare.
     prepare = StageResources(0.25, size=None if grows else max(1, cpus // 2))
-    # A model that captions takes whatever threads it gets. One large model, or small ones with a thread each, have half
-    # of them, which leaves a quarter for the detectors and a quarter for decoding. Without one, the detectors together
-    # have one thread per CPU.
-    detectors, parts = max(1, cpus // (4 if has_model else 2)), 4 if has_model else 1
+    # A model that describes takes whatever threads it gets. One large model, or small ones with a thread each, have
+    # half of them, which leaves a quarter for the detectors and a quarter for decoding. Without one, the detectors
+    # together have one thread per CPU.
+    detectors, parts = max(1, cpus // (4 if models else 2)), 4 if models else 1
     a_detector = cpus_of_each(settings.detectors, machines) or cpus / detectors
     threads = max(1, int(a_detector / parts))
     detect = StageResources(0.375 * a_detector, size=settings.detectors or (None if grows else detectors))
-    if not has_model:
-        return Shares(prepare, StageResources(caption_cpus, size=settings.captioners or 1), detect, threads)
+    if not models:
+        return Shares(prepare, dict.fromkeys(engines, waiting), detect, threads)
     many = small and settings.captioner_cpus is None
     a_captioner = cpus_of_each(settings.captioners, machines) or (min(2, cpus) if many else cpus)
     captioners = settings.captioners or (None if grows else max(1, int(cpus // a_captioner)))
-    caption = StageResources(settings.captioner_cpus or 0.3 * a_captioner, size=captioners)
-    return Shares(prepare, caption, detect, threads, max(1, int(settings.captioner_cpus or a_captioner / 2)))
+    # Two models share what one would have.
+    model = StageResources(settings.captioner_cpus or 0.3 * a_captioner / len(models), size=captioners)
+    # An actor that waits beside a model takes less, so that all stages fit on a machine with one CPU.
+    beside = replace(waiting, cpus=settings.captioner_cpus or 0.05)
+    describe = {kind: model if kind in models else beside for kind in engines}
+    describe_threads = max(1, int(settings.captioner_cpus or a_captioner / 2 / len(models)))
+    return Shares(prepare, describe, detect, threads, describe_threads)
 
 
 def cpus_of_each(workers: int | None, machines: Sequence[float]) -> float | None:

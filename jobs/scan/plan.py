@@ -45,6 +45,8 @@ class ScanPlan:
     limits: Limits | None
     captioner: str | None
     """Fingerprint of the model or file that the captions come from."""
+    explainer: str | None
+    """Fingerprint of the model or file that the explanations come from."""
 
     def identity(self) -> dict[str, Any]:
         """Return what decides the rows: a job resumes, or counts as done, only if all of it is the same."""
@@ -53,6 +55,7 @@ class ScanPlan:
             "schema_version": SCHEMA_VERSION,
             "input": self.source.fingerprint(),
             "captioner": self.captioner,
+            "explainer": self.explainer,
             "model_id": self.model_id,
             "policy_id": self.policy.policy_id,
             "familiarity_id": self.familiarity_id,
@@ -64,18 +67,22 @@ class ScanPlan:
             PathUse("OUT", self.folder.uri, writes=True),
             *model_use(self.model),
             *engine_use("--captioner", self.settings.captions),
+            *engine_use("--explainer", self.settings.explanations),
             *input_use(self.source.location, (row.image_uri for row in self.source.rows())),
         ]
 
 
 def plan_scan(settings: ScanSettings) -> ScanPlan:
-    """Check input, captioner, output and model, in this order. Raises an `AsapError` with a message of one line."""
+    """Check input, captioner, explainer, output and model, in this order.
+
+    Raises an `AsapError` with a message of one line.
+    """
     source = find_source(settings.input, settings.limit, settings.table_options)
-    captioner = None
-    if settings.captions:
+    sources: dict[str, str] = {}
+    for kind, engine in settings.describers.items():
         from jobs.scan.stages.captioners import check_captioner
 
-        captioner = check_captioner(settings.captions, is_here=settings.address is None)
+        sources[kind] = check_captioner(engine, is_here=settings.address is None)
     folder = settings.job_folder
     if folder.is_s3:
         check_writable(folder)
@@ -92,5 +99,6 @@ def plan_scan(settings: ScanSettings) -> ScanPlan:
         policy=Policy.load(Path(path) / "policy.json"),
         familiarity_id=familiarity_id(path, weights),
         limits=read_limits(path),
-        captioner=captioner,
+        captioner=sources.get("caption"),
+        explainer=sources.get("explanation"),
     )

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import asdict, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
@@ -74,7 +75,8 @@ def scan(settings: ScanSettings, watch: Watch = lambda progress: None) -> dict[s
             watch(ScanProgress("the job is finished, so nothing is scanned again"))
             return read_summary(plan.folder)
         results = plan.folder / "results"
-        if not retry.failed_rows(results, codes) and not captioning.rows_to_caption(results, late=False, codes=codes):
+        undescribed = captioning.rows_to_caption(results, late=False, codes=codes, kinds=tuple(settings.describers))
+        if not retry.failed_rows(results, codes) and not undescribed:
             watch(ScanProgress(f"the job is finished, and no pair failed with {' or '.join(codes)}"))
             return read_summary(plan.folder)
     if record and record.get("state") == "unfamiliar" and not settings.allow_unfamiliar:
@@ -86,37 +88,46 @@ def scan(settings: ScanSettings, watch: Watch = lambda progress: None) -> dict[s
         understood = look_at_input(plan.source, settings, watch)
     else:
         understood = record.get("input") or plan.source.describe()
-    tries_engines = settings.captions is not None and settings.captions.engine != "precomputed"
+    tries_engines = any(engine.engine != "precomputed" for engine in settings.describers.values())
     with cluster_for(settings, tries_engines=tries_engines):
-        entries = (record or {}) | _first_entries(plan, identity) | _probe_captioner(plan, record, watch)
+        entries = (record or {}) | _first_entries(plan, identity) | _try_engines(plan, record, watch)
         entries |= {"input": understood, "began_s": round(began_s, 3)}
         run_job(plan.folder, settings, entries, lambda job: _work(job, plan, watch))
     return read_summary(plan.folder)
 
 
-def _probe_captioner(plan: ScanPlan, record: dict[str, Any] | None, watch: Watch) -> dict[str, Any]:
-    """Have the captioner describe a gray picture, show what it wrote, and return its entry in `job.json`.
+_ENTRIES = {"caption": "captioner", "explanation": "explainer"}
+"""Entries in `job.json` of the engines, by what they write."""
+
+
+def _try_engines(plan: ScanPlan, record: dict[str, Any] | None, watch: Watch) -> dict[str, Any]:
+    """Have each engine describe a gray picture or a short text and show what it wrote; return entries of `job.json`.
 
     Raises the errors of `try_engine`. `record` is that of an earlier run, if there is any.
     """
-    settings, captions = plan.settings, plan.settings.captions
-    if captions is None:
-        return {}
-    if captions.engine == "precomputed":
-        return {"captioner": {"engine": captions.engine, "file": captions.source, CONTENT: plan.captioner}}
-    from jobs.scan.trial import try_engine
+    settings, entries = plan.settings, {}
+    fingerprints = {"caption": plan.captioner, "explanation": plan.explainer}
 
     def notify(line: str) -> None:
         watch(ScanProgress(line))
 
-    def find_room() -> tuple[StageResources, str]:
+    def find_room(kind: str) -> tuple[StageResources, str]:
         from jobs.scan.pipeline import find_room
 
-        room = find_room(settings, captions, notify)
-        return room.shares.caption, room.device
+        room = find_room(settings, settings.describers, notify)
+        return room.shares.describe[kind], room.device
 
-    notify("trying the captioner on a gray picture")
-    return {"captioner": try_engine(captions, settings, find_room, notify, (record or {}).get("captioner"))}
+    for kind, engine in settings.describers.items():
+        entry = _ENTRIES[kind]
+        if engine.engine == "precomputed":
+            entries[entry] = {"engine": engine.engine, "file": engine.source, CONTENT: fingerprints[kind]}
+            continue
+        from jobs.scan.trial import try_engine
+
+        notify(f"trying the {entry} on a {'gray picture' if kind == 'caption' else 'short text'}")
+        former = (record or {}).get(entry)
+        entries[entry] = try_engine(engine, settings, partial(find_room, kind), notify, former)
+    return entries
 
 
 def _first_entries(plan: ScanPlan, identity: dict[str, Any]) -> dict[str, Any]:
@@ -178,10 +189,11 @@ def _size_pipeline(job: Job, plan: ScanPlan, rows: int, watch: Watch, *, with_ca
     )
     ids = plan.model_id, plan.policy.policy_id, plan.familiarity_id
     pipeline = replace(pipeline, detection=replace(pipeline.detection, ids=ids))
-    if pipeline.captions is None:
-        return pipeline
-    captioner = job.record["captioner"]
-    return replace(pipeline, captions=pinned(pipeline.captions, captioner), caption_content=captioner.get(CONTENT))
+    describers = []
+    for describer in pipeline.describers:
+        began = job.record[_ENTRIES[describer.settings.kind]]
+        describers.append(replace(describer, settings=pinned(describer.settings, began), content=began.get(CONTENT)))
+    return replace(pipeline, describers=tuple(describers))
 
 
 def _write_output(job: Job) -> None:
@@ -208,10 +220,11 @@ def _detect_all_rows(job: Job, plan: ScanPlan, pipeline: ScanPipeline, rows: int
 
 
 def _caption_rows(job: Job, plan: ScanPlan, rows: int, watch: Watch) -> None:
-    """Caption rows that were judged, or that wait for a caption in place of their text, and publish the captions.
+    """Caption and explain rows that were judged, or that wait for a caption in place of their text, and publish that.
 
-    These are flagged rows if the settings say so, and captions that failed if the settings retry them.
+    These are flagged rows if the settings say so, and captions and explanations that failed if the settings retry them.
     """
+    kinds = tuple(plan.settings.describers)
     folder = plan.folder / captioning.FOLDER
     if not job.record.get("captioning"):
         chosen = captioning.choose_rows(
@@ -219,6 +232,7 @@ def _caption_rows(job: Job, plan: ScanPlan, rows: int, watch: Watch) -> None:
             late=plan.settings.captions_late,
             codes=plan.settings.retry_errors,
             besides_run=job.record["run_id"],
+            kinds=kinds,
         )
         if not chosen:
             return
@@ -229,8 +243,8 @@ def _caption_rows(job: Job, plan: ScanPlan, rows: int, watch: Watch) -> None:
     pipeline = _size_pipeline(job, plan, again, watch, with_captions=True)
     with watched(job, again - missing, again, watch, plan.settings.stall_after_s, is_captioning=True) as counter:
         run_missing_rows(job, pipeline, folder, again, missing, counter)
-    watch(ScanProgress("publishing the captions", again, again))
-    captioning.publish(plan.folder, job.check)
+    watch(ScanProgress(f"publishing the {' and '.join(f'{kind}s' for kind in kinds)}", again, again))
+    captioning.publish(plan.folder, job.check, kinds)
     check_results(plan.folder / "results", rows)
     job.update(captioning=None)
 

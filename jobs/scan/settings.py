@@ -107,9 +107,11 @@ class ScanSettings(PairsSettings):
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     captions: DescriptionSettings | None = None
     """The captioner (docs/descriptions.md). None: no captions."""
+    explanations: DescriptionSettings | None = None
+    """The explainer of texts (docs/descriptions.md). None: no explanations."""
     caption_pairs: Literal["all", "flagged"] = "all"
-    """Pairs that get a caption. `all`: every pair, before it is judged. `flagged`: flagged pairs, after they are
-    judged, and pairs without a text."""
+    """Pairs that get a caption and an explanation. `all`: every pair, before it is judged. `flagged`: flagged pairs,
+    after they are judged, and for captions also pairs without a text."""
     min_text_read: float = Field(default=MIN_TEXT_READ, ge=0, le=1)
     """Share of a text's characters that the model must be able to read. A pair with less is one without a text."""
     allow_unfamiliar: bool = False
@@ -117,24 +119,39 @@ class ScanSettings(PairsSettings):
     detectors: int | None = Field(default=None, ge=1)
     """Number of detector actors. None: one a GPU, or one for two CPUs, also of machines that join a cluster."""
     captioners: int | None = Field(default=None, ge=1)
-    """Number of caption actors. None: one; for a model of `transformers` on GPUs or on a cluster, as many as fit;
-    for a small one (at most 100 MB) on CPUs, one for two CPUs."""
+    """Number of actors that caption, and of those that explain. None: one; for a model of `transformers` on GPUs or on
+    a cluster, as many as fit; for a small one (at most 100 MB) on CPUs, one for two CPUs."""
     captioner_gpus: float = Field(default=0.5, gt=0, lt=1)
-    """Share of a GPU for a captioner with a model of `transformers`. A detector gets the rest."""
+    """Share of a GPU for a captioner with a model of `transformers`. An explainer with such a model shares it, and a
+    detector gets the rest."""
     captioner_cpus: float | None = Field(default=None, gt=0)
-    """CPUs of a captioner. Without a GPU, a model of `transformers` runs with as many threads. None: 0.1; for such a
-    model without a GPU, 30 % of a machine and half of its threads, which small models share."""
+    """CPUs of a captioner, and of an explainer. Without a GPU, a model of `transformers` runs with as many threads.
+    None: 0.1, or 0.05 beside such a model without a GPU; for the model, 30 % of a machine and half of its threads.
+    Small models share them, and so do captioner and explainer."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill(cls, values: Any) -> Any:
+        if isinstance(values, dict) and isinstance(values.get("explanations"), dict):
+            return values | {"explanations": {"kind": "explanation"} | values["explanations"]}
+        return values
 
     @model_validator(mode="after")
     def _check(self) -> Self:
         if (self.job is not None and not re.fullmatch(r"[\w.+-]{1,200}", self.job)) or self.job in (".", ".."):
             raise ValueError(f"job {self.job!r} is not a folder's name. Use letters, digits, '.', '_', '+' and '-'.")
-        if self.captions and self.captions.kind != "caption":
-            raise ValueError("a scan needs captions, not explanations. Leave captions.kind out.")
-        if self.captions and self.captions.engine == "vllm":
-            raise ValueError(f"a scan cannot run the engine vllm: {NO_VLLM}")
-        if self.caption_pairs == "flagged" and not self.captions:
-            raise ValueError("caption_pairs is 'flagged', and there is no captioner. Give one in `captions`.")
+        for name, engine in (("captions", self.captions), ("explanations", self.explanations)):
+            if engine is None:
+                continue
+            if f"{engine.kind}s" != name:
+                raise ValueError(f"{name} cannot be made by an engine of the kind {engine.kind!r}. Leave `kind` out.")
+            if engine.engine == "vllm":
+                raise ValueError(f"a scan cannot run the engine vllm: {NO_VLLM}")
+        if self.caption_pairs == "flagged" and not self.describers:
+            raise ValueError(
+                "caption_pairs is 'flagged', and there is neither a captioner nor an explainer. Give one in `captions` "
+                "or `explanations`."
+            )
         return self
 
     @property
@@ -163,13 +180,21 @@ class ScanSettings(PairsSettings):
         return self.captions is None
 
     @property
+    def describers(self) -> dict[str, DescriptionSettings]:
+        """The engines by what they write, `caption` and `explanation`, in the order in which they work."""
+        engines = {"caption": self.captions, "explanation": self.explanations}
+        return {kind: engine for kind, engine in engines.items() if engine is not None}
+
+    @property
     def captions_late(self) -> bool:
-        """True if pairs are captioned after they are judged."""
+        """True if pairs are captioned and explained after they are judged."""
         return self.caption_pairs == "flagged"
 
     def identity(self) -> dict[str, Any]:
         """Return the settings that decide what the rows say; a job resumes only under the same ones."""
-        captions: dict[str, Any] = {"captions": self.captions.identity() if self.captions else None}
-        if self.captions:
-            captions["caption_pairs"] = self.caption_pairs
-        return self.input_identity() | self.model_dump(include={"precision", "min_text_read"}) | captions
+        described: dict[str, Any] = {"captions": self.captions.identity() if self.captions else None}
+        if self.explanations:  # jobs of earlier versions have no such entry
+            described["explanations"] = self.explanations.identity()
+        if self.describers:
+            described["caption_pairs"] = self.caption_pairs
+        return self.input_identity() | self.model_dump(include={"precision", "min_text_read"}) | described

@@ -267,10 +267,11 @@ _AGREEMENTS = {
 
 
 def _notes(row: dict[str, Any]) -> list[tuple[str, str]]:
-    """Return caption and explanation of a card with their headings, and why there is no caption."""
+    """Return caption and explanation of a card with their headings, and why one that was asked for is missing."""
     notes = [(name.capitalize(), row[name]) for name in ("caption", "explanation") if row.get(name)]
-    if error := row.get("caption_error"):
-        notes.append(("No caption", f"{error['detail']} ({error['kind']})"))
+    for name in ("caption", "explanation"):
+        if error := row.get(f"{name}_error"):
+            notes.append((f"No {name}", f"{error['detail']} ({error['kind']})"))
     return notes
 
 

@@ -87,6 +87,7 @@ def write_summary(folder: Location, about: dict[str, Any]) -> dict[str, Any]:
         "error_codes": dict(tally.errors.most_common()),
         "retryable_errors": tally.retryable.total(),
         "captions": {"written": tally.captions, "failed": dict(tally.caption_errors.most_common())},
+        "explanations": {"written": tally.explanations, "failed": dict(tally.explanation_errors.most_common())},
     }
     summary = about | counts | {"schema_version": SCHEMA_VERSION}
     write_bytes(folder / "summary.json", (json.dumps(summary, indent=2, ensure_ascii=False) + "\n").encode())

@@ -32,7 +32,7 @@ JUDGED = tuple(verdict for verdict in VERDICTS if verdict != "unfamiliar")
 """Verdicts that a score has led to."""
 
 _NARROW = ["row_id", "status", "error_code", "retryable", "verdict", "score", "flagged_types", "familiarity",
-           "caption_error.kind"]  # fmt: skip
+           "caption_error.kind", "explanation_error.kind"]  # fmt: skip
 
 
 def tally_results(folder: Location, top: int, strangest: int = 0) -> Tally:
@@ -93,6 +93,10 @@ class Tally:
     """Rows with a caption."""
     caption_errors: Counter[str] = field(default_factory=Counter)
     """Rows without a caption, by the kind of its failure."""
+    explanations: int = 0
+    """Rows with an explanation."""
+    explanation_errors: Counter[str] = field(default_factory=Counter)
+    """Rows without an explanation, by the kind of its failure."""
     scores: dict[str, NDArray[np.int64]] = field(
         default_factory=lambda: {name: np.zeros(BINS, np.int64) for name in JUDGED}
     )
@@ -119,6 +123,7 @@ class Tally:
         with results_file(location, pre_buffer=True) as file:
             for row_group in range(file.num_row_groups):
                 self.captions += _count_values(file, row_group, "caption")
+                self.explanations += _count_values(file, row_group, "explanation")
                 for batch in file.iter_batches(2**16, row_groups=[row_group], columns=_NARROW):
                     self._add(batch, location, row_group)
 
@@ -133,8 +138,10 @@ class Tally:
             row_id = failed.filter(pc.equal(failed["error_code"], code))["row_id"][0].as_py()
             self.examples[code] = RowAddress(file, row_group, row_id)
 
-        if "caption_error" in batch.schema.names:  # files of earlier versions lack it
-            self.caption_errors.update(_counts(pc.struct_field(batch["caption_error"], "kind")))
+        failures = {"caption_error": self.caption_errors, "explanation_error": self.explanation_errors}
+        for name, kinds in failures.items():
+            if name in batch.schema.names:  # files of earlier versions lack it
+                kinds.update(_counts(pc.struct_field(batch[name], "kind")))
 
         self.verdicts.update(_counts(batch["verdict"]))
         for name in JUDGED:

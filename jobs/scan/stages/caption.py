@@ -1,8 +1,8 @@
-"""The caption stage: an actor that adds a caption to each row of a batch."""
+"""The stage of an engine: an actor that adds a caption, or an explanation, to each row of a batch."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from io import BytesIO
 from typing import Any
 
@@ -13,14 +13,14 @@ from asap.preprocessing.words import replace_unreadable
 from asap.storage.location import Location
 from jobs.descriptions.engine import Engine, Failure, Outcome, Reply, Request, Usage, total_usage
 from jobs.descriptions.left_out import LeftOut
-from jobs.descriptions.settings import DescriptionSettings
+from jobs.descriptions.settings import DescriptionSettings, Kind
 from jobs.metrics import PairMetrics, count
 from jobs.scan.input.manifest import readable_text, storable
 from jobs.scan.stages.captioners import load_captioner
 
 
 class CaptionStage:
-    """The actor that captions prepared rows."""
+    """The actor that captions prepared rows, or explains their texts, as the kind of its engine says."""
 
     def __init__(
         self,
@@ -32,10 +32,10 @@ class CaptionStage:
         is_left_out: bool = False,
         content: str | None = None,
     ) -> None:
-        """Load the captioner.
+        """Load the captioner or explainer.
 
         Args:
-            settings: Settings of the captioner.
+            settings: Settings of the captioner or explainer.
             input: Input of the scan, from which paths in a file of captions may start.
             device: Device of a model that captions. None: CUDA if there is any, else the CPU.
             job: Name of the job, for its metrics.
@@ -52,31 +52,39 @@ class CaptionStage:
         self._job = job
 
     def __call__(self, batch: pa.Table) -> pa.Table:
-        """Return the rows with `caption` filled in; a row with neither text nor caption becomes an error."""
+        """Return the rows with `caption` or `explanation` filled in.
+
+        A row with neither text nor caption becomes an error; one without a text gets no explanation.
+        """
+        kind = self._settings.kind
         # Rows that failed before have no picture, and keep their error.
         positions = [position for position, code in enumerate(batch["error_code"].to_pylist()) if code is None]
-        requests = [_request(batch, position) for position in positions]
+        if kind == "explanation":
+            texts = batch["text"].to_pylist()
+            positions = [position for position in positions if (texts[position] or "").strip()]
+        requests = [_request(batch, position, kind) for position in positions]
         outcomes: list[Outcome | None] = [None] * len(batch)
-        with PairMetrics("scan", self._job).stage_timed("caption"):
+        with PairMetrics("scan", self._job).stage_timed(kind):
             captions = self._captioner.describe(requests)
         self._count(total_usage(captions))
         for position, outcome in zip(positions, captions, strict=True):
             outcomes[position] = outcome
-        return _with_captions(batch, outcomes)
+        batch = _with_captions(batch, outcomes) if kind == "caption" else _with_explanations(batch, outcomes)
+        # The next stage need not receive the picture of the captioner.
+        return batch.drop_columns("thumbnail") if "thumbnail" in batch.column_names else batch
 
     def _count(self, usage: Usage) -> None:
-        count("asap_scan_caption_tokens_total", usage.input_tokens, job=self._job, direction="input")
-        count("asap_scan_caption_tokens_total", usage.output_tokens, job=self._job, direction="output")
-        count(
-            "asap_scan_caption_cost_total", self._settings.cost(usage.input_tokens, usage.output_tokens), job=self._job
-        )
+        name, cost = f"asap_scan_{self._settings.kind}", self._settings.cost(usage.input_tokens, usage.output_tokens)
+        count(f"{name}_tokens_total", usage.input_tokens, job=self._job, direction="input")
+        count(f"{name}_tokens_total", usage.output_tokens, job=self._job, direction="output")
+        count(f"{name}_cost_total", cost, job=self._job)
 
 
 _REQUEST_COLUMNS = ("custom_id", "given_id", "image_uri", "text", "text_escapes")
 
 
-def _request(batch: pa.Table, position: int) -> Request:
-    thumbnail = batch["thumbnail"][position].as_py()
+def _request(batch: pa.Table, position: int, kind: Kind) -> Request:
+    thumbnail = batch["thumbnail"][position].as_py() if kind == "caption" else None
     image = None if thumbnail is None else Image.open(BytesIO(thumbnail), formats=["JPEG"])
     row = {name: batch[name][position].as_py() for name in _REQUEST_COLUMNS}
     text = None if row["text"] is None else readable_text(row["text"], row["text_escapes"])
@@ -91,20 +99,44 @@ def _with_captions(batch: pa.Table, outcomes: Sequence[Outcome | None]) -> pa.Ta
     # A failed caption is an error of the row only for a pair without a text: the others are scored by their text.
     for position, outcome in enumerate(outcomes):
         if isinstance(outcome, Failure):
-            detail = storable(outcome.detail)
-            errors[position] = {"kind": outcome.kind, "detail": detail, "retryable": outcome.is_retryable}
+            errors[position] = _error_of(outcome)
             if texts[position] is None:
                 codes[position] = "caption_failed"
-                details[position] = f"the captioner failed ({outcome.kind}): {detail}"
+                details[position] = f"the captioner failed ({outcome.kind}): {storable(outcome.detail)}"
                 retryable[position] = outcome.is_retryable
         elif outcome is not None and outcome.is_cut:
             warnings[position] = [*warnings[position], "the caption is cut: its model reached max_new_tokens"]
-    captions = [replace_unreadable(outcome.text) if isinstance(outcome, Reply) else None for outcome in outcomes]
-    changed: dict[str, list[Any]] = {
-        "caption": captions, "caption_error": errors, "error_code": codes, "error_detail": details,
+    return _changed(batch, {
+        "caption": _written(outcomes), "caption_error": errors, "error_code": codes, "error_detail": details,
         "retryable": retryable, "warnings": warnings,
-    }  # fmt: skip
-    for name, values in changed.items():
+    })  # fmt: skip
+
+
+def _with_explanations(batch: pa.Table, outcomes: Sequence[Outcome | None]) -> pa.Table:
+    """Return the batch with the explanations, and with `explanation_error` for those that failed.
+
+    No detector reads an explanation, so one that fails is no error of its row.
+    """
+    warnings = batch["warnings"].to_pylist()
+    for position, outcome in enumerate(outcomes):
+        if isinstance(outcome, Reply) and outcome.is_cut:
+            warnings[position] = [*warnings[position], "the explanation is cut: its model reached max_new_tokens"]
+    errors = [_error_of(outcome) if isinstance(outcome, Failure) else None for outcome in outcomes]
+    changes = {"explanation": _written(outcomes), "explanation_error": errors, "warnings": warnings}
+    return _changed(batch, changes)
+
+
+def _error_of(failure: Failure) -> dict[str, Any]:
+    return {"kind": failure.kind, "detail": storable(failure.detail), "retryable": failure.is_retryable}
+
+
+def _written(outcomes: Sequence[Outcome | None]) -> list[str | None]:
+    return [replace_unreadable(outcome.text) if isinstance(outcome, Reply) else None for outcome in outcomes]
+
+
+def _changed(batch: pa.Table, changes: Mapping[str, Sequence[Any]]) -> pa.Table:
+    """Return the batch with other values in some of its columns."""
+    for name, values in changes.items():
         field = batch.schema.field(name)
         batch = batch.set_column(batch.schema.get_field_index(name), field, pa.array(values, field.type))
-    return batch.drop_columns("thumbnail")  # the next stage need not receive it
+    return batch

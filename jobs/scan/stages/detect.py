@@ -27,8 +27,9 @@ if TYPE_CHECKING:
     # Torch takes seconds to load, in every process that reads this module.
     from asap.predictor import Precision, Predictor
 
-_SMALL_COLUMNS = ["text", "text_escapes", "caption", "caption_error", "width", "height", "image_sha256", "warnings",
-                  "attempt", "error_code", "error_detail", "retryable"]  # fmt: skip
+_SMALL_COLUMNS = ["text", "text_escapes", "caption", "caption_error", "explanation", "explanation_error", "width",
+                  "height", "image_sha256", "warnings", "attempt", "error_code", "error_detail",
+                  "retryable"]  # fmt: skip
 """Columns that become Python values; `pixels` is read where it lies."""
 
 

@@ -41,6 +41,8 @@ PREPARED_FIELDS = [
     ("warnings", pa.list_(pa.string())),
     ("caption", pa.string()),
     ("caption_error", CAPTION_ERROR),
+    ("explanation", pa.string()),
+    ("explanation_error", CAPTION_ERROR),
 ]
 """Columns that this stage adds to a row. `pixels` are image_size * image_size * 3 bytes, RGB."""
 _TEXT_COLUMNS = ("text", "text_escapes")

@@ -17,13 +17,13 @@ from asap.storage.location import Location
 from jobs.scan.input.manifest import MANIFEST_SCHEMA, storable
 from jobs.scan.stages.row_shape import RowShape
 
-SCHEMA_VERSION = 7
+SCHEMA_VERSION = 8
 """Version of the schema. It grows when a column is added; columns are only ever added, and may be null.
 
 Version 2 added `given_id` and `text_escapes`, version 3 `text_read`, version 4 `familiarity`,
 `familiarity_image`, `familiarity_text` and `familiarity_id`, version 5 `judged_run`, version 6 `image_group`,
 `image_row`, `image_column` and `image_encoding`, version 7 `caption_error`, `agreement_image_text`,
-`agreement_image_caption` and `agreement_text_caption`.
+`agreement_image_caption` and `agreement_text_caption`, version 8 `explanation_error`.
 """
 
 CALLER_COLUMNS = [name for name in MANIFEST_SCHEMA.names if name not in ("text_uri", "row_error", "warnings")]
@@ -40,7 +40,7 @@ _WORD = pa.struct(
     ]
 )
 CAPTION_ERROR = pa.struct([("kind", pa.string()), ("detail", pa.string()), ("retryable", pa.bool_())])
-"""The reason why a pair has no caption."""
+"""The reason why a pair has no caption, or no explanation."""
 RESULT_SCHEMA = pa.schema(
     [MANIFEST_SCHEMA.field(name) for name in CALLER_COLUMNS]
     + [
@@ -64,6 +64,7 @@ RESULT_SCHEMA = pa.schema(
         ("caption", pa.string()),
         ("caption_error", CAPTION_ERROR),
         ("explanation", pa.string()),
+        ("explanation_error", CAPTION_ERROR),
         ("agreement_image_text", pa.float32()),
         ("agreement_image_caption", pa.float32()),
         ("agreement_text_caption", pa.float32()),

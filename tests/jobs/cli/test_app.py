@@ -329,6 +329,24 @@ def test_further_settings_of_a_captioner_join_its_options(run: Any, monkeypatch:
     assert captions.endpoint.address == "http://host/v1"
 
 
+def test_an_explainer_joins_a_captioner_or_works_alone_on_the_pairs_of_the_option(
+    run: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[Any] = []
+    monkeypatch.setattr(
+        "jobs.scan.run.scan", lambda settings, watch: seen.append(settings) or _pretend(settings, watch)
+    )
+    explainer = ("--explanation-engine", "openai", "--explainer", "m")
+    more = ("--set", 'explanations={"endpoint": {"address": "http://host/v1"}}')
+    for options in (("--captions", "flagged"), ("--captioner", "demo"), ("--captions", "none")):
+        assert run("scan", "in.jsonl", "--out", "/out", *explainer, *more, *options)[0] == 0
+    alone, both, none = seen
+    assert (alone.captions, alone.explanations.kind, alone.caption_pairs) == (None, "explanation", "flagged")
+    assert (alone.explanations.source, alone.explanations.endpoint.address) == ("m", "http://host/v1")
+    assert list(both.describers) == ["caption", "explanation"]
+    assert none.describers == {}
+
+
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
@@ -338,7 +356,9 @@ def test_further_settings_of_a_captioner_join_its_options(run: Any, monkeypatch:
         (["--precision", "float8"], "precision 'float8'"),
         (["--caption-engine", "precomputed"], "belong together, and --captioner is missing"),
         (["--captioner", "c.json"], "belong together, and --caption-engine is missing"),
-        (["--captions", "flagged"], "--captions flagged needs a captioner. Give --caption-engine and --captioner."),
+        (["--captions", "flagged"], "--captions flagged needs a captioner or an explainer. Give --caption-engine"),
+        (["--explanation-engine", "openai"], "belong together, and --explainer is missing"),
+        (["--explanation-engine", "openai", "--explainer", "m"], "the engine openai needs an endpoint"),
         (["--captions", "some"], "--captions 'some' is unknown. Use 'none', 'flagged' or 'all'."),
         (["--device", "tpu"], "device 'tpu': Input should be 'auto', 'cpu' or 'cuda'"),
         (["--caption-engine", "openai", "--captioner", "m"], "the engine openai needs an endpoint"),

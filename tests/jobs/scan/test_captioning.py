@@ -148,3 +148,77 @@ def test_a_caption_that_fails_is_a_typed_field_of_the_row_and_no_error(new: dict
     found = row["caption_error"]
     assert (found if isinstance(error, dict) else found["kind"]) == error
     assert row | {"caption_error": None} == former
+
+
+BOTH = ("caption", "explanation")
+EXPLAINED = [
+    scored(20, 0.9, "manipulated", text="a", caption="c", explanation="because"),
+    scored(21, 0.9, "manipulated", text="a", caption="c"),
+    scored(22, 0.9, "manipulated", text=None, caption="c"),
+    scored(23, 0.9, "review", text="  ", caption="c"),
+    scored(24, 0.1, "authentic", text="a"),
+    scored(25, 0.9, "review", text="a", caption="c", explanation_error=PASSING, judged_run="r1"),
+    scored(26, 0.1, "authentic", text="a", caption="c", explanation_error=FINAL, judged_run="r1"),
+    failed(27, "text_missing", retryable=False),
+]
+
+
+@pytest.mark.parametrize(
+    ("late", "codes", "kinds", "expected"),
+    [
+        (True, (), BOTH, [21, 27]),
+        (True, (), ("explanation",), [21]),
+        (True, (), ("caption",), [27]),
+        (False, ("retryable",), BOTH, [25]),
+        (False, ("explanation_failed",), BOTH, [25, 26]),
+        (False, ("caption_failed",), BOTH, []),
+        (False, ("explanation_failed",), ("caption",), []),
+    ],
+)
+def test_rows_with_a_text_are_chosen_for_an_explanation(
+    tmp_path: Path, late: bool, codes: Sequence[str], kinds: Sequence[str], expected: list[int]
+) -> None:
+    folder = Location(str(tmp_path / "job"))
+    manifest = [{"row_id": row["row_id"], "custom_id": row["custom_id"]} for row in EXPLAINED]
+    write_tables([pa.Table.from_pylist(manifest, MANIFEST_SCHEMA)], folder / "manifest")
+    write_results(folder, "a", EXPLAINED)
+    assert choose_rows(folder, late=late, codes=codes, kinds=kinds) == len(expected)
+    assert sorted(_rows(folder / FOLDER / "manifest") if expected else {}) == expected
+
+
+def test_a_row_gets_what_it_lacks_and_keeps_what_it_has() -> None:
+    nulls = dict.fromkeys(RESULT_SCHEMA.names)
+    former = nulls | scored(0, 0.9, "review", text="a", image_sha256="aa", caption="mine", explanation_error=PASSING)
+    new = nulls | scored(0, 0.1, "authentic", text="a", image_sha256="aa", caption_error=FINAL, explanation="because",
+                         warnings=["the explanation is cut"])  # fmt: skip
+    changes = {"explanation": "because", "explanation_error": None, "warnings": ["the explanation is cut"]}
+    assert captioned(former, new, BOTH) == former | changes
+    assert captioned(former, new, ("caption",)) == former
+
+
+@pytest.mark.parametrize(
+    ("new", "kind"),
+    [
+        ({"explanation_error": FINAL}, "refusal"),
+        (failed(0, "timeout", retryable=True), "timeout"),
+        ({"text": "another", "explanation": "because"}, "text_changed"),
+        ({"text": None}, "text_changed"),
+    ],
+)
+def test_an_explanation_that_fails_is_a_typed_field_of_the_row(new: dict[str, Any], kind: str) -> None:
+    nulls = dict.fromkeys(RESULT_SCHEMA.names)
+    former = nulls | scored(0, 0.9, "review", text="a", image_sha256="aa")
+    row = captioned(former, nulls | {"row_id": 0, "status": "ok", "text": "a"} | new, ("explanation",))
+    assert row["explanation_error"]["kind"] == kind
+    assert row | {"explanation_error": None} == former
+
+
+def test_a_text_of_another_picture_is_explained_all_the_same_and_one_that_is_missing_is_not() -> None:
+    nulls = dict.fromkeys(RESULT_SCHEMA.names)
+    former = nulls | scored(0, 0.9, "review", text="a", image_sha256="aa")
+    new = nulls | scored(0, 0.9, "review", text="a", image_sha256="bb", caption="c", explanation="because")
+    row = captioned(former, new, BOTH)
+    assert (row["explanation"], row["explanation_error"]) == ("because", None)
+    assert (row["caption"], row["caption_error"]["kind"]) == (None, "picture_changed")
+    textless = nulls | scored(0, 0.9, "review", text=None, caption="c")
+    assert captioned(textless, new | {"text": None, "explanation": None}, BOTH) == textless

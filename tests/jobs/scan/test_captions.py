@@ -258,7 +258,10 @@ def test_a_missing_key_is_found_with_the_rest_of_the_command(
     ("captions", "sentence"),
     [
         ({"engine": "vllm", "source": "m"}, f"a scan cannot run the engine vllm: {NO_VLLM}"),
-        ({"engine": "transformers", "source": "m", "kind": "explanation"}, "a scan needs captions, not explanations"),
+        (
+            {"engine": "transformers", "source": "m", "kind": "explanation"},
+            "captions cannot be made by an engine of the kind",
+        ),
     ],
 )
 def test_an_engine_that_a_scan_cannot_run_is_refused(captions: dict[str, str], sentence: str) -> None:
@@ -267,5 +270,7 @@ def test_an_engine_that_a_scan_cannot_run_is_refused(captions: dict[str, str], s
 
 
 def test_flagged_pairs_cannot_be_captioned_without_a_captioner() -> None:
-    with pytest.raises(ValidationError, match=r"caption_pairs is 'flagged', and there is no captioner"):
+    with pytest.raises(
+        ValidationError, match=r"caption_pairs is 'flagged', and there is neither a captioner nor an explainer"
+    ):
         ScanSettings(input="/a.csv", out="/out", caption_pairs="flagged")

@@ -8,7 +8,7 @@ import pytest
 
 from asap.errors import ConfigError
 from jobs.descriptions.settings import DescriptionSettings
-from jobs.scan.pipeline import Shares, size_pipeline, size_stages
+from jobs.scan.pipeline import Shares, StageResources, size_pipeline, size_stages
 from jobs.scan.settings import ScanSettings
 
 MODEL = {"engine": "transformers", "source": "m"}
@@ -19,41 +19,86 @@ def _sized(
     captions: dict[str, Any] | None, *, on_gpu: bool, cpus: int = 8, machines: int = 1, **changes: Any
 ) -> Shares:
     settings = ScanSettings(input="/a.csv", out="/out", **changes)
-    described = captions and DescriptionSettings(**captions)
-    return size_stages(settings, described or None, [0, *[cpus] * machines], on_gpu=on_gpu)
+    engines = {"caption": DescriptionSettings(**captions)} if captions else {}
+    return size_stages(settings, engines, [0, *[cpus] * machines], on_gpu=on_gpu)
+
+
+def _stages(sized: Shares) -> list[StageResources]:
+    return [sized.prepare, *sized.describe.values(), sized.detect]
+
+
+def _both(captions: dict[str, Any], explanations: dict[str, Any]) -> dict[str, DescriptionSettings]:
+    explained = DescriptionSettings(**({"kind": "explanation"} | explanations))
+    return {"caption": DescriptionSettings(**captions), "explanation": explained}
+
+
+@pytest.mark.parametrize("cpus", [1, 2, 3, 8, 64])
+def test_a_captioner_and_an_explainer_share_what_one_of_them_would_have(cpus: int) -> None:
+    settings = ScanSettings(input="/a.csv", out="/out")
+    sized = size_stages(settings, _both(MODEL, MODEL), [cpus], on_gpu=True)
+    assert {kind: stage.gpus for kind, stage in sized.describe.items()} == {"caption": 0.25, "explanation": 0.25}
+    assert sized.detect.gpus == 0.5
+
+    sized = size_stages(settings, _both(MODEL, MODEL), [cpus], on_gpu=False)
+    alone = size_stages(settings, {"caption": DescriptionSettings(**MODEL)}, [cpus], on_gpu=False)  # type: ignore[arg-type]
+    assert sum(stage.cpus for stage in sized.describe.values()) == pytest.approx(alone.describe["caption"].cpus)
+    assert sized.detect == alone.detect
+    assert sized.describe_threads == max(1, cpus // 4)
+
+
+def test_an_explainer_at_an_endpoint_takes_nothing_from_a_captioner_with_a_model() -> None:
+    settings = ScanSettings(input="/a.csv", out="/out")
+    for on_gpu in (True, False):
+        sized = size_stages(settings, _both(MODEL, ENDPOINT), [8], on_gpu=on_gpu)
+        alone = _sized(MODEL, on_gpu=on_gpu)
+        assert sized.describe["caption"] == alone.describe["caption"]
+        assert (sized.detect, sized.describe_threads) == (alone.detect, alone.describe_threads)
+        endpoint = sized.describe["explanation"]
+        assert (endpoint.cpus, endpoint.gpus, endpoint.size) == (0.1 if on_gpu else 0.05, 0, 1)
+
+
+@pytest.mark.parametrize("cpus", [1, 2, 3, 8, 64])
+@pytest.mark.parametrize("engines", [(MODEL, MODEL), (MODEL, ENDPOINT), (ENDPOINT, MODEL), (ENDPOINT, ENDPOINT)])
+def test_a_captioner_and_an_explainer_fit_beside_the_other_stages(engines: tuple[Any, Any], cpus: int) -> None:
+    sized = size_stages(ScanSettings(input="/a.csv", out="/out"), _both(*engines), [cpus], on_gpu=False)
+    assert sum(stage.cpus * (stage.size or 1) for stage in _stages(sized)) <= cpus + 1e-9
 
 
 def test_a_model_that_captions_shares_its_gpu_with_a_detector() -> None:
     sized = _sized(MODEL, on_gpu=True)
-    assert (sized.caption.gpus, sized.detect.gpus) == (0.5, 0.5)
-    assert (sized.caption.size, sized.detect.size) == (None, None)  # as many as there are GPUs
+    assert (sized.describe["caption"].gpus, sized.detect.gpus) == (0.5, 0.5)
+    assert (sized.describe["caption"].size, sized.detect.size) == (None, None)  # as many as there are GPUs
     large = _sized(MODEL, on_gpu=True, captioner_gpus=0.9, captioners=2, captioner_cpus=1.5)
-    assert (large.caption.gpus, large.detect.gpus) == (0.9, 0.1)
-    assert (large.caption.size, large.caption.cpus) == (2, 1.5)
+    assert (large.describe["caption"].gpus, large.detect.gpus) == (0.9, 0.1)
+    assert (large.describe["caption"].size, large.describe["caption"].cpus) == (2, 1.5)
 
 
 @pytest.mark.parametrize("captions", [ENDPOINT, {"engine": "precomputed", "source": "c.json"}])
 def test_endpoints_and_files_take_no_gpu_and_hardly_a_core(captions: dict[str, Any]) -> None:
     for on_gpu in (True, False):
         sized = _sized(captions, on_gpu=on_gpu)
-        assert (sized.caption.cpus, sized.caption.gpus, sized.caption.size) == (0.1, 0, 1)
-        assert sized.caption_threads is None
+        assert (sized.describe["caption"].cpus, sized.describe["caption"].gpus, sized.describe["caption"].size) == (
+            0.1,
+            0,
+            1,
+        )
+        assert sized.describe_threads is None
         plain = _sized(None, on_gpu=on_gpu)
         assert (sized.detect, sized.prepare, sized.threads) == (plain.detect, plain.prepare, plain.threads)
-        assert _sized(captions, on_gpu=on_gpu, captioners=3).caption.size == 3
+        assert _sized(captions, on_gpu=on_gpu, captioners=3).describe["caption"].size == 3
 
 
 @pytest.mark.parametrize("cpus", [1, 2, 3, 8, 64])
 @pytest.mark.parametrize("captioners", [1, 2])
 def test_a_model_that_captions_on_cpus_leaves_cores_for_decoding(cpus: int, captioners: int) -> None:
     sized = _sized(MODEL, on_gpu=False, cpus=cpus, captioners=captioners)
-    assert sized.caption_threads is not None
+    assert sized.describe_threads is not None
     assert sized.threads is not None
-    used = [stage.cpus * (stage.size or 1) for stage in sized[:3]]
+    used = [stage.cpus * (stage.size or 1) for stage in _stages(sized)]
     assert sum(used) <= cpus + 1e-9, "all stages fit beside each other"
     if cpus >= 8:
-        threads = sized.caption_threads * captioners + sized.threads * (sized.detect.size or 1)
-        assert sized.caption_threads == cpus // (2 * captioners)
+        threads = sized.describe_threads * captioners + sized.threads * (sized.detect.size or 1)
+        assert sized.describe_threads == cpus // (2 * captioners)
         assert threads <= 3 * cpus / 4
 
 
@@ -61,20 +106,20 @@ def test_a_model_that_captions_on_cpus_leaves_cores_for_decoding(cpus: int, capt
 def test_small_captioners_on_cpus_have_a_thread_each_and_leave_cores_too(cpus: int) -> None:
     settings = ScanSettings(input="/a.csv", out="/out")
     captions = DescriptionSettings(**MODEL)  # type: ignore[arg-type]
-    sized = size_stages(settings, captions, [cpus], on_gpu=False, small=True)
-    assert (sized.caption.size, sized.caption_threads) == (max(1, cpus // 2), 1)
-    assert sum(stage.cpus * (stage.size or 1) for stage in sized[:3]) <= cpus + 1e-9
+    sized = size_stages(settings, {"caption": captions}, [cpus], on_gpu=False, small=True)
+    assert (sized.describe["caption"].size, sized.describe_threads) == (max(1, cpus // 2), 1)
+    assert sum(stage.cpus * (stage.size or 1) for stage in _stages(sized)) <= cpus + 1e-9
 
 
 def test_a_captioner_needs_no_more_than_a_machine_of_the_cluster_has() -> None:
     settings = ScanSettings(input="/a.csv", out="/out", captioners=2)
-    sized = size_stages(settings, DescriptionSettings(**MODEL), [8] * 8, on_gpu=False)  # type: ignore[arg-type]
-    assert (sized.caption.cpus, sized.caption_threads) == (pytest.approx(2.4), 4)
+    sized = size_stages(settings, {"caption": DescriptionSettings(**MODEL)}, [8] * 8, on_gpu=False)  # type: ignore[arg-type]
+    assert (sized.describe["caption"].cpus, sized.describe_threads) == (pytest.approx(2.4), 4)
 
 
 def test_the_cores_of_a_captioner_can_be_set() -> None:
     sized = _sized(MODEL, on_gpu=False, captioner_cpus=3)
-    assert (sized.caption.cpus, sized.caption_threads) == (3, 3)
+    assert (sized.describe["caption"].cpus, sized.describe_threads) == (3, 3)
 
 
 @pytest.mark.parametrize("captions", [None, MODEL])
@@ -86,8 +131,11 @@ def test_pools_on_a_cluster_are_sized_for_a_machine_and_have_no_bound(captions: 
     assert (sized.detect.cpus, sized.threads) == (alone.detect.cpus, alone.threads)
     assert 0 < sized.detect.cpus <= cpus
     if captions:
-        assert (sized.caption.size, sized.caption.cpus) == (None, alone.caption.cpus)
-    assert sum(stage.cpus for stage in sized[:3]) <= cpus, "one of each stage fits on a machine"
+        assert (sized.describe["caption"].size, sized.describe["caption"].cpus) == (
+            None,
+            alone.describe["caption"].cpus,
+        )
+    assert sum(stage.cpus for stage in _stages(sized)) <= cpus, "one of each stage fits on a machine"
 
 
 @pytest.mark.parametrize("detectors", [1, 2, 64])
@@ -101,12 +149,12 @@ def test_a_number_of_detectors_is_for_the_cluster_and_each_fits_on_a_machine(det
 
 def test_a_detector_on_machines_without_a_whole_cpu_asks_for_more_than_nothing() -> None:
     settings = ScanSettings(input="/a.csv", out="/out", address="auto")
-    assert size_stages(settings, None, [], on_gpu=False).detect.cpus > 0
-    assert size_stages(settings, None, [0, 0.5], on_gpu=False).detect.cpus > 0
+    assert size_stages(settings, {}, [], on_gpu=False).detect.cpus > 0
+    assert size_stages(settings, {}, [0, 0.5], on_gpu=False).detect.cpus > 0
 
 
 def test_a_scan_without_captions_gives_them_nothing() -> None:
-    assert (_sized(None, on_gpu=True).caption.cpus, _sized(None, on_gpu=True).detect.gpus) == (0, 1)
+    assert (_sized(None, on_gpu=True).describe, _sized(None, on_gpu=True).detect.gpus) == ({}, 1)
 
 
 def test_a_captioner_that_takes_many_batches_with_it_may_lose_as_many(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -118,8 +166,10 @@ def test_a_captioner_that_takes_many_batches_with_it_may_lose_as_many(monkeypatc
     captions = {"engine": "openai", "source": "m", "endpoint": way}
     settings = ScanSettings(input="a.jsonl", out="out", captions=captions)  # type: ignore[arg-type]
     pipeline = size_pipeline(settings, "demo", 32, 100)
-    assert pipeline.caption.at_a_time == 16
-    assert pipeline.lost_batches >= 8 * 2 * pipeline.caption.at_a_time, "two batches wait for each that is described"
+    assert pipeline.describers[0].resources.at_a_time == 16
+    assert pipeline.lost_batches >= 8 * 2 * pipeline.describers[0].resources.at_a_time, (
+        "two batches wait for each that is described"
+    )
 
 
 @pytest.mark.parametrize("with_captions", [False, True])
@@ -137,7 +187,7 @@ def test_flagged_pairs_are_captioned_by_a_pipeline_of_their_own(
         caption_pairs="flagged",
     )
     pipeline = size_pipeline(settings, "demo", 32, 100, with_captions=with_captions)
-    assert (pipeline.captions is not None) == with_captions
+    assert bool(pipeline.describers) == with_captions
     assert pipeline.detect.gpus == (0.5 if with_captions else 1)
     assert pipeline.preparation.leaves_textless != with_captions
     assert (pipeline.preparation.thumbnail_side is not None) == with_captions

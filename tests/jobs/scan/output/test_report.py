@@ -392,6 +392,14 @@ def test_caption_and_agreement_stand_beside_the_text_of_a_flagged_pair(tmp_path)
     assert "Agreement" not in refused
 
 
+def test_an_explanation_or_the_reason_why_there_is_none_stands_beside_a_flagged_pair(tmp_path):
+    error = {"kind": "timeout", "detail": "no answer in <20> s", "retryable": True}
+    rows = [flagged(0, explanation="A mayor opens a bridge"), flagged(1, score=0.9, explanation_error=error)]
+    explained, failed = (article["text"] for article in report(tmp_path, rows).all("article"))
+    assert "Explanation A mayor opens a bridge" in explained
+    assert "No explanation no answer in <20> s (timeout)" in failed
+
+
 def test_a_row_with_every_nullable_column_null_is_shown(tmp_path):
     kept = ("row_id", "custom_id", "status", "schema_version", "verdict", "score")
     nulls = {name: None for name in RESULT_SCHEMA.names if name not in kept}

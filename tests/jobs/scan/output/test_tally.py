@@ -57,16 +57,17 @@ def test_every_row_of_every_file_and_row_group_is_counted(results):
     assert tally.retryable == {"throttled": 1}
 
 
-def test_captions_and_their_failures_are_counted_by_kind(tmp_path):
+def test_captions_explanations_and_their_failures_are_counted_by_kind(tmp_path):
     error = {"kind": "refusal", "detail": "it may not", "retryable": False}
     rows = [scored(0, 0.9, "manipulated") | {"caption": "a team"}, scored(1, 0.2, "authentic"),
-            scored(2, 0.9, "review") | {"caption_error": error},
-            failed(3, "x", None) | {"caption": "a crowd"}]  # fmt: skip
+            scored(2, 0.9, "review") | {"caption_error": error, "explanation": "it is so"},
+            failed(3, "x", None) | {"caption": "a crowd", "explanation_error": error}]  # fmt: skip
     write(tmp_path, "0.parquet", rows, rows_per_group=3)
     older = pa.Table.from_pylist([scored(4, 0.9, "review") | {"caption": "a child"}], RESULT_SCHEMA)
-    pq.write_table(older.drop_columns(["caption_error"]), tmp_path / "1.parquet")
+    pq.write_table(older.drop_columns(["caption_error", "explanation_error"]), tmp_path / "1.parquet")
     tally = tally_results(Location(str(tmp_path)), top=0)
     assert (tally.captions, tally.caption_errors) == (3, {"refusal": 1})
+    assert (tally.explanations, tally.explanation_errors) == (1, {"refusal": 1})
 
 
 def test_types_are_counted_among_the_flagged_pairs_alone(results):

@@ -294,6 +294,31 @@ def test_a_failure_that_may_pass_is_retryable_and_a_caption_that_is_cut_is_used_
     assert table["warnings"].to_pylist()[1] == ["the caption is cut: its model reached max_new_tokens"]
 
 
+def test_the_stage_explains_the_texts_of_good_rows_and_a_failure_is_no_error_of_its_row(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    asked: list[tuple[str | None, Any]] = []
+
+    class Explainer(_Named):
+        def describe(self, requests: Sequence[Request]) -> list[Outcome]:
+            asked.extend((request.text, request.image) for request in requests)
+            return [Reply("it is so"), Failure("throttled", "HTTP 429"), Reply("it is", is_cut=True)]
+
+    monkeypatch.setattr("jobs.scan.stages.caption.load_captioner", lambda *_: Explainer())
+    stage = CaptionStage(DescriptionSettings(engine="precomputed", source="x", kind="explanation"), INPUT)
+    table = stage(_prepared(
+        {"text": "a"}, {"text": "b"}, {"text": None}, {"text": " "}, {"text": "c"},
+        {"text": "d", "error_code": "not_found", "error_detail": "gone", "retryable": False, "thumbnail": None},
+    ))  # fmt: skip
+    assert asked == [("a", None), ("b", None), ("c", None)]
+    assert table["explanation"].to_pylist() == ["it is so", None, None, None, "it is", None]
+    error = {"kind": "throttled", "detail": "HTTP 429", "retryable": True}
+    assert table["explanation_error"].to_pylist() == [None, error, None, None, None, None]
+    assert table["error_code"].to_pylist() == [*[None] * 5, "not_found"]
+    assert table["caption"].null_count == table["caption_error"].null_count == 6
+    assert table["warnings"].to_pylist()[4] == ["the explanation is cut: its model reached max_new_tokens"]
+
+
 def test_tokens_and_their_cost_are_counted_for_failures_too(monkeypatch: pytest.MonkeyPatch) -> None:
     counted: dict[str, float] = {}
     monkeypatch.setattr("jobs.scan.stages.caption.load_captioner", lambda *_: _Named())
