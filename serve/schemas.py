@@ -16,6 +16,8 @@ LATER_CODES = {"later_codes": True}
 """Context of a validation that accepts the error codes of a later version, as `input_error`."""
 MAX_CUSTOM_ID = 200
 """Characters of the name that a caller gives a pair."""
+MAX_URI_CHARS = 2048
+"""Characters of the address of a picture. Browsers, proxies and stores write none that is longer."""
 _FAMILIARITY_ID = (
     "The id of the file that says what the model's own pairs look like. Null if the model has none: it then judges "
     "every pair, also those that are like nothing it has seen."
@@ -35,7 +37,9 @@ class DetectRequest(BaseModel):
         description="The encoded picture (JPEG, PNG, WebP, …) in base64 of the standard or the URL-safe alphabet.",
     )
     uri: str | None = Field(
-        default=None, description="The picture's s3:// or https:// address, if the server allows its beginning."
+        default=None,
+        max_length=MAX_URI_CHARS,
+        description="The picture's s3:// or https:// address, if the server allows its beginning.",
     )
     text: str = Field(description="The text that goes with the picture.")
 
@@ -244,7 +248,7 @@ class KeyState(BaseModel):
 
 
 class ServerLimits(BaseModel):
-    """Limits of requests. Whatever exceeds one is refused with 413, however often it is sent."""
+    """Limits of requests. Whatever exceeds one is refused, usually with 413, however often it is sent."""
 
     image_formats: list[str] = Field(description="Formats of pictures that are read.")
     max_image_bytes: int = Field(description="Bytes of an encoded picture.")
@@ -257,6 +261,9 @@ class ServerLimits(BaseModel):
     deadline_s: float = Field(description="Seconds within which a request is answered, from its first byte.")
     idempotency_s: float = Field(description="Seconds for which a response to an `Idempotency-Key` is kept.")
     uri_prefixes: list[str] = Field(description="Beginnings of the addresses that pictures are fetched from.")
+    max_uri_chars: int = Field(
+        MAX_URI_CHARS, description="Characters of such an address. A longer one is refused with 422."
+    )
     key: KeyState | None = Field(description="The caller's key. Null if the server has no keys.")
 
 

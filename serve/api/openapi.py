@@ -79,6 +79,7 @@ _EXAMPLES: dict[str, dict[str, Any]] = {
         "image_formats": ["JPEG", "PNG", "WEBP"], "max_image_bytes": 16777216, "max_image_pixels": 64000000,
         "max_text_chars": 20000, "min_text_read": 0.5, "max_body_bytes": 22675157, "max_batch_items": 32,
         "max_batch_bytes": 67108864, "deadline_s": 30.0, "idempotency_s": 600.0, "uri_prefixes": ["s3://pictures/"],
+        "max_uri_chars": 2048,
         "key": {
             "name": "desk", "scopes": ["detect"], "expires": "2027-03-01T00:00:00Z", "pairs_per_second": 20.0,
             "burst": 64, "remaining": 63, "reset_s": 0.05,

@@ -20,17 +20,24 @@ _TIMEOUT_S = 10
 """Seconds to connect, and seconds that each read may take."""
 _S3_ATTEMPTS = 3
 _CHUNK_BYTES = 2**16
+_SHOWN_CHARS = 300
+"""Characters that are repeated of an address, in the log and in messages."""
 _FORBIDDEN = re.compile(r"[\x00-\x20\x7f\\]")
 """Characters that clients and servers read in different ways: control characters, spaces and backslashes."""
 
 
 def redacted(uri: str) -> str:
-    """Return an address without the parts that may be secret: credentials, and the query, which holds signatures."""
+    """Return an address without the parts that may be secret: credentials, and the query, which holds signatures.
+
+    The end of a long one is left out.
+    """
     try:
         parts = urlsplit(uri)
     except ValueError:
         return "an address that cannot be read"
-    return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "…" if parts.query else "", ""))
+    host = parts.netloc.rpartition("@")[2]
+    shown = urlunsplit((parts.scheme, host, parts.path, "…" if parts.query else "", ""))
+    return shown if len(shown) <= _SHOWN_CHARS else f"{shown[:_SHOWN_CHARS]}…"
 
 
 def check_allowed(uri: str, prefixes: Sequence[str]) -> None:

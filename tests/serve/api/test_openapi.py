@@ -19,7 +19,7 @@ from serve.api.callers.rates import RATE_HEADERS
 from serve.api.openapi import ERROR_EXAMPLE
 from serve.api.reference import reference_page
 from serve.errors import MEANINGS, ErrorCode, refusal
-from serve.schemas import ErrorResponse
+from serve.schemas import MAX_URI_CHARS, ErrorResponse
 from tests.support.serving import LocalDetector, api
 
 
@@ -115,6 +115,7 @@ def test_a_request_of_one_pair_is_one_class_with_a_text(document: dict[str, Any]
     items = schemas[batch["$ref"].rpartition("/")[2]]["properties"]["items"]
     pair = schemas[items["items"]["$ref"].rpartition("/")[2]]
     assert set(pair["properties"]) == {"image", "uri", "text", "custom_id"}
+    assert pair["properties"]["uri"]["anyOf"][0]["maxLength"] == MAX_URI_CHARS
     assert (pair["type"], pair["additionalProperties"]) == ("object", False)
 
 

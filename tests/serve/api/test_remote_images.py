@@ -70,6 +70,10 @@ def test_signatures_and_credentials_are_redacted() -> None:
     assert not {"pass", "secret"} & set(str(caught.value).replace("?", " ").replace(":", " ").split())
 
 
+def test_a_long_address_is_cut_where_it_is_repeated() -> None:
+    assert redacted("https://host/" + "a" * 2000) == "https://host/" + "a" * 287 + "…"
+
+
 def test_an_object_is_fetched_and_one_that_is_missing_or_too_large_is_refused(bucket: str) -> None:
     boto3.client("s3").put_object(Bucket=bucket, Key="a/b.jpg", Body=b"12345")
     prefixes = (f"s3://{bucket}/a/",)
