@@ -58,14 +58,14 @@ class Api:
     """The ingress deployment: the HTTP application of `serve.api.routes`, and `detect` for other Ray programs."""
 
     def __init__(self, settings: ServeSettings, keyring: Keyring, detector: Any) -> None:
-        start_logs(settings.audit_file)
         self._settings = settings
         self._keyring = keyring
-        self._service = Service(settings, DetectorClient(detector, settings))
         replica = serve.get_replica_context()
         own_handle = serve.get_deployment_handle(replica.deployment, replica.app_name)
         collect = functools.partial(_collect_metrics, own_handle) if settings.api_replicas > 1 else None
         self._metrics = Metrics(replica.replica_id.unique_id, collect, settings.deadline_s)
+        start_logs(settings.audit_file, self._metrics.audit_lost.inc)
+        self._service = Service(settings, DetectorClient(detector, settings))
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         """Return the ASGI application. Ray Serve calls this in the replica."""

@@ -10,6 +10,7 @@ import json
 import logging
 import os
 import sys
+from collections.abc import Callable
 from datetime import UTC, datetime
 from logging.handlers import WatchedFileHandler
 from typing import Any
@@ -28,8 +29,40 @@ _MODE = 0o640
 class _LineFile(WatchedFileHandler):
     """A handler that appends each line by one write, so that several processes can share a file.
 
-    A file that is moved away or deleted, as `logrotate` does, is made anew.
+    A file that is moved away or deleted, as `logrotate` does, is made anew. While that or a write fails, lines are lost
+    and requests are answered all the same. The failures' log says so once, and says again when lines are written.
+
+    Args:
+        file: The file.
+        on_lost: Called for each line that is lost.
     """
+
+    def __init__(self, file: str, on_lost: Callable[[], None] = lambda: None) -> None:
+        super().__init__(file)
+        self._on_lost = on_lost
+        self._lost = 0
+        """Lines lost since the last one that was written."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write a line, or count it as lost."""
+        lost = self._lost
+        try:
+            super().emit(record)
+        except OSError:  # the file cannot be opened anew
+            self.handleError(record)
+        if lost and self._lost == lost:
+            self._lost = 0
+            _FAILURES.warning("audit_file %r is written again. Lines lost: %d.", self.baseFilename, lost)
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - a method of logging
+        """Count a line that could not be written. Logging itself would print a traceback for each."""
+        self._on_lost()
+        self._lost += 1
+        if self._lost == 1:
+            error = sys.exception()
+            reason = getattr(error, "strerror", None) or type(error).__name__
+            advice = "Lines are lost until the file can be written. Mend its folder or free space."
+            _FAILURES.error("audit_file %r cannot be written: %s. %s", self.baseFilename, reason, advice)
 
     def _open(self) -> io.TextIOWrapper:
         descriptor = os.open(self.baseFilename, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, _MODE)
@@ -46,10 +79,10 @@ class _JsonLine(logging.Formatter):
         return _line(fields)
 
 
-def start_logs(audit_file: str | None) -> None:
+def start_logs(audit_file: str | None, on_lost: Callable[[], None] = lambda: None) -> None:
     """Write the lines of this process to stderr, which Ray collects, and those of requests to a file if one is named.
 
-    Raises `ConfigError` if the file cannot be written.
+    Raises `ConfigError` if the file cannot be written. If that begins later, `on_lost` is called for each lost line.
     """
     if LOG.handlers:
         return
@@ -58,7 +91,7 @@ def start_logs(audit_file: str | None) -> None:
     failures = logging.StreamHandler(sys.stderr)
     failures.setFormatter(_JsonLine())
     _FAILURES.addHandler(failures)
-    LOG.addHandler(logging.StreamHandler(sys.stderr) if audit_file is None else _LineFile(audit_file))
+    LOG.addHandler(logging.StreamHandler(sys.stderr) if audit_file is None else _LineFile(audit_file, on_lost))
     LOG.setLevel(logging.INFO)
     _FAILURES.propagate = LOG.propagate = False
 

@@ -47,6 +47,10 @@ class Metrics:
         self.key_reloads = Counter(
             "asap_key_reloads", "Attempts to read the changed file of keys", ["result"], registry=self.registry
         )
+        self.audit_lost = Counter(
+            "asap_audit_lost_lines", "Lines of requests that could not be written to the audit_file",
+            registry=self.registry,
+        )  # fmt: skip
 
     def count_reload(self, is_read: bool) -> None:
         """Count an attempt to read the file of keys anew."""

@@ -88,6 +88,44 @@ def test_a_file_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
         check_audit_file(str(tmp_path))
 
 
+def test_lines_are_lost_and_counted_while_the_file_cannot_be_opened_anew(
+    log: logging.Logger, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lost = []
+    folder, away = tmp_path / "logs", tmp_path / "away"
+    folder.mkdir()
+    start_logs(str(folder / "audit.jsonl"), lambda: lost.append(1))
+    write_request({"id": "1"})
+    folder.rename(away)
+    write_request({"id": "2"})
+    write_request({"id": "3"})
+    (line,) = capsys.readouterr().err.splitlines()
+    fields = json.loads(line)
+    assert fields["level"] == "error"
+    assert "audit.jsonl' cannot be written: No such file or directory. Lines are lost until" in fields["message"]
+    assert "traceback" not in fields
+    folder.mkdir()
+    for id_ in "45":
+        write_request({"id": id_})
+    (line,) = capsys.readouterr().err.splitlines()
+    assert json.loads(line)["message"].endswith("audit.jsonl' is written again. Lines lost: 2.")
+    assert [json.loads(line)["id"] for line in (folder / "audit.jsonl").read_text().splitlines()] == ["4", "5"]
+    assert len(lost) == 2
+
+
+def test_a_line_that_a_full_disk_refuses_is_lost_and_counted(
+    log: logging.Logger, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lost = []
+    start_logs(str(tmp_path / "audit.jsonl"), lambda: lost.append(1))
+    handler: Any = log.handlers[0]
+    handler.stream = io.TextIOWrapper(io.FileIO("/dev/full", "a"), "utf-8", write_through=True)  # type: ignore[arg-type]
+    write_request({"id": "1"})
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "cannot be written: No space left on device" in json.loads(line)["message"]
+    assert len(lost) == 1
+
+
 def test_without_a_file_lines_go_to_stderr(log: logging.Logger, capsys: pytest.CaptureFixture[str]) -> None:
     start_logs(None)
     write_request({"id": "mine-1"})
