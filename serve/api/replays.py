@@ -20,24 +20,27 @@ from serve.schemas import BatchResponse, Detection
 KEPT_S = 600
 """Seconds for which a response is kept."""
 MOST_BYTES = 32 * 2**20
-"""Bytes of all responses that one process keeps. The oldest are dropped first."""
+"""Bytes of all responses that one process keeps, with their names. The oldest are dropped first."""
+OVERHEAD_BYTES = 500
+"""Bytes that CPython takes for a kept response beside its characters, rounded."""
 HEADER = "Idempotency-Key"
 _Result = TypeVar("_Result", Detection, BatchResponse)
-Name = tuple[str | None, str, str]
-"""The name of the caller's key, the route, and the `Idempotency-Key`."""
+Name = tuple[str | None, str, str | None, str]
+"""The name of the caller's key, the path, the value of `evidence`, and the `Idempotency-Key`."""
 
 
 class _Kept(NamedTuple):
     fingerprint: bytes
     body: bytes
     since: float
+    size: int
 
 
 class Replays:
     """The requests in progress that have an `Idempotency-Key`, and the responses that are kept.
 
     Args:
-        most_bytes: Bytes of responses to keep.
+        most_bytes: Bytes to keep, of responses and all that belongs to them.
         clock: Returns the time in seconds.
     """
 
@@ -70,7 +73,8 @@ class Replays:
         if len(request.headers.getlist(HEADER)) > 1:
             raise Refused(422, "invalid_field", f"{HEADER}: the header is given twice", param=HEADER)
         trace: Trace = request.state.trace
-        name = (trace.key_name, f"{request.url.path}?{request.url.query}", key)
+        # Not the query as it was sent: `?&&&&` says the same as none, at any length.
+        name = (trace.key_name, request.url.path, request.query_params.get("evidence"), key)
         kept = self.begin(name, await asyncio.to_thread(fingerprint))
         if kept is not None:
             trace.is_replayed = True
@@ -107,8 +111,9 @@ class Replays:
         """End a request in progress, and keep its response if there is one to keep."""
         fingerprint = self._in_progress.pop(name)
         if body is not None:
-            self._kept[name] = _Kept(fingerprint, body, self._clock())
-            self._bytes += len(body)
+            size = OVERHEAD_BYTES + sum(len(part) for part in (*name, fingerprint, body) if part is not None)
+            self._kept[name] = _Kept(fingerprint, body, self._clock(), size)
+            self._bytes += size
             self._drop_old()
 
     def _drop_old(self) -> None:
@@ -117,4 +122,4 @@ class Replays:
             if self._bytes <= self._most_bytes and self._clock() - oldest.since < KEPT_S:
                 return
             del self._kept[name]
-            self._bytes -= len(oldest.body)
+            self._bytes -= oldest.size

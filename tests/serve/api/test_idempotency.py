@@ -85,6 +85,15 @@ def test_a_name_counts_for_one_route_one_query_and_one_key(detector: FixedDetect
     assert len(detector.texts) == 3
 
 
+def test_a_query_that_says_the_same_in_other_characters_is_the_same_request(
+    client: TestClient, detector: FixedDetector
+) -> None:
+    answers = [_send(client, query=query) for query in ("", "?", "?" + "&" * 2000)]
+    answers += [_send(client, name="2", query=query) for query in ("?evidence=image", "?&%65vidence=imag%65")]
+    assert [answer.headers.get("idempotency-replayed") for answer in answers] == [None, "true", "true", None, "true"]
+    assert len(detector.texts) == 2
+
+
 def test_a_request_that_is_sent_again_is_charged_for_its_reading_only(detector: FixedDetector) -> None:
     key, line = new_key("desk")
     headers, long_text = {"authorization": f"Bearer {key}"}, " ".join(["river"] * 120)  # three passes

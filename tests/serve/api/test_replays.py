@@ -1,10 +1,10 @@
 import pytest
 
-from serve.api.replays import KEPT_S, Replays
+from serve.api.replays import KEPT_S, OVERHEAD_BYTES, Replays
 from serve.errors import Refused
 from tests.support.waiting import Clock
 
-NAME, OTHER = ("desk", "/v1/detect", "1"), ("desk", "/v1/detect", "2")
+NAME, OTHER = ("desk", "/v1/detect", None, "1"), ("desk", "/v1/detect", None, "2")
 
 
 def test_a_response_is_kept_for_the_same_request_only() -> None:
@@ -44,17 +44,27 @@ def test_a_response_is_dropped_after_a_while() -> None:
 
 
 def test_the_oldest_responses_are_dropped_when_they_take_too_much_memory() -> None:
-    replays = Replays(most_bytes=10)
+    around = OVERHEAD_BYTES + len("desk/v1/detect1pair")
+    replays = Replays(most_bytes=2 * (around + 5))
     for name, size in ((NAME, 5), (OTHER, 5)):
         replays.begin(name, b"pair")
         replays.end(name, b"x" * size)
     assert replays.begin(NAME, b"pair") == replays.begin(OTHER, b"pair") == b"x" * 5
-    third = ("web", "/v1/detect", "3")
+    third = ("web", "/v1/detect", None, "3")
     replays.begin(third, b"pair")
     replays.end(third, b"x")
     assert replays.begin(OTHER, b"pair") == b"x" * 5
     assert replays.begin(NAME, b"pair") is None
-    large = ("web", "/v1/detect", "4")
+    large = ("web", "/v1/detect", None, "4")
     replays.begin(large, b"pair")
-    replays.end(large, b"x" * 11)
+    replays.end(large, b"x" * 2 * (around + 5))
     assert replays.begin(large, b"pair") is None
+
+
+def test_a_long_name_and_an_empty_response_take_room_too() -> None:
+    replays = Replays(most_bytes=3 * OVERHEAD_BYTES)
+    names = [("desk", "/v1/detect", "image", letter * OVERHEAD_BYTES) for letter in "ab"]
+    for name in names:
+        replays.begin(name, b"pair")
+        replays.end(name, b"")
+    assert [replays.begin(name, b"pair") for name in names] == [None, b""]
