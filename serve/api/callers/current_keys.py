@@ -42,10 +42,13 @@ class CurrentKeys:
         self._file = Path(file) if file and keyring else None
         self._on_reload = on_reload
         self._clock = clock
-        self._next_check = clock()
-        # A process that starts later gets the keys of the day on which the server was deployed, so the first request
-        # reads the file in any case.
         self._version: object = None
+        # A process that starts later gets the keys of the day on which the server was deployed. So it reads the file
+        # before the first request, which may have a key that was removed since.
+        if self._file is not None:
+            self._version = _version_of(self._file)
+            self._read(self._file)
+        self._next_check = clock() + _CHECK_S
 
     async def refresh(self) -> None:
         """Read the file anew if it has changed and was not looked at in the last second."""
@@ -55,14 +58,17 @@ class CurrentKeys:
         version = await asyncio.to_thread(_version_of, self._file)
         if version == self._version:
             return
+        await asyncio.to_thread(self._read, self._file)
+        self._version = version
+
+    def _read(self, file: Path) -> None:
         try:
-            self.keyring = await asyncio.to_thread(Keyring.read, str(self._file))
+            self.keyring = Keyring.read(str(file))
         except ConfigError as error:
             LOG.error("The keys from before are still in use: %s", error)
             self._on_reload(False)
         else:
             self._on_reload(True)
-        self._version = version
 
 
 def _version_of(file: Path) -> object:

@@ -80,9 +80,9 @@ def _parse_time(written: str) -> datetime | None:
     """Return a date or a time as a time in UTC, or None if it is neither."""
     try:
         time = datetime.fromisoformat(written)
-    except ValueError:
+        return (time if time.tzinfo else time.replace(tzinfo=UTC)).astimezone(UTC)
+    except (ValueError, OverflowError):  # the second: a time that is after the year 9999, or before the year 1, in UTC
         return None
-    return (time if time.tzinfo else time.replace(tzinfo=UTC)).astimezone(UTC)
 
 
 @dataclass(frozen=True)

@@ -58,8 +58,19 @@ def test_a_file_that_is_replaced_is_read_anew_even_if_its_size_and_time_are_the_
 def test_a_process_that_starts_later_does_not_use_the_keys_of_the_deployment(file: Path) -> None:
     old = Keyring.parse(LINES, "here")
     keys = CurrentKeys(old, str(file), clock=lambda: 0.0)
+    assert list(keys.keyring.keys) == ["a"], "also for requests that come at once, of which one alone refreshes"
+
+
+def test_a_process_that_starts_without_its_file_uses_the_keys_of_the_deployment_until_it_is_there(file: Path) -> None:
+    file.unlink()
+    reloads: list[bool] = []
+    clock = Clock()
+    keys = CurrentKeys(Keyring.parse(LINES[:1], "here"), str(file), reloads.append, lambda: clock.now)
+    assert (list(keys.keyring.keys), reloads) == (["a"], [False])
+    file.write_text(LINES[1])
+    clock.now += 2
     asyncio.run(keys.refresh())
-    assert list(keys.keyring.keys) == ["a"]
+    assert (list(keys.keyring.keys), reloads) == (["b"], [False, True])
 
 
 def test_a_server_whose_last_key_is_removed_refuses_everybody(file: Path) -> None:

@@ -44,6 +44,7 @@ def test_keys_are_read_from_the_environment_if_no_file_is_named(monkeypatch: pyt
         (f"a:{HASH};scope=detect+asap_secret", "key 1 of .* has an unknown scope"),
         (f"a:{HASH};expires=asap_secret", "key 1 of .* expires at what is not a date"),
         (f"a:{HASH};expires=2027-02-30", "key 1 of .* expires at what is not a date"),
+        (f"a:{HASH};expires=9999-12-31T23:59:59-05:00", "key 1 of .* expires at what is not a date"),
         (f"a:{HASH}:scope=detect", "key 1 of .* is not NAME:SHA256"),
     ],
 )
@@ -105,6 +106,7 @@ def test_a_new_key_has_the_scopes_and_the_expiry_that_it_was_made_with() -> None
     [
         (["all"], None, "scope 'all' is unknown. Use detect or metrics"),
         (["detect"], "soon", "expiry 'soon' is not a date or a time"),
+        (["detect"], "9999-12-31T23:59:59-05:00", "expiry '9999-.*' is not a date or a time"),
         (["detect"], "2026-06-01", "expiry '2026-06-01' is in the past"),
     ],
 )
