@@ -10,8 +10,10 @@ with Client("http://127.0.0.1:8000", key="asap_…") as client:
 from __future__ import annotations
 
 import base64
+import re
+import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
@@ -20,7 +22,7 @@ from pydantic import BaseModel, ValidationError
 from requests.adapters import HTTPAdapter
 from urllib3.util import Retry
 
-from asap.errors import AsapError
+from asap.errors import AsapError, ConfigError
 from asap.finding import Finding, Word
 from serve.schemas import LATER_CODES, BatchResponse, Detection, ModelList, ServerLimits
 
@@ -29,8 +31,12 @@ _TIMEOUT_S = 60.0
 _CONNECT_S = 10.0
 _MOST_WAIT_S = 60
 """Seconds that are waited at most between two tries, whatever the server asks for."""
-_RETRIED = (409, 429, 503)
-"""Statuses after which a request is sent again. 409: the same request, whose response was lost, is in progress."""
+_RETRIED = (429, 503)
+"""Statuses after which a request is sent again, as often as `tries` allows."""
+_IN_PROGRESS = 409
+"""Status while the same request, whose response was lost, is in progress."""
+_KEY = re.compile(r"[!-~]+")
+"""Keys that a header can carry."""
 _QUOTED_CHARS = 200
 """Characters that are quoted of a response that is not JSON."""
 _REMOTE = ("s3://", "https://")
@@ -60,13 +66,16 @@ class Client:
     """A client of one server. Every method raises `ServerError` with the server's message, if it sent one.
 
     A request that gets 429 or 503, or no response, is sent again, after the time in Retry-After. It has the same
-    `Idempotency-Key` each time, so that it is neither judged nor charged twice.
+    `Idempotency-Key` each time, so that it is neither judged nor charged twice. If the server still works on the first
+    one (409), its response is asked for until `timeout_s` has passed.
 
     Args:
         url: The server's address.
-        key: The API key, if the server needs one.
-        tries: Times that a request is sent at most.
+        key: The API key, if the server needs one. Space around it is left out.
+        tries: Times that a request is sent at most, those apart that ask for a response in progress.
         timeout_s: Seconds to wait for a response.
+
+    Raises `ConfigError` for a key that no header can carry.
     """
 
     def __init__(self, url: str, key: str | None = None, tries: int = _TRIES, timeout_s: float = _TIMEOUT_S) -> None:
@@ -80,7 +89,8 @@ class Client:
         for scheme in ("http://", "https://"):
             self._session.mount(scheme, HTTPAdapter(max_retries=retry))
         if key:
-            self._session.headers["Authorization"] = f"Bearer {key}"
+            # A function, because requests replaces a header by what a .netrc has for the host.
+            self._session.auth = _bearer(key.strip())
 
     def __enter__(self) -> Self:
         return self
@@ -130,8 +140,13 @@ class Client:
         return self._send("POST", path, kind, headers={"Idempotency-Key": uuid.uuid4().hex}, **sent)
 
     def _send(self, method: str, path: str, kind: type[_Answer], **sent: Any) -> _Answer:
+        end = time.monotonic() + self._timeout[1]
         try:
             response = self._session.request(method, f"{self._url}{path}", timeout=self._timeout, **sent)
+            while response.status_code == _IN_PROGRESS and time.monotonic() < end:
+                asked = response.headers.get("Retry-After", "")
+                time.sleep(min(int(asked) if re.fullmatch("[0-9]{1,3}", asked) else 1, _MOST_WAIT_S))
+                response = self._session.request(method, f"{self._url}{path}", timeout=self._timeout, **sent)
         except requests.RequestException as error:
             raise ServerError(f"{self._url} does not answer: {error}") from error
         content = self._content(response)
@@ -159,6 +174,21 @@ class Client:
             reason = found if isinstance(found, dict) and "message" in found else {"message": response.reason}
             raise ServerError(f"{self._url} answered {status}: {reason['message']}", status, reason)
         return content
+
+
+def _bearer(key: str) -> Callable[[requests.PreparedRequest], requests.PreparedRequest]:
+    """Return a function that adds a key to a request. Raises `ConfigError`, without the key, if it is malformed."""
+    if not _KEY.fullmatch(key):
+        raise ConfigError(
+            "the API key is empty, or has a character that no key has, such as a space or a line break. Copy it again, "
+            "as `asap serve --new-key` printed it."
+        )
+
+    def authorize(request: requests.PreparedRequest) -> requests.PreparedRequest:
+        request.headers["Authorization"] = f"Bearer {key}"
+        return request
+
+    return authorize
 
 
 def _item_of(image: Image, text: str) -> dict[str, str]:

@@ -6,10 +6,12 @@ from collections.abc import Iterator
 from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from asap.errors import ConfigError
 from asap.finding import NO_EVIDENCE, Finding, Word
 from serve.api.callers.keys import Keyring, new_key
 from serve.client import Client, ServerError, finding_of
@@ -117,6 +119,42 @@ def test_a_pair_is_sent_again_to_a_busy_server(server: _Server) -> None:
     assert [b"picture" in body for _, body in server.received] == [True] * 3
     (name,) = {headers["Idempotency-Key"] for headers, _ in server.received}
     assert len(name) == 32
+
+
+def test_a_response_in_progress_is_asked_for_more_often_than_a_request_is_tried(server: _Server) -> None:
+    answer = detection("id", FINDING, {}, None).model_dump_json()
+    server.answers = [(503, "{}", {"Retry-After": "0"}), *[(409, "{}", {"Retry-After": "0"})] * 8, (200, answer, {})]
+    assert Client(_url(server), tries=2).detect(b"picture", "text").id == "id"
+    assert len({headers["Idempotency-Key"] for headers, _ in server.received}) == 1
+
+
+def test_a_response_in_progress_is_given_up_after_the_clients_timeout(
+    server: _Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    waits: list[float] = []
+    clock = SimpleNamespace(monotonic=lambda: sum(waits), sleep=waits.append)
+    monkeypatch.setattr("serve.client.time", clock)
+    server.answers = [(409, _error("in progress"), headers) for headers in ({"Retry-After": "2"}, {}, {})]
+    with pytest.raises(ServerError, match="answered 409: in progress"):
+        Client(_url(server), timeout_s=3).detect(b"picture", "text")
+    assert waits == [2, 1]
+
+
+def test_a_key_wins_over_a_netrc_and_space_around_it_is_left_out(
+    server: _Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "netrc").write_text("machine 127.0.0.1 login me password secret\n")
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    server.answers = [(200, ModelList(models=[]).model_dump_json(), {})]
+    Client(_url(server), " key\n").models()
+    assert server.received[0][0]["Authorization"] == "Bearer key"
+
+
+@pytest.mark.parametrize("key", ["asap_a\nb", "asap_a b", "asap_ключ", " \n"])
+def test_a_key_that_no_header_can_carry_is_refused_without_repeating_it(key: str) -> None:
+    with pytest.raises(ConfigError, match="the API key is empty, or has a character that no key has") as caught:
+        Client("http://127.0.0.1:9", key)
+    assert "asap_" not in str(caught.value)
 
 
 @pytest.mark.parametrize(
