@@ -38,6 +38,9 @@ class Body:
         self._declared = int(declared) if declared.isdigit() and len(declared) < 20 else 0
         self._received = self._counted = 0
         self._usages: list[Usage] = []
+        self._is_decided = False
+        """True once it is settled if the key counts. Keys that come or go later must not change that, or `close` would
+        release from a key what was never counted for it."""
         self.is_complete = False
         """True once all of the body has arrived and work on it may begin. Always False on a route that is not gated."""
 
@@ -53,10 +56,12 @@ class Body:
 
     async def receive(self) -> Message:
         """Return the next message, as ASGI's `receive`. Raises `Refused`."""
-        # The application identifies the caller before it asks for the body, so the key is known here.
-        name = self._key_name()
-        if len(self._usages) == 1 and name is not None and self._capacity.several_keys():
-            self._enter(self._capacity.by_key[name])
+        if not self._is_decided:
+            self._is_decided = True
+            # The application identifies the caller before it asks for the body, so the key is known here.
+            name = self._key_name()
+            if self._usages and name is not None and self._capacity.several_keys():
+                self._enter(self._capacity.by_key[name])
         try:
             message = await self._receive()
         except Exception as error:

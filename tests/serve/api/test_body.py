@@ -26,7 +26,8 @@ class Callers:
         least = {"batch_size": 16, "max_image_bytes": 600, "max_text_chars": 1, "max_batch_bytes": 70_000}
         changed = ServeSettings(**(least | settings))  # 70,000 is just above the limit of a pair's body
         concurrency = ConcurrencyLimit(2 * changed.batch_size, changed.max_in_flight, changed.wait_s, _now)
-        self.capacity = Capacity(changed, concurrency, several_keys=lambda: True)
+        self.capacity = Capacity(changed, concurrency, several_keys=lambda: self.has_several_keys)
+        self.has_several_keys = True
         self.in_flight = InFlight()
         self.middleware = RequestMiddleware(self._app, self.capacity, self.in_flight, self.metrics)
         self.work_s = work_s
@@ -89,6 +90,21 @@ def test_slow_senders_do_not_lower_the_limit() -> None:
 
     assert run(work) == [[200] * 20] * 3
     assert callers.limit == 64
+
+
+@pytest.mark.parametrize("several", [(False, True), (True, False)], ids=["more", "fewer"])
+def test_keys_that_come_or_go_while_a_body_arrives_leave_no_usage_behind(several: tuple[bool, bool]) -> None:
+    callers = Callers()
+
+    async def work() -> int:
+        callers.has_several_keys = several[0]
+        sending = asyncio.create_task(callers.ask([b"x" * 10] * 2, 0.2, key="desk"))
+        await asyncio.sleep(0.3)
+        callers.has_several_keys = several[1]
+        return await sending
+
+    assert run(work) == 200
+    assert callers.capacity.all == callers.capacity.by_key["desk"] == Usage()
 
 
 def test_slow_work_lowers_the_limit() -> None:
