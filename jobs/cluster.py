@@ -20,7 +20,7 @@ from typing import Any
 
 from asap.errors import AsapError, ConfigError
 from jobs.errors import JobError
-from jobs.lost_machines import close_connections
+from jobs.lost_machines import LostMachines, close_connections
 from jobs.node_types import HEAD, most_workers, node_types
 from jobs.ray_end import end_ray
 from jobs.ray_start import start_ray
@@ -337,18 +337,25 @@ def kill_actors(class_name: str) -> None:
         logging.getLogger("asap").debug("actors of class %s were not killed: %s", class_name, error)
 
 
-def look_into_stall() -> str:
-    """Close the connections to lost machines, and describe what the running Ray cannot give, as `describe_waits` does.
+def stall_inspector() -> Callable[[], str]:
+    """Return a function that looks into a stall of the work that begins now.
 
-    Ray does the tasks of a lost machine again once the connections to it have ended (`jobs.lost_machines`).
+    It closes the connections to machines that are lost from now on, and describes what the running Ray cannot give, as
+    `describe_waits` does. Ray does the tasks of a lost machine again once the connections to it have ended
+    (`jobs.lost_machines`).
     """
     import ray
 
-    machines = ray.nodes()
-    # A machine that has started anew may have the address of the lost one.
-    alive = {machine["NodeManagerAddress"] for machine in machines if machine["Alive"]}
-    close_connections({machine["NodeManagerAddress"] for machine in machines} - alive)
-    return describe_waits()
+    lost = LostMachines(ray.nodes())
+    head, _, _ = ray.get_runtime_context().gcs_address.rpartition(":")
+    spared = {head.strip("[]"), ray.util.get_node_ip_address()}
+
+    def look_into_stall() -> str:
+        if addresses := lost.addresses(ray.nodes(), spared):
+            close_connections(addresses)
+        return describe_waits()
+
+    return look_into_stall
 
 
 def describe_waits() -> str:

@@ -9,11 +9,38 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Collection
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 _DESCRIPTORS = Path("/proc/self/fd")
+
+
+class LostMachines:
+    """The machines that Ray gives up from now on.
+
+    Ray lists those that it gave up earlier too, while their addresses may long be those of others, such as a store.
+
+    Args:
+        machines: The machines as `ray.nodes` describes them now.
+    """
+
+    def __init__(self, machines: Sequence[Mapping[str, Any]]) -> None:
+        self._done = {machine["NodeID"] for machine in machines if not machine["Alive"]}
+
+    def addresses(self, machines: Sequence[Mapping[str, Any]], spared: Collection[str]) -> set[str]:
+        """Return the addresses of the machines that were lost since the last call, once for each machine.
+
+        Args:
+            machines: The machines as `ray.nodes` describes them now.
+            spared: Addresses that are never returned.
+        """
+        lost = [machine for machine in machines if not machine["Alive"] and machine["NodeID"] not in self._done]
+        self._done |= {machine["NodeID"] for machine in lost}
+        # A machine that has started anew may have the address of the lost one.
+        alive = {machine["NodeManagerAddress"] for machine in machines if machine["Alive"]}
+        return {machine["NodeManagerAddress"] for machine in lost} - alive - set(spared)
 
 
 def close_connections(addresses: Collection[str]) -> int:

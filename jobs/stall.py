@@ -1,6 +1,6 @@
 """Stalls of a running job: it notices that no work finishes, and names the stage, the time, and what is waited for.
 
-stalls = StallWatch("pair", settings.stall_after_s, look_into_stall)
+stalls = StallWatch("pair", settings.stall_after_s, stall_inspector())
 ...
 note = stalls.look(done, "detecting")  # twice a second; a sentence during a stall, else None
 """

@@ -28,8 +28,8 @@ from jobs.cluster import (
     choose_gpus,
     could_grow,
     count_fitting,
-    look_into_stall,
     machines_alive,
+    stall_inspector,
     task_result,
     wait_for_resources,
 )
@@ -107,7 +107,7 @@ def evaluate_shards(
     waiting = iter(range(0, total, size))
     running: dict[Any, int] = {}
     shards: dict[int, Evaluation] = {}
-    stalls = StallWatch("shard", plan.settings.stall_after_s, look_into_stall, is_steady=False)
+    stalls = StallWatch("shard", plan.settings.stall_after_s, stall_inspector(), is_steady=False)
     progress(0, total)
     try:
         if share := held_share():

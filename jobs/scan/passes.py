@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 
 from asap.storage.location import Location
-from jobs.cluster import look_into_stall
+from jobs.cluster import stall_inspector
 from jobs.descriptions.left_out import DIED
 from jobs.errors import JobFailed
 from jobs.scan.input.manifest import complete_manifest
@@ -164,7 +164,7 @@ def watched(
 
     counter = start_counter()
     ended = threading.Event()
-    stalls = StallWatch("pair", stall_after_s, look_into_stall)
+    stalls = StallWatch("pair", stall_after_s, stall_inspector())
     stalled = False
 
     def announce_stall(sentence: str | None) -> None:

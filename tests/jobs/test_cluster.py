@@ -15,10 +15,10 @@ from jobs.cluster import (
     choose_gpus,
     count_fitting,
     describe_waits,
-    look_into_stall,
     most_cpus,
     off_idle_head,
     silence_ray_data,
+    stall_inspector,
     wait_for_resources,
     wait_until_free,
 )
@@ -219,11 +219,12 @@ def test_a_look_into_a_stall_closes_the_connections_to_machines_that_are_lost(
 ) -> None:
     closed: list[set[str]] = []
     own = ray.nodes()
-    lost = [{"NodeManagerAddress": "10.77.0.3", "NodeManagerHostname": "worker-0", "Alive": False}]
-    renewed = [own[0] | {"NodeManagerHostname": "before", "Alive": False}]
+    lost = [{"NodeID": "0", "NodeManagerAddress": "10.77.0.3", "NodeManagerHostname": "worker-0", "Alive": False}]
+    renewed = [own[0] | {"NodeID": "1", "NodeManagerHostname": "before", "Alive": False}]
     monkeypatch.setattr("jobs.cluster.close_connections", closed.append)
+    look = stall_inspector()
     monkeypatch.setattr("ray.nodes", lambda: own + lost + renewed)
-    assert look_into_stall() == "lost machines: worker-0, before"
+    assert [look() for _ in range(2)] == ["lost machines: worker-0, before"] * 2
     assert closed == [{"10.77.0.3"}]
 
 

@@ -2,10 +2,11 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
-from jobs.lost_machines import close_connections
+from jobs.lost_machines import LostMachines, close_connections
 from tests.support.waiting import HANG_S
 
 Connection = tuple[socket.socket, socket.socket]
@@ -65,3 +66,22 @@ def test_nothing_is_closed_without_connections(lost: Connection) -> None:
     assert close_connections(set()) == 0
     lost[0].sendall(b"x")
     assert lost[1].recv(1) == b"x"
+
+
+def _machine(name: str, address: str, *, is_alive: bool) -> dict[str, Any]:
+    return {"NodeID": name, "NodeManagerAddress": address, "Alive": is_alive}
+
+
+def test_only_machines_that_are_lost_from_now_on_count_and_each_counts_once() -> None:
+    before = _machine("before", "10.77.0.2", is_alive=False)
+    lost = LostMachines([before, _machine("later", "10.77.0.3", is_alive=True)])
+    later = _machine("later", "10.77.0.3", is_alive=False)
+    assert lost.addresses([before, later], ()) == {"10.77.0.3"}
+    assert lost.addresses([before, later], ()) == set()
+
+
+def test_the_address_of_a_living_or_a_spared_machine_is_not_that_of_a_lost_one() -> None:
+    lost = LostMachines([])
+    machines = [_machine(name, f"10.77.0.{name}", is_alive=False) for name in "234"]
+    renewed = _machine("renewed", "10.77.0.3", is_alive=True)
+    assert lost.addresses([*machines, renewed], {"10.77.0.4"}) == {"10.77.0.2"}
