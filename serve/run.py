@@ -19,6 +19,7 @@ from serve.deploy import APP, CONTROLLER, http_options
 from serve.errors import Refused
 from serve.settings import ANSWER_WITHIN_S, LOGGING, ServeSettings
 
+_LOG = logging.getLogger("asap.server")
 _POLL_S = 0.2
 """Seconds between two checks of what is still in flight."""
 _ERROR_LINE = re.compile(r"^(?:[\w.]*\.)?\w*(?:Error|Exception|Failed|Missing|Invalid): (.+)$", re.MULTILINE)
@@ -91,8 +92,14 @@ def _api_reported(on_api: Callable[[], None]) -> Iterator[None]:
 
     def watch() -> None:
         while not ended.wait(_POLL_S):
-            application = serve.status().applications.get(APP)
-            if application and application.deployments["Api"].status == "HEALTHY":
+            try:
+                application = serve.status().applications.get(APP)
+            except Exception as error:  # Ray has many classes for a controller that does not answer
+                _LOG.debug("the status of the server is unknown: %s", error)
+                continue
+            # The deployments are listed some time after the application.
+            api = application.deployments.get("Api") if application else None
+            if api and api.status == "HEALTHY":
                 on_api()
                 return
 

@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import requests
@@ -196,6 +196,32 @@ def test_a_detector_that_cannot_start_is_refused_with_its_own_reason_after_the_s
         "starting Ray Serve", "starting the API and 2 detectors",
         "the API runs; waiting for 2 detectors to load the model demo",
     ]  # fmt: skip
+
+
+def test_a_status_without_the_api_or_none_at_all_is_asked_for_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    from serve.run import start
+
+    api_is_reported = threading.Event()
+
+    class Starting(FailingServe):
+        early: ClassVar[list[Any]] = [RayActorError(), SimpleNamespace(applications={}), SimpleNamespace(
+            applications={"asap": SimpleNamespace(deployments={})}
+        )]  # fmt: skip
+
+        def status(self) -> Any:
+            answer = self.early.pop(0) if self.early else super().status()
+            if isinstance(answer, Exception):
+                raise answer
+            return answer
+
+    def on_step(step: str) -> None:
+        if step.startswith("the API runs"):
+            api_is_reported.set()
+
+    monkeypatch.setattr("serve.run.serve", Starting("HEALTHY", [], api_is_reported))
+    with pytest.raises(Refused, match="the server did not start"):
+        start(None, ServeSettings(), on_step)  # type: ignore[arg-type]
+    assert api_is_reported.is_set()
 
 
 class Handle:
