@@ -11,7 +11,7 @@ from asap.errors import ConfigError
 from asap.packages import SETUP_HOOK
 from serve.api.callers.keys import ENVIRONMENT
 from serve.proxy import CALLBACK
-from serve.settings import LOGGING, ServeSettings
+from serve.settings import LOGGING, ServeSettings, is_loopback
 
 APP = "asap"
 """The application's name on a cluster."""
@@ -25,8 +25,9 @@ _AFTER_DEADLINE_S = 5
 """Seconds that Ray's proxy waits beyond a request's deadline, which the API itself enforces."""
 _HEAD = f"""\
 # Written by `asap serve build`. On a machine of the cluster:  serve deploy FILE
-# The model and the keys are read on the cluster. This file contains no keys: keys_file names a file that the machines
-# have. If it is null, the keys are read from {ENVIRONMENT} in the environment of their `ray start`.
+# The model and the keys are read on the cluster. This file contains no keys: keys_file names a file that the head and
+# the machines of the API have. If it is null, the head reads the keys once, from {ENVIRONMENT} in the environment of
+# its `ray start`.
 """
 
 
@@ -40,11 +41,13 @@ def http_options(settings: ServeSettings) -> dict[str, Any]:
 
 
 def deploy_config(settings: ServeSettings) -> dict[str, Any]:
-    """Return Ray's `ServeDeploySchema` for one application. Raises `ConfigError` for a relative path."""
+    """Return Ray's `ServeDeploySchema` for one application. Raises `ConfigError` for a path that is not absolute."""
     local = {"model": settings.model, "keys_file": settings.keys_file, "audit_file": settings.audit_file}
     for name, path in local.items():
-        if path and not (path == "demo" or path.startswith("s3://") or Path(path).is_absolute()):
-            raise ConfigError(f"{name} {path!r} is a relative path. Give a whole path, which exists on every machine.")
+        is_fetched = name == "model" and (settings.model == "demo" or settings.model.startswith("s3://"))
+        if path and not is_fetched and not Path(path).is_absolute():
+            kind = "an address" if "://" in path else "a relative path"
+            raise ConfigError(f"{name} {path!r} is {kind}. Give a whole path, which exists on every machine.")
     return {
         "proxy_location": "EveryNode",
         "http_options": http_options(settings),
@@ -60,6 +63,16 @@ def deploy_config(settings: ServeSettings) -> dict[str, Any]:
             }
         ],
     }
+
+
+def missing_keys_note(settings: ServeSettings) -> str | None:
+    """Return a sentence for settings that need keys and name no file of them; None for any others."""
+    if settings.keys_file is not None or is_loopback(settings.host):
+        return None
+    return (
+        f"the file names no keys, and host {settings.host!r} needs them: the server starts only if {ENVIRONMENT} is "
+        "set in the environment of the head's `ray start`. Set it there, or give --keys FILE."
+    )
 
 
 def deploy_yaml(settings: ServeSettings) -> str:

@@ -167,11 +167,14 @@ def serve_build(
     change: Change = None,
 ) -> None:
     """Write the file for Ray's `serve deploy`: the application for a cluster, with all settings and no secret."""
-    from serve.deploy import deploy_yaml
+    from serve.deploy import deploy_yaml, missing_keys_note
     from serve.settings import ServeSettings
 
     options = {"model": model, "host": host, "port": port, "keys_file": keys}
-    document = deploy_yaml(settings_of(ServeSettings, **(options | changes_of(change or []))))
+    settings = settings_of(ServeSettings, **(options | changes_of(change or [])))
+    document = deploy_yaml(settings)
+    if note := missing_keys_note(settings):
+        typer.echo(note, err=True)
     if out is None:
         typer.echo(document, nl=False)
         return

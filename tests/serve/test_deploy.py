@@ -9,7 +9,7 @@ from ray._private.ray_constants import WORKER_PROCESS_SETUP_HOOK_ENV_VAR
 from asap.errors import ConfigError
 from asap.packages import SETUP_HOOK
 from serve.api.callers.keys import new_key
-from serve.deploy import CONTROLLER, deploy_yaml
+from serve.deploy import CONTROLLER, deploy_yaml, missing_keys_note
 from serve.proxy import CALLBACK
 from serve.settings import ServeSettings
 
@@ -62,6 +62,26 @@ def test_a_relative_path_is_refused(change: dict[str, str]) -> None:
     ((name, path),) = change.items()
     with pytest.raises(ConfigError, match=f"{name} '{path}' is a relative path. Give a whole path"):
         deploy_yaml(ServeSettings(**change))
+
+
+@pytest.mark.parametrize(
+    ("change", "kind"),
+    [
+        ({"keys_file": "s3://keys/all"}, "an address"), ({"audit_file": "s3://logs/a"}, "an address"),
+        ({"keys_file": "demo"}, "a relative path"), ({"audit_file": "demo"}, "a relative path"),
+    ],
+)  # fmt: skip
+def test_only_a_model_is_named_by_an_address_or_as_demo(change: dict[str, str], kind: str) -> None:
+    ((name, path),) = change.items()
+    with pytest.raises(ConfigError, match=f"{name} '{path}' is {kind}. Give a whole path"):
+        deploy_yaml(ServeSettings(**change))
+
+
+def test_settings_that_need_keys_and_name_none_have_a_note() -> None:
+    note = missing_keys_note(ServeSettings(host="0.0.0.0"))
+    assert note is not None
+    assert note.startswith("the file names no keys, and host '0.0.0.0' needs them")
+    assert missing_keys_note(ServeSettings()) is missing_keys_note(CHANGED) is None
 
 
 def test_ray_reads_how_long_a_proxy_may_take_to_get_ready() -> None:

@@ -666,13 +666,16 @@ def test_serve_build_writes_the_file_for_a_cluster(run: Any, tmp_path: Path) -> 
     import yaml
 
     options = ("--model", "s3://models/mine", "--keys", "/etc/keys", "--set", "max_replicas=8")
-    code, out, _ = run("serve", "build", *options)
-    assert code == 0
+    code, out, error = run("serve", "build", *options)
+    assert (code, error) == (0, "")
     (application,) = yaml.safe_load(out)["applications"]
     args = {name: application["args"][name] for name in ("model", "host", "keys_file", "max_replicas")}
     assert args == {"model": "s3://models/mine", "host": "0.0.0.0", "keys_file": "/etc/keys", "max_replicas": 8}
     assert run("serve", "build", *options, "--out", tmp_path / "serve.yaml")[0] == 0
     assert (tmp_path / "serve.yaml").read_text() == out
+    code, out, error = run("serve", "build")
+    assert (code, out.startswith("#")) == (0, True)
+    assert "Set it there, or give --keys FILE." in error
 
 
 @pytest.mark.parametrize(
