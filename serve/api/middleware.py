@@ -88,7 +88,8 @@ class RequestMiddleware:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        is_head = scope["method"] == "HEAD"
+        method = scope["method"]
+        is_head = method == "HEAD"
         if is_head:  # the same response as to GET, without its body
             scope = {**scope, "method": "GET"}
         trace = Trace(request_id(scope["headers"]))
@@ -119,10 +120,10 @@ class RequestMiddleware:
                 self._capacity.concurrency.record(end - trace.received_at)
                 self._metrics.limit.set(self._capacity.concurrency.limit)
             self._metrics.in_flight.set(self._capacity.all.requests)
-            self._report(scope, trace, response.status, end - start)
+            self._report({**scope, "method": method}, trace, response.status, end - start)
 
     def _report(self, scope: Scope, trace: Trace, status: int, seconds: float) -> None:
-        """Update the metrics and, for a request of the API, write the log line."""
+        """Update the metrics and, for a request of the API or a refused one of /metrics, write the log line."""
         route = getattr(scope.get("route"), "path", scope["path"] if scope["path"] in self._paths else "other")
         self._metrics.count_request(str(route), status, seconds)
         verdicts = [pair["verdict"] for pair in trace.pairs if "verdict" in pair]
@@ -131,7 +132,8 @@ class RequestMiddleware:
         if trace.key_name is not None:
             self._metrics.key_requests.labels(trace.key_name, status).inc()
             self._metrics.key_pairs.labels(trace.key_name).inc(len(verdicts))
-        if scope["path"].startswith("/v1/") or trace.key_name is not None:
+        is_refused_reader = scope["path"] == "/metrics" and status >= 400
+        if scope["path"].startswith("/v1/") or trace.key_name is not None or is_refused_reader:
             write_request(
                 {
                     "id": trace.id,

@@ -316,6 +316,19 @@ def test_head_gets_the_response_to_get_without_its_body(client: TestClient, path
     assert head.headers["content-type"] == get.headers["content-type"]
 
 
+def test_the_log_has_the_method_that_was_sent_and_refused_readers_of_the_metrics(
+    predictor: Predictor, caplog: pytest.LogCaptureFixture
+) -> None:
+    keyring = Keyring.parse([new_key("desk")[1]], "here")
+    with caplog.at_level(logging.INFO, "asap.requests"), api(LocalDetector(predictor), keyring) as client:
+        for path in ("/v1/models", "/metrics", "/healthz"):
+            client.head(path)
+    lines = [json.loads(record.message) for record in caplog.records if record.name == "asap.requests"]
+    assert [(line["method"], line["route"], line["status"], line["key"]) for line in lines] == [
+        ("HEAD", "/v1/models", 401, None), ("HEAD", "/metrics", 401, None),
+    ]  # fmt: skip
+
+
 @pytest.mark.parametrize(
     ("query", "param", "reason"),
     [
