@@ -187,7 +187,10 @@ const isShownAsAnalyzed = async (picture) => {
 };
 
 const explain = (response, reason = `it answered ${response.status}`) => {
-  if (response.status === 401) return new Problem("This server needs a key: enter yours under “API key”.", find("key"));
+  if (response.status === 401) {
+    const message = find("key").value ? `The key is refused: ${reason}` : "This server needs a key: enter yours under “API key”.";
+    return new Problem(message, find("key"));
+  }
   if (response.status === 429 || response.status === 503) {
     const wait = response.headers.get("Retry-After") || "a few";
     return new Problem(`The server is busy (${reason}). Try again in ${wait} s.`);
@@ -424,7 +427,12 @@ const takeAddress = (dropped) => {
   const address = dropped.split(/\r?\n/).find((line) => line && !line.startsWith("#"));
   if (!address) return;
   reset();
-  if (!limits?.uri_prefixes.some((prefix) => address.startsWith(prefix))) {
+  if (!limits) {
+    const first = "The server has not said from which addresses it fetches pictures.";
+    showProblem(`${first} If it needs a key, enter yours under “API key”. Then drop the address again.`, find("key"));
+    return;
+  }
+  if (!limits.uri_prefixes.some((prefix) => address.startsWith(prefix))) {
     showProblem("The server does not fetch pictures from this address. Save the picture, and choose its file.", find("file"));
     return;
   }

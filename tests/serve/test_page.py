@@ -526,6 +526,23 @@ def test_the_page_asks_for_a_missing_key_in_its_field(page: Page, picture: Path)
     assert page.find("curl").is_displayed(), "the part for developers is open"
 
 
+def test_the_page_says_why_a_key_is_refused(page: Page, picture: Path) -> None:
+    page.server.refuses = {"/v1/": 401}
+    page.find("developers").find_element(By.CSS_SELECTOR, "summary").click()
+    page.find("key").send_keys("asap_old")
+    page.submit(picture, "Two people meet")
+    assert page.problem() == "The key is refused: it answered 401"
+    assert page.browser.switch_to.active_element == page.find("key")
+
+
+def test_a_dropped_address_waits_for_the_limits_of_the_server(page: Page) -> None:
+    page.server.refuses = {"/v1/": 401}
+    page.browser.refresh()
+    onto = page.browser.find_element(By.CSS_SELECTOR, "h1")
+    drop(page, onto, {"items": [{"mimeType": "text/uri-list", "data": f"{PREFIX}a.jpg"}]})
+    assert page.problem().startswith("The server has not said from which addresses it fetches pictures.")
+
+
 @pytest.mark.parametrize("is_example", [False, True])
 def test_a_problem_is_visible_on_a_phone(page: Page, picture: Path, is_example: bool) -> None:
     page.open(375, 667)
