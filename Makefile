@@ -1,6 +1,6 @@
 # make demo   draw a corpus, scan it, and write a report        (everything it needs goes into .venv)
 # make test   the tests that are neither slow nor kill processes nor are drills, in eight to twelve minutes on two cores
-# make test-all   every test; PYTEST_ARGS='-m "slow or chaos"' takes those that CI adds, PYTEST_ARGS='-m drill' the drills
+# make test-all   every test; CI adds those of PYTEST_ARGS='-m "(slow or chaos) and not drill"', -m drill takes the drills
 # make lint   ruff, the type checker, the import contracts and the first words of docstrings
 # make lock   resolve the dependencies anew, into requirements.lock and requirements.runtime.lock
 PYTHON ?= python3

@@ -58,6 +58,7 @@ def _result_files(folder: Path) -> list[Path]:
 
 
 @pytest.mark.chaos
+@pytest.mark.drill
 def test_a_scan_whose_driver_is_killed_during_its_sample_ends_with_every_row_once(
     settings: dict[str, object], tmp_path: Path
 ) -> None:

@@ -62,6 +62,7 @@ def test_a_submitted_scan_shows_its_log_and_passes_its_exit_code_on(
     assert f"{tmp_path}/none.jsonl is not there" in done.stdout
 
 
+@pytest.mark.drill
 def test_a_stopped_job_is_recorded_and_the_same_command_resumes_it_under_a_new_id(
     cluster: JobCluster, tmp_path: Path, jpeg: Callable[..., bytes], model_folder: Path
 ) -> None:

@@ -40,7 +40,7 @@ def worker_counts(folder: RunFolder) -> list[int]:
 
 
 @pytest.mark.chaos
-@pytest.mark.slow
+@pytest.mark.drill
 def test_a_run_continues_with_fewer_workers_and_grows_back(
     cluster: Cluster, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> None:

@@ -21,6 +21,7 @@ from jobs.scan.run import scan
 from jobs.scan.settings import ScanSettings
 from tests.support.faulty_store import Fault, FaultyStore, Request
 from tests.support.results import read_results
+from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.slow
 
@@ -62,10 +63,17 @@ def test_a_scan_whose_folder_is_deleted_stops_at_once_and_can_be_run_again(
 ) -> None:
     deleted = threading.Event()
 
+    def is_gone() -> bool:
+        try:
+            delete_folder(settings.job_folder)
+        except StorageError:  # a heartbeat wrote into the folder meanwhile
+            return False
+        return True
+
     def watch(progress: ScanProgress) -> None:
         if progress.stage == "starting the workers" and not deleted.is_set():
             deleted.set()
-            delete_folder(settings.job_folder)
+            wait_until(is_gone)
 
     hasty = settings.model_copy(update={"heartbeat_s": 0.1})
     with pytest.raises(JobFailed, match=r"out/a was deleted while the job ran\. Nothing of it is kept\. Run the comm"):
