@@ -173,12 +173,14 @@ def serve_build(
     options = {"model": model, "host": host, "port": port, "keys_file": keys}
     settings = settings_of(ServeSettings, **(options | changes_of(change or [])))
     document = deploy_yaml(settings)
-    if note := missing_keys_note(settings):
-        typer.echo(note, err=True)
     if out is None:
         typer.echo(document, nl=False)
-        return
-    try:
-        out.write_text(document, encoding="utf-8")
-    except OSError as error:
-        raise ConfigError(f"--out {str(out)!r} cannot be written: {error.strerror}. Choose another file.") from error
+    else:
+        try:
+            out.write_text(document, encoding="utf-8")
+        except OSError as error:
+            raise ConfigError(
+                f"--out {str(out)!r} cannot be written: {error.strerror}. Choose another file."
+            ) from error
+    if note := missing_keys_note(settings):
+        typer.echo(note, err=True)

@@ -145,7 +145,7 @@ def test_the_log_line_of_a_request_says_who_asked_for_what_and_when(caplog: pyte
         _send(client, key, "/metrics")
         client.get("/healthz")
         client.get("/metrics")
-    sent, scraped = (json.loads(record.message) for record in caplog.records)
+    sent, scraped, refused = (json.loads(record.message) for record in caplog.records)
     assert set(sent) == {"time", "id", "client", "key", "method", "route", "status", "ms", "replayed", "pairs"}
     picked = {name: sent[name] for name in ("client", "key", "method", "route", "status", "replayed")}
     assert picked == {
@@ -154,4 +154,5 @@ def test_the_log_line_of_a_request_says_who_asked_for_what_and_when(caplog: pyte
     assert datetime.fromisoformat(sent["time"]) >= begin.replace(microsecond=0)
     assert sent["pairs"][0]["verdict"] == "authentic"
     assert (scraped["method"], scraped["route"]) == ("GET", "/metrics")
+    assert (refused["route"], refused["status"], refused["key"]) == ("/metrics", 401, None)
     assert key not in caplog.text
