@@ -38,8 +38,6 @@ _CHOICES = {"caption": FAILED, "explanation": "explanation_failed"}
 """Choices that stand for all captions, or all explanations, that failed."""
 _WAITING = ("text_missing", "text_unreadable")
 """Error codes of rows that a caption may help."""
-_FEW_FILES = 4
-"""Files that this process writes itself: the processes of tasks would take longer to start."""
 _COLUMNS = ["row_id", "status", "error_code", "verdict", "caption", "caption_error", "explanation",
             "explanation_error", "judged_run"]  # fmt: skip
 
@@ -132,17 +130,11 @@ def publish(folder: Location, check: Callable[[], None] = lambda: None, kinds: S
         check: Called twice a second; what it raises stops the work.
         kinds: What the job writes: `caption`, `explanation`, or both.
     """
-    from jobs.scan.file_tasks import run_on_files
+    from jobs.scan.file_tasks import work_on_files
 
     # The outcomes are put in order once. The tasks get their ids, and read the files of those that they need.
     shared = Outcomes(folder / FOLDER / RESULTS.folder, RESULTS), tuple(kinds)
-    files = list(results_files(folder / "results"))
-    if len(files) > _FEW_FILES:
-        run_on_files(publish_file, shared, files, check)
-        return
-    for location in files:
-        check()
-        publish_file(shared, location)
+    work_on_files(publish_file, shared, list(results_files(folder / "results")), check)
 
 
 def publish_file(shared: tuple[Outcomes, Sequence[str]], location: Location) -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from itertools import islice
 from typing import Any
 
@@ -26,9 +26,26 @@ TRIES = 3
 """Tries of a file whose process dies."""
 _CPUS = 0.25
 """CPUs of a task on a cluster."""
+_FEW_FILES = 4
+"""Files that this process works on itself: the processes of tasks would take longer to start."""
 _POLL_S = 0.5
 _LONGEST_STOP_S = 2.4
 """Seconds in which the tasks under way are ended when a job is stopped: Ray's Jobs API kills a job after three."""
+
+
+def work_on_files(
+    work: Callable[[Any, Location], object],
+    shared: object,
+    files: Sequence[Location],
+    check: Callable[[], None] = lambda: None,
+) -> None:
+    """Do the work on every file: on few files in this process, and else as `run_on_files` does, with its arguments."""
+    if len(files) > _FEW_FILES:
+        run_on_files(work, shared, files, check)
+        return
+    for location in files:
+        check()
+        work(shared, location)
 
 
 def run_on_files(

@@ -5,7 +5,7 @@ The new outcome of a row takes the place of the old one, which moves to `history
 1. `choose_rows` copies the rows that are judged again from the manifest to `_retry/manifest`.
 2. The pipeline writes their outcomes to `_retry/results`.
 3. `publish` replaces each file of results that holds old outcomes, in one write. It writes the old ones to
-   `history/RUN/` before. A Ray task does so for each file.
+   `history/RUN/` before. Ray tasks do so for many files.
 
 `results` holds each row once at any moment, and a reader sees its old or its new outcome. The record of the job names
 the retry until it is published, and every step can be repeated after a stop.
@@ -81,11 +81,11 @@ def publish(folder: Location, run: str, shape: RowShape = RESULTS, check: Callab
         shape: The shape of the rows.
         check: Called twice a second; what it raises stops the work.
     """
-    from jobs.scan.file_tasks import run_on_files
+    from jobs.scan.file_tasks import work_on_files
 
     # The outcomes are put in order once. The tasks get their ids, and read the files of those that they need.
     shared = Outcomes(folder / FOLDER / shape.folder, shape), folder / "history" / run
-    run_on_files(publish_file, shared, list(results_files(folder / shape.folder)), check)
+    work_on_files(publish_file, shared, list(results_files(folder / shape.folder)), check)
 
 
 def publish_file(shared: tuple[Outcomes, Location], location: Location) -> None:
