@@ -6,7 +6,7 @@ from typing import Any, Self
 
 from pydantic import Field, model_validator
 
-from jobs.descriptions.settings import NO_VLLM, DescriptionSettings
+from jobs.descriptions.settings import NO_VLLM, DescriptionSettings, engines_by_kind, fill_kind
 from jobs.scan.settings import PairsSettings
 
 
@@ -28,9 +28,7 @@ class AnnotateSettings(PairsSettings):
     @model_validator(mode="before")
     @classmethod
     def _fill(cls, values: Any) -> Any:
-        if isinstance(values, dict) and isinstance(values.get("explanations"), dict):
-            return values | {"explanations": {"kind": "explanation"} | values["explanations"]}
-        return values
+        return fill_kind(values)
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -39,20 +37,15 @@ class AnnotateSettings(PairsSettings):
                 "neither captions nor explanations are asked for. Give --caption-engine with --captioner, or "
                 "--explanation-engine with --explainer, or both."
             )
-        for name, engine in (("captions", self.captions), ("explanations", self.explanations)):
-            if engine is None:
-                continue
-            if f"{engine.kind}s" != name:
-                raise ValueError(f"{name} cannot be made by an engine of the kind {engine.kind!r}. Leave `kind` out.")
+        for kind, engine in self.engines.items():
             if engine.engine == "vllm":
-                raise ValueError(f"{name} cannot be made by the engine vllm here: {NO_VLLM}")
+                raise ValueError(f"{kind}s cannot be made by the engine vllm here: {NO_VLLM}")
         return self
 
     @property
     def engines(self) -> dict[str, DescriptionSettings]:
         """The engines by what they write, `caption` and `explanation`, in the order in which they work."""
-        engines = {"caption": self.captions, "explanation": self.explanations}
-        return {kind: engine for kind, engine in engines.items() if engine is not None}
+        return engines_by_kind(self.captions, self.explanations)
 
     @property
     def needs_texts(self) -> bool:

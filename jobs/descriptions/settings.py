@@ -35,6 +35,30 @@ def _is_plain(address: str, parts: SplitResult) -> bool:
         return False
 
 
+def fill_kind(values: Any) -> Any:
+    """Return settings of a job in which the engine `explanations` is one of explanations, if it says nothing else."""
+    if isinstance(values, dict) and isinstance(values.get("explanations"), dict):
+        return values | {"explanations": {"kind": "explanation"} | values["explanations"]}
+    return values
+
+
+def engines_by_kind(
+    captions: DescriptionSettings | None, explanations: DescriptionSettings | None
+) -> dict[str, DescriptionSettings]:
+    """Return the engines of a job by what they write, in the order in which they work.
+
+    Raises `ValueError` for an engine of the other kind.
+    """
+    engines: dict[str, DescriptionSettings] = {}
+    for kind, engine in (("caption", captions), ("explanation", explanations)):
+        if engine is None:
+            continue
+        if engine.kind != kind:
+            raise ValueError(f"{kind}s cannot be made by an engine of the kind {engine.kind!r}. Leave `kind` out.")
+        engines[kind] = engine
+    return engines
+
+
 class EndpointSettings(Settings):
     """An endpoint that speaks the API of OpenAI, and how it is asked."""
 

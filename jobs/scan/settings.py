@@ -13,7 +13,7 @@ from asap.preprocessing.images import DEFAULT_LIMITS, ImageLimits
 from asap.preprocessing.words import MIN_TEXT_READ
 from asap.storage.fetch import FetchSettings
 from asap.storage.location import Location
-from jobs.descriptions.settings import NO_VLLM, DescriptionSettings
+from jobs.descriptions.settings import NO_VLLM, DescriptionSettings, engines_by_kind, fill_kind
 from jobs.scan.input.files.globs import find_glob
 from jobs.scan.input.tables.record_files import record_file
 from jobs.scan.input.tables.table import TableOptions
@@ -132,19 +132,13 @@ class ScanSettings(PairsSettings):
     @model_validator(mode="before")
     @classmethod
     def _fill(cls, values: Any) -> Any:
-        if isinstance(values, dict) and isinstance(values.get("explanations"), dict):
-            return values | {"explanations": {"kind": "explanation"} | values["explanations"]}
-        return values
+        return fill_kind(values)
 
     @model_validator(mode="after")
     def _check(self) -> Self:
         if (self.job is not None and not re.fullmatch(r"[\w.+-]{1,200}", self.job)) or self.job in (".", ".."):
             raise ValueError(f"job {self.job!r} is not a folder's name. Use letters, digits, '.', '_', '+' and '-'.")
-        for name, engine in (("captions", self.captions), ("explanations", self.explanations)):
-            if engine is None:
-                continue
-            if f"{engine.kind}s" != name:
-                raise ValueError(f"{name} cannot be made by an engine of the kind {engine.kind!r}. Leave `kind` out.")
+        for engine in self.describers.values():
             if engine.engine == "vllm":
                 raise ValueError(f"a scan cannot run the engine vllm: {NO_VLLM}")
         if self.caption_pairs == "flagged" and not self.describers:
@@ -182,8 +176,7 @@ class ScanSettings(PairsSettings):
     @property
     def describers(self) -> dict[str, DescriptionSettings]:
         """The engines by what they write, `caption` and `explanation`, in the order in which they work."""
-        engines = {"caption": self.captions, "explanation": self.explanations}
-        return {kind: engine for kind, engine in engines.items() if engine is not None}
+        return engines_by_kind(self.captions, self.explanations)
 
     @property
     def captions_late(self) -> bool:
