@@ -101,6 +101,11 @@ class Detector:
         self._note_first("model")
         self._time.leave("loading")
 
+    @property
+    def image_size(self) -> int:
+        """Side of the pictures that the model takes, in pixels."""
+        return self._predictor.image_size
+
     def _note_first(self, event: str) -> None:
         if self._progress is not None:
             self._progress.note_first.remote(event, time.time())
