@@ -79,7 +79,7 @@ def pilot_tables(pilot: Pilot, forecast: Forecast, *, is_whole: bool) -> Lines:
     if forecast.gets:
         whole["GET requests"] = f"{least}{forecast.gets:,}"
     if forecast.price is not None:
-        whole["price"] = least + _between(forecast.price, "{:,.2f}")
+        whole["price"] = least + _between(forecast.price, "{:,.2f}" if forecast.price[0] >= 1 else "{:.2g}")
     note = "The ends of an interval are two standard errors away. Captions, and starts of machines, are not in it."
     return Lines(
         named_values("pilot", figures), "", named_values("the whole input", whole), Text(note, style="dim"), ""
