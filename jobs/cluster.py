@@ -22,9 +22,10 @@ from asap.errors import AsapError, ConfigError
 from jobs.errors import JobError
 from jobs.lost_machines import LostMachines, close_connections
 from jobs.node_types import HEAD, most_workers, node_types
+from jobs.packing import Resources
 from jobs.ray_end import end_ray
 from jobs.ray_start import start_ray
-from jobs.sharing import Claim, Resources, held_share, shared
+from jobs.sharing import Claim, held_share, shared
 from jobs.stops import handlers_kept, stop_held
 
 _FIRST_NOTE_S = 2.0
@@ -271,8 +272,7 @@ def wait_until_free(
     request = _request(needs, workers) + (f", and {_amounts(beside)} for tasks" if beside else "")
 
     said = ""
-    total = {kind: sum(bundle.get(kind, 0) for bundle in bundles) for kind in ("CPU", "GPU")}
-    wanted = Claim(total, total)
+    wanted = Claim.of_workers(bundles, is_at_work=False)
 
     def report() -> None:
         nonlocal said

@@ -23,8 +23,8 @@ from asap.storage.location import Location, s3_uri
 from jobs.cluster import check_possible, ray_running
 from jobs.descriptions.settings import DEMO, DescriptionSettings
 from jobs.errors import PathNotShared
+from jobs.packing import Resources
 from jobs.settings import ClusterSettings
-from jobs.sharing import Resources
 
 _ANSWER_S = 120.0
 """Seconds in which a machine that is slow or lost may answer. Without an answer it is not judged."""

@@ -37,7 +37,8 @@ from jobs.errors import JobFailed
 from jobs.evaluate.page import WorstPair
 from jobs.evaluate.plan import EvaluationPlan
 from jobs.evaluate.settings import EvaluateSettings
-from jobs.sharing import Claim, Resources, Share, held_share
+from jobs.packing import Resources
+from jobs.sharing import Claim, Share, held_share
 from jobs.stall import StallWatch
 
 _POLL_S = 0.5
@@ -67,8 +68,7 @@ class WorkerPool:
         """The claim on a cluster: one worker at least and any number at most, or exactly as many as the user gave."""
         if self.follows:
             return Claim(self.needs, {kind: math.inf if amount else 0.0 for kind, amount in self.needs.items()})
-        together = {kind: self.workers * amount for kind, amount in self.needs.items()}
-        return Claim(together, together, is_at_work=True)
+        return Claim.of_workers([self.needs] * self.workers, is_at_work=True)
 
 
 def worker_pool(settings: EvaluateSettings, on_note: Callable[[str], None] = lambda note: None) -> WorkerPool:

@@ -37,8 +37,9 @@ from jobs.cluster import (
     wait_until_free,
 )
 from jobs.metrics import targets_announced
+from jobs.packing import Resources
 from jobs.reach import PathUse, check_cluster, check_shared, pictures_use
-from jobs.sharing import Claim, Resources, held_share, shared
+from jobs.sharing import Claim, held_share, shared
 from jobs.states import JobStates, job_states
 from jobs.stops import in_background
 from jobs.train.data.splits import (
@@ -462,12 +463,13 @@ def workers_claim(settings: TrainSettings, resources: Resources, cpus: float, *,
         streams: True if tasks beside the workers decode the pictures of each step.
     """
     fewest = settings.min_workers or settings.workers
-    needs, most = ({kind: each * amount for kind, amount in resources.items()} for each in (fewest, settings.workers))
+    workers = [resources] * fewest
+    most = {kind: settings.workers * amount for kind, amount in resources.items()}
     if streams:
         # A task has a CPU. If the workers hold all CPUs, its tasks ask for none.
-        needs["CPU"] += min(fewest, max(0.0, cpus - needs["CPU"]))
+        workers += [{"CPU": 1}] * int(min(fewest, max(0.0, cpus - fewest * resources["CPU"])))
         most["CPU"] += settings.workers * (settings.decode_tasks or math.inf)
-    return Claim(needs, most, is_at_work=True)
+    return Claim.of_workers(workers, most, is_at_work=True)
 
 
 def _with_all_gpus(settings: TrainSettings, given: Set[str], progress: OnEvent) -> TrainSettings:
