@@ -14,7 +14,7 @@ Resources = Mapping[str, float]
 """Amounts by Ray's name of the resource, such as CPU and GPU."""
 
 KINDS = ("CPU", "GPU")
-_DIGITS = 6
+DIGITS = 6
 """Digits of an amount. Ray itself counts ten-thousandths."""
 ROUNDING = 1e-6
 
@@ -30,7 +30,7 @@ class Left(NamedTuple):
     def of(cls, machine: Resources) -> Self:
         """Return what is left on a machine on which nothing is placed."""
         gpus = machine.get("GPU", 0.0)
-        part = round(gpus % 1, _DIGITS)
+        part = round(gpus % 1, DIGITS)
         return cls((part,) * bool(part) + (1.0,) * int(gpus), machine.get("CPU", 0.0))
 
     def holds(self, worker: Resources) -> float:
@@ -51,7 +51,7 @@ class Left(NamedTuple):
         gpus = list(self.gpus)
         for _ in range(count):
             gpus = _take(gpus, worker.get("GPU", 0.0))
-        cpus = round(max(0.0, self.cpus - count * worker.get("CPU", 0.0)), _DIGITS)
+        cpus = round(max(0.0, self.cpus - count * worker.get("CPU", 0.0)), DIGITS)
         return Left(tuple(sorted(gpu for gpu in gpus if gpu > ROUNDING)), cpus)
 
 
@@ -61,7 +61,7 @@ def _take(gpus: list[float], amount: float) -> list[float]:
         # The fullest GPU that has room: whole ones stay whole as long as they can.
         number = next((number for number, gpu in enumerate(gpus) if gpu + ROUNDING >= amount), None)
         if number is not None:
-            return sorted([*gpus[:number], *gpus[number + 1 :], round(gpus[number] - amount, _DIGITS)])
+            return sorted([*gpus[:number], *gpus[number + 1 :], round(gpus[number] - amount, DIGITS)])
     return gpus[: max(0, len(gpus) - math.ceil(amount - ROUNDING))] if amount else gpus
 
 

@@ -24,7 +24,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from jobs.machine_use import Machine, look_at_machines
-from jobs.packing import KINDS, ROUNDING, Left, Packing, Resources
+from jobs.packing import DIGITS, KINDS, ROUNDING, Left, Packing, Resources
 
 _NAME, _NAMESPACE = "claims", "asap"
 _RENEW_S = 1.0
@@ -130,7 +130,7 @@ def _level(total: float, claims: Sequence[Claim]) -> list[float]:
     for _ in range(_HALVINGS):  # the sum grows with the level
         middle = (low + high) / 2
         low, high = (low, middle) if sum(shares(middle)) > total else (middle, high)
-    return shares(low)
+    return [round(share, DIGITS) for share in shares(low)]
 
 
 def _whole_gpus(machines: Packing, claims: Sequence[Claim]) -> list[float]:
@@ -158,6 +158,7 @@ class Claims:
     def __init__(self, look: Callable[[], Sequence[Machine]] = look_at_machines) -> None:
         self._claims: dict[str, Claim] = {}  # by job, in the order of their coming
         self._renewed_s: dict[str, float] = {}
+        self._shares: dict[str, dict[str, float]] = {}
         self._look, self._machines, self._looked_s = look, look(), time.monotonic()
 
     def claim(self, job: str, claim: Claim) -> tuple[dict[str, float], int]:
@@ -169,12 +170,18 @@ class Claims:
         if now - self._looked_s >= _LOOK_EVERY_S:
             self._machines, self._looked_s = self._look(), now
         shares = divide_resources(divisible(self._machines, self._claims.keys()), list(self._claims.values()))
-        return shares[list(self._claims).index(job)], len(self._claims)
+        self._shares = dict(zip(self._claims, shares, strict=True))
+        return self._shares[job], len(self._claims)
+
+    def cpus_of(self, job: str) -> float | None:
+        """Return the CPUs of a job's share as of the last claim; None if it claims nothing."""
+        share = self._shares.get(job)
+        return share["CPU"] if share else None
 
     def release(self, job: str) -> None:
         """Forget the claim of a job."""
-        self._claims.pop(job, None)
-        self._renewed_s.pop(job, None)
+        for entries in (self._claims, self._renewed_s, self._shares):
+            entries.pop(job, None)
 
 
 class Share:
@@ -288,6 +295,21 @@ def shared(claim: Claim | None = None) -> Iterator[Share]:
 def held_share() -> Share | None:
     """Return the share that this process holds; None outside every block of `shared`."""
     return _held
+
+
+def cpus_of_this_job() -> float:
+    """Return the CPUs of the share of the job to which this process belongs: its driver, or one of its workers.
+
+    A job that claims nothing, as on a Ray of its own, has those of all machines.
+    """
+    import ray
+
+    try:
+        claims = ray.get_actor(_NAME, _NAMESPACE)
+        cpus = ray.get(claims.cpus_of.remote(ray.get_runtime_context().get_job_id()), timeout=_ANSWER_S)
+    except (ray.exceptions.RayError, ValueError):  # there is no such actor, or it has just ended
+        cpus = None
+    return float(ray.cluster_resources().get("CPU", 0.0) if cpus is None else cpus)
 
 
 def _sum_machines() -> dict[str, float]:

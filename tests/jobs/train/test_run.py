@@ -486,7 +486,7 @@ def test_the_cpus_of_eight_gpus_decode(
 ) -> None:
     machines({"CPU": cpus, "GPU": 8})
     assert resources([], workers=8) == {"CPU": each, "GPU": 1}
-    monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": float(cpus), "GPU": 8.0})
+    monkeypatch.setattr("jobs.train.data.stream.cpus_of_this_job", lambda: float(cpus))
     assert Decoding.beside(8, each).tasks == tasks
 
 
