@@ -227,6 +227,9 @@ def check_possible(needs: Resources, workers: int, advice: str, *, waits_for_peo
             f"{kind.most} x {kind.name} ({_amounts({key: kind.resources.get(key, 0) for key in ('CPU', 'GPU')})})"
             for kind in types
         )
+        together = types[0].most_together
+        if together is not None and together < sum(kind.most for kind in types):
+            could += f", and {together} of them together"
         raise ConfigError(
             f"the cluster can never hold {request}: it has {_describe(machines)}, and can add at most {could}. {advice}"
         )
