@@ -133,7 +133,7 @@ def _train(
     if settings.address:
         progress({"phase": "asking the machines of the cluster what they can read"})
         uses = _path_uses(folder, settings, corpora)
-        check_cluster(settings, uses, _demanded(settings), settings.min_workers or settings.workers)
+        check_cluster(settings, uses, _demanded(settings), lambda note: progress({"note": note}))
     # Everything that can be refused has been checked, but for machines that are still to come. From here on the folder
     # belongs to this run.
     _claim(folder, settings, data)
@@ -325,10 +325,14 @@ def _check_data(folder: RunFolder, data: dict[str, dict[str, Any]]) -> None:
         )
 
 
-def _demanded(settings: TrainSettings) -> dict[str, float] | None:
-    """Return the resources of a worker as far as the settings demand them; None if they leave it to the machines."""
+def _demanded(settings: TrainSettings) -> list[tuple[Resources, int]]:
+    """Return the resources of a worker as far as the settings demand them, and the fewest workers; none if they do not.
+
+    What they leave open follows from the machines.
+    """
     cpus = {"CPU": float(settings.cpus_per_worker)} if settings.cpus_per_worker else {}
-    return cpus | ({"GPU": 1.0} if settings.device == "cuda" else {}) or None
+    needs = cpus | ({"GPU": 1.0} if settings.device == "cuda" else {})
+    return [(needs, settings.min_workers or settings.workers)] if needs else []
 
 
 def _path_uses(folder: RunFolder, settings: TrainSettings, corpora: dict[str, Corpus]) -> list[PathUse]:
