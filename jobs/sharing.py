@@ -193,6 +193,8 @@ class Share:
 
         self.claim, self._job = claim, ray.get_runtime_context().get_job_id()
         self._registry: Any = None
+        self._started: list[Any] = []
+        """All handles so far: Ray ends an actor once the handle that started it is gone, whatever others there are."""
         self._claimed_at: Any = None
         """The actor that got the last claim, and that has to forget it."""
         self.jobs = 1
@@ -239,7 +241,9 @@ class Share:
             try:
                 self.machines = _sum_machines()
                 # Two threads may be here, the one that renews and the one that replaced the claim.
-                registry = self._registry or _start_registry()
+                if (registry := self._registry) is None:
+                    registry = _start_registry()
+                    self._started.append(registry)
                 with self._sending:
                     if self._is_closed.is_set():
                         return
