@@ -15,7 +15,7 @@ import pyarrow as pa
 from asap.storage.location import Location
 from jobs.cluster import stall_inspector
 from jobs.descriptions.left_out import DIED
-from jobs.errors import JobFailed
+from jobs.errors import JobFailed, PathNotShared
 from jobs.scan.input.manifest import complete_manifest
 from jobs.scan.output.completeness import count_rows, missing_rows, repair_results, write_missing
 from jobs.scan.output.job_folder import Job, fail
@@ -110,6 +110,8 @@ def run_once(job: Job, pipeline: RowPipeline, manifest: Location, results: Locat
 
     try:
         run_pipeline(pipeline, manifest, results, counter, job.check)
+    except PathNotShared:  # a check of the job, and not the work
+        raise
     except Exception as error:
         # Ray wraps what stopped a worker in several layers; the cause is the last line of the first traceback.
         message = re.sub(r"\x1b\[[0-9;]*m", "", str(error)).partition("\n\nThe above exception")[0]

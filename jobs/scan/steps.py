@@ -15,7 +15,7 @@ from asap.storage.location import Location
 from jobs.cluster import ray_running
 from jobs.errors import JobFailed, JobInUse
 from jobs.metrics import targets_announced
-from jobs.reach import PathUse, check_cluster
+from jobs.reach import PathUse, check_cluster, late_machines_asked
 from jobs.scan import captioning, retry
 from jobs.scan.input.manifest import write_manifest
 from jobs.scan.input.sources import Source
@@ -29,7 +29,7 @@ from jobs.sharing import NOTHING, shared
 from jobs.states import job_states
 
 if TYPE_CHECKING:
-    from jobs.scan.pipeline import RowPipeline
+    from jobs.scan.pipeline import RowPipeline, StageResources
 
 
 def versions(*more: str) -> dict[str, str]:
@@ -42,11 +42,35 @@ def versions(*more: str) -> dict[str, str]:
     return found
 
 
-def ask_cluster(settings: PairsSettings, path_uses: Callable[[], Sequence[PathUse]], watch: Watch) -> None:
-    """Refuse what the cluster of a job can never do, before any work; see `check_cluster`. Without one, do nothing."""
+def ask_cluster(
+    settings: PairsSettings,
+    path_uses: Callable[[], Sequence[PathUse]],
+    stages: Callable[[], Sequence[StageResources]],
+    watch: Watch,
+) -> None:
+    """Refuse what the cluster of a job can never do, before any work; see `check_cluster`. Without one, do nothing.
+
+    Args:
+        settings: Settings of the job.
+        path_uses: Returns the paths of the job.
+        stages: Returns the stages on GPUs, which are demanded if the settings demand GPUs.
+        watch: Receives what is asked, and a note.
+    """
     if settings.address:
         watch(ScanProgress("asking the machines of the cluster what they can read"))
-        check_cluster(settings, path_uses(), {"GPU": 1} if settings.device.startswith("cuda") else None)
+        on_gpus = [stage for stage in stages() if stage.gpus] if settings.device == "cuda" else []
+        demands = [({"CPU": stage.cpus, "GPU": stage.gpus}, stage.size or 1) for stage in on_gpus]
+        check_cluster(settings, path_uses(), demands, lambda note: watch(ScanProgress(note)))
+
+
+@contextmanager
+def paths_checked(job: Job, settings: PairsSettings, path_uses: Callable[[], Sequence[PathUse]]) -> Iterator[None]:
+    """Check that each machine of the cluster can use the paths of a job, also those that come during the block."""
+    if settings.address is None:
+        yield
+        return
+    with late_machines_asked(path_uses()) as check, job.also_checked(check):
+        yield
 
 
 def look_at_input(source: Source, settings: PairsSettings, watch: Watch, *, pictures: bool = True) -> dict[str, Any]:

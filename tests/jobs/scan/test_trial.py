@@ -87,7 +87,7 @@ def test_a_trial_that_waits_for_machines_says_for_what_and_claims_it(ray_here: N
     def has_claimed() -> bool:
         try:
             claims = ray.get_actor("claims", "asap")
-            _, jobs = ray.get(claims.claim.remote("another", Claim({}, {}), {"CPU": 2}))
+            _, jobs = ray.get(claims.claim.remote("another", Claim({}, {})))
             ray.get(claims.release.remote("another"))
         except (ValueError, ray.exceptions.RayError):  # the actor of an earlier job is ending
             return False
