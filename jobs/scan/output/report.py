@@ -30,23 +30,26 @@ from asap.storage.picture_address import PictureAddress
 from jobs.pages.page import TEXT_SHOWN, Picture, embed_pictures, render_page, type_label
 from jobs.scan.input.manifest import readable_text
 from jobs.scan.output.job_folder import read_record, results_folder
-from jobs.scan.output.tally import BINS, JUDGED, Tally, read_rows, tally_results
-
-STRANGEST = 12
-"""Unfamiliar pairs that the report shows."""
+from jobs.scan.output.tally import BINS, JUDGED, STRANGEST, TOP, Tally, read_rows, tally_results
 
 
-def write_report(job_folder: str | Path | Location, top: int = 60) -> str:
+def write_report(job_folder: str | Path | Location, top: int = TOP, tally: Tally | None = None) -> str:
     """Write `report/index.html` into a job folder, local or s3://, and return its address.
 
     The report shows the `top` flagged pairs with the highest scores, and a few unfamiliar ones. A picture that cannot
     be read again is replaced by a note. Raises `StorageError` if the folder itself cannot be read or written.
+
+    Args:
+        job_folder: The folder.
+        top: Number of flagged pairs.
+        tally: The counts over the results, with the addresses of so many rows. None: the results are counted here.
     """
     folder = job_folder if isinstance(job_folder, Location) else Location.parse(job_folder)
     record = read_record(folder)
     if record is None:
         raise StorageError(f"{folder} is not the folder of a job: it has no job.json. Give OUT/JOB.")
-    tally = tally_results(results_folder(folder, record), top, STRANGEST)
+    if tally is None:
+        tally = tally_results(results_folder(folder, record), top, STRANGEST)
     data = _page(folder.name, record, tally, read_rows(tally.shown_rows()))
     html = render_page("report.html.j2", ["report.css"], data)
     page = folder / "report" / "index.html"

@@ -23,10 +23,15 @@ from asap.errors import StorageError
 from asap.labels import FLAGGED, VERDICTS
 from asap.storage.failures import storage_errors
 from asap.storage.files import list_files, open_seekable
-from asap.storage.location import Location
+from asap.storage.location import FileInfo, Location
 
 BINS = 20
 """Number of bins of a score histogram, from 0 to 1."""
+
+TOP = 60
+"""Flagged pairs that the report shows."""
+STRANGEST = 12
+"""Unfamiliar pairs that the report shows."""
 
 JUDGED = tuple(verdict for verdict in VERDICTS if verdict != "unfamiliar")
 """Verdicts that a score has led to."""
@@ -51,8 +56,12 @@ def tally_results(folder: Location, top: int, strangest: int = 0) -> Tally:
 
 def results_files(folder: Location) -> Iterator[Location]:
     """Yield the Parquet files below a folder of rows, without files whose names begin with a dot, which are drafts."""
-    found = (info.location for info in list_files(folder))
-    return (location for location in found if location.name.endswith(".parquet") and location.name[0] != ".")
+    return (info.location for info in list_files(folder) if is_results_file(info))
+
+
+def is_results_file(info: FileInfo) -> bool:
+    """Return True for a Parquet file whose name does not begin with a dot, as that of a draft does."""
+    return info.location.name.endswith(".parquet") and info.location.name[0] != "."
 
 
 @contextmanager
@@ -122,10 +131,16 @@ class Tally:
         """Count one results file, row group by row group."""
         with results_file(location, pre_buffer=True) as file:
             for row_group in range(file.num_row_groups):
-                self.captions += _count_values(file, row_group, "caption")
-                self.explanations += _count_values(file, row_group, "explanation")
-                for batch in file.iter_batches(2**16, row_groups=[row_group], columns=_NARROW):
-                    self._add(batch, location, row_group)
+                self.add_row_group(file, location, row_group)
+
+    def add_row_group(self, file: pq.ParquetFile, location: Location, row_group: int) -> bool:
+        """Count the rows of a row group; return True if one of them failed, is flagged, or is unfamiliar."""
+        listed = self.errors.total() + self.flagged + self.unfamiliar
+        self.captions += _count_values(file, row_group, "caption")
+        self.explanations += _count_values(file, row_group, "explanation")
+        for batch in file.iter_batches(2**16, row_groups=[row_group], columns=_NARROW):
+            self._add(batch, location, row_group)
+        return self.errors.total() + self.flagged + self.unfamiliar > listed
 
     def _add(self, batch: pa.RecordBatch, file: Location, row_group: int) -> None:
         """Count the rows of a batch, which are all of one row group."""
@@ -160,9 +175,44 @@ class Tally:
                 self.least_familiar, self.strangest, strange, unfamiliar["row_id"], file, row_group
             )
 
+    def counts(self) -> dict[str, Any]:
+        """Return everything that was counted, as JSON has it."""
+        counters = {name: dict(getattr(self, name)) for name in _COUNTERS}
+        numbers = {name: getattr(self, name) for name in _NUMBERS}
+        rows = {name: [(value, row, *_fields(address)) for value, row, address in getattr(self, name)]
+                for name in ("best", "least_familiar")}  # fmt: skip
+        examples = {code: _fields(address) for code, address in self.examples.items()}
+        scores = {name: histogram.tolist() for name, histogram in self.scores.items()}
+        return counters | numbers | rows | {"examples": examples, "scores": scores}
+
+    def add_counts(self, counts: dict[str, Any]) -> None:
+        """Add what another tally counted in later files, as `counts` returns it."""
+        for name in _COUNTERS:
+            getattr(self, name).update(counts[name])
+        for name in _NUMBERS:
+            setattr(self, name, getattr(self, name) + counts[name])
+        for name, histogram in counts["scores"].items():
+            self.scores[name] += histogram
+        for name, number in (("best", self.top), ("least_familiar", self.strangest)):
+            new = [(value, row, _address(*fields)) for value, row, *fields in counts[name]]
+            setattr(self, name, heapq.nlargest(number, getattr(self, name) + new))
+        self.examples = {code: _address(*fields) for code, fields in counts["examples"].items()} | self.examples
+
     def shown_rows(self) -> set[RowAddress]:
         """Return the addresses of the rows that the report shows whole."""
         return {address for _, _, address in self.best + self.least_familiar} | set(self.examples.values())
+
+
+_COUNTERS = ("verdicts", "types", "errors", "retryable", "caption_errors", "explanation_errors")
+_NUMBERS = ("pairs", "captions", "explanations")
+
+
+def _fields(address: RowAddress) -> tuple[str, int, int]:
+    return address.file.uri, address.row_group, address.row_id
+
+
+def _address(file: str, row_group: int, row_id: int) -> RowAddress:
+    return RowAddress(Location(file), row_group, row_id)
 
 
 def _keep_highest(
