@@ -21,6 +21,7 @@ from jobs.scan.output.completeness import count_rows, missing_rows, repair_resul
 from jobs.scan.output.job_folder import Job, fail
 from jobs.scan.stages.result_rows import RESULTS, write_table
 from jobs.scan.stages.row_shape import RowShape
+from jobs.scan.timeline import Timeline
 from jobs.stall import StallWatch
 
 if TYPE_CHECKING:
@@ -166,6 +167,7 @@ def watched(
 
     counter = start_counter()
     ended = threading.Event()
+    started, timeline = time.monotonic(), Timeline(**(job.record.get("timeline") or {}))
     stalls = StallWatch("pair", stall_after_s, stall_inspector())
     stalled = False
 
@@ -188,7 +190,9 @@ def watched(
             job.note(captioning=job.record["captioning"] | {"done": counts["done"]})
         else:
             first_s = {event: round(at - job.record["began_s"], 3) for event, at in progress.first.items()}
+            timeline.add(time.monotonic() - started, counts["done"])
             job.note(counts=counts | {"total": rows}, pairs_per_s=round(progress.pairs_per_s, 2), first_s=first_s)
+            job.note(timeline=timeline.to_json())
         work = "captioning" if is_captioning else shape.work
         stage = work if progress.rows else "starting the workers"
         stall = stalls.look(progress.rows, stage)

@@ -52,6 +52,7 @@ from jobs.scan.steps import (
     run_job,
     versions,
 )
+from jobs.sharing import NOTHING, held_share
 
 if TYPE_CHECKING:
     from jobs.scan.pipeline import ScanPipeline, StageResources
@@ -174,10 +175,12 @@ def _work(job: Job, plan: ScanPlan, watch: Watch) -> None:
                 started = time.monotonic()
                 _caption_rows(job, plan, rows, watch)
                 note_time(job, "caption_s", started)
-
-    job.update(state="finalizing")
-    watch(ScanProgress("writing the summary and the report", rows, rows))
-    _write_output(job)
+        if share := held_share():  # the models are done, and other jobs may have their machines
+            share.replace(NOTHING, is_awaited=False)
+        # Within the block: tasks write the lists of a large job.
+        job.update(state="finalizing")
+        watch(ScanProgress("writing the summary and the report", rows, rows))
+        _write_output(job)
     job.update(state="completed")
 
 
@@ -208,8 +211,9 @@ def _write_output(job: Job) -> None:
     from jobs.scan.output.report import write_report
 
     started = time.monotonic()
-    job.update(counts=write_outcome(job.folder, job.record) | {"total": job.record["manifest"]["rows"]})
-    write_report(job.folder)  # after the update: it shows the job's record
+    counts, tally = write_outcome(job.folder, job.record, job.check)
+    job.update(counts=counts | {"total": job.record["manifest"]["rows"]})
+    write_report(job.folder, tally=tally)  # after the update: it shows the job's record
     note_time(job, "finalize_s", started)
 
 

@@ -114,6 +114,8 @@ class ScanSettings(PairsSettings):
     after they are judged, and for captions also pairs without a text."""
     min_text_read: float = Field(default=MIN_TEXT_READ, ge=0, le=1)
     """Share of a text's characters that the model must be able to read. A pair with less is one without a text."""
+    report_pictures: Literal["shown", "blurred", "none"] = "shown"
+    """Pictures of the report: `blurred` until a reader asks for them, or `none` at all."""
     allow_unfamiliar: bool = False
     """Scan all pairs without looking at a sample first. Unfamiliar pairs are still not judged."""
     detectors: int | None = Field(default=None, ge=1)

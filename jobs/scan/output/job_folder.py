@@ -7,6 +7,7 @@
     _sample/        rows of the sample that is scanned before the rest
     _captions/      rows that are captioned after they were judged, and their captions, until these are published
     _retry/         failed rows that are judged again, and their new outcomes, until these are published
+    _lists/         lists of parts of the results, until they are joined
     history/        the old outcomes of rows that were judged again, a folder for each retry
     _SUCCESS        written last; _remaining and _sample are deleted after it
     _repolicy/      exists while another policy is applied to a finished job

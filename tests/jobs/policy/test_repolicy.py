@@ -104,7 +104,7 @@ def _finished_job(folder: Location, table: pa.Table, model_id: str) -> Location:
         "policy_id": BEFORE.policy_id, "identity": {"model_id": model_id, "policy_id": BEFORE.policy_id},
         "pairs_per_s": 5.0,
     }  # fmt: skip
-    record |= {"counts": write_outcome(folder, record)}
+    record |= {"counts": write_outcome(folder, record).counts}
     write_bytes(folder / "job.json", json.dumps(record).encode())
     write_bytes(folder / "_SUCCESS", b"")
     return folder
@@ -340,12 +340,12 @@ def _stop_at(monkeypatch: pytest.MonkeyPatch, number: int, *, done: bool) -> lis
     numbers = itertools.count(1)  # copies run in parallel, and each gets its own number
 
     def wrap(name: str, real: Callable[..., Any]) -> Callable[..., Any]:
-        def step(*args: Any) -> Any:
+        def step(*args: Any, **named: Any) -> Any:
             steps.append(name)
             is_the_one = next(numbers) == number
             if is_the_one and not done:
                 raise _Stopped
-            result = real(*args)
+            result = real(*args, **named)
             if is_the_one:
                 raise _Stopped
             return result
@@ -420,7 +420,7 @@ def test_a_job_that_was_stopped_between_two_policies_can_be_given_a_third(
     assert len((read_record(folder) or {})["former_policies"]) == 2
 
 
-def _raise_stopped(*args: object) -> None:
+def _raise_stopped(*args: object, **named: object) -> None:
     raise _Stopped
 
 
