@@ -112,10 +112,46 @@ class PlainRows:
         odd_text = _any(pc.less_equal(pc.utf8_length(begins), _SHORT_TEXT), pc.starts_with(texts, "["), _has_nul(texts))
         ids = _strings(_values(records, names, columns.id), numbers=True)
         odd_id = _any(pc.is_in(pc.utf8_trim_whitespace(ids), pa.array(self._words)), _has_nul(ids))
-        pictures, odd_picture = self._pictures(_strings(_values(records, names, columns.image)))
-        metadata, odd_metadata = self._metadata(names, records)
-        found = {"custom_id": ids, "image_uri": pictures, "text": texts, "metadata": metadata}
+        pictures = _values(records, names, columns.image)
+        if set(map(type, pictures)) == {InlinePicture}:
+            found, more = self._inline(names, pictures)
+            odd_picture = np.zeros(len(records), bool)
+        else:
+            addresses, odd_picture = self._pictures(_strings(pictures))
+            found, more = {"image_uri": addresses}, {}
+        metadata, odd_metadata = self._metadata(names, records, more)
+        found |= {"custom_id": ids, "text": texts, "metadata": metadata}
         return found, odd_text | odd_id | odd_picture | odd_metadata
+
+    def _inline(
+        self, names: Sequence[str], pictures: Sequence[InlinePicture]
+    ) -> tuple[dict[str, pa.Array], dict[str, list[Any]]]:
+        """Return the columns of pictures in the table itself, and their own names as fields of the metadata."""
+        present = [name for name in self._columns.image if name in names]
+        own = [picture.name for picture in pictures]
+        path = f"{present[0]}.path"
+        has_own = any(own)
+        if len(present) > 1 or any(picture.problem for picture in pictures) or (has_own and not all(own)):
+            raise _NotPlainError
+        if path in names:
+            raise _NotPlainError  # its field goes before the name
+        values = {
+            "image_uri": [picture.location.uri for picture in pictures],
+            "image_version": [picture.version for picture in pictures],
+            "image_group": [picture.group for picture in pictures],
+            "image_row": [picture.row for picture in pictures],
+            "image_column": [picture.column for picture in pictures],
+            "image_offset": [picture.offset for picture in pictures],
+            "image_length": [picture.length for picture in pictures],
+            "image_encoding": [picture.encoding for picture in pictures],
+        }
+        try:
+            columns = {name: pa.array(column, MANIFEST_SCHEMA.field(name).type) for name, column in values.items()}
+        except UnicodeEncodeError as error:
+            raise _NotPlainError from error
+        if any(pc.any(_has_nul(columns[name])).as_py() for name in ("image_uri", "image_version", "image_column")):
+            raise _NotPlainError
+        return columns, {path: own} if has_own else {}
 
     def _pictures(self, names: pa.Array) -> tuple[pa.Array, NDArray[np.bool_]]:
         """Return the addresses of pictures, and for each whether it may be none."""
@@ -141,9 +177,9 @@ class PlainRows:
         return pc.if_else(is_whole, names, pc.binary_join_element_wise(self._folder, paths, "")), odd
 
     def _metadata(
-        self, names: Sequence[str], records: Sequence[Mapping[str, Any]]
+        self, names: Sequence[str], records: Sequence[Mapping[str, Any]], more: dict[str, list[Any]]
     ) -> tuple[pa.Array, NDArray[np.bool_]]:
-        """Return the metadata as JSON, and for each whether they need a repair."""
+        """Return the metadata as JSON, and for each whether they need a repair. `more` are fields beside the others."""
         own = self._columns.metadata
         if own is not None and own in names and any(record[own] is not None for record in records):
             given = [record[own] for record in records]
@@ -154,11 +190,11 @@ class PlainRows:
                 raise _NotPlainError
             texts, is_odd = self._checked(given)
             return texts, is_odd | _any(*(pc.match_substring(texts, word) for word in ("NaN", "Infinity", "\0")))
-        others = [name for name in names if name not in self._hidden]
+        others = {name: [record[name] for record in records] for name in names if name not in self._hidden} | more
         if not others:
             return pa.nulls(len(records), pa.string()), np.zeros(len(records), bool)
         form = "{" + ", ".join(self._encode(name).replace("%", "%%") + ": %s" for name in others) + "}"
-        fields = zip(*(self._fragments([record[name] for record in records]) for name in others), strict=True)
+        fields = zip(*map(self._fragments, others.values()), strict=True)
         return self._checked([form % cells for cells in fields])
 
     def _checked(self, texts: list[str]) -> tuple[pa.Array, NDArray[np.bool_]]:

@@ -107,6 +107,21 @@ def test_fields_of_objects_are_read_one_by_one(role: str) -> None:
     _agree(Columns(**(columns | named)), Base(Location("/data")), records)
 
 
+@pytest.mark.parametrize("names", [["a.jpg", "b.jpg"], [None, None], ["a.jpg", None], ["", "b"], ["\ud83d", "a\0"]])
+@pytest.mark.parametrize("more", [{}, {"image.path": 1}, {"metadata": '{"a": 1}'}, {"source": INLINE}])
+def test_pictures_in_the_table_itself(names: list[str | None], more: dict[str, Any]) -> None:
+    file = Location("/data/a.parquet")
+    pictures = [
+        InlinePicture(file, "v1", 0, row, "image.bytes", 7 if row else None, 9, "base64", name)
+        for row, name in enumerate(names)
+    ]
+    records = [{"id": "a", "image": picture, "text": "A text of words", "n": 1} | more for picture in pictures]
+    _agree(COLUMNS, Base(Location("/data")), records)
+    _agree(COLUMNS, Base(Location("/data")), [*records, records[0] | {"image": "a.jpg"}])
+    broken = InlinePicture(Location("/data/\0"), problem="it is compressed")
+    _agree(COLUMNS, Base(Location("/data")), [*records, records[0] | {"image": broken}])
+
+
 def test_plain_records_become_columns_without_an_object_each(monkeypatch: pytest.MonkeyPatch) -> None:
     maker = RowMaker(Columns(image=("image",), text=("text",), id=("id",)), Base(Location("/data")))
     monkeypatch.setattr(RowMaker, "row", lambda *_: pytest.fail("a plain record was read alone"))
