@@ -96,7 +96,7 @@ def manifest(folder: Path, kind: str) -> None:
     from jobs.scan.input.manifest import write_manifest
     from jobs.scan.input.sources import find_source
 
-    write_manifest(find_source(str(folder / f"rows.{kind}")).rows(), _location(folder / "new"))
+    write_manifest(find_source(str(folder / f"rows.{kind}")).tables(), _location(folder / "new"))
 
 
 def checks(folder: Path, kind: str) -> None:

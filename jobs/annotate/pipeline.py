@@ -40,6 +40,10 @@ class AnnotatePipeline:
     on_cluster: bool = False
 
     @property
+    def block_bytes(self) -> None:
+        """None: a block costs the driver little beside an engine, and a long block would wait for one actor."""
+
+    @property
     def pools(self) -> tuple[StageResources, ...]:
         """Resources of the engines."""
         return self.describe

@@ -1,9 +1,11 @@
 """The Ray Data pipeline that turns a manifest into results: prepare, caption, explain, detect.
 
-Writers take the rows. A block is one batch from end to end: a task reads and prepares `batch_size` rows of the
-manifest, and each stage takes a block and makes one. If the manifest is so long that there would be too many tasks,
-blocks are longer and the stages take them in batches. Every stage asks for a fraction of a CPU, so that all of them fit
-beside each other on a small machine.
+Writers take the rows. A block of a short manifest is one batch from end to end: a task reads and prepares `batch_size`
+rows, and each stage takes a block and makes one. A block costs the driver the same CPU time whatever is in it, so the
+blocks of a long manifest have several batches, up to a bound in bytes, and the stages take them in batches. Rows of a
+block that is lost with its process are run again in blocks of one batch, because few rows are left then.
+
+Every stage asks for a fraction of a CPU, so that all of them fit beside each other on a small machine.
 
 On a cluster, pools without a fixed size follow the machines and the share of the job (`pools.py`).
 
@@ -46,6 +48,8 @@ _LAST_WRITE_S = 2.4
 """Seconds for the last rows to be written when a job is stopped: Ray's Jobs API kills a job after three."""
 TRIES = 3
 """Tries of a batch whose process dies."""
+BLOCK_BYTES = 2**27
+"""Bytes of pixels in a block of a long manifest, which is what Ray Data takes for a large block."""
 LOST_BATCHES, LOST_ROWS = 16, 128
 """Batches that may be lost before a job stops, and rows that travel alone."""
 
@@ -88,6 +92,10 @@ class RowPipeline(Protocol):
     @property
     def batch_size(self) -> int:
         """Rows that travel together."""
+
+    @property
+    def block_bytes(self) -> int | None:
+        """Bytes of pixels in a block of a long manifest. None: a block is one batch, however many there are."""
 
     @property
     def writing(self) -> Writing:
@@ -163,6 +171,7 @@ class ScanPipeline:
     lost_batches: int = LOST_BATCHES
     """Batches that may be lost because their process dies each time. With more, the rows are not the cause: the job
     stops."""
+    block_bytes: int | None = BLOCK_BYTES
     shape: RowShape = RESULTS
     on_cluster: bool = False
 
@@ -179,7 +188,8 @@ class ScanPipeline:
         """Return the pipeline for rows of lost batches: each row alone, so that the culprit takes no other with it."""
         describers = tuple(replace(each, resources=replace(each.resources, ahead=1)) for each in self.describers)
         detect = replace(self.detect, ahead=1)
-        return replace(self.patient(), batch_size=1, lost_batches=LOST_ROWS, describers=describers, detect=detect)
+        alone = replace(self.patient(), batch_size=1, block_bytes=None, lost_batches=LOST_ROWS)
+        return replace(alone, describers=describers, detect=detect)
 
     def without_an_engine(self) -> tuple[ScanPipeline, ...]:
         """Return a pipeline without each engine, the later first; see `RowPipeline.without_an_engine`."""
@@ -256,6 +266,8 @@ def size_pipeline(
         ),
         input=Location.parse(settings.input),
         batch_size=batch_size,
+        # Beside a captioner the driver's time is nothing, and a long block would wait for one actor.
+        block_bytes=None if engines else BLOCK_BYTES,
         writing=Writing(
             settings.rows_per_file or min(100_000, max(512, rows // 200)),
             settings.write_every_s,
@@ -447,7 +459,7 @@ def _execute(dataset: Dataset, is_stopped: threading.Event) -> None:
 
 def _build(pipeline: RowPipeline, manifest: Location, writers: Writers, counter: Any) -> Dataset:
     """Return the stages of a pipeline as a dataset, whose rows are the sizes of the batches."""
-    source = PreparedPairs(manifest, pipeline.batch_size, pipeline.preparation, counter)
+    source = PreparedPairs(manifest, pipeline.batch_size, pipeline.preparation, counter, pipeline.block_bytes)
     tasks = {"num_cpus": pipeline.prepare.cpus, "ray_remote_args": {"max_retries": TRIES - 1}}
     prepared = ray.data.read_datasource(
         source, concurrency=pipeline.prepare.size, override_num_blocks=len(source.tasks), **tasks

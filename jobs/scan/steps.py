@@ -171,7 +171,7 @@ def prepare_manifest(job: Job, source: Source, shape: RowShape, watch: Watch) ->
     # A run that was killed here left a part of a manifest. Results that belong to no manifest are of no use either.
     for name in ("manifest", shape.folder):
         delete_folder(job.folder / name)
-    rows = write_manifest(source.rows(), job.folder / "manifest")
+    rows = write_manifest(source.tables(), job.folder / "manifest")
     note_time(job, "manifest_s", started)
     check_manifest(job.folder / "manifest", rows)
     job.update(manifest={"rows": rows, "kind": source.kind})

@@ -13,7 +13,7 @@ from asap.predictor import Predictor
 from asap.preprocessing.images import ImageLimits
 from asap.storage.fetch import FetchSettings
 from asap.storage.location import Location
-from jobs.scan.input.manifest import MANIFEST_SCHEMA, ManifestRow, write_manifest
+from jobs.scan.input.manifest import MANIFEST_SCHEMA, ManifestRow, row_tables, write_manifest
 from jobs.scan.stages.detect import Detection, Detector
 from jobs.scan.stages.prepare import Preparation, prepare_batch
 from jobs.scan.stages.result_rows import RESULT_SCHEMA
@@ -65,7 +65,7 @@ def test_a_text_with_unstorable_characters_is_read_as_the_predictor_reads_it(
 ) -> None:
     text = "A team\0 celebrates \ud83d its first title"
     row = ManifestRow(row_id=0, custom_id="a", image_uri=str(folder / "0.jpg"), text=text)
-    write_manifest([row], Location(str(folder / "manifest")))
+    write_manifest(row_tables([row]), Location(str(folder / "manifest")))
     manifest = pq.read_table(folder / "manifest")
     found = detector(prepare_batch(manifest, PREPARATION)).to_pylist()[0]
     expected = Predictor.from_folder(model_folder, "cpu").predict([Pair(folder / "0.jpg", text)])[0]
