@@ -7,7 +7,8 @@ evidence and the table of results. Preparing is measured too, since work moves t
 predictor runs beside the detector on the same pairs, decoded.
 
 With `--before PATH`, another checkout of the project is measured in turns with this one, each in its own process, so
-that other load on the machine affects both. The greatest difference between their results is printed too.
+that other load on the machine affects both. The greatest difference between their results is printed too,
+for each column, relative to numbers above 1.
 
     python bench/host_path.py [--models demo base] [--batch 256] [--rounds 7] [--before PATH] [--json PATH]
 """
@@ -265,7 +266,9 @@ def measure(model: str, manifest: Path, trees: dict[str, Path], options: argpars
         for name in trees
     }
     if len(found) > 1:
-        figures["greatest_difference"] = greatest_difference(*found)
+        figures["greatest_differences"] = {
+            name: greatest_difference(*([row[name] for row in rows] for rows in found)) for name in found[0][0]
+        }
     return figures
 
 
