@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -14,6 +13,7 @@ from numpy.typing import NDArray
 
 from asap.columns import Scores
 from asap.errors import InputError
+from asap.finding import Word
 from asap.labels import TYPES, VERDICTS
 from asap.policy import Policy
 from asap.storage.files import write_bytes
@@ -145,11 +145,6 @@ def _with_warnings(column: pa.ChunkedArray, added: Mapping[int, Sequence[str]]) 
 def _score_columns(scores: Scores, policy: Policy) -> dict[str, pa.Array]:
     """Return the columns of the scores of pairs, and of what a policy makes of them."""
     verdicts, captioned = scores.judge(policy), scores.captioned_R
-    flagged_words = scores.flagged_words(verdicts)
-    words = [
-        None if is_captioned else [asdict(word) | {"word": storable(word.word)} for word in flagged_words.get(row, ())]
-        for row, is_captioned in enumerate(captioned.tolist())
-    ]
     boxes = [pa.array(corner, pa.float32()) for corner in scores.box_R4.astype(np.float32).T]
     types = [pa.array(column, pa.float32(), from_pandas=True) for column in scores.types_R4.T]
     flagged_types = pa.array(TYPES).take(pa.array(np.nonzero(verdicts.flagged_R4)[1]))
@@ -162,7 +157,7 @@ def _score_columns(scores: Scores, policy: Policy) -> dict[str, pa.Array]:
         "flagged_types": pa.ListArray.from_arrays(_offsets(verdicts.flagged_R4.sum(1)), flagged_types),
         "box_px": pa.StructArray.from_arrays(boxes, fields=list(_BOX), mask=pa.array(~verdicts.has_box_R)),
         "raw_box_px": pa.StructArray.from_arrays(boxes, fields=list(_BOX)),
-        "words": pa.array(words, pa.list_(_WORD)),
+        "words": _words_column(scores.flagged_words(verdicts), captioned),
         "word_scores": pa.ListArray.from_arrays(
             pa.array(scores.word_starts, pa.int32()), pa.array(scores.words_W), mask=pa.array(captioned)
         ),
@@ -172,6 +167,17 @@ def _score_columns(scores: Scores, policy: Policy) -> dict[str, pa.Array]:
             zip(("agreement_image_text", "agreement_image_caption", "agreement_text_caption"), agreement, strict=True)
         ),
     }
+
+
+def _words_column(flagged: Mapping[int, Sequence[Word]], captioned: NDArray[np.bool_]) -> pa.Array:
+    """Return the flagged words of pairs; null where a caption replaced a missing text."""
+    words = [word for row in sorted(flagged) for word in flagged[row]]
+    fields = [[getattr(word, field.name) for word in words] for field in _WORD]
+    fields[_WORD.get_field_index("word")] = [storable(word.word) for word in words]
+    columns = [pa.array(values, field.type) for values, field in zip(fields, _WORD, strict=True)]
+    counts = np.array([len(flagged.get(row, ())) for row in range(len(captioned))], np.int64)
+    structs = pa.StructArray.from_arrays(columns, fields=list(_WORD))
+    return pa.ListArray.from_arrays(_offsets(counts), structs, mask=pa.array(captioned))
 
 
 def _offsets(lengths: NDArray[np.integer]) -> pa.Array:
