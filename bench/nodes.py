@@ -22,14 +22,14 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
+import pyarrow as pa
 from costs import cpu_seconds
 
-from asap.finding import Finding
 from jobs.metrics import DetectorTime, PairMetrics
 from jobs.scan.stages.detect import Detection, Detector
+from tests.support.sleeping import authentic_rows
 
 STORE_BYTES = 200 * 2**20
 FROM, TO = 0.3, 0.95
@@ -43,17 +43,12 @@ class SleepingDetector(Detector):
         self._metrics, self._time = PairMetrics("scan", detection.job), DetectorTime(detection.job)
         self._run_id, self._progress, self._device_errors = detection.run_id, progress, ()
         self._writer = writers[0] if writers else None
-        self._predictor: Any = SimpleNamespace(
-            model_id="sleeps", policy=SimpleNamespace(policy_id="none"), familiarity=None
-        )
         self._row_s = float(os.environ.get("ROW_MS", "40")) / 1000
         self._note_first("model")
 
-    def _detect(self, pixels: Any, prepared: list[dict[str, Any]], positions: list[int]) -> list[Finding]:
-        time.sleep(self._row_s * len(positions))
-        types = dict.fromkeys(("face_swap", "face_attribute", "text_swap", "text_attribute"), 0.0)
-        finding = Finding(verdict="authentic", score=0.0, types=types, model_id="sleeps", policy_id="none")
-        return [finding for _ in positions]
+    def _detect(self, batch: pa.Table) -> pa.Table:
+        time.sleep(self._row_s * batch.num_rows)
+        return authentic_rows(batch, "sleeps")
 
 
 @contextmanager

@@ -16,7 +16,8 @@ from typing import Any
 import pyarrow as pa
 
 from asap.errors import ConfigError
-from asap.weights.model_folder import check_folder
+from asap.preprocessing.text import read_reader_source
+from asap.weights.model_folder import check_folder, model_config
 from jobs.errors import JobError
 from jobs.scan.input.manifest import ManifestRow, to_table
 from jobs.scan.settings import ScanSettings
@@ -153,7 +154,9 @@ def run_pilot(settings: ScanSettings, rows: Sequence[ManifestRow], fleet: Fleet)
         job="pilot",
     )
     detector = Detector(detection)
-    preparation = Preparation(detector.image_size, settings.image_limits, settings.fetch)
+    config = model_config(folder)
+    reader = read_reader_source(folder / "tokenizer", max_words=config.max_words, max_tokens=config.max_tokens)
+    preparation = Preparation(config.image_size, settings.image_limits, settings.fetch, reader=reader)
     size = max(1, min(batch_size, -(-len(rows) // _CHUNKS)))
     preparing, detecting = _Timer(), _Timer()
     results: list[pa.Table] = []

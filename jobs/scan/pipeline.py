@@ -50,6 +50,8 @@ TRIES = 3
 """Tries of a batch whose process dies."""
 BLOCK_BYTES = 2**27
 """Bytes of pixels in a block of a long manifest, which is what Ray Data takes for a large block."""
+STAGED_BATCHES = 2
+"""Batches of a detector with a GPU: one is staged, or becomes results, while the model has the other."""
 LOST_BATCHES, LOST_ROWS = 16, 128
 """Batches that may be lost before a job stops, and rows that travel alone."""
 
@@ -187,7 +189,7 @@ class ScanPipeline:
     def one_row_at_a_time(self) -> ScanPipeline:
         """Return the pipeline for rows of lost batches: each row alone, so that the culprit takes no other with it."""
         describers = tuple(replace(each, resources=replace(each.resources, ahead=1)) for each in self.describers)
-        detect = replace(self.detect, ahead=1)
+        detect = replace(self.detect, ahead=1, at_a_time=1)
         alone = replace(self.patient(), batch_size=1, block_bytes=None, lost_batches=LOST_ROWS)
         return replace(alone, describers=describers, detect=detect)
 
@@ -276,7 +278,7 @@ def size_pipeline(
         ),
         prepare=resources.prepare,
         # A process that dies takes all its batches with it.
-        lost_batches=LOST_BATCHES * max([1, *at_a_time.values()]),
+        lost_batches=LOST_BATCHES * max([resources.detect.at_a_time, *at_a_time.values()]),
         detect=resources.detect,
         on_cluster=settings.address is not None,
     )
@@ -378,7 +380,8 @@ def size_stages(
     if on_gpu:
         # One detector a GPU, which it shares with the models that caption and explain. The CPUs prepare.
         gpus = settings.captioner_gpus if models else 0
-        detect = StageResources(0.5, round(1 - gpus, 4) if gpus else 1, settings.detectors)
+        gpu = round(1 - gpus, 4) if gpus else 1
+        detect = StageResources(0.5, gpu, settings.detectors, at_a_time=STAGED_BATCHES)
         model = StageResources(waiting.cpus, gpus / max(1, len(models)), settings.captioners)
         return Shares(StageResources(0.25), {kind: model if kind in models else waiting for kind in engines}, detect)
     grows = settings.address is not None

@@ -198,7 +198,11 @@ def _size_pipeline(job: Job, plan: ScanPlan, rows: int, watch: Watch, *, with_ca
         with_captions=with_captions,
     )
     ids = plan.model_id, plan.policy.policy_id, plan.familiarity_id
-    pipeline = replace(pipeline, detection=replace(pipeline.detection, ids=ids))
+    pipeline = replace(
+        pipeline,
+        detection=replace(pipeline.detection, ids=ids),
+        preparation=replace(pipeline.preparation, reader=plan.reader),
+    )
     describers = []
     for describer in pipeline.describers:
         began = job.record[_ENTRIES[describer.settings.kind]]

@@ -2,6 +2,7 @@
 
 read.py           the source: tasks that read rows of the manifest and prepare them
 prepare.py        picture fetched, decoded and resized
+texts.py          texts as the model reads them, on their way to the detectors
 caption.py        CaptionStage: the actor that adds captions
 captioners.py     the captioner: an engine, or a file of captions
 detect.py         Detector: the actor that runs the model

@@ -31,7 +31,8 @@ from jobs.scan.output.job_folder import Job, check_resumable, read_record, resul
 from jobs.scan.output.summary import write_outcome
 from jobs.scan.run import scan
 from jobs.scan.settings import ScanSettings
-from jobs.scan.stages.result_rows import RESULT_SCHEMA, columns_of, failure, result_table
+from jobs.scan.stages.result_rows import RESULT_SCHEMA, failure, result_table
+from tests.support.finding_rows import columns_of
 from tests.support.waiting import HANG_S
 
 BEFORE = Policy(manipulated=0.5, review=0.5)

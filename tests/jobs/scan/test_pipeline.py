@@ -172,6 +172,20 @@ def test_a_captioner_that_takes_many_batches_with_it_may_lose_as_many(monkeypatc
     )
 
 
+def test_a_detector_with_a_gpu_stages_a_batch_beside_another_and_a_lone_row_has_it_alone(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    machine = {"CPU": 8.0, "GPU": 1.0}
+    monkeypatch.setattr("ray.nodes", lambda: [{"Alive": True, "Resources": machine}])
+    monkeypatch.setattr("jobs.scan.pipeline.wait_until_free", lambda *_, **__: None)
+    pipeline = size_pipeline(ScanSettings(input="a.jsonl", out="out"), "demo", 32, 100)
+    assert pipeline.detect.at_a_time == 2
+    assert pipeline.lost_batches >= 8 * 2 * 2
+    alone = pipeline.one_row_at_a_time()
+    assert (alone.detect.at_a_time, alone.detect.ahead) == (1, 1)
+    assert _sized(None, on_gpu=False).detect.at_a_time == 1
+
+
 @pytest.mark.parametrize("with_captions", [False, True])
 def test_flagged_pairs_are_captioned_by_a_pipeline_of_their_own(
     monkeypatch: pytest.MonkeyPatch, with_captions: bool
