@@ -20,10 +20,13 @@ ROUNDING = 1e-6
 
 
 class Left(NamedTuple):
-    """What is left on a machine. In their order, machines with GPUs come last, and larger ones after smaller ones."""
+    """The rest of a machine beside the workers on it.
+
+    In their order, machines with GPUs come last, and larger ones after smaller ones.
+    """
 
     gpus: tuple[float, ...]
-    """What is left of each GPU, the least first. A GPU of which nothing is left is not among them."""
+    """The rest of each GPU, the least first. A GPU of which nothing is left is not among them."""
     cpus: float
 
     @classmethod

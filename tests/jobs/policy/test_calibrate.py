@@ -148,7 +148,11 @@ def test_a_machine_of_a_cluster_gives_the_scores_of_this_one_and_only_it_is_clai
     found = score_on_cluster(settings, model_folder, records, lambda *now: counts.append(now), pytest.fail)
     expected = score_split(Predictor.from_folder(model_folder, "cpu", batch_size=2), records, 0.0, lambda *_: None)
     for field in dataclasses.fields(found.scores):
-        np.testing.assert_equal(getattr(found.scores, field.name), getattr(expected.scores, field.name))
+        there, here = getattr(found.scores, field.name), getattr(expected.scores, field.name)
+        if isinstance(here, np.ndarray):  # another number of threads rounds otherwise
+            np.testing.assert_allclose(there, here, atol=1e-6)
+        else:
+            assert there == here
     assert dataclasses.replace(found, scores=expected.scores) == expected
     assert claims == [Claim({"CPU": 2.0}, {"CPU": 2.0}, is_at_work=True)]
     assert held_share() is None

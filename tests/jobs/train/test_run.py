@@ -520,7 +520,8 @@ def test_a_run_on_a_cluster_claims_its_workers_before_it_prepares_and_until_it_e
     settings = settings_for(corpus, tmp_path / "out", address="the Ray of the tests", ingest="stream")
     with pytest.raises(JobFailed, match="far enough"):
         train(settings)
-    assert claims == [Claim.of_workers([{"CPU": 2}], {"CPU": math.inf}, is_at_work=True)]
+    decodes = {"CPU": 1}
+    assert claims == [Claim.of_workers([{"CPU": 1}, decodes], {"CPU": math.inf}, is_at_work=True)]
     assert held_share() is None
 
 
