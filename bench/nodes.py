@@ -139,23 +139,14 @@ def main() -> None:
     parser.add_argument("--gpus", type=int, default=2, help="GPUs of a machine in Ray's books, a detector each.")
     parser.add_argument("--row-ms", type=float, default=40, help="Milliseconds that a detector sleeps for a row.")
     parser.add_argument("--batch", type=int, default=16, help="Rows of a batch.")
-    parser.add_argument(
-        "--block-mb",
-        type=int,
-        help="MB of pixels in a block, as in a long manifest; 0: a batch. Default: as a scan does.",
-    )
     parser.add_argument("--rows", type=int, default=1024, help="Rows for each detector.")
     parser.add_argument("--json", type=Path, help="File for the figures.")
     arguments = parser.parse_args()
     os.environ["ROW_MS"] = str(arguments.row_ms)  # the machines inherit it
 
     import jobs.scan.pipeline
-    import jobs.scan.stages.read
 
     jobs.scan.pipeline.Detector = SleepingDetector  # type: ignore[misc]
-    if arguments.block_mb is not None:
-        jobs.scan.pipeline.BLOCK_BYTES = arguments.block_mb * 2**20
-        jobs.scan.stages.read._LEAST_TASKS = 1  # a manifest of so few rows has no long blocks otherwise
     figures = []
     with tempfile.TemporaryDirectory() as name:
         write_input(Path(name), arguments.rows * max(arguments.nodes) * arguments.gpus)
