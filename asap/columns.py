@@ -34,7 +34,7 @@ _AGREEMENT = ("agreement_image_text", "agreement_image_caption", "agreement_text
 
 
 class Verdicts(NamedTuple):
-    """What a policy makes of the scores of R pairs."""
+    """The judgment of a policy on R pairs, as columns."""
 
     codes_R: NDArray[np.int64]
     """Positions in `asap.labels.VERDICTS`."""

@@ -41,7 +41,7 @@ _SCORES = ("score", "types", "word_scores", "familiarity", "familiarity_text", "
 
 
 class Replay:
-    """What the parts of a model returned in the first round, in the order of the calls."""
+    """The results of the parts of a model in the first round, in the order of the calls."""
 
     def __init__(self) -> None:
         self._recorded: list[Any] = []
