@@ -255,6 +255,7 @@ def wait_until_free(
     on_note: Callable[[str], None],
     advice: str = "",
     beside: Resources | None = None,
+    others: Sequence[Resources] = (),
 ) -> None:
     """Wait until busy machines have room for workers that fit on them (see `wait_for_resources`).
 
@@ -270,9 +271,11 @@ def wait_until_free(
         on_note: Receives a sentence if there is a wait, and again whenever other amounts are free.
         advice: A way to need less, as the sentence that ends the error message.
         beside: Resources that tasks beside the workers need, on any machine.
+        others: Resources of further workers, each of them on one machine.
     """
-    bundles = [needs] * workers + ([beside] if beside else [])
-    request = _request(needs, workers) + (f", and {_amounts(beside)} for tasks" if beside else "")
+    bundles = [needs] * workers + ([beside] if beside else []) + list(others)
+    request = ", ".join([_request(needs, workers), *(_request(each, 1) for each in others)])
+    request += f", and {_amounts(beside)} for tasks" if beside else ""
 
     said = ""
     wanted = Claim.of_workers(bundles, is_at_work=False)

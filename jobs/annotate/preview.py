@@ -57,6 +57,8 @@ class Preview:
     missing: dict[str, int] = field(default_factory=dict)
     """Rows without a picture or without a text, by what cannot be written."""
     pilots: dict[str, Pilot] = field(default_factory=dict)
+    untried: list[str] = field(default_factory=list)
+    """Kinds that vLLM writes, whose stages need Ray and a GPU, so that a plan has no pilot of them."""
 
 
 def preview(settings: AnnotateSettings) -> Preview:
@@ -68,7 +70,9 @@ def preview(settings: AnnotateSettings) -> Preview:
     found = Preview(plan.source.describe())
     first = _count(found, plan.source.rows(), settings)
     for kind, engine in settings.engines.items():
-        if engine.engine != "precomputed" and first:
+        if engine.engine == "vllm":
+            found.untried.append(kind)
+        elif engine.engine != "precomputed" and first:
             check_captioner(engine)  # the pilot needs the model on this machine, whatever the job has
             device = None if settings.device == "auto" else settings.device
             batch = prepare_batch(to_table(first), preparation_of(settings))

@@ -114,10 +114,15 @@ def run_once(job: Job, pipeline: RowPipeline, manifest: Location, results: Locat
     except PathNotShared:  # a check of the job, and not the work
         raise
     except Exception as error:
-        # Ray wraps what stopped a worker in several layers; the cause is the last line of the first traceback.
-        message = re.sub(r"\x1b\[[0-9;]*m", "", str(error)).partition("\n\nThe above exception")[0]
-        lines = [line.strip() for line in message.splitlines() if line.strip()]
-        raise fail(f"the work stopped: {lines[-1] if lines else type(error).__name__}") from error
+        raise fail(f"the work stopped: {cause_of(error)}") from error
+
+
+def cause_of(error: Exception) -> str:
+    """Return what stopped a worker of Ray, in one line."""
+    # Ray wraps it in several layers; the cause is the last line of the first traceback.
+    message = re.sub(r"\x1b\[[0-9;]*m", "", str(error)).partition("\n\nThe above exception")[0]
+    lines = [line.strip() for line in message.splitlines() if line.strip()]
+    return lines[-1] if lines else type(error).__name__
 
 
 def write_remaining(folder: Location, shape: RowShape = RESULTS) -> int:

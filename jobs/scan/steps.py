@@ -58,8 +58,10 @@ def ask_cluster(
     """
     if settings.address:
         watch(ScanProgress("asking the machines of the cluster what they can read"))
-        on_gpus = [stage for stage in stages() if stage.gpus] if settings.device == "cuda" else []
+        on_gpus = [stage for stage in stages() if stage.gpus] if settings.device.startswith("cuda") else []
         demands = [({"CPU": stage.cpus, "GPU": stage.gpus}, stage.size or 1) for stage in on_gpus]
+        if settings.needs_gpu:
+            demands.append(({"GPU": 1}, 1))
         check_cluster(settings, path_uses(), demands, lambda note: watch(ScanProgress(note)))
 
 
@@ -120,12 +122,22 @@ def delete_temporary(folder: Location) -> None:
         delete_folder(folder / name)
 
 
+def own_cpus() -> int:
+    """Return the CPUs of a Ray that this process starts: those that the process may use, and no others."""
+    return len(os.sched_getaffinity(0))
+
+
 @contextmanager
 def cluster_for(settings: PairsSettings, *, tries_engines: bool) -> Iterator[None]:
     """Join the cluster of a job that tries engines, and hold one share of it, from the trial to the end of the job.
 
-    Without a trial, `ray_for` joins the cluster, within the record of the job. Without a cluster, do nothing.
+    Without a trial, `ray_for` joins the cluster, within the record of the job. Without a cluster, start Ray if the
+    stages of an engine are tried, else do nothing.
     """
+    if settings.address is None and settings.needs_gpu:
+        with ray_running(num_cpus=own_cpus()):
+            yield
+        return
     if settings.address is None or not tries_engines:
         yield
         return
@@ -141,8 +153,7 @@ def ray_for(job: Job, settings: PairsSettings) -> Iterator[None]:
     the job claims nothing of its cluster.
     """
     started = time.monotonic()
-    # A Ray that this process starts may use its CPUs and no others; a cluster has CPUs of its own.
-    cpus = {} if settings.address else {"num_cpus": len(os.sched_getaffinity(0))}
+    cpus = {} if settings.address else {"num_cpus": own_cpus()}
     share = shared() if settings.address else nullcontext()
     with ray_running(settings.address, **cpus), targets_announced(settings.metrics_targets), share as held:
         note_time(job, "ray_start_s", started)

@@ -20,7 +20,6 @@ from pydantic import ValidationError
 from asap.errors import ConfigError
 from asap.finding import Pair
 from asap.predictor import Predictor
-from jobs.descriptions.settings import NO_VLLM
 from jobs.errors import JobDiffers
 from jobs.scan import captioning
 from jobs.scan.run import scan
@@ -258,7 +257,7 @@ def test_a_missing_key_is_found_with_the_rest_of_the_command(
 @pytest.mark.parametrize(
     ("captions", "sentence"),
     [
-        ({"engine": "vllm", "source": "m"}, f"a scan cannot run the engine vllm: {NO_VLLM}"),
+        ({"engine": "vllm", "source": "m"}, "device is 'cpu', and the engine vllm runs on GPUs only"),
         (
             {"engine": "transformers", "source": "m", "kind": "explanation"},
             "captions cannot be made by an engine of the kind",
@@ -267,7 +266,7 @@ def test_a_missing_key_is_found_with_the_rest_of_the_command(
 )
 def test_an_engine_that_a_scan_cannot_run_is_refused(captions: dict[str, str], sentence: str) -> None:
     with pytest.raises(ValidationError, match=re.escape(sentence)):
-        ScanSettings(input="/a.csv", out="/out", captions=captions)  # type: ignore[arg-type]
+        ScanSettings(input="/a.csv", out="/out", device="cpu", captions=captions)  # type: ignore[arg-type]
 
 
 def test_flagged_pairs_cannot_be_captioned_without_a_captioner() -> None:

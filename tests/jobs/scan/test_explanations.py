@@ -206,13 +206,13 @@ def test_a_wrong_key_of_the_explainer_is_found_before_a_job_folder_is_written(
     ("explanations", "sentence"),
     [
         ({"engine": "transformers", "source": "m", "kind": "caption"}, "explanations cannot be made by an engine of"),
-        ({"engine": "vllm", "source": "m"}, "a scan cannot run the engine vllm: vLLM is an optional extra"),
+        ({"engine": "vllm", "source": "m"}, "device is 'cpu', and the engine vllm runs on GPUs only"),
         ({"engine": "transformers", "source": "m", "prompt": "Why?"}, "the prompt has no {text}"),
     ],
 )
 def test_an_explainer_that_a_scan_cannot_run_is_refused(explanations: dict[str, str], sentence: str) -> None:
     with pytest.raises(ValidationError, match=sentence):
-        ScanSettings(input="/a.csv", out="/out", explanations=explanations)  # type: ignore[arg-type]
+        ScanSettings(input="/a.csv", out="/out", device="cpu", explanations=explanations)  # type: ignore[arg-type]
 
 
 def test_explanations_are_part_of_what_decides_the_rows_and_a_scan_without_them_resumes_as_before() -> None:
