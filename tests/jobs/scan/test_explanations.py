@@ -73,7 +73,7 @@ class _Endpoint:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("pairs", ["all", "flagged"])
+@pytest.mark.parametrize("pairs", [pytest.param("all", marks=pytest.mark.drill), "flagged"])
 def test_texts_are_explained_beside_the_captions_and_a_fault_takes_neither_verdict_nor_caption(
     ray_here: None, tmp_path: Path, model_folder: Path, pairs: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -129,7 +129,7 @@ def test_texts_are_explained_beside_the_captions_and_a_fault_takes_neither_verdi
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("pairs", ["all", "flagged"])
+@pytest.mark.parametrize("pairs", ["all", pytest.param("flagged", marks=pytest.mark.drill)])
 def test_explanations_from_a_file_need_no_captioner_and_a_pair_without_a_text_has_none(
     ray_here: None, tmp_path: Path, model_folder: Path, pairs: str
 ) -> None:
@@ -164,7 +164,7 @@ def deadly_explainer(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 @pytest.mark.chaos
 @pytest.mark.slow
-@pytest.mark.parametrize("pairs", ["all", "flagged"])
+@pytest.mark.parametrize("pairs", [pytest.param("all", marks=pytest.mark.drill), "flagged"])
 def test_an_explainer_that_is_killed_loses_and_doubles_no_row_and_takes_no_verdict(
     ray_here: None, deadly_explainer: None, tmp_path: Path, model_folder: Path, pairs: str
 ) -> None:
