@@ -16,8 +16,8 @@ pytestmark = [
 ]
 _LISTENS = "0A"
 """State of a socket in /proc/net/tcp."""
-_LATER = {"22", "8000", "44217"}
-"""sshd, the API once it is deployed, and the autoscaler, which these machines do not have."""
+_LATER = {"22", "8000"}
+"""sshd, which these machines do not have, and the API, which is not deployed."""
 
 
 def listening_ports(machine: Machine) -> tuple[set[int], set[int]]:
