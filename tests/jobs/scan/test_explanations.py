@@ -156,7 +156,7 @@ def deadly_explainer(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     from jobs.scan import pipeline
 
     cloudpickle.register_pickle_by_value(sys.modules[DeadlyCaptioner.__module__])
-    monkeypatch.setattr(pipeline, "CaptionStage", DeadlyCaptioner)
+    monkeypatch.setattr(pipeline, "DescriptionStage", DeadlyCaptioner)
     monkeypatch.setattr(pipeline, "TRIES", 2)
     yield
     cloudpickle.unregister_pickle_by_value(sys.modules[DeadlyCaptioner.__module__])
