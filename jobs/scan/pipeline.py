@@ -35,7 +35,7 @@ from jobs.descriptions.vllm_engine import HELPER_CPUS, Placement, add_vllm_stage
 from jobs.metrics import PairMetrics
 from jobs.scan.pools import claim_of, pools_following
 from jobs.scan.settings import ScanSettings
-from jobs.scan.stages.caption import CaptionStage, ask_batch
+from jobs.scan.stages.describe import DescriptionStage, ask_batch
 from jobs.scan.stages.detect import Detection, Detector
 from jobs.scan.stages.prepare import Preparation
 from jobs.scan.stages.read import PreparedPairs
@@ -245,7 +245,7 @@ class ScanPipeline:
                 batches = batches | {"batch_size": self.batch_size}
             engine = each.settings, self.input, device, job, each.threads, each.is_left_out, each.content
             prepared = prepared.map_batches_internal(
-                CaptionStage, fn_constructor_args=engine, **options, **whole_blocks
+                DescriptionStage, fn_constructor_args=engine, **options, **whole_blocks
             )
         detector = self.detection, counter, writers
         return prepared.map_batches_internal(

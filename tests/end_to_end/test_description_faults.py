@@ -288,7 +288,7 @@ def failing_models(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
     module = sys.modules[FailingCaptioner.__module__]
     cloudpickle.register_pickle_by_value(module)
-    monkeypatch.setattr(pipeline, "CaptionStage", FailingCaptioner)
+    monkeypatch.setattr(pipeline, "DescriptionStage", FailingCaptioner)
     monkeypatch.setattr(annotate_pipeline, "DescribeStage", FailingAnnotator)
     monkeypatch.setattr(pipeline, "TRIES", 2)
     yield
@@ -466,7 +466,7 @@ def test_a_captioner_whose_process_is_started_again_after_the_model_was_replaced
 ) -> None:
     write_pairs(tmp_path, 4)
     captions = {"engine": "transformers", "source": save_encoder_decoder(tmp_path / "captioner"), "max_new_tokens": 4}
-    monkeypatch.setattr("jobs.scan.pipeline.CaptionStage", ReplacedCaptioner)
+    monkeypatch.setattr("jobs.scan.pipeline.DescriptionStage", ReplacedCaptioner)
     with pytest.raises(JobFailed, match="has changed, or differs on the machine"):
         run_job("all", tmp_path, str(model_folder), captions)
     assert not list(tmp_path.glob("*/results/*.parquet"))

@@ -92,6 +92,7 @@ def test_the_stages_describe_what_is_not_known_and_a_fault_costs_one_description
 
 
 @pytest.mark.chaos
+@pytest.mark.drill
 @pytest.mark.slow
 def test_a_row_that_ends_the_process_of_the_model_costs_no_other_row(
     ray_here: None, tmp_path: Path, asked: Callable[[], list[str]], monkeypatch: pytest.MonkeyPatch

@@ -6,8 +6,7 @@ import base64
 import json
 import math
 import re
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -25,7 +24,6 @@ from jobs.scan import captioning
 from jobs.scan.run import scan
 from jobs.scan.settings import ScanSettings
 from jobs.sharing import NOTHING, Claim, Share, held_share
-from tests.support.deadly import DeadlyCaptioner
 from tests.support.description_jobs import flagging
 from tests.support.endpoint import Handler, completion, endpoint
 from tests.support.pictures import CAPTIONS
@@ -195,23 +193,10 @@ def test_flagged_pairs_are_captioned_after_they_are_judged_and_a_failure_is_a_fi
     assert (folder / "_SUCCESS").exists()
 
 
-@pytest.fixture
-def deadly_captioner(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    from ray import cloudpickle
-
-    from jobs.scan import pipeline
-
-    cloudpickle.register_pickle_by_value(sys.modules[DeadlyCaptioner.__module__])
-    monkeypatch.setattr(pipeline, "CaptionStage", DeadlyCaptioner)
-    monkeypatch.setattr(pipeline, "TRIES", 2)
-    yield
-    cloudpickle.unregister_pickle_by_value(sys.modules[DeadlyCaptioner.__module__])
-
-
 @pytest.mark.chaos
 @pytest.mark.slow
 def test_a_captioner_that_is_killed_loses_and_doubles_no_row_and_takes_no_verdict(
-    ray_here: None, deadly_captioner: None, tmp_path: Path, jpeg: Callable[..., bytes], model_folder: Path
+    ray_here: None, deadly_describer: None, tmp_path: Path, jpeg: Callable[..., bytes], model_folder: Path
 ) -> None:
     lines = []
     for row in range(8):

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +17,6 @@ from jobs.scan import captioning
 from jobs.scan.passes import ScanProgress
 from jobs.scan.run import scan
 from jobs.scan.settings import ScanSettings
-from tests.support.deadly import DeadlyCaptioner
 from tests.support.description_jobs import flagging, write_pairs
 from tests.support.endpoint import Handler, completion, endpoint, refuse, respond
 from tests.support.pictures import draw_jpeg
@@ -149,24 +146,11 @@ def test_explanations_from_a_file_need_no_captioner_and_a_pair_without_a_text_ha
     assert "captioner" not in record
 
 
-@pytest.fixture
-def deadly_explainer(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    from ray import cloudpickle
-
-    from jobs.scan import pipeline
-
-    cloudpickle.register_pickle_by_value(sys.modules[DeadlyCaptioner.__module__])
-    monkeypatch.setattr(pipeline, "CaptionStage", DeadlyCaptioner)
-    monkeypatch.setattr(pipeline, "TRIES", 2)
-    yield
-    cloudpickle.unregister_pickle_by_value(sys.modules[DeadlyCaptioner.__module__])
-
-
 @pytest.mark.chaos
 @pytest.mark.slow
 @pytest.mark.parametrize("pairs", [pytest.param("all", marks=pytest.mark.drill), "flagged"])
 def test_an_explainer_that_is_killed_loses_and_doubles_no_row_and_takes_no_verdict(
-    ray_here: None, deadly_explainer: None, tmp_path: Path, model_folder: Path, pairs: str
+    ray_here: None, deadly_describer: None, tmp_path: Path, model_folder: Path, pairs: str
 ) -> None:
     lines = []
     for row in range(8):

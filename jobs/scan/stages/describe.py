@@ -35,7 +35,7 @@ def ask_batch(batch: pa.Table, settings: DescriptionSettings) -> pa.Table:
     return ask(batch, asked)
 
 
-class CaptionStage:
+class DescriptionStage:
     """The actor that captions prepared rows, or explains their texts, as the kind of its engine says."""
 
     def __init__(
@@ -64,13 +64,13 @@ class CaptionStage:
 
             torch.set_num_threads(threads)
         self._settings = settings
-        self._captioner: Engine
+        self._engine: Engine
         if is_left_out:
-            self._captioner = LeftOut()
+            self._engine = LeftOut()
         elif settings.engine == "vllm":
-            self._captioner = Written(settings)
+            self._engine = Written(settings)
         else:
-            self._captioner = load_captioner(settings, input, device, content)
+            self._engine = load_captioner(settings, input, device, content)
         self._job = job
 
     def __call__(self, batch: pa.Table) -> pa.Table:
@@ -79,15 +79,15 @@ class CaptionStage:
         A row with neither text nor caption becomes an error; one without a text gets no explanation.
         """
         kind = self._settings.kind
-        if isinstance(self._captioner, Written):
-            batch = self._captioner.read(batch)
+        if isinstance(self._engine, Written):
+            batch = self._engine.read(batch)
         positions = _positions(batch, kind)
         requests = [_request(batch, position, kind) for position in positions]
         outcomes: list[Outcome | None] = [None] * len(batch)
         with PairMetrics("scan", self._job).stage_timed(kind):
-            captions = self._captioner.describe(requests)
-        self._count(total_usage(captions))
-        for position, outcome in zip(positions, captions, strict=True):
+            described = self._engine.describe(requests)
+        self._count(total_usage(described))
+        for position, outcome in zip(positions, described, strict=True):
             outcomes[position] = outcome
         batch = _with_captions(batch, outcomes) if kind == "caption" else _with_explanations(batch, outcomes)
         # The next stage need not receive the picture of the captioner.
