@@ -20,6 +20,8 @@ from typing import Any
 
 from inputs import write_csv, write_jsonl, write_parquet
 
+from asap.labels import TYPES
+
 TEXT = "Farm vet Lara Melton looks fearful carrying a bucket after the farm harvest in fearful spirits on Sunday"
 _POOL = 1000
 """Different rows, which repeat with ids of their own."""
@@ -44,33 +46,28 @@ def write_results(folder: Path, rows: int) -> None:
 
 
 def _result_rows(rows: int) -> Any:
-    from asap.errors import InputError
-    from asap.finding import Finding, Word
-    from asap.labels import TYPES
     from jobs.scan.input.manifest import ManifestRow, to_table
-    from jobs.scan.stages.result_rows import columns_of, result_table
+    from jobs.scan.stages.result_rows import failure, result_table
 
-    findings = []
+    box = {"x0": 1.5, "y0": 2.5, "x1": 100.25, "y1": 120.125}
+    outcomes = []
     for row in range(rows):
         score = (row * 7919 % 1000) / 1000
-        finding = Finding(
-            verdict="manipulated" if score > 0.8 else "authentic", score=score, types=dict.fromkeys(TYPES, score),
-            flagged_types=["text_swap"] if score > 0.8 else [], box_px=(1.5, 2.5, 100.25, 120.125),
-            raw_box_px=(1.5, 2.5, 100.25, 120.125), words=[Word(3, 9, 13, "Lara", score)] if score > 0.8 else [],
-            word_scores=[score / 3] * 17, width=640, height=480, image_sha256=f"{row:064x}", model_id="demo@1",
-            policy_id="p1", familiarity=0.5, familiarity_image=0.5, familiarity_text=0.5, text_read=1.0,
-            agreement_image_text=0.25,
-        )  # fmt: skip
-        findings.append(
-            finding
-            if row % 50
-            else Finding(error=InputError("the picture is cut short"), model_id="demo@1", policy_id="p1")
-        )
+        word = {"index": 3, "start": 9, "end": 13, "word": "Lara", "score": score}
+        scored = {
+            "status": "ok", "verdict": "manipulated" if score > 0.8 else "authentic", "score": score,
+            "types": dict.fromkeys(TYPES, score), "flagged_types": ["text_swap"] if score > 0.8 else [], "box_px": box,
+            "raw_box_px": box, "words": [word] if score > 0.8 else [], "word_scores": [score / 3] * 17, "width": 640,
+            "height": 480, "image_sha256": f"{row:064x}", "familiarity": 0.5, "familiarity_image": 0.5,
+            "familiarity_text": 0.5, "text_read": 1.0, "agreement_image_text": 0.25,
+        }  # fmt: skip
+        outcome = scored if row % 50 else failure("image_broken", "the picture is cut short")
+        outcomes.append(outcome | {"model_id": "demo@1", "policy_id": "p1", "warnings": []})
     manifest = [
         ManifestRow(row_id=row, image_uri=f"/data/images/{row}.jpg", text=f"{TEXT} {row}", metadata='{"source": "bbc"}')
         for row in range(rows)
     ]
-    return result_table(to_table(manifest), [columns_of(finding) for finding in findings])
+    return result_table(to_table(manifest), outcomes)
 
 
 def write_manifest_files(folder: Path, rows: int) -> None:
