@@ -10,11 +10,12 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from asap.job_records.json_rows import row_json
+from asap.job_records.rows import results_file, results_files
 from asap.labels import FLAGGED, VERDICTS
 from asap.storage.files import OutputStream, open_write, read_bytes, write_bytes
 from asap.storage.location import Location
-from jobs.scan.output.json_rows import row_json
-from jobs.scan.output.tally import results_file, results_files, tally_results
+from jobs.scan.output.tally import tally_results
 from jobs.scan.stages.result_rows import SCHEMA_VERSION
 
 _ERROR_COLUMNS = [

@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 from typing import NamedTuple
 
-from jobs.errors import JobError
+from asap.errors import JobError
 
 HOW_TO_GIVE = (
     "Set RAY_AUTH_TOKEN, or RAY_AUTH_TOKEN_PATH to a file with it, or copy the cluster's token to ~/.ray/auth_token."

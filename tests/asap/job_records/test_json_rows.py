@@ -10,8 +10,8 @@ import duckdb
 import pandas as pd
 import pytest
 
+from asap.job_records.json_rows import read_metadata, row_json
 from asap.storage.location import Location
-from jobs.scan.output.json_rows import read_metadata, row_json
 from jobs.scan.output.summary import write_lists
 from tests.support.job_folders import failed, scored, write_scan
 
