@@ -61,6 +61,8 @@ class RowFilter:
     """Error codes. A row has one for each description that it lacks."""
     ids: tuple[str, ...] = ()
     """Values of `custom_id` or `given_id`."""
+    is_failed: bool = False
+    """True for failed rows only."""
 
     def __post_init__(self) -> None:
         _check_names("verdict", self.verdicts, VERDICTS)
@@ -77,6 +79,7 @@ class RowFilter:
             **dict.fromkeys(code_columns, self.codes),
             "custom_id": self.ids,
             "given_id": self.ids,
+            "status": self.is_failed,
         }
         return [name for name, is_read in wanted.items() if is_read]
 
@@ -86,6 +89,8 @@ class RowFilter:
 
     def apply(self, rows: pa.Table, code_columns: Sequence[str]) -> pa.Table:
         """Return the rows that pass; `code_columns` are the columns with their error codes."""
+        if self.is_failed:
+            rows = rows.filter(pc.equal(rows["status"], "error"))
         if self.verdicts:
             rows = rows.filter(pc.is_in(rows["verdict"], pa.array(self.verdicts, pa.string())))
         elif self._has_score:

@@ -216,12 +216,13 @@ def list_jobs(out: Location) -> list[JobStatus]:
     # The folders of a job's own work begin with an underscore, and one of them has a record.
     folders = [out, *(folder for folder in list_folders(out) if not folder.name.startswith("_"))]
     with ThreadPoolExecutor(_READERS) as readers:
-        found = [status for status in readers.map(_find_or_broken, folders) if status is not None]
+        found = [status for status in readers.map(find_or_broken, folders) if status is not None]
     earliest = datetime.min.replace(tzinfo=UTC)
     return sorted(found, key=lambda status: status.heartbeat or earliest, reverse=True)
 
 
-def _find_or_broken(folder: Location) -> JobStatus | None:
+def find_or_broken(folder: Location) -> JobStatus | None:
+    """Return the status of a job, which is `broken` if its record cannot be read; None if there is no job."""
     try:
         return find_status(folder)
     except StorageError as error:
