@@ -140,7 +140,7 @@ class JobList(BaseModel):
 
 
 class JobLimits(BaseModel):
-    """What the caller's key may name in a job, and how many may be under way."""
+    """Limits of the jobs of the caller's key: what they may name, and how many may be under way."""
 
     inputs: list[str] = Field(description="Prefixes of inputs, and of the pictures that they name.")
     outputs: list[str] = Field(description="Prefixes of `out`.")

@@ -28,7 +28,7 @@ ANY_KEY = "*"
 
 
 class JobRules(BaseModel):
-    """What the jobs of a key may read, write and run."""
+    """Rules for the jobs of a key: what they may read, write and run."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 

@@ -58,7 +58,7 @@ class SubmissionState(NamedTuple):
 
 
 class Cluster(Protocol):
-    """What jobs need of a cluster. Each method waits for an answer, so it is called in a thread."""
+    """A cluster, as jobs need it. Each method waits for an answer, so it is called in a thread."""
 
     def address(self) -> str:
         """Return the address at which a job joins."""

@@ -56,7 +56,7 @@ _KNOWN_COLUMNS = pa.schema([
 
 
 class Caller(NamedTuple):
-    """Who asks: the name of the key, or None without one, and whether the key sees the jobs of others."""
+    """The caller: the name of the key, or None without one, and whether the key sees the jobs of others."""
 
     key_name: str | None
     sees_all: bool
