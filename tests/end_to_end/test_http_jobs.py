@@ -129,6 +129,7 @@ def test_what_the_command_refuses_is_refused_with_its_sentence(server: Server) -
     assert "columns" not in {job.folder.rpartition("/")[2] for job in server.client.jobs()}
 
 
+@pytest.mark.drill
 def test_a_job_that_is_cancelled_ends_as_by_the_command_and_goes_on(server: Server) -> None:
     job = _submit(server, "many", batch_size=2)
 
