@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Annotated, Any, Literal, TypeVar
 from urllib.parse import urlencode
 
-from fastapi import APIRouter, Depends, Path, Query, Request, Response
+from fastapi import APIRouter, Depends, Header, Path, Query, Request, Response
 
 from asap.job_records.rows import RowFilter
 from asap.labels import TYPES, VERDICTS
@@ -17,7 +17,7 @@ from serve.api.deadline import deadline, loop_time
 from serve.api.metrics import Metrics
 from serve.api.middleware import trace_of
 from serve.api.openapi import ERRORS, body_of
-from serve.api.replays import IdempotencyKey
+from serve.api.replays import HEADER, check_given_once
 from serve.api.requests import RequestReader, known_query
 from serve.errors import Refused
 from serve.job_schemas import MAX_NAME_CHARS, MAX_ROWS, Job, JobList, JobRequest
@@ -31,6 +31,17 @@ _MOST_PAGE_S = 10.0
 _JSON_LINES = "application/x-ndjson"
 _Result = TypeVar("_Result")
 _Id = Annotated[str, Path(alias="id", pattern="^[0-9a-f]{24}$", description="The id of the job.")]
+_IdempotencyKey = Annotated[
+    str | None,
+    Header(
+        alias=HEADER,
+        min_length=1,
+        max_length=255,
+        pattern="^[!-~]+$",
+        description="A name for this request, such as a random UUID. If it is sent again with the same name, it gets "
+        "its job as it is now, and submits no other.",
+    ),
+]
 _Names = Annotated[str, Query(max_length=MAX_NAME_CHARS)]
 _Limit = Annotated[int, Query(ge=1, le=MAX_ROWS, description="Rows of the page at most.")]
 _After = Annotated[
@@ -93,13 +104,14 @@ class JobRoutes:
             responses=_ROWS, response_class=Response,
         )(self.job_errors)  # fmt: skip
 
-    async def submit_job(self, request: Request, idempotency_key: IdempotencyKey = None) -> Job:
+    async def submit_job(self, request: Request, idempotency_key: _IdempotencyKey = None) -> Job:
         """Send the options of a scan. The command checks them before the response.
 
         A job with the same folder goes on where it was stopped. A request that is sent again with the same
         `Idempotency-Key` gets its job as it is now.
         """
         trace = trace_of(request)
+        check_given_once(request)
         self._callers.charge(trace, 1)
         async with deadline(self._settings.deadline_s, loop_time(), trace):
             asked = await self._reader.read_job(request)

@@ -41,6 +41,12 @@ Name = tuple[str | None, str, str | None, str]
 """The name of the caller's key, the path, the value of `evidence`, and the `Idempotency-Key`."""
 
 
+def check_given_once(request: Request) -> None:
+    """Raise `Refused` (422) for a request with two names."""
+    if len(request.headers.getlist(HEADER)) > 1:
+        raise Refused(422, "invalid_field", f"{HEADER}: the header is given twice", param=HEADER)
+
+
 class _Kept(NamedTuple):
     fingerprint: bytes
     body: bytes
@@ -82,8 +88,7 @@ class Replays:
         """
         if key is None:
             return (await detect())[0]
-        if len(request.headers.getlist(HEADER)) > 1:
-            raise Refused(422, "invalid_field", f"{HEADER}: the header is given twice", param=HEADER)
+        check_given_once(request)
         trace: Trace = request.state.trace
         # Not the query as it was sent: `?&&&&` says the same as none, at any length.
         name = (trace.key_name, request.url.path, request.query_params.get("evidence"), key)

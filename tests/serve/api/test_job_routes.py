@@ -218,6 +218,13 @@ def test_a_request_that_is_sent_again_gets_its_job_and_submits_none(office: Offi
     assert office.submit("other", idempotency_key="n1").json()["id"] != first.json()["id"]
 
 
+def test_a_request_with_two_names_is_refused(office: Office) -> None:
+    headers = [("authorization", f"Bearer {office.keys['desk']}"), ("Idempotency-Key", "a"), ("Idempotency-Key", "b")]
+    body = {"input": f"s3://{office.bucket}/in/a.jsonl", "out": f"s3://{office.bucket}/out/"}
+    answer = office.client.post("/v1/jobs", json=body, headers=headers)
+    assert _error(answer) == (422, "invalid_field", "Idempotency-Key")
+
+
 def test_the_same_request_twice_at_once_submits_one_job(office: Office) -> None:
     office.cluster.may_check.clear()
     with ThreadPoolExecutor(2) as callers:
