@@ -24,6 +24,8 @@ The files and folders, in reading order:
     model/           the network and its configuration
     weights/         model folders, published and pretrained checkpoints
     storage/         files on a local disk or in S3
+    job_records/     jobs as their folders show them: status and result rows
+    submission/      commands that are submitted to a Ray cluster
     corpus/          labeled data: annotations, images, descriptions
     training/        losses, data and the arithmetic of one training step
     evaluation/      metrics, calibration and thresholds

@@ -8,6 +8,7 @@
     │   └── PicturesMissing    images that the metadata names are missing; has their names
     ├── PrecisionNotShown      a target precision that the available scores cannot show
     ├── StorageError           a location that cannot be read or written
+    ├── JobError               a job that cannot start, resume or be read; `jobs.errors` has its kinds
     ├── FetchFailed            one object that could not be fetched; has a `code`
     └── InputError             one image or text that cannot be analyzed; has a `code`
         ├── ImageMissing       image_missing
@@ -31,6 +32,12 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+EXIT_TOO_MANY_ERRORS = 3
+"""Exit code of a command whose job is done with more errors than allowed. `jobs.errors` lists all codes."""
+EXIT_UNFAMILIAR = 4
+"""Exit code of a command whose job stopped because its input is unfamiliar to the model."""
+EXIT_STOPPED = 130
+"""Exit code of a command that was stopped."""
 _OBJECT = re.compile(r"<(\w+\.)*(\w+)( object)? at 0x[0-9a-fA-F]+>")
 _ADDRESS = re.compile(r"( at)? ?\b0x[0-9a-fA-F]{6,}\b")
 _TEMPORARY = re.compile(r"(/[^\s'\":]+)*/tmp[a-z0-9_]{8}\b")
@@ -102,6 +109,10 @@ class PrecisionNotShown(AsapError):
         """For each threshold that is not shown, figures that can be written as JSON: its name as `threshold`, the
         target, the highest precision that is shown, and the labeled pairs at hand and needed, authentic ones and those
         with the feature. None: no precision is shown, or no number of pairs is known."""
+
+
+class JobError(AsapError):
+    """A job that cannot start or resume, or a folder that is not that of a job."""
 
 
 class StorageError(AsapError):

@@ -13,22 +13,17 @@
         ├── JobFailed              the work stopped; finished work is kept, and the same command resumes it
         └── TrainingDiverged       the loss of a training run is not finite or has exploded
 
-`StorageError` is in `asap.errors`. `FetchFailed` concerns a single object and becomes a row of the results
-(`error_code`, `error_detail`, `retryable`).
+`StorageError` and `JobError` are in `asap.errors`. `FetchFailed` concerns a single object and becomes a row of the
+results (`error_code`, `error_detail`, `retryable`).
 
 Exit codes of every command: 0 done, 1 error, 2 wrong usage, 3 done with more errors than `--max-error-rate`, 4 stopped
 because the input is unfamiliar, 130 stopped by a signal or `asap cancel`.
 """
 
-from asap.errors import AsapError
-
-EXIT_TOO_MANY_ERRORS = 3
-EXIT_UNFAMILIAR = 4
-EXIT_STOPPED = 130
-
-
-class JobError(AsapError):
-    """A job that cannot start or resume."""
+from asap.errors import EXIT_STOPPED as EXIT_STOPPED
+from asap.errors import EXIT_TOO_MANY_ERRORS as EXIT_TOO_MANY_ERRORS
+from asap.errors import EXIT_UNFAMILIAR as EXIT_UNFAMILIAR
+from asap.errors import JobError as JobError
 
 
 class InputNotFound(JobError):

@@ -14,26 +14,13 @@ from datetime import UTC, datetime
 from typing import Any
 
 from asap.errors import StorageError
-from asap.storage.files import read_json
 from asap.storage.location import Location
 from jobs.errors import JobInUse
 
-CANCEL = "_cancel"
-"""File that asks the process of a job to stop, from any machine. That process deletes it."""
-SIGN = "heartbeat.json"
-"""File of the last sign of life of a training run. That of a scan is in its record."""
 _HEARD_WITHIN_S = 2.0
 """Seconds in which the work notices that it must stop, before it is interrupted."""
 _LONG_DEAD_S = 300
 """Age in seconds beyond which a heartbeat is not watched. It is large, because clocks of machines may differ."""
-
-
-def read_sign(folder: Location) -> dict[str, Any]:
-    """Return the last sign of life of a training run; empty if there is none.
-
-    It has `run_id`, `beats` and `heartbeat`, and the work under way as `phase` and `phase_counts`.
-    """
-    return read_json(folder / SIGN, "Delete it.") or {}
 
 
 class Heartbeat:

@@ -20,14 +20,13 @@ from pathlib import Path
 from typing import Any
 
 from asap.errors import ConfigError
+from asap.job_records.record import ENDS
 from jobs.errors import InputUnfamiliar
 from jobs.notify import Notifier
 from jobs.settings import WatchSettings
 
 LOG = logging.getLogger("asap.jobs")
 _WARNINGS = logging.getLogger("asap.notify")
-ENDS = ("completed", "failed", "cancelled", "unfamiliar")
-"""States that a job ends in."""
 STALLED = "stalled"
 """The state of a job that runs and makes no progress. Its record keeps the state `running`."""
 

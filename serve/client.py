@@ -5,15 +5,19 @@ from serve.client import Client
 with Client("http://127.0.0.1:8000", key="asap_…") as client:
     found = client.detect("photo.jpg", "A smiling minister opens the bridge")
     print(found.verdict, found.score, found.evidence.words)
+    job = client.submit_job(input="s3://pictures/may.jsonl", out="s3://scans/desk")
+    client.watch_job(job.id, lambda job: print(job.state, job.counts))
+    flagged = list(client.job_results(job.id, verdict="manipulated"))
 """
 
 from __future__ import annotations
 
 import base64
+import json
 import re
 import time
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
@@ -24,6 +28,7 @@ from urllib3.util import Retry
 
 from asap.errors import AsapError, ConfigError
 from asap.finding import Finding, Word
+from serve.job_schemas import Job, JobList, JobRequest
 from serve.schemas import LATER_CODES, BatchResponse, Detection, ModelList, ServerLimits
 
 _TRIES = 5
@@ -33,8 +38,6 @@ _MOST_WAIT_S = 60
 """Seconds that are waited at most between two tries, whatever the server asks for."""
 _RETRIED = (429, 503)
 """Statuses after which a request is sent again, as often as `tries` allows."""
-_IN_PROGRESS = 409
-"""Status while the same request, whose response was lost, is in progress."""
 _KEY = re.compile(r"[!-~]+")
 """Keys that a header can carry."""
 _QUOTED_CHARS = 200
@@ -112,7 +115,7 @@ class Client:
         query = {"evidence": "image"} if draw else None
         if isinstance(image, str) and image.startswith(_REMOTE):
             return self._post("/v1/detect", Detection, params=query, json={"uri": image, "text": text})
-        sent = {"files": {"image": _bytes_of(image)}, "data": {"text": text}}
+        sent: dict[str, Any] = {"files": {"image": _bytes_of(image)}, "data": {"text": text}}
         return self._post("/v1/detect", Detection, params=query, **sent)
 
     def detect_batch(self, pairs: Sequence[tuple[Image, str]], ids: Sequence[str] | None = None) -> BatchResponse:
@@ -135,6 +138,83 @@ class Client:
         """Return what a request may be, and what the key may send now."""
         return self._send("GET", "/v1/limits", ServerLimits)
 
+    def submit_job(self, request: JobRequest | None = None, *, name: str | None = None, **options: Any) -> Job:
+        """Submit a scan in bulk, and return the job.
+
+        Args:
+            request: The request. None: it is made of `options`.
+            name: The `Idempotency-Key`. With the name of an earlier request, its job is returned. None: a new one.
+            options: Fields of a `JobRequest`, such as `input` and `out`.
+
+        Raises `ConfigError` for options that no job has.
+        """
+        if request is None:
+            try:
+                request = JobRequest(**options)
+            except ValidationError as error:
+                first = error.errors()[0]
+                field = ".".join(map(str, first["loc"]))
+                raise ConfigError(f"the job option {field} cannot work: {first['msg']}.") from error
+        return self._post("/v1/jobs", Job, name=name, json=request.model_dump(exclude_defaults=True))
+
+    def jobs(self, limit: int = 100) -> list[Job]:
+        """Return the newest jobs that the key may see."""
+        return self._send("GET", "/v1/jobs", JobList, params={"limit": limit}).jobs
+
+    def job(self, id_: str) -> Job:
+        """Return a job as it is now."""
+        return self._send("GET", f"/v1/jobs/{id_}", Job)
+
+    def cancel_job(self, id_: str) -> Job:
+        """Ask a job to stop, and return it as it is then. It ends soon after; `watch_job` waits for that."""
+        return self._post(f"/v1/jobs/{id_}/cancel", Job)
+
+    def watch_job(self, id_: str, on_change: Callable[[Job], None] = lambda job: None, every_s: float = 2) -> Job:
+        """Wait until a job ends, and return it.
+
+        Args:
+            id_: The id of the job.
+            on_change: Receives the job at the start, and whenever its state or a count has changed.
+            every_s: Seconds between two looks.
+
+        Raises `ServerError` if the process of the job has probably died.
+        """
+        shown = None
+        while True:
+            job = self.job(id_)
+            if shown is None or (job.state, job.counts, job.phase) != (shown.state, shown.counts, shown.phase):
+                on_change(job)
+                shown = job
+            if job.has_ended:
+                return job
+            if job.silent:
+                raise ServerError(f"job {id_} gives no sign of life: {job.note}")
+            time.sleep(every_s)
+
+    def job_results(self, id_: str, **filters: Any) -> Iterator[dict[str, Any]]:
+        """Yield the rows of a job that pass, a page at a time.
+
+        Args:
+            id_: The id of the job.
+            filters: Fields of the query: `verdict`, `type`, `code` and `id` with one value or a list, `min_score`,
+                `max_score`, `columns` as `"A,B"`, and `limit`, the rows of a page.
+        """
+        return self._rows(f"/v1/jobs/{id_}/results", filters)
+
+    def job_errors(self, id_: str, **filters: Any) -> Iterator[dict[str, Any]]:
+        """Yield the failed rows of a job; `filters` may have `code` and `limit`, as in `job_results`."""
+        return self._rows(f"/v1/jobs/{id_}/errors", filters)
+
+    def _rows(self, path: str, query: dict[str, Any]) -> Iterator[dict[str, Any]]:
+        next_: str | None = path
+        while next_ is not None:
+            response = self._response("GET", next_, params=query)
+            if not response.ok:
+                self._content(response)
+            for line in response.content.splitlines():
+                yield json.loads(line)
+            next_, query = response.links.get("next", {}).get("url"), {}
+
     def _request(self, method: str, path: str, **sent: Any) -> requests.Response:
         """Send a request once, but for the tries. A redirect is not followed.
 
@@ -152,19 +232,11 @@ class Client:
             )
         return response
 
-    def _post(self, path: str, kind: type[_Answer], **sent: Any) -> _Answer:
-        return self._send("POST", path, kind, headers={"Idempotency-Key": uuid.uuid4().hex}, **sent)
+    def _post(self, path: str, kind: type[_Answer], *, name: str | None = None, **sent: Any) -> _Answer:
+        return self._send("POST", path, kind, headers={"Idempotency-Key": name or uuid.uuid4().hex}, **sent)
 
     def _send(self, method: str, path: str, kind: type[_Answer], **sent: Any) -> _Answer:
-        end = time.monotonic() + self._timeout[1]
-        try:
-            response = self._request(method, path, **sent)
-            while response.status_code == _IN_PROGRESS and time.monotonic() < end:
-                asked = response.headers.get("Retry-After", "")
-                time.sleep(min(int(asked) if re.fullmatch("[0-9]{1,3}", asked) else 1, _MOST_WAIT_S))
-                response = self._request(method, path, **sent)
-        except requests.RequestException as error:
-            raise ServerError(f"{self._url} does not answer: {error}") from error
+        response = self._response(method, path, **sent)
         content = self._content(response)
         try:
             return kind.model_validate(content, context=LATER_CODES)
@@ -172,6 +244,19 @@ class Client:
             status = response.status_code
             message = f"{self._url} answered {status} with JSON of another form; is it asap serve of this version?"
             raise ServerError(message, status) from error
+
+    def _response(self, method: str, path: str, **sent: Any) -> requests.Response:
+        """Return the response to a request, once the same one is no longer in progress."""
+        end = time.monotonic() + self._timeout[1]
+        try:
+            response = self._request(method, path, **sent)
+            while _is_in_progress(response) and time.monotonic() < end:
+                asked = response.headers.get("Retry-After", "")
+                time.sleep(min(int(asked) if re.fullmatch("[0-9]{1,3}", asked) else 1, _MOST_WAIT_S))
+                response = self._request(method, path, **sent)
+        except requests.RequestException as error:
+            raise ServerError(f"{self._url} does not answer: {error}") from error
+        return response
 
     def _content(self, response: requests.Response) -> Any:
         """Return the JSON of a response. Raises `ServerError` for any other response, and for that of an error."""
@@ -190,6 +275,19 @@ class Client:
             reason = found if isinstance(found, dict) and "message" in found else {"message": response.reason}
             raise ServerError(f"{self._url} answered {status}: {reason['message']}", status, reason)
         return content
+
+
+def _is_in_progress(response: requests.Response) -> bool:
+    """Return True for the refusal of a request because the same one, whose response was lost, is in progress.
+
+    Other refusals with this status are about jobs, and waiting does not help.
+    """
+    if response.status_code != requests.codes.conflict:
+        return False
+    try:
+        return not str(response.json()["error"]["code"]).startswith("job_")
+    except (requests.JSONDecodeError, KeyError, TypeError):
+        return True
 
 
 def _bearer(key: str) -> Callable[[requests.PreparedRequest], requests.PreparedRequest]:

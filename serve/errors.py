@@ -14,11 +14,13 @@ from typing import Any, Literal, get_args
 from asap.errors import AsapError, InputError
 
 ErrorCode = Literal[
-    "bad_request", "base64_invalid", "body_late", "deadline", "decode_failed", "empty_file", "image_missing",
-    "in_progress", "input_error", "internal", "invalid_field", "json_invalid", "keys_required", "method_not_allowed",
-    "model_error", "not_found", "not_ready", "overloaded", "rate_limited", "scope_missing", "text_invalid",
-    "text_missing", "text_unreadable", "too_large", "unauthorized", "unsupported_format", "unsupported_media_type",
-    "uri_invalid", "uri_not_allowed", "uri_unreadable",
+    "bad_request", "base64_invalid", "body_late", "cluster_unavailable", "deadline", "decode_failed", "empty_file",
+    "image_missing", "in_progress", "input_error", "internal", "invalid_field", "job_exists", "job_in_use",
+    "job_not_allowed", "job_not_running", "job_refused", "jobs_not_configured", "json_invalid", "keys_required",
+    "method_not_allowed", "model_error", "not_found", "not_ready", "overloaded", "rate_limited", "scope_missing",
+    "store_unavailable", "text_invalid", "text_missing", "text_unreadable", "too_large", "too_many_jobs",
+    "unauthorized", "unsupported_format", "unsupported_media_type", "uri_invalid", "uri_not_allowed",
+    "uri_unreadable",
 ]  # fmt: skip
 """Every code of an error response."""
 MEANINGS: Mapping[ErrorCode, str] = {
@@ -39,18 +41,27 @@ MEANINGS: Mapping[ErrorCode, str] = {
     "keys_required": "403: a server without keys answers only its own machine",
     "scope_missing": "403: the key may not be used for this route",
     "uri_not_allowed": "403: pictures are not fetched from the address",
-    "not_found": "404: there is no such route",
+    "jobs_not_configured": "403: the server takes no jobs, or none of this key",
+    "job_not_allowed": "403: a job of this key may not read, write or run what the request names",
+    "not_found": "404: there is no such route, or no such job that the key may see",
     "method_not_allowed": "405: the route has other methods, which `Allow` lists",
     "in_progress": "409: a request with the same `Idempotency-Key` is in progress; Retry-After says when to try again",
+    "job_exists": "409: the folder holds a job with other settings, or another's job",
+    "job_in_use": "409: the job is under way",
+    "job_not_running": "409: nothing works on the job that could be cancelled",
     "body_late": "408: the body did not arrive within the deadline",
     "too_large": "413: the body, the picture, the text or the batch exceeds a limit, however often it is sent",
     "unsupported_media_type": "415: the body or a field has a type or a compression that is not read",
     "invalid_field": "422: a field is missing, unknown, given twice or wrong",
+    "job_refused": "422: the command refuses the job, with its sentence and exit code",
+    "too_many_jobs": "429: too many jobs of the key are under way; Retry-After says when to try again",
     "overloaded": "429: the server is busy; Retry-After says when to try again",
     "rate_limited": "429: the key is used too much; Retry-After says when to try again",
     "internal": "500: the server failed",
     "model_error": "500: the model failed on this pair",
     "not_ready": "503: the model is loading, or the server is shutting down; Retry-After says when to try again",
+    "cluster_unavailable": "503: the cluster takes and shows no jobs now; Retry-After says when to try again",
+    "store_unavailable": "503: a folder of jobs cannot be read or written; Retry-After says when to try again",
     "deadline": "504: not done within the deadline",
 }
 """The usual status of each code, and its meaning."""

@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validat
 from asap.finding import Finding, Verdict
 from asap.labels import TYPES
 from serve.errors import MEANINGS, ErrorCode
+from serve.job_schemas import JobLimits
 
 EXAMPLE_TEXT = "A smiling minister opens the bridge"
 LATER_CODES = {"later_codes": True}
@@ -239,7 +240,7 @@ class KeyState(BaseModel):
     """The caller's key: what it may be used for, until when, and how much it may send now."""
 
     name: str
-    scopes: list[str] = Field(description="What the key may be used for: `detect`, `metrics` or both.")
+    scopes: list[str] = Field(description="What the key may be used for: `detect`, `metrics`, `jobs`, `all-jobs`.")
     expires: datetime | None = Field(description="The time from which the key is refused. Null: never.")
     pairs_per_second: float = Field(description="Pairs that it may send over a long time, as in `RateLimit-Policy`.")
     burst: int = Field(description="Pairs that it may send at once after a pause, as in `RateLimit-Limit`.")
@@ -264,6 +265,7 @@ class ServerLimits(BaseModel):
     max_uri_chars: int = Field(
         MAX_URI_CHARS, description="Characters of such an address. A longer one is refused with 422."
     )
+    jobs: JobLimits | None = Field(None, description="What the caller may name in a job. Null: it may submit none.")
     key: KeyState | None = Field(description="The caller's key. Null if the server has no keys.")
 
 

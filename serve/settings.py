@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from asap.preprocessing.images import DEFAULT_LIMITS, ImageLimits
 from asap.preprocessing.words import MAX_CHARACTERS, MIN_TEXT_READ
+from asap.storage.prefixes import is_below, prefix_problem
 
 _PREFIX = re.compile(r"(s3|https)://[^/@\s\\]+/\S*")
 
@@ -20,6 +21,60 @@ ANSWER_WITHIN_S = 5.0
 
 One that does not counts as busy when the server stops, and its metrics are left out of /metrics.
 """
+
+
+ANY_KEY = "*"
+"""Name, among those of keys, that stands for all others, and for callers of a server without keys."""
+
+
+class JobRules(BaseModel):
+    """Rules for the jobs of a key: what they may read, write and run."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    inputs: tuple[str, ...] = ()
+    """Prefixes of S3, with a slash at the end, below which inputs and the pictures that they name may lie."""
+    outputs: tuple[str, ...] = ()
+    """Prefixes of S3, with a slash at the end, below which `out` may lie."""
+    models: tuple[str, ...] = ("demo",)
+    """Models, captioners and explainers by their names, or prefixes of S3 with a slash at the end."""
+    max_under_way: int = Field(default=2, ge=1)
+    """Jobs of the key that may be under way at once."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        folders = [model for model in self.models if model.startswith("s3://") and model.endswith("/")]
+        for prefix in (*self.inputs, *self.outputs, *folders):
+            if problem := prefix_problem(prefix):
+                raise ValueError(f"the prefix {prefix!r} {problem}")
+        return self
+
+
+class JobSettings(BaseModel):
+    """Jobs over HTTP. They run as `asap scan` on the Ray cluster of the server."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    records: str
+    """Folder at s3:// for a small file about each job. All processes of the API share it, and no key may read it."""
+    keys: dict[str, JobRules] = {}
+    """Rules by the name of the key; those of `*` are for all others, and for callers of a server without keys."""
+    dashboard: str | None = None
+    """Address of the cluster's dashboard, which has Ray's Jobs API. None: the one that the cluster names."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if problem := prefix_problem(f"{self.records.removesuffix('/')}/"):
+            raise ValueError(f"records {self.records!r} {problem}")
+        for name, rules in self.keys.items():
+            if is_below(self.records, (*rules.inputs, *rules.outputs)):
+                raise ValueError(
+                    f"records {self.records!r} is below a prefix of {name!r}, whose jobs could read or write it. "
+                    "Choose a folder beside the prefixes."
+                )
+        if self.dashboard is not None and not re.fullmatch(r"https?://[^/@\s]+/?", self.dashboard):
+            raise ValueError(f"dashboard {self.dashboard!r} is not http://HOST:PORT")
+        return self
 
 
 class ServeSettings(BaseModel):
@@ -102,6 +157,8 @@ class ServeSettings(BaseModel):
     """Pairs a second that one key may send. A long text counts once for each pass of the model that it takes."""
     key_burst: int = Field(default=64, ge=1)
     """Pairs that one key may send at once after a pause."""
+    jobs: JobSettings | None = None
+    """Jobs over HTTP (docs/serving.md). With None, the routes of jobs answer 403."""
     audit_file: str | None = None
     """A file to which each process of the API appends a line of JSON for each request. With None: its stderr."""
 

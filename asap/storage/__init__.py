@@ -2,6 +2,7 @@
 
 location.py         names of files and folders
 names.py            the other ways to write one name
+prefixes.py         is an address below one of these prefixes?
 files.py            read, write, list, copy, download and delete; atomic writes
 objects.py          objects of S3: listings, and streams that survive broken bodies
 s3.py               the S3 client, the checks of a bucket, and a pyarrow file system over the client

@@ -11,7 +11,7 @@ import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from asap.errors import FetchFailed, ImageTooLarge, StorageError
 from asap.storage.encoding import decode_bytes, is_gzip
@@ -20,6 +20,7 @@ from asap.storage.files import exists
 from asap.storage.location import Location
 from asap.storage.names import other_forms
 from asap.storage.objects import address
+from asap.storage.prefixes import is_below, prefix_problem
 from asap.storage.s3 import s3_client
 
 _LONGEST_NAME = 120
@@ -41,6 +42,17 @@ class FetchSettings(BaseModel):
     """Seconds to wait for a connection."""
     read_timeout_s: float = Field(default=30, gt=0)
     """Seconds to wait for a response, or for more of its body."""
+    only_below: tuple[str, ...] | None = None
+    """Prefixes of S3 below which everything lies that is fetched. Anything else fails as `access_denied`, so that a
+    manifest cannot name what its owner may not read. None: there is no such limit."""
+
+    @field_validator("only_below")
+    @classmethod
+    def _check_prefixes(cls, prefixes: tuple[str, ...] | None) -> tuple[str, ...] | None:
+        for prefix in prefixes or ():
+            if problem := prefix_problem(prefix):
+                raise ValueError(f"only_below {prefix!r} {problem}")
+        return prefixes
 
 
 @dataclass(frozen=True)
@@ -88,6 +100,9 @@ def fetch(uri: str, max_bytes: int, settings: FetchSettings, byte_range: ByteRan
         FetchFailed: with the code not_found, access_denied, throttled, timeout or storage_error.
         ImageTooLarge: for more than `max_bytes`.
     """
+    if settings.only_below is not None and not is_below(uri, settings.only_below):
+        detail = f"{_short(uri)} is not below {' or '.join(settings.only_below)}, which is all that this job may read"
+        raise FetchFailed("access_denied", detail, retryable=False)
     try:
         return _fetch(uri, max_bytes, settings, byte_range)
     except FetchFailed as error:

@@ -17,10 +17,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+from asap.job_records.rows import results_file, results_files
 from asap.storage.location import Location
 from jobs.descriptions.engine import Failure, Outcome, Reply
 from jobs.scan.input.manifest import readable_text
-from jobs.scan.output.tally import results_file, results_files
 
 CLAIMED, AWAITED = "claimed", "awaited"
 """Answers to a claim: the caller describes it; another process does."""

@@ -13,13 +13,13 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from asap.job_records.json_rows import row_json
+from asap.job_records.rows import results_file, results_files
 from asap.storage.files import open_write, read_bytes, write_bytes
 from asap.storage.location import Location
 from jobs.annotate.known import key_of
 from jobs.annotate.rows import ANNOTATIONS, SCHEMA_VERSION
 from jobs.descriptions.settings import DescriptionSettings
-from jobs.scan.output.json_rows import row_json
-from jobs.scan.output.tally import results_file, results_files
 
 SUMMARY = "annotations.json"
 _ROWS_AT_ONCE = 2**12

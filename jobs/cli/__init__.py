@@ -13,6 +13,7 @@ annotate_tables.py    the plan and the summary of asap annotate in the terminal
 input_tables.py       what a scan would read, in the terminal
 ray_log.py            the log file for what Ray prints
 replica_log.py        the lines of JSON that a server's processes print
+requested.py          a command whose arguments strangers chose: run it, or only check it
 plan.py               asap plan
 scan.py               asap scan
 detect.py             asap detect

@@ -26,10 +26,11 @@ from jobs.ray_address import check_joining
 if TYPE_CHECKING:
     import pyarrow as pa
 
+    from asap.job_records.rows import RowFilter
+    from asap.job_records.status import JobStatus
     from asap.storage.location import Location
-    from jobs.control.result_query import Results, RowFilter
+    from jobs.control.result_query import Results
     from jobs.control.row_formats import Stream
-    from jobs.control.status import JobStatus
 
 _Job = Annotated[str, typer.Argument(metavar="JOB", help="Folder of a scan (OUT/JOB) or of a training run; or s3://.")]
 _Scan = Annotated[str, typer.Argument(metavar="JOB", help="Folder of a scan, OUT/JOB; or s3://.")]
@@ -40,10 +41,10 @@ _TABLE_ROWS = 50
 
 def status(job: _Job, as_json: _Json = False) -> None:
     """Show the state of a job: counts, speed, time left, process, and its last sign of life."""
+    from asap.job_records.status import read_status
     from asap.storage.location import Location
     from jobs.cli.display import print_plain
     from jobs.cli.job_tables import status_lines
-    from jobs.control.status import read_status
 
     found = read_status(Location.parse(job))
     if as_json:
@@ -58,10 +59,10 @@ def list_jobs(
     as_json: _Json = False,
 ) -> None:
     """List the jobs directly below a folder, the newest first."""
+    from asap.job_records.status import list_jobs as find
     from asap.storage.location import Location
     from jobs.cli.display import print_tables
     from jobs.cli.job_tables import jobs_table
-    from jobs.control.status import list_jobs as find
 
     found = find(Location.parse(out))
     if as_json:
@@ -86,9 +87,10 @@ def watch(
     It is 0 for a completed job, 1 for one that failed or died, 3 for one with more errors than allowed, 4 for an
     unfamiliar input, 130 for a cancelled job.
     """
+    from asap.job_records.status import exit_code
     from asap.storage.location import Location
     from jobs.cli.job_tables import status_line
-    from jobs.control.follow import exit_code, follow_job
+    from jobs.control.follow import follow_job
 
     def show(now: JobStatus) -> None:
         typer.echo(json.dumps(now.to_json()) if as_json else status_line(now))
@@ -108,9 +110,9 @@ def cancel(
     as_json: _Json = False,
 ) -> None:
     """Stop a job in an orderly way, from any machine. What was judged is written, and `asap resume` goes on."""
+    from asap.job_records.status import read_status
     from asap.storage.location import Location
     from jobs.control.follow import cancel_job
-    from jobs.control.status import read_status
 
     folder = Location.parse(job)
     had_ended = read_status(folder).has_ended
@@ -140,9 +142,9 @@ def resume(
     as_json: _Json = False,
 ) -> None:
     """Go on with a job that was stopped, with the settings of its own record."""
+    from asap.job_records.status import ANNOTATE, TRAIN, read_status
     from asap.storage.location import Location
     from jobs.control.restart import annotate_settings, needs_no_restart, scan_settings, train_settings
-    from jobs.control.status import ANNOTATE, TRAIN, read_status
 
     if address is not None:
         check_joining(address)
@@ -186,11 +188,11 @@ def errors(
     as_json: _Json = False,
 ) -> None:
     """Show the rows that failed, by error code, and which of them may succeed on another try."""
+    from asap.job_records.status import read_status
     from asap.storage.location import Location
     from jobs.cli.display import print_plain, print_tables
     from jobs.cli.job_tables import error_tables
     from jobs.control.result_query import Results, count_errors
-    from jobs.control.status import read_status
 
     results = Results(read_status(Location.parse(job)))
     counts = count_errors(results, code or (), limit)
@@ -253,13 +255,14 @@ def results(
     In a CSV, a text that a spreadsheet would run as a formula gets an apostrophe in front. Nested columns are JSON
     there, unless --flat is given.
     """
+    from asap.job_records.rows import RowFilter
+    from asap.job_records.status import read_status
     from asap.storage.files import open_write
     from asap.storage.location import Location
     from jobs.cli.display import print_tables
     from jobs.cli.job_tables import rows_table
-    from jobs.control.result_query import Results, RowFilter
+    from jobs.control.result_query import Results
     from jobs.control.row_formats import choose_format, write_rows
-    from jobs.control.status import read_status
 
     # Check the options before the store is asked.
     where = RowFilter(tuple(verdict or ()), tuple(type or ()), min_score, max_score, tuple(code or ()), tuple(id or ()))
@@ -299,8 +302,8 @@ def _choose_rows(
         where: The filter.
         flat: True for columns that are not nested.
     """
+    from asap.job_records.rows import choose_columns, nullable_schema
     from jobs.control.flat_rows import flat_columns, flat_schema, flatten
-    from jobs.control.result_query import choose_columns, nullable_schema
 
     schema = results.schema()
     flat_by_name = flat_columns(schema)
@@ -362,10 +365,10 @@ def report(
     as_json: _Json = False,
 ) -> None:
     """Print the address of a scan's report."""
+    from asap.job_records.status import ANNOTATE, TRAIN, read_status
     from asap.storage.files import exists
     from asap.storage.location import Location
     from jobs.control.removal import check_idle
-    from jobs.control.status import ANNOTATE, TRAIN, read_status
     from jobs.scan.output.report import write_report
 
     found = read_status(Location.parse(job))

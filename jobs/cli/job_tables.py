@@ -13,8 +13,8 @@ from jobs.cli.display import PLAIN_TABLE
 from jobs.cli.fitting import Fitted
 
 if TYPE_CHECKING:
+    from asap.job_records.status import JobStatus
     from jobs.control.result_query import ErrorCounts
-    from jobs.control.status import JobStatus
 
 _CELL_WIDTH = 60
 _NOTE_WIDTH = 1000
@@ -28,8 +28,8 @@ _WIDTHS = dict.fromkeys(_COPIED, _NOTE_WIDTH) | {"error_detail": 200}
 
 def status_lines(status: JobStatus) -> list[str]:
     """Return the status of a job as lines."""
+    from asap.job_records.status import format_duration
     from jobs.control.row_formats import cell_text
-    from jobs.control.status import format_duration
 
     lines = [f"{status.kind} {status.folder}: {status.state}"]
     if status.phase:
@@ -49,8 +49,8 @@ def status_lines(status: JobStatus) -> list[str]:
 
 def status_line(status: JobStatus) -> str:
     """Return the status of a job as one line, for those who follow it."""
+    from asap.job_records.status import format_duration
     from jobs.control.row_formats import cell_text
-    from jobs.control.status import format_duration
 
     is_working = not status.has_ended and not status.is_silent
     speed = f"{status.pairs_per_s:,.0f} pairs/s" if status.pairs_per_s and is_working else ""
@@ -72,8 +72,8 @@ def _counts(status: JobStatus) -> str:
 
 def jobs_table(jobs: Sequence[JobStatus]) -> Fitted:
     """Return jobs as a table."""
+    from asap.job_records.status import format_duration
     from jobs.control.row_formats import cell_text
-    from jobs.control.status import format_duration
 
     table = Table(**PLAIN_TABLE)
     for name, justify in (("job", "left"), ("kind", "left"), ("state", "left"), ("pairs", "right"), ("errors", "right"),

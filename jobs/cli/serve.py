@@ -6,7 +6,7 @@ import errno
 import socket
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -23,7 +23,7 @@ _Scopes = Annotated[
     list[str] | None,
     typer.Option(
         metavar="SCOPE",
-        help="With --new-key: what it may be used for, detect (default) or metrics. Repeat it for both.",
+        help="With --new-key: what it may be used for: detect (default), metrics, jobs or all-jobs. Can be repeated.",
     ),
 ]
 _WITHOUT_KEYS = (
@@ -102,7 +102,9 @@ def serve(
             typer.echo(f"{time.monotonic() - begin:6.1f} s  {step}", stderr)
 
         show_step("starting Ray")
-        with ray_running(log_to_driver=True):
+        # Jobs are submitted through the dashboard. It listens on loopback, on a free port.
+        dashboard: dict[str, Any] = {"include_dashboard": True, "dashboard_host": "127.0.0.1", "dashboard_port": 0}
+        with ray_running(log_to_driver=True, **(dashboard if settings.jobs else {})):
             _check_room(settings)
             print_json_lines_alone(stderr)
             run(application, settings, announce, announce_stop, show_step)

@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 import typer
 
 from asap.errors import ConfigError
+from asap.submission.entrypoint import new_submission_id
+from asap.submission.token import find_token
 from jobs.cli.options import checks_only
 from jobs.errors import EXIT_STOPPED
 from jobs.ray_address import DASHBOARD_PORT, dashboard_url
-from jobs.submit.entrypoint import new_submission_id
 from jobs.submit.shared_paths import check_whole
-from jobs.submit.token import find_token
 
 if TYPE_CHECKING:
     from jobs.submit.job_server import JobServer

@@ -15,9 +15,9 @@ from rich.console import Console, RenderableType
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.text import Text
 
+from asap.job_records.status import format_duration
 from asap.training.objective import LOSS_NAMES
 from jobs.cli.display import print_plain
-from jobs.control.status import format_duration
 
 _LINE_EVERY_S = 5.0
 """Fewest seconds between two lines of the same count."""

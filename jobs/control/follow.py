@@ -6,33 +6,17 @@ process, whatever the clocks of the machines say.
 
 from __future__ import annotations
 
-import json
-import os
-import socket
 import time
 from collections.abc import Callable
-from datetime import UTC, datetime
 
 from asap.errors import StorageError
-from asap.storage.files import delete_file, write_bytes
+from asap.job_records.record import CANCEL, request_cancel
+from asap.job_records.status import JobStatus, find_status, format_duration, read_status
+from asap.storage.files import delete_file
 from asap.storage.location import Location
-from jobs.control.status import JobStatus, find_status, format_duration, read_status
-from jobs.errors import EXIT_STOPPED, EXIT_TOO_MANY_ERRORS, EXIT_UNFAMILIAR, JobError
-from jobs.heartbeat import CANCEL
+from jobs.errors import JobError
 
 _POLL_S = 1.0
-_EXIT_CODES = {"completed": 0, "unfamiliar": EXIT_UNFAMILIAR, "cancelled": EXIT_STOPPED}
-
-
-def exit_code(status: JobStatus) -> int:
-    """Return the exit code of the command whose job has ended."""
-    total = status.counts.get("total")
-    if status.state == "completed" and total and status.counts.get("errors") == total:
-        return 1  # a scan whose pairs all fail is a failure
-    allowed = status.record.get("settings", {}).get("max_error_rate", 1)
-    if status.state == "completed" and status.counts.get("errors", 0) > allowed * (total or 0):
-        return EXIT_TOO_MANY_ERRORS
-    return _EXIT_CODES.get(status.state, 1)
 
 
 def follow_job(
@@ -105,8 +89,7 @@ def cancel_job(folder: Location, *, wait_s: float = 60, notify: Callable[[str], 
             f"{folder} cannot be cancelled through its folder: {status.process} does not look for requests. Stop the "
             "command itself, with Ctrl-C or SIGTERM."
         )
-    request = {"host": socket.gethostname(), "pid": os.getpid(), "at": datetime.now(UTC).isoformat(timespec="seconds")}
-    write_bytes(folder / CANCEL, json.dumps(request).encode())
+    request_cancel(folder)
     notify(f"waiting up to {format_duration(wait_s)} until {status.process} has stopped")
     dead_after_s = float((status.record.get("settings") or {}).get("stale_after_s", 12))
     asked_s = moved_s = time.monotonic()

@@ -8,13 +8,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 from asap.errors import StorageError
+from asap.job_records.record import read_record, read_sign
+from asap.job_records.status import REPOLICY, TRAIN, JobStatus, find_status, read_status
 from asap.storage.failures import storage_errors
 from asap.storage.files import delete_file, delete_folder, is_empty, list_files, list_folders
 from asap.storage.location import Location
-from jobs.control.status import REPOLICY, TRAIN, JobStatus, find_status, read_status
 from jobs.errors import JobError, JobInUse
-from jobs.heartbeat import read_sign, wait_until_still
-from jobs.scan.output.job_folder import read_record, wait_until_free
+from jobs.heartbeat import wait_until_still
+from jobs.scan.output.job_folder import wait_until_free
 from jobs.train.run_folder.folder import RunFolder
 
 

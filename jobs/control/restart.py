@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from asap.errors import ConfigError
+from asap.job_records.status import TRAIN, JobStatus
 from asap.storage.files import read_bytes
-from jobs.control.status import TRAIN, JobStatus
 from jobs.scan.output.job_folder import is_finished
 
 if TYPE_CHECKING:

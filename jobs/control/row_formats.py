@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from asap.errors import ConfigError, printable
-from jobs.scan.output.json_rows import row_json
+from asap.job_records.json_rows import row_json
 
 FORMATS = ("table", "json", "jsonl", "csv", "parquet")
 _FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n", "＝", "＋", "－", "＠")

@@ -25,6 +25,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from asap.errors import ConfigError, StorageError
+from asap.job_records.record import RESULTS_ENTRY, read_record, results_folder
+from asap.job_records.rows import results_file, results_files
 from asap.policy import Policy, apply_policy
 from asap.storage.failures import storage_errors
 from asap.storage.files import copy_file, delete_file, delete_folder, list_files, write_bytes
@@ -35,18 +37,9 @@ from jobs.policy.changes import Changes
 from jobs.policy.files import read_policy
 from jobs.scan.input.manifest import readable_text
 from jobs.scan.output.completeness import count_rows
-from jobs.scan.output.job_folder import (
-    RESULTS_ENTRY,
-    Job,
-    fail,
-    is_finished,
-    read_record,
-    results_folder,
-    wait_until_free,
-)
+from jobs.scan.output.job_folder import Job, fail, is_finished, wait_until_free
 from jobs.scan.output.report import write_report
 from jobs.scan.output.summary import read_summary, write_outcome
-from jobs.scan.output.tally import results_file, results_files
 from jobs.scan.stages.result_rows import RESULT_SCHEMA, RESULTS
 
 Watch = Callable[[str, int, int], None]

@@ -22,12 +22,12 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from asap.job_records.rows import results_file, results_files
 from asap.labels import FLAGGED
 from asap.storage.files import delete_folder
 from asap.storage.location import Location
 from jobs.scan.input.manifest import write_tables
 from jobs.scan.output.completeness import RowSet, rows_within
-from jobs.scan.output.tally import results_file, results_files
 from jobs.scan.retry import RETRYABLE, Outcomes
 from jobs.scan.stages.result_rows import CAPTION_ERROR, RESULTS, write_table
 

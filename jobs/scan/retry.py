@@ -20,11 +20,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from asap.job_records.rows import results_file, results_files
 from asap.storage.files import delete_folder
 from asap.storage.location import Location
 from jobs.scan.input.manifest import write_tables
 from jobs.scan.output.completeness import Ids, RowSet, repair_results, rows_within
-from jobs.scan.output.tally import results_file, results_files
 from jobs.scan.stages.result_rows import RESULTS, write_table
 from jobs.scan.stages.row_shape import RowShape
 

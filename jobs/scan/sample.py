@@ -15,10 +15,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from asap.job_records.rows import results_file, results_files
 from asap.limits import Limits
 from asap.storage.files import list_files, open_seekable
 from asap.storage.location import Location
-from jobs.scan.output.tally import results_file, results_files
 
 SAMPLE = 200
 """Pairs that a sample holds. An input of no more is scanned whole."""

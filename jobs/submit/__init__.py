@@ -2,7 +2,5 @@
 
 run.py           submit a command, follow its log, stop it
 job_server.py    the Jobs API of a cluster, with errors that say what to do
-token.py         the token of a cluster, where Ray looks for it
-entrypoint.py    the shell command and the environment with which Ray runs a command
 shared_paths.py  local paths of a command
 """

@@ -1,9 +1,8 @@
 """The Jobs API of a cluster, with errors that come within seconds and say what to do.
 
 Ray's client waits for an answer without end, lets RAY_ADDRESS replace the address that it is given, and sends a token
-only in token mode. Here each request has a time limit, and address and token are those that were found. The library
-`requests` would put a password of ~/.netrc in the token's place, also at an address that it is redirected to. Here it
-reads none and follows no redirection.
+only in token mode. Here each request has a time limit, and address and token are those that were found
+(`asap.submission.connection`).
 """
 
 from __future__ import annotations
@@ -13,16 +12,16 @@ import os
 from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
-from urllib.parse import urlsplit
 
 import ray
 import requests
 from ray.job_submission import JobSubmissionClient
 
+from asap.submission.connection import failure_reason, request_limits
+from asap.submission.token import HOW_TO_GIVE, Token
 from jobs.errors import JobError, JobUnknown
-from jobs.submit.token import HOW_TO_GIVE, Token
 
-_CONNECT_S, _ANSWER_S = 5.0, 20.0
+_ANSWER_S = 20.0
 _SUBMIT_S = 180.0
 """Seconds that the first submission may take, for which the cluster starts its job manager."""
 _OVERRIDES = ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS")
@@ -62,8 +61,9 @@ class JobServer:
                 raise  # nothing was sent
             except requests.RequestException as error:
                 raise JobError(
-                    f"the dashboard at {self.url} did not answer the submission: {_reason(error)}. Job {submission_id} "
-                    f"may run: look with {logs_command(self.url, submission_id)} before you submit again."
+                    f"the dashboard at {self.url} did not answer the submission: {failure_reason(error)}. Job "
+                    f"{submission_id} may run: look with {logs_command(self.url, submission_id)} before you submit "
+                    "again."
                 ) from error
 
     def info(self, submission_id: str) -> Any:
@@ -86,7 +86,9 @@ class JobServer:
         try:
             yield
         except requests.RequestException as error:
-            raise JobError(f"the dashboard at {self.url} does not answer: {_reason(error)}. Try again.") from error
+            raise JobError(
+                f"the dashboard at {self.url} does not answer: {failure_reason(error)}. Try again."
+            ) from error
         except (RuntimeError, ValueError, ConnectionError, ray.exceptions.AuthenticationError) as error:
             if submission_id and "does not exist" in str(error):
                 raise JobUnknown(
@@ -103,20 +105,20 @@ def logs_command(url: str, submission_id: str) -> str:
 
 
 class _Client(JobSubmissionClient):  # type: ignore[misc, unused-ignore]
-    """Ray's client with the arguments of `_limits`, which it passes on to `requests`."""
+    """Ray's client with the arguments of `request_limits`, which it passes on to `requests`."""
 
     def _do_request(self, method: str, endpoint: str, **options: Any) -> Any:
-        limits = _limits(self._address, _SUBMIT_S if method == "POST" else _ANSWER_S)
+        limits = request_limits(self._address, _SUBMIT_S if method == "POST" else _ANSWER_S)
         return super()._do_request(method, endpoint, **(limits | options))
 
 
 def _check_dashboard(url: str, headers: Mapping[str, str], token: Token | None) -> None:
     try:
         # The limits have a timeout.
-        answer = requests.get(f"{url}/api/version", headers=headers, **_limits(url, _ANSWER_S))  # noqa: S113
+        answer = requests.get(f"{url}/api/version", headers=headers, **request_limits(url, _ANSWER_S))  # noqa: S113
     except requests.RequestException as error:
         raise JobError(
-            f"no Ray dashboard answers at {url}: {_reason(error)}. Start the cluster, open the tunnel to it "
+            f"no Ray dashboard answers at {url}: {failure_reason(error)}. Start the cluster, open the tunnel to it "
             "(`ray dashboard cluster.yaml`), or correct --address."
         ) from error
     if token and answer.status_code in (requests.codes.unauthorized, requests.codes.forbidden):
@@ -134,28 +136,6 @@ def _check_dashboard(url: str, headers: Mapping[str, str], token: Token | None) 
             f"the cluster at {url} runs Ray {version}, and this asap has Ray {ray.__version__}. Install the same asap "
             "on both, from the same lock file."
         )
-
-
-def _limits(url: str, answer_s: float) -> dict[str, Any]:
-    """Return the arguments of `requests` that limit the time, and the places that a request and its token go to."""
-    host = urlsplit(url).hostname or ""
-    is_here = host in ("localhost", "::1") or host.startswith("127.")
-    # An `auth` of any kind keeps `requests` from reading ~/.netrc. This one leaves the headers as they are.
-    limits = {"timeout": (_CONNECT_S, answer_s), "auth": lambda request: request, "allow_redirects": False}
-    return limits | ({"proxies": {"no_proxy": host}} if is_here else {})
-
-
-def _reason(error: requests.RequestException) -> str:
-    """Return why a request failed, in words. The messages of `requests` hold objects and addresses of memory."""
-    if isinstance(error, requests.Timeout):
-        return "no answer in time"
-    cause: BaseException | None = error
-    while cause is not None:
-        if isinstance(cause, OSError) and cause.strerror:
-            return cause.strerror
-        reason = cause.args[0] if cause.args else None
-        cause = getattr(reason, "reason", None) or (reason if isinstance(reason, BaseException) else cause.__context__)
-    return type(error).__name__
 
 
 @contextmanager

@@ -13,8 +13,8 @@ from collections.abc import AsyncIterator, Callable, Sequence
 
 import aiohttp
 
+from asap.submission.entrypoint import STOP_ENVIRONMENT, shell_command
 from jobs.errors import EXIT_STOPPED, JobError, JobUnknown
-from jobs.submit.entrypoint import STOP_ENVIRONMENT, shell_command
 from jobs.submit.job_server import JobServer, logs_command
 
 _LOOK_S = 5.0

@@ -16,13 +16,14 @@ from types import TracebackType
 from typing import Any, Self
 
 from asap.errors import StorageError
+from asap.job_records.record import CANCEL, ENDS, SIGN, read_sign
 from asap.storage.files import delete_file, exists, read_json, write_bytes
 from asap.storage.location import Location
 from jobs.cluster import describe_waits
 from jobs.errors import JobFailed, JobInUse
-from jobs.heartbeat import CANCEL, SIGN, Heartbeat, read_sign, wait_until_still
+from jobs.heartbeat import Heartbeat, wait_until_still
 from jobs.stall import StallWatch
-from jobs.states import ENDS, STALLED, JobStates, end_state, reason_of
+from jobs.states import STALLED, JobStates, end_state, reason_of
 from jobs.stops import Background
 from jobs.train.events import OnEvent
 from jobs.train.run_folder.folder import RunFolder

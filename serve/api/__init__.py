@@ -5,6 +5,8 @@ capacity.py       admission: the concurrency limit, and what is in use, in total
 body.py           reading a body within the limits
 callers/          keys, their rates, and who may call without one
 routes.py         create_app, and the routes
+job_routes.py     the routes of jobs
+deadline.py       the deadline of a request
 requests.py       a form or JSON becomes a PairRequest
 forms.py          the parts of a form, and the encoding of its text
 remote_images.py  pictures at s3:// and https:// addresses

@@ -9,6 +9,8 @@ from starlette.types import Message, Receive, Scope
 
 from serve.api.capacity import Capacity, Usage
 from serve.errors import Refused
+from serve.job_schemas import MAX_JOB_BYTES
+from serve.settings import ServeSettings
 
 
 class Body:
@@ -32,7 +34,7 @@ class Body:
     ) -> None:
         settings = capacity.settings
         self._receive, self._capacity, self._key_name, self._gated = receive, capacity, key_name, gated
-        self._most = settings.max_batch_bytes if scope["path"].endswith("/batch") else settings.max_body_bytes
+        self._most = _most_bytes(scope["path"], settings)
         declared = dict(scope["headers"]).get(b"content-length", b"")
         # Longer numbers are not parsed: int() takes quadratic time.
         self._declared = int(declared) if declared.isdigit() and len(declared) < 20 else 0
@@ -106,3 +108,10 @@ class Body:
 
 def _too_large(most: int) -> Refused:
     return Refused(413, "too_large", f"the body has more than {most} bytes, which is the limit")
+
+
+def _most_bytes(path: str, settings: ServeSettings) -> int:
+    """Return the bytes that a body of a route may have."""
+    if path.startswith("/v1/jobs"):
+        return MAX_JOB_BYTES
+    return settings.max_batch_bytes if path.endswith("/batch") else settings.max_body_bytes

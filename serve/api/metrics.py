@@ -44,6 +44,7 @@ class Metrics:
             "asap_key_requests", "Requests by key and status", ["key", "status"], registry=self.registry
         )
         self.key_pairs = Counter("asap_key_pairs", "Judged pairs by key", ["key"], registry=self.registry)
+        self.key_jobs = Counter("asap_key_jobs", "Submitted jobs by key", ["key"], registry=self.registry)
         self.key_reloads = Counter(
             "asap_key_reloads", "Attempts to read the changed file of keys", ["result"], registry=self.registry
         )

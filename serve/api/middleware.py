@@ -12,7 +12,7 @@ from typing import Any
 from fastapi.middleware.cors import CORSMiddleware
 from fastapi.responses import JSONResponse
 from starlette.datastructures import Headers
-from starlette.requests import ClientDisconnect
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -52,6 +52,8 @@ class Trace:
     key_name: str | None = None
     pairs: list[dict[str, Any]] = field(default_factory=list)
     """SHA-256, verdict and timings of each pair, or its error code; its redacted address, and its id in a batch."""
+    job: str | None = None
+    """The id of the job that the request is about."""
     is_replayed: bool = False
     """True if the response was kept from a former request with the same `Idempotency-Key`."""
     headers: dict[str, str] = field(default_factory=dict)
@@ -146,6 +148,7 @@ class RequestMiddleware:
                     "replayed": trace.is_replayed,
                     "pairs": trace.pairs,
                 }
+                | ({"job": trace.job} if trace.job else {})
             )
 
 
@@ -192,6 +195,12 @@ class _Response:
         elif self._is_head:
             message = {**message, "body": b""}
         await self._send(message)
+
+
+def trace_of(request: Request) -> Trace:
+    """Return the trace of a request."""
+    trace: Trace = request.state.trace
+    return trace
 
 
 def _check_host(scope: Scope) -> None:

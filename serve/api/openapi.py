@@ -6,7 +6,8 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from serve.schemas import EXAMPLE_TEXT, BatchPair, BatchRequest, DetectRequest
+from serve.job_schemas import JobRequest
+from serve.schemas import EXAMPLE_TEXT, BatchPair, BatchRequest, DetectRequest, ErrorResponse
 
 _SCHEMAS = "#/components/schemas/"
 _FORM = "DetectForm"
@@ -55,6 +56,23 @@ _ERROR = {
     "request_id": "6f1c2b9e4d7a4f0f9f0d3c5b8a7e6d21",
 }
 ERROR_EXAMPLE = {"error": _ERROR}
+_JOB_FOLDER = "s3://scans/desk/may"
+_JOB = {
+    "id": "0f1e2d3c4b5a69788796a5b4", "folder": _JOB_FOLDER, "key": "desk", "created": "2027-02-01T09:00:00Z",
+    "state": "submitted", "counts": {}, "phase": None, "phase_counts": {}, "pairs_per_s": None, "left_s": None,
+    "runs": 0, "heartbeat": None, "silent": False, "exit_code": None, "error": None, "note": None, "model_id": None,
+    "policy_id": None, "settings": {"input": "s3://pictures/may.jsonl", "out": "s3://scans/desk", "job": "may"},
+    "files": {
+        "results": f"{_JOB_FOLDER}/results", "errors": f"{_JOB_FOLDER}/errors.jsonl",
+        "flagged": f"{_JOB_FOLDER}/flagged.jsonl", "unfamiliar": f"{_JOB_FOLDER}/unfamiliar.jsonl",
+        "summary": f"{_JOB_FOLDER}/summary.json", "report": f"{_JOB_FOLDER}/report/index.html",
+    },
+}  # fmt: skip
+_RUNNING = {
+    "state": "running", "counts": {"done": 1200, "total": 2400, "errors": 3, "flagged": 31, "unfamiliar": 8},
+    "pairs_per_s": 20.0, "left_s": 60.0, "runs": 1, "heartbeat": "2027-02-01T09:01:20Z",
+    "model_id": "asap-demo@0123456789ab", "policy_id": "0123456789ab",
+}  # fmt: skip
 _EXAMPLES: dict[str, dict[str, Any]] = {
     "detect": _DETECTION,
     "detect_batch": {
@@ -80,15 +98,37 @@ _EXAMPLES: dict[str, dict[str, Any]] = {
         "max_text_chars": 20000, "min_text_read": 0.5, "max_body_bytes": 22675157, "max_batch_items": 32,
         "max_batch_bytes": 67108864, "deadline_s": 30.0, "idempotency_s": 600.0, "uri_prefixes": ["s3://pictures/"],
         "max_uri_chars": 2048,
+        "jobs": {
+            "inputs": ["s3://pictures/"], "outputs": ["s3://scans/desk/"], "models": ["demo"], "max_under_way": 2,
+            "max_bytes": 65536,
+        },
         "key": {
-            "name": "desk", "scopes": ["detect"], "expires": "2027-03-01T00:00:00Z", "pairs_per_second": 20.0,
+            "name": "desk", "scopes": ["detect", "jobs"], "expires": "2027-03-01T00:00:00Z", "pairs_per_second": 20.0,
             "burst": 64, "remaining": 63, "reset_s": 0.05,
         },
     },
+    "submit_job": _JOB,
+    "list_jobs": {"jobs": [_JOB]},
+    "show_job": _JOB | _RUNNING,
+    "cancel_job": _JOB | _RUNNING,
     "healthz": {"status": "ok"},
     "readyz": {"status": "ok"},
 }  # fmt: skip
 """A response of each operation that answers with JSON. The values are invented."""
+
+
+_STATUSES = {
+    400: "The picture or the text cannot be read", 401: "No key, or an unknown or expired one", 403: "Not allowed",
+    404: "There is no such job",
+    405: "The route has other methods", 408: "The body did not arrive within the deadline",
+    409: "The same request is in progress, or the job does not allow it", 413: "Too large, however often it is sent",
+    415: "Neither multipart/form-data nor application/json, or compressed", 422: "A field is missing or wrong",
+    429: "Too many requests; Retry-After says when to come back", 500: "The server failed",
+    503: "Loading, shutting down, or without its cluster or store", 504: "Not done within the deadline",
+}  # fmt: skip
+ERRORS: dict[int | str, dict[str, Any]] = {
+    status: {"model": ErrorResponse, "description": description} for status, description in _STATUSES.items()
+}
 
 
 def _header(description: str, kind: str = "integer") -> dict[str, Any]:
@@ -123,7 +163,7 @@ def complete(document: dict[str, Any], *, needs_key: bool) -> None:
         needs_key: True if the server has keys. Otherwise a key is optional: the server answers its own machine.
     """
     components = document["components"]
-    for model in (DetectRequest, BatchPair, BatchRequest):
+    for model in (DetectRequest, BatchPair, BatchRequest, JobRequest):
         components["schemas"][model.__name__] = model.model_json_schema()
     # Each item is validated on its own, so that a malformed one does not affect the others.
     components["schemas"][BatchRequest.__name__]["properties"]["items"]["items"] = _ref(BatchPair)
@@ -154,13 +194,20 @@ def complete(document: dict[str, Any], *, needs_key: bool) -> None:
     for operations in document["paths"].values():
         for operation in operations.values():
             if example := _EXAMPLES.get(operation["operationId"]):
-                operation["responses"]["200"]["content"]["application/json"]["example"] = example
+                success_of(operation)["content"]["application/json"]["example"] = example
     for path, operations in document["paths"].items():
         if path not in _WITHOUT_KEY:
             for operation in operations.values():
                 operation["security"] = [{_SCHEME: []}] if needs_key else [{_SCHEME: []}, {}]
                 for status, response in operation["responses"].items():
-                    response["headers"] = _RATES | (_RETRY_AFTER if status in _RETRIED else {})
+                    own = response.get("headers", {})
+                    response["headers"] = own | _RATES | (_RETRY_AFTER if status in _RETRIED else {})
+
+
+def success_of(operation: dict[str, Any]) -> dict[str, Any]:
+    """Return the description of the response of an operation that succeeds."""
+    responses: dict[str, dict[str, Any]] = operation["responses"]
+    return responses[min(responses)]
 
 
 def _ref(model: type[BaseModel]) -> dict[str, str]:

@@ -8,7 +8,7 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader
 
-from serve.api.openapi import ERROR_EXAMPLE
+from serve.api.openapi import ERROR_EXAMPLE, success_of
 from serve.errors import MEANINGS
 
 _TEMPLATES = Environment(loader=PackageLoader("serve", "page"), autoescape=True, trim_blocks=True, lstrip_blocks=True)
@@ -23,8 +23,8 @@ def reference_page(openapi: dict[str, Any]) -> str:
             "path": path,
             "method": method.upper(),
             "anchor": f"{method}{path.replace('/', '-')}",
-            "commands": list(_commands(path, operation, schemas)),
-            "success": operation["responses"]["200"],
+            "commands": list(_commands(method, path, operation, schemas)),
+            "success": success_of(operation),
         }
         for path, methods in openapi["paths"].items()
         for method, operation in methods.items()
@@ -40,7 +40,7 @@ def reference_page(openapi: dict[str, Any]) -> str:
     )
 
 
-def _commands(path: str, operation: dict[str, Any], schemas: dict[str, Any]) -> list[str]:
+def _commands(method: str, path: str, operation: dict[str, Any], schemas: dict[str, Any]) -> list[str]:
     """Return a command of curl for each kind of body that an operation takes, or the only one."""
     command = ["curl", f"http://127.0.0.1:8000{path}"]
     # A server without keys needs none, and its document says so by an empty alternative.
@@ -59,7 +59,8 @@ def _commands(path: str, operation: dict[str, Any], schemas: dict[str, Any]) -> 
         else:
             sent = [part for name, value in example.items() for part in ("-F", shlex.quote(f"{name}={value}"))]
         commands.append(" ".join([*command, *sent]))
-    return commands or [" ".join(command)]
+    without_body = [*command, "-X", "POST"] if method == "post" else command  # curl sends a body as POST by itself
+    return commands or [" ".join(without_body)]
 
 
 def _name_of(schema: dict[str, Any]) -> str:

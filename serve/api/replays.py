@@ -9,9 +9,9 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Callable
-from typing import NamedTuple, TypeVar
+from typing import Annotated, NamedTuple, TypeVar
 
-from fastapi import Request, Response
+from fastapi import Header, Request, Response
 
 from serve.api.middleware import Trace
 from serve.errors import Refused
@@ -25,8 +25,26 @@ OVERHEAD_BYTES = 500
 """Bytes that CPython takes for a kept response beside its characters, rounded."""
 HEADER = "Idempotency-Key"
 _Result = TypeVar("_Result", Detection, BatchResponse)
+IdempotencyKey = Annotated[
+    str | None,
+    Header(
+        alias=HEADER,
+        min_length=1,
+        max_length=255,
+        pattern="^[!-~]+$",
+        description="A name for this request, such as a random UUID. If it is sent again with the same name within "
+        f"{KEPT_S} s, it gets the first response again, and its pairs are neither judged nor charged once more.",
+    ),
+]
+"""The header `Idempotency-Key` of a request."""
 Name = tuple[str | None, str, str | None, str]
 """The name of the caller's key, the path, the value of `evidence`, and the `Idempotency-Key`."""
+
+
+def check_given_once(request: Request) -> None:
+    """Raise `Refused` (422) for a request with two names."""
+    if len(request.headers.getlist(HEADER)) > 1:
+        raise Refused(422, "invalid_field", f"{HEADER}: the header is given twice", param=HEADER)
 
 
 class _Kept(NamedTuple):
@@ -70,8 +88,7 @@ class Replays:
         """
         if key is None:
             return (await detect())[0]
-        if len(request.headers.getlist(HEADER)) > 1:
-            raise Refused(422, "invalid_field", f"{HEADER}: the header is given twice", param=HEADER)
+        check_given_once(request)
         trace: Trace = request.state.trace
         # Not the query as it was sent: `?&&&&` says the same as none, at any length.
         name = (trace.key_name, request.url.path, request.query_params.get("evidence"), key)

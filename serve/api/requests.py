@@ -6,7 +6,7 @@ import asyncio
 import base64
 import hashlib
 import json
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Collection, Iterable
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -16,6 +16,7 @@ from pydantic import BaseModel, ValidationError
 from asap.preprocessing.words import estimate_passes
 from serve.api.forms import max_bytes_of, read_form
 from serve.errors import Refused
+from serve.job_schemas import JobRequest
 from serve.schemas import MAX_CUSTOM_ID, BatchPair, BatchRequest, DetectRequest
 from serve.settings import ServeSettings
 
@@ -85,6 +86,12 @@ class RequestReader:
         if _content_type(request) != "application/json":
             raise Refused(415, "unsupported_media_type", "send application/json")
         return await asyncio.to_thread(self._parse_batch, await request.body())
+
+    async def read_job(self, request: Request) -> JobRequest:
+        """Read a request for a job from JSON. Raises `Refused`."""
+        if _content_type(request) != "application/json":
+            raise Refused(415, "unsupported_media_type", "send application/json")
+        return _validated(JobRequest, self._parse_json(await request.body(), 1))
 
     def _parse_pair(self, body: bytes) -> PairRequest:
         return self._pair_of(_validated(DetectRequest, self._parse_json(body, 1)))
@@ -191,15 +198,20 @@ def _decode_base64(encoded: str) -> bytes:
         raise Refused(400, "base64_invalid", message, param="image") from None
 
 
-def known_query(*names: str) -> Callable[[Request], Awaitable[None]]:
-    """Return a dependency that refuses a query with another field, or with a field given twice (422)."""
+def known_query(*names: str, repeated: Collection[str] = ()) -> Callable[[Request], Awaitable[None]]:
+    """Return a dependency that refuses a query with another field, or with a field given twice (422).
+
+    Args:
+        names: The fields that a query may have.
+        repeated: Those that may be given several times.
+    """
 
     async def check(request: Request) -> None:
         sent = [name for name, _ in request.query_params.multi_items()]
         if unknown := [name[:_SHOWN_CHARS] for name in sent if name not in names]:
             message = f"{unknown[0]}: the query may not have this field"
             raise Refused(422, "invalid_field", message, param=unknown[0])
-        _check_not_doubled(_first_doubled(sent))
+        _check_not_doubled(_first_doubled(name for name in sent if name not in repeated))
 
     return check
 

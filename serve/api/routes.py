@@ -1,4 +1,4 @@
-"""The HTTP API: the application and its routes. It calls a `Service` and knows nothing of Ray."""
+"""The HTTP API: the application and its routes. It calls a `Service` and a `JobDesk`, and knows nothing of Ray."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcon
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from fastapi import APIRouter, Depends, FastAPI, Header, Query, Request, Response
+from fastapi import APIRouter, Depends, FastAPI, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import FileResponse, HTMLResponse
 from prometheus_client import CONTENT_TYPE_LATEST
@@ -28,22 +28,35 @@ from serve.api.callers.current_keys import CurrentKeys
 from serve.api.callers.keys import Keyring
 from serve.api.callers.rates import RATE_HEADERS
 from serve.api.capacity import Capacity, ConcurrencyLimit
+from serve.api.deadline import deadline, loop_time
+from serve.api.job_routes import JobRoutes
 from serve.api.metrics import Metrics, exposition
-from serve.api.middleware import CrossOrigin, RequestMiddleware, Trace, as_refused, error_body, error_response
-from serve.api.openapi import body_of, complete
+from serve.api.middleware import (
+    CrossOrigin,
+    RequestMiddleware,
+    Trace,
+    as_refused,
+    error_body,
+    error_response,
+    trace_of,
+)
+from serve.api.openapi import ERRORS, body_of, complete
 from serve.api.reference import reference_page
 from serve.api.remote_images import fetch_remote_image, redacted
-from serve.api.replays import HEADER, KEPT_S, Replays
+from serve.api.replays import HEADER, KEPT_S, IdempotencyKey, Replays
 from serve.api.requests import BatchEntry, PairRequest, RequestReader, invalid_field, known_query
 from serve.errors import Refused, refusal
 from serve.inference.service import Service, Timings
+from serve.job_schemas import JobLimits
+from serve.jobs.cluster import Cluster, RayCluster
+from serve.jobs.desk import JobDesk
+from serve.jobs.rules import limits_of, rules_of
 from serve.schemas import (
     BatchItem,
     BatchRequest,
     BatchResponse,
     Detection,
     DetectRequest,
-    ErrorResponse,
     Health,
     ModelList,
     ServerLimits,
@@ -61,35 +74,19 @@ _LIMITS = (
 """Settings that /v1/limits shows."""
 _TRANSIENT = (429, 500, 503, 504)
 """Statuses of a pair that may have another one a second time."""
-_STATUSES = {
-    400: "The picture or the text cannot be read", 401: "No key, or an unknown or expired one", 403: "Not allowed",
-    405: "The route has other methods", 408: "The body did not arrive within the deadline",
-    409: "The same request is in progress", 413: "Too large, however often it is sent",
-    415: "Neither multipart/form-data nor application/json, or compressed", 422: "A field is missing or wrong",
-    429: "Too many requests; Retry-After says when to come back", 500: "The server failed",
-    503: "Loading, or shutting down", 504: "Not done within the deadline",
-}  # fmt: skip
-_ERRORS: dict[int | str, dict[str, Any]] = {
-    status: {"model": ErrorResponse, "description": description} for status, description in _STATUSES.items()
-}
-_IdempotencyKey = Annotated[
-    str | None,
-    Header(
-        alias=HEADER,
-        min_length=1,
-        max_length=255,
-        pattern="^[!-~]+$",
-        description="A name for this request, such as a random UUID. If it is sent again with the same name within "
-        f"{KEPT_S} s, it gets the first response again, and its pairs are neither judged nor charged once more.",
-    ),
-]
 _Evidence = Annotated[
     Literal["image"] | None,
     Query(description="If it is `image`, the response contains the picture with the box drawn on it."),
 ]
 
 
-def create_app(settings: ServeSettings, service: Service, keyring: Keyring, metrics: Metrics | None = None) -> FastAPI:
+def create_app(
+    settings: ServeSettings,
+    service: Service,
+    keyring: Keyring,
+    metrics: Metrics | None = None,
+    cluster: Cluster | None = None,
+) -> FastAPI:
     """Return the application around a service. Without keys it answers only this machine.
 
     Args:
@@ -97,6 +94,7 @@ def create_app(settings: ServeSettings, service: Service, keyring: Keyring, metr
         service: Detects pairs. It is closed when the application ends.
         keyring: The keys of the callers.
         metrics: Counters of this process; new ones by default.
+        cluster: Runs jobs; by default it is the Ray cluster of this process.
     """
     metrics = metrics or Metrics(deadline_s=settings.deadline_s)
 
@@ -113,7 +111,10 @@ def create_app(settings: ServeSettings, service: Service, keyring: Keyring, metr
     )  # fmt: skip
     app.include_router(_open_routes(app, service))
     keys = CurrentKeys(keyring, settings.keys_file, metrics.count_reload)
-    app.include_router(DetectionRoutes(settings, service, keys, metrics).router)
+    callers = Callers(settings, keys)
+    app.include_router(DetectionRoutes(settings, service, callers, metrics).router)
+    desk = JobDesk(settings.jobs, cluster or RayCluster(settings.jobs.dashboard if settings.jobs else None))
+    app.include_router(JobRoutes(settings, desk, callers, metrics).router)
     app.mount("/page", StaticFiles(directory=_PAGE), name="page")
     complete(app.openapi(), needs_key=keys.are_needed)
     for kind, handler in _HANDLERS.items():
@@ -149,7 +150,7 @@ def _open_routes(app: FastAPI, service: Service) -> APIRouter:
     async def healthz() -> Health:
         return Health()
 
-    @router.get("/readyz", summary="Check that the server can process a pair now", responses={503: _ERRORS[503]})
+    @router.get("/readyz", summary="Check that the server can process a pair now", responses={503: ERRORS[503]})
     async def readyz() -> Health:
         await service.check()
         return Health()
@@ -160,22 +161,22 @@ def _open_routes(app: FastAPI, service: Service) -> APIRouter:
 class DetectionRoutes:
     """The routes that detect pairs or show data. They need a key if the server has keys."""
 
-    def __init__(self, settings: ServeSettings, service: Service, keys: CurrentKeys, metrics: Metrics) -> None:
+    def __init__(self, settings: ServeSettings, service: Service, callers: Callers, metrics: Metrics) -> None:
         self._settings = settings
         self._service = service
-        self._callers = Callers(settings, keys)
+        self._callers = callers
         self._reader = RequestReader(settings)
         self._replays = Replays()
         self._metrics = metrics
         # Fetching has its own threads: a slow store delays the callers who name it, not the parsing of JSON.
         self._fetch_threads = ThreadPoolExecutor(_MAX_FETCHED, thread_name_prefix="fetch")
         self._fetch_slots = asyncio.Semaphore(_MAX_FETCHED)
-        self.router = APIRouter(responses=_ERRORS)
+        self.router = APIRouter(responses=ERRORS)
         post, get = self.router.post, self.router.get
         one, many = body_of(DetectRequest, form=True), body_of(BatchRequest, form=False)
-        sender, reader = Depends(self._callers.admit("detect")), Depends(self._callers.admit("metrics"))
+        sender, reader = Depends(callers.admit("detect")), Depends(callers.admit("metrics"))
         anybody, evidence, nothing = (
-            Depends(self._callers.admit(None)), Depends(known_query("evidence")), Depends(known_query())
+            Depends(callers.admit()), Depends(known_query("evidence")), Depends(known_query())
         )  # fmt: skip
         post(
             "/v1/detect", summary="Detect manipulation in one pair", openapi_extra=one, response_model=Detection,
@@ -190,12 +191,12 @@ class DetectionRoutes:
         get("/metrics", summary="Metrics for Prometheus", response_class=Response, dependencies=[reader])(self.metrics)
 
     async def detect(
-        self, request: Request, evidence: _Evidence = None, idempotency_key: _IdempotencyKey = None
+        self, request: Request, evidence: _Evidence = None, idempotency_key: IdempotencyKey = None
     ) -> Response | Detection:
         """Send a picture and its text as a form or as JSON. The response has the verdict, types and evidence."""
-        trace, timings = _trace(request), Timings()
+        trace, timings = trace_of(request), Timings()
         self._callers.charge(trace, 1)  # the first pass is charged before reading, the others once they are counted
-        async with self._deadline(_now(), trace):
+        async with deadline(self._settings.deadline_s, loop_time(), trace):
             with timings.of("read"):
                 pair = await self._reader.read_pair(request)
 
@@ -206,12 +207,12 @@ class DetectionRoutes:
             return await self._replays.once(request, idempotency_key, pair.fingerprint, detect)
 
     async def detect_batch(
-        self, request: Request, evidence: _Evidence = None, idempotency_key: _IdempotencyKey = None
+        self, request: Request, evidence: _Evidence = None, idempotency_key: IdempotencyKey = None
     ) -> Response | BatchResponse:
         """Send several pairs. Each gets the status that it would have alone; one that fails does not affect others."""
-        trace, start = _trace(request), _now()
+        trace, start = trace_of(request), loop_time()
         self._callers.charge(trace, 1)  # reading and parsing cost something too, even if no pair turns out to be valid
-        async with self._deadline(start, trace):
+        async with deadline(self._settings.deadline_s, start, trace):
             entries = await self._reader.read_batch(request)
         body = await request.body()
 
@@ -239,31 +240,28 @@ class DetectionRoutes:
             **{limit: getattr(settings, limit) for limit in _LIMITS},
             idempotency_s=KEPT_S,
             uri_prefixes=list(settings.uri_prefixes),
-            key=self._callers.key_state(_trace(request)),
+            jobs=self._job_limits(trace_of(request)),
+            key=self._callers.key_state(trace_of(request)),
         )
+
+    def _job_limits(self, trace: Trace) -> JobLimits | None:
+        """Return what a caller may name in a job; None if it may submit none."""
+        if not self._callers.may(trace, "jobs"):
+            return None
+        try:
+            return limits_of(rules_of(self._settings.jobs, trace.key_name))
+        except Refused:
+            return None
 
     async def metrics(self) -> Response:
         """Return the metrics of every process of the API. The label `replica` names the process."""
         return Response(exposition(await self._metrics.of_all_replicas()), media_type=CONTENT_TYPE_LATEST)
 
-    @asynccontextmanager
-    async def _deadline(self, start: float, trace: Trace) -> AsyncIterator[None]:
-        """Cancel the block, and everything it awaits, once the deadline has passed."""
-        seconds = self._settings.deadline_s
-        try:
-            async with asyncio.timeout_at(start + seconds):
-                yield
-        except TimeoutError:
-            if not trace.is_received():  # the sender was slow, not the server
-                message = f"the body did not arrive within {seconds:g} s. Send a smaller one, or on a faster line."
-                raise Refused(408, "body_late", message, headers={"Connection": "close"}) from None
-            raise Refused(504, "deadline", f"not done within {seconds:g} s", retry_after_s=1) from None
-
     async def _detect_item(self, entry: BatchEntry, trace: Trace, id_: str, start: float, *, draw: bool) -> BatchItem:
         try:
             if isinstance(entry.pair, Refused):
                 raise entry.pair
-            async with self._deadline(start, trace):
+            async with deadline(self._settings.deadline_s, start, trace):
                 result = await self._detect(entry.pair, trace, id_, Timings(), draw=draw)
                 return BatchItem(id=id_, custom_id=entry.custom_id, status=200, result=result)
         except Exception as error:
@@ -317,17 +315,8 @@ class DetectionRoutes:
             return await run(self._fetch_threads, fetch_remote_image, uri, *limits)
 
 
-def _now() -> float:
-    return asyncio.get_running_loop().time()
-
-
-def _trace(request: Request) -> Trace:
-    trace: Trace = request.state.trace
-    return trace
-
-
 async def _respond(to_refused: Any, request: Request, error: Exception) -> Response:
-    return error_response(to_refused(error), _trace(request).id)
+    return error_response(to_refused(error), trace_of(request).id)
 
 
 def _refused_by_framework(error: HTTPException) -> Refused:

@@ -19,6 +19,7 @@ from asap.preprocessing.images import PreparedImage
 from serve.api.callers.keys import Keyring
 from serve.api.routes import create_app
 from serve.inference.service import Service, card
+from serve.jobs.cluster import Cluster
 from serve.schemas import ModelCard
 from serve.settings import ServeSettings
 from tests.support.waiting import HANG_S, wait_until
@@ -62,7 +63,12 @@ class FixedDetector:
 
 @contextmanager
 def api(
-    backend: Any, keyring: Keyring | None = None, *, caller: str = "127.0.0.1", **settings: Any
+    backend: Any,
+    keyring: Keyring | None = None,
+    *,
+    caller: str = "127.0.0.1",
+    cluster: Cluster | None = None,
+    **settings: Any,
 ) -> Iterator[TestClient]:
     """Yield a client of the API whose limits in time only notice a hang.
 
@@ -70,20 +76,23 @@ def api(
         backend: The `DetectorBackend`.
         keyring: The keys of the API; by default there are none.
         caller: The address of the client; by default it is on the server's own machine.
+        cluster: Runs jobs.
         settings: Changes of `ServeSettings`.
     """
     changed = ServeSettings(**({"decoders": 1} | dict.fromkeys(_TIMES, HANG_S) | settings))
-    app = create_app(changed, Service(changed, backend), keyring or Keyring())
+    app = create_app(changed, Service(changed, backend), keyring or Keyring(), cluster=cluster)
     client = TestClient(app, "http://127.0.0.1", raise_server_exceptions=False, client=(caller, 5000))
     with client:
         yield client
 
 
 @contextmanager
-def served(backend: Any, keyring: Keyring | None = None, **settings: Any) -> Iterator[str]:
+def served(
+    backend: Any, keyring: Keyring | None = None, *, cluster: Cluster | None = None, **settings: Any
+) -> Iterator[str]:
     """Serve the API of `api` on a port of this machine, and yield its address."""
     changed = ServeSettings(**({"decoders": 1} | dict.fromkeys(_TIMES, HANG_S) | settings))
-    app = create_app(changed, Service(changed, backend), keyring or Keyring())
+    app = create_app(changed, Service(changed, backend), keyring or Keyring(), cluster=cluster)
     server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="critical"))
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()

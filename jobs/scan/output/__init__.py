@@ -3,7 +3,6 @@
 job_folder.py      job.json, heartbeat, and the checks before a job resumes
 completeness.py    results compared with the manifest, row by row
 tally.py           counts over all result rows
-json_rows.py       result rows as lines of JSON
 parts.py           errors.jsonl, flagged.jsonl, unfamiliar.jsonl, and the counts, part by part
 summary.py         summary.json
 report.py          report/index.html

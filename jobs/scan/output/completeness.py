@@ -25,10 +25,10 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from asap.errors import StorageError
+from asap.job_records.rows import results_file, results_files
 from asap.storage.files import delete_file, delete_folder, list_files, open_seekable
 from asap.storage.location import Location
 from jobs.scan.input.manifest import write_tables
-from jobs.scan.output.tally import results_file, results_files
 from jobs.scan.stages.result_rows import RESULTS, write_table
 from jobs.scan.stages.row_shape import RowShape
 

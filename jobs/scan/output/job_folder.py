@@ -34,37 +34,25 @@ from types import TracebackType
 from typing import Any, Self
 
 from asap.errors import StorageError
+from asap.job_records.record import CANCEL, ENDS, RESULTS_ENTRY, read_record
 from asap.storage.files import (
     create_bytes,
     delete_file,
     delete_folder,
     exists,
     is_empty,
-    read_json,
     write_bytes,
 )
 from asap.storage.location import Location
 from jobs.errors import JobDiffers, JobFailed, JobInUse
-from jobs.heartbeat import CANCEL, Heartbeat, wait_until_still
-from jobs.states import ENDS, end_state, reason_of
+from jobs.heartbeat import Heartbeat, wait_until_still
+from jobs.states import end_state, reason_of
 
 RECORD_VERSION = 1
-RESULTS_ENTRY = "results"
-"""Entry of the record while a policy is published: the folder that holds the rows until `results` does."""
 Notify = Callable[[str], None]
 OnState = Callable[[dict[str, Any]], None]
 _LOOK_AGAIN_S = 0.5
 """Seconds between two looks for a record that seems to be deleted."""
-
-
-def read_record(folder: Location) -> dict[str, Any] | None:
-    """Return the contents of `job.json`, or None if there is no such file."""
-    return read_json(folder / "job.json", "Choose another folder for the job, or delete it.")
-
-
-def results_folder(folder: Location, record: dict[str, Any]) -> Location:
-    """Return the folder of a job's rows, all of which are under the policy that its record names."""
-    return folder / str(record.get(RESULTS_ENTRY, "results"))
 
 
 def check_resumable(folder: Location, identity: dict[str, Any]) -> dict[str, Any] | None:

@@ -20,6 +20,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from asap.job_records.json_rows import json_lines
+from asap.job_records.rows import is_results_file, results_file
 from asap.labels import FLAGGED
 from asap.storage.files import (
     OutputStream,
@@ -32,8 +34,7 @@ from asap.storage.files import (
     write_bytes,
 )
 from asap.storage.location import FileInfo, Location
-from jobs.scan.output.json_rows import json_lines
-from jobs.scan.output.tally import Tally, is_results_file, results_file
+from jobs.scan.output.tally import Tally
 from jobs.scan.stages.result_rows import SCHEMA_VERSION
 
 FOLDER = "_lists"

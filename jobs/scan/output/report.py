@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from asap.errors import StorageError
 from asap.finding import NO_EVIDENCE, Word, lacks_evidence, score_text
+from asap.job_records.record import read_record, results_folder
 from asap.labels import FLAGGED, TYPES, VERDICTS
 from asap.policy import UNFAMILIAR
 from asap.render import LEVEL_EDGES, level, mark_words_html
@@ -29,7 +30,6 @@ from asap.storage.location import Location
 from asap.storage.picture_address import PictureAddress
 from jobs.pages.page import TEXT_SHOWN, Picture, embed_pictures, render_page, type_label
 from jobs.scan.input.manifest import readable_text
-from jobs.scan.output.job_folder import read_record, results_folder
 from jobs.scan.output.tally import BINS, JUDGED, STRANGEST, TOP, Tally, read_rows, tally_results
 from jobs.scan.timeline import speeds
 

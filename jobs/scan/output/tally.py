@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import heapq
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -19,11 +18,9 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from asap.errors import StorageError
+from asap.job_records.rows import results_file, results_files
 from asap.labels import FLAGGED, VERDICTS
-from asap.storage.failures import storage_errors
-from asap.storage.files import list_files, open_seekable
-from asap.storage.location import FileInfo, Location
+from asap.storage.location import Location
 
 BINS = 20
 """Number of bins of a score histogram, from 0 to 1."""
@@ -54,26 +51,6 @@ def tally_results(folder: Location, top: int, strangest: int = 0) -> Tally:
     for location in results_files(folder):
         tally.add_file(location)
     return tally
-
-
-def results_files(folder: Location) -> Iterator[Location]:
-    """Yield the Parquet files below a folder of rows, without files whose names begin with a dot, which are drafts."""
-    return (info.location for info in list_files(folder) if is_results_file(info))
-
-
-def is_results_file(info: FileInfo) -> bool:
-    """Return True for a Parquet file whose name does not begin with a dot, as that of a draft does."""
-    return info.location.name.endswith(".parquet") and info.location.name[0] != "."
-
-
-@contextmanager
-def results_file(location: Location, **options: Any) -> Iterator[pq.ParquetFile]:
-    """Open one file of results, with pyarrow's options. Raises `StorageError` for a file that cannot be read."""
-    with storage_errors(location), open_seekable(location) as stream:
-        try:
-            yield pq.ParquetFile(stream, **options)
-        except pa.ArrowInvalid as error:
-            raise StorageError(f"{location} is not a Parquet file that can be read: {error}") from error
 
 
 class RowAddress(NamedTuple):

@@ -30,8 +30,8 @@ class Callers:
         self._keys = keys
         self._rates = Rates(settings.key_rate, settings.key_burst)
 
-    def admit(self, scope: Scope | None) -> Callable[[Request], Awaitable[None]]:
-        """Return a dependency that admits the holder of a key with this scope; with None, the holder of any key.
+    def admit(self, *scopes: Scope) -> Callable[[Request], Awaitable[None]]:
+        """Return a dependency that admits the holder of a key with one of these scopes; without any, of any key.
 
         If the server has no keys, it admits this machine's own programs and pages.
         """
@@ -52,11 +52,19 @@ class Callers:
             if key.has_expired(datetime.now(UTC)):
                 message = f"the key {key.name} has expired. Ask the operator of this server for another one."
                 raise Refused(401, "unauthorized", message)
-            if scope is not None and scope not in key.scopes:
-                message = f"the key {key.name} may not be used for this route: it lacks the scope {scope}"
+            if scopes and not set(scopes) & set(key.scopes):
+                lacks = f"it lacks the scope {' or '.join(scopes)}"
+                message = f"the key {key.name} may not be used for this route: {lacks}"
                 raise Refused(403, "scope_missing", message)
 
         return identify
+
+    def may(self, trace: Trace, scope: Scope) -> bool:
+        """Return True if the key of an admitted caller has a scope. If the server has no keys, its callers have all."""
+        if trace.key_name is None:
+            return True
+        key = self._keys.keyring.keys.get(trace.key_name)
+        return key is not None and scope in key.scopes
 
     def charge(self, trace: Trace, passes: int, *, paid: int = 0) -> None:
         """Charge a caller for passes of the model, beyond those that it has paid for the same request.

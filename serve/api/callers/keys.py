@@ -23,9 +23,13 @@ from asap.errors import ConfigError
 from serve.settings import ServeSettings, is_loopback
 
 ENVIRONMENT = "ASAP_KEYS"
-Scope = Literal["detect", "metrics"]
-"""A use of a key: to send pairs, or to read /metrics. Any valid key reads /v1/models and /v1/limits."""
+Scope = Literal["detect", "metrics", "jobs", "all-jobs"]
+"""A use of a key: to send pairs, to read /metrics, to submit jobs and see one's own, or to see and cancel the jobs of
+others too. Any valid key reads /v1/models and /v1/limits."""
 SCOPES: tuple[Scope, ...] = get_args(Scope)
+WITHOUT_ATTRIBUTE: tuple[Scope, ...] = ("detect", "metrics")
+"""Scopes of a line that names none, as the first lines did. A job costs much more than a pair, so it must be named."""
+_LISTED = f"{', '.join(SCOPES[:-1])} or {SCOPES[-1]}"
 _LINE = re.compile(r"(?P<name>[\w.-]{1,64}):(?P<sha256>[0-9a-f]{64})(?P<attributes>(?:;[^;]*)*)", re.ASCII)
 _HINT = "Make such a line with asap serve --new-key NAME."
 
@@ -36,7 +40,7 @@ class Key:
 
     name: str
     sha256: str
-    scopes: tuple[Scope, ...] = SCOPES
+    scopes: tuple[Scope, ...] = WITHOUT_ATTRIBUTE
     expires: datetime | None = None
 
     def has_expired(self, now: datetime) -> bool:
@@ -45,7 +49,7 @@ class Key:
 
 
 def new_key(
-    name: str, scopes: Sequence[str] = SCOPES, expires: str | None = None, now: datetime | None = None
+    name: str, scopes: Sequence[str] = WITHOUT_ATTRIBUTE, expires: str | None = None, now: datetime | None = None
 ) -> tuple[str, str]:
     """Create a key and its line. The key goes to its holder and is stored nowhere else. Raises `ConfigError`.
 
@@ -56,7 +60,7 @@ def new_key(
         now: The time now, by default the real one.
     """
     if unknown := [scope for scope in scopes if scope not in SCOPES]:
-        raise ConfigError(f"scope {unknown[0]!r} is unknown. Use {' or '.join(SCOPES)}.")
+        raise ConfigError(f"scope {unknown[0]!r} is unknown. Use {_LISTED}.")
     key = f"asap_{secrets.token_urlsafe(32)}"
     attributes = f";scope={'+'.join(dict.fromkeys(scopes))}"
     if expires is not None:
@@ -155,7 +159,7 @@ def _parse_attributes(written: str, line: str) -> tuple[tuple[Scope, ...], datet
         written: The attributes, each behind a semicolon.
         line: The words that name the line in a message.
     """
-    scopes, expires = SCOPES, None
+    scopes, expires = WITHOUT_ATTRIBUTE, None
     seen: set[str] = set()
     for attribute in written.split(";")[1:]:
         name, _, value = attribute.partition("=")
@@ -167,7 +171,7 @@ def _parse_attributes(written: str, line: str) -> tuple[tuple[Scope, ...], datet
         if name == "scope":
             named = value.split("+")
             if not set(named) <= set(SCOPES):
-                raise ConfigError(f"{line} has an unknown scope. Use {' or '.join(SCOPES)}, or both with + between.")
+                raise ConfigError(f"{line} has an unknown scope. Use {_LISTED}, or several with + between.")
             scopes = tuple(scope for scope in SCOPES if scope in named)
         elif (expires := _parse_time(value)) is None:
             raise ConfigError(f"{line} expires at what is not a date or a time. Write it as 2027-03-01.")

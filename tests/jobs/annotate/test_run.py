@@ -17,12 +17,12 @@ import pytest
 
 from asap.corpus.reader import read_corpus
 from asap.errors import ConfigError
+from asap.job_records.status import read_status
 from jobs.annotate.rows import ANNOTATION_SCHEMA
 from jobs.annotate.run import annotate
 from jobs.annotate.settings import AnnotateSettings
 from jobs.control.restart import annotate_settings
 from jobs.control.result_query import Results, RowFilter, count_errors
-from jobs.control.status import read_status
 from jobs.errors import JobDiffers
 from jobs.scan.passes import ScanProgress
 from tests.support.description_jobs import write_pairs

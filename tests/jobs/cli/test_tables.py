@@ -11,6 +11,7 @@ import pytest
 from rich.console import Console, RenderableType
 from rich.table import Table
 
+from asap.job_records.status import JobStatus
 from asap.storage.location import Location
 from jobs.cli.display import (
     PLAIN_TABLE,
@@ -27,7 +28,6 @@ from jobs.cli.fitting import Fitted
 from jobs.cli.input_tables import look_tables
 from jobs.cli.job_tables import error_tables, jobs_table, rows_table
 from jobs.control.result_query import ErrorCounts
-from jobs.control.status import JobStatus
 from jobs.scan.look import Group, Look
 
 _PATH = "/mnt/shared/corpora/" + "/".join(f"folder-{number:04d}" for number in range(12)) + "/picture.jpg"

@@ -12,13 +12,13 @@ from typing import Any
 import pytest
 
 from asap.errors import StorageError
+from asap.job_records.record import CANCEL, read_record
+from asap.job_records.status import JobStatus, exit_code, find_status, read_status
 from asap.storage.files import delete_folder, exists, read_bytes, write_bytes
 from asap.storage.location import Location
 from jobs.control import follow
-from jobs.control.follow import CANCEL, cancel_job, exit_code, follow_job
-from jobs.control.status import JobStatus, find_status, read_status
+from jobs.control.follow import cancel_job, follow_job
 from jobs.errors import JobError
-from jobs.scan.output.job_folder import read_record
 from tests.support.job_folders import seconds_ago, write_scan, write_training
 from tests.support.waiting import HANG_S, Clock
 

@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 
 from asap.errors import StorageError
+from asap.job_records.status import read_status
 from asap.storage.files import exists, is_empty, list_files, write_bytes
 from asap.storage.location import Location
 from asap.storage.s3 import s3_client
 from jobs.control import removal
 from jobs.control.removal import check_deletable, check_idle, count_files, delete_job
-from jobs.control.status import read_status
 from jobs.errors import JobError, JobInUse
 from jobs.scan.output.job_folder import Job
 from jobs.train.run_folder.folder import RunFolder

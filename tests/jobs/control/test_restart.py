@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 
 from asap.errors import ConfigError
+from asap.job_records.status import read_status
 from asap.storage.files import delete_file, write_bytes
 from asap.storage.location import Location
 from jobs.annotate.settings import AnnotateSettings
 from jobs.control.restart import annotate_settings, needs_no_restart, scan_settings, train_settings
-from jobs.control.status import read_status
 from jobs.scan.settings import ScanSettings
 from jobs.train.run import _check_folder, _claim, _with_absolute_paths
 from jobs.train.run_folder.folder import RunFolder

@@ -9,11 +9,12 @@ import pyarrow as pa
 import pytest
 
 from asap.errors import ConfigError, StorageError
+from asap.job_records import rows as stored_rows
+from asap.job_records.rows import RowFilter, choose_columns
+from asap.job_records.status import read_status
 from asap.storage.files import write_bytes
 from asap.storage.location import Location
-from jobs.control import result_query
-from jobs.control.result_query import Results, RowFilter, choose_columns, count_errors
-from jobs.control.status import read_status
+from jobs.control.result_query import Results, count_errors
 from jobs.errors import JobError
 from jobs.scan.stages.result_rows import RESULT_SCHEMA, write_table
 from tests.support.annotations import annotation, write_annotations
@@ -110,7 +111,7 @@ def test_files_of_earlier_versions_lack_columns_and_those_of_later_ones_have_mor
 
 
 def test_a_large_file_is_streamed_in_small_tables(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(result_query, "_ROWS_AT_ONCE", 3)
+    monkeypatch.setattr(stored_rows, "_ROWS_AT_ONCE", 3)
     folder = Location(str(tmp_path))
     write_scan(folder, [scored(number, 0.5, "review") for number in range(8)])
     tables = list(Results(read_status(folder)).rows(["row_id"], RowFilter()))

@@ -18,6 +18,7 @@ import pytest
 
 from asap.errors import AsapError, ConfigError, StorageError
 from asap.finding import Pair
+from asap.job_records.record import read_record, results_folder
 from asap.labels import TYPES
 from asap.policy import Policy
 from asap.predictor import Predictor
@@ -27,7 +28,7 @@ from jobs.errors import JobDiffers, JobError, JobInUse
 from jobs.policy import repolicy as module
 from jobs.policy.repolicy import repolicy
 from jobs.scan.input.manifest import MANIFEST_SCHEMA
-from jobs.scan.output.job_folder import Job, check_resumable, read_record, results_folder
+from jobs.scan.output.job_folder import Job, check_resumable
 from jobs.scan.output.summary import write_outcome
 from jobs.scan.run import scan
 from jobs.scan.settings import ScanSettings

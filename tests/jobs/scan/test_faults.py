@@ -11,10 +11,10 @@ import pytest
 from PIL import Image
 
 from asap.errors import AsapError, StorageError
+from asap.job_records.record import read_record
 from asap.storage.fetch import FetchSettings
 from asap.storage.files import delete_folder, exists, is_empty
 from jobs.errors import JobFailed
-from jobs.scan.output.job_folder import read_record
 from jobs.scan.passes import ScanProgress
 from jobs.scan.pipeline import ScanPipeline
 from jobs.scan.run import scan

@@ -4,9 +4,10 @@ from pathlib import Path
 
 import pytest
 
+from asap.job_records.record import read_record
 from asap.storage.location import Location
 from jobs.errors import JobInUse
-from jobs.scan.output.job_folder import Job, read_record
+from jobs.scan.output.job_folder import Job
 from jobs.scan.settings import ScanSettings
 from jobs.scan.steps import run_job
 

@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 import ray
 
+from asap.submission.token import Token, find_token
 from jobs.errors import JobError
 from jobs.submit import job_server
 from jobs.submit.job_server import JobServer
-from jobs.submit.token import Token, find_token
 
 VERSION = json.dumps({"version": "4", "ray_version": ray.__version__, "ray_commit": "c", "session_name": "s"})
 

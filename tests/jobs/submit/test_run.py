@@ -12,9 +12,9 @@ import aiohttp
 import pytest
 from ray.job_submission import JobStatus
 
+from asap.submission.entrypoint import new_submission_id, shell_command
 from jobs.errors import JobError, JobUnknown
 from jobs.submit import run
-from jobs.submit.entrypoint import new_submission_id, shell_command
 
 
 class Server:

@@ -11,12 +11,12 @@ from typing import Any
 import pytest
 
 from asap.errors import StorageError
+from asap.job_records.record import CANCEL, SIGN, read_sign
+from asap.job_records.status import read_status
 from asap.storage.location import Location
 from jobs.control.follow import cancel_job
 from jobs.control.removal import check_deletable
-from jobs.control.status import read_status
 from jobs.errors import JobError, JobFailed, JobInUse
-from jobs.heartbeat import CANCEL, SIGN, read_sign
 from jobs.states import JobStates, job_states
 from jobs.stops import Background, in_background, what_is_kept
 from jobs.train import watch as watch_module

@@ -18,7 +18,7 @@ from tests.support.mutations import BROKE, FORMATS, mutated
 from tests.support.serving import TEXT, LocalDetector, api, encoded
 from tests.support.waiting import HANG_S
 
-KEY, LINE = new_key("fuzz")
+KEY, LINE = new_key("fuzz", ("detect", "metrics", "jobs"))
 PICTURE = encoded()
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -53,10 +53,21 @@ def described(client: Any) -> Any:
 @pytest.mark.parametrize(
     ("method", "path", "mode"),
     [
-        *[("POST", path, mode) for path in ("/v1/detect", "/v1/detect/batch") for mode in GenerationMode],
+        *[("POST", path, mode) for path in ("/v1/detect", "/v1/detect/batch", "/v1/jobs") for mode in GenerationMode],
+        ("POST", "/v1/jobs/{id}/cancel", GenerationMode.POSITIVE),
         *[
             ("GET", path, GenerationMode.POSITIVE)
-            for path in ("/v1/models", "/v1/limits", "/metrics", "/healthz", "/readyz")
+            for path in (
+                "/v1/models",
+                "/v1/limits",
+                "/metrics",
+                "/healthz",
+                "/readyz",
+                "/v1/jobs",
+                "/v1/jobs/{id}",
+                "/v1/jobs/{id}/results",
+                "/v1/jobs/{id}/errors",
+            )
         ],
     ],
 )

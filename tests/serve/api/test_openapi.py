@@ -16,7 +16,7 @@ from openapi_spec_validator import validate
 from asap.errors import InputError
 from serve.api.callers.keys import Keyring, new_key
 from serve.api.callers.rates import RATE_HEADERS
-from serve.api.openapi import ERROR_EXAMPLE
+from serve.api.openapi import ERROR_EXAMPLE, success_of
 from serve.api.reference import reference_page
 from serve.errors import MEANINGS, ErrorCode, refusal
 from serve.schemas import MAX_URI_CHARS, ErrorResponse
@@ -46,7 +46,10 @@ def test_the_document_is_valid_openapi(document: dict[str, Any]) -> None:
 
 def test_operations_have_names_that_generated_clients_can_use(document: dict[str, Any]) -> None:
     names = [operation["operationId"] for methods in document["paths"].values() for operation in methods.values()]
-    assert sorted(names) == ["detect", "detect_batch", "healthz", "limits", "metrics", "models", "readyz"]
+    assert sorted(names) == [
+        "cancel_job", "detect", "detect_batch", "healthz", "job_errors", "job_results", "limits", "list_jobs",
+        "metrics", "models", "readyz", "show_job", "submit_job",
+    ]  # fmt: skip
 
 
 def test_the_document_lists_every_error_code_with_its_meaning(document: dict[str, Any]) -> None:
@@ -79,15 +82,12 @@ def test_the_document_says_which_routes_take_a_key(document: dict[str, Any], has
     scheme = described["components"]["securitySchemes"][name]
     assert (scheme["type"], scheme["scheme"]) == ("http", "bearer")
     security = {
-        path: operation.get("security")
-        for path, methods in described["paths"].items()
+        operation["operationId"]: operation.get("security")
+        for methods in described["paths"].values()
         for operation in methods.values()
     }
     needed = [{name: []}] if has_keys else [{name: []}, {}]
-    assert security == {
-        "/healthz": None, "/readyz": None, "/v1/detect": needed, "/v1/detect/batch": needed, "/v1/models": needed,
-        "/v1/limits": needed, "/metrics": needed,
-    }  # fmt: skip
+    assert security == {name: None if name in ("healthz", "readyz") else needed for name in security}
 
 
 def test_the_document_names_the_headers_of_rates_and_repetitions(document: dict[str, Any]) -> None:
@@ -124,12 +124,16 @@ def test_the_reference_has_a_command_for_each_route_and_each_error_once(document
     commands = re.findall(r"<code>(curl .*?)</code>", page)
     paths = [shlex.split(command)[1] for command in commands]
     assert {path.removeprefix("http://127.0.0.1:8000") for path in paths} == set(document["paths"])
+    methods = set()
     for command in commands:
-        path = shlex.split(command)[1].removeprefix("http://127.0.0.1:8000")
-        (operation,) = document["paths"][path].values()
-        assert ("Bearer $ASAP_KEY" in command) == ("security" in operation)
-        if "-d" in (words := shlex.split(command)):
+        words = shlex.split(command)
+        path = words[1].removeprefix("http://127.0.0.1:8000")
+        method = "post" if {"-d", "-F", "-X"} & set(words) else "get"
+        methods.add((method, path))
+        assert ("Bearer $ASAP_KEY" in command) == ("security" in document["paths"][path][method])
+        if "-d" in words:
             json.loads(words[words.index("-d") + 1])
+    assert methods == {(method, path) for path, operations in document["paths"].items() for method in operations}
     assert all(page.count(f"<td><code>{code}</code></td>") == 1 for code in MEANINGS)
     assert "Bearer" not in " ".join(re.findall(r"<code>(curl .*?)</code>", reference_page(_document())))
 
@@ -140,9 +144,12 @@ def test_every_response_of_json_has_an_example_that_follows_its_schema(document:
         operation["operationId"]: content["application/json"]
         for methods in document["paths"].values()
         for operation in methods.values()
-        if "application/json" in (content := operation["responses"]["200"].get("content", {}))
+        if "application/json" in (content := success_of(operation).get("content", {}))
     }
-    assert set(examples) == {"detect", "detect_batch", "models", "limits", "healthz", "readyz"}
+    assert set(examples) == {
+        "detect", "detect_batch", "models", "limits", "healthz", "readyz", "submit_job", "list_jobs", "show_job",
+        "cancel_job",
+    }  # fmt: skip
     for content in examples.values():
         jsonschema.validate(content["example"], content["schema"] | {"components": {"schemas": schemas}})
     ErrorResponse.model_validate(ERROR_EXAMPLE)

@@ -8,12 +8,13 @@ from typing import Any
 import pytest
 
 from asap.errors import StorageError
+from asap.job_records.record import read_record
 from asap.storage.files import delete_file, delete_folder, is_empty, list_files, write_bytes
 from asap.storage.location import Location
 from jobs import heartbeat
 from jobs.errors import JobDiffers, JobFailed, JobInUse
 from jobs.scan.output import job_folder
-from jobs.scan.output.job_folder import Job, check_resumable, is_finished, read_record, wait_until_free
+from jobs.scan.output.job_folder import Job, check_resumable, is_finished, wait_until_free
 from jobs.scan.stages.result_rows import SCHEMA_VERSION
 from tests.support.faulty_store import Fault, FaultyStore
 from tests.support.waiting import HANG_S, Clock, wait_until

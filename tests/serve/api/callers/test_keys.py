@@ -40,7 +40,7 @@ def test_keys_are_read_from_the_environment_if_no_file_is_named(monkeypatch: pyt
         ("# nothing", "holds no key"),
         (f"a:{HASH};asap_secret", "key 1 of .* has an attribute that is neither scope nor expires"),
         (f"a:{HASH}\nb:{HASH};scope=detect;scope=detect", "key 2 of .* has the attribute scope twice"),
-        (f"a:{HASH};scope=", "key 1 of .* has an unknown scope. Use detect or metrics"),
+        (f"a:{HASH};scope=", "key 1 of .* has an unknown scope. Use detect, metrics, jobs or all-jobs"),
         (f"a:{HASH};scope=detect+asap_secret", "key 1 of .* has an unknown scope"),
         (f"a:{HASH};expires=asap_secret", "key 1 of .* expires at what is not a date"),
         (f"a:{HASH};expires=2027-02-30", "key 1 of .* expires at what is not a date"),
@@ -104,7 +104,7 @@ def test_a_new_key_has_the_scopes_and_the_expiry_that_it_was_made_with() -> None
 @pytest.mark.parametrize(
     ("scopes", "expires", "sentence"),
     [
-        (["all"], None, "scope 'all' is unknown. Use detect or metrics"),
+        (["all"], None, "scope 'all' is unknown. Use detect, metrics, jobs or all-jobs"),
         (["detect"], "soon", "expiry 'soon' is not a date or a time"),
         (["detect"], "9999-12-31T23:59:59-05:00", "expiry '9999-.*' is not a date or a time"),
         (["detect"], "2026-06-01", "expiry '2026-06-01' is in the past"),

@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 from typing import NamedTuple
 
-from jobs.errors import JobError
+from asap.errors import JobError
 
 HOW_TO_GIVE = (
     "Set RAY_AUTH_TOKEN, or RAY_AUTH_TOKEN_PATH to a file with it, or copy the cluster's token to ~/.ray/auth_token."
@@ -30,13 +30,14 @@ def find_token() -> Token | None:
     """
     if os.environ.get("RAY_AUTH_MODE", "token").lower() != "token":
         return None
-    token = _read_token()
+    token = read_token()
     if token is not None:
         os.environ["RAY_AUTH_MODE"] = "token"
     return token
 
 
-def _read_token() -> Token | None:
+def read_token() -> Token | None:
+    """Return the token, or None if there is none. Raises `JobError` if RAY_AUTH_TOKEN_PATH cannot be read."""
     if value := os.environ.get("RAY_AUTH_TOKEN", "").strip():
         return Token(value, "RAY_AUTH_TOKEN")
     named = os.environ.get("RAY_AUTH_TOKEN_PATH")

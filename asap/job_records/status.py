@@ -15,14 +15,11 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from asap.errors import StorageError
+from asap.errors import EXIT_STOPPED, EXIT_TOO_MANY_ERRORS, EXIT_UNFAMILIAR, JobError, StorageError
+from asap.job_records.record import ENDS, RESULTS_ENTRY, read_record, read_sign
 from asap.storage.failures import storage_errors
 from asap.storage.files import exists, list_folders, read_bytes, read_json
 from asap.storage.location import Location
-from jobs.errors import JobError
-from jobs.heartbeat import read_sign
-from jobs.scan.output.job_folder import RESULTS_ENTRY, read_record
-from jobs.states import ENDS
 
 TRAIN = "train"
 """Kind of a training run."""
@@ -32,6 +29,7 @@ BROKEN = "broken"
 """State, in a list, of a job whose record cannot be read."""
 REPOLICY = "_repolicy"
 """Folder in a scan's folder whose record is that of the process that applies another policy."""
+_EXIT_CODES = {"completed": 0, "unfamiliar": EXIT_UNFAMILIAR, "cancelled": EXIT_STOPPED}
 _READERS = 16
 _SILENT_AFTER_S = 60
 """Age of a heartbeat, in seconds, beyond which its process probably died. A heartbeat comes every 2 s."""
@@ -197,6 +195,17 @@ def find_status(folder: Location) -> JobStatus | None:
             raise StorageError(f"the record of {folder} is broken: {error}. Choose another folder.") from error
 
 
+def exit_code(status: JobStatus) -> int:
+    """Return the exit code of the command whose job has ended."""
+    total = status.counts.get("total")
+    if status.state == "completed" and total and status.counts.get("errors") == total:
+        return 1  # a scan whose pairs all fail is a failure
+    allowed = status.record.get("settings", {}).get("max_error_rate", 1)
+    if status.state == "completed" and status.counts.get("errors", 0) > allowed * (total or 0):
+        return EXIT_TOO_MANY_ERRORS
+    return _EXIT_CODES.get(status.state, 1)
+
+
 def list_jobs(out: Location) -> list[JobStatus]:
     """Return the status of each job directly below a folder, and of the folder itself, the newest first.
 
@@ -207,12 +216,13 @@ def list_jobs(out: Location) -> list[JobStatus]:
     # The folders of a job's own work begin with an underscore, and one of them has a record.
     folders = [out, *(folder for folder in list_folders(out) if not folder.name.startswith("_"))]
     with ThreadPoolExecutor(_READERS) as readers:
-        found = [status for status in readers.map(_find_or_broken, folders) if status is not None]
+        found = [status for status in readers.map(find_or_broken, folders) if status is not None]
     earliest = datetime.min.replace(tzinfo=UTC)
     return sorted(found, key=lambda status: status.heartbeat or earliest, reverse=True)
 
 
-def _find_or_broken(folder: Location) -> JobStatus | None:
+def find_or_broken(folder: Location) -> JobStatus | None:
+    """Return the status of a job, which is `broken` if its record cannot be read; None if there is no job."""
     try:
         return find_status(folder)
     except StorageError as error:

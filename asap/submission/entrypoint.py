@@ -17,6 +17,12 @@ RAYS_INTERPRETER = (
 may lead to another one. The parent of the shell is a worker, whose environment names its raylet."""
 
 
+ARGUMENTS = "ASAP_JOB_ARGUMENTS"
+"""Variable with the arguments of `REQUESTED_COMMAND`, as a JSON list that begins with the name of the command."""
+REQUESTED_COMMAND = f'{RAYS_INTERPRETER}; exec "$python" -P -m jobs.cli.requested'
+"""The command line for arguments that strangers chose: the same for all of them, so that no shell reads them."""
+
+
 def shell_command(command: str, arguments: Sequence[str], python: str | None) -> str:
     """Return the command line for a shell.
 

@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 
 from asap.errors import StorageError
+from asap.job_records.status import find_status, format_duration, list_jobs, read_status
 from asap.storage.files import write_bytes
 from asap.storage.location import Location
-from jobs.control.status import find_status, format_duration, list_jobs, read_status
 from jobs.errors import JobError
 from jobs.scan.output.job_folder import Job
 from tests.support.job_folders import seconds_ago, write_scan, write_training

@@ -11,8 +11,8 @@ import pandas as pd
 import pyarrow as pa
 import pytest
 
+from asap.job_records.json_rows import json_lines, read_metadata, row_json
 from asap.storage.location import Location
-from jobs.scan.output.json_rows import json_lines, read_metadata, row_json
 from jobs.scan.output.parts import write_lists
 from tests.support.job_folders import failed, scored, write_scan
 
