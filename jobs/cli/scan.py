@@ -86,6 +86,13 @@ def scan(
         float,
         typer.Option(min=0, max=1, help="Share of a text that the model must be able to read. Less counts as no text."),
     ] = MIN_TEXT_READ,
+    reuse: Annotated[
+        str | None,
+        typer.Option(
+            help="Folder or s3:// prefix of a reuse store. Pairs that earlier scans judged with the same model are not "
+            "judged again, and the new ones are added. Default: none."
+        ),
+    ] = None,
     address: Annotated[
         str | None,
         typer.Option(
@@ -138,7 +145,7 @@ def scan(
         "input": input, "out": out, "job": job, "model": model, "limit": limit, **described,
         "image_column": image_column, "text_column": text_column, "id_column": id_column,
         "encoding": encoding, "delimiter": delimiter,
-        "min_text_read": min_text_read, "max_error_rate": max_error_rate,
+        "reuse": reuse, "min_text_read": min_text_read, "max_error_rate": max_error_rate,
         "allow_unreadable": allow_unreadable, "allow_unfamiliar": allow_unfamiliar,
         "retry_errors": codes_of(retry_errors),
         "address": address, "device": device, "precision": precision, "detectors": detectors, "batch_size": batch_size,

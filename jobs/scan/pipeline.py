@@ -37,6 +37,7 @@ from jobs.scan.stages.detect import Detection, Detector
 from jobs.scan.stages.prepare import Preparation
 from jobs.scan.stages.read import PreparedPairs
 from jobs.scan.stages.result_rows import RESULTS
+from jobs.scan.stages.reuse import Reuse
 from jobs.scan.stages.row_shape import RowShape
 from jobs.scan.stages.write import Writers
 from jobs.stops import in_background
@@ -165,6 +166,8 @@ class ScanPipeline:
     stops."""
     shape: RowShape = RESULTS
     on_cluster: bool = False
+    reuse: Reuse | None = None
+    """Where detectors find pairs that were judged before. None: every pair is judged."""
 
     @property
     def pools(self) -> tuple[StageResources, ...]:
@@ -196,7 +199,7 @@ class ScanPipeline:
             prepared = prepared.map_batches_internal(
                 CaptionStage, fn_constructor_args=engine, **actor_options(each.resources), **batches
             )
-        detector = self.detection, counter, writers
+        detector = self.detection, counter, writers, self.reuse
         return prepared.map_batches_internal(
             Detector, fn_constructor_args=detector, **actor_options(self.detect), **batches
         )

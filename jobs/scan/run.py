@@ -37,6 +37,7 @@ from jobs.scan.passes import (
     write_remaining,
 )
 from jobs.scan.plan import ScanPlan, plan_scan
+from jobs.scan.reusing import Reusing
 from jobs.scan.sample import SAMPLE, Sample, take_sample
 from jobs.scan.settings import ScanSettings
 from jobs.scan.stages.result_rows import RESULTS
@@ -55,6 +56,7 @@ from jobs.scan.steps import (
 
 if TYPE_CHECKING:
     from jobs.scan.pipeline import ScanPipeline, StageResources
+    from jobs.scan.stages.reuse import Reuse
 
 
 def scan(settings: ScanSettings, watch: Watch = lambda progress: None) -> dict[str, Any]:
@@ -154,19 +156,15 @@ def _work(job: Job, plan: ScanPlan, watch: Watch) -> None:
 
     job.update(state="running")
     watch(ScanProgress("starting Ray", total=rows))
-    with ray_for(job, plan.settings):
-        started = time.monotonic()
-        pipeline = _size_pipeline(job, plan, rows, watch, with_captions=not plan.settings.captions_late)
-        if plan.settings.address:  # machines may have come meanwhile
-            check_shared(plan.path_uses())
-        _detect_all_rows(job, plan, pipeline, rows, watch)
-        if plan.settings.retry_errors or "retry" in job.record:
-            retry_failed_rows(job, pipeline, plan.settings.retry_errors, rows, watch, plan.settings.stall_after_s)
-        note_time(job, "judge_s", started)
-        if plan.settings.captions_late or plan.settings.retry_errors or job.record.get("captioning"):
-            started = time.monotonic()
-            _caption_rows(job, plan, rows, watch)
-            note_time(job, "caption_s", started)
+    reusing = Reusing(job, plan, lambda line: watch(ScanProgress(line, total=rows)))
+    try:
+        with ray_for(job, plan.settings):
+            with reusing.running() as reuse:
+                _judge(job, plan, rows, watch, reuse)
+            reusing.add()
+    except BaseException:
+        reusing.add_after_stop()
+        raise
 
     job.update(state="finalizing")
     watch(ScanProgress("writing the summary and the report", rows, rows))
@@ -174,7 +172,25 @@ def _work(job: Job, plan: ScanPlan, watch: Watch) -> None:
     job.update(state="completed")
 
 
-def _size_pipeline(job: Job, plan: ScanPlan, rows: int, watch: Watch, *, with_captions: bool) -> ScanPipeline:
+def _judge(job: Job, plan: ScanPlan, rows: int, watch: Watch, reuse: Reuse) -> None:
+    """Judge every row of the manifest, failed rows again, and caption what is captioned later."""
+    started = time.monotonic()
+    pipeline = _size_pipeline(job, plan, rows, watch, reuse, with_captions=not plan.settings.captions_late)
+    if plan.settings.address:  # machines may have come meanwhile
+        check_shared(plan.path_uses())
+    _detect_all_rows(job, plan, pipeline, rows, watch)
+    if plan.settings.retry_errors or "retry" in job.record:
+        retry_failed_rows(job, pipeline, plan.settings.retry_errors, rows, watch, plan.settings.stall_after_s)
+    note_time(job, "judge_s", started)
+    if plan.settings.captions_late or plan.settings.retry_errors or job.record.get("captioning"):
+        started = time.monotonic()
+        _caption_rows(job, plan, rows, watch, reuse)
+        note_time(job, "caption_s", started)
+
+
+def _size_pipeline(
+    job: Job, plan: ScanPlan, rows: int, watch: Watch, reuse: Reuse, *, with_captions: bool
+) -> ScanPipeline:
     """Return a pipeline for the Ray that runs, with the models that the job began with; see `size_pipeline`."""
     from jobs.scan.pipeline import size_pipeline
 
@@ -193,7 +209,7 @@ def _size_pipeline(job: Job, plan: ScanPlan, rows: int, watch: Watch, *, with_ca
     for describer in pipeline.describers:
         began = job.record[_ENTRIES[describer.settings.kind]]
         describers.append(replace(describer, settings=pinned(describer.settings, began), content=began.get(CONTENT)))
-    return replace(pipeline, describers=tuple(describers))
+    return replace(pipeline, describers=tuple(describers), reuse=reuse)
 
 
 def _write_output(job: Job) -> None:
@@ -219,7 +235,7 @@ def _detect_all_rows(job: Job, plan: ScanPlan, pipeline: ScanPipeline, rows: int
         run_missing_rows(job, pipeline, plan.folder, rows, missing, counter)
 
 
-def _caption_rows(job: Job, plan: ScanPlan, rows: int, watch: Watch) -> None:
+def _caption_rows(job: Job, plan: ScanPlan, rows: int, watch: Watch, reuse: Reuse) -> None:
     """Caption and explain rows that were judged, or that wait for a caption in place of their text, and publish that.
 
     These are flagged rows if the settings say so, and captions and explanations that failed if the settings retry them.
@@ -240,7 +256,7 @@ def _caption_rows(job: Job, plan: ScanPlan, rows: int, watch: Watch) -> None:
     delete_file(plan.folder / "_SUCCESS")
     again = job.record["captioning"]["rows"]
     missing = again if is_empty(folder / "results") else write_remaining(folder)
-    pipeline = _size_pipeline(job, plan, again, watch, with_captions=True)
+    pipeline = _size_pipeline(job, plan, again, watch, reuse, with_captions=True)
     with watched(job, again - missing, again, watch, plan.settings.stall_after_s, is_captioning=True) as counter:
         run_missing_rows(job, pipeline, folder, again, missing, counter)
     watch(ScanProgress(f"publishing the {' and '.join(f'{kind}s' for kind in kinds)}", again, again))

@@ -5,6 +5,10 @@ prepare.py        picture fetched, decoded and resized
 caption.py        CaptionStage: the actor that adds captions
 captioners.py     the captioner: an engine, or a file of captions
 detect.py         Detector: the actor that runs the model
+pair_values.py    keys of pairs, and what is kept of those that were judged
+pair_store.py     the reuse store, which keeps pairs between jobs
+reuse.py          pairs that were judged before, and are not judged again
+verdicts.py       verdicts of rows from their raw scores
 write.py          ResultWriter: the actor that writes files of results
 row_shape.py      the shape of the rows that a job writes
 result_rows.py    the schema of result rows

@@ -17,11 +17,13 @@ import ray
 from asap.errors import CheckpointError
 from asap.finding import Finding
 from asap.preprocessing.images import PreparedImage
-from asap.preprocessing.words import MIN_TEXT_READ
+from asap.preprocessing.words import MIN_TEXT_READ, READING_VERSION
 from jobs.metrics import DetectorTime, PairMetrics
 from jobs.scan.input.manifest import readable_text
+from jobs.scan.stages.pair_values import ReuseContext
 from jobs.scan.stages.progress import count_batch
 from jobs.scan.stages.result_rows import columns_of, failure, result_table
+from jobs.scan.stages.reuse import JudgedBefore, Reuse
 
 if TYPE_CHECKING:
     # Torch takes seconds to load, in every process that reads this module.
@@ -71,13 +73,16 @@ def _named(ids: tuple[str, str, str | None] | None) -> str:
 class Detector:
     """The actor that runs the model on prepared rows. It loads the model once, and never raises for a row."""
 
-    def __init__(self, detection: Detection, progress: Any = None, writers: Sequence[Any] = ()) -> None:
+    def __init__(
+        self, detection: Detection, progress: Any = None, writers: Sequence[Any] = (), reuse: Reuse | None = None
+    ) -> None:
         """Load the model.
 
         Args:
             detection: The model, and how it runs.
             progress: The actor that counts finished rows.
             writers: Actors of `stages.write`, one of which takes over the rows. None: the rows are returned.
+            reuse: Where pairs are found that were judged before. None: every pair is judged.
         """
         self._metrics, self._time = PairMetrics("scan", detection.job), DetectorTime(detection.job)
         self._run_id, self._progress = detection.run_id, progress
@@ -98,6 +103,7 @@ class Detector:
         _check_ids(detection, self._predictor)
         self._device_errors = (torch.AcceleratorError,)
         self._writer = random.choice(writers) if writers else None
+        self._before = self._judged_before(reuse, detection) if reuse else None
         self._note_first("model")
         self._time.leave("loading")
 
@@ -105,6 +111,13 @@ class Detector:
     def image_size(self) -> int:
         """Side of the pictures that the model takes, in pixels."""
         return self._predictor.image_size
+
+    def _judged_before(self, reuse: Reuse, detection: Detection) -> JudgedBefore:
+        predictor = self._predictor
+        familiarity_id = predictor.familiarity.familiarity_id if predictor.familiarity else None
+        precision = str(predictor.dtype).removeprefix("torch.")
+        context = ReuseContext(predictor.model_id, familiarity_id, precision, detection.min_text_read, READING_VERSION)
+        return JudgedBefore(reuse, context, predictor.policy, detection.run_id)
 
     def _note_first(self, event: str) -> None:
         if self._progress is not None:
@@ -116,6 +129,20 @@ class Detector:
         With a writer, the rows go there, and a table with their number is returned.
         """
         self._time.leave("idle")
+        table = self._before.complete(batch, self._judge) if self._before else self._judge(batch)
+        self._time.leave("busy")
+        # Rows are counted once the writer has them, since a stop keeps those.
+        if self._writer is not None:
+            ray.get(self._writer.add.remote(table))
+        if self._before is not None:
+            self._before.keep(table)
+        if self._progress is not None:
+            count_batch(self._progress, table)
+        self._metrics.count_rows(table)
+        return table if self._writer is None else pa.table({"rows": [table.num_rows]})
+
+    def _judge(self, batch: pa.Table) -> pa.Table:
+        """Return the result rows of prepared rows, all of which are judged."""
         prepared = batch.select(_SMALL_COLUMNS).to_pylist()
         # Rows that failed in an earlier stage have no pixels; they keep their error.
         positions = [position for position, row in enumerate(prepared) if row["error_code"] is None]
@@ -137,15 +164,7 @@ class Detector:
         for position, finding in zip(positions, findings, strict=True):
             fields = columns_of(finding)
             rows[position] |= fields | {"warnings": rows[position]["warnings"] + fields["warnings"]}
-        table = result_table(batch, rows)
-        self._time.leave("busy")
-        # Rows are counted once the writer has them, since a stop keeps those.
-        if self._writer is not None:
-            ray.get(self._writer.add.remote(table))
-        if self._progress is not None:
-            count_batch(self._progress, table)
-        self._metrics.count_rows(table)
-        return table if self._writer is None else pa.table({"rows": [table.num_rows]})
+        return result_table(batch, rows)
 
     def _detect(self, pixels: pa.ChunkedArray, prepared: list[dict[str, Any]], positions: list[int]) -> list[Finding]:
         """Run the model on the rows at these positions; return their findings."""
