@@ -1,7 +1,8 @@
-"""What a scan needs to judge nothing twice: the memory of its detectors, and the reuse store of many jobs.
+"""The memory of the detectors of a scan, and the reuse store of many scans, so that nothing is judged twice.
 
-The store gets the pairs that are in the results of a job, at its end and when it is stopped. What decided their scores
-is known by the run that judged them: the detectors tell the memory, and the record of the job keeps it.
+The store gets the pairs that are in the results of a job, at its end and when it is stopped. The context of
+their scores belongs to the run that judged them: the detectors give it to the memory, and the record of the job keeps
+it.
 """
 
 from __future__ import annotations

@@ -19,6 +19,7 @@ import pyarrow as pa
 
 from asap.limits import limits_sentences
 from asap.storage.files import delete_file, delete_folder, is_empty
+from asap.storage.location import Location
 from jobs.descriptions.pinning import CONTENT, pinned
 from jobs.errors import InputUnfamiliar
 from jobs.reach import check_shared
@@ -40,6 +41,7 @@ from jobs.scan.plan import ScanPlan, plan_scan
 from jobs.scan.reusing import Reusing
 from jobs.scan.sample import SAMPLE, Sample, take_sample
 from jobs.scan.settings import ScanSettings
+from jobs.scan.since import check_earlier_job, copy_rows
 from jobs.scan.stages.result_rows import RESULTS
 from jobs.scan.steps import (
     ask_cluster,
@@ -83,6 +85,8 @@ def scan(settings: ScanSettings, watch: Watch = lambda progress: None) -> dict[s
             return read_summary(plan.folder)
     if record and record.get("state") == "unfamiliar" and not settings.allow_unfamiliar:
         raise InputUnfamiliar(_read_sample(record).sentence(plan.model_id, plan.limits))
+    if settings.since:
+        check_earlier_job(Location.parse(settings.since), plan.folder, identity)
     if record:
         wait_until_free(plan.folder, record, settings.stale_after_s, lambda line: watch(ScanProgress(line)))
     ask_cluster(settings, plan.path_uses, watch)
@@ -154,6 +158,7 @@ def _work(job: Job, plan: ScanPlan, watch: Watch) -> None:
     rows = prepare_manifest(job, plan.source, RESULTS, watch)
     _check_sample(job, plan)  # an earlier run with `allow_unfamiliar` may have gone on after its sample
 
+    _copy_earlier_rows(job, plan, rows, watch)
     job.update(state="running")
     watch(ScanProgress("starting Ray", total=rows))
     reusing = Reusing(job, plan, lambda line: watch(ScanProgress(line, total=rows)))
@@ -170,6 +175,19 @@ def _work(job: Job, plan: ScanPlan, watch: Watch) -> None:
     watch(ScanProgress("writing the summary and the report", rows, rows))
     _write_output(job)
     job.update(state="completed")
+
+
+def _copy_earlier_rows(job: Job, plan: ScanPlan, rows: int, watch: Watch) -> None:
+    """Copy the rows that are the same in the earlier job of `--since` to the results, if there is one."""
+    if plan.settings.since is None:
+        return
+    earlier, started = Location.parse(plan.settings.since), time.monotonic()
+    record = check_earlier_job(earlier, plan.folder, job.record["identity"])
+    watch(ScanProgress(f"looking for what is new since {earlier}", total=rows))
+    same_policy = record.get("policy_id") == plan.policy.policy_id
+    copied = copy_rows(plan.folder, earlier, plan.policy, job.record["run_id"], same_policy, job.check)
+    watch(ScanProgress(f"{copied:,} of {rows:,} pairs are the same in {earlier}", total=rows))
+    note_time(job, "since_s", started)
 
 
 def _judge(job: Job, plan: ScanPlan, rows: int, watch: Watch, reuse: Reuse) -> None:

@@ -116,6 +116,9 @@ class ScanSettings(PairsSettings):
     """Share of a text's characters that the model must be able to read. A pair with less is one without a text."""
     allow_unfamiliar: bool = False
     """Scan all pairs without looking at a sample first. Unfamiliar pairs are still not judged."""
+    since: str | None = None
+    """Folder of a finished scan with the same model and settings: rows whose picture and text are the same there are
+    copied, and the others are judged. None: all rows are judged."""
     reuse: str | None = None
     """Folder or s3:// prefix of a reuse store: pairs that earlier jobs judged with the model are not judged again, and
     those that this job judges are added. None: there is no store."""

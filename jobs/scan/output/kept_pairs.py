@@ -27,7 +27,7 @@ class Adding:
     folder: Location
     """The folder of the model in the store."""
     contexts: dict[str, ReuseContext]
-    """What decided the scores, for each run of the job. Rows of other runs are left out."""
+    """The context of the scores, for each run of the job. Rows of other runs are left out."""
     index: StoreIndex
     """The pairs that the store has."""
     captions_late: bool

@@ -19,7 +19,7 @@ RAW_COLUMNS = ["score", "types", "raw_box_px", "word_scores", "text_read", "fami
 VALUE_SCHEMA = pa.schema(
     [RESULT_SCHEMA.field(name) for name in RAW_COLUMNS] + [("text_warnings", pa.list_(pa.string()))]
 )
-"""What is kept of a pair that was judged."""
+"""The values that are kept of a pair that was judged."""
 TEXT_WARNING = re.compile(
     r"word \d+ has \d+ pieces; |\d+ words? read anew for the model: |the text is longer than one pass holds |"
     r"the pair has no text\. It was scored against a caption|the model cannot read the text, so a caption replaced it"
@@ -28,7 +28,7 @@ TEXT_WARNING = re.compile(
 
 
 class ReuseContext(NamedTuple):
-    """What decides the raw scores of a pair, beside the pair itself."""
+    """All that decides the raw scores of a pair, beside the pair itself."""
 
     model_id: str
     familiarity_id: str | None
@@ -47,7 +47,7 @@ def pair_keys(rows: pa.Table, context: ReuseContext) -> list[bytes | None]:
 
     Args:
         rows: Prepared rows, or rows of results.
-        context: What decides the scores beside the pair.
+        context: All that decides the scores beside the pair.
     """
     start = hashlib.blake2b(context.to_bytes(), digest_size=32)
     names = ("error_code", "image_sha256", "text", "text_escapes", "caption")

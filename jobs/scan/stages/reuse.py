@@ -105,7 +105,7 @@ def start_memory(most_bytes: int) -> Any:
 
 @dataclass(frozen=True)
 class Reuse:
-    """Where detectors find pairs that were judged before."""
+    """The places where detectors find pairs that were judged before."""
 
     memory: Any
     """The actor of `start_memory`."""
@@ -116,7 +116,7 @@ class Reuse:
 
 
 class _Value(NamedTuple):
-    """What is kept of a pair."""
+    """The values that are kept of a pair."""
 
     table: pa.Table
     row: int
@@ -162,7 +162,7 @@ class JudgedBefore:
 
         Args:
             reuse: Where pairs are found.
-            context: What decides the scores beside the pair.
+            context: All that decides the scores beside the pair.
             policy: The policy of the detector.
             run_id: Id of the run, which becomes `judged_run` of the rows.
         """

@@ -64,6 +64,30 @@ def test_pairs_of_earlier_jobs_and_of_the_same_job_are_not_judged_again(
     assert "Not judged again" in Path(f"{again.job_folder}/report/index.html").read_text()
 
 
+def test_a_scan_since_an_earlier_one_judges_what_is_new_or_changed(
+    ray_here: None, corpus: Path, model_folder: Path, tmp_path: Path
+) -> None:
+    table = corpus / "a.jsonl"
+    settings = ScanSettings(input=str(table), out=str(tmp_path / "out"), job="first", model=str(model_folder))
+    scan(settings)
+    first = read_results(settings.job_folder)
+    assert all(row["image_version"] for row in first)
+
+    lines = table.read_text().splitlines()
+    (corpus / "images/1.jpg").write_bytes((corpus / "images/2.jpg").read_bytes() + b" ")
+    new = json.loads(lines[2]) | {"custom_id": "new", "text": "Another text"}
+    table.write_text("\n".join([json.dumps(new), *reversed(lines)]) + "\n")
+    again = settings.model_copy(update={"job": "second", "since": settings.job_folder.uri})
+    summary = scan(again)
+    assert (summary["pairs"], summary["errors"], summary["reused"]) == (5, 0, {"since": 3})
+    second = {row["custom_id"]: row for row in read_results(again.job_folder)}
+    assert {name for name, row in second.items() if row["reused"] is None} == {"new", "pair-1"}
+    for row in first:
+        if row["custom_id"] != "pair-1":
+            assert {name: row[name] for name in SAME} == {name: second[row["custom_id"]][name] for name in SAME}
+    assert second["pair-0"]["row_id"] == 4
+
+
 def test_a_store_that_cannot_be_reached_is_refused_before_work(
     s3: str, corpus: Path, model_folder: Path, tmp_path: Path
 ) -> None:
