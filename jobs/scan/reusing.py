@@ -69,7 +69,7 @@ class Reusing:
                 if len(contexts) == 1:  # of several, nobody knows which row is of which
                     runs = {self._job.record["run_id"]: next(iter(contexts))._asdict()}
                     self._job.note(**{_RUNS: self._job.record.get(_RUNS, {}) | runs})
-            ray.kill(memory)
+                ray.kill(memory)
 
     def _adding(self) -> Adding | None:
         if (folder := self._folder) is None or self._index is None:
