@@ -87,7 +87,7 @@ def scan_moments(address: str, rows: int, folder: Path, batch_size: int) -> list
 
     settings = ScanSettings(
         input=str(folder / "pairs.jsonl"), out=str(folder / "out"), job=f"{rows}-{time.time_ns()}", limit=rows,
-        device="cuda", address=address, batch_size=batch_size, allow_unfamiliar=True,
+        device="cuda", address=address, batch_size=batch_size, allow_unfamiliar=True, remember_bytes=0,
     )  # fmt: skip
     moments: list[Moment] = []
 

@@ -41,6 +41,7 @@ _COUNTERS: dict[str, tuple[str, tuple[str, ...]]] = {
     "asap_scan_caption_cost_total": ("Cost of captions, by the prices in the settings", ("job",)),
     "asap_scan_explanation_tokens_total": ("Tokens that explainers read and wrote", ("job", "direction")),
     "asap_scan_explanation_cost_total": ("Cost of explanations, by the prices in the settings", ("job",)),
+    "asap_scan_reused_total": ("Rows that took the scores of a pair that was judged before", ("job", "source")),
     "asap_scan_detector_seconds_total": ("Seconds of detectors by state: busy, idle or loading", ("job", "state")),
     "asap_annotate_tokens_total": ("Tokens that engines read and wrote, by kind", ("job", "kind", "direction")),
     "asap_annotate_cost_total": ("Cost of descriptions, by the prices in the settings", ("job", "kind")),
@@ -105,6 +106,9 @@ class PairMetrics:
         outcomes = Counter(zip(results["status"].to_pylist(), results["error_code"].to_pylist(), strict=True))
         for (status, code), rows in outcomes.items():
             self._count("rows_total", rows, status=status, code=code or "")
+        if "reused" in results.column_names:
+            for source, rows in Counter(results["reused"].drop_null().to_pylist()).items():
+                self._count("reused_total", rows, source=source)
 
     def count_fetches(self, rows: list[dict[str, Any]]) -> None:
         """Count the bytes and the repeated tries of prepared rows, from their `fetched_bytes` and `attempt`."""

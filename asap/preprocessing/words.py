@@ -13,6 +13,9 @@ MAX_CHARACTERS = 20_000
 """The longest text that is accepted, in characters."""
 MIN_TEXT_READ = 0.5
 """Share of a text's characters that the vocabulary must read. With less, the pair counts as one without a text."""
+READING_VERSION = 1
+"""Version of what the model gets of a picture and a text. It grows when the same bytes or characters reach the model as
+others than before, and scores that were kept from then on are not used again."""
 _DROPPED = re.compile(r"[,.'!?\"()*#:;~]")
 _COMMON = re.compile(r"(?<![a-z0-9])[a-z0-9]{1,12}")
 """The start of a word, which a vocabulary may hold as one piece; the rest counts one piece a character."""

@@ -138,6 +138,10 @@ def summary_lines(summary: dict[str, Any]) -> list[str]:
         if found["written"] or found["failed"]:
             failed = ", ".join(f"{count:,} {kind}" for kind, count in found["failed"].items())
             lines.append(f"{name}: {found['written']:,} written" + (f"; failed: {failed}" if failed else ""))
+    if reused := summary.get("reused"):
+        from jobs.scan.stages.result_rows import reused_words
+
+        lines.append(f"not judged again: {reused_words(reused)}")
     lines.append(f"report: {summary['report']}")
     if summary.get("limits"):
         judges_all = "" if summary.get("familiarity_id") else f" {NO_FAMILIARITY}"

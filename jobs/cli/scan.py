@@ -86,6 +86,20 @@ def scan(
         float,
         typer.Option(min=0, max=1, help="Share of a text that the model must be able to read. Less counts as no text."),
     ] = MIN_TEXT_READ,
+    since: Annotated[
+        str | None,
+        typer.Option(
+            help="OUT/JOB of a finished scan with the same model and settings. Pairs whose picture and text are the "
+            "same there are copied, and what is new or changed is judged. Default: judge all."
+        ),
+    ] = None,
+    reuse: Annotated[
+        str | None,
+        typer.Option(
+            help="Folder or s3:// prefix of a reuse store. Pairs that earlier scans judged with the same model are not "
+            "judged again, and the new ones are added. Default: none."
+        ),
+    ] = None,
     address: Annotated[
         str | None,
         typer.Option(
@@ -138,7 +152,7 @@ def scan(
         "input": input, "out": out, "job": job, "model": model, "limit": limit, **described,
         "image_column": image_column, "text_column": text_column, "id_column": id_column,
         "encoding": encoding, "delimiter": delimiter,
-        "min_text_read": min_text_read, "max_error_rate": max_error_rate,
+        "since": since, "reuse": reuse, "min_text_read": min_text_read, "max_error_rate": max_error_rate,
         "allow_unreadable": allow_unreadable, "allow_unfamiliar": allow_unfamiliar,
         "retry_errors": codes_of(retry_errors),
         "address": address, "device": device, "precision": precision, "detectors": detectors, "batch_size": batch_size,

@@ -27,7 +27,7 @@ import pyarrow.parquet as pq
 from asap.errors import ConfigError, StorageError
 from asap.job_records.record import RESULTS_ENTRY, read_record, results_folder
 from asap.job_records.rows import results_file, results_files
-from asap.policy import Policy, apply_policy
+from asap.policy import Policy
 from asap.storage.failures import storage_errors
 from asap.storage.files import copy_file, delete_file, delete_folder, list_files, write_bytes
 from asap.storage.location import Location
@@ -35,12 +35,12 @@ from asap.storage.s3 import filesystem
 from jobs.errors import JobError
 from jobs.policy.changes import Changes
 from jobs.policy.files import read_policy
-from jobs.scan.input.manifest import readable_text
 from jobs.scan.output.completeness import count_rows
 from jobs.scan.output.job_folder import Job, fail, is_finished, wait_until_free
 from jobs.scan.output.report import write_report
 from jobs.scan.output.summary import read_summary, write_outcome
 from jobs.scan.stages.result_rows import RESULT_SCHEMA, RESULTS
+from jobs.scan.stages.verdicts import reapply_policy
 
 Watch = Callable[[str, int, int], None]
 
@@ -50,11 +50,9 @@ _ROWS_AT_ONCE = 2**13
 _LATER_COLUMNS = {"given_id", "text_escapes", "text_read", "familiarity", "familiarity_image", "familiarity_text",
                   "familiarity_id", "judged_run", "image_group", "image_row", "image_column", "image_encoding",
                   "caption_error", "agreement_image_text", "agreement_image_caption",
-                  "agreement_text_caption", "explanation_error"}  # fmt: skip
+                  "agreement_text_caption", "explanation_error", "reused"}  # fmt: skip
 _FIRST_COLUMNS = set(RESULT_SCHEMA.names) - _LATER_COLUMNS
 """Columns of version 1 of the results, which every file of results has."""
-_RAW = ["status", "score", "types", "raw_box_px", "text", "text_escapes", "word_scores", "familiarity"]
-"""Columns from which a policy makes its verdict."""
 
 
 def repolicy(
@@ -162,32 +160,6 @@ def _write_file(source: Location, target: Location, policy: Policy, changes: Cha
                 if tables:
                     writer.write_table(pa.concat_tables(tables))
         return int(file.metadata.num_rows)
-
-
-def reapply_policy(results: pa.Table, policy: Policy) -> pa.Table:
-    """Return result rows under a policy: the columns that it decides are new, all others are unchanged."""
-    outcomes = [_outcome(row, policy) for row in results.select(_RAW).to_pylist()]
-    columns = {name: results[name] for name in RESULT_SCHEMA.names}
-    for name in ("verdict", "flagged_types", "box_px", "words"):
-        columns[name] = pa.array([outcome.get(name) for outcome in outcomes], RESULT_SCHEMA.field(name).type)
-    columns["policy_id"] = pa.array([policy.policy_id] * len(outcomes), pa.string())
-    return pa.table(columns).cast(RESULT_SCHEMA)
-
-
-def _outcome(row: dict[str, Any], policy: Policy) -> dict[str, Any]:
-    """Return verdict, flagged types, box and words of a row; nothing for a row that is an error."""
-    if row["status"] != "ok":
-        return {}
-    outcome = apply_policy(
-        policy,
-        score=row["score"],
-        types=row["types"],
-        raw_box=row["raw_box_px"],
-        text=readable_text(row["text"] or "", row["text_escapes"]),
-        word_scores=row["word_scores"],
-        familiarity=row["familiarity"],
-    )
-    return outcome | {"words": None if outcome["words"] is None else [asdict(word) for word in outcome["words"]]}
 
 
 def _commit(folder: Location, record: dict[str, Any], policy: Policy, changes: Changes) -> dict[str, Any]:

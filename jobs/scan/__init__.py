@@ -9,6 +9,8 @@ sample.py       a seeded sample of the input, which is judged first
 passes.py       the passes of the pipeline over the rows, and their progress
 timeline.py     the speed of a job over time
 retry.py        failed rows, judged again
+reusing.py      pairs that this job or earlier ones judged, which are not judged again
+since.py        rows that are copied from an earlier job
 captioning.py   captions of rows that were judged before
 file_tasks.py   work on the files of a folder by Ray tasks
 trial.py        an engine of captions, tried before a job starts, here or on its cluster

@@ -40,6 +40,7 @@ from jobs.scan.stages.detect import Detection, Detector
 from jobs.scan.stages.prepare import Preparation
 from jobs.scan.stages.read import PreparedPairs
 from jobs.scan.stages.result_rows import RESULTS
+from jobs.scan.stages.reuse import Reuse
 from jobs.scan.stages.row_shape import RowShape
 from jobs.scan.stages.write import Writers
 from jobs.stops import in_background
@@ -207,6 +208,8 @@ class ScanPipeline:
     block_bytes: int | None = BLOCK_BYTES
     shape: RowShape = RESULTS
     on_cluster: bool = False
+    reuse: Reuse | None = None
+    """Where detectors find pairs that were judged before. None: every pair is judged."""
 
     @property
     def pools(self) -> tuple[StageResources, ...]:
@@ -247,7 +250,7 @@ class ScanPipeline:
             prepared = prepared.map_batches_internal(
                 DescriptionStage, fn_constructor_args=engine, **options, **whole_blocks
             )
-        detector = self.detection, counter, writers
+        detector = self.detection, counter, writers, self.reuse
         return prepared.map_batches_internal(
             Detector, fn_constructor_args=detector, **actor_options(self.detect), **batches
         )

@@ -68,6 +68,7 @@ class ScanPlan:
         """Return the paths that the workers use."""
         return [
             PathUse("OUT", self.folder.uri, writes=True),
+            *(PathUse("--reuse", Location.parse(each).uri, writes=True) for each in (self.settings.reuse,) if each),
             *model_use(self.model),
             *engine_use("--captioner", self.settings.captions),
             *engine_use("--explainer", self.settings.explanations),
@@ -90,6 +91,11 @@ def plan_scan(settings: ScanSettings) -> ScanPlan:
     if folder.is_s3:
         check_writable(folder)
     check_folder_writable(folder)
+    if settings.reuse is not None:
+        store = Location.parse(settings.reuse)
+        if store.is_s3:
+            check_writable(store)
+        check_folder_writable(store)
     path = check_folder(settings.model).resolve()
     weights, config = weights_sha256(path), model_config(path)
     return ScanPlan(

@@ -19,6 +19,7 @@ import pyarrow as pa
 
 from asap.limits import limits_sentences
 from asap.storage.files import delete_file, delete_folder, is_empty
+from asap.storage.location import Location
 from jobs.descriptions.pinning import CONTENT, pinned
 from jobs.errors import InputUnfamiliar
 from jobs.scan import captioning, retry
@@ -36,8 +37,10 @@ from jobs.scan.passes import (
     write_remaining,
 )
 from jobs.scan.plan import ScanPlan, plan_scan
+from jobs.scan.reusing import Reusing
 from jobs.scan.sample import SAMPLE, Sample, take_sample
 from jobs.scan.settings import ScanSettings
+from jobs.scan.since import check_earlier_job, copy_rows
 from jobs.scan.stages.result_rows import RESULTS
 from jobs.scan.steps import (
     ask_cluster,
@@ -56,6 +59,7 @@ from jobs.sharing import NOTHING, held_share
 
 if TYPE_CHECKING:
     from jobs.scan.pipeline import ScanPipeline, StageResources
+    from jobs.scan.stages.reuse import Reuse
 
 
 def scan(settings: ScanSettings, watch: Watch = lambda progress: None) -> dict[str, Any]:
@@ -82,6 +86,8 @@ def scan(settings: ScanSettings, watch: Watch = lambda progress: None) -> dict[s
             return read_summary(plan.folder)
     if record and record.get("state") == "unfamiliar" and not settings.allow_unfamiliar:
         raise InputUnfamiliar(_read_sample(record).sentence(plan.model_id, plan.limits))
+    if settings.since:
+        check_earlier_job(Location.parse(settings.since), plan.folder, identity)
     if record:
         wait_until_free(plan.folder, record, settings.stale_after_s, lambda line: watch(ScanProgress(line)))
     ask_cluster(settings, plan.path_uses, partial(_stages_on_gpus, settings), watch)
@@ -161,30 +167,57 @@ def _work(job: Job, plan: ScanPlan, watch: Watch) -> None:
     rows = prepare_manifest(job, plan.source, RESULTS, watch)
     _check_sample(job, plan)  # an earlier run with `allow_unfamiliar` may have gone on after its sample
 
+    _copy_earlier_rows(job, plan, rows, watch)
     job.update(state="running")
     watch(ScanProgress("starting Ray", total=rows))
-    with ray_for(job, plan.settings):
-        started = time.monotonic()
-        pipeline = _size_pipeline(job, plan, rows, watch, with_captions=not plan.settings.captions_late)
-        with paths_checked(job, plan.settings, plan.path_uses):
-            _detect_all_rows(job, plan, pipeline, rows, watch)
-            if plan.settings.retry_errors or "retry" in job.record:
-                retry_failed_rows(job, pipeline, plan.settings.retry_errors, rows, watch, plan.settings.stall_after_s)
-            note_time(job, "judge_s", started)
-            if plan.settings.captions_late or plan.settings.retry_errors or job.record.get("captioning"):
-                started = time.monotonic()
-                _caption_rows(job, plan, rows, watch)
-                note_time(job, "caption_s", started)
-        if share := held_share():  # the models are done, and other jobs may have their machines
-            share.replace(NOTHING, is_awaited=False)
-        # Within the block: tasks write the lists of a large job.
-        job.update(state="finalizing")
-        watch(ScanProgress("writing the summary and the report", rows, rows))
-        _write_output(job)
+    reusing = Reusing(job, plan, lambda line: watch(ScanProgress(line, total=rows)))
+    try:
+        with ray_for(job, plan.settings):
+            with paths_checked(job, plan.settings, plan.path_uses), reusing.running() as reuse:
+                _judge(job, plan, rows, watch, reuse)
+            if share := held_share():  # the models are done, and other jobs may have their machines
+                share.replace(NOTHING, is_awaited=False)
+            reusing.add()
+            # Within the block: tasks write the lists of a large job.
+            job.update(state="finalizing")
+            watch(ScanProgress("writing the summary and the report", rows, rows))
+            _write_output(job)
+    except BaseException:
+        reusing.add_after_stop()  # once Ray has ended and the stop is recorded
+        raise
     job.update(state="completed")
 
 
-def _size_pipeline(job: Job, plan: ScanPlan, rows: int, watch: Watch, *, with_captions: bool) -> ScanPipeline:
+def _copy_earlier_rows(job: Job, plan: ScanPlan, rows: int, watch: Watch) -> None:
+    """Copy the rows that are the same in the earlier job of `--since` to the results, if there is one."""
+    if plan.settings.since is None:
+        return
+    earlier, started = Location.parse(plan.settings.since), time.monotonic()
+    record = check_earlier_job(earlier, plan.folder, job.record["identity"])
+    watch(ScanProgress(f"looking for what is new since {earlier}", total=rows))
+    same_policy = record.get("policy_id") == plan.policy.policy_id
+    copied = copy_rows(plan.folder, earlier, plan.policy, job.record["run_id"], same_policy, job.check)
+    watch(ScanProgress(f"{copied:,} of {rows:,} pairs are the same in {earlier}", total=rows))
+    note_time(job, "since_s", started)
+
+
+def _judge(job: Job, plan: ScanPlan, rows: int, watch: Watch, reuse: Reuse) -> None:
+    """Judge every row of the manifest, failed rows again, and caption what is captioned later."""
+    started = time.monotonic()
+    pipeline = _size_pipeline(job, plan, rows, watch, reuse, with_captions=not plan.settings.captions_late)
+    _detect_all_rows(job, plan, pipeline, rows, watch)
+    if plan.settings.retry_errors or "retry" in job.record:
+        retry_failed_rows(job, pipeline, plan.settings.retry_errors, rows, watch, plan.settings.stall_after_s)
+    note_time(job, "judge_s", started)
+    if plan.settings.captions_late or plan.settings.retry_errors or job.record.get("captioning"):
+        started = time.monotonic()
+        _caption_rows(job, plan, rows, watch, reuse)
+        note_time(job, "caption_s", started)
+
+
+def _size_pipeline(
+    job: Job, plan: ScanPlan, rows: int, watch: Watch, reuse: Reuse, *, with_captions: bool
+) -> ScanPipeline:
     """Return a pipeline for the Ray that runs, with the models that the job began with; see `size_pipeline`."""
     from jobs.scan.pipeline import size_pipeline
 
@@ -207,7 +240,7 @@ def _size_pipeline(job: Job, plan: ScanPlan, rows: int, watch: Watch, *, with_ca
     for describer in pipeline.describers:
         began = job.record[_ENTRIES[describer.settings.kind]]
         describers.append(replace(describer, settings=pinned(describer.settings, began), content=began.get(CONTENT)))
-    return replace(pipeline, describers=tuple(describers))
+    return replace(pipeline, describers=tuple(describers), reuse=reuse)
 
 
 def _write_output(job: Job) -> None:
@@ -234,7 +267,7 @@ def _detect_all_rows(job: Job, plan: ScanPlan, pipeline: ScanPipeline, rows: int
         run_missing_rows(job, pipeline, plan.folder, rows, missing, counter)
 
 
-def _caption_rows(job: Job, plan: ScanPlan, rows: int, watch: Watch) -> None:
+def _caption_rows(job: Job, plan: ScanPlan, rows: int, watch: Watch, reuse: Reuse) -> None:
     """Caption and explain rows that were judged, or that wait for a caption in place of their text, and publish that.
 
     These are flagged rows if the settings say so, and captions and explanations that failed if the settings retry them.
@@ -255,7 +288,7 @@ def _caption_rows(job: Job, plan: ScanPlan, rows: int, watch: Watch) -> None:
     delete_file(plan.folder / "_SUCCESS")
     again = job.record["captioning"]["rows"]
     missing = again if is_empty(folder / "results") else write_remaining(folder)
-    pipeline = _size_pipeline(job, plan, again, watch, with_captions=True)
+    pipeline = _size_pipeline(job, plan, again, watch, reuse, with_captions=True)
     with watched(job, again - missing, again, watch, plan.settings.stall_after_s, is_captioning=True) as counter:
         run_missing_rows(job, pipeline, folder, again, missing, counter)
     watch(ScanProgress(f"publishing the {' and '.join(f'{kind}s' for kind in kinds)}", again, again))

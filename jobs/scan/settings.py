@@ -123,6 +123,15 @@ class ScanSettings(PairsSettings):
     """Pictures of the report: `blurred` until a reader asks for them, or `none` at all."""
     allow_unfamiliar: bool = False
     """Scan all pairs without looking at a sample first. Unfamiliar pairs are still not judged."""
+    since: str | None = None
+    """Folder of a finished scan with the same model and settings: rows whose picture and text are the same there are
+    copied, and the others are judged. None: all rows are judged."""
+    reuse: str | None = None
+    """Folder or s3:// prefix of a reuse store: pairs that earlier jobs judged with the model are not judged again, and
+    those that this job judges are added. None: there is no store."""
+    remember_bytes: int = Field(default=2**28, ge=0)
+    """Bytes of memory for the scores of the pairs that were judged last: pairs of the same picture and text are judged
+    once. 0 judges all."""
     detectors: int | None = Field(default=None, ge=1)
     """Number of detector actors. None: one a GPU, or one for two CPUs, also of machines that join a cluster."""
     captioners: int | None = Field(default=None, ge=1)

@@ -31,6 +31,7 @@ from asap.storage.picture_address import PictureAddress
 from jobs.pages.page import TEXT_SHOWN, Picture, embed_pictures, render_page, type_label
 from jobs.scan.input.manifest import readable_text
 from jobs.scan.output.tally import BINS, JUDGED, STRANGEST, TOP, Tally, read_rows, tally_results
+from jobs.scan.stages.result_rows import reused_words
 from jobs.scan.timeline import speeds
 
 
@@ -80,10 +81,13 @@ def _page(
     state = str(job.get("state") or "unknown")
     if state == "finalizing":  # the report is written before the job has ended, and read after it
         state = "unfamiliar" if job.get("error") else "completed"
+    facts = _facts(job)
+    if tally.reused:
+        facts.append(("Not judged again", reused_words(tally.reused)))
     return {
         "name": str(job.get("job_id") or name),
         "state": state,
-        "facts": _facts(job),
+        "facts": facts,
         "limits": str(job.get("limits") or ""),
         "not_judged": _not_judged(job, tally, scored, state),
         "familiarity": _familiarity_note(job),

@@ -61,6 +61,7 @@ def write_summary(folder: Location, about: dict[str, Any], tally: Tally) -> dict
         "flagged_types": dict(tally.types.most_common()),
         "error_codes": dict(tally.errors.most_common()),
         "retryable_errors": tally.retryable.total(),
+        "reused": dict(tally.reused.most_common()),
         "captions": {"written": tally.captions, "failed": dict(tally.caption_errors.most_common())},
         "explanations": {"written": tally.explanations, "failed": dict(tally.explanation_errors.most_common())},
     }

@@ -36,7 +36,7 @@ JUDGED = tuple(verdict for verdict in VERDICTS if verdict != "unfamiliar")
 """Verdicts that a score has led to."""
 
 _NARROW = ["row_id", "status", "error_code", "retryable", "verdict", "score", "flagged_types", "familiarity",
-           "caption_error.kind", "explanation_error.kind"]  # fmt: skip
+           "caption_error.kind", "explanation_error.kind", "reused"]  # fmt: skip
 
 
 def tally_results(folder: Location, top: int, strangest: int = 0) -> Tally:
@@ -85,6 +85,8 @@ class Tally:
     """Rows with an explanation."""
     explanation_errors: Counter[str] = field(default_factory=Counter)
     """Rows without an explanation, by the kind of its failure."""
+    reused: Counter[str] = field(default_factory=Counter)
+    """Rows that were not judged anew, by the source of their scores."""
     scores: dict[str, NDArray[np.int64]] = field(
         default_factory=lambda: {name: np.zeros(BINS, np.int64) for name in JUDGED}
     )
@@ -139,6 +141,9 @@ class Tally:
             if name in batch.schema.names:  # files of earlier versions lack it
                 kinds.update(_counts(pc.struct_field(batch[name], "kind")))
 
+        if "reused" in batch.schema.names:
+            self.reused.update(_counts(batch["reused"]))
+
         self.verdicts.update(_counts(batch["verdict"]))
         for name in JUDGED:
             scores = batch.filter(pc.equal(batch["verdict"], name))["score"].drop_null().to_numpy(zero_copy_only=False)
@@ -189,7 +194,7 @@ class Tally:
         )
 
 
-_COUNTERS = ("verdicts", "types", "errors", "retryable", "caption_errors", "explanation_errors")
+_COUNTERS = ("verdicts", "types", "errors", "retryable", "caption_errors", "explanation_errors", "reused")
 _NUMBERS = ("pairs", "captions", "explanations")
 
 

@@ -6,6 +6,10 @@ texts.py          texts as the model reads them, on their way to the detectors
 describe.py       DescriptionStage: the actor that adds captions or explanations
 captioners.py     the captioner: an engine, or a file of captions
 detect.py         Detector: the actor that runs the model
+pair_values.py    keys of pairs, and what is kept of those that were judged
+pair_store.py     the reuse store, which keeps pairs between jobs
+reuse.py          pairs that were judged before, and are not judged again
+verdicts.py       verdicts of rows from their raw scores
 write.py          ResultWriter: the actor that writes files of results
 row_shape.py      the shape of the rows that a job writes
 result_rows.py    the schema of result rows

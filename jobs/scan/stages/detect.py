@@ -19,11 +19,13 @@ from numpy.typing import NDArray
 from asap.errors import CheckpointError, ConfigError, InputError, TextUnreadable
 from asap.preprocessing.images import Pixels
 from asap.preprocessing.text import EncodedText
-from asap.preprocessing.words import MIN_TEXT_READ
+from asap.preprocessing.words import MIN_TEXT_READ, READING_VERSION
 from jobs.metrics import DetectorTime, PairMetrics
 from jobs.scan.input.manifest import readable_text
+from jobs.scan.stages.pair_values import ReuseContext
 from jobs.scan.stages.progress import count_batch
 from jobs.scan.stages.result_rows import scored_table
+from jobs.scan.stages.reuse import JudgedBefore, Reuse
 from jobs.scan.stages.texts import decode_texts
 
 if TYPE_CHECKING:
@@ -71,13 +73,16 @@ def _named(ids: tuple[str, str, str | None] | None) -> str:
 class Detector:
     """The actor that runs the model on prepared rows. It loads the model once, and never raises for a row."""
 
-    def __init__(self, detection: Detection, progress: Any = None, writers: Sequence[Any] = ()) -> None:
+    def __init__(
+        self, detection: Detection, progress: Any = None, writers: Sequence[Any] = (), reuse: Reuse | None = None
+    ) -> None:
         """Load the model.
 
         Args:
             detection: The model, and how it runs.
             progress: The actor that counts finished rows.
             writers: Actors of `stages.write`, one of which takes over the rows. None: the rows are returned.
+            reuse: Where pairs are found that were judged before. None: every pair is judged.
         """
         self._metrics, self._time = PairMetrics("scan", detection.job), DetectorTime(detection.job)
         self._run_id, self._progress = detection.run_id, progress
@@ -98,10 +103,18 @@ class Detector:
         _check_ids(detection, self._predictor)
         self._device_errors = (torch.AcceleratorError,)
         self._writer = random.choice(writers) if writers else None
+        self._before = self._judged_before(reuse, detection) if reuse else None
         # Batches are staged side by side, and the model has one at a time.
         self._turn = threading.Lock()
         self._note_first("model")
         self._time.leave("loading")
+
+    def _judged_before(self, reuse: Reuse, detection: Detection) -> JudgedBefore:
+        predictor = self._predictor
+        familiarity_id = predictor.familiarity.familiarity_id if predictor.familiarity else None
+        precision = str(predictor.dtype).removeprefix("torch.")
+        context = ReuseContext(predictor.model_id, familiarity_id, precision, detection.min_text_read, READING_VERSION)
+        return JudgedBefore(reuse, context, predictor.policy, detection.run_id)
 
     def _note_first(self, event: str) -> None:
         if self._progress is not None:
@@ -114,7 +127,7 @@ class Detector:
         """
         self._time.enter()
         try:
-            table = self._detect(batch)
+            table = self._before.complete(batch, self._detect) if self._before else self._detect(batch)
         except self._device_errors:
             os._exit(1)  # the device computes nothing more in this process: let Ray start another and try again
         finally:
@@ -122,6 +135,8 @@ class Detector:
         # Rows are counted once the writer has them, since a stop keeps those.
         if self._writer is not None:
             ray.get(self._writer.add.remote(table))
+        if self._before is not None:
+            self._before.keep(table)
         if self._progress is not None:
             count_batch(self._progress, table)
         self._metrics.count_rows(table)

@@ -24,6 +24,8 @@ from asap.errors import AsapError, FetchFailed, InputError
 from asap.preprocessing.images import DecodedImage, ImageLimits, PreparedImage, decode_image, prepare_image
 from asap.preprocessing.text import ReaderSource
 from asap.storage.fetch import Fetched, FetchSettings
+from asap.storage.files import file_info
+from asap.storage.location import Location
 from asap.storage.picture_address import PictureAddress, PictureReader
 from jobs.metrics import PairMetrics
 from jobs.scan.input.files.sidecars import read_late_text
@@ -244,9 +246,13 @@ def _prepare(
         if isinstance(read, AsapError):
             raise read
         if read is None:
+            # A local file has no version. This look comes before the read, so that no later change goes unnoticed.
+            if known["image_version"] is None and not row["image_uri"].startswith("s3://"):
+                info = file_info(Location(row["image_uri"]))
+                known["image_version"] = info and info.revision
             reader = PictureReader(preparation.fetch)
             read = reader.fetch(PictureAddress.of_row(row), preparation.limits.max_bytes)
-        return known | _picture(row, read, preparation, decoding, known["warnings"])
+        return known | _picture(read, preparation, decoding, known)
     except RowError as error:
         return known | _error("row_invalid", str(error))
     except FetchFailed as error:
@@ -264,7 +270,7 @@ def _late_text(uri: str, settings: FetchSettings, warnings: list[str]) -> dict[s
 
 
 def _picture(
-    row: dict[str, Any], fetched: Fetched, preparation: Preparation, decoding: BoundedSemaphore, warnings: list[str]
+    fetched: Fetched, preparation: Preparation, decoding: BoundedSemaphore, known: dict[str, Any]
 ) -> dict[str, Any]:
     size, side, limits = preparation.image_size, preparation.thumbnail_side, preparation.limits
     image: DecodedImage | PreparedImage
@@ -283,10 +289,10 @@ def _picture(
         "width": image.width,
         "height": image.height,
         "image_sha256": image.sha256,
-        "image_version": fetched.version or row["image_version"],
+        "image_version": fetched.version or known["image_version"],
         "attempt": fetched.attempt,
         "fetched_bytes": len(fetched.data),
-        "warnings": [*warnings, *fetched.warnings, *image.warnings],
+        "warnings": [*known["warnings"], *fetched.warnings, *image.warnings],
     }
 
 

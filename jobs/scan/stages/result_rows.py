@@ -21,13 +21,13 @@ from asap.storage.location import Location
 from jobs.scan.input.manifest import MANIFEST_SCHEMA, storable
 from jobs.scan.stages.row_shape import RowShape
 
-SCHEMA_VERSION = 8
+SCHEMA_VERSION = 9
 """Version of the schema. It grows when a column is added; columns are only ever added, and may be null.
 
 Version 2 added `given_id` and `text_escapes`, version 3 `text_read`, version 4 `familiarity`,
 `familiarity_image`, `familiarity_text` and `familiarity_id`, version 5 `judged_run`, version 6 `image_group`,
 `image_row`, `image_column` and `image_encoding`, version 7 `caption_error`, `agreement_image_text`,
-`agreement_image_caption` and `agreement_text_caption`, version 8 `explanation_error`.
+`agreement_image_caption` and `agreement_text_caption`, version 8 `explanation_error`, version 9 `reused`.
 """
 
 CALLER_COLUMNS = [name for name in MANIFEST_SCHEMA.names if name not in ("text_uri", "row_error", "warnings")]
@@ -79,10 +79,20 @@ RESULT_SCHEMA = pa.schema(
         ("policy_id", pa.string()),
         ("familiarity_id", pa.string()),
         ("judged_run", pa.string()),
+        ("reused", pa.string()),
         pa.field("schema_version", pa.int32(), nullable=False),
         ("warnings", pa.list_(pa.string())),
     ]
 )
+
+
+_SOURCES = {"job": "the same pair of this job", "store": "the reuse store", "since": "the earlier job"}
+"""Values of `reused`, as a person reads them."""
+
+
+def reused_words(counts: Mapping[str, int]) -> str:
+    """Return for a person how many rows took their scores from where."""
+    return ", ".join(f"{count:,} from {_SOURCES.get(source, source)}" for source, count in counts.items())
 
 
 _PREPARED_COLUMNS = ("attempt", "width", "height", "image_sha256", "caption", "caption_error", "explanation",
@@ -120,7 +130,7 @@ def scored_table(
     columns: dict[str, Any] = {name: prepared[name] for name in (*CALLER_COLUMNS, *_PREPARED_COLUMNS)}
     columns |= {name: column.take(takes) for name, column in _score_columns(scores, policy).items()}
     columns |= {name: pa.array([value] * rows, pa.string()) for name, value in ids.items()}
-    columns["schema_version"] = pa.array([SCHEMA_VERSION] * rows, pa.int32())
+    columns |= {"schema_version": pa.array([SCHEMA_VERSION] * rows, pa.int32()), "reused": pa.nulls(rows, pa.string())}
     codes, details, retryable = (prepared[name].to_pylist() for name in ("error_code", "error_detail", "retryable"))
     for row, error in errors.items():
         codes[row], details[row], retryable[row] = error.code, storable(str(error)), False

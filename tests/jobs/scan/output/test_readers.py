@@ -26,6 +26,7 @@ LATER_COLUMNS = {
     6: ["image_group", "image_row", "image_column", "image_encoding"],
     7: ["caption_error", "agreement_image_text", "agreement_image_caption", "agreement_text_caption"],
     8: ["explanation_error"],
+    9: ["reused"],
 }
 """Columns that each version of the schema added."""
 EVIDENCE = {
@@ -42,12 +43,12 @@ def folder(tmp_path: Path) -> Location:
     """Return a job folder with a file of each version of the schema; the oldest has the first name."""
     folder = Location(str(tmp_path / "job"))
     write_scan(folder)
-    for version in range(1, 9):
+    for version in range(1, 10):
         rows = [scored(10 * version, 0.75, "manipulated", "face_swap"), failed(10 * version + 1, "x", retryable=True)]
         later = [name for added, names in LATER_COLUMNS.items() if added > version for name in names]
         table = pa.Table.from_pylist([row | {"schema_version": version} for row in rows], RESULT_SCHEMA)
         write_table(table.drop_columns(later), folder / f"results/rows-{version:032x}.parquet")
-    write_results(folder, "z", [scored(90, 0.75, "manipulated", "face_swap", **EVIDENCE)])
+    write_results(folder, "z", [scored(100, 0.75, "manipulated", "face_swap", **EVIDENCE)])
     (tmp_path / "job/results/.rows-7.parquet.0123456789abcdef").write_bytes(b"PAR1 of a writer")
     return folder
 
@@ -76,8 +77,28 @@ def test_files_of_all_versions_are_read_as_one_table(
     assert "given_id" not in read(results)[0]  # the oldest file decides
     repair_results(folder / "results")
     rows = read(results)
-    assert [row["row_id"] for row in rows] == [10, 11, 20, 21, 30, 31, 40, 41, 50, 51, 60, 61, 70, 71, 80, 81, 90]
-    assert [row["schema_version"] for row in rows] == [1, 1, 2, 2, 3, 3, 4, 4, 5, 5, 6, 6, 7, 7, 8, 8, 8]
+    assert [row["row_id"] for row in rows] == [
+        10,
+        11,
+        20,
+        21,
+        30,
+        31,
+        40,
+        41,
+        50,
+        51,
+        60,
+        61,
+        70,
+        71,
+        80,
+        81,
+        90,
+        91,
+        100,
+    ]
+    assert [row["schema_version"] for row in rows] == [1, 1, 2, 2, 3, 3, 4, 4, 5, 5, 6, 6, 7, 7, 8, 8, 9, 9, 9]
     assert list(rows[0]) == RESULT_SCHEMA.names
     assert (rows[0]["given_id"], rows[0]["familiarity"], rows[0]["judged_run"]) == (None, None, None)
     assert (rows[1]["error_code"], rows[1]["retryable"], rows[1]["types"]) == ("x", True, None)
@@ -89,7 +110,7 @@ def test_every_file_has_the_same_columns_after_a_repair_and_is_not_written_twice
     files = sorted(Path(f"{folder}/results").glob("*.parquet"))
     assert all(pq.read_schema(file).equals(RESULT_SCHEMA) for file in files)
     written = [file.stat().st_mtime_ns for file in files]
-    assert len(repair_results(folder / "results")) == 17
+    assert len(repair_results(folder / "results")) == 19
     assert [file.stat().st_mtime_ns for file in files] == written
 
 
