@@ -16,6 +16,7 @@ The files and folders, in reading order:
     familiarity.py   Familiarity: how strange a pair is to a model
     familiarity_file.py  its file, read and checked without torch
     policy.py        Policy: thresholds that turn probabilities into a verdict
+    columns.py       Scores: what the model says of many pairs, and what a policy makes of it
     predictor.py     Predictor: pairs in, findings out
     evidence.py      logits to probabilities, pixel boxes and word scores
     render.py        evidence drawn on the image and marked in the text

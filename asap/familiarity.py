@@ -101,7 +101,7 @@ class Gaussian(NamedTuple):
     def strangeness(self, features_ND: Tensor) -> Floats:
         """Return the squared Mahalanobis distance of features to the mean, (N,)."""
         distances_N = (((features_ND - self.mean_D) / self.scale_D) @ self.whitening_DK).square().sum(1)
-        return np.asarray(distances_N.double().numpy())
+        return np.asarray(distances_N.cpu().double().numpy())
 
 
 def _directions(features: int) -> Tensor:
@@ -151,7 +151,7 @@ class ChangeClassifier(NamedTuple):
         if not len(self.bias_K):
             return np.zeros(len(features_ND))
         odds_NK = ((features_ND - self.mean_D) / self.scale_D) @ self.weight_DK + self.bias_K
-        return np.asarray(torch.nn.functional.softplus(odds_NK.max(1).values.double()).numpy())
+        return np.asarray(torch.nn.functional.softplus(odds_NK.max(1).values.cpu().double()).numpy())
 
 
 class PairFamiliarity(NamedTuple):
@@ -247,16 +247,25 @@ class Familiarity:
 
     def of_pairs(self, features: PairFeatures, captioned: Sequence[bool]) -> list[PairFamiliarity]:
         """Return the familiarity of pairs; `captioned` is True where a caption replaced a missing text."""
+        shares_N3 = self.shares(features, np.asarray(captioned, bool)).tolist()
+        return [PairFamiliarity(pair, image, None if np.isnan(text) else text) for pair, image, text in shares_N3]
+
+    def shares(self, features: PairFeatures, captioned_N: NDArray[np.bool_]) -> Floats:
+        """Return the fields of `PairFamiliarity` as columns, (N, 3): a text that is None is NaN."""
         image_N, text_N, pair_N = self._strangeness(features)
-        shares = (
-            held_out.share_as_strange(values_N).tolist()
-            for held_out, values_N in ((self.pairs, pair_N), (self.images, image_N), (self.texts, text_N))
-        )
-        rows = zip(*shares, captioned, strict=True)
-        return [
-            PairFamiliarity(image, image, None) if is_caption else PairFamiliarity(pair, image, text)
-            for pair, image, text, is_caption in rows
-        ]
+        shares_N3 = np.stack(
+            [self.pairs.share_as_strange(pair_N), self.images.share_as_strange(image_N),
+             self.texts.share_as_strange(text_N)], axis=1,
+        )  # fmt: skip
+        shares_N3[captioned_N, 0] = shares_N3[captioned_N, 1]
+        shares_N3[captioned_N, 2] = np.nan
+        return shares_N3
+
+    def to(self, device: torch.device) -> Self:
+        """Return the same familiarity, which compares features where they are computed."""
+        image, text = (Gaussian(*(tensor.to(device) for tensor in part)) for part in (self.image, self.text))
+        changed = ChangeClassifier(*(tensor.to(device) for tensor in self.changed))
+        return replace(self, image=image, changed=changed, text=text)
 
     @cached_property
     def familiarity_id(self) -> str:

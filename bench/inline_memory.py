@@ -88,7 +88,7 @@ def run_step(step: str, path: Path, batch_size: int) -> dict[str, float]:
     manifest = path.parent / f"manifest of {path.name}"
     before, started = _peak_mib(), time.perf_counter()
     if step == "manifest":
-        write_manifest(find_source(str(path)).rows(), Location(str(manifest)))
+        write_manifest(find_source(str(path)).tables(), Location(str(manifest)))
     elif step == "prepare":
         preparation = Preparation(256, ImageLimits(), FetchSettings())
         rows = pq.read_table(manifest)

@@ -154,7 +154,7 @@ def measure(kind: Kind, path: Path, rows: int, out: Path) -> dict[str, float]:
     with costs() as look:
         source = find_source(str(path))
     with costs() as ours:
-        written = write_manifest(source.rows(), Location(str(out)))
+        written = write_manifest(source.tables(), Location(str(out)))
     if (read, written) != (rows, rows):
         raise SystemExit(f"{path} has {rows} rows, of which {written} were written and {read} read.")
     return {

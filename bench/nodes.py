@@ -4,10 +4,11 @@ Every machine is a raylet of this one, with GPUs that exist only in Ray's books,
 figures show what the pipeline, the driver and the writers allow, as long as the work beside the sleep is small against
 the cores that are really there: the share of them that was in use is printed.
 
-A scan is timed twice for each number of machines, over a few rows and over many. The difference is the cost of the
-additional rows once all detectors run.
+Figures are those of a part of the scan, from three tenths of its rows to the last but a twentieth, while all detectors
+run: the start of processes, which all share the cores that are really there, is before it. `of_ideal` is the share of
+the rate of detectors that do nothing but sleep, `efficiency` that of the rate of a machine of the first line.
 
-    python bench/nodes.py [--nodes 1 2 4] [--gpus 2] [--row-ms 40] [--rows 250 1000] [--json PATH]
+    python bench/nodes.py [--nodes 1 2 4] [--gpus 2] [--row-ms 40] [--rows 1024] [--json PATH]
 """
 
 from __future__ import annotations
@@ -19,17 +20,20 @@ import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
-from costs import costs
+import pyarrow as pa
+from costs import cpu_seconds
 
-from asap.finding import Finding
 from jobs.metrics import DetectorTime, PairMetrics
 from jobs.scan.stages.detect import Detection, Detector
+from jobs.scan.stages.result_rows import result_table
 
 STORE_BYTES = 200 * 2**20
+FROM, TO = 0.3, 0.95
+"""The part of a scan that is measured, as shares of its rows."""
 
 
 class SleepingDetector(Detector):
@@ -39,17 +43,14 @@ class SleepingDetector(Detector):
         self._metrics, self._time = PairMetrics("scan", detection.job), DetectorTime(detection.job)
         self._run_id, self._progress, self._device_errors = detection.run_id, progress, ()
         self._writer = writers[0] if writers else None
-        self._predictor: Any = SimpleNamespace(
-            model_id="sleeps", policy=SimpleNamespace(policy_id="none"), familiarity=None
-        )
         self._row_s = float(os.environ.get("ROW_MS", "40")) / 1000
         self._note_first("model")
 
-    def _detect(self, pixels: Any, prepared: list[dict[str, Any]], positions: list[int]) -> list[Finding]:
-        time.sleep(self._row_s * len(positions))
+    def _detect(self, batch: pa.Table) -> pa.Table:
+        time.sleep(self._row_s * batch.num_rows)
         types = dict.fromkeys(("face_swap", "face_attribute", "text_swap", "text_attribute"), 0.0)
-        finding = Finding(verdict="authentic", score=0.0, types=types, model_id="sleeps", policy_id="none")
-        return [finding for _ in positions]
+        row = {"status": "ok", "verdict": "authentic", "score": 0.0, "types": types, "warnings": []}
+        return result_table(batch, [row | {"model_id": "sleeps", "policy_id": "none"}] * batch.num_rows)
 
 
 @contextmanager
@@ -66,8 +67,21 @@ def cluster_of(nodes: int, cpus: int, gpus: int) -> Iterator[str]:
         cluster.shutdown()
 
 
-def scan_cost(address: str, rows: int, folder: Path, batch_size: int) -> tuple[float, float, float]:
-    """Scan so many rows; return seconds of wall time, of CPU of this process, the driver, and of all processes."""
+@dataclass(frozen=True)
+class Moment:
+    """The state of a scan at a time."""
+
+    at_s: float
+    rows: int
+    driver_s: float
+    """Seconds of CPU of this process, the driver."""
+    all_s: float
+    """Seconds of CPU of all processes that live."""
+
+
+def scan_moments(address: str, rows: int, folder: Path, batch_size: int) -> list[Moment]:
+    """Scan so many rows, and return the state twice a second."""
+    from jobs.scan.passes import ScanProgress
     from jobs.scan.run import scan
     from jobs.scan.settings import ScanSettings
 
@@ -75,27 +89,36 @@ def scan_cost(address: str, rows: int, folder: Path, batch_size: int) -> tuple[f
         input=str(folder / "pairs.jsonl"), out=str(folder / "out"), job=f"{rows}-{time.time_ns()}", limit=rows,
         device="cuda", address=address, batch_size=batch_size, allow_unfamiliar=True,
     )  # fmt: skip
-    before = time.process_time()
-    with costs() as cost:
-        summary = scan(settings)
+    moments: list[Moment] = []
+
+    def note(progress: ScanProgress) -> None:
+        all_s = sum(cpu_seconds(os.getpid()).values())
+        moments.append(Moment(time.perf_counter(), progress.done, time.process_time(), all_s))
+
+    summary = scan(settings, note)
     if (summary["pairs"], summary["errors"]) != (rows, 0):
         raise SystemExit(f"the scan is incomplete: {summary['pairs']} pairs, {summary['errors']} with errors")
-    return cost.wall_s, time.process_time() - before, cost.cpu_s
+    return moments
 
 
 def measure(nodes: int, arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
     """Measure a number of machines. The rows grow with the machines, so that each run takes about as long."""
-    few, many = (rows * nodes * arguments.gpus for rows in arguments.rows)
+    detectors = nodes * arguments.gpus
+    rows = arguments.rows * detectors
     with cluster_of(nodes, arguments.cpus, arguments.gpus) as address:
-        small, large = (scan_cost(address, rows, folder, arguments.batch) for rows in (few, many))
-    wall_s, driver_s, all_s = (b - a for a, b in zip(small, large, strict=True))
+        moments = scan_moments(address, rows, folder, arguments.batch)
+    window = [moment for moment in moments if FROM * rows <= moment.rows <= TO * rows]
+    first, last = window[0], window[-1]
+    wall_s, done = last.at_s - first.at_s, last.rows - first.rows
     return {
         "nodes": nodes,
-        "detectors": nodes * arguments.gpus,
-        "rows": many - few,
-        "rows_per_s": (many - few) / wall_s,
-        "driver_ms_per_row": 1000 * driver_s / (many - few),
-        "cores_used": all_s / (wall_s * len(os.sched_getaffinity(0))),
+        "detectors": detectors,
+        "rows": done,
+        "rows_per_s": done / wall_s,
+        "of_ideal": done / wall_s * arguments.row_ms / 1000 / detectors,
+        "driver_ms_per_row": 1000 * (last.driver_s - first.driver_s) / done,
+        "driver_busy": (last.driver_s - first.driver_s) / wall_s,
+        "cores_used": (last.all_s - first.all_s) / (wall_s * len(os.sched_getaffinity(0))),
     }
 
 
@@ -116,7 +139,7 @@ def main() -> None:
     parser.add_argument("--gpus", type=int, default=2, help="GPUs of a machine in Ray's books, a detector each.")
     parser.add_argument("--row-ms", type=float, default=40, help="Milliseconds that a detector sleeps for a row.")
     parser.add_argument("--batch", type=int, default=16, help="Rows of a batch.")
-    parser.add_argument("--rows", nargs=2, type=int, default=[250, 1000], help="Few and many rows for each detector.")
+    parser.add_argument("--rows", type=int, default=1024, help="Rows for each detector.")
     parser.add_argument("--json", type=Path, help="File for the figures.")
     arguments = parser.parse_args()
     os.environ["ROW_MS"] = str(arguments.row_ms)  # the machines inherit it
@@ -126,7 +149,7 @@ def main() -> None:
     jobs.scan.pipeline.Detector = SleepingDetector  # type: ignore[misc]
     figures = []
     with tempfile.TemporaryDirectory() as name:
-        write_input(Path(name), max(arguments.rows) * max(arguments.nodes) * arguments.gpus)
+        write_input(Path(name), arguments.rows * max(arguments.nodes) * arguments.gpus)
         for nodes in arguments.nodes:
             figures.append(measure(nodes, arguments, Path(name)))
             first = figures[0]

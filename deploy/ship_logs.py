@@ -1,15 +1,17 @@
 #!/usr/bin/env python3
 """Copies the logs of this machine's Ray to a folder in S3 once a minute: `ship_logs.py s3://BUCKET/logs`.
 
-A spot machine takes its disk with it when it goes. Of its logs, the last minute may then be missing. Each boot of a
-machine has a folder of its own, since another machine may get the same address and join the same session.
+A spot machine takes its disk with it when it goes. Of its logs, the last minute may then be missing. SIGTERM makes a
+last copy, and then the end. Each boot of a machine has a folder of its own, since another machine may get the same
+address and join the same session.
 """
 
 from __future__ import annotations
 
+import signal
 import socket
 import sys
-import time
+import threading
 from pathlib import Path
 
 from asap.errors import AsapError
@@ -66,10 +68,13 @@ def folder_of_machine(logs: Location) -> Location:
 
 
 def main() -> None:
-    """Ship the logs to the folder of this machine for ever; failures are printed and tried again."""
+    """Ship the logs to the folder of this machine until SIGTERM; failures are printed and tried again."""
     target = folder_of_machine(Location.parse(sys.argv[1]))
     shipped: Shipped = {}
+    is_last = threading.Event()
+    signal.signal(signal.SIGTERM, lambda *_: is_last.set())
     while True:
+        is_end = is_last.is_set()  # read first: what is written before the signal is then copied after it
         try:
             _, failures = ship(RAY, target, shipped)
         except OSError as error:  # a folder that goes while it is listed
@@ -78,7 +83,9 @@ def main() -> None:
             sys.stderr.write(f"ship-logs: {failure}\n")
         if more := len(failures[MOST_PRINTED:]):
             sys.stderr.write(f"ship-logs: and {more} more failed.\n")
-        time.sleep(EVERY_S)
+        if is_end:
+            return
+        is_last.wait(EVERY_S)
 
 
 if __name__ == "__main__":

@@ -17,6 +17,8 @@ cluster.py     run on Ray, and wait for its resources
 reach.py       paths that the machines of a cluster must share
 node_types.py  the machines that a cluster could start
 lost_machines.py  the connections to machines that Ray has given up
+packing.py     workers placed on machines
+machine_use.py what each job holds on the machines
 sharing.py     the share of a cluster that each of several jobs may use
 ray_start.py   start Ray, or connect to a cluster
 ray_address.py the forms of a cluster's addresses

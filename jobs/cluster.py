@@ -22,9 +22,10 @@ from asap.errors import AsapError, ConfigError
 from jobs.errors import JobError
 from jobs.lost_machines import LostMachines, close_connections
 from jobs.node_types import HEAD, most_workers, node_types
+from jobs.packing import Resources
 from jobs.ray_end import end_ray
 from jobs.ray_start import start_ray
-from jobs.sharing import Claim, Resources, held_share, shared
+from jobs.sharing import Claim, held_share, shared
 from jobs.stops import handlers_kept, stop_held
 
 _FIRST_NOTE_S = 2.0
@@ -226,6 +227,9 @@ def check_possible(needs: Resources, workers: int, advice: str, *, waits_for_peo
             f"{kind.most} x {kind.name} ({_amounts({key: kind.resources.get(key, 0) for key in ('CPU', 'GPU')})})"
             for kind in types
         )
+        together = types[0].most_together
+        if together is not None and together < sum(kind.most for kind in types):
+            could += f", and {together} of them together"
         raise ConfigError(
             f"the cluster can never hold {request}: it has {_describe(machines)}, and can add at most {could}. {advice}"
         )
@@ -251,6 +255,7 @@ def wait_until_free(
     on_note: Callable[[str], None],
     advice: str = "",
     beside: Resources | None = None,
+    others: Sequence[Resources] = (),
 ) -> None:
     """Wait until busy machines have room for workers that fit on them (see `wait_for_resources`).
 
@@ -266,13 +271,14 @@ def wait_until_free(
         on_note: Receives a sentence if there is a wait, and again whenever other amounts are free.
         advice: A way to need less, as the sentence that ends the error message.
         beside: Resources that tasks beside the workers need, on any machine.
+        others: Resources of further workers, each of them on one machine.
     """
-    bundles = [needs] * workers + ([beside] if beside else [])
-    request = _request(needs, workers) + (f", and {_amounts(beside)} for tasks" if beside else "")
+    bundles = [needs] * workers + ([beside] if beside else []) + list(others)
+    request = ", ".join([_request(needs, workers), *(_request(each, 1) for each in others)])
+    request += f", and {_amounts(beside)} for tasks" if beside else ""
 
     said = ""
-    total = {kind: sum(bundle.get(kind, 0) for bundle in bundles) for kind in ("CPU", "GPU")}
-    wanted = Claim(total, total)
+    wanted = Claim.of_workers(bundles, is_at_work=False)
 
     def report() -> None:
         nonlocal said

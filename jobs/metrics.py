@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 import logging
 import sys
+import threading
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -147,12 +148,27 @@ class DetectorTime:
     def __init__(self, job: str) -> None:
         self._job = job
         self._since = time.monotonic()
+        self._lock, self._batches = threading.Lock(), 0
 
     def leave(self, state: str) -> None:
         """Add the time since the last call, or since the start, to a state that ends now."""
         now = time.monotonic()
         count("asap_scan_detector_seconds_total", now - self._since, job=self._job, state=state)
         self._since = now
+
+    def enter(self) -> None:
+        """Begin a batch: the idle time ends, unless another thread is busy with a batch."""
+        with self._lock:
+            if not self._batches:
+                self.leave("idle")
+            self._batches += 1
+
+    def exit(self) -> None:
+        """End a batch: the busy time ends, unless another thread is busy with a batch."""
+        with self._lock:
+            self._batches -= 1
+            if not self._batches:
+                self.leave("busy")
 
 
 def metrics_targets() -> list[str]:

@@ -28,6 +28,8 @@ class NodeType:
     resources: dict[str, float]
     most: int
     """Machines of this kind that there may be."""
+    most_together: int | None = None
+    """Machines of all kinds together, without the head, that there may be. None: as many as the kinds allow."""
 
 
 def node_types() -> list[NodeType] | None:
@@ -88,12 +90,19 @@ def parse_configuration(file: Path) -> list[NodeType] | None:
         if count and not kind.get("resources"):
             return None
         if count:
-            types.append(NodeType(name, {key: float(value) for key, value in kind["resources"].items()}, count))
+            types.append(NodeType(name, {key: float(value) for key, value in kind["resources"].items()}, count, most))
     return types
 
 
 def most_workers(types: Sequence[NodeType], needs: Mapping[str, float]) -> int:
-    """Return how many workers with these needs fit on the machines that could be started, all of them together."""
-    return sum(
-        kind.most * min(int(kind.resources.get(key, 0) // amount) for key, amount in needs.items()) for kind in types
-    )
+    """Return how many workers with these needs fit on the machines that could be started, all of them together.
+
+    If there may be fewer machines than the kinds allow, they are those that hold most.
+    """
+    together = min((kind.most_together for kind in types if kind.most_together is not None), default=None)
+    on_each = [
+        min(int(kind.resources.get(key, 0) // amount) for key, amount in needs.items())
+        for kind in types
+        for _ in range(kind.most)
+    ]
+    return sum(sorted(on_each, reverse=True)[:together])

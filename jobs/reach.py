@@ -2,7 +2,8 @@
 
 A local path names another file on each machine, unless the machines share the disk. So a small task on each machine
 that may get work looks at the paths. What it writes to must be the folder that the driver sees, which a file shows that
-the driver puts there. The machine of the driver is not asked, so a Ray of one machine costs nothing.
+the driver puts there. The machine of the driver is not asked, so a Ray of one machine costs nothing. Machines that come
+while a job works are asked too.
 """
 
 from __future__ import annotations
@@ -11,8 +12,8 @@ import logging
 import os
 import secrets
 import time
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -20,11 +21,11 @@ from typing import Any
 
 from asap.storage.files import write_bytes
 from asap.storage.location import Location, s3_uri
-from jobs.cluster import check_possible, ray_running
+from jobs.cluster import check_possible, machines_alive, ray_running
 from jobs.descriptions.settings import DEMO, DescriptionSettings
 from jobs.errors import PathNotShared
+from jobs.packing import Resources
 from jobs.settings import ClusterSettings
-from jobs.sharing import Resources
 
 _ANSWER_S = 120.0
 """Seconds in which a machine that is slow or lost may answer. Without an answer it is not judged."""
@@ -36,6 +37,8 @@ _ROWS_LOOKED_AT = 100
 """Rows at the start of an input among which these pictures are found."""
 _NAMED = 3
 """Machines that a message names."""
+_LOOK_S = 2.0
+"""Seconds between two looks for machines that came."""
 
 
 @dataclass(frozen=True)
@@ -63,7 +66,10 @@ class _Look:
 
 
 def check_cluster(
-    settings: ClusterSettings, uses: Sequence[PathUse], needs: Resources | None = None, workers: int = 1
+    settings: ClusterSettings,
+    uses: Sequence[PathUse],
+    demands: Sequence[tuple[Resources, int]] = (),
+    on_note: Callable[[str], None] = lambda note: None,
 ) -> None:
     """Join the cluster of a job for a moment, and refuse what it can never do. Without a cluster, nothing is done.
 
@@ -72,15 +78,28 @@ def check_cluster(
     Args:
         settings: The cluster.
         uses: The paths of the job.
-        needs: Resources of a worker, as far as the settings demand them.
-        workers: Number of workers that are demanded.
+        demands: Resources of a worker, as far as the settings demand them, and how many of such workers they demand.
+        on_note: Receives a sentence if there is no machine yet that could be asked about the paths.
     """
-    if settings.address is None or not (_local(uses) or needs):
+    if settings.address is None or not (_local(uses) or demands):
         return
     with ray_running(settings.address):
-        if needs:
+        for needs, workers in demands:
             check_possible(needs, workers, "Ask for less.", waits_for_people=settings.waits_for_people)
+        note_unasked(uses, on_note)
         check_shared(uses)
+
+
+def note_unasked(uses: Sequence[PathUse], on_note: Callable[[str], None]) -> None:
+    """Report paths on the disk of this machine if the running Ray has no machine yet that works and could be asked."""
+    local = _local(uses)
+    if local and not any({"CPU", "GPU"} & machine.keys() for machine in machines_alive()):
+        first, more = local[0], len(local) - 1
+        on_note(
+            f"{first.what} {first.path}{f' and {more} more paths' if more else ''} on the disk of this machine: the "
+            "cluster has no machine for work yet, and each one that comes is asked if it sees the same files. If it "
+            "does not, the job ends. Paths at s3:// are the same everywhere."
+        )
 
 
 def check_shared(uses: Sequence[PathUse]) -> None:
@@ -93,9 +112,80 @@ def check_shared(uses: Sequence[PathUse]) -> None:
     if not machines:
         return
     with _looks(_local(uses)) as looks:
-        if not looks:
+        if looks:
+            _refuse(machines, looks, _answers(_ask(machines, looks)))
+
+
+@contextmanager
+def late_machines_asked(uses: Sequence[PathUse]) -> Iterator[Callable[[], None]]:
+    """Check the paths as `check_shared` does; provide a function that does so for machines that came since.
+
+    The function does not wait: it asks machines in one call, and raises `PathNotShared` in a later one, once they have
+    answered.
+    """
+    check_shared(uses)
+    late = _LateMachines(_local(uses))
+    try:
+        yield late.check
+    finally:
+        late.stop_asking()
+
+
+class _LateMachines:
+    """The machines that come while a job works."""
+
+    def __init__(self, uses: Sequence[PathUse]) -> None:
+        """Take the machines that are there for those that were asked."""
+        self._uses = uses
+        self._known = {machine["NodeID"] for machine in _other_machines()}
+        self._looked_s = self._asked_s = time.monotonic()
+        self._new: list[dict[str, Any]] = []
+        """The machines that are asked now."""
+        self._looks: list[tuple[PathUse, _Look]] = []
+        self._asked: dict[Any, str] = {}
+        self._markers = ExitStack()
+
+    def check(self) -> None:
+        """Ask new machines, or read what they answered. Raises `PathNotShared`."""
+        import ray
+
+        now = time.monotonic()
+        if not self._uses or not ray.is_initialized():
             return
-        answers = _ask(machines, [look for _, look in looks])
+        if not self._asked:
+            if now - self._looked_s >= _LOOK_S:
+                self._looked_s = now
+                self._ask_new()
+            return
+        done, _ = ray.wait(list(self._asked), num_returns=len(self._asked), timeout=0)
+        if len(done) == len(self._asked) or now - self._asked_s > _ANSWER_S:
+            answers = _answers(self._asked, wait_s=0)
+            self.stop_asking()
+            _refuse(self._new, self._looks, answers)
+
+    def stop_asking(self) -> None:
+        """Take back the files that were put into folders for the machines to see."""
+        self._asked = {}
+        self._markers.close()
+
+    def _ask_new(self) -> None:
+        self._new = [machine for machine in _other_machines() if machine["NodeID"] not in self._known]
+        if self._new:
+            self._known |= {machine["NodeID"] for machine in self._new}
+            self._looks = self._markers.enter_context(_looks(self._uses))
+            self._asked, self._asked_s = _ask(self._new, self._looks), time.monotonic()
+
+
+def _refuse(
+    machines: Sequence[dict[str, Any]], looks: Sequence[tuple[PathUse, _Look]], answers: dict[str, list[str | None]]
+) -> None:
+    """Raise `PathNotShared` if a machine cannot use one of the paths.
+
+    Args:
+        machines: The machines that were asked.
+        looks: The paths.
+        answers: Their answers by their ids; see `look`.
+    """
     sentences: dict[str, str] = {}
     for number, (use, look) in enumerate(looks):
         blocked = {node: reasons[number] for node, reasons in answers.items() if reasons[number]}
@@ -105,7 +195,7 @@ def check_shared(uses: Sequence[PathUse]) -> None:
             sentences.setdefault(
                 use.what,
                 f"{use.what} {use.path if use.writes else look.path} cannot be {verb} on {_listed(names)} of "
-                f"{len(machines) + 1} machines: {next(iter(blocked.values()))}.",
+                f"{len(_other_machines()) + 1} machines: {next(iter(blocked.values()))}.",
             )
     if sentences:
         raise PathNotShared(
@@ -185,8 +275,8 @@ def _nearest(folder: Path) -> Path:
     return next(parent for parent in (folder, *folder.parents) if parent.exists())
 
 
-def _ask(machines: Sequence[dict[str, Any]], looks: list[_Look]) -> dict[str, list[str | None]]:
-    """Return the answers of the machines by their ids; see `look`. Machines that do not answer are left out."""
+def _ask(machines: Sequence[dict[str, Any]], looks: Sequence[tuple[PathUse, _Look]]) -> dict[Any, str]:
+    """Start a look at the paths on each machine; return the ids of the machines by the references of their answers."""
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
@@ -194,11 +284,23 @@ def _ask(machines: Sequence[dict[str, Any]], looks: list[_Look]) -> dict[str, li
     for machine in machines:
         there = NodeAffinitySchedulingStrategy(machine["NodeID"], soft=False)
         task = ray.remote(num_cpus=0, max_retries=0, scheduling_strategy=there)(look)
-        asked[task.remote(looks)] = machine["NodeID"]
+        asked[task.remote([each for _, each in looks])] = machine["NodeID"]
+    return asked
+
+
+def _answers(asked: dict[Any, str], wait_s: float = _ANSWER_S) -> dict[str, list[str | None]]:
+    """Return the answers of the machines by their ids; see `look`. Machines that do not answer are left out.
+
+    Args:
+        asked: What `_ask` returned.
+        wait_s: Seconds to wait for all of them.
+    """
+    import ray
+
     answers: dict[str, list[str | None]] = {}
-    waiting, deadline = list(asked), time.monotonic() + _ANSWER_S
-    while waiting and (left_s := deadline - time.monotonic()) > 0:
-        done, waiting = ray.wait(waiting, timeout=left_s)
+    waiting, deadline = list(asked), time.monotonic() + wait_s
+    while waiting:
+        done, waiting = ray.wait(waiting, timeout=max(0.0, deadline - time.monotonic()))
         for reference in done:
             try:
                 answers[asked[reference]] = ray.get(reference)
@@ -206,6 +308,8 @@ def _ask(machines: Sequence[dict[str, Any]], looks: list[_Look]) -> dict[str, li
                 logging.getLogger("asap").debug("a machine did not look at the paths: %s", error)
             if any(answers.get(asked[reference], ())):
                 deadline = min(deadline, time.monotonic() + _MORE_S)
+        if not done:
+            break
     for reference in waiting:
         ray.cancel(reference, force=True)
     return answers

@@ -6,6 +6,9 @@ they can use at most, and each keeps to the share that follows from all claims. 
 claims too, and the others make room for it. It holds one share from its first wait to its end, and replaces the claim
 at each step.
 
+What programs hold that claim nothing, such as the replicas of a server, is not divided. Of the rest, a job is promised
+what its workers find on single machines.
+
 One small actor beside the driver of one of the jobs holds the claims. If it is lost, the next job that renews its claim
 starts another. A claim that is not renewed, because its job was killed, expires.
 """
@@ -14,15 +17,15 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
-Resources = Mapping[str, float]
-"""Amounts by Ray's name of the resource, such as CPU and GPU."""
+from jobs.machine_use import Machine, look_at_machines
+from jobs.packing import DIGITS, KINDS, ROUNDING, Left, Packing, Resources
 
-KINDS = ("CPU", "GPU")
 _NAME, _NAMESPACE = "claims", "asap"
 _RENEW_S = 1.0
 _EXPIRE_S = 30.0
@@ -35,7 +38,8 @@ _CLOSE_S = 0.2
 _TRIES = 2
 """Tries of a renewal: the actor may be just ending."""
 _HALVINGS = 60
-_ROUNDING = 1e-6
+_LOOK_EVERY_S = 1.0
+"""Seconds for which a look at the machines is good. One look serves the claims of all jobs."""
 
 
 @dataclass(frozen=True)
@@ -48,34 +52,68 @@ class Claim:
     """The most that the job can use; infinity for a job that uses whatever is there."""
     is_at_work: bool = False
     """True if the work has begun, so that a part of its needs is of use. A job that waits has no use for a part."""
+    workers: tuple[Resources, ...] = ()
+    """The parts of `needs`, each of which needs a machine that holds it. Empty: all of it is one such part."""
+
+    @classmethod
+    def of_workers(cls, workers: Sequence[Resources], most: Resources | None = None, *, is_at_work: bool) -> Claim:
+        """Return the claim of workers, each of which needs a machine that holds it. `most` is by default their sum."""
+        needs = {kind: sum(worker.get(kind, 0.0) for worker in workers) for kind in KINDS}
+        return cls(needs, needs if most is None else most, is_at_work, tuple(workers))
+
+    def parts(self) -> list[tuple[Resources, int]]:
+        """Return the different workers with their numbers, the largest first, which find room with more difficulty."""
+        counts = Counter(tuple(worker.get(kind, 0.0) for kind in KINDS) for worker in self.workers or (self.needs,))
+        by_gpus = sorted(counts.items(), key=lambda part: part[0][::-1], reverse=True)
+        return [(dict(zip(KINDS, amounts, strict=True)), count) for amounts, count in by_gpus]
+
+    def worker_of_a_gpu(self) -> Resources:
+        """Return what a further GPU needs on its machine, with the CPUs of the smallest worker that has one."""
+        return {"GPU": 1, "CPU": min((worker["CPU"] for worker, _ in self.parts() if worker["GPU"]), default=0.0)}
 
 
 NOTHING = Claim({}, {})
 """The claim of a job that keeps its place among the others, and needs nothing at the moment."""
 
 
-def divide_resources(total: Resources, claims: Sequence[Claim]) -> list[dict[str, float]]:
+def divisible(machines: Sequence[Machine], claimants: Collection[str]) -> Packing:
+    """Return what the jobs divide: the machines, less what others hold there.
+
+    Args:
+        machines: The machines.
+        claimants: The ids of the jobs.
+    """
+    lefts = []
+    for machine in machines:
+        left = Left.of(machine.total)
+        for holder, amounts in machine.held.items():
+            for amount in amounts if holder not in claimants else ():
+                left = left.without(amount)
+        lefts.append(left)
+    return Packing(lefts)
+
+
+def divide_resources(machines: Packing, claims: Sequence[Claim]) -> list[dict[str, float]]:
     """Return the share of each claim, in their order, which is that of their coming.
 
-    First, each claim gets what it needs, as long as all of that is left. A claim whose needs are not left gets what the
-    others left of them, if its job is at work and lost a machine, and nothing if its job waits. What remains is divided
-    equally, and nobody gets more than it can use.
+    First, each claim gets what it needs, if the machines hold all of that beside what the earlier ones got. A claim
+    whose needs do not fit gets those of its workers that still fit, if its job is at work and lost a machine, and
+    nothing if its job waits. What remains is divided equally, and nobody gets more than it can use.
     """
-    left = {kind: total.get(kind, 0.0) for kind in KINDS}
+    cpus = machines.cpus()
     served: dict[int, Claim] = {}
     for number, claim in enumerate(claims):
-        if all(claim.needs.get(kind, 0.0) <= left[kind] + _ROUNDING for kind in KINDS):
-            served[number] = claim
-            left = {kind: left[kind] - claim.needs.get(kind, 0.0) for kind in KINDS}
+        attempt = machines.copy()
+        if all(attempt.place(worker, count) == count for worker, count in claim.parts()):
+            served[number], machines = claim, attempt
     for number, claim in enumerate(claims):
         if number not in served and claim.is_at_work:
-            part = {kind: max(0.0, min(claim.needs.get(kind, 0.0), left[kind])) for kind in KINDS}
-            served[number] = replace(claim, needs=part)
-            left = {kind: left[kind] - part[kind] for kind in KINDS}
+            placed = [(worker, machines.place(worker, count)) for worker, count in claim.parts()]
+            needs = {kind: sum(worker[kind] * count for worker, count in placed) for kind in KINDS}
+            served[number] = replace(claim, needs=needs)
     joint = list(served.values())
-    cpus, gpus = _level(total.get("CPU", 0.0), joint), _whole_gpus(total.get("GPU", 0.0), joint)
     shares = [dict.fromkeys(KINDS, 0.0) for _ in claims]
-    for number, *amounts in zip(served, cpus, gpus, strict=True):
+    for number, *amounts in zip(served, _level(cpus, joint), _whole_gpus(machines, joint), strict=True):
         shares[number] = dict(zip(KINDS, amounts, strict=True))
     return shares
 
@@ -92,43 +130,58 @@ def _level(total: float, claims: Sequence[Claim]) -> list[float]:
     for _ in range(_HALVINGS):  # the sum grows with the level
         middle = (low + high) / 2
         low, high = (low, middle) if sum(shares(middle)) > total else (middle, high)
-    return shares(low)
+    return [round(share, DIGITS) for share in shares(low)]
 
 
-def _whole_gpus(total: float, claims: Sequence[Claim]) -> list[float]:
-    """Divide GPUs one by one: the claim with the fewest gets the next. A part of a GPU would be of no use to anyone."""
+def _whole_gpus(machines: Packing, claims: Sequence[Claim]) -> list[float]:
+    """Return the GPUs of each claim: those that it needs, and its part of those that are left on the machines.
+
+    They are divided one by one: the claim with the fewest gets the next. A part of a GPU would be of no use to anyone,
+    and neither would a GPU of a machine that has no CPUs left for its worker.
+    """
     shares = [claim.needs.get("GPU", 0.0) for claim in claims]
-    left = total - sum(shares)
-    while left >= 1 - _ROUNDING:
-        most = [claim.most.get("GPU", 0.0) + _ROUNDING for claim in claims]
-        can_use = [number for number, share in enumerate(shares) if share + 1 <= most[number]]
-        if not can_use:
-            break
-        shares[min(can_use, key=shares.__getitem__)] += 1
-        left -= 1
+    growing = set(range(len(claims)))
+    while growing := {
+        number for number in growing if shares[number] + 1 <= claims[number].most.get("GPU", 0.0) + ROUNDING
+    }:
+        fewest = min(sorted(growing), key=shares.__getitem__)
+        if machines.place(claims[fewest].worker_of_a_gpu()):
+            shares[fewest] += 1
+        else:
+            growing.remove(fewest)
     return shares
 
 
 class Claims:
     """The class of the actor that holds the claims of all jobs of a cluster."""
 
-    def __init__(self) -> None:
+    def __init__(self, look: Callable[[], Sequence[Machine]] = look_at_machines) -> None:
         self._claims: dict[str, Claim] = {}  # by job, in the order of their coming
         self._renewed_s: dict[str, float] = {}
+        self._shares: dict[str, dict[str, float]] = {}
+        self._look, self._machines, self._looked_s = look, look(), time.monotonic()
 
-    def claim(self, job: str, claim: Claim, total: Resources) -> tuple[dict[str, float], int]:
+    def claim(self, job: str, claim: Claim) -> tuple[dict[str, float], int]:
         """Renew the claim of a job; return its share of the machines, and the number of jobs that share them."""
         now = time.monotonic()
         self._claims[job], self._renewed_s[job] = claim, now
         for other in [name for name, renewed_s in self._renewed_s.items() if now - renewed_s > _EXPIRE_S]:
             self.release(other)
-        shares = divide_resources(total, list(self._claims.values()))
-        return shares[list(self._claims).index(job)], len(self._claims)
+        if now - self._looked_s >= _LOOK_EVERY_S:
+            self._machines, self._looked_s = self._look(), now
+        shares = divide_resources(divisible(self._machines, self._claims.keys()), list(self._claims.values()))
+        self._shares = dict(zip(self._claims, shares, strict=True))
+        return self._shares[job], len(self._claims)
+
+    def cpus_of(self, job: str) -> float | None:
+        """Return the CPUs of a job's share as of the last claim; None if it claims nothing."""
+        share = self._shares.get(job)
+        return share["CPU"] if share else None
 
     def release(self, job: str) -> None:
         """Forget the claim of a job."""
-        self._claims.pop(job, None)
-        self._renewed_s.pop(job, None)
+        for entries in (self._claims, self._renewed_s, self._shares):
+            entries.pop(job, None)
 
 
 class Share:
@@ -140,6 +193,8 @@ class Share:
 
         self.claim, self._job = claim, ray.get_runtime_context().get_job_id()
         self._registry: Any = None
+        self._started: list[Any] = []
+        """All handles so far: Ray ends an actor once the handle that started it is gone, whatever others there are."""
         self._claimed_at: Any = None
         """The actor that got the last claim, and that has to forget it."""
         self.jobs = 1
@@ -186,11 +241,13 @@ class Share:
             try:
                 self.machines = _sum_machines()
                 # Two threads may be here, the one that renews and the one that replaced the claim.
-                registry = self._registry or _start_registry()
+                if (registry := self._registry) is None:
+                    registry = _start_registry()
+                    self._started.append(registry)
                 with self._sending:
                     if self._is_closed.is_set():
                         return
-                    answer = registry.claim.remote(self._job, self.claim, self.machines)
+                    answer = registry.claim.remote(self._job, self.claim)
                     self._registry = self._claimed_at = registry
                 if not self._await(answer):
                     return
@@ -242,6 +299,21 @@ def shared(claim: Claim | None = None) -> Iterator[Share]:
 def held_share() -> Share | None:
     """Return the share that this process holds; None outside every block of `shared`."""
     return _held
+
+
+def cpus_of_this_job() -> float:
+    """Return the CPUs of the share of the job to which this process belongs: its driver, or one of its workers.
+
+    A job that claims nothing, as on a Ray of its own, has those of all machines.
+    """
+    import ray
+
+    try:
+        claims = ray.get_actor(_NAME, _NAMESPACE)
+        cpus = ray.get(claims.cpus_of.remote(ray.get_runtime_context().get_job_id()), timeout=_ANSWER_S)
+    except (ray.exceptions.RayError, ValueError):  # there is no such actor, or it has just ended
+        cpus = None
+    return float(ray.cluster_resources().get("CPU", 0.0) if cpus is None else cpus)
 
 
 def _sum_machines() -> dict[str, float]:

@@ -91,9 +91,8 @@ class Client:
         )  # fmt: skip
         for scheme in ("http://", "https://"):
             self._session.mount(scheme, HTTPAdapter(max_retries=retry))
-        if key:
-            # A function, because requests replaces a header by what a .netrc has for the host.
-            self._session.auth = _bearer(key.strip())
+        # A function, without a key too, because requests would else send what a .netrc has for the host.
+        self._session.auth = _bearer(key.strip()) if key else lambda request: request
 
     def __enter__(self) -> Self:
         return self
@@ -216,6 +215,23 @@ class Client:
                 yield json.loads(line)
             next_, query = response.links.get("next", {}).get("url"), {}
 
+    def _request(self, method: str, path: str, **sent: Any) -> requests.Response:
+        """Send a request once, but for the tries. A redirect is not followed.
+
+        It may lead to another host, which would get the pair, and the password that a .netrc has for it.
+        """
+        response = self._session.request(
+            method, f"{self._url}{path}", timeout=self._timeout, allow_redirects=False, **sent
+        )
+        if response.is_redirect:
+            status, target = response.status_code, response.headers["Location"]
+            raise ServerError(
+                f"{self._url} answered {status}, a redirect to {target!r}, which is not followed. Give the address of "
+                "the API itself.",
+                status,
+            )
+        return response
+
     def _post(self, path: str, kind: type[_Answer], *, name: str | None = None, **sent: Any) -> _Answer:
         return self._send("POST", path, kind, headers={"Idempotency-Key": name or uuid.uuid4().hex}, **sent)
 
@@ -233,11 +249,11 @@ class Client:
         """Return the response to a request, once the same one is no longer in progress."""
         end = time.monotonic() + self._timeout[1]
         try:
-            response = self._session.request(method, f"{self._url}{path}", timeout=self._timeout, **sent)
+            response = self._request(method, path, **sent)
             while _is_in_progress(response) and time.monotonic() < end:
                 asked = response.headers.get("Retry-After", "")
                 time.sleep(min(int(asked) if re.fullmatch("[0-9]{1,3}", asked) else 1, _MOST_WAIT_S))
-                response = self._session.request(method, f"{self._url}{path}", timeout=self._timeout, **sent)
+                response = self._request(method, path, **sent)
         except requests.RequestException as error:
             raise ServerError(f"{self._url} does not answer: {error}") from error
         return response

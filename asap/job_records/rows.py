@@ -22,7 +22,7 @@ from asap.errors import ConfigError, StorageError
 from asap.labels import TYPES, VERDICTS
 from asap.storage.failures import storage_errors
 from asap.storage.files import list_files, open_seekable
-from asap.storage.location import Location
+from asap.storage.location import FileInfo, Location
 
 ERROR_COLUMNS = ("row_id", "custom_id", "image_uri", "error_code", "retryable", "attempt", "error_detail")
 """Columns of a failed row that say what failed."""
@@ -34,8 +34,12 @@ _CURSOR = re.compile(r"(\d{1,15}):(.{1,1000})", re.ASCII | re.DOTALL)
 
 def results_files(folder: Location) -> Iterator[Location]:
     """Yield the Parquet files below a folder of rows, without files whose names begin with a dot, which are drafts."""
-    found = (info.location for info in list_files(folder))
-    return (location for location in found if location.name.endswith(".parquet") and location.name[0] != ".")
+    return (info.location for info in list_files(folder) if is_results_file(info))
+
+
+def is_results_file(info: FileInfo) -> bool:
+    """Return True for a Parquet file whose name does not begin with a dot, as that of a draft does."""
+    return info.location.name.endswith(".parquet") and info.location.name[0] != "."
 
 
 @contextmanager

@@ -34,7 +34,7 @@ class EarlyActivations:
                 layer.register_forward_hook(_collect)
 
     def encode_image(self, images_B3SS: Tensor) -> tuple[Tensor, Tensor]:
-        """Encode normalized pixels (B, 3, S, S) as image tokens (B, N, W) and features (B, D), float32."""
+        """Encode pixels (B, 3, S, S), normalized or uint8, as image tokens (B, N, W) and features (B, D), float32."""
         with _collecting() as features:
             image_BNW = self._model.encode_image(images_B3SS)
         return image_BNW, torch.cat(features, dim=1)
@@ -75,18 +75,22 @@ def token_features(image_BNW: Tensor) -> Tensor:
     return torch.cat([patches_BPW.mean(1), patches_BPW.std(1, correction=0), image_BNW[:, 0].float()], dim=1)
 
 
-def text_sums(text_PLW: Tensor, mask_PL: Tensor) -> Tensor:
+def text_sums(text_PLW: Tensor, mask_PL: Tensor | None) -> Tensor:
     """Return what the features of a text are computed from, (P, 2 * W + 1), float32; passes over one text add up.
 
     These are sum, sum of squares and number of the tokens after [CLS].
 
     Args:
         text_PLW: tokens of the text encoder.
-        mask_PL: 0 for padding, else 1.
+        mask_PL: 0 for padding, else 1. None: nothing is padded.
     """
-    mask_PL1 = mask_PL[:, 1:, None].float()
-    tokens_PLW = text_PLW[:, 1:].float() * mask_PL1
-    return torch.cat([tokens_PLW.sum(1), tokens_PLW.square().sum(1), mask_PL1.sum(1)], dim=1)
+    tokens_PLW = text_PLW[:, 1:].float()
+    if mask_PL is None:
+        count_P1 = torch.full_like(tokens_PLW[:, 0, :1], tokens_PLW.shape[1])
+    else:
+        mask_PL1 = mask_PL[:, 1:, None].float()
+        tokens_PLW, count_P1 = tokens_PLW * mask_PL1, mask_PL1.sum(1)
+    return torch.cat([tokens_PLW.sum(1), tokens_PLW.square().sum(1), count_P1], dim=1)
 
 
 def text_features(sums_RD: Tensor) -> Tensor:

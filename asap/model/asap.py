@@ -63,11 +63,12 @@ class ImageTextAttention(nn.Module):
         self.cross_attention = nn.MultiheadAttention(width, heads, batch_first=True)
 
     def forward(
-        self, image_BNW: Tensor, text_BLW: Tensor, padding_BL: Tensor, *, with_attention: bool = False
+        self, image_BNW: Tensor, text_BLW: Tensor, padding_BL: Tensor | None, *, with_attention: bool = False
     ) -> tuple[Tensor, Tensor | None]:
         """Return the image tokens after both attentions, (B, N, W), and the attention to the text if requested.
 
-        `padding_BL` is True at padded words. The attention is (B, N, L), after softmax, mean over heads.
+        `padding_BL` is True at padded words; None if there are none. The attention is (B, N, L), after softmax, mean
+        over heads.
         """
         attended_BNW, _ = self.self_attention(image_BNW, image_BNW, image_BNW, need_weights=False)
         crossed: tuple[Tensor, Tensor | None] = self.cross_attention(
@@ -84,7 +85,7 @@ class TextAttention(nn.Module):
         self.cross_attention = nn.MultiheadAttention(width, heads, batch_first=True)
 
     def forward(
-        self, image_BNW: Tensor, text_BLW: Tensor, padding_BL: Tensor, *, with_attention: bool = False
+        self, image_BNW: Tensor, text_BLW: Tensor, padding_BL: Tensor | None, *, with_attention: bool = False
     ) -> tuple[Tensor, Tensor | None]:
         """Return the image tokens after the attention, and the attention; see `ImageTextAttention.forward`."""
         crossed: tuple[Tensor, Tensor | None] = self.cross_attention(
@@ -196,12 +197,12 @@ class Asap(nn.Module):
                     nn.init.zeros_(projection.bias)
 
     def encode_image(self, images_B3SS: Tensor) -> Tensor:
-        """Encode normalized pixels (B, 3, S, S) as image tokens (B, N, W)."""
+        """Encode pixels (B, 3, S, S), normalized or uint8, as image tokens (B, N, W)."""
         tokens_BNW: Tensor = self.image_encoder(images_B3SS)
         return tokens_BNW
 
-    def encode_text(self, input_ids_BL: Tensor, mask_BL: Tensor) -> Tensor:
-        """Encode token ids and their mask, both (B, L), as text tokens (B, L, W)."""
+    def encode_text(self, input_ids_BL: Tensor, mask_BL: Tensor | None) -> Tensor:
+        """Encode token ids and their mask, both (B, L), as text tokens (B, L, W). No mask: nothing is padded."""
         tokens_BLW: Tensor = self.text_encoder(input_ids_BL, mask_BL)
         return tokens_BLW
 
@@ -217,7 +218,7 @@ class Asap(nn.Module):
         self,
         image_BNW: Tensor,
         text_BLW: Tensor,
-        mask_BL: Tensor,
+        mask_BL: Tensor | None,
         *,
         with_scores: bool = False,
         with_attention: bool = False,
@@ -227,7 +228,7 @@ class Asap(nn.Module):
         Args:
             image_BNW: tokens of the image encoder.
             text_BLW: tokens of the text encoder.
-            mask_BL: 0 for padding, else 1.
+            mask_BL: 0 for padding, else 1. None: nothing is padded.
             with_scores: return the cross-attention scores of the text too.
             with_attention: return the attention of the image to the text too.
         """
@@ -236,12 +237,13 @@ class Asap(nn.Module):
         return Fused(tokens_BLW, image_side, scores_BLN)
 
     def attend_image_side(
-        self, image_BNW: Tensor, text_BLW: Tensor, mask_BL: Tensor, *, with_attention: bool = False
+        self, image_BNW: Tensor, text_BLW: Tensor, mask_BL: Tensor | None, *, with_attention: bool = False
     ) -> ImageSide:
         """Compute the image side alone: every patch after it has attended to the image and to the text."""
         normed_BNW = self.image_side_norm(image_BNW)
+        padding_BL = None if mask_BL is None else ~mask_BL.bool()
         crossed_BNW, attention_BNL = self.image_side_attention(
-            normed_BNW, self.image_side_norm(text_BLW), ~mask_BL.bool(), with_attention=with_attention
+            normed_BNW, self.image_side_norm(text_BLW), padding_BL, with_attention=with_attention
         )
         # As published, ASAP adds the attention to the normalized tokens, and HAMMER to the tokens before the norm.
         base_BNW = normed_BNW if self.config.variant == "asap" else image_BNW

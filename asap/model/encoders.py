@@ -16,12 +16,40 @@ from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
-from timm.layers import build_sincos2d_pos_embed
+from timm.layers import PatchEmbed, build_sincos2d_pos_embed
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from asap.model.config import ModelConfig
+from asap.preprocessing.images import CLIP_MEAN, CLIP_STD
+
+
+def convolve_pixels(layer: nn.Conv2d, images_B3SS: Tensor) -> Tensor:
+    """Apply the first convolution of a patch embedding to normalized pixels, or to uint8 ones.
+
+    The normalization of uint8 pixels is folded into the layer: one step makes floats of the bytes and subtracts the
+    mean, and the weights are divided by the deviation. The mean is not folded into a bias, because the zeros around an
+    image mean the mean color, and because a bias would cancel most of what a bfloat16 convolution returns.
+    """
+    if images_B3SS.dtype != torch.uint8:
+        convolved_BCHW: Tensor = layer(images_B3SS)
+        return convolved_BCHW
+    mean_311 = 255 * torch.tensor(CLIP_MEAN, device=images_B3SS.device).view(3, 1, 1)
+    scale_311 = 255 * torch.tensor(CLIP_STD, device=images_B3SS.device).view(3, 1, 1)
+    weight = (layer.weight.float() / scale_311).to(layer.weight.dtype)
+    centered_B3SS = (images_B3SS - mean_311).to(weight.dtype)
+    return F.conv2d(centered_B3SS, weight, layer.bias, layer.stride, layer.padding)
+
+
+class LinearStem(PatchEmbed):
+    """timm's linear patch embedding, which takes uint8 pixels too."""
+
+    def forward(self, images_B3SS: Tensor) -> Tensor:
+        """Return one token for each patch, row by row, (B, N, W)."""
+        if images_B3SS.dtype != torch.uint8:
+            return super().forward(images_B3SS)
+        return convolve_pixels(self.proj, images_B3SS).flatten(2).transpose(1, 2)
 
 
 class ConvStem(nn.Module):
@@ -55,7 +83,12 @@ class ConvStem(nn.Module):
 
     def forward(self, images_B3SS: Tensor) -> Tensor:
         """Return one token for each patch, row by row, (B, N, W)."""
-        features_BWhw: Tensor = self.proj(images_B3SS.contiguous(memory_format=torch.channels_last))
+        first, *others = self.proj
+        features_BWhw = convolve_pixels(
+            cast("nn.Conv2d", first), images_B3SS.contiguous(memory_format=torch.channels_last)
+        )
+        for layer in others:
+            features_BWhw = layer(features_BWhw)
         return features_BWhw.flatten(2).transpose(1, 2)
 
 
@@ -63,7 +96,6 @@ class ImageEncoder(VisionTransformer):
     """A ViT with a [CLS] token and a final LayerNorm: timm's, whose parameter names equal the published ones."""
 
     def __init__(self, config: ModelConfig) -> None:
-        embedding: dict[str, Any] = {"embed_layer": ConvStem} if config.patch_embedding == "conv" else {}
         super().__init__(
             img_size=config.image_size,
             patch_size=config.patch_size,
@@ -75,7 +107,7 @@ class ImageEncoder(VisionTransformer):
             # timm truncates width * ratio to a whole number. The half protects it from a rounding error.
             mlp_ratio=(config.image_mlp_width + 0.5) / config.width,
             norm_layer=partial(nn.LayerNorm, eps=1e-6),
-            **embedding,
+            embed_layer=ConvStem if config.patch_embedding == "conv" else LinearStem,
         )
         if config.patch_embedding == "conv":
             # Start from positions as strong as the stem's features. timm's random ones, with a std of 0.02, are lost
@@ -85,7 +117,7 @@ class ImageEncoder(VisionTransformer):
                 self.pos_embed[0, self.num_prefix_tokens :] = sincos_PW
 
     def forward(self, images_B3SS: Tensor) -> Tensor:
-        """Encode normalized pixels (B, 3, S, S) as tokens (B, N, W): [CLS] first, then the patches row by row."""
+        """Encode pixels (B, 3, S, S), normalized or uint8, as tokens (B, N, W): [CLS], then the patches row by row."""
         tokens_BNW: Tensor = self.forward_features(images_B3SS)
         return tokens_BNW
 
@@ -180,17 +212,17 @@ class BertLayer(nn.Module):
         self.intermediate = nn.ModuleDict({"dense": nn.Linear(config.width, config.text_mlp_width)})
         self.output = ResidualNorm(config.text_mlp_width, config)
 
-    def attend_to_text(self, tokens_BLW: Tensor, mask_B11L: Tensor) -> Tensor:
-        """Run the self-attention of the layer, (B, L, W); `mask_B11L` is added to its scores."""
+    def attend_to_text(self, tokens_BLW: Tensor, mask_B11L: Tensor | None) -> Tensor:
+        """Run the self-attention of the layer, (B, L, W); `mask_B11L` is True where a token may be attended to."""
         attended: Tensor = self.attention(tokens_BLW, mask_B11M=mask_B11L)
         return attended
 
-    def read(self, tokens_BLW: Tensor, mask_B11L: Tensor) -> Tensor:
+    def read(self, tokens_BLW: Tensor, mask_B11L: Tensor | None) -> Tensor:
         """Run the layer on the text alone."""
         return self.feed_forward(self.attend_to_text(tokens_BLW, mask_B11L))
 
     def fuse(
-        self, tokens_BLW: Tensor, mask_B11L: Tensor, image_BNW: Tensor, with_scores: bool
+        self, tokens_BLW: Tensor, mask_B11L: Tensor | None, image_BNW: Tensor, with_scores: bool
     ) -> tuple[Tensor, Tensor | None]:
         """Run the layer on the text and the image. Also return the `Attention.scores` if requested, else None."""
         tokens_BLW = self.attend_to_text(tokens_BLW, mask_B11L)
@@ -240,9 +272,9 @@ def _checkpointed(enabled: bool, part: Callable[..., Any], *inputs: Any) -> Any:
     return part(*inputs)
 
 
-def _attention_mask(mask_BL: Tensor) -> Tensor:
+def _attention_mask(mask_BL: Tensor | None) -> Tensor | None:
     """Return the mask as bool and in a shape that broadcasts over heads and queries, (B, 1, 1, L)."""
-    return mask_BL.bool()[:, None, None, :]
+    return None if mask_BL is None else mask_BL.bool()[:, None, None, :]
 
 
 class TextEncoder(nn.Module):
@@ -256,8 +288,8 @@ class TextEncoder(nn.Module):
         self.final_norm = _final_norm(config)
         self.checkpoints_activations = False
 
-    def forward(self, input_ids_BL: Tensor, mask_BL: Tensor) -> Tensor:
-        """Encode token ids and their mask, both (B, L), as tokens (B, L, W), [CLS] first."""
+    def forward(self, input_ids_BL: Tensor, mask_BL: Tensor | None) -> Tensor:
+        """Encode token ids and their mask, both (B, L), as tokens (B, L, W), [CLS] first. None: nothing is padded."""
         tokens_BLW: Tensor = self.embeddings(input_ids_BL)
         mask_B11L = _attention_mask(mask_BL)
         for layer in self.layers:
@@ -277,13 +309,13 @@ class FusionEncoder(nn.Module):
         self.checkpoints_activations = False
 
     def forward(
-        self, text_BLW: Tensor, mask_BL: Tensor, image_BNW: Tensor | None, *, with_scores: bool = False
+        self, text_BLW: Tensor, mask_BL: Tensor | None, image_BNW: Tensor | None, *, with_scores: bool = False
     ) -> tuple[Tensor, Tensor | None]:
         """Fuse text tokens with image tokens.
 
         Args:
             text_BLW: tokens of the text encoder.
-            mask_BL: 0 for padding, else 1.
+            mask_BL: 0 for padding, else 1. None: nothing is padded.
             image_BNW: tokens of the image encoder. If None, the text is read alone (training only).
             with_scores: return the scores too.
 

@@ -7,14 +7,16 @@ its index is kept.
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, cast
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
 
@@ -31,8 +33,11 @@ from asap.preprocessing.words import (
 )
 
 if TYPE_CHECKING:
+    # Both take seconds to load, and processes that only read texts need neither.
+    import torch
     from transformers import PreTrainedTokenizerFast
 
+Ids = Sequence[int] | NDArray[np.integer]
 _SPECIAL_TOKENS = {
     "pad_token": "[PAD]",
     "unk_token": "[UNK]",
@@ -48,11 +53,44 @@ _CACHED_WORDS = 2**16
 class EncodedPass:
     """The input of one run of the model over a text or a part of it."""
 
-    input_ids: list[int]
+    input_ids: Ids
     """Ids of [CLS] and the word pieces, without [SEP]."""
-    word_index: list[int]
+    word_index: Ids
     """Index of the whitespace word that each piece came from: one entry less than `input_ids`, without [CLS]."""
     warnings: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True, kw_only=True)
+class EncodedText:
+    """A whole text as the model reads it."""
+
+    text: str
+    passes: Sequence[EncodedPass]
+    word_count: int
+    """Number of whitespace words of the text."""
+    share_read: float
+    """Share of the text's characters that the vocabulary reads, 0 to 1. Characters that cleaning drops do not count;
+    those that a cut leaves out count as unread."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReaderSource:
+    """Everything that a `TextReader` is made of. It travels to processes that have neither torch nor the model."""
+
+    tokenizer: str
+    """The tokenizer in the form of tokenizer.json."""
+    cls_id: int
+    pad_id: int
+    unknown_id: int
+    """Id of [UNK]; -1 for a vocabulary of bytes, which reads everything and has no such token."""
+    max_words: int
+    max_tokens: int
+    max_characters: int = MAX_CHARACTERS
+
+    @cached_property
+    def reader_id(self) -> str:
+        """The first 12 hex digits of a SHA-256 over all fields. Readers of one id read every text alike."""
+        return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()[:12]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,46 +131,23 @@ class _WordPieces(NamedTuple):
     changes: tuple[str, ...] = ()
 
 
-class TextCodec:
+class TextReader:
     """Texts to token ids, with the index of the word that each token came from."""
 
-    def __init__(
-        self,
-        tokenizer: PreTrainedTokenizerFast,
-        *,
-        max_words: int = 50,
-        max_tokens: int = 128,
-        max_characters: int = MAX_CHARACTERS,
-    ) -> None:
-        """Build a codec.
-
-        Args:
-            tokenizer: a fast transformers tokenizer with [CLS] and [PAD].
-            max_words: cleaned words in one pass.
-            max_tokens: tokens in one pass, [CLS] included.
-            max_characters: characters in a whole text, so that one pair cannot cost thousands of passes.
-
-        Raises `ConfigError` if a limit is too small, `CheckpointError` if the tokenizer is not of that kind.
-        """
-        if max_words < 1 or max_tokens < 2 or max_characters < 1:
+    def __init__(self, source: ReaderSource) -> None:
+        """Build a reader. Raises `ConfigError` if a limit of the source is too small."""
+        if source.max_words < 1 or source.max_tokens < 2 or source.max_characters < 1:
             raise ConfigError(
-                f"max_words {max_words}, max_tokens {max_tokens}, max_characters {max_characters}: a pass holds at "
-                "least 1 word, 2 tokens ([CLS] is one) and 1 character"
+                f"max_words {source.max_words}, max_tokens {source.max_tokens}, max_characters "
+                f"{source.max_characters}: a pass holds at least 1 word, 2 tokens ([CLS] is one) and 1 character"
             )
-        _check_tokenizer(tokenizer, "the tokenizer")
-        self.tokenizer = tokenizer
-        # A saved tokenizer may truncate or pad. Both are switched off in a copy, so the caller's stays as it is.
-        self._word_pieces = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
-        self._word_pieces.no_truncation()
-        self._word_pieces.no_padding()
-        # A vocabulary of bytes reads everything and has no such token.
-        self._unknown_id: int = -1 if tokenizer.unk_token_id is None else tokenizer.unk_token_id
+        self.source = source
+        self.pad_id = source.pad_id
+        self.max_words, self.max_tokens = source.max_words, source.max_tokens
+        self.max_characters = source.max_characters
+        self._word_pieces = Tokenizer.from_str(source.tokenizer)
         self._cache: dict[str, _Pieces] = {}
         self._reread: dict[tuple[str, bool], _Pieces] = {}
-        self.pad_id: int = tokenizer.pad_token_id
-        self.max_words = max_words
-        self.max_tokens = max_tokens
-        self.max_characters = max_characters
 
     def encode(self, text: str | None) -> list[EncodedPass]:
         """Tokenize the whole text, in as many passes as it needs; no word is split over two passes.
@@ -142,15 +157,12 @@ class TextCodec:
         (`asap.preprocessing.rereading`), and `warnings` says what was changed; `word_index` is that of the original
         words. Raises `TextMissing` or `TextInvalid`.
         """
-        return self.read(text)[0]
+        return list(self.read(text).passes)
 
-    def read(self, text: str | None) -> tuple[list[EncodedPass], float]:
-        """Return the passes of `encode`, and the share of the text's characters that the vocabulary reads, 0 to 1.
-
-        Characters that cleaning drops do not count; those that a cut leaves out count as unread. Raises `TextMissing`
-        or `TextInvalid`.
-        """
-        whole = self._tokenize(check_text(text, self.max_characters), anew=True)
+    def read(self, text: str | None) -> EncodedText:
+        """Return the text with the passes of `encode`. Raises `TextMissing` or `TextInvalid`."""
+        checked = check_text(text, self.max_characters)
+        whole = self._tokenize(checked, anew=True)
         words = [fitting for word in whole for fitting in _cut([word], self.max_words, self.max_tokens - 1)]
         warnings = [
             f"word {word.position} has {len(word.ids)} pieces; only the first {len(fitting.ids)} were analyzed"
@@ -171,43 +183,13 @@ class TextCodec:
             for i, part in enumerate(passes)
         ]
         pieces = ((piece, length) for word in words for piece, length in zip(word.ids, word.lengths, strict=True))
-        legible = sum(length for piece, length in pieces if piece != self._unknown_id)
-        return encoded, legible / sum(sum(word.lengths) for word in whole)
+        legible = sum(length for piece, length in pieces if piece != self.source.unknown_id)
+        share = legible / sum(sum(word.lengths) for word in whole)
+        return EncodedText(text=checked, passes=encoded, word_count=len(checked.split()), share_read=share)
 
     def readable_share(self, text: str | None) -> float:
         """Return the share of `read`. Raises `TextMissing` or `TextInvalid`."""
-        return self.read(text)[1]
-
-    def encode_labeled(self, text: str, fake_text_pos: Sequence[int] = ()) -> LabeledText:
-        """Tokenize the start of an annotated text, cut after `max_words` cleaned words and `max_tokens` tokens.
-
-        `fake_text_pos` holds the positions of the manipulated whitespace words, as DGM4 gives them. Raises
-        `AnnotationError` for a position that the text does not have, `TextMissing` or `TextInvalid`.
-        """
-        count = len(split_words(check_text(text, self.max_characters)))
-        for position in fake_text_pos:
-            if isinstance(position, bool) or not isinstance(position, int) or not 0 <= position < count:
-                raise AnnotationError(
-                    f"fake_text_pos has {position!r}, but the text has words 0 to {count - 1}: {text!r}"
-                )
-        part = list(_cut(self._tokenize(text), self.max_words, self.max_tokens - 1))
-        manipulated, word_index = set(fake_text_pos), _word_index(part)
-        labels = [int(index in manipulated) for index in word_index]
-        return LabeledText(input_ids=self._ids(part), token_labels=labels, word_index=word_index)
-
-    def label_as_published(self, text: str, fake_text_pos: Sequence[int] = ()) -> list[int]:
-        """Return the labels that the published code gives to the same pieces, to compare with the papers' metrics.
-
-        The published code cleans and tokenizes the caption as a whole, and takes position i for the i-th word of
-        BERT's own splitting. BERT splits at punctuation that cleaning leaves (`$5` is two words), and it cannot see
-        which words cleaning split (`re-opens`) or dropped (`--`). After such a word, labels drift to a neighbor.
-        Positions from `max_words` on are left out. The cut is one piece shorter than in `encode_labeled`, because
-        the published code reserves a token for [SEP].
-        """
-        caption = clean_caption(replace_unreadable(text), self.max_words)
-        word_ids = self._word_pieces.encode(caption, add_special_tokens=False).word_ids[: self.max_tokens - 2]
-        manipulated = {position for position in fake_text_pos if position < self.max_words}
-        return [int(index in manipulated) for index in word_ids]
+        return self.read(text).share_read
 
     def _tokenize(self, text: str, *, anew: bool = False) -> list[_WordPieces]:
         """Return the pieces of every word that has any; with `anew`, in the reading that the vocabulary reads best."""
@@ -249,7 +231,7 @@ class TextCodec:
         if len(word) > MAX_REREAD:
             return pieces
         is_hiding = hides(word)
-        if not is_hiding and self._unknown_id not in pieces.ids:
+        if not is_hiding and self.source.unknown_id not in pieces.ids:
             return pieces
         if (cached := self._reread.get((word, in_latin_text))) is not None:
             return cached
@@ -262,7 +244,7 @@ class TextCodec:
             pieces, anew = self._pieces_of([]), []
 
         def cost(one: _Pieces) -> tuple[int, bool, int]:
-            return one.ids.count(self._unknown_id), is_hiding and one is pieces, len(one.ids)
+            return one.ids.count(self.source.unknown_id), is_hiding and one is pieces, len(one.ids)
 
         best = min([pieces, *anew], key=cost) if pieces.ids else min(anew, key=cost, default=pieces)
         if best.ids == pieces.ids:
@@ -285,7 +267,73 @@ class TextCodec:
         return passes
 
     def _ids(self, words: list[_WordPieces]) -> list[int]:
-        return [self.tokenizer.cls_token_id, *(piece for word in words for piece in word.ids)]
+        return [self.source.cls_id, *(piece for word in words for piece in word.ids)]
+
+
+class TextCodec(TextReader):
+    """A reader that has its tokenizer, and encodes labeled texts too."""
+
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerFast,
+        *,
+        max_words: int = 50,
+        max_tokens: int = 128,
+        max_characters: int = MAX_CHARACTERS,
+    ) -> None:
+        """Build a codec.
+
+        Args:
+            tokenizer: a fast transformers tokenizer with [CLS] and [PAD].
+            max_words: cleaned words in one pass.
+            max_tokens: tokens in one pass, [CLS] included.
+            max_characters: characters in a whole text, so that one pair cannot cost thousands of passes.
+
+        Raises `ConfigError` if a limit is too small, `CheckpointError` if the tokenizer is not of that kind.
+        """
+        _check_tokenizer(tokenizer, "the tokenizer")
+        self.tokenizer = tokenizer
+        source = ReaderSource(
+            tokenizer=_without_limits(tokenizer.backend_tokenizer.to_str()),
+            cls_id=tokenizer.cls_token_id,
+            pad_id=tokenizer.pad_token_id,
+            unknown_id=-1 if tokenizer.unk_token_id is None else tokenizer.unk_token_id,
+            max_words=max_words,
+            max_tokens=max_tokens,
+            max_characters=max_characters,
+        )
+        super().__init__(source)
+
+    def encode_labeled(self, text: str, fake_text_pos: Sequence[int] = ()) -> LabeledText:
+        """Tokenize the start of an annotated text, cut after `max_words` cleaned words and `max_tokens` tokens.
+
+        `fake_text_pos` holds the positions of the manipulated whitespace words, as DGM4 gives them. Raises
+        `AnnotationError` for a position that the text does not have, `TextMissing` or `TextInvalid`.
+        """
+        count = len(split_words(check_text(text, self.max_characters)))
+        for position in fake_text_pos:
+            if isinstance(position, bool) or not isinstance(position, int) or not 0 <= position < count:
+                raise AnnotationError(
+                    f"fake_text_pos has {position!r}, but the text has words 0 to {count - 1}: {text!r}"
+                )
+        part = list(_cut(self._tokenize(text), self.max_words, self.max_tokens - 1))
+        manipulated, word_index = set(fake_text_pos), _word_index(part)
+        labels = [int(index in manipulated) for index in word_index]
+        return LabeledText(input_ids=self._ids(part), token_labels=labels, word_index=word_index)
+
+    def label_as_published(self, text: str, fake_text_pos: Sequence[int] = ()) -> list[int]:
+        """Return the labels that the published code gives to the same pieces, to compare with the papers' metrics.
+
+        The published code cleans and tokenizes the caption as a whole, and takes position i for the i-th word of
+        BERT's own splitting. BERT splits at punctuation that cleaning leaves (`$5` is two words), and it cannot see
+        which words cleaning split (`re-opens`) or dropped (`--`). After such a word, labels drift to a neighbor.
+        Positions from `max_words` on are left out. The cut is one piece shorter than in `encode_labeled`, because
+        the published code reserves a token for [SEP].
+        """
+        caption = clean_caption(replace_unreadable(text), self.max_words)
+        word_ids = self._word_pieces.encode(caption, add_special_tokens=False).word_ids[: self.max_tokens - 2]
+        manipulated = {position for position in fake_text_pos if position < self.max_words}
+        return [int(index in manipulated) for index in word_ids]
 
 
 def _cut(words: list[_WordPieces], max_words: int, max_pieces: int) -> Iterator[_WordPieces]:
@@ -311,10 +359,10 @@ def _word_index(words: list[_WordPieces]) -> list[int]:
     return [word.position for word in words for _ in word.ids]
 
 
-def pad_batch(
-    input_ids: Sequence[Sequence[int] | NDArray[np.integer]], pad_id: int
-) -> tuple[torch.Tensor, torch.Tensor]:
+def pad_batch(input_ids: Sequence[Ids], pad_id: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Return token ids (B, L) and their attention mask (B, L), int64, padded to the longest of the batch."""
+    import torch
+
     lengths_B = np.fromiter(map(len, input_ids), np.int64, len(input_ids))
     mask_BL = np.arange(lengths_B.max(initial=0)) < lengths_B[:, None]
     ids_BL = np.full(mask_BL.shape, pad_id, np.int64)
@@ -349,6 +397,35 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int, max_tokens: int = 512
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     tokenizer.train_from_iterator(cleaned, trainer)
     return BertTokenizerFast(vocab=tokenizer.get_vocab(), model_max_length=max_tokens, **_SPECIAL_TOKENS)
+
+
+def read_reader_source(folder: str | Path, *, max_words: int, max_tokens: int) -> ReaderSource | None:
+    """Read the source of a model's `TextReader` from its tokenizer folder, without transformers.
+
+    None for a folder whose files alone do not say which tokenizer transformers makes of them. `reader_id` tells if it
+    makes the same one.
+    """
+    try:
+        names = json.loads((Path(folder) / "tokenizer_config.json").read_text("utf-8"))
+        content = _without_limits((Path(folder) / "tokenizer.json").read_text("utf-8"))
+        tokenizer = Tokenizer.from_str(content)
+        cls_id, pad_id, unknown_id = (tokenizer.token_to_id(names[f"{token}_token"]) for token in ("cls", "pad", "unk"))
+    except Exception:  # tokenizers raises nothing more special; `load_tokenizer` reports what is broken
+        return None
+    if cls_id is None or pad_id is None or unknown_id is None:
+        return None
+    return ReaderSource(
+        tokenizer=content, cls_id=cls_id, pad_id=pad_id, unknown_id=unknown_id, max_words=max_words,
+        max_tokens=max_tokens,
+    )  # fmt: skip
+
+
+def _without_limits(tokenizer: str) -> str:
+    """Return a tokenizer.json in the form that tokenizers writes, without the truncation and padding it may hold."""
+    plain = Tokenizer.from_str(tokenizer)
+    plain.no_truncation()
+    plain.no_padding()
+    return str(plain.to_str())
 
 
 def load_tokenizer(folder: str | Path) -> PreTrainedTokenizerFast:

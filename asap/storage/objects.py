@@ -8,8 +8,11 @@ from __future__ import annotations
 
 import io
 import itertools
+import queue
 import shutil
+import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing, suppress
@@ -30,6 +33,13 @@ _PARTS_OF_A_SIZE = 1000
 """Parts after which the next ones are twice as large: S3 takes 10,000 in all."""
 _PARTS_AT_ONCE = 4
 _DELETE_AT_ONCE = 32
+_LISTED_AT_ONCE = 16
+"""Folders that are listed at a time."""
+_PAGES_AHEAD = 4
+"""Pages of a folder that wait to be taken."""
+_FOLDERS_OF_A_PAGE = 2
+"""Folders whose keys are on the first page, at most, if folders are listed by themselves."""
+_LOOK_S = 0.1
 _NOT_IMPLEMENTED = {"NotImplemented", "501"}
 _ARCHIVES = {"GLACIER", "DEEP_ARCHIVE"}
 """Storage classes whose objects must be restored before they can be read."""
@@ -77,6 +87,99 @@ def list_pages(client: Any, **arguments: Any) -> Iterator[dict[str, Any]]:
         yield from client.get_paginator("list_objects").paginate(**arguments)
 
 
+def list_deep_pages(client: Any, **arguments: Any) -> Iterator[dict[str, Any]]:
+    """Yield the pages of a listing in the order of the keys, and list several folders at a time if there are many.
+
+    A folder costs a request at least. So only folders that fill pages are listed by themselves.
+    """
+    pages = list_pages(client, **arguments)
+    first = next(pages, {})
+    yield first
+    if not first.get("IsTruncated"):
+        return
+    prefix, keys = arguments["Prefix"], [entry["Key"] for entry in first.get("Contents", ())]
+    pieces = None
+    if keys and len({_folder_of(key, prefix) for key in keys}) <= _FOLDERS_OF_A_PAGE:
+        pieces = _pieces(client, arguments)
+    if pieces is None:
+        yield from pages
+        return
+    # Folders of the first page are listed again, without its keys: a store that lists in another order loses none.
+    known = set(keys)
+    for page in _list_pieces(client, pieces, arguments):
+        yield page | {"Contents": [entry for entry in page.get("Contents", ()) if entry["Key"] not in known]}
+
+
+def _folder_of(key: str, prefix: str) -> str:
+    folder, slash, _ = key[len(prefix) :].partition("/")
+    return folder if slash else ""
+
+
+_Piece = tuple[str, dict[str, Any] | None]
+"""The key of an object with its entry of a listing, or the prefix of a folder and None."""
+
+
+def _pieces(client: Any, arguments: dict[str, Any]) -> list[_Piece] | None:
+    """Return the objects and folders directly below a prefix, in the order of keys; None if they fill more than a page.
+
+    If there is nothing but one folder, return what is below that.
+    """
+    prefix = arguments["Prefix"]
+    while True:
+        page = next(list_pages(client, **(arguments | {"Prefix": prefix, "Delimiter": "/"})), {})
+        folders: list[_Piece] = [(entry["Prefix"], None) for entry in page.get("CommonPrefixes", ())]
+        objects: list[_Piece] = [(entry["Key"], entry) for entry in page.get("Contents", ()) if entry["Key"] != prefix]
+        if page.get("IsTruncated") or not folders:
+            return None
+        if len(folders) > 1 or objects:
+            return sorted([*folders, *objects], key=lambda piece: piece[0].encode())
+        prefix = folders[0][0]
+
+
+def _list_pieces(client: Any, pieces: Iterable[_Piece], arguments: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """Yield the pages of objects and folders in their order, while the next folders are listed ahead."""
+    stopped = threading.Event()
+
+    def read(piece: _Piece, pages: queue.Queue[Any]) -> None:
+        """Put the pages of a piece into its queue, then None, or what is raised."""
+        prefix, entry = piece
+        try:
+            found = list_pages(client, **(arguments | {"Prefix": prefix})) if entry is None else [{"Contents": [entry]}]
+            for page in found:
+                if not _put(pages, page, stopped):
+                    return
+            _put(pages, None, stopped)
+        except Exception as error:
+            _put(pages, error, stopped)
+
+    waiting = iter(pieces)
+    ahead: deque[queue.Queue[Any]] = deque()
+    with ThreadPoolExecutor(_LISTED_AT_ONCE, "list") as pool:
+        try:
+            while True:
+                for piece in itertools.islice(waiting, _LISTED_AT_ONCE - len(ahead)):
+                    ahead.append(queue.Queue(_PAGES_AHEAD))
+                    pool.submit(read, piece, ahead[-1])
+                if not ahead:
+                    return
+                while (page := ahead[0].get()) is not None:
+                    if isinstance(page, Exception):
+                        raise page
+                    yield page
+                ahead.popleft()
+        finally:
+            stopped.set()
+
+
+def _put(pages: queue.Queue[Any], page: Any, stopped: threading.Event) -> bool:
+    """Put a page into a queue as soon as it has room; return False if nobody takes pages any more."""
+    while not stopped.is_set():
+        with suppress(queue.Full):
+            pages.put(page, timeout=_LOOK_S)
+            return True
+    return False
+
+
 def is_not_implemented(error: ClientError) -> bool:
     """Return True if a store knows no request of this kind."""
     response = error.response
@@ -86,14 +189,13 @@ def is_not_implemented(error: ClientError) -> bool:
 
 
 def list_objects(client: Any, bucket: str, prefix: str, *, deep: bool = True) -> Iterator[FileInfo]:
-    """Yield the objects whose keys begin with a prefix. Objects that stand for folders are left out.
+    """Yield the objects whose keys begin with a prefix, in the order of the keys. Those for folders are left out.
 
     Without `deep`, keys with a slash after the prefix are left out too.
     """
     options = {"Bucket": bucket, "Prefix": prefix, "OptionalObjectAttributes": ["RestoreStatus"]}
-    if not deep:
-        options["Delimiter"] = "/"
-    for page in list_pages(client, **options):
+    pages = list_deep_pages(client, **options) if deep else list_pages(client, **options, Delimiter="/")
+    for page in pages:
         for entry in page.get("Contents", ()):
             if not entry["Key"].endswith("/"):
                 is_archived = entry.get("StorageClass") in _ARCHIVES and "RestoreExpiryDate" not in entry.get(

@@ -3,6 +3,9 @@
 A stage claims the keys of a batch before it asks its engine. It gets the descriptions that exist, and the claims of
 those that it must write. A key that another process has claimed is waited for. A claim that nobody renews ends after a
 while, because its process has died.
+
+The stages of vLLM claim nothing. A batch leaves out what is known when it comes to them, and waits for no other batch,
+which might be behind it. So a picture of two batches that are under way at once is described twice.
 """
 
 from __future__ import annotations
@@ -39,6 +42,10 @@ class Known:
         """Return for each key its description, `CLAIMED` or `AWAITED`. A claim is also a renewal."""
         self.renew(owner)
         return [self._outcomes.get(key) or self._claim(owner, key) for key in keys]
+
+    def lookup(self, keys: Sequence[str]) -> list[Outcome | None]:
+        """Return for each key its description, as far as it is known. Nothing is claimed."""
+        return [self._outcomes.get(key) for key in keys]
 
     def renew(self, owner: str) -> None:
         """Keep the claims of a process."""

@@ -14,10 +14,23 @@ from jobs.annotate.known import read_known, start_known
 from jobs.annotate.requests import preparation_of
 from jobs.annotate.rows import ANNOTATIONS
 from jobs.annotate.settings import AnnotateSettings
-from jobs.annotate.stage import DescribeStage, Order
+from jobs.annotate.stage import DescribeStage, Order, ask_batch
 from jobs.cluster import choose_gpus, machines_alive, wait_for_resources, wait_until_free
 from jobs.descriptions.loading import is_small, located
-from jobs.scan.pipeline import LOST_BATCHES, LOST_ROWS, StageResources, Writing, actor_options, cpus_of_each
+from jobs.descriptions.vllm_engine import add_vllm_stages
+from jobs.scan.pipeline import (
+    AFTER_VLLM,
+    LOST_BATCHES,
+    LOST_ROWS,
+    VLLM_ADVICE,
+    StageResources,
+    Writing,
+    actor_options,
+    cpus_of_each,
+    vllm_placement,
+    vllm_pools,
+    wait_for_engines,
+)
 from jobs.scan.stages.prepare import Preparation
 from jobs.scan.stages.row_shape import RowShape
 
@@ -40,9 +53,15 @@ class AnnotatePipeline:
     on_cluster: bool = False
 
     @property
+    def block_bytes(self) -> None:
+        """None: a block costs the driver little beside an engine, and a long block would wait for one actor."""
+
+    @property
     def pools(self) -> tuple[StageResources, ...]:
-        """Resources of the engines."""
-        return self.describe
+        """Resources of the engines, and of all stages of vLLM."""
+        stages = zip(self.orders, self.describe, strict=True)
+        pools = [vllm_pools(order.settings, one) if order.has_stages else (one,) for order, one in stages]
+        return tuple(pool for each in pools for pool in each)
 
     def patient(self) -> AnnotatePipeline:
         """Return the pipeline for rows whose pictures were too slow for their batches."""
@@ -72,9 +91,19 @@ class AnnotatePipeline:
             known.release.remote()
         for order, resources in zip(self.orders, self.describe, strict=True):
             last = (counter, writers) if order.is_last else (None, ())
-            arguments = order, self.known.get(order.settings.kind), *last
-            options = actor_options(resources)
-            prepared = prepared.map_batches_internal(DescribeStage, fn_constructor_args=arguments, **options, **batches)
+            known = self.known.get(order.settings.kind)
+            options, whole_blocks = actor_options(resources), batches
+            if order.has_stages:
+                placement = vllm_placement(resources, self.prepare, self.batch_size)
+                asks = partial(ask_batch, order=order, known=known)
+                prepared = add_vllm_stages(prepared, asks, order.settings, placement, order.content)
+                # Ray may have joined batches on the way, so the stages that follow divide them again.
+                options, whole_blocks = actor_options(AFTER_VLLM), batches | {"batch_size": None}
+                batches = batches | {"batch_size": self.batch_size}
+            arguments = order, known, *last
+            prepared = prepared.map_batches_internal(
+                DescribeStage, fn_constructor_args=arguments, **options, **whole_blocks
+            )
         return prepared
 
 
@@ -138,18 +167,42 @@ def find_room(settings: AnnotateSettings, notify: Callable[[str], None]) -> Room
     """
     wait_s = settings.wait_for_machines_s if settings.address else 0
     wait = partial(wait_for_resources, waits_for_people=settings.waits_for_people)
-    on_gpu = choose_gpus(settings.device, notify, is_cluster=settings.address is not None)
+    on_gpu = settings.needs_gpu or choose_gpus(settings.device, notify, is_cluster=settings.address is not None)
     if not on_gpu:
         # The head of a cluster may have no CPUs, until an autoscaler adds machines.
         wait({"CPU": 1}, 1, wait_s, notify, "Add a machine with CPUs.")
     machines = [machine.get("CPU", 0) for machine in machines_alive()]
     prepare = StageResources(0.25, size=None if on_gpu or settings.address else max(1, int(sum(machines)) // 2))
     engines, threads = size_engines(settings, machines, on_gpu=on_gpu, small=_all_small(settings))
-    needs = {"CPU": sum(each.cpus for each in engines), "GPU": sum(each.gpus for each in engines)}
-    needs = {name: amount for name, amount in needs.items() if amount}
-    wait(needs, 1, wait_s, notify, "Give --device auto, or an engine that needs less.")
-    wait_until_free(needs, 1, settings.wait_for_machines_s, notify, beside={"CPU": prepare.cpus})
+    _wait_for_engines(settings, engines, prepare, wait_s, notify)
     return Room(prepare, dict(zip(settings.engines, engines, strict=True)), "cuda" if on_gpu else "cpu", threads)
+
+
+def _wait_for_engines(
+    settings: AnnotateSettings,
+    engines: Sequence[StageResources],
+    prepare: StageResources,
+    wait_s: float,
+    notify: Callable[[str], None],
+) -> None:
+    """Wait until one process of each engine fits into the machines, and other jobs leave it room.
+
+    A process of vLLM has whole GPUs of its own, on any machine. The others run beside each other on one machine.
+    """
+    wait = partial(wait_for_resources, waits_for_people=settings.waits_for_people)
+    whole = [each.needs for each in engines if each.gpus >= 1 and settings.needs_gpu]
+    rest = [each for each in engines if each.gpus < 1 or not settings.needs_gpu]
+    needs = {"CPU": sum(each.cpus for each in rest), "GPU": sum(each.gpus for each in rest)}
+    needs = {name: amount for name, amount in needs.items() if amount}
+    if needs:
+        wait(needs, 1, wait_s, notify, "Give --device auto, or an engine that needs less.")
+    wait_for_engines(whole, wait, wait_s, notify)
+    first, *others = ([needs] if needs else []) + whole
+    if others and settings.address is None:  # nobody adds a machine on which the rest would fit
+        kinds = dict.fromkeys(kind for bundle in (first, *others) for kind in bundle)
+        total = {kind: sum(bundle.get(kind, 0) for bundle in (first, *others)) for kind in kinds}
+        wait(total, 1, 0, notify, VLLM_ADVICE)
+    wait_until_free(first, 1, settings.wait_for_machines_s, notify, beside={"CPU": prepare.cpus}, others=others)
 
 
 def size_engines(
@@ -171,7 +224,9 @@ def size_engines(
     cpus = cpus_of_each(settings.annotators, machines) or (min(models, whole) if small else whole)
     sizes = []
     for engine in settings.engines.values():
-        if engine.engine != "transformers":
+        if engine.gpus:
+            sizes.append(StageResources(1, engine.gpus, settings.annotators))
+        elif engine.engine != "transformers":
             sizes.append(StageResources(0.1, size=settings.annotators or 1))
         elif on_gpu:  # two models share each GPU
             sizes.append(StageResources(0.5 / models, 1 / models, settings.annotators))

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import islice
-from statistics import mean, median, stdev
+from statistics import median
 from typing import Any
 
 from asap.storage.picture_address import PictureAddress
@@ -19,14 +19,13 @@ from jobs.descriptions.loading import is_small, load_engine
 from jobs.descriptions.settings import DescriptionSettings
 from jobs.errors import JobError
 from jobs.scan.input.manifest import ManifestRow, SeenIds, storable, to_table
+from jobs.scan.pilot import interval
 from jobs.scan.stages.captioners import check_captioner
 from jobs.scan.stages.prepare import prepare_batch
 
 _CHUNKS = 3
 """Parts of a pilot that are timed apart, so that their times show how much they vary."""
 _ROWS_AT_ONCE = 1024
-_SPREAD = 2.0
-"""Standard errors from the mean of the tokens to the ends of its interval."""
 
 
 @dataclass(frozen=True)
@@ -58,6 +57,8 @@ class Preview:
     missing: dict[str, int] = field(default_factory=dict)
     """Rows without a picture or without a text, by what cannot be written."""
     pilots: dict[str, Pilot] = field(default_factory=dict)
+    untried: list[str] = field(default_factory=list)
+    """Kinds that vLLM writes, whose stages need Ray and a GPU, so that a plan has no pilot of them."""
 
 
 def preview(settings: AnnotateSettings) -> Preview:
@@ -69,7 +70,9 @@ def preview(settings: AnnotateSettings) -> Preview:
     found = Preview(plan.source.describe())
     first = _count(found, plan.source.rows(), settings)
     for kind, engine in settings.engines.items():
-        if engine.engine != "precomputed" and first:
+        if engine.engine == "vllm":
+            found.untried.append(kind)
+        elif engine.engine != "precomputed" and first:
             check_captioner(engine)  # the pilot needs the model on this machine, whatever the job has
             device = None if settings.device == "auto" else settings.device
             batch = prepare_batch(to_table(first), preparation_of(settings))
@@ -166,8 +169,8 @@ def _pilot(
     `faster` is how many times as many requests an endpoint has under way in the job. The slow end of the interval of
     hours takes it that these are no help.
     """
-    read = _interval([outcome.usage.input_tokens for outcome in outcomes])
-    written = _interval([outcome.usage.output_tokens for outcome in outcomes])
+    read = interval([outcome.usage.input_tokens for outcome in outcomes])
+    written = interval([outcome.usage.output_tokens for outcome in outcomes])
     speeds = median(seconds) / faster, min(seconds) / faster, max(seconds)
     prices = [settings.cost(1, 0), settings.cost(0, 1)]
     cost = [total * (one * prices[0] + other * prices[1]) for one, other in zip(read, written, strict=True)]
@@ -180,10 +183,3 @@ def _pilot(
         cost=(cost[0], cost[1], cost[2]) if any(prices) else None,
         wrote=next(outcome.text for outcome in outcomes if not isinstance(outcome, Failure)),
     )
-
-
-def _interval(values: Sequence[int]) -> tuple[float, float, float]:
-    """Return the mean of values, and the ends of its interval."""
-    center = mean(values)
-    width = _SPREAD * stdev(values) / len(values) ** 0.5 if len(values) > 1 else center
-    return center, max(0.0, center - width), center + width

@@ -18,7 +18,6 @@ from jobs.annotate.plan import AnnotatePlan, plan_annotation
 from jobs.annotate.rows import ANNOTATIONS
 from jobs.annotate.settings import AnnotateSettings
 from jobs.descriptions.pinning import CONTENT, pinned
-from jobs.reach import check_shared
 from jobs.scan import retry
 from jobs.scan.output.job_folder import Job, check_resumable, is_finished, wait_until_free
 from jobs.scan.passes import ScanProgress, Watch, check_results, run_missing_rows, watched, write_remaining
@@ -28,6 +27,7 @@ from jobs.scan.steps import (
     delete_temporary,
     look_at_input,
     note_time,
+    paths_checked,
     prepare_manifest,
     ray_for,
     retry_failed_rows,
@@ -62,7 +62,7 @@ def annotate(settings: AnnotateSettings, watch: Watch = lambda progress: None) -
             return read_summary(plan.folder)
     if record:
         wait_until_free(plan.folder, record, settings.stale_after_s, lambda line: watch(ScanProgress(line)))
-    ask_cluster(settings, plan.path_uses, watch)
+    ask_cluster(settings, plan.path_uses, partial(_stages_on_gpus, settings), watch)
     if record is None:
         understood = look_at_input(plan.source, settings, watch, pictures=settings.thumbnail_side is not None)
     else:
@@ -148,17 +148,26 @@ def _describe_all_rows(job: Job, plan: AnnotatePlan, rows: int, watch: Watch) ->
         check_results(folder / ANNOTATIONS.folder, rows)
         return
     pipeline = _sized(job, plan, rows, watch)
-    if settings.address:  # machines may have come meanwhile
-        check_shared(plan.path_uses())
-    with watched(job, rows - missing, rows, watch, settings.stall_after_s, ANNOTATIONS) as counter:
+    with (
+        paths_checked(job, settings, plan.path_uses),  # machines may have come meanwhile
+        watched(job, rows - missing, rows, watch, settings.stall_after_s, ANNOTATIONS) as counter,
+    ):
         run_missing_rows(job, pipeline, folder, rows, missing, counter)
+
+
+def _stages_on_gpus(settings: AnnotateSettings) -> tuple[StageResources, ...]:
+    """Return the stages as they are on GPUs."""
+    from jobs.annotate.pipeline import size_engines
+
+    return size_engines(settings, [], on_gpu=True)[0]
 
 
 def _retry(job: Job, plan: AnnotatePlan, rows: int, watch: Watch) -> None:
     """Try failed rows again. What is known is read anew, so that a failure of this run is not taken for an answer."""
     settings = plan.settings
     pipeline = _sized(job, plan, rows, watch)
-    retry_failed_rows(job, pipeline, settings.retry_errors, rows, watch, settings.stall_after_s)
+    with paths_checked(job, settings, plan.path_uses):
+        retry_failed_rows(job, pipeline, settings.retry_errors, rows, watch, settings.stall_after_s)
 
 
 def _sized(job: Job, plan: AnnotatePlan, rows: int, watch: Watch) -> AnnotatePipeline:

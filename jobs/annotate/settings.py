@@ -6,7 +6,7 @@ from typing import Any, Self
 
 from pydantic import Field, model_validator
 
-from jobs.descriptions.settings import NO_VLLM, DescriptionSettings, engines_by_kind, fill_kind
+from jobs.descriptions.settings import DescriptionSettings, check_devices, engines_by_kind, fill_kind
 from jobs.scan.settings import PairsSettings
 
 
@@ -37,9 +37,7 @@ class AnnotateSettings(PairsSettings):
                 "neither captions nor explanations are asked for. Give --caption-engine with --captioner, or "
                 "--explanation-engine with --explainer, or both."
             )
-        for kind, engine in self.engines.items():
-            if engine.engine == "vllm":
-                raise ValueError(f"{kind}s cannot be made by the engine vllm here: {NO_VLLM}")
+        check_devices(self.engines.values(), self.device)
         return self
 
     @property
@@ -51,6 +49,11 @@ class AnnotateSettings(PairsSettings):
     def needs_texts(self) -> bool:
         """True if texts are explained."""
         return self.explanations is not None
+
+    @property
+    def needs_gpu(self) -> bool:
+        """True if an engine runs on GPUs only."""
+        return any(engine.gpus for engine in self.engines.values())
 
     @property
     def thumbnail_side(self) -> int | None:

@@ -19,7 +19,9 @@ from jobs.annotate.requests import SMALL_COLUMNS, missing_input, request_of
 from jobs.annotate.rows import DESCRIBED_COLUMNS, KINDS, annotation_table
 from jobs.descriptions.engine import NO_USAGE, Engine, Outcome, Reply, Request, Usage
 from jobs.descriptions.left_out import LeftOut
+from jobs.descriptions.prompts import chat_prompt, fill
 from jobs.descriptions.settings import DescriptionSettings
+from jobs.descriptions.vllm_rows import Asked, Written, ask
 from jobs.metrics import PairMetrics, count
 from jobs.scan.stages.captioners import load_captioner
 
@@ -58,6 +60,40 @@ class Order:
         """True if descriptions come from a file: each pair has an entry of its own then."""
         return self.settings.engine == "precomputed"
 
+    @property
+    def has_stages(self) -> bool:
+        """True if stages of vLLM describe, before the stage of this order gets the rows."""
+        return self.settings.engine == "vllm" and not self.is_left_out
+
+
+def ask_batch(batch: pa.Table, order: Order, known: Any) -> pa.Table:
+    """Return prepared rows with their requests for vLLM's stages. Each picture or text that differs is asked for once.
+
+    Args:
+        batch: Prepared rows.
+        order: The work.
+        known: The actor of `known.start_known`. What it knows already is not asked for.
+    """
+    kind = order.settings.kind
+    rows = batch.select(SMALL_COLUMNS).to_pylist()
+    places: dict[str, list[int]] = {}
+    idle = []
+    for position, row in enumerate(rows):
+        if missing_input(kind, row) is None:
+            places.setdefault(key_of(kind, row, with_text=order.prompt_has_text), []).append(position)
+        else:
+            idle.append(Asked([position]))
+    found = ray.get(known.lookup.remote(list(places)))
+    asked = []
+    for positions, outcome in zip(places.values(), found, strict=True):
+        if outcome is not None:
+            asked.append(Asked(positions, known=outcome))
+            continue
+        request = request_of(rows[positions[0]], None)
+        picture = batch["thumbnail"][positions[0]].as_py() if kind == "caption" else None
+        asked.append(Asked(positions, fill(chat_prompt(order.settings), request.text), picture))
+    return ask(batch, [*asked, *idle])
+
 
 @dataclass(frozen=True)
 class _Described:
@@ -91,9 +127,13 @@ class DescribeStage:
             import torch
 
             torch.set_num_threads(order.threads)
-        self._engine: Engine = (
-            LeftOut() if order.is_left_out else load_captioner(order.settings, order.input, order.device, order.content)
-        )
+        self._engine: Engine
+        if order.is_left_out:
+            self._engine = LeftOut()
+        elif order.has_stages:
+            self._engine = Written(order.settings)
+        else:
+            self._engine = load_captioner(order.settings, order.input, order.device, order.content)
         self._note_first("model")
 
     def _note_first(self, event: str) -> None:
@@ -106,6 +146,8 @@ class DescribeStage:
         With a writer, a table with the number of rows is returned.
         """
         kind = self._order.settings.kind
+        if isinstance(self._engine, Written):
+            batch = self._engine.read(batch)
         rows = batch.select(SMALL_COLUMNS).to_pylist()
         columns: list[dict[str, Any]] = [{} for _ in rows]
         requests: dict[int, Request] = {}
@@ -144,6 +186,8 @@ class DescribeStage:
             return {place: _Described(one, False) for place, one in zip(requests, found, strict=True)}
         kind = self._order.settings.kind
         keys = {place: key_of(kind, rows[place], with_text=self._order.prompt_has_text) for place in requests}
+        if isinstance(self._engine, Written):
+            return self._take(self._engine, keys, requests)
         # The first row of each key stands for all of them.
         first = {key: place for place, key in reversed(keys.items())}
         new: dict[str, Outcome] = {}
@@ -163,6 +207,19 @@ class DescribeStage:
             if key in new and first[key] == place
             else _Described(outcomes[key], False)
             for place, key in keys.items()
+        }
+
+    def _take(
+        self, written: Written, keys: Mapping[int, str], requests: Mapping[int, Request]
+    ) -> dict[int, _Described]:
+        """Return what vLLM's stages have written, and tell the others."""
+        found = dict(zip(requests, written.describe(list(requests.values())), strict=True))
+        new = {place for place, request in requests.items() if written.is_new(request)}
+        if self._known is not None and new:
+            ray.get(self._known.tell.remote(self._owner, {keys[place]: found[place] for place in sorted(new)}))
+        return {
+            place: _Described(outcome, True, outcome.usage) if place in new else _Described(outcome, False)
+            for place, outcome in found.items()
         }
 
     def _claim(self, keys: list[str]) -> dict[str, Outcome | str]:

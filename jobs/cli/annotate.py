@@ -31,7 +31,7 @@ from jobs.cli.options import (
 if TYPE_CHECKING:
     from jobs.annotate.settings import AnnotateSettings
 
-_ENGINES = "'transformers', 'openai' (an endpoint; --set {} gives its address) or 'precomputed'"
+_ENGINES = "'transformers', 'openai' (an endpoint; --set {} gives its address), 'vllm' (on GPUs) or 'precomputed'"
 _SOURCE = "a model folder or hub name, the endpoint's name of a model, or a file"
 
 

@@ -61,6 +61,8 @@ def preview_tables(preview: Preview) -> Group:
                 style="dim",
             )
         )
+    for kind in preview.untried:
+        parts.append(Text(f"{kind}s: a plan does not run vLLM, which needs Ray and a GPU, so it has no figures of it."))
     return Group(*parts)
 
 

@@ -357,6 +357,10 @@ def report(
     rewrite: Annotated[
         bool, typer.Option("--rewrite", help="Write the report anew from the results that exist, unless the job runs.")
     ] = False,
+    blur: Annotated[
+        bool, typer.Option("--blur", help="With --rewrite: blur the pictures until a reader points at them.")
+    ] = False,
+    no_pictures: Annotated[bool, typer.Option("--no-pictures", help="With --rewrite: leave all pictures out.")] = False,
     open: Annotated[bool, typer.Option("--open", help="Open the report in a browser.")] = False,
     as_json: _Json = False,
 ) -> None:
@@ -375,9 +379,13 @@ def report(
         raise JobError(f"{found.folder} is a job of annotations and has no report. Its summary is annotations.json.")
     if open and page.is_s3:
         raise ConfigError(f"--open shows a report on this machine, and this one is at {page}. Download it first.")
+    if blur and no_pictures:
+        raise ConfigError("--blur and --no-pictures exclude each other. Give one of them.")
+    if (blur or no_pictures) and not rewrite:
+        raise ConfigError(f"{'--blur' if blur else '--no-pictures'} changes a report. Add --rewrite.")
     if rewrite:
         check_idle(found, _note)
-        write_report(found.folder)
+        write_report(found.folder, pictures="none" if no_pictures else "blurred" if blur else None)
     elif not exists(page):
         raise JobError(
             f"{found.folder} has no report yet: its state is {found.state}. Give --rewrite to write one now."

@@ -1,4 +1,4 @@
-"""Tables of what a scan would read, for `asap plan`."""
+"""Tables of what a scan would read and take, for `asap plan`."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from jobs.scan.look import line_of, notes_of
 
 if TYPE_CHECKING:
     from jobs.scan.look import Group, Look
+    from jobs.scan.pilot import Forecast, Pilot
 
 _TEXT_SHOWN = 160
 _SHORT_ITEM = 40
@@ -47,6 +48,51 @@ def look_tables(look: Look) -> Lines:
         if groups:
             parts += [_groups(title, groups), ""]
     return Lines(*parts)
+
+
+def pilot_tables(pilot: Pilot, forecast: Forecast, *, is_whole: bool) -> Lines:
+    """Return the figures of a pilot, and the forecast for the whole input.
+
+    Args:
+        pilot: The pilot.
+        forecast: What follows from it.
+        is_whole: False if the input has more rows than were counted, so that the forecast is a lower bound.
+    """
+    from jobs.train.plan import shown_hours
+
+    verdicts = ", ".join(f"{count:,} {verdict}" for verdict, count in sorted(pilot.verdicts.items()))
+    figures = {
+        "judged": f"{pilot.pairs - pilot.failed:,} of {pilot.pairs:,} pairs: {verdicts}",
+        f"a detector on {pilot.device}": _between(pilot.pairs_per_s, "{:,.3g}") + " pairs/s",
+        "CPU of a pair": f"{_milliseconds(pilot.prepare_cpu_s)} to prepare it, {_milliseconds(pilot.detect_cpu_s)} in "
+        "the detector",
+    }
+    fleet, least = forecast.fleet, "" if is_whole else "at least "
+    machine = f"{fleet.cpus} CPUs" + (f" and {fleet.gpus} GPUs" if fleet.gpus else "")
+    whole = {
+        "rows": f"{least}{forecast.rows:,}",
+        "machines": f"{fleet.machines:,} with {machine} each; the {forecast.bound.upper()}s decide",
+        "hours": least + "{} ({} to {})".format(*map(shown_hours, forecast.hours)),
+    }
+    if forecast.cpus_per_gpu is not None:
+        whole["CPUs for one GPU"] = f"{forecast.cpus_per_gpu:.1f}"
+    if forecast.gets:
+        whole["GET requests"] = f"{least}{forecast.gets:,}"
+    if forecast.price is not None:
+        whole["price"] = least + _between(forecast.price, "{:,.2f}" if forecast.price[0] >= 1 else "{:.2g}")
+    note = "The ends of an interval are two standard errors away. Captions, and starts of machines, are not in it."
+    return Lines(
+        named_values("pilot", figures), "", named_values("the whole input", whole), Text(note, style="dim"), ""
+    )
+
+
+def _between(values: tuple[float, float, float], form: str) -> str:
+    middle, low, high = (form.format(value) for value in values)
+    return f"{middle} ({low} to {high})"
+
+
+def _milliseconds(seconds: tuple[float, float, float]) -> str:
+    return f"{seconds[0] * 1000:,.3g} ms"
 
 
 def _described(source: Mapping[str, Any]) -> dict[str, str]:

@@ -76,6 +76,10 @@ def calibrate(
     keep: Annotated[
         list[str] | None, typer.Option(help="A type, or 'word', whose threshold is left unchanged. Can be repeated.")
     ] = None,
+    address: Annotated[
+        str | None,
+        typer.Option(help="Address of a running Ray cluster, of which one machine scores. Default: this machine."),
+    ] = None,
     device: Annotated[str, typer.Option(help=DEVICE_HELP)] = "auto",
     dtype: Annotated[
         str, typer.Option(help="Arithmetic of the scans to come: 'auto', 'float32' or 'bfloat16'.")
@@ -87,20 +91,21 @@ def calibrate(
 ) -> None:
     """Choose thresholds that keep a precision at the prevalence of manipulation that you expect."""
     from jobs.cli.display import calibration_table, count_shown, print_plain, print_tables, shortfall_table
+    from jobs.cli.ray_log import ray_output_logged
     from jobs.policy.calibrate import calibrate as run
     from jobs.policy.settings import CalibrateSettings
 
     options = {"model": model, "corpus": corpus, "precision": precision, "prevalence": prevalence, "split": split}
     options |= {"out": out, "review_precision": review_precision, "confidence": confidence, "keep": keep or ()}
-    options |= {"device": device, "dtype": dtype}
+    options |= {"address": address, "device": device, "dtype": dtype}
     options |= {"notify": notify or (), "notify_for_s": notify_for, "log_file": log_file}
     settings = settings_of(CalibrateSettings, **(options | changes_of(change or [])))
     if is_only_checked(settings):
         return
     console = Console()
     try:
-        with count_shown(console, "scoring") as progress:
-            calibrated = run(settings, progress)
+        with count_shown(console, "scoring") as progress, ray_output_logged():
+            calibrated = run(settings, progress, lambda note: print_plain(console, note))
     except PrecisionNotShown as error:
         print_tables(console, shortfall_table(error.shortfalls))
         raise PrecisionNotShown(error.headline) from error

@@ -51,7 +51,7 @@ def scan(
         str | None,
         typer.Option(
             help="Engine that captions the pictures: 'transformers', 'openai' (an endpoint; --set captions gives its "
-            "address) or 'precomputed'. Default: no captions."
+            "address), 'vllm' (on GPUs) or 'precomputed'. Default: no captions."
         ),
     ] = None,
     captioner: Annotated[
@@ -65,7 +65,7 @@ def scan(
         str | None,
         typer.Option(
             help="Engine that explains the texts: 'transformers', 'openai' (an endpoint; --set explanations gives its "
-            "address) or 'precomputed'. Default: no explanations."
+            "address), 'vllm' (on GPUs) or 'precomputed'. Default: no explanations."
         ),
     ] = None,
     explainer: Annotated[

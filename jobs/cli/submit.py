@@ -14,7 +14,7 @@ from asap.submission.token import find_token
 from jobs.cli.options import checks_only
 from jobs.errors import EXIT_STOPPED
 from jobs.ray_address import DASHBOARD_PORT, dashboard_url
-from jobs.submit.shared_paths import check_calibration, check_whole
+from jobs.submit.shared_paths import check_whole
 
 if TYPE_CHECKING:
     from jobs.submit.job_server import JobServer
@@ -68,14 +68,13 @@ def submit(
             _follow(server, typed[0], "")
         return
     verb = _verb(context, command)
-    values, folder = _checked(context, verb, command, typed)
+    folder = _checked(context, verb, command, typed).folder
     server = _connect(url)
     from jobs.submit.run import submit as run
 
     submission_id = new_submission_id(command)
     where = ["--address", "auto"] if any(parameter.name == "address" for parameter in verb.params) else []
-    with_gpu = values.get("device") == "cuda"
-    run(server, submission_id, command, [*where, *typed], python=python, with_gpu=with_gpu)
+    run(server, submission_id, command, [*where, *typed], python=python)
     if wait:
         _note(f"submitted {submission_id} to {url}. Ctrl-C stops watching; {_how_to_stop(url, submission_id, folder)}")
         _follow(server, submission_id, folder)
@@ -113,8 +112,6 @@ def _checked(context: typer.Context, verb: Any, command: str, typed: Sequence[st
                 verb.invoke(inner)
             checked = _describe(command, *found)
     check_whole(checked.values)
-    if command == "calibrate":
-        check_calibration(checked.values)
     if any(target.startswith(("http://", "https://")) for target in checked.values.get("notify", ())):
         raise ConfigError(
             "--notify with an address is not submitted: Ray would keep the address in its logs and its dashboard. "

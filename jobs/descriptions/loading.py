@@ -40,7 +40,7 @@ def check_source(settings: DescriptionSettings, *, is_here: bool = True) -> str:
         if settings.endpoint:
             read_key(settings.endpoint)
         return source
-    if settings.engine == "vllm":
+    if settings.engine == "vllm" and is_here:
         check_vllm()
     if settings.engine == "transformers" and is_remote(source):
         return remote_fingerprint(source)
@@ -80,8 +80,9 @@ def located(settings: DescriptionSettings) -> DescriptionSettings:
     source = settings.source
     if settings.engine == "precomputed":
         source = Location.parse(source).uri
-    elif settings.engine == "transformers" and source != DEMO and Path(source).expanduser().is_dir():
-        source = str(Path(source).expanduser().absolute())
+    elif settings.engine in ("transformers", "vllm") and Path(source).expanduser().is_dir():
+        is_demo = settings.engine == "transformers" and source == DEMO
+        source = source if is_demo else str(Path(source).expanduser().absolute())
     return settings.model_copy(update={"source": source})
 
 

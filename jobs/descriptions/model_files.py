@@ -47,6 +47,27 @@ def local_source(source: str) -> str:
     return source
 
 
+def find_commit(name: str, revision: str) -> str:
+    """Return the commit of a revision of a model on the hub, so that all files come from one, and others can name it.
+
+    A copy of the hub that does not tell leaves the revision as it is.
+    """
+    from transformers.utils.hub import cached_file, extract_commit_hash
+
+    return extract_commit_hash(cached_file(name, "config.json", revision=revision), None) or revision
+
+
+def hub_folder(name: str, revision: str) -> str:
+    """Return the folder of this machine that has a model on the hub at a revision. What it lacks is downloaded.
+
+    These are the files that are taken from a bucket too: weights in safetensors, configurations and vocabularies.
+    """
+    from huggingface_hub import snapshot_download
+
+    patterns = [f"*{suffix}" for suffix in sorted(_SUFFIXES)]
+    return str(snapshot_download(name, revision=revision, allow_patterns=patterns))
+
+
 def folder_fingerprint(folder: Path) -> str:
     """Return a digest of the content of the files of a model in a folder, the same on each machine that has them.
 

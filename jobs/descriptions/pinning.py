@@ -17,6 +17,8 @@ from jobs.descriptions.settings import DescriptionSettings
 
 CONTENT = "content"
 """Entry of the record of an engine: the fingerprint of its files, which is the same on all machines that have them."""
+_WITH_FILES = ("transformers", "vllm")
+"""Engines whose processes load a model themselves."""
 
 
 def content_of(settings: DescriptionSettings) -> str | None:
@@ -24,7 +26,7 @@ def content_of(settings: DescriptionSettings) -> str | None:
 
     Raises `StorageError` or `InputNotFound` if they cannot be read.
     """
-    if settings.engine != "transformers" or is_hub_name(settings.place):
+    if settings.engine not in _WITH_FILES or is_hub_name(settings.place):
         return None
     if is_remote(settings.source):
         return remote_fingerprint(settings.source)
@@ -34,7 +36,7 @@ def content_of(settings: DescriptionSettings) -> str | None:
 def pinned(settings: DescriptionSettings, record: Mapping[str, Any] | None) -> DescriptionSettings:
     """Return the settings with the commit of a model on the hub, as the record of its engine has it."""
     revision = (record or {}).get("revision")
-    if revision is None or settings.engine != "transformers" or not is_hub_name(settings.place):
+    if revision is None or settings.engine not in _WITH_FILES or not is_hub_name(settings.place):
         return settings
     return settings.model_copy(update={"revision": revision})
 

@@ -95,6 +95,16 @@ def start_probe(settings: DescriptionSettings, device: str | None, cpus: float, 
 
 def read_probe(settings: DescriptionSettings, reference: Any) -> Probe:
     """Return the outcome of `start_probe`. Raises `ConfigError` if the engine does not work there."""
+    return Probe(**read_answer(settings, reference))
+
+
+def read_answer(settings: DescriptionSettings, reference: Any) -> dict[str, Any]:
+    """Return what a task of an engine found on its machine. Raises `ConfigError` if it died, or found an error.
+
+    Args:
+        settings: Settings of the engine.
+        reference: The reference of the task's result, whose entries are `machine`, and `error` if there is one.
+    """
     import ray
 
     try:
@@ -110,7 +120,7 @@ def read_probe(settings: DescriptionSettings, reference: Any) -> Probe:
             f"{answer['error'].rstrip('.')}. This is so on {answer['machine']}, a machine of the cluster. Every "
             "machine that describes needs the folder, the key and the network."
         )
-    return Probe(**answer)
+    return dict(answer)
 
 
 def _probe_there(values: dict[str, Any], device: str | None) -> dict[str, Any]:
@@ -131,7 +141,7 @@ def probe_here(settings: DescriptionSettings, device: str | None = None) -> Prob
         (outcome,) = engine.describe([request_of(settings)])
         content = content_of(settings)
         record = engine.record() | ({} if content is None else {CONTENT: content})
-        return _checked(settings, outcome, record)
+        return probe_of(settings, outcome, record)
     finally:
         engine.close()
 
@@ -144,7 +154,8 @@ def request_of(settings: DescriptionSettings) -> Request:
     return Request("probe", "probe.jpg", Image.new("RGB", (side, side), (128, 128, 128)))
 
 
-def _checked(settings: DescriptionSettings, outcome: Outcome, record: dict[str, Any]) -> Probe:
+def probe_of(settings: DescriptionSettings, outcome: Outcome, record: dict[str, Any]) -> Probe:
+    """Return the probe with this outcome. Raises `ConfigError`, with advice, if the engine does not work."""
     usage = outcome.usage
     if not isinstance(outcome, Failure):
         return Probe(outcome.text, usage.input_tokens, usage.output_tokens, record)

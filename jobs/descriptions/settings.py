@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Literal, Self
 from urllib.parse import SplitResult, urlsplit
@@ -16,14 +17,17 @@ Kind = Literal["caption", "explanation"]
 DEMO = "demo"
 """Source of the captioner that ships with the library, as `demo` is the name of its model. `./demo` is a folder."""
 EngineName = Literal["transformers", "openai", "vllm", "precomputed"]
-NO_VLLM = (
-    "vLLM is an optional extra (pip install 'asap-ray[vllm]'), and its stages are not connected to a job yet. "
-    "Start `vllm serve MODEL`, and use the engine openai with its address."
-)
-"""The reason why jobs refuse the engine `vllm`, and the way to use vLLM all the same."""
 _NEW_TOKENS = {"caption": 40, "explanation": 160}
 _MOST_BATCHES = 16
 """Batches of a process at a time. They are lost with it."""
+BATCHES_AT_VLLM = 8
+"""Batches that a process of vLLM works on at a time: it fills its own batches with requests of all of them."""
+_VLLM_OPTIONS = {
+    "block_size", "cpu_offload_gb", "enable_chunked_prefill", "enable_prefix_caching", "enforce_eager",
+    "gpu_memory_utilization", "kv_cache_dtype", "limit_mm_per_prompt", "max_model_len", "max_num_batched_tokens",
+    "max_num_seqs", "mm_processor_kwargs", "quantization",
+}  # fmt: skip
+"""Arguments of vLLM that settings may give. No other: some run code, hold secrets, or are decided by the job."""
 _DECISIVE = {"engine", "source", "revision", "prompt", "max_new_tokens", "batch_size", "max_side", "dtype", "attention"}
 
 
@@ -100,6 +104,24 @@ class EndpointSettings(Settings):
         return self
 
 
+class VllmSettings(Settings):
+    """The engine of vLLM."""
+
+    gpus: int = Field(default=1, ge=1)
+    """GPUs of one process, on one machine. The model is divided among them."""
+    options: dict[str, Any] = Field(default={})
+    """Further arguments of vLLM's engine, such as {"max_model_len": 4096}. They are recorded."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if unknown := sorted(self.options.keys() - _VLLM_OPTIONS):
+            raise ValueError(
+                f"vllm.options has {unknown[0]!r}, which is not among the arguments that may be given: "
+                f"{', '.join(sorted(_VLLM_OPTIONS))}."
+            )
+        return self
+
+
 class DescriptionSettings(Settings):
     """The engine that writes captions or explanations, its model, and its prompt."""
 
@@ -117,15 +139,18 @@ class DescriptionSettings(Settings):
     max_new_tokens: int = Field(default=40, ge=1)
     """Tokens that the model may write, without those of the prompt. 160 for explanations, if not given."""
     batch_size: int = Field(default=16, ge=1)
-    """Requests that enter a model of `transformers` or `vllm` together."""
+    """Requests that enter a model of `transformers` together. vLLM makes its own batches."""
     max_side: int = Field(default=512, ge=32)
     """Pixels. Larger pictures are shrunk before they travel to the captioner."""
     dtype: Literal["float32", "bfloat16", "float16"] | None = None
-    """Arithmetic of a model in this process. None: bfloat16 on a GPU, float32 on a CPU."""
+    """Arithmetic of a model of `transformers` or `vllm`. None: bfloat16 on a GPU and float32 on a CPU, or what vLLM
+    chooses."""
     attention: Literal["eager", "sdpa", "flash_attention_2"] | None = None
-    """Implementation of attention of a model in this process. None: what transformers chooses."""
+    """Implementation of attention of a model of `transformers`. None: what transformers chooses."""
     endpoint: EndpointSettings | None = None
     """The endpoint of the engine `openai`."""
+    vllm: VllmSettings | None = None
+    """The GPUs and further arguments of the engine `vllm`. None: one GPU, and no further arguments."""
 
     @model_validator(mode="before")
     @classmethod
@@ -144,6 +169,10 @@ class DescriptionSettings(Settings):
             raise ValueError(
                 f"the engine {self.engine} has no endpoint. Leave `endpoint` out, or use the engine openai."
             )
+        if self.engine != "vllm" and self.vllm is not None:
+            raise ValueError(f"the engine {self.engine} takes no settings of vLLM. Leave `vllm` out.")
+        if self.engine == "vllm" and self.attention is not None:
+            raise ValueError("the engine vllm chooses its implementation of attention. Leave `attention` out.")
         if self.kind == "explanation" and self.prompt is not None and "{text}" not in self.prompt:
             raise ValueError("the prompt has no {text}, so the model would not see the text. Add it.")
         return self
@@ -156,12 +185,21 @@ class DescriptionSettings(Settings):
         return str(Path(self.source).expanduser()) if self.source.startswith("~") else self.source
 
     @property
+    def gpus(self) -> int:
+        """Whole GPUs that a process of the engine needs; 0 for an engine that shares GPUs, or needs none."""
+        if self.engine != "vllm":
+            return 0
+        return self.vllm.gpus if self.vllm else 1
+
+    @property
     def sees_pictures(self) -> bool:
         """True if the engine needs the pictures themselves."""
         return self.kind == "caption" and self.engine != "precomputed"
 
     def batches_at_a_time(self, batch_size: int) -> int:
         """Return how many batches a process describes at a time, so that an endpoint always has requests to answer."""
+        if self.engine == "vllm":
+            return BATCHES_AT_VLLM
         if self.endpoint is None:
             return 1
         return min(_MOST_BATCHES, 1 + -(-self.endpoint.concurrency // batch_size))
@@ -177,4 +215,14 @@ class DescriptionSettings(Settings):
         identity = self.model_dump(include=_DECISIVE)
         if self.endpoint:
             identity["endpoint"] = self.endpoint.model_dump(include={"address", "temperature", "body"})
+        if self.vllm:
+            identity["vllm"] = self.vllm.options
         return identity
+
+
+def check_devices(engines: Iterable[DescriptionSettings], device: str) -> None:
+    """Raise `ValueError` for an engine that cannot run on the device of its job: `auto`, `cpu` or `cuda`."""
+    if device == "cpu" and any(engine.gpus for engine in engines):
+        raise ValueError(
+            "device is 'cpu', and the engine vllm runs on GPUs only. Give --device auto or cuda, or another engine."
+        )

@@ -15,7 +15,7 @@ from PIL import Image
 
 from asap.errors import ConfigError
 from jobs.descriptions.engine import Failure, FailureKind, Outcome, Request, Usage
-from jobs.descriptions.model_files import is_hub_name, local_source
+from jobs.descriptions.model_files import find_commit, is_hub_name, local_source
 from jobs.descriptions.pixels import cap_pixels
 from jobs.descriptions.prompts import chat_prompt, fill, plain_prompt
 from jobs.descriptions.replies import read_reply
@@ -234,7 +234,7 @@ def _load(settings: DescriptionSettings, device: str) -> tuple[Any, Any, str | N
     wanted = "captions" if settings.kind == "caption" else "explanations"
     try:
         if is_hub_name(source):
-            revision = _find_commit(source, revision or "main")
+            revision = find_commit(source, revision or "main")
         common: dict[str, Any] = {"revision": revision or "main", "trust_remote_code": False}
         config = AutoConfig.from_pretrained(source, **common)
         sees = config.model_type in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
@@ -267,16 +267,6 @@ def _load(settings: DescriptionSettings, device: str) -> tuple[Any, Any, str | N
         reason = " ".join(str(error).split())
         raise ConfigError(f"the model {settings.source} for {wanted} cannot be loaded: {reason[:400]}") from error
     return model, processor, revision
-
-
-def _find_commit(name: str, revision: str) -> str:
-    """Return the commit of a revision of a model on the hub, so that all files come from one, and others can name it.
-
-    A copy of the hub that does not tell leaves the revision as it is.
-    """
-    from transformers.utils.hub import cached_file, extract_commit_hash
-
-    return extract_commit_hash(cached_file(name, "config.json", revision=revision), None) or revision
 
 
 class _PicturesAndTokens:

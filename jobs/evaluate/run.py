@@ -17,7 +17,7 @@ from asap.weights.model_folder import load_folder
 from jobs.cluster import ray_running, wait_until_free
 from jobs.evaluate.plan import Report, plan_evaluation
 from jobs.evaluate.settings import EvaluateSettings
-from jobs.reach import check_shared
+from jobs.reach import late_machines_asked, note_unasked
 from jobs.sharing import shared
 from jobs.states import job_states
 
@@ -55,13 +55,17 @@ def evaluate(
         states.change({"state": "running"})
         # One share for all steps: between two of them nobody may take the room of the workers.
         with ray_running(settings.address), shared() if settings.address else nullcontext():
+            if settings.address:
+                note_unasked(plan.path_uses(), on_note)
             pool = worker_pool(settings, on_note)
-            check_shared(plan.path_uses())  # after a wait for machines, which are asked too
-            wait_until_free(
-                pool.needs, 1, settings.wait_for_machines_s, on_note, "Or give more --workers, which need less each."
-            )
-            evaluation = evaluate_shards(plan, pool, report, on_note)
-            predictions = evaluation.predictions()
-            worst = explain_worst(plan, pool, predictions)
+            # After a wait for machines, which are asked too, as are those that come during the work.
+            with late_machines_asked(plan.path_uses() if settings.address else []) as check:
+                wait_until_free(
+                    pool.needs, 1, settings.wait_for_machines_s, on_note,
+                    "Or give more --workers, which need less each.",
+                )  # fmt: skip
+                evaluation = evaluate_shards(plan, pool, report, on_note, check)
+                predictions = evaluation.predictions()
+                worst = explain_worst(plan, pool, predictions)
         states.change({"state": "finalizing"})
         return write_outputs(plan, evaluation, predictions, worst)

@@ -37,7 +37,8 @@ from jobs.errors import JobFailed
 from jobs.evaluate.page import WorstPair
 from jobs.evaluate.plan import EvaluationPlan
 from jobs.evaluate.settings import EvaluateSettings
-from jobs.sharing import Claim, Resources, Share, held_share
+from jobs.packing import Resources
+from jobs.sharing import Claim, Share, held_share
 from jobs.stall import StallWatch
 
 _POLL_S = 0.5
@@ -67,8 +68,7 @@ class WorkerPool:
         """The claim on a cluster: one worker at least and any number at most, or exactly as many as the user gave."""
         if self.follows:
             return Claim(self.needs, {kind: math.inf if amount else 0.0 for kind, amount in self.needs.items()})
-        together = {kind: self.workers * amount for kind, amount in self.needs.items()}
-        return Claim(together, together, is_at_work=True)
+        return Claim.of_workers([self.needs] * self.workers, is_at_work=True)
 
 
 def worker_pool(settings: EvaluateSettings, on_note: Callable[[str], None] = lambda note: None) -> WorkerPool:
@@ -95,9 +95,21 @@ def worker_pool(settings: EvaluateSettings, on_note: Callable[[str], None] = lam
 
 
 def evaluate_shards(
-    plan: EvaluationPlan, pool: WorkerPool, progress: OnPairs, on_note: Callable[[str], None] = lambda note: None
+    plan: EvaluationPlan,
+    pool: WorkerPool,
+    progress: OnPairs,
+    on_note: Callable[[str], None] = lambda note: None,
+    check: Callable[[], None] = lambda: None,
 ) -> Evaluation:
-    """Evaluate every pair of the plan, shard by shard. If the job holds a share of a cluster, it claims its workers."""
+    """Evaluate every pair of the plan, shard by shard. If the job holds a share of a cluster, it claims its workers.
+
+    Args:
+        plan: The plan.
+        pool: The workers.
+        progress: Receives the number of evaluated pairs and of all pairs.
+        on_note: Receives a sentence about a stall.
+        check: Called twice a second; what it raises stops the work.
+    """
     size, total = plan.settings.shard_pairs, len(plan.records)
     # A box outside its picture is found only now, as the picture is decoded. The set of pairs is fixed by then, so
     # `skip` keeps the pair without its box, as `boxless` does.
@@ -119,7 +131,7 @@ def evaluate_shards(
             places = _count_places(pool, share, can_grow=can_grow)
             for start in islice(waiting, max(0, places - len(running))):
                 running[task.remote(*options, plan.records[start : start + size], bad_boxes)] = start
-            done = _wait_for_shard(list(running), stalls, len(shards), on_note)
+            done = _wait_for_shard(list(running), stalls, len(shards), on_note, check)
             start = running.pop(done)
             shards[start] = task_result(done, _died(f"pairs {start} to {min(start + size, total) - 1}"))
             progress(sum(map(len, shards.values())), total)
@@ -145,10 +157,17 @@ def _count_places(pool: WorkerPool, share: Share | None, *, can_grow: bool) -> i
     return max(1, min(fit, allowed) + waiting)
 
 
-def _wait_for_shard(running: list[Any], stalls: StallWatch, finished: int, on_note: Callable[[str], None]) -> Any:
-    """Return the first of the tasks that ends. Report it if none does for long."""
+def _wait_for_shard(
+    running: list[Any],
+    stalls: StallWatch,
+    finished: int,
+    on_note: Callable[[str], None],
+    check: Callable[[], None],
+) -> Any:
+    """Return the first of the tasks that ends. Report it if none does for long. `check` is called meanwhile."""
     said = None
     while True:
+        check()
         done, _ = ray.wait(running, timeout=_POLL_S)
         if done:
             return done[0]

@@ -35,8 +35,15 @@ class Picture:
     problem: str = ""
 
 
-def embed_pictures(rows: Sequence[dict[str, Any]]) -> dict[int, Picture]:
-    """Embed the pictures of result rows, by row_id. Each part of a table is read once, in its order."""
+def embed_pictures(rows: Sequence[dict[str, Any]], *, left_out: bool = False) -> dict[int, Picture]:
+    """Embed the pictures of result rows, by row_id. Each part of a table is read once, in its order.
+
+    Args:
+        rows: Rows of results.
+        left_out: True to leave all pictures out, which are then not read.
+    """
+    if left_out:
+        return {row["row_id"]: Picture(problem="The report was made without pictures.") for row in rows}
     reader = PictureReader(FetchSettings(attempts=2))
     with_picture = {row["row_id"]: row for row in rows if row["image_uri"] is not None}
     addresses = {row_id: PictureAddress.of_row(row) for row_id, row in with_picture.items()}

@@ -21,25 +21,19 @@ labels show that it should (`_choose_border`): a calibration on photographs must
 
 from __future__ import annotations
 
-import dataclasses
-import hashlib
-import json
-from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
 from asap.corpus.reader import Record
-from asap.errors import AnnotationError, ConfigError, CorpusError, PrecisionNotShown, ScoreNotFinite
+from asap.errors import ConfigError, PrecisionNotShown
 from asap.evaluation.news_items import item_keys, news_items, one_of_each
 from asap.evaluation.pairs_needed import MOST_PAIRS, pairs_needed
-from asap.evaluation.thresholds import Decision, Floats, OperatingCurve, precision_at_most, score_meaning
-from asap.finding import Finding
-from asap.labels import TYPES, has_a_fake_text, types_of
+from asap.evaluation.thresholds import Decision, OperatingCurve, precision_at_most, score_meaning
+from asap.labels import TYPES, types_of
 from asap.policy import Policy
 from asap.storage.files import check_folder_writable, exists
 from asap.storage.location import Location
@@ -47,15 +41,10 @@ from asap.storage.s3 import check_bucket
 from asap.weights.model_folder import check_folder, model_config
 from jobs.corpus import read_corpus
 from jobs.policy.files import read_policy, replace_policy
+from jobs.policy.scores import OnPairs, ScoredSplit, SplitScores, score_split
 from jobs.policy.settings import CalibrateSettings
 from jobs.states import job_states
 
-if TYPE_CHECKING:
-    from asap.predictor import Predictor
-
-OnPairs = Callable[[int, int], None]
-
-_CHUNK_BATCHES = 16
 _MIN_PAIRS = 1000
 """Pairs that can move the threshold `unfamiliar`."""
 _LOOSER = (0.0, 0.0005, 0.001, 0.002)
@@ -83,12 +72,21 @@ class Calibrated:
     """One sentence about the threshold `unfamiliar`."""
 
 
-def calibrate(settings: CalibrateSettings, progress: OnPairs = lambda done, total: None) -> Calibrated:
+def calibrate(
+    settings: CalibrateSettings,
+    progress: OnPairs = lambda done, total: None,
+    on_note: Callable[[str], None] = lambda note: None,
+) -> Calibrated:
     """Choose thresholds on a split and write them as a policy file.
 
-    `progress` receives the number of scored pairs and of all pairs. Raises `PrecisionNotShown` if the scores do not
-    support the target, with the precision that they do support; `ConfigError`, `CorpusError`, `AnnotationError`,
-    `CheckpointError`, `StorageError`. Nothing is written then.
+    Raises `PrecisionNotShown` if the scores do not support the target, with the precision that they do support;
+    `ConfigError`, `CorpusError`, `AnnotationError`, `CheckpointError`, `StorageError`, and on a cluster `JobError`.
+    Nothing is written then.
+
+    Args:
+        settings: The model, the labeled pairs and the target.
+        progress: Receives the number of scored pairs and of all pairs.
+        on_note: Receives a sentence about what is waited for on a cluster.
     """
     with job_states(settings, "calibrate", Location.parse(settings.model).name, settings.target) as states:
 
@@ -102,13 +100,19 @@ def calibrate(settings: CalibrateSettings, progress: OnPairs = lambda done, tota
         corpus = read_corpus(settings, settings.corpus, settings.split, model_config(folder).label_set)
         from asap.predictor import Predictor  # takes seconds to import, so all that needs no model comes before
 
-        predictor = Predictor.from_folder(folder, settings.device, settings.dtype, batch_size=settings.batch_size)
-        states.change({"state": "running"})
         records = draw_pairs(corpus.records)
-        scores = score_records(predictor, records, settings.max_failed_share, report)
+        if settings.address is None:
+            predictor = Predictor.from_folder(folder, settings.device, settings.dtype, batch_size=settings.batch_size)
+            states.change({"state": "running"})
+            scored = score_split(predictor, records, settings.max_failed_share, report)
+        else:
+            from jobs.policy.on_cluster import score_on_cluster
+
+            states.change({"state": "running"})
+            scored = score_on_cluster(settings, folder, records, report, on_note)
         states.change({"state": "finalizing"})
-        about = _about(predictor, scores, settings) | {"same_item": len(corpus.records) - len(records)}
-        policy = choose_policy(scores, settings, predictor.policy, about)
+        about = _about(scored, settings) | {"same_item": len(corpus.records) - len(records)}
+        policy = choose_policy(scored.scores, settings, scored.policy, about)
         kept = replace_policy(settings.target, policy)
     outcome = (policy.calibration or {})["familiarity"]["outcome"]
     read = [*corpus.report.lines(), *_of_same_items(about["same_item"])]
@@ -147,156 +151,6 @@ def _check_target(settings: CalibrateSettings) -> None:
     check_folder_writable(settings.target.parent)
     if exists(settings.target):
         read_policy(settings.target)
-
-
-@dataclass(frozen=True, eq=False)
-class SplitScores:
-    """The scores of B annotated pairs, and the truth about them."""
-
-    score_B: Floats
-    types_B4: Floats
-    right_word_B: Floats
-    """Highest score of a manipulated word; 0 if the pair has none."""
-    wrong_word_B: Floats
-    """Highest score of a word that is not manipulated; 0 if the pair has none."""
-    has_type_B4: NDArray[np.bool_]
-    has_word_B: NDArray[np.bool_]
-    hides_word_B: NDArray[np.bool_]
-    """True if the text is manipulated and the corpus does not say which words are. The threshold `word` is chosen
-    without such pairs."""
-    familiarity_B: Floats
-    """Familiarity of the pairs; NaN if the model has no familiarity file."""
-    failed: dict[str, int]
-    """Pairs that could not be scored, by error code."""
-    fingerprint: str
-    """Fingerprint of ids, pictures, texts and labels of all pairs: 16 hex digits of a SHA-256."""
-    familiarity_id: str | None = None
-    """Id of the familiarity file; None if the model has none."""
-
-    @property
-    def manipulated(self) -> NDArray[np.bool_]:
-        """(B,): True if the pair has any type."""
-        return np.asarray(self.has_type_B4.any(axis=1))
-
-    def judged(self, unfamiliar: float) -> NDArray[np.bool_]:
-        """(B,): True if a policy with this threshold judges the pair, as `Policy.verdict` has it."""
-        return np.asarray(~(self.familiarity_B < unfamiliar))
-
-    def where(self, chosen_B: NDArray[np.bool_]) -> SplitScores:
-        """Return the scores of some of the pairs."""
-        return dataclasses.replace(
-            self,
-            score_B=self.score_B[chosen_B],
-            types_B4=self.types_B4[chosen_B],
-            right_word_B=self.right_word_B[chosen_B],
-            wrong_word_B=self.wrong_word_B[chosen_B],
-            has_type_B4=self.has_type_B4[chosen_B],
-            has_word_B=self.has_word_B[chosen_B],
-            hides_word_B=self.hides_word_B[chosen_B],
-            familiarity_B=self.familiarity_B[chosen_B],
-        )
-
-    def decisions(self) -> dict[str, Decision]:
-        """Return the scores on which each threshold is chosen, by its name in the policy."""
-        fake_B = self.manipulated
-        decisions = {"manipulated": Decision(authentic=self.score_B[~fake_B], positive=self.score_B[fake_B])}
-        for number, name in enumerate(TYPES):
-            values_B, has_it_B = self.types_B4[:, number], self.has_type_B4[:, number]
-            decisions[name] = Decision(
-                authentic=values_B[~fake_B], positive=values_B[has_it_B], other=values_B[fake_B & ~has_it_B]
-            )
-        # A pair with manipulated words can be flagged by a wrong word too, which is its stray score.
-        wrong_B = self.wrong_word_B
-        decisions["word"] = Decision(
-            authentic=wrong_B[~fake_B],
-            positive=self.right_word_B[self.has_word_B & fake_B],
-            other=wrong_B[fake_B & ~self.has_word_B & ~self.hides_word_B],
-            stray=wrong_B[self.has_word_B & fake_B],
-        )
-        return decisions
-
-
-def score_records(
-    predictor: Predictor, records: Sequence[Record], max_failed_share: float, progress: OnPairs
-) -> SplitScores:
-    """Score annotated pairs, with a few batches in memory at a time.
-
-    Raises `CorpusError` if too many pairs cannot be scored, `ScoreNotFinite` if the model returns NaN for one.
-
-    Args:
-        predictor: The model, in the arithmetic of the scans to come.
-        records: The annotated pairs.
-        max_failed_share: Largest fraction of pairs that may fail. They are left out and counted.
-        progress: Receives the number of scored pairs and of all pairs.
-    """
-    rows: list[tuple[float, ...]] = []
-    labels: list[tuple[bool, ...]] = []
-    failed: Counter[str] = Counter()
-    digest = hashlib.sha256()
-    example = ""
-    familiarity_id: str | None = None
-    for record, finding in _findings(predictor, records, progress):
-        # The fingerprint covers failed pairs too, so it is taken before they are left out.
-        fields = [record.id, finding.image_sha256, record.text, record.fake_cls, list(record.fake_text_pos or ())]
-        digest.update(json.dumps(fields).encode() + b"\n")
-        if isinstance(finding.error, ScoreNotFinite):  # a defect of the weights, not of the pair
-            raise ScoreNotFinite(f"record {record.id}: {finding.error}. Check the weights of the model.")
-        if finding.error is not None:
-            failed[finding.error.code] += 1
-            example = example or f"record {record.id}: {finding.error}"
-            continue
-        familiarity_id = finding.familiarity_id
-        rows.append(_scores(record, finding))
-        has_word = bool(record.fake_text_pos)
-        hides_word = has_a_fake_text(record.fake_cls, record.labels) and not has_word
-        types = types_of(record.fake_cls, record.labels)
-        labels.append((*(name in types for name in TYPES), has_word, hides_word))
-    if failed.total() > max_failed_share * len(records):
-        raise CorpusError(
-            f"{failed.total()} of {len(records)} pairs cannot be scored, more than a fraction of {max_failed_share}. "
-            f"The first is {example}"
-        )
-    values, truth = np.array(rows, np.float32), np.array(labels, bool)
-    return SplitScores(
-        values[:, 0], values[:, 1:5], values[:, 5], values[:, 6], truth[:, :4], truth[:, 4], truth[:, 5],
-        values[:, 7], dict(failed), digest.hexdigest()[:16], familiarity_id,
-    )  # fmt: skip
-
-
-def _findings(predictor: Predictor, records: Sequence[Record], progress: OnPairs) -> Iterator[tuple[Record, Finding]]:
-    from asap.evaluation.own_pairs import read_pair
-
-    chunk = _CHUNK_BATCHES * predictor.batch_size
-    for start in range(0, len(records), chunk):
-        some = records[start : start + chunk]
-        yield from zip(some, predictor.predict([read_pair(record) for record in some]), strict=True)
-        progress(start + len(some), len(records))
-
-
-def _scores(record: Record, finding: Finding) -> tuple[float, ...]:
-    """Return score, four types, highest score of a manipulated word and of another word, and familiarity.
-
-    Raises `ScoreNotFinite` if one of them is missing or is not a number: no threshold would ever flag it.
-    """
-    words = finding.word_scores or []
-    manipulated = set(record.fake_text_pos or ())
-    if beyond := sorted(manipulated - set(range(len(words)))):
-        raise AnnotationError(
-            f"record {record.id}: fake_text_pos has {beyond[0]}, but the text has words 0 to {len(words) - 1}: "
-            f"{record.text!r}"
-        )
-    right = max((words[position] for position in manipulated), default=0.0)
-    wrong = max((score for position, score in enumerate(words) if position not in manipulated), default=0.0)
-    types = finding.types or {}
-    familiarity = float("nan") if finding.familiarity is None else finding.familiarity
-    values = {"score": finding.score, **{name: types.get(name) for name in TYPES}}
-    values |= {f"score of word {position}": score for position, score in enumerate(words)}
-    for name, value in values.items():
-        if value is None or not np.isfinite(value):
-            raise ScoreNotFinite(
-                f"record {record.id}: the {name} is {value}, not a number. Check the weights of the model."
-            )
-    return (float(values["score"] or 0), *(float(values[name] or 0) for name in TYPES), right, wrong, familiarity)
 
 
 def choose_policy(scores: SplitScores, settings: CalibrateSettings, former: Policy, about: dict[str, Any]) -> Policy:
@@ -540,16 +394,17 @@ def shown_text(precision: float) -> str:
     return f"{np.floor(precision * 1000) / 1000:.3f}" if precision >= 0.001 else f"{precision:.1e}"
 
 
-def _about(predictor: Predictor, scores: SplitScores, settings: CalibrateSettings) -> dict[str, Any]:
+def _about(scored: ScoredSplit, settings: CalibrateSettings) -> dict[str, Any]:
     """Return how the policy is made, for its `calibration`."""
+    scores = scored.scores
     fake = int(scores.manipulated.sum())
     return {
         "target_precision": settings.precision,
         "prevalence": settings.prevalence,
         "confidence": settings.confidence,
         "review_precision": round(settings.effective_review_precision, 6),
-        "model_id": predictor.model_id,
-        "dtype": str(predictor.dtype).removeprefix("torch."),
+        "model_id": scored.model_id,
+        "dtype": scored.dtype,
         "corpus": Location.parse(settings.corpus).name,
         "split": settings.split,
         "corpus_fingerprint": scores.fingerprint,

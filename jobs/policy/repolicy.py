@@ -220,8 +220,9 @@ def _publish(folder: Location, record: dict[str, Any], watch: Watch) -> dict[str
     with ThreadPoolExecutor(_COPIERS) as copiers:
         list(copiers.map(lambda file: copy_file(file, results / file.uri.removeprefix(f"{source}/")), files))
     watch("writing the summary and the report", 0, 0)
-    record = record | {"counts": write_outcome(folder, record)}
-    write_report(folder)
+    counts, tally = write_outcome(folder, record)
+    record = record | {"counts": counts}
+    write_report(folder, tally=tally)
     write_bytes(folder / "_SUCCESS", b"")
     published = {name: value for name, value in record.items() if name != RESULTS_ENTRY} | {"state": "completed"}
     _write_record(folder, published)

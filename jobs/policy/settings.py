@@ -7,12 +7,12 @@ from typing import Literal, Self
 from pydantic import Field, model_validator
 
 from asap.storage.location import Location
-from jobs.settings import CorpusSettings, Device, WatchSettings
+from jobs.settings import ClusterSettings, CorpusSettings, Device, WatchSettings
 
 Split = Literal["train", "val", "test"]
 
 
-class CalibrateSettings(CorpusSettings, WatchSettings):
+class CalibrateSettings(CorpusSettings, ClusterSettings, WatchSettings):
     """A calibration: the model, the labeled pairs, the target, and how sure to be."""
 
     model: str
@@ -33,7 +33,6 @@ class CalibrateSettings(CorpusSettings, WatchSettings):
     """Policy file to write. None: `policy.json` of the model folder."""
     keep: tuple[Literal["face_swap", "face_attribute", "text_swap", "text_attribute", "word"], ...] = ()
     """Thresholds that are left as they are in the model's policy."""
-    device: Device = "auto"
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """Arithmetic of the encoders. It must be that of the scans to come."""
     batch_size: int = Field(default=32, ge=1)

@@ -4,8 +4,10 @@ run.py          scan(): from the command to _SUCCESS
 settings.py     ScanSettings
 plan.py         everything that is checked before Ray starts
 look.py         a look at the input before any work, which asap plan shows
+pilot.py        a sample judged without Ray, and the hours and price that follow, for asap plan --pilot
 sample.py       a seeded sample of the input, which is judged first
 passes.py       the passes of the pipeline over the rows, and their progress
+timeline.py     the speed of a job over time
 retry.py        failed rows, judged again
 captioning.py   captions of rows that were judged before
 file_tasks.py   work on the files of a folder by Ray tasks

@@ -1,4 +1,4 @@
-"""Work on the files of a folder by Ray tasks, one for each file, as many at a time as there are CPUs.
+"""Work on the files of a folder by Ray tasks, one for each file or part, as many at a time as there are CPUs.
 
 On a cluster, a task asks for a part of a CPU, because it waits for a store, and the job keeps to its share.
 
@@ -49,9 +49,9 @@ def work_on_files(
 
 
 def run_on_files(
-    work: Callable[[Any, Location], object],
+    work: Callable[[Any, Any], object],
     shared: object,
-    files: Iterable[Location],
+    files: Iterable[Any],
     check: Callable[[], None] = lambda: None,
 ) -> None:
     """Do the work on every file. An `AsapError` of a task is raised as it is, and stops the others.
@@ -61,7 +61,7 @@ def run_on_files(
     Args:
         work: Gets `shared` and a file, in another process.
         shared: Sent to each machine once.
-        files: The files.
+        files: The files, or what else stands for a part of the work. Its text names it in an error.
         check: Called twice a second; what it raises stops the work.
     """
     share = held_share()
@@ -71,7 +71,7 @@ def run_on_files(
     task = ray.remote(num_cpus=cpus, max_retries=TRIES - 1)(work)
     reference = ray.put(shared)
     waiting = iter(files)
-    running: dict[Any, Location] = {}
+    running: dict[Any, Any] = {}
     try:
         while True:
             resources = share.resources if share else ray.cluster_resources()
@@ -96,6 +96,6 @@ def _end_tasks(running: list[Any]) -> None:
         _, running = ray.wait(running, num_returns=len(running), timeout=_POLL_S)
 
 
-def _died(file: Location) -> Callable[[str], JobFailed]:
+def _died(file: object) -> Callable[[str], JobFailed]:
     """Return what makes the error of a task whose process died each time, for `task_result`."""
     return lambda reason: fail(f"the process that worked on {file} died {TRIES} times: {reason}")

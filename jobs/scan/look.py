@@ -93,6 +93,8 @@ class Look:
     """Sampled pairs that would fail, by error code."""
     picture_warnings: dict[str, Group] = field(default_factory=dict)
     """Sampled pairs whose pictures are read with a warning, by kind."""
+    kept: list[ManifestRow] = field(default_factory=list)
+    """A seeded sample of the rows that can be understood, for a pilot; in the order of the input."""
     widths: list[int] = field(default_factory=list)
     heights: list[int] = field(default_factory=list)
 
@@ -166,7 +168,13 @@ def _kind(source: dict[str, Any]) -> str:
 
 
 def look_at(
-    source: Source, settings: PairsSettings, *, seconds: float | None, is_quick: bool = False, pictures: bool = True
+    source: Source,
+    settings: PairsSettings,
+    *,
+    seconds: float | None,
+    is_quick: bool = False,
+    pictures: bool = True,
+    kept: int = 0,
 ) -> Look:
     """Look at an input.
 
@@ -176,9 +184,10 @@ def look_at(
         seconds: Seconds for which rows are read. None: all rows are read.
         is_quick: True if one pair that would not fail is enough: the rest of the sample is then left out.
         pictures: False for a job that needs no pictures.
+        kept: Most rows that are kept for a pilot.
     """
     look = Look(source.describe())
-    sample = _read_rows(look, source.rows(), None if seconds is None else time.monotonic() + seconds)
+    sample = _read_rows(look, source.rows(), None if seconds is None else time.monotonic() + seconds, kept)
     size = _IMAGE_SIZE if pictures else None
     preparation = Preparation(size, settings.image_limits, settings.fetch, slow_after_s=settings.slow_picture_s)
     for start in range(0, len(sample), _AT_ONCE):
@@ -188,13 +197,29 @@ def look_at(
     return look
 
 
-def _read_rows(look: Look, rows: Iterable[ManifestRow], deadline: float | None) -> list[ManifestRow]:
-    """Count the rows until the deadline, and return a seeded sample of them.
+class _Sample:
+    """A uniform sample of a stream: the n-th row replaces one of the sample with probability size / n."""
+
+    def __init__(self, size: int) -> None:
+        self.draw = random.Random(0)
+        self.rows: list[ManifestRow] = []
+        self._size, self._seen = size, 0
+
+    def add(self, row: ManifestRow) -> None:
+        """Look at the next row of the stream."""
+        self._seen += 1
+        if len(self.rows) < self._size:
+            self.rows.append(row)
+        elif (position := self.draw.randrange(self._seen)) < self._size:
+            self.rows[position] = row
+
+
+def _read_rows(look: Look, rows: Iterable[ManifestRow], deadline: float | None, kept: int) -> list[ManifestRow]:
+    """Count the rows until the deadline, and return a seeded sample of them. Keep another one for a pilot.
 
     The first `_AT_ONCE` of it are a sample too. They are in the order of the input, and so are all others after them.
     """
-    draw = random.Random(0)
-    sample: list[ManifestRow] = []
+    sample, pilot = _Sample(SAMPLE), _Sample(kept)
     ids, images, pairs = SeenIds(), SeenIds(), SeenIds()
     chunk: list[ManifestRow] = []
 
@@ -209,11 +234,9 @@ def _read_rows(look: Look, rows: Iterable[ManifestRow], deadline: float | None) 
     for row in rows:
         look.rows += 1
         _count(look, row)
-        # A uniform sample of a stream: the n-th row replaces one of the sample with probability SAMPLE / n.
-        if len(sample) < SAMPLE:
-            sample.append(row)
-        elif (position := draw.randrange(look.rows)) < SAMPLE:
-            sample[position] = row
+        sample.add(row)
+        if row.row_error is None:
+            pilot.add(row)
         chunk.append(row)
         if len(chunk) == _CHUNK:
             count_repeated()
@@ -221,9 +244,11 @@ def _read_rows(look: Look, rows: Iterable[ManifestRow], deadline: float | None) 
                 look.is_whole = False
                 break
     count_repeated()
-    draw.shuffle(sample)
     # A table with pictures is a stream: reading back in it starts again.
-    return [row for part in (sample[:_AT_ONCE], sample[_AT_ONCE:]) for row in sorted(part, key=lambda row: row.row_id)]
+    look.kept = sorted(pilot.rows, key=lambda row: row.row_id)
+    found = sample.rows
+    sample.draw.shuffle(found)
+    return [row for part in (found[:_AT_ONCE], found[_AT_ONCE:]) for row in sorted(part, key=lambda row: row.row_id)]
 
 
 def _address(row: ManifestRow) -> str:

@@ -15,12 +15,13 @@ import pyarrow as pa
 from asap.storage.location import Location
 from jobs.cluster import stall_inspector
 from jobs.descriptions.left_out import DIED
-from jobs.errors import JobFailed
+from jobs.errors import JobFailed, PathNotShared
 from jobs.scan.input.manifest import complete_manifest
 from jobs.scan.output.completeness import count_rows, missing_rows, repair_results, write_missing
 from jobs.scan.output.job_folder import Job, fail
 from jobs.scan.stages.result_rows import RESULTS, write_table
 from jobs.scan.stages.row_shape import RowShape
+from jobs.scan.timeline import Timeline
 from jobs.stall import StallWatch
 
 if TYPE_CHECKING:
@@ -110,11 +111,18 @@ def run_once(job: Job, pipeline: RowPipeline, manifest: Location, results: Locat
 
     try:
         run_pipeline(pipeline, manifest, results, counter, job.check)
+    except PathNotShared:  # a check of the job, and not the work
+        raise
     except Exception as error:
-        # Ray wraps what stopped a worker in several layers; the cause is the last line of the first traceback.
-        message = re.sub(r"\x1b\[[0-9;]*m", "", str(error)).partition("\n\nThe above exception")[0]
-        lines = [line.strip() for line in message.splitlines() if line.strip()]
-        raise fail(f"the work stopped: {lines[-1] if lines else type(error).__name__}") from error
+        raise fail(f"the work stopped: {cause_of(error)}") from error
+
+
+def cause_of(error: Exception) -> str:
+    """Return what stopped a worker of Ray, in one line."""
+    # Ray wraps it in several layers; the cause is the last line of the first traceback.
+    message = re.sub(r"\x1b\[[0-9;]*m", "", str(error)).partition("\n\nThe above exception")[0]
+    lines = [line.strip() for line in message.splitlines() if line.strip()]
+    return lines[-1] if lines else type(error).__name__
 
 
 def write_remaining(folder: Location, shape: RowShape = RESULTS) -> int:
@@ -164,6 +172,7 @@ def watched(
 
     counter = start_counter()
     ended = threading.Event()
+    started, timeline = time.monotonic(), Timeline(**(job.record.get("timeline") or {}))
     stalls = StallWatch("pair", stall_after_s, stall_inspector())
     stalled = False
 
@@ -186,7 +195,9 @@ def watched(
             job.note(captioning=job.record["captioning"] | {"done": counts["done"]})
         else:
             first_s = {event: round(at - job.record["began_s"], 3) for event, at in progress.first.items()}
+            timeline.add(time.monotonic() - started, counts["done"])
             job.note(counts=counts | {"total": rows}, pairs_per_s=round(progress.pairs_per_s, 2), first_s=first_s)
+            job.note(timeline=timeline.to_json())
         work = "captioning" if is_captioning else shape.work
         stage = work if progress.rows else "starting the workers"
         stall = stalls.look(progress.rows, stage)

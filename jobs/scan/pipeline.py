@@ -1,9 +1,11 @@
 """The Ray Data pipeline that turns a manifest into results: prepare, caption, explain, detect.
 
-Writers take the rows. A block is one batch from end to end: a task reads and prepares `batch_size` rows of the
-manifest, and each stage takes a block and makes one. If the manifest is so long that there would be too many tasks,
-blocks are longer and the stages take them in batches. Every stage asks for a fraction of a CPU, so that all of them fit
-beside each other on a small machine.
+Writers take the rows. A block of a short manifest is one batch from end to end: a task reads and prepares `batch_size`
+rows, and each stage takes a block and makes one. A block costs the driver the same CPU time whatever is in it, so the
+blocks of a long manifest have several batches, up to a bound in bytes, and the stages take them in batches. Rows of a
+block that is lost with its process are run again in blocks of one batch, because few rows are left then.
+
+Every stage asks for a fraction of a CPU, so that all of them fit beside each other on a small machine.
 
 On a cluster, pools without a fixed size follow the machines and the share of the job (`pools.py`).
 
@@ -29,10 +31,11 @@ from asap.storage.location import Location
 from jobs.cluster import choose_gpus, machines_alive, wait_for_resources, wait_until_free
 from jobs.descriptions.loading import is_small, located
 from jobs.descriptions.settings import DescriptionSettings
+from jobs.descriptions.vllm_engine import HELPER_CPUS, Placement, add_vllm_stages
 from jobs.metrics import PairMetrics
 from jobs.scan.pools import claim_of, pools_following
 from jobs.scan.settings import ScanSettings
-from jobs.scan.stages.caption import CaptionStage
+from jobs.scan.stages.describe import DescriptionStage, ask_batch
 from jobs.scan.stages.detect import Detection, Detector
 from jobs.scan.stages.prepare import Preparation
 from jobs.scan.stages.read import PreparedPairs
@@ -46,6 +49,10 @@ _LAST_WRITE_S = 2.4
 """Seconds for the last rows to be written when a job is stopped: Ray's Jobs API kills a job after three."""
 TRIES = 3
 """Tries of a batch whose process dies."""
+BLOCK_BYTES = 2**27
+"""Bytes of pixels in a block of a long manifest, which is what Ray Data takes for a large block."""
+STAGED_BATCHES = 2
+"""Batches of a detector with a GPU: one is staged, or becomes results, while the model has the other."""
 LOST_BATCHES, LOST_ROWS = 16, 128
 """Batches that may be lost before a job stops, and rows that travel alone."""
 
@@ -62,6 +69,26 @@ class StageResources:
     """Batches that wait at an actor; they are lost with its process. None: as many as Ray finds best."""
     at_a_time: int = 1
     """Batches that an actor works on at a time, each in a thread."""
+
+    @property
+    def needs(self) -> dict[str, float]:
+        """Resources of one task or actor, as Ray names them."""
+        return {"CPU": self.cpus, "GPU": self.gpus}
+
+
+AFTER_VLLM = StageResources(0.1)
+"""Resources of the stage that takes what vLLM's stages have written."""
+
+
+def vllm_pools(settings: DescriptionSettings, resources: StageResources) -> tuple[StageResources, ...]:
+    """Return the resources of all stages of vLLM, and of the stage after them."""
+    helpers = 2 if settings.kind == "caption" else 1  # pictures, and chat templates
+    return (resources, *[StageResources(HELPER_CPUS)] * helpers, AFTER_VLLM)
+
+
+def vllm_placement(resources: StageResources, prepare: StageResources, batch_size: int) -> Placement:
+    """Return the place of vLLM's stages in a pipeline."""
+    return Placement(batch_size, resources.cpus, resources.size, prepare.cpus, TRIES, resources.ahead == 1)
 
 
 @dataclass(frozen=True)
@@ -88,6 +115,10 @@ class RowPipeline(Protocol):
     @property
     def batch_size(self) -> int:
         """Rows that travel together."""
+
+    @property
+    def block_bytes(self) -> int | None:
+        """Bytes of pixels in a block of a long manifest. None: a block is one batch, however many there are."""
 
     @property
     def writing(self) -> Writing:
@@ -146,6 +177,16 @@ class Describer:
     is_left_out: bool = False
     """True for rows that ended the process of this engine: their descriptions are errors."""
 
+    @property
+    def has_stages(self) -> bool:
+        """True if stages of vLLM describe, before this stage gets the rows."""
+        return self.settings.engine == "vllm" and not self.is_left_out
+
+    @property
+    def pools(self) -> tuple[StageResources, ...]:
+        """Resources of this stage, and of those of vLLM before it."""
+        return vllm_pools(self.settings, self.resources) if self.has_stages else (self.resources,)
+
 
 @dataclass(frozen=True)
 class ScanPipeline:
@@ -163,13 +204,14 @@ class ScanPipeline:
     lost_batches: int = LOST_BATCHES
     """Batches that may be lost because their process dies each time. With more, the rows are not the cause: the job
     stops."""
+    block_bytes: int | None = BLOCK_BYTES
     shape: RowShape = RESULTS
     on_cluster: bool = False
 
     @property
     def pools(self) -> tuple[StageResources, ...]:
         """Resources of the captioners and explainers, if there are any, and of the detectors."""
-        return (*(describer.resources for describer in self.describers), self.detect)
+        return (*(pool for describer in self.describers for pool in describer.pools), self.detect)
 
     def patient(self) -> ScanPipeline:
         """Return the pipeline for rows whose pictures were too slow for their batches: it waits for each of them."""
@@ -178,8 +220,9 @@ class ScanPipeline:
     def one_row_at_a_time(self) -> ScanPipeline:
         """Return the pipeline for rows of lost batches: each row alone, so that the culprit takes no other with it."""
         describers = tuple(replace(each, resources=replace(each.resources, ahead=1)) for each in self.describers)
-        detect = replace(self.detect, ahead=1)
-        return replace(self.patient(), batch_size=1, lost_batches=LOST_ROWS, describers=describers, detect=detect)
+        detect = replace(self.detect, ahead=1, at_a_time=1)
+        alone = replace(self.patient(), batch_size=1, block_bytes=None, lost_batches=LOST_ROWS)
+        return replace(alone, describers=describers, detect=detect)
 
     def without_an_engine(self) -> tuple[ScanPipeline, ...]:
         """Return a pipeline without each engine, the later first; see `RowPipeline.without_an_engine`."""
@@ -192,9 +235,17 @@ class ScanPipeline:
         """Add the captioner and the explainer, if there are any, and the detectors; see `RowPipeline.add_stages`."""
         device, job = self.detection.device, self.detection.job
         for each in self.describers:
+            options, whole_blocks = actor_options(each.resources), batches
+            if each.has_stages:
+                placement = vllm_placement(each.resources, self.prepare, self.batch_size)
+                asks = partial(ask_batch, settings=each.settings)
+                prepared = add_vllm_stages(prepared, asks, each.settings, placement, each.content)
+                # Ray may have joined batches on the way, so the stages that follow divide them again.
+                options, whole_blocks = actor_options(AFTER_VLLM), batches | {"batch_size": None}
+                batches = batches | {"batch_size": self.batch_size}
             engine = each.settings, self.input, device, job, each.threads, each.is_left_out, each.content
             prepared = prepared.map_batches_internal(
-                CaptionStage, fn_constructor_args=engine, **actor_options(each.resources), **batches
+                DescriptionStage, fn_constructor_args=engine, **options, **whole_blocks
             )
         detector = self.detection, counter, writers
         return prepared.map_batches_internal(
@@ -256,6 +307,8 @@ def size_pipeline(
         ),
         input=Location.parse(settings.input),
         batch_size=batch_size,
+        # Beside a captioner the driver's time is nothing, and a long block would wait for one actor.
+        block_bytes=None if engines else BLOCK_BYTES,
         writing=Writing(
             settings.rows_per_file or min(100_000, max(512, rows // 200)),
             settings.write_every_s,
@@ -264,7 +317,7 @@ def size_pipeline(
         ),
         prepare=resources.prepare,
         # A process that dies takes all its batches with it.
-        lost_batches=LOST_BATCHES * max([1, *at_a_time.values()]),
+        lost_batches=LOST_BATCHES * max([resources.detect.at_a_time, *at_a_time.values()]),
         detect=resources.detect,
         on_cluster=settings.address is not None,
     )
@@ -286,7 +339,7 @@ def find_room(
     The arguments and errors are those of `size_pipeline`; `engines` are those of this pipeline, by what they write.
     """
     wait_s = settings.wait_for_machines_s if settings.address else 0
-    on_gpu = choose_gpus(settings.device, notify, is_cluster=settings.address is not None)
+    on_gpu = settings.needs_gpu or choose_gpus(settings.device, notify, is_cluster=settings.address is not None)
     if not on_gpu:
         # The head of a cluster may have no CPUs, until an autoscaler adds machines.
         advice = "Add a machine with CPUs."
@@ -312,19 +365,40 @@ def _wait_for_stages(
         advice = (
             "Use --device auto to run on what exists." if on_gpu else "Give more --detectors, which need less each."
         )
-    # One task of each other stage runs beside the detectors.
-    beside = {"CPU": resources.prepare.cpus + sum(each.cpus for each in resources.describe.values())}
-    if gpus := sum(each.gpus for each in resources.describe.values()):
+    # One task of each other stage runs beside the detectors. A process of vLLM has whole GPUs, on any machine.
+    whole = [each.needs for each in resources.describe.values() if each.gpus >= 1]
+    others = [each for each in resources.describe.values() if each.gpus < 1]
+    beside = {"CPU": resources.prepare.cpus + sum(each.cpus for each in others)}
+    if gpus := sum(each.gpus for each in others):
         beside["GPU"] = gpus
     wait = partial(wait_for_resources, waits_for_people=settings.waits_for_people)
+    wait_for_engines(whole, wait, wait_s, notify)
     wait(needs, detectors, wait_s, notify, advice)
     if settings.captioner_cpus and resources.describe:
         advice = "Lower --set captioner_cpus=N."
         wait(beside, 1, wait_s, notify, advice)
+    advice = VLLM_ADVICE if whole else advice
     if settings.address is None:  # nobody adds a machine on which the rest would fit
-        both = {kind: round(detectors * needs.get(kind, 0) + beside.get(kind, 0), 4) for kind in needs | beside}
+        bundles = [*[needs] * detectors, beside, *whole]
+        kinds = dict.fromkeys(kind for bundle in bundles for kind in bundle)
+        both = {kind: round(sum(bundle.get(kind, 0) for bundle in bundles), 4) for kind in kinds}
         wait(both, 1, 0, notify, advice)
-    wait_until_free(needs, detectors, settings.wait_for_machines_s, notify, beside=beside)
+    wait_until_free(needs, detectors, settings.wait_for_machines_s, notify, beside=beside, others=whole)
+
+
+VLLM_ADVICE = (
+    "Each process of the engine vllm has whole GPUs of its own, of one machine. Add GPUs, give it fewer (vllm.gpus), "
+    "or use another engine."
+)
+
+
+def wait_for_engines(
+    whole: Sequence[dict[str, float]], wait: Callable[..., Any], wait_s: float, notify: Callable[[str], None]
+) -> None:
+    """Wait until the machines can hold the processes of vLLM together, by `wait`, which is `wait_for_resources`."""
+    for needs in whole:
+        same = sum(each == needs for each in whole)
+        wait(needs, same, wait_s, notify, VLLM_ADVICE)
 
 
 class Shares(NamedTuple):
@@ -366,9 +440,16 @@ def size_stages(
     if on_gpu:
         # One detector a GPU, which it shares with the models that caption and explain. The CPUs prepare.
         gpus = settings.captioner_gpus if models else 0
-        detect = StageResources(0.5, round(1 - gpus, 4) if gpus else 1, settings.detectors)
+        gpu = round(1 - gpus, 4) if gpus else 1
+        detect = StageResources(0.5, gpu, settings.detectors, at_a_time=STAGED_BATCHES)
         model = StageResources(waiting.cpus, gpus / max(1, len(models)), settings.captioners)
-        return Shares(StageResources(0.25), {kind: model if kind in models else waiting for kind in engines}, detect)
+        describe = {kind: model if kind in models else waiting for kind in engines}
+        describe |= {
+            kind: StageResources(settings.captioner_cpus or 1, engine.gpus, settings.captioners)
+            for kind, engine in engines.items()
+            if engine.gpus
+        }
+        return Shares(StageResources(0.25), describe, detect)
     grows = settings.address is not None
     cpus = max(1, int(max(machines, default=1)))  # of the largest machine
     # On one machine, tasks on half of the CPUs prepare.
@@ -421,7 +502,7 @@ def run_pipeline(
     writing = pipeline.writing
     writers = Writers(results, writing.rows_per_file, writing.every_s, writing.writers)
     try:
-        with _data_context(pipeline.lost_batches), _pools_of(pipeline):
+        with data_context(pipeline.lost_batches), _pools_of(pipeline):
             dataset = _build(pipeline, manifest, writers, counter)
             with in_background(partial(_execute, dataset)) as execution:
                 while not execution.wait(_POLL_S):
@@ -447,7 +528,7 @@ def _execute(dataset: Dataset, is_stopped: threading.Event) -> None:
 
 def _build(pipeline: RowPipeline, manifest: Location, writers: Writers, counter: Any) -> Dataset:
     """Return the stages of a pipeline as a dataset, whose rows are the sizes of the batches."""
-    source = PreparedPairs(manifest, pipeline.batch_size, pipeline.preparation, counter)
+    source = PreparedPairs(manifest, pipeline.batch_size, pipeline.preparation, counter, pipeline.block_bytes)
     tasks = {"num_cpus": pipeline.prepare.cpus, "ray_remote_args": {"max_retries": TRIES - 1}}
     prepared = ray.data.read_datasource(
         source, concurrency=pipeline.prepare.size, override_num_blocks=len(source.tasks), **tasks
@@ -480,7 +561,7 @@ def _pools_of(pipeline: RowPipeline) -> AbstractContextManager[None]:
 
 
 @contextmanager
-def _data_context(lost_batches: int) -> Iterator[None]:
+def data_context(lost_batches: int) -> Iterator[None]:
     """Apply Ray Data's settings for this pipeline, and restore the former ones afterwards."""
     context = DataContext.get_current()
     former = context.max_errored_blocks

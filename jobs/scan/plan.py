@@ -9,6 +9,7 @@ from typing import Any
 from asap.limits import Limits
 from asap.model.config import ModelConfig
 from asap.policy import Policy
+from asap.preprocessing.text import ReaderSource, read_reader_source
 from asap.storage.files import check_folder_writable
 from asap.storage.location import Location
 from asap.storage.s3 import check_writable
@@ -47,6 +48,8 @@ class ScanPlan:
     """Fingerprint of the model or file that the captions come from."""
     explainer: str | None
     """Fingerprint of the model or file that the explanations come from."""
+    reader: ReaderSource | None
+    """The reader of the model's texts, for the tasks that prepare pairs. None: the detectors read them."""
 
     def identity(self) -> dict[str, Any]:
         """Return what decides the rows: a job resumes, or counts as done, only if all of it is the same."""
@@ -88,17 +91,18 @@ def plan_scan(settings: ScanSettings) -> ScanPlan:
         check_writable(folder)
     check_folder_writable(folder)
     path = check_folder(settings.model).resolve()
-    weights = weights_sha256(path)
+    weights, config = weights_sha256(path), model_config(path)
     return ScanPlan(
         settings=settings,
         folder=folder,
         source=source,
         model=settings.model if settings.model == "demo" or is_remote(settings.model) else str(path),
-        config=model_config(path),
+        config=config,
         model_id=model_id(path, weights),
         policy=Policy.load(Path(path) / "policy.json"),
         familiarity_id=familiarity_id(path, weights),
         limits=read_limits(path),
         captioner=sources.get("caption"),
         explainer=sources.get("explanation"),
+        reader=read_reader_source(path / "tokenizer", max_words=config.max_words, max_tokens=config.max_tokens),
     )

@@ -22,7 +22,8 @@ from ray.data._internal.actor_autoscaler import ActorPoolScalingRequest
 from ray.data._internal.execution.execution_callback import ExecutionCallback
 from ray.data._internal.execution.interfaces import ExecutionResources
 
-from jobs.sharing import Claim, Resources, Share, shared
+from jobs.packing import Resources
+from jobs.sharing import Claim, Share, shared
 
 
 class Stage(Protocol):
@@ -43,12 +44,14 @@ class Stage(Protocol):
 
 def claim_of(prepare: Stage, pools: Sequence[Stage]) -> Claim:
     """Return what a pipeline needs, one task and the smallest pool of each stage, and the most that it can use."""
-    needs, most = dict.fromkeys(("CPU", "GPU"), 0.0), dict.fromkeys(("CPU", "GPU"), 0.0)
+    workers: list[Resources] = []
+    most = dict.fromkeys(("CPU", "GPU"), 0.0)
     for stage in (prepare, *pools):
-        for kind, amount in (("CPU", stage.cpus), ("GPU", stage.gpus)):
-            needs[kind] += amount * (1 if stage is prepare else stage.size or 1)
+        amounts = {"CPU": stage.cpus, "GPU": stage.gpus}
+        workers += [amounts] * (1 if stage is prepare else stage.size or 1)
+        for kind, amount in amounts.items():
             most[kind] += amount * (stage.size or math.inf) if amount else 0.0
-    return Claim(needs, most, is_at_work=True)
+    return Claim.of_workers(workers, most, is_at_work=True)
 
 
 @contextmanager

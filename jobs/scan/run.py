@@ -21,7 +21,6 @@ from asap.limits import limits_sentences
 from asap.storage.files import delete_file, delete_folder, is_empty
 from jobs.descriptions.pinning import CONTENT, pinned
 from jobs.errors import InputUnfamiliar
-from jobs.reach import check_shared
 from jobs.scan import captioning, retry
 from jobs.scan.input.manifest import write_tables
 from jobs.scan.output.completeness import repair_results
@@ -46,12 +45,14 @@ from jobs.scan.steps import (
     delete_temporary,
     look_at_input,
     note_time,
+    paths_checked,
     prepare_manifest,
     ray_for,
     retry_failed_rows,
     run_job,
     versions,
 )
+from jobs.sharing import NOTHING, held_share
 
 if TYPE_CHECKING:
     from jobs.scan.pipeline import ScanPipeline, StageResources
@@ -83,7 +84,7 @@ def scan(settings: ScanSettings, watch: Watch = lambda progress: None) -> dict[s
         raise InputUnfamiliar(_read_sample(record).sentence(plan.model_id, plan.limits))
     if record:
         wait_until_free(plan.folder, record, settings.stale_after_s, lambda line: watch(ScanProgress(line)))
-    ask_cluster(settings, plan.path_uses, watch)
+    ask_cluster(settings, plan.path_uses, partial(_stages_on_gpus, settings), watch)
     if record is None:
         understood = look_at_input(plan.source, settings, watch)
     else:
@@ -130,6 +131,14 @@ def _try_engines(plan: ScanPlan, record: dict[str, Any] | None, watch: Watch) ->
     return entries
 
 
+def _stages_on_gpus(settings: ScanSettings) -> tuple[StageResources, ...]:
+    """Return the stages of the first pass as they are on GPUs."""
+    from jobs.scan.pipeline import size_stages
+
+    shares = size_stages(settings, {} if settings.captions_late else settings.describers, [], on_gpu=True)
+    return (*shares.describe.values(), shares.detect)
+
+
 def _first_entries(plan: ScanPlan, identity: dict[str, Any]) -> dict[str, Any]:
     """Return what each start of the job writes into `job.json`."""
     return {
@@ -157,20 +166,21 @@ def _work(job: Job, plan: ScanPlan, watch: Watch) -> None:
     with ray_for(job, plan.settings):
         started = time.monotonic()
         pipeline = _size_pipeline(job, plan, rows, watch, with_captions=not plan.settings.captions_late)
-        if plan.settings.address:  # machines may have come meanwhile
-            check_shared(plan.path_uses())
-        _detect_all_rows(job, plan, pipeline, rows, watch)
-        if plan.settings.retry_errors or "retry" in job.record:
-            retry_failed_rows(job, pipeline, plan.settings.retry_errors, rows, watch, plan.settings.stall_after_s)
-        note_time(job, "judge_s", started)
-        if plan.settings.captions_late or plan.settings.retry_errors or job.record.get("captioning"):
-            started = time.monotonic()
-            _caption_rows(job, plan, rows, watch)
-            note_time(job, "caption_s", started)
-
-    job.update(state="finalizing")
-    watch(ScanProgress("writing the summary and the report", rows, rows))
-    _write_output(job)
+        with paths_checked(job, plan.settings, plan.path_uses):
+            _detect_all_rows(job, plan, pipeline, rows, watch)
+            if plan.settings.retry_errors or "retry" in job.record:
+                retry_failed_rows(job, pipeline, plan.settings.retry_errors, rows, watch, plan.settings.stall_after_s)
+            note_time(job, "judge_s", started)
+            if plan.settings.captions_late or plan.settings.retry_errors or job.record.get("captioning"):
+                started = time.monotonic()
+                _caption_rows(job, plan, rows, watch)
+                note_time(job, "caption_s", started)
+        if share := held_share():  # the models are done, and other jobs may have their machines
+            share.replace(NOTHING, is_awaited=False)
+        # Within the block: tasks write the lists of a large job.
+        job.update(state="finalizing")
+        watch(ScanProgress("writing the summary and the report", rows, rows))
+        _write_output(job)
     job.update(state="completed")
 
 
@@ -188,7 +198,11 @@ def _size_pipeline(job: Job, plan: ScanPlan, rows: int, watch: Watch, *, with_ca
         with_captions=with_captions,
     )
     ids = plan.model_id, plan.policy.policy_id, plan.familiarity_id
-    pipeline = replace(pipeline, detection=replace(pipeline.detection, ids=ids))
+    pipeline = replace(
+        pipeline,
+        detection=replace(pipeline.detection, ids=ids),
+        preparation=replace(pipeline.preparation, reader=plan.reader),
+    )
     describers = []
     for describer in pipeline.describers:
         began = job.record[_ENTRIES[describer.settings.kind]]
@@ -201,8 +215,9 @@ def _write_output(job: Job) -> None:
     from jobs.scan.output.report import write_report
 
     started = time.monotonic()
-    job.update(counts=write_outcome(job.folder, job.record) | {"total": job.record["manifest"]["rows"]})
-    write_report(job.folder)  # after the update: it shows the job's record
+    counts, tally = write_outcome(job.folder, job.record, job.check)
+    job.update(counts=counts | {"total": job.record["manifest"]["rows"]})
+    write_report(job.folder, tally=tally)  # after the update: it shows the job's record
     note_time(job, "finalize_s", started)
 
 

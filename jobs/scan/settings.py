@@ -13,7 +13,7 @@ from asap.preprocessing.images import DEFAULT_LIMITS, ImageLimits
 from asap.preprocessing.words import MIN_TEXT_READ
 from asap.storage.fetch import FetchSettings
 from asap.storage.location import Location
-from jobs.descriptions.settings import NO_VLLM, DescriptionSettings, engines_by_kind, fill_kind
+from jobs.descriptions.settings import DescriptionSettings, check_devices, engines_by_kind, fill_kind
 from jobs.scan.input.files.globs import find_glob
 from jobs.scan.input.tables.record_files import record_file
 from jobs.scan.input.tables.table import TableOptions
@@ -83,6 +83,11 @@ class PairsSettings(ClusterSettings, WatchSettings):
         return True
 
     @property
+    def needs_gpu(self) -> bool:
+        """True if an engine runs on GPUs only."""
+        return False
+
+    @property
     def table_options(self) -> TableOptions:
         """Options of the tables of the input."""
         return TableOptions(**self.model_dump(include=_TABLE_OPTIONS), texts=self.needs_texts)
@@ -114,20 +119,22 @@ class ScanSettings(PairsSettings):
     after they are judged, and for captions also pairs without a text."""
     min_text_read: float = Field(default=MIN_TEXT_READ, ge=0, le=1)
     """Share of a text's characters that the model must be able to read. A pair with less is one without a text."""
+    report_pictures: Literal["shown", "blurred", "none"] = "shown"
+    """Pictures of the report: `blurred` until a reader asks for them, or `none` at all."""
     allow_unfamiliar: bool = False
     """Scan all pairs without looking at a sample first. Unfamiliar pairs are still not judged."""
     detectors: int | None = Field(default=None, ge=1)
     """Number of detector actors. None: one a GPU, or one for two CPUs, also of machines that join a cluster."""
     captioners: int | None = Field(default=None, ge=1)
-    """Number of actors that caption, and of those that explain. None: one; for a model of `transformers` on GPUs or on
-    a cluster, as many as fit; for a small one (at most 100 MB) on CPUs, one for two CPUs."""
+    """Number of actors that caption, and of those that explain. None: one; for vLLM, and a model of `transformers` on
+    GPUs or on a cluster, as many as fit; for a small one (at most 100 MB) on CPUs, one for two CPUs."""
     captioner_gpus: float = Field(default=0.5, gt=0, lt=1)
     """Share of a GPU for a captioner with a model of `transformers`. An explainer with such a model shares it, and a
-    detector gets the rest."""
+    detector gets the rest. An engine `vllm` has whole GPUs of its own."""
     captioner_cpus: float | None = Field(default=None, gt=0)
     """CPUs of a captioner, and of an explainer. Without a GPU, a model of `transformers` runs with as many threads.
-    None: 0.1, or 0.05 beside such a model without a GPU; for the model, 30 % of a machine and half of its threads.
-    Small models share them, and so do captioner and explainer."""
+    None: 1 for vLLM; 0.1, or 0.05 beside a model of `transformers` without a GPU; for such a model, 30 % of a machine
+    and half of its threads. Small models share them, and so do captioner and explainer."""
 
     @model_validator(mode="before")
     @classmethod
@@ -138,9 +145,7 @@ class ScanSettings(PairsSettings):
     def _check(self) -> Self:
         if (self.job is not None and not re.fullmatch(r"[\w.+-]{1,200}", self.job)) or self.job in (".", ".."):
             raise ValueError(f"job {self.job!r} is not a folder's name. Use letters, digits, '.', '_', '+' and '-'.")
-        for engine in self.describers.values():
-            if engine.engine == "vllm":
-                raise ValueError(f"a scan cannot run the engine vllm: {NO_VLLM}")
+        check_devices(self.describers.values(), self.device)
         if self.caption_pairs == "flagged" and not self.describers:
             raise ValueError(
                 "caption_pairs is 'flagged', and there is neither a captioner nor an explainer. Give one in `captions` "
@@ -177,6 +182,11 @@ class ScanSettings(PairsSettings):
     def describers(self) -> dict[str, DescriptionSettings]:
         """The engines by what they write, `caption` and `explanation`, in the order in which they work."""
         return engines_by_kind(self.captions, self.explanations)
+
+    @property
+    def needs_gpu(self) -> bool:
+        """True if an engine runs on GPUs only."""
+        return any(engine.gpus for engine in self.describers.values())
 
     @property
     def captions_late(self) -> bool:

@@ -15,7 +15,7 @@ from asap.storage.location import Location
 from jobs.cluster import ray_running
 from jobs.errors import JobFailed, JobInUse
 from jobs.metrics import targets_announced
-from jobs.reach import PathUse, check_cluster
+from jobs.reach import PathUse, check_cluster, late_machines_asked
 from jobs.scan import captioning, retry
 from jobs.scan.input.manifest import write_manifest
 from jobs.scan.input.sources import Source
@@ -29,7 +29,7 @@ from jobs.sharing import NOTHING, shared
 from jobs.states import job_states
 
 if TYPE_CHECKING:
-    from jobs.scan.pipeline import RowPipeline
+    from jobs.scan.pipeline import RowPipeline, StageResources
 
 
 def versions(*more: str) -> dict[str, str]:
@@ -42,11 +42,37 @@ def versions(*more: str) -> dict[str, str]:
     return found
 
 
-def ask_cluster(settings: PairsSettings, path_uses: Callable[[], Sequence[PathUse]], watch: Watch) -> None:
-    """Refuse what the cluster of a job can never do, before any work; see `check_cluster`. Without one, do nothing."""
+def ask_cluster(
+    settings: PairsSettings,
+    path_uses: Callable[[], Sequence[PathUse]],
+    stages: Callable[[], Sequence[StageResources]],
+    watch: Watch,
+) -> None:
+    """Refuse what the cluster of a job can never do, before any work; see `check_cluster`. Without one, do nothing.
+
+    Args:
+        settings: Settings of the job.
+        path_uses: Returns the paths of the job.
+        stages: Returns the stages on GPUs, which are demanded if the settings demand GPUs.
+        watch: Receives what is asked, and a note.
+    """
     if settings.address:
         watch(ScanProgress("asking the machines of the cluster what they can read"))
-        check_cluster(settings, path_uses(), {"GPU": 1} if settings.device.startswith("cuda") else None)
+        on_gpus = [stage for stage in stages() if stage.gpus] if settings.device.startswith("cuda") else []
+        demands = [({"CPU": stage.cpus, "GPU": stage.gpus}, stage.size or 1) for stage in on_gpus]
+        if settings.needs_gpu:
+            demands.append(({"GPU": 1}, 1))
+        check_cluster(settings, path_uses(), demands, lambda note: watch(ScanProgress(note)))
+
+
+@contextmanager
+def paths_checked(job: Job, settings: PairsSettings, path_uses: Callable[[], Sequence[PathUse]]) -> Iterator[None]:
+    """Check that each machine of the cluster can use the paths of a job, also those that come during the block."""
+    if settings.address is None:
+        yield
+        return
+    with late_machines_asked(path_uses()) as check, job.also_checked(check):
+        yield
 
 
 def look_at_input(source: Source, settings: PairsSettings, watch: Watch, *, pictures: bool = True) -> dict[str, Any]:
@@ -96,12 +122,22 @@ def delete_temporary(folder: Location) -> None:
         delete_folder(folder / name)
 
 
+def own_cpus() -> int:
+    """Return the CPUs of a Ray that this process starts: those that the process may use, and no others."""
+    return len(os.sched_getaffinity(0))
+
+
 @contextmanager
 def cluster_for(settings: PairsSettings, *, tries_engines: bool) -> Iterator[None]:
     """Join the cluster of a job that tries engines, and hold one share of it, from the trial to the end of the job.
 
-    Without a trial, `ray_for` joins the cluster, within the record of the job. Without a cluster, do nothing.
+    Without a trial, `ray_for` joins the cluster, within the record of the job. Without a cluster, start Ray if the
+    stages of an engine are tried, else do nothing.
     """
+    if settings.address is None and settings.needs_gpu:
+        with ray_running(num_cpus=own_cpus()):
+            yield
+        return
     if settings.address is None or not tries_engines:
         yield
         return
@@ -117,8 +153,7 @@ def ray_for(job: Job, settings: PairsSettings) -> Iterator[None]:
     the job claims nothing of its cluster.
     """
     started = time.monotonic()
-    # A Ray that this process starts may use its CPUs and no others; a cluster has CPUs of its own.
-    cpus = {} if settings.address else {"num_cpus": len(os.sched_getaffinity(0))}
+    cpus = {} if settings.address else {"num_cpus": own_cpus()}
     share = shared() if settings.address else nullcontext()
     with ray_running(settings.address, **cpus), targets_announced(settings.metrics_targets), share as held:
         note_time(job, "ray_start_s", started)
@@ -147,7 +182,7 @@ def prepare_manifest(job: Job, source: Source, shape: RowShape, watch: Watch) ->
     # A run that was killed here left a part of a manifest. Results that belong to no manifest are of no use either.
     for name in ("manifest", shape.folder):
         delete_folder(job.folder / name)
-    rows = write_manifest(source.rows(), job.folder / "manifest")
+    rows = write_manifest(source.tables(), job.folder / "manifest")
     note_time(job, "manifest_s", started)
     check_manifest(job.folder / "manifest", rows)
     job.update(manifest={"rows": rows, "kind": source.kind})

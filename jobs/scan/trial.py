@@ -2,19 +2,35 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
+from dataclasses import replace
+from functools import partial
+from io import BytesIO
 from typing import TYPE_CHECKING, Any
 
+import pyarrow as pa
+
+from asap.errors import ConfigError
 from jobs.cluster import describe_waits, ray_running
+from jobs.descriptions.engine import Outcome
 from jobs.descriptions.loading import located
 from jobs.descriptions.pinning import CONTENT, pinned
-from jobs.descriptions.probe import probe, read_probe, start_probe
+from jobs.descriptions.probe import Probe, probe, probe_of, read_answer, read_probe, request_of, start_probe
+from jobs.descriptions.prompts import chat_prompt, fill
 from jobs.descriptions.settings import DescriptionSettings
+from jobs.descriptions.vllm_engine import Placement, add_vllm_stages, facts_there, record_of
+from jobs.descriptions.vllm_rows import Asked, Written, ask
 from jobs.errors import JobDiffers
+from jobs.scan.passes import cause_of
 from jobs.settings import ClusterSettings
 from jobs.sharing import shared
+from jobs.stops import in_background
 
 if TYPE_CHECKING:
+    from ray.data import Dataset
+
     from jobs.scan.pipeline import StageResources
 
 Notify = Callable[[str], None]
@@ -44,7 +60,10 @@ def try_engine(
         former: The record of an earlier run of the job, if there is any. A model on the hub is the commit that it had.
     """
     settings = pinned(settings, former)
-    if job.address is None:
+    if settings.engine == "vllm":
+        with ray_running(job.address), shared() if job.address else nullcontext():
+            found = _try_stages(settings, job, find_room, notify)
+    elif job.address is None:
         found = probe(settings, None if job.device == "auto" else job.device)
     else:
         import ray
@@ -54,7 +73,7 @@ def try_engine(
             resources, device = find_room()
             reference = start_probe(located(settings), device, resources.cpus, resources.gpus)
             while not ray.wait([reference], timeout=job.stall_after_s)[0]:
-                notify(describe_waits() or f"{settings.source} has not described anything yet")
+                notify(_describe_wait(settings))
             found = read_probe(settings, reference)
     notify(found.sentence(settings))
     began = (former or {}).get(CONTENT)  # records of earlier versions have none
@@ -65,3 +84,53 @@ def try_engine(
         )
     where = {} if found.machine is None else {"machine": found.machine}
     return found.record | {"wrote": found.wrote} | where
+
+
+def _try_stages(settings: DescriptionSettings, job: ClusterSettings, find_room: FindRoom, notify: Notify) -> Probe:
+    """Have the stages of vLLM describe, where the work will be. The arguments are as in `try_engine`; Ray runs."""
+    import ray
+
+    from jobs.scan.pipeline import data_context
+
+    resources, _ = find_room()
+    settings = located(settings)
+    task = ray.remote(num_cpus=resources.cpus, num_gpus=resources.gpus, max_calls=1, max_retries=0)(facts_there)
+    reference = task.remote(settings.model_dump())
+    while not ray.wait([reference], timeout=job.stall_after_s)[0]:
+        notify(_describe_wait(settings))
+    facts = read_answer(settings, reference)
+    settings = pinned(settings, facts)
+    machine = facts.pop("machine")
+
+    placement = Placement(1, resources.cpus, engines=1, is_one_at_a_time=True)
+    with data_context(0):
+        rows = ray.data.from_arrow(pa.table({"custom_id": [request_of(settings).custom_id]}))
+        dataset = add_vllm_stages(rows, partial(_ask_probe, settings=settings), settings, placement, facts.get(CONTENT))
+        try:
+            with in_background(partial(_describe_probe, dataset, settings)) as described:
+                while not described.wait(job.stall_after_s):
+                    notify(_describe_wait(settings))
+                outcome = described.result
+        except ray.exceptions.RayError as error:
+            raise ConfigError(f"the captioner {settings.source} cannot be used by vLLM: {cause_of(error)}") from error
+    found = probe_of(settings, outcome, record_of(settings) | facts)
+    return found if job.address is None else replace(found, machine=machine)
+
+
+def _ask_probe(batch: pa.Table, settings: DescriptionSettings) -> pa.Table:
+    """Return the request of a probe as a row of vLLM's stages."""
+    request, buffer = request_of(settings), BytesIO()
+    if request.image is not None:
+        request.image.save(buffer, "JPEG")
+    return ask(batch, [Asked([0], fill(chat_prompt(settings), request.text), buffer.getvalue() or None)])
+
+
+def _describe_probe(dataset: Dataset, settings: DescriptionSettings, is_stopped: threading.Event) -> Outcome:
+    written = Written(settings)
+    for batch in dataset.iter_batches(batch_size=None, batch_format="pyarrow"):
+        written.read(batch)
+    return written.describe([request_of(settings)])[0]
+
+
+def _describe_wait(settings: DescriptionSettings) -> str:
+    return describe_waits() or f"{settings.source} has not described anything yet"

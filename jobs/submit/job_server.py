@@ -39,14 +39,13 @@ class JobServer:
             self._client = _Client(url, headers=headers)
         logging.getLogger("ray.dashboard.modules.job.sdk").setLevel(logging.WARNING)  # it says how each log ended
 
-    def submit(self, entrypoint: str, submission_id: str, environment: Mapping[str, str], **options: Any) -> None:
-        """Submit a shell command under an id that no job of the cluster has.
+    def submit(self, entrypoint: str, submission_id: str, environment: Mapping[str, str]) -> None:
+        """Submit a shell command, which runs on the head, under an id that no job of the cluster has.
 
         Args:
             entrypoint: The command.
             submission_id: The id.
             environment: Variables of the job.
-            options: Resources of the command, as `entrypoint_num_cpus`. Without any it runs on the head.
 
         Raises:
             JobError: The cluster refused the command, or did not say that it took it.
@@ -57,7 +56,6 @@ class JobServer:
                     entrypoint=entrypoint,
                     submission_id=submission_id,
                     runtime_env={"env_vars": dict(environment)},
-                    **options,
                 )
             except requests.ConnectTimeout:
                 raise  # nothing was sent

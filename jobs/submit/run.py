@@ -10,7 +10,6 @@ import asyncio
 import signal
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
-from typing import Any
 
 import aiohttp
 
@@ -24,20 +23,12 @@ _LOST_S = 120.0
 """Seconds without an answer of the dashboard after which it counts as lost."""
 _PAUSE_S = 1.0
 _SHELL_CODES = {126: "cannot be run", 127: "was not found"}
-_CALIBRATION = {"entrypoint_num_cpus": 1}
-"""A calibration computes in its own process, so it does not run on the head, which may have no CPUs for work."""
 
 
 def submit(
-    server: JobServer,
-    submission_id: str,
-    command: str,
-    arguments: Sequence[str],
-    *,
-    python: str | None = None,
-    with_gpu: bool = False,
+    server: JobServer, submission_id: str, command: str, arguments: Sequence[str], *, python: str | None = None
 ) -> None:
-    """Submit a command of asap. Raises `JobError`.
+    """Submit a command of asap. It runs on the head and reserves nothing. Raises `JobError`.
 
     Args:
         server: The cluster.
@@ -45,12 +36,8 @@ def submit(
         command: The command.
         arguments: Its arguments.
         python: The interpreter on the cluster. None: that of Ray's workers.
-        with_gpu: True if a calibration needs a GPU.
     """
-    options: dict[str, Any] = {}
-    if command == "calibrate":
-        options = _CALIBRATION | ({"entrypoint_num_gpus": 1} if with_gpu else {})
-    server.submit(shell_command(command, arguments, python), submission_id, STOP_ENVIRONMENT, **options)
+    server.submit(shell_command(command, arguments, python), submission_id, STOP_ENVIRONMENT)
 
 
 def follow(server: JobServer, submission_id: str, show: Callable[[str], None]) -> int:

@@ -1,8 +1,6 @@
 """Local paths of a submitted command. Relative ones mean a folder of the machine that submits, and are refused.
 
-The machines of the cluster may not share the others. The command itself asks them before it begins (`jobs.reach`), but
-for a calibration. It runs on one machine, which Ray chooses, and asks nobody. So its model and its policy file must be
-in a bucket.
+The machines of the cluster may not share the others. The command itself asks them before it begins (`jobs.reach`).
 """
 
 from __future__ import annotations
@@ -65,14 +63,4 @@ def check_whole(typed: Mapping[str, Any]) -> None:
             raise ConfigError(
                 f"{name} {path!r} is relative to a folder of this machine, and the machines of a cluster do not see "
                 "it. Give s3://, or the whole path of a folder that all of them share."
-            )
-
-
-def check_calibration(values: Mapping[str, Any]) -> None:
-    """Raise `ConfigError` for a model or a policy file of a calibration that is in no bucket."""
-    for name in ("model", "out"):
-        if name in (local := local_paths(values)):
-            raise ConfigError(
-                f"{name} {local[name]!r} is on a disk, and a submitted calibration runs on any one machine of the "
-                "cluster. Give s3://, or run asap calibrate on a machine with that disk."
             )

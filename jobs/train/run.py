@@ -37,8 +37,9 @@ from jobs.cluster import (
     wait_until_free,
 )
 from jobs.metrics import targets_announced
+from jobs.packing import Resources
 from jobs.reach import PathUse, check_cluster, check_shared, pictures_use
-from jobs.sharing import Claim, Resources, held_share, shared
+from jobs.sharing import Claim, held_share, shared
 from jobs.states import JobStates, job_states
 from jobs.stops import in_background
 from jobs.train.data.splits import (
@@ -132,7 +133,7 @@ def _train(
     if settings.address:
         progress({"phase": "asking the machines of the cluster what they can read"})
         uses = _path_uses(folder, settings, corpora)
-        check_cluster(settings, uses, _demanded(settings), settings.min_workers or settings.workers)
+        check_cluster(settings, uses, _demanded(settings), lambda note: progress({"note": note}))
     # Everything that can be refused has been checked, but for machines that are still to come. From here on the folder
     # belongs to this run.
     _claim(folder, settings, data)
@@ -324,10 +325,14 @@ def _check_data(folder: RunFolder, data: dict[str, dict[str, Any]]) -> None:
         )
 
 
-def _demanded(settings: TrainSettings) -> dict[str, float] | None:
-    """Return the resources of a worker as far as the settings demand them; None if they leave it to the machines."""
+def _demanded(settings: TrainSettings) -> list[tuple[Resources, int]]:
+    """Return the resources of a worker as far as the settings demand them, and the fewest workers; none if they do not.
+
+    What they leave open follows from the machines.
+    """
     cpus = {"CPU": float(settings.cpus_per_worker)} if settings.cpus_per_worker else {}
-    return cpus | ({"GPU": 1.0} if settings.device == "cuda" else {}) or None
+    needs = cpus | ({"GPU": 1.0} if settings.device == "cuda" else {})
+    return [(needs, settings.min_workers or settings.workers)] if needs else []
 
 
 def _path_uses(folder: RunFolder, settings: TrainSettings, corpora: dict[str, Corpus]) -> list[PathUse]:
@@ -462,12 +467,13 @@ def workers_claim(settings: TrainSettings, resources: Resources, cpus: float, *,
         streams: True if tasks beside the workers decode the pictures of each step.
     """
     fewest = settings.min_workers or settings.workers
-    needs, most = ({kind: each * amount for kind, amount in resources.items()} for each in (fewest, settings.workers))
+    workers = [resources] * fewest
+    most = {kind: settings.workers * amount for kind, amount in resources.items()}
     if streams:
         # A task has a CPU. If the workers hold all CPUs, its tasks ask for none.
-        needs["CPU"] += min(fewest, max(0.0, cpus - needs["CPU"]))
+        workers += [{"CPU": 1}] * int(min(fewest, max(0.0, cpus - fewest * resources["CPU"])))
         most["CPU"] += settings.workers * (settings.decode_tasks or math.inf)
-    return Claim(needs, most, is_at_work=True)
+    return Claim.of_workers(workers, most, is_at_work=True)
 
 
 def _with_all_gpus(settings: TrainSettings, given: Set[str], progress: OnEvent) -> TrainSettings:

@@ -2,14 +2,19 @@ import numpy as np
 import pytest
 import torch
 
-from asap.evidence import PassEvidence, box_px, highest_types, read_output, score_words
+from asap.evidence import PassEvidence, highest, probabilities, score_words, surest_boxes
 from asap.model.asap import AsapOutput
 from asap.policy import Policy, apply_policy, flagged_words
 
 
-def evidence(*, score: float = 0.5, types: tuple[float, ...] = (0, 0, 0, 0), box: tuple[float, ...] = (0, 0, 1, 1),
-             tokens: tuple[float, ...] = ()) -> PassEvidence:  # fmt: skip
-    return PassEvidence(score, *(np.array(values, np.float32) for values in (types, box, tokens)))
+def evidence(types: list[list[float]], boxes: list[list[float]]) -> PassEvidence:
+    count = len(types)
+    zeros = np.zeros(count, np.float32), np.zeros(0, np.float32), np.zeros(0, np.int64)
+    return PassEvidence(zeros[0], np.array(types, np.float32), np.array(boxes, np.float32), *zeros[1:])
+
+
+def read(output: AsapOutput, lengths: list[int]) -> PassEvidence:
+    return PassEvidence.read([probabilities(output).numpy()], np.arange(len(lengths)), np.array(lengths))
 
 
 def output(**changes: torch.Tensor) -> AsapOutput:
@@ -18,60 +23,68 @@ def output(**changes: torch.Tensor) -> AsapOutput:
 
 
 def test_logits_become_probabilities_of_manipulated() -> None:
-    first, second = read_output(
+    found = read(
         output(
             logits_real_fake=torch.tensor([[0.0, 2.0], [2.0, 0.0]]),
             logits_multilabel=torch.tensor([[3.0, 0, 0, -3.0], [0, 0, 0, 0]]),
         ),
         [3, 3],
     )
-    assert first.score == pytest.approx(0.8808, abs=1e-4)
-    assert second.score == pytest.approx(0.1192, abs=1e-4)
-    assert first.types.tolist() == pytest.approx([0.9526, 0.5, 0.5, 0.0474], abs=1e-4)
+    assert found.score_P.tolist() == pytest.approx([0.8808, 0.1192], abs=1e-4)
+    assert found.types_P4[0].tolist() == pytest.approx([0.9526, 0.5, 0.5, 0.0474], abs=1e-4)
 
 
 def test_padding_is_left_out_of_the_tokens() -> None:
     logits = torch.zeros(2, 3, 2)
     logits[0, 1, 1] = 4
-    first, second = read_output(output(logits_token=logits), [2, 3])
-    assert first.tokens.tolist() == pytest.approx([0.5, 0.982], abs=1e-3)
-    assert len(second.tokens) == 3
+    found = read(output(logits_token=logits), [2, 3])
+    assert found.tokens_T.tolist() == pytest.approx([0.5, 0.982, 0.5, 0.5, 0.5], abs=1e-3)
+    assert found.pass_of_T.tolist() == [0, 0, 1, 1, 1]
+
+
+def test_passes_keep_their_order_whatever_batches_they_were_in() -> None:
+    logits = [torch.arange(12.0).reshape(2, 3, 2) ** 2 * scale for scale in (0.01, 0.02)]
+    outputs = [output(logits_token=each[:, :length]) for each, length in zip(logits, (1, 3), strict=True)]
+    values = [probabilities(each).numpy() for each in outputs]
+    values[0][:, 0], values[1][:, 0] = [0.1, 0.2], [0.3, 0.4]
+    order, lengths = np.array([3, 1, 0, 2]), np.array([2, 1, 3, 1])
+    found = PassEvidence.read(values, order, lengths)
+    assert found.score_P.tolist() == pytest.approx([0.3, 0.2, 0.4, 0.1])
+    tokens = [logits[1][0, :2], logits[0][1, :1], logits[1][1], logits[0][0, :1]]
+    assert found.tokens_T.tolist() == pytest.approx(torch.cat(tokens).softmax(-1)[:, 1].tolist())
 
 
 def test_a_box_is_clipped_to_the_picture() -> None:
     boxes = torch.tensor([[0.5, 0.5, 0.2, 0.4], [0.1, 0.9, 0.6, 0.6]])
-    first, second = read_output(output(box_cxcywh=boxes), [0, 0])
-    assert first.box_xyxy.tolist() == pytest.approx([0.4, 0.3, 0.6, 0.7])
-    assert second.box_xyxy.tolist() == pytest.approx([0, 0.6, 0.4, 1])
+    found = read(output(box_cxcywh=boxes), [0, 0])
+    assert found.box_P4[0].tolist() == pytest.approx([0.4, 0.3, 0.6, 0.7])
+    assert found.box_P4[1].tolist() == pytest.approx([0, 0.6, 0.4, 1])
 
 
 @pytest.mark.parametrize("broken", ["logits_real_fake", "logits_multilabel", "box_cxcywh", "logits_token"])
 def test_nan_is_noticed_in_every_output(broken: str) -> None:
     values = getattr(output(), broken).clone()
     values[1] = torch.nan
-    first, second = read_output(output(**{broken: values}), [3, 3])
-    assert first.is_finite
-    assert not second.is_finite
+    assert read(output(**{broken: values}), [3, 3]).is_finite().tolist() == [True, False]
 
 
 def test_each_type_has_the_highest_probability_of_any_pass() -> None:
-    passes = [evidence(types=(0.1, 0.9, 0.2, 0.3)), evidence(types=(0.4, 0.5, 0.6, 0.1))]
-    assert highest_types(passes) == pytest.approx(
-        {"face_swap": 0.4, "face_attribute": 0.9, "text_swap": 0.6, "text_attribute": 0.3}
+    passes = np.array([[0.1, 0.9, 0.2, 0.3], [0.4, 0.5, 0.6, 0.1], [0.2, 0.2, 0.2, 0.2]])
+    assert highest(passes, np.array([0, 2])).tolist() == [[0.4, 0.9, 0.6, 0.3], [0.2, 0.2, 0.2, 0.2]]
+
+
+def test_the_box_is_in_pixels_and_from_the_first_pass_with_the_highest_image_type() -> None:
+    passes = evidence(
+        [[0.6, 0.1, 0.99, 0.1], [0.1, 0.7, 0.1, 0.1], [0.7, 0.1, 0.1, 0.1], [0.1, 0.1, 0.1, 0.1]],
+        [[0, 0, 1, 1], [0.25, 0.5, 0.75, 1], [0, 0, 0, 0], [0.5, 0.5, 1, 1]],
     )
-
-
-def test_the_box_is_in_pixels_and_from_the_pass_with_the_highest_image_type() -> None:
-    passes = [
-        evidence(types=(0.6, 0.1, 0.99, 0.1), box=(0, 0, 1, 1)),
-        evidence(types=(0.1, 0.7, 0.1, 0.1), box=(0.25, 0.5, 0.75, 1)),
-    ]
-    assert box_px(passes, width=200, height=40) == (50, 20, 150, 40)
+    found = surest_boxes(passes, np.array([0, 3]), np.array([[200, 40], [10, 20]]))
+    assert found.tolist() == [[50, 20, 150, 40], [5, 10, 10, 20]]
 
 
 def test_a_word_scores_as_its_highest_token_and_a_word_without_tokens_scores_0() -> None:
-    passes = [evidence(tokens=(0.2, 0.7, 0.4)), evidence(tokens=(0.9,))]
-    assert score_words(passes, [[0, 0, 2], [3]], words=5) == pytest.approx([0.7, 0, 0.4, 0.9, 0])
+    tokens, words = np.array([0.2, 0.7, 0.4, 0.9], np.float32), np.array([0, 0, 2, 3])
+    assert score_words(tokens, words, 5).tolist() == pytest.approx([0.7, 0, 0.4, 0.9, 0])
 
 
 def test_flagged_words_have_their_offsets_in_the_original_text() -> None:

@@ -134,6 +134,13 @@ def test_a_pair_is_as_familiar_alone_as_among_others(familiarity: Familiarity) -
         assert alone == [together[number]]
 
 
+def test_a_familiarity_that_was_moved_finds_the_same(familiarity: Familiarity) -> None:
+    features = drawn_features(40, 6)
+    moved = familiarity.to(torch.device("cpu"))
+    assert moved.of_pairs(features, [False] * 40) == familiarity.of_pairs(features, [False] * 40)
+    assert moved.familiarity_id == familiarity.familiarity_id
+
+
 def test_the_file_gives_back_what_was_fitted(familiarity: Familiarity) -> None:
     content = familiarity.to_bytes()
     again = Familiarity.from_bytes(content, ABOUT["weights_sha256"], "the file")

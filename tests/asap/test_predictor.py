@@ -17,7 +17,7 @@ from asap.limits import NO_FAMILIARITY
 from asap.model.asap import Asap
 from asap.model.config import ModelConfig
 from asap.policy import Policy
-from asap.predictor import Predictor
+from asap.predictor import Predictor, _length_buckets
 from asap.preprocessing.images import ImageLimits, PreparedImage, normalize, prepare_image
 from asap.preprocessing.text import pad_batch, train_tokenizer
 from asap.weights.model_folder import ModelFolder, load_folder, save, weights_sha256
@@ -592,3 +592,23 @@ def test_features_leave_out_pairs_that_cannot_be_read(predictor: Predictor) -> N
         torch.testing.assert_close(part, other, atol=1e-5, rtol=1e-4)
     with pytest.raises(InputError, match="none of the pairs can be read"):
         predictor.features([Pair(b"", "text")])
+
+
+@pytest.mark.parametrize(
+    ("lengths", "at_once", "sizes"),
+    [
+        ([5] * 100, 256, [100]),
+        ([5] * 40 + [9] * 60, 256, [40, 60]),
+        ([5] * 20 + [9] * 80, 256, [100]),
+        ([5] * 80 + [9] * 20, 256, [100]),
+        ([5] * 20 + [6] * 20 + [9] * 60, 256, [40, 60]),
+        ([5] * 100, 48, [48, 48, 4]),
+        ([7], 1, [1]),
+    ],
+)
+def test_passes_of_one_length_are_together_if_they_are_many(lengths: list[int], at_once: int, sizes: list[int]) -> None:
+    shuffled = np.random.default_rng(0).permutation(lengths)
+    buckets = _length_buckets(shuffled, at_once)
+    assert [len(bucket) for bucket in buckets] == sizes
+    assert sorted(np.concatenate(buckets).tolist()) == list(range(len(lengths)))
+    assert shuffled[np.concatenate(buckets)].tolist() == sorted(lengths)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import signal
 import socket
 from pathlib import Path
 from types import ModuleType
@@ -94,6 +95,34 @@ def test_a_file_that_always_fails_does_not_keep_the_others_from_being_copied(
     copied, failures = ship_logs.ship(ray, target, {})
     assert copied == 2
     assert [failure.partition(" was not copied: ")[0] for failure in failures] == [str(first)]
+
+
+def test_a_signal_makes_a_last_copy(
+    ship_logs: ModuleType, ray: Path, bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "boot_id").write_text("boot")
+    monkeypatch.setattr(ship_logs, "BOOT", tmp_path / "boot_id")
+    monkeypatch.setattr(ship_logs, "RAY", ray)
+    monkeypatch.setattr("sys.argv", ["ship-logs", f"s3://{bucket}/logs"])
+    log, ship, rounds = ray / "session_2026/logs/raylet.out", ship_logs.ship, []
+
+    def ship_and_stop(*arguments: object) -> object:
+        done = ship(*arguments)
+        rounds.append(done)
+        if len(rounds) == 1:
+            log.write_text("a raylet\nits last words\n")
+            signal.raise_signal(signal.SIGTERM)
+        return done
+
+    monkeypatch.setattr(ship_logs, "ship", ship_and_stop)
+    former = signal.getsignal(signal.SIGTERM)
+    try:
+        ship_logs.main()
+    finally:
+        signal.signal(signal.SIGTERM, former)
+    assert rounds == [(2, []), (1, [])]
+    folder = ship_logs.folder_of_machine(Location.parse(f"s3://{bucket}/logs"))
+    assert read_bytes(folder / "session_2026/raylet.out") == b"a raylet\nits last words\n"
 
 
 def test_a_later_machine_of_the_same_name_has_another_folder(

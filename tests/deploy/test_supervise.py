@@ -128,6 +128,25 @@ def test_logs_are_shipped_where_the_container_is_told_a_folder(container: Contai
     wait_until(lambda: (container.folder / "shipped").read_text() == "s3://bucket/logs\n")
 
 
+def test_a_container_that_is_stopped_ships_the_last_logs_once_ray_has_ended(container: Container) -> None:
+    (container.folder / "bin/ray").write_text(
+        '#!/bin/bash\ntrap \'echo "Ray ends" >> "$CALLS"; exit\' TERM\necho "start||$$" >> "$CALLS"\n'
+        "sleep infinity & wait\n"
+    )
+    shipped = container.folder / "bin/ship-logs"
+    last = container.folder / "last"
+    shipped.write_text(
+        f"#!/bin/bash\ntrap 'cp \"$CALLS\" {last}; exit' TERM\ntouch {container.folder}/ships\nsleep infinity & wait\n"
+    )
+    shipped.chmod(0o755)
+    process = container.start(ASAP_LOGS="s3://bucket/logs")
+    container.record("ray", "start", "--head")
+    wait_until(lambda: bool(container.calls.read_text()) and (container.folder / "ships").exists())
+    process.terminate()
+    assert process.wait(HANG_S) == 0
+    assert last.read_text().endswith("Ray ends\n")
+
+
 def test_the_shipping_of_logs_is_started_again_whenever_it_ends(container: Container) -> None:
     shipped = container.folder / "bin/ship-logs"
     shipped.write_text(f'#!/bin/bash\necho "$1" >> {container.folder / "shipped"}\nexit 1\n')

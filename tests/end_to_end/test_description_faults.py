@@ -36,7 +36,7 @@ from tests.support.deadly import (
     FailingCaptioner,
     ReplacedCaptioner,
 )
-from tests.support.description_jobs import FIRST_WIDTH, JOBS, Caption, JobKind, flagging, run_job, write_pairs
+from tests.support.description_jobs import EACH_JOB, FIRST_WIDTH, Caption, JobKind, flagging, run_job, write_pairs
 from tests.support.endpoint import (
     Answer,
     Handler,
@@ -109,7 +109,7 @@ class _Endpoint:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("job", JOBS)
+@EACH_JOB
 def test_every_fault_of_an_endpoint_costs_its_own_caption_and_another_try_gets_those_that_may_succeed(
     ray_here: None, tmp_path: Path, model_folder: Path, job: JobKind
 ) -> None:
@@ -247,7 +247,7 @@ def _files_with(secret: str, *folders: Path) -> list[Path]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("job", JOBS)
+@EACH_JOB
 def test_an_endpoint_that_goes_down_after_its_trial_loses_no_row(
     ray_here: None, tmp_path: Path, model_folder: Path, job: JobKind
 ) -> None:
@@ -288,7 +288,7 @@ def failing_models(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
     module = sys.modules[FailingCaptioner.__module__]
     cloudpickle.register_pickle_by_value(module)
-    monkeypatch.setattr(pipeline, "CaptionStage", FailingCaptioner)
+    monkeypatch.setattr(pipeline, "DescriptionStage", FailingCaptioner)
     monkeypatch.setattr(annotate_pipeline, "DescribeStage", FailingAnnotator)
     monkeypatch.setattr(pipeline, "TRIES", 2)
     yield
@@ -297,7 +297,7 @@ def failing_models(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 @pytest.mark.chaos
 @pytest.mark.slow
-@pytest.mark.parametrize("job", JOBS)
+@EACH_JOB
 def test_a_picture_that_kills_its_process_and_one_that_takes_all_memory_cost_only_their_captions(
     ray_here: None, failing_models: None, tmp_path: Path, model_folder: Path, job: JobKind
 ) -> None:
@@ -329,7 +329,7 @@ def test_a_picture_that_kills_its_process_and_one_that_takes_all_memory_cost_onl
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("job", JOBS)
+@EACH_JOB
 @pytest.mark.parametrize("fault", ["no captioner", "only special tokens"])
 def test_a_model_that_cannot_caption_is_found_before_a_job_folder_is_written(
     tmp_path: Path, model_folder: Path, job: JobKind, fault: str
@@ -378,7 +378,7 @@ def _asap(job: JobKind, folder: Path, model: str, address: str, *more: object) -
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("job", JOBS)
+@EACH_JOB
 def test_a_wrong_key_ends_the_command_before_work_and_is_nowhere_to_be_read(
     tmp_path: Path, model_folder: Path, ray_folder: Path, job: JobKind
 ) -> None:
@@ -398,7 +398,7 @@ def test_a_wrong_key_ends_the_command_before_work_and_is_nowhere_to_be_read(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("job", JOBS)
+@EACH_JOB
 def test_a_key_that_ends_in_the_middle_costs_rows_below_the_allowed_rate_and_is_nowhere_to_be_read(
     tmp_path: Path, model_folder: Path, ray_folder: Path, job: JobKind
 ) -> None:
@@ -426,7 +426,7 @@ def test_a_key_that_ends_in_the_middle_costs_rows_below_the_allowed_rate_and_is_
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("job", JOBS)
+@EACH_JOB
 def test_a_captioner_that_is_replaced_during_a_job_fails_it_and_no_row_gets_a_caption_of_another_model(
     ray_here: None, tmp_path: Path, model_folder: Path, job: JobKind
 ) -> None:
@@ -466,7 +466,7 @@ def test_a_captioner_whose_process_is_started_again_after_the_model_was_replaced
 ) -> None:
     write_pairs(tmp_path, 4)
     captions = {"engine": "transformers", "source": save_encoder_decoder(tmp_path / "captioner"), "max_new_tokens": 4}
-    monkeypatch.setattr("jobs.scan.pipeline.CaptionStage", ReplacedCaptioner)
+    monkeypatch.setattr("jobs.scan.pipeline.DescriptionStage", ReplacedCaptioner)
     with pytest.raises(JobFailed, match="has changed, or differs on the machine"):
         run_job("all", tmp_path, str(model_folder), captions)
     assert not list(tmp_path.glob("*/results/*.parquet"))

@@ -23,7 +23,14 @@ from asap.predictor import Predictor
 from asap.storage.files import exists, read_bytes
 from asap.storage.location import Location
 from serve.api.callers.keys import new_key
-from tests.support.machines import HOME, Machine, Machines, can_make_machines, cluster
+from tests.support.machines import (
+    HOME,
+    REDIS_NAMESPACE,
+    Machine,
+    Machines,
+    can_make_machines,
+    cluster,
+)
 from tests.support.many_pairs import repeat_pairs
 from tests.support.results import read_results
 from tests.support.small_run import draw_corpus, settings_for
@@ -165,6 +172,9 @@ def test_with_redis_a_scan_whose_driver_is_on_a_worker_outlives_the_head(pairs: 
         finish(scan)
         assert pairs.check()["runs"] == 1
         machines.wait_for(["head", "worker-0", "worker-1", "worker-2"])
+        keys = machines.redis_keys()
+        assert keys
+        assert all(key.startswith(f"RAY{REDIS_NAMESPACE}@") for key in keys)
 
 
 CALLER = """

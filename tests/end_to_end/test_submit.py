@@ -104,6 +104,7 @@ def test_a_stopped_job_is_recorded_and_the_same_command_resumes_it_under_a_new_i
     assert len(rows) == rows.total() == ROWS
 
 
+@pytest.mark.drill
 def test_a_cancelled_job_ends_its_submission_with_the_code_of_a_stop(
     cluster: JobCluster, tmp_path: Path, jpeg: Callable[..., bytes], model_folder: Path
 ) -> None:

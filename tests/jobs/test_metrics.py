@@ -9,7 +9,7 @@ import pytest
 
 from jobs.annotate.run import annotate
 from jobs.annotate.settings import AnnotateSettings
-from jobs.metrics import PairMetrics, count, count_step, metrics_targets, targets_announced
+from jobs.metrics import DetectorTime, PairMetrics, count, count_step, metrics_targets, targets_announced
 from jobs.scan.run import scan
 from jobs.scan.settings import ScanSettings
 from tests.support.waiting import HANG_S, wait_until
@@ -70,6 +70,16 @@ def test_a_job_of_annotations_shows_its_rows_under_its_own_name(ray_here: None, 
     wait_until(lambda: _values("asap_annotate_rows_total", "described") == rows)
     assert set(_values("asap_annotate_stage_seconds_total", "described")) == {("prepare",), ("caption",)}
     assert not _values("asap_scan_rows_total", "described")
+
+
+def test_a_detector_with_two_batches_is_busy_until_the_last_of_them_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    states: list[str] = []
+    monkeypatch.setattr("jobs.metrics.count", lambda name, value, *, job, state: states.append(state))
+    detector = DetectorTime("job")
+    detector.leave("loading")
+    for step in (detector.enter, detector.enter, detector.exit, detector.exit, detector.enter, detector.exit):
+        step()
+    assert states == ["loading", "idle", "busy", "idle", "busy"]
 
 
 def test_training_steps_and_retries_are_shown_to_prometheus(ray_here: None) -> None:

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +39,10 @@ def _parsed(tmp_path: Path, config: dict[str, Any]) -> list[NodeType] | None:
 
 
 def test_the_node_types_of_a_configuration_are_bounded_by_its_machines(tmp_path: Path) -> None:
-    assert _parsed(tmp_path, CONFIG) == [NodeType("cpu", {"CPU": 16}, 3), NodeType("gpu", {"CPU": 8, "GPU": 2}, 3)]
+    assert _parsed(tmp_path, CONFIG) == [
+        NodeType("cpu", {"CPU": 16}, 3, most_together=3),
+        NodeType("gpu", {"CPU": 8, "GPU": 2}, 3, most_together=3),
+    ]
 
 
 def test_a_type_of_unknown_resources_leaves_everything_possible(tmp_path: Path) -> None:
@@ -101,6 +105,16 @@ def test_workers_fit_on_what_could_be_started(needs: dict[str, float], count: in
     assert most_workers([CPUS, GPUS], needs) == count
 
 
+@pytest.mark.parametrize(
+    ("needs", "together", "count"),
+    [({"CPU": 8}, 5, 9), ({"CPU": 8}, 4, 8), ({"CPU": 4, "GPU": 1}, 2, 4), ({"CPU": 8}, 9, 11), ({"CPU": 8}, 0, 0)],
+)
+def test_the_machines_that_may_run_together_bound_the_workers(
+    needs: dict[str, float], together: int, count: int
+) -> None:
+    assert most_workers([replace(kind, most_together=together) for kind in (CPUS, GPUS)], needs) == count
+
+
 @pytest.fixture
 def alive(monkeypatch: pytest.MonkeyPatch) -> Any:
     def set_up(types: list[NodeType] | None, *machines: dict[str, float]) -> None:
@@ -119,6 +133,10 @@ def test_a_request_beyond_all_node_types_is_refused_with_what_there_could_be(ali
         "most 4 x cpu (16 CPUs, 0 GPUs), 3 x gpu (8 CPUs, 2 GPUs). Give fewer."
     )
     check_possible({"CPU": 4, "GPU": 1}, 6, "Give fewer.")
+    alive([replace(kind, most_together=2) for kind in (CPUS, GPUS)], {"CPU": 0})
+    check_possible({"CPU": 4, "GPU": 1}, 4, "Give fewer.")
+    with pytest.raises(ConfigError, match=r"3 x gpu \(8 CPUs, 2 GPUs\), and 2 of them together\. Give fewer\."):
+        check_possible({"CPU": 4, "GPU": 1}, 5, "Give fewer.")
 
 
 def test_a_request_that_no_machine_holds_is_refused_where_nothing_adds_machines(alive: Any) -> None:

@@ -11,8 +11,11 @@ from typing import Any
 
 import pytest
 import ray
+from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-from jobs.sharing import NOTHING, Claim, Claims, Resources, Share, divide_resources, held_share, shared
+from jobs.machine_use import Machine, look_at_machines
+from jobs.packing import Left, Packing, Resources
+from jobs.sharing import NOTHING, Claim, Claims, Share, divide_resources, divisible, held_share, shared
 from tests.support.waiting import wait_until
 
 GROWS = {"CPU": math.inf, "GPU": math.inf}
@@ -20,8 +23,13 @@ SCAN = Claim({"CPU": 1, "GPU": 0}, {"CPU": math.inf, "GPU": 0})
 GPU_SCAN = Claim({"CPU": 0.75, "GPU": 1}, GROWS)
 
 
-def _shares(total: Resources, *claims: Claim) -> list[tuple[float, float]]:
-    return [(round(share["CPU"], 6), share["GPU"]) for share in divide_resources(total, claims)]
+def _shares(machines: Resources | list[Resources], *claims: Claim) -> list[tuple[float, float]]:
+    one_or_more = machines if isinstance(machines, list) else [machines]
+    return _divided(Packing(map(Left.of, one_or_more)), *claims)
+
+
+def _divided(machines: Packing, *claims: Claim) -> list[tuple[float, float]]:
+    return [(round(share["CPU"], 6), share["GPU"]) for share in divide_resources(machines, claims)]
 
 
 def test_one_job_has_everything_that_it_can_use() -> None:
@@ -55,14 +63,53 @@ def test_a_job_whose_needs_are_not_left_waits_and_takes_nothing_from_the_others(
 
 
 def test_a_job_at_work_whose_needs_do_not_fit_after_a_loss_gets_what_is_left_of_them() -> None:
-    four = {"CPU": 2.25, "GPU": 4}
-    fixed = Claim(four, four, is_at_work=True)
-    waits = Claim(four, four)
+    four = [{"CPU": 0.5, "GPU": 1}] * 4 + [{"CPU": 0.25}]
+    fixed = Claim.of_workers(four, is_at_work=True)
+    waits = Claim.of_workers(four, is_at_work=False)
     assert _shares({"CPU": 16, "GPU": 3}, fixed) == [(2.25, 3)]
     assert _shares({"CPU": 16, "GPU": 3}, waits, fixed) == [(0, 0), (2.25, 3)]
     # Those whose needs fit come first.
     assert _shares({"CPU": 16, "GPU": 3}, fixed, GPU_SCAN, waits) == [(2.25, 2), (13.75, 1), (0, 0)]
     assert _shares({"CPU": 1, "GPU": 0}, fixed, SCAN) == [(0, 0), (1, 0)]
+
+
+def test_a_share_is_promised_only_if_each_worker_finds_a_machine() -> None:
+    small = [{"CPU": 2}] * 4
+    waits = Claim.of_workers([{"CPU": 4}] * 2, is_at_work=False)
+    # In sums there is room, and nobody gives anything up for a job that fits nowhere.
+    assert _shares(small, SCAN, waits) == [(8, 0), (0, 0)]
+    assert _shares([*small, {"CPU": 8}], SCAN, waits) == [(8, 0), (8, 0)]
+    # The scan gets the small machine, so that the large ones hold the workers.
+    assert _shares([{"CPU": 4}, {"CPU": 2}, {"CPU": 4}], SCAN, waits) == [(2, 0), (8, 0)]
+    # At work, those workers are promised that still fit.
+    at_work = Claim.of_workers([{"CPU": 4, "GPU": 1}] * 2, is_at_work=True)
+    assert _shares([{"CPU": 2, "GPU": 2}, {"CPU": 5, "GPU": 1}], at_work, SCAN) == [(4, 1), (3, 0)]
+
+
+def test_halves_of_two_gpus_are_no_gpu() -> None:
+    part = Claim.of_workers([{"GPU": 0.6}], is_at_work=True)
+    two_gpus = {"CPU": 8, "GPU": 2}
+    assert [gpus for _, gpus in _shares(two_gpus, part, part, part)] == [0.6, 0.6, 0]
+    whole = Claim.of_workers([{"GPU": 1}], is_at_work=False)
+    assert [gpus for _, gpus in _shares(two_gpus, part, part, whole)] == [0.6, 0.6, 0]
+    # What grows gets whole GPUs, and the rests of two are none.
+    grows = Claim({"GPU": 0.5}, GROWS, is_at_work=True)
+    assert [gpus for _, gpus in _shares(two_gpus, part, grows)] == [0.6, 0.5]
+    assert [gpus for _, gpus in _shares({"CPU": 8, "GPU": 3}, part, grows)] == [0.6, 1.5]
+
+
+def test_what_programs_without_a_claim_hold_is_not_divided() -> None:
+    replica, own = {"CPU": 1, "GPU": 1}, {"CPU": 0.5, "GPU": 1}
+    machines = [
+        Machine({"CPU": 8, "GPU": 2}, {"server": [replica], "a": [own]}),
+        Machine({"CPU": 8}, {"server": [{"CPU": 2}], "b": [{"CPU": 4}]}),
+    ]
+    assert _divided(divisible(machines, ["a", "b"]), GPU_SCAN, SCAN) == [(6.5, 1), (6.5, 0)]
+    # Another program holds half of each GPU.
+    halves = [Machine({"CPU": 8, "GPU": 1}, {"server": [{"GPU": 0.5}]})] * 2
+    assert _divided(divisible(halves, ["a"]), GPU_SCAN) == [(0, 0)]
+    # A machine may be gone, or reduced, while its actors are still listed.
+    assert _divided(divisible([Machine({"CPU": 2, "GPU": 1}, {"b": [{"CPU": 4, "GPU": 2}]})], ["a"]), SCAN) == [(0, 0)]
 
 
 @pytest.mark.parametrize("jobs", [1, 2, 7])
@@ -73,13 +120,13 @@ def test_shares_never_exceed_the_machines(jobs: int) -> None:
 
 
 def test_a_claim_that_is_not_renewed_expires(monkeypatch: pytest.MonkeyPatch) -> None:
-    claims = Claims()
-    assert claims.claim("a", SCAN, {"CPU": 4})[1] == 1
-    share, jobs = claims.claim("b", SCAN, {"CPU": 4})
+    claims = Claims(lambda: [Machine({"CPU": 4}, {})])
+    assert claims.claim("a", SCAN)[1] == 1
+    share, jobs = claims.claim("b", SCAN)
     assert (round(share["CPU"], 6), jobs) == (2, 2)
     now = time.monotonic()
     monkeypatch.setattr("time.monotonic", lambda: now + 60)
-    assert claims.claim("b", SCAN, {"CPU": 4}) == ({"CPU": 4, "GPU": 0}, 1)
+    assert claims.claim("b", SCAN) == ({"CPU": 4, "GPU": 0}, 1)
     claims.release("b")
     claims.release("never there")
 
@@ -88,7 +135,7 @@ def test_a_share_follows_the_claims_of_other_jobs_and_outlives_the_actor_that_ho
     with shared(SCAN) as share:
         assert (share.resources["CPU"], share.jobs) == (2, 1)
         other = ray.get_actor("claims", "asap")
-        ray.get(other.claim.remote("another", SCAN, {"CPU": 2}))
+        ray.get(other.claim.remote("another", SCAN))
         wait_until(lambda: (round(share.resources["CPU"], 6), share.jobs) == (1, 2))
         ray.kill(other)
         wait_until(lambda: (share.resources["CPU"], share.jobs) == (2, 1))
@@ -102,18 +149,42 @@ def test_a_job_keeps_one_share_whose_claim_each_step_replaces(ray_here: None) ->
         with shared(SCAN) as inner:
             assert (inner, share.resources["CPU"]) == (share, 2)
         # What the step had stays claimed after it.
-        assert ray.get(claims.claim.remote("another", GPU_SCAN, {"CPU": 2, "GPU": 1}))[0]["CPU"] == pytest.approx(1)
+        assert ray.get(claims.claim.remote("another", SCAN))[0]["CPU"] == pytest.approx(1)
         with shared():
-            assert ray.get(claims.claim.remote("another", SCAN, {"CPU": 2}))[0]["CPU"] == pytest.approx(1)
+            assert ray.get(claims.claim.remote("another", SCAN))[0]["CPU"] == pytest.approx(1)
         share.replace(NOTHING, is_awaited=False)
-        wait_until(lambda: ray.get(claims.claim.remote("another", SCAN, {"CPU": 2})) == ({"CPU": 2, "GPU": 0}, 2))
+        wait_until(lambda: ray.get(claims.claim.remote("another", SCAN)) == ({"CPU": 2, "GPU": 0}, 2))
         share.replace(Claim({"CPU": 2}, {"CPU": 2}))  # it came first, and keeps its place
         assert share.resources["CPU"] == 2
         ray.get(claims.release.remote("another"))
     assert held_share() is None
     # The calls of one process come in their order.
-    assert ray.get(claims.claim.remote("another", SCAN, {"CPU": 2}))[1] == 1
+    assert ray.get(claims.claim.remote("another", SCAN))[1] == 1
     ray.get(claims.release.remote("another"))
+
+
+class _Holder:
+    """An actor that holds what it asks for."""
+
+    def is_there(self) -> bool:
+        return True
+
+
+def test_the_actors_and_reservations_of_other_programs_are_no_part_of_a_share(ray_here: None) -> None:
+    replica = ray.remote(num_cpus=0.5)(_Holder).remote()
+    group = ray.util.placement_group([{"CPU": 0.25}])
+    inside = PlacementGroupSchedulingStrategy(group)
+    member = ray.remote(num_cpus=0.25, scheduling_strategy=inside)(_Holder).remote()
+    ray.get([replica.is_there.remote(), member.is_there.remote(), group.ready()])
+    (machine,) = look_at_machines()
+    (own,) = machine.held
+    assert own == ray.get_runtime_context().get_job_id()
+    assert sorted(amount["CPU"] for amount in machine.held[own] if amount.get("CPU")) == [0.25, 0.5]
+    assert _divided(divisible([machine], []), SCAN) == [(1.25, 0)]
+    assert _divided(divisible([machine], [own]), SCAN) == [(2, 0)]
+    ray.util.remove_placement_group(group)
+    ray.kill(replica)
+    wait_until(lambda: _divided(divisible(look_at_machines(), []), SCAN) == [(2, 0)])
 
 
 @pytest.mark.parametrize("error", [ray.exceptions.GetTimeoutError("no answer"), ValueError("no actor of this name")])

@@ -150,6 +150,19 @@ def test_a_key_wins_over_a_netrc_and_space_around_it_is_left_out(
     assert server.received[0][0]["Authorization"] == "Bearer key"
 
 
+@pytest.mark.parametrize("key", ["key", None])
+@pytest.mark.parametrize("status", [301, 307])
+def test_a_redirect_is_refused_and_no_password_of_a_netrc_is_sent(
+    server: _Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, key: str | None, status: int
+) -> None:
+    (tmp_path / "netrc").write_text("default login me password secret\n")
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    server.answers = [(status, "", {"Location": f"{_url(server)}/other"})]
+    with pytest.raises(ServerError, match=rf"answered {status}, a redirect to 'http.*/other', which is not followed"):
+        Client(_url(server), key).models()
+    assert [headers.get("Authorization") for headers, _ in server.received] == ["Bearer key" if key else None]
+
+
 @pytest.mark.parametrize("key", ["asap_a\nb", "asap_a b", "asap_ключ", " \n"])
 def test_a_key_that_no_header_can_carry_is_refused_without_repeating_it(key: str) -> None:
     with pytest.raises(ConfigError, match="the API key is empty, or has a character that no key has") as caught:

@@ -14,7 +14,7 @@ from jobs.annotate.stage import DescribeStage
 from jobs.descriptions.engine import Outcome, Request
 from jobs.descriptions.left_out import LeftOut
 from jobs.descriptions.transformers_engine import TransformersEngine
-from jobs.scan.stages.caption import CaptionStage
+from jobs.scan.stages.describe import DescriptionStage
 from jobs.scan.stages.detect import Detector
 
 
@@ -29,14 +29,14 @@ class Deadly(Detector):
         return super().__call__(batch)
 
 
-class DeadlyCaptioner(CaptionStage):
+class DeadlyCaptioner(DescriptionStage):
     """A captioner that ends its process at its first batch, and at each batch with `poison` in a text."""
 
     def __call__(self, batch: pa.Table) -> pa.Table:
         import os
         from pathlib import Path
 
-        if isinstance(self._captioner, LeftOut):
+        if isinstance(self._engine, LeftOut):
             return super().__call__(batch)
         if any("poison" in (text or "") for text in batch["text"].to_pylist()):
             os._exit(1)
@@ -108,13 +108,13 @@ class _FailingModel:
             torch.empty(2**50, dtype=torch.uint8)
 
 
-class FailingCaptioner(CaptionStage):
+class FailingCaptioner(DescriptionStage):
     """A captioner of a scan with a `_FailingModel`."""
 
     def __init__(self, *arguments: Any) -> None:
         super().__init__(*arguments)
-        if not isinstance(self._captioner, LeftOut):
-            _FailingModel(self._captioner)
+        if not isinstance(self._engine, LeftOut):
+            _FailingModel(self._engine)
 
 
 class FailingAnnotator(DescribeStage):
@@ -126,7 +126,7 @@ class FailingAnnotator(DescribeStage):
             _FailingModel(self._engine)
 
 
-class ReplacedCaptioner(CaptionStage):
+class ReplacedCaptioner(DescriptionStage):
     """A captioner whose model is replaced while it works, and whose process then ends, so that Ray starts another."""
 
     def __call__(self, batch: pa.Table) -> pa.Table:

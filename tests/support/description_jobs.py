@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import pyarrow.parquet as pq
+import pytest
 
 from asap.policy import Policy
 from jobs.annotate.run import annotate
@@ -20,8 +21,9 @@ from jobs.scan.settings import ScanSettings
 from tests.support.pictures import CAPTIONS, draw_jpeg
 
 JobKind = Literal["annotate", "all", "flagged"]
-JOBS: tuple[JobKind, ...] = ("annotate", "all", "flagged")
 """`asap annotate`, and `asap scan` with each value of `--captions`."""
+EACH_JOB = pytest.mark.parametrize("job", ["annotate", pytest.param("all", marks=pytest.mark.drill), "flagged"])
+"""A test of each job. Captions of all pairs take the way of those of flagged pairs, so that one is a drill."""
 FIRST_WIDTH = 100
 """Width of the picture of row 0; that of row 1 is wider by one pixel, and so on. It names the row at an endpoint."""
 

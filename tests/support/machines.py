@@ -34,6 +34,7 @@ HOME = "/tmp/home"  # noqa: S108 - on a disk that only the machine sees
 _LOG = f"{HOME}/supervise.log"
 S3_PORT = 9000
 REDIS_PORT = 6379
+REDIS_NAMESPACE = "tests"
 _NAMESPACES = ("--net", "--mount", "--uts", "--pid")
 _CLONE_NEWNET = 0x40000000
 _DISK_AND_NAME = """
@@ -147,6 +148,8 @@ class Machine:
         self._enter = ["nsenter", f"--target={self._init}", *_NAMESPACES, f"--wdns={HOME}", "--"]
         self._plug_in()
         self.write(f"{HOME}/.ray/auth_token", self._cluster.token.encode())
+        if self._cluster.redis_password:
+            self.write(f"{HOME}/.ray/redis_password", f"{self._cluster.redis_password}\n".encode())
         supervise = f"exec supervise bash > {_LOG} 2>&1"
         self.run(["bash", "-c", f"({supervise}) & disown"])
         self.run(self._command, RAY_HEAD_IP=self._cluster.head_address)
@@ -185,7 +188,9 @@ class Machines:
         assert self.switch.stdout is not None
         assert self.switch.stdout.readline() == "ready\n", "the switch did not start"
         self._head_command = _start_command("head", cpus=0, address=self.head_address)
-        self._redis = {"RAY_REDIS_ADDRESS": f"{SWITCH}:{REDIS_PORT}"} if redis else {}
+        self.redis_password = secrets.token_hex(8) if redis else None
+        of_redis = {"RAY_REDIS_ADDRESS": f"{SWITCH}:{REDIS_PORT}", "RAY_external_storage_namespace": REDIS_NAMESPACE}
+        self._redis = of_redis if redis else {}
         self.workers: list[Machine] = []
 
     def on_switch(self, *words: str) -> list[str]:
@@ -224,6 +229,13 @@ class Machines:
     def asap(self, *words: object) -> str:
         """Run a command of asap on the head to its end, and return what it printed."""
         return self.head.run(["asap", *words])
+
+    def redis_keys(self) -> list[str]:
+        """Return the keys that Redis holds."""
+        words = ["redis-cli", "-h", SWITCH, "-p", str(REDIS_PORT), "--no-auth-warning", "keys", "*"]
+        environment = os.environ | {"REDISCLI_AUTH": self.redis_password or ""}
+        done = subprocess.run(self.on_switch(*words), env=environment, capture_output=True, text=True, check=True)
+        return done.stdout.split()
 
     def end(self) -> None:
         """End all machines and the switch, and with them what runs there."""
@@ -319,10 +331,11 @@ def _s3_on(process: int) -> Iterator[None]:
 
 @contextmanager
 def _redis_on(machines: Machines) -> Iterator[None]:
-    """Run Redis on the switch, with the options that make it keep each change on its disk."""
+    """Run Redis on the switch, with a password, and with the options that make it keep each change on its disk."""
+    assert machines.redis_password is not None
     command = machines.on_switch(
-        "redis-server", "--bind", SWITCH, "--port", str(REDIS_PORT), "--protected-mode", "no", "--appendonly", "yes",
-        "--dir", str(machines.folder),
+        "redis-server", "--bind", SWITCH, "--port", str(REDIS_PORT), "--appendonly", "yes", "--dir",
+        str(machines.folder), "--requirepass", machines.redis_password,
     )  # fmt: skip
     with subprocess.Popen(command, stdout=subprocess.DEVNULL) as process:
         try:

@@ -9,15 +9,14 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from asap.finding import Finding
 from jobs.metrics import DetectorTime, PairMetrics
 from jobs.scan.stages.detect import Detection, Detector
+from jobs.scan.stages.result_rows import failure, result_table
 
 _SCAN = """
 import json, sys
@@ -44,18 +43,25 @@ class SleepingDetector(Detector):
         self._run_id, self._progress, self._device_errors = detection.run_id, progress, ()
         self._writer = writers[0] if writers else None
         self._node, self._marker = ray.get_runtime_context().get_node_id(), Path(detection.model).parent / SLOW
-        self._predictor: Any = SimpleNamespace(
-            model_id="sleeps", policy=SimpleNamespace(policy_id="none"), familiarity=None
-        )
         self._note_first("model")
 
-    def _detect(self, pixels: Any, prepared: list[dict[str, Any]], positions: list[int]) -> list[Finding]:
-        for _ in positions:
-            if self._marker.exists():
+    def _detect(self, batch: pa.Table) -> pa.Table:
+        for code in batch["error_code"].to_pylist():
+            if code is None and self._marker.exists():
                 time.sleep(ROW_S)
-        types = dict.fromkeys(("face_swap", "face_attribute", "text_swap", "text_attribute"), 0.0)
-        finding = Finding(verdict="authentic", score=0.0, types=types, model_id=self._node, policy_id="none")
-        return [finding for _ in positions]
+        return authentic_rows(batch, self._node)
+
+
+def authentic_rows(batch: pa.Table, model_id: str) -> pa.Table:
+    """Return the result rows of a batch whose pairs are all authentic, as a detector without a model has them."""
+    types = dict.fromkeys(("face_swap", "face_attribute", "text_swap", "text_attribute"), 0.0)
+    scored = {"status": "ok", "verdict": "authentic", "score": 0.0, "types": types}
+    rows = [
+        {"model_id": model_id, "policy_id": "none", "warnings": row["warnings"]}
+        | (scored if row["error_code"] is None else failure(row["error_code"], row["error_detail"]))
+        for row in batch.select(["error_code", "error_detail", "warnings"]).to_pylist()
+    ]
+    return result_table(batch, rows)
 
 
 def sleeping_settings(

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
@@ -128,29 +129,35 @@ def readable_text(text: str, escapes: Sequence[int] | None) -> str:
     return "\ufffd".join([*pieces, text[end:]])
 
 
-def write_manifest(rows: Iterable[ManifestRow], folder: Location, limit: int | None = None) -> int:
-    """Write the rows as `folder`/NNNNN.parquet and return how many there are; memory is bounded by one row group.
+def write_manifest(tables: Iterable[pa.Table], folder: Location) -> int:
+    """Write tables of rows as `folder`/NNNNN.parquet and return how many rows there are.
 
-    A row whose `custom_id` came before gets a unique name and a warning, and is scanned like any other: pairs of one
-    news item of DGM4 share their id.
+    A row without a name is called #row_id. A row whose `custom_id` came before gets a unique name and a warning, and is
+    scanned like any other: pairs of one news item of DGM4 share their id. Memory is bounded by one row group, beside
+    the hashes of the names.
     """
-    # Each row makes objects, and every few thousand of them the collector would look at all those of the libraries too.
+    # Each row may make objects, and every few thousand of them the collector would look at all those of the libraries.
     gc.freeze()
+    seen = SeenIds()
     try:
-        return write_tables(_tables(islice(rows, limit)), folder)
+        return write_tables((_with_unique_names(table, seen) for table in _row_groups(tables)), folder)
     finally:
         gc.unfreeze()
 
 
-def _tables(rows: Iterator[ManifestRow]) -> Iterator[pa.Table]:
-    """Group the rows into tables, with their strings escaped and their names made unique."""
-    seen = SeenIds()
+def row_tables(rows: Iterable[ManifestRow]) -> Iterator[pa.Table]:
+    """Group rows into tables, with their strings escaped. Rows may lack names."""
+    rows = iter(rows)
     while group := list(islice(rows, _ROWS_PER_GROUP)):
-        # Escapes come first: two names that differ only before the escaping must not collide after it.
-        for row in group:
-            _escape(row)
-        _make_names_unique(group, seen)
-        yield _table(group)
+        yield unnamed_table(group)
+
+
+def unnamed_table(rows: Sequence[ManifestRow]) -> pa.Table:
+    """Return some rows as a table of `MANIFEST_SCHEMA`, with their strings escaped. Rows may lack names."""
+    # Escapes come before names are compared: two names that differ only before the escaping must not collide after it.
+    for row in rows:
+        _escape(row)
+    return _table(rows)
 
 
 def to_table(rows: Sequence[ManifestRow]) -> pa.Table:
@@ -180,30 +187,45 @@ def _escape(row: ManifestRow) -> None:
             setattr(row, name, storable(value))
 
 
-def _make_names_unique(rows: list[ManifestRow], seen: SeenIds) -> None:
-    """Name the rows that have no name, and rename those whose name came before."""
-    names = [f"#{row.row_id}" if row.custom_id is None else row.custom_id for row in rows]
-    repeated = seen.repeated(names)
-    for row, name, is_repeated in zip(rows, names, repeated, strict=True):
-        given, row.custom_id = row.custom_id, name
-        if not is_repeated:
-            continue
-        row.custom_id = f"{given or ''}#{row.row_id}"
+def _with_unique_names(rows: pa.Table, seen: SeenIds) -> pa.Table:
+    """Return the rows with names: those without get one, and those whose name came before get another."""
+    given = rows["custom_id"]
+    names = pc.coalesce(given, pc.binary_join_element_wise("#", rows["row_id"].cast(pa.string()), ""))
+    called = names.to_numpy()
+    repeated = np.flatnonzero(seen.repeated(called))
+    if not len(repeated):
+        return _with_columns(rows, {"custom_id": names})
+    given_names, given_ids, warnings = (rows[name].to_pylist() for name in ("custom_id", "given_id", "warnings"))
+    row_ids = rows["row_id"].to_numpy()
+    for position in repeated:
+        own = given_names[position]
+        name = f"{own or ''}#{row_ids[position]}"
         # An earlier row may have been called `a#2` by the caller.
-        while seen.repeated([row.custom_id])[0]:
-            row.custom_id += "#"
-        if given is not None:
-            row.given_id = given
-            row.warnings.append(f"custom_id {given!r} was used by an earlier row; this one is called {row.custom_id!r}")
+        while seen.repeated([name])[0]:
+            name += "#"
+        called[position] = name
+        if own is not None:
+            given_ids[position] = own
+            warning = f"custom_id {own!r} was used by an earlier row; this one is called {name!r}"
+            warnings[position] = [*warnings[position], warning]
+    return _with_columns(rows, {"custom_id": called, "given_id": given_ids, "warnings": warnings})
+
+
+def _with_columns(rows: pa.Table, columns: Mapping[str, Any]) -> pa.Table:
+    arrays = {field.name: rows[field.name] for field in MANIFEST_SCHEMA}
+    return pa.table(arrays | {name: columns[name] for name in columns}, MANIFEST_SCHEMA)
 
 
 class SeenIds:
-    """The ids that came before, in 8 bytes an id: sorted runs of 64-bit hashes, merged as they grow."""
+    """The ids that came before, in 8 bytes an id: sorted runs of 64-bit hashes, merged as they grow.
+
+    The hashes are divided by their highest bits. A merge needs memory for the runs of one division only.
+    """
 
     def __init__(self) -> None:
-        self._runs: list[NDArray[np.uint64]] = []
+        self._runs: list[list[NDArray[np.uint64]]] = [[] for _ in range(_DIVISIONS)]
 
-    def repeated(self, ids: Sequence[str]) -> NDArray[np.bool_]:
+    def repeated(self, ids: Sequence[str] | NDArray[np.object_]) -> NDArray[np.bool_]:
         """Return for each id whether it came before, here or in an earlier call; then remember all of them.
 
         Two ids share a hash once in 2^64.
@@ -211,20 +233,35 @@ class SeenIds:
         import pandas as pd
 
         hashes = pd.util.hash_array(np.array(ids, dtype=object), categorize=False)
-        unique, first = np.unique(hashes, return_index=True)
-        repeated = np.ones(len(ids), bool)
+        unique, first, places = np.unique(hashes, return_index=True, return_inverse=True)
+        is_known = np.zeros(len(unique), bool)
+        ends = np.searchsorted(unique, _LOWEST[1:]).tolist()
+        for runs, start, end in zip(self._runs, [0, *ends], [*ends, len(unique)], strict=True):
+            if start == end:
+                continue
+            some = unique[start:end]
+            for run in runs:
+                positions = np.searchsorted(run, some)
+                is_known[start:end] |= run[np.minimum(positions, len(run) - 1)] == some
+            _add_run(runs, some[~is_known[start:end]])
+        repeated = np.ones(len(hashes), bool)
         repeated[first] = False
-        for run in self._runs:
-            positions = np.searchsorted(run, hashes)
-            repeated |= run[np.minimum(positions, len(run) - 1)] == hashes
-        self._add(unique)
-        return repeated
+        return repeated | is_known[places]
 
-    def _add(self, run: NDArray[np.uint64]) -> None:
-        # Each run stays more than twice as long as the next, so that there are few, and each id is merged a few times.
-        while self._runs and len(self._runs[-1]) <= 2 * len(run):
-            run = np.union1d(self._runs.pop(), run)
-        self._runs.append(run)
+
+_DIVISIONS = 16
+_LOWEST = np.arange(_DIVISIONS, dtype=np.uint64) * np.uint64(2**64 // _DIVISIONS)
+"""The lowest hash of each division."""
+
+
+def _add_run(runs: list[NDArray[np.uint64]], run: NDArray[np.uint64]) -> None:
+    """Add a run, of hashes that no other has."""
+    # Each run stays more than twice as long as the next, so that there are few, and each id is merged a few times.
+    while runs and len(runs[-1]) <= 2 * len(run):
+        run = np.concatenate([runs.pop(), run])
+        run.sort(kind="stable")  # two sorted runs are merged
+    if len(run):
+        runs.append(run)
 
 
 def write_tables(tables: Iterable[pa.Table], folder: Location) -> int:

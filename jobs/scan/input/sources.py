@@ -20,6 +20,8 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, Protocol, cast
 
+import pyarrow as pa
+
 from asap.errors import AsapError
 from asap.preprocessing.formats import STARTS
 from asap.storage.fetch import ByteRange, FetchSettings, fetch
@@ -33,7 +35,7 @@ from jobs.scan.input.files.inventory import Inventory, find_inventory
 from jobs.scan.input.files.listing import Address, Listing, Role, list_address, role_of, suffix_of
 from jobs.scan.input.files.parts import SPLITS, TableParts, choose_parts, kind_of, place
 from jobs.scan.input.files.shards import Shards
-from jobs.scan.input.manifest import ManifestRow
+from jobs.scan.input.manifest import ManifestRow, row_tables
 from jobs.scan.input.tables.record_files import record_file
 from jobs.scan.input.tables.table import NO_OPTIONS, Table, TableOptions, understand_table
 
@@ -133,6 +135,19 @@ class Source:
         """Return every row of the input, in its order."""
         rows = self.content.rows() if isinstance(self.content, Table) else self.content.rows(self.limit)
         return islice(rows, self.limit)
+
+    def tables(self) -> Iterator[pa.Table]:
+        """Return the same rows as small tables of `MANIFEST_SCHEMA`, for `write_manifest`. Rows may lack names."""
+        if not isinstance(self.content, Table | TableParts):
+            yield from row_tables(self.rows())
+            return
+        left = self.limit
+        for table in self.content.tables():
+            if left is not None and left <= table.num_rows:
+                yield table.slice(0, left)
+                return
+            yield table
+            left = None if left is None else left - table.num_rows
 
 
 def find_source(text: str, limit: int | None = None, options: TableOptions = NO_OPTIONS) -> Source:

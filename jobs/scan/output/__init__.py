@@ -3,6 +3,7 @@
 job_folder.py      job.json, heartbeat, and the checks before a job resumes
 completeness.py    results compared with the manifest, row by row
 tally.py           counts over all result rows
-summary.py         summary.json, errors.jsonl, flagged.jsonl, unfamiliar.jsonl
+parts.py           errors.jsonl, flagged.jsonl, unfamiliar.jsonl, and the counts, part by part
+summary.py         summary.json
 report.py          report/index.html
 """

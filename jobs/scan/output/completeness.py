@@ -1,8 +1,8 @@
 """The comparison of results with the manifest: is every row there, once? It is made when a scan starts and ends.
 
 The results are the only record of which rows are done: a row is done if it is in a results file that can be read.
-A parquet file ends with its footer, so no part of a file can be read as a whole one. Memory is one byte a row of the
-manifest; the files are streamed.
+A parquet file ends with its footer, so no part of a file can be read as a whole one. Memory is a bit for each row of
+the parts of the manifest that are done in part; the files are streamed.
 
 Files that a killed writer of a job left are known by their names, and deleted. Other files that cannot be read belong
 to somebody else: the job stops and names them.
@@ -38,47 +38,61 @@ _OWN_FILE = re.compile(r"((rows-)?[0-9a-f]{32}|lost-\d+|\d{5})([_-].*)?\.parquet
 manifest have five digits."""
 _OWN_DRAFT = re.compile(r"\..+\.[0-9a-f]{16}")
 """Names of the temporary files of `asap.storage.files`."""
+_PAGE = 2**20
+"""Ids of a page."""
 Ids = NDArray[np.int64]
 
 
 class RowSet:
-    """A set of row ids, kept as one growing array of flags for each part of the input."""
+    """A set of row ids: a bit for each row of the pages of the input that are in it in part.
+
+    A page that is in the set as a whole takes no memory, and those of a job fill up in about their order.
+    """
 
     def __init__(self) -> None:
-        self._flags: dict[int, NDArray[np.bool_]] = {}
+        self._pages: dict[int, NDArray[np.uint8]] = {}
+        self._counts: dict[int, int] = {}
 
     def add(self, row_ids: Ids) -> NDArray[np.bool_]:
         """Add ids; return for each whether it is new: neither in the set nor earlier in `row_ids`."""
-        new = ~self.contains(row_ids)
-        first = np.zeros(len(row_ids), bool)
-        first[np.unique(row_ids, return_index=True)[1]] = True
-        for part, lines, _ in self._by_part(row_ids):
-            flags = self._flags.setdefault(part, np.zeros(1024, bool))
-            if (top := int(lines.max())) >= len(flags):
-                # Longer by more than is needed, so that arrays are copied seldom.
-                flags = self._flags[part] = np.concatenate([flags, np.zeros(top + 1, bool)])
-            flags[lines] = True
-        return new & first
+        new = np.zeros(len(row_ids), bool)
+        new[np.unique(row_ids, return_index=True)[1]] = True
+        for page, positions in _by_page(row_ids):
+            places = row_ids[positions] % _PAGE
+            new[positions] &= ~self._held(page, places)
+            if self._counts.get(page) == _PAGE:
+                continue
+            bits = self._pages.setdefault(page, np.zeros(_PAGE // 8, np.uint8))
+            np.bitwise_or.at(bits, places >> 3, (1 << (places & 7)).astype(np.uint8))
+            self._counts[page] = self._counts.get(page, 0) + int(new[positions].sum())
+            if self._counts[page] == _PAGE:
+                del self._pages[page]
+        return new
 
     def __len__(self) -> int:
-        return sum(int(flags.sum()) for flags in self._flags.values())
+        return sum(self._counts.values())
 
     def contains(self, row_ids: Ids) -> NDArray[np.bool_]:
         """Return for each id whether it is in the set."""
         found = np.zeros(len(row_ids), bool)
-        for part, lines, positions in self._by_part(row_ids):
-            flags = self._flags.get(part, np.zeros(0, bool))
-            within = lines < len(flags)
-            found[positions[within]] = flags[lines[within]]
+        for page, positions in _by_page(row_ids):
+            found[positions] = self._held(page, row_ids[positions] % _PAGE)
         return found
 
-    @staticmethod
-    def _by_part(row_ids: Ids) -> Iterator[tuple[int, Ids, Ids]]:
-        """Yield each part of the input, with the lines of its ids and the positions of these in `row_ids`."""
-        parts, lines = row_ids >> 32, row_ids & 0xFFFFFFFF
-        for part in np.unique(parts):
-            positions = np.flatnonzero(parts == part)
-            yield int(part), lines[positions], positions
+    def _held(self, page: int, places: Ids) -> NDArray[np.bool_]:
+        """Return for each place of a page whether it is in the set."""
+        if (bits := self._pages.get(page)) is None:
+            return np.full(len(places), page in self._counts)
+        return (bits[places >> 3] >> (places & 7)) & 1 == 1
+
+
+def _by_page(row_ids: Ids) -> Iterator[tuple[int, Ids]]:
+    """Yield each page that some ids are in, with the positions of these."""
+    pages = row_ids // _PAGE
+    order = np.argsort(pages, kind="stable")
+    numbers, starts = np.unique(pages[order], return_index=True)
+    # The first piece is empty: it lies before the first page.
+    yield from zip(numbers.tolist(), np.split(order, starts)[1:], strict=True)
 
 
 def repair_results(results: Location, shape: RowShape = RESULTS) -> RowSet:

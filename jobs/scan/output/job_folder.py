@@ -7,6 +7,7 @@
     _sample/        rows of the sample that is scanned before the rest
     _captions/      rows that are captioned after they were judged, and their captions, until these are published
     _retry/         failed rows that are judged again, and their new outcomes, until these are published
+    _lists/         lists of parts of the results, until they are joined
     history/        the old outcomes of rows that were judged again, a folder for each retry
     _SUCCESS        written last; _remaining and _sample are deleted after it
     _repolicy/      exists while another policy is applied to a finished job
@@ -26,8 +27,8 @@ import socket
 import threading
 import time
 import uuid
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from types import TracebackType
 from typing import Any, Self
@@ -149,6 +150,8 @@ class Job:
         self._on_state = on_state
         self._lock = threading.Lock()
         self._heart = Heartbeat(self._beat, heartbeat_s)
+        self._also: list[Callable[[], None]] = []
+        """Further checks of the work that goes on."""
         self._lost = False
         self._deleted = False
         self._misses = 0
@@ -180,8 +183,19 @@ class Job:
             self._on_state(self.record)
 
     def check(self) -> None:
-        """Raise `KeyboardInterrupt` if the job was cancelled, deleted or taken over."""
+        """Raise `KeyboardInterrupt` if the job was cancelled, deleted or taken over; and what other checks raise."""
         self._heart.check()
+        for check in self._also:
+            check()
+
+    @contextmanager
+    def also_checked(self, check: Callable[[], None]) -> Iterator[None]:
+        """Have `check` do another check too, for the duration of the block."""
+        self._also.append(check)
+        try:
+            yield
+        finally:
+            self._also.remove(check)
 
     def announce(self, state: str, error: str | None = None) -> None:
         """Report a state that the record does not take, such as `stalled`, and the reason."""

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from asap.errors import StorageError
 from asap.finding import NO_EVIDENCE, Word, lacks_evidence, score_text
 from asap.job_records.record import read_record, results_folder
-from asap.labels import TYPES, VERDICTS
+from asap.labels import FLAGGED, TYPES, VERDICTS
 from asap.policy import UNFAMILIAR
 from asap.render import LEVEL_EDGES, level, mark_words_html
 from asap.storage.files import write_bytes
@@ -30,24 +30,33 @@ from asap.storage.location import Location
 from asap.storage.picture_address import PictureAddress
 from jobs.pages.page import TEXT_SHOWN, Picture, embed_pictures, render_page, type_label
 from jobs.scan.input.manifest import readable_text
-from jobs.scan.output.tally import BINS, JUDGED, Tally, read_rows, tally_results
-
-STRANGEST = 12
-"""Unfamiliar pairs that the report shows."""
+from jobs.scan.output.tally import BINS, JUDGED, STRANGEST, TOP, Tally, read_rows, tally_results
+from jobs.scan.timeline import speeds
 
 
-def write_report(job_folder: str | Path | Location, top: int = 60) -> str:
+def write_report(
+    job_folder: str | Path | Location, top: int = TOP, tally: Tally | None = None, pictures: str | None = None
+) -> str:
     """Write `report/index.html` into a job folder, local or s3://, and return its address.
 
-    The report shows the `top` flagged pairs with the highest scores, and a few unfamiliar ones. A picture that cannot
-    be read again is replaced by a note. Raises `StorageError` if the folder itself cannot be read or written.
+    The report shows the `top` flagged pairs with the highest scores, a few unfamiliar ones, and a sample of those that
+    were not flagged. A picture that cannot be read again is replaced by a note. Raises `StorageError` if the folder
+    itself cannot be read or written.
+
+    Args:
+        job_folder: The folder.
+        top: Number of flagged pairs.
+        tally: The counts over the results, with the addresses of so many rows. None: the results are counted here.
+        pictures: `shown`, `blurred` until a reader asks for them, or `none`. None: as the settings of the job say.
     """
     folder = job_folder if isinstance(job_folder, Location) else Location.parse(job_folder)
     record = read_record(folder)
     if record is None:
         raise StorageError(f"{folder} is not the folder of a job: it has no job.json. Give OUT/JOB.")
-    tally = tally_results(results_folder(folder, record), top, STRANGEST)
-    data = _page(folder.name, record, tally, read_rows(tally.shown_rows()))
+    if tally is None:
+        tally = tally_results(results_folder(folder, record), top, STRANGEST)
+    pictures = pictures or (record.get("settings") or {}).get("report_pictures", "shown")
+    data = _page(folder.name, record, tally, read_rows(tally.shown_rows()), pictures)
     html = render_page("report.html.j2", ["report.css"], data)
     page = folder / "report" / "index.html"
     write_bytes(page, html.encode("utf-8", "replace"))
@@ -57,12 +66,16 @@ def write_report(job_folder: str | Path | Location, top: int = 60) -> str:
 # The data of the page, for the template.
 
 
-def _page(name: str, job: dict[str, Any], tally: Tally, rows: dict[int, dict[str, Any]]) -> dict[str, Any]:
-    strange = [rows[address.row_id] for _, _, address in tally.least_familiar]
-    best = [rows[address.row_id] for _, _, address in tally.best]
-    pictures = embed_pictures(best + strange)
+def _page(
+    name: str, job: dict[str, Any], tally: Tally, rows: dict[int, dict[str, Any]], shows_pictures: str
+) -> dict[str, Any]:
+    best, strange, passed = (
+        [rows[address.row_id] for _, _, address in addresses]
+        for addresses in (tally.best, tally.least_familiar, tally.sampled)
+    )
+    pictures = embed_pictures(best + strange + passed, left_out=shows_pictures == "none")
     cards = [_card(row, pictures[row["row_id"]]) for row in best]
-    shown = Counter(kind for card in cards for kind in card["flagged_types"])
+    shown = Counter(kind for card in cards for kind in (*card["flagged_types"], card["verdict"]))
     scored = sum(tally.verdicts[name] for name in JUDGED)
     state = str(job.get("state") or "unknown")
     if state == "finalizing":  # the report is written before the job has ended, and read after it
@@ -86,6 +99,11 @@ def _page(name: str, job: dict[str, Any], tally: Tally, rows: dict[int, dict[str
         "chart": _chart(tally.scores),
         "types": [(type_label(kind), tally.types[kind]) for kind in TYPES],
         "filters": [(kind, type_label(kind), shown[kind]) for kind in TYPES],
+        "verdict_filters": [(verdict, verdict.capitalize(), shown[verdict]) for verdict in FLAGGED],
+        "passed": [_card(row, pictures[row["row_id"]]) for row in passed],
+        "has_pictures": any(picture.data_uri for picture in pictures.values()),
+        "is_blurred": shows_pictures == "blurred",
+        "speed": _speed_chart(job),
         "errors": [_error(tally, rows, code, count) for code, count in tally.errors.most_common()],
         "cards": cards,
         "levels": [(1, f"below {LEVEL_EDGES[0]}")] + [(level(edge), f"from {edge}") for edge in LEVEL_EDGES],
@@ -208,6 +226,30 @@ def _chart(scores: dict[str, NDArray[np.int64]]) -> dict[str, Any]:
     top = int(counts.argmax())
     summary = f"Histogram of {counts.sum():,} scores from 0 to 1. The tallest of {BINS} bars is {bins[top]['label']}."
     return {"bins": bins, "ticks": ticks, "log": log, "summary": summary}
+
+
+def _speed_chart(job: dict[str, Any]) -> dict[str, Any] | None:
+    """Return the pairs a second over the time of work as bars; None for a job of a few seconds, or without a record."""
+    parts = speeds((job.get("timeline") or {}).get("points") or ())
+    if len(parts) < _FEWEST_SPEEDS:
+        return None
+    ceiling, end = _round_up(max(1, math.ceil(max(speed for _, _, speed in parts)))), parts[-1][1]
+    bars = [
+        {
+            "start": start,
+            "width": stop - start,
+            "height": speed / ceiling,
+            "label": f"{_format_duration(start)} to {_format_duration(stop)}: {speed:,.1f} pairs/s",
+        }
+        for start, stop, speed in parts
+    ]
+    summary = f"Pairs a second over {_format_duration(end)} of work, at most {ceiling:,}."
+    return {"bars": bars, "end": end, "ticks": [ceiling, ceiling // 2, 0], "summary": summary,
+            "times": [_format_duration(end * part / 2) for part in range(3)]}  # fmt: skip
+
+
+_FEWEST_SPEEDS = 3
+"""Fewest bars of the chart of speed."""
 
 
 def _round_up(count: int) -> int:

@@ -25,6 +25,13 @@ from asap.storage.location import Location
 BINS = 20
 """Number of bins of a score histogram, from 0 to 1."""
 
+TOP = 60
+"""Flagged pairs that the report shows."""
+STRANGEST = 12
+"""Unfamiliar pairs that the report shows."""
+SAMPLED = 12
+"""Pairs that were judged and not flagged, of those that the report shows."""
+
 JUDGED = tuple(verdict for verdict in VERDICTS if verdict != "unfamiliar")
 """Verdicts that a score has led to."""
 
@@ -86,6 +93,8 @@ class Tally:
     """Score, negative row_id and address of the best flagged rows, the best first."""
     least_familiar: list[tuple[float, int, RowAddress]] = field(default_factory=list)
     """Negative familiarity, negative row_id and address of unfamiliar rows, the least familiar first."""
+    sampled: list[tuple[float, int, RowAddress]] = field(default_factory=list)
+    """Lot, negative row_id and address of `SAMPLED` rows that were judged and not flagged: a uniform sample of them."""
     examples: dict[str, RowAddress] = field(default_factory=dict)
     """The first row of each error code."""
 
@@ -103,10 +112,16 @@ class Tally:
         """Count one results file, row group by row group."""
         with results_file(location, pre_buffer=True) as file:
             for row_group in range(file.num_row_groups):
-                self.captions += _count_values(file, row_group, "caption")
-                self.explanations += _count_values(file, row_group, "explanation")
-                for batch in file.iter_batches(2**16, row_groups=[row_group], columns=_NARROW):
-                    self._add(batch, location, row_group)
+                self.add_row_group(file, location, row_group)
+
+    def add_row_group(self, file: pq.ParquetFile, location: Location, row_group: int) -> bool:
+        """Count the rows of a row group; return True if one of them failed, is flagged, or is unfamiliar."""
+        listed = self.errors.total() + self.flagged + self.unfamiliar
+        self.captions += _count_values(file, row_group, "caption")
+        self.explanations += _count_values(file, row_group, "explanation")
+        for batch in file.iter_batches(2**16, row_groups=[row_group], columns=_NARROW):
+            self._add(batch, location, row_group)
+        return self.errors.total() + self.flagged + self.unfamiliar > listed
 
     def _add(self, batch: pa.RecordBatch, file: Location, row_group: int) -> None:
         """Count the rows of a batch, which are all of one row group."""
@@ -134,6 +149,9 @@ class Tally:
         scores = pc.fill_null(flagged["score"], 0).to_numpy(zero_copy_only=False)
         self.best = _keep_highest(self.best, self.top, scores, flagged["row_id"], file, row_group)
 
+        passed = batch.filter(pc.equal(batch["verdict"], "authentic"))["row_id"]
+        self.sampled = _keep_highest(self.sampled, SAMPLED, _lots(passed.to_numpy()), passed, file, row_group)
+
         unfamiliar = batch.filter(pc.equal(batch["verdict"], "unfamiliar"))
         if len(unfamiliar):  # files of earlier versions have no such rows, and no familiarity
             strange = -unfamiliar["familiarity"].to_numpy(zero_copy_only=False)
@@ -141,9 +159,55 @@ class Tally:
                 self.least_familiar, self.strangest, strange, unfamiliar["row_id"], file, row_group
             )
 
+    def counts(self) -> dict[str, Any]:
+        """Return everything that was counted, as JSON has it."""
+        counters = {name: dict(getattr(self, name)) for name in _COUNTERS}
+        numbers = {name: getattr(self, name) for name in _NUMBERS}
+        rows = {name: [(value, row, *_fields(address)) for value, row, address in getattr(self, name)]
+                for name in ("best", "least_familiar", "sampled")}  # fmt: skip
+        examples = {code: _fields(address) for code, address in self.examples.items()}
+        scores = {name: histogram.tolist() for name, histogram in self.scores.items()}
+        return counters | numbers | rows | {"examples": examples, "scores": scores}
+
+    def add_counts(self, counts: dict[str, Any]) -> None:
+        """Add what another tally counted in later files, as `counts` returns it."""
+        for name in _COUNTERS:
+            getattr(self, name).update(counts[name])
+        for name in _NUMBERS:
+            setattr(self, name, getattr(self, name) + counts[name])
+        for name, histogram in counts["scores"].items():
+            self.scores[name] += histogram
+        for name, number in (("best", self.top), ("least_familiar", self.strangest), ("sampled", SAMPLED)):
+            new = [(value, row, _address(*fields)) for value, row, *fields in counts[name]]
+            setattr(self, name, heapq.nlargest(number, getattr(self, name) + new))
+        self.examples = {code: _address(*fields) for code, fields in counts["examples"].items()} | self.examples
+
     def shown_rows(self) -> set[RowAddress]:
         """Return the addresses of the rows that the report shows whole."""
-        return {address for _, _, address in self.best + self.least_familiar} | set(self.examples.values())
+        return {address for _, _, address in self.best + self.least_familiar + self.sampled} | set(
+            self.examples.values()
+        )
+
+
+_COUNTERS = ("verdicts", "types", "errors", "retryable", "caption_errors", "explanation_errors")
+_NUMBERS = ("pairs", "captions", "explanations")
+
+
+def _fields(address: RowAddress) -> tuple[str, int, int]:
+    return address.file.uri, address.row_group, address.row_id
+
+
+def _address(file: str, row_group: int, row_id: int) -> RowAddress:
+    return RowAddress(Location(file), row_group, row_id)
+
+
+def _lots(row_ids: NDArray[np.int64]) -> NDArray[np.float32]:
+    """Draw a lot between 0 and 1 for each row, always the same one: the last steps of splitmix64 on its id."""
+    with np.errstate(over="ignore"):
+        mixed = row_ids.astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15)
+        mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+        mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return ((mixed >> np.uint64(40)) / 2**24).astype(np.float32)
 
 
 def _keep_highest(

@@ -5,32 +5,32 @@ from __future__ import annotations
 import os
 import random
 import socket
+import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import numpy as np
 import pyarrow as pa
 import ray
+from numpy.typing import NDArray
 
-from asap.errors import CheckpointError
-from asap.finding import Finding
-from asap.preprocessing.images import PreparedImage
+from asap.errors import CheckpointError, ConfigError, InputError, TextUnreadable
+from asap.preprocessing.images import Pixels
+from asap.preprocessing.text import EncodedText
 from asap.preprocessing.words import MIN_TEXT_READ
 from jobs.metrics import DetectorTime, PairMetrics
 from jobs.scan.input.manifest import readable_text
 from jobs.scan.stages.progress import count_batch
-from jobs.scan.stages.result_rows import columns_of, failure, result_table
+from jobs.scan.stages.result_rows import scored_table
+from jobs.scan.stages.texts import decode_texts
 
 if TYPE_CHECKING:
     # Torch takes seconds to load, in every process that reads this module.
-    from asap.predictor import Precision, Predictor
+    from asap.predictor import Precision, Predictor, StagedPairs
 
-_SMALL_COLUMNS = ["text", "text_escapes", "caption", "caption_error", "explanation", "explanation_error", "width",
-                  "height", "image_sha256", "warnings", "attempt", "error_code", "error_detail",
-                  "retryable"]  # fmt: skip
-"""Columns that become Python values; `pixels` is read where it lies."""
+_REPLACED = "the model cannot read the text, so a caption replaced it"
 
 
 @dataclass(frozen=True)
@@ -98,6 +98,8 @@ class Detector:
         _check_ids(detection, self._predictor)
         self._device_errors = (torch.AcceleratorError,)
         self._writer = random.choice(writers) if writers else None
+        # Batches are staged side by side, and the model has one at a time.
+        self._turn = threading.Lock()
         self._note_first("model")
         self._time.leave("loading")
 
@@ -110,30 +112,13 @@ class Detector:
 
         With a writer, the rows go there, and a table with their number is returned.
         """
-        self._time.leave("idle")
-        prepared = batch.select(_SMALL_COLUMNS).to_pylist()
-        # Rows that failed in an earlier stage have no pixels; they keep their error.
-        positions = [position for position, row in enumerate(prepared) if row["error_code"] is None]
+        self._time.enter()
         try:
-            with self._metrics.stage_timed("detect"):
-                findings = self._detect(batch["pixels"], prepared, positions)
+            table = self._detect(batch)
         except self._device_errors:
             os._exit(1)  # the device computes nothing more in this process: let Ray start another and try again
-        model = {
-            "model_id": self._predictor.model_id,
-            "policy_id": self._predictor.policy.policy_id,
-            "judged_run": self._run_id,
-            "familiarity_id": self._predictor.familiarity and self._predictor.familiarity.familiarity_id,
-        }
-        rows: list[dict[str, Any]] = [row | model for row in prepared]
-        for row in rows:
-            if row["error_code"] is not None:
-                row.update(failure(row["error_code"], row["error_detail"], retryable=row["retryable"]))
-        for position, finding in zip(positions, findings, strict=True):
-            fields = columns_of(finding)
-            rows[position] |= fields | {"warnings": rows[position]["warnings"] + fields["warnings"]}
-        table = result_table(batch, rows)
-        self._time.leave("busy")
+        finally:
+            self._time.exit()
         # Rows are counted once the writer has them, since a stop keeps those.
         if self._writer is not None:
             ray.get(self._writer.add.remote(table))
@@ -142,22 +127,85 @@ class Detector:
         self._metrics.count_rows(table)
         return table if self._writer is None else pa.table({"rows": [table.num_rows]})
 
-    def _detect(self, pixels: pa.ChunkedArray, prepared: list[dict[str, Any]], positions: list[int]) -> list[Finding]:
-        """Run the model on the rows at these positions; return their findings."""
-        size = self._predictor.image_size
-        images, texts, captioned, captions = [], [], [], []
-        for position in positions:
-            row = prepared[position]
-            array = np.frombuffer(pixels[position].as_buffer(), np.uint8).reshape(size, size, 3)
-            images.append(
-                PreparedImage(pixels=array, width=row["width"], height=row["height"], sha256=row["image_sha256"])
-            )
+    def _detect(self, batch: pa.Table) -> pa.Table:
+        """Return the result rows of a batch."""
+        predictor, texts = self._predictor, self._read_texts(batch)
+        # Rows that failed in an earlier stage have no pixels; they keep their error.
+        rows = np.array([row for row, text in texts.read.items() if isinstance(text, EncodedText)], np.int64)
+        staged = self._stage(batch, texts, rows)
+        with self._turn, self._metrics.stage_timed("detect"):
+            for _ in predictor.score_in_steps(staged):
+                pass
+        scores = staged.scores
+        errors = {row: text for row, text in texts.read.items() if isinstance(text, InputError)}
+        warnings = dict(texts.warnings)
+        for number, row in enumerate(rows.tolist()):
+            if number not in scores.errors and (
+                found := predictor.warnings(scores.texts[number], is_caption=row in texts.captioned)
+            ):
+                warnings[row] = [*warnings.get(row, ()), *found]
+        ids = {
+            "model_id": predictor.model_id,
+            "policy_id": predictor.policy.policy_id,
+            "judged_run": self._run_id,
+            "familiarity_id": predictor.familiarity.familiarity_id if predictor.familiarity else None,
+        }
+        return scored_table(batch, scores, predictor.policy, rows, errors, warnings, ids)
+
+    def _read_texts(self, batch: pa.Table) -> _Texts:
+        """Return the texts of the rows without an error. What the tasks before have not read is read here."""
+        predictor = self._predictor
+        codes, texts, escapes, captions = (
+            batch[name].to_pylist() for name in ("error_code", "text", "text_escapes", "caption")
+        )
+        texts = [
+            None if text is None else readable_text(text, places) for text, places in zip(texts, escapes, strict=True)
+        ]
+        encoded = decode_texts(batch["encoded_text"], texts, predictor.reader_id)
+        found = _Texts({}, {}, {}, set())
+        for row, (code, text, known, caption) in enumerate(zip(codes, texts, encoded, captions, strict=True)):
+            if code is not None:
+                continue
+            read = predictor.read_text(text) if known is None else predictor.check_readable(known)
             # The picture is compared with the pair's text, or with the caption if there is no text that can be read.
-            text = None if row["text"] is None else readable_text(row["text"], row["text_escapes"])
-            uses_caption = row["caption"] is not None and (text is None or not self._predictor.reads(text))
-            if uses_caption and text is not None:
-                row["warnings"] = [*row["warnings"], "the model cannot read the text, so a caption replaced it"]
-            texts.append(row["caption"] if uses_caption else text)
-            captioned.append(uses_caption)
-            captions.append(row["caption"])
-        return self._predictor.predict_prepared(images, texts, captioned=captioned, captions=captions)
+            if caption is not None and (text is None or isinstance(read, TextUnreadable)):
+                if text is not None:
+                    found.warnings[row] = [_REPLACED]
+                read = predictor.read_text(caption)
+                found.captioned.add(row)
+            elif caption is not None and (beside := predictor.read_caption(caption)) is not None:
+                found.captions[row] = beside
+            found.read[row] = read
+        return found
+
+    def _stage(self, batch: pa.Table, texts: _Texts, rows: NDArray[np.int64]) -> StagedPairs:
+        """Return the pairs of these rows, ready for the model."""
+        sizes = np.stack([batch[name].to_numpy() for name in ("width", "height")], axis=1)[rows]
+        return self._predictor.stage(
+            _pixels(batch["pixels"], rows, self._predictor.image_size),
+            sizes.astype(np.int64),
+            [cast("EncodedText", texts.read[row]) for row in rows.tolist()],
+            np.array([row in texts.captioned for row in rows.tolist()], bool),
+            [texts.captions.get(row) for row in rows.tolist()],
+        )
+
+
+class _Texts(NamedTuple):
+    """The texts of the rows of a batch, by the positions of their rows."""
+
+    read: dict[int, EncodedText | InputError]
+    captions: dict[int, EncodedText]
+    """The captions beside texts."""
+    warnings: dict[int, list[str]]
+    captioned: set[int]
+    """The rows whose text is a caption."""
+
+
+def _pixels(column: pa.ChunkedArray, rows: NDArray[np.int64], size: int) -> list[Pixels]:
+    """Return the pixels of rows where they lie in memory."""
+    array = column.combine_chunks()
+    offsets = np.frombuffer(array.buffers()[1], np.int64)[array.offset : array.offset + len(array) + 1]
+    data = np.frombuffer(array.buffers()[2] or b"", np.uint8)
+    if (np.diff(offsets)[rows] != size * size * 3).any():
+        raise ConfigError(f"the pictures of a batch were prepared for another model, whose image_size is not {size}")
+    return [data[start : start + size * size * 3].reshape(size, size, 3) for start in offsets[rows].tolist()]

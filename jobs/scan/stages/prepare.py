@@ -1,5 +1,7 @@
 """The first stage: it fetches each row's picture, decodes it and resizes it to a small uint8 square, in one step.
 
+It also turns texts into the token ids that the model reads, since its CPUs cost less than the time of a GPU.
+
 Data that travels between machines is therefore small, whatever the size of the pictures. No row raises an error: its
 problem is written to its `error_code`. This module loads no torch, because its processes are many and start often.
 
@@ -20,13 +22,16 @@ from PIL import Image
 
 from asap.errors import AsapError, FetchFailed, InputError
 from asap.preprocessing.images import DecodedImage, ImageLimits, PreparedImage, decode_image, prepare_image
+from asap.preprocessing.text import ReaderSource
 from asap.storage.fetch import Fetched, FetchSettings
 from asap.storage.picture_address import PictureAddress, PictureReader
 from jobs.metrics import PairMetrics
 from jobs.scan.input.files.sidecars import read_late_text
-from jobs.scan.input.manifest import ESCAPED, RowError, complete_manifest, find_escapes, storable
+from jobs.scan.input.manifest import ESCAPED, RowError, complete_manifest, find_escapes, readable_text, storable
 from jobs.scan.stages.result_rows import CALLER_COLUMNS, CAPTION_ERROR
+from jobs.scan.stages.texts import ENCODED_TEXT, encode_texts
 
+_ENCODED = "encoded_text"
 PREPARED_FIELDS = [
     ("pixels", pa.large_binary()),
     ("thumbnail", pa.binary()),
@@ -43,6 +48,7 @@ PREPARED_FIELDS = [
     ("caption_error", CAPTION_ERROR),
     ("explanation", pa.string()),
     ("explanation_error", CAPTION_ERROR),
+    (_ENCODED, ENCODED_TEXT),
 ]
 """Columns that this stage adds to a row. `pixels` are image_size * image_size * 3 bytes, RGB."""
 _TEXT_COLUMNS = ("text", "text_escapes")
@@ -65,6 +71,8 @@ class Preparation:
     metrics: PairMetrics = field(default_factory=PairMetrics)
     leaves_textless: bool = False
     """True to leave pairs without a text to a later pass, which captions them: their pictures are not fetched."""
+    reader: ReaderSource | None = None
+    """The reader of the model's texts. None: texts are left to the detector."""
 
     @property
     def reads_pictures(self) -> bool:
@@ -118,8 +126,19 @@ def prepare_batch(batch: pa.Table, preparation: Preparation, counter: Any = None
             values = [row.get(name, value) for row, value in zip(prepared, given, strict=True)]
             columns[name] = pa.array(values, batch.schema.field(name).type)
     for name, kind in PREPARED_FIELDS:
-        columns[name] = pa.array([row.get(name) for row in prepared], kind)
+        if name != _ENCODED:
+            columns[name] = pa.array([row.get(name) for row in prepared], kind)
+    texts = [
+        None if text is None or row.get("error_code") is not None else readable_text(text, escapes)
+        for text, escapes, row in zip(*(_values(columns[name]) for name in _TEXT_COLUMNS), prepared, strict=True)
+    ]
+    columns[_ENCODED] = encode_texts(texts, preparation.reader)
     return pa.table(columns)
+
+
+def _values(column: pa.Array | pa.ChunkedArray) -> list[Any]:
+    values: list[Any] = column.to_pylist()
+    return values
 
 
 def _prepare_rows(rows: list[dict[str, Any]], preparation: Preparation) -> dict[int, dict[str, Any]]:

@@ -31,6 +31,8 @@ from jobs.scan.stages.prepare import Preparation, prepare_batch
 
 _MOST_TASKS = 10_000
 """Most tasks of a dataset: Ray makes all of them before the first one starts, and keeps them in the driver's memory."""
+_LEAST_TASKS = 256
+"""Tasks that a manifest is divided into before any of them gets a second batch: all machines need work."""
 _GROUPS_KEPT = 2
 _kept_groups: dict[tuple[FileInfo, int], pa.Table] = {}
 """The row groups that this process read last. Its next task often reads on in one of them."""
@@ -63,7 +65,14 @@ class _Shared:
 class PreparedPairs(Datasource):
     """The rows of a manifest with their pictures prepared, in tables of `batch_size` rows or fewer."""
 
-    def __init__(self, manifest: Location, batch_size: int, preparation: Preparation, counter: Any) -> None:
+    def __init__(
+        self,
+        manifest: Location,
+        batch_size: int,
+        preparation: Preparation,
+        counter: Any,
+        block_bytes: int | None = None,
+    ) -> None:
         """Plan the tasks.
 
         Args:
@@ -71,9 +80,12 @@ class PreparedPairs(Datasource):
             batch_size: Rows of a table.
             preparation: How pictures are fetched and prepared.
             counter: The actor that counts slow rows.
+            block_bytes: Bytes of pixels that the batches of one task have together, if there are batches enough. None:
+                a task has one batch.
         """
         super().__init__()
-        tasks = list(plan_tasks(manifest, batch_size, _MOST_TASKS))
+        batch_bytes = 3 * (preparation.image_size or 1) ** 2 * batch_size
+        tasks = list(plan_tasks(manifest, batch_size, _MOST_TASKS, (block_bytes or 0) // batch_bytes))
         self.is_one_batch_a_task = all(
             len(spans) == 1 and spans[0].rows <= batch_size and spans[0].table is None for spans in tasks
         )
@@ -97,14 +109,20 @@ class PreparedPairs(Datasource):
         return self.tasks
 
 
-def plan_tasks(manifest: Location, batch_size: int, most: int) -> Iterator[tuple[Span, ...]]:
-    """Yield the spans of each task: one batch of a manifest, or several if there would be more than `most` tasks.
+def plan_tasks(manifest: Location, batch_size: int, most: int, longest: int = 1) -> Iterator[tuple[Span, ...]]:
+    """Yield the spans of each task: one batch of a manifest, or several of a long one.
 
     Rows whose pictures are in one row group of a Parquet file are never divided, and small row groups are joined.
+
+    Args:
+        manifest: Folder of parquet files of `MANIFEST_SCHEMA`.
+        batch_size: Rows of a batch.
+        most: Most tasks; a task has as many batches as that takes.
+        longest: Batches of a task that are welcome, since every task costs the driver the same.
     """
     groups = [group for file in list_files(manifest) for group in _read_groups(file)]
     batches = sum(-(-group.rows // batch_size) for group in groups)
-    size = batch_size * -(-batches // most)
+    size = batch_size * max(-(-batches // most), min(longest, batches // _LEAST_TASKS))
     task: list[Span] = []
     for span in chain.from_iterable(_divide(group, size) for group in groups):
         goes_on = bool(task) and span.table is not None and span.table == task[-1].table

@@ -20,7 +20,7 @@ from asap.training.dataset import TrainingSet
 from jobs.corpus import read_corpus
 from jobs.settings import CorpusSettings
 from jobs.train.data.split_index import about_index, read_index, write_index
-from jobs.train.data.stream import measure_pictures
+from jobs.train.data.stream import Decoding, measure_pictures
 from jobs.train.events import OnEvent
 from jobs.train.run_folder.folder import RunFolder
 from jobs.train.settings import TrainSettings
@@ -172,7 +172,7 @@ def _decode_or_measure(
     on_done = _picture_counter(split, corpus.records, progress)
     on_done(0)
     if ingest == "stream":
-        return measure_pictures(corpus.records, image_size, on_done)
+        return measure_pictures(corpus.records, image_size, on_done, Decoding.alone())
     return PictureCache.prepare(corpus.records, image_size, folder.pictures, on_done, read_picture, keep_broken=True)
 
 

@@ -31,6 +31,7 @@ from asap.training.batch import Batch
 from asap.training.dataset import Sample, TrainingSet
 from jobs.cluster import off_idle_head, silence_ray_data
 from jobs.errors import JobFailed
+from jobs.sharing import cpus_of_this_job
 from jobs.train.data.feed import WHOLE, CacheFeed, Feed, Order, make_batch
 from jobs.train.data.prefetch import CPU, Prefetched
 from jobs.train.settings import TrainSettings
@@ -51,26 +52,34 @@ _WHOLE_BLOCKS: dict[str, Any] = {"batch_size": None, "batch_format": "pyarrow", 
 class Decoding:
     """The resources of a pipeline that decodes."""
 
-    tasks: int | None
-    """Number of tasks at the same time in one pipeline; None: as many as there are CPUs."""
+    tasks: int
+    """Number of tasks at the same time in one pipeline."""
     cpus: float = 1.0
     """CPUs that a task reserves. 0 if training holds every CPU: a reservation would then wait for ever."""
 
     @classmethod
     def beside(cls, workers: int, cpus_per_worker: float, tasks: int | None = None) -> Self:
-        """Return the resources of each worker's pipeline: the CPUs that all workers leave free, divided among them.
+        """Return the resources of each worker's pipeline.
+
+        They are the CPUs of the job that all workers leave free, divided among the workers.
 
         Args:
             workers: The number of training workers.
             cpus_per_worker: The CPUs that each of them holds.
             tasks: The number of tasks of each pipeline, if it is not to follow from the free CPUs.
         """
-        free = ray.cluster_resources().get("CPU", 0.0) - workers * cpus_per_worker
+        free = cpus_of_this_job() - workers * cpus_per_worker
         return cls(tasks or max(1, int(free // workers)), max(0.0, min(1.0, free)))
+
+    @classmethod
+    def alone(cls) -> Self:
+        """Return the resources of a pipeline that runs before there are workers: all CPUs of the job."""
+        cpus = cpus_of_this_job()
+        return cls(max(1, int(cpus)), min(1.0, cpus))
 
 
 def measure_pictures(
-    records: Sequence[Record], image_size: int, progress: Callable[[int], None], decoding: Decoding = Decoding(None)
+    records: Sequence[Record], image_size: int, progress: Callable[[int], None], decoding: Decoding
 ) -> PictureSizes:
     """Decode every picture once, anywhere in the cluster, and keep its size and whether it is broken.
 

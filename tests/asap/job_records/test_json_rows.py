@@ -8,11 +8,12 @@ from typing import Any
 
 import duckdb
 import pandas as pd
+import pyarrow as pa
 import pytest
 
-from asap.job_records.json_rows import read_metadata, row_json
+from asap.job_records.json_rows import json_lines, read_metadata, row_json
 from asap.storage.location import Location
-from jobs.scan.output.summary import write_lists
+from jobs.scan.output.parts import write_lists
 from tests.support.job_folders import failed, scored, write_scan
 
 
@@ -86,6 +87,35 @@ def test_a_row_is_one_line_for_every_reader() -> None:
     line = row_json({"text": text, "metadata": json.dumps({"note": text}, ensure_ascii=False)})
     assert len(line.decode().splitlines()) == 1
     assert _strictly(line) == {"text": text, "metadata": {"note": text}}
+
+
+def test_many_rows_have_the_lines_that_each_of_them_has_alone() -> None:
+    nan = float("nan")
+    whole = {
+        "row_id": 2**62, "text": 'a "quoted"\ttext\nof\u2028 lines é 😀', "score": 0.1, "flag": True,
+        "tags": ["a", None], "types": {"a%s": 1e-7, "b": None}, "words": [{"word": "x\x85", "score": 1e22}, None],
+        "metadata": '{"a": 1.0}',
+    }  # fmt: skip
+    rows = [
+        whole,
+        {"row_id": 0},
+        {"row_id": -1, "score": nan, "types": {"a%s": nan, "b": 1.0}, "words": [], "tags": []},
+        whole | {"metadata": "no JSON", "words": [{"word": None, "score": nan}], "flag": False, "score": -0.0},
+    ]
+    kinds = pa.schema(
+        [
+            ("row_id", pa.int64()), ("text", pa.string()), ("score", pa.float32()), ("flag", pa.bool_()),
+            ("tags", pa.list_(pa.string())), ("types", pa.struct([("a%s", pa.float32()), ("b", pa.float64())])),
+            ("words", pa.list_(pa.struct([("word", pa.string()), ("score", pa.float32())]))),
+            ("metadata", pa.string()), ("nothing", pa.string()),
+        ]
+    )  # fmt: skip
+    table = pa.Table.from_pylist(rows, kinds)
+    table = pa.concat_tables([table, table.slice(1, 2), table.slice(0, 1)])  # with chunks, offsets and a repetition
+    alone = [{name: value for name, value in row.items() if value is not None} for row in table.to_pylist()]
+    assert json_lines(table) == b"".join(row_json(row) + b"\n" for row in alone)
+    assert json_lines(table.slice(1, 1).drop_columns(["row_id"])) == b"{}\n"
+    assert json_lines(table.slice(0, 0)) == b""
 
 
 def test_the_lists_of_a_scan_have_metadata_as_an_object(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from asap.model.encoders import Attention, AttentionBlock, ConvStem, FusionEncoder, ImageEncoder, TextEncoder
+from asap.preprocessing.images import normalize
 from tests.support.tiny import tiny_config
 
 
@@ -219,3 +220,26 @@ def test_the_stem_halves_the_image_four_times() -> None:
     stem = ConvStem(img_size=64, patch_size=16, in_chans=3, embed_dim=48)
     assert stem(torch.randn(2, 3, 64, 64)).shape == (2, 16, 48)
     assert (stem.num_patches, stem.grid_size) == (16, (4, 4))
+
+
+@pytest.mark.parametrize("embedding", ["linear", "conv"])
+def test_bytes_are_encoded_as_their_normalized_pixels_are_and_no_weight_changes(embedding: str) -> None:
+    encoder = ImageEncoder(tiny_config(patch_embedding=embedding)).eval()
+    before = {name: tensor.clone() for name, tensor in encoder.state_dict().items()}
+    side = tiny_config().image_size
+    pixels = torch.randint(0, 256, (3, side, side, 3), dtype=torch.uint8)
+    pixels[0, :8], pixels[1, :, :8] = 0, 255  # at the border the mean color follows
+    with torch.inference_mode():
+        found, expected = encoder(pixels.permute(0, 3, 1, 2)), encoder(normalize(pixels))
+    torch.testing.assert_close(found, expected, atol=1e-6, rtol=1e-5)
+    assert encoder.state_dict().keys() == before.keys()
+    assert all(torch.equal(tensor, before[name]) for name, tensor in encoder.state_dict().items())
+
+
+def test_texts_of_one_length_need_no_mask() -> None:
+    config = tiny_config()
+    text, fusion = TextEncoder(config).eval(), FusionEncoder(config).eval()
+    ids, image = torch.randint(1, config.vocab_size, (3, 7)), torch.randn(3, 5, config.width)
+    ones = torch.ones_like(ids)
+    same(text(ids, None), text(ids, ones))
+    same(fusion(text(ids, None), None, image)[0], fusion(text(ids, ones), ones, image)[0])

@@ -10,7 +10,14 @@ from tokenizers import Tokenizer, models
 from transformers import PreTrainedTokenizerFast
 
 from asap.errors import AnnotationError, CheckpointError, ConfigError, TextInvalid, TextMissing
-from asap.preprocessing.text import TextCodec, load_tokenizer, pad_batch, train_tokenizer
+from asap.preprocessing.text import (
+    TextCodec,
+    TextReader,
+    load_tokenizer,
+    pad_batch,
+    read_reader_source,
+    train_tokenizer,
+)
 from asap.preprocessing.words import MAX_CHARACTERS, clean_caption, estimate_passes, split_words
 
 CORPUS = [
@@ -414,6 +421,45 @@ def test_a_saved_tokenizer_loads_and_encodes_the_same(tokenizer, tmp_path):
     again = load_tokenizer(tmp_path / "tokenizer")
     text = "the president's $5 café, re-opened by xylophonists"
     assert TextCodec(again).encode(text) == TextCodec(tokenizer).encode(text)
+
+
+def test_a_reader_that_is_made_without_transformers_reads_as_the_codec_does(tokenizer, tmp_path):
+    tokenizer.save_pretrained(tmp_path)
+    loaded = load_tokenizer(tmp_path)
+    loaded.backend_tokenizer.enable_truncation(3)
+    codec = TextCodec(loaded, max_words=10, max_tokens=16)
+    source = read_reader_source(tmp_path, max_words=10, max_tokens=16)
+    assert source == codec.source
+    assert source.reader_id == codec.source.reader_id
+    for text in (*CORPUS, "fullwidth \uff4d\uff49\uff4e\uff49", "$" * 40, " ".join(CORPUS)):
+        assert TextReader(source).read(text) == codec.read(text)
+
+
+def test_readers_of_other_tokenizers_or_limits_have_other_ids(tokenizer, codec):
+    ids = {
+        codec.source.reader_id,
+        TextCodec(tokenizer, max_words=49).source.reader_id,
+        TextCodec(tokenizer, max_tokens=64).source.reader_id,
+        TextCodec(train_tokenizer(CORPUS[:2], 100)).source.reader_id,
+    }
+    assert len(ids) == 4
+    assert TextCodec(tokenizer).source.reader_id == codec.source.reader_id
+
+
+@pytest.mark.parametrize(
+    ("file", "content"),
+    [
+        ("tokenizer_config.json", None), ("tokenizer.json", None), ("tokenizer.json", "{}"),
+        ("tokenizer_config.json", "{}"), ("tokenizer_config.json", '{"cls_token": {"content": "[CLS]"}}'),
+        ("tokenizer_config.json", '{"cls_token": "[FOREIGN]", "pad_token": "[PAD]", "unk_token": "[UNK]"}'),
+    ],
+)  # fmt: skip
+def test_files_that_do_not_say_which_tokenizer_they_make_give_no_source(tokenizer, tmp_path, file, content):
+    tokenizer.save_pretrained(tmp_path)
+    (tmp_path / file).unlink()
+    if content is not None:
+        (tmp_path / file).write_text(content)
+    assert read_reader_source(tmp_path, max_words=50, max_tokens=128) is None
 
 
 def test_truncation_and_padding_saved_with_a_tokenizer_are_ignored(tokenizer, tmp_path):

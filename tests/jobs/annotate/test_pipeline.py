@@ -6,17 +6,19 @@ from typing import Any
 
 import pytest
 
+from asap.errors import ConfigError
 from asap.storage.location import Location
-from jobs.annotate.pipeline import AnnotatePipeline, size_engines
+from jobs.annotate.pipeline import AnnotatePipeline, find_room, size_engines
 from jobs.annotate.settings import AnnotateSettings
 from jobs.annotate.stage import Order
 from jobs.scan.pipeline import StageResources
 
 MODEL = {"engine": "transformers", "source": "m"}
 FILE = {"engine": "precomputed", "source": "f"}
+VLLM = {"engine": "vllm", "source": "m", "vllm": {"gpus": 2}}
 
 
-def _settings(**engines: dict[str, str]) -> AnnotateSettings:
+def _settings(**engines: dict[str, Any]) -> AnnotateSettings:
     return AnnotateSettings(input="/in", out="/out", **engines)  # type: ignore[arg-type]
 
 
@@ -67,6 +69,24 @@ def test_two_models_share_each_gpu_and_a_file_needs_none() -> None:
     assert threads is None
     one, _ = size_engines(_settings(captions=FILE, explanations=MODEL), [8], on_gpu=True)
     assert [each.gpus for each in one] == [0, 1]
+
+
+def test_vllm_has_whole_gpus_of_its_own_and_its_claim_names_all_its_stages() -> None:
+    settings = _settings(captions=VLLM, explanations=MODEL)
+    whole, shared = size_engines(settings, [8], on_gpu=True)[0]
+    assert (whole.cpus, whole.gpus, whole.size, shared.gpus) == (1, 2, None, 1)
+    orders = tuple(Order(engine, Location("/in"), is_last=False) for engine in settings.engines.values())
+    other: dict[str, Any] = {"preparation": None, "known": {}, "writing": None, "prepare": StageResources(0.25)}
+    pipeline = AnnotatePipeline(orders=orders, batch_size=1, describe=(whole, shared), **other)
+    assert [(each.cpus, each.gpus) for each in pipeline.pools] == [(1, 2), (0.25, 0), (0.25, 0), (0.1, 0), (0.5, 1)]
+    alone = pipeline.without_an_engine()
+    assert [[order.has_stages for order in each.orders] for each in alone] == [[True, False], [False, False]]
+
+
+def test_vllm_without_a_gpu_is_refused(ray_here: None) -> None:
+    settings = _settings(captions=VLLM | {"vllm": {}})
+    with pytest.raises(ConfigError, match=r"1 worker with 1 CPU, 1 GPU do not fit .* whole GPUs of its own"):
+        find_room(settings, pytest.fail)
 
 
 def _left_out(**engines: dict[str, str]) -> list[list[str]]:

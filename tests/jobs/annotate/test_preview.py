@@ -95,3 +95,14 @@ def test_a_plan_whose_first_pairs_have_no_text_is_refused(tmp_path: Path) -> Non
     write_corpus(tmp_path / "c", train=[pair(1, text=" ")])
     with endpoint(_good) as (address, _), pytest.raises(JobError, match="the pilot has no text to describe"):
         preview(_settings(tmp_path, address, ("explanations",)))
+
+
+def test_a_plan_counts_what_vllm_would_write_and_does_not_run_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("jobs.descriptions.loading.find_spec", lambda name: name)
+    write_corpus(tmp_path / "c", train=[pair(1), pair(2, "b")])
+    captions = {"engine": "vllm", "source": "some/name"}
+    found = preview(AnnotateSettings(input=str(tmp_path / "c"), out=str(tmp_path / "out"), captions=captions))  # type: ignore[arg-type]
+    assert (found.distinct, found.pilots, found.untried) == ({"caption": 2}, {}, ["caption"])
+    assert "captions: a plan does not run vLLM" in " ".join(_shown(found).split())

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
+import re
+import signal
+import threading
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -21,6 +25,7 @@ from jobs.control.restart import annotate_settings
 from jobs.control.result_query import Results, RowFilter, count_errors
 from jobs.errors import JobDiffers
 from jobs.scan.passes import ScanProgress
+from tests.support.description_jobs import write_pairs
 from tests.support.endpoint import Handler, completion, endpoint
 from tests.support.tiny_captioners import WORDS, save_encoder_decoder
 from tests.support.waiting import HANG_S
@@ -154,6 +159,52 @@ def test_a_model_captions_and_a_missing_picture_is_an_error_of_its_row(
     assert (rows[1]["caption"], rows[1]["caption_error"], rows[1]["error_code"]) == (None, "not_found", "not_found")
     assert summary["captions"]["engine"]["model_type"] == "vision-encoder-decoder"
     assert json.loads((tmp_path / "out/captions.json").read_text()) == {"0": rows[0]["caption"]}
+
+
+def _pids_of_stages() -> list[int]:
+    """Return the processes of this job that describe."""
+    import ray
+    from ray._private.state import actors
+
+    job = ray.JobID.from_hex(ray.get_runtime_context().get_job_id())
+    states = [state for state in actors(job_id=job).values() if "DescribeStage" in state["ActorClassName"]]
+    return [state["Pid"] for state in states if state["State"] == "ALIVE"]
+
+
+@pytest.mark.chaos
+@pytest.mark.slow
+def test_a_process_that_is_killed_while_the_endpoint_works_on_its_requests_loses_and_doubles_no_row(
+    ray_here: None, tmp_path: Path
+) -> None:
+    rows, under_way = 12, 4
+    write_pairs(tmp_path, rows)
+    asked: Counter[int] = Counter()
+    is_killed = threading.Event()
+
+    def answer(handler: Handler, body: dict[str, Any]) -> None:
+        found = re.search(r" (\d+)\"$", body["messages"][0]["content"])
+        if found and not is_killed.is_set():  # the text of the trial has no number
+            with handler.server.lock:
+                asked[int(found[1])] += 1
+                is_last = asked.total() == under_way
+            if is_last:
+                for pid in _pids_of_stages():
+                    os.kill(pid, signal.SIGKILL)
+                is_killed.set()
+            assert is_killed.wait(HANG_S)  # what is answered now, nobody hears
+        elif found:
+            with handler.server.lock:
+                asked[int(found[1])] += 1
+        handler.send(200, json.dumps(completion(f"explained {found[1] if found else 'the trial'}")))
+
+    with endpoint(answer) as (address, _):
+        summary = annotate(_settings(tmp_path, address, "explanations", input=str(tmp_path / "pairs.jsonl")))
+    written = _rows(summary["folder"])
+    assert [row["row_id"] for row in written] == list(range(rows))
+    assert [row["explanation"] for row in written] == [f"explained {row}" for row in range(rows)]
+    assert all(row["explanation_is_new"] for row in written)
+    assert set(asked) == set(range(rows))
+    assert set(asked.values()) == {1, 2}, "only what was under way is asked for again"
 
 
 def test_a_wrong_key_is_found_before_a_job_folder_is_written(corpus: Path) -> None:

@@ -9,7 +9,6 @@ import pytest
 from pydantic import ValidationError
 
 from jobs.annotate.settings import AnnotateSettings
-from jobs.descriptions.settings import NO_VLLM
 
 MODEL = {"engine": "transformers", "source": "m"}
 
@@ -44,10 +43,9 @@ def test_texts_are_needed_only_for_explanations() -> None:
         ({}, "neither captions nor explanations are asked for. Give --caption-engine"),
         ({"captions": MODEL | {"kind": "explanation"}}, "captions cannot be made by an engine of the kind"),
         ({"explanations": MODEL | {"kind": "caption"}}, "explanations cannot be made by an engine of the kind"),
-        ({"captions": MODEL | {"engine": "vllm"}}, f"captions cannot be made by the engine vllm here: {NO_VLLM}"),
         (
-            {"explanations": MODEL | {"engine": "vllm"}},
-            f"explanations cannot be made by the engine vllm here: {NO_VLLM}",
+            {"explanations": MODEL | {"engine": "vllm"}, "device": "cpu"},
+            "device is 'cpu', and the engine vllm runs on GPUs only. Give --device auto or cuda",
         ),
         ({"captions": MODEL, "stale_after_s": 3}, "less than two heartbeats"),
     ],

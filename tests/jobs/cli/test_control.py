@@ -297,6 +297,10 @@ def test_the_report_is_written_on_request_and_named(run: Any, job: Location, mon
     assert "has no report yet: its state is completed. Give --rewrite" in err
     assert run("report", job, "--rewrite")[1] == f"{page}\n"
     assert b"decode_failed" in read_bytes(page)
+    assert run("report", job, "--rewrite", "--no-pictures")[0] == 0
+    assert b"The report was made without pictures." in read_bytes(page)
+    assert "--blur and --no-pictures exclude each other" in run("report", job, "--blur", "--no-pictures")[2]
+    assert "--no-pictures changes a report. Add --rewrite." in run("report", job, "--no-pictures")[2]
     assert json.loads(run("report", job, "--json")[1]) == {"report": str(page)}
     opened: list[str] = []
     monkeypatch.setattr("webbrowser.open", lambda address: opened.append(address) or len(opened) == 1)

@@ -61,3 +61,26 @@ def test_a_plan_loads_neither_torch_nor_ray(table: Path) -> None:
     code += f"try: app()\nexcept SystemExit: pass\nprint{loaded.partition('print')[2]}"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.stdout.splitlines()[-1] == "[]", done.stdout + done.stderr
+
+
+def test_a_pilot_forecasts_hours_requests_and_price_of_the_whole_input(table: Path, jpeg: Callable[..., bytes]) -> None:
+    (table.parent / "gone.jpg").write_bytes(jpeg(2))
+    options = ("--pilot", "8", "--machines", "3", "--machine-cpus", "4", "--machine-price", "1.5", "--json")
+    done = _plan(str(table), *options)
+    assert done.returncode == 0, done.stderr
+    document = json.loads(done.stdout)
+    assert document["pilot"]["pairs"] == 2
+    assert document["forecast"]["fleet"] == {
+        "machines": 3, "cpus": 4, "gpus": 0, "machine_price": 1.5, "get_price": 0.0
+    }  # fmt: skip
+    assert document["forecast"]["hours"][0] > 0
+    assert document["forecast"]["price"][0] == pytest.approx(document["forecast"]["hours"][0] * 3 * 1.5)
+    shown = _plan(str(table), "--pilot", "8", "--get-price", "0.4")
+    for words in ("pairs/s", "the CPUs decide", "to prepare it", "hours", "price", "to scan it: asap scan"):
+        assert words in shown.stdout, shown.stdout
+
+
+def test_what_belongs_to_a_pilot_is_refused_without_one(table: Path) -> None:
+    done = _plan(str(table), "--machines", "3")
+    assert done.returncode == 1
+    assert "--machines is for a pilot, and there is none. Add --pilot with a number of pairs." in done.stderr

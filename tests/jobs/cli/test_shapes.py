@@ -18,9 +18,10 @@ import pytest
 from asap.errors import DecodeFailed
 from asap.finding import Finding, Word
 from asap.storage.location import Location
-from jobs.scan.output.summary import write_lists
-from jobs.scan.stages.result_rows import CALLER_COLUMNS, RESULT_SCHEMA, columns_of, result_table, write_table
+from jobs.scan.output.parts import write_lists
+from jobs.scan.stages.result_rows import CALLER_COLUMNS, RESULT_SCHEMA, result_table, write_table
 from serve.schemas import Detection, detection
+from tests.support.finding_rows import columns_of
 from tests.support.job_folders import write_scan
 from tests.support.pictures import draw_jpeg
 

@@ -17,8 +17,8 @@ from jobs.annotate.stage import DescribeStage, Order
 from jobs.descriptions.pinning import content_of, pinned
 from jobs.descriptions.probe import probe
 from jobs.descriptions.settings import DescriptionSettings
-from jobs.scan.stages.caption import CaptionStage
 from jobs.scan.stages.captioners import check_captioner
+from jobs.scan.stages.describe import DescriptionStage
 from tests.support.tiny_captioners import change_weights, save_encoder_decoder
 from tests.support.uploads import upload_folder
 
@@ -107,7 +107,7 @@ def test_a_stage_refuses_a_model_that_was_replaced_since_the_job_began(tmp_path:
     save_encoder_decoder(tmp_path)
     settings = _model(tmp_path)
     began = content_of(settings)
-    CaptionStage(settings, INPUT, "cpu", content=began)
+    DescriptionStage(settings, INPUT, "cpu", content=began)
     DescribeStage(Order(settings, INPUT, "cpu", content=began))
 
     change_weights(tmp_path)
@@ -117,13 +117,13 @@ def test_a_stage_refuses_a_model_that_was_replaced_since_the_job_began(tmp_path:
         f"its files is {found}, and was {began}. Restore it, or choose another folder for the job."
     )
     with pytest.raises(ConfigError) as caught:
-        CaptionStage(settings, INPUT, "cpu", content=began)
+        DescriptionStage(settings, INPUT, "cpu", content=began)
     assert str(caught.value) == sentence
     with pytest.raises(ConfigError) as caught:
         DescribeStage(Order(settings, INPUT, "cpu", content=began))
     assert str(caught.value) == sentence
     # Rows that ended its process are written without it.
-    CaptionStage(settings, INPUT, is_left_out=True, content=began)
+    DescriptionStage(settings, INPUT, is_left_out=True, content=began)
 
 
 def test_a_stage_refuses_a_file_of_captions_that_was_replaced_since_the_job_began(tmp_path: Path) -> None:
@@ -131,7 +131,7 @@ def test_a_stage_refuses_a_file_of_captions_that_was_replaced_since_the_job_bega
     file.write_text(json.dumps({"p": "a man smiles"}))
     settings = DescriptionSettings(engine="precomputed", source=str(file))
     began = check_captioner(settings)
-    CaptionStage(settings, INPUT, content=began)
+    DescriptionStage(settings, INPUT, content=began)
     file.write_text(json.dumps({"p": "a man frowns"}))
     with pytest.raises(ConfigError, match=r"captions\.json has changed, or differs on the machine"):
-        CaptionStage(settings, INPUT, content=began)
+        DescriptionStage(settings, INPUT, content=began)

@@ -27,6 +27,10 @@ ADDRESS = {"address": "https://host/v1"}
         ({"engine": "openai", "endpoint": {"address": "https://host/v1?key=abc"}}, "may hold no secret"),
         ({"engine": "openai", "endpoint": ADDRESS | {"key_env": "sk-0123"}}, "Give the name, not the key"),
         ({"engine": "openai", "endpoint": ADDRESS | {"concurrency": 0}}, "concurrency"),
+        ({"vllm": {"gpus": 2}}, "the engine transformers takes no settings of vLLM"),
+        ({"engine": "vllm", "attention": "eager"}, "the engine vllm chooses its implementation of attention"),
+        ({"engine": "vllm", "vllm": {"gpus": 0}}, "gpus"),
+        ({"engine": "vllm", "vllm": {"options": {"trust_remote_code": True}}}, "vllm.options has 'trust_remote_code'"),
     ],
 )
 def test_settings_that_cannot_work_are_refused(changes: dict[str, Any], sentence: str) -> None:
@@ -50,6 +54,21 @@ def test_how_an_endpoint_is_asked_does_not_decide_what_is_written_but_where_does
     assert identity(concurrency=3, retries=1, deadline_s=9, key_env=None, input_price=2) == first
     assert identity(address="https://other/v1") != first
     assert identity(temperature=1) != first
+
+
+def test_the_options_of_vllm_decide_what_is_written_and_its_gpus_do_not() -> None:
+    def identity(**vllm: Any) -> dict[str, Any]:
+        return DescriptionSettings(engine="vllm", source="m", vllm=vllm).identity()  # type: ignore[arg-type]
+
+    assert identity() == identity(gpus=2)
+    assert identity(options={"quantization": "fp8"}) != identity()
+
+
+@pytest.mark.parametrize(("engine", "gpus"), [({}, 1), ({"vllm": {"gpus": 4}}, 4), ({"engine": "transformers"}, 0)])
+def test_only_vllm_needs_whole_gpus_and_gets_batches_to_make_its_own_of(engine: dict[str, Any], gpus: int) -> None:
+    settings = DescriptionSettings(**({"engine": "vllm", "source": "m"} | engine))
+    assert settings.gpus == gpus
+    assert settings.batches_at_a_time(64) == (8 if gpus else 1)
 
 
 @pytest.mark.parametrize(("concurrency", "batches"), [(1, 2), (64, 2), (65, 3), (4096, 16)])

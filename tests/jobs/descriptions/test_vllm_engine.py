@@ -1,53 +1,129 @@
-"""The rows around vLLM. The engine itself needs a GPU and an extra, and is not run here."""
+"""The stages of vLLM as Ray builds them. vLLM itself needs a GPU and an extra, and is not run here."""
 
 from __future__ import annotations
 
+import json
+import socket
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from asap.errors import ConfigError
-from jobs.descriptions import loading
+from jobs.descriptions import loading, vllm_engine
+from jobs.descriptions.pinning import content_of
 from jobs.descriptions.settings import DescriptionSettings
-from jobs.descriptions.vllm_engine import engine_row, outcome_columns, vllm_stages
+from jobs.descriptions.vllm_engine import Placement, build, engine_row, facts_there, record_of, written_row
+from jobs.descriptions.vllm_rows import ERROR, KNOWN, NOT_ASKED, PICTURE, PROMPT, ROWS
 
 CAPTIONS = DescriptionSettings(engine="vllm", source="m", max_new_tokens=5)
 
 
-def test_a_row_becomes_a_message_with_its_picture_and_keeps_its_other_columns() -> None:
-    row = engine_row(CAPTIONS, {"picture": "data:image/jpeg;base64,AA", "id": 7, "text": None})
+def _folder(tmp_path: Path) -> DescriptionSettings:
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "bert", "architectures": ["BertModel"]}))
+    return CAPTIONS.model_copy(update={"source": str(tmp_path)})
+
+
+def test_a_request_becomes_a_message_with_its_picture_and_has_no_error() -> None:
+    row = engine_row(CAPTIONS, {PICTURE: b"\0\0", PROMPT: "Say it", ROWS: b"r", KNOWN: None})
     image, prompt = row["messages"][0]["content"]
-    assert image["image_url"]["url"] == "data:image/jpeg;base64,AA"
-    assert prompt["text"] == "Give the caption of this picture"
+    assert image["image_url"]["url"] == "data:image/jpeg;base64,AAA="
+    assert prompt["text"] == "Say it"
     assert row["sampling_params"] == {"temperature": 0.0, "max_tokens": 5}
-    assert row["asked"] == {"id": 7, "text": None}
+    assert (row[ERROR], row[PICTURE]) == ("", None)
 
 
 def test_a_text_to_explain_is_a_message_without_parts() -> None:
-    row = engine_row(CAPTIONS.model_copy(update={"kind": "explanation", "prompt": "Why? {text}"}), {"text": "a {x}"})
+    row = engine_row(CAPTIONS, {PICTURE: None, PROMPT: "Why? a {x}"})
     assert row["messages"] == [{"role": "user", "content": "Why? a {x}"}]
 
 
-@pytest.mark.parametrize(
-    ("written", "outcome"),
-    [
-        ({"generated_text": " a man ", "num_input_tokens": 9, "num_generated_tokens": 3}, ("a man", False, None, 9, 3)),
-        ({"generated_text": "a man in", "num_generated_tokens": 5}, ("a man in", True, None, 0, 5)),
-        ({"generated_text": "", "num_generated_tokens": 1}, (None, False, "empty", 0, 1)),
-        ({"__inference_error__": "ValueError: too\nlong"}, (None, False, "model_error", 0, 0)),
-        ({"__inference_error__": "OutOfMemoryError: CUDA"}, (None, False, "out_of_memory", 0, 0)),
-    ],
-)
-def test_what_came_out_is_a_description_or_a_failure_of_a_kind(
-    written: dict[str, Any], outcome: tuple[Any, ...]
+def test_a_row_that_asks_nothing_has_an_error_that_makes_the_stages_pass_over_it() -> None:
+    row = engine_row(CAPTIONS, {PICTURE: None, PROMPT: None})
+    assert row == {"messages": None, "sampling_params": None, ERROR: NOT_ASKED}
+
+
+def test_only_what_the_job_needs_is_kept_of_a_row_that_was_described() -> None:
+    row = {ROWS: b"r", KNOWN: None, "generated_text": "a", "num_input_tokens": 1, "num_generated_tokens": 1, "x": 0}
+    assert written_row(row) == {name: value for name, value in row.items() if name != "x"}
+
+
+@pytest.mark.slow
+def test_ray_builds_stages_for_pictures_and_templates_on_parts_of_a_cpu_and_for_the_model_on_whole_gpus(
+    ray_here: None, tmp_path: Path
 ) -> None:
-    row = outcome_columns(CAPTIONS, {"asked": {"id": 7}} | written)
-    assert tuple(row[name] for name in ("description", "is_cut", "failure", "input_tokens", "output_tokens")) == outcome
-    assert row["id"] == 7
-    assert (row["failure"] is None) is (row["failure_detail"] is None)
+    settings = _folder(tmp_path).model_copy(update={"vllm": _vllm(gpus=2), "dtype": "bfloat16"})
+    stages = build(settings, Placement(batch_size=64)).stages
+    assert list(stages) == ["PrepareMultimodalStage", "ChatTemplateStage", "vLLMEngineStage"]
+    options = {name: stage.get_dataset_map_batches_kwargs(64, "__data") for name, stage in stages.items()}
+    assert [options[name].get("num_cpus") for name in list(stages)[:2]] == [0.25, 0.25]
+    engine = options["vLLMEngineStage"]
+    assert (engine["num_gpus"], engine["max_concurrency"], engine["batch_size"]) == (2, 8, 64)
+    given = engine["fn_constructor_kwargs"]
+    assert (given["model"], given["should_continue_on_error"]) == (str(tmp_path), True)
+    arguments = {name: value for name, value in given["engine_kwargs"].items() if name != "task_type"}
+    assert arguments == {
+        "seed": 0, "dtype": "bfloat16", "load_format": "safetensors", "trust_remote_code": False, "max_model_len": 4096,
+        "limit_mm_per_prompt": {"image": 1}, "tensor_parallel_size": 2, "distributed_executor_backend": "mp",
+    }  # fmt: skip
+
+    explainer = settings.model_copy(update={"kind": "explanation", "vllm": None, "dtype": None})
+    alone = build(explainer, Placement(batch_size=1, is_one_at_a_time=True)).stages
+    assert list(alone) == ["ChatTemplateStage", "vLLMEngineStage"]
+    engine = alone["vLLMEngineStage"].get_dataset_map_batches_kwargs(1, "__data")
+    assert (engine["num_gpus"], engine["max_concurrency"]) == (1, 1)
+    assert "limit_mm_per_prompt" not in engine["fn_constructor_kwargs"]["engine_kwargs"]
 
 
-def test_vllm_that_is_not_installed_names_its_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+class _Stage:
+    """A class of a stage that notes with what it was made."""
+
+    def __init__(self, **kwargs: Any) -> None:
+        self.kwargs = kwargs
+
+
+def test_each_process_loads_the_commit_of_a_model_on_the_hub(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(vllm_engine, "hub_folder", lambda name, revision: f"/hub/{name}/{revision}")
+    settings = CAPTIONS.model_copy(update={"source": "some/name", "revision": "0123abc"})
+    stage = vllm_engine._pinned_class(_Stage, settings, None)
+    assert stage.__name__ == "_Stage"
+    made = stage(model="some/name", model_config_kwargs={"model": "some/name", "dtype": "float32"}, data_column="d")
+    place = "/hub/some/name/0123abc"
+    assert made.kwargs == {
+        "model": place, "model_config_kwargs": {"model": place, "dtype": "float32"}, "data_column": "d",
+    }  # fmt: skip
+
+
+def test_a_process_refuses_a_folder_that_was_replaced_since_the_job_began(tmp_path: Path) -> None:
+    settings = _folder(tmp_path)
+    began = content_of(settings)
+    assert vllm_engine._pinned_class(_Stage, settings, began)(model=str(tmp_path)).kwargs == {"model": str(tmp_path)}
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(ConfigError, match=rf"{tmp_path} has changed, or differs on the machine {socket.gethostname()}"):
+        vllm_engine._pinned_class(_Stage, settings, began)(model=str(tmp_path))
+
+
+def test_a_machine_says_what_it_has_or_why_the_engine_cannot_be_used_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = _folder(tmp_path)
+    here = {"machine": socket.gethostname()}
     monkeypatch.setattr(loading, "find_spec", lambda name: None)
-    with pytest.raises(ConfigError, match=r"pip install 'asap-ray\[vllm\]'"):
-        vllm_stages(CAPTIONS)
+    missing = "the engine vllm is not installed. Install the extra: pip install 'asap-ray[vllm]'."
+    assert facts_there(settings.model_dump()) == here | {"error": missing}
+    monkeypatch.setattr(loading, "find_spec", lambda name: name)
+    assert facts_there(settings.model_dump()) == here | {"content": content_of(settings)}
+    on_hub = CAPTIONS.model_copy(update={"source": "some/name"})
+    monkeypatch.setattr(vllm_engine, "find_commit", lambda name, revision: f"{name} at {revision}")
+    assert facts_there(on_hub.model_dump()) == here | {"revision": "some/name at main"}
+
+
+def test_the_record_has_what_decides_the_descriptions() -> None:
+    record = record_of(CAPTIONS.model_copy(update={"vllm": _vllm(gpus=2)}))
+    assert record["prompt"] == "Give the caption of this picture"
+    assert (record["gpus"], record["options"], record["temperature"]) == (2, {"max_model_len": 4096}, 0.0)
+
+
+def _vllm(**changes: Any) -> Any:
+    values = {"engine": "vllm", "source": "m", "vllm": {"options": {"max_model_len": 4096}} | changes}
+    return DescriptionSettings(**values).vllm

@@ -360,7 +360,7 @@ def test_workers_follow_a_cluster_unless_their_number_is_given(
 def test_workers_of_a_given_number_are_claimed_together(settings: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     machines(monkeypatch, {"CPU": 0}, {"CPU": 4, "GPU": 2}, {"CPU": 4, "GPU": 2})
     three = module.worker_pool(settings(address="auto", workers=3, device="cuda")).claim
-    assert three == Claim({"CPU": 3, "GPU": 3}, {"CPU": 3, "GPU": 3}, is_at_work=True)
+    assert three == Claim.of_workers([{"CPU": 1, "GPU": 1}] * 3, is_at_work=True)
     grows = module.worker_pool(settings(address="auto", device="cuda")).claim
     assert grows == Claim({"CPU": 1, "GPU": 1}, {"CPU": math.inf, "GPU": math.inf})
 

@@ -10,7 +10,16 @@ import numpy as np
 import pytest
 
 from asap.corpus.reader import read_split
-from asap.errors import AnnotationError, AsapError, CorpusError, DecodeFailed, PrecisionNotShown, ScoreNotFinite
+from asap.errors import (
+    AnnotationError,
+    AsapError,
+    CheckpointError,
+    ConfigError,
+    CorpusError,
+    DecodeFailed,
+    PrecisionNotShown,
+    ScoreNotFinite,
+)
 from asap.finding import Finding, Pair
 from asap.labels import TYPES, types_of
 from asap.model.config import ModelConfig
@@ -20,8 +29,12 @@ from asap.storage.files import read_bytes
 from asap.storage.location import Location
 from asap.weights.model_folder import load_folder, model_id
 from jobs.policy import calibrate as module
-from jobs.policy.calibrate import Calibrated, calibrate, draw_pairs, score_records
+from jobs.policy import on_cluster
+from jobs.policy.calibrate import Calibrated, calibrate, draw_pairs
+from jobs.policy.on_cluster import score_on_cluster
+from jobs.policy.scores import score_records, score_split
 from jobs.policy.settings import CalibrateSettings
+from jobs.sharing import Claim, held_share
 from tests.support.uploads import upload_folder
 
 PAIRS = 2400
@@ -106,13 +119,67 @@ def _settings(source: Path, folder: Path, **changes: Any) -> CalibrateSettings:
 # Counting.
 
 
+def _real_corpus(folder: Path, jpeg: Callable[..., bytes]) -> Path:
+    """Write a corpus of six pairs with pictures, one of which has a long text."""
+    records = [_record(number, text="one two " * (40 if number == 1 else 2)) for number in range(6)]
+    corpus = _write_corpus(folder / "corpus", records)
+    for number in range(6):
+        (corpus / f"{number}.jpg").write_bytes(jpeg(number))
+    return corpus
+
+
+def test_a_machine_of_a_cluster_gives_the_scores_of_this_one_and_only_it_is_claimed(
+    ray_here: None, tmp_path: Path, jpeg: Callable[..., bytes], model_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    corpus = _real_corpus(tmp_path, jpeg)
+    records = read_split(corpus, "val")
+    settings = _settings(corpus, model_folder, address="the Ray of the tests", device="cpu", batch_size=2)
+    counts: list[tuple[int, int]] = []
+    claims: list[Claim] = []
+
+    def await_and_note(*arguments: Any) -> None:
+        share = held_share()
+        assert share is not None
+        claims.append(share.claim)
+        wait(*arguments)
+
+    wait = on_cluster._await
+    monkeypatch.setattr(on_cluster, "_await", await_and_note)
+    found = score_on_cluster(settings, model_folder, records, lambda *now: counts.append(now), pytest.fail)
+    expected = score_split(Predictor.from_folder(model_folder, "cpu", batch_size=2), records, 0.0, lambda *_: None)
+    for field in dataclasses.fields(found.scores):
+        there, here = getattr(found.scores, field.name), getattr(expected.scores, field.name)
+        if isinstance(here, np.ndarray):  # another number of threads rounds otherwise
+            np.testing.assert_allclose(there, here, atol=1e-6)
+        else:
+            assert there == here
+    assert dataclasses.replace(found, scores=expected.scores) == expected
+    assert claims == [Claim({"CPU": 2.0}, {"CPU": 2.0}, is_at_work=True)]
+    assert held_share() is None
+    # What the worker raises is raised here, and another model there is noticed.
+    (corpus / "3.jpg").write_bytes(b"no picture")
+    strict = settings.model_copy(update={"max_failed_share": 0.0})
+    with pytest.raises(CorpusError, match="1 of 6 pairs cannot be scored"):
+        score_on_cluster(strict, model_folder, records, lambda *_: None, pytest.fail)
+    monkeypatch.setattr(on_cluster, "model_id", lambda _: "another@0")
+    with pytest.raises(CheckpointError, match=r"differs on this machine: it is .*, and was another@0"):
+        score_on_cluster(settings, model_folder, records, lambda *_: None, pytest.fail)
+
+
+def test_a_calibration_that_its_cluster_can_never_hold_is_refused(
+    ray_here: None, tmp_path: Path, jpeg: Callable[..., bytes], model_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = _settings(_real_corpus(tmp_path, jpeg), model_folder, address="the Ray of the tests", device="cuda")
+    monkeypatch.setattr("jobs.cluster.node_types", list)
+    with pytest.raises(ConfigError, match="no machine of the cluster holds 1 worker with 1 GPU"):
+        calibrate(settings)
+
+
 def test_every_pair_is_scored_as_in_a_scan_and_counted_by_its_labels(
     tmp_path: Path, jpeg: Callable[..., bytes], model_folder: Path
 ) -> None:
+    corpus = _real_corpus(tmp_path, jpeg)
     records = [_record(number, text="one two " * (40 if number == 1 else 2)) for number in range(6)]
-    corpus = _write_corpus(tmp_path / "corpus", records)
-    for number in range(6):
-        (corpus / f"{number}.jpg").write_bytes(jpeg(number))
     predictor = Predictor.from_folder(model_folder, "cpu", batch_size=2)
     counts: list[tuple[int, int]] = []
     scores = score_records(predictor, read_split(corpus, "val"), 0.0, lambda *now: counts.append(now))
@@ -459,7 +526,7 @@ def test_errors_in_the_command_are_raised_before_the_scoring(
     def never(*args: object) -> None:
         raise AssertionError("pairs were scored")
 
-    monkeypatch.setattr(module, "score_records", never)
+    monkeypatch.setattr(module, "score_split", never)
     (tmp_path / "thesis.txt").write_text("x")
     options = {name: value.replace("{tmp}", str(tmp_path)) for name, value in changes.items()}
     with pytest.raises(AsapError, match=reason) as caught:

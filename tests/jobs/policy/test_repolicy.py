@@ -32,7 +32,8 @@ from jobs.scan.output.job_folder import Job, check_resumable
 from jobs.scan.output.summary import write_outcome
 from jobs.scan.run import scan
 from jobs.scan.settings import ScanSettings
-from jobs.scan.stages.result_rows import RESULT_SCHEMA, columns_of, failure, result_table
+from jobs.scan.stages.result_rows import RESULT_SCHEMA, failure, result_table
+from tests.support.finding_rows import columns_of
 from tests.support.waiting import HANG_S
 
 BEFORE = Policy(manipulated=0.5, review=0.5)
@@ -105,7 +106,7 @@ def _finished_job(folder: Location, table: pa.Table, model_id: str) -> Location:
         "policy_id": BEFORE.policy_id, "identity": {"model_id": model_id, "policy_id": BEFORE.policy_id},
         "pairs_per_s": 5.0,
     }  # fmt: skip
-    record |= {"counts": write_outcome(folder, record)}
+    record |= {"counts": write_outcome(folder, record).counts}
     write_bytes(folder / "job.json", json.dumps(record).encode())
     write_bytes(folder / "_SUCCESS", b"")
     return folder
@@ -341,12 +342,12 @@ def _stop_at(monkeypatch: pytest.MonkeyPatch, number: int, *, done: bool) -> lis
     numbers = itertools.count(1)  # copies run in parallel, and each gets its own number
 
     def wrap(name: str, real: Callable[..., Any]) -> Callable[..., Any]:
-        def step(*args: Any) -> Any:
+        def step(*args: Any, **named: Any) -> Any:
             steps.append(name)
             is_the_one = next(numbers) == number
             if is_the_one and not done:
                 raise _Stopped
-            result = real(*args)
+            result = real(*args, **named)
             if is_the_one:
                 raise _Stopped
             return result
@@ -421,7 +422,7 @@ def test_a_job_that_was_stopped_between_two_policies_can_be_given_a_third(
     assert len((read_record(folder) or {})["former_policies"]) == 2
 
 
-def _raise_stopped(*args: object) -> None:
+def _raise_stopped(*args: object, **named: object) -> None:
     raise _Stopped
 
 

@@ -6,8 +6,7 @@ import base64
 import json
 import math
 import re
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -20,13 +19,11 @@ from pydantic import ValidationError
 from asap.errors import ConfigError
 from asap.finding import Pair
 from asap.predictor import Predictor
-from jobs.descriptions.settings import NO_VLLM
 from jobs.errors import JobDiffers
 from jobs.scan import captioning
 from jobs.scan.run import scan
 from jobs.scan.settings import ScanSettings
 from jobs.sharing import NOTHING, Claim, Share, held_share
-from tests.support.deadly import DeadlyCaptioner
 from tests.support.description_jobs import flagging
 from tests.support.endpoint import Handler, completion, endpoint
 from tests.support.pictures import CAPTIONS
@@ -103,8 +100,9 @@ def test_a_job_on_a_cluster_holds_one_share_from_the_trial_to_the_last_pass(
         # The test's Ray stands for the cluster: what runs in this process is joined, whatever the address.
         settings = settings.model_copy(update={"address": "the Ray of the tests"})
         assert [row["caption"] for row in _rows(scan(settings))] == ["a crowd"] * 4
-    room = Claim({"CPU": 1.1, "GPU": 0}, {"CPU": 1.1, "GPU": 0})  # what is waited for
-    work = Claim({"CPU": 1.1, "GPU": 0}, {"CPU": math.inf, "GPU": 0}, is_at_work=True)
+    room = Claim.of_workers([{"CPU": 0.75}, {"CPU": 0.35}], is_at_work=False)  # what is waited for
+    stages = [{"CPU": cpus, "GPU": 0} for cpus in (0.25, 0.1, 0.75)]
+    work = Claim.of_workers(stages, {"CPU": math.inf, "GPU": 0}, is_at_work=True)
     # The share is made once, and asks for nothing before the machines are known and after the last row.
     assert claims == [NOTHING, room, room, work, NOTHING]
     assert held_share() is None
@@ -195,23 +193,10 @@ def test_flagged_pairs_are_captioned_after_they_are_judged_and_a_failure_is_a_fi
     assert (folder / "_SUCCESS").exists()
 
 
-@pytest.fixture
-def deadly_captioner(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    from ray import cloudpickle
-
-    from jobs.scan import pipeline
-
-    cloudpickle.register_pickle_by_value(sys.modules[DeadlyCaptioner.__module__])
-    monkeypatch.setattr(pipeline, "CaptionStage", DeadlyCaptioner)
-    monkeypatch.setattr(pipeline, "TRIES", 2)
-    yield
-    cloudpickle.unregister_pickle_by_value(sys.modules[DeadlyCaptioner.__module__])
-
-
 @pytest.mark.chaos
 @pytest.mark.slow
 def test_a_captioner_that_is_killed_loses_and_doubles_no_row_and_takes_no_verdict(
-    ray_here: None, deadly_captioner: None, tmp_path: Path, jpeg: Callable[..., bytes], model_folder: Path
+    ray_here: None, deadly_describer: None, tmp_path: Path, jpeg: Callable[..., bytes], model_folder: Path
 ) -> None:
     lines = []
     for row in range(8):
@@ -257,7 +242,7 @@ def test_a_missing_key_is_found_with_the_rest_of_the_command(
 @pytest.mark.parametrize(
     ("captions", "sentence"),
     [
-        ({"engine": "vllm", "source": "m"}, f"a scan cannot run the engine vllm: {NO_VLLM}"),
+        ({"engine": "vllm", "source": "m"}, "device is 'cpu', and the engine vllm runs on GPUs only"),
         (
             {"engine": "transformers", "source": "m", "kind": "explanation"},
             "captions cannot be made by an engine of the kind",
@@ -266,7 +251,7 @@ def test_a_missing_key_is_found_with_the_rest_of_the_command(
 )
 def test_an_engine_that_a_scan_cannot_run_is_refused(captions: dict[str, str], sentence: str) -> None:
     with pytest.raises(ValidationError, match=re.escape(sentence)):
-        ScanSettings(input="/a.csv", out="/out", captions=captions)  # type: ignore[arg-type]
+        ScanSettings(input="/a.csv", out="/out", device="cpu", captions=captions)  # type: ignore[arg-type]
 
 
 def test_flagged_pairs_cannot_be_captioned_without_a_captioner() -> None:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +17,6 @@ from jobs.scan import captioning
 from jobs.scan.passes import ScanProgress
 from jobs.scan.run import scan
 from jobs.scan.settings import ScanSettings
-from tests.support.deadly import DeadlyCaptioner
 from tests.support.description_jobs import flagging, write_pairs
 from tests.support.endpoint import Handler, completion, endpoint, refuse, respond
 from tests.support.pictures import draw_jpeg
@@ -73,7 +70,7 @@ class _Endpoint:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("pairs", ["all", "flagged"])
+@pytest.mark.parametrize("pairs", [pytest.param("all", marks=pytest.mark.drill), "flagged"])
 def test_texts_are_explained_beside_the_captions_and_a_fault_takes_neither_verdict_nor_caption(
     ray_here: None, tmp_path: Path, model_folder: Path, pairs: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -129,7 +126,7 @@ def test_texts_are_explained_beside_the_captions_and_a_fault_takes_neither_verdi
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("pairs", ["all", "flagged"])
+@pytest.mark.parametrize("pairs", ["all", pytest.param("flagged", marks=pytest.mark.drill)])
 def test_explanations_from_a_file_need_no_captioner_and_a_pair_without_a_text_has_none(
     ray_here: None, tmp_path: Path, model_folder: Path, pairs: str
 ) -> None:
@@ -149,24 +146,11 @@ def test_explanations_from_a_file_need_no_captioner_and_a_pair_without_a_text_ha
     assert "captioner" not in record
 
 
-@pytest.fixture
-def deadly_explainer(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    from ray import cloudpickle
-
-    from jobs.scan import pipeline
-
-    cloudpickle.register_pickle_by_value(sys.modules[DeadlyCaptioner.__module__])
-    monkeypatch.setattr(pipeline, "CaptionStage", DeadlyCaptioner)
-    monkeypatch.setattr(pipeline, "TRIES", 2)
-    yield
-    cloudpickle.unregister_pickle_by_value(sys.modules[DeadlyCaptioner.__module__])
-
-
 @pytest.mark.chaos
 @pytest.mark.slow
-@pytest.mark.parametrize("pairs", ["all", "flagged"])
+@pytest.mark.parametrize("pairs", [pytest.param("all", marks=pytest.mark.drill), "flagged"])
 def test_an_explainer_that_is_killed_loses_and_doubles_no_row_and_takes_no_verdict(
-    ray_here: None, deadly_explainer: None, tmp_path: Path, model_folder: Path, pairs: str
+    ray_here: None, deadly_describer: None, tmp_path: Path, model_folder: Path, pairs: str
 ) -> None:
     lines = []
     for row in range(8):
@@ -206,13 +190,13 @@ def test_a_wrong_key_of_the_explainer_is_found_before_a_job_folder_is_written(
     ("explanations", "sentence"),
     [
         ({"engine": "transformers", "source": "m", "kind": "caption"}, "explanations cannot be made by an engine of"),
-        ({"engine": "vllm", "source": "m"}, "a scan cannot run the engine vllm: vLLM is an optional extra"),
+        ({"engine": "vllm", "source": "m"}, "device is 'cpu', and the engine vllm runs on GPUs only"),
         ({"engine": "transformers", "source": "m", "prompt": "Why?"}, "the prompt has no {text}"),
     ],
 )
 def test_an_explainer_that_a_scan_cannot_run_is_refused(explanations: dict[str, str], sentence: str) -> None:
     with pytest.raises(ValidationError, match=sentence):
-        ScanSettings(input="/a.csv", out="/out", explanations=explanations)  # type: ignore[arg-type]
+        ScanSettings(input="/a.csv", out="/out", device="cpu", explanations=explanations)  # type: ignore[arg-type]
 
 
 def test_explanations_are_part_of_what_decides_the_rows_and_a_scan_without_them_resumes_as_before() -> None:

@@ -69,7 +69,7 @@ def test_on_a_cluster_a_task_asks_for_little_and_all_of_them_keep_to_the_share(f
     inside = ray.remote(num_cpus=0)(_Inside).remote()
     with shared() as share:
         other = Claim({"CPU": 1.5}, {"CPU": 1.5})
-        ray.get(ray.get_actor("claims", "asap").claim.remote("another", other, {"CPU": 2}))
+        ray.get(ray.get_actor("claims", "asap").claim.remote("another", other))
         run_on_files(_meet, inside, iter(files))
         assert share.resources["CPU"] == pytest.approx(0.5)
         ray.get(ray.get_actor("claims", "asap").release.remote("another"))

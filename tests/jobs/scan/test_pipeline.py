@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from asap.errors import ConfigError
 from jobs.descriptions.settings import DescriptionSettings
-from jobs.scan.pipeline import Shares, StageResources, size_pipeline, size_stages
+from jobs.scan.pipeline import Describer, Shares, StageResources, find_room, size_pipeline, size_stages
 from jobs.scan.settings import ScanSettings
 
 MODEL = {"engine": "transformers", "source": "m"}
+VLLM = {"engine": "vllm", "source": "m", "vllm": {"gpus": 2}}
 ENDPOINT = {"engine": "openai", "source": "m", "endpoint": {"address": "http://host/v1"}}
 
 
@@ -44,6 +46,23 @@ def test_a_captioner_and_an_explainer_share_what_one_of_them_would_have(cpus: in
     assert sum(stage.cpus for stage in sized.describe.values()) == pytest.approx(alone.describe["caption"].cpus)
     assert sized.detect == alone.detect
     assert sized.describe_threads == max(1, cpus // 4)
+
+
+def test_vllm_has_whole_gpus_beside_those_of_the_detectors() -> None:
+    settings = ScanSettings(input="/a.csv", out="/out", captions=VLLM)  # type: ignore[arg-type]
+    sized = size_stages(settings, _both(VLLM, MODEL), [8], on_gpu=True)
+    assert settings.needs_gpu
+    assert (sized.describe["caption"].cpus, sized.describe["caption"].gpus) == (1, 2)
+    assert (sized.describe["explanation"].gpus, sized.detect.gpus) == (0.5, 0.5)
+    one = Describer(settings.describers["caption"], sized.describe["caption"])
+    assert [(each.cpus, each.gpus) for each in one.pools] == [(1, 2), (0.25, 0), (0.25, 0), (0.1, 0)]
+    assert replace(one, is_left_out=True).pools == (one.resources,)
+
+
+def test_vllm_without_a_gpu_is_refused(ray_here: None) -> None:
+    settings = ScanSettings(input="/a.csv", out="/out", captions=VLLM)  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match=r"1 worker with 1 CPU, 2 GPUs do not fit .* whole GPUs of its own"):
+        find_room(settings, settings.describers, pytest.fail)
 
 
 def test_an_explainer_at_an_endpoint_takes_nothing_from_a_captioner_with_a_model() -> None:
@@ -170,6 +189,20 @@ def test_a_captioner_that_takes_many_batches_with_it_may_lose_as_many(monkeypatc
     assert pipeline.lost_batches >= 8 * 2 * pipeline.describers[0].resources.at_a_time, (
         "two batches wait for each that is described"
     )
+
+
+def test_a_detector_with_a_gpu_stages_a_batch_beside_another_and_a_lone_row_has_it_alone(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    machine = {"CPU": 8.0, "GPU": 1.0}
+    monkeypatch.setattr("ray.nodes", lambda: [{"Alive": True, "Resources": machine}])
+    monkeypatch.setattr("jobs.scan.pipeline.wait_until_free", lambda *_, **__: None)
+    pipeline = size_pipeline(ScanSettings(input="a.jsonl", out="out"), "demo", 32, 100)
+    assert pipeline.detect.at_a_time == 2
+    assert pipeline.lost_batches >= 8 * 2 * 2
+    alone = pipeline.one_row_at_a_time()
+    assert (alone.detect.at_a_time, alone.detect.ahead) == (1, 1)
+    assert _sized(None, on_gpu=False).detect.at_a_time == 1
 
 
 @pytest.mark.parametrize("with_captions", [False, True])

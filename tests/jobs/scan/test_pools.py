@@ -159,7 +159,7 @@ def _check_that_it_follows(processes: Callable[[], int]) -> None:
     rest = Claim({"CPU": 1.4}, {"CPU": 1.4})
 
     def is_alone() -> bool:
-        ray.get(claims.claim.remote("another", rest, {"CPU": 2}))
+        ray.get(claims.claim.remote("another", rest))
         return processes() == 1
 
     wait_until(is_alone)

@@ -38,7 +38,7 @@ from jobs.descriptions.settings import DescriptionSettings
 from jobs.errors import InputNotFound, InputUnfamiliar, JobDiffers, JobError, JobFailed
 from jobs.scan import passes
 from jobs.scan import run as run_module
-from jobs.scan.input.manifest import ManifestRow, write_manifest
+from jobs.scan.input.manifest import ManifestRow, row_tables, write_manifest
 from jobs.scan.output.completeness import count_rows, repair_results
 from jobs.scan.output.job_folder import Job
 from jobs.scan.passes import ScanProgress, check_results, watched
@@ -308,9 +308,11 @@ def test_models_run_on_the_gpus_that_ray_counts_in_batches_as_large_as_blocks(
 
 @pytest.mark.chaos
 @pytest.mark.slow
+@pytest.mark.parametrize("tasks", [100, 2], ids=["blocks of one batch", "blocks of several batches"])
 def test_rows_that_end_every_process_become_errors_and_no_other_row_is_lost(
-    ray_here: None, deadly: None, corpus: Path, model_folder: Path
+    ray_here: None, deadly: None, monkeypatch: pytest.MonkeyPatch, corpus: Path, model_folder: Path, tasks: int
 ) -> None:
+    monkeypatch.setattr("jobs.scan.stages.read._LEAST_TASKS", tasks)
     records = [{"id": number, "image": f"images/{number % 4}.jpg", "text": "A team"} for number in range(24)]
     records[5]["text"] = "this is poison"
     (corpus / "b.jsonl").write_text("\n".join(map(json.dumps, records)))
@@ -491,7 +493,7 @@ def test_a_sample_is_taken_of_a_large_input_by_a_model_that_knows_its_own(
 
 
 def test_a_manifest_that_lost_rows_after_it_was_written_fails_the_job(corpus: Path) -> None:
-    write_manifest((ManifestRow(row_id=number, custom_id=str(number)) for number in range(5)), Location(str(corpus)))
+    write_manifest(row_tables(ManifestRow(row_id=n, custom_id=str(n)) for n in range(5)), Location(str(corpus)))
     check_manifest(Location(str(corpus)), 5)
     with pytest.raises(JobFailed, match=r"holds 5 rows, but 7 were written.*Choose another folder"):
         check_manifest(Location(str(corpus)), 7)
@@ -513,7 +515,7 @@ def test_a_lost_counter_does_not_stop_the_job(corpus: Path, monkeypatch: pytest.
 
 
 def test_results_with_fewer_rows_than_the_manifest_fail_the_job(corpus: Path) -> None:
-    write_manifest((ManifestRow(row_id=number, custom_id=str(number)) for number in range(5)), Location(str(corpus)))
+    write_manifest(row_tables(ManifestRow(row_id=n, custom_id=str(n)) for n in range(5)), Location(str(corpus)))
     check_results(Location(str(corpus)), 5)
     with pytest.raises(JobFailed, match=r"holds 5 rows, but the manifest was written with 7"):
         check_results(Location(str(corpus)), 7)

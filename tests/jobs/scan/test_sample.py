@@ -9,7 +9,7 @@ import pytest
 from asap.limits import Limits
 from asap.storage.location import Location
 from jobs.scan.input import manifest as manifest_module
-from jobs.scan.input.manifest import ManifestRow, write_manifest
+from jobs.scan.input.manifest import ManifestRow, row_tables, write_manifest
 from jobs.scan.sample import SAMPLE, Sample, read_positions, take_sample
 from jobs.scan.stages.result_rows import failure, result_table, write_table
 
@@ -21,7 +21,9 @@ Verdict = Callable[[int], str | None]
 def manifest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Location:
     """Write a manifest of two files, the first of two row groups. Row ids are three times the positions."""
     monkeypatch.setattr(manifest_module, "ROWS_PER_FILE", 8192)
-    write_manifest((ManifestRow(row_id=3 * number) for number in range(ROWS)), Location(str(tmp_path / "manifest")))
+    write_manifest(
+        row_tables(ManifestRow(row_id=3 * number) for number in range(ROWS)), Location(str(tmp_path / "manifest"))
+    )
     return Location(str(tmp_path / "manifest"))
 
 

@@ -22,6 +22,8 @@ from jobs.settings import ClusterSettings
 from jobs.sharing import Claim, held_share
 from tests.support.busy import hold_cpus
 from tests.support.endpoint import completion, endpoint
+from tests.support.fake_vllm import SETTINGS as VLLM
+from tests.support.fake_vllm import fake_vllm
 from tests.support.tiny_captioners import WORDS, save_encoder_decoder
 from tests.support.waiting import wait_until
 
@@ -53,6 +55,23 @@ def test_a_model_is_tried_in_a_process_of_the_cluster(ray_here: None, tmp_path: 
     assert set(record["wrote"].split()) <= set(WORDS)
     assert (record["device"], record["machine"]) == ("cpu", socket.gethostname())
     assert notes == [f"the captioner {tmp_path} describes a gray picture on {socket.gethostname()}: {record['wrote']}"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("prompt", "sentence"),
+    [
+        ("bad {text}", r"does not work: ValueError: The prompt is longer than the model can read\. Lower"),
+        ("deadly {text}", r"the captioner some/name cannot be used by vLLM: "),
+    ],
+)
+def test_stages_of_vllm_that_describe_nothing_are_an_error_of_the_trial(
+    ray_here: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, prompt: str, sentence: str
+) -> None:
+    settings = DescriptionSettings(**VLLM, kind="explanation", prompt=prompt)  # type: ignore[arg-type]
+    room = StageResources(0.1, 0, 1), "cpu"
+    with fake_vllm(monkeypatch, tmp_path), pytest.raises(ConfigError, match=sentence):
+        try_engine(settings, ClusterSettings(), lambda: room, lambda _: None)
 
 
 def test_a_folder_that_the_cluster_lacks_is_an_error_with_the_name_of_the_machine(
@@ -87,7 +106,7 @@ def test_a_trial_that_waits_for_machines_says_for_what_and_claims_it(ray_here: N
     def has_claimed() -> bool:
         try:
             claims = ray.get_actor("claims", "asap")
-            _, jobs = ray.get(claims.claim.remote("another", Claim({}, {}), {"CPU": 2}))
+            _, jobs = ray.get(claims.claim.remote("another", Claim({}, {})))
             ray.get(claims.release.remote("another"))
         except (ValueError, ray.exceptions.RayError):  # the actor of an earlier job is ending
             return False

@@ -38,8 +38,8 @@ class Server:
                 raise piece
             yield piece
 
-    def submit(self, *arguments: Any, **options: Any) -> None:
-        self.submitted.append((*arguments, options))
+    def submit(self, *arguments: Any) -> None:
+        self.submitted.append(arguments)
 
     def stop(self, submission_id: str) -> bool:
         return True
@@ -148,13 +148,9 @@ def test_a_job_that_does_not_end_in_time_is_an_error(monkeypatch: pytest.MonkeyP
         run.stop(Server(status=JobStatus.RUNNING), "asap-x", 0)  # type: ignore[arg-type]
 
 
-def test_a_calibration_runs_where_there_are_cpus_and_the_others_on_the_head() -> None:
+def test_a_command_is_stopped_as_by_any_signal() -> None:
     server = Server(status=JobStatus.RUNNING)
-    for command, with_gpu in (("scan", True), ("calibrate", False), ("calibrate", True)):
-        run.submit(server, "asap-x", command, [], with_gpu=with_gpu)  # type: ignore[arg-type]
-    assert [options for *_, options in server.submitted] == [
-        {}, {"entrypoint_num_cpus": 1}, {"entrypoint_num_cpus": 1, "entrypoint_num_gpus": 1},
-    ]  # fmt: skip
+    run.submit(server, "asap-x", "scan", [])  # type: ignore[arg-type]
     assert server.submitted[0][2] == {"RAY_JOB_STOP_SIGNAL": "SIGTERM", "RAY_JOB_STOP_WAIT_TIME_S": "60"}
 
 

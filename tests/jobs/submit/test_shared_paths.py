@@ -8,7 +8,7 @@ import pytest
 from asap.errors import ConfigError
 from jobs.evaluate.settings import EvaluateSettings
 from jobs.scan.settings import ScanSettings
-from jobs.submit.shared_paths import check_calibration, check_whole, local_paths
+from jobs.submit.shared_paths import check_whole, local_paths
 from jobs.train.settings import TrainSettings
 
 
@@ -66,10 +66,3 @@ def test_a_folder_here_with_the_name_of_a_hub_is_a_relative_path(
     Path("words").mkdir()
     with pytest.raises(ConfigError, match="tokenizer 'words' is relative to a folder of this machine"):
         check_whole({"tokenizer": "words"})
-
-
-@pytest.mark.parametrize(("values", "name"), [({"model": "/m"}, "model"), ({"out": "file:///p.json"}, "out")])
-def test_a_calibration_of_a_disk_is_refused(values: dict[str, str], name: str) -> None:
-    with pytest.raises(ConfigError, match=rf"^{name} '.*' is on a disk, and a submitted calibration runs on any one"):
-        check_calibration({"model": "demo", "out": "s3://b/p.json"} | values)
-    check_calibration({"model": "demo", "out": "s3://b/p.json"})

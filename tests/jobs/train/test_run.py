@@ -486,7 +486,7 @@ def test_the_cpus_of_eight_gpus_decode(
 ) -> None:
     machines({"CPU": cpus, "GPU": 8})
     assert resources([], workers=8) == {"CPU": each, "GPU": 1}
-    monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": float(cpus), "GPU": 8.0})
+    monkeypatch.setattr("jobs.train.data.stream.cpus_of_this_job", lambda: float(cpus))
     assert Decoding.beside(8, each).tasks == tasks
 
 
@@ -495,10 +495,11 @@ def test_a_run_claims_its_workers_and_the_tasks_that_decode_for_them() -> None:
         settings = TrainSettings(corpus="c", out="o", **{"workers": 4, "batch_size": 24} | changes)
         return workers_claim(settings, {"CPU": 2, "GPU": 1}, cpus, streams=streams)
 
-    cached = {"CPU": 8, "GPU": 4}
-    assert claim(64, streams=False) == Claim(cached, cached, is_at_work=True)
+    worker = {"CPU": 2, "GPU": 1}
+    assert claim(64, streams=False) == Claim.of_workers([worker] * 4, is_at_work=True)
     streamed = claim(64, streams=True, min_workers=2)
-    assert streamed == Claim({"CPU": 6, "GPU": 2}, {"CPU": math.inf, "GPU": 4}, is_at_work=True)
+    needed = [worker, worker, {"CPU": 1}, {"CPU": 1}]
+    assert streamed == Claim.of_workers(needed, {"CPU": math.inf, "GPU": 4}, is_at_work=True)
     assert claim(64, streams=True, decode_tasks=3).most == {"CPU": 20, "GPU": 4}
     assert claim(9, streams=True).needs["CPU"] == 9
     assert claim(8, streams=True).needs["CPU"] == 8  # the tasks ask for no CPU
@@ -519,7 +520,8 @@ def test_a_run_on_a_cluster_claims_its_workers_before_it_prepares_and_until_it_e
     settings = settings_for(corpus, tmp_path / "out", address="the Ray of the tests", ingest="stream")
     with pytest.raises(JobFailed, match="far enough"):
         train(settings)
-    assert claims == [Claim({"CPU": 2}, {"CPU": math.inf}, is_at_work=True)]
+    decodes = {"CPU": 1}
+    assert claims == [Claim.of_workers([{"CPU": 1}, decodes], {"CPU": math.inf}, is_at_work=True)]
     assert held_share() is None
 
 

@@ -8,12 +8,15 @@ from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.compute as pc
+
 from asap.errors import StorageError
 from asap.storage.files import exists
 from asap.storage.location import FileInfo, Location
 from jobs.errors import InputNotFound
 from jobs.scan.input.files.listing import Address, Listing, Role
-from jobs.scan.input.manifest import ManifestRow
+from jobs.scan.input.manifest import ManifestRow, unnamed_table
 from jobs.scan.input.tables.record_files import record_file
 from jobs.scan.input.tables.rows import Base
 from jobs.scan.input.tables.table import NO_OPTIONS, Table, TableOptions, open_records, records_of, understand_table
@@ -76,11 +79,32 @@ class TableParts:
                 row.row_id += start
                 yield row
         except (InputNotFound, StorageError) as error:
-            if isinstance(error, StorageError) and _is_outage(error, part):
-                raise
-            after = f" after {done} lines" if done else ""
-            problem = f"the part {self.address.name_of(part)} cannot be read{after}: {error}"
-            yield ManifestRow(row_id=start + done, custom_id=f"{self.address.name_of(part)}#{done}", row_error=problem)
+            yield self._unread(start, part, done, error)
+
+    def tables(self) -> Iterator[pa.Table]:
+        """Return the same rows as small tables of `MANIFEST_SCHEMA`. Rows may lack names."""
+        for number, part in enumerate(self.parts()):
+            yield from self._part_tables(number << PART_BITS, part)
+
+    def _part_tables(self, start: int, part: FileInfo) -> Iterator[pa.Table]:
+        done = 0
+        try:
+            if (table := understand_part(part, self.kind, self.options)) is None:
+                return
+            for rows in place(table, self.picture_folders).tables():
+                ids = rows["row_id"]
+                done = ids[-1].as_py() + 1
+                yield rows.set_column(0, rows.schema.field(0), pc.add(ids, start))
+        except (InputNotFound, StorageError) as error:
+            yield unnamed_table([self._unread(start, part, done, error)])
+
+    def _unread(self, start: int, part: FileInfo, done: int, error: InputNotFound | StorageError) -> ManifestRow:
+        """Return the row of a part that cannot be read on. Raises the error if it is an outage of a store."""
+        if isinstance(error, StorageError) and _is_outage(error, part):
+            raise error
+        name, after = self.address.name_of(part), f" after {done} lines" if done else ""
+        problem = f"the part {name} cannot be read{after}: {error}"
+        return ManifestRow(row_id=start + done, custom_id=f"{name}#{done}", row_error=problem)
 
     def files(self, limit: int | None = None) -> Iterator[FileInfo]:
         """Return the files that are read."""

@@ -2,6 +2,7 @@
 
 table.py            a file of records -> manifest rows
 columns.py          names of columns -> their roles
+plain_rows.py       plain records -> manifest rows, a column at a time
 rows.py             records -> manifest rows, by the roles of their columns
 record_files.py     names of files of records, and the errors of records
 text_reader.py      what the readers of CSV and JSON have in common

@@ -19,7 +19,7 @@ from jobs.scan.input.tables import record_files
 from jobs.scan.input.tables.encoding import find_encoding, open_text
 from jobs.scan.input.tables.inline import starts_with_pictures
 from jobs.scan.input.tables.json_shapes import find_shape, is_one_record, one_record, roles
-from jobs.scan.input.tables.json_stream import DECODER, line_record, lines, parse_line, stream
+from jobs.scan.input.tables.json_stream import DECODER, line_record, line_records, lines, parse_line, stream
 from jobs.scan.input.tables.record_files import Record, RepeatedNames
 from jobs.scan.input.tables.text_reader import TextReader
 
@@ -29,6 +29,9 @@ _MOST_GROWTH = 32
 """Times its size to which a compressed file may grow. Records with long equal names grow about twenty times."""
 _GROWN_BYTES = 2**23
 """Bytes that every compressed file may have, however small it is."""
+_LINES_AT_ONCE = 64
+_BYTES_AT_ONCE = 2**20
+"""Lines, and their bytes, that are parsed by one call."""
 _FIRST_LINES = 20
 """Lines that are looked at to find the shape."""
 
@@ -60,14 +63,36 @@ class JsonReader(TextReader):
                 yield from stream(file, self.location, array=self.shape == "array")
 
     def _of_lines(self, file: BinaryIO) -> Iterator[tuple[int, Record]]:
+        if not self.holds_pictures:
+            yield from _records_of_lines(lines(file, self.limit))
+            return
         pictures = self.pictures()
         for number, offset, line in lines(file, self.limit):
             record = line if isinstance(line, RowError) else line_record(line)
-            if self.holds_pictures and isinstance(record, dict) and isinstance(line, bytes):
+            if isinstance(record, dict) and isinstance(line, bytes):
                 twice = record.twice if isinstance(record, RepeatedNames) else ()
                 record = RepeatedNames(pictures.replace(record, line, len(self.encoding.mark) + offset, is_json=True))
                 record.twice = twice
             yield number, record
+
+
+def _records_of_lines(found: Iterator[tuple[int, int, bytes | RowError]]) -> Iterator[tuple[int, Record]]:
+    """Yield the records of lines, which are parsed some at a time."""
+    numbers: list[int] = []
+    waiting: list[bytes] = []
+    size = 0
+    for number, _, line in found:
+        if isinstance(line, bytes):
+            numbers.append(number)
+            waiting.append(line)
+            size += len(line)
+            if len(waiting) < _LINES_AT_ONCE and size < _BYTES_AT_ONCE:
+                continue
+        yield from zip(numbers, line_records(waiting), strict=True)
+        numbers, waiting, size = [], [], 0
+        if isinstance(line, RowError):
+            yield number, line
+    yield from zip(numbers, line_records(waiting), strict=True)
 
 
 def understand_json(location: Location, kind: str, encoding: str | None = None) -> JsonReader:

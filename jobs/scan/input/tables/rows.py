@@ -16,11 +16,15 @@ from datetime import date, datetime, time
 from decimal import Decimal
 from typing import Any
 
+import numpy as np
+import pyarrow as pa
+
 from asap.storage.location import Location
 from jobs.scan.input.addresses import image_uri, is_relative
-from jobs.scan.input.manifest import ManifestRow, RowError
+from jobs.scan.input.manifest import ManifestRow, RowError, unnamed_table
 from jobs.scan.input.tables.columns import Columns, value_of
 from jobs.scan.input.tables.inline import InlinePicture, looks_like_base64
+from jobs.scan.input.tables.plain_rows import PlainRows
 from jobs.scan.input.tables.record_files import Record, RepeatedNames
 
 _MOST_BYTES = 2**63 - 1
@@ -73,6 +77,24 @@ class RowMaker:
         roles |= {name for name in (columns.offset, columns.length, columns.metadata) if name}
         self._hidden = roles | _KNOWN_FIELDS
         self._inner = [name for name in roles if "." in name]
+        self._plain = PlainRows(
+            columns, base.folder, base.dropped, frozenset(self._hidden), sorted(_NULL_WORDS), MAX_METADATA, _json
+        )
+
+    def table(self, records: Sequence[tuple[int, Record]]) -> pa.Table:
+        """Return the rows of records with their ids, in their order, as `row` makes them. They may lack names."""
+        row_ids, read = zip(*records, strict=True)
+        # The server's paths are rewritten one by one.
+        found = None if self._base.server else self._plain.read(row_ids, read)
+        if found is None:
+            return unnamed_table([self.row(row_id, record) for row_id, record in records])
+        plain, is_plain = found
+        if is_plain.all():
+            return plain
+        others = np.flatnonzero(~is_plain).tolist()
+        rest = unnamed_table([self.row(*records[position]) for position in others])
+        order = np.argsort(np.concatenate([np.flatnonzero(is_plain), others]))
+        return pa.concat_tables([plain, rest]).take(pa.array(order))
 
     def row(self, row_id: int, record: Record) -> ManifestRow:
         """Return the row of a record."""

@@ -36,6 +36,8 @@ from jobs.scan.input.tables.rows import Base, RowMaker
 
 SAMPLE = 256
 """First records that decide what the columns are."""
+_ROWS_AT_ONCE = 512
+"""Records that become rows together."""
 _MOST_BAD = 10_000
 """First records of which one must be such that it can be scanned; a table may begin with those without a text."""
 _LOOKED_FOR = 8
@@ -83,6 +85,23 @@ class Table:
         maker = RowMaker(self.columns, self.base)
         for line, record in records_of(self.reader, self.location, self.kind):
             yield maker.row(line, record)
+
+    def tables(self) -> Iterator[pa.Table]:
+        """Return the same rows as small tables of `MANIFEST_SCHEMA`. Rows may lack names."""
+        maker = RowMaker(self.columns, self.base)
+        waiting: list[tuple[int, Record]] = []
+        try:
+            for found in records_of(self.reader, self.location, self.kind):
+                waiting.append(found)
+                if len(waiting) >= _ROWS_AT_ONCE:
+                    yield maker.table(waiting)
+                    waiting = []
+        except (InputNotFound, StorageError):
+            if waiting:
+                yield maker.table(waiting)  # what lies before a place where the file is broken
+            raise
+        if waiting:
+            yield maker.table(waiting)
 
     def describe(self) -> dict[str, Any]:
         """Return what was understood of the file, for `asap plan` and `job.json`."""

@@ -11,7 +11,7 @@ import pytest
 from asap.errors import StorageError
 from asap.storage.location import Location
 from jobs.errors import InputNotFound
-from jobs.scan.input.manifest import ManifestRow, to_table, write_manifest
+from jobs.scan.input.manifest import ManifestRow, row_tables, to_table, write_manifest
 from jobs.scan.input.sources import find_source
 from tests.support.damages import FORMATS, ROWS, damage, records, write_pictures
 
@@ -91,4 +91,4 @@ def test_the_undamaged_inputs_are_read_whole(folder: Path, tmp_path: Path) -> No
         _check(rows)
         assert [row.row_error for row in rows] == [None] * ROWS, name
         assert [row.text for row in rows] == [record["text"] for record in records()], name
-        assert write_manifest(iter(rows), Location(str(tmp_path / name))) == ROWS
+        assert write_manifest(row_tables(rows), Location(str(tmp_path / name))) == ROWS

@@ -8,7 +8,8 @@ import pytest
 from asap.errors import StorageError
 from asap.storage.files import list_files, open_seekable, write_bytes
 from asap.storage.location import Location
-from jobs.scan.input.manifest import MANIFEST_SCHEMA, ManifestRow, write_manifest
+from jobs.scan.input.manifest import MANIFEST_SCHEMA, ManifestRow, row_tables, write_manifest
+from jobs.scan.output import completeness
 from jobs.scan.output.completeness import RowSet, count_rows, missing_rows, repair_results, write_missing
 from jobs.scan.stages.result_rows import write_table
 
@@ -29,6 +30,17 @@ def test_a_row_set_agrees_with_a_set_over_parts() -> None:
         assert rows.add(ids).tolist() == expected
     probe = (generator.integers(0, 4, 2000) << 32) + generator.integers(0, 20_000, 2000)
     assert rows.contains(probe).tolist() == [row_id in known for row_id in probe.tolist()]
+
+
+def test_a_page_that_is_whole_takes_no_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(completeness, "_PAGE", 64)
+    rows, order = RowSet(), np.random.default_rng(1).permutation(200)
+    for some in np.array_split(order, 7):
+        assert rows.add(some).all()
+    assert len(rows) == 200
+    assert list(rows._pages) == [3]  # the last one, which has 8 of its 64 rows
+    assert not rows.add(order).any()
+    assert rows.contains(np.arange(-64, 400)).tolist() == [0 <= row_id < 200 for row_id in range(-64, 400)]
 
 
 def test_an_empty_row_set_contains_nothing() -> None:
@@ -101,7 +113,9 @@ def _all_rows(folder: Location) -> list[tuple[int, str]]:
 
 
 def test_missing_rows_are_those_of_the_manifest_that_are_not_done(folder: Location) -> None:
-    write_manifest((ManifestRow(row_id=n, custom_id=f"c{n}", text="t") for n in range(10)), folder / "manifest")
+    write_manifest(
+        row_tables(ManifestRow(row_id=n, custom_id=f"c{n}", text="t") for n in range(10)), folder / "manifest"
+    )
     done = RowSet()
     done.add(_ids(0, 1, 2, 4, 5, 6, 8, 9))
     missing = pa.concat_tables(missing_rows(folder / "manifest", done))
@@ -116,7 +130,7 @@ def test_missing_rows_become_a_manifest_in_a_folder_that_is_emptied_first(
     monkeypatch.setattr("jobs.scan.input.manifest._ROWS_PER_GROUP", 4)
     monkeypatch.setattr("jobs.scan.input.manifest.ROWS_PER_FILE", 8)
     rows = (ManifestRow(row_id=n, custom_id=f"c{n}", text="t", warnings=["w"]) for n in range(40))
-    write_manifest(rows, folder / "manifest")
+    write_manifest(row_tables(rows), folder / "manifest")
     done = RowSet()
     done.add(_ids(*range(0, 40, 2)))
     write_bytes(folder / "remaining/00007.parquet", b"PAR1 of a process that was killed")

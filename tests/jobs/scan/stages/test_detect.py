@@ -1,5 +1,7 @@
+import dataclasses
 import shutil
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pyarrow as pa
@@ -8,16 +10,20 @@ import pytest
 import torch
 from PIL import Image
 
+from asap.errors import ConfigError
 from asap.finding import Pair
 from asap.predictor import Predictor
-from asap.preprocessing.images import ImageLimits
+from asap.preprocessing.images import ImageLimits, prepare_image
+from asap.preprocessing.text import read_reader_source
 from asap.storage.fetch import FetchSettings
 from asap.storage.location import Location
-from jobs.scan.input.manifest import MANIFEST_SCHEMA, ManifestRow, write_manifest
+from asap.weights.model_folder import load_folder
+from jobs.scan.input.manifest import MANIFEST_SCHEMA, ManifestRow, row_tables, write_manifest
 from jobs.scan.stages.detect import Detection, Detector
 from jobs.scan.stages.prepare import Preparation, prepare_batch
-from jobs.scan.stages.result_rows import RESULT_SCHEMA
+from jobs.scan.stages.result_rows import RESULT_SCHEMA, result_table
 from tests.support.familiar import make_familiar
+from tests.support.finding_rows import columns_of
 
 PREPARATION = Preparation(image_size=32, limits=ImageLimits(), fetch=FetchSettings())
 
@@ -60,12 +66,66 @@ def test_rows_get_the_findings_of_the_predictor(folder: Path, detector: Detector
         assert (row["image_sha256"], row["model_id"], row["attempt"]) == (finding.image_sha256, finding.model_id, 1)
 
 
+LONG = "Angry workers leave the factory after talks fail. " * 12
+
+
+def _with_reader(model_folder: Path) -> Preparation:
+    config = load_folder(model_folder).config
+    source = read_reader_source(model_folder / "tokenizer", max_words=config.max_words, max_tokens=config.max_tokens)
+    assert source is not None
+    return dataclasses.replace(PREPARATION, reader=source)
+
+
+def test_columns_hold_what_the_findings_hold_whoever_read_the_texts(
+    folder: Path, detector: Detector, model_folder: Path
+) -> None:
+    texts = ["The president smiles", LONG, "A team", "Angry workers -- leave", "... !!", "x" * 400, "A te\u200bam"]
+    rows = [
+        {"row_id": number, "custom_id": str(number), "warnings": [], "image_uri": str(folder / "0.jpg"), "text": text}
+        for number, text in enumerate(texts)
+    ]
+    manifest = pa.Table.from_pylist(rows, MANIFEST_SCHEMA)
+    image = prepare_image((folder / "0.jpg").read_bytes(), 32)
+    findings = Predictor.from_folder(model_folder, "cpu").predict_prepared([image] * len(texts), texts)
+    for preparation in (PREPARATION, _with_reader(model_folder)):
+        batch = prepare_batch(manifest, preparation)
+        assert batch["encoded_text"].null_count == (1 if preparation.reader else len(texts))
+        expected = result_table(batch, [columns_of(finding) | {"attempt": 1} for finding in findings])
+        assert detector(batch).equals(expected)
+
+
+def test_batches_may_be_detected_side_by_side(folder: Path, detector: Detector, model_folder: Path) -> None:
+    batches = [
+        prepare_batch(
+            pa.Table.from_pylist(
+                [{"row_id": 0, "custom_id": "a", "warnings": [], "image_uri": str(folder / f"{number % 3}.jpg"),
+                  "text": f"A team wins {number}"}],
+                MANIFEST_SCHEMA,
+            ),
+            _with_reader(model_folder),
+        )
+        for number in range(6)
+    ]  # fmt: skip
+    expected = list(map(detector, batches))
+    with ThreadPoolExecutor(3) as pool:
+        for found, alone in zip(pool.map(detector, batches), expected, strict=True):
+            assert found.equals(alone)
+
+
+def test_pictures_for_another_model_stop_the_work(folder: Path, detector: Detector) -> None:
+    row = {"row_id": 0, "custom_id": "a", "warnings": [], "image_uri": str(folder / "0.jpg"), "text": "A team"}
+    larger = dataclasses.replace(PREPARATION, image_size=64)
+    batch = prepare_batch(pa.Table.from_pylist([row], MANIFEST_SCHEMA), larger)
+    with pytest.raises(ConfigError, match="prepared for another model, whose image_size is not 32"):
+        detector(batch)
+
+
 def test_a_text_with_unstorable_characters_is_read_as_the_predictor_reads_it(
     folder: Path, detector: Detector, model_folder: Path
 ) -> None:
     text = "A team\0 celebrates \ud83d its first title"
     row = ManifestRow(row_id=0, custom_id="a", image_uri=str(folder / "0.jpg"), text=text)
-    write_manifest([row], Location(str(folder / "manifest")))
+    write_manifest(row_tables([row]), Location(str(folder / "manifest")))
     manifest = pq.read_table(folder / "manifest")
     found = detector(prepare_batch(manifest, PREPARATION)).to_pylist()[0]
     expected = Predictor.from_folder(model_folder, "cpu").predict([Pair(folder / "0.jpg", text)])[0]
@@ -162,7 +222,7 @@ def test_a_broken_device_ends_the_process_so_that_another_process_retries(
     def break_down(*args: object, **named: object) -> None:
         raise torch.AcceleratorError("CUDA error: an illegal memory access was encountered")
 
-    monkeypatch.setattr(detector._predictor, "predict_prepared", break_down)
+    monkeypatch.setattr(detector._predictor, "score_in_steps", break_down)
     with pytest.raises(process_end):
         detector(_prepared(folder, {"image_uri": "0.jpg", "text": "A team"}))
 

@@ -277,7 +277,7 @@ def test_objects_that_are_deleted_after_they_were_listed_are_not_found(
 
     source = sources.find_source(folder.uri)
     monkeypatch.setattr(listing, "list_files", list_and_delete)
-    write_manifest(source.rows(), Location(f"s3://{bucket}/manifest"))
+    write_manifest(source.tables(), Location(f"s3://{bucket}/manifest"))
     with open_seekable(Location(f"s3://{bucket}/manifest/00000.parquet")) as file:
         table = prepare_batch(pq.read_table(file), PREPARATION)
     assert table["custom_id"].to_pylist() == ["a.jpg", "b.jpg", "c.jpg"]

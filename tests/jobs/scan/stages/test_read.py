@@ -9,20 +9,20 @@ import pytest
 
 from asap.storage.location import Location
 from jobs.scan.input import manifest as manifest_module
-from jobs.scan.input.manifest import ManifestRow, write_manifest
+from jobs.scan.input.manifest import ManifestRow, row_tables, write_manifest
 from jobs.scan.stages import read
 from jobs.scan.stages.read import Span, plan_tasks
 
 
 def _write(folder: Path, rows: int, first: int = 0) -> Location:
     location = Location(str(folder))
-    write_manifest((ManifestRow(row_id=row) for row in range(first, first + rows)), location)
+    write_manifest(row_tables(ManifestRow(row_id=row) for row in range(first, first + rows)), location)
     return location
 
 
-def plan_spans(manifest: Location, batch_size: int, most: int) -> list[Span]:
+def plan_spans(manifest: Location, batch_size: int, most: int, longest: int = 1) -> list[Span]:
     """Return the spans of tasks that have one each."""
-    tasks = list(plan_tasks(manifest, batch_size, most))
+    tasks = list(plan_tasks(manifest, batch_size, most, longest))
     assert {len(spans) for spans in tasks} <= {1}
     return [span for spans in tasks for span in spans]
 
@@ -49,6 +49,19 @@ def test_a_long_manifest_has_several_batches_a_task_and_each_row_once(
         table = read._read_group(span.file, span.group, pafs.LocalFileSystem())
         found += table["row_id"].to_pylist()[span.start : span.start + span.rows]
     assert found == list(range(1000))
+
+
+@pytest.mark.parametrize(
+    ("rows", "longest", "sizes"),
+    [(300, 4, {8}), (300, 0, {8}), (640, 4, {16}), (640, 1, {8}), (2000, 4, {32}), (2000, 9, {48}), (2000, 3, {24})],
+)
+def test_tasks_have_several_batches_where_these_are_enough_for_all_machines(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rows: int, longest: int, sizes: set[int]
+) -> None:
+    monkeypatch.setattr(read, "_LEAST_TASKS", 40)
+    spans = plan_spans(_write(tmp_path, rows), 8, 10_000, longest)
+    assert {span.rows for span in spans[:-1]} == sizes
+    assert sum(span.rows for span in spans) == rows
 
 
 def test_a_manifest_that_is_written_anew_is_read_anew(tmp_path: Path) -> None:
@@ -95,7 +108,7 @@ def test_the_rows_of_one_row_group_of_a_table_are_one_task(
     sizes: list[list[int]],
 ) -> None:
     monkeypatch.setattr(manifest_module, "_ROWS_PER_GROUP", 200)
-    write_manifest(_in_tables(*tables), Location(str(tmp_path)))
+    write_manifest(row_tables(_in_tables(*tables)), Location(str(tmp_path)))
     tasks = list(plan_tasks(Location(str(tmp_path)), 64, 100))
     assert [[span.rows for span in spans] for spans in tasks] == sizes
     found = []

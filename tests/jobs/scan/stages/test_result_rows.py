@@ -11,10 +11,10 @@ from jobs.scan.stages.result_rows import (
     CALLER_COLUMNS,
     RESULT_SCHEMA,
     SCHEMA_VERSION,
-    columns_of,
     failure,
     result_table,
 )
+from tests.support.finding_rows import columns_of
 
 CALLERS = pa.Table.from_pylist(
     [{"row_id": 5, "custom_id": "a", "image_uri": "/a.jpg", "text": "the text", "metadata": "{}"}], MANIFEST_SCHEMA

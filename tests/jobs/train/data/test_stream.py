@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from asap.preprocessing.text import TextCodec, train_tokenizer
 from asap.training.batch import Batch
 from asap.training.dataset import TrainingSet
 from jobs.errors import JobFailed
+from jobs.sharing import Claim, cpus_of_this_job, shared
 from jobs.train.data import stream as stream_module
 from jobs.train.data.feed import CacheFeed, Order
 from jobs.train.data.prefetch import Prefetched
@@ -141,7 +143,7 @@ def test_a_store_that_cannot_be_read_stops_the_measuring(s3: str, ray_here: None
         blocks = iter([pa.Table.from_pylist([row])])
         patched.setattr(stream_module, "_map_blocks", lambda *_: blocks)
         with pytest.raises(StorageError, match=r"a\.jpg cannot be read, after 4 tries: denied"):
-            measure_pictures([away], SIZE, lambda done: None)
+            measure_pictures([away], SIZE, lambda done: None, ONE_TASK)
 
 
 # Batches
@@ -275,6 +277,19 @@ def test_decoding_takes_the_cpus_that_training_leaves_free(ray_here: None) -> No
     assert Decoding.beside(1, 0.5) == Decoding(1, 1.0)
     assert Decoding.beside(2, 1) == Decoding(1, 0.0)
     assert Decoding.beside(1, 2, tasks=3) == Decoding(3, 0.0)
+    assert Decoding.alone() == Decoding(2, 1.0)
+
+
+def test_decoding_takes_no_cpus_of_other_jobs(ray_here: None) -> None:
+    with shared(Claim({"CPU": 0.5}, {"CPU": math.inf})) as share:
+        claims = ray.get_actor("claims", "asap")
+        ray.get(claims.claim.remote("another", Claim({"CPU": 1}, {"CPU": 1})))
+        share.replace(share.claim)
+        assert Decoding.alone() == Decoding(1, 1.0)
+        assert Decoding.beside(1, 0.5) == Decoding(1, 0.5)
+        of_a_worker = ray.remote(num_cpus=0)(cpus_of_this_job).remote()
+        assert ray.get(of_a_worker) == pytest.approx(1)
+        ray.get(claims.release.remote("another"))
 
 
 @pytest.mark.slow

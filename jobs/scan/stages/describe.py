@@ -13,13 +13,29 @@ from asap.preprocessing.words import replace_unreadable
 from asap.storage.location import Location
 from jobs.descriptions.engine import Engine, Failure, Outcome, Reply, Request, Usage, total_usage
 from jobs.descriptions.left_out import LeftOut
+from jobs.descriptions.prompts import chat_prompt, fill
 from jobs.descriptions.settings import DescriptionSettings, Kind
+from jobs.descriptions.vllm_rows import Asked, Written, ask
 from jobs.metrics import PairMetrics, count
 from jobs.scan.input.manifest import readable_text, storable
 from jobs.scan.stages.captioners import load_captioner
 
 
-class CaptionStage:
+def ask_batch(batch: pa.Table, settings: DescriptionSettings) -> pa.Table:
+    """Return the rows of a batch with their requests for vLLM's stages. Rows that need none ask nothing."""
+    wanted = set(_positions(batch, settings.kind))
+    asked = []
+    for position in range(len(batch)):
+        if position not in wanted:
+            asked.append(Asked([position]))
+            continue
+        request = _request(batch, position, settings.kind)
+        picture = batch["thumbnail"][position].as_py() if settings.kind == "caption" else None
+        asked.append(Asked([position], fill(chat_prompt(settings), request.text), picture))
+    return ask(batch, asked)
+
+
+class DescriptionStage:
     """The actor that captions prepared rows, or explains their texts, as the kind of its engine says."""
 
     def __init__(
@@ -48,7 +64,13 @@ class CaptionStage:
 
             torch.set_num_threads(threads)
         self._settings = settings
-        self._captioner: Engine = LeftOut() if is_left_out else load_captioner(settings, input, device, content)
+        self._engine: Engine
+        if is_left_out:
+            self._engine = LeftOut()
+        elif settings.engine == "vllm":
+            self._engine = Written(settings)
+        else:
+            self._engine = load_captioner(settings, input, device, content)
         self._job = job
 
     def __call__(self, batch: pa.Table) -> pa.Table:
@@ -57,17 +79,15 @@ class CaptionStage:
         A row with neither text nor caption becomes an error; one without a text gets no explanation.
         """
         kind = self._settings.kind
-        # Rows that failed before have no picture, and keep their error.
-        positions = [position for position, code in enumerate(batch["error_code"].to_pylist()) if code is None]
-        if kind == "explanation":
-            texts = batch["text"].to_pylist()
-            positions = [position for position in positions if (texts[position] or "").strip()]
+        if isinstance(self._engine, Written):
+            batch = self._engine.read(batch)
+        positions = _positions(batch, kind)
         requests = [_request(batch, position, kind) for position in positions]
         outcomes: list[Outcome | None] = [None] * len(batch)
         with PairMetrics("scan", self._job).stage_timed(kind):
-            captions = self._captioner.describe(requests)
-        self._count(total_usage(captions))
-        for position, outcome in zip(positions, captions, strict=True):
+            described = self._engine.describe(requests)
+        self._count(total_usage(described))
+        for position, outcome in zip(positions, described, strict=True):
             outcomes[position] = outcome
         batch = _with_captions(batch, outcomes) if kind == "caption" else _with_explanations(batch, outcomes)
         # The next stage need not receive the picture of the captioner.
@@ -78,6 +98,15 @@ class CaptionStage:
         count(f"{name}_tokens_total", usage.input_tokens, job=self._job, direction="input")
         count(f"{name}_tokens_total", usage.output_tokens, job=self._job, direction="output")
         count(f"{name}_cost_total", cost, job=self._job)
+
+
+def _positions(batch: pa.Table, kind: Kind) -> list[int]:
+    """Return the positions of the rows to describe. Rows that failed before have no picture, and keep their error."""
+    positions = [position for position, code in enumerate(batch["error_code"].to_pylist()) if code is None]
+    if kind == "explanation":
+        texts = batch["text"].to_pylist()
+        positions = [position for position in positions if (texts[position] or "").strip()]
+    return positions
 
 
 _REQUEST_COLUMNS = ("custom_id", "given_id", "image_uri", "text", "text_escapes")
