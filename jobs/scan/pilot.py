@@ -86,7 +86,7 @@ class Forecast:
     fleet: Fleet
     hours: Interval
     bound: str
-    """What the hours follow from: `gpu` if the GPUs are the bottleneck, else `cpu`."""
+    """The bottleneck: `gpu` if the hours follow from the GPUs, else `cpu`."""
     cpus_per_gpu: float | None
     """CPUs that keep one GPU fed. None without GPUs."""
     gets: int
