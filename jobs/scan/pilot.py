@@ -86,7 +86,7 @@ class Forecast:
     fleet: Fleet
     hours: Interval
     bound: str
-    """The bottleneck: `gpu` if the hours follow from the GPUs, else `cpu`."""
+    """The bottleneck that the hours follow from: `gpu`, else `cpu`."""
     cpus_per_gpu: float | None
     """CPUs that keep one GPU fed. None without GPUs."""
     gets: int
