@@ -510,7 +510,7 @@ def test_calibrate_shows_the_rates_of_each_threshold_and_where_the_policies_are(
     review = {"review": _POINT | {"band": band}}
     policy = Policy(manipulated=0.97, calibration={"thresholds": {"manipulated": _POINT, "face_swap": _POINT} | review})
 
-    def pretend(settings: Any, progress: Any) -> Calibrated:
+    def pretend(settings: Any, progress: Any, on_note: Any) -> Calibrated:
         seen.append(settings)
         places = Location("/model/policy.json"), Location("/model/policy.former.json")
         return Calibrated(policy, *places, ["val read"], "unfamiliar stays 0.005: no label moves it.")
@@ -559,7 +559,7 @@ def test_a_calibration_that_cannot_show_its_target_ends_with_a_table_of_what_is_
 ) -> None:
     from asap.errors import PrecisionNotShown
 
-    def refuse(settings: Any, progress: Any) -> None:
+    def refuse(settings: Any, progress: Any, on_note: Any) -> None:
         shortfall = {"threshold": "face_swap", "target": 0.95, "shown": 0.0412, "authentic": 800, "positive": 400}
         needed = {"authentic_needed": 59_121, "positive_needed": 800}
         raise PrecisionNotShown("All in one sentence.", "0.95 cannot be shown. Add pairs.", [shortfall | needed])

@@ -6,9 +6,9 @@ from typing import Any
 import pyarrow.fs as pafs
 import pytest
 
+from asap.job_records.rows import results_file, results_files
 from asap.storage.location import Location
 from jobs.scan.output.kept_pairs import Adding, add_pairs
-from jobs.scan.output.tally import results_file, results_files
 from jobs.scan.stages.pair_store import StoreReader, folder_of, read_index
 from jobs.scan.stages.pair_values import ReuseContext, pair_keys
 from tests.jobs.scan.stages.test_pair_store import LONG, SOUND

@@ -98,13 +98,13 @@ class _Counted:
 
     def __init__(self, detector: Detector, monkeypatch: pytest.MonkeyPatch) -> None:
         self.pairs = 0
-        judge = detector._judge
+        judge = detector._detect
 
         def counted(batch: pa.Table) -> pa.Table:
             self.pairs += len(batch)
             return judge(batch)
 
-        monkeypatch.setattr(detector, "_judge", counted)
+        monkeypatch.setattr(detector, "_detect", counted)
 
 
 @pytest.fixture
