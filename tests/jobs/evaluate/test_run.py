@@ -422,7 +422,7 @@ def test_a_shard_that_takes_long_is_reported_with_what_is_waited_for(ray_here: N
         notes.append(note)
         ray.cancel(waits)
 
-    module._wait_for_shard([waits], StallWatch("shard", 1, cluster.describe_waits), 0, free)
+    module._wait_for_shard([waits], StallWatch("shard", 1, cluster.describe_waits), 0, free, lambda: None)
     assert len(notes) == 1
     assert re.search(
         r"no shard has finished for 1 s.* while evaluating: 1 x \(1 CPU\) is waited for; 0 CPUs are", notes[0]

@@ -128,6 +128,7 @@ def _real_corpus(folder: Path, jpeg: Callable[..., bytes]) -> Path:
     return corpus
 
 
+@pytest.mark.slow
 def test_a_machine_of_a_cluster_gives_the_scores_of_this_one_and_only_it_is_claimed(
     ray_here: None, tmp_path: Path, jpeg: Callable[..., bytes], model_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -18,6 +18,7 @@ from tests.support.results import read_results
 SAME = ("score", "types", "raw_box_px", "word_scores", "verdict", "flagged_types", "words", "warnings", "text_read")
 
 
+@pytest.mark.slow
 def test_pairs_of_earlier_jobs_and_of_the_same_job_are_not_judged_again(
     ray_here: None, bucket: str, corpus: Path, model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -64,6 +65,7 @@ def test_pairs_of_earlier_jobs_and_of_the_same_job_are_not_judged_again(
     assert "Not judged again" in Path(f"{again.job_folder}/report/index.html").read_text()
 
 
+@pytest.mark.slow
 def test_a_scan_since_an_earlier_one_judges_what_is_new_or_changed(
     ray_here: None, corpus: Path, model_folder: Path, tmp_path: Path
 ) -> None:
