@@ -275,7 +275,14 @@ class Predictor:
         # Texts of similar length need little padding. The order does not change any result.
         order = sorted(range(len(texts)), key=lambda row: max(len(part.input_ids) for part in texts[row].passes))
         batches = list(_slices(order, size))
-        first = self._to_device(pixels, batches[0]) if batches else None
+        first = None
+        if batches:
+            try:
+                first = self._to_device(pixels, batches[0])
+            except torch.AcceleratorError:
+                raise
+            except Exception:  # memory that another batch has, perhaps: copied again when it is this one's turn
+                first = None
         return StagedPairs(pixels, sizes_R2, captions, Scores.empty(texts, captioned_R), batches, size, first)
 
     def score_in_steps(self, staged: StagedPairs) -> _Scoring:

@@ -173,6 +173,7 @@ def watched(
     counter = start_counter()
     ended = threading.Event()
     started, timeline = time.monotonic(), Timeline(**(job.record.get("timeline") or {}))
+    timeline.begin(done)
     stalls = StallWatch("pair", stall_after_s, stall_inspector())
     stalled = False
 
@@ -184,7 +185,7 @@ def watched(
             job.announce("running")
         stalled = stalls.since is not None
 
-    def report_progress() -> None:
+    def report_progress(*, is_last: bool = False) -> None:
         try:
             progress: RowCounts = ray.get(counter.read.remote())
         except ray.exceptions.RayError:
@@ -195,7 +196,7 @@ def watched(
             job.note(captioning=job.record["captioning"] | {"done": counts["done"]})
         else:
             first_s = {event: round(at - job.record["began_s"], 3) for event, at in progress.first.items()}
-            timeline.add(time.monotonic() - started, counts["done"])
+            timeline.add(time.monotonic() - started, counts["done"], is_last=is_last)
             job.note(counts=counts | {"total": rows}, pairs_per_s=round(progress.pairs_per_s, 2), first_s=first_s)
             job.note(timeline=timeline.to_json())
         work = "captioning" if is_captioning else shape.work
@@ -214,7 +215,7 @@ def watched(
     thread.start()
     try:
         yield counter
-        report_progress()  # the last batches, which came after the last poll
     finally:
         ended.set()
         thread.join()
+    report_progress(is_last=True)  # the last batches, which came after the last poll

@@ -144,6 +144,11 @@ def run_pilot(settings: ScanSettings, rows: Sequence[ManifestRow], fleet: Fleet)
             f"--machine-gpus {fleet.gpus} cannot be forecast: the pilot runs on a CPU, which says nothing about a GPU. "
             "Run it on a machine with such a GPU, or leave --machine-gpus out."
         )
+    if device != "cpu" and not fleet.gpus:
+        raise ConfigError(
+            f"--machine-gpus 0 cannot be forecast: the pilot runs on {device}, which says nothing about a CPU. Add "
+            "--device cpu."
+        )
     batch_size = settings.batch_size or (256 if device == "cuda" else 64)
     detection = Detection(
         str(folder),
@@ -157,7 +162,8 @@ def run_pilot(settings: ScanSettings, rows: Sequence[ManifestRow], fleet: Fleet)
     config = model_config(folder)
     reader = read_reader_source(folder / "tokenizer", max_words=config.max_words, max_tokens=config.max_tokens)
     preparation = Preparation(config.image_size, settings.image_limits, settings.fetch, reader=reader)
-    size = max(1, min(batch_size, -(-len(rows) // _CHUNKS)))
+    # A GPU is only as fast as in a scan if its batches are those of a scan.
+    size = batch_size if device != "cpu" else max(1, min(batch_size, -(-len(rows) // _CHUNKS)))
     preparing, detecting = _Timer(), _Timer()
     results: list[pa.Table] = []
     for start in range(0, len(rows), size):

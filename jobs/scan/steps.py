@@ -20,6 +20,7 @@ from jobs.scan import captioning, retry
 from jobs.scan.input.manifest import write_manifest
 from jobs.scan.input.sources import Source
 from jobs.scan.look import SCAN_S, look_at, notes_of
+from jobs.scan.output import parts
 from jobs.scan.output.completeness import count_rows
 from jobs.scan.output.job_folder import Job, is_same_run
 from jobs.scan.passes import ScanProgress, Watch, check_results, run_missing_rows, watched, write_remaining
@@ -118,7 +119,8 @@ def run_job(folder: Location, settings: PairsSettings, entries: dict[str, Any], 
 
 def delete_temporary(folder: Location) -> None:
     """Delete what only an unfinished job needs, and `_checkpoint` and `_alone`, which earlier versions left."""
-    for name in ("_remaining", "_sample", "_checkpoint", "_alone", retry.FOLDER, captioning.FOLDER):
+    names = ("_remaining", "_sample", "_checkpoint", "_alone", retry.FOLDER, captioning.FOLDER, parts.FOLDER)
+    for name in names:
         delete_folder(folder / name)
 
 

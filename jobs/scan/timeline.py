@@ -27,10 +27,16 @@ class Timeline:
         self._every_s = every_s
         self._began_s = self._points[-1][0] if self._points else 0.0
 
-    def add(self, at_s: float, rows: int) -> None:
-        """Note the rows that are finished at some seconds of this run."""
+    def begin(self, rows: int) -> None:
+        """Note the rows that are finished before this run, if they are others than at the end of the last one."""
+        if self._points and self._points[-1][1] != rows:
+            self._points.append((self._began_s, rows))
+
+    def add(self, at_s: float, rows: int, *, is_last: bool = False) -> None:
+        """Note the rows that are finished at some seconds of this run. The last ones are always noted."""
         at_s += self._began_s
-        if self._points and at_s < self._points[-1][0] + self._every_s:
+        least_s = 0.1 if is_last else self._every_s
+        if self._points and at_s < self._points[-1][0] + least_s:
             return
         self._points.append((round(at_s, 1), rows))
         if len(self._points) > MOST:

@@ -3,6 +3,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -380,6 +381,21 @@ def test_a_batch_that_does_not_fit_in_memory_is_made_smaller(
 
     before(loaded.model, "encode_text", limited)
     for finding, alone in zip(predictor.predict(many), expected, strict=True):
+        assert values_of(finding) == pytest.approx(values_of(alone), abs=1e-3)
+
+
+def test_a_batch_that_does_not_fit_while_it_is_staged_is_made_smaller(
+    predictor: Predictor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected, copy = predictor.predict(pairs()), predictor._to_device
+
+    def limited(pixels: Any, rows: Any) -> torch.Tensor:
+        if len(rows) > 1:
+            raise torch.OutOfMemoryError("out of memory")
+        return copy(pixels, rows)
+
+    monkeypatch.setattr(predictor, "_to_device", limited)
+    for finding, alone in zip(predictor.predict(pairs()), expected, strict=True):
         assert values_of(finding) == pytest.approx(values_of(alone), abs=1e-3)
 
 

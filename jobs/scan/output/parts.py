@@ -57,7 +57,9 @@ class Part:
     files: tuple[FileInfo, ...]
 
     def __str__(self) -> str:
-        return f"{self.files[0].location} and the {len(self.files) - 1} files behind it"
+        others = len(self.files) - 1
+        more = f" and the {others} files behind it" if others > 1 else " and the file behind it" if others else ""
+        return f"{self.files[0].location}{more}"
 
     @property
     def name(self) -> str:

@@ -85,6 +85,9 @@ def test_what_cannot_be_measured_here_is_refused_before_the_model_is_loaded(
 ) -> None:
     with pytest.raises(ConfigError, match="--machine-gpus 2 cannot be forecast: the pilot runs on a CPU"):
         run_pilot(settings, rows, Fleet(gpus=2))
+    on_gpu = settings.model_copy(update={"device": "cuda"})
+    with pytest.raises(ConfigError, match=r"--machine-gpus 0 cannot be forecast: .* Add --device cpu"):
+        run_pilot(on_gpu, rows, Fleet())
     with pytest.raises(CheckpointError):
         run_pilot(settings.model_copy(update={"model": str(tmp_path / "nothing")}), rows, Fleet())
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Any, BinaryIO
 
+from asap.errors import AsapError
 from asap.storage.files import file_info
 from asap.storage.location import Location
 from jobs.errors import InputNotFound
@@ -81,17 +82,21 @@ def _records_of_lines(found: Iterator[tuple[int, int, bytes | RowError]]) -> Ite
     numbers: list[int] = []
     waiting: list[bytes] = []
     size = 0
-    for number, _, line in found:
-        if isinstance(line, bytes):
-            numbers.append(number)
-            waiting.append(line)
-            size += len(line)
-            if len(waiting) < _LINES_AT_ONCE and size < _BYTES_AT_ONCE:
-                continue
-        yield from zip(numbers, line_records(waiting), strict=True)
-        numbers, waiting, size = [], [], 0
-        if isinstance(line, RowError):
-            yield number, line
+    try:
+        for number, _, line in found:
+            if isinstance(line, bytes):
+                numbers.append(number)
+                waiting.append(line)
+                size += len(line)
+                if len(waiting) < _LINES_AT_ONCE and size < _BYTES_AT_ONCE:
+                    continue
+            yield from zip(numbers, line_records(waiting), strict=True)
+            numbers, waiting, size = [], [], 0
+            if isinstance(line, RowError):
+                yield number, line
+    except (AsapError, OSError, EOFError):
+        yield from zip(numbers, line_records(waiting), strict=True)  # what lies before the break
+        raise
     yield from zip(numbers, line_records(waiting), strict=True)
 
 

@@ -185,7 +185,10 @@ class PlainRows:
             given = [record[own] for record in records]
             kinds = set(map(type, given))
             if kinds == {dict}:
-                return self._checked(list(map(self._encode, given)))
+                try:
+                    return self._checked(list(map(self._encode, given)))
+                except RecursionError as error:
+                    raise _NotPlainError from error
             if kinds != {str}:
                 raise _NotPlainError
             texts, is_odd = self._checked(given)

@@ -38,6 +38,10 @@ SAMPLE = 256
 """First records that decide what the columns are."""
 _ROWS_AT_ONCE = 512
 """Records that become rows together."""
+_WEIGHT_AT_ONCE = 2**20
+"""Characters and items of the records that become rows together: few long ones do."""
+_DEEPEST = 4
+"""Levels of a record whose items are weighed."""
 _MOST_BAD = 10_000
 """First records of which one must be such that it can be scanned; a table may begin with those without a text."""
 _LOOKED_FOR = 8
@@ -90,12 +94,14 @@ class Table:
         """Return the same rows as small tables of `MANIFEST_SCHEMA`. Rows may lack names."""
         maker = RowMaker(self.columns, self.base)
         waiting: list[tuple[int, Record]] = []
+        weight = 0
         try:
             for found in records_of(self.reader, self.location, self.kind):
                 waiting.append(found)
-                if len(waiting) >= _ROWS_AT_ONCE:
+                weight += _weight(found[1])
+                if len(waiting) >= _ROWS_AT_ONCE or weight >= _WEIGHT_AT_ONCE:
                     yield maker.table(waiting)
-                    waiting = []
+                    waiting, weight = [], 0
         except (InputNotFound, StorageError):
             if waiting:
                 yield maker.table(waiting)  # what lies before a place where the file is broken
@@ -114,6 +120,16 @@ class Table:
             "base_drops_first_folder": bool(self.base.dropped),
             "notes": list(self.notes),
         }
+
+
+def _weight(value: Any, depth: int = 0) -> int:
+    """Return the characters and items of a record, those of its first levels."""
+    if isinstance(value, str | bytes):
+        return len(value)
+    if not isinstance(value, dict | list) or depth == _DEEPEST:
+        return 1
+    items = value.values() if isinstance(value, dict) else value
+    return sum(_weight(item, depth + 1) for item in items)
 
 
 def understand_table(info: FileInfo, kind: str, options: TableOptions = NO_OPTIONS) -> Table:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
+from asap.errors import StorageError
 from jobs.scan.input.manifest import RowError
 from jobs.scan.input.tables import json_records
 from jobs.scan.input.tables.json_records import _records_of_lines
@@ -51,3 +53,14 @@ def test_lines_keep_their_order_and_numbers_around_one_that_is_too_long(
     given = [(2 * n, 0, error if n in (0, 4, 5, 11) else b'{"n": %d}\n' % n) for n in range(12)]
     wanted = [(2 * n, error if n in (0, 4, 5, 11) else {"n": n}) for n in range(12)]
     assert list(_records_of_lines(iter(given))) == wanted
+
+
+def test_lines_before_a_break_are_read() -> None:
+    def broken() -> Iterator[tuple[int, int, bytes | RowError]]:
+        yield from ((n, 0, b'{"n": %d}\n' % n) for n in range(100))
+        raise StorageError("the connection broke")
+
+    records = _records_of_lines(broken())
+    assert [next(records)[1] for _ in range(100)] == [{"n": n} for n in range(100)]
+    with pytest.raises(StorageError):
+        next(records)

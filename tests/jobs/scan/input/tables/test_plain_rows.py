@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 from collections.abc import Sequence
 from datetime import date
@@ -161,3 +162,29 @@ def test_what_lies_before_a_broken_place_is_read(tmp_path: Path, monkeypatch: py
     with pytest.raises(InputNotFound, match="broken after 6 records"):
         read.extend(find_source(str(tmp_path / "0.json")).tables())
     assert [table.num_rows for table in read] == [] or sum(table.num_rows for table in read) == 6
+
+
+@pytest.mark.parametrize("depth", [500, 900])
+def test_metadata_that_are_nested_too_deep_are_an_error_of_their_row(depth: int) -> None:
+    nested: Any = NAN
+    for _ in range(depth):
+        nested = [nested]
+    records = [{"id": "a", "image": "a.jpg", "text": "A text", "metadata": {"a": value}} for value in (1, nested)]
+    maker = RowMaker(
+        Columns(image=("image",), text=("text",), id=("id",), metadata="metadata"), Base(Location("/data"))
+    )
+    found = maker.table(list(enumerate(records)))
+    assert found.to_pylist() == unnamed_table([maker.row(n, record) for n, record in enumerate(records)]).to_pylist()
+    assert found["row_error"][0].as_py() is None
+
+
+def test_long_records_become_rows_few_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(table_module, "_WEIGHT_AT_ONCE", 1000)
+    lines = [
+        json.dumps({"image": f"{n}.jpg", "text": "A text", "vectors": [[0.5] * 90] * 5})
+        for n in range(table_module.SAMPLE)
+    ]
+    (tmp_path / "a.jsonl").write_text("\n".join(lines))
+    tables = list(find_source(str(tmp_path / "a.jsonl")).tables())
+    assert max(table.num_rows for table in tables) <= 3
+    assert sum(table.num_rows for table in tables) == table_module.SAMPLE
