@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import base64
 import socket
-from collections.abc import Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
@@ -16,6 +16,7 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
 from asap.errors import AsapError
+from jobs.descriptions.chat_templates import ChatTemplate, has_words, load_chat_template
 from jobs.descriptions.loading import check_source
 from jobs.descriptions.model_files import find_commit, hub_folder, is_hub_name
 from jobs.descriptions.pinning import CONTENT, check_content, content_of
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
 
 HELPER_CPUS = 0.25
 """CPUs of each process that prepares pictures or fills the chat template."""
-_ENGINE_STAGE = "vLLMEngineStage"
+_TEMPLATE_STAGE, _ENGINE_STAGE = "ChatTemplateStage", "vLLMEngineStage"
 
 
 @dataclass(frozen=True)
@@ -74,7 +75,8 @@ def add_vllm_stages(
     )  # fmt: skip
     for name, stage in processor.stages.items():
         options = _options(placement, is_engine=name == _ENGINE_STAGE)
-        processor.stages[name] = _PinnedStage(stage, _pinned_class(stage.fn, settings, content), options)
+        kind = _templated_class if name == _TEMPLATE_STAGE else _pinned_class
+        processor.stages[name] = _PinnedStage(stage, kind(stage.fn, settings, content), options)
     return processor(asked)
 
 
@@ -157,6 +159,8 @@ def _pinned_class(stage: Any, settings: DescriptionSettings, content: str | None
                 kwargs["model"] = place
             if "model_config_kwargs" in kwargs:
                 kwargs["model_config_kwargs"] = kwargs["model_config_kwargs"] | {"model": place}
+            if "chat_template_content_format" in kwargs:  # the parser of messages with pictures
+                kwargs["chat_template_content_format"] = load_chat_template(place, settings).form
             super().__init__(*args, **kwargs)
             # After the files are read, so that those that were replaced meanwhile are found too.
             if content is not None:
@@ -164,6 +168,32 @@ def _pinned_class(stage: Any, settings: DescriptionSettings, content: str | None
 
     Pinned.__name__ = Pinned.__qualname__ = stage.__name__  # Ray names the processes by it
     return Pinned
+
+
+def _templated_class(stage: Any, settings: DescriptionSettings, content: str | None) -> Any:
+    """Return the class of Ray's stage of chat templates, as `_pinned_class` does, whose prompts are whole.
+
+    Ray's own hands a template the content of messages as it comes, and does not look at the prompt. Here a template
+    gets the form that it takes, a prompt begins once, and a row whose words the template left out has an error.
+    """
+    pinned = _pinned_class(stage, settings, content)
+
+    class Templated(pinned):  # type: ignore[misc, valid-type]
+        def __init__(self, *args: Any, **kwargs: Any) -> None:
+            super().__init__(*args, **kwargs)
+            self._template = ChatTemplate(self.processor, settings)
+
+        async def udf(self, batch: list[dict[str, Any]]) -> AsyncIterator[dict[str, Any]]:
+            messages = {row[self.IDX_IN_BATCH_COLUMN]: self._template.in_form(row["messages"]) for row in batch}
+            rows = [row | {"messages": messages[row[self.IDX_IN_BATCH_COLUMN]]} for row in batch]
+            async for output in super().udf(rows):
+                prompt = output["prompt"]
+                is_whole = has_words(prompt, messages[output[self.IDX_IN_BATCH_COLUMN]])
+                error = {} if is_whole else {ERROR: "the chat template of the model leaves out words of the request"}
+                yield output | {"prompt": self._template.without_first(prompt)} | error
+
+    Templated.__name__ = Templated.__qualname__ = stage.__name__
+    return Templated
 
 
 def engine_row(settings: DescriptionSettings, row: Mapping[str, Any]) -> dict[str, Any]:
