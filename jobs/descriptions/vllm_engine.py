@@ -7,6 +7,7 @@ are those of `ray.data.llm`. No model has been run by vLLM here yet: only the ro
 from __future__ import annotations
 
 import base64
+import os
 import socket
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import suppress
@@ -152,6 +153,7 @@ def _pinned_class(stage: Any, settings: DescriptionSettings, content: str | None
 
     class Pinned(stage):
         def __init__(self, *args: Any, **kwargs: Any) -> None:
+            os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")  # vLLM reports its use to its makers otherwise
             place = settings.place
             if is_hub_name(place):
                 place = hub_folder(place, settings.revision or "main")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import socket
 from pathlib import Path
 from typing import Any
@@ -92,6 +93,19 @@ def test_each_process_loads_the_commit_of_a_model_on_the_hub(monkeypatch: pytest
     assert made.kwargs == {
         "model": place, "model_config_kwargs": {"model": place, "dtype": "float32"}, "data_column": "d",
     }  # fmt: skip
+
+
+def test_vllm_reports_its_use_only_if_the_environment_says_so(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    stage = vllm_engine._pinned_class(_Stage, _folder(tmp_path), None)
+    for given, found in ((None, "1"), ("0", "0")):
+        # monkeypatch notes that the variable was missing, and removes what the stage sets.
+        monkeypatch.setenv("VLLM_NO_USAGE_STATS", given or "")
+        if given is None:
+            monkeypatch.delenv("VLLM_NO_USAGE_STATS")
+        stage()
+        assert os.environ["VLLM_NO_USAGE_STATS"] == found
 
 
 def test_a_process_refuses_a_folder_that_was_replaced_since_the_job_began(tmp_path: Path) -> None:
