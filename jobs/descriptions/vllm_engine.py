@@ -48,6 +48,8 @@ class Placement:
     """CPUs of a task that makes requests of rows."""
     tries: int = 1
     """Tries of a batch whose process dies."""
+    restarts: int = -1
+    """Times that a process which died is started again. -1: always, since what ended it may pass."""
     is_one_at_a_time: bool = False
     """True for rows that travel alone: a process that dies takes no other row with it."""
 
@@ -141,7 +143,7 @@ def _options(placement: Placement, *, is_engine: bool) -> dict[str, Any]:
     )
     # Whole blocks are batches: Ray cannot join two of which one has a null where the other has a struct.
     options: dict[str, Any] = {"compute": pool, "batch_size": None}
-    options |= {"max_restarts": -1, "max_task_retries": placement.tries - 1}
+    options |= {"max_restarts": placement.restarts, "max_task_retries": placement.tries - 1}
     return options | ({"num_cpus": placement.cpus} if is_engine else {})
 
 

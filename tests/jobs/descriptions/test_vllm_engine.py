@@ -76,6 +76,12 @@ def test_ray_builds_stages_for_pictures_and_templates_on_parts_of_a_cpu_and_for_
     assert "limit_mm_per_prompt" not in engine["fn_constructor_kwargs"]["engine_kwargs"]
 
 
+def test_a_process_that_dies_is_started_again_in_a_job_and_not_in_a_trial() -> None:
+    jobs, trial = Placement(batch_size=64, tries=3), Placement(batch_size=1, restarts=0, is_one_at_a_time=True)
+    options = [vllm_engine._options(placement, is_engine=True) for placement in (jobs, trial)]
+    assert [(each["max_restarts"], each["max_task_retries"]) for each in options] == [(-1, 2), (0, 0)]
+
+
 class _Stage:
     """A class of a stage that notes with what it was made."""
 
@@ -95,9 +101,7 @@ def test_each_process_loads_the_commit_of_a_model_on_the_hub(monkeypatch: pytest
     }  # fmt: skip
 
 
-def test_vllm_reports_its_use_only_if_the_environment_says_so(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_vllm_reports_its_use_only_if_the_environment_says_so(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     stage = vllm_engine._pinned_class(_Stage, _folder(tmp_path), None)
     for given, found in ((None, "1"), ("0", "0")):
         # monkeypatch notes that the variable was missing, and removes what the stage sets.
