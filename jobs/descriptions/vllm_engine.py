@@ -20,7 +20,7 @@ from asap.errors import AsapError
 from jobs.descriptions.chat_templates import ChatTemplate, has_words, load_chat_template
 from jobs.descriptions.loading import check_source
 from jobs.descriptions.model_files import find_commit, hub_folder, is_hub_name
-from jobs.descriptions.pinning import CONTENT, check_content, content_of
+from jobs.descriptions.pinning import CONTENT, check_content_of_vllm, content_of
 from jobs.descriptions.prompts import chat_prompt
 from jobs.descriptions.settings import BATCHES_AT_VLLM, DescriptionSettings
 from jobs.descriptions.vllm_rows import ERROR, KNOWN, NOT_ASKED, PICTURE, PROMPT, ROWS
@@ -78,8 +78,11 @@ def add_vllm_stages(
     )  # fmt: skip
     for name, stage in processor.stages.items():
         options = _options(placement, is_engine=name == _ENGINE_STAGE)
-        kind = _templated_class if name == _TEMPLATE_STAGE else _pinned_class
-        processor.stages[name] = _PinnedStage(stage, kind(stage.fn, settings, content), options)
+        if name == _TEMPLATE_STAGE:
+            pinned = _templated_class(stage.fn, settings, content)
+        else:
+            pinned = _pinned_class(stage.fn, settings, content, reads_weights=name == _ENGINE_STAGE)
+        processor.stages[name] = _PinnedStage(stage, pinned, options)
     return processor(asked)
 
 
@@ -147,7 +150,7 @@ def _options(placement: Placement, *, is_engine: bool) -> dict[str, Any]:
     return options | ({"num_cpus": placement.cpus} if is_engine else {})
 
 
-def _pinned_class(stage: Any, settings: DescriptionSettings, content: str | None) -> Any:
+def _pinned_class(stage: Any, settings: DescriptionSettings, content: str | None, *, reads_weights: bool) -> Any:
     """Return the class of a stage of Ray, whose processes load the model that the job began with and no other.
 
     Ray's stages know no revision of a model on the hub, so each process gets the folder of the commit.
@@ -167,8 +170,7 @@ def _pinned_class(stage: Any, settings: DescriptionSettings, content: str | None
                 kwargs["chat_template_content_format"] = load_chat_template(place, settings).form
             super().__init__(*args, **kwargs)
             # After the files are read, so that those that were replaced meanwhile are found too.
-            if content is not None:
-                check_content(settings, content_of(settings), content)
+            check_content_of_vllm(settings, content, reads_weights=reads_weights)
 
     Pinned.__name__ = Pinned.__qualname__ = stage.__name__  # Ray names the processes by it
     return Pinned
@@ -180,7 +182,7 @@ def _templated_class(stage: Any, settings: DescriptionSettings, content: str | N
     Ray's own hands a template the content of messages as it comes, and does not look at the prompt. Here a template
     gets the form that it takes, a prompt begins once, and a row whose words the template left out has an error.
     """
-    pinned = _pinned_class(stage, settings, content)
+    pinned = _pinned_class(stage, settings, content, reads_weights=False)
 
     class Templated(pinned):  # type: ignore[misc, valid-type]
         def __init__(self, *args: Any, **kwargs: Any) -> None:

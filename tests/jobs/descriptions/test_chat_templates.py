@@ -109,7 +109,9 @@ def test_the_parser_of_pictures_gets_the_form_that_the_template_takes(tmp_path: 
 
     for name, template, form in (("parts", PARTS, "openai"), ("strings", STRINGS, "string")):
         settings = _explainer(tmp_path / name, template).model_copy(update={"kind": "caption"})
-        made = vllm_engine._pinned_class(Stage, settings, None)(chat_template_content_format="string")
+        made = vllm_engine._pinned_class(Stage, settings, None, reads_weights=False)(
+            chat_template_content_format="string"
+        )
         assert made.kwargs == {"chat_template_content_format": form}
 
 

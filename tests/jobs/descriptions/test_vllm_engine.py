@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from asap.errors import ConfigError
-from jobs.descriptions import loading, vllm_engine
+from jobs.descriptions import loading, model_files, vllm_engine
 from jobs.descriptions.pinning import content_of
 from jobs.descriptions.settings import DescriptionSettings
 from jobs.descriptions.vllm_engine import Placement, build, engine_row, facts_there, record_of, written_row
@@ -92,7 +92,7 @@ class _Stage:
 def test_each_process_loads_the_commit_of_a_model_on_the_hub(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(vllm_engine, "hub_folder", lambda name, revision: f"/hub/{name}/{revision}")
     settings = CAPTIONS.model_copy(update={"source": "some/name", "revision": "0123abc"})
-    stage = vllm_engine._pinned_class(_Stage, settings, None)
+    stage = vllm_engine._pinned_class(_Stage, settings, None, reads_weights=True)
     assert stage.__name__ == "_Stage"
     made = stage(model="some/name", model_config_kwargs={"model": "some/name", "dtype": "float32"}, data_column="d")
     place = "/hub/some/name/0123abc"
@@ -102,7 +102,7 @@ def test_each_process_loads_the_commit_of_a_model_on_the_hub(monkeypatch: pytest
 
 
 def test_vllm_reports_its_use_only_if_the_environment_says_so(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    stage = vllm_engine._pinned_class(_Stage, _folder(tmp_path), None)
+    stage = vllm_engine._pinned_class(_Stage, _folder(tmp_path), None, reads_weights=True)
     for given, found in ((None, "1"), ("0", "0")):
         # monkeypatch notes that the variable was missing, and removes what the stage sets.
         monkeypatch.setenv("VLLM_NO_USAGE_STATS", given or "")
@@ -112,13 +112,31 @@ def test_vllm_reports_its_use_only_if_the_environment_says_so(monkeypatch: pytes
         assert os.environ["VLLM_NO_USAGE_STATS"] == found
 
 
-def test_a_process_refuses_a_folder_that_was_replaced_since_the_job_began(tmp_path: Path) -> None:
+@pytest.mark.parametrize("reads_weights", [True, False])
+def test_a_process_refuses_a_folder_that_was_replaced_since_the_job_began(tmp_path: Path, reads_weights: bool) -> None:
     settings = _folder(tmp_path)
     began = content_of(settings)
-    assert vllm_engine._pinned_class(_Stage, settings, began)(model=str(tmp_path)).kwargs == {"model": str(tmp_path)}
+    stage = vllm_engine._pinned_class(_Stage, settings, began, reads_weights=reads_weights)
+    assert stage(model=str(tmp_path)).kwargs == {"model": str(tmp_path)}
     (tmp_path / "config.json").write_text("{}")
     with pytest.raises(ConfigError, match=rf"{tmp_path} has changed, or differs on the machine {socket.gethostname()}"):
-        vllm_engine._pinned_class(_Stage, settings, began)(model=str(tmp_path))
+        stage(model=str(tmp_path))
+
+
+def test_only_the_process_that_loads_the_weights_reads_them_for_the_comparison(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = _folder(tmp_path)
+    (tmp_path / "model.safetensors").write_bytes(b"weights")
+    began, read = content_of(settings), []
+    digest = model_files._sha256
+    monkeypatch.setattr(model_files, "_sha256", lambda path: read.append(path.name) or digest(path))
+    vllm_engine._pinned_class(_Stage, settings, began, reads_weights=False)()
+    assert read == ["config.json"]
+    (tmp_path / "model.safetensors").write_bytes(b"changed")
+    vllm_engine._pinned_class(_Stage, settings, began, reads_weights=False)()
+    with pytest.raises(ConfigError, match="has changed"):
+        vllm_engine._pinned_class(_Stage, settings, began, reads_weights=True)()
 
 
 def test_a_machine_says_what_it_has_or_why_the_engine_cannot_be_used_there(
