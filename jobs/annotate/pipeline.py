@@ -195,7 +195,12 @@ def _wait_for_engines(
     needs = {"CPU": sum(each.cpus for each in rest), "GPU": sum(each.gpus for each in rest)}
     needs = {name: amount for name, amount in needs.items() if amount}
     if needs:
-        wait(needs, 1, wait_s, notify, "Give --device auto, or an engine that needs less.")
+        advice = "Give --device auto, or an engine that needs less."
+        if settings.annotator_cpus:
+            advice = "Lower --set annotator_cpus=N."
+            if settings.address is None:  # the task that prepares the rows has no other machine
+                wait(needs | {"CPU": needs["CPU"] + prepare.cpus}, 1, 0, notify, advice)
+        wait(needs, 1, wait_s, notify, advice)
     wait_for_engines(whole, wait, wait_s, notify)
     first, *others = ([needs] if needs else []) + whole
     if others and settings.address is None:  # nobody adds a machine on which the rest would fit
@@ -221,19 +226,21 @@ def size_engines(
     """
     models = sum(engine.engine == "transformers" for engine in settings.engines.values())
     whole = max([1, *machines])  # CPUs of the largest machine
-    cpus = cpus_of_each(settings.annotators, machines) or (min(models, whole) if small else whole)
+    given = settings.annotator_cpus
+    many = small and given is None
+    cpus = cpus_of_each(settings.annotators, machines) or (min(models, whole) if many else whole)
     sizes = []
     for engine in settings.engines.values():
         if engine.gpus:
-            sizes.append(StageResources(1, engine.gpus, settings.annotators))
+            sizes.append(StageResources(given or 1, engine.gpus, settings.annotators))
         elif engine.engine != "transformers":
-            sizes.append(StageResources(0.1, size=settings.annotators or 1))
-        elif on_gpu:  # two models share each GPU
-            sizes.append(StageResources(0.5 / models, 1 / models, settings.annotators))
+            sizes.append(StageResources(given or 0.1, size=settings.annotators or 1))
+        elif on_gpu:  # two models divide what one would have
+            sizes.append(StageResources(given or 0.5 / models, settings.annotator_gpus / models, settings.annotators))
         else:
             size = settings.annotators or (None if settings.address else max(1, int(whole // cpus)))
-            sizes.append(StageResources(round(0.6 * cpus / models, 3), size=size))
-    return tuple(sizes), None if on_gpu else max(1, int(cpus // max(1, models)))
+            sizes.append(StageResources(given or round(0.6 * cpus / models, 3), size=size))
+    return tuple(sizes), None if on_gpu else max(1, int(given or cpus // max(1, models)))
 
 
 def _all_small(settings: AnnotateSettings) -> bool:

@@ -20,6 +20,12 @@ class AnnotateSettings(PairsSettings):
     annotators: int | None = Field(default=None, ge=1)
     """Processes of each engine. None: one; for a model on GPUs as many as they hold; for a small model (at most 100 MB)
     on CPUs as many as there are CPUs."""
+    annotator_gpus: float = Field(default=1, gt=0, le=1)
+    """Share of a GPU for a model of `transformers`. Two such models divide it. An engine `vllm` has whole GPUs."""
+    annotator_cpus: float | None = Field(default=None, gt=0)
+    """CPUs of each process of an engine. Without a GPU, a model of `transformers` runs with as many threads. None: 0.5
+    for a model of `transformers` on a GPU, which two models divide; 1 for vLLM; 0.1 for an endpoint or a file; without
+    a GPU, 60 % of a machine for a large model and of a CPU for a small one."""
     missing_images: float = Field(default=0.01, ge=0, le=1)
     """Largest fraction of a corpus whose pictures may be missing. Their pairs are left out, as in training."""
     pilot_rows: int = Field(default=12, ge=1, le=1000)

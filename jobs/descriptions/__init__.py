@@ -10,6 +10,7 @@ loading.py              the engine of the settings, and what is checked before o
 pixels.py               the pixels that a processor of transformers may make of a picture
 transformers_engine.py  a model of transformers in this process
 endpoint_engine.py      an endpoint that speaks the API of OpenAI
+chat_templates.py       the chat template of a model for vLLM: its form of messages, and whole prompts
 vllm_rows.py            the rows of a job on their way through the stages of vLLM
 vllm_engine.py          vLLM as stages of Ray Data
 precomputed.py          entries of a file

@@ -18,6 +18,7 @@ from asap.storage.location import FileInfo, Location, s3_uri
 from jobs.errors import InputNotFound
 
 _SUFFIXES = {".safetensors", ".json", ".txt", ".model", ".jinja", ".tiktoken", ".spm", ".bpe", ".vocab"}
+_WEIGHTS = {".safetensors", ".bin"}
 
 
 def is_remote(source: str) -> bool:
@@ -68,18 +69,23 @@ def hub_folder(name: str, revision: str) -> str:
     return str(snapshot_download(name, revision=revision, allow_patterns=patterns))
 
 
-def folder_fingerprint(folder: Path) -> str:
+def folder_fingerprint(folder: Path, *, with_weights: bool = True) -> str:
     """Return a digest of the content of the files of a model in a folder, the same on each machine that has them.
 
     Unlike times and paths, the content does not depend on how the folder came to a machine. So all weights are read,
     several files at a time. Raises `StorageError`.
+
+    Args:
+        folder: Folder of the model.
+        with_weights: False: of configurations and vocabularies only.
     """
+    suffixes = _SUFFIXES | _WEIGHTS if with_weights else _SUFFIXES - _WEIGHTS
     with storage_errors(folder):
         # Models are read from the folder itself. A training may write checkpoints into folders below it.
         files = sorted(
             path
             for path in [*folder.iterdir(), *(folder / "additional_chat_templates").glob("*")]
-            if path.suffix in {*_SUFFIXES, ".bin"} and path.is_file()
+            if path.suffix in suffixes and path.is_file()
         )
         with ThreadPoolExecutor() as pool:
             digests = pool.map(_sha256, files)

@@ -7,8 +7,9 @@ are those of `ray.data.llm`. No model has been run by vLLM here yet: only the ro
 from __future__ import annotations
 
 import base64
+import os
 import socket
-from collections.abc import Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
@@ -16,9 +17,10 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
 from asap.errors import AsapError
+from jobs.descriptions.chat_templates import ChatTemplate, has_words, load_chat_template
 from jobs.descriptions.loading import check_source
 from jobs.descriptions.model_files import find_commit, hub_folder, is_hub_name
-from jobs.descriptions.pinning import CONTENT, check_content, content_of
+from jobs.descriptions.pinning import CONTENT, check_content_of_vllm, content_of
 from jobs.descriptions.prompts import chat_prompt
 from jobs.descriptions.settings import BATCHES_AT_VLLM, DescriptionSettings
 from jobs.descriptions.vllm_rows import ERROR, KNOWN, NOT_ASKED, PICTURE, PROMPT, ROWS
@@ -29,7 +31,7 @@ if TYPE_CHECKING:
 
 HELPER_CPUS = 0.25
 """CPUs of each process that prepares pictures or fills the chat template."""
-_ENGINE_STAGE = "vLLMEngineStage"
+_TEMPLATE_STAGE, _ENGINE_STAGE = "ChatTemplateStage", "vLLMEngineStage"
 
 
 @dataclass(frozen=True)
@@ -46,6 +48,8 @@ class Placement:
     """CPUs of a task that makes requests of rows."""
     tries: int = 1
     """Tries of a batch whose process dies."""
+    restarts: int = -1
+    """Times that a process which died is started again. -1: always, since what ended it may pass."""
     is_one_at_a_time: bool = False
     """True for rows that travel alone: a process that dies takes no other row with it."""
 
@@ -74,7 +78,11 @@ def add_vllm_stages(
     )  # fmt: skip
     for name, stage in processor.stages.items():
         options = _options(placement, is_engine=name == _ENGINE_STAGE)
-        processor.stages[name] = _PinnedStage(stage, _pinned_class(stage.fn, settings, content), options)
+        if name == _TEMPLATE_STAGE:
+            pinned = _templated_class(stage.fn, settings, content)
+        else:
+            pinned = _pinned_class(stage.fn, settings, content, reads_weights=name == _ENGINE_STAGE)
+        processor.stages[name] = _PinnedStage(stage, pinned, options)
     return processor(asked)
 
 
@@ -138,11 +146,11 @@ def _options(placement: Placement, *, is_engine: bool) -> dict[str, Any]:
     )
     # Whole blocks are batches: Ray cannot join two of which one has a null where the other has a struct.
     options: dict[str, Any] = {"compute": pool, "batch_size": None}
-    options |= {"max_restarts": -1, "max_task_retries": placement.tries - 1}
+    options |= {"max_restarts": placement.restarts, "max_task_retries": placement.tries - 1}
     return options | ({"num_cpus": placement.cpus} if is_engine else {})
 
 
-def _pinned_class(stage: Any, settings: DescriptionSettings, content: str | None) -> Any:
+def _pinned_class(stage: Any, settings: DescriptionSettings, content: str | None, *, reads_weights: bool) -> Any:
     """Return the class of a stage of Ray, whose processes load the model that the job began with and no other.
 
     Ray's stages know no revision of a model on the hub, so each process gets the folder of the commit.
@@ -150,6 +158,7 @@ def _pinned_class(stage: Any, settings: DescriptionSettings, content: str | None
 
     class Pinned(stage):
         def __init__(self, *args: Any, **kwargs: Any) -> None:
+            os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")  # vLLM reports its use to its makers otherwise
             place = settings.place
             if is_hub_name(place):
                 place = hub_folder(place, settings.revision or "main")
@@ -157,13 +166,40 @@ def _pinned_class(stage: Any, settings: DescriptionSettings, content: str | None
                 kwargs["model"] = place
             if "model_config_kwargs" in kwargs:
                 kwargs["model_config_kwargs"] = kwargs["model_config_kwargs"] | {"model": place}
+            if "chat_template_content_format" in kwargs:  # the parser of messages with pictures
+                kwargs["chat_template_content_format"] = load_chat_template(place, settings).form
             super().__init__(*args, **kwargs)
             # After the files are read, so that those that were replaced meanwhile are found too.
-            if content is not None:
-                check_content(settings, content_of(settings), content)
+            check_content_of_vllm(settings, content, reads_weights=reads_weights)
 
     Pinned.__name__ = Pinned.__qualname__ = stage.__name__  # Ray names the processes by it
     return Pinned
+
+
+def _templated_class(stage: Any, settings: DescriptionSettings, content: str | None) -> Any:
+    """Return the class of Ray's stage of chat templates, as `_pinned_class` does, whose prompts are whole.
+
+    Ray's own hands a template the content of messages as it comes, and does not look at the prompt. Here a template
+    gets the form that it takes, a prompt begins once, and a row whose words the template left out has an error.
+    """
+    pinned = _pinned_class(stage, settings, content, reads_weights=False)
+
+    class Templated(pinned):  # type: ignore[misc, valid-type]
+        def __init__(self, *args: Any, **kwargs: Any) -> None:
+            super().__init__(*args, **kwargs)
+            self._template = ChatTemplate(self.processor, settings)
+
+        async def udf(self, batch: list[dict[str, Any]]) -> AsyncIterator[dict[str, Any]]:
+            messages = {row[self.IDX_IN_BATCH_COLUMN]: self._template.in_form(row["messages"]) for row in batch}
+            rows = [row | {"messages": messages[row[self.IDX_IN_BATCH_COLUMN]]} for row in batch]
+            async for output in super().udf(rows):
+                prompt = output["prompt"]
+                is_whole = has_words(prompt, messages[output[self.IDX_IN_BATCH_COLUMN]])
+                error = {} if is_whole else {ERROR: "the chat template of the model leaves out words of the request"}
+                yield output | {"prompt": self._template.without_first(prompt)} | error
+
+    Templated.__name__ = Templated.__qualname__ = stage.__name__
+    return Templated
 
 
 def engine_row(settings: DescriptionSettings, row: Mapping[str, Any]) -> dict[str, Any]:

@@ -108,8 +108,14 @@ def outcome_of(settings: DescriptionSettings, row: Mapping[str, Any]) -> Outcome
     if error := row[ERROR]:
         kind: FailureKind = "out_of_memory" if "OutOfMemory" in error else "model_error"
         return Failure(kind, " ".join(error.split())[:300], usage)
-    # Ray hands on no reason for the end, but a model that was stopped has used all its tokens.
-    return read_reply(row["generated_text"], is_cut=usage.output_tokens >= settings.max_new_tokens, usage=usage)
+    # Ray hands on no reason for the end, but a model that was stopped has used all its tokens. vLLM leaves special
+    # tokens out of the text; one alone is the end.
+    return read_reply(
+        row["generated_text"],
+        is_cut=usage.output_tokens >= settings.max_new_tokens,
+        wrote_special=not row["generated_text"] and usage.output_tokens > 1,
+        usage=usage,
+    )
 
 
 def _to_bytes(table: pa.Table) -> bytes:

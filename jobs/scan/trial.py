@@ -102,7 +102,8 @@ def _try_stages(settings: DescriptionSettings, job: ClusterSettings, find_room: 
     settings = pinned(settings, facts)
     machine = facts.pop("machine")
 
-    placement = Placement(1, resources.cpus, engines=1, is_one_at_a_time=True)
+    # A process that dies while it loads the model would die again, for ever.
+    placement = Placement(1, resources.cpus, engines=1, restarts=0, is_one_at_a_time=True)
     with data_context(0):
         rows = ray.data.from_arrow(pa.table({"custom_id": [request_of(settings).custom_id]}))
         dataset = add_vllm_stages(rows, partial(_ask_probe, settings=settings), settings, placement, facts.get(CONTENT))
@@ -112,9 +113,30 @@ def _try_stages(settings: DescriptionSettings, job: ClusterSettings, find_room: 
                     notify(_describe_wait(settings))
                 outcome = described.result
         except ray.exceptions.RayError as error:
-            raise ConfigError(f"the captioner {settings.source} cannot be used by vLLM: {cause_of(error)}") from error
+            session = ray.get_runtime_context().get_session_name()
+            raise ConfigError(describe_failure_at_vllm(settings, error, session)) from error
     found = probe_of(settings, outcome, record_of(settings) | facts)
     return found if job.address is None else replace(found, machine=machine)
+
+
+def describe_failure_at_vllm(settings: DescriptionSettings, error: Exception, session: str) -> str:
+    """Return why vLLM cannot be used, in sentences, and where to read on.
+
+    Args:
+        settings: Settings of the engine.
+        error: What ended the stages.
+        session: Name of the session of Ray, which is a folder of each machine.
+    """
+    cause = cause_of(error).rstrip(".")
+    found = f"the captioner {settings.source} cannot be used by vLLM: {cause}."
+    if ConfigError.__name__ in cause:  # it says itself what to do
+        return found
+    # vLLM loads a model in further processes. Its error says only that one of them failed.
+    return (
+        f"{found} The logs of Ray on the machine of the model say why: /tmp/ray/{session}/logs, or below the "
+        "--temp-dir that Ray was started with. If the memory of the GPU is too small, lower max_model_len, or change "
+        "gpu_memory_utilization, in vllm.options."
+    )
 
 
 def _ask_probe(batch: pa.Table, settings: DescriptionSettings) -> pa.Table:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
 
 from asap.errors import ConfigError
 from asap.storage.location import Location
+from jobs.annotate import pipeline
 from jobs.annotate.pipeline import AnnotatePipeline, find_room, size_engines
 from jobs.annotate.settings import AnnotateSettings
 from jobs.annotate.stage import Order
@@ -69,6 +71,46 @@ def test_two_models_share_each_gpu_and_a_file_needs_none() -> None:
     assert threads is None
     one, _ = size_engines(_settings(captions=FILE, explanations=MODEL), [8], on_gpu=True)
     assert [each.gpus for each in one] == [0, 1]
+
+
+def test_the_share_of_a_gpu_and_the_cpus_of_an_engine_can_be_given() -> None:
+    def sizes(engines: dict[str, Any], **given: float) -> list[tuple[float, float]]:
+        settings = _settings(**engines).model_copy(update=given)
+        return [(each.cpus, each.gpus) for each in size_engines(settings, [8], on_gpu=True)[0]]
+
+    both = {"captions": MODEL, "explanations": MODEL}
+    assert sizes({"captions": MODEL}, annotator_gpus=0.25) == [(0.5, 0.25)]
+    assert sizes(both, annotator_gpus=0.5, annotator_cpus=2) == [(2, 0.25), (2, 0.25)]
+    assert sizes({"captions": VLLM, "explanations": FILE}, annotator_gpus=0.5, annotator_cpus=3) == [(3, 2), (3, 0)]
+
+
+@pytest.mark.parametrize("small", [True, False])
+def test_models_without_a_gpu_have_as_many_threads_as_cpus_are_given(small: bool) -> None:
+    settings = _settings(captions=MODEL, explanations=MODEL).model_copy(update={"annotator_cpus": 3})
+    sizes, threads = size_engines(settings, [8], on_gpu=False, small=small)
+    assert [(each.cpus, each.size) for each in sizes] == [(3, 1), (3, 1)]
+    assert threads == 3
+    part, threads = size_engines(settings.model_copy(update={"annotator_cpus": 0.5}), [8], on_gpu=False, small=small)
+    assert ([each.cpus for each in part], threads) == ([0.5, 0.5], 1)
+
+
+@pytest.mark.parametrize(("annotator_cpus", "is_held"), [(1.75, True), (2, False)])
+def test_engines_leave_room_for_the_task_that_prepares_if_their_cpus_are_given(
+    monkeypatch: pytest.MonkeyPatch, annotator_cpus: float, is_held: bool
+) -> None:
+    """The machine has two CPUs, of which the task takes a quarter."""
+
+    def wait(needs: dict[str, float], workers: int, wait_s: float, notify: Any, advice: str, **way: Any) -> None:
+        if needs["CPU"] > 2:
+            raise ConfigError(advice)
+
+    monkeypatch.setattr(pipeline, "wait_for_resources", wait)
+    monkeypatch.setattr(pipeline, "wait_until_free", lambda *arguments, **more: None)
+    monkeypatch.setattr(pipeline, "machines_alive", lambda: [{"CPU": 2.0}])
+    settings = _settings(captions=MODEL).model_copy(update={"annotator_cpus": annotator_cpus, "device": "cpu"})
+    refusal = nullcontext() if is_held else pytest.raises(ConfigError, match=r"Lower --set annotator_cpus=N\.")
+    with refusal:
+        assert find_room(settings, pytest.fail).engines["caption"].cpus == annotator_cpus
 
 
 def test_vllm_has_whole_gpus_of_its_own_and_its_claim_names_all_its_stages() -> None:

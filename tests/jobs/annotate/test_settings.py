@@ -48,6 +48,9 @@ def test_texts_are_needed_only_for_explanations() -> None:
             "device is 'cpu', and the engine vllm runs on GPUs only. Give --device auto or cuda",
         ),
         ({"captions": MODEL, "stale_after_s": 3}, "less than two heartbeats"),
+        ({"captions": MODEL, "annotator_gpus": 0}, "annotator_gpus"),
+        ({"captions": MODEL, "annotator_gpus": 1.5}, "less than or equal to 1"),
+        ({"captions": MODEL, "annotator_cpus": 0}, "annotator_cpus"),
     ],
 )
 def test_settings_that_cannot_work_are_refused(changes: dict[str, Any], sentence: str) -> None:

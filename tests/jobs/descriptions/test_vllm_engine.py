@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import socket
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ from typing import Any
 import pytest
 
 from asap.errors import ConfigError
-from jobs.descriptions import loading, vllm_engine
+from jobs.descriptions import loading, model_files, vllm_engine
 from jobs.descriptions.pinning import content_of
 from jobs.descriptions.settings import DescriptionSettings
 from jobs.descriptions.vllm_engine import Placement, build, engine_row, facts_there, record_of, written_row
@@ -75,6 +76,12 @@ def test_ray_builds_stages_for_pictures_and_templates_on_parts_of_a_cpu_and_for_
     assert "limit_mm_per_prompt" not in engine["fn_constructor_kwargs"]["engine_kwargs"]
 
 
+def test_a_process_that_dies_is_started_again_in_a_job_and_not_in_a_trial() -> None:
+    jobs, trial = Placement(batch_size=64, tries=3), Placement(batch_size=1, restarts=0, is_one_at_a_time=True)
+    options = [vllm_engine._options(placement, is_engine=True) for placement in (jobs, trial)]
+    assert [(each["max_restarts"], each["max_task_retries"]) for each in options] == [(-1, 2), (0, 0)]
+
+
 class _Stage:
     """A class of a stage that notes with what it was made."""
 
@@ -85,7 +92,7 @@ class _Stage:
 def test_each_process_loads_the_commit_of_a_model_on_the_hub(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(vllm_engine, "hub_folder", lambda name, revision: f"/hub/{name}/{revision}")
     settings = CAPTIONS.model_copy(update={"source": "some/name", "revision": "0123abc"})
-    stage = vllm_engine._pinned_class(_Stage, settings, None)
+    stage = vllm_engine._pinned_class(_Stage, settings, None, reads_weights=True)
     assert stage.__name__ == "_Stage"
     made = stage(model="some/name", model_config_kwargs={"model": "some/name", "dtype": "float32"}, data_column="d")
     place = "/hub/some/name/0123abc"
@@ -94,13 +101,42 @@ def test_each_process_loads_the_commit_of_a_model_on_the_hub(monkeypatch: pytest
     }  # fmt: skip
 
 
-def test_a_process_refuses_a_folder_that_was_replaced_since_the_job_began(tmp_path: Path) -> None:
+def test_vllm_reports_its_use_only_if_the_environment_says_so(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    stage = vllm_engine._pinned_class(_Stage, _folder(tmp_path), None, reads_weights=True)
+    for given, found in ((None, "1"), ("0", "0")):
+        # monkeypatch notes that the variable was missing, and removes what the stage sets.
+        monkeypatch.setenv("VLLM_NO_USAGE_STATS", given or "")
+        if given is None:
+            monkeypatch.delenv("VLLM_NO_USAGE_STATS")
+        stage()
+        assert os.environ["VLLM_NO_USAGE_STATS"] == found
+
+
+@pytest.mark.parametrize("reads_weights", [True, False])
+def test_a_process_refuses_a_folder_that_was_replaced_since_the_job_began(tmp_path: Path, reads_weights: bool) -> None:
     settings = _folder(tmp_path)
     began = content_of(settings)
-    assert vllm_engine._pinned_class(_Stage, settings, began)(model=str(tmp_path)).kwargs == {"model": str(tmp_path)}
+    stage = vllm_engine._pinned_class(_Stage, settings, began, reads_weights=reads_weights)
+    assert stage(model=str(tmp_path)).kwargs == {"model": str(tmp_path)}
     (tmp_path / "config.json").write_text("{}")
     with pytest.raises(ConfigError, match=rf"{tmp_path} has changed, or differs on the machine {socket.gethostname()}"):
-        vllm_engine._pinned_class(_Stage, settings, began)(model=str(tmp_path))
+        stage(model=str(tmp_path))
+
+
+def test_only_the_process_that_loads_the_weights_reads_them_for_the_comparison(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = _folder(tmp_path)
+    (tmp_path / "model.safetensors").write_bytes(b"weights")
+    began, read = content_of(settings), []
+    digest = model_files._sha256
+    monkeypatch.setattr(model_files, "_sha256", lambda path: read.append(path.name) or digest(path))
+    vllm_engine._pinned_class(_Stage, settings, began, reads_weights=False)()
+    assert read == ["config.json"]
+    (tmp_path / "model.safetensors").write_bytes(b"changed")
+    vllm_engine._pinned_class(_Stage, settings, began, reads_weights=False)()
+    with pytest.raises(ConfigError, match="has changed"):
+        vllm_engine._pinned_class(_Stage, settings, began, reads_weights=True)()
 
 
 def test_a_machine_says_what_it_has_or_why_the_engine_cannot_be_used_there(

@@ -60,6 +60,10 @@ def test_a_batch_of_which_nothing_is_asked_comes_back_too() -> None:
         ({"generated_text": " a man ", "num_input_tokens": 9}, Reply("a man", False, Usage(9, 0))),
         ({"generated_text": "a man in", "num_generated_tokens": 5}, Reply("a man in", True, Usage(0, 5))),
         ({"generated_text": "", "num_generated_tokens": 1}, Failure("empty", "the model wrote no words", Usage(0, 1))),
+        (
+            {"generated_text": "", "num_generated_tokens": 2},
+            Failure("special_tokens", "the model wrote only special tokens", Usage(0, 2)),
+        ),
         ({ERROR: "ValueError: too\nlong"}, Failure("model_error", "ValueError: too long")),
         ({ERROR: "OutOfMemoryError: CUDA"}, Failure("out_of_memory", "OutOfMemoryError: CUDA")),
     ],

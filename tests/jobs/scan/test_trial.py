@@ -17,7 +17,7 @@ from jobs.descriptions.probe import Probe, read_probe
 from jobs.descriptions.settings import DescriptionSettings
 from jobs.errors import JobDiffers
 from jobs.scan.pipeline import StageResources
-from jobs.scan.trial import try_engine
+from jobs.scan.trial import describe_failure_at_vllm, try_engine
 from jobs.settings import ClusterSettings
 from jobs.sharing import Claim, held_share
 from tests.support.busy import hold_cpus
@@ -62,7 +62,7 @@ def test_a_model_is_tried_in_a_process_of_the_cluster(ray_here: None, tmp_path: 
     ("prompt", "sentence"),
     [
         ("bad {text}", r"does not work: ValueError: The prompt is longer than the model can read\. Lower"),
-        ("deadly {text}", r"the captioner some/name cannot be used by vLLM: "),
+        ("deadly {text}", r"the captioner some/name cannot be used by vLLM: .*/tmp/ray/session_\S+/logs"),
     ],
 )
 def test_stages_of_vllm_that_describe_nothing_are_an_error_of_the_trial(
@@ -72,6 +72,22 @@ def test_stages_of_vllm_that_describe_nothing_are_an_error_of_the_trial(
     room = StageResources(0.1, 0, 1), "cpu"
     with fake_vllm(monkeypatch, tmp_path), pytest.raises(ConfigError, match=sentence):
         try_engine(settings, ClusterSettings(), lambda: room, lambda _: None)
+
+
+def test_an_error_of_vllm_names_the_logs_and_what_memory_depends_on() -> None:
+    settings = DescriptionSettings(**VLLM)  # type: ignore[arg-type]
+    error = RuntimeError("Traceback:\nRuntimeError: Engine core initialization failed. See root cause above.")
+    assert describe_failure_at_vllm(settings, error, "session_1") == (
+        "the captioner some/name cannot be used by vLLM: RuntimeError: Engine core initialization failed. See root "
+        "cause above. The logs of Ray on the machine of the model say why: /tmp/ray/session_1/logs, or below the "
+        "--temp-dir that Ray was started with. If the memory of the GPU is too small, lower max_model_len, or change "
+        "gpu_memory_utilization, in vllm.options."
+    )
+    refused = RuntimeError("Traceback:\nasap.errors.ConfigError: the chat template cannot be used. Give another model.")
+    assert describe_failure_at_vllm(settings, refused, "session_1") == (
+        "the captioner some/name cannot be used by vLLM: asap.errors.ConfigError: the chat template cannot be used. "
+        "Give another model."
+    )
 
 
 def test_a_folder_that_the_cluster_lacks_is_an_error_with_the_name_of_the_machine(
