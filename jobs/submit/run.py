@@ -82,7 +82,7 @@ def stop(server: JobServer, submission_id: str, wait_s: float) -> str:
 
 
 async def _show_log(server: JobServer, submission_id: str, show: Callable[[str], None]) -> None:
-    shown = 0
+    shown, has_ended = 0, False
     answered_s = time.monotonic()
     while True:
         passed = 0
@@ -95,9 +95,12 @@ async def _show_log(server: JobServer, submission_id: str, show: Callable[[str],
                 if new:
                     show(new)  # its own errors, such as that of a closed pipe, are no `JobError` and pass
                     shown = passed
-            if (await asyncio.to_thread(server.info, submission_id)).status.is_terminal():
+            if has_ended:
                 return
+            has_ended = (await asyncio.to_thread(server.info, submission_id)).status.is_terminal()
             answered_s = time.monotonic()
+            if has_ended:  # the connection may have ended before the last lines: read the log once more
+                continue
         except JobError as error:
             lost = error
         if lost is not None and time.monotonic() - answered_s > _LOST_S:

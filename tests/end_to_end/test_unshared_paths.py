@@ -138,7 +138,7 @@ def test_each_verb_refuses_what_a_machine_cannot_use_and_writes_nothing(
         assert all(path in outcome for path in paths), outcome
         assert "of 2 machines: " in outcome
         assert ("it is another folder there" if "OUT" in outcome else gone) in outcome
-    assert found[8].startswith("ConfigError: no machine of the cluster holds 1 worker with 1 GPU, and it has no autos")
+    assert found[8].startswith("ConfigError: no machine of the cluster holds 1 worker with 0.5 CPUs, 1 GPU, and ")
     assert found[10].startswith(f"PathNotShared: --out {files}/evaluated cannot be written to on 1 ")
     assert found[9].startswith("ConfigError: no machine of the cluster holds 1 worker with 64 CPUs, and it has no au")
     left = {path.name for path in [*shared.iterdir(), *files.iterdir()]}

@@ -179,6 +179,7 @@ def test_a_process_that_is_killed_while_the_endpoint_works_on_its_requests_loses
     rows, under_way = 12, 4
     write_pairs(tmp_path, rows)
     asked: Counter[int] = Counter()
+    asked_again: Counter[int] = Counter()
     is_killed = threading.Event()
 
     def answer(handler: Handler, body: dict[str, Any]) -> None:
@@ -194,7 +195,7 @@ def test_a_process_that_is_killed_while_the_endpoint_works_on_its_requests_loses
             assert is_killed.wait(HANG_S)  # what is answered now, nobody hears
         elif found:
             with handler.server.lock:
-                asked[int(found[1])] += 1
+                asked_again[int(found[1])] += 1
         handler.send(200, json.dumps(completion(f"explained {found[1] if found else 'the trial'}")))
 
     with endpoint(answer) as (address, _):
@@ -203,8 +204,8 @@ def test_a_process_that_is_killed_while_the_endpoint_works_on_its_requests_loses
     assert [row["row_id"] for row in written] == list(range(rows))
     assert [row["explanation"] for row in written] == [f"explained {row}" for row in range(rows)]
     assert all(row["explanation_is_new"] for row in written)
-    assert set(asked) == set(range(rows))
-    assert set(asked.values()) == {1, 2}, "only what was under way is asked for again"
+    assert under_way <= asked.total() <= rows
+    assert asked_again == Counter(range(rows)), "what was under way is asked for again, and everything once only"
 
 
 def test_a_wrong_key_is_found_before_a_job_folder_is_written(corpus: Path) -> None:

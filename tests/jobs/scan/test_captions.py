@@ -103,8 +103,8 @@ def test_a_job_on_a_cluster_holds_one_share_from_the_trial_to_the_last_pass(
     room = Claim.of_workers([{"CPU": 0.75}, {"CPU": 0.35}], is_at_work=False)  # what is waited for
     stages = [{"CPU": cpus, "GPU": 0} for cpus in (0.25, 0.1, 0.75)]
     work = Claim.of_workers(stages, {"CPU": math.inf, "GPU": 0}, is_at_work=True)
-    # The share is made once, and asks for nothing before the machines are known and after the last row.
-    assert claims == [NOTHING, room, room, work, NOTHING]
+    # The share is made once, and asks for nothing before the machines are known, after the last row, and at the end.
+    assert claims == [NOTHING, room, room, work, NOTHING, NOTHING]
     assert held_share() is None
 
 

@@ -27,13 +27,17 @@ class Server:
         self.details = SimpleNamespace(**{"driver_exit_code": None, "message": None} | info)
         self.submitted: list[Any] = []
         self.asked = 0
+        self.whole: list[str | Exception] = []
+        """The log of the last connection, which the next ones get too."""
 
     def info(self, submission_id: str) -> Any:
         self.asked += 1
         return SimpleNamespace(**vars(self.details) | ({"status": JobStatus.RUNNING} if self.connections else {}))
 
     async def log(self, submission_id: str) -> AsyncIterator[str]:
-        for piece in self.connections.pop(0):
+        if self.connections:
+            self.whole = self.connections.pop(0)
+        for piece in self.whole:
             if isinstance(piece, Exception):
                 raise piece
             yield piece
@@ -92,6 +96,15 @@ def test_a_log_goes_on_where_a_lost_connection_ended(monkeypatch: pytest.MonkeyP
         ["one\ntwo\nth", "ree\n"], status=JobStatus.SUCCEEDED,
     )  # fmt: skip
     assert follow(server) == (0, "one\ntwo\nthree\n")
+
+
+def test_lines_that_came_after_the_connection_had_ended_are_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Ended(Server):
+        def info(self, submission_id: str) -> Any:
+            return self.details
+
+    server = Ended(["one\n"], ["one\n", "two\n"], status=JobStatus.FAILED, driver_exit_code=3)
+    assert follow(server) == (3, "one\ntwo\n")
 
 
 def test_a_dashboard_that_stays_away_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
