@@ -67,7 +67,14 @@ class JobSettings(BaseModel):
         if problem := prefix_problem(f"{self.records.removesuffix('/')}/"):
             raise ValueError(f"records {self.records!r} {problem}")
         for name, rules in self.keys.items():
-            if is_below(self.records, (*rules.inputs, *rules.outputs)):
+            prefixes = (*rules.inputs, *rules.outputs)
+            folder = f"{self.records.removesuffix('/')}/"
+            if any(is_below(prefix, [folder]) for prefix in prefixes):
+                raise ValueError(
+                    f"records {self.records!r} has a prefix of {name!r} in it, whose jobs could read or write the "
+                    "records. Choose a folder beside the prefixes."
+                )
+            if is_below(self.records, prefixes):
                 raise ValueError(
                     f"records {self.records!r} is below a prefix of {name!r}, whose jobs could read or write it. "
                     "Choose a folder beside the prefixes."

@@ -54,6 +54,10 @@ class FetchSettings(BaseModel):
                 raise ValueError(f"only_below {prefix!r} {problem}")
         return prefixes
 
+    def allows(self, uri: str) -> bool:
+        """Return True if an address may be read."""
+        return self.only_below is None or is_below(uri, self.only_below)
+
 
 @dataclass(frozen=True)
 class Fetched:
@@ -100,13 +104,15 @@ def fetch(uri: str, max_bytes: int, settings: FetchSettings, byte_range: ByteRan
         FetchFailed: with the code not_found, access_denied, throttled, timeout or storage_error.
         ImageTooLarge: for more than `max_bytes`.
     """
-    if settings.only_below is not None and not is_below(uri, settings.only_below):
-        detail = f"{_short(uri)} is not below {' or '.join(settings.only_below)}, which is all that this job may read"
+    if not settings.allows(uri):
+        detail = (
+            f"{_short(uri)} is not below {' or '.join(settings.only_below or ())}, which is all that this job may read"
+        )
         raise FetchFailed("access_denied", detail, retryable=False)
     try:
         return _fetch(uri, max_bytes, settings, byte_range)
     except FetchFailed as error:
-        if isinstance(error, BeyondEnd) or error.code != "not_found" or not (found := _found_forms(uri)):
+        if isinstance(error, BeyondEnd) or error.code != "not_found" or not (found := _found_forms(uri, settings)):
             raise
         if len(found) > 1:
             names = " and ".join(repr(Location(other).name) for other in found)
@@ -118,12 +124,12 @@ def fetch(uri: str, max_bytes: int, settings: FetchSettings, byte_range: ByteRan
     return replace(fetched, warnings=(read,))
 
 
-def _found_forms(uri: str) -> list[str]:
+def _found_forms(uri: str, settings: FetchSettings) -> list[str]:
     """Return the other ways to write a name under which there is a file."""
     found = []
     for other in other_forms(uri):
         try:
-            if exists(Location(other)):
+            if settings.allows(other) and exists(Location(other)):
                 found.append(other)
         except (StorageError, OSError, ValueError):  # the name that was given is the one to report
             continue

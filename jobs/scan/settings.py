@@ -90,7 +90,9 @@ class PairsSettings(ClusterSettings, WatchSettings):
     @property
     def table_options(self) -> TableOptions:
         """Options of the tables of the input."""
-        return TableOptions(**self.model_dump(include=_TABLE_OPTIONS), texts=self.needs_texts)
+        return TableOptions(
+            **self.model_dump(include=_TABLE_OPTIONS), texts=self.needs_texts, only_below=self.fetch.only_below
+        )
 
     @property
     def image_limits(self) -> ImageLimits:

@@ -3,7 +3,7 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from serve.settings import ServeSettings, is_loopback
+from serve.settings import JobSettings, ServeSettings, is_loopback
 
 
 @pytest.mark.parametrize(
@@ -52,3 +52,9 @@ def test_a_server_that_stops_may_take_just_as_long_as_a_request() -> None:
 )  # fmt: skip
 def test_only_loopback_addresses_are_this_machine(host: str, local: bool) -> None:
     assert is_loopback(host) == local
+
+
+@pytest.mark.parametrize("rules", [{"inputs": ["s3://b/api/jobs/"]}, {"outputs": ["s3://b/api/"]}])
+def test_records_with_a_prefix_of_a_key_in_them_are_refused(rules: dict[str, list[str]]) -> None:
+    with pytest.raises(ValidationError, match="in it, whose jobs could read or write the records"):
+        JobSettings.model_validate({"records": "s3://b/api", "keys": {"*": rules}})

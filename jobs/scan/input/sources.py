@@ -271,7 +271,7 @@ def _tables(
         only = tuple(by_kind[kind]) if listing.is_complete or pictures or listing[Role.TAR] else None
         left_out = frozenset(info.location for info in no_pairs)
         folders = tuple(dict.fromkeys(info.location.parent for info in pictures))[:_MOST_FOLDERS]
-        first = place(first, folders)
+        first = place(first, folders, options)
         found[kind] = TableParts(listing.address, kind, listing, first, options, only, left_out, folders)
     beside = pictures or listing[Role.TAR]
     naming = {kind: parts for kind, parts in found.items() if not beside or _names_files_here(parts, listing)}

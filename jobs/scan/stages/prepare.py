@@ -247,7 +247,8 @@ def _prepare(
             raise read
         if read is None:
             # A local file has no version. This look comes before the read, so that no later change goes unnoticed.
-            if known["image_version"] is None and not row["image_uri"].startswith("s3://"):
+            is_local = not row["image_uri"].startswith("s3://")
+            if known["image_version"] is None and is_local and preparation.fetch.allows(row["image_uri"]):
                 info = file_info(Location(row["image_uri"]))
                 known["image_version"] = info and info.revision
             reader = PictureReader(preparation.fetch)

@@ -48,3 +48,12 @@ def test_a_fetch_reads_only_below_its_prefixes(bucket: str, tmp_path: Path) -> N
             fetch(uri, 100, settings)
         assert (caught.value.code, caught.value.retryable) == ("access_denied", False)
         assert fetch(uri.replace("in/../", ""), 100, FetchSettings()).data == b"bytes"
+
+
+def test_no_other_form_of_a_name_leads_out_of_the_prefixes(bucket: str) -> None:
+    boto3.client("s3").put_object(Bucket=bucket, Key="in/../out/a", Body=b"bytes")
+    uri = f"s3://{bucket}/in/%2e%2e/out/a"
+    assert fetch(uri, 100, FetchSettings()).data == b"bytes"
+    with pytest.raises(FetchFailed) as caught:
+        fetch(uri, 100, FetchSettings(only_below=(f"s3://{bucket}/in/",)))
+    assert caught.value.code == "not_found"

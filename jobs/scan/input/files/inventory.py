@@ -180,6 +180,12 @@ def find_inventory(info: FileInfo, options: TableOptions) -> Inventory | None:
         return None
     if not isinstance(manifest, dict) or not {"fileFormat", "fileSchema", "files"} <= set(manifest):
         return None
+    if options.only_below is not None:
+        # It names data files, pictures and texts of any bucket, which are read with the credentials of the cluster.
+        raise InputNotFound(
+            f"{info.location} is an S3 Inventory, which is not read for jobs that may read some prefixes only. Give a "
+            "table, tars, or the folder of the pictures"
+        )
     kind = next((name for name in _FORMATS if name.lower() == str(manifest["fileFormat"]).lower()), None)
     if kind is None:
         raise InputNotFound(

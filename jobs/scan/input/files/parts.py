@@ -12,7 +12,6 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from asap.errors import StorageError
-from asap.storage.files import exists
 from asap.storage.location import FileInfo, Location
 from jobs.errors import InputNotFound
 from jobs.scan.input.files.listing import Address, Listing, Role
@@ -74,7 +73,7 @@ class TableParts:
         try:
             if (table := understand_part(part, self.kind, self.options)) is None:
                 return
-            for row in place(table, self.picture_folders).rows():
+            for row in place(table, self.picture_folders, self.options).rows():
                 done = row.row_id + 1
                 row.row_id += start
                 yield row
@@ -91,7 +90,7 @@ class TableParts:
         try:
             if (table := understand_part(part, self.kind, self.options)) is None:
                 return
-            for rows in place(table, self.picture_folders).tables():
+            for rows in place(table, self.picture_folders, self.options).tables():
                 ids = rows["row_id"]
                 done = ids[-1].as_py() + 1
                 yield rows.set_column(0, rows.schema.field(0), pc.add(ids, start))
@@ -143,7 +142,7 @@ def understand_part(part: FileInfo, kind: str, options: TableOptions) -> Table |
         raise
 
 
-def place(table: Table, folders: Sequence[Location]) -> Table:
+def place(table: Table, folders: Sequence[Location], options: TableOptions) -> Table:
     """Return a table whose relative paths start at that one of some folders where its first pictures lie.
 
     COCO and others keep tables and pictures in folders side by side. A table whose pictures are found stays as it is.
@@ -151,9 +150,9 @@ def place(table: Table, folders: Sequence[Location]) -> Table:
     start = f"{table.base.folder}/"
     found = [row.image_uri for row in islice(table.rows(), _FIRST_PICTURES) if row.image_uri] if folders else []
     names = [uri.removeprefix(start) for uri in found if uri.startswith(start)]
-    if not names or any(exists(Location(uri)) for uri in found):
+    if not names or any(options.exists(Location(uri)) for uri in found):
         return table
-    counts = {folder: sum(exists(folder / name) for name in names) for folder in folders}
+    counts = {folder: sum(options.exists(folder / name) for name in names) for folder in folders}
     best = max(counts, key=lambda folder: counts[folder])
     if not counts[best]:
         return table

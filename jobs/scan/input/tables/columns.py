@@ -13,6 +13,9 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from asap.storage.files import exists
+from asap.storage.location import Location
+from asap.storage.prefixes import is_below
 from jobs.errors import InputNotFound
 from jobs.scan.input.tables.inline import InlinePicture
 
@@ -71,6 +74,12 @@ class TableOptions:
     """Character between two cells of a CSV file. None: found from its first lines."""
     texts: bool = True
     """True if the table needs a column of texts. A captioner makes texts of its own."""
+    only_below: tuple[str, ...] | None = None
+    """Prefixes of S3 below which everything lies that is read or looked for. None: there is no such limit."""
+
+    def exists(self, location: Location) -> bool:
+        """Return True if there is a file that may be read. Any other is not even looked for."""
+        return (self.only_below is None or is_below(location.uri, self.only_below)) and exists(location)
 
 
 NO_OPTIONS = TableOptions()

@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, partial
 from itertools import chain, islice
 from typing import Any
 
@@ -19,7 +19,7 @@ import pyarrow as pa
 
 from asap.errors import StorageError
 from asap.storage.failures import storage_errors
-from asap.storage.files import exists, open_read
+from asap.storage.files import open_read
 from asap.storage.location import FileInfo, Location, without_query
 from jobs.errors import InputNotFound
 from jobs.scan.input.addresses import is_relative
@@ -174,7 +174,7 @@ def _understand(info: FileInfo, kind: str, options: TableOptions) -> Table:
     _refuse_web(location, columns, records)
     if kind == "parquet":
         _refuse_base64(location, columns, records)
-    base, base_notes = _picture_base(location, columns, records)
+    base, base_notes = _picture_base(location, columns, records, options)
     maker = RowMaker(columns, base)
     first = (maker.row(line, record) for line, record in chain(sample, islice(found, _MOST_BAD - len(sample))))
     _refuse_hopeless(location, columns, first, options)
@@ -372,7 +372,9 @@ def _has_lines(location: Location) -> bool:
     return file is not None and file.kind in ("csv", "jsonl")
 
 
-def _picture_base(location: Location, columns: Columns, records: Sequence[Mapping[str, Any]]) -> tuple[Base, list[str]]:
+def _picture_base(
+    location: Location, columns: Columns, records: Sequence[Mapping[str, Any]], options: TableOptions
+) -> tuple[Base, list[str]]:
     """Return the folder that relative paths of pictures start from, with notes about it.
 
     It is the table's folder, unless more of the first pictures are found from a folder around it, or without the first
@@ -382,13 +384,13 @@ def _picture_base(location: Location, columns: Columns, records: Sequence[Mappin
     """
     folder = location.parent
     names = _first_pictures(columns, records)
-    if (base := _upload_base(location, names[:_LOOKED_FOR])) is not None:
+    if (base := _upload_base(location, names[:_LOOKED_FOR], options)) is not None:
         return base, [f"paths of Label Studio's server ({base.server}) start at {base.folder}, where they were found"]
     around = [folder, folder.parent, folder.parent.parent]
     folders = list(dict.fromkeys([*around[1:], folder] if folder.name == "metadata" else around))
     relative = [name for name in names if is_relative(name)]
     bases = [Base(folder) for folder in folders]
-    is_there = cache(_is_there)  # a folder may be asked for one name twice
+    is_there = cache(partial(_is_there, options))  # a folder may be asked for one name twice
     if relative:
         names = relative[:_LOOKED_FOR]
         first_folders = {name.partition("/")[0] if "/" in name else "" for name in relative}
@@ -426,7 +428,7 @@ def _first_pictures(columns: Columns, records: Sequence[Mapping[str, Any]]) -> l
     return list(dict.fromkeys(name.strip() for name in names if isinstance(name, str)))
 
 
-def _upload_base(location: Location, names: Sequence[str]) -> Base | None:
+def _upload_base(location: Location, names: Sequence[str], options: TableOptions) -> Base | None:
     """Return the folder beside an export of Label Studio that holds the pictures; None for any other table.
 
     An export names pictures by their paths on the server. The folder is the first one of `upload`, `media/upload`,
@@ -435,13 +437,13 @@ def _upload_base(location: Location, names: Sequence[str]) -> Base | None:
     Raises `InputNotFound` if none of the first pictures is there, or at its path on this machine.
     """
     server = next((start for start in _LABEL_STUDIO if names and all(name.startswith(start) for name in names)), None)
-    if server is None or any(_is_there(Base(location.parent), name) for name in names):
+    if server is None or any(_is_there(options, Base(location.parent), name) for name in names):
         return None
     folders = [location.parent / name for name in ("upload", "media/upload", "images")] + [location.parent]
     for is_flat in (False, True):
         for folder in folders:
             base = Base(folder, server=server, is_flat=is_flat)
-            if any(_is_there(base, name) for name in names):
+            if any(_is_there(options, base, name) for name in names):
                 return base
     raise InputNotFound(
         f"the pictures of {location} are paths on the server of Label Studio, such as {names[0]!r:.120}, and none of "
@@ -450,8 +452,8 @@ def _upload_base(location: Location, names: Sequence[str]) -> Base | None:
     )
 
 
-def _is_there(base: Base, name: str) -> bool:
+def _is_there(options: TableOptions, base: Base, name: str) -> bool:
     try:
-        return exists(Location(base.uri(name)))
+        return options.exists(Location(base.uri(name)))
     except (RowError, StorageError, OSError, ValueError):
         return False

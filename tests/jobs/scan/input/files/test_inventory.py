@@ -5,6 +5,7 @@ import json
 from pathlib import Path
 from urllib.parse import quote_plus
 
+import boto3
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -136,3 +137,16 @@ def test_an_inventory_whose_files_are_no_list_is_refused_and_a_size_that_is_no_n
     write_files(tmp_path, {"manifest.json": json.dumps(manifest).encode(), "data/1.csv": b'"b","a.jpg","abc"\n'})
     rows = find_source(str(tmp_path / "manifest.json"), options=TableOptions(texts=False)).rows()
     assert [row.custom_id for row in rows] == ["a.jpg"]
+
+
+def test_an_inventory_is_not_read_where_only_some_prefixes_may_be_read(bucket: str) -> None:
+    secret = f"{bucket}-secret"
+    boto3.client("s3").create_bucket(Bucket=secret)
+    write_files(f"s3://{secret}", {"hr/salaries.csv": b"records,news/a.jpg\nrecords,news/a.txt\n"})
+    head = {"destinationBucket": f"arn:aws:s3:::{secret}", "fileFormat": "CSV", "fileSchema": "Bucket, Key"}
+    manifest = json.dumps(head | {"files": [{"key": "hr/salaries.csv"}]}).encode()
+    write_files(f"s3://{bucket}/in", {"one.json": manifest, "folder/two.json": manifest})
+    options = TableOptions(only_below=(f"s3://{bucket}/in/",))
+    for address in (f"s3://{bucket}/in/one.json", f"s3://{bucket}/in/folder", f"s3://{bucket}/in/folder/*.json"):
+        with pytest.raises(InputNotFound, match="is an S3 Inventory, which is not read for jobs"):
+            find_source(address, options=options)
