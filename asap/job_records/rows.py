@@ -26,7 +26,7 @@ from asap.storage.location import FileInfo, Location
 
 ERROR_COLUMNS = ("row_id", "custom_id", "image_uri", "error_code", "retryable", "attempt", "error_detail")
 """Columns of a failed row that say what failed."""
-_ROWS_AT_ONCE = 2**12
+_ROWS_AT_ONCE, _PAGE_ROWS_AT_ONCE = 2**12, 2**7
 _POSITION = "__position__"
 """Column of a table that numbers the rows of its file while it is filtered."""
 _CURSOR = re.compile(r"(\d{1,15}):(.{1,1000})", re.ASCII | re.DOTALL)
@@ -206,9 +206,16 @@ class StoredRows:
                     yield found
 
     def page(
-        self, columns: Sequence[str], where: RowFilter, after: Cursor | None, *, most_rows: int, within_s: float
+        self,
+        columns: Sequence[str],
+        where: RowFilter,
+        after: Cursor | None,
+        *,
+        most_rows: int,
+        within_s: float,
+        most_bytes: int = 2**23,
     ) -> Page:
-        """Return the next rows that pass. A page that the time ends may have few rows, or none.
+        """Return the next rows that pass. A page that the time or its bytes end may have few rows, or none.
 
         Args:
             columns: Names of the columns.
@@ -216,6 +223,7 @@ class StoredRows:
             after: The position to begin at; None for the first row.
             most_rows: Rows of the page at most.
             within_s: Seconds after which no further table is read.
+            most_bytes: Bytes in memory after which no further table is read: texts may be long.
         """
         deadline = time.monotonic() + within_s
         schema, page = self.schema(), Page()
@@ -227,7 +235,7 @@ class StoredRows:
                 continue
             skipped = after.row if after is not None and name == after.file else 0
             position = 0
-            for table in self._tables(location, read, schema):
+            for table in self._tables(location, read, schema, _PAGE_ROWS_AT_ONCE):
                 first, position = position, position + table.num_rows
                 if position <= skipped:
                     continue
@@ -239,20 +247,23 @@ class StoredRows:
                 if taken.num_rows:
                     page.tables.append(taken.select(list(columns)))
                     page.rows += taken.num_rows
+                    most_bytes -= taken.nbytes
                 if page.rows == most_rows:
                     page.after = Cursor(name, taken[_POSITION][-1].as_py() + 1)
                     return page
-                if time.monotonic() > deadline:
+                if time.monotonic() > deadline or most_bytes <= 0:
                     page.after = Cursor(name, position)
                     return page
         return page
 
-    def _tables(self, location: Location, columns: list[str], schema: pa.Schema) -> Iterator[pa.Table]:
+    def _tables(
+        self, location: Location, columns: list[str], schema: pa.Schema, rows_at_once: int | None = None
+    ) -> Iterator[pa.Table]:
         """Yield the rows of a file with all of `columns`; nothing for a file that has to be left out."""
         try:
             with results_file(location) as file:
                 present = [name for name in columns if name in file.schema_arrow.names]
-                for batch in file.iter_batches(_ROWS_AT_ONCE, columns=present):
+                for batch in file.iter_batches(rows_at_once or _ROWS_AT_ONCE, columns=present):
                     arrays = [
                         batch[name] if name in present else pa.nulls(len(batch), schema.field(name).type)
                         for name in columns

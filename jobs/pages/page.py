@@ -35,16 +35,19 @@ class Picture:
     problem: str = ""
 
 
-def embed_pictures(rows: Sequence[dict[str, Any]], *, left_out: bool = False) -> dict[int, Picture]:
+def embed_pictures(
+    rows: Sequence[dict[str, Any]], *, left_out: bool = False, only_below: tuple[str, ...] | None = None
+) -> dict[int, Picture]:
     """Embed the pictures of result rows, by row_id. Each part of a table is read once, in its order.
 
     Args:
         rows: Rows of results.
         left_out: True to leave all pictures out, which are then not read.
+        only_below: Prefixes that pictures may be read below; None for any.
     """
     if left_out:
         return {row["row_id"]: Picture(problem="The report was made without pictures.") for row in rows}
-    reader = PictureReader(FetchSettings(attempts=2))
+    reader = PictureReader(FetchSettings(attempts=2, only_below=only_below))
     with_picture = {row["row_id"]: row for row in rows if row["image_uri"] is not None}
     addresses = {row_id: PictureAddress.of_row(row) for row_id, row in with_picture.items()}
     order = sorted(addresses, key=lambda row_id: (addresses[row_id].table or ("", 0, ""), addresses[row_id].row))

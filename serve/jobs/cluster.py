@@ -97,14 +97,20 @@ class RayCluster:
         """Check a scan in a process of its own, by the code of the command."""
         command = [sys.executable, "-P", "-m", "jobs.cli.requested", "check"]
         sent = json.dumps(list(arguments))
-        with self._checks, tempfile.TemporaryDirectory() as folder:
-            try:
+        # A request that waits keeps a thread from all others, so it does not wait.
+        if not self._checks.acquire(blocking=False):
+            message = f"{_CHECKS} jobs are being checked, which is the limit. Send the request again."
+            raise Refused(429, "overloaded", message, retry_after_s=5)
+        try:
+            with tempfile.TemporaryDirectory() as folder:
                 # The command is the same for each request.
                 done = subprocess.run(  # noqa: S603
                     command, input=sent, capture_output=True, text=True, timeout=_CHECK_S, cwd=folder, check=False
                 )
-            except subprocess.TimeoutExpired:
-                raise Refused(504, "deadline", f"the check of the job took more than {_CHECK_S:g} s") from None
+        except subprocess.TimeoutExpired:
+            raise Refused(504, "deadline", f"the check of the job took more than {_CHECK_S:g} s") from None
+        finally:
+            self._checks.release()
         try:
             found = json.loads(done.stdout.strip().rpartition("\n")[2])
         except ValueError:

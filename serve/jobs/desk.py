@@ -21,6 +21,7 @@ from asap.job_records.json_rows import row_json
 from asap.job_records.record import request_cancel, results_folder
 from asap.job_records.rows import ERROR_COLUMNS, Cursor, RowFilter, StoredRows
 from asap.job_records.status import JobStatus, find_or_broken, find_status, list_jobs
+from asap.storage.files import exists
 from asap.storage.location import Location
 from asap.storage.prefixes import is_below
 from asap.submission.entrypoint import new_submission_id
@@ -238,6 +239,7 @@ class JobDesk:
             if status is not None and not caller.sees_all:
                 message = f"{folder} holds a job that was not asked for with this key. Choose another job or out."
                 raise Refused(409, "job_exists", message, param="job")
+            _check_apart(records, folder, rules)
             if not records.claim(id_, caller.owner):
                 raise Refused(409, "job_exists", f"{folder} is another key's. Choose another job or out.", param="job")
         elif differing := _differing(former.request, request):
@@ -319,6 +321,16 @@ class JobDesk:
 
     def _view(self, job: _Found) -> Job:
         return view_of(*job, self._submission(job))
+
+
+def _check_apart(records: Records, folder: Location, rules: JobRules) -> None:
+    """Raise `Refused` if a folder lies in that of another job, whose files it would join."""
+    above = folder.uri.rpartition("/")[0]
+    while is_below(above, rules.outputs):
+        if exists(Location(above) / "job.json") or records.is_claimed(job_id(Location(above))):
+            message = f"{folder} lies in the folder of another job. Choose another out."
+            raise Refused(409, "job_exists", message, param="out")
+        above = above.rpartition("/")[0]
 
 
 def _differing(former: JobRequest, request: JobRequest) -> list[str]:

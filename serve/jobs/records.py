@@ -17,7 +17,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from asap.storage.files import create_bytes, list_files, list_folders, read_bytes, read_json, write_bytes
+from asap.storage.files import create_bytes, exists, list_files, list_folders, read_bytes, read_json, write_bytes
 from asap.storage.location import FileInfo, Location
 from serve.job_schemas import JobRequest
 
@@ -91,6 +91,10 @@ class Records:
         place = self._folder / "claims" / f"{id_}.json"
         claim = json.dumps({"owner": owner}).encode()
         return create_bytes(place, claim) or (read_json(place) or {}).get("owner") == owner
+
+    def is_claimed(self, id_: str) -> bool:
+        """Return True if the job is anybody's."""
+        return exists(self._folder / "claims" / f"{id_}.json")
 
     def find(self, owner: str, id_: str) -> JobRecord | None:
         """Return the record of an owner's job, or None."""

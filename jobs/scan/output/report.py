@@ -74,7 +74,10 @@ def _page(
         [rows[address.row_id] for _, _, address in addresses]
         for addresses in (tally.best, tally.least_familiar, tally.sampled)
     )
-    pictures = embed_pictures(best + strange + passed, left_out=shows_pictures == "none")
+    fetch = (job.get("settings") or {}).get("fetch") or {}
+    pictures = embed_pictures(
+        best + strange + passed, left_out=shows_pictures == "none", only_below=fetch.get("only_below")
+    )
     cards = [_card(row, pictures[row["row_id"]]) for row in best]
     shown = Counter(kind for card in cards for kind in (*card["flagged_types"], card["verdict"]))
     scored = sum(tally.verdicts[name] for name in JUDGED)

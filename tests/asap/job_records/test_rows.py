@@ -19,7 +19,7 @@ COLUMNS = ["row_id", "verdict"]
 @pytest.fixture
 def rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> StoredRows:
     """Return the rows of three files, which are read two at a time."""
-    monkeypatch.setattr(stored_rows, "_ROWS_AT_ONCE", 2)
+    monkeypatch.setattr(stored_rows, "_PAGE_ROWS_AT_ONCE", 2)
     folder = Location(str(tmp_path))
     for number, name in enumerate("abc"):
         kinds = ["manipulated", "authentic", "manipulated", "authentic", "manipulated"]
@@ -56,6 +56,18 @@ def test_a_page_that_the_time_ends_goes_on_where_it_stopped(rows: StoredRows) ->
     pages = _ids(rows, RowFilter(), 100, within_s=-1)
     assert pages[0] == [0, 1]
     assert [row for page in pages for row in page] == list(range(15))
+
+
+def test_a_page_that_its_bytes_end_goes_on_where_it_stopped(rows: StoredRows) -> None:
+    read, after = [], None
+    for _ in range(99):
+        page = rows.page(COLUMNS, RowFilter(), after, most_rows=100, within_s=3600, most_bytes=1)
+        read.append([row["row_id"] for table in page.tables for row in table.to_pylist()])
+        after = page.after
+        if after is None:
+            break
+    assert len(read) > 3
+    assert [row for page_rows in read for row in page_rows] == list(range(15))
 
 
 def test_rows_of_a_file_that_came_meanwhile_are_on_a_later_page(rows: StoredRows, tmp_path: Path) -> None:

@@ -279,6 +279,15 @@ def test_a_folder_of_another_job_is_refused(office: Office) -> None:
     assert office.submit("chief", job="june", out=f"s3://{office.bucket}/out/desk").status_code == 202
 
 
+def test_a_folder_inside_that_of_another_job_is_refused(office: Office) -> None:
+    office.submit(job="may")
+    inside = office.submit("other", job="x", out=f"s3://{office.bucket}/out/desk/may/results")
+    assert _error(inside) == (409, "job_exists", "out")  # claimed, and not begun yet
+    write_scan(Location(f"s3://{office.bucket}/out/desk/june"), state="completed")
+    inside = office.submit(job="x", out=f"s3://{office.bucket}/out/desk/june/results/deeper")
+    assert _error(inside) == (409, "job_exists", "out")
+
+
 def test_two_keys_that_ask_for_one_folder_at_once_do_not_share_it(office: Office) -> None:
     place = {"job": "may", "out": f"s3://{office.bucket}/out/both"}
     assert office.submit(**place).status_code == 202

@@ -150,3 +150,21 @@ def test_a_check_that_breaks_is_an_error_of_the_server(caplog: pytest.LogCapture
 )
 def test_paths_are_left_out_of_sentences(sentence: str, shown: str) -> None:
     assert without_paths(sentence) == shown
+
+
+def test_a_check_beyond_those_that_may_run_is_refused_at_once(
+    cluster: RayCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def run(*_: Any, **__: Any) -> Any:
+        if len(started) < 2:
+            started.append(None)
+            return cluster.check(ARGUMENTS_SENT)  # as another request would, while this one is checked
+        raise AssertionError("a third check ran")
+
+    started: list[None] = []
+    monkeypatch.setattr("serve.jobs.cluster.subprocess.run", run)
+    for _ in range(2):  # those that were refused or failed count no more
+        started.clear()
+        with pytest.raises(Refused) as refused:
+            cluster.check(ARGUMENTS_SENT)
+        assert (refused.value.status, refused.value.code) == (429, "overloaded")

@@ -9,6 +9,11 @@ from dataclasses import dataclass
 from asap.storage.location import Location
 from jobs.errors import InputNotFound
 
+_ANY = "[^/]*"
+"""Expression of a star whose place is found by trying each."""
+_OPEN = re.compile(re.escape(_ANY) + r"(?!\?)")
+_MOST_OPEN = 6
+"""Stars of a pattern whose places are found by trying each, so that no name takes long."""
 _WILDCARD = re.compile(r"[*?\[{]")
 _PIECE = re.compile(
     r"(?P<range>\{(?P<first>\d+)\.\.(?P<last>\d+)\})|(?P<words>\{[^{}/]*,[^{}/]*\})|"
@@ -52,6 +57,11 @@ def find_glob(location: Location) -> Glob | None:
     for part in parts[at:-1]:
         names += r"(?:[^/]+/)*" if part == "**" else _translate(part, ranges) + "/"
     names += r".+" if parts[-1] == "**" else _translate(parts[-1], ranges)
+    if len(_OPEN.findall(names)) + parts.count("**") > _MOST_OPEN:
+        raise InputNotFound(
+            f"the pattern {location.uri!r:.200} has too many wildcards: a name could fit it in too many ways. Give a "
+            f"pattern with at most {_MOST_OPEN} of them in all"
+        )
     is_deep = len(parts) > at + 1 or parts[-1] == "**"
     return Glob(Location("/".join(parts[:at]) or "/"), is_deep, re.compile(names, re.DOTALL), tuple(ranges))
 
@@ -59,6 +69,8 @@ def find_glob(location: Location) -> Glob | None:
 def _translate(part: str, ranges: list[tuple[int, int]]) -> str:
     """Return the regular expression of one part of a pattern; add its ranges to the list."""
     expression = ""
+    begin: int | None = None  # behind the last star
+    is_fixed = True  # all names that fit the expression from there on have one length
     for piece in _PIECE.finditer(part):
         if piece["range"]:
             first, last = int(piece["first"]), int(piece["last"])
@@ -67,9 +79,11 @@ def _translate(part: str, ranges: list[tuple[int, int]]) -> str:
                     f"the pattern {part!r:.200} counts backwards: {piece['range']}. Write the smaller number first"
                 )
             ranges.append((first, last))
+            is_fixed = False
             # 00 to 99 has two digits everywhere, and 8 to 12 has one or two.
             expression += rf"(\d{{{len(piece['first'])},{len(piece['last'])}}})"
         elif piece["words"]:
+            is_fixed = False
             words = [_translate(word, ranges) for word in piece["words"][1:-1].split(",")]
             expression += f"(?:{'|'.join(words)})"
         elif piece["set"]:
@@ -84,7 +98,13 @@ def _translate(part: str, ranges: list[tuple[int, int]]) -> str:
                     "the smaller letter first, as in [a-z]"
                 ) from error
         elif piece["deep"] or piece["star"]:
-            expression += "[^/]*"
+            if begin == len(expression):  # one star after another
+                continue
+            if begin is not None and is_fixed:
+                # The first place that fits leaves the most to the next star, so no other is ever tried.
+                expression = f"{expression[: begin - len(_ANY)]}(?>[^/]*?{expression[begin:]})"
+            expression += _ANY
+            begin, is_fixed = len(expression), True
         else:
             expression += "[^/]" if piece["one"] else re.escape(piece["letter"])
     return expression

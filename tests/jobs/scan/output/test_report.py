@@ -604,3 +604,11 @@ def test_a_folder_without_the_record_of_a_job_is_refused(tmp_path):
     with pytest.raises(StorageError, match=r"job\.json is broken"):
         write_report(tmp_path)
     assert not (tmp_path / "report").exists()
+
+
+def test_a_picture_outside_the_prefixes_of_the_job_is_not_shown(tmp_path):
+    rows = [flagged(image_uri=picture(tmp_path))]
+    assert report(tmp_path, rows).all("img")
+    page = report(tmp_path, rows, settings={"fetch": {"only_below": ["s3://bucket/in/"]}})
+    assert not page.all("img")
+    assert "It could not be read again." in page.text
