@@ -231,6 +231,7 @@ def test_shards_carry_the_familiarity_that_a_scan_computes(drawn: Path, familiar
     assert whole.compute() == shard(familiar_model.parent / "bare", drawn, 0, PAIRS).compute()
 
 
+@pytest.mark.slow
 def test_coverage_is_reported_beside_the_figures_of_all_pairs(
     ray_here: None, settings: Any, familiar_model: Path, model_folder: Path, tmp_path: Path
 ) -> None:

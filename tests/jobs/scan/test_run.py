@@ -548,6 +548,7 @@ def interrupted(finished: ScanSettings, tmp_path: Path) -> ScanSettings:
     return settings
 
 
+@pytest.mark.slow
 def test_a_job_that_died_after_its_last_row_scans_nothing_again(
     interrupted: ScanSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
