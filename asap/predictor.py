@@ -144,6 +144,11 @@ class Predictor:
         )
 
     @property
+    def familiarity_id(self) -> str | None:
+        """Id of the model's familiarity file; None if it has none."""
+        return self.familiarity.familiarity_id if self.familiarity else None
+
+    @property
     def image_size(self) -> int:
         """Side, in pixels, of the square images that `predict_prepared` takes."""
         return self.config.image_size

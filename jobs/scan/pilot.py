@@ -149,7 +149,7 @@ def run_pilot(settings: ScanSettings, rows: Sequence[ManifestRow], fleet: Fleet)
             f"--machine-gpus 0 cannot be forecast: the pilot runs on {device}, which says nothing about a CPU. Add "
             "--device cpu."
         )
-    batch_size = settings.batch_size or (256 if device == "cuda" else 64)
+    batch_size = settings.batch_size_on(device)
     detection = Detection(
         str(folder),
         device,

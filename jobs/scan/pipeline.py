@@ -282,7 +282,7 @@ def size_pipeline(
     """
     engines = {kind: located(engine) for kind, engine in settings.describers.items()} if with_captions else {}
     resources, device = find_room(settings, engines, notify)
-    batch_size = settings.batch_size or (256 if device == "cuda" else 64)
+    batch_size = settings.batch_size_on(device)
     at_a_time = {kind: engine.batches_at_a_time(batch_size) for kind, engine in engines.items()}
     captions = engines.get("caption")
     thumbnail_side = captions.max_side if captions and captions.sees_pictures else None

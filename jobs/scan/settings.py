@@ -199,6 +199,10 @@ class ScanSettings(PairsSettings):
         """True if an engine runs on GPUs only."""
         return any(engine.gpus for engine in self.describers.values())
 
+    def batch_size_on(self, device: str) -> int:
+        """Return how many pairs enter a model on this device together."""
+        return self.batch_size or (256 if device == "cuda" else 64)
+
     @property
     def captions_late(self) -> bool:
         """True if pairs are captioned and explained after they are judged."""

@@ -52,7 +52,7 @@ def card(predictor: Predictor) -> ModelCard:
         image_size=predictor.image_size,
         thresholds=thresholds | policy.types,
         calibrated=policy.calibration is not None,
-        familiarity_id=predictor.familiarity.familiarity_id if predictor.familiarity else None,
+        familiarity_id=predictor.familiarity_id,
         limits=predictor.limits,
     )
 

@@ -57,8 +57,7 @@ class Detection:
 
 def _check_ids(detection: Detection, predictor: Predictor) -> None:
     """Raise `CheckpointError` if the model that was loaded is not the one that the job began with."""
-    familiarity = predictor.familiarity
-    found = (predictor.model_id, predictor.policy.policy_id, familiarity.familiarity_id if familiarity else None)
+    found = (predictor.model_id, predictor.policy.policy_id, predictor.familiarity_id)
     if detection.ids not in (None, found):
         raise CheckpointError(
             f"the model {detection.model} has changed, or differs on the machine {socket.gethostname()}: it is "
@@ -111,9 +110,10 @@ class Detector:
 
     def _judged_before(self, reuse: Reuse, detection: Detection) -> JudgedBefore:
         predictor = self._predictor
-        familiarity_id = predictor.familiarity.familiarity_id if predictor.familiarity else None
         precision = str(predictor.dtype).removeprefix("torch.")
-        context = ReuseContext(predictor.model_id, familiarity_id, precision, detection.min_text_read, READING_VERSION)
+        context = ReuseContext(
+            predictor.model_id, predictor.familiarity_id, precision, detection.min_text_read, READING_VERSION
+        )
         return JudgedBefore(reuse, context, predictor.policy, detection.run_id)
 
     def _note_first(self, event: str) -> None:
@@ -163,7 +163,7 @@ class Detector:
             "model_id": predictor.model_id,
             "policy_id": predictor.policy.policy_id,
             "judged_run": self._run_id,
-            "familiarity_id": predictor.familiarity.familiarity_id if predictor.familiarity else None,
+            "familiarity_id": predictor.familiarity_id,
         }
         return scored_table(batch, scores, predictor.policy, rows, errors, warnings, ids)
 
