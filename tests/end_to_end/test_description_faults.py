@@ -35,6 +35,7 @@ from tests.support.deadly import (
     FailingAnnotator,
     FailingCaptioner,
     ReplacedCaptioner,
+    stages_replaced,
 )
 from tests.support.description_jobs import EACH_JOB, FIRST_WIDTH, Caption, JobKind, flagging, run_job, write_pairs
 from tests.support.endpoint import (
@@ -139,17 +140,8 @@ def test_every_fault_of_an_endpoint_costs_its_own_caption_and_another_try_gets_t
 @pytest.fixture
 def deadly_explainer(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Replace the stages of annotations by `DeadlyExplainer`."""
-    from ray import cloudpickle
-
-    from jobs.annotate import pipeline as annotate_pipeline
-    from jobs.scan import pipeline
-
-    module = sys.modules[DeadlyExplainer.__module__]
-    cloudpickle.register_pickle_by_value(module)
-    monkeypatch.setattr(annotate_pipeline, "DescribeStage", DeadlyExplainer)
-    monkeypatch.setattr(pipeline, "TRIES", 2)
-    yield
-    cloudpickle.unregister_pickle_by_value(module)
+    with stages_replaced(monkeypatch, annotate=DeadlyExplainer):
+        yield
 
 
 TEXT_FAULTS = {row: FAULTS[row] for row in (3, 4, 7, 8, 9, 10)}
@@ -281,18 +273,8 @@ def test_an_endpoint_that_goes_down_after_its_trial_loses_no_row(
 @pytest.fixture
 def failing_models(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Replace the stages of both jobs by those of `tests.support.deadly`."""
-    from ray import cloudpickle
-
-    from jobs.annotate import pipeline as annotate_pipeline
-    from jobs.scan import pipeline
-
-    module = sys.modules[FailingCaptioner.__module__]
-    cloudpickle.register_pickle_by_value(module)
-    monkeypatch.setattr(pipeline, "DescriptionStage", FailingCaptioner)
-    monkeypatch.setattr(annotate_pipeline, "DescribeStage", FailingAnnotator)
-    monkeypatch.setattr(pipeline, "TRIES", 2)
-    yield
-    cloudpickle.unregister_pickle_by_value(module)
+    with stages_replaced(monkeypatch, scan=FailingCaptioner, annotate=FailingAnnotator):
+        yield
 
 
 @pytest.mark.chaos

@@ -5,17 +5,41 @@ Ray's workers cannot import this module, so tests pickle it by value.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import pyarrow as pa
+import pytest
+from ray import cloudpickle
 
+from jobs.annotate import pipeline as annotate_pipeline
 from jobs.annotate.stage import DescribeStage
 from jobs.descriptions.engine import Outcome, Request
 from jobs.descriptions.left_out import LeftOut
 from jobs.descriptions.transformers_engine import TransformersEngine
+from jobs.scan import pipeline
 from jobs.scan.stages.describe import DescriptionStage
 from jobs.scan.stages.detect import Detector
+
+
+@contextmanager
+def stages_replaced(
+    monkeypatch: pytest.MonkeyPatch, *, scan: type | None = None, annotate: type | None = None
+) -> Iterator[None]:
+    """Have the jobs describe by stages of this module during the block, and try a lost batch twice."""
+    module = sys.modules[__name__]
+    cloudpickle.register_pickle_by_value(module)
+    if scan is not None:
+        monkeypatch.setattr(pipeline, "DescriptionStage", scan)
+    if annotate is not None:
+        monkeypatch.setattr(annotate_pipeline, "DescribeStage", annotate)
+    monkeypatch.setattr(pipeline, "TRIES", 2)
+    try:
+        yield
+    finally:
+        cloudpickle.unregister_pickle_by_value(module)
 
 
 class Deadly(Detector):
